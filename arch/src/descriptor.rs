@@ -1,0 +1,236 @@
+//! The VMSAv8-64 stage 1 descriptor (Arm ARM D8.3), with the software bits that the kernel gives a meaning.
+//!
+//! A live cell of a table is an `AtomicU64` (or a model's cell); a [`Descriptor`] is a copy of its value.
+//! The vocabulary of permissions follows Linux on arm64, so that its contracts can be compared bit by bit:
+//! `WRITE` (the DBM bit) says "may be written", `RDONLY` is AP[2], and an entry that is present but not
+//! valid keeps all other fields and is told apart by `PRESENT_INVALID` (the nG bit where VALID = 0).
+
+use core::fmt;
+use tock_registers::LocalRegisterCopy;
+
+use crate::addr::PhysAddr;
+
+mod stage1 {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+
+    use tock_registers::register_bitfields;
+
+    register_bitfields! {u64,
+        /// Stage 1 table, block and page descriptors, 4 KiB granule, 48-bit output addresses.
+        pub STAGE1 [
+            /// 0: the walk ends here in a translation fault.
+            VALID OFFSET(0) NUMBITS(1) [],
+            /// With VALID: 1 is a table (levels 0 to 2) or a page (level 3), 0 a block.
+            TABLE OFFSET(1) NUMBITS(1) [],
+            /// Which of the eight memory types of MAIR_EL1, see [`MemoryType`].
+            ATTR_INDEX OFFSET(2) NUMBITS(3) [],
+            /// AP[1]: EL0 may access.
+            USER OFFSET(6) NUMBITS(1) [],
+            /// AP[2]: no writes.
+            RDONLY OFFSET(7) NUMBITS(1) [],
+            /// Shareability.
+            SH OFFSET(8) NUMBITS(2) [
+                NonShareable = 0b00,
+                OuterShareable = 0b10,
+                InnerShareable = 0b11
+            ],
+            /// Access flag.
+            AF OFFSET(10) NUMBITS(1) [],
+            /// Not global: the entry belongs to an ASID. Where VALID = 0: present but invalid.
+            NG OFFSET(11) NUMBITS(1) [],
+            /// Output address, in units of 4 KiB.
+            ADDRESS OFFSET(12) NUMBITS(36) [],
+            /// Guarded page (FEAT_BTI).
+            GP OFFSET(50) NUMBITS(1) [],
+            /// DBM: may be written; with RDONLY a writable-clean entry.
+            WRITE OFFSET(51) NUMBITS(1) [],
+            /// One of a naturally aligned group of 16 entries that translate alike.
+            CONTIGUOUS OFFSET(52) NUMBITS(1) [],
+            /// No execution at EL1.
+            PXN OFFSET(53) NUMBITS(1) [],
+            /// No execution at EL0.
+            UXN OFFSET(54) NUMBITS(1) [],
+            /// Table descriptors: no execution at EL1 through anything below.
+            PXNTABLE OFFSET(59) NUMBITS(1) [],
+            /// Table descriptors: no execution at EL0 through anything below.
+            UXNTABLE OFFSET(60) NUMBITS(1) []
+        ]
+    }
+}
+pub use stage1::STAGE1;
+
+/// Masks of single bits, for set-and-clear changes in bulk.
+pub mod bits {
+    /// The walk goes on or ends in a translation.
+    pub const VALID: u64 = 1 << 0;
+    /// With [`VALID`]: a table, or a page at the last level.
+    pub const TABLE: u64 = 1 << 1;
+    /// AP[1].
+    pub const USER: u64 = 1 << 6;
+    /// AP[2].
+    pub const RDONLY: u64 = 1 << 7;
+    /// Access flag.
+    pub const AF: u64 = 1 << 10;
+    /// Not global.
+    pub const NG: u64 = 1 << 11;
+    /// Present although VALID = 0: all other fields still describe the mapping.
+    pub const PRESENT_INVALID: u64 = NG;
+    /// DBM.
+    pub const WRITE: u64 = 1 << 51;
+    /// Contiguous.
+    pub const CONTIGUOUS: u64 = 1 << 52;
+    /// No execution at EL1.
+    pub const PXN: u64 = 1 << 53;
+    /// No execution at EL0.
+    pub const UXN: u64 = 1 << 54;
+    /// PXNTable.
+    pub const PXNTABLE: u64 = 1 << 59;
+    /// UXNTable.
+    pub const UXNTABLE: u64 = 1 << 60;
+    /// Bits 47:12, the output address of a page or table with the 4 KiB granule.
+    pub const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+}
+
+/// The memory types that the kernel programs into MAIR_EL1, by index (Arm ARM D24.2.122).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum MemoryType {
+    /// Normal, inner and outer write-back, read- and write-allocate.
+    Normal = 0,
+    /// Device-nGnRE.
+    DeviceNGnRE = 1,
+    /// Normal, non-cacheable.
+    NormalNonCacheable = 2,
+    /// Normal write-back with allocation tags; the same as [`MemoryType::Normal`] on a CPU without MTE.
+    NormalTagged = 3,
+}
+
+/// MAIR_EL1 without MTE: index 3 is plain Normal.
+pub const MAIR: u64 = 0xff | 0x04 << 8 | 0x44 << 16 | 0xff << 24;
+/// MAIR_EL1 where `ID_AA64PFR1_EL1.MTE >= 2`: index 3 is Normal-Tagged (0xf0).
+pub const MAIR_MTE: u64 = 0xff | 0x04 << 8 | 0x44 << 16 | 0xf0 << 24;
+
+/// What a descriptor says at its level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Nothing is here: all bits zero, or not valid without the present mark.
+    None,
+    /// A translation, valid or present-invalid: block, or page at the last level.
+    Leaf,
+    /// The address of a table of the next level.
+    Table,
+}
+
+/// A copy of one table entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Descriptor(pub u64);
+
+impl Descriptor {
+    /// The entry that maps nothing.
+    pub const EMPTY: Self = Self(0);
+
+    /// A table descriptor; `pxn` forbids execution at EL1 below it, execution at EL0 is always forbidden.
+    /// Kernel tables only.
+    pub const fn kernel_table(table: PhysAddr, pxn: bool) -> Self {
+        let pxn_table = if pxn { bits::PXNTABLE } else { 0 };
+        Self((table.0 & bits::ADDRESS) | bits::VALID | bits::TABLE | bits::UXNTABLE | pxn_table)
+    }
+
+    /// What the entry is, read at a level that is the last of its geometry or not.
+    pub const fn kind(self, last_level: bool) -> Kind {
+        let valid = self.0 & bits::VALID != 0;
+        let table = self.0 & bits::TABLE != 0;
+        if valid {
+            if table && !last_level {
+                Kind::Table
+            } else if table == last_level {
+                Kind::Leaf
+            } else {
+                // 0b01 at the last level is reserved and faults as if it were invalid.
+                Kind::None
+            }
+        } else if self.0 & bits::PRESENT_INVALID != 0 {
+            Kind::Leaf
+        } else {
+            Kind::None
+        }
+    }
+
+    /// Whether the hardware would use it.
+    pub const fn is_valid(self) -> bool {
+        self.0 & bits::VALID != 0
+    }
+
+    /// Whether it is one of a contiguous group.
+    pub const fn is_contiguous(self) -> bool {
+        self.0 & bits::CONTIGUOUS != 0
+    }
+
+    /// Whether EL1 may write through it, were it valid.
+    pub const fn is_writable(self) -> bool {
+        self.0 & bits::RDONLY == 0
+    }
+
+    /// Whether EL1 may execute through it, were it valid, as far as the leaf alone says.
+    pub const fn is_executable(self) -> bool {
+        self.0 & bits::PXN == 0
+    }
+
+    /// The output address (bits 47:12).
+    pub const fn address(self) -> PhysAddr {
+        PhysAddr(self.0 & bits::ADDRESS)
+    }
+
+    /// The fields by name.
+    pub const fn fields(self) -> LocalRegisterCopy<u64, STAGE1::Register> {
+        LocalRegisterCopy::new(self.0)
+    }
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.0)
+    }
+}
+
+/// All of a leaf but its address, size and contiguity: the attributes of a mapping.
+///
+/// A value of this type never grants both write and execute at EL1: the constructors are the only way to one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attributes(u64);
+
+impl Attributes {
+    const KERNEL: u64 =
+        bits::VALID | bits::AF | bits::UXN | 0b11 << 8 /* SH: inner shareable */;
+
+    /// Kernel data: readable and writable, never executable. Created young and dirty.
+    pub const fn kernel_data(memory: MemoryType) -> Self {
+        Self(Self::KERNEL | bits::WRITE | bits::PXN | (memory as u64) << 2)
+    }
+
+    /// Kernel constants: readable only.
+    pub const fn kernel_rodata(memory: MemoryType) -> Self {
+        Self(Self::KERNEL | bits::RDONLY | bits::PXN | (memory as u64) << 2)
+    }
+
+    /// Kernel text: readable and executable.
+    pub const fn kernel_text(memory: MemoryType) -> Self {
+        Self(Self::KERNEL | bits::RDONLY | (memory as u64) << 2)
+    }
+
+    /// Device registers: nGnRE, readable and writable, never executable.
+    pub const fn device() -> Self {
+        Self::kernel_data(MemoryType::DeviceNGnRE)
+    }
+
+    /// The bits that the leaf carries, VALID among them, without address and type.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether EL1 may execute through it.
+    pub const fn is_executable(self) -> bool {
+        self.0 & bits::PXN == 0
+    }
+}

@@ -1,0 +1,23 @@
+//! The arm64 vocabulary of Granule.
+//!
+//! Barriers, TLB maintenance, descriptors, system registers, caches, timer, PSCI: each file is one
+//! part of the Arm Architecture Reference Manual (DDI 0487) said in Rust. There is no policy here, no allocation
+//! and no global state. The crate builds on the host as well, where what touches the hardware does
+//! nothing, so that everything above it can be tested there.
+
+#![no_std]
+
+pub mod addr;
+pub mod alternative;
+pub mod barrier;
+pub mod cache;
+pub mod descriptor;
+pub mod esr;
+pub mod features;
+pub mod interrupts;
+pub mod memory;
+pub mod psci;
+pub mod sysreg;
+pub mod timer;
+pub mod tlbi;
+pub mod wait;

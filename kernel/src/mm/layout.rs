@@ -1,0 +1,39 @@
+//! Where things lie in the kernel's half of the address space (TTBR1, 48-bit addresses, 4 KiB granule).
+//!
+//! ```text
+//! ffff_0000_0000_0000  linear map        physical address p is at LINEAR_BASE + p            128 TiB
+//! ffff_8000_8000_0000  kernel image      linked here; a slide by multiples of 2 MiB is allowed  1 GiB
+//! ffff_8000_c000_0000  fixmap            one table, FixmapSlot says what is where               2 MiB
+//! ffff_8001_0000_0000  vmalloc           areas with guard pages, device registers, stacks
+//! ffff_c000_0000_0000  frame array       one Frame record for each frame that is memory
+//! ffff_d000_0000_0000  heap              grows at its top
+//! ```
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+
+/// First address of the linear map.
+pub const LINEAR_BASE: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
+/// Bytes of physical address space that the linear map can show.
+pub const LINEAR_SIZE: u64 = 1 << 47;
+/// Where the image is linked; `linker/granule.ld` has the same number.
+pub const IMAGE_BASE: VirtAddr = VirtAddr(0xffff_8000_8000_0000);
+/// First address of the fixmap; `boot/src/entry.S` links its table there.
+pub const FIXMAP_BASE: VirtAddr = VirtAddr(0xffff_8000_c000_0000);
+/// First address for vmalloc areas.
+pub const VMALLOC_START: VirtAddr = VirtAddr(0xffff_8001_0000_0000);
+/// End of the vmalloc window.
+pub const VMALLOC_END: VirtAddr = VirtAddr(0xffff_c000_0000_0000);
+/// The `Frame` record of frame number 0 would lie here.
+pub const FRAMES_BASE: VirtAddr = VirtAddr(0xffff_c000_0000_0000);
+/// First address of the heap.
+pub const HEAP_BASE: VirtAddr = VirtAddr(0xffff_d000_0000_0000);
+/// Bytes that the heap may grow to.
+pub const HEAP_SIZE: u64 = 64 << 30;
+
+/// Where the linear map shows `address`.
+///
+/// `address` must be below [`LINEAR_SIZE`]; whether anything is mapped there is another question.
+pub const fn linear(address: PhysAddr) -> VirtAddr {
+    debug_assert!(address.0 < LINEAR_SIZE);
+    VirtAddr(LINEAR_BASE.0 + address.0)
+}

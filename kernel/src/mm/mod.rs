@@ -1,0 +1,16 @@
+//! Memory: frames, page blocks, the heap, and what the kernel maps.
+
+pub mod frame;
+pub mod heap;
+pub mod kernel;
+pub mod layout;
+pub mod page_block;
+pub mod pool;
+pub mod tlb;
+
+use thiserror::Error;
+
+/// Memory ran out. Always a value that reaches the caller; nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("out of memory")]
+pub struct OutOfMemory;

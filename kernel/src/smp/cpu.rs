@@ -1,0 +1,68 @@
+//! What belongs to one CPU.
+//!
+//! EL1 is never preempted, so a reference to this CPU's [`Cpu`] stays true for as long as the code runs, and its
+//! fields are touched by this CPU alone unless they are atomics that say otherwise.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// The most CPUs that one kernel starts.
+pub const MAX_CPUS: usize = 16;
+
+/// The number of a CPU, 0 to [`MAX_CPUS`] − 1; 0 is the one that booted. Not the MPIDR.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct CpuId(pub u32);
+
+/// The state of one CPU. TPIDR_EL1 points to it.
+#[repr(C, align(64))]
+pub struct Cpu {
+    /// Top of the stack that overflow reports and other last resorts run on. The vectors read it at offset 0.
+    pub overflow_stack_top: AtomicU64,
+    /// Top of this CPU's ordinary stack.
+    pub stack_top: AtomicU64,
+    /// Which CPU this is.
+    pub id: CpuId,
+    /// Bit r is set while a lock of rank r is held (debug builds): see `sync::rank`.
+    pub held_ranks: AtomicU32,
+    /// How deep in interrupt handlers this CPU is.
+    pub interrupt_depth: AtomicU32,
+    /// MPIDR_EL1 without the bits that are not affinity.
+    pub mpidr: AtomicU64,
+    /// The lockless walkers' sequence word: odd inside the outermost walk.
+    pub walk: AtomicU64,
+}
+
+impl Cpu {
+    /// A CPU that has not started.
+    pub const fn new(id: CpuId) -> Self {
+        Self {
+            overflow_stack_top: AtomicU64::new(0),
+            stack_top: AtomicU64::new(0),
+            id,
+            held_ranks: AtomicU32::new(0),
+            interrupt_depth: AtomicU32::new(0),
+            mpidr: AtomicU64::new(0),
+            walk: AtomicU64::new(0),
+        }
+    }
+}
+
+/// This CPU.
+#[cfg(target_os = "none")]
+#[inline(always)]
+pub fn this_cpu() -> &'static Cpu {
+    let cpu: *const Cpu;
+    // SAFETY: reads a register; every CPU's entry code sets TPIDR_EL1 to its `Cpu`, which lives for ever, before Rust runs.
+    unsafe {
+        core::arch::asm!("mrs {0}, tpidr_el1", out(reg) cpu, options(nomem, nostack, preserves_flags, pure));
+        &*cpu
+    }
+}
+
+/// This CPU: on the host each thread is one, with number 0.
+#[cfg(not(target_os = "none"))]
+pub fn this_cpu() -> &'static Cpu {
+    std::thread_local! {
+        static CPU: &'static Cpu = std::boxed::Box::leak(std::boxed::Box::new(Cpu::new(CpuId(0))));
+    }
+    CPU.with(|cpu| *cpu)
+}

@@ -1,0 +1,112 @@
+//! A ticket lock that masks interrupts and knows its place in the order.
+
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ops::{Deref, DerefMut};
+#[cfg(debug_assertions)]
+use core::sync::atomic::Ordering;
+
+use granule_arch::interrupts::{self, Daif};
+use spin::RelaxStrategy;
+use spin::mutex::{TicketMutex, TicketMutexGuard};
+
+use super::rank::Rank;
+#[cfg(debug_assertions)]
+use crate::smp::this_cpu;
+
+/// How a waiter waits: it yields, so that an emulator with fewer host CPUs lets the holder run.
+pub(super) struct Yield;
+
+impl RelaxStrategy for Yield {
+    #[inline(always)]
+    fn relax() {
+        #[cfg(target_os = "none")]
+        granule_arch::wait::relax();
+        #[cfg(not(target_os = "none"))]
+        std::thread::yield_now();
+    }
+}
+
+/// A lock that may be taken with interrupts on or off and from handlers: it masks them while it is held.
+///
+/// `RANK` is its place in [`super::rank`].
+pub struct IrqLock<T, const RANK: Rank> {
+    inner: TicketMutex<T, Yield>,
+}
+
+impl<T, const RANK: Rank> IrqLock<T, RANK> {
+    /// A lock that nobody holds.
+    pub const fn new(value: T) -> Self {
+        Self { inner: TicketMutex::new(value) }
+    }
+
+    /// Waits for the lock with interrupts masked.
+    ///
+    /// # Panics
+    /// In debug builds, where this CPU already holds a lock of the same or a later rank.
+    pub fn lock(&self) -> IrqGuard<'_, T, RANK> {
+        let masked = interrupts::mask();
+        #[cfg(debug_assertions)]
+        {
+            let held = this_cpu().held_ranks.load(Ordering::Relaxed);
+            assert!(held >> RANK == 0, "lock order: rank {RANK} taken while ranks {held:#b} are held",);
+        }
+        let guard = self.inner.lock();
+        IrqGuard::new(guard, masked)
+    }
+
+    /// Takes the lock if nobody holds it. Not checked against the order, since it cannot wait.
+    pub fn try_lock(&self) -> Option<IrqGuard<'_, T, RANK>> {
+        let masked = interrupts::mask();
+        if let Some(guard) = self.inner.try_lock() {
+            Some(IrqGuard::new(guard, masked))
+        } else {
+            interrupts::restore(masked);
+            None
+        }
+    }
+
+    /// Whether some CPU holds it now. For reports only: the answer may be old when it arrives.
+    pub fn is_locked(&self) -> bool {
+        self.inner.is_locked()
+    }
+}
+
+/// The lock, held. Dropping it lets go of the lock and puts the interrupt masks back as they were.
+pub struct IrqGuard<'a, T, const RANK: Rank> {
+    guard: ManuallyDrop<TicketMutexGuard<'a, T, Yield>>,
+    masked: Daif,
+    /// A guard stays on the CPU that took it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl<'a, T, const RANK: Rank> IrqGuard<'a, T, RANK> {
+    fn new(guard: TicketMutexGuard<'a, T, Yield>, masked: Daif) -> Self {
+        #[cfg(debug_assertions)]
+        this_cpu().held_ranks.fetch_or(1 << RANK, Ordering::Relaxed);
+        Self { guard: ManuallyDrop::new(guard), masked, not_send: PhantomData }
+    }
+}
+
+impl<T, const RANK: Rank> Deref for IrqGuard<'_, T, RANK> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T, const RANK: Rank> DerefMut for IrqGuard<'_, T, RANK> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<T, const RANK: Rank> Drop for IrqGuard<'_, T, RANK> {
+    fn drop(&mut self) {
+        #[cfg(debug_assertions)]
+        this_cpu().held_ranks.fetch_and(!(1 << RANK), Ordering::Relaxed);
+        // SAFETY: the guard is dropped here and nowhere else; the value is not used again.
+        unsafe { ManuallyDrop::drop(&mut self.guard) };
+        interrupts::restore(self.masked);
+    }
+}

@@ -1,0 +1,21 @@
+//! The one order in which locks are taken: from the top of this list to its foot, never back.
+//!
+//! Debug builds check it on every acquisition. Nothing is allocated at or below [`PAGE_TABLE`].
+
+/// A place in the order; smaller is taken first. At most 31.
+pub type Rank = u32;
+
+/// The tree of vmalloc areas.
+pub const VMALLOC: Rank = 2;
+/// The kernel space's page tables: mapping and unmapping, never `set_memory_*`.
+pub const PAGE_TABLE: Rank = 8;
+/// Page blocks: the buddy allocator and the blocks' bitmaps.
+pub const PAGE_BLOCK: Rank = 16;
+/// The heap's list.
+pub const HEAP: Rank = 20;
+/// Cross-calls between CPUs.
+pub const CALL: Rank = 24;
+/// The interrupt controller.
+pub const INTERRUPT: Rank = 26;
+/// The console: last, so that anything may print.
+pub const CONSOLE: Rank = 30;
