@@ -66,3 +66,8 @@ pub fn this_cpu() -> &'static Cpu {
     }
     CPU.with(|cpu| *cpu)
 }
+
+/// The CPU that boots. The entry code puts its address into TPIDR_EL1.
+#[cfg(target_os = "none")]
+#[unsafe(no_mangle)]
+pub static BOOT_CPU: Cpu = Cpu::new(CpuId(0));

@@ -2,4 +2,6 @@
 
 mod cpu;
 
+#[cfg(target_os = "none")]
+pub use cpu::BOOT_CPU;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, this_cpu};
