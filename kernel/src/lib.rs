@@ -9,6 +9,7 @@ pub mod drivers;
 pub mod lab;
 pub mod mm;
 pub mod monitor;
+pub mod nearest;
 pub mod panic;
 pub mod platform;
 pub mod smp;
