@@ -1,1 +1,249 @@
-//! Placeholder: see PLAN.
+//! The names of the kernel's own functions, for backtraces and reports.
+//!
+//! The build links the kernel with an empty table in the section `.granule.symbols`, reads the linked file's symbols, and writes
+//! them into the table: so a report names functions without any file at hand. The kernel trusts nothing in it: a table
+//! that was never filled, or that memory corruption has reached, costs a name, not a second fault.
+//!
+//! ```text
+//! "GSYM"  u32 version = 1  u32 count  u32 names_size
+//! count × { u32 offset of the function from __image_start, u32 offset of its name in the names }   sorted by the first
+//! names: demangled, UTF-8, each ended by a zero byte
+//! ```
+//! All numbers are little-endian.
+
+use granule_arch::addr::VirtAddr;
+
+/// Bytes that are reserved for the table. The build fails where the symbols need more.
+pub const RESERVED_SIZE: usize = 128 << 10;
+
+const MAGIC: &[u8] = b"GSYM";
+const VERSION: u32 = 1;
+const HEADER_SIZE: usize = 16;
+const ENTRY_SIZE: usize = 8;
+
+/// Where the build writes the table.
+#[used]
+#[cfg_attr(target_os = "none", unsafe(link_section = ".granule.symbols"))]
+static RESERVED: [u8; RESERVED_SIZE] = [0; RESERVED_SIZE];
+
+/// What an address is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Symbol {
+    /// The function that it lies in, demangled.
+    pub name: &'static str,
+    /// Bytes from the function's start.
+    pub offset: u64,
+}
+
+/// The function that `address` lies in; `None` outside the kernel's text, and where the table is not filled.
+pub fn resolve(address: VirtAddr) -> Option<Symbol> {
+    let text = text()?;
+    if !text.contains(&address.0) {
+        return None;
+    }
+    let offset = u32::try_from(address.0 - image_start()).ok()?;
+    let (name, start) = Table::parse(filled())?.lookup(offset)?;
+    Some(Symbol { name, offset: u64::from(offset - start) })
+}
+
+/// The table as the build left it.
+fn filled() -> &'static [u8] {
+    let mut start = RESERVED.as_ptr();
+    // The compiler knows the contents of `RESERVED` and would fold every lookup into "no table here": but the file
+    // is changed after the compiler has seen it. An assembly block that might have moved the pointer ends that knowledge.
+    // SAFETY: no instruction at all, so the pointer is unchanged.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(nomem, nostack, preserves_flags, pure)) };
+    // SAFETY: `start` points to `RESERVED_SIZE` bytes that live for ever and are never written while the kernel runs.
+    unsafe { core::slice::from_raw_parts(start, RESERVED_SIZE) }
+}
+
+/// Where the image lies in memory, and the part of it that is code.
+#[cfg(target_os = "none")]
+mod image {
+    use core::ops::Range;
+
+    unsafe extern "C" {
+        static __image_start: u8;
+        static __image_end: u8;
+        static __text_start: u8;
+        static __text_end: u8;
+    }
+
+    /// First address of the image, which is what offsets count from.
+    pub(super) fn image_start() -> u64 {
+        (&raw const __image_start).addr() as u64
+    }
+
+    /// The code.
+    pub(super) fn text() -> Option<Range<u64>> {
+        Some((&raw const __text_start).addr() as u64..(&raw const __text_end).addr() as u64)
+    }
+
+    /// `address` as an offset into the image: what a disassembly of the linked file is searched for.
+    pub(super) fn image_offset(address: u64) -> Option<u64> {
+        let image = image_start()..(&raw const __image_end).addr() as u64;
+        image.contains(&address).then(|| address - image.start)
+    }
+}
+
+/// The host has no image: every address is unknown.
+#[cfg(not(target_os = "none"))]
+mod image {
+    use core::ops::Range;
+
+    pub(super) fn image_start() -> u64 {
+        0
+    }
+
+    pub(super) fn text() -> Option<Range<u64>> {
+        None
+    }
+
+    pub(super) fn image_offset(_address: u64) -> Option<u64> {
+        None
+    }
+}
+
+use image::{image_offset, image_start, text};
+
+/// An address as reports print it: number, then function and offset, or the offset into the image where there is no name.
+#[derive(Clone, Copy)]
+pub struct Named(pub VirtAddr);
+
+impl core::fmt::Display for Named {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:#018x}", self.0.0)?;
+        if let Some(symbol) = resolve(self.0) {
+            write!(f, "  {}+{:#x}", symbol.name, symbol.offset)
+        } else if let Some(offset) = image_offset(self.0.0) {
+            write!(f, "  image+{offset:#x}")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A table whose header is consistent with its length. Its entries are checked one by one, as they are used.
+struct Table<'a> {
+    entries: &'a [u8],
+    names: &'a [u8],
+}
+
+impl<'a> Table<'a> {
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let (header, rest) = bytes.split_at_checked(HEADER_SIZE)?;
+        if !header.starts_with(MAGIC) || word(header, 4)? != VERSION {
+            return None;
+        }
+        let entries_size = (word(header, 8)? as usize).checked_mul(ENTRY_SIZE)?;
+        let (entries, rest) = rest.split_at_checked(entries_size)?;
+        let names = rest.get(..word(header, 12)? as usize)?;
+        Some(Self { entries, names })
+    }
+
+    /// The last function that starts at or before `offset`: its name and its start.
+    fn lookup(&self, offset: u32) -> Option<(&'a str, u32)> {
+        let (mut low, mut high) = (0, self.entries.len() / ENTRY_SIZE);
+        while low < high {
+            let middle = low.midpoint(high);
+            if word(self.entries, middle * ENTRY_SIZE)? <= offset {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        let entry = low.checked_sub(1)? * ENTRY_SIZE;
+        let start = word(self.entries, entry)?;
+        let name = self.names.get(word(self.entries, entry + 4)? as usize..)?;
+        let name = &name[..name.iter().position(|&byte| byte == 0)?];
+        // In a table out of order the search may end at a later function.
+        (start <= offset).then_some((core::str::from_utf8(name).ok()?, start))
+    }
+}
+
+/// The little-endian number at byte `at`.
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn table(functions: &[(u32, &str)]) -> Vec<u8> {
+        let (mut entries, mut names) = (Vec::new(), Vec::new());
+        for (offset, name) in functions {
+            entries.extend(offset.to_le_bytes());
+            entries.extend((names.len() as u32).to_le_bytes());
+            names.extend(name.as_bytes());
+            names.push(0);
+        }
+        let mut table = MAGIC.to_vec();
+        table.extend(VERSION.to_le_bytes());
+        table.extend((functions.len() as u32).to_le_bytes());
+        table.extend((names.len() as u32).to_le_bytes());
+        table.extend(entries);
+        table.extend(names);
+        table
+    }
+
+    const FUNCTIONS: [(u32, &str); 3] = [(0x1000, "_start"), (0x1040, "granule::start::start"), (0x2000, "ünïcode")];
+
+    #[test]
+    fn an_address_belongs_to_the_last_function_before_it() {
+        let bytes = table(&FUNCTIONS);
+        let table = Table::parse(&bytes).unwrap();
+        assert_eq!(table.lookup(0), None);
+        assert_eq!(table.lookup(0xfff), None);
+        assert_eq!(table.lookup(0x1000), Some(("_start", 0x1000)));
+        assert_eq!(table.lookup(0x103f), Some(("_start", 0x1000)));
+        assert_eq!(table.lookup(0x1040), Some(("granule::start::start", 0x1040)));
+        assert_eq!(table.lookup(u32::MAX), Some(("ünïcode", 0x2000)));
+    }
+
+    #[test]
+    fn a_table_that_was_not_filled_has_no_names() {
+        assert!(Table::parse(&[0; RESERVED_SIZE]).is_none());
+        assert!(Table::parse(filled()).is_none());
+        assert_eq!(resolve(VirtAddr(0xffff_8000_8000_1000)), None);
+        assert_eq!(Table::parse(&table(&[])).unwrap().lookup(5), None);
+    }
+
+    #[test]
+    fn a_table_cut_short_is_refused() {
+        let bytes = table(&FUNCTIONS);
+        for length in 0..bytes.len() {
+            assert!(Table::parse(&bytes[..length]).is_none(), "{length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_gives_no_fault(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..256),
+            count in 0u32..40,
+            names in any::<u32>(),
+            offset: u32,
+        ) {
+            if bytes.len() >= HEADER_SIZE {
+                bytes[..4].copy_from_slice(MAGIC);
+                bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());
+                bytes[8..12].copy_from_slice(&count.to_le_bytes());
+                bytes[12..16].copy_from_slice(&(names % 256).to_le_bytes());
+            }
+            if let Some((name, start)) = Table::parse(&bytes).and_then(|table| table.lookup(offset)) {
+                prop_assert!(start <= offset && name.len() < 256);
+            }
+        }
+
+        #[test]
+        fn a_flipped_byte_gives_no_fault(at: prop::sample::Index, value: u8, offset in 0u32..0x3000) {
+            let mut bytes = table(&FUNCTIONS);
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            let _ = Table::parse(&bytes).map(|table| table.lookup(offset));
+        }
+    }
+}
