@@ -1,1 +1,200 @@
-//! Placeholder: see PLAN.
+//! The monitor: a person, or a script, and the machine.
+//!
+//! A line is a command and its words; what is printed can be pasted back. Commands stand in one file per story, each
+//! with the table of its own; [`STORIES`] is all of them. They are here and nowhere else because nothing in the kernel
+//! may depend on the monitor.
+//!
+//! A script must be able to fail, so each line has an outcome ([`Failure`]), and the status with which `poweroff` ends
+//! the machine says whether all were as expected. A line that starts with `!` expects the machine or the kernel to
+//! refuse: `! poke $ 1` fails if the store went through. A line that is *wrong* — an unknown command, a bad argument —
+//! fails either way, or a misspelt expectation would always hold. `#` starts a comment.
+
+mod line;
+mod machine;
+mod parse;
+
+use core::fmt::{self, Write};
+
+use granule_arch::addr::VirtAddr;
+
+use crate::nearest::nearest;
+use parse::{Args, ArgumentError, DidYouMean};
+
+const PROMPT: &str = "granule> ";
+
+/// The commands, story by story.
+const STORIES: &[&[Command]] = &[machine::COMMANDS];
+
+/// One command.
+struct Command {
+    /// What is typed.
+    name: &'static str,
+    /// The words that follow the name: capitals stand for values, `|` for a choice, brackets for what may be left out.
+    words: &'static str,
+    /// What it does, in a line.
+    help: &'static str,
+    run: for<'a> fn(&mut Session<'_>, Args<'a>) -> Result<(), Failure<'a>>,
+    /// Offers the keywords that may stand at this place among the words, 0 being the first.
+    complete: fn(place: usize, take: &mut dyn FnMut(&'static str)),
+}
+
+impl Command {
+    fn all() -> impl Iterator<Item = &'static Self> {
+        STORIES.iter().copied().flatten()
+    }
+
+    fn named(name: &str) -> Option<&'static Self> {
+        Self::all().find(|command| command.name == name)
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let blank = if self.words.is_empty() { "" } else { " " };
+        write!(f, "{}{blank}{}", self.name, self.words)
+    }
+}
+
+/// A command whose words are all values has no keyword to offer.
+fn no_keywords(_place: usize, _take: &mut dyn FnMut(&'static str)) {}
+
+/// What the kernel said when it refused.
+type Reason = heapless::String<160>;
+
+/// Why a line did not do what it says.
+#[derive(Debug)]
+enum Failure<'a> {
+    /// There is no such command.
+    Unknown(&'a str),
+    /// The words are not what the command takes.
+    Argument(ArgumentError<'a>),
+    /// The kernel refused; nothing changed.
+    Refused(Reason),
+    /// The machine refused an access.
+    Fault(Reason),
+}
+
+impl Failure<'_> {
+    /// The kernel refused, and said why.
+    fn refused(reason: impl fmt::Display) -> Self {
+        Self::Refused(said(reason))
+    }
+
+    /// The machine refused an access with this fault.
+    fn fault(fault: impl fmt::Display) -> Self {
+        Self::Fault(said(fault))
+    }
+}
+
+/// Keeps what was said, as much of it as fits.
+fn said(what: impl fmt::Display) -> Reason {
+    struct Cut(Reason);
+    impl Write for Cut {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            part.chars().try_for_each(|character| self.0.push(character)).map_err(|_| fmt::Error)
+        }
+    }
+    let mut cut = Cut(Reason::new());
+    let _ = write!(cut, "{what}");
+    cut.0
+}
+
+impl<'a> From<ArgumentError<'a>> for Failure<'a> {
+    fn from(error: ArgumentError<'a>) -> Self {
+        Self::Argument(error)
+    }
+}
+
+impl fmt::Display for Failure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(name) => {
+                let near = nearest(name, Command::all().map(|command| command.name));
+                write!(f, "error: there is no command `{name}`{}; `help` lists them", DidYouMean(near))
+            }
+            Self::Argument(error) => write!(f, "error: {error}"),
+            Self::Refused(reason) => write!(f, "error: {reason}"),
+            Self::Fault(fault) => write!(f, "fault: {fault}"),
+        }
+    }
+}
+
+/// What a line was expected to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expectation {
+    Success,
+    /// The line started with `!`.
+    Refusal,
+}
+
+/// Somebody's conversation with the machine.
+struct Session<'s> {
+    screen: &'s mut dyn Write,
+    /// Lines that did not end as expected.
+    failures: u32,
+    /// What the last `vmalloc` returned: `$`.
+    allocated: Option<VirtAddr>,
+}
+
+impl<'s> Session<'s> {
+    fn new(screen: &'s mut dyn Write) -> Self {
+        Self { screen, failures: 0, allocated: None }
+    }
+
+    /// Makes `write!` and `writeln!` print to the screen. A console cannot fail, so neither has a result.
+    fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) {
+        let _ = self.screen.write_fmt(arguments);
+    }
+
+    /// Does what `line` says, and prints and counts it where that was not what the line expects.
+    fn execute(&mut self, line: &str) {
+        let line = line.split('#').next().unwrap_or_default().trim_ascii();
+        let (expectation, line) = match line.strip_prefix('!') {
+            Some(rest) => (Expectation::Refusal, rest),
+            None if line.is_empty() => return,
+            None => (Expectation::Success, line),
+        };
+        match (self.run(line), expectation) {
+            (Ok(()), Expectation::Success) => {}
+            (Ok(()), Expectation::Refusal) => {
+                self.failures += 1;
+                writeln!(self, "error: this was to be refused, and was not");
+            }
+            (Err(failure @ (Failure::Refused(_) | Failure::Fault(_))), Expectation::Refusal) => {
+                writeln!(self, "{failure} (as expected)");
+            }
+            (Err(failure), _) => {
+                self.failures += 1;
+                writeln!(self, "{failure}");
+                if let (Failure::Argument(_), Some(command)) = (failure, command_of(line)) {
+                    writeln!(self, "usage: {command}");
+                }
+            }
+        }
+    }
+
+    fn run<'a>(&mut self, line: &'a str) -> Result<(), Failure<'a>> {
+        let mut args = Args::new(line, self.allocated);
+        let name = args.word().unwrap_or_default();
+        let command = Command::named(name).ok_or(Failure::Unknown(name))?;
+        (command.run)(self, args)
+    }
+}
+
+fn command_of(line: &str) -> Option<&'static Command> {
+    Command::named(line.split_ascii_whitespace().next()?)
+}
+
+/// Offers what may follow `line`: a command's name, or a keyword of the command that it starts with.
+fn complete(line: &str, take: &mut dyn FnMut(&'static str)) {
+    let line = line.trim_ascii_start();
+    let line = line.strip_prefix('!').unwrap_or(line);
+    match (command_of(line), line.split_ascii_whitespace().count()) {
+        (_, 0) => Command::all().for_each(|command| take(command.name)),
+        (Some(command), words) => (command.complete)(words - 1, take),
+        (None, _) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;
