@@ -1,1 +1,202 @@
-//! Placeholder: see PLAN.
+//! What the machine is, as its device tree says.
+//!
+//! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the rest;
+//! nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate, and it
+//! **never panics**: the tree is input. `dtoolkit` checks the structure block before anything reads it, and every number
+//! that comes out of a property is checked here before it is used.
+//!
+//! Devicetree Specification v0.4: 2.3 (standard properties), 3 (device node requirements), 5 (flattened format).
+//!
+//! - [`tree`]: a node with its place on the buses above it, so that `reg` can be read as the CPU sees it
+//! - [`memory`]: banks, reservations, `/chosen`
+//! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, PCIe, SMMU
+
+mod devices;
+mod memory;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tree_builder;
+
+use core::fmt;
+
+use granule_arch::addr::PhysRange;
+use heapless::{String, Vec};
+use thiserror::Error;
+
+use crate::smp::MAX_CPUS;
+
+pub use devices::{
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Pcie, Redistributors, Smmu, Trigger, Uart, UartKind,
+};
+
+/// Banks of memory that are kept apart; adjacent ones are one.
+pub const MAX_BANKS: usize = 32;
+/// Reservations, of both kinds together.
+pub const MAX_RESERVED: usize = 64;
+/// Bytes of boot arguments, as in Linux (`COMMAND_LINE_SIZE`).
+pub const MAX_BOOTARGS: usize = 2048;
+
+/// What the device tree says about the machine. About 5 KiB: keep it in a static.
+#[derive(Clone, Debug)]
+pub struct Platform {
+    /// Memory, ascending, page aligned (partial pages at a bank's ends are left out), neither overlapping nor adjacent.
+    pub memory: Vec<PhysRange, MAX_BANKS>,
+    /// What in it is not free: `/reserved-memory` and the memory reservation block, rounded outwards to pages. May overlap.
+    pub reserved: Vec<PhysRange, MAX_RESERVED>,
+    /// Those of `reserved` that may not even be mapped (`no-map`).
+    pub no_map: Vec<PhysRange, MAX_RESERVED>,
+    /// `/chosen` `bootargs`; empty where there are none.
+    pub bootargs: String<MAX_BOOTARGS>,
+    /// The initial RAM disk, where the loader placed one.
+    pub initrd: Option<PhysRange>,
+    /// `/chosen` `kaslr-seed`.
+    pub kaslr_seed: Option<u64>,
+    /// The CPUs, in the order of the tree. At most [`MAX_CPUS`]; `cpus_left_out` counts the rest.
+    pub cpus: Vec<CpuNode, MAX_CPUS>,
+    /// CPUs in the tree for which there was no room.
+    pub cpus_left_out: usize,
+    /// How PSCI is called, where the machine has it.
+    pub conduit: Option<Conduit>,
+    /// The interrupt controller.
+    pub gic: GicDescription,
+    /// The interrupt of the EL1 virtual timer.
+    pub timer: Interrupt,
+    /// The console: what `stdout-path` names, else the first UART that there is a driver for.
+    pub uart: Option<Uart>,
+    /// The first PCIe host with ECAM configuration space.
+    pub pcie: Option<Pcie>,
+    /// The first SMMUv3.
+    pub smmu: Option<Smmu>,
+}
+
+/// Why a device tree cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum PlatformError {
+    /// The blob ends before the size in its header.
+    #[error("device tree cut off: {have} bytes of {expected}")]
+    Truncated {
+        /// Bytes that are there.
+        have: usize,
+        /// Bytes that there should be.
+        expected: usize,
+    },
+    /// The blob is not a flattened device tree that is sound throughout.
+    #[error("device tree corrupt: {0}")]
+    Corrupt(#[from] dtoolkit::error::FdtParseError),
+    /// Without this the kernel cannot run.
+    #[error("device tree: {node} has no {property}")]
+    Missing {
+        /// The node, or what kind of node.
+        node: NodeName,
+        /// The property, or the kind of child, that it lacks.
+        property: &'static str,
+    },
+    /// A property is there, and its value makes no sense.
+    #[error("device tree: {node}: bad {property}")]
+    Bad {
+        /// The node.
+        node: NodeName,
+        /// The property.
+        property: &'static str,
+    },
+    /// More of something than there is room for.
+    #[error("device tree: more than {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The most that there may be.
+        limit: usize,
+    },
+}
+
+/// The name of a node, in an error. Longer ones are cut off (the specification allows 31 characters and an address).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeName(String<48>);
+
+impl From<&str> for NodeName {
+    fn from(name: &str) -> Self {
+        let mut cut = String::new();
+        for character in name.chars() {
+            if cut.push(character).is_err() {
+                break;
+            }
+        }
+        Self(cut)
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "/" } else { &self.0 })
+    }
+}
+
+impl Platform {
+    /// A machine with nothing in it, to be filled by [`read`](Self::read). `const`, so that it can be a static.
+    pub const fn new() -> Self {
+        Self {
+            memory: Vec::new(),
+            reserved: Vec::new(),
+            no_map: Vec::new(),
+            bootargs: String::new(),
+            initrd: None,
+            kaslr_seed: None,
+            cpus: Vec::new(),
+            cpus_left_out: 0,
+            conduit: None,
+            gic: GicDescription::NONE,
+            timer: Interrupt { intid: 0, trigger: Trigger::Level },
+            uart: None,
+            pcie: None,
+            smmu: None,
+        }
+    }
+
+    /// Reads the tree at the start of `blob`, which may be longer than the tree.
+    ///
+    /// # Errors
+    /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, a CPU, an interrupt controller with
+    /// a driver, the timer. `self` may be partly filled then.
+    pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
+        let fdt = dtoolkit::fdt::Fdt::new(trim(blob)?)?;
+        let root = tree::Root::new(fdt);
+        memory::read(self, fdt, &root)?;
+        devices::read(self, &root)
+    }
+
+    /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn parse(blob: &[u8]) -> Result<Self, PlatformError> {
+        let mut platform = Self::new();
+        platform.read(blob)?;
+        Ok(platform)
+    }
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Bytes in the tree that starts with `header`, so that a caller with an address alone knows how much to map.
+/// `None` where it does not start with the magic number 0xd00dfeed.
+pub fn tree_size(header: &[u8; 8]) -> Option<usize> {
+    let [magic, size] =
+        [0, 4].map(|at| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
+    (magic == 0xd00d_feed).then_some(size as usize)
+}
+
+/// The tree without what follows it: `dtoolkit` insists that the slice is exactly as long as the header says.
+fn trim(blob: &[u8]) -> Result<&[u8], PlatformError> {
+    match blob.first_chunk().and_then(tree_size) {
+        Some(expected) => blob.get(..expected).ok_or(PlatformError::Truncated { have: blob.len(), expected }),
+        // Too short, or no magic number: dtoolkit's error says which.
+        None => Ok(blob),
+    }
+}

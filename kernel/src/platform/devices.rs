@@ -1,0 +1,313 @@
+//! CPUs and the devices that the kernel starts with (3.7, 3.8; the bindings of `arm,gic-v3`, `arm,gic-400`,
+//! `arm,armv8-timer`, `arm,psci`, `arm,pl011`, `pci-host-ecam-generic` and `arm,smmu-v3`).
+
+use granule_arch::addr::{PhysAddr, PhysRange};
+use heapless::Vec;
+
+use super::tree::{Node, Root, cell, strings};
+use super::{NodeName, Platform, PlatformError};
+
+/// A CPU in the tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CpuNode {
+    /// The affinity fields of its MPIDR_EL1.
+    pub mpidr: u64,
+    /// How it is started.
+    pub enable_method: EnableMethod,
+}
+
+/// How a CPU that is not running yet is started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EnableMethod {
+    /// PSCI CPU_ON.
+    Psci,
+    /// It spins until an address is written here.
+    SpinTable(PhysAddr),
+    /// The tree does not say, or says something else: it cannot be started.
+    Unknown,
+}
+
+/// The instruction that calls the firmware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Conduit {
+    /// HVC, to EL2.
+    Hvc,
+    /// SMC, to EL3.
+    Smc,
+}
+
+/// What tells an interrupt to the controller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trigger {
+    /// A pulse is one interrupt. A controller that is set to level loses it.
+    Edge,
+    /// It is there for as long as the line is held.
+    Level,
+}
+
+/// An interrupt line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interrupt {
+    /// Its number as the GIC counts: SGIs from 0, PPIs from 16, SPIs from 32.
+    pub intid: u32,
+    /// Its kind.
+    pub trigger: Trigger,
+}
+
+/// The redistributors of a GICv3: regions, each with frames one after the other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Redistributors {
+    /// The regions (`#redistributor-regions`).
+    pub regions: Vec<PhysRange, 4>,
+    /// Bytes from one CPU's frames to the next, where the tree says so; else it follows from GICR_TYPER.
+    pub stride: Option<u64>,
+}
+
+/// The interrupt controller.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GicDescription {
+    /// GICv2: both by memory-mapped registers, at most eight CPUs.
+    V2 {
+        /// GICD.
+        distributor: PhysRange,
+        /// GICC.
+        cpu_interface: PhysRange,
+    },
+    /// GICv3 or later: the CPU interface is in system registers.
+    V3 {
+        /// GICD.
+        distributor: PhysRange,
+        /// GICR.
+        redistributors: Redistributors,
+    },
+}
+
+impl GicDescription {
+    /// No controller: what a [`Platform`] has before it is read.
+    pub(super) const NONE: Self = Self::V2 { distributor: NOWHERE, cpu_interface: NOWHERE };
+}
+
+const NOWHERE: PhysRange = match PhysRange::new(PhysAddr(0), PhysAddr(0)) {
+    Some(range) => range,
+    None => unreachable!(),
+};
+
+/// A serial port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Uart {
+    /// Its registers.
+    pub registers: PhysRange,
+    /// Its interrupt; without one it is polled.
+    pub interrupt: Option<Interrupt>,
+    /// What it is.
+    pub kind: UartKind,
+}
+
+/// The serial ports that there is a driver for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UartKind {
+    /// Arm PrimeCell PL011.
+    Pl011,
+}
+
+/// A PCIe host with its configuration space in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pcie {
+    /// Configuration space, 1 MiB for each bus.
+    pub ecam: PhysRange,
+    /// First and last bus number.
+    pub buses: (u8, u8),
+}
+
+/// An SMMUv3. Its interrupts are edges, and each may be missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Smmu {
+    /// Both register pages.
+    pub registers: PhysRange,
+    /// Event queue not empty.
+    pub event_queue: Option<Interrupt>,
+    /// Page request queue not empty.
+    pub priority_queue: Option<Interrupt>,
+    /// CMD_SYNC complete.
+    pub command_sync: Option<Interrupt>,
+    /// Global error.
+    pub global_error: Option<Interrupt>,
+}
+
+pub(super) fn read(platform: &mut Platform, root: &Root<'_>) -> Result<(), PlatformError> {
+    cpus(platform, root)?;
+    let stdout = stdout_path(root);
+    let mut found = Found::default();
+    root.visit(stdout, &mut |node, left| found.look_at(node, left == Some("")))?;
+    let none = |node: &'static str, property| PlatformError::Missing { node: NodeName::from(node), property };
+    platform.gic = found.gic.ok_or_else(|| none("/", "arm,gic-400 or arm,gic-v3 interrupt controller"))?;
+    platform.timer = found.timer.ok_or_else(|| none("/", "arm,armv8-timer"))?;
+    platform.conduit = found.conduit;
+    platform.uart = found.stdout.or(found.uart);
+    platform.pcie = found.pcie;
+    platform.smmu = found.smmu;
+    Ok(())
+}
+
+/// What one pass over the tree found; the first of each kind counts.
+#[derive(Default)]
+struct Found {
+    gic: Option<GicDescription>,
+    timer: Option<Interrupt>,
+    conduit: Option<Conduit>,
+    stdout: Option<Uart>,
+    uart: Option<Uart>,
+    pcie: Option<Pcie>,
+    smmu: Option<Smmu>,
+}
+
+impl Found {
+    fn look_at(&mut self, node: &Node<'_, '_>, is_stdout: bool) -> Result<(), PlatformError> {
+        let is = |name| node.is_compatible(name);
+        if self.gic.is_none() && is("arm,gic-v3") {
+            self.gic = Some(gic_v3(node)?);
+        } else if self.gic.is_none() && (is("arm,gic-400") || is("arm,cortex-a15-gic")) {
+            let (distributor, cpu_interface) = (node.first_registers()?, node.nth_registers(1)?);
+            self.gic = Some(GicDescription::V2 { distributor, cpu_interface });
+        } else if self.timer.is_none() && is("arm,armv8-timer") {
+            // In order: secure, non-secure, virtual, hypervisor.
+            self.timer = Some(interrupt(node, 2)?.ok_or_else(|| node.missing("interrupts"))?);
+        } else if self.conduit.is_none() && (is("arm,psci-1.0") || is("arm,psci-0.2")) {
+            self.conduit = Some(conduit(node)?);
+        } else if is("arm,pl011") {
+            let registers = node.first_registers()?;
+            let uart = Uart { registers, interrupt: interrupt(node, 0)?, kind: UartKind::Pl011 };
+            let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
+            slot.get_or_insert(uart);
+        } else if self.pcie.is_none() && is("pci-host-ecam-generic") {
+            self.pcie = Some(pcie(node)?);
+        } else if self.smmu.is_none() && is("arm,smmu-v3") {
+            self.smmu = Some(smmu(node)?);
+        }
+        Ok(())
+    }
+}
+
+fn cpus(platform: &mut Platform, root: &Root<'_>) -> Result<(), PlatformError> {
+    if let Some(cpus) = root.child("cpus") {
+        cpus.each_child(&mut |node| {
+            // "disabled" is a CPU that waits to be started; the fail family is one that must not be.
+            if node.base_name() != "cpu" || node.status().is_some_and(|status| status.starts_with("fail")) {
+                return Ok(());
+            }
+            let cpu = CpuNode { mpidr: node.unit()?, enable_method: enable_method(node)? };
+            if platform.cpus.push(cpu).is_err() {
+                platform.cpus_left_out += 1;
+            }
+            Ok(())
+        })?;
+    }
+    if platform.cpus.is_empty() {
+        return Err(PlatformError::Missing { node: NodeName::from("/cpus"), property: "cpu" });
+    }
+    Ok(())
+}
+
+fn enable_method(node: &Node<'_, '_>) -> Result<EnableMethod, PlatformError> {
+    match node.string("enable-method") {
+        Some("psci") => Ok(EnableMethod::Psci),
+        Some("spin-table") => {
+            let address = node.property("cpu-release-addr").ok_or_else(|| node.missing("cpu-release-addr"))?;
+            let address = super::tree::number(address).ok_or_else(|| node.bad("cpu-release-addr"))?;
+            Ok(EnableMethod::SpinTable(PhysAddr(address)))
+        }
+        _ => Ok(EnableMethod::Unknown),
+    }
+}
+
+fn conduit(node: &Node<'_, '_>) -> Result<Conduit, PlatformError> {
+    match node.string("method") {
+        Some("hvc") => Ok(Conduit::Hvc),
+        Some("smc") => Ok(Conduit::Smc),
+        Some(_) => Err(node.bad("method")),
+        None => Err(node.missing("method")),
+    }
+}
+
+fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
+    let distributor = node.first_registers()?;
+    let count = match node.property("#redistributor-regions") {
+        Some(value) => cell(value).ok_or_else(|| node.bad("#redistributor-regions"))?,
+        None => 1,
+    };
+    let mut regions = Vec::new();
+    for index in 0..count as usize {
+        let region = node.nth_registers(1 + index)?;
+        let full = PlatformError::TooMany { what: "redistributor regions", limit: regions.capacity() };
+        regions.push(region).map_err(|_| full)?;
+    }
+    let stride = match node.property("redistributor-stride") {
+        Some(value) => Some(super::tree::number(value).ok_or_else(|| node.bad("redistributor-stride"))?),
+        None => None,
+    };
+    // Each CPU has at least two frames of 64 KiB, and the stride is a whole number of frames.
+    if count == 0 || stride.is_some_and(|stride| stride < 0x2_0000 || !stride.is_multiple_of(0x1_0000)) {
+        return Err(node.bad("redistributor-stride"));
+    }
+    Ok(GicDescription::V3 { distributor, redistributors: Redistributors { regions, stride } })
+}
+
+fn pcie(node: &Node<'_, '_>) -> Result<Pcie, PlatformError> {
+    let ecam = node.first_registers()?;
+    let buses = match node.property("bus-range") {
+        Some(value) => {
+            let (first, last) = value.split_at_checked(4).ok_or_else(|| node.bad("bus-range"))?;
+            let number =
+                |value| cell(value).and_then(|bus| u8::try_from(bus).ok()).ok_or_else(|| node.bad("bus-range"));
+            (number(first)?, number(last)?)
+        }
+        None => (0, 255),
+    };
+    if buses.0 > buses.1 {
+        return Err(node.bad("bus-range"));
+    }
+    Ok(Pcie { ecam, buses })
+}
+
+fn smmu(node: &Node<'_, '_>) -> Result<Smmu, PlatformError> {
+    let named = |name: &str| {
+        let names = node.properties.interrupt_names.into_iter().flat_map(strings);
+        let index = names.into_iter().position(|entry| entry == name);
+        index.map_or(Ok(None), |index| interrupt(node, index))
+    };
+    Ok(Smmu {
+        registers: node.first_registers()?,
+        event_queue: named("eventq")?,
+        priority_queue: named("priq")?,
+        command_sync: named("cmdq-sync")?,
+        global_error: named("gerror")?,
+    })
+}
+
+/// The `index`-th of `interrupts`; `None` where there are fewer. The parent is taken to be the GIC, three cells each.
+fn interrupt(node: &Node<'_, '_>, index: usize) -> Result<Option<Interrupt>, PlatformError> {
+    let Some(list) = node.properties.interrupts else { return Ok(None) };
+    let bad = || node.bad("interrupts");
+    if !list.len().is_multiple_of(12) {
+        return Err(bad());
+    }
+    let Some(entry) = list.chunks_exact(12).nth(index) else { return Ok(None) };
+    let field = |at: usize| entry.get(at * 4..at * 4 + 4).and_then(cell).ok_or_else(bad);
+    let (kind, number, flags) = (field(0)?, field(1)?, field(2)?);
+    let intid = match kind {
+        0 if number < 988 => 32 + number,
+        1 if number < 16 => 16 + number,
+        _ => return Err(bad()),
+    };
+    // Bits 3:0 as in Linux's irq.h: rising 1, falling 2, high 4, low 8.
+    let trigger = if flags & 0b11 != 0 { Trigger::Edge } else { Trigger::Level };
+    Ok(Some(Interrupt { intid, trigger }))
+}
+
+/// Where `/chosen` `stdout-path` leads: without the options behind the colon, an alias resolved.
+fn stdout_path<'t>(root: &Root<'t>) -> Option<&'t str> {
+    let chosen = root.child("chosen")?;
+    let value = chosen.string("stdout-path").or_else(|| chosen.string("linux,stdout-path"))?;
+    let path = value.split(':').next()?;
+    if path.starts_with('/') { Some(path) } else { root.child("aliases")?.string(path) }
+}

@@ -1,0 +1,125 @@
+//! Memory: the banks, what in them is taken, and what `/chosen` says (3.4, 3.5, 3.6, 5.3).
+
+use dtoolkit::fdt::Fdt;
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
+
+use super::tree::{Node, Root, number, string};
+use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, NodeName, Platform, PlatformError};
+
+pub(super) fn read(platform: &mut Platform, fdt: Fdt<'_>, root: &Root<'_>) -> Result<(), PlatformError> {
+    for node in root.children() {
+        match node.base_name() {
+            "chosen" => chosen(platform, &node)?,
+            "reserved-memory" => reserved_memory(platform, &node)?,
+            _ if node.properties.device_type.and_then(string) == Some("memory") => banks(platform, &node)?,
+            _ => {}
+        }
+    }
+    for entry in fdt.memory_reservations() {
+        let range = PhysRange::from_size(PhysAddr(entry.address()), entry.size());
+        let range = range.and_then(outwards).ok_or_else(|| PlatformError::Bad {
+            node: NodeName::from("memory reservation block"),
+            property: "entry",
+        })?;
+        reserve(platform, range)?;
+    }
+    join_banks(platform);
+    if platform.memory.is_empty() {
+        return Err(PlatformError::Missing { node: NodeName::from("/memory"), property: "reg" });
+    }
+    Ok(())
+}
+
+fn banks(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
+    // QEMU's secure RAM is a memory node with status "disabled".
+    if !node.is_available() {
+        return Ok(());
+    }
+    let mut index = 0;
+    while let Some(bank) = node.registers(index)? {
+        index += 1;
+        if let Some(bank) = inwards(bank) {
+            let full = PlatformError::TooMany { what: "banks of memory", limit: MAX_BANKS };
+            platform.memory.push(bank).map_err(|_| full)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ascending, and what overlaps or touches is one bank, so that no frame is counted twice.
+fn join_banks(platform: &mut Platform) {
+    platform.memory.sort_unstable_by_key(|bank| bank.start());
+    let mut joined = heapless::Vec::<PhysRange, MAX_BANKS>::new();
+    for &bank in &platform.memory {
+        match joined.last_mut() {
+            Some(last) if bank.start() <= last.end() => {
+                if let Some(both) = PhysRange::new(last.start(), last.end().max(bank.end())) {
+                    *last = both;
+                }
+            }
+            // It has as much room as what it is made from.
+            _ => drop(joined.push(bank)),
+        }
+    }
+    platform.memory = joined;
+}
+
+fn reserved_memory(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
+    node.each_child(&mut |child| {
+        // A child with `size` alone asks the kernel to choose a place. Nothing here asks for one.
+        let mut index = 0;
+        while let Some(range) = child.registers(index)? {
+            index += 1;
+            let range = outwards(range).ok_or_else(|| child.bad("reg"))?;
+            // Whatever its status: a reservation that is not in use is still not free.
+            reserve(platform, range)?;
+            if child.property("no-map").is_some() {
+                // As large as `reserved`, which has just taken it.
+                let _ = platform.no_map.push(range);
+            }
+        }
+        Ok(())
+    })
+}
+
+fn reserve(platform: &mut Platform, range: PhysRange) -> Result<(), PlatformError> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    platform.reserved.push(range).map_err(|_| PlatformError::TooMany { what: "reservations", limit: MAX_RESERVED })
+}
+
+fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
+    if let Some(arguments) = node.property("bootargs") {
+        let arguments = string(arguments).ok_or_else(|| node.bad("bootargs"))?;
+        platform.bootargs.clear();
+        let full = PlatformError::TooMany { what: "bytes of bootargs", limit: MAX_BOOTARGS };
+        platform.bootargs.push_str(arguments).map_err(|_| full)?;
+    }
+    if let Some(start) = node.property("linux,initrd-start") {
+        let end = node.property("linux,initrd-end").ok_or_else(|| node.missing("linux,initrd-end"))?;
+        let start = number(start).ok_or_else(|| node.bad("linux,initrd-start"))?;
+        let range = number(end).and_then(|end| PhysRange::new(PhysAddr(start), PhysAddr(end)));
+        platform.initrd = Some(range.ok_or_else(|| node.bad("linux,initrd-end"))?).filter(|range| !range.is_empty());
+    }
+    if let Some(seed) = node.property("kaslr-seed") {
+        // A firmware without entropy leaves zero, which is no seed.
+        platform.kaslr_seed = Some(number(seed).ok_or_else(|| node.bad("kaslr-seed"))?).filter(|&seed| seed != 0);
+    }
+    Ok(())
+}
+
+/// The whole pages in `range`; `None` where there are none.
+fn inwards(range: PhysRange) -> Option<PhysRange> {
+    let start = range.start().align_up(PAGE_SIZE as u64)?;
+    let whole = PhysRange::new(start, range.end().align_down(PAGE_SIZE as u64))?;
+    (!whole.is_empty()).then_some(whole)
+}
+
+/// The pages that `range` touches; `None` where they run past the last address.
+fn outwards(range: PhysRange) -> Option<PhysRange> {
+    if range.is_empty() {
+        return Some(range);
+    }
+    PhysRange::new(range.start().align_down(PAGE_SIZE as u64), range.end().align_up(PAGE_SIZE as u64)?)
+}

@@ -1,0 +1,335 @@
+//! Trees like those that QEMU gives, trees like those of boards, and trees that somebody broke.
+
+use granule_arch::addr::{PhysAddr, PhysRange};
+use proptest::prelude::*;
+
+use super::tree_builder::{TreeBuilder, cells, text};
+use super::{
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, MAX_CPUS, NodeName, Platform, PlatformError,
+    Redistributors, Trigger, tree_size,
+};
+
+fn range(start: u64, end: u64) -> PhysRange {
+    PhysRange::new(PhysAddr(start), PhysAddr(end)).unwrap()
+}
+
+/// What a test changes about the machine.
+struct Machine {
+    gic: fn(&mut TreeBuilder),
+    memory: Vec<u8>,
+    cpus: u32,
+    psci: &'static str,
+    chosen: fn(&mut TreeBuilder),
+    more: fn(&mut TreeBuilder),
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            gic: gic_v3,
+            memory: cells(&[0, 0x4000_0000, 0, 0x8000_0000]),
+            cpus: 4,
+            psci: "hvc",
+            chosen,
+            more: |_| {},
+        }
+    }
+}
+
+fn gic_v3(tree: &mut TreeBuilder) {
+    tree.node("intc@8000000", |tree| {
+        tree.property("reg", &cells(&[0, 0x800_0000, 0, 0x1_0000, 0, 0x80a_0000, 0, 0xf6_0000]));
+        tree.property("#redistributor-regions", &cells(&[1]));
+        tree.property("compatible", &text(&["arm,gic-v3"]));
+        tree.property("#interrupt-cells", &cells(&[3]));
+        tree.property("ranges", &[]);
+    });
+}
+
+fn gic_v2(tree: &mut TreeBuilder) {
+    tree.node("intc@8000000", |tree| {
+        tree.property("reg", &cells(&[0, 0x800_0000, 0, 0x1_0000, 0, 0x801_0000, 0, 0x1_0000]));
+        tree.property("compatible", &text(&["arm,cortex-a15-gic"]));
+    });
+}
+
+fn chosen(tree: &mut TreeBuilder) {
+    tree.node("chosen", |tree| {
+        tree.property("bootargs", &text(&["loglevel=info script"]));
+        tree.property("stdout-path", &text(&["/pl011@9000000"]));
+        tree.property("kaslr-seed", &cells(&[0x1122_3344, 0x5566_7788]));
+        tree.property("linux,initrd-start", &cells(&[0x4800_0000]));
+        tree.property("linux,initrd-end", &cells(&[0, 0x4810_0000]));
+    });
+}
+
+/// The tree of QEMU's virt machine, without its virtio transports.
+fn virt(machine: &Machine) -> Vec<u8> {
+    let mut tree = TreeBuilder::default();
+    tree.reserve(0x4000_0000, 0x1234);
+    tree.node("", |tree| {
+        tree.property("#address-cells", &cells(&[2]));
+        tree.property("#size-cells", &cells(&[2]));
+        tree.property("compatible", &text(&["linux,dummy-virt"]));
+        tree.node("psci", |tree| {
+            tree.property("method", &text(&[machine.psci]));
+            tree.property("compatible", &text(&["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]));
+        });
+        tree.node("memory@40000000", |tree| {
+            tree.property("reg", &machine.memory);
+            tree.property("device_type", &text(&["memory"]));
+        });
+        tree.node("cpus", |tree| {
+            tree.property("#address-cells", &cells(&[1]));
+            tree.property("#size-cells", &cells(&[0]));
+            for cpu in 0..machine.cpus {
+                tree.node(&format!("cpu@{cpu:x}"), |tree| {
+                    tree.property("reg", &cells(&[cpu]));
+                    tree.property("enable-method", &text(&["psci"]));
+                });
+            }
+        });
+        tree.node("timer", |tree| {
+            tree.property("interrupts", &cells(&[1, 13, 0x104, 1, 14, 0x104, 1, 11, 0x104, 1, 10, 0x104]));
+            tree.property("compatible", &text(&["arm,armv8-timer", "arm,armv7-timer"]));
+        });
+        (machine.gic)(tree);
+        tree.node("pl011@9000000", |tree| {
+            tree.property("interrupts", &cells(&[0, 1, 4]));
+            tree.property("reg", &cells(&[0, 0x900_0000, 0, 0x1000]));
+            tree.property("compatible", &text(&["arm,pl011", "arm,primecell"]));
+        });
+        tree.node("smmuv3@9050000", |tree| {
+            tree.property("interrupt-names", &text(&["eventq", "priq", "cmdq-sync", "gerror"]));
+            tree.property("interrupts", &cells(&[0, 74, 1, 0, 75, 1, 0, 76, 1, 0, 77, 1]));
+            tree.property("reg", &cells(&[0, 0x905_0000, 0, 0x2_0000]));
+            tree.property("compatible", &text(&["arm,smmu-v3"]));
+        });
+        tree.node("pcie@10000000", |tree| {
+            tree.property("reg", &cells(&[0x40, 0x1000_0000, 0, 0x1000_0000]));
+            tree.property("bus-range", &cells(&[0, 255]));
+            tree.property("#address-cells", &cells(&[3]));
+            tree.property("#size-cells", &cells(&[2]));
+            tree.property("compatible", &text(&["pci-host-ecam-generic"]));
+        });
+        (machine.more)(tree);
+        (machine.chosen)(tree);
+    });
+    tree.finish()
+}
+
+fn parse(machine: &Machine) -> Platform {
+    Platform::parse(&virt(machine)).unwrap()
+}
+
+#[test]
+fn qemu_virt_with_gic_v3() {
+    let platform = parse(&Machine::default());
+    assert_eq!(platform.memory, [range(0x4000_0000, 0xc000_0000)]);
+    assert_eq!(platform.reserved, [range(0x4000_0000, 0x4000_2000)], "rounded outwards to pages");
+    assert_eq!(platform.bootargs, "loglevel=info script");
+    assert_eq!(platform.initrd, Some(range(0x4800_0000, 0x4810_0000)), "one cell and two cells");
+    assert_eq!(platform.kaslr_seed, Some(0x1122_3344_5566_7788));
+    assert_eq!(platform.cpus.len(), 4);
+    assert_eq!(platform.cpus[3], CpuNode { mpidr: 3, enable_method: EnableMethod::Psci });
+    assert_eq!(platform.conduit, Some(Conduit::Hvc));
+    let regions = heapless::Vec::from_slice(&[range(0x80a_0000, 0x900_0000)]).unwrap();
+    let redistributors = Redistributors { regions, stride: None };
+    assert_eq!(platform.gic, GicDescription::V3 { distributor: range(0x800_0000, 0x801_0000), redistributors });
+    assert_eq!(platform.timer, Interrupt { intid: 27, trigger: Trigger::Level });
+    let uart = platform.uart.unwrap();
+    assert_eq!(uart.registers, range(0x900_0000, 0x900_1000));
+    assert_eq!(uart.interrupt, Some(Interrupt { intid: 33, trigger: Trigger::Level }));
+    assert_eq!(platform.pcie.unwrap().ecam.start(), PhysAddr(0x40_1000_0000));
+    let smmu = platform.smmu.unwrap();
+    assert_eq!(smmu.event_queue, Some(Interrupt { intid: 106, trigger: Trigger::Edge }));
+    assert_eq!(smmu.global_error, Some(Interrupt { intid: 109, trigger: Trigger::Edge }));
+}
+
+#[test]
+fn qemu_virt_with_gic_v2_and_smc() {
+    let platform = parse(&Machine { gic: gic_v2, psci: "smc", cpus: 1, ..Machine::default() });
+    let (distributor, cpu_interface) = (range(0x800_0000, 0x801_0000), range(0x801_0000, 0x802_0000));
+    assert_eq!(platform.gic, GicDescription::V2 { distributor, cpu_interface });
+    assert_eq!(platform.conduit, Some(Conduit::Smc));
+}
+
+#[test]
+fn banks_are_sorted_joined_and_trimmed_to_pages() {
+    let memory = cells(&[
+        8,
+        0x8000_0000,
+        0,
+        0x1000_0000,
+        0,
+        0x4000_0800,
+        0,
+        0x2800,
+        0,
+        0x4000_3000,
+        0,
+        0x1000,
+        0,
+        0x5000_0000,
+        0,
+        0x800,
+    ]);
+    let platform = parse(&Machine { memory, ..Machine::default() });
+    assert_eq!(platform.memory, [range(0x4000_1000, 0x4000_4000), range(0x8_8000_0000, 0x8_9000_0000)]);
+}
+
+#[test]
+fn reserved_memory_counts_whether_mapped_or_not() {
+    let platform = parse(&Machine {
+        more: |tree| {
+            tree.node("reserved-memory", |tree| {
+                tree.property("#address-cells", &cells(&[2]));
+                tree.property("#size-cells", &cells(&[1]));
+                tree.property("ranges", &[]);
+                tree.node("firmware@50000000", |tree| {
+                    tree.property("reg", &cells(&[0, 0x5000_0000, 0x1000]));
+                    tree.property("no-map", &[]);
+                });
+                tree.node("pool", |tree| tree.property("size", &cells(&[0x10_0000])));
+                tree.node("log@60000800", |tree| tree.property("reg", &cells(&[0, 0x6000_0800, 0x1000])));
+            });
+        },
+        ..Machine::default()
+    });
+    let firmware = range(0x5000_0000, 0x5000_1000);
+    assert!(platform.reserved.contains(&firmware));
+    assert!(platform.reserved.contains(&range(0x6000_0000, 0x6000_2000)));
+    assert_eq!(platform.no_map, [firmware]);
+}
+
+#[test]
+fn stdout_path_takes_an_alias_with_options_and_ranges_move_the_uart() {
+    let platform = parse(&Machine {
+        more: |tree| {
+            tree.node("aliases", |tree| tree.property("serial0", &text(&["/soc/bus@1000/serial@200"])));
+            tree.node("soc", |tree| {
+                tree.property("#address-cells", &cells(&[1]));
+                tree.property("#size-cells", &cells(&[1]));
+                tree.property("ranges", &cells(&[0x7c00_0000, 0, 0xfc00_0000, 0x380_0000, 0, 0x10, 0, 0x10_0000]));
+                tree.node("bus@1000", |tree| {
+                    tree.property("#address-cells", &cells(&[1]));
+                    tree.property("#size-cells", &cells(&[1]));
+                    tree.property("ranges", &cells(&[0, 0x7c00_1000, 0x1000]));
+                    tree.node("serial@200", |tree| {
+                        tree.property("reg", &cells(&[0x200, 0x100]));
+                        tree.property("compatible", &text(&["arm,pl011"]));
+                    });
+                });
+            });
+        },
+        chosen: |tree| tree.node("chosen", |tree| tree.property("stdout-path", &text(&["serial0:115200n8"]))),
+        ..Machine::default()
+    });
+    let uart = platform.uart.unwrap();
+    assert_eq!(uart.registers, range(0xfc00_1200, 0xfc00_1300));
+    assert_eq!(uart.interrupt, None);
+}
+
+#[test]
+fn a_bus_without_ranges_leads_nowhere() {
+    let blob = virt(&Machine {
+        more: |tree| {
+            tree.node("spi", |tree| {
+                tree.property("#address-cells", &cells(&[1]));
+                tree.property("#size-cells", &cells(&[1]));
+                tree.node("serial@0", |tree| {
+                    tree.property("reg", &cells(&[0, 1]));
+                    tree.property("compatible", &text(&["arm,pl011"]));
+                });
+            });
+        },
+        ..Machine::default()
+    });
+    let error = Platform::parse(&blob).unwrap_err();
+    assert_eq!(error, PlatformError::Bad { node: NodeName::from("serial@0"), property: "reg" });
+}
+
+#[test]
+fn a_disabled_device_is_not_used() {
+    let platform = parse(&Machine {
+        more: |tree| {
+            tree.node("pl011@9040000", |tree| {
+                tree.property("status", &text(&["disabled"]));
+                tree.property("reg", &cells(&[0, 0x904_0000, 0, 0x1000]));
+                tree.property("compatible", &text(&["arm,pl011"]));
+            });
+        },
+        chosen: |tree| tree.node("chosen", |tree| tree.property("stdout-path", &text(&["/pl011@9040000"]))),
+        ..Machine::default()
+    });
+    assert_eq!(platform.uart.unwrap().registers.start(), PhysAddr(0x900_0000));
+}
+
+#[test]
+fn more_cpus_than_there_is_room_for_are_counted() {
+    let platform = parse(&Machine { cpus: 20, ..Machine::default() });
+    assert_eq!((platform.cpus.len(), platform.cpus_left_out), (MAX_CPUS, 20 - MAX_CPUS));
+}
+
+#[test]
+fn what_no_kernel_can_do_without_is_named() {
+    let error = |machine: &Machine| Platform::parse(&virt(machine)).unwrap_err().to_string();
+    assert_eq!(error(&Machine { memory: Vec::new(), ..Machine::default() }), "device tree: /memory has no reg");
+    assert_eq!(error(&Machine { cpus: 0, ..Machine::default() }), "device tree: /cpus has no cpu");
+    assert!(error(&Machine { gic: |_| {}, ..Machine::default() }).contains("interrupt controller"));
+    assert_eq!(error(&Machine { psci: "call", ..Machine::default() }), "device tree: psci: bad method");
+    let memory = cells(&[0, 0x4000_0000, 0]);
+    assert_eq!(error(&Machine { memory, ..Machine::default() }), "device tree: memory@40000000: bad reg");
+    let wraps = cells(&[!0, !0, 0, 0x1000]);
+    assert_eq!(error(&Machine { memory: wraps, ..Machine::default() }), "device tree: memory@40000000: bad reg");
+}
+
+#[test]
+fn a_tree_may_be_followed_by_anything_but_not_cut_off() {
+    let mut blob = virt(&Machine::default());
+    assert_eq!(tree_size(blob.first_chunk().unwrap()), Some(blob.len()));
+    for length in 0..blob.len() {
+        assert!(Platform::parse(&blob[..length]).is_err(), "{length} bytes");
+    }
+    let expected = blob.len();
+    assert_eq!(
+        Platform::parse(&blob[..expected - 1]).unwrap_err(),
+        PlatformError::Truncated { have: expected - 1, expected }
+    );
+    blob.extend([0xa5; 100]);
+    assert!(Platform::parse(&blob).is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever is written over a tree, reading it returns.
+    #[test]
+    fn a_corrupt_tree_never_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let mut blob = virt(&Machine::default());
+        for (at, value) in changes {
+            let at = at.index(blob.len());
+            blob[at] = value;
+        }
+        let _ = Platform::parse(&blob);
+    }
+
+    /// The same for whole words of the structure block, which is where lengths, tokens and offsets are.
+    #[test]
+    fn a_corrupt_word_never_panics(at in any::<prop::sample::Index>(), value in prop_oneof![0_u32..16, any::<u32>(), !16_u32..=!0]) {
+        let mut blob = virt(&Machine::default());
+        let at = at.index(blob.len() / 4) * 4;
+        blob[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        let _ = Platform::parse(&blob);
+    }
+
+    /// A tree that says that it is shorter than it is.
+    #[test]
+    fn a_shortened_tree_never_panics(length in any::<prop::sample::Index>()) {
+        let mut blob = virt(&Machine::default());
+        let length = length.index(blob.len());
+        blob[4..8].copy_from_slice(&(length as u32).to_be_bytes());
+        let _ = Platform::parse(&blob);
+        let _ = Platform::parse(&blob[..length.max(8).min(blob.len())]);
+    }
+}

@@ -1,0 +1,315 @@
+//! A node of the tree together with the buses above it.
+//!
+//! Addresses in `reg` are those of the parent's bus, with as many cells as the parent says; each bus on the way up may
+//! move them by its `ranges`. A [`Node`] carries the way up, so that [`Node::registers`] gives what the CPU must use.
+//! `ranges` missing means that the CPU cannot reach what is below; `ranges` empty means the same address (2.3.8).
+//!
+//! A node's properties are found by one pass over them ([`Properties`]): each lookup in the flattened form starts at the
+//! first property again, and the boot has a budget in instructions.
+
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node as _, Property as _};
+use granule_arch::addr::{PhysAddr, PhysRange};
+
+use super::{NodeName, PlatformError};
+
+/// Nodes nested deeper than this are not looked at: no device that a kernel starts with is, and the stack is finite.
+const MAX_DEPTH: u32 = 8;
+
+/// The bus that a node makes for its children.
+pub(super) struct Bus<'t, 'b> {
+    /// The bus that the node itself is on; `None` for the root.
+    parent: Option<&'b Bus<'t, 'b>>,
+    address_cells: u32,
+    size_cells: u32,
+    /// `ranges`, raw; `None` where there is none.
+    ranges: Option<&'t [u8]>,
+    depth: u32,
+}
+
+/// The properties that the kernel reads of any node, from one pass over them. Raw values.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Properties<'t> {
+    address_cells: Option<&'t [u8]>,
+    size_cells: Option<&'t [u8]>,
+    ranges: Option<&'t [u8]>,
+    reg: Option<&'t [u8]>,
+    status: Option<&'t [u8]>,
+    compatible: Option<&'t [u8]>,
+    pub(super) device_type: Option<&'t [u8]>,
+    pub(super) interrupts: Option<&'t [u8]>,
+    pub(super) interrupt_names: Option<&'t [u8]>,
+}
+
+impl<'t> Properties<'t> {
+    fn of(node: &FdtNode<'t>) -> Self {
+        let mut found = Self::default();
+        for property in node.properties() {
+            let slot = match property.name() {
+                "#address-cells" => &mut found.address_cells,
+                "#size-cells" => &mut found.size_cells,
+                "ranges" => &mut found.ranges,
+                "reg" => &mut found.reg,
+                "status" => &mut found.status,
+                "compatible" => &mut found.compatible,
+                "device_type" => &mut found.device_type,
+                "interrupts" => &mut found.interrupts,
+                "interrupt-names" => &mut found.interrupt_names,
+                _ => continue,
+            };
+            *slot = property.value_as().ok();
+        }
+        found
+    }
+}
+
+/// A node, and the bus it is on.
+pub(super) struct Node<'t, 'b> {
+    node: FdtNode<'t>,
+    bus: &'b Bus<'t, 'b>,
+    pub(super) properties: Properties<'t>,
+}
+
+/// The root of the tree, with the bus that it makes.
+pub(super) struct Root<'t> {
+    node: FdtNode<'t>,
+    bus: Bus<'t, 't>,
+}
+
+impl<'t> Root<'t> {
+    pub(super) fn new(fdt: Fdt<'t>) -> Self {
+        let node = fdt.root();
+        let bus = bus_of(&Properties::of(&node), None);
+        Self { node, bus }
+    }
+
+    /// The children of the root.
+    pub(super) fn children(&self) -> impl Iterator<Item = Node<'t, '_>> {
+        children_of(self.node, &self.bus)
+    }
+
+    /// The child of the root with this name, whatever its unit address.
+    pub(super) fn child(&self, name: &str) -> Option<Node<'t, '_>> {
+        self.children().find(|child| child.base_name() == name)
+    }
+
+    /// Calls `visit` for every node that is available, parents before children. It gets the node and, where the node
+    /// lies on `path`, what of the path is left below it: `Some("")` for the node that the path names.
+    ///
+    /// # Errors
+    /// The first that `visit` returns.
+    pub(super) fn visit<'p>(
+        &self,
+        path: Option<&'p str>,
+        visit: &mut dyn FnMut(&Node<'t, '_>, Option<&'p str>) -> Result<(), PlatformError>,
+    ) -> Result<(), PlatformError> {
+        for child in self.children() {
+            child.visit(path, visit)?;
+        }
+        Ok(())
+    }
+}
+
+fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b Bus<'t, 'b>>) -> Bus<'t, 'b> {
+    Bus {
+        parent,
+        // The defaults are the specification's (2.3.5).
+        address_cells: properties.address_cells.and_then(cell).unwrap_or(2),
+        size_cells: properties.size_cells.and_then(cell).unwrap_or(1),
+        ranges: properties.ranges,
+        depth: parent.map_or(0, |parent| parent.depth + 1),
+    }
+}
+
+fn children_of<'t, 'b>(node: FdtNode<'t>, bus: &'b Bus<'t, 'b>) -> impl Iterator<Item = Node<'t, 'b>> {
+    node.children().map(move |node| Node { node, bus, properties: Properties::of(&node) })
+}
+
+impl<'t, 'b> Node<'t, 'b> {
+    pub(super) fn name(&self) -> &'t str {
+        self.node.name()
+    }
+
+    /// The name without the unit address.
+    pub(super) fn base_name(&self) -> &'t str {
+        self.name().split('@').next().unwrap_or_default()
+    }
+
+    /// Any property's raw value.
+    pub(super) fn property(&self, name: &str) -> Option<&'t [u8]> {
+        self.node.property(name).and_then(|property| property.value_as().ok())
+    }
+
+    /// Any property's value as a string.
+    pub(super) fn string(&self, name: &str) -> Option<&'t str> {
+        self.property(name).and_then(string)
+    }
+
+    /// Whether `compatible` lists `name`.
+    pub(super) fn is_compatible(&self, name: &str) -> bool {
+        self.properties.compatible.is_some_and(|list| strings(list).any(|entry| entry == name))
+    }
+
+    /// `status`, where it is there.
+    pub(super) fn status(&self) -> Option<&'t str> {
+        self.properties.status.and_then(string)
+    }
+
+    /// Whether the device may be used: `status` is missing, `okay`, or the `ok` of old trees.
+    pub(super) fn is_available(&self) -> bool {
+        self.properties.status.is_none() || matches!(self.status(), Some("okay" | "ok"))
+    }
+
+    /// The children, on the bus that this node makes; `visit` gets each.
+    pub(super) fn each_child(
+        &self,
+        visit: &mut dyn FnMut(&Node<'t, '_>) -> Result<(), PlatformError>,
+    ) -> Result<(), PlatformError> {
+        let bus = bus_of(&self.properties, Some(self.bus));
+        for child in children_of(self.node, &bus) {
+            visit(&child)?;
+        }
+        Ok(())
+    }
+
+    fn visit<'p>(
+        &self,
+        path: Option<&'p str>,
+        visit: &mut dyn FnMut(&Node<'t, '_>, Option<&'p str>) -> Result<(), PlatformError>,
+    ) -> Result<(), PlatformError> {
+        if !self.is_available() || self.bus.depth >= MAX_DEPTH {
+            return Ok(());
+        }
+        let left = path.and_then(|path| self.step(path));
+        visit(self, left)?;
+        self.each_child(&mut |child| child.visit(left, visit))
+    }
+
+    /// What is left of `path` below this node, if its next component names it (with or without the unit address).
+    fn step<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let path = path.trim_start_matches('/');
+        let (component, rest) = path.split_once('/').unwrap_or((path, ""));
+        let name = if component.contains('@') { self.name() } else { self.base_name() };
+        (component == name && !component.is_empty()).then_some(rest)
+    }
+
+    /// The `index`-th range of `reg` as the CPU addresses it. `None` where `reg` has fewer.
+    ///
+    /// # Errors
+    /// `reg` is no list of address and size, a range wraps, or no bus on the way up leads to it.
+    pub(super) fn registers(&self, index: usize) -> Result<Option<PhysRange>, PlatformError> {
+        let Some(reg) = self.properties.reg else { return Ok(None) };
+        let bad = || self.bad("reg");
+        let [address_cells, size_cells] = [self.bus.address_cells, self.bus.size_cells].map(|cells| cells as usize);
+        if address_cells == 0 || address_cells > 2 || size_cells > 2 {
+            return Err(bad());
+        }
+        let entry = (address_cells + size_cells) * 4;
+        if !reg.len().is_multiple_of(entry) {
+            return Err(bad());
+        }
+        let Some(entry) = reg.chunks_exact(entry).nth(index) else { return Ok(None) };
+        let (address, size) = entry.split_at(address_cells * 4);
+        let (address, size) = (number(address).ok_or_else(bad)?, number(size).ok_or_else(bad)?);
+        let address = self.bus.to_cpu(address, size).ok_or_else(bad)?;
+        PhysRange::from_size(PhysAddr(address), size).map(Some).ok_or_else(bad)
+    }
+
+    /// The first range of `reg`, which must be there.
+    ///
+    /// # Errors
+    /// Those of [`registers`](Self::registers), and that there is none or that it is empty.
+    pub(super) fn first_registers(&self) -> Result<PhysRange, PlatformError> {
+        self.nth_registers(0)
+    }
+
+    /// As [`first_registers`](Self::first_registers), for the range number `index`.
+    pub(super) fn nth_registers(&self, index: usize) -> Result<PhysRange, PlatformError> {
+        match self.registers(index)? {
+            Some(range) if !range.is_empty() => Ok(range),
+            Some(_) => Err(self.bad("reg")),
+            None => Err(self.missing("reg")),
+        }
+    }
+
+    /// `reg` as one number, for nodes on buses that are not memory (`/cpus`).
+    pub(super) fn unit(&self) -> Result<u64, PlatformError> {
+        let reg = self.properties.reg.ok_or_else(|| self.missing("reg"))?;
+        let cells = reg.get(..self.bus.address_cells as usize * 4);
+        cells.and_then(number).ok_or_else(|| self.bad("reg"))
+    }
+
+    /// The error that `property` makes no sense.
+    pub(super) fn bad(&self, property: &'static str) -> PlatformError {
+        PlatformError::Bad { node: NodeName::from(self.name()), property }
+    }
+
+    /// The error that `property` is missing.
+    pub(super) fn missing(&self, property: &'static str) -> PlatformError {
+        PlatformError::Missing { node: NodeName::from(self.name()), property }
+    }
+}
+
+impl Bus<'_, '_> {
+    /// Where the CPU sees the `size` bytes at `address` of this bus; `None` where it does not.
+    fn to_cpu(&self, mut address: u64, size: u64) -> Option<u64> {
+        let mut bus = self;
+        while let Some(parent) = bus.parent {
+            address = bus.to_parent(parent, address, size)?;
+            bus = parent;
+        }
+        Some(address)
+    }
+
+    fn to_parent(&self, parent: &Bus<'_, '_>, address: u64, size: u64) -> Option<u64> {
+        let ranges = self.ranges?;
+        if ranges.is_empty() {
+            return Some(address);
+        }
+        let [child, up, length] =
+            [self.address_cells, parent.address_cells, self.size_cells].map(|cells| cells as usize);
+        // Three cells are PCI, whose addresses are not numbers; more are nothing.
+        if child > 2 || up > 2 || length > 2 {
+            return None;
+        }
+        let entry = (child + up + length) * 4;
+        if entry == 0 || !ranges.len().is_multiple_of(entry) {
+            return None;
+        }
+        let last = address.checked_add(size.saturating_sub(1))?;
+        ranges.chunks_exact(entry).find_map(|range| {
+            let (from, rest) = range.split_at(child * 4);
+            let (to, length) = rest.split_at(up * 4);
+            let (from, to, length) = (number(from)?, number(to)?, number(length)?);
+            let inside = address >= from && last - from < length;
+            if inside { to.checked_add(address - from) } else { None }
+        })
+    }
+}
+
+/// A value of one cell.
+pub(super) fn cell(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// A value of no, one or two cells, as a number: what an address, a size or a pointer in `/chosen` is.
+pub(super) fn number(value: &[u8]) -> Option<u64> {
+    match value.len() {
+        0 => Some(0),
+        4 => cell(value).map(u64::from),
+        8 => value.try_into().ok().map(u64::from_be_bytes),
+        _ => None,
+    }
+}
+
+/// A value that is one string; what follows the first NUL is not looked at.
+pub(super) fn string(value: &[u8]) -> Option<&str> {
+    strings(value).next()
+}
+
+/// A value that is a list of strings, up to the first that is not UTF-8.
+pub(super) fn strings(value: &[u8]) -> impl Iterator<Item = &str> {
+    let list = value.strip_suffix(b"\0").unwrap_or(value);
+    let empty = value.is_empty();
+    list.split(|&byte| byte == 0).take(if empty { 0 } else { usize::MAX }).map_while(|entry| str::from_utf8(entry).ok())
+}
