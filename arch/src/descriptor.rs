@@ -10,6 +10,9 @@ use tock_registers::LocalRegisterCopy;
 
 use crate::addr::PhysAddr;
 
+mod text;
+pub use text::{Decoded, Listed};
+
 mod stage1 {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
 

@@ -1,0 +1,231 @@
+//! A descriptor in words: for the walk of an address, and for a listing of a whole table.
+//!
+//! Two forms. [`Decoded`] names every field as the Arm ARM does (D8.3.1, D8.3.2) and leaves no bit that is set
+//! unmentioned, for a reader who asks why an access faulted. [`Listed`] is the columns that Linux's ptdump prints,
+//! each flag in its own place, so that two listings can be compared line by line.
+
+use core::fmt;
+
+use super::{Descriptor, Kind, MAIR, MAIR_MTE, STAGE1, bits};
+
+/// The last level of the walk with the 4 KiB granule.
+const LAST_LEVEL: u8 = 3;
+
+impl Descriptor {
+    /// The entry in the Arm ARM's words, read at `level` of a walk with the 4 KiB granule.
+    pub const fn decoded(self, level: u8) -> Decoded {
+        Decoded { descriptor: self, level }
+    }
+
+    /// The attributes of a leaf as columns.
+    pub const fn listed(self) -> Listed {
+        Listed(self)
+    }
+
+    /// The memory type that AttrIndx selects, by the Arm ARM's name.
+    pub const fn memory_type_name(self) -> &'static str {
+        match self.0 >> 2 & 0b111 {
+            0 => "Normal write-back",
+            1 => "Device-nGnRE",
+            2 => "Normal non-cacheable",
+            3 => "Normal-Tagged write-back",
+            _ => "a memory type that MAIR_EL1 leaves at Device-nGnRnE",
+        }
+    }
+}
+
+// The names above are those of what is written to MAIR_EL1, index by index.
+const _: () = assert!(MAIR == 0xff44_04ff && MAIR_MTE == 0xf044_04ff);
+
+/// A descriptor whose every field is named. Made by [`Descriptor::decoded`].
+#[derive(Clone, Copy, Debug)]
+pub struct Decoded {
+    descriptor: Descriptor,
+    level: u8,
+}
+
+impl fmt::Display for Decoded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let descriptor = self.descriptor;
+        match descriptor.kind(self.level == LAST_LEVEL) {
+            Kind::Table => self.table(f),
+            Kind::Leaf => self.leaf(f),
+            Kind::None if descriptor.is_valid() => f.write_str("reserved: faults like an invalid entry"),
+            Kind::None if descriptor.0 == 0 => f.write_str("invalid"),
+            Kind::None => write!(f, "invalid, software's bits {:#x}", descriptor.0),
+        }
+    }
+}
+
+impl Decoded {
+    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (descriptor, fields) = (self.descriptor, self.descriptor.fields());
+        write!(f, "table {}", descriptor.address())?;
+        for (set, name) in
+            [(fields.is_set(STAGE1::PXNTABLE), ", PXNTable"), (fields.is_set(STAGE1::UXNTABLE), ", UXNTable")]
+        {
+            f.write_str(if set { name } else { "" })?;
+        }
+        other_bits(f, descriptor, bits::VALID | bits::TABLE | bits::ADDRESS | bits::PXNTABLE | bits::UXNTABLE)
+    }
+
+    fn leaf(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (descriptor, fields) = (self.descriptor, self.descriptor.fields());
+        let present = descriptor.is_valid();
+        let size = if self.level == LAST_LEVEL { "page" } else { "block" };
+        write!(f, "{}{size} {}", if present { "" } else { "present but invalid: " }, descriptor.address())?;
+        let (user, writable) = (fields.is_set(STAGE1::USER), !fields.is_set(STAGE1::RDONLY));
+        f.write_str(match (user, writable) {
+            (false, true) => ", AP read/write at EL1",
+            (false, false) => ", AP read-only at EL1",
+            (true, true) => ", AP read/write at EL1 and EL0",
+            (true, false) => ", AP read-only at EL1 and EL0",
+        })?;
+        f.write_str(match fields.read_as_enum(STAGE1::SH) {
+            Some(STAGE1::SH::Value::InnerShareable) => ", SH inner shareable",
+            Some(STAGE1::SH::Value::OuterShareable) => ", SH outer shareable",
+            Some(STAGE1::SH::Value::NonShareable) => ", SH non-shareable",
+            None => ", SH reserved",
+        })?;
+        for (set, name) in [
+            (fields.is_set(STAGE1::AF), ", AF"),
+            // The same bit, where the entry is not valid, is what says "present".
+            (present && fields.is_set(STAGE1::NG), ", nG"),
+            (fields.is_set(STAGE1::GP), ", GP"),
+            (fields.is_set(STAGE1::WRITE), ", DBM"),
+            (fields.is_set(STAGE1::CONTIGUOUS), ", Contiguous"),
+            (fields.is_set(STAGE1::PXN), ", PXN"),
+            (fields.is_set(STAGE1::UXN), ", UXN"),
+        ] {
+            f.write_str(if set { name } else { "" })?;
+        }
+        write!(f, ", AttrIndx {} ({})", fields.read(STAGE1::ATTR_INDEX), descriptor.memory_type_name())?;
+        other_bits(f, descriptor, LEAF_FIELDS)
+    }
+}
+
+/// Bits of a leaf that have a name above.
+const LEAF_FIELDS: u64 = bits::VALID
+    | bits::TABLE
+    | 0b111 << 2
+    | bits::USER
+    | bits::RDONLY
+    | 0b11 << 8
+    | bits::AF
+    | bits::NG
+    | bits::ADDRESS
+    | 1 << 50
+    | bits::WRITE
+    | bits::CONTIGUOUS
+    | bits::PXN
+    | bits::UXN;
+
+fn other_bits(f: &mut fmt::Formatter<'_>, descriptor: Descriptor, named: u64) -> fmt::Result {
+    let other = descriptor.0 & !named;
+    if other == 0 { Ok(()) } else { write!(f, ", other bits {other:#x}") }
+}
+
+/// The attributes of a leaf in the columns of Linux's ptdump. Made by [`Descriptor::listed`].
+#[derive(Clone, Copy, Debug)]
+pub struct Listed(Descriptor);
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fields = self.0.fields();
+        for (set, yes, no) in [
+            (self.0.is_valid(), "  ", "F "),
+            (fields.is_set(STAGE1::USER), "USR ", "    "),
+            (fields.is_set(STAGE1::RDONLY), "ro ", "RW "),
+            (fields.is_set(STAGE1::PXN), "NX ", "x  "),
+            (fields.is_set(STAGE1::SH), "SHD ", "    "),
+            (fields.is_set(STAGE1::AF), "AF ", "   "),
+            (self.0.is_valid() && fields.is_set(STAGE1::NG), "NG ", "   "),
+            (fields.is_set(STAGE1::CONTIGUOUS), "CON ", "    "),
+            (fields.is_set(STAGE1::UXN), "UXN ", "    "),
+            (fields.is_set(STAGE1::GP), "GP ", "   "),
+        ] {
+            f.write_str(if set { yes } else { no })?;
+        }
+        f.write_str(match fields.read(STAGE1::ATTR_INDEX) {
+            0 => "MEM/NORMAL",
+            1 => "DEVICE/nGnRE",
+            2 => "MEM/NORMAL-NC",
+            3 => "MEM/NORMAL-TAGGED",
+            _ => "DEVICE/nGnRnE",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::format;
+
+    use crate::addr::PhysAddr;
+    use crate::descriptor::{Attributes, Descriptor, MemoryType, bits};
+
+    fn page(attributes: Attributes) -> Descriptor {
+        Descriptor(attributes.bits() | bits::TABLE | 0x4800_1000)
+    }
+
+    #[test]
+    fn each_kind_of_entry_in_words() {
+        let data = page(Attributes::kernel_data(MemoryType::NormalTagged));
+        for (entry, level, words) in [
+            (Descriptor::EMPTY, 2, "invalid"),
+            (Descriptor(0x1000), 2, "invalid, software's bits 0x1000"),
+            (Descriptor(bits::VALID), 3, "reserved: faults like an invalid entry"),
+            (Descriptor::kernel_table(PhysAddr(0x4032_1000), false), 0, "table 0x40321000, UXNTable"),
+            (Descriptor::kernel_table(PhysAddr(0x4032_1000), true), 1, "table 0x40321000, PXNTable, UXNTable"),
+            (
+                data,
+                3,
+                "page 0x48001000, AP read/write at EL1, SH inner shareable, AF, DBM, PXN, UXN, \
+                 AttrIndx 3 (Normal-Tagged write-back)",
+            ),
+            (
+                Descriptor(data.0 & !bits::VALID | bits::PRESENT_INVALID),
+                3,
+                "present but invalid: page 0x48001000, AP read/write at EL1, SH inner shareable, AF, DBM, PXN, UXN, \
+                 AttrIndx 3 (Normal-Tagged write-back)",
+            ),
+            (
+                Descriptor(Attributes::kernel_text(MemoryType::Normal).bits() | 0x4020_0000 | bits::CONTIGUOUS),
+                2,
+                "block 0x40200000, AP read-only at EL1, SH inner shareable, AF, Contiguous, UXN, \
+                 AttrIndx 0 (Normal write-back)",
+            ),
+        ] {
+            assert_eq!(format!("{}", entry.decoded(level)), words);
+        }
+    }
+
+    #[test]
+    fn no_bit_goes_unmentioned() {
+        let empty = page(Attributes::device());
+        for bit in 0..64 {
+            let (with, without) = (Descriptor(empty.0 | 1 << bit), Descriptor(empty.0 & !(1 << bit)));
+            assert_ne!(format!("{}", with.decoded(3)), format!("{}", without.decoded(3)), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn columns_stay_in_place() {
+        let lines = [
+            Attributes::kernel_data(MemoryType::NormalTagged),
+            Attributes::kernel_rodata(MemoryType::NormalTagged),
+            Attributes::kernel_text(MemoryType::NormalTagged),
+        ]
+        .map(|attributes| format!("{}", page(attributes).listed()));
+        assert_eq!(
+            lines,
+            [
+                "      RW NX SHD AF        UXN    MEM/NORMAL-TAGGED",
+                "      ro NX SHD AF        UXN    MEM/NORMAL-TAGGED",
+                "      ro x  SHD AF        UXN    MEM/NORMAL-TAGGED",
+            ]
+        );
+        let invalid = Descriptor(page(Attributes::device()).0 & !bits::VALID | bits::PRESENT_INVALID);
+        assert_eq!(format!("{}", invalid.listed()), "F     RW NX SHD AF        UXN    DEVICE/nGnRE");
+    }
+}
