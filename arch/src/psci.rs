@@ -1,1 +1,69 @@
-//! Placeholder: see PLAN.
+//! Power State Coordination Interface (Arm DEN 0022): starting CPUs, and turning the machine off.
+//!
+//! The calls are those of the crate `smccc`; what it leaves to compile time, the instruction that makes the call, is
+//! known here only from the device tree, and is the first argument of each function.
+
+use core::fmt;
+
+/// The instruction that calls the firmware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Conduit {
+    /// HVC, to EL2.
+    Hvc,
+    /// SMC, to EL3.
+    Smc,
+}
+
+impl fmt::Display for Conduit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hvc => "HVC",
+            Self::Smc => "SMC",
+        })
+    }
+}
+
+pub use smccc::psci::error::Error;
+
+#[cfg(target_os = "none")]
+macro_rules! call {
+    ($conduit:expr, $function:ident($($argument:expr),*)) => {
+        match $conduit {
+            Conduit::Hvc => smccc::psci::$function::<smccc::Hvc>($($argument),*),
+            Conduit::Smc => smccc::psci::$function::<smccc::Smc>($($argument),*),
+        }
+    };
+}
+
+/// On the host there is no firmware: nothing is supported.
+#[cfg(not(target_os = "none"))]
+macro_rules! call {
+    ($conduit:expr, $function:ident($($argument:expr),*)) => {{
+        let _ = ($conduit, $($argument),*);
+        Err(Error::NotSupported)
+    }};
+}
+
+/// CPU_ON: starts the CPU with this affinity at the physical address `entry`, MMU off, with `context` in x0.
+///
+/// # Errors
+/// As the firmware answers, [`Error::AlreadyOn`] for instance. Success means that the CPU will start, not that it has.
+pub fn cpu_on(conduit: Conduit, mpidr: u64, entry: u64, context: u64) -> Result<(), Error> {
+    call!(conduit, cpu_on(mpidr, entry, context))
+}
+
+/// SYSTEM_OFF. It returns only where the firmware refuses.
+///
+/// # Errors
+/// As the firmware answers.
+pub fn system_off(conduit: Conduit) -> Result<(), Error> {
+    call!(conduit, system_off())
+}
+
+/// SYSTEM_RESET. It returns only where the firmware refuses.
+///
+/// # Errors
+/// As the firmware answers.
+pub fn system_reset(conduit: Conduit) -> Result<(), Error> {
+    call!(conduit, system_reset())
+}

@@ -1,1 +1,59 @@
-//! Placeholder: see PLAN.
+//! The generic timer (Arm ARM D12): the counter that all CPUs share, and this CPU's EL1 virtual timer.
+//!
+//! The virtual count is the physical one minus CNTVOFF_EL2, which the entry code sets to zero where it runs at EL2.
+
+/// CNTVCT_EL0, not read ahead of what comes before it in the program.
+#[inline(always)]
+pub fn count() -> u64 {
+    #[cfg(target_os = "none")]
+    {
+        let count: u64;
+        // SAFETY: reads a counter. The ISB keeps the read from being done early (D12.1.2); no `nomem`, so that the
+        // compiler does not move it across accesses that it times.
+        unsafe {
+            core::arch::asm!("isb", "mrs {0}, cntvct_el0", out(reg) count, options(nostack, preserves_flags));
+        }
+        count
+    }
+    #[cfg(not(target_os = "none"))]
+    0
+}
+
+/// CNTFRQ_EL0: counts in a second. Never zero, whatever the firmware left there.
+#[inline(always)]
+pub fn frequency() -> u64 {
+    #[cfg(target_os = "none")]
+    {
+        use aarch64_cpu::registers::{CNTFRQ_EL0, Readable as _};
+        CNTFRQ_EL0.get().max(1)
+    }
+    #[cfg(not(target_os = "none"))]
+    1_000_000_000
+}
+
+/// Has this CPU's virtual timer fire when [`count`] reaches `deadline`; at once where it has.
+#[inline]
+pub fn set_deadline(deadline: u64) {
+    #[cfg(target_os = "none")]
+    {
+        use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_CVAL_EL0, Writeable as _};
+        CNTV_CVAL_EL0.set(deadline);
+        CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::CLEAR);
+        // The interrupt may be asserted only after the write has taken effect (D12.2.4).
+        crate::barrier::isb();
+    }
+    #[cfg(not(target_os = "none"))]
+    let _ = deadline;
+}
+
+/// Stops this CPU's virtual timer: its interrupt line goes low.
+#[inline]
+pub fn stop() {
+    #[cfg(target_os = "none")]
+    {
+        use aarch64_cpu::registers::{CNTV_CTL_EL0, Writeable as _};
+        CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::CLEAR);
+        // The level must be gone before the interrupt is ended, or it is taken once more.
+        crate::barrier::isb();
+    }
+}

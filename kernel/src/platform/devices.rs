@@ -2,6 +2,7 @@
 //! `arm,armv8-timer`, `arm,psci`, `arm,pl011`, `pci-host-ecam-generic` and `arm,smmu-v3`).
 
 use granule_arch::addr::{PhysAddr, PhysRange};
+pub use granule_arch::psci::Conduit;
 use heapless::Vec;
 
 use super::tree::{Node, Root, cell, strings};
@@ -25,15 +26,6 @@ pub enum EnableMethod {
     SpinTable(PhysAddr),
     /// The tree does not say, or says something else: it cannot be started.
     Unknown,
-}
-
-/// The instruction that calls the firmware.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Conduit {
-    /// HVC, to EL2.
-    Hvc,
-    /// SMC, to EL3.
-    Smc,
 }
 
 /// What tells an interrupt to the controller.

@@ -16,6 +16,9 @@ use super::{NodeName, PlatformError};
 /// Nodes nested deeper than this are not looked at: no device that a kernel starts with is, and the stack is finite.
 const MAX_DEPTH: u32 = 8;
 
+/// What is done with each node: see [`Root::visit`].
+pub(super) type Visit<'v, 't, 'p> = dyn for<'n> FnMut(&Node<'t, 'n>, Option<&'p str>) -> Result<(), PlatformError> + 'v;
+
 /// The bus that a node makes for its children.
 pub(super) struct Bus<'t, 'b> {
     /// The bus that the node itself is on; `None` for the root.
@@ -98,11 +101,7 @@ impl<'t> Root<'t> {
     ///
     /// # Errors
     /// The first that `visit` returns.
-    pub(super) fn visit<'p>(
-        &self,
-        path: Option<&'p str>,
-        visit: &mut dyn FnMut(&Node<'t, '_>, Option<&'p str>) -> Result<(), PlatformError>,
-    ) -> Result<(), PlatformError> {
+    pub(super) fn visit<'p>(&self, path: Option<&'p str>, visit: &mut Visit<'_, 't, 'p>) -> Result<(), PlatformError> {
         for child in self.children() {
             child.visit(path, visit)?;
         }
@@ -172,11 +171,7 @@ impl<'t, 'b> Node<'t, 'b> {
         Ok(())
     }
 
-    fn visit<'p>(
-        &self,
-        path: Option<&'p str>,
-        visit: &mut dyn FnMut(&Node<'t, '_>, Option<&'p str>) -> Result<(), PlatformError>,
-    ) -> Result<(), PlatformError> {
+    fn visit<'p>(&self, path: Option<&'p str>, visit: &mut Visit<'_, 't, 'p>) -> Result<(), PlatformError> {
         if !self.is_available() || self.bus.depth >= MAX_DEPTH {
             return Ok(());
         }

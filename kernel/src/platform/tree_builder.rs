@@ -21,7 +21,7 @@ pub(super) fn text(values: &[&str]) -> Vec<u8> {
 impl TreeBuilder {
     /// Adds to the memory reservation block.
     pub(super) fn reserve(&mut self, address: u64, size: u64) {
-        self.reservations.push((address, size));
+        self.reservations.extend([(address, size)]);
     }
 
     /// Adds a node with what `fill` puts into it. The root's name is empty.
@@ -46,7 +46,7 @@ impl TreeBuilder {
     /// The blob.
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.word(9);
-        self.reservations.push((0, 0));
+        self.reservations.extend([(0, 0)]);
         let reservations: Vec<u8> =
             self.reservations.iter().flat_map(|entry| [entry.0, entry.1]).flat_map(u64::to_be_bytes).collect();
         let structure_at = 40 + reservations.len();

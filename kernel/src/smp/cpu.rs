@@ -5,6 +5,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::drivers::timer::Due;
+
 /// The most CPUs that one kernel starts.
 pub const MAX_CPUS: usize = 16;
 
@@ -29,6 +31,8 @@ pub struct Cpu {
     pub mpidr: AtomicU64,
     /// The lockless walkers' sequence word: odd inside the outermost walk.
     pub walk: AtomicU64,
+    /// What its timer waits for.
+    pub due: Due,
 }
 
 impl Cpu {
@@ -42,6 +46,7 @@ impl Cpu {
             interrupt_depth: AtomicU32::new(0),
             mpidr: AtomicU64::new(0),
             walk: AtomicU64::new(0),
+            due: Due::new(),
         }
     }
 }

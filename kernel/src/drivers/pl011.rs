@@ -1,0 +1,74 @@
+//! Arm PrimeCell UART (PL011, DDI 0183): the console of QEMU's virt machine and of most Arm boards.
+//!
+//! The port is used as the firmware left it: line format and baud rate depend on a clock that the kernel does not
+//! know, and the firmware has printed with them. Only the interrupts and the FIFO are set.
+
+use core::ptr::NonNull;
+
+use arm_pl011_uart::{FifoLevel, Interrupts, PL011Registers, Uart};
+use granule_arch::addr::VirtAddr;
+use granule_arch::wait;
+use safe_mmio::UniqueMmioPointer;
+
+use super::console::Console;
+
+/// A PL011 whose registers are mapped.
+pub struct Pl011 {
+    registers: NonNull<PL011Registers>,
+}
+
+// SAFETY: the registers are used under the console's lock, or by the one CPU left after a panic: see `Console`.
+unsafe impl Sync for Pl011 {}
+// SAFETY: nothing in it belongs to one CPU.
+unsafe impl Send for Pl011 {}
+
+impl Pl011 {
+    /// The PL011 at `registers`; `None` for address zero. Nothing is written to it.
+    ///
+    /// # Safety
+    /// A PL011's register page is mapped there as device memory for as long as the kernel runs.
+    pub const unsafe fn new(registers: VirtAddr) -> Option<Self> {
+        match NonNull::new(registers.as_ptr()) {
+            Some(registers) => Some(Self { registers }),
+            None => None,
+        }
+    }
+
+    fn uart(&self) -> Uart<'_> {
+        // SAFETY: mapped for ever (`new`); nobody else has one now, since all calls come under one lock (`Console`).
+        Uart::new(unsafe { UniqueMmioPointer::new(self.registers) })
+    }
+}
+
+impl Console for Pl011 {
+    fn write(&self, byte: u8) {
+        let mut uart = self.uart();
+        while uart.is_tx_fifo_full() {
+            wait::relax();
+        }
+        uart.write_word(byte);
+    }
+
+    fn read(&self) -> Option<u8> {
+        let mut uart = self.uart();
+        loop {
+            // An error belongs to the one byte that it came with: go on with the next.
+            if let Ok(byte) = uart.read_word() {
+                return byte;
+            }
+        }
+    }
+
+    fn set_receive_interrupt(&self, on: bool) {
+        let mut uart = self.uart();
+        // The timeout interrupt is for what stays below the FIFO's level: without it a single key would wait.
+        let receive = Interrupts::RXI | Interrupts::RTI;
+        if on {
+            // The lowest level: QEMU's model raises RXI at it, so that a key is seen at once.
+            uart.set_interrupt_fifo_levels(FifoLevel::Bytes4, FifoLevel::Bytes16);
+            uart.set_interrupt_masks(receive);
+        } else {
+            uart.set_interrupt_masks(Interrupts::empty());
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Turning the machine off.
+//!
+//! PSCI has no way to say whether the work succeeded: QEMU always exits with status 0. With the boot argument
+//! `semihosting` the machine ends through QEMU's semihosting instead, with a status. Only then: without a debugger or
+//! emulator that answers, the semihosting instruction is an undefined-instruction exception.
+
+use granule_arch::psci::{self, Conduit};
+use granule_arch::{interrupts, wait};
+use linkme::distributed_slice;
+use spin::Once;
+
+use crate::bootargs::{self, PARAMETERS, Parameter};
+
+#[distributed_slice(PARAMETERS)]
+static SEMIHOSTING: Parameter = Parameter {
+    name: "semihosting",
+    help: "QEMU answers semihosting calls: poweroff and panics end it with a status",
+    check: bootargs::flag,
+};
+
+static CONDUIT: Once<Option<Conduit>> = Once::new();
+
+/// How the machine's work ended: the exit status of QEMU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// 0.
+    Success,
+    /// 1.
+    Failure,
+}
+
+/// Says how the firmware is called. Before, [`off`] can only stop the CPU.
+pub fn init(conduit: Option<Conduit>) {
+    CONDUIT.call_once(|| conduit);
+}
+
+/// Turns the machine off. Where that cannot be done, this CPU stops; the other CPUs are the caller's to stop.
+pub fn off(status: Status) -> ! {
+    let _ = interrupts::mask();
+    if bootargs::is_set("semihosting") {
+        exit(status);
+    }
+    if let Some(conduit) = conduit() {
+        // It returns only where the firmware refuses; then there is nothing left to try.
+        let _ = psci::system_off(conduit);
+    }
+    stop()
+}
+
+/// Starts the machine anew. Where that cannot be done, this CPU stops.
+pub fn reset() -> ! {
+    let _ = interrupts::mask();
+    if let Some(conduit) = conduit() {
+        let _ = psci::system_reset(conduit);
+    }
+    stop()
+}
+
+/// Stops this CPU for good.
+pub fn stop() -> ! {
+    let _ = interrupts::mask();
+    loop {
+        wait::wfi();
+    }
+}
+
+fn conduit() -> Option<Conduit> {
+    CONDUIT.get().copied().flatten()
+}
+
+/// SYS_EXIT (Arm semihosting specification, 6.5).
+fn exit(status: Status) {
+    #[cfg(target_os = "none")]
+    semihosting::process::exit(status as i32);
+    #[cfg(not(target_os = "none"))]
+    std::process::exit(status as i32);
+}

@@ -1,0 +1,164 @@
+//! Time: the generic timer's counter as nanoseconds, and a deadline for each CPU.
+//!
+//! There is no tick. A CPU sets its virtual timer when something is due and is left alone otherwise; an idle CPU with
+//! nothing due sleeps in WFI until an interrupt.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::time::Duration;
+
+use granule_arch::{interrupts, timer, wait};
+
+use crate::smp::{Cpu, this_cpu};
+
+/// The counter when the kernel was entered.
+static ENTRY: AtomicU64 = AtomicU64::new(0);
+
+/// What a CPU has due: part of its [`Cpu`], touched by it alone.
+#[derive(Default)]
+pub struct Due {
+    /// A [`Handler`], or zero for none.
+    handler: AtomicUsize,
+}
+
+/// What runs when a deadline is reached: in the interrupt, on the CPU that set it.
+pub type Handler = fn(&Cpu);
+
+impl Due {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self { handler: AtomicUsize::new(0) }
+    }
+}
+
+/// Sets the moment that [`uptime`] counts from.
+pub fn init(entry_count: u64) {
+    ENTRY.store(entry_count, Ordering::Relaxed);
+}
+
+/// Time since the kernel was entered.
+pub fn uptime() -> Duration {
+    to_duration(timer::count().wrapping_sub(ENTRY.load(Ordering::Relaxed)), timer::frequency())
+}
+
+/// Instructions that this CPU has retired since it was entered, modulo 2³² before PMUv3p5.
+///
+/// `None` where the PMU does not count them. Under QEMU it does with a fixed `-icount shift` only.
+pub fn instructions() -> Option<u64> {
+    #[cfg(target_os = "none")]
+    {
+        /// Event 8, INST_RETIRED, in PMCEID0_EL0.
+        const INST_RETIRED: u64 = 1 << 8;
+        use aarch64_cpu::registers::{ID_AA64DFR0_EL1, Readable as _};
+        // 0 is no PMU, 15 is one that is not the architecture's.
+        if matches!(ID_AA64DFR0_EL1.read(ID_AA64DFR0_EL1::PMUVer), 0 | 15) {
+            return None;
+        }
+        let (events, count): (u64, u64);
+        // SAFETY: a PMU is there (above), and the entry code set event counter 0 to this event and started it.
+        unsafe {
+            core::arch::asm!("mrs {0}, pmceid0_el0", "isb", "mrs {1}, pmevcntr0_el0", out(reg) events, out(reg) count,
+                options(nostack, preserves_flags));
+        }
+        (events & INST_RETIRED != 0).then_some(count)
+    }
+    #[cfg(not(target_os = "none"))]
+    None
+}
+
+/// Has `handler` run on this CPU when `after` has passed. It replaces what was due before.
+pub fn set_deadline(cpu: &Cpu, after: Duration, handler: Handler) {
+    let deadline = timer::count().saturating_add(to_counts(after, timer::frequency()));
+    let masked = interrupts::mask();
+    cpu.due.handler.store(handler as usize, Ordering::Relaxed);
+    timer::set_deadline(deadline);
+    interrupts::restore(masked);
+}
+
+/// Takes back what was due on this CPU.
+pub fn cancel_deadline(cpu: &Cpu) {
+    let masked = interrupts::mask();
+    timer::stop();
+    cpu.due.handler.store(0, Ordering::Relaxed);
+    interrupts::restore(masked);
+}
+
+/// The virtual timer's interrupt.
+pub fn handle_interrupt(cpu: &Cpu) {
+    // One shot: off before the handler, which may set the next one.
+    timer::stop();
+    let handler = cpu.due.handler.swap(0, Ordering::Relaxed);
+    if handler != 0 {
+        // SAFETY: not zero, so `set_deadline` put it there: a `Handler`.
+        let handler = unsafe { core::mem::transmute::<usize, Handler>(handler) };
+        handler(cpu);
+    }
+}
+
+/// Waits at least this long, without giving up the CPU. Interrupts stay as they are.
+pub fn delay(time: Duration) {
+    let deadline = Deadline::after(time);
+    while !deadline.has_passed() {
+        wait::relax();
+    }
+}
+
+/// Waits at least this long in WFI. Takes over this CPU's deadline; interrupts must be on.
+pub fn sleep(time: Duration) {
+    let deadline = Deadline::after(time);
+    set_deadline(this_cpu(), time, |_| {});
+    while !deadline.has_passed() {
+        wait::wfi();
+    }
+}
+
+/// A moment that a wait loop gives up at.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(u64);
+
+impl Deadline {
+    /// `time` from now.
+    pub fn after(time: Duration) -> Self {
+        Self(timer::count().saturating_add(to_counts(time, timer::frequency())))
+    }
+
+    /// Whether it has come.
+    pub fn has_passed(self) -> bool {
+        timer::count() >= self.0
+    }
+}
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+fn to_duration(counts: u64, frequency: u64) -> Duration {
+    let rest = u128::from(counts % frequency) * u128::from(NANOSECONDS) / u128::from(frequency);
+    Duration::new(counts / frequency, rest as u32)
+}
+
+/// Rounded up: a deadline is never early.
+fn to_counts(time: Duration, frequency: u64) -> u64 {
+    let counts = (time.as_nanos() * u128::from(frequency)).div_ceil(u128::from(NANOSECONDS));
+    u64::try_from(counts).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::{to_counts, to_duration};
+
+    #[test]
+    fn counts_become_time_at_any_frequency() {
+        assert_eq!(to_duration(62_500_000, 62_500_000), Duration::from_secs(1));
+        assert_eq!(to_duration(1, 62_500_000), Duration::from_nanos(16));
+        assert_eq!(to_duration(u64::MAX, 1_000_000_000), Duration::from_nanos(u64::MAX));
+        assert_eq!(to_duration(3, 1), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_deadline_is_never_early() {
+        assert_eq!(to_counts(Duration::from_nanos(17), 62_500_000), 2);
+        assert_eq!(to_counts(Duration::from_nanos(16), 62_500_000), 1);
+        assert_eq!(to_counts(Duration::MAX, 1_000_000_000), u64::MAX);
+        assert_eq!(to_counts(Duration::ZERO, 24_000_000), 0);
+    }
+}
