@@ -1,2 +1,39 @@
-//! placeholder
+//! How Granule comes to run: the arm64 Image header, the entry at EL2 or EL1, relocation, the early map.
+//!
+//! The story is told in `entry.S`, which is assembled here with the numbers that it shares with the kernel: bits of
+//! descriptors and registers, addresses of the layout, offsets of the two records that assembly writes or reads. A binary
+//! names what runs once the kernel is up:
+//!
+//! ```ignore
+//! granule_boot::entry!(granule::monitor::run);
+//! ```
+
 #![cfg_attr(target_os = "none", no_std)]
+
+#[cfg(target_os = "none")]
+mod entry;
+
+/// Makes a binary a Granule image: after [`granule::start::start`] the boot CPU runs `$main`, a `fn() -> !`.
+#[macro_export]
+macro_rules! entry {
+    ($main:expr) => {
+        /// The first Rust function. `entry.S` jumps here with the MMU on, on the boot stack, interrupts masked.
+        #[cfg(target_os = "none")]
+        #[unsafe(no_mangle)]
+        extern "C" fn kernel_main(info: &'static $crate::BootInfo) -> ! {
+            let main: fn() -> ! = $main;
+            $crate::start(info);
+            main()
+        }
+
+        /// On the host the image is nothing: it is built for the target alone.
+        #[cfg(not(target_os = "none"))]
+        fn main() {}
+    };
+}
+
+#[doc(hidden)]
+pub use granule::start::BootInfo;
+#[cfg(target_os = "none")]
+#[doc(hidden)]
+pub use granule::start::start;

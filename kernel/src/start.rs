@@ -25,3 +25,8 @@ pub struct BootInfo {
     /// The level 3 table behind the fixmap's 2 MiB.
     pub fixmap_table: u64,
 }
+
+/// Brings the kernel up.
+pub fn start(info: &'static BootInfo) {
+    let _ = info;
+}

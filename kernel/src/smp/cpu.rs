@@ -76,3 +76,17 @@ pub fn this_cpu() -> &'static Cpu {
 #[cfg(target_os = "none")]
 #[unsafe(no_mangle)]
 pub static BOOT_CPU: Cpu = Cpu::new(CpuId(0));
+
+/// What a secondary CPU is started with: PSCI's context argument is the virtual address of one of these.
+///
+/// `boot/src/entry.S` reads it once the MMU is on.
+#[repr(C)]
+#[derive(Debug)]
+pub struct SecondaryBoot {
+    /// Top of the CPU's stack.
+    pub stack_top: u64,
+    /// Virtual address of its [`Cpu`], for TPIDR_EL1.
+    pub cpu: u64,
+    /// Virtual address of an `extern "C" fn(&'static Cpu) -> !`.
+    pub entry: u64,
+}

@@ -4,4 +4,4 @@ mod cpu;
 
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
-pub use cpu::{Cpu, CpuId, MAX_CPUS, this_cpu};
+pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};

@@ -1,0 +1,561 @@
+// From the loader's jump to the first Rust function, on the boot CPU and on every other.
+//
+// Entered at EL2 or EL1 with the MMU off, at any 2 MiB aligned address, as Linux's arm64 boot protocol has it. In order:
+//
+//   drop_to_el1     EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1
+//   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page
+//   configure_el1   MAIR, TCR, TTBRs and all else that a previous stage may have left, from this CPU's ID registers
+//   enable_mmu      the one page of code that lies at the same address under both maps
+//   primary_high    at the linked address: relocation, vectors, stack, bss, `kernel_main`
+//   secondary_high  at the linked address: the CPU's record, which says where to go
+//
+// Rules. With the MMU off: PC-relative addresses only, no stack, nothing exclusive or unaligned (all data accesses are
+// Device-nGnRnE). A register field is written, never modified: what was in it is not ours. No page is writable and
+// executable, at no time. Numbers that Rust knows too come from there, as operands in braces: see lib.rs.
+//
+// Registers that live through all of it:
+//   x20  boot CPU: x0 as entered; others: address of the SecondaryBoot record, valid once the MMU is on
+//   x21  exception level at the entry
+//   x22  CNTVCT_EL0
+//   x23  physical address of the image
+//   x26  SCTLR_EL1 with the MMU on
+//   x27  virtual address of the image: IMAGE_BASE plus the slide
+//   x28  where enable_mmu goes on
+//
+// Arm ARM: D1.3 (exception levels), D5 and D8 (translation), D7.5 (caches), D24 (registers).
+
+// One definition for the linker script as well.
+    .globl  IMAGE_BASE
+    .set    IMAGE_BASE, {IMAGE_BASE}
+    .globl  BOOT_STACK_SIZE
+    .set    BOOT_STACK_SIZE, {BOOT_STACK_SIZE}
+    .globl  EARLY_MAP_SIZE
+    .set    EARLY_MAP_SIZE, {EARLY_MAP_TABLES} * 0x200000
+
+// ---------------------------------------------------------------- tables, zeroed by build_tables
+
+    .macro  table name, count=1
+\name:
+    .space  0x1000 * \count
+    .endm
+
+    .section .early_tables, "aw", @nobits
+    .balign 0x1000
+    table   root
+    table   image_level1                    // 512 GiB: the image's GiB and the fixmap's
+    table   image_level2
+    table   image_level3, {EARLY_MAP_TABLES} // adjacent, so that they are one array of pages
+    table   fixmap_level2
+    table   fixmap_level3
+    table   identity_root
+    table   identity_level1
+    table   identity_level2
+    table   identity_level3
+
+// ---------------------------------------------------------------- macros
+
+// A 64-bit constant, without a literal pool: four instructions that need no memory.
+    .macro  constant register, value
+    movz    \register, #((\value) & 0xffff)
+    movk    \register, #(((\value) >> 16) & 0xffff), lsl #16
+    movk    \register, #(((\value) >> 32) & 0xffff), lsl #32
+    movk    \register, #(((\value) >> 48) & 0xffff), lsl #48
+    .endm
+
+// A four-bit field of an ID register.
+    .macro  id_field output, register, shift
+    mrs     \output, \register
+    ubfx    \output, \output, #\shift, #4
+    .endm
+
+// The address of a symbol, physical or virtual as the PC is.
+    .macro  address register, symbol
+    adrp    \register, \symbol
+    add     \register, \register, :lo12:\symbol
+    .endm
+
+// The virtual address of a symbol while the PC is physical.
+    .macro  high_address register, symbol
+    address \register, \symbol
+    sub     \register, \register, x23
+    add     \register, \register, x27
+    .endm
+
+// The physical address of a page-aligned symbol while the PC is virtual.
+    .macro  physical_page register, symbol
+    adrp    \register, \symbol
+    sub     \register, \register, x27
+    add     \register, \register, x23
+    .endm
+
+// x27, and x23 while the PC is physical.
+    .macro  find_image
+    adrp    x23, __image_start
+    constant x27, {IMAGE_BASE}
+    movz    x9, #:abs_g1:__slide
+    movk    x9, #:abs_g0_nc:__slide
+    add     x27, x27, x9
+    .endm
+
+// Drops the lines of the early tables from every cache, to the point of coherency. Clobbers x9 to x11.
+    .macro  invalidate_tables
+    mrs     x9, ctr_el0
+    ubfx    x9, x9, #{CTR_DMINLINE}, #4
+    mov     x10, #4
+    lsl     x9, x10, x9
+    adrp    x10, __early_tables_start
+    adrp    x11, __early_tables_end
+1:  dc      ivac, x10
+    add     x10, x10, x9
+    cmp     x10, x11
+    b.lo    1b
+    dsb     sy
+    .endm
+
+// parent[index of address at this level] = child. Clobbers x9 to x11.
+    .macro  link_table parent, address, shift, child, descriptor
+    adrp    x9, \parent
+    adrp    x10, \child
+    constant x11, \descriptor
+    orr     x10, x10, x11
+    ubfx    x11, \address, #\shift, #9
+    str     x10, [x9, x11, lsl #3]
+    .endm
+
+// The image's pages from one symbol up to another, with these attributes. Clobbers x9 to x13.
+    .macro  map_pages start, end, attributes
+    adrp    x9, \start
+    adrp    x10, \end
+    constant x11, \attributes
+    adrp    x12, image_level3
+    sub     x13, x9, x23
+    add     x12, x12, x13, lsr #9           // one entry of 8 bytes for each 4096
+1:  cmp     x9, x10
+    b.hs    2f
+    orr     x13, x9, x11
+    str     x13, [x12], #8
+    add     x9, x9, #0x1000
+    b       1b
+2:
+    .endm
+
+// ---------------------------------------------------------------- the header of an arm64 Image
+
+    .section .head.text, "ax"
+    .globl  _start
+_start:
+    nop                                     // room for the "MZ" of a PE image
+    b       primary_entry
+    .quad   0                               // text_offset: from a 2 MiB aligned address
+    .quad   __image_size                    // all that must be free, bss included
+    .quad   0b1010                          // little endian, 4 KiB pages, anywhere in memory
+    .quad   0, 0, 0
+    .ascii  "ARM\x64"
+    .long   0                               // offset of a PE header: none
+
+// ---------------------------------------------------------------- entries, MMU off
+
+primary_entry:
+    msr     daifset, #0xf
+    mov     x20, x0
+    bl      drop_to_el1
+    mrs     x22, cntvct_el0                 // not earlier: CNTVOFF_EL2 may have hidden the real count
+    find_image
+    bl      build_tables
+    high_address x28, primary_high
+    bl      configure_el1
+    b       enable_mmu
+
+    .globl  secondary_entry
+secondary_entry:
+    msr     daifset, #0xf
+    mov     x20, x0
+    bl      drop_to_el1
+    find_image
+    high_address x28, secondary_high
+    bl      configure_el1
+    b       enable_mmu
+
+// Leaves x21; clobbers x0 to x3. At EL1 the hypervisor or firmware above has decided all that EL2 could.
+drop_to_el1:
+    mrs     x0, CurrentEL
+    lsr     x21, x0, #2
+    cmp     x21, #2
+    b.eq    at_el2
+    cmp     x21, #1
+    b.ne    park                            // EL3 is not an entry: a loader's mistake
+    constant x0, {SCTLR_EL1_MMU_OFF}
+    msr     sctlr_el1, x0
+    isb
+    ret
+
+at_el2:
+    constant x0, {SCTLR_EL2_MMU_OFF}
+    msr     sctlr_el2, x0
+    // The host regime of VHE goes with this write: E2H = TGE = 0. On a CPU whose E2H is RES1 it stays, and then
+    // `sctlr_el1` means SCTLR_EL2, and three registers have another layout.
+    constant x0, {HCR_EL2}
+    msr     hcr_el2, x0
+    isb
+    mrs     x0, hcr_el2
+    constant x1, {SCTLR_EL1_MMU_OFF}
+    tbnz    x0, #{HCR_E2H_SHIFT}, 1f
+    msr     sctlr_el1, x1
+    mov     x2, #{CPTR_EL2}
+    mov     x3, #{CNTHCTL_EL2}
+    b       2f
+1:  msr     S3_5_C1_C0_0, x1                // SCTLR_EL12
+    mov     x2, #{CPTR_EL2_VHE}
+    mov     x3, #{CNTHCTL_EL2_VHE}
+2:  msr     cptr_el2, x2
+    msr     cnthctl_el2, x3
+    msr     cntvoff_el2, xzr
+    msr     hstr_el2, xzr
+    msr     vttbr_el2, xzr
+    constant x0, {VTCR_EL2}
+    msr     vtcr_el2, x0
+    mrs     x0, midr_el1
+    msr     vpidr_el2, x0
+    mrs     x0, mpidr_el1
+    msr     vmpidr_el2, x0
+
+    // Debug and profiling: no traps; all event counters belong to EL1.
+    id_field x1, id_aa64dfr0_el1, {DFR0_PMUVER}
+    sub     x0, x1, #1
+    cmp     x0, #0xe                        // 0: no PMU, 0xf: not the architected one
+    mov     x0, #0
+    b.hs    3f
+    mrs     x0, pmcr_el0
+    ubfx    x0, x0, #{PMCR_N}, #5
+3:  msr     mdcr_el2, x0                    // HPMN
+
+    // The GIC's system registers, where there are any and EL3 lets us have them.
+    id_field x0, id_aa64pfr0_el1, {PFR0_GIC}
+    cbz     x0, 4f
+    mov     x0, #0b1001                     // Enable, SRE
+    msr     S3_4_C12_C9_5, x0               // ICC_SRE_EL2
+    isb
+    mrs     x0, S3_4_C12_C9_5
+    tbz     x0, #0, 4f
+    msr     S3_4_C12_C11_0, xzr             // ICH_HCR_EL2: no virtual interrupts
+
+    // HCRX_EL2: what EL1 may use of newer features. Fields of absent features stay zero.
+4:  id_field x0, id_aa64mmfr1_el1, {MMFR1_HCX}
+    cbz     x0, 7f
+    mov     x0, #0
+    id_field x1, S3_0_C0_C6_2, {ISAR2_MOPS} // ID_AA64ISAR2_EL1
+    cbz     x1, 5f
+    orr     x0, x0, #{HCRX_MSCEN}
+5:  id_field x1, S3_0_C0_C7_3, {MMFR3_TCRX} // ID_AA64MMFR3_EL1
+    cbz     x1, 6f
+    orr     x0, x0, #{HCRX_TCR2EN}
+6:  id_field x1, S3_0_C0_C7_3, {MMFR3_SCTLRX}
+    cbz     x1, 6f
+    orr     x0, x0, #{HCRX_SCTLR2EN}
+6:  msr     S3_4_C1_C2_2, x0
+
+    // Fine-grained traps: none. (Bits named n… trap while zero; they guard features that Granule does not use.)
+7:  id_field x0, id_aa64mmfr0_el1, {MMFR0_FGT}
+    cbz     x0, 9f
+    msr     S3_4_C1_C1_4, xzr               // HFGRTR_EL2
+    msr     S3_4_C1_C1_5, xzr               // HFGWTR_EL2
+    msr     S3_4_C1_C1_6, xzr               // HFGITR_EL2
+    msr     S3_4_C3_C1_4, xzr               // HDFGRTR_EL2
+    msr     S3_4_C3_C1_5, xzr               // HDFGWTR_EL2
+    id_field x1, id_aa64pfr0_el1, {PFR0_AMU}
+    cbz     x1, 8f
+    msr     S3_4_C3_C1_6, xzr               // HAFGRTR_EL2
+8:  cmp     x0, #2
+    b.lo    9f
+    msr     S3_4_C3_C1_2, xzr               // HFGRTR2_EL2
+    msr     S3_4_C3_C1_3, xzr               // HFGWTR2_EL2
+    msr     S3_4_C3_C1_7, xzr               // HFGITR2_EL2
+    msr     S3_4_C3_C1_0, xzr               // HDFGRTR2_EL2
+    msr     S3_4_C3_C1_1, xzr               // HDFGWTR2_EL2
+
+    // Nobody lives at EL2 from here on. What traps there all the same stops, rather than run what was there before.
+9:  address x0, parked_vectors
+    msr     vbar_el2, x0
+    tlbi    alle1                           // every VMID: ours is 0, and somebody may have used it
+    tlbi    alle2
+    dsb     nsh
+    mov     x0, #{SPSR_EL1H_MASKED}
+    msr     spsr_el2, x0
+    msr     elr_el2, x30
+    isb
+    eret
+
+// Fills the early tables. Clobbers x9 to x14.
+//
+// They are written past the caches and read through them, so their lines are dropped twice: before, lest a dirty line of
+// the previous stage be evicted over what we write; after, lest a line fetched by speculation hide it.
+build_tables:
+    invalidate_tables
+    adrp    x9, __early_tables_start
+    adrp    x10, __early_tables_end
+1:  stp     xzr, xzr, [x9], #16
+    stp     xzr, xzr, [x9], #16
+    stp     xzr, xzr, [x9], #16
+    stp     xzr, xzr, [x9], #16
+    cmp     x9, x10
+    b.lo    1b
+
+    // __boot_guard lies between the last two ranges and stays unmapped.
+    map_pages __text_start, __text_end, {PAGE_TEXT}
+    map_pages __rodata_start, __rodata_end, {PAGE_RODATA}
+    map_pages __relro_start, __boot_guard, {PAGE_DATA}
+    map_pages __boot_stack_start, __image_end, {PAGE_DATA}
+
+    // A level 3 table for each 2 MiB of the image. Those past the text allow no execution below them.
+    adrp    x9, image_level2
+    ubfx    x10, x27, #21, #9
+    add     x9, x9, x10, lsl #3
+    adrp    x10, image_level3
+    mov     x11, x23
+    adrp    x12, __text_end
+    adrp    x13, __image_end
+2:  constant x14, {TABLE}
+    cmp     x11, x12
+    b.lo    3f
+    constant x14, {TABLE_PXN}
+3:  orr     x14, x14, x10
+    str     x14, [x9], #8
+    add     x10, x10, #0x1000
+    add     x11, x11, #0x200000
+    cmp     x11, x13
+    b.lo    2b
+
+    link_table root, x27, 39, image_level1, {TABLE}
+    link_table image_level1, x27, 30, image_level2, {TABLE}
+    constant x12, {FIXMAP_BASE}
+    link_table image_level1, x12, 30, fixmap_level2, {TABLE_PXN}
+    link_table fixmap_level2, x12, 21, fixmap_level3, {TABLE_PXN}
+
+    adrp    x12, __idmap_start
+    link_table identity_root, x12, 39, identity_level1, {TABLE}
+    link_table identity_level1, x12, 30, identity_level2, {TABLE}
+    link_table identity_level2, x12, 21, identity_level3, {TABLE}
+    link_table identity_level3, x12, 12, __idmap_start, {PAGE_TEXT}
+
+    dmb     sy
+    invalidate_tables
+    ret
+
+// Sets every EL1 register that decides how this CPU runs but the one that turns the MMU on: that is left in x26.
+// Clobbers x0 to x3.
+configure_el1:
+    msr     spsel, #1
+    msr     cpacr_el1, xzr                  // floating point, SVE and SME trap: the kernel has none
+    msr     mdscr_el1, xzr                  // no self-hosted debug
+    msr     cntkctl_el1, xzr                // EL0: no timers, no counters
+    msr     contextidr_el1, xzr
+    msr     tpidr_el0, xzr
+    msr     tpidrro_el0, xzr
+    msr     sp_el0, xzr
+    address x0, parked_vectors
+    msr     vbar_el1, x0
+
+    // Newer registers that would modify the ones below.
+    id_field x0, S3_0_C0_C7_3, {MMFR3_TCRX}
+    cbz     x0, 1f
+    msr     S3_0_C2_C0_3, xzr               // TCR2_EL1
+1:  id_field x0, S3_0_C0_C7_3, {MMFR3_SCTLRX}
+    cbz     x0, 1f
+    msr     S3_0_C1_C0_3, xzr               // SCTLR2_EL1
+
+    // The memory types, and the allocation tags of one of them.
+1:  constant x26, {SCTLR_EL1_MMU_ON}
+    constant x1, {MAIR}
+    id_field x0, id_aa64pfr1_el1, {PFR1_MTE}
+    cmp     x0, #2
+    b.lo    2f
+    constant x1, {MAIR_MTE}
+    orr     x26, x26, #{SCTLR_ATA}
+2:  msr     mair_el1, x1
+
+    // PAN from the start where it exists; where not, SPAN is RES1.
+    id_field x0, id_aa64mmfr1_el1, {MMFR1_PAN}
+    cbz     x0, 3f
+    mov     x1, #{PSTATE_PAN}
+    msr     S3_0_C4_C2_3, x1                // PAN
+    b       4f
+3:  orr     x26, x26, #{SCTLR_SPAN}
+
+    // Addresses of 48 bits; of physical ones what the CPU has, at most 48.
+4:  constant x1, {TCR_EL1}
+    id_field x0, id_aa64mmfr0_el1, {MMFR0_PARANGE}
+    mov     x2, #{IPS_48_BITS}
+    cmp     x0, x2
+    csel    x0, x0, x2, lo
+    bfi     x1, x0, #{TCR_IPS}, #3
+    id_field x0, id_aa64mmfr0_el1, {MMFR0_ASIDBITS}
+    cbz     x0, 5f
+    orr     x1, x1, #{TCR_AS}
+5:  id_field x0, id_aa64mmfr1_el1, {MMFR1_HAFDBS}
+    cbz     x0, 6f
+    orr     x1, x1, #{TCR_HA}
+6:  id_field x0, id_aa64mmfr2_el1, {MMFR2_E0PD}
+    cbz     x0, 7f
+    orr     x1, x1, #{TCR_E0PD1}
+7:  msr     tcr_el1, x1
+    adrp    x0, root
+    msr     ttbr1_el1, x0
+    adrp    x0, identity_root
+    msr     ttbr0_el1, x0
+
+    // Event counter 0 counts instructions at EL1 and EL0 from here on, all others stand still.
+    id_field x0, id_aa64dfr0_el1, {DFR0_PMUVER}
+    sub     x1, x0, #1
+    cmp     x1, #0xe
+    b.hs    9f
+    msr     pmuserenr_el0, xzr
+    mov     x1, #-1
+    msr     pmcntenclr_el0, x1
+    msr     pmintenclr_el1, x1
+    msr     pmovsclr_el0, x1
+    mov     x1, #{PMCR}
+    cmp     x0, #6                          // FEAT_PMUv3p5: event counters of 64 bits
+    b.lo    8f
+    orr     x1, x1, #{PMCR_LP}
+8:  msr     pmcr_el0, x1
+    mrs     x0, pmcr_el0
+    ubfx    x0, x0, #{PMCR_N}, #5
+    cbz     x0, 9f
+    mov     x1, #{EVENT_INST_RETIRED}
+    msr     pmevtyper0_el0, x1
+    msr     pmevcntr0_el0, xzr
+    mov     x1, #1
+    msr     pmcntenset_el0, x1
+9:  isb
+    ret
+
+park:
+    wfe
+    b       park
+
+// For exceptions that nobody is there to take yet, and for EL2 once it is empty.
+    .balign 0x800
+parked_vectors:
+    .rept   16
+    .balign 0x80
+    b       park
+    .endr
+
+// ---------------------------------------------------------------- the page under both maps
+
+    .section .idmap.text, "ax"
+enable_mmu:
+    // Nothing of a previous stage may be hit by what is fetched or translated next.
+    ic      iallu
+    tlbi    vmalle1
+    dsb     nsh
+    isb
+    msr     sctlr_el1, x26
+    isb
+    // Instructions fetched with the caches off may have been fetched into them as they were in memory before.
+    ic      iallu
+    dsb     nsh
+    isb
+    br      x28
+
+// ---------------------------------------------------------------- at the linked address, MMU on
+
+    .text
+primary_high:
+    address x0, {BOOT_CPU}
+    msr     tpidr_el1, x0
+    address x0, parked_vectors
+    msr     vbar_el1, x0
+    adrp    x0, __boot_stack_end
+    mov     sp, x0
+
+    // Relocation: RELR, an address followed by bitmaps of the 63 words behind it. Nothing to do unless slid.
+    constant x0, {IMAGE_BASE}
+    subs    x6, x27, x0
+    b.eq    5f
+    address x0, __relr_start
+    address x1, __relr_end
+1:  cmp     x0, x1
+    b.hs    5f
+    ldr     x3, [x0], #8
+    tbnz    x3, #0, 2f
+    add     x2, x3, x6
+    ldr     x4, [x2]
+    add     x4, x4, x6
+    str     x4, [x2], #8
+    b       1b
+2:  mov     x5, x2
+3:  lsr     x3, x3, #1
+    cbz     x3, 4f
+    tbz     x3, #0, 6f
+    ldr     x4, [x5]
+    add     x4, x4, x6
+    str     x4, [x5]
+6:  add     x5, x5, #8
+    b       3b
+4:  add     x2, x2, #(63 * 8)
+    b       1b
+
+    // What held pointers to relocate is constant now: a narrowing of live entries, so invalidate.
+5:  adrp    x0, __relro_start
+    adrp    x1, __relro_end
+    sub     x2, x0, x27
+    adrp    x3, image_level3
+    add     x3, x3, x2, lsr #9
+    constant x5, {PAGE_DATA} ^ {PAGE_RODATA}
+7:  cmp     x0, x1
+    b.hs    8f
+    ldr     x4, [x3]
+    eor     x4, x4, x5
+    str     x4, [x3], #8
+    add     x0, x0, #0x1000
+    b       7b
+8:  dsb     ishst
+    tlbi    vmalle1
+    dsb     nsh
+    isb
+
+    adrp    x0, __bss_start
+    adrp    x1, __bss_end
+9:  cmp     x0, x1
+    b.hs    10f
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    b       9b
+
+10: sub     sp, sp, #{BOOT_INFO_SPACE}
+    str     x20, [sp, #{INFO_DEVICE_TREE}]
+    str     x23, [sp, #{INFO_IMAGE_START}]
+    physical_page x0, __image_end
+    str     x0, [sp, #{INFO_IMAGE_END}]
+    str     x21, [sp, #{INFO_ENTRY_LEVEL}]
+    str     x22, [sp, #{INFO_ENTRY_COUNT}]
+    physical_page x0, root
+    str     x0, [sp, #{INFO_ROOT_TABLE}]
+    physical_page x0, identity_root
+    str     x0, [sp, #{INFO_IDENTITY_ROOT}]
+    physical_page x0, fixmap_level3
+    str     x0, [sp, #{INFO_FIXMAP_TABLE}]
+    address x0, secondary_entry
+    sub     x0, x0, x27
+    add     x0, x0, x23
+    str     x0, [sp, #{INFO_SECONDARY_ENTRY}]
+    mov     x0, sp
+    mov     x29, xzr                        // the end of every backtrace
+    mov     x30, xzr
+    b       kernel_main
+
+secondary_high:
+    ldr     x0, [x20, #{SECONDARY_STACK_TOP}]
+    mov     sp, x0
+    ldr     x0, [x20, #{SECONDARY_CPU}]
+    msr     tpidr_el1, x0
+    address x1, parked_vectors
+    msr     vbar_el1, x1
+    isb
+    ldr     x1, [x20, #{SECONDARY_ENTRY}]
+    mov     x29, xzr
+    mov     x30, xzr
+    br      x1

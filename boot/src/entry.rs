@@ -1,0 +1,166 @@
+//! `entry.S`, and the numbers that it is given. None of them is written twice.
+
+use core::mem::offset_of;
+
+use aarch64_cpu::registers::{
+    CNTHCTL_EL2, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
+    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, SCTLR_EL1, SPSR_EL2, TCR_EL1,
+};
+use granule::mm::layout;
+use granule::smp::{BOOT_CPU, SecondaryBoot};
+use granule::start::BootInfo;
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
+use granule_arch::sysreg::{
+    CTR_EL0, EVENT_INST_RETIRED, HCRX_EL2, ID_AA64ISAR2_EL1, ID_AA64MMFR0_MORE, ID_AA64MMFR1_MORE, ID_AA64MMFR3_EL1,
+    ID_AA64PFR0_MORE, PMCR_EL0, SCTLR_EL1_MORE, TCR_EL1_MORE,
+};
+
+/// Bytes of the boot CPU's stack. It is aligned to twice as much, so that one bit of SP tells an overflow.
+const BOOT_STACK_SIZE: usize = 16 << 10;
+
+/// Level 3 tables of the early map: the image may take 2 MiB for each.
+const EARLY_MAP_TABLES: usize = 4;
+
+/// SCTLR_EL1 with the MMU and caches off: what is RES1 on the oldest CPU that runs this, and nothing else.
+const SCTLR_EL1_MMU_OFF: u64 = SCTLR_EL1_MORE::LSMAOE::SET.value
+    | SCTLR_EL1_MORE::nTLSMD::SET.value
+    | SCTLR_EL1_MORE::SPAN::SET.value
+    | SCTLR_EL1_MORE::EIS::SET.value
+    | SCTLR_EL1_MORE::TSCXT::SET.value
+    | SCTLR_EL1_MORE::EOS::SET.value;
+
+/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. What EL0 may do on its own
+/// (cache maintenance, WFI, MOPS traps) stays denied; WXN stays off because the tables keep that rule, seen by the audit.
+const SCTLR_EL1_MMU_ON: u64 = SCTLR_EL1_MMU_OFF & !SCTLR_EL1_MORE::SPAN::SET.value
+    | SCTLR_EL1::M::Enable.value
+    | SCTLR_EL1::C::Cacheable.value
+    | SCTLR_EL1::I::Cacheable.value
+    | SCTLR_EL1::SA::Enable.value
+    | SCTLR_EL1::SA0::Enable.value;
+
+/// SCTLR_EL2 with everything off: its RES1 bits (Arm ARM D24.2.177: 29, 28, 23, 22, 18, 16, 11, 5, 4).
+const SCTLR_EL2_MMU_OFF: u64 = 0x30c5_0830;
+
+/// HCR_EL2: EL1 is AArch64 and owns pointer authentication and allocation tags. The bits of absent features are RES0, and
+/// ignored there.
+const HCR: u64 =
+    HCR_EL2::RW::EL1IsAarch64.value | HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value | HCR_EL2::ATA::SET.value;
+
+/// CPTR_EL2, E2H = 0: its RES1 bits, which trap SVE and SME where those exist. Floating point is left to CPACR_EL1.
+const CPTR_EL2: u64 = 0x33ff;
+/// CPTR_EL2, E2H = 1: laid out as CPACR_EL1. Floating point is not trapped, SVE and SME are.
+const CPTR_EL2_VHE: u64 = CPACR_EL1::FPEN::TrapNothing.value;
+
+/// CNTHCTL_EL2, E2H = 0: EL1 may use the physical counter and timer.
+const CNTHCTL: u64 = CNTHCTL_EL2::EL1PCEN::SET.value | CNTHCTL_EL2::EL1PCTEN::SET.value;
+/// CNTHCTL_EL2, E2H = 1: the same two bits are ten higher, above those for EL0.
+const CNTHCTL_VHE: u64 = CNTHCTL << 10;
+
+/// VTCR_EL2: no stage 2; bit 31 is RES1.
+const VTCR_EL2: u64 = 1 << 31;
+
+/// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, walks write-back and inner shareable, no
+/// top byte ignored, ASID from TTBR0_EL1.
+const TCR: u64 = TCR_EL1::T0SZ.val(16).value
+    | TCR_EL1::T1SZ.val(16).value
+    | TCR_EL1::TG0::KiB_4.value
+    | TCR_EL1::TG1::KiB_4.value
+    | TCR_EL1::SH0::Inner.value
+    | TCR_EL1::SH1::Inner.value
+    | TCR_EL1::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::IRGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::ORGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value;
+
+/// PSTATE of the kernel's first instruction at EL1: on SP_EL1, everything masked.
+const SPSR_EL1H_MASKED: u64 = SPSR_EL2::M::EL1h.value
+    | SPSR_EL2::D::Masked.value
+    | SPSR_EL2::A::Masked.value
+    | SPSR_EL2::I::Masked.value
+    | SPSR_EL2::F::Masked.value;
+
+/// PMCR_EL0: counting, from zero.
+const PMCR: u64 = PMCR_EL0::E::SET.value | PMCR_EL0::P::SET.value | PMCR_EL0::C::SET.value | PMCR_EL0::LC::SET.value;
+
+/// A page descriptor without its address. The image's memory is of the type that can carry tags.
+const fn page(attributes: Attributes) -> u64 {
+    attributes.bits() | bits::TABLE
+}
+
+core::arch::global_asm!(
+    include_str!("entry.S"),
+    // Where things lie.
+    IMAGE_BASE = const layout::IMAGE_BASE.0,
+    FIXMAP_BASE = const layout::FIXMAP_BASE.0,
+    BOOT_STACK_SIZE = const BOOT_STACK_SIZE,
+    EARLY_MAP_TABLES = const EARLY_MAP_TABLES,
+    BOOT_CPU = sym BOOT_CPU,
+    // Descriptors.
+    PAGE_TEXT = const page(Attributes::kernel_text(MemoryType::NormalTagged)),
+    PAGE_RODATA = const page(Attributes::kernel_rodata(MemoryType::NormalTagged)),
+    PAGE_DATA = const page(Attributes::kernel_data(MemoryType::NormalTagged)),
+    TABLE = const Descriptor::kernel_table(PhysAddr(0), false).0,
+    TABLE_PXN = const Descriptor::kernel_table(PhysAddr(0), true).0,
+    // Values of registers.
+    SCTLR_EL1_MMU_OFF = const SCTLR_EL1_MMU_OFF,
+    SCTLR_EL1_MMU_ON = const SCTLR_EL1_MMU_ON,
+    SCTLR_ATA = const SCTLR_EL1_MORE::ATA::SET.value,
+    SCTLR_SPAN = const SCTLR_EL1_MORE::SPAN::SET.value,
+    SCTLR_EL2_MMU_OFF = const SCTLR_EL2_MMU_OFF,
+    HCR_EL2 = const HCR,
+    HCR_E2H_SHIFT = const HCR_EL2::E2H.shift,
+    HCRX_MSCEN = const HCRX_EL2::MSCEn::SET.value,
+    HCRX_TCR2EN = const HCRX_EL2::TCR2En::SET.value,
+    HCRX_SCTLR2EN = const HCRX_EL2::SCTLR2En::SET.value,
+    CPTR_EL2 = const CPTR_EL2,
+    CPTR_EL2_VHE = const CPTR_EL2_VHE,
+    CNTHCTL_EL2 = const CNTHCTL,
+    CNTHCTL_EL2_VHE = const CNTHCTL_VHE,
+    VTCR_EL2 = const VTCR_EL2,
+    SPSR_EL1H_MASKED = const SPSR_EL1H_MASKED,
+    PSTATE_PAN = const 1u64 << 22,
+    MAIR = const MAIR,
+    MAIR_MTE = const MAIR_MTE,
+    TCR_EL1 = const TCR,
+    TCR_IPS = const TCR_EL1::IPS.shift,
+    TCR_AS = const TCR_EL1::AS::ASID16Bits.value,
+    TCR_HA = const TCR_EL1::HA::Enable.value,
+    TCR_E0PD1 = const TCR_EL1_MORE::E0PD1::SET.value,
+    IPS_48_BITS = const TCR_EL1::IPS::Value::Bits_48 as u64,
+    PMCR = const PMCR,
+    PMCR_LP = const PMCR_EL0::LP::SET.value,
+    PMCR_N = const PMCR_EL0::N.shift,
+    EVENT_INST_RETIRED = const EVENT_INST_RETIRED,
+    CTR_DMINLINE = const CTR_EL0::DminLine.shift,
+    // Where the fields of the ID registers begin.
+    DFR0_PMUVER = const ID_AA64DFR0_EL1::PMUVer.shift,
+    PFR0_GIC = const ID_AA64PFR0_MORE::GIC.shift,
+    PFR0_AMU = const ID_AA64PFR0_EL1::AMU.shift,
+    PFR1_MTE = const ID_AA64PFR1_EL1::MTE.shift,
+    MMFR0_PARANGE = const ID_AA64MMFR0_EL1::PARange.shift,
+    MMFR0_ASIDBITS = const ID_AA64MMFR0_EL1::ASIDBits.shift,
+    MMFR0_FGT = const ID_AA64MMFR0_MORE::FGT.shift,
+    MMFR1_HAFDBS = const ID_AA64MMFR1_EL1::HAFDBS.shift,
+    MMFR1_PAN = const ID_AA64MMFR1_EL1::PAN.shift,
+    MMFR1_HCX = const ID_AA64MMFR1_MORE::HCX.shift,
+    MMFR2_E0PD = const ID_AA64MMFR2_EL1::E0PD.shift,
+    MMFR3_TCRX = const ID_AA64MMFR3_EL1::TCRX.shift,
+    MMFR3_SCTLRX = const ID_AA64MMFR3_EL1::SCTLRX.shift,
+    ISAR2_MOPS = const ID_AA64ISAR2_EL1::MOPS.shift,
+    // The record that `kernel_main` is given, on a stack that stays aligned to 16.
+    BOOT_INFO_SPACE = const size_of::<BootInfo>().next_multiple_of(16),
+    INFO_DEVICE_TREE = const offset_of!(BootInfo, device_tree),
+    INFO_IMAGE_START = const offset_of!(BootInfo, image_start),
+    INFO_IMAGE_END = const offset_of!(BootInfo, image_end),
+    INFO_ENTRY_LEVEL = const offset_of!(BootInfo, entry_level),
+    INFO_ENTRY_COUNT = const offset_of!(BootInfo, entry_count),
+    INFO_ROOT_TABLE = const offset_of!(BootInfo, root_table),
+    INFO_IDENTITY_ROOT = const offset_of!(BootInfo, identity_root),
+    INFO_SECONDARY_ENTRY = const offset_of!(BootInfo, secondary_entry),
+    INFO_FIXMAP_TABLE = const offset_of!(BootInfo, fixmap_table),
+    // The record that a secondary CPU is given.
+    SECONDARY_STACK_TOP = const offset_of!(SecondaryBoot, stack_top),
+    SECONDARY_CPU = const offset_of!(SecondaryBoot, cpu),
+    SECONDARY_ENTRY = const offset_of!(SecondaryBoot, entry),
+);

@@ -1,0 +1,44 @@
+//! The build script of the two images, `granule` and `granule-tests`: how they are linked.
+//!
+//! What code is generated (`-Crelocation-model=pie`, frame pointers) is on the command line that `./x` writes, because it concerns
+//! every crate; this is about the last step alone.
+
+use std::path::{Path, PathBuf};
+
+/// A position-independent executable that relocates itself.
+const LINK_ARGUMENTS: [&str; 8] = [
+    "-pie",
+    "--no-dynamic-linker",
+    // Relative relocations in their packed form, which entry.S applies; and none in text.
+    "--pack-dyn-relocs=relr",
+    "-ztext",
+    // The script lays out the read-only parts itself.
+    "-znorelro",
+    "-zmax-page-size=4096",
+    // linkme's slices are referred to by their __start_ symbols only.
+    "-znostart-stop-gc",
+    // A section that the script does not know would land between two permissions.
+    "--orphan-handling=error",
+];
+
+fn main() {
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
+        return;
+    }
+    let script = script();
+    println!("cargo::rerun-if-changed={}", script.display());
+    println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+    for argument in LINK_ARGUMENTS {
+        println!("cargo::rustc-link-arg-bins={argument}");
+    }
+}
+
+/// `linker/granule.ld`, in whichever directory above the package it is.
+fn script() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it for build scripts");
+    Path::new(&package)
+        .ancestors()
+        .map(|directory| directory.join("linker/granule.ld"))
+        .find(|script| script.is_file())
+        .expect("linker/granule.ld lies in the workspace")
+}
