@@ -78,6 +78,8 @@ pub mod bits {
     pub const NG: u64 = 1 << 11;
     /// Present although VALID = 0: all other fields still describe the mapping.
     pub const PRESENT_INVALID: u64 = NG;
+    /// Guarded page.
+    pub const GP: u64 = 1 << 50;
     /// DBM.
     pub const WRITE: u64 = 1 << 51;
     /// Contiguous.
@@ -138,6 +140,28 @@ impl Descriptor {
     pub const fn kernel_table(table: PhysAddr, pxn: bool) -> Self {
         let pxn_table = if pxn { bits::PXNTABLE } else { 0 };
         Self((table.0 & bits::ADDRESS) | bits::VALID | bits::TABLE | bits::UXNTABLE | pxn_table)
+    }
+
+    /// A page: a leaf of the last level.
+    pub const fn page(address: PhysAddr, attributes: Attributes) -> Self {
+        Self((address.0 & bits::ADDRESS) | attributes.bits() | bits::TABLE)
+    }
+
+    /// A block: a leaf of a level above the last.
+    pub const fn block(address: PhysAddr, attributes: Attributes) -> Self {
+        Self((address.0 & bits::ADDRESS) | attributes.bits())
+    }
+
+    /// The same leaf as one of a contiguous group. All entries of the group must say so, and translate alike.
+    #[must_use]
+    pub const fn contiguous(self) -> Self {
+        Self(self.0 | bits::CONTIGUOUS)
+    }
+
+    /// All but the output address.
+    #[must_use]
+    pub const fn without_address(self) -> Self {
+        Self(self.0 & !bits::ADDRESS)
     }
 
     /// What the entry is, read at a level that is the last of its geometry or not.

@@ -1,0 +1,154 @@
+//! What is mapped, as ranges of like leaves.
+
+use core::convert::Infallible;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Kind, bits};
+
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::mmu::Mmu;
+use crate::range::PageRange;
+use crate::tables::PageTables;
+use crate::walk::{Next, Run, Visitor, leading_leaves, leaf_size};
+
+/// Leaves that follow one another in virtual memory, of one size, with the same attributes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// The first address.
+    pub start: VirtAddr,
+    /// Bytes.
+    pub size: u64,
+    /// What the first address translates to.
+    pub physical: PhysAddr,
+    /// Whether the physical memory is one piece too.
+    pub physically_contiguous: bool,
+    /// The leaves without their address: attributes, VALID, type, contiguity.
+    pub attributes: Descriptor,
+    /// Bytes of each leaf; a contiguous group counts as one.
+    pub leaf_size: u64,
+    /// The leaves' level.
+    pub level: u8,
+    /// Whether a table on the way forbids execution at EL1 (PXNTable).
+    pub execution_forbidden_above: bool,
+}
+
+impl Extent {
+    /// The last address.
+    pub const fn last(&self) -> VirtAddr {
+        VirtAddr(self.start.0 + (self.size - 1))
+    }
+
+    /// Whether EL1 may write through it.
+    pub const fn is_writable(&self) -> bool {
+        self.attributes.is_valid() && self.attributes.is_writable()
+    }
+
+    /// Whether EL1 may execute through it, tables on the way considered.
+    pub const fn is_executable(&self) -> bool {
+        self.attributes.is_valid() && self.attributes.is_executable() && !self.execution_forbidden_above
+    }
+
+    /// Whether `next` goes on where this one ends, in the same way.
+    fn continues_with(&self, next: &Self) -> bool {
+        self.start.0.wrapping_add(self.size) == next.start.0
+            && self.attributes == next.attributes
+            && self.level == next.level
+            && self.execution_forbidden_above == next.execution_forbidden_above
+    }
+}
+
+/// How many leaves of each size were found, present-invalid ones included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LeafTotals {
+    /// By level: bytes in leaves of their own, bytes in contiguous groups.
+    bytes: [[u64; 2]; LAST_LEVEL as usize + 1],
+    /// By level: the sizes of both kinds of leaf.
+    sizes: [[u64; 2]; LAST_LEVEL as usize + 1],
+}
+
+impl LeafTotals {
+    fn add(&mut self, level: u8, contiguous: bool, size: u64, bytes: u64) {
+        let (level, kind) = (level as usize, usize::from(contiguous));
+        self.sizes[level][kind] = size;
+        self.bytes[level][kind] += bytes;
+    }
+
+    /// `(bytes of a leaf, how many)`, from the largest; only sizes that occur. A contiguous group counts as one leaf.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        let kinds =
+            |level: usize| [(self.sizes[level][1], self.bytes[level][1]), (self.sizes[level][0], self.bytes[level][0])];
+        (0..self.sizes.len()).flat_map(kinds).filter(|&(_, bytes)| bytes != 0).map(|(size, bytes)| (size, bytes / size))
+    }
+
+    /// Bytes mapped, in leaves of all sizes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.iter().flatten().sum()
+    }
+}
+
+/// See [`PageTables::dump`].
+pub(crate) fn dump<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    extent: impl FnMut(&Extent),
+) -> LeafTotals {
+    let mut coalescing = Coalescing { extent, current: None, totals: LeafTotals::default() };
+    let Ok(()) = tables.visit(range, &mut coalescing);
+    coalescing.end();
+    coalescing.totals
+}
+
+/// Puts like leaves together.
+struct Coalescing<F: FnMut(&Extent)> {
+    extent: F,
+    current: Option<Extent>,
+    totals: LeafTotals,
+}
+
+impl<M: Mmu, F: FnMut(&Extent)> Visitor<M> for Coalescing<F> {
+    type Error = Infallible;
+
+    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Infallible> {
+        let leaves = leading_leaves(mmu, run);
+        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+            let entry = mmu.load(cell);
+            match entry.kind(run.level == LAST_LEVEL) {
+                Kind::Leaf => self.leaf(Extent {
+                    start: run.address(index),
+                    size: M::Geometry::entry_size(run.level),
+                    physical: entry.address(),
+                    physically_contiguous: true,
+                    attributes: entry.without_address(),
+                    leaf_size: leaf_size::<M::Geometry>(entry, run.level),
+                    level: run.level,
+                    execution_forbidden_above: run.inherited & bits::PXNTABLE != 0,
+                }),
+                // A table may have been linked since the run was measured: the next dump shows what is below it.
+                Kind::None | Kind::Table => self.end(),
+            }
+        }
+        Ok(Next::Entries(leaves))
+    }
+}
+
+impl<F: FnMut(&Extent)> Coalescing<F> {
+    fn leaf(&mut self, next: Extent) {
+        self.totals.add(next.level, next.attributes.is_contiguous(), next.leaf_size, next.size);
+        match &mut self.current {
+            Some(current) if current.continues_with(&next) => {
+                current.physically_contiguous &= current.physical + current.size == next.physical;
+                current.size += next.size;
+            }
+            _ => {
+                self.end();
+                self.current = Some(next);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(extent) = self.current.take() {
+            (self.extent)(&extent);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! An invalidation that is owed: what a change leaves for its caller to issue.
+
+use crate::geometry::{Geometry, Granule4K};
+use crate::range::PageRange;
+
+/// Whether table descriptors were unlinked, so that walk caches must be invalidated as well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tables {
+    /// Only leaves changed: a last-level invalidation is enough.
+    Kept,
+    /// Tables were unlinked: every level must go, before they are freed.
+    Unlinked,
+}
+
+/// What a TLB may hold that is no longer true.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Invalidation<G: Geometry = Granule4K> {
+    /// The pages whose translation changed, from the first to the last.
+    pub range: PageRange<G>,
+    /// Whether walk caches must go too.
+    pub tables: Tables,
+    /// The level of every changed leaf, where all were of one: a hint that must not be given unless it is certain, because
+    /// a wrong one may invalidate nothing. After a live split TLBs may hold the larger leaf: then it is not certain.
+    pub level: Option<u8>,
+}
+
+/// What a change owes to the TLBs; nothing where no entry that was valid changed.
+///
+/// Issue it with [`crate::Lazy::invalidate`], several at once for one pair of barriers, or say why not with
+/// [`Flush::left_to_caller`]. Until it is issued, any CPU may still use the old translations.
+#[must_use = "until the invalidation is issued, any CPU may still use the old permissions"]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flush<G: Geometry = Granule4K>(Option<Invalidation<G>>);
+
+impl<G: Geometry> Flush<G> {
+    /// Nothing to invalidate.
+    pub const NONE: Self = Self(None);
+
+    pub(crate) const fn new(invalidation: Option<Invalidation<G>>) -> Self {
+        Self(invalidation)
+    }
+
+    /// What is owed.
+    pub const fn invalidation(self) -> Option<Invalidation<G>> {
+        self.0
+    }
+
+    /// Whether nothing is owed.
+    pub const fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Lets go of the debt: for the `…_noflush` contracts, whose caller invalidates later.
+    pub const fn left_to_caller(self) {}
+}

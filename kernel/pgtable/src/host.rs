@@ -1,0 +1,219 @@
+//! A plain machine on the host: tables in an arena, barriers and invalidations counted and recorded.
+//!
+//! It does what the metal does and forgets nothing: [`HostMachine::record`] returns the stream of operations that a call
+//! made, in order, so that tests can ask which barrier came where. It has one CPU and no TLB.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::vec::Vec;
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::Descriptor;
+
+use crate::flush::Invalidation;
+use crate::geometry::{Geometry, Granule4K};
+use crate::mmu::{Mmu, Table, Tlb};
+use crate::source::TableSource;
+use crate::tables::PageTables;
+
+/// Where the arena begins in the machine's physical memory: aligned for every granule, and not 0.
+const ARENA: u64 = 0x1_0000_0000;
+
+/// One thing that was done to the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation<G: Geometry = Granule4K> {
+    /// A descriptor was written, by store, compare-exchange or bit-clear, to this physical address.
+    Write(PhysAddr, Descriptor),
+    /// DMB ISHST.
+    DmbIshst,
+    /// DSB ISHST.
+    DsbIshst,
+    /// DSB ISH.
+    DsbIsh,
+    /// ISB.
+    Isb,
+    /// A TLB invalidation, without barriers.
+    Invalidate(Invalidation<G>),
+}
+
+/// The host's way to touch tables.
+pub struct HostMmu<G: Geometry = Granule4K> {
+    cells: Vec<AtomicU64>,
+    operations: Mutex<Option<Vec<Operation<G>>>>,
+    ets2: bool,
+}
+
+impl<G: Geometry> HostMmu<G> {
+    const CELLS_PER_FRAME: usize = G::PAGE_SIZE as usize / size_of::<u64>();
+
+    fn note(&self, operation: Operation<G>) {
+        if let Some(operations) = &mut *lock(&self.operations) {
+            operations.push(operation);
+        }
+    }
+
+    fn address_of(&self, cell: &AtomicU64) -> PhysAddr {
+        PhysAddr(ARENA + (core::ptr::from_ref(cell).addr() - self.cells.as_ptr().addr()) as u64)
+    }
+
+    fn frame(&self, address: PhysAddr) -> &[AtomicU64] {
+        let first = (address.0 - ARENA) as usize / size_of::<u64>();
+        &self.cells[first..first + Self::CELLS_PER_FRAME]
+    }
+}
+
+// SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire; (3) one CPU and
+// sequential code: barriers have nothing to order; (4) the bulk methods are the defaults.
+#[allow(unsafe_code, reason = "implementing the contract of `Mmu`")]
+unsafe impl<G: Geometry> Mmu for HostMmu<G> {
+    type Geometry = G;
+    type Cell = AtomicU64;
+
+    fn table(&self, table: Table) -> &[AtomicU64] {
+        &self.frame(table.address())[..G::entries(table.level())]
+    }
+
+    fn load(&self, cell: &AtomicU64) -> Descriptor {
+        Descriptor(cell.load(Ordering::Acquire))
+    }
+
+    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+        cell.store(descriptor.0, Ordering::Relaxed);
+        self.note(Operation::Write(self.address_of(cell), descriptor));
+    }
+
+    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+        cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire).map_err(Descriptor)?;
+        self.note(Operation::Write(self.address_of(cell), new));
+        Ok(())
+    }
+
+    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+        let old = cell.fetch_and(!mask, Ordering::AcqRel);
+        self.note(Operation::Write(self.address_of(cell), Descriptor(old & !mask)));
+        Descriptor(old)
+    }
+
+    fn dmb_ishst(&self) {
+        self.note(Operation::DmbIshst);
+    }
+
+    fn dsb_ishst(&self) {
+        self.note(Operation::DsbIshst);
+    }
+
+    fn dsb_ish(&self) {
+        self.note(Operation::DsbIsh);
+    }
+
+    fn isb(&self) {
+        self.note(Operation::Isb);
+    }
+
+    fn has_ets2(&self) -> bool {
+        self.ets2
+    }
+}
+
+/// The host has no TLB: what it is told goes into the record.
+pub struct HostTlb;
+
+impl<G: Geometry> Tlb<HostMmu<G>> for HostTlb {
+    fn issue(&self, mmu: &HostMmu<G>, what: &Invalidation<G>) {
+        mmu.note(Operation::Invalidate(*what));
+    }
+}
+
+/// Memory for tables, one tree in it, and the record.
+pub struct HostMachine<G: Geometry = Granule4K> {
+    mmu: HostMmu<G>,
+    free: Mutex<Vec<PhysAddr>>,
+    root: Table,
+}
+
+impl<G: Geometry> HostMachine<G> {
+    /// A machine with an empty root table and `frames` frames for more.
+    pub fn new(frames: usize) -> Self {
+        let cells = (frames + 1) * HostMmu::<G>::CELLS_PER_FRAME;
+        let mmu = HostMmu {
+            cells: core::iter::repeat_with(AtomicU64::default).take(cells).collect(),
+            operations: Mutex::new(None),
+            ets2: false,
+        };
+        let free = (1..=frames as u64).rev().map(|frame| PhysAddr(ARENA + frame * G::PAGE_SIZE)).collect();
+        // SAFETY: the arena's first frame is zero, never in `free`, and lives as long as the machine, which lends its trees.
+        #[allow(unsafe_code, reason = "vouching for the root")]
+        let root = unsafe { Table::root::<G>(PhysAddr(ARENA)) };
+        Self { mmu, free: Mutex::new(free), root }
+    }
+
+    /// The same machine with FEAT_ETS2.
+    #[must_use]
+    pub fn with_ets2(mut self) -> Self {
+        self.mmu.ets2 = true;
+        self
+    }
+
+    /// Its CPU.
+    pub const fn mmu(&self) -> &HostMmu<G> {
+        &self.mmu
+    }
+
+    /// Its TLB.
+    pub const fn tlb(&self) -> &HostTlb {
+        &HostTlb
+    }
+
+    /// Its tree.
+    pub const fn page_tables(&self) -> PageTables<'_, HostMmu<G>> {
+        PageTables::new(&self.mmu, self.root)
+    }
+
+    /// Its frames for tables.
+    pub const fn frames(&self) -> HostFrames<'_, G> {
+        HostFrames { machine: self, left: usize::MAX }
+    }
+
+    /// Its frames for tables, of which only `count` will be given.
+    pub const fn frames_limited(&self, count: usize) -> HostFrames<'_, G> {
+        HostFrames { machine: self, left: count }
+    }
+
+    /// How many frames for tables there are.
+    pub fn free_frames(&self) -> usize {
+        lock(&self.free).len()
+    }
+
+    /// What `work` did to the machine, in order.
+    pub fn record(&self, work: impl FnOnce()) -> Vec<Operation<G>> {
+        *lock(&self.mmu.operations) = Some(Vec::new());
+        work();
+        lock(&self.mmu.operations).take().unwrap_or_default()
+    }
+}
+
+/// Frames of a [`HostMachine`], as a table source.
+pub struct HostFrames<'a, G: Geometry = Granule4K> {
+    machine: &'a HostMachine<G>,
+    left: usize,
+}
+
+// SAFETY: a frame is in the free list or with its taker, never both; it was zero at first, and `give_back` insists on that.
+#[allow(unsafe_code, reason = "implementing the contract of `TableSource`")]
+unsafe impl<G: Geometry> TableSource for HostFrames<'_, G> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        self.left = self.left.checked_sub(1)?;
+        lock(&self.machine.free).pop()
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        assert!(self.machine.mmu.frame(table).iter().all(|cell| cell.load(Ordering::Relaxed) == 0), "not zeroed");
+        self.left = self.left.saturating_add(1);
+        lock(&self.machine.free).push(table);
+    }
+}
+
+/// A panic in one test must not hide behind a poisoned lock in another.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

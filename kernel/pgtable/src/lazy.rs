@@ -1,0 +1,123 @@
+//! Barriers that newly valid entries owe, put off to the end of a section.
+//!
+//! Arm ARM B2.3.12 and D8.2.6: a store to a table is seen by this CPU's own walks after a DSB, and a translation fault that was
+//! already speculated is thrown away by an ISB. One pair serves any number of stores, so a [`Lazy`] section owes at most one of
+//! each, and where an invalidation follows, its barriers serve as well: two DSB and one ISB for a whole call.
+
+use core::cell::Cell;
+
+use granule_arch::descriptor::Descriptor;
+
+use crate::flush::Flush;
+use crate::mmu::{Mmu, Tlb};
+
+/// What a store to a live table owes before its effect may be relied on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owed {
+    /// Nothing.
+    Nothing,
+    /// DSB ISHST, then ISB.
+    Barriers,
+}
+
+/// **The table of what each kind of descriptor write owes** (kernel mappings; user mappings may take a spurious fault instead).
+///
+/// | written | owes | because |
+/// |---|---|---|
+/// | an entry that is not valid | nothing here | the invalidation that follows starts with its own DSB ISHST; where none follows, nothing was cached |
+/// | a valid leaf | DSB ISHST, ISB | this CPU's next access must not fault: the walker must see the store, and a fault speculated before it must go |
+/// | a valid table | the same | the same, one level up; its contents come before it by DMB ISHST |
+/// | either, with FEAT_ETS2 | nothing | an access takes no translation fault that an earlier store has removed |
+///
+/// Another CPU may take one spurious translation fault on what became valid; no barrier on this side prevents that.
+#[inline(always)]
+pub fn owed_by(written: Descriptor, ets2: bool) -> Owed {
+    if written.is_valid() && !ets2 { Owed::Barriers } else { Owed::Nothing }
+}
+
+/// A section of changes by this CPU, which pays on drop what they owe: at most one DSB ISHST and one ISB.
+///
+/// Sections nest: the end of an inner one pays what it and those around it owe at that point, so whoever ends a section can
+/// rely on what it wrote. An interrupt opens its own and pays its own: nothing of the interrupted section is relied on there.
+pub struct Lazy<'a, M: Mmu> {
+    mmu: &'a M,
+    owed: Cell<Owed>,
+    outer: Option<&'a Lazy<'a, M>>,
+}
+
+impl<'a, M: Mmu> Lazy<'a, M> {
+    /// Opens a section.
+    #[inline(always)]
+    pub const fn new(mmu: &'a M) -> Self {
+        Self { mmu, owed: Cell::new(Owed::Nothing), outer: None }
+    }
+
+    /// Opens a section inside this one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn nested(&'a self) -> Self {
+        Self { mmu: self.mmu, owed: Cell::new(Owed::Nothing), outer: Some(self) }
+    }
+
+    /// The CPU that it is for.
+    #[inline(always)]
+    pub const fn mmu(&self) -> &'a M {
+        self.mmu
+    }
+
+    /// What this section and those around it owe.
+    pub fn owed(&self) -> Owed {
+        match (self.owed.get(), self.outer) {
+            (Owed::Nothing, Some(outer)) => outer.owed(),
+            (owed, _) => owed,
+        }
+    }
+
+    /// Notes that `written` was stored to a live table.
+    #[inline(always)]
+    pub(crate) fn wrote(&self, written: Descriptor) {
+        if owed_by(written, self.mmu.has_ets2()) == Owed::Barriers {
+            self.owed.set(Owed::Barriers);
+        }
+    }
+
+    /// Issues the barriers that are owed, if any. The section goes on.
+    #[inline]
+    pub fn pay(&self) {
+        if self.owed() == Owed::Barriers {
+            // DSB ISHST: the walkers see the stores. Then ISB: a fault that was speculated before the DSB is thrown away.
+            // Neither alone is enough, nor the other order, nor a DMB (barriers.md, "map invalid→valid, own CPU").
+            self.mmu.dsb_ishst();
+            self.mmu.isb();
+            self.settle();
+        }
+    }
+
+    /// Invalidates what `flushes` owe, under one pair of DSBs. The first of them, and the ISB at the end, pay for this section
+    /// too. Where none of them owes anything, nothing is issued and the section keeps its debt.
+    #[inline]
+    pub fn invalidate<T: Tlb<M>>(&self, tlb: &T, flushes: impl IntoIterator<Item = Flush<M::Geometry>>) {
+        let mut owed = flushes.into_iter().filter_map(Flush::invalidation).peekable();
+        if owed.peek().is_some() {
+            tlb.invalidate(self.mmu, owed);
+            self.settle();
+        }
+    }
+
+    /// A barrier covers everything that this CPU stored before it, whoever noted the debt.
+    #[inline(always)]
+    fn settle(&self) {
+        let mut section = Some(self);
+        while let Some(lazy) = section {
+            lazy.owed.set(Owed::Nothing);
+            section = lazy.outer;
+        }
+    }
+}
+
+impl<M: Mmu> Drop for Lazy<'_, M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.pay();
+    }
+}

@@ -1,0 +1,308 @@
+//! Mapping a range: count and take the tables that are missing, then link them and write the leaves.
+//!
+//! Arm ARM D8.3 (descriptors), D8.7.1 (contiguous groups), barriers.md "table install". The first pass finds what is mapped already and
+//! counts the missing tables; all are taken before the first store, so that the second pass cannot fail. Tables that wait to be
+//! linked hang on a list that runs through their own first entries: no memory, no bound on their number.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, Descriptor, Kind, bits};
+
+use crate::Error;
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::lazy::Lazy;
+use crate::mmu::{Mmu, Table};
+use crate::range::PageRange;
+use crate::source::TableSource;
+use crate::tables::PageTables;
+use crate::walk::{Next, Run, Visitor};
+
+/// Which leaves a mapping is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leaves {
+    /// At each address the largest that alignment of both addresses and the rest of the range allow: blocks, contiguous
+    /// groups, pages. Below a table that exists already, what fits into that table.
+    Largest,
+    /// Pages, never in contiguous groups: any page can change alone.
+    Pages,
+}
+
+/// What new tables say about code below them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Execution {
+    /// Leaves decide.
+    ByLeaf,
+    /// PXNTable: nothing below a table that this call links is ever executable at EL1, whatever a leaf says.
+    Forbidden,
+}
+
+/// How a mapping is built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// Which leaves.
+    pub leaves: Leaves,
+    /// What new tables say about code.
+    pub execution: Execution,
+}
+
+impl Shape {
+    /// Pages that may become executable: what `vmalloc` needs.
+    pub const PAGES: Self = Self { leaves: Leaves::Pages, execution: Execution::ByLeaf };
+    /// The largest leaves, below which nothing is ever executable: what a linear map needs.
+    pub const LARGEST_DATA: Self = Self { leaves: Leaves::Largest, execution: Execution::Forbidden };
+}
+
+/// See [`PageTables::map`].
+pub(crate) fn map_contiguous<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    physical: PhysAddr,
+    attributes: Attributes,
+    shape: Shape,
+    source: &mut impl TableSource,
+) -> Result<(), Error> {
+    if !physical.is_aligned(M::Geometry::PAGE_SIZE) {
+        return Err(Error::Unaligned(physical.0));
+    }
+    // `ADDRESS` reaches up to bit 47, so the last byte must not be beyond it.
+    match physical.0.checked_add(range.size() - 1) {
+        Some(last) if last >> 48 == 0 => {}
+        _ => return Err(Error::PhysicalTooHigh(physical)),
+    }
+    if shape.execution == Execution::Forbidden && attributes.is_executable() {
+        return Err(Error::ExecutionForbidden(range.start()));
+    }
+    let fit = Fit { leaves: shape.leaves, delta: physical.0.wrapping_sub(range.start().0) };
+    let target = |address: VirtAddr| PhysAddr(address.0.wrapping_add(fit.delta));
+    map(tables, lazy, range, Mapping { fit, target, attributes, execution: shape.execution }, source)
+}
+
+/// See [`PageTables::map_frames`].
+pub(crate) fn map_frames<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    target: impl FnMut(VirtAddr) -> PhysAddr,
+    attributes: Attributes,
+    source: &mut impl TableSource,
+) -> Result<(), Error> {
+    let fit = Fit { leaves: Leaves::Pages, delta: 0 };
+    map(tables, lazy, range, Mapping { fit, target, attributes, execution: Execution::ByLeaf }, source)
+}
+
+/// Where which leaf fits.
+#[derive(Clone, Copy)]
+struct Fit {
+    leaves: Leaves,
+    /// Physical minus virtual address, wrapping.
+    delta: u64,
+}
+
+impl Fit {
+    /// Whether `size` bytes, a power of two, may be translated as one from `address` on, with `left` bytes to go.
+    #[inline(always)]
+    fn allows(self, address: VirtAddr, size: u64, left: u64) -> bool {
+        let physical = address.0.wrapping_add(self.delta);
+        self.leaves == Leaves::Largest && (address.0 | physical) & (size - 1) == 0 && left >= size
+    }
+
+    /// Whether one entry of `level` may be a leaf there. Pages always may.
+    #[inline(always)]
+    fn leaf<G: Geometry>(self, level: u8, address: VirtAddr, left: u64) -> bool {
+        level == LAST_LEVEL || (G::has_leaves(level) && self.allows(address, G::entry_size(level), left))
+    }
+
+    /// Tables needed to map `left` bytes from `from` on, all inside one empty entry of `level` that cannot be a leaf itself.
+    fn tables_below<G: Geometry>(self, level: u8, mut from: VirtAddr, mut left: u64) -> usize {
+        let below = level + 1;
+        let mut tables = 1;
+        while below != LAST_LEVEL && left != 0 {
+            let in_entry = left.min(G::entry_size(below) - (from.0 & (G::entry_size(below) - 1)));
+            if !self.leaf::<G>(below, from, in_entry) {
+                tables += self.tables_below::<G>(below, from, in_entry);
+            }
+            from = VirtAddr(from.0.wrapping_add(in_entry));
+            left -= in_entry;
+        }
+        tables
+    }
+}
+
+/// What is to be mapped, and how.
+struct Mapping<F> {
+    fit: Fit,
+    target: F,
+    attributes: Attributes,
+    execution: Execution,
+}
+
+fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    mapping: Mapping<F>,
+    source: &mut impl TableSource,
+) -> Result<(), Error> {
+    let mut counting = Counting { fit: mapping.fit, executable: mapping.attributes.is_executable(), needed: 0 };
+    tables.visit(range, &mut counting)?;
+    let spare = Spare::take(tables.mmu(), counting.needed, source)?;
+    let mut writing = Writing { lazy, mapping, spare };
+    let Ok(()) = tables.visit(range, &mut writing);
+    // Another owner may have linked a table that this call counted; then one is left over.
+    writing.spare.give_back(tables.mmu(), source);
+    Ok(())
+}
+
+/// The first pass: nothing is mapped, and how many tables are missing.
+struct Counting {
+    fit: Fit,
+    executable: bool,
+    needed: usize,
+}
+
+impl<M: Mmu> Visitor<M> for Counting {
+    type Error = Error;
+
+    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Error> {
+        if self.executable && run.inherited & bits::PXNTABLE != 0 {
+            return Err(Error::ExecutionForbidden(run.from));
+        }
+        if run.level == LAST_LEVEL {
+            return match run.cells().iter().position(|cell| mmu.load(cell).kind(true) != Kind::None) {
+                Some(index) => Err(Error::AlreadyMapped(run.address(index))),
+                None => Ok(Next::Entries(run.count)),
+            };
+        }
+        if run.descriptor.kind(false) != Kind::None {
+            return Err(Error::AlreadyMapped(run.from));
+        }
+        let in_entry = run.left.min(M::Geometry::entry_size(run.level) - (run.from.0 - run.start.0));
+        if !self.fit.leaf::<M::Geometry>(run.level, run.from, in_entry) {
+            self.needed += self.fit.tables_below::<M::Geometry>(run.level, run.from, in_entry);
+        }
+        Ok(Next::Entries(1))
+    }
+}
+
+/// The second pass.
+struct Writing<'a, M: Mmu, F> {
+    lazy: &'a Lazy<'a, M>,
+    mapping: Mapping<F>,
+    spare: Spare,
+}
+
+impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<M> for Writing<'_, M, F> {
+    type Error = core::convert::Infallible;
+
+    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error> {
+        if run.level == LAST_LEVEL {
+            self.write_pages(mmu, run);
+            return Ok(Next::Entries(run.count));
+        }
+        if self.mapping.fit.leaf::<M::Geometry>(run.level, run.from, run.left) {
+            return Ok(Next::Entries(self.write_blocks(mmu, run)));
+        }
+        self.link_table(mmu, &run.table[run.first]);
+        Ok(Next::Again)
+    }
+}
+
+impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
+    /// Writes all pages of `run`, in contiguous groups where they fit.
+    fn write_pages(&mut self, mmu: &M, run: &Run<'_, M>) {
+        let group_size = M::Geometry::group_size(LAST_LEVEL);
+        // Bytes of the current group that are still to be written.
+        let mut in_group = 0;
+        for (index, cell) in run.cells().iter().enumerate() {
+            let address = run.address(index);
+            if in_group == 0 && self.mapping.fit.allows(address, group_size, run.left - (address.0 - run.from.0)) {
+                in_group = group_size;
+            }
+            let page = Descriptor::page((self.mapping.target)(address), self.mapping.attributes);
+            mmu.store(cell, if in_group == 0 { page } else { page.contiguous() });
+            in_group = in_group.saturating_sub(M::Geometry::PAGE_SIZE);
+        }
+        self.lazy.wrote(Descriptor::page(PhysAddr(0), self.mapping.attributes));
+    }
+
+    /// Writes a block to the first entry of `run`, or a whole contiguous group of them; returns how many.
+    ///
+    /// A group is only made where all its entries are empty: a table may be among them, empty itself, from an earlier mapping.
+    fn write_blocks(&mut self, mmu: &M, run: &Run<'_, M>) -> usize {
+        let entries = M::Geometry::group_entries(run.level);
+        let group = entries > 1
+            && self.mapping.fit.allows(run.from, M::Geometry::group_size(run.level), run.left)
+            && run.cells()[..entries].iter().all(|cell| mmu.load(cell).kind(false) == Kind::None);
+        let written = if group { entries } else { 1 };
+        for (index, cell) in run.cells()[..written].iter().enumerate() {
+            let block = Descriptor::block((self.mapping.target)(run.address(index)), self.mapping.attributes);
+            mmu.store(cell, if group { block.contiguous() } else { block });
+            self.lazy.wrote(block);
+        }
+        written
+    }
+
+    /// Links one of the tables that were taken.
+    fn link_table(&mut self, mmu: &M, cell: &M::Cell) {
+        let Some(table) = self.spare.pop(mmu) else {
+            // Tables are never unlinked under a mapping's owner, so no more can be missing than were counted.
+            unreachable!("the first pass counted every missing table")
+        };
+        let descriptor = Descriptor::kernel_table(table, self.mapping.execution == Execution::Forbidden);
+        // The table's zeroes, and the end of the list in its first entry, must be seen before the table is: a walker
+        // follows the new descriptor as soon as it is there. Stores before stores is all that takes.
+        mmu.dmb_ishst();
+        match mmu.compare_exchange(cell, Descriptor::EMPTY, descriptor) {
+            Ok(()) => self.lazy.wrote(descriptor),
+            // The owner of a neighbouring range was first; theirs is as good.
+            Err(_) => self.spare.push(mmu, table),
+        }
+    }
+}
+
+/// Tables that were taken and are not linked yet: a list through their first entries, which are zero otherwise.
+struct Spare {
+    head: PhysAddr,
+    count: usize,
+}
+
+impl Spare {
+    /// Takes `needed` tables from `source`, or none.
+    fn take<M: Mmu>(mmu: &M, needed: usize, source: &mut impl TableSource) -> Result<Self, Error> {
+        let mut spare = Self { head: PhysAddr(0), count: 0 };
+        while spare.count < needed {
+            let Some(table) = source.take() else {
+                let available = spare.count;
+                spare.give_back(mmu, source);
+                return Err(Error::OutOfTables { needed, available });
+            };
+            spare.push(mmu, table);
+        }
+        Ok(spare)
+    }
+
+    fn push<M: Mmu>(&mut self, mmu: &M, table: PhysAddr) {
+        // No walker can reach it, and without VALID it would not be followed either.
+        mmu.store(Self::link(mmu, table), Descriptor(self.head.0));
+        self.head = table;
+        self.count += 1;
+    }
+
+    fn pop<M: Mmu>(&mut self, mmu: &M) -> Option<PhysAddr> {
+        self.count = self.count.checked_sub(1)?;
+        let table = self.head;
+        self.head = mmu.load(Self::link(mmu, table)).address();
+        mmu.store(Self::link(mmu, table), Descriptor::EMPTY);
+        Some(table)
+    }
+
+    fn give_back<M: Mmu>(mut self, mmu: &M, source: &mut impl TableSource) {
+        while let Some(table) = self.pop(mmu) {
+            source.give_back(table);
+        }
+    }
+
+    fn link<M: Mmu>(mmu: &M, table: PhysAddr) -> &M::Cell {
+        &mmu.table(Table::new(table, LAST_LEVEL))[0]
+    }
+}

@@ -1,0 +1,142 @@
+//! What the algorithms need of a machine: one CPU's way to touch tables, and what to invalidate after a change.
+//!
+//! The traits are the seam between the one source of the algorithms and the machines that they run on: the metal (a
+//! zero-sized `Mmu` whose methods are single instructions), the plain host ([`crate::host`]), the models.
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::Descriptor;
+
+use crate::flush::Invalidation;
+use crate::geometry::Geometry;
+use crate::permission::Change;
+
+/// The address of a table, with its level.
+///
+/// Having one proves that it is a table: the walker made it from a live table descriptor, [`crate::TableSource`] handed the
+/// frame over, or someone vouched for a root with [`Table::root`]. That is why [`Mmu::table`] can be safe to call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Table {
+    address: PhysAddr,
+    level: u8,
+}
+
+impl Table {
+    /// Vouches that the root table of a tree of geometry `G` is at `address`.
+    ///
+    /// # Safety
+    /// `address` holds a table of `G::FIRST_LEVEL` (all zero at first), used for nothing else, reachable
+    /// through [`Mmu::table`], for as long as a [`crate::PageTables`] with it exists. Entries are written by this crate only, or
+    /// by code that keeps its rules (the boot code before, under the same geometry).
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub const unsafe fn root<G: Geometry>(address: PhysAddr) -> Self {
+        Self { address, level: G::FIRST_LEVEL }
+    }
+
+    pub(crate) const fn new(address: PhysAddr, level: u8) -> Self {
+        Self { address, level }
+    }
+
+    /// Where it is.
+    #[inline(always)]
+    pub const fn address(self) -> PhysAddr {
+        self.address
+    }
+
+    /// Its level: 3 is the last.
+    #[inline(always)]
+    pub const fn level(self) -> u8 {
+        self.level
+    }
+}
+
+/// One CPU's way to touch tables. `&self` *is this CPU*: zero-sized and inlined away on the metal.
+///
+/// # Safety
+/// The implementor promises, and the algorithms rely on it:
+/// 1. `table(t)` gives the `G::entries(t.level())` cells of the table at `t.address()`, and the same memory for the same address
+///    each time. Cells are shared with other CPUs and with table walks: the type allows that (an atomic).
+/// 2. `load` and `store` are single-copy atomic for the whole descriptor; a later access through the address that `load` returned
+///    is ordered after it (an address dependency on the metal; acquire where the machine has C11 order).
+/// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them otherwise.
+/// 4. `update_run` and `common_bits`, where overridden, have the effect of the defaults, cell by cell in any order.
+#[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
+pub unsafe trait Mmu {
+    /// The shape of its tables.
+    type Geometry: Geometry;
+    /// One live entry of a table.
+    type Cell;
+
+    /// The cells of `table`.
+    fn table(&self, table: Table) -> &[Self::Cell];
+
+    /// Reads an entry, once.
+    fn load(&self, cell: &Self::Cell) -> Descriptor;
+
+    /// Writes an entry, once, with no order of its own.
+    fn store(&self, cell: &Self::Cell, descriptor: Descriptor);
+
+    /// Replaces `current` by `new` in one atomic step.
+    ///
+    /// # Errors
+    /// The entry found, where it was not `current`; it is left alone.
+    fn compare_exchange(&self, cell: &Self::Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor>;
+
+    /// Clears `mask` in one atomic step and returns the entry as it was. For entries that another CPU may be changing.
+    fn clear_bits(&self, cell: &Self::Cell, mask: u64) -> Descriptor;
+
+    /// The bits that every entry of `run` has set. The check before a change in bulk; the metal reads pairs.
+    #[inline]
+    fn common_bits(&self, run: &[Self::Cell]) -> u64 {
+        run.iter().fold(u64::MAX, |common, cell| common & self.load(cell).0)
+    }
+
+    /// Applies `change` to every entry of `run` by plain loads and stores: the caller owns them. The metal writes pairs.
+    #[inline]
+    fn update_run(&self, run: &[Self::Cell], change: Change) {
+        for cell in run {
+            self.store(cell, change.apply(self.load(cell)));
+        }
+    }
+
+    /// DMB ISHST: earlier stores are seen before later ones.
+    fn dmb_ishst(&self);
+    /// DSB ISHST: earlier stores are complete, and seen by table walks, before anything later.
+    fn dsb_ishst(&self);
+    /// DSB ISH: earlier accesses and the TLB maintenance of this CPU are complete.
+    fn dsb_ish(&self);
+    /// ISB: what follows is fetched and translated anew.
+    fn isb(&self);
+
+    /// Whether FEAT_ETS2 holds on *every* CPU, by their ID registers: an entry that became valid is then seen by later
+    /// accesses without any barrier.
+    #[inline(always)]
+    fn has_ets2(&self) -> bool {
+        false
+    }
+}
+
+/// What a change must be told to: the TLBs of the CPUs for kernel addresses; those and the notifiers of a user
+/// space; the command queue of an SMMU for a DMA domain.
+pub trait Tlb<M: Mmu> {
+    /// Issues the invalidations for `what`, without any barrier before or after: [`Tlb::invalidate`] has them.
+    fn issue(&self, mmu: &M, what: &Invalidation<M::Geometry>);
+
+    /// Invalidates each of `whats`; on return no CPU uses what these ranges translated to before, and this CPU's next
+    /// access walks anew. Called with at least one.
+    ///
+    /// A machine whose invalidation completes in another way (a queue with a sync command) replaces the whole sequence.
+    #[inline]
+    fn invalidate(&self, mmu: &M, whats: impl Iterator<Item = Invalidation<M::Geometry>>) {
+        // The stores must have reached the table walkers before an invalidation, or a walk right after it would cache the
+        // old entry again. A DMB does not order a TLBI; the stores are this CPU's own, so the store form is enough.
+        mmu.dsb_ishst();
+        for what in whats {
+            self.issue(mmu, &what);
+        }
+        // Completes the TLBIs on all CPUs, with the accesses that used the old entries. Only a full DSB, and only one
+        // on the CPU that issued them, does that: EL1 is not preempted, so this is the same CPU.
+        mmu.dsb_ish();
+        // What this CPU has fetched or translated ahead is thrown away; other CPUs need none (barriers.md, row 2).
+        mmu.isb();
+    }
+}

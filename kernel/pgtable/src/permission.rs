@@ -1,0 +1,94 @@
+//! Changes of permission that are legal on a live entry, in Linux's vocabulary.
+//!
+//! Arm ARM D8.17.1 (break-before-make) lists what must not change while an entry is valid: output address, size, memory type,
+//! global to non-global. A [`Change`] can only touch what is left, so no caller can ask for the rest.
+
+use granule_arch::descriptor::{Descriptor, bits};
+
+/// Bits that may change while the entry is live: valid, read-only and its DBM partner, execute-never, guarded page.
+/// NG is among them for its second meaning alone: the mark of a present entry whose VALID is 0.
+const LIVE_SAFE: u64 = bits::VALID | bits::PRESENT_INVALID | bits::RDONLY | bits::WRITE | bits::PXN | bits::GP;
+
+/// What to clear and what to set in every leaf of a range.
+///
+/// Having one proves that it leaves address, size, memory type and contiguity alone. The two masks may overlap, because
+/// the present-invalid mark and nG share a bit: **clearing comes first, then setting**.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Change {
+    set: u64,
+    clear: u64,
+}
+
+impl Change {
+    /// `set_memory_ro`: no more writes.
+    pub const READ_ONLY: Self = Self::new(bits::RDONLY, bits::WRITE);
+    /// `set_memory_rw`: writes again.
+    pub const READ_WRITE: Self = Self::new(bits::WRITE, bits::RDONLY);
+    /// `set_memory_x`: execution at EL1. UXN is never touched.
+    pub const EXECUTABLE: Self = Self::new(0, bits::PXN);
+    /// `set_memory_nx`: no execution at EL1.
+    pub const NO_EXECUTE: Self = Self::new(bits::PXN, 0);
+    /// `set_memory_rox`: read-only and executable in one pass, so that no failure leaves it half done and one flush is enough.
+    pub const READ_ONLY_EXECUTABLE: Self = Self::new(bits::RDONLY, bits::WRITE | bits::PXN);
+    /// `set_memory_valid(…, 1)` of global mappings: a present-invalid leaf translates again.
+    pub const VALID: Self = Self::new(bits::VALID, bits::PRESENT_INVALID);
+    /// [`Change::VALID`] for mappings that belong to an ASID: valid entries carry nG.
+    pub const VALID_NON_GLOBAL: Self = Self::new(bits::VALID | bits::NG, bits::PRESENT_INVALID);
+    /// `set_memory_valid(…, 0)`: the hardware faults, every other field still describes the mapping.
+    pub const INVALID: Self = Self::new(bits::PRESENT_INVALID, bits::VALID | bits::NG);
+
+    const fn new(set: u64, clear: u64) -> Self {
+        assert!((set | clear) & !LIVE_SAFE == 0);
+        // Clearing both and setting neither would make any leaf writable and executable.
+        let both = bits::RDONLY | bits::PXN;
+        assert!(clear & both != both || set & both != 0);
+        Self { set, clear }
+    }
+
+    /// Bits set in each leaf, after `clear_mask` was cleared.
+    #[inline(always)]
+    pub const fn set_mask(self) -> u64 {
+        self.set
+    }
+
+    /// Bits cleared in each leaf.
+    #[inline(always)]
+    pub const fn clear_mask(self) -> u64 {
+        self.clear
+    }
+
+    /// `old` changed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply(self, old: Descriptor) -> Descriptor {
+        Descriptor((old.0 & !self.clear) | self.set)
+    }
+
+    /// What each leaf must have already so that the change cannot make it writable and executable; 0 where any leaf will do.
+    ///
+    /// No change clears RDONLY and PXN together (asserted where changes are made), so one bit is all that can be missing.
+    #[inline(always)]
+    pub const fn required(self) -> u64 {
+        if self.set & (bits::RDONLY | bits::PXN) != 0 {
+            0
+        } else if self.clear & bits::RDONLY != 0 {
+            bits::PXN
+        } else if self.clear & bits::PXN != 0 {
+            bits::RDONLY
+        } else {
+            0
+        }
+    }
+
+    /// Whether leaves become executable at EL1.
+    #[inline(always)]
+    pub const fn makes_executable(self) -> bool {
+        self.clear & bits::PXN != 0
+    }
+
+    /// Whether all that it can do to a leaf is to make an invalid one valid: then no TLB holds anything of what changes.
+    #[inline(always)]
+    pub const fn only_makes_valid(self) -> bool {
+        self.set & bits::VALID != 0 && (self.set | self.clear) & !(bits::VALID | bits::PRESENT_INVALID) == 0
+    }
+}

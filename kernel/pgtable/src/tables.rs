@@ -1,0 +1,138 @@
+//! A tree of tables, and the entry points to everything that is done with it.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Attributes;
+
+use crate::Error;
+use crate::dump::{self, Extent, LeafTotals};
+use crate::flush::Flush;
+use crate::lazy::Lazy;
+use crate::map::{self, Shape};
+use crate::mmu::{Mmu, Table, Tlb};
+use crate::permission::Change;
+use crate::range::PageRange;
+use crate::source::TableSource;
+use crate::unmap::{self, Leaf};
+use crate::update;
+use crate::walk::{self, Translation, Visitor, Walk};
+
+/// A tree of tables as one CPU sees it: a root and that CPU's [`Mmu`].
+///
+/// Two words, made anew where it is needed; the tree itself belongs to whoever vouched for the root.
+pub struct PageTables<'a, M: Mmu> {
+    mmu: &'a M,
+    root: Table,
+}
+
+impl<'a, M: Mmu> PageTables<'a, M> {
+    /// The tree under `root`, as the CPU of `mmu` sees it.
+    #[inline(always)]
+    pub const fn new(mmu: &'a M, root: Table) -> Self {
+        Self { mmu, root }
+    }
+
+    /// Where the root table is.
+    pub const fn root(&self) -> Table {
+        self.root
+    }
+
+    /// The CPU that looks.
+    #[inline(always)]
+    pub(crate) const fn mmu(&self) -> &'a M {
+        self.mmu
+    }
+
+    /// Sends `visitor` over `range`.
+    #[inline(always)]
+    pub(crate) fn visit<V: Visitor<M>>(&self, range: PageRange<M::Geometry>, visitor: &mut V) -> Result<(), V::Error> {
+        walk::visit(self.mmu, self.root, range, visitor)
+    }
+
+    /// Maps `range` to the physical memory from `physical` on.
+    ///
+    /// Nothing of the range may be mapped. Which leaves are used, and whether new tables forbid execution below them, is
+    /// `shape`'s to say. The entries are in use when `lazy` has paid.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyMapped`] (the first such page), [`Error::Unaligned`] or [`Error::PhysicalTooHigh`] for `physical`,
+    /// [`Error::ExecutionForbidden`], [`Error::OutOfTables`]. Nothing was changed, and tables that were taken are given back.
+    pub fn map(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        physical: PhysAddr,
+        attributes: Attributes,
+        shape: Shape,
+        source: &mut impl TableSource,
+    ) -> Result<(), Error> {
+        map::map_contiguous(self, lazy, range, physical, attributes, shape, source)
+    }
+
+    /// Maps each page of `range` to the frame that `frame` gives for it, by pages.
+    ///
+    /// `frame` is called once for each page, in ascending order, with the page's address, when nothing can fail any more. It returns page-aligned
+    /// addresses below 2^48; other bits are ignored.
+    ///
+    /// # Errors
+    /// As [`PageTables::map`], those about `physical` excepted.
+    pub fn map_frames(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        frame: impl FnMut(VirtAddr) -> PhysAddr,
+        attributes: Attributes,
+        source: &mut impl TableSource,
+    ) -> Result<(), Error> {
+        map::map_frames(self, lazy, range, frame, attributes, source)
+    }
+
+    /// Takes everything that is mapped in `range` away, and hands each leaf to `released` when no CPU can use it any more.
+    ///
+    /// Holes are passed over. `released` is called in ascending order, after the invalidation, so it may free the frames; a
+    /// contiguous group comes entry by entry. Tables stay linked.
+    ///
+    /// # Errors
+    /// [`Error::Straddles`]: a leaf is only partly in the range. Nothing was changed.
+    pub fn unmap(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        released: impl FnMut(Leaf),
+    ) -> Result<(), Error> {
+        unmap::unmap(self, lazy, tlb, range, released)
+    }
+
+    /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no entry
+    /// that was valid changed.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`] (the first hole), [`Error::Straddles`], [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`]. Nothing was
+    /// changed.
+    #[inline]
+    pub fn update(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+    ) -> Result<Flush<M::Geometry>, Error> {
+        update::update(self, lazy, range, change)
+    }
+
+    /// The walk for `address`, level by level.
+    pub const fn walk(&self, address: VirtAddr) -> Walk<'a, M> {
+        Walk::new(self.mmu, self.root, address)
+    }
+
+    /// What `address` translates to, valid or present-invalid; `None` where nothing is mapped.
+    pub fn translate(&self, address: VirtAddr) -> Option<Translation> {
+        walk::translate(self.walk(address))
+    }
+
+    /// Calls `extent` for each run of like leaves in `range`, in ascending order; returns how many leaves of each size there were.
+    ///
+    /// Leaves that the range only touches count wholly. Other CPUs may change the tables meanwhile; each entry is read once.
+    pub fn dump(&self, range: PageRange<M::Geometry>, extent: impl FnMut(&Extent)) -> LeafTotals {
+        dump::dump(self, range, extent)
+    }
+}

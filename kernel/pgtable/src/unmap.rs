@@ -1,0 +1,121 @@
+//! Taking mappings away, and giving their frames back only when nobody can use them.
+//!
+//! Arm ARM D8.17.1 and barriers.md "free a frame": invalid; DSB ISHST; TLBI; DSB ISH; then reuse. The list of frames to
+//! release needs no memory: the entries themselves keep it. The first pass makes each leaf present-invalid, with its
+//! address kept; one invalidation serves the whole range; the second pass reads the addresses back, empties the entries and hands
+//! the leaves out. So there is no moment at which a caller could free a frame too early.
+//!
+//! Tables stay linked. Reclaiming them is a third pass over the same range, after the same invalidation told of it.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Kind};
+
+use crate::Error;
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::lazy::Lazy;
+use crate::mmu::{Mmu, Tlb};
+use crate::permission::Change;
+use crate::range::PageRange;
+use crate::tables::PageTables;
+use crate::update::Stale;
+use crate::walk::{Next, Run, Visitor, leading_leaves, whole_leaf};
+
+/// A leaf that no CPU uses any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// The first address that it translated.
+    pub address: VirtAddr,
+    /// The physical memory that it translated to.
+    pub physical: PhysAddr,
+    /// Bytes of the entry; each entry of a contiguous group is one.
+    pub size: u64,
+}
+
+/// See [`PageTables::unmap`].
+pub(crate) fn unmap<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    tlb: &impl Tlb<M>,
+    range: PageRange<M::Geometry>,
+    released: impl FnMut(Leaf),
+) -> Result<(), Error> {
+    tables.visit(range, &mut Check { range })?;
+    let mut breaking = Breaking { stale: Stale::NONE };
+    let Ok(()) = tables.visit(range, &mut breaking);
+    lazy.invalidate(tlb, [breaking.stale.flush()]);
+    let Ok(()) = tables.visit(range, &mut Releasing { released });
+    Ok(())
+}
+
+/// Refuses a range that cuts a leaf.
+struct Check<G: Geometry> {
+    range: PageRange<G>,
+}
+
+impl<M: Mmu> Visitor<M> for Check<M::Geometry> {
+    type Error = Error;
+
+    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Error> {
+        let leaves = leading_leaves(mmu, run);
+        for index in [0, leaves - 1] {
+            let entry = mmu.load(&run.cells()[index]);
+            if entry.kind(run.level == LAST_LEVEL) == Kind::Leaf {
+                whole_leaf(self.range, entry, run.level, run.address(index))?;
+            }
+        }
+        Ok(Next::Entries(leaves))
+    }
+}
+
+/// Makes each leaf present-invalid.
+struct Breaking<G: Geometry> {
+    stale: Stale<G>,
+}
+
+impl<M: Mmu> Visitor<M> for Breaking<M::Geometry> {
+    type Error = core::convert::Infallible;
+
+    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error> {
+        let leaves = leading_leaves(mmu, run);
+        let mut hull = None;
+        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+            let old = mmu.load(cell);
+            // A leaf that is present-invalid already was invalidated when it became so, or its owner owes that.
+            if old.kind(run.level == LAST_LEVEL) == Kind::Leaf && old.is_valid() {
+                mmu.store(cell, Change::INVALID.apply(old));
+                hull = Some((hull.map_or(index, |(first, _)| first), index));
+            }
+        }
+        if let Some((first, last)) = hull {
+            let size = ((last - first) as u64 + 1) << M::Geometry::shift(run.level);
+            self.stale.note(PageRange::trusted(run.address(first), size), run.level);
+        }
+        Ok(Next::Entries(leaves))
+    }
+}
+
+/// Empties each entry and hands its leaf out.
+struct Releasing<F: FnMut(Leaf)> {
+    released: F,
+}
+
+impl<M: Mmu, F: FnMut(Leaf)> Visitor<M> for Releasing<F> {
+    type Error = core::convert::Infallible;
+
+    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error> {
+        let leaves = leading_leaves(mmu, run);
+        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+            let leaf = mmu.load(cell);
+            if leaf.kind(run.level == LAST_LEVEL) == Kind::Leaf {
+                // Invalid to invalid: no barrier is owed, nothing can have cached it.
+                mmu.store(cell, Descriptor::EMPTY);
+                (self.released)(Leaf {
+                    address: run.address(index),
+                    physical: leaf.address(),
+                    size: M::Geometry::entry_size(run.level),
+                });
+            }
+        }
+        Ok(Next::Entries(leaves))
+    }
+}

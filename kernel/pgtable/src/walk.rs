@@ -1,0 +1,281 @@
+//! The one walker. Every operation of this crate is a visitor of it.
+//!
+//! Arm ARM D8.2: from the root, each level's entry is a table (go on), a leaf, or nothing. The walker takes no lock. Each
+//! entry is read once, and what to do is decided on that copy; the tables on the way stay because the caller's range has an
+//! owner, or, once tables are reclaimed, because the walk is announced. It is a loop, not a recursion: after each
+//! last-level table it starts again at the root, three loads for up to 512 entries, and no stack of tables is kept.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Kind, bits};
+
+use crate::Error;
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::mmu::{Mmu, Table};
+use crate::range::PageRange;
+
+/// Entries of one table that the range touches, the first of which is no table descriptor.
+///
+/// At the last level these are all entries that the range has in the table. At upper levels tables may follow among them.
+pub(crate) struct Run<'a, M: Mmu> {
+    /// The whole table, for visitors that look at a contiguous group.
+    pub(crate) table: &'a [M::Cell],
+    /// Index of the run's first entry.
+    pub(crate) first: usize,
+    /// Entries of the table from `first` on that the range touches; at least one.
+    pub(crate) count: usize,
+    /// Level of the table.
+    pub(crate) level: u8,
+    /// The first address that the first entry translates; before `from` where the range begins inside it.
+    pub(crate) start: VirtAddr,
+    /// The first address of the range in the run.
+    pub(crate) from: VirtAddr,
+    /// Bytes of the range from `from` on: to its end, also where that is beyond this table.
+    pub(crate) left: u64,
+    /// The first entry, as it was read.
+    pub(crate) descriptor: Descriptor,
+    /// PXNTable and UXNTable as inherited from the table descriptors on the way.
+    pub(crate) inherited: u64,
+}
+
+impl<'a, M: Mmu> Run<'a, M> {
+    /// The cells of the run.
+    #[inline(always)]
+    pub(crate) fn cells(&self) -> &'a [M::Cell] {
+        &self.table[self.first..self.first + self.count]
+    }
+
+    /// The first address that entry `index` (from the start of the run) translates.
+    #[inline(always)]
+    pub(crate) fn address(&self, index: usize) -> VirtAddr {
+        VirtAddr(self.start.0 + ((index as u64) << M::Geometry::shift(self.level)))
+    }
+}
+
+/// What a visitor did with a run.
+pub(crate) enum Next {
+    /// It dealt with this many entries, at least one and at most the run's count.
+    Entries(usize),
+    /// It made the first entry a table: read it again, and descend.
+    Again,
+}
+
+/// An operation, as the walker sees it.
+pub(crate) trait Visitor<M: Mmu> {
+    /// Why the walk ended early.
+    type Error;
+
+    /// Deals with the entries at the start of `run`.
+    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error>;
+}
+
+/// Where the walker is: a table, and what was inherited on the way to it.
+struct Place {
+    table: Table,
+    inherited: u64,
+}
+
+/// Visits all of `range` in ascending order.
+#[inline(always)]
+pub(crate) fn visit<M: Mmu, V: Visitor<M>>(
+    mmu: &M,
+    root: Table,
+    range: PageRange<M::Geometry>,
+    visitor: &mut V,
+) -> Result<(), V::Error> {
+    let mut from = range.start();
+    let mut left = range.size();
+    while left != 0 {
+        let place = descend(mmu, root, from);
+        let done = visit_table(mmu, &place, from, left, visitor)?;
+        from = VirtAddr(from.0.wrapping_add(done));
+        left -= done;
+    }
+    Ok(())
+}
+
+/// Goes down to the table whose entry for `address` is no table descriptor.
+#[inline(always)]
+fn descend<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Place {
+    let mut place = Place { table: root, inherited: 0 };
+    while place.table.level() != LAST_LEVEL {
+        let level = place.table.level();
+        let entry = mmu.load(&mmu.table(place.table)[M::Geometry::index(address, level)]);
+        if entry.kind(false) != Kind::Table {
+            break;
+        }
+        place = Place {
+            table: Table::new(entry.address(), level + 1),
+            inherited: place.inherited | (entry.0 & (bits::PXNTABLE | bits::UXNTABLE)),
+        };
+    }
+    place
+}
+
+/// Visits the entries of one table, up to its end, the end of the range, or the first table descriptor; returns the bytes
+/// that were dealt with.
+#[inline(always)]
+fn visit_table<M: Mmu, V: Visitor<M>>(
+    mmu: &M,
+    place: &Place,
+    from: VirtAddr,
+    left: u64,
+    visitor: &mut V,
+) -> Result<u64, V::Error> {
+    let level = place.table.level();
+    let shift = M::Geometry::shift(level);
+    let table = mmu.table(place.table);
+    let mut done = 0;
+    let mut first = M::Geometry::index(from, level);
+    while done < left && first < table.len() {
+        let descriptor = mmu.load(&table[first]);
+        if descriptor.kind(level == LAST_LEVEL) == Kind::Table {
+            break;
+        }
+        let from = VirtAddr(from.0 + done);
+        let offset = from.0 & ((1 << shift) - 1);
+        // Rounded up in halves, because the whole upper half's end does not fit.
+        let touched = ((offset + (left - done - 1)) >> shift) as usize + 1;
+        let run = Run {
+            table,
+            first,
+            count: touched.min(table.len() - first),
+            level,
+            start: VirtAddr(from.0 - offset),
+            from,
+            left: left - done,
+            descriptor,
+            inherited: place.inherited,
+        };
+        match visitor.visit(mmu, &run)? {
+            Next::Entries(entries) => {
+                debug_assert!(entries != 0 && entries <= run.count);
+                first += entries;
+                done = (done + ((entries as u64) << shift) - offset).min(left);
+            }
+            Next::Again => break,
+        }
+    }
+    Ok(done)
+}
+
+/// One level of the walk for an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// The level: 3 is the last.
+    pub level: u8,
+    /// The table that was read.
+    pub table: PhysAddr,
+    /// The index of the entry in it.
+    pub index: usize,
+    /// The entry.
+    pub descriptor: Descriptor,
+    /// What it says at this level.
+    pub kind: Kind,
+}
+
+/// The walk for one address, level by level: an iterator over [`Step`]s that ends with the first that is no table.
+///
+/// Each entry is read once, when the iterator comes to it. Bits above the translated ones do not count: which half an address
+/// belongs to is the caller's knowledge, as it is TTBR0's and TTBR1's on the machine.
+pub struct Walk<'a, M: Mmu> {
+    mmu: &'a M,
+    address: VirtAddr,
+    next: Option<Table>,
+}
+
+impl<'a, M: Mmu> Walk<'a, M> {
+    pub(crate) const fn new(mmu: &'a M, root: Table, address: VirtAddr) -> Self {
+        Self { mmu, address, next: Some(root) }
+    }
+}
+
+impl<M: Mmu> Iterator for Walk<'_, M> {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        let table = self.next.take()?;
+        let level = table.level();
+        let index = M::Geometry::index(self.address, level);
+        let descriptor = self.mmu.load(&self.mmu.table(table)[index]);
+        let kind = descriptor.kind(level == LAST_LEVEL);
+        if kind == Kind::Table {
+            self.next = Some(Table::new(descriptor.address(), level + 1));
+        }
+        Some(Step { level, table: table.address(), index, descriptor, kind })
+    }
+}
+
+/// What an address translates to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The physical address, offset included.
+    pub physical: PhysAddr,
+    /// The leaf.
+    pub descriptor: Descriptor,
+    /// The leaf's level.
+    pub level: u8,
+    /// Bytes that the leaf translates; of the whole group where it is contiguous.
+    pub leaf_size: u64,
+    /// Whether the hardware would use it; a present-invalid leaf describes a mapping all the same.
+    pub valid: bool,
+    /// Whether a table on the way forbids execution at EL1 (PXNTable).
+    pub execution_forbidden_above: bool,
+}
+
+/// The translation of `address`, valid or present-invalid.
+pub(crate) fn translate<M: Mmu>(walk: Walk<'_, M>) -> Option<Translation> {
+    let address = walk.address;
+    let mut inherited = 0;
+    for step in walk {
+        match step.kind {
+            Kind::Table => inherited |= step.descriptor.0,
+            Kind::None => return None,
+            Kind::Leaf => {
+                let offset = address.0 & (M::Geometry::entry_size(step.level) - 1);
+                return Some(Translation {
+                    physical: step.descriptor.address() + offset,
+                    descriptor: step.descriptor,
+                    level: step.level,
+                    leaf_size: leaf_size::<M::Geometry>(step.descriptor, step.level),
+                    valid: step.descriptor.is_valid(),
+                    execution_forbidden_above: inherited & bits::PXNTABLE != 0,
+                });
+            }
+        }
+    }
+    None
+}
+
+/// Entries at the start of `run` that are no table descriptors; the last level has none.
+#[inline(always)]
+pub(crate) fn leading_leaves<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> usize {
+    if run.level == LAST_LEVEL {
+        return run.count;
+    }
+    let is_table = |cell| mmu.load(cell).kind(false) == Kind::Table;
+    // The first one was read and is none; were it linked meanwhile, its owner would not be the caller.
+    1 + run.cells()[1..].iter().position(is_table).unwrap_or(run.count - 1)
+}
+
+/// Checks that the leaf found at `address` lies in `range` with all that it translates.
+#[inline(always)]
+pub(crate) fn whole_leaf<G: Geometry>(
+    range: PageRange<G>,
+    leaf: Descriptor,
+    level: u8,
+    address: VirtAddr,
+) -> Result<(), Error> {
+    let size = leaf_size::<G>(leaf, level);
+    let start = address.align_down(size);
+    if range.contains(start) && range.contains(start + (size - 1)) {
+        Ok(())
+    } else {
+        Err(Error::Straddles { leaf: start, size })
+    }
+}
+
+/// Bytes that a leaf translates; a contiguous group counts as one leaf.
+#[inline(always)]
+pub(crate) fn leaf_size<G: Geometry>(leaf: Descriptor, level: u8) -> u64 {
+    if leaf.is_contiguous() { G::group_size(level) } else { G::entry_size(level) }
+}
