@@ -1,5 +1,9 @@
 //! Memory: frames, page blocks, the heap, and what the kernel maps.
 
+// Running out of memory is an error value here: nothing may abort. (Tests may: the host has memory.)
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+pub mod early;
 pub mod frame;
 pub mod heap;
 pub mod kernel;

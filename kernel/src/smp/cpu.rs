@@ -3,9 +3,11 @@
 //! EL1 is never preempted, so a reference to this CPU's [`Cpu`] stays true for as long as the code runs, and its
 //! fields are touched by this CPU alone unless they are atomics that say otherwise.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
 use crate::drivers::timer::Due;
+use crate::mm::page_block::NodeArena;
 
 /// The most CPUs that one kernel starts.
 pub const MAX_CPUS: usize = 16;
@@ -33,6 +35,8 @@ pub struct Cpu {
     pub walk: AtomicU64,
     /// What its timer waits for.
     pub due: Due,
+    /// While this CPU changes the buddy's sets: where the global allocator takes their nodes from. Else null.
+    pub node_arena: AtomicPtr<NodeArena>,
 }
 
 impl Cpu {
@@ -47,6 +51,7 @@ impl Cpu {
             mpidr: AtomicU64::new(0),
             walk: AtomicU64::new(0),
             due: Due::new(),
+            node_arena: AtomicPtr::new(null_mut()),
         }
     }
 }

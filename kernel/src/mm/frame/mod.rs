@@ -1,0 +1,290 @@
+//! Frames: physical memory in pages of 4 KiB, and the way to ask for it.
+//!
+//! ```text
+//! alloc ◄─ magazine of this CPU ◄─ 32 at a time ─ cut page block ◄─ page block ─ buddy
+//! ```
+//!
+//! [`FrameAllocator`] is the one owner of all free memory. Each frame that it hands out has exactly one owner, who is
+//! on record in the frame's [`Frame`]: so freeing a frame twice, or one that was never handed out, is noticed. In a debug build that
+//! is a panic; otherwise the frame is left alone, the event counted and logged, because a leaked frame does less harm
+//! than one with two owners.
+//!
+//! Everything here may be called from interrupt handlers. Running out of memory is a value, [`OutOfMemory`].
+
+mod magazine;
+mod record;
+#[cfg(test)]
+pub(in crate::mm) mod tests;
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::interrupts;
+use magazine::{BATCH, CAPACITY, Magazine};
+pub use record::{Frame, FrameRecords, FreeError};
+
+use super::OutOfMemory;
+use super::early::MemoryMap;
+use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, PageBlocks, State};
+use crate::smp::{Cpu, MAX_CPUS};
+
+/// How the kernel reaches the contents of physical memory: the address at which the linear map shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearMap {
+    /// What to add to a physical address, modulo 2⁶⁴: on the host memory may lie below its fake physical address.
+    offset: u64,
+}
+
+impl LinearMap {
+    /// The linear map that shows physical address 0 at `base`; on the target
+    /// [`layout::LINEAR_BASE`](super::layout::LINEAR_BASE).
+    pub const fn new(base: VirtAddr) -> Self {
+        Self { offset: base.0 }
+    }
+
+    /// Where `address` is shown. Whether anything is mapped there is another question.
+    #[inline(always)]
+    pub const fn address(self, address: PhysAddr) -> VirtAddr {
+        VirtAddr(address.0.wrapping_add(self.offset))
+    }
+}
+
+/// All free memory.
+pub struct FrameAllocator {
+    blocks: PageBlocks,
+    records: FrameRecords,
+    linear: LinearMap,
+    /// By CPU number. Here and not in [`Cpu`], because a free frame belongs to its allocator: host tests have many of those.
+    magazines: [Magazine; MAX_CPUS],
+    refused: AtomicU64,
+}
+
+/// Where the frames are. Taken while other CPUs allocate, the numbers may be off by what moves meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameStats {
+    /// Frames that the allocator manages. Reserved memory and what boot took before are not among them.
+    pub total: usize,
+    /// Frames in use.
+    pub used: usize,
+    /// Free frames, those in magazines included.
+    pub free: usize,
+    /// Free frames in the CPUs' magazines.
+    pub in_magazines: usize,
+    /// Whole free page blocks, 512 frames each.
+    pub free_blocks: usize,
+    /// Page blocks cut into frames.
+    pub cut_blocks: usize,
+    /// Frees refused because the caller did not own the frame. Anything but 0 is a bug somewhere.
+    pub refused: u64,
+}
+
+impl FrameAllocator {
+    /// Bytes that [`Self::new`] needs at its `storage` for the memory of `map`; a multiple of [`PAGE_SIZE`].
+    pub fn required_bytes(map: &MemoryMap) -> usize {
+        PageBlocks::required_bytes(map)
+    }
+
+    /// The parts of the array of records that must be mapped for the memory of `map`, as the first frame number and the number of
+    /// frames; both are multiples of 512, so that each part begins and ends at a page boundary.
+    pub fn required_records(map: &MemoryMap) -> impl Iterator<Item = (usize, usize)> {
+        super::page_block::Spans::new(map).into_frames()
+    }
+
+    /// Takes over all memory that is still free in `map`; nothing can be taken from the map afterwards. `cpu` is the CPU that
+    /// this runs on.
+    ///
+    /// # Safety
+    /// - The [`Self::required_bytes`] at `storage`, 16-byte aligned, are mapped, writable and nobody else's, for ever.
+    /// - So are the records of each of the [`Self::required_records`]. Neither need be zero.
+    /// - `linear` shows all memory of `map`, writable, and nobody else uses what is free in it.
+    pub unsafe fn new(cpu: &Cpu, map: MemoryMap, storage: VirtAddr, records: FrameRecords, linear: LinearMap) -> Self {
+        // SAFETY: the caller gives the same guarantees.
+        let blocks = unsafe { PageBlocks::new(cpu, &map, storage, records) };
+        Self { blocks, records, linear, magazines: [const { Magazine::new() }; MAX_CPUS], refused: AtomicU64::new(0) }
+    }
+
+    /// A frame of its own for the caller, with whatever it held before. `cpu` is the CPU that this runs on.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: no frame is free, but for those in other CPUs' magazines.
+    #[inline]
+    pub fn alloc(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
+        let frame = self.on_magazine(cpu, |magazine| magazine.pop().or_else(|| self.refill(cpu, magazine)));
+        let frame = frame.ok_or(OutOfMemory)?;
+        // SAFETY: a frame that was free in a magazine is of a cut block, whose records are valid.
+        unsafe { self.records.get(frame) }.claim();
+        Ok(PhysAddr::from_frame_number(frame))
+    }
+
+    /// A frame of its own for the caller, filled with zeros.
+    ///
+    /// # Errors
+    /// As [`Self::alloc`].
+    pub fn alloc_zeroed(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
+        let frame = self.alloc(cpu)?;
+        // SAFETY: the linear map shows the frame, writable, and nobody else has it.
+        unsafe { self.linear.address(frame).as_ptr::<u8>().write_bytes(0, PAGE_SIZE) };
+        Ok(frame)
+    }
+
+    /// Gives the frame at `address` back. `cpu` is the CPU that this runs on.
+    ///
+    /// The caller is its one owner, and nobody reaches it any more: no mapping, no translation in a TLB, no device.
+    ///
+    /// # Panics
+    /// In debug builds, where the allocator did not hand the frame out, or has it back already. Otherwise such a call is
+    /// counted ([`FrameStats::refused`]), logged, and changes nothing.
+    #[inline]
+    pub fn free(&self, cpu: &Cpu, address: PhysAddr) {
+        let released = match self.frame(address) {
+            Some((State::Cut, frame)) if address.is_aligned(PAGE_SIZE as u64) => frame.release(),
+            _ => Err(FreeError::Foreign),
+        };
+        match released {
+            Ok(()) => self.on_magazine(cpu, |magazine| {
+                if let Err(frame) = magazine.push(address.frame_number()) {
+                    self.drain(cpu, magazine, BATCH);
+                    // There is room now.
+                    let _ = magazine.push(frame);
+                }
+            }),
+            Err(error) => self.refuse(address, error),
+        }
+    }
+
+    /// 2^`order` contiguous page blocks of 2 MiB, aligned to their size, with whatever they held before.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there is no such run, or `order` is above [`MAX_ORDER`](super::page_block::MAX_ORDER) (1 GiB).
+    pub fn alloc_blocks(&self, cpu: &Cpu, order: u32) -> Result<PhysAddr, OutOfMemory> {
+        let number = match self.blocks.take_blocks(cpu, order) {
+            Some(number) => number,
+            // This CPU's own magazine may hold the last frames of a block.
+            None => {
+                self.drain_cpu(cpu);
+                self.blocks.take_blocks(cpu, order).ok_or(OutOfMemory)?
+            }
+        };
+        // SAFETY: taking the blocks made the record of the first frame valid.
+        unsafe { self.records.get(number * BLOCK_FRAMES) }.claim();
+        Ok(PhysAddr(number as u64 * BLOCK_SIZE))
+    }
+
+    /// Gives back the run of 2^`order` page blocks at `address`, whole, as it was allocated.
+    ///
+    /// # Panics
+    /// As [`Self::free`], also where `order` is not that of the allocation.
+    pub fn free_blocks(&self, cpu: &Cpu, address: PhysAddr, order: u32) {
+        let number = address.frame_number() / BLOCK_FRAMES;
+        let released = match self.frame(address) {
+            Some((State::Head, frame))
+                if address.is_aligned(BLOCK_SIZE) && self.blocks.order(number) == Some(order) =>
+            {
+                frame.release()
+            }
+            _ => Err(FreeError::Foreign),
+        };
+        match released {
+            Ok(()) => self.blocks.put_blocks(cpu, number, order),
+            Err(error) => self.refuse(address, error),
+        }
+    }
+
+    /// The record of the frame that holds `address`, and what its block is used for; `None` where the block is not cut or
+    /// the first of a run, in which case the frame is not one that anyone owns by itself.
+    pub fn frame(&self, address: PhysAddr) -> Option<(State, &Frame)> {
+        let frame = address.frame_number();
+        let state = self.blocks.state(frame);
+        // SAFETY: the records of blocks in these states are valid and stay mapped.
+        matches!(state, State::Cut | State::Head).then(|| (state, unsafe { self.records.get(frame) }))
+    }
+
+    /// Where the linear map shows frames' contents.
+    pub fn linear(&self) -> LinearMap {
+        self.linear
+    }
+
+    /// Gives all frames in this CPU's magazine back to their blocks. Tests and audits do so on each CPU before they compare
+    /// [`Self::stats`].
+    pub fn drain_cpu(&self, cpu: &Cpu) {
+        self.on_magazine(cpu, |magazine| {
+            while magazine.len() > 0 {
+                self.drain(cpu, magazine, BATCH);
+            }
+        });
+    }
+
+    /// Where the frames are.
+    pub fn stats(&self) -> FrameStats {
+        let in_magazines = self.magazines.iter().map(Magazine::len).sum();
+        let totals = self.blocks.totals();
+        let free = totals.free_frames + in_magazines;
+        FrameStats {
+            total: totals.frames,
+            used: totals.frames.saturating_sub(free),
+            free,
+            in_magazines,
+            free_blocks: totals.free_blocks,
+            cut_blocks: totals.cut_blocks,
+            refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Runs `work` on this CPU's magazine with interrupts masked, because a handler may want it too.
+    #[inline(always)]
+    fn on_magazine<R>(&self, cpu: &Cpu, work: impl FnOnce(&Magazine) -> R) -> R {
+        let masked = interrupts::mask();
+        let result = self.magazines[cpu.id.0 as usize].alone(work);
+        interrupts::restore(masked);
+        result
+    }
+
+    /// Fills an empty magazine with a batch and takes one frame of it.
+    #[cold]
+    fn refill(&self, cpu: &Cpu, magazine: &Magazine) -> Option<usize> {
+        let mut batch = [0; BATCH];
+        let count = self.blocks.take_frames(cpu, &mut batch);
+        // Pushed in descending order, so that frames are handed out in ascending order and neighbours stay neighbours.
+        for frame in batch[..count].iter().rev() {
+            let pushed = magazine.push(*frame);
+            debug_assert!(pushed.is_ok());
+        }
+        magazine.pop()
+    }
+
+    /// Gives up to `most` frames of the magazine back to their blocks, at most [`BATCH`].
+    #[cold]
+    fn drain(&self, cpu: &Cpu, magazine: &Magazine, most: usize) {
+        let mut batch = [0; BATCH];
+        let mut count = 0;
+        while count < most.min(BATCH)
+            && let Some(frame) = magazine.pop()
+        {
+            batch[count] = frame;
+            count += 1;
+        }
+        self.blocks.put_frames(cpu, &batch[..count]);
+    }
+
+    #[cold]
+    fn refuse(&self, address: PhysAddr, error: FreeError) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        log::error!("free of {address}: {error}; left alone");
+        if cfg!(debug_assertions) {
+            panic!("free of {address}: {error}");
+        }
+    }
+}
+
+impl fmt::Display for FrameStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} frames: {} used, {} free ({} in magazines), {} whole blocks, {} cut, {} frees refused",
+            self.total, self.used, self.free, self.in_magazines, self.free_blocks, self.cut_blocks, self.refused
+        )
+    }
+}
+
+const _: () = assert!(CAPACITY > BATCH);

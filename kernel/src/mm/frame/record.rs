@@ -1,0 +1,116 @@
+//! What the kernel knows about each frame of memory: one [`Frame`] record, in an array indexed by frame number.
+//!
+//! The array is virtually contiguous, so a record is found by arithmetic; only the parts for page blocks that hold memory are
+//! mapped. A record of zeros says that the frame is free. Records are zeroed a block at a time when the block is
+//! first used; before that they hold whatever the memory held, and nobody looks.
+
+use core::mem::size_of;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_arch::addr::VirtAddr;
+
+/// What the kernel knows about one 4 KiB frame. All zero: free.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Frame {
+    /// Holders of the frame; 0 means free. Written only by this module and through [`Frame::references`]'s users.
+    references: AtomicU32,
+    /// Software flags of the frame's owner; 0 while it is free.
+    pub flags: AtomicU32,
+    /// Whose frame it is, in the owner's own terms: the object that it belongs to, or the head of its reverse map; 0 while it is
+    /// free.
+    pub owner: AtomicU64,
+    /// The lock of the page table that the frame holds, if it holds one; 0 means not held.
+    pub table_lock: AtomicU32,
+}
+
+// A block's records fill whole pages, so the array's parts can be mapped block by block.
+const _: () = assert!(size_of::<Frame>() == 24 && (512 * size_of::<Frame>()).is_multiple_of(4096));
+
+/// Why a frame cannot be freed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FreeError {
+    /// The allocator never handed out such a frame or run.
+    #[error("not a frame of this allocator")]
+    Foreign,
+    /// The frame is free already.
+    #[error("already free")]
+    DoubleFree,
+    /// There are other holders.
+    #[error("still in use by others")]
+    Shared,
+}
+
+impl Frame {
+    /// How many hold the frame; 0 means that it is free.
+    pub fn references(&self) -> u32 {
+        self.references.load(Ordering::Acquire)
+    }
+
+    /// Marks a free frame as held once. Relaxed: the lock of the page blocks, or this CPU's own program order, hands the
+    /// frame from its last owner to the caller.
+    pub(super) fn claim(&self) {
+        debug_assert_eq!(self.references.load(Ordering::Relaxed), 0, "a frame handed out twice");
+        self.references.store(1, Ordering::Relaxed);
+    }
+
+    /// Marks a frame that is held exactly once as free, and clears the record.
+    pub(super) fn release(&self) -> Result<(), FreeError> {
+        // Acquire and release: what earlier holders did to the frame comes before what its next owner does.
+        match self.references.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => {
+                debug_assert_eq!(self.table_lock.load(Ordering::Relaxed), 0, "freed with its table locked");
+                self.flags.store(0, Ordering::Relaxed);
+                self.owner.store(0, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(0) => Err(FreeError::DoubleFree),
+            Err(_) => Err(FreeError::Shared),
+        }
+    }
+}
+
+/// Where the array of records lies.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameRecords {
+    /// Where the record of frame 0 would be, mapped or not.
+    base: VirtAddr,
+}
+
+impl FrameRecords {
+    /// The array whose record of frame 0 would be at `base`; on the target [`layout::FRAMES_BASE`](crate::mm::layout::FRAMES_BASE).
+    pub const fn new(base: VirtAddr) -> Self {
+        Self { base }
+    }
+
+    /// The address of the record of `frame`.
+    pub const fn address(self, frame: usize) -> VirtAddr {
+        // On the host the base is made up and may lie "before" address 0.
+        VirtAddr(self.base.0.wrapping_add((frame * size_of::<Frame>()) as u64))
+    }
+
+    /// Bytes that the records of `frames` frames take.
+    pub const fn bytes(frames: usize) -> usize {
+        frames * size_of::<Frame>()
+    }
+
+    /// The record of `frame`.
+    ///
+    /// # Safety
+    /// It has been zeroed, and stays mapped.
+    #[inline]
+    pub(super) unsafe fn get(self, frame: usize) -> &'static Frame {
+        // SAFETY: the caller vouches for the record; all its fields are atomics, so it is shared by nature.
+        unsafe { &*self.address(frame).as_ptr() }
+    }
+
+    /// Zeroes the records of `count` frames from `first` on.
+    ///
+    /// # Safety
+    /// They are mapped, writable, and no reference to any of them exists.
+    pub(in crate::mm) unsafe fn zero(self, first: usize, count: usize) {
+        // SAFETY: the caller vouches for the memory, and zero is a valid record.
+        unsafe { ptr::write_bytes(self.address(first).as_ptr::<Frame>(), 0, count) };
+    }
+}

@@ -1,0 +1,411 @@
+//! The allocator on fake machines: against an oracle, to exhaustion and back, with many CPUs, and in the order of a boot.
+
+use core::mem::ManuallyDrop;
+use core::sync::atomic::Ordering;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::vec;
+use std::vec::Vec;
+
+use granule_arch::addr::PhysRange;
+use proptest::prelude::*;
+
+use super::*;
+use crate::mm::page_block::{MAX_ORDER, host_allocations};
+use crate::smp::CpuId;
+
+/// Memory and records for a machine whose physical addresses have nothing to do with the host's.
+pub(in crate::mm) struct Machine {
+    banks: Vec<PhysRange>,
+    ram: *mut u8,
+    ram_layout: Layout,
+    records: *mut u8,
+    records_layout: Layout,
+}
+
+impl Machine {
+    pub(in crate::mm) fn new(banks: &[PhysRange]) -> Self {
+        let (low, high) = (banks.first().unwrap().start(), banks.last().unwrap().end());
+        let ram_layout = Layout::from_size_align((high - low) as usize, BLOCK_SIZE as usize).unwrap();
+        let frames = (high.align_up(BLOCK_SIZE).unwrap() - low.align_down(BLOCK_SIZE)) as usize / PAGE_SIZE;
+        let records_layout = Layout::from_size_align(FrameRecords::bytes(frames), PAGE_SIZE).unwrap();
+        // SAFETY: neither size is zero.
+        let (ram, records) = unsafe { (alloc_zeroed(ram_layout), alloc_zeroed(records_layout)) };
+        assert!(!ram.is_null() && !records.is_null());
+        // SAFETY: just allocated. Records that nobody zeroed must not pass for good ones.
+        unsafe { records.write_bytes(0xa5, records_layout.size()) };
+        Self { banks: banks.to_vec(), ram, ram_layout, records, records_layout }
+    }
+
+    fn lowest(&self) -> PhysAddr {
+        self.banks[0].start()
+    }
+
+    pub(in crate::mm) fn linear(&self) -> LinearMap {
+        LinearMap::new(VirtAddr(VirtAddr::from_ptr(self.ram).0.wrapping_sub(self.lowest().0)))
+    }
+
+    /// Does what start.rs does, except for mapping. The allocator must not outlive the machine.
+    pub(in crate::mm) fn boot(&self, cpu: &Cpu, reserved: &[PhysRange]) -> FrameAllocator {
+        let mut map = MemoryMap::new(self.banks.iter().copied(), reserved.iter().copied()).unwrap();
+        let storage_bytes = FrameAllocator::required_bytes(&map);
+        let storage = map.take(storage_bytes / PAGE_SIZE, PAGE_SIZE as u64).unwrap();
+        let storage = self.linear().address(storage);
+        // SAFETY: the run was just taken from the map. What a previous stage left there must not matter.
+        unsafe { storage.as_ptr::<u8>().write_bytes(0xa5, storage_bytes) };
+        let lowest_block = self.lowest().align_down(BLOCK_SIZE).frame_number();
+        let base = VirtAddr::from_ptr(self.records).0.wrapping_sub(FrameRecords::bytes(lowest_block) as u64);
+        // SAFETY: storage and records are the machine's, which outlives the allocator.
+        unsafe { FrameAllocator::new(cpu, map, storage, FrameRecords::new(VirtAddr(base)), self.linear()) }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // SAFETY: allocated with these layouts.
+        unsafe {
+            dealloc(self.ram, self.ram_layout);
+            dealloc(self.records, self.records_layout);
+        }
+    }
+}
+
+/// A machine that lives for ever, booted.
+pub(in crate::mm) fn leaked(mib: u64) -> &'static FrameAllocator {
+    let machine = ManuallyDrop::new(Machine::new(&[range(0x4000_0000, 0x4000_0000 + (mib << 20))]));
+    Box::leak(Box::new(machine.boot(&Cpu::new(CpuId(0)), &[])))
+}
+
+fn range(start: u64, end: u64) -> PhysRange {
+    PhysRange::new(PhysAddr(start), PhysAddr(end)).unwrap()
+}
+
+fn small_machine() -> (Machine, Cpu) {
+    (Machine::new(&[range(0x4000_0000, 0x4080_0000)]), Cpu::new(CpuId(0)))
+}
+
+/// Whether every frame of the run is memory that the allocator may hand out.
+fn is_ours(banks: &[PhysRange], reserved: &[PhysRange], run: PhysRange) -> bool {
+    banks.iter().any(|bank| bank.start() <= run.start() && run.end() <= bank.end())
+        && !reserved.iter().any(|hole| hole.overlaps(run))
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc {
+        cpu: usize,
+        count: usize,
+    },
+    AllocBlocks {
+        cpu: usize,
+        order: u32,
+    },
+    /// Frees the n-th thing in use, modulo how many there are, and its neighbours.
+    Free {
+        cpu: usize,
+        which: usize,
+        count: usize,
+    },
+    Drain {
+        cpu: usize,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..3_usize, 1..700_usize).prop_map(|(cpu, count)| Step::Alloc { cpu, count }),
+        2 => (0..3_usize, 0..4_u32).prop_map(|(cpu, order)| Step::AllocBlocks { cpu, order }),
+        4 => (0..3_usize, any::<usize>(), 1..900_usize).prop_map(|(cpu, which, count)| Step::Free { cpu, which, count }),
+        1 => (0..3_usize).prop_map(|cpu| Step::Drain { cpu }),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+/// What is in use: start → size in bytes and the order of a run of blocks.
+type InUse = BTreeMap<u64, (u64, Option<u32>)>;
+
+#[track_caller]
+fn hand_out(in_use: &mut InUse, start: PhysAddr, size: u64, order: Option<u32>) {
+    let below = in_use.range(..start.0 + size).next_back();
+    assert!(below.is_none_or(|(other, (other_size, _))| other + other_size <= start.0), "{start}: two owners");
+    in_use.insert(start.0, (size, order));
+}
+
+fn give_back(frames: &FrameAllocator, cpu: &Cpu, start: u64, order: Option<u32>) {
+    match order {
+        None => frames.free(cpu, PhysAddr(start)),
+        Some(order) => frames.free_blocks(cpu, PhysAddr(start), order),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_frame_has_one_owner_and_all_come_back(
+        holes in prop::collection::vec((0..24_u64 << 20, 1..3_u64 << 20), 0..5),
+        steps in steps(),
+    ) {
+        let banks = [range(0x4000_0000, 0x4090_1000), range(0x4110_0000, 0x4200_0000)];
+        let reserved: Vec<_> =
+            holes.iter().map(|(at, size)| range(0x4000_0000 + at, 0x4000_0000 + at + size)).collect();
+        let machine = Machine::new(&banks);
+        let cpus = [0, 1, 2].map(|id| Cpu::new(CpuId(id)));
+        prop_assume!(MemoryMap::new(banks, reserved.iter().copied()).is_ok_and(|map| map.free().iter().any(|r| r.size() > 65536)));
+        let frames = machine.boot(&cpus[0], &reserved);
+        let at_boot = frames.stats();
+        prop_assert_eq!(at_boot.used, 0);
+
+        let mut in_use = InUse::new();
+        for step in steps {
+            let allocations = host_allocations();
+            let mut got = Vec::with_capacity(1024);
+            let allocations_of_the_test = host_allocations() - allocations;
+            match step {
+                Step::Alloc { cpu, count } => {
+                    for _ in 0..count {
+                        let Ok(frame) = frames.alloc(&cpus[cpu]) else {
+                            // Exhausted: all that is left is in other magazines.
+                            let stats = frames.stats();
+                            prop_assert_eq!(stats.free, stats.in_magazines);
+                            break;
+                        };
+                        got.push((frame, PAGE_SIZE as u64, None));
+                    }
+                }
+                Step::AllocBlocks { cpu, order } => {
+                    if let Ok(start) = frames.alloc_blocks(&cpus[cpu], order) {
+                        prop_assert!(start.is_aligned(BLOCK_SIZE << order));
+                        got.push((start, BLOCK_SIZE << order, Some(order)));
+                    }
+                }
+                Step::Free { cpu, which, count } => {
+                    for _ in 0..count.min(in_use.len()) {
+                        let start = *in_use.keys().nth(which % in_use.len()).unwrap();
+                        let (_, order) = in_use.remove(&start).unwrap();
+                        give_back(&frames, &cpus[cpu], start, order);
+                    }
+                }
+                Step::Drain { cpu } => frames.drain_cpu(&cpus[cpu]),
+            }
+            prop_assert_eq!(host_allocations() - allocations, allocations_of_the_test, "the allocator allocated");
+            for (start, size, order) in got {
+                prop_assert!(is_ours(&banks, &reserved, PhysRange::from_size(start, size).unwrap()));
+                hand_out(&mut in_use, start, size, order);
+            }
+            let used: u64 = in_use.values().map(|(size, _)| size / PAGE_SIZE as u64).sum();
+            prop_assert_eq!(frames.stats().used as u64, used);
+        }
+        for (start, (_, order)) in in_use {
+            give_back(&frames, &cpus[1], start, order);
+        }
+        cpus.iter().for_each(|cpu| frames.drain_cpu(cpu));
+        prop_assert_eq!(frames.stats(), at_boot, "not back to the state after boot");
+    }
+}
+
+#[test]
+fn exhaustion_is_a_value_and_gives_every_frame_once() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[range(0x4000_0000, 0x4010_3000)]);
+    let total = frames.stats().total;
+    let mut all: Vec<_> = core::iter::from_fn(|| frames.alloc(&cpu).ok()).collect();
+    assert_eq!(all.len(), total);
+    assert_eq!(frames.alloc(&cpu), Err(OutOfMemory));
+    assert_eq!(frames.alloc_zeroed(&cpu), Err(OutOfMemory));
+    assert_eq!(frames.alloc_blocks(&cpu, 0), Err(OutOfMemory));
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), total, "a frame had two owners");
+    frames.free(&cpu, all[7]);
+    assert_eq!(frames.alloc(&cpu), Ok(all[7]));
+    all.iter().for_each(|frame| frames.free(&cpu, *frame));
+    frames.drain_cpu(&cpu);
+    assert_eq!(frames.stats().free, total);
+    assert!(frames.alloc_blocks(&cpu, 1).is_ok(), "neighbours were not joined");
+}
+
+#[test]
+fn last_frames_of_a_block_in_the_own_magazine_do_not_stop_alloc_blocks() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[range(0x4000_0000, 0x4060_0000 - 0x10_0000)]);
+    let edge = frames.stats().total - BLOCK_FRAMES;
+    let held: Vec<_> = (0..edge).map(|_| frames.alloc(&cpu).unwrap()).collect();
+    let last = frames.alloc(&cpu).unwrap();
+    frames.free(&cpu, last);
+    assert_eq!(frames.stats().free_blocks, 0);
+    assert!(frames.alloc_blocks(&cpu, 0).is_ok());
+    assert_eq!(held.len(), edge);
+}
+
+#[test]
+fn zeroed_frames_are_zero_whatever_they_held() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[]);
+    let bytes = |frame| {
+        // SAFETY: the frame is this test's.
+        unsafe { core::slice::from_raw_parts_mut(frames.linear().address(frame).as_ptr::<u8>(), PAGE_SIZE) }
+    };
+    let frame = frames.alloc(&cpu).unwrap();
+    bytes(frame).fill(0xff);
+    frames.free(&cpu, frame);
+    let again = frames.alloc_zeroed(&cpu).unwrap();
+    assert_eq!(again, frame, "the frame freed last is handed out first");
+    assert!(bytes(again).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn record_shows_the_owner_and_is_cleared_by_free() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[]);
+    let address = frames.alloc(&cpu).unwrap();
+    let (state, frame) = frames.frame(address).unwrap();
+    assert_eq!((state, frame.references()), (State::Cut, 1));
+    frame.owner.store(7, Ordering::Relaxed);
+    frame.flags.store(1, Ordering::Relaxed);
+    frames.free(&cpu, address);
+    assert_eq!(frame.references(), 0);
+    assert_eq!(frame.owner.load(Ordering::Relaxed) | u64::from(frame.flags.load(Ordering::Relaxed)), 0);
+}
+
+/// Frees that must be noticed: each gets a fresh allocator and something of its own to free wrongly.
+fn refused(wrong: impl Fn(&FrameAllocator, &Cpu) + std::panic::RefUnwindSafe) {
+    let outcome = std::panic::catch_unwind(|| {
+        let (machine, cpu) = small_machine();
+        let frames = machine.boot(&cpu, &[range(0x4000_0000, 0x4000_1000)]);
+        wrong(&frames, &cpu);
+        frames.stats().refused
+    });
+    if cfg!(debug_assertions) {
+        assert!(outcome.is_err(), "a debug build panics");
+    } else {
+        assert_eq!(outcome.ok(), Some(1));
+    }
+}
+
+#[test]
+fn double_free_of_a_frame_is_refused() {
+    refused(|frames, cpu| {
+        let frame = frames.alloc(cpu).unwrap();
+        frames.free(cpu, frame);
+        frames.free(cpu, frame);
+    });
+}
+
+#[test]
+fn double_free_of_blocks_is_refused() {
+    refused(|frames, cpu| {
+        let blocks = frames.alloc_blocks(cpu, 0).unwrap();
+        frames.free_blocks(cpu, blocks, 0);
+        frames.free_blocks(cpu, blocks, 0);
+    });
+}
+
+#[test]
+fn foreign_frees_are_refused() {
+    refused(|frames, cpu| frames.free(cpu, PhysAddr(0x1000)));
+    refused(|frames, cpu| frames.free(cpu, PhysAddr(u64::MAX)));
+    // Reserved, in a block that is cut.
+    refused(|frames, cpu| frames.free(cpu, PhysAddr(0x4000_0000)));
+    // In a block that is free as a whole.
+    refused(|frames, cpu| frames.free(cpu, PhysAddr(0x4020_0000)));
+    refused(|frames, cpu| {
+        let frame = frames.alloc(cpu).unwrap();
+        frames.free(cpu, frame + 8);
+    });
+    // A frame of a run of blocks, the run by its second block, the run with another size.
+    refused(|frames, cpu| {
+        let blocks = frames.alloc_blocks(cpu, 0).unwrap();
+        frames.free(cpu, blocks);
+    });
+    refused(|frames, cpu| {
+        let blocks = frames.alloc_blocks(cpu, 1).unwrap();
+        frames.free_blocks(cpu, blocks + BLOCK_SIZE, 0);
+    });
+    refused(|frames, cpu| {
+        let blocks = frames.alloc_blocks(cpu, 1).unwrap();
+        frames.free_blocks(cpu, blocks, 0);
+    });
+}
+
+#[test]
+fn orders_beyond_the_largest_are_out_of_memory() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[]);
+    assert_eq!(frames.alloc_blocks(&cpu, MAX_ORDER + 1), Err(OutOfMemory));
+    assert_eq!(frames.alloc_blocks(&cpu, u32::MAX), Err(OutOfMemory));
+}
+
+#[test]
+fn many_cpus_never_share_a_frame() {
+    const CPUS: u32 = 4;
+    let (machine, cpu) = small_machine();
+    let frames = &machine.boot(&cpu, &[]);
+    let total = frames.stats().total;
+    std::thread::scope(|scope| {
+        for id in 0..CPUS {
+            scope.spawn(move || {
+                let cpu = Cpu::new(CpuId(id));
+                let mut held = Vec::new();
+                for round in 0..400_usize {
+                    while held.len() < (round * 37 + id as usize * 11) % 300 {
+                        let Ok(frame) = frames.alloc(&cpu) else { break };
+                        let word = frames.linear().address(frame).as_ptr::<u64>();
+                        // SAFETY: the frame is this thread's alone, which is what the test is about.
+                        unsafe { word.write(u64::from(id) << 32 | frame.frame_number() as u64) };
+                        held.push(frame);
+                    }
+                    for frame in held.drain(held.len() / 3..) {
+                        let word = frames.linear().address(frame).as_ptr::<u64>();
+                        // SAFETY: as above.
+                        let found = unsafe { word.read() };
+                        assert_eq!(found, u64::from(id) << 32 | frame.frame_number() as u64);
+                        frames.free(&cpu, frame);
+                    }
+                }
+                held.iter().for_each(|frame| frames.free(&cpu, *frame));
+                frames.drain_cpu(&cpu);
+            });
+        }
+    });
+    let stats = frames.stats();
+    assert_eq!((stats.used, stats.free, stats.in_magazines), (0, total, 0));
+}
+
+/// The order in which start.rs brings memory up, step by step, on a machine like QEMU's with 64 MiB in two banks.
+#[test]
+fn boot_in_the_order_of_start() {
+    let cpu = Cpu::new(CpuId(0));
+    let banks = [range(0x4000_0000, 0x4200_0000), range(0x4400_0000, 0x4600_0000)];
+    let (image, device_tree) = (range(0x4020_0000, 0x402a_0000), range(0x4000_0000, 0x4000_8000));
+    let machine = Machine::new(&banks);
+
+    // 1. What there is.
+    let mut map = MemoryMap::new(banks, [image, device_tree]).unwrap();
+    // 2. Tables of the linear map, and the linear map itself.
+    let table = map.take(1, PAGE_SIZE as u64).unwrap();
+    let linear = machine.linear();
+    // 3. The array of records: each part from one run, aligned so that large leaves can map it.
+    let parts: Vec<_> = FrameAllocator::required_records(&map).collect();
+    assert_eq!(parts, [(0x4_0000, 16 * 512), (0x4_4000, 16 * 512)]);
+    let backing: Vec<_> = parts
+        .iter()
+        .map(|(_, frames)| map.take(FrameRecords::bytes(*frames) / PAGE_SIZE, PAGE_SIZE as u64).unwrap())
+        .collect();
+    let mapped: Vec<u64> = vec![0xa5a5_a5a5_a5a5_a5a5; FrameRecords::bytes(0x4_6000 - 0x4_0000) / 8];
+    let base = VirtAddr(VirtAddr::from_ptr(mapped.as_ptr()).0.wrapping_sub(FrameRecords::bytes(0x4_0000) as u64));
+    // 4. Page blocks and their arena.
+    let storage = map.take(FrameAllocator::required_bytes(&map) / PAGE_SIZE, PAGE_SIZE as u64).unwrap();
+    let left: u64 = map.free().iter().map(|range| range.size()).sum();
+    // 5. Everything else.
+    // SAFETY: the storage was taken from the map; the records and the machine outlive the allocator.
+    let frames = unsafe { FrameAllocator::new(&cpu, map, linear.address(storage), FrameRecords::new(base), linear) };
+
+    let taken: Vec<_> = core::iter::from_fn(|| frames.alloc(&cpu).ok()).collect();
+    assert_eq!(taken.len() as u64, left / PAGE_SIZE as u64);
+    for spoken_for in [table, storage, image.start(), device_tree.start()].iter().chain(&backing) {
+        assert!(!taken.contains(spoken_for), "{spoken_for} was handed out");
+    }
+    drop(mapped);
+}

@@ -1,0 +1,432 @@
+//! Page blocks: physical memory in pieces of 2 MiB, whole or cut into frames.
+//!
+//! ```text
+//!              take_blocks(order)                       take_frames
+//!   Free  ─────────────────────────►  Head, Tail…        Free ──► Cut   one bit per frame, set = free
+//!  (buddy) ◄─────────────────────────                   (buddy) ◄──     when the last frame comes back
+//! ```
+//!
+//! `buddy_system_allocator` knows the free blocks and joins neighbours up to 1 GiB; it works with block *numbers* and never
+//! touches the memory. A block in use as frames is cut by the bitmap in its [`PageBlock`]. Cut blocks with a free frame
+//! are in a list, linked through the records themselves, so taking and putting back are O(1) in the size of memory, and neither
+//! ever allocates (the buddy's sets live in a [`NodeArena`]).
+//!
+//! A block of which some frames are not ours (the edge of a bank, reserved, taken by boot) is cut from the start, with
+//! only its free frames in the bitmap. It can never be whole, so it never goes to the buddy; and the list has it in front,
+//! because a frame taken from it breaks nothing.
+//!
+//! The rule: a frame is free in exactly one place: inside a free block, as a bit of a cut block, or in a magazine above.
+
+mod arena;
+mod spans;
+use alloc::collections::BTreeSet;
+use core::mem::{ManuallyDrop, size_of};
+use core::ops::Range;
+use core::ptr;
+use core::slice;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+pub use arena::NodeArena;
+#[cfg(test)]
+pub(in crate::mm) use arena::tests::host_allocations;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+pub use spans::Spans;
+
+use super::early::MemoryMap;
+use super::frame::FrameRecords;
+use crate::smp::Cpu;
+use crate::sync::{IrqGuard, IrqLock, rank};
+
+/// Bytes in a page block: what one level-2 block descriptor maps.
+pub const BLOCK_SIZE: u64 = 2 << 20;
+/// Frames in a page block.
+pub const BLOCK_FRAMES: usize = BLOCK_SIZE as usize / PAGE_SIZE;
+/// Sizes of run that the buddy keeps apart: 2 MiB to 1 GiB, the largest leaf.
+pub(super) const BUDDY_ORDERS: usize = 10;
+/// The largest order that [`PageBlocks::take_blocks`] can serve: 2⁹ blocks, 1 GiB.
+pub const MAX_ORDER: u32 = BUDDY_ORDERS as u32 - 1;
+
+/// A physical address in units of [`BLOCK_SIZE`].
+pub type BlockNumber = usize;
+
+/// What a page block is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum State {
+    /// No frame of it was ever given to the allocator.
+    Absent = 0,
+    /// Whole, and in the buddy's sets.
+    Free = 1,
+    /// Cut into frames by its bitmap.
+    Cut = 2,
+    /// The first block of a run that was taken whole.
+    Head = 3,
+    /// A later block of such a run.
+    Tail = 4,
+}
+
+/// The end of a list.
+const NONE: u32 = u32::MAX;
+/// 64-bit words in a bitmap.
+const WORDS: usize = BLOCK_FRAMES / 64;
+
+/// What is known about one page block besides its [`State`]. All zero is right for a block that nobody has used.
+struct PageBlock {
+    /// Cut: bit f of word f / 64 is set while frame f is free.
+    bitmap: [u64; WORDS],
+    /// Cut: number of set bits.
+    free: u16,
+    /// Head: log2 of the blocks in the run.
+    order: u8,
+    /// The block's `Frame` records have been zeroed.
+    records_valid: bool,
+    /// Cut: this block's number.
+    number: u32,
+    /// Cut with a free frame: neighbours in the list, by index.
+    next: u32,
+    previous: u32,
+}
+
+const _: () = assert!(size_of::<PageBlock>() == 80 && size_of::<PageBlock>().is_multiple_of(16));
+// A block number fits in `PageBlock::number`, an index in the links with NONE to spare.
+const _: () = assert!(super::layout::LINEAR_SIZE / BLOCK_SIZE < NONE as u64);
+
+/// All page blocks.
+pub struct PageBlocks {
+    spans: Spans,
+    /// One per block, readable without the lock: see [`Self::state`].
+    states: &'static [AtomicU8],
+    records: FrameRecords,
+    lists: IrqLock<Lists, { rank::PAGE_BLOCK }>,
+}
+
+/// What the lock protects.
+struct Lists {
+    arena: NodeArena,
+    /// Never dropped: its nodes are the arena's cells, which no global allocator would know outside a section.
+    buddy: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
+    blocks: &'static mut [PageBlock],
+    /// First and last cut block with a free frame.
+    first: u32,
+    last: u32,
+    totals: Totals,
+}
+
+/// How much is free, and how much there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Totals {
+    /// Frames ever given to the allocator, whatever they are used for now.
+    pub frames: usize,
+    /// Free frames, in free blocks and cut ones. Frames in magazines are not among them.
+    pub free_frames: usize,
+    /// Free whole blocks.
+    pub free_blocks: usize,
+    /// Cut blocks that have a free frame or will have one: those that cannot become whole included.
+    pub cut_blocks: usize,
+}
+
+impl PageBlocks {
+    /// Bytes of the array, the states and the arena for the memory of `map`; a multiple of [`PAGE_SIZE`].
+    pub fn required_bytes(map: &MemoryMap) -> usize {
+        Self::arena_offset(Spans::new(map).blocks(), NodeArena::required_bytes).next_multiple_of(PAGE_SIZE)
+    }
+
+    /// Where the arena begins among the arrays for `blocks` blocks, plus what `more` says of it.
+    fn arena_offset(blocks: usize, more: fn(usize) -> usize) -> usize {
+        (blocks * (size_of::<PageBlock>() + 1)).next_multiple_of(16) + more(blocks)
+    }
+
+    /// Takes all the free memory of `map`. `cpu` is the CPU that this runs on.
+    ///
+    /// # Safety
+    /// - The [`Self::required_bytes`] at `storage`, 16-byte aligned, and the records of all blocks ([`FrameRecords`])
+    ///   are mapped, writable and nobody else's, for ever. They need not be zero.
+    /// - Nobody uses the memory in `map.free()`.
+    pub unsafe fn new(cpu: &Cpu, map: &MemoryMap, storage: VirtAddr, records: FrameRecords) -> Self {
+        let spans = Spans::new(map);
+        let count = spans.blocks();
+        let arena_offset = Self::arena_offset(count, |_| 0);
+        // SAFETY: the storage is ours and at least this long; zero is a valid value of both arrays (`State::Absent`).
+        let (blocks, states) = unsafe {
+            ptr::write_bytes(storage.as_ptr::<u8>(), 0, arena_offset);
+            let states = storage + (count * size_of::<PageBlock>()) as u64;
+            (
+                slice::from_raw_parts_mut(storage.as_ptr(), count),
+                slice::from_raw_parts(states.as_ptr::<AtomicU8>().cast_const(), count),
+            )
+        };
+        // SAFETY: the arena's part of the storage follows the arrays.
+        let arena = unsafe { NodeArena::new(storage + arena_offset as u64, NodeArena::required_bytes(count)) };
+        check_node_size(cpu, &arena);
+        let lists = Lists {
+            arena,
+            buddy: ManuallyDrop::new(buddy_system_allocator::FrameAllocator::new()),
+            blocks,
+            first: NONE,
+            last: NONE,
+            totals: Totals::default(),
+        };
+        let this = Self { spans, states, records, lists: IrqLock::new(lists) };
+        for range in map.free() {
+            this.add(cpu, range.start().frame_number()..range.end().frame_number());
+        }
+        this
+    }
+
+    /// Gives `frames`, all of them inside one span, to the allocator.
+    fn add(&self, cpu: &Cpu, frames: Range<usize>) {
+        let mut lists = self.lists.lock();
+        lists.totals.frames += frames.len();
+        lists.totals.free_frames += frames.len();
+        let mut frame = frames.start;
+        while frame < frames.end {
+            let block = frame / BLOCK_FRAMES;
+            let whole_end = frames.end / BLOCK_FRAMES;
+            if frame.is_multiple_of(BLOCK_FRAMES) && block < whole_end {
+                self.set_states(block..whole_end, State::Free);
+                lists.totals.free_blocks += whole_end - block;
+                lists.with_buddy(cpu, |buddy| buddy.add_frame(block, whole_end));
+                frame = whole_end * BLOCK_FRAMES;
+            } else {
+                let end = frames.end.min((block + 1) * BLOCK_FRAMES);
+                let first_bit = frame % BLOCK_FRAMES;
+                self.add_piece(&mut lists, block, first_bit..first_bit + (end - frame));
+                frame = end;
+            }
+        }
+    }
+
+    /// Gives some frames of a block that can never be whole to the allocator.
+    fn add_piece(&self, lists: &mut Lists, number: BlockNumber, bits: Range<usize>) {
+        let Some(index) = self.spans.index(number) else { return };
+        if self.load_state(index) != State::Cut {
+            self.prepare_records(lists, index, number);
+            lists.blocks[index].number = number as u32;
+            lists.totals.cut_blocks += 1;
+            lists.link_first(index);
+            self.set_states(number..number + 1, State::Cut);
+        }
+        let block = &mut lists.blocks[index];
+        block.free += bits.len() as u16;
+        for (word, first_bit) in block.bitmap.iter_mut().zip((0..).step_by(64)) {
+            let from = bits.start.clamp(first_bit, first_bit + 64) - first_bit;
+            let to = bits.end.clamp(first_bit, first_bit + 64) - first_bit;
+            *word |= mask_below(to) & !mask_below(from);
+        }
+    }
+
+    /// Takes up to `frames.len()` frames, writes their numbers to the front of `frames`, and returns how many it got:
+    /// fewer than asked for only where no more are free. Their records say "free" until the caller changes that.
+    pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize]) -> usize {
+        let mut lists = self.lists.lock();
+        let mut taken = 0;
+        while taken < frames.len() {
+            if lists.first == NONE && !self.cut_a_block(cpu, &mut lists) {
+                break;
+            }
+            let index = lists.first as usize;
+            taken += lists.blocks[index].take(&mut frames[taken..]);
+            if lists.blocks[index].free == 0 {
+                lists.unlink(index);
+            }
+        }
+        lists.totals.free_frames -= taken;
+        taken
+    }
+
+    /// Takes a block from the buddy and cuts it. Whether there was one.
+    fn cut_a_block(&self, cpu: &Cpu, lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>) -> bool {
+        let Some(number) = lists.with_buddy(cpu, |buddy| buddy.alloc(1)) else { return false };
+        // The buddy knows no blocks but those of the spans.
+        let Some(index) = self.spans.index(number) else { return false };
+        self.prepare_records(lists, index, number);
+        lists.totals.free_blocks -= 1;
+        lists.totals.cut_blocks += 1;
+        let block = &mut lists.blocks[index];
+        block.bitmap = [u64::MAX; WORDS];
+        block.free = BLOCK_FRAMES as u16;
+        block.number = number as u32;
+        lists.link_last(index);
+        self.set_states(number..number + 1, State::Cut);
+        true
+    }
+
+    /// Takes frames back. Each came from [`Self::take_frames`], and its record says "free" again.
+    pub fn put_frames(&self, cpu: &Cpu, frames: &[usize]) {
+        let mut lists = self.lists.lock();
+        for frame in frames {
+            let number = frame / BLOCK_FRAMES;
+            let Some(index) = self.spans.index(number) else { continue };
+            let block = &mut lists.blocks[index];
+            let bit = 1 << (frame % 64);
+            let word = &mut block.bitmap[frame % BLOCK_FRAMES / 64];
+            debug_assert!(*word & bit == 0, "frame {frame:#x} is free already");
+            *word |= bit;
+            block.free += 1;
+            let free = block.free as usize;
+            lists.totals.free_frames += 1;
+            if free == 1 {
+                // At the end of the list: the blocks in front are used up first, and this one may become whole.
+                lists.link_last(index);
+            } else if free == BLOCK_FRAMES {
+                lists.unlink(index);
+                self.set_states(number..number + 1, State::Free);
+                lists.totals.cut_blocks -= 1;
+                lists.totals.free_blocks += 1;
+                lists.with_buddy(cpu, |buddy| buddy.dealloc(number, 1));
+            }
+        }
+    }
+
+    /// Takes 2^`order` contiguous blocks, aligned to their size; `None` where there is no such run or `order` is above
+    /// [`MAX_ORDER`]. The record of the first frame is valid and says "free" until the caller changes that.
+    pub fn take_blocks(&self, cpu: &Cpu, order: u32) -> Option<BlockNumber> {
+        if order > MAX_ORDER {
+            return None;
+        }
+        let mut lists = self.lists.lock();
+        let number = lists.with_buddy(cpu, |buddy| buddy.alloc(1 << order))?;
+        let index = self.spans.index(number)?;
+        self.prepare_records(&mut lists, index, number);
+        lists.blocks[index].order = order as u8;
+        lists.totals.free_blocks -= 1 << order;
+        lists.totals.free_frames -= BLOCK_FRAMES << order;
+        self.set_states(number + 1..number + (1 << order), State::Tail);
+        self.set_states(number..number + 1, State::Head);
+        Some(number)
+    }
+
+    /// log2 of the blocks in the run that begins at block `first`; `None` where none does.
+    pub fn order(&self, first: BlockNumber) -> Option<u32> {
+        let lists = self.lists.lock();
+        let index = self.spans.index(first)?;
+        (self.load_state(index) == State::Head).then(|| u32::from(lists.blocks[index].order))
+    }
+
+    /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record says "free" again.
+    pub fn put_blocks(&self, cpu: &Cpu, first: BlockNumber, order: u32) {
+        let mut lists = self.lists.lock();
+        debug_assert_eq!(self.state(first * BLOCK_FRAMES), State::Head);
+        self.set_states(first..first + (1 << order), State::Free);
+        lists.totals.free_blocks += 1 << order;
+        lists.totals.free_frames += BLOCK_FRAMES << order;
+        lists.with_buddy(cpu, |buddy| buddy.dealloc(first, 1 << order));
+    }
+
+    /// What the block that holds `frame` is used for, without the lock. The answer stays true while the caller owns a
+    /// frame of the block; for anyone else it may be old.
+    #[inline]
+    pub fn state(&self, frame: usize) -> State {
+        self.spans.index(frame / BLOCK_FRAMES).map_or(State::Absent, |index| self.load_state(index))
+    }
+
+    /// How much is free now.
+    pub fn totals(&self) -> Totals {
+        self.lists.lock().totals
+    }
+
+    /// Zeroes the records of a block when it is first used; afterwards its last owners leave them zero. Doing it for all
+    /// memory at boot would cost more than the rest of the boot.
+    fn prepare_records(&self, lists: &mut Lists, index: usize, number: BlockNumber) {
+        if !lists.blocks[index].records_valid {
+            // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and nobody looks at them before
+            // the block's state says Cut or Head, which comes after.
+            unsafe { self.records.zero(number * BLOCK_FRAMES, BLOCK_FRAMES) };
+            lists.blocks[index].records_valid = true;
+        }
+    }
+
+    fn load_state(&self, index: usize) -> State {
+        // Acquire: who sees Cut or Head sees the zeroed records.
+        match self.states[index].load(Ordering::Acquire) {
+            1 => State::Free,
+            2 => State::Cut,
+            3 => State::Head,
+            4 => State::Tail,
+            _ => State::Absent,
+        }
+    }
+
+    /// Sets the state of consecutive blocks of one span. With the lock held.
+    fn set_states(&self, numbers: Range<BlockNumber>, state: State) {
+        if let Some(first) = self.spans.index(numbers.start) {
+            for cell in &self.states[first..first + numbers.len()] {
+                cell.store(state as u8, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Lists {
+    /// Runs `work` on the buddy with its sets' nodes served from the arena.
+    fn with_buddy<R>(
+        &mut self,
+        cpu: &Cpu,
+        work: impl FnOnce(&mut buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>) -> R,
+    ) -> R {
+        let _section = self.arena.enter(cpu);
+        work(&mut self.buddy)
+    }
+
+    fn link_first(&mut self, index: usize) {
+        let old = core::mem::replace(&mut self.first, index as u32);
+        self.blocks[index].next = old;
+        self.blocks[index].previous = NONE;
+        match old {
+            NONE => self.last = index as u32,
+            old => self.blocks[old as usize].previous = index as u32,
+        }
+    }
+
+    fn link_last(&mut self, index: usize) {
+        let old = core::mem::replace(&mut self.last, index as u32);
+        self.blocks[index].next = NONE;
+        self.blocks[index].previous = old;
+        match old {
+            NONE => self.first = index as u32,
+            old => self.blocks[old as usize].next = index as u32,
+        }
+    }
+
+    fn unlink(&mut self, index: usize) {
+        let PageBlock { next, previous, .. } = self.blocks[index];
+        match previous {
+            NONE => self.first = next,
+            previous => self.blocks[previous as usize].next = next,
+        }
+        match next {
+            NONE => self.last = previous,
+            next => self.blocks[next as usize].previous = previous,
+        }
+    }
+}
+
+impl PageBlock {
+    /// Moves free frames out of the bitmap to the front of `frames`, as many as fit; returns how many.
+    fn take(&mut self, frames: &mut [usize]) -> usize {
+        let first_frame = self.number as usize * BLOCK_FRAMES;
+        let mut taken = 0;
+        for (word, first_bit) in self.bitmap.iter_mut().zip((0..).step_by(64)) {
+            while *word != 0 && taken < frames.len() {
+                frames[taken] = first_frame + first_bit + word.trailing_zeros() as usize;
+                *word &= *word - 1;
+                taken += 1;
+            }
+        }
+        self.free -= taken as u16;
+        taken
+    }
+}
+
+/// The lowest `bits` bits, 0 to 64.
+const fn mask_below(bits: usize) -> u64 {
+    if bits == 64 { u64::MAX } else { (1 << bits) - 1 }
+}
+
+/// Builds a set of two levels, so that a standard library whose nodes have outgrown the arena's cells stops the boot here and
+/// not some free in the field.
+fn check_node_size(cpu: &Cpu, arena: &NodeArena) {
+    let _section = arena.enter(cpu);
+    let mut set = BTreeSet::new();
+    set.extend(0_usize..12);
+}
