@@ -11,16 +11,56 @@
 
 mod line;
 mod machine;
+mod metal;
 mod parse;
 
 use core::fmt::{self, Write};
 
 use granule_arch::addr::VirtAddr;
+use linkme::distributed_slice;
 
+use crate::bootargs::{self, PARAMETERS, Parameter};
+use crate::drivers::power::Status;
+use crate::drivers::{console, timer};
 use crate::nearest::nearest;
+use line::{Echo, Editor, Input, Line};
 use parse::{Args, ArgumentError, DidYouMean};
 
 const PROMPT: &str = "granule> ";
+
+#[distributed_slice(PARAMETERS)]
+static SCRIPT: Parameter = Parameter {
+    name: "script",
+    help: "the monitor's lines come from a script: echoed whole, without escape sequences",
+    check: bootargs::flag,
+};
+
+/// Talks with whoever is on the console, until they turn the machine off.
+pub fn run() -> ! {
+    let echo = if bootargs::is_set("script") { Echo::Lines } else { Echo::Keys };
+    let mut editor = Editor::new(PROMPT, echo);
+    let (mut screen, mut subject) = (metal::Screen, metal::Metal);
+    let mut session = Session::new(&mut screen, &mut subject);
+    session.boot_instructions = timer::instructions();
+    loop {
+        match read_line(&mut editor, session.screen) {
+            Some(line) => session.execute(&line),
+            None => session.fail(format_args!("error: a line has at most {} characters", line::LINE)),
+        }
+    }
+}
+
+/// The next line; `None` for one that is too long.
+fn read_line(editor: &mut Editor, screen: &mut dyn Write) -> Option<Line> {
+    editor.prompt(screen);
+    loop {
+        match editor.feed(console::read_byte(), screen, &complete) {
+            Input::Pending => {}
+            Input::Line(line) => return Some(line),
+            Input::TooLong => return None,
+        }
+    }
+}
 
 /// The commands, story by story.
 const STORIES: &[&[Command]] = &[machine::COMMANDS];
@@ -119,6 +159,14 @@ impl fmt::Display for Failure<'_> {
     }
 }
 
+/// What a session acts on: the machine, or in the host's tests a model of it.
+trait Subject {
+    /// Ends the machine, with a status for whoever started it.
+    fn power_off(&mut self, status: Status);
+    /// Starts the machine anew.
+    fn reset(&mut self);
+}
+
 /// What a line was expected to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expectation {
@@ -130,20 +178,29 @@ enum Expectation {
 /// Somebody's conversation with the machine.
 struct Session<'s> {
     screen: &'s mut dyn Write,
+    subject: &'s mut dyn Subject,
     /// Lines that did not end as expected.
     failures: u32,
     /// What the last `vmalloc` returned: `$`.
     allocated: Option<VirtAddr>,
+    /// Instructions that the boot CPU had retired when the first prompt was about to appear.
+    boot_instructions: Option<u64>,
 }
 
 impl<'s> Session<'s> {
-    fn new(screen: &'s mut dyn Write) -> Self {
-        Self { screen, failures: 0, allocated: None }
+    fn new(screen: &'s mut dyn Write, subject: &'s mut dyn Subject) -> Self {
+        Self { screen, subject, failures: 0, allocated: None, boot_instructions: None }
     }
 
     /// Makes `write!` and `writeln!` print to the screen. A console cannot fail, so neither has a result.
     fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) {
         let _ = self.screen.write_fmt(arguments);
+    }
+
+    /// Says what went wrong with a line, and counts it.
+    fn fail(&mut self, what: fmt::Arguments<'_>) {
+        self.failures += 1;
+        writeln!(self, "{what}");
     }
 
     /// Does what `line` says, and prints and counts it where that was not what the line expects.
@@ -157,15 +214,13 @@ impl<'s> Session<'s> {
         match (self.run(line), expectation) {
             (Ok(()), Expectation::Success) => {}
             (Ok(()), Expectation::Refusal) => {
-                self.failures += 1;
-                writeln!(self, "error: this was to be refused, and was not");
+                self.fail(format_args!("error: this was to be refused, and was not"));
             }
             (Err(failure @ (Failure::Refused(_) | Failure::Fault(_))), Expectation::Refusal) => {
                 writeln!(self, "{failure} (as expected)");
             }
             (Err(failure), _) => {
-                self.failures += 1;
-                writeln!(self, "{failure}");
+                self.fail(format_args!("{failure}"));
                 if let (Failure::Argument(_), Some(command)) = (failure, command_of(line)) {
                     writeln!(self, "usage: {command}");
                 }

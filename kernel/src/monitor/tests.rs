@@ -6,12 +6,34 @@ use std::vec::Vec;
 
 use proptest::prelude::{ProptestConfig, proptest};
 
-use super::{Command, Session, complete};
+use super::{Command, Session, Subject, complete};
+use crate::drivers::power::Status;
+
+/// A machine of which it is known how it ended.
+#[derive(Default)]
+struct Model {
+    ended: Option<Status>,
+    resets: usize,
+}
+
+impl Subject for Model {
+    fn power_off(&mut self, status: Status) {
+        self.ended = Some(status);
+    }
+
+    fn reset(&mut self) {
+        self.resets += 1;
+    }
+}
 
 /// Executes lines in one session: what was printed, and how many lines failed.
 fn session(lines: &str) -> (String, u32) {
+    session_with(&mut Model::default(), lines)
+}
+
+fn session_with(model: &mut Model, lines: &str) -> (String, u32) {
     let mut screen = String::new();
-    let mut session = Session::new(&mut screen);
+    let mut session = Session::new(&mut screen, model);
     lines.lines().for_each(|line| session.execute(line));
     let failures = session.failures;
     (screen, failures)
@@ -59,6 +81,28 @@ fn a_line_that_is_wrong_is_no_expected_refusal() {
     assert_eq!(session("!help hepl").1, 1);
     assert_eq!(session("!").1, 1);
     assert_eq!(session("! # nothing").1, 1);
+}
+
+#[test]
+fn poweroff_says_whether_all_was_as_expected() {
+    for (lines, status) in [
+        ("help\npoweroff", Status::Success),
+        ("hlep\nhelp\npoweroff", Status::Failure),
+        ("! help\npoweroff", Status::Failure),
+    ] {
+        let mut model = Model::default();
+        session_with(&mut model, lines);
+        assert_eq!(model.ended, Some(status), "{lines}");
+    }
+}
+
+#[test]
+fn reboot_and_poweroff_insist_on_no_words() {
+    let mut model = Model::default();
+    assert_eq!(session_with(&mut model, "poweroff now\nreboot now").1, 2);
+    assert_eq!((model.ended, model.resets), (None, 0));
+    assert_eq!(session_with(&mut model, "reboot").1, 0);
+    assert_eq!(model.resets, 1);
 }
 
 #[test]
