@@ -1,9 +1,15 @@
 //! Drivers of what every machine has: console, interrupt controller, timer, power.
 //!
-//! Each kind of device has one interface, so that another driver can join: [`console::Console`]. Register blocks are mapped by whoever starts the driver; the drivers themselves
+//! Each kind of device has one interface, so that another driver can join: [`console::Console`],
+//! [`interrupt::InterruptController`]. Register blocks are mapped by whoever starts the driver; the drivers themselves
 //! know nothing of page tables.
 
 pub mod console;
+#[cfg(target_os = "none")]
+mod gicv2;
+#[cfg(target_os = "none")]
+mod gicv3;
+pub mod interrupt;
 pub mod log;
 #[cfg(target_os = "none")]
 pub mod pl011;

@@ -83,7 +83,7 @@ pub fn cancel_deadline(cpu: &Cpu) {
 }
 
 /// The virtual timer's interrupt.
-pub fn handle_interrupt(cpu: &Cpu) {
+pub(super) fn handle_interrupt(cpu: &Cpu) {
     // One shot: off before the handler, which may set the next one.
     timer::stop();
     let handler = cpu.due.handler.swap(0, Ordering::Relaxed);
