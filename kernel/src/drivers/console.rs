@@ -19,7 +19,10 @@ use granule_arch::{interrupts, wait};
 use heapless::Deque;
 use spin::Once;
 
+use super::interrupt::{self, InterruptError};
 use super::log::Ring;
+use crate::platform::Interrupt;
+use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
 /// Where QEMU's virt machine has its PL011: the early console.
@@ -65,17 +68,21 @@ pub fn init(port: &'static dyn Console) {
     PORT.call_once(|| port);
 }
 
-/// Has input come by interrupts. The device's interrupt must lead to [`handle_interrupt`].
-pub fn start_receiving() {
+/// Has input come by interrupts, which `cpu`, this one, takes.
+///
+/// # Errors
+/// Those of [`interrupt::register`]; input is polled then, as before.
+pub fn start_receiving(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
+    interrupt::register(line, cpu, handle_interrupt)?;
     let _terminal = TERMINAL.lock();
     if let Some(port) = port() {
         RECEIVING.store(true, Ordering::Relaxed);
         port.set_receive_interrupt(true);
     }
+    Ok(())
 }
 
-/// Takes what the device received. For the device's interrupt.
-pub fn handle_interrupt() {
+fn handle_interrupt(_: &Cpu) {
     let mut terminal = TERMINAL.lock();
     if let Some(port) = port() {
         terminal.receive(port);

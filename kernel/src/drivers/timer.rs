@@ -8,6 +8,8 @@ use core::time::Duration;
 
 use granule_arch::{interrupts, timer, wait};
 
+use super::interrupt::{self, InterruptError};
+use crate::platform::Interrupt;
 use crate::smp::{Cpu, this_cpu};
 
 /// The counter when the kernel was entered.
@@ -82,8 +84,15 @@ pub fn cancel_deadline(cpu: &Cpu) {
     interrupts::restore(masked);
 }
 
-/// The virtual timer's interrupt.
-pub(super) fn handle_interrupt(cpu: &Cpu) {
+/// Connects the virtual timer's interrupt, for all CPUs. Before this, deadlines do not arrive.
+///
+/// # Errors
+/// Those of [`interrupt::register`].
+pub fn start(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
+    interrupt::register(line, cpu, handle_interrupt)
+}
+
+fn handle_interrupt(cpu: &Cpu) {
     // One shot: off before the handler, which may set the next one.
     timer::stop();
     let handler = cpu.due.handler.swap(0, Ordering::Relaxed);
