@@ -106,7 +106,7 @@ impl PhysAddr {
 
 impl VirtAddr {
     /// The address as a pointer. Making one proves nothing; using it is the caller's `unsafe`.
-    pub const fn as_ptr<T>(self) -> *mut T {
+    pub fn as_ptr<T>(self) -> *mut T {
         core::ptr::with_exposed_provenance_mut(self.0 as usize)
     }
 

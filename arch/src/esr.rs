@@ -150,7 +150,7 @@ impl Syndrome {
 }
 
 /// Takes a fault status code apart (DFSC and IFSC share their codes): the status, and the level for those that have one.
-const fn fault_status(code: u8) -> (FaultStatus, Option<i8>) {
+pub(crate) const fn fault_status(code: u8) -> (FaultStatus, Option<i8>) {
     let level = Some((code & 0b11) as i8);
     match code {
         0b00_0000..=0b00_0011 => (FaultStatus::AddressSize, level),

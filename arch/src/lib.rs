@@ -20,4 +20,5 @@ pub mod psci;
 pub mod sysreg;
 pub mod timer;
 pub mod tlbi;
+pub mod translate;
 pub mod wait;

@@ -1,1 +1,89 @@
-//! Placeholder: see PLAN.
+//! The end of the kernel: one CPU prints one report, and the machine is switched off with a failing status.
+//!
+//! Rust's panics and the exceptions that have no answer both end in [`die`]. It takes no lock, allocates nothing and waits for nothing without a limit,
+//! because it may be called from anywhere: from an interrupt, on an overflow stack, while the console's lock is held.
+
+#[cfg(target_os = "none")]
+pub(crate) use target::die;
+
+#[cfg(target_os = "none")]
+mod target {
+    use core::fmt::{self, Write};
+    use core::panic::PanicInfo;
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    use granule_arch::{interrupts, wait};
+
+    use crate::drivers::console;
+    use crate::drivers::power::{self, Status};
+    use crate::smp::this_cpu;
+    use crate::trap::report::backtrace_here;
+
+    const NOBODY: u32 = u32::MAX;
+
+    /// The CPU that reports, or [`NOBODY`].
+    static REPORTER: AtomicU32 = AtomicU32::new(NOBODY);
+    /// How many times the reporting CPU has failed while it reported.
+    static FAILURES: AtomicU32 = AtomicU32::new(0);
+
+    #[panic_handler]
+    fn panic(info: &PanicInfo<'_>) -> ! {
+        die(format_args!("{}", info.message()), &|out| {
+            if let Some(location) = info.location() {
+                writeln!(out, "  at {location}")?;
+            }
+            writeln!(out, "backtrace:")?;
+            write!(out, "{}", backtrace_here())
+        })
+    }
+
+    /// Prints "kernel panic on CPU n: `headline`" and the details, and switches the machine off as failed.
+    ///
+    /// The first CPU that comes here reports. Another that fails meanwhile stops without a word: its error may well be a consequence, and two reports
+    /// mixed would both be lost.
+    pub(crate) fn die(headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
+        let _ = interrupts::mask();
+        let cpu = this_cpu().id.0;
+        match REPORTER.compare_exchange(NOBODY, cpu, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => report(cpu, headline, details),
+            Err(reporter) if reporter == cpu => failed_again(headline),
+            Err(_) => stop(),
+        }
+    }
+
+    fn report(cpu: u32, headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
+        console::take_over();
+        // The console cannot fail; an error of some `Display` on the way ends the details, not the shutdown.
+        let _ = writeln!(Console, "\nkernel panic on CPU {cpu}: {headline}").and_then(|()| details(&mut Console));
+        power::off(Status::Failure)
+    }
+
+    /// The report itself failed. Each further failure leaves out one thing more, so this ends.
+    fn failed_again(headline: fmt::Arguments<'_>) -> ! {
+        match FAILURES.fetch_add(1, Ordering::Relaxed) {
+            0 => {
+                console::take_over();
+                let _ = writeln!(Console, "\nkernel panic, and then while it was reported: {headline}");
+                power::off(Status::Failure)
+            }
+            1 => power::off(Status::Failure),
+            _ => stop(),
+        }
+    }
+
+    /// The console, printed to piece by piece: a report that faults half-way has printed its first half.
+    struct Console;
+
+    impl Write for Console {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            console::print(format_args!("{text}"));
+            Ok(())
+        }
+    }
+
+    fn stop() -> ! {
+        loop {
+            wait::wfi();
+        }
+    }
+}

@@ -52,7 +52,7 @@ fn filled() -> &'static [u8] {
     // The compiler knows the contents of `RESERVED` and would fold every lookup into "no table here": but the file
     // is changed after the compiler has seen it. An assembly block that might have moved the pointer ends that knowledge.
     // SAFETY: no instruction at all, so the pointer is unchanged.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(nomem, nostack, preserves_flags, pure)) };
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(nostack, preserves_flags)) };
     // SAFETY: `start` points to `RESERVED_SIZE` bytes that live for ever and are never written while the kernel runs.
     unsafe { core::slice::from_raw_parts(start, RESERVED_SIZE) }
 }

@@ -7,12 +7,6 @@ granule_boot::entry!(|| loop {
 });
 
 #[cfg(target_os = "none")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-#[cfg(target_os = "none")]
 mod no_heap {
     use core::alloc::{GlobalAlloc, Layout};
     struct NoHeap;

@@ -27,7 +27,7 @@ impl Pl011 {
     ///
     /// # Safety
     /// A PL011's register page is mapped there as device memory for as long as the kernel runs.
-    pub const unsafe fn new(registers: VirtAddr) -> Option<Self> {
+    pub unsafe fn new(registers: VirtAddr) -> Option<Self> {
         match NonNull::new(registers.as_ptr()) {
             Some(registers) => Some(Self { registers }),
             None => None,

@@ -37,6 +37,12 @@ pub struct Cpu {
     pub due: Due,
     /// While this CPU changes the buddy's sets: where the global allocator takes their nodes from. Else null.
     pub node_arena: AtomicPtr<NodeArena>,
+    /// Interrupts taken.
+    pub interrupts: AtomicU64,
+    /// Faults that a probing access took and gave back as a value.
+    pub probe_faults: AtomicU64,
+    /// Translation faults that were gone when they were looked at, and so were retried.
+    pub spurious_faults: AtomicU64,
 }
 
 impl Cpu {
@@ -52,6 +58,9 @@ impl Cpu {
             walk: AtomicU64::new(0),
             due: Due::new(),
             node_arena: AtomicPtr::new(null_mut()),
+            interrupts: AtomicU64::new(0),
+            probe_faults: AtomicU64::new(0),
+            spurious_faults: AtomicU64::new(0),
         }
     }
 }

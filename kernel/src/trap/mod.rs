@@ -1,1 +1,142 @@
-//! Placeholder: see PLAN.
+//! Exceptions: from the vector to what is done about it.
+//!
+//! `vectors` saves the registers in a [`TrapFrame`] and calls [`handle_exception`]. From there:
+//!
+//! - a translation fault that is no longer one is retried ([`is_spurious`]);
+//! - a fault of a probing access goes on at its fixup (`extable`, `probe`), with the fault as a value;
+//! - everything else is the kernel's own error and ends in a report (`report`).
+//!
+//! All of it runs with every exception masked, on the stack of the code that was interrupted.
+
+// Much of these three is plain logic: the host's tests run it, the host itself has no use for it.
+#[cfg(any(target_os = "none", test))]
+mod backtrace;
+#[cfg(any(target_os = "none", test))]
+mod extable;
+#[cfg(any(target_os = "none", test))]
+mod frame;
+pub mod probe;
+#[cfg(target_os = "none")]
+pub(crate) mod report;
+#[cfg(target_os = "none")]
+mod vectors;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::esr::{FaultStatus, Syndrome};
+use granule_arch::translate;
+
+#[cfg(target_os = "none")]
+pub use frame::TrapFrame;
+pub use probe::Fault;
+
+/// Bytes of every stack that the kernel runs on.
+pub const STACK_SIZE: u64 = 16 << 10;
+/// A stack starts at a multiple of this, and the page below it is not mapped: so one bit of SP says that it has overflowed.
+pub const STACK_ALIGN: u64 = 2 * STACK_SIZE;
+/// Bytes of the stack on which an overflow is reported. It may lie anywhere.
+pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
+
+/// Whether a fault with this syndrome at this address is gone now, so that the instruction need only be run again.
+///
+/// Without FEAT_ETS2 a CPU may take a translation fault on an address that another CPU has made valid, even after it has seen the
+/// store that says so: only an ISB here would have prevented it, and plain accesses have none. The translation is asked
+/// for anew (AT S1E1R): any answer but a translation fault means that the walk that faulted is out of date. A
+/// read is asked for also where the access was a write or a fetch: if *that* is what is not permitted, the retry says so.
+///
+/// The retry is not counted against a limit. It faults spuriously again only if yet another CPU has made the address invalid and valid once
+/// more in between, since an invalid entry is never cached and the exception entry was a context synchronisation. Accesses with EL0's rights (LDTR) are
+/// translated otherwise, and would need AT S1E0R here; the kernel has none.
+pub fn is_spurious(syndrome: Syndrome, address: VirtAddr) -> bool {
+    syndrome.abort().is_some_and(|abort| {
+        abort.status == FaultStatus::Translation
+            && abort.address_valid
+            && translate::read_at_el1(address) != Err(FaultStatus::Translation)
+    })
+}
+
+#[cfg(target_os = "none")]
+use target::handle_exception;
+#[cfg(target_os = "none")]
+pub use target::init_cpu;
+
+#[cfg(target_os = "none")]
+mod target {
+    use core::cell::UnsafeCell;
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    use super::frame::{Kind, Origin, Vector};
+    use super::report::{Cause, report};
+    use super::vectors::{OVERFLOWED, exception_vectors};
+    use super::{OVERFLOW_STACK_SIZE, TrapFrame, extable, is_spurious, probe};
+    use crate::smp::{Cpu, this_cpu};
+
+    /// The overflow stack of the CPU that boots; the others get theirs with their ordinary stacks.
+    #[repr(C, align(16))]
+    struct OverflowStack(UnsafeCell<[u8; OVERFLOW_STACK_SIZE as usize]>);
+
+    // SAFETY: only the vectors of one CPU use it, and only as a stack.
+    unsafe impl Sync for OverflowStack {}
+
+    static BOOT_OVERFLOW_STACK: OverflowStack = OverflowStack(UnsafeCell::new([0; OVERFLOW_STACK_SIZE as usize]));
+
+    /// Makes this CPU take exceptions: gives the boot CPU its overflow stack, sets VBAR_EL1, and lets SErrors in.
+    ///
+    /// The first thing that each CPU does in Rust. A secondary's `overflow_stack_top` is set before it starts.
+    pub fn init_cpu(cpu: &Cpu) {
+        if cpu.overflow_stack_top.load(Ordering::Relaxed) == 0 {
+            let top = BOOT_OVERFLOW_STACK.0.get().addr() as u64 + OVERFLOW_STACK_SIZE;
+            cpu.overflow_stack_top.store(top, Ordering::Relaxed);
+        }
+        // SAFETY: these are vectors, and the state that they need is complete: TPIDR_EL1 points to `cpu`, and SP is on a stack of the
+        // kind that they expect. The ISB has them in place before an SError that is pending already can be taken.
+        unsafe {
+            core::arch::asm!(
+                "msr vbar_el1, {}", "isb", "msr daifclr, #4",
+                in(reg) exception_vectors(), options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// Where the vectors go once the registers are saved. Returning resumes what `frame` says.
+    pub(super) extern "C" fn handle_exception(frame: &mut TrapFrame, number: u64) {
+        let vector = Vector::from_number(number);
+        if number & OVERFLOWED != 0 {
+            report(frame, Cause::StackOverflow);
+        }
+        match (vector.origin, vector.kind) {
+            (Origin::El1h, Kind::Synchronous) => synchronous(frame),
+            (Origin::El1h, Kind::SError) => report(frame, Cause::SError),
+            (_, _) => report(frame, Cause::Unexpected(vector)),
+        }
+    }
+
+    fn synchronous(frame: &mut TrapFrame) {
+        // Before the exception table is asked: a probe's answer is what the tables say, never a spurious fault.
+        if is_spurious(frame.syndrome(), frame.fault_address()) {
+            return count(&this_cpu().spurious_faults);
+        }
+        match extable::fixup(frame.elr).or_else(|| probe::refused_call(frame)) {
+            Some(fixup) => {
+                count(&this_cpu().probe_faults);
+                resume_with_fault(frame, fixup);
+            }
+            None => report(frame, Cause::Synchronous),
+        }
+    }
+
+    /// Goes on at `fixup`, which finds the fault in x16 and x17.
+    fn resume_with_fault(frame: &mut TrapFrame, fixup: u64) {
+        let sets_far = match frame.syndrome().abort() {
+            Some(abort) => abort.address_valid,
+            None => frame.syndrome().class() == Some(granule_arch::esr::Class::PCAlignmentFault),
+        };
+        frame.x[16] = frame.esr;
+        frame.x[17] = if sets_far { frame.far } else { frame.elr };
+        frame.elr = fixup;
+    }
+
+    /// Adds one to a counter that only this CPU writes, with every exception masked.
+    fn count(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}

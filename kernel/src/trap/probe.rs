@@ -1,0 +1,271 @@
+//! Access that may fault: reads, writes or executes at any address, and gives a fault back as a value.
+//!
+//! Each access is one instruction with an entry in the exception table. The fault comes back in registers, not in memory, so that every CPU may
+//! probe at the same time, interrupts included. A spurious translation fault is retried before it gets here: an `Err` is what the tables say.
+
+use core::fmt;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::esr::{Access, Syndrome};
+
+/// A synchronous exception that an access took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// ESR_EL1: what happened.
+    pub syndrome: Syndrome,
+    /// FAR_EL1: the address that it happened at.
+    pub address: VirtAddr,
+}
+
+impl Fault {
+    /// The level of the walk at which the fault was found, where it is a fault that has one.
+    pub fn level(&self) -> Option<i8> {
+        self.syndrome.abort()?.level
+    }
+
+    /// Whether the access was a write.
+    pub fn is_write(&self) -> bool {
+        self.syndrome.abort().is_some_and(|abort| abort.access == Access::Write)
+    }
+}
+
+/// "permission fault, level 3, on a write to 0xffff800100001000".
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let preposition = match self.syndrome.abort().map(|abort| abort.access) {
+            Some(Access::Read) => "of",
+            Some(Access::Write) => "to",
+            Some(Access::Fetch) => "from",
+            Some(Access::Maintenance) | None => "at",
+        };
+        write!(f, "{} {preposition} {}", self.syndrome, self.address)
+    }
+}
+
+impl core::error::Error for Fault {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// An integer that one instruction loads or stores: `u8`, `u16`, `u32`, `u64`.
+pub trait Width: Copy + sealed::Sealed {
+    #[doc(hidden)]
+    fn load(address: VirtAddr) -> Result<Self, Fault>;
+
+    /// # Safety
+    /// That of [`write`].
+    #[doc(hidden)]
+    unsafe fn store(address: VirtAddr, value: Self) -> Result<(), Fault>;
+}
+
+/// Reads a `T` at `address` by a single load.
+///
+/// Any address is allowed: what nothing answers at comes back as an error. A read of a device's register has whatever effect that
+/// register gives it.
+///
+/// # Errors
+/// The fault that the load took.
+pub fn read<T: Width>(address: VirtAddr) -> Result<T, Fault> {
+    T::load(address)
+}
+
+/// Writes `value` at `address` by a single store.
+///
+/// # Safety
+/// Where the address is mapped writable, the caller must be entitled to change what lies there.
+///
+/// # Errors
+/// The fault that the store took; nothing was written then.
+pub unsafe fn write<T: Width>(address: VirtAddr, value: T) -> Result<(), Fault> {
+    // SAFETY: the caller's promise is the same.
+    unsafe { T::store(address, value) }
+}
+
+/// Calls the code at `address`, which takes no arguments, follows the procedure call standard (AAPCS64) and returns.
+///
+/// # Safety
+/// Where the address can be executed, whatever lies there must be code that may be run now.
+///
+/// # Errors
+/// The exception that the *first* instruction took, be it the fetch or the instruction itself. An exception further on is not
+/// the probe's any more: it is reported like any other of the kernel.
+pub unsafe fn execute(address: VirtAddr) -> Result<(), Fault> {
+    // SAFETY: the caller's promise is the same.
+    unsafe { machine::call(address) }
+}
+
+#[cfg(target_os = "none")]
+pub(super) use machine::refused_call;
+
+#[cfg(target_os = "none")]
+mod machine {
+    use core::arch::asm;
+
+    use granule_arch::addr::VirtAddr;
+    use granule_arch::esr::Syndrome;
+
+    use super::super::extable;
+    use super::super::frame::TrapFrame;
+    use super::{Fault, Width, sealed};
+
+    /// What the rule of a fixup left in x16 and x17.
+    fn outcome(esr: u64, far: u64) -> Result<(), Fault> {
+        if esr == 0 { Ok(()) } else { Err(Fault { syndrome: Syndrome(esr), address: VirtAddr(far) }) }
+    }
+
+    macro_rules! width {
+        ($type:ty, $load:literal, $store:literal) => {
+            impl sealed::Sealed for $type {}
+
+            impl Width for $type {
+                #[inline(never)]
+                fn load(address: VirtAddr) -> Result<Self, Fault> {
+                    let value: u64;
+                    let (esr, far): (u64, u64);
+                    // SAFETY: a load changes no memory, and where it faults the exception table ends it.
+                    unsafe {
+                        asm!(
+                            concat!("1: ", $load),
+                            "2:",
+                            ".pushsection .extable, \"a\"",
+                            ".balign 4",
+                            ".long 1b - ., 2b - .",
+                            ".popsection",
+                            value = out(reg) value,
+                            address = in(reg) address.0,
+                            inout("x16") 0u64 => esr,
+                            out("x17") far,
+                            options(nostack, preserves_flags),
+                        );
+                    }
+                    outcome(esr, far).map(|()| value as $type)
+                }
+
+                #[inline(never)]
+                unsafe fn store(address: VirtAddr, value: Self) -> Result<(), Fault> {
+                    let (esr, far): (u64, u64);
+                    // SAFETY: the caller may change what lies there, and where the store faults the exception table ends it.
+                    unsafe {
+                        asm!(
+                            concat!("1: ", $store),
+                            "2:",
+                            ".pushsection .extable, \"a\"",
+                            ".balign 4",
+                            ".long 1b - ., 2b - .",
+                            ".popsection",
+                            value = in(reg) u64::from(value),
+                            address = in(reg) address.0,
+                            inout("x16") 0u64 => esr,
+                            out("x17") far,
+                            options(nostack, preserves_flags),
+                        );
+                    }
+                    outcome(esr, far)
+                }
+            }
+        };
+    }
+
+    width!(u8, "ldrb {value:w}, [{address}]", "strb {value:w}, [{address}]");
+    width!(u16, "ldrh {value:w}, [{address}]", "strh {value:w}, [{address}]");
+    width!(u32, "ldr {value:w}, [{address}]", "str {value:w}, [{address}]");
+    width!(u64, "ldr {value}, [{address}]", "str {value}, [{address}]");
+
+    /// # Safety
+    /// That of [`super::execute`].
+    #[inline(never)]
+    pub(super) unsafe fn call(address: VirtAddr) -> Result<(), Fault> {
+        let (esr, far): (u64, u64);
+        // SAFETY: the caller says that the code may run; it keeps the procedure call standard, and every register that the standard
+        // lets it change is declared. The ISB makes this CPU fetch under the tables as they are now.
+        unsafe {
+            asm!(
+                "isb",
+                "1: blr x17",
+                "mov x16, xzr",
+                "2:",
+                ".pushsection .extable, \"a\"",
+                ".balign 4",
+                ".long 1b - ., 2b - .",
+                ".popsection",
+                out("x16") esr,
+                inout("x17") address.0 => far,
+                clobber_abi("C"),
+            );
+        }
+        outcome(esr, far)
+    }
+
+    /// Where to go on if `frame` is the exception of a probe's call on the very instruction that it called.
+    ///
+    /// The exception is not at the BLR but at its target. It is the probe's exactly if the CPU is at the address in x17 and
+    /// x30 points after an instruction of the exception table: the only one of them that sets x30 is that BLR, and had the
+    /// called code run on, the CPU would be elsewhere.
+    pub(in super::super) fn refused_call(frame: &TrapFrame) -> Option<u64> {
+        if frame.elr != frame.x[17] {
+            return None;
+        }
+        extable::fixup(frame.x[30].wrapping_sub(4))
+    }
+}
+
+/// On the host nothing is mapped: every probe is a translation fault at level 0.
+#[cfg(not(target_os = "none"))]
+mod machine {
+    use granule_arch::addr::VirtAddr;
+    use granule_arch::esr::Syndrome;
+
+    use super::{Fault, Width, sealed};
+
+    fn fault(esr: u64, address: VirtAddr) -> Fault {
+        Fault { syndrome: Syndrome(esr), address }
+    }
+
+    macro_rules! width {
+        ($($type:ty)*) => {$(
+            impl sealed::Sealed for $type {}
+
+            impl Width for $type {
+                fn load(address: VirtAddr) -> Result<Self, Fault> {
+                    Err(fault(0x9600_0004, address))
+                }
+
+                unsafe fn store(address: VirtAddr, _value: Self) -> Result<(), Fault> {
+                    Err(fault(0x9600_0044, address))
+                }
+            }
+        )*};
+    }
+
+    width!(u8 u16 u32 u64);
+
+    /// # Safety
+    /// None: nothing is called.
+    pub(super) unsafe fn call(address: VirtAddr) -> Result<(), Fault> {
+        Err(fault(0x8600_0004, address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_a_sentence() {
+        let fault = |esr| Fault { syndrome: Syndrome(esr), address: VirtAddr(0xffff_8001_0000_1000) }.to_string();
+        assert_eq!(fault(0x9600_004f), "permission fault, level 3, on a write to 0xffff800100001000");
+        assert_eq!(fault(0x9600_0007), "translation fault, level 3, on a read of 0xffff800100001000");
+        assert_eq!(fault(0x8600_000f), "permission fault, level 3, on an instruction fetch from 0xffff800100001000");
+        assert_eq!(fault(0x0200_0000), "undefined instruction at 0xffff800100001000");
+    }
+
+    #[test]
+    fn the_host_refuses_every_probe() {
+        let fault = read::<u32>(VirtAddr(0x1000)).unwrap_err();
+        assert_eq!((fault.level(), fault.is_write()), (Some(0), false));
+        // SAFETY: the host's probes touch nothing.
+        let fault = unsafe { write(VirtAddr(0x1000), 1u8) }.unwrap_err();
+        assert!(fault.is_write());
+    }
+}

@@ -1,0 +1,118 @@
+//! The report of an exception that the kernel has no answer to. It ends the kernel.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::Ordering;
+
+use aarch64_cpu::registers::{Readable, TTBR0_EL1, TTBR1_EL1};
+use granule_arch::addr::VirtAddr;
+use granule_arch::esr::{Class, Syndrome};
+
+use super::backtrace::{Backtrace, stack_around};
+use super::frame::{Kind, TrapFrame, Vector};
+use super::probe::{self, Fault};
+use crate::panic::die;
+use crate::smp::this_cpu;
+use crate::symbols::Named;
+
+/// Why there is a report.
+pub(super) enum Cause {
+    /// A synchronous exception of the kernel that no table expects.
+    Synchronous,
+    /// An SError.
+    SError,
+    /// SP was below its stack; the frame lies on the overflow stack.
+    StackOverflow,
+    /// A vector that nothing in this kernel should take.
+    Unexpected(Vector),
+}
+
+/// Prints everything that is known about the exception, and ends the kernel.
+pub(super) fn report(frame: &TrapFrame, cause: Cause) -> ! {
+    die(format_args!("{}", Headline { frame, cause: &cause }), &|out| describe(out, frame))
+}
+
+/// The chain of calls that led here. To be printed before the function that asks for it returns: its frame record is the first of the chain.
+#[inline(always)]
+pub(crate) fn backtrace_here() -> Backtrace {
+    let (fp, sp): (u64, u64);
+    // SAFETY: reads two registers.
+    unsafe {
+        core::arch::asm!("mov {0}, x29", "mov {1}, sp", out(reg) fp, out(reg) sp, options(nomem, nostack, preserves_flags))
+    };
+    Backtrace::new(fp, sp, this_cpu().overflow_stack_top.load(Ordering::Relaxed))
+}
+
+/// The one line that says what happened.
+struct Headline<'a> {
+    frame: &'a TrapFrame,
+    cause: &'a Cause,
+}
+
+impl fmt::Display for Headline<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let frame = self.frame;
+        match self.cause {
+            Cause::Synchronous => write!(f, "{}", fault(frame)),
+            Cause::SError => write!(f, "{}", frame.syndrome()),
+            Cause::StackOverflow => {
+                let stack = stack_around(frame.sp);
+                write!(f, "stack overflow: SP {:#x} is below the stack {:#x}..{:#x}", frame.sp, stack.start, stack.end)
+            }
+            Cause::Unexpected(Vector { origin, kind }) => match kind {
+                Kind::Synchronous => write!(f, "unexpected exception from {origin}: {}", fault(frame)),
+                Kind::Irq => write!(f, "unexpected IRQ from {origin}"),
+                Kind::Fiq => write!(f, "unexpected FIQ from {origin}"),
+                Kind::SError => write!(f, "unexpected exception from {origin}: {}", frame.syndrome()),
+            },
+        }
+    }
+}
+
+/// The exception of `frame` as a fault with the address that it is about.
+fn fault(frame: &TrapFrame) -> Fault {
+    let address = if has_address(frame.syndrome()) { frame.fault_address() } else { VirtAddr(frame.elr) };
+    Fault { syndrome: frame.syndrome(), address }
+}
+
+/// Whether FAR_EL1 belongs to the exception (Arm ARM D24.2.43).
+fn has_address(syndrome: Syndrome) -> bool {
+    match syndrome.abort() {
+        Some(abort) => abort.address_valid,
+        None => {
+            matches!(
+                syndrome.class(),
+                Some(Class::PCAlignmentFault | Class::WatchpointCurrentEL | Class::WatchpointLowerEL)
+            )
+        }
+    }
+}
+
+fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
+    writeln!(out, "  ESR  {:?}", frame.syndrome())?;
+    if has_address(frame.syndrome()) {
+        writeln!(out, "  FAR  {}", Named(frame.fault_address()))?;
+    }
+    if frame.syndrome().abort().is_some_and(|abort| abort.address_valid) {
+        writeln!(out, "  TTBR0 {:#018x}  TTBR1 {:#018x}", TTBR0_EL1.get(), TTBR1_EL1.get())?;
+    }
+    writeln!(out, "registers:")?;
+    write!(out, "{frame}")?;
+    describe_code(out, frame.elr)?;
+    writeln!(out, "backtrace:")?;
+    writeln!(out, "  {}", Named(VirtAddr(frame.elr)))?;
+    let overflow_stack_top = this_cpu().overflow_stack_top.load(Ordering::Relaxed);
+    write!(out, "{}", Backtrace::new(frame.x[29], frame.sp, overflow_stack_top))
+}
+
+/// The instructions around `pc`, the one at it in parentheses; what cannot be read is left out.
+fn describe_code(out: &mut dyn Write, pc: u64) -> fmt::Result {
+    write!(out, "  code")?;
+    for offset in [-8, -4, 0, 4, 8] {
+        match probe::read::<u32>(VirtAddr(pc.wrapping_add_signed(offset))) {
+            Ok(word) if offset == 0 => write!(out, " ({word:08x})")?,
+            Ok(word) => write!(out, " {word:08x}")?,
+            Err(_) => write!(out, " --------")?,
+        }
+    }
+    writeln!(out)
+}

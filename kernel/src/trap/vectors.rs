@@ -1,0 +1,161 @@
+//! The exception vectors (Arm ARM D1.4.1) and the code that saves and restores the interrupted registers.
+//!
+//! Every vector first asks whether there is stack left, before it touches any. A stack is [`STACK_SIZE`] bytes at a multiple of twice
+//! that: so bit 14 of every SP inside it is 0, and SP in the guard area below it has the bit set. No register is free at that
+//! point, so SP and x0 are added and subtracted in turn: SP and x0 come back as they were unless the bit says otherwise.
+//!
+//! On an overflow the frame goes to the CPU's overflow stack. Its top is in the [`Cpu`] that TPIDR_EL1 points to; TPIDR_EL0 and TPIDRRO_EL0
+//! hold the two values that have no other place. They belong to EL0, to which a CPU that has come here never returns. An exception taken *on* the
+//! overflow stack (a probing access of the report) is known by its SP, and goes on there.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use super::frame::TrapFrame;
+use super::{OVERFLOW_STACK_SIZE, STACK_SIZE, handle_exception};
+use crate::smp::Cpu;
+
+/// Added to the vector's number where the frame lies on the overflow stack.
+pub(super) const OVERFLOWED: u64 = 16;
+
+const _: () = assert!(STACK_SIZE.is_power_of_two() && OVERFLOW_STACK_SIZE.is_power_of_two());
+
+global_asm!(
+    r#"
+    .macro exception_vector number
+    .balign 128
+    sub     sp, sp, #{FRAME_SIZE}
+    add     sp, sp, x0                  // sp' = sp + x0
+    sub     x0, sp, x0                  // x0' = sp' - x0 = sp
+    tbnz    x0, #{STACK_SHIFT}, 1f
+    sub     x0, sp, x0                  // x0 as it was
+    sub     sp, sp, x0                  // sp as it was
+0:
+    stp     x0, x1, [sp, #{X}]
+    add     x0, sp, #{FRAME_SIZE}
+    mov     x1, #\number
+    b       exception_entry
+1:
+    msr     tpidr_el0, x0               // where the frame would have been
+    sub     x0, sp, x0
+    msr     tpidrro_el0, x0             // x0 as it was
+    mrs     x0, tpidr_el1
+    ldr     x0, [x0, #{OVERFLOW_STACK_TOP}]
+    cbz     x0, exception_stop          // too early to report anything
+    mov     sp, x0
+    mrs     x0, tpidr_el0
+    sub     x0, sp, x0                  // how far below the top of the overflow stack
+    tst     x0, #~({OVERFLOW_STACK_SIZE} - 1)
+    b.ne    2f
+    sub     sp, sp, x0                  // on the overflow stack already: go on there
+    mrs     x0, tpidrro_el0
+    b       0b
+2:
+    sub     sp, sp, #{FRAME_SIZE}
+    mrs     x0, tpidrro_el0
+    stp     x0, x1, [sp, #{X}]
+    mrs     x0, tpidr_el0
+    add     x0, x0, #{FRAME_SIZE}
+    mov     x1, #(\number + {OVERFLOWED})
+    b       exception_entry
+    .endm
+
+    .pushsection .text.vectors, "ax", %progbits
+    .balign 2048
+    .global exception_vectors
+exception_vectors:
+    .irp    number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    exception_vector \number
+    .endr
+
+    // x0: SP as it was; x1: the vector's number. The stack has a frame with x0 and x1 in it.
+    .balign 128
+exception_entry:
+    stp     x2, x3, [sp, #{X} + 16]
+    stp     x4, x5, [sp, #{X} + 32]
+    stp     x6, x7, [sp, #{X} + 48]
+    stp     x8, x9, [sp, #{X} + 64]
+    stp     x10, x11, [sp, #{X} + 80]
+    stp     x12, x13, [sp, #{X} + 96]
+    stp     x14, x15, [sp, #{X} + 112]
+    stp     x16, x17, [sp, #{X} + 128]
+    stp     x18, x19, [sp, #{X} + 144]
+    stp     x20, x21, [sp, #{X} + 160]
+    stp     x22, x23, [sp, #{X} + 176]
+    stp     x24, x25, [sp, #{X} + 192]
+    stp     x26, x27, [sp, #{X} + 208]
+    stp     x28, x29, [sp, #{X} + 224]
+    stp     x30, x0, [sp, #{X} + 240]   // x30, sp
+    mrs     x2, elr_el1
+    mrs     x3, spsr_el1
+    stp     x2, x3, [sp, #{ELR}]        // elr, spsr
+    mrs     x4, esr_el1
+    mrs     x5, far_el1
+    stp     x4, x5, [sp, #{ESR}]        // esr, far
+    stp     x29, x2, [sp, #{RECORD}]
+    add     x29, sp, #{RECORD}
+    mov     x0, sp
+    bl      {handle_exception}
+    .global exception_return
+exception_return:
+    ldp     x2, x3, [sp, #{ELR}]
+    msr     elr_el1, x2
+    msr     spsr_el1, x3
+    ldp     x0, x1, [sp, #{X}]
+    ldp     x2, x3, [sp, #{X} + 16]
+    ldp     x4, x5, [sp, #{X} + 32]
+    ldp     x6, x7, [sp, #{X} + 48]
+    ldp     x8, x9, [sp, #{X} + 64]
+    ldp     x10, x11, [sp, #{X} + 80]
+    ldp     x12, x13, [sp, #{X} + 96]
+    ldp     x14, x15, [sp, #{X} + 112]
+    ldp     x16, x17, [sp, #{X} + 128]
+    ldp     x18, x19, [sp, #{X} + 144]
+    ldp     x20, x21, [sp, #{X} + 160]
+    ldp     x22, x23, [sp, #{X} + 176]
+    ldp     x24, x25, [sp, #{X} + 192]
+    ldp     x26, x27, [sp, #{X} + 208]
+    ldp     x28, x29, [sp, #{X} + 224]
+    ldr     x30, [sp, #{X} + 240]
+    add     sp, sp, #{FRAME_SIZE}
+    eret
+
+exception_stop:
+    wfi
+    b       exception_stop
+    .popsection
+    "#,
+    FRAME_SIZE = const size_of::<TrapFrame>(),
+    X = const offset_of!(TrapFrame, x),
+    ELR = const offset_of!(TrapFrame, elr),
+    ESR = const offset_of!(TrapFrame, esr),
+    RECORD = const offset_of!(TrapFrame, record),
+    STACK_SHIFT = const STACK_SIZE.trailing_zeros(),
+    OVERFLOW_STACK_SIZE = const OVERFLOW_STACK_SIZE,
+    OVERFLOW_STACK_TOP = const offset_of!(Cpu, overflow_stack_top),
+    OVERFLOWED = const OVERFLOWED,
+    handle_exception = sym handle_exception,
+);
+
+// Pairs are stored together.
+const _: () = assert!(offset_of!(TrapFrame, sp) == offset_of!(TrapFrame, x) + 31 * 8);
+const _: () = assert!(offset_of!(TrapFrame, spsr) == offset_of!(TrapFrame, elr) + 8);
+const _: () = assert!(offset_of!(TrapFrame, far) == offset_of!(TrapFrame, esr) + 8);
+
+unsafe extern "C" {
+    #[link_name = "exception_vectors"]
+    static EXCEPTION_VECTORS: u8;
+    #[link_name = "exception_return"]
+    static EXCEPTION_RETURN: u8;
+}
+
+/// What VBAR_EL1 is set to.
+pub(super) fn exception_vectors() -> u64 {
+    (&raw const EXCEPTION_VECTORS).addr() as u64
+}
+
+/// The address that [`handle_exception`] returns to. The frame record after one with this return address is a
+/// [`TrapFrame::record`].
+pub(super) fn exception_return() -> u64 {
+    (&raw const EXCEPTION_RETURN).addr() as u64
+}
