@@ -2,6 +2,7 @@
 //!
 //! `vectors` saves the registers in a [`TrapFrame`] and calls [`handle_exception`]. From there:
 //!
+//! - an interrupt goes to the interrupt controller's driver;
 //! - a translation fault that is no longer one is retried ([`is_spurious`]);
 //! - a fault of a probing access goes on at its fixup (`extable`, `probe`), with the fault as a value;
 //! - everything else is the kernel's own error and ends in a report (`report`).
@@ -68,6 +69,7 @@ mod target {
     use super::report::{Cause, report};
     use super::vectors::{OVERFLOWED, exception_vectors};
     use super::{OVERFLOW_STACK_SIZE, TrapFrame, extable, is_spurious, probe};
+    use crate::drivers::interrupt;
     use crate::smp::{Cpu, this_cpu};
 
     /// The overflow stack of the CPU that boots; the others get theirs with their ordinary stacks.
@@ -105,9 +107,20 @@ mod target {
         }
         match (vector.origin, vector.kind) {
             (Origin::El1h, Kind::Synchronous) => synchronous(frame),
+            (Origin::El1h, Kind::Irq) => irq(),
             (Origin::El1h, Kind::SError) => report(frame, Cause::SError),
             (_, _) => report(frame, Cause::Unexpected(vector)),
         }
+    }
+
+    fn irq() {
+        let cpu = this_cpu();
+        count(&cpu.interrupts);
+        // Only this CPU writes it, and every nested interrupt puts it back: no read-modify-write is needed.
+        let depth = cpu.interrupt_depth.load(Ordering::Relaxed);
+        cpu.interrupt_depth.store(depth + 1, Ordering::Relaxed);
+        interrupt::handle_irq(cpu);
+        cpu.interrupt_depth.store(depth, Ordering::Relaxed);
     }
 
     fn synchronous(frame: &mut TrapFrame) {
