@@ -1,1 +1,216 @@
-//! Placeholder: see PLAN.
+//! Branches that are decided once, at boot: a NOP in the instruction stream that [`apply`] may turn into a jump.
+//!
+//! [`patched_branch!`](crate::patched_branch) is `false` until its site is patched. Each use leaves a [`Record`] in the section
+//! `.alternatives`: where the NOP is, where the jump goes, and whose switch it is. All of it relative to the record, so that a
+//! position-independent image needs no relocation there. A test in a hot path costs one NOP, and no load.
+//!
+//! NOP and B may replace each other while other CPUs execute them (Arm ARM B2.2.5, concurrent modification and execution of
+//! instructions); still [`apply`] runs before the other CPUs are let go, so that all see one kernel.
+//! On the host there is nothing to patch: a site reads a plain flag of its identifier.
+
+use crate::addr::VirtAddr;
+
+/// Identifiers below this are CPU features, those from here on lab switches.
+pub const FIRST_LAB: u16 = 64;
+/// One more than the greatest identifier.
+pub const IDENTIFIERS: u16 = 128;
+
+/// The instruction of a site that is off.
+const NOP: u32 = 0xd503_201f;
+
+/// One site, as `patched_branch!` lays it down in `.alternatives`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// From this field to the instruction.
+    site: i32,
+    /// From this field to where it jumps when on.
+    target: i32,
+    /// Whose switch it is.
+    identifier: u16,
+    /// Zero.
+    padding: u16,
+}
+
+/// What a site asks for: one of these per record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Site {
+    /// Address of the instruction.
+    pub address: VirtAddr,
+    /// Where it jumps when on.
+    pub target: VirtAddr,
+    /// Whose switch it is.
+    pub identifier: u16,
+}
+
+impl Record {
+    /// The site, in addresses. The record must be the one in the section, not a copy: its own place counts.
+    pub fn site(&self) -> Site {
+        let resolve = |field: &i32| VirtAddr(VirtAddr::from_ptr(field).0.wrapping_add_signed((*field).into()));
+        Site { address: resolve(&self.site), target: resolve(&self.target), identifier: self.identifier }
+    }
+}
+
+impl Site {
+    /// The instruction that belongs at the site.
+    ///
+    /// # Panics
+    /// Where the target is out of a branch's reach (±128 MiB), which the linker has made impossible.
+    pub fn instruction(&self, on: bool) -> u32 {
+        if !on {
+            return NOP;
+        }
+        let offset = self.target.0.wrapping_sub(self.address.0).cast_signed();
+        let words = offset >> 2;
+        assert!(offset & 3 == 0 && (-(1 << 25)..1 << 25).contains(&words), "branch of {offset:#x} bytes");
+        0x1400_0000 | (words as u32 & 0x03ff_ffff)
+    }
+}
+
+/// The sites of this image.
+#[cfg(target_os = "none")]
+pub fn records() -> &'static [Record] {
+    unsafe extern "C" {
+        static __alternatives_start: Record;
+        static __alternatives_end: Record;
+    }
+    let start = &raw const __alternatives_start;
+    let end = &raw const __alternatives_end;
+    // SAFETY: linker/granule.ld puts the two symbols around the records that `patched_branch!` emits and nothing else; the
+    // section is never written.
+    unsafe { core::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+}
+
+/// Makes every site say what `enabled` says of its identifier; returns how many instructions were changed.
+///
+/// `write` stores an instruction at an address of the text through some alias that may be written; the text itself need not
+/// be. What it stored is executed by this CPU once the function returns. Another CPU needs an ISB after that.
+#[cfg(target_os = "none")]
+pub fn apply(enabled: impl Fn(u16) -> bool, mut write: impl FnMut(VirtAddr, u32)) -> usize {
+    let mut changed = 0;
+    for site in records().iter().map(Record::site) {
+        let wanted = site.instruction(enabled(site.identifier));
+        // SAFETY: the address is an instruction of the kernel's text, which is readable. Volatile: `write` changes it by
+        // another address.
+        let found = unsafe { site.address.as_ptr::<u32>().read_volatile() };
+        if found == wanted {
+            continue;
+        }
+        write(site.address, wanted);
+        // SAFETY: the text is mapped readable.
+        unsafe { crate::cache::sync_code(site.address, 4) };
+        changed += 1;
+    }
+    changed
+}
+
+/// The flags that stand for patched sites on the host.
+#[cfg(not(target_os = "none"))]
+pub mod host {
+    use core::sync::atomic::{AtomicBool, Ordering};
+
+    use super::IDENTIFIERS;
+
+    static FLAGS: [AtomicBool; IDENTIFIERS as usize] = [const { AtomicBool::new(false) }; IDENTIFIERS as usize];
+
+    /// Whether the sites of `identifier` branch.
+    pub fn is_on(identifier: u16) -> bool {
+        FLAGS[usize::from(identifier)].load(Ordering::Relaxed)
+    }
+
+    /// Makes the sites of `identifier` branch or not, from now on.
+    pub fn set(identifier: u16, on: bool) {
+        FLAGS[usize::from(identifier)].store(on, Ordering::Relaxed);
+    }
+}
+
+/// Whether the switch with this identifier (a constant, below [`IDENTIFIERS`](crate::alternative::IDENTIFIERS)) is on: a NOP or
+/// a jump, no load.
+#[macro_export]
+macro_rules! patched_branch {
+    ($identifier:expr) => {{
+        const IDENTIFIER: u16 = $identifier;
+        const { assert!(IDENTIFIER < $crate::alternative::IDENTIFIERS) };
+        #[cfg(target_os = "none")]
+        {
+            'site: {
+                // SAFETY: the site is a NOP, or a jump to the label block; the record is data beside it.
+                unsafe {
+                    core::arch::asm!(
+                        "7: nop",
+                        ".pushsection .alternatives, \"a\", @progbits",
+                        ".balign 4",
+                        ".long 7b - .",
+                        ".long {on} - .",
+                        ".short {identifier}",
+                        ".short 0",
+                        ".popsection",
+                        identifier = const IDENTIFIER,
+                        on = label { break 'site true },
+                        options(nomem, nostack, preserves_flags)
+                    );
+                }
+                false
+            }
+        }
+        #[cfg(not(target_os = "none"))]
+        {
+            $crate::alternative::host::is_on(IDENTIFIER)
+        }
+    }};
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NOP, Record, Site, host};
+    use crate::addr::VirtAddr;
+
+    fn site(address: u64, target: u64) -> Site {
+        Site { address: VirtAddr(address), target: VirtAddr(target), identifier: 3 }
+    }
+
+    #[test]
+    fn records_are_relative_to_their_fields() {
+        let mut records = [Record { site: 0, target: 0, identifier: 0, padding: 0 }; 3];
+        let base = VirtAddr::from_ptr(&raw const records).0;
+        for (index, record) in records.iter_mut().enumerate() {
+            let here = 12 * index as i32;
+            // Each site 4 KiB below the array, 8 bytes apart; each target 64 bytes behind its site.
+            record.site = -4096 + 8 * index as i32 - here;
+            record.target = -4096 + 8 * index as i32 + 64 - (here + 4);
+            record.identifier = 60 + index as u16;
+        }
+        for (index, record) in records.iter().enumerate() {
+            let address = VirtAddr(base - 4096 + 8 * index as u64);
+            let expected = Site { address, target: address + 64, identifier: 60 + index as u16 };
+            assert_eq!(record.site(), expected);
+        }
+    }
+
+    #[test]
+    fn a_site_that_is_off_is_a_nop() {
+        assert_eq!(site(0x1000, 0x2000).instruction(false), NOP);
+    }
+
+    #[test]
+    fn a_site_that_is_on_jumps_either_way() {
+        assert_eq!(site(0x1000, 0x1040).instruction(true), 0x1400_0010);
+        assert_eq!(site(0x1040, 0x1000).instruction(true), 0x17ff_fff0);
+        assert_eq!(site(0x1000, 0x1000 + (128 << 20) - 4).instruction(true), 0x15ff_ffff);
+    }
+
+    #[test]
+    #[should_panic(expected = "branch of")]
+    fn a_target_out_of_reach_is_refused() {
+        let _ = site(0x1000, 0x1000 + (128 << 20)).instruction(true);
+    }
+
+    #[test]
+    fn on_the_host_a_flag_stands_for_the_sites() {
+        assert!(!crate::patched_branch!(5));
+        host::set(5, true);
+        assert!(crate::patched_branch!(5));
+        host::set(5, false);
+        assert!(!crate::patched_branch!(5));
+    }
+}

@@ -1,1 +1,143 @@
-//! Placeholder: see PLAN.
+//! Cache maintenance by virtual address (Arm ARM D7.5), and what makes new code executable (B2.7.4).
+//!
+//! CTR_EL0 says how long a line is and what can be left out. All operations here reach the point they name for every
+//! CPU of the inner-shareable domain. On the host they do nothing.
+
+use tock_registers::LocalRegisterCopy;
+use tock_registers::interfaces::Readable;
+
+use crate::addr::VirtAddr;
+use crate::barrier;
+use crate::sysreg::CTR_EL0;
+
+/// The cache type register of this CPU.
+pub fn cache_type() -> LocalRegisterCopy<u64, CTR_EL0::Register> {
+    LocalRegisterCopy::new(CTR_EL0.get())
+}
+
+/// Bytes in the smallest data cache line.
+pub fn data_line() -> u64 {
+    4 << cache_type().read(CTR_EL0::DminLine)
+}
+
+/// Bytes in the smallest instruction cache line.
+pub fn instruction_line() -> u64 {
+    4 << cache_type().read(CTR_EL0::IminLine)
+}
+
+/// Calls `operation` for each line that has a byte in the `bytes` from `start` on.
+fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnMut(u64)) {
+    if bytes == 0 {
+        return;
+    }
+    let last = start.0 + (bytes - 1);
+    let mut address = start.align_down(line).0;
+    loop {
+        operation(address);
+        match address.checked_add(line) {
+            Some(next) if next <= last => address = next,
+            _ => return,
+        }
+    }
+}
+
+macro_rules! by_address {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+        $(#[$doc])*
+        ///
+        /// Complete when the function returns.
+        ///
+        /// # Safety
+        /// The range is mapped; for a clean with read permission at least.
+        pub unsafe fn $name(start: VirtAddr, bytes: u64) {
+            for_each_line(start, bytes, data_line(), |line| {
+                #[cfg(target_os = "none")]
+                // SAFETY: the caller says that the line is mapped; the operation changes no value that a coherent
+                // observer sees, unless the caller discards lines, which is what it then asked for.
+                unsafe {
+                    core::arch::asm!(
+                        concat!("dc ", $instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags)
+                    );
+                }
+                #[cfg(not(target_os = "none"))]
+                let _ = line;
+            });
+            barrier::dsb_sy();
+        }
+    };
+}
+
+by_address!(
+    /// Writes dirty lines of the range back to memory (point of coherency): what a device or a CPU with its caches off
+    /// reads is what was written here.
+    clean_to_memory, "cvac"
+);
+by_address!(
+    /// Writes dirty lines of the range back to memory and drops all of its lines: the next read comes from memory.
+    clean_and_invalidate_to_memory, "civac"
+);
+
+/// Makes instructions that were stored in the range visible to instruction fetch on every CPU.
+///
+/// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has had it when the
+/// function returns.
+///
+/// # Safety
+/// The range is mapped with read permission at least. It need not be the address that the stores went through.
+pub unsafe fn sync_code(start: VirtAddr, bytes: u64) {
+    let cache = cache_type();
+    if !cache.is_set(CTR_EL0::IDC) {
+        for_each_line(start, bytes, data_line(), |line| {
+            #[cfg(target_os = "none")]
+            // SAFETY: the line is mapped, says the caller; a clean changes no value.
+            unsafe {
+                core::arch::asm!("dc cvau, {0}", in(reg) line, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_os = "none"))]
+            let _ = line;
+        });
+    }
+    // With IDC the stores themselves must be complete before the instruction caches are told.
+    barrier::dsb_ish();
+    if !cache.is_set(CTR_EL0::DIC) {
+        for_each_line(start, bytes, instruction_line(), |line| {
+            #[cfg(target_os = "none")]
+            // SAFETY: the line is mapped, says the caller; what is dropped is fetched again.
+            unsafe {
+                core::arch::asm!("ic ivau, {0}", in(reg) line, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_os = "none"))]
+            let _ = line;
+        });
+        barrier::dsb_ish();
+    }
+    barrier::isb();
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use super::for_each_line;
+    use crate::addr::VirtAddr;
+
+    fn lines(start: u64, bytes: u64) -> Vec<u64> {
+        let mut lines = Vec::new();
+        for_each_line(VirtAddr(start), bytes, 64, |line| lines.push(line));
+        lines
+    }
+
+    #[test]
+    fn each_line_with_a_byte_in_the_range_once() {
+        assert_eq!(lines(0x1000, 64), [0x1000]);
+        assert_eq!(lines(0x1000, 65), [0x1000, 0x1040]);
+        assert_eq!(lines(0x103f, 2), [0x1000, 0x1040]);
+        assert_eq!(lines(0x1020, 0), []);
+    }
+
+    #[test]
+    fn the_last_line_of_the_address_space_ends_it() {
+        assert_eq!(lines(u64::MAX - 69, 70), [u64::MAX - 127, u64::MAX - 63]);
+    }
+}
