@@ -1,17 +1,21 @@
 //! The chain of calls, read from the frame records on the stack (AAPCS64 6.4.6).
 //!
 //! The chain may be corrupt: it is read when something has already gone wrong. So a record is believed only where it lies on a stack of
-//! this CPU, above the one before it, and every read is one that may fault. The chain goes from one stack to the next at most once, never
+//! this CPU, above the one before it, and every read is one that may fault. The chain goes from one stack to another at most once, never
 //! back: so the walk ends whatever it reads.
 
 use core::fmt;
 use core::ops::Range;
+#[cfg(target_os = "none")]
+use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 
 use super::STACK_SIZE;
 #[cfg(target_os = "none")]
 use super::{OVERFLOW_STACK_SIZE, probe, vectors::exception_return};
+#[cfg(target_os = "none")]
+use crate::smp::Cpu;
 use crate::symbols::Named;
 
 /// Lines that a report prints at most. A sensible chain is shorter; one that overflowed its stack is not.
@@ -24,6 +28,13 @@ pub(super) fn stack_around(sp: u64) -> Range<u64> {
     let block = sp & !(2 * STACK_SIZE - 1);
     let start = if sp - block > STACK_SIZE { block.saturating_add(2 * STACK_SIZE) } else { block };
     start..start.saturating_add(STACK_SIZE)
+}
+
+/// The ordinary stack of `cpu`.
+#[cfg(target_os = "none")]
+pub(super) fn stack_of(cpu: &Cpu) -> Range<u64> {
+    let top = cpu.stack_top.load(Ordering::Relaxed);
+    top.saturating_sub(STACK_SIZE)..top
 }
 
 /// One step of the chain, from the innermost outwards.
@@ -85,29 +96,29 @@ pub(super) fn walk(
 
 /// The chain of calls of this CPU, printable.
 #[cfg(target_os = "none")]
-#[derive(Clone, Copy)]
 pub(crate) struct Backtrace {
     fp: u64,
-    sp: u64,
-    overflow_stack_top: u64,
+    stacks: [Range<u64>; 3],
 }
 
 #[cfg(target_os = "none")]
 impl Backtrace {
-    /// The chain that starts with the record at `fp`, of code that had its stack pointer at `sp`, on a CPU with this overflow stack.
-    pub(super) const fn new(fp: u64, sp: u64, overflow_stack_top: u64) -> Self {
-        Self { fp, sp, overflow_stack_top }
+    /// The chain that starts with the record at `fp`, of code that had its stack pointer at `sp` on this CPU.
+    ///
+    /// SP may be what is broken: the CPU's own stack is believed as well.
+    pub(super) fn new(fp: u64, sp: u64, cpu: &Cpu) -> Self {
+        let overflow_top = cpu.overflow_stack_top.load(Ordering::Relaxed);
+        let overflow = overflow_top.saturating_sub(OVERFLOW_STACK_SIZE)..overflow_top;
+        Self { fp, stacks: [overflow, stack_around(sp), stack_of(cpu)] }
     }
 }
 
 #[cfg(target_os = "none")]
 impl fmt::Display for Backtrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let overflow = self.overflow_stack_top.saturating_sub(OVERFLOW_STACK_SIZE)..self.overflow_stack_top;
-        let stacks = [overflow, stack_around(self.sp)];
         let read = |address| probe::read::<u64>(address).ok();
         let mut lines = Lines { f, last: None, repeated: 0, printed: 0, result: Ok(()) };
-        let end = walk(self.fp, &stacks, exception_return(), read, |step| lines.add(step));
+        let end = walk(self.fp, &self.stacks, exception_return(), read, |step| lines.add(step));
         lines.finish()?;
         match end {
             End::Complete => Ok(()),

@@ -65,6 +65,9 @@ mod target {
     use core::cell::UnsafeCell;
     use core::sync::atomic::{AtomicU64, Ordering};
 
+    use aarch64_cpu::registers::{Readable, SP};
+
+    use super::backtrace::stack_around;
     use super::frame::{Kind, Origin, Vector};
     use super::report::{Cause, report};
     use super::vectors::{OVERFLOWED, exception_vectors};
@@ -81,13 +84,14 @@ mod target {
 
     static BOOT_OVERFLOW_STACK: OverflowStack = OverflowStack(UnsafeCell::new([0; OVERFLOW_STACK_SIZE as usize]));
 
-    /// Makes this CPU take exceptions: gives the boot CPU its overflow stack, sets VBAR_EL1, and lets SErrors in.
+    /// Makes this CPU take exceptions: tells the boot CPU its stacks, sets VBAR_EL1, and lets SErrors in.
     ///
-    /// The first thing that each CPU does in Rust. A secondary's `overflow_stack_top` is set before it starts.
+    /// The first thing that each CPU does in Rust. A secondary's stacks are in its [`Cpu`] before it starts.
     pub fn init_cpu(cpu: &Cpu) {
         if cpu.overflow_stack_top.load(Ordering::Relaxed) == 0 {
             let top = BOOT_OVERFLOW_STACK.0.get().addr() as u64 + OVERFLOW_STACK_SIZE;
             cpu.overflow_stack_top.store(top, Ordering::Relaxed);
+            cpu.stack_top.store(stack_around(SP.get()).end, Ordering::Relaxed);
         }
         // SAFETY: these are vectors, and the state that they need is complete: TPIDR_EL1 points to `cpu`, and SP is on a stack of the
         // kind that they expect. The ISB has them in place before an SError that is pending already can be taken.

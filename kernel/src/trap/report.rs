@@ -1,13 +1,12 @@
 //! The report of an exception that the kernel has no answer to. It ends the kernel.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::Ordering;
 
 use aarch64_cpu::registers::{Readable, TTBR0_EL1, TTBR1_EL1};
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{Class, Syndrome};
 
-use super::backtrace::{Backtrace, stack_around};
+use super::backtrace::{Backtrace, stack_around, stack_of};
 use super::frame::{Kind, TrapFrame, Vector};
 use super::probe::{self, Fault};
 use crate::panic::die;
@@ -39,7 +38,7 @@ pub(crate) fn backtrace_here() -> Backtrace {
     unsafe {
         core::arch::asm!("mov {0}, x29", "mov {1}, sp", out(reg) fp, out(reg) sp, options(nomem, nostack, preserves_flags))
     };
-    Backtrace::new(fp, sp, this_cpu().overflow_stack_top.load(Ordering::Relaxed))
+    Backtrace::new(fp, sp, this_cpu())
 }
 
 /// The one line that says what happened.
@@ -55,8 +54,16 @@ impl fmt::Display for Headline<'_> {
             Cause::Synchronous => write!(f, "{}", fault(frame)),
             Cause::SError => write!(f, "{}", frame.syndrome()),
             Cause::StackOverflow => {
-                let stack = stack_around(frame.sp);
-                write!(f, "stack overflow: SP {:#x} is below the stack {:#x}..{:#x}", frame.sp, stack.start, stack.end)
+                let (stack, own) = (stack_around(frame.sp), stack_of(this_cpu()));
+                if stack == own {
+                    write!(
+                        f,
+                        "stack overflow: SP {:#x} is below the stack {:#x}..{:#x}",
+                        frame.sp, stack.start, stack.end
+                    )
+                } else {
+                    write!(f, "SP {:#x} is on no stack; this CPU's is {:#x}..{:#x}", frame.sp, own.start, own.end)
+                }
             }
             Cause::Unexpected(Vector { origin, kind }) => match kind {
                 Kind::Synchronous => write!(f, "unexpected exception from {origin}: {}", fault(frame)),
@@ -100,8 +107,7 @@ fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     describe_code(out, frame.elr)?;
     writeln!(out, "backtrace:")?;
     writeln!(out, "  {}", Named(VirtAddr(frame.elr)))?;
-    let overflow_stack_top = this_cpu().overflow_stack_top.load(Ordering::Relaxed);
-    write!(out, "{}", Backtrace::new(frame.x[29], frame.sp, overflow_stack_top))
+    write!(out, "{}", Backtrace::new(frame.x[29], frame.sp, this_cpu()))
 }
 
 /// The instructions around `pc`, the one at it in parentheses; what cannot be read is left out.
