@@ -464,7 +464,7 @@ enable_mmu:
 primary_high:
     address x0, {BOOT_CPU}
     msr     tpidr_el1, x0
-    address x0, parked_vectors
+    address x0, exception_vectors
     msr     vbar_el1, x0
     adrp    x0, __boot_stack_end
     mov     sp, x0
@@ -552,7 +552,7 @@ secondary_high:
     mov     sp, x0
     ldr     x0, [x20, #{SECONDARY_CPU}]
     msr     tpidr_el1, x0
-    address x1, parked_vectors
+    address x1, exception_vectors
     msr     vbar_el1, x1
     isb
     ldr     x1, [x20, #{SECONDARY_ENTRY}]

@@ -1,10 +1,8 @@
-//! placeholder: until the panic handler, the heap and the monitor are here.
+//! The kernel with its monitor.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-granule_boot::entry!(|| loop {
-    granule_arch::wait::wfi();
-});
+granule_boot::entry!(granule::monitor::run);
 
 #[cfg(target_os = "none")]
 mod no_heap {
