@@ -1,1 +1,452 @@
-//! Placeholder: see PLAN.
+//! What a CPU can do, from its ID registers (Arm ARM D24.2, and D24.1.3 on how their fields are to be compared).
+//!
+//! [`CpuFeatures::read`] copies the registers of the CPU that runs; [`CpuFeatures::least`] makes of two CPUs the one that both are
+//! at least, which is what a kernel that runs on both may use. The accessors give fields a meaning; nobody above this
+//! file decodes an ID register.
+
+use core::fmt;
+
+use aarch64_cpu::registers::{
+    ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR1_EL1,
+};
+use tock_registers::fields::Field;
+
+use crate::sysreg::{
+    CTR_EL0, DCZID_EL0, ID_AA64ISAR0_MORE, ID_AA64ISAR2_EL1, ID_AA64MMFR1_MORE, ID_AA64PFR1_MORE, PMCEID0_EL0,
+};
+
+/// The identification registers of a CPU, or of the least of several.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CpuFeatures {
+    /// MIDR_EL1: which design it is. Zero where several CPUs differ.
+    pub midr: u64,
+    /// ID_AA64ISAR0_EL1.
+    pub isar0: u64,
+    /// ID_AA64ISAR1_EL1.
+    pub isar1: u64,
+    /// ID_AA64ISAR2_EL1.
+    pub isar2: u64,
+    /// ID_AA64MMFR0_EL1.
+    pub mmfr0: u64,
+    /// ID_AA64MMFR1_EL1.
+    pub mmfr1: u64,
+    /// ID_AA64MMFR2_EL1.
+    pub mmfr2: u64,
+    /// ID_AA64MMFR3_EL1.
+    pub mmfr3: u64,
+    /// ID_AA64MMFR4_EL1.
+    pub mmfr4: u64,
+    /// ID_AA64PFR0_EL1.
+    pub pfr0: u64,
+    /// ID_AA64PFR1_EL1.
+    pub pfr1: u64,
+    /// ID_AA64DFR0_EL1, PMUVer 0xf (a PMU that is not Arm's) given as 0 (none).
+    pub dfr0: u64,
+    /// CTR_EL0.
+    pub ctr: u64,
+    /// DCZID_EL0.
+    pub dczid: u64,
+    /// PMCEID0_EL0; zero without a PMU.
+    pub pmceid0: u64,
+}
+
+/// The translation granules that stage 1 may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Granules {
+    /// 4 KiB.
+    pub k4: bool,
+    /// 16 KiB.
+    pub k16: bool,
+    /// 64 KiB.
+    pub k64: bool,
+}
+
+/// What the hardware writes into descriptors by itself (FEAT_HAFDBS).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum HardwareUpdates {
+    /// Nothing.
+    None,
+    /// The access flag.
+    AccessFlag,
+    /// The access flag and the dirty state.
+    Dirty,
+    /// Those, and the access flag of table descriptors (FEAT_HAFT).
+    TableAccessFlag,
+}
+
+/// Privileged access never.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Pan {
+    /// Not there.
+    None,
+    /// PSTATE.PAN.
+    Pan,
+    /// And AT S1E1RP, AT S1E1WP.
+    Pan2,
+    /// And execute-only pages of EL0 are covered.
+    Epan,
+}
+
+/// The memory tagging extension.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Mte {
+    /// Not there.
+    None,
+    /// Its instructions exist, but memory holds no tags.
+    Instructions,
+    /// Tags in memory, checked.
+    Tags,
+    /// And loads checked synchronously while stores are not.
+    Asymmetric,
+}
+
+/// What ID_AA64MMFR2_EL1.BBM promises about a change of size of a live entry.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum BreakBeforeMake {
+    /// Level 0: break-before-make is required.
+    Required,
+    /// Level 1: not where the nT bit is used.
+    BlockTranslation,
+    /// Level 2: not required; a TLB conflict abort is possible.
+    NotRequired,
+}
+
+/// The performance monitors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pmu {
+    /// ID_AA64DFR0_EL1.PMUVer: 1 is PMUv3, 4 is PMUv3p1, 5 p4, 6 p5, 7 p7, 8 p8, 9 p9.
+    pub version: u8,
+    /// Whether event 8 is counted, instructions architecturally executed.
+    pub instructions: bool,
+}
+
+/// Of two registers of four-bit fields the lower one in each field. Where the bits of `signed` are set, the field is a
+/// two's complement number (in these 0xf says that something is not there).
+const fn least_fields(a: u64, b: u64, signed: u64) -> u64 {
+    let mut result = 0;
+    let mut shift = 0;
+    while shift < 64 {
+        let mask = 0xf << shift;
+        // Flipping the top bit of a signed field orders it as if it were unsigned.
+        let flip = signed & (8 << shift);
+        let (x, y) = ((a ^ flip) & mask, (b ^ flip) & mask);
+        result |= (if x < y { x } else { y }) ^ flip;
+        shift += 4;
+    }
+    result
+}
+
+/// ID_AA64MMFR0_EL1: TGran4 and TGran64 are signed.
+const SIGNED_MMFR0: u64 = 0xff << 24;
+/// ID_AA64MMFR4_EL1: E2H0 is signed.
+const SIGNED_MMFR4: u64 = 0xf << 24;
+/// ID_AA64PFR0_EL1: AdvSIMD and FP are signed.
+const SIGNED_PFR0: u64 = 0xff << 16;
+
+impl CpuFeatures {
+    /// Reads the registers of this CPU.
+    #[cfg(target_os = "none")]
+    pub fn read() -> Self {
+        use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64PFR0_EL1, MIDR_EL1};
+        use tock_registers::interfaces::Readable;
+
+        use crate::sysreg::{ID_AA64MMFR3_EL1, ID_AA64MMFR4_EL1};
+
+        let mut dfr0 = ID_AA64DFR0_EL1.get();
+        let pmu = ID_AA64DFR0_EL1::PMUVer;
+        if pmu.read(dfr0) == 0xf {
+            dfr0 &= !(pmu.mask << pmu.shift);
+        }
+        Self {
+            midr: MIDR_EL1.get(),
+            isar0: ID_AA64ISAR0_EL1.get(),
+            isar1: ID_AA64ISAR1_EL1.get(),
+            isar2: ID_AA64ISAR2_EL1.get(),
+            mmfr0: ID_AA64MMFR0_EL1.get(),
+            mmfr1: ID_AA64MMFR1_EL1.get(),
+            mmfr2: ID_AA64MMFR2_EL1.get(),
+            mmfr3: ID_AA64MMFR3_EL1.get(),
+            mmfr4: ID_AA64MMFR4_EL1.get(),
+            pfr0: ID_AA64PFR0_EL1.get(),
+            pfr1: ID_AA64PFR1_EL1.get(),
+            dfr0,
+            ctr: CTR_EL0.get(),
+            dczid: DCZID_EL0.get(),
+            pmceid0: if pmu.read(dfr0) == 0 { 0 } else { PMCEID0_EL0.get() },
+        }
+    }
+
+    /// What both have. Commutative and associative, so that it can be folded over all CPUs in any order.
+    #[must_use]
+    pub fn least(&self, other: &Self) -> Self {
+        Self {
+            midr: if self.midr == other.midr { self.midr } else { 0 },
+            isar0: least_fields(self.isar0, other.isar0, 0),
+            isar1: least_fields(self.isar1, other.isar1, 0),
+            isar2: least_fields(self.isar2, other.isar2, 0),
+            mmfr0: least_fields(self.mmfr0, other.mmfr0, SIGNED_MMFR0),
+            mmfr1: least_fields(self.mmfr1, other.mmfr1, 0),
+            mmfr2: least_fields(self.mmfr2, other.mmfr2, 0),
+            mmfr3: least_fields(self.mmfr3, other.mmfr3, 0),
+            mmfr4: least_fields(self.mmfr4, other.mmfr4, SIGNED_MMFR4),
+            pfr0: least_fields(self.pfr0, other.pfr0, SIGNED_PFR0),
+            pfr1: least_fields(self.pfr1, other.pfr1, 0),
+            dfr0: least_fields(self.dfr0, other.dfr0, 0),
+            ctr: least_cache_type(self.ctr, other.ctr),
+            dczid: least_block_zero(self.dczid, other.dczid),
+            pmceid0: self.pmceid0 & other.pmceid0,
+        }
+    }
+
+    /// Bits of a physical address.
+    pub fn pa_bits(&self) -> u32 {
+        match ID_AA64MMFR0_EL1::PARange.read(self.mmfr0) {
+            0 => 32,
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            5 => 48,
+            6 => 52,
+            _ => 56,
+        }
+    }
+
+    /// Bits of a virtual address that the CPU could translate (the kernel uses 48).
+    pub fn va_bits(&self) -> u32 {
+        match ID_AA64MMFR2_EL1::VARange.read(self.mmfr2) {
+            0 => 48,
+            1 => 52,
+            _ => 56,
+        }
+    }
+
+    /// The granules of stage 1.
+    pub fn granules(&self) -> Granules {
+        Granules {
+            k4: ID_AA64MMFR0_EL1::TGran4.read(self.mmfr0) < 8,
+            k16: ID_AA64MMFR0_EL1::TGran16.read(self.mmfr0) != 0,
+            k64: ID_AA64MMFR0_EL1::TGran64.read(self.mmfr0) < 8,
+        }
+    }
+
+    /// Bits of an ASID.
+    pub fn asid_bits(&self) -> u32 {
+        if has(self.mmfr0, ID_AA64MMFR0_EL1::ASIDBits, 2) { 16 } else { 8 }
+    }
+
+    /// What the hardware writes into descriptors by itself.
+    pub fn hafdbs(&self) -> HardwareUpdates {
+        match ID_AA64MMFR1_EL1::HAFDBS.read(self.mmfr1) {
+            0 => HardwareUpdates::None,
+            1 => HardwareUpdates::AccessFlag,
+            2 => HardwareUpdates::Dirty,
+            _ => HardwareUpdates::TableAccessFlag,
+        }
+    }
+
+    /// Privileged access never.
+    pub fn pan(&self) -> Pan {
+        match ID_AA64MMFR1_EL1::PAN.read(self.mmfr1) {
+            0 => Pan::None,
+            1 => Pan::Pan,
+            2 => Pan::Pan2,
+            _ => Pan::Epan,
+        }
+    }
+
+    /// FEAT_E0PD: accesses of EL0 to the kernel's half can fault without a walk.
+    pub fn e0pd(&self) -> bool {
+        has(self.mmfr2, ID_AA64MMFR2_EL1::E0PD, 1)
+    }
+
+    /// FEAT_TTCNP: CPUs may say that their tables are the same.
+    pub fn cnp(&self) -> bool {
+        has(self.mmfr2, ID_AA64MMFR2_EL1::CnP, 1)
+    }
+
+    /// FEAT_ETS2: a walk sees an entry that an earlier access in program order has seen.
+    pub fn ets2(&self) -> bool {
+        has(self.mmfr1, ID_AA64MMFR1_MORE::ETS, 2)
+    }
+
+    /// What the ID register says about a change of size of a live entry. Whether that is trusted is the kernel's decision.
+    pub fn bbm(&self) -> BreakBeforeMake {
+        match ID_AA64MMFR2_EL1::BBM.read(self.mmfr2) {
+            0 => BreakBeforeMake::Required,
+            1 => BreakBeforeMake::BlockTranslation,
+            _ => BreakBeforeMake::NotRequired,
+        }
+    }
+
+    /// FEAT_TLBIRANGE: TLBI by range.
+    pub fn tlb_range(&self) -> bool {
+        has(self.isar0, ID_AA64ISAR0_MORE::TLB, 2)
+    }
+
+    /// FEAT_TTL: a TLBI may say at which level the leaf is.
+    pub fn ttl(&self) -> bool {
+        has(self.mmfr2, ID_AA64MMFR2_EL1::TTL, 1)
+    }
+
+    /// The memory tagging extension.
+    pub fn mte(&self) -> Mte {
+        match ID_AA64PFR1_EL1::MTE.read(self.pfr1) {
+            0 => Mte::None,
+            1 => Mte::Instructions,
+            2 => Mte::Tags,
+            _ => Mte::Asymmetric,
+        }
+    }
+
+    /// FEAT_LSE: atomic instructions.
+    pub fn lse(&self) -> bool {
+        has(self.isar0, ID_AA64ISAR0_MORE::ATOMIC, 2)
+    }
+
+    /// FEAT_MOPS: memory copy and set instructions.
+    pub fn mops(&self) -> bool {
+        has(self.isar2, ID_AA64ISAR2_EL1::MOPS, 1)
+    }
+
+    /// FEAT_BTI: branch target identification.
+    pub fn bti(&self) -> bool {
+        has(self.pfr1, ID_AA64PFR1_MORE::BT, 1)
+    }
+
+    /// The performance monitors.
+    pub fn pmu(&self) -> Option<Pmu> {
+        match ID_AA64DFR0_EL1::PMUVer.read(self.dfr0) as u8 {
+            0 => None,
+            version => Some(Pmu { version, instructions: PMCEID0_EL0::INST_RETIRED.is_set(self.pmceid0) }),
+        }
+    }
+
+    /// Bytes that DC ZVA zeroes; `None` where it is prohibited.
+    pub fn dc_zva(&self) -> Option<usize> {
+        if DCZID_EL0::DZP.is_set(self.dczid) { None } else { Some(4 << DCZID_EL0::BS.read(self.dczid)) }
+    }
+}
+
+/// Whether a field of an ID register is at least `value`. For unsigned fields.
+fn has<R: tock_registers::RegisterLongName>(register: u64, field: Field<u64, R>, value: u64) -> bool {
+    (register >> field.shift) & field.mask >= value
+}
+
+/// CTR_EL0: the shorter line, and maintenance left out only where both may; of the granules the larger, unknown (0) before all.
+fn least_cache_type(a: u64, b: u64) -> u64 {
+    let both = a & b;
+    let smaller = |field: Field<u64, CTR_EL0::Register>| field.val(field.read(a).min(field.read(b))).value;
+    let granule = |field: Field<u64, CTR_EL0::Register>| {
+        let (x, y) = (field.read(a), field.read(b));
+        field.val(if x == 0 || y == 0 { 0 } else { x.max(y) }).value
+    };
+    CTR_EL0::DIC.val(CTR_EL0::DIC.read(both)).value
+        | CTR_EL0::IDC.val(CTR_EL0::IDC.read(both)).value
+        | smaller(CTR_EL0::DminLine)
+        | smaller(CTR_EL0::IminLine)
+        | granule(CTR_EL0::CWG)
+        | granule(CTR_EL0::ERG)
+}
+
+/// DCZID_EL0: usable only where both zero blocks of the same size.
+fn least_block_zero(a: u64, b: u64) -> u64 {
+    if a == b { a } else { DCZID_EL0::DZP::SET.value }
+}
+
+impl fmt::Display for Granules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (has, name) in [(self.k4, "4K"), (self.k16, "16K"), (self.k64, "64K")] {
+            if has {
+                write!(f, "{separator}{name}")?;
+                separator = " ";
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for HardwareUpdates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "no",
+            Self::AccessFlag => "access flag",
+            Self::Dirty => "access flag, dirty state",
+            Self::TableAccessFlag => "access flag (tables too), dirty state",
+        })
+    }
+}
+
+impl fmt::Display for Pan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "no",
+            Self::Pan => "yes",
+            Self::Pan2 => "yes, and in AT instructions",
+            Self::Epan => "yes, and of execute-only pages",
+        })
+    }
+}
+
+impl fmt::Display for Mte {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "no",
+            Self::Instructions => "instructions only, memory holds no tags",
+            Self::Tags => "tags, synchronous and asynchronous",
+            Self::Asymmetric => "tags, synchronous, asynchronous and asymmetric",
+        })
+    }
+}
+
+impl fmt::Display for BreakBeforeMake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Required => "level 0",
+            Self::BlockTranslation => "level 1",
+            Self::NotRequired => "level 2",
+        })
+    }
+}
+
+impl fmt::Display for Pmu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = if self.instructions { "counts instructions" } else { "does not count instructions" };
+        write!(f, "version {}, {counts}", self.version)
+    }
+}
+
+/// One line for each feature that the kernel asks about, in two columns.
+impl fmt::Display for CpuFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let yes = |has: bool| if has { "yes" } else { "no" };
+        writeln!(f, "VA size    {} bits", self.va_bits())?;
+        writeln!(f, "PA size    {} bits", self.pa_bits())?;
+        writeln!(f, "granules   {}", self.granules())?;
+        writeln!(f, "ASID       {} bits", self.asid_bits())?;
+        writeln!(f, "HAFDBS     {}", self.hafdbs())?;
+        writeln!(f, "PAN        {}", self.pan())?;
+        writeln!(f, "E0PD       {}", yes(self.e0pd()))?;
+        writeln!(f, "CNP        {}", yes(self.cnp()))?;
+        writeln!(f, "ETS2       {}", yes(self.ets2()))?;
+        writeln!(f, "BBM        {}", self.bbm())?;
+        writeln!(f, "TLBIRANGE  {}", yes(self.tlb_range()))?;
+        writeln!(f, "TTL        {}", yes(self.ttl()))?;
+        writeln!(f, "MTE        {}", self.mte())?;
+        writeln!(f, "LSE        {}", yes(self.lse()))?;
+        writeln!(f, "MOPS       {}", yes(self.mops()))?;
+        writeln!(f, "BTI        {}", yes(self.bti()))?;
+        match self.dc_zva() {
+            Some(bytes) => writeln!(f, "DC ZVA     {bytes} bytes")?,
+            None => writeln!(f, "DC ZVA     no")?,
+        }
+        match self.pmu() {
+            Some(pmu) => write!(f, "PMU        {pmu}"),
+            None => write!(f, "PMU        no"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
