@@ -42,6 +42,8 @@ pub const MAX_BOOTARGS: usize = 2048;
 /// What the device tree says about the machine. About 5 KiB: keep it in a static.
 #[derive(Clone, Debug)]
 pub struct Platform {
+    /// What the machine calls itself, cut off after 48 bytes; empty where it has no name.
+    pub model: String<48>,
     /// Memory, ascending, page aligned (partial pages at a bank's ends are left out), neither overlapping nor adjacent.
     pub memory: Vec<PhysRange, MAX_BANKS>,
     /// What in it is not free: `/reserved-memory` and the memory reservation block, rounded outwards to pages. May overlap.
@@ -138,6 +140,7 @@ impl Platform {
     /// A machine with nothing in it, to be filled by [`read`](Self::read). `const`, so that it can be a static.
     pub const fn new() -> Self {
         Self {
+            model: String::new(),
             memory: Vec::new(),
             reserved: Vec::new(),
             no_map: Vec::new(),
@@ -163,6 +166,7 @@ impl Platform {
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
         let fdt = dtoolkit::fdt::Fdt::new(trim(blob)?)?;
         let root = tree::Root::new(fdt);
+        self.model = NodeName::from(root.model().unwrap_or_default()).0;
         memory::read(self, fdt, &root)?;
         devices::read(self, &root)
     }

@@ -70,6 +70,7 @@ fn virt(machine: &Machine) -> Vec<u8> {
     tree.node("", |tree| {
         tree.property("#address-cells", &cells(&[2]));
         tree.property("#size-cells", &cells(&[2]));
+        tree.property("model", &text(&["linux,dummy-virt"]));
         tree.property("compatible", &text(&["linux,dummy-virt"]));
         tree.node("psci", |tree| {
             tree.property("method", &text(&[machine.psci]));
@@ -125,6 +126,7 @@ fn parse(machine: &Machine) -> Platform {
 #[test]
 fn qemu_virt_with_gic_v3() {
     let platform = parse(&Machine::default());
+    assert_eq!(platform.model, "linux,dummy-virt");
     assert_eq!(platform.memory, [range(0x4000_0000, 0xc000_0000)]);
     assert_eq!(platform.reserved, [range(0x4000_0000, 0x4000_2000)], "rounded outwards to pages");
     assert_eq!(platform.bootargs, "loglevel=info script");

@@ -86,6 +86,11 @@ impl<'t> Root<'t> {
         Self { node, bus }
     }
 
+    /// What the machine calls itself: `model` (2.3.2).
+    pub(super) fn model(&self) -> Option<&'t str> {
+        self.node.property("model").and_then(|property| property.value_as().ok()).and_then(string)
+    }
+
     /// The children of the root.
     pub(super) fn children(&self) -> impl Iterator<Item = Node<'t, '_>> {
         children_of(self.node, &self.bus)
