@@ -28,10 +28,7 @@ impl Pl011 {
     /// # Safety
     /// A PL011's register page is mapped there as device memory for as long as the kernel runs.
     pub unsafe fn new(registers: VirtAddr) -> Option<Self> {
-        match NonNull::new(registers.as_ptr()) {
-            Some(registers) => Some(Self { registers }),
-            None => None,
-        }
+        NonNull::new(registers.as_ptr()).map(|registers| Self { registers })
     }
 
     fn uart(&self) -> Uart<'_> {

@@ -6,6 +6,7 @@
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
+use super::call::Outgoing;
 use crate::drivers::timer::Due;
 use crate::mm::page_block::NodeArena;
 
@@ -35,6 +36,14 @@ pub struct Cpu {
     pub walk: AtomicU64,
     /// What its timer waits for.
     pub due: Due,
+    /// The call that this CPU makes of others.
+    pub(super) outgoing: Outgoing,
+    /// The CPUs whose call this CPU has to serve, a bit each. Others set bits, this CPU takes them.
+    pub(super) incoming: AtomicU32,
+    /// Interrupts from other CPUs that it has taken.
+    pub ipis: AtomicU64,
+    /// Functions that it has run for other CPUs.
+    pub calls: AtomicU64,
     /// While this CPU changes the buddy's sets: where the global allocator takes their nodes from. Else null.
     pub node_arena: AtomicPtr<NodeArena>,
     /// Interrupts taken.
@@ -57,6 +66,10 @@ impl Cpu {
             mpidr: AtomicU64::new(0),
             walk: AtomicU64::new(0),
             due: Due::new(),
+            outgoing: Outgoing::new(),
+            incoming: AtomicU32::new(0),
+            ipis: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
             node_arena: AtomicPtr::new(null_mut()),
             interrupts: AtomicU64::new(0),
             probe_faults: AtomicU64::new(0),
@@ -95,12 +108,19 @@ pub static BOOT_CPU: Cpu = Cpu::new(CpuId(0));
 ///
 /// `boot/src/entry.S` reads it once the MMU is on.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SecondaryBoot {
     /// Top of the CPU's stack.
-    pub stack_top: u64,
+    pub stack_top: AtomicU64,
     /// Virtual address of its [`Cpu`], for TPIDR_EL1.
-    pub cpu: u64,
+    pub cpu: AtomicU64,
     /// Virtual address of an `extern "C" fn(&'static Cpu) -> !`.
-    pub entry: u64,
+    pub entry: AtomicU64,
+}
+
+impl SecondaryBoot {
+    /// A record that has not been filled in.
+    pub const fn new() -> Self {
+        Self { stack_top: AtomicU64::new(0), cpu: AtomicU64::new(0), entry: AtomicU64::new(0) }
+    }
 }

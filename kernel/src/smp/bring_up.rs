@@ -1,0 +1,231 @@
+//! Starting the other CPUs: PSCI CPU_ON for each, and the way of each to its idle loop.
+//!
+//! ```text
+//! boot CPU      CPU_ON ───── waits for ARRIVED ─── reads what all can do, patches text ─── RELEASED ── waits for ONLINE
+//! secondary       entry.S, arrive() ── ARRIVED ── held in WFE ──────────────────────────────── ISB, interrupts on, idle
+//! ```
+//!
+//! A CPU is held between the two because features are the least of all CPUs', and code that is patched for them must
+//! not be running anywhere meanwhile. One that does not arrive in time is given up: it is not waited for again, and
+//! should it come later, it finds itself given up and stops.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::{barrier, interrupts, psci, tlbi, wait};
+use linkme::distributed_slice;
+use spin::Once;
+
+use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect, idle};
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+use crate::drivers::interrupt::{self, InterruptError};
+use crate::drivers::power;
+use crate::drivers::timer::Deadline;
+use crate::platform::{CpuNode, EnableMethod, Platform};
+
+/// From CPU_ON to [`ARRIVED`]. An emulator with fewer host CPUs than it emulates needs its time.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[distributed_slice(PARAMETERS)]
+static MAXCPUS: Parameter = Parameter {
+    name: "maxcpus",
+    help: "the most CPUs to run, 1 to 16",
+    check: |value| parse_maxcpus(value).map(drop).ok_or_else(|| Refused::because("1 to 16")),
+};
+
+macro_rules! cpus {
+    ($($id:literal)*) => { [$(Cpu::new(CpuId($id))),*] };
+}
+
+/// The CPUs that are not the boot CPU: number 1 is the first.
+static SECONDARIES: [Cpu; MAX_CPUS - 1] = cpus!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+static RECORDS: [SecondaryBoot; MAX_CPUS - 1] = [const { SecondaryBoot::new() }; MAX_CPUS - 1];
+/// A bit for each CPU about which it is decided whether it came in time: by itself, or by the boot CPU's giving it up.
+static DECIDED: AtomicU32 = AtomicU32::new(0);
+/// Those that came and cannot be used, because the interrupt controller does not know them.
+static USELESS: AtomicU32 = AtomicU32::new(0);
+static RELEASED: AtomicBool = AtomicBool::new(false);
+static STEPS: Once<Secondaries> = Once::new();
+static EMPTY_ROOT: Once<PhysAddr> = Once::new();
+
+/// What the other CPUs need, and what they do on their way.
+#[derive(Clone, Copy)]
+pub struct Secondaries {
+    /// Where PSCI starts them: `BootInfo::secondary_entry`.
+    pub entry: PhysAddr,
+    /// Runs on each CPU first of all, MMU on, interrupts masked: vectors, and what its ID registers say.
+    pub arrive: fn(&'static Cpu),
+    /// Runs on each CPU when it is released, before it takes interrupts.
+    pub join: fn(&'static Cpu),
+}
+
+/// Says who the boot CPU, this one, is. Before anything else in this module and in `drivers::interrupt`.
+pub fn init(cpu: &'static Cpu) {
+    cpu.mpidr.store(own_affinity(), Ordering::Relaxed);
+    CPUS.insert(cpu);
+}
+
+/// Starts the other CPUs that the tree names, as many as `maxcpus=` allows, and holds them. The interrupt controller
+/// runs already. `stack` makes a stack with a guard page and returns its top.
+///
+/// Returns the CPUs that are there, `cpu` included. One that does not start is named in the log and left out.
+///
+/// # Errors
+/// The interrupts that CPUs send each other cannot be registered.
+pub fn bring_up(
+    cpu: &'static Cpu,
+    platform: &Platform,
+    steps: Secondaries,
+    stack: &mut dyn FnMut() -> Option<VirtAddr>,
+) -> Result<CpuSet, InterruptError> {
+    connect(cpu)?;
+    STEPS.call_once(|| steps);
+    if platform.cpus_left_out > 0 {
+        log::warn!("{} CPUs more than the {MAX_CPUS} that can be run", platform.cpus_left_out);
+    }
+    let limit = bootargs::get("maxcpus").and_then(parse_maxcpus).unwrap_or(MAX_CPUS);
+    let own = cpu.mpidr.load(Ordering::Relaxed);
+    let others = platform.cpus.iter().filter(|node| node.mpidr != own).take(limit - 1);
+    let mut started = CpuSet::EMPTY;
+    // All are started before the first is waited for: they come up at the same time.
+    for (node, (secondary, record)) in others.zip(SECONDARIES.iter().zip(&RECORDS)) {
+        match start(platform, node, secondary, record, stack) {
+            Ok(()) => started = started.with(secondary.id),
+            Err(error) => log::warn!("CPU {} ({:#x}) not started: {error}", secondary.id.0, node.mpidr),
+        }
+    }
+    Ok(await_arrival(started).with(cpu.id))
+}
+
+/// Lets the CPUs that [`bring_up`] returned go, and waits until they take interrupts. `empty_root` is a level 0 table
+/// without entries: it takes the place of the identity map in TTBR0_EL1.
+pub fn release(cpus: CpuSet, empty_root: PhysAddr) {
+    EMPTY_ROOT.call_once(|| empty_root);
+    RELEASED.store(true, Ordering::Release);
+    // The waiters read it after the event: the DSB has the store seen before.
+    barrier::dsb_ishst();
+    wait::sev();
+    let deadline = Deadline::after(PATIENCE);
+    while !cpus.minus(super::online()).is_empty() {
+        if deadline.has_passed() {
+            log::warn!("CPUs {:?} were there and are lost", cpus.minus(super::online()));
+            return;
+        }
+        wait::relax();
+    }
+}
+
+/// Ends the identity map on this CPU: TTBR0_EL1 gets a table without entries, and nothing of the old one is cached.
+pub fn leave_identity_map(empty_root: PhysAddr) {
+    #[cfg(target_os = "none")]
+    {
+        use aarch64_cpu::registers::{TTBR0_EL1, Writeable as _};
+        // ASID 0, which no user space gets.
+        TTBR0_EL1.set(empty_root.0);
+    }
+    #[cfg(not(target_os = "none"))]
+    let _ = empty_root;
+    // New walks use the new table from the ISB on; only then is what is invalidated not filled in again.
+    barrier::isb();
+    tlbi::vmalle1();
+    barrier::dsb_nsh();
+    barrier::isb();
+}
+
+fn start(
+    platform: &Platform,
+    node: &CpuNode,
+    cpu: &'static Cpu,
+    record: &'static SecondaryBoot,
+    stack: &mut dyn FnMut() -> Option<VirtAddr>,
+) -> Result<(), StartError> {
+    let (EnableMethod::Psci, Some(conduit)) = (node.enable_method, platform.conduit) else {
+        return Err(StartError::Method);
+    };
+    let steps = STEPS.get().ok_or(StartError::Method)?;
+    let (stack_top, overflow_top) = (stack().ok_or(StartError::NoStack)?, stack().ok_or(StartError::NoStack)?);
+    cpu.stack_top.store(stack_top.0, Ordering::Relaxed);
+    cpu.overflow_stack_top.store(overflow_top.0, Ordering::Relaxed);
+    cpu.mpidr.store(node.mpidr, Ordering::Relaxed);
+    CPUS.insert(cpu);
+    record.stack_top.store(stack_top.0, Ordering::Relaxed);
+    record.cpu.store(VirtAddr::from_ptr(cpu).0, Ordering::Relaxed);
+    let entry: extern "C" fn(&'static Cpu) -> ! = secondary_main;
+    record.entry.store(entry as usize as u64, Ordering::Relaxed);
+    // The record is read with the other CPU's caches on, so it need not be cleaned; it must only be there in time.
+    barrier::dsb_ishst();
+    psci::cpu_on(conduit, node.mpidr, steps.entry.0, VirtAddr::from_ptr(record).0).map_err(StartError::Psci)
+}
+
+/// Why a CPU was not started.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+enum StartError {
+    #[error("the device tree gives no way that this kernel knows")]
+    Method,
+    #[error("no memory for its stacks")]
+    NoStack,
+    #[error("PSCI: {0}")]
+    Psci(psci::Error),
+}
+
+/// Waits for the CPUs in `started`, and returns those that can be used.
+fn await_arrival(started: CpuSet) -> CpuSet {
+    let deadline = Deadline::after(PATIENCE);
+    let missing = || started.minus(CpuSet::from_bits(DECIDED.load(Ordering::Acquire)));
+    while !missing().is_empty() && !deadline.has_passed() {
+        wait::relax();
+    }
+    let mut given_up = CpuSet::EMPTY;
+    for late in missing().iter() {
+        // Unless it came just now, this decides it.
+        if DECIDED.fetch_or(1 << late.0, Ordering::AcqRel) & 1 << late.0 == 0 {
+            log::warn!("CPU {} was started and did not come in {} s", late.0, PATIENCE.as_secs());
+            given_up = given_up.with(late);
+        }
+    }
+    started.minus(given_up).minus(CpuSet::from_bits(USELESS.load(Ordering::Acquire)))
+}
+
+/// Where `boot/src/entry.S` goes with each CPU that PSCI started.
+extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
+    let Some(steps) = STEPS.get() else { power::stop() };
+    (steps.arrive)(cpu);
+    let interrupts = interrupt::init_cpu(cpu);
+    if let Err(error) = interrupts {
+        log::warn!("CPU {}: {error}", cpu.id.0);
+        USELESS.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
+    }
+    let given_up = DECIDED.fetch_or(1 << cpu.id.0, Ordering::AcqRel) & 1 << cpu.id.0 != 0;
+    if given_up || interrupts.is_err() {
+        power::stop();
+    }
+    while !RELEASED.load(Ordering::Acquire) {
+        wait::wfe();
+    }
+    // Text was patched meanwhile: nothing that was fetched earlier may be executed.
+    barrier::isb();
+    if let Some(&empty_root) = EMPTY_ROOT.get() {
+        leave_identity_map(empty_root);
+    }
+    (steps.join)(cpu);
+    ONLINE.fetch_or(1 << cpu.id.0, Ordering::Release);
+    interrupts::enable();
+    idle()
+}
+
+fn own_affinity() -> u64 {
+    #[cfg(target_os = "none")]
+    {
+        use aarch64_cpu::registers::{MPIDR_EL1, Readable as _};
+        /// The affinity fields.
+        const AFFINITY: u64 = 0xff_00ff_ffff;
+        MPIDR_EL1.get() & AFFINITY
+    }
+    #[cfg(not(target_os = "none"))]
+    0
+}
+
+fn parse_maxcpus(value: &str) -> Option<usize> {
+    value.parse().ok().filter(|count| (1..=MAX_CPUS).contains(count))
+}

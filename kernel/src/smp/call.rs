@@ -1,0 +1,167 @@
+//! A function on other CPUs, run to its end before the caller goes on.
+//!
+//! Each CPU has one outgoing call, since a caller waits, and a word of incoming ones: a bit for each CPU whose call it
+//! has to serve. The caller fills in its call, sets its bit at each target, sends the interrupt, and waits until every
+//! target has cleared its own bit in the call's `pending` word. No lock and no queue: nothing can be full.
+//!
+//! **Two CPUs that call each other** do not wait for each other for ever, because the caller has interrupts on: it
+//! serves the other's call in the middle of its own wait. Therefore a call with interrupts masked, from a handler or
+//! under an `IrqLock`, is refused by a panic and not tried: it would work until two of them met.
+
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use granule_arch::{interrupts, wait};
+
+use super::{CPUS, Cpu, CpuId, CpuSet, Table, notify, this_cpu};
+
+/// What a call runs on each CPU: interrupts masked, as in a handler. It must not wait for another CPU.
+pub type Function = fn(&Cpu, usize);
+
+/// The call that a CPU makes. Written by it alone while `pending` is zero; the targets clear their bits.
+pub(super) struct Outgoing {
+    /// A [`Function`].
+    function: AtomicUsize,
+    argument: AtomicUsize,
+    /// The CPUs that have not run it yet.
+    pending: AtomicU32,
+}
+
+impl Outgoing {
+    pub(super) const fn new() -> Self {
+        Self { function: AtomicUsize::new(0), argument: AtomicUsize::new(0), pending: AtomicU32::new(0) }
+    }
+}
+
+/// Runs `function` with `argument` on each of `targets` that is online, this CPU included if it is one, and waits for
+/// all. What this CPU stored before is seen there, and what they stored is seen here.
+///
+/// # Panics
+/// Interrupts are masked, or this is an interrupt handler.
+pub fn call(targets: CpuSet, function: Function, argument: usize) {
+    let cpu = this_cpu();
+    assert!(
+        interrupts::state().irqs_enabled() && cpu.interrupt_depth.load(Ordering::Relaxed) == 0,
+        "a call to other CPUs with interrupts masked: two such calls would wait for each other",
+    );
+    let targets = CpuSet::from_bits(targets.bits() & super::online().bits());
+    post(cpu, &CPUS, targets.without(cpu.id), function, argument, notify);
+    if targets.contains(cpu.id) {
+        let masked = interrupts::mask();
+        function(cpu, argument);
+        interrupts::restore(masked);
+    }
+    while !is_done(cpu) {
+        // Ended by the SEV of a target that is done, or by an interrupt, such as another CPU's call.
+        wait::wfe();
+    }
+}
+
+/// Hands the call to its targets and has `notify` interrupt each.
+fn post(cpu: &Cpu, cpus: &Table, targets: CpuSet, function: Function, argument: usize, notify: impl Fn(&'static Cpu)) {
+    debug_assert!(is_done(cpu), "one call at a time");
+    cpu.outgoing.function.store(function as usize, Ordering::Relaxed);
+    cpu.outgoing.argument.store(argument, Ordering::Relaxed);
+    cpu.outgoing.pending.store(targets.bits(), Ordering::Relaxed);
+    for target in targets.iter().filter_map(|id| cpus.get(id)) {
+        // Release: whoever sees the bit sees the call, and all that this CPU did before.
+        target.incoming.fetch_or(1 << cpu.id.0, Ordering::Release);
+        notify(target);
+    }
+}
+
+/// Whether every target has run this CPU's call. Acquire: what they stored is seen from here on.
+fn is_done(cpu: &Cpu) -> bool {
+    cpu.outgoing.pending.load(Ordering::Acquire) == 0
+}
+
+/// Runs what other CPUs want of this one. Interrupts masked.
+pub(super) fn serve(cpu: &Cpu, cpus: &Table) {
+    // A caller may come while another is being served, and its interrupt may have been taken already: look again.
+    loop {
+        let callers = CpuSet::from_bits(cpu.incoming.swap(0, Ordering::Acquire));
+        if callers.is_empty() {
+            return;
+        }
+        for caller in callers.iter().filter_map(|id: CpuId| cpus.get(id)) {
+            let function = caller.outgoing.function.load(Ordering::Relaxed);
+            // SAFETY: the caller's bit was set after `post` stored a `Function` there, and it stays until this CPU's
+            // bit in `pending` is cleared below.
+            let function = unsafe { core::mem::transmute::<usize, Function>(function) };
+            function(cpu, caller.outgoing.argument.load(Ordering::Relaxed));
+            cpu.calls.fetch_add(1, Ordering::Relaxed);
+            caller.outgoing.pending.fetch_and(!(1 << cpu.id.0), Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::{Cpu, CpuId, CpuSet, Function, Table, is_done, post, serve};
+
+    const COUNT: u32 = 4;
+    const ROUNDS: usize = 500;
+
+    fn table() -> (Table, Vec<&'static Cpu>) {
+        let table = Table::new();
+        let cpus: Vec<&'static Cpu> =
+            (0..COUNT).map(|id| &*Vec::leak(vec![Cpu::new(CpuId(id))])).map(|cpu| &cpu[0]).collect();
+        cpus.iter().for_each(|cpu| table.insert(cpu));
+        (table, cpus)
+    }
+
+    /// Threads as CPUs that all call all others at the same time, and serve while they wait.
+    #[test]
+    fn cpus_that_call_each_other_all_get_through() {
+        static SUM: AtomicUsize = AtomicUsize::new(0);
+        let add: Function = |_, argument| {
+            SUM.fetch_add(argument, Ordering::Relaxed);
+        };
+        let (table, cpus) = table();
+        let all = CpuSet::from_bits((1 << COUNT) - 1);
+        let (start, end) = (Barrier::new(COUNT as usize), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for &cpu in &cpus {
+                let (table, start, end) = (&table, &start, &end);
+                scope.spawn(move || {
+                    start.wait();
+                    for _ in 0..ROUNDS {
+                        post(cpu, table, all.without(cpu.id), add, 1 + cpu.id.0 as usize, |_| {});
+                        while !is_done(cpu) {
+                            serve(cpu, table);
+                            std::thread::yield_now();
+                        }
+                    }
+                    end.fetch_add(1, Ordering::Relaxed);
+                    while end.load(Ordering::Relaxed) < COUNT as usize {
+                        serve(cpu, table);
+                        std::thread::yield_now();
+                    }
+                });
+            }
+        });
+        let arguments: usize = (1..=COUNT as usize).sum();
+        assert_eq!(SUM.load(Ordering::Relaxed), arguments * ROUNDS * (COUNT as usize - 1));
+        assert!(cpus.iter().all(|cpu| cpu.calls.load(Ordering::Relaxed) == ((COUNT as usize - 1) * ROUNDS) as u64));
+    }
+
+    #[test]
+    fn a_call_of_nobody_is_done_at_once() {
+        let (table, cpus) = table();
+        post(cpus[0], &table, CpuSet::EMPTY, |_, _| unreachable!(), 0, |_| unreachable!());
+        assert!(is_done(cpus[0]));
+    }
+
+    #[test]
+    fn only_the_targets_run_it() {
+        let (table, cpus) = table();
+        let targets = CpuSet::of(CpuId(1)).with(CpuId(3));
+        post(cpus[0], &table, targets, |cpu, _| assert!(matches!(cpu.id.0, 1 | 3)), 0, |_| {});
+        assert!(!is_done(cpus[0]));
+        cpus.iter().for_each(|cpu| serve(cpu, &table));
+        assert!(is_done(cpus[0]));
+        assert_eq!(cpus[2].calls.load(Ordering::Relaxed), 0);
+    }
+}
