@@ -1,2 +1,115 @@
-//! placeholder
-fn main() {}
+//! What `./x` does once it has its tools: arguments to builds, images, runs and reports.
+
+#![forbid(unsafe_code)]
+
+mod compile;
+mod image;
+mod lint;
+mod start;
+mod symbols;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::builder::PossibleValuesParser;
+use clap::{Parser, Subcommand};
+
+use crate::tools::{Profile, Tools};
+
+const ABOUT: &str = "Builds, runs and tests Granule: the memory management of an arm64 kernel, alone on the metal.";
+
+const EXAMPLES: &str = "\
+Examples:
+  ./x run                                  boot to the monitor; Ctrl-A X leaves QEMU
+  ./x run --machine a53                    on an ARMv8.0 CPU with 256 MiB
+  echo 'ptdump' | ./x run --script -       one command, and the session on standard output
+  ./x run -- -icount shift=0,sleep=off     count instructions: `uptime` prints them
+  ./x test                                 everything
+  ./x test --target set_memory             the tests on the target whose names contain set_memory
+  ./x test --machine el2 --junit out.xml   one machine, with a report
+
+Environment:
+  GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
+
+Machines are described in tests-qemu/machines.toml; docs/TESTING.md says how tests are written and judged.";
+
+#[derive(Debug, Parser)]
+#[command(name = "x", bin_name = "./x", about = ABOUT, after_help = EXAMPLES, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build build/granule.elf, build/granule.img (arm64 Image) and the test image
+    Build {
+        /// The checked build: lock order, arithmetic, debug assertions
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Build, then boot to the monitor on this terminal or by a script
+    Run {
+        /// The checked build
+        #[arg(long)]
+        debug: bool,
+        #[command(flatten)]
+        options: start::Options,
+    },
+    /// Build, then run the tests on the host and on every machine
+    Test(test::Options),
+    /// Print the exact QEMU command line
+    Qemu {
+        /// Machine of tests-qemu/machines.toml
+        #[arg(long, short, default_value = "default", value_parser = machine_names())]
+        machine: String,
+    },
+    /// clippy for host and target, rustfmt --check, shell syntax: all without a warning
+    Lint,
+    /// Format the sources
+    Fmt,
+    /// Build the documentation, without a warning
+    Doc,
+}
+
+/// The machines, as values that clap checks and suggests.
+fn machine_names() -> PossibleValuesParser {
+    let machines = granule_runner::machine::all().unwrap_or_default();
+    PossibleValuesParser::new(machines.into_iter().map(|machine| machine.name))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match perform(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("x: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    let tools = Tools::from_environment()?;
+    let profile = |debug: bool| if debug { Profile::Checked } else { Profile::Release };
+    match task {
+        Task::Build { debug } => {
+            let built = compile::build(&tools, profile(debug))?;
+            for program in [built.kernel, built.tests] {
+                println!("{}\n{}", program.elf.display(), program.image.display());
+            }
+            Ok(())
+        }
+        Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
+        Task::Test(options) => test::run(&options, &tools, &compile::build(&tools, profile(options.debug))?),
+        Task::Qemu { machine } => {
+            println!("{}", start::command_line(&machine, &tools.build_directory().join("granule.img"))?);
+            Ok(())
+        }
+        Task::Lint => lint::lint(&tools),
+        Task::Fmt => lint::format(&tools),
+        Task::Doc => lint::document(&tools),
+    }
+}

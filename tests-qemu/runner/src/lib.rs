@@ -1,1 +1,18 @@
-//! placeholder
+//! Runs QEMU, feeds its serial port, judges what comes back.
+//!
+//! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`] writes
+//! the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of one boot
+//! into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly one, and
+//! [`report`] writes them down. [`script`] feeds the monitor instead, and [`gdb`] talks to QEMU's stub.
+
+#![forbid(unsafe_code)]
+
+pub mod gdb;
+pub mod judge;
+pub mod list;
+pub mod machine;
+pub mod qemu;
+pub mod report;
+pub mod script;
+pub mod serial;
+pub mod session;

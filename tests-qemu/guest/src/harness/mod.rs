@@ -1,0 +1,117 @@
+//! Runs the tests that the boot arguments choose, and tells the runner how each went.
+//!
+//! What is said goes out as frames of [`granule_protocol`], each on a line of its own; everything else that is printed is output
+//! of the running test. After each test the kernel is looked over ([`audit`]); what a test leaves behind fails it. A test that
+//! made no check fails too: it has shown nothing.
+
+mod audit;
+mod plan;
+mod test;
+
+use granule::bootargs::{PARAMETERS, Parameter};
+use granule::drivers::{console, power};
+use granule_protocol::{Event, Frame, Nonce, Record};
+use linkme::distributed_slice;
+
+use audit::Snapshot;
+use plan::Plan;
+pub(crate) use test::Test;
+
+/// A test's record; see `target_test!`.
+pub(crate) type TestRecord = Record<fn(&mut Test)>;
+
+/// All tests of this image, in the order in which they run. The runner reads the same bytes from the ELF.
+#[distributed_slice]
+pub(crate) static TESTS: [TestRecord];
+
+/// Puts `fn name(t: &mut Test)` on the list of tests: `target_test!(name, needs("smp mte"), limit(5));`
+///
+/// The options are the methods of [`Record`]; without any, the test runs on every machine and has ten seconds.
+macro_rules! target_test {
+    ($name:ident $(, $option:ident($($value:expr)?))*) => {
+        const _: () = {
+            #[linkme::distributed_slice($crate::harness::TESTS)]
+            static RECORD: $crate::harness::TestRecord = granule_protocol::Record::new(
+                $name as fn(&mut $crate::harness::Test),
+                module_path!(),
+                stringify!($name),
+            )$(.$option($($value)?))*;
+        };
+    };
+}
+pub(crate) use target_test;
+
+#[distributed_slice(PARAMETERS)]
+static NONCE: Parameter = Parameter {
+    name: "test.nonce",
+    help: "number that the frames of this boot carry, 8 hexadecimal digits",
+    check: plan::nonce,
+};
+#[distributed_slice(PARAMETERS)]
+static RUN: Parameter = Parameter { name: "test.run", help: "tests to run, by their records: 0-3,7", check: plan::run };
+#[distributed_slice(PARAMETERS)]
+static SEED: Parameter = Parameter { name: "test.seed", help: "seed for tests that draw numbers", check: plan::seed };
+#[distributed_slice(PARAMETERS)]
+static FEATURES: Parameter =
+    Parameter { name: "test.features", help: "what machines.toml says that this machine has", check: |_| Ok(()) };
+
+/// What runs once the kernel is up.
+pub(crate) fn run() -> ! {
+    let Some(plan) = Plan::from_bootargs() else {
+        granule::println!("this is the test image: `./x test` boots it, with test.nonce= and test.run=");
+        power::off(power::Status::Failure)
+    };
+    let mut port = Port { nonce: plan.nonce, sequence: 0 };
+    port.send(Event::Hello { tests: plan.indices().count() as u32 });
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for index in plan.indices() {
+        port.send(Event::Begin { index });
+        let verdict = one(index, plan.seed);
+        match verdict {
+            Event::Pass { .. } => passed += 1,
+            Event::Skip { .. } => skipped += 1,
+            _ => failed += 1,
+        }
+        port.send(verdict);
+    }
+    port.send(Event::End { passed, failed, skipped });
+    let clean = failed + skipped == 0;
+    power::off(if clean { power::Status::Success } else { power::Status::Failure })
+}
+
+/// Runs one test, from the features that it needs to the audit behind it.
+fn one(index: u32, seed: u64) -> Event {
+    let Some(record) = TESTS.get(index as usize) else {
+        granule::println!("there is no test {index}; the image has {}", TESTS.len());
+        return Event::Fail { index, checks: 0, failures: 1 };
+    };
+    let before = Snapshot::take();
+    let mut test = Test::new(seed ^ u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    (record.function)(&mut test);
+    let (checks, mut failures) = test.counts();
+    failures += Snapshot::take().compare(&before);
+    if checks == 0 {
+        granule::println!("the test made no checks");
+        failures += 1;
+    }
+    if failures == 0 { Event::Pass { index, checks } } else { Event::Fail { index, checks, failures } }
+}
+
+/// The serial port, as frames go out on it.
+struct Port {
+    nonce: Nonce,
+    sequence: u32,
+}
+
+impl Port {
+    fn send(&mut self, event: Event) {
+        // The longest frame has some 70 bytes, so it always fits.
+        let mut line: heapless::String<128> = heapless::String::new();
+        let whole = Frame { sequence: self.sequence, event }.encode(self.nonce, &mut line).is_ok();
+        self.sequence += 1;
+        if whole {
+            // On a line of its own, even where a test left one unfinished; printed in one piece, so no other CPU gets between.
+            console::print(format_args!("\n{line}\n"));
+        }
+    }
+}

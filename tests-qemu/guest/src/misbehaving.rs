@@ -1,0 +1,83 @@
+//! Guests that fail, hang, die and lie, each in its own way.
+//!
+//! They are not tests of the kernel: the runner's own tests (tests-qemu/host/tests/runner.rs) run each of them and assert
+//! the verdict that it must get. [`innocent`] stands among them to show that the rest still runs.
+
+use granule::drivers::{console, power};
+use granule_arch::{interrupts, wait};
+use granule_protocol::{Event, Frame, Nonce};
+
+use crate::harness::{Test, target_test};
+
+target_test!(innocent, selftest());
+fn innocent(t: &mut Test) {
+    t.check("true is true", true);
+}
+
+target_test!(fails, selftest());
+fn fails(t: &mut Test) {
+    t.equal("one and one", 1 + 1, 3);
+}
+
+target_test!(makes_no_checks, selftest());
+fn makes_no_checks(_: &mut Test) {}
+
+target_test!(panics, selftest());
+fn panics(_: &mut Test) {
+    panic!("as a test of the runner");
+}
+
+target_test!(hangs_with_interrupts_off, selftest(), limit(2));
+fn hangs_with_interrupts_off(_: &mut Test) {
+    let _ = interrupts::mask();
+    loop {
+        wait::wfi();
+    }
+}
+
+target_test!(exits_with_success, selftest());
+fn exits_with_success(t: &mut Test) {
+    t.check("all is well", true);
+    power::off(power::Status::Success);
+}
+
+target_test!(resets, selftest());
+fn resets(t: &mut Test) {
+    t.check("all is well", true);
+    power::reset();
+}
+
+target_test!(dies_in_mid_line, selftest());
+fn dies_in_mid_line(_: &mut Test) {
+    console::print(format_args!("I was about to s"));
+    power::off(power::Status::Success);
+}
+
+target_test!(forges_a_verdict, selftest());
+fn forges_a_verdict(t: &mut Test) {
+    // A nonce that was true once is the best that an image can know.
+    forge(Nonce(0x1234_5678), 2, Event::Pass { index: 0, checks: 1 });
+    t.check("false is true", false);
+}
+
+target_test!(forges_a_perfect_verdict, selftest());
+fn forges_a_perfect_verdict(t: &mut Test) {
+    // It reads the nonce where the harness does, and runs first, so it knows the sequence number and the index too.
+    let nonce = granule::bootargs::get("test.nonce").and_then(|nonce| u32::from_str_radix(nonce, 16).ok());
+    let index = granule::bootargs::get("test.run").and_then(|run| run.split([',', '-']).next()?.parse().ok());
+    forge(Nonce(nonce.unwrap_or(0)), 2, Event::Pass { index: index.unwrap_or(0), checks: 1 });
+    t.check("false is true", false);
+}
+
+fn forge(nonce: Nonce, sequence: u32, event: Event) {
+    let mut line: heapless::String<128> = heapless::String::new();
+    if (Frame { sequence, event }).encode(nonce, &mut line).is_ok() {
+        console::print(format_args!("\n{line}\n"));
+    }
+}
+
+target_test!(leaves_interrupts_masked, selftest());
+fn leaves_interrupts_masked(t: &mut Test) {
+    t.check("all is well", true);
+    let _ = interrupts::mask();
+}

@@ -1,0 +1,249 @@
+//! The frame: one line by which the guest says what it is doing.
+//!
+//! ```text
+//! @granule 5f3a9c01 17 pass 4 12 8d0c31f2
+//!          nonce    |  |    |  |  checksum of all that comes before it
+//!                   |  |    |  checks made
+//!                   |  |    which test, by its record
+//!                   |  event
+//!                   sequence number: 0, 1, 2, ... in each boot
+//! ```
+//!
+//! The nonce is new for each boot and comes by the boot arguments, so that nothing that was linked into the image, and no output of an
+//! earlier boot, can pass for a frame. The checksum finds lines that two writers mixed or that a dying machine cut short.
+
+use core::fmt::{self, Write};
+
+/// What a frame begins with, at the start of a line.
+pub const MARKER: &str = "@granule ";
+
+/// The number that a boot's frames carry; boot argument `test.nonce=`, in hexadecimal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Nonce(pub u32);
+
+impl fmt::Display for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// What the guest says. Tests are named by their record's index in the section.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The harness runs and will run that many tests.
+    Hello {
+        /// Tests chosen by `test.run=`.
+        tests: u32,
+    },
+    /// Everything from here to the verdict is this test's output.
+    Begin {
+        /// Its record.
+        index: u32,
+    },
+    /// All checks held, and so did the audit.
+    Pass {
+        /// Its record.
+        index: u32,
+        /// Checks made; 0 is a failure on the runner's side.
+        checks: u32,
+    },
+    /// Checks failed, or the audit found something; the lines before say which.
+    Fail {
+        /// Its record.
+        index: u32,
+        /// Checks made.
+        checks: u32,
+        /// Checks that did not hold, and findings of the audit.
+        failures: u32,
+    },
+    /// The machine lacks a feature that the record asks for; the line before says which. Nothing ran.
+    Skip {
+        /// Its record.
+        index: u32,
+    },
+    /// Totals; the guest exits next, with status 0 if nothing failed and was skipped, else 1.
+    End {
+        /// Pass frames sent.
+        passed: u32,
+        /// Fail frames sent.
+        failed: u32,
+        /// Skip frames sent.
+        skipped: u32,
+    },
+}
+
+/// One line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// Counts the frames of this boot from 0.
+    pub sequence: u32,
+    /// What happened.
+    pub event: Event,
+}
+
+/// Why a line is not a frame of this boot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotAFrame {
+    /// It does not begin with [`MARKER`]: output of the test.
+    Output,
+    /// It begins like one, and its checksum does not fit what it says.
+    Checksum,
+    /// It carries a nonce that is not this boot's.
+    Nonce,
+    /// The checksum fits something that has no meaning.
+    Malformed,
+}
+
+impl Frame {
+    /// Writes the line, without its end.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn encode(&self, nonce: Nonce, out: &mut dyn Write) -> fmt::Result {
+        let mut summed = Summed { out, crc: !0 };
+        write!(summed, "{MARKER}{nonce} {} ", self.sequence)?;
+        match self.event {
+            Event::Hello { tests } => write!(summed, "hello {tests}"),
+            Event::Begin { index } => write!(summed, "begin {index}"),
+            Event::Pass { index, checks } => write!(summed, "pass {index} {checks}"),
+            Event::Fail { index, checks, failures } => write!(summed, "fail {index} {checks} {failures}"),
+            Event::Skip { index } => write!(summed, "skip {index}"),
+            Event::End { passed, failed, skipped } => write!(summed, "end {passed} {failed} {skipped}"),
+        }?;
+        let crc = !summed.crc;
+        write!(out, " {crc:08x}")
+    }
+
+    /// Reads a line, without its end.
+    ///
+    /// # Errors
+    /// What kind of line it is, if not a frame of this boot.
+    pub fn decode(line: &str, nonce: Nonce) -> Result<Self, NotAFrame> {
+        if !line.starts_with(MARKER) {
+            return Err(NotAFrame::Output);
+        }
+        let (said, sum) = line.rsplit_once(' ').ok_or(NotAFrame::Checksum)?;
+        let digits = sum.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if !digits || sum.len() != 8 || u32::from_str_radix(sum, 16) != Ok(!crc32(!0, said.as_bytes())) {
+            return Err(NotAFrame::Checksum);
+        }
+        let mut words = said[MARKER.len()..].split(' ');
+        let sent = words.next().and_then(|word| u32::from_str_radix(word, 16).ok());
+        if sent != Some(nonce.0) {
+            return Err(NotAFrame::Nonce);
+        }
+        Self::meaning(&mut words).ok_or(NotAFrame::Malformed)
+    }
+
+    fn meaning<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Self> {
+        let sequence = words.next()?.parse().ok()?;
+        let kind = words.next()?;
+        let mut number = || words.next()?.parse::<u32>().ok();
+        let event = match kind {
+            "hello" => Event::Hello { tests: number()? },
+            "begin" => Event::Begin { index: number()? },
+            "pass" => Event::Pass { index: number()?, checks: number()? },
+            "fail" => Event::Fail { index: number()?, checks: number()?, failures: number()? },
+            "skip" => Event::Skip { index: number()? },
+            "end" => Event::End { passed: number()?, failed: number()?, skipped: number()? },
+            _ => return None,
+        };
+        words.next().is_none().then_some(Self { sequence, event })
+    }
+}
+
+/// Passes text on and sums it.
+struct Summed<'a> {
+    out: &'a mut dyn Write,
+    crc: u32,
+}
+
+impl Write for Summed<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.crc = crc32(self.crc, text.as_bytes());
+        self.out.write_str(text)
+    }
+}
+
+/// One step of CRC-32 (IEEE 802.3, reflected), bit by bit: a frame has some forty bytes.
+const fn crc32(mut crc: u32, bytes: &[u8]) -> u32 {
+    let mut i = 0;
+    while i < bytes.len() {
+        crc ^= bytes[i] as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+            bit += 1;
+        }
+        i += 1;
+    }
+    crc
+}
+
+const _: () = assert!(!crc32(!0, b"123456789") == 0xcbf4_3926);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::string::String;
+
+    use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+
+    use super::{Event, Frame, Nonce, NotAFrame};
+
+    fn line(frame: Frame, nonce: u32) -> String {
+        let mut line = String::new();
+        frame.encode(Nonce(nonce), &mut line).unwrap();
+        line
+    }
+
+    fn events() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            any::<u32>().prop_map(|tests| Event::Hello { tests }),
+            any::<u32>().prop_map(|index| Event::Begin { index }),
+            any::<(u32, u32)>().prop_map(|(index, checks)| Event::Pass { index, checks }),
+            any::<(u32, u32, u32)>().prop_map(|(index, checks, failures)| Event::Fail { index, checks, failures }),
+            any::<u32>().prop_map(|index| Event::Skip { index }),
+            any::<(u32, u32, u32)>().prop_map(|(passed, failed, skipped)| Event::End { passed, failed, skipped }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(sequence: u32, nonce: u32, event in events()) {
+            let frame = Frame { sequence, event };
+            prop_assert_eq!(Frame::decode(&line(frame, nonce), Nonce(nonce)), Ok(frame));
+        }
+
+        #[test]
+        fn another_nonce_is_refused(nonce: u32, other: u32, event in events()) {
+            proptest::prop_assume!(nonce != other);
+            let sent = line(Frame { sequence: 0, event }, nonce);
+            prop_assert_eq!(Frame::decode(&sent, Nonce(other)), Err(NotAFrame::Nonce));
+        }
+
+        #[test]
+        fn a_changed_byte_is_found(event in events(), at: proptest::sample::Index, bit in 0u32..7) {
+            let sent = line(Frame { sequence: 3, event }, 7);
+            let mut bytes = sent.clone().into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            let changed = String::from_utf8(bytes).unwrap();
+            prop_assert!(Frame::decode(&changed, Nonce(7)) != Frame::decode(&sent, Nonce(7)));
+        }
+
+        #[test]
+        fn any_text_is_read_without_a_panic(text: String) {
+            let _ = Frame::decode(&text, Nonce(0));
+            let _ = Frame::decode(&std::format!("{}{text}", super::MARKER), Nonce(0));
+        }
+    }
+
+    #[test]
+    fn a_line_cut_short_is_found() {
+        let sent = line(Frame { sequence: 1, event: Event::Pass { index: 1, checks: 22 } }, 9);
+        for end in super::MARKER.len()..sent.len() {
+            assert_eq!(Frame::decode(&sent[..end], Nonce(9)), Err(NotAFrame::Checksum), "{end}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! What the test image and its runner say to each other.
+//!
+//! Two things, each defined here once for both sides: the [`Record`] of a test, which the runner reads from the
+//! image's ELF before anything boots, and the [`Frame`], one line on the serial port by which the guest says what it
+//! is doing. The rule behind both: the runner never learns from the guest *what* there is to run, only how it went, and
+//! believes even that only if sequence number, nonce and checksum fit. docs/TESTING.md tells the whole protocol.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod frame;
+mod record;
+
+pub use frame::{Event, Frame, MARKER, Nonce, NotAFrame};
+pub use record::{
+    FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text,
+};

@@ -1,0 +1,112 @@
+//! The one place where a QEMU command line is written.
+//!
+//! `./x run`, `./x test`, `./x qemu` and the tests from outside all come here, so what `./x qemu` prints is what ran.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::machine::Machine;
+
+/// Where the serial port leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Serial {
+    /// To this terminal, shared with QEMU's own keys: Ctrl-C reaches the guest, Ctrl-A X leaves.
+    Terminal,
+    /// To standard input and output as they are: pipes.
+    Pipes,
+}
+
+/// What a guest's reset request does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reset {
+    /// The machine starts again, as hardware would.
+    Restarts,
+    /// QEMU ends: under a runner a reset nobody asked for must not look like a boot.
+    Ends,
+}
+
+/// A QEMU command line.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Qemu {
+    /// The command line that runs `kernel` on `machine`.
+    ///
+    /// `extra` comes last, so that it may override what stands before it.
+    pub fn new(
+        machine: &Machine,
+        kernel: &Path,
+        serial: Serial,
+        reset: Reset,
+        bootargs: &str,
+        extra: &[OsString],
+    ) -> Self {
+        let mut qemu = Self { program: program(), arguments: Vec::new() };
+        qemu.pair("-machine", &machine.machine);
+        qemu.pair("-cpu", &machine.cpu);
+        qemu.pair("-smp", &machine.smp.to_string());
+        qemu.pair("-m", &machine.memory);
+        // No network card: its default one wants a ROM that distributions package apart.
+        qemu.pair("-nic", "none");
+        qemu.pair("-display", "none");
+        qemu.pair("-monitor", "none");
+        qemu.pair("-serial", if serial == Serial::Terminal { "mon:stdio" } else { "stdio" });
+        qemu.pair("-semihosting-config", "enable=on,target=native");
+        if reset == Reset::Ends {
+            qemu.arguments.push("-no-reboot".into());
+        }
+        qemu.arguments.extend(["-kernel".into(), kernel.into()]);
+        if !bootargs.is_empty() {
+            qemu.pair("-append", bootargs);
+        }
+        qemu.arguments.extend_from_slice(extra);
+        qemu
+    }
+
+    /// The command, ready to start.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments);
+        command
+    }
+
+    fn pair(&mut self, option: &str, value: &str) {
+        self.arguments.extend([option.into(), value.into()]);
+    }
+}
+
+/// The line as a shell takes it.
+impl fmt::Display for Qemu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", quoted(&self.program.to_string_lossy()))?;
+        self.arguments.iter().try_for_each(|argument| write!(f, " {}", quoted(&argument.to_string_lossy())))
+    }
+}
+
+/// The QEMU that `./x` found, or the one in PATH.
+pub fn program() -> PathBuf {
+    std::env::var_os("GRANULE_QEMU").map_or_else(|| "qemu-system-aarch64".into(), PathBuf::from)
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_survive_the_shell() {
+        assert_eq!(quoted("-smp"), "-smp");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

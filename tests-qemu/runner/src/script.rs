@@ -1,0 +1,127 @@
+//! Feeds a script to the monitor line by line, and prints the session.
+//!
+//! A line is typed only when the prompt stands there, so the transcript reads as if a person had typed it. Three things
+//! must agree for a success: no line from the guest that begins with `error:`, no panic, and an exit status of 0 — which the
+//! guest gives, told by its boot arguments that a script types, only if every command worked.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::judge::PANIC_MARKER;
+use crate::qemu::Qemu;
+use crate::serial::{Guest, Heard, Lines};
+
+/// What the monitor prints when it waits for a command.
+pub const PROMPT: &str = "granule> ";
+/// Boot arguments for a session from a script.
+pub const BOOTARGS: &str = "script semihosting";
+/// From the last command to QEMU's end.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+
+/// The commands of a script: no blank lines, no comments, `poweroff` at the end.
+pub fn commands(script: &str) -> Vec<String> {
+    let lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut commands: Vec<String> = lines.map(str::to_owned).collect();
+    let ends = |command: &String| matches!(command.split_whitespace().next(), Some("poweroff" | "reboot"));
+    if !commands.last().is_some_and(ends) {
+        commands.push("poweroff".into());
+    }
+    commands
+}
+
+/// Runs the commands, writes the session to `out`, and returns what went wrong; nothing: success.
+///
+/// # Errors
+/// When QEMU cannot be run or `out` not be written.
+pub fn run(qemu: &Qemu, commands: &[String], limit: Duration, out: &mut dyn Write) -> Result<Vec<String>> {
+    let mut guest = Guest::start(qemu)?;
+    let mut session = Session { commands: commands.iter(), lines: Lines::default(), last: None, wrong: Vec::new() };
+    let start = Instant::now();
+    loop {
+        let deadline = start + limit;
+        match guest.hear(deadline) {
+            Heard::Bytes(bytes) => {
+                out.write_all(&bytes)?;
+                if let Some(command) = session.hear(&bytes) {
+                    writeln!(out, "{command}")?;
+                    guest.say(&format!("{command}\n"));
+                }
+                out.flush()?;
+            }
+            Heard::Silence => {
+                session.wrong.push(format!("the time limit of {} s passed{}", limit.as_secs(), session.place()));
+                break;
+            }
+            Heard::Closed => {
+                match guest.status(EXIT_LIMIT)? {
+                    Some(status) if status.success() => {}
+                    Some(status) => session.wrong.push(format!("the machine ended with {status}{}", session.place())),
+                    None => session.wrong.push("QEMU closed the serial port and goes on".into()),
+                }
+                if let Some(next) = session.commands.next() {
+                    session.wrong.push(format!("the machine ended before `{next}`"));
+                }
+                break;
+            }
+        }
+    }
+    Ok(session.wrong)
+}
+
+struct Session<'a> {
+    commands: std::slice::Iter<'a, String>,
+    lines: Lines,
+    last: Option<&'a str>,
+    wrong: Vec<String>,
+}
+
+impl<'a> Session<'a> {
+    /// Takes what the machine printed; the next command, if it now waits for one.
+    fn hear(&mut self, bytes: &[u8]) -> Option<&'a str> {
+        for line in self.lines.feed(bytes) {
+            // The command stands behind the prompt on the same line: only the guest's own words count.
+            let said = line.strip_prefix(PROMPT).unwrap_or(&line);
+            if said.starts_with("error:") {
+                self.wrong.push(format!("{said}{}", self.place()));
+            } else if said.contains(PANIC_MARKER) {
+                self.wrong.push(format!("the kernel panicked{}", self.place()));
+            }
+        }
+        if self.lines.partial() != PROMPT {
+            return None;
+        }
+        // The command ends the line on the terminal, and so here.
+        self.lines.feed(b"\n");
+        self.last = self.commands.next().map(String::as_str);
+        self.last
+    }
+
+    fn place(&self) -> String {
+        self.last.map_or_else(|| " before the first command".into(), |command| format!(" in `{command}`"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Lines, Session, commands};
+
+    #[test]
+    fn comments_and_blanks_are_not_typed_and_poweroff_is_added() {
+        assert_eq!(commands("# hello\n\n  mem \nwalk 0x1\n"), ["mem", "walk 0x1", "poweroff"]);
+        assert_eq!(commands("mem\npoweroff"), ["mem", "poweroff"]);
+        assert_eq!(commands(""), ["poweroff"]);
+    }
+
+    #[test]
+    fn a_command_is_typed_at_the_prompt_only_and_errors_are_counted() {
+        let script = commands("peek 1\nmem");
+        let mut session = Session { commands: script.iter(), lines: Lines::default(), last: None, wrong: Vec::new() };
+        assert_eq!(session.hear(b"Granule boots\r\ngranule"), None);
+        assert_eq!(session.hear(b"> "), Some("peek 1"));
+        assert_eq!(session.hear(b"error: not mapped\r\n"), None);
+        assert_eq!(session.wrong, ["error: not mapped in `peek 1`"]);
+        assert_eq!(session.hear(b"granule> "), Some("mem"));
+    }
+}

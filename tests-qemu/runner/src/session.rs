@@ -1,0 +1,215 @@
+//! Boots a machine until each of its tests has exactly one verdict.
+//!
+//! One boot runs all that is left; a boot that breaks off has failed one test, and the next runs the rest. A boot that does not even
+//! reach its first test fails that one, so every boot brings at least one verdict and the loop ends.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use granule_protocol::Nonce;
+
+use crate::judge::{Boot, Ending, Judge, Outcome, Verdict};
+use crate::list::{Test, ranges};
+use crate::machine::Machine;
+use crate::qemu::{Qemu, Reset, Serial};
+use crate::serial::{Guest, Heard, Lines};
+
+/// Until the harness says hello. A boot takes a fraction of a second; the rest is for a busy host.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// Between two tests, and from the totals to the exit.
+const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// Boots in a row that reach no test before the rest is given up.
+const FAILED_BOOTS: u32 = 2;
+
+/// What a machine runs.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The machine.
+    pub machine: Machine,
+    /// The test image.
+    pub image: PathBuf,
+    /// Seed for tests that draw numbers.
+    pub seed: u64,
+    /// More boot arguments.
+    pub bootargs: String,
+    /// More QEMU arguments.
+    pub extra: Vec<OsString>,
+}
+
+/// Runs the tests, reporting each verdict as it is final.
+pub fn run(tests: &[Test], mut boot: impl FnMut(&[&Test]) -> Boot, mut report: impl FnMut(&Test, Outcome)) {
+    let mut left: Vec<&Test> = tests.iter().collect();
+    let mut failed_boots = 0;
+    while let Some(&first) = left.first() {
+        let Boot { outcomes, failure } = boot(&left);
+        failed_boots = if outcomes.is_empty() { failed_boots + 1 } else { 0 };
+        for (index, outcome) in outcomes {
+            if let Some(at) = left.iter().position(|test| test.index == index) {
+                report(left.remove(at), outcome);
+            }
+        }
+        if failed_boots > 0 {
+            let (why, output) = failure.unwrap_or_default();
+            let verdict = Verdict::Failed(format!("the machine did not get as far as this test: {why}"));
+            let blamed = if failed_boots < FAILED_BOOTS { vec![first] } else { std::mem::take(&mut left) };
+            left.retain(|test| test.index != first.index);
+            for test in blamed {
+                report(test, Outcome { verdict: verdict.clone(), output: output.clone(), time: Duration::ZERO });
+            }
+        }
+    }
+}
+
+/// One boot under QEMU.
+pub fn boot(plan: &Plan, tests: &[&Test]) -> Boot {
+    match try_boot(plan, tests) {
+        Ok(boot) => boot,
+        Err(error) => Boot { outcomes: Vec::new(), failure: Some((format!("{error:#}"), String::new())) },
+    }
+}
+
+fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
+    let nonce = fresh_nonce();
+    let indices: Vec<u32> = tests.iter().map(|test| test.index).collect();
+    let mut bootargs = format!(
+        "semihosting test.nonce={nonce} test.run={} test.features={} test.seed={}",
+        ranges(&indices),
+        plan.machine.features.join(","),
+        plan.seed,
+    );
+    if !plan.bootargs.is_empty() {
+        bootargs.push(' ');
+        bootargs.push_str(&plan.bootargs);
+    }
+    let qemu = Qemu::new(&plan.machine, &plan.image, Serial::Pipes, Reset::Ends, &bootargs, &plan.extra);
+    let mut guest = Guest::start(&qemu)?;
+    let mut judge = Judge::new(nonce, indices);
+    let ending = watch(&mut guest, &mut judge, tests)?;
+    drop(guest);
+    Ok(judge.end(&ending))
+}
+
+/// Listens until the machine ends, or must be ended.
+fn watch(guest: &mut Guest, judge: &mut Judge, tests: &[&Test]) -> Result<Ending> {
+    let mut lines = Lines::default();
+    let mut step = Instant::now();
+    loop {
+        let limit = |index: u32| tests.iter().find(|test| test.index == index).map_or(0, |test| test.limit);
+        let (since, limit) = match judge.running() {
+            Some((index, since)) => (since, Duration::from_secs(limit(index).into())),
+            None if judge.has_started() => (step, STEP_LIMIT),
+            None => (step, BOOT_LIMIT),
+        };
+        match guest.hear(since + limit) {
+            Heard::Bytes(bytes) => {
+                for line in lines.feed(&bytes) {
+                    let before = judge.running();
+                    if let Err(lie) = judge.line(&line, Instant::now()) {
+                        return Ok(Ending::Lied(lie));
+                    }
+                    if judge.running() != before {
+                        step = Instant::now();
+                    }
+                }
+            }
+            Heard::Silence => {
+                judge.rest(&lines.partial());
+                return Ok(Ending::TimedOut(limit));
+            }
+            Heard::Closed => {
+                judge.rest(&lines.partial());
+                return Ok(match guest.status(STEP_LIMIT)? {
+                    Some(status) => Ending::Exited(status.code()),
+                    None => Ending::TimedOut(STEP_LIMIT),
+                });
+            }
+        }
+    }
+}
+
+/// A number that no earlier boot had and the image cannot know. `RandomState` is the standard library's source of one.
+fn fresh_nonce() -> Nonce {
+    use std::hash::{BuildHasher, Hasher};
+    Nonce(std::hash::RandomState::new().build_hasher().finish() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::run;
+    use crate::judge::{Boot, Outcome, Verdict};
+    use crate::list::Test;
+
+    fn tests(count: u32) -> Vec<Test> {
+        let test = |index| Test {
+            index,
+            name: format!("t{index}"),
+            needs: Vec::new(),
+            machine: None,
+            limit: 1,
+            long: false,
+            selftest: false,
+        };
+        (0..count).map(test).collect()
+    }
+
+    fn outcome(passed: bool) -> Outcome {
+        let verdict = if passed { Verdict::Passed(1) } else { Verdict::Failed("x".into()) };
+        Outcome { verdict, output: String::new(), time: Duration::ZERO }
+    }
+
+    /// How many verdicts each test got, and whether it passed.
+    fn collect(tests: &[Test], boot: impl FnMut(&[&Test]) -> Boot) -> BTreeMap<u32, Vec<bool>> {
+        let mut seen: BTreeMap<u32, Vec<bool>> = BTreeMap::new();
+        run(tests, boot, |test, outcome| {
+            seen.entry(test.index).or_default().push(matches!(outcome.verdict, Verdict::Passed(_)));
+        });
+        seen
+    }
+
+    #[test]
+    fn the_rest_runs_after_a_death() {
+        let tests = tests(4);
+        let seen = collect(&tests, |left| {
+            // Dies in test 1, each time that it is there.
+            let mut outcomes = Vec::new();
+            for test in left {
+                outcomes.push((test.index, outcome(test.index != 1)));
+                if test.index == 1 {
+                    break;
+                }
+            }
+            Boot { outcomes, failure: None }
+        });
+        assert_eq!(seen, [(0, vec![true]), (1, vec![false]), (2, vec![true]), (3, vec![true])].into());
+    }
+
+    #[test]
+    fn a_machine_that_never_boots_fails_every_test_once() {
+        let mut boots = 0;
+        let tests = tests(5);
+        let seen = collect(&tests, |_| {
+            boots += 1;
+            Boot { outcomes: Vec::new(), failure: Some(("dead".into(), String::new())) }
+        });
+        assert_eq!(boots, 2);
+        assert_eq!(seen, (0..5).map(|index| (index, vec![false])).collect());
+    }
+
+    #[test]
+    fn one_failed_boot_fails_one_test_and_is_not_forgotten() {
+        let mut first = true;
+        let tests = tests(2);
+        let seen = collect(&tests, |left| {
+            if std::mem::take(&mut first) {
+                return Boot::default();
+            }
+            Boot { outcomes: left.iter().map(|test| (test.index, outcome(true))).collect(), failure: None }
+        });
+        assert_eq!(seen, [(0, vec![false]), (1, vec![true])].into());
+    }
+}

@@ -1,0 +1,47 @@
+//! `./x lint`, `./x fmt` and `./x doc`: all without a warning.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::tools::{Tools, run};
+
+/// clippy for host and target, rustfmt, and the syntax of the shell scripts.
+///
+/// # Errors
+/// When one of them has something to say.
+pub(crate) fn lint(tools: &Tools) -> Result<()> {
+    println!("rustfmt");
+    run(tools.format().arg("--check"), "rustfmt --check (./x fmt puts it right)")?;
+    println!("clippy for the host");
+    let mut host = tools.host_cargo("clippy", "clippy");
+    run(host.args(["--workspace", "--all-targets", "--", "-D", "warnings"]), "clippy for the host")?;
+    println!("clippy for the target");
+    let mut target = tools.target_cargo("clippy", "clippy");
+    run(target.args(["--lib", "--bins", "--", "-D", "warnings"]), "clippy for the target")?;
+    println!("shell syntax");
+    for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
+        run(Command::new(shell).arg("-n").arg(tools.root.join(script)), &format!("{shell} -n {script}"))?;
+    }
+    Ok(())
+}
+
+/// Formats every source file.
+///
+/// # Errors
+/// When one cannot be parsed.
+pub(crate) fn format(tools: &Tools) -> Result<()> {
+    run(&mut tools.format(), "rustfmt")
+}
+
+/// The documentation of every crate of the workspace.
+///
+/// # Errors
+/// When rustdoc warns, as of a broken link.
+pub(crate) fn document(tools: &Tools) -> Result<()> {
+    let mut cargo = tools.host_cargo("doc", "doc");
+    cargo.args(["--workspace", "--no-deps", "--config", r#"build.rustdocflags=["-Dwarnings"]"#]);
+    run(&mut cargo, "rustdoc")?;
+    println!("{}", tools.target_directory("doc").join("doc/granule/index.html").display());
+    Ok(())
+}

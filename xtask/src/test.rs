@@ -1,0 +1,118 @@
+//! `./x test`: what runs on the host, then what runs on the target, and one report.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use granule_runner::report::{self, Entry, Status};
+
+use crate::compile::Built;
+use crate::tools::Tools;
+
+mod target;
+
+/// Which tests, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Run only tests whose name contains FILTER; on the target a name is MACHINE::AREA::TEST
+    pub(crate) filter: Option<String>,
+    /// Run the target's tests on this machine only
+    #[arg(long, short, value_name = "MACHINE", value_parser = crate::machine_names())]
+    pub(crate) machine: Option<String>,
+    /// Print the names of the tests instead of running them
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Only the tests that run on the host
+    #[arg(long, conflicts_with_all = ["target", "machine"])]
+    pub(crate) host: bool,
+    /// Only the tests that run on the target
+    #[arg(long)]
+    pub(crate) target: bool,
+    /// Run the long tests as well
+    #[arg(long)]
+    pub(crate) long: bool,
+    /// Test the checked build: lock order, arithmetic, debug assertions
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Seed for tests that draw numbers, host and target; without it the target's is 0 and the host's fresh
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Write a JUnit report as well
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+}
+
+/// Runs the tests.
+///
+/// # Errors
+/// When one failed.
+pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()> {
+    let mut entries = Vec::new();
+    let mut failed = Vec::new();
+    if !options.target && options.machine.is_none() && !host(options, tools, &mut entries)? {
+        failed.push("on the host");
+    }
+    if !options.host && !target::run(options, built, &mut entries)? {
+        failed.push("on the target");
+    }
+    if let Some(path) = &options.junit {
+        report::write(path, &entries)?;
+    }
+    if !failed.is_empty() {
+        bail!("tests failed {}", failed.join(" and "));
+    }
+    Ok(())
+}
+
+/// `cargo test` over the workspace; whether all passed.
+fn host(options: &Options, tools: &Tools, entries: &mut Vec<Entry>) -> Result<bool> {
+    let mut cargo = tools.host_cargo("test", "host");
+    cargo.args(["--workspace", "--no-fail-fast"]);
+    if let Some(seed) = options.seed {
+        cargo.env("PROPTEST_RNG_SEED", seed.to_string());
+    }
+    cargo.arg("--").args(&options.filter);
+    if options.list {
+        cargo.arg("--list");
+    }
+    if options.long {
+        cargo.arg("--include-ignored");
+    }
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        entries.extend(parse(&line));
+    }
+    Ok(child.wait()?.success())
+}
+
+/// A verdict in cargo's output: `test path::name ... ok`.
+fn parse(line: &str) -> Option<Entry> {
+    let (name, verdict) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    let status = match verdict.split([',', ' ']).next()? {
+        "ok" => Status::Passed,
+        "FAILED" => Status::Failed("see the output of cargo test".into()),
+        "ignored" => Status::Skipped(verdict.into()),
+        _ => return None,
+    };
+    Some(Entry { suite: "host".into(), name: name.into(), status, output: String::new(), time: Duration::ZERO })
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_runner::report::Status;
+
+    #[test]
+    fn verdicts_of_cargo_are_read() {
+        let status = |line| super::parse(line).map(|entry| (entry.name, entry.status));
+        assert_eq!(status("test a::b ... ok"), Some(("a::b".into(), Status::Passed)));
+        assert!(matches!(status("test a::b ... FAILED"), Some((_, Status::Failed(_)))));
+        assert!(matches!(status("test a ... ignored, slow"), Some((_, Status::Skipped(_)))));
+        assert_eq!(status("test result: ok. 5 passed; 0 failed"), None);
+        assert_eq!(status("running 5 tests"), None);
+    }
+}

@@ -1,0 +1,141 @@
+//! The tests on the target, in the form of an ordinary test program.
+//!
+//! Each machine runs all of its tests in as few boots as it can, on a thread of its own; libtest-mimic gets one trial for each
+//! (machine, test), which waits for its verdict. So names, filter, list and the closing line are those that cargo's users know.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use granule_runner::judge::{Outcome, Verdict};
+use granule_runner::list::{self, Skip, Test};
+use granule_runner::machine::{self, Machine};
+use granule_runner::report::{Entry, Status};
+use granule_runner::session::{self, Plan};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use super::Options;
+use crate::compile::Built;
+
+/// Machines that run at the same time: as many as share a small host without one starving another's time limits.
+const MACHINES_AT_ONCE: usize = 2;
+
+/// A machine with the tests that it must run, and where each verdict goes.
+struct Job {
+    plan: Plan,
+    tests: Vec<Test>,
+    verdicts: BTreeMap<u32, Sender<Outcome>>,
+}
+
+type Entries = Arc<Mutex<Vec<Entry>>>;
+
+/// Runs or lists the tests; whether all passed.
+pub(crate) fn run(options: &Options, built: &Built, entries: &mut Vec<Entry>) -> Result<bool> {
+    let tests: Vec<Test> = list::read(&built.tests.elf)?.into_iter().filter(|test| !test.selftest).collect();
+    let collected = Entries::default();
+    let (mut trials, mut jobs) = (Vec::new(), Vec::new());
+    for machine in machine::all()? {
+        if options.machine.as_ref().is_none_or(|name| *name == machine.name) {
+            let (job, more) = prepare(options, built, machine, &tests, &collected);
+            trials.extend(more);
+            jobs.push(job);
+        }
+    }
+    let arguments =
+        Arguments { list: options.list, filter: options.filter.clone(), test_threads: Some(1), ..Arguments::default() };
+    if !options.list {
+        start(jobs);
+    }
+    let passed = !libtest_mimic::run(&arguments, trials).has_failed();
+    entries.append(&mut collected.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(passed)
+}
+
+/// One machine's share: its job, and a trial for every test that the filter lets through.
+fn prepare(options: &Options, built: &Built, machine: Machine, tests: &[Test], entries: &Entries) -> (Job, Vec<Trial>) {
+    let mut job = Job {
+        plan: Plan {
+            machine,
+            image: built.tests.image.clone(),
+            seed: options.seed.unwrap_or(0),
+            bootargs: String::new(),
+            extra: Vec::new(),
+        },
+        tests: Vec::new(),
+        verdicts: BTreeMap::new(),
+    };
+    let mut trials = Vec::new();
+    for test in tests {
+        let name = format!("{}::{}", job.plan.machine.name, test.name);
+        let entries = Arc::clone(entries);
+        let suite = job.plan.machine.name.clone();
+        let test_name = test.name.clone();
+        if let Some(skip) = test.skipped_on(&job.plan.machine, options.long) {
+            trials.push(Trial::ignorable_test(name, move || Ok(skipped(&entries, suite, test_name, &skip))));
+            continue;
+        }
+        if options.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+            // Counted as filtered out; never run.
+            trials.push(Trial::test(name, || Err(Failed::without_message())));
+            continue;
+        }
+        let (sender, receiver) = channel();
+        job.verdicts.insert(test.index, sender);
+        job.tests.push(test.clone());
+        trials.push(Trial::test(name, move || wait(&receiver, &entries, suite, test_name)));
+    }
+    (job, trials)
+}
+
+/// Runs the jobs in order, a few at a time, in the background. A job that breaks drops its senders, which fails its trials.
+fn start(jobs: Vec<Job>) {
+    let queue = Arc::new(Mutex::new(jobs.into_iter()));
+    for _ in 0..MACHINES_AT_ONCE {
+        let queue = Arc::clone(&queue);
+        std::thread::spawn(move || {
+            while let Some(job) = { queue.lock().unwrap_or_else(PoisonError::into_inner).next() } {
+                let report = |test: &Test, outcome| {
+                    if let Some(verdict) = job.verdicts.get(&test.index) {
+                        // The trial waits until it has heard; it is gone only if the whole run is.
+                        let _ = verdict.send(outcome);
+                    }
+                };
+                session::run(&job.tests, |left| session::boot(&job.plan, left), report);
+            }
+        });
+    }
+}
+
+/// A trial: waits for the verdict.
+fn wait(verdict: &Receiver<Outcome>, entries: &Entries, suite: String, name: String) -> Result<(), Failed> {
+    let outcome = verdict.recv().map_err(|_| "the runner ended without a verdict")?;
+    let (status, result) = match outcome.verdict {
+        Verdict::Passed(_) => (Status::Passed, Ok(())),
+        Verdict::Failed(why) => {
+            let message = format!("{why}\n{}", outcome.output);
+            (Status::Failed(why), Err(Failed::from(message)))
+        }
+    };
+    let entry = Entry { suite, name, status, output: outcome.output, time: outcome.time };
+    entries.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    result
+}
+
+/// A trial that machines.toml or the lack of `--long` rules out.
+fn skipped(entries: &Entries, suite: String, name: String, skip: &Skip) -> Completion {
+    let why = match skip {
+        Skip::Lacks(feature) => format!("{suite} has no {feature}"),
+        Skip::OtherMachine(machine) => format!("for {machine} only"),
+        Skip::Long => "long".into(),
+    };
+    let entry = Entry {
+        suite,
+        name,
+        status: Status::Skipped(why.clone()),
+        output: String::new(),
+        time: std::time::Duration::ZERO,
+    };
+    entries.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    Completion::ignored_with(why)
+}

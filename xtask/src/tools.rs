@@ -1,0 +1,148 @@
+//! The tools that `./x` found, and the cargo command lines that use them.
+//!
+//! Everything that changes what is built stands here, on a command line: nothing of the kind is in `.cargo/config.toml` or the environment.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The target that the kernel is built for.
+const TRIPLE: &str = "aarch64-unknown-none-softfloat";
+/// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
+const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
+/// What runs on the target.
+const TARGET_PACKAGES: [&str; 6] =
+    ["granule-arch", "granule-pgtable", "granule", "granule-boot", "granule-protocol", "granule-tests"];
+
+/// Where a toolchain comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Toolchain {
+    /// rustup: the target's `core` is in the sysroot.
+    Rustup,
+    /// The distribution: `core` is built from its sources.
+    Distro,
+}
+
+/// How the kernel is compiled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Profile {
+    /// What is shipped and measured.
+    Release,
+    /// The same with every check switched on.
+    Checked,
+}
+
+impl Profile {
+    /// cargo's name for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Checked => "checked",
+        }
+    }
+}
+
+/// One toolchain, for everything that this invocation does.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    /// The source tree.
+    pub(crate) root: PathBuf,
+    toolchain: Toolchain,
+    bin: PathBuf,
+    linker: String,
+}
+
+impl Tools {
+    /// Takes what `./x` put into the environment.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn from_environment() -> Result<Self> {
+        let variable = |name: &str| {
+            std::env::var(name)
+                .with_context(|| format!("{name} is not set: start this through ./x, which finds the tools"))
+        };
+        Ok(Self {
+            root: variable("GRANULE_ROOT")?.into(),
+            toolchain: match variable("GRANULE_TOOLCHAIN")?.as_str() {
+                "rustup" => Toolchain::Rustup,
+                "distro" => Toolchain::Distro,
+                other => bail!("GRANULE_TOOLCHAIN is `{other}`; it may be rustup or distro"),
+            },
+            bin: variable("GRANULE_BIN")?.into(),
+            linker: variable("GRANULE_LINKER")?,
+        })
+    }
+
+    /// Where finished images go.
+    pub(crate) fn build_directory(&self) -> PathBuf {
+        self.root.join("build")
+    }
+
+    /// cargo's target directory for a purpose: one for each toolchain, so that neither throws the other's work away.
+    pub(crate) fn target_directory(&self, purpose: &str) -> PathBuf {
+        let toolchain = if self.toolchain == Toolchain::Rustup { "rustup" } else { "distro" };
+        self.root.join("target").join(toolchain).join(purpose)
+    }
+
+    /// Where cargo leaves the target's programs.
+    pub(crate) fn target_output(&self, profile: Profile) -> PathBuf {
+        self.target_directory("target").join(TRIPLE).join(profile.name())
+    }
+
+    /// A cargo call for the host.
+    pub(crate) fn host_cargo(&self, subcommand: &str, purpose: &str) -> Command {
+        let mut command = self.cargo(subcommand);
+        command.args(["--locked", "--target-dir"]).arg(self.target_directory(purpose));
+        command
+    }
+
+    /// A cargo call for the target, over the packages that run there.
+    pub(crate) fn target_cargo(&self, subcommand: &str, purpose: &str) -> Command {
+        let mut command = self.host_cargo(subcommand, purpose);
+        command.args(["--target", TRIPLE]);
+        command.arg("--config").arg(format!("target.{TRIPLE}.rustflags={TARGET_FLAGS}"));
+        command.arg("--config").arg(format!("target.{TRIPLE}.linker={:?}", self.linker));
+        for package in TARGET_PACKAGES {
+            command.args(["--package", package]);
+        }
+        if self.toolchain == Toolchain::Distro {
+            // The distribution's compiler is a stable one; building `core` with it wants the one unstable option.
+            command.env("RUSTC_BOOTSTRAP", "1");
+            command.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
+        }
+        command
+    }
+
+    /// `cargo fmt` over the workspace.
+    pub(crate) fn format(&self) -> Command {
+        let mut command = self.cargo("fmt");
+        command.env("RUSTFMT", self.bin.join("rustfmt")).arg("--all");
+        command
+    }
+
+    /// A cargo subcommand by its absolute path: cargo itself would look for it in PATH, where rustup's proxies may stand.
+    fn cargo(&self, subcommand: &str) -> Command {
+        let external = matches!(subcommand, "clippy" | "fmt");
+        let cargo = self.bin.join("cargo");
+        let program = if external { self.bin.join(format!("cargo-{subcommand}")) } else { cargo.clone() };
+        let mut command = Command::new(program);
+        command.arg(subcommand).current_dir(&self.root).env("CARGO", cargo);
+        command.env("RUSTC", self.bin.join("rustc")).env("RUSTDOC", self.bin.join("rustdoc"));
+        command
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be run or does not succeed: the message says `what`.
+pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
+    let program = Path::new(command.get_program()).display().to_string();
+    let status = command.status().with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{what} failed ({status})");
+    }
+    Ok(())
+}
