@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::interrupts;
+use granule_arch::memory::zero_page;
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
 
@@ -124,7 +125,7 @@ impl FrameAllocator {
     pub fn alloc_zeroed(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
         let frame = self.alloc(cpu)?;
         // SAFETY: the linear map shows the frame, writable, and nobody else has it.
-        unsafe { self.linear.address(frame).as_ptr::<u8>().write_bytes(0, PAGE_SIZE) };
+        unsafe { zero_page(self.linear.address(frame)) };
         Ok(frame)
     }
 
