@@ -5,6 +5,8 @@
 //! owner, or, once tables are reclaimed, because the walk is announced. It is a loop, not a recursion: after each
 //! last-level table it starts again at the root, three loads for up to 512 entries, and no stack of tables is kept.
 
+use core::fmt;
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
@@ -171,6 +173,14 @@ pub struct Step {
     pub descriptor: Descriptor,
     /// What it says at this level.
     pub kind: Kind,
+}
+
+/// "level 3  0x40324000[1]  0x00f8000048001f0f  page 0x48001000, …": where the entry is, its value, and what it says.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, table, index, descriptor, .. } = self;
+        write!(f, "level {level}  {table}[{index}]  {descriptor:?}  {}", descriptor.decoded(*level))
+    }
 }
 
 /// The walk for one address, level by level: an iterator over [`Step`]s that ends with the first that is no table.

@@ -37,3 +37,16 @@ pub const fn linear(address: PhysAddr) -> VirtAddr {
     debug_assert!(address.0 < LINEAR_SIZE);
     VirtAddr(LINEAR_BASE.0 + address.0)
 }
+
+/// The name of the part of the map that `address` is in.
+pub const fn region_name(address: VirtAddr) -> &'static str {
+    match address.0 {
+        address if address < LINEAR_BASE.0 => "lower half",
+        address if address < LINEAR_BASE.0 + LINEAR_SIZE => "linear map",
+        address if address < FIXMAP_BASE.0 => "kernel image",
+        address if address < VMALLOC_START.0 => "fixmap",
+        address if address < VMALLOC_END.0 => "vmalloc",
+        address if address < HEAP_BASE.0 => "frame array",
+        _ => "heap",
+    }
+}
