@@ -4,7 +4,7 @@ use core::fmt::{self, Write};
 
 use aarch64_cpu::registers::{Readable, TTBR0_EL1, TTBR1_EL1};
 use granule_arch::addr::VirtAddr;
-use granule_arch::esr::{Class, Syndrome};
+use granule_arch::esr::{Access, Class, Syndrome};
 
 use super::backtrace::{Backtrace, stack_around, stack_of};
 use super::frame::{Kind, TrapFrame, Vector};
@@ -107,6 +107,10 @@ fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     describe_code(out, frame.elr)?;
     writeln!(out, "backtrace:")?;
     writeln!(out, "  {}", Named(VirtAddr(frame.elr)))?;
+    if frame.syndrome().abort().is_some_and(|abort| abort.access == Access::Fetch) {
+        // A call or jump to where no code is: nothing there has made a frame record of the caller yet.
+        writeln!(out, "  {}", Named(VirtAddr(frame.x[30].wrapping_sub(4))))?;
+    }
     write!(out, "{}", Backtrace::new(frame.x[29], frame.sp, this_cpu()))
 }
 
