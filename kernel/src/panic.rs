@@ -12,11 +12,11 @@ mod target {
     use core::panic::PanicInfo;
     use core::sync::atomic::{AtomicU32, Ordering};
 
-    use granule_arch::{interrupts, wait};
+    use granule_arch::interrupts;
 
     use crate::drivers::console;
     use crate::drivers::power::{self, Status};
-    use crate::smp::this_cpu;
+    use crate::smp::{self, Cpu, this_cpu};
     use crate::trap::report::backtrace_here;
 
     const NOBODY: u32 = u32::MAX;
@@ -37,24 +37,29 @@ mod target {
         })
     }
 
-    /// Prints "kernel panic on CPU n: `headline`" and the details, and switches the machine off as failed.
+    /// Stops all other CPUs, prints "kernel panic on CPU n: `headline`" and the details, and switches the machine off as failed.
     ///
     /// The first CPU that comes here reports. Another that fails meanwhile stops without a word: its error may well be a consequence, and two reports
     /// mixed would both be lost.
     pub(crate) fn die(headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
         let _ = interrupts::mask();
-        let cpu = this_cpu().id.0;
-        match REPORTER.compare_exchange(NOBODY, cpu, Ordering::AcqRel, Ordering::Acquire) {
+        let cpu = this_cpu();
+        match REPORTER.compare_exchange(NOBODY, cpu.id.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => report(cpu, headline, details),
-            Err(reporter) if reporter == cpu => failed_again(headline),
-            Err(_) => stop(),
+            Err(reporter) if reporter == cpu.id.0 => failed_again(headline),
+            Err(_) => smp::stop(cpu),
         }
     }
 
-    fn report(cpu: u32, headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
+    fn report(cpu: &Cpu, headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
+        let running = smp::stop_others();
         console::take_over();
         // The console cannot fail; an error of some `Display` on the way ends the details, not the shutdown.
-        let _ = writeln!(Console, "\nkernel panic on CPU {cpu}: {headline}").and_then(|()| details(&mut Console));
+        let _ =
+            writeln!(Console, "\nkernel panic on CPU {}: {headline}", cpu.id.0).and_then(|()| details(&mut Console));
+        if !running.is_empty() {
+            let _ = writeln!(Console, "CPUs that could not be stopped: {running:?}");
+        }
         power::off(Status::Failure)
     }
 
@@ -67,7 +72,7 @@ mod target {
                 power::off(Status::Failure)
             }
             1 => power::off(Status::Failure),
-            _ => stop(),
+            _ => power::stop(),
         }
     }
 
@@ -78,12 +83,6 @@ mod target {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             console::print(format_args!("{text}"));
             Ok(())
-        }
-    }
-
-    fn stop() -> ! {
-        loop {
-            wait::wfi();
         }
     }
 }

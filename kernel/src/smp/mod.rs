@@ -101,6 +101,12 @@ pub fn stop_others() -> CpuSet {
     }
 }
 
+/// Stops this CPU for good, where a [`stop_others`] that is looking for it sees it.
+pub(crate) fn stop(cpu: &Cpu) -> ! {
+    STOPPED.fetch_or(1 << cpu.id.0, Ordering::Release);
+    power::stop()
+}
+
 /// Waits for interrupts for ever: what a CPU does that has nothing to do. Interrupts must be on.
 pub fn idle() -> ! {
     loop {
@@ -120,8 +126,7 @@ fn connect(cpu: &Cpu) -> Result<(), InterruptError> {
     })?;
     interrupt::register(sgi(Ipi::Stop), cpu, |cpu| {
         cpu.ipis.fetch_add(1, Ordering::Relaxed);
-        STOPPED.fetch_or(1 << cpu.id.0, Ordering::Release);
-        power::stop()
+        stop(cpu)
     })
 }
 
