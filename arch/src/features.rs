@@ -6,9 +6,7 @@
 
 use core::fmt;
 
-use aarch64_cpu::registers::{
-    ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR1_EL1,
-};
+use aarch64_cpu::registers::{ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR1_EL1};
 use tock_registers::fields::Field;
 
 use crate::sysreg::{

@@ -1,1 +1,187 @@
-//! Placeholder: see PLAN.
+//! The lab: each bug that this kernel exists to avoid can be switched on at boot, to be seen.
+//!
+//! `lab=skip-tlbi,wx-leaf` takes a fix away. A switch is asked for where the fix is, by [`is_on!`], and costs a NOP there
+//! (`granule_arch::alternative`): the sites are patched once, before text turns read-only and other CPUs run. **Rule: each
+//! switch has a test that shows the failure with the fix away and its absence with it**; one that nothing can show
+//! is not in the list.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::alternative::{FIRST_LAB, IDENTIFIERS};
+use linkme::distributed_slice;
+use thiserror::Error;
+
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+use crate::nearest::nearest;
+
+/// A fix that can be taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lab {
+    /// Of its branch sites, see `granule_arch::alternative`.
+    pub identifier: u16,
+    /// As it stands in `lab=`.
+    pub name: &'static str,
+    /// What goes wrong with it, in a line.
+    pub effect: &'static str,
+}
+
+/// No TLB invalidation after a change of permissions.
+pub const SKIP_TLBI: Lab = Lab {
+    identifier: FIRST_LAB,
+    name: "skip-tlbi",
+    effect: "set_memory_* leaves the TLBs alone: an old permission outlives the call",
+};
+
+/// TLB invalidation on the calling CPU only.
+pub const LOCAL_TLBI: Lab = Lab {
+    identifier: FIRST_LAB + 1,
+    name: "local-tlbi",
+    effect: "set_memory_* invalidates on its own CPU only: an old permission outlives the call on the others",
+};
+
+/// A leaf that breaks W^X.
+pub const WX_LEAF: Lab = Lab {
+    identifier: FIRST_LAB + 2,
+    name: "wx-leaf",
+    effect: "vmalloc maps the first page of an area writable and executable: the audit must find it",
+};
+
+const ALL: [Lab; 3] = [SKIP_TLBI, LOCAL_TLBI, WX_LEAF];
+
+// The set below is a word, and a switch's place in it is its place in the list.
+const _: () = {
+    let mut index = 0;
+    while index < ALL.len() {
+        assert!(ALL[index].identifier == FIRST_LAB + index as u16);
+        index += 1;
+    }
+    assert!(ALL.len() <= 64 && FIRST_LAB as usize + ALL.len() <= IDENTIFIERS as usize);
+};
+
+/// Every switch, in the order of the listing.
+pub fn all() -> &'static [Lab] {
+    &ALL
+}
+
+/// Whether a switch is on, where the fix is: a patched branch.
+macro_rules! is_on {
+    ($lab:ident) => {
+        granule_arch::patched_branch!($crate::lab::$lab.identifier)
+    };
+}
+#[allow(unused_imports, reason = "each switch has its site in the file that has the fix")]
+pub(crate) use is_on;
+
+/// A set of switches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Switches(u64);
+
+impl Switches {
+    /// Whether `lab` is in it.
+    pub fn contains(self, lab: &Lab) -> bool {
+        self.has(lab.identifier)
+    }
+
+    /// Whether the switch with this identifier is in it; `false` for identifiers that are not of the lab.
+    pub fn has(self, identifier: u16) -> bool {
+        identifier.checked_sub(FIRST_LAB).is_some_and(|index| index < 64 && self.0 >> index & 1 != 0)
+    }
+}
+
+/// A word in `lab=` that is no switch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum LabError<'a> {
+    /// It looks like one.
+    #[error("{word} is no switch of the lab; did you mean {nearest}?")]
+    Mistyped {
+        /// The word.
+        word: &'a str,
+        /// The switch whose name is nearest.
+        nearest: &'static str,
+    },
+    /// It looks like none.
+    #[error("{0} is no switch of the lab; `lab` lists them")]
+    Unknown(&'a str),
+}
+
+/// The switches in a list of names with commas between; an empty list has none.
+///
+/// # Errors
+/// Names the first word that is no switch.
+pub fn parse(list: &str) -> Result<Switches, LabError<'_>> {
+    let mut switches = Switches::default();
+    for word in list.split(',').filter(|word| !word.is_empty()) {
+        let Some(lab) = ALL.iter().find(|lab| lab.name == word) else {
+            return Err(match nearest(word, ALL.iter().map(|lab| lab.name)) {
+                Some(nearest) => LabError::Mistyped { word, nearest },
+                None => LabError::Unknown(word),
+            });
+        };
+        switches.0 |= 1 << (lab.identifier - FIRST_LAB);
+    }
+    Ok(switches)
+}
+
+#[distributed_slice(PARAMETERS)]
+static LAB: Parameter = Parameter {
+    name: "lab",
+    help: "lab=NAME,...: take fixes away, to see what they prevent; `lab` in the monitor lists them",
+    check: |list| parse(list).map(drop).map_err(Refused::because),
+};
+
+/// The switches of this boot, for [`active`]: what runs asks its patched branches instead.
+static ACTIVE: AtomicU64 = AtomicU64::new(0);
+
+/// Reads `lab=`. A list with a word that is no switch switches nothing on: half an experiment shows nothing. (The
+/// check of the boot arguments has warned by then.)
+///
+/// What is asked for is in force once the branch sites are patched by it.
+pub fn init() -> Switches {
+    let switches = bootargs::get("lab").and_then(|list| parse(list).ok()).unwrap_or_default();
+    ACTIVE.store(switches.0, Ordering::Relaxed);
+    #[cfg(not(target_os = "none"))]
+    for lab in &ALL {
+        granule_arch::alternative::host::set(lab.identifier, switches.contains(lab));
+    }
+    switches
+}
+
+/// The switches of this boot, for listings.
+pub fn active() -> Switches {
+    Switches(ACTIVE.load(Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::{ALL, LOCAL_TLBI, LabError, SKIP_TLBI, Switches, WX_LEAF, parse};
+
+    #[test]
+    fn a_list_switches_on_what_it_names() {
+        let switches = parse("wx-leaf,skip-tlbi").unwrap();
+        assert!(switches.contains(&WX_LEAF) && switches.contains(&SKIP_TLBI) && !switches.contains(&LOCAL_TLBI));
+        assert_eq!(parse(""), Ok(Switches::default()));
+    }
+
+    #[test]
+    fn identifiers_of_features_are_in_no_set() {
+        let all = Switches(u64::MAX);
+        assert!(!all.has(0) && !all.has(63) && all.has(64) && all.has(127) && !all.has(128));
+    }
+
+    #[test]
+    fn a_mistyped_switch_is_named_with_the_nearest() {
+        let error = parse("wx-leaf,skip-tbli").unwrap_err();
+        assert_eq!(error, LabError::Mistyped { word: "skip-tbli", nearest: "skip-tlbi" });
+        assert_eq!(error.to_string(), "skip-tbli is no switch of the lab; did you mean skip-tlbi?");
+        assert_eq!(parse("breakfast"), Err(LabError::Unknown("breakfast")));
+    }
+
+    #[test]
+    fn names_can_stand_in_a_list() {
+        for lab in &ALL {
+            assert!(lab.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{}", lab.name);
+        }
+    }
+}

@@ -9,9 +9,11 @@
 //!
 //! - [`tree`]: a node with its place on the buses above it, so that `reg` can be read as the CPU sees it
 //! - [`memory`]: banks, reservations, `/chosen`
+//! - [`features`]: what the CPUs can do; from their own registers, not from the tree
 //! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, PCIe, SMMU
 
 mod devices;
+mod features;
 mod memory;
 mod tree;
 
@@ -31,6 +33,7 @@ use crate::smp::MAX_CPUS;
 pub use devices::{
     Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Pcie, Redistributors, Smmu, Trigger, Uart, UartKind,
 };
+pub use features::{SizeChange, SystemFeatures};
 
 /// Banks of memory that are kept apart; adjacent ones are one.
 pub const MAX_BANKS: usize = 32;
