@@ -22,8 +22,15 @@ const ARENA: u64 = 0x1_0000_0000;
 /// One thing that was done to the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation<G: Geometry = Granule4K> {
-    /// A descriptor was written, by store, compare-exchange or bit-clear, to this physical address.
-    Write(PhysAddr, Descriptor),
+    /// An entry was written, by store, compare-exchange or bit-clear.
+    Write {
+        /// Where the entry is.
+        cell: PhysAddr,
+        /// What it was.
+        old: Descriptor,
+        /// What it is now.
+        new: Descriptor,
+    },
     /// DMB ISHST.
     DmbIshst,
     /// DSB ISHST.
@@ -52,8 +59,9 @@ impl<G: Geometry> HostMmu<G> {
         }
     }
 
-    fn address_of(&self, cell: &AtomicU64) -> PhysAddr {
-        PhysAddr(ARENA + (core::ptr::from_ref(cell).addr() - self.cells.as_ptr().addr()) as u64)
+    fn note_write(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
+        let offset = core::ptr::from_ref(cell).addr() - self.cells.as_ptr().addr();
+        self.note(Operation::Write { cell: PhysAddr(ARENA + offset as u64), old, new });
     }
 
     fn frame(&self, address: PhysAddr) -> &[AtomicU64] {
@@ -78,20 +86,20 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
     }
 
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
-        cell.store(descriptor.0, Ordering::Relaxed);
-        self.note(Operation::Write(self.address_of(cell), descriptor));
+        let old = Descriptor(cell.swap(descriptor.0, Ordering::Relaxed));
+        self.note_write(cell, old, descriptor);
     }
 
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire).map_err(Descriptor)?;
-        self.note(Operation::Write(self.address_of(cell), new));
+        self.note_write(cell, current, new);
         Ok(())
     }
 
     fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
-        let old = cell.fetch_and(!mask, Ordering::AcqRel);
-        self.note(Operation::Write(self.address_of(cell), Descriptor(old & !mask)));
-        Descriptor(old)
+        let old = Descriptor(cell.fetch_and(!mask, Ordering::AcqRel));
+        self.note_write(cell, old, Descriptor(old.0 & !mask));
+        old
     }
 
     fn dmb_ishst(&self) {

@@ -1,0 +1,53 @@
+//! The algorithms on the plain host machine, through the public interface.
+//!
+//! - `map`, `unmap`, `update`, `dump`: what each call does and refuses
+//! - `barriers`: the stream of writes, barriers and invalidations that each call makes, and a checker of it with teeth
+//! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
+
+mod barriers;
+mod dump;
+mod map;
+mod random;
+mod unmap;
+mod update;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, MemoryType};
+use granule_pgtable::host::HostMachine;
+use granule_pgtable::{Error, Execution, Geometry, Lazy, Leaves, PageRange, Shape};
+
+const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
+const RODATA: Attributes = Attributes::kernel_rodata(MemoryType::Normal);
+const TEXT: Attributes = Attributes::kernel_text(MemoryType::Normal);
+const LARGEST: Shape = Shape { leaves: Leaves::Largest, execution: Execution::ByLeaf };
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The upper half of 48-bit geometries.
+const BASE: VirtAddr = VirtAddr(0xffff_8000_0000_0000);
+
+#[track_caller]
+fn range<G: Geometry>(start: VirtAddr, size: u64) -> PageRange<G> {
+    PageRange::new(start, size).unwrap()
+}
+
+/// Maps in a section of its own.
+fn map<G: Geometry>(
+    machine: &HostMachine<G>,
+    range: PageRange<G>,
+    physical: u64,
+    attributes: Attributes,
+    shape: Shape,
+) -> Result<(), Error> {
+    let lazy = Lazy::new(machine.mmu());
+    machine.page_tables().map(&lazy, range, PhysAddr(physical), attributes, shape, &mut machine.frames())
+}
+
+/// The leaf sizes of `range`, one for each extent that `dump` shows.
+fn leaf_sizes<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> Vec<(u64, u64)> {
+    let mut sizes = Vec::new();
+    machine.page_tables().dump(range, |extent| sizes.push((extent.leaf_size, extent.size / extent.leaf_size)));
+    sizes
+}

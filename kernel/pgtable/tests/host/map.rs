@@ -1,0 +1,189 @@
+//! What `map` makes, and what it refuses.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Kind, bits};
+use granule_pgtable::host::HostMachine;
+use granule_pgtable::{Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny};
+
+use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range};
+
+#[test]
+fn the_largest_leaf_is_taken_at_each_address() {
+    let machine = HostMachine::<Granule4K>::new(16);
+    // From 4 KiB below a 64 KiB boundary to 12 KiB past a 1 GiB block: every size on the way up and down.
+    let start = BASE + GIB - 34 * MIB - 68 * KIB;
+    let whole = range(start, 68 * KIB + 34 * MIB + GIB + 2 * MIB + 64 * KIB + 12 * KIB);
+    map(&machine, whole, start.0 - BASE.0 + 4 * GIB, DATA, LARGEST).unwrap();
+    assert_eq!(
+        leaf_sizes(&machine, whole),
+        [(4 * KIB, 1), (64 * KIB, 1), (2 * MIB, 1), (32 * MIB, 1), (GIB, 1), (2 * MIB, 1), (64 * KIB, 1), (4 * KIB, 3)]
+    );
+}
+
+#[test]
+fn every_geometry_uses_its_own_leaves() {
+    fn sizes<G: Geometry>() -> Vec<(u64, u64)> {
+        let machine = HostMachine::<G>::new(8);
+        let size = G::group_size(2) + G::entry_size(2) + G::group_size(3) + G::PAGE_SIZE;
+        let whole = range(VirtAddr(0), size.min(1 << G::VA_BITS));
+        map(&machine, whole, 0, DATA, LARGEST).unwrap();
+        leaf_sizes(&machine, whole)
+    }
+    assert_eq!(sizes::<Granule4K>(), [(32 * MIB, 1), (2 * MIB, 1), (64 * KIB, 1), (4 * KIB, 1)]);
+    assert_eq!(sizes::<Granule16K>(), [(GIB, 1), (32 * MIB, 1), (2 * MIB, 1), (16 * KIB, 1)]);
+    assert_eq!(sizes::<Granule64K>(), [(16 * GIB, 1), (512 * MIB, 1), (2 * MIB, 1), (64 * KIB, 1)]);
+    assert_eq!(sizes::<Tiny>(), [(32 * KIB, 1), (16 * KIB, 1), (8 * KIB, 1), (4 * KIB, 1)]);
+}
+
+/// hermit-os/uhyve #956, Theseus #699: groups need both addresses aligned, not one of them.
+#[test]
+fn a_group_needs_both_addresses_aligned() {
+    for (start, physical) in [(BASE, 4 * KIB), (BASE + 4 * KIB, 0), (BASE + 64 * KIB, 32 * KIB)] {
+        let machine = HostMachine::<Granule4K>::new(4);
+        let whole = range(start, 64 * KIB);
+        map(&machine, whole, physical, DATA, LARGEST).unwrap();
+        assert_eq!(leaf_sizes(&machine, whole), [(4 * KIB, 16)]);
+    }
+}
+
+#[test]
+fn pages_are_pages_whatever_the_alignment() {
+    let machine = HostMachine::<Granule4K>::new(4);
+    let whole = range(BASE, 2 * MIB);
+    map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
+    assert_eq!(leaf_sizes(&machine, whole), [(4 * KIB, 512)]);
+}
+
+#[test]
+fn a_table_left_behind_keeps_blocks_from_being_grouped() {
+    let machine = HostMachine::<Granule4K>::new(4);
+    let lazy = Lazy::new(machine.mmu());
+    let page = range(BASE + 4 * MIB, 4 * KIB);
+    map(&machine, page, 0, DATA, LARGEST).unwrap();
+    machine.page_tables().unmap(&lazy, machine.tlb(), page, |_| ()).unwrap();
+    let whole = range(BASE, 32 * MIB);
+    map(&machine, whole, 0, DATA, LARGEST).unwrap();
+    assert_eq!(leaf_sizes(&machine, whole), [(2 * MIB, 2), (64 * KIB, 32), (2 * MIB, 13)]);
+}
+
+#[test]
+fn the_last_page_of_the_address_space_is_a_page() {
+    let machine = HostMachine::<Granule4K>::new(4);
+    let last = range(VirtAddr(0xffff_ffff_ffff_f000), 4 * KIB);
+    map(&machine, last, 0, DATA, LARGEST).unwrap();
+    let half = range(VirtAddr(0xffff_0000_0000_0000), 1 << 48);
+    assert_eq!(leaf_sizes(&machine, half), [(4 * KIB, 1)]);
+    assert_eq!(map(&machine, half, 0, DATA, LARGEST), Err(Error::AlreadyMapped(last.start())));
+}
+
+#[test]
+fn what_is_mapped_is_named_and_nothing_changes() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    map(&machine, range(BASE + 12 * KIB, 4 * KIB), 0, RODATA, LARGEST).unwrap();
+    map(&machine, range(BASE + 4 * MIB, 2 * MIB), 0, RODATA, LARGEST).unwrap();
+    let free = machine.free_frames();
+    for (start, size, found) in [
+        (BASE, 16 * KIB, BASE + 12 * KIB),
+        (BASE + 16 * KIB, 8 * MIB, BASE + 4 * MIB),
+        // Inside a block: the first page that was asked for is the one that is mapped.
+        (BASE + 4 * MIB + 8 * KIB, 4 * KIB, BASE + 4 * MIB + 8 * KIB),
+    ] {
+        let writes = machine.record(|| {
+            assert_eq!(map(&machine, range(start, size), 0, DATA, LARGEST), Err(Error::AlreadyMapped(found)));
+        });
+        assert_eq!(writes, []);
+    }
+    assert_eq!(machine.free_frames(), free);
+}
+
+#[test]
+fn what_descriptors_cannot_hold_is_refused() {
+    let machine = HostMachine::<Granule4K>::new(4);
+    let two = range(BASE, 8 * KIB);
+    assert_eq!(map(&machine, two, 0x800, DATA, LARGEST), Err(Error::Unaligned(0x800)));
+    let top = (1 << 48) - 4 * KIB;
+    assert_eq!(map(&machine, two, top, DATA, LARGEST), Err(Error::PhysicalTooHigh(PhysAddr(top))));
+    assert_eq!(map(&machine, range(BASE, 4 * KIB), top, DATA, LARGEST), Ok(()));
+    let machine = HostMachine::<Granule64K>::new(4);
+    assert_eq!(map(&machine, range(BASE, 64 * KIB), 4 * KIB, DATA, LARGEST), Err(Error::Unaligned(4 * KIB)));
+}
+
+#[test]
+fn a_shortage_of_tables_changes_nothing_wherever_it_comes() {
+    // Crosses a 512 GiB and so every smaller boundary: two tables at each of three levels.
+    let whole = range(BASE + 512 * GIB - 8 * KIB, 16 * KIB);
+    for available in 0..6 {
+        let machine = HostMachine::<Granule4K>::new(8);
+        let tables = machine.page_tables();
+        let lazy = Lazy::new(machine.mmu());
+        let result = tables.map(&lazy, whole, PhysAddr(0), DATA, LARGEST, &mut machine.frames_limited(available));
+        assert_eq!(result, Err(Error::OutOfTables { needed: 6, available }));
+        assert_eq!(machine.free_frames(), 8);
+        assert_eq!(tables.walk(whole.start()).next().unwrap().kind, Kind::None);
+    }
+    let machine = HostMachine::<Granule4K>::new(6);
+    map(&machine, whole, 0, DATA, LARGEST).unwrap();
+    assert_eq!(machine.free_frames(), 0);
+}
+
+#[test]
+fn table_descriptors_forbid_what_the_caller_says() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    map(&machine, range(BASE, 4 * KIB), 0, DATA, Shape::LARGEST_DATA).unwrap();
+    map(&machine, range(BASE + 512 * GIB, 4 * KIB), 0, TEXT, Shape::PAGES).unwrap();
+    let above = |address| {
+        let tables = machine.page_tables();
+        tables.walk(address).filter(|step| step.kind == Kind::Table).map(|step| step.descriptor.0).collect::<Vec<_>>()
+    };
+    assert!(above(BASE).iter().all(|table| table & bits::PXNTABLE != 0 && table & bits::UXNTABLE != 0));
+    assert!(above(BASE + 512 * GIB).iter().all(|table| table & bits::PXNTABLE == 0 && table & bits::UXNTABLE != 0));
+    assert!(machine.page_tables().translate(BASE).unwrap().execution_forbidden_above);
+}
+
+#[test]
+fn code_below_a_table_that_forbids_it_is_refused() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let first = range(BASE, 4 * KIB);
+    assert_eq!(map(&machine, first, 0, TEXT, Shape::LARGEST_DATA), Err(Error::ExecutionForbidden(BASE)));
+    map(&machine, first, 0, RODATA, Shape::LARGEST_DATA).unwrap();
+    let next = range(BASE + 4 * KIB, 4 * KIB);
+    assert_eq!(map(&machine, next, 0, TEXT, Shape::PAGES), Err(Error::ExecutionForbidden(next.start())));
+    let lazy = Lazy::new(machine.mmu());
+    let refused = machine.page_tables().update(&lazy, first, Change::EXECUTABLE);
+    assert_eq!(refused, Err(Error::ExecutionForbidden(BASE)));
+}
+
+#[test]
+fn frames_are_asked_for_in_order_and_once() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let whole = range(BASE + 2 * MIB - 8 * KIB, 16 * KIB);
+    let lazy = Lazy::new(machine.mmu());
+    let mut asked = Vec::new();
+    let frame = |address: VirtAddr| {
+        asked.push(address);
+        PhysAddr(0x9000_0000 - asked.len() as u64 * 0x1_0000)
+    };
+    machine.page_tables().map_frames(&lazy, whole, frame, DATA, &mut machine.frames()).unwrap();
+    assert_eq!(asked, [0, 1, 2, 3].map(|page| whole.start() + page * 4 * KIB));
+    for (page, address) in asked.into_iter().enumerate() {
+        let physical = machine.page_tables().translate(address).unwrap().physical;
+        assert_eq!(physical, PhysAddr(0x9000_0000 - (page as u64 + 1) * 0x1_0000));
+    }
+}
+
+#[test]
+fn ranges_that_are_none_are_refused() {
+    type Range = PageRange<Granule4K>;
+    assert_eq!(Range::new(BASE + 1, 4096), Err(Error::Unaligned(BASE.0 + 1)));
+    assert_eq!(Range::new(BASE, 4095), Err(Error::Unaligned(4095)));
+    assert_eq!(Range::new(BASE, 0), Err(Error::Empty(BASE)));
+    let top = VirtAddr(0xffff_ffff_ffff_f000);
+    assert_eq!(Range::new(top, 8192), Err(Error::Wraps { start: top, size: 8192 }));
+    assert_eq!(Range::from_pages(BASE, usize::MAX), Err(Error::Wraps { start: BASE, size: u64::MAX }));
+    for (start, size) in [(0x0001_0000_0000_0000, 4096), (0xfffe_ffff_ffff_f000, 8192), (0x0f00_0000_0000_0000, 4096)] {
+        let start = VirtAddr(start);
+        assert_eq!(Range::new(start, size), Err(Error::NotCanonical { start, size }));
+    }
+    assert_eq!(PageRange::<Granule64K>::new(BASE + 4096, 65536), Err(Error::Unaligned(BASE.0 + 4096)));
+    assert_eq!(Range::new(top, 4096).unwrap().end(), VirtAddr(0));
+}
