@@ -10,6 +10,8 @@
 mod harness;
 #[cfg(target_os = "none")]
 mod misbehaving;
+#[cfg(target_os = "none")]
+mod trap;
 
 granule_boot::entry!(crate::harness::run);
 
