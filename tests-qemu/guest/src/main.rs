@@ -14,19 +14,3 @@ mod misbehaving;
 mod trap;
 
 granule_boot::entry!(crate::harness::run);
-
-// Until the kernel's heap is here.
-#[cfg(target_os = "none")]
-mod no_heap {
-    use core::alloc::{GlobalAlloc, Layout};
-    struct NoHeap;
-    // SAFETY: never hands out memory.
-    unsafe impl GlobalAlloc for NoHeap {
-        unsafe fn alloc(&self, _: Layout) -> *mut u8 {
-            core::ptr::null_mut()
-        }
-        unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
-    }
-    #[global_allocator]
-    static NO_HEAP: NoHeap = NoHeap;
-}
