@@ -1,7 +1,8 @@
 //! Arm PrimeCell UART (PL011, DDI 0183): the console of QEMU's virt machine and of most Arm boards.
 //!
 //! The port is used as the firmware left it: line format and baud rate depend on a clock that the kernel does not
-//! know, and the firmware has printed with them. Only the interrupts and the FIFO are set.
+//! know, and the firmware has printed with them. Where no firmware has run, as under QEMU's `-kernel`, the port is off,
+//! and is turned on with eight bits, a FIFO, and whatever divisor it has.
 
 use core::ptr::NonNull;
 
@@ -11,6 +12,13 @@ use granule_arch::wait;
 use safe_mmio::UniqueMmioPointer;
 
 use super::console::Console;
+
+/// UARTLCR_H, at this offset, and in it eight bits and the FIFO.
+const LINE_CONTROL: usize = 0x2c;
+const LINE_CONTROL_8_BITS_FIFO: u32 = 3 << 5 | 1 << 4;
+/// UARTCR, at this offset, and in it the port itself, its transmitter and its receiver.
+const CONTROL: usize = 0x30;
+const CONTROL_ENABLE: u32 = 1 | 1 << 8 | 1 << 9;
 
 /// A PL011 whose registers are mapped.
 pub struct Pl011 {
@@ -23,12 +31,22 @@ unsafe impl Sync for Pl011 {}
 unsafe impl Send for Pl011 {}
 
 impl Pl011 {
-    /// The PL011 at `registers`; `None` for address zero. Nothing is written to it.
+    /// The PL011 at `registers`, turned on if it is not; `None` for address zero.
     ///
     /// # Safety
     /// A PL011's register page is mapped there as device memory for as long as the kernel runs.
     pub unsafe fn new(registers: VirtAddr) -> Option<Self> {
-        NonNull::new(registers.as_ptr()).map(|registers| Self { registers })
+        let port = Self { registers: NonNull::new(registers.as_ptr())? };
+        let register = |offset: usize| (registers + offset as u64).as_ptr::<u32>();
+        // SAFETY: registers of the page that the caller has mapped. The crate cannot turn a port on without setting
+        // its divisor from a clock rate.
+        unsafe {
+            if register(CONTROL).read_volatile() & CONTROL_ENABLE != CONTROL_ENABLE {
+                register(LINE_CONTROL).write_volatile(LINE_CONTROL_8_BITS_FIFO);
+                register(CONTROL).write_volatile(CONTROL_ENABLE);
+            }
+        }
+        Some(port)
     }
 
     fn uart(&self) -> Uart<'_> {
