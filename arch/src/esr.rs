@@ -1,4 +1,5 @@
-//! The exception syndrome (ESR_EL1, Arm ARM D24.2.41) in words: what happened, at which level of the walk, by which kind of access.
+//! The exception syndrome (ESR_EL1, Arm ARM D24.2.41) in words: what happened, at which level of the walk, by which
+//! kind of access.
 //!
 //! The class field is `aarch64-cpu`'s; the fields of an abort's syndrome, which it does not have, are defined here.
 //! Nothing is guessed: a code without a name here is printed as its number.
@@ -149,7 +150,8 @@ impl Syndrome {
     }
 }
 
-/// Takes a fault status code apart (DFSC and IFSC share their codes): the status, and the level for those that have one.
+/// Takes a fault status code apart (DFSC and IFSC share their codes): the status, and the level for those that have
+/// one.
 pub(crate) const fn fault_status(code: u8) -> (FaultStatus, Option<i8>) {
     let level = Some((code & 0b11) as i8);
     match code {

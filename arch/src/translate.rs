@@ -13,8 +13,8 @@ use crate::esr::FaultStatus;
 pub fn read_at_el1(address: VirtAddr) -> Result<PhysAddr, FaultStatus> {
     const FAULTED: u64 = 1 << 0;
     let par: u64;
-    // SAFETY: AT touches no memory but the tables and no register but PAR_EL1, which is put back. The ISB orders the read
-    // of PAR_EL1 after the translation.
+    // SAFETY: AT touches no memory but the tables and no register but PAR_EL1, which is put back. The ISB orders the
+    // read of PAR_EL1 after the translation.
     unsafe {
         core::arch::asm!(
             "mrs {saved}, par_el1",

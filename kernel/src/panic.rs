@@ -1,7 +1,8 @@
 //! The end of the kernel: one CPU prints one report, and the machine is switched off with a failing status.
 //!
-//! Rust's panics and the exceptions that have no answer both end in [`die`]. It takes no lock, allocates nothing and waits for nothing without a limit,
-//! because it may be called from anywhere: from an interrupt, on an overflow stack, while the console's lock is held.
+//! Rust's panics and the exceptions that have no answer both end in [`die`]. It takes no lock, allocates nothing and
+//! waits for nothing without a limit, because it may be called from anywhere: from an interrupt, on an overflow stack,
+//! while the console's lock is held.
 
 #[cfg(target_os = "none")]
 pub(crate) use target::die;
@@ -37,10 +38,11 @@ mod target {
         })
     }
 
-    /// Stops all other CPUs, prints "kernel panic on CPU n: `headline`" and the details, and switches the machine off as failed.
+    /// Stops all other CPUs, prints "kernel panic on CPU n: `headline`" and the details, and switches the machine off
+    /// as failed.
     ///
-    /// The first CPU that comes here reports. Another that fails meanwhile stops without a word: its error may well be a consequence, and two reports
-    /// mixed would both be lost.
+    /// The first CPU that comes here reports. Another that fails meanwhile stops without a word: its error may well be
+    /// a consequence, and two reports mixed would both be lost.
     pub(crate) fn die(headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
         let _ = interrupts::mask();
         let cpu = this_cpu();

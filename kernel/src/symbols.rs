@@ -1,12 +1,12 @@
 //! The names of the kernel's own functions, for backtraces and reports.
 //!
-//! The build links the kernel with an empty table in the section `.granule.symbols`, reads the linked file's symbols, and writes
-//! them into the table: so a report names functions without any file at hand. The kernel trusts nothing in it: a table
-//! that was never filled, or that memory corruption has reached, costs a name, not a second fault.
+//! The build links the kernel with an empty table in the section `.granule.symbols`, reads the linked file's symbols,
+//! and writes them into the table: so a report names functions without any file at hand. The kernel trusts nothing in
+//! it: a table that was never filled, or that memory corruption has reached, costs a name, not a second fault.
 //!
 //! ```text
 //! "GSYM"  u32 version = 1  u32 count  u32 names_size
-//! count × { u32 offset of the function from __image_start, u32 offset of its name in the names }   sorted by the first
+//! count × { u32 offset of the function from __image_start, u32 offset of its name in the names }   ascending
 //! names: demangled, UTF-8, each ended by a zero byte
 //! ```
 //! All numbers are little-endian.
@@ -49,8 +49,8 @@ pub fn resolve(address: VirtAddr) -> Option<Symbol> {
 /// The table as the build left it.
 fn filled() -> &'static [u8] {
     let mut start = RESERVED.as_ptr();
-    // The compiler knows the contents of `RESERVED` and would fold every lookup into "no table here": but the file
-    // is changed after the compiler has seen it. An assembly block that might have moved the pointer ends that knowledge.
+    // The compiler knows the contents of `RESERVED` and would fold every lookup into "no table here": but the file is
+    // changed after the compiler has seen it. An assembly block that might have moved the pointer ends that knowledge.
     // SAFETY: no instruction at all, so the pointer is unchanged.
     unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(nostack, preserves_flags)) };
     // SAFETY: `start` points to `RESERVED_SIZE` bytes that live for ever and are never written while the kernel runs.
@@ -106,7 +106,8 @@ mod image {
 
 use image::{image_offset, image_start, text};
 
-/// An address as reports print it: number, then function and offset, or the offset into the image where there is no name.
+/// An address as reports print it: number, then function and offset, or the offset into the image where there is no
+/// name.
 #[derive(Clone, Copy)]
 pub struct Named(pub VirtAddr);
 

@@ -1,8 +1,8 @@
 //! The chain of calls, read from the frame records on the stack (AAPCS64 6.4.6).
 //!
-//! The chain may be corrupt: it is read when something has already gone wrong. So a record is believed only where it lies on a stack of
-//! this CPU, above the one before it, and every read is one that may fault. The chain goes from one stack to another at most once, never
-//! back: so the walk ends whatever it reads.
+//! The chain may be corrupt: it is read when something has already gone wrong. So a record is believed only where it
+//! lies on a stack of this CPU, above the one before it, and every read is one that may fault. The chain goes from one
+//! stack to another at most once, never back: so the walk ends whatever it reads.
 
 use core::fmt;
 use core::ops::Range;
@@ -57,8 +57,8 @@ pub(super) enum End {
 
 /// Walks the chain that starts with the record at `fp`, and tells `visit` each step.
 ///
-/// `stacks` are the stacks that the chain may go over, in that order; `exception_return` is the return address that a trap frame's
-/// record follows; `read` reads a word of memory, or says that it cannot.
+/// `stacks` are the stacks that the chain may go over, in that order; `exception_return` is the return address that a
+/// trap frame's record follows; `read` reads a word of memory, or says that it cannot.
 pub(super) fn walk(
     fp: u64,
     stacks: &[Range<u64>],

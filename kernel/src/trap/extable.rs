@@ -1,8 +1,9 @@
 //! The exception table: instructions that may fault, and where to go on when they do.
 //!
-//! An entry is two 32-bit offsets, each relative to its own place, so that the table needs no relocation and lies in read-only memory.
-//! **The rule of a fixup**: when the handler resumes there, x16 holds ESR_EL1 and x17 holds FAR_EL1; every other register is as the
-//! faulting instruction left it. ESR_EL1 is never 0, so 0 in x16 can mean that nothing happened.
+//! An entry is two 32-bit offsets, each relative to its own place, so that the table needs no relocation and lies in
+//! read-only memory. **The rule of a fixup**: when the handler resumes there, x16 holds ESR_EL1 and x17 holds FAR_EL1;
+//! every other register is as the faulting instruction left it. ESR_EL1 is never 0, so 0 in x16 can mean that nothing
+//! happened.
 //!
 //! The table has a handful of entries, one for each probing instruction, so it is scanned as the linker left it.
 

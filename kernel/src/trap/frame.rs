@@ -9,8 +9,8 @@ use tock_registers::LocalRegisterCopy;
 
 use crate::symbols::Named;
 
-/// The state that an exception interrupted. It lies on the stack that the handler runs on, and returning from the exception
-/// loads `x`, `elr` and `spsr` from it again.
+/// The state that an exception interrupted. It lies on the stack that the handler runs on, and returning from the
+/// exception loads `x`, `elr` and `spsr` from it again.
 ///
 /// `vectors` writes it, and the order of its fields is known there through `offset_of!`.
 #[repr(C)]

@@ -32,21 +32,24 @@ pub use probe::Fault;
 
 /// Bytes of every stack that the kernel runs on.
 pub const STACK_SIZE: u64 = 16 << 10;
-/// A stack starts at a multiple of this, and the page below it is not mapped: so one bit of SP says that it has overflowed.
+/// A stack starts at a multiple of this, and the page below it is not mapped: so one bit of SP says that it has
+/// overflowed.
 pub const STACK_ALIGN: u64 = 2 * STACK_SIZE;
 /// Bytes of the stack on which an overflow is reported. It may lie anywhere.
 pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
 
 /// Whether a fault with this syndrome at this address is gone now, so that the instruction need only be run again.
 ///
-/// Without FEAT_ETS2 a CPU may take a translation fault on an address that another CPU has made valid, even after it has seen the
-/// store that says so: only an ISB here would have prevented it, and plain accesses have none. The translation is asked
-/// for anew (AT S1E1R): any answer but a translation fault means that the walk that faulted is out of date. A
-/// read is asked for also where the access was a write or a fetch: if *that* is what is not permitted, the retry says so.
+/// Without FEAT_ETS2 a CPU may take a translation fault on an address that another CPU has made valid, even after it
+/// has seen the store that says so: only an ISB here would have prevented it, and plain accesses have none. The
+/// translation is asked for anew (AT S1E1R): any answer but a translation fault means that the walk that faulted is out
+/// of date. A read is asked for also where the access was a write or a fetch: if *that* is what is not permitted, the
+/// retry says so.
 ///
-/// The retry is not counted against a limit. It faults spuriously again only if yet another CPU has made the address invalid and valid once
-/// more in between, since an invalid entry is never cached and the exception entry was a context synchronisation. Accesses with EL0's rights (LDTR) are
-/// translated otherwise, and would need AT S1E0R here; the kernel has none.
+/// The retry is not counted against a limit. It faults spuriously again only if yet another CPU has made the address
+/// invalid and valid once more in between, since an invalid entry is never cached and the exception entry was a context
+/// synchronisation. Accesses with EL0's rights (LDTR) are translated otherwise, and would need AT S1E0R here; the
+/// kernel has none.
 pub fn is_spurious(syndrome: Syndrome, address: VirtAddr) -> bool {
     syndrome.abort().is_some_and(|abort| {
         abort.status == FaultStatus::Translation
@@ -93,8 +96,9 @@ mod target {
             cpu.overflow_stack_top.store(top, Ordering::Relaxed);
             cpu.stack_top.store(stack_around(SP.get()).end, Ordering::Relaxed);
         }
-        // SAFETY: these are vectors, and the state that they need is complete: TPIDR_EL1 points to `cpu`, and SP is on a stack of the
-        // kind that they expect. The ISB has them in place before an SError that is pending already can be taken.
+        // SAFETY: these are vectors, and the state that they need is complete: TPIDR_EL1 points to `cpu`, and SP is on
+        // a stack of the kind that they expect. The ISB has them in place before an SError that is pending already can
+        // be taken.
         unsafe {
             core::arch::asm!(
                 "msr vbar_el1, {}", "isb", "msr daifclr, #4",

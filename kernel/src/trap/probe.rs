@@ -1,7 +1,8 @@
 //! Access that may fault: reads, writes or executes at any address, and gives a fault back as a value.
 //!
-//! Each access is one instruction with an entry in the exception table. The fault comes back in registers, not in memory, so that every CPU may
-//! probe at the same time, interrupts included. A spurious translation fault is retried before it gets here: an `Err` is what the tables say.
+//! Each access is one instruction with an entry in the exception table. The fault comes back in registers, not in
+//! memory, so that every CPU may probe at the same time, interrupts included. A spurious translation fault is retried
+//! before it gets here: an `Err` is what the tables say.
 
 use core::fmt;
 
@@ -61,8 +62,8 @@ pub trait Width: Copy + sealed::Sealed {
 
 /// Reads a `T` at `address` by a single load.
 ///
-/// Any address is allowed: what nothing answers at comes back as an error. A read of a device's register has whatever effect that
-/// register gives it.
+/// Any address is allowed: what nothing answers at comes back as an error. A read of a device's register has whatever
+/// effect that register gives it.
 ///
 /// # Errors
 /// The fault that the load took.
@@ -88,8 +89,8 @@ pub unsafe fn write<T: Width>(address: VirtAddr, value: T) -> Result<(), Fault> 
 /// Where the address can be executed, whatever lies there must be code that may be run now.
 ///
 /// # Errors
-/// The exception that the *first* instruction took, be it the fetch or the instruction itself. An exception further on is not
-/// the probe's any more: it is reported like any other of the kernel.
+/// The exception that the *first* instruction took, be it the fetch or the instruction itself. An exception further on
+/// is not the probe's any more: it is reported like any other of the kernel.
 pub unsafe fn execute(address: VirtAddr) -> Result<(), Fault> {
     // SAFETY: the caller's promise is the same.
     unsafe { machine::call(address) }
@@ -145,7 +146,8 @@ mod machine {
                 #[inline(never)]
                 unsafe fn store(address: VirtAddr, value: Self) -> Result<(), Fault> {
                     let (esr, far): (u64, u64);
-                    // SAFETY: the caller may change what lies there, and where the store faults the exception table ends it.
+                    // SAFETY: the caller may change what lies there, and where the store faults the exception table
+                    // ends it.
                     unsafe {
                         asm!(
                             concat!("1: ", $store),
@@ -177,8 +179,8 @@ mod machine {
     #[inline(never)]
     pub(super) unsafe fn call(address: VirtAddr) -> Result<(), Fault> {
         let (esr, far): (u64, u64);
-        // SAFETY: the caller says that the code may run; it keeps the procedure call standard, and every register that the standard
-        // lets it change is declared. The ISB makes this CPU fetch under the tables as they are now.
+        // SAFETY: the caller says that the code may run; it keeps the procedure call standard, and every register that
+        // the standard lets it change is declared. The ISB makes this CPU fetch under the tables as they are now.
         unsafe {
             asm!(
                 "isb",
@@ -199,9 +201,9 @@ mod machine {
 
     /// Where to go on if `frame` is the exception of a probe's call on the very instruction that it called.
     ///
-    /// The exception is not at the BLR but at its target. It is the probe's exactly if the CPU is at the address in x17 and
-    /// x30 points after an instruction of the exception table: the only one of them that sets x30 is that BLR, and had the
-    /// called code run on, the CPU would be elsewhere.
+    /// The exception is not at the BLR but at its target. It is the probe's exactly if the CPU is at the address in x17
+    /// and x30 points after an instruction of the exception table: the only one of them that sets x30 is that BLR, and
+    /// had the called code run on, the CPU would be elsewhere.
     pub(in super::super) fn refused_call(frame: &TrapFrame) -> Option<u64> {
         if frame.elr != frame.x[17] {
             return None;
