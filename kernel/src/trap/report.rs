@@ -41,7 +41,7 @@ pub(crate) fn backtrace_here() -> Backtrace {
             "mov {0}, x29", "mov {1}, sp",
             out(reg) fp, out(reg) sp, options(nomem, nostack, preserves_flags)
         );
-    };
+    }
     Backtrace::new(fp, sp, this_cpu())
 }
 

@@ -65,6 +65,7 @@ global_asm!(
     .pushsection .text.vectors, "ax", %progbits
     .balign 2048
     .global exception_vectors
+    .type   exception_vectors, %function
 exception_vectors:
     .irp    number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     exception_vector \number
@@ -72,6 +73,7 @@ exception_vectors:
 
     // x0: SP as it was; x1: the vector's number. The stack has a frame with x0 and x1 in it.
     .balign 128
+    .type   exception_entry, %function
 exception_entry:
     stp     x2, x3, [sp, #{X} + 16]
     stp     x4, x5, [sp, #{X} + 32]
@@ -122,6 +124,7 @@ exception_return:
     add     sp, sp, #{FRAME_SIZE}
     eret
 
+    .type   exception_stop, %function
 exception_stop:
     wfi
     b       exception_stop
