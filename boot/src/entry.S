@@ -445,15 +445,12 @@ parked_vectors:
 
     .section .idmap.text, "ax"
 enable_mmu:
-    // Nothing of a previous stage may be hit by what is fetched or translated next.
-    ic      iallu
-    tlbi    vmalle1
+    tlbi    vmalle1                         // what a previous stage translated must not be hit
     dsb     nsh
     isb
     msr     sctlr_el1, x26
     isb
-    // Instructions fetched with the caches off may have been fetched into them as they were in memory before.
-    ic      iallu
+    ic      iallu                           // nor what it, or speculation past the caches, fetched
     dsb     nsh
     isb
     br      x28

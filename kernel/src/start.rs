@@ -2,7 +2,7 @@
 
 /// What the entry code found and made, all of it in physical addresses.
 ///
-/// `boot/src/entry.S` fills it with the MMU off, so its layout is fixed.
+/// `boot/src/entry.S` fills it on the boot stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct BootInfo {
