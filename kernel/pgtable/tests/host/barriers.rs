@@ -234,6 +234,20 @@ fn the_end_of_an_inner_section_pays_for_those_around_it() {
 }
 
 #[test]
+fn a_flush_that_is_left_to_the_caller_leaves_the_barriers_owed() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let whole = range(BASE, 8 * KIB);
+    map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
+    update(&machine, range(BASE, 4 * KIB), Change::INVALID);
+    let change =
+        |change| section(&machine, |lazy| machine.page_tables().update(lazy, whole, change).unwrap().left_to_caller());
+    // The first page stays invalid, the second was written and is valid.
+    assert_eq!(count(&change(Change::READ_ONLY)), Counts { dsb: 1, isb: 1, ..NOTHING });
+    // Nothing is valid afterwards: the barriers come with the invalidation, whenever that is.
+    assert_eq!(count(&change(Change::INVALID)), NOTHING);
+}
+
+#[test]
 fn the_checker_misses_nothing_that_is_taken_away() {
     let (machine, whole) = three_tables();
     let far = range(BASE + 8 * GIB, 8 * KIB);

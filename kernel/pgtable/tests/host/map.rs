@@ -171,6 +171,31 @@ fn frames_are_asked_for_in_order_and_once() {
     }
 }
 
+/// Owners of neighbouring ranges need the same tables at the same time, and take no lock: one links, the other uses it.
+#[test]
+fn neighbours_may_map_at_the_same_time() {
+    const OWNERS: u64 = 4;
+    for round in 0..50 {
+        let machine = HostMachine::<Granule4K>::new(16);
+        let start = std::sync::Barrier::new(OWNERS as usize);
+        let page = |owner: u64| range(BASE + owner * 4 * KIB, 4 * KIB);
+        std::thread::scope(|scope| {
+            for owner in 0..OWNERS {
+                let (machine, start) = (&machine, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    map(machine, page(owner), owner * 4 * KIB, DATA, LARGEST).unwrap();
+                });
+            }
+        });
+        for owner in 0..OWNERS {
+            let found = machine.page_tables().translate(page(owner).start()).unwrap();
+            assert_eq!(found.physical, PhysAddr(owner * 4 * KIB), "round {round}");
+        }
+        assert_eq!(machine.free_frames(), 16 - 3, "a table that lost was not given back");
+    }
+}
+
 #[test]
 fn ranges_that_are_none_are_refused() {
     type Range = PageRange<Granule4K>;
