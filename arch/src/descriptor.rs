@@ -62,38 +62,46 @@ mod stage1 {
 }
 pub use stage1::STAGE1;
 
-/// Masks of single bits, for set-and-clear changes in bulk.
+/// The fields as masks, for set-and-clear changes in bulk.
 pub mod bits {
+    use tock_registers::fields::Field;
+
+    use super::STAGE1;
+
+    const fn mask(field: Field<u64, STAGE1::Register>) -> u64 {
+        field.mask << field.shift
+    }
+
     /// The walk goes on or ends in a translation.
-    pub const VALID: u64 = 1 << 0;
+    pub const VALID: u64 = mask(STAGE1::VALID);
     /// With [`VALID`]: a table, or a page at the last level.
-    pub const TABLE: u64 = 1 << 1;
-    /// AP[1].
-    pub const USER: u64 = 1 << 6;
-    /// AP[2].
-    pub const RDONLY: u64 = 1 << 7;
+    pub const TABLE: u64 = mask(STAGE1::TABLE);
+    /// AP\[1\].
+    pub const USER: u64 = mask(STAGE1::USER);
+    /// AP\[2\].
+    pub const RDONLY: u64 = mask(STAGE1::RDONLY);
     /// Access flag.
-    pub const AF: u64 = 1 << 10;
+    pub const AF: u64 = mask(STAGE1::AF);
     /// Not global.
-    pub const NG: u64 = 1 << 11;
+    pub const NG: u64 = mask(STAGE1::NG);
     /// Present although VALID = 0: all other fields still describe the mapping.
     pub const PRESENT_INVALID: u64 = NG;
     /// Guarded page.
-    pub const GP: u64 = 1 << 50;
+    pub const GP: u64 = mask(STAGE1::GP);
     /// DBM.
-    pub const WRITE: u64 = 1 << 51;
+    pub const WRITE: u64 = mask(STAGE1::WRITE);
     /// Contiguous.
-    pub const CONTIGUOUS: u64 = 1 << 52;
+    pub const CONTIGUOUS: u64 = mask(STAGE1::CONTIGUOUS);
     /// No execution at EL1.
-    pub const PXN: u64 = 1 << 53;
+    pub const PXN: u64 = mask(STAGE1::PXN);
     /// No execution at EL0.
-    pub const UXN: u64 = 1 << 54;
+    pub const UXN: u64 = mask(STAGE1::UXN);
     /// PXNTable.
-    pub const PXNTABLE: u64 = 1 << 59;
+    pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);
     /// UXNTable.
-    pub const UXNTABLE: u64 = 1 << 60;
-    /// Bits 47:12, the output address of a page or table with the 4 KiB granule.
-    pub const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+    pub const UXNTABLE: u64 = mask(STAGE1::UXNTABLE);
+    /// Bits 47:12, the output address of a page or table with the 4 KiB granule; larger granules have its low bits zero.
+    pub const ADDRESS: u64 = mask(STAGE1::ADDRESS);
 }
 
 /// The memory types that the kernel programs into MAIR_EL1, by index (Arm ARM D24.2.122).
@@ -228,22 +236,25 @@ impl fmt::Debug for Descriptor {
 pub struct Attributes(u64);
 
 impl Attributes {
-    const KERNEL: u64 =
-        bits::VALID | bits::AF | bits::UXN | 0b11 << 8 /* SH: inner shareable */;
+    const KERNEL: u64 = bits::VALID | bits::AF | bits::UXN | STAGE1::SH::InnerShareable.value;
+
+    const fn index(memory: MemoryType) -> u64 {
+        (memory as u64) << STAGE1::ATTR_INDEX.shift
+    }
 
     /// Kernel data: readable and writable, never executable. Created young and dirty.
     pub const fn kernel_data(memory: MemoryType) -> Self {
-        Self(Self::KERNEL | bits::WRITE | bits::PXN | (memory as u64) << 2)
+        Self(Self::KERNEL | bits::WRITE | bits::PXN | Self::index(memory))
     }
 
     /// Kernel constants: readable only.
     pub const fn kernel_rodata(memory: MemoryType) -> Self {
-        Self(Self::KERNEL | bits::RDONLY | bits::PXN | (memory as u64) << 2)
+        Self(Self::KERNEL | bits::RDONLY | bits::PXN | Self::index(memory))
     }
 
     /// Kernel text: readable and executable.
     pub const fn kernel_text(memory: MemoryType) -> Self {
-        Self(Self::KERNEL | bits::RDONLY | (memory as u64) << 2)
+        Self(Self::KERNEL | bits::RDONLY | Self::index(memory))
     }
 
     /// Device registers: nGnRE, readable and writable, never executable.
@@ -259,5 +270,64 @@ impl Attributes {
     /// Whether EL1 may execute through it.
     pub const fn is_executable(self) -> bool {
         self.0 & bits::PXN == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Attributes, Descriptor, Kind, MemoryType, bits};
+    use crate::addr::PhysAddr;
+
+    /// Written down a second time, from the tables of the Arm ARM (D8.3.1, D8.3.2) rather than from the declaration above.
+    #[test]
+    fn fields_are_where_the_architecture_has_them() {
+        let expected = [
+            (bits::VALID, 0),
+            (bits::TABLE, 1),
+            (bits::USER, 6),
+            (bits::RDONLY, 7),
+            (bits::AF, 10),
+            (bits::NG, 11),
+            (bits::GP, 50),
+            (bits::WRITE, 51),
+            (bits::CONTIGUOUS, 52),
+            (bits::PXN, 53),
+            (bits::UXN, 54),
+            (bits::PXNTABLE, 59),
+            (bits::UXNTABLE, 60),
+        ];
+        for (mask, position) in expected {
+            assert_eq!(mask, 1 << position);
+        }
+        assert_eq!(bits::ADDRESS, 0x0000_ffff_ffff_f000);
+        // A word as a boot loader's author would write it: Normal at index 3, inner shareable, young, DBM, PXN, UXN.
+        let page = Descriptor::page(PhysAddr(0x4020_0000), Attributes::kernel_data(MemoryType::NormalTagged));
+        assert_eq!(page.0, 0x0068_0000_4020_070f);
+        assert_eq!(Descriptor::kernel_table(PhysAddr(0x4020_1000), true).0, 0x1800_0000_4020_1003);
+    }
+
+    #[test]
+    fn attributes_are_never_writable_and_executable() {
+        let memory = MemoryType::Normal;
+        for attributes in [
+            Attributes::kernel_data(memory),
+            Attributes::kernel_rodata(memory),
+            Attributes::kernel_text(memory),
+            Attributes::device(),
+        ] {
+            let leaf = Descriptor::page(PhysAddr(0), attributes);
+            assert!(leaf.is_valid() && !(leaf.is_writable() && leaf.is_executable()), "{attributes:?}");
+            assert!(leaf.0 & bits::UXN != 0, "EL0 would execute the kernel's {attributes:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_is_what_its_level_makes_of_it() {
+        let kinds = |value| [false, true].map(|last_level| Descriptor(value).kind(last_level));
+        assert_eq!(kinds(0b00), [Kind::None, Kind::None]);
+        assert_eq!(kinds(0b10), [Kind::None, Kind::None]);
+        assert_eq!(kinds(0b01), [Kind::Leaf, Kind::None], "0b01 is reserved at the last level");
+        assert_eq!(kinds(0b11), [Kind::Table, Kind::Leaf]);
+        assert_eq!(kinds(bits::PRESENT_INVALID), [Kind::Leaf, Kind::Leaf]);
     }
 }

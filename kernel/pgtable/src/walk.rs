@@ -175,7 +175,7 @@ pub struct Step {
     pub kind: Kind,
 }
 
-/// "level 3  0x40324000[1]  0x00f8000048001f0f  page 0x48001000, …": where the entry is, its value, and what it says.
+/// `level 3  0x40324000[1]  0x00f8000048001f0f  page 0x48001000, …`: where the entry is, its value, and what it says.
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { level, table, index, descriptor, .. } = self;
