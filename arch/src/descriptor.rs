@@ -96,6 +96,10 @@ pub mod bits {
     pub const PXN: u64 = mask(STAGE1::PXN);
     /// No execution at EL0.
     pub const UXN: u64 = mask(STAGE1::UXN);
+    /// What the hardware leaves to software in a leaf: bits 58 to 55 and 63.
+    pub const SOFTWARE: u64 = 1 << 63 | 0b1111 << 55;
+    /// Software: the page belongs to a vmalloc area, whose owner may change its permissions (Linux's flag of that name).
+    pub const VM_ALLOC: u64 = 1 << 56;
     /// PXNTable.
     pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);
     /// UXNTable.
@@ -260,6 +264,12 @@ impl Attributes {
     /// Device registers: nGnRE, readable and writable, never executable.
     pub const fn device() -> Self {
         Self::kernel_data(MemoryType::DeviceNGnRE)
+    }
+
+    /// The same, marked as pages of a vmalloc area: their owner may change permissions.
+    #[must_use]
+    pub const fn vm_alloc(self) -> Self {
+        Self(self.0 | bits::VM_ALLOC)
     }
 
     /// The bits that the leaf carries, VALID among them, without address and type.

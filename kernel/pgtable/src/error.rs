@@ -39,6 +39,9 @@ pub enum Error {
     /// A page of the range is not mapped: the first such hole.
     #[error("nothing is mapped at {0}")]
     NotMapped(VirtAddr),
+    /// A page whose leaf lacks the mark that the change was limited to ([`crate::Change::only_where`]).
+    #[error("the page at {0} is not one that may be changed")]
+    NotMarked(VirtAddr),
     /// A block or contiguous group that is partly inside the range.
     #[error("a leaf of {size:#x} bytes at {leaf} is only partly in the range")]
     Straddles {

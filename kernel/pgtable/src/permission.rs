@@ -17,6 +17,8 @@ const LIVE_SAFE: u64 = bits::VALID | bits::PRESENT_INVALID | bits::RDONLY | bits
 pub struct Change {
     set: u64,
     clear: u64,
+    /// Software bits that a leaf must have so that it may be changed at all.
+    marked: u64,
 }
 
 impl Change {
@@ -42,7 +44,21 @@ impl Change {
         // Clearing both and setting neither would make any leaf writable and executable.
         let both = bits::RDONLY | bits::PXN;
         assert!(clear & both != both || set & both != 0);
-        Self { set, clear }
+        Self { set, clear, marked: 0 }
+    }
+
+    /// The same change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is not
+    /// its own without a look at anything but the leaves.
+    #[must_use]
+    pub const fn only_where(self, marks: u64) -> Self {
+        assert!(marks & !bits::SOFTWARE == 0);
+        Self { marked: marks, ..self }
+    }
+
+    /// The software bits that each leaf must have: see [`Self::only_where`].
+    #[inline(always)]
+    pub const fn marks(self) -> u64 {
+        self.marked
     }
 
     /// Bits set in each leaf, after `clear_mask` was cleared.

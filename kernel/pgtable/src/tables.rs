@@ -107,7 +107,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// that was valid changed.
     ///
     /// # Errors
-    /// [`Error::NotMapped`] (the first hole), [`Error::Straddles`], [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`]. Nothing was
+    /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`], [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`]. Nothing was
     /// changed.
     #[inline]
     pub fn update(

@@ -46,7 +46,7 @@ impl<M: Mmu> Visitor<M> for Check<M::Geometry> {
         let cells = &run.cells()[..leaves];
         // The common case in one sweep: all are valid leaves that have what they must. Anything else is looked at one by one.
         let leaf = if run.level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
-        let must = leaf | self.change.required();
+        let must = leaf | self.change.required() | self.change.marks();
         if mmu.common_bits(cells) & must != must {
             self.each(mmu, run, leaves)?;
         }
@@ -71,6 +71,9 @@ impl<G: Geometry> Check<G> {
             let address = run.address(index).max(run.from);
             if old.kind(run.level == LAST_LEVEL) != Kind::Leaf {
                 return Err(Error::NotMapped(address));
+            }
+            if old.0 & self.change.marks() != self.change.marks() {
+                return Err(Error::NotMarked(address));
             }
             // Present-invalid leaves count too: making them valid later is not checked again.
             if old.0 & required != required {
