@@ -89,6 +89,11 @@ impl MemoryMap {
         &self.free
     }
 
+    /// Leaves nothing to take: all that was free belongs to the frame allocator now.
+    pub(super) fn exhaust(&mut self) {
+        self.free.clear();
+    }
+
     /// Takes `pages` contiguous frames at a multiple of `align` bytes, a power of two of at least a page. Their
     /// contents are whatever the previous stage left.
     ///
@@ -96,13 +101,23 @@ impl MemoryMap {
     /// [`OutOfMemory`]: no free range holds such a run, or cutting it out would need one range more than
     /// [`MAX_RANGES`]. Nothing was taken.
     pub fn take(&mut self, pages: usize, align: u64) -> Result<PhysAddr, OutOfMemory> {
+        let anywhere = PhysRange::from_size(PhysAddr(0), LINEAR_SIZE).ok_or(OutOfMemory)?;
+        self.take_within(anywhere, pages, align)
+    }
+
+    /// [`Self::take`], of what lies in `within`: for a boot that has mapped no more than that yet.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_within(&mut self, within: PhysRange, pages: usize, align: u64) -> Result<PhysAddr, OutOfMemory> {
         debug_assert!(align.is_power_of_two() && align >= PAGE_SIZE as u64);
         let size = (pages as u64).checked_mul(PAGE_SIZE as u64).filter(|size| *size > 0).ok_or(OutOfMemory)?;
         // The smallest range that fits, so that the largest stays whole for page blocks.
         let start = self
             .free
             .iter()
-            .filter_map(|range| Some((range.size(), place(*range, size, align)?)))
+            .filter_map(|range| PhysRange::new(range.start().max(within.start()), range.end().min(within.end())))
+            .filter_map(|range| Some((range.size(), place(range, size, align)?)))
             .min_by_key(|(range_size, _)| *range_size)
             .map(|(_, start)| start)
             .ok_or(OutOfMemory)?;

@@ -11,6 +11,7 @@
 //!
 //! Everything here may be called from interrupt handlers. Running out of memory is a value, [`OutOfMemory`].
 
+mod list;
 mod magazine;
 mod record;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::interrupts;
 use granule_arch::memory::zero_page;
+pub use list::FrameList;
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
 
@@ -57,7 +59,7 @@ pub struct FrameAllocator {
     records: FrameRecords,
     linear: LinearMap,
     /// By CPU number. Here and not in [`Cpu`], because a free frame belongs to its allocator: host tests have many of those.
-    magazines: [Magazine; MAX_CPUS],
+    magazines: &'static [Magazine; MAX_CPUS],
     refused: AtomicU64,
 }
 
@@ -83,7 +85,7 @@ pub struct FrameStats {
 impl FrameAllocator {
     /// Bytes that [`Self::new`] needs at its `storage` for the memory of `map`; a multiple of [`PAGE_SIZE`].
     pub fn required_bytes(map: &MemoryMap) -> usize {
-        PageBlocks::required_bytes(map)
+        PageBlocks::required_bytes(map) + size_of::<[Magazine; MAX_CPUS]>().next_multiple_of(PAGE_SIZE)
     }
 
     /// The parts of the array of records that must be mapped for the memory of `map`, as the first frame number and the number of
@@ -96,13 +98,29 @@ impl FrameAllocator {
     /// this runs on.
     ///
     /// # Safety
-    /// - The [`Self::required_bytes`] at `storage`, 16-byte aligned, are mapped, writable and nobody else's, for ever.
+    /// - The [`Self::required_bytes`] at `storage`, page aligned, are mapped, writable and nobody else's, for ever.
     /// - So are the records of each of the [`Self::required_records`]. Neither need be zero.
     /// - `linear` shows all memory of `map`, writable, and nobody else uses what is free in it.
-    pub unsafe fn new(cpu: &Cpu, map: MemoryMap, storage: VirtAddr, records: FrameRecords, linear: LinearMap) -> Self {
+    pub unsafe fn new(
+        cpu: &Cpu,
+        map: &mut MemoryMap,
+        storage: VirtAddr,
+        records: FrameRecords,
+        linear: LinearMap,
+    ) -> Self {
         // SAFETY: the caller gives the same guarantees.
-        let blocks = unsafe { PageBlocks::new(cpu, &map, storage, records) };
-        Self { blocks, records, linear, magazines: [const { Magazine::new() }; MAX_CPUS], refused: AtomicU64::new(0) }
+        let blocks = unsafe { PageBlocks::new(cpu, map, storage, records) };
+        map.exhaust();
+        let magazines = (storage + PageBlocks::required_bytes(map) as u64).as_ptr::<[Magazine; MAX_CPUS]>();
+        // SAFETY: the storage's last part, page aligned, is for them. They are made there one by one: the array would be
+        // half of a boot stack.
+        let magazines = unsafe {
+            for index in 0..MAX_CPUS {
+                magazines.cast::<Magazine>().add(index).write(Magazine::new());
+            }
+            &*magazines
+        };
+        Self { blocks, records, linear, magazines, refused: AtomicU64::new(0) }
     }
 
     /// A frame of its own for the caller, with whatever it held before. `cpu` is the CPU that this runs on.

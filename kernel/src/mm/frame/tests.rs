@@ -57,7 +57,7 @@ impl Machine {
         let lowest_block = self.lowest().align_down(BLOCK_SIZE).frame_number();
         let base = VirtAddr::from_ptr(self.records).0.wrapping_sub(FrameRecords::bytes(lowest_block) as u64);
         // SAFETY: storage and records are the machine's, which outlives the allocator.
-        unsafe { FrameAllocator::new(cpu, map, storage, FrameRecords::new(VirtAddr(base)), self.linear()) }
+        unsafe { FrameAllocator::new(cpu, &mut map, storage, FrameRecords::new(VirtAddr(base)), self.linear()) }
     }
 }
 
@@ -400,7 +400,8 @@ fn boot_in_the_order_of_start() {
     let left: u64 = map.free().iter().map(|range| range.size()).sum();
     // 5. Everything else.
     // SAFETY: the storage was taken from the map; the records and the machine outlive the allocator.
-    let frames = unsafe { FrameAllocator::new(&cpu, map, linear.address(storage), FrameRecords::new(base), linear) };
+    let frames =
+        unsafe { FrameAllocator::new(&cpu, &mut map, linear.address(storage), FrameRecords::new(base), linear) };
 
     let taken: Vec<_> = core::iter::from_fn(|| frames.alloc(&cpu).ok()).collect();
     assert_eq!(taken.len() as u64, left / PAGE_SIZE as u64);

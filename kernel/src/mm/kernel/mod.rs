@@ -1,1 +1,90 @@
-//! Placeholder: see PLAN.
+//! What the kernel maps for itself: the fixmap, the linear map, vmalloc areas, and their permissions.
+//!
+//! [`KernelSpace`] is the tree in TTBR1_EL1 with everything that is needed to change it. Who may: the owner of an address
+//! range, for that range; which addresses are whose is the area tree's to say ([`area`]), or the layout's
+//! ([`super::layout`]) for what lies outside the vmalloc window.
+//!
+//! The path of a permission change: [`set_memory`] checks who asks for what, `granule_pgtable` checks the leaves and changes them
+//! in place, [`super::tlb`] invalidates what changed.
+
+pub mod area;
+#[cfg(target_os = "none")]
+pub mod fixmap;
+#[cfg(target_os = "none")]
+pub mod image;
+#[cfg(target_os = "none")]
+pub mod linear;
+pub mod mmu;
+mod report;
+pub use report::describe_walk;
+pub mod set_memory;
+pub mod vmalloc;
+
+use granule_arch::addr::PhysAddr;
+use granule_pgtable::{PageTables, Table, TableSource};
+
+use self::area::{AreaNode, AreaTree};
+use super::frame::FrameAllocator;
+use super::layout;
+use super::pool::Pool;
+use super::tlb::KernelTlb;
+use crate::smp::Cpu;
+use crate::sync::{IrqLock, rank};
+
+/// The machine that the page tables are for: this CPU, with tables seen through the linear map.
+pub type Machine = mmu::Metal;
+
+/// The kernel's address space. There is one.
+pub struct KernelSpace {
+    mmu: Machine,
+    tlb: KernelTlb,
+    root: Table,
+    frames: &'static FrameAllocator,
+    areas: IrqLock<AreaTree, { rank::VMALLOC }>,
+    nodes: Pool<AreaNode>,
+}
+
+impl KernelSpace {
+    /// The space under `root`, which maps what the entry code and [`linear`] mapped and nothing in the vmalloc window.
+    pub fn new(mmu: Machine, tlb: KernelTlb, root: Table, frames: &'static FrameAllocator) -> Self {
+        Self {
+            mmu,
+            tlb,
+            root,
+            frames,
+            areas: IrqLock::new(AreaTree::new(layout::VMALLOC_START, layout::VMALLOC_END)),
+            nodes: Pool::new(frames),
+        }
+    }
+
+    /// The tables, to look at. What changes them goes through the functions of this type.
+    pub fn tables(&self) -> PageTables<'_, Machine> {
+        PageTables::new(&self.mmu, self.root)
+    }
+
+    /// Calls `each` for every area, by address, with the area lock held: it prints nothing and allocates nothing.
+    pub fn for_each_area(&self, mut each: impl FnMut(&AreaNode)) {
+        self.areas.lock().iter().for_each(&mut each);
+    }
+
+    fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {
+        FrameSource { frames: self.frames, cpu }
+    }
+}
+
+/// Frames for tables, from the frame allocator.
+pub(super) struct FrameSource<'a> {
+    pub(super) frames: &'a FrameAllocator,
+    pub(super) cpu: &'a Cpu,
+}
+
+// SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+unsafe impl TableSource for FrameSource<'_> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        self.frames.alloc_zeroed(self.cpu).ok()
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        self.frames.free(self.cpu, table);
+    }
+}

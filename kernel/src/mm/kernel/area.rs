@@ -1,0 +1,254 @@
+//! Which parts of the vmalloc window are taken.
+//!
+//! Areas lie in an intrusive tree by address, so taking one allocates nothing but its node, and giving one back
+//! allocates nothing at all. Each area is followed by a guard page that is never mapped, and the window begins with
+//! one, so that running off either end of an area faults and no two areas touch.
+//!
+//! The tree says who has which addresses; what is mapped there is said by the page tables alone. `set_memory_*`
+//! never comes here: it reads the tables without a lock.
+
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// What an area is for, and so who gets its memory back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AreaKind {
+    /// Frames of its own, from `vmalloc`; its owner may change its permissions.
+    Vmalloc,
+    /// Device registers: nothing to give back.
+    Device,
+    /// A CPU's stack: frames of its own, permissions fixed.
+    Stack,
+}
+
+/// One area: `pages` mapped pages from `start` on, and the guard page behind them.
+pub struct AreaNode {
+    link: RBTreeLink,
+    start: VirtAddr,
+    pages: u64,
+    kind: AreaKind,
+}
+
+impl AreaNode {
+    /// An area that is not in a tree and has no address yet.
+    pub fn new(kind: AreaKind) -> Self {
+        Self { link: RBTreeLink::new(), start: VirtAddr(0), pages: 0, kind }
+    }
+
+    /// First address.
+    pub fn start(&self) -> VirtAddr {
+        self.start
+    }
+
+    /// Pages that are mapped, the guard page not counted.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// What it is for.
+    pub fn kind(&self) -> AreaKind {
+        self.kind
+    }
+
+    /// First address after the mapped pages: the guard page.
+    pub fn end(&self) -> VirtAddr {
+        self.start + self.pages * PAGE
+    }
+
+    fn guard_end(&self) -> VirtAddr {
+        self.end() + PAGE
+    }
+}
+
+mod adapter {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+    use super::{AreaNode, RBTreeLink, UnsafeRef, intrusive_adapter};
+    intrusive_adapter!(pub AreaAdapter = UnsafeRef<AreaNode>: AreaNode { link => RBTreeLink });
+}
+use adapter::AreaAdapter;
+
+impl<'a> KeyAdapter<'a> for AreaAdapter {
+    type Key = u64;
+    fn get_key(&self, area: &'a AreaNode) -> u64 {
+        area.start.0
+    }
+}
+
+/// The areas of one window, none overlapping, by address.
+pub struct AreaTree {
+    tree: RBTree<AreaAdapter>,
+    end: VirtAddr,
+    /// No area fits below here: the search starts at this address.
+    hint: VirtAddr,
+}
+
+// SAFETY: the tree alone reaches its nodes' links, so they go where it goes.
+unsafe impl Send for AreaTree {}
+
+impl AreaTree {
+    /// The empty tree of the window from `start` to `end`, both page aligned.
+    pub const fn new(start: VirtAddr, end: VirtAddr) -> Self {
+        Self { tree: RBTree::new(AreaAdapter::NEW), end, hint: VirtAddr(start.0 + PAGE) }
+    }
+
+    /// Gives `node` the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align`
+    /// (a power of two of at least a page), and takes it in. The node comes back where there is no such gap.
+    ///
+    /// # Errors
+    /// The node, unchanged, where no gap is large enough.
+    ///
+    /// # Panics
+    /// In debug builds, where `pages` is 0 or `align` is not a power of two.
+    pub fn insert(
+        &mut self,
+        mut node: UnsafeRef<AreaNode>,
+        pages: u64,
+        align: u64,
+    ) -> Result<VirtAddr, UnsafeRef<AreaNode>> {
+        debug_assert!(pages > 0 && align.is_power_of_two() && align >= PAGE);
+        let Some(start) = pages.checked_add(1).and_then(|n| n.checked_mul(PAGE)).and_then(|size| self.gap(size, align))
+        else {
+            return Err(node);
+        };
+        // SAFETY: the node is in no tree yet, so this reference to it is the only one.
+        let area = unsafe { AreaNode::unique(&mut node) };
+        area.start = start;
+        area.pages = pages;
+        if start == self.hint {
+            self.hint = area.guard_end();
+        }
+        self.tree.insert(node);
+        Ok(start)
+    }
+
+    /// The area that holds `address`, guard page not counted.
+    pub fn find(&self, address: VirtAddr) -> Option<&AreaNode> {
+        let area = self.tree.upper_bound(Bound::Included(&address.0)).get()?;
+        (address < area.end()).then_some(area)
+    }
+
+    /// Takes out the area that starts at exactly `start`.
+    pub fn remove(&mut self, start: VirtAddr) -> Option<UnsafeRef<AreaNode>> {
+        let node = self.tree.find_mut(&start.0).remove()?;
+        if start < self.hint {
+            self.hint = start;
+        }
+        Some(node)
+    }
+
+    /// All areas by address.
+    pub fn iter(&self) -> impl Iterator<Item = &AreaNode> {
+        self.tree.iter()
+    }
+
+    /// The lowest aligned address from the hint on with `size` free bytes behind it.
+    fn gap(&self, size: u64, align: u64) -> Option<VirtAddr> {
+        let mut candidate = self.hint.align_up(align)?;
+        // From the last area that starts at or below the candidate: it may reach over it.
+        let mut area = self.tree.upper_bound(Bound::Included(&candidate.0));
+        if area.is_null() {
+            area.move_next();
+        }
+        loop {
+            let end = candidate.checked_add(size)?;
+            if end > self.end {
+                return None;
+            }
+            match area.get() {
+                Some(taken) if taken.guard_end() <= candidate => {}
+                Some(taken) if taken.start < end => candidate = taken.guard_end().align_up(align)?,
+                _ => return Some(candidate),
+            }
+            area.move_next();
+        }
+    }
+}
+
+impl AreaNode {
+    /// # Safety
+    /// The node is in no tree and no other reference to it is used while this one lives.
+    unsafe fn unique(node: &mut UnsafeRef<AreaNode>) -> &mut AreaNode {
+        // SAFETY: by the caller's promise nobody else looks at it; it stays where it is.
+        unsafe { &mut *UnsafeRef::into_raw(node.clone()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    const START: VirtAddr = VirtAddr(0xffff_8001_0000_0000);
+
+    fn node() -> UnsafeRef<AreaNode> {
+        UnsafeRef::from_box(Box::new(AreaNode::new(AreaKind::Vmalloc)))
+    }
+
+    fn free(node: UnsafeRef<AreaNode>) {
+        // SAFETY: made by `from_box`, and out of every tree.
+        drop(unsafe { UnsafeRef::into_box(node) });
+    }
+
+    #[test]
+    fn an_area_is_found_up_to_its_guard_page() {
+        let mut tree = AreaTree::new(START, START + 64 * PAGE);
+        let start = tree.insert(node(), 3, PAGE).ok().unwrap();
+        assert_eq!(start, START + PAGE);
+        assert!(tree.find(start + 3 * PAGE - 1).is_some());
+        assert!(tree.find(start + 3 * PAGE).is_none());
+        assert!(tree.find(start - 1).is_none());
+        free(tree.remove(start).unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn areas_never_touch_and_freed_addresses_come_back(
+            steps in proptest::collection::vec((any::<bool>(), 1u64..9, 0u32..4), 1..200)
+        ) {
+            let end = START + 256 * PAGE;
+            let mut tree = AreaTree::new(START, end);
+            let mut model: Vec<(u64, u64)> = Vec::new();
+            for (take, pages, shift) in steps {
+                let align = PAGE << shift;
+                if take || model.is_empty() {
+                    match tree.insert(node(), pages, align) {
+                        Ok(start) => {
+                            prop_assert!(start.is_aligned(align));
+                            prop_assert!(start >= START + PAGE && start + (pages + 1) * PAGE <= end);
+                            for &(other, n) in &model {
+                                prop_assert!(start.0 >= other + (n + 1) * PAGE || other >= start.0 + (pages + 1) * PAGE);
+                            }
+                            model.push((start.0, pages));
+                        }
+                        Err(refused) => {
+                            free(refused);
+                            // Only right if no aligned gap exists anywhere.
+                            let mut at = START.0 + PAGE;
+                            while at + (pages + 1) * PAGE <= end.0 {
+                                let clear = at % align == 0 && model.iter().all(
+                                    |&(other, n)| at >= other + (n + 1) * PAGE || other >= at + (pages + 1) * PAGE);
+                                prop_assert!(!clear, "{at:#x} was free");
+                                at += PAGE;
+                            }
+                        }
+                    }
+                } else {
+                    let (start, n) = model.swap_remove(pages as usize % model.len());
+                    prop_assert_eq!(tree.find(VirtAddr(start)).unwrap().pages(), n);
+                    free(tree.remove(VirtAddr(start)).unwrap());
+                    prop_assert!(tree.find(VirtAddr(start)).is_none());
+                }
+            }
+            prop_assert_eq!(tree.iter().count(), model.len());
+            for (start, _) in model {
+                free(tree.remove(VirtAddr(start)).unwrap());
+            }
+            prop_assert_eq!(tree.hint, START + PAGE);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Where the kernel's own image lies: virtually as linked (and slid), physically as loaded.
+//!
+//! The sections and their permissions are the linker script's (`linker/granule.ld`); the entry code mapped them with
+//! 4 KiB exactness before the first Rust instruction.
+
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+
+use crate::start::BootInfo;
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_start: u8;
+    static __rodata_end: u8;
+    static __image_end: u8;
+}
+
+/// First virtual address of the image.
+pub fn start() -> VirtAddr {
+    VirtAddr::from_ptr(&raw const __image_start)
+}
+
+/// First virtual address behind the image, its zeroed data included.
+pub fn end() -> VirtAddr {
+    VirtAddr::from_ptr(&raw const __image_end)
+}
+
+/// Whether `address` is in the image.
+pub fn contains(address: VirtAddr) -> bool {
+    start() <= address && address < end()
+}
+
+/// The physical address behind a virtual one of the image.
+pub fn physical(boot: &BootInfo, address: VirtAddr) -> PhysAddr {
+    debug_assert!(contains(address));
+    PhysAddr(boot.image_start + (address - start()))
+}
+
+/// All of the image in physical memory.
+pub fn physical_range(boot: &BootInfo) -> PhysRange {
+    PhysRange::new(PhysAddr(boot.image_start), PhysAddr(boot.image_end)).expect("the entry code gives start before end")
+}
+
+/// The part of the image, in physical memory, that nothing may write: header, text and constants.
+pub fn read_only_range(boot: &BootInfo) -> PhysRange {
+    let start = physical(boot, VirtAddr::from_ptr(&raw const __text_start));
+    let end = PhysAddr(boot.image_start + (VirtAddr::from_ptr(&raw const __rodata_end) - self::start()));
+    PhysRange::new(start, end).expect("the linker script puts text before constants")
+}

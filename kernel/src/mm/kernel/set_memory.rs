@@ -1,0 +1,166 @@
+//! `set_memory_*`: the permissions of pages that somebody owns, changed in place.
+//!
+//! Linux's contracts (`arch/arm64/mm/pageattr.c`), with what that page of the design calls "do better": a range is checked
+//! whole before the first store, so that an error leaves every page as it was; the check sees holes; `rox` is one pass.
+//!
+//! No lock is taken, nothing sleeps, and an interrupt handler may call it: the caller owns the range, and that is all that
+//! serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking costs nothing,
+//! and since an unmapped page lies between any two areas, a range without holes is inside one.
+//!
+//! The read-only alias of these pages in the linear map is not changed yet: that takes splitting live blocks.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::bits;
+use granule_pgtable::{Change, Error, Lazy, PageRange};
+use thiserror::Error;
+
+use super::KernelSpace;
+use crate::mm::layout::{VMALLOC_END, VMALLOC_START};
+
+/// Why a change was refused. Every page is as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum SetMemoryError {
+    /// Not page aligned, or wrapping, or not canonical.
+    #[error("{0}")]
+    Range(Error),
+    /// Not where areas are.
+    #[error("{0} is outside the vmalloc window ({VMALLOC_START} to {VMALLOC_END})")]
+    OutsideWindow(VirtAddr),
+    /// A page that belongs to no area.
+    #[error("nothing is mapped at {0}")]
+    Hole(VirtAddr),
+    /// The page behind the last of an area.
+    #[error("{guard} is the guard page of the area at {area}")]
+    GuardPage {
+        /// The guard page.
+        guard: VirtAddr,
+        /// First address of the area in front of it.
+        area: VirtAddr,
+    },
+    /// A page whose permissions are fixed: registers, a stack.
+    #[error("the page at {0} is not from vmalloc; its permissions are fixed")]
+    NotVmalloc(VirtAddr),
+    /// The page would be writable and executable.
+    #[error("{0} would be writable and executable: make it read-only, or not executable, first")]
+    WritableAndExecutable(VirtAddr),
+    /// A large leaf that only partly belongs to the range.
+    #[error("{0}")]
+    Tables(Error),
+}
+
+impl KernelSpace {
+    /// Makes `pages` pages from `address` on read-only.
+    ///
+    /// # Errors
+    /// [`SetMemoryError`], for this function and the others of its family. 0 pages are no error where `address` is in an area.
+    pub fn set_memory_ro(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        self.set_memory(address, pages, Change::READ_ONLY)
+    }
+
+    /// Makes pages writable again.
+    ///
+    /// # Errors
+    /// As [`Self::set_memory_ro`]; pages that are executable are refused.
+    pub fn set_memory_rw(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        self.set_memory(address, pages, Change::READ_WRITE)
+    }
+
+    /// Makes pages executable at EL1.
+    ///
+    /// # Errors
+    /// As [`Self::set_memory_ro`]; pages that are writable are refused.
+    pub fn set_memory_x(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        self.set_memory(address, pages, Change::EXECUTABLE)
+    }
+
+    /// Forbids execution.
+    ///
+    /// # Errors
+    /// As [`Self::set_memory_ro`].
+    pub fn set_memory_nx(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        self.set_memory(address, pages, Change::NO_EXECUTE)
+    }
+
+    /// Makes pages read-only and executable, in one pass and with one invalidation.
+    ///
+    /// # Errors
+    /// As [`Self::set_memory_ro`].
+    pub fn set_memory_rox(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        self.set_memory(address, pages, Change::READ_ONLY_EXECUTABLE)
+    }
+
+    /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
+    ///
+    /// # Errors
+    /// As [`Self::set_memory_ro`].
+    pub fn set_memory_valid(&self, address: VirtAddr, pages: u64, validity: Validity) -> Result<(), SetMemoryError> {
+        self.set_memory(
+            address,
+            pages,
+            match validity {
+                Validity::Valid => Change::VALID,
+                Validity::Invalid => Change::INVALID,
+            },
+        )
+    }
+
+    fn set_memory(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
+        // Asked for first, so that a bad address with no pages is refused like one with some.
+        let asked = pages.max(1);
+        let range = usize::try_from(asked)
+            .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
+            .and_then(|count| PageRange::from_pages(address, count))
+            .map_err(SetMemoryError::Range)?;
+        if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
+            let outside =
+                if range.start() < VMALLOC_START || range.start() >= VMALLOC_END { range.start() } else { VMALLOC_END };
+            return Err(SetMemoryError::OutsideWindow(outside));
+        }
+        if pages == 0 {
+            return self.check_owned(address);
+        }
+        let lazy = Lazy::new(&self.mmu);
+        let flush = self
+            .tables()
+            .update(&lazy, range, change.only_where(bits::VM_ALLOC))
+            .map_err(|error| self.explain(error))?;
+        lazy.invalidate(&self.tlb, [flush]);
+        Ok(())
+    }
+
+    /// No pages in an area is success, as in Linux; anywhere else it is not.
+    fn check_owned(&self, address: VirtAddr) -> Result<(), SetMemoryError> {
+        match self.tables().translate(address) {
+            None => Err(self.explain(Error::NotMapped(address))),
+            Some(found) if found.descriptor.0 & bits::VM_ALLOC == 0 => Err(SetMemoryError::NotVmalloc(address)),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Says which kind of hole a hole is. The area lock is only tried, so that this may run anywhere.
+    fn explain(&self, error: Error) -> SetMemoryError {
+        match error {
+            Error::NotMapped(hole) => {
+                let area = self.areas.try_lock().and_then(|areas| {
+                    areas
+                        .find(VirtAddr(hole.0.wrapping_sub(1)))
+                        .filter(|area| area.end() == hole)
+                        .map(|area| area.start())
+                });
+                area.map_or(SetMemoryError::Hole(hole), |area| SetMemoryError::GuardPage { guard: hole, area })
+            }
+            Error::NotMarked(page) => SetMemoryError::NotVmalloc(page),
+            Error::WritableAndExecutable(page) => SetMemoryError::WritableAndExecutable(page),
+            other => SetMemoryError::Tables(other),
+        }
+    }
+}
+
+/// Whether the hardware may use a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Validity {
+    /// It translates.
+    Valid,
+    /// It faults, and is remembered.
+    Invalid,
+}

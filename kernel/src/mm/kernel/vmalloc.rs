@@ -1,0 +1,240 @@
+//! Memory that is contiguous virtually and nowhere else: `vmalloc`, device registers, stacks.
+//!
+//! An area is taken in the tree first and mapped then; it is unmapped first, everywhere, and given back then. So at no time can
+//! an address that somebody may still reach belong to somebody else. The frames of an area are written down in
+//! the page tables and nowhere else: `vfree` reads them there.
+
+use core::ptr::NonNull;
+
+use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
+use granule_arch::descriptor::{Attributes, MemoryType};
+use granule_pgtable::{Lazy, PageRange};
+use intrusive_collections::UnsafeRef;
+use thiserror::Error;
+
+use super::KernelSpace;
+use super::area::{AreaKind, AreaNode};
+use crate::mm::OutOfMemory;
+use crate::mm::pool::PoolBox;
+use crate::smp::Cpu;
+
+/// Bytes in a CPU's stack. The vectors tell an overflow by the bit of this size, see [`STACK_ALIGN`].
+pub const STACK_SIZE: usize = 16 << 10;
+/// Stacks start at a multiple of this, twice their size: an address below one differs from those in it in one bit.
+pub const STACK_ALIGN: usize = 2 * STACK_SIZE;
+
+/// Why `vmalloc` or `vfree` was refused. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum VmallocError {
+    /// No pages were asked for.
+    #[error("an area has at least one page")]
+    NoPages,
+    /// No frames, tables or records are left.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// No gap in the vmalloc window is large enough.
+    #[error("no {pages} pages of vmalloc addresses are free in a row")]
+    NoAddresses {
+        /// What was asked for.
+        pages: u64,
+    },
+    /// The page tables refused.
+    #[error("{0}")]
+    Tables(#[from] granule_pgtable::Error),
+    /// No area starts there.
+    #[error("no vmalloc area starts at {0}")]
+    NotAnArea(VirtAddr),
+    /// The area is not of the kind that may be freed so.
+    #[error("the area at {0} belongs to the kernel ({1:?}) and cannot be freed")]
+    NotYours(VirtAddr, AreaKind),
+}
+
+/// Pages from `vmalloc`.
+///
+/// Having one proves: [`pages`](Self::pages) pages from [`start`](Self::start) on are mapped, readable, writable and not executable
+/// unless their owner changed that, with an unmapped page before and behind; and they stay until [`KernelSpace::vfree`].
+#[derive(PartialEq, Eq, Debug)]
+#[must_use = "the pages stay taken until they are given to vfree"]
+pub struct KernelArea {
+    start: VirtAddr,
+    pages: u64,
+}
+
+impl KernelArea {
+    /// First address, page aligned.
+    pub const fn start(&self) -> VirtAddr {
+        self.start
+    }
+
+    /// Pages in it, at least 1.
+    pub const fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Lets go of the area without freeing it: whoever has the address can free it by [`KernelSpace::vfree_at`].
+    pub const fn into_start(self) -> VirtAddr {
+        self.start
+    }
+}
+
+impl KernelSpace {
+    /// Maps `pages` new frames, one page each, wherever addresses are free. Their contents are undefined.
+    ///
+    /// Sleeps for nothing and may be called with interrupts masked, not from handlers (it takes the area lock).
+    ///
+    /// # Errors
+    /// [`VmallocError`]; nothing stays taken.
+    pub fn vmalloc(&'static self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
+        let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
+        let start = self.allocate(cpu, AreaKind::Vmalloc, pages, PAGE_SIZE as u64, attributes)?;
+        Ok(KernelArea { start, pages })
+    }
+
+    /// Unmaps and frees an area.
+    ///
+    /// On return no CPU can reach its frames through it. Not from interrupt handlers.
+    pub fn vfree(&self, cpu: &Cpu, area: KernelArea) {
+        self.vfree_at(cpu, area.start).expect("a KernelArea is in the tree and of its kind");
+    }
+
+    /// Unmaps and frees the area that starts at `start`, whoever holds it. Returns how many pages it had.
+    ///
+    /// # Errors
+    /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
+    pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
+        let pages = {
+            let areas = self.areas.lock();
+            match areas.find(start) {
+                Some(area) if area.start() != start => return Err(VmallocError::NotAnArea(start)),
+                Some(area) if area.kind() != AreaKind::Vmalloc => {
+                    return Err(VmallocError::NotYours(start, area.kind()));
+                }
+                Some(area) => area.pages(),
+                None => return Err(VmallocError::NotAnArea(start)),
+            }
+        };
+        self.release(cpu, start, pages)?;
+        Ok(pages)
+    }
+
+    /// Maps device registers, for ever: nGnRE, never executable. Returns where `registers` begins.
+    ///
+    /// # Errors
+    /// [`VmallocError`]; nothing stays taken.
+    pub fn map_device(&'static self, cpu: &Cpu, registers: PhysRange) -> Result<VirtAddr, VmallocError> {
+        let first = registers.start().align_down(PAGE_SIZE as u64);
+        let pages = (registers.end() - first).div_ceil(PAGE_SIZE as u64);
+        let start = self.take_addresses(AreaKind::Device, pages, PAGE_SIZE as u64)?;
+        let mapped = PageRange::from_pages(start, pages as usize).and_then(|range| {
+            let lazy = Lazy::new(&self.mmu);
+            let shape = granule_pgtable::Shape::PAGES;
+            self.tables().map(&lazy, range, first, Attributes::device(), shape, &mut self.table_source(cpu))
+        });
+        match mapped {
+            Ok(()) => Ok(start + (registers.start() - first)),
+            Err(error) => {
+                self.give_addresses_back(start);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A new stack of [`STACK_SIZE`] bytes with nothing mapped for as many bytes below. Returns its top, the first value of SP.
+    ///
+    /// # Errors
+    /// [`VmallocError`]; nothing stays taken.
+    pub fn alloc_stack(&'static self, cpu: &Cpu) -> Result<VirtAddr, VmallocError> {
+        let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
+        let pages = (STACK_SIZE / PAGE_SIZE) as u64;
+        let base = self.allocate(cpu, AreaKind::Stack, pages, STACK_ALIGN as u64, attributes)?;
+        Ok(base + STACK_SIZE as u64)
+    }
+
+    /// Maps `pages` new frames from `start` on, outside the vmalloc window, for ever: more heap.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing was mapped.
+    pub fn map_heap(&self, cpu: &Cpu, start: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
+        let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
+        self.map_new_frames(cpu, start, pages as u64, attributes).map_err(|error| {
+            // The window is the heap's alone, so that tables or frames are missing is all that can be wrong.
+            debug_assert!(matches!(
+                error,
+                VmallocError::OutOfMemory(_) | VmallocError::Tables(granule_pgtable::Error::OutOfTables { .. })
+            ));
+            OutOfMemory
+        })
+    }
+
+    fn allocate(
+        &'static self,
+        cpu: &Cpu,
+        kind: AreaKind,
+        pages: u64,
+        align: u64,
+        attributes: Attributes,
+    ) -> Result<VirtAddr, VmallocError> {
+        let start = self.take_addresses(kind, pages, align)?;
+        self.map_new_frames(cpu, start, pages, attributes).inspect_err(|_| self.give_addresses_back(start))?;
+        Ok(start)
+    }
+
+    /// The frames come first, all of them, so that mapping them cannot fail half-way.
+    fn map_new_frames(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        pages: u64,
+        attributes: Attributes,
+    ) -> Result<(), VmallocError> {
+        let range = PageRange::from_pages(start, pages as usize)?;
+        let mut frames = self.frames.alloc_list(cpu, pages as usize)?;
+        let lazy = Lazy::new(&self.mmu);
+        let mapped = self.tables().map_frames(
+            &lazy,
+            range,
+            |_| frames.pop().expect("as many frames were taken as there are pages"),
+            attributes,
+            &mut self.table_source(cpu),
+        );
+        if let Err(error) = mapped {
+            self.frames.free_list(cpu, frames);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn release(&self, cpu: &Cpu, start: VirtAddr, pages: u64) -> Result<(), VmallocError> {
+        let range = PageRange::from_pages(start, pages as usize)?;
+        let lazy = Lazy::new(&self.mmu);
+        // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame.
+        self.tables().unmap(&lazy, &self.tlb, range, |leaf| self.frames.free(cpu, leaf.physical))?;
+        self.give_addresses_back(start);
+        Ok(())
+    }
+
+    fn take_addresses(&'static self, kind: AreaKind, pages: u64, align: u64) -> Result<VirtAddr, VmallocError> {
+        if pages == 0 {
+            return Err(VmallocError::NoPages);
+        }
+        let node = self.nodes.try_new(AreaNode::new(kind))?;
+        // SAFETY: a pool box is at a fixed address and ours alone until it comes back out of the tree.
+        let node = unsafe { UnsafeRef::from_raw(node.into_raw().as_ptr()) };
+        let taken = self.areas.lock().insert(node, pages, align);
+        taken.map_err(|node| {
+            drop_node(node);
+            VmallocError::NoAddresses { pages }
+        })
+    }
+
+    fn give_addresses_back(&self, start: VirtAddr) {
+        let node = self.areas.lock().remove(start).expect("taken by the caller, who alone may give it back");
+        drop_node(node);
+    }
+}
+
+fn drop_node(node: UnsafeRef<AreaNode>) {
+    let node = NonNull::new(UnsafeRef::into_raw(node)).expect("a reference is not null");
+    // SAFETY: `take_addresses` made it from a pool box; it is out of the tree, and this was the last reference.
+    drop(unsafe { PoolBox::from_raw(node) });
+}
