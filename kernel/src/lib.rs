@@ -17,3 +17,47 @@ pub mod start;
 pub mod symbols;
 pub mod sync;
 pub mod trap;
+
+use spin::Once;
+
+use mm::frame::FrameAllocator;
+use mm::kernel::KernelSpace;
+use platform::Platform;
+use platform::features::SystemFeatures;
+
+/// Everything that there is one of, once the boot has it.
+pub struct Kernel {
+    /// What the device tree said about the machine.
+    pub platform: &'static Platform,
+    /// What all CPUs can do: see [`Kernel::features`].
+    features: Once<SystemFeatures>,
+    /// All frames.
+    pub frames: &'static FrameAllocator,
+    /// The kernel's address space.
+    pub space: KernelSpace,
+}
+
+impl Kernel {
+    /// What all CPUs can do, and whether live size changes are trusted.
+    ///
+    /// # Panics
+    /// Before the other CPUs have come up.
+    pub fn features(&self) -> &SystemFeatures {
+        self.features.get().expect("features are final once all CPUs have come up")
+    }
+}
+
+static KERNEL: Once<Kernel> = Once::new();
+
+/// The kernel.
+///
+/// # Panics
+/// Before [`start::start`] has made it.
+pub fn kernel() -> &'static Kernel {
+    try_kernel().expect("the kernel exists once memory is set up")
+}
+
+/// The kernel, or `None` before there is one: for reports that may come at any time.
+pub fn try_kernel() -> Option<&'static Kernel> {
+    KERNEL.get()
+}

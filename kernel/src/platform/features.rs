@@ -81,6 +81,12 @@ impl fmt::Display for SizeChange {
     }
 }
 
+/// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`).
+pub mod branch {
+    /// FEAT_TLBIRANGE.
+    pub const TLB_RANGE: u16 = 0;
+}
+
 /// What the CPUs of the system have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SystemFeatures {
@@ -94,6 +100,14 @@ impl SystemFeatures {
     /// A system of one CPU.
     pub fn new(boot_cpu: &CpuFeatures) -> Self {
         Self { cpus: *boot_cpu, size_change: SizeChange::of(boot_cpu) }
+    }
+
+    /// Whether the branch sites with this identifier, one of [`branch`], are to be taken; `false` for any other.
+    pub fn takes(&self, identifier: u16) -> bool {
+        match identifier {
+            branch::TLB_RANGE => self.cpus.tlb_range(),
+            _ => false,
+        }
     }
 
     /// The system with one CPU more. No feature can be gained by it.

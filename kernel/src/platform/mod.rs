@@ -13,7 +13,7 @@
 //! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, PCIe, SMMU
 
 mod devices;
-mod features;
+pub mod features;
 mod memory;
 mod tree;
 

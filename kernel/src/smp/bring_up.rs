@@ -56,8 +56,6 @@ pub struct Secondaries {
     pub entry: PhysAddr,
     /// Runs on each CPU first of all, MMU on, interrupts masked: vectors, and what its ID registers say.
     pub arrive: fn(&'static Cpu),
-    /// Runs on each CPU when it is released, before it takes interrupts.
-    pub join: fn(&'static Cpu),
 }
 
 /// Says who the boot CPU, this one, is. Before anything else in this module and in `drivers::interrupt`.
@@ -208,7 +206,6 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     if let Some(&empty_root) = EMPTY_ROOT.get() {
         leave_identity_map(empty_root);
     }
-    (steps.join)(cpu);
     ONLINE.fetch_or(1 << cpu.id.0, Ordering::Release);
     interrupts::enable();
     idle()

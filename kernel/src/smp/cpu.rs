@@ -7,6 +7,9 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
 use super::call::Outgoing;
+use granule_arch::features::CpuFeatures;
+use spin::Once;
+
 use crate::drivers::timer::Due;
 use crate::mm::page_block::NodeArena;
 
@@ -34,6 +37,8 @@ pub struct Cpu {
     pub mpidr: AtomicU64,
     /// The lockless walkers' sequence word: odd inside the outermost walk.
     pub walk: AtomicU64,
+    /// What its ID registers say, once it has come up.
+    pub features: Once<CpuFeatures>,
     /// What its timer waits for.
     pub due: Due,
     /// The call that this CPU makes of others.
@@ -65,6 +70,7 @@ impl Cpu {
             interrupt_depth: AtomicU32::new(0),
             mpidr: AtomicU64::new(0),
             walk: AtomicU64::new(0),
+            features: Once::new(),
             due: Due::new(),
             outgoing: Outgoing::new(),
             incoming: AtomicU32::new(0),
