@@ -1,9 +1,8 @@
 //! Mapping a range: count and take the tables that are missing, then link them and write the leaves.
 //!
-//! Arm ARM D8.3 (descriptors), D8.7.1 (contiguous groups). The first pass finds what is
-//! mapped already and counts the missing tables; all are taken before the first store, so that the second pass cannot
-//! fail. Tables that wait to be linked hang on a list that runs through their own first entries: no memory, no bound on
-//! their number.
+//! Arm ARM D8.3 (descriptors), D8.7.1 (contiguous groups). The first pass finds what is mapped already and counts the
+//! missing tables; all are taken before the first store, so that the second pass cannot fail. Tables that wait to be
+//! linked hang on a list that runs through their own first entries: no memory, no bound on their number.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Kind, bits};

@@ -159,3 +159,17 @@ fn writable_and_executable_is_refused() {
     update(&machine, whole, Change::NO_EXECUTE).unwrap();
     update(&machine, whole, Change::READ_WRITE).unwrap();
 }
+
+#[test]
+fn a_leaf_without_the_mark_is_named_and_nothing_changes() {
+    let (machine, whole) = pages(3, DATA.vm_alloc());
+    map(&machine, range(BASE + 12 * KIB, 4 * KIB), 0, DATA, Shape::PAGES).unwrap();
+    let marked = Change::READ_ONLY.only_where(bits::VM_ALLOC);
+    let foreign = BASE + 12 * KIB;
+    refused(&machine, range(BASE, 16 * KIB), marked, Error::NotMarked(foreign));
+    refused(&machine, range(foreign, 4 * KIB), marked, Error::NotMarked(foreign));
+    // The mark stays: what was changed once may be changed again, present-invalid in between or not.
+    assert_eq!(update(&machine, whole, marked), stale(0, 3, Some(3)));
+    assert_eq!(update(&machine, whole, Change::INVALID.only_where(bits::VM_ALLOC)), stale(0, 3, Some(3)));
+    assert_eq!(update(&machine, whole, Change::VALID.only_where(bits::VM_ALLOC)), Ok(None));
+}
