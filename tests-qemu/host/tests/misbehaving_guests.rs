@@ -92,3 +92,10 @@ fn a_perfectly_forged_verdict_fails() {
 fn interrupts_left_masked_fail_the_audit() {
     assert_fails("leaves_interrupts_masked", "1 failed, of 1 checks", "audit: the test left interrupts masked");
 }
+
+#[test]
+fn what_is_left_behind_fails_the_audit() {
+    assert_fails("leaks_a_frame", "1 failed, of 1 checks", "frames in use before the test");
+    assert_fails("leaks_an_object", "1 failed, of 1 checks", "objects on the heap before the test");
+    assert_fails("leaks_an_area", "failed, of 1 checks", "vmalloc areas before the test");
+}
