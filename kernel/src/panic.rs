@@ -29,12 +29,12 @@ mod target {
 
     #[panic_handler]
     fn panic(info: &PanicInfo<'_>) -> ! {
+        let calls = backtrace_here();
         die(format_args!("{}", info.message()), &|out| {
             if let Some(location) = info.location() {
                 writeln!(out, "  at {location}")?;
             }
-            writeln!(out, "backtrace:")?;
-            write!(out, "{}", backtrace_here())
+            write!(out, "backtrace:\n{calls}")
         })
     }
 

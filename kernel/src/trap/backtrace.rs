@@ -72,7 +72,7 @@ pub(super) fn walk(
     let mut fp = fp;
     while fp != 0 {
         // The whole record, two words, has to be inside.
-        let fits = |range: &Range<u64>| fp % 8 == 0 && range.start <= fp && fp.saturating_add(16) <= range.end;
+        let fits = |range: &Range<u64>| fp.is_multiple_of(8) && range.start <= fp && fp.saturating_add(16) <= range.end;
         if !fits(&allowed) {
             match stacks.find(|stack| fits(stack)) {
                 Some(stack) => allowed = stack.clone(),

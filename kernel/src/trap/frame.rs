@@ -32,7 +32,7 @@ pub struct TrapFrame {
 }
 
 // SP is a multiple of 16 whenever it is used, and the frame lies at SP.
-const _: () = assert!(size_of::<TrapFrame>() % 16 == 0);
+const _: () = assert!(size_of::<TrapFrame>().is_multiple_of(16));
 
 impl TrapFrame {
     /// The syndrome.

@@ -9,6 +9,7 @@ use granule_arch::esr::{Access, Class, Syndrome};
 use super::backtrace::{Backtrace, stack_around, stack_of};
 use super::frame::{Kind, TrapFrame, Vector};
 use super::probe::{self, Fault};
+use crate::mm::kernel::describe_walk;
 use crate::panic::die;
 use crate::smp::this_cpu;
 use crate::symbols::Named;
@@ -103,12 +104,19 @@ fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     if has_address(frame.syndrome()) {
         writeln!(out, "  FAR  {}", Named(frame.fault_address()))?;
     }
-    if frame.syndrome().abort().is_some_and(|abort| abort.address_valid) {
-        writeln!(out, "  TTBR0 {:#018x}  TTBR1 {:#018x}", TTBR0_EL1.get(), TTBR1_EL1.get())?;
-    }
     writeln!(out, "registers:")?;
     write!(out, "{frame}")?;
     describe_code(out, frame.elr)?;
+    describe_calls(out, frame)?;
+    // Last, because it reads the most memory that may be what is broken.
+    if frame.syndrome().abort().is_some_and(|abort| abort.address_valid) {
+        describe_translation(out, frame.fault_address())?;
+    }
+    Ok(())
+}
+
+/// The chain of calls that led to the exception, its own instruction first.
+fn describe_calls(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     writeln!(out, "backtrace:")?;
     writeln!(out, "  {}", Named(VirtAddr(frame.elr)))?;
     if frame.syndrome().abort().is_some_and(|abort| abort.access == Access::Fetch) {
@@ -116,6 +124,19 @@ fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
         writeln!(out, "  {}", Named(VirtAddr(frame.x[30].wrapping_sub(4))))?;
     }
     write!(out, "{}", Backtrace::new(frame.x[29], frame.sp, this_cpu()))
+}
+
+/// What the tables say about `address`, level by level.
+fn describe_translation(out: &mut dyn Write, address: VirtAddr) -> fmt::Result {
+    match address.0 >> 48 {
+        0xffff => {
+            writeln!(out, "walk of {address} from TTBR1_EL1 {:#x}:", TTBR1_EL1.get())?;
+            describe_walk(address, out)
+        }
+        // The kernel runs without a user space: the one table behind it has no entries.
+        0 => writeln!(out, "{address} is EL0's, from TTBR0_EL1 {:#x}", TTBR0_EL1.get()),
+        _ => writeln!(out, "{address} is not translated: bits 63 to 48 are neither all 0 nor all 1"),
+    }
 }
 
 /// The instructions around `pc`, the one at it in parentheses; what cannot be read is left out.

@@ -7,12 +7,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
-extern crate alloc;
-
-#[cfg(target_os = "none")]
 mod harness;
-#[cfg(target_os = "none")]
-mod machine;
 #[cfg(target_os = "none")]
 mod misbehaving;
 #[cfg(target_os = "none")]

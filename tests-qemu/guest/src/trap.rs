@@ -2,9 +2,13 @@
 //!
 //! What the kernel does not live through is at the end: guests for the tests on the host that read the report.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
 
-use granule::smp::{self, this_cpu};
+use granule::drivers::timer::Deadline;
+use granule::kernel;
+use granule::mm::kernel::set_memory::Validity;
+use granule::smp::{self, CpuId, CpuSet, this_cpu};
 use granule::trap::{Fault, STACK_SIZE, is_spurious, probe};
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{Access, Class, FaultStatus, Syndrome};
@@ -137,6 +141,47 @@ fn only_a_fault_that_is_gone_is_spurious(t: &mut Test) {
     t.check("a refusal is no spurious fault", !is_spurious(PERMISSION, mapped));
 }
 
+target_test!(a_fault_that_another_cpu_mends_is_retried, needs("smp"), limit(20));
+fn a_fault_that_another_cpu_mends_is_retried(t: &mut Test) {
+    /// While this CPU handles a fault, the other makes the page valid: some of many rounds.
+    const WANTED: u64 = 3;
+    static OVER: AtomicBool = AtomicBool::new(false);
+    static OTHER_FAULTS: AtomicU64 = AtomicU64::new(0);
+    OVER.store(false, Ordering::Relaxed);
+    let cpu = this_cpu();
+    let Some(area) = t.ok("a page", kernel().space.vmalloc(cpu, 1)) else { return };
+    let before = cpu.spurious_faults.load(Ordering::Relaxed);
+    smp::call(
+        CpuSet::of(CpuId(0)).with(CpuId(1)),
+        |cpu, page| {
+            let page = VirtAddr(page as u64);
+            if cpu.id == CpuId(1) {
+                let set = |validity| kernel().space.set_memory_valid(page, 1, validity).expect("the area is there");
+                while !OVER.load(Ordering::Relaxed) {
+                    set(Validity::Invalid);
+                    set(Validity::Valid);
+                }
+                return;
+            }
+            let deadline = Deadline::after(Duration::from_secs(10));
+            let enough = cpu.spurious_faults.load(Ordering::Relaxed) + WANTED;
+            while cpu.spurious_faults.load(Ordering::Relaxed) < enough && !deadline.has_passed() {
+                let abort = probe::read::<u64>(page).err().and_then(|fault| fault.syndrome.abort());
+                if abort.is_some_and(|abort| abort.status != FaultStatus::Translation) {
+                    OTHER_FAULTS.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            OVER.store(true, Ordering::Relaxed);
+        },
+        area.start().0 as usize,
+    );
+    let retried = cpu.spurious_faults.load(Ordering::Relaxed) - before;
+    t.check("faults were retried", retried >= WANTED);
+    t.equal("faults of another kind", OTHER_FAULTS.load(Ordering::Relaxed), 0);
+    t.check("the page is valid again", probe::read::<u64>(area.start()).is_ok());
+    kernel().space.vfree(cpu, area);
+}
+
 #[inline(never)]
 fn recurse(depth: u64) -> u64 {
     let frame = core::hint::black_box([depth; 32]);
@@ -151,7 +196,10 @@ fn overflows_its_stack(t: &mut Test) {
 target_test!(overflows_another_cpus_stack, selftest());
 fn overflows_another_cpus_stack(t: &mut Test) {
     let other = smp::online().without(this_cpu().id);
-    smp::call(other, |_, depth| drop(core::hint::black_box(recurse(depth as u64))), 1000);
+    let overflow: smp::Function = |_, depth| {
+        core::hint::black_box(recurse(depth as u64));
+    };
+    smp::call(other, overflow, 1000);
     t.check("it comes back", true);
 }
 
@@ -167,4 +215,30 @@ fn calls_where_no_code_is(t: &mut Test) {
     // SAFETY: not sound at all; the call faults.
     unsafe { core::mem::transmute::<u64, extern "C" fn()>(guard_page().0 & !3)() };
     t.check("it comes back", true);
+}
+
+target_test!(panics_on_all_cpus_at_once, selftest());
+fn panics_on_all_cpus_at_once(t: &mut Test) {
+    smp::call(smp::online(), |cpu, _| panic!("on CPU {}", cpu.id.0), 0);
+    t.check("it comes back", true);
+}
+
+/// What cannot be printed.
+struct Unprintable;
+
+impl core::fmt::Display for Unprintable {
+    fn fmt(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        panic!("while the console's lock is held")
+    }
+}
+
+target_test!(panics_while_it_prints, selftest());
+fn panics_while_it_prints(t: &mut Test) {
+    granule::println!("this is {Unprintable}");
+    t.check("it comes back", true);
+}
+
+target_test!(panics_while_it_panics, selftest());
+fn panics_while_it_panics(_: &mut Test) {
+    panic!("this is {Unprintable}");
 }
