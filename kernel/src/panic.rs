@@ -1,6 +1,6 @@
 //! The end of the kernel: one CPU prints one report, and the machine is switched off with a failing status.
 //!
-//! Rust's panics and the exceptions that have no answer both end in [`die`]. It takes no lock, allocates nothing and
+//! Rust's panics and the exceptions that have no answer both end in `die`. It takes no lock, allocates nothing and
 //! waits for nothing without a limit, because it may be called from anywhere: from an interrupt, on an overflow stack,
 //! while the console's lock is held.
 

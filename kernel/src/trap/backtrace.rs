@@ -272,10 +272,10 @@ mod tests {
             // Every word of memory is one of `words`, bent towards the stacks so that the chain goes somewhere.
             let read = |address: VirtAddr| {
                 let word = words[(address.0 / 8) as usize % words.len()];
-                Some(if word % 4 == 0 { word } else { STACK + word % (2 * STACK_SIZE) & !7 })
+                Some(if word.is_multiple_of(4) { word } else { (STACK + word % (2 * STACK_SIZE)) & !7 })
             };
             let mut calls = 0;
-            walk(STACK + start % STACK_SIZE & !7, &[OVERFLOW, stack_around(STACK)], 0, read, |_| calls += 1);
+            walk((STACK + start % STACK_SIZE) & !7, &[OVERFLOW, stack_around(STACK)], 0, read, |_| calls += 1);
             prop_assert!(calls <= 2 * (STACK_SIZE / 16));
         }
     }

@@ -14,21 +14,21 @@ use crate::symbols::Named;
 ///
 /// `vectors` writes it, and the order of its fields is known there through `offset_of!`.
 #[repr(C)]
-pub struct TrapFrame {
+pub(super) struct TrapFrame {
     /// x0 to x30.
-    pub x: [u64; 31],
+    pub(super) x: [u64; 31],
     /// SP as it was.
-    pub sp: u64,
+    pub(super) sp: u64,
     /// ELR_EL1: where to go on.
-    pub elr: u64,
+    pub(super) elr: u64,
     /// SPSR_EL1: PSTATE to go on with.
-    pub spsr: u64,
+    pub(super) spsr: u64,
     /// ESR_EL1. Old contents where the exception was an interrupt.
-    pub esr: u64,
+    pub(super) esr: u64,
     /// FAR_EL1. Old contents where the syndrome does not say otherwise.
-    pub far: u64,
+    pub(super) far: u64,
     /// x29 and ELR once more, as a frame record (AAPCS64 6.4.6), so that a backtrace goes through the exception.
-    pub record: [u64; 2],
+    pub(super) record: [u64; 2],
 }
 
 // SP is a multiple of 16 whenever it is used, and the frame lies at SP.
@@ -36,12 +36,12 @@ const _: () = assert!(size_of::<TrapFrame>().is_multiple_of(16));
 
 impl TrapFrame {
     /// The syndrome.
-    pub const fn syndrome(&self) -> Syndrome {
+    pub(super) const fn syndrome(&self) -> Syndrome {
         Syndrome(self.esr)
     }
 
     /// The address that an abort was about.
-    pub const fn fault_address(&self) -> VirtAddr {
+    pub(super) const fn fault_address(&self) -> VirtAddr {
         VirtAddr(self.far)
     }
 }
@@ -159,6 +159,27 @@ mod tests {
         assert_eq!(Vector::from_number(5), Vector { origin: Origin::El1h, kind: Kind::Irq });
         assert_eq!(Vector::from_number(11), Vector { origin: Origin::El0, kind: Kind::SError });
         assert_eq!(Vector::from_number(16 + 4), Vector::from_number(4));
+    }
+
+    #[test]
+    fn every_register_is_printed() {
+        let mut frame = TrapFrame {
+            x: [0; 31],
+            sp: 0x5111,
+            elr: 0xe111,
+            spsr: 0x3c5,
+            esr: 0x9600_004f,
+            far: 0xfa111,
+            record: [0; 2],
+        };
+        frame.x.iter_mut().zip(0x1000..).for_each(|(register, value)| *register = value);
+        let text = frame.to_string();
+        for value in (0x1000..0x101f).chain([0x5111, 0xe111]) {
+            assert!(text.contains(&format!("{value:016x}")), "{value:#x} is not in\n{text}");
+        }
+        assert!(text.lines().all(|line| line.len() <= 100) && text.ends_with('\n'));
+        assert_eq!(frame.syndrome().to_string(), "permission fault, level 3, on a write");
+        assert_eq!((frame.fault_address(), frame.record), (VirtAddr(0xfa111), [0, 0]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Exceptions: from the vector to what is done about it.
 //!
-//! `vectors` saves the registers in a [`TrapFrame`] and calls [`handle_exception`]. From there:
+//! `vectors` saves the registers in a `TrapFrame` and calls `handle_exception`. From there:
 //!
 //! - an interrupt goes to the interrupt controller's driver;
 //! - a translation fault that is no longer one is retried ([`is_spurious`]);
@@ -26,8 +26,6 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{FaultStatus, Syndrome};
 use granule_arch::translate;
 
-#[cfg(target_os = "none")]
-pub use frame::TrapFrame;
 pub use probe::Fault;
 
 /// Bytes of every stack that the kernel runs on.
@@ -71,10 +69,10 @@ mod target {
     use aarch64_cpu::registers::{Readable, SP};
 
     use super::backtrace::stack_around;
-    use super::frame::{Kind, Origin, Vector};
+    use super::frame::{Kind, Origin, TrapFrame, Vector};
     use super::report::{Cause, report};
     use super::vectors::{OVERFLOWED, exception_vectors};
-    use super::{OVERFLOW_STACK_SIZE, TrapFrame, extable, is_spurious, probe};
+    use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe};
     use crate::drivers::interrupt;
     use crate::smp::{Cpu, this_cpu};
 
