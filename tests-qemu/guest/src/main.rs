@@ -7,7 +7,11 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
 mod harness;
+#[cfg(target_os = "none")]
+mod memory;
 #[cfg(target_os = "none")]
 mod misbehaving;
 #[cfg(target_os = "none")]

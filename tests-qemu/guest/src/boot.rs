@@ -1,0 +1,132 @@
+//! What the entry code leaves behind: registers, the permissions of each page of the image, pointers that are relocated.
+
+use core::sync::atomic::Ordering;
+
+use aarch64_cpu::registers::{CPACR_EL1, CurrentEL, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1};
+use granule::smp::{self, Cpu, this_cpu};
+use granule::trap::probe;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::descriptor::{MAIR, MAIR_MTE};
+use granule_arch::esr::FaultStatus;
+use granule_arch::features::{CpuFeatures, HardwareUpdates, Mte, Pan};
+use granule_arch::sysreg::{SCTLR_EL1_MORE, TCR_EL1_MORE};
+
+use crate::harness::{Test, target_test};
+
+unsafe extern "C" {
+    static __text_start: u8;
+    static __text_end: u8;
+    static __rodata_start: u8;
+    static __rodata_end: u8;
+    static __relro_start: u8;
+    static __relro_end: u8;
+    static __data_start: u8;
+    static __data_end: u8;
+    static __bss_start: u8;
+    static __bss_end: u8;
+}
+
+/// The first addresses of the pages from one symbol of the linker script up to another.
+macro_rules! pages {
+    ($start:ident, $end:ident) => {
+        (VirtAddr::from_ptr(&raw const $start).0..VirtAddr::from_ptr(&raw const $end).0)
+            .step_by(PAGE_SIZE)
+            .map(VirtAddr)
+    };
+}
+
+/// Whether a write at EL1 would be let through: asked of the MMU (AT S1E1W), not tried.
+fn is_writable(address: VirtAddr) -> bool {
+    let result: u64;
+    // SAFETY: a translation without an access. An interrupt in between could overwrite PAR_EL1 only by a spurious fault of its
+    // own, of which the interrupt path has none.
+    unsafe {
+        core::arch::asm!("at s1e1w, {0}", "isb", "mrs {1}, par_el1", in(reg) address.0, out(reg) result, options(nostack));
+    }
+    result & 1 == 0
+}
+
+fn refuses_execution(address: VirtAddr) -> bool {
+    // SAFETY: nothing is executable there, or the test is about to fail.
+    let fault = unsafe { probe::execute(address) }.err();
+    fault.and_then(|fault| fault.syndrome.abort()).is_some_and(|abort| abort.status == FaultStatus::Permission)
+}
+
+target_test!(each_page_of_the_image_has_its_own_permissions);
+fn each_page_of_the_image_has_its_own_permissions(t: &mut Test) {
+    let is_readable = |page: &VirtAddr| probe::read::<u64>(*page).is_ok();
+    t.check("text is readable", pages!(__text_start, __text_end).all(|page| is_readable(&page)));
+    t.check("text is not writable", !pages!(__text_start, __text_end).any(is_writable));
+    for (name, mut pages) in
+        [("constants", pages!(__rodata_start, __rodata_end)), ("relro", pages!(__relro_start, __relro_end))]
+    {
+        t.check(name, pages.all(|page| is_readable(&page) && !is_writable(page) && refuses_execution(page)));
+    }
+    for (name, mut pages) in [("data", pages!(__data_start, __data_end)), ("bss", pages!(__bss_start, __bss_end))] {
+        t.check(name, pages.all(|page| is_readable(&page) && is_writable(page) && refuses_execution(page)));
+    }
+    let end = VirtAddr::from_ptr(&raw const __bss_end);
+    t.check("nothing behind the image", probe::read::<u8>(end).is_err());
+}
+
+/// What a CPU found wrong with itself: names of registers, or nothing.
+fn wrong_registers() -> Option<&'static str> {
+    let features = CpuFeatures::read();
+    let (sctlr, tcr) = (SCTLR_EL1.get(), TCR_EL1.get());
+    let tags = features.mte() >= Mte::Tags;
+    let pan: u64;
+    if features.pan() > Pan::None {
+        // SAFETY: reads PSTATE.PAN, which the ID register says is there.
+        unsafe { core::arch::asm!("mrs {0}, S3_0_C4_C2_3", out(reg) pan, options(nomem, nostack)) };
+    } else {
+        pan = 1 << 22;
+    }
+    let on = SCTLR_EL1::M::SET.value | SCTLR_EL1::C::SET.value | SCTLR_EL1::I::SET.value | SCTLR_EL1::SA::SET.value;
+    let checks = [
+        ("CurrentEL", CurrentEL.read(CurrentEL::EL) == 1),
+        ("SCTLR_EL1: MMU, caches, stack alignment", sctlr & on == on),
+        ("SCTLR_EL1: WXN, A, EE", sctlr & (1 << 19 | 1 << 1 | 1 << 25) == 0),
+        ("SCTLR_EL1.ATA", SCTLR_EL1_MORE::ATA.is_set(sctlr) == tags),
+        ("SCTLR_EL1.SPAN", SCTLR_EL1_MORE::SPAN.is_set(sctlr) == (features.pan() == Pan::None)),
+        ("PSTATE.PAN", pan != 0),
+        ("MAIR_EL1", MAIR_EL1.get() == if tags { MAIR_MTE } else { MAIR }),
+        ("TCR_EL1: 48 bits", TCR_EL1::T0SZ.read(tcr) == 16 && TCR_EL1::T1SZ.read(tcr) == 16),
+        ("TCR_EL1.AS", TCR_EL1::AS.is_set(tcr) == (features.asid_bits() == 16)),
+        ("TCR_EL1.HA", TCR_EL1::HA.is_set(tcr) == (features.hafdbs() > HardwareUpdates::None)),
+        ("TCR_EL1.HD", !TCR_EL1::HD.is_set(tcr)),
+        ("TCR_EL1.E0PD1", TCR_EL1_MORE::E0PD1.is_set(tcr) == features.e0pd()),
+        ("TCR_EL1: no byte ignored", !TCR_EL1::TBI0.is_set(tcr) && !TCR_EL1::TBI1.is_set(tcr)),
+        ("CPACR_EL1", CPACR_EL1.get() == 0),
+    ];
+    checks.iter().find(|(_, holds)| !holds).map(|(name, _)| *name)
+}
+
+target_test!(every_cpu_runs_as_the_entry_code_sets_it);
+fn every_cpu_runs_as_the_entry_code_sets_it(t: &mut Test) {
+    use core::sync::atomic::AtomicU32;
+    static WRONG: AtomicU32 = AtomicU32::new(0);
+    WRONG.store(0, Ordering::Relaxed);
+    t.equal("the boot CPU", wrong_registers(), None);
+    let check = |cpu: &Cpu, _: usize| {
+        if wrong_registers().is_some() || !core::ptr::eq(cpu, this_cpu()) {
+            WRONG.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
+        }
+    };
+    smp::call(smp::online(), check, 0);
+    t.equal("CPUs with a wrong register", WRONG.load(Ordering::Relaxed), 0);
+}
+
+target_test!(the_identity_map_is_gone);
+fn the_identity_map_is_gone(t: &mut Test) {
+    // RAM begins at 1 GiB on every machine here; entry code and tables are in its first 4 MiB.
+    let mapped = (0x4000_0000..0x4040_0000).step_by(PAGE_SIZE).find(|page| probe::read::<u8>(VirtAddr(*page)).is_ok());
+    t.equal("a physical address that is mapped", mapped, None);
+}
+
+target_test!(pointers_in_the_image_are_where_the_image_is);
+fn pointers_in_the_image_are_where_the_image_is(t: &mut Test) {
+    static FUNCTIONS: [fn() -> Option<&'static str>; 2] = [wrong_registers, wrong_registers];
+    let text = VirtAddr::from_ptr(&raw const __text_start)..VirtAddr::from_ptr(&raw const __text_end);
+    let stored = core::hint::black_box(&FUNCTIONS)[1] as usize as u64;
+    t.check("a function", text.contains(&VirtAddr(stored)));
+}
