@@ -61,22 +61,22 @@ impl MemoryMap {
         banks: impl IntoIterator<Item = PhysRange>,
         reserved: impl IntoIterator<Item = PhysRange>,
     ) -> Result<Self, MemoryMapError> {
-        let mut memory = Vec::new();
+        // Filled in place: the lists are 2.5 KiB, of a boot stack of 16.
+        let mut map = Self { memory: Vec::new(), free: Vec::new() };
         for bank in banks {
-            join(&mut memory, bank)?;
+            join(&mut map.memory, bank)?;
         }
         // Only now is rounding right: a page may be covered by two banks that meet inside it.
-        for bank in memory.iter_mut() {
+        for bank in map.memory.iter_mut() {
             *bank = whole_pages(*bank);
         }
-        memory.retain(|bank| !bank.is_empty());
+        map.memory.retain(|bank| !bank.is_empty());
 
-        let mut free = Vec::new();
-        free.extend(memory.iter().copied());
+        map.free.extend(map.memory.iter().copied());
         for range in reserved {
-            remove(&mut free, any_pages(range))?;
+            remove(&mut map.free, any_pages(range))?;
         }
-        if free.is_empty() { Err(MemoryMapError::NoMemory) } else { Ok(Self { memory, free }) }
+        if map.free.is_empty() { Err(MemoryMapError::NoMemory) } else { Ok(map) }
     }
 
     /// All memory, free or not, in ascending order: what the linear map shows.
@@ -334,6 +334,17 @@ mod tests {
         assert_eq!(map.take(16, 0x20_0000), Err(OutOfMemory));
         assert_eq!(map.free().len(), MAX_RANGES);
         assert!(map.take(1, 0x1000).is_ok());
+    }
+
+    #[test]
+    fn take_within_stays_there_though_there_is_more_elsewhere() {
+        let mut map = MemoryMap::new([range(0, 0x40_0000), range(0x100_0000, 0x800_0000)], []).unwrap();
+        let within = range(0x10_0000, 0x10_3000);
+        let mut taken = [(); 3].map(|()| map.take_within(within, 1, 0x1000).unwrap().0);
+        taken.sort_unstable();
+        assert_eq!(taken, [0x10_0000, 0x10_1000, 0x10_2000]);
+        assert_eq!(map.take_within(within, 1, 0x1000), Err(OutOfMemory));
+        assert_eq!(map.take_within(range(0x80_0000, 0x90_0000), 1, 0x1000), Err(OutOfMemory));
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(super) const BATCH: usize = 32;
 /// once in [`BATCH`] operations.
 pub(super) const CAPACITY: usize = 2 * BATCH;
 
-/// Free frames, the one freed last on top: it is the likeliest to be in the cache.
+/// Free frames, the one freed last on top: it is the likeliest to be in the cache. All zero: empty.
 #[repr(align(64))]
 pub(super) struct Magazine {
     count: AtomicUsize,
@@ -25,15 +25,6 @@ pub(super) struct Magazine {
 }
 
 impl Magazine {
-    pub(super) const fn new() -> Self {
-        Self {
-            count: AtomicUsize::new(0),
-            frames: [const { AtomicUsize::new(0) }; CAPACITY],
-            #[cfg(debug_assertions)]
-            busy: core::sync::atomic::AtomicBool::new(false),
-        }
-    }
-
     /// Frames in it.
     pub(super) fn len(&self) -> usize {
         self.count.load(Relaxed)

@@ -18,6 +18,7 @@ mod record;
 pub(in crate::mm) mod tests;
 
 use core::fmt;
+use core::mem::size_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
@@ -59,6 +60,7 @@ pub struct FrameAllocator {
     records: FrameRecords,
     linear: LinearMap,
     /// By CPU number. Here and not in [`Cpu`], because a free frame belongs to its allocator: host tests have many of those.
+    /// A reference, because the boot stack has no room to pass an allocator with 9 KiB of magazines inside.
     magazines: &'static [Magazine; MAX_CPUS],
     refused: AtomicU64,
 }
@@ -97,6 +99,11 @@ impl FrameAllocator {
     /// Takes over all memory that is still free in `map`; nothing can be taken from the map afterwards. `cpu` is the CPU that
     /// this runs on.
     ///
+    /// The order of a boot: make the [`MemoryMap`]; take the linear map's tables from it and map `map.memory()`; for each of the
+    /// [`Self::required_records`] take a run and map it at [`FrameRecords::address`]; take [`Self::required_bytes`]; call this;
+    /// then start the heap, whose growth takes frames. Nothing here uses the heap. The test `boot_in_the_order_of_start` does
+    /// the same on the host.
+    ///
     /// # Safety
     /// - The [`Self::required_bytes`] at `storage`, page aligned, are mapped, writable and nobody else's, for ever.
     /// - So are the records of each of the [`Self::required_records`]. Neither need be zero.
@@ -108,18 +115,14 @@ impl FrameAllocator {
         records: FrameRecords,
         linear: LinearMap,
     ) -> Self {
-        // SAFETY: the caller gives the same guarantees.
-        let blocks = unsafe { PageBlocks::new(cpu, map, storage, records) };
-        map.exhaust();
         let magazines = (storage + PageBlocks::required_bytes(map) as u64).as_ptr::<[Magazine; MAX_CPUS]>();
-        // SAFETY: the storage's last part, page aligned, is for them. They are made there one by one: the array would be
-        // half of a boot stack.
-        let magazines = unsafe {
-            for index in 0..MAX_CPUS {
-                magazines.cast::<Magazine>().add(index).write(Magazine::new());
-            }
-            &*magazines
+        // SAFETY: the caller gives the same guarantees for the blocks' part of the storage, and the rest, at a page
+        // boundary, holds the magazines; zero is right for an empty one.
+        let (blocks, magazines) = unsafe {
+            magazines.write_bytes(0, 1);
+            (PageBlocks::new(cpu, map, storage, records), &*magazines)
         };
+        map.exhaust();
         Self { blocks, records, linear, magazines, refused: AtomicU64::new(0) }
     }
 

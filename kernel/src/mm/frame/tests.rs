@@ -140,7 +140,7 @@ fn give_back(frames: &FrameAllocator, cpu: &Cpu, start: u64, order: Option<u32>)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn every_frame_has_one_owner_and_all_come_back(
@@ -327,6 +327,35 @@ fn foreign_frees_are_refused() {
         let blocks = frames.alloc_blocks(cpu, 1).unwrap();
         frames.free_blocks(cpu, blocks, 0);
     });
+}
+
+#[test]
+fn only_the_first_frame_of_a_run_has_a_record_of_its_own() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[]);
+    let run = frames.alloc_blocks(&cpu, 1).unwrap();
+    assert_eq!(frames.frame(run).map(|(state, frame)| (state, frame.references())), Some((State::Head, 1)));
+    assert!(frames.frame(run + BLOCK_SIZE).is_none());
+    frames.free_blocks(&cpu, run, 1);
+    assert!(frames.frame(run).is_none());
+    assert!(frames.frame(PhysAddr(0)).is_none());
+}
+
+#[test]
+fn list_of_frames_is_all_or_nothing() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[]);
+    let total = frames.stats().total;
+    assert!(frames.alloc_list(&cpu, total + 1).is_err());
+    assert_eq!(frames.stats().used, 0);
+    let mut list = frames.alloc_list(&cpu, total).unwrap();
+    let first = list.pop().unwrap();
+    assert_eq!(frames.alloc(&cpu), Err(OutOfMemory));
+    frames.free_list(&cpu, list);
+    assert_eq!(frames.stats().used, 1);
+    frames.free(&cpu, first);
+    frames.free_list(&cpu, frames.alloc_list(&cpu, 0).unwrap());
+    assert_eq!(frames.stats().used, 0);
 }
 
 #[test]
