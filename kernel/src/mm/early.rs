@@ -5,7 +5,7 @@
 //! whole page of RAM that the linear map can show, and *free*, the part of it that nobody has.
 //!
 //! Boot takes its page tables and arrays from *free* with [`MemoryMap::take`]; what is left becomes page blocks when
-//! [`FrameAllocator::new`](super::frame::FrameAllocator::new) consumes the map, so nothing can be taken twice. The
+//! [`FrameAllocator::new`](super::frame::FrameAllocator::new) empties the map, so nothing can be taken twice. The
 //! rule: the map never hands out a byte that is not in *free*, and never gives one back.
 //!
 //! Runs are taken from the ragged ends first, because a 2 MiB page block that lost one frame to boot can never be
