@@ -104,7 +104,8 @@ pub mod bits {
     pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);
     /// UXNTable.
     pub const UXNTABLE: u64 = mask(STAGE1::UXNTABLE);
-    /// Bits 47:12, the output address of a page or table with the 4 KiB granule; larger granules have its low bits zero.
+    /// Bits 47:12, the output address of a page or table with the 4 KiB granule; larger granules have its low bits
+    /// zero.
     pub const ADDRESS: u64 = mask(STAGE1::ADDRESS);
 }
 
@@ -288,7 +289,8 @@ mod tests {
     use super::{Attributes, Descriptor, Kind, MemoryType, bits};
     use crate::addr::PhysAddr;
 
-    /// Written down a second time, from the tables of the Arm ARM (D8.3.1, D8.3.2) rather than from the declaration above.
+    /// Written down a second time, from the tables of the Arm ARM (D8.3.1, D8.3.2) rather than from the declaration
+    /// above.
     #[test]
     fn fields_are_where_the_architecture_has_them() {
         let expected = [

@@ -1,12 +1,15 @@
 //! TLB maintenance instructions, their operands, and the fewest of them that cover a range.
 //!
-//! Arm ARM C5.5 (instructions and operands), D8.16 (what they do), FEAT_TTL and FEAT_TLBIRANGE. The rules that bugs were made of:
-//! - the address goes into the operand shifted by 12, whatever the granule; in a *range* operand shifted by the granule;
+//! Arm ARM C5.5 (instructions and operands), D8.16 (what they do), FEAT_TTL and FEAT_TLBIRANGE. The rules that bugs
+//! were made of:
+//! - the address goes into the operand shifted by 12, whatever the granule; in a *range* operand shifted by the
+//!   granule;
 //! - bits of a sign-extended address must not reach the fields above it: a wrong TTL may invalidate nothing;
 //! - only operations that EL1 may issue are here, and the inner-shareable ones reach the other CPUs.
 //!
-//! No barrier is issued: before them, the stores must be complete; after them, a DSB on the same CPU completes them. Range
-//! operations are written as `SYS`, so that assembling needs no target feature; issuing them needs FEAT_TLBIRANGE. On the host nothing happens.
+//! No barrier is issued: before them, the stores must be complete; after them, a DSB on the same CPU completes them.
+//! Range operations are written as `SYS`, so that assembling needs no target feature; issuing them needs
+//! FEAT_TLBIRANGE. On the host nothing happens.
 
 use crate::addr::VirtAddr;
 
@@ -176,8 +179,8 @@ pub enum Operation {
 
 /// The fewest operations that cover a range exactly: an iterator over [`Operation`]s.
 ///
-/// With range operations at most one of each SCALE, the largest first, and one for an odd last page. Without, one for each page. Past
-/// 2^21 pages, or as many single pages as a table has entries, it is one [`Operation::Everything`].
+/// With range operations at most one of each SCALE, the largest first, and one for an odd last page. Without, one for
+/// each page. Past 2^21 pages, or as many single pages as a table has entries, it is one [`Operation::Everything`].
 #[derive(Clone, Debug)]
 pub struct Plan {
     next: VirtAddr,
@@ -231,8 +234,8 @@ macro_rules! tlbi {
         #[inline(always)]
         pub fn $name($($operand: $type)?) {
             #[cfg(target_os = "none")]
-            // SAFETY: forgetting cached translations changes no translation; what they must agree with is the page tables'
-            // business. No `nomem`: the compiler must not move stores to tables across it.
+            // SAFETY: forgetting cached translations changes no translation; what they must agree with is the page
+            // tables' business. No `nomem`: the compiler must not move stores to tables across it.
             unsafe {
                 core::arch::asm!($instruction, $(in(reg) $bits,)? options(nostack, preserves_flags));
             }

@@ -27,6 +27,8 @@ use platform::features::SystemFeatures;
 
 /// Everything that there is one of, once the boot has it.
 pub struct Kernel {
+    /// How it was entered.
+    pub boot: &'static start::BootInfo,
     /// What the device tree said about the machine.
     pub platform: &'static Platform,
     /// What all CPUs can do: see [`Kernel::features`].

@@ -145,7 +145,7 @@ mod metal {
     /// The linear map, the frames, the kernel's space: in this order, each on top of the one before.
     #[inline(never)]
     fn set_up_memory(
-        boot: &BootInfo,
+        boot: &'static BootInfo,
         cpu: &Cpu,
         platform: &'static Platform,
         device_tree: PhysRange,
@@ -168,7 +168,7 @@ mod metal {
         // and what is free in the map is nobody's.
         let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
         let space = KernelSpace::new(Metal(LinearView {}), KernelTlb, root, frames);
-        let kernel = KERNEL.call_once(|| Kernel { platform, features: Once::new(), frames, space });
+        let kernel = KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space });
         // SAFETY: the window in the layout is the heap's alone, and nothing unmaps what it maps.
         unsafe { heap::kernel_heap().start(|top, pages| crate::kernel().space.map_heap(this_cpu(), top, pages)) };
         Ok(kernel)

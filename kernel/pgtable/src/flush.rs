@@ -19,8 +19,9 @@ pub struct Invalidation<G: Geometry = Granule4K> {
     pub range: PageRange<G>,
     /// Whether walk caches must go too.
     pub tables: Tables,
-    /// The level of every changed leaf, where all were of one: a hint that must not be given unless it is certain, because
-    /// a wrong one may invalidate nothing. After a live split TLBs may hold the larger leaf: then it is not certain.
+    /// The level of every changed leaf, where all were of one: a hint that must not be given unless it is certain,
+    /// because a wrong one may invalidate nothing. After a live split TLBs may hold the larger leaf: then it is not
+    /// certain.
     pub level: Option<u8>,
 }
 

@@ -55,7 +55,8 @@ pub trait Geometry: Copy + Debug + PartialEq + Eq + 'static {
         1 << if level == Self::FIRST_LEVEL { Self::ROOT_BITS } else { Self::INDEX_BITS }
     }
 
-    /// The index of the entry that translates `address` in its table of `level`. Bits above [`Self::VA_BITS`] do not count.
+    /// The index of the entry that translates `address` in its table of `level`. Bits above [`Self::VA_BITS`] do not
+    /// count.
     #[inline(always)]
     fn index(address: VirtAddr, level: u8) -> usize {
         (address.0 >> Self::shift(level)) as usize & (Self::entries(level) - 1)

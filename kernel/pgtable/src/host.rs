@@ -1,7 +1,7 @@
 //! A plain machine on the host: tables in an arena, barriers and invalidations counted and recorded.
 //!
-//! It does what the metal does and forgets nothing: [`HostMachine::record`] returns the stream of operations that a call
-//! made, in order, so that tests can ask which barrier came where. It has one CPU and no TLB.
+//! It does what the metal does and forgets nothing: [`HostMachine::record`] returns the stream of operations that a
+//! call made, in order, so that tests can ask which barrier came where. It has one CPU and no TLB.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -70,8 +70,8 @@ impl<G: Geometry> HostMmu<G> {
     }
 }
 
-// SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire; (3) one CPU and
-// sequential code: barriers have nothing to order; (4) the bulk methods are the defaults.
+// SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire; (3) one CPU
+// and sequential code: barriers have nothing to order; (4) the bulk methods are the defaults.
 #[allow(unsafe_code, reason = "implementing the contract of `Mmu`")]
 unsafe impl<G: Geometry> Mmu for HostMmu<G> {
     type Geometry = G;
@@ -149,7 +149,8 @@ impl<G: Geometry> HostMachine<G> {
             ets2: false,
         };
         let free = (1..=frames as u64).rev().map(|frame| PhysAddr(ARENA + frame * G::PAGE_SIZE)).collect();
-        // SAFETY: the arena's first frame is zero, never in `free`, and lives as long as the machine, which lends its trees.
+        // SAFETY: the arena's first frame is zero, never in `free`, and lives as long as the machine, which lends its
+        // trees.
         #[allow(unsafe_code, reason = "vouching for the root")]
         let root = unsafe { Table::root::<G>(PhysAddr(ARENA)) };
         Self { mmu, free: Mutex::new(free), root }
@@ -206,7 +207,8 @@ pub struct HostFrames<'a, G: Geometry = Granule4K> {
     left: usize,
 }
 
-// SAFETY: a frame is in the free list or with its taker, never both; it was zero at first, and `give_back` insists on that.
+// SAFETY: a frame is in the free list or with its taker, never both; it was zero at first, and `give_back` insists on
+// that.
 #[allow(unsafe_code, reason = "implementing the contract of `TableSource`")]
 unsafe impl<G: Geometry> TableSource for HostFrames<'_, G> {
     fn take(&mut self) -> Option<PhysAddr> {

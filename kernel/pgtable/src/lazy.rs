@@ -1,8 +1,9 @@
 //! Barriers that newly valid entries owe, put off to the end of a section.
 //!
-//! Arm ARM B2.3.12 and D8.2.6: a store to a table is seen by this CPU's own walks after a DSB, and a translation fault that was
-//! already speculated is thrown away by an ISB. One pair serves any number of stores, so a [`Lazy`] section owes at most one of
-//! each, and where an invalidation follows, its barriers serve as well: two DSB and one ISB for a whole call.
+//! Arm ARM B2.3.12 and D8.2.6: a store to a table is seen by this CPU's own walks after a DSB, and a translation fault
+//! that was already speculated is thrown away by an ISB. One pair serves any number of stores, so a [`Lazy`] section
+//! owes at most one of each, and where an invalidation follows, its barriers serve as well: two DSB and one ISB for a
+//! whole call.
 
 use core::cell::Cell;
 
@@ -20,7 +21,8 @@ pub enum Owed {
     Barriers,
 }
 
-/// **The table of what each kind of descriptor write owes** (kernel mappings; user mappings may take a spurious fault instead).
+/// **The table of what each kind of descriptor write owes** (kernel mappings; user mappings may take a spurious fault
+/// instead).
 ///
 /// | written | owes | because |
 /// |---|---|---|
@@ -37,8 +39,9 @@ pub fn owed_by(written: Descriptor, ets2: bool) -> Owed {
 
 /// A section of changes by this CPU, which pays on drop what they owe: at most one DSB ISHST and one ISB.
 ///
-/// Sections nest: the end of an inner one pays what it and those around it owe at that point, so whoever ends a section can
-/// rely on what it wrote. An interrupt opens its own and pays its own: nothing of the interrupted section is relied on there.
+/// Sections nest: the end of an inner one pays what it and those around it owe at that point, so whoever ends a section
+/// can rely on what it wrote. An interrupt opens its own and pays its own: nothing of the interrupted section is relied
+/// on there.
 pub struct Lazy<'a, M: Mmu> {
     mmu: &'a M,
     owed: Cell<Owed>,
@@ -85,16 +88,16 @@ impl<'a, M: Mmu> Lazy<'a, M> {
     #[inline]
     pub fn pay(&self) {
         if self.owed() == Owed::Barriers {
-            // DSB ISHST: the walkers see the stores. Then ISB: a fault that was speculated before the DSB is thrown away.
-            // Neither alone is enough, nor the other order, nor a DMB (barriers.md, "map invalid→valid, own CPU").
+            // DSB ISHST: the walkers see the stores. Then ISB: a fault that was speculated before the DSB is thrown
+            // away. Neither alone is enough, nor the other order, nor a DMB.
             self.mmu.dsb_ishst();
             self.mmu.isb();
             self.settle();
         }
     }
 
-    /// Invalidates what `flushes` owe, under one pair of DSBs. The first of them, and the ISB at the end, pay for this section
-    /// too. Where none of them owes anything, nothing is issued and the section keeps its debt.
+    /// Invalidates what `flushes` owe, under one pair of DSBs. The first of them, and the ISB at the end, pay for this
+    /// section too. Where none of them owes anything, nothing is issued and the section keeps its debt.
     #[inline]
     pub fn invalidate<T: Tlb<M>>(&self, tlb: &T, flushes: impl IntoIterator<Item = Flush<M::Geometry>>) {
         let mut owed = flushes.into_iter().filter_map(Flush::invalidation).peekable();

@@ -1,12 +1,13 @@
 //! Page tables of the Arm architecture, changed exactly.
 //!
-//! Walk, map, unmap, change permissions and print, for VMSAv8-64 stage 1 tables (Arm ARM D8), each with the barriers and TLB
-//! invalidations that the architecture asks for and no more.
+//! Walk, map, unmap, change permissions and print, for VMSAv8-64 stage 1 tables (Arm ARM D8), each with the barriers
+//! and TLB invalidations that the architecture asks for and no more.
 //!
 //! - 4, 16 and 64 KiB granules, and a tiny geometry whose whole state space a test can visit
 //! - blocks and contiguous groups wherever alignment allows
 //! - one source for the metal, the host and the models: everything is generic over [`Mmu`] and [`Tlb`]
-//! - a permission change over N pages costs two DSB, one ISB and the fewest TLBIs; one that only makes entries valid, none
+//! - a permission change over N pages costs two DSB, one ISB and the fewest TLBIs; one that only makes entries valid,
+//!   none
 //! - each call checks and takes its tables first, then changes; the changing half cannot fail
 //! - no writable and executable leaf can be asked for: neither [`Attributes`] nor [`Change`] has a value for it
 //! - no allocation, no statics, no unsafe code: the two contracts that callers and machines keep are `unsafe` to make
@@ -20,7 +21,8 @@
 //! let (mmu, tables) = (machine.mmu(), machine.page_tables());
 //! let range = PageRange::from_pages(VirtAddr(0xffff_8000_0000_0000), 3)?;
 //! let lazy = Lazy::new(mmu); // pays on drop what newly valid entries owe
-//! tables.map(&lazy, range, PhysAddr(0x4000_0000), Attributes::kernel_data(MemoryType::Normal), Shape::PAGES, &mut machine.frames())?;
+//! let data = Attributes::kernel_data(MemoryType::Normal);
+//! tables.map(&lazy, range, PhysAddr(0x4000_0000), data, Shape::PAGES, &mut machine.frames())?;
 //! let flush = tables.update(&lazy, range, Change::READ_ONLY)?;
 //! lazy.invalidate(machine.tlb(), [flush]); // DSB ISHST; TLBI; DSB ISH; ISB
 //! assert!(!tables.translate(VirtAddr(0xffff_8000_0000_1000)).unwrap().descriptor.is_writable());
@@ -28,9 +30,10 @@
 //! ```
 //!
 //! # Who may do what at the same time
-//! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need no lock among
-//! them: entries of theirs are different cells, and a table that two need is linked by compare-exchange. Reading (`walk`, `translate`,
-//! `dump`) is free at any time. Tables stay linked once they are, until the space is gone.
+//! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need
+//! no lock among them: entries of theirs are different cells, and a table that two need is linked by compare-exchange.
+//! Reading (`walk`, `translate`, `dump`) is free at any time. Tables stay linked once they are, until the space is
+//! gone.
 //!
 //! [`Attributes`]: granule_arch::descriptor::Attributes
 

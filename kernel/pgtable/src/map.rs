@@ -1,7 +1,7 @@
 //! Mapping a range: count and take the tables that are missing, then link them and write the leaves.
 //!
-//! Arm ARM D8.3 (descriptors), D8.7.1 (contiguous groups), barriers.md "table install". The first pass finds what is mapped already and
-//! counts the missing tables; all are taken before the first store, so that the second pass cannot fail. Tables that wait to be
+//! Arm ARM D8.3 (descriptors), D8.7.1 (contiguous groups). The first pass finds what is mapped already and counts the
+//! missing tables; all are taken before the first store, so that the second pass cannot fail. Tables that wait to be
 //! linked hang on a list that runs through their own first entries: no memory, no bound on their number.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -112,7 +112,8 @@ impl Fit {
         level == LAST_LEVEL || (G::has_leaves(level) && self.allows(address, G::entry_size(level), left))
     }
 
-    /// Tables needed to map `left` bytes from `from` on, all inside one empty entry of `level` that cannot be a leaf itself.
+    /// Tables needed to map `left` bytes from `from` on, all inside one empty entry of `level` that cannot be a leaf
+    /// itself.
     fn tables_below<G: Geometry>(self, level: u8, mut from: VirtAddr, mut left: u64) -> usize {
         let below = level + 1;
         let mut tables = 1;
@@ -227,7 +228,8 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
 
     /// Writes a block to the first entry of `run`, or a whole contiguous group of them; returns how many.
     ///
-    /// A group is only made where all its entries are empty: a table may be among them, empty itself, from an earlier mapping.
+    /// A group is only made where all its entries are empty: a table may be among them, empty itself, from an earlier
+    /// mapping.
     fn write_blocks(&mut self, mmu: &M, run: &Run<'_, M>) -> usize {
         let entries = M::Geometry::group_entries(run.level);
         let group = entries > 1

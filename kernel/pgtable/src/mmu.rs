@@ -12,8 +12,8 @@ use crate::permission::Change;
 
 /// The address of a table, with its level.
 ///
-/// Having one proves that it is a table: the walker made it from a live table descriptor, [`crate::TableSource`] handed the
-/// frame over, or someone vouched for a root with [`Table::root`]. That is why [`Mmu::table`] can be safe to call.
+/// Having one proves that it is a table: the walker made it from a live table descriptor, [`crate::TableSource`] handed
+/// the frame over, or someone vouched for a root with [`Table::root`]. That is why [`Mmu::table`] can be safe to call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Table {
     address: PhysAddr,
@@ -24,9 +24,9 @@ impl Table {
     /// Vouches that the root table of a tree of geometry `G` is at `address`.
     ///
     /// # Safety
-    /// `address` holds a table of `G::FIRST_LEVEL` (all zero at first), used for nothing else, reachable
-    /// through [`Mmu::table`], for as long as a [`crate::PageTables`] with it exists. Entries are written by this crate only, or
-    /// by code that keeps its rules (the boot code before, under the same geometry).
+    /// `address` holds a table of `G::FIRST_LEVEL` (all zero at first), used for nothing else, reachable through
+    /// [`Mmu::table`], for as long as a [`crate::PageTables`] with it exists. Entries are written by this crate only,
+    /// or by code that keeps its rules (the boot code before, under the same geometry).
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub const unsafe fn root<G: Geometry>(address: PhysAddr) -> Self {
         Self { address, level: G::FIRST_LEVEL }
@@ -53,11 +53,13 @@ impl Table {
 ///
 /// # Safety
 /// The implementor promises, and the algorithms rely on it:
-/// 1. `table(t)` gives the `G::entries(t.level())` cells of the table at `t.address()`, and the same memory for the same address
-///    each time. Cells are shared with other CPUs and with table walks: the type allows that (an atomic).
-/// 2. `load` and `store` are single-copy atomic for the whole descriptor; a later access through the address that `load` returned
-///    is ordered after it (an address dependency on the metal; acquire where the machine has C11 order).
-/// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them otherwise.
+/// 1. `table(t)` gives the `G::entries(t.level())` cells of the table at `t.address()`, and the same memory for the
+///    same address each time. Cells are shared with other CPUs and with table walks: the type allows that (an atomic).
+/// 2. `load` and `store` are single-copy atomic for the whole descriptor; a later access through the address that
+///    `load` returned is ordered after it (an address dependency on the metal; acquire where the machine has C11
+///    order).
+/// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them
+///    otherwise.
 /// 4. `update_run` and `common_bits`, where overridden, have the effect of the defaults, cell by cell in any order.
 #[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
 pub unsafe trait Mmu {
@@ -90,7 +92,8 @@ pub unsafe trait Mmu {
         run.iter().fold(u64::MAX, |common, cell| common & self.load(cell).0)
     }
 
-    /// Applies `change` to every entry of `run` by plain loads and stores: the caller owns them. The metal writes pairs.
+    /// Applies `change` to every entry of `run` by plain loads and stores: the caller owns them. The metal writes
+    /// pairs.
     #[inline]
     fn update_run(&self, run: &[Self::Cell], change: Change) {
         for cell in run {
@@ -127,8 +130,8 @@ pub trait Tlb<M: Mmu> {
     /// A machine whose invalidation completes in another way (a queue with a sync command) replaces the whole sequence.
     #[inline]
     fn invalidate(&self, mmu: &M, whats: impl Iterator<Item = Invalidation<M::Geometry>>) {
-        // The stores must have reached the table walkers before an invalidation, or a walk right after it would cache the
-        // old entry again. A DMB does not order a TLBI; the stores are this CPU's own, so the store form is enough.
+        // The stores must have reached the table walkers before an invalidation, or a walk right after it would cache
+        // the old entry again. A DMB does not order a TLBI; the stores are this CPU's own, so the store form is enough.
         mmu.dsb_ishst();
         for what in whats {
             self.issue(mmu, &what);
@@ -136,7 +139,7 @@ pub trait Tlb<M: Mmu> {
         // Completes the TLBIs on all CPUs, with the accesses that used the old entries. Only a full DSB, and only one
         // on the CPU that issued them, does that: EL1 is not preempted, so this is the same CPU.
         mmu.dsb_ish();
-        // What this CPU has fetched or translated ahead is thrown away; other CPUs need none (barriers.md, row 2).
+        // What this CPU has fetched or translated ahead is thrown away; other CPUs need none.
         mmu.isb();
     }
 }

@@ -1,7 +1,7 @@
 //! Changes of permission that are legal on a live entry, in Linux's vocabulary.
 //!
-//! Arm ARM D8.17.1 (break-before-make) lists what must not change while an entry is valid: output address, size, memory type,
-//! global to non-global. A [`Change`] can only touch what is left, so no caller can ask for the rest.
+//! Arm ARM D8.17.1 (break-before-make) lists what must not change while an entry is valid: output address, size, memory
+//! type, global to non-global. A [`Change`] can only touch what is left, so no caller can ask for the rest.
 
 use granule_arch::descriptor::{Descriptor, bits};
 
@@ -30,7 +30,8 @@ impl Change {
     pub const EXECUTABLE: Self = Self::new(0, bits::PXN);
     /// `set_memory_nx`: no execution at EL1.
     pub const NO_EXECUTE: Self = Self::new(bits::PXN, 0);
-    /// `set_memory_rox`: read-only and executable in one pass, so that no failure leaves it half done and one flush is enough.
+    /// `set_memory_rox`: read-only and executable in one pass, so that no failure leaves it half done and one flush is
+    /// enough.
     pub const READ_ONLY_EXECUTABLE: Self = Self::new(bits::RDONLY, bits::WRITE | bits::PXN);
     /// `set_memory_valid(…, 1)` of global mappings: a present-invalid leaf translates again.
     pub const VALID: Self = Self::new(bits::VALID, bits::PRESENT_INVALID);
@@ -80,9 +81,11 @@ impl Change {
         Descriptor((old.0 & !self.clear) | self.set)
     }
 
-    /// What each leaf must have already so that the change cannot make it writable and executable; 0 where any leaf will do.
+    /// What each leaf must have already so that the change cannot make it writable and executable; 0 where any leaf
+    /// will do.
     ///
-    /// No change clears RDONLY and PXN together (asserted where changes are made), so one bit is all that can be missing.
+    /// No change clears RDONLY and PXN together (asserted where changes are made), so one bit is all that can be
+    /// missing.
     #[inline(always)]
     pub const fn required(self) -> u64 {
         if self.set & (bits::RDONLY | bits::PXN) != 0 {
@@ -102,7 +105,8 @@ impl Change {
         self.clear & bits::PXN != 0
     }
 
-    /// Whether all that it can do to a leaf is to make an invalid one valid: then no TLB holds anything of what changes.
+    /// Whether all that it can do to a leaf is to make an invalid one valid: then no TLB holds anything of what
+    /// changes.
     #[inline(always)]
     pub const fn only_makes_valid(self) -> bool {
         self.set & bits::VALID != 0 && (self.set | self.clear) & !(bits::VALID | bits::PRESENT_INVALID) == 0

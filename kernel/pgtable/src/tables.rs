@@ -50,12 +50,13 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// Maps `range` to the physical memory from `physical` on.
     ///
-    /// Nothing of the range may be mapped. Which leaves are used, and whether new tables forbid execution below them, is
-    /// `shape`'s to say. The entries are in use when `lazy` has paid.
+    /// Nothing of the range may be mapped. Which leaves are used, and whether new tables forbid execution below them,
+    /// is `shape`'s to say. The entries are in use when `lazy` has paid.
     ///
     /// # Errors
-    /// [`Error::AlreadyMapped`] (the first such page), [`Error::Unaligned`] or [`Error::PhysicalTooHigh`] for `physical`,
-    /// [`Error::ExecutionForbidden`], [`Error::OutOfTables`]. Nothing was changed, and tables that were taken are given back.
+    /// [`Error::AlreadyMapped`] (the first such page), [`Error::Unaligned`] or [`Error::PhysicalTooHigh`] for
+    /// `physical`, [`Error::ExecutionForbidden`], [`Error::OutOfTables`]. Nothing was changed, and tables that were
+    /// taken are given back.
     pub fn map(
         &self,
         lazy: &Lazy<'_, M>,
@@ -70,8 +71,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// Maps each page of `range` to the frame that `frame` gives for it, by pages.
     ///
-    /// `frame` is called once for each page, in ascending order, with the page's address, when nothing can fail any more. It returns page-aligned
-    /// addresses below 2^48; other bits are ignored.
+    /// `frame` is called once for each page, in ascending order, with the page's address, when nothing can fail any
+    /// more. It returns page-aligned addresses below 2^48; other bits are ignored.
     ///
     /// # Errors
     /// As [`PageTables::map`], those about `physical` excepted.
@@ -86,10 +87,11 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         map::map_frames(self, lazy, range, frame, attributes, source)
     }
 
-    /// Takes everything that is mapped in `range` away, and hands each leaf to `released` when no CPU can use it any more.
+    /// Takes everything that is mapped in `range` away, and hands each leaf to `released` when no CPU can use it any
+    /// more.
     ///
-    /// Holes are passed over. `released` is called in ascending order, after the invalidation, so it may free the frames; a
-    /// contiguous group comes entry by entry. Tables stay linked.
+    /// Holes are passed over. `released` is called in ascending order, after the invalidation, so it may free the
+    /// frames; a contiguous group comes entry by entry. Tables stay linked.
     ///
     /// # Errors
     /// [`Error::Straddles`]: a leaf is only partly in the range. Nothing was changed.
@@ -103,12 +105,12 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         unmap::unmap(self, lazy, tlb, range, released)
     }
 
-    /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no entry
-    /// that was valid changed.
+    /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no
+    /// entry that was valid changed.
     ///
     /// # Errors
-    /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`], [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`]. Nothing was
-    /// changed.
+    /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`],
+    /// [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`]. Nothing was changed.
     #[inline]
     pub fn update(
         &self,
@@ -129,9 +131,11 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         walk::translate(self.walk(address))
     }
 
-    /// Calls `extent` for each run of like leaves in `range`, in ascending order; returns how many leaves of each size there were.
+    /// Calls `extent` for each run of like leaves in `range`, in ascending order; returns how many leaves of each size
+    /// there were.
     ///
-    /// Leaves that the range only touches count wholly. Other CPUs may change the tables meanwhile; each entry is read once.
+    /// Leaves that the range only touches count wholly. Other CPUs may change the tables meanwhile; each entry is read
+    /// once.
     pub fn dump(&self, range: PageRange<M::Geometry>, extent: impl FnMut(&Extent)) -> LeafTotals {
         dump::dump(self, range, extent)
     }

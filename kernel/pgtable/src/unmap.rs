@@ -1,9 +1,9 @@
 //! Taking mappings away, and giving their frames back only when nobody can use them.
 //!
-//! Arm ARM D8.17.1 and barriers.md "free a frame": invalid; DSB ISHST; TLBI; DSB ISH; then reuse. The list of frames to
-//! release needs no memory: the entries themselves keep it. The first pass makes each leaf present-invalid, with its
-//! address kept; one invalidation serves the whole range; the second pass reads the addresses back, empties the entries and hands
-//! the leaves out. So there is no moment at which a caller could free a frame too early.
+//! Arm ARM D8.17.1, and the order that the memory model asks for: invalid; DSB ISHST; TLBI; DSB ISH; then reuse. The list
+//! of frames to release needs no memory: the entries themselves keep it. The first pass makes each leaf present-invalid,
+//! with its address kept; one invalidation serves the whole range; the second pass reads the addresses back, empties the
+//! entries and hands the leaves out. So there is no moment at which a caller could free a frame too early.
 //!
 //! Tables stay linked. Reclaiming them is a third pass over the same range, after the same invalidation told of it.
 

@@ -1,9 +1,10 @@
 //! Changing permissions over a range: check everything, then change everything.
 //!
-//! Arm ARM D8.17.1: permissions may change on a live entry without break-before-make; the TLBs may hold the old ones until they are
-//! invalidated. Two passes: the first refuses holes, leaves that the range cuts, and what would become writable and executable; the
-//! second cannot fail. The caller owns the range, so entries are changed by plain loads and stores, in bulk, table by table.
-//! Whole leaves change in place, and all entries of a contiguous group change alike.
+//! Arm ARM D8.17.1: permissions may change on a live entry without break-before-make; the TLBs may hold the old ones
+//! until they are invalidated. Two passes: the first refuses holes, leaves that the range cuts, and what would become
+//! writable and executable; the second cannot fail. The caller owns the range, so entries are changed by plain loads
+//! and stores, in bulk, table by table. Whole leaves change in place, and all entries of a contiguous group change
+//! alike.
 
 use granule_arch::descriptor::{Kind, bits};
 
@@ -44,7 +45,8 @@ impl<M: Mmu> Visitor<M> for Check<M::Geometry> {
     fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Error> {
         let leaves = leading_leaves(mmu, run);
         let cells = &run.cells()[..leaves];
-        // The common case in one sweep: all are valid leaves that have what they must. Anything else is looked at one by one.
+        // The common case in one sweep: all are valid leaves that have what they must. Anything else is looked at one
+        // by one.
         let leaf = if run.level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
         let must = leaf | self.change.required() | self.change.marks();
         if mmu.common_bits(cells) & must != must {
@@ -105,8 +107,8 @@ impl<M: Mmu> Visitor<M> for Changing<'_, M> {
 impl<M: Mmu> Changing<'_, M> {
     /// Changes `cells`, the first ones of `run`, and notes what the TLBs may hold of their old values.
     ///
-    /// Entries at both ends that have the new permissions already are left out, so that the invalidation covers what changed
-    /// and no more. Between them all are written: one more store of the same value costs less than asking.
+    /// Entries at both ends that have the new permissions already are left out, so that the invalidation covers what
+    /// changed and no more. Between them all are written: one more store of the same value costs less than asking.
     #[inline(always)]
     fn change_run(&mut self, mmu: &M, run: &Run<'_, M>, cells: &[M::Cell]) {
         let change = self.change;

@@ -1,9 +1,10 @@
 //! The one walker. Every operation of this crate is a visitor of it.
 //!
-//! Arm ARM D8.2: from the root, each level's entry is a table (go on), a leaf, or nothing. The walker takes no lock. Each
-//! entry is read once, and what to do is decided on that copy; the tables on the way stay because the caller's range has an
-//! owner, or, once tables are reclaimed, because the walk is announced. It is a loop, not a recursion: after each
-//! last-level table it starts again at the root, three loads for up to 512 entries, and no stack of tables is kept.
+//! Arm ARM D8.2: from the root, each level's entry is a table (go on), a leaf, or nothing. The walker takes no lock.
+//! Each entry is read once, and what to do is decided on that copy; the tables on the way stay because the caller's
+//! range has an owner, or, once tables are reclaimed, because the walk is announced. It is a loop, not a recursion:
+//! after each last-level table it starts again at the root, three loads for up to 512 entries, and no stack of tables
+//! is kept.
 
 use core::fmt;
 
@@ -17,7 +18,8 @@ use crate::range::PageRange;
 
 /// Entries of one table that the range touches, the first of which is no table descriptor.
 ///
-/// At the last level these are all entries that the range has in the table. At upper levels tables may follow among them.
+/// At the last level these are all entries that the range has in the table. At upper levels tables may follow among
+/// them.
 pub(crate) struct Run<'a, M: Mmu> {
     /// The whole table, for visitors that look at a contiguous group.
     pub(crate) table: &'a [M::Cell],
@@ -113,8 +115,8 @@ fn descend<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Place {
     place
 }
 
-/// Visits the entries of one table, up to its end, the end of the range, or the first table descriptor; returns the bytes
-/// that were dealt with.
+/// Visits the entries of one table, up to its end, the end of the range, or the first table descriptor; returns the
+/// bytes that were dealt with.
 #[inline(always)]
 fn visit_table<M: Mmu, V: Visitor<M>>(
     mmu: &M,
@@ -185,8 +187,8 @@ impl fmt::Display for Step {
 
 /// The walk for one address, level by level: an iterator over [`Step`]s that ends with the first that is no table.
 ///
-/// Each entry is read once, when the iterator comes to it. Bits above the translated ones do not count: which half an address
-/// belongs to is the caller's knowledge, as it is TTBR0's and TTBR1's on the machine.
+/// Each entry is read once, when the iterator comes to it. Bits above the translated ones do not count: which half an
+/// address belongs to is the caller's knowledge, as it is TTBR0's and TTBR1's on the machine.
 pub struct Walk<'a, M: Mmu> {
     mmu: &'a M,
     address: VirtAddr,

@@ -5,7 +5,7 @@ use granule_arch::addr::{PhysAddr, PhysRange};
 pub use granule_arch::psci::Conduit;
 use heapless::Vec;
 
-use super::tree::{Node, Root, cell, strings};
+use super::tree::{Node, cell, number, strings};
 use super::{NodeName, Platform, PlatformError};
 
 /// A CPU in the tree.
@@ -126,24 +126,9 @@ pub struct Smmu {
     pub global_error: Option<Interrupt>,
 }
 
-pub(super) fn read(platform: &mut Platform, root: &Root<'_>) -> Result<(), PlatformError> {
-    cpus(platform, root)?;
-    let stdout = stdout_path(root);
-    let mut found = Found::default();
-    root.visit(stdout, &mut |node, left| found.look_at(node, left == Some("")))?;
-    let none = |node: &'static str, property| PlatformError::Missing { node: NodeName::from(node), property };
-    platform.gic = found.gic.ok_or_else(|| none("/", "arm,gic-400 or arm,gic-v3 interrupt controller"))?;
-    platform.timer = found.timer.ok_or_else(|| none("/", "arm,armv8-timer"))?;
-    platform.conduit = found.conduit;
-    platform.uart = found.stdout.or(found.uart);
-    platform.pcie = found.pcie;
-    platform.smmu = found.smmu;
-    Ok(())
-}
-
-/// What one pass over the tree found; the first of each kind counts.
+/// The devices that a pass over the tree found; the first of each kind counts.
 #[derive(Default)]
-struct Found {
+pub(super) struct Found {
     gic: Option<GicDescription>,
     timer: Option<Interrupt>,
     conduit: Option<Conduit>,
@@ -154,34 +139,51 @@ struct Found {
 }
 
 impl Found {
-    fn look_at(&mut self, node: &Node<'_, '_>, is_stdout: bool) -> Result<(), PlatformError> {
-        let is = |name| node.is_compatible(name);
-        if self.gic.is_none() && is("arm,gic-v3") {
-            self.gic = Some(gic_v3(node)?);
-        } else if self.gic.is_none() && (is("arm,gic-400") || is("arm,cortex-a15-gic")) {
-            let (distributor, cpu_interface) = (node.first_registers()?, node.nth_registers(1)?);
-            self.gic = Some(GicDescription::V2 { distributor, cpu_interface });
-        } else if self.timer.is_none() && is("arm,armv8-timer") {
-            // In order: secure, non-secure, virtual, hypervisor.
-            self.timer = Some(interrupt(node, 2)?.ok_or_else(|| node.missing("interrupts"))?);
-        } else if self.conduit.is_none() && (is("arm,psci-1.0") || is("arm,psci-0.2")) {
-            self.conduit = Some(conduit(node)?);
-        } else if is("arm,pl011") {
-            let registers = node.first_registers()?;
-            let uart = Uart { registers, interrupt: interrupt(node, 0)?, kind: UartKind::Pl011 };
-            let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
-            slot.get_or_insert(uart);
-        } else if self.pcie.is_none() && is("pci-host-ecam-generic") {
-            self.pcie = Some(pcie(node)?);
-        } else if self.smmu.is_none() && is("arm,smmu-v3") {
-            self.smmu = Some(smmu(node)?);
+    /// Takes `node` down if it is one of them.
+    pub(super) fn look_at(&mut self, node: &Node<'_, '_>, is_stdout: bool) -> Result<(), PlatformError> {
+        for compatible in node.compatible() {
+            match compatible {
+                "arm,gic-v3" if self.gic.is_none() => self.gic = Some(gic_v3(node)?),
+                "arm,gic-400" | "arm,cortex-a15-gic" if self.gic.is_none() => {
+                    let (distributor, cpu_interface) = (node.first_registers()?, node.nth_registers(1)?);
+                    self.gic = Some(GicDescription::V2 { distributor, cpu_interface });
+                }
+                // In order: secure, non-secure, virtual, hypervisor.
+                "arm,armv8-timer" if self.timer.is_none() => {
+                    self.timer = Some(interrupt(node, 2)?.ok_or_else(|| node.missing("interrupts"))?);
+                }
+                "arm,psci-1.0" | "arm,psci-0.2" if self.conduit.is_none() => self.conduit = Some(conduit(node)?),
+                "arm,pl011" => {
+                    let registers = node.first_registers()?;
+                    let uart = Uart { registers, interrupt: interrupt(node, 0)?, kind: UartKind::Pl011 };
+                    let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
+                    slot.get_or_insert(uart);
+                }
+                "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = Some(pcie(node)?),
+                "arm,smmu-v3" if self.smmu.is_none() => self.smmu = Some(smmu(node)?),
+                _ => continue,
+            }
+            break;
         }
+        Ok(())
+    }
+
+    /// Hands everything over.
+    pub(super) fn store(self, platform: &mut Platform) -> Result<(), PlatformError> {
+        let none = |property| PlatformError::Missing { node: NodeName::from("/"), property };
+        platform.gic = self.gic.ok_or_else(|| none("arm,gic-400 or arm,gic-v3 interrupt controller"))?;
+        platform.timer = self.timer.ok_or_else(|| none("arm,armv8-timer"))?;
+        platform.conduit = self.conduit;
+        platform.uart = self.stdout.or(self.uart);
+        platform.pcie = self.pcie;
+        platform.smmu = self.smmu;
         Ok(())
     }
 }
 
-fn cpus(platform: &mut Platform, root: &Root<'_>) -> Result<(), PlatformError> {
-    if let Some(cpus) = root.child("cpus") {
+/// `/cpus`.
+pub(super) fn cpus(platform: &mut Platform, cpus: Option<&Node<'_, '_>>) -> Result<(), PlatformError> {
+    if let Some(cpus) = cpus {
         cpus.each_child(&mut |node| {
             // "disabled" is a CPU that waits to be started; the fail family is one that must not be.
             if node.base_name() != "cpu" || node.status().is_some_and(|status| status.starts_with("fail")) {
@@ -205,7 +207,7 @@ fn enable_method(node: &Node<'_, '_>) -> Result<EnableMethod, PlatformError> {
         Some("psci") => Ok(EnableMethod::Psci),
         Some("spin-table") => {
             let address = node.property("cpu-release-addr").ok_or_else(|| node.missing("cpu-release-addr"))?;
-            let address = super::tree::number(address).ok_or_else(|| node.bad("cpu-release-addr"))?;
+            let address = number(address).ok_or_else(|| node.bad("cpu-release-addr"))?;
             Ok(EnableMethod::SpinTable(PhysAddr(address)))
         }
         _ => Ok(EnableMethod::Unknown),
@@ -234,7 +236,7 @@ fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
         regions.push(region).map_err(|_| full)?;
     }
     let stride = match node.property("redistributor-stride") {
-        Some(value) => Some(super::tree::number(value).ok_or_else(|| node.bad("redistributor-stride"))?),
+        Some(value) => Some(number(value).ok_or_else(|| node.bad("redistributor-stride"))?),
         None => None,
     };
     // Each CPU has at least two frames of 64 KiB, and the stride is a whole number of frames.
@@ -297,9 +299,9 @@ fn interrupt(node: &Node<'_, '_>, index: usize) -> Result<Option<Interrupt>, Pla
 }
 
 /// Where `/chosen` `stdout-path` leads: without the options behind the colon, an alias resolved.
-fn stdout_path<'t>(root: &Root<'t>) -> Option<&'t str> {
-    let chosen = root.child("chosen")?;
+pub(super) fn stdout_path<'t>(chosen: Option<&Node<'t, '_>>, aliases: Option<&Node<'t, '_>>) -> Option<&'t str> {
+    let chosen = chosen?;
     let value = chosen.string("stdout-path").or_else(|| chosen.string("linux,stdout-path"))?;
     let path = value.split(':').next()?;
-    if path.starts_with('/') { Some(path) } else { root.child("aliases")?.string(path) }
+    if path.starts_with('/') { Some(path) } else { aliases?.string(path) }
 }

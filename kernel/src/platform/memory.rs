@@ -3,18 +3,11 @@
 use dtoolkit::fdt::Fdt;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 
-use super::tree::{Node, Root, number, string};
+use super::tree::{Node, number, string};
 use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, NodeName, Platform, PlatformError};
 
-pub(super) fn read(platform: &mut Platform, fdt: Fdt<'_>, root: &Root<'_>) -> Result<(), PlatformError> {
-    for node in root.children() {
-        match node.base_name() {
-            "chosen" => chosen(platform, &node)?,
-            "reserved-memory" => reserved_memory(platform, &node)?,
-            _ if node.properties.device_type.and_then(string) == Some("memory") => banks(platform, &node)?,
-            _ => {}
-        }
-    }
+/// The memory reservation block.
+pub(super) fn reservations(platform: &mut Platform, fdt: Fdt<'_>) -> Result<(), PlatformError> {
     for entry in fdt.memory_reservations() {
         let range = PhysRange::from_size(PhysAddr(entry.address()), entry.size());
         let range = range.and_then(outwards).ok_or_else(|| PlatformError::Bad {
@@ -23,16 +16,12 @@ pub(super) fn read(platform: &mut Platform, fdt: Fdt<'_>, root: &Root<'_>) -> Re
         })?;
         reserve(platform, range)?;
     }
-    join_banks(platform);
-    if platform.memory.is_empty() {
-        return Err(PlatformError::Missing { node: NodeName::from("/memory"), property: "reg" });
-    }
     Ok(())
 }
 
-fn banks(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
-    // QEMU's secure RAM is a memory node with status "disabled".
-    if !node.is_available() {
+/// A node that may be memory. It is known to be available: QEMU's secure RAM is a memory node that is not.
+pub(super) fn banks(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
+    if node.properties.device_type.and_then(string) != Some("memory") || !node.is_below_root() {
         return Ok(());
     }
     let mut index = 0;
@@ -47,7 +36,7 @@ fn banks(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformErr
 }
 
 /// Ascending, and what overlaps or touches is one bank, so that no frame is counted twice.
-fn join_banks(platform: &mut Platform) {
+pub(super) fn join_banks(platform: &mut Platform) -> Result<(), PlatformError> {
     platform.memory.sort_unstable_by_key(|bank| bank.start());
     let mut joined = heapless::Vec::<PhysRange, MAX_BANKS>::new();
     for &bank in &platform.memory {
@@ -62,9 +51,14 @@ fn join_banks(platform: &mut Platform) {
         }
     }
     platform.memory = joined;
+    if platform.memory.is_empty() {
+        return Err(PlatformError::Missing { node: NodeName::from("/memory"), property: "reg" });
+    }
+    Ok(())
 }
 
-fn reserved_memory(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
+/// `/reserved-memory`.
+pub(super) fn reserved_memory(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
     node.each_child(&mut |child| {
         // A child with `size` alone asks the kernel to choose a place. Nothing here asks for one.
         let mut index = 0;
@@ -89,7 +83,8 @@ fn reserve(platform: &mut Platform, range: PhysRange) -> Result<(), PlatformErro
     platform.reserved.push(range).map_err(|_| PlatformError::TooMany { what: "reservations", limit: MAX_RESERVED })
 }
 
-fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
+/// `/chosen`, but for the console.
+pub(super) fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
     if let Some(arguments) = node.property("bootargs") {
         let arguments = string(arguments).ok_or_else(|| node.bad("bootargs"))?;
         platform.bootargs.clear();

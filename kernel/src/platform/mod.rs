@@ -170,8 +170,25 @@ impl Platform {
         let fdt = dtoolkit::fdt::Fdt::new(trim(blob)?)?;
         let root = tree::Root::new(fdt);
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
-        memory::read(self, fdt, &root)?;
-        devices::read(self, &root)
+
+        let [chosen, aliases, cpus, reserved] = root.named(["chosen", "aliases", "cpus", "reserved-memory"]);
+        if let Some(chosen) = &chosen {
+            memory::chosen(self, chosen)?;
+        }
+        if let Some(reserved) = &reserved {
+            memory::reserved_memory(self, reserved)?;
+        }
+        memory::reservations(self, fdt)?;
+        devices::cpus(self, cpus.as_ref())?;
+
+        let stdout = devices::stdout_path(chosen.as_ref(), aliases.as_ref());
+        let mut found = devices::Found::default();
+        root.visit(stdout, &mut |node, left| {
+            memory::banks(self, node)?;
+            found.look_at(node, left == Some(""))
+        })?;
+        memory::join_banks(self)?;
+        found.store(self)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.

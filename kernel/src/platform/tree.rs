@@ -91,14 +91,16 @@ impl<'t> Root<'t> {
         self.node.property("model").and_then(|property| property.value_as().ok()).and_then(string)
     }
 
-    /// The children of the root.
-    pub(super) fn children(&self) -> impl Iterator<Item = Node<'t, '_>> {
-        children_of(self.node, &self.bus)
-    }
-
-    /// The child of the root with this name, whatever its unit address.
-    pub(super) fn child(&self, name: &str) -> Option<Node<'t, '_>> {
-        self.children().find(|child| child.base_name() == name)
+    /// The children of the root with these names, whatever their unit addresses; the first of each name.
+    pub(super) fn named<const N: usize>(&self, names: [&str; N]) -> [Option<Node<'t, '_>>; N] {
+        let mut found = [const { None }; N];
+        for child in self.node.children() {
+            let base = base_name(child.name());
+            if let Some(index) = names.iter().position(|&name| name == base) {
+                found[index].get_or_insert_with(|| Node::new(child, &self.bus));
+            }
+        }
+        found
     }
 
     /// Calls `visit` for every node that is available, parents before children. It gets the node and, where the node
@@ -107,8 +109,8 @@ impl<'t> Root<'t> {
     /// # Errors
     /// The first that `visit` returns.
     pub(super) fn visit<'p>(&self, path: Option<&'p str>, visit: &mut Visit<'_, 't, 'p>) -> Result<(), PlatformError> {
-        for child in self.children() {
-            child.visit(path, visit)?;
+        for child in self.node.children() {
+            Node::new(child, &self.bus).visit(path, visit)?;
         }
         Ok(())
     }
@@ -125,18 +127,23 @@ fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b Bus<'t, 'b>>) 
     }
 }
 
-fn children_of<'t, 'b>(node: FdtNode<'t>, bus: &'b Bus<'t, 'b>) -> impl Iterator<Item = Node<'t, 'b>> {
-    node.children().map(move |node| Node { node, bus, properties: Properties::of(&node) })
+/// A node's name without the unit address.
+fn base_name(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(base, _)| base)
 }
 
 impl<'t, 'b> Node<'t, 'b> {
+    fn new(node: FdtNode<'t>, bus: &'b Bus<'t, 'b>) -> Self {
+        Self { node, bus, properties: Properties::of(&node) }
+    }
+
     pub(super) fn name(&self) -> &'t str {
         self.node.name()
     }
 
     /// The name without the unit address.
     pub(super) fn base_name(&self) -> &'t str {
-        self.name().split('@').next().unwrap_or_default()
+        base_name(self.name())
     }
 
     /// Any property's raw value.
@@ -149,14 +156,19 @@ impl<'t, 'b> Node<'t, 'b> {
         self.property(name).and_then(string)
     }
 
-    /// Whether `compatible` lists `name`.
-    pub(super) fn is_compatible(&self, name: &str) -> bool {
-        self.properties.compatible.is_some_and(|list| strings(list).any(|entry| entry == name))
+    /// What `compatible` lists, from the most particular to the most general.
+    pub(super) fn compatible(&self) -> impl Iterator<Item = &'t str> {
+        self.properties.compatible.into_iter().flat_map(strings)
     }
 
     /// `status`, where it is there.
     pub(super) fn status(&self) -> Option<&'t str> {
         self.properties.status.and_then(string)
+    }
+
+    /// Whether the node's parent is the root.
+    pub(super) fn is_below_root(&self) -> bool {
+        self.bus.parent.is_none()
     }
 
     /// Whether the device may be used: `status` is missing, `okay`, or the `ok` of old trees.
@@ -170,8 +182,8 @@ impl<'t, 'b> Node<'t, 'b> {
         visit: &mut dyn FnMut(&Node<'t, '_>) -> Result<(), PlatformError>,
     ) -> Result<(), PlatformError> {
         let bus = bus_of(&self.properties, Some(self.bus));
-        for child in children_of(self.node, &bus) {
-            visit(&child)?;
+        for child in self.node.children() {
+            visit(&Node::new(child, &bus))?;
         }
         Ok(())
     }
@@ -182,6 +194,10 @@ impl<'t, 'b> Node<'t, 'b> {
         }
         let left = path.and_then(|path| self.step(path));
         visit(self, left)?;
+        // What has no cells for addresses has no devices below it, and most nodes have not: looking costs a pass more.
+        if self.properties.address_cells.is_none() {
+            return Ok(());
+        }
         self.each_child(&mut |child| child.visit(left, visit))
     }
 

@@ -7,6 +7,8 @@ use granule::drivers::{console, power};
 use granule_arch::{interrupts, wait};
 use granule_protocol::{Event, Frame, Nonce};
 
+use granule::smp::this_cpu;
+
 use crate::harness::{Test, target_test};
 
 target_test!(innocent, selftest());
@@ -80,4 +82,22 @@ target_test!(leaves_interrupts_masked, selftest());
 fn leaves_interrupts_masked(t: &mut Test) {
     t.check("all is well", true);
     let _ = interrupts::mask();
+}
+
+target_test!(leaks_a_frame, selftest());
+fn leaks_a_frame(t: &mut Test) {
+    t.ok("a frame", granule::kernel().frames.alloc(this_cpu()));
+}
+
+target_test!(leaks_an_object, selftest());
+fn leaks_an_object(t: &mut Test) {
+    let mut bytes = alloc::vec::Vec::<u8>::new();
+    t.ok("an object", bytes.try_reserve(32));
+    core::mem::forget(bytes);
+}
+
+target_test!(leaks_an_area, selftest());
+fn leaks_an_area(t: &mut Test) {
+    // Dropping a `KernelArea` frees nothing: whoever holds one must call `vfree`.
+    t.ok("an area", granule::kernel().space.vmalloc(this_cpu(), 1));
 }

@@ -1,1 +1,22 @@
-//! placeholder
+//! What tests that drive a machine from outside have in common: finished images, and a machine at its prompt.
+//!
+//! The tests are in `tests/`. They need what `./x build` leaves in `build/`, so `./x test` is how they are run; a `cargo test`
+//! of one's own works after a build.
+
+#![forbid(unsafe_code)]
+
+pub mod leaves;
+pub mod ptdump;
+pub mod session;
+
+use std::path::PathBuf;
+
+/// A finished image of `./x build`, such as `granule.img`.
+///
+/// # Panics
+/// When it is not there: a test that quietly passed without it would lie.
+pub fn built(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../build").join(name);
+    assert!(path.is_file(), "{} is missing: run ./x build first, or the tests by ./x test", path.display());
+    path
+}

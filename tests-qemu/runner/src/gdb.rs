@@ -114,6 +114,21 @@ impl Gdb {
         Ok(bytes)
     }
 
+    /// Writes physical memory.
+    ///
+    /// # Errors
+    /// When there is none at some of the addresses.
+    pub fn write_physical(&mut self, address: u64, bytes: &[u8]) -> Result<()> {
+        ensure!(self.ask("Qqemu.PhyMemMode:1")? == "OK", "the stub writes no physical memory");
+        for (i, chunk) in bytes.chunks(MEMORY_CHUNK).enumerate() {
+            let at = address + (i * MEMORY_CHUNK) as u64;
+            let digits: String = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
+            let answer = self.ask(&format!("M{at:x},{:x}:{digits}", chunk.len()))?;
+            ensure!(answer == "OK", "physical memory at {at:#x}: {answer}");
+        }
+        Ok(())
+    }
+
     /// Lets the machine go on and closes the connection.
     ///
     /// # Errors

@@ -46,6 +46,17 @@ impl Qemu {
         bootargs: &str,
         extra: &[OsString],
     ) -> Self {
+        let mut qemu = Self::without_kernel(machine, serial, reset, &[]);
+        qemu.arguments.extend(["-kernel".into(), kernel.into()]);
+        if !bootargs.is_empty() {
+            qemu.pair("-append", bootargs);
+        }
+        qemu.arguments.extend_from_slice(extra);
+        qemu
+    }
+
+    /// The command line of `machine` with nothing to run but what `extra` loads.
+    pub fn without_kernel(machine: &Machine, serial: Serial, reset: Reset, extra: &[OsString]) -> Self {
         let mut qemu = Self { program: program(), arguments: Vec::new() };
         qemu.pair("-machine", &machine.machine);
         qemu.pair("-cpu", &machine.cpu);
@@ -59,10 +70,6 @@ impl Qemu {
         qemu.pair("-semihosting-config", "enable=on,target=native");
         if reset == Reset::Ends {
             qemu.arguments.push("-no-reboot".into());
-        }
-        qemu.arguments.extend(["-kernel".into(), kernel.into()]);
-        if !bootargs.is_empty() {
-            qemu.pair("-append", bootargs);
         }
         qemu.arguments.extend_from_slice(extra);
         qemu

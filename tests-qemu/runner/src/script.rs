@@ -1,8 +1,9 @@
 //! Feeds a script to the monitor line by line, and prints the session.
 //!
-//! A line is typed only when the prompt stands there, so the transcript reads as if a person had typed it. Three things
-//! must agree for a success: no line from the guest that begins with `error:`, no panic, and an exit status of 0 — which the
-//! guest gives, told by its boot arguments that a script types, only if every command worked.
+//! A line is typed only when the prompt stands there, and the monitor echoes it, so the transcript reads as if a person
+//! had typed it. Three things must agree for a success: no line from the guest that begins with `error:`, no panic, and an
+//! exit status of 0 — which the guest gives, told by its boot arguments that a script types, only if every line went as
+//! expected.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -44,11 +45,11 @@ pub fn run(qemu: &Qemu, commands: &[String], limit: Duration, out: &mut dyn Writ
         match guest.hear(deadline) {
             Heard::Bytes(bytes) => {
                 out.write_all(&bytes)?;
+                out.flush()?;
+                // The monitor echoes the line: it is part of what the machine prints.
                 if let Some(command) = session.hear(&bytes) {
-                    writeln!(out, "{command}")?;
                     guest.say(&format!("{command}\n"));
                 }
-                out.flush()?;
             }
             Heard::Silence => {
                 session.wrong.push(format!("the time limit of {} s passed{}", limit.as_secs(), session.place()));
@@ -81,18 +82,16 @@ impl<'a> Session<'a> {
     /// Takes what the machine printed; the next command, if it now waits for one.
     fn hear(&mut self, bytes: &[u8]) -> Option<&'a str> {
         for line in self.lines.feed(bytes) {
-            // The command stands behind the prompt on the same line: only the guest's own words count.
-            let said = line.strip_prefix(PROMPT).unwrap_or(&line);
-            if said.starts_with("error:") {
-                self.wrong.push(format!("{said}{}", self.place()));
-            } else if said.contains(PANIC_MARKER) {
+            if line.starts_with("error:") {
+                self.wrong.push(format!("{line}{}", self.place()));
+            } else if line.contains(PANIC_MARKER) {
                 self.wrong.push(format!("the kernel panicked{}", self.place()));
             }
         }
         if self.lines.partial() != PROMPT {
             return None;
         }
-        // The command ends the line on the terminal, and so here.
+        // So that the same prompt is not answered twice.
         self.lines.feed(b"\n");
         self.last = self.commands.next().map(String::as_str);
         self.last
@@ -123,5 +122,6 @@ mod tests {
         assert_eq!(session.hear(b"error: not mapped\r\n"), None);
         assert_eq!(session.wrong, ["error: not mapped in `peek 1`"]);
         assert_eq!(session.hear(b"granule> "), Some("mem"));
+        assert_eq!(session.hear(b"mem\r\n"), None);
     }
 }

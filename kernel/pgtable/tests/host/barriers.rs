@@ -1,7 +1,7 @@
 //! Which writes, barriers and invalidations each call makes, in which order.
 //!
-//! [`check`] reads a recorded stream and says what is missing in it, or too much. It is believed because it is seen to fail:
-//! every barrier and invalidation is taken out of a good stream in turn, and moved, and it objects each time.
+//! [`check`] reads a recorded stream and says what is missing in it, or too much. It is believed because it is seen to
+//! fail: every barrier and invalidation is taken out of a good stream in turn, and moved, and it objects each time.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, bits};
@@ -50,7 +50,7 @@ struct Debts {
     unordered: Vec<u64>,
 }
 
-/// Checks the stream of one call, its lazy section included, against barriers.md.
+/// Checks the stream of one call, its lazy section included, against what the memory model asks for.
 pub(crate) fn check<G: Geometry>(stream: &[Operation<G>]) -> Result<(), String> {
     let mut debts = Debts::default();
     for operation in stream {

@@ -20,6 +20,8 @@ pub use report::describe_walk;
 pub mod set_memory;
 pub mod vmalloc;
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use granule_arch::addr::PhysAddr;
 use granule_pgtable::{PageTables, Table, TableSource};
 
@@ -42,6 +44,8 @@ pub struct KernelSpace {
     frames: &'static FrameAllocator,
     areas: IrqLock<AreaTree, { rank::VMALLOC }>,
     nodes: Pool<AreaNode>,
+    /// Frames that were taken for tables since the boot.
+    table_frames: AtomicUsize,
 }
 
 impl KernelSpace {
@@ -54,6 +58,7 @@ impl KernelSpace {
             frames,
             areas: IrqLock::new(AreaTree::new(layout::VMALLOC_START, layout::VMALLOC_END)),
             nodes: Pool::new(frames),
+            table_frames: AtomicUsize::new(0),
         }
     }
 
@@ -67,24 +72,34 @@ impl KernelSpace {
         self.areas.lock().iter().for_each(&mut each);
     }
 
+    /// Frames that the space keeps when areas go: tables, and the pool of area records. For accounts of who has which frames.
+    pub fn kept_frames(&self) -> usize {
+        self.table_frames.load(Ordering::Relaxed) + self.nodes.stats().frames
+    }
+
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {
-        FrameSource { frames: self.frames, cpu }
+        FrameSource { frames: self.frames, taken: &self.table_frames, cpu }
     }
 }
 
 /// Frames for tables, from the frame allocator.
-pub(super) struct FrameSource<'a> {
-    pub(super) frames: &'a FrameAllocator,
-    pub(super) cpu: &'a Cpu,
+struct FrameSource<'a> {
+    frames: &'a FrameAllocator,
+    /// How many are out.
+    taken: &'a AtomicUsize,
+    cpu: &'a Cpu,
 }
 
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
 unsafe impl TableSource for FrameSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
-        self.frames.alloc_zeroed(self.cpu).ok()
+        let table = self.frames.alloc_zeroed(self.cpu).ok()?;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(table)
     }
 
     fn give_back(&mut self, table: PhysAddr) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
         self.frames.free(self.cpu, table);
     }
 }

@@ -5,49 +5,93 @@
 
 use core::sync::atomic::Ordering;
 
-use granule::smp::this_cpu;
+use granule::mm::heap;
+use granule::smp::{self, CpuSet, this_cpu};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::interrupts;
+use granule_pgtable::PageRange;
+
+/// The kernel's half of the addresses.
+const UPPER_HALF: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
 
 /// What must be the same before a test and after it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Snapshot {
-    irqs_enabled: bool,
-    /// A bit for each rank of which a lock is held (debug builds).
-    held_ranks: u32,
-    interrupt_depth: u32,
-    /// Inside a lockless walk.
-    walking: bool,
+    /// Frames in use, without those that the kernel keeps when their users go: tables, pools, the heap's pages.
+    frames: usize,
+    /// Objects on the heap.
+    allocations: usize,
+    areas: usize,
+    cpus: CpuSet,
 }
 
 impl Snapshot {
     /// The kernel as it is now.
     pub(crate) fn take() -> Self {
-        let cpu = this_cpu();
+        let kernel = granule::kernel();
+        let heap = heap::kernel_heap().stats();
+        let kept = kernel.space.kept_frames() + heap.total / PAGE_SIZE;
+        let mut areas = 0;
+        kernel.space.for_each_area(|_| areas += 1);
         Self {
-            irqs_enabled: interrupts::state().irqs_enabled(),
-            held_ranks: cpu.held_ranks.load(Ordering::Relaxed),
-            interrupt_depth: cpu.interrupt_depth.load(Ordering::Relaxed),
-            walking: cpu.walk.load(Ordering::Relaxed) % 2 != 0,
+            frames: kernel.frames.stats().used - kept,
+            allocations: heap.allocations,
+            areas,
+            cpus: smp::online(),
         }
     }
 
-    /// Prints what is not as it was, and returns how many things that are.
-    pub(crate) fn compare(&self, before: &Self) -> u32 {
-        let mut findings = 0;
-        let mut find = |what: &str, wrong: bool| {
-            if wrong {
+    /// Prints what is not as it must be, or not as it was; returns how many things that are.
+    pub(crate) fn compare(before: &Self) -> u32 {
+        let mut findings = state_of_this_cpu();
+        let after = Self::take();
+        let mut compare = |what: &str, before: usize, after: usize| {
+            if before != after {
                 findings += 1;
-                granule::println!("audit: the test left {what}");
+                granule::println!("audit: {before} {what} before the test, {after} after it");
             }
         };
-        find("interrupts masked", !self.irqs_enabled);
-        find("a lock held", self.held_ranks != 0);
-        find("an interrupt unfinished", self.interrupt_depth != 0);
-        find("a lockless walk open", self.walking);
-        let _ = before;
-        if !self.irqs_enabled {
-            interrupts::enable();
-        }
-        findings
+        compare("frames in use", before.frames, after.frames);
+        compare("objects on the heap", before.allocations, after.allocations);
+        compare("vmalloc areas", before.areas, after.areas);
+        compare("CPUs", before.cpus.iter().count(), after.cpus.iter().count());
+        findings + writable_and_executable()
     }
+}
+
+/// What must hold between tests whatever was before them.
+fn state_of_this_cpu() -> u32 {
+    let cpu = this_cpu();
+    let mut findings = 0;
+    let mut find = |what: &str, wrong: bool| {
+        if wrong {
+            findings += 1;
+            granule::println!("audit: the test left {what}");
+        }
+    };
+    let masked = !interrupts::state().irqs_enabled();
+    find("interrupts masked", masked);
+    // Debug builds keep the ranks of the locks that are held.
+    find("a lock held", cpu.held_ranks.load(Ordering::Relaxed) != 0);
+    find("an interrupt unfinished", cpu.interrupt_depth.load(Ordering::Relaxed) != 0);
+    find("a lockless walk open", !cpu.walk.load(Ordering::Relaxed).is_multiple_of(2));
+    if masked {
+        interrupts::enable();
+    }
+    findings
+}
+
+/// Leaves that are writable and executable: never one, whatever a test does.
+fn writable_and_executable() -> u32 {
+    let Ok(range) = PageRange::new(UPPER_HALF, UPPER_HALF.0.wrapping_neg()) else {
+        granule::println!("audit: the upper half is no range");
+        return 1;
+    };
+    let mut findings = 0;
+    granule::kernel().space.tables().dump(range, |extent| {
+        if extent.is_writable() && extent.is_executable() {
+            findings += 1;
+            granule::println!("audit: {} bytes from {} on are writable and executable", extent.size, extent.start);
+        }
+    });
+    findings
 }

@@ -5,6 +5,7 @@
 //! made no check fails too: it has shown nothing.
 
 mod audit;
+mod features;
 mod plan;
 mod test;
 
@@ -14,6 +15,7 @@ use granule_protocol::{Event, Frame, Nonce, Record};
 use linkme::distributed_slice;
 
 use audit::Snapshot;
+pub(crate) use features::{KNOWN, has};
 use plan::Plan;
 pub(crate) use test::Test;
 
@@ -85,11 +87,16 @@ fn one(index: u32, seed: u64) -> Event {
         granule::println!("there is no test {index}; the image has {}", TESTS.len());
         return Event::Fail { index, checks: 0, failures: 1 };
     };
+    let needs = granule_protocol::text(&record.needs).unwrap_or("?");
+    if let Some(missing) = needs.split_whitespace().find(|need| has(need) != Some(true)) {
+        granule::println!("this machine has no {missing}");
+        return Event::Skip { index };
+    }
     let before = Snapshot::take();
     let mut test = Test::new(seed ^ u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     (record.function)(&mut test);
     let (checks, mut failures) = test.counts();
-    failures += Snapshot::take().compare(&before);
+    failures += Snapshot::compare(&before);
     if checks == 0 {
         granule::println!("the test made no checks");
         failures += 1;

@@ -1,0 +1,32 @@
+//! The names of machines.toml, as questions to the kernel.
+
+use granule::platform::GicDescription;
+use granule::smp;
+use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte, Pan};
+
+/// A feature's name, and whether this machine has it.
+type Feature = (&'static str, fn(&CpuFeatures) -> bool);
+
+/// Every name that machines.toml may use.
+pub(crate) const KNOWN: [Feature; 14] = [
+    ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
+    ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
+    ("smmuv3", |_| granule::kernel().platform.smmu.is_some()),
+    ("smp", |_| smp::online().iter().count() > 1),
+    ("el2", |_| granule::kernel().boot.entry_level == 2),
+    ("pan", |cpus| cpus.pan() != Pan::None),
+    ("e0pd", CpuFeatures::e0pd),
+    ("hafdbs", |cpus| cpus.hafdbs() != HardwareUpdates::None),
+    ("lse", CpuFeatures::lse),
+    ("bbm2", |cpus| cpus.bbm() == BreakBeforeMake::NotRequired),
+    ("tlbirange", CpuFeatures::tlb_range),
+    ("ttl", CpuFeatures::ttl),
+    ("mops", CpuFeatures::mops),
+    ("mte", |cpus| matches!(cpus.mte(), Mte::Tags | Mte::Asymmetric)),
+];
+
+/// Whether this machine has the feature of that name; `None` where there is no such name.
+pub(crate) fn has(name: &str) -> Option<bool> {
+    let cpus = &granule::kernel().features().cpus;
+    KNOWN.iter().find(|(known, _)| *known == name).map(|(_, asks)| asks(cpus))
+}

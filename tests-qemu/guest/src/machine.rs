@@ -1,0 +1,16 @@
+//! The machine is what machines.toml says: else tests are skipped, or run, for the wrong reason.
+
+use granule::bootargs;
+
+use crate::harness::{KNOWN, Test, has, target_test};
+
+target_test!(has_what_machines_toml_says);
+fn has_what_machines_toml_says(t: &mut Test) {
+    let promised = || bootargs::get("test.features").unwrap_or("").split(',').filter(|name| !name.is_empty());
+    for name in promised() {
+        t.equal(name, has(name), Some(true));
+    }
+    for (name, _) in KNOWN {
+        t.equal(name, has(name), Some(promised().any(|promise| promise == name)));
+    }
+}

@@ -1,0 +1,114 @@
+//! Every way in: Image and ELF, EL1 and EL2 with and without VHE, other addresses, other sizes, and device trees that are no good.
+
+use std::ffi::OsString;
+
+use granule_host_tests::built;
+use granule_host_tests::session::Session;
+use granule_runner::gdb::{Gdb, Socket};
+use granule_runner::machine;
+use granule_runner::qemu::{Qemu, Reset, Serial};
+
+fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(Into::into).collect()
+}
+
+/// Boots to the prompt, looks at `mem`, and switches off.
+#[track_caller]
+fn assert_boots(machine: &str, image: &str, extra: &[&str]) -> String {
+    let machine = machine::named(machine).unwrap();
+    let mut session = Session::start(&machine, &built(image), "", &words(extra)).unwrap();
+    let banner = session.prompt().unwrap();
+    session.command("mem").unwrap();
+    assert_eq!(session.power_off().unwrap(), Some(0), "{banner}");
+    banner
+}
+
+#[test]
+fn elf_boots_and_finds_the_tree_at_the_start_of_memory() {
+    assert_boots("default", "granule.elf", &[]);
+}
+
+#[test]
+fn entered_at_el2_with_and_without_vhe() {
+    assert_boots("el2", "granule.img", &[]);
+    // cortex-a72 has no VHE; ELF, so that x0 is 0 at EL2 too.
+    assert_boots("el2", "granule.img", &["-cpu", "cortex-a72"]);
+    assert_boots("el2", "granule.elf", &["-cpu", "cortex-a72"]);
+}
+
+#[test]
+fn one_cpu_and_sixteen() {
+    assert_boots("default", "granule.img", &["-smp", "1"]);
+    assert_boots("default", "granule.img", &["-smp", "16"]);
+}
+
+#[test]
+fn little_memory_and_much() {
+    assert_boots("a53", "granule.img", &["-m", "64M"]);
+    assert_boots("default", "granule.img", &["-m", "12G"]);
+}
+
+/// Loaded where no loader of QEMU's would: the kernel finds out where it is.
+#[test]
+fn boots_at_any_two_mebibytes() {
+    for address in ["0x40400000", "0x52c00000", "0x7fa00000"] {
+        // `-kernel` knows one address only; a loader device puts the Image anywhere, and the first CPU at its start.
+        let mut machine = machine::named("default").unwrap();
+        machine.memory = "1G".into();
+        let image = built("granule.img");
+        let extra = [
+            "-device".into(),
+            OsString::from(format!("loader,file={},addr={address},force-raw=on", image.display())),
+            "-device".into(),
+            OsString::from(format!("loader,addr={address},cpu-num=0")),
+        ];
+        let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra);
+        let mut session = Session::of(&qemu).unwrap();
+        session.prompt().unwrap_or_else(|error| panic!("at {address}: {error}"));
+        session.command("mem").unwrap();
+    }
+}
+
+/// Changes the device tree in memory before the first instruction, and returns what the kernel says to it.
+fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
+    let socket = Socket::new();
+    let mut extra = vec![OsString::from("-S")];
+    extra.extend(socket.arguments());
+    let machine = machine::named("el2").unwrap();
+    let mut session = Session::start(&machine, &built("granule.img"), "", &extra).unwrap();
+    let mut gdb = Gdb::connect(&socket).unwrap();
+    // QEMU enters an Image by a few instructions at the start of memory; the tree's address is the literal behind them.
+    let literal = gdb.physical(0x4000_0018, 8).unwrap();
+    let tree = u64::from_le_bytes(literal.try_into().unwrap());
+    let header = gdb.physical(tree, 8).unwrap();
+    assert_eq!(header[..4], [0xd0, 0x0d, 0xfe, 0xed], "no device tree at {tree:#x}");
+    let size = u32::from_be_bytes(header[4..].try_into().unwrap()) as usize;
+    // QEMU leaves room behind the tree; what counts is at its front.
+    let mut bytes = gdb.physical(tree, size.min(64 << 10)).unwrap();
+    change(&mut bytes);
+    gdb.write_physical(tree, &bytes).unwrap();
+    gdb.detach().unwrap();
+    session.wait_for("boot failed: ").unwrap();
+    session.wait_for("\n").unwrap()
+}
+
+#[test]
+fn a_missing_tree_is_a_message() {
+    let said = with_tree(|tree| tree.fill(0));
+    assert!(said.contains("device tree"), "{said}");
+}
+
+#[test]
+fn a_truncated_tree_is_a_message() {
+    let said = with_tree(|tree| tree[0x40..].fill(0));
+    assert!(said.contains("device tree"), "{said}");
+    // A header that promises less than the blocks that it lists.
+    let said = with_tree(|tree| tree[4..8].copy_from_slice(&0x50u32.to_be_bytes()));
+    assert!(said.contains("device tree"), "{said}");
+}
+
+#[test]
+fn a_corrupt_tree_is_a_message() {
+    let said = with_tree(|tree| tree[8..12].copy_from_slice(&0x00ff_fff1u32.to_be_bytes()));
+    assert!(said.contains("device tree"), "{said}");
+}

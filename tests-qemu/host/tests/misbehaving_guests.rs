@@ -1,0 +1,101 @@
+//! The runner's own tests: guests that lie, and what the runner must say of each.
+//!
+//! The judge has tests of its own without a machine (tests-qemu/runner). These show that the whole chain — records, boot, serial
+//! port, frames, exit status — finds the same out about a real one, and that the tests behind the liar still run.
+
+use granule_host_tests::built;
+use granule_runner::judge::{Outcome, Verdict};
+use granule_runner::list::{self, Test};
+use granule_runner::machine;
+use granule_runner::session::{self, Plan};
+
+/// Runs one misbehaving guest with the innocent one behind it; both outcomes.
+#[track_caller]
+fn judge(name: &str) -> Outcome {
+    let tests = list::read(&built("granule-tests.elf")).unwrap();
+    let find = |name: &str| -> Test {
+        let name = format!("misbehaving::{name}");
+        tests.iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no record {name}")).clone()
+    };
+    let (liar, innocent) = (find(name), find("innocent"));
+    // The innocent one runs behind it, whatever the order of the records.
+    let chosen = [Test { selftest: true, ..liar.clone() }, innocent.clone()];
+    let plan = Plan {
+        machine: machine::named("el2").unwrap(),
+        image: built("granule-tests.img"),
+        seed: 0,
+        bootargs: String::new(),
+        extra: Vec::new(),
+    };
+    let mut outcomes = Vec::new();
+    session::run(&chosen, |left| session::boot(&plan, left), |test, outcome| outcomes.push((test.index, outcome)));
+    assert_eq!(outcomes.len(), 2, "each test has exactly one verdict: {outcomes:?}");
+    let (innocents, mut liars): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|(index, _)| *index == innocent.index);
+    assert_eq!(innocents[0].1.verdict, Verdict::Passed(1), "{innocents:?}");
+    liars.remove(0).1
+}
+
+#[track_caller]
+fn assert_fails(name: &str, reason: &str, output: &str) {
+    let outcome = judge(name);
+    let Verdict::Failed(why) = &outcome.verdict else { panic!("{name} passed: {outcome:?}") };
+    assert!(why.contains(reason), "{name}: {why}; wanted: {reason}");
+    assert!(outcome.output.contains(output), "{name} printed: {}; wanted: {output}", outcome.output);
+}
+
+#[test]
+fn a_failed_check_fails() {
+    assert_fails("fails", "1 failed, of 1 checks", "one and one: found 2, wanted 3");
+}
+
+#[test]
+fn a_test_without_checks_fails() {
+    assert_fails("makes_no_checks", "failed, of 0 checks", "the test made no checks");
+}
+
+#[test]
+fn a_panic_fails_with_its_report() {
+    assert_fails("panics", "the kernel panicked", "as a test of the runner");
+}
+
+#[test]
+fn a_hang_with_interrupts_off_fails_after_its_limit() {
+    assert_fails("hangs_with_interrupts_off", "hung: the time limit of 2 s passed", "");
+}
+
+#[test]
+fn an_early_exit_with_success_fails() {
+    assert_fails("exits_with_success", "exited early, with status 0", "");
+}
+
+#[test]
+fn a_reset_is_not_taken_for_a_boot() {
+    assert_fails("resets", "exited early, with status 0", "");
+}
+
+#[test]
+fn death_in_mid_line_fails_with_the_half_line() {
+    assert_fails("dies_in_mid_line", "exited early, with status 0", "I was about to s");
+}
+
+#[test]
+fn a_forged_verdict_fails() {
+    assert_fails("forges_a_verdict", "a nonce that is not this boot's", "");
+}
+
+#[test]
+fn a_perfectly_forged_verdict_fails() {
+    assert_fails("forges_a_perfect_verdict", "out of sequence", "");
+}
+
+#[test]
+fn interrupts_left_masked_fail_the_audit() {
+    assert_fails("leaves_interrupts_masked", "1 failed, of 1 checks", "audit: the test left interrupts masked");
+}
+
+#[test]
+fn what_is_left_behind_fails_the_audit() {
+    assert_fails("leaks_a_frame", "1 failed, of 1 checks", "frames in use before the test");
+    assert_fails("leaks_an_object", "1 failed, of 1 checks", "objects on the heap before the test");
+    assert_fails("leaks_an_area", "failed, of 1 checks", "vmalloc areas before the test");
+}
