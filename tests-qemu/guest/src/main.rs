@@ -12,6 +12,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
+mod frames;
+#[cfg(target_os = "none")]
 mod harness;
 #[cfg(target_os = "none")]
 mod machine;

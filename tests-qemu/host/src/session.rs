@@ -55,7 +55,9 @@ impl Session {
             }
             match self.guest.hear(deadline) {
                 Heard::Bytes(bytes) => self.transcript.push_str(&String::from_utf8_lossy(&bytes).replace('\r', "")),
-                Heard::Closed => bail!("the machine ended before it printed {text:?}; it printed:\n{}", self.transcript),
+                Heard::Closed => {
+                    bail!("the machine ended before it printed {text:?}; it printed:\n{}", self.transcript)
+                }
                 Heard::Silence => bail!("no {text:?} in {} s; printed:\n{}", LIMIT.as_secs(), self.transcript),
             }
         }

@@ -32,12 +32,7 @@ impl Snapshot {
         let kept = kernel.space.kept_frames() + heap.total / PAGE_SIZE;
         let mut areas = 0;
         kernel.space.for_each_area(|_| areas += 1);
-        Self {
-            frames: kernel.frames.stats().used - kept,
-            allocations: heap.allocations,
-            areas,
-            cpus: smp::online(),
-        }
+        Self { frames: kernel.frames.stats().used - kept, allocations: heap.allocations, areas, cpus: smp::online() }
     }
 
     /// Prints what is not as it must be, or not as it was; returns how many things that are.
