@@ -96,6 +96,7 @@ impl Decoded {
             (fields.is_set(STAGE1::CONTIGUOUS), ", Contiguous"),
             (fields.is_set(STAGE1::PXN), ", PXN"),
             (fields.is_set(STAGE1::UXN), ", UXN"),
+            (descriptor.0 & bits::VM_ALLOC != 0, ", VM_ALLOC (software's)"),
         ] {
             f.write_str(if set { name } else { "" })?;
         }
@@ -118,7 +119,8 @@ const LEAF_FIELDS: u64 = bits::VALID
     | bits::WRITE
     | bits::CONTIGUOUS
     | bits::PXN
-    | bits::UXN;
+    | bits::UXN
+    | bits::VM_ALLOC;
 
 fn other_bits(f: &mut fmt::Formatter<'_>, descriptor: Descriptor, named: u64) -> fmt::Result {
     let other = descriptor.0 & !named;

@@ -2,11 +2,12 @@
 
 use granule_arch::timer::frequency;
 
+use super::accounts::kernel;
 use super::parse::{Args, ArgumentError};
-use super::{Command, Failure, Session, no_keywords};
+use super::{Command, Failure, Session, nearest_command, no_keywords};
 use crate::drivers::power::Status;
 use crate::drivers::{log, timer};
-use crate::nearest::nearest;
+use crate::lab;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -20,11 +21,25 @@ pub(super) const COMMANDS: &[Command] = &[
             }
         },
     },
+    Command {
+        name: "features",
+        words: "",
+        help: "what all CPUs can do, and whether live leaves may change size",
+        run: features,
+        complete: no_keywords,
+    },
+    Command {
+        name: "lab",
+        words: "",
+        help: "the bugs that lab= among the boot arguments can switch on",
+        run: lab,
+        complete: no_keywords,
+    },
     Command { name: "log", words: "", help: "the last lines that the kernel logged", run: log, complete: no_keywords },
     Command {
         name: "uptime",
         words: "",
-        help: "time since the kernel was entered, and the instructions retired since then and up to the prompt",
+        help: "time and instructions since entry, instructions up to the prompt",
         run: uptime,
         complete: no_keywords,
     },
@@ -32,7 +47,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "poweroff",
         words: "",
-        help: "end the machine; its exit status says whether every line was as expected",
+        help: "end the machine; the exit status says if every line was right",
         run: poweroff,
         complete: no_keywords,
     },
@@ -40,20 +55,37 @@ pub(super) const COMMANDS: &[Command] = &[
 
 fn help<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
     let Some(word) = args.word() else {
+        let longest = Command::all().map(Command::usage_length).max().unwrap_or(0);
         for command in Command::all() {
-            writeln!(session, "{:<44} {}", format_args!("{command}"), command.help);
+            let gap = longest - command.usage_length();
+            writeln!(session, "{command}{:gap$}  {}", "", command.help);
         }
         return Ok(());
     };
     args.finish()?;
-    let nearest = || nearest(word, Command::all().map(|command| command.name));
     let command = Command::named(word).ok_or_else(|| ArgumentError::Keyword {
         name: "COMMAND",
         word,
         allowed: "the commands that `help` lists",
-        nearest: nearest(),
+        nearest: nearest_command(word),
     })?;
     writeln!(session, "usage: {command}\n       {}", command.help);
+    Ok(())
+}
+
+fn features<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    writeln!(session, "{}", kernel()?.features());
+    Ok(())
+}
+
+fn lab<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    let active = lab::active();
+    for switch in lab::all() {
+        let state = if active.contains(switch) { "on" } else { "off" };
+        writeln!(session, "{:<12} {state:<4} {}", switch.name, switch.effect);
+    }
     Ok(())
 }
 

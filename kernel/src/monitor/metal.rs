@@ -2,9 +2,19 @@
 
 use core::fmt::{self, Write};
 
+use granule_arch::addr::VirtAddr;
+use granule_arch::cache;
+use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
+
 use super::Subject;
+use super::memory::{Permission, Width};
 use crate::drivers::console;
 use crate::drivers::power::{self, Status};
+use crate::kernel;
+use crate::mm::kernel::set_memory::{SetMemoryError, Validity};
+use crate::mm::kernel::vmalloc::{KernelArea, VmallocError};
+use crate::smp::{self, this_cpu};
+use crate::trap::probe::{self, Fault};
 
 /// The console as a place to write to.
 pub(super) struct Screen;
@@ -25,11 +35,72 @@ impl Write for Screen {
 pub(super) struct Metal;
 
 impl Subject for Metal {
+    fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError> {
+        kernel().space.vmalloc(this_cpu(), pages).map(KernelArea::into_start)
+    }
+
+    fn vfree(&mut self, start: VirtAddr) -> Result<(), VmallocError> {
+        kernel().space.vfree_at(this_cpu(), start).map(drop)
+    }
+
+    fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        let space = &kernel().space;
+        match permission {
+            Permission::ReadOnly => space.set_memory_ro(start, pages),
+            Permission::ReadWrite => space.set_memory_rw(start, pages),
+            Permission::Executable => space.set_memory_x(start, pages),
+            Permission::NeverExecutable => space.set_memory_nx(start, pages),
+            Permission::ReadOnlyExecutable => space.set_memory_rox(start, pages),
+            Permission::Valid => space.set_memory_valid(start, pages, Validity::Valid),
+            Permission::Invalid => space.set_memory_valid(start, pages, Validity::Invalid),
+        }
+    }
+
+    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, Fault> {
+        match width {
+            Width::Byte => probe::read::<u8>(address).map(u64::from),
+            Width::Half => probe::read::<u16>(address).map(u64::from),
+            Width::Word => probe::read::<u32>(address).map(u64::from),
+            Width::Quad => probe::read(address),
+        }
+    }
+
+    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), Fault> {
+        // SAFETY: none can be given, and that is the command's purpose: the person at the console owns the machine, and
+        // what is mapped writable may be broken by a store there. What is not, the probe gives back as a fault.
+        unsafe {
+            match width {
+                Width::Byte => probe::write(address, value as u8),
+                Width::Half => probe::write(address, value as u16),
+                Width::Word => probe::write(address, value as u32),
+                Width::Quad => probe::write(address, value),
+            }?;
+            // Written through, so it is mapped and readable: nothing here faults.
+            cache::sync_code(address, u64::from(width.bytes()));
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, address: VirtAddr) -> Result<(), Fault> {
+        // SAFETY: as for `write`: whoever types the address says that there is code that may be called.
+        unsafe { probe::execute(address) }
+    }
+
+    fn walk(&self, address: VirtAddr, step: &mut dyn FnMut(&Step)) {
+        kernel().space.tables().walk(address).for_each(|taken| step(&taken));
+    }
+
+    fn dump(&self, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> LeafTotals {
+        kernel().space.tables().dump(range, extent)
+    }
+
     fn power_off(&mut self, status: Status) {
+        smp::stop_others();
         power::off(status)
     }
 
     fn reset(&mut self) {
+        smp::stop_others();
         power::reset()
     }
 }

@@ -6,25 +6,36 @@
 //!
 //! A script must be able to fail, so each line has an outcome ([`Failure`]), and the status with which `poweroff` ends
 //! the machine says whether all were as expected. A line that starts with `!` expects the machine or the kernel to
-//! refuse: `! poke $ 1` fails if the store went through. A line that is *wrong* — an unknown command, a bad argument —
+//! refuse: `! poke $ 1` fails if the store went through, and without the `!` if it did not. A line that is *wrong* — an unknown command, a bad argument —
 //! fails either way, or a misspelt expectation would always hold. `#` starts a comment.
 
+mod accounts;
 mod line;
 mod machine;
+mod memory;
 mod metal;
 mod parse;
+mod tables;
 
 use core::fmt::{self, Write};
 
 use granule_arch::addr::VirtAddr;
+use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
 use linkme::distributed_slice;
+use thiserror::Error;
 
 use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::drivers::power::Status;
 use crate::drivers::{console, timer};
+use crate::mm::kernel::set_memory::SetMemoryError;
+use crate::mm::kernel::vmalloc::VmallocError;
 use crate::nearest::nearest;
+use crate::smp;
+use crate::trap::probe::Fault;
 use line::{Echo, Editor, Input, Line};
+use memory::{Permission, Width};
 use parse::{Args, ArgumentError, DidYouMean};
+use tables::Size;
 
 const PROMPT: &str = "granule> ";
 
@@ -41,6 +52,7 @@ pub fn run() -> ! {
     let mut editor = Editor::new(PROMPT, echo);
     let (mut screen, mut subject) = (metal::Screen, metal::Metal);
     let mut session = Session::new(&mut screen, &mut subject);
+    session.banner();
     session.boot_instructions = timer::instructions();
     loop {
         match read_line(&mut editor, session.screen) {
@@ -63,7 +75,7 @@ fn read_line(editor: &mut Editor, screen: &mut dyn Write) -> Option<Line> {
 }
 
 /// The commands, story by story.
-const STORIES: &[&[Command]] = &[machine::COMMANDS];
+const STORIES: &[&[Command]] = &[memory::COMMANDS, tables::COMMANDS, accounts::COMMANDS, machine::COMMANDS];
 
 /// One command.
 struct Command {
@@ -86,6 +98,11 @@ impl Command {
     fn named(name: &str) -> Option<&'static Self> {
         Self::all().find(|command| command.name == name)
     }
+
+    /// Characters of the usage line: the name, and the words if there are any.
+    const fn usage_length(&self) -> usize {
+        self.name.len() + if self.words.is_empty() { 0 } else { 1 + self.words.len() }
+    }
 }
 
 impl fmt::Display for Command {
@@ -98,69 +115,72 @@ impl fmt::Display for Command {
 /// A command whose words are all values has no keyword to offer.
 fn no_keywords(_place: usize, _take: &mut dyn FnMut(&'static str)) {}
 
-/// What the kernel said when it refused.
-type Reason = heapless::String<160>;
-
 /// Why a line did not do what it says.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 enum Failure<'a> {
     /// There is no such command.
+    #[error("there is no command `{0}`{near}; `help` lists them", near = DidYouMean(nearest_command(.0)))]
     Unknown(&'a str),
     /// The words are not what the command takes.
+    #[error("{0}")]
     Argument(ArgumentError<'a>),
-    /// The kernel refused; nothing changed.
-    Refused(Reason),
+    /// What was asked for cannot be had; nothing changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The machine refused an access.
-    Fault(Reason),
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
-impl Failure<'_> {
-    /// The kernel refused, and said why.
-    fn refused(reason: impl fmt::Display) -> Self {
-        Self::Refused(said(reason))
-    }
-
-    /// The machine refused an access with this fault.
-    fn fault(fault: impl fmt::Display) -> Self {
-        Self::Fault(said(fault))
-    }
-}
-
-/// Keeps what was said, as much of it as fits.
-fn said(what: impl fmt::Display) -> Reason {
-    struct Cut(Reason);
-    impl Write for Cut {
-        fn write_str(&mut self, part: &str) -> fmt::Result {
-            part.chars().try_for_each(|character| self.0.push(character)).map_err(|_| fmt::Error)
-        }
-    }
-    let mut cut = Cut(Reason::new());
-    let _ = write!(cut, "{what}");
-    cut.0
-}
-
+// By hand: `#[from]` makes it a source, which must not borrow the line.
 impl<'a> From<ArgumentError<'a>> for Failure<'a> {
     fn from(error: ArgumentError<'a>) -> Self {
         Self::Argument(error)
     }
 }
 
-impl fmt::Display for Failure<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(name) => {
-                let near = nearest(name, Command::all().map(|command| command.name));
-                write!(f, "error: there is no command `{name}`{}; `help` lists them", DidYouMean(near))
-            }
-            Self::Argument(error) => write!(f, "error: {error}"),
-            Self::Refused(reason) => write!(f, "error: {reason}"),
-            Self::Fault(fault) => write!(f, "fault: {fault}"),
-        }
-    }
+/// Why something that was asked for in the right words cannot be had.
+#[derive(Debug, Error)]
+enum Refusal {
+    #[error(transparent)]
+    Vmalloc(#[from] VmallocError),
+    #[error(transparent)]
+    SetMemory(#[from] SetMemoryError),
+    #[error(transparent)]
+    Range(#[from] granule_pgtable::Error),
+    /// `peek … = VALUE`, and another value is there.
+    #[error("{address} holds {found:#x}, not {expected:#x}")]
+    OtherValue { address: VirtAddr, found: u64, expected: u64 },
+    /// TTBR0_EL1 has an empty table while the kernel runs, and no top byte is ignored: there is no walk to show.
+    #[error("{0} is below the kernel's half, and nothing is mapped there")]
+    LowerHalf(VirtAddr),
+    /// Where the monitor's own tests run.
+    #[error("there is no kernel")]
+    NoKernel,
+}
+
+fn nearest_command(name: &str) -> Option<&'static str> {
+    nearest(name, Command::all().map(|command| command.name))
 }
 
 /// What a session acts on: the machine, or in the host's tests a model of it.
 trait Subject {
+    /// Maps this many fresh pages; returns the address of the first.
+    fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError>;
+    /// Takes back what [`vmalloc`](Self::vmalloc) returned.
+    fn vfree(&mut self, start: VirtAddr) -> Result<(), VmallocError>;
+    /// Changes what may be done with this many pages.
+    fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError>;
+    /// Reads at any address.
+    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, Fault>;
+    /// Writes at any address, for instruction fetches to see.
+    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), Fault>;
+    /// Calls the code at any address.
+    fn execute(&mut self, address: VirtAddr) -> Result<(), Fault>;
+    /// The walk for an address of the kernel's half, one call for each level.
+    fn walk(&self, address: VirtAddr, step: &mut dyn FnMut(&Step));
+    /// What is mapped in a range of the kernel's half.
+    fn dump(&self, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> LeafTotals;
     /// Ends the machine, with a status for whoever started it.
     fn power_off(&mut self, status: Status);
     /// Starts the machine anew.
@@ -192,6 +212,18 @@ impl<'s> Session<'s> {
         Self { screen, subject, failures: 0, allocated: None, boot_instructions: None }
     }
 
+    /// One line that says what booted, and on what.
+    fn banner(&mut self) {
+        write!(self, "Granule {}", env!("CARGO_PKG_VERSION"));
+        if let Some(kernel) = crate::try_kernel() {
+            let bytes = kernel.platform.memory.iter().map(|bank| bank.size()).sum();
+            let (cpus, model) = (smp::online().len(), &kernel.platform.model);
+            let level = kernel.boot.entry_level;
+            write!(self, ": {cpus} CPUs, {} of memory, entered at EL{level}, {model}", Size(bytes));
+        }
+        writeln!(self, "; `help` lists the commands");
+    }
+
     /// Makes `write!` and `writeln!` print to the screen. A console cannot fail, so neither has a result.
     fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) {
         let _ = self.screen.write_fmt(arguments);
@@ -216,11 +248,13 @@ impl<'s> Session<'s> {
             (Ok(()), Expectation::Refusal) => {
                 self.fail(format_args!("error: this was to be refused, and was not"));
             }
-            (Err(failure @ (Failure::Refused(_) | Failure::Fault(_))), Expectation::Refusal) => {
-                writeln!(self, "{failure} (as expected)");
+            (Err(Failure::Refused(reason)), Expectation::Refusal) => {
+                writeln!(self, "refused: {reason} (as expected)");
             }
+            (Err(Failure::Fault(fault)), Expectation::Refusal) => writeln!(self, "fault: {fault} (as expected)"),
+            (Err(Failure::Fault(fault)), Expectation::Success) => self.fail(format_args!("fault: {fault}")),
             (Err(failure), _) => {
-                self.fail(format_args!("{failure}"));
+                self.fail(format_args!("error: {failure}"));
                 if let (Failure::Argument(_), Some(command)) = (failure, command_of(line)) {
                     writeln!(self, "usage: {command}");
                 }

@@ -137,6 +137,14 @@ pub(super) enum ArgumentError<'a> {
         /// Bytes that are accessed.
         bytes: u32,
     },
+    /// A count that goes past the last address.
+    #[error("{name}: that many from {start} on run past the last address")]
+    Wraps {
+        /// The argument, as the usage line calls it.
+        name: &'static str,
+        /// The first address.
+        start: VirtAddr,
+    },
     /// A range that ends where it starts, or before.
     #[error("{name}: the range ends at {end}, which is not above its start {start}")]
     Backwards {

@@ -1,0 +1,139 @@
+//! Commands that account for what the kernel has and what it has done: memory, CPUs, events.
+//!
+//! Nothing is stopped for it: while other CPUs work, numbers that belong together may be off by what moves meanwhile.
+
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
+
+use super::parse::Args;
+use super::tables::Size;
+use super::{Command, Failure, Refusal, Session, no_keywords};
+use crate::mm::kernel::area::AreaKind;
+use crate::{Kernel, smp};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+pub(super) const COMMANDS: &[Command] = &[
+    Command {
+        name: "mem",
+        words: "",
+        help: "banks and reservations, frames, page blocks, heap, areas",
+        run: mem,
+        complete: no_keywords,
+    },
+    Command {
+        name: "cpus",
+        words: "",
+        help: "the CPUs, what each is, and whether it runs",
+        run: cpus,
+        complete: no_keywords,
+    },
+    Command {
+        name: "stats",
+        words: "",
+        help: "interrupts, calls and faults of each CPU; refused frees",
+        run: stats,
+        complete: no_keywords,
+    },
+];
+
+/// The kernel; there is none where the monitor's own tests run.
+pub(super) fn kernel() -> Result<&'static Kernel, Refusal> {
+    crate::try_kernel().ok_or(Refusal::NoKernel)
+}
+
+fn mem<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    let kernel = kernel()?;
+    for bank in &kernel.platform.memory {
+        show_range(session, "memory", *bank, "");
+    }
+    for range in &kernel.platform.reserved {
+        let unmapped = kernel.platform.no_map.iter().any(|no_map| no_map == range);
+        show_range(session, "reserved", *range, if unmapped { " not mapped" } else { "" });
+    }
+    let frames = kernel.frames.stats();
+    writeln!(
+        session,
+        "frames    {} managed, {} in use, {} free ({} in magazines)",
+        frames.total, frames.used, frames.free, frames.in_magazines
+    );
+    writeln!(session, "blocks    {} free, {} cut into frames", frames.free_blocks, frames.cut_blocks);
+    #[cfg(target_os = "none")]
+    {
+        let heap = crate::mm::heap::kernel_heap().stats();
+        let (total, used) = (Size(heap.total as u64), heap.used);
+        writeln!(session, "heap      {total}, {used} bytes used by {} allocations", heap.allocations);
+    }
+    show_areas(session, kernel);
+    Ok(())
+}
+
+fn show_range(session: &mut Session<'_>, what: &str, range: PhysRange, more: &str) {
+    let (start, end) = (range.start().0, range.end().0);
+    writeln!(session, "{what:<9} {start:#012x}-{end:#012x} {:>8}{more}", Size(range.size()));
+}
+
+/// One line for each area. The tree's lock is not held while a line is printed, so each line looks for the next area anew.
+fn show_areas(session: &mut Session<'_>, kernel: &Kernel) {
+    let mut shown = VirtAddr(0);
+    loop {
+        let mut next = None;
+        kernel.space.for_each_area(|area| {
+            if area.start() > shown && next.is_none() {
+                next = Some((area.start(), area.pages(), area.kind()));
+            }
+        });
+        let Some((start, pages, kind)) = next else { return };
+        let kind = match kind {
+            AreaKind::Vmalloc => "vmalloc",
+            AreaKind::Device => "device",
+            AreaKind::Stack => "stack",
+        };
+        writeln!(session, "area      {start} {:>8} {kind}, {pages} page{}", Size(pages * PAGE), plural(pages));
+        shown = start;
+    }
+}
+
+/// The `s` that every number but one asks for.
+pub(super) const fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+fn cpus<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    let kernel = kernel()?;
+    for node in &kernel.platform.cpus {
+        let mut running = None;
+        smp::for_each(|cpu| {
+            if cpu.mpidr.load(Ordering::Relaxed) == node.mpidr {
+                running = Some(cpu);
+            }
+        });
+        let Some(cpu) = running else {
+            writeln!(session, "cpu -   mpidr {:#012x}  does not run ({:?})", node.mpidr, node.enable_method);
+            continue;
+        };
+        let midr = cpu.features.get().map_or(0, |features| features.midr);
+        writeln!(session, "cpu {:<3} mpidr {:#012x}  midr {midr:#010x}  runs", cpu.id.0, node.mpidr);
+    }
+    if kernel.platform.cpus_left_out != 0 {
+        writeln!(session, "{} more in the device tree than the kernel can start", kernel.platform.cpus_left_out);
+    }
+    Ok(())
+}
+
+fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    let kernel = kernel()?;
+    writeln!(session, "cpu  interrupts        ipis       calls  probe faults  spurious faults");
+    smp::for_each(|cpu| {
+        let [interrupts, ipis, calls, probes, spurious] =
+            [&cpu.interrupts, &cpu.ipis, &cpu.calls, &cpu.probe_faults, &cpu.spurious_faults]
+                .map(|count| count.load(Ordering::Relaxed));
+        writeln!(session, "{:>3}  {interrupts:>10}  {ipis:>10}  {calls:>10}  {probes:>12}  {spurious:>15}", cpu.id.0);
+    });
+    writeln!(session, "frees refused: {}", kernel.frames.stats().refused);
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Commands that read the kernel's page tables: one address level by level, or all of them as ranges.
+//!
+//! Both read the live tables without a lock, each entry once; what other CPUs change meanwhile may show half old, half new.
+
+use core::fmt::{self, Write};
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Kind, MemoryType, STAGE1};
+use granule_pgtable::{Extent, Geometry, Granule4K, LeafTotals, PageRange, Step};
+
+use super::parse::{Args, ArgumentError};
+use super::{Command, Failure, Refusal, Session, no_keywords};
+use crate::mm::layout;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// First address that TTBR1_EL1 translates; all after it are its, too.
+const UPPER_HALF: VirtAddr = layout::LINEAR_BASE;
+
+pub(super) const COMMANDS: &[Command] = &[
+    Command {
+        name: "walk",
+        words: "ADDR",
+        help: "the translation of ADDR level by level, each descriptor decoded",
+        run: walk,
+        complete: no_keywords,
+    },
+    Command {
+        name: "ptdump",
+        words: "[ADDR [END]]",
+        help: "ranges of like leaves: all, the one at ADDR, or ADDR up to END",
+        run: ptdump,
+        complete: no_keywords,
+    },
+];
+
+fn walk<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let address = upper_half(args.address("ADDR")?)?;
+    args.finish()?;
+    let mut last = None;
+    let screen = &mut *session.screen;
+    session.subject.walk(address, &mut |step| {
+        let _ = writeln!(screen, "{step}");
+        last = Some(*step);
+    });
+    match last {
+        Some(step) if step.kind == Kind::Leaf => say_where(session, address, &step),
+        Some(Step { level, .. }) => writeln!(session, "{address} is not mapped: translation fault, level {level}"),
+        None => {}
+    }
+    Ok(())
+}
+
+fn upper_half(address: VirtAddr) -> Result<VirtAddr, Refusal> {
+    if address >= UPPER_HALF { Ok(address) } else { Err(Refusal::LowerHalf(address)) }
+}
+
+/// Says where in memory the walk ended, and which other address shows the same memory.
+fn say_where(session: &mut Session<'_>, address: VirtAddr, leaf: &Step) {
+    let offset = address.0 & (Granule4K::entry_size(leaf.level) - 1);
+    let physical = PhysAddr(leaf.descriptor.address().0 | offset);
+    if leaf.descriptor.is_valid() {
+        writeln!(session, "{address} is {physical} in physical memory");
+    } else {
+        writeln!(session, "{address} was made invalid: translation fault, level {}; it kept {physical}", leaf.level);
+    }
+    let device = leaf.descriptor.fields().read(STAGE1::ATTR_INDEX) == MemoryType::DeviceNGnRE as u64;
+    if layout::region_name(address) == "vmalloc" && !device {
+        let alias = layout::linear(physical);
+        writeln!(session, "the linear map shows it at {alias} too, where set_memory leaves the permissions alone");
+    }
+}
+
+fn ptdump<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let range = range(&mut args)?;
+    args.finish()?;
+    let screen = &mut *session.screen;
+    let mut region = "";
+    let totals = session.subject.dump(range, &mut |extent| {
+        let here = layout::region_name(extent.start);
+        if core::mem::replace(&mut region, here) != here {
+            let _ = writeln!(screen, "---[ {here} ]---");
+        }
+        let _ = writeln!(screen, "{}", Line(extent));
+    });
+    print_totals(session, &totals);
+    Ok(())
+}
+
+/// The pages that hold what was asked for: everything, one address, or from one up to the other.
+fn range<'a>(args: &mut Args<'a>) -> Result<PageRange, Failure<'a>> {
+    let Some(start) = args.optional_address("ADDR")? else {
+        return Ok(PageRange::new(UPPER_HALF, UPPER_HALF.0.wrapping_neg()).map_err(Refusal::from)?);
+    };
+    let first = upper_half(start)?.align_down(PAGE);
+    let last = match args.optional_address("END")? {
+        Some(end) if end <= start => return Err(ArgumentError::Backwards { name: "END", start, end }.into()),
+        Some(end) => end - 1,
+        None => start,
+    };
+    Ok(PageRange::new(first, (last.align_down(PAGE) - first) + PAGE).map_err(Refusal::from)?)
+}
+
+/// One range as Linux's ptdump prints it, with the leaves that map it.
+struct Line<'e>(&'e Extent);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Extent { start, size, leaf_size, attributes, execution_forbidden_above, .. } = *self.0;
+        let end = start.0.wrapping_add(size);
+        write!(f, "{:#018x}-{end:#018x} {:>8} {:>5} x {:<6}", start.0, Size(size), Size(leaf_size), size / leaf_size)?;
+        write!(f, "{}{}", attributes.listed(), if execution_forbidden_above { " PXNTABLE" } else { "" })
+    }
+}
+
+fn print_totals(session: &mut Session<'_>, totals: &LeafTotals) {
+    write!(session, "total {}", Size(totals.bytes()));
+    for (index, (size, count)) in totals.iter().enumerate() {
+        write!(session, "{} {count} x {}", if index == 0 { ":" } else { "," }, Size(size));
+    }
+    writeln!(session);
+}
+
+/// Bytes in the largest unit in which they are a whole number, in the form that the parser reads.
+pub(super) struct Size(pub(super) u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = if self.0 == 0 { 0 } else { (self.0.trailing_zeros() / 10).min(3) };
+        let mut text = heapless::String::<24>::new();
+        write!(text, "{}{}", self.0 >> (10 * unit), ["", "K", "M", "G"][unit as usize])?;
+        f.pad(&text)
+    }
+}

@@ -1,0 +1,310 @@
+//! Whole lines, as a session sees them: what is printed, what counts as a failure.
+
+mod model;
+
+extern crate std;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use proptest::prelude::{ProptestConfig, proptest};
+
+use super::{Command, Session, complete};
+use crate::drivers::power::Status;
+use model::Model;
+
+/// Executes lines in one session: what was printed, and how many lines failed.
+fn session(lines: &str) -> (String, u32) {
+    session_with(&mut Model::default(), lines)
+}
+
+fn session_with(model: &mut Model, lines: &str) -> (String, u32) {
+    let mut screen = String::new();
+    let mut session = Session::new(&mut screen, model);
+    lines.lines().for_each(|line| session.execute(line));
+    let failures = session.failures;
+    (screen, failures)
+}
+
+#[test]
+fn blank_lines_and_comments_do_nothing() {
+    assert_eq!(session("\n  \n# a comment\n   # another\n"), (String::new(), 0));
+}
+
+#[test]
+fn an_unknown_command_fails_and_names_the_nearest() {
+    let (screen, failures) = session("hlep\nxyzzy 1 2");
+    assert_eq!(
+        screen,
+        "error: there is no command `hlep`; did you mean `help`?; `help` lists them\n\
+         error: there is no command `xyzzy`; `help` lists them\n"
+    );
+    assert_eq!(failures, 2);
+}
+
+#[test]
+fn a_wrong_argument_fails_with_the_commands_usage() {
+    let (screen, failures) = session("help hepl\nhelp help more # too many");
+    assert_eq!(
+        screen,
+        "error: COMMAND: `hepl` is none of the commands that `help` lists; did you mean `help`?\n\
+         usage: help [COMMAND]\n\
+         error: `more` is one argument too many\n\
+         usage: help [COMMAND]\n"
+    );
+    assert_eq!(failures, 2);
+}
+
+#[test]
+fn an_expected_refusal_that_does_not_come_is_a_failure() {
+    let (screen, failures) = session("! help help");
+    assert!(screen.ends_with("error: this was to be refused, and was not\n"), "{screen}");
+    assert_eq!(failures, 1);
+}
+
+#[test]
+fn a_line_that_is_wrong_is_no_expected_refusal() {
+    assert_eq!(session("! hlep").1, 1);
+    assert_eq!(session("!help hepl").1, 1);
+    assert_eq!(session("!").1, 1);
+    assert_eq!(session("! # nothing").1, 1);
+}
+
+#[test]
+fn poweroff_says_whether_all_was_as_expected() {
+    for (lines, status) in [
+        ("help\npoweroff", Status::Success),
+        ("hlep\nhelp\npoweroff", Status::Failure),
+        ("! help\npoweroff", Status::Failure),
+    ] {
+        let mut model = Model::default();
+        session_with(&mut model, lines);
+        assert_eq!(model.ended, Some(status), "{lines}");
+    }
+}
+
+#[test]
+fn reboot_and_poweroff_insist_on_no_words() {
+    let mut model = Model::default();
+    assert_eq!(session_with(&mut model, "poweroff now\nreboot now").1, 2);
+    assert_eq!((model.ended, model.resets), (None, 0));
+    assert_eq!(session_with(&mut model, "reboot").1, 0);
+    assert_eq!(model.resets, 1);
+}
+
+#[test]
+fn a_refused_write_is_a_decoded_fault_and_reads_go_on() {
+    let (screen, failures) = session("vmalloc 4\npoke $ 0x1234\nset_memory ro $ 1\npoke $ 0x5678\npeek $\nvfree $");
+    assert_eq!(
+        screen,
+        "0xffff800100001000 4 pages\n\
+         fault: permission fault, level 3, on a write to 0xffff800100001000\n\
+         0xffff800100001000 0x0000000000001234\n"
+    );
+    assert_eq!(failures, 1);
+}
+
+#[test]
+fn the_scripts_do_what_they_say() {
+    for (name, script) in [
+        ("readonly", include_str!("../../../../tests-qemu/scripts/readonly.gran")),
+        ("execute", include_str!("../../../../tests-qemu/scripts/execute.gran")),
+        ("invalid", include_str!("../../../../tests-qemu/scripts/invalid.gran")),
+        ("refused", include_str!("../../../../tests-qemu/scripts/refused.gran")),
+    ] {
+        let (screen, failures) = session(script);
+        assert_eq!(failures, 0, "{name}:\n{screen}");
+    }
+}
+
+#[test]
+fn a_script_without_its_protection_fails() {
+    let script = include_str!("../../../../tests-qemu/scripts/readonly.gran").replace("set_memory ro", "set_memory rw");
+    assert_eq!(session(&script).1, 2, "the store went through, and the value is not the one before");
+}
+
+#[test]
+fn what_is_printed_of_memory_can_be_pasted_back() {
+    let (screen, failures) =
+        session("vmalloc 1\npoke $ 0x1122334455667788\npeek $ b 9\npeek $ h\npeek $+4 w 5\npeek $ q 3");
+    assert_eq!(
+        screen,
+        "0xffff800100001000 1 page\n\
+         0xffff800100001000 0x88 0x77 0x66 0x55 0x44 0x33 0x22 0x11\n\
+         0xffff800100001008 0x00\n\
+         0xffff800100001000 0x7788\n\
+         0xffff800100001004 0x11223344 0x00000000 0x00000000 0x00000000\n\
+         0xffff800100001014 0x00000000\n\
+         0xffff800100001000 0x1122334455667788 0x0000000000000000\n\
+         0xffff800100001010 0x0000000000000000\n"
+    );
+    assert_eq!(failures, 0);
+}
+
+#[test]
+fn a_fault_in_the_middle_of_a_peek_comes_after_what_could_be_read() {
+    let (screen, failures) = session("vmalloc 1\npeek $+4080 q 3\npeek $+4088 q 3");
+    assert_eq!(
+        screen,
+        "0xffff800100001000 1 page\n\
+         0xffff800100001ff0 0x0000000000000000 0x0000000000000000\n\
+         fault: translation fault, level 3, on a read of 0xffff800100002000\n\
+         0xffff800100001ff8 0x0000000000000000\n\
+         fault: translation fault, level 3, on a read of 0xffff800100002000\n"
+    );
+    assert_eq!(failures, 2);
+}
+
+#[test]
+fn the_last_address_can_be_peeked_and_no_further() {
+    let (screen, _) = session("peek 0xffffffffffffffff b\npeek 0xffffffffffffffff b 2");
+    let mut lines = screen.lines();
+    assert_eq!(lines.next(), Some("fault: translation fault, level 0, on a read of 0xffffffffffffffff"));
+    assert_eq!(lines.next(), Some("error: COUNT: that many from 0xffffffffffffffff on run past the last address"));
+}
+
+#[test]
+fn each_argument_is_checked_before_anything_is_done() {
+    for (line, error) in [
+        ("vmalloc", "error: PAGES is missing"),
+        ("vmalloc 0", "error: PAGES: 0 is out of range, 1 to 1048576 is allowed"),
+        ("vmalloc 4 4", "error: `4` is one argument too many"),
+        ("vfree", "error: ADDR is missing"),
+        ("vfree $", "error: ADDR: `$` is no number: $ is the address of the last vmalloc, and there was none"),
+        ("set_memory", "error: PERMISSION is missing"),
+        (
+            "set_memory invlid 0x1000 1",
+            "error: PERMISSION: `invlid` is none of ro|rw|x|nx|rox|valid|invalid; did you mean `invalid`?",
+        ),
+        ("set_memory ro 0x1000", "error: PAGES is missing"),
+        ("peek 0x1000 z", "error: COUNT: `z` is no number: unexpected `z`"),
+        ("peek 0x1000 b 0", "error: COUNT: 0 is out of range, 1 to 4096 is allowed"),
+        ("peek 0x1000 b = 0x100", "error: VALUE: 0x100 does not fit 1 bytes"),
+        ("poke 0x1000", "error: VALUE is missing"),
+        ("poke 0x1000 0x10000 h", "error: VALUE: 0x10000 does not fit 2 bytes"),
+        ("poke 0x1000 1 z", "error: WIDTH: `z` is none of b|h|w|q"),
+        ("poke 0x1000 1 b b", "error: `b` is one argument too many"),
+        ("exec", "error: ADDR is missing"),
+        ("walk", "error: ADDR is missing"),
+        ("ptdump 0xffff800100001000 0xffff800100001000", "error: END: the range ends at"),
+    ] {
+        let (screen, failures) = session(line);
+        let name = line.split(' ').next().unwrap_or_default();
+        let usage = std::format!("usage: {}\n", Command::named(name).expect("a command"));
+        assert!(screen.starts_with(error) && screen.ends_with(&usage), "{line}: {screen}");
+        assert_eq!(failures, 1, "{line}");
+    }
+}
+
+#[test]
+fn a_walk_names_each_level_and_where_it_ends() {
+    let (screen, failures) =
+        session("vmalloc 1\nwalk $+8\nset_memory invalid $ 1\nwalk $\nwalk $-1\nwalk 0xffffffffffffffff");
+    let lines: Vec<_> = screen.lines().collect();
+    assert!(lines[1].starts_with("level 0  0x100000000[256]  0x1") && lines[1].ends_with(", UXNTable"), "{screen}");
+    assert!(
+        lines[4].contains("page 0x48000000, AP read/write at EL1, SH inner shareable, AF, DBM, PXN, UXN"),
+        "{screen}"
+    );
+    assert_eq!(lines[5], "0xffff800100001008 is 0x48000008 in physical memory");
+    assert_eq!(
+        lines[6],
+        "the linear map shows it at 0xffff000048000008 too, where set_memory leaves the permissions alone"
+    );
+    assert!(lines[10].contains("present but invalid: page 0x48000000"), "{screen}");
+    assert!(lines[11].starts_with("0xffff800100001000 was made invalid: translation fault, level 3"), "{screen}");
+    assert_eq!(lines[17], "0xffff800100000fff is not mapped: translation fault, level 3");
+    assert_eq!(lines[19], "0xffffffffffffffff is not mapped: translation fault, level 0");
+    assert_eq!(failures, 0);
+    assert_eq!(session("! walk 0x1000").1, 0);
+}
+
+#[test]
+fn ptdump_coalesces_and_totals() {
+    let (screen, failures) = session("vmalloc 4\nset_memory ro $+4K 2\nptdump\nptdump $\nptdump $ $+4097\nptdump $-4K");
+    let data = "RW NX SHD AF        UXN    MEM/NORMAL-TAGGED";
+    let constant = "ro NX SHD AF        UXN    MEM/NORMAL-TAGGED";
+    let line = |start: u64, pages: u64, columns: &str| {
+        let start = 0xffff_8001_0000_1000 + start * 0x1000;
+        let size = std::format!("{}K", 4 * pages);
+        std::format!("{start:#018x}-{:#018x} {size:>8}    4K x {pages:<6}      {columns}\n", start + pages * 0x1000)
+    };
+    let expected = [
+        "0xffff800100001000 4 pages\n---[ vmalloc ]---\n",
+        &line(0, 1, data),
+        &line(1, 2, constant),
+        &line(3, 1, data),
+        "total 16K: 4 x 4K\n---[ vmalloc ]---\n",
+        &line(0, 1, data),
+        "total 4K: 1 x 4K\n---[ vmalloc ]---\n",
+        &line(0, 1, data),
+        &line(1, 1, constant),
+        "total 8K: 2 x 4K\ntotal 0\n",
+    ];
+    assert_eq!(screen, expected.concat());
+    assert_eq!(failures, 0);
+}
+
+#[test]
+fn help_tells_all_commands_and_each() {
+    let (all, _) = session("help");
+    for command in Command::all() {
+        assert!(all.lines().any(|line| line.starts_with(&command.to_string())), "{command}");
+        let (one, failures) = session(&std::format!("help {}", command.name));
+        assert!(one.contains(command.help) && failures == 0, "{command}: {one}");
+    }
+    assert!(all.lines().all(|line| line.len() < 120), "{all}");
+}
+
+#[test]
+fn names_are_typed_easily_and_once() {
+    let mut names: Vec<_> = Command::all().map(|command| command.name).collect();
+    for name in &names {
+        assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+    }
+    names.sort_unstable();
+    let count = names.len();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}
+
+fn offered(line: &str) -> Vec<&'static str> {
+    let mut words = Vec::new();
+    complete(line, &mut |word| words.push(word));
+    words
+}
+
+#[test]
+fn commands_and_their_keywords_are_offered() {
+    assert!(offered("").contains(&"help"));
+    assert_eq!(offered(" ! "), offered(""));
+    assert_eq!(offered("help "), offered(""));
+    assert_eq!(offered("help help "), [""; 0]);
+    assert_eq!(offered("xyzzy "), [""; 0]);
+    assert_eq!(offered("! set_memory "), ["ro", "rw", "x", "nx", "rox", "valid", "invalid"]);
+    assert_eq!(offered("set_memory ro "), [""; 0]);
+    assert_eq!(offered("peek $ "), ["b", "h", "w", "q"]);
+    assert_eq!(offered("poke $ 1 "), ["b", "h", "w", "q"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn any_line_has_an_outcome(line in "\\PC{0,40}") {
+        session(&line);
+        let _ = offered(&line);
+    }
+
+    #[test]
+    fn any_arguments_have_an_outcome(
+        name in proptest::sample::select(&["vmalloc", "vfree", "set_memory", "peek", "poke", "exec", "walk", "ptdump"]),
+        words in proptest::collection::vec("[$]|[$][+-][0-9]{1,5}|0x[0-9a-f]{1,16}|[bhwq=]|r[ow]|nx|[0-9]{1,3}", 0..5),
+    ) {
+        session(&std::format!("vmalloc 2\n! {name} {}\n{name} {}", words.join(" "), words.join(" ")));
+    }
+
+    #[test]
+    fn help_about_anything_has_an_outcome(line in "\\PC{0,40}") {
+        session(&std::format!("help {line}"));
+    }
+}

@@ -1,0 +1,165 @@
+//! A machine for sessions on the host: real page tables, bytes behind them, and accesses that obey them.
+
+use std::collections::BTreeMap;
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, Kind, MemoryType};
+use granule_arch::esr::Syndrome;
+use granule_pgtable::host::HostMachine;
+use granule_pgtable::{Change, Extent, Granule4K, Lazy, LeafTotals, PageRange, Shape, Step};
+
+use crate::drivers::power::Status;
+use crate::mm::kernel::set_memory::SetMemoryError;
+use crate::mm::kernel::vmalloc::VmallocError;
+use crate::mm::layout::VMALLOC_START;
+use crate::monitor::Subject;
+use crate::monitor::memory::{Permission, Width};
+use crate::trap::probe::Fault;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// The model of a machine.
+pub(super) struct Model {
+    tables: HostMachine<Granule4K>,
+    /// Pages of each area, by its first address.
+    areas: BTreeMap<u64, u64>,
+    next_address: VirtAddr,
+    next_frame: PhysAddr,
+    /// By physical address; what was never written is 0.
+    bytes: BTreeMap<u64, u8>,
+    /// How it was ended.
+    pub(super) ended: Option<Status>,
+    /// How often it was started anew.
+    pub(super) resets: usize,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            tables: HostMachine::new(64),
+            areas: BTreeMap::new(),
+            next_address: VMALLOC_START + PAGE,
+            next_frame: PhysAddr(0x4800_0000),
+            bytes: BTreeMap::new(),
+            ended: None,
+            resets: 0,
+        }
+    }
+}
+
+/// What an access is, as the syndrome of its fault says it.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+enum Access {
+    Read = 0x9600_0000,
+    Write = 0x9600_0040,
+    Fetch = 0x8600_0000,
+}
+
+impl Model {
+    /// Where the access goes, or the fault that it takes.
+    fn access(&self, address: VirtAddr, access: Access) -> Result<PhysAddr, Fault> {
+        const TRANSLATION: u64 = 0b00_0100;
+        const PERMISSION: u64 = 0b00_1100;
+        let fault = |status: u64, level: u8| {
+            Err(Fault { syndrome: Syndrome(access as u64 | status | u64::from(level)), address })
+        };
+        let last = self.tables.page_tables().walk(address).last().expect("a walk reads the root");
+        let descriptor = last.descriptor;
+        if last.kind != Kind::Leaf || !descriptor.is_valid() {
+            return fault(TRANSLATION, last.level);
+        }
+        let allowed = match access {
+            Access::Read => true,
+            Access::Write => descriptor.is_writable(),
+            Access::Fetch => descriptor.is_executable(),
+        };
+        if allowed { Ok(descriptor.address() + (address.0 & (PAGE - 1))) } else { fault(PERMISSION, last.level) }
+    }
+
+    fn area_of(&self, address: VirtAddr) -> Option<(u64, u64)> {
+        let (start, pages) = self.areas.range(..=address.0).next_back()?;
+        (address.0 < start + pages * PAGE).then_some((*start, *pages))
+    }
+}
+
+impl Subject for Model {
+    fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError> {
+        let start = self.next_address;
+        let range = PageRange::from_pages(start, pages as usize)?;
+        let lazy = Lazy::new(self.tables.mmu());
+        let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
+        let mut frames = self.tables.frames();
+        self.tables.page_tables().map(&lazy, range, self.next_frame, attributes, Shape::PAGES, &mut frames)?;
+        drop(lazy);
+        self.areas.insert(start.0, pages);
+        self.next_address = start + (pages + 1) * PAGE;
+        self.next_frame = self.next_frame + pages * PAGE;
+        Ok(start)
+    }
+
+    fn vfree(&mut self, start: VirtAddr) -> Result<(), VmallocError> {
+        let pages = self.areas.remove(&start.0).ok_or(VmallocError::NotAnArea(start))?;
+        let range = PageRange::from_pages(start, pages as usize)?;
+        let lazy = Lazy::new(self.tables.mmu());
+        Ok(self.tables.page_tables().unmap(&lazy, self.tables.tlb(), range, |_| {})?)
+    }
+
+    fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        let (area, size) = self.area_of(start).ok_or(SetMemoryError::Hole(start))?;
+        if pages == 0 {
+            return Ok(());
+        }
+        let range = PageRange::<Granule4K>::from_pages(start, pages as usize).map_err(SetMemoryError::Range)?;
+        if range.last().0 >= area + size * PAGE {
+            let area = VirtAddr(area);
+            return Err(SetMemoryError::GuardPage { guard: area + size * PAGE, area });
+        }
+        let change = match permission {
+            Permission::ReadOnly => Change::READ_ONLY,
+            Permission::ReadWrite => Change::READ_WRITE,
+            Permission::Executable => Change::EXECUTABLE,
+            Permission::NeverExecutable => Change::NO_EXECUTE,
+            Permission::ReadOnlyExecutable => Change::READ_ONLY_EXECUTABLE,
+            Permission::Valid => Change::VALID,
+            Permission::Invalid => Change::INVALID,
+        };
+        let lazy = Lazy::new(self.tables.mmu());
+        let flush = self.tables.page_tables().update(&lazy, range, change).map_err(SetMemoryError::Tables)?;
+        lazy.invalidate(self.tables.tlb(), [flush]);
+        Ok(())
+    }
+
+    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, Fault> {
+        let physical = self.access(address, Access::Read)?;
+        let byte = |index: u32| u64::from(self.bytes.get(&(physical.0 + u64::from(index))).copied().unwrap_or(0));
+        Ok((0..width.bytes()).map(|index| byte(index) << (8 * index)).sum())
+    }
+
+    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), Fault> {
+        let physical = self.access(address, Access::Write)?;
+        let bytes = value.to_le_bytes();
+        self.bytes.extend((physical.0..).zip(bytes).take(width.bytes() as usize));
+        Ok(())
+    }
+
+    fn execute(&mut self, address: VirtAddr) -> Result<(), Fault> {
+        self.access(address, Access::Fetch).map(drop)
+    }
+
+    fn walk(&self, address: VirtAddr, step: &mut dyn FnMut(&Step)) {
+        self.tables.page_tables().walk(address).for_each(|taken| step(&taken));
+    }
+
+    fn dump(&self, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> LeafTotals {
+        self.tables.page_tables().dump(range, extent)
+    }
+
+    fn power_off(&mut self, status: Status) {
+        self.ended = Some(status);
+    }
+
+    fn reset(&mut self) {
+        self.resets += 1;
+    }
+}
