@@ -115,8 +115,17 @@ pub fn delay(time: Duration) {
 pub fn sleep(time: Duration) {
     let deadline = Deadline::after(time);
     set_deadline(this_cpu(), time, |_| {});
-    while !deadline.has_passed() {
-        wait::wfi();
+    loop {
+        // Masked from the look at the time to the WFI: an interrupt that is taken between the two would not end it.
+        let masked = interrupts::mask();
+        let over = deadline.has_passed();
+        if !over {
+            wait::wfi();
+        }
+        interrupts::restore(masked);
+        if over {
+            return;
+        }
     }
 }
 

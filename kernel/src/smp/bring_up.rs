@@ -17,7 +17,8 @@ use granule_arch::{barrier, interrupts, psci, tlbi, wait};
 use linkme::distributed_slice;
 use spin::Once;
 
-use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect, idle};
+use super::idle::idle;
+use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::drivers::interrupt::{self, InterruptError};
 use crate::drivers::power;
@@ -206,9 +207,10 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     if let Some(&empty_root) = EMPTY_ROOT.get() {
         leave_identity_map(empty_root);
     }
+    cpu.work.open();
     ONLINE.fetch_or(1 << cpu.id.0, Ordering::Release);
     interrupts::enable();
-    idle()
+    idle(cpu)
 }
 
 fn own_affinity() -> u64 {

@@ -7,6 +7,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
 use super::call::Outgoing;
+use super::idle::Work;
 use granule_arch::features::CpuFeatures;
 use spin::Once;
 
@@ -45,6 +46,8 @@ pub struct Cpu {
     pub(super) outgoing: Outgoing,
     /// The CPUs whose call this CPU has to serve, a bit each. Others set bits, this CPU takes them.
     pub(super) incoming: AtomicU32,
+    /// What it is to do instead of idling.
+    pub(super) work: Work,
     /// Interrupts from other CPUs that it has taken.
     pub ipis: AtomicU64,
     /// Functions that it has run for other CPUs.
@@ -74,6 +77,7 @@ impl Cpu {
             due: Due::new(),
             outgoing: Outgoing::new(),
             incoming: AtomicU32::new(0),
+            work: Work::new(),
             ipis: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             node_arena: AtomicPtr::new(null_mut()),

@@ -3,11 +3,13 @@
 //! - [`Cpu`]: what belongs to one of them
 //! - [`bring_up`], [`release`]: from PSCI to the idle loop, held in between until the boot CPU knows what all can do
 //! - [`call`]: a function on other CPUs, to its end
+//! - [`run_on`]: work for a CPU that idles
 //! - [`stop_others`]: for the end of the machine
 
 mod bring_up;
 mod call;
 mod cpu;
+mod idle;
 mod set;
 
 use core::ptr::null_mut;
@@ -26,6 +28,7 @@ pub use call::{Function, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
+pub use idle::{NotIdle, run_on, wait_for};
 pub use set::CpuSet;
 
 /// How long [`stop_others`] waits for CPUs that may never answer, because they spin with interrupts masked.
@@ -105,13 +108,6 @@ pub fn stop_others() -> CpuSet {
 pub(crate) fn stop(cpu: &Cpu) -> ! {
     STOPPED.fetch_or(1 << cpu.id.0, Ordering::Release);
     power::stop()
-}
-
-/// Waits for interrupts for ever: what a CPU does that has nothing to do. Interrupts must be on.
-pub fn idle() -> ! {
-    loop {
-        wait::wfi();
-    }
 }
 
 /// Registers the interrupts that CPUs send each other.

@@ -22,6 +22,11 @@ mod memory;
 #[cfg(target_os = "none")]
 mod misbehaving;
 #[cfg(target_os = "none")]
+mod smp;
+#[cfg(target_os = "none")]
+mod timer;
+#[cfg(target_os = "none")]
 mod trap;
+mod interrupt;
 
 granule_boot::entry!(crate::harness::run);
