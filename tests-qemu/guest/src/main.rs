@@ -16,6 +16,8 @@ mod frames;
 #[cfg(target_os = "none")]
 mod harness;
 #[cfg(target_os = "none")]
+mod interrupt;
+#[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
 mod memory;
@@ -27,6 +29,5 @@ mod smp;
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;
-mod interrupt;
 
 granule_boot::entry!(crate::harness::run);
