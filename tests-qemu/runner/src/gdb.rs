@@ -227,7 +227,7 @@ fn attribute(tag: &str, name: &str) -> Option<String> {
 }
 
 fn hex(text: &str) -> Result<Vec<u8>> {
-    ensure!(text.len() % 2 == 0 && text.is_ascii(), "not hexadecimal: {text}");
+    ensure!(text.len().is_multiple_of(2) && text.is_ascii(), "not hexadecimal: {text}");
     (0..text.len()).step_by(2).map(|i| Ok(u8::from_str_radix(&text[i..i + 2], 16)?)).collect()
 }
 

@@ -119,7 +119,7 @@ impl Judge {
             Ok(frame) if frame.sequence != self.sequence => lie("a frame is out of sequence"),
             Ok(frame) => {
                 self.sequence += 1;
-                self.event(frame.event, now).or_else(|why| lie(why))
+                self.event(frame.event, now).or_else(lie)
             }
             Err(NotAFrame::Output) => {
                 self.print(line);

@@ -77,7 +77,7 @@ pub fn read(elf: &Path) -> Result<Vec<Test>> {
 }
 
 fn parse(section: &[u8]) -> Result<Vec<Test>> {
-    ensure!(section.len() % RECORD_BYTES == 0, "{SECTION} is {} bytes, not whole records", section.len());
+    ensure!(section.len().is_multiple_of(RECORD_BYTES), "{SECTION} is {} bytes, not whole records", section.len());
     section.chunks_exact(RECORD_BYTES).enumerate().map(|(i, record)| one(i as u32, record)).collect()
 }
 
