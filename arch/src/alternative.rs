@@ -1,12 +1,13 @@
-//! Branches that are decided once, at boot: a NOP in the instruction stream that [`apply`] may turn into a jump.
+//! Branches that are decided once, at boot: a NOP in the instruction stream that `apply` may turn into a jump.
 //!
-//! [`patched_branch!`](crate::patched_branch) is `false` until its site is patched. Each use leaves a [`Record`] in the section
-//! `.alternatives`: where the NOP is, where the jump goes, and whose switch it is. All of it relative to the record, so that a
-//! position-independent image needs no relocation there. A test in a hot path costs one NOP, and no load.
+//! [`patched_branch!`](crate::patched_branch) is `false` until its site is patched. Each use leaves a [`Record`] in the
+//! section `.alternatives`: where the NOP is, where the jump goes, and whose switch it is. All of it relative to the
+//! record, so that a position-independent image needs no relocation there. A test in a hot path costs one NOP, and no
+//! load.
 //!
-//! NOP and B may replace each other while other CPUs execute them (Arm ARM B2.2.5, concurrent modification and execution of
-//! instructions); still [`apply`] runs before the other CPUs are let go, so that all see one kernel.
-//! On the host there is nothing to patch: a site reads a plain flag of its identifier.
+//! NOP and B may replace each other while other CPUs execute them (Arm ARM B2.2.5, concurrent modification and
+//! execution of instructions); still `apply` runs before the other CPUs are let go, so that all see one kernel. On the
+//! host there is nothing to patch: a site reads a plain flag of its identifier.
 
 use crate::addr::VirtAddr;
 
@@ -76,22 +77,22 @@ pub fn records() -> &'static [Record] {
     }
     let start = &raw const __alternatives_start;
     let end = &raw const __alternatives_end;
-    // SAFETY: linker/granule.ld puts the two symbols around the records that `patched_branch!` emits and nothing else; the
-    // section is never written.
+    // SAFETY: linker/granule.ld puts the two symbols around the records that `patched_branch!` emits and nothing else;
+    // the section is never written.
     unsafe { core::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
 /// Makes every site say what `enabled` says of its identifier; returns how many instructions were changed.
 ///
-/// `write` stores an instruction at an address of the text through some alias that may be written; the text itself need not
-/// be. What it stored is executed by this CPU once the function returns. Another CPU needs an ISB after that.
+/// `write` stores an instruction at an address of the text through some alias that may be written; the text itself need
+/// not be. What it stored is executed by this CPU once the function returns. Another CPU needs an ISB after that.
 #[cfg(target_os = "none")]
 pub fn apply(enabled: impl Fn(u16) -> bool, mut write: impl FnMut(VirtAddr, u32)) -> usize {
     let mut changed = 0;
     for site in records().iter().map(Record::site) {
         let wanted = site.instruction(enabled(site.identifier));
-        // SAFETY: the address is an instruction of the kernel's text, which is readable. Volatile: `write` changes it by
-        // another address.
+        // SAFETY: the address is an instruction of the kernel's text, which is readable. Volatile: `write` changes it
+        // by another address.
         let found = unsafe { site.address.as_ptr::<u32>().read_volatile() };
         if found == wanted {
             continue;
@@ -124,8 +125,8 @@ pub mod host {
     }
 }
 
-/// Whether the switch with this identifier (a constant, below [`IDENTIFIERS`](crate::alternative::IDENTIFIERS)) is on: a NOP or
-/// a jump, no load.
+/// Whether the switch with this identifier (a constant, below [`IDENTIFIERS`](crate::alternative::IDENTIFIERS)) is on:
+/// a NOP or a jump, no load.
 #[macro_export]
 macro_rules! patched_branch {
     ($identifier:expr) => {{

@@ -79,8 +79,8 @@ by_address!(
 
 /// Makes instructions that were stored in the range visible to instruction fetch on every CPU.
 ///
-/// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has had it when the
-/// function returns.
+/// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has had it when
+/// the function returns.
 ///
 /// # Safety
 /// The range is mapped with read permission at least. It need not be the address that the stores went through.

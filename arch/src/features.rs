@@ -1,8 +1,8 @@
 //! What a CPU can do, from its ID registers (Arm ARM D24.2, and D24.1.3 on how their fields are to be compared).
 //!
-//! [`CpuFeatures::read`] copies the registers of the CPU that runs; [`CpuFeatures::least`] makes of two CPUs the one that both are
-//! at least, which is what a kernel that runs on both may use. The accessors give fields a meaning; nobody above this
-//! file decodes an ID register.
+//! `CpuFeatures::read` copies the registers of the CPU that runs; [`CpuFeatures::least`] makes of two CPUs the one
+//! that both are at least, which is what a kernel that runs on both may use. The accessors give fields a meaning;
+//! nobody above this file decodes an ID register.
 
 use core::fmt;
 
@@ -268,7 +268,8 @@ impl CpuFeatures {
         has(self.mmfr1, ID_AA64MMFR1_MORE::ETS, 2)
     }
 
-    /// What the ID register says about a change of size of a live entry. Whether that is trusted is the kernel's decision.
+    /// What the ID register says about a change of size of a live entry. Whether that is trusted is the kernel's
+    /// decision.
     pub fn bbm(&self) -> BreakBeforeMake {
         match ID_AA64MMFR2_EL1::BBM.read(self.mmfr2) {
             0 => BreakBeforeMake::Required,
@@ -331,7 +332,8 @@ fn has<R: tock_registers::RegisterLongName>(register: u64, field: Field<u64, R>,
     (register >> field.shift) & field.mask >= value
 }
 
-/// CTR_EL0: the shorter line, and maintenance left out only where both may; of the granules the larger, unknown (0) before all.
+/// CTR_EL0: the shorter line, and maintenance left out only where both may; of the granules the larger, unknown (0)
+/// before all.
 fn least_cache_type(a: u64, b: u64) -> u64 {
     let both = a & b;
     let smaller = |field: Field<u64, CTR_EL0::Register>| field.val(field.read(a).min(field.read(b))).value;

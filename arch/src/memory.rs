@@ -1,8 +1,8 @@
 //! Moving, filling and comparing memory, on the target: what the compiler calls by name, and zeroing pages.
 //!
-//! `compiler_builtins` brings byte loops for `memcpy` and its kin on this target, under weak names. The strong ones in `memory.S`
-//! move 64 bytes per turn in pairs of registers. Assembly, because a compiler that finds such a loop in Rust turns it
-//! into a call of the function that it is.
+//! `compiler_builtins` brings byte loops for `memcpy` and its kin on this target, under weak names. The strong ones in
+//! `memory.S` move 64 bytes per turn in pairs of registers. Assembly, because a compiler that finds such a loop in Rust
+//! turns it into a call of the function that it is.
 
 use crate::addr::{PAGE_SIZE, VirtAddr};
 

@@ -1,6 +1,7 @@
 // From the loader's jump to the first Rust function, on the boot CPU and on every other.
 //
-// Entered at EL2 or EL1 with the MMU off, at any 2 MiB aligned address, as Linux's arm64 boot protocol has it. In order:
+// Entered at EL2 or EL1 with the MMU off, at any 2 MiB aligned address, as Linux's arm64 boot protocol has it. In
+// order:
 //
 //   drop_to_el1     EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1
 //   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page
@@ -11,7 +12,7 @@
 //
 // Rules. With the MMU off: PC-relative addresses only, no stack, nothing exclusive or unaligned (all data accesses are
 // Device-nGnRnE). A register field is written, never modified: what was in it is not ours. No page is writable and
-// executable, at no time. Numbers that Rust knows too come from there, as operands in braces: see lib.rs.
+// executable, at no time. Numbers that Rust knows too come from there, as operands in braces: see entry.rs.
 //
 // Registers that live through all of it:
 //   x20  boot CPU: x0 as entered; others: address of the SecondaryBoot record, valid once the MMU is on
@@ -287,8 +288,8 @@ at_el2:
 
 // Fills the early tables. Clobbers x9 to x14.
 //
-// They are written past the caches and read through them, so their lines are dropped twice: before, lest a dirty line of
-// the previous stage be evicted over what we write; after, lest a line fetched by speculation hide it.
+// They are written past the caches and read through them, so their lines are dropped twice: before, lest a dirty line
+// of the previous stage be evicted over what we write; after, lest a line fetched by speculation hide it.
 build_tables:
     invalidate_tables
     adrp    x9, __early_tables_start

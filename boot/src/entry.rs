@@ -30,8 +30,9 @@ const SCTLR_EL1_MMU_OFF: u64 = SCTLR_EL1_MORE::LSMAOE::SET.value
     | SCTLR_EL1_MORE::TSCXT::SET.value
     | SCTLR_EL1_MORE::EOS::SET.value;
 
-/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. What EL0 may do on its own
-/// (cache maintenance, WFI, MOPS traps) stays denied; WXN stays off because the tables keep that rule, seen by the audit.
+/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. What EL0 may do on
+/// its own (cache maintenance, WFI, MOPS traps) stays denied; WXN stays off because the tables keep that rule, seen by
+/// the audit.
 const SCTLR_EL1_MMU_ON: u64 = SCTLR_EL1_MMU_OFF & !SCTLR_EL1_MORE::SPAN::SET.value
     | SCTLR_EL1::M::Enable.value
     | SCTLR_EL1::C::Cacheable.value
@@ -39,11 +40,11 @@ const SCTLR_EL1_MMU_ON: u64 = SCTLR_EL1_MMU_OFF & !SCTLR_EL1_MORE::SPAN::SET.val
     | SCTLR_EL1::SA::Enable.value
     | SCTLR_EL1::SA0::Enable.value;
 
-/// SCTLR_EL2 with everything off: its RES1 bits (Arm ARM D24.2.177: 29, 28, 23, 22, 18, 16, 11, 5, 4).
+/// SCTLR_EL2 with everything off: its RES1 bits (29, 28, 23, 22, 18, 16, 11, 5, 4).
 const SCTLR_EL2_MMU_OFF: u64 = 0x30c5_0830;
 
-/// HCR_EL2: EL1 is AArch64 and owns pointer authentication and allocation tags. The bits of absent features are RES0, and
-/// ignored there.
+/// HCR_EL2: EL1 is AArch64 and owns pointer authentication and allocation tags. The bits of absent features are RES0,
+/// and ignored there.
 const HCR: u64 =
     HCR_EL2::RW::EL1IsAarch64.value | HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value | HCR_EL2::ATA::SET.value;
 
@@ -60,8 +61,8 @@ const CNTHCTL_VHE: u64 = CNTHCTL << 10;
 /// VTCR_EL2: no stage 2; bit 31 is RES1.
 const VTCR_EL2: u64 = 1 << 31;
 
-/// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, walks write-back and inner shareable, no
-/// top byte ignored, ASID from TTBR0_EL1.
+/// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, walks write-back and inner shareable,
+/// no top byte ignored, ASID from TTBR0_EL1.
 const TCR: u64 = TCR_EL1::T0SZ.val(16).value
     | TCR_EL1::T1SZ.val(16).value
     | TCR_EL1::TG0::KiB_4.value

@@ -1,8 +1,8 @@
 //! How Granule comes to run: the arm64 Image header, the entry at EL2 or EL1, relocation, the early map.
 //!
 //! The story is told in `entry.S`, which is assembled here with the numbers that it shares with the kernel: bits of
-//! descriptors and registers, addresses of the layout, offsets of the two records that assembly writes or reads. A binary
-//! names what runs once the kernel is up:
+//! descriptors and registers, addresses of the layout, offsets of the two records that assembly writes or reads. A
+//! binary names what runs once the kernel is up:
 //!
 //! ```ignore
 //! granule_boot::entry!(granule::monitor::run);

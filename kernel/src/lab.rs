@@ -1,9 +1,9 @@
 //! The lab: each bug that this kernel exists to avoid can be switched on at boot, to be seen.
 //!
-//! `lab=skip-tlbi,wx-leaf` takes a fix away. A switch is asked for where the fix is, by [`is_on!`], and costs a NOP there
-//! (`granule_arch::alternative`): the sites are patched once, before text turns read-only and other CPUs run. **Rule: each
-//! switch has a test that shows the failure with the fix away and its absence with it**; one that nothing can show
-//! is not in the list.
+//! `lab=skip-tlbi,wx-leaf` takes a fix away. A switch is asked for where the fix is, by [`is_on!`], and costs a NOP
+//! there (`granule_arch::alternative`): the sites are patched once, before the other CPUs run.
+//! **Rule: each switch has a test that shows the failure with the fix away and its absence with it**; one that nothing
+//! can show is not in the list.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

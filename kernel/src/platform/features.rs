@@ -1,10 +1,10 @@
 //! What all CPUs can do together, and whether the size of a live kernel mapping may change.
 //!
 //! The least of the CPUs wins, field by field; every CPU has put its ID registers aside before the first of them uses a
-//! feature. One question is not answered by the ID registers: a core of BBM level 2 may still raise a TLB conflict abort when a
-//! block is split under it, and the kernel cannot survive one at EL1. So the promise that it never does is taken from a
-//! list of designs, as Linux does, and all CPUs must be on it. The level alone is never enough; nor is it asked for, since
-//! the promise is the stronger one and some designs that give it report a lower level.
+//! feature. One question is not answered by the ID registers: a core of BBM level 2 may still raise a TLB conflict
+//! abort when a block is split under it, and the kernel cannot survive one at EL1. So the promise that it never does is
+//! taken from a list of designs, as Linux does, and all CPUs must be on it. The level alone is never enough; nor is it
+//! asked for, since the promise is the stronger one.
 
 use core::fmt;
 

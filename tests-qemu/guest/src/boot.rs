@@ -1,4 +1,5 @@
-//! What the entry code leaves behind: registers, the permissions of each page of the image, pointers that are relocated.
+//! What the entry code leaves behind: registers, the permissions of each page of the image, pointers that are
+//! relocated.
 
 use core::sync::atomic::Ordering;
 
@@ -38,10 +39,17 @@ macro_rules! pages {
 /// Whether a write at EL1 would be let through: asked of the MMU (AT S1E1W), not tried.
 fn is_writable(address: VirtAddr) -> bool {
     let result: u64;
-    // SAFETY: a translation without an access. An interrupt in between could overwrite PAR_EL1 only by a spurious fault of its
-    // own, of which the interrupt path has none.
+    // SAFETY: a translation without an access. An interrupt in between could overwrite PAR_EL1 only by a spurious fault
+    // of its own, of which the interrupt path has none.
     unsafe {
-        core::arch::asm!("at s1e1w, {0}", "isb", "mrs {1}, par_el1", in(reg) address.0, out(reg) result, options(nostack));
+        core::arch::asm!(
+            "at s1e1w, {0}",
+            "isb",
+            "mrs {1}, par_el1",
+            in(reg) address.0,
+            out(reg) result,
+            options(nostack, preserves_flags)
+        );
     }
     result & 1 == 0
 }
