@@ -5,12 +5,12 @@
 //!  ├── in use and holes ────┤  ← grows by mapping frames here   not mapped  ┤
 //! ```
 //!
-//! `linked_list_allocator` keeps the holes, sorted and merged; both of its operations walk that list, so the heap is for what
-//! is rare (vectors, names, tables of drivers), and never for a hot path: those have pools. Every size and alignment
-//! is rounded up to 16 bytes, the granule of memory tags, so that no two objects share one.
+//! `linked_list_allocator` keeps the holes, sorted and merged; both of its operations walk that list, so the heap is
+//! for what is rare (vectors, names, tables of drivers), and never for a hot path: those have pools. Every size and
+//! alignment is rounded up to 16 bytes, the granule of memory tags, so that no two objects share one.
 //!
-//! Growing maps frames, which takes the locks of page tables and page blocks. Those come before the list's lock, so the heap grows
-//! *before* it takes that lock: try, let go, grow, try again. The heap never shrinks.
+//! Growing maps frames, which takes the locks of page tables and page blocks. Those come before the list's lock, so the
+//! heap grows *before* it takes that lock: try, let go, grow, try again. The heap never shrinks.
 //!
 //! Running out is a null pointer, which `try_reserve` and its like turn into an error value.
 
@@ -67,8 +67,8 @@ pub struct HeapStats {
 }
 
 impl Heap {
-    /// An empty heap in the `size` bytes from `base` on, both multiples of [`PAGE_SIZE`]; nothing of the window is mapped.
-    /// Until [`Self::start`] every allocation fails.
+    /// An empty heap in the `size` bytes from `base` on, both multiples of [`PAGE_SIZE`]; nothing of the window is
+    /// mapped. Until [`Self::start`] every allocation fails.
     pub const fn new(base: VirtAddr, size: u64) -> Self {
         assert!(base.is_aligned(PAGE_SIZE as u64) && size.is_multiple_of(PAGE_SIZE as u64));
         Self {
@@ -133,8 +133,8 @@ impl Heap {
     #[cold]
     fn grow_and_take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut growth = self.growth.lock();
-        // Room for the object and for the hole that aligning it leaves in front. The loop ends: once so much was added at the
-        // top in one piece, only other CPUs can have taken it, and then the next round adds as much again.
+        // Room for the object and for the hole that aligning it leaves in front. The loop ends: once so much was added
+        // at the top in one piece, only other CPUs can have taken it, and then the next round adds as much again.
         let pages = (layout.size() + layout.align()).div_ceil(PAGE_SIZE);
         loop {
             if let Some(object) = self.take(layout) {

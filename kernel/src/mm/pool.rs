@@ -9,9 +9,9 @@
 //!            └────────┴──────┴──────┴──────┴─ … ─┴────┘
 //! ```
 //!
-//! A slab with no object left is kept if it is the only such one, so that a pool at the edge of a slab does not take and return
-//! a frame each time; others go back to the frame allocator at once. Frames are taken and returned while the pool's lock
-//! is not held.
+//! A slab with no object left is kept if it is the only such one, so that a pool at the edge of a slab does not take
+//! and return a frame each time; others go back to the frame allocator at once. Frames are taken and returned while the
+//! pool's lock is not held.
 
 use core::cell::Cell;
 use core::marker::PhantomData;
@@ -288,8 +288,8 @@ impl<T> DerefMut for PoolBox<T> {
 impl<T> Drop for PoolBox<T> {
     fn drop(&mut self) {
         let header = VirtAddr::from_ptr(self.object.as_ptr()).align_down(PAGE_SIZE as u64);
-        // SAFETY: the header names the pool that the slot is from, a `Pool<T>` that lives for ever; the object is dropped here
-        // and nowhere else, before its slot is given back.
+        // SAFETY: the header names the pool that the slot is from, a `Pool<T>` that lives for ever; the object is
+        // dropped here and nowhere else, before its slot is given back.
         unsafe {
             let pool = &*(*header.as_ptr::<Slab>()).pool.cast::<Pool<T>>();
             self.object.drop_in_place();

@@ -1,8 +1,9 @@
 //! A CPU's own few free frames, so that most allocations take no lock.
 //!
 //! A magazine is filled and emptied in bulk, [`BATCH`] frames at a time. It lives in the
-//! [`FrameAllocator`](super::FrameAllocator) that its frames belong to, one per CPU number, and only that CPU touches it,
-//! with interrupts masked: an interrupt handler that allocated in the middle of a push would lose a frame or hand one out twice.
+//! [`FrameAllocator`](super::FrameAllocator) that its frames belong to, one per CPU number, and only that CPU touches
+//! it, with interrupts masked: an interrupt handler that allocated in the middle of a push would lose a frame or hand
+//! one out twice.
 //!
 //! The fields are atomics only so that statistics may read them from elsewhere; every access is relaxed.
 
@@ -10,8 +11,8 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Frames moved at once between a magazine and the page blocks.
 pub(super) const BATCH: usize = 32;
-/// The most frames in a magazine. Twice the batch: a CPU that frees and allocates in turn at either end goes to the lock only
-/// once in [`BATCH`] operations.
+/// The most frames in a magazine. Twice the batch: a CPU that frees and allocates in turn at either end goes to the
+/// lock only once in [`BATCH`] operations.
 pub(super) const CAPACITY: usize = 2 * BATCH;
 
 /// Free frames, the one freed last on top: it is the likeliest to be in the cache. All zero: empty.

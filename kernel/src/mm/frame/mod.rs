@@ -5,9 +5,9 @@
 //! ```
 //!
 //! [`FrameAllocator`] is the one owner of all free memory. Each frame that it hands out has exactly one owner, who is
-//! on record in the frame's [`Frame`]: so freeing a frame twice, or one that was never handed out, is noticed. In a debug build that
-//! is a panic; otherwise the frame is left alone, the event counted and logged, because a leaked frame does less harm
-//! than one with two owners.
+//! on record in the frame's [`Frame`]: so freeing a frame twice, or one that was never handed out, is noticed. In a
+//! debug build that is a panic; otherwise the frame is left alone, the event counted and logged, because a leaked frame
+//! does less harm than one with two owners.
 //!
 //! Everything here may be called from interrupt handlers. Running out of memory is a value, [`OutOfMemory`].
 
@@ -59,8 +59,8 @@ pub struct FrameAllocator {
     blocks: PageBlocks,
     records: FrameRecords,
     linear: LinearMap,
-    /// By CPU number. Here and not in [`Cpu`], because a free frame belongs to its allocator: host tests have many of those.
-    /// A reference, because the boot stack has no room to pass an allocator with 9 KiB of magazines inside.
+    /// By CPU number. Here and not in [`Cpu`], because a free frame belongs to its allocator: host tests have many of
+    /// those. A reference, because the boot stack has no room to pass an allocator with 9 KiB of magazines inside.
     magazines: &'static [Magazine; MAX_CPUS],
     refused: AtomicU64,
 }
@@ -90,19 +90,19 @@ impl FrameAllocator {
         PageBlocks::required_bytes(map) + size_of::<[Magazine; MAX_CPUS]>().next_multiple_of(PAGE_SIZE)
     }
 
-    /// The parts of the array of records that must be mapped for the memory of `map`, as the first frame number and the number of
-    /// frames; both are multiples of 512, so that each part begins and ends at a page boundary.
+    /// The parts of the array of records that must be mapped for the memory of `map`, as the first frame number and the
+    /// number of frames; both are multiples of 512, so that each part begins and ends at a page boundary.
     pub fn required_records(map: &MemoryMap) -> impl Iterator<Item = (usize, usize)> {
         super::page_block::Spans::new(map).into_frames()
     }
 
-    /// Takes over all memory that is still free in `map`; nothing can be taken from the map afterwards. `cpu` is the CPU that
-    /// this runs on.
+    /// Takes over all memory that is still free in `map`; nothing can be taken from the map afterwards. `cpu` is the
+    /// CPU that this runs on.
     ///
-    /// The order of a boot: make the [`MemoryMap`]; take the linear map's tables from it and map `map.memory()`; for each of the
-    /// [`Self::required_records`] take a run and map it at [`FrameRecords::address`]; take [`Self::required_bytes`]; call this;
-    /// then start the heap, whose growth takes frames. Nothing here uses the heap. The test `boot_in_the_order_of_start` does
-    /// the same on the host.
+    /// The order of a boot: make the [`MemoryMap`]; take the linear map's tables from it and map `map.memory()`; for
+    /// each of the [`Self::required_records`] take a run and map it at [`FrameRecords::address`]; take
+    /// [`Self::required_bytes`]; call this; then start the heap, whose growth takes frames. Nothing here uses the heap.
+    /// The test `boot_in_the_order_of_start` does the same on the host.
     ///
     /// # Safety
     /// - The [`Self::required_bytes`] at `storage`, page aligned, are mapped, writable and nobody else's, for ever.
@@ -155,8 +155,8 @@ impl FrameAllocator {
     /// The caller is its one owner, and nobody reaches it any more: no mapping, no translation in a TLB, no device.
     ///
     /// # Panics
-    /// In debug builds, where the allocator did not hand the frame out, or has it back already. Otherwise such a call is
-    /// counted ([`FrameStats::refused`]), logged, and changes nothing.
+    /// In debug builds, where the allocator did not hand the frame out, or has it back already. Otherwise such a call
+    /// is counted ([`FrameStats::refused`]), logged, and changes nothing.
     #[inline]
     pub fn free(&self, cpu: &Cpu, address: PhysAddr) {
         let released = match self.frame(address) {
@@ -213,8 +213,8 @@ impl FrameAllocator {
         }
     }
 
-    /// The record of the frame that holds `address`, and what its block is used for; `None` where the block is not cut or
-    /// the first of a run, in which case the frame is not one that anyone owns by itself.
+    /// The record of the frame that holds `address`, and what its block is used for; `None` where the block is not cut
+    /// or the first of a run, in which case the frame is not one that anyone owns by itself.
     pub fn frame(&self, address: PhysAddr) -> Option<(State, &Frame)> {
         let frame = address.frame_number();
         let state = self.blocks.state(frame);
@@ -227,8 +227,8 @@ impl FrameAllocator {
         self.linear
     }
 
-    /// Gives all frames in this CPU's magazine back to their blocks. Tests and audits do so on each CPU before they compare
-    /// [`Self::stats`].
+    /// Gives all frames in this CPU's magazine back to their blocks. Tests and audits do so on each CPU before they
+    /// compare [`Self::stats`].
     pub fn drain_cpu(&self, cpu: &Cpu) {
         self.on_magazine(cpu, |magazine| {
             while magazine.len() > 0 {

@@ -1,8 +1,8 @@
 //! What the kernel knows about each frame of memory: one [`Frame`] record, in an array indexed by frame number.
 //!
-//! The array is virtually contiguous, so a record is found by arithmetic; only the parts for page blocks that hold memory are
-//! mapped. A record of zeros says that the frame is free. Records are zeroed a block at a time when the block is
-//! first used; before that they hold whatever the memory held, and nobody looks.
+//! The array is virtually contiguous, so a record is found by arithmetic; only the parts for page blocks that hold
+//! memory are mapped. A record of zeros says that the frame is free. Records are zeroed a block at a time when the
+//! block is first used; before that they hold whatever the memory held, and nobody looks.
 
 use core::mem::size_of;
 use core::ptr;
@@ -14,12 +14,12 @@ use granule_arch::addr::VirtAddr;
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Frame {
-    /// Holders of the frame; 0 means free. Written only by this module and through [`Frame::references`]'s users.
+    /// Holders of the frame; 0 means free. Only [`Frame::claim`] and [`Frame::release`] write it.
     references: AtomicU32,
     /// Software flags of the frame's owner; 0 while it is free.
     pub flags: AtomicU32,
-    /// Whose frame it is, in the owner's own terms: the object that it belongs to, or the head of its reverse map; 0 while it is
-    /// free.
+    /// Whose frame it is, in the owner's own terms: the object that it belongs to, or the head of its reverse map; 0
+    /// while it is free.
     pub owner: AtomicU64,
     /// The lock of the page table that the frame holds, if it holds one; 0 means not held.
     pub table_lock: AtomicU32,
@@ -48,8 +48,8 @@ impl Frame {
         self.references.load(Ordering::Acquire)
     }
 
-    /// Marks a free frame as held once. Relaxed: the lock of the page blocks, or this CPU's own program order, hands the
-    /// frame from its last owner to the caller.
+    /// Marks a free frame as held once. Relaxed: the lock of the page blocks, or this CPU's own program order, hands
+    /// the frame from its last owner to the caller.
     pub(super) fn claim(&self) {
         debug_assert_eq!(self.references.load(Ordering::Relaxed), 0, "a frame handed out twice");
         self.references.store(1, Ordering::Relaxed);
@@ -79,7 +79,8 @@ pub struct FrameRecords {
 }
 
 impl FrameRecords {
-    /// The array whose record of frame 0 would be at `base`; on the target [`layout::FRAMES_BASE`](crate::mm::layout::FRAMES_BASE).
+    /// The array whose record of frame 0 would be at `base`; on the target
+    /// [`layout::FRAMES_BASE`](crate::mm::layout::FRAMES_BASE).
     pub const fn new(base: VirtAddr) -> Self {
         Self { base }
     }

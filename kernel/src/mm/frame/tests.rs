@@ -1,4 +1,5 @@
-//! The allocator on fake machines: against an oracle, to exhaustion and back, with many CPUs, and in the order of a boot.
+//! The allocator on fake machines: against an oracle, to exhaustion and back, with many CPUs, and in the order of a
+//! boot.
 
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;

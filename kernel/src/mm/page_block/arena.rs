@@ -6,11 +6,11 @@
 //! can ever need at once, reserved at boot.
 //!
 //! How the nodes find their way: the sets ask the global allocator, and that asks this CPU whether it is inside a
-//! page-block section ([`NodeArena::enter`]). A section runs under the page-block lock with interrupts masked, so nothing
-//! else on this CPU can allocate in it, and no other CPU is in one.
+//! page-block section ([`NodeArena::enter`]). A section runs under the page-block lock with interrupts masked, so
+//! nothing else on this CPU can allocate in it, and no other CPU is in one.
 //!
-//! Why the cells suffice. The elements of all sets are disjoint non-empty sets of blocks, so there are at most as many as
-//! blocks, and one more while a block is being split. Every B-tree node but the root of its set holds at least five
+//! Why the cells suffice. The elements of all sets are disjoint non-empty sets of blocks, so there are at most as many
+//! as blocks, and one more while a block is being split. Every B-tree node but the root of its set holds at least five
 //! elements. Cells of one size cannot fragment.
 
 use core::alloc::Layout;
@@ -76,7 +76,8 @@ impl NodeArena {
         Section { cpu }
     }
 
-    /// A cell for `layout`; null where it is larger than a cell or, which [`Self::required_bytes`] rules out, none is left.
+    /// A cell for `layout`; null where it is larger than a cell or, which [`Self::required_bytes`] rules out, none is
+    /// left.
     ///
     /// For the global allocator, on the CPU that is inside the section.
     pub fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -139,8 +140,8 @@ impl Drop for Section<'_> {
     }
 }
 
-/// What the target's global allocator does, for the tests of this crate: sections are served from the arena, everything else
-/// by the host. So a host test sees an arena that is too small, and an allocation where there must be none.
+/// What the target's global allocator does, for the tests of this crate: sections are served from the arena, everything
+/// else by the host. So a host test sees an arena that is too small, and an allocation where there must be none.
 #[cfg(test)]
 pub(in crate::mm) mod tests {
     use core::alloc::{GlobalAlloc, Layout};
@@ -177,7 +178,8 @@ pub(in crate::mm) mod tests {
     #[global_allocator]
     static ALLOCATOR: TestAllocator = TestAllocator;
 
-    // SAFETY: the arena and the host's allocator each keep the contract, and an address tells which of them it came from.
+    // SAFETY: the arena and the host's allocator each keep the contract, and an address tells which of them it came
+    // from.
     unsafe impl GlobalAlloc for TestAllocator {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             // SAFETY: the pointer is null or was set by a section that this thread is still in.

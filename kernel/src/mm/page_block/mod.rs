@@ -6,16 +6,17 @@
 //!  (buddy) ◄─────────────────────────                   (buddy) ◄──     when the last frame comes back
 //! ```
 //!
-//! `buddy_system_allocator` knows the free blocks and joins neighbours up to 1 GiB; it works with block *numbers* and never
-//! touches the memory. A block in use as frames is cut by the bitmap in its [`PageBlock`]. Cut blocks with a free frame
-//! are in a list, linked through the records themselves, so taking and putting back are O(1) in the size of memory, and neither
-//! ever allocates (the buddy's sets live in a [`NodeArena`]).
+//! `buddy_system_allocator` knows the free blocks and joins neighbours up to 1 GiB; it works with block *numbers* and
+//! never touches the memory. A block in use as frames is cut by the bitmap in its [`PageBlock`]. Cut blocks with a free
+//! frame are in a list, linked through the records themselves, so taking and putting back are O(1) in the size of
+//! memory, and neither ever allocates (the buddy's sets live in a [`NodeArena`]).
 //!
 //! A block of which some frames are not ours (the edge of a bank, reserved, taken by boot) is cut from the start, with
-//! only its free frames in the bitmap. It can never be whole, so it never goes to the buddy; and the list has it in front,
-//! because a frame taken from it breaks nothing.
+//! only its free frames in the bitmap. It can never be whole, so it never goes to the buddy; and the list has it in
+//! front, because a frame taken from it breaks nothing.
 //!
-//! The rule: a frame is free in exactly one place: inside a free block, as a bit of a cut block, or in a magazine above.
+//! The rule: a frame is free in exactly one place: inside a free block, as a bit of a cut block, or in a magazine
+//! above.
 
 mod arena;
 mod spans;
@@ -303,7 +304,8 @@ impl PageBlocks {
         (self.load_state(index) == State::Head).then(|| u32::from(lists.blocks[index].order))
     }
 
-    /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record says "free" again.
+    /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record says
+    /// "free" again.
     pub fn put_blocks(&self, cpu: &Cpu, first: BlockNumber, order: u32) {
         let mut lists = self.lists.lock();
         debug_assert_eq!(self.state(first * BLOCK_FRAMES), State::Head);
@@ -325,12 +327,12 @@ impl PageBlocks {
         self.lists.lock().totals
     }
 
-    /// Zeroes the records of a block when it is first used; afterwards its last owners leave them zero. Doing it for all
-    /// memory at boot would cost more than the rest of the boot.
+    /// Zeroes the records of a block when it is first used; afterwards its last owners leave them zero. Doing it for
+    /// all memory at boot would cost more than the rest of the boot.
     fn prepare_records(&self, lists: &mut Lists, index: usize, number: BlockNumber) {
         if !lists.blocks[index].records_valid {
-            // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and nobody looks at them before
-            // the block's state says Cut or Head, which comes after.
+            // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and nobody looks at them
+            // before the block's state says Cut or Head, which comes after.
             unsafe { self.records.zero(number * BLOCK_FRAMES, BLOCK_FRAMES) };
             lists.blocks[index].records_valid = true;
         }
@@ -423,8 +425,8 @@ const fn mask_below(bits: usize) -> u64 {
     if bits == 64 { u64::MAX } else { (1 << bits) - 1 }
 }
 
-/// Builds a set of two levels, so that a standard library whose nodes have outgrown the arena's cells stops the boot here and
-/// not some free in the field.
+/// Builds a set of two levels, so that a standard library whose nodes have outgrown the arena's cells stops the boot
+/// here and not some free in the field.
 fn check_node_size(cpu: &Cpu, arena: &NodeArena) {
     let _section = arena.enter(cpu);
     let mut set = BTreeSet::new();
