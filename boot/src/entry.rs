@@ -9,15 +9,13 @@ use aarch64_cpu::registers::{
 use granule::mm::layout;
 use granule::smp::{BOOT_CPU, SecondaryBoot};
 use granule::start::BootInfo;
+use granule::trap::STACK_SIZE;
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
 use granule_arch::sysreg::{
     CTR_EL0, EVENT_INST_RETIRED, HCRX_EL2, ID_AA64ISAR2_EL1, ID_AA64MMFR0_MORE, ID_AA64MMFR1_MORE, ID_AA64MMFR3_EL1,
     ID_AA64PFR0_MORE, PMCR_EL0, SCTLR_EL1_MORE, TCR_EL1_MORE,
 };
-
-/// Bytes of the boot CPU's stack. It is aligned to twice as much, so that one bit of SP tells an overflow.
-const BOOT_STACK_SIZE: usize = 16 << 10;
 
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
 const EARLY_MAP_TABLES: usize = 4;
@@ -94,7 +92,7 @@ core::arch::global_asm!(
     // Where things lie.
     IMAGE_BASE = const layout::IMAGE_BASE.0,
     FIXMAP_BASE = const layout::FIXMAP_BASE.0,
-    BOOT_STACK_SIZE = const BOOT_STACK_SIZE,
+    BOOT_STACK_SIZE = const STACK_SIZE,
     EARLY_MAP_TABLES = const EARLY_MAP_TABLES,
     BOOT_CPU = sym BOOT_CPU,
     // Descriptors.

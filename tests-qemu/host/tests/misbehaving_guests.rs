@@ -102,12 +102,3 @@ fn what_is_left_behind_fails_the_audit() {
     assert_fails("misbehaving::leaks_an_object", "1 failed, of 1 checks", "objects on the heap before the test");
     assert_fails("misbehaving::leaks_an_area", "failed, of 1 checks", "vmalloc areas before the test");
 }
-
-/// Faults of the kernel's own end it with a report that says what happened, and fail the test that made them.
-#[test]
-fn fatal_faults_are_reported_as_what_they_are() {
-    assert_fails("trap::overflows_its_stack", "the kernel panicked", "stack overflow: SP ");
-    assert_fails("trap::overflows_another_cpus_stack", "the kernel panicked", "stack overflow: SP ");
-    assert_fails("trap::writes_to_a_constant", "the kernel panicked", "permission fault, level 3");
-    assert_fails("trap::calls_where_no_code_is", "the kernel panicked", "on an instruction fetch");
-}

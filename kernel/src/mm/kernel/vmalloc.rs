@@ -17,11 +17,7 @@ use super::area::{AreaKind, AreaNode};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
 use crate::smp::Cpu;
-
-/// Bytes in a CPU's stack. The vectors tell an overflow by the bit of this size, see [`STACK_ALIGN`].
-pub const STACK_SIZE: usize = 16 << 10;
-/// Stacks start at a multiple of this, twice their size: an address below one differs from those in it in one bit.
-pub const STACK_ALIGN: usize = 2 * STACK_SIZE;
+use crate::trap::{STACK_ALIGN, STACK_SIZE};
 
 /// Why `vmalloc` or `vfree` was refused. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -145,9 +141,9 @@ impl KernelSpace {
     /// [`VmallocError`]; nothing stays taken.
     pub fn alloc_stack(&'static self, cpu: &Cpu) -> Result<VirtAddr, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
-        let pages = (STACK_SIZE / PAGE_SIZE) as u64;
-        let base = self.allocate(cpu, AreaKind::Stack, pages, STACK_ALIGN as u64, attributes)?;
-        Ok(base + STACK_SIZE as u64)
+        let pages = STACK_SIZE / PAGE_SIZE as u64;
+        let base = self.allocate(cpu, AreaKind::Stack, pages, STACK_ALIGN, attributes)?;
+        Ok(base + STACK_SIZE)
     }
 
     /// Maps `pages` new frames from `start` on, outside the vmalloc window, for ever: more heap.
