@@ -32,6 +32,7 @@ use crate::mm::kernel::vmalloc::VmallocError;
 use crate::nearest::nearest;
 use crate::smp;
 use crate::trap::probe::Fault;
+use accounts::plural;
 use line::{Echo, Editor, Input, Line};
 use memory::{Permission, Width};
 use parse::{Args, ArgumentError, DidYouMean};
@@ -217,9 +218,11 @@ impl<'s> Session<'s> {
         write!(self, "Granule {}", env!("CARGO_PKG_VERSION"));
         if let Some(kernel) = crate::try_kernel() {
             let bytes = kernel.platform.memory.iter().map(|bank| bank.size()).sum();
-            let (cpus, model) = (smp::online().len(), &kernel.platform.model);
-            let level = kernel.boot.entry_level;
-            write!(self, ": {cpus} CPUs, {} of memory, entered at EL{level}, {model}", Size(bytes));
+            let (cpus, level) = (smp::online().len(), kernel.boot.entry_level);
+            write!(self, ": {cpus} CPU{}, {} of memory, entered at EL{level}", plural(cpus as u64), Size(bytes));
+            if !kernel.platform.model.is_empty() {
+                write!(self, ", {}", kernel.platform.model);
+            }
         }
         writeln!(self, "; `help` lists the commands");
     }
