@@ -29,13 +29,15 @@ const SGIR_TARGETS: u32 = 16;
 const IAR_INTID: u32 = 0x3ff;
 
 struct GicV2 {
-    distributor: IrqLock<NonNull<Gicd>, { rank::INTERRUPT }>,
+    distributor: NonNull<Gicd>,
+    /// Held while registers of the distributor that CPUs share are read, changed and written back.
+    configuration: IrqLock<(), { rank::INTERRUPT }>,
     cpu_interface: NonNull<Gicc>,
     /// For each CPU the bit that the distributor knows it by; 0 until it has started.
     targets: [AtomicU8; MAX_CPUS],
 }
 
-// SAFETY: the distributor is behind its lock, and the CPU interface is banked by CPU.
+// SAFETY: what CPUs share of the distributor is changed under the lock, and the CPU interface is banked by CPU.
 unsafe impl Sync for GicV2 {}
 // SAFETY: as above; nothing in it belongs to the CPU that made it.
 unsafe impl Send for GicV2 {}
@@ -67,7 +69,8 @@ pub(super) fn init(
     // in both cases.
     field!(registers, ctlr).write(GicdCtlr::EnableGrp0);
     Ok(GIC.call_once(|| GicV2 {
-        distributor: IrqLock::new(gicd),
+        distributor: gicd,
+        configuration: IrqLock::new(()),
         cpu_interface: gicc,
         targets: [const { AtomicU8::new(0) }; MAX_CPUS],
     }))
@@ -91,19 +94,19 @@ impl InterruptController for GicV2 {
         let mpidr = cpu.mpidr.load(Ordering::Relaxed);
         let slot = self.targets.get(cpu.id.0 as usize).ok_or(InterruptError::NoInterface(mpidr))?;
         {
-            let gicd = self.distributor.lock();
+            let _alone = self.configuration.lock();
             // SAFETY: mapped for ever (`init`), and the lock is held.
-            let mut registers = unsafe { UniqueMmioPointer::new(*gicd) };
+            let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
             if let Some(mut disable) = field!(registers, icenabler).get(0) {
                 disable.write(!0);
             }
             for intid in 0..SHARED {
                 // SAFETY: every distributor has the banked registers of the first 32 interrupts; the lock is held.
-                unsafe { byte(*gicd, offset_of!(Gicd, ipriorityr), intid).write_volatile(PRIORITY) };
+                unsafe { byte(self.distributor, offset_of!(Gicd, ipriorityr), intid).write_volatile(PRIORITY) };
             }
             // SAFETY: as above. The targets of a private interrupt read as the one CPU that it is private to; a
             // distributor for one CPU reads as zero.
-            let own = unsafe { byte(*gicd, offset_of!(Gicd, itargetsr), 0).read_volatile() };
+            let own = unsafe { byte(self.distributor, offset_of!(Gicd, itargetsr), 0).read_volatile() };
             slot.store(if own == 0 { 1 } else { own }, Ordering::Relaxed);
         }
         let mut registers = self.cpu_interface();
@@ -113,9 +116,9 @@ impl InterruptController for GicV2 {
     }
 
     fn enable(&self, interrupt: Interrupt, cpu: &Cpu) {
-        let gicd = self.distributor.lock();
+        let _alone = self.configuration.lock();
         // SAFETY: mapped for ever (`init`), and the lock is held.
-        let mut registers = unsafe { UniqueMmioPointer::new(*gicd) };
+        let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
         let intid = interrupt.intid;
         if intid >= field_shared!(registers, typer).read().num_irqs() {
             return;
@@ -124,8 +127,8 @@ impl InterruptController for GicV2 {
             let target = self.targets.get(cpu.id.0 as usize).map_or(1, |target| target.load(Ordering::Relaxed));
             // SAFETY: the distributor has this interrupt (above), and the lock is held.
             unsafe {
-                byte(*gicd, offset_of!(Gicd, ipriorityr), intid).write_volatile(PRIORITY);
-                byte(*gicd, offset_of!(Gicd, itargetsr), intid).write_volatile(target);
+                byte(self.distributor, offset_of!(Gicd, ipriorityr), intid).write_volatile(PRIORITY);
+                byte(self.distributor, offset_of!(Gicd, itargetsr), intid).write_volatile(target);
             }
         }
         // Two bits each, the upper one being edge; those of SGIs are read-only.
@@ -143,9 +146,9 @@ impl InterruptController for GicV2 {
         let target = self.targets.get(cpu.id.0 as usize).map_or(0, |target| target.load(Ordering::Relaxed));
         // The handler must see what was stored before; the device write alone orders nothing.
         barrier::dsb_ishst();
-        let gicd = self.distributor.lock();
-        // SAFETY: mapped for ever (`init`), and the lock is held.
-        let mut registers = unsafe { UniqueMmioPointer::new(*gicd) };
+        // SAFETY: mapped for ever (`init`). No lock: the register is only written, in one piece, and CPUs that waited
+        // for each other here would be the slowest part of a call.
+        let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
         field!(registers, sgir).write(u32::from(target) << SGIR_TARGETS | (number & 15));
     }
 
