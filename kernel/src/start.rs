@@ -54,6 +54,7 @@ mod metal {
     use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
     use crate::mm::kernel::mmu::{LinearView, Metal};
     use crate::mm::kernel::{KernelSpace, image};
+    use crate::mm::page_block::BLOCK_SIZE;
     use crate::mm::tlb::KernelTlb;
     use crate::mm::{OutOfMemory, heap, layout};
     use crate::platform::features::SystemFeatures;
@@ -184,7 +185,10 @@ mod metal {
             FrameAllocator::required_records(memory).collect();
         for (first, frames) in spans {
             let bytes = FrameRecords::bytes(frames);
-            let start = memory.take(bytes / PAGE_SIZE, PAGE_SIZE as u64)?;
+            // At a block boundary if there is such a run: then blocks map it, and not a page table for every 2 MiB.
+            let start = memory
+                .take(bytes / PAGE_SIZE, BLOCK_SIZE)
+                .or_else(|_| memory.take(bytes / PAGE_SIZE, PAGE_SIZE as u64))?;
             let range = PageRange::new(FrameRecords::new(layout::FRAMES_BASE).address(first), bytes as u64)?;
             let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
             let mut source = BankSource::anywhere(memory);

@@ -2,6 +2,7 @@
 
 use granule_arch::addr::PhysAddr;
 
+use super::magazine::BATCH;
 use super::{FrameAllocator, LinearMap};
 use crate::mm::OutOfMemory;
 use crate::smp::Cpu;
@@ -51,6 +52,10 @@ impl FrameAllocator {
     /// # Errors
     /// [`OutOfMemory`]: there are not as many.
     pub fn alloc_list(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
+        // A hopeless wish touches no memory: the list would have written to every free frame before it gave up.
+        if count > BATCH && count > self.stats().free {
+            return Err(OutOfMemory);
+        }
         let mut list = FrameList::new(self.linear());
         for _ in 0..count {
             match self.alloc(cpu) {

@@ -5,15 +5,17 @@
 //! the page tables and nowhere else: `vfree` reads them there.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
-use granule_arch::descriptor::{Attributes, MemoryType};
+use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_pgtable::{Lazy, PageRange};
 use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
 use super::KernelSpace;
 use super::area::{AreaKind, AreaNode};
+use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
 use crate::smp::Cpu;
@@ -83,7 +85,19 @@ impl KernelSpace {
     pub fn vmalloc(&'static self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
         let start = self.allocate(cpu, AreaKind::Vmalloc, pages, PAGE_SIZE as u64, attributes)?;
+        if lab::is_on!(WX_LEAF) {
+            self.make_writable_and_executable(start);
+        }
         Ok(KernelArea { start, pages })
+    }
+
+    /// `lab=wx-leaf`. Neither attributes nor changes have a value for it, so the entry is written behind their backs.
+    #[cold]
+    fn make_writable_and_executable(&self, page: VirtAddr) {
+        let Some(leaf) = self.tables().walk(page).last() else { return };
+        let cell = self.frames.linear().address(leaf.table + (leaf.index * size_of::<u64>()) as u64);
+        // SAFETY: the entry of the page that was just mapped, in a table that stays; an atomic like all of them.
+        unsafe { &*cell.as_ptr::<AtomicU64>() }.fetch_and(!bits::PXN, Ordering::Relaxed);
     }
 
     /// Unmaps and frees an area.
