@@ -24,10 +24,14 @@ mod memory;
 #[cfg(target_os = "none")]
 mod misbehaving;
 #[cfg(target_os = "none")]
+mod set_memory;
+#[cfg(target_os = "none")]
 mod smp;
 #[cfg(target_os = "none")]
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;
+#[cfg(target_os = "none")]
+mod vmalloc;
 
 granule_boot::entry!(crate::harness::run);

@@ -1,0 +1,270 @@
+//! `set_memory_*` against the hardware: what each permission refuses, on every CPU, as soon as the call has returned.
+//!
+//! Each refusal has its control: the access works before. That the TLBs matter at all is shown first, by a change whose
+//! invalidation is left out. All pages are mapped by pages, far from any block, because QEMU flushes too much where blocks are near.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule::mm::kernel::KernelSpace;
+use granule::mm::kernel::mmu::{LinearView, Metal};
+use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
+use granule::mm::kernel::vmalloc::KernelArea;
+use granule::mm::layout;
+use granule::mm::tlb::KernelTlb;
+use granule::smp::{self, CpuSet, this_cpu};
+use granule::trap::{Fault, probe};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::cache;
+use granule_arch::esr::{Access, FaultStatus};
+use granule_pgtable::{Change, Flush, Lazy, PageRange};
+
+use crate::harness::{Test, target_test};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// `ret`.
+const RET: u32 = 0xd65f_03c0;
+
+fn space() -> &'static KernelSpace {
+    &granule::kernel().space
+}
+
+/// An area of `pages` pages, each of which has been written through every CPU's TLB.
+fn area(t: &mut Test, pages: u64) -> Option<KernelArea> {
+    let area = t.ok("vmalloc", space().vmalloc(this_cpu(), pages))?;
+    for page in 0..pages {
+        smp::call(
+            smp::online(),
+            |_, address| {
+                // SAFETY: the test's own page.
+                let _ = unsafe { probe::write(VirtAddr(address as u64), 0u64) };
+            },
+            (area.start() + page * PAGE).0 as usize,
+        );
+    }
+    Some(area)
+}
+
+fn write(address: VirtAddr) -> Result<(), Fault> {
+    // SAFETY: a page of this test, or one that refuses.
+    unsafe { probe::write(address, 0x5a5a_u64) }
+}
+
+fn execute(address: VirtAddr) -> Result<(), Fault> {
+    // SAFETY: a page that holds `ret`, or one that refuses.
+    unsafe { probe::execute(address) }
+}
+
+/// Status, access and address of a fault.
+fn parts(fault: Fault) -> Option<(FaultStatus, Access, VirtAddr)> {
+    fault.syndrome.abort().map(|abort| (abort.status, abort.access, fault.address))
+}
+
+#[track_caller]
+fn refused<T>(t: &mut Test, result: Result<T, Fault>, status: FaultStatus, access: Access, address: VirtAddr) {
+    t.equal("the fault", result.err().and_then(parts), Some((status, access, address)));
+}
+
+target_test!(read_only_pages_refuse_writes_and_only_they);
+fn read_only_pages_refuse_writes_and_only_they(t: &mut Test) {
+    let Some(area) = area(t, 5) else { return };
+    let page = |index: u64| area.start() + index * PAGE;
+    t.equal("written before", write(page(2)), Ok(()));
+    t.ok("set_memory_ro", space().set_memory_ro(page(1), 3));
+    for index in 0..5 {
+        let last_word = page(index) + PAGE - 8;
+        if (1..4).contains(&index) {
+            refused(t, write(page(index)), FaultStatus::Permission, Access::Write, page(index));
+            refused(t, write(last_word), FaultStatus::Permission, Access::Write, last_word);
+        } else {
+            t.equal("a neighbour is written", write(last_word), Ok(()));
+        }
+    }
+    t.equal("reads go on", probe::read::<u64>(page(2)), Ok(0x5a5a));
+    t.ok("set_memory_rw", space().set_memory_rw(page(1), 3));
+    t.equal("written again", write(page(2)), Ok(()));
+    space().vfree(this_cpu(), area);
+}
+
+target_test!(code_runs_where_it_may_and_nowhere_else);
+fn code_runs_where_it_may_and_nowhere_else(t: &mut Test) {
+    let Some(area) = area(t, 2) else { return };
+    let code = area.start();
+    for page in [code, code + PAGE] {
+        // SAFETY: the test's own pages, writable now; the range is mapped.
+        unsafe {
+            t.equal("the instruction is written", probe::write(page, RET), Ok(()));
+            cache::sync_code(page, 4);
+        }
+    }
+    refused(t, execute(code), FaultStatus::Permission, Access::Fetch, code);
+    t.ok("set_memory_ro", space().set_memory_ro(code, 1));
+    t.ok("set_memory_x", space().set_memory_x(code, 1));
+    t.equal("it runs", execute(code), Ok(()));
+    refused(t, execute(code + PAGE), FaultStatus::Permission, Access::Fetch, code + PAGE);
+    t.ok("set_memory_rox", space().set_memory_rox(code + PAGE, 1));
+    t.equal("so does the other", execute(code + PAGE), Ok(()));
+    refused(t, write(code + PAGE), FaultStatus::Permission, Access::Write, code + PAGE);
+    t.ok("set_memory_nx", space().set_memory_nx(code, 2));
+    refused(t, execute(code), FaultStatus::Permission, Access::Fetch, code);
+    t.ok("set_memory_rw", space().set_memory_rw(code, 2));
+    t.equal("and is data again", write(code), Ok(()));
+    space().vfree(this_cpu(), area);
+}
+
+target_test!(invalid_pages_fault_and_remember);
+fn invalid_pages_fault_and_remember(t: &mut Test) {
+    let Some(area) = area(t, 3) else { return };
+    let page = area.start() + PAGE;
+    t.equal("written", write(page), Ok(()));
+    let before = space().tables().translate(page);
+    t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
+    refused(t, probe::read::<u64>(page), FaultStatus::Translation, Access::Read, page);
+    refused(t, write(page), FaultStatus::Translation, Access::Write, page);
+    t.equal("a neighbour works", write(page + PAGE), Ok(()));
+    t.ok("read-only meanwhile", space().set_memory_ro(page, 1));
+    t.ok("writable meanwhile", space().set_memory_rw(page, 1));
+    t.ok("made valid", space().set_memory_valid(page, 1, Validity::Valid));
+    t.equal("the entry is what it was", space().tables().translate(page), before);
+    t.equal("and so is the page", probe::read::<u64>(page), Ok(0x5a5a));
+    space().vfree(this_cpu(), area);
+}
+
+target_test!(wrong_ranges_are_refused_and_change_nothing);
+fn wrong_ranges_are_refused_and_change_nothing(t: &mut Test) {
+    let (Some(first), Some(second)) = (area(t, 3), area(t, 2)) else { return };
+    let (start, guard) = (first.start(), first.start() + 3 * PAGE);
+    let stack = VirtAddr(this_cpu().stack_top.load(Ordering::Relaxed));
+    let image = VirtAddr::from_ptr((wrong_ranges_are_refused_and_change_nothing as fn(&mut Test)) as *const ());
+    let refusals = [
+        ("into the guard page", start, 4, SetMemoryError::GuardPage { guard, area: start }),
+        ("over the guard page", start, 6, SetMemoryError::GuardPage { guard, area: start }),
+        ("the guard page", guard, 1, SetMemoryError::GuardPage { guard, area: start }),
+        ("the guard page, no pages", guard, 0, SetMemoryError::GuardPage { guard, area: start }),
+        ("the window's first page", layout::VMALLOC_START, 1, SetMemoryError::Hole(layout::VMALLOC_START)),
+        ("the image", image.align_down(PAGE), 1, SetMemoryError::OutsideWindow(image.align_down(PAGE))),
+        ("the linear map", layout::LINEAR_BASE, 0, SetMemoryError::OutsideWindow(layout::LINEAR_BASE)),
+        ("EL0's half", VirtAddr(0x1000), 1, SetMemoryError::OutsideWindow(VirtAddr(0x1000))),
+        ("out of the window", layout::VMALLOC_END - PAGE, 2, SetMemoryError::OutsideWindow(layout::VMALLOC_END)),
+    ];
+    for (what, address, pages, why) in refusals {
+        t.equal(what, space().set_memory_ro(address, pages), Err(why));
+    }
+    for (what, address, pages) in [
+        ("not aligned", start + 8, 1),
+        ("not aligned, no pages", start + 8, 0),
+        ("round the end of the address space", start, u64::MAX / PAGE),
+        ("more bytes than there are", start, u64::MAX),
+    ] {
+        let result = space().set_memory_ro(address, pages);
+        t.check(what, matches!(result, Err(SetMemoryError::Range(_))));
+    }
+    t.equal("W+X", space().set_memory_x(start, 3), Err(SetMemoryError::WritableAndExecutable(start)));
+    t.ok("read-only, all but one", space().set_memory_ro(start, 2));
+    let last = start + 2 * PAGE;
+    t.equal("W+X in the last page", space().set_memory_x(start, 3), Err(SetMemoryError::WritableAndExecutable(last)));
+    t.ok("executable, the first", space().set_memory_x(start, 1));
+    t.equal("X+W", space().set_memory_rw(start, 3), Err(SetMemoryError::WritableAndExecutable(start)));
+    if this_cpu().id.0 == 0 && stack >= layout::VMALLOC_START {
+        let page = stack - PAGE;
+        t.equal("a stack", space().set_memory_ro(page, 1), Err(SetMemoryError::NotVmalloc(page)));
+    }
+    t.equal("the second area is as it was", write(second.start()), Ok(()));
+    t.equal("so is the last page", write(last), Ok(()));
+    refused(t, write(start + PAGE), FaultStatus::Permission, Access::Write, start + PAGE);
+    t.equal("no pages in an area", space().set_memory_ro(last, 0), Ok(()));
+    t.equal("and nothing came of it", write(last), Ok(()));
+    space().vfree(this_cpu(), first);
+    space().vfree(this_cpu(), second);
+}
+
+// The control of everything else here: without the invalidation the old permission stays, with it it is gone.
+target_test!(a_stale_permission_lasts_until_it_is_invalidated);
+fn a_stale_permission_lasts_until_it_is_invalidated(t: &mut Test) {
+    let Some(area) = area(t, 2) else { return };
+    let page = area.start();
+    let mmu = Metal(LinearView {});
+    let lazy = Lazy::new(&mmu);
+    let Some(range) = t.ok("the range", PageRange::from_pages(page, 1)) else { return };
+    t.equal("cached as writable", write(page), Ok(()));
+    let Some(flush) = t.ok("made read-only", space().tables().update(&lazy, range, Change::READ_ONLY)) else { return };
+    t.equal("stale: written all the same", write(page), Ok(()));
+    let missing = flush.is_none();
+    lazy.invalidate(&KernelTlb, [flush]);
+    t.check("something was to be invalidated", !missing);
+    refused(t, write(page), FaultStatus::Permission, Access::Write, page);
+
+    let again = space().tables().update(&lazy, range, Change::READ_ONLY);
+    t.equal("nothing is left to invalidate", again, Ok(Flush::NONE));
+    let valid = space().tables().update(&lazy, range, Change::VALID);
+    t.equal("nor where entries only become valid", valid, Ok(Flush::NONE));
+    drop(lazy);
+    space().vfree(this_cpu(), area);
+}
+
+static REFUSALS: AtomicU32 = AtomicU32::new(0);
+
+/// How many of `cpus` were refused a write to `page` as they must be.
+fn refusals_on(cpus: CpuSet, page: VirtAddr) -> u32 {
+    REFUSALS.store(0, Ordering::Relaxed);
+    smp::call(
+        cpus,
+        |_, address| {
+            let address = VirtAddr(address as u64);
+            let expected = Some((FaultStatus::Permission, Access::Write, address));
+            if write(address).err().and_then(parts) == expected {
+                REFUSALS.fetch_add(1, Ordering::Relaxed);
+            }
+        },
+        page.0 as usize,
+    );
+    REFUSALS.load(Ordering::Relaxed)
+}
+
+target_test!(other_cpus_refuse_as_soon_as_the_call_returns, needs("smp"));
+fn other_cpus_refuse_as_soon_as_the_call_returns(t: &mut Test) {
+    let Some(area) = area(t, 64) else { return };
+    let others = smp::online().minus(CpuSet::EMPTY.with(this_cpu().id));
+    let count = others.iter().count() as u32;
+    for index in 0..64 {
+        let page = area.start() + index * PAGE;
+        if index % 8 == 0 {
+            t.equal("none refuses before", refusals_on(others, page), 0);
+        }
+        t.ok("set_memory_ro", space().set_memory_ro(page, 1));
+        t.equal("all refuse after", refusals_on(others, page), count);
+    }
+    t.ok("writable, all", space().set_memory_rw(area.start(), 64));
+    t.equal("none refuses again", refusals_on(others, area.start() + 63 * PAGE), 0);
+    t.ok("read-only, all in one call", space().set_memory_ro(area.start(), 64));
+    for index in [0, 1, 31, 62, 63] {
+        t.equal("all refuse, any page", refusals_on(others, area.start() + index * PAGE), count);
+    }
+    space().vfree(this_cpu(), area);
+}
+
+// Interrupt handlers may call it: on the other CPUs this runs inside one, at the same time, each on pages of its own.
+target_test!(all_cpus_change_their_own_pages_at_once, limit(30));
+fn all_cpus_change_their_own_pages_at_once(t: &mut Test) {
+    const ROUNDS: u64 = 200;
+    static WRONG: AtomicU64 = AtomicU64::new(0);
+    WRONG.store(0, Ordering::Relaxed);
+    let cpus = smp::online().iter().count() as u64;
+    let Some(area) = area(t, 2 * cpus) else { return };
+    smp::call(
+        smp::online(),
+        |cpu, start| {
+            // Neighbours share cache lines of the table, not entries.
+            let page = VirtAddr(start as u64) + 2 * PAGE * u64::from(cpu.id.0);
+            for _ in 0..ROUNDS {
+                let read_only = space().set_memory_ro(page, 2).is_ok() && write(page + PAGE).is_err();
+                let writable = space().set_memory_rw(page, 2).is_ok() && write(page + PAGE).is_ok();
+                if !(read_only && writable) {
+                    WRONG.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        },
+        area.start().0 as usize,
+    );
+    t.equal("rounds that went wrong", WRONG.load(Ordering::Relaxed), 0);
+    space().vfree(this_cpu(), area);
+}
