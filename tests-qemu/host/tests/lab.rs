@@ -1,0 +1,54 @@
+//! The lab: with a fix taken away, the test that stands for it must fail, and for the right reason.
+//!
+//! That the same tests pass with the fix in place is the ordinary run on the target. `lab=wx-leaf` is in `page_tables.rs`.
+
+use granule_host_tests::built;
+use granule_runner::judge::{Outcome, Verdict};
+use granule_runner::session::{self, Plan};
+use granule_runner::{list, machine};
+
+/// Runs one target test on the four CPUs of `default` with a fix taken away.
+fn with_lab(switch: &str, name: &str) -> Outcome {
+    let tests = list::read(&built("granule-tests.elf")).unwrap();
+    let test = tests.into_iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no test {name}"));
+    let plan = Plan {
+        machine: machine::named("default").unwrap(),
+        image: built("granule-tests.img"),
+        seed: 0,
+        bootargs: format!("lab={switch}"),
+        extra: Vec::new(),
+    };
+    let mut outcomes = Vec::new();
+    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
+    assert_eq!(outcomes.len(), 1, "{outcomes:?}");
+    outcomes.remove(0)
+}
+
+#[track_caller]
+fn assert_caught(switch: &str, name: &str, output: &str) {
+    let outcome = with_lab(switch, name);
+    assert!(matches!(outcome.verdict, Verdict::Failed(_)), "lab={switch} was not caught by {name}: {outcome:?}");
+    assert!(outcome.output.contains(output), "{name} printed: {}; wanted: {output}", outcome.output);
+}
+
+#[test]
+fn without_invalidation_a_read_only_page_is_written() {
+    assert_caught("skip-tlbi", "set_memory::read_only_pages_refuse_writes_and_only_they", "the fault: found None");
+}
+
+#[test]
+fn without_invalidation_an_invalid_page_is_read() {
+    assert_caught("skip-tlbi", "set_memory::invalid_pages_fault_and_remember", "the fault: found None");
+}
+
+#[test]
+fn with_local_invalidation_other_cpus_write_on() {
+    let name = "set_memory::other_cpus_refuse_as_soon_as_the_call_returns";
+    assert_caught("local-tlbi", name, "all refuse after: found 0, wanted 3");
+}
+
+#[test]
+fn with_local_invalidation_this_cpu_sees_nothing_wrong() {
+    let outcome = with_lab("local-tlbi", "set_memory::read_only_pages_refuse_writes_and_only_they");
+    assert!(matches!(outcome.verdict, Verdict::Passed(_)), "the switch does more than it says: {outcome:?}");
+}
