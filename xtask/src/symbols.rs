@@ -66,7 +66,8 @@ fn table(functions: &BTreeMap<u32, String>, longest: usize) -> Vec<u8> {
     let mut known: HashMap<&str, u32> = HashMap::new();
     let mut entries = Vec::new();
     for (at, name) in functions {
-        let name = &name[..name.floor_char_boundary(longest)];
+        let end = name.char_indices().map(|(at, _)| at).chain([name.len()]).take_while(|&end| end <= longest).last();
+        let name = &name[..end.unwrap_or(0)];
         let offset = *known.entry(name).or_insert_with(|| {
             let offset = names.len() as u32;
             names.extend(name.bytes().chain([0]));
