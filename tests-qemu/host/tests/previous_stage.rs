@@ -1,0 +1,113 @@
+//! A previous stage that leaves everything set: a few instructions in front of the kernel that poison the registers it
+//! is entered with. The kernel must come up all the same, with all of its CPUs, as nothing that was left is assumed.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use granule_host_tests::built;
+use granule_host_tests::session::Session;
+use granule_runner::machine;
+use granule_runner::qemu::{Qemu, Reset, Serial};
+
+/// Where the poisoner is loaded. It ends in a jump to the kernel at 0x4020_0000.
+const POISONER: &str = "0x44000000";
+
+/// At EL1: translation registers of another system, counters running for EL0, interrupts open, the wrong stack pointer.
+const AT_EL1: &[u32] = &[
+    0xaa00_03f4, // mov x20, x0
+    0x9280_0000, // mov x0, #-1
+    0xd283_30a1, // mov x1, #0x1985
+    0xd518_2041, // msr TCR_EL1, x1
+    0xd518_a201, // msr MAIR_EL1, x1
+    0xd518_2001, // msr TTBR0_EL1, x1
+    0xd518_2021, // msr TTBR1_EL1, x1
+    0xd518_d080, // msr TPIDR_EL1, x0
+    0xd518_c01f, // msr VBAR_EL1, xzr
+    0xd518_1040, // msr CPACR_EL1, x0
+    0xd518_e100, // msr CNTKCTL_EL1, x0
+    0xd51b_9c00, // msr PMCR_EL0, x0
+    0xd51b_9c20, // msr PMCNTENSET_EL0, x0
+    0xd51b_9e00, // msr PMUSERENR_EL0, x0
+    0xd28f_ffe1, // mov x1, #0x7fff
+    0xd510_0241, // msr MDSCR_EL1, x1
+    0xd503_47ff, // msr DAIFClr, #7
+    0xd500_40bf, // msr SPSel, #0
+    0xd503_3fdf, // isb
+    0xaa14_03e0, // mov x0, x20
+    0xd2a8_0405, // mov x5, #0x40200000
+    0xd61f_00a0, // br x5
+];
+
+/// At EL2: a VHE host (E2H, TGE) with stage 2 on and traps of every kind, and EL1's MMU on over tables that are none.
+const AT_EL2: &[u32] = &[
+    0xaa00_03f4, // mov x20, x0
+    0x9280_0000, // mov x0, #-1
+    0xd29f_ffe1, // mov x1, #0xffff
+    0xd51c_1161, // msr HSTR_EL2, x1
+    0xd51c_2100, // msr VTTBR_EL2, x0
+    0xd51c_e060, // msr CNTVOFF_EL2, x0
+    0xd51c_e11f, // msr CNTHCTL_EL2, xzr
+    0xd51c_0000, // msr VPIDR_EL2, x0
+    0xd51c_00a0, // msr VMPIDR_EL2, x0
+    0x12b0_0001, // mov w1, #0x7fffffff
+    0xd51c_1121, // msr MDCR_EL2, x1
+    0xd51c_1141, // msr CPTR_EL2, x1
+    0xd286_a201, // mov x1, #0x3510
+    0xd51c_2141, // msr VTCR_EL2, x1
+    0xd51c_1180, // msr S3_4_C1_C1_4, x0 (HFGRTR_EL2)
+    0xd51c_11a0, // msr S3_4_C1_C1_5, x0 (HFGWTR_EL2)
+    0xd51c_11c0, // msr S3_4_C1_C1_6, x0 (HFGITR_EL2)
+    0xd51c_3180, // msr S3_4_C3_C1_4, x0 (HDFGRTR_EL2)
+    0xd51c_31a0, // msr S3_4_C3_C1_5, x0 (HDFGWTR_EL2)
+    0xd51c_125f, // msr S3_4_C1_C2_2, xzr (HCRX_EL2)
+    0xd283_30a1, // mov x1, #0x1985
+    0xd518_2041, // msr TCR_EL1, x1
+    0xd518_a201, // msr MAIR_EL1, x1
+    0xd518_2001, // msr TTBR0_EL1, x1
+    0xd518_2021, // msr TTBR1_EL1, x1
+    0xd282_00a1, // mov x1, #0x1005
+    0xf2a6_1b01, // movk x1, #0x30d8, lsl #16
+    0xd518_1001, // msr SCTLR_EL1, x1
+    0xd282_0021, // mov x1, #0x1001
+    0xf2b1_c081, // movk x1, #0x8e04, lsl #16
+    0xf2c0_0081, // movk x1, #4, lsl #32
+    0xd51c_1101, // msr HCR_EL2, x1
+    0xd503_3fdf, // isb
+    0xaa14_03e0, // mov x0, x20
+    0xd2a8_0405, // mov x5, #0x40200000
+    0xd61f_00a0, // br x5
+];
+
+/// Boots the kernel behind `poisoner` on the machine `default` with this in addition to its `-machine`.
+#[track_caller]
+fn assert_boots_behind(name: &str, poisoner: &[u32], addition: &str) {
+    let mut machine = machine::named("default").unwrap();
+    machine.machine += addition;
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&file, poisoner.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+    let mut extra: Vec<OsString> = Vec::new();
+    for device in [
+        format!("loader,file={},addr=0x40200000,force-raw=on", built("granule.img").display()),
+        format!("loader,file={},addr={POISONER},force-raw=on", file.display()),
+        format!("loader,addr={POISONER},cpu-num=0"),
+    ] {
+        extra.extend(["-device".into(), device.into()]);
+    }
+    let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra);
+    let mut session = Session::of(&qemu).unwrap();
+    session.prompt().unwrap_or_else(|error| panic!("{name}: {error}"));
+    let cpus = session.command("cpus").unwrap();
+    let run = cpus.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
+    assert_eq!(run, machine.smp as usize, "{cpus}");
+}
+
+#[test]
+fn poisoned_at_el1() {
+    assert_boots_behind("el1.bin", AT_EL1, "");
+}
+
+#[test]
+fn poisoned_at_el2_by_a_vhe_host() {
+    assert_boots_behind("el2.bin", AT_EL2, ",virtualization=on");
+}
