@@ -230,7 +230,7 @@ mod tests {
                             // Only right if no aligned gap exists anywhere.
                             let mut at = START.0 + PAGE;
                             while at + (pages + 1) * PAGE <= end.0 {
-                                let clear = at % align == 0 && model.iter().all(
+                                let clear = at.is_multiple_of(align) && model.iter().all(
                                     |&(other, n)| at >= other + (n + 1) * PAGE || other >= at + (pages + 1) * PAGE);
                                 prop_assert!(!clear, "{at:#x} was free");
                                 at += PAGE;
