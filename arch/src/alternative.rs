@@ -125,7 +125,7 @@ pub mod host {
     }
 }
 
-/// Whether the switch with this identifier (a constant, below [`IDENTIFIERS`](crate::alternative::IDENTIFIERS)) is on:
+/// Whether the switch with this identifier (a constant, below [`IDENTIFIERS`]) is on:
 /// a NOP or a jump, no load.
 #[macro_export]
 macro_rules! patched_branch {

@@ -2,7 +2,7 @@
 //!
 //! A live cell of a table is an `AtomicU64` (or a model's cell); a [`Descriptor`] is a copy of its value.
 //! The vocabulary of permissions follows Linux on arm64, so that its contracts can be compared bit by bit:
-//! `WRITE` (the DBM bit) says "may be written", `RDONLY` is AP[2], and an entry that is present but not
+//! `WRITE` (the DBM bit) says "may be written", `RDONLY` is `AP[2]`, and an entry that is present but not
 //! valid keeps all other fields and is told apart by `PRESENT_INVALID` (the nG bit where VALID = 0).
 
 use core::fmt;

@@ -2,7 +2,7 @@
 //!
 //! Exceptions and a console come first, so that whatever goes wrong is seen; then the device tree, which says what machine this
 //! is; then memory, from the linear map up to vmalloc; then what needs memory: interrupts, time, the other CPUs. What a boot cannot do
-//! without ends it with one line that says what was wrong ([`BootError`]); what it can do without is a warning.
+//! without ends it with one line that says what was wrong (`BootError`); what it can do without is a warning.
 
 /// What the entry code found and made, all of it in physical addresses.
 ///

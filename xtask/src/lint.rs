@@ -34,14 +34,22 @@ pub(crate) fn format(tools: &Tools) -> Result<()> {
     run(&mut tools.format(), "rustfmt")
 }
 
-/// The documentation of every crate of the workspace.
+/// The documentation of every library: of what runs on the target as it is there, of the rest as it is on the host.
 ///
 /// # Errors
 /// When rustdoc warns, as of a broken link.
 pub(crate) fn document(tools: &Tools) -> Result<()> {
-    let mut cargo = tools.host_cargo("doc", "doc");
-    cargo.args(["--workspace", "--no-deps", "--config", r#"build.rustdocflags=["-Dwarnings"]"#]);
-    run(&mut cargo, "rustdoc")?;
-    println!("{}", tools.target_directory("doc").join("doc/granule/index.html").display());
+    // Private items too: who reads this works on the code, and the head comments refer to them.
+    const FLAGS: [&str; 5] = [
+        "--lib",
+        "--no-deps",
+        "--document-private-items",
+        "--config",
+        r#"build.rustdocflags=["-Dwarnings", "-Arustdoc::private_intra_doc_links"]"#,
+    ];
+    run(tools.target_cargo("doc", "doc").args(FLAGS), "rustdoc for the target")?;
+    let mut host = tools.host_cargo("doc", "doc");
+    run(host.args(["--package", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
+    println!("{}", tools.target_directory("doc").display());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What the algorithms need of a machine: one CPU's way to touch tables, and what to invalidate after a change.
 //!
 //! The traits are the seam between the one source of the algorithms and the machines that they run on: the metal (a
-//! zero-sized `Mmu` whose methods are single instructions), the plain host ([`crate::host`]), the models.
+//! zero-sized `Mmu` whose methods are single instructions), the plain host (`crate::host`), the models.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;

@@ -25,7 +25,7 @@ use crate::drivers::power;
 use crate::drivers::timer::Deadline;
 use crate::platform::{CpuNode, EnableMethod, Platform};
 
-/// From CPU_ON to [`ARRIVED`]. An emulator with fewer host CPUs than it emulates needs its time.
+/// From CPU_ON to `ARRIVED`. An emulator with fewer host CPUs than it emulates needs its time.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[distributed_slice(PARAMETERS)]

@@ -1,6 +1,6 @@
 //! The metal: how a CPU of the machine touches its tables.
 //!
-//! [`granule_pgtable`] is generic over its `Mmu`; above it there is one [`Machine`]. On the metal that is a zero-sized
+//! [`granule_pgtable`] is generic over its `Mmu`; above it there is one [`Machine`](super::Machine). On the metal that is a zero-sized
 //! type whose methods are single instructions: tables are reached through the linear map, cells are 64-bit atomics, which the
 //! architecture makes single-copy atomic (Arm ARM B2.2.1) and orders behind the load of their address (B2.3.3, address dependency).
 
