@@ -6,9 +6,9 @@ use aarch64_cpu::registers::{
     CNTHCTL_EL2, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
     ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, SCTLR_EL1, SPSR_EL2, TCR_EL1,
 };
+use granule::boot_info::BootInfo;
 use granule::mm::layout;
 use granule::smp::{BOOT_CPU, SecondaryBoot};
-use granule::start::BootInfo;
 use granule::trap::STACK_SIZE;
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};

@@ -33,7 +33,7 @@ macro_rules! entry {
 }
 
 #[doc(hidden)]
-pub use granule::start::BootInfo;
+pub use granule::boot_info::BootInfo;
 #[cfg(target_os = "none")]
 #[doc(hidden)]
 pub use granule::start::start;

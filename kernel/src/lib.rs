@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+pub mod boot_info;
 pub mod bootargs;
 pub mod drivers;
 pub mod lab;
@@ -13,6 +14,7 @@ pub mod nearest;
 pub mod panic;
 pub mod platform;
 pub mod smp;
+#[cfg(target_os = "none")]
 pub mod start;
 pub mod symbols;
 pub mod sync;
@@ -28,7 +30,7 @@ use platform::features::SystemFeatures;
 /// Everything that there is one of, once the boot has it.
 pub struct Kernel {
     /// How it was entered.
-    pub boot: &'static start::BootInfo,
+    pub boot: &'static boot_info::BootInfo,
     /// What the device tree said about the machine.
     pub platform: &'static Platform,
     /// What all CPUs can do: see [`Kernel::features`].

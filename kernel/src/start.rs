@@ -1,275 +1,244 @@
 //! From the first Rust instruction to a running kernel, in the order in which things can be had.
 //!
-//! Exceptions and a console come first, so that whatever goes wrong is seen; then the device tree, which says what machine this
-//! is; then memory, from the linear map up to vmalloc; then what needs memory: interrupts, time, the other CPUs. What a boot cannot do
-//! without ends it with one line that says what was wrong (`BootError`); what it can do without is a warning.
+//! Exceptions and a console come first, so that whatever goes wrong is seen; then the device tree, which says what
+//! machine this is; then memory, from the linear map up to vmalloc; then what needs memory: interrupts, time, the other
+//! CPUs. What a boot cannot do without ends it with one line that says what was wrong (`BootError`); what it can do
+//! without is a warning.
 
-/// What the entry code found and made, all of it in physical addresses.
-///
-/// `boot/src/entry.S` fills it on the boot stack.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct BootInfo {
-    /// x0 as entered: the device tree's address, or 0 where the loader gave none.
-    pub device_tree: u64,
-    /// First byte of the image in memory.
-    pub image_start: u64,
-    /// First byte after the image, its zeroed data included; page aligned.
-    pub image_end: u64,
-    /// The exception level that the kernel was entered at: 1 or 2.
-    pub entry_level: u64,
-    /// CNTVCT_EL0 at the entry.
-    pub entry_count: u64,
-    /// The level 0 table in TTBR1_EL1.
-    pub root_table: u64,
-    /// The level 0 table of the identity map, in TTBR0_EL1 until the boot is over.
-    pub identity_root: u64,
-    /// Where PSCI starts a secondary CPU.
-    pub secondary_entry: u64,
-    /// The level 3 table behind the fixmap's 2 MiB.
-    pub fixmap_table: u64,
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::descriptor::{Attributes, MemoryType};
+use granule_arch::features::CpuFeatures;
+use granule_arch::{alternative, interrupts};
+use granule_pgtable::{Granule4K, Lazy, PageRange, PageTables, Shape, Table};
+use spin::Once;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+use thiserror::Error;
+
+use crate::boot_info::BootInfo;
+use crate::drivers::pl011::Pl011;
+use crate::drivers::power::{self, Status};
+use crate::drivers::{console, interrupt, log as kernel_log, timer};
+use crate::mm::early::{MemoryMap, MemoryMapError};
+use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap};
+use crate::mm::kernel::fixmap::{self, FixmapSlot};
+use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
+use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::kernel::{KernelSpace, image};
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::mm::tlb::KernelTlb;
+use crate::mm::{OutOfMemory, heap, layout};
+use crate::platform::features::SystemFeatures;
+use crate::platform::{Platform, PlatformError};
+use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
+use crate::trap;
+use crate::{KERNEL, Kernel, bootargs, lab};
+
+// The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
+
+/// Why the kernel cannot run on this machine.
+#[derive(Debug, Error)]
+enum BootError {
+    #[error("no device tree: x0 was {given:#x}, and none is at the start of memory ({looked:?}) either")]
+    NoDeviceTree { given: u64, looked: PhysAddr },
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    #[error("{0}")]
+    MemoryMap(#[from] MemoryMapError),
+    #[error("{0}")]
+    LinearMap(#[from] LinearMapError),
+    #[error("{0}")]
+    Tables(#[from] granule_pgtable::Error),
+    #[error("{0} while the kernel set itself up")]
+    OutOfMemory(#[from] OutOfMemory),
 }
 
-#[cfg(target_os = "none")]
-pub use metal::start;
-
-#[cfg(target_os = "none")]
-mod metal {
-    use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
-    use granule_arch::descriptor::{Attributes, MemoryType};
-    use granule_arch::features::CpuFeatures;
-    use granule_arch::{alternative, interrupts};
-    use granule_pgtable::{Granule4K, Lazy, PageRange, PageTables, Shape, Table};
-    use spin::Once;
-    use spin::mutex::{SpinMutex, SpinMutexGuard};
-    use thiserror::Error;
-
-    use super::BootInfo;
-    use crate::drivers::pl011::Pl011;
-    use crate::drivers::power::{self, Status};
-    use crate::drivers::{console, interrupt, log as kernel_log, timer};
-    use crate::mm::early::{MemoryMap, MemoryMapError};
-    use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap};
-    use crate::mm::kernel::fixmap::{self, FixmapSlot};
-    use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
-    use crate::mm::kernel::mmu::{LinearView, Metal};
-    use crate::mm::kernel::{KernelSpace, image};
-    use crate::mm::page_block::BLOCK_SIZE;
-    use crate::mm::tlb::KernelTlb;
-    use crate::mm::{OutOfMemory, heap, layout};
-    use crate::platform::features::SystemFeatures;
-    use crate::platform::{Platform, PlatformError};
-    use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
-    use crate::trap;
-    use crate::{KERNEL, Kernel, bootargs, lab};
-
-    // The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
-
-    /// Why the kernel cannot run on this machine.
-    #[derive(Debug, Error)]
-    enum BootError {
-        #[error("no device tree: x0 was {given:#x}, and none is at the start of memory ({looked:?}) either")]
-        NoDeviceTree { given: u64, looked: PhysAddr },
-        #[error(transparent)]
-        Platform(#[from] PlatformError),
-        #[error("{0}")]
-        MemoryMap(#[from] MemoryMapError),
-        #[error("{0}")]
-        LinearMap(#[from] LinearMapError),
-        #[error("{0}")]
-        Tables(#[from] granule_pgtable::Error),
-        #[error("{0} while the kernel set itself up")]
-        OutOfMemory(#[from] OutOfMemory),
+/// Makes the kernel run on this machine, on all of its CPUs. Returns on the boot CPU, with interrupts on.
+pub fn start(boot: &'static BootInfo) {
+    trap::init_cpu(&BOOT_CPU);
+    // SAFETY: the entry code wrote `boot` and linked the fixmap's table.
+    unsafe { fixmap::init(boot) };
+    early_console();
+    kernel_log::init();
+    timer::init(boot.entry_count);
+    if let Err(error) = run(boot) {
+        crate::println!("boot failed: {error}");
+        power::off(Status::Failure);
     }
+}
 
-    /// Makes the kernel run on this machine, on all of its CPUs. Returns on the boot CPU, with interrupts on.
-    pub fn start(boot: &'static BootInfo) {
-        trap::init_cpu(&BOOT_CPU);
-        // SAFETY: the entry code wrote `boot` and linked the fixmap's table.
-        unsafe { fixmap::init(boot) };
-        early_console();
-        kernel_log::init();
-        timer::init(boot.entry_count);
-        if let Err(error) = run(boot) {
-            crate::println!("boot failed: {error}");
-            power::off(Status::Failure);
+#[inline(never)]
+fn run(boot: &'static BootInfo) -> Result<(), BootError> {
+    let cpu = &BOOT_CPU;
+    smp::init(cpu);
+    let (platform, device_tree) = read_platform(boot)?;
+    bootargs::init(&platform.bootargs);
+    kernel_log::set_level_from_bootargs();
+    power::init(platform.conduit);
+    bootargs::check(|warning| log::warn!("{warning}"));
+
+    let kernel = set_up_memory(boot, cpu, platform, device_tree)?;
+    set_up_devices(cpu, kernel);
+    start_cpus(boot, cpu, kernel)?;
+    Ok(())
+}
+
+fn early_console() {
+    static EARLY: Once<Pl011> = Once::new();
+    let registers = fixmap::map_device(FixmapSlot::Console, console::EARLY_UART);
+    // SAFETY: mapped for ever as device memory; where the machine has no PL011 there, nothing that is written matters.
+    if let Some(port) = unsafe { Pl011::new(registers) } {
+        console::init_early(EARLY.call_once(|| port));
+    }
+}
+
+/// Reads the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF.
+#[inline(never)]
+fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, PhysRange), BootError> {
+    const GIB: u64 = 1 << 30;
+    static PLATFORM: SpinMutex<Platform> = SpinMutex::new(Platform::new());
+
+    let looked = PhysAddr(boot.image_start).align_down(GIB);
+    let start = if boot.device_tree != 0 { PhysAddr(boot.device_tree) } else { looked };
+    // SAFETY: a loader's promise, or the start of the memory that the image is in.
+    let blob = unsafe { fixmap::map_device_tree(start) };
+    let size = blob.first_chunk().and_then(crate::platform::tree_size);
+    let Some(size) = size else {
+        return Err(BootError::NoDeviceTree { given: boot.device_tree, looked });
+    };
+    let mut platform = PLATFORM.lock();
+    platform.read(blob)?;
+    let tree = PhysRange::from_size(start, size as u64).ok_or(OutOfMemory)?;
+    // SAFETY: the platform is all copies.
+    unsafe { fixmap::unmap_device_tree() };
+    Ok((SpinMutexGuard::leak(platform), tree))
+}
+
+/// The linear map, the frames, the kernel's space: in this order, each on top of the one before.
+#[inline(never)]
+fn set_up_memory(
+    boot: &'static BootInfo,
+    cpu: &Cpu,
+    platform: &'static Platform,
+    device_tree: PhysRange,
+) -> Result<&'static Kernel, BootError> {
+    static FRAMES: Once<FrameAllocator> = Once::new();
+
+    let image = image::physical_range(boot);
+    let taken = platform.reserved.iter().copied().chain([image, device_tree]).chain(platform.initrd);
+    let mut memory = MemoryMap::new(platform.memory.iter().copied(), taken)?;
+    // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
+    let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
+    linear::map(boot, root, &mut memory, &platform.no_map)?;
+    map_frame_records(root, &mut memory)?;
+
+    let pages = FrameAllocator::required_bytes(&memory) / PAGE_SIZE;
+    let storage = layout::linear(memory.take(pages, PAGE_SIZE as u64)?);
+    let linear = LinearMap::new(layout::LINEAR_BASE);
+    let records = FrameRecords::new(layout::FRAMES_BASE);
+    // SAFETY: the storage was just taken and the linear map shows it; the records are mapped; all memory is in the
+    // linear map, and what is free in the map is nobody's.
+    let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
+    let space = KernelSpace::new(Metal(LinearView {}), KernelTlb, root, frames);
+    let kernel = KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space });
+    // SAFETY: the window in the layout is the heap's alone, and nothing unmaps what it maps.
+    unsafe { heap::kernel_heap().start(|top, pages| crate::kernel().space.map_heap(this_cpu(), top, pages)) };
+    Ok(kernel)
+}
+
+/// Gives each frame of memory its record, in an array with holes where there is no memory.
+#[inline(never)]
+fn map_frame_records(root: Table, memory: &mut MemoryMap) -> Result<(), BootError> {
+    let mmu = Metal(LinearView {});
+    let tables = PageTables::new(&mmu, root);
+    let lazy = Lazy::new(&mmu);
+    let spans: heapless::Vec<(usize, usize), { crate::mm::early::MAX_BANKS }> =
+        FrameAllocator::required_records(memory).collect();
+    for (first, frames) in spans {
+        let bytes = FrameRecords::bytes(frames);
+        // At a block boundary if there is such a run: then blocks map it, and not a page table for every 2 MiB.
+        let start =
+            memory.take(bytes / PAGE_SIZE, BLOCK_SIZE).or_else(|_| memory.take(bytes / PAGE_SIZE, PAGE_SIZE as u64))?;
+        let range = PageRange::new(FrameRecords::new(layout::FRAMES_BASE).address(first), bytes as u64)?;
+        let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
+        let mut source = BankSource::anywhere(memory);
+        tables.map(&lazy, range, start, attributes, Shape::LARGEST_DATA, &mut source)?;
+    }
+    Ok(())
+}
+
+/// Interrupts, time, the console's input. A machine that lacks one of them still has a kernel: it says so and goes on.
+#[inline(never)]
+fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
+    let platform = kernel.platform;
+    let mut map = |registers: PhysRange| match kernel.space.map_device(cpu, registers) {
+        Ok(address) => Some(address),
+        Err(error) => {
+            log::error!("registers at {registers:?}: {error}");
+            None
         }
+    };
+    let uart = platform.uart.and_then(|uart| Some((uart, map(uart.registers)?)));
+    if let Some((_, registers)) = uart {
+        use_console(registers);
     }
-
-    #[inline(never)]
-    fn run(boot: &'static BootInfo) -> Result<(), BootError> {
-        let cpu = &BOOT_CPU;
-        smp::init(cpu);
-        let (platform, device_tree) = read_platform(boot)?;
-        bootargs::init(&platform.bootargs);
-        kernel_log::set_level_from_bootargs();
-        power::init(platform.conduit);
-        bootargs::check(|warning| log::warn!("{warning}"));
-
-        let kernel = set_up_memory(boot, cpu, platform, device_tree)?;
-        set_up_devices(cpu, kernel);
-        start_cpus(boot, cpu, kernel)?;
-        Ok(())
+    if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len(), cpu, &mut map) {
+        log::error!("interrupt controller: {error}");
+        return;
     }
-
-    fn early_console() {
-        static EARLY: Once<Pl011> = Once::new();
-        let registers = fixmap::map_device(FixmapSlot::Console, console::EARLY_UART);
-        // SAFETY: mapped for ever as device memory; where the machine has no PL011 there, nothing that is written matters.
-        if let Some(port) = unsafe { Pl011::new(registers) } {
-            console::init_early(EARLY.call_once(|| port));
-        }
+    if let Err(error) = timer::start(platform.timer, cpu) {
+        log::error!("timer: {error}");
     }
-
-    /// Reads the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF.
-    #[inline(never)]
-    fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, PhysRange), BootError> {
-        const GIB: u64 = 1 << 30;
-        static PLATFORM: SpinMutex<Platform> = SpinMutex::new(Platform::new());
-
-        let looked = PhysAddr(boot.image_start).align_down(GIB);
-        let start = if boot.device_tree != 0 { PhysAddr(boot.device_tree) } else { looked };
-        // SAFETY: a loader's promise, or the start of the memory that the image is in.
-        let blob = unsafe { fixmap::map_device_tree(start) };
-        let size = blob.first_chunk().and_then(crate::platform::tree_size);
-        let Some(size) = size else {
-            return Err(BootError::NoDeviceTree { given: boot.device_tree, looked });
-        };
-        let mut platform = PLATFORM.lock();
-        platform.read(blob)?;
-        let tree = PhysRange::from_size(start, size as u64).ok_or(OutOfMemory)?;
-        // SAFETY: the platform is all copies.
-        unsafe { fixmap::unmap_device_tree() };
-        Ok((SpinMutexGuard::leak(platform), tree))
+    if let Some(line) = uart.and_then(|(uart, _)| uart.interrupt)
+        && let Err(error) = console::start_receiving(line, cpu)
+    {
+        log::warn!("console: {error}; its input is polled");
     }
+}
 
-    /// The linear map, the frames, the kernel's space: in this order, each on top of the one before.
-    #[inline(never)]
-    fn set_up_memory(
-        boot: &'static BootInfo,
-        cpu: &Cpu,
-        platform: &'static Platform,
-        device_tree: PhysRange,
-    ) -> Result<&'static Kernel, BootError> {
-        static FRAMES: Once<FrameAllocator> = Once::new();
+/// Starts the other CPUs, decides by all of them what the kernel may use, and lets them go.
+///
+/// Text is patched while they wait, so that no CPU ever sees half a decision; the identity map, which they came in by,
+/// ends on each CPU when it is let go.
+#[inline(never)]
+fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Result<(), BootError> {
+    let own = cpu.features.call_once(CpuFeatures::read);
+    let steps = Secondaries { entry: PhysAddr(boot.secondary_entry), arrive };
+    let mut stack = || kernel.space.alloc_stack(cpu).inspect_err(|error| log::error!("a stack: {error}")).ok();
+    let cpus = smp::bring_up(cpu, kernel.platform, steps, &mut stack).unwrap_or_else(|error| {
+        log::error!("other CPUs: {error}");
+        CpuSet::EMPTY.with(cpu.id)
+    });
 
-        let image = image::physical_range(boot);
-        let taken = platform.reserved.iter().copied().chain([image, device_tree]).chain(platform.initrd);
-        let mut memory = MemoryMap::new(platform.memory.iter().copied(), taken)?;
-        // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
-        let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
-        linear::map(boot, root, &mut memory, &platform.no_map)?;
-        map_frame_records(root, &mut memory)?;
-
-        let pages = FrameAllocator::required_bytes(&memory) / PAGE_SIZE;
-        let storage = layout::linear(memory.take(pages, PAGE_SIZE as u64)?);
-        let linear = LinearMap::new(layout::LINEAR_BASE);
-        let records = FrameRecords::new(layout::FRAMES_BASE);
-        // SAFETY: the storage was just taken and the linear map shows it; the records are mapped; all memory is in the linear map,
-        // and what is free in the map is nobody's.
-        let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
-        let space = KernelSpace::new(Metal(LinearView {}), KernelTlb, root, frames);
-        let kernel = KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space });
-        // SAFETY: the window in the layout is the heap's alone, and nothing unmaps what it maps.
-        unsafe { heap::kernel_heap().start(|top, pages| crate::kernel().space.map_heap(this_cpu(), top, pages)) };
-        Ok(kernel)
+    let mut features = SystemFeatures::new(own);
+    for other in cpus.iter().filter_map(smp::cpu).filter_map(|other| other.features.get()) {
+        features.add(other);
     }
+    let features = kernel.features.call_once(|| features);
+    let switches = lab::init();
+    let patched = alternative::apply(
+        |identifier| switches.has(identifier) || features.takes(identifier),
+        // SAFETY: a branch site in the text; the CPUs that could execute it wait, and both instructions are whole
+        // words.
+        |site, instruction| unsafe { fixmap::patch_word(boot, site, instruction) },
+    );
+    log::debug!("{patched} branches patched");
 
-    /// Gives each frame of memory its record, in an array with holes where there is no memory.
-    #[inline(never)]
-    fn map_frame_records(root: Table, memory: &mut MemoryMap) -> Result<(), BootError> {
-        let mmu = Metal(LinearView {});
-        let tables = PageTables::new(&mmu, root);
-        let lazy = Lazy::new(&mmu);
-        let spans: heapless::Vec<(usize, usize), { crate::mm::early::MAX_BANKS }> =
-            FrameAllocator::required_records(memory).collect();
-        for (first, frames) in spans {
-            let bytes = FrameRecords::bytes(frames);
-            // At a block boundary if there is such a run: then blocks map it, and not a page table for every 2 MiB.
-            let start = memory
-                .take(bytes / PAGE_SIZE, BLOCK_SIZE)
-                .or_else(|_| memory.take(bytes / PAGE_SIZE, PAGE_SIZE as u64))?;
-            let range = PageRange::new(FrameRecords::new(layout::FRAMES_BASE).address(first), bytes as u64)?;
-            let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
-            let mut source = BankSource::anywhere(memory);
-            tables.map(&lazy, range, start, attributes, Shape::LARGEST_DATA, &mut source)?;
-        }
-        Ok(())
-    }
+    let empty = kernel.frames.alloc_zeroed(cpu)?;
+    smp::leave_identity_map(empty);
+    interrupts::enable();
+    smp::release(cpus, empty);
+    Ok(())
+}
 
-    /// Interrupts, time, the console's input. A machine that lacks one of them still has a kernel: it says so and goes on.
-    #[inline(never)]
-    fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
-        let platform = kernel.platform;
-        let mut map = |registers: PhysRange| match kernel.space.map_device(cpu, registers) {
-            Ok(address) => Some(address),
-            Err(error) => {
-                log::error!("registers at {registers:?}: {error}");
-                None
-            }
-        };
-        let uart = platform.uart.and_then(|uart| Some((uart, map(uart.registers)?)));
-        if let Some((_, registers)) = uart {
-            use_console(registers);
-        }
-        if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len(), cpu, &mut map) {
-            log::error!("interrupt controller: {error}");
-            return;
-        }
-        if let Err(error) = timer::start(platform.timer, cpu) {
-            log::error!("timer: {error}");
-        }
-        if let Some(line) = uart.and_then(|(uart, _)| uart.interrupt)
-            && let Err(error) = console::start_receiving(line, cpu)
-        {
-            log::warn!("console: {error}; its input is polled");
-        }
-    }
+fn arrive(cpu: &'static Cpu) {
+    trap::init_cpu(cpu);
+    cpu.features.call_once(CpuFeatures::read);
+}
 
-    /// Starts the other CPUs, decides by all of them what the kernel may use, and lets them go.
-    ///
-    /// Text is patched while they wait, so that no CPU ever sees half a decision; the identity map, which they came in by, ends
-    /// on each CPU when it is let go.
-    #[inline(never)]
-    fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Result<(), BootError> {
-        let own = cpu.features.call_once(CpuFeatures::read);
-        let steps = Secondaries { entry: PhysAddr(boot.secondary_entry), arrive };
-        let mut stack = || kernel.space.alloc_stack(cpu).inspect_err(|error| log::error!("a stack: {error}")).ok();
-        let cpus = smp::bring_up(cpu, kernel.platform, steps, &mut stack).unwrap_or_else(|error| {
-            log::error!("other CPUs: {error}");
-            CpuSet::EMPTY.with(cpu.id)
-        });
-
-        let mut features = SystemFeatures::new(own);
-        for other in cpus.iter().filter_map(smp::cpu).filter_map(|other| other.features.get()) {
-            features.add(other);
-        }
-        let features = kernel.features.call_once(|| features);
-        let switches = lab::init();
-        let patched = alternative::apply(
-            |identifier| switches.has(identifier) || features.takes(identifier),
-            // SAFETY: a branch site in the text; the CPUs that could execute it wait, and both instructions are whole words.
-            |site, instruction| unsafe { fixmap::patch_word(boot, site, instruction) },
-        );
-        log::debug!("{patched} branches patched");
-
-        let empty = kernel.frames.alloc_zeroed(cpu)?;
-        smp::leave_identity_map(empty);
-        interrupts::enable();
-        smp::release(cpus, empty);
-        Ok(())
-    }
-
-    fn arrive(cpu: &'static Cpu) {
-        trap::init_cpu(cpu);
-        cpu.features.call_once(CpuFeatures::read);
-    }
-
-    fn use_console(registers: VirtAddr) {
-        static PORT: Once<Pl011> = Once::new();
-        // SAFETY: the device tree says that a PL011 is there, and it is mapped for ever.
-        if let Some(port) = unsafe { Pl011::new(registers) } {
-            console::init(PORT.call_once(|| port));
-        }
+fn use_console(registers: VirtAddr) {
+    static PORT: Once<Pl011> = Once::new();
+    // SAFETY: the device tree says that a PL011 is there, and it is mapped for ever.
+    if let Some(port) = unsafe { Pl011::new(registers) } {
+        console::init(PORT.call_once(|| port));
     }
 }

@@ -15,8 +15,8 @@ use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::tlbi::{self, AddressOperand};
 use spin::Once;
 
+use crate::boot_info::BootInfo;
 use crate::mm::layout::FIXMAP_BASE;
-use crate::start::BootInfo;
 use crate::sync::{IrqLock, rank};
 
 /// Pages for the device tree: 1 MiB, which is what QEMU makes it, and one for an unaligned start.

@@ -5,7 +5,7 @@
 
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 
-use crate::start::BootInfo;
+use crate::boot_info::BootInfo;
 
 unsafe extern "C" {
     static __image_start: u8;

@@ -1,9 +1,9 @@
 //! The linear map: all memory, at one offset, with the largest leaves that its edges allow.
 //!
-//! It is made once, in two steps. The tables for the bank that holds the kernel's image come from a handful of pages inside the
-//! image, because nothing else is mapped yet; all further ones come from that bank, through the part of the map that
-//! then exists. Memory is writable and never executable here; the alias of the image's text and constants is read-only, at
-//! 4 KiB exactness, so that what is not writable there is not writable here either.
+//! It is made once, in two steps. The tables for the bank that holds the kernel's image come from a handful of pages
+//! inside the image, because nothing else is mapped yet; all further ones come from that bank, through the part of the
+//! map that then exists. Memory is writable and never executable here; the alias of the image's text and constants is
+//! read-only, at 4 KiB exactness, so that what is not writable there is not writable here either.
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
@@ -12,12 +12,12 @@ use thiserror::Error;
 
 use super::image;
 use super::mmu::{ImageView, LinearView, Metal};
+use crate::boot_info::BootInfo;
 use crate::mm::early::MemoryMap;
 use crate::mm::{OutOfMemory, layout};
-use crate::start::BootInfo;
 
-/// Tables that the image carries. A bank needs at most three a level below the root for its two ends and the image's edges inside
-/// it, and one more of level 1 for each 512 GiB that it crosses.
+/// Tables that the image carries. A bank needs at most three a level below the root for its two ends and the image's
+/// edges inside it, and one more of level 1 for each 512 GiB that it crosses.
 const EARLY_TABLES: usize = 16;
 
 /// Why the linear map could not be made. Nothing can run without it.

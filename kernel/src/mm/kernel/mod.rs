@@ -1,11 +1,11 @@
 //! What the kernel maps for itself: the fixmap, the linear map, vmalloc areas, and their permissions.
 //!
-//! [`KernelSpace`] is the tree in TTBR1_EL1 with everything that is needed to change it. Who may: the owner of an address
-//! range, for that range; which addresses are whose is the area tree's to say ([`area`]), or the layout's
+//! [`KernelSpace`] is the tree in TTBR1_EL1 with everything that is needed to change it. Who may: the owner of an
+//! address range, for that range; which addresses are whose is the area tree's to say ([`area`]), or the layout's
 //! ([`super::layout`]) for what lies outside the vmalloc window.
 //!
-//! The path of a permission change: [`set_memory`] checks who asks for what, `granule_pgtable` checks the leaves and changes them
-//! in place, [`super::tlb`] invalidates what changed.
+//! The path of a permission change: [`set_memory`] checks who asks for what, `granule_pgtable` checks the leaves and
+//! changes them in place, [`super::tlb`] invalidates what changed.
 
 pub mod area;
 #[cfg(target_os = "none")]
@@ -72,7 +72,8 @@ impl KernelSpace {
         self.areas.lock().iter().for_each(&mut each);
     }
 
-    /// Frames that the space keeps when areas go: tables, and the pool of area records. For accounts of who has which frames.
+    /// Frames that the space keeps when areas go: tables, and the pool of area records. For accounts of who has which
+    /// frames.
     pub fn kept_frames(&self) -> usize {
         self.table_frames.load(Ordering::Relaxed) + self.nodes.stats().frames
     }

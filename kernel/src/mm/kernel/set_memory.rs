@@ -1,11 +1,12 @@
 //! `set_memory_*`: the permissions of pages that somebody owns, changed in place.
 //!
-//! Linux's contracts (`arch/arm64/mm/pageattr.c`), with what that page of the design calls "do better": a range is checked
-//! whole before the first store, so that an error leaves every page as it was; the check sees holes; `rox` is one pass.
+//! Linux's contracts (`arch/arm64/mm/pageattr.c`), with what that page of the design calls "do better": a range is
+//! checked whole before the first store, so that an error leaves every page as it was; the check sees holes; `rox` is
+//! one pass.
 //!
-//! No lock is taken, nothing sleeps, and an interrupt handler may call it: the caller owns the range, and that is all that
-//! serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking costs nothing,
-//! and since an unmapped page lies between any two areas, a range without holes is inside one.
+//! No lock is taken, nothing sleeps, and an interrupt handler may call it: the caller owns the range, and that is all
+//! that serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
+//! costs nothing, and since an unmapped page lies between any two areas, a range without holes is inside one.
 //!
 //! The read-only alias of these pages in the linear map is not changed yet: that takes splitting live blocks.
 
@@ -52,7 +53,8 @@ impl KernelSpace {
     /// Makes `pages` pages from `address` on read-only.
     ///
     /// # Errors
-    /// [`SetMemoryError`], for this function and the others of its family. 0 pages are no error where `address` is in an area.
+    /// [`SetMemoryError`], for this function and the others of its family. 0 pages are no error where `address` is in
+    /// an area.
     pub fn set_memory_ro(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
         self.set_memory(address, pages, Change::READ_ONLY)
     }

@@ -1,7 +1,7 @@
 //! Memory that is contiguous virtually and nowhere else: `vmalloc`, device registers, stacks.
 //!
-//! An area is taken in the tree first and mapped then; it is unmapped first, everywhere, and given back then. So at no time can
-//! an address that somebody may still reach belong to somebody else. The frames of an area are written down in
+//! An area is taken in the tree first and mapped then; it is unmapped first, everywhere, and given back then. So at no
+//! time can an address that somebody may still reach belong to somebody else. The frames of an area are written down in
 //! the page tables and nowhere else: `vfree` reads them there.
 
 use core::ptr::NonNull;
@@ -49,8 +49,9 @@ pub enum VmallocError {
 
 /// Pages from `vmalloc`.
 ///
-/// Having one proves: [`pages`](Self::pages) pages from [`start`](Self::start) on are mapped, readable, writable and not executable
-/// unless their owner changed that, with an unmapped page before and behind; and they stay until [`KernelSpace::vfree`].
+/// Having one proves: [`pages`](Self::pages) pages from [`start`](Self::start) on are mapped, readable, writable and
+/// not executable unless their owner changed that, with an unmapped page before and behind; and they stay until
+/// [`KernelSpace::vfree`].
 #[derive(PartialEq, Eq, Debug)]
 #[must_use = "the pages stay taken until they are given to vfree"]
 pub struct KernelArea {
@@ -149,7 +150,8 @@ impl KernelSpace {
         }
     }
 
-    /// A new stack of [`STACK_SIZE`] bytes with nothing mapped for as many bytes below. Returns its top, the first value of SP.
+    /// A new stack of [`STACK_SIZE`] bytes with nothing mapped for as many bytes below. Returns its top, the first
+    /// value of SP.
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
