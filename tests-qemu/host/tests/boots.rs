@@ -48,6 +48,24 @@ fn little_memory_and_much() {
     assert_boots("default", "granule.img", &["-m", "12G"]);
 }
 
+/// Instructions from the entry to the prompt, as `uptime` prints them.
+fn instructions_to_the_prompt() -> u64 {
+    let counted = words(&["-smp", "1", "-m", "1G", "-icount", "shift=0,sleep=off"]);
+    let machine = machine::named("default").unwrap();
+    let mut session = Session::start(&machine, &built("granule.img"), "", &counted).unwrap();
+    session.prompt().unwrap();
+    let uptime = session.command("uptime").unwrap();
+    let count = uptime.split_once("boot to prompt: ").and_then(|(_, rest)| rest.split_whitespace().next());
+    count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no count in {uptime:?}"))
+}
+
+/// The bar of docs/BENCHMARKS.md. Linux, lean, takes 40.8 million on the same machine.
+#[test]
+fn the_prompt_is_two_million_instructions_away_at_most() {
+    let count = instructions_to_the_prompt();
+    assert!((100_000..=2_000_000).contains(&count), "{count} instructions");
+}
+
 /// Loaded where no loader of QEMU's would: the kernel finds out where it is.
 #[test]
 fn boots_at_any_two_mebibytes() {
