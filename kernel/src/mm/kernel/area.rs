@@ -7,6 +7,8 @@
 //! The tree says who has which addresses; what is mapped there is said by the page tables alone. `set_memory_*`
 //! never comes here: it reads the tables without a lock.
 
+use core::cell::Cell;
+
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
@@ -21,6 +23,8 @@ pub enum AreaKind {
     Device,
     /// A CPU's stack: frames of its own, permissions fixed.
     Stack,
+    /// Somebody is taking its mappings away; its addresses are still taken.
+    Leaving,
 }
 
 /// One area: `pages` mapped pages from `start` on, and the guard page behind them.
@@ -28,13 +32,14 @@ pub struct AreaNode {
     link: RBTreeLink,
     start: VirtAddr,
     pages: u64,
-    kind: AreaKind,
+    /// Changed only through the tree.
+    kind: Cell<AreaKind>,
 }
 
 impl AreaNode {
     /// An area that is not in a tree and has no address yet.
     pub fn new(kind: AreaKind) -> Self {
-        Self { link: RBTreeLink::new(), start: VirtAddr(0), pages: 0, kind }
+        Self { link: RBTreeLink::new(), start: VirtAddr(0), pages: 0, kind: Cell::new(kind) }
     }
 
     /// First address.
@@ -49,7 +54,7 @@ impl AreaNode {
 
     /// What it is for.
     pub fn kind(&self) -> AreaKind {
-        self.kind
+        self.kind.get()
     }
 
     /// First address after the mapped pages: the guard page.
@@ -129,6 +134,21 @@ impl AreaTree {
         (address < area.end()).then_some(area)
     }
 
+    /// Lets the caller, and nobody after them, take the mappings of the area at exactly `start` away, if it is of `kind`.
+    /// Returns its pages. The caller then [`Self::remove`]s it.
+    ///
+    /// # Errors
+    /// What is there instead: an area of another kind, or nothing.
+    pub fn begin_leaving(&mut self, start: VirtAddr, kind: AreaKind) -> Result<u64, Option<AreaKind>> {
+        let cursor = self.tree.find_mut(&start.0);
+        let area = cursor.get().ok_or(None)?;
+        if area.kind.get() != kind {
+            return Err(Some(area.kind.get()));
+        }
+        area.kind.set(AreaKind::Leaving);
+        Ok(area.pages)
+    }
+
     /// Takes out the area that starts at exactly `start`.
     pub fn remove(&mut self, start: VirtAddr) -> Option<UnsafeRef<AreaNode>> {
         let node = self.tree.find_mut(&start.0).remove()?;
@@ -203,6 +223,20 @@ mod tests {
         assert!(tree.find(start + 3 * PAGE).is_none());
         assert!(tree.find(start - 1).is_none());
         free(tree.remove(start).unwrap());
+    }
+
+    #[test]
+    fn an_area_leaves_once() {
+        let mut tree = AreaTree::new(START, START + 64 * PAGE);
+        let start = tree.insert(node(), 3, PAGE).ok().unwrap();
+        assert_eq!(tree.begin_leaving(start, AreaKind::Stack), Err(Some(AreaKind::Vmalloc)));
+        assert_eq!(tree.begin_leaving(start + PAGE, AreaKind::Vmalloc), Err(None));
+        assert_eq!(tree.begin_leaving(start, AreaKind::Vmalloc), Ok(3));
+        assert_eq!(tree.begin_leaving(start, AreaKind::Vmalloc), Err(Some(AreaKind::Leaving)));
+        let second = tree.insert(node(), 3, PAGE).ok().unwrap();
+        assert!(second > start + 3 * PAGE, "its addresses are still taken");
+        free(tree.remove(start).unwrap());
+        free(tree.remove(second).unwrap());
     }
 
     proptest! {

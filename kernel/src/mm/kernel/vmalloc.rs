@@ -113,17 +113,11 @@ impl KernelSpace {
     /// # Errors
     /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
     pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
-        let pages = {
-            let areas = self.areas.lock();
-            match areas.find(start) {
-                Some(area) if area.start() != start => return Err(VmallocError::NotAnArea(start)),
-                Some(area) if area.kind() != AreaKind::Vmalloc => {
-                    return Err(VmallocError::NotYours(start, area.kind()));
-                }
-                Some(area) => area.pages(),
-                None => return Err(VmallocError::NotAnArea(start)),
-            }
-        };
+        // Marked under the lock, so that of two who free the same area one is refused.
+        let pages = self.areas.lock().begin_leaving(start, AreaKind::Vmalloc).map_err(|found| match found {
+            None | Some(AreaKind::Leaving) => VmallocError::NotAnArea(start),
+            Some(kind) => VmallocError::NotYours(start, kind),
+        })?;
         self.release(cpu, start, pages)?;
         Ok(pages)
     }
