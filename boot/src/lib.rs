@@ -4,7 +4,7 @@
 //! descriptors and registers, addresses of the layout, offsets of the two records that assembly writes or reads. A
 //! binary names what runs once the kernel is up:
 //!
-//! ```ignore
+//! ```
 //! granule_boot::entry!(granule::monitor::run);
 //! ```
 
