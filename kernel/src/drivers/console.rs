@@ -74,10 +74,12 @@ pub fn init(port: &'static dyn Console) {
 /// Those of [`interrupt::register`]; input is polled then, as before.
 pub fn start_receiving(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
     interrupt::register(line, cpu, handle_interrupt)?;
-    let _terminal = TERMINAL.lock();
+    let mut terminal = TERMINAL.lock();
     if let Some(port) = port() {
         RECEIVING.store(true, Ordering::Relaxed);
         port.set_receive_interrupt(true);
+        // What came before may have no interrupt to tell of it.
+        terminal.receive(port);
     }
     Ok(())
 }

@@ -13,12 +13,17 @@ use safe_mmio::UniqueMmioPointer;
 
 use super::console::Console;
 
+/// UARTDR, at this offset.
+const DATA: usize = 0;
 /// UARTLCR_H, at this offset, and in it eight bits and the FIFO.
 const LINE_CONTROL: usize = 0x2c;
 const LINE_CONTROL_8_BITS_FIFO: u32 = 3 << 5 | 1 << 4;
 /// UARTCR, at this offset, and in it the port itself, its transmitter and its receiver.
 const CONTROL: usize = 0x30;
 const CONTROL_ENABLE: u32 = 1 | 1 << 8 | 1 << 9;
+/// UARTICR, at this offset, and all eleven interrupts in it.
+const INTERRUPT_CLEAR: usize = 0x44;
+const INTERRUPT_CLEAR_ALL: u32 = (1 << 11) - 1;
 
 /// A PL011 whose registers are mapped.
 pub struct Pl011 {
@@ -42,8 +47,12 @@ impl Pl011 {
         // its divisor from a clock rate.
         unsafe {
             if register(CONTROL).read_volatile() & CONTROL_ENABLE != CONTROL_ENABLE {
+                // This empties the FIFO and leaves the receive interrupt of what was in it: no read would ever end that.
                 register(LINE_CONTROL).write_volatile(LINE_CONTROL_8_BITS_FIFO);
+                register(INTERRUPT_CLEAR).write_volatile(INTERRUPT_CLEAR_ALL);
                 register(CONTROL).write_volatile(CONTROL_ENABLE);
+                // QEMU, whose model was full with the one byte that went with the FIFO, sends no more until one is read.
+                let _ = register(DATA).read_volatile();
             }
         }
         Some(port)

@@ -83,6 +83,11 @@ impl Session {
         Ok(heard.strip_prefix(command).unwrap_or(heard).trim_start().to_owned())
     }
 
+    /// Types text, whatever the machine is doing.
+    pub fn say(&mut self, text: &str) {
+        self.guest.say(text);
+    }
+
     /// Switches the machine off and returns QEMU's exit status; `None` if it did not end.
     ///
     /// # Errors
