@@ -30,7 +30,7 @@ use crate::mm::{OutOfMemory, heap, layout};
 use crate::platform::features::SystemFeatures;
 use crate::platform::{Platform, PlatformError};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
-use crate::trap;
+use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, lab};
 
 // The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
@@ -40,6 +40,8 @@ use crate::{KERNEL, Kernel, bootargs, lab};
 enum BootError {
     #[error("no device tree: x0 was {given:#x}, and none is at the start of memory ({looked:?}) either")]
     NoDeviceTree { given: u64, looked: PhysAddr },
+    #[error("the device tree at {0:?} says that it has {1} bytes: more than there is room for")]
+    TreeTooLarge(PhysAddr, usize),
     #[error(transparent)]
     Platform(#[from] PlatformError),
     #[error("{0}")]
@@ -99,12 +101,18 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, PhysRange), Boot
 
     let looked = PhysAddr(boot.image_start).align_down(GIB);
     let start = if boot.device_tree != 0 { PhysAddr(boot.device_tree) } else { looked };
-    // SAFETY: a loader's promise, or the start of the memory that the image is in.
-    let blob = unsafe { fixmap::map_device_tree(start) };
-    let size = blob.first_chunk().and_then(crate::platform::tree_size);
-    let Some(size) = size else {
+    // SAFETY: the first of the mappings.
+    let header = unsafe { fixmap::map_device_tree(start, size_of::<u64>()) };
+    // A probing read: where a loader has left something else in x0, there may be nothing at all.
+    let header = header.and_then(|header| probe::read::<u64>(header).ok());
+    let Some(size) = header.and_then(|header| crate::platform::tree_size(&header.to_le_bytes())) else {
         return Err(BootError::NoDeviceTree { given: boot.device_tree, looked });
     };
+    // SAFETY: of the header a copy was made.
+    let mapped = unsafe { fixmap::map_device_tree(start, size) }.ok_or(BootError::TreeTooLarge(start, size))?;
+    // SAFETY: mapped, for as long as this function runs, over a device tree by its magic number, which a loader put into
+    // ordinary memory for this kernel alone.
+    let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), size) };
     let mut platform = PLATFORM.lock();
     platform.read(blob)?;
     let tree = PhysRange::from_size(start, size as u64).ok_or(OutOfMemory)?;

@@ -10,8 +10,8 @@ use granule_host_tests::session::Session;
 use granule_runner::machine;
 use granule_runner::qemu::{Qemu, Reset, Serial};
 
-/// Where the poisoner is loaded. It ends in a jump to the kernel at 0x4020_0000.
-const POISONER: &str = "0x44000000";
+/// Where the previous stage is loaded. It ends in a jump to the kernel at 0x4020_0000.
+const STAGE: &str = "0x44000000";
 
 /// At EL1: translation registers of another system, counters running for EL0, interrupts open, the wrong stack pointer.
 const AT_EL1: &[u32] = &[
@@ -79,27 +79,31 @@ const AT_EL2: &[u32] = &[
     0xd61f_00a0, // br x5
 ];
 
-/// Boots the kernel behind `poisoner` on the machine `default` with this in addition to its `-machine`.
-#[track_caller]
-fn assert_boots_behind(name: &str, poisoner: &[u32], addition: &str) {
+/// Starts the machine `default`, with this in addition to its `-machine`, in the code `stage`, which goes on to the kernel.
+fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
     let mut machine = machine::named("default").unwrap();
     machine.machine += addition;
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::write(&file, poisoner.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+    fs::write(&file, stage.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
     let mut extra: Vec<OsString> = Vec::new();
     for device in [
         format!("loader,file={},addr=0x40200000,force-raw=on", built("granule.img").display()),
-        format!("loader,file={},addr={POISONER},force-raw=on", file.display()),
-        format!("loader,addr={POISONER},cpu-num=0"),
+        format!("loader,file={},addr={STAGE},force-raw=on", file.display()),
+        format!("loader,addr={STAGE},cpu-num=0"),
     ] {
         extra.extend(["-device".into(), device.into()]);
     }
-    let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra);
-    let mut session = Session::of(&qemu).unwrap();
+    Session::of(&Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra)).unwrap()
+}
+
+/// Boots the kernel behind `poisoner`, and looks whether all CPUs run.
+#[track_caller]
+fn assert_boots_behind(name: &str, poisoner: &[u32], addition: &str) {
+    let mut session = start_behind(name, poisoner, addition);
     session.prompt().unwrap_or_else(|error| panic!("{name}: {error}"));
     let cpus = session.command("cpus").unwrap();
     let run = cpus.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
-    assert_eq!(run, machine.smp as usize, "{cpus}");
+    assert_eq!(run, machine::named("default").unwrap().smp as usize, "{cpus}");
 }
 
 #[test]
@@ -110,4 +114,25 @@ fn poisoned_at_el1() {
 #[test]
 fn poisoned_at_el2_by_a_vhe_host() {
     assert_boots_behind("el2.bin", AT_EL2, ",virtualization=on");
+}
+
+/// What a loader may have left in x0 that does not know the boot protocol: an address where there is no memory, no RAM, no
+/// tree, or which no table can hold.
+#[test]
+fn an_x0_that_leads_to_no_tree_is_a_message() {
+    for x0 in [0x30_0000_0000u64, 0x0900_0000, 0x6000_0003, 0xf000_0000_0000, 0xf_0000_4000_0000, 0xffff_ffff_ffff_fffc]
+    {
+        let move_wide = |opcode: u32, half: u32| opcode | half << 21 | ((x0 >> (16 * half) & 0xffff) as u32) << 5;
+        let stage = [
+            move_wide(0xd280_0000, 0), // movz x0
+            move_wide(0xf280_0000, 1), // movk x0, lsl #16
+            move_wide(0xf280_0000, 2),
+            move_wide(0xf280_0000, 3),
+            0xd2a8_0405, // mov x5, #0x40200000
+            0xd61f_00a0, // br x5
+        ];
+        let mut session = start_behind("x0.bin", &stage, "");
+        session.wait_for("boot failed: no device tree").unwrap_or_else(|error| panic!("{x0:#x}: {error}"));
+        assert!(session.wait_for("\n").unwrap().contains(&format!("x0 was {x0:#x}")));
+    }
 }

@@ -9,7 +9,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::barrier;
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::tlbi::{self, AddressOperand};
@@ -19,9 +19,11 @@ use crate::boot_info::BootInfo;
 use crate::mm::layout::FIXMAP_BASE;
 use crate::sync::{IrqLock, rank};
 
-/// Pages for the device tree: 1 MiB, which is what QEMU makes it, and one for an unaligned start.
-const DEVICE_TREE_PAGES: usize = 257;
 const ENTRIES: usize = 512;
+/// Descriptors hold output addresses of 48 bits.
+const ADDRESS_END: u64 = 1 << 48;
+/// Pages for the device tree: all that the other slots leave. The boot protocol allows a tree 2 MiB, which is 16 KiB more.
+const DEVICE_TREE_PAGES: usize = ENTRIES - FixmapSlot::DeviceTree.first();
 
 /// What lies where in the fixmap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,8 +49,6 @@ impl FixmapSlot {
         VirtAddr(FIXMAP_BASE.0 + (self.first() * PAGE_SIZE) as u64)
     }
 }
-
-const _: () = assert!(FixmapSlot::DeviceTree.first() + DEVICE_TREE_PAGES <= ENTRIES);
 
 static TABLE: Once<&'static [AtomicU64; ENTRIES]> = Once::new();
 /// Held from the moment that the patch slot becomes writable until it is gone again.
@@ -80,35 +80,38 @@ pub fn map_device(slot: FixmapSlot, registers: PhysAddr) -> VirtAddr {
     slot.address() + (registers - page)
 }
 
-/// Maps the device tree at `start`, read-only, and returns all of it that the fixmap has room for (at least 1 MiB).
+/// Maps `bytes` of memory from `start` on, read-only, in place of the device tree's slot, and returns where they are. `None`
+/// where that is more than the slot has room for, or no address that tables can hold.
 ///
-/// The bytes stay what they are for as long as nobody calls [`unmap_device_tree`].
+/// No more is mapped than asked for: behind a device tree there may be no memory, and what is mapped may be fetched ahead.
+/// So a caller maps the header first, and then the whole by the size that the header gives.
 ///
 /// # Safety
-/// `start` is in ordinary memory, and so is what follows, or reading it harms nobody.
-pub unsafe fn map_device_tree(start: PhysAddr) -> &'static [u8] {
-    let page = start.align_down(PAGE_SIZE as u64);
-    for index in 0..DEVICE_TREE_PAGES {
-        let address = page + (index * PAGE_SIZE) as u64;
-        store(
-            FixmapSlot::DeviceTree.first() + index,
-            address.0 | bits::TABLE | Attributes::kernel_rodata(MemoryType::NormalTagged).bits(),
-        );
+/// What was mapped here before is used no more, unless it began at the same `start`.
+pub unsafe fn map_device_tree(start: PhysAddr, bytes: usize) -> Option<VirtAddr> {
+    let range = PhysRange::from_size(start, bytes as u64).filter(|range| range.end().0 <= ADDRESS_END)?;
+    let first = start.align_down(PAGE_SIZE as u64);
+    let pages = (range.end().align_up(PAGE_SIZE as u64)? - first) as usize / PAGE_SIZE;
+    if pages > DEVICE_TREE_PAGES {
+        return None;
+    }
+    for index in 0..pages {
+        let page = first + (index * PAGE_SIZE) as u64;
+        let attributes = Attributes::kernel_rodata(MemoryType::NormalTagged);
+        store(FixmapSlot::DeviceTree.first() + index, page.0 | bits::TABLE | attributes.bits());
     }
     publish();
-    let skip = start - page;
-    let bytes = DEVICE_TREE_PAGES * PAGE_SIZE - skip as usize;
-    // SAFETY: mapped just above, readable; the caller says that it is memory that nothing else changes.
-    unsafe { core::slice::from_raw_parts((FixmapSlot::DeviceTree.address() + skip).as_ptr(), bytes) }
+    Some(FixmapSlot::DeviceTree.address() + (start - first))
 }
 
 /// Takes the device tree's mapping away.
 ///
 /// # Safety
-/// No reference from [`map_device_tree`] is used again.
+/// Nothing that [`map_device_tree`] returned is used again.
 pub unsafe fn unmap_device_tree() {
-    for index in 0..DEVICE_TREE_PAGES {
-        store(FixmapSlot::DeviceTree.first() + index, 0);
+    let slot = FixmapSlot::DeviceTree.first()..ENTRIES;
+    for index in slot.take_while(|&index| table()[index].load(Ordering::Relaxed) != 0) {
+        store(index, 0);
     }
     // The stores must be seen by every walk before the invalidation, or a walk could bring the old entry back.
     barrier::dsb_ishst();
