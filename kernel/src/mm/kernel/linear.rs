@@ -1,8 +1,9 @@
 //! The linear map: all memory, at one offset, with the largest leaves that its edges allow.
 //!
-//! It is made once, in two steps. The tables for the bank that holds the kernel's image come from a handful of pages
-//! inside the image, because nothing else is mapped yet; all further ones come from that bank, through the part of the
-//! map that then exists. Memory is writable and never executable here; the alias of the image's text and constants is
+//! It is made once, piece by piece: a piece is memory between edges at which permission or presence changes. The tables
+//! for the first two come from a handful of pages inside the image, because nothing else is mapped yet: the one with the
+//! image's own tables, and the one with most free memory, as a rule the same. All further tables come from the latter,
+//! through the part of the map that then exists, so it matters to nobody how many pieces there are. Memory is writable and never executable here; the alias of the image's text and constants is
 //! read-only, at 4 KiB exactness, so that what is not writable there is not writable here either.
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
@@ -16,8 +17,8 @@ use crate::boot_info::BootInfo;
 use crate::mm::early::MemoryMap;
 use crate::mm::{OutOfMemory, layout};
 
-/// Tables that the image carries. A bank needs at most three a level below the root for its two ends and the image's
-/// edges inside it, and one more of level 1 for each 512 GiB that it crosses.
+/// Tables that the image carries. A piece needs at most two of each of the three levels below the root, for its two ends,
+/// and one more of level 1 for each 512 GiB that it crosses.
 const EARLY_TABLES: usize = 16;
 
 /// Why the linear map could not be made. Nothing can run without it.
@@ -51,54 +52,72 @@ static EARLY_TABLES_IN_IMAGE: EarlyTables = EarlyTables(core::cell::UnsafeCell::
 #[inline(never)]
 pub fn map(boot: &BootInfo, root: Table, memory: &mut MemoryMap, no_map: &[PhysRange]) -> Result<(), LinearMapError> {
     let image = image::physical_range(boot);
+    let missing = LinearMapError::ImageOutsideMemory(image);
     let home = memory
         .memory()
         .iter()
         .copied()
         .find(|bank| bank.start() <= image.start() && image.end() <= bank.end())
-        .ok_or(LinearMapError::ImageOutsideMemory(image))?;
+        .ok_or(missing)?;
+
+    let read_only = image::read_only_range(boot);
+    let is_hidden = move |at| no_map.iter().any(|range| range.contains(at));
+    let shown = |bank: PhysRange| {
+        let edges = no_map.iter().copied().chain([read_only]).flat_map(|range| [range.start(), range.end()]);
+        pieces(bank, edges).filter(move |piece| !is_hidden(piece.start()))
+    };
+    let free_in = |piece: PhysRange| -> u64 { memory.free().iter().map(|free| common(piece, *free)).sum() };
+    let tables_in_image = PhysAddr(boot.root_table);
+    let first = shown(home).find(|piece| piece.contains(tables_in_image)).ok_or(missing)?;
+    let supply = shown(home).max_by_key(|&piece| free_in(piece)).ok_or(missing)?;
 
     let early = Metal(ImageView { offset: image::start().0.wrapping_sub(boot.image_start) });
     let mut in_image = ImageSource::new(boot);
-    map_bank(&early, root, boot, home, no_map, &mut in_image)?;
-
+    map_piece(&early, root, first, read_only, &mut in_image)?;
+    if supply != first {
+        map_piece(&early, root, supply, read_only, &mut in_image)?;
+    }
     let banks: heapless::Vec<PhysRange, { crate::mm::early::MAX_BANKS }> = memory.memory().iter().copied().collect();
-    let mut from_home = BankSource { memory, mapped: home };
-    for bank in banks.into_iter().filter(|&bank| bank != home) {
-        map_bank(&Metal(LinearView {}), root, boot, bank, no_map, &mut from_home)?;
+    let mut from_supply = BankSource { memory, mapped: supply };
+    for piece in banks.into_iter().flat_map(shown).filter(|&piece| piece != first && piece != supply) {
+        map_piece(&Metal(LinearView {}), root, piece, read_only, &mut from_supply)?;
     }
     Ok(())
 }
 
-/// Maps one bank, in pieces between which permission or presence changes.
+/// Cuts `bank` at the `edges` inside it, which come in any order. Ascending.
+fn pieces<E: Iterator<Item = PhysAddr> + Clone>(bank: PhysRange, edges: E) -> impl Iterator<Item = PhysRange> {
+    let mut at = bank.start();
+    core::iter::from_fn(move || {
+        let end = edges.clone().filter(|&edge| edge > at).fold(bank.end(), core::cmp::min);
+        let piece = PhysRange::new(at, end).filter(|piece| !piece.is_empty())?;
+        at = end;
+        Some(piece)
+    })
+}
+
+/// Bytes that are in both.
+fn common(one: PhysRange, other: PhysRange) -> u64 {
+    one.end().min(other.end()).0.saturating_sub(one.start().max(other.start()).0)
+}
+
+/// Maps memory of one kind: that of the image that nothing may write, or any other.
 #[inline(never)]
-fn map_bank<M: Mmu<Geometry = granule_pgtable::Granule4K>>(
+fn map_piece<M: Mmu<Geometry = granule_pgtable::Granule4K>>(
     mmu: &M,
     root: Table,
-    boot: &BootInfo,
-    bank: PhysRange,
-    no_map: &[PhysRange],
+    piece: PhysRange,
+    read_only: PhysRange,
     source: &mut impl TableSource,
 ) -> Result<(), LinearMapError> {
-    let read_only = image::read_only_range(boot);
+    let attributes = if read_only.contains(piece.start()) {
+        Attributes::kernel_rodata(MemoryType::NormalTagged)
+    } else {
+        Attributes::kernel_data(MemoryType::NormalTagged)
+    };
+    let range = PageRange::new(layout::linear(piece.start()), piece.size())?;
     let lazy = Lazy::new(mmu);
-    let tables = PageTables::new(mmu, root);
-    let mut at = bank.start();
-    while at < bank.end() {
-        let hidden = no_map.iter().find(|range| range.contains(at));
-        let edges = no_map.iter().chain(core::iter::once(&read_only)).flat_map(|range| [range.start(), range.end()]);
-        let end = edges.filter(|&edge| edge > at).fold(bank.end(), core::cmp::min);
-        if hidden.is_none() {
-            let attributes = if read_only.contains(at) {
-                Attributes::kernel_rodata(MemoryType::NormalTagged)
-            } else {
-                Attributes::kernel_data(MemoryType::NormalTagged)
-            };
-            let range = PageRange::new(layout::linear(at), end - at)?;
-            tables.map(&lazy, range, at, attributes, Shape::LARGEST_DATA, source)?;
-        }
-        at = end;
-    }
+    PageTables::new(mmu, root).map(&lazy, range, piece.start(), attributes, Shape::LARGEST_DATA, source)?;
     Ok(())
 }
 

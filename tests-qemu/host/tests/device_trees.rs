@@ -1,0 +1,144 @@
+//! Device trees that QEMU would not make by itself: large ones, reservations in great number, devices that say too little.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use granule_host_tests::built;
+use granule_host_tests::session::Session;
+use granule_runner::machine::{self, Machine};
+use granule_runner::qemu::{Qemu, Reset, Serial};
+
+/// Tokens of the structure block (Devicetree Specification v0.4, 5.4.1).
+const BEGIN_NODE: u32 = 1;
+const END_NODE: u32 = 2;
+const PROPERTY: u32 = 3;
+const NOP: u32 = 4;
+const END: u32 = 9;
+
+/// A machine without much in its tree.
+fn machine() -> Machine {
+    machine::named("el2").unwrap()
+}
+
+/// The tree that QEMU makes for [`machine`].
+fn tree(name: &str) -> Vec<u8> {
+    let file = file(name);
+    let mut machine = machine();
+    machine.machine += &format!(",dumpdtb={}", file.display());
+    let dump = Qemu::new(&machine, &built("granule.img"), Serial::Pipes, Reset::Ends, "", &[]).command().output();
+    assert!(dump.unwrap().status.success());
+    fs::read(file).unwrap()
+}
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.dtb"))
+}
+
+/// Starts the machine with this tree in place of its own.
+fn boot(name: &str, tree: &[u8]) -> Session {
+    fs::write(file(name), tree).unwrap();
+    let extra: [OsString; 2] = ["-dtb".into(), file(name).into()];
+    Session::start(&machine(), &built("granule.img"), "", &extra).unwrap()
+}
+
+/// The word at this offset.
+fn word(tree: &[u8], at: usize) -> usize {
+    u32::from_be_bytes(tree[at..at + 4].try_into().unwrap()) as usize
+}
+
+/// Makes the tree `size` bytes long, most of them room at its end.
+fn resize(tree: &mut Vec<u8>, size: u32) {
+    tree[4..8].copy_from_slice(&size.to_be_bytes());
+    tree.resize(size as usize, 0);
+}
+
+/// The tree with these nodes, as tokens, at the end of its root, and with these names of properties behind its own.
+fn with_nodes(tree: &[u8], nodes: &[u8], names: &[u8]) -> Vec<u8> {
+    let [structure, strings] = [8, 12].map(|at| word(tree, at));
+    let [strings_size, structure_size] = [32, 36].map(|at| word(tree, at));
+    // Header and reservations lie in front.
+    let mut new = tree[..structure].to_vec();
+    let set =
+        |new: &mut Vec<u8>, at: usize, value: usize| new[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
+    // Without the last two tokens: the root's end, and the end of all.
+    new.extend_from_slice(&tree[structure..structure + structure_size - 8]);
+    new.extend_from_slice(nodes);
+    new.extend([END_NODE, END].map(u32::to_be_bytes).concat());
+    let (structure_end, strings_at) = (new.len() - structure, new.len());
+    new.extend_from_slice(&tree[strings..strings + strings_size]);
+    new.extend_from_slice(names);
+    set(&mut new, 12, strings_at);
+    set(&mut new, 32, strings_size + names.len());
+    set(&mut new, 36, structure_end);
+    let size = new.len() as u32;
+    resize(&mut new, size);
+    new
+}
+
+/// `/reserved-memory` with a page that must not be mapped in each of `places`.
+fn with_hidden_pages(tree: &[u8], places: impl Iterator<Item = u64>) -> Vec<u8> {
+    const NAMES: &[u8] = b"#address-cells\0#size-cells\0ranges\0reg\0no-map\0";
+    let name = |name: &str| {
+        let at = NAMES.windows(name.len() + 1).position(|window| window == [name.as_bytes(), b"\0"].concat()).unwrap();
+        (word(tree, 32) + at) as u32
+    };
+    let mut nodes = Vec::new();
+    let mut push = |words: &[u32]| nodes.extend(words.iter().flat_map(|word| word.to_be_bytes()));
+    let text = |four: &[u8; 4]| u32::from_be_bytes(*four);
+    push(&[BEGIN_NODE, text(b"rese"), text(b"rved"), text(b"-mem"), text(b"ory\0")]);
+    push(&[PROPERTY, 4, name("#address-cells"), 2, PROPERTY, 4, name("#size-cells"), 2, PROPERTY, 0, name("ranges")]);
+    for place in places {
+        push(&[BEGIN_NODE, text(b"page"), 0, PROPERTY, 16, name("reg")]);
+        push(&[(place >> 32) as u32, place as u32, 0, 0x1000, PROPERTY, 0, name("no-map"), END_NODE]);
+    }
+    push(&[END_NODE]);
+    with_nodes(tree, &nodes, NAMES)
+}
+
+#[test]
+fn almost_two_mebibytes_are_read_and_more_is_a_message() {
+    // QEMU doubles a tree that it is given, and adds 10,000 bytes.
+    let mut tree = tree("large");
+    resize(&mut tree, 1_030_000);
+    boot("large", &tree).prompt().unwrap();
+    resize(&mut tree, 1_060_000);
+    boot("larger", &tree).wait_for("boot failed: the device tree at").unwrap();
+}
+
+/// Each cuts a block, so each costs two tables: more in all than the image has room for.
+#[test]
+fn many_pages_that_must_not_be_mapped_leave_a_linear_map_around_them() {
+    let places: Vec<u64> = (0..40).map(|index| 0x4900_0000 + index * 0x123_4000).collect();
+    let mut session = boot("hidden", &with_hidden_pages(&tree("hidden"), places.iter().copied()));
+    session.prompt().unwrap();
+    let linear = 0xffff_0000_0000_0000u64;
+    for place in places {
+        let [before, at, behind] =
+            [place - 8, place, place + 0x1000].map(|address| format!("peek {:#x}", linear + address));
+        assert!(session.command(&before).unwrap().starts_with("0x"), "{before}");
+        assert!(session.command(&at).unwrap().starts_with("fault: translation fault"), "{at}");
+        assert!(session.command(&behind).unwrap().starts_with("0x"), "{behind}");
+    }
+}
+
+/// The property `interrupts` of the console, which stands in the tree as so many bytes.
+fn console_interrupt(tree: &[u8]) -> std::ops::Range<usize> {
+    let console = tree.windows(13).position(|window| window == b"pl011@9000000").unwrap();
+    let value = [0u32, 1, 4].map(u32::to_be_bytes).concat();
+    let at = console + tree[console..].windows(12).position(|window| window == value).unwrap();
+    at - 12..at + 12
+}
+
+#[test]
+fn a_console_without_an_interrupt_is_polled() {
+    let mut tree = tree("polled");
+    resize(&mut tree, 64 << 10);
+    let interrupt = console_interrupt(&tree);
+    for word in tree[interrupt].chunks_exact_mut(4) {
+        word.copy_from_slice(&NOP.to_be_bytes());
+    }
+    let mut session = boot("polled", &tree);
+    session.prompt().unwrap();
+    assert!(session.command("mem").unwrap().contains("frames"));
+}
