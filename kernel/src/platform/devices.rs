@@ -154,13 +154,11 @@ impl Found {
                 }
                 "arm,psci-1.0" | "arm,psci-0.2" if self.conduit.is_none() => self.conduit = Some(conduit(node)?),
                 "arm,pl011" => {
-                    let registers = node.first_registers()?;
-                    let uart = Uart { registers, interrupt: interrupt(node, 0)?, kind: UartKind::Pl011 };
                     let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
-                    slot.get_or_insert(uart);
+                    *slot = slot.or_else(|| dispensable(uart(node)));
                 }
-                "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = Some(pcie(node)?),
-                "arm,smmu-v3" if self.smmu.is_none() => self.smmu = Some(smmu(node)?),
+                "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = dispensable(pcie(node)),
+                "arm,smmu-v3" if self.smmu.is_none() => self.smmu = dispensable(smmu(node)),
                 _ => continue,
             }
             break;
@@ -244,6 +242,17 @@ fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
         return Err(node.bad("redistributor-stride"));
     }
     Ok(GicDescription::V3 { distributor, redistributors: Redistributors { regions, stride } })
+}
+
+/// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.
+fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
+    device.inspect_err(|error| log::warn!("{error}; it is left out")).ok()
+}
+
+/// Its interrupt may make no sense without harm: what has none is polled.
+fn uart(node: &Node<'_, '_>) -> Result<Uart, PlatformError> {
+    let registers = node.first_registers()?;
+    Ok(Uart { registers, interrupt: dispensable(interrupt(node, 0)).flatten(), kind: UartKind::Pl011 })
 }
 
 fn pcie(node: &Node<'_, '_>) -> Result<Pcie, PlatformError> {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, MAX_CPUS, NodeName, Platform, PlatformError,
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, MAX_CPUS, Platform, PlatformError,
     Redistributors, Trigger, tree_size,
 };
 
@@ -233,8 +233,8 @@ fn stdout_path_takes_an_alias_with_options_and_ranges_move_the_uart() {
 }
 
 #[test]
-fn a_bus_without_ranges_leads_nowhere() {
-    let blob = virt(&Machine {
+fn a_bus_without_ranges_leads_nowhere_and_what_is_on_it_is_left_out() {
+    let platform = parse(&Machine {
         more: |tree| {
             tree.node("spi", |tree| {
                 tree.property("#address-cells", &cells(&[1]));
@@ -245,10 +245,27 @@ fn a_bus_without_ranges_leads_nowhere() {
                 });
             });
         },
+        chosen: |tree| tree.node("chosen", |tree| tree.property("stdout-path", &text(&["/spi/serial@0"]))),
         ..Machine::default()
     });
-    let error = Platform::parse(&blob).unwrap_err();
-    assert_eq!(error, PlatformError::Bad { node: NodeName::from("serial@0"), property: "reg" });
+    assert_eq!(platform.uart.unwrap().registers.start(), PhysAddr(0x900_0000));
+}
+
+#[test]
+fn an_interrupt_that_makes_no_sense_leaves_a_console_that_is_polled() {
+    let platform = parse(&Machine {
+        more: |tree| {
+            tree.node("pl011@9040000", |tree| {
+                tree.property("reg", &cells(&[0, 0x904_0000, 0, 0x1000]));
+                tree.property("interrupts", &cells(&[0, 8]));
+                tree.property("compatible", &text(&["arm,pl011"]));
+            });
+        },
+        chosen: |tree| tree.node("chosen", |tree| tree.property("stdout-path", &text(&["/pl011@9040000"]))),
+        ..Machine::default()
+    });
+    let uart = platform.uart.unwrap();
+    assert_eq!((uart.registers.start(), uart.interrupt), (PhysAddr(0x904_0000), None));
 }
 
 #[test]
