@@ -2,7 +2,10 @@
 //!
 //! PSCI has no way to say whether the work succeeded: QEMU always exits with status 0. With the boot argument
 //! `semihosting` the machine ends through QEMU's semihosting instead, with a status. Only then: without a debugger or
-//! emulator that answers, the semihosting instruction is an undefined-instruction exception.
+//! emulator that answers, the semihosting instruction is an undefined-instruction exception, which is reported as any other;
+//! that report then ends the machine by PSCI.
+
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_arch::psci::{self, Conduit};
 use granule_arch::{interrupts, wait};
@@ -19,6 +22,8 @@ static SEMIHOSTING: Parameter = Parameter {
 };
 
 static CONDUIT: Once<Option<Conduit>> = Once::new();
+/// Semihosting has been tried; a CPU that comes here again has had no answer.
+static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// How the machine's work ended: the exit status of QEMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,7 +42,7 @@ pub fn init(conduit: Option<Conduit>) {
 /// Turns the machine off. Where that cannot be done, this CPU stops; the other CPUs are the caller's to stop.
 pub fn off(status: Status) -> ! {
     let _ = interrupts::mask();
-    if bootargs::is_set("semihosting") {
+    if bootargs::is_set("semihosting") && !ASKED.swap(true, Ordering::Relaxed) {
         exit(status);
     }
     if let Some(conduit) = conduit() {

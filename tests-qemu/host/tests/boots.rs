@@ -61,6 +61,18 @@ fn little_memory_and_much() {
     assert_boots("default", "granule.img", &["-m", "12G"]);
 }
 
+/// The boot arguments promise semihosting, and nobody answers: the machine goes off all the same, and says why not as told.
+#[test]
+fn power_off_without_the_semihosting_that_was_promised() {
+    let machine = machine::named("a53").unwrap();
+    let extra = words(&["-semihosting-config", "enable=off"]);
+    let mut session = Session::start(&machine, &built("granule.img"), "", &extra).unwrap();
+    session.prompt().unwrap();
+    session.say("poweroff\n");
+    session.wait_for("kernel panic on CPU 0: undefined instruction").unwrap();
+    assert_eq!(session.power_off().unwrap(), Some(0));
+}
+
 /// Instructions from the entry to the prompt, as `uptime` prints them.
 fn instructions_to_the_prompt() -> u64 {
     let counted = words(&["-smp", "1", "-m", "1G", "-icount", "shift=0,sleep=off"]);
