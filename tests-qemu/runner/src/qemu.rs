@@ -75,6 +75,12 @@ impl Qemu {
         qemu
     }
 
+    /// Any program in QEMU's place.
+    #[cfg(test)]
+    pub(crate) fn stand_in(program: &str, arguments: &[&str]) -> Self {
+        Self { program: program.into(), arguments: arguments.iter().map(Into::into).collect() }
+    }
+
     /// The command, ready to start.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);

@@ -1,7 +1,7 @@
 //! Feeds a script to the monitor line by line, and prints the session.
 //!
 //! A line is typed only when the prompt stands there, and the monitor echoes it, so the transcript reads as if a person
-//! had typed it. Three things must agree for a success: no line from the guest that begins with `error:`, no panic, and an
+//! had typed it. Three things must agree for a success: no line from the guest that is an error or a fault, no panic, and an
 //! exit status of 0 — which the guest gives, told by its boot arguments that a script types, only if every line went as
 //! expected.
 
@@ -16,6 +16,10 @@ use crate::serial::{Guest, Heard, Lines};
 
 /// What the monitor prints when it waits for a command.
 pub const PROMPT: &str = "granule> ";
+/// How the one line begins in which a boot ends that cannot go on.
+const BOOT_FAILED: &str = "boot failed:";
+/// How the line of a fault ends that the script asked for.
+const EXPECTED: &str = "(as expected)";
 /// Boot arguments for a session from a script.
 pub const BOOTARGS: &str = "script semihosting";
 /// From the last command to QEMU's end.
@@ -38,10 +42,10 @@ pub fn commands(script: &str) -> Vec<String> {
 /// When QEMU cannot be run or `out` not be written.
 pub fn run(qemu: &Qemu, commands: &[String], limit: Duration, out: &mut dyn Write) -> Result<Vec<String>> {
     let mut guest = Guest::start(qemu)?;
-    let mut session = Session { commands: commands.iter(), lines: Lines::default(), last: None, wrong: Vec::new() };
-    let start = Instant::now();
-    loop {
-        let deadline = start + limit;
+    let mut session = Session::new(commands);
+    let deadline = Instant::now() + limit;
+    // A boot that failed early does not know the firmware, nor what it was told by boot arguments: nothing ends the machine.
+    while !session.is_hopeless {
         match guest.hear(deadline) {
             Heard::Bytes(bytes) => {
                 out.write_all(&bytes)?;
@@ -76,13 +80,21 @@ struct Session<'a> {
     lines: Lines,
     last: Option<&'a str>,
     wrong: Vec<String>,
+    is_hopeless: bool,
 }
 
 impl<'a> Session<'a> {
+    fn new(commands: &'a [String]) -> Self {
+        Self { commands: commands.iter(), lines: Lines::default(), last: None, wrong: Vec::new(), is_hopeless: false }
+    }
+
     /// Takes what the machine printed; the next command, if it now waits for one.
     fn hear(&mut self, bytes: &[u8]) -> Option<&'a str> {
         for line in self.lines.feed(bytes) {
-            if line.starts_with("error:") {
+            if line.starts_with(BOOT_FAILED) {
+                self.wrong.push(line);
+                self.is_hopeless = true;
+            } else if line.starts_with("error:") || line.starts_with("fault:") && !line.ends_with(EXPECTED) {
                 self.wrong.push(format!("{line}{}", self.place()));
             } else if line.contains(PANIC_MARKER) {
                 self.wrong.push(format!("the kernel panicked{}", self.place()));
@@ -104,7 +116,29 @@ impl<'a> Session<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Lines, Session, commands};
+    use std::time::Duration;
+
+    use super::{Session, commands, run};
+    use crate::qemu::Qemu;
+
+    /// What went wrong in a session with a machine that is this shell script.
+    fn wrong_with(machine: &str, limit: Duration) -> Vec<String> {
+        run(&Qemu::stand_in("sh", &["-c", machine]), &commands("mem"), limit, &mut std::io::sink()).unwrap()
+    }
+
+    #[test]
+    fn a_machine_that_says_nothing_or_never_pauses_runs_into_the_time_limit() {
+        for machine in ["exec sleep 100", "while :; do echo more; done"] {
+            let wrong = wrong_with(machine, Duration::from_secs(1));
+            assert_eq!(wrong, ["the time limit of 1 s passed before the first command"], "{machine}");
+        }
+    }
+
+    #[test]
+    fn a_boot_that_failed_is_not_waited_for() {
+        let wrong = wrong_with("echo 'boot failed: no device tree'; exec sleep 100", Duration::from_secs(60));
+        assert_eq!(wrong, ["boot failed: no device tree"]);
+    }
 
     #[test]
     fn comments_and_blanks_are_not_typed_and_poweroff_is_added() {
@@ -116,12 +150,14 @@ mod tests {
     #[test]
     fn a_command_is_typed_at_the_prompt_only_and_errors_are_counted() {
         let script = commands("peek 1\nmem");
-        let mut session = Session { commands: script.iter(), lines: Lines::default(), last: None, wrong: Vec::new() };
+        let mut session = Session::new(&script);
         assert_eq!(session.hear(b"Granule boots\r\ngranule"), None);
         assert_eq!(session.hear(b"> "), Some("peek 1"));
         assert_eq!(session.hear(b"error: not mapped\r\n"), None);
         assert_eq!(session.wrong, ["error: not mapped in `peek 1`"]);
         assert_eq!(session.hear(b"granule> "), Some("mem"));
         assert_eq!(session.hear(b"mem\r\n"), None);
+        session.hear(b"fault: permission fault (as expected)\r\nfault: translation fault\r\n");
+        assert_eq!(session.wrong[1..], ["fault: translation fault in `mem`"]);
     }
 }
