@@ -47,7 +47,7 @@ pub(crate) struct Options {
 /// Runs the tests.
 ///
 /// # Errors
-/// When one failed.
+/// When one failed, or none is named as asked.
 pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()> {
     let mut entries = Vec::new();
     let mut failed = Vec::new();
@@ -62,6 +62,13 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     }
     if !failed.is_empty() {
         bail!("tests failed {}", failed.join(" and "));
+    }
+    if let Some(filter) = &options.filter
+        && !options.list
+        && entries.is_empty()
+    {
+        // A typing error in a filter must not look like a success.
+        bail!("no test has {filter:?} in its name; `./x test --list` has all names");
     }
     Ok(())
 }
