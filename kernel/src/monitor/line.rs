@@ -213,7 +213,10 @@ impl Editor {
     }
 
     fn abandon(&mut self, screen: &mut dyn Write) {
-        let _ = screen.write_str("^C\n");
+        const MARK: &str = "^C";
+        // A line that fills the screen has no room for it, and the last column stays empty.
+        let fits = self.cursor + MARK.len() <= self.window();
+        let _ = writeln!(screen, "{}", if fits { MARK } else { "" });
         self.take();
         self.prompt(screen);
     }

@@ -282,6 +282,16 @@ fn damaged_bytes_in_a_script_do_not_vanish() {
     terminal.finished(&["me?m?"]);
 }
 
+#[test]
+fn a_line_that_fills_the_screen_is_started_over_without_a_mark() {
+    let window = COLUMNS - 1 - PROMPT.len();
+    for length in window - 3..window + 3 {
+        // The screen asserts that nothing reaches its last column.
+        let terminal = terminal().type_keys(&"x".repeat(length)).type_keys("\x03");
+        assert_eq!(terminal.screen.rows[0].ends_with(&['^', 'C']), length + 2 <= window, "{length}");
+    }
+}
+
 /// Keys as a person's hands would find them, and bytes as a broken line would.
 fn keys() -> impl Strategy<Value = Vec<u8>> {
     let key = prop_oneof![
