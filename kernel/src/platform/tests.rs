@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, MAX_CPUS, Platform, PlatformError,
-    Redistributors, Trigger, tree_size,
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, MAX_CPUS, Platform, PlatformError, Redistributors,
+    Trigger, tree_size,
 };
 
 fn range(start: u64, end: u64) -> PhysRange {

@@ -12,28 +12,33 @@ fn words(words: &[&str]) -> Vec<OsString> {
     words.iter().map(Into::into).collect()
 }
 
-/// Boots to the prompt, looks at `mem`, and switches off.
+/// Boots to the prompt with a banner that has `says` in it and no warning before it, looks at `mem`, and switches off.
 #[track_caller]
-fn assert_boots(machine: &str, image: &str, extra: &[&str]) -> String {
+fn assert_boots(machine: &str, image: &str, extra: &[&str], says: &str) {
+    assert_boots_with(machine, image, "", extra, says);
+}
+
+#[track_caller]
+fn assert_boots_with(machine: &str, image: &str, append: &str, extra: &[&str], says: &str) {
     let machine = machine::named(machine).unwrap();
-    let mut session = Session::start(&machine, &built(image), "", &words(extra)).unwrap();
+    let mut session = Session::start(&machine, &built(image), append, &words(extra)).unwrap();
     let banner = session.prompt().unwrap();
+    assert!(banner.contains(says) && !banner.contains("warning"), "not {says:?}: {banner}");
     session.command("mem").unwrap();
     assert_eq!(session.power_off().unwrap(), Some(0), "{banner}");
-    banner
 }
 
 #[test]
 fn elf_boots_and_finds_the_tree_at_the_start_of_memory() {
-    assert_boots("default", "granule.elf", &[]);
+    assert_boots("default", "granule.elf", &[], ": 4 CPUs, 2G of memory, entered at EL1,");
 }
 
 #[test]
 fn entered_at_el2_with_and_without_vhe() {
-    assert_boots("el2", "granule.img", &[]);
+    assert_boots("el2", "granule.img", &[], "entered at EL2");
     // cortex-a72 has no VHE; ELF, so that x0 is 0 at EL2 too.
-    assert_boots("el2", "granule.img", &["-cpu", "cortex-a72"]);
-    assert_boots("el2", "granule.elf", &["-cpu", "cortex-a72"]);
+    assert_boots("el2", "granule.img", &["-cpu", "cortex-a72"], "2 CPUs, 1G of memory, entered at EL2");
+    assert_boots("el2", "granule.elf", &["-cpu", "cortex-a72"], "2 CPUs, 1G of memory, entered at EL2");
 }
 
 /// QEMU hands the port what is typed before the kernel has turned it on.
@@ -50,18 +55,25 @@ fn keys_pressed_before_the_boot_do_not_end_it() {
 }
 
 #[test]
-fn one_cpu_and_sixteen() {
-    assert_boots("default", "granule.img", &["-smp", "1"]);
-    assert_boots("default", "granule.img", &["-smp", "16"]);
+fn one_cpu_and_sixteen_and_as_many_as_gicv2_has() {
+    assert_boots("default", "granule.img", &["-smp", "1"], ": 1 CPU,");
+    assert_boots("default", "granule.img", &["-smp", "16"], ": 16 CPUs,");
+    assert_boots("a53", "granule.img", &["-smp", "8"], ": 8 CPUs,");
+}
+
+#[test]
+fn no_more_cpus_than_the_boot_arguments_allow() {
+    assert_boots_with("default", "granule.img", "maxcpus=1", &[], ": 1 CPU,");
+    assert_boots_with("default", "granule.img", "maxcpus=3", &[], ": 3 CPUs,");
 }
 
 #[test]
 fn little_memory_and_much() {
-    assert_boots("a53", "granule.img", &["-m", "64M"]);
-    assert_boots("default", "granule.img", &["-m", "12G"]);
+    assert_boots("a53", "granule.img", &["-m", "64M"], "64M of memory");
+    assert_boots("default", "granule.img", &["-m", "12G"], "12G of memory");
 }
 
-/// The boot arguments promise semihosting, and nobody answers: the machine goes off all the same, and says why not as told.
+/// The boot arguments promise semihosting, and nobody answers: the machine goes off all the same, and says why.
 #[test]
 fn power_off_without_the_semihosting_that_was_promised() {
     let machine = machine::named("a53").unwrap();
