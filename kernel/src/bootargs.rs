@@ -1,8 +1,9 @@
 //! Boot arguments: `key` or `key=value`, separated by blanks, from `/chosen` `bootargs`.
 //!
 //! Whoever reads a key registers it in [`PARAMETERS`], with a line of help and a check of its value, next to the code
-//! that reads it. [`check`] then finds what nobody would read: an unknown key or a bad value is a warning that names the
-//! nearest known one, and the boot goes on, since a kernel that stops at a typing error cannot be told the right word.
+//! that reads it. [`check`] then finds what nobody would read: an unknown key or a bad value is a warning that names
+//! the nearest known one, and the boot goes on, since a kernel that stops at a typing error cannot be told the right
+//! word.
 //!
 //! Where a key is given twice, the last one counts, as in Linux.
 

@@ -1,8 +1,8 @@
 //! From ELF to arm64 Image: the loadable segments as they lie in memory, one after the other.
 //!
-//! The 64-byte header that boot loaders look for (Linux, Documentation/arch/arm64/booting.rst) is part of the text, written in
-//! boot's assembly, so nothing is added here; what is zero at the end stays out of the file, and the header's
-//! image size accounts for it.
+//! The 64-byte header that boot loaders look for (Linux, Documentation/arch/arm64/booting.rst) is part of the text,
+//! written in boot's assembly, so nothing is added here; what is zero at the end stays out of the file, and the
+//! header's image size accounts for it.
 
 use anyhow::{Context, Result, bail, ensure};
 use object::elf::{FileHeader64, PF_W, PF_X, PT_LOAD, ProgramFlags};

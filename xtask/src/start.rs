@@ -18,8 +18,8 @@ pub(crate) struct Options {
     /// Machine of tests-qemu/machines.toml
     #[arg(long, short, value_name = "MACHINE", default_value = "default", value_parser = crate::machine_names())]
     pub(crate) machine: String,
-    /// Type the lines of FILE (- is standard input) at the prompt, print the session, and exit non-zero if a command failed,
-    /// the kernel panicked or the time limit passed
+    /// Type the lines of FILE (- is standard input) at the prompt, print the session, and exit non-zero if a command
+    /// failed, the kernel panicked or the time limit passed
     #[arg(long, value_name = "FILE")]
     pub(crate) script: Option<PathBuf>,
     /// Seconds that a script may take

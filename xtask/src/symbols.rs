@@ -10,7 +10,8 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 
 /// The section that the kernel reserves for the table.
 const SECTION: &str = ".granule.symbols";
-/// Names longer than this are cut where the table would not fit otherwise; what is cut is the tail of generic arguments.
+/// Names longer than this are cut where the table would not fit otherwise; what is cut is the tail of generic
+/// arguments.
 const SHORT_NAME: usize = 60;
 
 /// Writes the table into the ELF's reserved section.

@@ -47,11 +47,13 @@ impl Pl011 {
         // its divisor from a clock rate.
         unsafe {
             if register(CONTROL).read_volatile() & CONTROL_ENABLE != CONTROL_ENABLE {
-                // This empties the FIFO and leaves the receive interrupt of what was in it: no read would ever end that.
+                // This empties the FIFO and leaves the receive interrupt of what was in it: no read would ever end
+                // that.
                 register(LINE_CONTROL).write_volatile(LINE_CONTROL_8_BITS_FIFO);
                 register(INTERRUPT_CLEAR).write_volatile(INTERRUPT_CLEAR_ALL);
                 register(CONTROL).write_volatile(CONTROL_ENABLE);
-                // QEMU, whose model was full with the one byte that went with the FIFO, sends no more until one is read.
+                // QEMU, whose model was full with the one byte that went with the FIFO, sends no more until one is
+                // read.
                 let _ = register(DATA).read_volatile();
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! PSCI has no way to say whether the work succeeded: QEMU always exits with status 0. With the boot argument
 //! `semihosting` the machine ends through QEMU's semihosting instead, with a status. Only then: without a debugger or
-//! emulator that answers, the semihosting instruction is an undefined-instruction exception, which is reported as any other;
-//! that report then ends the machine by PSCI.
+//! emulator that answers, the semihosting instruction is an undefined-instruction exception, which is reported as any
+//! other; that report then ends the machine by PSCI.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 

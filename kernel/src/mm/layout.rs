@@ -15,9 +15,9 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 pub const LINEAR_BASE: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
 /// Bytes of physical address space that the linear map can show.
 pub const LINEAR_SIZE: u64 = 1 << 47;
-/// Where the image is linked; `linker/granule.ld` has the same number.
+/// Where the image is linked; the entry code hands it to the linker script.
 pub const IMAGE_BASE: VirtAddr = VirtAddr(0xffff_8000_8000_0000);
-/// First address of the fixmap; `boot/src/entry.S` links its table there.
+/// First address of the fixmap; the entry code links its table there.
 pub const FIXMAP_BASE: VirtAddr = VirtAddr(0xffff_8000_c000_0000);
 /// First address for vmalloc areas.
 pub const VMALLOC_START: VirtAddr = VirtAddr(0xffff_8001_0000_0000);

@@ -7,7 +7,8 @@
 //! A script must be able to fail, so each line has an outcome ([`Failure`]), and the status with which `poweroff` ends
 //! the machine says whether all were as expected. A line that starts with `!` expects the machine or the kernel to
 //! refuse: `! poke $ 1` fails if the store went through, and without the `!` if it did not. A line that is *wrong* — an
-//! unknown command, a bad argument — fails either way, or a misspelt expectation would always hold. `#` starts a comment.
+//! unknown command, a bad argument — fails either way, or a misspelt expectation would always hold. `#` starts a
+//! comment.
 
 mod accounts;
 mod line;

@@ -4,8 +4,8 @@
 //! move them by its `ranges`. A [`Node`] carries the way up, so that [`Node::registers`] gives what the CPU must use.
 //! `ranges` missing means that the CPU cannot reach what is below; `ranges` empty means the same address (2.3.8).
 //!
-//! A node's properties are found by one pass over them ([`Properties`]): each lookup in the flattened form starts at the
-//! first property again, and the boot has a budget in instructions.
+//! A node's properties are found by one pass over them ([`Properties`]): each lookup in the flattened form starts at
+//! the first property again, and the boot has a budget in instructions.
 
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node as _, Property as _};

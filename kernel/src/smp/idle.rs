@@ -1,7 +1,8 @@
 //! What a CPU does that has nothing to do: it waits for interrupts, and for work that another CPU hands it.
 //!
 //! Work runs outside of interrupts, with interrupts on, to its end; it may do what ordinary kernel code may, such as
-//! [`call`](super::call()) other CPUs. A CPU has room for one piece of work; the boot CPU, which never idles, takes none.
+//! [`call`](super::call()) other CPUs. A CPU has room for one piece of work; the boot CPU, which never idles, takes
+//! none.
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 

@@ -7,15 +7,15 @@ pub type Rank = u32;
 
 /// The tree of vmalloc areas.
 pub const VMALLOC: Rank = 2;
-/// The heap's growth: it maps frames, so it comes before page tables. Whoever holds this rank or a later one must not allocate
-/// from the heap.
+/// The heap's growth: it maps frames, so it comes before page tables. Whoever holds this rank or a later one must not
+/// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
 /// The kernel space's page tables: mapping and unmapping, never `set_memory_*`.
 pub const PAGE_TABLE: Rank = 8;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 10;
-/// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else; here,
-/// objects may still be returned by those who hold a page table.
+/// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
+/// here, objects may still be returned by those who hold a page table.
 pub const POOL: Rank = 14;
 /// Page blocks: the buddy allocator and the blocks' bitmaps.
 pub const PAGE_BLOCK: Rank = 16;

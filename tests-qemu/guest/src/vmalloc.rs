@@ -63,7 +63,8 @@ fn what_cannot_be_had_is_an_error_and_takes_nothing(t: &mut Test) {
     t.equal("and only once", space().vfree_at(this_cpu(), start), Err(VmallocError::NotAnArea(start)));
 }
 
-// Fails as late as it can, and so has the most to undo. On the machine with the least memory, since it touches all of it.
+// Fails as late as it can, and so has the most to undo. On the machine with the least memory, since it touches all of
+// it.
 target_test!(frames_without_tables_are_given_back, machine("a53"));
 fn frames_without_tables_are_given_back(t: &mut Test) {
     let free = granule::kernel().frames.stats().free as u64;

@@ -1,7 +1,7 @@
 //! The kernel's page tables, walked from outside.
 //!
-//! Written from the Arm ARM (D8.3, "Translation table descriptor formats", 4 KiB granule) and from nothing of the kernel:
-//! a mistake that both shared would not be found by comparing them.
+//! Written from the Arm ARM (D8.3, "Translation table descriptor formats", 4 KiB granule) and from nothing of the
+//! kernel: a mistake that both shared would not be found by comparing them.
 
 use anyhow::{Result, bail, ensure};
 use granule_runner::gdb::Gdb;

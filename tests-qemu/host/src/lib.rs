@@ -1,7 +1,7 @@
 //! What tests that drive a machine from outside have in common: finished images, and a machine at its prompt.
 //!
-//! The tests are in `tests/`. They need what `./x build` leaves in `build/`, so `./x test` is how they are run; a `cargo test`
-//! of one's own works after a build.
+//! The tests are in `tests/`. They need what `./x build` leaves in `build/`, so `./x test` is how they are run; a
+//! `cargo test` of one's own works after a build.
 
 #![forbid(unsafe_code)]
 

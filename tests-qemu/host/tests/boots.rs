@@ -1,4 +1,5 @@
-//! Every way in: Image and ELF, EL1 and EL2 with and without VHE, other addresses, other sizes, and device trees that are no good.
+//! Every way in: Image and ELF, EL1 and EL2 with and without VHE, other addresses, other sizes, and device trees that
+//! are no good.
 
 use std::ffi::OsString;
 
@@ -49,7 +50,8 @@ fn keys_pressed_before_the_boot_do_not_end_it() {
         let mut session = Session::start(&machine, &built("granule.img"), "", &[]).unwrap();
         session.say("mem\nmem\nmem\n");
         session.prompt().unwrap();
-        // The port may lose the first byte, with which its FIFO was full before it was turned on; what follows is whole.
+        // The port may lose the first byte, with which its FIFO was full before it was turned on; what follows is
+        // whole.
         session.wait_for("\nheap ").unwrap();
     }
 }

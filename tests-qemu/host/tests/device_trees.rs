@@ -1,4 +1,5 @@
-//! Device trees that QEMU would not make by itself: large ones, reservations in great number, devices that say too little.
+//! Device trees that QEMU would not make by itself: large ones, reservations in great number, devices that say too
+//! little.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,7 +1,8 @@
 //! The runner's own tests: guests that lie, and what the runner must say of each.
 //!
-//! The judge has tests of its own without a machine (tests-qemu/runner). These show that the whole chain — records, boot, serial
-//! port, frames, exit status — finds the same out about a real one, and that the tests behind the liar still run.
+//! The judge has tests of its own without a machine (tests-qemu/runner). These show that the whole chain — records,
+//! boot, serial port, frames, exit status — finds the same out about a real one, and that the tests behind the liar
+//! still run.
 
 use granule_host_tests::built;
 use granule_runner::judge::{Outcome, Verdict};

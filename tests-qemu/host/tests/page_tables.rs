@@ -1,7 +1,7 @@
 //! The kernel's page tables as they lie in memory, against what the kernel says of them.
 //!
-//! A machine is brought to its prompt and asked for `ptdump`; then it is stopped through QEMU's gdb stub, and the tables are walked from
-//! TTBR1_EL1 in physical memory by code that shares nothing with the kernel.
+//! A machine is brought to its prompt and asked for `ptdump`; then it is stopped through QEMU's gdb stub, and the
+//! tables are walked from TTBR1_EL1 in physical memory by code that shares nothing with the kernel.
 
 use granule_host_tests::leaves::{self, Leaf};
 use granule_host_tests::session::Session;

@@ -79,7 +79,8 @@ const AT_EL2: &[u32] = &[
     0xd61f_00a0, // br x5
 ];
 
-/// Starts the machine `default`, with this in addition to its `-machine`, in the code `stage`, which goes on to the kernel.
+/// Starts the machine `default`, with this in addition to its `-machine`, in the code `stage`, which goes on to the
+/// kernel.
 fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
     let mut machine = machine::named("default").unwrap();
     machine.machine += addition;
@@ -116,8 +117,8 @@ fn poisoned_at_el2_by_a_vhe_host() {
     assert_boots_behind("el2.bin", AT_EL2, ",virtualization=on");
 }
 
-/// What a loader may have left in x0 that does not know the boot protocol: an address where there is no memory, no RAM, no
-/// tree, or which no table can hold.
+/// What a loader may have left in x0 that does not know the boot protocol: an address where there is no memory, no RAM,
+/// no tree, or which no table can hold.
 #[test]
 fn an_x0_that_leads_to_no_tree_is_a_message() {
     for x0 in [0x30_0000_0000u64, 0x0900_0000, 0x6000_0003, 0xf000_0000_0000, 0xf_0000_4000_0000, 0xffff_ffff_ffff_fffc]

@@ -6,7 +6,8 @@ use granule_runner::list;
 use granule_runner::machine;
 use granule_runner::session::{self, Plan};
 
-/// Runs the guest `trap::{name}` and returns what it printed. It must have been ended by a panic, and have been told so once.
+/// Runs the guest `trap::{name}` and returns what it printed. It must have been ended by a panic, and have been told so
+/// once.
 #[track_caller]
 fn report(name: &str) -> String {
     let tests = list::read(&built("granule-tests.elf")).unwrap();

@@ -1,7 +1,7 @@
 //! A client of QEMU's gdb stub: registers by name, and memory by physical address.
 //!
-//! The least of the remote serial protocol (GDB manual, appendix E) that an outside look at a machine needs. The stub stops the
-//! machine when a client connects, and `Qqemu.PhyMemMode` turns memory packets into physical ones.
+//! The least of the remote serial protocol (GDB manual, appendix E) that an outside look at a machine needs. The stub
+//! stops the machine when a client connects, and `Qqemu.PhyMemMode` turns memory packets into physical ones.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};

@@ -54,8 +54,8 @@ impl Test {
 /// All tests of an image, in the order of their records.
 ///
 /// # Errors
-/// When the ELF cannot be read, a record is damaged, two tests have one name, or a test asks for a feature or a machine that
-/// machines.toml does not know: such a test would be skipped everywhere and nobody would see.
+/// When the ELF cannot be read, a record is damaged, two tests have one name, or a test asks for a feature or a machine
+/// that machines.toml does not know: such a test would be skipped everywhere and nobody would see.
 pub fn read(elf: &Path) -> Result<Vec<Test>> {
     let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
     let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF", elf.display()))?;

@@ -1,9 +1,9 @@
 //! Feeds a script to the monitor line by line, and prints the session.
 //!
 //! A line is typed only when the prompt stands there, and the monitor echoes it, so the transcript reads as if a person
-//! had typed it. Three things must agree for a success: no line from the guest that is an error or a fault, no panic, and an
-//! exit status of 0 — which the guest gives, told by its boot arguments that a script types, only if every line went as
-//! expected.
+//! had typed it. Three things must agree for a success: no line from the guest that is an error or a fault, no panic,
+//! and an exit status of 0 — which the guest gives, told by its boot arguments that a script types, only if every line
+//! went as expected.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -44,7 +44,8 @@ pub fn run(qemu: &Qemu, commands: &[String], limit: Duration, out: &mut dyn Writ
     let mut guest = Guest::start(qemu)?;
     let mut session = Session::new(commands);
     let deadline = Instant::now() + limit;
-    // A boot that failed early does not know the firmware, nor what it was told by boot arguments: nothing ends the machine.
+    // A boot that failed early does not know the firmware, nor what it was told by boot arguments: nothing ends the
+    // machine.
     while !session.is_hopeless {
         match guest.hear(deadline) {
             Heard::Bytes(bytes) => {

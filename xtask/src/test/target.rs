@@ -1,7 +1,8 @@
 //! The tests on the target, in the form of an ordinary test program.
 //!
-//! Each machine runs all of its tests in as few boots as it can, on a thread of its own; libtest-mimic gets one trial for each
-//! (machine, test), which waits for its verdict. So names, filter, list and the closing line are those that cargo's users know.
+//! Each machine runs all of its tests in as few boots as it can, on a thread of its own; libtest-mimic gets one trial
+//! for each (machine, test), which waits for its verdict. So names, filter, list and the closing line are those that
+//! cargo's users know.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -88,7 +89,8 @@ fn prepare(options: &Options, built: &Built, machine: Machine, tests: &[Test], e
     (job, trials)
 }
 
-/// Runs the jobs in order, a few at a time, in the background. A job that breaks drops its senders, which fails its trials.
+/// Runs the jobs in order, a few at a time, in the background. A job that breaks drops its senders, which fails its
+/// trials.
 fn start(jobs: Vec<Job>) {
     let queue = Arc::new(Mutex::new(jobs.into_iter()));
     for _ in 0..MACHINES_AT_ONCE {

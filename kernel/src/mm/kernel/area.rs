@@ -134,8 +134,8 @@ impl AreaTree {
         (address < area.end()).then_some(area)
     }
 
-    /// Lets the caller, and nobody after them, take the mappings of the area at exactly `start` away, if it is of `kind`.
-    /// Returns its pages. The caller then [`Self::remove`]s it.
+    /// Lets the caller, and nobody after them, take the mappings of the area at exactly `start` away, if it is of
+    /// `kind`. Returns its pages. The caller then [`Self::remove`]s it.
     ///
     /// # Errors
     /// What is there instead: an area of another kind, or nothing.

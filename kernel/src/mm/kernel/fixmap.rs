@@ -22,7 +22,8 @@ use crate::sync::{IrqLock, rank};
 const ENTRIES: usize = 512;
 /// Descriptors hold output addresses of 48 bits.
 const ADDRESS_END: u64 = 1 << 48;
-/// Pages for the device tree: all that the other slots leave. The boot protocol allows a tree 2 MiB, which is 16 KiB more.
+/// Pages for the device tree: all that the other slots leave. The boot protocol allows a tree 2 MiB, which is 16 KiB
+/// more.
 const DEVICE_TREE_PAGES: usize = ENTRIES - FixmapSlot::DeviceTree.first();
 
 /// What lies where in the fixmap.
@@ -80,11 +81,11 @@ pub fn map_device(slot: FixmapSlot, registers: PhysAddr) -> VirtAddr {
     slot.address() + (registers - page)
 }
 
-/// Maps `bytes` of memory from `start` on, read-only, in place of the device tree's slot, and returns where they are. `None`
-/// where that is more than the slot has room for, or no address that tables can hold.
+/// Maps `bytes` of memory from `start` on, read-only, in place of the device tree's slot, and returns where they are.
+/// `None` where that is more than the slot has room for, or no address that tables can hold.
 ///
-/// No more is mapped than asked for: behind a device tree there may be no memory, and what is mapped may be fetched ahead.
-/// So a caller maps the header first, and then the whole by the size that the header gives.
+/// No more is mapped than asked for: behind a device tree there may be no memory, and what is mapped may be fetched
+/// ahead. So a caller maps the header first, and then the whole by the size that the header gives.
 ///
 /// # Safety
 /// What was mapped here before is used no more, unless it began at the same `start`.

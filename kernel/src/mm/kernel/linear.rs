@@ -1,10 +1,11 @@
 //! The linear map: all memory, at one offset, with the largest leaves that its edges allow.
 //!
 //! It is made once, piece by piece: a piece is memory between edges at which permission or presence changes. The tables
-//! for the first two come from a handful of pages inside the image, because nothing else is mapped yet: the one with the
-//! image's own tables, and the one with most free memory, as a rule the same. All further tables come from the latter,
-//! through the part of the map that then exists, so it matters to nobody how many pieces there are. Memory is writable and never executable here; the alias of the image's text and constants is
-//! read-only, at 4 KiB exactness, so that what is not writable there is not writable here either.
+//! for the first two come from a handful of pages inside the image, because nothing else is mapped yet: the one with
+//! the image's own tables, and the one with most free memory, as a rule the same. All further tables come from the
+//! latter, through the part of the map that then exists, so it matters to nobody how many pieces there are. Memory is
+//! writable and never executable here; the alias of the image's text and constants is read-only, at 4 KiB exactness, so
+//! that what is not writable there is not writable here either.
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
@@ -17,8 +18,8 @@ use crate::boot_info::BootInfo;
 use crate::mm::early::MemoryMap;
 use crate::mm::{OutOfMemory, layout};
 
-/// Tables that the image carries. A piece needs at most two of each of the three levels below the root, for its two ends,
-/// and one more of level 1 for each 512 GiB that it crosses.
+/// Tables that the image carries. A piece needs at most two of each of the three levels below the root, for its two
+/// ends, and one more of level 1 for each 512 GiB that it crosses.
 const EARLY_TABLES: usize = 16;
 
 /// Why the linear map could not be made. Nothing can run without it.

@@ -27,7 +27,8 @@ impl KernelSpace {
     }
 }
 
-/// [`KernelSpace::describe_walk`] for whoever has no kernel at hand, such as a fault report: before there is one, it says so.
+/// [`KernelSpace::describe_walk`] for whoever has no kernel at hand, such as a fault report: before there is one, it
+/// says so.
 ///
 /// # Errors
 /// Those of `out`.

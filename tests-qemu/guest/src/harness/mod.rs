@@ -1,8 +1,8 @@
 //! Runs the tests that the boot arguments choose, and tells the runner how each went.
 //!
-//! What is said goes out as frames of [`granule_protocol`], each on a line of its own; everything else that is printed is output
-//! of the running test. After each test the kernel is looked over ([`audit`]); what a test leaves behind fails it. A test that
-//! made no check fails too: it has shown nothing.
+//! What is said goes out as frames of [`granule_protocol`], each on a line of its own; everything else that is printed
+//! is output of the running test. After each test the kernel is looked over ([`audit`]); what a test leaves behind
+//! fails it. A test that made no check fails too: it has shown nothing.
 
 mod audit;
 mod features;
@@ -117,7 +117,8 @@ impl Port {
         let whole = Frame { sequence: self.sequence, event }.encode(self.nonce, &mut line).is_ok();
         self.sequence += 1;
         if whole {
-            // On a line of its own, even where a test left one unfinished; printed in one piece, so no other CPU gets between.
+            // On a line of its own, even where a test left one unfinished; printed in one piece, so no other CPU gets
+            // between.
             console::print(format_args!("\n{line}\n"));
         }
     }
