@@ -123,23 +123,62 @@ fn many_pages_that_must_not_be_mapped_leave_a_linear_map_around_them() {
     }
 }
 
-/// The property `interrupts` of the console, which stands in the tree as so many bytes.
-fn console_interrupt(tree: &[u8]) -> std::ops::Range<usize> {
-    let console = tree.windows(13).position(|window| window == b"pl011@9000000").unwrap();
-    let value = [0u32, 1, 4].map(u32::to_be_bytes).concat();
-    let at = console + tree[console..].windows(12).position(|window| window == value).unwrap();
-    at - 12..at + 12
+/// Where the value of a node's property lies; its token, length and name are the twelve bytes before.
+fn value(tree: &[u8], node: &str, property: &str) -> std::ops::Range<usize> {
+    let find = |from: usize, wanted: &[u8]| {
+        from + tree[from..]
+            .windows(wanted.len())
+            .position(|window| window == wanted)
+            .unwrap_or_else(|| panic!("{node}"))
+    };
+    let strings = word(tree, 12);
+    let name = find(strings, format!("\0{property}\0").as_bytes()) + 1 - strings;
+    let mut at = find(word(tree, 8), format!("{node}\0").as_bytes());
+    at = at.next_multiple_of(4);
+    while [at, at + 8].map(|at| word(tree, at)) != [PROPERTY as usize, name] {
+        at += 4;
+    }
+    at + 12..at + 12 + word(tree, at + 4)
 }
 
 #[test]
 fn a_console_without_an_interrupt_is_polled() {
     let mut tree = tree("polled");
     resize(&mut tree, 64 << 10);
-    let interrupt = console_interrupt(&tree);
-    for word in tree[interrupt].chunks_exact_mut(4) {
+    let interrupts = value(&tree, "pl011@9000000", "interrupts");
+    for word in tree[interrupts.start - 12..interrupts.end].chunks_exact_mut(4) {
         word.copy_from_slice(&NOP.to_be_bytes());
     }
     let mut session = boot("polled", &tree);
     session.prompt().unwrap();
     assert!(session.command("mem").unwrap().contains("frames"));
+}
+
+/// Boots with the last word of a property changed, to one CPU of two and with a warning that has `says` in it.
+#[track_caller]
+fn assert_leaves_a_cpu_out(name: &str, node: &str, property: &str, last: u32, says: &str) {
+    let mut tree = tree(name);
+    resize(&mut tree, 64 << 10);
+    let end = value(&tree, node, property).end;
+    tree[end - 4..end].copy_from_slice(&last.to_be_bytes());
+    let banner = boot(name, &tree).prompt().unwrap();
+    assert!(banner.contains(says) && banner.contains(": 1 CPU,"), "{banner}");
+}
+
+#[test]
+fn a_cpu_that_does_not_start_is_left_out() {
+    assert_leaves_a_cpu_out("absent", "cpu@1", "reg", 0x77, "warning: CPU 1 (0x77) not started: PSCI");
+    assert_leaves_a_cpu_out(
+        "unknown",
+        "cpu@1",
+        "enable-method",
+        0,
+        "warning: CPU 1 (0x1) not started: the device tree",
+    );
+}
+
+/// The redistributors' region is as large as that of one CPU.
+#[test]
+fn a_cpu_that_the_interrupt_controller_does_not_know_is_left_out() {
+    assert_leaves_a_cpu_out("unheard", "intc@8000000", "reg", 0x2_0000, "no interface for CPU 0x1");
 }
