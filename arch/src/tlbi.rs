@@ -314,6 +314,44 @@ tlbi!(
     rvaale1(operand: RangeOperand = operand.0), "sys #0, c8, c6, #7, {}"
 );
 
+/// A TLBI of the kernel's own regime with its operand, as a value: what a machine is told to do, be it the metal or a model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Instruction {
+    /// [`vmalle1is`].
+    Vmalle1is,
+    /// [`vmalle1`].
+    Vmalle1,
+    /// [`vaae1is`].
+    Vaae1is(AddressOperand),
+    /// [`vaale1is`].
+    Vaale1is(AddressOperand),
+    /// [`vaae1`].
+    Vaae1(AddressOperand),
+    /// [`vaale1`].
+    Vaale1(AddressOperand),
+    /// [`rvaae1is`].
+    Rvaae1is(RangeOperand),
+    /// [`rvaale1is`].
+    Rvaale1is(RangeOperand),
+}
+
+impl Instruction {
+    /// Issues it. With a constant variant this is the one instruction.
+    #[inline(always)]
+    pub fn execute(self) {
+        match self {
+            Self::Vmalle1is => vmalle1is(),
+            Self::Vmalle1 => vmalle1(),
+            Self::Vaae1is(operand) => vaae1is(operand),
+            Self::Vaale1is(operand) => vaale1is(operand),
+            Self::Vaae1(operand) => vaae1(operand),
+            Self::Vaale1(operand) => vaale1(operand),
+            Self::Rvaae1is(operand) => rvaae1is(operand),
+            Self::Rvaale1is(operand) => rvaale1is(operand),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

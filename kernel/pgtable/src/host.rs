@@ -9,6 +9,7 @@ use std::vec::Vec;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
+use granule_arch::tlbi::Instruction;
 
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, Granule4K};
@@ -39,8 +40,10 @@ pub enum Operation<G: Geometry = Granule4K> {
     DsbIsh,
     /// ISB.
     Isb,
-    /// A TLB invalidation, without barriers.
+    /// What [`HostTlb`] was told to invalidate, without barriers.
     Invalidate(Invalidation<G>),
+    /// A TLBI instruction.
+    Tlbi(Instruction),
 }
 
 /// The host's way to touch tables.
@@ -100,6 +103,10 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
         let old = Descriptor(cell.fetch_and(!mask, Ordering::AcqRel));
         self.note_write(cell, old, Descriptor(old.0 & !mask));
         old
+    }
+
+    fn tlbi(&self, instruction: Instruction) {
+        self.note(Operation::Tlbi(instruction));
     }
 
     fn dmb_ishst(&self) {

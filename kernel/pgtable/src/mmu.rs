@@ -5,6 +5,7 @@
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
+use granule_arch::tlbi::Instruction;
 
 use crate::flush::Invalidation;
 use crate::geometry::Geometry;
@@ -100,6 +101,10 @@ pub unsafe trait Mmu {
             self.store(cell, change.apply(self.load(cell)));
         }
     }
+
+    /// Issues a TLB invalidation, without a barrier before or after. The operand is the hardware's, so that a model decodes
+    /// what the hardware would.
+    fn tlbi(&self, instruction: Instruction);
 
     /// DMB ISHST: earlier stores are seen before later ones.
     fn dmb_ishst(&self);

@@ -6,10 +6,9 @@
 
 use granule_arch::addr::PAGE_SIZE;
 use granule_arch::patched_branch;
-use granule_arch::tlbi::{self, AddressOperand, Granule, Operation, Plan, RangeOperand, RangeSupport};
-use granule_pgtable::{Invalidation, Tables, Tlb};
+use granule_arch::tlbi::{AddressOperand, Granule, Instruction, Operation, Plan, RangeOperand, RangeSupport};
+use granule_pgtable::{Granule4K, Invalidation, Mmu, Tables, Tlb};
 
-use super::kernel::mmu::{Metal, View};
 use crate::lab;
 use crate::platform::features::branch;
 
@@ -17,32 +16,33 @@ use crate::platform::features::branch;
 #[derive(Clone, Copy, Debug)]
 pub struct KernelTlb;
 
-impl<V: View> Tlb<Metal<V>> for KernelTlb {
+impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
     #[inline]
-    fn issue(&self, _mmu: &Metal<V>, what: &Invalidation) {
+    fn issue(&self, mmu: &M, what: &Invalidation) {
         if lab::is_on!(SKIP_TLBI) {
             return;
         }
         if lab::is_on!(LOCAL_TLBI) {
             // One by one: QEMU flushes more than a range, which would hide what this switch shows.
             for page in 0..what.range.pages() as u64 {
-                tlbi::vaale1(AddressOperand::new(what.range.start() + page * PAGE_SIZE as u64, None));
+                let page = what.range.start() + page * PAGE_SIZE as u64;
+                mmu.tlbi(Instruction::Vaale1(AddressOperand::new(page, None)));
             }
             return;
         }
         for operation in Plan::new(what.range.start(), what.range.pages() as u64, Granule::Size4K, range_support()) {
-            match (operation, what.tables) {
-                (Operation::Everything, _) => tlbi::vmalle1is(),
+            mmu.tlbi(match (operation, what.tables) {
+                (Operation::Everything, _) => Instruction::Vmalle1is,
                 // Only leaves changed: entries of upper levels in walk caches stay right, so they may stay.
-                (Operation::Page(page), Tables::Kept) => tlbi::vaale1is(AddressOperand::new(page, None)),
-                (Operation::Page(page), Tables::Unlinked) => tlbi::vaae1is(AddressOperand::new(page, None)),
+                (Operation::Page(page), Tables::Kept) => Instruction::Vaale1is(AddressOperand::new(page, None)),
+                (Operation::Page(page), Tables::Unlinked) => Instruction::Vaae1is(AddressOperand::new(page, None)),
                 (Operation::Pages(first, span), Tables::Kept) => {
-                    tlbi::rvaale1is(RangeOperand::new(first, Granule::Size4K, span, None));
+                    Instruction::Rvaale1is(RangeOperand::new(first, Granule::Size4K, span, None))
                 }
                 (Operation::Pages(first, span), Tables::Unlinked) => {
-                    tlbi::rvaae1is(RangeOperand::new(first, Granule::Size4K, span, None));
+                    Instruction::Rvaae1is(RangeOperand::new(first, Granule::Size4K, span, None))
                 }
-            }
+            });
         }
     }
 }

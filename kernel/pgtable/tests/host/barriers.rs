@@ -27,7 +27,7 @@ pub(crate) fn count<G: Geometry>(stream: &[Operation<G>]) -> Counts {
             Operation::DmbIshst => counts.dmb += 1,
             Operation::DsbIshst | Operation::DsbIsh => counts.dsb += 1,
             Operation::Isb => counts.isb += 1,
-            Operation::Invalidate(_) => counts.tlbi += 1,
+            Operation::Invalidate(_) | Operation::Tlbi(_) => counts.tlbi += 1,
         }
     }
     counts
@@ -66,7 +66,7 @@ pub(crate) fn check<G: Geometry>(stream: &[Operation<G>]) -> Result<(), String> 
             }
             Operation::Isb if debts.incomplete => return Err("ISB before the DSB that completes the TLBI".into()),
             Operation::Isb => debts.unsynchronised = false,
-            Operation::Invalidate(_) => {
+            Operation::Invalidate(_) | Operation::Tlbi(_) => {
                 if debts.unseen_removal {
                     return Err("TLBI before the DSB that makes the stores visible".into());
                 }

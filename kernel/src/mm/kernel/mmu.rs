@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::barrier;
 use granule_arch::descriptor::Descriptor;
+use granule_arch::tlbi::Instruction;
 use granule_pgtable::{Granule4K, Mmu, Table};
 
 #[cfg(target_os = "none")]
@@ -94,6 +95,11 @@ unsafe impl<V: View> Mmu for Metal<V> {
     #[inline(always)]
     fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
         Descriptor(cell.fetch_and(!mask, Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn tlbi(&self, instruction: Instruction) {
+        instruction.execute();
     }
 
     #[inline(always)]
