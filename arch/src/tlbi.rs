@@ -329,6 +329,8 @@ pub enum Instruction {
     Vaae1(AddressOperand),
     /// [`vaale1`].
     Vaale1(AddressOperand),
+    /// [`vale1is`]: not for kernel addresses, which are global, but as the least that some errata ask to be repeated.
+    Vale1is(AddressOperand),
     /// [`rvaae1is`].
     Rvaae1is(RangeOperand),
     /// [`rvaale1is`].
@@ -346,6 +348,7 @@ impl Instruction {
             Self::Vaale1is(operand) => vaale1is(operand),
             Self::Vaae1(operand) => vaae1(operand),
             Self::Vaale1(operand) => vaale1(operand),
+            Self::Vale1is(operand) => vale1is(operand),
             Self::Rvaae1is(operand) => rvaae1is(operand),
             Self::Rvaale1is(operand) => rvaale1is(operand),
         }

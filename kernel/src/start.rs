@@ -26,7 +26,8 @@ use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tlb::KernelTlb;
-use crate::mm::{OutOfMemory, heap, layout};
+use crate::mm::{OutOfMemory, heap, layout, maintenance};
+use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::{Platform, PlatformError};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
@@ -221,14 +222,13 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     for other in cpus.iter().filter_map(smp::cpu).filter_map(|other| other.features.get()) {
         features.add(other);
     }
-    let features = kernel.features.call_once(|| features);
-    let switches = lab::init();
-    let patched = alternative::apply(
-        |identifier| switches.has(identifier) || features.takes(identifier),
-        // SAFETY: a branch site in the text; the CPUs that could execute it wait, and both instructions are whole
-        // words.
-        |site, instruction| unsafe { fixmap::patch_word(boot, site, instruction) },
-    );
+    if bootargs::is_set("repeat-tlbi") {
+        features.repeat_tlbi = RepeatTlbi::Forced;
+    }
+    kernel.features.call_once(|| features);
+    lab::init();
+    maintenance::init();
+    let patched = patch_branches(kernel);
     log::debug!("{patched} branches patched");
 
     let empty = kernel.frames.alloc_zeroed(cpu)?;
@@ -236,6 +236,19 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     interrupts::enable();
     smp::release(cpus, empty);
     Ok(())
+}
+
+/// Makes each branch site say what features, lab and counting say now; returns how many instructions changed.
+///
+/// Also while other CPUs run, for switches that may be seen late: each has the old instruction or the new one.
+pub fn patch_branches(kernel: &Kernel) -> usize {
+    let (features, switches) = (kernel.features(), lab::active());
+    alternative::apply(
+        |identifier| switches.has(identifier) || features.takes(identifier) || maintenance::takes(identifier),
+        // SAFETY: a branch site in the text. A CPU that executes it meanwhile sees a NOP or a branch, both whole words
+        // that may replace each other.
+        |site, instruction| unsafe { fixmap::patch_word(kernel.boot, site, instruction) },
+    )
 }
 
 fn arrive(cpu: &'static Cpu) {

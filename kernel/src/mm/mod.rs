@@ -8,6 +8,7 @@ pub mod frame;
 pub mod heap;
 pub mod kernel;
 pub mod layout;
+pub mod maintenance;
 pub mod page_block;
 pub mod pool;
 pub mod tlb;

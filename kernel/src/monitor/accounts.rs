@@ -10,6 +10,7 @@ use super::parse::Args;
 use super::tables::Size;
 use super::{Command, Failure, Refusal, Session, no_keywords};
 use crate::mm::kernel::area::AreaKind;
+use crate::mm::maintenance;
 use crate::{Kernel, smp};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -32,7 +33,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "stats",
         words: "",
-        help: "interrupts, calls and faults of each CPU; refused frees",
+        help: "events of each CPU, with barriers and TLBIs if they are counted",
         run: stats,
         complete: no_keywords,
     },
@@ -135,6 +136,10 @@ fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
                 .map(|count| count.load(Ordering::Relaxed));
         writeln!(session, "{:>3}  {interrupts:>10}  {ipis:>10}  {calls:>10}  {probes:>12}  {spurious:>15}", cpu.id.0);
     });
+    if maintenance::is_counting() {
+        writeln!(session, "cpu{}", maintenance::HEADING);
+        smp::for_each(|cpu| writeln!(session, "{:>3}{}", cpu.id.0, maintenance::counts(cpu)));
+    }
     writeln!(session, "frees refused: {}", kernel.frames.stats().refused);
     Ok(())
 }

@@ -8,38 +8,22 @@
 
 use core::fmt;
 
-use aarch64_cpu::registers::MIDR_EL1;
 use granule_arch::features::CpuFeatures;
 
-/// A design whose maker promises that no TLB conflict abort comes of a change of size.
-struct Design {
-    name: &'static str,
-    implementer: u64,
-    part: u64,
-    /// The variant and the first revision of it that the promise is about; `None`: all.
-    since: Option<(u64, u64)>,
-}
+use super::design::{ARM, Design, Releases};
+use super::errata::RepeatTlbi;
 
 /// The designs that are trusted. The Arm cores are bounded to variant 0, so a later variant needs its own entry.
 const TRUSTED: [Design; 7] = [
-    Design { name: "Cortex-X4", implementer: 0x41, part: 0xd82, since: Some((0, 3)) },
-    Design { name: "Neoverse-V3AE", implementer: 0x41, part: 0xd83, since: Some((0, 2)) },
-    Design { name: "Neoverse-V3", implementer: 0x41, part: 0xd84, since: Some((0, 2)) },
-    Design { name: "NVIDIA Olympus", implementer: 0x4e, part: 0x010, since: None },
-    Design { name: "AmpereOne", implementer: 0xc0, part: 0xac3, since: None },
-    Design { name: "AmpereOne A", implementer: 0xc0, part: 0xac4, since: None },
+    Design { name: "Cortex-X4", implementer: ARM, part: 0xd82, releases: Releases::Between((0, 3), (0, 15)) },
+    Design { name: "Neoverse-V3AE", implementer: ARM, part: 0xd83, releases: Releases::Between((0, 2), (0, 15)) },
+    Design { name: "Neoverse-V3", implementer: ARM, part: 0xd84, releases: Releases::Between((0, 2), (0, 15)) },
+    Design { name: "NVIDIA Olympus", implementer: 0x4e, part: 0x010, releases: Releases::All },
+    Design { name: "AmpereOne", implementer: 0xc0, part: 0xac3, releases: Releases::All },
+    Design { name: "AmpereOne A", implementer: 0xc0, part: 0xac4, releases: Releases::All },
     // QEMU's own model under TCG, whose TLB keeps single pages: no implementer, part number 'Q'.
-    Design { name: "QEMU max", implementer: 0x00, part: 0x051, since: None },
+    Design { name: "QEMU max", implementer: 0x00, part: 0x051, releases: Releases::All },
 ];
-
-impl Design {
-    fn covers(&self, midr: u64) -> bool {
-        let revision = MIDR_EL1::Revision.read(midr);
-        MIDR_EL1::Implementer.read(midr) == self.implementer
-            && MIDR_EL1::PartNum.read(midr) == self.part
-            && self.since.is_none_or(|(variant, first)| MIDR_EL1::Variant.read(midr) == variant && revision >= first)
-    }
-}
 
 /// Whether the size of a live kernel mapping may change without break-before-make, and why.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +69,12 @@ impl fmt::Display for SizeChange {
 pub mod branch {
     /// FEAT_TLBIRANGE.
     pub const TLB_RANGE: u16 = 0;
+    /// FEAT_TTL.
+    pub const TLB_LEVEL: u16 = 1;
+    /// An erratum of a CPU that one more invalidation works around.
+    pub const REPEAT_TLBI: u16 = 2;
+    /// No feature: barriers and invalidations are counted (`crate::mm::maintenance`).
+    pub const COUNT: u16 = 3;
 }
 
 /// What the CPUs of the system have in common.
@@ -94,18 +84,22 @@ pub struct SystemFeatures {
     pub cpus: CpuFeatures,
     /// Whether the size of a live kernel mapping may change.
     pub size_change: SizeChange,
+    /// Whether a completed invalidation is to be followed by one more.
+    pub repeat_tlbi: RepeatTlbi,
 }
 
 impl SystemFeatures {
     /// A system of one CPU.
     pub fn new(boot_cpu: &CpuFeatures) -> Self {
-        Self { cpus: *boot_cpu, size_change: SizeChange::of(boot_cpu) }
+        Self { cpus: *boot_cpu, size_change: SizeChange::of(boot_cpu), repeat_tlbi: RepeatTlbi::of(boot_cpu.midr) }
     }
 
     /// Whether the branch sites with this identifier, one of [`branch`], are to be taken; `false` for any other.
     pub fn takes(&self, identifier: u16) -> bool {
         match identifier {
             branch::TLB_RANGE => self.cpus.tlb_range(),
+            branch::TLB_LEVEL => self.cpus.ttl(),
+            branch::REPEAT_TLBI => self.repeat_tlbi.is_needed(),
             _ => false,
         }
     }
@@ -114,6 +108,7 @@ impl SystemFeatures {
     pub fn add(&mut self, cpu: &CpuFeatures) {
         self.cpus = self.cpus.least(cpu);
         self.size_change = self.size_change.and(SizeChange::of(cpu));
+        self.repeat_tlbi = self.repeat_tlbi.or(RepeatTlbi::of(cpu.midr));
     }
 }
 
@@ -121,7 +116,8 @@ impl SystemFeatures {
 impl fmt::Display for SystemFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.cpus)?;
-        write!(f, "live size change {}", self.size_change)
+        writeln!(f, "live size change {}", self.size_change)?;
+        write!(f, "TLBI repeated    {}", self.repeat_tlbi)
     }
 }
 
@@ -169,8 +165,8 @@ mod tests {
         system.add(&cpu(0x410f_d034));
         system.add(&cpu(0x410f_d823));
         assert_eq!(system.size_change, SizeChange::UnknownDesign(0x410f_d034));
-        assert!(system.to_string().ends_with(
-            "live size change not trusted: MIDR 0x410fd034 is on no list of cores without TLB conflict aborts"
+        assert!(system.to_string().contains(
+            "live size change not trusted: MIDR 0x410fd034 is on no list of cores without TLB conflict aborts\n"
         ));
     }
 }

@@ -10,9 +10,12 @@
 //! - [`tree`]: a node with its place on the buses above it, so that `reg` can be read as the CPU sees it
 //! - [`memory`]: banks, reservations, `/chosen`
 //! - [`features`]: what the CPUs can do; from their own registers, not from the tree
+//! - [`errata`]: what is wrong with some of them, by [`design`]
 //! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, PCIe, SMMU
 
+pub mod design;
 mod devices;
+pub mod errata;
 pub mod features;
 mod memory;
 mod tree;

@@ -12,6 +12,7 @@ use granule_arch::features::CpuFeatures;
 use spin::Once;
 
 use crate::drivers::timer::Due;
+use crate::mm::maintenance::Counters;
 use crate::mm::page_block::NodeArena;
 
 /// The most CPUs that one kernel starts.
@@ -60,6 +61,8 @@ pub struct Cpu {
     pub probe_faults: AtomicU64,
     /// Translation faults that were gone when they were looked at, and so were retried.
     pub spurious_faults: AtomicU64,
+    /// Barriers and TLB invalidations that it has issued, while they are counted.
+    pub maintenance: Counters,
 }
 
 impl Cpu {
@@ -84,6 +87,7 @@ impl Cpu {
             interrupts: AtomicU64::new(0),
             probe_faults: AtomicU64::new(0),
             spurious_faults: AtomicU64::new(0),
+            maintenance: Counters::new(),
         }
     }
 }

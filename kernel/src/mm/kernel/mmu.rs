@@ -14,6 +14,7 @@ use granule_pgtable::{Granule4K, Mmu, Table};
 
 #[cfg(target_os = "none")]
 use crate::mm::layout;
+use crate::mm::maintenance::{Kind, count};
 
 const ENTRIES: usize = 512;
 
@@ -99,6 +100,7 @@ unsafe impl<V: View> Mmu for Metal<V> {
 
     #[inline(always)]
     fn tlbi(&self, instruction: Instruction) {
+        count(Kind::of(instruction));
         instruction.execute();
     }
 
@@ -109,16 +111,19 @@ unsafe impl<V: View> Mmu for Metal<V> {
 
     #[inline(always)]
     fn dsb_ishst(&self) {
+        count(Kind::Dsb);
         barrier::dsb_ishst();
     }
 
     #[inline(always)]
     fn dsb_ish(&self) {
+        count(Kind::Dsb);
         barrier::dsb_ish();
     }
 
     #[inline(always)]
     fn isb(&self) {
+        count(Kind::Isb);
         barrier::isb();
     }
 }
