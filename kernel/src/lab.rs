@@ -5,6 +5,7 @@
 //! **Rule: each switch has a test that shows the failure with the fix away and its absence with it**; one that nothing
 //! can show is not in the list.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::alternative::{FIRST_LAB, IDENTIFIERS};
@@ -13,6 +14,27 @@ use thiserror::Error;
 
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::nearest::nearest;
+
+/// Who can see that a fix is missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Witness {
+    /// The CPU, real or emulated: a test on the target.
+    Target,
+    /// The model machine alone: an emulated CPU completes everything at once and hides it.
+    Model,
+    /// The recorded stream of operations alone: it is a matter of what was issued before what.
+    Stream,
+}
+
+impl fmt::Display for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Target => "target",
+            Self::Model => "model",
+            Self::Stream => "stream",
+        })
+    }
+}
 
 /// A fix that can be taken away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +45,8 @@ pub struct Lab {
     pub name: &'static str,
     /// What goes wrong with it, in a line.
     pub effect: &'static str,
+    /// Who sees it.
+    pub witness: Witness,
 }
 
 /// No TLB invalidation after a change of permissions.
@@ -30,6 +54,7 @@ pub const SKIP_TLBI: Lab = Lab {
     identifier: FIRST_LAB,
     name: "skip-tlbi",
     effect: "set_memory_* leaves the TLBs alone: an old permission outlives the call",
+    witness: Witness::Target,
 };
 
 /// TLB invalidation on the calling CPU only.
@@ -37,6 +62,7 @@ pub const LOCAL_TLBI: Lab = Lab {
     identifier: FIRST_LAB + 1,
     name: "local-tlbi",
     effect: "set_memory_* invalidates on its own CPU only: an old permission outlives the call on the others",
+    witness: Witness::Target,
 };
 
 /// A leaf that breaks W^X.
@@ -44,9 +70,42 @@ pub const WX_LEAF: Lab = Lab {
     identifier: FIRST_LAB + 2,
     name: "wx-leaf",
     effect: "vmalloc maps the first page of an area writable and executable: the audit must find it",
+    witness: Witness::Target,
 };
 
-const ALL: [Lab; 3] = [SKIP_TLBI, LOCAL_TLBI, WX_LEAF];
+/// TLB invalidation of all pages but the last.
+pub const SHORT_TLBI: Lab = Lab {
+    identifier: FIRST_LAB + 3,
+    name: "short-tlbi",
+    effect: "an invalidation ends a page early: the old permission of the last page outlives the call",
+    witness: Witness::Target,
+};
+
+/// No DSB between the stores and the invalidation.
+pub const SKIP_DSB_BEFORE_TLBI: Lab = Lab {
+    identifier: FIRST_LAB + 4,
+    name: "skip-dsb-before-tlbi",
+    effect: "no DSB before an invalidation: a walk right after it may bring the old entry back",
+    witness: Witness::Model,
+};
+
+/// No DSB after the invalidation.
+pub const SKIP_DSB_AFTER_TLBI: Lab = Lab {
+    identifier: FIRST_LAB + 5,
+    name: "skip-dsb-after-tlbi",
+    effect: "no DSB after an invalidation: it may still be under way when the call returns",
+    witness: Witness::Model,
+};
+
+/// No ISB after the invalidation.
+pub const SKIP_ISB: Lab = Lab {
+    identifier: FIRST_LAB + 6,
+    name: "skip-isb",
+    effect: "no ISB at the end of a change: what this CPU translated ahead may still be used",
+    witness: Witness::Model,
+};
+
+const ALL: [Lab; 7] = [SKIP_TLBI, LOCAL_TLBI, WX_LEAF, SHORT_TLBI, SKIP_DSB_BEFORE_TLBI, SKIP_DSB_AFTER_TLBI, SKIP_ISB];
 
 // The set below is a word, and a switch's place in it is its place in the list.
 const _: () = {

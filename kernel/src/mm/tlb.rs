@@ -2,11 +2,14 @@
 //!
 //! Arm ARM D8.17: invalidations are broadcast to the inner-shareable domain. A range of kernel addresses takes the fewest
 //! operations that cover exactly it ([`Plan`]), and where it is longer than those are worth, one that takes everything. Kernel
-//! entries are global, so the operations are those for every ASID. No level hint is given.
+//! entries are global, so the operations are those for every ASID. Where FEAT_TTL is on every CPU, the level goes along if all
+//! leaves are certain to be of one; a wrong one may invalidate nothing.
 
-use granule_arch::addr::PAGE_SIZE;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
-use granule_arch::tlbi::{AddressOperand, Granule, Instruction, Operation, Plan, RangeOperand, RangeSupport};
+use granule_arch::tlbi::{
+    AddressOperand, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport,
+};
 use granule_pgtable::{Granule4K, Invalidation, Mmu, Tables, Tlb};
 
 use crate::lab;
@@ -17,34 +20,67 @@ use crate::platform::features::branch;
 pub struct KernelTlb;
 
 impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
+    /// The sequence of [`Tlb::invalidate`], for the reasons given there, step by step so that the lab can take one away.
+    #[inline(always)]
+    fn invalidate(&self, mmu: &M, whats: impl Iterator<Item = Invalidation>) {
+        if !lab::is_on!(SKIP_DSB_BEFORE_TLBI) {
+            mmu.dsb_ishst();
+        }
+        for what in whats {
+            self.issue(mmu, &what);
+        }
+        if !lab::is_on!(SKIP_DSB_AFTER_TLBI) {
+            mmu.dsb_ish();
+        }
+        if patched_branch!(branch::REPEAT_TLBI) {
+            // What it names does not matter: that it completes says that the first ones have.
+            mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+            mmu.dsb_ish();
+        }
+        if !lab::is_on!(SKIP_ISB) {
+            mmu.isb();
+        }
+    }
+
     #[inline]
     fn issue(&self, mmu: &M, what: &Invalidation) {
         if lab::is_on!(SKIP_TLBI) {
             return;
         }
+        // One by one: QEMU flushes more than a range, which would hide what these two show.
         if lab::is_on!(LOCAL_TLBI) {
-            // One by one: QEMU flushes more than a range, which would hide what this switch shows.
-            for page in 0..what.range.pages() as u64 {
-                let page = what.range.start() + page * PAGE_SIZE as u64;
-                mmu.tlbi(Instruction::Vaale1(AddressOperand::new(page, None)));
-            }
-            return;
+            return pages(what).for_each(|page| mmu.tlbi(Instruction::Vaale1(AddressOperand::new(page, None))));
         }
+        if lab::is_on!(SHORT_TLBI) {
+            let all_but_the_last = pages(what).take(what.range.pages() - 1);
+            return all_but_the_last.for_each(|page| mmu.tlbi(Instruction::Vaale1is(AddressOperand::new(page, None))));
+        }
+        let level = level_hint(what);
+        let single = |page| AddressOperand::new(page, level.map(|level| (Granule::Size4K, level)));
+        let several = |first, span| RangeOperand::new(first, Granule::Size4K, span, level);
         for operation in Plan::new(what.range.start(), what.range.pages() as u64, Granule::Size4K, range_support()) {
             mmu.tlbi(match (operation, what.tables) {
                 (Operation::Everything, _) => Instruction::Vmalle1is,
                 // Only leaves changed: entries of upper levels in walk caches stay right, so they may stay.
-                (Operation::Page(page), Tables::Kept) => Instruction::Vaale1is(AddressOperand::new(page, None)),
-                (Operation::Page(page), Tables::Unlinked) => Instruction::Vaae1is(AddressOperand::new(page, None)),
-                (Operation::Pages(first, span), Tables::Kept) => {
-                    Instruction::Rvaale1is(RangeOperand::new(first, Granule::Size4K, span, None))
-                }
-                (Operation::Pages(first, span), Tables::Unlinked) => {
-                    Instruction::Rvaae1is(RangeOperand::new(first, Granule::Size4K, span, None))
-                }
+                (Operation::Page(page), Tables::Kept) => Instruction::Vaale1is(single(page)),
+                (Operation::Page(page), Tables::Unlinked) => Instruction::Vaae1is(single(page)),
+                (Operation::Pages(first, span), Tables::Kept) => Instruction::Rvaale1is(several(first, span)),
+                (Operation::Pages(first, span), Tables::Unlinked) => Instruction::Rvaae1is(several(first, span)),
             });
         }
     }
+}
+
+/// The pages of an invalidation.
+fn pages(what: &Invalidation) -> impl Iterator<Item = VirtAddr> {
+    let start = what.range.start();
+    (0..what.range.pages() as u64).map(move |page| start + page * PAGE_SIZE as u64)
+}
+
+/// The level of the leaves, where it may be said.
+#[inline(always)]
+fn level_hint(what: &Invalidation) -> Option<LevelHint> {
+    if patched_branch!(branch::TLB_LEVEL) { what.level.and_then(LevelHint::new) } else { None }
 }
 
 #[inline(always)]

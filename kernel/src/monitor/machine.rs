@@ -84,7 +84,7 @@ fn lab<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>>
     let active = lab::active();
     for switch in lab::all() {
         let state = if active.contains(switch) { "on" } else { "off" };
-        writeln!(session, "{:<12} {state:<4} {}", switch.name, switch.effect);
+        writeln!(session, "{:<20} {state:<4} {:<7} {}", switch.name, switch.witness, switch.effect);
     }
     Ok(())
 }

@@ -42,6 +42,11 @@ fn without_invalidation_an_invalid_page_is_read() {
 }
 
 #[test]
+fn with_an_invalidation_that_ends_early_the_last_page_is_written() {
+    assert_caught("short-tlbi", "set_memory::read_only_pages_refuse_writes_and_only_they", "the fault: found None");
+}
+
+#[test]
 fn with_local_invalidation_other_cpus_write_on() {
     let name = "set_memory::other_cpus_refuse_as_soon_as_the_call_returns";
     assert_caught("local-tlbi", name, "all refuse after: found 0, wanted 3");

@@ -66,3 +66,40 @@ fn a_line_that_does_not_go_well_fails_the_script() {
         assert!(session.contains("frames"), "the script goes on after {line}:\n{session}");
     }
 }
+
+/// What CPU 0 issued for `command`, in the columns of `stats`: DSB, ISB, TLBI by page, range, everything, local.
+fn issued(machine: &str, append: &str, command: &str) -> [u64; 6] {
+    let text = format!("vmalloc 8\nstats\n{command}\nstats");
+    let (wrong, session) = run(&machine::named(machine).unwrap(), append, &text);
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    let lines: Vec<&str> = session.lines().collect();
+    let counters = |heading: usize| {
+        let columns = lines[heading + 1].split_ascii_whitespace().skip(1);
+        let numbers: Vec<u64> = columns.map(|number| number.parse().unwrap()).collect();
+        <[u64; 6]>::try_from(numbers).unwrap()
+    };
+    let headings: Vec<usize> = (0..lines.len()).filter(|&line| lines[line].contains("tlbi range")).collect();
+    let [before, after] = headings[..] else { panic!("counted twice: {session}") };
+    let (before, after) = (counters(before), counters(after));
+    core::array::from_fn(|column| after[column] - before[column])
+}
+
+#[test]
+fn what_a_call_issues_is_counted_by_kind() {
+    // Two DSBs and one ISB; three pages are a range of two and a single one.
+    assert_eq!(issued("default", "count", "set_memory ro $ 3"), [2, 1, 1, 1, 0, 0]);
+    assert_eq!(issued("default", "count", "set_memory rw $ 3"), [0; 6]);
+    assert_eq!(issued("a53", "count", "set_memory ro $ 3"), [2, 1, 3, 0, 0, 0]);
+    assert_eq!(issued("default", "count lab=local-tlbi", "set_memory ro $ 3"), [2, 1, 0, 0, 0, 3]);
+    let made_valid = "set_memory invalid $ 8\nset_memory valid $ 8";
+    assert_eq!(issued("default", "count", made_valid), [3, 2, 0, 1, 0, 0]);
+}
+
+#[test]
+fn an_erratum_costs_one_more_invalidation_a_call() {
+    assert_eq!(issued("default", "count repeat-tlbi", "set_memory ro $ 8"), [3, 1, 1, 1, 0, 0]);
+    // Its one CPU is on no list.
+    assert_eq!(issued("a53", "count", "set_memory ro $ 1"), [2, 1, 1, 0, 0, 0]);
+    // Neoverse-N1 is on the list, and has no range operations.
+    assert_eq!(issued("el2", "count", "set_memory ro $ 8"), [3, 1, 9, 0, 0, 0]);
+}
