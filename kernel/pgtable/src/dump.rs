@@ -105,10 +105,10 @@ struct Coalescing<F: FnMut(&Extent)> {
     totals: LeafTotals,
 }
 
-impl<M: Mmu, F: FnMut(&Extent)> Visitor<M> for Coalescing<F> {
+impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
     type Error = Infallible;
 
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Infallible> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Infallible> {
         let leaves = leading_leaves(mmu, run);
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
             let entry = mmu.load(cell);

@@ -161,10 +161,10 @@ struct Counting {
     needed: usize,
 }
 
-impl<M: Mmu> Visitor<M> for Counting {
+impl<'t, M: Mmu> Visitor<'t, M> for Counting {
     type Error = Error;
 
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Error> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         if self.executable && run.inherited & bits::PXNTABLE != 0 {
             return Err(Error::ExecutionForbidden(run.from));
         }
@@ -174,7 +174,7 @@ impl<M: Mmu> Visitor<M> for Counting {
                 None => Ok(Next::Entries(run.count)),
             };
         }
-        if run.descriptor.kind(false) != Kind::None {
+        if run.descriptor.is_some_and(|entry| entry.kind(false) != Kind::None) {
             return Err(Error::AlreadyMapped(run.from));
         }
         let in_entry = run.left.min(M::Geometry::entry_size(run.level) - (run.from.0 - run.start.0));
@@ -192,10 +192,10 @@ struct Writing<'a, M: Mmu, F> {
     spare: Spare,
 }
 
-impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<M> for Writing<'_, M, F> {
+impl<'t, M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<'t, M> for Writing<'_, M, F> {
     type Error = core::convert::Infallible;
 
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         if run.level == LAST_LEVEL {
             self.write_pages(mmu, run);
             return Ok(Next::Entries(run.count));

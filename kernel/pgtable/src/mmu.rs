@@ -9,7 +9,6 @@ use granule_arch::tlbi::Instruction;
 
 use crate::flush::Invalidation;
 use crate::geometry::Geometry;
-use crate::permission::Change;
 
 /// The address of a table, with its level.
 ///
@@ -61,7 +60,7 @@ impl Table {
 ///    order).
 /// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them
 ///    otherwise.
-/// 4. `update_run` and `common_bits`, where overridden, have the effect of the defaults, cell by cell in any order.
+/// 4. `survey` and `update_run`, where overridden, have the effect of the defaults, cell by cell in any order.
 #[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
 pub unsafe trait Mmu {
     /// The shape of its tables.
@@ -87,18 +86,19 @@ pub unsafe trait Mmu {
     /// Clears `mask` in one atomic step and returns the entry as it was. For entries that another CPU may be changing.
     fn clear_bits(&self, cell: &Self::Cell, mask: u64) -> Descriptor;
 
-    /// The bits that every entry of `run` has set. The check before a change in bulk; the metal reads pairs.
+    /// What the entries of `run` have in common, and what any of them has. The check before a change in bulk; the metal
+    /// reads pairs.
     #[inline]
-    fn common_bits(&self, run: &[Self::Cell]) -> u64 {
-        run.iter().fold(u64::MAX, |common, cell| common & self.load(cell).0)
+    fn survey(&self, run: &[Self::Cell]) -> Survey {
+        run.iter().fold(Survey::NOTHING, |survey, cell| survey.with(self.load(cell)))
     }
 
-    /// Applies `change` to every entry of `run` by plain loads and stores: the caller owns them. The metal writes
+    /// Flips the bits of `flip` in every entry of `run` by plain loads and stores: the caller owns them. The metal writes
     /// pairs.
     #[inline]
-    fn update_run(&self, run: &[Self::Cell], change: Change) {
+    fn update_run(&self, run: &[Self::Cell], flip: u64) {
         for cell in run {
-            self.store(cell, change.apply(self.load(cell)));
+            self.store(cell, Descriptor(self.load(cell).0 ^ flip));
         }
     }
 
@@ -120,6 +120,40 @@ pub unsafe trait Mmu {
     #[inline(always)]
     fn has_ets2(&self) -> bool {
         false
+    }
+}
+
+/// What some entries are like, taken together: two words that say whether a bit is the same in all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Survey {
+    /// The bits that every one has set.
+    pub all: u64,
+    /// The bits that at least one has set.
+    pub any: u64,
+}
+
+impl Survey {
+    /// Of no entries.
+    pub const NOTHING: Self = Self { all: u64::MAX, any: 0 };
+
+    /// With one entry more.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, entry: Descriptor) -> Self {
+        Self { all: self.all & entry.0, any: self.any | entry.0 }
+    }
+
+    /// Of the entries of both.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { all: self.all & other.all, any: self.any | other.any }
+    }
+
+    /// The bits of `mask` that all entries have alike, as they have them; `None` where two differ in one of these.
+    #[inline(always)]
+    pub const fn common(self, mask: u64) -> Option<u64> {
+        if (self.all ^ self.any) & mask == 0 { Some(self.all & mask) } else { None }
     }
 }
 

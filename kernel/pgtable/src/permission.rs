@@ -19,6 +19,10 @@ pub struct Change {
     clear: u64,
     /// Software bits that a leaf must have so that it may be changed at all.
     marked: u64,
+    /// What a leaf must have so that it does not become writable and executable.
+    required: u64,
+    /// VALID, where the TLBs may hold what a valid leaf was; 0 where valid leaves stay as they are.
+    stale_if: u64,
 }
 
 impl Change {
@@ -45,7 +49,25 @@ impl Change {
         // Clearing both and setting neither would make any leaf writable and executable.
         let both = bits::RDONLY | bits::PXN;
         assert!(clear & both != both || set & both != 0);
-        Self { set, clear, marked: 0 }
+        Self { set, clear, marked: 0, required: Self::requires(set, clear), stale_if: Self::stale_bit(set, clear) }
+    }
+
+    /// No change clears RDONLY and PXN together, so one bit is all that can be missing.
+    const fn requires(set: u64, clear: u64) -> u64 {
+        if set & (bits::RDONLY | bits::PXN) != 0 {
+            0
+        } else if clear & bits::RDONLY != 0 {
+            bits::PXN
+        } else if clear & bits::PXN != 0 {
+            bits::RDONLY
+        } else {
+            0
+        }
+    }
+
+    const fn stale_bit(set: u64, clear: u64) -> u64 {
+        let only_makes_valid = set & bits::VALID != 0 && (set | clear) & !(bits::VALID | bits::PRESENT_INVALID) == 0;
+        if only_makes_valid { 0 } else { bits::VALID }
     }
 
     /// The same change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is not
@@ -83,20 +105,9 @@ impl Change {
 
     /// What each leaf must have already so that the change cannot make it writable and executable; 0 where any leaf
     /// will do.
-    ///
-    /// No change clears RDONLY and PXN together (asserted where changes are made), so one bit is all that can be
-    /// missing.
     #[inline(always)]
     pub const fn required(self) -> u64 {
-        if self.set & (bits::RDONLY | bits::PXN) != 0 {
-            0
-        } else if self.clear & bits::RDONLY != 0 {
-            bits::PXN
-        } else if self.clear & bits::PXN != 0 {
-            bits::RDONLY
-        } else {
-            0
-        }
+        self.required
     }
 
     /// Whether leaves become executable at EL1.
@@ -105,10 +116,10 @@ impl Change {
         self.clear & bits::PXN != 0
     }
 
-    /// Whether all that it can do to a leaf is to make an invalid one valid: then no TLB holds anything of what
-    /// changes.
+    /// Whether a TLB may hold what is no longer true, once `old` has changed: only what was valid can be in a TLB, and a
+    /// change that only makes entries valid leaves valid ones as they are.
     #[inline(always)]
-    pub const fn only_makes_valid(self) -> bool {
-        self.set & bits::VALID != 0 && (self.set | self.clear) & !(bits::VALID | bits::PRESENT_INVALID) == 0
+    pub(crate) const fn leaves_stale(self, old: Descriptor) -> bool {
+        old.0 & self.stale_if != 0
     }
 }

@@ -14,7 +14,7 @@ use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::unmap::{self, Leaf};
 use crate::update;
-use crate::walk::{self, Translation, Visitor, Walk};
+use crate::walk::{self, Run, Translation, Visitor, Walk};
 
 /// A tree of tables as one CPU sees it: a root and that CPU's [`Mmu`].
 ///
@@ -44,8 +44,18 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// Sends `visitor` over `range`.
     #[inline(always)]
-    pub(crate) fn visit<V: Visitor<M>>(&self, range: PageRange<M::Geometry>, visitor: &mut V) -> Result<(), V::Error> {
+    pub(crate) fn visit<V: Visitor<'a, M>>(
+        &self,
+        range: PageRange<M::Geometry>,
+        visitor: &mut V,
+    ) -> Result<(), V::Error> {
         walk::visit(self.mmu, self.root, range, visitor)
+    }
+
+    /// All of `range`, where it lies in one last-level table.
+    #[inline(always)]
+    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>) -> Option<Run<'a, M>> {
+        walk::sole_run(self.mmu, self.root, range)
     }
 
     /// Maps `range` to the physical memory from `physical` on.
@@ -118,7 +128,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         change: Change,
     ) -> Result<Flush<M::Geometry>, Error> {
-        update::update(self, lazy, range, change)
+        update::update(self, lazy, range, &change)
     }
 
     /// The walk for `address`, level by level.

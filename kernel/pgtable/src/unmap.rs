@@ -52,10 +52,10 @@ struct Check<G: Geometry> {
     range: PageRange<G>,
 }
 
-impl<M: Mmu> Visitor<M> for Check<M::Geometry> {
+impl<'t, M: Mmu> Visitor<'t, M> for Check<M::Geometry> {
     type Error = Error;
 
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Error> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         let leaves = leading_leaves(mmu, run);
         for index in [0, leaves - 1] {
             let entry = mmu.load(&run.cells()[index]);
@@ -72,10 +72,10 @@ struct Breaking<G: Geometry> {
     stale: Stale<G>,
 }
 
-impl<M: Mmu> Visitor<M> for Breaking<M::Geometry> {
+impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
     type Error = core::convert::Infallible;
 
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
         let mut hull = None;
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
@@ -99,10 +99,10 @@ struct Releasing<F: FnMut(Leaf)> {
     released: F,
 }
 
-impl<M: Mmu, F: FnMut(Leaf)> Visitor<M> for Releasing<F> {
+impl<'t, M: Mmu, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
     type Error = core::convert::Infallible;
 
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
             let leaf = mmu.load(cell);

@@ -5,161 +5,269 @@
 //! writable and executable; the second cannot fail. The caller owns the range, so entries are changed by plain loads
 //! and stores, in bulk, table by table. Whole leaves change in place, and all entries of a contiguous group change
 //! alike.
+//!
+//! The first pass also finds whether the entries are alike in every bit that matters. They almost always are; then the
+//! change is the same few bits to flip in each of them, or none at all, and no entry is looked at a second time.
 
-use granule_arch::descriptor::{Kind, bits};
+use granule_arch::descriptor::{Descriptor, Kind, bits};
 
 use crate::Error;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, Survey};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
 use crate::walk::{Next, Run, Visitor, leading_leaves, whole_leaf};
 
 /// See [`PageTables::update`].
+///
+/// Nearly every range lies in one last-level table. That way is written out: down once, and both passes over the same
+/// cells, which stay where they are because their owner is the caller.
 #[inline(always)]
 pub(crate) fn update<M: Mmu>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
-    change: Change,
+    change: &Change,
 ) -> Result<Flush<M::Geometry>, Error> {
-    tables.visit(range, &mut Check { range, change })?;
+    let Some(run) = tables.sole_run(range) else { return update_tables(tables, lazy, range, change) };
+    let mut check = Check { range, change, found: Survey::NOTHING };
+    check.visit(tables.mmu(), &run)?;
+    Ok(match Uniform::of(check.found, change) {
+        Uniform::Not => update_each(tables, lazy, range, change),
+        Uniform::Unchanged => Flush::NONE,
+        Uniform::Flip { from, to } => {
+            tables.mmu().update_run(run.cells(), from.0 ^ to.0);
+            flush(lazy, range, change, from, to, Some(LAST_LEVEL))
+        }
+    })
+}
+
+/// The same for any range: table by table, in two walks.
+#[inline(never)]
+fn update_tables<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+) -> Result<Flush<M::Geometry>, Error> {
+    let mut check = Check { range, change, found: Survey::NOTHING };
+    tables.visit(range, &mut check)?;
+    Ok(match Uniform::of(check.found, change) {
+        Uniform::Not => update_each(tables, lazy, range, change),
+        Uniform::Unchanged => Flush::NONE,
+        Uniform::Flip { from, to } => {
+            let mut flipping = Flipping { flip: from.0 ^ to.0, levels: Levels::NONE };
+            let Ok(()) = tables.visit(range, &mut flipping);
+            flush(lazy, range, change, from, to, flipping.levels.sole())
+        }
+    })
+}
+
+/// What a change does to entries that are alike, in the bits that it touches.
+enum Uniform {
+    /// They are not alike.
+    Not,
+    /// They have the new permissions already.
+    Unchanged,
+    /// Each goes from one to the other.
+    Flip { from: Descriptor, to: Descriptor },
+}
+
+impl Uniform {
+    #[inline(always)]
+    fn of(found: Survey, change: &Change) -> Self {
+        // What decides how an entry changes, and whether a TLB may hold it.
+        let touched = change.set_mask() | change.clear_mask() | bits::VALID;
+        match found.common(touched).map(Descriptor) {
+            None => Self::Not,
+            Some(from) if change.apply(from) == from => Self::Unchanged,
+            Some(from) => Self::Flip { from, to: change.apply(from) },
+        }
+    }
+}
+
+/// What is owed where every entry changed: the range holds whole leaves only, so it is what they translate.
+#[inline(always)]
+fn flush<M: Mmu>(
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    from: Descriptor,
+    to: Descriptor,
+    level: Option<u8>,
+) -> Flush<M::Geometry> {
+    lazy.wrote(to);
+    Flush::new(change.leaves_stale(from).then_some(Invalidation { range, tables: Tables::Kept, level }))
+}
+
+/// The second pass where entries differ.
+#[cold]
+fn update_each<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+) -> Flush<M::Geometry> {
     let mut changing = Changing { lazy, change, stale: Stale::NONE };
     let Ok(()) = tables.visit(range, &mut changing);
-    Ok(changing.stale.flush())
+    changing.stale.flush()
 }
 
-/// The first pass: whether the change may be made.
-struct Check<G: Geometry> {
+/// The first pass: whether the change may be made, and what the entries have in common.
+struct Check<'a, G: Geometry> {
     range: PageRange<G>,
-    change: Change,
+    change: &'a Change,
+    found: Survey,
 }
 
-impl<M: Mmu> Visitor<M> for Check<M::Geometry> {
+impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
     type Error = Error;
 
     #[inline(always)]
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Error> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         let leaves = leading_leaves(mmu, run);
         let cells = &run.cells()[..leaves];
-        // The common case in one sweep: all are valid leaves that have what they must. Anything else is looked at one
-        // by one.
-        let leaf = if run.level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
-        let must = leaf | self.change.required() | self.change.marks();
-        if mmu.common_bits(cells) & must != must {
-            self.each(mmu, run, leaves)?;
+        let survey = mmu.survey(cells);
+        // The common case by what all have: valid leaves, or present-invalid ones, that have what they must. Anything
+        // else is looked at one by one.
+        let valid = if run.level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
+        let all_leaves =
+            survey.all & valid == valid || (survey.any & bits::VALID == 0 && survey.all & bits::PRESENT_INVALID != 0);
+        let must = self.change.required() | self.change.marks();
+        if !all_leaves || survey.all & must != must {
+            // A copy, so that the run itself can stay in registers.
+            each(mmu, &Run { ..*run }, leaves, self.change)?;
         }
-        // Only the leaves at the two ends can be cut by them: groups and blocks are aligned, and so is the table.
-        for index in [0, leaves - 1] {
-            whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;
+        // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the table.
+        if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
+            for index in [0, leaves - 1] {
+                whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;
+            }
         }
         if self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
             return Err(Error::ExecutionForbidden(run.from));
         }
+        self.found = self.found.and(survey);
         Ok(Next::Entries(leaves))
     }
 }
 
-impl<G: Geometry> Check<G> {
-    /// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.
-    #[cold]
-    fn each<M: Mmu<Geometry = G>>(&self, mmu: &M, run: &Run<'_, M>, leaves: usize) -> Result<(), Error> {
-        let required = self.change.required();
-        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
-            let old = mmu.load(cell);
-            let address = run.address(index).max(run.from);
-            if old.kind(run.level == LAST_LEVEL) != Kind::Leaf {
-                return Err(Error::NotMapped(address));
-            }
-            if old.0 & self.change.marks() != self.change.marks() {
-                return Err(Error::NotMarked(address));
-            }
-            // Present-invalid leaves count too: making them valid later is not checked again.
-            if old.0 & required != required {
-                return Err(Error::WritableAndExecutable(address));
-            }
+/// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.
+#[cold]
+fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize, change: &Change) -> Result<(), Error> {
+    let required = change.required();
+    for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+        let old = mmu.load(cell);
+        let address = run.address(index).max(run.from);
+        if old.kind(run.level == LAST_LEVEL) != Kind::Leaf {
+            return Err(Error::NotMapped(address));
         }
-        Ok(())
+        if old.0 & change.marks() != change.marks() {
+            return Err(Error::NotMarked(address));
+        }
+        // Present-invalid leaves count too: making them valid later is not checked again.
+        if old.0 & required != required {
+            return Err(Error::WritableAndExecutable(address));
+        }
     }
+    Ok(())
 }
 
-/// The second pass.
-struct Changing<'a, M: Mmu> {
-    lazy: &'a Lazy<'a, M>,
-    change: Change,
-    stale: Stale<M::Geometry>,
+/// The second pass where all entries change alike.
+struct Flipping {
+    flip: u64,
+    levels: Levels,
 }
 
-impl<M: Mmu> Visitor<M> for Changing<'_, M> {
+impl<'t, M: Mmu> Visitor<'t, M> for Flipping {
     type Error = core::convert::Infallible;
 
     #[inline(always)]
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error> {
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        self.change_run(mmu, run, &run.cells()[..leaves]);
+        mmu.update_run(&run.cells()[..leaves], self.flip);
+        self.levels.note(run.level);
         Ok(Next::Entries(leaves))
     }
 }
 
-impl<M: Mmu> Changing<'_, M> {
-    /// Changes `cells`, the first ones of `run`, and notes what the TLBs may hold of their old values.
-    ///
-    /// Entries at both ends that have the new permissions already are left out, so that the invalidation covers what
-    /// changed and no more. Between them all are written: one more store of the same value costs less than asking.
-    #[inline(always)]
-    fn change_run(&mut self, mmu: &M, run: &Run<'_, M>, cells: &[M::Cell]) {
-        let change = self.change;
-        let changes = |cell: &M::Cell| {
-            let old = mmu.load(cell);
-            change.apply(old) != old
-        };
-        let Some(first) = cells.iter().position(changes) else { return };
-        let last = cells.iter().rposition(changes).unwrap_or(first);
-        let changed = &cells[first..=last];
+/// The second pass where they differ: entry by entry.
+struct Changing<'a, M: Mmu> {
+    lazy: &'a Lazy<'a, M>,
+    change: &'a Change,
+    stale: Stale<M::Geometry>,
+}
 
-        // Only what was valid can be in a TLB. A change that only makes entries valid leaves valid ones as they are.
-        let stale = |cell: &M::Cell| mmu.load(cell).is_valid() && changes(cell);
-        let mut witness = first;
-        if !change.only_makes_valid()
-            && let (Some(from), Some(to)) = (changed.iter().position(stale), changed.iter().rposition(stale))
-        {
-            witness = first + from;
-            let entries = run.address(first + from);
-            let size = (((to - from) as u64) + 1) << M::Geometry::shift(run.level);
-            self.stale.note(PageRange::trusted(entries, size), run.level);
+impl<'t, M: Mmu> Visitor<'t, M> for Changing<'_, M> {
+    type Error = core::convert::Infallible;
+
+    /// Changes the entries, and notes what the TLBs may hold of their old values. Those that have the new permissions
+    /// already are left out, so that the invalidation begins and ends with what changed.
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
+        let leaves = leading_leaves(mmu, run);
+        let mut hull = None;
+        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+            let old = mmu.load(cell);
+            let new = self.change.apply(old);
+            if new == old {
+                continue;
+            }
+            mmu.store(cell, new);
+            self.lazy.wrote(new);
+            if self.change.leaves_stale(old) {
+                hull = Some((hull.map_or(index, |(first, _)| first), index));
+            }
         }
-        let written = change.apply(mmu.load(&cells[witness]));
-        mmu.update_run(changed, change);
-        self.lazy.wrote(written);
+        if let Some((first, last)) = hull {
+            let size = ((last - first) as u64 + 1) << M::Geometry::shift(run.level);
+            self.stale.note(PageRange::trusted(run.address(first), size), run.level);
+        }
+        Ok(Next::Entries(leaves))
     }
 }
 
 /// What TLBs may hold of entries that were valid before: the hull of them, and their level while it is only one.
 pub(crate) struct Stale<G: Geometry> {
     range: Option<PageRange<G>>,
-    level: Option<u8>,
+    levels: Levels,
 }
 
 impl<G: Geometry> Stale<G> {
     /// Nothing yet.
-    pub(crate) const NONE: Self = Self { range: None, level: None };
+    pub(crate) const NONE: Self = Self { range: None, levels: Levels::NONE };
 
     /// Adds the pages of `range`, translated by leaves of `level`.
     #[inline(always)]
     pub(crate) fn note(&mut self, range: PageRange<G>, level: u8) {
-        (self.range, self.level) = match self.range {
-            None => (Some(range), Some(level)),
-            Some(before) => (Some(before.hull(range)), self.level.filter(|&one| one == level)),
-        };
+        self.range = Some(self.range.map_or(range, |before| before.hull(range)));
+        self.levels.note(level);
     }
 
     /// The invalidation that is owed for it.
     #[inline(always)]
     pub(crate) fn flush(self) -> Flush<G> {
-        let level = self.level;
+        let level = self.levels.sole();
         Flush::new(self.range.map(|range| Invalidation { range, tables: Tables::Kept, level }))
+    }
+}
+
+/// The levels that leaves were found at, as a set: a bit each.
+struct Levels(u8);
+
+impl Levels {
+    const NONE: Self = Self(0);
+
+    #[inline(always)]
+    fn note(&mut self, level: u8) {
+        self.0 |= 1 << level;
+    }
+
+    /// The level, where it is only one.
+    #[inline(always)]
+    fn sole(&self) -> Option<u8> {
+        self.0.is_power_of_two().then(|| self.0.trailing_zeros() as u8)
     }
 }

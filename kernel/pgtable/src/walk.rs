@@ -4,7 +4,8 @@
 //! Each entry is read once, and what to do is decided on that copy; the tables on the way stay because the caller's
 //! range has an owner, or, once tables are reclaimed, because the walk is announced. It is a loop, not a recursion:
 //! after each last-level table it starts again at the root, three loads for up to 512 entries, and no stack of tables
-//! is kept.
+//! is kept. The way down to a last-level table, where nearly all walks end, is straight-line code; blocks and missing
+//! tables are left to a function of their own.
 
 use core::fmt;
 
@@ -35,9 +36,9 @@ pub(crate) struct Run<'a, M: Mmu> {
     pub(crate) from: VirtAddr,
     /// Bytes of the range from `from` on: to its end, also where that is beyond this table.
     pub(crate) left: u64,
-    /// The first entry, as it was read.
-    pub(crate) descriptor: Descriptor,
-    /// PXNTable and UXNTable as inherited from the table descriptors on the way.
+    /// The first entry, as it was read, above the last level. Pages are left to the visitor to read.
+    pub(crate) descriptor: Option<Descriptor>,
+    /// The bits that any table descriptor on the way has: PXNTable and UXNTable hold for all below.
     pub(crate) inherited: u64,
 }
 
@@ -64,12 +65,12 @@ pub(crate) enum Next {
 }
 
 /// An operation, as the walker sees it.
-pub(crate) trait Visitor<M: Mmu> {
+pub(crate) trait Visitor<'t, M: Mmu> {
     /// Why the walk ended early.
     type Error;
 
     /// Deals with the entries at the start of `run`.
-    fn visit(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<Next, Self::Error>;
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error>;
 }
 
 /// Where the walker is: a table, and what was inherited on the way to it.
@@ -80,8 +81,8 @@ struct Place {
 
 /// Visits all of `range` in ascending order.
 #[inline(always)]
-pub(crate) fn visit<M: Mmu, V: Visitor<M>>(
-    mmu: &M,
+pub(crate) fn visit<'t, M: Mmu, V: Visitor<'t, M>>(
+    mmu: &'t M,
     root: Table,
     range: PageRange<M::Geometry>,
     visitor: &mut V,
@@ -89,42 +90,107 @@ pub(crate) fn visit<M: Mmu, V: Visitor<M>>(
     let mut from = range.start();
     let mut left = range.size();
     while left != 0 {
-        let place = descend(mmu, root, from);
-        let done = visit_table(mmu, &place, from, left, visitor)?;
+        let done = match last_level(mmu, root, from) {
+            Some(place) => visit_pages(mmu, &place, from, left, visitor)?,
+            None => visit_upper(mmu, root, from, left, visitor)?,
+        };
         from = VirtAddr(from.0.wrapping_add(done));
         left -= done;
     }
     Ok(())
 }
 
-/// Goes down to the table whose entry for `address` is no table descriptor.
+/// The last-level table for `address`, if there is one.
+///
+/// The level is a constant in each turn, so that shifts and masks are.
 #[inline(always)]
+fn last_level<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Option<Place> {
+    debug_assert_eq!(root.level(), M::Geometry::FIRST_LEVEL);
+    let mut place = Place { table: root, inherited: 0 };
+    let mut level = M::Geometry::FIRST_LEVEL;
+    while level != LAST_LEVEL {
+        place = below(mmu, &place, level, address)?;
+        level += 1;
+    }
+    Some(place)
+}
+
+/// Goes down to the table whose entry for `address` is no table descriptor.
 fn descend<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Place {
     let mut place = Place { table: root, inherited: 0 };
-    while place.table.level() != LAST_LEVEL {
-        let level = place.table.level();
-        let entry = mmu.load(&mmu.table(place.table)[M::Geometry::index(address, level)]);
-        if entry.kind(false) != Kind::Table {
-            break;
-        }
-        place = Place {
-            table: Table::new(entry.address(), level + 1),
-            inherited: place.inherited | (entry.0 & (bits::PXNTABLE | bits::UXNTABLE)),
-        };
+    while place.table.level() != LAST_LEVEL
+        && let Some(next) = below(mmu, &place, place.table.level(), address)
+    {
+        place = next;
     }
     place
 }
 
-/// Visits the entries of one table, up to its end, the end of the range, or the first table descriptor; returns the
-/// bytes that were dealt with.
+/// The table that the entry for `address` in a table of `level`, not the last, leads to.
 #[inline(always)]
-fn visit_table<M: Mmu, V: Visitor<M>>(
-    mmu: &M,
+fn below<M: Mmu>(mmu: &M, place: &Place, level: u8, address: VirtAddr) -> Option<Place> {
+    let entry = mmu.load(&mmu.table(place.table)[M::Geometry::index(address, level)]);
+    (entry.kind(false) == Kind::Table)
+        .then(|| Place { table: Table::new(entry.address(), level + 1), inherited: place.inherited | entry.0 })
+}
+
+/// All of `range`, where it lies in one last-level table.
+#[inline(always)]
+pub(crate) fn sole_run<'t, M: Mmu>(mmu: &'t M, root: Table, range: PageRange<M::Geometry>) -> Option<Run<'t, M>> {
+    let run = page_run(mmu, &last_level(mmu, root, range.start())?, range.start(), range.size());
+    (run.count == range.pages()).then_some(run)
+}
+
+/// The entries of a last-level table from the one for `from` on.
+#[inline(always)]
+fn page_run<'t, M: Mmu>(mmu: &'t M, place: &Place, from: VirtAddr, left: u64) -> Run<'t, M> {
+    let first = M::Geometry::index(from, LAST_LEVEL);
+    Run {
+        table: mmu.table(Table::new(place.table.address(), LAST_LEVEL)),
+        first,
+        count: ((left >> M::Geometry::PAGE_SHIFT) as usize).min(M::Geometry::entries(LAST_LEVEL) - first),
+        level: LAST_LEVEL,
+        start: from,
+        from,
+        left,
+        descriptor: None,
+        inherited: place.inherited,
+    }
+}
+
+/// Visits the entries of one last-level table, up to its end or the end of the range; returns the bytes that were dealt
+/// with.
+#[inline(always)]
+fn visit_pages<'t, M: Mmu, V: Visitor<'t, M>>(
+    mmu: &'t M,
     place: &Place,
     from: VirtAddr,
     left: u64,
     visitor: &mut V,
 ) -> Result<u64, V::Error> {
+    let run = page_run(mmu, place, from, left);
+    match visitor.visit(mmu, &run)? {
+        Next::Entries(entries) => {
+            debug_assert!(entries != 0 && entries <= run.count);
+            Ok((entries as u64) << M::Geometry::PAGE_SHIFT)
+        }
+        // There is nothing below to descend to.
+        Next::Again => Ok(0),
+    }
+}
+
+/// Visits the entries of the table where the walk for `from` ends above the last level, up to its end, the end of the
+/// range, or the first table descriptor; returns the bytes that were dealt with.
+#[cold]
+#[inline(never)]
+fn visit_upper<'t, M: Mmu, V: Visitor<'t, M>>(
+    mmu: &'t M,
+    root: Table,
+    from: VirtAddr,
+    left: u64,
+    visitor: &mut V,
+) -> Result<u64, V::Error> {
+    let place = descend(mmu, root, from);
     let level = place.table.level();
     let shift = M::Geometry::shift(level);
     let table = mmu.table(place.table);
@@ -147,7 +213,7 @@ fn visit_table<M: Mmu, V: Visitor<M>>(
             start: VirtAddr(from.0 - offset),
             from,
             left: left - done,
-            descriptor,
+            descriptor: Some(descriptor),
             inherited: place.inherited,
         };
         match visitor.visit(mmu, &run)? {

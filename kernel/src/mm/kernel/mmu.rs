@@ -10,8 +10,12 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::barrier;
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
+#[cfg(target_os = "none")]
+use granule_pgtable::Survey;
 use granule_pgtable::{Granule4K, Mmu, Table};
 
+#[cfg(target_os = "none")]
+use super::pairs;
 #[cfg(target_os = "none")]
 use crate::mm::layout;
 use crate::mm::maintenance::{Kind, count};
@@ -66,7 +70,7 @@ pub struct Metal<V = LinearView>(pub V);
 // SAFETY: 1. `table` gives the frame at the address, 512 entries as the geometry says; a `Table` proves that it is one, and
 // both views show the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy atomic, and
 // accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those barriers, and its
-// assembly is a compiler barrier. 4. Nothing is overridden.
+// assembly is a compiler barrier. 4. `pairs` deals with each entry of a run once, by the operation of the default.
 #[allow(unsafe_code, reason = "the one place where page tables meet raw memory")]
 unsafe impl<V: View> Mmu for Metal<V> {
     type Geometry = Granule4K;
@@ -96,6 +100,18 @@ unsafe impl<V: View> Mmu for Metal<V> {
     #[inline(always)]
     fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
         Descriptor(cell.fetch_and(!mask, Ordering::Relaxed))
+    }
+
+    #[cfg(target_os = "none")]
+    #[inline]
+    fn survey(&self, run: &[AtomicU64]) -> Survey {
+        pairs::survey(run)
+    }
+
+    #[cfg(target_os = "none")]
+    #[inline]
+    fn update_run(&self, run: &[AtomicU64], flip: u64) {
+        pairs::flip(run, flip);
     }
 
     #[inline(always)]

@@ -15,6 +15,8 @@ pub mod image;
 #[cfg(target_os = "none")]
 pub mod linear;
 pub mod mmu;
+#[cfg(target_os = "none")]
+mod pairs;
 mod report;
 pub use report::describe_walk;
 pub mod set_memory;

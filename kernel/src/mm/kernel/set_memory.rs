@@ -131,6 +131,7 @@ impl KernelSpace {
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.
+    #[cold]
     fn check_owned(&self, address: VirtAddr) -> Result<(), SetMemoryError> {
         match self.tables().translate(address) {
             None => Err(self.explain(Error::NotMapped(address))),
@@ -140,6 +141,7 @@ impl KernelSpace {
     }
 
     /// Says which kind of hole a hole is. The area lock is only tried, so that this may run anywhere.
+    #[cold]
     fn explain(&self, error: Error) -> SetMemoryError {
         match error {
             Error::NotMapped(hole) => {

@@ -1,0 +1,59 @@
+//! Runs of table entries in paired accesses: what the machine does in bulk against one entry at a time.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule::mm::kernel::mmu::{LinearView, Metal};
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::{Mmu, Survey};
+
+use crate::harness::{Test, target_test};
+
+/// Entries of the array: three turns of sixteen, all that can be left over, and a few that must not be touched.
+const ENTRIES: usize = 3 * 16 + 15 + 4;
+
+/// Every run of the array that begins at an even or an odd entry.
+fn runs() -> impl Iterator<Item = (usize, usize)> {
+    (0..3).flat_map(|first| (0..ENTRIES - 3).map(move |length| (first, length)))
+}
+
+target_test!(a_survey_misses_no_entry_and_looks_at_no_other);
+fn a_survey_misses_no_entry_and_looks_at_no_other(t: &mut Test) {
+    const LIKE: u64 = 0x00f8_0000_4800_1f0f;
+    let mmu = Metal(LinearView {});
+    for (first, length) in runs() {
+        for other in 0..ENTRIES {
+            // One entry is the opposite of all others: it decides every bit, if it is seen.
+            let entries: [AtomicU64; ENTRIES] =
+                core::array::from_fn(|index| AtomicU64::new(if index == other { !LIKE } else { LIKE }));
+            let run = &entries[first..first + length];
+            let one_by_one = run
+                .iter()
+                .fold(Survey::NOTHING, |survey, entry| survey.with(Descriptor(entry.load(Ordering::Relaxed))));
+            if mmu.survey(run) != one_by_one {
+                t.equal("first, length, the other entry", Some((first, length, other)), None);
+                return;
+            }
+        }
+    }
+    t.check("all surveys", true);
+}
+
+target_test!(an_update_changes_every_entry_once_and_no_other);
+fn an_update_changes_every_entry_once_and_no_other(t: &mut Test) {
+    let mmu = Metal(LinearView {});
+    for (first, length) in runs() {
+        let before: [u64; ENTRIES] = core::array::from_fn(|_| t.random());
+        let flip = t.random();
+        let entries = before.map(AtomicU64::new);
+        mmu.update_run(&entries[first..first + length], flip);
+        let wrong = (0..ENTRIES).find(|index| {
+            let inside = (first..first + length).contains(index);
+            entries[*index].load(Ordering::Relaxed) != before[*index] ^ if inside { flip } else { 0 }
+        });
+        if wrong.is_some() {
+            t.equal("first, length, the wrong entry", Some((first, length, wrong)), None);
+            return;
+        }
+    }
+    t.check("all updates", true);
+}
