@@ -1,4 +1,4 @@
-//! The build script of the two images, `granule` and `granule-tests`: how they are linked.
+//! The build script of the images, `granule`, `granule-tests` and `granule-bench`: how they are linked.
 //!
 //! What code is generated (`-Crelocation-model=pie`, frame pointers) is on the command line that `./x` writes, because
 //! it concerns every crate; this is about the last step alone.

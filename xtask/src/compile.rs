@@ -9,7 +9,7 @@ use crate::tools::{Profile, Tools, run};
 use crate::{image, symbols};
 
 /// The largest kernel image that is let through, in bytes.
-const IMAGE_LIMIT: usize = 1 << 20;
+pub(crate) const IMAGE_LIMIT: usize = 1 << 20;
 
 /// What was built, in `build/`.
 #[derive(Debug)]
@@ -18,6 +18,15 @@ pub(crate) struct Built {
     pub(crate) kernel: Program,
     /// The kernel with the tests in place of the monitor.
     pub(crate) tests: Program,
+}
+
+/// What [`build_benches`] built.
+#[derive(Debug)]
+pub(crate) struct Benches {
+    /// The kernel.
+    pub(crate) kernel: Program,
+    /// The kernel with the benches in place of the monitor.
+    pub(crate) benches: Program,
 }
 
 /// One program in both forms.
@@ -34,18 +43,33 @@ pub(crate) struct Program {
 /// # Errors
 /// When the compiler fails, or a finished image breaks a rule.
 pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
-    let mut cargo = tools.target_cargo("build", "target");
-    cargo.args(["--bins", "--profile", profile.name()]);
-    run(&mut cargo, "building for the target")?;
-    fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
-    let output = tools.target_output(profile);
-    let kernel = finish(&output.join("granule"), &tools.build_directory().join("granule"))?;
-    let tests = finish(&output.join("granule-tests"), &tools.build_directory().join("granule-tests"))?;
+    let [kernel, tests] = programs(tools, profile, [("granule-boot", "granule"), ("granule-tests", "granule-tests")])?;
     if profile == Profile::Release {
         let size = fs::metadata(&kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", kernel.image.display());
     }
     Ok(Built { kernel, tests })
+}
+
+/// Builds the bench image and the kernel, for whose boot there is a row: the code that is shipped.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_benches(tools: &Tools) -> Result<Benches> {
+    let [kernel, benches] =
+        programs(tools, Profile::Release, [("granule-boot", "granule"), ("granule-bench", "granule-bench")])?;
+    Ok(Benches { kernel, benches })
+}
+
+/// Compiles programs, each by the names of its package and its binary, and finishes them.
+fn programs(tools: &Tools, profile: Profile, names: [(&str, &str); 2]) -> Result<[Program; 2]> {
+    let mut cargo = tools.target_cargo("build", "target", &names.map(|(package, _)| package));
+    cargo.args(["--bins", "--profile", profile.name()]);
+    run(&mut cargo, "building for the target")?;
+    fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
+    let output = tools.target_output(profile);
+    let [first, second] = names.map(|(_, name)| finish(&output.join(name), &tools.build_directory().join(name)));
+    Ok([first?, second?])
 }
 
 /// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out.

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod compile;
 mod image;
 mod lint;
@@ -29,6 +30,8 @@ Examples:
   ./x test                                 everything
   ./x test --target set_memory             the tests on the target whose names contain set_memory
   ./x test --machine el2 --junit out.xml   one machine, with a report
+  ./x bench set_memory                     what calls of this name cost, in instructions
+  ./x bench --check                        fail if something takes over 1 % more than docs/BENCHMARKS.json says
 
 Environment:
   GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
@@ -60,6 +63,8 @@ enum Task {
     },
     /// Build, then run the tests on the host and on every machine
     Test(test::Options),
+    /// Build, then count instructions on the target
+    Bench(bench::Options),
     /// Print the exact QEMU command line
     Qemu {
         /// Machine of tests-qemu/machines.toml
@@ -104,6 +109,7 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
         Task::Test(options) => test::run(&options, &tools, &compile::build(&tools, profile(options.debug))?),
+        Task::Bench(options) => bench::run(&options, &tools, &compile::build_benches(&tools)?),
         Task::Qemu { machine } => {
             println!("{}", start::command_line(&machine, &tools.build_directory().join("granule.img"))?);
             Ok(())

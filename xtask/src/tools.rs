@@ -12,8 +12,15 @@ const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
-const TARGET_PACKAGES: [&str; 6] =
-    ["granule-arch", "granule-pgtable", "granule", "granule-boot", "granule-protocol", "granule-tests"];
+pub(crate) const TARGET_PACKAGES: [&str; 7] = [
+    "granule-arch",
+    "granule-pgtable",
+    "granule",
+    "granule-boot",
+    "granule-protocol",
+    "granule-tests",
+    "granule-bench",
+];
 
 /// Where a toolchain comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,6 +98,11 @@ impl Tools {
         self.target_directory("target").join(TRIPLE).join(profile.name())
     }
 
+    /// The compiler.
+    pub(crate) fn rustc(&self) -> PathBuf {
+        self.bin.join("rustc")
+    }
+
     /// A cargo call for the host.
     pub(crate) fn host_cargo(&self, subcommand: &str, purpose: &str) -> Command {
         let mut command = self.cargo(subcommand);
@@ -98,13 +110,13 @@ impl Tools {
         command
     }
 
-    /// A cargo call for the target, over the packages that run there.
-    pub(crate) fn target_cargo(&self, subcommand: &str, purpose: &str) -> Command {
+    /// A cargo call for the target, over `packages`, some of [`TARGET_PACKAGES`].
+    pub(crate) fn target_cargo(&self, subcommand: &str, purpose: &str, packages: &[&str]) -> Command {
         let mut command = self.host_cargo(subcommand, purpose);
         command.args(["--target", TRIPLE]);
         command.arg("--config").arg(format!("target.{TRIPLE}.rustflags={TARGET_FLAGS}"));
         command.arg("--config").arg(format!("target.{TRIPLE}.linker={:?}", self.linker));
-        for package in TARGET_PACKAGES {
+        for package in packages {
             command.args(["--package", package]);
         }
         if self.toolchain == Toolchain::Distro {
@@ -129,7 +141,7 @@ impl Tools {
         let program = if external { self.bin.join(format!("cargo-{subcommand}")) } else { cargo.clone() };
         let mut command = Command::new(program);
         command.arg(subcommand).current_dir(&self.root).env("CARGO", cargo);
-        command.env("RUSTC", self.bin.join("rustc")).env("RUSTDOC", self.bin.join("rustdoc"));
+        command.env("RUSTC", self.rustc()).env("RUSTDOC", self.bin.join("rustdoc"));
         command
     }
 }

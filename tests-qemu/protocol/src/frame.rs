@@ -56,6 +56,17 @@ pub enum Event {
         /// Checks that did not hold, and findings of the audit.
         failures: u32,
     },
+    /// A bench measured something: the bench image's alone.
+    Point {
+        /// Its record.
+        index: u32,
+        /// How many of the row's units one call was about.
+        size: u32,
+        /// Instructions that the call took, the least of several.
+        instructions: u32,
+        /// Which of this boot's measured windows that was, counted from 0.
+        window: u32,
+    },
     /// The machine lacks a feature that the record asks for; the line before says which. Nothing ran.
     Skip {
         /// Its record.
@@ -107,6 +118,9 @@ impl Frame {
             Event::Begin { index } => write!(summed, "begin {index}"),
             Event::Pass { index, checks } => write!(summed, "pass {index} {checks}"),
             Event::Fail { index, checks, failures } => write!(summed, "fail {index} {checks} {failures}"),
+            Event::Point { index, size, instructions, window } => {
+                write!(summed, "point {index} {size} {instructions} {window}")
+            }
             Event::Skip { index } => write!(summed, "skip {index}"),
             Event::End { passed, failed, skipped } => write!(summed, "end {passed} {failed} {skipped}"),
         }?;
@@ -144,6 +158,7 @@ impl Frame {
             "begin" => Event::Begin { index: number()? },
             "pass" => Event::Pass { index: number()?, checks: number()? },
             "fail" => Event::Fail { index: number()?, checks: number()?, failures: number()? },
+            "point" => Event::Point { index: number()?, size: number()?, instructions: number()?, window: number()? },
             "skip" => Event::Skip { index: number()? },
             "end" => Event::End { passed: number()?, failed: number()?, skipped: number()? },
             _ => return None,
@@ -203,6 +218,12 @@ mod tests {
             any::<u32>().prop_map(|index| Event::Begin { index }),
             any::<(u32, u32)>().prop_map(|(index, checks)| Event::Pass { index, checks }),
             any::<(u32, u32, u32)>().prop_map(|(index, checks, failures)| Event::Fail { index, checks, failures }),
+            any::<(u32, u32, u32, u32)>().prop_map(|(index, size, instructions, window)| Event::Point {
+                index,
+                size,
+                instructions,
+                window
+            }),
             any::<u32>().prop_map(|index| Event::Skip { index }),
             any::<(u32, u32, u32)>().prop_map(|(passed, failed, skipped)| Event::End { passed, failed, skipped }),
         ]

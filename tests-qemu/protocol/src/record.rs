@@ -132,7 +132,7 @@ const fn path(module: &str, name: &str) -> [u8; NAME_BYTES] {
     out
 }
 
-const fn padded<const N: usize>(text: &str) -> [u8; N] {
+pub(crate) const fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut out = [0; N];
     append(&mut out, 0, text.as_bytes(), 0);
     out

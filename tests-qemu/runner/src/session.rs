@@ -130,7 +130,7 @@ fn watch(guest: &mut Guest, judge: &mut Judge, tests: &[&Test]) -> Result<Ending
 }
 
 /// A number that no earlier boot had and the image cannot know. `RandomState` is the standard library's source of one.
-fn fresh_nonce() -> Nonce {
+pub(crate) fn fresh_nonce() -> Nonce {
     use std::hash::{BuildHasher, Hasher};
     Nonce(std::hash::RandomState::new().build_hasher().finish() as u32)
 }

@@ -1,0 +1,191 @@
+//! Measures the rows that the boot arguments choose, and tells the host what each took.
+//!
+//! The unit is the instruction, counted by event INST_RETIRED in event counter 0, which the entry code started. Under
+//! `-icount` it is exact, and it counts *all* CPUs, so the machine has one, and row `null` proves that nothing else runs: a loop
+//! of a known number of instructions, measured before the first row and after the last.
+//!
+//! What is measured stands between two markers, instructions that do nothing: `hint #96` and `hint #97`. By them the host finds the
+//! same windows in a trace of executed instructions, and counts the barriers in each.
+
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule::bootargs::{self, PARAMETERS, Parameter, Refused};
+use granule::drivers::{console, power, timer};
+use granule::smp;
+use granule_protocol::{BenchRecord, Event, Frame, Nonce, text};
+use linkme::distributed_slice;
+
+/// A row's record; see `bench!`.
+pub(crate) type Record = BenchRecord<fn(&mut Bench<'_>)>;
+
+/// All rows of this image, in the order in which they run. The host reads the same bytes from the ELF.
+#[distributed_slice]
+pub(crate) static BENCHES: [Record];
+
+/// Puts `fn function(bench: &mut Bench<'_>)` on the list, as a row: `bench!(zero, "memory/zero", "page", also("a72"));`
+macro_rules! bench {
+    ($function:ident, $name:literal, $unit:literal $(, $option:ident($($value:expr)?))*) => {
+        const _: () = {
+            #[linkme::distributed_slice($crate::harness::BENCHES)]
+            static RECORD: $crate::harness::Record =
+                granule_protocol::BenchRecord::new($function as fn(&mut $crate::harness::Bench<'_>), $name, $unit)
+                    $(.$option($($value)?))*;
+        };
+    };
+}
+pub(crate) use bench;
+
+/// The sizes of a row whose unit is the page.
+pub(crate) const PAGES: [u64; 6] = [1, 8, 16, 64, 512, 4096];
+/// Repetitions of each point, of which the least counts. The first fills what later ones find filled.
+const REPETITIONS: usize = 5;
+/// Turns of the loop of row `null`.
+const NULL_TURNS: u32 = 1_000_000;
+
+#[distributed_slice(PARAMETERS)]
+static NONCE: Parameter =
+    Parameter { name: "bench.nonce", help: "number that the frames of this boot carry, in hexadecimal", check: nonce };
+#[distributed_slice(PARAMETERS)]
+static ROWS: Parameter =
+    Parameter { name: "bench.rows", help: "rows to measure, by their records: 3,4,7", check: rows };
+#[distributed_slice(PARAMETERS)]
+static DISTURB: Parameter = Parameter {
+    name: "bench.disturb",
+    help: "have a timer fire all the time, so that `null` has something to find",
+    check: bootargs::flag,
+};
+
+fn nonce(value: &str) -> Result<(), Refused> {
+    u32::from_str_radix(value, 16).map(drop).map_err(Refused::because)
+}
+
+fn rows(value: &str) -> Result<(), Refused> {
+    value.split(',').try_for_each(|index| index.parse::<u32>().map(drop)).map_err(Refused::because)
+}
+
+/// What runs once the kernel is up.
+pub(crate) fn run() -> ! {
+    let nonce = bootargs::get("bench.nonce").and_then(|nonce| u32::from_str_radix(nonce, 16).ok());
+    let (Some(nonce), Some(_), 1) = (nonce, timer::instructions(), smp::online().iter().count()) else {
+        granule::println!("the bench image: `./x bench` boots it with bench.nonce=, -icount and one CPU");
+        power::off(power::Status::Failure)
+    };
+    if bootargs::is_set("bench.disturb") {
+        disturb(smp::this_cpu());
+    }
+    let chosen = bootargs::get("bench.rows").unwrap_or("").split(',').filter_map(|index| index.parse::<u32>().ok());
+    let null = BENCHES.iter().position(|record| text(&record.name) == Some(NULL)).map(|index| index as u32);
+    let rows = || null.into_iter().chain(chosen.clone()).chain(null);
+    let mut port = Port { nonce: Nonce(nonce), sequence: 0 };
+    port.send(Event::Hello { tests: rows().count() as u32 });
+    let mut measured = 0;
+    for index in rows() {
+        let Some(record) = BENCHES.get(index as usize) else { break };
+        measured += 1;
+        port.send(Event::Begin { index });
+        let overhead = least(|| (), |()| (), drop).0;
+        let mut bench = Bench { port: &mut port, index, overhead, points: 0 };
+        (record.function)(&mut bench);
+        let checks = bench.points;
+        port.send(Event::Pass { index, checks });
+    }
+    port.send(Event::End { passed: measured, failed: 0, skipped: 0 });
+    power::off(power::Status::Success)
+}
+
+/// The running row.
+pub(crate) struct Bench<'a> {
+    port: &'a mut Port,
+    index: u32,
+    /// What measuring nothing takes.
+    overhead: u32,
+    points: u32,
+}
+
+impl Bench<'_> {
+    /// Measures `operation` on `size` units: each time on what `prepare` makes anew, and `finish` takes its result away.
+    pub(crate) fn point<S, R>(
+        &mut self,
+        size: u64,
+        prepare: impl FnMut() -> S,
+        operation: impl FnMut(S) -> R,
+        finish: impl FnMut(R),
+    ) {
+        let (taken, window) = least(prepare, operation, finish);
+        let instructions = taken.saturating_sub(self.overhead);
+        self.points += 1;
+        self.port.send(Event::Point { index: self.index, size: size as u32, instructions, window });
+    }
+}
+
+/// The least of some repetitions, and which window that was.
+fn least<S, R>(
+    mut prepare: impl FnMut() -> S,
+    mut operation: impl FnMut(S) -> R,
+    mut finish: impl FnMut(R),
+) -> (u32, u32) {
+    /// Windows measured in this boot.
+    static WINDOWS: AtomicU32 = AtomicU32::new(0);
+    let mut best = (u32::MAX, 0);
+    for _ in 0..REPETITIONS {
+        let window = WINDOWS.fetch_add(1, Ordering::Relaxed);
+        let (taken, result) = count(prepare(), &mut operation);
+        finish(result);
+        best = best.min((taken, window));
+    }
+    best
+}
+
+/// Instructions from one marker to the other, and what measuring takes.
+#[inline(never)]
+fn count<S, R>(state: S, operation: &mut impl FnMut(S) -> R) -> (u32, R) {
+    let state = black_box(state);
+    let (before, after): (u64, u64);
+    // SAFETY: reads a counter that is there (`run` has asked), and does nothing. The ISB keeps the read from being done early. No
+    // `nomem`, so the compiler moves no access across it.
+    unsafe { core::arch::asm!("isb", "mrs {0}, pmevcntr0_el0", "hint #96", out(reg) before, options(nostack)) };
+    let result = black_box(operation(state));
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("hint #97", "isb", "mrs {0}, pmevcntr0_el0", out(reg) after, options(nostack)) };
+    // The counter has 32 bits before PMUv3p5, and nothing measured here takes 2^32 instructions.
+    ((after as u32).wrapping_sub(before as u32), result)
+}
+
+const NULL: &str = "null";
+bench!(null, "null", "turn");
+fn null(bench: &mut Bench<'_>) {
+    for turns in [0, NULL_TURNS] {
+        let spin = |turns: u64| {
+            // SAFETY: counts a register down.
+            unsafe {
+                core::arch::asm!("cbz {0}, 3f", "2: subs {0}, {0}, #1", "b.ne 2b", "3:", inout(reg) turns => _,
+                    options(nomem, nostack));
+            }
+        };
+        bench.point(turns.into(), || u64::from(turns), spin, drop);
+    }
+}
+
+/// Sets the deadline anew whenever it is reached.
+fn disturb(cpu: &smp::Cpu) {
+    timer::set_deadline(cpu, core::time::Duration::from_micros(100), disturb);
+}
+
+/// The serial port, as frames go out on it.
+struct Port {
+    nonce: Nonce,
+    sequence: u32,
+}
+
+impl Port {
+    fn send(&mut self, event: Event) {
+        // The longest frame has some 80 bytes, so it always fits.
+        let mut line: heapless::String<128> = heapless::String::new();
+        let whole = Frame { sequence: self.sequence, event }.encode(self.nonce, &mut line).is_ok();
+        self.sequence += 1;
+        if whole {
+            console::print(format_args!("\n{line}\n"));
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The benches on the target: the kernel's own image, with a list of measurements in place of the monitor.
+//!
+//! [`harness`] measures what the boot arguments choose and tells the host, one frame a point; `./x bench` boots it and
+//! makes a table. docs/BENCHMARKS.md says how a number comes about. The other modules are the rows, by what they measure.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod harness;
+#[cfg(target_os = "none")]
+mod set_memory;
+#[cfg(target_os = "none")]
+mod vmalloc;
+
+granule_boot::entry!(crate::harness::run);

@@ -1,0 +1,76 @@
+//! The record of one bench, 160 bytes in section `linkme_BENCHES` of the bench image: like a test's, fixed in size and
+//! with its text inside, so that the host knows the rows before anything boots.
+
+use crate::record::padded;
+
+/// The section that holds the records, one after the other, in the order in which they run.
+pub const BENCH_SECTION: &str = "linkme_BENCHES";
+/// `GBEN`, as it lies in memory.
+pub const BENCH_MAGIC: u32 = u32::from_le_bytes(*b"GBEN");
+
+/// Room for a row's name, NUL included.
+pub const BENCH_NAME_BYTES: usize = 112;
+/// Room for a unit or a machine's name, NUL included.
+pub const BENCH_WORD_BYTES: usize = 16;
+/// What one record takes.
+pub const BENCH_RECORD_BYTES: usize = 160;
+
+/// One bench. `F` is a function pointer in the guest and eight bytes without meaning on the host.
+#[repr(C)]
+#[derive(Debug)]
+pub struct BenchRecord<F> {
+    /// [`BENCH_MAGIC`].
+    pub magic: u32,
+    /// 0.
+    pub reserved: u32,
+    /// What measures the row.
+    pub function: F,
+    /// The row's name: the operation, `/`, its variant; or another crate's name, `/`, the operation.
+    pub name: [u8; BENCH_NAME_BYTES],
+    /// What a size counts: `page`, `byte`.
+    pub unit: [u8; BENCH_WORD_BYTES],
+    /// A machine that the row belongs to besides `default`; empty: none.
+    pub also: [u8; BENCH_WORD_BYTES],
+}
+
+const _: () = assert!(size_of::<BenchRecord<u64>>() == BENCH_RECORD_BYTES);
+
+/// A record is made in a constant, so what is said of panics here means: such a bench does not compile.
+impl<F> BenchRecord<F> {
+    /// A record of the row `name`, whose sizes count `unit`s.
+    ///
+    /// # Panics
+    /// When the texts have no room.
+    pub const fn new(function: F, name: &str, unit: &str) -> Self {
+        Self {
+            magic: BENCH_MAGIC,
+            reserved: 0,
+            function,
+            name: padded(name),
+            unit: padded(unit),
+            also: [0; BENCH_WORD_BYTES],
+        }
+    }
+
+    /// The row also belongs to `machine`, whose CPU does the same by other instructions.
+    ///
+    /// # Panics
+    /// When the name has no room.
+    pub const fn also(mut self, machine: &str) -> Self {
+        self.also = padded(machine);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BenchRecord;
+    use crate::text;
+
+    #[test]
+    fn a_record_says_what_it_was_made_of() {
+        let record = BenchRecord::new(0u64, "memory/zero", "page").also("a72");
+        assert_eq!(text(&record.name), Some("memory/zero"));
+        assert_eq!((text(&record.unit), text(&record.also)), (Some("page"), Some("a72")));
+    }
+}

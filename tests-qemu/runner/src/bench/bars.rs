@@ -1,0 +1,86 @@
+//! What a row must not exceed, and what others take for the same.
+
+use super::trace::Barriers;
+use super::{BOOT, Row};
+
+/// A bound for a row of `default` with one CPU: `fixed + slope * size` instructions at every size.
+#[derive(Clone, Copy, Debug)]
+pub struct Bar {
+    /// The row.
+    pub name: &'static str,
+    /// Instructions of a call.
+    pub fixed: u32,
+    /// Instructions for each unit.
+    pub slope: u32,
+    /// What a call may issue.
+    pub barriers: Option<Barriers>,
+    /// Linux 7.2.13 on the same machine: the fit of its own points.
+    pub linux: (f64, f64),
+}
+
+/// A change that revokes something: stores, DSB, TLBI, DSB, ISB.
+const REVOKES: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: 1 });
+/// Entries that were invalid become valid: nothing can be stale.
+const MAKES_VALID: Option<Barriers> = Some(Barriers { dsb: 1, isb: 1, tlbi: 0 });
+
+/// All bounds. Linux: `rodata=noalias` where the row says no alias, a linear map of pages, a lean configuration.
+const BARS: [Bar; 9] = [
+    bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
+    bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
+    bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
+    bar("set_memory_rw/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
+    bar("set_memory_valid/off", 220, 7, REVOKES, (440.0, 30.4)),
+    bar("set_memory_valid/on", 220, 7, MAKES_VALID, (389.0, 40.2)),
+    bar("vmalloc", 900, 35, MAKES_VALID, (1499.0, 95.9)),
+    bar("vfree", 600, 45, REVOKES, (966.0, 186.4)),
+    bar(BOOT, 2_000_000, 0, None, (41_120_000.0, 0.0)),
+];
+
+const fn bar(name: &'static str, fixed: u32, slope: u32, barriers: Option<Barriers>, linux: (f64, f64)) -> Bar {
+    Bar { name, fixed, slope, barriers, linux }
+}
+
+impl Bar {
+    /// The bound of that row, if it has one.
+    pub fn of(name: &str) -> Option<&'static Self> {
+        BARS.iter().find(|bar| bar.name == name)
+    }
+
+    /// Whether the row keeps it at every size, barriers included where they were counted.
+    pub fn is_met(&self, row: &Row) -> bool {
+        let within = |&(size, taken): &(u32, u32)| {
+            u64::from(taken) <= u64::from(self.fixed) + u64::from(self.slope) * u64::from(size)
+        };
+        let few = |had: &Barriers| {
+            self.barriers.is_none_or(|may| had.dsb <= may.dsb && had.isb <= may.isb && had.tlbi <= may.tlbi)
+        };
+        row.points.iter().all(within) && row.barriers.iter().all(few)
+    }
+
+    /// What Linux takes at that size.
+    pub fn linux_at(&self, size: u32) -> f64 {
+        self.linux.0 + self.linux.1 * f64::from(size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bar, Barriers, Row};
+
+    fn row(points: &[(u32, u32)], barriers: Barriers) -> Row {
+        Row::new("set_memory_x", "page", points.to_vec(), vec![barriers; points.len()])
+    }
+
+    #[test]
+    fn one_point_or_barrier_too_many_misses() {
+        let bar = Bar::of("set_memory_x").unwrap();
+        let two = Barriers { dsb: 2, isb: 1, tlbi: 1 };
+        assert!(bar.is_met(&row(&[(1, 257), (512, 3834)], two)));
+        assert!(!bar.is_met(&row(&[(1, 258), (512, 3834)], two)));
+        assert!(!bar.is_met(&row(&[(1, 257), (512, 3835)], two)));
+        for more in [Barriers { dsb: 3, ..two }, Barriers { isb: 2, ..two }, Barriers { tlbi: 2, ..two }] {
+            assert!(!bar.is_met(&row(&[(1, 257), (512, 3834)], more)), "{more:?}");
+        }
+        assert!(Bar::of("memory/zero").is_none());
+    }
+}

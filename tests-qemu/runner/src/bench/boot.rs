@@ -1,0 +1,293 @@
+//! One measurement: two boots of the bench image under `-icount`, and one of the kernel.
+//!
+//! The first boot measures. The second does the same once more while QEMU logs the barriers, and must take exactly as many
+//! instructions: a bench that is not repeatable fails at once.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use granule_protocol::{Event, Frame, Nonce, NotAFrame};
+
+use super::list::{Bench, NULL};
+use super::trace::Sites;
+use super::{BOOT, Measured, Row};
+use crate::machine::Machine;
+use crate::qemu::{Qemu, Reset, Serial};
+use crate::script;
+use crate::serial::{Guest, Heard, Lines};
+use crate::session::fresh_nonce;
+
+/// For a boot and all its rows, on a busy host.
+const LIMIT: Duration = Duration::from_secs(300);
+/// One instruction is one nanosecond of virtual time, and idle time is skipped: the guest's clock and counts depend on nothing else.
+const ICOUNT: [&str; 4] = ["-icount", "shift=0,sleep=off", "-seed", "1"];
+/// Memory of the machine whose boot is measured.
+const BOOT_MEMORY: &str = "1G";
+/// What row `null` may take besides its loop: the branch over it.
+const NULL_FIXED: u32 = 2;
+
+/// A point as the guest measured it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Point {
+    size: u32,
+    instructions: u32,
+    /// Which of the boot's windows.
+    window: u32,
+}
+
+/// The rows of one boot, by their indices.
+type Points = Vec<(u32, Vec<Point>)>;
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Chosen<'a> {
+    /// The row [`NULL`].
+    pub null: &'a Bench,
+    /// Rows of the bench image, in the order of their records.
+    pub rows: Vec<&'a Bench>,
+    /// The row [`BOOT`].
+    pub boot: bool,
+}
+
+impl<'a> Chosen<'a> {
+    /// The rows of `all` for which `is` holds; [`BOOT`] too if `boot`.
+    ///
+    /// # Errors
+    /// When there is no [`NULL`] among all.
+    pub fn new(all: &'a [Bench], is: impl Fn(&Bench) -> bool, boot: bool) -> Result<Self> {
+        let null = all.iter().find(|row| row.name == NULL).context("an image of benches has a row `null`")?;
+        Ok(Self { null, rows: all.iter().filter(|row| row.name != NULL && is(row)).collect(), boot })
+    }
+
+    /// Whether there is nothing to measure.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && !self.boot
+    }
+}
+
+/// The images that are measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Images<'a> {
+    /// The bench image as ELF.
+    pub elf: &'a Path,
+    /// The bench image as it boots.
+    pub image: &'a Path,
+    /// The kernel as it boots.
+    pub kernel: &'a Path,
+    /// Where QEMU may write its log.
+    pub scratch: &'a Path,
+}
+
+/// Measures `chosen`, and the kernel's boot if [`BOOT`] is to be a row; `bootargs` are more boot arguments for the bench image.
+///
+/// # Errors
+/// When a boot does not end as it should, another one does not repeat it, or something ran that was not measured.
+pub fn measure(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, bootargs: &str) -> Result<Measured> {
+    let machine = Machine { smp: 1, ..machine.clone() };
+    let mut measured = Measured { machine: machine.name.clone(), rows: Vec::new() };
+    if !chosen.rows.is_empty() {
+        let boot = |extra: &[OsString]| one_boot(&machine, images.image, chosen, bootargs, extra);
+        let points = boot(&[])?;
+        let sites = Sites::read(images.elf)?;
+        let log = images.scratch.join(format!("bench-{}.trace", std::process::id()));
+        let mut extra: Vec<OsString> =
+            ["-accel", "tcg,one-insn-per-tb=on", "-d", "exec,nochain", "-dfilter"].map(Into::into).into();
+        extra.extend([sites.filter().into(), "-D".into(), log.clone().into()]);
+        let again = boot(&extra);
+        let text = std::fs::read_to_string(&log);
+        // There is none where QEMU did not start.
+        let _ = std::fs::remove_file(&log);
+        ensure!(points == again?, "two boots of {} took different numbers of instructions", machine.name);
+        let windows = sites.windows(&text.with_context(|| format!("cannot read {}", log.display()))?)?;
+        for (bench, (_, points)) in chosen.rows.iter().zip(points) {
+            let barriers = points
+                .iter()
+                .map(|point| windows.get(point.window as usize).copied().context("the log ends before the boot"))
+                .collect::<Result<_>>()?;
+            let points = points.iter().map(|point| (point.size, point.instructions)).collect();
+            measured.rows.push(Row::new(&bench.name, &bench.unit, points, barriers));
+        }
+    }
+    if chosen.boot {
+        let taken = boot_to_prompt(&machine, images.kernel)?;
+        measured.rows.push(Row::new(BOOT, "boot", vec![(1, taken)], Vec::new()));
+    }
+    Ok(measured)
+}
+
+/// The points of the chosen rows, in their order.
+fn one_boot(
+    machine: &Machine,
+    image: &Path,
+    chosen: &Chosen<'_>,
+    bootargs: &str,
+    extra: &[OsString],
+) -> Result<Points> {
+    let nonce = fresh_nonce();
+    let rows: Vec<String> = chosen.rows.iter().map(|row| row.index.to_string()).collect();
+    let mut append = format!("semihosting bench.nonce={nonce} bench.rows={}", rows.join(","));
+    if !bootargs.is_empty() {
+        append.push_str(&format!(" {bootargs}"));
+    }
+    let arguments: Vec<OsString> = ICOUNT.iter().map(Into::into).chain(extra.iter().cloned()).collect();
+    let mut guest = Guest::start(&Qemu::new(machine, image, Serial::Pipes, Reset::Ends, &append, &arguments))?;
+    let deadline = Instant::now() + LIMIT;
+    let mut lines = Lines::default();
+    let mut transcript = Vec::new();
+    loop {
+        match guest.hear(deadline) {
+            Heard::Bytes(bytes) => transcript.extend(lines.feed(&bytes)),
+            Heard::Closed => break,
+            Heard::Silence => bail!("the benches on {} took longer than {} s", machine.name, LIMIT.as_secs()),
+        }
+    }
+    let status = guest.status(Duration::from_secs(10))?.and_then(|status| status.code());
+    let heard = || format!("the benches on {}, of which was heard:\n{}", machine.name, transcript.join("\n"));
+    ensure!(status == Some(0), "status {status:?} of {}", heard());
+    let rows = chosen.rows.iter().map(|row| row.index);
+    let expected: Vec<u32> = [chosen.null.index].into_iter().chain(rows).chain([chosen.null.index]).collect();
+    let mut points = read(&transcript, nonce, &expected).with_context(heard)?;
+    let (first, last) = (points.remove(0).1, points.pop().unwrap_or_default().1);
+    check_null(&first).with_context(|| format!("on {}, before the first row", machine.name))?;
+    check_null(&last).with_context(|| format!("on {}, after the last row", machine.name))?;
+    Ok(points)
+}
+
+/// Reads the frames of a boot that was to measure the rows `expected`, in this order.
+fn read(transcript: &[String], nonce: Nonce, expected: &[u32]) -> Result<Points> {
+    let mut frames = Vec::new();
+    for line in transcript {
+        match Frame::decode(line, nonce) {
+            Ok(frame) => {
+                ensure!(frame.sequence as usize == frames.len(), "a frame is out of sequence: {line}");
+                frames.push(frame.event);
+            }
+            Err(NotAFrame::Output) => {}
+            Err(why) => bail!("a line is no frame of this boot ({why:?}): {line}"),
+        }
+    }
+    let mut frames = frames.into_iter();
+    let total = expected.len() as u32;
+    ensure!(frames.next() == Some(Event::Hello { tests: total }), "the guest measures other rows than it was asked to");
+    let mut rows = Points::new();
+    for &row in expected {
+        ensure!(frames.next() == Some(Event::Begin { index: row }), "another row begins than the next, {row}");
+        let mut points = Vec::new();
+        loop {
+            match frames.next() {
+                Some(Event::Point { index, size, instructions, window }) if index == row => {
+                    points.push(Point { size, instructions, window });
+                }
+                Some(Event::Pass { index, checks }) if index == row && checks as usize == points.len() => break,
+                other => bail!("{other:?} in row {row}, after {} points", points.len()),
+            }
+        }
+        ensure!(!points.is_empty(), "row {row} has no points");
+        rows.push((row, points));
+    }
+    ensure!(frames.next() == Some(Event::End { passed: total, failed: 0, skipped: 0 }), "the guest did not end well");
+    ensure!(frames.next().is_none(), "frames after the last");
+    Ok(rows)
+}
+
+/// Row `null` is a loop of two instructions a turn: anything else that ran during it shows.
+fn check_null(points: &[Point]) -> Result<()> {
+    ensure!(points.len() > 1, "row `{NULL}` has {} points", points.len());
+    for point in points {
+        let expected = 2 * point.size;
+        let fits = (expected..=expected + NULL_FIXED).contains(&point.instructions);
+        ensure!(
+            fits,
+            "{} turns of an empty loop took {} instructions, not {expected}: something else ran",
+            point.size,
+            point.instructions
+        );
+    }
+    Ok(())
+}
+
+/// Instructions from the kernel's first to its prompt, on a machine with 1 GiB.
+fn boot_to_prompt(machine: &Machine, kernel: &Path) -> Result<u32> {
+    let machine = Machine { memory: BOOT_MEMORY.into(), ..machine.clone() };
+    let extra = ICOUNT.map(OsString::from);
+    let qemu = Qemu::new(&machine, kernel, Serial::Pipes, Reset::Ends, script::BOOTARGS, &extra);
+    let mut session = Vec::new();
+    let wrong = script::run(&qemu, &script::commands("uptime"), LIMIT, &mut session)?;
+    let session = String::from_utf8_lossy(&session);
+    ensure!(wrong.is_empty(), "the boot went wrong: {}\n{session}", wrong.join("; "));
+    let counted = session
+        .lines()
+        .find_map(|line| line.trim_end().strip_prefix("boot to prompt: ")?.strip_suffix(" instructions")?.parse().ok());
+    counted.with_context(|| format!("`uptime` does not say what the boot took:\n{session}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_protocol::{Event, Frame, Nonce};
+
+    use super::{Point, check_null, read};
+
+    const NONCE: Nonce = Nonce(7);
+
+    /// An honest boot that measured rows 1 and 2, with `null` as row 0.
+    fn boot() -> Vec<Event> {
+        let mut events = vec![Event::Hello { tests: 4 }];
+        for index in [0, 1, 2, 0] {
+            events.push(Event::Begin { index });
+            events.extend([1, 8].map(|size| Event::Point { index, size, instructions: 10 * size, window: size }));
+            events.push(Event::Pass { index, checks: 2 });
+        }
+        events.push(Event::End { passed: 4, failed: 0, skipped: 0 });
+        events
+    }
+
+    fn lines(events: &[Event]) -> Vec<String> {
+        let mut lines = vec!["Granule boots".to_owned()];
+        for (sequence, &event) in (0..).zip(events) {
+            let mut line = String::new();
+            Frame { sequence, event }.encode(NONCE, &mut line).unwrap();
+            lines.extend([String::new(), line]);
+        }
+        lines
+    }
+
+    fn is_read(events: &[Event]) -> bool {
+        read(&lines(events), NONCE, &[0, 1, 2, 0]).is_ok()
+    }
+
+    #[test]
+    fn an_honest_boot_is_read() {
+        let rows = read(&lines(&boot()), NONCE, &[0, 1, 2, 0]).unwrap();
+        assert_eq!(rows.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2, 0]);
+        assert_eq!(rows[1].1[1], Point { size: 8, instructions: 80, window: 8 });
+    }
+
+    #[test]
+    fn a_boot_with_a_frame_too_few_or_too_many_is_refused() {
+        assert!(is_read(&boot()));
+        for at in 0..boot().len() {
+            let mut events = boot();
+            let event = events.remove(at);
+            assert!(!is_read(&events), "without {event:?}");
+            let mut events = boot();
+            events.insert(at, event);
+            assert!(!is_read(&events), "with another {event:?}");
+        }
+        assert!(read(&lines(&boot()), Nonce(8), &[0, 1, 2, 0]).is_err());
+        assert!(read(&lines(&boot()), NONCE, &[0, 2, 1, 0]).is_err());
+    }
+
+    fn null(long: u32) -> [Point; 2] {
+        [(0, 1), (1000, long)].map(|(size, instructions)| Point { size, instructions, window: 0 })
+    }
+
+    #[test]
+    fn whatever_else_ran_is_noticed() {
+        assert!(check_null(&null(2001)).is_ok());
+        assert!(check_null(&null(2030)).unwrap_err().to_string().contains("something else ran"));
+        assert!(check_null(&null(1999)).is_err());
+        assert!(check_null(&null(2001)[..1]).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Which rows there are: read from the bench image's ELF, before anything boots.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use granule_protocol::{BENCH_MAGIC, BENCH_RECORD_BYTES, BENCH_SECTION, BenchRecord, text};
+use object::{Object, ObjectSection};
+
+/// The row that shows that nothing else ran.
+pub const NULL: &str = "null";
+
+/// A row that can be measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bench {
+    /// Its record's place in the image; what frames call it.
+    pub index: u32,
+    /// The operation.
+    pub name: String,
+    /// What a size counts.
+    pub unit: String,
+    /// A machine that it belongs to besides `default`.
+    pub also: Option<String>,
+}
+
+/// All rows of an image, [`NULL`] among them.
+///
+/// # Errors
+/// When the ELF cannot be read, a record is damaged, two rows have one name, or [`NULL`] is missing.
+pub fn read(elf: &Path) -> Result<Vec<Bench>> {
+    let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF", elf.display()))?;
+    let section = file
+        .section_by_name(BENCH_SECTION)
+        .with_context(|| format!("{} has no section {BENCH_SECTION}: not a bench image", elf.display()))?;
+    parse(section.data()?).with_context(|| elf.display().to_string())
+}
+
+fn parse(section: &[u8]) -> Result<Vec<Bench>> {
+    let whole = section.len().is_multiple_of(BENCH_RECORD_BYTES);
+    ensure!(whole, "{BENCH_SECTION} is {} bytes, not whole records", section.len());
+    let benches: Vec<Bench> =
+        section.chunks_exact(BENCH_RECORD_BYTES).zip(0..).map(|(record, i)| one(i, record)).collect::<Result<_>>()?;
+    for (i, bench) in benches.iter().enumerate() {
+        ensure!(!benches[..i].iter().any(|other| other.name == bench.name), "two rows are called {}", bench.name);
+    }
+    ensure!(
+        benches.iter().any(|bench| bench.name == NULL),
+        "there is no row {NULL}: nothing shows that nothing else ran"
+    );
+    Ok(benches)
+}
+
+fn one(index: u32, record: &[u8]) -> Result<Bench> {
+    type Layout = BenchRecord<u64>;
+    let field = |at: usize, bytes: usize| {
+        text(&record[at..at + bytes]).map(str::to_owned).with_context(|| format!("record {index} has a damaged text"))
+    };
+    let magic = std::mem::offset_of!(Layout, magic);
+    ensure!(record[magic..magic + 4] == BENCH_MAGIC.to_le_bytes(), "record {index} has no magic number");
+    let also = field(std::mem::offset_of!(Layout, also), granule_protocol::BENCH_WORD_BYTES)?;
+    Ok(Bench {
+        index,
+        name: field(std::mem::offset_of!(Layout, name), granule_protocol::BENCH_NAME_BYTES)?,
+        unit: field(std::mem::offset_of!(Layout, unit), granule_protocol::BENCH_WORD_BYTES)?,
+        also: (!also.is_empty()).then_some(also),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_protocol::BenchRecord;
+
+    /// The bytes of a record, as they lie in an ELF.
+    fn bytes(name: &str) -> Vec<u8> {
+        let record = BenchRecord::new(0u64, name, "page").also("a72");
+        let mut bytes = record.magic.to_le_bytes().to_vec();
+        bytes.extend([0; 12]);
+        for field in [&record.name[..], &record.unit, &record.also] {
+            bytes.extend_from_slice(field);
+        }
+        bytes
+    }
+
+    #[test]
+    fn records_are_read() {
+        let rows = super::parse(&[bytes("null"), bytes("memory/zero")].concat()).unwrap();
+        assert_eq!((rows[1].index, rows[1].name.as_str(), rows[1].unit.as_str()), (1, "memory/zero", "page"));
+        assert_eq!(rows[1].also.as_deref(), Some("a72"));
+    }
+
+    #[test]
+    fn damaged_lists_are_refused() {
+        let reason = |section: &[u8]| super::parse(section).unwrap_err().to_string();
+        assert!(reason(&[0; 100]).contains("not whole records"));
+        assert!(reason(&[0; 160]).contains("no magic number"));
+        assert!(reason(&bytes("x")).contains("no row null"));
+        assert!(reason(&[bytes("null"), bytes("x"), bytes("x")].concat()).contains("two rows"));
+    }
+}

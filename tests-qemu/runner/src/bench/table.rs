@@ -1,0 +1,135 @@
+//! A machine's rows as a table to read.
+
+use std::fmt::Write;
+
+use super::bars::Bar;
+use super::fit::Fit;
+use super::{Measured, Row};
+
+/// Crates that are measured beside Granule, by the first part of their rows' names.
+const PEERS: [&str; 2] = ["aarch64-paging", "page_table_multiarch"];
+/// The machine that the bounds are for.
+const BOUNDED: &str = "default";
+
+/// The table, with a line for each row: points, fit, barriers; what it must be; how many times as much others take.
+pub fn table(measured: &Measured) -> String {
+    let mut lines = vec![header()];
+    lines.extend(measured.rows.iter().map(|row| cells(row, measured)));
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = format!("{}, 1 CPU: instructions of a call\n", measured.machine);
+    for line in &lines {
+        let mut printed = String::new();
+        for (i, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            // Names and remarks to the left, numbers to the right.
+            let gap = " ".repeat(width - cell.chars().count());
+            let left = i == 0 || i + REMARKS >= columns;
+            printed.push_str(&if left { format!("{cell}{gap}  ") } else { format!("{gap}{cell}  ") });
+        }
+        let _ = writeln!(text, "{}", printed.trim_end());
+    }
+    text
+}
+
+/// Columns at the end of a line that hold words.
+const REMARKS: usize = 4;
+
+fn header() -> Vec<String> {
+    let words = ["row", "least", "largest", "fixed + each", "error", "DSB/ISB/TLBI", "must", "", "Linux", "peers"];
+    words.map(str::to_owned).into()
+}
+
+fn cells(row: &Row, measured: &Measured) -> Vec<String> {
+    let fit = Fit::of(&row.points);
+    let point = |point: Option<&(u32, u32)>| point.map_or_else(String::new, |(n, taken)| format!("{n}: {taken}"));
+    let count = |count: Option<u32>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
+    let bar = Bar::of(&row.name).filter(|_| measured.machine == BOUNDED);
+    let verdict = bar.map_or("", |bar| if bar.is_met(row) { "met" } else { "missed" });
+    let linux = bar.map_or_else(String::new, |bar| times(row, |size| Some(bar.linux_at(size))));
+    vec![
+        row.name.clone(),
+        point(row.points.first()),
+        if row.points.len() > 1 { point(row.points.last()) } else { String::new() },
+        line(row, fit),
+        format!("{:.1} %", fit.max_error * 100.0),
+        format!("{}/{}/{}", count(row.dsb), count(row.isb), count(row.tlbi)),
+        bar.map_or_else(String::new, |bar| {
+            if bar.slope == 0 { bar.fixed.to_string() } else { format!("{} + {} N", bar.fixed, bar.slope) }
+        }),
+        verdict.into(),
+        linux,
+        peers(row, measured),
+    ]
+}
+
+/// The fit, with as many digits of the slope as tell something.
+fn line(row: &Row, fit: Fit) -> String {
+    match row.points.len() {
+        1 => String::new(),
+        _ if fit.slope < 1.0 => format!("{:.0} + {:.3} N", fit.fixed, fit.slope),
+        _ => format!("{:.0} + {:.1} N", fit.fixed, fit.slope),
+    }
+}
+
+/// How many times as much `other` takes, at the least and the largest size.
+fn times(row: &Row, other: impl Fn(u32) -> Option<f64>) -> String {
+    let ratio = |point: Option<&(u32, u32)>| point.and_then(|&(n, taken)| Some(other(n)? / f64::from(taken.max(1))));
+    match (ratio(row.points.first()), ratio(row.points.last())) {
+        (Some(first), Some(last)) if row.points.len() > 1 => format!("{first:.1}x to {last:.1}x"),
+        (Some(only), _) => format!("{only:.1}x"),
+        _ => String::new(),
+    }
+}
+
+/// What the peers take for the same operation in the same boot.
+fn peers(row: &Row, measured: &Measured) -> String {
+    let operation = row.name.split('/').next().unwrap_or_default();
+    let same = |peer: &str| {
+        let whole = format!("{peer}/{}", row.name);
+        let short = format!("{peer}/{operation}");
+        measured.rows.iter().find(|other| other.name == whole || other.name == short)
+    };
+    let found = PEERS.iter().filter_map(|peer| {
+        let other = same(peer)?;
+        Some(format!("{peer} {}", times(row, |size| other.at(size).map(f64::from))))
+    });
+    found.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::trace::Barriers;
+    use super::{Measured, Row, table};
+
+    fn measured(machine: &str) -> Measured {
+        let row = |name: &str, taken: [u32; 2]| {
+            let barriers = vec![Barriers { dsb: 2, isb: 1, tlbi: 1 }; 2];
+            Row::new(name, "page", vec![(1, taken[0]), (512, taken[1])], barriers)
+        };
+        let rows = vec![
+            row("set_memory_ro/no_alias", [200, 3600]),
+            row("set_memory_x", [300, 3600]),
+            row("aarch64-paging/set_memory_ro", [2000, 54_000]),
+        ];
+        Measured { machine: machine.into(), rows }
+    }
+
+    #[test]
+    fn bounds_and_ratios_are_shown() {
+        let text = table(&measured("default"));
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        assert!(line("set_memory_ro/no_alias ").contains("250 + 7 N  met "), "{text}");
+        assert!(line("set_memory_ro/no_alias ").contains("aarch64-paging 10.0x to 15.0x"), "{text}");
+        assert!(line("set_memory_ro/no_alias ").contains("18.9x to 6.8x"), "{text}");
+        assert!(line("set_memory_x ").contains("missed"), "{text}");
+        assert!(line("aarch64-paging/").ends_with("2/1/1"), "{text}");
+    }
+
+    #[test]
+    fn other_machines_have_no_bounds() {
+        assert!(!table(&measured("a72")).contains("met"));
+    }
+}

@@ -1,0 +1,110 @@
+//! `./x bench`: measures on the target, and compares with what is checked in.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use granule_runner::bench::boot::{self, Chosen, Images};
+use granule_runner::bench::list::{self, Bench};
+use granule_runner::bench::reference::Run;
+use granule_runner::bench::{BOOT, table};
+use granule_runner::machine::{self, Machine};
+
+use crate::compile::Benches;
+use crate::tools::Tools;
+
+/// What is measured where nothing else is asked for.
+const DEFAULT: &str = "default";
+/// The run that `--check` compares with.
+const REFERENCE: &str = "docs/BENCHMARKS.json";
+
+/// Which rows, and what to do with them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Measure only rows whose name contains NAME
+    pub(crate) name: Option<String>,
+    /// Measure on this machine only; without, on `default`, and rows that depend on the CPU also on another
+    #[arg(long, short, value_name = "MACHINE", value_parser = crate::machine_names())]
+    pub(crate) machine: Option<String>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Fail if a row takes over 1 % more than in docs/BENCHMARKS.json, for the same compiler
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// Measures, prints, compares.
+///
+/// # Errors
+/// When a boot goes wrong, no row has that name, or something grew.
+pub(crate) fn run(options: &Options, tools: &Tools, built: &Benches) -> Result<()> {
+    let rows = list::read(&built.benches.elf)?;
+    let filter = options.name.as_deref().unwrap_or_default();
+    let mut machines = Vec::new();
+    for (machine, chosen) in choose(options, &rows, filter)? {
+        machines.push(boot::measure(&machine, images(tools, built), &chosen, "")?);
+    }
+    if machines.is_empty() {
+        let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).filter(|name| *name != list::NULL).collect();
+        bail!("no row's name contains `{filter}`; there are: {}, {BOOT}", names.join(", "));
+    }
+    let rustc = compiler(tools)?;
+    let Some(run) = Run::new(machines, rustc) else { bail!("nothing was measured") };
+    if options.json {
+        print!("{}", run.to_json()?);
+    } else {
+        for measured in run.machines() {
+            println!("{}", table::table(measured));
+        }
+        let size = std::fs::metadata(&built.kernel.image)?.len();
+        println!("{} has {size} bytes of at most {}", built.kernel.image.display(), crate::compile::IMAGE_LIMIT);
+    }
+    if options.check { check(&run, &tools.root.join(REFERENCE)) } else { Ok(()) }
+}
+
+/// Which rows on which machine: those that were asked for there; else all on the first, and on others what is theirs too.
+fn choose<'a>(options: &Options, rows: &'a [Bench], filter: &str) -> Result<Vec<(Machine, Chosen<'a>)>> {
+    let asked = |row: &Bench| row.name.contains(filter);
+    let first = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;
+    let mut chosen = vec![(first, Chosen::new(rows, asked, BOOT.contains(filter))?)];
+    if options.machine.is_none() {
+        for machine in machine::all()? {
+            let also = |row: &Bench| asked(row) && row.also.as_ref() == Some(&machine.name);
+            chosen.push((machine.clone(), Chosen::new(rows, also, false)?));
+        }
+    }
+    chosen.retain(|(_, chosen)| !chosen.is_empty());
+    Ok(chosen)
+}
+
+fn images<'a>(tools: &'a Tools, built: &'a Benches) -> Images<'a> {
+    Images { elf: &built.benches.elf, image: &built.benches.image, kernel: &built.kernel.image, scratch: &tools.root }
+}
+
+/// Compares with the reference.
+fn check(run: &Run, reference: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(reference).with_context(|| format!("cannot read {}", reference.display()))?;
+    let reference = Run::from_json(&text).with_context(|| reference.display().to_string())?;
+    match run.grown_since(&reference) {
+        Err(why) => {
+            eprintln!("x: nothing was compared: {why}");
+            Ok(())
+        }
+        Ok(grown) if grown.is_empty() => {
+            eprintln!("x: nothing grew over 1 % since {REFERENCE}");
+            Ok(())
+        }
+        Ok(grown) => bail!(
+            "grown since {REFERENCE}:\n  {}\nIf that is worth it: ./x bench --json > {REFERENCE}",
+            grown.join("\n  ")
+        ),
+    }
+}
+
+/// What `rustc -vV` says.
+fn compiler(tools: &Tools) -> Result<String> {
+    let output = Command::new(tools.rustc()).arg("-vV").output().context("cannot run rustc")?;
+    ensure!(output.status.success(), "rustc -vV failed");
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
