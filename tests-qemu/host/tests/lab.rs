@@ -41,9 +41,10 @@ fn without_invalidation_an_invalid_page_is_read() {
     assert_caught("skip-tlbi", "set_memory::invalid_pages_fault_and_remember", "the fault: found None");
 }
 
+// Of one page, which is the last. Where there are more, QEMU flushes too much to show it, and the model is the witness.
 #[test]
-fn with_an_invalidation_that_ends_early_the_last_page_is_written() {
-    assert_caught("short-tlbi", "set_memory::read_only_pages_refuse_writes_and_only_they", "the fault: found None");
+fn with_an_invalidation_that_ends_early_the_last_page_is_read() {
+    assert_caught("short-tlbi", "set_memory::invalid_pages_fault_and_remember", "the fault: found None");
 }
 
 #[test]
