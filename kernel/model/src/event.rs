@@ -1,0 +1,96 @@
+//! What was done to the machine, in order: the recorded stream, and the places in it that stories point to.
+
+use std::fmt;
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::Descriptor;
+use granule_arch::tlbi::Instruction;
+
+/// One thing that a CPU did, or that the machine was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// The CPU that did it.
+    pub cpu: usize,
+    /// What.
+    pub operation: Operation,
+}
+
+/// What was done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// An entry was written, by store, compare-exchange or bit-clear.
+    Write {
+        /// Where the entry is.
+        cell: PhysAddr,
+        /// What it was.
+        old: Descriptor,
+        /// What it is now.
+        new: Descriptor,
+    },
+    /// DMB ISHST.
+    DmbIshst,
+    /// DSB ISHST.
+    DsbIshst,
+    /// DSB ISH.
+    DsbIsh,
+    /// ISB.
+    Isb,
+    /// A TLBI instruction.
+    Tlbi(Instruction),
+    /// This CPU released what it did, and the CPU named acquired it: a lock, a flag.
+    HandOver(usize),
+    /// A frame was taken, and zeroed by plain stores.
+    FrameTaken(PhysAddr),
+    /// A frame was given up for anyone to reuse.
+    FrameFreed(PhysAddr),
+}
+
+/// Where an event stands in the stream; stories print it as `#12`. 0 is before everything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Time(pub usize);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CPU {}: {}", self.cpu, self.operation)
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { cell, old, new } => write!(f, "store to {cell}: {old:?} -> {new:?}"),
+            Self::DmbIshst => f.write_str("DMB ISHST"),
+            Self::DsbIshst => f.write_str("DSB ISHST"),
+            Self::DsbIsh => f.write_str("DSB ISH"),
+            Self::Isb => f.write_str("ISB"),
+            Self::Tlbi(instruction) => write!(f, "TLBI {}", Mnemonic(*instruction)),
+            Self::HandOver(to) => write!(f, "released, and acquired by CPU {to}"),
+            Self::FrameTaken(frame) => write!(f, "took frame {frame}"),
+            Self::FrameFreed(frame) => write!(f, "freed frame {frame}"),
+        }
+    }
+}
+
+/// `VAALE1IS 0x00000ffff8000000`: the instruction as an assembler has it.
+struct Mnemonic(Instruction);
+
+impl fmt::Display for Mnemonic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Instruction::Vmalle1is => f.write_str("VMALLE1IS"),
+            Instruction::Vmalle1 => f.write_str("VMALLE1"),
+            Instruction::Vaae1is(operand) => write!(f, "VAAE1IS {:#018x}", operand.bits()),
+            Instruction::Vaale1is(operand) => write!(f, "VAALE1IS {:#018x}", operand.bits()),
+            Instruction::Vaae1(operand) => write!(f, "VAAE1 {:#018x}", operand.bits()),
+            Instruction::Vaale1(operand) => write!(f, "VAALE1 {:#018x}", operand.bits()),
+            Instruction::Rvaae1is(operand) => write!(f, "RVAAE1IS {:#018x}", operand.bits()),
+            Instruction::Rvaale1is(operand) => write!(f, "RVAALE1IS {:#018x}", operand.bits()),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The model machine: CPUs whose TLBs may hold everything that the architecture lets them hold.
+//!
+//! A real machine shows one behaviour of the many that the architecture allows, and QEMU the most forgiving one. This
+//! machine has them all at once: for each CPU it keeps the set of translations and walk steps that its TLB *may* hold, for each
+//! cell of a table the set of values that a walk *may* read, and asks whether every element is allowed. Deterministic, no chance.
+//!
+//! - stores reach walkers at any time, certainly after the DSB that orders them
+//! - a TLBI takes what its operand's bits cover, where no walk can read it again; the DSB ISH of the same CPU completes it; an ISB
+//!   ends what that CPU had looked up ahead
+//! - break-before-make, BBML2, contiguous groups, tables linked before their contents, frames and tables reused too early
+//! - [`Model::inject`] takes a barrier or an invalidation away, so that each rule is seen to fail
+//!
+//! The rules of barriers are those of Arm's own memory model (herd7 with VMSA), row by row in `tests/barriers.rs`. Not modelled: ASIDs
+//! and a second tree, stage 2, shareability of barriers, C11 order of software's own accesses to cells (loom has that).
+//!
+//! # Example
+//! ```
+//! use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}, tlbi::RangeSupport};
+//! use granule_model::{Access, Features, Model, PlanTlb, Sabotage, Step};
+//! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape};
+//!
+//! let model = Model::<Granule4K>::new(2, 8, Features::BASE);
+//! let (cpu, other) = (model.cpu(0), model.cpu(1));
+//! let page = PageRange::from_pages(model.base(), 1)?;
+//! let lazy = Lazy::new(&cpu);
+//! let data = Attributes::kernel_data(MemoryType::Normal);
+//! cpu.page_tables().map(&lazy, page, PhysAddr(0x4000_0000), data, Shape::PAGES, &mut model.frames())?;
+//! lazy.pay();
+//! assert_eq!(cpu.access(page.start(), Access::Write), Ok(PhysAddr(0x4000_0000)));
+//!
+//! model.inject(Step::DsbIsh, 0, Sabotage::Lost); // the one that completes the TLBI
+//! let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY)?;
+//! lazy.invalidate(&PlanTlb(RangeSupport::No), [flush]);
+//! assert!(other.may(page.start(), Access::Write).contains(&Ok(PhysAddr(0x4000_0000)))); // the old permission
+//! model.audit(0, page);
+//! assert!(model.expect_violation().to_string().contains("missing: DSB ISH on CPU 0"));
+//! # Ok::<(), granule_pgtable::Error>(())
+//! ```
+
+#![deny(unsafe_code)]
+
+mod arena;
+mod decode;
+mod event;
+mod features;
+mod frames;
+mod inject;
+mod machine;
+mod outcome;
+mod plan_tlb;
+mod rules;
+mod state;
+mod stores;
+mod story;
+pub mod switch;
+mod tlb;
+
+pub use event::{Event, Operation, Time};
+pub use features::Features;
+pub use frames::Frames;
+pub use inject::{Sabotage, Step};
+pub use machine::{Model, ModelCpu};
+pub use outcome::{Access, Fault, Outcome};
+pub use plan_tlb::PlanTlb;
+pub use stores::MAX_CPUS;
+pub use story::{Rule, Violation};

@@ -1,0 +1,354 @@
+//! The machine as code under test sees it: CPUs that are [`Mmu`]s, memory for tables, and questions to ask.
+
+use std::marker::PhantomData;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+use granule_arch::descriptor::Descriptor;
+use granule_arch::tlbi::Instruction;
+use granule_pgtable::{Geometry, Granule4K, Mmu, PageRange, PageTables, Table};
+
+use crate::arena::Arena;
+use crate::event::{Event, Operation};
+use crate::features::Features;
+use crate::frames::Frames;
+use crate::inject::{Injection, Sabotage, Step};
+use crate::outcome::{Access, Outcome};
+use crate::state::{CpuState, State};
+use crate::stores::{MAX_CPUS, Memory, Place};
+use crate::story::Violation;
+
+/// A machine with some CPUs, one tree of tables in the upper half of the address space, and memory for more.
+///
+/// What is wrong is noted and waits to be taken ([`Model::violations`]); a model that is dropped with violations that nobody took
+/// panics, so no test passes by not looking.
+pub struct Model<G: Geometry = Granule4K> {
+    arena: Arc<Arena>,
+    root: Table,
+    features: Features,
+    cpus: usize,
+    state: Mutex<State<G>>,
+    pub(crate) free_tables: Mutex<Vec<PhysAddr>>,
+}
+
+impl<G: Geometry> Model<G> {
+    /// A machine of `cpus` CPUs with an empty root table, and `frames` frames for more.
+    pub fn new(cpus: usize, frames: usize, features: Features) -> Self {
+        assert!((1..=MAX_CPUS).contains(&cpus), "a model has 1 to {MAX_CPUS} CPUs");
+        let arena = Arc::new(Arena::new((frames as u64 + 1) * G::PAGE_SIZE));
+        let first = arena.range().start();
+        let mut memory = Memory::new(G::PAGE_SHIFT, cpus);
+        memory.frame_mut(first).place = Some(Place { level: G::FIRST_LEVEL, start: base::<G>(), parent: None });
+        let state = State {
+            features,
+            arena: Arc::clone(&arena),
+            root: first,
+            memory,
+            cpus: std::iter::repeat_with(CpuState::default).take(cpus).collect(),
+            stream: Vec::new(),
+            injections: Vec::new(),
+            violations: Vec::new(),
+            shows_all: Vec::new(),
+            free: std::collections::BTreeSet::new(),
+            geometry: PhantomData,
+        };
+        // SAFETY: the arena's first frame is zero, in nobody's free list, and lives as long as the model, which lends its trees.
+        #[allow(unsafe_code, reason = "vouching for the root")]
+        let root = unsafe { Table::root::<G>(first) };
+        let free = (1..=frames as u64).rev().map(|frame| first + frame * G::PAGE_SIZE).collect();
+        Self { arena, root, features, cpus, state: Mutex::new(state), free_tables: Mutex::new(free) }
+    }
+
+    /// One of its CPUs.
+    pub fn cpu(&self, index: usize) -> ModelCpu<'_, G> {
+        assert!(index < self.cpus, "there are {} CPUs", self.cpus);
+        ModelCpu { model: self, index }
+    }
+
+    /// All of its CPUs.
+    pub fn cpus(&self) -> impl Iterator<Item = ModelCpu<'_, G>> {
+        (0..self.cpus).map(|index| self.cpu(index))
+    }
+
+    /// What its CPUs can do.
+    pub const fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The root of the tree.
+    pub const fn root(&self) -> Table {
+        self.root
+    }
+
+    /// The first address of the tree: the upper half.
+    pub fn base(&self) -> VirtAddr {
+        VirtAddr(base::<G>())
+    }
+
+    /// Frames for tables, each told to the model when it is taken and given back.
+    pub const fn frames(&self) -> Frames<'_, G> {
+        Frames::new(self, usize::MAX)
+    }
+
+    /// The same, of which only `count` will be given.
+    pub const fn frames_limited(&self, count: usize) -> Frames<'_, G> {
+        Frames::new(self, count)
+    }
+
+    /// How many frames for tables are free.
+    pub fn free_frames(&self) -> usize {
+        lock(&self.free_tables).len()
+    }
+
+    /// The physical memory that tables can be in, the root in the first frame of it.
+    pub fn memory(&self) -> PhysRange {
+        self.arena.range()
+    }
+
+    /// The cell at `address`, as [`Mmu`] takes it.
+    pub fn cell(&self, address: PhysAddr) -> &AtomicU64 {
+        &self.arena.cells(address, 1)[0]
+    }
+
+    /// What to add to a physical address, wrapping, for a pointer of the host: for code that touches frames by plain memory accesses.
+    pub fn offset(&self) -> u64 {
+        self.arena.offset()
+    }
+
+    /// Addresses that map all frames, free or not: a linear map. That a frame is free does not forbid them.
+    pub fn shows_all(&self, addresses: RangeInclusive<VirtAddr>) {
+        self.state().shows_all.push(addresses.start().0..=addresses.end().0);
+    }
+
+    /// The frame at `frame` was taken, and zeroed by plain stores on some CPU.
+    pub fn frame_taken(&self, cpu: usize, frame: PhysAddr) {
+        let mut state = self.state();
+        let now = state.note(cpu, Operation::FrameTaken(frame));
+        state.free.remove(&frame.0);
+        state.memory.frame_mut(frame).zeroed = Some(now);
+    }
+
+    /// The frame at `frame` is given up: no TLB may translate to it and no walk come to it any more. If it was a table it is
+    /// overwritten, so that who follows it anyway does not get far.
+    pub fn frame_freed(&self, cpu: usize, frame: PhysAddr) {
+        let mut state = self.state();
+        state.note(cpu, Operation::FrameFreed(frame));
+        state.check_untranslated(frame);
+        state.check_unreachable(frame, "is freed");
+        if state.memory.place(frame).is_some() {
+            state.memory.frame_mut(frame).place = None;
+            state.memory.frame_mut(frame).forget_past();
+            self.arena.fill(frame, G::PAGE_SIZE, POISON);
+        }
+        state.free.insert(frame.0);
+    }
+
+    /// `from` releases what it did, and `to` acquires it: a lock that goes from one to the other, or a flag.
+    pub fn hand_over(&self, from: usize, to: usize) {
+        self.state().execute(from, Operation::HandOver(to));
+    }
+
+    /// Breaks the `nth` (from 0, from now on) operation of kind `step`.
+    pub fn inject(&self, step: Step, nth: usize, sabotage: Sabotage) {
+        self.state().injections.push(Injection { step, nth, sabotage });
+    }
+
+    /// Whether every injected fault has struck.
+    pub fn all_struck(&self) -> bool {
+        self.state().injections.is_empty()
+    }
+
+    /// Asks what a call that returned on `caller` promises of `range`: no CPU may use anything there that the tables do not say,
+    /// and `caller` can use all that is valid.
+    pub fn audit(&self, caller: usize, range: PageRange<G>) {
+        self.state().audit(caller, range.start().0, range.last().0);
+    }
+
+    /// What `work` did to the machine, in order.
+    pub fn record(&self, work: impl FnOnce()) -> Vec<Event> {
+        let before = self.state().stream.len();
+        work();
+        self.state().stream[before..].to_vec()
+    }
+
+    /// Takes what went wrong so far.
+    pub fn violations(&self) -> Vec<Violation> {
+        std::mem::take(&mut self.state().violations)
+    }
+
+    /// Asserts that nothing went wrong so far.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        let violations = self.violations();
+        assert!(violations.is_empty(), "{}", texts(&violations));
+    }
+
+    /// Asserts that something did, takes it and returns the first.
+    #[track_caller]
+    pub fn expect_violation(&self) -> Violation {
+        self.violations().into_iter().next().expect("the model saw nothing wrong")
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<G>> {
+        lock(&self.state)
+    }
+}
+
+impl<G: Geometry> Drop for Model<G> {
+    fn drop(&mut self) {
+        let violations = self.violations();
+        if !violations.is_empty() && !std::thread::panicking() {
+            panic!("the model was dropped with violations that nobody looked at:\n{}", texts(&violations));
+        }
+    }
+}
+
+/// What a freed table is filled with: not valid, and no address that anything has.
+const POISON: u64 = 0xdead_7ab1_e000_0000;
+
+fn texts(violations: &[Violation]) -> String {
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn base<G: Geometry>() -> u64 {
+    u64::MAX << G::VA_BITS
+}
+
+impl<G: Geometry> State<G> {
+    /// The first address of the tree.
+    pub(crate) fn base(&self) -> u64 {
+        base::<G>()
+    }
+}
+
+/// A panic in one test must not hide behind a poisoned lock in another.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One CPU of a [`Model`].
+pub struct ModelCpu<'m, G: Geometry = Granule4K> {
+    model: &'m Model<G>,
+    index: usize,
+}
+
+impl<G: Geometry> Clone for ModelCpu<'_, G> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<G: Geometry> Copy for ModelCpu<'_, G> {}
+
+impl<'m, G: Geometry> ModelCpu<'m, G> {
+    /// Which it is, from 0.
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The machine that it belongs to.
+    pub const fn model(&self) -> &'m Model<G> {
+        self.model
+    }
+
+    /// The machine's tree, as this CPU sees it.
+    pub const fn page_tables(&self) -> PageTables<'_, Self> {
+        PageTables::new(self, self.model.root)
+    }
+
+    /// The entry in which the walk for `address` ends: for tests that write entries themselves.
+    ///
+    /// # Panics
+    /// Never: a walk has at least one step.
+    pub fn entry(&self, address: VirtAddr) -> &'m AtomicU64 {
+        let step = self.page_tables().walk(address).last().expect("a walk reads the root");
+        self.model.cell(step.table + step.index as u64 * 8)
+    }
+
+    /// Accesses `address`. Where it may come to more than one thing, that is a violation.
+    ///
+    /// # Errors
+    /// The fault, where every store and invalidation so far has taken effect.
+    pub fn access(&self, address: VirtAddr, access: Access) -> Outcome {
+        self.model.state().access(self.index, address.0, access)
+    }
+
+    /// Everything that an access may come to, in order and each once. Nothing happens.
+    pub fn may(&self, address: VirtAddr, access: Access) -> Vec<Outcome> {
+        self.model.state().outcomes(self.index, address.0, access)
+    }
+
+    fn execute(&self, operation: Operation) {
+        self.model.state().execute(self.index, operation);
+    }
+}
+
+// SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire, and changed and noted under
+// one lock; (3) barriers order what walkers may see, which is what the model models: cells themselves are sequentially consistent;
+// (4) the bulk methods are the defaults.
+#[allow(unsafe_code, reason = "implementing the contract of `Mmu`")]
+unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
+    type Geometry = G;
+    type Cell = AtomicU64;
+
+    fn table(&self, table: Table) -> &[AtomicU64] {
+        self.model.arena.cells(table.address(), G::entries(table.level()))
+    }
+
+    fn load(&self, cell: &AtomicU64) -> Descriptor {
+        let mut state = self.model.state();
+        let now = state.now();
+        state.memory.observe(self.model.arena.address(cell), self.index, now);
+        Descriptor(cell.load(Ordering::Acquire))
+    }
+
+    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+        let mut state = self.model.state();
+        let old = Descriptor(cell.swap(descriptor.0, Ordering::AcqRel));
+        state.store(self.index, self.model.arena.address(cell), old, descriptor);
+    }
+
+    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+        let mut state = self.model.state();
+        cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire).map_err(Descriptor)?;
+        state.store(self.index, self.model.arena.address(cell), current, new);
+        Ok(())
+    }
+
+    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+        let mut state = self.model.state();
+        let old = Descriptor(cell.fetch_and(!mask, Ordering::AcqRel));
+        state.store(self.index, self.model.arena.address(cell), old, Descriptor(old.0 & !mask));
+        old
+    }
+
+    fn tlbi(&self, instruction: Instruction) {
+        self.execute(Operation::Tlbi(instruction));
+    }
+
+    fn dmb_ishst(&self) {
+        self.execute(Operation::DmbIshst);
+    }
+
+    fn dsb_ishst(&self) {
+        self.execute(Operation::DsbIshst);
+    }
+
+    fn dsb_ish(&self) {
+        self.execute(Operation::DsbIsh);
+    }
+
+    fn isb(&self) {
+        self.execute(Operation::Isb);
+    }
+
+    fn has_ets2(&self) -> bool {
+        self.model.features.ets2
+    }
+}

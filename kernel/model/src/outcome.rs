@@ -1,0 +1,246 @@
+//! What an access may come to, and whether that is what was promised.
+//!
+//! An access of a CPU uses any translation that its TLB may hold, or walks: from the root or from any step that its walk cache may hold,
+//! reading in each cell any value that is visible. Every outcome of that must be allowed; which it is on a real machine is chance.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
+use granule_pgtable::Geometry;
+
+use crate::rules::address_of;
+use crate::state::State;
+use crate::stores::{Version, entry_kind, faults};
+use crate::story::{Rule, Violation};
+use crate::tlb::{Held, Kind};
+
+/// What a CPU wants to do at EL1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// An instruction fetch.
+    Execute,
+}
+
+impl Access {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Execute];
+}
+
+/// How an access fails.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Fault {
+    /// Nothing is mapped there.
+    Translation,
+    /// The access flag is 0.
+    AccessFlag,
+    /// It is mapped, not for this.
+    Permission,
+}
+
+/// What one access may come to: where it goes, or how it fails.
+pub type Outcome = Result<PhysAddr, Fault>;
+
+/// What `held` makes of an access.
+fn judge(held: &Held, address: u64, access: Access) -> Outcome {
+    let allowed = match access {
+        Access::Read => true,
+        Access::Write => held.attributes & bits::RDONLY == 0,
+        Access::Execute => held.attributes & bits::PXN == 0 && held.inherited & bits::PXNTABLE == 0,
+    };
+    if allowed { Ok(held.translate(address)) } else { Err(Fault::Permission) }
+}
+
+/// One way in which a walk may fault.
+struct MayFault {
+    fault: Fault,
+    /// The cell in which it ends.
+    cell: PhysAddr,
+}
+
+/// What the tables say now: all stores seen, nothing cached.
+pub(crate) struct Current {
+    /// The cell that the walk ends in.
+    pub(crate) cell: PhysAddr,
+    pub(crate) value: u64,
+    pub(crate) level: u8,
+}
+
+impl<G: Geometry> State<G> {
+    /// The walk for `address`, with all stores seen.
+    pub(crate) fn current(&self, address: u64) -> Current {
+        let (mut table, mut level) = (self.root, G::FIRST_LEVEL);
+        loop {
+            let cell = table + G::index(VirtAddr(address), level) as u64 * 8;
+            let value = self.arena.value(cell);
+            if entry_kind(value, level) != EntryKind::Table || !self.arena.range().contains(address_of(value)) {
+                return Current { cell, value, level };
+            }
+            (table, level) = (address_of(value), level + 1);
+        }
+    }
+
+    /// Whether `held` is what the tables say.
+    fn is_current(&self, held: &Held) -> bool {
+        let is = |cell: PhysAddr| {
+            let here = self.current(
+                self.memory.place(cell).map_or(0, |place| place.start + (self.index(cell) << G::shift(place.level))),
+            );
+            let reached = here.cell == cell || held.kind == Kind::Table && self.is_on_the_way(cell);
+            reached && self.entries(cell, self.arena.value(cell), held.stored).iter().any(|new| new.same(held))
+        };
+        if held.grouped { self.group(held.cell).all(is) } else { is(held.cell) }
+    }
+
+    /// Whether the table that `cell` is in is linked now, all the way up.
+    fn is_on_the_way(&self, cell: PhysAddr) -> bool {
+        let table = self.frame_of(cell);
+        match self.memory.place(table).map(|place| (place, place.parent)) {
+            None => false,
+            Some((_, None)) => table == self.root,
+            Some((place, Some(parent))) => {
+                let value = self.arena.value(parent);
+                entry_kind(value, place.level - 1) == EntryKind::Table
+                    && address_of(value) == table
+                    && self.is_on_the_way(parent)
+            }
+        }
+    }
+
+    /// The translations of `address` that an access of `cpu` may use.
+    fn usable(&self, cpu: usize, address: u64) -> Vec<Held> {
+        let state = &self.cpus[cpu];
+        let ahead = state.ahead.iter().filter(|held| held.start <= address && address <= held.last());
+        state.tlb.overlapping(address, address).chain(ahead).filter(|held| held.kind == Kind::Leaf).copied().collect()
+    }
+
+    /// The ways in which a walk of `cpu` for `address` may fault, or have faulted ahead of the access.
+    fn may_fault(&self, cpu: usize, address: u64) -> Vec<MayFault> {
+        let mut faults = Vec::new();
+        if address >> G::VA_BITS != self.base() >> G::VA_BITS {
+            faults.push(MayFault { fault: Fault::Translation, cell: self.root });
+            return faults;
+        }
+        self.walk(cpu, self.root, G::FIRST_LEVEL, address, &mut faults);
+        let cached: Vec<Held> =
+            self.cpus[cpu].tlb.overlapping(address, address).filter(|held| held.kind == Kind::Table).copied().collect();
+        for held in cached {
+            self.walk(cpu, held.target, held.level + 1, address, &mut faults);
+        }
+        faults
+    }
+
+    fn walk(&self, cpu: usize, table: PhysAddr, level: u8, address: u64, found: &mut Vec<MayFault>) {
+        if !self.arena.range().contains(table) {
+            return;
+        }
+        let cell = table + G::index(VirtAddr(address), level) as u64 * 8;
+        let visible = self.memory.visible(&self.arena, cpu, cell);
+        // With FEAT_ETS2 a fault is never older than the newest store.
+        let old: &[Version] = if self.features.ets2 { &visible[visible.len() - 1..] } else { &visible };
+        let ahead = !self.features.ets2
+            && self.memory.cell(cell).is_some_and(|state| state.faulted_until(cpu) > self.cpus[cpu].last_isb);
+        if ahead {
+            found.push(MayFault { fault: Fault::Translation, cell });
+        }
+        for version in old.iter().filter(|version| faults(version.value, level)) {
+            let leaf = entry_kind(version.value, level) == EntryKind::Leaf;
+            found.push(MayFault { fault: if leaf { Fault::AccessFlag } else { Fault::Translation }, cell });
+        }
+        for version in visible.iter().filter(|version| entry_kind(version.value, level) == EntryKind::Table) {
+            self.walk(cpu, Descriptor(version.value).address(), level + 1, address, found);
+        }
+    }
+
+    /// Everything that an access may come to, in order and each once.
+    pub(crate) fn outcomes(&self, cpu: usize, address: u64, access: Access) -> Vec<Outcome> {
+        let used = self.usable(cpu, address).into_iter().map(|held| judge(&held, address, access));
+        let faults = self.may_fault(cpu, address).into_iter().map(|may| Err(may.fault));
+        let mut outcomes: Vec<Outcome> = used.chain(faults).collect();
+        outcomes.sort_unstable();
+        outcomes.dedup();
+        outcomes
+    }
+
+    /// What the access comes to once every store and every invalidation has taken effect.
+    pub(crate) fn settled(&self, address: u64, access: Access) -> Outcome {
+        if address >> G::VA_BITS != self.base() >> G::VA_BITS {
+            return Err(Fault::Translation);
+        }
+        let Current { cell, value, level } = self.current(address);
+        match self.entries(cell, value, self.now()).first() {
+            Some(held) if held.kind == Kind::Leaf => judge(held, address, access),
+            _ if entry_kind(value, level) == EntryKind::Leaf => Err(Fault::AccessFlag),
+            _ => Err(Fault::Translation),
+        }
+    }
+
+    /// An access is made: only one outcome may be possible, its group must not be mixed, its frame not free.
+    pub(crate) fn access(&mut self, cpu: usize, address: u64, access: Access) -> Outcome {
+        let settled = self.settled(address, access);
+        let other = self.usable(cpu, address).into_iter().find(|held| judge(held, address, access) != settled);
+        if let Some(held) = other {
+            self.report_stale(cpu, &held);
+        } else if settled.is_ok() {
+            self.check_no_fault(cpu, address);
+        }
+        if let Some(mixed) = self.mixed_group(self.current(address).cell) {
+            let headline = format!("CPU {cpu} uses {address:#x} in a group whose entries differ");
+            self.report(Violation::new(Rule::MixedGroup, headline, vec![mixed]));
+        }
+        if let Ok(physical) = settled
+            && self.free.contains(&physical.align_down(G::PAGE_SIZE).0)
+            && !self.shows_all.iter().any(|range| range.contains(&address))
+        {
+            let headline = format!("CPU {cpu} reaches {physical} at {address:#x}, and that frame is free");
+            self.report(Violation::new(Rule::FrameInUse, headline, Vec::new()));
+        }
+        settled
+    }
+
+    /// What a call that returned on `caller` promises of `first..=last`: no CPU holds anything that the tables do not say, no group is
+    /// mixed, and the caller itself can use what is valid.
+    pub(crate) fn audit(&mut self, caller: usize, first: u64, last: u64) {
+        let state = |cpu: usize| self.cpus[cpu].tlb.overlapping(first, last).chain(&self.cpus[cpu].ahead);
+        let overlaps = |held: &&Held| held.start <= last && first <= held.last();
+        let stale = (0..self.cpus.len())
+            .find_map(|cpu| state(cpu).filter(overlaps).find(|held| !self.is_current(held)).map(|held| (cpu, *held)));
+        if let Some((cpu, held)) = stale {
+            return self.report_stale(cpu, &held);
+        }
+        let mut address = first;
+        loop {
+            let Current { cell, value, level } = self.current(address);
+            if let Some(mixed) = self.mixed_group(cell) {
+                let headline = format!("the call leaves a group whose entries differ at {address:#x}");
+                return self.report(Violation::new(Rule::MixedGroup, headline, vec![mixed]));
+            }
+            if entry_kind(value, level) == EntryKind::Leaf && !faults(value, level) {
+                self.check_no_fault(caller, address);
+            }
+            match (address | (G::entry_size(level) - 1)).checked_add(1) {
+                Some(next) if next <= last => address = next,
+                _ => return,
+            }
+        }
+    }
+
+    fn check_no_fault(&mut self, cpu: usize, address: u64) {
+        if let Some(MayFault { fault, cell }) = self.may_fault(cpu, address).into_iter().next() {
+            let headline =
+                format!("an access of CPU {cpu} to {address:#x} may take a fault ({fault:?}) that was removed");
+            let story = self.why_faults(cpu, cell);
+            self.report(Violation::new(Rule::SpuriousFault, headline, story));
+        }
+    }
+
+    fn report_stale(&mut self, cpu: usize, held: &Held) {
+        let ahead = !self.cpus[cpu].tlb.all().any(|other| other == held);
+        let mut story = vec![format!("CPU {cpu} may hold {held}")];
+        story.extend(if ahead { self.why_ahead(cpu, held) } else { self.why_held(cpu, held) });
+        let headline = format!("CPU {cpu} may still use an old translation of {:#x}", held.start);
+        self.report(Violation::new(Rule::StaleTranslation, headline, story));
+    }
+}

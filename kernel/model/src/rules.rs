@@ -1,0 +1,181 @@
+//! What the architecture forbids, asked at the moment at which it is done.
+//!
+//! Arm ARM D8.17.1 (break-before-make, FEAT_BBM levels), D8.7.1 (contiguous groups). A table may only be linked when its contents come
+//! before the link, and a frame may only be reused when no walk and no TLB reaches it.
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
+use granule_pgtable::Geometry;
+use granule_pgtable::geometry::LAST_LEVEL;
+
+use crate::event::Time;
+use crate::state::State;
+use crate::stores::{Place, entry_kind};
+use crate::story::{Rule, Violation, entry};
+use crate::tlb::{Held, Kind};
+
+/// Memory type and shareability: never to be changed under a live translation.
+const MEMORY_TYPE: u64 = 0b111 << 2 | 0b11 << 8;
+
+/// What must not change between `old`, which a TLB may hold, and `new`, which a walk may read beside it.
+fn conflict(old: &Held, new: &Held, bbml2: bool) -> Option<&'static str> {
+    let size = (!bbml2).then_some("size");
+    match (old.kind, new.kind) {
+        (Kind::Table, Kind::Table) => {
+            (old.level == new.level && old.start == new.start && old.target != new.target).then_some("table")
+        }
+        (Kind::Leaf, Kind::Table) => size.filter(|_| old.level <= new.level),
+        (Kind::Table, Kind::Leaf) => size.filter(|_| old.level >= new.level),
+        (Kind::Leaf, Kind::Leaf) => {
+            let changed = |mask| (old.attributes ^ new.attributes) & mask != 0;
+            if !old.same_output(new) {
+                Some("output address")
+            } else if changed(MEMORY_TYPE) {
+                Some("memory type")
+            } else if changed(bits::NG) {
+                Some("global or not")
+            } else {
+                size.filter(|_| old.level != new.level || old.is_contiguous() != new.is_contiguous())
+            }
+        }
+    }
+}
+
+impl<G: Geometry> State<G> {
+    /// `new` is about to be readable by walks: no TLB may hold something that must not be there beside it.
+    pub(crate) fn check_make(&mut self, writer: usize, new: &[Held], now: Time) {
+        let bbml2 = self.features.bbml2;
+        let found = new.iter().find_map(|new| {
+            self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
+                let mut held = cpu.tlb.overlapping(new.start, new.last());
+                held.find_map(|old| conflict(old, new, bbml2).map(|what| (holder, *old, *new, what)))
+            })
+        });
+        let Some((holder, old, new, what)) = found else { return };
+        let mut story = vec![format!("CPU {holder} may hold {old}")];
+        story.push(format!("{now} CPU {writer} makes it {new}"));
+        story.extend(self.why_held(holder, &old));
+        let headline = format!("{what} of a live translation changes without break-before-make, at {:#x}", new.start);
+        self.report(Violation::new(Rule::BreakBeforeMake, headline, story));
+    }
+
+    /// `writer` linked `table` at `place`. Returns whether there is a table that can be walked. `fresh` says that no walk could reach
+    /// it before, neither here nor anywhere.
+    pub(crate) fn link(&mut self, writer: usize, table: PhysAddr, place: Place, now: Time, fresh: bool) -> bool {
+        if !self.arena.range().contains(table) {
+            let headline = format!("{table} is linked as a table, and is no memory");
+            self.report(Violation::new(Rule::TableInUse, headline, vec![self.line(now)]));
+            return false;
+        }
+        let before = self.memory.place(table);
+        if before.is_some_and(|before| before != place) {
+            self.check_unreachable(table, "is linked at a second place");
+        }
+        if self.free.contains(&table.0) {
+            let headline = format!("{table} is linked as a table, and is free");
+            self.report(Violation::new(Rule::TableInUse, headline, vec![self.line(now)]));
+        }
+        if fresh || before != Some(place) {
+            self.check_filled(writer, table, now);
+            self.memory.frame_mut(table).forget_past();
+        }
+        self.memory.frame_mut(table).place = Some(place);
+        true
+    }
+
+    /// A walker that follows the new link must find the table as it is: everything in it was stored by the linking CPU and before a
+    /// barrier, or is complete.
+    fn check_filled(&mut self, writer: usize, table: PhysAddr, now: Time) {
+        let Some(frame) = self.memory.frame(table) else { return };
+        let barrier = self.cpus[writer].last_barrier;
+        let late = frame.written().find_map(|(index, cell)| {
+            let late = cell.undrained().find(|version| version.writer != writer || version.time > barrier)?;
+            Some((late.time, format!("entry {index} was written and")))
+        });
+        let zeroed = frame.zeroed.filter(|&time| time > barrier).map(|time| (time, "it was zeroed and".to_owned()));
+        self.memory.frame_mut(table).zeroed = None;
+        let Some((time, what)) = late.or(zeroed) else { return };
+        let story = vec![
+            self.line(time),
+            self.line(now),
+            format!("missing: DMB ISHST (or stronger) on CPU {writer} between {time} and {now}"),
+        ];
+        let headline =
+            format!("table {table} is linked while a walk may find in it what was there before: {what} linked");
+        self.report(Violation::new(Rule::UnorderedTable, headline, story));
+    }
+
+    /// `table` gets another use: no walk may come to it.
+    pub(crate) fn check_unreachable(&mut self, table: PhysAddr, what: &str) {
+        for cpu in 0..self.cpus.len() {
+            if self.memory.place(table).is_some() && self.reaches(cpu, table, |_| false) {
+                let story = self.why_reached(cpu, table);
+                let headline = format!("table {table} {what} while a walk of CPU {cpu} may come to it");
+                self.report(Violation::new(Rule::TableInUse, headline, story));
+                return;
+            }
+        }
+    }
+
+    /// The frame at `frame` gets another use: no TLB may translate to it, but where everything is mapped anyway.
+    pub(crate) fn check_untranslated(&mut self, frame: PhysAddr) {
+        let last = frame + (G::PAGE_SIZE - 1);
+        let maps = |held: &&Held| {
+            let (first, end) = (held.target, held.target + (held.size - 1));
+            held.kind == Kind::Leaf && first <= last && frame <= end
+        };
+        let found = self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
+            let exempt = |held: &&Held| self.shows_all.iter().any(|range| range.contains(&held.start));
+            cpu.tlb.all().filter(maps).find(|held| !exempt(held)).map(|held| (holder, *held))
+        });
+        let Some((holder, held)) = found else { return };
+        let mut story = vec![format!("CPU {holder} may hold {held}")];
+        story.extend(self.why_held(holder, &held));
+        let headline = format!("frame {frame} is freed while CPU {holder} may reach it at {:#x}", held.start);
+        self.report(Violation::new(Rule::FrameInUse, headline, story));
+    }
+
+    /// Why the group of `cell` must not be used: its entries do not translate alike. With BBML2 they may differ in the contiguous
+    /// bit.
+    pub(crate) fn mixed_group(&self, cell: PhysAddr) -> Option<String> {
+        let place = self.memory.place(cell)?;
+        let values: Vec<u64> = self.group(cell).map(|cell| self.arena.value(cell)).collect();
+        let is_leaf = |value: u64| entry_kind(value, place.level) == EntryKind::Leaf;
+        let contiguous = |value: u64| is_leaf(value) && value & bits::CONTIGUOUS != 0;
+        let (witness, &model) = values.iter().enumerate().find(|&(_, &value)| contiguous(value))?;
+        let may_differ = if self.features.bbml2 { bits::CONTIGUOUS } else { 0 };
+        let step = G::entry_size(place.level);
+        for (index, &value) in values.iter().enumerate() {
+            let expected = model.wrapping_add((index as u64).wrapping_sub(witness as u64).wrapping_mul(step));
+            if !is_leaf(value) || (value ^ expected) & !may_differ != 0 {
+                return Some(format!(
+                    "contiguous group at {:#x}: entry {witness} is {}, entry {index} is {}",
+                    place.start + (self.index(cell) & !(values.len() as u64 - 1)) * step,
+                    entry(model, place.level),
+                    entry(value, place.level),
+                ));
+            }
+        }
+        None
+    }
+
+    /// An instruction that is not defined on this machine, or whose operand is not.
+    pub(crate) fn undefined(&mut self, cpu: usize, now: Time, why: &str) {
+        let headline = format!("CPU {cpu} issues what is not defined here: {why}");
+        self.report(Violation::new(Rule::Undefined, headline, vec![self.line(now)]));
+    }
+
+    pub(crate) fn report(&mut self, violation: Violation) {
+        self.violations.push(violation);
+    }
+}
+
+/// Whether entries of `level` are pages.
+pub(crate) fn is_last(level: u8) -> bool {
+    level == LAST_LEVEL
+}
+
+/// What a walk that reads `value` at `level` translates to, if it ends there.
+pub(crate) fn address_of(value: u64) -> PhysAddr {
+    Descriptor(value).address()
+}

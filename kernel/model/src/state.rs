@@ -1,0 +1,284 @@
+//! The machine's state, and what each event does to it.
+//!
+//! A store makes a value visible at once and leaves the older ones visible too (`stores`); whatever a walk can read goes into what
+//! every TLB may hold (`tlb`), after the rules have been asked (`rules`). A TLBI takes the entries that its operand covers (`decode`)
+//! and that no walk can read again; a DSB of the same CPU completes that; an ISB ends what that CPU had translated ahead.
+
+use std::collections::BTreeSet;
+use std::marker::PhantomData;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
+use granule_arch::tlbi::Instruction;
+use granule_pgtable::Geometry;
+
+use crate::arena::Arena;
+use crate::decode::{Decoded, decode};
+use crate::event::{Event, Operation, Time};
+use crate::features::Features;
+use crate::inject::{Injection, strike};
+use crate::stores::{Memory, Place, Version, entry_kind};
+use crate::story::Violation;
+use crate::tlb::{Doom, Held, Kind, MayHold};
+
+/// One CPU.
+#[derive(Default)]
+pub(crate) struct CpuState {
+    pub(crate) tlb: MayHold,
+    /// Translations that are invalidated, and that this CPU may have looked up ahead for accesses to come: until its next ISB.
+    pub(crate) ahead: Vec<Held>,
+    pub(crate) last_isb: Time,
+    /// Its last barrier that orders stores.
+    pub(crate) last_barrier: Time,
+}
+
+/// Everything behind the lock.
+pub(crate) struct State<G: Geometry> {
+    pub(crate) features: Features,
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) root: PhysAddr,
+    pub(crate) memory: Memory,
+    pub(crate) cpus: Vec<CpuState>,
+    pub(crate) stream: Vec<Event>,
+    pub(crate) injections: Vec<Injection>,
+    pub(crate) violations: Vec<Violation>,
+    /// Addresses that may map frames that are free: a linear map.
+    pub(crate) shows_all: Vec<RangeInclusive<u64>>,
+    /// Frames, by address, that are free.
+    pub(crate) free: BTreeSet<u64>,
+    pub(crate) geometry: PhantomData<G>,
+}
+
+impl<G: Geometry> State<G> {
+    /// Notes an event; its time.
+    pub(crate) fn note(&mut self, cpu: usize, operation: Operation) -> Time {
+        self.stream.push(Event { cpu, operation });
+        self.now()
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        Time(self.stream.len())
+    }
+
+    /// What happened at `time`.
+    pub(crate) fn event(&self, time: Time) -> Option<&Event> {
+        self.stream.get(time.0.checked_sub(1)?)
+    }
+
+    /// A barrier or an invalidation, unless a test takes it away.
+    pub(crate) fn execute(&mut self, cpu: usize, operation: Operation) {
+        let Some((cpu, operation)) = strike(&mut self.injections, cpu, operation) else { return };
+        let now = self.note(cpu, operation);
+        match operation {
+            Operation::DmbIshst => self.cpus[cpu].last_barrier = now,
+            Operation::DsbIshst => self.drain(cpu, false, now),
+            Operation::DsbIsh => {
+                self.drain(cpu, true, now);
+                self.complete(cpu);
+            }
+            Operation::Isb => {
+                self.memory.synchronise(cpu, now);
+                self.cpus[cpu].ahead.clear();
+                self.cpus[cpu].last_isb = now;
+            }
+            Operation::Tlbi(instruction) => self.tlbi(cpu, instruction, now),
+            Operation::HandOver(to) => self.memory.hand_over(cpu, to, now),
+            Operation::Write { .. } | Operation::FrameTaken(_) | Operation::FrameFreed(_) => {}
+        }
+    }
+
+    fn drain(&mut self, cpu: usize, loads: bool, now: Time) {
+        self.memory.drain(cpu, loads, now);
+        self.cpus[cpu].last_barrier = now;
+    }
+
+    /// A DSB ISH completes the invalidations of its CPU, for all others with the accesses that used what is gone; this CPU may
+    /// have looked further ahead, which only an ISB undoes unless FEAT_ETS2 forbids it.
+    fn complete(&mut self, issuer: usize) {
+        let ets2 = self.features.ets2;
+        for (holder, cpu) in self.cpus.iter_mut().enumerate() {
+            let gone = cpu.tlb.complete(issuer);
+            if holder == issuer && !ets2 {
+                cpu.ahead.extend(gone);
+            }
+        }
+    }
+
+    fn tlbi(&mut self, issuer: usize, instruction: Instruction, now: Time) {
+        let decoded = match decode::<G>(instruction, &self.features) {
+            Ok(decoded) => decoded,
+            Err(why) => return self.undefined(issuer, now, why),
+        };
+        for holder in 0..self.cpus.len() {
+            let taken: Vec<Held> = self.cpus[holder]
+                .tlb
+                .overlapping(0, u64::MAX)
+                .filter(|held| decoded.takes(issuer, holder, held).is_ok())
+                .copied()
+                .collect();
+            // What a walk can still read may be back in the TLB at once.
+            let gone: Vec<Held> = taken
+                .into_iter()
+                .filter(|held| !self.is_walkable(holder, held, |cached| decoded.takes(issuer, holder, cached).is_ok()))
+                .collect();
+            self.cpus[holder].tlb.doom(&gone, Doom { by: issuer, at: now });
+        }
+    }
+
+    /// `cpu` wrote `new` over `old`.
+    pub(crate) fn store(&mut self, cpu: usize, cell: PhysAddr, old: Descriptor, new: Descriptor) {
+        let time = self.note(cpu, Operation::Write { cell, old, new });
+        let place = self.memory.place(cell);
+        let fresh = match place {
+            Some(place) if entry_kind(new.0, place.level) == EntryKind::Table => !self.is_reachable(new.address()),
+            _ => false,
+        };
+        self.memory.store(cell, old.0, new.0, cpu, time);
+        if place.is_some() {
+            self.became_visible(cpu, cell, new.0, time, fresh);
+        }
+    }
+
+    /// Walks that come to `cell` can read `value` from now on, and if it is a table, all that is in it. `fresh` says that no walk
+    /// could reach that table before.
+    fn became_visible(&mut self, writer: usize, cell: PhysAddr, value: u64, time: Time, fresh: bool) {
+        let Some(place) = self.memory.place(cell) else { return };
+        let kind = entry_kind(value, place.level);
+        if kind == EntryKind::Table {
+            let start = place.start + (self.index(cell) << G::shift(place.level));
+            let child = Place { level: place.level + 1, start, parent: Some(cell) };
+            if !self.link(writer, Descriptor(value).address(), child, time, fresh) {
+                return;
+            }
+        }
+        let entries = self.entries(cell, value, time);
+        self.check_make(writer, &entries, time);
+        for cpu in 0..self.cpus.len() {
+            if self.reaches(cpu, self.frame_of(cell), |_| false) {
+                entries.iter().for_each(|&held| self.cpus[cpu].tlb.insert(held));
+            }
+        }
+        if kind == EntryKind::Table {
+            self.children_became_visible(writer, Descriptor(value).address(), time, fresh);
+        }
+    }
+
+    fn children_became_visible(&mut self, writer: usize, table: PhysAddr, time: Time, fresh: bool) {
+        let Some(place) = self.memory.place(table) else { return };
+        for index in 0..G::entries(place.level) as u64 {
+            let cell = table + index * 8;
+            let versions: Vec<Version> = match self.memory.cell(cell) {
+                Some(state) => (0..self.cpus.len()).flat_map(|cpu| state.visible(cpu).to_vec()).collect(),
+                None => self.memory.visible(&self.arena, writer, cell),
+            };
+            let mut seen = Vec::new();
+            for version in versions {
+                if version.value & bits::VALID != 0 && !seen.contains(&version.value) {
+                    seen.push(version.value);
+                    self.became_visible(writer, cell, version.value, version.time.max(time), fresh);
+                }
+            }
+        }
+    }
+
+    /// The index of `cell` in its table.
+    pub(crate) fn index(&self, cell: PhysAddr) -> u64 {
+        (cell.0 & (G::PAGE_SIZE - 1)) / 8
+    }
+
+    /// The frame that `cell` is in.
+    pub(crate) fn frame_of(&self, cell: PhysAddr) -> PhysAddr {
+        cell.align_down(G::PAGE_SIZE)
+    }
+
+    /// What a TLB may keep of `value`, read in `cell`: nothing of what faults, a leaf of a group also as its group.
+    pub(crate) fn entries(&self, cell: PhysAddr, value: u64, stored: Time) -> Vec<Held> {
+        let Some(place) = self.memory.place(cell) else { return Vec::new() };
+        let level = place.level;
+        let descriptor = Descriptor(value);
+        let index = self.index(cell);
+        let start = place.start + (index << G::shift(level));
+        let kind = match entry_kind(value, level) {
+            EntryKind::None => return Vec::new(),
+            EntryKind::Leaf if value & bits::AF == 0 || !G::has_leaves(level) => return Vec::new(),
+            EntryKind::Leaf => Kind::Leaf,
+            EntryKind::Table => Kind::Table,
+        };
+        let alone = Held {
+            start,
+            size: G::entry_size(level),
+            level,
+            kind,
+            target: descriptor.address(),
+            attributes: descriptor.without_address().0,
+            inherited: self.inherited(place),
+            grouped: false,
+            cell,
+            stored,
+        };
+        if !alone.is_contiguous() {
+            return vec![alone];
+        }
+        let size = G::group_size(level);
+        let start_of_group = start & !(size - 1);
+        // The bits of the address below the size of the group are not looked at.
+        let target = PhysAddr(descriptor.address().0 & !(size - 1));
+        vec![alone, Held { start: start_of_group, size, target, grouped: true, ..alone }]
+    }
+
+    /// What the tables above forbid.
+    fn inherited(&self, place: Place) -> u64 {
+        let mut inherited = 0;
+        let mut next = place.parent;
+        while let Some(cell) = next {
+            inherited |= self.arena.value(cell) & (bits::PXNTABLE | bits::UXNTABLE);
+            next = self.memory.place(cell).and_then(|place| place.parent);
+        }
+        inherited
+    }
+
+    /// The cells of the group that `cell` is in; alone where its level has none.
+    pub(crate) fn group(&self, cell: PhysAddr) -> impl Iterator<Item = PhysAddr> + use<G> {
+        let level = self.memory.place(cell).map_or(0, |place| place.level);
+        let entries = G::group_entries(level) as u64;
+        let first = self.frame_of(cell) + (self.index(cell) & !(entries - 1)) * 8;
+        (0..entries).map(move |index| first + index * 8)
+    }
+
+    /// Whether a walk of some CPU can come to `table`.
+    pub(crate) fn is_reachable(&self, table: PhysAddr) -> bool {
+        (0..self.cpus.len()).any(|cpu| self.reaches(cpu, table, |_| false))
+    }
+
+    /// Whether a walk of `cpu` can come to `table`, from the root or from what its walk cache may hold and `cut` does not take.
+    pub(crate) fn reaches(&self, cpu: usize, table: PhysAddr, cut: impl Fn(&Held) -> bool + Copy) -> bool {
+        let Some(place) = self.memory.place(table) else { return false };
+        let Some(parent) = place.parent else { return table == self.root };
+        let above = place.level - 1;
+        let points_here = |version: &Version| {
+            entry_kind(version.value, above) == EntryKind::Table && Descriptor(version.value).address() == table
+        };
+        let linked = || self.memory.visible(&self.arena, cpu, parent).iter().any(points_here);
+        let mut cached = self.cpus[cpu].tlb.tables(place.start, G::entry_size(above));
+        cached.any(|held| held.target == table && !cut(held))
+            || (linked() && self.reaches(cpu, self.frame_of(parent), cut))
+    }
+
+    /// Whether a walk of `cpu` can read what makes `held`, with those steps that `cut` takes gone from its walk cache.
+    pub(crate) fn is_walkable(&self, cpu: usize, held: &Held, cut: impl Fn(&Held) -> bool + Copy) -> bool {
+        let cells: Vec<PhysAddr> = if held.grouped { self.group(held.cell).collect() } else { vec![held.cell] };
+        cells.into_iter().any(|cell| {
+            let versions = self.memory.visible(&self.arena, cpu, cell);
+            let makes =
+                |version: &Version| self.entries(cell, version.value, held.stored).iter().any(|new| new.same(held));
+            versions.iter().any(makes) && self.reaches(cpu, self.frame_of(cell), cut)
+        })
+    }
+
+    /// The TLBI at `time`, as it was decoded.
+    pub(crate) fn decoded(&self, instruction: Instruction) -> Option<Decoded> {
+        decode::<G>(instruction, &self.features).ok()
+    }
+}

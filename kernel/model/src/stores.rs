@@ -1,0 +1,252 @@
+//! Stores that have not drained: what a table walk may read in each cell.
+//!
+//! Arm ARM B2.3 and D8.2.6. A store may reach the walkers at once, or at any later time; it certainly has only
+//! - after a DSB (ISHST or ISH) of the CPU that made it: for everyone;
+//! - after a DSB ISH of a CPU that read it, or was handed what its maker did: for everyone. A DSB ISHST there does not do,
+//!   since it orders no loads;
+//! - after an ISB of such a CPU: for that CPU.
+//!
+//! Until then a walker may read the old value as well as the new, again and again, in any order.
+
+use std::collections::{BTreeMap, HashMap};
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
+use granule_pgtable::geometry::LAST_LEVEL;
+
+use crate::arena::Arena;
+use crate::event::Time;
+
+/// The most CPUs that a model may have.
+pub const MAX_CPUS: usize = 8;
+
+/// Some of the CPUs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CpuSet(u8);
+
+impl CpuSet {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const ALL: Self = Self(u8::MAX);
+
+    pub(crate) fn only(cpu: usize) -> Self {
+        Self(1 << cpu)
+    }
+
+    fn contains(self, cpu: usize) -> bool {
+        self.0 >> cpu & 1 != 0
+    }
+}
+
+/// A value that was stored to a cell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Version {
+    pub(crate) value: u64,
+    pub(crate) writer: usize,
+    pub(crate) time: Time,
+    /// The CPUs whose walkers read this value or a later one.
+    pub(crate) certain: CpuSet,
+}
+
+/// The values of a cell that some walker may still read, oldest first.
+#[derive(Clone, Debug)]
+pub(crate) struct CellState {
+    versions: Vec<Version>,
+    /// For each CPU, when a value that faults could last be read: a walk ahead of its use may have done so just before.
+    faulted_until: [Time; MAX_CPUS],
+}
+
+impl CellState {
+    fn new(value: u64) -> Self {
+        let first = Version { value, writer: 0, time: Time(0), certain: CpuSet::ALL };
+        Self { versions: vec![first], faulted_until: [Time(0); MAX_CPUS] }
+    }
+
+    /// The values that a walk of `cpu` may read.
+    pub(crate) fn visible(&self, cpu: usize) -> &[Version] {
+        let first = self.versions.iter().rposition(|version| version.certain.contains(cpu));
+        &self.versions[first.unwrap_or(0)..]
+    }
+
+    pub(crate) fn newest(&self) -> &Version {
+        self.versions.last().expect("a cell has a value")
+    }
+
+    /// Those stores that some walker may not have seen.
+    pub(crate) fn undrained(&self) -> impl Iterator<Item = &Version> {
+        self.versions.iter().filter(|version| version.certain != CpuSet::ALL)
+    }
+
+    /// When a value that faults could last be read by `cpu`, if that is past.
+    pub(crate) fn faulted_until(&self, cpu: usize) -> Time {
+        self.faulted_until[cpu]
+    }
+
+    /// The walkers of `cpus` read the versions that `which` picks, or later ones, from now on.
+    fn settle(&mut self, cpus: CpuSet, level: Option<u8>, now: Time, which: impl Fn(&Version) -> bool) {
+        let before: Vec<Vec<Version>> = (0..MAX_CPUS).map(|cpu| self.visible(cpu).to_vec()).collect();
+        for version in self.versions.iter_mut().filter(|version| which(version)) {
+            version.certain.0 |= cpus.0;
+        }
+        if let Some(level) = level {
+            for (cpu, before) in before.iter().enumerate() {
+                let dropped = before.len() - self.visible(cpu).len();
+                if before[..dropped].iter().any(|version| faults(version.value, level)) {
+                    self.faulted_until[cpu] = now;
+                }
+            }
+        }
+        let oldest = self.versions.iter().rposition(|version| version.certain == CpuSet::ALL).unwrap_or(0);
+        self.versions.drain(..oldest);
+    }
+}
+
+/// Whether a walk that reads `value` at `level` ends in a fault that no TLB keeps: not valid, or AF = 0.
+pub(crate) fn faults(value: u64, level: u8) -> bool {
+    match entry_kind(value, level) {
+        EntryKind::Table => false,
+        EntryKind::Leaf => value & bits::AF == 0,
+        EntryKind::None => true,
+    }
+}
+
+/// What the hardware makes of `value` at `level`: present-invalid leaves are nothing to it.
+pub(crate) fn entry_kind(value: u64, level: u8) -> EntryKind {
+    let descriptor = Descriptor(value);
+    if descriptor.is_valid() { descriptor.kind(level == LAST_LEVEL) } else { EntryKind::None }
+}
+
+/// Where a table hangs in the tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) level: u8,
+    /// The first address that it translates.
+    pub(crate) start: u64,
+    /// The cell that points to it; the root has none.
+    pub(crate) parent: Option<PhysAddr>,
+}
+
+/// What is known of a frame.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Frame {
+    /// Where it hangs, or last hung and may still be reached.
+    pub(crate) place: Option<Place>,
+    /// Cells that were written by CPUs; any other has its plain value and always had.
+    cells: BTreeMap<u16, CellState>,
+    /// When it was zeroed by plain stores that no barrier has ordered yet, as far as is known.
+    pub(crate) zeroed: Option<Time>,
+}
+
+impl Frame {
+    /// The cells that were written, by index.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (u16, &CellState)> {
+        self.cells.iter().map(|(&index, cell)| (index, cell))
+    }
+
+    /// What was stored before can be read by nobody: each cell has its newest value and no past.
+    pub(crate) fn forget_past(&mut self) {
+        self.cells.clear();
+    }
+}
+
+/// Stores of a CPU that some walker may not have seen.
+#[derive(Clone, Debug, Default)]
+struct Pending {
+    own: Vec<PhysAddr>,
+    /// Cells of others, with the time up to which this CPU knows their stores.
+    observed: Vec<(PhysAddr, Time)>,
+}
+
+/// All frames, and all stores that are under way.
+pub(crate) struct Memory {
+    page_shift: u32,
+    frames: HashMap<u64, Frame>,
+    pending: Vec<Pending>,
+}
+
+impl Memory {
+    pub(crate) fn new(page_shift: u32, cpus: usize) -> Self {
+        Self { page_shift, frames: HashMap::new(), pending: vec![Pending::default(); cpus] }
+    }
+
+    fn split(&self, cell: PhysAddr) -> (u64, u16) {
+        (cell.0 >> self.page_shift, ((cell.0 & ((1 << self.page_shift) - 1)) / 8) as u16)
+    }
+
+    pub(crate) fn frame(&self, address: PhysAddr) -> Option<&Frame> {
+        self.frames.get(&(address.0 >> self.page_shift))
+    }
+
+    pub(crate) fn frame_mut(&mut self, address: PhysAddr) -> &mut Frame {
+        self.frames.entry(address.0 >> self.page_shift).or_default()
+    }
+
+    /// Where the table that `cell` is in hangs.
+    pub(crate) fn place(&self, cell: PhysAddr) -> Option<Place> {
+        self.frame(cell)?.place
+    }
+
+    pub(crate) fn cell(&self, cell: PhysAddr) -> Option<&CellState> {
+        let (frame, index) = self.split(cell);
+        self.frames.get(&frame)?.cells.get(&index)
+    }
+
+    /// The values that a walk of `cpu` may read in `cell`.
+    pub(crate) fn visible(&self, arena: &Arena, cpu: usize, cell: PhysAddr) -> Vec<Version> {
+        match self.cell(cell) {
+            Some(state) => state.visible(cpu).to_vec(),
+            None => CellState::new(arena.value(cell)).versions,
+        }
+    }
+
+    /// `writer` stored `new` over `old`.
+    pub(crate) fn store(&mut self, cell: PhysAddr, old: u64, new: u64, writer: usize, time: Time) {
+        let (frame, index) = self.split(cell);
+        let state = self.frames.entry(frame).or_default().cells.entry(index).or_insert_with(|| CellState::new(old));
+        state.versions.push(Version { value: new, writer, time, certain: CpuSet::NONE });
+        self.pending[writer].own.push(cell);
+    }
+
+    /// `reader` loaded the newest value of `cell`.
+    pub(crate) fn observe(&mut self, cell: PhysAddr, reader: usize, now: Time) {
+        let (frame, index) = self.split(cell);
+        let Some(state) = self.frames.get(&frame).and_then(|frame| frame.cells.get(&index)) else { return };
+        if state.undrained().any(|version| version.writer != reader) {
+            self.pending[reader].observed.push((cell, now));
+        }
+    }
+
+    /// `to` acquired what `from` released: it knows all that `from` stored and knew.
+    pub(crate) fn hand_over(&mut self, from: usize, to: usize, now: Time) {
+        let known: Vec<_> = self.pending[from].own.iter().map(|&cell| (cell, now)).collect();
+        let passed_on = self.pending[from].observed.clone();
+        self.pending[to].observed.extend(known.into_iter().chain(passed_on));
+    }
+
+    /// A DSB of `cpu`: its stores are seen by all walkers; with `loads` also those that it observed.
+    pub(crate) fn drain(&mut self, cpu: usize, loads: bool, now: Time) {
+        for cell in std::mem::take(&mut self.pending[cpu].own) {
+            self.settle(cell, CpuSet::ALL, now, |version| version.writer == cpu);
+        }
+        if loads {
+            for (cell, until) in std::mem::take(&mut self.pending[cpu].observed) {
+                self.settle(cell, CpuSet::ALL, now, |version| version.time <= until);
+            }
+        }
+    }
+
+    /// An ISB of `cpu`: its walks from now on see what it had observed.
+    pub(crate) fn synchronise(&mut self, cpu: usize, now: Time) {
+        for (cell, until) in self.pending[cpu].observed.clone() {
+            self.settle(cell, CpuSet::only(cpu), now, |version| version.time <= until);
+        }
+    }
+
+    fn settle(&mut self, cell: PhysAddr, cpus: CpuSet, now: Time, which: impl Fn(&Version) -> bool) {
+        let (frame, index) = self.split(cell);
+        let Some(frame) = self.frames.get_mut(&frame) else { return };
+        let level = frame.place.map(|place| place.level);
+        if let Some(state) = frame.cells.get_mut(&index) {
+            state.settle(cpus, level, now, which);
+        }
+    }
+}

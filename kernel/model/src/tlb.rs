@@ -1,0 +1,171 @@
+//! What the TLB of a CPU *may* hold: every translation, and every step of a walk, that it could have read since the last
+//! invalidation that took it.
+//!
+//! Arm ARM D8.13 to D8.16. Nothing is ever evicted and nothing is left to chance. An entry is here from the moment at which a walk
+//! could read it until a TLBI that takes it, issued when no walk could read it any more, was completed by a DSB of the CPU that
+//! issued it. A leaf of a contiguous group is here twice: alone, and as the whole group, because hardware may do either.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::bits;
+
+use crate::event::Time;
+
+/// What a held entry is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// A translation.
+    Leaf,
+    /// A step of a walk: where the next table is.
+    Table,
+}
+
+/// One entry that a TLB or walk cache may hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    /// The first address that it translates.
+    pub(crate) start: u64,
+    /// Bytes that it translates: a power of two.
+    pub(crate) size: u64,
+    /// The level of the descriptor that it was made from.
+    pub(crate) level: u8,
+    pub(crate) kind: Kind,
+    /// Where the first address translates to, or the next table.
+    pub(crate) target: PhysAddr,
+    /// The descriptor without its address.
+    pub(crate) attributes: u64,
+    /// PXNTable and UXNTable of the tables above.
+    pub(crate) inherited: u64,
+    /// Whether it is a whole contiguous group, made from one entry of it.
+    pub(crate) grouped: bool,
+    /// The cell that it was read from.
+    pub(crate) cell: PhysAddr,
+    /// When what it was read from was stored.
+    pub(crate) stored: Time,
+}
+
+impl Held {
+    /// The last address that it translates.
+    pub(crate) fn last(&self) -> u64 {
+        self.start | (self.size - 1)
+    }
+
+    /// Whether both are the same translation, wherever they were read.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Self { cell: other.cell, stored: other.stored, ..*self } == *other
+    }
+
+    /// Where `address` translates to.
+    pub(crate) fn translate(&self, address: u64) -> PhysAddr {
+        PhysAddr(self.target.0 + (address - self.start))
+    }
+
+    /// Whether both translate alike where they overlap, but for permissions.
+    pub(crate) fn same_output(&self, other: &Self) -> bool {
+        self.target.0.wrapping_sub(self.start) == other.target.0.wrapping_sub(other.start)
+    }
+
+    /// Whether the leaf says that it is one of a contiguous group.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        self.kind == Kind::Leaf && self.attributes & bits::CONTIGUOUS != 0
+    }
+}
+
+/// A TLBI that took an entry and is not complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Doom {
+    pub(crate) by: usize,
+    pub(crate) at: Time,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    held: Held,
+    dooms: Vec<Doom>,
+}
+
+/// Size and start: entries of one size lie side by side, so that those around an address are found by one look for each size.
+type Key = (u64, u64);
+
+/// Everything that one CPU's TLB may hold.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MayHold {
+    slots: BTreeMap<Key, Vec<Slot>>,
+    sizes: BTreeSet<u64>,
+    doomed: BTreeSet<Key>,
+}
+
+impl MayHold {
+    /// A walk can read this entry from now on. Invalidations that were under way no longer take it.
+    pub(crate) fn insert(&mut self, held: Held) {
+        let key = (held.size, held.start);
+        self.sizes.insert(held.size);
+        let slots = self.slots.entry(key).or_default();
+        match slots.iter_mut().find(|slot| slot.held.same(&held)) {
+            Some(slot) => *slot = Slot { held, dooms: Vec::new() },
+            None => slots.push(Slot { held, dooms: Vec::new() }),
+        }
+    }
+
+    /// The entries that translate some address of `first..=last`.
+    pub(crate) fn overlapping(&self, first: u64, last: u64) -> impl Iterator<Item = &Held> {
+        self.sizes
+            .iter()
+            .flat_map(move |&size| self.slots.range((size, first & !(size - 1))..=(size, last)))
+            .flat_map(|(_, slots)| slots.iter().map(|slot| &slot.held))
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Held> {
+        self.slots.values().flatten().map(|slot| &slot.held)
+    }
+
+    /// The walk-cache entry for the entry of a table that translates `size` bytes from `start` on.
+    pub(crate) fn tables(&self, start: u64, size: u64) -> impl Iterator<Item = &Held> {
+        let slots = self.slots.get(&(size, start)).into_iter().flatten();
+        slots.map(|slot| &slot.held).filter(|held| held.kind == Kind::Table)
+    }
+
+    /// Marks each of `entries` as taken by `doom`.
+    pub(crate) fn doom(&mut self, entries: &[Held], doom: Doom) {
+        for held in entries {
+            let key = (held.size, held.start);
+            let slots = self.slots.get_mut(&key).into_iter().flatten();
+            for slot in slots.filter(|slot| slot.held == *held) {
+                slot.dooms.push(doom);
+                self.doomed.insert(key);
+            }
+        }
+    }
+
+    /// The invalidations that took `held` and are not complete.
+    pub(crate) fn dooms(&self, held: &Held) -> Vec<Doom> {
+        let slots = self.slots.get(&(held.size, held.start)).into_iter().flatten();
+        slots.filter(|slot| slot.held == *held).flat_map(|slot| slot.dooms.clone()).collect()
+    }
+
+    /// CPU `by` completed its invalidations; returns what is gone.
+    pub(crate) fn complete(&mut self, by: usize) -> Vec<Held> {
+        let mut gone = Vec::new();
+        let mut left = BTreeSet::new();
+        for key in std::mem::take(&mut self.doomed) {
+            let Some(slots) = self.slots.get_mut(&key) else { continue };
+            slots.retain(|slot| {
+                let taken = slot.dooms.iter().any(|doom| doom.by == by);
+                if taken {
+                    gone.push(slot.held);
+                }
+                !taken
+            });
+            if slots.iter().any(|slot| !slot.dooms.is_empty()) {
+                left.insert(key);
+            }
+            if slots.is_empty() {
+                self.slots.remove(&key);
+            }
+        }
+        self.doomed = left;
+        gone
+    }
+}

@@ -1,0 +1,56 @@
+//! The model's rules, each by a sequence that keeps it and by those that do not.
+//!
+//! - `barriers`: which barrier, and that no weaker one will do: the rows of Arm's memory model, by sweeping every slot
+
+mod barriers;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, Descriptor, MemoryType};
+use granule_model::{Access, Features, Model, ModelCpu};
+use granule_pgtable::{Geometry, Granule4K, Lazy, Mmu, PageRange, Shape};
+
+const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
+const RODATA: Attributes = Attributes::kernel_rodata(MemoryType::Normal);
+
+/// Memory that no table is in.
+const FRAME: PhysAddr = PhysAddr(0x4000_0000);
+
+const ETS2: Features = Features { ets2: true, ..Features::BASE };
+
+#[track_caller]
+fn range<G: Geometry>(start: VirtAddr, size: u64) -> PageRange<G> {
+    PageRange::new(start, size).unwrap()
+}
+
+/// Maps on CPU 0, in a section of its own, and lets the other CPUs know of it as their next exception would.
+fn map<G: Geometry>(model: &Model<G>, range: PageRange<G>, physical: PhysAddr, attributes: Attributes, shape: Shape) {
+    let cpu = model.cpu(0);
+    let lazy = Lazy::new(&cpu);
+    cpu.page_tables().map(&lazy, range, physical, attributes, shape, &mut model.frames()).unwrap();
+    lazy.pay();
+    model.cpus().for_each(|cpu| cpu.isb());
+}
+
+/// Two CPUs, and one page that both have seen.
+fn one_page(features: Features) -> (Model<Granule4K>, VirtAddr) {
+    let model = Model::new(2, 8, features);
+    let page = model.base() + 0x20_3000;
+    map(&model, range(page, 0x1000), FRAME, DATA, Shape::PAGES);
+    model.assert_clean();
+    (model, page)
+}
+
+/// Writes the entry of `address` on `cpu`.
+fn write<G: Geometry>(cpu: ModelCpu<'_, G>, address: VirtAddr, entry: Descriptor) {
+    cpu.store(cpu.entry(address), entry);
+}
+
+/// Whether an access can only come to what `expected` says.
+fn is_certain<G: Geometry>(
+    cpu: ModelCpu<'_, G>,
+    address: VirtAddr,
+    access: Access,
+    expected: granule_model::Outcome,
+) -> bool {
+    cpu.may(address, access) == [expected]
+}
