@@ -8,6 +8,7 @@
 
 use std::ops::RangeInclusive;
 
+use granule_arch::descriptor::bits;
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::Geometry;
 
@@ -39,6 +40,8 @@ pub(crate) struct Decoded {
     levels: Levels,
     /// First to last byte; `None` is everything.
     addresses: Option<RangeInclusive<u64>>,
+    /// The address space whose entries it takes, beside the global ones; `None` is any.
+    asid: Option<u16>,
     /// The leaf level that it is limited to.
     level: Option<u8>,
     /// Why nothing need be invalidated at all.
@@ -56,6 +59,8 @@ pub(crate) enum Miss {
     Hint(u8),
     /// It takes leaves only, and this is a table.
     LastLevelOnly,
+    /// It is for another address space.
+    Asid,
     /// Its operand is not one that must do anything.
     Void(&'static str),
 }
@@ -67,7 +72,7 @@ pub(crate) enum Miss {
 pub(crate) fn decode<G: Geometry>(instruction: Instruction, features: &Features) -> Result<Decoded, &'static str> {
     use Levels::{All, Last};
     use Scope::{InnerShareable, Local};
-    let everything = |scope| Decoded { scope, levels: All, addresses: None, level: None, void: None };
+    let everything = |scope| Decoded { scope, levels: All, addresses: None, asid: None, level: None, void: None };
     match instruction {
         Instruction::Vmalle1is => Ok(everything(InnerShareable)),
         Instruction::Vmalle1 => Ok(everything(Local)),
@@ -75,6 +80,11 @@ pub(crate) fn decode<G: Geometry>(instruction: Instruction, features: &Features)
         Instruction::Vaale1is(operand) => address::<G>(operand.bits(), InnerShareable, Last, features),
         Instruction::Vaae1(operand) => address::<G>(operand.bits(), Local, All, features),
         Instruction::Vaale1(operand) => address::<G>(operand.bits(), Local, Last, features),
+        Instruction::Vale1is(operand) => {
+            let asid = (operand.bits() >> 48) as u16;
+            let decoded = address::<G>(operand.bits() << 16 >> 16, InnerShareable, Last, features)?;
+            Ok(Decoded { asid: Some(asid), ..decoded })
+        }
         Instruction::Rvaae1is(operand) => range::<G>(operand.bits(), InnerShareable, All, features),
         Instruction::Rvaale1is(operand) => range::<G>(operand.bits(), InnerShareable, Last, features),
     }
@@ -104,7 +114,8 @@ fn address<G: Geometry>(bits: u64, scope: Scope, levels: Levels, features: &Feat
         (_, 0) => (None, Some("its TTL is a reserved value")),
         (_, level) => (Some(level), None),
     };
-    Ok(Decoded { scope, levels, addresses: Some(first..=first | (G::PAGE_SIZE - 1)), level, void })
+    let addresses = Some(first..=first | (G::PAGE_SIZE - 1));
+    Ok(Decoded { scope, levels, addresses, asid: None, level, void })
 }
 
 fn range<G: Geometry>(bits: u64, scope: Scope, levels: Levels, features: &Features) -> Result<Decoded, &'static str> {
@@ -124,8 +135,8 @@ fn range<G: Geometry>(bits: u64, scope: Scope, levels: Levels, features: &Featur
     } else {
         None
     };
-    let addresses = first..=first.saturating_add(size - 1);
-    Ok(Decoded { scope, levels, addresses: Some(addresses), level: (level != 0).then_some(level), void })
+    let addresses = Some(first..=first.saturating_add(size - 1));
+    Ok(Decoded { scope, levels, addresses, asid: None, level: (level != 0).then_some(level), void })
 }
 
 impl Decoded {
@@ -138,6 +149,10 @@ impl Decoded {
             && (held.last() < *addresses.start() || held.start > *addresses.end())
         {
             return Err(Miss::Elsewhere);
+        }
+        // The model's one address space has ASID 0.
+        if self.asid.is_some_and(|asid| asid != 0) && held.attributes & bits::NG != 0 {
+            return Err(Miss::Asid);
         }
         match held.kind {
             Kind::Table if self.levels == Levels::Last => return Err(Miss::LastLevelOnly),

@@ -89,6 +89,7 @@ impl fmt::Display for Mnemonic {
             Instruction::Vaale1is(operand) => write!(f, "VAALE1IS {:#018x}", operand.bits()),
             Instruction::Vaae1(operand) => write!(f, "VAAE1 {:#018x}", operand.bits()),
             Instruction::Vaale1(operand) => write!(f, "VAALE1 {:#018x}", operand.bits()),
+            Instruction::Vale1is(operand) => write!(f, "VALE1IS {:#018x}", operand.bits()),
             Instruction::Rvaae1is(operand) => write!(f, "RVAAE1IS {:#018x}", operand.bits()),
             Instruction::Rvaale1is(operand) => write!(f, "RVAALE1IS {:#018x}", operand.bits()),
         }

@@ -152,6 +152,7 @@ impl<G: Geometry> State<G> {
                 Err(Miss::Local) => format!("is for CPU {} alone", event.cpu),
                 Err(Miss::Hint(level)) => format!("says that the leaf is at level {level}"),
                 Err(Miss::LastLevelOnly) => "takes leaves only, no tables".to_owned(),
+                Err(Miss::Asid) => "is for another ASID".to_owned(),
                 Err(Miss::Void(why)) => format!("need not do anything: {why}"),
             };
             story.push(format!("{time} {event}: {verdict}"));

@@ -1,21 +1,29 @@
 //! The model's rules, each by a sequence that keeps it and by those that do not.
 //!
 //! - `barriers`: which barrier, and that no weaker one will do: the rows of Arm's memory model, by sweeping every slot
+//! - `tlbi`: operands as the hardware reads them
+//! - `live`: what must not change under a live translation; contiguous groups
+//! - `tables`: linking, unlinking, freeing
 
 mod barriers;
+mod live;
+mod tables;
+mod tlbi;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType};
 use granule_model::{Access, Features, Model, ModelCpu};
-use granule_pgtable::{Geometry, Granule4K, Lazy, Mmu, PageRange, Shape};
+use granule_pgtable::{Geometry, Granule4K, Lazy, Leaves, Mmu, PageRange, Shape};
 
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 const RODATA: Attributes = Attributes::kernel_rodata(MemoryType::Normal);
+const LARGEST: Shape = Shape { leaves: Leaves::Largest, execution: granule_pgtable::Execution::ByLeaf };
 
 /// Memory that no table is in.
 const FRAME: PhysAddr = PhysAddr(0x4000_0000);
 
 const ETS2: Features = Features { ets2: true, ..Features::BASE };
+const BBML2: Features = Features { bbml2: true, ..Features::BASE };
 
 #[track_caller]
 fn range<G: Geometry>(start: VirtAddr, size: u64) -> PageRange<G> {
@@ -53,4 +61,9 @@ fn is_certain<G: Geometry>(
     expected: granule_model::Outcome,
 ) -> bool {
     cpu.may(address, access) == [expected]
+}
+
+/// The rules that were broken, in order.
+fn rules<G: Geometry>(model: &Model<G>) -> Vec<granule_model::Rule> {
+    model.violations().iter().map(|violation| violation.rule).collect()
 }
