@@ -100,6 +100,9 @@ pub mod bits {
     pub const SOFTWARE: u64 = 1 << 63 | 0b1111 << 55;
     /// Software: the page belongs to a vmalloc area, whose owner may change its permissions (Linux's flag of that name).
     pub const VM_ALLOC: u64 = 1 << 56;
+    /// Software, in a table descriptor (the hardware ignores bits 58 to 51 there): the table was empty, and is unlinked
+    /// unless somebody who needs it takes this away.
+    pub const LEAVING: u64 = 1 << 55;
     /// PXNTable.
     pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);
     /// UXNTable.

@@ -61,12 +61,14 @@ impl Decoded {
     fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (descriptor, fields) = (self.descriptor, self.descriptor.fields());
         write!(f, "table {}", descriptor.address())?;
-        for (set, name) in
-            [(fields.is_set(STAGE1::PXNTABLE), ", PXNTable"), (fields.is_set(STAGE1::UXNTABLE), ", UXNTable")]
-        {
+        for (set, name) in [
+            (fields.is_set(STAGE1::PXNTABLE), ", PXNTable"),
+            (fields.is_set(STAGE1::UXNTABLE), ", UXNTable"),
+            (descriptor.0 & bits::LEAVING != 0, ", leaving (software's)"),
+        ] {
             f.write_str(if set { name } else { "" })?;
         }
-        other_bits(f, descriptor, bits::VALID | bits::TABLE | bits::ADDRESS | bits::PXNTABLE | bits::UXNTABLE)
+        other_bits(f, descriptor, TABLE_FIELDS)
     }
 
     fn leaf(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -104,6 +106,9 @@ impl Decoded {
         other_bits(f, descriptor, LEAF_FIELDS)
     }
 }
+
+/// Bits of a table descriptor that have a name above.
+const TABLE_FIELDS: u64 = bits::VALID | bits::TABLE | bits::ADDRESS | bits::PXNTABLE | bits::UXNTABLE | bits::LEAVING;
 
 /// Bits of a leaf that have a name above.
 const LEAF_FIELDS: u64 = bits::VALID

@@ -32,8 +32,10 @@
 //! # Who may do what at the same time
 //! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need
 //! no lock among them: entries of theirs are different cells, and a table that two need is linked by compare-exchange.
-//! Reading (`walk`, `translate`, `dump`) is free at any time. Tables stay linked once they are, until the space is
-//! gone.
+//! Reading (`walk`, `translate`, `dump`) is free at any time.
+//!
+//! Tables stay linked once they are, unless the tree has a [`Reclaimer`]. Then every walk is announced
+//! ([`announce`]), whatever it is for.
 //!
 //! [`Attributes`]: granule_arch::descriptor::Attributes
 
@@ -43,6 +45,7 @@
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
+pub mod announce;
 mod dump;
 mod error;
 mod flush;
@@ -54,12 +57,15 @@ mod map;
 mod mmu;
 mod permission;
 mod range;
+pub mod reclaim;
 mod source;
+mod table_list;
 mod tables;
 mod unmap;
 mod update;
 mod walk;
 
+pub use announce::{Announced, Grace, WalkWord};
 pub use dump::{Extent, LeafTotals};
 pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};
@@ -69,6 +75,7 @@ pub use map::{Execution, Leaves, Shape};
 pub use mmu::{Mmu, Survey, Table, Tlb};
 pub use permission::Change;
 pub use range::PageRange;
+pub use reclaim::{Progress, Reclaimer};
 pub use source::TableSource;
 pub use tables::PageTables;
 pub use unmap::Leaf;

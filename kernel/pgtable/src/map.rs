@@ -2,7 +2,7 @@
 //!
 //! Arm ARM D8.3 (descriptors), D8.7.1 (contiguous groups). The first pass finds what is mapped already and counts the
 //! missing tables; all are taken before the first store, so that the second pass cannot fail. Tables that wait to be
-//! linked hang on a list that runs through their own first entries: no memory, no bound on their number.
+//! linked hang on a list through their own first entries ([`TableList`]).
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Kind, bits};
@@ -10,11 +10,12 @@ use granule_arch::descriptor::{Attributes, Descriptor, Kind, bits};
 use crate::Error;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, Table};
+use crate::mmu::Mmu;
 use crate::range::PageRange;
 use crate::source::TableSource;
+use crate::table_list::TableList;
 use crate::tables::PageTables;
-use crate::walk::{Next, Run, Visitor};
+use crate::walk::{Leaving, Next, Run, Visitor};
 
 /// Which leaves a mapping is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,7 +147,7 @@ fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
 ) -> Result<(), Error> {
     let mut counting = Counting { fit: mapping.fit, executable: mapping.attributes.is_executable(), needed: 0 };
     tables.visit(range, &mut counting)?;
-    let spare = Spare::take(tables.mmu(), counting.needed, source)?;
+    let spare = TableList::take(tables.mmu(), counting.needed, source)?;
     let mut writing = Writing { lazy, mapping, spare };
     let Ok(()) = tables.visit(range, &mut writing);
     // Another owner may have linked a table that this call counted; then one is left over.
@@ -163,6 +164,9 @@ struct Counting {
 
 impl<'t, M: Mmu> Visitor<'t, M> for Counting {
     type Error = Error;
+
+    /// What is not counted here must still be there in the second pass: see [`crate::reclaim`].
+    const LEAVING: Leaving = Leaving::Kept;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         if self.executable && run.inherited & bits::PXNTABLE != 0 {
@@ -189,7 +193,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
 struct Writing<'a, M: Mmu, F> {
     lazy: &'a Lazy<'a, M>,
     mapping: Mapping<F>,
-    spare: Spare,
+    spare: TableList,
 }
 
 impl<'t, M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<'t, M> for Writing<'_, M, F> {
@@ -247,7 +251,7 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
     /// Links one of the tables that were taken.
     fn link_table(&mut self, mmu: &M, cell: &M::Cell) {
         let Some(table) = self.spare.pop(mmu) else {
-            // Tables are never unlinked under a mapping's owner, so no more can be missing than were counted.
+            // The first pass took the marks of tables that were leaving away, so no more can be missing than it counted.
             unreachable!("the first pass counted every missing table")
         };
         let descriptor = Descriptor::kernel_table(table, self.mapping.execution == Execution::Forbidden);
@@ -259,52 +263,5 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
             // The owner of a neighbouring range was first; theirs is as good.
             Err(_) => self.spare.push(mmu, table),
         }
-    }
-}
-
-/// Tables that were taken and are not linked yet: a list through their first entries, which are zero otherwise.
-struct Spare {
-    head: PhysAddr,
-    count: usize,
-}
-
-impl Spare {
-    /// Takes `needed` tables from `source`, or none.
-    fn take<M: Mmu>(mmu: &M, needed: usize, source: &mut impl TableSource) -> Result<Self, Error> {
-        let mut spare = Self { head: PhysAddr(0), count: 0 };
-        while spare.count < needed {
-            let Some(table) = source.take() else {
-                let available = spare.count;
-                spare.give_back(mmu, source);
-                return Err(Error::OutOfTables { needed, available });
-            };
-            spare.push(mmu, table);
-        }
-        Ok(spare)
-    }
-
-    fn push<M: Mmu>(&mut self, mmu: &M, table: PhysAddr) {
-        // No walker can reach it, and without VALID it would not be followed either.
-        mmu.store(Self::link(mmu, table), Descriptor(self.head.0));
-        self.head = table;
-        self.count += 1;
-    }
-
-    fn pop<M: Mmu>(&mut self, mmu: &M) -> Option<PhysAddr> {
-        self.count = self.count.checked_sub(1)?;
-        let table = self.head;
-        self.head = mmu.load(Self::link(mmu, table)).address();
-        mmu.store(Self::link(mmu, table), Descriptor::EMPTY);
-        Some(table)
-    }
-
-    fn give_back<M: Mmu>(mut self, mmu: &M, source: &mut impl TableSource) {
-        while let Some(table) = self.pop(mmu) {
-            source.give_back(table);
-        }
-    }
-
-    fn link<M: Mmu>(mmu: &M, table: PhysAddr) -> &M::Cell {
-        &mmu.table(Table::new(table, LAST_LEVEL))[0]
     }
 }

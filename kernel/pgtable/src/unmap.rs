@@ -5,7 +5,7 @@
 //! with its address kept; one invalidation serves the whole range; the second pass reads the addresses back, empties the
 //! entries and hands the leaves out. So there is no moment at which a caller could free a frame too early.
 //!
-//! Tables stay linked. Reclaiming them is a third pass over the same range, after the same invalidation told of it.
+//! Tables stay linked; [`crate::reclaim`] takes those away that are left empty.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind};

@@ -1,8 +1,8 @@
 //! The one walker. Every operation of this crate is a visitor of it.
 //!
 //! Arm ARM D8.2: from the root, each level's entry is a table (go on), a leaf, or nothing. The walker takes no lock.
-//! Each entry is read once, and what to do is decided on that copy; the tables on the way stay because the caller's
-//! range has an owner, or, once tables are reclaimed, because the walk is announced. It is a loop, not a recursion:
+//! Each entry is read once, and what to do is decided on that copy; the tables on the way stay because there are leaves
+//! of the caller's below them, or because the walk is announced ([`crate::announce`]). It is a loop, not a recursion:
 //! after each last-level table it starts again at the root, three loads for up to 512 entries, and no stack of tables
 //! is kept. The way down to a last-level table, where nearly all walks end, is straight-line code; blocks and missing
 //! tables are left to a function of their own.
@@ -64,10 +64,22 @@ pub(crate) enum Next {
     Again,
 }
 
+/// What a visitor wants of tables on its way that are empty and about to be unlinked (see [`crate::reclaim`]).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Nothing: it finds what is there.
+    Ignored,
+    /// They stay: it takes their marks away. Only in announced walks.
+    Kept,
+}
+
 /// An operation, as the walker sees it.
 pub(crate) trait Visitor<'t, M: Mmu> {
     /// Why the walk ended early.
     type Error;
+
+    /// What becomes of tables that are leaving.
+    const LEAVING: Leaving = Leaving::Ignored;
 
     /// Deals with the entries at the start of `run`.
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error>;
@@ -90,7 +102,7 @@ pub(crate) fn visit<'t, M: Mmu, V: Visitor<'t, M>>(
     let mut from = range.start();
     let mut left = range.size();
     while left != 0 {
-        let done = match last_level(mmu, root, from) {
+        let done = match last_level(mmu, root, from, V::LEAVING) {
             Some(place) => visit_pages(mmu, &place, from, left, visitor)?,
             None => visit_upper(mmu, root, from, left, visitor)?,
         };
@@ -104,22 +116,22 @@ pub(crate) fn visit<'t, M: Mmu, V: Visitor<'t, M>>(
 ///
 /// The level is a constant in each turn, so that shifts and masks are.
 #[inline(always)]
-fn last_level<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Option<Place> {
+fn last_level<M: Mmu>(mmu: &M, root: Table, address: VirtAddr, leaving: Leaving) -> Option<Place> {
     debug_assert_eq!(root.level(), M::Geometry::FIRST_LEVEL);
     let mut place = Place { table: root, inherited: 0 };
     let mut level = M::Geometry::FIRST_LEVEL;
     while level != LAST_LEVEL {
-        place = below(mmu, &place, level, address)?;
+        place = below(mmu, &place, level, address, leaving)?;
         level += 1;
     }
     Some(place)
 }
 
 /// Goes down to the table whose entry for `address` is no table descriptor.
-fn descend<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Place {
+fn descend<M: Mmu>(mmu: &M, root: Table, address: VirtAddr, leaving: Leaving) -> Place {
     let mut place = Place { table: root, inherited: 0 };
     while place.table.level() != LAST_LEVEL
-        && let Some(next) = below(mmu, &place, place.table.level(), address)
+        && let Some(next) = below(mmu, &place, place.table.level(), address, leaving)
     {
         place = next;
     }
@@ -128,8 +140,16 @@ fn descend<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Place {
 
 /// The table that the entry for `address` in a table of `level`, not the last, leads to.
 #[inline(always)]
-fn below<M: Mmu>(mmu: &M, place: &Place, level: u8, address: VirtAddr) -> Option<Place> {
-    let entry = mmu.load(&mmu.table(place.table)[M::Geometry::index(address, level)]);
+fn below<M: Mmu>(mmu: &M, place: &Place, level: u8, address: VirtAddr, leaving: Leaving) -> Option<Place> {
+    let cell = &mmu.table(place.table)[M::Geometry::index(address, level)];
+    let mut entry = mmu.load(cell);
+    if leaving == Leaving::Kept {
+        while entry.kind(false) == Kind::Table && entry.0 & bits::LEAVING != 0 {
+            mmu.clear_bits(cell, bits::LEAVING);
+            // Read again: the table may have been unlinked in between, and then clearing has changed nothing.
+            entry = mmu.load(cell);
+        }
+    }
     (entry.kind(false) == Kind::Table)
         .then(|| Place { table: Table::new(entry.address(), level + 1), inherited: place.inherited | entry.0 })
 }
@@ -137,7 +157,7 @@ fn below<M: Mmu>(mmu: &M, place: &Place, level: u8, address: VirtAddr) -> Option
 /// All of `range`, where it lies in one last-level table.
 #[inline(always)]
 pub(crate) fn sole_run<'t, M: Mmu>(mmu: &'t M, root: Table, range: PageRange<M::Geometry>) -> Option<Run<'t, M>> {
-    let run = page_run(mmu, &last_level(mmu, root, range.start())?, range.start(), range.size());
+    let run = page_run(mmu, &last_level(mmu, root, range.start(), Leaving::Ignored)?, range.start(), range.size());
     (run.count == range.pages()).then_some(run)
 }
 
@@ -190,7 +210,7 @@ fn visit_upper<'t, M: Mmu, V: Visitor<'t, M>>(
     left: u64,
     visitor: &mut V,
 ) -> Result<u64, V::Error> {
-    let place = descend(mmu, root, from);
+    let place = descend(mmu, root, from, V::LEAVING);
     let level = place.table.level();
     let shift = M::Geometry::shift(level);
     let table = mmu.table(place.table);

@@ -1,0 +1,168 @@
+//! Walks that announce themselves, so that tables can be freed without a lock that walkers would take.
+//!
+//! Each CPU has one sequence word: odd inside its outermost walk, even outside. Whoever has taken a table out of the tree
+//! looks at every word once ([`Grace::begin`]), and frees the table when each that was odd has changed
+//! ([`Grace::is_over`]). The two sides are the two halves of a store-buffering test (Arm ARM B2.3), which takes a full
+//! barrier on both:
+//!
+//! ```text
+//!     the walker                         whoever frees
+//!     word ← odd                         descriptor ← empty (or marked)
+//!     DMB ISH                            DMB ISH, or a DSB ISH that is there anyway
+//!     reads the descriptor …             reads the word, with acquire
+//!     … and the table behind it          even: frees
+//!     word ← even, with release
+//! ```
+//! Either the walker reads the new descriptor, or the other side reads the odd word, or both: never neither. The release
+//! of the even word and the acquire of it put the walker's last access before the free.
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// A CPU's sequence word. Only its own CPU writes it, interrupts on that CPU included.
+///
+/// The machines under test have their own: loom's atomics are another type, and a test may take a barrier away.
+pub trait WalkWord {
+    /// Reads it; what is read after this is ordered behind the read.
+    fn load_acquire(&self) -> u64;
+    /// Writes it, with no order of its own.
+    fn store(&self, value: u64);
+    /// Writes it behind all earlier accesses.
+    fn store_release(&self, value: u64);
+    /// DMB ISH.
+    fn full_barrier(&self);
+}
+
+impl WalkWord for AtomicU64 {
+    #[inline(always)]
+    fn load_acquire(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        self.store(value, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn store_release(&self, value: u64) {
+        self.store(value, Ordering::Release);
+    }
+
+    #[inline(always)]
+    fn full_barrier(&self) {
+        // DMB ISH on the metal; on the host it orders the threads that stand for CPUs.
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// A walk by this CPU, announced until it is dropped.
+///
+/// Having one proves: no table that the walk can reach from the root is freed while it lives. It stays on its CPU, and
+/// nothing waits for another CPU while it lives.
+#[must_use = "the walk is announced only while this lives"]
+pub struct Announced<'w, W: WalkWord> {
+    word: &'w W,
+    /// What to write at the end; `None` where another walk is around this one.
+    after: Option<u64>,
+    /// It writes its CPU's word, so it is dropped there.
+    not_send: PhantomData<*const ()>,
+}
+
+impl<'w, W: WalkWord> Announced<'w, W> {
+    /// Announces a walk on the CPU whose word this is.
+    ///
+    /// An interrupt between the read and the store below does no harm: it leaves the word even, and two more than was
+    /// read; the store then takes the word back to a value that was odd before. Whoever saw that odd value waits for a
+    /// second walk, longer than needed.
+    #[inline(always)]
+    pub fn begin(word: &'w W) -> Self {
+        let before = word.load_acquire();
+        let after = if before.is_multiple_of(2) {
+            word.store(before.wrapping_add(1));
+            Some(before.wrapping_add(2))
+        } else {
+            // In an interrupt, or inside a walk: that one's end is the end of both.
+            None
+        };
+        // Also inside another walk: the interrupt may have come between the store above and this barrier, and then the
+        // interrupted walk has announced nothing that others must see yet.
+        word.full_barrier();
+        Self { word, after, not_send: PhantomData }
+    }
+}
+
+impl<W: WalkWord> Drop for Announced<'_, W> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(after) = self.after {
+            self.word.store_release(after);
+        }
+    }
+}
+
+/// The walks that were under way on `CPUS` CPUs at one moment, as far as they have not been seen to end.
+#[derive(Clone, Copy, Debug)]
+pub struct Grace<const CPUS: usize>([u64; CPUS]);
+
+impl<const CPUS: usize> Grace<CPUS> {
+    /// Looks at every word. `words` gives the one of a CPU by number, `None` where there is no such CPU.
+    ///
+    /// Before this comes the change that later walks are to see, and then a full barrier of the caller's.
+    pub fn begin<'w, W: WalkWord + 'w>(words: impl Fn(usize) -> Option<&'w W>) -> Self {
+        Self(core::array::from_fn(|cpu| words(cpu).map_or(0, W::load_acquire)))
+    }
+
+    /// Whether each of those walks has ended. Never waits.
+    pub fn is_over<'w, W: WalkWord + 'w>(&mut self, words: impl Fn(usize) -> Option<&'w W>) -> bool {
+        for (cpu, seen) in self.0.iter_mut().enumerate() {
+            if !seen.is_multiple_of(2) {
+                if words(cpu).is_some_and(|word| word.load_acquire() == *seen) {
+                    return false;
+                }
+                *seen = 0;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Announced, AtomicU64, Grace, Ordering};
+
+    #[test]
+    fn the_word_is_odd_inside_the_outermost_walk_only() {
+        let word = AtomicU64::new(6);
+        let outer = Announced::begin(&word);
+        let inner = Announced::begin(&word);
+        assert_eq!(word.load(Ordering::Relaxed), 7);
+        drop(inner);
+        assert_eq!(word.load(Ordering::Relaxed), 7);
+        drop(outer);
+        assert_eq!(word.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn a_grace_period_waits_for_the_walks_that_were_there_and_no_others() {
+        let words = [const { AtomicU64::new(0) }; 2];
+        let at = |cpu: usize| words.get(cpu);
+        let first = Announced::begin(&words[0]);
+        let mut grace = Grace::<3>::begin(at);
+        let later = Announced::begin(&words[1]);
+        assert!(!grace.is_over(at));
+        drop(first);
+        // The same CPU walks again: the old walk has ended all the same.
+        let again = Announced::begin(&words[0]);
+        assert!(grace.is_over(at));
+        drop((later, again));
+        assert!(Grace::<3>::begin(at).is_over(at));
+    }
+
+    #[test]
+    fn the_word_may_wrap() {
+        let word = AtomicU64::new(u64::MAX - 1);
+        drop(Announced::begin(&word));
+        assert_eq!(word.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,243 @@
+//! Tables that nothing is mapped in any more: found, unlinked, and freed when nobody can reach them.
+//!
+//! Arm ARM D8.17.1 (a table is unlinked by break: invalid, DSB, TLBI of all levels, DSB) and D8.17.4 (which walk-cache
+//! entries a TLBI takes). Owners of disjoint ranges share tables, map and unmap without a lock, and [`PageTables::update`]
+//! runs in interrupts: none of them may be held up. So a table goes in three steps, with nobody waiting:
+//!
+//! 1. **Mark** the descriptors of empty tables ([`bits::LEAVING`], compare-exchange). Then a grace period.
+//! 2. **Look again**: where the table is still empty, and compare-exchange of the marked descriptor to empty works, it is
+//!    unlinked. DSB ISHST; TLBI, all levels; DSB ISH. Then a grace period.
+//! 3. **Free.**
+//!
+//! A grace period is over when every walk that was announced at its start has ended ([`Grace`]).
+//!
+//! # Why no leaf is lost
+//! [`PageTables::map`] announces its walk, and its first pass takes away each mark that it finds on its way. Take a table
+//! that it means to write into, and its last read of the table's descriptor in the first pass.
+//!
+//! ```text
+//!     it read no mark    a mark that came later waits for the end of this walk before step 2, which then sees the leaves
+//!     it took one away   step 2 of that mark fails in its compare-exchange; for a later mark, see above
+//!     it read no table   step 2 was first: the table counts as missing, and a new one is linked
+//! ```
+//! A table that a neighbour links between its two passes is of the first kind: the mark can only have come later. So what
+//! the first pass has counted on is there in the second, and neither pass ever waits. `update` and `unmap` need none of
+//! this: they write only entries that are leaves, and a table with a leaf is not empty.
+//!
+//! # Why no walker reads a freed table
+//! A walk that begins after step 2 does not find the table; one that began before keeps the second grace period from
+//! ending; and the TLBI has taken what the hardware's walkers had cached. Between steps 2 and 3 the table holds a link and
+//! an address, which no walker takes for a descriptor.
+//!
+//! [`bits::LEAVING`]: granule_arch::descriptor::bits::LEAVING
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Kind, bits};
+
+use crate::announce::{Grace, WalkWord};
+use crate::flush::{Invalidation, Tables};
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::mmu::{Mmu, Table, Tlb};
+use crate::range::PageRange;
+use crate::table_list::TableList;
+use crate::tables::PageTables;
+
+/// How far a [`Reclaimer`] has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// Nothing is left to do: every table in the range that was empty is freed, or in use again.
+    Done,
+    /// A walk of another CPU must end first.
+    Waiting,
+}
+
+/// The reclaim of one tree's tables, on a machine of up to `CPUS` CPUs.
+///
+/// One for each tree: two at the same time would take each other's tables away under them.
+#[derive(Debug)]
+pub struct Reclaimer<G: Geometry, const CPUS: usize> {
+    stage: Stage<G, CPUS>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage<G: Geometry, const CPUS: usize> {
+    Idle,
+    /// Step 1 is next.
+    Requested(PageRange<G>),
+    /// Step 2 is next.
+    Marked(PageRange<G>, Grace<CPUS>),
+    /// Step 3 is next.
+    Unlinked(PageRange<G>, TableList, Grace<CPUS>),
+}
+
+impl<G: Geometry, const CPUS: usize> Default for Reclaimer<G, CPUS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
+    /// Nothing to do yet.
+    pub const fn new() -> Self {
+        Self { stage: Stage::Idle }
+    }
+
+    /// Whether [`Reclaimer::start`] may be called.
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
+    /// Has the next [`Reclaimer::advance`] look for empty tables that translate any of `range`.
+    ///
+    /// # Panics
+    /// In debug builds, where an earlier range is not done.
+    pub fn start(&mut self, range: PageRange<G>) {
+        debug_assert!(self.is_idle());
+        self.stage = Stage::Requested(range);
+    }
+
+    /// Goes on as far as can be without waiting. Each freed table goes to `free`, zeroed.
+    ///
+    /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree. Not inside a walk of this
+    /// CPU's own, which would be waited for like any other's; a tree that has its own words has its own callers.
+    pub fn advance<'w, M: Mmu<Geometry = G>, W: WalkWord + 'w>(
+        &mut self,
+        tables: &PageTables<'_, M>,
+        tlb: &impl Tlb<M>,
+        words: impl Fn(usize) -> Option<&'w W>,
+        mut free: impl FnMut(PhysAddr),
+    ) -> Progress {
+        let mmu = tables.mmu();
+        loop {
+            self.stage = match &mut self.stage {
+                Stage::Idle => return Progress::Done,
+                Stage::Requested(range) => {
+                    if mark(tables, *range) == 0 {
+                        Stage::Idle
+                    } else {
+                        // The marks before the words, and a store before a load takes a full barrier.
+                        mmu.dsb_ish();
+                        Stage::Marked(*range, Grace::begin(&words))
+                    }
+                }
+                Stage::Marked(range, grace) => {
+                    if !grace.is_over(&words) {
+                        return Progress::Waiting;
+                    }
+                    let unlinked = unlink(tables, *range);
+                    if unlinked.is_empty() {
+                        Stage::Idle
+                    } else {
+                        // Ends with a DSB ISH: the words are read behind the unlinking.
+                        tlb.invalidate(mmu, unlinked.iter(mmu).map(|table| walk_caches(mmu, *range, table)));
+                        Stage::Unlinked(*range, unlinked, Grace::begin(&words))
+                    }
+                }
+                Stage::Unlinked(range, unlinked, grace) => {
+                    if !grace.is_over(&words) {
+                        return Progress::Waiting;
+                    }
+                    while let Some(table) = unlinked.pop(mmu) {
+                        mmu.store(&TableList::cells(mmu, table)[1], Descriptor::EMPTY);
+                        free(table);
+                    }
+                    // The tables above may be empty now.
+                    Stage::Requested(*range)
+                }
+            };
+        }
+    }
+}
+
+/// Step 1. Returns how many tables are marked.
+fn mark<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> usize {
+    let mut marked = 0;
+    for_each_table(tables, range, |mmu, found| {
+        if is_empty(mmu, found.table) {
+            let leaving = Descriptor(found.descriptor.0 | bits::LEAVING);
+            // Only reclaim changes the descriptor of a table, except that a mapper takes marks away.
+            marked += usize::from(mmu.compare_exchange(found.cell, found.descriptor, leaving).is_ok());
+        }
+    });
+    marked
+}
+
+/// Step 2 up to the invalidation. The second entry of each table in the list says which address it translated.
+fn unlink<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> TableList {
+    let mut unlinked = TableList::EMPTY;
+    for_each_table(tables, range, |mmu, found| {
+        if found.descriptor.0 & bits::LEAVING == 0 {
+            return;
+        }
+        if !is_empty(mmu, found.table) {
+            mmu.clear_bits(found.cell, bits::LEAVING);
+        } else if mmu.compare_exchange(found.cell, found.descriptor, Descriptor::EMPTY).is_ok() {
+            let table = found.table.address();
+            unlinked.push(mmu, table);
+            mmu.store(&TableList::cells(mmu, table)[1], Descriptor(found.start.0 & bits::ADDRESS));
+        }
+    });
+    unlinked
+}
+
+/// What walk caches hold of an unlinked table. They hold its descriptor once for all that it translates, and an
+/// invalidation by any address in there takes it: one page is enough.
+fn walk_caches<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) -> Invalidation<M::Geometry> {
+    let low = mmu.load(&TableList::cells(mmu, table)[1]).0;
+    // Both are in the same half of the address space.
+    let start = VirtAddr(range.start().0 & !bits::ADDRESS | low);
+    Invalidation { range: PageRange::trusted(start, M::Geometry::PAGE_SIZE), tables: Tables::Unlinked, level: None }
+}
+
+fn is_empty<M: Mmu>(mmu: &M, table: Table) -> bool {
+    mmu.table(table).iter().all(|cell| mmu.load(cell) == Descriptor::EMPTY)
+}
+
+/// A table that links no other below the address where it was looked at.
+struct Found<'a, M: Mmu> {
+    /// Where it is linked.
+    cell: &'a M::Cell,
+    /// How.
+    descriptor: Descriptor,
+    table: Table,
+    /// The first address that it translates.
+    start: VirtAddr,
+}
+
+/// Visits the lowest tables that translate any of `range`, once each; never the root. An upper table is visited where its
+/// first entry in the range links nothing.
+///
+/// Only the one reclaimer unlinks tables, so nothing vanishes on the way and this walk need not be announced.
+fn for_each_table<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    mut visit: impl FnMut(&M, Found<'_, M>),
+) {
+    let mmu = tables.mmu();
+    let mut address = range.start();
+    loop {
+        let (mut table, mut link) = (tables.root(), None);
+        while table.level() != LAST_LEVEL {
+            let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
+            let descriptor = mmu.load(cell);
+            if descriptor.kind(false) != Kind::Table {
+                break;
+            }
+            link = Some((cell, descriptor));
+            table = Table::new(descriptor.address(), table.level() + 1);
+        }
+        if let Some((cell, descriptor)) = link {
+            let start = address.align_down(M::Geometry::entry_size(table.level() - 1));
+            if address == start || address == range.start() {
+                visit(mmu, Found { cell, descriptor, table, start });
+            }
+        }
+        // All that the last table translates, or one entry of an upper one.
+        let size = M::Geometry::entry_size(table.level().min(LAST_LEVEL - 1));
+        let last = VirtAddr(address.0 | (size - 1));
+        if last >= range.last() {
+            return;
+        }
+        address = last + 1;
+    }
+}
