@@ -1,0 +1,337 @@
+//! A machine for loom: the page-table algorithms in every order in which a few CPUs can run them.
+//!
+//! [loom] runs a closure again and again, once for each interleaving of its threads and for each value that a load may
+//! return by the C11 memory model. The cells belong to [`Mmu`], so the code under test is the kernel's own; the geometry is
+//! [`Tiny`], two levels of four entries. `cargo test -p granule-loom` runs it all: this crate alone uses loom, so no
+//! `--cfg loom` is needed.
+//!
+//! # What stands for what
+//! | metal | here |
+//! |---|---|
+//! | load, with the address dependency behind it | load with acquire: C11 has no dependencies that can be relied on |
+//! | store, compare-exchange, bit-clear | relaxed (what a failed or successful one read: acquire, as for a load) |
+//! | DMB ISHST, DSB ISHST | release fence |
+//! | DSB ISH | sequentially consistent fence |
+//! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
+//!
+//! What loom cannot show: a load never takes its value from a store that is later in the same order (no load buffering).
+//! That the even word is a release is therefore seen through what a mapper stores, not through what a walker reads.
+//!
+//! The machine's own bookkeeping (which frames are free) is in plain `std` types, which loom does not see: it makes no
+//! order between CPUs that the kernel would not have. The tests named `canary` would fail if it did.
+//!
+//! # Rule: a checker is believed only when it is seen to fail
+//! [`Without`] takes one step away; each property has a twin that runs without a step and must be caught.
+
+mod cell;
+
+use std::sync::Mutex;
+
+pub use cell::Cell;
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
+use granule_arch::tlbi::Instruction;
+use granule_pgtable::{
+    Announced, Geometry, Invalidation, Lazy, Mmu, PageRange, PageTables, Progress, Reclaimer, Shape, Table,
+    TableSource, Tiny, Tlb, WalkWord,
+};
+use loom::sync::atomic::{Ordering, fence};
+
+/// The CPUs of the machine, each with a walk word.
+pub const CPUS: usize = 3;
+/// Entries in each table of [`Tiny`].
+const ENTRIES: usize = 4;
+/// What a page is mapped to, less its number.
+const TARGET: u64 = 0x4000_0000;
+/// What a reused frame says where a walker takes it for a table.
+const POISON: u64 = 0xdead_f000_0000 & bits::ADDRESS;
+
+/// A step that the machine leaves out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Without {
+    /// All steps are taken.
+    Nothing,
+    /// The DMB ISHST before a table is linked.
+    DmbIshst,
+    /// The DSB ISH between a change and a look at the walk words, or at the end of an invalidation.
+    DsbIsh,
+    /// Compare-exchange in one step: a load and a store.
+    AtomicExchange,
+    /// Bit-clear in one step: a load and a store.
+    AtomicClear,
+    /// Marks of tables that are leaving: only CPU 0, which reclaims, sees them.
+    Marks,
+    /// Bulk changes that keep to the caller's entries: they write the other half of each pair as well, as they read it.
+    OwnEntries,
+    /// The announcement of walks: nobody looks at the words.
+    Grace,
+    /// The full barrier after the word becomes odd.
+    WalkBarrier,
+    /// The release when the word becomes even.
+    WalkRelease,
+}
+
+/// The machine: a root table, frames for more, and a walk word for each CPU.
+pub struct Machine {
+    frames: Vec<[Cell; ENTRIES]>,
+    /// Frames that nobody has.
+    free: Mutex<Vec<PhysAddr>>,
+    /// The reclaim of its tables, with how many it has freed. They never become tables again: a frame that goes from CPU to
+    /// CPU is put in order by the frame allocator, which is not here.
+    reclaim: Mutex<(Reclaimer<Tiny, CPUS>, usize)>,
+    words: [Word; CPUS],
+    without: Without,
+}
+
+impl Machine {
+    /// A machine with `frames` frames for tables, full of what their last owner left in them.
+    pub fn new(frames: usize, without: Without) -> Self {
+        let frame = |value| std::array::from_fn(|_| Cell::new(value));
+        Self {
+            frames: std::iter::once(frame(0)).chain((0..frames).map(|_| frame(poison().0))).collect(),
+            free: Mutex::new((1..=frames).rev().map(address).collect()),
+            reclaim: Mutex::new((Reclaimer::new(), 0)),
+            words: std::array::from_fn(|_| Word { value: Cell::new(0), without }),
+            without,
+        }
+    }
+
+    /// One of its CPUs.
+    pub fn cpu(&self, number: usize) -> Cpu<'_> {
+        Cpu { machine: self, number }
+    }
+
+    /// Frames that are tables, the root not counted.
+    pub fn tables(&self) -> usize {
+        self.frames.len() - 1 - self.free.lock().unwrap().len() - self.reclaim.lock().unwrap().1
+    }
+
+    fn cells(&self, frame: PhysAddr) -> &[Cell; ENTRIES] {
+        &self.frames[(frame.0 >> Tiny::PAGE_SHIFT) as usize - 1]
+    }
+}
+
+fn address(frame: usize) -> PhysAddr {
+    PhysAddr((frame as u64 + 1) << Tiny::PAGE_SHIFT)
+}
+
+/// A valid leaf, but nobody's.
+fn poison() -> Descriptor {
+    Descriptor::page(PhysAddr(POISON), Attributes::kernel_data(MemoryType::Normal))
+}
+
+/// The pages from `first` on, `count` of them.
+pub fn pages(first: u64, count: usize) -> PageRange<Tiny> {
+    PageRange::from_pages(VirtAddr(first << Tiny::PAGE_SHIFT), count).unwrap()
+}
+
+/// One CPU of a [`Machine`].
+#[derive(Clone, Copy)]
+pub struct Cpu<'m> {
+    machine: &'m Machine,
+    number: usize,
+}
+
+impl<'m> Cpu<'m> {
+    /// Its walk word.
+    pub fn word(&self) -> &'m Word {
+        &self.machine.words[self.number]
+    }
+
+    /// Announces a walk.
+    pub fn announce(&self) -> Announced<'m, Word> {
+        Announced::begin(self.word())
+    }
+
+    /// The tables as it sees them. Whoever changes or reads them announces that.
+    pub fn tables(&self) -> PageTables<'_, Self> {
+        // SAFETY: frame 0 is zero at first, never free, and there as long as the machine.
+        PageTables::new(self, unsafe { Table::root::<Tiny>(address(0)) })
+    }
+
+    /// Maps `page` to the memory that is its own, in an announced walk.
+    pub fn map(&self, page: u64) {
+        let _walk = self.announce();
+        self.map_quietly(page);
+    }
+
+    /// The same in a walk that is not announced.
+    pub fn map_quietly(&self, page: u64) {
+        let (lazy, data) = (Lazy::new(self), Attributes::kernel_data(MemoryType::Normal));
+        let to = PhysAddr(TARGET + (page << Tiny::PAGE_SHIFT));
+        self.tables().map(&lazy, pages(page, 1), to, data, Shape::PAGES, &mut { *self }).expect("the page is free");
+    }
+
+    /// Unmaps `page`, in an announced walk.
+    pub fn unmap(&self, page: u64) {
+        let _walk = self.announce();
+        self.tables().unmap(&Lazy::new(self), &NoTlb, pages(page, 1), |_| {}).expect("pages only");
+    }
+
+    /// Looks `page` up in an announced walk, and whether it is mapped. Whatever else happens: if it is, then to its own
+    /// memory.
+    pub fn look(&self, page: u64) -> bool {
+        let _walk = self.announce();
+        self.look_quietly(page)
+    }
+
+    /// The same in a walk that is not announced.
+    pub fn look_quietly(&self, page: u64) -> bool {
+        let found = self.tables().translate(VirtAddr(page << Tiny::PAGE_SHIFT));
+        if let Some(found) = found {
+            let own = PhysAddr(TARGET + (page << Tiny::PAGE_SHIFT));
+            assert_eq!(found.physical, own, "page {page} was read in a table that is none any more, or not yet");
+        }
+        found.is_some()
+    }
+
+    /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table is at once somebody else's.
+    /// One CPU does this.
+    pub fn reclaim(&self) -> Progress {
+        let (reclaimer, freed) = &mut *self.machine.reclaim.lock().unwrap();
+        if reclaimer.is_idle() {
+            reclaimer.start(pages(0, ENTRIES));
+        }
+        let at = |number: usize| self.machine.words.get(number).filter(|_| self.machine.without != Without::Grace);
+        reclaimer.advance(&self.tables(), &NoTlb, at, |table| {
+            for cell in self.machine.cells(table) {
+                cell.store(poison().0, Ordering::Relaxed);
+            }
+            *freed += 1;
+        })
+    }
+}
+
+// SAFETY: (1) a table's cells are its frame's, atomics all; (2) loads acquire; (3) the barriers are the fences of the
+// table in the crate's documentation, unless a test takes one away to see that it is missed; (4) so too for bulk changes.
+unsafe impl Mmu for Cpu<'_> {
+    type Geometry = Tiny;
+    type Cell = Cell;
+
+    fn table(&self, table: Table) -> &[Cell] {
+        self.machine.cells(table.address())
+    }
+
+    fn load(&self, cell: &Cell) -> Descriptor {
+        let hidden = if self.machine.without == Without::Marks && self.number != 0 { bits::LEAVING } else { 0 };
+        Descriptor(cell.load(Ordering::Acquire) & !hidden)
+    }
+
+    fn store(&self, cell: &Cell, descriptor: Descriptor) {
+        cell.store(descriptor.0, Ordering::Relaxed);
+    }
+
+    fn compare_exchange(&self, cell: &Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+        if self.machine.without == Without::AtomicExchange {
+            let found = self.load(cell);
+            if found != current {
+                return Err(found);
+            }
+            self.store(cell, new);
+            return Ok(());
+        }
+        let result = cell.compare_exchange(current.0, new.0, Ordering::Acquire, Ordering::Acquire);
+        result.map(drop).map_err(Descriptor)
+    }
+
+    fn clear_bits(&self, cell: &Cell, mask: u64) -> Descriptor {
+        if self.machine.without == Without::AtomicClear {
+            let found = self.load(cell);
+            self.store(cell, Descriptor(found.0 & !mask));
+            return found;
+        }
+        Descriptor(cell.fetch_and(!mask, Ordering::Acquire))
+    }
+
+    fn update_run(&self, run: &[Cell], flip: u64) {
+        let flip_one = |cell| self.store(cell, Descriptor(self.load(cell).0 ^ flip));
+        if self.machine.without != Without::OwnEntries {
+            return run.iter().for_each(flip_one);
+        }
+        for cell in run {
+            let frame =
+                self.machine.frames.iter().find(|frame| frame.as_ptr_range().contains(&std::ptr::from_ref(cell)));
+            let frame = frame.expect("a cell lies in a frame");
+            let index = frame.iter().position(|other| std::ptr::eq(other, cell)).expect("that one");
+            let other = &frame[index ^ 1];
+            let found = self.load(other);
+            flip_one(cell);
+            self.store(other, found);
+        }
+    }
+
+    fn tlbi(&self, _instruction: Instruction) {}
+
+    fn dmb_ishst(&self) {
+        if self.machine.without != Without::DmbIshst {
+            fence(Ordering::Release);
+        }
+    }
+
+    fn dsb_ishst(&self) {
+        fence(Ordering::Release);
+    }
+
+    fn dsb_ish(&self) {
+        if self.machine.without != Without::DsbIsh {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn isb(&self) {}
+
+    /// So that the end of a section pays no barrier that would order what the code under test does not.
+    fn has_ets2(&self) -> bool {
+        true
+    }
+}
+
+// SAFETY: a frame is in `free` or has one user; the taker zeroes it by stores of its own, as the kernel does, and so does
+// whoever gives one back.
+unsafe impl TableSource for Cpu<'_> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        let table = self.machine.free.lock().unwrap().pop()?;
+        for cell in self.machine.cells(table) {
+            cell.store(0, Ordering::Relaxed);
+        }
+        Some(table)
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        self.machine.free.lock().unwrap().push(table);
+    }
+}
+
+/// There are no TLBs here: only the barriers of an invalidation are left.
+pub struct NoTlb;
+
+impl Tlb<Cpu<'_>> for NoTlb {
+    fn issue(&self, _: &Cpu<'_>, _: &Invalidation<Tiny>) {}
+}
+
+/// A CPU's walk word.
+pub struct Word {
+    value: Cell,
+    without: Without,
+}
+
+impl WalkWord for Word {
+    fn load_acquire(&self) -> u64 {
+        self.value.load(Ordering::Acquire)
+    }
+
+    fn store(&self, value: u64) {
+        self.value.store(value, Ordering::Relaxed);
+    }
+
+    fn store_release(&self, value: u64) {
+        let order = if self.without == Without::WalkRelease { Ordering::Relaxed } else { Ordering::Release };
+        self.value.store(value, order);
+    }
+
+    fn full_barrier(&self) {
+        if self.without != Without::WalkBarrier {
+            fence(Ordering::SeqCst);
+        }
+    }
+}

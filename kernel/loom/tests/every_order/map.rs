@@ -1,0 +1,89 @@
+//! Owners of neighbouring pages, who share tables, and those who look on.
+
+use granule_loom::{Cpu, Machine, pages};
+use granule_pgtable::{Change, Lazy};
+
+use crate::{assert_caught, every_order, nothing, without};
+
+/// Two CPUs map neighbouring pages whose table is missing.
+fn neighbours_map(machine: fn() -> Machine) {
+    every_order(machine, nothing, [|cpu| cpu.map(0), |cpu| cpu.map(1)], |machine| {
+        assert!(machine.cpu(0).look(0) && machine.cpu(0).look(1), "neighbours: a mapping was lost");
+        assert_eq!(machine.tables(), 1, "neighbours: one table serves both");
+    });
+}
+
+#[test]
+fn neighbours_that_miss_the_same_table_link_one() {
+    neighbours_map(without!(Nothing, 2));
+}
+
+#[test]
+fn linking_in_two_steps_loses_a_table_and_is_caught() {
+    assert_caught("neighbours: ", || neighbours_map(without!(AtomicExchange, 2)));
+}
+
+/// A CPU looks at pages while their owner maps one of them, in a table that was something else before.
+fn look_while_mapped(machine: fn() -> Machine) {
+    every_order(machine, nothing, [|cpu| cpu.map(0), |cpu| _ = (cpu.look(0), cpu.look(1))], |_| {});
+}
+
+#[test]
+fn a_walker_sees_a_new_table_empty_or_filled() {
+    look_while_mapped(without!(Nothing, 1));
+}
+
+#[test]
+fn a_table_linked_before_its_zeroes_is_caught() {
+    assert_caught("in a table that is none", || look_while_mapped(without!(DmbIshst, 1)));
+}
+
+/// A CPU looks at a page while its owner unmaps it and maps it again.
+#[test]
+fn a_walker_sees_a_page_or_none_while_its_owner_unmaps_and_maps_it() {
+    let owner = |cpu: Cpu<'_>| {
+        cpu.unmap(0);
+        cpu.map(0);
+    };
+    every_order(
+        without!(Nothing, 1),
+        |cpu| cpu.map(0),
+        [owner, |cpu| _ = (cpu.look(0), cpu.look(0))],
+        |machine| {
+            assert!(machine.cpu(0).look(0));
+        },
+    );
+}
+
+/// One owner changes its page while its neighbour, in the same pair of entries, maps another and unmaps a third.
+fn change_beside_a_neighbour(machine: fn() -> Machine) {
+    let before = |cpu: Cpu<'_>| {
+        cpu.map(0);
+        cpu.map(2);
+    };
+    let changes = |cpu: Cpu<'_>| {
+        for page in [0, 2] {
+            let _walk = cpu.announce();
+            let flush = cpu.tables().update(&Lazy::new(&cpu), pages(page, 1), Change::READ_ONLY);
+            if page == 0 {
+                flush.expect("the owner finds its page whatever the neighbour does").left_to_caller();
+            }
+        }
+    };
+    every_order(machine, before, [|cpu| cpu.map(1), changes], |machine| {
+        let cpu = machine.cpu(0);
+        assert!(cpu.look(1), "the neighbour's page was lost");
+        let found = cpu.tables().translate(pages(0, 1).start()).expect("the owner's own page");
+        assert!(!found.descriptor.is_writable());
+    });
+}
+
+#[test]
+fn a_change_in_bulk_leaves_the_neighbours_entries_alone() {
+    change_beside_a_neighbour(without!(Nothing, 1));
+}
+
+#[test]
+fn a_change_that_writes_the_other_half_of_a_pair_is_caught() {
+    assert_caught("the neighbour's page was lost", || change_beside_a_neighbour(without!(OwnEntries, 1)));
+}
