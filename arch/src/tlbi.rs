@@ -11,6 +11,8 @@
 //! Range operations are written as `SYS`, so that assembling needs no target feature; issuing them needs
 //! FEAT_TLBIRANGE. On the host nothing happens.
 
+use core::num::NonZeroU8;
+
 use crate::addr::VirtAddr;
 
 /// A translation granule, with the number that TTL and TG fields know it by.
@@ -39,14 +41,22 @@ impl Granule {
 
 /// Where a leaf is certain to be: lets a TLB look in fewer places. Having one proves a level from 1 to 3.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LevelHint(u8);
+pub struct LevelHint(NonZeroU8);
 
 impl LevelHint {
     /// A hint for `level`; `None` for level 0, which the encodings keep for something else, and beyond 3.
     ///
     /// It must be certain: an invalidation with a wrong hint may do nothing.
     pub const fn new(level: u8) -> Option<Self> {
-        if level >= 1 && level <= 3 { Some(Self(level)) } else { None }
+        match NonZeroU8::new(level) {
+            Some(number) if level <= 3 => Some(Self(number)),
+            _ => None,
+        }
+    }
+
+    /// The level, 1 to 3.
+    pub const fn level(self) -> u8 {
+        self.0.get()
     }
 }
 
@@ -64,7 +74,7 @@ impl AddressOperand {
     /// `address` in `asid`: for `vae1…` and `vale1…`.
     pub const fn with_asid(address: VirtAddr, asid: u16, hint: Option<(Granule, LevelHint)>) -> Self {
         let ttl = match hint {
-            Some((granule, level)) => (granule as u64) << 2 | level.0 as u64,
+            Some((granule, level)) => (granule as u64) << 2 | level.level() as u64,
             None => 0,
         };
         // The mask cuts the sign extension off, which would be read as a TTL.
@@ -138,7 +148,7 @@ impl RangeOperand {
     /// `span` from `base` on, in `asid`.
     pub const fn with_asid(base: VirtAddr, granule: Granule, span: Span, asid: u16, hint: Option<LevelHint>) -> Self {
         let ttl = match hint {
-            Some(level) => level.0 as u64,
+            Some(level) => level.level() as u64,
             None => 0,
         };
         Self(

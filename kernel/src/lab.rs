@@ -105,7 +105,20 @@ pub const SKIP_ISB: Lab = Lab {
     witness: Witness::Model,
 };
 
-const ALL: [Lab; 7] = [SKIP_TLBI, LOCAL_TLBI, WX_LEAF, SHORT_TLBI, SKIP_DSB_BEFORE_TLBI, SKIP_DSB_AFTER_TLBI, SKIP_ISB];
+/// No cache maintenance for new code.
+pub const SKIP_ICACHE: Lab = Lab {
+    identifier: FIRST_LAB + 7,
+    name: "skip-icache",
+    effect: "no cache maintenance where pages become executable: what they held before may run",
+    witness: Witness::Stream,
+};
+
+const ALL: [Lab; 8] =
+    [SKIP_TLBI, LOCAL_TLBI, WX_LEAF, SHORT_TLBI, SKIP_DSB_BEFORE_TLBI, SKIP_DSB_AFTER_TLBI, SKIP_ISB, SKIP_ICACHE];
+
+/// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot path, one
+/// leads to them.
+pub const ANY: u16 = FIRST_LAB + 63;
 
 // The set below is a word, and a switch's place in it is its place in the list.
 const _: () = {
@@ -114,7 +127,7 @@ const _: () = {
         assert!(ALL[index].identifier == FIRST_LAB + index as u16);
         index += 1;
     }
-    assert!(ALL.len() <= 64 && FIRST_LAB as usize + ALL.len() <= IDENTIFIERS as usize);
+    assert!(ALL.len() <= 63 && (ANY as usize) < IDENTIFIERS as usize);
 };
 
 /// Every switch, in the order of the listing.
@@ -122,8 +135,11 @@ pub fn all() -> &'static [Lab] {
     &ALL
 }
 
-/// Whether a switch is on, where the fix is: a patched branch.
+/// Whether a switch, or [`ANY`], is on, where the fix is: a patched branch.
 macro_rules! is_on {
+    (ANY) => {
+        granule_arch::patched_branch!($crate::lab::ANY)
+    };
     ($lab:ident) => {
         granule_arch::patched_branch!($crate::lab::$lab.identifier)
     };
@@ -141,8 +157,11 @@ impl Switches {
         self.has(lab.identifier)
     }
 
-    /// Whether the switch with this identifier is in it; `false` for identifiers that are not of the lab.
+    /// Whether the branch sites with this identifier are to be taken; `false` for identifiers that are not of the lab.
     pub fn has(self, identifier: u16) -> bool {
+        if identifier == ANY {
+            return self.0 != 0;
+        }
         identifier.checked_sub(FIRST_LAB).is_some_and(|index| index < 64 && self.0 >> index & 1 != 0)
     }
 }
@@ -198,11 +217,23 @@ static ACTIVE: AtomicU64 = AtomicU64::new(0);
 pub fn init() -> Switches {
     let switches = bootargs::get("lab").and_then(|list| parse(list).ok()).unwrap_or_default();
     ACTIVE.store(switches.0, Ordering::Relaxed);
-    #[cfg(not(target_os = "none"))]
-    for lab in &ALL {
-        granule_arch::alternative::host::set(lab.identifier, switches.contains(lab));
-    }
     switches
+}
+
+/// Runs `work` with the sites of these switches taken: on the host, where plain flags stand for them.
+#[cfg(test)]
+pub(crate) fn with<T>(list: &str, work: impl FnOnce() -> T) -> T {
+    // The flags are the process's, so tests that set them, or that others would fail under, take turns.
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let set = |switches: Switches| {
+        let all = ALL.iter().map(|lab| lab.identifier).chain([ANY]);
+        all.for_each(|identifier| granule_arch::alternative::host::set(identifier, switches.has(identifier)));
+    };
+    set(parse(list).expect("switches of the lab"));
+    let result = work();
+    set(Switches::default());
+    result
 }
 
 /// The switches of this boot, for listings.

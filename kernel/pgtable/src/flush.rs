@@ -1,5 +1,7 @@
 //! An invalidation that is owed: what a change leaves for its caller to issue.
 
+use granule_arch::tlbi::LevelHint;
+
 use crate::geometry::{Geometry, Granule4K};
 use crate::range::PageRange;
 
@@ -22,7 +24,7 @@ pub struct Invalidation<G: Geometry = Granule4K> {
     /// The level of every changed leaf, where all were of one: a hint that must not be given unless it is certain,
     /// because a wrong one may invalidate nothing. After a live split TLBs may hold the larger leaf: then it is not
     /// certain.
-    pub level: Option<u8>,
+    pub level: Option<LevelHint>,
 }
 
 /// What a change owes to the TLBs; nothing where no entry that was valid changed.

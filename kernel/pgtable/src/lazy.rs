@@ -98,7 +98,7 @@ impl<'a, M: Mmu> Lazy<'a, M> {
 
     /// Invalidates what `flushes` owe, under one pair of DSBs. The first of them, and the ISB at the end, pay for this
     /// section too. Where none of them owes anything, nothing is issued and the section keeps its debt.
-    #[inline]
+    #[inline(always)]
     pub fn invalidate<T: Tlb<M>>(&self, tlb: &T, flushes: impl IntoIterator<Item = Flush<M::Geometry>>) {
         let mut owed = flushes.into_iter().filter_map(Flush::invalidation).peekable();
         if owed.peek().is_some() {

@@ -42,45 +42,55 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn issue(&self, mmu: &M, what: &Invalidation) {
-        if lab::is_on!(SKIP_TLBI) {
+        if lab::is_on!(ANY) && issued_in_the_lab(mmu, *what) {
             return;
-        }
-        // One by one: QEMU flushes more than a range, which would hide what these two show.
-        if lab::is_on!(LOCAL_TLBI) {
-            return pages(what).for_each(|page| mmu.tlbi(Instruction::Vaale1(AddressOperand::new(page, None))));
-        }
-        if lab::is_on!(SHORT_TLBI) {
-            let all_but_the_last = pages(what).take(what.range.pages() - 1);
-            return all_but_the_last.for_each(|page| mmu.tlbi(Instruction::Vaale1is(AddressOperand::new(page, None))));
         }
         let level = level_hint(what);
         let single = |page| AddressOperand::new(page, level.map(|level| (Granule::Size4K, level)));
         let several = |first, span| RangeOperand::new(first, Granule::Size4K, span, level);
         for operation in Plan::new(what.range.start(), what.range.pages() as u64, Granule::Size4K, range_support()) {
-            mmu.tlbi(match (operation, what.tables) {
-                (Operation::Everything, _) => Instruction::Vmalle1is,
+            // Each arm issues its own, so that none is looked at twice.
+            match (operation, what.tables) {
+                (Operation::Everything, _) => mmu.tlbi(Instruction::Vmalle1is),
                 // Only leaves changed: entries of upper levels in walk caches stay right, so they may stay.
-                (Operation::Page(page), Tables::Kept) => Instruction::Vaale1is(single(page)),
-                (Operation::Page(page), Tables::Unlinked) => Instruction::Vaae1is(single(page)),
-                (Operation::Pages(first, span), Tables::Kept) => Instruction::Rvaale1is(several(first, span)),
-                (Operation::Pages(first, span), Tables::Unlinked) => Instruction::Rvaae1is(several(first, span)),
-            });
+                (Operation::Page(page), Tables::Kept) => mmu.tlbi(Instruction::Vaale1is(single(page))),
+                (Operation::Page(page), Tables::Unlinked) => mmu.tlbi(Instruction::Vaae1is(single(page))),
+                (Operation::Pages(first, span), Tables::Kept) => mmu.tlbi(Instruction::Rvaale1is(several(first, span))),
+                (Operation::Pages(first, span), Tables::Unlinked) => {
+                    mmu.tlbi(Instruction::Rvaae1is(several(first, span)))
+                }
+            }
         }
     }
 }
 
-/// The pages of an invalidation.
-fn pages(what: &Invalidation) -> impl Iterator<Item = VirtAddr> {
-    let start = what.range.start();
-    (0..what.range.pages() as u64).map(move |page| start + page * PAGE_SIZE as u64)
+/// Issues what a switch of the lab leaves of an invalidation; `false` where none of these is on.
+#[cold]
+#[inline(never)]
+fn issued_in_the_lab<M: Mmu<Geometry = Granule4K>>(mmu: &M, what: Invalidation) -> bool {
+    if lab::is_on!(SKIP_TLBI) {
+        return true;
+    }
+    // One by one: QEMU flushes more than a range, which would hide what these two show.
+    let pages = (0..what.range.pages() as u64).map(|page| what.range.start() + page * PAGE_SIZE as u64);
+    if lab::is_on!(LOCAL_TLBI) {
+        pages.for_each(|page| mmu.tlbi(Instruction::Vaale1(AddressOperand::new(page, None))));
+        return true;
+    }
+    if lab::is_on!(SHORT_TLBI) {
+        let all_but_the_last = pages.take(what.range.pages() - 1);
+        all_but_the_last.for_each(|page| mmu.tlbi(Instruction::Vaale1is(AddressOperand::new(page, None))));
+        return true;
+    }
+    false
 }
 
 /// The level of the leaves, where it may be said.
 #[inline(always)]
 fn level_hint(what: &Invalidation) -> Option<LevelHint> {
-    if patched_branch!(branch::TLB_LEVEL) { what.level.and_then(LevelHint::new) } else { None }
+    if patched_branch!(branch::TLB_LEVEL) { what.level } else { None }
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! What `update` changes, and what it refuses.
 
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
+use granule_arch::tlbi::LevelHint;
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{Change, Error, Flush, Granule4K, Invalidation, Lazy, PageRange, Shape, Tables};
 
@@ -23,9 +24,13 @@ fn descriptor(machine: &HostMachine, page: u64) -> Descriptor {
     machine.page_tables().translate(BASE + page * 4 * KIB).unwrap().descriptor
 }
 
-/// The invalidation of `pages` pages from page `start` on.
-fn stale(start: u64, pages: u64, level: Option<u8>) -> Result<Option<Invalidation>, Error> {
-    Ok(Some(Invalidation { range: range(BASE + start * 4 * KIB, pages * 4 * KIB), tables: Tables::Kept, level }))
+/// The invalidation of `pages` pages from page `start` on, of leaves of `level`; 0 where they are of several.
+fn stale(start: u64, pages: u64, level: u8) -> Result<Option<Invalidation>, Error> {
+    Ok(Some(Invalidation {
+        range: range(BASE + start * 4 * KIB, pages * 4 * KIB),
+        tables: Tables::Kept,
+        level: LevelHint::new(level),
+    }))
 }
 
 #[test]
@@ -40,7 +45,7 @@ fn each_change_sets_and_clears_its_bits_and_no_others() {
     ] {
         let (machine, _) = pages(3, attributes);
         let before = [0, 1, 2].map(|page| descriptor(&machine, page).0);
-        assert_eq!(update(&machine, range(BASE + 4 * KIB, 4 * KIB), change), stale(1, 1, Some(3)));
+        assert_eq!(update(&machine, range(BASE + 4 * KIB, 4 * KIB), change), stale(1, 1, 3));
         let after = [0, 1, 2].map(|page| descriptor(&machine, page).0);
         assert_eq!(after, [before[0], before[1] & !clear | set, before[2]], "{change:?}");
     }
@@ -61,7 +66,7 @@ fn invalid_and_valid_again_is_bit_identical_with_and_without_ng() {
 #[test]
 fn making_valid_owes_no_invalidation() {
     let (machine, whole) = pages(5, DATA);
-    assert_eq!(update(&machine, whole, Change::INVALID), stale(0, 5, Some(3)));
+    assert_eq!(update(&machine, whole, Change::INVALID), stale(0, 5, 3));
     assert!(!machine.page_tables().translate(BASE).unwrap().valid);
     assert_eq!(update(&machine, whole, Change::VALID), Ok(None));
     assert!(machine.page_tables().translate(BASE).unwrap().valid);
@@ -72,17 +77,17 @@ fn the_invalidation_covers_what_changed_and_no_more() {
     let (machine, _) = pages(600, DATA);
     // Crosses a table: pages 500 to 519 first, so that they are read-only already.
     let part = range(BASE + 500 * 4 * KIB, 20 * 4 * KIB);
-    assert_eq!(update(&machine, part, Change::READ_ONLY), stale(500, 20, Some(3)));
+    assert_eq!(update(&machine, part, Change::READ_ONLY), stale(500, 20, 3));
     assert_eq!(update(&machine, part, Change::READ_ONLY), Ok(None));
     let around = range(BASE + 510 * 4 * KIB, 20 * 4 * KIB);
-    assert_eq!(update(&machine, around, Change::READ_ONLY), stale(520, 10, Some(3)));
-    assert_eq!(update(&machine, range(BASE, 510 * 4 * KIB), Change::READ_ONLY), stale(0, 500, Some(3)));
+    assert_eq!(update(&machine, around, Change::READ_ONLY), stale(520, 10, 3));
+    assert_eq!(update(&machine, range(BASE, 510 * 4 * KIB), Change::READ_ONLY), stale(0, 500, 3));
     // Present-invalid pages are changed too, but no TLB can hold them.
     update(&machine, range(BASE, 8 * KIB), Change::INVALID).unwrap();
     assert_eq!(update(&machine, range(BASE, 8 * KIB), Change::READ_WRITE), Ok(None));
     assert_eq!(update(&machine, range(BASE, 12 * KIB), Change::READ_ONLY), Ok(None));
     let read_only = range(BASE, 530 * 4 * KIB);
-    assert_eq!(update(&machine, read_only, Change::EXECUTABLE), stale(2, 528, Some(3)));
+    assert_eq!(update(&machine, read_only, Change::EXECUTABLE), stale(2, 528, 3));
 }
 
 #[test]
@@ -90,9 +95,9 @@ fn the_level_is_told_only_where_it_is_one() {
     let machine = HostMachine::<Granule4K>::new(8);
     map(&machine, range(BASE, 4 * MIB + 64 * KIB), 0, DATA, LARGEST).unwrap();
     let part = range(BASE + 2 * MIB, 2 * MIB);
-    assert_eq!(update(&machine, part, Change::READ_ONLY), stale(512, 512, Some(2)));
+    assert_eq!(update(&machine, part, Change::READ_ONLY), stale(512, 512, 2));
     let whole = range(BASE, 4 * MIB + 64 * KIB);
-    assert_eq!(update(&machine, whole, Change::READ_ONLY), stale(0, 1040, None));
+    assert_eq!(update(&machine, whole, Change::READ_ONLY), stale(0, 1040, 0));
 }
 
 #[test]
@@ -169,7 +174,7 @@ fn a_leaf_without_the_mark_is_named_and_nothing_changes() {
     refused(&machine, range(BASE, 16 * KIB), marked, Error::NotMarked(foreign));
     refused(&machine, range(foreign, 4 * KIB), marked, Error::NotMarked(foreign));
     // The mark stays: what was changed once may be changed again, present-invalid in between or not.
-    assert_eq!(update(&machine, whole, marked), stale(0, 3, Some(3)));
-    assert_eq!(update(&machine, whole, Change::INVALID.only_where(bits::VM_ALLOC)), stale(0, 3, Some(3)));
+    assert_eq!(update(&machine, whole, marked), stale(0, 3, 3));
+    assert_eq!(update(&machine, whole, Change::INVALID.only_where(bits::VM_ALLOC)), stale(0, 3, 3));
     assert_eq!(update(&machine, whole, Change::VALID.only_where(bits::VM_ALLOC)), Ok(None));
 }
