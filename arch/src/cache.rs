@@ -77,6 +77,47 @@ by_address!(
     clean_and_invalidate_to_memory, "civac"
 );
 
+macro_rules! by_line {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+        $(#[$doc])*
+        ///
+        /// No barrier is issued. `line` is at most the shortest line of all CPUs, in bytes.
+        ///
+        /// # Safety
+        /// The range is mapped with read permission at least.
+        pub unsafe fn $name(start: VirtAddr, bytes: u64, line: u64) {
+            for_each_line(start, bytes, line, |line| {
+                #[cfg(target_os = "none")]
+                // SAFETY: the line is mapped, says the caller; no value changes, and what is dropped is fetched again.
+                unsafe {
+                    core::arch::asm!(concat!($instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags));
+                }
+                #[cfg(not(target_os = "none"))]
+                let _ = line;
+            });
+        }
+    };
+}
+
+by_line!(
+    /// DC CVAU: writes dirty lines of the range back to the point of unification, where instruction fetches look.
+    clean_to_unification, "dc cvau"
+);
+by_line!(
+    /// IC IVAU: drops the range from the instruction caches of all CPUs. By the address that it is executed at: an
+    /// instruction cache may be indexed by virtual address, and another alias may miss it.
+    invalidate_instructions, "ic ivau"
+);
+
+/// IC IALLUIS: empties the instruction caches of all CPUs. No barrier is issued.
+pub fn invalidate_all_instructions() {
+    #[cfg(target_os = "none")]
+    // SAFETY: what is dropped is fetched again.
+    unsafe {
+        core::arch::asm!("ic ialluis", options(nostack, preserves_flags));
+    }
+}
+
 /// Makes instructions that were stored in the range visible to instruction fetch on every CPU.
 ///
 /// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has had it when
@@ -87,28 +128,14 @@ by_address!(
 pub unsafe fn sync_code(start: VirtAddr, bytes: u64) {
     let cache = cache_type();
     if !cache.is_set(CTR_EL0::IDC) {
-        for_each_line(start, bytes, data_line(), |line| {
-            #[cfg(target_os = "none")]
-            // SAFETY: the line is mapped, says the caller; a clean changes no value.
-            unsafe {
-                core::arch::asm!("dc cvau, {0}", in(reg) line, options(nostack, preserves_flags));
-            }
-            #[cfg(not(target_os = "none"))]
-            let _ = line;
-        });
+        // SAFETY: mapped, says the caller.
+        unsafe { clean_to_unification(start, bytes, data_line()) };
     }
     // With IDC the stores themselves must be complete before the instruction caches are told.
     barrier::dsb_ish();
     if !cache.is_set(CTR_EL0::DIC) {
-        for_each_line(start, bytes, instruction_line(), |line| {
-            #[cfg(target_os = "none")]
-            // SAFETY: the line is mapped, says the caller; what is dropped is fetched again.
-            unsafe {
-                core::arch::asm!("ic ivau, {0}", in(reg) line, options(nostack, preserves_flags));
-            }
-            #[cfg(not(target_os = "none"))]
-            let _ = line;
-        });
+        // SAFETY: mapped, says the caller.
+        unsafe { invalidate_instructions(start, bytes, instruction_line()) };
         barrier::dsb_ish();
     }
     barrier::isb();

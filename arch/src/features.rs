@@ -321,6 +321,26 @@ impl CpuFeatures {
         }
     }
 
+    /// CTR_EL0.IDC: instruction fetches see what was stored without a clean.
+    pub fn idc(&self) -> bool {
+        CTR_EL0::IDC.is_set(self.ctr)
+    }
+
+    /// CTR_EL0.DIC: they see it without an invalidation.
+    pub fn dic(&self) -> bool {
+        CTR_EL0::DIC.is_set(self.ctr)
+    }
+
+    /// Bytes in the shortest data cache line.
+    pub fn data_line(&self) -> u64 {
+        4 << CTR_EL0::DminLine.read(self.ctr)
+    }
+
+    /// Bytes in the shortest instruction cache line.
+    pub fn instruction_line(&self) -> u64 {
+        4 << CTR_EL0::IminLine.read(self.ctr)
+    }
+
     /// Bytes that DC ZVA zeroes; `None` where it is prohibited.
     pub fn dc_zva(&self) -> Option<usize> {
         if DCZID_EL0::DZP.is_set(self.dczid) { None } else { Some(4 << DCZID_EL0::BS.read(self.dczid)) }

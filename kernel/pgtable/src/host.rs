@@ -7,13 +7,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::vec::Vec;
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, Granule4K};
-use crate::mmu::{Mmu, Table, Tlb};
+use crate::mmu::{CodeAt, Mmu, Table, Tlb};
 use crate::source::TableSource;
 use crate::tables::PageTables;
 
@@ -44,6 +44,38 @@ pub enum Operation<G: Geometry = Granule4K> {
     Invalidate(Invalidation<G>),
     /// A TLBI instruction.
     Tlbi(Instruction),
+    /// Cache maintenance for new code.
+    Cache(CacheOperation),
+}
+
+/// Cache maintenance for new code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheOperation {
+    /// DC CVAU, line by line.
+    Clean {
+        /// By which address.
+        at: CodeAt,
+        /// How much.
+        bytes: u64,
+    },
+    /// IC IVAU, line by line.
+    Invalidate {
+        /// The first address.
+        start: VirtAddr,
+        /// How much.
+        bytes: u64,
+    },
+    /// IC IALLUIS.
+    InvalidateAll,
+}
+
+/// What CTR_EL0 says of the caches: which maintenance new code needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caches {
+    /// IDC: no clean.
+    pub idc: bool,
+    /// DIC: no invalidation.
+    pub dic: bool,
 }
 
 /// The host's way to touch tables.
@@ -51,6 +83,7 @@ pub struct HostMmu<G: Geometry = Granule4K> {
     cells: Vec<AtomicU64>,
     operations: Mutex<Option<Vec<Operation<G>>>>,
     ets2: bool,
+    caches: Caches,
 }
 
 impl<G: Geometry> HostMmu<G> {
@@ -125,6 +158,26 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
         self.note(Operation::Isb);
     }
 
+    fn clean_code(&self, at: CodeAt, bytes: u64) {
+        self.note(Operation::Cache(CacheOperation::Clean { at, bytes }));
+    }
+
+    fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
+        self.note(Operation::Cache(CacheOperation::Invalidate { start, bytes }));
+    }
+
+    fn invalidate_all_code(&self) {
+        self.note(Operation::Cache(CacheOperation::InvalidateAll));
+    }
+
+    fn has_idc(&self) -> bool {
+        self.caches.idc
+    }
+
+    fn has_dic(&self) -> bool {
+        self.caches.dic
+    }
+
     fn has_ets2(&self) -> bool {
         self.ets2
     }
@@ -154,6 +207,7 @@ impl<G: Geometry> HostMachine<G> {
             cells: core::iter::repeat_with(AtomicU64::default).take(cells).collect(),
             operations: Mutex::new(None),
             ets2: false,
+            caches: Caches { idc: true, dic: true },
         };
         let free = (1..=frames as u64).rev().map(|frame| PhysAddr(ARENA + frame * G::PAGE_SIZE)).collect();
         // SAFETY: the arena's first frame is zero, never in `free`, and lives as long as the machine, which lends its
@@ -167,6 +221,13 @@ impl<G: Geometry> HostMachine<G> {
     #[must_use]
     pub fn with_ets2(mut self) -> Self {
         self.mmu.ets2 = true;
+        self
+    }
+
+    /// The same machine with these caches; without, fetches see stores at once.
+    #[must_use]
+    pub fn with_caches(mut self, caches: Caches) -> Self {
+        self.mmu.caches = caches;
         self
     }
 

@@ -3,7 +3,7 @@
 //! The traits are the seam between the one source of the algorithms and the machines that they run on: the metal (a
 //! zero-sized `Mmu` whose methods are single instructions), the plain host (`crate::host`), the models.
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 
@@ -47,6 +47,15 @@ impl Table {
     pub const fn level(self) -> u8 {
         self.level
     }
+}
+
+/// Where code can be read while it is made visible to fetches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CodeAt {
+    /// At the address that it will run at.
+    Mapped(VirtAddr),
+    /// There its leaf is not valid yet; it is in this memory, which the machine reaches by another mapping.
+    Frames(PhysAddr),
 }
 
 /// One CPU's way to touch tables. `&self` *is this CPU*: zero-sized and inlined away on the metal.
@@ -114,6 +123,29 @@ pub unsafe trait Mmu {
     fn dsb_ish(&self);
     /// ISB: what follows is fetched and translated anew.
     fn isb(&self);
+
+    /// DC CVAU over code that is about to become executable: what was stored reaches the point where fetches look.
+    #[inline]
+    fn clean_code(&self, _at: CodeAt, _bytes: u64) {}
+    /// IC IVAU over it, for all CPUs: what was fetched before is dropped. The range is mapped.
+    #[inline]
+    fn invalidate_code(&self, _start: VirtAddr, _bytes: u64) {}
+    /// IC IALLUIS: the same for every address, mapped or not.
+    #[inline]
+    fn invalidate_all_code(&self) {}
+
+    /// CTR_EL0.IDC on every CPU: fetches see what was stored without [`Mmu::clean_code`]. So it is on machines that
+    /// fetch nothing from what they map.
+    #[inline(always)]
+    fn has_idc(&self) -> bool {
+        true
+    }
+
+    /// CTR_EL0.DIC on every CPU: fetches see it without [`Mmu::invalidate_code`].
+    #[inline(always)]
+    fn has_dic(&self) -> bool {
+        true
+    }
 
     /// Whether FEAT_ETS2 holds on *every* CPU, by their ID registers: an entry that became valid is then seen by later
     /// accesses without any barrier.

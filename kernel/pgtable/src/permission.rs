@@ -23,6 +23,8 @@ pub struct Change {
     required: u64,
     /// VALID, where the TLBs may hold what a valid leaf was; 0 where valid leaves stay as they are.
     stale_if: u64,
+    /// See [`Change::may_make_code_of`].
+    stays_data_if: u64,
 }
 
 impl Change {
@@ -49,7 +51,14 @@ impl Change {
         // Clearing both and setting neither would make any leaf writable and executable.
         let both = bits::RDONLY | bits::PXN;
         assert!(clear & both != both || set & both != 0);
-        Self { set, clear, marked: 0, required: Self::requires(set, clear), stale_if: Self::stale_bit(set, clear) }
+        Self {
+            set,
+            clear,
+            marked: 0,
+            required: Self::requires(set, clear),
+            stale_if: Self::stale_bit(set, clear),
+            stays_data_if: Self::data_bits(set, clear),
+        }
     }
 
     /// No change clears RDONLY and PXN together, so one bit is all that can be missing.
@@ -68,6 +77,17 @@ impl Change {
     const fn stale_bit(set: u64, clear: u64) -> u64 {
         let only_makes_valid = set & bits::VALID != 0 && (set | clear) & !(bits::VALID | bits::PRESENT_INVALID) == 0;
         if only_makes_valid { 0 } else { bits::VALID }
+    }
+
+    const fn data_bits(set: u64, clear: u64) -> u64 {
+        if clear & bits::PXN != 0 {
+            // No leaf has every bit set.
+            u64::MAX
+        } else if set & bits::VALID != 0 {
+            bits::PXN
+        } else {
+            0
+        }
     }
 
     /// The same change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is not
@@ -114,6 +134,13 @@ impl Change {
     #[inline(always)]
     pub const fn makes_executable(self) -> bool {
         self.clear & bits::PXN != 0
+    }
+
+    /// Whether the hardware may run what it would not run before, once leaves that have all bits of `all` have changed:
+    /// by permission, or because they become valid.
+    #[inline(always)]
+    pub(crate) const fn may_make_code_of(self, all: u64) -> bool {
+        all & self.stays_data_if != self.stays_data_if
     }
 
     /// Whether a TLB may hold what is no longer true, once `old` has changed: only what was valid can be in a TLB, and a

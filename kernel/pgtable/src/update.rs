@@ -10,8 +10,10 @@
 //! change is the same few bits to flip in each of them, or none at all, and no entry is looked at a second time.
 
 use granule_arch::descriptor::{Descriptor, Kind, bits};
+use granule_arch::tlbi::LevelHint;
 
 use crate::Error;
+use crate::code;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
@@ -35,12 +37,15 @@ pub(crate) fn update<M: Mmu>(
     let Some(run) = tables.sole_run(range) else { return update_tables(tables, lazy, range, change) };
     let mut check = Check { range, change, found: Survey::NOTHING };
     check.visit(tables.mmu(), &run)?;
+    if change.may_make_code_of(check.found.all) {
+        code::make_visible(tables, range, change);
+    }
     Ok(match Uniform::of(check.found, change) {
         Uniform::Not => update_each(tables, lazy, range, change),
         Uniform::Unchanged => Flush::NONE,
         Uniform::Flip { from, to } => {
             tables.mmu().update_run(run.cells(), from.0 ^ to.0);
-            flush(lazy, range, change, from, to, Some(LAST_LEVEL))
+            flush(lazy, range, change, from, to, LevelHint::new(LAST_LEVEL))
         }
     })
 }
@@ -55,6 +60,9 @@ fn update_tables<M: Mmu>(
 ) -> Result<Flush<M::Geometry>, Error> {
     let mut check = Check { range, change, found: Survey::NOTHING };
     tables.visit(range, &mut check)?;
+    if change.may_make_code_of(check.found.all) {
+        code::make_visible(tables, range, change);
+    }
     Ok(match Uniform::of(check.found, change) {
         Uniform::Not => update_each(tables, lazy, range, change),
         Uniform::Unchanged => Flush::NONE,
@@ -97,7 +105,7 @@ fn flush<M: Mmu>(
     change: &Change,
     from: Descriptor,
     to: Descriptor,
-    level: Option<u8>,
+    level: Option<LevelHint>,
 ) -> Flush<M::Geometry> {
     lazy.wrote(to);
     Flush::new(change.leaves_stale(from).then_some(Invalidation { range, tables: Tables::Kept, level }))
@@ -267,7 +275,7 @@ impl Levels {
 
     /// The level, where it is only one.
     #[inline(always)]
-    fn sole(&self) -> Option<u8> {
-        self.0.is_power_of_two().then(|| self.0.trailing_zeros() as u8)
+    fn sole(&self) -> Option<LevelHint> {
+        if self.0.is_power_of_two() { LevelHint::new(self.0.trailing_zeros() as u8) } else { None }
     }
 }

@@ -75,6 +75,10 @@ pub mod branch {
     pub const REPEAT_TLBI: u16 = 2;
     /// No feature: barriers and invalidations are counted (`crate::mm::maintenance`).
     pub const COUNT: u16 = 3;
+    /// CTR_EL0.IDC.
+    pub const IDC: u16 = 4;
+    /// CTR_EL0.DIC.
+    pub const DIC: u16 = 5;
 }
 
 /// What the CPUs of the system have in common.
@@ -99,6 +103,8 @@ impl SystemFeatures {
         match identifier {
             branch::TLB_RANGE => self.cpus.tlb_range(),
             branch::TLB_LEVEL => self.cpus.ttl(),
+            branch::IDC => self.cpus.idc(),
+            branch::DIC => self.cpus.dic(),
             branch::REPEAT_TLBI => self.repeat_tlbi.is_needed(),
             _ => false,
         }

@@ -14,7 +14,6 @@ use granule::mm::tlb::KernelTlb;
 use granule::smp::{self, CpuSet, this_cpu};
 use granule::trap::{Fault, probe};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
-use granule_arch::cache;
 use granule_arch::esr::{Access, FaultStatus};
 use granule_pgtable::{Change, Flush, Lazy, PageRange};
 
@@ -90,11 +89,9 @@ fn code_runs_where_it_may_and_nowhere_else(t: &mut Test) {
     let Some(area) = area(t, 2) else { return };
     let code = area.start();
     for page in [code, code + PAGE] {
-        // SAFETY: the test's own pages, writable now; the range is mapped.
-        unsafe {
-            t.equal("the instruction is written", probe::write(page, RET), Ok(()));
-            cache::sync_code(page, 4);
-        }
+        // What makes it executable makes it visible to fetches as well.
+        // SAFETY: the test's own pages, writable now.
+        t.equal("the instruction is written", unsafe { probe::write(page, RET) }, Ok(()));
     }
     refused(t, execute(code), FaultStatus::Permission, Access::Fetch, code);
     t.ok("set_memory_ro", space().set_memory_ro(code, 1));
@@ -104,6 +101,10 @@ fn code_runs_where_it_may_and_nowhere_else(t: &mut Test) {
     t.ok("set_memory_rox", space().set_memory_rox(code + PAGE, 1));
     t.equal("so does the other", execute(code + PAGE), Ok(()));
     refused(t, write(code + PAGE), FaultStatus::Permission, Access::Write, code + PAGE);
+    t.ok("made invalid", space().set_memory_valid(code, 1, Validity::Invalid));
+    refused(t, execute(code), FaultStatus::Translation, Access::Fetch, code);
+    t.ok("made valid", space().set_memory_valid(code, 1, Validity::Valid));
+    t.equal("and runs again", execute(code), Ok(()));
     t.ok("set_memory_nx", space().set_memory_nx(code, 2));
     refused(t, execute(code), FaultStatus::Permission, Access::Fetch, code);
     t.ok("set_memory_rw", space().set_memory_rw(code, 2));

@@ -3,9 +3,11 @@
 //! - `map`, `unmap`, `update`, `dump`: what each call does and refuses
 //! - `barriers`: the stream of writes, barriers and invalidations that each call makes, and a checker of it with teeth
 //! - `reclaim`: which tables are empty, and when they are freed
+//! - `code`: the stream of cache maintenance and writes where pages become executable
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
 mod barriers;
+mod code;
 mod dump;
 mod map;
 mod random;

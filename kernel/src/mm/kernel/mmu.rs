@@ -7,18 +7,25 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::barrier;
+use granule_arch::cache;
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
+use granule_arch::{barrier, patched_branch};
 #[cfg(target_os = "none")]
 use granule_pgtable::Survey;
-use granule_pgtable::{Granule4K, Mmu, Table};
+#[cfg(not(target_os = "none"))]
+use granule_pgtable::host::{CacheOperation, Operation};
+use granule_pgtable::{CodeAt, Granule4K, Mmu, Table};
 
 #[cfg(target_os = "none")]
 use super::pairs;
+#[cfg(not(target_os = "none"))]
+use super::record;
+use crate::lab;
 #[cfg(target_os = "none")]
 use crate::mm::layout;
 use crate::mm::maintenance::{Kind, count};
+use crate::platform::features::branch;
 
 const ENTRIES: usize = 512;
 
@@ -26,6 +33,10 @@ const ENTRIES: usize = 512;
 pub trait View {
     /// The table's cells.
     fn cells(&self, table: PhysAddr) -> *const [AtomicU64; ENTRIES];
+
+    /// Where a cell is that [`Self::cells`] has shown.
+    #[cfg(not(target_os = "none"))]
+    fn physical(&self, cell: *const AtomicU64) -> PhysAddr;
 }
 
 /// Through the linear map: any table, once the map is up. On the host the "linear map" is wherever a test put its memory.
@@ -43,6 +54,11 @@ impl View for LinearView {
         return layout::linear(table).as_ptr();
         #[cfg(not(target_os = "none"))]
         return VirtAddr(table.0.wrapping_add(self.offset)).as_ptr();
+    }
+
+    #[cfg(not(target_os = "none"))]
+    fn physical(&self, cell: *const AtomicU64) -> PhysAddr {
+        PhysAddr(VirtAddr::from_ptr(cell).0.wrapping_sub(self.offset))
     }
 }
 
@@ -63,9 +79,44 @@ impl View for ImageView {
     }
 }
 
+/// Adds to the host's record what the metal would do now.
+macro_rules! note {
+    ($operation:expr) => {
+        #[cfg(not(target_os = "none"))]
+        record::note($operation);
+    };
+}
+
 /// This CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Metal<V = LinearView>(pub V);
+
+#[cfg(not(target_os = "none"))]
+impl<V: View> Metal<V> {
+    /// A write, for the record.
+    fn write(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) -> Operation {
+        Operation::Write { cell: self.0.physical(cell), old, new }
+    }
+}
+
+/// Bytes in the shortest cache lines of all CPUs: one CPU's register speaks for that CPU alone.
+struct Lines {
+    data: u64,
+    instruction: u64,
+}
+
+impl Lines {
+    /// As all CPUs say; before they have, this CPU, which is then the only one.
+    fn of_all_cpus() -> Self {
+        match crate::try_kernel().and_then(|kernel| kernel.features.get()) {
+            Some(features) => Self { data: features.cpus.data_line(), instruction: features.cpus.instruction_line() },
+            #[cfg(target_os = "none")]
+            None => Self { data: cache::data_line(), instruction: cache::instruction_line() },
+            #[cfg(not(target_os = "none"))]
+            None => Self { data: 64, instruction: 64 },
+        }
+    }
+}
 
 // SAFETY: 1. `table` gives the frame at the address, 512 entries as the geometry says; a `Table` proves that it is one, and
 // both views show the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy atomic, and
@@ -89,17 +140,22 @@ unsafe impl<V: View> Mmu for Metal<V> {
 
     #[inline(always)]
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+        note!(self.write(cell, self.load(cell), descriptor));
         cell.store(descriptor.0, Ordering::Relaxed);
     }
 
     #[inline(always)]
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
-        cell.compare_exchange(current.0, new.0, Ordering::Relaxed, Ordering::Relaxed).map(drop).map_err(Descriptor)
+        cell.compare_exchange(current.0, new.0, Ordering::Relaxed, Ordering::Relaxed).map_err(Descriptor)?;
+        note!(self.write(cell, current, new));
+        Ok(())
     }
 
     #[inline(always)]
     fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
-        Descriptor(cell.fetch_and(!mask, Ordering::Relaxed))
+        let old = Descriptor(cell.fetch_and(!mask, Ordering::Relaxed));
+        note!(self.write(cell, old, Descriptor(old.0 & !mask)));
+        old
     }
 
     #[cfg(target_os = "none")]
@@ -117,29 +173,74 @@ unsafe impl<V: View> Mmu for Metal<V> {
     #[inline(always)]
     fn tlbi(&self, instruction: Instruction) {
         count(Kind::of(instruction));
+        note!(Operation::Tlbi(instruction));
         instruction.execute();
     }
 
     #[inline(always)]
     fn dmb_ishst(&self) {
+        note!(Operation::DmbIshst);
         barrier::dmb_ishst();
     }
 
     #[inline(always)]
     fn dsb_ishst(&self) {
         count(Kind::Dsb);
+        note!(Operation::DsbIshst);
         barrier::dsb_ishst();
     }
 
     #[inline(always)]
     fn dsb_ish(&self) {
         count(Kind::Dsb);
+        note!(Operation::DsbIsh);
         barrier::dsb_ish();
     }
 
     #[inline(always)]
     fn isb(&self) {
         count(Kind::Isb);
+        note!(Operation::Isb);
         barrier::isb();
+    }
+
+    fn clean_code(&self, at: CodeAt, bytes: u64) {
+        if lab::is_on!(SKIP_ICACHE) {
+            return;
+        }
+        note!(Operation::Cache(CacheOperation::Clean { at, bytes }));
+        let start = match at {
+            CodeAt::Mapped(address) => address,
+            CodeAt::Frames(frames) => VirtAddr::from_ptr(self.0.cells(frames)),
+        };
+        // SAFETY: mapped by a valid leaf of the caller's, or by the linear map like all memory.
+        unsafe { cache::clean_to_unification(start, bytes, Lines::of_all_cpus().data) };
+    }
+
+    fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
+        if lab::is_on!(SKIP_ICACHE) {
+            return;
+        }
+        note!(Operation::Cache(CacheOperation::Invalidate { start, bytes }));
+        // SAFETY: valid leaves of the caller's map all of it.
+        unsafe { cache::invalidate_instructions(start, bytes, Lines::of_all_cpus().instruction) };
+    }
+
+    fn invalidate_all_code(&self) {
+        if lab::is_on!(SKIP_ICACHE) {
+            return;
+        }
+        note!(Operation::Cache(CacheOperation::InvalidateAll));
+        cache::invalidate_all_instructions();
+    }
+
+    #[inline(always)]
+    fn has_idc(&self) -> bool {
+        patched_branch!(branch::IDC)
+    }
+
+    #[inline(always)]
+    fn has_dic(&self) -> bool {
+        patched_branch!(branch::DIC)
     }
 }

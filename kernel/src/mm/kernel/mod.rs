@@ -17,9 +17,13 @@ pub mod linear;
 pub mod mmu;
 #[cfg(target_os = "none")]
 mod pairs;
+#[cfg(not(target_os = "none"))]
+pub mod record;
 mod report;
 pub use report::describe_walk;
 pub mod set_memory;
+#[cfg(test)]
+mod tests;
 pub mod vmalloc;
 
 use core::sync::atomic::{AtomicUsize, Ordering};

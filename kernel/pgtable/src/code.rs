@@ -1,0 +1,101 @@
+//! Code becomes visible to instruction fetch before an entry makes it executable.
+//!
+//! Arm ARM B2.7.4.2 (synchronization of instruction and data caches): what was stored is cleaned to the point of
+//! unification unless CTR_EL0.IDC, then dropped from the instruction caches unless CTR_EL0.DIC, a DSB behind each. Before
+//! the entry and not after, or another CPU could run what the memory held before. The ISB that each CPU owes before it
+//! runs new code is for whoever hands the code over; on this CPU the one at the end of the change serves.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, bits};
+
+use crate::mmu::{CodeAt, Mmu};
+use crate::permission::Change;
+use crate::range::PageRange;
+use crate::tables::PageTables;
+use crate::walk::{Next, Run, Visitor, leading_leaves};
+
+/// Beyond this many bytes the instruction caches are emptied as a whole: each line is a broadcast of its own, and 512
+/// of 64 bytes are where Linux and KVM stop naming them too.
+const NAMED_LINE_BY_LINE: u64 = 512 * 64;
+
+/// Makes visible whatever becomes executable when `change` is applied to `range`, which has been checked.
+#[inline(always)]
+pub(crate) fn make_visible<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
+    let mmu = tables.mmu();
+    if mmu.has_idc() && mmu.has_dic() {
+        // Fetches read what loads read: that the instructions come before the entry is all that is left to say. A walk
+        // that finds the entry comes before the fetch through it, so the order of the stores is enough.
+        mmu.dmb_ishst();
+    } else {
+        maintain(tables, range, change);
+    }
+}
+
+#[cold]
+fn maintain<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
+    let mmu = tables.mmu();
+    let mut cleaning = Cleaning { change, found: None, unmapped: false };
+    let Ok(()) = tables.visit(range, &mut cleaning);
+    let Some(PageHull { first, last }) = cleaning.found else { return };
+    // The cleans are complete, or with IDC the stores themselves, before the instruction caches are told.
+    mmu.dsb_ish();
+    if mmu.has_dic() {
+        return;
+    }
+    let bytes = last.0 - first.0 + 1;
+    // By address only where every address is mapped, since IC IVAU may fault on one that is not; and by the address that
+    // the code runs at, because a cache that is indexed by it may miss lines that another alias names.
+    if cleaning.unmapped || bytes > NAMED_LINE_BY_LINE {
+        mmu.invalidate_all_code();
+    } else {
+        mmu.invalidate_code(first, bytes);
+    }
+    // The invalidation is complete everywhere before the entry can be walked.
+    mmu.dsb_ish();
+}
+
+/// The first and the last address of what becomes executable.
+struct PageHull {
+    first: VirtAddr,
+    last: VirtAddr,
+}
+
+/// Cleans each stretch of leaves that become executable.
+struct Cleaning<'a> {
+    change: &'a Change,
+    found: Option<PageHull>,
+    /// Whether the range has a leaf that is not valid.
+    unmapped: bool,
+}
+
+impl<'t, M: Mmu> Visitor<'t, M> for Cleaning<'_> {
+    type Error = core::convert::Infallible;
+
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
+        let leaves = leading_leaves(mmu, run);
+        let size = 1 << <M::Geometry as crate::Geometry>::shift(run.level);
+        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+            let old = mmu.load(cell);
+            self.unmapped |= !old.is_valid();
+            if run.inherited & bits::PXNTABLE != 0 || !becomes_executable(self.change, old) {
+                continue;
+            }
+            let first = run.address(index);
+            let last = VirtAddr(first.0 + (size - 1));
+            if !mmu.has_idc() {
+                mmu.clean_code(
+                    if old.is_valid() { CodeAt::Mapped(first) } else { CodeAt::Frames(old.address()) },
+                    size,
+                );
+            }
+            self.found = Some(PageHull { first: self.found.as_ref().map_or(first, |hull| hull.first), last });
+        }
+        Ok(Next::Entries(leaves))
+    }
+}
+
+/// Whether the hardware will run what it would not run before.
+fn becomes_executable(change: &Change, old: Descriptor) -> bool {
+    let runs = |leaf: Descriptor| leaf.is_valid() && leaf.0 & bits::PXN == 0;
+    runs(change.apply(old)) && !runs(old)
+}

@@ -1,0 +1,27 @@
+//! On the host: what this thread's [`Metal`](super::mmu::Metal) was told to do, in order.
+//!
+//! The metal obeys and forgets; the emulated one hides most of what is left out. Here nothing happens but cell accesses,
+//! so a test reads the stream of the kernel's own calls: which barrier, invalidation and cache maintenance came before and
+//! after which store.
+
+use std::cell::RefCell;
+use std::vec::Vec;
+
+use granule_pgtable::host::Operation;
+
+std::thread_local! {
+    static STREAM: RefCell<Option<Vec<Operation>>> = const { RefCell::new(None) };
+}
+
+/// What `work` did on this thread.
+pub fn record(work: impl FnOnce()) -> Vec<Operation> {
+    STREAM.set(Some(Vec::new()));
+    work();
+    STREAM.take().unwrap_or_default()
+}
+
+/// Adds to the record, if there is one.
+#[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
+pub(super) fn note(operation: Operation) {
+    STREAM.with_borrow_mut(|stream| stream.iter_mut().for_each(|stream| stream.push(operation)));
+}

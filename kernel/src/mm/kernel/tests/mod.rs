@@ -1,0 +1,29 @@
+//! The kernel's space on the host: its own tables, frames and areas, on a metal that records and does nothing else.
+//!
+//! - `streams`: which writes, barriers, invalidations and cache maintenance each call makes, with and without the lab
+
+mod streams;
+
+use std::boxed::Box;
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_pgtable::{Granule4K, Table};
+
+use super::KernelSpace;
+use super::mmu::{LinearView, Metal};
+use crate::mm::frame::FrameAllocator;
+use crate::mm::frame::tests::leaked;
+use crate::mm::tlb::KernelTlb;
+use crate::smp::{Cpu, CpuId};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A space of its own, for ever, in `mib` MiB of memory of its own.
+fn space(mib: u64) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
+    let (frames, cpu) = (leaked(mib), Cpu::new(CpuId(0)));
+    let root = frames.alloc_zeroed(&cpu).unwrap();
+    // SAFETY: a zeroed frame that is used for nothing else, shown by the view for ever.
+    let root = unsafe { Table::root::<Granule4K>(root) };
+    let view = LinearView { offset: frames.linear().address(PhysAddr(0)).0 };
+    (Box::leak(Box::new(KernelSpace::new(Metal(view), KernelTlb, root, frames))), frames, cpu)
+}
