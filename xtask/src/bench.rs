@@ -7,16 +7,18 @@ use anyhow::{Context, Result, bail, ensure};
 use granule_runner::bench::boot::{self, Chosen, Images};
 use granule_runner::bench::list::{self, Bench};
 use granule_runner::bench::reference::Run;
-use granule_runner::bench::{BOOT, table};
+use granule_runner::bench::{BOOT, page, table};
 use granule_runner::machine::{self, Machine};
 
-use crate::compile::Benches;
+use crate::compile::Built;
 use crate::tools::Tools;
 
 /// What is measured where nothing else is asked for.
 const DEFAULT: &str = "default";
 /// The run that `--check` compares with.
 const REFERENCE: &str = "docs/BENCHMARKS.json";
+/// The page that shows it.
+const PAGE: &str = "docs/BENCHMARKS.md";
 
 /// Which rows, and what to do with them.
 #[derive(Debug, clap::Args)]
@@ -32,13 +34,16 @@ pub(crate) struct Options {
     /// Fail if a row takes over 1 % more than in docs/BENCHMARKS.json, for the same compiler
     #[arg(long)]
     pub(crate) check: bool,
+    /// Write docs/BENCHMARKS.json and the tables of docs/BENCHMARKS.md
+    #[arg(long, conflicts_with_all = ["name", "machine", "json", "check"])]
+    pub(crate) update: bool,
 }
 
 /// Measures, prints, compares.
 ///
 /// # Errors
 /// When a boot goes wrong, no row has that name, or something grew.
-pub(crate) fn run(options: &Options, tools: &Tools, built: &Benches) -> Result<()> {
+pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()> {
     let rows = list::read(&built.benches.elf)?;
     let filter = options.name.as_deref().unwrap_or_default();
     let mut machines = Vec::new();
@@ -60,6 +65,9 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Benches) -> Result<(
         let size = std::fs::metadata(&built.kernel.image)?.len();
         println!("{} has {size} bytes of at most {}", built.kernel.image.display(), crate::compile::IMAGE_LIMIT);
     }
+    if options.update {
+        update(&run, &tools.root)?;
+    }
     if options.check { check(&run, &tools.root.join(REFERENCE)) } else { Ok(()) }
 }
 
@@ -78,8 +86,17 @@ fn choose<'a>(options: &Options, rows: &'a [Bench], filter: &str) -> Result<Vec<
     Ok(chosen)
 }
 
-fn images<'a>(tools: &'a Tools, built: &'a Benches) -> Images<'a> {
+fn images<'a>(tools: &'a Tools, built: &'a Built) -> Images<'a> {
     Images { elf: &built.benches.elf, image: &built.benches.image, kernel: &built.kernel.image, scratch: &tools.root }
+}
+
+/// Makes `run` the reference.
+fn update(run: &Run, root: &Path) -> Result<()> {
+    let page = std::fs::read_to_string(root.join(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
+    for (name, text) in [(REFERENCE, run.to_json()?), (PAGE, page::with_tables(&page, run)?)] {
+        std::fs::write(root.join(name), text).with_context(|| format!("cannot write {name}"))?;
+    }
+    Ok(())
 }
 
 /// Compares with the reference.
@@ -95,10 +112,9 @@ fn check(run: &Run, reference: &Path) -> Result<()> {
             eprintln!("x: nothing grew over 1 % since {REFERENCE}");
             Ok(())
         }
-        Ok(grown) => bail!(
-            "grown since {REFERENCE}:\n  {}\nIf that is worth it: ./x bench --json > {REFERENCE}",
-            grown.join("\n  ")
-        ),
+        Ok(grown) => {
+            bail!("grown since {REFERENCE}:\n  {}\nIf that is worth it: ./x bench --update", grown.join("\n  "))
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `./x build`: the kernel and the test image, each as ELF and as arm64 Image.
+//! `./x build`: the kernel, the test image and the bench image, each as ELF and as arm64 Image.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,14 +18,7 @@ pub(crate) struct Built {
     pub(crate) kernel: Program,
     /// The kernel with the tests in place of the monitor.
     pub(crate) tests: Program,
-}
-
-/// What [`build_benches`] built.
-#[derive(Debug)]
-pub(crate) struct Benches {
-    /// The kernel.
-    pub(crate) kernel: Program,
-    /// The kernel with the benches in place of the monitor.
+    /// The kernel with measurements in place of the monitor.
     pub(crate) benches: Program,
 }
 
@@ -38,38 +31,24 @@ pub(crate) struct Program {
     pub(crate) image: PathBuf,
 }
 
-/// Builds both programs.
+/// Builds all programs.
 ///
 /// # Errors
 /// When the compiler fails, or a finished image breaks a rule.
 pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
-    let [kernel, tests] = programs(tools, profile, [("granule-boot", "granule"), ("granule-tests", "granule-tests")])?;
-    if profile == Profile::Release {
-        let size = fs::metadata(&kernel.image)?.len() as usize;
-        ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", kernel.image.display());
-    }
-    Ok(Built { kernel, tests })
-}
-
-/// Builds the bench image and the kernel, for whose boot there is a row: the code that is shipped.
-///
-/// # Errors
-/// As [`build`].
-pub(crate) fn build_benches(tools: &Tools) -> Result<Benches> {
-    let [kernel, benches] =
-        programs(tools, Profile::Release, [("granule-boot", "granule"), ("granule-bench", "granule-bench")])?;
-    Ok(Benches { kernel, benches })
-}
-
-/// Compiles programs, each by the names of its package and its binary, and finishes them.
-fn programs(tools: &Tools, profile: Profile, names: [(&str, &str); 2]) -> Result<[Program; 2]> {
-    let mut cargo = tools.target_cargo("build", "target", &names.map(|(package, _)| package));
+    let mut cargo = tools.target_cargo("build", "target");
     cargo.args(["--bins", "--profile", profile.name()]);
     run(&mut cargo, "building for the target")?;
     fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
     let output = tools.target_output(profile);
-    let [first, second] = names.map(|(_, name)| finish(&output.join(name), &tools.build_directory().join(name)));
-    Ok([first?, second?])
+    let program = |name: &str| finish(&output.join(name), &tools.build_directory().join(name));
+    let built =
+        Built { kernel: program("granule")?, tests: program("granule-tests")?, benches: program("granule-bench")? };
+    if profile == Profile::Release {
+        let size = fs::metadata(&built.kernel.image)?.len() as usize;
+        ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());
+    }
+    Ok(built)
 }
 
 /// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out.

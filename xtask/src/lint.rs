@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::tools::{TARGET_PACKAGES, Tools, run};
+use crate::tools::{Tools, run};
 
 /// clippy for host and target, rustfmt, and the syntax of the shell scripts.
 ///
@@ -17,7 +17,7 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     let mut host = tools.host_cargo("clippy", "clippy");
     run(host.args(["--workspace", "--all-targets", "--", "-D", "warnings"]), "clippy for the host")?;
     println!("clippy for the target");
-    let mut target = tools.target_cargo("clippy", "clippy", &TARGET_PACKAGES);
+    let mut target = tools.target_cargo("clippy", "clippy");
     run(target.args(["--lib", "--bins", "--", "-D", "warnings"]), "clippy for the target")?;
     println!("shell syntax");
     for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
@@ -47,7 +47,7 @@ pub(crate) fn document(tools: &Tools) -> Result<()> {
         "--config",
         r#"build.rustdocflags=["-Dwarnings", "-Arustdoc::private_intra_doc_links"]"#,
     ];
-    run(tools.target_cargo("doc", "doc", &TARGET_PACKAGES).args(FLAGS), "rustdoc for the target")?;
+    run(tools.target_cargo("doc", "doc").args(FLAGS), "rustdoc for the target")?;
     let mut host = tools.host_cargo("doc", "doc");
     run(host.args(["--package", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
     println!("{}", tools.target_directory("doc").display());

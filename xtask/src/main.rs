@@ -47,7 +47,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Build build/granule.elf, build/granule.img (arm64 Image) and the test image
+    /// Build build/granule.elf, build/granule.img (arm64 Image), and the images of tests and benches
     Build {
         /// The checked build: lock order, arithmetic, debug assertions
         #[arg(long)]
@@ -102,14 +102,14 @@ fn perform(task: Task) -> Result<()> {
     match task {
         Task::Build { debug } => {
             let built = compile::build(&tools, profile(debug))?;
-            for program in [built.kernel, built.tests] {
+            for program in [built.kernel, built.tests, built.benches] {
                 println!("{}\n{}", program.elf.display(), program.image.display());
             }
             Ok(())
         }
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
         Task::Test(options) => test::run(&options, &tools, &compile::build(&tools, profile(options.debug))?),
-        Task::Bench(options) => bench::run(&options, &tools, &compile::build_benches(&tools)?),
+        Task::Bench(options) => bench::run(&options, &tools, &compile::build(&tools, Profile::Release)?),
         Task::Qemu { machine } => {
             println!("{}", start::command_line(&machine, &tools.build_directory().join("granule.img"))?);
             Ok(())

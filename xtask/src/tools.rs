@@ -12,7 +12,7 @@ const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
-pub(crate) const TARGET_PACKAGES: [&str; 7] = [
+const TARGET_PACKAGES: [&str; 7] = [
     "granule-arch",
     "granule-pgtable",
     "granule",
@@ -110,13 +110,13 @@ impl Tools {
         command
     }
 
-    /// A cargo call for the target, over `packages`, some of [`TARGET_PACKAGES`].
-    pub(crate) fn target_cargo(&self, subcommand: &str, purpose: &str, packages: &[&str]) -> Command {
+    /// A cargo call for the target, over the packages that run there.
+    pub(crate) fn target_cargo(&self, subcommand: &str, purpose: &str) -> Command {
         let mut command = self.host_cargo(subcommand, purpose);
         command.args(["--target", TRIPLE]);
         command.arg("--config").arg(format!("target.{TRIPLE}.rustflags={TARGET_FLAGS}"));
         command.arg("--config").arg(format!("target.{TRIPLE}.linker={:?}", self.linker));
-        for package in packages {
+        for package in TARGET_PACKAGES {
             command.args(["--package", package]);
         }
         if self.toolchain == Toolchain::Distro {

@@ -8,6 +8,10 @@
 #[cfg(target_os = "none")]
 mod harness;
 #[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+mod peers;
+#[cfg(target_os = "none")]
 mod set_memory;
 #[cfg(target_os = "none")]
 mod vmalloc;

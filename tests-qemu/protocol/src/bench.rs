@@ -3,7 +3,7 @@
 
 use crate::record::padded;
 
-/// The section that holds the records, one after the other, in the order in which they run.
+/// The section that holds the records, one after the other.
 pub const BENCH_SECTION: &str = "linkme_BENCHES";
 /// `GBEN`, as it lies in memory.
 pub const BENCH_MAGIC: u32 = u32::from_le_bytes(*b"GBEN");

@@ -1,5 +1,8 @@
 //! What a row must not exceed, and what others take for the same.
 
+use std::fmt;
+
+use super::fit::Fit;
 use super::trace::Barriers;
 use super::{BOOT, Row};
 
@@ -14,14 +17,24 @@ pub struct Bar {
     pub slope: u32,
     /// What a call may issue.
     pub barriers: Option<Barriers>,
-    /// Linux 7.2.13 on the same machine: the fit of its own points.
-    pub linux: (f64, f64),
+    /// Linux 7.2.13 on the same machine, see [`Self::linux`].
+    linux: (f64, f64),
 }
 
 /// A change that revokes something: stores, DSB, TLBI, DSB, ISB.
 const REVOKES: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: 1 });
 /// Entries that were invalid become valid: nothing can be stale.
 const MAKES_VALID: Option<Barriers> = Some(Barriers { dsb: 1, isb: 1, tlbi: 0 });
+
+/// `250 + 7 N`.
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.slope {
+            0 => write!(f, "{}", self.fixed),
+            slope => write!(f, "{} + {slope} N", self.fixed),
+        }
+    }
+}
 
 /// All bounds. Linux: `rodata=noalias` where the row says no alias, a linear map of pages, a lean configuration.
 const BARS: [Bar; 9] = [
@@ -46,6 +59,11 @@ impl Bar {
         BARS.iter().find(|bar| bar.name == name)
     }
 
+    /// Where a row stands in a report: those with bounds come first, in their order here.
+    pub fn place(name: &str) -> usize {
+        BARS.iter().position(|bar| bar.name == name).unwrap_or(BARS.len())
+    }
+
     /// Whether the row keeps it at every size, barriers included where they were counted.
     pub fn is_met(&self, row: &Row) -> bool {
         let within = |&(size, taken): &(u32, u32)| {
@@ -57,9 +75,9 @@ impl Bar {
         row.points.iter().all(within) && row.barriers.iter().all(few)
     }
 
-    /// What Linux takes at that size.
-    pub fn linux_at(&self, size: u32) -> f64 {
-        self.linux.0 + self.linux.1 * f64::from(size)
+    /// What Linux takes.
+    pub fn linux(&self) -> Fit {
+        Fit { fixed: self.linux.0, slope: self.linux.1, max_error: 0.0 }
     }
 }
 

@@ -1,5 +1,7 @@
 //! A line through points, by least squares of the relative error: a point of 400 instructions counts as much as one of 40,000.
 
+use std::fmt;
+
 /// `fixed + slope * size`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Fit {
@@ -31,11 +33,22 @@ impl Fit {
         } else {
             ((wy * wnn - wny * wn) / determinant, (wny * w - wy * wn) / determinant)
         };
-        let error = |&(n, y): &(u32, u32)| {
-            let y = f64::from(y.max(1));
-            ((fixed + slope * f64::from(n) - y) / y).abs()
-        };
-        Self { fixed, slope, max_error: points.iter().map(error).fold(0.0, f64::max) }
+        let line = Self { fixed, slope, max_error: 0.0 };
+        let error = |&(n, y): &(u32, u32)| (line.at(n) / f64::from(y.max(1)) - 1.0).abs();
+        Self { max_error: points.iter().map(error).fold(0.0, f64::max), ..line }
+    }
+
+    /// The line at that size.
+    pub fn at(&self, size: u32) -> f64 {
+        self.fixed + self.slope * f64::from(size)
+    }
+}
+
+/// `250 + 5.1 N`: as many digits of the slope as tell something.
+impl fmt::Display for Fit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = if self.slope < 1.0 { 3 } else { 1 };
+        write!(f, "{:.0} + {:.digits$} N", self.fixed, self.slope)
     }
 }
 

@@ -3,12 +3,13 @@
 //! In the order of a run: [`list`](mod@list) reads the rows from the image's ELF; [`boot`] boots it under `-icount` and takes the points;
 //! [`trace`] finds the barriers and invalidations of each in a second boot, whose points must be the same to the instruction;
 //! [`fit`] draws a line through them; [`table`] prints them beside what they must be ([`bars`]); [`reference`](mod@reference) compares with the
-//! run that is checked in.
+//! run that is checked in, and [`page`] shows that one in docs/BENCHMARKS.md.
 
 pub mod bars;
 pub mod boot;
 pub mod fit;
 pub mod list;
+pub mod page;
 pub mod reference;
 pub mod table;
 pub mod trace;
@@ -32,7 +33,7 @@ pub struct Measured {
     pub rows: Vec<Row>,
 }
 
-/// A row: one operation at several sizes.
+/// A row: one operation at one or more sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The operation, and its variant or whose it is.

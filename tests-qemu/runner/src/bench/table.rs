@@ -7,26 +7,27 @@ use super::fit::Fit;
 use super::{Measured, Row};
 
 /// Crates that are measured beside Granule, by the first part of their rows' names.
-const PEERS: [&str; 2] = ["aarch64-paging", "page_table_multiarch"];
+pub(super) const PEERS: [&str; 2] = ["aarch64-paging", "page_table_multiarch"];
 /// The machine that the bounds are for.
 const BOUNDED: &str = "default";
 
-/// The table, with a line for each row: points, fit, barriers; what it must be; how many times as much others take.
+/// The table, with a line for each row: points, fit, barriers; what it must be; how many times as much others take, at the
+/// least and the largest size.
 pub fn table(measured: &Measured) -> String {
     let mut lines = vec![header()];
     lines.extend(measured.rows.iter().map(|row| cells(row, measured)));
-    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    // A column that says nothing here is left out.
+    let says = |column: &usize| lines[1..].iter().any(|line| !line[*column].is_empty());
+    let shown: Vec<usize> = (0..lines[0].len()).filter(says).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let mut text = format!("{}, 1 CPU: instructions of a call\n", measured.machine);
     for line in &lines {
         let mut printed = String::new();
-        for (i, (cell, width)) in line.iter().zip(&widths).enumerate() {
+        for &column in &shown {
+            let cell = &line[column];
             // Names and remarks to the left, numbers to the right.
-            let gap = " ".repeat(width - cell.chars().count());
-            let left = i == 0 || i + REMARKS >= columns;
+            let gap = " ".repeat(width(column) - cell.chars().count());
+            let left = column == 0 || column >= FIRST_REMARK;
             printed.push_str(&if left { format!("{cell}{gap}  ") } else { format!("{gap}{cell}  ") });
         }
         let _ = writeln!(text, "{}", printed.trim_end());
@@ -34,12 +35,12 @@ pub fn table(measured: &Measured) -> String {
     text
 }
 
-/// Columns at the end of a line that hold words.
-const REMARKS: usize = 4;
+/// From this column on there are words.
+const FIRST_REMARK: usize = 6;
 
 fn header() -> Vec<String> {
-    let words = ["row", "least", "largest", "fixed + each", "error", "DSB/ISB/TLBI", "must", "", "Linux", "peers"];
-    words.map(str::to_owned).into()
+    let words = ["row", "least", "largest", "fixed + each", "error", "DSB/ISB/TLBI", "must", "", "Linux"];
+    words.iter().chain(&PEERS).map(|word| (*word).to_owned()).collect()
 }
 
 fn cells(row: &Row, measured: &Measured) -> Vec<String> {
@@ -48,30 +49,21 @@ fn cells(row: &Row, measured: &Measured) -> Vec<String> {
     let count = |count: Option<u32>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
     let bar = Bar::of(&row.name).filter(|_| measured.machine == BOUNDED);
     let verdict = bar.map_or("", |bar| if bar.is_met(row) { "met" } else { "missed" });
-    let linux = bar.map_or_else(String::new, |bar| times(row, |size| Some(bar.linux_at(size))));
-    vec![
+    let linux = bar.map_or_else(String::new, |bar| times(row, |size| Some(bar.linux().at(size))));
+    let mut cells = vec![
         row.name.clone(),
         point(row.points.first()),
         if row.points.len() > 1 { point(row.points.last()) } else { String::new() },
-        line(row, fit),
+        if row.points.len() > 1 { fit.to_string() } else { String::new() },
         format!("{:.1} %", fit.max_error * 100.0),
         format!("{}/{}/{}", count(row.dsb), count(row.isb), count(row.tlbi)),
-        bar.map_or_else(String::new, |bar| {
-            if bar.slope == 0 { bar.fixed.to_string() } else { format!("{} + {} N", bar.fixed, bar.slope) }
-        }),
+        bar.map_or_else(String::new, Bar::to_string),
         verdict.into(),
         linux,
-        peers(row, measured),
-    ]
-}
-
-/// The fit, with as many digits of the slope as tell something.
-fn line(row: &Row, fit: Fit) -> String {
-    match row.points.len() {
-        1 => String::new(),
-        _ if fit.slope < 1.0 => format!("{:.0} + {:.3} N", fit.fixed, fit.slope),
-        _ => format!("{:.0} + {:.1} N", fit.fixed, fit.slope),
-    }
+    ];
+    let ratio = |same: &Row| times(row, |size| same.at(size).map(f64::from));
+    cells.extend(PEERS.map(|name| peer(name, row, measured).map_or_else(String::new, ratio)));
+    cells
 }
 
 /// How many times as much `other` takes, at the least and the largest size.
@@ -84,19 +76,11 @@ fn times(row: &Row, other: impl Fn(u32) -> Option<f64>) -> String {
     }
 }
 
-/// What the peers take for the same operation in the same boot.
-fn peers(row: &Row, measured: &Measured) -> String {
+/// A peer's row of the same operation in the same boot.
+pub(super) fn peer<'a>(peer: &str, row: &Row, measured: &'a Measured) -> Option<&'a Row> {
     let operation = row.name.split('/').next().unwrap_or_default();
-    let same = |peer: &str| {
-        let whole = format!("{peer}/{}", row.name);
-        let short = format!("{peer}/{operation}");
-        measured.rows.iter().find(|other| other.name == whole || other.name == short)
-    };
-    let found = PEERS.iter().filter_map(|peer| {
-        let other = same(peer)?;
-        Some(format!("{peer} {}", times(row, |size| other.at(size).map(f64::from))))
-    });
-    found.collect::<Vec<_>>().join(", ")
+    let [whole, short] = [row.name.as_str(), operation].map(|name| format!("{peer}/{name}"));
+    measured.rows.iter().find(|other| other.name == whole || other.name == short)
 }
 
 #[cfg(test)]
@@ -122,7 +106,7 @@ mod tests {
         let text = table(&measured("default"));
         let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         assert!(line("set_memory_ro/no_alias ").contains("250 + 7 N  met "), "{text}");
-        assert!(line("set_memory_ro/no_alias ").contains("aarch64-paging 10.0x to 15.0x"), "{text}");
+        assert!(line("set_memory_ro/no_alias ").contains("  10.0x to 15.0x"), "{text}");
         assert!(line("set_memory_ro/no_alias ").contains("18.9x to 6.8x"), "{text}");
         assert!(line("set_memory_x ").contains("missed"), "{text}");
         assert!(line("aarch64-paging/").ends_with("2/1/1"), "{text}");

@@ -1,0 +1,40 @@
+//! The benches: what they count is there, repeats, and nothing else is counted with it.
+
+use std::path::Path;
+
+use anyhow::Result;
+use granule_host_tests::built;
+use granule_runner::bench::boot::{self, Chosen, Images};
+use granule_runner::bench::{Measured, list};
+use granule_runner::machine;
+
+/// Measures rows on `default`, in two boots that must agree to the instruction; `bootargs` are more boot arguments.
+fn measure(names: &[&str], bootargs: &str) -> Result<Measured> {
+    let (elf, image, kernel) = (built("granule-bench.elf"), built("granule-bench.img"), built("granule.img"));
+    let rows = list::read(&elf).unwrap();
+    let chosen = Chosen::new(&rows, |row| names.contains(&row.name.as_str()), false).unwrap();
+    assert_eq!(chosen.rows.len(), names.len(), "rows of the image: {rows:?}");
+    let images = Images { elf: &elf, image: &image, kernel: &kernel, scratch: Path::new(env!("CARGO_TARGET_TMPDIR")) };
+    boot::measure(&machine::named("default").unwrap(), images, &chosen, bootargs)
+}
+
+/// Revoking takes two DSBs and an invalidation; what becomes valid has nothing to invalidate. So the counts are known. That both
+/// boots took as many instructions is part of every measurement.
+#[test]
+fn boots_repeat_each_other_and_barriers_are_counted() {
+    let measured = measure(&["set_memory_valid/off", "set_memory_valid/on"], "").unwrap();
+    let counts: Vec<_> = measured.rows.iter().map(|row| (row.dsb, row.isb, row.tlbi)).collect();
+    assert_eq!(counts, [(Some(2), Some(1), Some(1)), (Some(1), Some(1), Some(0))]);
+    for row in &measured.rows {
+        assert_eq!(row.points.iter().map(|(size, _)| *size).collect::<Vec<_>>(), [1, 8, 16, 64, 512, 4096]);
+        assert!(row.points.is_sorted_by_key(|(_, taken)| *taken), "{row:?}");
+        assert!(row.points.iter().all(|(size, taken)| taken > size), "{row:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_that_is_counted_with_the_rest_is_noticed() {
+    let error = measure(&["set_memory_x"], "bench.disturb").unwrap_err();
+    let said = format!("{error:#}");
+    assert!(said.contains("something else ran"), "{said}");
+}

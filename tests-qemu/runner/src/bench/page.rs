@@ -1,0 +1,97 @@
+//! docs/BENCHMARKS.md: its tables are written from docs/BENCHMARKS.json, so that the page says what was measured.
+
+use anyhow::{Context, Result};
+
+use super::bars::Bar;
+use super::fit::Fit;
+use super::reference::Run;
+use super::table::{PEERS, peer};
+use super::{Measured, Row};
+
+/// What stands before the tables.
+const BEGIN: &str = "<!-- from here on written by ./x bench --update -->\n";
+/// What stands behind them.
+const END: &str = "<!-- up to here -->\n";
+
+/// The page with the tables of `run` in place of those that it has.
+///
+/// # Errors
+/// When the page does not say where they are.
+pub fn with_tables(page: &str, run: &Run) -> Result<String> {
+    let (before, rest) = page.split_once(BEGIN).context("the page has no beginning of the tables")?;
+    let (_, after) = rest.split_once(END).context("the page has no end of the tables")?;
+    Ok(format!("{before}{BEGIN}\n{}\n{}\n{END}{after}", bounded(&run.first), unbounded(run)))
+}
+
+/// Rows that have bounds, and what others take.
+fn bounded(measured: &Measured) -> String {
+    let mut text = format!("| row | must | reached | | DSB / ISB / TLBI | Linux 7.2.13 | {} |\n", PEERS.join(" | "));
+    text.push_str(&format!("|---|---|---|---|---|---|{}\n", "---|".repeat(PEERS.len())));
+    for (row, bar) in measured.rows.iter().filter_map(|row| Some((row, Bar::of(&row.name)?))) {
+        let verdict = if bar.is_met(row) { "met" } else { "**missed**" };
+        let peers = PEERS.map(|name| peer(name, row, measured).map_or_else(|| "–".into(), line));
+        let linux = bar.linux();
+        let linux = if linux.slope == 0.0 { format!("{:.0}", linux.fixed) } else { linux.to_string() };
+        text.push_str(&format!(
+            "| `{}` | ≤ {bar} | {} | {verdict} | {} | {linux} | {} |\n",
+            row.name,
+            line(row),
+            barriers(row),
+            peers.join(" | ")
+        ));
+    }
+    text
+}
+
+/// The rest, with a column for each machine.
+fn unbounded(run: &Run) -> String {
+    let machines: Vec<&Measured> = run.machines().collect();
+    let names: Vec<String> = machines.iter().map(|measured| format!("`{}`", measured.machine)).collect();
+    let mut text = format!("| row | N counts | {} |\n|---|---|{}\n", names.join(" | "), "---|".repeat(machines.len()));
+    let of_a_peer = |row: &Row| PEERS.iter().any(|peer| row.name.split('/').next() == Some(peer));
+    for row in run.first.rows.iter().filter(|row| Bar::of(&row.name).is_none() && !of_a_peer(row)) {
+        let cells = machines
+            .iter()
+            .map(|measured| measured.rows.iter().find(|same| same.name == row.name).map_or_else(|| "–".into(), line));
+        text.push_str(&format!("| `{}` | {}s | {} |\n", row.name, row.unit, cells.collect::<Vec<_>>().join(" | ")));
+    }
+    text
+}
+
+/// The fit, or the one point that there is.
+fn line(row: &Row) -> String {
+    match row.points[..] {
+        [(_, only)] => only.to_string(),
+        _ => Fit::of(&row.points).to_string(),
+    }
+}
+
+fn barriers(row: &Row) -> String {
+    match (row.dsb, row.isb, row.tlbi) {
+        (Some(dsb), Some(isb), Some(tlbi)) => format!("{dsb} / {isb} / {tlbi}"),
+        _ => "–".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::Run;
+    use super::with_tables;
+
+    const PAGE: &str = include_str!("../../../../docs/BENCHMARKS.md");
+    const REFERENCE: &str = include_str!("../../../../docs/BENCHMARKS.json");
+
+    #[test]
+    fn the_page_shows_what_is_in_the_reference() {
+        let wanted = with_tables(PAGE, &Run::from_json(REFERENCE).unwrap()).unwrap();
+        assert!(PAGE == wanted, "run ./x bench --update; docs/BENCHMARKS.md is not but should be:\n{wanted}");
+    }
+
+    #[test]
+    fn other_numbers_make_another_page() {
+        let mut run = Run::from_json(REFERENCE).unwrap();
+        run.first.rows[0].points[0].1 += 1000;
+        assert!(with_tables(PAGE, &run).unwrap() != PAGE);
+        assert!(with_tables("no tables here", &run).is_err());
+    }
+}
