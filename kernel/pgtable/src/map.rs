@@ -146,6 +146,26 @@ fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
     source: &mut impl TableSource,
 ) -> Result<(), Error> {
     let mut counting = Counting { fit: mapping.fit, executable: mapping.attributes.is_executable(), needed: 0 };
+    // As in `update`, most ranges lie in one last-level table; if that is there, none is missing. It stays there like what the
+    // first of two passes has counted on.
+    if let Some(run) = tables.sole_run(range, Leaving::Kept) {
+        counting.visit(tables.mmu(), &run)?;
+        Writing { lazy, mapping, spare: TableList::EMPTY }.write_pages(tables.mmu(), &run);
+        return Ok(());
+    }
+    map_tables(tables, lazy, range, mapping, counting, source)
+}
+
+/// The same for any range: table by table, in two walks.
+#[inline(never)]
+fn map_tables<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    mapping: Mapping<F>,
+    mut counting: Counting,
+    source: &mut impl TableSource,
+) -> Result<(), Error> {
     tables.visit(range, &mut counting)?;
     let spare = TableList::take(tables.mmu(), counting.needed, source)?;
     let mut writing = Writing { lazy, mapping, spare };
@@ -168,11 +188,16 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
     /// What is not counted here must still be there in the second pass: see [`crate::reclaim`].
     const LEAVING: Leaving = Leaving::Kept;
 
+    #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         if self.executable && run.inherited & bits::PXNTABLE != 0 {
             return Err(Error::ExecutionForbidden(run.from));
         }
         if run.level == LAST_LEVEL {
+            // Nothing that is valid or says that it is present: then nothing is mapped, and no entry need be asked.
+            if mmu.survey(run.cells()).any & (bits::VALID | bits::PRESENT_INVALID) == 0 {
+                return Ok(Next::Entries(run.count));
+            }
             return match run.cells().iter().position(|cell| mmu.load(cell).kind(true) != Kind::None) {
                 Some(index) => Err(Error::AlreadyMapped(run.address(index))),
                 None => Ok(Next::Entries(run.count)),
@@ -213,8 +238,22 @@ impl<'t, M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<'t, M> for Writing<'_, 
 }
 
 impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
-    /// Writes all pages of `run`, in contiguous groups where they fit.
+    /// Writes all pages of `run`.
+    #[inline(always)]
     fn write_pages(&mut self, mmu: &M, run: &Run<'_, M>) {
+        if self.mapping.fit.leaves == Leaves::Pages {
+            for (index, cell) in run.cells().iter().enumerate() {
+                let target = (self.mapping.target)(run.address(index));
+                mmu.store(cell, Descriptor::page(target, self.mapping.attributes));
+            }
+        } else {
+            self.write_groups(mmu, run);
+        }
+        self.lazy.wrote(Descriptor::page(PhysAddr(0), self.mapping.attributes));
+    }
+
+    /// Writes all pages of `run`, in contiguous groups where they fit.
+    fn write_groups(&mut self, mmu: &M, run: &Run<'_, M>) {
         let group_size = M::Geometry::group_size(LAST_LEVEL);
         // Bytes of the current group that are still to be written.
         let mut in_group = 0;
@@ -227,7 +266,6 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
             mmu.store(cell, if in_group == 0 { page } else { page.contiguous() });
             in_group = in_group.saturating_sub(M::Geometry::PAGE_SIZE);
         }
-        self.lazy.wrote(Descriptor::page(PhysAddr(0), self.mapping.attributes));
     }
 
     /// Writes a block to the first entry of `run`, or a whole contiguous group of them; returns how many.

@@ -14,7 +14,7 @@ use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::unmap::{self, Leaf};
 use crate::update;
-use crate::walk::{self, Run, Translation, Visitor, Walk};
+use crate::walk::{self, Leaving, Run, Translation, Visitor, Walk};
 
 /// A tree of tables as one CPU sees it: a root and that CPU's [`Mmu`].
 ///
@@ -54,8 +54,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// All of `range`, where it lies in one last-level table.
     #[inline(always)]
-    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>) -> Option<Run<'a, M>> {
-        walk::sole_run(self.mmu, self.root, range)
+    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, leaving: Leaving) -> Option<Run<'a, M>> {
+        walk::sole_run(self.mmu, self.root, range, leaving)
     }
 
     /// Maps `range` to the physical memory from `physical` on.

@@ -8,17 +8,19 @@
 //! Tables stay linked; [`crate::reclaim`] takes those away that are left empty.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, Kind};
+use granule_arch::descriptor::{Descriptor, Kind, bits};
+use granule_arch::tlbi::LevelHint;
 
 use crate::Error;
+use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, Tlb};
+use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
 use crate::update::Stale;
-use crate::walk::{Next, Run, Visitor, leading_leaves, whole_leaf};
+use crate::walk::{Leaving, Next, Run, Visitor, leading_leaves, whole_leaf};
 
 /// A leaf that no CPU uses any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +35,30 @@ pub struct Leaf {
 
 /// See [`PageTables::unmap`].
 pub(crate) fn unmap<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    tlb: &impl Tlb<M>,
+    range: PageRange<M::Geometry>,
+    released: impl FnMut(Leaf),
+) -> Result<(), Error> {
+    // As in `update`, nearly every range lies in one last-level table, all of it pages that hang together by nothing.
+    if let Some(run) = tables.sole_run(range, Leaving::Ignored)
+        && let found = tables.mmu().survey(run.cells())
+        && found.any & bits::CONTIGUOUS == 0
+        && let Some(flip) = breaking_flip(found, LAST_LEVEL)
+    {
+        tables.mmu().update_run(run.cells(), flip);
+        let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
+        lazy.invalidate(tlb, [Flush::new(Some(changed))]);
+        let Ok(_) = Releasing { released }.visit(tables.mmu(), &run);
+        return Ok(());
+    }
+    unmap_tables(tables, lazy, tlb, range, released)
+}
+
+/// The same for any range: table by table, in three walks.
+#[inline(never)]
+fn unmap_tables<M: Mmu>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     tlb: &impl Tlb<M>,
@@ -77,6 +103,12 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
+        if let Some(flip) = breaking_flip(mmu.survey(&run.cells()[..leaves]), run.level) {
+            mmu.update_run(&run.cells()[..leaves], flip);
+            let size = (leaves as u64) << M::Geometry::shift(run.level);
+            self.stale.note(PageRange::trusted(run.address(0), size), run.level);
+            return Ok(Next::Entries(leaves));
+        }
         let mut hull = None;
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
             let old = mmu.load(cell);
@@ -94,6 +126,15 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
     }
 }
 
+/// The bits to flip in each entry to make it present-invalid, where that is one change for all: valid leaves, all global
+/// or none.
+#[inline(always)]
+fn breaking_flip(found: Survey, level: u8) -> Option<u64> {
+    let leaf = if level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
+    let from = Descriptor(found.common(leaf | bits::NG)?);
+    (from.0 & leaf == leaf).then(|| from.0 ^ Change::INVALID.apply(from).0)
+}
+
 /// Empties each entry and hands its leaf out.
 struct Releasing<F: FnMut(Leaf)> {
     released: F,
@@ -102,6 +143,7 @@ struct Releasing<F: FnMut(Leaf)> {
 impl<'t, M: Mmu, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
     type Error = core::convert::Infallible;
 
+    #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {

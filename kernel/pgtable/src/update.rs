@@ -21,7 +21,7 @@ use crate::mmu::{Mmu, Survey};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
-use crate::walk::{Next, Run, Visitor, leading_leaves, whole_leaf};
+use crate::walk::{Leaving, Next, Run, Visitor, leading_leaves, whole_leaf};
 
 /// See [`PageTables::update`].
 ///
@@ -34,7 +34,7 @@ pub(crate) fn update<M: Mmu>(
     range: PageRange<M::Geometry>,
     change: &Change,
 ) -> Result<Flush<M::Geometry>, Error> {
-    let Some(run) = tables.sole_run(range) else { return update_tables(tables, lazy, range, change) };
+    let Some(run) = tables.sole_run(range, Leaving::Ignored) else { return update_tables(tables, lazy, range, change) };
     let mut check = Check { range, change, found: Survey::NOTHING };
     check.visit(tables.mmu(), &run)?;
     if change.may_make_code_of(check.found.all) {

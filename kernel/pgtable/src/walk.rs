@@ -156,8 +156,13 @@ fn below<M: Mmu>(mmu: &M, place: &Place, level: u8, address: VirtAddr, leaving: 
 
 /// All of `range`, where it lies in one last-level table.
 #[inline(always)]
-pub(crate) fn sole_run<'t, M: Mmu>(mmu: &'t M, root: Table, range: PageRange<M::Geometry>) -> Option<Run<'t, M>> {
-    let run = page_run(mmu, &last_level(mmu, root, range.start(), Leaving::Ignored)?, range.start(), range.size());
+pub(crate) fn sole_run<'t, M: Mmu>(
+    mmu: &'t M,
+    root: Table,
+    range: PageRange<M::Geometry>,
+    leaving: Leaving,
+) -> Option<Run<'t, M>> {
+    let run = page_run(mmu, &last_level(mmu, root, range.start(), leaving)?, range.start(), range.size());
     (run.count == range.pages()).then_some(run)
 }
 

@@ -82,7 +82,7 @@ fn a_mapper_that_overlooks_the_mark_is_caught() {
 
 #[test]
 fn a_mark_taken_away_in_two_steps_is_caught() {
-    assert_caught("counted every missing table", || map_while_reclaimed(without!(AtomicClear, 2), |cpu| cpu.map(2)));
+    assert_caught("a mapping was lost", || map_while_reclaimed(without!(AtomicClear, 2), |cpu| cpu.map(2)));
 }
 
 #[test]

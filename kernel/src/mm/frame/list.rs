@@ -1,78 +1,240 @@
-//! Frames that were taken together and are not used yet.
+//! Frames by the hundred: taken together and not used yet, or not used any more and given back together.
 
-use granule_arch::addr::PhysAddr;
+use core::ops::Range;
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 
 use super::magazine::BATCH;
-use super::{FrameAllocator, LinearMap};
+use super::{Frame, FrameAllocator, FreeError, LinearMap};
 use crate::mm::OutOfMemory;
+use crate::mm::page_block::{BLOCK_FRAMES, State};
 use crate::smp::Cpu;
 
-/// Frames with one owner, each holding the address of the next: a list of any length that needs no memory of its own.
+/// Frames with one owner, in runs of neighbours: the first frame of each run says where it ends and where the next one
+/// begins, so a list of any length needs no memory of its own, and frames that are neighbours cost nothing to list.
 ///
 /// Give what is left of it to [`FrameAllocator::free_list`]: a list that is dropped loses its frames.
 #[derive(Debug)]
 #[must_use = "frames of a dropped list are lost"]
 pub struct FrameList {
-    head: Option<PhysAddr>,
     linear: LinearMap,
+    /// What is left of the run that is being used up: its first address, and the one after its last.
+    run: Range<u64>,
+    /// The first frame of the next run, or [`END`].
+    next: u64,
+    /// The first frame of the last run, where `next` is not [`END`].
+    last: u64,
 }
 
-/// What stands at the start of the last frame: no frame's address, because it is not page aligned.
+/// What stands at the start of a run.
+#[repr(C)]
+struct Head {
+    next: u64,
+    end: u64,
+}
+
+/// No frame's address, because it is not page aligned.
 const END: u64 = u64::MAX;
 
 impl FrameList {
     const fn new(linear: LinearMap) -> Self {
-        Self { head: None, linear }
+        Self { linear, run: 0..0, next: END, last: END }
     }
 
-    fn link(&self, frame: PhysAddr) -> *mut u64 {
-        self.linear.address(frame).as_ptr()
+    fn head(&self, run: u64) -> *mut Head {
+        self.linear.address(PhysAddr(run)).as_ptr()
     }
 
-    fn push(&mut self, frame: PhysAddr) {
-        let next = self.head.map_or(END, |head| head.0);
-        // SAFETY: the frame is this list's alone, and the linear map shows it, writable.
-        unsafe { self.link(frame).write(next) };
-        self.head = Some(frame);
+    /// Adds a run of frame numbers at the end. Before the first [`Self::pop`] only.
+    fn push(&mut self, frames: Range<usize>) {
+        let [start, end] = [frames.start, frames.end].map(|frame| PhysAddr::from_frame_number(frame).0);
+        // SAFETY: the frames are this list's alone, and the linear map shows them, writable.
+        unsafe { self.head(start).write(Head { next: END, end }) };
+        if self.next == END {
+            self.next = start;
+        } else {
+            // SAFETY: as above: no frame has left the list yet.
+            unsafe { (*self.head(self.last)).next = start };
+        }
+        self.last = start;
     }
 
-    /// Takes a frame out. Its first eight bytes are no longer what they were.
+    /// Takes a frame out. Its first sixteen bytes may no longer be what they were.
+    #[inline]
     pub fn pop(&mut self) -> Option<PhysAddr> {
-        let frame = self.head?;
-        // SAFETY: as in `push`, which wrote it.
-        let next = unsafe { self.link(frame).read() };
-        self.head = (next != END).then_some(PhysAddr(next));
-        Some(frame)
+        if self.run.is_empty() {
+            if self.next == END {
+                return None;
+            }
+            // SAFETY: as in `push`, which wrote it; the run's first frame is still here.
+            let head = unsafe { self.head(self.next).read() };
+            self.run = self.next..head.end;
+            self.next = head.next;
+        }
+        let frame = self.run.start;
+        self.run.start += PAGE_SIZE as u64;
+        Some(PhysAddr(frame))
     }
 }
 
 impl FrameAllocator {
     /// `count` frames, or none at all. `cpu` is the CPU that this runs on.
     ///
+    /// Those of this CPU's magazine go first; where many more are needed, they come straight from the page blocks.
+    ///
     /// # Errors
     /// [`OutOfMemory`]: there are not as many.
     pub fn alloc_list(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
-        // A hopeless wish touches no memory: the list would have written to every free frame before it gave up.
+        // A hopeless wish touches no memory: the list would have written to free frames before it gave up.
         if count > BATCH && count > self.stats().free {
             return Err(OutOfMemory);
         }
         let mut list = FrameList::new(self.linear());
-        for _ in 0..count {
-            match self.alloc(cpu) {
-                Ok(frame) => list.push(frame),
-                Err(out_of_memory) => {
-                    self.free_list(cpu, list);
-                    return Err(out_of_memory);
+        let mut left = count;
+        let mut run = 0..0;
+        self.on_magazine(cpu, |magazine| {
+            while left > 0
+                && let Some(frame) =
+                    magazine.pop().or_else(|| if left <= BATCH { self.refill(cpu, magazine) } else { None })
+            {
+                if frame == run.end {
+                    run.end += 1;
+                } else {
+                    self.claim_into(&mut list, core::mem::replace(&mut run, frame..frame + 1));
                 }
+                left -= 1;
             }
+        });
+        self.claim_into(&mut list, run);
+        if left > 0 {
+            left -= self.blocks.take_runs(cpu, left, |run| self.claim_into(&mut list, run));
+        }
+        if left > 0 {
+            self.free_list(cpu, list);
+            return Err(OutOfMemory);
         }
         Ok(list)
     }
 
+    /// Marks a run that was just taken as held, and lists it.
+    fn claim_into(&self, list: &mut FrameList, run: Range<usize>) {
+        if !run.is_empty() {
+            // SAFETY: frames that were free in a magazine or a cut block have valid records.
+            unsafe { self.records.run(run.clone()) }.iter().for_each(Frame::claim);
+            list.push(run);
+        }
+    }
+
     /// Takes back what is left of a list.
     pub fn free_list(&self, cpu: &Cpu, mut list: FrameList) {
+        let mut freeing = self.freeing(cpu);
         while let Some(frame) = list.pop() {
-            self.free(cpu, frame);
+            freeing.add(frame);
         }
+    }
+
+    /// Frames are about to be freed one after the other: see [`Freeing`]. `cpu` is the CPU that this runs on.
+    pub fn freeing<'a>(&'a self, cpu: &'a Cpu) -> Freeing<'a> {
+        Freeing { frames: self, cpu, end: END, runs: heapless::Vec::new() }
+    }
+
+    /// Marks the frames of `run` as free. Those that the caller does not own are refused, each by itself; the rest goes back
+    /// but for its last part, which is returned.
+    fn release_run(&self, cpu: &Cpu, run: Range<usize>) -> Range<usize> {
+        let mut released = run.start..run.start;
+        while released.end < run.end {
+            let first = released.end;
+            // A block at a time: each has a state of its own.
+            let end = run.end.min((first / BLOCK_FRAMES + 1) * BLOCK_FRAMES);
+            let wrong = if self.blocks.state(first) == State::Cut {
+                // SAFETY: the records of a cut block are valid and stay mapped.
+                let records = unsafe { self.records.run(first..end) };
+                let failed = |(index, record): (usize, &Frame)| Some((first + index, record.release().err()?));
+                records.iter().enumerate().find_map(failed)
+            } else {
+                Some((first, FreeError::Foreign))
+            };
+            released.end = wrong.map_or(end, |(frame, _)| frame);
+            if let Some((frame, error)) = wrong {
+                self.blocks.put_runs(cpu, [released]);
+                self.refuse(PhysAddr::from_frame_number(frame), error);
+                released = frame + 1..frame + 1;
+            }
+        }
+        released
+    }
+}
+
+/// Runs that [`Freeing`] gives back at once.
+const RUNS: usize = 16;
+
+/// Frees frames many at a time: neighbours together, interrupts masked or the lock taken once. Each is free at the latest
+/// when this is dropped.
+pub struct Freeing<'a> {
+    frames: &'a FrameAllocator,
+    cpu: &'a Cpu,
+    /// The address behind the last frame that was added, or [`END`].
+    end: u64,
+    /// Frame numbers; the last run ends at `end`, whatever it says.
+    runs: heapless::Vec<Range<usize>, RUNS>,
+}
+
+impl Freeing<'_> {
+    /// As [`FrameAllocator::free`], now or later.
+    #[inline(always)]
+    pub fn add(&mut self, frame: PhysAddr) {
+        if frame.0 == self.end {
+            self.end += PAGE_SIZE as u64;
+        } else {
+            self.begin(frame);
+        }
+    }
+
+    #[inline(never)]
+    fn begin(&mut self, frame: PhysAddr) {
+        if !frame.is_aligned(PAGE_SIZE as u64) {
+            return self.frames.refuse(frame, FreeError::Foreign);
+        }
+        self.close();
+        if self.runs.is_full() {
+            self.flush();
+        }
+        let number = frame.frame_number();
+        // There is room now.
+        let _ = self.runs.push(number..number + 1);
+        self.end = frame.0 + PAGE_SIZE as u64;
+    }
+
+    /// Writes down where the last run ends.
+    fn close(&mut self) {
+        if let Some(last) = self.runs.last_mut() {
+            last.end = PhysAddr(self.end).frame_number();
+        }
+    }
+
+    /// Into the magazine where all of it fits, else straight to the page blocks.
+    fn flush(&mut self) {
+        let Self { frames, cpu, .. } = *self;
+        let mut total = 0;
+        for run in &mut self.runs {
+            *run = frames.release_run(cpu, run.clone());
+            total += run.len();
+        }
+        let kept = frames.on_magazine(cpu, |magazine| {
+            // In descending order, so that they come out in ascending order, as neighbours.
+            magazine.has_room(total) && self.runs.iter().rev().all(|run| magazine.push_run(run.clone()))
+        });
+        if !kept {
+            frames.blocks.put_runs(cpu, self.runs.iter().cloned());
+        }
+        self.runs.clear();
+        self.end = END;
+    }
+}
+
+impl Drop for Freeing<'_> {
+    fn drop(&mut self) {
+        self.close();
+        self.flush();
     }
 }

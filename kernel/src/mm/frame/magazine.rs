@@ -7,6 +7,7 @@
 //!
 //! The fields are atomics only so that statistics may read them from elsewhere; every access is relaxed.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Frames moved at once between a magazine and the page blocks.
@@ -45,6 +46,22 @@ impl Magazine {
         place.store(frame, Relaxed);
         self.count.store(count + 1, Relaxed);
         Ok(())
+    }
+
+    /// Whether `count` more frames fit.
+    pub(super) fn has_room(&self, count: usize) -> bool {
+        count <= CAPACITY - self.len().min(CAPACITY)
+    }
+
+    /// Puts a run of neighbours on top, the first of them last, or none where they do not fit; whether they did.
+    pub(super) fn push_run(&self, run: Range<usize>) -> bool {
+        let held = self.count.load(Relaxed);
+        let Some(places) = self.frames.get(held..held + run.len()) else { return false };
+        for (place, frame) in places.iter().zip(run.clone().rev()) {
+            place.store(frame, Relaxed);
+        }
+        self.count.store(held + run.len(), Relaxed);
+        true
     }
 
     /// Runs `work` and checks, in debug builds, that nobody else is in the magazine meanwhile.

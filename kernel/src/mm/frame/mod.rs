@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::interrupts;
 use granule_arch::memory::zero_page;
-pub use list::FrameList;
+pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
 

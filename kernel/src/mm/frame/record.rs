@@ -5,8 +5,9 @@
 //! block is first used; before that they hold whatever the memory held, and nobody looks.
 
 use core::mem::size_of;
-use core::ptr;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::{ptr, slice};
 
 use granule_arch::addr::VirtAddr;
 
@@ -104,6 +105,16 @@ impl FrameRecords {
     pub(super) unsafe fn get(self, frame: usize) -> &'static Frame {
         // SAFETY: the caller vouches for the record; all its fields are atomics, so it is shared by nature.
         unsafe { &*self.address(frame).as_ptr() }
+    }
+
+    /// The records of `frames`.
+    ///
+    /// # Safety
+    /// They have been zeroed, and stay mapped.
+    #[inline]
+    pub(super) unsafe fn run(self, frames: Range<usize>) -> &'static [Frame] {
+        // SAFETY: the caller vouches for the records; all their fields are atomics, so they are shared by nature.
+        unsafe { slice::from_raw_parts(self.address(frames.start).as_ptr(), frames.len()) }
     }
 
     /// Zeroes the records of `count` frames from `first` on.

@@ -98,12 +98,24 @@ enum Step {
         cpu: usize,
         count: usize,
     },
+    /// Many at once, and then all but `kept` of them back.
+    AllocList {
+        cpu: usize,
+        count: usize,
+        kept: usize,
+    },
     AllocBlocks {
         cpu: usize,
         order: u32,
     },
     /// Frees the n-th thing in use, modulo how many there are, and its neighbours.
     Free {
+        cpu: usize,
+        which: usize,
+        count: usize,
+    },
+    /// The same in bulk.
+    FreeMany {
         cpu: usize,
         which: usize,
         count: usize,
@@ -117,7 +129,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0..3_usize, 1..700_usize).prop_map(|(cpu, count)| Step::Alloc { cpu, count }),
         2 => (0..3_usize, 0..4_u32).prop_map(|(cpu, order)| Step::AllocBlocks { cpu, order }),
+        4 => (0..3_usize, 0..1500_usize, any::<usize>())
+            .prop_map(|(cpu, count, kept)| Step::AllocList { cpu, count, kept: kept % (count + 1) }),
         4 => (0..3_usize, any::<usize>(), 1..900_usize).prop_map(|(cpu, which, count)| Step::Free { cpu, which, count }),
+        4 => (0..3_usize, any::<usize>(), 1..900_usize)
+            .prop_map(|(cpu, which, count)| Step::FreeMany { cpu, which, count }),
         1 => (0..3_usize).prop_map(|cpu| Step::Drain { cpu }),
     ];
     prop::collection::vec(step, 1..40)
@@ -161,7 +177,7 @@ proptest! {
         let mut in_use = InUse::new();
         for step in steps {
             let allocations = host_allocations();
-            let mut got = Vec::with_capacity(1024);
+            let mut got = Vec::with_capacity(2048);
             let allocations_of_the_test = host_allocations() - allocations;
             match step {
                 Step::Alloc { cpu, count } => {
@@ -175,6 +191,23 @@ proptest! {
                         got.push((frame, PAGE_SIZE as u64, None));
                     }
                 }
+                Step::AllocList { cpu, count, kept } => {
+                    let cpu = &cpus[cpu];
+                    match frames.alloc_list(cpu, count) {
+                        Ok(mut list) => {
+                            for _ in 0..kept {
+                                let frame = list.pop().unwrap();
+                                prop_assert_eq!(frames.frame(frame).map(|(_, frame)| frame.references()), Some(1));
+                                got.push((frame, PAGE_SIZE as u64, None));
+                            }
+                            frames.free_list(cpu, list);
+                        }
+                        Err(OutOfMemory) => {
+                            let stats = frames.stats();
+                            prop_assert!(count > stats.free - stats.in_magazines);
+                        }
+                    }
+                }
                 Step::AllocBlocks { cpu, order } => {
                     if let Ok(start) = frames.alloc_blocks(&cpus[cpu], order) {
                         prop_assert!(start.is_aligned(BLOCK_SIZE << order));
@@ -186,6 +219,17 @@ proptest! {
                         let start = *in_use.keys().nth(which % in_use.len()).unwrap();
                         let (_, order) = in_use.remove(&start).unwrap();
                         give_back(&frames, &cpus[cpu], start, order);
+                    }
+                }
+                Step::FreeMany { cpu, which, count } => {
+                    let mut freeing = frames.freeing(&cpus[cpu]);
+                    for _ in 0..count.min(in_use.len()) {
+                        let start = *in_use.keys().nth(which % in_use.len()).unwrap();
+                        let (_, order) = in_use.remove(&start).unwrap();
+                        match order {
+                            None => freeing.add(PhysAddr(start)),
+                            Some(order) => frames.free_blocks(&cpus[cpu], PhysAddr(start), order),
+                        }
                     }
                 }
                 Step::Drain { cpu } => frames.drain_cpu(&cpus[cpu]),
@@ -291,6 +335,39 @@ fn double_free_of_a_frame_is_refused() {
         let frame = frames.alloc(cpu).unwrap();
         frames.free(cpu, frame);
         frames.free(cpu, frame);
+    });
+}
+
+#[test]
+fn wrong_frees_among_many_are_refused_and_they_alone() {
+    // In the middle of a run, twice in a batch, reserved in front of one's own, in a block that is free as a whole.
+    let many = |wrong: fn(&FrameAllocator, &Cpu, &mut Freeing<'_>, [PhysAddr; 3])| {
+        refused(move |frames, cpu| {
+            let mut list = frames.alloc_list(cpu, 3).unwrap();
+            let mine = [(); 3].map(|()| list.pop().unwrap());
+            {
+                let mut freeing = frames.freeing(cpu);
+                wrong(frames, cpu, &mut freeing, mine);
+            }
+            assert_eq!(frames.stats().used, 0, "the others are free");
+        });
+    };
+    many(|frames, cpu, freeing, mine| {
+        frames.free(cpu, mine[1]);
+        mine.into_iter().for_each(|frame| freeing.add(frame));
+    });
+    many(|_, _, freeing, mine| [mine[2], mine[0], mine[1], mine[0]].into_iter().for_each(|frame| freeing.add(frame)));
+    many(|_, _, freeing, mine| {
+        freeing.add(PhysAddr(0x4000_0000));
+        mine.into_iter().for_each(|frame| freeing.add(frame));
+    });
+    many(|_, _, freeing, mine| {
+        mine.into_iter().for_each(|frame| freeing.add(frame));
+        freeing.add(PhysAddr(0x4020_0000));
+    });
+    many(|_, _, freeing, mine| {
+        mine.into_iter().for_each(|frame| freeing.add(frame));
+        freeing.add(mine[2] + 8);
     });
 }
 

@@ -213,8 +213,11 @@ impl KernelSpace {
     fn release(&self, cpu: &Cpu, start: VirtAddr, pages: u64) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(start, pages as usize)?;
         let lazy = Lazy::new(&self.mmu);
-        // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame.
-        self.tables().unmap(&lazy, &self.tlb, range, |leaf| self.frames.free(cpu, leaf.physical))?;
+        {
+            let mut freeing = self.frames.freeing(cpu);
+            // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame.
+            self.tables().unmap(&lazy, &self.tlb, range, |leaf| freeing.add(leaf.physical))?;
+        }
         self.give_addresses_back(start);
         Ok(())
     }

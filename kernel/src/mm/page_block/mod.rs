@@ -252,30 +252,70 @@ impl PageBlocks {
         true
     }
 
-    /// Takes frames back. Each came from [`Self::take_frames`], and its record says "free" again.
+    /// Takes up to `most` frames in runs of neighbours, calls `each` with every run, and returns how many frames those
+    /// are: fewer than asked for only where no more are free. Their records say "free" until the caller changes that.
+    ///
+    /// `each` is called under the lock.
+    pub fn take_runs(&self, cpu: &Cpu, most: usize, mut each: impl FnMut(Range<usize>)) -> usize {
+        let mut lists = self.lists.lock();
+        let mut taken = 0;
+        while taken < most {
+            if lists.first == NONE && !self.cut_a_block(cpu, &mut lists) {
+                break;
+            }
+            let index = lists.first as usize;
+            taken += lists.blocks[index].take_runs(most - taken, &mut each);
+            if lists.blocks[index].free == 0 {
+                lists.unlink(index);
+            }
+        }
+        lists.totals.free_frames -= taken;
+        taken
+    }
+
+    /// Takes frames back. Each came from [`Self::take_frames`] or [`Self::take_runs`], and its record says "free" again.
     pub fn put_frames(&self, cpu: &Cpu, frames: &[usize]) {
         let mut lists = self.lists.lock();
         for frame in frames {
-            let number = frame / BLOCK_FRAMES;
-            let Some(index) = self.spans.index(number) else { continue };
-            let block = &mut lists.blocks[index];
-            let bit = 1 << (frame % 64);
-            let word = &mut block.bitmap[frame % BLOCK_FRAMES / 64];
-            debug_assert!(*word & bit == 0, "frame {frame:#x} is free already");
-            *word |= bit;
-            block.free += 1;
-            let free = block.free as usize;
-            lists.totals.free_frames += 1;
-            if free == 1 {
-                // At the end of the list: the blocks in front are used up first, and this one may become whole.
-                lists.link_last(index);
-            } else if free == BLOCK_FRAMES {
-                lists.unlink(index);
-                self.set_states(number..number + 1, State::Free);
-                lists.totals.cut_blocks -= 1;
-                lists.totals.free_blocks += 1;
-                lists.with_buddy(cpu, |buddy| buddy.dealloc(number, 1));
+            self.put_word(cpu, &mut lists, frame / 64, 1 << (frame % 64));
+        }
+    }
+
+    /// The same for runs of neighbours, which go back by words of the bitmaps.
+    pub fn put_runs(&self, cpu: &Cpu, runs: impl IntoIterator<Item = Range<usize>>) {
+        let mut lists = self.lists.lock();
+        for Range { mut start, end } in runs {
+            while start < end {
+                let word = start / 64;
+                let next = end.min((word + 1) * 64);
+                self.put_word(cpu, &mut lists, word, mask_below(next - start) << (start % 64));
+                start = next;
             }
+        }
+    }
+
+    /// Takes back the frames whose `bits` are set of the 64 from frame `word` × 64 on.
+    fn put_word(&self, cpu: &Cpu, lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>, word: usize, bits: u64) {
+        let number = word / WORDS;
+        let Some(index) = self.spans.index(number) else { return };
+        let block = &mut lists.blocks[index];
+        let cell = &mut block.bitmap[word % WORDS];
+        debug_assert!(*cell & bits == 0, "frames {bits:#x} of word {word:#x} are free already");
+        *cell |= bits;
+        let had_none = block.free == 0;
+        block.free += bits.count_ones() as u16;
+        let whole = block.free as usize == BLOCK_FRAMES;
+        lists.totals.free_frames += bits.count_ones() as usize;
+        if had_none {
+            // At the end of the list: the blocks in front are used up first, and this one may become whole.
+            lists.link_last(index);
+        }
+        if whole {
+            lists.unlink(index);
+            self.set_states(number..number + 1, State::Free);
+            lists.totals.cut_blocks -= 1;
+            lists.totals.free_blocks += 1;
+            lists.with_buddy(cpu, |buddy| buddy.dealloc(number, 1));
         }
     }
 
@@ -413,6 +453,22 @@ impl PageBlock {
                 frames[taken] = first_frame + first_bit + word.trailing_zeros() as usize;
                 *word &= *word - 1;
                 taken += 1;
+            }
+        }
+        self.free -= taken as u16;
+        taken
+    }
+
+    /// Moves up to `most` free frames out of the bitmap, run by run; returns how many.
+    fn take_runs(&mut self, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
+        let mut taken = 0;
+        for (word, first) in self.bitmap.iter_mut().zip((self.number as usize * BLOCK_FRAMES..).step_by(64)) {
+            while *word != 0 && taken < most {
+                let low = word.trailing_zeros() as usize;
+                let count = ((*word >> low).trailing_ones() as usize).min(most - taken);
+                *word &= !(mask_below(count) << low);
+                taken += count;
+                each(first + low..first + low + count);
             }
         }
         self.free -= taken as u16;
