@@ -108,7 +108,10 @@ pub fn apply(enabled: impl Fn(u16) -> bool, mut write: impl FnMut(VirtAddr, u32)
 /// The flags that stand for patched sites on the host.
 #[cfg(not(target_os = "none"))]
 pub mod host {
+    extern crate std;
+
     use core::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, PoisonError};
 
     use super::IDENTIFIERS;
 
@@ -117,6 +120,24 @@ pub mod host {
     /// Whether the sites of `identifier` branch.
     pub fn is_on(identifier: u16) -> bool {
         FLAGS[usize::from(identifier)].load(Ordering::Relaxed)
+    }
+
+    /// Runs `work` with the sites of these identifiers taken and all others not.
+    ///
+    /// The flags are the process's: tests that would notice those of another take turns by this function.
+    pub fn with<T>(identifiers: &[u16], work: impl FnOnce() -> T) -> T {
+        static TURN: Mutex<()> = Mutex::new(());
+        /// Puts everything back, also where `work` panics.
+        struct Reset;
+        impl Drop for Reset {
+            fn drop(&mut self) {
+                (0..IDENTIFIERS).for_each(|identifier| set(identifier, false));
+            }
+        }
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reset = Reset;
+        (0..IDENTIFIERS).for_each(|identifier| set(identifier, identifiers.contains(&identifier)));
+        work()
     }
 
     /// Makes the sites of `identifier` branch or not, from now on.
@@ -208,10 +229,12 @@ mod tests {
 
     #[test]
     fn on_the_host_a_flag_stands_for_the_sites() {
-        assert!(!crate::patched_branch!(5));
-        host::set(5, true);
-        assert!(crate::patched_branch!(5));
-        host::set(5, false);
-        assert!(!crate::patched_branch!(5));
+        host::with(&[5], || assert!(crate::patched_branch!(5) && !crate::patched_branch!(6)));
+        host::with(&[6], || assert!(!crate::patched_branch!(5) && crate::patched_branch!(6)));
+        host::with(&[], || {
+            host::set(5, true);
+            assert!(crate::patched_branch!(5));
+        });
+        host::with(&[], || assert!(!crate::patched_branch!(5)));
     }
 }

@@ -30,14 +30,13 @@ fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnM
     if bytes == 0 {
         return;
     }
-    let last = start.0 + (bytes - 1);
-    let mut address = start.align_down(line).0;
-    loop {
+    let first = start.align_down(line).0;
+    // Counted, not compared with an end: the range may end with the address space.
+    let lines = (start.0 + (bytes - 1) - first) / line + 1;
+    let mut address = first;
+    for _ in 0..lines {
         operation(address);
-        match address.checked_add(line) {
-            Some(next) if next <= last => address = next,
-            _ => return,
-        }
+        address = address.wrapping_add(line);
     }
 }
 

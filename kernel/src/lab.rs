@@ -49,6 +49,13 @@ pub struct Lab {
     pub witness: Witness,
 }
 
+impl Lab {
+    /// Identifiers of the branch sites that it takes.
+    pub const fn sites(&self) -> [u16; 2] {
+        [self.identifier, ANY]
+    }
+}
+
 /// No TLB invalidation after a change of permissions.
 pub const SKIP_TLBI: Lab = Lab {
     identifier: FIRST_LAB,
@@ -218,22 +225,6 @@ pub fn init() -> Switches {
     let switches = bootargs::get("lab").and_then(|list| parse(list).ok()).unwrap_or_default();
     ACTIVE.store(switches.0, Ordering::Relaxed);
     switches
-}
-
-/// Runs `work` with the sites of these switches taken: on the host, where plain flags stand for them.
-#[cfg(test)]
-pub(crate) fn with<T>(list: &str, work: impl FnOnce() -> T) -> T {
-    // The flags are the process's, so tests that set them, or that others would fail under, take turns.
-    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let set = |switches: Switches| {
-        let all = ALL.iter().map(|lab| lab.identifier).chain([ANY]);
-        all.for_each(|identifier| granule_arch::alternative::host::set(identifier, switches.has(identifier)));
-    };
-    set(parse(list).expect("switches of the lab"));
-    let result = work();
-    set(Switches::default());
-    result
 }
 
 /// The switches of this boot, for listings.

@@ -40,27 +40,27 @@ fn invalidation(start: VirtAddr, pages: u64) -> Vec<Operation> {
 }
 
 /// An area of `pages` pages, and what making it read-only does with these switches of the lab.
-fn read_only_in_the_lab(switches: &str, pages: u64) -> (VirtAddr, Vec<Operation>) {
+fn read_only_in_the_lab(sites: &[u16], pages: u64) -> (VirtAddr, Vec<Operation>) {
     let (space, _, cpu) = space(4);
     let start = space.vmalloc(&cpu, pages).unwrap().into_start();
-    (start, lab::with(switches, || beside_writes(|| space.set_memory_ro(start, pages).unwrap())))
+    (start, host::with(sites, || beside_writes(|| space.set_memory_ro(start, pages).unwrap())))
 }
 
 #[test]
 fn a_change_is_two_dsb_one_isb_and_its_invalidations() {
-    let (start, stream) = read_only_in_the_lab("", 3);
+    let (start, stream) = read_only_in_the_lab(&[], 3);
     assert_eq!(stream, invalidation(start, 3));
 }
 
 #[test]
 fn without_the_dsb_before_the_tlbi_the_stream_is_short_of_it() {
-    let (start, stream) = read_only_in_the_lab("skip-dsb-before-tlbi", 1);
+    let (start, stream) = read_only_in_the_lab(&lab::SKIP_DSB_BEFORE_TLBI.sites(), 1);
     assert_eq!(stream, invalidation(start, 1)[1..]);
 }
 
 #[test]
 fn without_the_dsb_after_the_tlbi_the_stream_is_short_of_it() {
-    let (start, stream) = read_only_in_the_lab("skip-dsb-after-tlbi", 1);
+    let (start, stream) = read_only_in_the_lab(&lab::SKIP_DSB_AFTER_TLBI.sites(), 1);
     let mut expected = invalidation(start, 1);
     expected.remove(2);
     assert_eq!(stream, expected);
@@ -68,13 +68,13 @@ fn without_the_dsb_after_the_tlbi_the_stream_is_short_of_it() {
 
 #[test]
 fn without_the_isb_the_stream_is_short_of_it() {
-    let (start, stream) = read_only_in_the_lab("skip-isb", 1);
+    let (start, stream) = read_only_in_the_lab(&lab::SKIP_ISB.sites(), 1);
     assert_eq!(stream, invalidation(start, 1)[..3]);
 }
 
 #[test]
 fn an_invalidation_that_ends_early_leaves_out_the_last_page() {
-    let (start, stream) = read_only_in_the_lab("short-tlbi", 3);
+    let (start, stream) = read_only_in_the_lab(&lab::SHORT_TLBI.sites(), 3);
     assert_eq!(stream, invalidation(start, 2));
 }
 
@@ -83,7 +83,7 @@ fn making_valid_is_one_dsb_and_one_isb() {
     let (space, _, cpu) = space(4);
     let start = space.vmalloc(&cpu, 3).unwrap().into_start();
     space.set_memory_valid(start, 3, Validity::Invalid).unwrap();
-    let stream = lab::with("", || beside_writes(|| space.set_memory_valid(start, 3, Validity::Valid).unwrap()));
+    let stream = host::with(&[], || beside_writes(|| space.set_memory_valid(start, 3, Validity::Valid).unwrap()));
     assert_eq!(stream, [Operation::DsbIshst, Operation::Isb]);
 }
 
@@ -93,7 +93,7 @@ fn vfree_frees_no_frame_before_the_invalidation_is_complete() {
     let area = space.vmalloc(&cpu, 3).unwrap();
     let start = area.start();
     let used = frames.stats().used;
-    let stream = lab::with("", || record(|| space.vfree(&cpu, area)));
+    let stream = host::with(&[], || record(|| space.vfree(&cpu, area)));
     assert_eq!(frames.stats().used, used - 3);
     // Made invalid, with the frame's address kept; invalidated; emptied, and only then is the frame freed.
     let is_write = |operation: &&Operation| matches!(operation, Operation::Write { .. });
@@ -110,11 +110,11 @@ fn vfree_frees_no_frame_before_the_invalidation_is_complete() {
 }
 
 /// What makes a read-only page of an area executable, and then valid code of an invalid page.
-fn code_in_the_lab(switches: &str) -> (VirtAddr, Vec<Operation>, Vec<Operation>) {
+fn code_in_the_lab(sites: &[u16]) -> (VirtAddr, Vec<Operation>, Vec<Operation>) {
     let (space, _, cpu) = space(4);
     let start = space.vmalloc(&cpu, 1).unwrap().into_start();
     space.set_memory_ro(start, 1).unwrap();
-    lab::with(switches, || {
+    host::with(sites, || {
         let executable = beside_writes(|| space.set_memory_x(start, 1).unwrap());
         space.set_memory_valid(start, 1, Validity::Invalid).unwrap();
         let valid = beside_writes(|| space.set_memory_valid(start, 1, Validity::Valid).unwrap());
@@ -139,13 +139,13 @@ fn new_code_is_cleaned_and_dropped_before_its_entry_is_written() {
             Operation::DsbIsh,
         ])
         .collect();
-    let stream = lab::with("", || record(|| space.set_memory_rox(start, 2).unwrap()));
+    let stream = host::with(&[], || record(|| space.set_memory_rox(start, 2).unwrap()));
     assert_eq!(stream[..5], expected);
     assert!(matches!(stream[5..7], [Operation::Write { .. }, Operation::Write { .. }]));
     assert_eq!(stream[7..], invalidation(start, 2));
 
     space.set_memory_valid(start, 1, Validity::Invalid).unwrap();
-    let stream = lab::with("", || record(|| space.set_memory_valid(start, 1, Validity::Valid).unwrap()));
+    let stream = host::with(&[], || record(|| space.set_memory_valid(start, 1, Validity::Valid).unwrap()));
     let clean = CacheOperation::Clean { at: CodeAt::Frames(frame(space, start)), bytes: PAGE };
     assert_eq!(stream[..2], [Operation::Cache(clean), Operation::DsbIsh]);
     assert_eq!(stream[2..4], [Operation::Cache(CacheOperation::InvalidateAll), Operation::DsbIsh]);
@@ -155,26 +155,16 @@ fn new_code_is_cleaned_and_dropped_before_its_entry_is_written() {
 #[test]
 fn without_cache_maintenance_the_stream_has_none() {
     let has_any = |stream: &[Operation]| stream.iter().any(|operation| matches!(operation, Operation::Cache(_)));
-    let (start, executable, valid) = code_in_the_lab("");
+    let (start, executable, valid) = code_in_the_lab(&[]);
     assert!(has_any(&executable) && has_any(&valid));
     assert_eq!(executable[executable.len() - 4..], invalidation(start, 1));
-    let (_, executable, valid) = code_in_the_lab("skip-icache");
+    let (_, executable, valid) = code_in_the_lab(&lab::SKIP_ICACHE.sites());
     assert!(!has_any(&executable) && !has_any(&valid));
-}
-
-/// Runs `work` with the branch sites of features taken.
-fn with_features<T>(identifiers: &[u16], work: impl FnOnce() -> T) -> T {
-    lab::with("", || {
-        identifiers.iter().for_each(|&identifier| host::set(identifier, true));
-        let result = work();
-        identifiers.iter().for_each(|&identifier| host::set(identifier, false));
-        result
-    })
 }
 
 fn read_only(space: &KernelSpace, start: VirtAddr, pages: u64, features: &[u16]) -> Vec<Operation> {
     space.set_memory_rw(start, pages).unwrap();
-    with_features(features, || beside_writes(|| space.set_memory_ro(start, pages).unwrap()))
+    host::with(features, || beside_writes(|| space.set_memory_ro(start, pages).unwrap()))
 }
 
 fn area(pages: u64) -> (&'static KernelSpace, VirtAddr, Cpu) {
@@ -246,7 +236,7 @@ fn an_erratum_adds_one_invalidation_with_a_dsb_of_its_own() {
 #[test]
 fn where_the_caches_keep_themselves_coherent_the_order_of_stores_is_enough() {
     let (space, start, _) = area(1);
-    let stream = with_features(&[branch::IDC, branch::DIC], || beside_writes(|| space.set_memory_x(start, 1).unwrap()));
+    let stream = host::with(&[branch::IDC, branch::DIC], || beside_writes(|| space.set_memory_x(start, 1).unwrap()));
     assert_eq!(stream[0], Operation::DmbIshst);
     assert_eq!(stream[1..], invalidation(start, 1));
 }
