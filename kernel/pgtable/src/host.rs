@@ -261,6 +261,11 @@ impl<G: Geometry> HostMachine<G> {
         lock(&self.free).len()
     }
 
+    /// How many operations the record has so far.
+    pub fn recorded(&self) -> usize {
+        lock(&self.mmu.operations).as_ref().map_or(0, Vec::len)
+    }
+
     /// What `work` did to the machine, in order.
     pub fn record(&self, work: impl FnOnce()) -> Vec<Operation<G>> {
         *lock(&self.mmu.operations) = Some(Vec::new());

@@ -4,18 +4,21 @@
 //! invalidation is left out. All pages are mapped by pages, far from any block, because QEMU flushes too much where blocks are near.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
 
+use granule::drivers::timer;
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::KernelArea;
 use granule::mm::layout;
 use granule::mm::tlb::KernelTlb;
-use granule::smp::{self, CpuSet, this_cpu};
+use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule::trap::{Fault, probe};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::esr::{Access, FaultStatus};
-use granule_pgtable::{Change, Flush, Lazy, PageRange};
+use granule_arch::wait;
+use granule_pgtable::{Change, Flush, Lazy, Owed, PageRange};
 
 use crate::harness::{Test, target_test};
 
@@ -267,5 +270,86 @@ fn all_cpus_change_their_own_pages_at_once(t: &mut Test) {
         area.start().0 as usize,
     );
     t.equal("rounds that went wrong", WRONG.load(Ordering::Relaxed), 0);
+    space().vfree(this_cpu(), area);
+}
+
+/// The page that the interrupt handler changes, what came of it, and how often.
+static HANDLERS_PAGE: AtomicU64 = AtomicU64::new(0);
+static HANDLED: AtomicU32 = AtomicU32::new(0);
+static MISHANDLED: AtomicU32 = AtomicU32::new(0);
+
+/// Takes the write permission of the page away and gives it back, and looks each time.
+fn change_in_a_handler(_cpu: &Cpu) {
+    let page = VirtAddr(HANDLERS_PAGE.load(Ordering::Relaxed));
+    let read_only = space().set_memory_ro(page, 1).is_ok() && write(page).is_err();
+    let invalid = space().set_memory_valid(page, 1, Validity::Invalid).is_ok() && probe::read::<u64>(page).is_err();
+    let valid = space().set_memory_valid(page, 1, Validity::Valid).is_ok() && probe::read::<u64>(page).is_ok();
+    let writable = space().set_memory_rw(page, 1).is_ok() && write(page).is_ok();
+    MISHANDLED.fetch_add(u32::from(!(read_only && invalid && valid && writable)), Ordering::Relaxed);
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Lets an interrupt come in, and waits for it.
+fn interrupt_now(t: &mut Test) {
+    let before = HANDLED.load(Ordering::Relaxed);
+    timer::set_deadline(this_cpu(), Duration::ZERO, change_in_a_handler);
+    let patience = timer::Deadline::after(Duration::from_secs(1));
+    while HANDLED.load(Ordering::Relaxed) == before && !patience.has_passed() {
+        wait::relax();
+    }
+    t.equal("interrupts", HANDLED.load(Ordering::Relaxed), before + 1);
+}
+
+target_test!(an_interrupt_inside_an_open_section_changes_pages_of_its_own);
+fn an_interrupt_inside_an_open_section_changes_pages_of_its_own(t: &mut Test) {
+    let Some(area) = area(t, 4) else { return };
+    let page = area.start();
+    HANDLERS_PAGE.store((page + 3 * PAGE).0, Ordering::Relaxed);
+    MISHANDLED.store(0, Ordering::Relaxed);
+    let mmu = Metal(LinearView {});
+    let Some(range) = t.ok("the range", PageRange::from_pages(page, 2)) else { return };
+
+    t.ok("made invalid", space().set_memory_valid(page, 2, Validity::Invalid));
+    {
+        let lazy = Lazy::new(&mmu);
+        t.equal("made valid", space().tables().update(&lazy, range, Change::VALID), Ok(Flush::NONE));
+        interrupt_now(t);
+        t.equal("the handler has not paid for it", lazy.owed(), Owed::Barriers);
+    }
+    t.equal("valid", write(page), Ok(()));
+
+    let lazy = Lazy::new(&mmu);
+    let Some(flush) = t.ok("made read-only", space().tables().update(&lazy, range, Change::READ_ONLY)) else { return };
+    interrupt_now(t);
+    lazy.invalidate(&KernelTlb, [flush]);
+    refused(t, write(page), FaultStatus::Permission, Access::Write, page);
+    drop(lazy);
+    t.equal("what went wrong in handlers", MISHANDLED.load(Ordering::Relaxed), 0);
+    space().vfree(this_cpu(), area);
+}
+
+// Interrupts at any instruction of a call, by chance.
+target_test!(interrupts_and_what_they_interrupt_change_pages_side_by_side, limit(30));
+fn interrupts_and_what_they_interrupt_change_pages_side_by_side(t: &mut Test) {
+    const ROUNDS: u32 = 300;
+    let Some(area) = area(t, 4) else { return };
+    let page = area.start();
+    HANDLERS_PAGE.store((page + 3 * PAGE).0, Ordering::Relaxed);
+    MISHANDLED.store(0, Ordering::Relaxed);
+    let before = HANDLED.load(Ordering::Relaxed);
+    let mut wrong = 0;
+    for _ in 0..ROUNDS {
+        let handled = HANDLED.load(Ordering::Relaxed);
+        timer::set_deadline(this_cpu(), Duration::from_micros(t.random() % 50), change_in_a_handler);
+        let patience = timer::Deadline::after(Duration::from_secs(1));
+        while HANDLED.load(Ordering::Relaxed) == handled && !patience.has_passed() {
+            let read_only = space().set_memory_ro(page, 2).is_ok() && write(page + PAGE).is_err();
+            let writable = space().set_memory_rw(page, 2).is_ok() && write(page + PAGE).is_ok();
+            wrong += u32::from(!(read_only && writable));
+        }
+    }
+    t.equal("interrupts", HANDLED.load(Ordering::Relaxed) - before, ROUNDS);
+    t.equal("what went wrong in handlers", MISHANDLED.load(Ordering::Relaxed), 0);
+    t.equal("what went wrong around them", wrong, 0);
     space().vfree(this_cpu(), area);
 }

@@ -2,6 +2,7 @@
 //!
 //! - `map`, `unmap`, `update`, `dump`: what each call does and refuses
 //! - `barriers`: the stream of writes, barriers and invalidations that each call makes, and a checker of it with teeth
+//! - `interrupt`: an interrupt at every operation of a call, whose handler makes calls of its own
 //! - `reclaim`: which tables are empty, and when they are freed
 //! - `code`: the stream of cache maintenance and writes where pages become executable
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
@@ -9,6 +10,7 @@
 mod barriers;
 mod code;
 mod dump;
+mod interrupt;
 mod map;
 mod random;
 mod reclaim;
