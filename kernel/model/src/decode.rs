@@ -140,6 +140,11 @@ fn range<G: Geometry>(bits: u64, scope: Scope, levels: Levels, features: &Featur
 }
 
 impl Decoded {
+    /// The first and the last address that it can concern.
+    pub(crate) fn bounds(&self) -> (u64, u64) {
+        self.addresses.as_ref().map_or((0, u64::MAX), |addresses| (*addresses.start(), *addresses.end()))
+    }
+
     /// Whether an entry that `holder` may have goes away when `issuer` executes this, and if not, why not.
     pub(crate) fn takes(&self, issuer: usize, holder: usize, held: &Held) -> Result<(), Miss> {
         if let Some(why) = self.void {

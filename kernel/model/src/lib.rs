@@ -15,7 +15,7 @@
 //!
 //! # Example
 //! ```
-//! use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}, tlbi::RangeSupport};
+//! use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
 //! use granule_model::{Access, Features, Model, PlanTlb, Sabotage, Step};
 //! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape};
 //!
@@ -30,7 +30,7 @@
 //!
 //! model.inject(Step::DsbIsh, 0, Sabotage::Lost); // the one that completes the TLBI
 //! let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY)?;
-//! lazy.invalidate(&PlanTlb(RangeSupport::No), [flush]);
+//! lazy.invalidate(&PlanTlb::of(model.features()), [flush]);
 //! assert!(other.may(page.start(), Access::Write).contains(&Ok(PhysAddr(0x4000_0000)))); // the old permission
 //! model.audit(0, page);
 //! assert!(model.expect_violation().to_string().contains("missing: DSB ISH on CPU 0"));
@@ -52,7 +52,6 @@ mod rules;
 mod state;
 mod stores;
 mod story;
-pub mod switch;
 mod tlb;
 
 pub use event::{Event, Operation, Time};

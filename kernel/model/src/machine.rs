@@ -150,6 +150,12 @@ impl<G: Geometry> Model<G> {
         self.state().execute(from, Operation::HandOver(to));
     }
 
+    /// Every CPU takes an exception and comes back, as it does all the time: what it had looked up ahead is thrown away. No
+    /// injected fault strikes here.
+    pub fn synchronise(&self) {
+        (0..self.cpus).for_each(|cpu| self.state().execute_unharmed(cpu, Operation::Isb));
+    }
+
     /// Breaks the `nth` (from 0, from now on) operation of kind `step`.
     pub fn inject(&self, step: Step, nth: usize, sabotage: Sabotage) {
         self.state().injections.push(Injection { step, nth, sabotage });

@@ -210,20 +210,16 @@ impl<G: Geometry> State<G> {
         if let Some((cpu, held)) = stale {
             return self.report_stale(cpu, &held);
         }
-        let mut address = first;
-        loop {
-            let Current { cell, value, level } = self.current(address);
-            if let Some(mixed) = self.mixed_group(cell) {
-                let headline = format!("the call leaves a group whose entries differ at {address:#x}");
+        // Whatever is valid and can be walked to is in every TLB's set: no table need be read.
+        let leaves =
+            self.cpus[caller].tlb.overlapping(first, last).filter(|held| held.kind == Kind::Leaf && !held.grouped);
+        let leaves: Vec<Held> = leaves.copied().collect();
+        for leaf in leaves {
+            if let Some(mixed) = self.mixed_group(leaf.cell) {
+                let headline = format!("the call leaves a group whose entries differ at {:#x}", leaf.start);
                 return self.report(Violation::new(Rule::MixedGroup, headline, vec![mixed]));
             }
-            if entry_kind(value, level) == EntryKind::Leaf && !faults(value, level) {
-                self.check_no_fault(caller, address);
-            }
-            match (address | (G::entry_size(level) - 1)).checked_add(1) {
-                Some(next) if next <= last => address = next,
-                _ => return,
-            }
+            self.check_no_fault(caller, leaf.start.max(first));
         }
     }
 

@@ -139,6 +139,9 @@ impl<G: Geometry> State<G> {
     /// bit.
     pub(crate) fn mixed_group(&self, cell: PhysAddr) -> Option<String> {
         let place = self.memory.place(cell)?;
+        if G::group_entries(place.level) == 1 {
+            return None;
+        }
         let values: Vec<u64> = self.group(cell).map(|cell| self.arena.value(cell)).collect();
         let is_leaf = |value: u64| entry_kind(value, place.level) == EntryKind::Leaf;
         let contiguous = |value: u64| is_leaf(value) && value & bits::CONTIGUOUS != 0;

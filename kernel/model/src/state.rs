@@ -69,7 +69,13 @@ impl<G: Geometry> State<G> {
 
     /// A barrier or an invalidation, unless a test takes it away.
     pub(crate) fn execute(&mut self, cpu: usize, operation: Operation) {
-        let Some((cpu, operation)) = strike(&mut self.injections, cpu, operation) else { return };
+        if let Some((cpu, operation)) = strike(&mut self.injections, cpu, operation) {
+            self.execute_unharmed(cpu, operation);
+        }
+    }
+
+    /// A barrier or an invalidation.
+    pub(crate) fn execute_unharmed(&mut self, cpu: usize, operation: Operation) {
         let now = self.note(cpu, operation);
         match operation {
             Operation::DmbIshst => self.cpus[cpu].last_barrier = now,
@@ -111,10 +117,11 @@ impl<G: Geometry> State<G> {
             Ok(decoded) => decoded,
             Err(why) => return self.undefined(issuer, now, why),
         };
+        let (first, last) = decoded.bounds();
         for holder in 0..self.cpus.len() {
             let taken: Vec<Held> = self.cpus[holder]
                 .tlb
-                .overlapping(0, u64::MAX)
+                .overlapping(first, last)
                 .filter(|held| decoded.takes(issuer, holder, held).is_ok())
                 .copied()
                 .collect();
@@ -169,16 +176,13 @@ impl<G: Geometry> State<G> {
         let Some(place) = self.memory.place(table) else { return };
         for index in 0..G::entries(place.level) as u64 {
             let cell = table + index * 8;
-            let versions: Vec<Version> = match self.memory.cell(cell) {
-                Some(state) => (0..self.cpus.len()).flat_map(|cpu| state.visible(cpu).to_vec()).collect(),
-                None => self.memory.visible(&self.arena, writer, cell),
+            let mut values: Vec<(u64, Time)> = match self.memory.cell(cell) {
+                Some(state) => state.versions().map(|version| (version.value, version.time.max(time))).collect(),
+                None => vec![(self.arena.value(cell), time)],
             };
-            let mut seen = Vec::new();
-            for version in versions {
-                if version.value & bits::VALID != 0 && !seen.contains(&version.value) {
-                    seen.push(version.value);
-                    self.became_visible(writer, cell, version.value, version.time.max(time), fresh);
-                }
+            values.retain(|(value, _)| value & bits::VALID != 0);
+            for (value, stored) in values {
+                self.became_visible(writer, cell, value, stored, fresh);
             }
         }
     }

@@ -67,6 +67,11 @@ impl CellState {
         &self.versions[first.unwrap_or(0)..]
     }
 
+    /// Those that some CPU may read.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.versions.iter()
+    }
+
     pub(crate) fn newest(&self) -> &Version {
         self.versions.last().expect("a cell has a value")
     }
@@ -208,8 +213,12 @@ impl Memory {
 
     /// `reader` loaded the newest value of `cell`.
     pub(crate) fn observe(&mut self, cell: PhysAddr, reader: usize, now: Time) {
-        let (frame, index) = self.split(cell);
-        let Some(state) = self.frames.get(&frame).and_then(|frame| frame.cells.get(&index)) else { return };
+        let others = self.pending.iter().enumerate().filter(|&(cpu, _)| cpu != reader);
+        // Loads are many, and mostly nothing is under way.
+        if others.into_iter().all(|(_, pending)| pending.own.is_empty()) {
+            return;
+        }
+        let Some(state) = self.cell(cell) else { return };
         if state.undrained().any(|version| version.writer != reader) {
             self.pending[reader].observed.push((cell, now));
         }

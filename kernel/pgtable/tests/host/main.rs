@@ -8,10 +8,12 @@
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
 mod barriers;
+mod calls;
 mod code;
 mod dump;
 mod interrupt;
 mod map;
+mod plain;
 mod random;
 mod reclaim;
 mod unmap;

@@ -4,68 +4,21 @@
 //! had a reason and changed nothing; contiguous groups are whole, aligned and alike; the stream of operations is in
 //! order and as short as it can be; frames for tables are neither lost nor made.
 
-use std::collections::BTreeMap;
-
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny};
-use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use proptest::prelude::{Strategy, proptest};
 use proptest::test_runner::Config;
 
+use crate::LARGEST;
 use crate::barriers::{check, count};
-use crate::{DATA, LARGEST, RODATA, TEXT};
+use crate::calls::{ATTRIBUTES, CHANGES, Call, call, units, window};
+use crate::plain::{Piece, Plain};
 
 const FRAMES: usize = 48;
 
-/// A stretch of pages that translate to consecutive physical pages with the same attributes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Piece {
-    size: u64,
-    physical: u64,
-    /// The attributes, without address, type and contiguity.
-    attributes: u64,
-}
-
-/// Start → piece; pieces do not overlap.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Plain(BTreeMap<u64, Piece>);
-
 impl Plain {
-    /// Cuts the piece around `address`, if there is one, so that none crosses it.
-    fn cut(&mut self, address: u64) {
-        if let Some((&start, &piece)) = self.0.range(..address).next_back()
-            && address < start + piece.size
-        {
-            let offset = address - start;
-            self.0.insert(start, Piece { size: offset, ..piece });
-            let rest = Piece { size: piece.size - offset, physical: piece.physical + offset, ..piece };
-            self.0.insert(address, rest);
-        }
-    }
-
-    /// The pieces of `start..end`, cut to it.
-    fn pieces(&self, start: u64, end: u64) -> Vec<(u64, Piece)> {
-        let mut cut = self.clone();
-        cut.cut(start);
-        cut.cut(end);
-        cut.0.range(start..end).map(|(&start, &piece)| (start, piece)).collect()
-    }
-
-    fn change(&mut self, start: u64, end: u64, change: Change) {
-        self.cut(start);
-        self.cut(end);
-        for (_, piece) in self.0.range_mut(start..end) {
-            piece.attributes = change.apply(Descriptor(piece.attributes)).0;
-        }
-    }
-
-    fn remove(&mut self, start: u64, end: u64) {
-        self.cut(start);
-        self.cut(end);
-        self.0.retain(|&piece, _| piece < start || piece >= end);
-    }
-
     fn first_hole(&self, start: u64, end: u64) -> Option<u64> {
         let mut next = start;
         for (piece, Piece { size, .. }) in self.pieces(start, end) {
@@ -128,81 +81,6 @@ fn group_is_whole<G: Geometry>(machine: &HostMachine<G>, start: VirtAddr, level:
         let offset = entry * G::entry_size(level);
         assert_eq!(tables.translate(start + offset).unwrap().descriptor, Descriptor(first.0 + offset), "mixed group");
     }
-}
-
-/// One call. Places and sizes are in units of a leaf size, so that alignment happens as often as misalignment.
-#[derive(Clone, Copy, Debug)]
-enum Call {
-    Map { place: Place, physical: u64, attributes: usize, pages: bool, tables: usize },
-    Unmap(Place),
-    Update(Place, usize),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    unit: usize,
-    start: u64,
-    count: u64,
-    /// Pages added at the start, and at the end.
-    ragged: (u64, u64),
-}
-
-const ATTRIBUTES: [Attributes; 3] = [DATA, RODATA, TEXT];
-const CHANGES: [Change; 7] = [
-    Change::READ_ONLY,
-    Change::READ_WRITE,
-    Change::EXECUTABLE,
-    Change::NO_EXECUTE,
-    Change::READ_ONLY_EXECUTABLE,
-    Change::VALID,
-    Change::INVALID,
-];
-
-fn units<G: Geometry>() -> [u64; 4] {
-    [G::PAGE_SIZE, G::group_size(3), G::entry_size(2), G::group_size(2)]
-}
-
-/// Twice the largest group, across the boundary of a table of level 2 where there is one.
-fn window<G: Geometry>() -> PageRange<G> {
-    let size = (2 * G::group_size(2)).min(1 << G::VA_BITS);
-    let boundary = if G::FIRST_LEVEL < 2 { G::entry_size(1) } else { size / 2 };
-    PageRange::new(VirtAddr(boundary - size / 2), size).unwrap()
-}
-
-impl Place {
-    fn range<G: Geometry>(self) -> Option<PageRange<G>> {
-        let window = window::<G>();
-        let unit = units::<G>()[self.unit];
-        let places = window.size() / unit;
-        // Small units near the middle of the window, where the others meet.
-        let start = (places / 2).saturating_sub(4) + self.start % places.min(8);
-        let start = window.start().0 + start * unit + self.ragged.0 * G::PAGE_SIZE;
-        let size = (self.count * unit + self.ragged.1 * G::PAGE_SIZE).saturating_sub(self.ragged.0 * G::PAGE_SIZE);
-        let size = size.min((window.start().0 + window.size()).saturating_sub(start));
-        PageRange::new(VirtAddr(start), size).ok()
-    }
-}
-
-fn place() -> impl Strategy<Value = Place> {
-    let ragged = prop_oneof![3 => Just((0, 0)), 1 => (0_u64..3, 0_u64..3)];
-    (0_usize..4, 0_u64..8, 1_u64..4, ragged).prop_map(|(unit, start, count, ragged)| Place {
-        unit,
-        start,
-        count,
-        ragged,
-    })
-}
-
-fn call() -> impl Strategy<Value = Call> {
-    let tables = prop_oneof![1 => 0_usize..4, 4 => Just(usize::MAX)];
-    let map = (place(), 0_u64..64, 0_usize..3, any::<bool>(), tables).prop_map(
-        |(place, physical, attributes, pages, tables)| Call::Map { place, physical, attributes, pages, tables },
-    );
-    prop_oneof![
-        3 => map,
-        1 => place().prop_map(Call::Unmap),
-        4 => (place(), 0..CHANGES.len()).prop_map(|(place, change)| Call::Update(place, change)),
-    ]
 }
 
 /// The machine, and what should be mapped in it.

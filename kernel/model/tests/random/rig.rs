@@ -1,0 +1,273 @@
+//! The machine under test, what should be mapped in it, and the comparison.
+
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::AtomicU64;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, bits};
+use granule_model::{Access, Fault, Model, ModelCpu, Outcome};
+use granule_pgtable::{Change, Error, Geometry, Lazy, PageRange, Progress, Reclaimer, Shape, TableSource, Tlb};
+
+use crate::LARGEST;
+use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
+use crate::plain::{Piece, Plain};
+
+/// Frames for tables: enough for most sequences, and some run out.
+pub(crate) const FRAMES: usize = 40;
+
+/// Physical memory that is mapped begins here; no table is in it.
+const MEMORY: u64 = 0x10_0000_0000;
+
+/// How valid kernel entries are marked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kernel {
+    /// As they are.
+    Global,
+    /// With nG, as a kernel that unmaps itself from user space has it.
+    NotGlobal,
+}
+
+pub(crate) struct Rig<'m, G: Geometry, T> {
+    model: &'m Model<G>,
+    tlb: T,
+    kernel: Kernel,
+    /// Where what CPU 0 owns ends and what CPU 1 owns begins.
+    border: u64,
+    plain: RefCell<Plain>,
+    /// How many mappings there were: each has memory of its own.
+    mappings: Cell<u64>,
+    words: [AtomicU64; 3],
+}
+
+impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
+    /// CPU 0 owns what is in front of the page `border` behind the middle of the window, CPU 1 the rest: two tables at least are shared,
+    /// and the last level's as well where the border is inside it.
+    pub(crate) fn new(model: &'m Model<G>, tlb: T, kernel: Kernel, border: u64) -> Self {
+        let window = based::<G>(model, window::<G>());
+        let border = window.start().0 + window.size() / 2 + border * G::PAGE_SIZE;
+        let (plain, mappings) = (RefCell::default(), Cell::default());
+        Self { model, tlb, kernel, border, plain, mappings, words: Default::default() }
+    }
+
+    /// What `cpu` owns.
+    fn owned(&self, cpu: usize) -> PageRange<G> {
+        let window = based::<G>(self.model, window::<G>());
+        let before = self.border - window.start().0;
+        let (start, size) = match cpu {
+            0 => (window.start(), before),
+            _ => (VirtAddr(self.border), window.size() - before),
+        };
+        PageRange::new(start, size).expect("the border is inside the window")
+    }
+
+    /// The bits of an address that the tree translates: what the map counts in, so that no end is past the last address.
+    fn low(&self, address: VirtAddr) -> u64 {
+        address.0 - self.model.base().0
+    }
+
+    /// The part of `place` that `cpu` owns.
+    fn range(&self, cpu: usize, place: Place) -> Option<PageRange<G>> {
+        let (asked, owned) = (based(self.model, place.range::<G>()?), self.owned(cpu));
+        let (first, last) = (asked.start().max(owned.start()), asked.last().min(owned.last()));
+        if first < last { PageRange::new(first, last.0 - first.0 + 1).ok() } else { None }
+    }
+
+    /// `cpu` makes a call, in the middle of which `meanwhile` happens; then what it owns is compared.
+    pub(crate) fn perform(&self, cpu: usize, call: Call, meanwhile: &dyn Fn()) {
+        self.perform_unchecked(cpu, call, meanwhile);
+        self.check(cpu);
+    }
+
+    pub(crate) fn perform_unchecked(&self, cpu: usize, call: Call, meanwhile: &dyn Fn()) {
+        match call {
+            Call::Map { place, physical, attributes, pages, tables } => {
+                let Some(range) = self.range(cpu, place) else { return meanwhile() };
+                let small = range.pages() <= 512;
+                let off = if small { physical / 56 } else { 0 };
+                let unit = units::<G>()[place.unit];
+                // No two mappings share memory, so that a frame is out of use when its one mapping is.
+                self.mappings.set(self.mappings.get() + 1);
+                let home = MEMORY + self.mappings.get() * (2 * window::<G>().size()).next_multiple_of(unit);
+                let physical = PhysAddr(home + range.start().0 % unit + off * G::PAGE_SIZE);
+                let shape = if pages && small { Shape::PAGES } else { LARGEST };
+                let first_try = if tables == usize::MAX { FRAMES } else { 0 };
+                self.map(cpu, range, physical, ATTRIBUTES[attributes], shape, first_try, meanwhile);
+            }
+            Call::Unmap(place) => match self.range(cpu, place) {
+                Some(range) => self.unmap(cpu, range, meanwhile),
+                None => meanwhile(),
+            },
+            Call::Update(place, change) => match self.range(cpu, place) {
+                Some(range) => self.update(cpu, range, self.change(CHANGES[change]), meanwhile),
+                None => meanwhile(),
+            },
+        }
+    }
+
+    fn change(&self, change: Change) -> Change {
+        match (change, self.kernel) {
+            (Change::VALID, Kernel::NotGlobal) => Change::VALID_NON_GLOBAL,
+            _ => change,
+        }
+    }
+
+    /// With ever more tables, from `tables` on, until they suffice; each time that they do not, nothing has changed.
+    #[allow(clippy::too_many_arguments, reason = "those of `PageTables::map`, and who, and what else happens")]
+    fn map(
+        &self,
+        cpu: usize,
+        range: PageRange<G>,
+        physical: PhysAddr,
+        attributes: Attributes,
+        shape: Shape,
+        mut tables: usize,
+        meanwhile: &dyn Fn(),
+    ) {
+        let mmu = self.model.cpu(cpu);
+        let lazy = Lazy::new(&mmu);
+        let result = loop {
+            let mut frames = self.model.frames_limited(tables);
+            match mmu.page_tables().map(&lazy, range, physical, attributes, shape, &mut frames) {
+                Err(Error::OutOfTables { .. }) if tables < FRAMES => {
+                    self.audit(cpu);
+                    tables += 1;
+                }
+                result => break result,
+            }
+        };
+        meanwhile();
+        drop(lazy);
+        if result.is_ok() {
+            let piece = Piece { size: range.size(), physical: physical.0, attributes: attributes.bits() };
+            self.plain.borrow_mut().0.insert(self.low(range.start()), piece);
+            if self.kernel == Kernel::NotGlobal {
+                // The only way: nG must not change under a live entry.
+                self.update(cpu, range, Change::INVALID, &|| ());
+                self.update(cpu, range, Change::VALID_NON_GLOBAL, &|| ());
+            }
+        }
+    }
+
+    fn unmap(&self, cpu: usize, range: PageRange<G>, meanwhile: &dyn Fn()) {
+        let mmu = self.model.cpu(cpu);
+        let lazy = Lazy::new(&mmu);
+        let mut released = 0;
+        let result = mmu.page_tables().unmap(&lazy, &self.tlb, range, |leaf| {
+            if released == 0 {
+                meanwhile();
+            }
+            // Looking through all TLBs for each of many frames takes long.
+            if released < 8 {
+                self.model.frame_freed(cpu, leaf.physical);
+                self.model.frame_freed(cpu, leaf.physical + (leaf.size - G::PAGE_SIZE));
+            }
+            released += 1;
+        });
+        if result.is_ok() {
+            self.plain.borrow_mut().remove(self.low(range.start()), self.low(range.last()) + 1);
+        }
+    }
+
+    fn update(&self, cpu: usize, range: PageRange<G>, change: Change, meanwhile: &dyn Fn()) {
+        let mmu = self.model.cpu(cpu);
+        let lazy = Lazy::new(&mmu);
+        let Ok(flush) = mmu.page_tables().update(&lazy, range, change) else { return meanwhile() };
+        self.plain.borrow_mut().change(self.low(range.start()), self.low(range.last()) + 1, change);
+        meanwhile();
+        lazy.invalidate(&self.tlb, [flush]);
+    }
+
+    /// Takes away what tables are empty in what `cpu` owns.
+    pub(crate) fn reclaim(&self, cpu: usize) {
+        let mmu = self.model.cpu(cpu);
+        let mut reclaimer = Reclaimer::<G, 3>::new();
+        reclaimer.start(self.owned(cpu));
+        let mut frames = self.model.frames();
+        let progress = reclaimer.advance(
+            &mmu.page_tables(),
+            &self.tlb,
+            |cpu| self.words.get(cpu),
+            |table| frames.give_back(table),
+        );
+        assert_eq!(progress, Progress::Done, "nobody walks meanwhile");
+    }
+
+    /// The model's own question, over everything that `cpu` owns.
+    pub(crate) fn audit(&self, cpu: usize) {
+        self.model.audit(cpu, self.owned(cpu));
+    }
+
+    /// What `cpu` owns is what the map says, for every CPU.
+    pub(crate) fn check(&self, cpu: usize) {
+        self.audit(cpu);
+        self.model.assert_clean();
+        let samples = self.samples(cpu);
+        self.compare(&samples, |looks| looks == cpu);
+        for &page in &samples {
+            for other in self.model.cpus().filter(|other| other.index() != cpu) {
+                for access in Access::ALL {
+                    let expected = self.expected(page, access);
+                    let strange = |&outcome: &Outcome| outcome != expected && outcome != Err(Fault::Translation);
+                    let found: Vec<Outcome> = other.may(page, access).into_iter().filter(strange).collect();
+                    assert!(found.is_empty(), "{page}: CPU {} may see {found:?}, not {expected:?}", other.index());
+                }
+            }
+        }
+    }
+
+    /// After an exception on each CPU, all of them agree on everything that `owner` owns.
+    pub(crate) fn check_agreement(&self, owner: usize) {
+        self.model.synchronise();
+        self.compare(&self.samples(owner), |_| true);
+    }
+
+    fn compare(&self, pages: &[VirtAddr], who: impl Fn(usize) -> bool) {
+        for cpu in self.model.cpus().filter(|cpu| who(cpu.index())) {
+            for &page in pages {
+                for access in Access::ALL {
+                    let expected = self.expected(page, access);
+                    assert_eq!(cpu.may(page, access), [expected], "CPU {}: {access:?} of {page}", cpu.index());
+                }
+            }
+        }
+    }
+
+    /// The first, second and last page of everything that is mapped in what `cpu` owns, and the pages around it.
+    fn samples(&self, cpu: usize) -> Vec<VirtAddr> {
+        let owned = self.owned(cpu);
+        let pieces = self.plain.borrow().pieces(self.low(owned.start()), self.low(owned.last()) + 1);
+        let edges = pieces.iter().flat_map(|&(start, piece)| {
+            let end = start + piece.size;
+            [start.wrapping_sub(G::PAGE_SIZE), start, start + G::PAGE_SIZE, end - G::PAGE_SIZE, end]
+        });
+        let base = self.model.base().0;
+        let mut pages: Vec<VirtAddr> =
+            edges.map(|low| VirtAddr(base.wrapping_add(low))).filter(|&page| owned.contains(page)).collect();
+        pages.push(owned.start());
+        pages.dedup();
+        pages
+    }
+
+    fn expected(&self, page: VirtAddr, access: Access) -> Outcome {
+        let low = self.low(page);
+        let pieces = self.plain.borrow().pieces(low, low + G::PAGE_SIZE);
+        let Some((_, piece)) = pieces.first() else { return Err(Fault::Translation) };
+        let forbidden = match access {
+            Access::Read => 0,
+            Access::Write => bits::RDONLY,
+            Access::Execute => bits::PXN,
+        };
+        if piece.attributes & bits::VALID == 0 {
+            Err(Fault::Translation)
+        } else if piece.attributes & forbidden != 0 {
+            Err(Fault::Permission)
+        } else {
+            Ok(PhysAddr(piece.physical))
+        }
+    }
+}
+
+/// `range` in the half of the address space that the model's tree translates.
+fn based<G: Geometry>(model: &Model<G>, range: PageRange<G>) -> PageRange<G> {
+    PageRange::new(VirtAddr(model.base().0 | range.start().0), range.size()).expect("the window is inside one half")
+}
