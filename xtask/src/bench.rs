@@ -51,7 +51,9 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
         machines.push(boot::measure(&machine, images(tools, built), &chosen, "")?);
     }
     if machines.is_empty() {
-        let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).filter(|name| *name != list::NULL).collect();
+        let mut names: Vec<&str> =
+            rows.iter().map(|row| row.name.as_str()).filter(|name| *name != list::NULL).collect();
+        names.sort_unstable();
         bail!("no row's name contains `{filter}`; there are: {}, {BOOT}", names.join(", "));
     }
     let rustc = compiler(tools)?;
