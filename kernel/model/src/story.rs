@@ -133,12 +133,15 @@ impl<G: Geometry> State<G> {
             ));
         }
         let dooms = self.cpus[holder].tlb.dooms(held);
-        let mut tried = false;
+        let (mut covered, mut elsewhere) = (false, Vec::new());
         for (time, event) in after() {
             let Operation::Tlbi(instruction) = event.operation else { continue };
             let Some(decoded) = self.decoded(instruction) else { continue };
-            tried = true;
             let verdict = match decoded.takes(event.cpu, holder, held) {
+                Err(Miss::Elsewhere) => {
+                    elsewhere.push(format!("{time} {event}"));
+                    continue;
+                }
                 Ok(()) if dooms.iter().any(|doom| doom.at == time) => {
                     format!("took it, but missing: DSB ISH on CPU {}, which issued it", event.cpu)
                 }
@@ -148,16 +151,20 @@ impl<G: Geometry> State<G> {
                     )
                 }
                 Ok(()) => "was for an entry that a walk could read again".to_owned(),
-                Err(Miss::Elsewhere) => "is for other addresses".to_owned(),
                 Err(Miss::Local) => format!("is for CPU {} alone", event.cpu),
                 Err(Miss::Hint(level)) => format!("says that the leaf is at level {level}"),
                 Err(Miss::LastLevelOnly) => "takes leaves only, no tables".to_owned(),
                 Err(Miss::Asid) => "is for another ASID".to_owned(),
                 Err(Miss::Void(why)) => format!("need not do anything: {why}"),
             };
+            covered = true;
             story.push(format!("{time} {event}: {verdict}"));
         }
-        if !tried {
+        if let Some((first, more)) = elsewhere.split_first().filter(|_| !covered) {
+            let more = if more.is_empty() { String::new() } else { format!(" (and so are {} more)", more.len()) };
+            story.push(format!("{first}: is for other addresses{more}"));
+        }
+        if !covered {
             story.push(format!("missing: TLBI after {store}"));
         }
         story
