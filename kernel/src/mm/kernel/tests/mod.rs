@@ -1,7 +1,11 @@
 //! The kernel's space on the host: its own tables, frames and areas, on a metal that records and does nothing else.
 //!
+//! - `contracts`: what each call does and refuses, with memory running out at every allocation
+//! - `random`: long sequences of calls against a plain map of page → permissions
 //! - `streams`: which writes, barriers, invalidations and cache maintenance each call makes, with and without the lab
 
+mod contracts;
+mod random;
 mod streams;
 
 use std::boxed::Box;
