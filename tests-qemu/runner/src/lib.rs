@@ -4,7 +4,7 @@
 //! the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of one boot
 //! into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly one, and
 //! [`report`] writes them down. [`script`] feeds the monitor instead, [`gdb`] talks to QEMU's stub,
-//! and [`bench`] measures.
+//! and [`bench`](mod@bench) measures.
 
 #![forbid(unsafe_code)]
 
