@@ -122,11 +122,13 @@ impl<G: Geometry> Model<G> {
         self.state().shows_all.push(addresses.start().0..=addresses.end().0);
     }
 
-    /// The frame at `frame` was taken, and zeroed by plain stores on some CPU.
+    /// The frame at `frame` was taken by `cpu`, and zeroed by plain stores. What earlier owners stored comes before: a frame goes
+    /// from one to the next by locks, and who acquires orders what was released before its own stores.
     pub fn frame_taken(&self, cpu: usize, frame: PhysAddr) {
         let mut state = self.state();
         let now = state.note(cpu, Operation::FrameTaken(frame));
         state.free.remove(&frame.0);
+        state.memory.frame_mut(frame).forget_past();
         state.memory.frame_mut(frame).zeroed = Some(now);
     }
 

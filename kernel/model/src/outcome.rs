@@ -204,9 +204,10 @@ impl<G: Geometry> State<G> {
     /// mixed, and the caller itself can use what is valid.
     pub(crate) fn audit(&mut self, caller: usize, first: u64, last: u64) {
         let state = |cpu: usize| self.cpus[cpu].tlb.overlapping(first, last).chain(&self.cpus[cpu].ahead);
-        let overlaps = |held: &&Held| held.start <= last && first <= held.last();
+        // What walk caches have of tables is a matter of whoever frees the table.
+        let concerned = |held: &&Held| held.kind == Kind::Leaf && held.start <= last && first <= held.last();
         let stale = (0..self.cpus.len())
-            .find_map(|cpu| state(cpu).filter(overlaps).find(|held| !self.is_current(held)).map(|held| (cpu, *held)));
+            .find_map(|cpu| state(cpu).filter(concerned).find(|held| !self.is_current(held)).map(|held| (cpu, *held)));
         if let Some((cpu, held)) = stale {
             return self.report_stale(cpu, &held);
         }

@@ -48,7 +48,7 @@ pub(crate) struct State<G: Geometry> {
     pub(crate) shows_all: Vec<RangeInclusive<u64>>,
     /// Frames, by address, that are free.
     pub(crate) free: BTreeSet<u64>,
-    pub(crate) geometry: PhantomData<G>,
+    pub(crate) geometry: PhantomData<fn() -> G>,
 }
 
 impl<G: Geometry> State<G> {

@@ -2,7 +2,7 @@
 //!
 //! After each call, what *every* CPU may see of what the caller owns is exactly what the map says: no old permission, no old address,
 //! no fault of its own making. Another CPU may take one fault on what has just become valid, until its next exception. A call of
-//! another CPU runs in the middle of each; a map is tried with every number of tables that is too small; frames that are unmapped and
+//! another CPU runs in the middle of each, and in the tests `…_in_turns` two CPUs take turns operation by operation; a map is tried with every number of tables that is too small; frames that are unmapped and
 //! tables that are reclaimed are given up at once, and nobody may reach them.
 //!
 //! In every geometry, with and without range operations, level hints and FEAT_ETS2, and with mappings that are not global; with the
@@ -13,18 +13,20 @@ mod calls;
 #[path = "../../../pgtable/tests/host/plain.rs"]
 mod plain;
 mod rig;
+mod turns;
 
 use granule::mm::tlb::KernelTlb;
 use granule::platform::features::branch;
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_model::{Features, Model, ModelCpu, PlanTlb, Sabotage, Step};
+use granule_model::{Features, Model, PlanTlb, Sabotage, Step};
 use granule_pgtable::{Execution, Geometry, Granule4K, Granule16K, Granule64K, Leaves, Shape, Tiny, Tlb};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
-use proptest::test_runner::Config;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use calls::{Call, call};
-use rig::{Kernel, Rig};
+use rig::{Kernel, Patience, Rig};
+use turns::{Gated, Turns};
 
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 const RODATA: Attributes = Attributes::kernel_rodata(MemoryType::Normal);
@@ -60,7 +62,7 @@ fn kernel() -> impl Strategy<Value = Kernel> {
 }
 
 fn run<G: Geometry>(
-    tlb: impl for<'m> Tlb<ModelCpu<'m, G>>,
+    tlb: impl for<'m> Tlb<Gated<'m, G>>,
     features: Features,
     kernel: Kernel,
     border: u64,
@@ -78,6 +80,30 @@ fn run<G: Geometry>(
         }
         rig.check_agreement(first);
     }
+    rig.check_agreement(0);
+    rig.check_agreement(1);
+}
+
+/// Both CPUs make their calls at the same time, operation by operation in `turns`; CPU 0 reclaims tables as well.
+fn run_in_turns<G: Geometry>(features: Features, patience: Patience, border: u64, turns: Vec<u8>, calls: [&[Call]; 2]) {
+    let model = Model::<G>::new(3, rig::FRAMES, features);
+    let rig = Rig::new(&model, PlanTlb::of(features), Kernel::Global, border).in_turns(Turns::new(turns), patience);
+    std::thread::scope(|scope| {
+        for (cpu, calls) in calls.into_iter().enumerate() {
+            let rig = &rig;
+            scope.spawn(move || {
+                let turns = rig.turns().expect("just made so");
+                let _thread = turns.thread(cpu);
+                for &call in calls {
+                    rig.perform_unchecked(cpu, call, &|| ());
+                    turns.step(cpu, || rig.check(cpu));
+                    if cpu == 0 {
+                        rig.reclaim(cpu);
+                    }
+                }
+            });
+        }
+    });
     rig.check_agreement(0);
     rig.check_agreement(1);
 }
@@ -110,6 +136,15 @@ proptest! {
 
 }
 
+/// How long two CPUs' turns are, in operations.
+fn turns() -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(1_u8..9, 3..24)
+}
+
+fn calls() -> impl Strategy<Value = Vec<Call>> {
+    proptest::collection::vec(call(), 1..6)
+}
+
 proptest! {
     // Tables of 8192 entries take their time.
     #![proptest_config(Config::with_cases(12))]
@@ -117,6 +152,13 @@ proptest! {
     #[test]
     fn with_64_kib_pages(features in features(), kernel in kernel(), border in 0_u64..40, actions in actions()) {
         run::<Granule64K>(PlanTlb::of(features), features, kernel, border, &actions);
+    }
+
+    #[test]
+    fn with_4_kib_pages_in_turns(
+        features in features(), border in 0_u64..40, turns in turns(), first in calls(), second in calls(),
+    ) {
+        run_in_turns::<Granule4K>(features, Patience::Waits, border, turns, [&first, &second]);
     }
 }
 
@@ -126,6 +168,17 @@ proptest! {
     #[test]
     fn tiny(features in features(), kernel in kernel(), border in 0_u64..8, actions in actions()) {
         run::<Tiny>(PlanTlb::of(features), features, kernel, border, &actions);
+    }
+
+    #[test]
+    fn tiny_in_turns(
+        features in features(),
+        border in 0_u64..8,
+        turns in turns(),
+        first in calls(),
+        second in calls(),
+    ) {
+        run_in_turns::<Tiny>(features, Patience::Waits, border, turns, [&first, &second]);
     }
 
     /// Each barrier that a call issues is needed: taken away, it is missed in the very call. So the sequences are minimal, and the
@@ -150,4 +203,35 @@ proptest! {
             rig.check(0);
         }
     }
+}
+
+/// CPU 1 maps and unmaps a page, again and again, in a table that CPU 0 would take away each time that it is empty.
+fn contended(patience: Patience, turns: Vec<u8>) {
+    let place = calls::Place { unit: 0, start: 6, count: 1, ragged: (0, 0) };
+    let map = Call::Map { place, physical: 0, attributes: 0, pages: true, tables: usize::MAX };
+    // Nothing is mapped in what CPU 0 owns, so that its calls are reclaims.
+    let (first, second) = ([Call::Unmap(place); 6], [map, Call::Unmap(place), map, Call::Unmap(place), map]);
+    run_in_turns::<Tiny>(Features::BASE, patience, 1, turns, [&first, &second]);
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(256))]
+
+    #[test]
+    fn a_table_in_turns(turns in turns()) {
+        contended(Patience::Waits, turns);
+    }
+}
+
+/// Turns are fine enough to bring a mapper between two steps of a reclaim: without grace periods it loses its table.
+#[test]
+fn turns_show_a_reclaim_that_waits_for_no_walk() {
+    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(512) };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let run = runner.run(&turns(), |turns| {
+        contended(Patience::None, turns);
+        Ok(())
+    });
+    let Err(TestError::Fail(why, turns)) = run else { panic!("nobody lost anything") };
+    println!("{why} with turns of {turns:?}");
 }

@@ -1,16 +1,19 @@
 //! The machine under test, what should be mapped in it, and the comparison.
 
-use std::cell::{Cell, RefCell};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, bits};
-use granule_model::{Access, Fault, Model, ModelCpu, Outcome};
-use granule_pgtable::{Change, Error, Geometry, Lazy, PageRange, Progress, Reclaimer, Shape, TableSource, Tlb};
+use granule_model::{Access, Fault, Model, Outcome};
+use granule_pgtable::{
+    Announced, Change, Error, Geometry, Lazy, PageRange, Progress, Reclaimer, Shape, TableSource, Tlb,
+};
 
 use crate::LARGEST;
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
 use crate::plain::{Piece, Plain};
+use crate::turns::{Gated, Turns};
 
 /// Frames for tables: enough for most sequences, and some run out.
 pub(crate) const FRAMES: usize = 40;
@@ -27,26 +30,56 @@ pub(crate) enum Kernel {
     NotGlobal,
 }
 
+/// Whether reclaim waits for walks that are under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Patience {
+    /// It looks at the walk words.
+    Waits,
+    /// It does not: to see that it has to.
+    None,
+}
+
 pub(crate) struct Rig<'m, G: Geometry, T> {
     model: &'m Model<G>,
     tlb: T,
     kernel: Kernel,
     /// Where what CPU 0 owns ends and what CPU 1 owns begins.
     border: u64,
-    plain: RefCell<Plain>,
+    plain: Mutex<Plain>,
     /// How many mappings there were: each has memory of its own.
-    mappings: Cell<u64>,
+    mappings: AtomicU64,
+    /// The walk words of the CPUs.
     words: [AtomicU64; 3],
+    /// Whose turn it is, where the CPUs are threads.
+    turns: Option<Turns>,
+    patience: Patience,
 }
 
-impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
+impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
     /// CPU 0 owns what is in front of the page `border` behind the middle of the window, CPU 1 the rest: two tables at least are shared,
     /// and the last level's as well where the border is inside it.
     pub(crate) fn new(model: &'m Model<G>, tlb: T, kernel: Kernel, border: u64) -> Self {
         let window = based::<G>(model, window::<G>());
         let border = window.start().0 + window.size() / 2 + border * G::PAGE_SIZE;
-        let (plain, mappings) = (RefCell::default(), Cell::default());
-        Self { model, tlb, kernel, border, plain, mappings, words: Default::default() }
+        let (plain, mappings, words) = (Mutex::default(), AtomicU64::default(), Default::default());
+        Self { model, tlb, kernel, border, plain, mappings, words, turns: None, patience: Patience::Waits }
+    }
+
+    /// The same, with CPUs that take turns: each of their operations waits for its own.
+    pub(crate) fn in_turns(self, turns: Turns, patience: Patience) -> Self {
+        Self { turns: Some(turns), patience, ..self }
+    }
+
+    pub(crate) fn turns(&self) -> Option<&Turns> {
+        self.turns.as_ref()
+    }
+
+    fn cpu(&self, cpu: usize) -> Gated<'_, G> {
+        Gated::new(self.model.cpu(cpu), self.turns())
+    }
+
+    fn plain(&self) -> MutexGuard<'_, Plain> {
+        self.plain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `cpu` owns.
@@ -86,8 +119,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
                 let off = if small { physical / 56 } else { 0 };
                 let unit = units::<G>()[place.unit];
                 // No two mappings share memory, so that a frame is out of use when its one mapping is.
-                self.mappings.set(self.mappings.get() + 1);
-                let home = MEMORY + self.mappings.get() * (2 * window::<G>().size()).next_multiple_of(unit);
+                let mapping = self.mappings.fetch_add(1, Ordering::Relaxed);
+                let home = MEMORY + mapping * (2 * window::<G>().size()).next_multiple_of(unit);
                 let physical = PhysAddr(home + range.start().0 % unit + off * G::PAGE_SIZE);
                 let shape = if pages && small { Shape::PAGES } else { LARGEST };
                 let first_try = if tables == usize::MAX { FRAMES } else { 0 };
@@ -123,10 +156,11 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
         mut tables: usize,
         meanwhile: &dyn Fn(),
     ) {
-        let mmu = self.model.cpu(cpu);
+        let mmu = self.cpu(cpu);
         let lazy = Lazy::new(&mmu);
         let result = loop {
             let mut frames = self.model.frames_limited(tables);
+            let _walk = Announced::begin(&self.words[cpu]);
             match mmu.page_tables().map(&lazy, range, physical, attributes, shape, &mut frames) {
                 Err(Error::OutOfTables { .. }) if tables < FRAMES => {
                     self.audit(cpu);
@@ -139,7 +173,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
         drop(lazy);
         if result.is_ok() {
             let piece = Piece { size: range.size(), physical: physical.0, attributes: attributes.bits() };
-            self.plain.borrow_mut().0.insert(self.low(range.start()), piece);
+            self.plain().0.insert(self.low(range.start()), piece);
             if self.kernel == Kernel::NotGlobal {
                 // The only way: nG must not change under a live entry.
                 self.update(cpu, range, Change::INVALID, &|| ());
@@ -149,9 +183,10 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
     }
 
     fn unmap(&self, cpu: usize, range: PageRange<G>, meanwhile: &dyn Fn()) {
-        let mmu = self.model.cpu(cpu);
+        let mmu = self.cpu(cpu);
         let lazy = Lazy::new(&mmu);
         let mut released = 0;
+        let walk = Announced::begin(&self.words[cpu]);
         let result = mmu.page_tables().unmap(&lazy, &self.tlb, range, |leaf| {
             if released == 0 {
                 meanwhile();
@@ -163,33 +198,36 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
             }
             released += 1;
         });
+        drop(walk);
         if result.is_ok() {
-            self.plain.borrow_mut().remove(self.low(range.start()), self.low(range.last()) + 1);
+            self.plain().remove(self.low(range.start()), self.low(range.last()) + 1);
         }
     }
 
     fn update(&self, cpu: usize, range: PageRange<G>, change: Change, meanwhile: &dyn Fn()) {
-        let mmu = self.model.cpu(cpu);
+        let mmu = self.cpu(cpu);
         let lazy = Lazy::new(&mmu);
-        let Ok(flush) = mmu.page_tables().update(&lazy, range, change) else { return meanwhile() };
-        self.plain.borrow_mut().change(self.low(range.start()), self.low(range.last()) + 1, change);
+        let walk = Announced::begin(&self.words[cpu]);
+        let updated = mmu.page_tables().update(&lazy, range, change);
+        drop(walk);
+        let Ok(flush) = updated else { return meanwhile() };
+        self.plain().change(self.low(range.start()), self.low(range.last()) + 1, change);
         meanwhile();
         lazy.invalidate(&self.tlb, [flush]);
     }
 
     /// Takes away what tables are empty in what `cpu` owns.
     pub(crate) fn reclaim(&self, cpu: usize) {
-        let mmu = self.model.cpu(cpu);
+        let mmu = self.cpu(cpu);
         let mut reclaimer = Reclaimer::<G, 3>::new();
         reclaimer.start(self.owned(cpu));
         let mut frames = self.model.frames();
-        let progress = reclaimer.advance(
-            &mmu.page_tables(),
-            &self.tlb,
-            |cpu| self.words.get(cpu),
-            |table| frames.give_back(table),
-        );
-        assert_eq!(progress, Progress::Done, "nobody walks meanwhile");
+        let words = |cpu| self.words.get(cpu).filter(|_| self.patience == Patience::Waits);
+        let mut advance = || reclaimer.advance(&mmu.page_tables(), &self.tlb, words, |table| frames.give_back(table));
+        while advance() == Progress::Waiting {
+            // A thread is in a walk, and gets its turn.
+            self.turns().expect("nobody else walks where all is one thread").step(cpu, || ());
+        }
     }
 
     /// The model's own question, over everything that `cpu` owns.
@@ -202,7 +240,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
         self.audit(cpu);
         self.model.assert_clean();
         let samples = self.samples(cpu);
-        self.compare(&samples, |looks| looks == cpu);
+        self.compare(&samples, |who| who == cpu);
         for &page in &samples {
             for other in self.model.cpus().filter(|other| other.index() != cpu) {
                 for access in Access::ALL {
@@ -235,7 +273,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
     /// The first, second and last page of everything that is mapped in what `cpu` owns, and the pages around it.
     fn samples(&self, cpu: usize) -> Vec<VirtAddr> {
         let owned = self.owned(cpu);
-        let pieces = self.plain.borrow().pieces(self.low(owned.start()), self.low(owned.last()) + 1);
+        let pieces = self.plain().pieces(self.low(owned.start()), self.low(owned.last()) + 1);
         let edges = pieces.iter().flat_map(|&(start, piece)| {
             let end = start + piece.size;
             [start.wrapping_sub(G::PAGE_SIZE), start, start + G::PAGE_SIZE, end - G::PAGE_SIZE, end]
@@ -250,7 +288,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<ModelCpu<'c, G>>> Rig<'m, G, T> {
 
     fn expected(&self, page: VirtAddr, access: Access) -> Outcome {
         let low = self.low(page);
-        let pieces = self.plain.borrow().pieces(low, low + G::PAGE_SIZE);
+        let pieces = self.plain().pieces(low, low + G::PAGE_SIZE);
         let Some((_, piece)) = pieces.first() else { return Err(Fault::Translation) };
         let forbidden = match access {
             Access::Read => 0,

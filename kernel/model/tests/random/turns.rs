@@ -1,0 +1,138 @@
+//! CPUs that are threads, and take turns: every operation on the machine waits for its own, in an order that a test draws.
+//!
+//! So two CPUs are interleaved operation by operation, and the same draw gives the same run, but for what is no operation on the
+//! machine: walk words and the pool of frames.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use granule_arch::descriptor::Descriptor;
+use granule_arch::tlbi::Instruction;
+use granule_model::ModelCpu;
+use granule_pgtable::{Geometry, Mmu, PageTables, Table};
+
+/// Whose turn it is, of two CPUs.
+pub(crate) struct Turns {
+    /// How many operations in a row each time: of CPU 0, of CPU 1, of CPU 0, and over again.
+    lengths: Vec<u8>,
+    now: Mutex<Now>,
+    changed: Condvar,
+}
+
+struct Now {
+    turn: usize,
+    /// Operations left in this turn.
+    left: u8,
+    /// CPUs that have nothing more to do.
+    done: [bool; 2],
+}
+
+impl Turns {
+    pub(crate) fn new(lengths: Vec<u8>) -> Self {
+        let now = Now { turn: 0, left: lengths[0], done: [false; 2] };
+        Self { lengths, now: Mutex::new(now), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` as one operation of `cpu`, in its turn.
+    pub(crate) fn step<R>(&self, cpu: usize, work: impl FnOnce() -> R) -> R {
+        let waits = |now: &mut Now| now.turn % 2 != cpu && !now.done[1 - cpu];
+        let mut now = self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        let result = work();
+        now.left = now.left.saturating_sub(1);
+        if now.left == 0 {
+            now.turn += 1;
+            now.left = self.lengths[now.turn % self.lengths.len()];
+            self.changed.notify_all();
+        }
+        result
+    }
+
+    /// `cpu` is a thread until what is returned is dropped, also by a panic: then the other has all turns.
+    pub(crate) fn thread(&self, cpu: usize) -> impl Drop + '_ {
+        struct Thread<'a>(&'a Turns, usize);
+        impl Drop for Thread<'_> {
+            fn drop(&mut self) {
+                self.0.lock().done[self.1] = true;
+                self.0.changed.notify_all();
+            }
+        }
+        Thread(self, cpu)
+    }
+}
+
+/// A CPU of the model whose operations wait for their turn.
+pub(crate) struct Gated<'a, G: Geometry> {
+    cpu: ModelCpu<'a, G>,
+    turns: Option<&'a Turns>,
+}
+
+impl<'a, G: Geometry> Gated<'a, G> {
+    pub(crate) fn new(cpu: ModelCpu<'a, G>, turns: Option<&'a Turns>) -> Self {
+        Self { cpu, turns }
+    }
+
+    pub(crate) fn page_tables(&self) -> PageTables<'_, Self> {
+        PageTables::new(self, self.cpu.model().root())
+    }
+
+    fn step<R>(&self, work: impl FnOnce() -> R) -> R {
+        match self.turns {
+            Some(turns) => turns.step(self.cpu.index(), work),
+            None => work(),
+        }
+    }
+}
+
+// SAFETY: each method is the model's own, in its turn.
+unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
+    type Geometry = G;
+    type Cell = AtomicU64;
+
+    fn table(&self, table: Table) -> &[AtomicU64] {
+        self.cpu.table(table)
+    }
+
+    fn load(&self, cell: &AtomicU64) -> Descriptor {
+        self.step(|| self.cpu.load(cell))
+    }
+
+    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+        self.step(|| self.cpu.store(cell, descriptor));
+    }
+
+    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+        self.step(|| self.cpu.compare_exchange(cell, current, new))
+    }
+
+    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+        self.step(|| self.cpu.clear_bits(cell, mask))
+    }
+
+    fn tlbi(&self, instruction: Instruction) {
+        self.step(|| self.cpu.tlbi(instruction));
+    }
+
+    fn dmb_ishst(&self) {
+        self.step(|| self.cpu.dmb_ishst());
+    }
+
+    fn dsb_ishst(&self) {
+        self.step(|| self.cpu.dsb_ishst());
+    }
+
+    fn dsb_ish(&self) {
+        self.step(|| self.cpu.dsb_ish());
+    }
+
+    fn isb(&self) {
+        self.step(|| self.cpu.isb());
+    }
+
+    fn has_ets2(&self) -> bool {
+        self.cpu.has_ets2()
+    }
+}
