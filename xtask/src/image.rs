@@ -33,6 +33,41 @@ pub(crate) fn check_permissions(elf: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The one piece of code that runs at EL2.
+const AT_EL2: &str = "at_el2";
+
+/// Refuses a program with a TLBI that EL1 may not issue, anywhere but where it is at EL2: `tlbi alle1` at EL1 is undefined, or goes
+/// to a hypervisor that is not there. Nothing on the way to it would show that before it runs.
+///
+/// # Errors
+/// Names the place.
+pub(crate) fn check_tlbis(elf: &[u8]) -> Result<()> {
+    let file: ElfFile64<'_> = ElfFile64::parse(elf)?;
+    for segment in segments(elf)?.iter().filter(|segment| segment.flags.contains(PF_X)) {
+        for offset in tlbis_of_el2(segment.bytes) {
+            let address = segment.virtual_address + offset as u64;
+            // Assembly gives its symbols no type; those with a dollar say where code and data alternate.
+            let named = |name: &&str| !name.is_empty() && !name.starts_with('$');
+            let before = file.symbols().filter(|symbol| symbol.address() <= address);
+            let names = before.filter_map(|symbol| Some((symbol.address(), symbol.name().ok().filter(named)?)));
+            let place = names.max_by_key(|(address, _)| *address).map_or("?", |(_, name)| name);
+            ensure!(place == AT_EL2, "{place} has a TLBI at {address:#x} that EL1 may not issue");
+        }
+    }
+    Ok(())
+}
+
+/// Offsets of TLBI instructions that belong to EL2 or EL3: SYS (Arm ARM C5.1.3) with CRn 8, or 9 for the nXS forms, and op1
+/// other than 0.
+fn tlbis_of_el2(text: &[u8]) -> impl Iterator<Item = usize> {
+    let words = text.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+    words.enumerate().filter_map(|(index, word)| {
+        let is_sys = word & 0xfff8_0000 == 0xd508_0000;
+        let (op1, crn) = (word >> 16 & 7, word >> 12 & 15);
+        (is_sys && matches!(crn, 8 | 9) && op1 != 0).then_some(index * 4)
+    })
+}
+
 /// The flat Image.
 ///
 /// # Errors
@@ -81,4 +116,26 @@ fn segments(elf: &[u8]) -> Result<Vec<Segment<'_>>> {
         }
     }
     Ok(segments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tlbis_of_el2;
+
+    /// OpenDevicePartnership/patina #1794, Zircon: `tlbi alle1` issued at EL1.
+    #[test]
+    fn a_tlbi_that_el1_may_not_issue_is_found() {
+        let words: [u32; 8] = [
+            0xd508_831f, // tlbi vmalle1is
+            0xd50c_879f, // tlbi alle1
+            0xd508_82e0, // tlbi rvaale1is, x0
+            0xd50c_83df, // tlbi vmalls12e1is
+            0xd50e_871f, // tlbi alle3
+            0xd50b_7b20, // dc cvau, x0
+            0xd508_7100, // ic ialluis, but for the register
+            0xd50c_979f, // tlbi alle1nxs
+        ];
+        let text: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(tlbis_of_el2(&text).collect::<Vec<_>>(), [4, 12, 16, 28]);
+    }
 }
