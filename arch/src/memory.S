@@ -1,11 +1,26 @@
-// memcpy, memmove, memset, memcmp for Normal memory: pairs of registers, any alignment.
+// memcpy, memmove, memset, memcmp for Normal memory, any alignment.
 //
-// No floating point registers: the kernel does not own them. No DC ZVA: what is zeroed in bulk is whole pages, and
-// `zero_page` does that.
+// Three ways: pairs of registers, which every CPU has and which all begin with; DC ZVA for many zeros (Arm ARM C5.3.8);
+// and the instructions of FEAT_MOPS, which take any length. The way is chosen at boot by patched branches, so a call asks
+// nothing. Each is a function of its own as well, for the tests.
+//
+// No floating point registers: the kernel does not own them.
+
+// A NOP that becomes a jump where all CPUs have what the identifier stands for: `patched_branch!` for assembly.
+    .macro  patched_branch identifier, target
+7:  nop
+    .pushsection .alternatives, "a", @progbits
+    .balign 4
+    .long   7b - .
+    .long   \target - .
+    .short  \identifier
+    .short  0
+    .popsection
+    .endm
 
 // void *memcpy(x0 to, x1 from, x2 bytes); memmove is the same function.
 //
-// Up to 64 bytes all loads come before the first store, so any overlap is right. More are moved in blocks of 64,
+// By pairs: up to 64 bytes all loads come before the first store, so any overlap is right. More are moved in blocks of 64,
 // forwards or, where `to` lies inside the source, backwards; what is left over takes the short way.
     .section .text.memmove, "ax"
     .balign 64
@@ -14,6 +29,9 @@
     .type   memmove, @function
 memcpy:
 memmove:
+    patched_branch {mops}, memmove_by_mops
+    .globl  memmove_by_pairs
+memmove_by_pairs:
     mov     x3, x0                      // moves; x0 is returned
     cmp     x2, #64
     b.hi    .Lmove_long
@@ -94,12 +112,29 @@ memmove:
     b       .Lmove_short
     .size   memmove, . - memmove
 
+// CPYP, CPYM, CPYE finds the direction by itself. An interrupt between or inside them is no matter: what is left to do is in the
+// registers and the flags, and EL1 goes on on the same CPU.
+    .arch_extension mops
+    .globl  memmove_by_mops
+    .type   memmove_by_mops, @function
+memmove_by_mops:
+    mov     x3, x0
+    cpyp    [x3]!, [x1]!, x2!
+    cpym    [x3]!, [x1]!, x2!
+    cpye    [x3]!, [x1]!, x2!
+    ret
+    .size   memmove_by_mops, . - memmove_by_mops
+    .arch_extension nomops
+
 // void *memset(x0 to, w1 byte, x2 bytes)
     .section .text.memset, "ax"
     .balign 64
-    .globl  memset
+    .globl  memset, memset_by_pairs, memset_by_blocks
     .type   memset, @function
 memset:
+    patched_branch {mops}, memset_by_mops
+    patched_branch {dc_zva}, memset_by_blocks
+memset_by_pairs:
     and     x1, x1, #0xff
     mov     x3, #0x0101010101010101
     mul     x1, x1, x3
@@ -143,7 +178,67 @@ memset:
     strb    w1, [x0, x5]
     strb    w1, [x4, #-1]
     ret
+
+// Zeros: pairs up to the first boundary, blocks, pairs again. The block is read each time because it costs one instruction; as
+// all CPUs must have the same for the branch to be taken, any of them will do.
+memset_by_blocks:
+    tst     x1, #0xff
+    b.ne    memset_by_pairs
+    mrs     x5, dczid_el0
+    and     x5, x5, #15                 // BS: the block is 4 << BS bytes
+    mov     x6, #4
+    lsl     x5, x6, x5
+    cmp     x2, x5, lsl #1              // with two blocks' bytes there is a whole one in it
+    ccmp    x5, #16, #0, hs             // and steps of 16 end at its boundary, or behind it in the range
+    b.lo    memset_by_pairs
+    add     x4, x0, x2                  // end
+    sub     x6, x5, #1
+    bic     x7, x4, x6                  // end of the blocks
+    add     x6, x0, x6
+    neg     x8, x5
+    and     x6, x6, x8                  // start of the blocks
+    mov     x3, x0
+    b       1f
+0:  stp     xzr, xzr, [x3], #16
+1:  cmp     x3, x6
+    b.lo    0b
+    sub     x8, x7, x5, lsl #2          // the last place for four
+    b       3f
+2:  dc      zva, x6
+    add     x6, x6, x5
+    dc      zva, x6
+    add     x6, x6, x5
+    dc      zva, x6
+    add     x6, x6, x5
+    dc      zva, x6
+    add     x6, x6, x5
+3:  cmp     x6, x8
+    b.ls    2b
+    b       5f
+4:  dc      zva, x6
+    add     x6, x6, x5
+5:  cmp     x6, x7
+    b.lo    4b
+    sub     x4, x4, #16
+    b       7f
+6:  stp     xzr, xzr, [x6], #16
+7:  cmp     x6, x4
+    b.lo    6b
+    stp     xzr, xzr, [x4]              // the last 16, some of them for the second time
+    ret
     .size   memset, . - memset
+
+    .arch_extension mops
+    .globl  memset_by_mops
+    .type   memset_by_mops, @function
+memset_by_mops:
+    mov     x3, x0
+    setp    [x3]!, x2!, x1
+    setm    [x3]!, x2!, x1
+    sete    [x3]!, x2!, x1
+    ret
+    .size   memset_by_mops, . - memset_by_mops
+    .arch_extension nomops
 
 // int memcmp(x0 left, x1 right, x2 bytes): the sign of the first byte that differs. bcmp wants less.
     .section .text.memcmp, "ax"
@@ -153,9 +248,21 @@ memset:
     .type   bcmp, @function
 memcmp:
 bcmp:
-    subs    x2, x2, #16
+    subs    x2, x2, #32
     b.lo    2f
-1:  ldp     x3, x5, [x0], #16
+1:  ldp     x3, x5, [x0], #32
+    ldp     x4, x6, [x1], #32
+    ldp     x7, x9, [x0, #-16]
+    ldp     x8, x10, [x1, #-16]
+    cmp     x3, x4
+    ccmp    x5, x6, #0, eq
+    ccmp    x7, x8, #0, eq
+    ccmp    x9, x10, #0, eq
+    b.ne    8f
+    subs    x2, x2, #32
+    b.hs    1b
+2:  tbz     x2, #4, 9f                  // the low five bits of x2 are still those of the bytes left
+    ldp     x3, x5, [x0], #16
     ldp     x4, x6, [x1], #16
     cmp     x3, x4
     b.ne    6f
@@ -163,9 +270,7 @@ bcmp:
     mov     x4, x6
     cmp     x3, x4
     b.ne    6f
-    subs    x2, x2, #16
-    b.hs    1b
-2:  tbz     x2, #3, 3f                  // the low four bits of x2 are still those of the bytes left
+9:  tbz     x2, #3, 3f
     ldr     x3, [x0], #8
     ldr     x4, [x1], #8
     cmp     x3, x4
@@ -184,6 +289,18 @@ bcmp:
     b.eq    5b
     mov     w0, w5
     ret
+8:  cmp     x3, x4                      // which of the four differs first
+    b.ne    6f
+    mov     x3, x5
+    mov     x4, x6
+    cmp     x3, x4
+    b.ne    6f
+    mov     x3, x7
+    mov     x4, x8
+    cmp     x3, x4
+    b.ne    6f
+    mov     x3, x9
+    mov     x4, x10
 6:  rev     x3, x3                      // the lowest address decides: make it the highest byte
     rev     x4, x4
     cmp     x3, x4

@@ -9,6 +9,7 @@
 use core::fmt;
 
 use granule_arch::features::CpuFeatures;
+use granule_arch::memory;
 
 use super::design::{ARM, Design, Releases};
 use super::errata::RepeatTlbi;
@@ -65,7 +66,8 @@ impl fmt::Display for SizeChange {
     }
 }
 
-/// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`).
+/// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the memory
+/// routines are in `granule_arch::memory`.
 pub mod branch {
     /// FEAT_TLBIRANGE.
     pub const TLB_RANGE: u16 = 0;
@@ -79,6 +81,8 @@ pub mod branch {
     pub const IDC: u16 = 4;
     /// CTR_EL0.DIC.
     pub const DIC: u16 = 5;
+
+    const _: () = assert!(DIC < granule_arch::memory::branch::MOPS);
 }
 
 /// What the CPUs of the system have in common.
@@ -105,6 +109,8 @@ impl SystemFeatures {
             branch::TLB_LEVEL => self.cpus.ttl(),
             branch::IDC => self.cpus.idc(),
             branch::DIC => self.cpus.dic(),
+            memory::branch::MOPS => self.cpus.mops(),
+            memory::branch::DC_ZVA => self.cpus.dc_zva().is_some(),
             branch::REPEAT_TLBI => self.repeat_tlbi.is_needed(),
             _ => false,
         }
