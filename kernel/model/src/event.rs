@@ -41,6 +41,8 @@ pub enum Operation {
     HandOver(usize),
     /// A frame was taken, and zeroed by plain stores.
     FrameTaken(PhysAddr),
+    /// A frame was copied, to go on elsewhere.
+    FrameCopied(PhysAddr),
     /// A frame was given up for anyone to reuse.
     FrameFreed(PhysAddr),
 }
@@ -72,6 +74,7 @@ impl fmt::Display for Operation {
             Self::Tlbi(instruction) => write!(f, "TLBI {}", Mnemonic(*instruction)),
             Self::HandOver(to) => write!(f, "released, and acquired by CPU {to}"),
             Self::FrameTaken(frame) => write!(f, "took frame {frame}"),
+            Self::FrameCopied(frame) => write!(f, "copied frame {frame}"),
             Self::FrameFreed(frame) => write!(f, "freed frame {frame}"),
         }
     }

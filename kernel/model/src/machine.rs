@@ -16,6 +16,7 @@ use crate::features::Features;
 use crate::frames::Frames;
 use crate::inject::{Injection, Sabotage, Step};
 use crate::outcome::{Access, Outcome};
+use crate::rules::Use;
 use crate::state::{CpuState, State};
 use crate::stores::{MAX_CPUS, Memory, Place};
 use crate::story::Violation;
@@ -129,7 +130,7 @@ impl<G: Geometry> Model<G> {
         let now = state.note(cpu, Operation::FrameTaken(frame));
         state.free.remove(&frame.0);
         state.memory.frame_mut(frame).forget_past();
-        state.memory.frame_mut(frame).zeroed = Some(now);
+        state.memory.was_zeroed(frame, now);
     }
 
     /// The frame at `frame` is given up: no TLB may translate to it and no walk come to it any more. If it was a table it is
@@ -137,7 +138,7 @@ impl<G: Geometry> Model<G> {
     pub fn frame_freed(&self, cpu: usize, frame: PhysAddr) {
         let mut state = self.state();
         state.note(cpu, Operation::FrameFreed(frame));
-        state.check_untranslated(frame);
+        state.check_untranslated(frame, Use::Freed);
         state.check_unreachable(frame, "is freed");
         if state.memory.place(frame).is_some() {
             state.memory.frame_mut(frame).place = None;
@@ -145,6 +146,13 @@ impl<G: Geometry> Model<G> {
             self.arena.fill(frame, G::PAGE_SIZE, POISON);
         }
         state.free.insert(frame.0);
+    }
+
+    /// The frame at `frame` is copied, to go on elsewhere: nobody may store to it any more.
+    pub fn frame_copied(&self, cpu: usize, frame: PhysAddr) {
+        let mut state = self.state();
+        state.note(cpu, Operation::FrameCopied(frame));
+        state.check_untranslated(frame, Use::Copied);
     }
 
     /// `from` releases what it did, and `to` acquires it: a lock that goes from one to the other, or a flag.

@@ -41,6 +41,15 @@ fn conflict(old: &Held, new: &Held, bbml2: bool) -> Option<&'static str> {
     }
 }
 
+/// What becomes of a frame that nobody may reach, or nobody store to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Use {
+    /// Anyone may take it: no translation of it may be left.
+    Freed,
+    /// What is in it goes on elsewhere: no writable translation of it may be left.
+    Copied,
+}
+
 impl<G: Geometry> State<G> {
     /// `new` is about to be readable by walks: no TLB may hold something that must not be there beside it.
     pub(crate) fn check_make(&mut self, writer: usize, new: &[Held], now: Time) {
@@ -86,14 +95,14 @@ impl<G: Geometry> State<G> {
     /// A walker that follows the new link must find the table as it is: everything in it was stored by the linking CPU and before a
     /// barrier, or is complete.
     fn check_filled(&mut self, writer: usize, table: PhysAddr, now: Time) {
-        let Some(frame) = self.memory.frame(table) else { return };
         let barrier = self.cpus[writer].last_barrier;
+        let zeroed = self.memory.take_zeroed(table, G::PAGE_SIZE).filter(|&time| time > barrier);
+        let Some(frame) = self.memory.frame(table) else { return };
         let late = frame.written().find_map(|(index, cell)| {
             let late = cell.undrained().find(|version| version.writer != writer || version.time > barrier)?;
             Some((late.time, format!("entry {index} was written and")))
         });
-        let zeroed = frame.zeroed.filter(|&time| time > barrier).map(|time| (time, "it was zeroed and".to_owned()));
-        self.memory.frame_mut(table).zeroed = None;
+        let zeroed = zeroed.map(|time| (time, "it was zeroed and".to_owned()));
         let Some((time, what)) = late.or(zeroed) else { return };
         let story = vec![
             self.line(time),
@@ -103,6 +112,20 @@ impl<G: Geometry> State<G> {
         let headline =
             format!("table {table} is linked while a walk may find in it what was there before: {what} linked");
         self.report(Violation::new(Rule::UnorderedTable, headline, story));
+    }
+
+    /// Who follows a new leaf must find the frame zeroed.
+    pub(crate) fn check_zeroed(&mut self, writer: usize, leaf: &Held, now: Time) {
+        let barrier = self.cpus[writer].last_barrier;
+        let zeroed = self.memory.take_zeroed(leaf.target, leaf.size);
+        let Some(time) = zeroed.filter(|&time| time > barrier) else { return };
+        let story = vec![
+            self.line(time),
+            self.line(now),
+            format!("missing: DMB ISHST (or stronger) on CPU {writer} between {time} and {now}"),
+        ];
+        let headline = format!("{} is mapped at {:#x} before it is seen zeroed", leaf.target, leaf.start);
+        self.report(Violation::new(Rule::UnorderedFrame, headline, story));
     }
 
     /// `table` gets another use: no walk may come to it.
@@ -118,11 +141,12 @@ impl<G: Geometry> State<G> {
     }
 
     /// The frame at `frame` gets another use: no TLB may translate to it, but where everything is mapped anyway.
-    pub(crate) fn check_untranslated(&mut self, frame: PhysAddr) {
+    pub(crate) fn check_untranslated(&mut self, frame: PhysAddr, becomes: Use) {
         let last = frame + (G::PAGE_SIZE - 1);
         let maps = |held: &&Held| {
             let (first, end) = (held.target, held.target + (held.size - 1));
-            held.kind == Kind::Leaf && first <= last && frame <= end
+            let counts = becomes == Use::Freed || held.attributes & bits::RDONLY == 0;
+            held.kind == Kind::Leaf && counts && first <= last && frame <= end
         };
         let found = self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
             let exempt = |held: &&Held| self.shows_all.iter().any(|range| range.contains(&held.start));
@@ -131,7 +155,11 @@ impl<G: Geometry> State<G> {
         let Some((holder, held)) = found else { return };
         let mut story = vec![format!("CPU {holder} may hold {held}")];
         story.extend(self.why_held(holder, &held));
-        let headline = format!("frame {frame} is freed while CPU {holder} may reach it at {:#x}", held.start);
+        let (what, reach) = match becomes {
+            Use::Freed => ("freed", "reach"),
+            Use::Copied => ("copied", "store to"),
+        };
+        let headline = format!("frame {frame} is {what} while CPU {holder} may {reach} it at {:#x}", held.start);
         self.report(Violation::new(Rule::FrameInUse, headline, story));
     }
 

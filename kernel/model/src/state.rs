@@ -91,7 +91,10 @@ impl<G: Geometry> State<G> {
             }
             Operation::Tlbi(instruction) => self.tlbi(cpu, instruction, now),
             Operation::HandOver(to) => self.memory.hand_over(cpu, to, now),
-            Operation::Write { .. } | Operation::FrameTaken(_) | Operation::FrameFreed(_) => {}
+            Operation::Write { .. }
+            | Operation::FrameTaken(_)
+            | Operation::FrameCopied(_)
+            | Operation::FrameFreed(_) => {}
         }
     }
 
@@ -162,6 +165,9 @@ impl<G: Geometry> State<G> {
         }
         let entries = self.entries(cell, value, time);
         self.check_make(writer, &entries, time);
+        if let Some(leaf) = entries.first().filter(|held| held.kind == Kind::Leaf) {
+            self.check_zeroed(writer, leaf, time);
+        }
         for cpu in 0..self.cpus.len() {
             if self.reaches(cpu, self.frame_of(cell), |_| false) {
                 entries.iter().for_each(|&held| self.cpus[cpu].tlb.insert(held));

@@ -137,8 +137,6 @@ pub(crate) struct Frame {
     pub(crate) place: Option<Place>,
     /// Cells that were written by CPUs; any other has its plain value and always had.
     cells: BTreeMap<u16, CellState>,
-    /// When it was zeroed by plain stores that no barrier has ordered yet, as far as is known.
-    pub(crate) zeroed: Option<Time>,
 }
 
 impl Frame {
@@ -165,12 +163,14 @@ struct Pending {
 pub(crate) struct Memory {
     page_shift: u32,
     frames: HashMap<u64, Frame>,
+    /// Frames, by number, that were zeroed by plain stores when they were taken, and are in no use yet.
+    zeroed: BTreeMap<u64, Time>,
     pending: Vec<Pending>,
 }
 
 impl Memory {
     pub(crate) fn new(page_shift: u32, cpus: usize) -> Self {
-        Self { page_shift, frames: HashMap::new(), pending: vec![Pending::default(); cpus] }
+        Self { page_shift, frames: HashMap::new(), zeroed: BTreeMap::new(), pending: vec![Pending::default(); cpus] }
     }
 
     fn split(&self, cell: PhysAddr) -> (u64, u16) {
@@ -183,6 +183,18 @@ impl Memory {
 
     pub(crate) fn frame_mut(&mut self, address: PhysAddr) -> &mut Frame {
         self.frames.entry(address.0 >> self.page_shift).or_default()
+    }
+
+    /// The frame at `frame` was zeroed by plain stores, by `time`.
+    pub(crate) fn was_zeroed(&mut self, frame: PhysAddr, time: Time) {
+        self.zeroed.insert(frame.0 >> self.page_shift, time);
+    }
+
+    /// The `size` bytes from `start` on come into use: when the last frame of them was zeroed, if any was since it was taken.
+    pub(crate) fn take_zeroed(&mut self, start: PhysAddr, size: u64) -> Option<Time> {
+        let (first, last) = (start.0 >> self.page_shift, (start.0 + (size - 1)) >> self.page_shift);
+        let frames: Vec<u64> = self.zeroed.range(first..=last).map(|(&frame, _)| frame).collect();
+        frames.into_iter().filter_map(|frame| self.zeroed.remove(&frame)).max()
     }
 
     /// Where the table that `cell` is in hangs.

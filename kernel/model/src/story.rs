@@ -24,11 +24,13 @@ pub enum Rule {
     MixedGroup,
     /// A table was linked before its contents.
     UnorderedTable,
+    /// A frame was mapped before it was seen zeroed.
+    UnorderedFrame,
     /// A translation that should be gone may still be used.
     StaleTranslation,
     /// An access may fault although its translation was made before.
     SpuriousFault,
-    /// A frame was given up that some TLB still translates to.
+    /// A frame was given up that some TLB still translates to, or copied while some CPU may store to it.
     FrameInUse,
     /// A table was given up, or used twice, that some walk may still come to.
     TableInUse,

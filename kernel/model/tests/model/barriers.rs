@@ -9,7 +9,7 @@ use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_model::{Access, Fault, Features, Model, ModelCpu, Rule};
 use granule_pgtable::{Granule4K, Mmu, Shape, TableSource};
 
-use crate::{DATA, ETS2, FRAME, RODATA, is_certain, map, one_page, range, write};
+use crate::{DATA, ETS2, FRAME, RODATA, is_certain, map, one_page, range, rules, write};
 
 /// What stands in a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -178,9 +178,8 @@ fn an_output_address_changes_by_break_before_make() {
         model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
         after.run(model.cpu(0));
         write(model.cpu(0), page, moved);
-        let rules: Vec<Rule> = model.violations().iter().map(|violation| violation.rule).collect();
         let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::BreakBeforeMake] };
-        assert_eq!(rules, expected, "{before:?}; TLBI; {after:?}; make");
+        assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; make");
     }
 }
 
@@ -216,9 +215,8 @@ fn a_table_is_linked_behind_any_barrier_that_orders_stores() {
         cpu.store(entry(tables[0], 0), Descriptor::kernel_table(tables[1], false));
         slot.run(cpu);
         write(cpu, page, Descriptor::kernel_table(tables[0], false));
-        let rules: Vec<Rule> = model.violations().iter().map(|violation| violation.rule).collect();
         let expected = if matches!(slot, Nothing | Isb) { vec![Rule::UnorderedTable] } else { vec![] };
-        assert_eq!(rules, expected, "{slot:?}");
+        assert_eq!(rules(&model), expected, "{slot:?}");
     }
 }
 
@@ -229,10 +227,43 @@ fn a_table_that_was_zeroed_by_plain_stores_is_linked_behind_a_barrier() {
         let table = model.frames().take().unwrap();
         slot.run(model.cpu(0));
         write(model.cpu(0), model.base(), Descriptor::kernel_table(table, false));
-        let rules: Vec<Rule> = model.violations().iter().map(|violation| violation.rule).collect();
         let expected = if matches!(slot, Nothing | Isb) { vec![Rule::UnorderedTable] } else { vec![] };
-        assert_eq!(rules, expected, "{slot:?}");
+        assert_eq!(rules(&model), expected, "{slot:?}");
     }
+}
+
+#[test]
+fn a_page_is_zeroed_then_mapped_behind_any_barrier_that_orders_stores() {
+    for slot in SLOTS {
+        let (model, hole) = one_hole(Features::BASE);
+        model.frame_taken(0, FRAME + 0x5000);
+        slot.run(model.cpu(0));
+        write(model.cpu(0), hole, Descriptor::page(FRAME + 0x5000, DATA));
+        let expected = if matches!(slot, Nothing | Isb) { vec![Rule::UnorderedFrame] } else { vec![] };
+        assert_eq!(rules(&model), expected, "{slot:?}");
+    }
+}
+
+#[test]
+fn a_live_page_is_copied_once_its_break_is_complete() {
+    for (before, after) in pairs() {
+        let (model, page) = one_page(Features::BASE);
+        write(model.cpu(0), page, Descriptor::EMPTY);
+        before.run(model.cpu(0));
+        model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
+        after.run(model.cpu(0));
+        model.frame_copied(0, FRAME);
+        let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::FrameInUse] };
+        assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; copy");
+    }
+    // Who only reads does not disturb a copy.
+    let (model, page) = one_page(Features::BASE);
+    write(model.cpu(0), page, READ_ONLY);
+    model.cpu(0).dsb_ishst();
+    model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
+    model.cpu(0).dsb_ish();
+    model.frame_copied(0, FRAME);
+    assert_eq!(rules(&model), []);
 }
 
 #[test]
@@ -244,9 +275,8 @@ fn a_frame_is_free_after_dsb_ishst_tlbi_dsb_ish() {
         model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
         after.run(model.cpu(0));
         model.frame_freed(0, FRAME);
-        let rules: Vec<Rule> = model.violations().iter().map(|violation| violation.rule).collect();
         let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::FrameInUse] };
-        assert_eq!(rules, expected, "{before:?}; TLBI; {after:?}; free");
+        assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; free");
     }
 }
 

@@ -193,6 +193,11 @@ proptest! {
         let rig = Rig::new(&model, PlanTlb::of(Features::BASE), Kernel::Global, 0);
         model.inject(step, nth, Sabotage::Lost);
         for action in &actions {
+            if step == Step::DmbIshst && !matches!(action.call, Call::Map { .. }) {
+                // The one that is no map's puts instructions before the entry that makes them executable, and the model has
+                // tables only.
+                continue;
+            }
             rig.perform_unchecked(0, action.call, &|| ());
             if model.all_struck() {
                 rig.audit(0);
