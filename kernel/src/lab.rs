@@ -120,8 +120,25 @@ pub const SKIP_ICACHE: Lab = Lab {
     witness: Witness::Stream,
 };
 
-const ALL: [Lab; 8] =
-    [SKIP_TLBI, LOCAL_TLBI, WX_LEAF, SHORT_TLBI, SKIP_DSB_BEFORE_TLBI, SKIP_DSB_AFTER_TLBI, SKIP_ISB, SKIP_ICACHE];
+/// Tables are freed at once, and nobody is told.
+pub const EARLY_TABLE_FREE: Lab = Lab {
+    identifier: FIRST_LAB + 8,
+    name: "early-table-free",
+    effect: "empty tables are freed without invalidation, and under the walks of other CPUs",
+    witness: Witness::Target,
+};
+
+const ALL: [Lab; 9] = [
+    SKIP_TLBI,
+    LOCAL_TLBI,
+    WX_LEAF,
+    SHORT_TLBI,
+    SKIP_DSB_BEFORE_TLBI,
+    SKIP_DSB_AFTER_TLBI,
+    SKIP_ISB,
+    SKIP_ICACHE,
+    EARLY_TABLE_FREE,
+];
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot path, one
 /// leads to them.

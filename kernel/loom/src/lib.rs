@@ -316,6 +316,10 @@ pub struct Word {
 }
 
 impl WalkWord for Word {
+    fn load(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+
     fn load_acquire(&self) -> u64 {
         self.value.load(Ordering::Acquire)
     }

@@ -23,6 +23,8 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 ///
 /// The machines under test have their own: loom's atomics are another type, and a test may take a barrier away.
 pub trait WalkWord {
+    /// Reads it, with no order of its own.
+    fn load(&self) -> u64;
     /// Reads it; what is read after this is ordered behind the read.
     fn load_acquire(&self) -> u64;
     /// Writes it, with no order of its own.
@@ -34,6 +36,11 @@ pub trait WalkWord {
 }
 
 impl WalkWord for AtomicU64 {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        self.load(Ordering::Relaxed)
+    }
+
     #[inline(always)]
     fn load_acquire(&self) -> u64 {
         self.load(Ordering::Acquire)
@@ -77,7 +84,7 @@ impl<'w, W: WalkWord> Announced<'w, W> {
     /// second walk, longer than needed.
     #[inline(always)]
     pub fn begin(word: &'w W) -> Self {
-        let before = word.load_acquire();
+        let before = WalkWord::load(word);
         let after = if before.is_multiple_of(2) {
             word.store(before.wrapping_add(1));
             Some(before.wrapping_add(2))

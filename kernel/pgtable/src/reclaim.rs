@@ -189,8 +189,9 @@ fn walk_caches<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) 
     Invalidation { range: PageRange::trusted(start, M::Geometry::PAGE_SIZE), tables: Tables::Unlinked, level: None }
 }
 
+/// Looks at a few entries at once, and no further than the first that are in use.
 fn is_empty<M: Mmu>(mmu: &M, table: Table) -> bool {
-    mmu.table(table).iter().all(|cell| mmu.load(cell) == Descriptor::EMPTY)
+    mmu.table(table).chunks(64).all(|entries| mmu.survey(entries).any == Descriptor::EMPTY.0)
 }
 
 /// A table that links no other below the address where it was looked at.

@@ -47,6 +47,8 @@ fn areas_have_unmapped_pages_on_both_sides(t: &mut Test) {
 target_test!(what_cannot_be_had_is_an_error_and_takes_nothing);
 fn what_cannot_be_had_is_an_error_and_takes_nothing(t: &mut Test) {
     let kernel = granule::kernel();
+    // Or else running out would bring empty tables back.
+    space().reclaim_tables(this_cpu());
     let free = kernel.frames.stats().free as u64;
     t.equal("no pages", space().vmalloc(this_cpu(), 0).err(), Some(VmallocError::NoPages));
     let more = space().vmalloc(this_cpu(), free + 1).err();
@@ -67,6 +69,7 @@ fn what_cannot_be_had_is_an_error_and_takes_nothing(t: &mut Test) {
 // it.
 target_test!(frames_without_tables_are_given_back, machine("a53"));
 fn frames_without_tables_are_given_back(t: &mut Test) {
+    space().reclaim_tables(this_cpu());
     let free = granule::kernel().frames.stats().free as u64;
     // The node of the area may take a frame as well, so a few less than all: too few for a table for each 512 pages.
     let tight = space().vmalloc(this_cpu(), free - 8).err();

@@ -58,3 +58,10 @@ fn with_local_invalidation_this_cpu_sees_nothing_wrong() {
     let outcome = with_lab("local-tlbi", "set_memory::read_only_pages_refuse_writes_and_only_they");
     assert!(matches!(outcome.verdict, Verdict::Passed(_)), "the switch does more than it says: {outcome:?}");
 }
+
+#[test]
+fn with_tables_freed_early_a_walker_reads_their_next_owners_memory() {
+    let name = "reclaim::a_table_stays_while_another_cpu_walks_through_it";
+    assert_caught("early-table-free", name, "tables that are still there: found");
+    assert_caught("early-table-free", name, "walks into somebody else's memory: found 1, wanted 0");
+}

@@ -51,10 +51,14 @@ impl Interrupted<'_> {
 }
 
 impl WalkWord for Interrupted<'_> {
-    fn load_acquire(&self) -> u64 {
-        let value = self.cpu.word().load_acquire();
+    fn load(&self) -> u64 {
+        let value = self.cpu.word().load();
         self.point(At::Read);
         value
+    }
+
+    fn load_acquire(&self) -> u64 {
+        self.cpu.word().load_acquire()
     }
 
     fn store(&self, value: u64) {
@@ -79,9 +83,13 @@ struct Nested<'m> {
 }
 
 impl WalkWord for Nested<'_> {
-    fn load_acquire(&self) -> u64 {
-        let value = self.word.load_acquire();
+    fn load(&self) -> u64 {
+        let value = self.word.load();
         if matches!(self.handler, Handler::EndsTheOuterWalk) { value & !1 } else { value }
+    }
+
+    fn load_acquire(&self) -> u64 {
+        self.word.load_acquire()
     }
 
     fn store(&self, value: u64) {

@@ -10,6 +10,7 @@
 use core::cell::Cell;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_pgtable::PageRange;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -87,7 +88,12 @@ pub struct AreaTree {
     end: VirtAddr,
     /// No area fits below here: the search starts at this address.
     hint: VirtAddr,
+    /// The first address, and the end, of all areas that were taken out since [`Self::take_left`].
+    left: (VirtAddr, VirtAddr),
 }
+
+/// Nothing was taken out.
+const NONE_LEFT: (VirtAddr, VirtAddr) = (VirtAddr(u64::MAX), VirtAddr(0));
 
 // SAFETY: the tree alone reaches its nodes' links, so they go where it goes.
 unsafe impl Send for AreaTree {}
@@ -95,7 +101,7 @@ unsafe impl Send for AreaTree {}
 impl AreaTree {
     /// The empty tree of the window from `start` to `end`, both page aligned.
     pub const fn new(start: VirtAddr, end: VirtAddr) -> Self {
-        Self { tree: RBTree::new(AreaAdapter::NEW), end, hint: VirtAddr(start.0 + PAGE) }
+        Self { tree: RBTree::new(AreaAdapter::NEW), end, hint: VirtAddr(start.0 + PAGE), left: NONE_LEFT }
     }
 
     /// Gives `node` the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align`
@@ -155,7 +161,14 @@ impl AreaTree {
         if start < self.hint {
             self.hint = start;
         }
+        self.left = (self.left.0.min(start), self.left.1.max(node.end()));
         Some(node)
+    }
+
+    /// Where areas were taken out since the last call, from the first of them to the last: there may be empty tables.
+    pub fn take_left(&mut self) -> Option<PageRange> {
+        let (start, end) = core::mem::replace(&mut self.left, NONE_LEFT);
+        PageRange::new(start, end.0.checked_sub(start.0)?).ok()
     }
 
     /// All areas by address.

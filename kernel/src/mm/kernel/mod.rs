@@ -17,6 +17,7 @@ pub mod linear;
 pub mod mmu;
 #[cfg(target_os = "none")]
 mod pairs;
+pub mod reclaim;
 #[cfg(not(target_os = "none"))]
 pub mod record;
 mod report;
@@ -29,7 +30,7 @@ pub mod vmalloc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use granule_arch::addr::PhysAddr;
-use granule_pgtable::{PageTables, Table, TableSource};
+use granule_pgtable::{Reclaimer, Table, TableSource};
 
 use self::area::{AreaNode, AreaTree};
 use super::frame::FrameAllocator;
@@ -50,8 +51,9 @@ pub struct KernelSpace {
     frames: &'static FrameAllocator,
     areas: IrqLock<AreaTree, { rank::VMALLOC }>,
     nodes: Pool<AreaNode>,
-    /// Frames that were taken for tables since the boot.
+    /// Frames that were taken for tables since the boot and are not free again.
     table_frames: AtomicUsize,
+    reclaim: reclaim::Reclaim,
 }
 
 impl KernelSpace {
@@ -65,12 +67,8 @@ impl KernelSpace {
             areas: IrqLock::new(AreaTree::new(layout::VMALLOC_START, layout::VMALLOC_END)),
             nodes: Pool::new(frames),
             table_frames: AtomicUsize::new(0),
+            reclaim: reclaim::Reclaim::new(Reclaimer::new()),
         }
-    }
-
-    /// The tables, to look at. What changes them goes through the functions of this type.
-    pub fn tables(&self) -> PageTables<'_, Machine> {
-        PageTables::new(&self.mmu, self.root)
     }
 
     /// Calls `each` for every area, by address, with the area lock held: it prints nothing and allocates nothing.

@@ -122,12 +122,16 @@ impl KernelSpace {
             return self.check_owned(address);
         }
         let lazy = Lazy::new(&self.mmu);
-        let flush = self
-            .tables()
-            .update(&lazy, range, change.only_where(bits::VM_ALLOC))
-            .map_err(|error| self.explain(error))?;
-        lazy.invalidate(&self.tlb, [flush]);
-        Ok(())
+        let tables = self.tables();
+        match tables.update(&lazy, range, change.only_where(bits::VM_ALLOC)) {
+            Ok(flush) => {
+                // The pages are there, and keep their tables; ending the walk in this arm keeps the result out of memory.
+                drop(tables);
+                lazy.invalidate(&self.tlb, [flush]);
+                Ok(())
+            }
+            Err(error) => Err(self.explain(error)),
+        }
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.

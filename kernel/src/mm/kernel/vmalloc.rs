@@ -47,6 +47,13 @@ pub enum VmallocError {
     NotYours(VirtAddr, AreaKind),
 }
 
+impl VmallocError {
+    /// Whether memory, and nothing else, is what was missing.
+    const fn is_shortage(self) -> bool {
+        matches!(self, Self::OutOfMemory(_) | Self::Tables(granule_pgtable::Error::OutOfTables { .. }))
+    }
+}
+
 /// Pages from `vmalloc`.
 ///
 /// Having one proves: [`pages`](Self::pages) pages from [`start`](Self::start) on are mapped, readable, writable and
@@ -119,6 +126,7 @@ impl KernelSpace {
             Some(kind) => VmallocError::NotYours(start, kind),
         })?;
         self.release(cpu, start, pages)?;
+        self.reclaim_after(cpu, start, pages);
         Ok(pages)
     }
 
@@ -164,10 +172,7 @@ impl KernelSpace {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
         self.map_new_frames(cpu, start, pages as u64, attributes).map_err(|error| {
             // The window is the heap's alone, so that tables or frames are missing is all that can be wrong.
-            debug_assert!(matches!(
-                error,
-                VmallocError::OutOfMemory(_) | VmallocError::Tables(granule_pgtable::Error::OutOfTables { .. })
-            ));
+            debug_assert!(error.is_shortage());
             OutOfMemory
         })
     }
@@ -181,7 +186,12 @@ impl KernelSpace {
         attributes: Attributes,
     ) -> Result<VirtAddr, VmallocError> {
         let start = self.take_addresses(kind, pages, align)?;
-        self.map_new_frames(cpu, start, pages, attributes).inspect_err(|_| self.give_addresses_back(start))?;
+        let mut mapped = self.map_new_frames(cpu, start, pages, attributes);
+        // Tables that small areas have left empty are the last memory that can be had.
+        if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim_tables(cpu) != 0 {
+            mapped = self.map_new_frames(cpu, start, pages, attributes);
+        }
+        mapped.inspect_err(|_| self.give_addresses_back(start))?;
         Ok(start)
     }
 

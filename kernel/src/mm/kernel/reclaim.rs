@@ -1,0 +1,107 @@
+//! Walks of the kernel's tables, each announced, and the reclaim of tables that areas leave empty.
+//!
+//! [`granule_pgtable::reclaim`] says how a table goes and why nobody is hurt by it. What is decided here is when: after an
+//! area that held a whole table, and where memory runs out. Small areas leave tables behind that the next ones use, for
+//! addresses are handed out from the lowest on; looking for empty tables after each would cost more than it brings.
+//!
+//! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and whoever comes next goes on.
+
+use core::ops::Deref;
+use core::sync::atomic::AtomicU64;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::interrupts;
+use granule_pgtable::{
+    Announced, Geometry, Granule4K, Invalidation, PageTables, Progress, Reclaimer, TableSource, Tlb, Walk,
+};
+use spin::mutex::SpinMutex;
+
+use super::{KernelSpace, Machine};
+use crate::lab;
+use crate::smp::{self, Cpu, CpuId, MAX_CPUS, this_cpu};
+
+/// What one last-level table translates.
+const TABLE_SPAN: u64 = 1 << (Granule4K::PAGE_SHIFT + Granule4K::INDEX_BITS);
+
+/// The one reclaimer. It is only ever tried: who does not get it leaves the work to who has it.
+pub(super) type Reclaim = SpinMutex<Reclaimer<Granule4K, MAX_CPUS>>;
+
+/// The kernel's tables, in a walk that is announced for as long as this lives.
+///
+/// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and whoever has it
+/// waits for nobody.
+pub struct KernelTables<'s> {
+    tables: PageTables<'s, Machine>,
+    _walk: Announced<'static, AtomicU64>,
+}
+
+impl<'s> Deref for KernelTables<'s> {
+    type Target = PageTables<'s, Machine>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.tables
+    }
+}
+
+impl KernelTables<'_> {
+    /// [`PageTables::walk`], no longer than the walk is announced.
+    pub fn walk(&self, address: VirtAddr) -> Walk<'_, Machine> {
+        self.tables.walk(address)
+    }
+}
+
+impl KernelSpace {
+    /// The tables, to look at. What changes them goes through the functions of this type.
+    #[inline(always)]
+    pub fn tables(&self) -> KernelTables<'_> {
+        KernelTables { tables: PageTables::new(&self.mmu, self.root), _walk: Announced::begin(&this_cpu().walk) }
+    }
+
+    /// Frees the tables that areas have left empty, as far as that goes without waiting: a table that was found empty, or
+    /// unlinked, while another CPU was in a walk stays for the next call. Returns how many were freed.
+    ///
+    /// Not from interrupt handlers: it takes the area lock.
+    pub fn reclaim_tables(&self, cpu: &Cpu) -> usize {
+        let Some(mut reclaimer) = self.reclaim.try_lock() else { return 0 };
+        if reclaimer.is_idle() {
+            let Some(range) = self.areas.lock().take_left() else { return 0 };
+            reclaimer.start(range);
+        }
+        let (mut source, mut freed) = (self.table_source(cpu), 0);
+        // Not a part of a walk, but reads the tables all the same: only a reclaimer takes tables away, and that is this one.
+        let tables = PageTables::new(&self.mmu, self.root);
+        let free = |table| {
+            source.give_back(table);
+            freed += 1;
+        };
+        let progress = if lab::is_on!(EARLY_TABLE_FREE) {
+            reclaimer.advance(&tables, &Careless, |_| None::<&AtomicU64>, free)
+        } else {
+            let words = |number| smp::cpu(CpuId(number as u32)).map(|cpu| &cpu.walk);
+            reclaimer.advance(&tables, &self.tlb, words, free)
+        };
+        debug_assert!(progress == Progress::Waiting || reclaimer.is_idle());
+        freed
+    }
+
+    /// Reclaims after the area at `start` is gone, where it is worth it.
+    pub(super) fn reclaim_after(&self, cpu: &Cpu, start: VirtAddr, pages: u64) {
+        let whole = start.align_up(TABLE_SPAN).is_some_and(|first| {
+            first.checked_add(TABLE_SPAN).is_some_and(|end| end <= start + pages * Granule4K::PAGE_SIZE)
+        });
+        // Some thousand instructions for each table: not where interrupts are to wait for it.
+        if whole && interrupts::state().irqs_enabled() {
+            self.reclaim_tables(cpu);
+        }
+    }
+}
+
+/// `lab=early-table-free`: no invalidation, as nobody looks at the walk words.
+struct Careless;
+
+impl Tlb<Machine> for Careless {
+    fn issue(&self, _: &Machine, _: &Invalidation) {}
+
+    fn invalidate(&self, _: &Machine, _: impl Iterator<Item = Invalidation>) {}
+}

@@ -1,0 +1,197 @@
+//! Empty tables: they come back, not too early, and whatever other CPUs do meanwhile.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule::mm::kernel::KernelSpace;
+use granule::mm::layout::VMALLOC_START;
+use granule::smp::{self, Cpu, CpuSet, this_cpu};
+use granule::trap::probe;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::descriptor::Kind;
+use granule_arch::interrupts;
+use granule_arch::wait;
+
+use crate::harness::{Test, target_test};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Pages of an area that has seven whole tables of 512 entries to itself, wherever it begins.
+const LARGE: u64 = 8 * 512;
+
+fn space() -> &'static KernelSpace {
+    &granule::kernel().space
+}
+
+/// Tables that are left from before are not this test's.
+fn tables_in_use() -> usize {
+    while space().reclaim_tables(this_cpu()) != 0 {}
+    space().kept_frames()
+}
+
+target_test!(a_large_area_gives_its_tables_back);
+fn a_large_area_gives_its_tables_back(t: &mut Test) {
+    let before = tables_in_use();
+    let Some(area) = t.ok("vmalloc", space().vmalloc(this_cpu(), LARGE)) else { return };
+    let (middle, full) = (area.start() + LARGE / 2 * PAGE, space().kept_frames());
+    t.check("its tables are in use", full >= before + 7);
+    space().vfree(this_cpu(), area);
+    t.check("the tables that were its alone are back", space().kept_frames() <= full - 7);
+    t.check("and unlinked", space().tables().walk(middle).last().is_some_and(|step| step.level < 3));
+    tables_in_use();
+    t.equal("all are back", space().kept_frames(), before);
+}
+
+target_test!(neighbours_keep_their_tables);
+fn neighbours_keep_their_tables(t: &mut Test) {
+    let before = tables_in_use();
+    let cpu = this_cpu();
+    let areas = [1, LARGE, 1, LARGE, 1].map(|pages| space().vmalloc(cpu, pages));
+    let [first, large, second, other, third] = areas.map(|area| t.ok("vmalloc", area));
+    for area in [large, other].into_iter().flatten() {
+        space().vfree(cpu, area);
+    }
+    let small = [first, second, third].into_iter().flatten();
+    for area in small {
+        // SAFETY: the test's own page.
+        t.equal("still mapped", unsafe { probe::write(area.start(), area.start().0) }, Ok(()));
+        t.equal("to memory", probe::read::<u64>(area.start()), Ok(area.start().0));
+        space().vfree(cpu, area);
+    }
+    t.equal("all are back at the end", tables_in_use(), before);
+}
+
+target_test!(small_areas_leave_their_tables_to_the_next_ones);
+fn small_areas_leave_their_tables_to_the_next_ones(t: &mut Test) {
+    let before = tables_in_use();
+    let mut most = 0;
+    for _ in 0..50 {
+        let Some(area) = t.ok("vmalloc", space().vmalloc(this_cpu(), 20)) else { return };
+        space().vfree(this_cpu(), area);
+        most = most.max(space().kept_frames());
+    }
+    t.check("one table, or two where it begins near an end", most <= before + 2);
+    t.equal("reclaimed when asked for", tables_in_use(), before);
+}
+
+target_test!(with_interrupts_masked_tables_are_left_for_later);
+fn with_interrupts_masked_tables_are_left_for_later(t: &mut Test) {
+    let before = tables_in_use();
+    let Some(area) = t.ok("vmalloc", space().vmalloc(this_cpu(), LARGE)) else { return };
+    let full = space().kept_frames();
+    let masked = interrupts::mask();
+    space().vfree(this_cpu(), area);
+    interrupts::restore(masked);
+    t.equal("not now", space().kept_frames(), full);
+    t.equal("now", tables_in_use(), before);
+}
+
+/// How far the walker of the next test has come, and may go.
+static STEP: AtomicU32 = AtomicU32::new(0);
+/// Where it walks.
+static WALKED: AtomicU64 = AtomicU64::new(0);
+/// Walks that ended in something that was never mapped there.
+static WRONG: AtomicU32 = AtomicU32::new(0);
+
+fn wait_for_step(step: u32) {
+    while STEP.load(Ordering::Acquire) < step {
+        wait::relax();
+    }
+}
+
+// `lab=early-table-free` fails it twice: the tables are gone at once, and the walker finds what their next owner wrote.
+target_test!(a_table_stays_while_another_cpu_walks_through_it, needs("smp"));
+fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
+    /// Walks to a last-level table, and reads it when everything has happened that could happen to it.
+    fn walk(_: &Cpu, _: usize) {
+        let tables = space().tables();
+        let mut walk = tables.walk(VirtAddr(WALKED.load(Ordering::Relaxed)));
+        let above = walk.by_ref().take(3).last();
+        STEP.store(1, Ordering::Release);
+        wait_for_step(2);
+        let wrong = above.is_none_or(|step| step.kind != Kind::Table) || walk.any(|step| step.kind != Kind::None);
+        WRONG.store(u32::from(wrong), Ordering::Relaxed);
+    }
+    let before = tables_in_use();
+    let cpu = this_cpu();
+    let Some(area) = t.ok("vmalloc", space().vmalloc(cpu, LARGE)) else { return };
+    let full = space().kept_frames();
+    WALKED.store((area.start() + LARGE / 2 * PAGE).0, Ordering::Relaxed);
+    STEP.store(0, Ordering::Relaxed);
+    let Some(other) = smp::online().without(cpu.id).iter().next() else { return };
+    t.equal("work", smp::run_on(other, walk, 0), Ok(()));
+    wait_for_step(1);
+    space().vfree(cpu, area);
+    space().reclaim_tables(cpu);
+    t.equal("tables that are still there", space().kept_frames(), full);
+    // What was freed is taken again, and filled with what a walker takes for leaves.
+    let Some(next) = t.ok("vmalloc", space().vmalloc(cpu, 64)) else { return };
+    for page in 0..64 {
+        // SAFETY: the test's own area.
+        unsafe { next.start().as_ptr::<u8>().wrapping_add((page * PAGE) as usize).write_bytes(0xff, PAGE_SIZE) };
+    }
+    STEP.store(2, Ordering::Release);
+    smp::wait_for(CpuSet::of(other));
+    t.equal("walks into somebody else's memory", WRONG.load(Ordering::Relaxed), 0);
+    space().vfree(cpu, next);
+    t.equal("all are back when the walk has ended", tables_in_use(), before);
+}
+
+/// Every CPU maps, changes, looks and unmaps, in areas that come and go beside each other's.
+fn churn(cpu: &Cpu, seed: usize) {
+    const ROUNDS: u32 = 24;
+    let mut random = seed as u64 ^ u64::from(cpu.id.0 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut draw = |below: u64| {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (random >> 33) % below
+    };
+    let wrong = |holds: bool| _ = WRONG.fetch_add(u32::from(!holds), Ordering::Relaxed);
+    for round in 0..ROUNDS {
+        // Frames come from one lock, which four emulated CPUs hand round slowly: no more than a table's worth of them, and
+        // tables are reclaimed by hand.
+        let pages = 1 + if round % 3 == 0 { 480 + draw(80) } else { draw(20) };
+        let Ok(area) = space().vmalloc(cpu, pages) else {
+            wrong(false);
+            continue;
+        };
+        let ends = [area.start(), area.start() + (pages - 1) * PAGE];
+        for end in ends {
+            // SAFETY: the area's own first and last page, writable.
+            wrong(unsafe { probe::write(end, end.0) } == Ok(()));
+        }
+        wrong(space().set_memory_ro(area.start(), pages).is_ok());
+        for end in ends {
+            // SAFETY: would write what is there; it must be refused.
+            wrong(unsafe { probe::write(end, end.0) }.is_err());
+            let leaf = space().tables().translate(end);
+            wrong(leaf.is_some_and(|leaf| leaf.valid && !leaf.descriptor.is_writable()));
+        }
+        // Others' pages and holes: whatever is there, no walk ends in what is no entry.
+        for _ in 0..20 {
+            let anywhere = VMALLOC_START + draw(16 << 20);
+            let found = space().tables().translate(anywhere);
+            wrong(found.is_none_or(|leaf| leaf.leaf_size == PAGE && leaf.physical.0 != 0));
+        }
+        // A hole, or somebody's fixed pages: refused, and through tables that come and go.
+        wrong(space().set_memory_ro(area.start() + pages * PAGE, 1).is_err());
+        wrong(space().set_memory_rw(area.start(), pages).is_ok());
+        for end in ends {
+            wrong(probe::read::<u64>(end) == Ok(end.0));
+        }
+        space().vfree(cpu, area);
+        space().reclaim_tables(cpu);
+    }
+}
+
+target_test!(cpus_that_map_change_walk_and_unmap_at_once_lose_nothing, limit(60));
+fn cpus_that_map_change_walk_and_unmap_at_once_lose_nothing(t: &mut Test) {
+    let before = tables_in_use();
+    WRONG.store(0, Ordering::Relaxed);
+    let others = smp::online().without(this_cpu().id);
+    let seed = t.random() as usize;
+    for id in others.iter() {
+        t.equal("work", smp::run_on(id, churn, seed), Ok(()));
+    }
+    churn(this_cpu(), seed);
+    smp::wait_for(others);
+    t.equal("things that were not as they must be", WRONG.load(Ordering::Relaxed), 0);
+    t.equal("all tables are back", tables_in_use(), before);
+}
