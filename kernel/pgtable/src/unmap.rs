@@ -131,8 +131,9 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
 #[inline(always)]
 fn breaking_flip(found: Survey, level: u8) -> Option<u64> {
     let leaf = if level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
-    let from = Descriptor(found.common(leaf | bits::NG)?);
-    (from.0 & leaf == leaf).then(|| from.0 ^ Change::INVALID.apply(from).0)
+    // At upper levels a neighbour may have linked a table where this walk read nothing: valid, and no leaf.
+    let from = Descriptor(found.common(bits::VALID | bits::TABLE | bits::NG)?);
+    (from.0 & (bits::VALID | bits::TABLE) == leaf).then(|| from.0 ^ Change::INVALID.apply(from).0)
 }
 
 /// Empties each entry and hands its leaf out.

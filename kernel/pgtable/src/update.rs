@@ -140,10 +140,14 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         let cells = &run.cells()[..leaves];
         let survey = mmu.survey(cells);
         // The common case by what all have: valid leaves, or present-invalid ones, that have what they must. Anything
-        // else is looked at one by one.
-        let valid = if run.level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
-        let all_leaves =
-            survey.all & valid == valid || (survey.any & bits::VALID == 0 && survey.all & bits::PRESENT_INVALID != 0);
+        // else is looked at one by one: at upper levels a table as well, which a neighbour may have linked where this walk
+        // read a hole.
+        let valid = if run.level == LAST_LEVEL {
+            survey.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
+        } else {
+            survey.all & bits::VALID != 0 && survey.any & bits::TABLE == 0
+        };
+        let all_leaves = valid || (survey.any & bits::VALID == 0 && survey.all & bits::PRESENT_INVALID != 0);
         let must = self.change.required() | self.change.marks();
         if !all_leaves || survey.all & must != must {
             // A copy, so that the run itself can stay in registers.

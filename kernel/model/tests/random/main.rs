@@ -210,6 +210,23 @@ proptest! {
     }
 }
 
+/// CPU 1 unmaps a range with a hole, and finds nothing at the upper level; CPU 0, which owns the rest of what that entry translates, maps
+/// there; CPU 1 looks again. The table that is there now is no leaf of CPU 1's.
+#[test]
+fn turns_link_a_table_in_the_hole_that_a_neighbour_unmaps() {
+    let place = |unit, start, count| calls::Place { unit, start, count, ragged: (0, 0) };
+    let map = |place| Call::Map { place, physical: 0, attributes: 0, pages: true, tables: usize::MAX };
+    let first = [map(place(2, 3, 1))];
+    let second = [Call::Unmap(place(2, 2, 2))];
+    // Every way in which the first steps of the two can interleave.
+    for before in 1..16 {
+        for between in 1..20 {
+            let turns = vec![before, between, 60];
+            run_in_turns::<Tiny>(Features::BASE, Patience::Waits, 5, turns, [&first, &second]);
+        }
+    }
+}
+
 /// CPU 1 maps and unmaps a page, again and again, in a table that CPU 0 would take away each time that it is empty.
 fn contended(patience: Patience, turns: Vec<u8>) {
     let place = calls::Place { unit: 0, start: 6, count: 1, ragged: (0, 0) };
