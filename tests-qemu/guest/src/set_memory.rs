@@ -12,6 +12,7 @@ use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::KernelArea;
 use granule::mm::layout;
+use granule::mm::maintenance::{self, Counts, Kind};
 use granule::mm::tlb::KernelTlb;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule::trap::{Fault, probe};
@@ -352,4 +353,32 @@ fn interrupts_and_what_they_interrupt_change_pages_side_by_side(t: &mut Test) {
     t.equal("what went wrong in handlers", MISHANDLED.load(Ordering::Relaxed), 0);
     t.equal("what went wrong around them", wrong, 0);
     space().vfree(this_cpu(), area);
+}
+
+// The branch sites are patched while the kernel runs.
+target_test!(what_a_call_issues_is_counted_while_counting_is_on);
+fn what_a_call_issues_is_counted_while_counting_is_on(t: &mut Test) {
+    let Some(area) = area(t, 3) else { return };
+    let cpu = this_cpu();
+    let issued = |call: &dyn Fn()| {
+        let before = maintenance::counts(cpu);
+        call();
+        maintenance::counts(cpu) - before
+    };
+    let read_only = || assert_eq!(space().set_memory_ro(area.start(), 3), Ok(()));
+    let writable = || assert_eq!(space().set_memory_rw(area.start(), 3), Ok(()));
+    let was_on = maintenance::is_counting();
+    maintenance::set_counting(false);
+    t.equal("off", issued(&read_only), Counts::default());
+    maintenance::set_counting(true);
+    let counted = issued(&writable);
+    let features = granule::kernel().features();
+    let repeated = u64::from(features.repeat_tlbi.is_needed());
+    t.equal("DSB", counted.of(Kind::Dsb), 2 + repeated);
+    t.equal("ISB", counted.of(Kind::Isb), 1);
+    t.equal("TLBI", counted.tlbi(), repeated + if features.cpus.tlb_range() { 2 } else { 3 });
+    t.equal("nothing changed, nothing issued", issued(&writable), Counts::default());
+    maintenance::set_counting(was_on);
+    t.equal("off again", issued(&read_only), if was_on { counted } else { Counts::default() });
+    space().vfree(cpu, area);
 }
