@@ -30,7 +30,8 @@ fn has(identifier: u16) -> bool {
 /// Whether the first instruction of some function that is a site of `identifier` jumps.
 fn is_taken(function: *const (), identifier: u16) -> Option<bool> {
     let sites = alternative::records().iter().map(alternative::Record::site);
-    let mut own = sites.filter(|site| site.identifier == identifier && site.address.0 - function as u64 <= 4);
+    let mut own =
+        sites.filter(|site| site.identifier == identifier && site.address.0.wrapping_sub(function as u64) <= 4);
     let site = own.next()?;
     // SAFETY: an instruction of the kernel's text, which is readable.
     Some(unsafe { site.address.as_ptr::<u32>().read_volatile() } == site.instruction(true))
