@@ -103,3 +103,23 @@ fn an_erratum_costs_one_more_invalidation_a_call() {
     // Neoverse-N1 is on the list, and has no range operations.
     assert_eq!(issued("el2", "count", "set_memory ro $ 8"), [3, 1, 9, 0, 0, 0]);
 }
+
+#[test]
+fn every_switch_of_the_lab_says_who_sees_it_and_each_that_the_target_sees_has_its_test() {
+    let (wrong, session) = run_default("lab=skip-isb", "lab");
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    let words = session.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let switches: Vec<_> = words.filter(|words| words.len() > 3 && matches!(words[1], "on" | "off")).collect();
+    let on: Vec<_> = switches.iter().filter(|words| words[1] == "on").map(|words| words[0]).collect();
+    assert_eq!(on, ["skip-isb"]);
+    assert!(switches.iter().all(|words| ["target", "model", "stream"].contains(&words[2])), "{session}");
+    let files = [include_str!("lab.rs"), include_str!("page_tables.rs")];
+    let code = files.iter().flat_map(|file| file.lines()).filter(|line| !line.trim_start().starts_with("//"));
+    let tests: Vec<&str> = code.collect();
+    for words in switches.iter().filter(|words| words[2] == "target") {
+        assert!(
+            tests.contains(&format!("\"{}\"", words[0])) || tests.contains(&format!("lab={}", words[0])),
+            "{words:?}"
+        );
+    }
+}

@@ -162,6 +162,12 @@ fn without_cache_maintenance_the_stream_has_none() {
     assert!(!has_any(&executable) && !has_any(&valid));
 }
 
+#[test]
+fn every_switch_with_the_stream_for_a_witness_has_its_test_here() {
+    let names = lab::all().iter().filter(|lab| lab.witness == lab::Witness::Stream).map(|lab| lab.name);
+    assert_eq!(names.collect::<Vec<_>>(), ["skip-icache"]);
+}
+
 fn read_only(space: &KernelSpace, start: VirtAddr, pages: u64, features: &[u16]) -> Vec<Operation> {
     space.set_memory_rw(start, pages).unwrap();
     host::with(features, || beside_writes(|| space.set_memory_ro(start, pages).unwrap()))
