@@ -55,6 +55,21 @@ fn a_walker_sees_a_page_or_none_while_its_owner_unmaps_and_maps_it() {
     );
 }
 
+/// A hole may become a neighbour's table under the hands of its owner, who measured a run of holes and leaves just before.
+#[test]
+fn a_table_that_appears_in_a_hole_is_no_leaf() {
+    let unmap = |cpu: Cpu<'_>| cpu.unmap(0);
+    let change = |cpu: Cpu<'_>| {
+        let changed = cpu.tables().update(&Lazy::new(&cpu), pages(0, 1), Change::READ_ONLY);
+        assert!(changed.is_err(), "nothing is mapped there");
+    };
+    for owner in [unmap, change] {
+        every_order(without!(Nothing, 2), nothing, [owner, |cpu| cpu.map(1)], |machine| {
+            assert!(machine.cpu(0).look(1), "a mapping was lost");
+        });
+    }
+}
+
 /// One owner changes its page while its neighbour, in the same pair of entries, maps another and unmaps a third.
 fn change_beside_a_neighbour(machine: fn() -> Machine) {
     let before = |cpu: Cpu<'_>| {
