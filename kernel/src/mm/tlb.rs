@@ -29,17 +29,11 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
         for what in whats {
             self.issue(mmu, &what);
         }
-        if !lab::is_on!(SKIP_DSB_AFTER_TLBI) {
-            mmu.dsb_ish();
+        if lab::is_on!(ANY) || patched_branch!(branch::REPEAT_TLBI) {
+            return end_otherwise(mmu);
         }
-        if patched_branch!(branch::REPEAT_TLBI) {
-            // What it names does not matter: that it completes says that the first ones have.
-            mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
-            mmu.dsb_ish();
-        }
-        if !lab::is_on!(SKIP_ISB) {
-            mmu.isb();
-        }
+        mmu.dsb_ish();
+        mmu.isb();
     }
 
     #[inline(always)]
@@ -48,6 +42,11 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
             return;
         }
         let level = level_hint(what);
+        // One page, which is what most are: nothing to plan.
+        if what.range.pages() == 1 && what.tables == Tables::Kept {
+            let operand = AddressOperand::new(what.range.start(), level.map(|level| (Granule::Size4K, level)));
+            return mmu.tlbi(Instruction::Vaale1is(operand));
+        }
         let single = |page| AddressOperand::new(page, level.map(|level| (Granule::Size4K, level)));
         let several = |first, span| RangeOperand::new(first, Granule::Size4K, span, level);
         for operation in Plan::new(what.range.start(), what.range.pages() as u64, Granule::Size4K, range_support()) {
@@ -63,6 +62,23 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
                 }
             }
         }
+    }
+}
+
+/// The end of the sequence where a switch of the lab takes a step of it away, or an erratum asks for one more.
+#[cold]
+#[inline(never)]
+fn end_otherwise<M: Mmu>(mmu: &M) {
+    if !lab::is_on!(SKIP_DSB_AFTER_TLBI) {
+        mmu.dsb_ish();
+    }
+    if patched_branch!(branch::REPEAT_TLBI) {
+        // What it names does not matter: that it completes says that the first ones have.
+        mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+        mmu.dsb_ish();
+    }
+    if !lab::is_on!(SKIP_ISB) {
+        mmu.isb();
     }
 }
 
