@@ -103,6 +103,9 @@ pub mod bits {
     /// Software, in a table descriptor (the hardware ignores bits 58 to 51 there): the table was empty, and is unlinked
     /// unless somebody who needs it takes this away.
     pub const LEAVING: u64 = 1 << 55;
+    /// Software, in an entry that is neither valid nor present: a table was unlinked here that walk caches may still have. Not
+    /// [`LEAVING`], which whoever needs the table clears without another look.
+    pub const UNLINKED: u64 = 1 << 57;
     /// PXNTable.
     pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);
     /// UXNTable.

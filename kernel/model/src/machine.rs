@@ -332,6 +332,8 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
 
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         let mut state = self.model.state();
+        let now = state.now();
+        state.memory.observe(self.model.arena.address(cell), self.index, now);
         cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire).map_err(Descriptor)?;
         state.store(self.index, self.model.arena.address(cell), current, new);
         Ok(())

@@ -12,6 +12,7 @@ use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
 use crate::mmu::Mmu;
 use crate::range::PageRange;
+use crate::reclaim::{UNLINKED, complete_unlinking};
 use crate::source::TableSource;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
@@ -232,7 +233,7 @@ impl<'t, M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<'t, M> for Writing<'_, 
         if self.mapping.fit.leaf::<M::Geometry>(run.level, run.from, run.left) {
             return Ok(Next::Entries(self.write_blocks(mmu, run)));
         }
-        self.link_table(mmu, &run.table[run.first]);
+        self.link_table(mmu, &run.table[run.first], run.from);
         Ok(Next::Again)
     }
 }
@@ -279,6 +280,11 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
             && run.cells()[..entries].iter().all(|cell| mmu.load(cell).kind(false) == Kind::None);
         let written = if group { entries } else { 1 };
         for (index, cell) in run.cells()[..written].iter().enumerate() {
+            if mmu.load(cell) == UNLINKED {
+                complete_unlinking(mmu, run.address(index));
+            }
+        }
+        for (index, cell) in run.cells()[..written].iter().enumerate() {
             let block = Descriptor::block((self.mapping.target)(run.address(index)), self.mapping.attributes);
             mmu.store(cell, if group { block.contiguous() } else { block });
             self.lazy.wrote(block);
@@ -287,7 +293,7 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
     }
 
     /// Links one of the tables that were taken.
-    fn link_table(&mut self, mmu: &M, cell: &M::Cell) {
+    fn link_table(&mut self, mmu: &M, cell: &M::Cell, address: VirtAddr) {
         let Some(table) = self.spare.pop(mmu) else {
             // The first pass took the marks of tables that were leaving away, so no more can be missing than it counted.
             unreachable!("the first pass counted every missing table")
@@ -296,10 +302,17 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
         // The table's zeroes, and the end of the list in its first entry, must be seen before the table is: a walker
         // follows the new descriptor as soon as it is there. Stores before stores is all that takes.
         mmu.dmb_ishst();
-        match mmu.compare_exchange(cell, Descriptor::EMPTY, descriptor) {
-            Ok(()) => self.lazy.wrote(descriptor),
-            // The owner of a neighbouring range was first; theirs is as good.
-            Err(_) => self.spare.push(mmu, table),
+        let mut nothing = Descriptor::EMPTY;
+        loop {
+            match mmu.compare_exchange(cell, nothing, descriptor) {
+                Ok(()) => return self.lazy.wrote(descriptor),
+                Err(found) if found == Descriptor::EMPTY || found == UNLINKED => nothing = found,
+                // The owner of a neighbouring range was first; theirs is as good.
+                Err(_) => return self.spare.push(mmu, table),
+            }
+            if nothing == UNLINKED {
+                complete_unlinking(mmu, address);
+            }
         }
     }
 }

@@ -29,10 +29,18 @@
 //! ending; and the TLBI has taken what the hardware's walkers had cached. Between steps 2 and 3 the table holds a link and
 //! an address, which no walker takes for a descriptor.
 //!
+//! # Why nothing is made beside what walk caches hold
+//! From step 2 until its invalidation is complete, walk caches may hold the old table for addresses that a mapper gives a new
+//! one: two tables for one address, and a spurious fault through the old one after the mapper has returned. So unlinking leaves
+//! [`bits::UNLINKED`] behind, invalid and not empty, until that DSB. A mapper that meets it does not wait: it invalidates the address
+//! itself, and makes its entry in the place of the mark.
+//!
 //! [`bits::LEAVING`]: granule_arch::descriptor::bits::LEAVING
+//! [`bits::UNLINKED`]: granule_arch::descriptor::bits::UNLINKED
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
+use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::announce::{Grace, WalkWord};
 use crate::flush::{Invalidation, Tables};
@@ -41,6 +49,18 @@ use crate::mmu::{Mmu, Table, Tlb};
 use crate::range::PageRange;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
+
+/// What stands in the place of a table's descriptor while walk caches may hold it: nothing, to hardware and to every walk.
+pub(crate) const UNLINKED: Descriptor = Descriptor(bits::UNLINKED);
+
+/// Takes out of all walk caches the table that was unlinked at `address`, where this CPU has read [`UNLINKED`].
+#[cold]
+pub(crate) fn complete_unlinking<M: Mmu>(mmu: &M, address: VirtAddr) {
+    // Another CPU stored the mark: a DSB that orders this CPU's read of it makes all walks see it. DSB ISHST would not.
+    mmu.dsb_ish();
+    mmu.tlbi(Instruction::Vaae1is(AddressOperand::new(address, None)));
+    mmu.dsb_ish();
+}
 
 /// How far a [`Reclaimer`] has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,6 +150,7 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
                     } else {
                         // Ends with a DSB ISH: the words are read behind the unlinking.
                         tlb.invalidate(mmu, unlinked.iter(mmu).map(|table| walk_caches(mmu, *range, table)));
+                        unlinked.iter(mmu).for_each(|table| take_mark_away(tables, unlinked_at(mmu, *range, table)));
                         Stage::Unlinked(*range, unlinked, Grace::begin(&words))
                     }
                 }
@@ -171,7 +192,7 @@ fn unlink<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> 
         }
         if !is_empty(mmu, found.table) {
             mmu.clear_bits(found.cell, bits::LEAVING);
-        } else if mmu.compare_exchange(found.cell, found.descriptor, Descriptor::EMPTY).is_ok() {
+        } else if mmu.compare_exchange(found.cell, found.descriptor, UNLINKED).is_ok() {
             let table = found.table.address();
             unlinked.push(mmu, table);
             mmu.store(&TableList::cells(mmu, table)[1], Descriptor(found.start.0 & bits::ADDRESS));
@@ -183,10 +204,32 @@ fn unlink<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> 
 /// What walk caches hold of an unlinked table. They hold its descriptor once for all that it translates, and an
 /// invalidation by any address in there takes it: one page is enough.
 fn walk_caches<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) -> Invalidation<M::Geometry> {
+    let start = unlinked_at(mmu, range, table);
+    Invalidation { range: PageRange::trusted(start, M::Geometry::PAGE_SIZE), tables: Tables::Unlinked, level: None }
+}
+
+/// The first address that a table in the list translated.
+fn unlinked_at<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) -> VirtAddr {
     let low = mmu.load(&TableList::cells(mmu, table)[1]).0;
     // Both are in the same half of the address space.
-    let start = VirtAddr(range.start().0 & !bits::ADDRESS | low);
-    Invalidation { range: PageRange::trusted(start, M::Geometry::PAGE_SIZE), tables: Tables::Unlinked, level: None }
+    VirtAddr(range.start().0 & !bits::ADDRESS | low)
+}
+
+/// The end of step 2 for the table that translated `address`: the entry is free, unless a mapper has taken it already.
+fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
+    let (mmu, mut table) = (tables.mmu(), tables.root());
+    loop {
+        let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
+        let descriptor = mmu.load(cell);
+        if table.level() == LAST_LEVEL || descriptor.kind(false) != Kind::Table {
+            if descriptor == UNLINKED {
+                // Where this fails a mapper was here: it has invalidated the address itself.
+                let _ = mmu.compare_exchange(cell, UNLINKED, Descriptor::EMPTY);
+            }
+            return;
+        }
+        table = Table::new(descriptor.address(), table.level() + 1);
+    }
 }
 
 /// Looks at a few entries at once, and no further than the first that are in use.

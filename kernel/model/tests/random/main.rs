@@ -237,7 +237,7 @@ fn contended(patience: Patience, turns: Vec<u8>) {
 }
 
 proptest! {
-    #![proptest_config(Config::with_cases(256))]
+    #![proptest_config(Config::with_cases(1024))]
 
     #[test]
     fn a_table_in_turns(turns in turns()) {
@@ -248,7 +248,7 @@ proptest! {
 /// Turns are fine enough to bring a mapper between two steps of a reclaim: without grace periods it loses its table.
 #[test]
 fn turns_show_a_reclaim_that_waits_for_no_walk() {
-    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(512) };
+    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(4096) };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let run = runner.run(&turns(), |turns| {
         contended(Patience::None, turns);

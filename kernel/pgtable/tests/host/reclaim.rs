@@ -119,7 +119,8 @@ fn nothing_is_done_where_nothing_is_linked() {
     assert_eq!(operations, []);
 }
 
-/// Marked, a full barrier; unlinked, invalidated with all levels by one page of each table; then the next level up.
+/// Marked, a full barrier; unlinked, invalidated with all levels by one page of each table, and only then is the entry free for
+/// another; then the next level up.
 #[test]
 fn the_order_is_mark_unlink_invalidate_free() {
     let machine = HostMachine::<Granule4K>::new(4);
@@ -129,7 +130,8 @@ fn the_order_is_mark_unlink_invalidate_free() {
     let operations = machine.record(|| assert_eq!(reclaim(&machine, pages), 4));
     let told = |operation: &Operation| match *operation {
         Operation::Write { old, new, .. } if new.0 == old.0 | bits::LEAVING => Some("mark".to_string()),
-        Operation::Write { old, new: Descriptor::EMPTY, .. } if old.is_valid() => Some("unlink".to_string()),
+        Operation::Write { old, new: Descriptor(bits::UNLINKED), .. } if old.is_valid() => Some("unlink".to_string()),
+        Operation::Write { old: Descriptor(bits::UNLINKED), new: Descriptor::EMPTY, .. } => Some("settle".to_string()),
         // The list of tables, in tables that are not linked.
         Operation::Write { old, new, .. } => {
             assert!(!old.is_valid() && !new.is_valid());
@@ -141,11 +143,11 @@ fn the_order_is_mark_unlink_invalidate_free() {
         }
         other => Some(format!("{other:?}")),
     };
-    let upper = "mark DsbIsh unlink DsbIshst all levels at +0x0 DsbIsh Isb";
+    let upper = "mark DsbIsh unlink DsbIshst all levels at +0x0 DsbIsh Isb settle";
     assert_eq!(
         operations.iter().filter_map(told).collect::<Vec<_>>().join(" "),
         format!(
-            "mark mark DsbIsh unlink unlink DsbIshst all levels at +0x200000 all levels at +0x0 DsbIsh Isb {upper} {upper}"
+            "mark mark DsbIsh unlink unlink DsbIshst all levels at +0x200000 all levels at +0x0 DsbIsh Isb settle settle {upper} {upper}"
         ),
     );
 }
