@@ -99,6 +99,9 @@ impl FrameAllocator {
             {
                 if frame == run.end {
                     run.end += 1;
+                } else if frame + 1 == run.start {
+                    // Frames that were freed one by one in ascending order come out in descending order.
+                    run.start = frame;
                 } else {
                     self.claim_into(&mut list, core::mem::replace(&mut run, frame..frame + 1));
                 }
