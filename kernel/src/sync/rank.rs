@@ -1,6 +1,7 @@
 //! The one order in which locks are taken: from the top of this list to its foot, never back.
 //!
-//! Debug builds check it on every acquisition. Nothing is allocated at or below [`PAGE_TABLE`].
+//! Debug builds check it on every acquisition. Nothing is allocated from the heap at
+//! or below [`HEAP_GROWTH`]. Page tables have no lock: their owners' entries are disjoint (`granule_pgtable`).
 
 /// A place in the order; smaller is taken first. At most 31.
 pub type Rank = u32;
@@ -10,8 +11,6 @@ pub const VMALLOC: Rank = 2;
 /// The heap's growth: it maps frames, so it comes before page tables. Whoever holds this rank or a later one must not
 /// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
-/// The kernel space's page tables: mapping and unmapping, never `set_memory_*`.
-pub const PAGE_TABLE: Rank = 8;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 10;
 /// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
@@ -21,8 +20,6 @@ pub const POOL: Rank = 14;
 pub const PAGE_BLOCK: Rank = 16;
 /// The heap's list.
 pub const HEAP: Rank = 20;
-/// Cross-calls between CPUs.
-pub const CALL: Rank = 24;
 /// The interrupt controller.
 pub const INTERRUPT: Rank = 26;
 /// The console: last, so that anything may print.
