@@ -98,13 +98,14 @@ pub mod bits {
     pub const UXN: u64 = mask(STAGE1::UXN);
     /// What the hardware leaves to software in a leaf: bits 58 to 55 and 63.
     pub const SOFTWARE: u64 = 1 << 63 | 0b1111 << 55;
-    /// Software: the page belongs to a vmalloc area, whose owner may change its permissions (Linux's flag of that name).
+    /// Software: the page belongs to a vmalloc area, whose owner may change its permissions (Linux's flag of that
+    /// name).
     pub const VM_ALLOC: u64 = 1 << 56;
     /// Software, in a table descriptor (the hardware ignores bits 58 to 51 there): the table was empty, and is unlinked
     /// unless somebody who needs it takes this away.
     pub const LEAVING: u64 = 1 << 55;
-    /// Software, in an entry that is neither valid nor present: a table was unlinked here that walk caches may still have. Not
-    /// [`LEAVING`], which whoever needs the table clears without another look.
+    /// Software, in an entry that is neither valid nor present: a table was unlinked here that walk caches may still
+    /// have. Not [`LEAVING`], which whoever needs the table clears without another look.
     pub const UNLINKED: u64 = 1 << 57;
     /// PXNTable.
     pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);

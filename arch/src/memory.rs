@@ -1,13 +1,13 @@
 //! Moving, filling and comparing memory, on the target: what the compiler calls by name, and zeroing pages.
 //!
 //! `compiler_builtins` brings byte loops for `memcpy` and its kin on this target, under weak names. The strong ones in
-//! `memory.S` use pairs of registers, DC ZVA or FEAT_MOPS, whichever the [`branch`]es say. Assembly, because a compiler that
-//! finds such a loop in Rust turns it into a call of the function that it is.
+//! `memory.S` use pairs of registers, DC ZVA or FEAT_MOPS, whichever the [`branch`]es say. Assembly, because a compiler
+//! that finds such a loop in Rust turns it into a call of the function that it is.
 
 use crate::addr::{PAGE_SIZE, VirtAddr};
 
-/// Identifiers of the patched branches that choose among the ways: see [`crate::alternative`]. Before they are patched, and
-/// where the CPUs have neither, it is pairs of registers.
+/// Identifiers of the patched branches that choose among the ways: see [`crate::alternative`]. Before they are patched,
+/// and where the CPUs have neither, it is pairs of registers.
 pub mod branch {
     /// FEAT_MOPS.
     pub const MOPS: u16 = 62;

@@ -324,7 +324,8 @@ tlbi!(
     rvaale1(operand: RangeOperand = operand.0), "sys #0, c8, c6, #7, {}"
 );
 
-/// A TLBI of the kernel's own regime with its operand, as a value: what a machine is told to do, be it the metal or a model.
+/// A TLBI of the kernel's own regime with its operand, as a value: what a machine is told to do, be it the metal or a
+/// model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Instruction {
     /// [`vmalle1is`].

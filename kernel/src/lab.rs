@@ -140,8 +140,8 @@ const ALL: [Lab; 9] = [
     EARLY_TABLE_FREE,
 ];
 
-/// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot path, one
-/// leads to them.
+/// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot
+/// path, one leads to them.
 pub const ANY: u16 = FIRST_LAB + 63;
 
 // The set below is a word, and a switch's place in it is its place in the list.

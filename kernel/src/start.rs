@@ -111,8 +111,8 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, PhysRange), Boot
     };
     // SAFETY: of the header a copy was made.
     let mapped = unsafe { fixmap::map_device_tree(start, size) }.ok_or(BootError::TreeTooLarge(start, size))?;
-    // SAFETY: mapped, for as long as this function runs, over a device tree by its magic number, which a loader put into
-    // ordinary memory for this kernel alone.
+    // SAFETY: mapped, for as long as this function runs, over a device tree by its magic number, which a loader put
+    // into ordinary memory for this kernel alone.
     let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), size) };
     let mut platform = PLATFORM.lock();
     platform.read(blob)?;

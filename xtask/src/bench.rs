@@ -73,7 +73,8 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     if options.check { check(&run, &tools.root.join(REFERENCE)) } else { Ok(()) }
 }
 
-/// Which rows on which machine: those that were asked for there; else all on the first, and on others what is theirs too.
+/// Which rows on which machine: those that were asked for there; else all on the first, and on others what is theirs
+/// too.
 fn choose<'a>(options: &Options, rows: &'a [Bench], filter: &str) -> Result<Vec<(Machine, Chosen<'a>)>> {
     let asked = |row: &Bench| row.name.contains(filter);
     let first = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;

@@ -65,8 +65,8 @@ fn finish(linked: &Path, stem: &Path) -> Result<Program> {
     Ok(program)
 }
 
-/// Writes a file where it differs, so that its time tells when it last changed. By way of a second name: a machine that is
-/// booting from the old one keeps it whole.
+/// Writes a file where it differs, so that its time tells when it last changed. By way of a second name: a machine that
+/// is booting from the old one keeps it whole.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());

@@ -36,8 +36,8 @@ pub(crate) fn check_permissions(elf: &[u8]) -> Result<()> {
 /// The one piece of code that runs at EL2.
 const AT_EL2: &str = "at_el2";
 
-/// Refuses a program with a TLBI that EL1 may not issue, anywhere but where it is at EL2: `tlbi alle1` at EL1 is undefined, or goes
-/// to a hypervisor that is not there. Nothing on the way to it would show that before it runs.
+/// Refuses a program with a TLBI that EL1 may not issue, anywhere but where it is at EL2: `tlbi alle1` at EL1 is
+/// undefined, or goes to a hypervisor that is not there. Nothing on the way to it would show that before it runs.
 ///
 /// # Errors
 /// Names the place.
@@ -57,8 +57,8 @@ pub(crate) fn check_tlbis(elf: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Offsets of TLBI instructions that belong to EL2 or EL3: SYS (Arm ARM C5.1.3) with CRn 8, or 9 for the nXS forms, and op1
-/// other than 0.
+/// Offsets of TLBI instructions that belong to EL2 or EL3: SYS (Arm ARM C5.1.3) with CRn 8, or 9 for the nXS forms, and
+/// op1 other than 0.
 fn tlbis_of_el2(text: &[u8]) -> impl Iterator<Item = usize> {
     let words = text.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
     words.enumerate().filter_map(|(index, word)| {

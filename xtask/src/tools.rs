@@ -1,6 +1,7 @@
 //! The tools that `./x` found, and the cargo command lines that use them.
 //!
-//! Everything that changes what is built stands here, on a command line: nothing of the kind is in `.cargo/config.toml` or the environment.
+//! Everything that changes what is built stands here, on a command line: nothing of the kind is in `.cargo/config.toml`
+//! or the environment.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -134,7 +135,8 @@ impl Tools {
         command
     }
 
-    /// A cargo subcommand by its absolute path: cargo itself would look for it in PATH, where rustup's proxies may stand.
+    /// A cargo subcommand by its absolute path: cargo itself would look for it in PATH, where rustup's proxies may
+    /// stand.
     fn cargo(&self, subcommand: &str) -> Command {
         let external = matches!(subcommand, "clippy" | "fmt");
         let cargo = self.bin.join("cargo");

@@ -1,10 +1,11 @@
 //! An atomic whose every access loom takes for a reason to try another order.
 //!
-//! loom tries orders only for accesses that depend on each other, and for that remembers of each atomic the last access and
-//! no more. A CPU that reads an entry and then writes it, as every check before a change does, so hides another CPU's earlier
-//! read behind its own: the order in which its write comes first is never tried, and a test passes that must not. So each
-//! access here is preceded by a relaxed read-modify-write of a word beside the value. Those all depend on each other, and
-//! the last one is enough to remember; being relaxed they order nothing, as the canaries show.
+//! loom tries orders only for accesses that depend on each other, and for that remembers of each atomic the last access
+//! and no more. A CPU that reads an entry and then writes it, as every check before a change does, so hides another
+//! CPU's earlier read behind its own: the order in which its write comes first is never tried, and a test passes that
+//! must not. So each access here is preceded by a relaxed read-modify-write of a word beside the value. Those all
+//! depend on each other, and the last one is enough to remember; being relaxed they order nothing, as the canaries
+//! show.
 
 use loom::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,9 +1,9 @@
 //! A machine for loom: the page-table algorithms in every order in which a few CPUs can run them.
 //!
 //! [loom] runs a closure again and again, once for each interleaving of its threads and for each value that a load may
-//! return by the C11 memory model. The cells belong to [`Mmu`], so the code under test is the kernel's own; the geometry is
-//! [`Tiny`], two levels of four entries. `cargo test -p granule-loom` runs it all: this crate alone uses loom, so no
-//! `--cfg loom` is needed.
+//! return by the C11 memory model. The cells belong to [`Mmu`], so the code under test is the kernel's own; the
+//! geometry is [`Tiny`], two levels of four entries. `cargo test -p granule-loom` runs it all: this crate alone uses
+//! loom, so no `--cfg loom` is needed.
 //!
 //! # What stands for what
 //! | metal | here |
@@ -14,8 +14,9 @@
 //! | DSB ISH | sequentially consistent fence |
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
-//! What loom cannot show: a load never takes its value from a store that is later in the same order (no load buffering).
-//! That the even word is a release is therefore seen through what a mapper stores, not through what a walker reads.
+//! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
+//! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
+//! walker reads.
 //!
 //! The machine's own bookkeeping (which frames are free) is in plain `std` types, which loom does not see: it makes no
 //! order between CPUs that the kernel would not have. The tests named `canary` would fail if it did.
@@ -76,8 +77,8 @@ pub struct Machine {
     frames: Vec<[Cell; ENTRIES]>,
     /// Frames that nobody has.
     free: Mutex<Vec<PhysAddr>>,
-    /// The reclaim of its tables, with how many it has freed. They never become tables again: a frame that goes from CPU to
-    /// CPU is put in order by the frame allocator, which is not here.
+    /// The reclaim of its tables, with how many it has freed. They never become tables again: a frame that goes from
+    /// CPU to CPU is put in order by the frame allocator, which is not here.
     reclaim: Mutex<(Reclaimer<Tiny, CPUS>, usize)>,
     words: [Word; CPUS],
     without: Without,
@@ -185,8 +186,8 @@ impl<'m> Cpu<'m> {
         found.is_some()
     }
 
-    /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table is at once somebody else's.
-    /// One CPU does this.
+    /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table is at once somebody
+    /// else's. One CPU does this.
     pub fn reclaim(&self) -> Progress {
         let (reclaimer, freed) = &mut *self.machine.reclaim.lock().unwrap();
         if reclaimer.is_idle() {
@@ -203,7 +204,8 @@ impl<'m> Cpu<'m> {
 }
 
 // SAFETY: (1) a table's cells are its frame's, atomics all; (2) loads acquire; (3) the barriers are the fences of the
-// table in the crate's documentation, unless a test takes one away to see that it is missed; (4) so too for bulk changes.
+// table in the crate's documentation, unless a test takes one away to see that it is missed; (4) so too for bulk
+// changes.
 unsafe impl Mmu for Cpu<'_> {
     type Geometry = Tiny;
     type Cell = Cell;
@@ -286,8 +288,8 @@ unsafe impl Mmu for Cpu<'_> {
     }
 }
 
-// SAFETY: a frame is in `free` or has one user; the taker zeroes it by stores of its own, as the kernel does, and so does
-// whoever gives one back.
+// SAFETY: a frame is in `free` or has one user; the taker zeroes it by stores of its own, as the kernel does, and so
+// does whoever gives one back.
 unsafe impl TableSource for Cpu<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let table = self.machine.free.lock().unwrap().pop()?;

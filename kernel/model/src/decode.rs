@@ -1,7 +1,7 @@
 //! TLBI operands as the hardware reads them: which entries of a TLB an instruction takes, by its bits alone.
 //!
-//! Arm ARM C5.5 (operands), D8.16.5 (TTL), D8.16.6 (range operations). Nothing that the issuer knew is used, so a field in the
-//! wrong place covers the wrong addresses here as it does there:
+//! Arm ARM C5.5 (operands), D8.16.5 (TTL), D8.16.6 (range operations). Nothing that the issuer knew is used, so a field
+//! in the wrong place covers the wrong addresses here as it does there:
 //! - an address is VA\[55:12\] for every granule, the base of a range is counted in pages of TG;
 //! - a level hint that is not the leaf's level, or names another granule, leaves the entry where it is;
 //! - a range whose hint is a block level and whose base is not aligned to that block need not invalidate anything.

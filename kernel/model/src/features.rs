@@ -3,8 +3,8 @@
 /// Features of the architecture that change what is allowed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
-    /// FEAT_BBM level 2: the size of a live translation may change, and entries of a contiguous group may differ in their
-    /// contiguous bit.
+    /// FEAT_BBM level 2: the size of a live translation may change, and entries of a contiguous group may differ in
+    /// their contiguous bit.
     pub bbml2: bool,
     /// FEAT_ETS2: no access takes a translation fault that an earlier store has removed.
     pub ets2: bool,

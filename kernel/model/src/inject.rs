@@ -1,7 +1,8 @@
-//! Faults that a test injects: the nth barrier or invalidation is lost, weakened, moved to another CPU, or given another operand.
+//! Faults that a test injects: the nth barrier or invalidation is lost, weakened, moved to another CPU, or given
+//! another operand.
 //!
-//! **Rule: a checker is believed only when it is seen to fail.** Each rule of the model has a test that breaks a correct sequence
-//! by one of these and expects the violation.
+//! **Rule: a checker is believed only when it is seen to fail.** Each rule of the model has a test that breaks a
+//! correct sequence by one of these and expects the violation.
 
 use granule_arch::tlbi::Instruction;
 

@@ -1,17 +1,20 @@
 //! The model machine: CPUs whose TLBs may hold everything that the architecture lets them hold.
 //!
 //! A real machine shows one behaviour of the many that the architecture allows, and QEMU the most forgiving one. This
-//! machine has them all at once: for each CPU it keeps the set of translations and walk steps that its TLB *may* hold, for each
-//! cell of a table the set of values that a walk *may* read, and asks whether every element is allowed. Deterministic, no chance.
+//! machine has them all at once: for each CPU it keeps the set of translations and walk steps that its TLB *may* hold,
+//! for each cell of a table the set of values that a walk *may* read, and asks whether every element is allowed.
+//! Deterministic, no chance.
 //!
 //! - stores reach walkers at any time, certainly after the DSB that orders them
-//! - a TLBI takes what its operand's bits cover, where no walk can read it again; the DSB ISH of the same CPU completes it; an ISB
-//!   ends what that CPU had looked up ahead
-//! - break-before-make, BBML2, contiguous groups, tables linked before their contents, frames and tables reused too early
+//! - a TLBI takes what its operand's bits cover, where no walk can read it again; the DSB ISH of the same CPU completes
+//!   it; an ISB ends what that CPU had looked up ahead
+//! - break-before-make, BBML2, contiguous groups, tables linked before their contents, frames and tables reused too
+//!   early
 //! - [`Model::inject`] takes a barrier or an invalidation away, so that each rule is seen to fail
 //!
-//! The rules of barriers are those of Arm's own memory model (herd7 with VMSA), row by row in `tests/barriers.rs`. Not modelled: ASIDs
-//! and a second tree, stage 2, shareability of barriers, C11 order of software's own accesses to cells (loom has that).
+//! The rules of barriers are those of Arm's own memory model (herd7 with VMSA), row by row in `tests/barriers.rs`. Not
+//! modelled: ASIDs and a second tree, stage 2, shareability of barriers, C11 order of software's own accesses to cells
+//! (loom has that).
 //!
 //! # Example
 //! ```

@@ -23,8 +23,8 @@ use crate::story::Violation;
 
 /// A machine with some CPUs, one tree of tables in the upper half of the address space, and memory for more.
 ///
-/// What is wrong is noted and waits to be taken ([`Model::violations`]); a model that is dropped with violations that nobody took
-/// panics, so no test passes by not looking.
+/// What is wrong is noted and waits to be taken ([`Model::violations`]); a model that is dropped with violations that
+/// nobody took panics, so no test passes by not looking.
 pub struct Model<G: Geometry = Granule4K> {
     arena: Arc<Arena>,
     root: Table,
@@ -55,7 +55,8 @@ impl<G: Geometry> Model<G> {
             free: std::collections::BTreeSet::new(),
             geometry: PhantomData,
         };
-        // SAFETY: the arena's first frame is zero, in nobody's free list, and lives as long as the model, which lends its trees.
+        // SAFETY: the arena's first frame is zero, in nobody's free list, and lives as long as the model, which lends
+        // its trees.
         #[allow(unsafe_code, reason = "vouching for the root")]
         let root = unsafe { Table::root::<G>(first) };
         let free = (1..=frames as u64).rev().map(|frame| first + frame * G::PAGE_SIZE).collect();
@@ -113,7 +114,8 @@ impl<G: Geometry> Model<G> {
         &self.arena.cells(address, 1)[0]
     }
 
-    /// What to add to a physical address, wrapping, for a pointer of the host: for code that touches frames by plain memory accesses.
+    /// What to add to a physical address, wrapping, for a pointer of the host: for code that touches frames by plain
+    /// memory accesses.
     pub fn offset(&self) -> u64 {
         self.arena.offset()
     }
@@ -123,8 +125,8 @@ impl<G: Geometry> Model<G> {
         self.state().shows_all.push(addresses.start().0..=addresses.end().0);
     }
 
-    /// The frame at `frame` was taken by `cpu`, and zeroed by plain stores. What earlier owners stored comes before: a frame goes
-    /// from one to the next by locks, and who acquires orders what was released before its own stores.
+    /// The frame at `frame` was taken by `cpu`, and zeroed by plain stores. What earlier owners stored comes before: a
+    /// frame goes from one to the next by locks, and who acquires orders what was released before its own stores.
     pub fn frame_taken(&self, cpu: usize, frame: PhysAddr) {
         let mut state = self.state();
         let now = state.note(cpu, Operation::FrameTaken(frame));
@@ -133,8 +135,8 @@ impl<G: Geometry> Model<G> {
         state.memory.was_zeroed(frame, now);
     }
 
-    /// The frame at `frame` is given up: no TLB may translate to it and no walk come to it any more. If it was a table it is
-    /// overwritten, so that who follows it anyway does not get far.
+    /// The frame at `frame` is given up: no TLB may translate to it and no walk come to it any more. If it was a table
+    /// it is overwritten, so that who follows it anyway does not get far.
     pub fn frame_freed(&self, cpu: usize, frame: PhysAddr) {
         let mut state = self.state();
         state.note(cpu, Operation::FrameFreed(frame));
@@ -160,8 +162,8 @@ impl<G: Geometry> Model<G> {
         self.state().execute(from, Operation::HandOver(to));
     }
 
-    /// Every CPU takes an exception and comes back, as it does all the time: what it had looked up ahead is thrown away. No
-    /// injected fault strikes here.
+    /// Every CPU takes an exception and comes back, as it does all the time: what it had looked up ahead is thrown
+    /// away. No injected fault strikes here.
     pub fn synchronise(&self) {
         (0..self.cpus).for_each(|cpu| self.state().execute_unharmed(cpu, Operation::Isb));
     }
@@ -176,8 +178,8 @@ impl<G: Geometry> Model<G> {
         self.state().injections.is_empty()
     }
 
-    /// Asks what a call that returned on `caller` promises of `range`: no CPU may use anything there that the tables do not say,
-    /// and `caller` can use all that is valid.
+    /// Asks what a call that returned on `caller` promises of `range`: no CPU may use anything there that the tables do
+    /// not say, and `caller` can use all that is valid.
     pub fn audit(&self, caller: usize, range: PageRange<G>) {
         self.state().audit(caller, range.start().0, range.last().0);
     }
@@ -305,9 +307,9 @@ impl<'m, G: Geometry> ModelCpu<'m, G> {
     }
 }
 
-// SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire, and changed and noted under
-// one lock; (3) barriers order what walkers may see, which is what the model models: cells themselves are sequentially consistent;
-// (4) the bulk methods are the defaults.
+// SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire, and changed
+// and noted under one lock; (3) barriers order what walkers may see, which is what the model models: cells themselves
+// are sequentially consistent; (4) the bulk methods are the defaults.
 #[allow(unsafe_code, reason = "implementing the contract of `Mmu`")]
 unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
     type Geometry = G;

@@ -1,7 +1,8 @@
 //! What an access may come to, and whether that is what was promised.
 //!
-//! An access of a CPU uses any translation that its TLB may hold, or walks: from the root or from any step that its walk cache may hold,
-//! reading in each cell any value that is visible. Every outcome of that must be allowed; which it is on a real machine is chance.
+//! An access of a CPU uses any translation that its TLB may hold, or walks: from the root or from any step that its
+//! walk cache may hold, reading in each cell any value that is visible. Every outcome of that must be allowed; which it
+//! is on a real machine is chance.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
@@ -200,8 +201,8 @@ impl<G: Geometry> State<G> {
         settled
     }
 
-    /// What a call that returned on `caller` promises of `first..=last`: no CPU holds anything that the tables do not say, no group is
-    /// mixed, and the caller itself can use what is valid.
+    /// What a call that returned on `caller` promises of `first..=last`: no CPU holds anything that the tables do not
+    /// say, no group is mixed, and the caller itself can use what is valid.
     pub(crate) fn audit(&mut self, caller: usize, first: u64, last: u64) {
         let state = |cpu: usize| self.cpus[cpu].tlb.overlapping(first, last).chain(&self.cpus[cpu].ahead);
         // What walk caches have of tables is a matter of whoever frees the table.

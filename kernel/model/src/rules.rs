@@ -1,7 +1,7 @@
 //! What the architecture forbids, asked at the moment at which it is done.
 //!
-//! Arm ARM D8.17.1 (break-before-make, FEAT_BBM levels), D8.7.1 (contiguous groups). A table may only be linked when its contents come
-//! before the link, and a frame may only be reused when no walk and no TLB reaches it.
+//! Arm ARM D8.17.1 (break-before-make, FEAT_BBM levels), D8.7.1 (contiguous groups). A table may only be linked when
+//! its contents come before the link, and a frame may only be reused when no walk and no TLB reaches it.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
@@ -68,8 +68,8 @@ impl<G: Geometry> State<G> {
         self.report(Violation::new(Rule::BreakBeforeMake, headline, story));
     }
 
-    /// `writer` linked `table` at `place`. Returns whether there is a table that can be walked. `fresh` says that no walk could reach
-    /// it before, neither here nor anywhere.
+    /// `writer` linked `table` at `place`. Returns whether there is a table that can be walked. `fresh` says that no
+    /// walk could reach it before, neither here nor anywhere.
     pub(crate) fn link(&mut self, writer: usize, table: PhysAddr, place: Place, now: Time, fresh: bool) -> bool {
         if !self.arena.range().contains(table) {
             let headline = format!("{table} is linked as a table, and is no memory");
@@ -92,8 +92,8 @@ impl<G: Geometry> State<G> {
         true
     }
 
-    /// A walker that follows the new link must find the table as it is: everything in it was stored by the linking CPU and before a
-    /// barrier, or is complete.
+    /// A walker that follows the new link must find the table as it is: everything in it was stored by the linking CPU
+    /// and before a barrier, or is complete.
     fn check_filled(&mut self, writer: usize, table: PhysAddr, now: Time) {
         let barrier = self.cpus[writer].last_barrier;
         let zeroed = self.memory.take_zeroed(table, G::PAGE_SIZE).filter(|&time| time > barrier);
@@ -163,8 +163,8 @@ impl<G: Geometry> State<G> {
         self.report(Violation::new(Rule::FrameInUse, headline, story));
     }
 
-    /// Why the group of `cell` must not be used: its entries do not translate alike. With BBML2 they may differ in the contiguous
-    /// bit.
+    /// Why the group of `cell` must not be used: its entries do not translate alike. With BBML2 they may differ in the
+    /// contiguous bit.
     pub(crate) fn mixed_group(&self, cell: PhysAddr) -> Option<String> {
         let place = self.memory.place(cell)?;
         if G::group_entries(place.level) == 1 {

@@ -1,8 +1,9 @@
 //! The machine's state, and what each event does to it.
 //!
-//! A store makes a value visible at once and leaves the older ones visible too (`stores`); whatever a walk can read goes into what
-//! every TLB may hold (`tlb`), after the rules have been asked (`rules`). A TLBI takes the entries that its operand covers (`decode`)
-//! and that no walk can read again; a DSB of the same CPU completes that; an ISB ends what that CPU had translated ahead.
+//! A store makes a value visible at once and leaves the older ones visible too (`stores`); whatever a walk can read
+//! goes into what every TLB may hold (`tlb`), after the rules have been asked (`rules`). A TLBI takes the entries that
+//! its operand covers (`decode`) and that no walk can read again; a DSB of the same CPU completes that; an ISB ends
+//! what that CPU had translated ahead.
 
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
@@ -27,7 +28,8 @@ use crate::tlb::{Doom, Held, Kind, MayHold};
 #[derive(Default)]
 pub(crate) struct CpuState {
     pub(crate) tlb: MayHold,
-    /// Translations that are invalidated, and that this CPU may have looked up ahead for accesses to come: until its next ISB.
+    /// Translations that are invalidated, and that this CPU may have looked up ahead for accesses to come: until its
+    /// next ISB.
     pub(crate) ahead: Vec<Held>,
     pub(crate) last_isb: Time,
     /// Its last barrier that orders stores.
@@ -103,8 +105,8 @@ impl<G: Geometry> State<G> {
         self.cpus[cpu].last_barrier = now;
     }
 
-    /// A DSB ISH completes the invalidations of its CPU, for all others with the accesses that used what is gone; this CPU may
-    /// have looked further ahead, which only an ISB undoes unless FEAT_ETS2 forbids it.
+    /// A DSB ISH completes the invalidations of its CPU, for all others with the accesses that used what is gone; this
+    /// CPU may have looked further ahead, which only an ISB undoes unless FEAT_ETS2 forbids it.
     fn complete(&mut self, issuer: usize) {
         let ets2 = self.features.ets2;
         for (holder, cpu) in self.cpus.iter_mut().enumerate() {
@@ -151,8 +153,8 @@ impl<G: Geometry> State<G> {
         }
     }
 
-    /// Walks that come to `cell` can read `value` from now on, and if it is a table, all that is in it. `fresh` says that no walk
-    /// could reach that table before.
+    /// Walks that come to `cell` can read `value` from now on, and if it is a table, all that is in it. `fresh` says
+    /// that no walk could reach that table before.
     fn became_visible(&mut self, writer: usize, cell: PhysAddr, value: u64, time: Time, fresh: bool) {
         let Some(place) = self.memory.place(cell) else { return };
         let kind = entry_kind(value, place.level);
@@ -262,7 +264,8 @@ impl<G: Geometry> State<G> {
         (0..self.cpus.len()).any(|cpu| self.reaches(cpu, table, |_| false))
     }
 
-    /// Whether a walk of `cpu` can come to `table`, from the root or from what its walk cache may hold and `cut` does not take.
+    /// Whether a walk of `cpu` can come to `table`, from the root or from what its walk cache may hold and `cut` does
+    /// not take.
     pub(crate) fn reaches(&self, cpu: usize, table: PhysAddr, cut: impl Fn(&Held) -> bool + Copy) -> bool {
         let Some(place) = self.memory.place(table) else { return false };
         let Some(parent) = place.parent else { return table == self.root };

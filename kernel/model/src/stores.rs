@@ -2,8 +2,8 @@
 //!
 //! Arm ARM B2.3 and D8.2.6. A store may reach the walkers at once, or at any later time; it certainly has only
 //! - after a DSB (ISHST or ISH) of the CPU that made it: for everyone;
-//! - after a DSB ISH of a CPU that read it, or was handed what its maker did: for everyone. A DSB ISHST there does not do,
-//!   since it orders no loads;
+//! - after a DSB ISH of a CPU that read it, or was handed what its maker did: for everyone. A DSB ISHST there does not
+//!   do, since it orders no loads;
 //! - after an ISB of such a CPU: for that CPU.
 //!
 //! Until then a walker may read the old value as well as the new, again and again, in any order.
@@ -190,7 +190,8 @@ impl Memory {
         self.zeroed.insert(frame.0 >> self.page_shift, time);
     }
 
-    /// The `size` bytes from `start` on come into use: when the last frame of them was zeroed, if any was since it was taken.
+    /// The `size` bytes from `start` on come into use: when the last frame of them was zeroed, if any was since it was
+    /// taken.
     pub(crate) fn take_zeroed(&mut self, start: PhysAddr, size: u64) -> Option<Time> {
         let (first, last) = (start.0 >> self.page_shift, (start.0 + (size - 1)) >> self.page_shift);
         let frames: Vec<u64> = self.zeroed.range(first..=last).map(|(&frame, _)| frame).collect();

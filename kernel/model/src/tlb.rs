@@ -1,9 +1,10 @@
-//! What the TLB of a CPU *may* hold: every translation, and every step of a walk, that it could have read since the last
-//! invalidation that took it.
+//! What the TLB of a CPU *may* hold: every translation, and every step of a walk, that it could have read since the
+//! last invalidation that took it.
 //!
-//! Arm ARM D8.13 to D8.16. Nothing is ever evicted and nothing is left to chance. An entry is here from the moment at which a walk
-//! could read it until a TLBI that takes it, issued when no walk could read it any more, was completed by a DSB of the CPU that
-//! issued it. A leaf of a contiguous group is here twice: alone, and as the whole group, because hardware may do either.
+//! Arm ARM D8.13 to D8.16. Nothing is ever evicted and nothing is left to chance. An entry is here from the moment at
+//! which a walk could read it until a TLBI that takes it, issued when no walk could read it any more, was completed by
+//! a DSB of the CPU that issued it. A leaf of a contiguous group is here twice: alone, and as the whole group, because
+//! hardware may do either.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,7 +86,8 @@ struct Slot {
     dooms: Vec<Doom>,
 }
 
-/// Size and start: entries of one size lie side by side, so that those around an address are found by one look for each size.
+/// Size and start: entries of one size lie side by side, so that those around an address are found by one look for each
+/// size.
 type Key = (u64, u64);
 
 /// Everything that one CPU's TLB may hold.

@@ -1,7 +1,7 @@
 //! Walks that announce themselves, so that tables can be freed without a lock that walkers would take.
 //!
-//! Each CPU has one sequence word: odd inside its outermost walk, even outside. Whoever has taken a table out of the tree
-//! looks at every word once ([`Grace::begin`]), and frees the table when each that was odd has changed
+//! Each CPU has one sequence word: odd inside its outermost walk, even outside. Whoever has taken a table out of the
+//! tree looks at every word once ([`Grace::begin`]), and frees the table when each that was odd has changed
 //! ([`Grace::is_over`]). The two sides are the two halves of a store-buffering test (Arm ARM B2.3), which takes a full
 //! barrier on both:
 //!
@@ -13,8 +13,8 @@
 //!     … and the table behind it          even: frees
 //!     word ← even, with release
 //! ```
-//! Either the walker reads the new descriptor, or the other side reads the odd word, or both: never neither. The release
-//! of the even word and the acquire of it put the walker's last access before the free.
+//! Either the walker reads the new descriptor, or the other side reads the odd word, or both: never neither. The
+//! release of the even word and the acquire of it put the walker's last access before the free.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering, fence};

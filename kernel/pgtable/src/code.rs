@@ -1,9 +1,9 @@
 //! Code becomes visible to instruction fetch before an entry makes it executable.
 //!
 //! Arm ARM B2.7.4.2 (synchronization of instruction and data caches): what was stored is cleaned to the point of
-//! unification unless CTR_EL0.IDC, then dropped from the instruction caches unless CTR_EL0.DIC, a DSB behind each. Before
-//! the entry and not after, or another CPU could run what the memory held before. The ISB that each CPU owes before it
-//! runs new code is for whoever hands the code over; on this CPU the one at the end of the change serves.
+//! unification unless CTR_EL0.IDC, then dropped from the instruction caches unless CTR_EL0.DIC, a DSB behind each.
+//! Before the entry and not after, or another CPU could run what the memory held before. The ISB that each CPU owes
+//! before it runs new code is for whoever hands the code over; on this CPU the one at the end of the change serves.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
@@ -43,8 +43,8 @@ fn maintain<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, c
         return;
     }
     let bytes = last.0 - first.0 + 1;
-    // By address only where every address is mapped, since IC IVAU may fault on one that is not; and by the address that
-    // the code runs at, because a cache that is indexed by it may miss lines that another alias names.
+    // By address only where every address is mapped, since IC IVAU may fault on one that is not; and by the address
+    // that the code runs at, because a cache that is indexed by it may miss lines that another alias names.
     if cleaning.unmapped || bytes > NAMED_LINE_BY_LINE {
         mmu.invalidate_all_code();
     } else {

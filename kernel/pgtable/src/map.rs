@@ -147,8 +147,8 @@ fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
     source: &mut impl TableSource,
 ) -> Result<(), Error> {
     let mut counting = Counting { fit: mapping.fit, executable: mapping.attributes.is_executable(), needed: 0 };
-    // As in `update`, most ranges lie in one last-level table; if that is there, none is missing. It stays there like what the
-    // first of two passes has counted on.
+    // As in `update`, most ranges lie in one last-level table; if that is there, none is missing. It stays there like
+    // what the first of two passes has counted on.
     if let Some(run) = tables.sole_run(range, Leaving::Kept) {
         counting.visit(tables.mmu(), &run)?;
         Writing { lazy, mapping, spare: TableList::EMPTY }.write_pages(tables.mmu(), &run);
@@ -295,7 +295,8 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
     /// Links one of the tables that were taken.
     fn link_table(&mut self, mmu: &M, cell: &M::Cell, address: VirtAddr) {
         let Some(table) = self.spare.pop(mmu) else {
-            // The first pass took the marks of tables that were leaving away, so no more can be missing than it counted.
+            // The first pass took the marks of tables that were leaving away, so no more can be missing than it
+            // counted.
             unreachable!("the first pass counted every missing table")
         };
         let descriptor = Descriptor::kernel_table(table, self.mapping.execution == Execution::Forbidden);

@@ -102,8 +102,8 @@ pub unsafe trait Mmu {
         run.iter().fold(Survey::NOTHING, |survey, cell| survey.with(self.load(cell)))
     }
 
-    /// Flips the bits of `flip` in every entry of `run` by plain loads and stores: the caller owns them. The metal writes
-    /// pairs.
+    /// Flips the bits of `flip` in every entry of `run` by plain loads and stores: the caller owns them. The metal
+    /// writes pairs.
     #[inline]
     fn update_run(&self, run: &[Self::Cell], flip: u64) {
         for cell in run {
@@ -111,8 +111,8 @@ pub unsafe trait Mmu {
         }
     }
 
-    /// Issues a TLB invalidation, without a barrier before or after. The operand is the hardware's, so that a model decodes
-    /// what the hardware would.
+    /// Issues a TLB invalidation, without a barrier before or after. The operand is the hardware's, so that a model
+    /// decodes what the hardware would.
     fn tlbi(&self, instruction: Instruction);
 
     /// DMB ISHST: earlier stores are seen before later ones.

@@ -90,8 +90,8 @@ impl Change {
         }
     }
 
-    /// The same change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is not
-    /// its own without a look at anything but the leaves.
+    /// The same change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is
+    /// not its own without a look at anything but the leaves.
     #[must_use]
     pub const fn only_where(self, marks: u64) -> Self {
         assert!(marks & !bits::SOFTWARE == 0);
@@ -143,8 +143,8 @@ impl Change {
         all & self.stays_data_if != self.stays_data_if
     }
 
-    /// Whether a TLB may hold what is no longer true, once `old` has changed: only what was valid can be in a TLB, and a
-    /// change that only makes entries valid leaves valid ones as they are.
+    /// Whether a TLB may hold what is no longer true, once `old` has changed: only what was valid can be in a TLB, and
+    /// a change that only makes entries valid leaves valid ones as they are.
     #[inline(always)]
     pub(crate) const fn leaves_stale(self, old: Descriptor) -> bool {
         old.0 & self.stale_if != 0

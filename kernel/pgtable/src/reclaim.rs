@@ -1,39 +1,40 @@
 //! Tables that nothing is mapped in any more: found, unlinked, and freed when nobody can reach them.
 //!
 //! Arm ARM D8.17.1 (a table is unlinked by break: invalid, DSB, TLBI of all levels, DSB) and D8.17.4 (which walk-cache
-//! entries a TLBI takes). Owners of disjoint ranges share tables, map and unmap without a lock, and [`PageTables::update`]
-//! runs in interrupts: none of them may be held up. So a table goes in three steps, with nobody waiting:
+//! entries a TLBI takes). Owners of disjoint ranges share tables, map and unmap without a lock, and
+//! [`PageTables::update`] runs in interrupts: none of them may be held up. So a table goes in three steps, with nobody
+//! waiting:
 //!
 //! 1. **Mark** the descriptors of empty tables ([`bits::LEAVING`], compare-exchange). Then a grace period.
-//! 2. **Look again**: where the table is still empty, and compare-exchange of the marked descriptor to empty works, it is
-//!    unlinked. DSB ISHST; TLBI, all levels; DSB ISH. Then a grace period.
+//! 2. **Look again**: where the table is still empty, and compare-exchange of the marked descriptor to empty works, it
+//!    is unlinked. DSB ISHST; TLBI, all levels; DSB ISH. Then a grace period.
 //! 3. **Free.**
 //!
 //! A grace period is over when every walk that was announced at its start has ended ([`Grace`]).
 //!
 //! # Why no leaf is lost
-//! [`PageTables::map`] announces its walk, and its first pass takes away each mark that it finds on its way. Take a table
-//! that it means to write into, and its last read of the table's descriptor in the first pass.
+//! [`PageTables::map`] announces its walk, and its first pass takes away each mark that it finds on its way. Take a
+//! table that it means to write into, and its last read of the table's descriptor in the first pass.
 //!
 //! ```text
 //!     it read no mark    a mark that came later waits for the end of this walk before step 2, which then sees the leaves
 //!     it took one away   step 2 of that mark fails in its compare-exchange; for a later mark, see above
 //!     it read no table   step 2 was first: the table counts as missing, and a new one is linked
 //! ```
-//! A table that a neighbour links between its two passes is of the first kind: the mark can only have come later. So what
-//! the first pass has counted on is there in the second, and neither pass ever waits. `update` and `unmap` need none of
-//! this: they write only entries that are leaves, and a table with a leaf is not empty.
+//! A table that a neighbour links between its two passes is of the first kind: the mark can only have come later. So
+//! what the first pass has counted on is there in the second, and neither pass ever waits. `update` and `unmap` need
+//! none of this: they write only entries that are leaves, and a table with a leaf is not empty.
 //!
 //! # Why no walker reads a freed table
 //! A walk that begins after step 2 does not find the table; one that began before keeps the second grace period from
-//! ending; and the TLBI has taken what the hardware's walkers had cached. Between steps 2 and 3 the table holds a link and
-//! an address, which no walker takes for a descriptor.
+//! ending; and the TLBI has taken what the hardware's walkers had cached. Between steps 2 and 3 the table holds a link
+//! and an address, which no walker takes for a descriptor.
 //!
 //! # Why nothing is made beside what walk caches hold
-//! From step 2 until its invalidation is complete, walk caches may hold the old table for addresses that a mapper gives a new
-//! one: two tables for one address, and a spurious fault through the old one after the mapper has returned. So unlinking leaves
-//! [`bits::UNLINKED`] behind, invalid and not empty, until that DSB. A mapper that meets it does not wait: it invalidates the address
-//! itself, and makes its entry in the place of the mark.
+//! From step 2 until its invalidation is complete, walk caches may hold the old table for addresses that a mapper gives
+//! a new one: two tables for one address, and a spurious fault through the old one after the mapper has returned. So
+//! unlinking leaves [`bits::UNLINKED`] behind, invalid and not empty, until that DSB. A mapper that meets it does not
+//! wait: it invalidates the address itself, and makes its entry in the place of the mark.
 //!
 //! [`bits::LEAVING`]: granule_arch::descriptor::bits::LEAVING
 //! [`bits::UNLINKED`]: granule_arch::descriptor::bits::UNLINKED
@@ -50,7 +51,8 @@ use crate::range::PageRange;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
 
-/// What stands in the place of a table's descriptor while walk caches may hold it: nothing, to hardware and to every walk.
+/// What stands in the place of a table's descriptor while walk caches may hold it: nothing, to hardware and to every
+/// walk.
 pub(crate) const UNLINKED: Descriptor = Descriptor(bits::UNLINKED);
 
 /// Takes out of all walk caches the table that was unlinked at `address`, where this CPU has read [`UNLINKED`].
@@ -118,8 +120,8 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
 
     /// Goes on as far as can be without waiting. Each freed table goes to `free`, zeroed.
     ///
-    /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree. Not inside a walk of this
-    /// CPU's own, which would be waited for like any other's; a tree that has its own words has its own callers.
+    /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree. Not inside a walk of
+    /// this CPU's own, which would be waited for like any other's; a tree that has its own words has its own callers.
     pub fn advance<'w, M: Mmu<Geometry = G>, W: WalkWord + 'w>(
         &mut self,
         tables: &PageTables<'_, M>,
@@ -248,8 +250,8 @@ struct Found<'a, M: Mmu> {
     start: VirtAddr,
 }
 
-/// Visits the lowest tables that translate any of `range`, once each; never the root. An upper table is visited where its
-/// first entry in the range links nothing.
+/// Visits the lowest tables that translate any of `range`, once each; never the root. An upper table is visited where
+/// its first entry in the range links nothing.
 ///
 /// Only the one reclaimer unlinks tables, so nothing vanishes on the way and this walk need not be announced.
 fn for_each_table<M: Mmu>(

@@ -1,9 +1,10 @@
 //! Taking mappings away, and giving their frames back only when nobody can use them.
 //!
-//! Arm ARM D8.17.1, and the order that the memory model asks for: invalid; DSB ISHST; TLBI; DSB ISH; then reuse. The list
-//! of frames to release needs no memory: the entries themselves keep it. The first pass makes each leaf present-invalid,
-//! with its address kept; one invalidation serves the whole range; the second pass reads the addresses back, empties the
-//! entries and hands the leaves out. So there is no moment at which a caller could free a frame too early.
+//! Arm ARM D8.17.1, and the order that the memory model asks for: invalid; DSB ISHST; TLBI; DSB ISH; then reuse. The
+//! list of frames to release needs no memory: the entries themselves keep it. The first pass makes each leaf
+//! present-invalid, with its address kept; one invalidation serves the whole range; the second pass reads the addresses
+//! back, empties the entries and hands the leaves out. So there is no moment at which a caller could free a frame too
+//! early.
 //!
 //! Tables stay linked; [`crate::reclaim`] takes those away that are left empty.
 
@@ -126,8 +127,8 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
     }
 }
 
-/// The bits to flip in each entry to make it present-invalid, where that is one change for all: valid leaves, all global
-/// or none.
+/// The bits to flip in each entry to make it present-invalid, where that is one change for all: valid leaves, all
+/// global or none.
 #[inline(always)]
 fn breaking_flip(found: Survey, level: u8) -> Option<u64> {
     let leaf = if level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };

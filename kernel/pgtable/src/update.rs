@@ -140,8 +140,8 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         let cells = &run.cells()[..leaves];
         let survey = mmu.survey(cells);
         // The common case by what all have: valid leaves, or present-invalid ones, that have what they must. Anything
-        // else is looked at one by one: at upper levels a table as well, which a neighbour may have linked where this walk
-        // read a hole.
+        // else is looked at one by one: at upper levels a table as well, which a neighbour may have linked where this
+        // walk read a hole.
         let valid = if run.level == LAST_LEVEL {
             survey.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
         } else {
@@ -153,7 +153,8 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
             // A copy, so that the run itself can stay in registers.
             each(mmu, &Run { ..*run }, leaves, self.change)?;
         }
-        // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the table.
+        // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the
+        // table.
         if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
             for index in [0, leaves - 1] {
                 whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;

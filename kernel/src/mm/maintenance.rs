@@ -1,8 +1,8 @@
 //! How many barriers and TLB invalidations the page tables have cost, by kind and CPU.
 //!
-//! They are counted where they are issued, in [`super::kernel::mmu`], and only while somebody wants to know: the site is a
-//! patched branch, so that what a call costs is measured without what counting costs. `count` among the boot arguments
-//! switches it on from the boot on, [`set_counting`] at any time.
+//! They are counted where they are issued, in [`super::kernel::mmu`], and only while somebody wants to know: the site
+//! is a patched branch, so that what a call costs is measured without what counting costs. `count` among the boot
+//! arguments switches it on from the boot on, [`set_counting`] at any time.
 
 use core::fmt;
 use core::ops::Sub;

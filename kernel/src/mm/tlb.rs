@@ -1,9 +1,9 @@
 //! TLB maintenance, all of it. Who changes a table says what changed; which instructions that takes is decided here.
 //!
-//! Arm ARM D8.17: invalidations are broadcast to the inner-shareable domain. A range of kernel addresses takes the fewest
-//! operations that cover exactly it ([`Plan`]), and where it is longer than those are worth, one that takes everything. Kernel
-//! entries are global, so the operations are those for every ASID. Where FEAT_TTL is on every CPU, the level goes along if all
-//! leaves are certain to be of one; a wrong one may invalidate nothing.
+//! Arm ARM D8.17: invalidations are broadcast to the inner-shareable domain. A range of kernel addresses takes the
+//! fewest operations that cover exactly it ([`Plan`]), and where it is longer than those are worth, one that takes
+//! everything. Kernel entries are global, so the operations are those for every ASID. Where FEAT_TTL is on every CPU,
+//! the level goes along if all leaves are certain to be of one; a wrong one may invalidate nothing.
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
@@ -20,7 +20,8 @@ use crate::platform::features::branch;
 pub struct KernelTlb;
 
 impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
-    /// The sequence of [`Tlb::invalidate`], for the reasons given there, step by step so that the lab can take one away.
+    /// The sequence of [`Tlb::invalidate`], for the reasons given there, step by step so that the lab can take one
+    /// away.
     #[inline(always)]
     fn invalidate(&self, mmu: &M, whats: impl Iterator<Item = Invalidation>) {
         if !lab::is_on!(SKIP_DSB_BEFORE_TLBI) {

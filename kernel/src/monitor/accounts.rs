@@ -76,7 +76,8 @@ fn show_range(session: &mut Session<'_>, what: &str, range: PhysRange, more: &st
     writeln!(session, "{what:<9} {start:#012x}-{end:#012x} {:>8}{more}", Size(range.size()));
 }
 
-/// One line for each area. The tree's lock is not held while a line is printed, so each line looks for the next area anew.
+/// One line for each area. The tree's lock is not held while a line is printed, so each line looks for the next area
+/// anew.
 fn show_areas(session: &mut Session<'_>, kernel: &Kernel) {
     let mut shown = VirtAddr(0);
     loop {

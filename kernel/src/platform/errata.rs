@@ -1,8 +1,9 @@
 //! Errata of CPUs that the kernel works around, by design and release.
 //!
-//! One so far. On the designs of [`REPEATING`] a TLBI and its DSB may complete while an access through the old translation is still
-//! under way on another CPU; a second TLBI, of anything, with a DSB of its own closes the gap. Linux's list of 2026
-//! (`ARM64_WORKAROUND_REPEAT_TLBI`), and its way: one VALE1IS of address 0 after the last DSB, instead of every invalidation twice.
+//! One so far. On the designs of [`REPEATING`] a TLBI and its DSB may complete while an access through the old
+//! translation is still under way on another CPU; a second TLBI, of anything, with a DSB of its own closes the gap.
+//! Linux's list of 2026 (`ARM64_WORKAROUND_REPEAT_TLBI`), and its way: one VALE1IS of address 0 after the last DSB,
+//! instead of every invalidation twice.
 
 use core::fmt;
 

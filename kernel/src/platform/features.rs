@@ -66,8 +66,8 @@ impl fmt::Display for SizeChange {
     }
 }
 
-/// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the memory
-/// routines are in `granule_arch::memory`.
+/// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the
+/// memory routines are in `granule_arch::memory`.
 pub mod branch {
     /// FEAT_TLBIRANGE.
     pub const TLB_RANGE: u16 = 0;

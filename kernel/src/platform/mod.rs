@@ -1,9 +1,9 @@
 //! What the machine is, as its device tree says.
 //!
-//! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the rest;
-//! nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate, and it
-//! **never panics**: the tree is input. `dtoolkit` checks the structure block before anything reads it, and every number
-//! that comes out of a property is checked here before it is used.
+//! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the
+//! rest; nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate,
+//! and it **never panics**: the tree is input. `dtoolkit` checks the structure block before anything reads it, and
+//! every number that comes out of a property is checked here before it is used.
 //!
 //! Devicetree Specification v0.4: 2.3 (standard properties), 3 (device node requirements), 5 (flattened format).
 //!
@@ -52,7 +52,8 @@ pub struct Platform {
     pub model: String<48>,
     /// Memory, ascending, page aligned (partial pages at a bank's ends are left out), neither overlapping nor adjacent.
     pub memory: Vec<PhysRange, MAX_BANKS>,
-    /// What in it is not free: `/reserved-memory` and the memory reservation block, rounded outwards to pages. May overlap.
+    /// What in it is not free: `/reserved-memory` and the memory reservation block, rounded outwards to pages. May
+    /// overlap.
     pub reserved: Vec<PhysRange, MAX_RESERVED>,
     /// Those of `reserved` that may not even be mapped (`no-map`).
     pub no_map: Vec<PhysRange, MAX_RESERVED>,
@@ -167,8 +168,8 @@ impl Platform {
     /// Reads the tree at the start of `blob`, which may be longer than the tree.
     ///
     /// # Errors
-    /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, a CPU, an interrupt controller with
-    /// a driver, the timer. `self` may be partly filled then.
+    /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, a CPU, an interrupt controller
+    /// with a driver, the timer. `self` may be partly filled then.
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
         let fdt = dtoolkit::fdt::Fdt::new(trim(blob)?)?;
         let root = tree::Root::new(fdt);

@@ -97,7 +97,8 @@ impl Cpu {
 #[inline(always)]
 pub fn this_cpu() -> &'static Cpu {
     let cpu: *const Cpu;
-    // SAFETY: reads a register; every CPU's entry code sets TPIDR_EL1 to its `Cpu`, which lives for ever, before Rust runs.
+    // SAFETY: reads a register; every CPU's entry code sets TPIDR_EL1 to its `Cpu`, which lives for ever, before Rust
+    // runs.
     unsafe {
         core::arch::asm!("mrs {0}, tpidr_el1", out(reg) cpu, options(nomem, nostack, preserves_flags, pure));
         &*cpu

@@ -1,7 +1,8 @@
 //! CPUs: the state of each, and how they are started, called and stopped.
 //!
 //! - [`Cpu`]: what belongs to one of them
-//! - [`mod@bring_up`], [`release`]: from PSCI to the idle loop, held in between until the boot CPU knows what all can do
+//! - [`mod@bring_up`], [`release`]: from PSCI to the idle loop, held in between until the boot CPU knows what all can
+//!   do
 //! - [`mod@call`]: a function on other CPUs, to its end
 //! - [`run_on`]: work for a CPU that idles
 //! - [`stop_others`]: for the end of the machine

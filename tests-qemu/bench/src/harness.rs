@@ -1,11 +1,11 @@
 //! Measures the rows that the boot arguments choose, and tells the host what each took.
 //!
 //! The unit is the instruction, counted by event INST_RETIRED in event counter 0, which the entry code started. Under
-//! `-icount` it is exact, and it counts *all* CPUs, so the machine has one, and row `null` proves that nothing else runs: a loop
-//! of a known number of instructions, measured before the first row and after the last.
+//! `-icount` it is exact, and it counts *all* CPUs, so the machine has one, and row `null` proves that nothing else
+//! runs: a loop of a known number of instructions, measured before the first row and after the last.
 //!
-//! What is measured stands between two markers, instructions that do nothing: `hint #96` and `hint #97`. By them the host finds the
-//! same windows in a trace of executed instructions, and counts the barriers in each.
+//! What is measured stands between two markers, instructions that do nothing: `hint #96` and `hint #97`. By them the
+//! host finds the same windows in a trace of executed instructions, and counts the barriers in each.
 
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -104,7 +104,8 @@ pub(crate) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures `operation` on `size` units: each time on what `prepare` makes anew, and `finish` takes its result away.
+    /// Measures `operation` on `size` units: each time on what `prepare` makes anew, and `finish` takes its result
+    /// away.
     pub(crate) fn point<S, R>(
         &mut self,
         size: u64,
@@ -155,8 +156,8 @@ fn least<S, R>(
 fn count<S, R>(state: S, operation: &mut impl FnMut(S) -> R) -> (u32, R) {
     let state = black_box(state);
     let (before, after): (u64, u64);
-    // SAFETY: reads a counter that is there (`run` has asked), and does nothing. The ISB keeps the read from being done early. No
-    // `nomem`, so the compiler moves no access across it.
+    // SAFETY: reads a counter that is there (`run` has asked), and does nothing. The ISB keeps the read from being done
+    // early. No `nomem`, so the compiler moves no access across it.
     unsafe { core::arch::asm!("isb", "mrs {0}, pmevcntr0_el0", "hint #96", out(reg) before, options(nostack)) };
     let result = black_box(operation(state));
     // SAFETY: as above.

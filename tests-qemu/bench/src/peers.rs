@@ -1,8 +1,9 @@
 //! The same changes by two other crates, on tables of the same shape in the same boot.
 //!
-//! Four levels of 4 KiB, the pages of a vmalloc area of that many pages: as many tables are walked and entries written as in
-//! [`set_memory`](crate::set_memory). The tables are not in a TTBR, which neither crate knows: both are told that they are live, and issue
-//! the barriers and invalidations of a live change. Nothing is mapped at the addresses but what the kernel has there.
+//! Four levels of 4 KiB, the pages of a vmalloc area of that many pages: as many tables are walked and entries written
+//! as in [`set_memory`](crate::set_memory). The tables are not in a TTBR, which neither crate knows: both are told that
+//! they are live, and issue the barriers and invalidations of a live change. Nothing is mapped at the addresses but
+//! what the kernel has there.
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;

@@ -1,7 +1,7 @@
 //! `set_memory_*` on vmalloc areas, each call a change of every page of the area.
 //!
-//! The areas are mapped by pages, as Linux's are, and lie wherever vmalloc puts them. Rows with `/no_alias` leave the linear map's
-//! alias of the pages alone, as Linux does with `rodata=noalias`.
+//! The areas are mapped by pages, as Linux's are, and lie wherever vmalloc puts them. Rows with `/no_alias` leave the
+//! linear map's alias of the pages alone, as Linux does with `rodata=noalias`.
 
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};

@@ -1,5 +1,5 @@
-//! The memory functions of `granule_arch::memory` against loops over bytes: as they are called, and each way by itself that the
-//! CPUs allow.
+//! The memory functions of `granule_arch::memory` against loops over bytes: as they are called, and each way by itself
+//! that the CPUs allow.
 
 use core::hint::black_box;
 

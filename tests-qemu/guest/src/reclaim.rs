@@ -145,8 +145,8 @@ fn churn(cpu: &Cpu, seed: usize) {
     };
     let wrong = |holds: bool| _ = WRONG.fetch_add(u32::from(!holds), Ordering::Relaxed);
     for round in 0..ROUNDS {
-        // Frames come from one lock, which four emulated CPUs hand round slowly: no more than a table's worth of them, and
-        // tables are reclaimed by hand.
+        // Frames come from one lock, which four emulated CPUs hand round slowly: no more than a table's worth of them,
+        // and tables are reclaimed by hand.
         let pages = 1 + if round % 3 == 0 { 480 + draw(80) } else { draw(20) };
         let Ok(area) = space().vmalloc(cpu, pages) else {
             wrong(false);

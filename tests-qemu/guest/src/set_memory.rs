@@ -1,7 +1,8 @@
 //! `set_memory_*` against the hardware: what each permission refuses, on every CPU, as soon as the call has returned.
 //!
 //! Each refusal has its control: the access works before. That the TLBs matter at all is shown first, by a change whose
-//! invalidation is left out. All pages are mapped by pages, far from any block, because QEMU flushes too much where blocks are near.
+//! invalidation is left out. All pages are mapped by pages, far from any block, because QEMU flushes too much where
+//! blocks are near.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;

@@ -18,8 +18,8 @@ fn measure(names: &[&str], bootargs: &str) -> Result<Measured> {
     boot::measure(&machine::named("default").unwrap(), images, &chosen, bootargs)
 }
 
-/// Revoking takes two DSBs and an invalidation; what becomes valid has nothing to invalidate. So the counts are known. That both
-/// boots took as many instructions is part of every measurement.
+/// Revoking takes two DSBs and an invalidation; what becomes valid has nothing to invalidate. So the counts are known.
+/// That both boots took as many instructions is part of every measurement.
 #[test]
 fn boots_repeat_each_other_and_barriers_are_counted() {
     let measured = measure(&["set_memory_valid/off", "set_memory_valid/on"], "").unwrap();

@@ -1,6 +1,7 @@
 //! The lab: with a fix taken away, the test that stands for it must fail, and for the right reason.
 //!
-//! That the same tests pass with the fix in place is the ordinary run on the target. `lab=wx-leaf` is in `page_tables.rs`.
+//! That the same tests pass with the fix in place is the ordinary run on the target. `lab=wx-leaf` is in
+//! `page_tables.rs`.
 
 use granule_host_tests::built;
 use granule_runner::judge::{Outcome, Verdict};

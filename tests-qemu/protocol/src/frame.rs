@@ -9,8 +9,9 @@
 //!                   sequence number: 0, 1, 2, ... in each boot
 //! ```
 //!
-//! The nonce is new for each boot and comes by the boot arguments, so that nothing that was linked into the image, and no output of an
-//! earlier boot, can pass for a frame. The checksum finds lines that two writers mixed or that a dying machine cut short.
+//! The nonce is new for each boot and comes by the boot arguments, so that nothing that was linked into the image, and
+//! no output of an earlier boot, can pass for a frame. The checksum finds lines that two writers mixed or that a dying
+//! machine cut short.
 
 use core::fmt::{self, Write};
 

@@ -50,8 +50,8 @@ const DEFAULT_LIMIT: u32 = 10;
 
 /// A record is made in a constant, so what is said of panics here means: such a test does not compile.
 impl<F> Record<F> {
-    /// A record for the function `name` in `module` (a `module_path!()`, whose first part, the crate, is left out), with
-    /// ten seconds to run on every machine.
+    /// A record for the function `name` in `module` (a `module_path!()`, whose first part, the crate, is left out),
+    /// with ten seconds to run on every machine.
     ///
     /// # Panics
     /// When the names have no room.

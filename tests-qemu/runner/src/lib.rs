@@ -1,10 +1,10 @@
 //! Runs QEMU, feeds its serial port, judges what comes back.
 //!
-//! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`] writes
-//! the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of one boot
-//! into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly one, and
-//! [`report`] writes them down. [`script`] feeds the monitor instead, [`gdb`] talks to QEMU's stub,
-//! and [`bench`](mod@bench) measures.
+//! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`]
+//! writes the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of
+//! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
+//! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`gdb`] talks to QEMU's stub, and
+//! [`bench`](mod@bench) measures.
 
 #![forbid(unsafe_code)]
 

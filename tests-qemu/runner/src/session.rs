@@ -1,7 +1,7 @@
 //! Boots a machine until each of its tests has exactly one verdict.
 //!
-//! One boot runs all that is left; a boot that breaks off has failed one test, and the next runs the rest. A boot that does not even
-//! reach its first test fails that one, so every boot brings at least one verdict and the loop ends.
+//! One boot runs all that is left; a boot that breaks off has failed one test, and the next runs the rest. A boot that
+//! does not even reach its first test fails that one, so every boot brings at least one verdict and the loop ends.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

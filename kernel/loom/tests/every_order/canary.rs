@@ -1,8 +1,8 @@
 //! The machine's bookkeeping hides nothing: weak outcomes that the architecture allows are seen here too.
 //!
-//! Were the free list or the walk of the test itself to order the CPUs, the checks of the other files would pass whatever
-//! was left out. So the two classic shapes are run through the same machine, with its bookkeeping between the accesses,
-//! and each outcome must appear; with the barriers, those that they forbid must not.
+//! Were the free list or the walk of the test itself to order the CPUs, the checks of the other files would pass
+//! whatever was left out. So the two classic shapes are run through the same machine, with its bookkeeping between the
+//! accesses, and each outcome must appear; with the barriers, those that they forbid must not.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -93,8 +93,8 @@ fn canary_two_cpus_may_both_miss_the_others_store_unless_barriers_forbid_it() {
     assert_eq!(outcomes(strong, BUFFER), BTreeSet::from([[0, 2], [2, 0], [2, 2]]));
 }
 
-/// One CPU reads; the other reads the same entry and then writes it, as whoever checks before a change does. loom by itself
-/// does not try the order in which the write comes first: see [`granule_loom::Cell`].
+/// One CPU reads; the other reads the same entry and then writes it, as whoever checks before a change does. loom by
+/// itself does not try the order in which the write comes first: see [`granule_loom::Cell`].
 #[test]
 fn canary_a_write_behind_a_read_of_the_same_entry_is_tried_in_every_order() {
     let reads = |cpu: Cpu<'_>| read(cpu, DATA);

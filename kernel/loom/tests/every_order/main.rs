@@ -1,7 +1,7 @@
 //! Every order in which a few CPUs can run the page-table algorithms, on the smallest tables there are.
 //!
-//! Each property comes with twins that lack one step ([`granule_loom::Without`]) and must be seen to fail: a checker that
-//! cannot fail says nothing.
+//! Each property comes with twins that lack one step ([`granule_loom::Without`]) and must be seen to fail: a checker
+//! that cannot fail says nothing.
 
 mod canary;
 mod interrupt;
@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use granule_loom::{Cpu, Machine};
 
-/// Runs `cpus` on the CPUs of a machine, in every order with at most three preemptions, and `after` when all have ended.
-/// `before` runs first, alone, on CPU 0.
+/// Runs `cpus` on the CPUs of a machine, in every order with at most three preemptions, and `after` when all have
+/// ended. `before` runs first, alone, on CPU 0.
 fn every_order<const N: usize>(
     machine: fn() -> Machine,
     before: fn(Cpu<'_>),

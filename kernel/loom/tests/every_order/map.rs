@@ -55,7 +55,8 @@ fn a_walker_sees_a_page_or_none_while_its_owner_unmaps_and_maps_it() {
     );
 }
 
-/// A hole may become a neighbour's table under the hands of its owner, who measured a run of holes and leaves just before.
+/// A hole may become a neighbour's table under the hands of its owner, who measured a run of holes and leaves just
+/// before.
 #[test]
 fn a_table_that_appears_in_a_hole_is_no_leaf() {
     let unmap = |cpu: Cpu<'_>| cpu.unmap(0);

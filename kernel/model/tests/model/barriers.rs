@@ -1,7 +1,8 @@
 //! Which barrier, and why no weaker one: the verdicts of Arm's own memory model, row by row.
 //!
-//! Each test sweeps every slot of a sequence over {nothing, ISB, DMB ISHST, DSB ISHST, DSB ISH}, and the model must accept exactly what the
-//! architecture accepts. Loads and plain flags between CPUs are a hand-over; DMB ISHLD and DSB ISHLD are no part of `Mmu`.
+//! Each test sweeps every slot of a sequence over {nothing, ISB, DMB ISHST, DSB ISHST, DSB ISH}, and the model must
+//! accept exactly what the architecture accepts. Loads and plain flags between CPUs are a hand-over; DMB ISHLD and DSB
+//! ISHLD are no part of `Mmu`.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, bits};

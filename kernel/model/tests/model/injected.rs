@@ -1,4 +1,5 @@
-//! The operations of pgtable with one step taken away, weakened or misdirected: each is caught, and the story names the step.
+//! The operations of pgtable with one step taken away, weakened or misdirected: each is caught, and the story names the
+//! step.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::{AddressOperand, Instruction};

@@ -4,7 +4,8 @@
 //! - `tlbi`: operands as the hardware reads them
 //! - `live`: what must not change under a live translation; contiguous groups
 //! - `tables`: linking, unlinking, freeing
-//! - `injected`: the operations of pgtable with one step taken away, weakened or misdirected, and the story that is told
+//! - `injected`: the operations of pgtable with one step taken away, weakened or misdirected, and the story that is
+//!   told
 
 mod barriers;
 mod injected;

@@ -1,12 +1,13 @@
 //! Long sequences of calls by several CPUs on the model machine, against a plain map of page → attributes.
 //!
-//! After each call, what *every* CPU may see of what the caller owns is exactly what the map says: no old permission, no old address,
-//! no fault of its own making. Another CPU may take one fault on what has just become valid, until its next exception. A call of
-//! another CPU runs in the middle of each, and in the tests `…_in_turns` two CPUs take turns operation by operation; a map is tried with every number of tables that is too small; frames that are unmapped and
+//! After each call, what *every* CPU may see of what the caller owns is exactly what the map says: no old permission,
+//! no old address, no fault of its own making. Another CPU may take one fault on what has just become valid, until its
+//! next exception. A call of another CPU runs in the middle of each, and in the tests `…_in_turns` two CPUs take turns
+//! operation by operation; a map is tried with every number of tables that is too small; frames that are unmapped and
 //! tables that are reclaimed are given up at once, and nobody may reach them.
 //!
-//! In every geometry, with and without range operations, level hints and FEAT_ETS2, and with mappings that are not global; with the
-//! model's own TLB, and for 4 KiB pages with the kernel's.
+//! In every geometry, with and without range operations, level hints and FEAT_ETS2, and with mappings that are not
+//! global; with the model's own TLB, and for 4 KiB pages with the kernel's.
 
 #[path = "../../../pgtable/tests/host/calls.rs"]
 mod calls;
@@ -181,8 +182,8 @@ proptest! {
         run_in_turns::<Tiny>(features, Patience::Waits, border, turns, [&first, &second]);
     }
 
-    /// Each barrier that a call issues is needed: taken away, it is missed in the very call. So the sequences are minimal, and the
-    /// property tests above have teeth.
+    /// Each barrier that a call issues is needed: taken away, it is missed in the very call. So the sequences are
+    /// minimal, and the property tests above have teeth.
     #[test]
     fn no_barrier_can_be_taken_away(
         nth in 0_usize..6,
@@ -194,8 +195,8 @@ proptest! {
         model.inject(step, nth, Sabotage::Lost);
         for action in &actions {
             if step == Step::DmbIshst && !matches!(action.call, Call::Map { .. }) {
-                // The one that is no map's puts instructions before the entry that makes them executable, and the model has
-                // tables only.
+                // The one that is no map's puts instructions before the entry that makes them executable, and the model
+                // has tables only.
                 continue;
             }
             rig.perform_unchecked(0, action.call, &|| ());
@@ -210,8 +211,8 @@ proptest! {
     }
 }
 
-/// CPU 1 unmaps a range with a hole, and finds nothing at the upper level; CPU 0, which owns the rest of what that entry translates, maps
-/// there; CPU 1 looks again. The table that is there now is no leaf of CPU 1's.
+/// CPU 1 unmaps a range with a hole, and finds nothing at the upper level; CPU 0, which owns the rest of what that
+/// entry translates, maps there; CPU 1 looks again. The table that is there now is no leaf of CPU 1's.
 #[test]
 fn turns_link_a_table_in_the_hole_that_a_neighbour_unmaps() {
     let place = |unit, start, count| calls::Place { unit, start, count, ragged: (0, 0) };

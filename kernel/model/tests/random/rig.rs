@@ -56,8 +56,8 @@ pub(crate) struct Rig<'m, G: Geometry, T> {
 }
 
 impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
-    /// CPU 0 owns what is in front of the page `border` behind the middle of the window, CPU 1 the rest: two tables at least are shared,
-    /// and the last level's as well where the border is inside it.
+    /// CPU 0 owns what is in front of the page `border` behind the middle of the window, CPU 1 the rest: two tables at
+    /// least are shared, and the last level's as well where the border is inside it.
     pub(crate) fn new(model: &'m Model<G>, tlb: T, kernel: Kernel, border: u64) -> Self {
         let window = based::<G>(model, window::<G>());
         let border = window.start().0 + window.size() / 2 + border * G::PAGE_SIZE;
@@ -93,7 +93,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         PageRange::new(start, size).expect("the border is inside the window")
     }
 
-    /// The bits of an address that the tree translates: what the map counts in, so that no end is past the last address.
+    /// The bits of an address that the tree translates: what the map counts in, so that no end is past the last
+    /// address.
     fn low(&self, address: VirtAddr) -> u64 {
         address.0 - self.model.base().0
     }

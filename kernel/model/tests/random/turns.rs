@@ -1,7 +1,8 @@
-//! CPUs that are threads, and take turns: every operation on the machine waits for its own, in an order that a test draws.
+//! CPUs that are threads, and take turns: every operation on the machine waits for its own, in an order that a test
+//! draws.
 //!
-//! So two CPUs are interleaved operation by operation, and the same draw gives the same run, but for what is no operation on the
-//! machine: walk words and the pool of frames.
+//! So two CPUs are interleaved operation by operation, and the same draw gives the same run, but for what is no
+//! operation on the machine: walk words and the pool of frames.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! An interrupt in the middle of a lazy section, whose handler changes entries of its own.
 //!
-//! The handler opens its own section and pays for it; it neither pays for the section that it interrupts nor is paid for
-//! by it. Tried at every operation of a call: the two streams are those of the calls alone, one inside the other.
+//! The handler opens its own section and pays for it; it neither pays for the section that it interrupts nor is paid
+//! for by it. Tried at every operation of a call: the two streams are those of the calls alone, one inside the other.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::AtomicU64;

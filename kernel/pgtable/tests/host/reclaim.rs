@@ -119,8 +119,8 @@ fn nothing_is_done_where_nothing_is_linked() {
     assert_eq!(operations, []);
 }
 
-/// Marked, a full barrier; unlinked, invalidated with all levels by one page of each table, and only then is the entry free for
-/// another; then the next level up.
+/// Marked, a full barrier; unlinked, invalidated with all levels by one page of each table, and only then is the entry
+/// free for another; then the next level up.
 #[test]
 fn the_order_is_mark_unlink_invalidate_free() {
     let machine = HostMachine::<Granule4K>::new(4);

@@ -141,8 +141,8 @@ impl FrameAllocator {
         Freeing { frames: self, cpu, end: END, runs: heapless::Vec::new() }
     }
 
-    /// Marks the frames of `run` as free. Those that the caller does not own are refused, each by itself; the rest goes back
-    /// but for its last part, which is returned.
+    /// Marks the frames of `run` as free. Those that the caller does not own are refused, each by itself; the rest goes
+    /// back but for its last part, which is returned.
     fn release_run(&self, cpu: &Cpu, run: Range<usize>) -> Range<usize> {
         let mut released = run.start..run.start;
         while released.end < run.end {
@@ -171,8 +171,8 @@ impl FrameAllocator {
 /// Runs that [`Freeing`] gives back at once.
 const RUNS: usize = 16;
 
-/// Frees frames many at a time: neighbours together, interrupts masked or the lock taken once. Each is free at the latest
-/// when this is dropped.
+/// Frees frames many at a time: neighbours together, interrupts masked or the lock taken once. Each is free at the
+/// latest when this is dropped.
 pub struct Freeing<'a> {
     frames: &'a FrameAllocator,
     cpu: &'a Cpu,

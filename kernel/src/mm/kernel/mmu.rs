@@ -1,8 +1,9 @@
 //! The metal: how a CPU of the machine touches its tables.
 //!
-//! [`granule_pgtable`] is generic over its `Mmu`; above it there is one [`Machine`](super::Machine). On the metal that is a zero-sized
-//! type whose methods are single instructions: tables are reached through the linear map, cells are 64-bit atomics, which the
-//! architecture makes single-copy atomic (Arm ARM B2.2.1) and orders behind the load of their address (B2.3.3, address dependency).
+//! [`granule_pgtable`] is generic over its `Mmu`; above it there is one [`Machine`](super::Machine). On the metal that
+//! is a zero-sized type whose methods are single instructions: tables are reached through the linear map, cells are
+//! 64-bit atomics, which the architecture makes single-copy atomic (Arm ARM B2.2.1) and orders behind the load of their
+//! address (B2.3.3, address dependency).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,7 +40,8 @@ pub trait View {
     fn physical(&self, cell: *const AtomicU64) -> PhysAddr;
 }
 
-/// Through the linear map: any table, once the map is up. On the host the "linear map" is wherever a test put its memory.
+/// Through the linear map: any table, once the map is up. On the host the "linear map" is wherever a test put its
+/// memory.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearView {
     #[cfg(not(target_os = "none"))]
@@ -118,10 +120,10 @@ impl Lines {
     }
 }
 
-// SAFETY: 1. `table` gives the frame at the address, 512 entries as the geometry says; a `Table` proves that it is one, and
-// both views show the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy atomic, and
-// accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those barriers, and its
-// assembly is a compiler barrier. 4. `pairs` deals with each entry of a run once, by the operation of the default.
+// SAFETY: 1. `table` gives the frame at the address, 512 entries as the geometry says; a `Table` proves that it is one,
+// and both views show the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy atomic,
+// and accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those barriers, and
+// its assembly is a compiler barrier. 4. `pairs` deals with each entry of a run once, by the operation of the default.
 #[allow(unsafe_code, reason = "the one place where page tables meet raw memory")]
 unsafe impl<V: View> Mmu for Metal<V> {
     type Geometry = Granule4K;

@@ -1,10 +1,11 @@
 //! Walks of the kernel's tables, each announced, and the reclaim of tables that areas leave empty.
 //!
-//! [`granule_pgtable::reclaim`] says how a table goes and why nobody is hurt by it. What is decided here is when: after an
-//! area that held a whole table, and where memory runs out. Small areas leave tables behind that the next ones use, for
-//! addresses are handed out from the lowest on; looking for empty tables after each would cost more than it brings.
+//! [`granule_pgtable::reclaim`] says how a table goes and why nobody is hurt by it. What is decided here is when: after
+//! an area that held a whole table, and where memory runs out. Small areas leave tables behind that the next ones use,
+//! for addresses are handed out from the lowest on; looking for empty tables after each would cost more than it brings.
 //!
-//! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and whoever comes next goes on.
+//! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and whoever comes next
+//! goes on.
 
 use core::ops::Deref;
 use core::sync::atomic::AtomicU64;
@@ -28,8 +29,8 @@ pub(super) type Reclaim = SpinMutex<Reclaimer<Granule4K, MAX_CPUS>>;
 
 /// The kernel's tables, in a walk that is announced for as long as this lives.
 ///
-/// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and whoever has it
-/// waits for nobody.
+/// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and whoever has
+/// it waits for nobody.
 pub struct KernelTables<'s> {
     tables: PageTables<'s, Machine>,
     _walk: Announced<'static, AtomicU64>,
@@ -58,8 +59,8 @@ impl KernelSpace {
         KernelTables { tables: PageTables::new(&self.mmu, self.root), _walk: Announced::begin(&this_cpu().walk) }
     }
 
-    /// Frees the tables that areas have left empty, as far as that goes without waiting: a table that was found empty, or
-    /// unlinked, while another CPU was in a walk stays for the next call. Returns how many were freed.
+    /// Frees the tables that areas have left empty, as far as that goes without waiting: a table that was found empty,
+    /// or unlinked, while another CPU was in a walk stays for the next call. Returns how many were freed.
     ///
     /// Not from interrupt handlers: it takes the area lock.
     pub fn reclaim_tables(&self, cpu: &Cpu) -> usize {
@@ -69,7 +70,8 @@ impl KernelSpace {
             reclaimer.start(range);
         }
         let (mut source, mut freed) = (self.table_source(cpu), 0);
-        // Not a part of a walk, but reads the tables all the same: only a reclaimer takes tables away, and that is this one.
+        // Not a part of a walk, but reads the tables all the same: only a reclaimer takes tables away, and that is this
+        // one.
         let tables = PageTables::new(&self.mmu, self.root);
         let free = |table| {
             source.give_back(table);

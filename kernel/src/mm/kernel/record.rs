@@ -1,8 +1,8 @@
 //! On the host: what this thread's [`Metal`](super::mmu::Metal) was told to do, in order.
 //!
-//! The metal obeys and forgets; the emulated one hides most of what is left out. Here nothing happens but cell accesses,
-//! so a test reads the stream of the kernel's own calls: which barrier, invalidation and cache maintenance came before and
-//! after which store.
+//! The metal obeys and forgets; the emulated one hides most of what is left out. Here nothing happens but cell
+//! accesses, so a test reads the stream of the kernel's own calls: which barrier, invalidation and cache maintenance
+//! came before and after which store.
 
 use std::cell::RefCell;
 use std::vec::Vec;

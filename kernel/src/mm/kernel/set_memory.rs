@@ -125,7 +125,8 @@ impl KernelSpace {
         let tables = self.tables();
         match tables.update(&lazy, range, change.only_where(bits::VM_ALLOC)) {
             Ok(flush) => {
-                // The pages are there, and keep their tables; ending the walk in this arm keeps the result out of memory.
+                // The pages are there, and keep their tables; ending the walk in this arm keeps the result out of
+                // memory.
                 drop(tables);
                 lazy.invalidate(&self.tlb, [flush]);
                 Ok(())

@@ -273,7 +273,8 @@ impl PageBlocks {
         taken
     }
 
-    /// Takes frames back. Each came from [`Self::take_frames`] or [`Self::take_runs`], and its record says "free" again.
+    /// Takes frames back. Each came from [`Self::take_frames`] or [`Self::take_runs`], and its record says "free"
+    /// again.
     pub fn put_frames(&self, cpu: &Cpu, frames: &[usize]) {
         let mut lists = self.lists.lock();
         for frame in frames {

@@ -48,7 +48,8 @@ const BARS: [Bar; 9] = [
     bar("set_memory_valid/off", 220, 7, REVOKES, (440.0, 30.4)),
     bar("set_memory_valid/on", 220, 7, MAKES_VALID, (389.0, 40.2)),
     bar("vmalloc", 900, 35, MAKES_VALID, (1499.0, 95.9)),
-    // A larger area has whole tables of its own. Giving those back takes an unlinking with barriers and TLBIs of its own.
+    // A larger area has whole tables of its own. Giving those back takes an unlinking with barriers and TLBIs of its
+    // own.
     Bar { barriers_up_to: 512, ..bar("vfree", 600, 45, REVOKES, (966.0, 186.4)) },
     bar(BOOT, 2_000_000, 0, None, (40_790_000.0, 0.0)),
 ];

@@ -1,7 +1,7 @@
 //! One measurement: two boots of the bench image under `-icount`, and one of the kernel.
 //!
-//! The first boot measures. The second does the same once more while QEMU logs the barriers, and must take exactly as many
-//! instructions: a bench that is not repeatable fails at once.
+//! The first boot measures. The second does the same once more while QEMU logs the barriers, and must take exactly as
+//! many instructions: a bench that is not repeatable fails at once.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -22,7 +22,8 @@ use crate::session::fresh_nonce;
 
 /// For a boot and all its rows, on a busy host.
 const LIMIT: Duration = Duration::from_secs(300);
-/// One instruction is one nanosecond of virtual time, and idle time is skipped: the guest's clock and counts depend on nothing else.
+/// One instruction is one nanosecond of virtual time, and idle time is skipped: the guest's clock and counts depend on
+/// nothing else.
 const ICOUNT: [&str; 4] = ["-icount", "shift=0,sleep=off", "-seed", "1"];
 /// Memory of the machine whose boot is measured.
 const BOOT_MEMORY: &str = "1G";
@@ -84,7 +85,8 @@ pub struct Images<'a> {
     pub scratch: &'a Path,
 }
 
-/// Measures `chosen`, and the kernel's boot if [`BOOT`] is to be a row; `bootargs` are more boot arguments for the bench image.
+/// Measures `chosen`, and the kernel's boot if [`BOOT`] is to be a row; `bootargs` are more boot arguments for the
+/// bench image.
 ///
 /// # Errors
 /// When a boot does not end as it should, another one does not repeat it, or something ran that was not measured.

@@ -1,4 +1,5 @@
-//! A line through points, by least squares of the relative error: a point of 400 instructions counts as much as one of 40,000.
+//! A line through points, by least squares of the relative error: a point of 400 instructions counts as much as one of
+//! 40,000.
 
 use std::fmt;
 
@@ -16,7 +17,8 @@ pub struct Fit {
 impl Fit {
     /// The line of these sizes and instructions. One point, or none, has no slope.
     pub fn of(points: &[(u32, u32)]) -> Self {
-        // The sum of ((fixed + slope * n - y) / y)^2 is least where both its derivatives are zero: two linear equations.
+        // The sum of ((fixed + slope * n - y) / y)^2 is least where both its derivatives are zero: two linear
+        // equations.
         let (mut w, mut wn, mut wnn, mut wy, mut wny) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for &(n, y) in points {
             let (n, y) = (f64::from(n), f64::from(y.max(1)));

@@ -1,9 +1,10 @@
 //! Measures: boots the bench image, gathers what it counted, fits lines, compares.
 //!
-//! In the order of a run: [`list`](mod@list) reads the rows from the image's ELF; [`boot`] boots it under `-icount` and takes the points;
-//! [`trace`] finds the barriers and invalidations of each in a second boot, whose points must be the same to the instruction;
-//! [`fit`] draws a line through them; [`table`] prints them beside what they must be ([`bars`]); [`reference`](mod@reference) compares with the
-//! run that is checked in, and [`page`] shows that one in docs/BENCHMARKS.md.
+//! In the order of a run: [`list`](mod@list) reads the rows from the image's ELF; [`boot`] boots it under `-icount` and
+//! takes the points; [`trace`] finds the barriers and invalidations of each in a second boot, whose points must be the
+//! same to the instruction; [`fit`] draws a line through them; [`table`] prints them beside what they must be
+//! ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and [`page`] shows that one in
+//! docs/BENCHMARKS.md.
 
 pub mod bars;
 pub mod boot;

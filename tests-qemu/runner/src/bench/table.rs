@@ -11,8 +11,8 @@ pub(super) const PEERS: [&str; 2] = ["aarch64-paging", "page_table_multiarch"];
 /// The machine that the bounds are for.
 const BOUNDED: &str = "default";
 
-/// The table, with a line for each row: points, fit, barriers; what it must be; how many times as much others take, at the
-/// least and the largest size.
+/// The table, with a line for each row: points, fit, barriers; what it must be; how many times as much others take, at
+/// the least and the largest size.
 pub fn table(measured: &Measured) -> String {
     let mut lines = vec![header()];
     lines.extend(measured.rows.iter().map(|row| cells(row, measured)));

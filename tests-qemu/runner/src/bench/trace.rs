@@ -1,8 +1,9 @@
-//! Barriers and invalidations, counted from outside: QEMU logs each executed instruction of the kinds that are looked for.
+//! Barriers and invalidations, counted from outside: QEMU logs each executed instruction of the kinds that are looked
+//! for.
 //!
-//! The kernel counts nothing for it, so it costs nothing, and code of other crates is seen as well. QEMU is told to translate
-//! instructions one at a time and to log the executed ones at a list of addresses: those at which the image has such an
-//! instruction, or one of the two markers between which a bench measures.
+//! The kernel counts nothing for it, so it costs nothing, and code of other crates is seen as well. QEMU is told to
+//! translate instructions one at a time and to log the executed ones at a list of addresses: those at which the image
+//! has such an instruction, or one of the two markers between which a bench measures.
 
 use std::collections::BTreeMap;
 use std::path::Path;

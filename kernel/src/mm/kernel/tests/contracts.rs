@@ -1,4 +1,5 @@
-//! What each call does and refuses. A refusal changes nothing, and that is looked at: every leaf, every frame, every area.
+//! What each call does and refuses. A refusal changes nothing, and that is looked at: every leaf, every frame, every
+//! area.
 
 use std::string::ToString;
 use std::vec::Vec;
@@ -17,7 +18,8 @@ use crate::mm::{OutOfMemory, layout};
 use crate::smp::Cpu;
 use crate::trap::STACK_SIZE;
 
-/// Everything that a call could have changed: leaves by address, areas, and frames in use beside those that the space keeps.
+/// Everything that a call could have changed: leaves by address, areas, and frames in use beside those that the space
+/// keeps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Everything {
     leaves: Vec<(VirtAddr, Descriptor)>,
@@ -240,7 +242,8 @@ fn starve(frames: &FrameAllocator, cpu: &Cpu, left: usize) -> Vec<PhysAddr> {
     taken
 }
 
-/// Runs `call` with 0, 1, 2, … frames free until it works; returns how many it took. Each failure leaves nothing behind.
+/// Runs `call` with 0, 1, 2, … frames free until it works; returns how many it took. Each failure leaves nothing
+/// behind.
 fn frames_needed(call: impl Fn(&'static KernelSpace, &Cpu) -> Result<(), VmallocError>) -> usize {
     for left in 0.. {
         let (space, frames, cpu) = space(4);

@@ -1,5 +1,5 @@
-//! Streams are compared whole: nothing can be missing, too much, or in another order. That is how switches of the lab are
-//! caught here whose fix no emulated CPU needs.
+//! Streams are compared whole: nothing can be missing, too much, or in another order. That is how switches of the lab
+//! are caught here whose fix no emulated CPU needs.
 
 use std::vec;
 use std::vec::Vec;
