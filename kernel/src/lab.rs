@@ -60,7 +60,7 @@ impl Lab {
 pub const SKIP_TLBI: Lab = Lab {
     identifier: FIRST_LAB,
     name: "skip-tlbi",
-    effect: "set_memory_* leaves the TLBs alone: an old permission outlives the call",
+    effect: "no TLB is invalidated: an old permission, or mapping, outlives the call",
     witness: Witness::Target,
 };
 
@@ -68,7 +68,7 @@ pub const SKIP_TLBI: Lab = Lab {
 pub const LOCAL_TLBI: Lab = Lab {
     identifier: FIRST_LAB + 1,
     name: "local-tlbi",
-    effect: "set_memory_* invalidates on its own CPU only: an old permission outlives the call on the others",
+    effect: "TLBs are invalidated on the calling CPU only: an old permission, or mapping, outlives the call on the others",
     witness: Witness::Target,
 };
 

@@ -190,7 +190,7 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     if let Some((_, registers)) = uart {
         use_console(registers);
     }
-    if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len(), cpu, &mut map) {
+    if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len() + platform.cpus_left_out, cpu, &mut map) {
         log::error!("interrupt controller: {error}");
         return;
     }
