@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use granule::bootargs::{self, PARAMETERS, Parameter, Refused};
 use granule::drivers::{console, power, timer};
 use granule::smp;
-use granule_protocol::{BenchRecord, Event, Frame, Nonce, text};
+use granule_protocol::{BenchRecord, Event, Nonce, Port, text};
 use linkme::distributed_slice;
 
 /// A row's record; see `bench!`.
@@ -77,7 +77,7 @@ pub(crate) fn run() -> ! {
     let chosen = bootargs::get("bench.rows").unwrap_or("").split(',').filter_map(|index| index.parse::<u32>().ok());
     let null = BENCHES.iter().position(|record| text(&record.name) == Some(NULL)).map(|index| index as u32);
     let rows = || null.into_iter().chain(chosen.clone()).chain(null);
-    let mut port = Port { nonce: Nonce(nonce), sequence: 0 };
+    let mut port = Port::new(Nonce(nonce), console::print);
     port.send(Event::Hello { tests: rows().count() as u32 });
     let mut measured = 0;
     for index in rows() {
@@ -185,22 +185,4 @@ fn null(bench: &mut Bench<'_>) {
 /// Sets the deadline anew whenever it is reached.
 fn disturb(cpu: &smp::Cpu) {
     timer::set_deadline(cpu, core::time::Duration::from_micros(100), disturb);
-}
-
-/// The serial port, as frames go out on it.
-struct Port {
-    nonce: Nonce,
-    sequence: u32,
-}
-
-impl Port {
-    fn send(&mut self, event: Event) {
-        // The longest frame has some 80 bytes, so it always fits.
-        let mut line: heapless::String<128> = heapless::String::new();
-        let whole = Frame { sequence: self.sequence, event }.encode(self.nonce, &mut line).is_ok();
-        self.sequence += 1;
-        if whole {
-            console::print(format_args!("\n{line}\n"));
-        }
-    }
 }

@@ -93,6 +93,40 @@ pub struct Frame {
     pub event: Event,
 }
 
+/// A guest's serial port, as the frames of one boot go out on it.
+#[derive(Debug)]
+pub struct Port {
+    nonce: Nonce,
+    sequence: u32,
+    print: fn(fmt::Arguments<'_>),
+}
+
+impl Port {
+    /// A port on which nothing was sent yet. `print` prints its argument in one piece, so that no other CPU gets between.
+    pub const fn new(nonce: Nonce, print: fn(fmt::Arguments<'_>)) -> Self {
+        Self { nonce, sequence: 0, print }
+    }
+
+    /// Sends the next frame, on a line of its own even where a test left one unfinished.
+    pub fn send(&mut self, event: Event) {
+        let line = Line { frame: Frame { sequence: self.sequence, event }, nonce: self.nonce };
+        self.sequence += 1;
+        (self.print)(format_args!("\n{line}\n"));
+    }
+}
+
+/// A frame as its line.
+struct Line {
+    frame: Frame,
+    nonce: Nonce,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.frame.encode(self.nonce, f)
+    }
+}
+
 /// Why a line is not a frame of this boot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotAFrame {

@@ -11,7 +11,7 @@ mod test;
 
 use granule::bootargs::{PARAMETERS, Parameter};
 use granule::drivers::{console, power};
-use granule_protocol::{Event, Frame, Nonce, Record};
+use granule_protocol::{Event, Port, Record};
 use linkme::distributed_slice;
 
 use audit::Snapshot;
@@ -63,7 +63,7 @@ pub(crate) fn run() -> ! {
         granule::println!("this is the test image: `./x test` boots it, with test.nonce= and test.run=");
         power::off(power::Status::Failure)
     };
-    let mut port = Port { nonce: plan.nonce, sequence: 0 };
+    let mut port = Port::new(plan.nonce, console::print);
     port.send(Event::Hello { tests: plan.indices().count() as u32 });
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for index in plan.indices() {
@@ -102,24 +102,4 @@ fn one(index: u32, seed: u64) -> Event {
         failures += 1;
     }
     if failures == 0 { Event::Pass { index, checks } } else { Event::Fail { index, checks, failures } }
-}
-
-/// The serial port, as frames go out on it.
-struct Port {
-    nonce: Nonce,
-    sequence: u32,
-}
-
-impl Port {
-    fn send(&mut self, event: Event) {
-        // The longest frame has some 70 bytes, so it always fits.
-        let mut line: heapless::String<128> = heapless::String::new();
-        let whole = Frame { sequence: self.sequence, event }.encode(self.nonce, &mut line).is_ok();
-        self.sequence += 1;
-        if whole {
-            // On a line of its own, even where a test left one unfinished; printed in one piece, so no other CPU gets
-            // between.
-            console::print(format_args!("\n{line}\n"));
-        }
-    }
 }
