@@ -7,6 +7,7 @@ extern crate alloc;
 pub mod boot_info;
 pub mod bootargs;
 pub mod drivers;
+pub mod errno;
 pub mod lab;
 pub mod mm;
 pub mod monitor;
