@@ -11,7 +11,9 @@ use tock_registers::LocalRegisterCopy;
 use crate::addr::PhysAddr;
 
 mod text;
+mod user;
 pub use text::{Decoded, Listed};
+pub use user::{Markers, Migration, MigrationAccess, NonPresent, Protection};
 
 mod stage1 {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
@@ -107,6 +109,22 @@ pub mod bits {
     /// Software, in an entry that is neither valid nor present: a table was unlinked here that walk caches may still
     /// have. Not [`LEAVING`], which whoever needs the table clears without another look.
     pub const UNLINKED: u64 = 1 << 57;
+    // Of user entries; the table of all that software gives a meaning, VALID or not, is in `descriptor::user`.
+    /// Software, user leaves: it was written.
+    pub const DIRTY: u64 = 1 << 55;
+    /// Software, user leaves: the frame is nobody's to count.
+    pub const SPECIAL: u64 = 1 << 56;
+    /// Software, valid user leaves: write-protected by userfaultfd.
+    pub const UFFD_WP: u64 = 1 << 58;
+    /// Software, user leaves whose VALID is 0: no access is permitted, or with [`FAULT_ON_ACCESS`] the first one makes
+    /// the leaf valid.
+    pub const PROT_NONE: u64 = 1 << 58;
+    /// Software, user leaves whose VALID is 0: [`UFFD_WP`], whose own place means [`PROT_NONE`] there.
+    pub const UFFD_WP_INVALID: u64 = 1 << 59;
+    /// Software, user leaves whose VALID is 0, with [`PROT_NONE`]: an access is waited for.
+    pub const FAULT_ON_ACCESS: u64 = 1 << 60;
+    /// Software, user entries that are not present: [`UFFD_WP`] of the page that was there.
+    pub const SWAP_UFFD_WP: u64 = 1 << 3;
     /// PXNTable.
     pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);
     /// UXNTable.

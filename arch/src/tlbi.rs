@@ -324,8 +324,7 @@ tlbi!(
     rvaale1(operand: RangeOperand = operand.0), "sys #0, c8, c6, #7, {}"
 );
 
-/// A TLBI of the kernel's own regime with its operand, as a value: what a machine is told to do, be it the metal or a
-/// model.
+/// A TLBI of the EL1&0 regime with its operand, as a value: what a machine is told to do, be it the metal or a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Instruction {
     /// [`vmalle1is`].
@@ -340,12 +339,22 @@ pub enum Instruction {
     Vaae1(AddressOperand),
     /// [`vaale1`].
     Vaale1(AddressOperand),
-    /// [`vale1is`]: not for kernel addresses, which are global, but as the least that some errata ask to be repeated.
+    /// [`aside1is`].
+    Aside1is(u16),
+    /// [`vae1is`].
+    Vae1is(AddressOperand),
+    /// [`vale1is`]: also the least that some errata ask to be repeated.
     Vale1is(AddressOperand),
+    /// [`vale1`].
+    Vale1(AddressOperand),
     /// [`rvaae1is`].
     Rvaae1is(RangeOperand),
     /// [`rvaale1is`].
     Rvaale1is(RangeOperand),
+    /// [`rvae1is`].
+    Rvae1is(RangeOperand),
+    /// [`rvale1is`].
+    Rvale1is(RangeOperand),
 }
 
 impl Instruction {
@@ -359,9 +368,14 @@ impl Instruction {
             Self::Vaale1is(operand) => vaale1is(operand),
             Self::Vaae1(operand) => vaae1(operand),
             Self::Vaale1(operand) => vaale1(operand),
+            Self::Aside1is(asid) => aside1is(asid),
+            Self::Vae1is(operand) => vae1is(operand),
             Self::Vale1is(operand) => vale1is(operand),
+            Self::Vale1(operand) => vale1(operand),
             Self::Rvaae1is(operand) => rvaae1is(operand),
             Self::Rvaale1is(operand) => rvaale1is(operand),
+            Self::Rvae1is(operand) => rvae1is(operand),
+            Self::Rvale1is(operand) => rvale1is(operand),
         }
     }
 }

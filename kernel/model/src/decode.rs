@@ -80,14 +80,28 @@ pub(crate) fn decode<G: Geometry>(instruction: Instruction, features: &Features)
         Instruction::Vaale1is(operand) => address::<G>(operand.bits(), InnerShareable, Last, features),
         Instruction::Vaae1(operand) => address::<G>(operand.bits(), Local, All, features),
         Instruction::Vaale1(operand) => address::<G>(operand.bits(), Local, Last, features),
-        Instruction::Vale1is(operand) => {
-            let asid = (operand.bits() >> 48) as u16;
-            let decoded = address::<G>(operand.bits() << 16 >> 16, InnerShareable, Last, features)?;
-            Ok(Decoded { asid: Some(asid), ..decoded })
+        Instruction::Aside1is(asid) => Ok(Decoded { asid: Some(asid), ..everything(InnerShareable) }),
+        Instruction::Vae1is(operand) => {
+            of_asid(operand.bits(), |bits| address::<G>(bits, InnerShareable, All, features))
         }
+        Instruction::Vale1is(operand) => {
+            of_asid(operand.bits(), |bits| address::<G>(bits, InnerShareable, Last, features))
+        }
+        Instruction::Vale1(operand) => of_asid(operand.bits(), |bits| address::<G>(bits, Local, Last, features)),
         Instruction::Rvaae1is(operand) => range::<G>(operand.bits(), InnerShareable, All, features),
         Instruction::Rvaale1is(operand) => range::<G>(operand.bits(), InnerShareable, Last, features),
+        Instruction::Rvae1is(operand) => {
+            of_asid(operand.bits(), |bits| range::<G>(bits, InnerShareable, All, features))
+        }
+        Instruction::Rvale1is(operand) => {
+            of_asid(operand.bits(), |bits| range::<G>(bits, InnerShareable, Last, features))
+        }
     }
+}
+
+/// An operation of one ASID, which bits 63:48 of its operand name; the rest is read like that for every ASID.
+fn of_asid(bits: u64, decode: impl FnOnce(u64) -> Result<Decoded, &'static str>) -> Result<Decoded, &'static str> {
+    Ok(Decoded { asid: Some((bits >> 48) as u16), ..decode(bits << 16 >> 16)? })
 }
 
 /// The granule's number in TTL and TG fields.
@@ -155,9 +169,13 @@ impl Decoded {
         {
             return Err(Miss::Elsewhere);
         }
-        // The model's one address space has ASID 0.
-        if self.asid.is_some_and(|asid| asid != 0) && held.attributes & bits::NG != 0 {
-            return Err(Miss::Asid);
+        // The model's one address space has ASID 0. Steps of a walk belong to it, and so do leaves that are not global;
+        // global ones are any ASID's to take by address, and none's to take as a whole.
+        let global = held.kind == Kind::Leaf && held.attributes & bits::NG == 0;
+        match self.asid {
+            Some(_) if global && self.addresses.is_none() => return Err(Miss::Asid),
+            Some(asid) if asid != 0 && !global => return Err(Miss::Asid),
+            _ => {}
         }
         match held.kind {
             Kind::Table if self.levels == Levels::Last => return Err(Miss::LastLevelOnly),

@@ -28,7 +28,7 @@ pub enum Kind {
     TlbiPage,
     /// A TLBI of a range, on all CPUs.
     TlbiRange,
-    /// A TLBI of everything, on all CPUs.
+    /// A TLBI of everything, or of a whole ASID, on all CPUs.
     TlbiAll,
     /// A TLBI on this CPU only.
     TlbiLocal,
@@ -42,10 +42,17 @@ impl Kind {
     #[inline(always)]
     pub const fn of(instruction: Instruction) -> Self {
         match instruction {
-            Instruction::Vmalle1is => Self::TlbiAll,
-            Instruction::Vaae1is(_) | Instruction::Vaale1is(_) | Instruction::Vale1is(_) => Self::TlbiPage,
-            Instruction::Rvaae1is(_) | Instruction::Rvaale1is(_) => Self::TlbiRange,
-            Instruction::Vmalle1 | Instruction::Vaae1(_) | Instruction::Vaale1(_) => Self::TlbiLocal,
+            Instruction::Vmalle1is | Instruction::Aside1is(_) => Self::TlbiAll,
+            Instruction::Vaae1is(_) | Instruction::Vaale1is(_) | Instruction::Vae1is(_) | Instruction::Vale1is(_) => {
+                Self::TlbiPage
+            }
+            Instruction::Rvaae1is(_)
+            | Instruction::Rvaale1is(_)
+            | Instruction::Rvae1is(_)
+            | Instruction::Rvale1is(_) => Self::TlbiRange,
+            Instruction::Vmalle1 | Instruction::Vaae1(_) | Instruction::Vaale1(_) | Instruction::Vale1(_) => {
+                Self::TlbiLocal
+            }
         }
     }
 }
