@@ -20,6 +20,8 @@ pub const POOL: Rank = 14;
 pub const PAGE_BLOCK: Rank = 16;
 /// The heap's list.
 pub const HEAP: Rank = 20;
+/// A queue of threads that wait. Anything above may wake them.
+pub const WAIT: Rank = 22;
 /// The interrupt controller.
 pub const INTERRUPT: Rank = 26;
 /// The console: last, so that anything may print.

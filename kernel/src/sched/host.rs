@@ -1,0 +1,22 @@
+//! On the host the threads are the process's own.
+
+/// A thread, for whoever wakes it.
+#[derive(Clone, Debug)]
+pub struct ThreadRef(std::thread::Thread);
+
+impl ThreadRef {
+    /// Ends the thread's [`park`], or the next one if it is in none.
+    pub fn unpark(&self) {
+        self.0.unpark();
+    }
+}
+
+/// The running thread.
+pub fn current() -> ThreadRef {
+    ThreadRef(std::thread::current())
+}
+
+/// Sleeps until somebody calls [`ThreadRef::unpark`]; returns at once where somebody has since the last time.
+pub fn park() {
+    std::thread::park();
+}
