@@ -1,12 +1,14 @@
-//! `./x build`: the kernel, the test image and the bench image, each as ELF and as arm64 Image.
+//! `./x build`: the kernel, the test image and the bench image, each as ELF and as arm64 Image; and the programs for EL0
+//! in an initrd, which every machine that boots one of the images gets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use granule_runner::qemu;
 
 use crate::tools::{Profile, Tools, run};
-use crate::{image, symbols};
+use crate::{image, initrd, symbols};
 
 /// The largest kernel image that is let through, in bytes.
 pub(crate) const IMAGE_LIMIT: usize = 1 << 20;
@@ -20,6 +22,8 @@ pub(crate) struct Built {
     pub(crate) tests: Program,
     /// The kernel with measurements in place of the monitor.
     pub(crate) benches: Program,
+    /// The programs for EL0.
+    pub(crate) initrd: PathBuf,
 }
 
 /// One program in both forms.
@@ -42,8 +46,10 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
     let output = tools.target_output(profile);
     let program = |name: &str| finish(&output.join(name), &tools.build_directory().join(name));
-    let built =
-        Built { kernel: program("granule")?, tests: program("granule-tests")?, benches: program("granule-bench")? };
+    let kernel = program("granule")?;
+    let archive = qemu::initrd_of(&kernel.image);
+    write(&archive, &initrd::pack(&tools.root.join("user/src/bin"), &output)?)?;
+    let built = Built { kernel, tests: program("granule-tests")?, benches: program("granule-bench")?, initrd: archive };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());

@@ -5,6 +5,7 @@
 mod bench;
 mod compile;
 mod image;
+mod initrd;
 mod lint;
 mod start;
 mod symbols;
@@ -47,7 +48,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Build build/granule.elf, build/granule.img (arm64 Image), and the images of tests and benches
+    /// Build build/granule.elf, build/granule.img (arm64 Image), the images of tests and benches, and build/initrd.cpio
     Build {
         /// The checked build: lock order, arithmetic, debug assertions
         #[arg(long)]
@@ -105,6 +106,7 @@ fn perform(task: Task) -> Result<()> {
             for program in [built.kernel, built.tests, built.benches] {
                 println!("{}\n{}", program.elf.display(), program.image.display());
             }
+            println!("{}", built.initrd.display());
             Ok(())
         }
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),

@@ -13,7 +13,8 @@ const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
-const TARGET_PACKAGES: [&str; 7] = [
+const TARGET_PACKAGES: [&str; 9] = [
+    "granule-abi",
     "granule-arch",
     "granule-pgtable",
     "granule",
@@ -21,6 +22,7 @@ const TARGET_PACKAGES: [&str; 7] = [
     "granule-protocol",
     "granule-tests",
     "granule-bench",
+    "granule-user",
 ];
 
 /// Where a toolchain comes from.

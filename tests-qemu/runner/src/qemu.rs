@@ -35,7 +35,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The command line that runs `kernel` on `machine`.
+    /// The command line that runs `kernel` on `machine`, with the initrd that lies beside it, if one does.
     ///
     /// `extra` comes last, so that it may override what stands before it.
     pub fn new(
@@ -48,6 +48,10 @@ impl Qemu {
     ) -> Self {
         let mut qemu = Self::without_kernel(machine, serial, reset, &[]);
         qemu.arguments.extend(["-kernel".into(), kernel.into()]);
+        let initrd = initrd_of(kernel);
+        if initrd.is_file() {
+            qemu.arguments.extend(["-initrd".into(), initrd.into()]);
+        }
         if !bootargs.is_empty() {
             qemu.pair("-append", bootargs);
         }
@@ -99,6 +103,11 @@ impl fmt::Display for Qemu {
         write!(f, "{}", quoted(&self.program.to_string_lossy()))?;
         self.arguments.iter().try_for_each(|argument| write!(f, " {}", quoted(&argument.to_string_lossy())))
     }
+}
+
+/// Where the initrd of a kernel image is.
+pub fn initrd_of(kernel: &Path) -> PathBuf {
+    kernel.with_file_name("initrd.cpio")
 }
 
 /// The QEMU that `./x` found, or the one in PATH.

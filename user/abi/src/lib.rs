@@ -1,0 +1,23 @@
+//! Linux's system-call interface for arm64, as far as Granule has it.
+//!
+//! One definition for the kernel and for the programs of `user/`. That it is Linux's is checked where it is built for
+//! arm64: `user/` compares each number with the kernel headers' own (crate `linux-raw-sys`).
+//!
+//! - [`number`]: the calls
+//! - [`errno`]: how they fail
+//! - [`memory`], [`process`], [`signal`], [`time`]: flags and structures, by subject
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod errno;
+pub mod memory;
+pub mod number;
+pub mod process;
+pub mod signal;
+pub mod time;
+
+pub use errno::Errno;

@@ -1,0 +1,54 @@
+//! mmap and its kin: `linux/mman.h`, `asm-generic/mman*.h`.
+
+/// Pages may be read.
+pub const PROT_READ: u64 = 1;
+/// Pages may be written.
+pub const PROT_WRITE: u64 = 2;
+/// Pages may be executed.
+pub const PROT_EXEC: u64 = 4;
+/// Pages may not be accessed.
+pub const PROT_NONE: u64 = 0;
+
+/// Stores are seen by all who map it.
+pub const MAP_SHARED: u64 = 1;
+/// Stores are this mapping's own.
+pub const MAP_PRIVATE: u64 = 2;
+/// As [`MAP_SHARED`], and unknown flags are refused.
+pub const MAP_SHARED_VALIDATE: u64 = 3;
+/// Which bits of the flags say how stores are shared.
+pub const MAP_TYPE: u64 = 0xf;
+/// At exactly this address, in place of whatever is there.
+pub const MAP_FIXED: u64 = 0x10;
+/// No file behind it: zeroes.
+pub const MAP_ANONYMOUS: u64 = 0x20;
+/// A stack (of other architectures).
+pub const MAP_GROWSDOWN: u64 = 0x100;
+/// Without effect since long ago.
+pub const MAP_DENYWRITE: u64 = 0x800;
+/// Without effect since long ago.
+pub const MAP_EXECUTABLE: u64 = 0x1000;
+/// Kept in memory.
+pub const MAP_LOCKED: u64 = 0x2000;
+/// Not counted against what may be committed.
+pub const MAP_NORESERVE: u64 = 0x4000;
+/// With all its pages at once.
+pub const MAP_POPULATE: u64 = 0x8000;
+/// Together with [`MAP_POPULATE`]: without its pages.
+pub const MAP_NONBLOCK: u64 = 0x1_0000;
+/// It will be a stack.
+pub const MAP_STACK: u64 = 0x2_0000;
+/// Of large pages.
+pub const MAP_HUGETLB: u64 = 0x4_0000;
+/// At exactly this address, or not at all.
+pub const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+
+/// No advice.
+pub const MADV_NORMAL: u64 = 0;
+/// Accesses in no order.
+pub const MADV_RANDOM: u64 = 1;
+/// Accesses in order.
+pub const MADV_SEQUENTIAL: u64 = 2;
+/// Accesses soon.
+pub const MADV_WILLNEED: u64 = 3;
+/// The pages' contents are given up.
+pub const MADV_DONTNEED: u64 = 4;

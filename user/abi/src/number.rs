@@ -1,0 +1,86 @@
+//! Numbers of system calls: what x8 holds at the SVC. arm64 has the generic table (`asm-generic/unistd.h`).
+
+/// Makes the constants, and a table of their names, from one list.
+macro_rules! numbers {
+    ($($name:ident = $number:literal $text:literal;)*) => {
+        $(#[doc = concat!("`", $text, "`")] pub const $name: usize = $number;)*
+
+        /// One more than the highest number that has a name here.
+        pub const END: usize = {
+            let mut end = 0;
+            $(if $number >= end { end = $number + 1; })*
+            end
+        };
+
+        /// What the call with this number is called, if it is one of these.
+        pub const fn name(number: usize) -> Option<&'static str> {
+            match number {
+                $($number => Some($text),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+numbers! {
+    IOCTL = 29 "ioctl";
+    OPENAT = 56 "openat";
+    CLOSE = 57 "close";
+    READ = 63 "read";
+    WRITE = 64 "write";
+    READV = 65 "readv";
+    WRITEV = 66 "writev";
+    EXIT = 93 "exit";
+    EXIT_GROUP = 94 "exit_group";
+    SET_TID_ADDRESS = 96 "set_tid_address";
+    FUTEX = 98 "futex";
+    SET_ROBUST_LIST = 99 "set_robust_list";
+    NANOSLEEP = 101 "nanosleep";
+    CLOCK_GETTIME = 113 "clock_gettime";
+    CLOCK_GETRES = 114 "clock_getres";
+    CLOCK_NANOSLEEP = 115 "clock_nanosleep";
+    SCHED_SETAFFINITY = 122 "sched_setaffinity";
+    SCHED_GETAFFINITY = 123 "sched_getaffinity";
+    SCHED_YIELD = 124 "sched_yield";
+    KILL = 129 "kill";
+    TKILL = 130 "tkill";
+    TGKILL = 131 "tgkill";
+    SIGALTSTACK = 132 "sigaltstack";
+    RT_SIGACTION = 134 "rt_sigaction";
+    RT_SIGPROCMASK = 135 "rt_sigprocmask";
+    RT_SIGPENDING = 136 "rt_sigpending";
+    RT_SIGRETURN = 139 "rt_sigreturn";
+    UNAME = 160 "uname";
+    PRCTL = 167 "prctl";
+    GETCPU = 168 "getcpu";
+    GETPID = 172 "getpid";
+    GETPPID = 173 "getppid";
+    GETUID = 174 "getuid";
+    GETEUID = 175 "geteuid";
+    GETGID = 176 "getgid";
+    GETEGID = 177 "getegid";
+    GETTID = 178 "gettid";
+    BRK = 214 "brk";
+    MUNMAP = 215 "munmap";
+    MREMAP = 216 "mremap";
+    CLONE = 220 "clone";
+    EXECVE = 221 "execve";
+    MMAP = 222 "mmap";
+    MPROTECT = 226 "mprotect";
+    MINCORE = 232 "mincore";
+    MADVISE = 233 "madvise";
+    WAIT4 = 260 "wait4";
+    GETRANDOM = 278 "getrandom";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{END, GETPID, GETRANDOM, name};
+
+    #[test]
+    fn names_go_with_numbers() {
+        assert_eq!(name(GETPID), Some("getpid"));
+        assert_eq!(name(0), None);
+        assert_eq!(END, GETRANDOM + 1);
+    }
+}

@@ -1,0 +1,154 @@
+//! Processes and threads: `linux/sched.h`, `linux/wait.h`, `linux/futex.h`, `linux/auxvec.h`, `linux/prctl.h`.
+
+/// The signal that tells the parent of the end, in the low byte of clone's flags.
+pub const CSIGNAL: u64 = 0xff;
+/// The child shares the address space.
+pub const CLONE_VM: u64 = 0x100;
+/// The child shares root and working directory.
+pub const CLONE_FS: u64 = 0x200;
+/// The child shares open files.
+pub const CLONE_FILES: u64 = 0x400;
+/// The child shares the signals' handlers.
+pub const CLONE_SIGHAND: u64 = 0x800;
+/// The parent sleeps until the child executes another program or exits.
+pub const CLONE_VFORK: u64 = 0x4000;
+/// The child has the caller's parent.
+pub const CLONE_PARENT: u64 = 0x8000;
+/// The child is a thread of the caller's process.
+pub const CLONE_THREAD: u64 = 0x1_0000;
+/// The child shares System V semaphores' adjustments.
+pub const CLONE_SYSVSEM: u64 = 0x4_0000;
+/// The child has a thread pointer of its own.
+pub const CLONE_SETTLS: u64 = 0x8_0000;
+/// The child's number is stored for the parent.
+pub const CLONE_PARENT_SETTID: u64 = 0x10_0000;
+/// When the child exits, its word is zeroed and whoever waits for it is woken.
+pub const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
+/// Without effect since long ago.
+pub const CLONE_DETACHED: u64 = 0x40_0000;
+/// Not traced.
+pub const CLONE_UNTRACED: u64 = 0x80_0000;
+/// The child's number is stored in its own memory.
+pub const CLONE_CHILD_SETTID: u64 = 0x100_0000;
+
+/// wait4: do not wait.
+pub const WNOHANG: u64 = 1;
+/// wait4: children that were stopped as well.
+pub const WUNTRACED: u64 = 2;
+/// wait4: children that were continued as well.
+pub const WCONTINUED: u64 = 8;
+/// wait4: not the children of other threads of the process.
+pub const WNOTHREAD: u64 = 0x2000_0000;
+/// wait4: all children, whatever they signal.
+pub const WALL: u64 = 0x4000_0000;
+/// wait4: only children that do not signal SIGCHLD.
+pub const WCLONE: u64 = 0x8000_0000;
+
+/// What wait4 stores for a process that exited with this code.
+pub const fn exited(code: u8) -> u32 {
+    (code as u32) << 8
+}
+
+/// What wait4 stores for a process that this signal ended.
+pub const fn killed(signal: u32) -> u32 {
+    signal & 0x7f
+}
+
+/// futex: sleep while the word has this value.
+pub const FUTEX_WAIT: u64 = 0;
+/// futex: wake as many sleepers.
+pub const FUTEX_WAKE: u64 = 1;
+/// futex: [`FUTEX_WAIT`] with an absolute time limit, for wakers that name a bit of the set.
+pub const FUTEX_WAIT_BITSET: u64 = 9;
+/// futex: [`FUTEX_WAKE`] of sleepers with a bit of the set.
+pub const FUTEX_WAKE_BITSET: u64 = 10;
+/// futex: the word is this process's alone.
+pub const FUTEX_PRIVATE_FLAG: u64 = 128;
+/// futex: absolute times are CLOCK_REALTIME's.
+pub const FUTEX_CLOCK_REALTIME: u64 = 256;
+/// futex: the set that every waker's meets.
+pub const FUTEX_BITSET_MATCH_ANY: u32 = !0;
+
+/// End of the auxiliary vector.
+pub const AT_NULL: u64 = 0;
+/// Where the program headers are.
+pub const AT_PHDR: u64 = 3;
+/// Bytes of one program header.
+pub const AT_PHENT: u64 = 4;
+/// How many program headers.
+pub const AT_PHNUM: u64 = 5;
+/// Bytes of a page.
+pub const AT_PAGESZ: u64 = 6;
+/// Where the dynamic linker is: 0.
+pub const AT_BASE: u64 = 7;
+/// Flags: 0.
+pub const AT_FLAGS: u64 = 8;
+/// Where the program starts.
+pub const AT_ENTRY: u64 = 9;
+/// User.
+pub const AT_UID: u64 = 11;
+/// Effective user.
+pub const AT_EUID: u64 = 12;
+/// Group.
+pub const AT_GID: u64 = 13;
+/// Effective group.
+pub const AT_EGID: u64 = 14;
+/// Address of the platform's name.
+pub const AT_PLATFORM: u64 = 15;
+/// What the CPUs can do.
+pub const AT_HWCAP: u64 = 16;
+/// Clock ticks in a second, for times().
+pub const AT_CLKTCK: u64 = 17;
+/// Whether the program runs with more rights than its caller.
+pub const AT_SECURE: u64 = 23;
+/// Address of sixteen random bytes.
+pub const AT_RANDOM: u64 = 25;
+/// More of what the CPUs can do.
+pub const AT_HWCAP2: u64 = 26;
+/// Address of the program's name.
+pub const AT_EXECFN: u64 = 31;
+/// Least size of a signal's stack.
+pub const AT_MINSIGSTKSZ: u64 = 51;
+
+/// Floating point.
+pub const HWCAP_FP: u64 = 1 << 0;
+/// Advanced SIMD.
+pub const HWCAP_ASIMD: u64 = 1 << 1;
+/// The large system extensions' atomics.
+pub const HWCAP_ATOMICS: u64 = 1 << 8;
+
+/// prctl: set the thread's name.
+pub const PR_SET_NAME: u64 = 15;
+/// prctl: get the thread's name.
+pub const PR_GET_NAME: u64 = 16;
+
+/// Bytes of a thread's name, its final zero included.
+pub const NAME_LENGTH: usize = 16;
+
+/// What uname fills in: `struct new_utsname`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UtsName {
+    /// `Linux`: what programs look at.
+    pub sysname: [u8; 65],
+    /// The machine's name in a network.
+    pub nodename: [u8; 65],
+    /// Version of the interface.
+    pub release: [u8; 65],
+    /// Version of the kernel.
+    pub version: [u8; 65],
+    /// `aarch64`.
+    pub machine: [u8; 65],
+    /// Domain of the machine's name.
+    pub domainname: [u8; 65],
+}
+
+/// A piece of memory, for readv and writev.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct IoVec {
+    /// Its first byte.
+    pub base: u64,
+    /// Its bytes.
+    pub length: u64,
+}

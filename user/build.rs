@@ -1,0 +1,20 @@
+//! The build script of the programs: how they are linked. `linker/build.rs` is its counterpart for the images.
+
+/// A static program at a fixed address, its parts on pages of their own.
+const LINK_ARGUMENTS: [&str; 4] = ["-e_start", "--image-base=0x400000", "-zmax-page-size=4096", "-znognustack"];
+
+/// The one program that runs wherever it is loaded. The last word on the image base counts.
+const PIE_ARGUMENTS: [&str; 4] = ["-pie", "--no-dynamic-linker", "--pack-dyn-relocs=relr", "--image-base=0"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
+        return;
+    }
+    for argument in LINK_ARGUMENTS {
+        println!("cargo::rustc-link-arg-bins={argument}");
+    }
+    for argument in PIE_ARGUMENTS {
+        println!("cargo::rustc-link-arg-bin=pie={argument}");
+    }
+}

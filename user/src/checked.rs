@@ -1,0 +1,99 @@
+//! That the interface is Linux's: each number of `granule_abi` against the kernel headers' own, at compile time.
+
+use granule_abi::errno::Errno;
+use granule_abi::{memory, number, process, signal, time};
+use linux_raw_sys::{auxvec, errno, general, prctl, system};
+
+/// `same!(ours, theirs: A B)`: `ours::A == theirs::A`, and so on.
+macro_rules! same {
+    ($ours:ident, $theirs:ident: $($name:ident)*) => {
+        const _: () = {
+            $(assert!($ours::$name as i64 == $theirs::$name as i64, stringify!($name));)*
+        };
+    };
+}
+
+/// `calls!(OURS theirs, ...)`: `number::OURS == theirs`.
+macro_rules! calls {
+    ($($ours:ident $theirs:ident,)*) => {
+        const _: () = {
+            $(assert!(number::$ours as u32 == general::$theirs, stringify!($ours));)*
+        };
+    };
+}
+
+/// `errors!(A B)`: `Errno::A` has the number `errno::A`.
+macro_rules! errors {
+    ($($name:ident)*) => {
+        const _: () = {
+            $(assert!(Errno::$name as u32 == errno::$name, stringify!($name));)*
+        };
+    };
+}
+
+calls! {
+    IOCTL __NR_ioctl, OPENAT __NR_openat, CLOSE __NR_close, READ __NR_read, WRITE __NR_write, READV __NR_readv,
+    WRITEV __NR_writev, EXIT __NR_exit, EXIT_GROUP __NR_exit_group, SET_TID_ADDRESS __NR_set_tid_address,
+    FUTEX __NR_futex, SET_ROBUST_LIST __NR_set_robust_list, NANOSLEEP __NR_nanosleep,
+    CLOCK_GETTIME __NR_clock_gettime, CLOCK_GETRES __NR_clock_getres, CLOCK_NANOSLEEP __NR_clock_nanosleep,
+    SCHED_SETAFFINITY __NR_sched_setaffinity, SCHED_GETAFFINITY __NR_sched_getaffinity,
+    SCHED_YIELD __NR_sched_yield, KILL __NR_kill, TKILL __NR_tkill, TGKILL __NR_tgkill,
+    SIGALTSTACK __NR_sigaltstack, RT_SIGACTION __NR_rt_sigaction, RT_SIGPROCMASK __NR_rt_sigprocmask,
+    RT_SIGPENDING __NR_rt_sigpending, RT_SIGRETURN __NR_rt_sigreturn, UNAME __NR_uname, PRCTL __NR_prctl,
+    GETCPU __NR_getcpu, GETPID __NR_getpid, GETPPID __NR_getppid, GETUID __NR_getuid, GETEUID __NR_geteuid,
+    GETGID __NR_getgid, GETEGID __NR_getegid, GETTID __NR_gettid, BRK __NR_brk, MUNMAP __NR_munmap,
+    MREMAP __NR_mremap, CLONE __NR_clone, EXECVE __NR_execve, MMAP __NR_mmap, MPROTECT __NR_mprotect,
+    MINCORE __NR_mincore, MADVISE __NR_madvise, WAIT4 __NR_wait4, GETRANDOM __NR_getrandom,
+}
+
+errors! {
+    EPERM ENOENT ESRCH EINTR EIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV EINVAL
+    ENOTTY ESPIPE ERANGE ENAMETOOLONG ENOSYS ETIMEDOUT
+}
+
+same! { memory, general:
+    PROT_READ PROT_WRITE PROT_EXEC PROT_NONE MAP_SHARED MAP_PRIVATE MAP_SHARED_VALIDATE MAP_TYPE MAP_FIXED
+    MAP_ANONYMOUS MAP_GROWSDOWN MAP_DENYWRITE MAP_EXECUTABLE MAP_LOCKED MAP_NORESERVE MAP_POPULATE MAP_NONBLOCK
+    MAP_STACK MAP_HUGETLB MAP_FIXED_NOREPLACE MADV_NORMAL MADV_RANDOM MADV_SEQUENTIAL MADV_WILLNEED MADV_DONTNEED
+}
+
+same! { process, general:
+    CSIGNAL CLONE_VM CLONE_FS CLONE_FILES CLONE_SIGHAND CLONE_VFORK CLONE_PARENT CLONE_THREAD CLONE_SYSVSEM
+    CLONE_SETTLS CLONE_PARENT_SETTID CLONE_CHILD_CLEARTID CLONE_DETACHED CLONE_UNTRACED CLONE_CHILD_SETTID
+    WNOHANG WUNTRACED WCONTINUED FUTEX_WAIT FUTEX_WAKE FUTEX_WAIT_BITSET FUTEX_WAKE_BITSET
+    FUTEX_PRIVATE_FLAG FUTEX_CLOCK_REALTIME
+}
+const _: () = assert!(process::WALL == general::__WALL as u64 && process::WCLONE == general::__WCLONE as u64);
+const _: () = assert!(process::FUTEX_BITSET_MATCH_ANY == general::FUTEX_BITSET_MATCH_ANY);
+
+same! { process, auxvec:
+    AT_NULL AT_PHDR AT_PHENT AT_PHNUM AT_PAGESZ AT_BASE AT_FLAGS AT_ENTRY AT_UID AT_EUID AT_GID AT_EGID AT_PLATFORM
+    AT_HWCAP AT_CLKTCK AT_SECURE AT_RANDOM AT_HWCAP2 AT_EXECFN AT_MINSIGSTKSZ
+}
+
+same! { process, prctl: PR_SET_NAME PR_GET_NAME }
+
+same! { signal, general:
+    SIGHUP SIGINT SIGQUIT SIGILL SIGTRAP SIGABRT SIGBUS SIGFPE SIGKILL SIGUSR1 SIGSEGV SIGUSR2 SIGPIPE SIGALRM SIGTERM
+    SIGSTKFLT SIGCHLD SIGCONT SIGSTOP SIGTSTP SIGTTIN SIGTTOU SIGURG SIGXCPU SIGXFSZ SIGVTALRM SIGPROF SIGWINCH SIGIO
+    SIGPWR SIGSYS SIG_BLOCK SIG_UNBLOCK SIG_SETMASK SA_NOCLDSTOP SA_NOCLDWAIT SA_SIGINFO SA_RESTORER SA_ONSTACK
+    SA_RESTART SA_NODEFER SA_RESETHAND SI_USER SI_KERNEL SI_TKILL SEGV_MAPERR SEGV_ACCERR BUS_ADRALN BUS_ADRERR
+    ILL_ILLOPC TRAP_BRKPT CLD_EXITED CLD_KILLED SS_ONSTACK SS_DISABLE MINSIGSTKSZ
+}
+
+same! { time, general:
+    CLOCK_REALTIME CLOCK_MONOTONIC CLOCK_MONOTONIC_RAW CLOCK_REALTIME_COARSE CLOCK_MONOTONIC_COARSE CLOCK_BOOTTIME
+    TIMER_ABSTIME
+}
+
+/// The structures have the sizes of the headers' own, and the fields their places.
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<signal::SigAction>() == size_of::<general::kernel_sigaction>());
+    assert!(size_of::<signal::SigInfo>() == size_of::<general::siginfo>());
+    assert!(size_of::<signal::SigStack>() == size_of::<general::sigaltstack>());
+    assert!(offset_of!(signal::SigStack, size) == offset_of!(general::sigaltstack, ss_size));
+    assert!(size_of::<time::Timespec>() == size_of::<general::__kernel_timespec>());
+    assert!(size_of::<process::IoVec>() == size_of::<general::iovec>());
+    assert!(size_of::<process::UtsName>() == size_of::<system::new_utsname>());
+};

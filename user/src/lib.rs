@@ -1,0 +1,62 @@
+//! What the programs for EL0 stand on: a start, system calls, threads, signals, printing.
+//!
+//! Nothing here knows Granule: these are static programs for Linux on arm64 that happen to be small enough to run on it,
+//! so that both kernels can be asked the same question. A program names its main function and returns its status:
+//!
+//! ```
+//! granule_user::entry!(run);
+//!
+//! fn run(_start: granule_user::Start) -> u8 {
+//!     granule_user::println!("hello");
+//!     0
+//! }
+//! ```
+//!
+//! A program that panics prints why and exits with [`PANICKED`].
+
+#![cfg_attr(target_os = "none", no_std)]
+
+#[cfg(target_os = "none")]
+mod checked;
+pub mod memory;
+pub mod print;
+pub mod process;
+pub mod signal;
+mod start;
+pub mod sys;
+pub mod thread;
+pub mod time;
+
+pub use granule_abi as abi;
+pub use granule_abi::Errno;
+pub use start::Start;
+
+/// The status of a program that panicked.
+pub const PANICKED: u8 = 101;
+
+/// Makes `$main`, a `fn(Start) -> u8`, the program's main function. What it returns is the exit status.
+#[macro_export]
+macro_rules! entry {
+    ($main:expr) => {
+        /// What the runtime calls once the program stands.
+        #[cfg(target_os = "none")]
+        #[unsafe(no_mangle)]
+        fn user_main(start: $crate::Start) -> u8 {
+            let main: fn($crate::Start) -> u8 = $main;
+            main(start)
+        }
+
+        /// On the host a program is compiled, for its errors, and does nothing.
+        #[cfg(not(target_os = "none"))]
+        fn main() {
+            let _: fn($crate::Start) -> u8 = $main;
+        }
+    };
+}
+
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    println!("{info}");
+    process::exit_group(PANICKED)
+}

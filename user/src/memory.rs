@@ -1,0 +1,77 @@
+//! Memory from the kernel.
+
+use granule_abi::Errno;
+use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE};
+use granule_abi::number::{MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP};
+
+use crate::sys;
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+/// Maps memory.
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Safety
+/// With `MAP_FIXED`, what was there is the caller's.
+pub unsafe fn mmap(address: u64, bytes: u64, protection: u64, flags: u64) -> Result<u64, Errno> {
+    // SAFETY: the caller's promise; without MAP_FIXED the kernel takes nothing that is in use.
+    unsafe { sys::call(MMAP, [address, bytes, protection, flags, u64::MAX, 0]) }
+}
+
+/// Maps fresh memory of this process's own, wherever there is room.
+///
+/// # Errors
+/// The kernel's.
+pub fn map(bytes: u64, protection: u64) -> Result<u64, Errno> {
+    // SAFETY: not at a fixed address.
+    unsafe { mmap(0, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS) }
+}
+
+/// Unmaps memory.
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Safety
+/// It is the caller's, and nobody has a reference to it.
+pub unsafe fn munmap(address: u64, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { sys::call(MUNMAP, [address, bytes, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Changes what may be done with memory.
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Safety
+/// It is the caller's, who accesses it as is allowed afterwards.
+pub unsafe fn mprotect(address: u64, bytes: u64, protection: u64) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { sys::call(MPROTECT, [address, bytes, protection, 0, 0, 0]) }.map(drop)
+}
+
+/// Says what will be done with memory.
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Safety
+/// It is the caller's, and with `MADV_DONTNEED` nobody has a reference to it.
+pub unsafe fn madvise(address: u64, bytes: u64, advice: u64) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { sys::call(MADVISE, [address, bytes, advice, 0, 0, 0]) }.map(drop)
+}
+
+/// Asks which pages are in memory: a byte for each, whose lowest bit says so.
+///
+/// # Errors
+/// The kernel's.
+pub fn mincore(address: u64, pages: &mut [u8]) -> Result<(), Errno> {
+    let arguments = [address, pages.len() as u64 * PAGE, pages.as_mut_ptr() as u64, 0, 0, 0];
+    // SAFETY: it writes `pages`.
+    unsafe { sys::call(MINCORE, arguments) }.map(drop)
+}

@@ -1,0 +1,119 @@
+//! Processes: making them, ending them, waiting for them.
+
+use core::ffi::CStr;
+
+use granule_abi::number::{CLONE, EXECVE, EXIT, EXIT_GROUP, GETPID, GETPPID, GETTID, KILL, SCHED_YIELD, TGKILL, WAIT4};
+use granule_abi::{Errno, signal};
+
+use crate::sys;
+
+/// Ends the process, with all its threads.
+pub fn exit_group(status: u8) -> ! {
+    loop {
+        // SAFETY: nothing of the program runs after it.
+        unsafe { sys::raw(EXIT_GROUP, [u64::from(status), 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// Ends this thread.
+pub fn exit(status: u8) -> ! {
+    loop {
+        // SAFETY: nothing of the thread runs after it.
+        unsafe { sys::raw(EXIT, [u64::from(status), 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// The process's number.
+pub fn id() -> u32 {
+    // SAFETY: it changes nothing.
+    unsafe { sys::raw(GETPID, [0; 6]) as u32 }
+}
+
+/// The parent's number.
+pub fn parent_id() -> u32 {
+    // SAFETY: it changes nothing.
+    unsafe { sys::raw(GETPPID, [0; 6]) as u32 }
+}
+
+/// The thread's number.
+pub fn thread_id() -> u32 {
+    // SAFETY: it changes nothing.
+    unsafe { sys::raw(GETTID, [0; 6]) as u32 }
+}
+
+/// Lets others run.
+pub fn sched_yield() {
+    // SAFETY: it changes nothing.
+    unsafe { sys::raw(SCHED_YIELD, [0; 6]) };
+}
+
+/// Makes a copy of the process: 0 in the child, the child's number in the parent.
+///
+/// # Errors
+/// The kernel's.
+pub fn fork() -> Result<u32, Errno> {
+    // SAFETY: the child has memory of its own; it has this thread alone, on a copy of this stack.
+    unsafe { sys::call(CLONE, [u64::from(signal::SIGCHLD), 0, 0, 0, 0, 0]) }.map(|child| child as u32)
+}
+
+/// Runs `child` in a copy of the process, which exits with what it returns; returns the copy's number.
+///
+/// # Errors
+/// The kernel's.
+pub fn spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
+    match fork()? {
+        0 => exit_group(child()),
+        number => Ok(number),
+    }
+}
+
+/// Replaces the program by another. `arguments` and `environment` end with a null pointer each.
+///
+/// # Errors
+/// It could not be done, and this program goes on.
+pub fn execve(path: &CStr, arguments: &[*const u8], environment: &[*const u8]) -> Errno {
+    let arguments = [path.as_ptr() as u64, arguments.as_ptr() as u64, environment.as_ptr() as u64, 0, 0, 0];
+    // SAFETY: where it succeeds nothing of this program is left.
+    unsafe { sys::call(EXECVE, arguments) }.expect_err("execve does not return")
+}
+
+/// Waits for a child (-1: any): its number, and its status as wait4 stores it. With `WNOHANG`, number 0 says that none
+/// has ended yet.
+///
+/// # Errors
+/// The kernel's.
+pub fn wait4(child: i32, options: u64) -> Result<(u32, u32), Errno> {
+    let mut status = 0_u32;
+    let arguments = [child as i64 as u64, &raw mut status as u64, options, 0, 0, 0];
+    // SAFETY: it writes `status`.
+    unsafe { sys::call(WAIT4, arguments) }.map(|number| (number as u32, status))
+}
+
+/// Waits for one child and returns its status.
+///
+/// # Panics
+/// When there is no such child.
+pub fn wait(child: u32) -> u32 {
+    let (number, status) = wait4(child as i32, 0).expect("a child to wait for");
+    assert_eq!(number, child, "wait4 gave another child");
+    status
+}
+
+/// Sends a signal to a process.
+///
+/// # Errors
+/// The kernel's.
+pub fn kill(process: i32, signal: u32) -> Result<(), Errno> {
+    // SAFETY: what a signal does was said where its action was set.
+    unsafe { sys::call(KILL, [process as i64 as u64, u64::from(signal), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Sends a signal to a thread.
+///
+/// # Errors
+/// The kernel's.
+pub fn tgkill(process: u32, thread: u32, signal: u32) -> Result<(), Errno> {
+    let arguments = [u64::from(process), u64::from(thread), u64::from(signal), 0, 0, 0];
+    // SAFETY: what a signal does was said where its action was set.
+    unsafe { sys::call(TGKILL, arguments) }.map(drop)
+}

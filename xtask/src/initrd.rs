@@ -1,0 +1,111 @@
+//! The initrd: the programs of `user/`, in a cpio archive of the "new ASCII" form (cpio(5); Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
+//!
+//! Of each program only what is loaded goes in: symbols and debug information stay in cargo's output, for gdb.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use object::elf::{FileHeader64, PT_LOAD, SymbolSection};
+use object::pod::bytes_of;
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{LittleEndian, U16, U64};
+
+/// A regular file that everybody may read and execute.
+const PROGRAM_MODE: u32 = 0o100_755;
+
+/// Packs the programs whose sources lie in `sources`, as `output` has them.
+///
+/// # Errors
+/// When one is not there, or is no program.
+pub(crate) fn pack(sources: &Path, output: &Path) -> Result<Vec<u8>> {
+    let entries = fs::read_dir(sources).with_context(|| format!("cannot read {}", sources.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
+            && path.extension().is_some_and(|extension| extension == "rs")
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    let mut archive = Archive::default();
+    for name in &names {
+        let path = output.join(name);
+        let elf = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.add(name, PROGRAM_MODE, &loaded(&elf).with_context(|| path.display().to_string())?);
+    }
+    Ok(archive.finish())
+}
+
+/// The file up to the last byte that is loaded, with a header that knows of no sections.
+fn loaded(elf: &[u8]) -> Result<Vec<u8>> {
+    let header = FileHeader64::<LittleEndian>::parse(elf)?;
+    let endian = header.endian()?;
+    let loads = header.program_headers(endian, elf)?.iter().filter(|segment| segment.p_type(endian) == PT_LOAD);
+    let end = loads.map(|segment| segment.p_offset(endian) + segment.p_filesz(endian)).max();
+    let end = usize::try_from(end.context("nothing to load")?)?;
+    ensure!(end <= elf.len(), "a segment ends behind the file");
+    let mut header = *header;
+    header.e_shoff = U64::new(endian, 0);
+    header.e_shnum = U16::new(endian, 0);
+    header.e_shstrndx = U16::new(endian, SymbolSection(0));
+    let mut bytes = elf[..end].to_vec();
+    bytes[..size_of_val(&header)].copy_from_slice(bytes_of(&header));
+    Ok(bytes)
+}
+
+/// A cpio archive in the making.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    files: u32,
+}
+
+impl Archive {
+    /// Adds a file. Header with name, and contents, are padded to four bytes each.
+    fn add(&mut self, name: &str, mode: u32, contents: &[u8]) {
+        self.files += 1;
+        // inode, mode, user, group, links, time, size, device (2), device of a device file (2), name's size, checksum.
+        let fields = [self.files, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(contents);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// The archive, with the entry that ends it.
+    fn finish(mut self) -> Vec<u8> {
+        self.add("TRAILER!!!", 0, &[]);
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Archive;
+
+    /// As GNU cpio writes `printf abcde >f; echo f | cpio -o -H newc`.
+    #[test]
+    fn an_archive_is_laid_out_as_cpio_has_it() {
+        let mut archive = Archive::default();
+        archive.add("f", 0o100_644, b"abcde");
+        let bytes = archive.finish();
+        let text = str::from_utf8(&bytes).unwrap();
+        assert!(text.starts_with("07070100000001000081a40000000000000000000000010000000000000005"), "{text:?}");
+        assert_eq!(&text[94..126], "0000000200000000f\0abcde\0\0\x00070701");
+        assert_eq!(text.len() % 4, 0);
+        assert!(text.trim_end_matches('\0').ends_with("TRAILER!!!"));
+    }
+}
