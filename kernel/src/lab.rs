@@ -128,7 +128,15 @@ pub const EARLY_TABLE_FREE: Lab = Lab {
     witness: Witness::Target,
 };
 
-const ALL: [Lab; 9] = [
+/// Nobody is told of an upgrade.
+pub const NO_UPGRADE_EVENT: Lab = Lab {
+    identifier: FIRST_LAB + 9,
+    name: "no-upgrade-event",
+    effect: "no event says that a user page became writable or young: who mirrors it keeps the old permission",
+    witness: Witness::Target,
+};
+
+const ALL: [Lab; 10] = [
     SKIP_TLBI,
     LOCAL_TLBI,
     WX_LEAF,
@@ -138,6 +146,7 @@ const ALL: [Lab; 9] = [
     SKIP_ISB,
     SKIP_ICACHE,
     EARLY_TABLE_FREE,
+    NO_UPGRADE_EVENT,
 ];
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot

@@ -38,6 +38,8 @@ pub enum Operation<G: Geometry = Granule4K> {
     DsbIshst,
     /// DSB ISH.
     DsbIsh,
+    /// DSB NSH.
+    DsbNsh,
     /// ISB.
     Isb,
     /// What [`HostTlb`] was told to invalidate, without barriers.
@@ -152,6 +154,10 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
 
     fn dsb_ish(&self) {
         self.note(Operation::DsbIsh);
+    }
+
+    fn dsb_nsh(&self) {
+        self.note(Operation::DsbNsh);
     }
 
     fn isb(&self) {

@@ -121,6 +121,11 @@ pub unsafe trait Mmu {
     fn dsb_ishst(&self);
     /// DSB ISH: earlier accesses and the TLB maintenance of this CPU are complete.
     fn dsb_ish(&self);
+    /// DSB NSH: earlier accesses and the TLB maintenance of this CPU *for itself* are complete.
+    #[inline(always)]
+    fn dsb_nsh(&self) {
+        self.dsb_ish();
+    }
     /// ISB: what follows is fetched and translated anew.
     fn isb(&self);
 

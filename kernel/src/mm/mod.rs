@@ -3,12 +3,14 @@
 // Running out of memory is an error value here: nothing may abort. (Tests may: the host has memory.)
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod asid;
 pub mod early;
 pub mod frame;
 pub mod heap;
 pub mod kernel;
 pub mod layout;
 pub mod maintenance;
+pub mod notifier;
 pub mod page_block;
 pub mod pool;
 pub mod tlb;

@@ -5,6 +5,8 @@
 //! everything. Kernel entries are global, so the operations are those for every ASID. Where FEAT_TTL is on every CPU,
 //! the level goes along if all leaves are certain to be of one; a wrong one may invalidate nothing.
 
+pub mod user;
+
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::{
@@ -42,7 +44,7 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
         if lab::is_on!(ANY) && issued_in_the_lab(mmu, *what) {
             return;
         }
-        let level = level_hint(what);
+        let level = level_hint(what.level);
         // One page, which is what most are: nothing to plan.
         if what.range.pages() == 1 && what.tables == Tables::Kept {
             let operand = AddressOperand::new(what.range.start(), level.map(|level| (Granule::Size4K, level)));
@@ -106,8 +108,8 @@ fn issued_in_the_lab<M: Mmu<Geometry = Granule4K>>(mmu: &M, what: Invalidation) 
 
 /// The level of the leaves, where it may be said.
 #[inline(always)]
-fn level_hint(what: &Invalidation) -> Option<LevelHint> {
-    if patched_branch!(branch::TLB_LEVEL) { what.level } else { None }
+fn level_hint(level: Option<LevelHint>) -> Option<LevelHint> {
+    if patched_branch!(branch::TLB_LEVEL) { level } else { None }
 }
 
 #[inline(always)]

@@ -82,7 +82,10 @@ pub mod branch {
     /// CTR_EL0.DIC.
     pub const DIC: u16 = 5;
 
-    const _: () = assert!(DIC < granule_arch::memory::branch::MOPS);
+    /// FEAT_TTCNP: CPUs may share what they cache under one TTBR.
+    pub const CNP: u16 = 6;
+
+    const _: () = assert!(CNP < granule_arch::memory::branch::MOPS);
 }
 
 /// What the CPUs of the system have in common.
@@ -109,6 +112,7 @@ impl SystemFeatures {
             branch::TLB_LEVEL => self.cpus.ttl(),
             branch::IDC => self.cpus.idc(),
             branch::DIC => self.cpus.dic(),
+            branch::CNP => self.cpus.cnp(),
             memory::branch::MOPS => self.cpus.mops(),
             memory::branch::DC_ZVA => self.cpus.dc_zva().is_some(),
             branch::REPEAT_TLBI => self.repeat_tlbi.is_needed(),

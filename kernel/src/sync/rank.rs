@@ -13,6 +13,8 @@ pub const VMALLOC: Rank = 2;
 pub const HEAP_GROWTH: Rank = 4;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 10;
+/// Address space identifiers.
+pub const ASID: Rank = 12;
 /// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
 /// here, objects may still be returned by those who hold a page table.
 pub const POOL: Rank = 14;

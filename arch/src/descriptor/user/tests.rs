@@ -114,7 +114,7 @@ proptest! {
         assert!(!protected.may_be_written() && !protected.is_writable());
         // And back: written before, so the hardware lets the next store through; else that one is noted as well.
         assert_eq!(protected.writable().is_writable(), leaf.is_dirty());
-        assert_eq!(leaf.clean().is_dirty(), false);
+        assert!(!leaf.clean().is_dirty());
         assert!(!leaf.clean().is_writable());
     }
 

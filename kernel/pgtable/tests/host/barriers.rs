@@ -25,7 +25,7 @@ pub(crate) fn count<G: Geometry>(stream: &[Operation<G>]) -> Counts {
         match operation {
             Operation::Write { .. } | Operation::Cache(_) => {}
             Operation::DmbIshst => counts.dmb += 1,
-            Operation::DsbIshst | Operation::DsbIsh => counts.dsb += 1,
+            Operation::DsbIshst | Operation::DsbIsh | Operation::DsbNsh => counts.dsb += 1,
             Operation::Isb => counts.isb += 1,
             Operation::Invalidate(_) | Operation::Tlbi(_) => counts.tlbi += 1,
         }
@@ -66,6 +66,7 @@ pub(crate) fn check<G: Geometry>(stream: &[Operation<G>]) -> Result<(), String> 
             }
             Operation::Isb if debts.incomplete => return Err("ISB before the DSB that completes the TLBI".into()),
             Operation::Isb => debts.unsynchronised = false,
+            Operation::DsbNsh => return Err("a DSB that waits for this CPU alone".into()),
             // Which `code.rs` looks at.
             Operation::Cache(_) => {}
             Operation::Invalidate(_) | Operation::Tlbi(_) => {

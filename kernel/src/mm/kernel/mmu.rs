@@ -200,6 +200,13 @@ unsafe impl<V: View> Mmu for Metal<V> {
     }
 
     #[inline(always)]
+    fn dsb_nsh(&self) {
+        count(Kind::Dsb);
+        note!(Operation::DsbNsh);
+        barrier::dsb_nsh();
+    }
+
+    #[inline(always)]
     fn isb(&self) {
         count(Kind::Isb);
         note!(Operation::Isb);

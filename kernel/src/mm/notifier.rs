@@ -1,0 +1,173 @@
+//! Notifiers: who else translates through a space's tables, or mirrors them, and what they are told.
+//!
+//! Linux's `mmu_notifier`, with the secondary-TLB calls inside the TLB functions as they are there since 2023, and with
+//! the event for upgrades. A [`Subscriber`] joins the [`NotifierChain`] of one space. It is told two kinds of things:
+//!
+//! - **Events**, by a pair of calls around a change: [`Subscriber::invalidate_range_start`] while the pages are still
+//!   mapped, [`Subscriber::invalidate_range_end`] when they may be freed. No page-table lock is held, so it may sleep
+//!   where the range says so. Between the two it must make no new translation in the range.
+//! - **Invalidations**, where the CPUs' TLBs are invalidated: [`Subscriber::invalidate_secondary_tlbs`], between the
+//!   TLBI and the DSB that completes it. Often under the page-table lock, so it must not sleep, allocate or look into
+//!   tables. Who shares the CPUs' tables needs no more than this.
+//!
+//! # Upgrades
+//! A CPU that has cached a read-only entry takes a fault when it becomes writable, and forgets it; a device may only
+//! repeat its access, and fail for ever. So where an entry becomes writable or young the change is told twice: to
+//! [`Subscriber::invalidate_secondary_tlbs`] at once, and as [`Event::ProtectionUpgrade`] after the page-table lock is
+//! dropped ([`NotifierChain::upgraded`]). The event comes late: the page may have been protected, unmapped, its space
+//! be gone by then. **A subscriber must never install or upgrade an entry from it**, only forget what it has.
+
+mod chain;
+pub mod trace;
+
+use core::fmt;
+
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+
+pub use chain::{Atomics, Native, NotifierChain, Pointer, Section, SubscribeError, Subscription, Word};
+
+/// Why a range is about to change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Event {
+    /// Its areas go: `munmap`, `exec`.
+    Unmap,
+    /// Its pages go, or are replaced, and its areas stay: `madvise`, copy on write.
+    Clear,
+    /// The permissions of its areas change: `mprotect`.
+    ProtectionVma,
+    /// Those of single pages do: the entries say which. `fork`.
+    ProtectionPage,
+    /// A read-only or old entry has become writable or young.
+    ProtectionUpgrade,
+    /// Its pages move to other frames.
+    Migrate,
+    /// A device takes its pages for itself.
+    Exclusive,
+    /// The space ends.
+    Release,
+}
+
+impl Event {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Unmap,
+        Self::Clear,
+        Self::ProtectionVma,
+        Self::ProtectionPage,
+        Self::ProtectionUpgrade,
+        Self::Migrate,
+        Self::Exclusive,
+        Self::Release,
+    ];
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unmap => "unmap",
+            Self::Clear => "clear",
+            Self::ProtectionVma => "protection of areas",
+            Self::ProtectionPage => "protection of pages",
+            Self::ProtectionUpgrade => "upgrade",
+            Self::Migrate => "migrate",
+            Self::Exclusive => "exclusive",
+            Self::Release => "release",
+        })
+    }
+}
+
+/// Some of the events.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EventSet(u8);
+
+impl EventSet {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// All.
+    pub const ALL: Self = Self(u8::MAX);
+
+    /// These and `event`.
+    #[must_use]
+    pub const fn with(self, event: Event) -> Self {
+        Self(self.0 | 1 << event as u8)
+    }
+
+    /// These but not `event`.
+    #[must_use]
+    pub const fn without(self, event: Event) -> Self {
+        Self(self.0 & !(1 << event as u8))
+    }
+
+    /// Whether `event` is one of them.
+    pub const fn contains(self, event: Event) -> bool {
+        self.0 & 1 << event as u8 != 0
+    }
+}
+
+/// Whether a subscriber may sleep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Patience {
+    /// It may, and must not refuse.
+    MaySleep,
+    /// It must not; where it would have to, it says [`Again`].
+    MustNotSleep,
+}
+
+/// A subscriber would have to sleep for this range: the caller leaves it alone and tries later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Again;
+
+/// What an event is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// Why.
+    pub event: Event,
+    /// The first address.
+    pub start: VirtAddr,
+    /// The first address behind it.
+    pub end: VirtAddr,
+    /// Whether subscribers may sleep.
+    pub patience: Patience,
+}
+
+impl Range {
+    /// `start..end`, whose subscribers may sleep.
+    pub const fn new(event: Event, start: VirtAddr, end: VirtAddr) -> Self {
+        Self { event, start, end, patience: Patience::MaySleep }
+    }
+
+    /// The page at `page`, whose subscribers may sleep.
+    pub const fn page(event: Event, page: VirtAddr) -> Self {
+        Self::new(event, page, VirtAddr(page.0 + PAGE_SIZE as u64))
+    }
+}
+
+/// Who is told. Each call may come on any CPU, and several at once.
+pub trait Subscriber: Send + Sync + 'static {
+    /// The events that it wants to be told; the invalidations come in any case.
+    fn events(&self) -> EventSet {
+        EventSet::ALL
+    }
+
+    /// `range` is about to change.
+    ///
+    /// # Errors
+    /// [`Again`] where it would have to sleep and must not: nothing changes then. It is not told of the end, but those
+    /// before it in the chain are.
+    fn invalidate_range_start(&self, _range: &Range) -> Result<(), Again> {
+        Ok(())
+    }
+
+    /// `range` has changed, or what its start announced was given up.
+    fn invalidate_range_end(&self, _range: &Range) {}
+
+    /// An entry in `start..end` is empty and will name another frame when this returns: under the page-table lock.
+    fn invalidate_range(&self, _start: VirtAddr, _end: VirtAddr) {}
+
+    /// The CPUs forget what they know of `start..end`: under the page-table lock, or not. `0..u64::MAX` is everything.
+    fn invalidate_secondary_tlbs(&self, _start: VirtAddr, _end: VirtAddr) {}
+
+    /// The space ends: on return nothing uses its tables any more. Other calls may be running, and none comes after.
+    fn release(&self) {}
+}

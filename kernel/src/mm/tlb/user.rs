@@ -1,0 +1,196 @@
+//! TLB maintenance for user addresses: the CPUs, and whoever else translates through the space's tables.
+//!
+//! **Rule: each function here that takes a range of a space tells the notifiers of *that* space in the same place**,
+//! between the TLBI and the DSB that completes it, so that both are under way at once. Nothing outside this file calls
+//! [`NotifierChain::invalidate_secondary_tlbs`]; so no change can reach the CPUs and miss the devices.
+//!
+//! | function | TLBI | told | completed by |
+//! |---|---|---|---|
+//! | [`Tlb::issue`], [`UserTlb::flush_range`] | `(R)VALE1IS`, with tables unlinked `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH, of `issue` the caller's |
+//! | [`UserTlb::flush_page`] | `VALE1IS` | the page | DSB ISH |
+//! | [`UserTlb::flush_space`] | `ASIDE1IS` | everything | DSB ISH |
+//! | [`UserTlb::add_to_batch`] | as for a range | the range, at once | DSB ISH at the end of the [`Batch`] |
+//! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the page | DSB NSH |
+//! | [`UserTlb::fix_spurious`] | `VALE1`, on this CPU | nobody: nothing changed | DSB NSH |
+//!
+//! Entries belong to an ASID, which is read behind the DSB that completes the change ([`super::super::asid`]). No ISB:
+//! what EL1 has translated ahead of user memory is fetched anew on the way back to EL0, and its own accesses are those
+//! that may fault.
+
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::patched_branch;
+use granule_arch::tlbi::{AddressOperand, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand};
+use granule_pgtable::{Granule4K, Invalidation, Mmu, PageRange, Tables, Tlb};
+
+use super::{level_hint, range_support};
+use crate::mm::asid::AsidSlot;
+use crate::mm::notifier::NotifierChain;
+use crate::platform::features::branch;
+
+/// The level of pages.
+const PAGES: Option<LevelHint> = LevelHint::new(3);
+
+/// The TLBs of all CPUs, and those of devices, for the addresses of one space.
+#[derive(Clone, Copy)]
+pub struct UserTlb<'a> {
+    asid: &'a AsidSlot,
+    notifiers: &'a NotifierChain,
+}
+
+impl<'a> UserTlb<'a> {
+    /// Of the space that has this number and these notifiers.
+    #[inline(always)]
+    pub const fn new(asid: &'a AsidSlot, notifiers: &'a NotifierChain) -> Self {
+        Self { asid, notifiers }
+    }
+
+    /// One page whose last-level entry changed.
+    #[inline(always)]
+    pub fn flush_page<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
+        mmu.dsb_ishst();
+        mmu.tlbi(Instruction::Vale1is(self.operand(page, PAGES)));
+        self.tell_page(page);
+        complete(mmu);
+    }
+
+    /// Pages whose entries changed, all of `level` where that is known. With [`Tables::Unlinked`] tables went too.
+    #[inline(always)]
+    pub fn flush_range<M: Mmu<Geometry = Granule4K>>(
+        &self,
+        mmu: &M,
+        range: PageRange,
+        tables: Tables,
+        level: Option<LevelHint>,
+    ) {
+        mmu.dsb_ishst();
+        self.issue(mmu, &Invalidation { range, tables, level });
+        complete(mmu);
+    }
+
+    /// Everything, with all tables.
+    pub fn flush_space<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M) {
+        mmu.dsb_ishst();
+        mmu.tlbi(Instruction::Aside1is(self.asid.number()));
+        self.notifiers.invalidate_secondary_tlbs(VirtAddr(0), VirtAddr(u64::MAX));
+        complete(mmu);
+    }
+
+    /// Pages whose last-level entries changed, completed with all others at the end of `batch`, which may be of several
+    /// spaces. The notifiers are told now: at the end nobody knows any more whose pages they were.
+    pub fn add_to_batch<M: Mmu<Geometry = Granule4K>>(&self, batch: &mut Batch<'_, M>, range: PageRange) {
+        batch.mmu.dsb_ishst();
+        self.issue(batch.mmu, &Invalidation { range, tables: Tables::Kept, level: PAGES });
+        batch.issued = true;
+    }
+
+    /// A page that lets more through than before: writable, or young. Other CPUs may take a fault on what they have
+    /// and forget it ([`Self::fix_spurious`]); a device may have no such way, so it is told.
+    #[inline(always)]
+    pub fn access_widened<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
+        mmu.dsb_ishst();
+        mmu.tlbi(Instruction::Vale1(self.operand(page, PAGES)));
+        self.tell_page(page);
+        mmu.dsb_nsh();
+    }
+
+    /// A fault that the entry does not explain: this CPU forgets what it had. Without that it may fault for ever.
+    #[inline(always)]
+    pub fn fix_spurious<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
+        // The change was somebody else's, and is as complete as the entry that was read under the lock.
+        mmu.tlbi(Instruction::Vale1(self.operand(page, PAGES)));
+        mmu.dsb_nsh();
+    }
+
+    #[inline(always)]
+    fn tell_page(&self, page: VirtAddr) {
+        self.notifiers.invalidate_secondary_tlbs(page, VirtAddr(page.0 + PAGE_SIZE as u64));
+    }
+
+    #[inline(always)]
+    fn operand(&self, page: VirtAddr, level: Option<LevelHint>) -> AddressOperand {
+        let hint = level_hint(level).map(|level| (Granule::Size4K, level));
+        AddressOperand::with_asid(page, self.asid.number(), hint)
+    }
+}
+
+impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for UserTlb<'_> {
+    #[inline(always)]
+    fn invalidate(&self, mmu: &M, whats: impl Iterator<Item = Invalidation>) {
+        mmu.dsb_ishst();
+        for what in whats {
+            self.issue(mmu, &what);
+        }
+        complete(mmu);
+    }
+
+    #[inline(always)]
+    fn issue(&self, mmu: &M, what: &Invalidation) {
+        let (start, pages) = (what.range.start(), what.range.pages() as u64);
+        if pages == 1 && what.tables == Tables::Kept {
+            mmu.tlbi(Instruction::Vale1is(self.operand(start, what.level)));
+        } else {
+            self.issue_planned(mmu, what);
+        }
+        self.notifiers.invalidate_secondary_tlbs(start, start + what.range.size());
+    }
+}
+
+impl UserTlb<'_> {
+    #[inline]
+    fn issue_planned<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
+        let asid = self.asid.number();
+        let level = level_hint(what.level);
+        let single = |page| self.operand(page, what.level);
+        let several = |first, span| RangeOperand::with_asid(first, Granule::Size4K, span, asid, level);
+        for operation in Plan::new(what.range.start(), what.range.pages() as u64, Granule::Size4K, range_support()) {
+            match (operation, what.tables) {
+                (Operation::Everything, _) => mmu.tlbi(Instruction::Aside1is(asid)),
+                (Operation::Page(page), Tables::Kept) => mmu.tlbi(Instruction::Vale1is(single(page))),
+                (Operation::Page(page), Tables::Unlinked) => mmu.tlbi(Instruction::Vae1is(single(page))),
+                (Operation::Pages(first, span), Tables::Kept) => mmu.tlbi(Instruction::Rvale1is(several(first, span))),
+                (Operation::Pages(first, span), Tables::Unlinked) => {
+                    mmu.tlbi(Instruction::Rvae1is(several(first, span)));
+                }
+            }
+        }
+    }
+}
+
+/// Invalidations of last-level entries that are under way, and are completed together when this is dropped. Frames that
+/// they are about are freed after that.
+#[must_use = "frames may be freed when it has been dropped"]
+pub struct Batch<'m, M: Mmu> {
+    mmu: &'m M,
+    issued: bool,
+}
+
+impl<'m, M: Mmu> Batch<'m, M> {
+    /// None yet, on this CPU, where it must end too.
+    pub const fn new(mmu: &'m M) -> Self {
+        Self { mmu, issued: false }
+    }
+}
+
+impl<M: Mmu> Drop for Batch<'_, M> {
+    fn drop(&mut self) {
+        if self.issued {
+            complete(self.mmu);
+        }
+    }
+}
+
+/// Completes what was issued, on all CPUs.
+#[inline(always)]
+fn complete<M: Mmu>(mmu: &M) {
+    mmu.dsb_ish();
+    if patched_branch!(branch::REPEAT_TLBI) {
+        repeat(mmu);
+    }
+}
+
+/// What an erratum asks for: one more, of anything.
+#[cold]
+fn repeat<M: Mmu>(mmu: &M) {
+    mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+    mmu.dsb_ish();
+}
