@@ -14,6 +14,7 @@ pub mod monitor;
 pub mod nearest;
 pub mod panic;
 pub mod platform;
+pub mod process;
 pub mod sched;
 pub mod smp;
 #[cfg(target_os = "none")]
