@@ -27,6 +27,7 @@ use spin::Once;
 
 use mm::frame::FrameAllocator;
 use mm::kernel::KernelSpace;
+use mm::space::Spaces;
 use platform::Platform;
 use platform::features::SystemFeatures;
 
@@ -42,6 +43,8 @@ pub struct Kernel {
     pub frames: &'static FrameAllocator,
     /// The kernel's address space.
     pub space: KernelSpace,
+    /// The address spaces of programs.
+    pub spaces: Spaces,
 }
 
 impl Kernel {

@@ -25,6 +25,7 @@ use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
+use crate::mm::space::Spaces;
 use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
@@ -148,7 +149,8 @@ fn set_up_memory(
     // linear map, and what is free in the map is nobody's.
     let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
     let space = KernelSpace::new(Metal(LinearView {}), KernelTlb, root, frames);
-    let kernel = KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space });
+    let spaces = Spaces::new(cpu, Metal(LinearView {}), frames)?;
+    let kernel = KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space, spaces });
     // SAFETY: the window in the layout is the heap's alone, and nothing unmaps what it maps.
     unsafe { heap::kernel_heap().start(|top, pages| crate::kernel().space.map_heap(this_cpu(), top, pages)) };
     Ok(kernel)

@@ -46,6 +46,7 @@
 extern crate std;
 
 pub mod announce;
+mod cells;
 mod code;
 mod dump;
 mod error;
@@ -67,6 +68,7 @@ mod update;
 mod walk;
 
 pub use announce::{Announced, Grace, WalkWord};
+pub use cells::{Cells, Dismantled};
 pub use dump::{Extent, LeafTotals};
 pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};

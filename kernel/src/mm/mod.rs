@@ -1,4 +1,4 @@
-//! Memory: frames, page blocks, the heap, and what the kernel maps.
+//! Memory: frames, page blocks, the heap, what the kernel maps, and the spaces of programs.
 
 // Running out of memory is an error value here: nothing may abort. (Tests may: the host has memory.)
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
@@ -13,6 +13,7 @@ pub mod maintenance;
 pub mod notifier;
 pub mod page_block;
 pub mod pool;
+pub mod space;
 pub mod tlb;
 
 use thiserror::Error;

@@ -1,7 +1,8 @@
 //! The one order in which locks are taken: from the top of this list to its foot, never back.
 //!
 //! Debug builds check it on every acquisition. Nothing is allocated from the heap at
-//! or below [`HEAP_GROWTH`]. Page tables have no lock: their owners' entries are disjoint (`granule_pgtable`).
+//! or below [`HEAP_GROWTH`]. The kernel's page tables have no lock: their
+//! owners' entries are disjoint (`granule_pgtable`).
 
 /// A place in the order; smaller is taken first. At most 31.
 pub type Rank = u32;
@@ -11,6 +12,8 @@ pub const VMALLOC: Rank = 2;
 /// The heap's growth: it maps frames, so it comes before page tables. Whoever holds this rank or a later one must not
 /// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
+/// A last-level table of a user space. Nothing is allocated at this rank or a later one.
+pub const TABLE: Rank = 8;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 10;
 /// Address space identifiers.

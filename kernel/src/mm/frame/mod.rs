@@ -222,6 +222,18 @@ impl FrameAllocator {
         matches!(state, State::Cut | State::Head).then(|| (state, unsafe { self.records.get(frame) }))
     }
 
+    /// The record of the frame at `address`, which is not looked up.
+    ///
+    /// # Safety
+    /// Somebody holds the frame while the record is used: this allocator handed it out, by itself, and does not have it
+    /// back.
+    #[inline(always)]
+    pub unsafe fn held(&self, address: PhysAddr) -> &Frame {
+        debug_assert!(self.frame(address).is_some_and(|(_, frame)| frame.references() != 0), "{address} is free");
+        // SAFETY: the records of a block that frames were taken from are valid and stay mapped.
+        unsafe { self.records.get(address.frame_number()) }
+    }
+
     /// Where the linear map shows frames' contents.
     pub fn linear(&self) -> LinearMap {
         self.linear

@@ -15,7 +15,7 @@ use granule_arch::addr::VirtAddr;
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Frame {
-    /// Holders of the frame; 0 means free. Only [`Frame::claim`] and [`Frame::release`] write it.
+    /// Holders of the frame; 0 means free. Only the methods write it.
     references: AtomicU32,
     /// Software flags of the frame's owner; 0 while it is free.
     pub flags: AtomicU32,
@@ -54,6 +54,30 @@ impl Frame {
     pub(super) fn claim(&self) {
         debug_assert_eq!(self.references.load(Ordering::Relaxed), 0, "a frame handed out twice");
         self.references.store(1, Ordering::Relaxed);
+    }
+
+    /// Adds a holder. The caller is one.
+    #[inline(always)]
+    pub fn share(&self) {
+        // Relaxed: who shares holds the frame already, so it cannot become free meanwhile.
+        let before = self.references.fetch_add(1, Ordering::Relaxed);
+        debug_assert_ne!(before, 0, "a free frame shared");
+    }
+
+    /// Takes the caller's hold away unless it is the last; whether it is. Then the caller frees the frame.
+    #[inline(always)]
+    pub fn let_go(&self) -> bool {
+        // Acquire and release: what other holders did to the frame comes before its end, whoever sees to that.
+        let mut references = self.references.load(Ordering::Acquire);
+        while references != 1 {
+            debug_assert_ne!(references, 0, "a free frame let go");
+            match self.references.compare_exchange_weak(references, references - 1, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return false,
+                Err(now) => references = now,
+            }
+        }
+        true
     }
 
     /// Marks a frame that is held exactly once as free, and clears the record.

@@ -1,0 +1,241 @@
+//! The last-level entries of a range, for an owner that keeps a lock in each table: user spaces.
+//!
+//! [`map`](crate::PageTables::map) and its kin change whole ranges for one owner. The pages of a user space change one
+//! by one, under faults of several CPUs, and each last-level table has a lock. So what is given out here are the tables
+//! and their cells; the lock, and what is written, are the owner's. Three rules hold for such a tree:
+//!
+//! - leaves are pages, and every descriptor above is a table's or empty;
+//! - tables are linked at any time, by compare-exchange, so that several CPUs may need the same one;
+//! - tables are unlinked only by an owner who keeps everybody else out ([`PageTables::unlink_tables`]), so a table that
+//!   was found stays.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Kind, bits};
+
+use crate::Error;
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::mmu::{Mmu, Table};
+use crate::range::PageRange;
+use crate::source::TableSource;
+use crate::table_list::TableList;
+use crate::tables::PageTables;
+
+/// Last-level entries that are neighbours in one table.
+pub struct Cells<'t, M: Mmu> {
+    /// The table that they are in.
+    pub table: PhysAddr,
+    /// The entries.
+    pub cells: &'t [M::Cell],
+    /// What the first of them translates.
+    pub start: VirtAddr,
+}
+
+impl<M: Mmu> Clone for Cells<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Mmu> Copy for Cells<'_, M> {}
+
+impl<M: Mmu> Cells<'_, M> {
+    /// What the entry at `index` translates.
+    #[inline(always)]
+    pub fn address(&self, index: usize) -> VirtAddr {
+        VirtAddr(self.start.0 + ((index as u64) << M::Geometry::PAGE_SHIFT))
+    }
+}
+
+impl<'a, M: Mmu> PageTables<'a, M> {
+    /// The entry of the page at `address`, and its table; `None` where there is no table.
+    #[inline(always)]
+    pub fn cell(&self, address: VirtAddr) -> Option<(PhysAddr, &'a M::Cell)> {
+        let table = self.last_table(address).ok()?;
+        Some((table.address(), &self.mmu().table(table)[M::Geometry::index(address, LAST_LEVEL)]))
+    }
+
+    /// Calls `visit` with the entries of `range`, table by table, in ascending order. Where there is no table nothing is
+    /// visited.
+    #[inline(always)]
+    pub fn for_each_cells(&self, range: PageRange<M::Geometry>, mut visit: impl FnMut(Cells<'a, M>)) {
+        let mut from = range.start();
+        loop {
+            let level = match self.last_table(from) {
+                Ok(table) => {
+                    let first = M::Geometry::index(from, LAST_LEVEL);
+                    let pages = ((range.last().0 - from.0) >> M::Geometry::PAGE_SHIFT) as usize + 1;
+                    let count = pages.min(M::Geometry::entries(LAST_LEVEL) - first);
+                    let cells = &self.mmu().table(table)[first..first + count];
+                    visit(Cells { table: table.address(), cells, start: from });
+                    LAST_LEVEL - 1
+                }
+                Err(level) => level,
+            };
+            let last = VirtAddr(from.0 | (M::Geometry::entry_size(level) - 1));
+            if last >= range.last() {
+                return;
+            }
+            from = last + 1;
+        }
+    }
+
+    /// The last-level table for `address`, or the level at which the walk for it ends.
+    ///
+    /// The level is a constant in each turn, so that shifts and masks are.
+    #[inline(always)]
+    fn last_table(&self, address: VirtAddr) -> Result<Table, u8> {
+        let mut table = self.root();
+        let mut level = M::Geometry::FIRST_LEVEL;
+        while level != LAST_LEVEL {
+            let entry = self.mmu().load(&self.mmu().table(table)[M::Geometry::index(address, level)]);
+            if entry.kind(false) != Kind::Table {
+                return Err(level);
+            }
+            level += 1;
+            table = Table::new(entry.address(), level);
+        }
+        Ok(Table::new(table.address(), LAST_LEVEL))
+    }
+
+    /// The entry of the page at `address`, and its table, which is linked first where it is missing.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTables`]; nothing was linked.
+    #[cold]
+    pub fn ensure_cell(
+        &self,
+        address: VirtAddr,
+        source: &mut impl TableSource,
+    ) -> Result<(PhysAddr, &'a M::Cell), Error> {
+        let mut missing = 0;
+        for step in self.walk(address) {
+            if step.level != LAST_LEVEL && step.kind != Kind::Table {
+                missing = usize::from(LAST_LEVEL - step.level);
+            }
+        }
+        let mmu = self.mmu();
+        let mut spare = TableList::take(mmu, missing, source)?;
+        let mut table = self.root();
+        while table.level() != LAST_LEVEL {
+            let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
+            let mut entry = mmu.load(cell);
+            if entry.kind(false) != Kind::Table {
+                entry = link(mmu, cell, &mut spare);
+            }
+            table = Table::new(entry.address(), table.level() + 1);
+        }
+        // Another CPU may have linked a table that was missing; then one is left over.
+        spare.give_back(mmu, source);
+        Ok((table.address(), &mmu.table(table)[M::Geometry::index(address, LAST_LEVEL)]))
+    }
+
+    /// Takes out of the tree the tables below the root that translate an address of `range` and none outside `hole`, and
+    /// hands each to `unlinked`, the lower ones first. The hole holds the range and has no leaves.
+    ///
+    /// Nobody else uses the tree meanwhile, but for table walks of the hardware: so a table may be freed when walk
+    /// caches are invalidated for `range`, and not before.
+    pub fn unlink_tables(
+        &self,
+        range: PageRange<M::Geometry>,
+        hole: PageRange<M::Geometry>,
+        mut unlinked: impl FnMut(PhysAddr),
+    ) {
+        for level in (M::Geometry::FIRST_LEVEL..LAST_LEVEL).rev() {
+            let size = M::Geometry::entry_size(level);
+            let mut from = range.start().align_down(size);
+            while from <= range.last() {
+                let last = VirtAddr(from.0 | (size - 1));
+                if hole.contains(from)
+                    && hole.contains(last)
+                    && let Some(cell) = self.table_cell(from, level)
+                {
+                    let table = Table::new(self.mmu().load(cell).address(), level + 1);
+                    debug_assert!(
+                        self.mmu().table(table).iter().all(|cell| self.mmu().load(cell) == Descriptor::EMPTY)
+                    );
+                    self.mmu().store(cell, Descriptor::EMPTY);
+                    unlinked(table.address());
+                }
+                from = last + 1;
+            }
+        }
+    }
+
+    /// The entry of `level` for `address`, if it links a table.
+    fn table_cell(&self, address: VirtAddr, level: u8) -> Option<&'a M::Cell> {
+        let mut table = self.root();
+        loop {
+            let cell = &self.mmu().table(table)[M::Geometry::index(address, table.level())];
+            let entry = self.mmu().load(cell);
+            if entry.kind(false) != Kind::Table {
+                return None;
+            }
+            if table.level() == level {
+                return Some(cell);
+            }
+            table = Table::new(entry.address(), table.level() + 1);
+        }
+    }
+
+    /// Takes everything out of the tree, and hands it out when `invalidate` is done, which must leave nothing of the tree
+    /// in any TLB or walk cache. Each table comes after what was in it; the root stays.
+    ///
+    /// Nobody else uses the tree meanwhile, but for table walks of the hardware.
+    pub fn dismantle(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {
+        let mmu = self.mmu();
+        let root = mmu.table(self.root());
+        for cell in root {
+            // Invalid, and keeps the address: that is all the list there is.
+            if mmu.load(cell) != Descriptor::EMPTY {
+                mmu.clear_bits(cell, bits::VALID);
+            }
+        }
+        invalidate();
+        for cell in root {
+            let entry = mmu.load(cell);
+            if entry != Descriptor::EMPTY {
+                mmu.store(cell, Descriptor::EMPTY);
+                hand_out(mmu, Table::new(entry.address(), self.root().level() + 1), &mut out);
+            }
+        }
+    }
+}
+
+/// What [`PageTables::dismantle`] hands out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dismantled {
+    /// A last-level entry that was not empty.
+    Entry(Descriptor),
+    /// A table that nobody reaches any more.
+    Table(PhysAddr),
+}
+
+fn hand_out<M: Mmu>(mmu: &M, table: Table, out: &mut impl FnMut(Dismantled)) {
+    for cell in mmu.table(table) {
+        let entry = mmu.load(cell);
+        if entry == Descriptor::EMPTY {
+            continue;
+        }
+        if table.level() == LAST_LEVEL {
+            out(Dismantled::Entry(entry));
+        } else {
+            hand_out(mmu, Table::new(entry.address(), table.level() + 1), out);
+        }
+    }
+    out(Dismantled::Table(table.address()));
+}
+
+/// Links a spare table in `cell`, where nothing is yet; returns what is there then.
+fn link<M: Mmu>(mmu: &M, cell: &M::Cell, spare: &mut TableList) -> Descriptor {
+    let Some(table) = spare.pop(mmu) else { unreachable!("tables are only added, so no more are missing than before") };
+    let descriptor = Descriptor::user_table(table);
+    // The table's zeroes, and the end of the list in its first entry, must be seen before the table is.
+    mmu.dmb_ishst();
+    match mmu.compare_exchange(cell, Descriptor::EMPTY, descriptor) {
+        Ok(()) => descriptor,
+        Err(found) => {
+            spare.push(mmu, table);
+            found
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The memory calls that add and take areas: `mmap` and `munmap`; and those that only look or advise.
+//!
+//! What is refused, and with which error, is Linux's. Each call takes the nodes that it may need before it changes
+//! anything.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Protection};
+use granule_pgtable::{Mmu, PageRange};
+
+use super::area::{Area, Areas, Backing, Spares};
+use super::gather::{Gather, pages};
+use super::{PAGE, Space, USER_END, USER_START};
+use crate::errno::Errno;
+use crate::smp::Cpu;
+
+/// Where a mapping goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// At this address if it is free, else wherever the kernel likes; 0 for no wish.
+    Hint(VirtAddr),
+    /// Exactly there, in place of what is there (`MAP_FIXED`).
+    Fixed(VirtAddr),
+    /// Exactly there, if nothing is (`MAP_FIXED_NOREPLACE`).
+    FixedNoReplace(VirtAddr),
+}
+
+/// Who sees what is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// This space alone (`MAP_PRIVATE`).
+    Private,
+    /// Every space that has it by a fork (`MAP_SHARED`).
+    Shared,
+}
+
+/// When pages come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Populate {
+    /// At the first access.
+    OnDemand,
+    /// At once, as far as memory goes (`MAP_POPULATE`).
+    Now,
+}
+
+/// What `mmap` is to map: anonymous memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapRequest {
+    /// Where.
+    pub placement: Placement,
+    /// How many bytes; rounded up to pages.
+    pub bytes: u64,
+    /// What may be done with it.
+    pub protection: Protection,
+    /// Who sees what is written.
+    pub sharing: Sharing,
+    /// When pages come.
+    pub populate: Populate,
+}
+
+impl Space {
+    /// Maps new memory; returns where.
+    ///
+    /// # Errors
+    /// `EINVAL` (no bytes, an address that is no page's), `ENOMEM` (no addresses, or no memory for the records),
+    /// `EEXIST` (something is there that must not be replaced), `EPERM` (too near to address 0). Nothing was changed.
+    pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, Errno> {
+        if request.bytes == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let bytes = request.bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
+        let mut areas = self.areas.write();
+        let range = place(&areas, request.placement, bytes)?;
+        let replaces = areas.touching(range).next().is_some();
+        let cuts = if replaces { areas.cuts(range) } else { 0 };
+        let backing = match request.sharing {
+            Sharing::Private => Backing::Private,
+            Sharing::Shared => Backing::Shared { object: self.common.create_object(cpu)?, first_page: 0 },
+        };
+        let mut spares = Spares::take(&self.common.areas, cuts + 1)?;
+        if replaces {
+            self.unmap(cpu, &mut areas, range, &mut spares);
+        }
+        areas.insert(spares.make(Area::new(range, request.protection, backing)));
+        areas.merge(range, drop);
+        if request.populate == Populate::Now {
+            let areas = areas.downgrade();
+            self.populate(cpu, &areas, range);
+        }
+        Ok(range.start())
+    }
+
+    /// Takes everything away that is mapped in the `bytes` bytes from `start` on. Holes are passed over.
+    ///
+    /// # Errors
+    /// `EINVAL` (no bytes, an address that is no page's, beyond the end of the space), `ENOMEM` (an area would be cut in
+    /// two, and there is no memory for the second). Nothing was changed.
+    pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
+        let range = user_range(start, bytes).ok_or(Errno::EINVAL)?;
+        let mut areas = self.areas.write();
+        if areas.touching(range).next().is_none() {
+            return Ok(());
+        }
+        let mut spares = Spares::take(&self.common.areas, areas.cuts(range))?;
+        self.unmap(cpu, &mut areas, range, &mut spares);
+        Ok(())
+    }
+
+    /// The part of `munmap` that cannot fail.
+    fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, spares: &mut Spares) {
+        areas.isolate(range, spares);
+        let mut gather = Gather::new(self, cpu);
+        self.zap(&mut gather, range);
+        // An object may end with its area, and is told no earlier than the TLBs.
+        areas.remove(range, drop);
+        self.free_tables(&mut gather, areas, range);
+    }
+
+    /// Gives up what is in the `bytes` bytes from `start` on: private pages are zeros again (`MADV_DONTNEED`).
+    ///
+    /// # Errors
+    /// `EINVAL` (an address that is no page's, a wrapping range), `ENOMEM` (a part is not mapped; the rest was dealt
+    /// with, as Linux does).
+    pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
+        let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
+        let areas = self.areas.read();
+        let mut gather = Gather::new(self, cpu);
+        self.zap(&mut gather, range);
+        if in_space && areas.covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// Whether there is a page: a byte for each, 1 or 0, from `start` on.
+    ///
+    /// # Errors
+    /// `EINVAL` (an address that is no page's), `ENOMEM` (a part is not mapped).
+    pub fn mincore(&self, start: VirtAddr, present: &mut [u8]) -> Result<(), Errno> {
+        if !start.is_aligned(PAGE) {
+            return Err(Errno::EINVAL);
+        }
+        if present.is_empty() {
+            return Ok(());
+        }
+        let range = user_range(start, present.len() as u64 * PAGE).ok_or(Errno::ENOMEM)?;
+        let areas = self.areas.read();
+        if !areas.covers(range) {
+            return Err(Errno::ENOMEM);
+        }
+        present.fill(0);
+        let index = |address: VirtAddr| ((address - range.start()) / PAGE) as usize;
+        for area in areas.touching(range) {
+            if let Backing::Shared { object, first_page } = area.backing() {
+                let from = area.start().max(range.start());
+                let end = area.end().min(range.end());
+                for page in 0..(end - from) / PAGE {
+                    let object_page = first_page + (from - area.start()) / PAGE + page;
+                    present[index(from) + page as usize] = object.has(object_page).into();
+                }
+            }
+        }
+        self.page_tables().for_each_cells(range, |found| {
+            for (place, cell) in present[index(found.start)..].iter_mut().zip(found.cells) {
+                *place |= u8::from(self.mmu().load(cell) != Descriptor::EMPTY);
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Where a mapping of `bytes` bytes goes.
+fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Errno> {
+    let at = |start: VirtAddr| PageRange::new(start, bytes).ok().filter(|range| range.last() < USER_END);
+    match placement {
+        Placement::Hint(wish) => {
+            let wished = wish.align_down(PAGE);
+            let free = |range: &PageRange| areas.in_window(*range) && areas.touching(*range).next().is_none();
+            if wished.0 != 0
+                && let Some(range) = at(wished).filter(free)
+            {
+                return Ok(range);
+            }
+            areas.gap(bytes).and_then(at).ok_or(Errno::ENOMEM)
+        }
+        Placement::Fixed(start) | Placement::FixedNoReplace(start) => {
+            if !start.is_aligned(PAGE) {
+                return Err(Errno::EINVAL);
+            }
+            let range = at(start).ok_or(Errno::ENOMEM)?;
+            if start < USER_START {
+                return Err(Errno::EPERM);
+            }
+            if matches!(placement, Placement::FixedNoReplace(_)) && areas.touching(range).next().is_some() {
+                return Err(Errno::EEXIST);
+            }
+            Ok(range)
+        }
+    }
+}
+
+/// The pages of `bytes` bytes from `start` on, at least one, in the lower half.
+pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
+    let range = PageRange::new(start, bytes.checked_next_multiple_of(PAGE)?).ok()?;
+    (range.last() < USER_END).then_some(range)
+}
+
+/// The pages of a range that advice is given for, as far as the space goes, and whether that is all; none where it has
+/// no bytes.
+fn advised_range(start: VirtAddr, bytes: u64) -> Result<Option<(PageRange, bool)>, Errno> {
+    if !start.is_aligned(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).ok_or(Errno::EINVAL)?;
+    if end == start.0 {
+        return Ok(None);
+    }
+    if start >= USER_END {
+        return Err(Errno::ENOMEM);
+    }
+    Ok(Some((pages(start, VirtAddr(end).min(USER_END)), end <= USER_END.0)))
+}

@@ -1,0 +1,101 @@
+//! A store to a page that is not to be written: copied, or reused.
+//!
+//! A frame with one holder is this page's alone: a fork, and nothing else, adds holders, and a fork keeps faults out.
+//! Then the entry becomes writable as it is. Otherwise the page gets a frame of its own. The entry then changes its
+//! address, which takes break-before-make (Arm ARM D8.17.1): empty, invalidate, new entry. So no CPU and no device ever
+//! reads the old frame after another has written to the new one.
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::Mmu;
+
+use super::area::Backing;
+use super::entry::{attributes, set_access_flags};
+use super::fault::{Fault, FaultError};
+
+/// What became of a store to a read-only entry.
+enum Outcome {
+    /// The entry was changed meanwhile: what it needs now, the next fault says.
+    Moved,
+    /// It is writable now.
+    Upgraded,
+    /// It has a frame of its own, and this one is let go.
+    Copied(Option<PhysAddr>),
+}
+
+impl Fault<'_> {
+    /// A store, where `entry` was found.
+    #[inline(never)]
+    pub(super) fn write_protected(&self, entry: Descriptor) -> Result<(), FaultError> {
+        let space = self.space;
+        let shared = matches!(self.area.backing(), Backing::Shared { .. });
+        if !entry.is_valid() {
+            return Ok(());
+        }
+        if shared || self.is_sole_holder(entry) {
+            if let Outcome::Upgraded = self.reuse(shared) {
+                space.tell_upgrade(self.page);
+            }
+            return Ok(());
+        }
+        let frames = space.common.frames;
+        let new = if entry.is_special() { frames.alloc_zeroed(self.cpu) } else { frames.alloc(self.cpu) };
+        let new = new.map_err(|_| FaultError::OutOfMemory)?;
+        match self.copy(entry, new) {
+            Outcome::Copied(Some(old)) => space.let_go(self.cpu, old),
+            Outcome::Copied(None) => {}
+            Outcome::Moved | Outcome::Upgraded => frames.free(self.cpu, new),
+        }
+        Ok(())
+    }
+
+    /// Whether the frame of `entry` is this page's alone.
+    #[inline(always)]
+    fn is_sole_holder(&self, entry: Descriptor) -> bool {
+        !entry.is_special() && self.space.common.record(entry.address()).references() == 1
+    }
+
+    /// Makes the entry writable as it is, if it may be.
+    #[inline(always)]
+    fn reuse(&self, shared: bool) -> Outcome {
+        let mmu = self.space.mmu();
+        let _locked = self.space.lock_table(self.table);
+        let entry = mmu.load(self.cell);
+        // Under the lock the answer stays: a frame that had no other holder gets none while faults can come.
+        if !entry.is_valid() || !(shared || self.is_sole_holder(entry)) {
+            return Outcome::Moved;
+        }
+        if set_access_flags(mmu, self.cell, entry, entry.young().writable().dirty()) {
+            self.space.invalidate_upgraded(self.page);
+            Outcome::Upgraded
+        } else {
+            self.space.fix_spurious(self.page);
+            Outcome::Moved
+        }
+    }
+
+    /// Gives the page `new` for a frame, with what is in the one of `found`.
+    #[inline(always)]
+    fn copy(&self, found: Descriptor, new: PhysAddr) -> Outcome {
+        let (space, mmu) = (self.space, self.space.mmu());
+        let written = Descriptor::page(new, attributes(self.area.protection())).dirty();
+        let _locked = space.lock_table(self.table);
+        let entry = mmu.load(self.cell);
+        // The access flag may have been set meanwhile.
+        if entry.young() != found.young() {
+            return Outcome::Moved;
+        }
+        if !entry.is_special() {
+            // Read-only everywhere, and held by this entry: it stays as it is while the lock is held.
+            space.copy_frame(entry.address(), new);
+        }
+        if written.is_user_executable() {
+            space.make_code_visible(written);
+        }
+        mmu.store(self.cell, Descriptor::EMPTY);
+        // Also orders what is in the page before the entry that shows it.
+        space.invalidate_page(self.page);
+        mmu.store(self.cell, written);
+        Outcome::Copied((!entry.is_special()).then(|| entry.address()))
+    }
+}

@@ -1,0 +1,193 @@
+//! A fault: which area, which page, and what the entry needs.
+//!
+//! ```text
+//! no entry       read   the page of zeros          write   a new page of zeros        shared   the object's page
+//! read-only      write  copied, or reused where nobody else has it (`cow`)
+//! old, clean     access flag and dirt by software, where the hardware has not set them
+//! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
+//! ```
+//! [`handle_fault`] is not tied to the program that runs: devices and the kernel's own accesses come here too. It holds
+//! the areas' lock for reading, so that what it found stays true but for other faults; the entry is looked at again
+//! under its table's lock, and memory is taken before that.
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Protection};
+use granule_pgtable::Mmu;
+use thiserror::Error;
+
+use super::area::{Area, Backing};
+use super::entry::{attributes, set_access_flags};
+use super::{PAGE, Space};
+use crate::smp::Cpu;
+
+/// What was tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store, or an atomic.
+    Write,
+    /// A fetch.
+    Execute,
+}
+
+/// Why a fault cannot be served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum FaultError {
+    /// Nothing is mapped there: SIGSEGV with `SEGV_MAPERR`.
+    #[error("nothing is mapped there")]
+    NotMapped,
+    /// The area does not allow it: SIGSEGV with `SEGV_ACCERR`.
+    #[error("not allowed there")]
+    NotAllowed,
+    /// There is no memory for the page.
+    #[error("out of memory")]
+    OutOfMemory,
+}
+
+/// Serves a fault of `access` at `address`, or says why it cannot be served. On success the access is tried again; it
+/// may fault again, where another CPU was faster or the hardware needs two steps.
+///
+/// Sleeps: not from interrupts. `cpu` is the CPU that this runs on.
+///
+/// # Errors
+/// [`FaultError`]; nothing was changed.
+#[inline]
+pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+    let areas = space.areas.read();
+    let area = areas.find(address).ok_or(FaultError::NotMapped)?;
+    if !allows(area.protection(), access) {
+        return Err(FaultError::NotAllowed);
+    }
+    let page = address.align_down(PAGE);
+    let (table, cell) = match space.page_tables().cell(page) {
+        Some(found) => found,
+        None => {
+            let linked = space.page_tables().ensure_cell(page, &mut space.table_source(cpu));
+            linked.map_err(|_| FaultError::OutOfMemory)?
+        }
+    };
+    let fault = Fault { space, cpu, area, page, table, cell, access };
+    let entry = space.mmu().load(cell);
+    if entry == Descriptor::EMPTY {
+        return fault.missing();
+    }
+    if access == Access::Write && !entry.may_be_written() {
+        return fault.write_protected(entry);
+    }
+    fault.present()
+}
+
+/// Whether an area with `protection` lets `access` through. What may be written or executed may be read: the
+/// architecture has no other entries.
+#[inline(always)]
+const fn allows(protection: Protection, access: Access) -> bool {
+    match access {
+        Access::Read => protection.bits() != 0,
+        Access::Write => protection.contains(Protection::WRITE),
+        Access::Execute => protection.contains(Protection::EXECUTE),
+    }
+}
+
+/// A fault that an area allows, and where its entry is.
+pub(super) struct Fault<'a> {
+    pub(super) space: &'a Space,
+    pub(super) cpu: &'a Cpu,
+    pub(super) area: &'a Area,
+    /// The first address of the page.
+    pub(super) page: VirtAddr,
+    /// The last-level table.
+    pub(super) table: PhysAddr,
+    /// The entry in it.
+    pub(super) cell: &'a Cell,
+    pub(super) access: Access,
+}
+
+/// A live entry.
+type Cell = <super::Machine as Mmu>::Cell;
+
+impl Fault<'_> {
+    /// There is no page yet.
+    #[inline(always)]
+    fn missing(&self) -> Result<(), FaultError> {
+        let protection = self.area.protection();
+        let new = match self.area.backing() {
+            Backing::Private if self.access == Access::Write => {
+                let frame = self.space.common.frames.alloc_zeroed(self.cpu).map_err(|_| FaultError::OutOfMemory)?;
+                Descriptor::page(frame, attributes(protection)).dirty()
+            }
+            Backing::Private => {
+                let zeros = self.space.common.zeros;
+                Descriptor::page(zeros, attributes(protection.without(Protection::WRITE))).special()
+            }
+            Backing::Shared { object, first_page } => {
+                let page = first_page + (self.page - self.area.start()) / PAGE;
+                let frame = object.frame(self.cpu, page).map_err(|_| FaultError::OutOfMemory)?;
+                let entry = Descriptor::page(frame, attributes(protection));
+                if self.access == Access::Write { entry.dirty() } else { entry }
+            }
+        };
+        self.install(new);
+        Ok(())
+    }
+
+    /// Puts `new` where nothing was, unless another CPU was faster.
+    #[inline(always)]
+    fn install(&self, new: Descriptor) {
+        let mmu = self.space.mmu();
+        if new.is_user_executable() {
+            self.space.make_code_visible(new);
+        }
+        // What is in the page before the entry that shows it. Whoever reads it through the entry is behind a fault or a
+        // walk, which is ordered by the address.
+        mmu.dmb_ishst();
+        let locked = self.space.lock_table(self.table);
+        if mmu.load(self.cell) == Descriptor::EMPTY {
+            // No barrier behind it: at worst the access faults once more, and finds the entry there.
+            mmu.store(self.cell, new);
+            return;
+        }
+        drop(locked);
+        if !new.is_special() {
+            self.space.let_go(self.cpu, new.address());
+        }
+    }
+
+    /// The entry allows the access, as far as software knows.
+    #[cold]
+    fn present(&self) -> Result<(), FaultError> {
+        let mmu = self.space.mmu();
+        let changed = {
+            let _locked = self.space.lock_table(self.table);
+            let entry = mmu.load(self.cell);
+            let is_write = self.access == Access::Write;
+            if !entry.is_valid() || is_write && !entry.may_be_written() {
+                // Another CPU has changed it: what it needs now, the next fault says.
+                return Ok(());
+            }
+            let wanted = if is_write { entry.young().dirty() } else { entry.young() };
+            let changed = set_access_flags(mmu, self.cell, entry, wanted);
+            if changed {
+                self.space.invalidate_upgraded(self.page);
+            } else {
+                self.space.fix_spurious(self.page);
+            }
+            changed
+        };
+        if changed {
+            self.space.tell_upgrade(self.page);
+        }
+        Ok(())
+    }
+}
+
+impl Space {
+    /// Lets go of one hold of `frame`, which no entry has any more, or none ever had.
+    pub(super) fn let_go(&self, cpu: &Cpu, frame: PhysAddr) {
+        if self.common.record(frame).let_go() {
+            self.common.frames.free(cpu, frame);
+        }
+    }
+}
+
+const _: () = assert!(PAGE == PAGE_SIZE as u64);

@@ -1,0 +1,96 @@
+//! `fork`: a second space with the same pages, which both may only read until one of them writes.
+//!
+//! First everything that can run out is taken: the child's areas, and a table for each of the parent's that has private
+//! pages. Then the entries are copied, which cannot fail. The parent's lock is held alone: no fault comes between a page
+//! becoming read-only and the invalidation that makes every CPU see it.
+
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::{Cells, Mmu, PageRange};
+
+use super::area::{Area, Areas, Backing};
+use super::entry::replace;
+use super::{Machine, Space, SpaceRef};
+use crate::errno::Errno;
+use crate::mm::OutOfMemory;
+use crate::smp::Cpu;
+
+impl Space {
+    /// A second space with the same areas and pages: shared ones are shared, private ones are copied by whoever writes
+    /// first.
+    ///
+    /// # Errors
+    /// `ENOMEM`; nothing stays taken.
+    pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, Errno> {
+        let child = self.common.create(cpu)?;
+        let areas = self.areas.write();
+        {
+            let mut copies = child.areas.write();
+            for area in areas.iter() {
+                let copy = Area::new(area.range(), area.protection(), area.backing().clone());
+                copies.insert(self.common.areas.try_new(copy)?);
+            }
+        }
+        for area in private(&areas) {
+            self.prepare_tables(cpu, &child, area.range())?;
+        }
+        let mut protected = false;
+        for area in private(&areas) {
+            self.page_tables().for_each_cells(area.range(), |found| {
+                let Some((_, first)) = child.page_tables().cell(found.start) else { return };
+                let _ = first;
+                protected |= self.copy_entries(&child, &found);
+            });
+        }
+        if protected {
+            // Most of the space: one operation, and not one for each page.
+            self.invalidate_all();
+        }
+        Ok(child)
+    }
+
+    /// Links a table in `child` for each of this space's that has entries in `range`.
+    fn prepare_tables(&self, cpu: &Cpu, child: &Space, range: PageRange) -> Result<(), OutOfMemory> {
+        let mmu = self.mmu();
+        let mut result = Ok(());
+        self.page_tables().for_each_cells(range, |found| {
+            let used = || mmu.survey(found.cells).any != Descriptor::EMPTY.0;
+            if result.is_ok() && child.page_tables().cell(found.start).is_none() && used() {
+                let linked = child.page_tables().ensure_cell(found.start, &mut child.table_source(cpu));
+                result = linked.map(drop).map_err(|_| OutOfMemory);
+            }
+        });
+        result
+    }
+
+    /// Copies the entries of `found` to the same place in `child`; whether one of this space's that was writable is not
+    /// any more.
+    fn copy_entries(&self, child: &Space, found: &Cells<'_, Machine>) -> bool {
+        let mmu = self.mmu();
+        let mut protected = false;
+        let _locked = self.lock_table(found.table);
+        let range = PageRange::from_pages(found.start, found.cells.len()).expect("entries of the lower half");
+        // Nobody else knows the child's tables yet: they need no lock.
+        child.page_tables().for_each_cells(range, |copies| {
+            for (cell, copy) in found.cells.iter().zip(copies.cells) {
+                let mut entry = mmu.load(cell);
+                if !entry.is_present() {
+                    continue;
+                }
+                if entry.may_be_written() {
+                    entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
+                    protected = true;
+                }
+                if !entry.is_special() {
+                    self.common.record(entry.address()).share();
+                }
+                mmu.store(copy, entry.old());
+            }
+        });
+        protected
+    }
+}
+
+/// The areas whose pages a child gets copies of. Others it finds in their objects.
+fn private(areas: &Areas) -> impl Iterator<Item = &Area> {
+    areas.iter().filter(|area| matches!(area.backing(), Backing::Private))
+}

@@ -1,0 +1,105 @@
+//! Frames that entries were taken away from, until nobody can reach them any more.
+//!
+//! Arm ARM D8.17.1: an entry that was valid may be in a TLB until it is invalidated. So a frame whose entry is emptied
+//! goes into a [`Gather`], with the addresses that it was seen at, and is given back when these are invalidated: all at
+//! once at the end, or earlier where the list is full. The obligation is a value: dropping it pays.
+//!
+//! Frames are listed as runs of neighbours, which those of one area mostly are, so that the list needs no memory. They
+//! cannot list themselves: another CPU may still write to them.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_pgtable::{PageRange, Tables};
+
+use super::{PAGE, Space};
+use crate::smp::Cpu;
+
+/// Runs in a gather: 512 bytes of stack.
+const RUNS: usize = 32;
+
+/// Neighbours among frames, from `start` to `end`.
+struct Run {
+    start: PhysAddr,
+    end: PhysAddr,
+}
+
+/// What was taken out of the tables of a space and is not free yet.
+#[must_use = "dropping it invalidates and frees"]
+pub(super) struct Gather<'s> {
+    space: &'s Space,
+    cpu: &'s Cpu,
+    runs: heapless::Vec<Run, RUNS>,
+    /// From the first to the last address whose entry was emptied since the last invalidation.
+    stale: Option<PageRange>,
+    /// Whether tables are among the frames.
+    tables: Tables,
+}
+
+impl<'s> Gather<'s> {
+    /// Nothing yet. `cpu` is the CPU that this runs on.
+    pub(super) const fn new(space: &'s Space, cpu: &'s Cpu) -> Self {
+        Self { space, cpu, runs: heapless::Vec::new(), stale: None, tables: Tables::Kept }
+    }
+
+    /// Notes that entries in `range` were emptied that were valid.
+    pub(super) fn stale(&mut self, range: PageRange) {
+        self.stale = Some(self.stale.map_or(range, |stale| stale.hull(range)));
+    }
+
+    /// Lets go of one hold of `frame`, later. Its entry is empty, and noted or about to be noted: where the list is
+    /// full, `emptied` is invalidated first, the addresses whose entries were emptied and not noted yet.
+    #[inline(always)]
+    pub(super) fn add(&mut self, frame: PhysAddr, emptied: impl FnOnce() -> PageRange) {
+        if let Some(last) = self.runs.last_mut()
+            && last.end == frame
+        {
+            last.end = frame + PAGE;
+            return;
+        }
+        if self.runs.is_full() {
+            self.stale(emptied());
+            self.pay();
+        }
+        let pushed = self.runs.push(Run { start: frame, end: frame + PAGE });
+        debug_assert!(pushed.is_ok());
+    }
+
+    /// Frees a table, later, that was taken out of the tree and translated addresses of `span` alone.
+    pub(super) fn add_table(&mut self, table: PhysAddr, span: PageRange) {
+        self.tables = Tables::Unlinked;
+        self.add(table, || span);
+        self.stale(span);
+    }
+
+    /// Invalidates what was noted, then lets go of the frames.
+    pub(super) fn pay(&mut self) {
+        if let Some(stale) = self.stale.take() {
+            self.space.invalidate(stale, self.tables);
+            self.tables = Tables::Kept;
+        }
+        let common = self.space.common;
+        let mut freeing = common.frames.freeing(self.cpu);
+        for run in &self.runs {
+            let mut frame = run.start;
+            while frame != run.end {
+                // The last hold goes with the frame.
+                if common.record(frame).let_go() {
+                    freeing.add(frame);
+                }
+                frame = frame + PAGE;
+            }
+        }
+        self.runs.clear();
+    }
+}
+
+impl Drop for Gather<'_> {
+    fn drop(&mut self) {
+        self.pay();
+    }
+}
+
+/// The range from `start` to `end`, which are page aligned and apart.
+#[inline(always)]
+pub(super) fn pages(start: VirtAddr, end: VirtAddr) -> PageRange {
+    PageRange::new(start, end - start).expect("page aligned, in order, and in the lower half")
+}

@@ -1,0 +1,273 @@
+//! The address spaces of user programs.
+//!
+//! A [`Space`] is a tree of tables for the lower half, the areas that say what may be in it, and the two kinds of TLB
+//! that must hear of each change: those of the CPUs, by ASID, and those of devices, by notifiers. The path of a fault:
+//! [`fault`] looks the area up, [`cow`] copies where a page is shared; of a call: [`calls`] cuts and merges areas,
+//! [`protect`] and [`zap`] change the entries, [`gather`] frees what nobody can reach any more.
+//!
+//! # Locks
+//! ```text
+//!     areas           read: faults, advice, looking      write: everything that adds, cuts or takes areas; sleeps
+//!     table lock      one in each last-level table, spins: what changes an entry holds it
+//! ```
+//! Whoever has the areas' lock, for reading too, may rely on tables: they are linked at any time and unlinked only by
+//! who has the lock for writing. The hardware changes entries without any lock, where it sets the access flag or makes
+//! a writable-clean entry dirty; [`entry`] says when a plain store could lose that.
+//!
+//! Nothing is allocated under a table lock, and what can fail is done before the first change.
+
+pub mod area;
+mod calls;
+mod code;
+mod cow;
+mod entry;
+mod fault;
+mod fork;
+mod gather;
+mod invalidate;
+mod populate;
+mod protect;
+mod shmem;
+mod table_lock;
+#[cfg(test)]
+mod tests;
+mod zap;
+
+use core::fmt;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_pgtable::{Granule4K, PageTables, Table, TableSource};
+
+pub use area::{Area, Backing};
+pub use calls::{MapRequest, Placement, Populate, Sharing};
+pub use fault::{Access, FaultError, handle_fault};
+
+use area::Areas;
+use shmem::Object;
+
+use super::OutOfMemory;
+use super::frame::{Frame, FrameAllocator};
+use super::kernel::Machine;
+use super::pool::{Pool, PoolBox};
+use crate::smp::{Cpu, this_cpu};
+use crate::sync::{ReadGuard, RwSem};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// The first address that a program may map: below, a null pointer with an offset always faults.
+pub const USER_START: VirtAddr = VirtAddr(0x1_0000);
+/// The end of the lower half.
+pub const USER_END: VirtAddr = VirtAddr(1 << 48);
+
+/// What all spaces have in common: where their memory comes from. There is one.
+pub struct Spaces {
+    mmu: Machine,
+    frames: &'static FrameAllocator,
+    spaces: Pool<Space>,
+    areas: Pool<Area>,
+    objects: Pool<Object>,
+    /// A frame of zeros, which every page that was only read shows. It is not counted: its entries are special.
+    zeros: PhysAddr,
+}
+
+impl Spaces {
+    /// Spaces whose frames come from `frames`, which `mmu` reaches as tables.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(cpu: &Cpu, mmu: Machine, frames: &'static FrameAllocator) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            mmu,
+            frames,
+            spaces: Pool::new(frames),
+            areas: Pool::new(frames),
+            objects: Pool::new(frames),
+            zeros: frames.alloc_zeroed(cpu)?,
+        })
+    }
+
+    /// A space with nothing in it.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing stays taken.
+    pub fn create(&'static self, cpu: &Cpu) -> Result<SpaceRef, OutOfMemory> {
+        let root = self.frames.alloc_zeroed(cpu)?;
+        let space = self.spaces.try_new(Space {
+            common: self,
+            references: AtomicU32::new(1),
+            // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
+            root: unsafe { Table::root::<Granule4K>(root) },
+            table_frames: AtomicUsize::new(0),
+            areas: RwSem::new(Areas::new(USER_START, USER_END)),
+        });
+        match space {
+            Ok(space) => Ok(SpaceRef(space.into_raw())),
+            Err(error) => {
+                self.frames.free(cpu, root);
+                Err(error)
+            }
+        }
+    }
+
+    /// Frames that stay taken when all spaces are gone: those of the pools, and the page of zeros. For accounts of who
+    /// has which frames.
+    pub fn kept_frames(&self) -> usize {
+        self.spaces.stats().frames + self.areas.stats().frames + self.objects.stats().frames + 1
+    }
+
+    /// Spaces, areas and shared objects that exist.
+    pub fn counts(&self) -> [usize; 3] {
+        [self.spaces.stats().objects, self.areas.stats().objects, self.objects.stats().objects]
+    }
+
+    /// The record of a frame that somebody holds.
+    #[inline(always)]
+    fn record(&self, frame: PhysAddr) -> &Frame {
+        // SAFETY: only for frames of tables and objects and for those that entries have: held, each by itself.
+        unsafe { self.frames.held(frame) }
+    }
+}
+
+/// The address space of a program.
+pub struct Space {
+    common: &'static Spaces,
+    references: AtomicU32,
+    root: Table,
+    /// Frames that are its tables, the root not counted.
+    table_frames: AtomicUsize,
+    areas: RwSem<Areas>,
+}
+
+impl Space {
+    /// The root table, for TTBR0_EL1.
+    pub fn root(&self) -> PhysAddr {
+        self.root.address()
+    }
+
+    /// Calls `each` for every area, by address, with the areas' lock held for reading.
+    pub fn for_each_area(&self, each: impl FnMut(&Area)) {
+        self.areas.read().iter().for_each(each);
+    }
+
+    /// The tables, to look at: nobody unlinks one meanwhile.
+    pub fn tables(&self) -> SpaceTables<'_> {
+        SpaceTables { tables: self.page_tables(), _areas: self.areas.read() }
+    }
+
+    /// Frames that are its tables, the root counted.
+    pub fn table_frames(&self) -> usize {
+        self.table_frames.load(Ordering::Relaxed) + 1
+    }
+
+    #[inline(always)]
+    fn page_tables(&self) -> PageTables<'_, Machine> {
+        PageTables::new(&self.common.mmu, self.root)
+    }
+
+    #[inline(always)]
+    fn mmu(&self) -> &Machine {
+        &self.common.mmu
+    }
+
+    fn table_source<'a>(&'a self, cpu: &'a Cpu) -> SpaceSource<'a> {
+        SpaceSource { frames: self.common.frames, taken: &self.table_frames, cpu }
+    }
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Space({})", self.root())
+    }
+}
+
+/// The tables of a space, as long as nobody may unlink one.
+pub struct SpaceTables<'s> {
+    tables: PageTables<'s, Machine>,
+    _areas: ReadGuard<'s, Areas>,
+}
+
+impl<'s> Deref for SpaceTables<'s> {
+    type Target = PageTables<'s, Machine>;
+    fn deref(&self) -> &Self::Target {
+        &self.tables
+    }
+}
+
+/// A counted reference to a space. The last one that goes takes the space with it, and all that is mapped there.
+pub struct SpaceRef(core::ptr::NonNull<Space>);
+
+// SAFETY: a counted reference to what every CPU may use.
+unsafe impl Send for SpaceRef {}
+// SAFETY: as above.
+unsafe impl Sync for SpaceRef {}
+
+impl SpaceRef {
+    /// Whether both are the same space.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Deref for SpaceRef {
+    type Target = Space;
+    #[inline(always)]
+    fn deref(&self) -> &Space {
+        // SAFETY: the space is there while a reference is counted.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Clone for SpaceRef {
+    fn clone(&self) -> Self {
+        // Relaxed: whoever clones has a reference, so the count cannot be on its way to 0.
+        self.references.fetch_add(1, Ordering::Relaxed);
+        Self(self.0)
+    }
+}
+
+impl fmt::Debug for SpaceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl Drop for SpaceRef {
+    fn drop(&mut self) {
+        // What others did with the space comes before its end.
+        if self.references.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        // Drop has no argument to be told the CPU by.
+        let cpu = this_cpu();
+        self.release(cpu);
+        let (common, root) = (self.common, self.root());
+        // SAFETY: made from a box by `Spaces::create`, and this was the last reference.
+        drop(unsafe { PoolBox::from_raw(self.0) });
+        common.frames.free(cpu, root);
+    }
+}
+
+/// Frames for tables, from the frame allocator.
+struct SpaceSource<'a> {
+    frames: &'a FrameAllocator,
+    /// How many are out.
+    taken: &'a AtomicUsize,
+    cpu: &'a Cpu,
+}
+
+// SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+unsafe impl TableSource for SpaceSource<'_> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        let table = self.frames.alloc_zeroed(self.cpu).ok()?;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(table)
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.frames.free(self.cpu, table);
+    }
+}

@@ -1,0 +1,149 @@
+//! Shared anonymous memory: an object that has the frames, so that each area that shows it shows the same ones.
+//!
+//! An object is as large as the mapping that made it. Which frame a page of it has is written in a tree of tables that
+//! no hardware ever walks: so finding one is a walk, adding one a compare-exchange, and nothing else is needed. A frame
+//! stays with its object until that ends, so it may be looked up without a lock by whoever has a reference.
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, bits};
+use granule_pgtable::{Dismantled, Granule4K, Mmu, PageTables, Table};
+
+use super::{PAGE, SpaceSource, Spaces};
+use crate::mm::OutOfMemory;
+use crate::mm::pool::PoolBox;
+use crate::smp::{Cpu, this_cpu};
+
+/// Memory that several areas may show.
+pub struct Object {
+    common: &'static Spaces,
+    references: AtomicU32,
+    root: Table,
+    table_frames: AtomicUsize,
+}
+
+/// A counted reference to an object. The last one that goes takes the object with it, and its frames.
+pub struct ObjectRef(NonNull<Object>);
+
+// SAFETY: a counted reference to what every CPU may use.
+unsafe impl Send for ObjectRef {}
+// SAFETY: as above.
+unsafe impl Sync for ObjectRef {}
+
+impl Spaces {
+    /// An object without frames.
+    pub(super) fn create_object(&'static self, cpu: &Cpu) -> Result<ObjectRef, OutOfMemory> {
+        let root = self.frames.alloc_zeroed(cpu)?;
+        let object = self.objects.try_new(Object {
+            common: self,
+            references: AtomicU32::new(1),
+            // SAFETY: a zeroed frame that is used for nothing else until the last reference to the object is gone.
+            root: unsafe { Table::root::<Granule4K>(root) },
+            table_frames: AtomicUsize::new(0),
+        });
+        object.map(|object| ObjectRef(object.into_raw())).inspect_err(|_| self.frames.free(cpu, root))
+    }
+}
+
+impl Object {
+    /// The frame of `page`, with one more hold for the caller; a new one of zeros where there was none.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn frame(&self, cpu: &Cpu, page: u64) -> Result<PhysAddr, OutOfMemory> {
+        let (mmu, frames) = (&self.common.mmu, self.common.frames);
+        let tables = PageTables::new(mmu, self.root);
+        let address = VirtAddr(page * PAGE);
+        let cell = match tables.cell(address) {
+            Some((_, cell)) => cell,
+            None => {
+                let mut source = SpaceSource { frames, taken: &self.table_frames, cpu };
+                tables.ensure_cell(address, &mut source).map_err(|_| OutOfMemory)?.1
+            }
+        };
+        let found = mmu.load(cell);
+        let frame = if found != Descriptor::EMPTY {
+            found.address()
+        } else {
+            let new = frames.alloc_zeroed(cpu)?;
+            // Its zeros before its address, for whoever finds it here.
+            mmu.dmb_ishst();
+            match mmu.compare_exchange(cell, Descriptor::EMPTY, Descriptor(new.0 | bits::PRESENT_INVALID)) {
+                Ok(()) => new,
+                Err(other) => {
+                    frames.free(cpu, new);
+                    other.address()
+                }
+            }
+        };
+        self.common.record(frame).share();
+        Ok(frame)
+    }
+
+    /// Whether `page` has a frame.
+    pub(super) fn has(&self, page: u64) -> bool {
+        let mmu = &self.common.mmu;
+        let cell = PageTables::new(mmu, self.root).cell(VirtAddr(page * PAGE));
+        cell.is_some_and(|(_, cell)| mmu.load(cell) != Descriptor::EMPTY)
+    }
+}
+
+impl ObjectRef {
+    /// Whether both are the same object.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl core::ops::Deref for ObjectRef {
+    type Target = Object;
+    fn deref(&self) -> &Object {
+        // SAFETY: the object is there while a reference is counted.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Clone for ObjectRef {
+    fn clone(&self) -> Self {
+        // Relaxed: whoever clones has a reference, so the count cannot be on its way to 0.
+        self.references.fetch_add(1, Ordering::Relaxed);
+        Self(self.0)
+    }
+}
+
+impl fmt::Debug for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Object({})", self.root.address())
+    }
+}
+
+impl Drop for ObjectRef {
+    fn drop(&mut self) {
+        // What others did with the object comes before its end.
+        if self.references.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        let (common, root, cpu) = (self.common, self.root, this_cpu());
+        {
+            let mut freeing = common.frames.freeing(cpu);
+            // No TLB knows this tree. A frame may still be in a gather, which then frees it.
+            PageTables::new(&common.mmu, root).dismantle(
+                || (),
+                |out| match out {
+                    Dismantled::Table(table) => freeing.add(table),
+                    Dismantled::Entry(entry) if common.record(entry.address()).let_go() => {
+                        freeing.add(entry.address());
+                    }
+                    Dismantled::Entry(_) => {}
+                },
+            );
+            freeing.add(root.address());
+        }
+        // SAFETY: made from a box by `Spaces::create_object`, and this was the last reference.
+        drop(unsafe { PoolBox::from_raw(self.0) });
+    }
+}

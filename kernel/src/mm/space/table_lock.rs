@@ -1,0 +1,55 @@
+//! The lock of a last-level table, in the record of the frame that it is in.
+//!
+//! It spins, and masks nothing: no interrupt handler takes one.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule_arch::addr::PhysAddr;
+
+use super::Space;
+#[cfg(debug_assertions)]
+use crate::smp::this_cpu;
+#[cfg(debug_assertions)]
+use crate::sync::rank;
+
+/// The lock, held. Dropping it lets go.
+#[must_use = "dropping it lets go of the lock"]
+pub(super) struct TableGuard<'a>(&'a AtomicU32);
+
+impl Space {
+    /// Waits for the lock of `table`, which is one of this space.
+    #[inline(always)]
+    pub(super) fn lock_table(&self, table: PhysAddr) -> TableGuard<'_> {
+        #[cfg(debug_assertions)]
+        {
+            let held = this_cpu().held_ranks.load(Ordering::Relaxed);
+            assert!(held >> rank::TABLE == 0, "lock order: a table is locked while ranks {held:#b} are held");
+        }
+        let lock = &self.common.record(table).table_lock;
+        if lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            wait(lock);
+        }
+        #[cfg(debug_assertions)]
+        this_cpu().held_ranks.fetch_or(1 << rank::TABLE, Ordering::Relaxed);
+        TableGuard(lock)
+    }
+}
+
+#[cold]
+fn wait(lock: &AtomicU32) {
+    while lock.compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        #[cfg(target_os = "none")]
+        granule_arch::wait::relax();
+        #[cfg(not(target_os = "none"))]
+        std::thread::yield_now();
+    }
+}
+
+impl Drop for TableGuard<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        #[cfg(debug_assertions)]
+        this_cpu().held_ranks.fetch_and(!(1 << rank::TABLE), Ordering::Relaxed);
+        self.0.store(0, Ordering::Release);
+    }
+}

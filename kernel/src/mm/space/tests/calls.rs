@@ -1,0 +1,110 @@
+//! What each call does and refuses.
+
+use super::*;
+use crate::errno::Errno;
+use crate::mm::space::FaultError;
+
+#[test]
+fn pages_come_with_the_first_access_and_go_with_their_area() {
+    let rig = Rig::new(8);
+    let empty = rig.used();
+    let space = rig.space();
+    let start = rig.map(&space, 3);
+    assert_eq!(areas(&space), [(start.0, start.0 + 3 * PAGE, 3)]);
+    assert_eq!(rig.read(&space, start), 0);
+    assert!(space.tables().translate(start).unwrap().descriptor.is_special());
+    rig.write(&space, start + PAGE, 7);
+    rig.write(&space, start, 5);
+    assert_eq!([0, 1, 2].map(|page| rig.read(&space, start + page * PAGE)), [5, 7, 0]);
+    assert_eq!(rig.used(), empty + space.table_frames() + 2);
+    space.munmap(&rig.cpu, start, 3 * PAGE).unwrap();
+    assert_eq!(areas(&space), []);
+    assert_eq!(space.table_frames(), 1, "the tables go too");
+    assert_eq!(rig.used(), empty + 1);
+    assert_eq!(handle_fault(&space, &rig.cpu, start, Access::Read), Err(FaultError::NotMapped));
+    drop(space);
+    assert_eq!(rig.used(), empty);
+}
+
+#[test]
+fn a_fork_shares_until_one_writes() {
+    let rig = Rig::new(8);
+    let empty = rig.used();
+    let parent = rig.space();
+    let start = rig.map(&parent, 4);
+    for page in 0..3 {
+        rig.write(&parent, start + page * PAGE, page as u8 + 1);
+    }
+    let frames = rig.used();
+    let child = parent.fork(&rig.cpu).unwrap();
+    assert_eq!(rig.used(), frames + child.table_frames());
+    rig.write(&child, start, 11);
+    rig.write(&parent, start + PAGE, 12);
+    let bytes = |space: &Space| [0, 1, 2, 3].map(|page| rig.read(space, start + page * PAGE));
+    assert_eq!((bytes(&parent), bytes(&child)), ([1, 12, 3, 0], [11, 2, 3, 0]));
+    let before = parent.tables().translate(start + 2 * PAGE).unwrap();
+    drop(child);
+    // The last holder writes where it is.
+    rig.write(&parent, start + 2 * PAGE, 13);
+    assert_eq!(parent.tables().translate(start + 2 * PAGE).unwrap().physical, before.physical);
+    assert_eq!(bytes(&parent), [1, 12, 13, 0]);
+    drop(parent);
+    assert_eq!(rig.used(), empty);
+}
+
+#[test]
+fn shared_memory_stays_shared_across_a_fork() {
+    let rig = Rig::new(8);
+    let empty = rig.used();
+    let parent = rig.space();
+    let start = parent.mmap(&rig.cpu, &MapRequest { sharing: Sharing::Shared, ..private(4) }).unwrap();
+    rig.write(&parent, start, 1);
+    let child = parent.fork(&rig.cpu).unwrap();
+    rig.write(&child, start, 2);
+    rig.write(&child, start + PAGE, 3);
+    assert_eq!([rig.read(&parent, start), rig.read(&parent, start + PAGE)], [2, 3]);
+    parent.munmap(&rig.cpu, start, 2 * PAGE).unwrap();
+    assert_eq!([rig.read(&child, start), rig.read(&child, start + PAGE)], [2, 3]);
+    drop((parent, child));
+    assert_eq!(rig.used(), empty);
+    assert_eq!(rig.spaces.counts(), [0; 3]);
+}
+
+#[test]
+fn protection_follows_areas_and_entries() {
+    let rig = Rig::new(8);
+    let space = rig.space();
+    let start = rig.map(&space, 4);
+    (0..4).for_each(|page| rig.write(&space, start + page * PAGE, 1));
+    space.mprotect(&rig.cpu, start + PAGE, 2 * PAGE, Protection::READ).unwrap();
+    let at = |page: u64| start.0 + page * PAGE;
+    assert_eq!(areas(&space), [(at(0), at(1), 3), (at(1), at(3), 1), (at(3), at(4), 3)]);
+    assert_eq!(handle_fault(&space, &rig.cpu, start + PAGE, Access::Write), Err(FaultError::NotAllowed));
+    assert!(!space.tables().translate(start + PAGE).unwrap().descriptor.is_writable());
+    space.mprotect(&rig.cpu, start + PAGE, 2 * PAGE, READ_WRITE).unwrap();
+    assert_eq!(areas(&space), [(at(0), at(4), 3)]);
+    assert!(space.tables().translate(start + PAGE).unwrap().descriptor.is_writable(), "no fault at the next store");
+    space.mprotect(&rig.cpu, start, 4 * PAGE, Protection::NONE).unwrap();
+    assert!(!space.tables().translate(start).unwrap().valid);
+    space.mprotect(&rig.cpu, start, 4 * PAGE, READ_EXECUTE).unwrap();
+    let leaf = space.tables().translate(start).unwrap().descriptor;
+    assert!(leaf.is_valid() && leaf.is_user_executable() && !leaf.is_writable() && !leaf.is_executable());
+    assert_eq!(space.mprotect(&rig.cpu, start, 5 * PAGE, READ_WRITE), Err(Errno::ENOMEM));
+}
+
+#[test]
+fn advice_gives_contents_up_and_mincore_says_what_is_there() {
+    let rig = Rig::new(8);
+    let space = rig.space();
+    let start = rig.map(&space, 4);
+    (0..3).for_each(|page| rig.write(&space, start + page * PAGE, 1));
+    let mut present = [9; 4];
+    space.mincore(start, &mut present).unwrap();
+    assert_eq!(present, [1, 1, 1, 0]);
+    space.madvise_dontneed(&rig.cpu, start + PAGE, PAGE).unwrap();
+    space.mincore(start, &mut present).unwrap();
+    assert_eq!(present, [1, 0, 1, 0]);
+    assert_eq!([rig.read(&space, start), rig.read(&space, start + PAGE)], [1, 0]);
+    assert_eq!(space.madvise_dontneed(&rig.cpu, start, 5 * PAGE), Err(Errno::ENOMEM));
+    assert_eq!(rig.read(&space, start), 0);
+}

@@ -1,0 +1,76 @@
+//! Spaces on the host: their own frames and tables, on a metal that records and does nothing else.
+//!
+//! - `calls`: what each call does and refuses
+
+mod calls;
+
+use std::boxed::Box;
+use std::vec::Vec;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Protection;
+
+use super::{Access, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, handle_fault};
+use crate::mm::frame::FrameAllocator;
+use crate::mm::frame::tests::leaked;
+use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::smp::{Cpu, CpuId};
+
+/// All that spaces need, for ever.
+struct Rig {
+    spaces: &'static Spaces,
+    frames: &'static FrameAllocator,
+    cpu: Cpu,
+}
+
+const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
+const READ_EXECUTE: Protection = Protection::READ.and(Protection::EXECUTE);
+
+impl Rig {
+    fn new(mib: u64) -> Self {
+        let (frames, cpu) = (leaked(mib), Cpu::new(CpuId(0)));
+        let view = LinearView { offset: frames.linear().address(PhysAddr(0)).0 };
+        let spaces = Box::leak(Box::new(Spaces::new(&cpu, Metal(view), frames).unwrap()));
+        Self { spaces, frames, cpu }
+    }
+
+    fn space(&self) -> SpaceRef {
+        self.spaces.create(&self.cpu).unwrap()
+    }
+
+    /// Frames that something other than the pools and the page of zeros has.
+    fn used(&self) -> usize {
+        self.frames.stats().used - self.spaces.kept_frames()
+    }
+
+    fn map(&self, space: &Space, pages: u64) -> VirtAddr {
+        space.mmap(&self.cpu, &private(pages)).unwrap()
+    }
+
+    fn write(&self, space: &Space, at: VirtAddr, value: u8) {
+        space.write_bytes(&self.cpu, at, &[value]).unwrap();
+    }
+
+    fn read(&self, space: &Space, at: VirtAddr) -> u8 {
+        let mut byte = [0];
+        space.read_bytes(&self.cpu, at, &mut byte).unwrap();
+        byte[0]
+    }
+}
+
+/// Private memory, anywhere, writable, on demand.
+fn private(pages: u64) -> MapRequest {
+    MapRequest {
+        placement: Placement::Hint(VirtAddr(0)),
+        bytes: pages * PAGE,
+        protection: READ_WRITE,
+        sharing: Sharing::Private,
+        populate: Populate::OnDemand,
+    }
+}
+
+fn areas(space: &Space) -> Vec<(u64, u64, u8)> {
+    let mut areas = Vec::new();
+    space.for_each_area(|area| areas.push((area.start().0, area.end().0, area.protection().bits())));
+    areas
+}

@@ -1,0 +1,82 @@
+//! Taking pages out of a space: `munmap`, `madvise(MADV_DONTNEED)`, and the end of the space.
+//!
+//! Nothing is kept of what was written: the pages are anonymous, and an object has its frames itself. So it does not
+//! matter what the hardware still does to an entry while it is emptied.
+
+use core::sync::atomic::Ordering;
+
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::{Dismantled, Mmu, PageRange};
+
+use super::area::Areas;
+use super::gather::{Gather, pages};
+use super::{Space, USER_END, USER_START};
+use crate::smp::Cpu;
+
+impl Space {
+    /// Empties the entries of `range`. The frames are in `gather`.
+    pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange) {
+        let mmu = self.mmu();
+        self.page_tables().for_each_cells(range, |found| {
+            let _locked = self.lock_table(found.table);
+            // From the first to the last that was valid.
+            let (mut first, mut end) = (usize::MAX, 0);
+            for (index, cell) in found.cells.iter().enumerate() {
+                let old = mmu.load(cell);
+                if old == Descriptor::EMPTY {
+                    continue;
+                }
+                mmu.store(cell, Descriptor::EMPTY);
+                if old.is_valid() {
+                    first = first.min(index);
+                    end = index + 1;
+                }
+                if old.is_present() && !old.is_special() {
+                    gather.add(old.address(), || pages(found.start, found.address(index + 1)));
+                }
+            }
+            if first < end {
+                gather.stale(pages(found.address(first), found.address(end)));
+            }
+        });
+    }
+
+    /// Frees the tables that translated `range`, which no area has now, and no area needs. The caller has the areas to
+    /// itself.
+    pub(super) fn free_tables(&self, gather: &mut Gather<'_>, areas: &Areas, range: PageRange) {
+        let (below, above) = areas.around(range);
+        let mut freed = 0;
+        self.page_tables().unlink_tables(range, pages(below, above), |table| {
+            freed += 1;
+            gather.add_table(table, range);
+        });
+        self.table_frames.fetch_sub(freed, Ordering::Relaxed);
+    }
+
+    /// Makes the space empty, for good or for another program. Nobody runs in it any more.
+    pub fn release(&self, cpu: &Cpu) {
+        let mut areas = self.areas.write();
+        self.tell_release();
+        let (common, mut tables) = (self.common, 0);
+        {
+            let mut freeing = common.frames.freeing(cpu);
+            self.page_tables().dismantle(
+                || self.invalidate_all(),
+                |out| match out {
+                    Dismantled::Table(table) => {
+                        tables += 1;
+                        freeing.add(table);
+                    }
+                    Dismantled::Entry(entry) => {
+                        let counted = entry.is_present() && !entry.is_special();
+                        if counted && common.record(entry.address()).let_go() {
+                            freeing.add(entry.address());
+                        }
+                    }
+                },
+            );
+        }
+        self.table_frames.fetch_sub(tables, Ordering::Relaxed);
+        areas.remove(pages(USER_START, USER_END), drop);
+    }
+}
