@@ -233,3 +233,6 @@ static ASIDS: Parameter = Parameter {
     help: "asids=COUNT: use so few address space identifiers that they run out often",
     check: |count| parse(count).map(drop),
 };
+
+#[cfg(test)]
+mod tests;

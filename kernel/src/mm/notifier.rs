@@ -18,6 +18,8 @@
 //! be gone by then. **A subscriber must never install or upgrade an entry from it**, only forget what it has.
 
 mod chain;
+#[cfg(not(target_os = "none"))]
+pub mod recording;
 pub mod trace;
 
 use core::fmt;
@@ -171,3 +173,6 @@ pub trait Subscriber: Send + Sync + 'static {
     /// The space ends: on return nothing uses its tables any more. Other calls may be running, and none comes after.
     fn release(&self) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,11 @@ pub fn record(work: impl FnOnce()) -> Vec<Operation> {
     STREAM.take().unwrap_or_default()
 }
 
+/// How long this thread's record is, for who notes elsewhere what came in between.
+pub fn position() -> usize {
+    STREAM.with_borrow(|stream| stream.as_ref().map_or(0, Vec::len))
+}
+
 /// Adds to the record, if there is one.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
 pub(super) fn note(operation: Operation) {

@@ -194,3 +194,6 @@ fn repeat<M: Mmu>(mmu: &M) {
     mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
     mmu.dsb_ish();
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! On the host: a subscriber that remembers what it was told, where in the record of the machine, and under which
+//! locks.
+//!
+//! So a test reads one stream of both: table updates, barriers and invalidations by
+//! [`record`](crate::mm::kernel::record), and between them the calls to the subscriber.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::vec::Vec;
+
+use granule_arch::addr::VirtAddr;
+use granule_pgtable::host::Operation;
+
+use super::{Again, Event, EventSet, Patience, Range, Subscriber};
+use crate::mm::kernel::record;
+use crate::smp::this_cpu;
+
+/// One call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    /// [`Subscriber::invalidate_range_start`].
+    Start(Event),
+    /// [`Subscriber::invalidate_range_end`].
+    End(Event),
+    /// [`Subscriber::invalidate_range`].
+    Range,
+    /// [`Subscriber::invalidate_secondary_tlbs`].
+    SecondaryTlbs,
+    /// [`Subscriber::release`].
+    Release,
+}
+
+/// A call with its circumstances.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Call {
+    /// Which.
+    pub told: Told,
+    /// The addresses, as numbers; of a release nothing.
+    pub range: (u64, u64),
+    /// The locks that the caller held, a bit for each rank: in debug builds.
+    pub ranks: u32,
+    /// How much the machine had done by then, in this thread's record.
+    pub position: usize,
+}
+
+/// What happened, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// To the machine.
+    Machine(Operation),
+    /// To the subscriber.
+    Told(Told, (u64, u64)),
+}
+
+/// Remembers every call.
+#[derive(Debug)]
+pub struct Recording {
+    events: EventSet,
+    calls: Mutex<Vec<Call>>,
+    refuses: AtomicBool,
+}
+
+impl Default for Recording {
+    fn default() -> Self {
+        Self::of(EventSet::ALL)
+    }
+}
+
+impl Recording {
+    /// Of these events, and all invalidations.
+    pub const fn of(events: EventSet) -> Self {
+        Self { events, calls: Mutex::new(Vec::new()), refuses: AtomicBool::new(false) }
+    }
+
+    /// Refuses from now on, or not, where it may not sleep.
+    pub fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    /// Takes what it was told so far.
+    pub fn take(&self) -> Vec<Call> {
+        core::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What `work` did to the machine and told this subscriber, as one stream.
+    #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
+    pub fn stream(&self, work: impl FnOnce()) -> Vec<Step> {
+        self.take();
+        let machine = record::record(work);
+        let mut calls = self.take().into_iter().peekable();
+        let mut steps = Vec::new();
+        for position in 0..=machine.len() {
+            while let Some(call) = calls.next_if(|call| call.position <= position) {
+                steps.push(Step::Told(call.told, call.range));
+            }
+            steps.extend(machine.get(position).copied().map(Step::Machine));
+        }
+        steps
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
+    fn note(&self, told: Told, start: VirtAddr, end: VirtAddr) {
+        let ranks = this_cpu().held_ranks.load(Ordering::Relaxed);
+        let call = Call { told, range: (start.0, end.0), ranks, position: record::position() };
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    }
+}
+
+impl Subscriber for Recording {
+    fn events(&self) -> EventSet {
+        self.events
+    }
+
+    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+        self.note(Told::Start(range.event), range.start, range.end);
+        let refuses = self.refuses.load(Ordering::Relaxed) && range.patience == Patience::MustNotSleep;
+        if refuses { Err(Again) } else { Ok(()) }
+    }
+
+    fn invalidate_range_end(&self, range: &Range) {
+        self.note(Told::End(range.event), range.start, range.end);
+    }
+
+    fn invalidate_range(&self, start: VirtAddr, end: VirtAddr) {
+        self.note(Told::Range, start, end);
+    }
+
+    fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
+        self.note(Told::SecondaryTlbs, start, end);
+    }
+
+    fn release(&self) {
+        self.note(Told::Release, VirtAddr(0), VirtAddr(0));
+    }
+}

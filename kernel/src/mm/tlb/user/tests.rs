@@ -1,0 +1,231 @@
+//! Every function here, by what it does to the machine and tells the subscriber, in order and complete: a row each.
+
+use std::boxed::Box;
+use std::vec;
+use std::vec::Vec;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::alternative::host;
+use granule_arch::tlbi::{AddressOperand, Granule, Instruction, LevelHint, RangeOperand, RangeSupport};
+use granule_arch::tlbi::{Operation as Planned, Plan};
+use granule_pgtable::host::Operation;
+use granule_pgtable::{Invalidation, PageRange, Tables, Tlb};
+
+use super::{Batch, UserTlb};
+use crate::mm::asid::{AsidSlot, Asids};
+use crate::mm::kernel::Machine;
+use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::notifier::recording::{Recording, Step, Told};
+use crate::mm::notifier::{NotifierChain, Subscription};
+use crate::platform::features::branch;
+use crate::smp::{Cpu, CpuId};
+
+const START: VirtAddr = VirtAddr(0x40_0000);
+
+fn machine() -> Machine {
+    Metal(LinearView { offset: 0 })
+}
+
+/// A space as its TLB functions see it, with somebody who listens.
+struct Space {
+    slot: AsidSlot,
+    chain: &'static NotifierChain,
+    listener: Subscription<Recording, &'static NotifierChain>,
+}
+
+impl Space {
+    /// The `number`th space to run, which gives it this number.
+    fn new(number: u16) -> Self {
+        let (asids, cpu) = (Asids::new(), Cpu::new(CpuId(0)));
+        let slots: Vec<_> = (0..number).map(|_| AsidSlot::new()).collect();
+        slots.iter().for_each(|slot| _ = asids.activate(&cpu, &machine(), slot));
+        let slot = slots.into_iter().next_back().unwrap();
+        assert_eq!(slot.number(), number);
+        let chain: &NotifierChain = Box::leak(Box::default());
+        Self { slot, chain, listener: Subscription::new(chain, Recording::default(), 0).unwrap() }
+    }
+
+    fn tlb(&self) -> UserTlb<'_> {
+        UserTlb::new(&self.slot, self.chain)
+    }
+
+    fn stream(&self, work: impl FnOnce(UserTlb<'_>, &Machine)) -> Vec<Step> {
+        self.listener.stream(|| work(self.tlb(), &machine()))
+    }
+}
+
+fn pages(pages: usize) -> PageRange {
+    PageRange::from_pages(START, pages).unwrap()
+}
+
+fn tlbi(instruction: Instruction) -> Step {
+    Step::Machine(Operation::Tlbi(instruction))
+}
+
+fn at(page: VirtAddr) -> AddressOperand {
+    AddressOperand::with_asid(page, 7, None)
+}
+
+fn told(start: u64, end: u64) -> Step {
+    Step::Told(Told::SecondaryTlbs, (start, end))
+}
+
+const BEFORE: Step = Step::Machine(Operation::DsbIshst);
+const COMPLETE: Step = Step::Machine(Operation::DsbIsh);
+const COMPLETE_HERE: Step = Step::Machine(Operation::DsbNsh);
+const ONE_PAGE: (u64, u64) = (START.0, START.0 + 0x1000);
+
+/// A function, and all that it does to a space whose number is 7 on CPUs with nothing optional.
+type Row = (&'static str, fn(UserTlb<'_>, &Machine), Vec<Step>);
+
+#[test]
+fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
+    let one = || told(ONE_PAGE.0, ONE_PAGE.1);
+    let rows: [Row; 9] = [
+        (
+            "flush_page",
+            |tlb, mmu| tlb.flush_page(mmu, START),
+            vec![BEFORE, tlbi(Instruction::Vale1is(at(START))), one(), COMPLETE],
+        ),
+        (
+            "flush_range of leaves",
+            |tlb, mmu| tlb.flush_range(mmu, pages(2), Tables::Kept, None),
+            vec![
+                BEFORE,
+                tlbi(Instruction::Vale1is(at(START))),
+                tlbi(Instruction::Vale1is(at(START + 0x1000))),
+                told(START.0, START.0 + 0x2000),
+                COMPLETE,
+            ],
+        ),
+        (
+            "flush_range of a table",
+            |tlb, mmu| tlb.flush_range(mmu, pages(1), Tables::Unlinked, None),
+            vec![BEFORE, tlbi(Instruction::Vae1is(at(START))), one(), COMPLETE],
+        ),
+        (
+            "flush_range of more than is named page by page",
+            |tlb, mmu| tlb.flush_range(mmu, pages(512), Tables::Kept, None),
+            vec![BEFORE, tlbi(Instruction::Aside1is(7)), told(START.0, START.0 + 0x20_0000), COMPLETE],
+        ),
+        (
+            "flush_space",
+            |tlb, mmu| tlb.flush_space(mmu),
+            vec![BEFORE, tlbi(Instruction::Aside1is(7)), told(0, u64::MAX), COMPLETE],
+        ),
+        (
+            "Tlb::invalidate of two ranges",
+            |tlb, mmu| {
+                let what = |start| {
+                    let range = PageRange::from_pages(start, 1).unwrap();
+                    Invalidation { range, tables: Tables::Kept, level: None }
+                };
+                tlb.invalidate(mmu, [what(START), what(START + 0x5000)].into_iter());
+            },
+            vec![
+                BEFORE,
+                tlbi(Instruction::Vale1is(at(START))),
+                one(),
+                tlbi(Instruction::Vale1is(at(START + 0x5000))),
+                told(START.0 + 0x5000, START.0 + 0x6000),
+                COMPLETE,
+            ],
+        ),
+        (
+            "add_to_batch, twice, and the end",
+            |tlb, mmu| {
+                let mut batch = Batch::new(mmu);
+                tlb.add_to_batch(&mut batch, pages(1));
+                tlb.add_to_batch(&mut batch, PageRange::from_pages(START + 0x1000, 1).unwrap());
+            },
+            vec![
+                BEFORE,
+                tlbi(Instruction::Vale1is(at(START))),
+                one(),
+                BEFORE,
+                tlbi(Instruction::Vale1is(at(START + 0x1000))),
+                told(START.0 + 0x1000, START.0 + 0x2000),
+                COMPLETE,
+            ],
+        ),
+        (
+            "access_widened",
+            |tlb, mmu| tlb.access_widened(mmu, START),
+            vec![BEFORE, tlbi(Instruction::Vale1(at(START))), one(), COMPLETE_HERE],
+        ),
+        (
+            "fix_spurious",
+            |tlb, mmu| tlb.fix_spurious(mmu, START),
+            vec![tlbi(Instruction::Vale1(at(START))), COMPLETE_HERE],
+        ),
+    ];
+    let space = Space::new(7);
+    for (name, function, expected) in rows {
+        assert_eq!(host::with(&[], || space.stream(function)), expected, "{name}");
+    }
+}
+
+#[test]
+fn an_empty_batch_owes_nothing() {
+    assert_eq!(Space::new(7).stream(|_, mmu| drop(Batch::new(mmu))), []);
+}
+
+/// A batch of several spaces, as reclaim makes them: at its end nobody knows whose pages they were.
+#[test]
+fn a_batch_tells_the_notifiers_of_the_space_that_it_is_about() {
+    let (space, other) = (Space::new(7), Space::new(3));
+    let mmu = machine();
+    let mut batch = Batch::new(&mmu);
+    space.tlb().add_to_batch(&mut batch, pages(2));
+    assert_eq!(space.listener.take().len(), 1);
+    assert_eq!(other.listener.take(), []);
+    other.tlb().add_to_batch(&mut batch, pages(1));
+    assert_eq!(other.listener.take().len(), 1);
+    drop(batch);
+    assert_eq!((space.listener.take(), other.listener.take()), (vec![], vec![]));
+}
+
+#[test]
+fn ranges_and_levels_are_named_where_all_cpus_have_them() {
+    let space = Space::new(7);
+    let level = LevelHint::new(3);
+    for tables in [Tables::Kept, Tables::Unlinked] {
+        for count in [1, 2, 3, 64, 100, 513] {
+            let stream = host::with(&[branch::TLB_RANGE, branch::TLB_LEVEL], || {
+                space.stream(|tlb, mmu| tlb.flush_range(mmu, pages(count), tables, level))
+            });
+            let plan = Plan::new(START, count as u64, Granule::Size4K, RangeSupport::Yes);
+            let expected = plan.map(|operation| {
+                let single = |page| AddressOperand::with_asid(page, 7, level.map(|level| (Granule::Size4K, level)));
+                let several = |first, span| RangeOperand::with_asid(first, Granule::Size4K, span, 7, level);
+                tlbi(match (operation, tables) {
+                    (Planned::Page(page), Tables::Kept) => Instruction::Vale1is(single(page)),
+                    (Planned::Page(page), Tables::Unlinked) => Instruction::Vae1is(single(page)),
+                    (Planned::Pages(first, span), Tables::Kept) => Instruction::Rvale1is(several(first, span)),
+                    (Planned::Pages(first, span), Tables::Unlinked) => Instruction::Rvae1is(several(first, span)),
+                    (Planned::Everything, _) => panic!("{count} pages are not everything"),
+                })
+            });
+            let end = [told(START.0, pages(count).end().0), COMPLETE];
+            let expected: Vec<_> = [BEFORE].into_iter().chain(expected).chain(end).collect();
+            assert_eq!(stream, expected, "{count} pages, tables {tables:?}");
+        }
+    }
+}
+
+#[test]
+fn an_erratum_gets_one_more_invalidation() {
+    let space = Space::new(7);
+    let stream = host::with(&[branch::REPEAT_TLBI], || space.stream(|tlb, mmu| tlb.flush_page(mmu, START)));
+    let repeated = tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+    assert_eq!(stream[2..], [told(ONE_PAGE.0, ONE_PAGE.1), COMPLETE, repeated, COMPLETE]);
+}
+
+/// A space that never ran has no number, but devices may use its tables all the same.
+#[test]
+fn devices_are_told_of_a_space_that_no_cpu_has_run() {
+    let chain: &NotifierChain = Box::leak(Box::default());
+    let listener = Subscription::new(chain, Recording::default(), 0).unwrap();
+    UserTlb::new(&AsidSlot::new(), chain).flush_page(&machine(), START);
+    assert_eq!(listener.take().len(), 1);
+}
