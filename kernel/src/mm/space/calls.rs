@@ -11,6 +11,7 @@ use super::area::{Area, Areas, Backing, Spares};
 use super::gather::{Gather, pages};
 use super::{PAGE, Space, USER_END, USER_START};
 use crate::errno::Errno;
+use crate::mm::notifier::{Event, Range};
 use crate::smp::Cpu;
 
 /// Where a mapping goes.
@@ -108,6 +109,8 @@ impl Space {
     /// The part of `munmap` that cannot fail.
     fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, spares: &mut Spares) {
         areas.isolate(range, spares);
+        // Before the gather, so that it ends after it: the frames are free when the end is told.
+        let _told = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
         let mut gather = Gather::new(self, cpu);
         self.zap(&mut gather, range);
         // An object may end with its area, and is told no earlier than the TLBs.
@@ -123,6 +126,7 @@ impl Space {
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
         let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
         let areas = self.areas.read();
+        let _told = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
         let mut gather = Gather::new(self, cpu);
         self.zap(&mut gather, range);
         if in_space && areas.covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }

@@ -9,9 +9,11 @@ use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 
+use super::PAGE;
 use super::area::Backing;
 use super::entry::{attributes, set_access_flags};
 use super::fault::{Fault, FaultError};
+use crate::mm::notifier::{Event, Range};
 
 /// What became of a store to a read-only entry.
 enum Outcome {
@@ -34,13 +36,14 @@ impl Fault<'_> {
         }
         if shared || self.is_sole_holder(entry) {
             if let Outcome::Upgraded = self.reuse(shared) {
-                space.tell_upgrade(self.page);
+                space.notifiers.upgraded(self.page);
             }
             return Ok(());
         }
         let frames = space.common.frames;
         let new = if entry.is_special() { frames.alloc_zeroed(self.cpu) } else { frames.alloc(self.cpu) };
         let new = new.map_err(|_| FaultError::OutOfMemory)?;
+        let _told = space.notifiers.start(Range::page(Event::Clear, self.page));
         match self.copy(entry, new) {
             Outcome::Copied(Some(old)) => space.let_go(self.cpu, old),
             Outcome::Copied(None) => {}
@@ -66,10 +69,10 @@ impl Fault<'_> {
             return Outcome::Moved;
         }
         if set_access_flags(mmu, self.cell, entry, entry.young().writable().dirty()) {
-            self.space.invalidate_upgraded(self.page);
+            self.space.tlb().access_widened(mmu, self.page);
             Outcome::Upgraded
         } else {
-            self.space.fix_spurious(self.page);
+            self.space.tlb().fix_spurious(mmu, self.page);
             Outcome::Moved
         }
     }
@@ -94,7 +97,8 @@ impl Fault<'_> {
         }
         mmu.store(self.cell, Descriptor::EMPTY);
         // Also orders what is in the page before the entry that shows it.
-        space.invalidate_page(self.page);
+        space.tlb().flush_page(mmu, self.page);
+        space.notifiers.invalidate_range(self.page, self.page + PAGE);
         mmu.store(self.cell, written);
         Outcome::Copied((!entry.is_special()).then(|| entry.address()))
     }

@@ -168,14 +168,14 @@ impl Fault<'_> {
             let wanted = if is_write { entry.young().dirty() } else { entry.young() };
             let changed = set_access_flags(mmu, self.cell, entry, wanted);
             if changed {
-                self.space.invalidate_upgraded(self.page);
+                self.space.tlb().access_widened(mmu, self.page);
             } else {
-                self.space.fix_spurious(self.page);
+                self.space.tlb().fix_spurious(mmu, self.page);
             }
             changed
         };
         if changed {
-            self.space.tell_upgrade(self.page);
+            self.space.notifiers.upgraded(self.page);
         }
         Ok(())
     }

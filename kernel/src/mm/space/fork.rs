@@ -12,6 +12,7 @@ use super::entry::replace;
 use super::{Machine, Space, SpaceRef};
 use crate::errno::Errno;
 use crate::mm::OutOfMemory;
+use crate::mm::notifier::{Event, Range};
 use crate::smp::Cpu;
 
 impl Space {
@@ -33,17 +34,15 @@ impl Space {
         for area in private(&areas) {
             self.prepare_tables(cpu, &child, area.range())?;
         }
+        let Some(range) = private(&areas).map(Area::range).reduce(PageRange::hull) else { return Ok(child) };
+        let _told = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
         let mut protected = false;
         for area in private(&areas) {
-            self.page_tables().for_each_cells(area.range(), |found| {
-                let Some((_, first)) = child.page_tables().cell(found.start) else { return };
-                let _ = first;
-                protected |= self.copy_entries(&child, &found);
-            });
+            self.page_tables().for_each_cells(area.range(), |found| protected |= self.copy_entries(&child, &found));
         }
         if protected {
             // Most of the space: one operation, and not one for each page.
-            self.invalidate_all();
+            self.tlb().flush_space(self.mmu());
         }
         Ok(child)
     }

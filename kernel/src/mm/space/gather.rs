@@ -8,6 +8,8 @@
 //! cannot list themselves: another CPU may still write to them.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::tlbi::LevelHint;
+use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{PageRange, Tables};
 
 use super::{PAGE, Space};
@@ -73,7 +75,8 @@ impl<'s> Gather<'s> {
     /// Invalidates what was noted, then lets go of the frames.
     pub(super) fn pay(&mut self) {
         if let Some(stale) = self.stale.take() {
-            self.space.invalidate(stale, self.tables);
+            let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
+            self.space.tlb().flush_range(self.space.mmu(), stale, self.tables, level);
             self.tables = Tables::Kept;
         }
         let common = self.space.common;

@@ -24,7 +24,6 @@ mod entry;
 mod fault;
 mod fork;
 mod gather;
-mod invalidate;
 mod populate;
 mod protect;
 mod shmem;
@@ -48,9 +47,12 @@ use area::Areas;
 use shmem::Object;
 
 use super::OutOfMemory;
+use super::asid::AsidSlot;
 use super::frame::{Frame, FrameAllocator};
 use super::kernel::Machine;
+use super::notifier::NotifierChain;
 use super::pool::{Pool, PoolBox};
+use super::tlb::user::UserTlb;
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::{ReadGuard, RwSem};
 
@@ -100,6 +102,8 @@ impl Spaces {
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
             root: unsafe { Table::root::<Granule4K>(root) },
             table_frames: AtomicUsize::new(0),
+            asid: AsidSlot::new(),
+            notifiers: NotifierChain::default(),
             areas: RwSem::new(Areas::new(USER_START, USER_END)),
         });
         match space {
@@ -137,6 +141,8 @@ pub struct Space {
     root: Table,
     /// Frames that are its tables, the root not counted.
     table_frames: AtomicUsize,
+    asid: AsidSlot,
+    notifiers: NotifierChain,
     areas: RwSem<Areas>,
 }
 
@@ -144,6 +150,24 @@ impl Space {
     /// The root table, for TTBR0_EL1.
     pub fn root(&self) -> PhysAddr {
         self.root.address()
+    }
+
+    /// The number that the TLBs know it by.
+    #[inline(always)]
+    pub fn asid(&self) -> &AsidSlot {
+        &self.asid
+    }
+
+    /// Who else translates through its tables.
+    #[inline(always)]
+    pub fn notifiers(&self) -> &NotifierChain {
+        &self.notifiers
+    }
+
+    /// What must be told of a change of its tables.
+    #[inline(always)]
+    pub fn tlb(&self) -> UserTlb<'_> {
+        UserTlb::new(&self.asid, &self.notifiers)
     }
 
     /// Calls `each` for every area, by address, with the areas' lock held for reading.
@@ -173,6 +197,12 @@ impl Space {
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> SpaceSource<'a> {
         SpaceSource { frames: self.common.frames, taken: &self.table_frames, cpu }
+    }
+}
+
+impl AsRef<NotifierChain> for Space {
+    fn as_ref(&self) -> &NotifierChain {
+        &self.notifiers
     }
 }
 

@@ -5,6 +5,8 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
+use granule_arch::tlbi::LevelHint;
+use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Cells, Mmu, PageRange, Tables};
 
 use super::area::{Area, Spares};
@@ -13,7 +15,7 @@ use super::entry::{attributes, replace};
 use super::gather::pages;
 use super::{Machine, PAGE, Space};
 use crate::errno::Errno;
-use crate::smp::Cpu;
+use crate::mm::notifier::{Event, Range};
 
 impl Space {
     /// Gives the pages of the `bytes` bytes from `start` on another protection.
@@ -21,8 +23,7 @@ impl Space {
     /// # Errors
     /// `EINVAL` (an address that is no page's), `ENOMEM` (a part is not mapped, or there is no memory to cut areas).
     /// Nothing was changed.
-    pub fn mprotect(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Errno> {
-        let _ = cpu;
+    pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Errno> {
         if !start.is_aligned(PAGE) {
             return Err(Errno::EINVAL);
         }
@@ -36,6 +37,7 @@ impl Space {
         }
         let mut spares = Spares::take(&self.common.areas, areas.cuts(range))?;
         areas.isolate(range, &mut spares);
+        let _told = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
         let mut stale = None;
         for area in areas.touching(range) {
             if area.protection() != protection
@@ -45,7 +47,7 @@ impl Space {
             }
         }
         if let Some(stale) = stale {
-            self.invalidate(stale, Tables::Kept);
+            self.tlb().flush_range(self.mmu(), stale, Tables::Kept, LevelHint::new(LAST_LEVEL));
         }
         areas.protect(range, protection);
         areas.merge(range, drop);

@@ -53,15 +53,15 @@ impl Space {
         self.table_frames.fetch_sub(freed, Ordering::Relaxed);
     }
 
-    /// Makes the space empty, for good or for another program. Nobody runs in it any more.
+    /// Makes the space empty, for good. Nobody runs in it any more; who else uses its tables is told to stop.
     pub fn release(&self, cpu: &Cpu) {
         let mut areas = self.areas.write();
-        self.tell_release();
+        self.notifiers.release();
         let (common, mut tables) = (self.common, 0);
         {
             let mut freeing = common.frames.freeing(cpu);
             self.page_tables().dismantle(
-                || self.invalidate_all(),
+                || self.tlb().flush_space(self.mmu()),
                 |out| match out {
                     Dismantled::Table(table) => {
                         tables += 1;

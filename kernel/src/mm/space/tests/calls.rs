@@ -76,20 +76,20 @@ fn protection_follows_areas_and_entries() {
     let space = rig.space();
     let start = rig.map(&space, 4);
     (0..4).for_each(|page| rig.write(&space, start + page * PAGE, 1));
-    space.mprotect(&rig.cpu, start + PAGE, 2 * PAGE, Protection::READ).unwrap();
+    space.mprotect(start + PAGE, 2 * PAGE, Protection::READ).unwrap();
     let at = |page: u64| start.0 + page * PAGE;
     assert_eq!(areas(&space), [(at(0), at(1), 3), (at(1), at(3), 1), (at(3), at(4), 3)]);
     assert_eq!(handle_fault(&space, &rig.cpu, start + PAGE, Access::Write), Err(FaultError::NotAllowed));
     assert!(!space.tables().translate(start + PAGE).unwrap().descriptor.is_writable());
-    space.mprotect(&rig.cpu, start + PAGE, 2 * PAGE, READ_WRITE).unwrap();
+    space.mprotect(start + PAGE, 2 * PAGE, READ_WRITE).unwrap();
     assert_eq!(areas(&space), [(at(0), at(4), 3)]);
     assert!(space.tables().translate(start + PAGE).unwrap().descriptor.is_writable(), "no fault at the next store");
-    space.mprotect(&rig.cpu, start, 4 * PAGE, Protection::NONE).unwrap();
+    space.mprotect(start, 4 * PAGE, Protection::NONE).unwrap();
     assert!(!space.tables().translate(start).unwrap().valid);
-    space.mprotect(&rig.cpu, start, 4 * PAGE, READ_EXECUTE).unwrap();
+    space.mprotect(start, 4 * PAGE, READ_EXECUTE).unwrap();
     let leaf = space.tables().translate(start).unwrap().descriptor;
     assert!(leaf.is_valid() && leaf.is_user_executable() && !leaf.is_writable() && !leaf.is_executable());
-    assert_eq!(space.mprotect(&rig.cpu, start, 5 * PAGE, READ_WRITE), Err(Errno::ENOMEM));
+    assert_eq!(space.mprotect(start, 5 * PAGE, READ_WRITE), Err(Errno::ENOMEM));
 }
 
 #[test]
