@@ -2,7 +2,7 @@
 //!
 //! - [`initrd`], [`elf`]: where programs come from
 //! - [`stack`]: what a program starts with
-//! - [`signal`]: signals
+//! - [`mod@signal`]: which wait, what they do, how a handler comes to run
 
 #![deny(clippy::disallowed_methods)]
 

@@ -2,8 +2,8 @@
 
 use granule_abi::Errno;
 use granule_abi::signal::{
-    SA_NOCLDWAIT, SA_RESETHAND, SIG_DFL, SIG_IGN, SIGCHLD, SIGCONT, SIGKILL, SIGNALS, SIGSTOP, SIGTSTP, SIGTTIN,
-    SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
+    SA_NOCLDWAIT, SA_RESETHAND, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP,
+    SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 
 /// The number of a signal, 1 to 64.
@@ -11,6 +11,19 @@ use granule_abi::signal::{
 pub struct Signal(u32);
 
 impl Signal {
+    /// No such instruction.
+    pub const ILL: Self = Self(SIGILL);
+    /// A breakpoint.
+    pub const TRAP: Self = Self(SIGTRAP);
+    /// An access that cannot be made.
+    pub const BUS: Self = Self(SIGBUS);
+    /// The end, in any case.
+    pub const KILL: Self = Self(SIGKILL);
+    /// An access that is not allowed.
+    pub const SEGV: Self = Self(SIGSEGV);
+    /// A child has ended.
+    pub const CHLD: Self = Self(SIGCHLD);
+
     /// The signal with this number.
     pub const fn new(number: u64) -> Option<Self> {
         if number >= 1 && number <= SIGNALS as u64 { Some(Self(number as u32)) } else { None }
@@ -26,14 +39,6 @@ impl Signal {
         Set(1 << (self.0 - 1))
     }
 }
-
-/// One of the signals that have names.
-macro_rules! signal {
-    ($name:ident) => {
-        const { $crate::process::signal::Signal::new(::granule_abi::signal::$name as u64).unwrap() }
-    };
-}
-pub(crate) use signal;
 
 /// Signals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -72,15 +77,8 @@ impl Set {
 
     /// The one that is delivered first: those of faults before others, then by number.
     pub fn first(self) -> Option<Signal> {
-        const SYNCHRONOUS: u64 = {
-            use granule_abi::signal::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
-            1 << (SIGSEGV - 1)
-                | 1 << (SIGBUS - 1)
-                | 1 << (SIGILL - 1)
-                | 1 << (SIGTRAP - 1)
-                | 1 << (SIGFPE - 1)
-                | 1 << (SIGSYS - 1)
-        };
+        const SYNCHRONOUS: u64 =
+            Signal::SEGV.set().0 | Signal::BUS.set().0 | Signal::ILL.set().0 | Signal::TRAP.set().0;
         let urgent = self.0 & SYNCHRONOUS;
         let from = if urgent != 0 { urgent } else { self.0 };
         Signal::new(u64::from(from.trailing_zeros()) + 1)
@@ -268,10 +266,16 @@ impl Default for Actions {
 mod tests {
     use granule_abi::Errno;
     use granule_abi::signal::{
-        SA_NOCLDWAIT, SA_RESETHAND, SEGV_MAPERR, SI_USER, SIG_DFL, SIG_IGN, SIGKILL, SIGSTOP, SigAction,
+        SA_NOCLDWAIT, SA_RESETHAND, SEGV_MAPERR, SI_USER, SIG_DFL, SIG_IGN, SIGHUP, SIGSTOP, SIGUSR1, SIGUSR2,
+        SigAction,
     };
 
     use super::{Actions, Cause, Effect, Pending, Set, Signal};
+
+    const HUP: Signal = Signal(SIGHUP);
+    const USR1: Signal = Signal(SIGUSR1);
+    const USR2: Signal = Signal(SIGUSR2);
+    const STOP: Signal = Signal(SIGSTOP);
 
     fn handler(flags: u64) -> SigAction {
         SigAction { handler: 0x40_0000, flags, restorer: 0, mask: !0 }
@@ -288,16 +292,16 @@ mod tests {
     #[test]
     fn faults_come_first_and_a_second_signal_is_the_same() {
         let mut pending = Pending::new();
-        for signal in [signal!(SIGHUP), signal!(SIGUSR1), Signal::new(64).unwrap()] {
+        for signal in [HUP, USR1, Signal::new(64).unwrap()] {
             pending.add(signal, Cause::process(SI_USER, 7));
             pending.add(signal, Cause::process(SI_USER, 8));
         }
         let fault = Cause::fault(SEGV_MAPERR, 0x1234);
-        pending.add(signal!(SIGSEGV), fault);
-        assert_eq!(pending.take(Set::EMPTY), Some((signal!(SIGSEGV), fault)));
-        assert_eq!(pending.take(signal!(SIGHUP).set()).unwrap().0, signal!(SIGUSR1));
+        pending.add(Signal::SEGV, fault);
+        assert_eq!(pending.take(Set::EMPTY), Some((Signal::SEGV, fault)));
+        assert_eq!(pending.take(HUP.set()).unwrap().0, USR1);
         let (first, cause) = pending.take(Set::EMPTY).unwrap();
-        assert_eq!((first, cause.info(first).process()), (signal!(SIGHUP), 7), "the first sender");
+        assert_eq!((first, cause.info(first).process()), (HUP, 7), "the first sender");
         assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), 64);
         assert_eq!((pending.take(Set::EMPTY), pending.set()), (None, Set::EMPTY));
     }
@@ -306,13 +310,13 @@ mod tests {
     fn kill_and_stop_are_never_blocked_handled_or_ignored() {
         assert_eq!(Set(!0).blockable(), Set(!(1 << 8 | 1 << 18)));
         let mut actions = Actions::new();
-        assert_eq!(actions.set(signal!(SIGKILL), handler(0)), Err(Errno::EINVAL));
-        assert_eq!(actions.set(signal!(SIGSTOP), handler(0)), Err(Errno::EINVAL));
-        assert_eq!(actions.effect(signal!(SIGKILL)), Effect::Fatal);
-        actions.set(signal!(SIGUSR1), handler(0)).unwrap();
-        let blocked = Set(actions.get(signal!(SIGUSR1)).mask);
-        assert!(!blocked.has(Signal::new(u64::from(SIGKILL)).unwrap()));
-        assert!(!blocked.has(Signal::new(u64::from(SIGSTOP)).unwrap()));
+        assert_eq!(actions.set(Signal::KILL, handler(0)), Err(Errno::EINVAL));
+        assert_eq!(actions.set(STOP, handler(0)), Err(Errno::EINVAL));
+        assert_eq!(actions.effect(Signal::KILL), Effect::Fatal);
+        actions.set(USR1, handler(0)).unwrap();
+        let blocked = Set(actions.get(USR1).mask);
+        assert!(!blocked.has(Signal::KILL));
+        assert!(!blocked.has(STOP));
     }
 
     #[test]
@@ -328,29 +332,29 @@ mod tests {
     #[test]
     fn a_handler_for_once_is_called_once() {
         let mut actions = Actions::new();
-        actions.set(signal!(SIGUSR1), handler(SA_RESETHAND)).unwrap();
-        assert!(matches!(actions.deliver(signal!(SIGUSR1)), Effect::Handled(_)));
-        assert_eq!(actions.deliver(signal!(SIGUSR1)), Effect::Fatal);
+        actions.set(USR1, handler(SA_RESETHAND)).unwrap();
+        assert!(matches!(actions.deliver(USR1), Effect::Handled(_)));
+        assert_eq!(actions.deliver(USR1), Effect::Fatal);
     }
 
     #[test]
     fn exec_forgets_handlers_and_keeps_what_is_ignored() {
         let mut actions = Actions::new();
-        actions.set(signal!(SIGUSR1), handler(0)).unwrap();
-        actions.set(signal!(SIGUSR2), SigAction { handler: SIG_IGN, ..handler(0) }).unwrap();
+        actions.set(USR1, handler(0)).unwrap();
+        actions.set(USR2, SigAction { handler: SIG_IGN, ..handler(0) }).unwrap();
         actions.exec();
-        assert_eq!(actions.get(signal!(SIGUSR1)).handler, SIG_DFL);
-        assert_eq!(actions.effect(signal!(SIGUSR2)), Effect::Ignored);
-        assert_eq!(actions.get(signal!(SIGUSR2)).mask, 0);
+        assert_eq!(actions.get(USR1).handler, SIG_DFL);
+        assert_eq!(actions.effect(USR2), Effect::Ignored);
+        assert_eq!(actions.get(USR2).mask, 0);
     }
 
     #[test]
     fn children_may_leave_nothing() {
         let mut actions = Actions::new();
         assert!(!actions.reaps_children());
-        actions.set(signal!(SIGCHLD), handler(SA_NOCLDWAIT)).unwrap();
+        actions.set(Signal::CHLD, handler(SA_NOCLDWAIT)).unwrap();
         assert!(actions.reaps_children());
-        actions.set(signal!(SIGCHLD), SigAction { handler: SIG_IGN, ..handler(0) }).unwrap();
+        actions.set(Signal::CHLD, SigAction { handler: SIG_IGN, ..handler(0) }).unwrap();
         assert!(actions.reaps_children());
     }
 }
