@@ -9,14 +9,21 @@
 
 use loom::sync::atomic::{AtomicU64, Ordering};
 
-/// An entry, or a walk word.
+/// An entry, a walk word, or a word of the notifier chain.
 pub struct Cell {
     value: AtomicU64,
     touched: AtomicU64,
 }
 
+impl Default for Cell {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
 impl Cell {
-    pub(crate) fn new(value: u64) -> Self {
+    /// With `value` in it.
+    pub fn new(value: u64) -> Self {
         Self { value: AtomicU64::new(value), touched: AtomicU64::new(0) }
     }
 
@@ -24,12 +31,14 @@ impl Cell {
         self.touched.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn load(&self, order: Ordering) -> u64 {
+    /// Reads it.
+    pub fn load(&self, order: Ordering) -> u64 {
         self.touch();
         self.value.load(order)
     }
 
-    pub(crate) fn store(&self, value: u64, order: Ordering) {
+    /// Writes it.
+    pub fn store(&self, value: u64, order: Ordering) {
         self.touch();
         self.value.store(value, order);
     }
@@ -43,6 +52,11 @@ impl Cell {
     ) -> Result<u64, u64> {
         self.touch();
         self.value.compare_exchange(current, new, success, failure)
+    }
+
+    pub(crate) fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.touch();
+        self.value.fetch_add(value, order)
     }
 
     pub(crate) fn fetch_and(&self, mask: u64, order: Ordering) -> u64 {

@@ -25,10 +25,12 @@
 //! [`Without`] takes one step away; each property has a twin that runs without a step and must be caught.
 
 mod cell;
+mod chain;
 
 use std::sync::Mutex;
 
 pub use cell::Cell;
+pub use chain::{Leaves, Loom, leave_out};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;

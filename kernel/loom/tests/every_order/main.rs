@@ -5,8 +5,10 @@
 
 mod canary;
 mod interrupt;
+mod leaving;
 mod map;
 mod reclaim;
+mod upgrade;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -38,6 +40,14 @@ fn every_order<const N: usize>(
         others.into_iter().for_each(|other| other.join().unwrap());
         after(&machine);
     });
+}
+
+/// Runs `model`, which makes its threads itself, in every order with at most three preemptions.
+fn threads(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.max_branches = 10_000;
+    builder.check(model);
 }
 
 /// Runs what must be caught: it has to panic, with `message`, in one of the orders.

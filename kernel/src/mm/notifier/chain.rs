@@ -12,8 +12,9 @@
 //! ```
 //!
 //! Either the walker is counted or it no longer finds the node. There are two counters, so that newcomers cannot keep
-//! the one that is waited for above zero: they use the other. A walker that chose its counter just before they were
-//! exchanged is caught by waiting for the other one first (the argument of Linux's SRCU).
+//! the one that is waited for above zero: they use the other. A walker that chose its counter before they were
+//! exchanged, and counts itself in only then, is waited for by whoever leaves next, who looks at both (the argument of
+//! Linux's SRCU).
 //!
 //! The chain is generic over its atomics: `granule-loom` runs this source in every order.
 
@@ -333,8 +334,6 @@ impl<A: Atomics> NotifierChain<A> {
         // Stragglers, who chose before the last exchange.
         wait(phase + 1);
         self.phase.store(phase + 1, Ordering::Relaxed);
-        // The new phase is seen by newcomers before the old counter is found empty.
-        A::fence();
         wait(phase);
     }
 }

@@ -1,0 +1,139 @@
+//! Subscribers that leave while others are told, and what they find when they have left.
+
+use std::sync::Arc;
+
+use granule::mm::notifier::{Again, Event, NotifierChain, Range, Subscriber, Subscription};
+use granule_arch::addr::VirtAddr;
+use granule_loom::{Leaves, Loom, leave_out};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{assert_caught, threads};
+
+pub(crate) type Chain = Arc<NotifierChain<Loom>>;
+pub(crate) type Joined<S> = Subscription<S, Chain, Loom>;
+
+/// What loom says of two accesses without an order.
+const RACE: &str = "Causality violation";
+const PAGE: VirtAddr = VirtAddr(0x1000);
+
+/// Uses its own memory in each call, as only a call that is waited for may.
+struct Busy(Arc<UnsafeCell<u64>>);
+
+// SAFETY: loom watches the cell.
+unsafe impl Send for Busy {}
+// SAFETY: the same; the tests have one thread that tells.
+unsafe impl Sync for Busy {}
+
+impl Subscriber for Busy {
+    fn invalidate_range(&self, _: VirtAddr, _: VirtAddr) {
+        // SAFETY: loom reports an access that is not ordered before or after another.
+        self.0.with_mut(|own| unsafe { *own += 1 });
+    }
+}
+
+fn join<S: Subscriber>(chain: &Chain, subscriber: S, priority: i32) -> Joined<S> {
+    Subscription::new(Arc::clone(chain), subscriber, priority).expect("the host has memory")
+}
+
+/// A subscriber leaves, and reuses what its calls use, while another thread tells it something.
+fn leave_while_told(leaver: Leaves, walker: Leaves) {
+    threads(move || {
+        let chain = Chain::default();
+        let own = Arc::new(UnsafeCell::new(0));
+        let joined = join(&chain, Busy(Arc::clone(&own)), 0);
+        let told = loom::thread::spawn(move || {
+            leave_out(walker);
+            chain.invalidate_range(PAGE, PAGE + 0x1000);
+        });
+        leave_out(leaver);
+        drop(joined);
+        // SAFETY: as above.
+        own.with_mut(|own| unsafe { *own = 100 });
+        leave_out(Leaves::Nothing);
+        told.join().unwrap();
+    });
+}
+
+#[test]
+fn who_leaves_waits_for_calls_that_run_and_gets_no_more() {
+    leave_while_told(Leaves::Nothing, Leaves::Nothing);
+}
+
+#[test]
+fn a_walker_that_is_not_counted_is_caught() {
+    assert_caught(RACE, || leave_while_told(Leaves::Nothing, Leaves::Count));
+}
+
+#[test]
+fn a_walker_that_looks_before_it_is_counted_is_caught() {
+    assert_caught(RACE, || leave_while_told(Leaves::Nothing, Leaves::Fences));
+}
+
+#[test]
+fn a_leaver_that_looks_before_it_has_left_is_caught() {
+    assert_caught(RACE, || leave_while_told(Leaves::Fences, Leaves::Nothing));
+}
+
+#[test]
+fn a_call_whose_end_is_not_seen_is_caught() {
+    assert_caught(RACE, || leave_while_told(Leaves::Nothing, Leaves::Release));
+}
+
+/// One leaves after the other, so that the counters are exchanged twice while one walk goes on.
+#[test]
+fn a_walker_may_have_chosen_its_counter_two_phases_ago() {
+    threads(|| {
+        let chain = Chain::default();
+        let joined = [0, 1].map(|priority| join(&chain, Busy(Arc::new(UnsafeCell::new(0))), priority));
+        let told = loom::thread::spawn(move || chain.invalidate_range(PAGE, PAGE + 0x1000));
+        for joined in joined {
+            let own = Arc::clone(&joined.0);
+            drop(joined);
+            // SAFETY: as above.
+            own.with_mut(|own| unsafe { *own = 100 });
+        }
+        told.join().unwrap();
+    });
+}
+
+/// Counts how many sections are open.
+#[derive(Default)]
+struct Pairs(AtomicUsize);
+
+impl Subscriber for Pairs {
+    fn invalidate_range_start(&self, _: &Range) -> Result<(), Again> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn invalidate_range_end(&self, _: &Range) {
+        assert_ne!(self.0.fetch_sub(1, Ordering::Relaxed), 0, "an end without its start");
+    }
+}
+
+#[test]
+fn who_joins_in_the_middle_hears_of_whole_changes_only() {
+    threads(|| {
+        let chain = Chain::default();
+        // So that the chain is not empty: then nobody is told anything.
+        let first = join(&chain, Pairs::default(), 0);
+        let other = Arc::clone(&chain);
+        let told = loom::thread::spawn(move || drop(other.start(Range::page(Event::Unmap, PAGE))));
+        let late = join(&chain, Pairs::default(), 1);
+        told.join().unwrap();
+        assert_eq!((late.0.load(Ordering::Relaxed), first.0.load(Ordering::Relaxed)), (0, 0));
+    });
+}
+
+#[test]
+fn two_may_leave_at_once() {
+    threads(|| {
+        let chain = Chain::default();
+        let [one, two] = [0, 1].map(|priority| join(&chain, Pairs::default(), priority));
+        let leaving = loom::thread::spawn(move || drop(one));
+        drop(two);
+        leaving.join().unwrap();
+        assert!(chain.is_empty());
+    });
+}

@@ -1,0 +1,262 @@
+//! The event of an upgrade comes late: `mprotect`, `munmap` and the end of the space between the unlock and the event.
+//!
+//! A page of one entry, which a fault makes writable under the table's lock; the event is told when the lock is
+//! dropped. A device walks the same table and keeps what it read until it is told to forget it. Whatever the order: it
+//! never ends up with something else than the entry says, and never with a page that is somebody else's.
+
+use std::sync::Arc;
+
+use granule::mm::notifier::{Again, Event, Range, Subscriber};
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
+use granule_loom::Cell;
+use loom::sync::Mutex;
+use loom::sync::atomic::{AtomicBool, Ordering};
+
+use crate::leaving::{Chain, Joined};
+use crate::{assert_caught, threads};
+
+const PAGE: VirtAddr = VirtAddr(0x1000);
+const FRAME: granule_arch::addr::PhysAddr = granule_arch::addr::PhysAddr(0x4000_0000);
+
+fn entry(protection: Protection) -> Descriptor {
+    Descriptor::page(FRAME, Attributes::user(MemoryType::Normal, protection)).dirty()
+}
+
+/// What a page's entry is in, and the lock of its table.
+struct Page {
+    entry: Cell,
+    lock: Mutex<()>,
+    /// The frame is somebody else's.
+    freed: AtomicBool,
+    /// Nobody may call the device any more.
+    released: AtomicBool,
+}
+
+impl Page {
+    fn load(&self) -> Descriptor {
+        Descriptor(self.entry.load(Ordering::Acquire))
+    }
+
+    /// A store as every change of a table makes it, with the DSB that completes it.
+    fn change(&self, to: Descriptor) {
+        self.entry.store(to.0, Ordering::Relaxed);
+        loom::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+/// What the device does when it is told of an upgrade.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manners {
+    /// It forgets.
+    Forgets,
+    /// It believes the event and makes its own entry writable.
+    Upgrades,
+    /// It looks the entry up under the table's lock.
+    Looks,
+}
+
+/// A device that walks the table.
+struct Device {
+    page: Arc<Page>,
+    manners: Manners,
+    /// What it has read and not forgotten.
+    kept: Mutex<Option<Descriptor>>,
+    /// It translates no more.
+    stopped: AtomicBool,
+}
+
+impl Device {
+    /// An access: by what it has kept, or by a walk.
+    fn access(&self) {
+        let mut kept = self.kept.lock().unwrap();
+        if self.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        let found = kept.unwrap_or_else(|| self.page.load());
+        if found.is_present() {
+            *kept = Some(found);
+        }
+    }
+
+    fn forget(&self) {
+        assert!(!self.page.released.load(Ordering::Relaxed), "a call after the release");
+        *self.kept.lock().unwrap() = None;
+    }
+}
+
+impl Subscriber for Device {
+    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+        if range.event == Event::ProtectionUpgrade {
+            match self.manners {
+                Manners::Forgets => self.forget(),
+                Manners::Upgrades => *self.kept.lock().unwrap() = Some(entry(WRITE)),
+                Manners::Looks => drop(self.page.lock.lock().unwrap()),
+            }
+        }
+        Ok(())
+    }
+
+    /// In the place of the invalidation of secondary TLBs, which the TLB functions alone may ask for.
+    fn invalidate_range(&self, _: VirtAddr, _: VirtAddr) {
+        self.forget();
+    }
+
+    fn release(&self) {
+        let mut kept = self.kept.lock().unwrap();
+        self.stopped.store(true, Ordering::Relaxed);
+        *kept = None;
+    }
+}
+
+const READ: Protection = Protection::READ;
+const WRITE: Protection = Protection::READ.and(Protection::WRITE);
+
+/// When the event of an upgrade is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    AfterUnlock,
+    /// What `lab=notify-before-unlock` does.
+    BeforeUnlock,
+    /// What `lab=no-upgrade-event` does.
+    Never,
+}
+
+/// The fault of a store: the entry becomes writable, if it is still there.
+fn upgrade(page: &Page, chain: &Chain, told: Told) {
+    let locked = page.lock.lock().unwrap();
+    let found = page.load();
+    let changed = found.is_present() && !found.may_be_written();
+    if changed {
+        page.change(entry(WRITE));
+        if told == Told::BeforeUnlock {
+            chain.upgraded(PAGE);
+        }
+    }
+    drop(locked);
+    if changed && told == Told::AfterUnlock {
+        chain.upgraded(PAGE);
+    }
+}
+
+type Change = fn(&Page, &Chain);
+
+fn mprotect(page: &Page, chain: &Chain) {
+    let _section = chain.start(Range::page(Event::ProtectionVma, PAGE));
+    let locked = page.lock.lock().unwrap();
+    page.change(entry(READ));
+    drop(locked);
+    chain.invalidate_range(PAGE, PAGE + 0x1000);
+}
+
+fn munmap(page: &Page, chain: &Chain) {
+    let section = chain.start(Range::page(Event::Unmap, PAGE));
+    let locked = page.lock.lock().unwrap();
+    page.change(Descriptor::EMPTY);
+    drop(locked);
+    chain.invalidate_range(PAGE, PAGE + 0x1000);
+    drop(section);
+    page.freed.store(true, Ordering::Relaxed);
+}
+
+fn exit(page: &Page, chain: &Chain) {
+    chain.release();
+    page.released.store(true, Ordering::Relaxed);
+    page.change(Descriptor::EMPTY);
+    page.freed.store(true, Ordering::Relaxed);
+}
+
+/// A fault on one CPU, `change` on another, and a device that may walk in between. The space itself goes last, with
+/// the last reference to it.
+fn late_event(change: Change, manners: Manners, told: Told) {
+    threads(move || {
+        let page = Arc::new(Page {
+            entry: Cell::new(entry(READ).0),
+            lock: Mutex::new(()),
+            freed: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+        });
+        let chain = Chain::default();
+        let device = Device {
+            page: Arc::clone(&page),
+            manners,
+            kept: Mutex::new(Some(entry(READ))),
+            stopped: AtomicBool::new(false),
+        };
+        let device: Arc<Joined<Device>> = Arc::new(Joined::new(Arc::clone(&chain), device, 0).unwrap());
+        let (other, others, walks) = (Arc::clone(&page), Arc::clone(&chain), Arc::clone(&device));
+        let changing = loom::thread::spawn(move || {
+            change(&other, &others);
+            walks.access();
+        });
+        upgrade(&page, &chain, told);
+        changing.join().unwrap();
+        let kept = *device.kept.lock().unwrap();
+        if let Some(kept) = kept {
+            assert!(!page.freed.load(Ordering::Relaxed), "the device has a page that is somebody else's");
+            assert_eq!(kept, page.load(), "the device has what the entry does not say");
+        }
+    });
+}
+
+#[test]
+fn an_event_after_mprotect_only_invalidates() {
+    late_event(mprotect, Manners::Forgets, Told::AfterUnlock);
+}
+
+#[test]
+fn an_event_after_munmap_touches_nothing_freed() {
+    late_event(munmap, Manners::Forgets, Told::AfterUnlock);
+}
+
+#[test]
+fn an_event_after_the_end_of_the_space_reaches_nobody() {
+    late_event(exit, Manners::Forgets, Told::AfterUnlock);
+}
+
+#[test]
+fn a_subscriber_that_upgrades_its_entry_from_the_event_is_caught() {
+    for change in [mprotect as Change, munmap] {
+        assert_caught("the device has", || late_event(change, Manners::Upgrades, Told::AfterUnlock));
+    }
+}
+
+/// Nothing changes in between: what the device has is the old permission, for ever.
+#[test]
+fn an_upgrade_that_nobody_is_told_of_is_caught() {
+    fn nothing(_: &Page, _: &Chain) {}
+    late_event(nothing, Manners::Forgets, Told::AfterUnlock);
+    assert_caught("the device has what the entry does not say", || {
+        late_event(nothing, Manners::Forgets, Told::Never);
+    });
+}
+
+/// A subscriber may look into the tables: no lock of theirs is held then.
+#[test]
+fn an_event_under_the_lock_of_the_table_is_caught() {
+    fn nothing(_: &Page, _: &Chain) {}
+    assert_caught("deadlock", || late_event(nothing, Manners::Looks, Told::BeforeUnlock));
+}
+
+#[test]
+fn a_change_that_does_not_invalidate_is_caught() {
+    fn silent(page: &Page, chain: &Chain) {
+        let _section = chain.start(Range::page(Event::ProtectionVma, PAGE));
+        let _locked = page.lock.lock().unwrap();
+        page.change(Descriptor::EMPTY);
+    }
+    assert_caught("the device has what the entry does not say", || {
+        late_event(silent, Manners::Forgets, Told::AfterUnlock);
+    });
+}
+
+#[test]
+fn an_end_of_the_space_that_waits_for_nobody_is_caught() {
+    use granule_loom::{Leaves, leave_out};
+    fn hasty(page: &Page, chain: &Chain) {
+        leave_out(Leaves::Fences);
+        exit(page, chain);
+        leave_out(Leaves::Nothing);
+    }
+    assert_caught("a call after the release", || late_event(hasty, Manners::Forgets, Told::AfterUnlock));
+}
