@@ -14,6 +14,9 @@
 //! | DSB ISH | sequentially consistent fence |
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
+//! The notifier chain of user spaces is generic over its atomics ([`Loom`]); it runs here with no table or with one
+//! entry.
+//!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
 //! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
 //! walker reads.

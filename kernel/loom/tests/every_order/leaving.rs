@@ -17,18 +17,31 @@ pub(crate) type Joined<S> = Subscription<S, Chain, Loom>;
 const RACE: &str = "Causality violation";
 const PAGE: VirtAddr = VirtAddr(0x1000);
 
-/// Uses its own memory in each call, as only a call that is waited for may.
-struct Busy(Arc<UnsafeCell<u64>>);
+/// Memory of one owner at a time, which loom watches.
+#[derive(Clone, Default)]
+struct Own(Arc<Watched>);
 
-// SAFETY: loom watches the cell.
-unsafe impl Send for Busy {}
-// SAFETY: the same; the tests have one thread that tells.
-unsafe impl Sync for Busy {}
+#[derive(Default)]
+struct Watched(UnsafeCell<u64>);
+
+// SAFETY: loom reports an access that is not ordered before or after another, which is what the tests are for.
+unsafe impl Send for Watched {}
+// SAFETY: the same.
+unsafe impl Sync for Watched {}
+
+impl Own {
+    fn write(&self) {
+        // SAFETY: loom stops at an access from elsewhere.
+        self.0.0.with_mut(|own| unsafe { *own += 1 });
+    }
+}
+
+/// Uses its own memory in each call, as only a call that is waited for may.
+struct Busy(Own);
 
 impl Subscriber for Busy {
     fn invalidate_range(&self, _: VirtAddr, _: VirtAddr) {
-        // SAFETY: loom reports an access that is not ordered before or after another.
-        self.0.with_mut(|own| unsafe { *own += 1 });
+        self.0.write();
     }
 }
 
@@ -40,16 +53,15 @@ fn join<S: Subscriber>(chain: &Chain, subscriber: S, priority: i32) -> Joined<S>
 fn leave_while_told(leaver: Leaves, walker: Leaves) {
     threads(move || {
         let chain = Chain::default();
-        let own = Arc::new(UnsafeCell::new(0));
-        let joined = join(&chain, Busy(Arc::clone(&own)), 0);
+        let own = Own::default();
+        let joined = join(&chain, Busy(own.clone()), 0);
         let told = loom::thread::spawn(move || {
             leave_out(walker);
             chain.invalidate_range(PAGE, PAGE + 0x1000);
         });
         leave_out(leaver);
         drop(joined);
-        // SAFETY: as above.
-        own.with_mut(|own| unsafe { *own = 100 });
+        own.write();
         leave_out(Leaves::Nothing);
         told.join().unwrap();
     });
@@ -85,13 +97,12 @@ fn a_call_whose_end_is_not_seen_is_caught() {
 fn a_walker_may_have_chosen_its_counter_two_phases_ago() {
     threads(|| {
         let chain = Chain::default();
-        let joined = [0, 1].map(|priority| join(&chain, Busy(Arc::new(UnsafeCell::new(0))), priority));
+        let joined = [0, 1].map(|priority| join(&chain, Busy(Own::default()), priority));
         let told = loom::thread::spawn(move || chain.invalidate_range(PAGE, PAGE + 0x1000));
         for joined in joined {
-            let own = Arc::clone(&joined.0);
+            let own = joined.0.clone();
             drop(joined);
-            // SAFETY: as above.
-            own.with_mut(|own| unsafe { *own = 100 });
+            own.write();
         }
         told.join().unwrap();
     });
