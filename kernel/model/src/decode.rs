@@ -16,7 +16,7 @@ use crate::features::Features;
 use crate::tlb::{Held, Kind};
 
 /// Which TLBs hear of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
 pub(crate) enum Scope {
     /// The issuing CPU's.
     Local,
@@ -33,6 +33,17 @@ enum Levels {
     Last,
 }
 
+/// Which address spaces it takes entries of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Space {
+    /// All of them, and global ones.
+    Any,
+    /// That of the ASID that the CPUs run under; by address, global ones as well.
+    Ours,
+    /// That of another ASID; by address, global ones as well.
+    Another,
+}
+
 /// What an instruction asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Decoded {
@@ -40,8 +51,8 @@ pub(crate) struct Decoded {
     levels: Levels,
     /// First to last byte; `None` is everything.
     addresses: Option<RangeInclusive<u64>>,
-    /// The address space whose entries it takes, beside the global ones; `None` is any.
-    asid: Option<u16>,
+    /// Whose entries it takes.
+    space: Space,
     /// The leaf level that it is limited to.
     level: Option<u8>,
     /// Why nothing need be invalidated at all.
@@ -65,14 +76,24 @@ pub(crate) enum Miss {
     Void(&'static str),
 }
 
-/// Reads `instruction` as a machine with `features` and tables of `G` does.
+/// Reads `instruction` as a machine with `features` and tables of `G` does, whose CPUs run under the ASID `ours`.
 ///
 /// # Errors
 /// What is not defined on that machine.
-pub(crate) fn decode<G: Geometry>(instruction: Instruction, features: &Features) -> Result<Decoded, &'static str> {
+pub(crate) fn decode<G: Geometry>(
+    instruction: Instruction,
+    features: &Features,
+    ours: u16,
+) -> Result<Decoded, &'static str> {
     use Levels::{All, Last};
     use Scope::{InnerShareable, Local};
-    let everything = |scope| Decoded { scope, levels: All, addresses: None, asid: None, level: None, void: None };
+    let everything =
+        |scope| Decoded { scope, levels: All, addresses: None, space: Space::Any, level: None, void: None };
+    let space = |asid| if asid == ours { Space::Ours } else { Space::Another };
+    // An operation of one ASID, which bits 63:48 of its operand name; the rest is read like that for every ASID.
+    let of_asid = |bits: u64, decode: &dyn Fn(u64) -> Result<Decoded, &'static str>| {
+        Ok(Decoded { space: space((bits >> 48) as u16), ..decode(bits << 16 >> 16)? })
+    };
     match instruction {
         Instruction::Vmalle1is => Ok(everything(InnerShareable)),
         Instruction::Vmalle1 => Ok(everything(Local)),
@@ -80,28 +101,23 @@ pub(crate) fn decode<G: Geometry>(instruction: Instruction, features: &Features)
         Instruction::Vaale1is(operand) => address::<G>(operand.bits(), InnerShareable, Last, features),
         Instruction::Vaae1(operand) => address::<G>(operand.bits(), Local, All, features),
         Instruction::Vaale1(operand) => address::<G>(operand.bits(), Local, Last, features),
-        Instruction::Aside1is(asid) => Ok(Decoded { asid: Some(asid), ..everything(InnerShareable) }),
+        Instruction::Aside1is(asid) => Ok(Decoded { space: space(asid), ..everything(InnerShareable) }),
         Instruction::Vae1is(operand) => {
-            of_asid(operand.bits(), |bits| address::<G>(bits, InnerShareable, All, features))
+            of_asid(operand.bits(), &|bits| address::<G>(bits, InnerShareable, All, features))
         }
         Instruction::Vale1is(operand) => {
-            of_asid(operand.bits(), |bits| address::<G>(bits, InnerShareable, Last, features))
+            of_asid(operand.bits(), &|bits| address::<G>(bits, InnerShareable, Last, features))
         }
-        Instruction::Vale1(operand) => of_asid(operand.bits(), |bits| address::<G>(bits, Local, Last, features)),
+        Instruction::Vale1(operand) => of_asid(operand.bits(), &|bits| address::<G>(bits, Local, Last, features)),
         Instruction::Rvaae1is(operand) => range::<G>(operand.bits(), InnerShareable, All, features),
         Instruction::Rvaale1is(operand) => range::<G>(operand.bits(), InnerShareable, Last, features),
         Instruction::Rvae1is(operand) => {
-            of_asid(operand.bits(), |bits| range::<G>(bits, InnerShareable, All, features))
+            of_asid(operand.bits(), &|bits| range::<G>(bits, InnerShareable, All, features))
         }
         Instruction::Rvale1is(operand) => {
-            of_asid(operand.bits(), |bits| range::<G>(bits, InnerShareable, Last, features))
+            of_asid(operand.bits(), &|bits| range::<G>(bits, InnerShareable, Last, features))
         }
     }
-}
-
-/// An operation of one ASID, which bits 63:48 of its operand name; the rest is read like that for every ASID.
-fn of_asid(bits: u64, decode: impl FnOnce(u64) -> Result<Decoded, &'static str>) -> Result<Decoded, &'static str> {
-    Ok(Decoded { asid: Some((bits >> 48) as u16), ..decode(bits << 16 >> 16)? })
 }
 
 /// The granule's number in TTL and TG fields.
@@ -129,7 +145,7 @@ fn address<G: Geometry>(bits: u64, scope: Scope, levels: Levels, features: &Feat
         (_, level) => (Some(level), None),
     };
     let addresses = Some(first..=first | (G::PAGE_SIZE - 1));
-    Ok(Decoded { scope, levels, addresses, asid: None, level, void })
+    Ok(Decoded { scope, levels, addresses, space: Space::Any, level, void })
 }
 
 fn range<G: Geometry>(bits: u64, scope: Scope, levels: Levels, features: &Features) -> Result<Decoded, &'static str> {
@@ -150,7 +166,7 @@ fn range<G: Geometry>(bits: u64, scope: Scope, levels: Levels, features: &Featur
         None
     };
     let addresses = Some(first..=first.saturating_add(size - 1));
-    Ok(Decoded { scope, levels, addresses, asid: None, level: (level != 0).then_some(level), void })
+    Ok(Decoded { scope, levels, addresses, space: Space::Any, level: (level != 0).then_some(level), void })
 }
 
 impl Decoded {
@@ -169,12 +185,12 @@ impl Decoded {
         {
             return Err(Miss::Elsewhere);
         }
-        // The model's one address space has ASID 0. Steps of a walk belong to it, and so do leaves that are not global;
-        // global ones are any ASID's to take by address, and none's to take as a whole.
+        // Steps of a walk belong to the space, and so do leaves that are not global; global ones are any ASID's to take by
+        // address, and none's to take as a whole.
         let global = held.kind == Kind::Leaf && held.attributes & bits::NG == 0;
-        match self.asid {
-            Some(_) if global && self.addresses.is_none() => return Err(Miss::Asid),
-            Some(asid) if asid != 0 && !global => return Err(Miss::Asid),
+        match self.space {
+            Space::Ours if global && self.addresses.is_none() => return Err(Miss::Asid),
+            Space::Another if !global || self.addresses.is_none() => return Err(Miss::Asid),
             _ => {}
         }
         match held.kind {

@@ -33,6 +33,8 @@ pub enum Operation {
     DsbIshst,
     /// DSB ISH.
     DsbIsh,
+    /// DSB NSH.
+    DsbNsh,
     /// ISB.
     Isb,
     /// A TLBI instruction.
@@ -70,6 +72,7 @@ impl fmt::Display for Operation {
             Self::DmbIshst => f.write_str("DMB ISHST"),
             Self::DsbIshst => f.write_str("DSB ISHST"),
             Self::DsbIsh => f.write_str("DSB ISH"),
+            Self::DsbNsh => f.write_str("DSB NSH"),
             Self::Isb => f.write_str("ISB"),
             Self::Tlbi(instruction) => write!(f, "TLBI {}", Mnemonic(*instruction)),
             Self::HandOver(to) => write!(f, "released, and acquired by CPU {to}"),

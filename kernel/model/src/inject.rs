@@ -17,6 +17,8 @@ pub enum Step {
     DsbIshst,
     /// DSB ISH.
     DsbIsh,
+    /// DSB NSH.
+    DsbNsh,
     /// ISB.
     Isb,
     /// Any TLBI.
@@ -50,6 +52,7 @@ impl Step {
             Operation::DmbIshst => Some(Self::DmbIshst),
             Operation::DsbIshst => Some(Self::DsbIshst),
             Operation::DsbIsh => Some(Self::DsbIsh),
+            Operation::DsbNsh => Some(Self::DsbNsh),
             Operation::Isb => Some(Self::Isb),
             Operation::Tlbi(_) => Some(Self::Tlbi),
             _ => None,
@@ -61,6 +64,7 @@ impl Step {
             Self::DmbIshst => Operation::DmbIshst,
             Self::DsbIshst => Operation::DsbIshst,
             Self::DsbIsh => Operation::DsbIsh,
+            Self::DsbNsh => Operation::DsbNsh,
             Self::Isb => Operation::Isb,
             Self::Tlbi => Operation::Tlbi(Instruction::Vmalle1is),
         }

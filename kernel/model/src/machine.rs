@@ -46,6 +46,7 @@ impl<G: Geometry> Model<G> {
             features,
             arena: Arc::clone(&arena),
             root: first,
+            asid: 0,
             memory,
             cpus: std::iter::repeat_with(CpuState::default).take(cpus).collect(),
             stream: Vec::new(),
@@ -77,6 +78,11 @@ impl<G: Geometry> Model<G> {
     /// What its CPUs can do.
     pub const fn features(&self) -> Features {
         self.features
+    }
+
+    /// All CPUs run under `asid` from the start; it is 0 otherwise.
+    pub fn run_under(&self, asid: u16) {
+        self.state().asid = asid;
     }
 
     /// The root of the tree.
@@ -362,6 +368,10 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
 
     fn dsb_ish(&self) {
         self.execute(Operation::DsbIsh);
+    }
+
+    fn dsb_nsh(&self) {
+        self.execute(Operation::DsbNsh);
     }
 
     fn isb(&self) {

@@ -16,7 +16,7 @@ use granule_arch::tlbi::Instruction;
 use granule_pgtable::Geometry;
 
 use crate::arena::Arena;
-use crate::decode::{Decoded, decode};
+use crate::decode::{Decoded, Scope, decode};
 use crate::event::{Event, Operation, Time};
 use crate::features::Features;
 use crate::inject::{Injection, strike};
@@ -41,6 +41,8 @@ pub(crate) struct State<G: Geometry> {
     pub(crate) features: Features,
     pub(crate) arena: Arc<Arena>,
     pub(crate) root: PhysAddr,
+    /// What the CPUs run under.
+    pub(crate) asid: u16,
     pub(crate) memory: Memory,
     pub(crate) cpus: Vec<CpuState>,
     pub(crate) stream: Vec<Event>,
@@ -84,8 +86,10 @@ impl<G: Geometry> State<G> {
             Operation::DsbIshst => self.drain(cpu, false, now),
             Operation::DsbIsh => {
                 self.drain(cpu, true, now);
-                self.complete(cpu);
+                self.complete(cpu, Scope::InnerShareable);
             }
+            // What others see of its accesses, and of its broadcasts, is not its concern.
+            Operation::DsbNsh => self.complete(cpu, Scope::Local),
             Operation::Isb => {
                 self.memory.synchronise(cpu, now);
                 self.cpus[cpu].ahead.clear();
@@ -105,12 +109,12 @@ impl<G: Geometry> State<G> {
         self.cpus[cpu].last_barrier = now;
     }
 
-    /// A DSB ISH completes the invalidations of its CPU, for all others with the accesses that used what is gone; this
+    /// A DSB completes the invalidations of its CPU, those of `scope` and less, for all others with the accesses that used what is gone; this
     /// CPU may have looked further ahead, which only an ISB undoes unless FEAT_ETS2 forbids it.
-    fn complete(&mut self, issuer: usize) {
+    fn complete(&mut self, issuer: usize, scope: Scope) {
         let ets2 = self.features.ets2;
         for (holder, cpu) in self.cpus.iter_mut().enumerate() {
-            let gone = cpu.tlb.complete(issuer);
+            let gone = cpu.tlb.complete(issuer, scope);
             if holder == issuer && !ets2 {
                 cpu.ahead.extend(gone);
             }
@@ -118,7 +122,7 @@ impl<G: Geometry> State<G> {
     }
 
     fn tlbi(&mut self, issuer: usize, instruction: Instruction, now: Time) {
-        let decoded = match decode::<G>(instruction, &self.features) {
+        let decoded = match decode::<G>(instruction, &self.features, self.asid) {
             Ok(decoded) => decoded,
             Err(why) => return self.undefined(issuer, now, why),
         };
@@ -135,7 +139,7 @@ impl<G: Geometry> State<G> {
                 .into_iter()
                 .filter(|held| !self.is_walkable(holder, held, |cached| decoded.takes(issuer, holder, cached).is_ok()))
                 .collect();
-            self.cpus[holder].tlb.doom(&gone, Doom { by: issuer, at: now });
+            self.cpus[holder].tlb.doom(&gone, Doom { by: issuer, scope: decoded.scope, at: now });
         }
     }
 
@@ -292,6 +296,6 @@ impl<G: Geometry> State<G> {
 
     /// The TLBI at `time`, as it was decoded.
     pub(crate) fn decoded(&self, instruction: Instruction) -> Option<Decoded> {
-        decode::<G>(instruction, &self.features).ok()
+        decode::<G>(instruction, &self.features, self.asid).ok()
     }
 }

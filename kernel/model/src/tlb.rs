@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::bits;
 
+use crate::decode::Scope;
 use crate::event::Time;
 
 /// What a held entry is.
@@ -77,6 +78,8 @@ impl Held {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Doom {
     pub(crate) by: usize,
+    /// How far it reaches: a DSB that reaches less does not complete it.
+    pub(crate) scope: Scope,
     pub(crate) at: Time,
 }
 
@@ -147,14 +150,14 @@ impl MayHold {
         slots.filter(|slot| slot.held == *held).flat_map(|slot| slot.dooms.clone()).collect()
     }
 
-    /// CPU `by` completed its invalidations; returns what is gone.
-    pub(crate) fn complete(&mut self, by: usize) -> Vec<Held> {
+    /// CPU `by` completed its invalidations of `scope` and less; returns what is gone.
+    pub(crate) fn complete(&mut self, by: usize, scope: Scope) -> Vec<Held> {
         let mut gone = Vec::new();
         let mut left = BTreeSet::new();
         for key in std::mem::take(&mut self.doomed) {
             let Some(slots) = self.slots.get_mut(&key) else { continue };
             slots.retain(|slot| {
-                let taken = slot.dooms.iter().any(|doom| doom.by == by);
+                let taken = slot.dooms.iter().any(|doom| doom.by == by && doom.scope <= scope);
                 if taken {
                     gone.push(slot.held);
                 }

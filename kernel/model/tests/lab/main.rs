@@ -3,6 +3,8 @@
 //!
 //! Each has its control: the same call with nothing taken away leaves the model nothing to say.
 
+mod user;
+
 use granule::lab::{self, Lab, Witness};
 use granule::mm::tlb::KernelTlb;
 use granule::platform::features::branch;

@@ -1,5 +1,6 @@
 //! The model's rules, each by a sequence that keeps it and by those that do not.
 //!
+//! - `asid`: operations of one address space, and what completes those of one CPU
 //! - `barriers`: which barrier, and that no weaker one will do: the rows of Arm's memory model, by sweeping every slot
 //! - `tlbi`: operands as the hardware reads them
 //! - `live`: what must not change under a live translation; contiguous groups
@@ -7,6 +8,7 @@
 //! - `injected`: the operations of pgtable with one step taken away, weakened or misdirected, and the story that is
 //!   told
 
+mod asid;
 mod barriers;
 mod injected;
 mod live;

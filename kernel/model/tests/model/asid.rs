@@ -1,0 +1,159 @@
+//! Operations of one address space: which entries are its, and what completes an operation of one CPU.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
+use granule_arch::tlbi::{
+    AddressOperand, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport,
+};
+use granule_model::{Access, Fault, Features, Model, Rule};
+use granule_pgtable::{Granule4K, Mmu, Shape};
+
+use crate::{FRAME, is_certain, map, range, write};
+
+const OURS: u16 = 7;
+const USER: Attributes = Attributes::user(MemoryType::Normal, Protection::READ);
+
+/// What one page of a space is, by what its entry was before it became invalid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Page {
+    OfTheSpace,
+    Global,
+}
+
+/// Two CPUs under [`OURS`], and two pages that both have read and that are invalid now, which no TLBI has told yet.
+fn invalid(page: Page) -> (Model<Granule4K>, VirtAddr) {
+    let model = Model::new(2, 8, Features::ALL);
+    model.run_under(OURS);
+    let start = model.base() + 0x20_3000;
+    let attributes = if page == Page::Global { Attributes::kernel_rodata(MemoryType::Normal) } else { USER };
+    map(&model, range(start, 0x2000), FRAME, attributes, Shape::PAGES);
+    for page in [start, start + 0x1000] {
+        write(model.cpu(0), page, Descriptor::EMPTY);
+    }
+    model.cpu(0).dsb_ishst();
+    (model, start)
+}
+
+fn is_gone(model: &Model<Granule4K>, cpu: usize, page: VirtAddr) -> bool {
+    is_certain(model.cpu(cpu), page, Access::Read, Err(Fault::Translation))
+}
+
+/// The operations for the page at `page` and the one behind it, in `asid`.
+fn operations(page: VirtAddr, asid: u16) -> [Instruction; 4] {
+    let single = AddressOperand::with_asid(page, asid, Some((Granule::Size4K, LevelHint::new(3).unwrap())));
+    let Some(Operation::Pages(_, span)) = Plan::new(page, 2, Granule::Size4K, RangeSupport::Yes).next() else {
+        panic!("two pages are a span");
+    };
+    let several = RangeOperand::with_asid(page, Granule::Size4K, span, asid, LevelHint::new(3));
+    [
+        Instruction::Vale1is(single),
+        Instruction::Vae1is(single),
+        Instruction::Rvale1is(several),
+        Instruction::Rvae1is(several),
+    ]
+}
+
+#[test]
+fn an_operation_takes_the_pages_of_its_space_and_global_ones() {
+    for page in [Page::OfTheSpace, Page::Global] {
+        for asid in [OURS, OURS + 1] {
+            for index in 0..4 {
+                let (model, start) = invalid(page);
+                let instruction = operations(start, asid)[index];
+                model.cpu(0).tlbi(instruction);
+                model.cpu(0).dsb_ish();
+                let expected = asid == OURS || page == Page::Global;
+                assert_eq!(is_gone(&model, 1, start), expected, "{page:?}, {instruction:?}");
+                assert_eq!(is_gone(&model, 1, start + 0x1000), expected && index >= 2, "{page:?}, {instruction:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_whole_space_is_its_pages_and_no_global_ones() {
+    for page in [Page::OfTheSpace, Page::Global] {
+        for asid in [OURS, OURS + 1] {
+            let (model, start) = invalid(page);
+            model.cpu(0).tlbi(Instruction::Aside1is(asid));
+            model.cpu(0).dsb_ish();
+            let expected = asid == OURS && page == Page::OfTheSpace;
+            assert_eq!(is_gone(&model, 1, start), expected, "{page:?} and ASID {asid}");
+        }
+    }
+}
+
+/// A table that is unlinked: its step of the walk belongs to the space, and goes with it or by address.
+#[test]
+fn steps_of_a_walk_belong_to_the_space() {
+    type Unlinking = (fn(VirtAddr) -> Instruction, Option<&'static str>);
+    let rows: [Unlinking; 5] = [
+        (|_| Instruction::Aside1is(OURS), None),
+        (|page| Instruction::Vae1is(AddressOperand::with_asid(page, OURS, None)), None),
+        (|_| Instruction::Aside1is(OURS + 1), Some("is for another ASID")),
+        (|page| Instruction::Vae1is(AddressOperand::with_asid(page, OURS + 1, None)), Some("is for another ASID")),
+        (|page| Instruction::Vale1is(AddressOperand::with_asid(page, OURS, None)), Some("takes leaves only")),
+    ];
+    for (instruction, wrong) in rows {
+        let (model, start) = invalid(Page::OfTheSpace);
+        let cpu = model.cpu(0);
+        cpu.tlbi(Instruction::Vmalle1is);
+        cpu.dsb_ish();
+        // The walk's last step but one points to the table of the pages.
+        let steps: Vec<_> = cpu.page_tables().walk(start).collect();
+        let above = &steps[steps.len() - 2];
+        let table = Descriptor(above.descriptor.0).address();
+        cpu.store(model.cell(above.table + above.index as u64 * 8), Descriptor::EMPTY);
+        cpu.dsb_ishst();
+        cpu.tlbi(instruction(start));
+        cpu.dsb_ish();
+        model.synchronise();
+        model.frame_freed(0, table);
+        match wrong {
+            None => model.assert_clean(),
+            Some(reason) => {
+                let violation = model.expect_violation();
+                assert!(violation.to_string().contains(reason), "{violation}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_dsb_nsh_completes_what_is_for_this_cpu_alone() {
+    let (model, start) = invalid(Page::OfTheSpace);
+    let cpu = model.cpu(0);
+    cpu.tlbi(Instruction::Vale1(AddressOperand::with_asid(start, OURS, None)));
+    cpu.dsb_nsh();
+    cpu.isb();
+    assert!(is_gone(&model, 0, start) && !is_gone(&model, 1, start));
+}
+
+/// What Arm's model cannot see, since it has no shareability (`barriers.md`).
+#[test]
+fn a_dsb_nsh_behind_a_broadcast_is_caught() {
+    let (model, start) = invalid(Page::OfTheSpace);
+    let cpu = model.cpu(0);
+    cpu.tlbi(Instruction::Vae1is(AddressOperand::with_asid(start, OURS, None)));
+    cpu.tlbi(Instruction::Vae1is(AddressOperand::with_asid(start + 0x1000, OURS, None)));
+    cpu.dsb_nsh();
+    model.synchronise();
+    model.audit(0, range(start, 0x1000));
+    let violations = model.violations();
+    assert!(violations.iter().all(|violation| violation.rule == Rule::StaleTranslation) && !violations.is_empty());
+    assert!(violations[0].to_string().contains("missing: DSB ISH on CPU 0"), "{}", violations[0]);
+}
+
+/// Nor does it show a store to the walks of others.
+#[test]
+fn a_dsb_nsh_before_a_broadcast_is_caught() {
+    let model = Model::<Granule4K>::new(2, 8, Features::ALL);
+    let page = model.base() + 0x20_3000;
+    map(&model, range(page, 0x1000), FRAME, USER, Shape::PAGES);
+    let cpu = model.cpu(0);
+    write(cpu, page, Descriptor(cpu.load(cpu.entry(page)).0 & !bits::VALID));
+    cpu.dsb_nsh();
+    cpu.tlbi(Instruction::Vale1is(AddressOperand::new(page, None)));
+    cpu.dsb_ish();
+    assert!(!is_gone(&model, 1, page));
+}
