@@ -133,10 +133,34 @@ pub const NO_UPGRADE_EVENT: Lab = Lab {
     identifier: FIRST_LAB + 9,
     name: "no-upgrade-event",
     effect: "no event says that a user page became writable or young: who mirrors it keeps the old permission",
-    witness: Witness::Target,
+    witness: Witness::Stream,
 };
 
-const ALL: [Lab; 10] = [
+/// An upgrade is told under the lock of the table.
+pub const NOTIFY_BEFORE_UNLOCK: Lab = Lab {
+    identifier: FIRST_LAB + 10,
+    name: "notify-before-unlock",
+    effect: "the event of an upgrade comes under the lock of the page table: who sleeps or looks there hangs",
+    witness: Witness::Stream,
+};
+
+/// No invalidation between the old page and its copy.
+pub const STALE_COW: Lab = Lab {
+    identifier: FIRST_LAB + 11,
+    name: "stale-cow",
+    effect: "no TLB is invalidated where a page is copied on write: other CPUs go on with the old page",
+    witness: Witness::Stream,
+};
+
+/// No cache maintenance for new code of programs.
+pub const SKIP_ICACHE_USER: Lab = Lab {
+    identifier: FIRST_LAB + 12,
+    name: "skip-icache-user",
+    effect: "no cache maintenance where user pages become executable: what they held before may run",
+    witness: Witness::Stream,
+};
+
+const ALL: [Lab; 13] = [
     SKIP_TLBI,
     LOCAL_TLBI,
     WX_LEAF,
@@ -147,6 +171,9 @@ const ALL: [Lab; 10] = [
     SKIP_ICACHE,
     EARLY_TABLE_FREE,
     NO_UPGRADE_EVENT,
+    NOTIFY_BEFORE_UNLOCK,
+    STALE_COW,
+    SKIP_ICACHE_USER,
 ];
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot

@@ -10,6 +10,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{CodeAt, Mmu};
 
 use super::{PAGE, Space};
+use crate::lab;
 
 /// In the flags of a frame's record: fetches see what was in it when it first became executable.
 const CODE_VISIBLE: u32 = 1;
@@ -28,6 +29,9 @@ impl Space {
 
     #[cold]
     fn maintain(&self, frame: PhysAddr) {
+        if lab::is_on!(SKIP_ICACHE_USER) {
+            return;
+        }
         let mmu = self.mmu();
         if !mmu.has_idc() {
             mmu.clean_code(CodeAt::Frames(frame), PAGE);

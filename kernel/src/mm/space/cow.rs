@@ -13,6 +13,7 @@ use super::PAGE;
 use super::area::Backing;
 use super::entry::{attributes, set_access_flags};
 use super::fault::{Fault, FaultError};
+use crate::lab;
 use crate::mm::notifier::{Event, Range};
 
 /// What became of a store to a read-only entry.
@@ -36,7 +37,7 @@ impl Fault<'_> {
         }
         if shared || self.is_sole_holder(entry) {
             if let Outcome::Upgraded = self.reuse(shared) {
-                space.notifiers.upgraded(self.page);
+                self.upgraded();
             }
             return Ok(());
         }
@@ -70,6 +71,7 @@ impl Fault<'_> {
         }
         if set_access_flags(mmu, self.cell, entry, entry.young().writable().dirty()) {
             self.space.tlb().access_widened(mmu, self.page);
+            self.upgraded_too_early();
             Outcome::Upgraded
         } else {
             self.space.tlb().fix_spurious(mmu, self.page);
@@ -97,7 +99,9 @@ impl Fault<'_> {
         }
         mmu.store(self.cell, Descriptor::EMPTY);
         // Also orders what is in the page before the entry that shows it.
-        space.tlb().flush_page(mmu, self.page);
+        if !lab::is_on!(STALE_COW) {
+            space.tlb().flush_page(mmu, self.page);
+        }
         space.notifiers.invalidate_range(self.page, self.page + PAGE);
         mmu.store(self.cell, written);
         Outcome::Copied((!entry.is_special()).then(|| entry.address()))

@@ -18,6 +18,7 @@ use thiserror::Error;
 use super::area::{Area, Backing};
 use super::entry::{attributes, set_access_flags};
 use super::{PAGE, Space};
+use crate::lab;
 use crate::smp::Cpu;
 
 /// What was tried.
@@ -169,15 +170,32 @@ impl Fault<'_> {
             let changed = set_access_flags(mmu, self.cell, entry, wanted);
             if changed {
                 self.space.tlb().access_widened(mmu, self.page);
+                self.upgraded_too_early();
             } else {
                 self.space.tlb().fix_spurious(mmu, self.page);
             }
             changed
         };
         if changed {
-            self.space.notifiers.upgraded(self.page);
+            self.upgraded();
         }
         Ok(())
+    }
+
+    /// Tells that the entry became writable or young. The table's lock is dropped: who is told may sleep, or look there.
+    #[inline(always)]
+    pub(super) fn upgraded(&self) {
+        if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
+            self.space.notifiers.upgraded(self.page);
+        }
+    }
+
+    /// Where the lock is not dropped yet: what the lab makes of it.
+    #[inline(always)]
+    pub(super) fn upgraded_too_early(&self) {
+        if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
+            self.space.notifiers.upgraded(self.page);
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Spaces on the host: their own frames and tables, on a metal that records and does nothing else.
 //!
 //! - `calls`: what each call does and refuses
+//! - `told`: what each path tells the TLBs and the notifiers, in which order and under which lock
 
 mod calls;
+mod told;
 
 use std::boxed::Box;
 use std::vec::Vec;

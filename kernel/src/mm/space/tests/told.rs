@@ -1,0 +1,370 @@
+//! Each path that changes a space, by what it does to the machine and tells a subscriber: event, range, order, and
+//! whether a table's lock is held, complete.
+//!
+//! A row is written as it happens: `start`, `end`, `range`, `tlbs` and `release` are calls to the subscriber with pages
+//! counted from the first of the mapping, `*` for everything; `(locked)` says that the table's lock was held. Changes
+//! of entries are `write`, however many in a row.
+
+use std::format;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::alternative::host;
+use granule_arch::descriptor::{Descriptor, Protection};
+use granule_arch::tlbi::Instruction;
+use granule_pgtable::host::{CacheOperation, Operation};
+use granule_pgtable::{CodeAt, Granule4K, Mmu};
+
+use super::super::{Access, PAGE, SpaceRef, handle_fault};
+use super::{READ_EXECUTE, READ_WRITE, Rig, private};
+use crate::lab::{self, Lab};
+use crate::mm::kernel::record::record;
+use crate::mm::notifier::recording::{Call, Recording, Told};
+use crate::mm::notifier::{EventSet, Subscription};
+use crate::mm::space::{MapRequest, Placement, Sharing};
+use crate::sync::rank;
+
+type Listener = Subscription<Recording, SpaceRef>;
+
+/// A space with four pages mapped, of which some were touched, and somebody who listens.
+struct Stage {
+    rig: Rig,
+    space: SpaceRef,
+    start: VirtAddr,
+    listener: Listener,
+}
+
+impl Stage {
+    /// The first `touched` pages were written to.
+    fn new(touched: u64) -> Self {
+        let rig = Rig::new(4);
+        let space = rig.space();
+        let start = rig.map(&space, 4);
+        // So that the table is there, and stays.
+        rig.map(&space, 1);
+        (0..touched).for_each(|page| rig.write(&space, start + page * PAGE, page as u8 + 1));
+        handle_fault(&space, &rig.cpu, start + 3 * PAGE, Access::Read).unwrap();
+        let listener = Listener::new(space.clone(), Recording::default(), 0).unwrap();
+        Self { rig, space, start, listener }
+    }
+
+    fn page(&self, page: u64) -> VirtAddr {
+        self.start + page * PAGE
+    }
+
+    fn fault(&self, page: u64, access: Access) {
+        handle_fault(&self.space, &self.rig.cpu, self.page(page), access).unwrap();
+    }
+
+    fn fork(&self) -> SpaceRef {
+        self.space.fork(&self.rig.cpu).unwrap()
+    }
+
+    /// Makes the entry of `page` old, as reclaim would.
+    fn make_old(&self, page: u64) {
+        let (_, cell) = self.space.page_tables().cell(self.page(page)).unwrap();
+        let mmu = self.space.mmu();
+        mmu.store(cell, mmu.load(cell).old());
+    }
+
+    fn entry(&self, page: u64) -> Descriptor {
+        self.space.tables().translate(self.page(page)).map_or(Descriptor::EMPTY, |found| found.descriptor)
+    }
+
+    /// What `work` does and tells, in words.
+    fn story(&self, work: impl FnOnce()) -> String {
+        self.listener.take();
+        let machine = record(work);
+        let mut calls = self.listener.take().into_iter().peekable();
+        let mut steps = Vec::<String>::new();
+        for position in 0..=machine.len() {
+            while let Some(call) = calls.next_if(|call| call.position <= position) {
+                steps.push(self.call(&call));
+            }
+            if let Some(operation) = machine.get(position) {
+                let step = self.operation(operation);
+                if step != "write" || steps.last() != Some(&step) {
+                    steps.push(step);
+                }
+            }
+        }
+        steps.join(", ")
+    }
+
+    fn call(&self, call: &Call) -> String {
+        let pages = match call.range {
+            (0, u64::MAX) => "*".to_string(),
+            (start, end) => {
+                let page = |address: u64| (address.wrapping_sub(self.start.0)).cast_signed() / PAGE.cast_signed();
+                format!("{}..{}", page(start), page(end))
+            }
+        };
+        let what = match call.told {
+            Told::Start(event) => format!("start {event} {pages}"),
+            Told::End(event) => format!("end {event} {pages}"),
+            Told::Range => format!("range {pages}"),
+            Told::SecondaryTlbs => format!("tlbs {pages}"),
+            Told::Release => "release".to_string(),
+        };
+        if call.ranks & 1 << rank::TABLE != 0 { format!("{what} (locked)") } else { what }
+    }
+
+    fn operation(&self, operation: &Operation) -> String {
+        let page = |operand: u64| {
+            let address = (operand & ((1 << 44) - 1)) << 12;
+            address.wrapping_sub(self.start.0) / PAGE
+        };
+        match operation {
+            Operation::Write { .. } => "write".to_string(),
+            Operation::DmbIshst => "dmb".to_string(),
+            Operation::DsbIshst => "dsb ishst".to_string(),
+            Operation::DsbIsh => "dsb ish".to_string(),
+            Operation::DsbNsh => "dsb nsh".to_string(),
+            Operation::Isb => "isb".to_string(),
+            Operation::Tlbi(Instruction::Vale1is(operand)) => format!("vale1is {}", page(operand.bits())),
+            Operation::Tlbi(Instruction::Vae1is(operand)) => format!("vae1is {}", page(operand.bits())),
+            Operation::Tlbi(Instruction::Vale1(operand)) => format!("vale1 {}", page(operand.bits())),
+            Operation::Tlbi(Instruction::Aside1is(_)) => "aside1is".to_string(),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
+/// What a path does on CPUs with nothing optional, and no switch of the lab on.
+#[track_caller]
+fn assert_told(stage: &Stage, work: impl FnOnce(), expected: &str) {
+    let story = host::with(&[], || stage.story(work));
+    assert_eq!(story, expected);
+}
+
+const COPY: &str = "start clear 0..1, write, dsb ishst, vale1is 0, tlbs 0..1 (locked), dsb ish, range 0..1 (locked), \
+                    write, end clear 0..1";
+const UPGRADE: &str = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, start upgrade 0..1, end upgrade 0..1";
+
+#[test]
+fn a_page_that_was_not_there_is_nobodys_to_hear_of() {
+    for access in [Access::Read, Access::Write] {
+        let stage = Stage::new(0);
+        assert_told(&stage, || stage.fault(0, access), "dmb, write");
+    }
+}
+
+#[test]
+fn a_write_to_the_page_of_zeros_is_a_new_page() {
+    let stage = Stage::new(0);
+    stage.fault(0, Access::Read);
+    assert!(stage.entry(0).is_special());
+    assert_told(&stage, || stage.fault(0, Access::Write), COPY);
+}
+
+#[test]
+fn a_copy_is_told_between_the_old_page_and_the_new() {
+    let stage = Stage::new(1);
+    let _child = stage.fork();
+    assert_told(&stage, || stage.fault(0, Access::Write), COPY);
+}
+
+#[test]
+fn a_page_that_is_reused_is_an_upgrade() {
+    let stage = Stage::new(1);
+    drop(stage.fork());
+    assert!(!stage.entry(0).may_be_written());
+    assert_told(&stage, || stage.fault(0, Access::Write), UPGRADE);
+    assert!(stage.entry(0).may_be_written());
+}
+
+#[test]
+fn a_page_that_becomes_young_is_an_upgrade() {
+    for access in [Access::Read, Access::Write] {
+        let stage = Stage::new(1);
+        stage.make_old(0);
+        assert_told(&stage, || stage.fault(0, access), UPGRADE);
+        assert!(stage.entry(0).is_young());
+    }
+}
+
+/// A shared page that was only read so far: the first store makes it dirty by software.
+#[test]
+fn a_shared_page_that_is_written_after_it_was_read_is_an_upgrade() {
+    let stage = Stage::new(0);
+    let shared = MapRequest { placement: Placement::Fixed(stage.start), sharing: Sharing::Shared, ..private(1) };
+    stage.space.mmap(&stage.rig.cpu, &shared).unwrap();
+    stage.fault(0, Access::Read);
+    assert_told(&stage, || stage.fault(0, Access::Write), UPGRADE);
+}
+
+#[test]
+fn a_spurious_fault_is_this_cpus_own_business() {
+    let stage = Stage::new(1);
+    for access in [Access::Read, Access::Write] {
+        assert_told(&stage, || stage.fault(0, access), "vale1 0, dsb nsh");
+    }
+}
+
+#[test]
+fn mprotect_is_told_for_its_range_and_invalidates_what_changed() {
+    let stage = Stage::new(2);
+    let protect = |protection| stage.space.mprotect(stage.start, 4 * PAGE, protection).unwrap();
+    assert_told(
+        &stage,
+        || protect(Protection::READ),
+        "start protection of areas 0..4, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2, dsb ish, \
+         end protection of areas 0..4",
+    );
+    assert_told(
+        &stage,
+        || protect(READ_WRITE),
+        "start protection of areas 0..4, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2, dsb ish, \
+         end protection of areas 0..4",
+    );
+    assert_told(&stage, || protect(READ_WRITE), "start protection of areas 0..4, end protection of areas 0..4");
+}
+
+#[test]
+fn munmap_ends_when_the_frames_are_free() {
+    let stage = Stage::new(2);
+    let used = stage.rig.frames.stats().used;
+    assert_told(
+        &stage,
+        || stage.space.munmap(&stage.rig.cpu, stage.start, 4 * PAGE).unwrap(),
+        "start unmap 0..4, write, dsb ishst, vale1is 0, vale1is 1, vale1is 2, vale1is 3, tlbs 0..4, dsb ish, \
+         end unmap 0..4",
+    );
+    assert_eq!(stage.rig.frames.stats().used, used - 2);
+    // What replaces a mapping unmaps it.
+    let stage = Stage::new(1);
+    let over = MapRequest { placement: Placement::Fixed(stage.start), ..private(1) };
+    assert_told(
+        &stage,
+        || _ = stage.space.mmap(&stage.rig.cpu, &over).unwrap(),
+        "start unmap 0..1, write, dsb ishst, vale1is 0, tlbs 0..1, dsb ish, end unmap 0..1",
+    );
+}
+
+/// The tables go as well: walk caches of devices must not keep them.
+#[test]
+fn freed_tables_are_told_like_pages() {
+    let stage = Stage::new(1);
+    let far = MapRequest { placement: Placement::Fixed(VirtAddr(0x4000_0000)), ..private(1) };
+    let far = stage.space.mmap(&stage.rig.cpu, &far).unwrap();
+    stage.rig.write(&stage.space, far, 1);
+    let tables = stage.space.table_frames();
+    stage.listener.take();
+    host::with(&[], || stage.space.munmap(&stage.rig.cpu, far, PAGE).unwrap());
+    assert!(stage.space.table_frames() < tables);
+    let told = stage.listener.take();
+    let covered = |call: &&Call| call.told == Told::SecondaryTlbs && call.range.0 <= far.0 && far.0 < call.range.1;
+    assert_eq!(told.iter().filter(covered).count(), 1, "{told:?}");
+}
+
+#[test]
+fn madvise_clears() {
+    let stage = Stage::new(2);
+    assert_told(
+        &stage,
+        || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap(),
+        "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2, dsb ish, end clear 0..2",
+    );
+    assert_told(
+        &stage,
+        || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap(),
+        "start clear 0..2, end clear 0..2",
+    );
+}
+
+#[test]
+fn fork_protects_the_parents_pages() {
+    let stage = Stage::new(2);
+    let mut child = None;
+    let story = host::with(&[], || stage.story(|| child = Some(stage.fork())));
+    // Before it, the child's tables are made.
+    let (tables, told) = story.split_at(story.find("start ").expect("the change is announced"));
+    assert!(tables.split(", ").all(|step| ["write", "dmb", ""].contains(&step)), "{story}");
+    // The areas beside each other are one.
+    let expected = "start protection of pages -1..4, write, dsb ishst, aside1is, tlbs *, dsb ish, \
+                    end protection of pages -1..4";
+    assert_eq!(told, expected);
+    assert!(child.unwrap().notifiers().is_empty(), "who listens to the parent knows nothing of the child");
+}
+
+#[test]
+fn the_end_is_the_release_and_nothing_after_it() {
+    let stage = Stage::new(2);
+    let story = host::with(&[], || stage.story(|| stage.space.release(&stage.rig.cpu)));
+    assert!(story.starts_with("release, "), "{story}");
+    assert!(!story["release".len()..].contains(['.', '*']), "somebody was told: {story}");
+    assert!(story.contains("aside1is"), "{story}");
+}
+
+/// Who does not want the event of an upgrade still hears of the invalidation.
+#[test]
+fn an_upgrade_may_be_filtered() {
+    let stage = Stage::new(1);
+    let picky = Recording::of(EventSet::ALL.without(crate::mm::notifier::Event::ProtectionUpgrade));
+    let picky = Listener::new(stage.space.clone(), picky, 0).unwrap();
+    drop(stage.fork());
+    picky.take();
+    stage.fault(0, Access::Write);
+    let told: Vec<_> = picky.take().into_iter().map(|call| call.told).collect();
+    assert_eq!(told, [Told::SecondaryTlbs]);
+}
+
+#[test]
+fn code_is_visible_before_its_entry_lets_it_run() {
+    let stage = Stage::new(1);
+    let run = || stage.space.mprotect(stage.start, PAGE, READ_EXECUTE).unwrap();
+    let changed = "write, dsb ishst, vale1is 0, tlbs 0..1, dsb ish, end protection of areas 0..1";
+    let story = host::with(&lab::SKIP_ICACHE_USER.sites(), || stage.story(run));
+    assert_eq!(story, format!("start protection of areas 0..1, {changed}"), "lab=skip-icache-user");
+
+    let stage = Stage::new(1);
+    let frame = stage.entry(0).address();
+    let run = || stage.space.mprotect(stage.start, PAGE, READ_EXECUTE).unwrap();
+    let clean = Operation::<Granule4K>::Cache(CacheOperation::Clean { at: CodeAt::Frames(frame), bytes: PAGE });
+    let drop_all = Operation::<Granule4K>::Cache(CacheOperation::InvalidateAll);
+    let maintained = format!("{clean:?}, dsb ish, {drop_all:?}, dsb ish");
+    assert_told(&stage, run, &format!("start protection of areas 0..1, {maintained}, {changed}"));
+    // Once for each frame.
+    stage.space.mprotect(stage.start, PAGE, Protection::READ).unwrap();
+    let run = || stage.space.mprotect(stage.start, PAGE, READ_EXECUTE).unwrap();
+    assert_told(&stage, run, &format!("start protection of areas 0..1, {changed}"));
+}
+
+/// With a fix taken away, the story is another; without, it is the one above.
+#[track_caller]
+fn assert_caught(lab: &Lab, stage: &Stage, work: impl FnOnce(), expected: &str) {
+    let story = host::with(&lab.sites(), || stage.story(work));
+    assert_eq!(story, expected, "lab={}", lab.name);
+}
+
+#[test]
+fn without_the_event_of_an_upgrade_nobody_hears_of_it_late() {
+    let stage = Stage::new(1);
+    drop(stage.fork());
+    let expected = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh";
+    assert_caught(&lab::NO_UPGRADE_EVENT, &stage, || stage.fault(0, Access::Write), expected);
+}
+
+#[test]
+fn an_upgrade_told_before_the_unlock_is_told_under_the_lock() {
+    for old in [false, true] {
+        let stage = Stage::new(1);
+        if old {
+            stage.make_old(0);
+        } else {
+            drop(stage.fork());
+        }
+        let expected = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, start upgrade 0..1 (locked), \
+                        end upgrade 0..1 (locked)";
+        assert_caught(&lab::NOTIFY_BEFORE_UNLOCK, &stage, || stage.fault(0, Access::Write), expected);
+    }
+}
+
+#[test]
+fn a_copy_without_its_invalidation_leaves_the_old_page_in_use() {
+    let stage = Stage::new(1);
+    let _child = stage.fork();
+    let expected = "start clear 0..1, write, range 0..1 (locked), write, end clear 0..1";
+    assert_caught(&lab::STALE_COW, &stage, || stage.fault(0, Access::Write), expected);
+}
