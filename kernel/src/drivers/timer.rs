@@ -1,4 +1,4 @@
-//! Time: the generic timer's counter as nanoseconds, and a deadline for each CPU.
+//! Time: the generic timer's counter as nanoseconds, and a deadline for each CPU and [`Purpose`].
 //!
 //! There is no tick. A CPU sets its virtual timer when something is due and is left alone otherwise; an idle CPU with
 //! nothing due sleeps in WFI until an interrupt.
@@ -16,8 +16,23 @@ use crate::smp::{Cpu, this_cpu};
 static ENTRY: AtomicU64 = AtomicU64::new(0);
 
 /// What a CPU has due: part of its [`Cpu`], touched by it alone.
-#[derive(Default)]
-pub struct Due {
+pub struct Due([Slot; PURPOSES]);
+
+/// Who waits for a deadline. Each has one on each CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// Whoever calls [`set_deadline`].
+    Caller,
+    /// Slices and timeouts of threads.
+    #[cfg(target_os = "none")]
+    Threads,
+}
+
+const PURPOSES: usize = 2;
+
+struct Slot {
+    /// When, as the timer counts.
+    count: AtomicU64,
     /// A [`Handler`], or zero for none.
     handler: AtomicUsize,
 }
@@ -28,7 +43,20 @@ pub type Handler = fn(&Cpu);
 impl Due {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { handler: AtomicUsize::new(0) }
+        Self([const { Slot { count: AtomicU64::new(0), handler: AtomicUsize::new(0) } }; PURPOSES])
+    }
+}
+
+impl Default for Due {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Slot {
+    /// When it is due, if it is.
+    fn due(&self) -> Option<u64> {
+        (self.handler.load(Ordering::Relaxed) != 0).then(|| self.count.load(Ordering::Relaxed))
     }
 }
 
@@ -69,19 +97,35 @@ pub fn instructions() -> Option<u64> {
 
 /// Has `handler` run on this CPU when `after` has passed. It replaces what was due before.
 pub fn set_deadline(cpu: &Cpu, after: Duration, handler: Handler) {
-    let deadline = timer::count().saturating_add(to_counts(after, timer::frequency()));
+    set(cpu, Purpose::Caller, Some(Deadline::after(after)), handler);
+}
+
+/// Takes back what [`set_deadline`] has made due on this CPU.
+pub fn cancel_deadline(cpu: &Cpu) {
+    set(cpu, Purpose::Caller, None, |_| {});
+}
+
+/// Has `handler` run on this CPU at `deadline`, or not at all. It replaces what was due before for this purpose.
+pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: Handler) {
     let masked = interrupts::mask();
-    cpu.due.handler.store(handler as usize, Ordering::Relaxed);
-    timer::set_deadline(deadline);
+    let slot = &cpu.due.0[purpose as usize];
+    match deadline {
+        Some(deadline) => {
+            slot.count.store(deadline.0, Ordering::Relaxed);
+            slot.handler.store(handler as usize, Ordering::Relaxed);
+        }
+        None => slot.handler.store(0, Ordering::Relaxed),
+    }
+    program(cpu);
     interrupts::restore(masked);
 }
 
-/// Takes back what was due on this CPU.
-pub fn cancel_deadline(cpu: &Cpu) {
-    let masked = interrupts::mask();
-    timer::stop();
-    cpu.due.handler.store(0, Ordering::Relaxed);
-    interrupts::restore(masked);
+/// Sets the timer for what is due first. Interrupts masked.
+fn program(cpu: &Cpu) {
+    match cpu.due.0.iter().filter_map(Slot::due).min() {
+        Some(first) => timer::set_deadline(first),
+        None => timer::stop(),
+    }
 }
 
 /// Connects the virtual timer's interrupt, for all CPUs. Before this, deadlines do not arrive.
@@ -93,14 +137,17 @@ pub fn start(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
 }
 
 fn handle_interrupt(cpu: &Cpu) {
-    // One shot: off before the handler, which may set the next one.
+    // One shot: off before the handlers, which may set the next ones.
     timer::stop();
-    let handler = cpu.due.handler.swap(0, Ordering::Relaxed);
-    if handler != 0 {
-        // SAFETY: not zero, so `set_deadline` put it there: a `Handler`.
-        let handler = unsafe { core::mem::transmute::<usize, Handler>(handler) };
-        handler(cpu);
+    for slot in &cpu.due.0 {
+        if slot.due().is_some_and(|due| due <= timer::count()) {
+            let handler = slot.handler.swap(0, Ordering::Relaxed);
+            // SAFETY: not zero, so `set` put it there: a `Handler`.
+            let handler = unsafe { core::mem::transmute::<usize, Handler>(handler) };
+            handler(cpu);
+        }
     }
+    program(cpu);
 }
 
 /// Waits at least this long, without giving up the CPU. Interrupts stay as they are.
@@ -137,6 +184,18 @@ impl Deadline {
     /// `time` from now.
     pub fn after(time: Duration) -> Self {
         Self(timer::count().saturating_add(to_counts(time, timer::frequency())))
+    }
+
+    /// When the timer's counter is `count`.
+    #[cfg(target_os = "none")]
+    pub(crate) fn at(count: u64) -> Self {
+        Self(count)
+    }
+
+    /// As the timer counts.
+    #[cfg(target_os = "none")]
+    pub(crate) fn count(self) -> u64 {
+        self.0
     }
 
     /// Whether it has come.
