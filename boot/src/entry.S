@@ -348,7 +348,8 @@ configure_el1:
     msr     spsel, #1
     msr     cpacr_el1, xzr                  // floating point, SVE and SME trap: the kernel has none
     msr     mdscr_el1, xzr                  // no self-hosted debug
-    msr     cntkctl_el1, xzr                // EL0: no timers, no counters
+    constant x0, {CNTKCTL_EL1}
+    msr     cntkctl_el1, x0
     msr     contextidr_el1, xzr
     msr     tpidr_el0, xzr
     msr     tpidrro_el0, xzr

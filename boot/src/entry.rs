@@ -3,8 +3,8 @@
 use core::mem::offset_of;
 
 use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
-    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, SCTLR_EL1, SPSR_EL2, TCR_EL1,
+    CNTHCTL_EL2, CNTKCTL_EL1, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1,
+    ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, SCTLR_EL1, SPSR_EL2, TCR_EL1,
 };
 use granule::boot_info::BootInfo;
 use granule::mm::layout;
@@ -28,15 +28,19 @@ const SCTLR_EL1_MMU_OFF: u64 = SCTLR_EL1_MORE::LSMAOE::SET.value
     | SCTLR_EL1_MORE::TSCXT::SET.value
     | SCTLR_EL1_MORE::EOS::SET.value;
 
-/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. What EL0 may do on
-/// its own (cache maintenance, WFI, MOPS traps) stays denied; WXN stays off because the tables keep that rule, seen by
-/// the audit.
+/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. EL0 may do what it
+/// may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the tables
+/// keep that rule, seen by the audit.
 const SCTLR_EL1_MMU_ON: u64 = SCTLR_EL1_MMU_OFF & !SCTLR_EL1_MORE::SPAN::SET.value
     | SCTLR_EL1::M::Enable.value
     | SCTLR_EL1::C::Cacheable.value
     | SCTLR_EL1::I::Cacheable.value
     | SCTLR_EL1::SA::Enable.value
-    | SCTLR_EL1::SA0::Enable.value;
+    | SCTLR_EL1::SA0::Enable.value
+    | SCTLR_EL1::UCI::DontTrap.value
+    | SCTLR_EL1::UCT::DontTrap.value
+    | SCTLR_EL1::DZE::DontTrap.value
+    | SCTLR_EL1::NTWE::DontTrap.value;
 
 /// SCTLR_EL2 with everything off: its RES1 bits (29, 28, 23, 22, 18, 16, 11, 5, 4).
 const SCTLR_EL2_MMU_OFF: u64 = 0x30c5_0830;
@@ -71,6 +75,9 @@ const TCR: u64 = TCR_EL1::T0SZ.val(16).value
     | TCR_EL1::IRGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
     | TCR_EL1::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
     | TCR_EL1::ORGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value;
+
+/// CNTKCTL_EL1: EL0 may read the virtual counter, and nothing else of the timer.
+const CNTKCTL: u64 = CNTKCTL_EL1::EL0VCTEN::SET.value;
 
 /// PSTATE of the kernel's first instruction at EL1: on SP_EL1, everything masked.
 const SPSR_EL1H_MASKED: u64 = SPSR_EL2::M::EL1h.value
@@ -116,6 +123,7 @@ core::arch::global_asm!(
     CPTR_EL2_VHE = const CPTR_EL2_VHE,
     CNTHCTL_EL2 = const CNTHCTL,
     CNTHCTL_EL2_VHE = const CNTHCTL_VHE,
+    CNTKCTL_EL1 = const CNTKCTL,
     VTCR_EL2 = const VTCR_EL2,
     SPSR_EL1H_MASKED = const SPSR_EL1H_MASKED,
     PSTATE_PAN = const 1u64 << 22,

@@ -22,6 +22,7 @@ pub mod start;
 pub mod symbols;
 pub mod sync;
 pub mod trap;
+pub mod uaccess;
 
 use spin::Once;
 

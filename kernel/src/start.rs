@@ -33,7 +33,7 @@ use crate::platform::features::SystemFeatures;
 use crate::platform::{Platform, PlatformError};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
-use crate::{KERNEL, Kernel, bootargs, lab};
+use crate::{KERNEL, Kernel, bootargs, lab, sched};
 
 // The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
 
@@ -235,6 +235,8 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
 
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     smp::leave_identity_map(empty);
+    sched::init(cpu, smp::boot_cpu_idles)?;
+    sched::init_cpu(cpu);
     interrupts::enable();
     smp::release(cpus, empty);
     Ok(())

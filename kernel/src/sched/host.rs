@@ -1,5 +1,7 @@
 //! On the host the threads are the process's own.
 
+use core::ops::Deref;
+
 /// A thread, for whoever wakes it.
 #[derive(Clone, Debug)]
 pub struct ThreadRef(std::thread::Thread);
@@ -12,8 +14,26 @@ impl ThreadRef {
 }
 
 /// The running thread.
-pub fn current() -> ThreadRef {
-    ThreadRef(std::thread::current())
+#[derive(Clone, Debug)]
+pub struct Current(ThreadRef);
+
+impl Current {
+    /// A reference for others to keep.
+    pub fn to_ref(&self) -> ThreadRef {
+        self.0.clone()
+    }
+}
+
+impl Deref for Current {
+    type Target = ThreadRef;
+    fn deref(&self) -> &ThreadRef {
+        &self.0
+    }
+}
+
+/// The running thread.
+pub fn current() -> Current {
+    Current(ThreadRef(std::thread::current()))
 }
 
 /// Sleeps until somebody calls [`ThreadRef::unpark`]; returns at once where somebody has since the last time.

@@ -1,22 +1,400 @@
-//! Threads on the target.
+//! What there is of each thread.
 
-use granule_arch::wait;
+use core::cell::{Cell, UnsafeCell};
+use core::fmt;
+use core::mem::offset_of;
+use core::ops::Deref;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-/// A thread, for whoever wakes it.
-#[derive(Clone, Debug)]
-pub struct ThreadRef(());
+use granule_arch::addr::VirtAddr;
+use granule_arch::esr::Access;
+use intrusive_collections::LinkedListLink;
+use spin::Once;
+
+use super::fp::FpArea;
+use super::{queue, switch};
+use crate::kernel;
+use crate::mm::OutOfMemory;
+use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::space::SpaceRef;
+use crate::smp::{Cpu, CpuId, this_cpu};
+use crate::trap::TrapFrame;
+
+/// The number of a thread, never used twice.
+pub type ThreadId = u32;
+
+/// What a user thread does with its exceptions. The functions run in its kernel half, on its own stack, with interrupts
+/// on, and may sleep.
+pub struct UserEntry {
+    /// SVC. What the call returns is for it to put into the frame.
+    pub syscall: extern "C" fn(&mut TrapFrame, &Thread),
+    /// Every other synchronous exception; the frame says which.
+    pub exception: fn(&mut TrapFrame, &Thread),
+    /// [`Thread::raise`] was called for [`Work::SIGNAL`]: the last thing before EL0 is entered.
+    pub signal: fn(&mut TrapFrame, &Thread),
+    /// The kernel, working for the thread, could not access an address of EL0. Whether the access is to be tried again;
+    /// else it fails with EFAULT.
+    pub resolve: fn(&Thread, VirtAddr, Access) -> bool,
+}
+
+/// What a thread has to do before it enters EL0: bits of its work word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Work(pub(super) u32);
+
+impl Work {
+    /// Let another thread run.
+    pub(super) const RESCHEDULE: Self = Self(1);
+    /// Call [`UserEntry::signal`].
+    pub const SIGNAL: Self = Self(2);
+}
+
+/// It runs, or is in a run queue.
+pub(super) const RUNNABLE: u32 = 0;
+/// The same, and its next `park` returns at once.
+pub(super) const TOKEN: u32 = 1;
+/// It sleeps.
+pub(super) const PARKED: u32 = 2;
+/// It will not run any more.
+pub(super) const DEAD: u32 = 3;
+
+/// What belongs to one thread. It is reached through a [`ThreadRef`], and by the thread itself.
+///
+/// The cells belong to the CPU that runs the thread; while it does not run, to the CPU whose queue's lock is held.
+#[repr(C)]
+pub struct Thread {
+    /// SP where it was switched away from.
+    pub(super) sp: Cell<u64>,
+    /// Bits of [`Work`]; others set them. The way out to EL0 looks at it, in assembly.
+    pub(super) work: AtomicU32,
+    /// [`RUNNABLE`] to [`DEAD`].
+    pub(super) state: AtomicU32,
+    /// [`UserEntry::syscall`], for the assembly that calls it; never called in a kernel thread.
+    pub(super) syscall: extern "C" fn(&mut TrapFrame, &Thread),
+    entry: Option<&'static UserEntry>,
+    /// In its CPU's run queue.
+    pub(super) link: LinkedListLink,
+    /// Its CPU: see the rule in [`super`].
+    pub(super) home: AtomicU32,
+    references: AtomicU32,
+    id: ThreadId,
+    name: &'static str,
+    /// Top of its kernel stack.
+    pub(super) stack_top: Cell<u64>,
+    /// TPIDR_EL0 while it does not run.
+    pub(super) tls: Cell<u64>,
+    /// What it runs under at EL0.
+    pub(super) space: UnsafeCell<Option<SpaceRef>>,
+    pub(super) fp: FpArea,
+    /// What [`NewUserThread::task`] said.
+    task: AtomicPtr<()>,
+}
+
+// SAFETY: see the type: whoever may touch the cells is one CPU at a time, and the queue's lock is between them.
+unsafe impl Sync for Thread {}
+// SAFETY: nothing in it belongs to a CPU.
+unsafe impl Send for Thread {}
+
+extern "C" fn no_syscall(_: &mut TrapFrame, thread: &Thread) {
+    panic!("a system call of {thread:?}, which is none of EL0");
+}
+
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
+/// The threads that were made; those of [`queue`] were always there.
+static THREADS: Once<Pool<Thread>> = Once::new();
+
+impl Thread {
+    /// A thread without a stack, an entry, or a space.
+    pub(super) const fn new(id: ThreadId, name: &'static str) -> Self {
+        Self {
+            sp: Cell::new(0),
+            work: AtomicU32::new(0),
+            state: AtomicU32::new(RUNNABLE),
+            syscall: no_syscall,
+            entry: None,
+            link: LinkedListLink::new(),
+            home: AtomicU32::new(0),
+            references: AtomicU32::new(1),
+            id,
+            name,
+            stack_top: Cell::new(0),
+            tls: Cell::new(0),
+            space: UnsafeCell::new(None),
+            fp: FpArea::new(),
+            task: AtomicPtr::new(null_mut()),
+        }
+    }
+
+    /// Its number.
+    pub const fn id(&self) -> ThreadId {
+        self.id
+    }
+
+    /// What it is called.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether it runs at EL0, and what its exceptions do then.
+    pub const fn entry(&self) -> Option<&'static UserEntry> {
+        self.entry
+    }
+
+    /// What was given at its birth.
+    pub fn task(&self) -> *mut () {
+        self.task.load(Ordering::Relaxed)
+    }
+
+    /// The CPU that it runs on, or ran on last.
+    pub fn home(&self) -> CpuId {
+        CpuId(self.home.load(Ordering::Relaxed))
+    }
+
+    /// Whether it sleeps. For reports: the answer may be old when it arrives.
+    pub fn is_parked(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == PARKED
+    }
+
+    /// Ends the thread's `park`, or the next one if it is in none. What the caller stored before is seen there.
+    pub fn unpark(&self) {
+        loop {
+            match self.state.load(Ordering::Relaxed) {
+                RUNNABLE => {
+                    let left = self.state.compare_exchange(RUNNABLE, TOKEN, Ordering::AcqRel, Ordering::Relaxed);
+                    if left.is_ok() {
+                        return;
+                    }
+                }
+                // The one token there is, once more: so that its taker sees what this caller stored, too.
+                TOKEN => {
+                    if self.state.compare_exchange(TOKEN, TOKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                        return;
+                    }
+                }
+                PARKED => {
+                    if queue::wake(self) {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Has the thread do `work` before it enters EL0 the next time: soon, if it is there. It is not woken.
+    pub fn raise(&self, work: Work) {
+        self.work.fetch_or(work.0, Ordering::SeqCst);
+        queue::interrupt(self);
+    }
+
+    /// Whether there is `work` to do: for who sleeps and is to be woken by it.
+    pub fn has(&self, work: Work) -> bool {
+        self.work.load(Ordering::Acquire) & work.0 != 0
+    }
+
+    /// Where [`UserEntry::syscall`] is, for `trap/user.S`.
+    pub(crate) const SYSCALL: usize = offset_of!(Self, syscall);
+    /// Where the work word is, for `trap/user.S`.
+    pub(crate) const WORK: usize = offset_of!(Self, work);
+
+    /// The next thing to do before EL0 is entered. What it is for, but for the turn of other threads, is not noted any
+    /// more.
+    pub(crate) fn next_work(&self) -> Option<Work> {
+        let work = self.work.load(Ordering::Acquire);
+        if work & Work::RESCHEDULE.0 != 0 {
+            return Some(Work::RESCHEDULE);
+        }
+        (work != 0).then(|| {
+            self.work.fetch_and(!Work::SIGNAL.0, Ordering::Acquire);
+            Work::SIGNAL
+        })
+    }
+
+    /// The registers with which it entered the kernel from EL0: at the top of its kernel stack.
+    pub(super) fn frame(&self) -> *mut TrapFrame {
+        (self.stack_top.get() as usize - size_of::<TrapFrame>()) as *mut TrapFrame
+    }
+}
+
+impl fmt::Debug for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "thread {} ({})", self.id, self.name)
+    }
+}
+
+/// A thread, counted: it is not freed before the last of these is dropped and it has ended.
+pub struct ThreadRef(NonNull<Thread>);
+
+// SAFETY: gives shared access alone, to what may be shared.
+unsafe impl Send for ThreadRef {}
+// SAFETY: as above.
+unsafe impl Sync for ThreadRef {}
 
 impl ThreadRef {
-    /// Ends the thread's [`park`], or the next one if it is in none.
-    pub fn unpark(&self) {}
+    /// One more reference.
+    pub(super) fn to(thread: &Thread) -> Self {
+        thread.references.fetch_add(1, Ordering::Relaxed);
+        Self(NonNull::from(thread))
+    }
+
+    /// The reference that a thread has to itself, as a pointer, until it ends.
+    pub(super) fn into_raw(self) -> NonNull<Thread> {
+        let thread = self.0;
+        core::mem::forget(self);
+        thread
+    }
+
+    /// # Safety
+    /// What [`Self::into_raw`] gave, once.
+    pub(super) unsafe fn from_raw(thread: NonNull<Thread>) -> Self {
+        Self(thread)
+    }
+
+    /// Lets a new user thread run: on a CPU that idles, or after others on this one.
+    pub fn start(&self) {
+        queue::start(ThreadRef::to(self));
+    }
+}
+
+impl Deref for ThreadRef {
+    type Target = Thread;
+    fn deref(&self) -> &Thread {
+        // SAFETY: counted.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Clone for ThreadRef {
+    fn clone(&self) -> Self {
+        Self::to(self)
+    }
+}
+
+impl fmt::Debug for ThreadRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl Drop for ThreadRef {
+    fn drop(&mut self) {
+        // Release: what this holder did comes before; acquire, by the last: it comes after what all did.
+        if self.references.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // SAFETY: the last reference, so nobody else has the thread; threads that are dropped came from the pool,
+            // since the others keep the reference that they were made with.
+            drop(unsafe { PoolBox::from_raw(self.0) });
+        }
+    }
 }
 
 /// The running thread.
-pub fn current() -> ThreadRef {
-    ThreadRef(())
+///
+/// Having one proves that the code runs in that thread, so that the thread is there.
+#[derive(Clone, Copy)]
+pub struct Current(NonNull<Thread>);
+
+impl Current {
+    /// A reference for others to keep.
+    pub fn to_ref(self) -> ThreadRef {
+        ThreadRef::to(&self)
+    }
 }
 
-/// Sleeps until somebody calls [`ThreadRef::unpark`]; returns at once where somebody has since the last time.
-pub fn park() {
-    wait::relax();
+impl Deref for Current {
+    type Target = Thread;
+    fn deref(&self) -> &Thread {
+        // SAFETY: a running thread is not freed, and the value does not leave it (it is not `Send`).
+        unsafe { self.0.as_ref() }
+    }
+}
+
+/// The running thread.
+///
+/// # Panics
+/// Before [`super::init_cpu`] on this CPU.
+#[inline(always)]
+pub fn current() -> Current {
+    let current = this_cpu().sched.current.load(Ordering::Relaxed);
+    Current(NonNull::new(current).expect("threads exist once memory is set up"))
+}
+
+/// What a user thread begins with.
+pub struct NewUserThread {
+    /// What it is called.
+    pub name: &'static str,
+    /// What its exceptions do.
+    pub entry: &'static UserEntry,
+    /// Its registers at EL0.
+    pub frame: TrapFrame,
+    /// TPIDR_EL0.
+    pub tls: u64,
+    /// What it runs under.
+    pub space: SpaceRef,
+    /// The registers of floating point; none: all zero.
+    pub fp: Option<super::FpState>,
+    /// Whatever the maker wants to find again by [`Thread::task`].
+    pub task: *mut (),
+}
+
+impl NewUserThread {
+    /// Makes the thread; it runs when it is started.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing stays taken.
+    pub fn create(self, cpu: &Cpu) -> Result<ThreadRef, OutOfMemory> {
+        let mut thread = Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), self.name);
+        thread.syscall = self.entry.syscall;
+        thread.entry = Some(self.entry);
+        thread.tls = Cell::new(self.tls);
+        thread.space = UnsafeCell::new(Some(self.space));
+        thread.task = AtomicPtr::new(self.task);
+        if let Some(fp) = &self.fp {
+            thread.fp.set(fp);
+        }
+        let thread = allocate(cpu, thread)?;
+        // SAFETY: the top of a stack that nobody uses yet.
+        unsafe { thread.frame().write(self.frame) };
+        switch::prepare_user(&thread);
+        Ok(thread)
+    }
+}
+
+/// Starts a kernel thread on `cpu` that runs `function` to its end.
+///
+/// # Errors
+/// [`OutOfMemory`]; nothing stays taken.
+pub fn spawn_kernel(
+    cpu: &'static Cpu,
+    name: &'static str,
+    function: extern "C" fn(usize),
+    argument: usize,
+) -> Result<ThreadRef, OutOfMemory> {
+    let thread = allocate(cpu, Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), name))?;
+    thread.home.store(cpu.id.0, Ordering::Relaxed);
+    switch::prepare_kernel(&thread, function, argument);
+    queue::start_kernel(cpu, thread.clone());
+    Ok(thread)
+}
+
+/// Gives a thread its place, and its stack.
+fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
+    let stack = queue::take_stack(cpu)?;
+    thread.stack_top.set(stack.0);
+    match THREADS.call_once(|| Pool::new(kernel().frames)).try_new(thread) {
+        Ok(thread) => Ok(ThreadRef(thread.into_raw())),
+        Err(error) => {
+            queue::free_stack(cpu, stack);
+            Err(error)
+        }
+    }
+}
+
+/// Threads that were made and are still there.
+pub fn thread_count() -> usize {
+    THREADS.get().map_or(0, |threads| threads.stats().objects)
+}
+
+/// Frames that threads keep: for accounts of who has which frames.
+pub fn kept_frames() -> usize {
+    THREADS.get().map_or(0, |threads| threads.stats().frames)
 }

@@ -3,22 +3,24 @@
 //! A waiter's node lies on its own stack: waiting allocates nothing. It carries a value of the queue's choice, by which
 //! whoever wakes says whom it means.
 //!
-//! **Who may touch a node.** It is in the list exactly as long as it has not been woken, and the list has a lock.
-//! Whoever wakes takes the node out, copies the reference to the thread, and only then says so in `woken`: from that
-//! store on the node may be gone, since its thread needs no lock to see it and to return.
+//! **Who may touch a node.** Who has the queue's lock. Whoever wakes does all of it under the lock, and a waiter takes
+//! the lock once more before it returns, and with it the node.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
 use super::{ThreadRef, current, park};
+#[cfg(target_os = "none")]
+use super::{Work, timeout};
+#[cfg(target_os = "none")]
+use crate::drivers::timer::Deadline;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// A thread that waits.
 struct Waiter<T> {
     link: LinkedListLink,
     thread: ThreadRef,
-    /// Set last of all by who takes the node out of the list.
     woken: AtomicBool,
     value: T,
 }
@@ -48,7 +50,7 @@ impl<T> WaitQueue<T> {
     /// Locks the queue: nobody joins it or is woken until the result is dropped. What its waiters wait for is to be
     /// looked at, and changed, in between.
     pub fn lock(&self) -> Waiters<'_, T> {
-        Waiters(self.0.lock())
+        Waiters { list: self.0.lock(), queue: self }
     }
 }
 
@@ -58,29 +60,43 @@ impl<T> Default for WaitQueue<T> {
     }
 }
 
+/// Why a wait has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// Somebody woke this thread.
+    ByAnother,
+    /// The moment came that it waited to at most.
+    TimedOut,
+    /// It has a signal to see to.
+    Interrupted,
+}
+
 /// A [`WaitQueue`], locked.
-pub struct Waiters<'a, T>(IrqGuard<'a, List<T>, { rank::WAIT }>);
+pub struct Waiters<'a, T> {
+    list: IrqGuard<'a, List<T>, { rank::WAIT }>,
+    queue: &'a WaitQueue<T>,
+}
 
 impl<T> Waiters<'_, T> {
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.0.0.is_empty()
+        self.list.0.is_empty()
     }
 
     /// The value of the thread that has waited longest.
     pub fn front(&self) -> Option<&T> {
-        self.0.0.front().get().map(|waiter| &waiter.value)
+        self.list.0.front().get().map(|waiter| &waiter.value)
     }
 
     /// Wakes the thread that has waited longest; whether there was one.
     pub fn wake_front(&mut self) -> bool {
-        self.0.0.pop_front().map(wake).is_some()
+        self.list.0.pop_front().map(wake).is_some()
     }
 
     /// Wakes the first threads whose value `matches`, at most `limit` of them; returns how many.
     pub fn wake_where(&mut self, limit: usize, mut matches: impl FnMut(&T) -> bool) -> usize {
         let mut woken = 0;
-        let mut cursor = self.0.0.front_mut();
+        let mut cursor = self.list.0.front_mut();
         while let Some(waiter) = cursor.get() {
             if woken == limit {
                 break;
@@ -94,21 +110,58 @@ impl<T> Waiters<'_, T> {
         woken
     }
 
+    /// Wakes everybody.
+    pub fn wake_all(&mut self) {
+        while self.wake_front() {}
+    }
+
     /// Joins the queue, unlocks it, and sleeps until somebody wakes this thread.
-    pub fn wait(mut self, value: T) {
-        let waiter = Waiter { link: LinkedListLink::new(), thread: current(), woken: AtomicBool::new(false), value };
-        // SAFETY: the node stays where it is until it is out of the list again: the loop below waits for that.
-        self.0.0.push_back(unsafe { UnsafeRef::from_raw(&raw const waiter) });
-        drop(self);
-        while !waiter.woken.load(Ordering::Acquire) {
-            park();
+    pub fn wait(self, value: T) {
+        self.wait_while(value, || None);
+    }
+
+    /// Joins the queue, unlocks it, and sleeps until somebody wakes this thread, `until` has come, or it has a signal to
+    /// see to.
+    #[cfg(target_os = "none")]
+    pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
+        let interrupted = || current().has(Work::SIGNAL).then_some(Woken::Interrupted);
+        match until {
+            None => self.wait_while(value, interrupted),
+            Some(until) => timeout::with_timeout(until, |passed| {
+                self.wait_while(value, || interrupted().or_else(|| passed().then_some(Woken::TimedOut)))
+            }),
         }
+    }
+
+    fn wait_while(mut self, value: T, otherwise: impl Fn() -> Option<Woken>) -> Woken {
+        let waiter =
+            Waiter { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicBool::new(false), value };
+        let queue = self.queue;
+        // SAFETY: the node stays where it is until it is out of the list, and who took it out has let go of the lock.
+        self.list.0.push_back(unsafe { UnsafeRef::from_raw(&raw const waiter) });
+        drop(self);
+        let outcome = loop {
+            if waiter.woken.load(Ordering::Acquire) {
+                break Woken::ByAnother;
+            }
+            if let Some(outcome) = otherwise() {
+                break outcome;
+            }
+            park();
+        };
+        let mut list = queue.0.lock();
+        if !waiter.link.is_linked() {
+            // Also where it was woken only just now: that wake-up is not to be lost.
+            return Woken::ByAnother;
+        }
+        // SAFETY: linked, and in this list alone.
+        unsafe { list.0.cursor_mut_from_ptr(&raw const waiter) }.remove();
+        outcome
     }
 }
 
-/// Wakes a waiter that is out of its list. Its node is gone with the store.
+/// Wakes a waiter that is out of its list. The caller has the lock.
 fn wake<T>(waiter: UnsafeRef<Waiter<T>>) {
-    let thread = waiter.thread.clone();
     waiter.woken.store(true, Ordering::Release);
-    thread.unpark();
+    waiter.thread.unpark();
 }

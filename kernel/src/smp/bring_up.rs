@@ -207,6 +207,8 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     if let Some(&empty_root) = EMPTY_ROOT.get() {
         leave_identity_map(empty_root);
     }
+    #[cfg(target_os = "none")]
+    crate::sched::init_cpu(cpu);
     cpu.work.open();
     ONLINE.fetch_or(1 << cpu.id.0, Ordering::Release);
     interrupts::enable();

@@ -49,6 +49,9 @@ pub struct Cpu {
     pub(super) incoming: AtomicU32,
     /// What it is to do instead of idling.
     pub(super) work: Work,
+    /// Its threads.
+    #[cfg(target_os = "none")]
+    pub(crate) sched: crate::sched::PerCpu,
     /// Interrupts from other CPUs that it has taken.
     pub ipis: AtomicU64,
     /// Functions that it has run for other CPUs.
@@ -81,6 +84,8 @@ impl Cpu {
             outgoing: Outgoing::new(),
             incoming: AtomicU32::new(0),
             work: Work::new(),
+            #[cfg(target_os = "none")]
+            sched: crate::sched::PerCpu::new(),
             ipis: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             node_arena: AtomicPtr::new(null_mut()),

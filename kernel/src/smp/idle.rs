@@ -1,8 +1,9 @@
-//! What a CPU does that has nothing to do: it waits for interrupts, and for work that another CPU hands it.
+//! What a CPU does that has nothing to do: it waits for interrupts, for threads to run, and for work that another CPU
+//! hands it.
 //!
 //! Work runs outside of interrupts, with interrupts on, to its end; it may do what ordinary kernel code may, such as
-//! [`call`](super::call()) other CPUs. A CPU has room for one piece of work; the boot CPU, which never idles, takes
-//! none.
+//! [`call`](super::call()) other CPUs, but not sleep: it is what the CPU does when nothing else runs. A CPU has room for
+//! one piece of work; the boot CPU takes none.
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -74,18 +75,38 @@ pub fn wait_for(cpus: CpuSet) {
 }
 
 /// The idle loop.
-pub(super) fn idle(cpu: &Cpu) -> ! {
+pub(super) fn idle(cpu: &'static Cpu) -> ! {
     loop {
         // Masked from the look at the slot to the WFI: work that arrives between the two leaves its interrupt pending,
         // and a pending interrupt ends WFI even while it is masked. It is taken at `enable`.
         let _ = interrupts::mask();
-        if cpu.work.state.load(Ordering::Relaxed) != READY {
+        if cpu.work.state.load(Ordering::Relaxed) != READY && nothing_to_run(cpu) {
             wait::wfi();
         }
         interrupts::enable();
         run(cpu);
+        run_threads(cpu);
     }
 }
+
+/// What the boot CPU runs when no thread does.
+#[cfg(target_os = "none")]
+pub(crate) extern "C" fn boot_cpu_idles(_: usize) {
+    idle(super::this_cpu())
+}
+
+#[cfg(target_os = "none")]
+use crate::sched::{is_idle_needed as nothing_to_run, run_ready as run_threads};
+
+/// The host's threads are run by the host.
+#[cfg(not(target_os = "none"))]
+fn nothing_to_run(_: &Cpu) -> bool {
+    true
+}
+
+/// The host's threads are run by the host.
+#[cfg(not(target_os = "none"))]
+fn run_threads(_: &Cpu) {}
 
 fn run(cpu: &Cpu) {
     let work = &cpu.work;

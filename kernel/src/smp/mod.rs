@@ -29,6 +29,8 @@ pub use call::{Function, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
+#[cfg(target_os = "none")]
+pub(crate) use idle::boot_cpu_idles;
 pub use idle::{NotIdle, run_on, wait_for};
 pub use set::CpuSet;
 
@@ -127,7 +129,8 @@ fn connect(cpu: &Cpu) -> Result<(), InterruptError> {
     })
 }
 
-fn notify(target: &Cpu) {
+/// Interrupts `target`: it looks at its calls and its work, and at what it runs.
+pub(crate) fn notify(target: &Cpu) {
     // Without a controller no other CPU has started.
     let _ = interrupt::send(target, Ipi::Call as u32);
 }

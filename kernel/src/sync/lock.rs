@@ -66,6 +66,18 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
         }
     }
 
+    /// Lets go of the lock that [`IrqGuard::hand_over`] has left locked. Interrupts stay masked.
+    ///
+    /// # Safety
+    /// This CPU handed it over, and nobody has let go of it since.
+    #[cfg(target_os = "none")]
+    pub(crate) unsafe fn release_handed_over(&self) {
+        #[cfg(debug_assertions)]
+        this_cpu().held_ranks.fetch_and(!(1 << RANK), Ordering::Relaxed);
+        // SAFETY: it is locked, and the caller is the one to let go of it.
+        unsafe { self.inner.force_unlock() };
+    }
+
     /// Whether some CPU holds it now. For reports only: the answer may be old when it arrives.
     pub fn is_locked(&self) -> bool {
         self.inner.is_locked()
@@ -85,6 +97,14 @@ impl<'a, T, const RANK: Rank> IrqGuard<'a, T, RANK> {
         #[cfg(debug_assertions)]
         this_cpu().held_ranks.fetch_or(1 << RANK, Ordering::Relaxed);
         Self { guard: ManuallyDrop::new(guard), masked, not_send: PhantomData }
+    }
+}
+
+impl<T, const RANK: Rank> IrqGuard<'_, T, RANK> {
+    /// Leaves the lock locked and interrupts masked, for whoever this CPU runs next.
+    #[cfg(target_os = "none")]
+    pub(crate) fn hand_over(self) {
+        core::mem::forget(self);
     }
 }
 

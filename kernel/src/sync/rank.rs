@@ -16,8 +16,6 @@ pub const HEAP_GROWTH: Rank = 4;
 pub const TABLE: Rank = 8;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 10;
-/// Address space identifiers.
-pub const ASID: Rank = 12;
 /// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
 /// here, objects may still be returned by those who hold a page table.
 pub const POOL: Rank = 14;
@@ -27,6 +25,12 @@ pub const PAGE_BLOCK: Rank = 16;
 pub const HEAP: Rank = 20;
 /// A queue of threads that wait. Anything above may wake them.
 pub const WAIT: Rank = 22;
+/// The moments that threads of a CPU wait for.
+pub const TIMEOUTS: Rank = 23;
+/// The threads that wait for a CPU.
+pub const RUN_QUEUE: Rank = 24;
+/// Address space identifiers.
+pub const ASID: Rank = 25;
 /// The interrupt controller.
 pub const INTERRUPT: Rank = 26;
 /// The console: last, so that anything may print.

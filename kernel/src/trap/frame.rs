@@ -14,20 +14,22 @@ use crate::symbols::Named;
 ///
 /// `vectors` writes it, and the order of its fields is known there through `offset_of!`.
 #[repr(C)]
-pub(super) struct TrapFrame {
+#[derive(Clone, Debug, Default)]
+pub struct TrapFrame {
     /// x0 to x30.
-    pub(super) x: [u64; 31],
-    /// SP as it was.
-    pub(super) sp: u64,
+    pub x: [u64; 31],
+    /// SP as it was: from EL0, SP_EL0.
+    pub sp: u64,
     /// ELR_EL1: where to go on.
-    pub(super) elr: u64,
+    pub elr: u64,
     /// SPSR_EL1: PSTATE to go on with.
-    pub(super) spsr: u64,
-    /// ESR_EL1. Old contents where the exception was an interrupt.
+    pub spsr: u64,
+    /// ESR_EL1. Old contents where the exception was an interrupt, or a system call of EL0.
     pub(super) esr: u64,
     /// FAR_EL1. Old contents where the syndrome does not say otherwise.
     pub(super) far: u64,
-    /// x29 and ELR once more, as a frame record (AAPCS64 6.4.6), so that a backtrace goes through the exception.
+    /// x29 and ELR once more, as a frame record (AAPCS64 6.4.6), so that a backtrace goes through the exception. Zeroes
+    /// in a frame of EL0: there it ends.
     pub(super) record: [u64; 2],
 }
 
@@ -35,73 +37,19 @@ pub(super) struct TrapFrame {
 const _: () = assert!(size_of::<TrapFrame>().is_multiple_of(16));
 
 impl TrapFrame {
+    /// The registers of a thread that begins at EL0, at `pc`: all others zero, nothing masked.
+    pub fn at_el0(pc: VirtAddr, sp: VirtAddr) -> Self {
+        Self { elr: pc.0, sp: sp.0, ..Self::default() }
+    }
+
     /// The syndrome.
-    pub(super) const fn syndrome(&self) -> Syndrome {
+    pub const fn syndrome(&self) -> Syndrome {
         Syndrome(self.esr)
     }
 
     /// The address that an abort was about.
-    pub(super) const fn fault_address(&self) -> VirtAddr {
+    pub const fn fault_address(&self) -> VirtAddr {
         VirtAddr(self.far)
-    }
-}
-
-/// Which of the sixteen vectors was taken (Arm ARM D1.4.1): 4 × [`Origin`] + [`Kind`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Vector {
-    pub(super) origin: Origin,
-    pub(super) kind: Kind,
-}
-
-/// Where the CPU was.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Origin {
-    /// EL1 on SP_EL0, which the kernel never uses.
-    El1t,
-    /// The kernel.
-    El1h,
-    /// EL0, AArch64.
-    El0,
-    /// EL0, AArch32, which the kernel never enters.
-    El0A32,
-}
-
-/// What happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
-    Synchronous,
-    Irq,
-    Fiq,
-    SError,
-}
-
-impl Vector {
-    /// The vector with this number, of which only the low four bits count.
-    pub(super) const fn from_number(number: u64) -> Self {
-        let origin = match number >> 2 & 0b11 {
-            0 => Origin::El1t,
-            1 => Origin::El1h,
-            2 => Origin::El0,
-            _ => Origin::El0A32,
-        };
-        let kind = match number & 0b11 {
-            0 => Kind::Synchronous,
-            1 => Kind::Irq,
-            2 => Kind::Fiq,
-            _ => Kind::SError,
-        };
-        Self { origin, kind }
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::El1t => "EL1 on SP_EL0",
-            Self::El1h => "EL1",
-            Self::El0 => "EL0",
-            Self::El0A32 => "EL0 in AArch32",
-        })
     }
 }
 
@@ -152,14 +100,6 @@ impl fmt::Display for PState {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn vectors_are_numbered_as_the_architecture_lays_them_out() {
-        assert_eq!(Vector::from_number(4), Vector { origin: Origin::El1h, kind: Kind::Synchronous });
-        assert_eq!(Vector::from_number(5), Vector { origin: Origin::El1h, kind: Kind::Irq });
-        assert_eq!(Vector::from_number(11), Vector { origin: Origin::El0, kind: Kind::SError });
-        assert_eq!(Vector::from_number(16 + 4), Vector::from_number(4));
-    }
 
     #[test]
     fn every_register_is_printed() {

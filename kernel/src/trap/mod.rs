@@ -9,16 +9,19 @@
 //!
 //! All of it runs with every exception masked, on the stack of the code that was interrupted.
 
-// Much of these three is plain logic: the host's tests run it, the host itself has no use for it.
+// Much of these two is plain logic: the host's tests run it, the host itself has no use for it.
 #[cfg(any(target_os = "none", test))]
 mod backtrace;
 #[cfg(any(target_os = "none", test))]
 mod extable;
-#[cfg(any(target_os = "none", test))]
 mod frame;
 pub mod probe;
 #[cfg(target_os = "none")]
 pub(crate) mod report;
+#[cfg(target_os = "none")]
+mod user;
+#[cfg(any(target_os = "none", test))]
+mod vector;
 #[cfg(target_os = "none")]
 mod vectors;
 
@@ -26,6 +29,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{FaultStatus, Syndrome};
 use granule_arch::translate;
 
+pub use frame::TrapFrame;
 pub use probe::Fault;
 
 /// Bytes of every stack that the kernel runs on.
@@ -67,14 +71,20 @@ mod target {
     use core::sync::atomic::{AtomicU64, Ordering};
 
     use aarch64_cpu::registers::{Readable, SP};
+    use granule_arch::interrupts;
 
     use super::backtrace::stack_around;
-    use super::frame::{Kind, Origin, TrapFrame, Vector};
+    use super::frame::TrapFrame;
     use super::report::{Cause, report};
+    use super::vector::{Kind, Origin, Vector};
     use super::vectors::{OVERFLOWED, exception_vectors};
     use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe};
     use crate::drivers::interrupt;
     use crate::smp::{Cpu, this_cpu};
+    use crate::{sched, uaccess};
+
+    /// PSTATE.I: IRQs were masked.
+    const SPSR_I: u64 = 1 << 7;
 
     /// The overflow stack of the CPU that boots; the others get theirs with their ordinary stacks.
     #[repr(C, align(16))]
@@ -119,7 +129,7 @@ mod target {
         }
     }
 
-    fn irq() {
+    pub(super) fn irq() {
         let cpu = this_cpu();
         count(&cpu.interrupts);
         // Only this CPU writes it, and every nested interrupt puts it back: no read-modify-write is needed.
@@ -130,6 +140,9 @@ mod target {
     }
 
     fn synchronous(frame: &mut TrapFrame) {
+        if resolve_for_user(frame) {
+            return;
+        }
         // Before the exception table is asked: a probe's answer is what the tables say, never a spurious fault.
         if is_spurious(frame.syndrome(), frame.fault_address()) {
             return count(&this_cpu().spurious_faults);
@@ -141,6 +154,26 @@ mod target {
             }
             None => report(frame, Cause::Synchronous),
         }
+    }
+
+    /// Whether a fault of the kernel at an address of EL0 is resolved, so that the access is to be tried again.
+    ///
+    /// Only at instructions that may fault, and only where interrupts were on: resolving may sleep.
+    fn resolve_for_user(frame: &TrapFrame) -> bool {
+        let address = frame.fault_address();
+        let Some(abort) = frame.syndrome().abort() else { return false };
+        if !abort.address_valid || address >= uaccess::END || frame.spsr & SPSR_I != 0 {
+            return false;
+        }
+        if extable::fixup(frame.elr).is_none() {
+            return false;
+        }
+        let thread = sched::current();
+        let Some(entry) = thread.entry() else { return false };
+        interrupts::enable();
+        let resolved = (entry.resolve)(&thread, address, abort.access);
+        let _ = interrupts::mask();
+        resolved
     }
 
     /// Goes on at `fixup`, which finds the fault in x16 and x17.

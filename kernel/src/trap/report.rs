@@ -7,8 +7,9 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{Access, Class, Syndrome};
 
 use super::backtrace::{Backtrace, stack_around, stack_of};
-use super::frame::{Kind, TrapFrame, Vector};
+use super::frame::TrapFrame;
 use super::probe::{self, Fault};
+use super::vector::{Kind, Vector};
 use crate::mm::kernel::describe_walk;
 use crate::panic::die;
 use crate::smp::this_cpu;

@@ -1,6 +1,6 @@
 //! The exception vectors (Arm ARM D1.4.1) and the code that saves and restores the interrupted registers.
 //!
-//! Every vector first asks whether there is stack left, before it touches any. A stack is [`STACK_SIZE`] bytes at a
+//! Those for EL0 are told in `user.S`. Every other first asks whether there is stack left, before it touches any. A stack is [`STACK_SIZE`] bytes at a
 //! multiple of twice that: so bit 14 of every SP inside it is 0, and SP in the guard area below it has the bit set. No
 //! register is free at that point, so SP and x0 are added and subtracted in turn: SP and x0 come back as they were
 //! unless the bit says otherwise.
@@ -13,8 +13,12 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 
+use granule_arch::esr::Class;
+
 use super::frame::TrapFrame;
+use super::user::{user_exception, user_interrupt, user_work};
 use super::{OVERFLOW_STACK_SIZE, STACK_SIZE, handle_exception};
+use crate::sched::Thread;
 use crate::smp::Cpu;
 
 /// Added to the vector's number where the frame lies on the overflow stack.
@@ -23,6 +27,7 @@ pub(super) const OVERFLOWED: u64 = 16;
 const _: () = assert!(STACK_SIZE.is_power_of_two() && OVERFLOW_STACK_SIZE.is_power_of_two());
 
 global_asm!(
+    include_str!("user.S"),
     r#"
     .macro exception_vector number
     .balign 128
@@ -67,7 +72,14 @@ global_asm!(
     .global exception_vectors
     .type   exception_vectors, %function
 exception_vectors:
-    .irp    number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    .irp    number, 0, 1, 2, 3, 4, 5, 6, 7
+    exception_vector \number
+    .endr
+    el0_synchronous
+    el0_irq
+    el0_unexpected 10
+    el0_unexpected 11
+    .irp    number, 12, 13, 14, 15
     exception_vector \number
     .endr
 
@@ -139,7 +151,14 @@ exception_stop:
     OVERFLOW_STACK_SIZE = const OVERFLOW_STACK_SIZE,
     OVERFLOW_STACK_TOP = const offset_of!(Cpu, overflow_stack_top),
     OVERFLOWED = const OVERFLOWED,
+    CURRENT = const offset_of!(Cpu, sched.current),
+    SYSCALL = const Thread::SYSCALL,
+    WORK = const Thread::WORK,
+    EC_SVC = const Class::SVC64 as u64,
     handle_exception = sym handle_exception,
+    user_exception = sym user_exception,
+    user_interrupt = sym user_interrupt,
+    user_work = sym user_work,
 );
 
 // Pairs are stored together.

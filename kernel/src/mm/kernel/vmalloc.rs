@@ -164,6 +164,17 @@ impl KernelSpace {
         Ok(base + STACK_SIZE)
     }
 
+    /// Unmaps and frees the stack with this top, which nobody runs on any more.
+    ///
+    /// # Panics
+    /// Where there is no such stack.
+    pub fn free_stack(&self, cpu: &Cpu, top: VirtAddr) {
+        let start = VirtAddr(top.0 - STACK_SIZE);
+        let pages = self.areas.lock().begin_leaving(start, AreaKind::Stack).expect("a stack of alloc_stack");
+        self.release(cpu, start, pages).expect("a stack is mapped from end to end");
+        self.reclaim_after(cpu, start, pages);
+    }
+
     /// Maps `pages` new frames from `start` on, outside the vmalloc window, for ever: more heap.
     ///
     /// # Errors

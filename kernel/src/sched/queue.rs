@@ -1,0 +1,385 @@
+//! Who runs next on each CPU.
+//!
+//! A CPU has two lists. `woken` holds threads that go on in the kernel: they go first, since others may wait for what
+//! they hold, and they stay on this CPU. `ready` holds threads that go on at EL0: each gets a slice in its turn, and a
+//! CPU that idles may take the first of them. What runs at EL0 makes way at once for a woken thread, and at the end of
+//! its slice for a ready one. There is no tick: a slice has an end only while somebody waits for it.
+//!
+//! **A wake-up is not lost** between the look of a CPU that is about to idle and its WFI: it looks with interrupts
+//! masked, and whoever gives it something sends an interrupt afterwards, which ends WFI all the same. Of threads that
+//! it may take from others it is told if its bit is in [`IDLE`]; it sets the bit before it looks, and the others look at
+//! the bit after they have queued: one of the two sees the other.
+
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
+use core::time::Duration;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::interrupts;
+use intrusive_collections::{LinkedList, UnsafeRef, intrusive_adapter};
+
+use super::thread::{PARKED, RUNNABLE, Thread, ThreadRef, Work, current};
+use super::timeout::Timeouts;
+use super::{fp, switch, timeout};
+use crate::drivers::timer::{self, Deadline, Purpose};
+use crate::kernel;
+use crate::mm::OutOfMemory;
+use crate::smp::{self, Cpu, CpuSet, MAX_CPUS, this_cpu};
+use crate::sync::{IrqLock, rank};
+
+/// How long a thread runs at EL0 while another waits.
+const SLICE: Duration = Duration::from_millis(10);
+/// Stacks of ended threads that a CPU keeps for new ones.
+const SPARE_STACKS: usize = 4;
+/// No end, no timeout.
+pub(super) const NEVER: u64 = u64::MAX;
+
+intrusive_adapter!(Link = UnsafeRef<Thread>: Thread { link => intrusive_collections::LinkedListLink });
+
+/// The threads that wait for a CPU.
+pub(super) struct RunQueue {
+    woken: LinkedList<Link>,
+    ready: LinkedList<Link>,
+    /// A slice has ended: it is the turn of `ready`.
+    overdue: bool,
+    spare_stacks: heapless::Vec<VirtAddr, SPARE_STACKS>,
+}
+
+// SAFETY: its threads are reached through the lock alone, on whichever CPU holds it.
+unsafe impl Send for RunQueue {}
+
+/// What a CPU knows of threads: part of its [`Cpu`].
+pub(crate) struct PerCpu {
+    /// The thread that runs. Changed under the queue's lock.
+    pub(crate) current: AtomicPtr<Thread>,
+    /// The thread that runs when no other does.
+    idle: AtomicPtr<Thread>,
+    pub(super) queue: IrqLock<RunQueue, { rank::RUN_QUEUE }>,
+    /// How many there are in `ready`, for who has no lock.
+    ready: AtomicU32,
+    pub(super) timeouts: IrqLock<Timeouts, { rank::TIMEOUTS }>,
+    /// The thread that has just ended, until the one after it has seen to it.
+    pub(super) ended: AtomicPtr<Thread>,
+    /// The thread whose floating point this CPU's registers hold.
+    pub(super) fp_owner: AtomicPtr<Thread>,
+    /// What TTBR0_EL1 is without a user space.
+    pub(super) no_tables: AtomicU64,
+    /// When the slice ends, as the timer counts; only this CPU uses it.
+    slice_end: AtomicU64,
+    /// When the first timeout is due; only this CPU uses it.
+    pub(super) next_timeout: AtomicU64,
+}
+
+impl PerCpu {
+    pub(crate) const fn new() -> Self {
+        let queue = RunQueue {
+            woken: LinkedList::new(Link::NEW),
+            ready: LinkedList::new(Link::NEW),
+            overdue: false,
+            spare_stacks: heapless::Vec::new(),
+        };
+        Self {
+            current: AtomicPtr::new(null_mut()),
+            idle: AtomicPtr::new(null_mut()),
+            queue: IrqLock::new(queue),
+            ready: AtomicU32::new(0),
+            timeouts: IrqLock::new(Timeouts::new()),
+            ended: AtomicPtr::new(null_mut()),
+            fp_owner: AtomicPtr::new(null_mut()),
+            no_tables: AtomicU64::new(0),
+            slice_end: AtomicU64::new(NEVER),
+            next_timeout: AtomicU64::new(NEVER),
+        }
+    }
+}
+
+/// The CPUs that idle, or are about to.
+static IDLE: AtomicU32 = AtomicU32::new(0);
+
+macro_rules! idle_threads {
+    ($($id:literal)*) => { [$({
+        let _ = $id;
+        Thread::new(0, "idle")
+    }),*] };
+}
+
+/// A thread for each CPU that runs when no other does. Those of the secondaries have the stacks that these started on.
+static IDLE_THREADS: [Thread; MAX_CPUS] = idle_threads!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+/// What the boot CPU has run since it was entered.
+static MAIN: Thread = Thread::new(0, "main");
+
+/// Makes what the boot CPU, this one, runs a thread, and gives it another for when it idles.
+///
+/// # Errors
+/// There is no memory for a stack.
+pub fn init(cpu: &'static Cpu, idle: extern "C" fn(usize)) -> Result<(), OutOfMemory> {
+    switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
+    MAIN.stack_top.set(cpu.stack_top.load(Ordering::Relaxed));
+    let thread = &IDLE_THREADS[cpu.id.0 as usize];
+    thread.stack_top.set(take_stack(cpu)?.0);
+    switch::prepare_kernel(thread, idle, 0);
+    cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    cpu.sched.current.store((&raw const MAIN).cast_mut(), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Prepares this CPU for threads: TTBR0_EL1 has no user space now. On a CPU other than the boot CPU what runs becomes
+/// its idle thread.
+pub fn init_cpu(cpu: &'static Cpu) {
+    cpu.sched.no_tables.store(switch::tables_register(), Ordering::Relaxed);
+    fp::init_cpu();
+    if cpu.sched.current.load(Ordering::Relaxed).is_null() {
+        let thread = &IDLE_THREADS[cpu.id.0 as usize];
+        thread.stack_top.set(cpu.stack_top.load(Ordering::Relaxed));
+        thread.home.store(cpu.id.0, Ordering::Relaxed);
+        cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+        cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    }
+}
+
+impl RunQueue {
+    /// Takes the thread that runs next.
+    fn pick(&mut self, cpu: &Cpu) -> Option<NonNull<Thread>> {
+        let ready_first = core::mem::take(&mut self.overdue) && !self.ready.is_empty();
+        let woken = if ready_first { None } else { self.woken.pop_front() };
+        let thread = match woken {
+            Some(thread) => thread,
+            None => self.take_ready(cpu).or_else(|| self.woken.pop_front())?,
+        };
+        NonNull::new(UnsafeRef::into_raw(thread))
+    }
+
+    /// The next thread, or else the one for when there is none.
+    pub(super) fn pick_or_idle(&mut self, cpu: &Cpu) -> NonNull<Thread> {
+        let idle = || NonNull::new(cpu.sched.idle.load(Ordering::Relaxed)).expect("set by init_cpu");
+        self.pick(cpu).unwrap_or_else(idle)
+    }
+
+    fn take_ready(&mut self, cpu: &Cpu) -> Option<UnsafeRef<Thread>> {
+        let thread = self.ready.pop_front()?;
+        cpu.sched.ready.fetch_sub(1, Ordering::Relaxed);
+        Some(thread)
+    }
+
+    fn add_ready(&mut self, cpu: &Cpu, thread: NonNull<Thread>, place: Place) {
+        // SAFETY: a thread is not freed before it has ended, and it is in no list: it ran, or is new.
+        let thread = unsafe { UnsafeRef::from_raw(thread.as_ptr()) };
+        match place {
+            Place::First => self.ready.push_front(thread),
+            Place::Last => self.ready.push_back(thread),
+        }
+        cpu.sched.ready.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add_woken(&mut self, thread: &Thread) {
+        // SAFETY: as above; it was asleep, or is new.
+        self.woken.push_back(unsafe { UnsafeRef::from_raw(thread) });
+    }
+}
+
+enum Place {
+    First,
+    Last,
+}
+
+/// Lets the new thread run at EL0.
+pub(super) fn start(thread: ThreadRef) {
+    let cpu = this_cpu();
+    thread.home.store(cpu.id.0, Ordering::Relaxed);
+    let mut queue = cpu.sched.queue.lock();
+    // The reference stays with the thread until it ends.
+    queue.add_ready(cpu, thread.into_raw(), Place::Last);
+    begin_slice(cpu);
+    drop(queue);
+    tell_idle(cpu);
+}
+
+/// Lets the new kernel thread run on `cpu`.
+pub(super) fn start_kernel(cpu: &'static Cpu, thread: ThreadRef) {
+    let mut queue = cpu.sched.queue.lock();
+    // SAFETY: the reference stays with the thread until it ends.
+    queue.add_woken(unsafe { thread.into_raw().as_ref() });
+    request(cpu);
+    drop(queue);
+    notify_other(cpu);
+}
+
+/// Wakes a thread that sleeps; `false` if it did not, by now.
+pub(super) fn wake(thread: &Thread) -> bool {
+    let home = thread.home();
+    let Some(cpu) = smp::cpu(home) else { return false };
+    let mut queue = cpu.sched.queue.lock();
+    // It may have been woken, and have gone elsewhere, since the caller looked. What sleeps stays, and went to sleep
+    // under this lock.
+    if thread.home() != home
+        || thread.state.compare_exchange(PARKED, RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_err()
+    {
+        return false;
+    }
+    queue.add_woken(thread);
+    request(cpu);
+    drop(queue);
+    notify_other(cpu);
+    true
+}
+
+/// Has what runs on `cpu`, whose queue is locked, give way on its way to EL0.
+fn request(cpu: &Cpu) {
+    // SAFETY: what runs changes under the lock alone, so it is there.
+    if let Some(thread) = unsafe { cpu.sched.current.load(Ordering::Relaxed).as_ref() } {
+        thread.work.fetch_or(Work::RESCHEDULE.0, Ordering::Relaxed);
+    }
+}
+
+fn notify_other(cpu: &'static Cpu) {
+    if cpu.id != this_cpu().id {
+        smp::notify(cpu);
+    }
+}
+
+/// Has `thread` look at its work soon, if it is at EL0.
+pub(super) fn interrupt(thread: &Thread) {
+    // Where it has moved meanwhile, it has looked on its way.
+    if thread.state.load(Ordering::SeqCst) != PARKED
+        && let Some(cpu) = smp::cpu(thread.home())
+    {
+        notify_other(cpu);
+    }
+}
+
+/// Tells a CPU that idles that there is something to take.
+fn tell_idle(cpu: &Cpu) {
+    fence(Ordering::SeqCst);
+    let idle = CpuSet::from_bits(IDLE.load(Ordering::Relaxed)).without(cpu.id);
+    if let Some(other) = idle.iter().next() {
+        // Cleared here, so that the next one that is told is another.
+        IDLE.fetch_and(!(1 << other.0), Ordering::Relaxed);
+        if let Some(other) = smp::cpu(other) {
+            smp::notify(other);
+        }
+    }
+}
+
+/// Says that this CPU is about to idle, interrupts masked; whether it may: there is nothing for it to run.
+pub fn is_idle_needed(cpu: &Cpu) -> bool {
+    IDLE.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+    let queue = cpu.sched.queue.lock();
+    queue.woken.is_empty()
+        && smp::online().iter().filter_map(smp::cpu).all(|cpu| cpu.sched.ready.load(Ordering::Relaxed) == 0)
+}
+
+/// Runs threads until there is none for this CPU any more. Called by its idle thread.
+pub fn run_ready(cpu: &'static Cpu) {
+    IDLE.fetch_and(!(1 << cpu.id.0), Ordering::Relaxed);
+    let masked = interrupts::mask();
+    while let Some((next, queue)) = {
+        let stolen = if cpu.sched.ready.load(Ordering::Relaxed) == 0 { steal(cpu) } else { None };
+        let mut queue = cpu.sched.queue.lock();
+        if let Some(thread) = stolen {
+            queue.add_ready(cpu, thread, Place::Last);
+        }
+        queue.pick(cpu).map(|next| (next, queue))
+    } {
+        switch::to(cpu, &current(), next, queue);
+    }
+    interrupts::restore(masked);
+}
+
+/// Takes a thread that waits for another CPU and may change to this one.
+fn steal(cpu: &Cpu) -> Option<NonNull<Thread>> {
+    for other in smp::online().without(cpu.id).iter().filter_map(smp::cpu) {
+        if other.sched.ready.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        let taken = other.sched.queue.lock().take_ready(other);
+        if let Some(thread) = taken {
+            // Its registers are all in memory: the lock was held until they were.
+            thread.home.store(cpu.id.0, Ordering::Relaxed);
+            return NonNull::new(UnsafeRef::into_raw(thread));
+        }
+    }
+    None
+}
+
+/// The running thread is about to enter EL0 and is to let others go first. It may be on another CPU afterwards.
+///
+/// Not inlined: nothing that its caller knows of the CPU is true behind it.
+#[inline(never)]
+pub(crate) fn give_way(thread: &Thread) {
+    let cpu = this_cpu();
+    let mut queue = cpu.sched.queue.lock();
+    thread.work.fetch_and(!Work::RESCHEDULE.0, Ordering::Relaxed);
+    let ended = queue.overdue;
+    let Some(next) = queue.pick(cpu) else { return };
+    queue.add_ready(cpu, NonNull::from(thread), if ended { Place::Last } else { Place::First });
+    tell_idle(cpu);
+    switch::to(cpu, thread, next, queue);
+}
+
+/// Has the running thread let the next one go first when it enters EL0.
+pub fn yield_now() {
+    let cpu = this_cpu();
+    let mut queue = cpu.sched.queue.lock();
+    queue.overdue = true;
+    request(cpu);
+}
+
+/// A thread goes to EL0 on this CPU, or others have come to wait: if there are any, the slice has an end.
+pub(super) fn begin_slice(cpu: &Cpu) {
+    let waited_for = cpu.sched.ready.load(Ordering::Relaxed) != 0;
+    let end = cpu.sched.slice_end.load(Ordering::Relaxed);
+    if waited_for == (end == NEVER) {
+        let end = if waited_for { Deadline::after(SLICE).count() } else { NEVER };
+        cpu.sched.slice_end.store(end, Ordering::Relaxed);
+        program(cpu);
+    }
+}
+
+/// Sets the timer for what is due first. Interrupts masked.
+pub(super) fn program(cpu: &Cpu) {
+    let due = cpu.sched.slice_end.load(Ordering::Relaxed).min(cpu.sched.next_timeout.load(Ordering::Relaxed));
+    timer::set(cpu, Purpose::Threads, (due != NEVER).then(|| Deadline::at(due)), when_due);
+}
+
+fn when_due(cpu: &Cpu) {
+    let now = Deadline::after(Duration::ZERO).count();
+    if cpu.sched.slice_end.load(Ordering::Relaxed) <= now {
+        cpu.sched.slice_end.store(NEVER, Ordering::Relaxed);
+        let mut queue = cpu.sched.queue.lock();
+        queue.overdue = true;
+        request(cpu);
+    }
+    if cpu.sched.next_timeout.load(Ordering::Relaxed) <= now {
+        timeout::expire(cpu, now);
+    }
+    program(cpu);
+}
+
+/// A kernel stack: its top.
+pub(super) fn take_stack(cpu: &Cpu) -> Result<VirtAddr, OutOfMemory> {
+    let spare = cpu.sched.queue.lock().spare_stacks.pop();
+    match spare {
+        Some(stack) => Ok(stack),
+        None => kernel().space.alloc_stack(cpu).map_err(|_| OutOfMemory),
+    }
+}
+
+/// Takes back what [`take_stack`] gave.
+pub(super) fn free_stack(cpu: &Cpu, stack: VirtAddr) {
+    let kept = cpu.sched.queue.lock().spare_stacks.push(stack);
+    if kept.is_err() {
+        kernel().space.free_stack(cpu, stack);
+    }
+}
+
+/// Frees the stacks that are kept for threads to come. For audits that count frames.
+pub fn trim(cpu: &Cpu) {
+    smp::for_each(|other| {
+        loop {
+            let spare = other.sched.queue.lock().spare_stacks.pop();
+            let Some(stack) = spare else { break };
+            kernel().space.free_stack(cpu, stack);
+        }
+    });
+}

@@ -1,0 +1,255 @@
+//! From one thread to another.
+//!
+//! The registers that a call preserves go on the thread's own stack, and SP into the [`Thread`]; everything else that a
+//! thread has in registers is EL0's and lies in its frame, or is saved here: TPIDR_EL0, TTBR0_EL1, floating point.
+//!
+//! The lock of the CPU's run queue is taken by the thread that leaves and let go by the one that comes: so who holds the
+//! lock finds the registers of every thread that does not run in memory, and may take it to another CPU.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::Ordering;
+
+use aarch64_cpu::registers::{Readable as _, TPIDR_EL0, TTBR0_EL1, Writeable as _};
+use granule_arch::addr::VirtAddr;
+use granule_arch::{barrier, interrupts, patched_branch};
+
+use super::queue::{self, RunQueue};
+use super::thread::{DEAD, PARKED, RUNNABLE, Thread, ThreadRef, current};
+use crate::mm::asid::{self, Asids};
+use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::space::{Space, SpaceRef};
+use crate::platform::features::branch;
+use crate::smp::{Cpu, this_cpu};
+use crate::sync::{IrqGuard, rank};
+
+/// The numbers by which TLBs know the spaces.
+pub(super) static ASIDS: Asids = Asids::new();
+
+/// What [`context_switch`] pushes: x19 to x30.
+#[repr(C)]
+struct Saved {
+    /// x19 to x28.
+    x: [u64; 10],
+    fp: u64,
+    /// Where to go on.
+    lr: u64,
+}
+
+global_asm!(
+    r#"
+    .pushsection .text.context_switch, "ax", %progbits
+    // x0: where SP of the thread that leaves goes; x1: SP of the one that comes. Returns in that one, with its CPU.
+    .type   context_switch, %function
+    .global context_switch
+context_switch:
+    sub     sp, sp, #{SAVED}
+    stp     x19, x20, [sp]
+    stp     x21, x22, [sp, #16]
+    stp     x23, x24, [sp, #32]
+    stp     x25, x26, [sp, #48]
+    stp     x27, x28, [sp, #64]
+    stp     x29, x30, [sp, #80]
+    mov     x9, sp
+    str     x9, [x0]
+    mov     sp, x1
+    ldp     x19, x20, [sp]
+    ldp     x21, x22, [sp, #16]
+    ldp     x23, x24, [sp, #32]
+    ldp     x25, x26, [sp, #48]
+    ldp     x27, x28, [sp, #64]
+    ldp     x29, x30, [sp, #80]
+    add     sp, sp, #{SAVED}
+    mrs     x0, tpidr_el1
+    ret
+
+    // A user thread's first instructions: its frame is at SP.
+    .type   user_thread_start, %function
+    .global user_thread_start
+user_thread_start:
+    bl      {finish}
+    mrs     x19, tpidr_el1
+    ldr     x19, [x19, #{CURRENT}]
+    b       el0_return
+
+    // A kernel thread's first instructions. x19: its function; x20: the argument.
+    .type   kernel_thread_start, %function
+    .global kernel_thread_start
+kernel_thread_start:
+    bl      {finish}
+    msr     daifclr, #7
+    mov     x0, x20
+    blr     x19
+    bl      {exit}
+    .popsection
+    "#,
+    SAVED = const size_of::<Saved>(),
+    CURRENT = const offset_of!(Cpu, sched.current),
+    finish = sym finish,
+    exit = sym exit_kernel,
+);
+
+unsafe extern "C" {
+    fn context_switch(leaving: *mut u64, coming: u64) -> *const ();
+    static user_thread_start: u8;
+    static kernel_thread_start: u8;
+}
+
+/// Has a new user thread begin on its way out to EL0.
+pub(super) fn prepare_user(thread: &Thread) {
+    let lr = (&raw const user_thread_start).addr() as u64;
+    push(thread, thread.frame().addr() as u64, Saved { x: [0; 10], fp: 0, lr });
+}
+
+/// Has a new kernel thread begin with `function`.
+pub(super) fn prepare_kernel(thread: &Thread, function: extern "C" fn(usize), argument: usize) {
+    let lr = (&raw const kernel_thread_start).addr() as u64;
+    let x = [function as usize as u64, argument as u64, 0, 0, 0, 0, 0, 0, 0, 0];
+    push(thread, thread.stack_top.get(), Saved { x, fp: 0, lr });
+}
+
+fn push(thread: &Thread, top: u64, saved: Saved) {
+    let sp = top - size_of::<Saved>() as u64;
+    // SAFETY: on the stack of a thread that has not run yet.
+    unsafe { VirtAddr(sp).as_ptr::<Saved>().write(saved) };
+    thread.sp.set(sp);
+}
+
+/// Goes from the running thread to `next`. Returns when the thread runs again: on another CPU only if it was ready, not
+/// asleep. Interrupts masked, before as after.
+pub(super) fn to(
+    cpu: &'static Cpu,
+    thread: &Thread,
+    next: NonNull<Thread>,
+    queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
+) {
+    debug_assert!(!interrupts::state().irqs_enabled() && cpu.interrupt_depth.load(Ordering::Relaxed) == 0);
+    // Now the one that comes holds it.
+    queue.hand_over();
+    // SAFETY: it was taken from the queue, so it has not ended.
+    let next_thread = unsafe { next.as_ref() };
+    leave(cpu, thread);
+    enter(cpu, next_thread);
+    // SAFETY: the registers of `next` were saved where its SP says, under the lock that this thread holds. What comes
+    // back is TPIDR_EL1.
+    let cpu: &'static Cpu = unsafe { &*context_switch(thread.sp.as_ptr(), next_thread.sp.get()).cast() };
+    finish(cpu);
+}
+
+/// Saves what only user threads have in registers.
+fn leave(cpu: &Cpu, thread: &Thread) {
+    if thread.entry().is_some() {
+        thread.tls.set(TPIDR_EL0.get());
+        thread.fp.leave(cpu, thread);
+    }
+}
+
+fn enter(cpu: &Cpu, thread: &Thread) {
+    cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    cpu.stack_top.store(thread.stack_top.get(), Ordering::Relaxed);
+    if thread.entry().is_some() {
+        TPIDR_EL0.set(thread.tls.get());
+        thread.fp.enter(cpu, thread);
+        queue::begin_slice(cpu);
+    }
+    // SAFETY: the space of a thread that comes is this CPU's.
+    install(cpu, unsafe { &*thread.space.get() }.as_deref());
+}
+
+/// The end of a switch, in the thread that came: lets go of the lock, and of the thread that left if it has ended.
+extern "C" fn finish(cpu: &'static Cpu) {
+    let ended = cpu.sched.ended.swap(null_mut(), Ordering::Relaxed);
+    // SAFETY: the thread that left handed it over.
+    unsafe { cpu.sched.queue.release_handed_over() };
+    if let Some(ended) = NonNull::new(ended) {
+        // SAFETY: the reference that the thread had to itself; it has ended.
+        let thread = unsafe { ThreadRef::from_raw(ended) };
+        queue::free_stack(cpu, VirtAddr(thread.stack_top.get()));
+    }
+}
+
+/// Puts the tables of a space, or those of none, into TTBR0_EL1.
+fn install(cpu: &Cpu, space: Option<&Space>) {
+    let none = cpu.sched.no_tables.load(Ordering::Relaxed);
+    let before = TTBR0_EL1.get();
+    let Some(space) = space else {
+        if before != none {
+            set_tables(none);
+        }
+        return;
+    };
+    // A space keeps its number for as long as a CPU runs under it.
+    if TTBR0_EL1.get_baddr() == space.root().0 {
+        return;
+    }
+    if patched_branch!(branch::CNP) && before != none {
+        // Between two spaces the CPU has none: see `mm::asid`.
+        set_tables(none);
+    }
+    let number = ASIDS.activate(cpu, &Metal(LinearView {}), space.asid());
+    set_tables(asid::ttbr0(space.root(), number));
+}
+
+fn set_tables(register: u64) {
+    TTBR0_EL1.set(register);
+    // What the kernel accesses at addresses of EL0 goes by it as well.
+    barrier::isb();
+}
+
+/// What TTBR0_EL1 holds now.
+pub(super) fn tables_register() -> u64 {
+    TTBR0_EL1.get()
+}
+
+/// Gives the running thread another space, from now on, and returns the one that it had. `None` before a space is let go
+/// of for good.
+pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
+    let masked = interrupts::mask();
+    let thread = current();
+    // SAFETY: the space of the running thread is this CPU's, and nobody here refers to it while it is replaced.
+    let old = unsafe { core::mem::replace(&mut *thread.space.get(), space) };
+    // SAFETY: as above.
+    install(this_cpu(), unsafe { &*thread.space.get() }.as_deref());
+    interrupts::restore(masked);
+    old
+}
+
+/// Sleeps until somebody calls [`Thread::unpark`]; returns at once where somebody has since the last time.
+pub fn park() {
+    let cpu = this_cpu();
+    let thread = current();
+    debug_assert!(cpu.held_ranks.load(Ordering::Relaxed) == 0, "sleeping with a lock held");
+    let masked = interrupts::mask();
+    let mut queue = cpu.sched.queue.lock();
+    match thread.state.compare_exchange(RUNNABLE, PARKED, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            let next = queue.pick_or_idle(cpu);
+            to(cpu, &thread, next, queue);
+        }
+        Err(_) => {
+            // The token. Only its owner takes it.
+            thread.state.store(RUNNABLE, Ordering::Relaxed);
+            drop(queue);
+        }
+    }
+    interrupts::restore(masked);
+}
+
+/// Ends the running thread, which lets go of its space. What else it holds it holds for ever, so it should hold nothing.
+pub fn exit() -> ! {
+    drop(set_space(None));
+    let cpu = this_cpu();
+    let thread = current();
+    let _ = interrupts::mask();
+    let mut queue = cpu.sched.queue.lock();
+    thread.state.store(DEAD, Ordering::Relaxed);
+    cpu.sched.ended.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    let next = queue.pick_or_idle(cpu);
+    to(cpu, &thread, next, queue);
+    unreachable!("a thread that has ended runs");
+}
+
+extern "C" fn exit_kernel() -> ! {
+    exit()
+}

@@ -1,0 +1,114 @@
+//! Moments that threads wait for.
+//!
+//! Each CPU has its own list: a thread that sleeps stays on its CPU, so nobody else touches the entries. An entry lies on
+//! the stack of the thread that waits.
+
+use core::cell::Cell;
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+
+use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
+
+use super::queue::{self, NEVER};
+use super::switch::park;
+use super::thread::{Thread, Work, current};
+use super::wait::Woken;
+use crate::drivers::timer::Deadline;
+use crate::smp::{Cpu, this_cpu};
+
+struct Timeout {
+    link: LinkedListLink,
+    thread: NonNull<Thread>,
+    due: u64,
+    passed: Cell<bool>,
+}
+
+intrusive_adapter!(Link = UnsafeRef<Timeout>: Timeout { link => LinkedListLink });
+
+/// The timeouts of one CPU, the first that is due first.
+pub(super) struct Timeouts(LinkedList<Link>);
+
+// SAFETY: reached through its lock alone.
+unsafe impl Send for Timeouts {}
+
+impl Timeouts {
+    pub(super) const fn new() -> Self {
+        Self(LinkedList::new(Link::NEW))
+    }
+
+    fn insert(&mut self, timeout: UnsafeRef<Timeout>) {
+        let due = timeout.due;
+        let mut cursor = self.0.front_mut();
+        while cursor.get().is_some_and(|other| other.due <= due) {
+            cursor.move_next();
+        }
+        cursor.insert_before(timeout);
+    }
+
+    fn next(&self) -> u64 {
+        self.0.front().get().map_or(NEVER, |timeout| timeout.due)
+    }
+}
+
+/// Calls `wait`, which parks until it finds what it waits for; the thread is unparked at `until` in any case. `wait` is
+/// told whether that moment has come.
+pub(super) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bool) -> R) -> R {
+    let cpu = this_cpu();
+    let timeout = Timeout {
+        link: LinkedListLink::new(),
+        thread: NonNull::from(&*current()),
+        due: until.count(),
+        passed: Cell::new(false),
+    };
+    {
+        let mut timeouts = cpu.sched.timeouts.lock();
+        // SAFETY: the entry stays where it is until it is out of the list, below.
+        timeouts.insert(unsafe { UnsafeRef::from_raw(&raw const timeout) });
+        set_next(cpu, timeouts.next());
+    }
+    let result = wait(&|| {
+        let _timeouts = cpu.sched.timeouts.lock();
+        timeout.passed.get()
+    });
+    let mut timeouts = cpu.sched.timeouts.lock();
+    if timeout.link.is_linked() {
+        // SAFETY: linked, and in no other list.
+        unsafe { timeouts.0.cursor_mut_from_ptr(&raw const timeout) }.remove();
+        set_next(cpu, timeouts.next());
+    }
+    result
+}
+
+/// Interrupts masked, by the lock.
+fn set_next(cpu: &Cpu, next: u64) {
+    if cpu.sched.next_timeout.swap(next, Ordering::Relaxed) != next {
+        queue::program(cpu);
+    }
+}
+
+/// Wakes those who have waited long enough.
+pub(super) fn expire(cpu: &Cpu, now: u64) {
+    let mut timeouts = cpu.sched.timeouts.lock();
+    while timeouts.next() <= now {
+        let Some(timeout) = timeouts.0.pop_front() else { break };
+        timeout.passed.set(true);
+        // SAFETY: the thread is this CPU's, and waits for this lock before it leaves the entry.
+        unsafe { timeout.thread.as_ref() }.unpark();
+    }
+    cpu.sched.next_timeout.store(timeouts.next(), Ordering::Relaxed);
+}
+
+/// Sleeps until then, or until there is a signal.
+pub fn sleep_until(until: Deadline) -> Woken {
+    with_timeout(until, |passed| {
+        loop {
+            if passed() {
+                return Woken::TimedOut;
+            }
+            if current().has(Work::SIGNAL) {
+                return Woken::Interrupted;
+            }
+            park();
+        }
+    })
+}

@@ -1,0 +1,131 @@
+// From EL0 into the kernel and back, on the kernel stack of the thread that runs.
+//
+// The stack is empty when EL0 runs: the frame lies at its top, and no vector need ask whether there is room. The record
+// in the frame is zero from the thread's birth on, which ends every backtrace. x19 is the thread from the vector to the
+// exception return; what is called in between preserves it, also where the thread goes to another CPU.
+//
+// The way out looks at one word, the thread's work, with interrupts masked until the ERET: what sets a bit from then on
+// sends an interrupt, which is taken at EL0.
+
+    .macro  el0_save
+    sub     sp, sp, #{FRAME_SIZE}
+    stp     x0, x1, [sp, #{X}]
+    stp     x2, x3, [sp, #{X} + 16]
+    stp     x4, x5, [sp, #{X} + 32]
+    stp     x6, x7, [sp, #{X} + 48]
+    stp     x8, x9, [sp, #{X} + 64]
+    stp     x10, x11, [sp, #{X} + 80]
+    stp     x12, x13, [sp, #{X} + 96]
+    stp     x14, x15, [sp, #{X} + 112]
+    stp     x16, x17, [sp, #{X} + 128]
+    stp     x18, x19, [sp, #{X} + 144]
+    stp     x20, x21, [sp, #{X} + 160]
+    stp     x22, x23, [sp, #{X} + 176]
+    stp     x24, x25, [sp, #{X} + 192]
+    stp     x26, x27, [sp, #{X} + 208]
+    stp     x28, x29, [sp, #{X} + 224]
+    mrs     x21, sp_el0
+    mrs     x22, elr_el1
+    mrs     x23, spsr_el1
+    mrs     x19, tpidr_el1
+    stp     x30, x21, [sp, #{X} + 240]
+    stp     x22, x23, [sp, #{ELR}]
+    ldr     x19, [x19, #{CURRENT}]
+    .endm
+
+    .macro  el0_synchronous
+    .balign 128
+    el0_save
+    mrs     x24, esr_el1
+    lsr     x25, x24, #26
+    cmp     x25, #{EC_SVC}
+    b.ne    el0_exception
+    b       el0_syscall
+    .endm
+
+    .macro  el0_irq
+    .balign 128
+    el0_save
+    b       el0_interrupt
+    .endm
+
+    .macro  el0_unexpected number
+    .balign 128
+    el0_save
+    mov     x1, #\number
+    b       el0_report
+    .endm
+
+    .pushsection .text.el0, "ax", %progbits
+    .type   el0_syscall, %function
+el0_syscall:
+    msr     daifclr, #7
+    ldr     x9, [x19, #{SYSCALL}]
+    add     x29, sp, #{RECORD}
+    mov     x0, sp
+    mov     x1, x19
+    blr     x9
+
+    .global el0_return
+el0_return:
+    msr     daifset, #3
+    ldr     w9, [x19, #{WORK}]
+    cbnz    w9, el0_work
+el0_enter:
+    ldp     x22, x23, [sp, #{ELR}]
+    ldp     x30, x21, [sp, #{X} + 240]
+    msr     elr_el1, x22
+    msr     spsr_el1, x23
+    msr     sp_el0, x21
+    ldp     x0, x1, [sp, #{X}]
+    ldp     x2, x3, [sp, #{X} + 16]
+    ldp     x4, x5, [sp, #{X} + 32]
+    ldp     x6, x7, [sp, #{X} + 48]
+    ldp     x8, x9, [sp, #{X} + 64]
+    ldp     x10, x11, [sp, #{X} + 80]
+    ldp     x12, x13, [sp, #{X} + 96]
+    ldp     x14, x15, [sp, #{X} + 112]
+    ldp     x16, x17, [sp, #{X} + 128]
+    ldp     x18, x19, [sp, #{X} + 144]
+    ldp     x20, x21, [sp, #{X} + 160]
+    ldp     x22, x23, [sp, #{X} + 176]
+    ldp     x24, x25, [sp, #{X} + 192]
+    ldp     x26, x27, [sp, #{X} + 208]
+    ldp     x28, x29, [sp, #{X} + 224]
+    add     sp, sp, #{FRAME_SIZE}
+    eret
+
+    .type   el0_exception, %function
+el0_exception:
+    mrs     x26, far_el1
+    stp     x24, x26, [sp, #{ESR}]
+    add     x29, sp, #{RECORD}
+    msr     daifclr, #7
+    mov     x0, sp
+    mov     x1, x19
+    bl      {user_exception}
+    b       el0_return
+
+    .type   el0_interrupt, %function
+el0_interrupt:
+    add     x29, sp, #{RECORD}
+    bl      {user_interrupt}
+    b       el0_return
+
+    .type   el0_work, %function
+el0_work:
+    add     x29, sp, #{RECORD}
+    mov     x0, sp
+    mov     x1, x19
+    bl      {user_work}
+    b       el0_enter
+
+    .type   el0_report, %function
+el0_report:
+    mrs     x24, esr_el1
+    mrs     x26, far_el1
+    stp     x24, x26, [sp, #{ESR}]
+    add     x29, sp, #{RECORD}
+    mov     x0, sp
+    bl      {handle_exception}
+    .popsection

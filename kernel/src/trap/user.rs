@@ -1,0 +1,47 @@
+//! Exceptions of EL0: what `user.S` calls.
+//!
+//! What they mean is for the thread's own functions to say ([`UserEntry`](crate::sched::UserEntry)); here is what must
+//! be done for every thread: floating point on its first use, and what waits for the way out.
+
+use granule_arch::esr::Class;
+use granule_arch::interrupts;
+
+use super::TrapFrame;
+use super::target::irq;
+use crate::sched::{self, Thread, Work};
+
+/// A synchronous exception that is no system call. Interrupts on.
+pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) {
+    /// Bytes of an instruction.
+    const INSTRUCTION: u64 = 4;
+    match frame.syndrome().class() {
+        Some(Class::TrappedFP) => sched::first_use_of_fp(thread),
+        // To wait for an interrupt is the kernel's to decide, and returning at once is within the architecture's hint.
+        Some(Class::TrappedWFIorWFE) => frame.elr += INSTRUCTION,
+        _ => {
+            let entry = thread.entry().expect("a thread at EL0 has one");
+            (entry.exception)(frame, thread);
+        }
+    }
+}
+
+/// An interrupt. Interrupts masked, before as after.
+pub(super) extern "C" fn user_interrupt() {
+    irq();
+}
+
+/// What there is to do before EL0 is entered, until there is nothing. Interrupts masked, before as after.
+///
+/// It must not remember which CPU this is.
+pub(super) extern "C" fn user_work(frame: &mut TrapFrame, thread: &Thread) {
+    while let Some(work) = thread.next_work() {
+        if work == Work::SIGNAL {
+            interrupts::enable();
+            let entry = thread.entry().expect("a thread at EL0 has one");
+            (entry.signal)(frame, thread);
+            let _ = interrupts::mask();
+        } else {
+            sched::give_way(thread);
+        }
+    }
+}

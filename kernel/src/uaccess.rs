@@ -1,0 +1,275 @@
+//! The kernel's access to memory of EL0.
+//!
+//! By LDTR and STTR: the hardware allows what it would allow EL0 itself, whatever the address, and PAN stays on. A fault
+//! goes to the thread's [`resolve`](crate::sched::UserEntry::resolve), which may sleep; what it cannot resolve is
+//! [`Errno::EFAULT`]. Where interrupts are masked, as under a spinning lock, nothing is resolved: then a page that is
+//! merely not there yet is EFAULT, too, and the caller tries again without the lock.
+//!
+//! An access that fails may have been made in part.
+
+use granule_arch::addr::VirtAddr;
+
+use crate::errno::Errno;
+
+/// The first address that is not EL0's.
+pub const END: VirtAddr = VirtAddr(1 << 48);
+
+/// Whether these bytes are at addresses of EL0.
+pub fn is_user_range(start: VirtAddr, bytes: usize) -> bool {
+    start.0.checked_add(bytes as u64).is_some_and(|end| end <= END.0)
+}
+
+/// Copies from memory of EL0.
+///
+/// # Errors
+/// [`Errno::EFAULT`].
+pub fn copy_from_user(to: &mut [u8], from: VirtAddr) -> Result<(), Errno> {
+    checked(from, to.len())?;
+    // SAFETY: the slice is the caller's, and the other side is EL0's or faults.
+    outcome(unsafe { machine::copy_from(to.as_mut_ptr(), from.0, to.len()) })
+}
+
+/// Copies to memory of EL0.
+///
+/// # Errors
+/// [`Errno::EFAULT`].
+pub fn copy_to_user(to: VirtAddr, from: &[u8]) -> Result<(), Errno> {
+    checked(to, from.len())?;
+    // SAFETY: as above.
+    outcome(unsafe { machine::copy_to(to.0, from.as_ptr(), from.len()) })
+}
+
+/// Zeroes memory of EL0.
+///
+/// # Errors
+/// [`Errno::EFAULT`].
+pub fn clear_user(to: VirtAddr, bytes: usize) -> Result<(), Errno> {
+    checked(to, bytes)?;
+    // SAFETY: what is written is EL0's, or faults.
+    outcome(unsafe { machine::clear(to.0, bytes) })
+}
+
+/// A word of EL0, by a single load.
+///
+/// # Errors
+/// [`Errno::EFAULT`]; [`Errno::EINVAL`] where it is not aligned.
+pub fn get_u32(from: VirtAddr) -> Result<u32, Errno> {
+    checked_word::<u32>(from)?;
+    let mut value = 0;
+    // SAFETY: the value is this function's, and the other side is EL0's or faults.
+    outcome(unsafe { machine::get_word(&mut value, from.0) }).map(|()| value)
+}
+
+/// Stores a word of EL0, by a single store.
+///
+/// # Errors
+/// [`Errno::EFAULT`]; [`Errno::EINVAL`] where it is not aligned.
+pub fn put_u32(to: VirtAddr, value: u32) -> Result<(), Errno> {
+    checked_word::<u32>(to)?;
+    // SAFETY: what is written is EL0's, or faults.
+    outcome(unsafe { machine::put_word(to.0, value) })
+}
+
+fn checked(start: VirtAddr, bytes: usize) -> Result<(), Errno> {
+    if is_user_range(start, bytes) { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+fn checked_word<T>(at: VirtAddr) -> Result<(), Errno> {
+    checked(at, size_of::<T>())?;
+    if at.0.is_multiple_of(align_of::<T>() as u64) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+fn outcome(faulted: u64) -> Result<(), Errno> {
+    if faulted == 0 { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+/// Each returns 0, or 1 where an access faulted.
+#[cfg(target_os = "none")]
+mod machine {
+    use core::arch::global_asm;
+
+    // The kernel's side may be unaligned: LDR and STR of Normal memory take any address. So does EL0's, but for the
+    // words, which are one access.
+    global_asm!(
+        r#"
+    .macro  user label, instruction:vararg
+\label: \instruction
+    .pushsection .extable, "a"
+    .balign 4
+    .long   \label\()b - ., 9f - .
+    .popsection
+    .endm
+
+    .pushsection .text.uaccess, "ax", %progbits
+    // x0: to; x1: from, of EL0; x2: bytes.
+    .type   user_copy_from, %function
+    .global user_copy_from
+user_copy_from:
+    subs    x2, x2, #32
+    b.lo    2f
+1:
+    user    10, ldtr x3, [x1]
+    user    11, ldtr x4, [x1, #8]
+    user    12, ldtr x5, [x1, #16]
+    user    13, ldtr x6, [x1, #24]
+    add     x1, x1, #32
+    stp     x3, x4, [x0], #16
+    stp     x5, x6, [x0], #16
+    subs    x2, x2, #32
+    b.hs    1b
+2:
+    tbz     x2, #4, 3f
+    user    10, ldtr x3, [x1]
+    user    11, ldtr x4, [x1, #8]
+    add     x1, x1, #16
+    stp     x3, x4, [x0], #16
+3:
+    tbz     x2, #3, 3f
+    user    10, ldtr x3, [x1]
+    add     x1, x1, #8
+    str     x3, [x0], #8
+3:
+    ands    x2, x2, #7
+    b.eq    5f
+4:
+    user    10, ldtrb w3, [x1]
+    add     x1, x1, #1
+    strb    w3, [x0], #1
+    subs    x2, x2, #1
+    b.ne    4b
+5:
+    mov     x0, #0
+    ret
+9:  mov     x0, #1
+    ret
+
+    // x0: to, of EL0; x1: from; x2: bytes.
+    .type   user_copy_to, %function
+    .global user_copy_to
+user_copy_to:
+    subs    x2, x2, #32
+    b.lo    2f
+1:
+    ldp     x3, x4, [x1], #16
+    ldp     x5, x6, [x1], #16
+    user    10, sttr x3, [x0]
+    user    11, sttr x4, [x0, #8]
+    user    12, sttr x5, [x0, #16]
+    user    13, sttr x6, [x0, #24]
+    add     x0, x0, #32
+    subs    x2, x2, #32
+    b.hs    1b
+2:
+    tbz     x2, #4, 3f
+    ldp     x3, x4, [x1], #16
+    user    10, sttr x3, [x0]
+    user    11, sttr x4, [x0, #8]
+    add     x0, x0, #16
+3:
+    tbz     x2, #3, 3f
+    ldr     x3, [x1], #8
+    user    10, sttr x3, [x0]
+    add     x0, x0, #8
+3:
+    ands    x2, x2, #7
+    b.eq    5f
+4:
+    ldrb    w3, [x1], #1
+    user    10, sttrb w3, [x0]
+    add     x0, x0, #1
+    subs    x2, x2, #1
+    b.ne    4b
+5:
+    mov     x0, #0
+    ret
+9:  mov     x0, #1
+    ret
+
+    // x0: to, of EL0; x1: bytes.
+    .type   user_clear, %function
+    .global user_clear
+user_clear:
+    subs    x1, x1, #32
+    b.lo    2f
+1:
+    user    10, sttr xzr, [x0]
+    user    11, sttr xzr, [x0, #8]
+    user    12, sttr xzr, [x0, #16]
+    user    13, sttr xzr, [x0, #24]
+    add     x0, x0, #32
+    subs    x1, x1, #32
+    b.hs    1b
+2:
+    ands    x1, x1, #31
+    b.eq    5f
+4:
+    user    10, sttrb wzr, [x0]
+    add     x0, x0, #1
+    subs    x1, x1, #1
+    b.ne    4b
+5:
+    mov     x0, #0
+    ret
+9:  mov     x0, #1
+    ret
+
+    // x0: to; x1: from, of EL0.
+    .type   user_get_word, %function
+    .global user_get_word
+user_get_word:
+    user    10, ldtr w3, [x1]
+    str     w3, [x0]
+    mov     x0, #0
+    ret
+9:  mov     x0, #1
+    ret
+
+    // x0: to, of EL0; x1: the value.
+    .type   user_put_word, %function
+    .global user_put_word
+user_put_word:
+    user    10, sttr w1, [x0]
+    mov     x0, #0
+    ret
+9:  mov     x0, #1
+    ret
+    .popsection
+    .purgem user
+        "#
+    );
+
+    unsafe extern "C" {
+        #[link_name = "user_copy_from"]
+        pub(super) fn copy_from(to: *mut u8, from: u64, bytes: usize) -> u64;
+        #[link_name = "user_copy_to"]
+        pub(super) fn copy_to(to: u64, from: *const u8, bytes: usize) -> u64;
+        #[link_name = "user_clear"]
+        pub(super) fn clear(to: u64, bytes: usize) -> u64;
+        #[link_name = "user_get_word"]
+        pub(super) fn get_word(to: &mut u32, from: u64) -> u64;
+        #[link_name = "user_put_word"]
+        pub(super) fn put_word(to: u64, value: u32) -> u64;
+    }
+}
+
+/// On the host there is no EL0: every access faults.
+#[cfg(not(target_os = "none"))]
+mod machine {
+    macro_rules! faults {
+        ($($name:ident($($argument:ident: $type:ty),*);)*) => {$(
+            /// # Safety
+            /// None: nothing is accessed.
+            pub(super) unsafe fn $name($(_: $type),*) -> u64 {
+                1
+            }
+        )*};
+    }
+
+    faults! {
+        copy_from(to: *mut u8, from: u64, bytes: usize);
+        copy_to(to: u64, from: *const u8, bytes: usize);
+        clear(to: u64, bytes: usize);
+        get_word(to: &mut u32, from: u64);
+        put_word(to: u64, value: u32);
+    }
+}
