@@ -36,6 +36,8 @@ mod timer;
 #[cfg(target_os = "none")]
 mod trap;
 #[cfg(target_os = "none")]
+mod user;
+#[cfg(target_os = "none")]
 mod vmalloc;
 
 granule_boot::entry!(crate::harness::run);

@@ -6,6 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use granule::mm::heap;
+use granule::sched;
 use granule::smp::{self, CpuSet, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::interrupts;
@@ -29,7 +30,9 @@ impl Snapshot {
     pub(crate) fn take() -> Self {
         let kernel = granule::kernel();
         let heap = heap::kernel_heap().stats();
-        let kept = kernel.space.kept_frames() + heap.total / PAGE_SIZE;
+        sched::trim(this_cpu());
+        let threads_and_spaces = sched::kept_frames() + kernel.spaces.kept_frames();
+        let kept = kernel.space.kept_frames() + threads_and_spaces + heap.total / PAGE_SIZE;
         let mut areas = 0;
         kernel.space.for_each_area(|_| areas += 1);
         Self { frames: kernel.frames.stats().used - kept, allocations: heap.allocations, areas, cpus: smp::online() }

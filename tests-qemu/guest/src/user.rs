@@ -1,0 +1,452 @@
+//! Threads at EL0, with programs of a few instructions: how they enter the kernel, make way, and keep what is theirs.
+//!
+//! What a thread's exceptions do is this file's ([`ENTRY`]): there are no processes here. A program gets its argument in
+//! x0 and calls with the number in x8; see [`syscall`].
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+use granule::drivers::timer::{self, Deadline};
+use granule::kernel;
+use granule::mm::space::{self, MapRequest, Placement, Populate, Sharing, SpaceRef};
+use granule::sched::{self, NewUserThread, Thread, ThreadRef, UserEntry, Work, sleep_until};
+use granule::smp::{self, CpuSet, this_cpu};
+use granule::trap::TrapFrame;
+use granule::uaccess;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::descriptor::Protection;
+use granule_arch::esr::{Access, Class};
+
+use crate::harness::{Test, target_test};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Where the programs are, at EL0.
+const CODE: VirtAddr = VirtAddr(0x40_0000);
+/// A page that may be written, at EL0; SP begins at its end.
+const DATA: VirtAddr = VirtAddr(0x50_0000);
+/// Nothing is mapped here.
+const NOTHING: VirtAddr = VirtAddr(0x60_0000);
+
+/// x0: what the program found out; the thread ends.
+const FINISH: u64 = 0;
+/// Returns x0 + x1.
+const ADD: u64 = 1;
+/// Lets others go first.
+const YIELD: u64 = 2;
+/// Copies 8 bytes from x0 to x1, by the kernel; returns 0, or a negative error.
+const COPY: u64 = 3;
+
+global_asm!(
+    r#"
+    .pushsection .rodata.user_programs, "a", %progbits
+    .balign 8
+user_programs_start:
+
+    // Every register that a call must preserve, seen before and after a call, by sums of what is in them.
+program_registers:
+    mov     x9, sp
+    mov     x10, #7
+    .irp    r, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+    add     x10, x10, x10, lsl #3
+    mov     x\r, x10
+    .endr
+    mov     x10, #7
+    mov     x0, #40
+    mov     x1, #2
+    mov     x8, #{ADD}
+    cmp     x1, #2                      // Z and C
+    svc     #0
+    b.ne    1f
+    b.lo    1f
+    cmp     x0, #42
+    b.ne    1f
+    cmp     x1, #2
+    b.ne    1f
+    cmp     x8, #{ADD}
+    b.ne    1f
+    mov     x0, sp
+    cmp     x9, x0
+    b.ne    1f
+    .irp    r, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+    add     x10, x10, x10, lsl #3
+    cmp     x\r, x10
+    b.ne    1f
+    .endr
+    mov     x0, #0
+    mov     x8, #{FINISH}
+    svc     #0
+1:  mov     x0, #1
+    mov     x8, #{FINISH}
+    svc     #0
+
+    // Loads from x0, and finishes with what it got.
+program_load:
+    ldr     x0, [x0]
+    mov     x8, #{FINISH}
+    svc     #0
+
+    // For ever.
+program_loop:
+    b       program_loop
+
+    // Calls x0 times and finishes.
+program_calls:
+    mov     x20, x0
+    mov     x8, #{ADD}
+1:  svc     #0
+    subs    x20, x20, #1
+    b.ne    1b
+    mov     x0, #0
+    mov     x8, #{FINISH}
+    svc     #0
+
+    // Floating point and TPIDR_EL0 of its own: x0 in all of them; finishes with how often one was another's.
+program_state:
+    mov     x20, x0
+    mov     x21, #0
+    mov     x22, #300
+    msr     tpidr_el0, x20
+    .arch_extension simd
+    .irp    r, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    dup     v\r\().2d, x20
+    .endr
+    .irp    r, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    dup     v\r\().2d, x20
+    .endr
+    and     x23, x20, #1
+    lsl     x23, x23, #22               // FPCR.RMode
+    msr     fpcr, x23
+1:  mov     x24, #500                   // some time, to be interrupted in
+2:  subs    x24, x24, #1
+    b.ne    2b
+    and     x0, x22, #7
+    cbnz    x0, 3f
+    mov     x8, #{YIELD}
+    svc     #0
+3:  mrs     x0, tpidr_el0
+    cmp     x0, x20
+    cinc    x21, x21, ne
+    mrs     x0, fpcr
+    cmp     x0, x23
+    cinc    x21, x21, ne
+    .irp    r, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    mov     x0, v\r\().d[1]
+    cmp     x0, x20
+    cinc    x21, x21, ne
+    .endr
+    .irp    r, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    mov     x0, v\r\().d[0]
+    cmp     x0, x20
+    cinc    x21, x21, ne
+    .endr
+    .arch_extension nosimd
+    subs    x22, x22, #1
+    b.ne    1b
+    mov     x0, x21
+    mov     x8, #{FINISH}
+    svc     #0
+
+    // Has the kernel copy from x0 to the data page, and finishes with what that returned.
+program_copy:
+    mov     x1, #{DATA}
+    mov     x8, #{COPY}
+    svc     #0
+    mov     x8, #{FINISH}
+    svc     #0
+
+    // What EL0 may do by itself, then what it may not: x0 counts what has gone through.
+program_allowed:
+    mov     x0, #{DATA}
+    dc      zva, x0
+    dc      cvau, x0
+    ic      ivau, x0
+    mrs     x1, ctr_el0
+    mrs     x1, dczid_el0
+    isb
+    mrs     x1, cntvct_el0
+    wfi
+    mov     x0, #0
+    mrs     x1, pmevcntr0_el0
+    add     x0, x0, #1
+    mrs     x1, cntpct_el0
+    add     x0, x0, #1
+    mrs     x1, sctlr_el1
+    add     x0, x0, #1
+    msr     daifset, #2
+    add     x0, x0, #1
+    udf     #0
+    add     x0, x0, #1
+    mov     x8, #{FINISH}
+    svc     #0
+user_programs_end:
+    .popsection
+    "#,
+    FINISH = const FINISH,
+    ADD = const ADD,
+    YIELD = const YIELD,
+    COPY = const COPY,
+    DATA = const DATA.0,
+);
+
+macro_rules! programs {
+    ($($name:ident),*) => {
+        unsafe extern "C" {
+            $(static $name: u8;)*
+        }
+    };
+}
+programs!(
+    user_programs_start,
+    user_programs_end,
+    program_registers,
+    program_load,
+    program_loop,
+    program_calls,
+    program_state,
+    program_copy,
+    program_allowed
+);
+
+/// Where a program is, at EL0.
+macro_rules! program {
+    ($name:ident) => {
+        CODE + ((&raw const $name).addr() - (&raw const user_programs_start).addr()) as u64
+    };
+}
+
+/// Threads that have finished, what they found summed, and the last exception of one.
+static FINISHED: AtomicU32 = AtomicU32::new(0);
+static FOUND: AtomicU64 = AtomicU64::new(0);
+static SYNDROME: AtomicU64 = AtomicU64::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static EXCEPTIONS: AtomicU32 = AtomicU32::new(0);
+
+static ENTRY: UserEntry = UserEntry { syscall, exception, signal, resolve };
+
+extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
+    let [x0, x1] = [frame.x[0], frame.x[1]];
+    frame.x[0] = match frame.x[8] {
+        FINISH => finish(x0),
+        ADD => x0.wrapping_add(x1),
+        YIELD => {
+            sched::yield_now();
+            0
+        }
+        COPY => {
+            let mut bytes = [0; 8];
+            let copied = uaccess::copy_from_user(&mut bytes, VirtAddr(x0))
+                .and_then(|()| uaccess::copy_to_user(VirtAddr(x1), &bytes));
+            copied.map_or_else(|error| -(error as i64) as u64, |()| 0)
+        }
+        _ => u64::MAX,
+    };
+}
+
+/// Notes an exception and goes on behind its instruction, with 77 in x0 where that was a load.
+fn exception(frame: &mut TrapFrame, _: &Thread) {
+    if frame.syndrome().abort().is_some() {
+        if resolve(&sched::current(), frame.fault_address(), Access::Write) {
+            return;
+        }
+        frame.x[0] = 77;
+    }
+    SYNDROME.store(frame.syndrome().0, Ordering::Relaxed);
+    ADDRESS.store(frame.fault_address().0, Ordering::Relaxed);
+    EXCEPTIONS.fetch_add(1, Ordering::Relaxed);
+    frame.elr += 4;
+}
+
+fn signal(_: &mut TrapFrame, _: &Thread) {
+    finish(0);
+}
+
+fn resolve(thread: &Thread, address: VirtAddr, _: Access) -> bool {
+    // SAFETY: the space that the test gave the thread at its birth, which lives for longer.
+    let space = unsafe { &*thread.task().cast::<SpaceRef>() };
+    space::handle_fault(space, this_cpu(), address, space::Access::Write).is_ok()
+}
+
+fn finish(found: u64) -> ! {
+    FOUND.fetch_add(found, Ordering::Relaxed);
+    FINISHED.fetch_add(1, Ordering::Release);
+    sched::exit()
+}
+
+/// A space with the programs and a page of data.
+fn make_space(t: &mut Test) -> Option<SpaceRef> {
+    let cpu = this_cpu();
+    let space = t.ok("a space", kernel().spaces.create(cpu))?;
+    let map = |at, protection| MapRequest {
+        placement: Placement::Fixed(at),
+        bytes: PAGE,
+        protection,
+        sharing: Sharing::Private,
+        populate: Populate::Now,
+    };
+    let data = Protection::READ.and(Protection::WRITE);
+    t.ok("the code's page", space.mmap(cpu, &map(CODE, data)))?;
+    t.ok("the data's page", space.mmap(cpu, &map(DATA, data)))?;
+    let (start, end) = (&raw const user_programs_start, &raw const user_programs_end);
+    // SAFETY: the programs are constants, and between the two symbols.
+    let programs = unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) };
+    t.ok("the programs", space.write_bytes(cpu, CODE, programs))?;
+    t.ok("executable", space.mprotect(CODE, PAGE, Protection::READ.and(Protection::EXECUTE)))?;
+    Some(space)
+}
+
+/// Starts a thread.
+fn start(t: &mut Test, space: &SpaceRef, program: VirtAddr, argument: u64) -> Option<ThreadRef> {
+    let mut frame = TrapFrame::at_el0(program, DATA + PAGE);
+    frame.x[0] = argument;
+    let task = (&raw const *space).cast_mut().cast();
+    let thread = NewUserThread { name: "test", entry: &ENTRY, frame, tls: 0, space: space.clone(), fp: None, task };
+    let thread = t.ok("a thread", thread.create(this_cpu()))?;
+    thread.start();
+    Some(thread)
+}
+
+fn reset() {
+    FINISHED.store(0, Ordering::Relaxed);
+    FOUND.store(0, Ordering::Relaxed);
+    EXCEPTIONS.store(0, Ordering::Relaxed);
+}
+
+/// Sleeps until so many threads have finished, at most some seconds; and until they are gone.
+fn wait_for(t: &mut Test, threads: u32) {
+    let patience = Deadline::after(Duration::from_secs(8));
+    while (FINISHED.load(Ordering::Acquire) < threads || sched::thread_count() > 0) && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.equal("threads that finished", FINISHED.load(Ordering::Acquire), threads);
+    t.equal("threads that are left", sched::thread_count(), 0);
+}
+
+/// Runs one thread to its end; returns what it found.
+fn run(t: &mut Test, program: VirtAddr, argument: u64) -> Option<u64> {
+    reset();
+    let space = make_space(t)?;
+    start(t, &space, program, argument)?;
+    wait_for(t, 1);
+    Some(FOUND.load(Ordering::Relaxed))
+}
+
+target_test!(a_call_preserves_every_register_but_its_result);
+fn a_call_preserves_every_register_but_its_result(t: &mut Test) {
+    let found = run(t, program!(program_registers), 0);
+    t.equal("wrong registers", found, Some(0));
+}
+
+target_test!(a_fault_says_what_and_where);
+fn a_fault_says_what_and_where(t: &mut Test) {
+    let found = run(t, program!(program_load), NOTHING.0 + 8);
+    t.equal("it went on behind the load", found, Some(77));
+    t.equal("the address", ADDRESS.load(Ordering::Relaxed), NOTHING.0 + 8);
+    let class = granule_arch::esr::Syndrome(SYNDROME.load(Ordering::Relaxed)).class();
+    t.check("a data abort of EL0", class == Some(Class::DataAbortLowerEL));
+    // The kernel's half: refused, whatever is there.
+    let found = run(t, program!(program_load), (&raw const FOUND).addr() as u64);
+    t.equal("it went on behind the load", found, Some(77));
+    // The positive control.
+    let found = run(t, program!(program_load), DATA.0);
+    t.equal("its own data", found, Some(0));
+}
+
+target_test!(el0_may_do_what_it_may_under_linux);
+fn el0_may_do_what_it_may_under_linux(t: &mut Test) {
+    let found = run(t, program!(program_allowed), 0);
+    t.equal("it went on behind each", found, Some(5));
+    t.equal("refused", EXCEPTIONS.load(Ordering::Relaxed), 5);
+}
+
+target_test!(a_loop_makes_way_for_others, limit(30));
+fn a_loop_makes_way_for_others(t: &mut Test) {
+    reset();
+    let Some(space) = make_space(t) else { return };
+    // On each CPU one more than fits, so that one that comes later must wait for the end of a slice.
+    let loops: heapless::Vec<ThreadRef, 32> =
+        (0..=smp::online().len()).filter_map(|_| start(t, &space, program!(program_loop), 0)).collect();
+    sleep_until(Deadline::after(Duration::from_millis(5)));
+    start(t, &space, program!(program_calls), 100);
+    let patience = Deadline::after(Duration::from_secs(5));
+    while FINISHED.load(Ordering::Acquire) == 0 && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.equal("the one that ends has ended", FINISHED.load(Ordering::Acquire), 1);
+    loops.iter().for_each(|thread| thread.raise(Work::SIGNAL));
+    let expected = loops.len() as u32 + 1;
+    drop(loops);
+    wait_for(t, expected);
+}
+
+target_test!(floating_point_and_tpidr_are_each_threads_own, limit(60));
+fn floating_point_and_tpidr_are_each_threads_own(t: &mut Test) {
+    reset();
+    let (Some(one), Some(other)) = (make_space(t), make_space(t)) else { return };
+    let threads = 3 * smp::online().len() as u64;
+    for number in 0..threads {
+        let space = if number % 2 == 0 { &one } else { &other };
+        start(t, space, program!(program_state), 0x0101_0101_0101_0101 * (number + 1));
+    }
+    wait_for(t, threads as u32);
+    t.equal("registers of another thread", FOUND.load(Ordering::Relaxed), 0);
+}
+
+target_test!(the_kernels_access_faults_as_a_value);
+fn the_kernels_access_faults_as_a_value(t: &mut Test) {
+    const EFAULT: i64 = -14;
+    let copy = |t: &mut Test, from: u64| run(t, program!(program_copy), from).map(|found| found as i64);
+    let copied = copy(t, CODE.0);
+    t.equal("its own memory", copied, Some(0));
+    for address in [0, NOTHING.0, 1 << 48, u64::MAX - 3, (&raw const FOUND).addr() as u64] {
+        let copied = copy(t, address);
+        t.equal("EFAULT", copied, Some(EFAULT));
+    }
+    // Half of it: the last word of a page whose neighbour is not there.
+    let copied = copy(t, DATA.0 + PAGE - 4);
+    t.equal("EFAULT", copied, Some(EFAULT));
+}
+
+target_test!(sleepers_wake_in_time_and_in_order);
+fn sleepers_wake_in_time_and_in_order(t: &mut Test) {
+    for milliseconds in [0, 1, 7] {
+        let (start, time) = (timer::uptime(), Duration::from_millis(milliseconds));
+        t.equal("woken", sleep_until(Deadline::after(time)), sched::Woken::TimedOut);
+        t.check("not early", timer::uptime() - start >= time);
+    }
+    static ORDER: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn sleep(time: usize) {
+        sleep_until(Deadline::after(Duration::from_millis(time as u64)));
+        ORDER.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |order| Some(order * 10 + time as u64 / 5)).ok();
+    }
+    ORDER.store(0, Ordering::Relaxed);
+    for time in [15, 5, 10] {
+        t.ok("a thread", sched::spawn_kernel(this_cpu(), "sleep", sleep, time));
+    }
+    let patience = Deadline::after(Duration::from_secs(5));
+    while sched::thread_count() > 0 && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.equal("the order", ORDER.load(Ordering::Relaxed), 123);
+}
+
+target_test!(kernel_threads_run_where_they_are_put, needs("smp"));
+fn kernel_threads_run_where_they_are_put(t: &mut Test) {
+    static WHERE: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn note(_: usize) {
+        let before = this_cpu().id;
+        sleep_until(Deadline::after(Duration::from_millis(2)));
+        if before == this_cpu().id {
+            WHERE.fetch_or(1 << before.0, Ordering::Relaxed);
+        }
+    }
+    WHERE.store(0, Ordering::Relaxed);
+    smp::for_each(|cpu| {
+        t.ok("a thread", sched::spawn_kernel(cpu, "note", note, 0));
+    });
+    let patience = Deadline::after(Duration::from_secs(5));
+    while sched::thread_count() > 0 && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.equal("the CPUs", CpuSet::from_bits(WHERE.load(Ordering::Relaxed)), smp::online());
+}
