@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use super::{Descriptor, Kind, MAIR, MAIR_MTE, STAGE1, bits};
+use super::{Descriptor, Kind, MAIR, MAIR_MTE, NonPresent, STAGE1, bits};
 
 /// The last level of the walk with the 4 KiB granule.
 const LAST_LEVEL: u8 = 3;
@@ -52,7 +52,11 @@ impl fmt::Display for Decoded {
             Kind::Leaf => self.leaf(f),
             Kind::None if descriptor.is_valid() => f.write_str("reserved: faults like an invalid entry"),
             Kind::None if descriptor.0 == 0 => f.write_str("invalid"),
-            Kind::None => write!(f, "invalid, software's bits {:#x}", descriptor.0),
+            Kind::None => match descriptor.non_present() {
+                NonPresent::Marker(markers) => write!(f, "invalid, {markers:?} (software's)"),
+                NonPresent::Migration(migration) => write!(f, "invalid, {migration:?} (software's)"),
+                NonPresent::Empty | NonPresent::Unknown => write!(f, "invalid, software's bits {:#x}", descriptor.0),
+            },
         }
     }
 }
@@ -98,12 +102,12 @@ impl Decoded {
             (fields.is_set(STAGE1::CONTIGUOUS), ", Contiguous"),
             (fields.is_set(STAGE1::PXN), ", PXN"),
             (fields.is_set(STAGE1::UXN), ", UXN"),
-            (descriptor.0 & bits::VM_ALLOC != 0, ", VM_ALLOC (software's)"),
         ] {
             f.write_str(if set { name } else { "" })?;
         }
+        let named = software(f, descriptor)?;
         write!(f, ", AttrIndx {} ({})", fields.read(STAGE1::ATTR_INDEX), descriptor.memory_type_name())?;
-        other_bits(f, descriptor, LEAF_FIELDS)
+        other_bits(f, descriptor, LEAF_FIELDS | named)
     }
 }
 
@@ -124,8 +128,34 @@ const LEAF_FIELDS: u64 = bits::VALID
     | bits::WRITE
     | bits::CONTIGUOUS
     | bits::PXN
-    | bits::UXN
-    | bits::VM_ALLOC;
+    | bits::UXN;
+
+/// What software means by its bits in a leaf; returns those that it has named. In a leaf of a user space they mean
+/// something else than in the kernel's.
+fn software(f: &mut fmt::Formatter<'_>, leaf: Descriptor) -> Result<u64, fmt::Error> {
+    const KERNEL: [(u64, &str); 1] = [(bits::VM_ALLOC, "VM_ALLOC")];
+    const USER: [(u64, &str); 3] = [(bits::DIRTY, "dirty"), (bits::SPECIAL, "special"), (bits::UFFD_WP, "uffd-wp")];
+    const USER_INVALID: [(u64, &str); 5] = [
+        (bits::DIRTY, "dirty"),
+        (bits::SPECIAL, "special"),
+        (bits::UFFD_WP_INVALID, "uffd-wp"),
+        (bits::PROT_NONE, "inaccessible"),
+        (bits::FAULT_ON_ACCESS, "fault on access"),
+    ];
+    let names: &[_] = match (leaf.is_valid(), leaf.is_inaccessible()) {
+        (true, _) if leaf.0 & bits::NG != 0 => &USER,
+        (false, true) => &USER_INVALID,
+        _ => &KERNEL,
+    };
+    let mut named = 0;
+    for &(bit, name) in names {
+        named |= bit;
+        if leaf.0 & bit != 0 {
+            write!(f, ", {name} (software's)")?;
+        }
+    }
+    Ok(named)
+}
 
 fn other_bits(f: &mut fmt::Formatter<'_>, descriptor: Descriptor, named: u64) -> fmt::Result {
     let other = descriptor.0 & !named;
@@ -169,7 +199,7 @@ mod tests {
     use std::format;
 
     use crate::addr::PhysAddr;
-    use crate::descriptor::{Attributes, Descriptor, MemoryType, bits};
+    use crate::descriptor::{Attributes, Descriptor, Markers, MemoryType, Protection, bits};
 
     fn page(attributes: Attributes) -> Descriptor {
         Descriptor(attributes.bits() | bits::TABLE | 0x4800_1000)
@@ -178,6 +208,7 @@ mod tests {
     #[test]
     fn each_kind_of_entry_in_words() {
         let data = page(Attributes::kernel_data(MemoryType::NormalTagged));
+        let user = Attributes::user(MemoryType::Normal, Protection::READ.and(Protection::WRITE));
         for (entry, level, words) in [
             (Descriptor::EMPTY, 2, "invalid"),
             (Descriptor(0x1000), 2, "invalid, software's bits 0x1000"),
@@ -202,6 +233,20 @@ mod tests {
                 "block 0x40200000, AP read-only at EL1, SH inner shareable, AF, Contiguous, UXN, \
                  AttrIndx 0 (Normal write-back)",
             ),
+            (
+                page(user).dirty().uffd_wp(),
+                3,
+                "page 0x48001000, AP read-only at EL1 and EL0, SH inner shareable, AF, nG, PXN, UXN, \
+                 dirty (software's), uffd-wp (software's), AttrIndx 0 (Normal write-back)",
+            ),
+            (
+                page(user).special().fault_on_access(),
+                3,
+                "present but invalid: page 0x48001000, AP read-only at EL1 and EL0, SH inner shareable, AF, DBM, PXN, \
+                 UXN, special (software's), inaccessible (software's), fault on access (software's), \
+                 AttrIndx 0 (Normal write-back)",
+            ),
+            (Descriptor::from(Markers::GUARD), 3, "invalid, Markers(4) (software's)"),
         ] {
             assert_eq!(format!("{}", entry.decoded(level)), words);
         }
@@ -209,8 +254,13 @@ mod tests {
 
     #[test]
     fn no_bit_goes_unmentioned() {
-        let empty = page(Attributes::device());
-        for bit in 0..64 {
+        let user = page(Attributes::user(MemoryType::Normal, Protection::READ));
+        let leaves = [page(Attributes::device()), user, user.fault_on_access()];
+        for (empty, bit) in leaves.into_iter().flat_map(|leaf| (0..64).map(move |bit| (leaf, bit))) {
+            // Table or page: at the last level that is no question where nothing is valid.
+            if bit == 1 && !empty.is_valid() {
+                continue;
+            }
             let (with, without) = (Descriptor(empty.0 | 1 << bit), Descriptor(empty.0 & !(1 << bit)));
             assert_ne!(format!("{}", with.decoded(3)), format!("{}", without.decoded(3)), "bit {bit}");
         }
