@@ -15,6 +15,8 @@ mod peers;
 #[cfg(target_os = "none")]
 mod set_memory;
 #[cfg(target_os = "none")]
+mod space;
+#[cfg(target_os = "none")]
 mod vmalloc;
 
 granule_boot::entry!(crate::harness::run);

@@ -13,14 +13,16 @@
 //! Two areas that touch and are alike are one: [`Areas::merge`] is called wherever a change may have made them so.
 
 use core::cell::Cell;
+use core::ops::Deref;
 use core::ptr::NonNull;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
+use intrusive_collections::rbtree::CursorMut;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
-use super::shmem::ObjectRef;
+use super::shmem::{Object, ObjectRef};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
 
@@ -28,43 +30,20 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Addresses below are handed out only to those who ask for them: programs are linked there, and a null pointer with an
 /// offset points there.
-pub const SEARCH_START: VirtAddr = VirtAddr(1 << 32);
+pub(super) const SEARCH_START: VirtAddr = VirtAddr(1 << 32);
 
 /// Where an area's pages come from.
-#[derive(Clone, Debug)]
-pub enum Backing {
+#[derive(Clone, Copy)]
+pub enum Backing<'a> {
     /// Zeros, of this space alone; after a fork, copies.
     Private,
     /// An object that several areas, of several spaces, may show.
     Shared {
         /// The object.
-        object: ObjectRef,
+        object: &'a Object,
         /// Which page of it the area begins with.
         first_page: u64,
     },
-}
-
-impl Backing {
-    /// The same for an area that begins `bytes` further on.
-    fn after(&self, bytes: u64) -> Self {
-        match self {
-            Self::Private => Self::Private,
-            Self::Shared { object, first_page } => {
-                Self::Shared { object: object.clone(), first_page: first_page + bytes / PAGE }
-            }
-        }
-    }
-
-    /// Whether an area of `bytes` bytes with this one goes on with `next`.
-    fn continues(&self, bytes: u64, next: &Self) -> bool {
-        match (self, next) {
-            (Self::Private, Self::Private) => true,
-            (Self::Shared { object, first_page }, Self::Shared { object: next_object, first_page: next_page }) => {
-                object.is(next_object) && first_page + bytes / PAGE == *next_page
-            }
-            _ => false,
-        }
-    }
 }
 
 /// One area: the pages from `start` to `end`, all alike.
@@ -78,33 +57,32 @@ pub struct Area {
     /// Free bytes below, as far as the kernel may choose them; in the tree of gaps where it is not 0.
     gap: Cell<u64>,
     protection: Cell<Protection>,
-    backing: Backing,
+    /// What it shows, if it is shared, and from which page on.
+    object: Option<ObjectRef>,
+    first_page: Cell<u64>,
 }
 
 impl Area {
-    /// The area of `range`, in no tree.
-    pub fn new(range: PageRange, protection: Protection, backing: Backing) -> Self {
-        Self {
-            by_address: RBTreeLink::new(),
-            by_gap: RBTreeLink::new(),
-            start: Cell::new(range.start()),
-            end: Cell::new(range.end()),
-            gap: Cell::new(0),
-            protection: Cell::new(protection),
-            backing,
-        }
+    /// An area of `range`, in no tree: of `object` from its first page on, or private.
+    pub(super) fn new(range: PageRange, protection: Protection, object: Option<ObjectRef>) -> Self {
+        Self::of(range.start(), range.end(), protection, object, 0)
     }
 
-    /// A node for [`Spares`].
-    fn spare() -> Self {
+    /// The same area for another space.
+    pub(super) fn copy(&self) -> Self {
+        Self::of(self.start(), self.end(), self.protection(), self.object.clone(), self.first_page.get())
+    }
+
+    fn of(start: VirtAddr, end: VirtAddr, protection: Protection, object: Option<ObjectRef>, first_page: u64) -> Self {
         Self {
             by_address: RBTreeLink::new(),
             by_gap: RBTreeLink::new(),
-            start: Cell::new(VirtAddr(0)),
-            end: Cell::new(VirtAddr(0)),
+            start: Cell::new(start),
+            end: Cell::new(end),
             gap: Cell::new(0),
-            protection: Cell::new(Protection::NONE),
-            backing: Backing::Private,
+            protection: Cell::new(protection),
+            object,
+            first_page: Cell::new(first_page),
         }
     }
 
@@ -138,14 +116,32 @@ impl Area {
 
     /// Where its pages come from.
     #[inline(always)]
-    pub fn backing(&self) -> &Backing {
-        &self.backing
+    pub fn backing(&self) -> Backing<'_> {
+        match &self.object {
+            None => Backing::Private,
+            Some(object) => Backing::Shared { object, first_page: self.first_page.get() },
+        }
     }
 
     /// Whether it shows an object.
     #[inline(always)]
     pub fn is_shared(&self) -> bool {
-        matches!(self.backing, Backing::Shared { .. })
+        self.object.is_some()
+    }
+
+    /// Which page of its object is at `address`; of no meaning where it is private.
+    fn page_at(&self, address: VirtAddr) -> u64 {
+        self.first_page.get() + (address - self.start()) / PAGE
+    }
+
+    /// Whether `next` goes on where this one ends, alike in everything.
+    fn continues_in(&self, next: &Self) -> bool {
+        let same_object = match (&self.object, &next.object) {
+            (None, None) => true,
+            (Some(object), Some(other)) => object.is(other) && self.page_at(self.end()) == next.first_page.get(),
+            _ => false,
+        };
+        self.end() == next.start() && self.protection() == next.protection() && same_object
     }
 }
 
@@ -172,18 +168,31 @@ impl<'a> KeyAdapter<'a> for ByGap {
     }
 }
 
+/// The most areas of one space, as Linux has it (`vm.max_map_count`).
+const MOST: usize = 65_530;
+
 /// Nodes that were taken before a change begins, for the areas that it will add.
-pub struct Spares(heapless::Vec<PoolBox<Area>, 3>);
+pub(super) struct Spares(heapless::Vec<PoolBox<Area>, 3>);
 
 impl Spares {
-    /// Takes `count` nodes, at most three.
+    /// Takes `count` nodes, at most three, to be added to `areas`.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; none is kept.
-    pub fn take(pool: &'static Pool<Area>, count: usize) -> Result<Self, OutOfMemory> {
+    /// [`OutOfMemory`]; none is kept. So many areas are no less a shortage, with the same error.
+    #[inline]
+    pub(super) fn take(pool: &'static Pool<Area>, areas: &Areas, count: usize) -> Result<Self, OutOfMemory> {
+        if count == 0 { Ok(Self(heapless::Vec::new())) } else { Self::take_some(pool, areas, count) }
+    }
+
+    #[inline(never)]
+    fn take_some(pool: &'static Pool<Area>, areas: &Areas, count: usize) -> Result<Self, OutOfMemory> {
+        if !areas.has_room(count) {
+            return Err(OutOfMemory);
+        }
         let mut nodes = heapless::Vec::new();
         for _ in 0..count {
-            nodes.push(pool.try_new(Area::spare())?).map_err(|_| OutOfMemory)?;
+            let node = Area::of(VirtAddr(0), VirtAddr(0), Protection::NONE, None, 0);
+            nodes.push(pool.try_new(node)?).map_err(|_| OutOfMemory)?;
         }
         Ok(Self(nodes))
     }
@@ -193,15 +202,25 @@ impl Spares {
     }
 
     /// A node for an area of its own.
-    pub fn make(&mut self, area: Area) -> PoolBox<Area> {
+    pub(super) fn make(&mut self, area: Area) -> PoolBox<Area> {
         let mut node = self.pop();
         *node = area;
         node
     }
 }
 
+/// An area that was found, for what is done with it next: until the areas change otherwise.
+pub(super) struct Held(UnsafeRef<Area>);
+
+impl Deref for Held {
+    type Target = Area;
+    fn deref(&self) -> &Area {
+        &self.0
+    }
+}
+
 /// The areas of one space.
-pub struct Areas {
+pub(super) struct Areas {
     tree: RBTree<ByAddress>,
     gaps: RBTree<ByGap>,
     start: VirtAddr,
@@ -216,29 +235,29 @@ unsafe impl Sync for Areas {}
 
 impl Areas {
     /// No areas, in the window from `start` to `end`.
-    pub const fn new(start: VirtAddr, end: VirtAddr) -> Self {
+    pub(super) const fn new(start: VirtAddr, end: VirtAddr) -> Self {
         Self { tree: RBTree::new(ByAddress::NEW), gaps: RBTree::new(ByGap::NEW), start, end, count: 0 }
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.count
+    /// Whether `more` may be added to those that there are.
+    pub(super) fn has_room(&self, more: usize) -> bool {
+        self.count + more <= MOST
     }
 
     /// All of them, by address.
-    pub fn iter(&self) -> impl Iterator<Item = &Area> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Area> {
         self.tree.iter()
     }
 
     /// The area that holds `address`.
     #[inline]
-    pub fn find(&self, address: VirtAddr) -> Option<&Area> {
+    pub(super) fn find(&self, address: VirtAddr) -> Option<&Area> {
         let area = self.tree.upper_bound(Bound::Included(&address.0)).get()?;
         (address < area.end()).then_some(area)
     }
 
     /// Those that hold an address of `range`, by address.
-    pub fn touching(&self, range: PageRange) -> impl Iterator<Item = &Area> {
+    pub(super) fn touching(&self, range: PageRange) -> impl Iterator<Item = &Area> {
         let mut cursor = self.tree.upper_bound(Bound::Included(&range.start().0));
         if cursor.get().is_none_or(|area| area.end() <= range.start()) {
             cursor.move_next();
@@ -251,7 +270,7 @@ impl Areas {
     }
 
     /// Whether every page of `range` is in some area.
-    pub fn covers(&self, range: PageRange) -> bool {
+    pub(super) fn covers(&self, range: PageRange) -> bool {
         let mut from = range.start();
         for area in self.touching(range) {
             if area.start() > from {
@@ -263,12 +282,12 @@ impl Areas {
     }
 
     /// Whether `range` lies in the window.
-    pub fn in_window(&self, range: PageRange) -> bool {
+    pub(super) fn in_window(&self, range: PageRange) -> bool {
         range.start() >= self.start && range.last() < self.end
     }
 
     /// Where `bytes` free bytes are that the kernel may choose: at the top of the smallest gap that has them.
-    pub fn gap(&self, bytes: u64) -> Option<VirtAddr> {
+    pub(super) fn gap(&self, bytes: u64) -> Option<VirtAddr> {
         if let Some(above) = self.gaps.lower_bound(Bound::Included(&(bytes, 0))).get() {
             return Some(above.start() - bytes);
         }
@@ -282,103 +301,178 @@ impl Areas {
         start.0.saturating_sub(end.max(SEARCH_START).0)
     }
 
-    /// How many areas [`Self::isolate`] adds for `range`.
-    pub fn cuts(&self, range: PageRange) -> usize {
+    /// How many areas are cut in two where `range` gets boundaries of its own.
+    pub(super) fn cuts(&self, range: PageRange) -> usize {
         let cuts = |at: VirtAddr| self.find(at).is_some_and(|area| area.start() < at);
         usize::from(cuts(range.start())) + usize::from(cuts(range.end()))
     }
 
+    /// The area that holds all of `range`.
+    #[inline]
+    pub(super) fn holding(&self, range: PageRange) -> Option<Held> {
+        let cursor = self.tree.upper_bound(Bound::Included(&range.start().0));
+        let holds = cursor.get().is_some_and(|area| range.last() < area.end());
+        cursor.clone_pointer().filter(|_| holds).map(Held)
+    }
+
     /// Cuts areas at both ends of `range`, so that each lies wholly inside or outside. Takes [`Self::cuts`] spares.
-    pub fn isolate(&mut self, range: PageRange, spares: &mut Spares) {
+    pub(super) fn isolate(&mut self, range: PageRange, spares: &mut Spares) {
         for at in [range.start(), range.end()] {
-            let Some(area) = self.find(at).filter(|area| area.start() < at) else { continue };
-            let backing = area.backing.after(at - area.start());
-            let node = spares.make(Area {
-                start: Cell::new(at),
-                end: Cell::new(area.end()),
-                protection: Cell::new(area.protection()),
-                backing,
-                ..Area::spare()
-            });
-            area.end.set(at);
-            // The two touch, so that no gap changes.
-            self.tree.insert(into_ref(node));
-            self.count += 1;
+            let cursor = self.tree.upper_bound(Bound::Included(&at.0));
+            let cut = cursor.get().is_some_and(|area| area.start() < at && at < area.end());
+            if cut && let Some(area) = cursor.clone_pointer() {
+                self.cut(&area, at, spares);
+            }
         }
+    }
+
+    /// Makes two areas of `area`, which meet at `at`; returns the upper one.
+    fn cut(&mut self, area: &UnsafeRef<Area>, at: VirtAddr, spares: &mut Spares) -> UnsafeRef<Area> {
+        let piece = Area::of(at, area.end(), area.protection(), area.object.clone(), area.page_at(at));
+        let upper = into_ref(spares.make(piece));
+        area.end.set(at);
+        // The two touch, so that no gap changes.
+        self.cursor(area).insert_after(upper.clone());
+        self.count += 1;
+        upper
     }
 
     /// Takes `area` in. Its addresses are free.
-    pub fn insert(&mut self, area: PoolBox<Area>) {
+    pub(super) fn insert(&mut self, area: PoolBox<Area>) -> Held {
         debug_assert!(self.in_window(area.range()) && self.touching(area.range()).next().is_none());
         let node = into_ref(area);
-        let below = self.tree.upper_bound(Bound::Excluded(&node.start().0)).get().map_or(self.start, Area::end);
-        let gap = self.gap_between(below, node.start());
-        if let Some(next) = self.tree.lower_bound(Bound::Included(&node.start().0)).clone_pointer() {
-            let above = self.gap_between(node.end(), next.start());
-            self.set_gap(&next, above);
-        }
         self.tree.insert(node.clone());
         self.count += 1;
-        self.set_gap(&node, gap);
+        self.gap_changed(&node);
+        self.gap_above_changed(&node);
+        Held(node)
     }
 
     /// Takes all areas out that lie in `range`, each of which then goes to `removed`. None straddles an end.
-    pub fn remove(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
-        let mut cursor = self.tree.lower_bound_mut(Bound::Included(&range.start().0));
-        let mut any = false;
-        while cursor.get().is_some_and(|area| area.start() <= range.last()) {
-            let Some(node) = cursor.remove() else { break };
-            if node.gap.get() != 0 {
-                // SAFETY: a node with a gap is in the tree of gaps.
-                unsafe { self.gaps.cursor_mut_from_ptr(&raw const *node) }.remove();
-            }
-            self.count -= 1;
-            any = true;
-            removed(into_box(node));
-        }
-        if any && let Some(next) = cursor.as_cursor().clone_pointer() {
-            let below = self.tree.upper_bound(Bound::Excluded(&next.start().0)).get().map_or(self.start, Area::end);
-            let gap = self.gap_between(below, next.start());
-            self.set_gap(&next, gap);
+    pub(super) fn remove(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
+        while let Some(area) = self.tree.lower_bound(Bound::Included(&range.start().0)).clone_pointer()
+            && area.start() <= range.last()
+        {
+            removed(self.take(&area));
         }
     }
 
+    /// Takes `range` out of the area that holds all of it. Where that leaves two pieces it takes a spare.
+    pub(super) fn remove_held(&mut self, held: &Held, range: PageRange, spares: &mut Spares) -> Option<PoolBox<Area>> {
+        let area = &held.0;
+        let (start, end) = (area.start(), area.end());
+        if start == range.start() && end == range.end() {
+            return Some(self.take(area));
+        }
+        if start < range.start() && range.end() < end {
+            self.cut(area, range.end(), spares);
+        }
+        if start < range.start() {
+            area.end.set(range.start());
+            self.gap_above_changed(area);
+        } else {
+            area.first_page.set(area.page_at(range.end()));
+            area.start.set(range.end());
+            self.gap_changed(area);
+        }
+        None
+    }
+
+    /// Takes one area out.
+    fn take(&mut self, area: &UnsafeRef<Area>) -> PoolBox<Area> {
+        self.set_gap(area, 0);
+        let mut cursor = self.cursor(area);
+        cursor.remove();
+        let next = cursor.as_cursor().clone_pointer();
+        self.count -= 1;
+        if let Some(next) = next {
+            self.gap_changed(&next);
+        }
+        into_box(area.clone())
+    }
+
     /// The end of the area in front of `range` and the start of the one behind it, or those of the window. None is in it.
-    pub fn around(&self, range: PageRange) -> (VirtAddr, VirtAddr) {
+    pub(super) fn around(&self, range: PageRange) -> (VirtAddr, VirtAddr) {
         let above = self.tree.lower_bound(Bound::Included(&range.start().0));
         let below = if above.is_null() { self.tree.back() } else { above.peek_prev() };
         (below.get().map_or(self.start, Area::end), above.get().map_or(self.end, Area::start))
     }
 
     /// Gives the areas that lie in `range` another protection. None straddles an end.
-    pub fn protect(&mut self, range: PageRange, protection: Protection) {
+    pub(super) fn protect(&mut self, range: PageRange, protection: Protection) {
         self.touching(range).for_each(|area| area.protection.set(protection));
     }
 
-    /// Makes one area of those that touch and are alike, from the one in front of `range` to the one behind it.
-    pub fn merge(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
-        let mut cursor = self.tree.upper_bound_mut(Bound::Excluded(&range.start().0));
-        if cursor.is_null() {
-            cursor.move_next();
+    /// Gives `range`, which the area that was found holds, another protection. Takes a spare for each end at which the
+    /// area is cut.
+    pub(super) fn protect_held(
+        &mut self,
+        held: Held,
+        range: PageRange,
+        protection: Protection,
+        spares: &mut Spares,
+    ) -> Held {
+        let mut area = held.0;
+        if area.start() < range.start() {
+            area = self.cut(&area, range.start(), spares);
         }
-        while let Some(area) = cursor.get() {
-            let next = cursor.peek_next();
-            let Some(next) = next.get().filter(|next| next.start() <= range.end()) else { break };
-            if area.end() == next.start()
-                && area.protection() == next.protection()
-                && area.backing.continues(area.size(), &next.backing)
-            {
-                area.end.set(next.end());
-                cursor.move_next();
-                let node = cursor.remove().expect("the next area, which was just looked at");
-                // They touched: it had no gap.
-                debug_assert_eq!(node.gap.get(), 0);
-                self.count -= 1;
-                removed(into_box(node));
-                cursor.move_prev();
-            } else {
-                cursor.move_next();
-            }
+        if range.end() < area.end() {
+            self.cut(&area, range.end(), spares);
+        }
+        area.protection.set(protection);
+        Held(area)
+    }
+
+    /// Makes one area of those that touch and are alike, from the one in front of `range` to the one behind it.
+    pub(super) fn merge(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
+        let mut next = self.tree.upper_bound(Bound::Included(&range.start().0)).clone_pointer();
+        while let Some(area) = next.filter(|area| area.start() <= range.end()) {
+            let merged = self.merge_below(Held(area), &mut removed);
+            let cursor = self.cursor(&merged.0);
+            next = cursor.peek_next().clone_pointer();
+        }
+    }
+
+    /// Makes one area of `area` and the one in front and the one behind, as far as they touch and are alike.
+    pub(super) fn merge_held(&mut self, area: Held, mut removed: impl FnMut(PoolBox<Area>)) {
+        let area = self.merge_below(area, &mut removed);
+        let next = self.cursor(&area.0).peek_next().clone_pointer();
+        if let Some(next) = next {
+            self.merge_below(Held(next), &mut removed);
+        }
+    }
+
+    /// Makes one area of `area` and the one in front, if they touch and are alike; returns which holds `area` then.
+    fn merge_below(&mut self, area: Held, removed: &mut impl FnMut(PoolBox<Area>)) -> Held {
+        let Held(area) = area;
+        let below = self.cursor(&area).peek_prev().clone_pointer();
+        let Some(below) = below.filter(|below| below.continues_in(&area)) else { return Held(area) };
+        below.end.set(area.end());
+        // They touched: the upper one had no gap, and what is behind it keeps its own.
+        debug_assert_eq!(area.gap.get(), 0);
+        self.cursor(&area).remove();
+        self.count -= 1;
+        removed(into_box(area));
+        Held(below)
+    }
+
+    fn cursor(&mut self, area: &UnsafeRef<Area>) -> CursorMut<'_, ByAddress> {
+        // SAFETY: a reference to an area is had from the tree, and not kept beyond its removal.
+        unsafe { self.tree.cursor_mut_from_ptr(&raw const **area) }
+    }
+
+    /// The gap below `area` is another one.
+    fn gap_changed(&mut self, area: &UnsafeRef<Area>) {
+        let below = self.cursor(area).peek_prev().get().map(Area::end);
+        let gap = self.gap_between(below.unwrap_or(self.start), area.start());
+        self.set_gap(area, gap);
+    }
+
+    /// The gap above `area` is another one.
+    fn gap_above_changed(&mut self, area: &UnsafeRef<Area>) {
+        let next = self.cursor(area).peek_next().clone_pointer();
+        if let Some(next) = next {
+            self.gap_changed(&next);
         }
     }
 

@@ -73,16 +73,16 @@ impl Space {
         let range = place(&areas, request.placement, bytes)?;
         let replaces = areas.touching(range).next().is_some();
         let cuts = if replaces { areas.cuts(range) } else { 0 };
-        let backing = match request.sharing {
-            Sharing::Private => Backing::Private,
-            Sharing::Shared => Backing::Shared { object: self.common.create_object(cpu)?, first_page: 0 },
+        let object = match request.sharing {
+            Sharing::Private => None,
+            Sharing::Shared => Some(self.common.create_object(cpu)?),
         };
-        let mut spares = Spares::take(&self.common.areas, cuts + 1)?;
+        let mut spares = Spares::take(&self.common.areas, &areas, cuts + 1)?;
         if replaces {
             self.unmap(cpu, &mut areas, range, &mut spares);
         }
-        areas.insert(spares.make(Area::new(range, request.protection, backing)));
-        areas.merge(range, drop);
+        let area = areas.insert(spares.make(Area::new(range, request.protection, object)));
+        areas.merge_held(area, drop);
         if request.populate == Populate::Now {
             let areas = areas.downgrade();
             self.populate(cpu, &areas, range);
@@ -98,23 +98,35 @@ impl Space {
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
         let range = user_range(start, bytes).ok_or(Errno::EINVAL)?;
         let mut areas = self.areas.write();
-        if areas.touching(range).next().is_none() {
+        let Some(held) = areas.holding(range) else {
+            if areas.touching(range).next().is_some() {
+                let mut spares = Spares::take(&self.common.areas, &areas, areas.cuts(range))?;
+                self.unmap(cpu, &mut areas, range, &mut spares);
+            }
             return Ok(());
-        }
-        let mut spares = Spares::take(&self.common.areas, areas.cuts(range))?;
-        self.unmap(cpu, &mut areas, range, &mut spares);
+        };
+        let middle = held.start() < range.start() && range.end() < held.end();
+        let mut spares = Spares::take(&self.common.areas, &areas, middle.into())?;
+        self.unmap_with(cpu, &mut areas, range, |areas| drop(areas.remove_held(&held, range, &mut spares)));
         Ok(())
     }
 
     /// The part of `munmap` that cannot fail.
     fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, spares: &mut Spares) {
-        areas.isolate(range, spares);
+        self.unmap_with(cpu, areas, range, |areas| {
+            areas.isolate(range, spares);
+            areas.remove(range, drop);
+        });
+    }
+
+    /// The same, where `remove` takes the areas out.
+    fn unmap_with(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, remove: impl FnOnce(&mut Areas)) {
         // Before the gather, so that it ends after it: the frames are free when the end is told.
         let _told = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
         let mut gather = Gather::new(self, cpu);
         self.zap(&mut gather, range);
-        // An object may end with its area, and is told no earlier than the TLBs.
-        areas.remove(range, drop);
+        // An object that ends with its area lets go of frames that are in the gather still, which then frees them.
+        remove(areas);
         self.free_tables(&mut gather, areas, range);
     }
 

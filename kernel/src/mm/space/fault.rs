@@ -10,14 +10,14 @@
 //! the areas' lock for reading, so that what it found stays true but for other faults; the entry is looked at again
 //! under its table's lock, and memory is taken before that.
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::Mmu;
 use thiserror::Error;
 
 use super::area::{Area, Backing};
 use super::entry::{attributes, set_access_flags};
-use super::{PAGE, Space};
+use super::{Cell, PAGE, Space};
 use crate::lab;
 use crate::smp::Cpu;
 
@@ -104,9 +104,6 @@ pub(super) struct Fault<'a> {
     pub(super) access: Access,
 }
 
-/// A live entry.
-type Cell = <super::Machine as Mmu>::Cell;
-
 impl Fault<'_> {
     /// There is no page yet.
     #[inline(always)]
@@ -128,30 +125,10 @@ impl Fault<'_> {
                 if self.access == Access::Write { entry.dirty() } else { entry }
             }
         };
-        self.install(new);
-        Ok(())
-    }
-
-    /// Puts `new` where nothing was, unless another CPU was faster.
-    #[inline(always)]
-    fn install(&self, new: Descriptor) {
-        let mmu = self.space.mmu();
-        if new.is_user_executable() {
-            self.space.make_code_visible(new);
-        }
-        // What is in the page before the entry that shows it. Whoever reads it through the entry is behind a fault or a
-        // walk, which is ordered by the address.
-        mmu.dmb_ishst();
-        let locked = self.space.lock_table(self.table);
-        if mmu.load(self.cell) == Descriptor::EMPTY {
-            // No barrier behind it: at worst the access faults once more, and finds the entry there.
-            mmu.store(self.cell, new);
-            return;
-        }
-        drop(locked);
-        if !new.is_special() {
+        if !self.space.install(self.table, self.cell, new) && !new.is_special() {
             self.space.let_go(self.cpu, new.address());
         }
+        Ok(())
     }
 
     /// The entry allows the access, as far as software knows.
@@ -200,6 +177,25 @@ impl Fault<'_> {
 }
 
 impl Space {
+    /// Puts `new` into `cell` of `table`, if nothing is there; whether so.
+    #[inline(always)]
+    pub(super) fn install(&self, table: PhysAddr, cell: &Cell, new: Descriptor) -> bool {
+        let mmu = self.mmu();
+        if new.is_user_executable() {
+            self.make_code_visible(new);
+        }
+        // What is in the page before the entry that shows it: whoever reads it through the entry walks there first,
+        // which orders the two.
+        mmu.dmb_ishst();
+        let _locked = self.lock_table(table);
+        let empty = mmu.load(cell) == Descriptor::EMPTY;
+        if empty {
+            // No barrier behind it: at worst the access faults once more, and finds the entry there.
+            mmu.store(cell, new);
+        }
+        empty
+    }
+
     /// Lets go of one hold of `frame`, which no entry has any more, or none ever had.
     pub(super) fn let_go(&self, cpu: &Cpu, frame: PhysAddr) {
         if self.common.record(frame).let_go() {
@@ -207,5 +203,3 @@ impl Space {
         }
     }
 }
-
-const _: () = assert!(PAGE == PAGE_SIZE as u64);

@@ -27,8 +27,7 @@ impl Space {
         {
             let mut copies = child.areas.write();
             for area in areas.iter() {
-                let copy = Area::new(area.range(), area.protection(), area.backing().clone());
-                copies.insert(self.common.areas.try_new(copy)?);
+                copies.insert(self.common.areas.try_new(area.copy())?);
             }
         }
         for area in private(&areas) {

@@ -80,15 +80,22 @@ impl<'s> Gather<'s> {
             self.tables = Tables::Kept;
         }
         let common = self.space.common;
-        let mut freeing = common.frames.freeing(self.cpu);
-        for run in &self.runs {
-            let mut frame = run.start;
-            while frame != run.end {
-                // The last hold goes with the frame.
-                if common.record(frame).let_go() {
-                    freeing.add(frame);
+        // One alone is not worth a list.
+        if let [run] = &self.runs[..]
+            && run.start + PAGE == run.end
+        {
+            self.space.let_go(self.cpu, run.start);
+        } else if !self.runs.is_empty() {
+            let mut freeing = common.frames.freeing(self.cpu);
+            for run in &self.runs {
+                let mut frame = run.start;
+                while frame != run.end {
+                    // The last hold goes with the frame.
+                    if common.record(frame).let_go() {
+                        freeing.add(frame);
+                    }
+                    frame = frame + PAGE;
                 }
-                frame = frame + PAGE;
             }
         }
         self.runs.clear();

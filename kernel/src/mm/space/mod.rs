@@ -16,7 +16,7 @@
 //!
 //! Nothing is allocated under a table lock, and what can fail is done before the first change.
 
-pub mod area;
+mod area;
 mod calls;
 mod code;
 mod cow;
@@ -37,7 +37,7 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_pgtable::{Granule4K, PageTables, Table, TableSource};
+use granule_pgtable::{Granule4K, Mmu, PageTables, Table, TableSource};
 
 pub use area::{Area, Backing};
 pub use calls::{MapRequest, Placement, Populate, Sharing};
@@ -57,6 +57,9 @@ use crate::smp::{Cpu, this_cpu};
 use crate::sync::{ReadGuard, RwSem};
 
 const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A live entry.
+type Cell = <Machine as Mmu>::Cell;
 
 /// The first address that a program may map: below, a null pointer with an offset always faults.
 pub const USER_START: VirtAddr = VirtAddr(0x1_0000);

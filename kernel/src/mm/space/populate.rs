@@ -1,18 +1,113 @@
 //! Pages before they are asked for: `MAP_POPULATE`, and what the kernel itself writes into a space.
 
-use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::Protection;
-use granule_pgtable::{Mmu, PageRange};
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Protection};
+use granule_arch::memory::zero_page;
+use granule_pgtable::{Cells, Mmu, PageRange};
 
-use super::area::Areas;
+use super::area::{Area, Areas, Backing};
+use super::entry::attributes;
 use super::fault::{Access, FaultError, handle_fault};
-use super::{PAGE, Space};
+use super::gather::pages;
+use super::{Cell, Machine, PAGE, Space};
+use crate::mm::OutOfMemory;
 use crate::smp::Cpu;
 
+/// How much is populated at a time, with the table locked: a part of what one table translates.
+const CHUNK: u64 = 64 * PAGE;
+
+/// Entries of one table.
+type Found<'t> = Cells<'t, Machine>;
+
 impl Space {
-    /// Gives each page of `range` a frame, as far as memory goes. Nobody is told how far that was.
+    /// Gives each page of `range` its frame, as the first access would, as far as memory goes: nobody is told how far.
+    /// Pages that may be written are there for writing.
     pub(super) fn populate(&self, cpu: &Cpu, areas: &Areas, range: PageRange) {
-        let _ = (cpu, areas, range);
+        for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE) {
+            let (mut from, end) = (area.start().max(range.start()), area.end().min(range.end()));
+            while from < end {
+                let next = VirtAddr(from.0 | (CHUNK - 1)).min(end - 1) + 1;
+                let populated = self.populate_chunk(cpu, area, pages(from, next));
+                if populated.is_err() {
+                    return;
+                }
+                from = next;
+            }
+        }
+    }
+
+    /// The same for pages that have one last-level table.
+    fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), OutOfMemory> {
+        let tables = self.page_tables();
+        if tables.cell(range.start()).is_none() {
+            tables.ensure_cell(range.start(), &mut self.table_source(cpu)).map_err(|_| OutOfMemory)?;
+        }
+        let mut result = Ok(());
+        tables.for_each_cells(range, |found| {
+            result = match area.backing() {
+                Backing::Private if area.protection().contains(Protection::WRITE) => {
+                    self.populate_written(cpu, area.protection(), &found)
+                }
+                Backing::Private => {
+                    let zeros = Descriptor::page(self.common.zeros, attributes(area.protection())).special();
+                    found.cells.iter().filter(|cell| self.is_empty(cell)).for_each(|cell| {
+                        self.install(found.table, cell, zeros);
+                    });
+                    Ok(())
+                }
+                Backing::Shared { object, first_page } => {
+                    let first = first_page + (found.start - area.start()) / PAGE;
+                    self.populate_shared(cpu, area.protection(), &found, |index| object.frame(cpu, first + index))
+                }
+            };
+        });
+        result
+    }
+
+    fn populate_written(&self, cpu: &Cpu, protection: Protection, found: &Found<'_>) -> Result<(), OutOfMemory> {
+        let (frames, mmu) = (self.common.frames, self.mmu());
+        let missing = found.cells.iter().filter(|cell| self.is_empty(cell)).count();
+        let mut list = frames.alloc_list(cpu, missing)?;
+        {
+            let _locked = self.lock_table(found.table);
+            for cell in found.cells.iter().filter(|cell| self.is_empty(cell)) {
+                // Entries that were emptied meanwhile wait for an access.
+                let Some(frame) = list.pop() else { break };
+                // SAFETY: the linear map shows the frame, writable, and nobody else has it.
+                unsafe { zero_page(frames.linear().address(frame)) };
+                let new = Descriptor::page(frame, attributes(protection)).dirty();
+                if new.is_user_executable() {
+                    self.make_code_visible(new);
+                }
+                // The zeros before the entry that shows them.
+                mmu.dmb_ishst();
+                mmu.store(cell, new);
+            }
+        }
+        frames.free_list(cpu, list);
+        Ok(())
+    }
+
+    fn populate_shared(
+        &self,
+        cpu: &Cpu,
+        protection: Protection,
+        found: &Found<'_>,
+        frame: impl Fn(u64) -> Result<PhysAddr, OutOfMemory>,
+    ) -> Result<(), OutOfMemory> {
+        for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
+            let frame = frame(index as u64)?;
+            let new = Descriptor::page(frame, attributes(protection));
+            if !self.install(found.table, cell, new) {
+                self.let_go(cpu, frame);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn is_empty(&self, cell: &Cell) -> bool {
+        self.mmu().load(cell) == Descriptor::EMPTY
     }
 
     /// Writes `bytes` at `address`, as the program could, whichever space this CPU has now.

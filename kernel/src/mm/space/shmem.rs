@@ -26,7 +26,7 @@ pub struct Object {
 }
 
 /// A counted reference to an object. The last one that goes takes the object with it, and its frames.
-pub struct ObjectRef(NonNull<Object>);
+pub(super) struct ObjectRef(NonNull<Object>);
 
 // SAFETY: a counted reference to what every CPU may use.
 unsafe impl Send for ObjectRef {}
