@@ -1,9 +1,11 @@
 //! Spaces on the host: their own frames and tables, on a metal that records and does nothing else.
 //!
 //! - `calls`: what each call does and refuses
+//! - `device`: random calls, and a device that shares the tables and must hear of every change
 //! - `told`: what each path tells the TLBs and the notifiers, in which order and under which lock
 
 mod calls;
+mod device;
 mod told;
 
 use std::boxed::Box;

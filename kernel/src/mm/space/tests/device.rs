@@ -1,0 +1,258 @@
+//! Random calls on a space whose tables a device shares: it keeps what it has walked until it is told to forget it.
+//!
+//! A CPU whose TLB is behind takes a fault and forgets; a device may just fail. So after every call each translation
+//! that the device has must be what the entry says, in both directions: nothing that is gone, nothing that is less than
+//! what is allowed now.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::vec::Vec;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Protection, bits};
+use granule_pgtable::Mmu;
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+
+use super::super::{Access, PAGE, SpaceRef, handle_fault};
+use super::{Rig, private};
+use crate::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
+use crate::mm::space::{MapRequest, Placement, Sharing};
+
+/// Pages that calls are about, over the boundary of two tables.
+const PAGES: u64 = 8;
+const START: VirtAddr = VirtAddr(0x40_0000 - 4 * PAGE);
+
+/// What a device does not do although it is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Deaf {
+    Never,
+    /// To the invalidation of its TLB where entries lose something.
+    ToInvalidations,
+    /// To upgrades, of both kinds.
+    ToUpgrades,
+    /// To the end of the space.
+    ToRelease,
+}
+
+/// Keeps what it has read.
+struct Device {
+    deaf: Deaf,
+    kept: Mutex<BTreeMap<u64, Descriptor>>,
+    /// Whether the call that is going on is an upgrade; where there is none, only the entries say.
+    upgrades: Mutex<bool>,
+}
+
+impl Device {
+    fn forget(&self, start: VirtAddr, end: VirtAddr) {
+        self.kept.lock().unwrap().retain(|&page, _| page < start.0 || page >= end.0);
+    }
+}
+
+impl Subscriber for Device {
+    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+        if range.event == Event::ProtectionUpgrade && self.deaf != Deaf::ToUpgrades {
+            self.forget(range.start, range.end);
+        }
+        Ok(())
+    }
+
+    fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
+        let deaf = match self.deaf {
+            Deaf::ToInvalidations => !*self.upgrades.lock().unwrap(),
+            Deaf::ToUpgrades => *self.upgrades.lock().unwrap(),
+            Deaf::Never | Deaf::ToRelease => false,
+        };
+        if !deaf {
+            self.forget(start, end);
+        }
+    }
+
+    fn release(&self) {
+        if self.deaf != Deaf::ToRelease {
+            self.kept.lock().unwrap().clear();
+        }
+    }
+}
+
+/// One thing that is done to the space.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Map {
+        page: u64,
+        pages: u64,
+        writable: bool,
+        shared: bool,
+    },
+    Unmap {
+        page: u64,
+        pages: u64,
+    },
+    Protect {
+        page: u64,
+        pages: u64,
+        protection: u8,
+    },
+    Discard {
+        page: u64,
+        pages: u64,
+    },
+    Fault {
+        page: u64,
+        access: Access,
+    },
+    /// The access flag is taken away, and the TLBs are told, as reclaim does.
+    Age {
+        page: u64,
+    },
+    Fork,
+    /// The child of the last fork goes.
+    ChildExits,
+    /// The device reads, and keeps what it has read.
+    DeviceReads {
+        page: u64,
+    },
+    /// The space ends.
+    Exit,
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let range = || (0..PAGES, 1..=PAGES).prop_map(|(page, pages)| (page, pages.min(PAGES - page)));
+    let access = prop_oneof![Just(Access::Read), Just(Access::Write), Just(Access::Execute)];
+    prop_oneof![
+        2 => (range(), any::<[bool; 2]>()).prop_map(|((page, pages), [writable, shared])| Call::Map { page, pages, writable, shared }),
+        1 => range().prop_map(|(page, pages)| Call::Unmap { page, pages }),
+        2 => (range(), 0_u8..8).prop_map(|((page, pages), protection)| Call::Protect { page, pages, protection }),
+        1 => range().prop_map(|(page, pages)| Call::Discard { page, pages }),
+        6 => (0..PAGES, access).prop_map(|(page, access)| Call::Fault { page, access }),
+        2 => (0..PAGES).prop_map(|page| Call::Age { page }),
+        1 => Just(Call::Fork),
+        1 => Just(Call::ChildExits),
+        8 => (0..PAGES).prop_map(|page| Call::DeviceReads { page }),
+    ]
+}
+
+/// The bits that a device without updates of its own goes by, the address among them.
+const HARDWARE: u64 = bits::VALID | bits::ADDRESS | bits::AF | bits::RDONLY | bits::USER | bits::UXN;
+
+/// A space, its children, and a device that shares its tables.
+struct Stage<'r> {
+    rig: &'r Rig,
+    space: SpaceRef,
+    child: Option<SpaceRef>,
+    device: Subscription<Device, SpaceRef>,
+}
+
+impl<'r> Stage<'r> {
+    fn new(rig: &'r Rig, deaf: Deaf) -> Self {
+        let space = rig.space();
+        let device = Device { deaf, kept: Mutex::default(), upgrades: Mutex::new(false) };
+        let device = Subscription::new(space.clone(), device, 0).unwrap();
+        Self { rig, space, child: None, device }
+    }
+
+    fn entry(&self, page: VirtAddr) -> Descriptor {
+        self.space.tables().translate(page).map_or(Descriptor::EMPTY, |found| found.descriptor)
+    }
+
+    fn apply(&mut self, call: Call) {
+        let (space, cpu) = (&self.space, &self.rig.cpu);
+        let at = |page: u64| START + page * PAGE;
+        *self.device.upgrades.lock().unwrap() = matches!(call, Call::Fault { .. });
+        // Whether a call is refused is not what this is about.
+        match call {
+            Call::Map { page, pages, writable, shared } => {
+                let write = if writable { Protection::WRITE } else { Protection::NONE };
+                let request = MapRequest {
+                    placement: Placement::Fixed(at(page)),
+                    protection: Protection::READ.and(write),
+                    sharing: if shared { Sharing::Shared } else { Sharing::Private },
+                    ..private(pages)
+                };
+                space.mmap(cpu, &request).unwrap();
+            }
+            Call::Unmap { page, pages } => space.munmap(cpu, at(page), pages * PAGE).unwrap(),
+            Call::Protect { page, pages, protection } => {
+                let protection = Protection::from_bits(protection).unwrap();
+                _ = space.mprotect(at(page), pages * PAGE, protection);
+            }
+            Call::Discard { page, pages } => _ = space.madvise_dontneed(cpu, at(page), pages * PAGE),
+            Call::Fault { page, access } => _ = handle_fault(space, cpu, at(page), access),
+            Call::Age { page } => {
+                if let Some((_, cell)) = space.page_tables().cell(at(page)) {
+                    let mmu = space.mmu();
+                    let entry = mmu.load(cell);
+                    if entry.is_valid() {
+                        mmu.store(cell, entry.old());
+                        space.tlb().flush_page(mmu, at(page));
+                    }
+                }
+            }
+            Call::Fork => self.child = Some(space.fork(cpu).unwrap()),
+            Call::ChildExits => self.child = None,
+            Call::DeviceReads { page } => {
+                let entry = self.entry(at(page));
+                if entry.is_valid() && entry.is_young() {
+                    self.device.kept.lock().unwrap().entry(at(page).0).or_insert(entry);
+                }
+            }
+            Call::Exit => space.release(cpu),
+        }
+    }
+
+    /// The first page of which the device has something else than its entry says.
+    fn stale(&self) -> Option<(u64, Descriptor, Descriptor)> {
+        let kept = self.device.kept.lock().unwrap();
+        let mut pairs = kept.iter().map(|(&page, &kept)| (page, kept, self.entry(VirtAddr(page))));
+        pairs.find(|(_, kept, entry)| (kept.0 ^ entry.0) & HARDWARE != 0)
+    }
+}
+
+fn check(rig: &Rig, deaf: Deaf, calls: &[Call]) -> Result<(), TestCaseError> {
+    let mut stage = Stage::new(rig, deaf);
+    for (index, &call) in calls.iter().chain([&Call::Exit]).enumerate() {
+        stage.apply(call);
+        if let Some((page, kept, entry)) = stage.stale() {
+            let page = (page - START.0) / PAGE;
+            return Err(TestCaseError::fail(std::format!(
+                "after call {index}, {call:?}, the device has {kept:?} for page {page}, and its entry is {entry:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn sequences() -> impl Strategy<Value = Vec<Call>> {
+    proptest::collection::vec(call(), 1..120)
+}
+
+fn run(deaf: Deaf, cases: u32) -> Result<(), TestError<Vec<Call>>> {
+    let rig = Rig::new(4);
+    let used = rig.used();
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(cases) });
+    runner.run(&sequences(), |calls| {
+        check(&rig, deaf, &calls)?;
+        assert_eq!(rig.used(), used, "frames that nobody has given back");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_device_never_has_what_the_entry_does_not_say() {
+    run(Deaf::Never, 300).unwrap();
+}
+
+/// The check above sees each kind of call that is not heard.
+#[test]
+fn a_device_that_does_not_hear_is_caught() {
+    for (deaf, reason) in
+        [(Deaf::ToInvalidations, "the device has"), (Deaf::ToUpgrades, "Fault"), (Deaf::ToRelease, "Exit")]
+    {
+        match run(deaf, 2_000) {
+            Err(TestError::Fail(why, calls)) => {
+                assert!(why.message().contains(reason), "{deaf:?}: {why}, by {calls:?}");
+            }
+            other => panic!("{deaf:?}: nothing was noticed: {other:?}"),
+        }
+    }
+}
