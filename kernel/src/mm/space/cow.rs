@@ -11,17 +11,15 @@ use granule_pgtable::Mmu;
 
 use super::PAGE;
 use super::area::Backing;
-use super::entry::{attributes, set_access_flags};
-use super::fault::{Fault, FaultError};
+use super::entry::attributes;
+use super::fault::{Fault, FaultError, Served};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
 
-/// What became of a store to a read-only entry.
+/// What became of the copy of a page.
 enum Outcome {
     /// The entry was changed meanwhile: what it needs now, the next fault says.
     Moved,
-    /// It is writable now.
-    Upgraded,
     /// It has a frame of its own, and this one is let go.
     Copied(Option<PhysAddr>),
 }
@@ -29,17 +27,14 @@ enum Outcome {
 impl Fault<'_> {
     /// A store, where `entry` was found.
     #[inline(never)]
-    pub(super) fn write_protected(&self, entry: Descriptor) -> Result<(), FaultError> {
+    pub(super) fn write_protected(&self, entry: Descriptor) -> Result<Served, FaultError> {
         let space = self.space;
         let shared = matches!(self.area.backing(), Backing::Shared { .. });
         if !entry.is_valid() {
-            return Ok(());
+            return Ok(Served::Quietly);
         }
         if shared || self.is_sole_holder(entry) {
-            if let Outcome::Upgraded = self.reuse(shared) {
-                self.upgraded();
-            }
-            return Ok(());
+            return Ok(self.reuse(shared));
         }
         let frames = space.common.frames;
         let new = if entry.is_special() { frames.alloc_zeroed(self.cpu) } else { frames.alloc(self.cpu) };
@@ -48,9 +43,9 @@ impl Fault<'_> {
         match self.copy(entry, new) {
             Outcome::Copied(Some(old)) => space.let_go(self.cpu, old),
             Outcome::Copied(None) => {}
-            Outcome::Moved | Outcome::Upgraded => frames.free(self.cpu, new),
+            Outcome::Moved => frames.free(self.cpu, new),
         }
-        Ok(())
+        Ok(Served::Quietly)
     }
 
     /// Whether the frame of `entry` is this page's alone.
@@ -61,22 +56,14 @@ impl Fault<'_> {
 
     /// Makes the entry writable as it is, if it may be.
     #[inline(always)]
-    fn reuse(&self, shared: bool) -> Outcome {
-        let mmu = self.space.mmu();
+    fn reuse(&self, shared: bool) -> Served {
         let _locked = self.space.lock_table(self.table);
-        let entry = mmu.load(self.cell);
+        let entry = self.space.mmu().load(self.cell);
         // Under the lock the answer stays: a frame that had no other holder gets none while faults can come.
         if !entry.is_valid() || !(shared || self.is_sole_holder(entry)) {
-            return Outcome::Moved;
+            return Served::Quietly;
         }
-        if set_access_flags(mmu, self.cell, entry, entry.young().writable().dirty()) {
-            self.space.tlb().access_widened(mmu, self.page);
-            self.upgraded_too_early();
-            Outcome::Upgraded
-        } else {
-            self.space.tlb().fix_spurious(mmu, self.page);
-            Outcome::Moved
-        }
+        self.allow_more(entry, entry.young().writable().dirty())
     }
 
     /// Gives the page `new` for a frame, with what is in the one of `found`.

@@ -55,12 +55,32 @@ pub enum FaultError {
 /// [`FaultError`]; nothing was changed.
 #[inline]
 pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+    let page = address.align_down(PAGE);
+    if serve(space, cpu, page, access)? == Served::Upgraded {
+        // No lock is held: who is told may sleep, or look anywhere. By now the page may be anything, or gone.
+        if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
+            space.notifiers.upgraded(page);
+        }
+    }
+    Ok(())
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Served {
+    /// Nobody need hear more of it than was told on the way.
+    Quietly,
+    /// The entry was read-only or old, and became writable or young.
+    Upgraded,
+}
+
+#[inline(always)]
+fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<Served, FaultError> {
     let areas = space.areas.read();
-    let area = areas.find(address).ok_or(FaultError::NotMapped)?;
+    let area = areas.find(page).ok_or(FaultError::NotMapped)?;
     if !allows(area.protection(), access) {
         return Err(FaultError::NotAllowed);
     }
-    let page = address.align_down(PAGE);
     let (table, cell) = match space.page_tables().cell(page) {
         Some(found) => found,
         None => {
@@ -107,7 +127,7 @@ pub(super) struct Fault<'a> {
 impl Fault<'_> {
     /// There is no page yet.
     #[inline(always)]
-    fn missing(&self) -> Result<(), FaultError> {
+    fn missing(&self) -> Result<Served, FaultError> {
         let protection = self.area.protection();
         let new = match self.area.backing() {
             Backing::Private if self.access == Access::Write => {
@@ -128,51 +148,37 @@ impl Fault<'_> {
         if !self.space.install(self.table, self.cell, new) && !new.is_special() {
             self.space.let_go(self.cpu, new.address());
         }
-        Ok(())
+        Ok(Served::Quietly)
     }
 
     /// The entry allows the access, as far as software knows.
     #[cold]
-    fn present(&self) -> Result<(), FaultError> {
+    fn present(&self) -> Result<Served, FaultError> {
         let mmu = self.space.mmu();
-        let changed = {
-            let _locked = self.space.lock_table(self.table);
-            let entry = mmu.load(self.cell);
-            let is_write = self.access == Access::Write;
-            if !entry.is_valid() || is_write && !entry.may_be_written() {
-                // Another CPU has changed it: what it needs now, the next fault says.
-                return Ok(());
-            }
-            let wanted = if is_write { entry.young().dirty() } else { entry.young() };
-            let changed = set_access_flags(mmu, self.cell, entry, wanted);
-            if changed {
-                self.space.tlb().access_widened(mmu, self.page);
-                self.upgraded_too_early();
-            } else {
-                self.space.tlb().fix_spurious(mmu, self.page);
-            }
-            changed
-        };
-        if changed {
-            self.upgraded();
+        let _locked = self.space.lock_table(self.table);
+        let entry = mmu.load(self.cell);
+        let is_write = self.access == Access::Write;
+        if !entry.is_valid() || is_write && !entry.may_be_written() {
+            // Another CPU has changed it: what it needs now, the next fault says.
+            return Ok(Served::Quietly);
         }
-        Ok(())
+        Ok(self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() }))
     }
 
-    /// Tells that the entry became writable or young. The table's lock is dropped: who is told may sleep, or look there.
+    /// Makes `entry`, which is here, let more through; `wanted` does. Where it did already, the TLB was behind. The
+    /// table's lock is held.
     #[inline(always)]
-    pub(super) fn upgraded(&self) {
-        if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
-            self.space.notifiers.upgraded(self.page);
+    pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> Served {
+        let mmu = self.space.mmu();
+        if !set_access_flags(mmu, self.cell, entry, wanted) {
+            self.space.tlb().fix_spurious(mmu, self.page);
+            return Served::Quietly;
         }
-    }
-
-    /// Where the lock is not dropped yet: what the lab makes of it.
-    #[inline(always)]
-    pub(super) fn upgraded_too_early(&self) {
+        self.space.tlb().access_widened(mmu, self.page);
         if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
             self.space.notifiers.upgraded(self.page);
         }
+        Served::Upgraded
     }
 }
 

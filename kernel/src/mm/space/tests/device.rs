@@ -18,6 +18,7 @@ use super::super::{Access, PAGE, SpaceRef, handle_fault};
 use super::{Rig, private};
 use crate::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
 use crate::mm::space::{MapRequest, Placement, Sharing};
+use crate::smp::{Cpu, CpuId};
 
 /// Pages that calls are about, over the boundary of two tables.
 const PAGES: u64 = 8;
@@ -254,5 +255,50 @@ fn a_device_that_does_not_hear_is_caught() {
             }
             other => panic!("{deaf:?}: nothing was noticed: {other:?}"),
         }
+    }
+}
+
+/// Changes the space where it hears of an upgrade: between the unlock and what those behind it in the chain are told.
+struct Meddler {
+    space: SpaceRef,
+    change: fn(&SpaceRef),
+}
+
+impl Subscriber for Meddler {
+    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+        if range.event == Event::ProtectionUpgrade {
+            (self.change)(&self.space);
+        }
+        Ok(())
+    }
+}
+
+/// No lock is held when an upgrade is told, so the page may be protected or gone by then. The event invalidates, and
+/// does no more.
+#[test]
+fn an_upgrade_may_be_told_when_the_page_is_protected_or_gone() {
+    let changes: [fn(&SpaceRef); 3] = [
+        |space| space.mprotect(START, PAGE, Protection::READ).unwrap(),
+        |space| space.munmap(&Cpu::new(CpuId(0)), START, PAGE).unwrap(),
+        |space| space.madvise_dontneed(&Cpu::new(CpuId(0)), START, PAGE).unwrap(),
+    ];
+    for change in changes {
+        let rig = Rig::new(4);
+        let mut stage = Stage::new(&rig, Deaf::Never);
+        stage.apply(Call::Map { page: 0, pages: 1, writable: true, shared: false });
+        stage.apply(Call::Fault { page: 0, access: Access::Write });
+        stage.apply(Call::Fork);
+        stage.apply(Call::ChildExits);
+        stage.apply(Call::DeviceReads { page: 0 });
+        let before = stage.entry(START);
+        assert!(!before.may_be_written());
+        let meddler = Meddler { space: stage.space.clone(), change };
+        let meddler = Subscription::<_, SpaceRef>::new(stage.space.clone(), meddler, 1).unwrap();
+        stage.apply(Call::Fault { page: 0, access: Access::Write });
+        assert!(!stage.entry(START).may_be_written(), "the change came after the upgrade");
+        assert_eq!(stage.stale(), None);
+        assert!(stage.device.kept.lock().unwrap().is_empty());
+        drop(meddler);
+        stage.apply(Call::Exit);
     }
 }
