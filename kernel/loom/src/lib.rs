@@ -12,6 +12,7 @@
 //! | store, compare-exchange, bit-clear | relaxed (what a failed or successful one read: acquire, as for a load) |
 //! | DMB ISHST, DSB ISHST | release fence |
 //! | DSB ISH | sequentially consistent fence |
+//! | what TLBs hold | a set for all CPUs, for tests that look pages up in hardware's place ([`Cpu::access`]) |
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
@@ -25,6 +26,7 @@
 //! [`Without`] takes one step away; each property has a twin that runs without a step and must be caught.
 
 mod cell;
+mod tlb;
 
 use std::sync::Mutex;
 
@@ -33,10 +35,12 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
-    Announced, Geometry, Invalidation, Lazy, Mmu, PageRange, PageTables, Progress, Reclaimer, Shape, Table,
-    TableSource, Tiny, Tlb, WalkWord,
+    Announced, Execution, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress, Reclaimer, Shape,
+    Table, TableSource, Tiny, Tlb, WalkWord,
 };
 use loom::sync::atomic::{Ordering, fence};
+pub use tlb::Broadcast;
+use tlb::Tlbs;
 
 /// The CPUs of the machine, each with a walk word.
 pub const CPUS: usize = 3;
@@ -81,6 +85,9 @@ pub struct Machine {
     /// CPU to CPU is put in order by the frame allocator, which is not here.
     reclaim: Mutex<(Reclaimer<Tiny, CPUS>, usize)>,
     words: [Word; CPUS],
+    tlbs: Tlbs,
+    /// What serialises splits, where they are serialised.
+    split_lock: loom::sync::Mutex<()>,
     without: Without,
 }
 
@@ -93,6 +100,8 @@ impl Machine {
             free: Mutex::new((1..=frames).rev().map(address).collect()),
             reclaim: Mutex::new((Reclaimer::new(), 0)),
             words: std::array::from_fn(|_| Word { value: Cell::new(0), without }),
+            tlbs: Tlbs::new(),
+            split_lock: loom::sync::Mutex::new(()),
             without,
         }
     }
@@ -184,6 +193,19 @@ impl<'m> Cpu<'m> {
             assert_eq!(found.physical, own, "page {page} was read in a table that is none any more, or not yet");
         }
         found.is_some()
+    }
+
+    /// Maps the pages from `first` on, `count` of them, by the largest leaves that there are.
+    pub fn map_largest(&self, first: u64, count: usize) {
+        let (lazy, data) = (Lazy::new(self), Attributes::kernel_data(MemoryType::Normal));
+        let to = PhysAddr(TARGET + (first << Tiny::PAGE_SHIFT));
+        let largest = Shape { leaves: Leaves::Largest, execution: Execution::ByLeaf };
+        self.tables().map(&lazy, pages(first, count), to, data, largest, &mut { *self }).expect("the pages are free");
+    }
+
+    /// Waits for the split lock, and holds it until what is returned is dropped.
+    pub fn lock_splits(&self) -> impl Drop + use<'m> {
+        self.machine.split_lock.lock().unwrap()
     }
 
     /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table is at once somebody
@@ -304,7 +326,7 @@ unsafe impl TableSource for Cpu<'_> {
     }
 }
 
-/// There are no TLBs here: only the barriers of an invalidation are left.
+/// No TLB, for tests in which none holds anything: only the barriers of an invalidation are left.
 pub struct NoTlb;
 
 impl Tlb<Cpu<'_>> for NoTlb {

@@ -7,6 +7,7 @@ mod canary;
 mod interrupt;
 mod map;
 mod reclaim;
+mod remedies;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
