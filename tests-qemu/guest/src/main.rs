@@ -12,6 +12,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
+mod demo;
+#[cfg(target_os = "none")]
 mod frames;
 #[cfg(target_os = "none")]
 mod harness;
@@ -35,6 +37,8 @@ mod smp;
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;
+#[cfg(target_os = "none")]
+mod turns;
 #[cfg(target_os = "none")]
 mod vmalloc;
 

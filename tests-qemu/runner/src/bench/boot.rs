@@ -22,9 +22,6 @@ use crate::session::fresh_nonce;
 
 /// For a boot and all its rows, on a busy host.
 const LIMIT: Duration = Duration::from_secs(300);
-/// One instruction is one nanosecond of virtual time, and idle time is skipped: the guest's clock and counts depend on
-/// nothing else.
-const ICOUNT: [&str; 4] = ["-icount", "shift=0,sleep=off", "-seed", "1"];
 /// Memory of the machine whose boot is measured.
 const BOOT_MEMORY: &str = "1G";
 /// What row `null` may take besides its loop: the branch over it.
@@ -91,7 +88,7 @@ pub struct Images<'a> {
 /// # Errors
 /// When a boot does not end as it should, another one does not repeat it, or something ran that was not measured.
 pub fn measure(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, bootargs: &str) -> Result<Measured> {
-    let machine = Machine { smp: 1, ..machine.clone() };
+    let machine = Machine { smp: 1, icount: true, ..machine.clone() };
     let mut measured = Measured { machine: machine.name.clone(), rows: Vec::new() };
     if !chosen.rows.is_empty() {
         let boot = |extra: &[OsString]| one_boot(&machine, images.image, chosen, bootargs, extra);
@@ -137,8 +134,7 @@ fn one_boot(
     if !bootargs.is_empty() {
         append.push_str(&format!(" {bootargs}"));
     }
-    let arguments: Vec<OsString> = ICOUNT.iter().map(Into::into).chain(extra.iter().cloned()).collect();
-    let mut guest = Guest::start(&Qemu::new(machine, image, Serial::Pipes, Reset::Ends, &append, &arguments))?;
+    let mut guest = Guest::start(&Qemu::new(machine, image, Serial::Pipes, Reset::Ends, &append, extra))?;
     let deadline = Instant::now() + LIMIT;
     let mut lines = Lines::default();
     let mut transcript = Vec::new();
@@ -214,8 +210,7 @@ fn check_null(points: &[Point]) -> Result<()> {
 /// Instructions from the kernel's first to its prompt, on a machine with 1 GiB.
 fn boot_to_prompt(machine: &Machine, kernel: &Path) -> Result<u32> {
     let machine = Machine { memory: BOOT_MEMORY.into(), ..machine.clone() };
-    let extra = ICOUNT.map(OsString::from);
-    let qemu = Qemu::new(&machine, kernel, Serial::Pipes, Reset::Ends, script::BOOTARGS, &extra);
+    let qemu = Qemu::new(&machine, kernel, Serial::Pipes, Reset::Ends, script::BOOTARGS, &[]);
     let mut session = Vec::new();
     let wrong = script::run(&qemu, &script::commands("uptime"), LIMIT, &mut session)?;
     let session = String::from_utf8_lossy(&session);
