@@ -12,9 +12,10 @@ use crate::mmu::{Mmu, Table, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::source::TableSource;
+use crate::split::{self, Serialise, Splits};
 use crate::unmap::{self, Leaf};
-use crate::update;
-use crate::walk::{self, Leaving, Run, Translation, Visitor, Walk};
+use crate::update::{self, Leaves};
+use crate::walk::{self, Entry, Leaving, Run, Translation, Visitor, Walk};
 
 /// A tree of tables as one CPU sees it: a root and that CPU's [`Mmu`].
 ///
@@ -56,6 +57,12 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     #[inline(always)]
     pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, leaving: Leaving) -> Option<Run<'a, M>> {
         walk::sole_run(self.mmu, self.root, range, leaving)
+    }
+
+    /// The entry where the walk for `address` ends.
+    #[inline]
+    pub(crate) fn entry(&self, address: VirtAddr) -> Entry<'a, M> {
+        walk::entry(self.mmu, self.root, address)
     }
 
     /// Maps `range` to the physical memory from `physical` on.
@@ -118,6 +125,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no
     /// entry that was valid changed.
     ///
+    /// For ranges where no leaf is ever split: the invalidation says the level of the leaves, if it is one.
+    ///
     /// # Errors
     /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`],
     /// [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`]. Nothing was changed.
@@ -128,7 +137,65 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         change: Change,
     ) -> Result<Flush<M::Geometry>, Error> {
-        update::update(self, lazy, range, &change)
+        update::update(self, lazy, range, &change, Leaves::Fixed)
+    }
+
+    /// [`Self::update`] where leaves may be split at any time, by this caller or the owner of a neighbouring range.
+    ///
+    /// A group that the range cuts counts as one leaf until *all* its entries are clear of the contiguous bit. The
+    /// invalidation says no level, because TLBs may hold a larger leaf than there is now. A leaf that is cut is no
+    /// error where nothing in the range would change.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    #[inline]
+    pub fn update_divisible(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+    ) -> Result<Flush<M::Geometry>, Error> {
+        update::update(self, lazy, range, &change, Leaves::Divisible).map(Flush::without_level)
+    }
+
+    /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that
+    /// [`Self::update_divisible`] may change exactly the range. Nothing is split where it cuts none.
+    ///
+    /// Every address translates as before at any moment, so nothing is owed: no barrier, no invalidation. The CPUs hold
+    /// leaves of both sizes for a while, and the caller knows that all of them can.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTables`]; nothing was changed, and tables that were taken are given back.
+    pub fn split(
+        &self,
+        range: PageRange<M::Geometry>,
+        how: &impl Serialise,
+        source: &mut impl TableSource,
+    ) -> Result<Splits, Error> {
+        split::split(self, range, how, source)
+    }
+
+    /// [`Self::update_divisible`] that splits what the range cuts, and says what it has split.
+    ///
+    /// # Errors
+    /// As [`Self::update`], [`Error::Straddles`] excepted, and [`Error::OutOfTables`]. Every page is as it was; leaves
+    /// may have been split.
+    #[inline]
+    pub fn update_splitting(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        how: &impl Serialise,
+        source: &mut impl TableSource,
+    ) -> Result<(Flush<M::Geometry>, Splits), Error> {
+        match self.update_divisible(lazy, range, change) {
+            Err(Error::Straddles { .. }) => {
+                let splits = self.split(range, how, source)?;
+                Ok((self.update_divisible(lazy, range, change)?, splits))
+            }
+            result => Ok((result?, Splits::NONE)),
+        }
     }
 
     /// The walk for `address`, level by level.

@@ -23,7 +23,16 @@ use crate::range::PageRange;
 use crate::tables::PageTables;
 use crate::walk::{Leaving, Next, Run, Visitor, leading_leaves, whole_leaf};
 
-/// See [`PageTables::update`].
+/// Whether leaves in the range and around it may be split while they are in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Leaves {
+    /// Never: a contiguous group is one, and belongs to one owner.
+    Fixed,
+    /// At any time, also by the owner of a neighbouring range ([`crate::split`]).
+    Divisible,
+}
+
+/// See [`PageTables::update`] and [`PageTables::update_divisible`].
 ///
 /// Nearly every range lies in one last-level table. That way is written out: down once, and both passes over the same
 /// cells, which stay where they are because their owner is the caller.
@@ -33,10 +42,15 @@ pub(crate) fn update<M: Mmu>(
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
+    leaves: Leaves,
 ) -> Result<Flush<M::Geometry>, Error> {
-    let Some(run) = tables.sole_run(range, Leaving::Ignored) else { return update_tables(tables, lazy, range, change) };
-    let mut check = Check { range, change, found: Survey::NOTHING };
-    check.visit(tables.mmu(), &run)?;
+    let Some(run) = tables.sole_run(range, Leaving::Ignored) else {
+        return update_tables(tables, lazy, range, change, leaves);
+    };
+    let mut check = Check { range, change, leaves, found: Survey::NOTHING };
+    if let Err(error) = check.visit(tables.mmu(), &run) {
+        return unless_unchanged(tables, range, change, leaves, error);
+    }
     if change.may_make_code_of(check.found.all) {
         code::make_visible(tables, range, change);
     }
@@ -57,9 +71,12 @@ fn update_tables<M: Mmu>(
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
+    leaves: Leaves,
 ) -> Result<Flush<M::Geometry>, Error> {
-    let mut check = Check { range, change, found: Survey::NOTHING };
-    tables.visit(range, &mut check)?;
+    let mut check = Check { range, change, leaves, found: Survey::NOTHING };
+    if let Err(error) = tables.visit(range, &mut check) {
+        return unless_unchanged(tables, range, change, leaves, error);
+    }
     if change.may_make_code_of(check.found.all) {
         code::make_visible(tables, range, change);
     }
@@ -72,6 +89,44 @@ fn update_tables<M: Mmu>(
             flush(lazy, range, change, from, to, flipping.levels.sole())
         }
     })
+}
+
+/// A range that cuts a divisible leaf need not, if all in it is as it shall be: the error is none then.
+#[cold]
+fn unless_unchanged<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    leaves: Leaves,
+    error: Error,
+) -> Result<Flush<M::Geometry>, Error> {
+    if leaves == Leaves::Divisible
+        && matches!(error, Error::Straddles { .. })
+        && tables.visit(range, &mut Unchanged { change }).is_ok()
+    {
+        Ok(Flush::NONE)
+    } else {
+        Err(error)
+    }
+}
+
+/// Whether every leaf has what the change asks for, and may be asked for it.
+struct Unchanged<'a> {
+    change: &'a Change,
+}
+
+/// An entry that is not as it shall be.
+struct Other;
+
+impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
+    type Error = Other;
+
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
+        let leaves = leading_leaves(mmu, run);
+        each(mmu, run, leaves, self.change).map_err(|_| Other)?;
+        let mut found = run.cells()[..leaves].iter().map(|cell| mmu.load(cell));
+        if found.all(|leaf| self.change.apply(leaf) == leaf) { Ok(Next::Entries(leaves)) } else { Err(Other) }
+    }
 }
 
 /// What a change does to entries that are alike, in the bits that it touches.
@@ -128,6 +183,7 @@ fn update_each<M: Mmu>(
 struct Check<'a, G: Geometry> {
     range: PageRange<G>,
     change: &'a Change,
+    leaves: Leaves,
     found: Survey,
 }
 
@@ -150,15 +206,25 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         let all_leaves = valid || (survey.any & bits::VALID == 0 && survey.all & bits::PRESENT_INVALID != 0);
         let must = self.change.required() | self.change.marks();
         if !all_leaves || survey.all & must != must {
+            if self.leaves == Leaves::Divisible && has_table(mmu, run, leaves) {
+                // Split while this walk was looking: what is there now is below.
+                return Ok(Next::Again);
+            }
             // A copy, so that the run itself can stay in registers.
             each(mmu, &Run { ..*run }, leaves, self.change)?;
         }
         // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the
         // table.
-        if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
-            for index in [0, leaves - 1] {
-                whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;
+        match self.leaves {
+            Leaves::Fixed if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 => {
+                for index in [0, leaves - 1] {
+                    whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;
+                }
             }
+            Leaves::Divisible if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 => {
+                whole_groups(mmu, self.range, &Run { ..*run }, leaves)?;
+            }
+            _ => {}
         }
         if self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
             return Err(Error::ExecutionForbidden(run.from));
@@ -166,6 +232,53 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         self.found = self.found.and(survey);
         Ok(Next::Entries(leaves))
     }
+}
+
+/// The last entries of the groups that a run of pages has only a part of, as bits that any of them has.
+///
+/// The last entry speaks for its group: whoever splits one clears it last ([`crate::split`]).
+#[inline(always)]
+fn beyond<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> u64 {
+    let in_group = M::Geometry::group_entries(run.level) - 1;
+    let end = run.first + run.count;
+    let mut any = 0;
+    if run.first & in_group != 0 {
+        any |= mmu.load(&run.table[run.first | in_group]).0;
+    }
+    if end & in_group != 0 {
+        any |= mmu.load(&run.table[end | in_group]).0;
+    }
+    any
+}
+
+/// Checks that the first and the last of the entries belong to the range with all that hangs together with them: a
+/// block, a contiguous group, or what is left of one that is being split.
+#[cold]
+fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>, leaves: usize) -> Result<(), Error> {
+    let entries = M::Geometry::group_entries(run.level);
+    let owned = run.first..run.first + leaves;
+    for index in [0, leaves - 1] {
+        let size = M::Geometry::group_size(run.level);
+        let group = run.address(index).align_down(size);
+        if range.contains(group) && range.contains(group + (size - 1)) {
+            continue;
+        }
+        let first = (run.first + index) & !(entries - 1);
+        let last = first + entries - 1;
+        // Each of the caller's own, because a read may be older than that of the last one. None becomes older again.
+        let mut asked = (first..last).filter(|entry| owned.contains(entry)).chain([last]);
+        if asked.any(|entry| mmu.load(&run.table[entry]).is_contiguous()) {
+            return Err(Error::Straddles { leaf: group, size });
+        }
+        whole_leaf(range, Descriptor::EMPTY, run.level, run.address(index))?;
+    }
+    Ok(())
+}
+
+/// Whether one of the entries is a table, though each was read as something else before.
+#[cold]
+fn has_table<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize) -> bool {
+    run.cells()[..leaves].iter().any(|cell| mmu.load(cell).kind(run.level == LAST_LEVEL) == Kind::Table)
 }
 
 /// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.

@@ -112,6 +112,34 @@ pub(crate) fn visit<'t, M: Mmu, V: Visitor<'t, M>>(
     Ok(())
 }
 
+/// The entry where the walk for an address ends, valid or not.
+pub(crate) struct Entry<'a, M: Mmu> {
+    /// The whole table that it is in.
+    pub(crate) table: &'a [M::Cell],
+    /// Its index there.
+    pub(crate) index: usize,
+    /// What it was when it was read: no table descriptor.
+    pub(crate) descriptor: Descriptor,
+    /// Its level.
+    pub(crate) level: u8,
+    /// As in [`Run`].
+    pub(crate) inherited: u64,
+}
+
+/// The entry where the walk for `address` ends.
+pub(crate) fn entry<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Entry<'_, M> {
+    loop {
+        let place = descend(mmu, root, address, Leaving::Ignored);
+        let (table, level) = (mmu.table(place.table), place.table.level());
+        let index = M::Geometry::index(address, level);
+        let descriptor = mmu.load(&table[index]);
+        // Otherwise a table was linked there after the walk came by.
+        if descriptor.kind(level == LAST_LEVEL) != Kind::Table {
+            return Entry { table, index, descriptor, level, inherited: place.inherited };
+        }
+    }
+}
+
 /// The last-level table for `address`, if there is one.
 ///
 /// The level is a constant in each turn, so that shifts and masks are.
