@@ -17,6 +17,7 @@ pub mod linear;
 pub mod mmu;
 #[cfg(target_os = "none")]
 mod pairs;
+pub mod policy;
 pub mod reclaim;
 #[cfg(not(target_os = "none"))]
 pub mod record;
@@ -31,8 +32,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use granule_arch::addr::PhysAddr;
 use granule_pgtable::{Reclaimer, Table, TableSource};
+use spin::Once;
 
 use self::area::{AreaNode, AreaTree};
+use self::policy::Policy;
 use super::frame::FrameAllocator;
 use super::layout;
 use super::pool::Pool;
@@ -54,6 +57,7 @@ pub struct KernelSpace {
     /// Frames that were taken for tables since the boot and are not free again.
     table_frames: AtomicUsize,
     reclaim: reclaim::Reclaim,
+    policy: Once<Policy>,
 }
 
 impl KernelSpace {
@@ -68,7 +72,19 @@ impl KernelSpace {
             nodes: Pool::new(frames),
             table_frames: AtomicUsize::new(0),
             reclaim: reclaim::Reclaim::new(Reclaimer::new()),
+            policy: Once::new(),
         }
+    }
+
+    /// Says for good what is done to live mappings; only the first call counts. What of it is a patched branch is in
+    /// force once the sites are patched by it.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.call_once(|| policy);
+    }
+
+    /// What is done to live mappings.
+    pub fn policy(&self) -> Policy {
+        self.policy.get().copied().unwrap_or(Policy::UNDECIDED)
     }
 
     /// Calls `each` for every area, by address, with the area lock held: it prints nothing and allocates nothing.

@@ -18,7 +18,7 @@ pub(crate) const KNOWN: [Feature; 14] = [
     ("e0pd", CpuFeatures::e0pd),
     ("hafdbs", |cpus| cpus.hafdbs() != HardwareUpdates::None),
     ("lse", CpuFeatures::lse),
-    ("bbm2", |cpus| cpus.bbm() == BreakBeforeMake::NotRequired),
+    ("bbm2", |cpus| cpus.bbm() >= BreakBeforeMake::NotRequired),
     ("tlbirange", CpuFeatures::tlb_range),
     ("ttl", CpuFeatures::ttl),
     ("mops", CpuFeatures::mops),
