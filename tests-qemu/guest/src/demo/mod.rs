@@ -20,17 +20,19 @@ fn split(t: &mut Test) {
 fn the_race(t: &mut Test, other: smp::CpuId) {
     const ROUNDS: u32 = 100;
     println!(
-        "CPU 1 splits a contiguous group: it clears the contiguous bit of 16 entries, from the first to the last."
+        "Two CPUs own a page each of one contiguous group. Each splits it, by clearing the bit in all 16 entries, and"
     );
-    println!("CPU 0 makes page 9 of it read-only, while CPU 1 is between the load and the store of entry 9.");
+    println!(
+        "makes its page read-only. CPU 1 is first, and halts between its look at CPU 0's entry and what it does to it."
+    );
     println!("{:<45} {:>5} {:>7} {:>8}", "", "lost", "waited", "atomics");
     for remedy in REMEDIES {
         let what = match remedy {
-            Remedy::Nothing => "nothing: the first entry is clear, so go on",
-            Remedy::Lock => "1. a lock around every split",
-            Remedy::AtomicClear => "2. an atomic clear, where the bit is set",
-            Remedy::CheckEvery => "3. check every entry, not only the first",
-            Remedy::Retry => "4. retry while the bit is set in one's own",
+            Remedy::Nothing => "nothing: loads and stores, first entry asked",
+            Remedy::Lock => "1. a lock around it",
+            Remedy::AtomicClear => "2. an atomic clear of every entry",
+            Remedy::CheckEvery => "3. check every entry, atomic where it is set",
+            Remedy::Retry => "4. retry until the last entry is clear",
         };
         let Some(outcome) = t.ok(what, race::run(other, remedy, ROUNDS)) else { return };
         println!("{what:<45} {:>5} {:>7} {:>8}", outcome.lost, outcome.waited, outcome.atomics);

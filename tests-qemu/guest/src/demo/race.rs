@@ -1,35 +1,40 @@
 //! The race of two CPUs over one contiguous group, held at its worst place, and what helps against it.
 //!
-//! The entries are as they stand in a table, but in no table: nothing here depends on a TLB. CPU A splits the group: it
-//! clears the contiguous bit of all entries, in ascending order. Between the load and the store of [`PAGE`]'s entry it
-//! stops, until CPU B has made that page read-only, or shows that it will not before A goes on.
+//! The entries are as they stand in a table, but in no table: nothing here depends on a TLB. Each CPU owns one page of
+//! the group: it splits the group, which is to clear the contiguous bit of every entry, and makes its own entry
+//! read-only. CPU A comes first. Between its look at B's entry and what it does to it, A stops, until B has changed the
+//! entry, or shows that it will not before A goes on.
+//!
+//! `granule-loom` tries the same remedies in every order (`tests/every_order/remedies.rs`), with what is left of each
+//! when half of it is forgotten.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use granule::smp::{self, Cpu, CpuId, CpuSet};
+use granule::smp::{self, Cpu, CpuId, CpuSet, NotIdle};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::wait;
 
 /// Pages of a group.
 const PAGES: usize = 16;
-/// B's page.
-const PAGE: usize = 9;
+/// The pages of A and B.
+const PAGE_OF_A: usize = 2;
+const PAGE_OF_B: usize = 9;
 /// Yields for which A stops: far more than B takes.
 const PATIENCE: u32 = 50;
 
 /// What is done about the race.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Remedy {
-    /// Nothing: A reads and writes; B takes the group for split when its first entry is.
+    /// Nothing. The first entry is asked for the whole group; a bit is cleared by a load and a store.
     Nothing,
-    /// Whoever looks at the group, to split it or to see whether it is split, holds a lock.
+    /// The same under a lock.
     Lock,
-    /// Both clear the bit by an atomic, and only where it is set.
+    /// The bit is cleared by an atomic, in every entry.
     AtomicClear,
-    /// B goes on when it has seen every entry clear.
+    /// Every entry is looked at, and the bit cleared by an atomic where it is set.
     CheckEvery,
-    /// B looks at its own entry again, until the bit is clear there.
+    /// An atomic on the first entry decides who splits, by loads and stores; the other looks until the last is clear.
     Retry,
 }
 
@@ -40,11 +45,11 @@ pub(super) const REMEDIES: [Remedy; 5] =
 /// What came of some races.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Outcome {
-    /// The page is writable, although B has made it read-only.
+    /// A page is writable whose owner has made it read-only.
     pub(super) lost: u32,
-    /// An entry is not what the two together have made of it: the contiguous bit included.
+    /// Something is not as the two together have made it: a lost page, a contiguous bit.
     pub(super) wrong: u32,
-    /// B had to wait.
+    /// A CPU had to wait for the other.
     pub(super) waited: u32,
     /// Atomic read-modify-writes, both CPUs'.
     pub(super) atomics: u32,
@@ -57,7 +62,7 @@ static WAITED: AtomicU32 = AtomicU32::new(0);
 static ATOMICS: AtomicU32 = AtomicU32::new(0);
 
 /// Runs `rounds` races, with A on CPU `other` and B on this one.
-pub(super) fn run(other: CpuId, remedy: Remedy, rounds: u32) -> Result<Outcome, smp::NotIdle> {
+pub(super) fn run(other: CpuId, remedy: Remedy, rounds: u32) -> Result<Outcome, NotIdle> {
     let mut outcome = Outcome::default();
     WAITED.store(0, Ordering::Relaxed);
     ATOMICS.store(0, Ordering::Relaxed);
@@ -66,12 +71,17 @@ pub(super) fn run(other: CpuId, remedy: Remedy, rounds: u32) -> Result<Outcome, 
             entry.store(writable(page).contiguous().0, Ordering::Relaxed);
         }
         CHANGED.store(false, Ordering::Relaxed);
-        smp::run_on(other, split, remedy as usize)?;
-        change(remedy);
+        smp::run_on(other, a, remedy as usize)?;
+        while is_contiguous(&ENTRIES[0]) {
+            wait::relax();
+        }
+        make_read_only(remedy, PAGE_OF_B, || {});
+        CHANGED.store(true, Ordering::Release);
         smp::wait_for(CpuSet::of(other));
         let entries = || ENTRIES.iter().map(|entry| Descriptor(entry.load(Ordering::Relaxed))).enumerate();
-        outcome.lost += u32::from(entries().any(|(page, entry)| page == PAGE && entry.is_writable()));
-        let right = |page: usize| if page == PAGE { read_only(writable(page)) } else { writable(page) };
+        let is_owned = |page| matches!(page, PAGE_OF_A | PAGE_OF_B);
+        let right = |page| if is_owned(page) { read_only(writable(page)) } else { writable(page) };
+        outcome.lost += u32::from(entries().any(|(page, entry)| is_owned(page) && entry.is_writable()));
         outcome.wrong += u32::from(entries().any(|(page, entry)| entry != right(page)));
     }
     outcome.waited = WAITED.load(Ordering::Relaxed);
@@ -87,78 +97,85 @@ fn read_only(entry: Descriptor) -> Descriptor {
     Descriptor((entry.0 & !bits::WRITE) | bits::RDONLY)
 }
 
-/// CPU A.
-fn split(_: &Cpu, remedy: usize) {
-    let remedy = REMEDIES[remedy];
-    let locked = remedy == Remedy::Lock && lock();
-    for (page, entry) in ENTRIES.iter().enumerate() {
-        let read = entry.load(Ordering::Relaxed);
-        if read & bits::CONTIGUOUS == 0 {
-            continue;
+/// What CPU A does.
+fn a(_: &Cpu, remedy: usize) {
+    make_read_only(REMEDIES[remedy], PAGE_OF_A, || {
+        for _ in 0..PATIENCE {
+            if CHANGED.load(Ordering::Acquire) {
+                return;
+            }
+            wait::relax();
         }
-        if page == PAGE {
-            stop();
-        }
-        clear(remedy, entry, read);
-    }
-    if locked {
-        LOCK.store(false, Ordering::Release);
-    }
+    });
 }
 
-/// CPU B. It comes when A is on its way through the group, and wants the group split as well: one of them is first.
-fn change(remedy: Remedy) {
-    while is_contiguous(&ENTRIES[0]) {
-        wait::relax();
-    }
+/// Splits the group and makes entry `own` read-only; `window` runs before B's entry is cleared and after it was read.
+fn make_read_only(remedy: Remedy, own: usize, window: impl Fn()) {
+    let is_first_clear = || !is_contiguous(&ENTRIES[0]);
     match remedy {
-        // "A split is done from the first entry to the last, so the first tells": not if it is still being done.
-        Remedy::Nothing => {}
+        // "Entries are cleared from the first to the last, so the first tells": not if that is still being done.
+        Remedy::Nothing if is_first_clear() => {}
+        Remedy::Nothing => clear_all(|_, entry, read| clear_plainly(entry, read), window),
         Remedy::Lock => {
-            lock();
+            wait_while(|| LOCK.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err());
+            if !is_first_clear() {
+                clear_all(|_, entry, read| clear_plainly(entry, read), window);
+            }
             LOCK.store(false, Ordering::Release);
         }
-        Remedy::AtomicClear => {
-            for entry in ENTRIES.iter().filter(|entry| is_contiguous(entry)) {
-                clear(remedy, entry, entry.load(Ordering::Relaxed));
+        Remedy::AtomicClear => clear_all(
+            |_, entry, _| {
+                clear_atomically(entry);
+            },
+            window,
+        ),
+        Remedy::CheckEvery => clear_all(
+            |_, entry, read| {
+                if read & bits::CONTIGUOUS != 0 {
+                    clear_atomically(entry);
+                }
+            },
+            window,
+        ),
+        Remedy::Retry => {
+            if clear_atomically(&ENTRIES[0]) & bits::CONTIGUOUS != 0 {
+                let but_the_first = |page, entry: &_, read| {
+                    if page != 0 {
+                        clear_plainly(entry, read)
+                    }
+                };
+                clear_all(but_the_first, window);
             }
+            wait_while(|| is_contiguous(&ENTRIES[PAGES - 1]));
         }
-        Remedy::CheckEvery => wait_while(|| ENTRIES.iter().any(is_contiguous)),
-        Remedy::Retry => wait_while(|| is_contiguous(&ENTRIES[PAGE])),
     }
-    // The change itself is plain with every remedy: from here on the entry is B's alone.
-    let entry = &ENTRIES[PAGE];
+    // The change itself is plain with every remedy: from here on the entry is its owner's alone.
+    let entry = &ENTRIES[own];
     entry.store(read_only(Descriptor(entry.load(Ordering::Relaxed))).0, Ordering::Relaxed);
-    CHANGED.store(true, Ordering::Release);
+}
+
+/// Reads each entry, from the first to the last, and has `clear` deal with it; `window` runs in between at B's.
+fn clear_all(clear: impl Fn(usize, &AtomicU64, u64), window: impl Fn()) {
+    for (page, entry) in ENTRIES.iter().enumerate() {
+        let read = entry.load(Ordering::Relaxed);
+        if page == PAGE_OF_B {
+            window();
+        }
+        clear(page, entry, read);
+    }
 }
 
 fn is_contiguous(entry: &AtomicU64) -> bool {
     entry.load(Ordering::Acquire) & bits::CONTIGUOUS != 0
 }
 
-/// Clears the bit of an entry that was `read` as it is.
-fn clear(remedy: Remedy, entry: &AtomicU64, read: u64) {
-    if remedy == Remedy::AtomicClear {
-        ATOMICS.fetch_add(1, Ordering::Relaxed);
-        entry.fetch_and(!bits::CONTIGUOUS, Ordering::Release);
-    } else {
-        entry.store(read & !bits::CONTIGUOUS, Ordering::Release);
-    }
+fn clear_plainly(entry: &AtomicU64, read: u64) {
+    entry.store(read & !bits::CONTIGUOUS, Ordering::Release);
 }
 
-/// The window.
-fn stop() {
-    for _ in 0..PATIENCE {
-        if CHANGED.load(Ordering::Acquire) {
-            return;
-        }
-        wait::relax();
-    }
-}
-
-fn lock() -> bool {
-    wait_while(|| LOCK.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err());
-    true
+fn clear_atomically(entry: &AtomicU64) -> u64 {
+    ATOMICS.fetch_add(1, Ordering::Relaxed);
+    entry.fetch_and(!bits::CONTIGUOUS, Ordering::AcqRel)
 }
 
 /// Waits, and counts it where it takes more than a look.
