@@ -128,7 +128,15 @@ pub const EARLY_TABLE_FREE: Lab = Lab {
     witness: Witness::Target,
 };
 
-const ALL: [Lab; 9] = [
+/// Splits of one leaf by several CPUs are not kept apart.
+pub const PLAIN_SPLIT: Lab = Lab {
+    identifier: FIRST_LAB + 9,
+    name: "plain-split",
+    effect: "leaves are split by plain loads and stores and without a lock: a neighbour's change of permission is lost",
+    witness: Witness::Target,
+};
+
+const ALL: [Lab; 10] = [
     SKIP_TLBI,
     LOCAL_TLBI,
     WX_LEAF,
@@ -138,6 +146,7 @@ const ALL: [Lab; 9] = [
     SKIP_ISB,
     SKIP_ICACHE,
     EARLY_TABLE_FREE,
+    PLAIN_SPLIT,
 ];
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot

@@ -15,6 +15,7 @@ pub mod image;
 #[cfg(target_os = "none")]
 pub mod linear;
 pub mod mmu;
+pub mod owners;
 #[cfg(target_os = "none")]
 mod pairs;
 pub mod policy;
@@ -24,6 +25,7 @@ pub mod record;
 mod report;
 pub use report::describe_walk;
 pub mod set_memory;
+pub mod split;
 #[cfg(test)]
 mod tests;
 pub mod vmalloc;
@@ -58,6 +60,7 @@ pub struct KernelSpace {
     table_frames: AtomicUsize,
     reclaim: reclaim::Reclaim,
     policy: Once<Policy>,
+    splitting: split::Splitting,
 }
 
 impl KernelSpace {
@@ -73,6 +76,7 @@ impl KernelSpace {
             table_frames: AtomicUsize::new(0),
             reclaim: reclaim::Reclaim::new(Reclaimer::new()),
             policy: Once::new(),
+            splitting: split::Splitting::new(),
         }
     }
 
@@ -99,13 +103,23 @@ impl KernelSpace {
     }
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {
-        FrameSource { frames: self.frames, taken: &self.table_frames, cpu }
+        FrameSource { frames: self.frames, supply: Supply::Any, taken: &self.table_frames, cpu }
     }
+}
+
+/// Which frames may be taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Supply {
+    /// Any that are free.
+    Any,
+    /// What this CPU has in its magazine, so that no lock is waited for: in interrupt handlers.
+    Reserve,
 }
 
 /// Frames for tables, from the frame allocator.
 struct FrameSource<'a> {
     frames: &'a FrameAllocator,
+    supply: Supply,
     /// How many are out.
     taken: &'a AtomicUsize,
     cpu: &'a Cpu,
@@ -114,7 +128,11 @@ struct FrameSource<'a> {
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
 unsafe impl TableSource for FrameSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
-        let table = self.frames.alloc_zeroed(self.cpu).ok()?;
+        let table = match self.supply {
+            Supply::Any => self.frames.alloc_zeroed(self.cpu),
+            Supply::Reserve => self.frames.alloc_zeroed_reserved(self.cpu),
+        };
+        let table = table.ok()?;
         self.taken.fetch_add(1, Ordering::Relaxed);
         Some(table)
     }

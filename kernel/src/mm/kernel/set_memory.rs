@@ -15,8 +15,8 @@ use granule_arch::descriptor::bits;
 use granule_pgtable::{Change, Error, Lazy, PageRange};
 use thiserror::Error;
 
-use super::KernelSpace;
-use crate::mm::layout::{VMALLOC_END, VMALLOC_START};
+use super::{KernelSpace, owners};
+use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
 
 /// Why a change was refused. Every page is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -44,7 +44,26 @@ pub enum SetMemoryError {
     /// The page would be writable and executable.
     #[error("{0} would be writable and executable: make it read-only, or not executable, first")]
     WritableAndExecutable(VirtAddr),
-    /// A large leaf that only partly belongs to the range.
+    /// A block or contiguous group that the range cuts, where live leaves are not split.
+    #[error(
+        "the leaf of {size:#x} bytes at {leaf} is only partly in the range, and live leaves are not split here: \
+         change all of it, or none"
+    )]
+    Partial {
+        /// The first address that the leaf translates.
+        leaf: VirtAddr,
+        /// Its bytes.
+        size: u64,
+    },
+    /// No memory for the tables that a split takes. In an interrupt handler that is what its CPU has in reserve.
+    #[error("to split leaves takes {needed} tables, and there are frames for {available}")]
+    OutOfTables {
+        /// Tables that are needed.
+        needed: usize,
+        /// Frames that could be had.
+        available: usize,
+    },
+    /// The tables refused for another reason.
     #[error("{0}")]
     Tables(Error),
 }
@@ -93,26 +112,32 @@ impl KernelSpace {
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
     ///
+    /// In the linear map as well, where no area is asked for: the caller owns the memory. Leaves are split there if need
+    /// be.
+    ///
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_valid(&self, address: VirtAddr, pages: u64, validity: Validity) -> Result<(), SetMemoryError> {
-        self.set_memory(
-            address,
-            pages,
-            match validity {
-                Validity::Valid => Change::VALID,
-                Validity::Invalid => Change::INVALID,
-            },
-        )
+        if layout::is_linear(address) {
+            self.set_linear_valid(address, pages, validity)
+        } else {
+            self.set_memory(address, pages, validity.change())
+        }
+    }
+
+    fn set_linear_valid(&self, address: VirtAddr, pages: u64, validity: Validity) -> Result<(), SetMemoryError> {
+        let range = page_range(address, pages)?;
+        if pages == 0 {
+            return Ok(());
+        }
+        let lazy = Lazy::new(&self.mmu);
+        let flush = self.update_range_lockless(&lazy, range, validity.change())?;
+        lazy.invalidate(&self.tlb, [flush]);
+        Ok(())
     }
 
     fn set_memory(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
-        // Asked for first, so that a bad address with no pages is refused like one with some.
-        let asked = pages.max(1);
-        let range = usize::try_from(asked)
-            .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
-            .and_then(|count| PageRange::from_pages(address, count))
-            .map_err(SetMemoryError::Range)?;
+        let range = page_range(address, pages)?;
         if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
             let outside =
                 if range.start() < VMALLOC_START || range.start() >= VMALLOC_END { range.start() } else { VMALLOC_END };
@@ -121,6 +146,7 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
+        let _owner = owners::claim(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
         match tables.update(&lazy, range, change.only_where(bits::VM_ALLOC)) {
@@ -147,7 +173,7 @@ impl KernelSpace {
 
     /// Says which kind of hole a hole is. The area lock is only tried, so that this may run anywhere.
     #[cold]
-    fn explain(&self, error: Error) -> SetMemoryError {
+    pub(super) fn explain(&self, error: Error) -> SetMemoryError {
         match error {
             Error::NotMapped(hole) => {
                 let area = self.areas.try_lock().and_then(|areas| {
@@ -160,9 +186,20 @@ impl KernelSpace {
             }
             Error::NotMarked(page) => SetMemoryError::NotVmalloc(page),
             Error::WritableAndExecutable(page) => SetMemoryError::WritableAndExecutable(page),
+            Error::Straddles { leaf, size } => SetMemoryError::Partial { leaf, size },
+            Error::OutOfTables { needed, available } => SetMemoryError::OutOfTables { needed, available },
             other => SetMemoryError::Tables(other),
         }
     }
+}
+
+/// The pages that a call is about; one where it is about none, so that a bad address is refused all the same.
+#[inline(always)]
+fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+    usize::try_from(pages.max(1))
+        .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
+        .and_then(|count| PageRange::from_pages(address, count))
+        .map_err(SetMemoryError::Range)
 }
 
 /// Whether the hardware may use a mapping.
@@ -172,4 +209,14 @@ pub enum Validity {
     Valid,
     /// It faults, and is remembered.
     Invalid,
+}
+
+impl Validity {
+    /// What it takes.
+    pub(super) const fn change(self) -> Change {
+        match self {
+            Self::Valid => Change::VALID,
+            Self::Invalid => Change::INVALID,
+        }
+    }
 }
