@@ -34,6 +34,8 @@ mod set_memory;
 #[cfg(target_os = "none")]
 mod smp;
 #[cfg(target_os = "none")]
+mod split;
+#[cfg(target_os = "none")]
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;

@@ -102,7 +102,8 @@ impl Serialise for Locked {
 }
 
 /// `lab=plain-split`: the steps of a split that has the lock, without the lock. The window is held open: an emulator
-/// that runs one CPU at a time goes on with another one there.
+/// that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays: two that
+/// went in step would both be through before either changes what the other has read.
 struct Unlocked;
 
 impl Serialise for Unlocked {
@@ -112,7 +113,10 @@ impl Serialise for Unlocked {
     fn begin(&self) {}
 
     fn window(&self) {
-        wait::relax();
+        const LONGER: u32 = 64;
+        for _ in 0..=LONGER * this_cpu().id.0 {
+            wait::relax();
+        }
     }
 }
 
