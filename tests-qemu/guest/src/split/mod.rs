@@ -5,9 +5,14 @@
 //! machine: leaves that are split (`split` in machines.toml), leaves that are not (`refuse`: every change of a part is
 //! an error), or pages, of which there is nothing to split.
 
+mod counts;
 mod flips;
 mod hand_over;
+mod interrupt;
 mod leaves;
+mod readers;
+
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::policy::SplitMode;
@@ -29,7 +34,7 @@ const BLOCK_PAGES: u64 = 512;
 /// Pages of a contiguous group.
 const GROUP_PAGES: u64 = 16;
 /// Blocks that are looked at for one that nobody has split.
-const TRIES: usize = 40;
+const TRIES: usize = 320;
 
 fn space() -> &'static KernelSpace {
     &granule::kernel().space
@@ -45,29 +50,31 @@ impl Block {
     /// 2 MiB that a block translates, or a group of them; pages where the linear map is made of pages.
     pub(crate) fn fresh(t: &mut Test) -> Option<Self> {
         let large = crate::harness::has("split") == Some(true) || crate::harness::has("refuse") == Some(true);
-        let found = Self::find(0, |leaf| if large { matches!(leaf >> 20, 2 | 32) } else { leaf == PAGE });
+        let found = Self::find(0, if large { |leaf| matches!(leaf >> 20, 2 | 32) } else { |leaf| leaf == PAGE });
         t.check("a block that nobody has split", found.is_some());
         found
     }
 
-    /// A run of 2^`order` blocks in leaves of a size that `is_wanted`.
-    pub(crate) fn find(order: u32, is_wanted: impl Fn(u64) -> bool) -> Option<Self> {
+    /// A run of 2^`order` blocks in leaves of a size that `is_wanted`. The boot CPU's to call.
+    pub(crate) fn find(order: u32, is_wanted: fn(u64) -> bool) -> Option<Self> {
+        /// What was found and is not wanted: not on the stack, which has no room for it.
+        static OTHERS: [AtomicU64; TRIES] = [const { AtomicU64::new(0) }; TRIES];
         let frames = &granule::kernel().frames;
-        let mut others: heapless::Vec<PhysAddr, TRIES> = heapless::Vec::new();
         let mut found = None;
-        while !others.is_full()
-            && found.is_none()
+        let mut others = 0;
+        while others < TRIES
             && let Ok(physical) = frames.alloc_blocks(this_cpu(), order)
         {
             let block = Self { physical, order };
             if block.translation(0).is_some_and(|translation| is_wanted(translation.leaf_size)) {
                 found = Some(block);
-            } else {
-                let _ = others.push(physical);
+                break;
             }
+            OTHERS[others].store(physical.0, Ordering::Relaxed);
+            others += 1;
         }
-        for other in others {
-            frames.free_blocks(this_cpu(), other, order);
+        for other in &OTHERS[..others] {
+            frames.free_blocks(this_cpu(), PhysAddr(other.load(Ordering::Relaxed)), order);
         }
         found
     }
