@@ -35,8 +35,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
-    Announced, Execution, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress, Reclaimer, Shape,
-    Table, TableSource, Tiny, Tlb, WalkWord,
+    Announced, Entries, Execution, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress,
+    Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord,
 };
 use loom::sync::atomic::{Ordering, fence};
 pub use tlb::Broadcast;
@@ -203,9 +203,9 @@ impl<'m> Cpu<'m> {
         self.tables().map(&lazy, pages(first, count), to, data, largest, &mut { *self }).expect("the pages are free");
     }
 
-    /// Waits for the split lock, and holds it until what is returned is dropped.
-    pub fn lock_splits(&self) -> impl Drop + use<'m> {
-        self.machine.split_lock.lock().unwrap()
+    /// The lock around splits.
+    pub fn split_lock(&self) -> SplitLock<'m> {
+        SplitLock(&self.machine.split_lock)
     }
 
     /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table is at once somebody
@@ -323,6 +323,21 @@ unsafe impl TableSource for Cpu<'_> {
 
     fn give_back(&mut self, table: PhysAddr) {
         self.machine.free.lock().unwrap().push(table);
+    }
+}
+
+/// The machine's lock around splits.
+pub struct SplitLock<'m>(&'m loom::sync::Mutex<()>);
+
+impl Serialise for SplitLock<'_> {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a>
+        = loom::sync::MutexGuard<'a, ()>
+    where
+        Self: 'a;
+
+    fn begin(&self) -> Self::Section<'_> {
+        self.0.lock().unwrap()
     }
 }
 

@@ -41,7 +41,7 @@ impl Held {
         range.contains(self.start) || range.start().0.wrapping_sub(self.start.0) < self.size
     }
 
-    /// Whether the tables say the same of the page at `address`.
+    /// Whether the tables say the same, which have `found` at `address`.
     fn agrees(&self, address: VirtAddr, found: Option<Translation>) -> bool {
         let same = |found: Translation| {
             found.physical.0 - address.0 == self.target.0 - self.start.0
@@ -61,15 +61,16 @@ impl Tlbs {
 }
 
 impl Cpu<'_> {
-    /// The hardware looks `page` up, and the TLB keeps what it has found: whatever else is held.
-    pub fn access(&self, page: u64) {
+    /// The hardware looks `pages` up, and the TLB keeps what it finds, beside whatever else it holds.
+    pub fn access(&self, pages: &[u64]) {
         let mut tlbs = self.machine.tlbs.0.lock().unwrap();
-        let address = VirtAddr(page << Tiny::PAGE_SHIFT);
-        let Some(found) = self.tables().translate(address).filter(|found| found.valid) else { return };
-        for size in [Tiny::entry_size(found.level), found.leaf_size] {
-            let held = Held::new(address, &found, size);
-            if !tlbs.contains(&held) {
-                tlbs.push(held);
+        for address in pages.iter().map(|page| VirtAddr(page << Tiny::PAGE_SHIFT)) {
+            let Some(found) = self.tables().translate(address).filter(|found| found.valid) else { continue };
+            for size in [Tiny::entry_size(found.level), found.leaf_size] {
+                let held = Held::new(address, &found, size);
+                if !tlbs.contains(&held) {
+                    tlbs.push(held);
+                }
             }
         }
     }
@@ -77,12 +78,15 @@ impl Cpu<'_> {
     /// Asserts that no TLB has anything for `range`, whose owner this is, but what the tables say.
     pub fn assert_nothing_stale(&self, range: PageRange<Tiny>) {
         let tlbs = self.machine.tlbs.0.lock().unwrap();
-        for held in tlbs.iter().filter(|held| held.overlaps(range)) {
-            let pages = (0..held.size).step_by(Tiny::PAGE_SIZE as usize).map(|offset| held.start + offset);
-            for page in pages.filter(|&page| range.contains(page)) {
-                let found = self.tables().translate(page);
+        let mut page = range.start();
+        while range.contains(page) {
+            let found = self.tables().translate(page);
+            let next = page + found.map_or(Tiny::PAGE_SIZE, |found| found.leaf_size);
+            for held in tlbs.iter().filter(|held| held.overlaps(PageRange::new(page, next.0 - page.0).expect("pages")))
+            {
                 assert!(held.agrees(page, found), "{page} may be translated by {held:?}, not by {found:?}");
             }
+            page = next;
         }
     }
 }

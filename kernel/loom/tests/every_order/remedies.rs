@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_loom::{Broadcast, Cell, Cpu, Machine, Without, pages};
-use granule_pgtable::{Invalidation, Mmu, PageRange, Tables, Tiny, Tlb};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Serialise, Tables, Tiny, Tlb};
 
 use crate::assert_caught;
 
@@ -64,7 +64,7 @@ fn invalidate(cpu: Cpu<'_>, own: usize) {
 fn race(owner: fn(Cpu<'_>, usize)) {
     let run = move |cpu: Cpu<'_>, own: usize| {
         owner(cpu, own);
-        [0, 4].into_iter().for_each(|page| cpu.access(page));
+        cpu.access(&[0, 4]);
         cpu.assert_nothing_stale(owned(own));
     };
     let mut builder = loom::model::Builder::new();
@@ -73,7 +73,7 @@ fn race(owner: fn(Cpu<'_>, usize)) {
         let machine = Arc::new(Machine::new(0, Without::Nothing));
         let cpu = machine.cpu(0);
         cpu.map_largest(0, 8);
-        cpu.access(0);
+        cpu.access(&[0]);
         let second = Arc::clone(&machine);
         let second = loom::thread::spawn(move || run(second.cpu(1), 1));
         run(cpu, 0);
@@ -115,11 +115,12 @@ fn so_does_a_split_of_all_entries_by_both() {
 #[test]
 fn a_lock_around_the_split_holds() {
     race(|cpu, own| {
-        let lock = cpu.lock_splits();
+        let lock = cpu.split_lock();
+        let section = lock.begin();
         if is_contiguous(cpu, group(&cpu)[0]) {
             group(&cpu).into_iter().for_each(|cell| clear_plainly(cpu, cell));
         }
-        drop(lock);
+        drop(section);
         change(cpu, own);
     });
 }
@@ -129,7 +130,8 @@ fn a_first_entry_that_is_asked_before_the_lock_is_taken_is_caught() {
     assert_caught("an update was lost", || {
         race(|cpu, own| {
             if is_contiguous(cpu, group(&cpu)[0]) {
-                let _lock = cpu.lock_splits();
+                let lock = cpu.split_lock();
+                let _section = lock.begin();
                 group(&cpu).into_iter().for_each(|cell| clear_plainly(cpu, cell));
             }
             change(cpu, own);
