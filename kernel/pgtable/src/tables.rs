@@ -15,7 +15,7 @@ use crate::source::TableSource;
 use crate::split::{self, Serialise, Splits};
 use crate::unmap::{self, Leaf};
 use crate::update::{self, Leaves};
-use crate::walk::{self, Entry, Leaving, Run, Translation, Visitor, Walk};
+use crate::walk::{self, Entry, Leaving, Next, Run, Translation, Visitor, Walk};
 
 /// A tree of tables as one CPU sees it: a root and that CPU's [`Mmu`].
 ///
@@ -57,6 +57,16 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     #[inline(always)]
     pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, leaving: Leaving) -> Option<Run<'a, M>> {
         walk::sole_run(self.mmu, self.root, range, leaving)
+    }
+
+    /// Sends `visitor` to all of `range` at once, where its leaves lie in one table.
+    #[inline(always)]
+    pub(crate) fn visit_sole_run<V: Visitor<'a, M>>(
+        &self,
+        range: PageRange<M::Geometry>,
+        visitor: &mut V,
+    ) -> Option<Result<Next, V::Error>> {
+        walk::visit_sole_run(self.mmu, self.root, range, visitor)
     }
 
     /// The entry where the walk for `address` ends.
@@ -137,7 +147,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         change: Change,
     ) -> Result<Flush<M::Geometry>, Error> {
-        update::update(self, lazy, range, &change, Leaves::Fixed)
+        update::update(self, lazy, range, &change)
     }
 
     /// [`Self::update`] where leaves may be split at any time, by this caller or the owner of a neighbouring range.
@@ -155,7 +165,25 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         change: Change,
     ) -> Result<Flush<M::Geometry>, Error> {
-        update::update(self, lazy, range, &change, Leaves::Divisible).map(Flush::without_level)
+        match self.update_at_once(lazy, range, change) {
+            Some(flush) => Ok(flush),
+            None => update::update_tables(self, lazy, range, &change, Leaves::Divisible).map(Flush::without_level),
+        }
+    }
+
+    /// [`Self::update_divisible`] where that takes one look: the leaves are pages, or blocks, of one table and alike,
+    /// all whole, and nothing speaks against the change. Nearly always it is so.
+    ///
+    /// `None`: nothing was done, and `update_divisible` does it or says why not. A result that fits in registers, and
+    /// so little code that callers can have it in line.
+    #[inline(always)]
+    pub fn update_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_at_once(self, lazy, range, change)
     }
 
     /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that

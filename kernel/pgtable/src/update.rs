@@ -32,7 +32,7 @@ pub(crate) enum Leaves {
     Divisible,
 }
 
-/// See [`PageTables::update`] and [`PageTables::update_divisible`].
+/// See [`PageTables::update`].
 ///
 /// Nearly every range lies in one last-level table. That way is written out: down once, and both passes over the same
 /// cells, which stay where they are because their owner is the caller.
@@ -42,15 +42,12 @@ pub(crate) fn update<M: Mmu>(
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
-    leaves: Leaves,
 ) -> Result<Flush<M::Geometry>, Error> {
     let Some(run) = tables.sole_run(range, Leaving::Ignored) else {
-        return update_tables(tables, lazy, range, change, leaves);
+        return update_tables(tables, lazy, range, change, Leaves::Fixed);
     };
-    let mut check = Check { range, change, leaves, found: Survey::NOTHING };
-    if let Err(error) = check.visit(tables.mmu(), &run) {
-        return unless_unchanged(tables, range, change, leaves, error);
-    }
+    let mut check = Check { range, change, leaves: Leaves::Fixed, found: Survey::NOTHING };
+    check.visit(tables.mmu(), &run)?;
     if change.may_make_code_of(check.found.all) {
         code::make_visible(tables, range, change);
     }
@@ -64,9 +61,59 @@ pub(crate) fn update<M: Mmu>(
     })
 }
 
+/// See [`PageTables::update_at_once`].
+#[inline(always)]
+pub(crate) fn update_at_once<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: Change,
+) -> Option<Flush<M::Geometry>> {
+    let mut at_once = AtOnce { lazy, range, change, flush: Flush::NONE };
+    tables.visit_sole_run(range, &mut at_once)?.ok()?;
+    Some(at_once.flush)
+}
+
+/// Both passes, where nothing is out of the ordinary.
+struct AtOnce<'a, M: Mmu> {
+    lazy: &'a Lazy<'a, M>,
+    range: PageRange<M::Geometry>,
+    change: Change,
+    flush: Flush<M::Geometry>,
+}
+
+impl<'t, M: Mmu> Visitor<'t, M> for AtOnce<'_, M> {
+    type Error = Other;
+
+    #[inline(always)]
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
+        let found = mmu.survey(run.cells());
+        let must = self.change.required() | self.change.marks();
+        let in_group = M::Geometry::group_entries(run.level) - 1;
+        let cuts_groups = (run.first | (run.first + run.count)) & in_group != 0;
+        if !all_leaves(run.level, found)
+            || found.all & must != must
+            || (cuts_groups && (found.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0)
+            || (self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0)
+            || self.change.may_make_code_of(found.all)
+        {
+            return Err(Other);
+        }
+        match Uniform::of(found, &self.change) {
+            Uniform::Not => return Err(Other),
+            Uniform::Unchanged => {}
+            Uniform::Flip { from, to } => {
+                mmu.update_run(run.cells(), from.0 ^ to.0);
+                self.flush = flush(self.lazy, self.range, &self.change, from, to, None);
+            }
+        }
+        Ok(Next::Entries(run.count))
+    }
+}
+
 /// The same for any range: table by table, in two walks.
 #[inline(never)]
-fn update_tables<M: Mmu>(
+pub(crate) fn update_tables<M: Mmu>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
@@ -115,7 +162,7 @@ struct Unchanged<'a> {
     change: &'a Change,
 }
 
-/// An entry that is not as it shall be.
+/// Something is not as it would have to be.
 struct Other;
 
 impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
@@ -195,17 +242,10 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         let leaves = leading_leaves(mmu, run);
         let cells = &run.cells()[..leaves];
         let survey = mmu.survey(cells);
-        // The common case by what all have: valid leaves, or present-invalid ones, that have what they must. Anything
-        // else is looked at one by one: at upper levels a table as well, which a neighbour may have linked where this
-        // walk read a hole.
-        let valid = if run.level == LAST_LEVEL {
-            survey.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
-        } else {
-            survey.all & bits::VALID != 0 && survey.any & bits::TABLE == 0
-        };
-        let all_leaves = valid || (survey.any & bits::VALID == 0 && survey.all & bits::PRESENT_INVALID != 0);
+        // The common case by what all have: leaves that have what they must. Anything else is looked at one by one: at
+        // upper levels a table as well, which a neighbour may have linked where this walk read a hole.
         let must = self.change.required() | self.change.marks();
-        if !all_leaves || survey.all & must != must {
+        if !all_leaves(run.level, survey) || survey.all & must != must {
             if self.leaves == Leaves::Divisible && has_table(mmu, run, leaves) {
                 // Split while this walk was looking: what is there now is below.
                 return Ok(Next::Again);
@@ -234,7 +274,18 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
     }
 }
 
-/// The last entries of the groups that a run of pages has only a part of, as bits that any of them has.
+/// Whether entries of `level` are all valid leaves, or all present-invalid ones.
+#[inline(always)]
+const fn all_leaves(level: u8, found: Survey) -> bool {
+    let valid = if level == LAST_LEVEL {
+        found.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
+    } else {
+        found.all & bits::VALID != 0 && found.any & bits::TABLE == 0
+    };
+    valid || (found.any & bits::VALID == 0 && found.all & bits::PRESENT_INVALID != 0)
+}
+
+/// The last entries of the groups that a run has only a part of, as bits that any of them has.
 ///
 /// The last entry speaks for its group: whoever splits one clears it last ([`crate::split`]).
 #[inline(always)]

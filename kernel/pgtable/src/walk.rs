@@ -194,6 +194,44 @@ pub(crate) fn sole_run<'t, M: Mmu>(
     (run.count == range.pages()).then_some(run)
 }
 
+/// Sends `visitor` to all of `range` at once, where its leaves are pages of one table, or whole blocks of one table of
+/// the level above; `None` where they are not.
+///
+/// Written out for these two, so that the level is a constant in each.
+#[inline(always)]
+pub(crate) fn visit_sole_run<'t, M: Mmu, V: Visitor<'t, M>>(
+    mmu: &'t M,
+    root: Table,
+    range: PageRange<M::Geometry>,
+    visitor: &mut V,
+) -> Option<Result<Next, V::Error>> {
+    const ABOVE: u8 = LAST_LEVEL - 1;
+    let (start, size) = (range.start(), range.size());
+    let mut place = Place { table: root, inherited: 0 };
+    let mut level = M::Geometry::FIRST_LEVEL;
+    while level != ABOVE {
+        place = below(mmu, &place, level, start, Leaving::Ignored)?;
+        level += 1;
+    }
+    let table = mmu.table(Table::new(place.table.address(), ABOVE));
+    let first = M::Geometry::index(start, ABOVE);
+    let descriptor = mmu.load(&table[first]);
+    if descriptor.kind(false) == Kind::Table {
+        let table = Table::new(descriptor.address(), LAST_LEVEL);
+        let run = page_run(mmu, &Place { table, inherited: place.inherited | descriptor.0 }, start, size);
+        return if run.count == range.pages() { Some(visitor.visit(mmu, &run)) } else { None };
+    }
+    let count = (size >> M::Geometry::shift(ABOVE)) as usize;
+    let whole = (start.0 | size) & (M::Geometry::entry_size(ABOVE) - 1) == 0;
+    if !whole || count > table.len() - first {
+        return None;
+    }
+    let (from, left) = (start, size);
+    let inherited = place.inherited;
+    let run = Run { table, first, count, level: ABOVE, start, from, left, descriptor: Some(descriptor), inherited };
+    Some(visitor.visit(mmu, &run))
+}
+
 /// The entries of a last-level table from the one for `from` on.
 #[inline(always)]
 fn page_run<'t, M: Mmu>(mmu: &'t M, place: &Place, from: VirtAddr, left: u64) -> Run<'t, M> {

@@ -118,22 +118,18 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_valid(&self, address: VirtAddr, pages: u64, validity: Validity) -> Result<(), SetMemoryError> {
-        if layout::is_linear(address) {
-            self.set_linear_valid(address, pages, validity)
-        } else {
-            self.set_memory(address, pages, validity.change())
+        match (layout::is_linear(address), validity) {
+            // Each its own, with a change that the compiler knows.
+            (true, Validity::Valid) => self.set_linear(address, pages, &Change::VALID),
+            (true, Validity::Invalid) => self.set_linear(address, pages, &Change::INVALID),
+            (false, _) => self.set_memory(address, pages, validity.change()),
         }
     }
 
-    fn set_linear_valid(&self, address: VirtAddr, pages: u64, validity: Validity) -> Result<(), SetMemoryError> {
+    #[inline(always)]
+    fn set_linear(&self, address: VirtAddr, pages: u64, change: &'static Change) -> Result<(), SetMemoryError> {
         let range = page_range(address, pages)?;
-        if pages == 0 {
-            return Ok(());
-        }
-        let lazy = Lazy::new(&self.mmu);
-        let flush = self.update_range_lockless(&lazy, range, validity.change())?;
-        lazy.invalidate(&self.tlb, [flush]);
-        Ok(())
+        if pages == 0 { Ok(()) } else { self.change_range_lockless(range, change) }
     }
 
     fn set_memory(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {

@@ -8,9 +8,9 @@
 //! | [`KernelSpace::update_range_lockless`] | the one owner of the range, with no area behind it | cannot go | at most a split |
 //! | [`KernelSpace::update_range`] | anyone | cannot go | the whole change |
 //!
-//! The split lock is its own: whoever changes pages of vmalloc areas, or leaves that need no split, never comes near it.
-//! It is held with interrupts masked and while entries are changed, no longer; its holder waits for nobody, so a handler
-//! may wait for it, on whatever CPU it is held. It is never held on the CPU that the handler runs on.
+//! The split lock is its own: whoever changes pages of vmalloc areas, or leaves that need no split, never comes near
+//! it. It is held with interrupts masked and while entries are changed, no longer; its holder waits for nobody, so a
+//! handler may wait for it, on whatever CPU it is held. It is never held on the CPU that the handler runs on.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -147,6 +147,40 @@ impl KernelSpace {
         }
     }
 
+    /// [`Self::update_range_lockless`] with its invalidation. The change is one that the compiler knows, and what is
+    /// out of the ordinary begins anew: so nothing of this lies in memory.
+    #[inline(always)]
+    pub(super) fn change_range_lockless(
+        &self,
+        range: PageRange,
+        change: &'static Change,
+    ) -> Result<(), SetMemoryError> {
+        let _owner = owners::claim(range);
+        let lazy = Lazy::new(&self.mmu);
+        let tables = self.tables();
+        let changed = tables.update_at_once(&lazy, range, *change);
+        drop(tables);
+        match changed {
+            Some(flush) => {
+                lazy.invalidate(&self.tlb, Some(flush));
+                Ok(())
+            }
+            None => self.change_in_steps(range, change),
+        }
+    }
+
+    #[inline(never)]
+    fn change_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
+        let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
+        let flush = match tables.update_divisible(&lazy, range, *change) {
+            Ok(flush) => flush,
+            Err(error) => self.split_and_update(&tables, &lazy, range, *change, error)?,
+        };
+        drop(tables);
+        lazy.invalidate(&self.tlb, [flush]);
+        Ok(())
+    }
+
     /// The same for callers that do not own the range: the whole change is made under the split lock, which keeps out
     /// others that come this way, and splits. It cannot keep out the range's owner.
     ///
@@ -171,7 +205,7 @@ impl KernelSpace {
     }
 
     /// Goes on where a change has met `error`: where that is a leaf that the range cuts, splits it.
-    #[cold]
+    #[inline(never)]
     fn split_and_update(
         &self,
         tables: &KernelTables<'_>,
