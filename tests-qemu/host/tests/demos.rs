@@ -41,3 +41,13 @@ fn a_demo_of_what_does_not_happen_fails_with_what_it_printed() {
     assert!(output.contains("one and one: found 2, wanted 3"), "{output}");
     assert!(wrong.unwrap().contains("what it shows did not happen"));
 }
+
+#[test]
+fn a_demo_of_a_fix_fails_with_the_fix_away() {
+    let tests = tests();
+    let demo = demo::named(&tests, "split").unwrap();
+    let (output, wrong) = run(demo, "lab=plain-split");
+    assert!(wrong.is_some() && output.contains("pages that were not as they must be: found"), "{output}");
+    let (output, wrong) = run(demo, "split=lockless");
+    assert!(wrong.is_none() && output.contains("split lock taken 0 times"), "{output}");
+}

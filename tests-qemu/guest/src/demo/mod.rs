@@ -9,11 +9,15 @@ use granule::smp::{self, this_cpu};
 
 use self::race::{REMEDIES, Remedy};
 use crate::harness::{Test, target_test};
+use crate::split::counts::split_by;
+use crate::split::{Block, hand_over, space};
 
 target_test!(split, machine("icount"), limit(60));
 fn split(t: &mut Test) {
     let Some(other) = smp::online().without(this_cpu().id).iter().next() else { return };
     the_race(t, other);
+    println!();
+    the_kernel(t);
 }
 
 /// One contiguous group that one CPU splits while another changes a page of it.
@@ -43,4 +47,26 @@ fn the_race(t: &mut Test, other: smp::CpuId) {
             t.equal("and nothing else is wrong", outcome.wrong, 0);
         }
     }
+}
+
+/// What the kernel does, on a block that is in use.
+fn the_kernel(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let mut wrong = 0;
+    let counts = split_by(|| wrong = hand_over::share(t, &block));
+    let split = space().policy().split;
+    println!(
+        "The kernel's own, split={split}: a block of 2 MiB in use. The CPUs take halves of each of its groups of pages"
+    );
+    println!(
+        "away at once, page by page; each probes its page as soon as the call has returned, and both probe all behind."
+    );
+    println!("found as they must not be: {wrong} of 512 pages");
+    println!("leaves split: {counts}");
+    t.equal("blocks", counts.blocks, [0, 0, 1, 0]);
+    t.equal("groups of pages", counts.groups[3], 32);
+    println!();
+    println!("./x demo split --append split=lockless     by remedy 3");
+    println!("./x demo split --append lab=plain-split    with nothing: this demo then fails");
+    block.free(t);
 }

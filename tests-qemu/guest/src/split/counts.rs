@@ -7,7 +7,7 @@ use super::{BLOCK_PAGES, Block, GROUP_PAGES, make_invalid, make_valid, space};
 use crate::harness::{Test, target_test};
 
 /// What `call` has split, and how often it took the lock.
-fn split_by(call: impl FnOnce()) -> SplitCounts {
+pub(crate) fn split_by(call: impl FnOnce()) -> SplitCounts {
     let before = space().split_counts();
     call();
     let after = space().split_counts();

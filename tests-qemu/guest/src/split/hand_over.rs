@@ -89,9 +89,15 @@ fn take_halves(_: &Cpu, me: usize) {
     }
 }
 
-/// Runs `work` on this CPU and another.
-fn on_two(t: &mut Test, block: &Block, first: u64, pages: u64, work: fn(&Cpu, usize)) {
-    let Some(other) = another() else { return };
+/// Has this CPU and another take halves of every group of the block at once; returns how many pages were found as they
+/// must not be.
+pub(crate) fn share(t: &mut Test, block: &Block) -> u32 {
+    on_two(t, block, 0, BLOCK_PAGES, take_halves)
+}
+
+/// Runs `work` on this CPU and another; returns how many pages were found as they must not be.
+fn on_two(t: &mut Test, block: &Block, first: u64, pages: u64, work: fn(&Cpu, usize)) -> u32 {
+    let Some(other) = another() else { return 0 };
     FIRST.store(block.page(first).0, Ordering::Relaxed);
     PAGES.store(pages, Ordering::Relaxed);
     REFUSED.store(u32::from(is_refused(block)), Ordering::Relaxed);
@@ -102,7 +108,9 @@ fn on_two(t: &mut Test, block: &Block, first: u64, pages: u64, work: fn(&Cpu, us
     t.equal("started", smp::run_on(other, work, 1), Ok(()));
     work(this_cpu(), 0);
     smp::wait_for(CpuSet::of(other));
-    t.equal("pages that were not as they must be", WRONG.load(Ordering::Relaxed), 0);
+    let wrong = WRONG.load(Ordering::Relaxed);
+    t.equal("pages that were not as they must be", wrong, 0);
+    wrong
 }
 
 fn another() -> Option<CpuId> {

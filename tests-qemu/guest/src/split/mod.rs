@@ -5,9 +5,9 @@
 //! machine: leaves that are split (`split` in machines.toml), leaves that are not (`refuse`: every change of a part is
 //! an error), or pages, of which there is nothing to split.
 
-mod counts;
+pub(crate) mod counts;
 mod flips;
-mod hand_over;
+pub(crate) mod hand_over;
 mod interrupt;
 mod leaves;
 mod readers;
@@ -36,7 +36,7 @@ const GROUP_PAGES: u64 = 16;
 /// Blocks that are looked at for one that nobody has split.
 const TRIES: usize = 320;
 
-fn space() -> &'static KernelSpace {
+pub(crate) fn space() -> &'static KernelSpace {
     &granule::kernel().space
 }
 
