@@ -46,6 +46,7 @@
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
+mod alias;
 pub mod announce;
 mod code;
 mod dump;
@@ -68,6 +69,7 @@ mod unmap;
 mod update;
 mod walk;
 
+pub use alias::Alias;
 pub use announce::{Announced, Grace, WalkWord};
 pub use dump::{Extent, LeafTotals};
 pub use error::Error;

@@ -4,6 +4,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Attributes;
 
 use crate::Error;
+use crate::alias::{self, Alias, NoAlias};
 use crate::dump::{self, Extent, LeafTotals};
 use crate::flush::Flush;
 use crate::lazy::Lazy;
@@ -129,7 +130,24 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         released: impl FnMut(Leaf),
     ) -> Result<(), Error> {
-        unmap::unmap(self, lazy, tlb, range, released)
+        unmap::unmap(self, lazy, tlb, range, &mut NoAlias, released)
+    }
+
+    /// [`Self::unmap`] of a range whose frames are mapped a second time, by `alias`: that of pages that are read-only
+    /// becomes writable again, in the same invalidation, before their leaves are handed out.
+    ///
+    /// # Errors
+    /// As [`Self::unmap`], and those of [`Alias::split`], which is only called where the alias was not changed with the
+    /// range. Nothing is unmapped.
+    pub fn unmap_with_alias<A: Alias<M::Geometry>>(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        alias: &mut A,
+        released: impl FnMut(Leaf),
+    ) -> Result<(), A::Error> {
+        unmap::unmap(self, lazy, tlb, range, alias, released)
     }
 
     /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no
@@ -224,6 +242,27 @@ impl<'a, M: Mmu> PageTables<'a, M> {
             }
             result => Ok((result?, Splits::NONE)),
         }
+    }
+
+    /// [`Self::update`] of a range whose frames are mapped a second time, by `alias`: where the change is about writing,
+    /// the alias becomes read-only or writable too, and one invalidation serves both.
+    ///
+    /// # Errors
+    /// As [`Self::update`], and those of [`Alias::split`]. Every page is as it was; leaves of the alias may have been
+    /// split.
+    ///
+    /// # Panics
+    /// Where a frame of the range is not mapped by the alias, or executable there.
+    #[inline]
+    pub fn update_with_alias<A: Alias<M::Geometry>>(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        alias: &mut A,
+    ) -> Result<(), A::Error> {
+        alias::update(self, lazy, tlb, range, &change, alias)
     }
 
     /// The walk for `address`, level by level.

@@ -120,14 +120,39 @@ pub(crate) fn update_tables<M: Mmu>(
     change: &Change,
     leaves: Leaves,
 ) -> Result<Flush<M::Geometry>, Error> {
-    let mut check = Check { range, change, leaves, found: Survey::NOTHING };
-    if let Err(error) = tables.visit(range, &mut check) {
-        return unless_unchanged(tables, range, change, leaves, error);
+    match check(tables, range, change, leaves) {
+        Ok(checked) => Ok(apply(tables, lazy, range, change, checked)),
+        Err(error) => unless_unchanged(tables, range, change, leaves, error),
     }
-    if change.may_make_code_of(check.found.all) {
+}
+
+/// What the first pass has found in a range: it may be changed.
+pub(crate) struct Checked(Survey);
+
+/// The first pass alone.
+pub(crate) fn check<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    leaves: Leaves,
+) -> Result<Checked, Error> {
+    let mut check = Check { range, change, leaves, found: Survey::NOTHING };
+    tables.visit(range, &mut check)?;
+    Ok(Checked(check.found))
+}
+
+/// The second pass alone, over a range that the first has been over.
+pub(crate) fn apply<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    Checked(found): Checked,
+) -> Flush<M::Geometry> {
+    if change.may_make_code_of(found.all) {
         code::make_visible(tables, range, change);
     }
-    Ok(match Uniform::of(check.found, change) {
+    match Uniform::of(found, change) {
         Uniform::Not => update_each(tables, lazy, range, change),
         Uniform::Unchanged => Flush::NONE,
         Uniform::Flip { from, to } => {
@@ -135,7 +160,7 @@ pub(crate) fn update_tables<M: Mmu>(
             let Ok(()) = tables.visit(range, &mut flipping);
             flush(lazy, range, change, from, to, flipping.levels.sole())
         }
-    })
+    }
 }
 
 /// A range that cuts a divisible leaf need not, if all in it is as it shall be: the error is none then.
