@@ -136,7 +136,15 @@ pub const PLAIN_SPLIT: Lab = Lab {
     witness: Witness::Target,
 };
 
-const ALL: [Lab; 10] = [
+/// The alias of read-only memory stays writable.
+pub const NO_ALIAS: Lab = Lab {
+    identifier: FIRST_LAB + 10,
+    name: "no-alias",
+    effect: "set_memory_ro leaves the alias alone: what is read-only can be written by its linear address",
+    witness: Witness::Target,
+};
+
+const ALL: [Lab; 11] = [
     SKIP_TLBI,
     LOCAL_TLBI,
     WX_LEAF,
@@ -147,6 +155,7 @@ const ALL: [Lab; 10] = [
     SKIP_ICACHE,
     EARLY_TABLE_FREE,
     PLAIN_SPLIT,
+    NO_ALIAS,
 ];
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot

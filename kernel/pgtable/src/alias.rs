@@ -93,6 +93,13 @@ pub(crate) fn update<M: Mmu, A: Alias<M::Geometry>>(
     Ok(())
 }
 
+/// What [`make_writable`] has done.
+#[must_use = "until it is invalidated, any CPU may still refuse to write"]
+pub(crate) struct Restored<G: Geometry> {
+    found: Found<G>,
+    stale: Stale<G>,
+}
+
 /// Makes the alias of those pages of `range` writable that are read-only, before they are unmapped. What is to be
 /// invalidated for it, the caller does together with the range itself.
 ///
@@ -105,11 +112,11 @@ pub(crate) fn make_writable<M: Mmu, A: Alias<M::Geometry>>(
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     alias: &mut A,
-) -> Result<(Found<M::Geometry>, Stale<M::Geometry>), A::Error> {
+) -> Result<Restored<M::Geometry>, A::Error> {
     let runs = || Runs::<M, READ_ONLY_PAGES>::new(tables, range);
     let found = prepare(tables, runs(), alias)?;
     let stale = found.change(tables, lazy, runs(), &Change::READ_WRITE, alias);
-    Ok((found, stale))
+    Ok(Restored { found, stale })
 }
 
 /// Invalidates what [`make_writable`] has changed, with what `flush` owes for the range itself.
@@ -119,7 +126,7 @@ pub(crate) fn invalidate_writable<M: Mmu, A: Alias<M::Geometry>>(
     lazy: &Lazy<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
-    (found, stale): (Found<M::Geometry>, Stale<M::Geometry>),
+    Restored { found, stale }: Restored<M::Geometry>,
     flush: Flush<M::Geometry>,
     alias: &A,
 ) {
@@ -241,14 +248,14 @@ impl<M: Mmu, const MARKS: u64> Iterator for Runs<'_, '_, M, MARKS> {
 }
 
 /// The runs of a range, once the alias of each can change alone.
-pub(crate) struct Found<G: Geometry> {
+struct Found<G: Geometry> {
     count: usize,
     kept: [Run; KEPT],
     geometry: core::marker::PhantomData<G>,
 }
 
 /// What TLBs may hold of the alias that is no longer true.
-pub(crate) enum Stale<G: Geometry> {
+enum Stale<G: Geometry> {
     /// That of the runs that were written down: this.
     Kept([Flush<G>; KEPT]),
     /// Something in this range.

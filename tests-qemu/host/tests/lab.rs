@@ -51,6 +51,15 @@ fn without_invalidation_an_invalid_page_is_read() {
     assert_caught("skip-tlbi", "set_memory::invalid_pages_fault_and_remember", "the fault: found None");
 }
 
+#[test]
+fn with_the_alias_left_alone_what_is_read_only_is_written_by_it() {
+    assert_caught(
+        "no-alias",
+        "set_memory::what_is_read_only_refuses_writes_by_its_alias_as_well",
+        "the fault: found None",
+    );
+}
+
 // Of one page, which is the last. Where there are more, QEMU flushes too much to show it, and the model is the witness.
 #[test]
 fn with_an_invalidation_that_ends_early_the_last_page_is_read() {

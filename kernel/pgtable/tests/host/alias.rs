@@ -6,7 +6,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
-    Alias, Change, Error, Granule4K, Invalidation, Lazy, Lockless, PageRange, PageTables, Serialise, Shape, Tlb,
+    Alias, Change, Error, Granule4K, Invalidation, Lazy, Lockless, PageRange, PageTables, Serialise, Tlb,
 };
 use proptest::prelude::{any, proptest};
 use proptest::sample::Index;

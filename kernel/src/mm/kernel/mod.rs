@@ -7,6 +7,7 @@
 //! The path of a permission change: [`set_memory`] checks who asks for what, `granule_pgtable` checks the leaves and
 //! changes them in place, [`super::tlb`] invalidates what changed.
 
+mod alias;
 pub mod area;
 #[cfg(target_os = "none")]
 pub mod fixmap;

@@ -8,15 +8,19 @@
 //! that serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
 //! costs nothing, and since an unmapped page lies between any two areas, a range without holes is inside one.
 //!
-//! The read-only alias of these pages in the linear map is not changed yet: that takes splitting live blocks.
+//! Who may write pages is changed by their alias in the linear map, too, unless `rodata=` says otherwise: see
+//! [`super::alias`].
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
+use granule_arch::patched_branch;
 use granule_pgtable::{Change, Error, Lazy, PageRange};
 use thiserror::Error;
 
 use super::{KernelSpace, owners};
+use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
+use crate::platform::features::branch;
 
 /// Why a change was refused. Every page is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -75,7 +79,7 @@ impl KernelSpace {
     /// [`SetMemoryError`], for this function and the others of its family. 0 pages are no error where `address` is in
     /// an area.
     pub fn set_memory_ro(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_memory(address, pages, Change::READ_ONLY)
+        self.set_writability(address, pages, Change::READ_ONLY)
     }
 
     /// Makes pages writable again.
@@ -83,7 +87,7 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_memory_ro`]; pages that are executable are refused.
     pub fn set_memory_rw(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_memory(address, pages, Change::READ_WRITE)
+        self.set_writability(address, pages, Change::READ_WRITE)
     }
 
     /// Makes pages executable at EL1.
@@ -107,7 +111,7 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_rox(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_memory(address, pages, Change::READ_ONLY_EXECUTABLE)
+        self.set_writability(address, pages, Change::READ_ONLY_EXECUTABLE)
     }
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
@@ -132,13 +136,18 @@ impl KernelSpace {
         if pages == 0 { Ok(()) } else { self.change_range_lockless(range, change) }
     }
 
-    fn set_memory(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
-        let range = page_range(address, pages)?;
-        if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
-            let outside =
-                if range.start() < VMALLOC_START || range.start() >= VMALLOC_END { range.start() } else { VMALLOC_END };
-            return Err(SetMemoryError::OutsideWindow(outside));
+    #[inline(always)]
+    fn set_writability(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
+        if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
+            let range = window_range(address, pages)?;
+            if pages == 0 { self.check_owned(address) } else { self.set_memory_and_alias(range, change) }
+        } else {
+            self.set_memory(address, pages, change)
         }
+    }
+
+    fn set_memory(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
+        let range = window_range(address, pages)?;
         if pages == 0 {
             return self.check_owned(address);
         }
@@ -196,6 +205,18 @@ fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError
         .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
         .and_then(|count| PageRange::from_pages(address, count))
         .map_err(SetMemoryError::Range)
+}
+
+/// The same, all of it where areas are.
+#[inline(always)]
+fn window_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+    let range = page_range(address, pages)?;
+    if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
+        let outside =
+            if range.start() < VMALLOC_START || range.start() >= VMALLOC_END { range.start() } else { VMALLOC_END };
+        return Err(SetMemoryError::OutsideWindow(outside));
+    }
+    Ok(range)
 }
 
 /// Whether the hardware may use a mapping.

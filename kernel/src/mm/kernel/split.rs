@@ -16,10 +16,9 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule_arch::wait;
-use granule_pgtable::{Change, Entries, Error, Flush, Lazy, Lockless, PageRange, Serialise, Splits};
+use granule_pgtable::{Change, Entries, Error, Flush, Lazy, Lockless, PageRange, PageTables, Serialise, Splits};
 
 use super::policy::SplitMode;
-use super::reclaim::KernelTables;
 use super::set_memory::SetMemoryError;
 use super::{FrameSource, KernelSpace, Machine, Supply, owners};
 use crate::lab;
@@ -199,8 +198,9 @@ impl KernelSpace {
                 // Others may be splitting without the lock.
                 SplitMode::Lockless => tables.split(range, &Lockless, source),
                 _ => tables.split(range, &Locked, source),
-            })?;
-            tables.update_divisible(lazy, range, change).map_err(|error| self.explain(error))
+            })
+            .and_then(|()| tables.update_divisible(lazy, range, change))
+            .map_err(|error| self.explain(error))
         })
     }
 
@@ -208,18 +208,29 @@ impl KernelSpace {
     #[inline(never)]
     fn split_and_update(
         &self,
-        tables: &KernelTables<'_>,
+        tables: &PageTables<'_, Machine>,
         lazy: &Lazy<'_, Machine>,
         range: PageRange,
         change: Change,
         error: Error,
     ) -> Result<Flush, SetMemoryError> {
+        self.split_at_ends(tables, range, error)
+            .and_then(|()| tables.update_divisible(lazy, range, change))
+            .map_err(|error| self.explain(error))
+    }
+
+    /// Splits the leaves that `range` cuts, where that is what `error` says.
+    pub(super) fn split_at_ends(
+        &self,
+        tables: &PageTables<'_, Machine>,
+        range: PageRange,
+        error: Error,
+    ) -> Result<(), Error> {
         self.split_for(error, |source| match self.policy().split {
             _ if lab::is_on!(PLAIN_SPLIT) => tables.split(range, &Unlocked, source),
             SplitMode::Lockless => tables.split(range, &Lockless, source),
             _ => tables.split(range, &Locking(&self.splitting), source),
-        })?;
-        tables.update_divisible(lazy, range, change).map_err(|error| self.explain(error))
+        })
     }
 
     /// Has `split` split what `error` says is in the way; any other error is the caller's.
@@ -227,9 +238,9 @@ impl KernelSpace {
         &self,
         error: Error,
         split: impl FnOnce(&mut FrameSource<'_>) -> Result<Splits, Error>,
-    ) -> Result<(), SetMemoryError> {
+    ) -> Result<(), Error> {
         if !matches!(error, Error::Straddles { .. }) {
-            return Err(self.explain(error));
+            return Err(error);
         }
         if self.policy().split == SplitMode::Refuse {
             return Err(self.refuse(error));
@@ -239,19 +250,19 @@ impl KernelSpace {
         let in_handler = cpu.interrupt_depth.load(Ordering::Relaxed) != 0;
         let supply = if in_handler { Supply::Reserve } else { Supply::Any };
         let mut source = FrameSource { supply, ..self.table_source(cpu) };
-        let splits = split(&mut source).map_err(|error| self.explain(error))?;
+        let splits = split(&mut source)?;
         self.splitting.count(&splits);
         Ok(())
     }
 
     /// `split=refuse`, by wish or because the CPUs are not trusted with anything else.
     #[cold]
-    fn refuse(&self, error: Error) -> SetMemoryError {
+    fn refuse(&self, error: Error) -> Error {
         self.splitting.refused.fetch_add(1, Ordering::Relaxed);
         if !self.splitting.warned.swap(true, Ordering::Relaxed) {
             log::warn!("{error}, and live leaves are not split here (see `features`): refused, this time and others");
         }
-        self.explain(error)
+        error
     }
 
     /// How often what was split.
