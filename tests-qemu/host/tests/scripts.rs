@@ -108,6 +108,20 @@ fn an_erratum_costs_one_more_invalidation_a_call() {
 }
 
 #[test]
+fn a_part_of_a_leaf_is_refused_each_time_where_leaves_are_not_split_and_warned_of_once() {
+    let text = "! set_memory invalid 0xffff000050000000 1\n! set_memory invalid 0xffff000050010000 16\nstats";
+    let (wrong, session) = run(&machine::named("refuse").unwrap(), "", text);
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    let count = |what: &str| session.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(
+        (count("refused: the leaf of 0x2000000 bytes at 0xffff000050000000"), count("warning")),
+        (2, 1),
+        "{session}"
+    );
+    assert!(session.contains("; 2 refused\n"), "{session}");
+}
+
+#[test]
 fn every_switch_of_the_lab_says_who_sees_it_and_each_that_the_target_sees_has_its_test() {
     let (wrong, session) = run_default("lab=skip-isb", "lab");
     assert!(wrong.is_empty(), "{wrong:?}\n{session}");
