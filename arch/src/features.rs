@@ -98,7 +98,7 @@ pub enum Mte {
     Asymmetric,
 }
 
-/// What ID_AA64MMFR2_EL1.BBM promises about a change of size of a live entry.
+/// What ID_AA64MMFR2_EL1.BBM promises about a change of size of a live entry. Later levels promise what the last does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum BreakBeforeMake {
     /// Level 0: break-before-make is required.
@@ -107,6 +107,8 @@ pub enum BreakBeforeMake {
     BlockTranslation,
     /// Level 2: not required; a TLB conflict abort is possible.
     NotRequired,
+    /// Level 3 (FEAT_BBML3): not required, and there is no TLB conflict abort.
+    NeverAborts,
 }
 
 /// The performance monitors.
@@ -274,7 +276,8 @@ impl CpuFeatures {
         match ID_AA64MMFR2_EL1::BBM.read(self.mmfr2) {
             0 => BreakBeforeMake::Required,
             1 => BreakBeforeMake::BlockTranslation,
-            _ => BreakBeforeMake::NotRequired,
+            2 => BreakBeforeMake::NotRequired,
+            _ => BreakBeforeMake::NeverAborts,
         }
     }
 
@@ -426,6 +429,7 @@ impl fmt::Display for BreakBeforeMake {
             Self::Required => "level 0",
             Self::BlockTranslation => "level 1",
             Self::NotRequired => "level 2",
+            Self::NeverAborts => "level 3",
         })
     }
 }

@@ -128,9 +128,25 @@ pub const EARLY_TABLE_FREE: Lab = Lab {
     witness: Witness::Target,
 };
 
+/// Splits of one leaf by several CPUs are not kept apart.
+pub const PLAIN_SPLIT: Lab = Lab {
+    identifier: FIRST_LAB + 9,
+    name: "plain-split",
+    effect: "leaves are split by plain loads and stores and without a lock: a neighbour's change of permission is lost",
+    witness: Witness::Target,
+};
+
+/// The alias of read-only memory stays writable.
+pub const NO_ALIAS: Lab = Lab {
+    identifier: FIRST_LAB + 10,
+    name: "no-alias",
+    effect: "set_memory_ro leaves the alias alone: what is read-only can be written by its linear address",
+    witness: Witness::Target,
+};
+
 /// Nobody is told of an upgrade.
 pub const NO_UPGRADE_EVENT: Lab = Lab {
-    identifier: FIRST_LAB + 9,
+    identifier: FIRST_LAB + 11,
     name: "no-upgrade-event",
     effect: "no event says that a user page became writable or young: who mirrors it keeps the old permission",
     witness: Witness::Stream,
@@ -138,7 +154,7 @@ pub const NO_UPGRADE_EVENT: Lab = Lab {
 
 /// An upgrade is told under the lock of the table.
 pub const NOTIFY_BEFORE_UNLOCK: Lab = Lab {
-    identifier: FIRST_LAB + 10,
+    identifier: FIRST_LAB + 12,
     name: "notify-before-unlock",
     effect: "the event of an upgrade comes under the lock of the page table: who sleeps or looks there hangs",
     witness: Witness::Stream,
@@ -146,7 +162,7 @@ pub const NOTIFY_BEFORE_UNLOCK: Lab = Lab {
 
 /// No invalidation between the old page and its copy.
 pub const STALE_COW: Lab = Lab {
-    identifier: FIRST_LAB + 11,
+    identifier: FIRST_LAB + 13,
     name: "stale-cow",
     effect: "no TLB is invalidated where a page is copied on write: other CPUs go on with the old page",
     witness: Witness::Stream,
@@ -154,13 +170,13 @@ pub const STALE_COW: Lab = Lab {
 
 /// No cache maintenance for new code of programs.
 pub const SKIP_ICACHE_USER: Lab = Lab {
-    identifier: FIRST_LAB + 12,
+    identifier: FIRST_LAB + 14,
     name: "skip-icache-user",
     effect: "no cache maintenance where user pages become executable: what they held before may run",
     witness: Witness::Stream,
 };
 
-const ALL: [Lab; 13] = [
+const ALL: [Lab; 15] = [
     SKIP_TLBI,
     LOCAL_TLBI,
     WX_LEAF,
@@ -170,6 +186,8 @@ const ALL: [Lab; 13] = [
     SKIP_ISB,
     SKIP_ICACHE,
     EARLY_TABLE_FREE,
+    PLAIN_SPLIT,
+    NO_ALIAS,
     NO_UPGRADE_EVENT,
     NOTIFY_BEFORE_UNLOCK,
     STALE_COW,

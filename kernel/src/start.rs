@@ -9,7 +9,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::CpuFeatures;
 use granule_arch::{alternative, interrupts};
-use granule_pgtable::{Granule4K, Lazy, PageRange, PageTables, Shape, Table};
+use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 use thiserror::Error;
@@ -23,6 +23,7 @@ use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap};
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
 use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
 use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::space::Spaces;
@@ -30,6 +31,7 @@ use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
+use crate::platform::size_change::SizeChange;
 use crate::platform::{Platform, PlatformError};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
@@ -138,7 +140,9 @@ fn set_up_memory(
     let mut memory = MemoryMap::new(platform.memory.iter().copied(), taken)?;
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
     let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
-    linear::map(boot, root, &mut memory, &platform.no_map)?;
+    let leaves = linear_leaves(cpu.features.call_once(CpuFeatures::read));
+    let read_only = image::read_only_range(boot, Wishes::read().rodata());
+    linear::map(boot, root, &mut memory, linear::Plan { no_map: &platform.no_map, read_only, leaves })?;
     map_frame_records(root, &mut memory)?;
 
     let pages = FrameAllocator::required_bytes(&memory) / PAGE_SIZE;
@@ -227,6 +231,11 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     if bootargs::is_set("repeat-tlbi") {
         features.repeat_tlbi = RepeatTlbi::Forced;
     }
+    features.size_change = features.size_change.or_as_told();
+    decide_policy(kernel, &features, own);
+    if Wishes::read().rodata() == Rodata::Off {
+        open_constants(kernel)?;
+    }
     kernel.features.call_once(|| features);
     lab::init();
     maintenance::init();
@@ -242,13 +251,42 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     Ok(())
 }
 
+/// What is done to live mappings, by all CPUs and by what `boot_cpu` has made of the linear map.
+fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) {
+    let wishes = Wishes::read();
+    let (policy, denied) = Policy::decide(wishes, all.size_change.is_trusted(), linear_leaves(boot_cpu));
+    if let Some(denied) = denied {
+        log::warn!("{denied}");
+    }
+    kernel.space.set_policy(policy);
+}
+
+/// `rodata=off`: the image's constants become writable. Their alias was made so.
+fn open_constants(kernel: &Kernel) -> Result<(), BootError> {
+    let mmu = Metal(LinearView {});
+    let lazy = Lazy::new(&mmu);
+    let flush = kernel.space.tables().update(&lazy, image::constants(), Change::READ_WRITE)?;
+    lazy.invalidate(&KernelTlb, [flush]);
+    Ok(())
+}
+
+/// What the linear map is made of on a machine of which only the boot CPU is known.
+fn linear_leaves(boot_cpu: &CpuFeatures) -> Leaves {
+    Wishes::read().linear_leaves(SizeChange::of(boot_cpu).or_as_told().is_trusted())
+}
+
 /// Makes each branch site say what features, lab and counting say now; returns how many instructions changed.
 ///
 /// Also while other CPUs run, for switches that may be seen late: each has the old instruction or the new one.
 pub fn patch_branches(kernel: &Kernel) -> usize {
-    let (features, switches) = (kernel.features(), lab::active());
+    let (features, policy, switches) = (kernel.features(), kernel.space.policy(), lab::active());
     alternative::apply(
-        |identifier| switches.has(identifier) || features.takes(identifier) || maintenance::takes(identifier),
+        |identifier| {
+            switches.has(identifier)
+                || features.takes(identifier)
+                || policy.takes(identifier)
+                || maintenance::takes(identifier)
+        },
         // SAFETY: a branch site in the text. A CPU that executes it meanwhile sees a NOP or a branch, both whole words
         // that may replace each other.
         |site, instruction| unsafe { fixmap::patch_word(kernel.boot, site, instruction) },

@@ -4,6 +4,7 @@
 
 mod bench;
 mod compile;
+mod demo;
 mod image;
 mod initrd;
 mod lint;
@@ -31,6 +32,7 @@ Examples:
   ./x test                                 everything
   ./x test --target set_memory             the tests on the target whose names contain set_memory
   ./x test --machine el2 --junit out.xml   one machine, with a report
+  ./x demo split                           CPUs that split one leaf: the race, the loss, the remedies
   ./x bench set_memory                     what calls of this name cost, in instructions
   ./x bench --check                        fail if something takes over 1 % more than docs/BENCHMARKS.json says
 
@@ -66,6 +68,8 @@ enum Task {
     Test(test::Options),
     /// Build, then count instructions on the target
     Bench(bench::Options),
+    /// Build, then show something on the target, in 30 lines at most; fail where it did not happen
+    Demo(demo::Options),
     /// Print the exact QEMU command line
     Qemu {
         /// Machine of tests-qemu/machines.toml
@@ -112,6 +116,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
         Task::Test(options) => test::run(&options, &tools, &compile::build(&tools, profile(options.debug))?),
         Task::Bench(options) => bench::run(&options, &tools, &compile::build(&tools, Profile::Release)?),
+        Task::Demo(options) => demo::run(&options, &compile::build(&tools, Profile::Release)?),
         Task::Qemu { machine } => {
             println!("{}", start::command_line(&machine, &tools.build_directory().join("granule.img"))?);
             Ok(())

@@ -6,6 +6,12 @@
 //! must not. So each access here is preceded by a relaxed read-modify-write of a word beside the value. Those all
 //! depend on each other, and the last one is enough to remember; being relaxed they order nothing, as the canaries
 //! show.
+//!
+//! A store is a read-modify-write that throws away what it read. Of a plain store loom does not say that it comes
+//! behind the bit-clear that took what the storing CPU had read before: the bit-clear could so undo the store, which is
+//! what being atomic rules out. Every order of stores is tried all the same, as another order of the CPUs. That the
+//! store goes on with what an earlier store of another CPU released is so on Arm, where stores to one cell order the
+//! CPUs, and not in C11.
 
 use loom::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,7 +46,7 @@ impl Cell {
     /// Writes it.
     pub fn store(&self, value: u64, order: Ordering) {
         self.touch();
-        self.value.store(value, order);
+        self.value.swap(value, order);
     }
 
     pub(crate) fn compare_exchange(

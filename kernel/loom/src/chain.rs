@@ -13,7 +13,7 @@ use crate::cell::Cell;
 
 /// A step of the chain that a thread leaves out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Leaves {
+pub enum LeftOut {
     /// None.
     Nothing,
     /// Its full barriers.
@@ -25,15 +25,15 @@ pub enum Leaves {
 }
 
 loom::thread_local! {
-    static LEAVES: std::cell::Cell<Leaves> = std::cell::Cell::new(Leaves::Nothing);
+    static LEAVES: std::cell::Cell<LeftOut> = std::cell::Cell::new(LeftOut::Nothing);
 }
 
 /// From now on this thread leaves `step` out.
-pub fn leave_out(step: Leaves) {
+pub fn leave_out(step: LeftOut) {
     LEAVES.with(|leaves| leaves.set(step));
 }
 
-fn leaves(step: Leaves) -> bool {
+fn leaves(step: LeftOut) -> bool {
     LEAVES.with(|leaves| leaves.get() == step)
 }
 
@@ -46,7 +46,7 @@ impl Atomics for Loom {
     const CHECKED: bool = true;
 
     fn fence() {
-        if !leaves(Leaves::Fences) {
+        if !leaves(LeftOut::Fences) {
             fence(Ordering::SeqCst);
         }
     }
@@ -68,10 +68,10 @@ impl Word for Cell {
     }
 
     fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-        if leaves(Leaves::Count) {
+        if leaves(LeftOut::Count) {
             return 0;
         }
-        let order = if leaves(Leaves::Release) && order == Ordering::Release { Ordering::Relaxed } else { order };
+        let order = if leaves(LeftOut::Release) && order == Ordering::Release { Ordering::Relaxed } else { order };
         self.fetch_add(value, order)
     }
 

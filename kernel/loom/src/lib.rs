@@ -12,6 +12,7 @@
 //! | store, compare-exchange, bit-clear | relaxed (what a failed or successful one read: acquire, as for a load) |
 //! | DMB ISHST, DSB ISHST | release fence |
 //! | DSB ISH | sequentially consistent fence |
+//! | what TLBs hold | a set for all CPUs, for tests that look pages up in hardware's place ([`Cpu::access`]) |
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
 //! The notifier chain of user spaces is generic over its atomics ([`Loom`]); it runs here with no table or with one
@@ -29,19 +30,22 @@
 
 mod cell;
 mod chain;
+mod tlb;
 
 use std::sync::Mutex;
 
 pub use cell::Cell;
-pub use chain::{Leaves, Loom, leave_out};
+pub use chain::{LeftOut, Loom, leave_out};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
-    Announced, Geometry, Invalidation, Lazy, Mmu, PageRange, PageTables, Progress, Reclaimer, Shape, Table,
-    TableSource, Tiny, Tlb, WalkWord,
+    Announced, Entries, Execution, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress,
+    Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord,
 };
 use loom::sync::atomic::{Ordering, fence};
+pub use tlb::Broadcast;
+use tlb::Tlbs;
 
 /// The CPUs of the machine, each with a walk word.
 pub const CPUS: usize = 3;
@@ -86,6 +90,9 @@ pub struct Machine {
     /// CPU to CPU is put in order by the frame allocator, which is not here.
     reclaim: Mutex<(Reclaimer<Tiny, CPUS>, usize)>,
     words: [Word; CPUS],
+    tlbs: Tlbs,
+    /// What serialises splits, where they are serialised.
+    split_lock: loom::sync::Mutex<()>,
     without: Without,
 }
 
@@ -98,6 +105,8 @@ impl Machine {
             free: Mutex::new((1..=frames).rev().map(address).collect()),
             reclaim: Mutex::new((Reclaimer::new(), 0)),
             words: std::array::from_fn(|_| Word { value: Cell::new(0), without }),
+            tlbs: Tlbs::new(),
+            split_lock: loom::sync::Mutex::new(()),
             without,
         }
     }
@@ -189,6 +198,19 @@ impl<'m> Cpu<'m> {
             assert_eq!(found.physical, own, "page {page} was read in a table that is none any more, or not yet");
         }
         found.is_some()
+    }
+
+    /// Maps the pages from `first` on, `count` of them, by the largest leaves that there are.
+    pub fn map_largest(&self, first: u64, count: usize) {
+        let (lazy, data) = (Lazy::new(self), Attributes::kernel_data(MemoryType::Normal));
+        let to = PhysAddr(TARGET + (first << Tiny::PAGE_SHIFT));
+        let largest = Shape { leaves: Leaves::Largest, execution: Execution::ByLeaf };
+        self.tables().map(&lazy, pages(first, count), to, data, largest, &mut { *self }).expect("the pages are free");
+    }
+
+    /// The lock around splits.
+    pub fn split_lock(&self) -> SplitLock<'m> {
+        SplitLock(&self.machine.split_lock)
     }
 
     /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table is at once somebody
@@ -309,7 +331,22 @@ unsafe impl TableSource for Cpu<'_> {
     }
 }
 
-/// There are no TLBs here: only the barriers of an invalidation are left.
+/// The machine's lock around splits.
+pub struct SplitLock<'m>(&'m loom::sync::Mutex<()>);
+
+impl Serialise for SplitLock<'_> {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a>
+        = loom::sync::MutexGuard<'a, ()>
+    where
+        Self: 'a;
+
+    fn begin(&self) -> Self::Section<'_> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// No TLB, for tests in which none holds anything: only the barriers of an invalidation are left.
 pub struct NoTlb;
 
 impl Tlb<Cpu<'_>> for NoTlb {

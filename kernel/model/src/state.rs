@@ -151,7 +151,7 @@ impl<G: Geometry> State<G> {
             Some(place) if entry_kind(new.0, place.level) == EntryKind::Table => !self.is_reachable(new.address()),
             _ => false,
         };
-        self.memory.store(cell, old.0, new.0, cpu, time);
+        self.memory.store(cell, old.0, new.0, cpu, time, self.cpus[cpu].last_barrier);
         if place.is_some() {
             self.became_visible(cpu, cell, new.0, time, fresh);
         }

@@ -3,8 +3,11 @@
 //! Arm ARM B2.3 and D8.2.6. A store may reach the walkers at once, or at any later time; it certainly has only
 //! - after a DSB (ISHST or ISH) of the CPU that made it: for everyone;
 //! - after a DSB ISH of a CPU that read it, or was handed what its maker did: for everyone. A DSB ISHST there does not
-//!   do, since it orders no loads;
+//!   do, since it orders no loads; unless that CPU has stored in between: the store comes behind what it had read, since
+//!   it decides by that whether and what to store (a control or data dependency), and the DSB behind the store;
 //! - after an ISB of such a CPU: for that CPU.
+//!
+//! Who reads a store has read what comes before it, too: what its maker stored in front of a barrier, or knew.
 //!
 //! Until then a walker may read the old value as well as the new, again and again, in any order.
 
@@ -43,6 +46,8 @@ pub(crate) struct Version {
     pub(crate) value: u64,
     pub(crate) writer: usize,
     pub(crate) time: Time,
+    /// The last barrier in front of it: what its writer had stored by then comes before it.
+    barrier: Time,
     /// The CPUs whose walkers read this value or a later one.
     pub(crate) certain: CpuSet,
 }
@@ -57,7 +62,7 @@ pub(crate) struct CellState {
 
 impl CellState {
     fn new(value: u64) -> Self {
-        let first = Version { value, writer: 0, time: Time(0), certain: CpuSet::ALL };
+        let first = Version { value, writer: 0, time: Time(0), barrier: Time(0), certain: CpuSet::ALL };
         Self { versions: vec![first], faulted_until: [Time(0); MAX_CPUS] }
     }
 
@@ -155,8 +160,35 @@ impl Frame {
 #[derive(Clone, Debug, Default)]
 struct Pending {
     own: Vec<PhysAddr>,
-    /// Cells of others, with the time up to which this CPU knows their stores.
-    observed: Vec<(PhysAddr, Time)>,
+    /// What this CPU knows of others' stores, and had not known when it made the last of its own.
+    observed: Known,
+    /// What it had known then.
+    ordered: Known,
+}
+
+/// Cells, with the time up to which the stores of others there are known.
+#[derive(Clone, Debug, Default)]
+struct Known(BTreeMap<PhysAddr, Time>);
+
+impl Known {
+    fn note(&mut self, cell: PhysAddr, until: Time) {
+        let known = self.0.entry(cell).or_insert(until);
+        *known = until.max(*known);
+    }
+}
+
+impl Pending {
+    /// All that is known.
+    fn known(&self) -> impl Iterator<Item = (PhysAddr, Time)> {
+        self.ordered.0.iter().chain(&self.observed.0).map(|(&cell, &until)| (cell, until))
+    }
+
+    fn stores(&mut self, cell: PhysAddr) {
+        self.own.push(cell);
+        for (cell, until) in std::mem::take(&mut self.observed).0 {
+            self.ordered.note(cell, until);
+        }
+    }
 }
 
 /// All frames, and all stores that are under way.
@@ -216,15 +248,15 @@ impl Memory {
         }
     }
 
-    /// `writer` stored `new` over `old`.
-    pub(crate) fn store(&mut self, cell: PhysAddr, old: u64, new: u64, writer: usize, time: Time) {
+    /// `writer`, whose last barrier was `barrier`, stored `new` over `old`.
+    pub(crate) fn store(&mut self, cell: PhysAddr, old: u64, new: u64, writer: usize, time: Time, barrier: Time) {
         let (frame, index) = self.split(cell);
         let state = self.frames.entry(frame).or_default().cells.entry(index).or_insert_with(|| CellState::new(old));
-        state.versions.push(Version { value: new, writer, time, certain: CpuSet::NONE });
-        self.pending[writer].own.push(cell);
+        state.versions.push(Version { value: new, writer, time, barrier, certain: CpuSet::NONE });
+        self.pending[writer].stores(cell);
     }
 
-    /// `reader` loaded the newest value of `cell`.
+    /// `reader` loaded the newest value of `cell`, and so knows what comes before that.
     pub(crate) fn observe(&mut self, cell: PhysAddr, reader: usize, now: Time) {
         let others = self.pending.iter().enumerate().filter(|&(cpu, _)| cpu != reader);
         // Loads are many, and mostly nothing is under way.
@@ -232,33 +264,44 @@ impl Memory {
             return;
         }
         let Some(state) = self.cell(cell) else { return };
-        if state.undrained().any(|version| version.writer != reader) {
-            self.pending[reader].observed.push((cell, now));
+        let read: Vec<Version> = state.undrained().filter(|version| version.writer != reader).copied().collect();
+        for Version { writer, time, barrier, .. } in read {
+            let writer = &self.pending[writer];
+            let stored = writer.own.iter().filter(|_| barrier != Time(0)).map(|&cell| (cell, barrier));
+            let before: Vec<_> = stored.chain(writer.known().map(|(cell, until)| (cell, until.min(time)))).collect();
+            let observed = &mut self.pending[reader].observed;
+            before.into_iter().for_each(|(cell, until)| observed.note(cell, until));
+            observed.note(cell, now);
         }
     }
 
     /// `to` acquired what `from` released: it knows all that `from` stored and knew.
     pub(crate) fn hand_over(&mut self, from: usize, to: usize, now: Time) {
-        let known: Vec<_> = self.pending[from].own.iter().map(|&cell| (cell, now)).collect();
-        let passed_on = self.pending[from].observed.clone();
-        self.pending[to].observed.extend(known.into_iter().chain(passed_on));
+        let from = &self.pending[from];
+        let known: Vec<_> = from.own.iter().map(|&cell| (cell, now)).chain(from.known()).collect();
+        known.into_iter().for_each(|(cell, until)| self.pending[to].observed.note(cell, until));
     }
 
-    /// A DSB of `cpu`: its stores are seen by all walkers; with `loads` also those that it observed.
+    /// A DSB of `cpu`: its stores are seen by all walkers, and what it knew when it made them; with `loads` all that it
+    /// knows.
     pub(crate) fn drain(&mut self, cpu: usize, loads: bool, now: Time) {
-        for cell in std::mem::take(&mut self.pending[cpu].own) {
+        let Pending { own, mut observed, mut ordered } = std::mem::take(&mut self.pending[cpu]);
+        for cell in own {
             self.settle(cell, CpuSet::ALL, now, |version| version.writer == cpu);
         }
         if loads {
-            for (cell, until) in std::mem::take(&mut self.pending[cpu].observed) {
-                self.settle(cell, CpuSet::ALL, now, |version| version.time <= until);
-            }
+            std::mem::take(&mut observed).0.into_iter().for_each(|(cell, until)| ordered.note(cell, until));
         }
+        for (cell, until) in ordered.0 {
+            self.settle(cell, CpuSet::ALL, now, |version| version.time <= until);
+        }
+        self.pending[cpu].observed = observed;
     }
 
     /// An ISB of `cpu`: its walks from now on see what it had observed.
     pub(crate) fn synchronise(&mut self, cpu: usize, now: Time) {
-        for (cell, until) in self.pending[cpu].observed.clone() {
+        let known: Vec<_> = self.pending[cpu].known().collect();
+        for (cell, until) in known {
             self.settle(cell, CpuSet::only(cpu), now, |version| version.time <= until);
         }
     }

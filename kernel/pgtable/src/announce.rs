@@ -66,7 +66,8 @@ impl WalkWord for AtomicU64 {
 /// A walk by this CPU, announced until it is dropped.
 ///
 /// Having one proves: no table that the walk can reach from the root is freed while it lives. It stays on its CPU, and
-/// nothing waits for another CPU while it lives.
+/// nothing waits for another CPU while it lives, but for the section of a split ([`crate::Serialise`]), whose holder
+/// waits for nobody.
 #[must_use = "the walk is announced only while this lives"]
 pub struct Announced<'w, W: WalkWord> {
     word: &'w W,

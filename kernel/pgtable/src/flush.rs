@@ -43,6 +43,12 @@ impl<G: Geometry> Flush<G> {
         Self(invalidation)
     }
 
+    /// The same without the level: for leaves that may have been split while they were in use.
+    #[inline(always)]
+    pub(crate) fn without_level(self) -> Self {
+        Self(self.0.map(|owed| Invalidation { level: None, ..owed }))
+    }
+
     /// What is owed.
     pub const fn invalidation(self) -> Option<Invalidation<G>> {
         self.0

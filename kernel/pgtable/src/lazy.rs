@@ -29,6 +29,7 @@ pub enum Owed {
 /// | an entry that is not valid | nothing here | the invalidation that follows starts with its own DSB ISHST; where none follows, nothing was cached |
 /// | a valid leaf | DSB ISHST, ISB | this CPU's next access must not fault: the walker must see the store, and a fault speculated before it must go |
 /// | a valid table | the same | the same, one level up; its contents come before it by DMB ISHST |
+/// | a split: a table for a block, a leaf less its group | nothing | whichever a walk finds, both translate alike |
 /// | a leaf that lets new code run | the same, and cache maintenance *before* it (`code.rs`) | or another CPU could run what was there before |
 /// | any of these, with FEAT_ETS2 | no DSB, no ISB | an access takes no translation fault that an earlier store has removed |
 ///

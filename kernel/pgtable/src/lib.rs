@@ -1,10 +1,10 @@
 //! Page tables of the Arm architecture, changed exactly.
 //!
-//! Walk, map, unmap, change permissions and print, for VMSAv8-64 stage 1 tables (Arm ARM D8), each with the barriers
+//! Walk, map, unmap, change permissions, split and print, for VMSAv8-64 stage 1 tables (Arm ARM D8), each with the barriers
 //! and TLB invalidations that the architecture asks for and no more.
 //!
 //! - 4, 16 and 64 KiB granules, and a tiny geometry whose whole state space a test can visit
-//! - blocks and contiguous groups wherever alignment allows
+//! - blocks and contiguous groups wherever alignment allows, and split while they are in use where a change needs it
 //! - one source for the metal, the host and the models: everything is generic over [`Mmu`] and [`Tlb`]
 //! - a permission change over N pages costs two DSB, one ISB and the fewest TLBIs; one that only makes entries valid,
 //!   none
@@ -32,6 +32,7 @@
 //! # Who may do what at the same time
 //! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need
 //! no lock among them: entries of theirs are different cells, and a table that two need is linked by compare-exchange.
+//! What they share is a block or contiguous group that both own a part of: [`PageTables::split`] makes it theirs.
 //! Reading (`walk`, `translate`, `dump`) is free at any time.
 //!
 //! Tables stay linked once they are, unless the tree has a [`Reclaimer`]. Then every walk is announced
@@ -45,6 +46,7 @@
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
+mod alias;
 pub mod announce;
 mod cells;
 mod code;
@@ -61,12 +63,14 @@ mod permission;
 mod range;
 pub mod reclaim;
 mod source;
+mod split;
 mod table_list;
 mod tables;
 mod unmap;
 mod update;
 mod walk;
 
+pub use alias::Alias;
 pub use announce::{Announced, Grace, WalkWord};
 pub use cells::{Cells, Dismantled};
 pub use dump::{Extent, LeafTotals};
@@ -80,6 +84,7 @@ pub use permission::Change;
 pub use range::PageRange;
 pub use reclaim::{Progress, Reclaimer};
 pub use source::TableSource;
+pub use split::{Entries, Lockless, Serialise, Splits};
 pub use tables::PageTables;
 pub use unmap::Leaf;
 pub use walk::{Step, Translation, Walk};

@@ -69,7 +69,7 @@ pub enum CodeAt {
 ///    order).
 /// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them
 ///    otherwise.
-/// 4. `survey` and `update_run`, where overridden, have the effect of the defaults, cell by cell in any order.
+/// 4. `survey`, `update_run` and `fill`, where overridden, have the effect of the defaults, cell by cell in any order.
 #[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
 pub unsafe trait Mmu {
     /// The shape of its tables.
@@ -108,6 +108,15 @@ pub unsafe trait Mmu {
     fn update_run(&self, run: &[Self::Cell], flip: u64) {
         for cell in run {
             self.store(cell, Descriptor(self.load(cell).0 ^ flip));
+        }
+    }
+
+    /// Stores `first` to the first entry of `table`, which no walk can reach, and to each further one what is `step`
+    /// more. The metal writes pairs.
+    #[inline]
+    fn fill(&self, table: &[Self::Cell], first: Descriptor, step: u64) {
+        for (index, cell) in table.iter().enumerate() {
+            self.store(cell, Descriptor(first.0 + index as u64 * step));
         }
     }
 

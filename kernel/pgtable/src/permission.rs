@@ -46,6 +46,9 @@ impl Change {
     /// `set_memory_valid(…, 0)`: the hardware faults, every other field still describes the mapping.
     pub const INVALID: Self = Self::new(bits::PRESENT_INVALID, bits::VALID | bits::NG);
 
+    /// `set_direct_map_default`: valid and writable, whatever it was; execution stays as it is.
+    pub const VALID_READ_WRITE: Self = Self::new(bits::VALID | bits::WRITE, bits::PRESENT_INVALID | bits::RDONLY);
+
     const fn new(set: u64, clear: u64) -> Self {
         assert!((set | clear) & !LIVE_SAFE == 0);
         // Clearing both and setting neither would make any leaf writable and executable.
@@ -128,6 +131,19 @@ impl Change {
     #[inline(always)]
     pub const fn required(self) -> u64 {
         self.required
+    }
+
+    /// The change that the alias of these pages takes with it: what may be written here and there. `None` where this is
+    /// not about writing.
+    #[inline(always)]
+    pub(crate) const fn writability(&self) -> Option<Self> {
+        if self.set & bits::RDONLY != 0 {
+            Some(Self::READ_ONLY)
+        } else if self.clear & bits::RDONLY != 0 {
+            Some(Self::READ_WRITE)
+        } else {
+            None
+        }
     }
 
     /// Whether leaves become executable at EL1.

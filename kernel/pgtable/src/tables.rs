@@ -4,6 +4,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Attributes;
 
 use crate::Error;
+use crate::alias::{self, Alias, NoAlias};
 use crate::dump::{self, Extent, LeafTotals};
 use crate::flush::Flush;
 use crate::lazy::Lazy;
@@ -12,9 +13,10 @@ use crate::mmu::{Mmu, Table, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::source::TableSource;
+use crate::split::{self, Serialise, Splits};
 use crate::unmap::{self, Leaf};
-use crate::update;
-use crate::walk::{self, Leaving, Run, Translation, Visitor, Walk};
+use crate::update::{self, Leaves};
+use crate::walk::{self, Entry, Leaving, Next, Run, Translation, Visitor, Walk};
 
 /// A tree of tables as one CPU sees it: a root and that CPU's [`Mmu`].
 ///
@@ -56,6 +58,22 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     #[inline(always)]
     pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, leaving: Leaving) -> Option<Run<'a, M>> {
         walk::sole_run(self.mmu, self.root, range, leaving)
+    }
+
+    /// Sends `visitor` to all of `range` at once, where its leaves lie in one table.
+    #[inline(always)]
+    pub(crate) fn visit_sole_run<V: Visitor<'a, M>>(
+        &self,
+        range: PageRange<M::Geometry>,
+        visitor: &mut V,
+    ) -> Option<Result<Next, V::Error>> {
+        walk::visit_sole_run(self.mmu, self.root, range, visitor)
+    }
+
+    /// The entry where the walk for `address` ends.
+    #[inline]
+    pub(crate) fn entry(&self, address: VirtAddr) -> Entry<'a, M> {
+        walk::entry(self.mmu, self.root, address)
     }
 
     /// Maps `range` to the physical memory from `physical` on.
@@ -112,11 +130,30 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         released: impl FnMut(Leaf),
     ) -> Result<(), Error> {
-        unmap::unmap(self, lazy, tlb, range, released)
+        unmap::unmap(self, lazy, tlb, range, &mut NoAlias, released)
+    }
+
+    /// [`Self::unmap`] of a range whose frames are mapped a second time, by `alias`: that of pages that are read-only
+    /// becomes writable again, in the same invalidation, before their leaves are handed out.
+    ///
+    /// # Errors
+    /// As [`Self::unmap`], and those of [`Alias::split`], which is only called where the alias was not changed with the
+    /// range. Nothing is unmapped.
+    pub fn unmap_with_alias<A: Alias<M::Geometry>>(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        alias: &mut A,
+        released: impl FnMut(Leaf),
+    ) -> Result<(), A::Error> {
+        unmap::unmap(self, lazy, tlb, range, alias, released)
     }
 
     /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no
     /// entry that was valid changed.
+    ///
+    /// For ranges where no leaf is ever split: the invalidation says the level of the leaves, if it is one.
     ///
     /// # Errors
     /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`],
@@ -129,6 +166,103 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         change: Change,
     ) -> Result<Flush<M::Geometry>, Error> {
         update::update(self, lazy, range, &change)
+    }
+
+    /// [`Self::update`] where leaves may be split at any time, by this caller or the owner of a neighbouring range.
+    ///
+    /// A group that the range cuts counts as one leaf until *all* its entries are clear of the contiguous bit. The
+    /// invalidation says no level, because TLBs may hold a larger leaf than there is now. A leaf that is cut is no
+    /// error where nothing in the range would change.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    #[inline]
+    pub fn update_divisible(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+    ) -> Result<Flush<M::Geometry>, Error> {
+        match self.update_at_once(lazy, range, change) {
+            Some(flush) => Ok(flush),
+            None => update::update_tables(self, lazy, range, &change, Leaves::Divisible).map(Flush::without_level),
+        }
+    }
+
+    /// [`Self::update_divisible`] where that takes one look: the leaves are pages, or blocks, of one table and alike,
+    /// all whole, and nothing speaks against the change. Nearly always it is so.
+    ///
+    /// `None`: nothing was done, and `update_divisible` does it or says why not. A result that fits in registers, and
+    /// so little code that callers can have it in line.
+    #[inline(always)]
+    pub fn update_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_at_once(self, lazy, range, change)
+    }
+
+    /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that
+    /// [`Self::update_divisible`] may change exactly the range. Nothing is split where it cuts none.
+    ///
+    /// Every address translates as before at any moment, so nothing is owed: no barrier, no invalidation. The CPUs hold
+    /// leaves of both sizes for a while, and the caller knows that all of them can.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTables`]; nothing was changed, and tables that were taken are given back.
+    pub fn split(
+        &self,
+        range: PageRange<M::Geometry>,
+        how: &impl Serialise,
+        source: &mut impl TableSource,
+    ) -> Result<Splits, Error> {
+        split::split(self, range, how, source)
+    }
+
+    /// [`Self::update_divisible`] that splits what the range cuts, and says what it has split.
+    ///
+    /// # Errors
+    /// As [`Self::update`], [`Error::Straddles`] excepted, and [`Error::OutOfTables`]. Every page is as it was; leaves
+    /// may have been split.
+    #[inline]
+    pub fn update_splitting(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        how: &impl Serialise,
+        source: &mut impl TableSource,
+    ) -> Result<(Flush<M::Geometry>, Splits), Error> {
+        match self.update_divisible(lazy, range, change) {
+            Err(Error::Straddles { .. }) => {
+                let splits = self.split(range, how, source)?;
+                Ok((self.update_divisible(lazy, range, change)?, splits))
+            }
+            result => Ok((result?, Splits::NONE)),
+        }
+    }
+
+    /// [`Self::update`] of a range whose frames are mapped a second time, by `alias`: where the change is about writing,
+    /// the alias becomes read-only or writable too, and one invalidation serves both.
+    ///
+    /// # Errors
+    /// As [`Self::update`], and those of [`Alias::split`]. Every page is as it was; leaves of the alias may have been
+    /// split.
+    ///
+    /// # Panics
+    /// Where a frame of the range is not mapped by the alias, or executable there.
+    #[inline]
+    pub fn update_with_alias<A: Alias<M::Geometry>>(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        alias: &mut A,
+    ) -> Result<(), A::Error> {
+        alias::update(self, lazy, tlb, range, &change, alias)
     }
 
     /// The walk for `address`, level by level.

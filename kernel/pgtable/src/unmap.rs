@@ -13,6 +13,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_arch::tlbi::LevelHint;
 
 use crate::Error;
+use crate::alias::{self, Alias};
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
@@ -34,18 +35,21 @@ pub struct Leaf {
     pub size: u64,
 }
 
-/// See [`PageTables::unmap`].
-pub(crate) fn unmap<M: Mmu>(
+/// See [`PageTables::unmap`] and [`PageTables::unmap_with_alias`].
+#[inline]
+pub(crate) fn unmap<M: Mmu, A: Alias<M::Geometry>>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
+    alias: &mut A,
     released: impl FnMut(Leaf),
-) -> Result<(), Error> {
+) -> Result<(), A::Error> {
     // As in `update`, nearly every range lies in one last-level table, all of it pages that hang together by nothing.
+    let unwanted = bits::CONTIGUOUS | if A::EXISTS { bits::RDONLY } else { 0 };
     if let Some(run) = tables.sole_run(range, Leaving::Ignored)
         && let found = tables.mmu().survey(run.cells())
-        && found.any & bits::CONTIGUOUS == 0
+        && found.any & unwanted == 0
         && let Some(flip) = breaking_flip(found, LAST_LEVEL)
     {
         tables.mmu().update_run(run.cells(), flip);
@@ -54,22 +58,33 @@ pub(crate) fn unmap<M: Mmu>(
         let Ok(_) = Releasing { released }.visit(tables.mmu(), &run);
         return Ok(());
     }
-    unmap_tables(tables, lazy, tlb, range, released)
+    unmap_tables(tables, lazy, tlb, range, alias, released)
 }
 
 /// The same for any range: table by table, in three walks.
 #[inline(never)]
-fn unmap_tables<M: Mmu>(
+fn unmap_tables<M: Mmu, A: Alias<M::Geometry>>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
+    alias: &mut A,
     released: impl FnMut(Leaf),
-) -> Result<(), Error> {
-    tables.visit(range, &mut Check { range })?;
+) -> Result<(), A::Error> {
+    let mut check = Check { range, read_only: false };
+    tables.visit(range, &mut check)?;
+    // Frames are handed out writable.
+    let restored = match A::EXISTS && check.read_only {
+        true => Some(alias::make_writable(tables, lazy, range, alias)?),
+        false => None,
+    };
     let mut breaking = Breaking { stale: Stale::NONE };
     let Ok(()) = tables.visit(range, &mut breaking);
-    lazy.invalidate(tlb, [breaking.stale.flush()]);
+    let flush = breaking.stale.flush();
+    match restored {
+        Some(restored) => alias::invalidate_writable(tables, lazy, tlb, range, restored, flush, alias),
+        None => lazy.invalidate(tlb, [flush]),
+    }
     let Ok(()) = tables.visit(range, &mut Releasing { released });
     Ok(())
 }
@@ -77,6 +92,8 @@ fn unmap_tables<M: Mmu>(
 /// Refuses a range that cuts a leaf.
 struct Check<G: Geometry> {
     range: PageRange<G>,
+    /// Whether a leaf was read-only; a page that is not mapped may count, and then does no harm.
+    read_only: bool,
 }
 
 impl<'t, M: Mmu> Visitor<'t, M> for Check<M::Geometry> {
@@ -90,6 +107,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<M::Geometry> {
                 whole_leaf(self.range, entry, run.level, run.address(index))?;
             }
         }
+        self.read_only |= mmu.survey(&run.cells()[..leaves]).any & bits::RDONLY != 0;
         Ok(Next::Entries(leaves))
     }
 }

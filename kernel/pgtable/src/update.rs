@@ -23,6 +23,15 @@ use crate::range::PageRange;
 use crate::tables::PageTables;
 use crate::walk::{Leaving, Next, Run, Visitor, leading_leaves, whole_leaf};
 
+/// Whether leaves in the range and around it may be split while they are in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Leaves {
+    /// Never: a contiguous group is one, and belongs to one owner.
+    Fixed,
+    /// At any time, also by the owner of a neighbouring range ([`crate::split`]).
+    Divisible,
+}
+
 /// See [`PageTables::update`].
 ///
 /// Nearly every range lies in one last-level table. That way is written out: down once, and both passes over the same
@@ -34,8 +43,10 @@ pub(crate) fn update<M: Mmu>(
     range: PageRange<M::Geometry>,
     change: &Change,
 ) -> Result<Flush<M::Geometry>, Error> {
-    let Some(run) = tables.sole_run(range, Leaving::Ignored) else { return update_tables(tables, lazy, range, change) };
-    let mut check = Check { range, change, found: Survey::NOTHING };
+    let Some(run) = tables.sole_run(range, Leaving::Ignored) else {
+        return update_tables(tables, lazy, range, change, Leaves::Fixed);
+    };
+    let mut check = Check { range, change, leaves: Leaves::Fixed, found: Survey::NOTHING };
     check.visit(tables.mmu(), &run)?;
     if change.may_make_code_of(check.found.all) {
         code::make_visible(tables, range, change);
@@ -50,20 +61,98 @@ pub(crate) fn update<M: Mmu>(
     })
 }
 
+/// See [`PageTables::update_at_once`].
+#[inline(always)]
+pub(crate) fn update_at_once<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: Change,
+) -> Option<Flush<M::Geometry>> {
+    let mut at_once = AtOnce { lazy, range, change, flush: Flush::NONE };
+    tables.visit_sole_run(range, &mut at_once)?.ok()?;
+    Some(at_once.flush)
+}
+
+/// Both passes, where nothing is out of the ordinary.
+struct AtOnce<'a, M: Mmu> {
+    lazy: &'a Lazy<'a, M>,
+    range: PageRange<M::Geometry>,
+    change: Change,
+    flush: Flush<M::Geometry>,
+}
+
+impl<'t, M: Mmu> Visitor<'t, M> for AtOnce<'_, M> {
+    type Error = Other;
+
+    #[inline(always)]
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
+        let found = mmu.survey(run.cells());
+        let must = self.change.required() | self.change.marks();
+        let in_group = M::Geometry::group_entries(run.level) - 1;
+        let cuts_groups = (run.first | (run.first + run.count)) & in_group != 0;
+        if !all_leaves(run.level, found)
+            || found.all & must != must
+            || (cuts_groups && (found.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0)
+            || (self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0)
+            || self.change.may_make_code_of(found.all)
+        {
+            return Err(Other);
+        }
+        match Uniform::of(found, &self.change) {
+            Uniform::Not => return Err(Other),
+            Uniform::Unchanged => {}
+            Uniform::Flip { from, to } => {
+                mmu.update_run(run.cells(), from.0 ^ to.0);
+                self.flush = flush(self.lazy, self.range, &self.change, from, to, None);
+            }
+        }
+        Ok(Next::Entries(run.count))
+    }
+}
+
 /// The same for any range: table by table, in two walks.
 #[inline(never)]
-fn update_tables<M: Mmu>(
+pub(crate) fn update_tables<M: Mmu>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
+    leaves: Leaves,
 ) -> Result<Flush<M::Geometry>, Error> {
-    let mut check = Check { range, change, found: Survey::NOTHING };
+    match check(tables, range, change, leaves) {
+        Ok(checked) => Ok(apply(tables, lazy, range, change, checked)),
+        Err(error) => unless_unchanged(tables, range, change, leaves, error),
+    }
+}
+
+/// What the first pass has found in a range: it may be changed.
+pub(crate) struct Checked(Survey);
+
+/// The first pass alone.
+pub(crate) fn check<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    leaves: Leaves,
+) -> Result<Checked, Error> {
+    let mut check = Check { range, change, leaves, found: Survey::NOTHING };
     tables.visit(range, &mut check)?;
-    if change.may_make_code_of(check.found.all) {
+    Ok(Checked(check.found))
+}
+
+/// The second pass alone, over a range that the first has been over.
+pub(crate) fn apply<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    Checked(found): Checked,
+) -> Flush<M::Geometry> {
+    if change.may_make_code_of(found.all) {
         code::make_visible(tables, range, change);
     }
-    Ok(match Uniform::of(check.found, change) {
+    match Uniform::of(found, change) {
         Uniform::Not => update_each(tables, lazy, range, change),
         Uniform::Unchanged => Flush::NONE,
         Uniform::Flip { from, to } => {
@@ -71,7 +160,45 @@ fn update_tables<M: Mmu>(
             let Ok(()) = tables.visit(range, &mut flipping);
             flush(lazy, range, change, from, to, flipping.levels.sole())
         }
-    })
+    }
+}
+
+/// A range that cuts a divisible leaf need not, if all in it is as it shall be: the error is none then.
+#[cold]
+fn unless_unchanged<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    leaves: Leaves,
+    error: Error,
+) -> Result<Flush<M::Geometry>, Error> {
+    if leaves == Leaves::Divisible
+        && matches!(error, Error::Straddles { .. })
+        && tables.visit(range, &mut Unchanged { change }).is_ok()
+    {
+        Ok(Flush::NONE)
+    } else {
+        Err(error)
+    }
+}
+
+/// Whether every leaf has what the change asks for, and may be asked for it.
+struct Unchanged<'a> {
+    change: &'a Change,
+}
+
+/// Something is not as it would have to be.
+struct Other;
+
+impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
+    type Error = Other;
+
+    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
+        let leaves = leading_leaves(mmu, run);
+        each(mmu, run, leaves, self.change).map_err(|_| Other)?;
+        let mut found = run.cells()[..leaves].iter().map(|cell| mmu.load(cell));
+        if found.all(|leaf| self.change.apply(leaf) == leaf) { Ok(Next::Entries(leaves)) } else { Err(Other) }
+    }
 }
 
 /// What a change does to entries that are alike, in the bits that it touches.
@@ -128,6 +255,7 @@ fn update_each<M: Mmu>(
 struct Check<'a, G: Geometry> {
     range: PageRange<G>,
     change: &'a Change,
+    leaves: Leaves,
     found: Survey,
 }
 
@@ -139,26 +267,29 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         let leaves = leading_leaves(mmu, run);
         let cells = &run.cells()[..leaves];
         let survey = mmu.survey(cells);
-        // The common case by what all have: valid leaves, or present-invalid ones, that have what they must. Anything
-        // else is looked at one by one: at upper levels a table as well, which a neighbour may have linked where this
-        // walk read a hole.
-        let valid = if run.level == LAST_LEVEL {
-            survey.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
-        } else {
-            survey.all & bits::VALID != 0 && survey.any & bits::TABLE == 0
-        };
-        let all_leaves = valid || (survey.any & bits::VALID == 0 && survey.all & bits::PRESENT_INVALID != 0);
+        // The common case by what all have: leaves that have what they must. Anything else is looked at one by one: at
+        // upper levels a table as well, which a neighbour may have linked where this walk read a hole.
         let must = self.change.required() | self.change.marks();
-        if !all_leaves || survey.all & must != must {
+        if !all_leaves(run.level, survey) || survey.all & must != must {
+            if self.leaves == Leaves::Divisible && has_table(mmu, run, leaves) {
+                // Split while this walk was looking: what is there now is below.
+                return Ok(Next::Again);
+            }
             // A copy, so that the run itself can stay in registers.
             each(mmu, &Run { ..*run }, leaves, self.change)?;
         }
         // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the
         // table.
-        if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
-            for index in [0, leaves - 1] {
-                whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;
+        match self.leaves {
+            Leaves::Fixed if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 => {
+                for index in [0, leaves - 1] {
+                    whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;
+                }
             }
+            Leaves::Divisible if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 => {
+                whole_groups(mmu, self.range, &Run { ..*run }, leaves)?;
+            }
+            _ => {}
         }
         if self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
             return Err(Error::ExecutionForbidden(run.from));
@@ -166,6 +297,64 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         self.found = self.found.and(survey);
         Ok(Next::Entries(leaves))
     }
+}
+
+/// Whether entries of `level` are all valid leaves, or all present-invalid ones.
+#[inline(always)]
+const fn all_leaves(level: u8, found: Survey) -> bool {
+    let valid = if level == LAST_LEVEL {
+        found.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
+    } else {
+        found.all & bits::VALID != 0 && found.any & bits::TABLE == 0
+    };
+    valid || (found.any & bits::VALID == 0 && found.all & bits::PRESENT_INVALID != 0)
+}
+
+/// The last entries of the groups that a run has only a part of, as bits that any of them has.
+///
+/// The last entry speaks for its group: whoever splits one clears it last ([`crate::split`]).
+#[inline(always)]
+fn beyond<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> u64 {
+    let in_group = M::Geometry::group_entries(run.level) - 1;
+    let end = run.first + run.count;
+    let mut any = 0;
+    if run.first & in_group != 0 {
+        any |= mmu.load(&run.table[run.first | in_group]).0;
+    }
+    if end & in_group != 0 {
+        any |= mmu.load(&run.table[end | in_group]).0;
+    }
+    any
+}
+
+/// Checks that the first and the last of the entries belong to the range with all that hangs together with them: a
+/// block, a contiguous group, or what is left of one that is being split.
+#[cold]
+fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>, leaves: usize) -> Result<(), Error> {
+    let entries = M::Geometry::group_entries(run.level);
+    let owned = run.first..run.first + leaves;
+    for index in [0, leaves - 1] {
+        let size = M::Geometry::group_size(run.level);
+        let group = run.address(index).align_down(size);
+        if range.contains(group) && range.contains(group + (size - 1)) {
+            continue;
+        }
+        let first = (run.first + index) & !(entries - 1);
+        let last = first + entries - 1;
+        // Each of the caller's own, because a read may be older than that of the last one. None becomes older again.
+        let mut asked = (first..last).filter(|entry| owned.contains(entry)).chain([last]);
+        if asked.any(|entry| mmu.load(&run.table[entry]).is_contiguous()) {
+            return Err(Error::Straddles { leaf: group, size });
+        }
+        whole_leaf(range, Descriptor::EMPTY, run.level, run.address(index))?;
+    }
+    Ok(())
+}
+
+/// Whether one of the entries is a table, though each was read as something else before.
+#[cold]
+fn has_table<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize) -> bool {
+    run.cells()[..leaves].iter().any(|cell| mmu.load(cell).kind(run.level == LAST_LEVEL) == Kind::Table)
 }
 
 /// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.

@@ -112,6 +112,34 @@ pub(crate) fn visit<'t, M: Mmu, V: Visitor<'t, M>>(
     Ok(())
 }
 
+/// The entry where the walk for an address ends, valid or not.
+pub(crate) struct Entry<'a, M: Mmu> {
+    /// The whole table that it is in.
+    pub(crate) table: &'a [M::Cell],
+    /// Its index there.
+    pub(crate) index: usize,
+    /// What it was when it was read: no table descriptor.
+    pub(crate) descriptor: Descriptor,
+    /// Its level.
+    pub(crate) level: u8,
+    /// As in [`Run`].
+    pub(crate) inherited: u64,
+}
+
+/// The entry where the walk for `address` ends.
+pub(crate) fn entry<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Entry<'_, M> {
+    loop {
+        let place = descend(mmu, root, address, Leaving::Ignored);
+        let (table, level) = (mmu.table(place.table), place.table.level());
+        let index = M::Geometry::index(address, level);
+        let descriptor = mmu.load(&table[index]);
+        // Otherwise a table was linked there after the walk came by.
+        if descriptor.kind(level == LAST_LEVEL) != Kind::Table {
+            return Entry { table, index, descriptor, level, inherited: place.inherited };
+        }
+    }
+}
+
 /// The last-level table for `address`, if there is one.
 ///
 /// The level is a constant in each turn, so that shifts and masks are.
@@ -164,6 +192,44 @@ pub(crate) fn sole_run<'t, M: Mmu>(
 ) -> Option<Run<'t, M>> {
     let run = page_run(mmu, &last_level(mmu, root, range.start(), leaving)?, range.start(), range.size());
     (run.count == range.pages()).then_some(run)
+}
+
+/// Sends `visitor` to all of `range` at once, where its leaves are pages of one table, or whole blocks of one table of
+/// the level above; `None` where they are not.
+///
+/// Written out for these two, so that the level is a constant in each.
+#[inline(always)]
+pub(crate) fn visit_sole_run<'t, M: Mmu, V: Visitor<'t, M>>(
+    mmu: &'t M,
+    root: Table,
+    range: PageRange<M::Geometry>,
+    visitor: &mut V,
+) -> Option<Result<Next, V::Error>> {
+    const ABOVE: u8 = LAST_LEVEL - 1;
+    let (start, size) = (range.start(), range.size());
+    let mut place = Place { table: root, inherited: 0 };
+    let mut level = M::Geometry::FIRST_LEVEL;
+    while level != ABOVE {
+        place = below(mmu, &place, level, start, Leaving::Ignored)?;
+        level += 1;
+    }
+    let table = mmu.table(Table::new(place.table.address(), ABOVE));
+    let first = M::Geometry::index(start, ABOVE);
+    let descriptor = mmu.load(&table[first]);
+    if descriptor.kind(false) == Kind::Table {
+        let table = Table::new(descriptor.address(), LAST_LEVEL);
+        let run = page_run(mmu, &Place { table, inherited: place.inherited | descriptor.0 }, start, size);
+        return if run.count == range.pages() { Some(visitor.visit(mmu, &run)) } else { None };
+    }
+    let count = (size >> M::Geometry::shift(ABOVE)) as usize;
+    let whole = (start.0 | size) & (M::Geometry::entry_size(ABOVE) - 1) == 0;
+    if !whole || count > table.len() - first {
+        return None;
+    }
+    let (from, left) = (start, size);
+    let inherited = place.inherited;
+    let run = Run { table, first, count, level: ABOVE, start, from, left, descriptor: Some(descriptor), inherited };
+    Some(visitor.visit(mmu, &run))
 }
 
 /// The entries of a last-level table from the one for `from` on.

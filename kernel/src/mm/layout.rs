@@ -38,6 +38,11 @@ pub const fn linear(address: PhysAddr) -> VirtAddr {
     VirtAddr(LINEAR_BASE.0 + address.0)
 }
 
+/// Whether `address` is in the linear map. Whether anything is mapped there is another question.
+pub const fn is_linear(address: VirtAddr) -> bool {
+    address.0.wrapping_sub(LINEAR_BASE.0) < LINEAR_SIZE
+}
+
 /// The name of the part of the map that `address` is in.
 pub const fn region_name(address: VirtAddr) -> &'static str {
     match address.0 {

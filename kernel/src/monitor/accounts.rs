@@ -141,6 +141,7 @@ fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
         writeln!(session, "cpu{}", maintenance::HEADING);
         smp::for_each(|cpu| writeln!(session, "{:>3}{}", cpu.id.0, maintenance::counts(cpu)));
     }
+    writeln!(session, "leaves split: {}", kernel.space.split_counts());
     writeln!(session, "frees refused: {}", kernel.frames.stats().refused);
     Ok(())
 }

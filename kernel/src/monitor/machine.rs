@@ -75,7 +75,9 @@ fn help<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
 
 fn features<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
     args.finish()?;
-    writeln!(session, "{}", kernel()?.features());
+    let kernel = kernel()?;
+    writeln!(session, "{}", kernel.features());
+    writeln!(session, "live mappings    {}", kernel.space.policy());
     Ok(())
 }
 

@@ -1,70 +1,15 @@
-//! What all CPUs can do together, and whether the size of a live kernel mapping may change.
+//! What all CPUs can do together.
 //!
 //! The least of the CPUs wins, field by field; every CPU has put its ID registers aside before the first of them uses a
-//! feature. One question is not answered by the ID registers: a core of BBM level 2 may still raise a TLB conflict
-//! abort when a block is split under it, and the kernel cannot survive one at EL1. So the promise that it never does is
-//! taken from a list of designs, as Linux does, and all CPUs must be on it. The level alone is never enough; nor is it
-//! asked for, since the promise is the stronger one.
+//! feature. What the registers do not answer alone is asked of each CPU's design: [`SizeChange`], [`RepeatTlbi`].
 
 use core::fmt;
 
 use granule_arch::features::CpuFeatures;
 use granule_arch::memory;
 
-use super::design::{ARM, Design, Releases};
 use super::errata::RepeatTlbi;
-
-/// The designs that are trusted. The Arm cores are bounded to variant 0, so a later variant needs its own entry.
-const TRUSTED: [Design; 7] = [
-    Design { name: "Cortex-X4", implementer: ARM, part: 0xd82, releases: Releases::Between((0, 3), (0, 15)) },
-    Design { name: "Neoverse-V3AE", implementer: ARM, part: 0xd83, releases: Releases::Between((0, 2), (0, 15)) },
-    Design { name: "Neoverse-V3", implementer: ARM, part: 0xd84, releases: Releases::Between((0, 2), (0, 15)) },
-    Design { name: "NVIDIA Olympus", implementer: 0x4e, part: 0x010, releases: Releases::All },
-    Design { name: "AmpereOne", implementer: 0xc0, part: 0xac3, releases: Releases::All },
-    Design { name: "AmpereOne A", implementer: 0xc0, part: 0xac4, releases: Releases::All },
-    // QEMU's own model under TCG, whose TLB keeps single pages: no implementer, part number 'Q'.
-    Design { name: "QEMU max", implementer: 0x00, part: 0x051, releases: Releases::All },
-];
-
-/// Whether the size of a live kernel mapping may change without break-before-make, and why.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SizeChange {
-    /// Every CPU is of a design that never raises a TLB conflict abort; the name is the boot CPU's.
-    Trusted(&'static str),
-    /// The CPU with this MIDR is of no design on the list.
-    UnknownDesign(u64),
-}
-
-impl SizeChange {
-    /// Whether it may.
-    pub fn is_trusted(self) -> bool {
-        matches!(self, Self::Trusted(_))
-    }
-
-    /// What one CPU says.
-    fn of(cpu: &CpuFeatures) -> Self {
-        match TRUSTED.iter().find(|design| design.covers(cpu.midr)) {
-            None => Self::UnknownDesign(cpu.midr),
-            Some(design) => Self::Trusted(design.name),
-        }
-    }
-
-    /// What two say together: the first that objects decides.
-    fn and(self, other: Self) -> Self {
-        if self.is_trusted() && !other.is_trusted() { other } else { self }
-    }
-}
-
-impl fmt::Display for SizeChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Trusted(name) => write!(f, "trusted: {name} never raises a TLB conflict abort"),
-            Self::UnknownDesign(midr) => {
-                write!(f, "not trusted: MIDR {midr:#010x} is on no list of cores without TLB conflict aborts")
-            }
-        }
-    }
-}
+use super::size_change::SizeChange;
 
 /// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the
 /// memory routines are in `granule_arch::memory`.
@@ -81,9 +26,15 @@ pub mod branch {
     pub const IDC: u16 = 4;
     /// CTR_EL0.DIC.
     pub const DIC: u16 = 5;
+    /// No feature: the alias in the linear map follows what `set_memory_*` does (`crate::mm::kernel::policy`).
+    pub const ALIAS: u16 = 6;
+    /// No feature: permissions in the linear map are managed.
+    pub const DIRECT_MAP: u16 = 7;
+    /// No feature: free frames are not in the linear map.
+    pub const DEBUG_PAGEALLOC: u16 = 8;
 
     /// FEAT_TTCNP: CPUs may share what they cache under one TTBR.
-    pub const CNP: u16 = 6;
+    pub const CNP: u16 = 9;
 
     const _: () = assert!(CNP < granule_arch::memory::branch::MOPS);
 }
@@ -145,31 +96,8 @@ mod tests {
 
     use super::{SizeChange, SystemFeatures};
 
-    const BBM_2: u64 = 2 << 52;
-
     fn cpu(midr: u64) -> CpuFeatures {
-        CpuFeatures { midr, mmfr2: BBM_2, ..CpuFeatures::default() }
-    }
-
-    fn trusted(midr: u64) -> bool {
-        SizeChange::of(&cpu(midr)).is_trusted()
-    }
-
-    #[test]
-    fn designs_on_the_list_are_trusted_from_their_revision_on() {
-        assert!(trusted(0x410f_d823) && trusted(0x410f_d824)); // Cortex-X4 r0p3, r0p4
-        assert!(!trusted(0x410f_d822)); // r0p2
-        assert!(!trusted(0x411f_d823)); // r1p3: a variant of which nothing is promised
-        assert!(trusted(0x410f_d842) && !trusted(0x410f_d841)); // Neoverse-V3
-        assert!(trusted(0x410f_d832) && !trusted(0x410f_d831)); // Neoverse-V3AE
-        assert!(trusted(0xc00f_ac30) && trusted(0xc00f_ac40)); // AmpereOne, A
-        assert!(trusted(0x4e0f_0100)); // Olympus
-        assert!(trusted(0x000f_0510)); // QEMU max
-    }
-
-    #[test]
-    fn the_level_alone_is_never_enough() {
-        assert_eq!(SizeChange::of(&cpu(0x410f_d490)), SizeChange::UnknownDesign(0x410f_d490)); // Neoverse-N2: BBM 2
+        CpuFeatures { midr, ..CpuFeatures::default() }
     }
 
     #[test]

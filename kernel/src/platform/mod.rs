@@ -18,6 +18,7 @@ mod devices;
 pub mod errata;
 pub mod features;
 mod memory;
+pub mod size_change;
 mod tree;
 
 #[cfg(test)]
@@ -36,7 +37,8 @@ use crate::smp::MAX_CPUS;
 pub use devices::{
     Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Pcie, Redistributors, Smmu, Trigger, Uart, UartKind,
 };
-pub use features::{SizeChange, SystemFeatures};
+pub use features::SystemFeatures;
+pub use size_change::SizeChange;
 
 /// Banks of memory that are kept apart; adjacent ones are one.
 pub const MAX_BANKS: usize = 32;

@@ -12,6 +12,8 @@ use granule_arch::features::CpuFeatures;
 use spin::Once;
 
 use crate::drivers::timer::Due;
+#[cfg(debug_assertions)]
+use crate::mm::kernel::owners::Owners;
 use crate::mm::maintenance::Counters;
 use crate::mm::page_block::NodeArena;
 
@@ -66,6 +68,9 @@ pub struct Cpu {
     pub spurious_faults: AtomicU64,
     /// Barriers and TLB invalidations that it has issued, while they are counted.
     pub maintenance: Counters,
+    /// The ranges that it is changing without a lock.
+    #[cfg(debug_assertions)]
+    pub owners: Owners,
 }
 
 impl Cpu {
@@ -93,6 +98,8 @@ impl Cpu {
             probe_faults: AtomicU64::new(0),
             spurious_faults: AtomicU64::new(0),
             maintenance: Counters::new(),
+            #[cfg(debug_assertions)]
+            owners: Owners::new(),
         }
     }
 }

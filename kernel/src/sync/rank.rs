@@ -1,8 +1,8 @@
 //! The one order in which locks are taken: from the top of this list to its foot, never back.
 //!
 //! Debug builds check it on every acquisition. Nothing is allocated from the heap at
-//! or below [`HEAP_GROWTH`]. The kernel's page tables have no lock: their
-//! owners' entries are disjoint (`granule_pgtable`).
+//! or below [`HEAP_GROWTH`]. The kernel's page tables have no lock: their owners' entries are disjoint
+//! (`granule_pgtable`), but for leaves that two own a part of.
 
 /// A place in the order; smaller is taken first. At most 31.
 pub type Rank = u32;
@@ -16,6 +16,8 @@ pub const HEAP_GROWTH: Rank = 4;
 pub const TABLE: Rank = 8;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 10;
+/// A split of leaves in use, or a change by somebody who is not their one owner. Frames are taken while it is held.
+pub const SPLIT: Rank = 12;
 /// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
 /// here, objects may still be returned by those who hold a page table.
 pub const POOL: Rank = 14;

@@ -9,6 +9,8 @@
 #[cfg(target_os = "none")]
 mod harness;
 #[cfg(target_os = "none")]
+mod linear;
+#[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod peers;

@@ -56,12 +56,12 @@ fn nx(bench: &mut Bench<'_>) {
     row(bench, Some(KernelSpace::set_memory_ro), KernelSpace::set_memory_x, KernelSpace::set_memory_nx);
 }
 
-bench!(ro, "set_memory_ro/no_alias", "page");
+bench!(ro, "set_memory_ro/no_alias", "page", bootargs("rodata=noalias"));
 fn ro(bench: &mut Bench<'_>) {
     row(bench, None, KernelSpace::set_memory_rw, KernelSpace::set_memory_ro);
 }
 
-bench!(rw, "set_memory_rw/no_alias", "page");
+bench!(rw, "set_memory_rw/no_alias", "page", bootargs("rodata=noalias"));
 fn rw(bench: &mut Bench<'_>) {
     row(bench, None, KernelSpace::set_memory_ro, KernelSpace::set_memory_rw);
 }

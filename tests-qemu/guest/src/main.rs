@@ -12,6 +12,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
+mod demo;
+#[cfg(target_os = "none")]
 mod frames;
 #[cfg(target_os = "none")]
 mod harness;
@@ -32,9 +34,13 @@ mod set_memory;
 #[cfg(target_os = "none")]
 mod smp;
 #[cfg(target_os = "none")]
+mod split;
+#[cfg(target_os = "none")]
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;
+#[cfg(target_os = "none")]
+mod turns;
 #[cfg(target_os = "none")]
 mod user;
 #[cfg(target_os = "none")]

@@ -17,7 +17,7 @@ use granule::mm::maintenance::{self, Counts, Kind};
 use granule::mm::tlb::KernelTlb;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule::trap::{Fault, probe};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::esr::{Access, FaultStatus};
 use granule_arch::wait;
 use granule_pgtable::{Change, Flush, Lazy, Owed, PageRange};
@@ -87,6 +87,42 @@ fn read_only_pages_refuse_writes_and_only_they(t: &mut Test) {
     t.ok("set_memory_rw", space().set_memory_rw(page(1), 3));
     t.equal("written again", write(page(2)), Ok(()));
     space().vfree(this_cpu(), area);
+}
+
+/// Where the linear map shows the frame behind a page.
+fn alias(page: VirtAddr) -> VirtAddr {
+    layout::linear(space().tables().translate(page).map_or(PhysAddr(0), |found| found.physical))
+}
+
+target_test!(what_is_read_only_refuses_writes_by_its_alias_as_well);
+fn what_is_read_only_refuses_writes_by_its_alias_as_well(t: &mut Test) {
+    let Some(area) = area(t, 5) else { return };
+    let page = |index: u64| area.start() + index * PAGE;
+    t.equal("written before", write(alias(page(2))), Ok(()));
+    t.ok("set_memory_ro", space().set_memory_ro(page(1), 3));
+    for index in 0..5 {
+        let last_word = alias(page(index)) + PAGE - 8;
+        if (1..4).contains(&index) {
+            refused(t, write(last_word), FaultStatus::Permission, Access::Write, last_word);
+        } else {
+            t.equal("the alias of a neighbour is written", write(last_word), Ok(()));
+        }
+    }
+    t.equal("reads go on", probe::read::<u64>(alias(page(2))), Ok(0x5a5a));
+    t.ok("set_memory_rw", space().set_memory_rw(page(1), 2));
+    t.equal("written again", write(alias(page(2))), Ok(()));
+    let left = alias(page(3));
+    refused(t, write(left), FaultStatus::Permission, Access::Write, left);
+    space().vfree(this_cpu(), area);
+    // Whose it is now, it is as it was.
+    t.equal(
+        "what is freed is writable",
+        probe::read::<u64>(left).and_then(|word| {
+            // SAFETY: writes what is there, to a frame that nobody has.
+            unsafe { probe::write(left, word) }
+        }),
+        Ok(()),
+    );
 }
 
 target_test!(code_runs_where_it_may_and_nowhere_else);
@@ -366,20 +402,24 @@ fn what_a_call_issues_is_counted_while_counting_is_on(t: &mut Test) {
         call();
         maintenance::counts(cpu) - before
     };
-    let read_only = || assert_eq!(space().set_memory_ro(area.start(), 3), Ok(()));
-    let writable = || assert_eq!(space().set_memory_rw(area.start(), 3), Ok(()));
+    // Not about writing, so that the alias takes no part.
+    t.ok("set_memory_rox", space().set_memory_rox(area.start(), 3));
+    let data = || assert_eq!(space().set_memory_nx(area.start(), 3), Ok(()));
+    let code = || assert_eq!(space().set_memory_x(area.start(), 3), Ok(()));
     let was_on = maintenance::is_counting();
     maintenance::set_counting(false);
-    t.equal("off", issued(&read_only), Counts::default());
+    t.equal("off", issued(&data), Counts::default());
+    code();
     maintenance::set_counting(true);
-    let counted = issued(&writable);
+    let counted = issued(&data);
     let features = granule::kernel().features();
     let repeated = u64::from(features.repeat_tlbi.is_needed());
     t.equal("DSB", counted.of(Kind::Dsb), 2 + repeated);
     t.equal("ISB", counted.of(Kind::Isb), 1);
     t.equal("TLBI", counted.tlbi(), repeated + if features.cpus.tlb_range() { 2 } else { 3 });
-    t.equal("nothing changed, nothing issued", issued(&writable), Counts::default());
+    t.equal("nothing changed, nothing issued", issued(&data), Counts::default());
+    code();
     maintenance::set_counting(was_on);
-    t.equal("off again", issued(&read_only), if was_on { counted } else { Counts::default() });
+    t.equal("off again", issued(&data), if was_on { counted } else { Counts::default() });
     space().vfree(cpu, area);
 }

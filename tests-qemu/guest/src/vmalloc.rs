@@ -1,11 +1,13 @@
 //! vmalloc areas and the linear map as the hardware sees them.
 
+use granule::mm::kernel::policy::Wishes;
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use granule::mm::kernel::{KernelSpace, image};
 use granule::mm::layout;
 use granule::smp::this_cpu;
 use granule::trap::probe;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_pgtable::Leaves;
 
 use crate::harness::{Test, target_test};
 
@@ -92,8 +94,8 @@ fn freed_areas_give_their_frames_and_addresses_back(t: &mut Test) {
     t.equal("frames in use", granule::kernel().frames.stats().used, used);
 }
 
-target_test!(the_linear_map_shows_all_memory_by_the_largest_leaves);
-fn the_linear_map_shows_all_memory_by_the_largest_leaves(t: &mut Test) {
+target_test!(the_linear_map_shows_all_memory_by_the_leaves_that_fit);
+fn the_linear_map_shows_all_memory_by_the_leaves_that_fit(t: &mut Test) {
     let kernel = granule::kernel();
     let hidden = |address: PhysAddr| kernel.platform.no_map.iter().any(|range| range.contains(address));
     for bank in &kernel.platform.memory {
@@ -115,22 +117,25 @@ fn the_linear_map_shows_all_memory_by_the_largest_leaves(t: &mut Test) {
     let image = image::physical_range(kernel.boot);
     let beyond = PhysAddr((image.end().0 + (2 << 20)).next_multiple_of(2 << 20));
     let leaf = space().tables().translate(layout::linear(beyond)).map_or(0, |found| found.leaf_size);
-    t.check("blocks beyond the image", leaf >= 2 << 20);
+    match Wishes::read().linear_leaves(kernel.features().size_change.is_trusted()) {
+        Leaves::Largest => t.check("blocks beyond the image", leaf >= 2 << 20),
+        Leaves::Pages => t.equal("bytes of a leaf where nothing can be split", leaf, PAGE),
+    };
 }
 
 target_test!(the_images_alias_is_never_writable_where_the_image_is_not);
 fn the_images_alias_is_never_writable_where_the_image_is_not(t: &mut Test) {
     let kernel = granule::kernel();
-    let (image, read_only) = (image::physical_range(kernel.boot), image::read_only_range(kernel.boot));
-    let pages = (image.start().0..image.end().0).step_by(PAGE_SIZE).map(PhysAddr);
+    let range = image::physical_range(kernel.boot);
+    let pages = (range.start().0..range.end().0).step_by(PAGE_SIZE).map(PhysAddr);
     let wrong = pages.filter(|&page| {
         let leaf = space().tables().translate(layout::linear(page));
-        leaf.is_none_or(|leaf| {
-            leaf.descriptor.is_writable() == read_only.contains(page) || leaf.descriptor.is_executable()
-        })
+        let own = space().tables().translate(image::start() + (page - range.start()));
+        let own_writable = own.is_none_or(|own| own.descriptor.is_writable());
+        leaf.is_none_or(|leaf| leaf.descriptor.is_writable() != own_writable || leaf.descriptor.is_executable())
     });
     t.equal("pages with the wrong permission", wrong.count(), 0);
-    let text = layout::linear(read_only.start());
+    let text = layout::linear(range.start());
     // SAFETY: the alias of the kernel's own text; the write must be refused, and would write what is there.
     let same = probe::read::<u32>(text).and_then(|word| unsafe { probe::write(text, word) });
     t.check("and the hardware agrees", same.is_err_and(|fault| fault.level() == Some(3)));

@@ -33,7 +33,7 @@ pub fn read(gdb: &mut Gdb) -> Result<Vec<Leaf>> {
     ensure!(bits == 48, "TCR_EL1.T1SZ makes {bits} bits of address; this walks four levels of 48");
     let mut walk = Walk { gdb, mair, leaves: Vec::new() };
     walk.table(root & 0x0000_ffff_ffff_f000, 0, !0 << bits, Permitted { write: true, execute: true })?;
-    Ok(merge_groups(walk.leaves))
+    merge_groups(walk.leaves)
 }
 
 /// What tables on the way leave to the leaves below them.
@@ -46,7 +46,15 @@ struct Permitted {
 struct Walk<'a> {
     gdb: &'a mut Gdb,
     mair: u64,
-    leaves: Vec<(Leaf, bool)>,
+    leaves: Vec<Entry>,
+}
+
+/// An entry that is a leaf.
+#[derive(Clone, Copy)]
+struct Entry {
+    leaf: Leaf,
+    physical: u64,
+    contiguous: bool,
 }
 
 impl Walk<'_> {
@@ -84,24 +92,80 @@ impl Walk<'_> {
             // MAIR: a high nibble of 0 is Device.
             device: attributes >> 4 == 0,
         };
-        self.leaves.push((leaf, entry >> 52 & 1 != 0));
+        let physical = entry & 0x0000_ffff_ffff_f000;
+        self.leaves.push(Entry { leaf, physical, contiguous: entry >> 52 & 1 != 0 });
     }
 }
 
 /// Makes one leaf of the sixteen of a contiguous group.
-fn merge_groups(leaves: Vec<(Leaf, bool)>) -> Vec<Leaf> {
+///
+/// A TLB may take any entry of a group for all of it (Arm ARM D8.7.1), and QEMU never does; so that a group is whole and
+/// of one piece is found out here or nowhere.
+fn merge_groups(entries: Vec<Entry>) -> Result<Vec<Leaf>> {
+    const ENTRIES: usize = 16;
     let mut merged: Vec<Leaf> = Vec::new();
-    let mut missing = 0;
-    for (leaf, contiguous) in leaves {
-        let group = leaf.size * 16;
-        if contiguous && missing > 0 {
-            missing -= 1;
-        } else if contiguous && leaf.start % group == 0 {
-            merged.push(Leaf { size: group, ..leaf });
-            missing = 15;
-        } else {
-            merged.push(leaf);
+    let mut left = &entries[..];
+    while let Some((first, rest)) = left.split_first() {
+        if !first.contiguous {
+            merged.push(first.leaf);
+            left = rest;
+            continue;
         }
+        let size = first.leaf.size * ENTRIES as u64;
+        let aligned = (first.leaf.start | first.physical).is_multiple_of(size);
+        ensure!(aligned, "{:#x} is contiguous, and its group has no entry before it", first.leaf.start);
+        ensure!(left.len() >= ENTRIES, "the group at {:#x} ends early", first.leaf.start);
+        let (group, behind) = left.split_at(ENTRIES);
+        for (entry, offset) in group.iter().zip((0..size).step_by(first.leaf.size as usize)) {
+            let leaf = Leaf { start: first.leaf.start + offset, ..first.leaf };
+            let like_the_first = entry.contiguous && entry.leaf == leaf && entry.physical == first.physical + offset;
+            ensure!(
+                like_the_first,
+                "{:#x} does not go with its group, which begins at {:#x}",
+                leaf.start,
+                first.leaf.start
+            );
+        }
+        merged.push(Leaf { size, ..first.leaf });
+        left = behind;
     }
-    merged
+    Ok(merged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Entry, Leaf, merge_groups};
+
+    const PAGE: u64 = 0x1000;
+
+    /// Pages of a group and two behind it.
+    fn entries() -> Vec<Entry> {
+        let leaf = |page| Leaf { start: page * PAGE, size: PAGE, writable: true, executable: false, device: false };
+        let entry = |page| Entry { leaf: leaf(page), physical: (0x100 + page) * PAGE, contiguous: page < 16 };
+        (0..18).map(entry).collect()
+    }
+
+    #[test]
+    fn a_group_is_one_leaf() {
+        let sizes: Vec<u64> = merge_groups(entries()).unwrap().iter().map(|leaf| leaf.size).collect();
+        assert_eq!(sizes, [16 * PAGE, PAGE, PAGE]);
+    }
+
+    #[test]
+    fn a_group_that_is_not_of_one_piece_is_refused() {
+        let spoilt = |spoil: fn(&mut Vec<Entry>)| {
+            let mut entries = entries();
+            spoil(&mut entries);
+            merge_groups(entries).unwrap_err().to_string()
+        };
+        assert!(spoilt(|entries| entries[9].contiguous = false).contains("does not go with its group"));
+        assert!(spoilt(|entries| entries[9].leaf.writable = false).contains("does not go with its group"));
+        assert!(spoilt(|entries| entries[9].physical += PAGE).contains("does not go with its group"));
+        assert!(
+            spoilt(|entries| entries.retain(|entry| entry.leaf.start != 9 * PAGE))
+                .contains("does not go with its group")
+        );
+        assert!(spoilt(|entries| entries[0].contiguous = false).contains("no entry before it"));
+        assert!(spoilt(|entries| entries.truncate(12)).contains("ends early"));
+    }
 }

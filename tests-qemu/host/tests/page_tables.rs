@@ -54,6 +54,28 @@ fn ptdump_is_true_on_el2() {
     assert_true_to_memory("el2", &["vmalloc 20", "set_memory rox $ 3"]);
 }
 
+/// Leaves of 1 GiB, of 2 MiB in groups and of pages in groups are split, at one end of a range and at both; what is left
+/// of every group is a group, or none.
+#[test]
+fn ptdump_is_true_and_groups_are_whole_after_splits() {
+    let splits = [
+        "set_memory invalid 0xffff000093456000 1",
+        "set_memory valid 0xffff000093456000 1",
+        "set_memory invalid 0xffff0000a01ff000 1026",
+        "set_memory invalid 0xffff0000b0000000 16",
+        "set_memory valid 0xffff0000a0200000 3",
+    ];
+    assert_true_to_memory("default", &splits);
+    assert_true_to_memory("lockless", &splits);
+    let (_, walked) = both("default", "", &splits);
+    let leaf_at = |address: u64| walked.iter().find(|leaf| leaf.start <= address && address - leaf.start < leaf.size);
+    let size_at = |address| leaf_at(address).map_or(0, |leaf| leaf.size);
+    let sizes =
+        [0xffff_0000_9345_6000, 0xffff_0000_9346_0000, 0xffff_0000_9360_0000, 0xffff_0000_8000_0000].map(size_at);
+    assert_eq!(sizes, [4 << 10, 64 << 10, 2 << 20, 32 << 20], "a page, and beside it the largest that fits");
+    assert_eq!([0xffff_0000_a01f_f000, 0xffff_0000_b000_0000].map(size_at), [0; 2], "invalid leaves are none");
+}
+
 /// The witness: the check above can fail.
 #[test]
 fn a_writable_and_executable_leaf_is_found() {

@@ -9,9 +9,11 @@ pub const BENCH_SECTION: &str = "linkme_BENCHES";
 pub const BENCH_MAGIC: u32 = u32::from_le_bytes(*b"GBEN");
 
 /// Room for a row's name, NUL included.
-pub const BENCH_NAME_BYTES: usize = 112;
+pub const BENCH_NAME_BYTES: usize = 80;
 /// Room for a unit or a machine's name, NUL included.
 pub const BENCH_WORD_BYTES: usize = 16;
+/// Room for boot arguments, NUL included.
+pub const BENCH_BOOTARGS_BYTES: usize = 32;
 /// What one record takes.
 pub const BENCH_RECORD_BYTES: usize = 160;
 
@@ -31,6 +33,8 @@ pub struct BenchRecord<F> {
     pub unit: [u8; BENCH_WORD_BYTES],
     /// A machine that the row belongs to besides `default`; empty: none.
     pub also: [u8; BENCH_WORD_BYTES],
+    /// Boot arguments with which the row is measured, apart from rows with others.
+    pub bootargs: [u8; BENCH_BOOTARGS_BYTES],
 }
 
 const _: () = assert!(size_of::<BenchRecord<u64>>() == BENCH_RECORD_BYTES);
@@ -49,6 +53,7 @@ impl<F> BenchRecord<F> {
             name: padded(name),
             unit: padded(unit),
             also: [0; BENCH_WORD_BYTES],
+            bootargs: [0; BENCH_BOOTARGS_BYTES],
         }
     }
 
@@ -60,6 +65,15 @@ impl<F> BenchRecord<F> {
         self.also = padded(machine);
         self
     }
+
+    /// The row is of a kernel that was booted with these arguments.
+    ///
+    /// # Panics
+    /// When they have no room.
+    pub const fn bootargs(mut self, arguments: &str) -> Self {
+        self.bootargs = padded(arguments);
+        self
+    }
 }
 
 #[cfg(test)]
@@ -69,8 +83,9 @@ mod tests {
 
     #[test]
     fn a_record_says_what_it_was_made_of() {
-        let record = BenchRecord::new(0u64, "memory/zero", "page").also("a72");
+        let record = BenchRecord::new(0u64, "memory/zero", "page").also("a72").bootargs("rodata=off");
         assert_eq!(text(&record.name), Some("memory/zero"));
+        assert_eq!(text(&record.bootargs), Some("rodata=off"));
         assert_eq!((text(&record.unit), text(&record.also)), (Some("page"), Some("a72")));
     }
 }

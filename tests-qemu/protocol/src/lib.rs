@@ -13,7 +13,10 @@ mod bench;
 mod frame;
 mod record;
 
-pub use bench::{BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES, BenchRecord};
+pub use bench::{
+    BENCH_BOOTARGS_BYTES, BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES,
+    BenchRecord,
+};
 pub use frame::{Event, Frame, MARKER, Nonce, NotAFrame, Port};
 pub use record::{
     FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text,

@@ -3,12 +3,13 @@
 //! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`]
 //! writes the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of
 //! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
-//! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`gdb`] talks to QEMU's stub, and
-//! [`bench`](mod@bench) measures.
+//! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`demo`] runs one test for
+//! its output, [`gdb`] talks to QEMU's stub, and [`bench`](mod@bench) measures.
 
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod demo;
 pub mod gdb;
 pub mod judge;
 pub mod list;

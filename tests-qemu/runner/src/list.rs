@@ -54,8 +54,9 @@ impl Test {
 /// All tests of an image, in the order of their records.
 ///
 /// # Errors
-/// When the ELF cannot be read, a record is damaged, two tests have one name, or a test asks for a feature or a machine
-/// that machines.toml does not know: such a test would be skipped everywhere and nobody would see.
+/// When the ELF cannot be read, a record is damaged, two tests have one name, a test asks for a feature or a machine
+/// that machines.toml does not know, or a variant of a machine names tests that there are none of: such a test would be
+/// skipped everywhere and nobody would see.
 pub fn read(elf: &Path) -> Result<Vec<Test>> {
     let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
     let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF", elf.display()))?;
@@ -63,17 +64,31 @@ pub fn read(elf: &Path) -> Result<Vec<Test>> {
         .section_by_name(SECTION)
         .with_context(|| format!("{} has no section {SECTION}: not a test image", elf.display()))?;
     let tests = parse(section.data()?).with_context(|| elf.display().to_string())?;
-    let (features, machines) = (machine::known_features()?, machine::all()?);
+    check(&tests, &machine::all()?, &machine::known_features()?)?;
+    Ok(tests)
+}
+
+/// That no test is skipped everywhere unseen.
+fn check(tests: &[Test], machines: &[Machine], features: &[String]) -> Result<()> {
     for (i, test) in tests.iter().enumerate() {
         ensure!(!tests[..i].iter().any(|other| other.name == test.name), "two tests are called {}", test.name);
         if let Some(need) = test.needs.iter().find(|need| !features.contains(need)) {
             bail!("{} needs `{need}`, which no machine in machines.toml has", test.name);
         }
-        if let Some(name) = test.machine.as_ref().filter(|name| !machines.iter().any(|m| m.name == **name)) {
-            bail!("{} is for machine `{name}`, which is not in machines.toml", test.name);
+        if let Some(name) = &test.machine {
+            let Some(machine) = machines.iter().find(|machine| machine.name == *name) else {
+                bail!("{} is for machine `{name}`, which is not in machines.toml", test.name);
+            };
+            ensure!(machine.is_for(&test.name), "{} is for {name}, which does not run it", test.name);
         }
     }
-    Ok(tests)
+    for machine in machines {
+        let idle = |begin: &&String| !tests.iter().any(|test| test.name.starts_with(begin.as_str()));
+        if let Some(begin) = machine.tests.iter().flatten().find(idle) {
+            bail!("machine {} is to run `{begin}`, with which no test's name begins", machine.name);
+        }
+    }
+    Ok(())
 }
 
 fn parse(section: &[u8]) -> Result<Vec<Test>> {
@@ -149,6 +164,31 @@ mod tests {
         assert_eq!(test(&[], Some("el2"), false).skipped_on(&a53, true), Some(Skip::OtherMachine("el2".into())));
         assert_eq!(test(&[], None, true).skipped_on(&a53, false), Some(Skip::Long));
         assert_eq!(test(&[], None, true).skipped_on(&a53, true), None);
+    }
+
+    #[test]
+    fn a_test_that_would_run_nowhere_is_an_error() {
+        let (machines, features) = (machine::all().unwrap(), machine::known_features().unwrap());
+        let mut begins: Vec<&String> = machines.iter().flat_map(|machine| machine.tests.iter().flatten()).collect();
+        begins.sort_unstable();
+        begins.dedup();
+        let of_variants = begins.iter().map(|begin| Test { name: format!("{begin}x"), ..test(&[], None, false) });
+        let of_variants: Vec<Test> = of_variants.collect();
+        let error = |more: &[Test]| {
+            let tests = [&of_variants[..], more].concat();
+            super::check(&tests, &machines, &features).err().map(|error| error.to_string())
+        };
+        assert_eq!(error(&[]), None);
+        let idle = super::check(&of_variants[1..], &machines, &features).unwrap_err().to_string();
+        assert!(idle.contains("with which no test's name begins"), "{idle}");
+        for (more, why) in [
+            (vec![test(&["warp"], None, false)], "which no machine in machines.toml has"),
+            (vec![test(&[], Some("pdp11"), false)], "which is not in machines.toml"),
+            (vec![test(&[], Some("icount"), false)], "which does not run it"),
+            (vec![test(&[], None, false), test(&[], None, true)], "two tests are called a::b"),
+        ] {
+            assert!(error(&more).is_some_and(|error| error.contains(why)), "{why}");
+        }
     }
 
     #[test]

@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 /// The file, as it is in the source tree: the runner and the machines are of one revision.
 const MACHINES: &str = include_str!("../../machines.toml");
 
 /// One machine. The fields are QEMU's options of those names.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     /// Its name in machines.toml.
-    #[serde(skip)]
     pub name: String,
     /// What it is for, in a line.
     pub description: String,
@@ -27,26 +25,102 @@ pub struct Machine {
     pub memory: String,
     /// What a test may ask for and find here.
     pub features: Vec<String>,
+    /// Boot arguments that belong to it.
+    pub bootargs: String,
+    /// Whether its CPUs take turns and their instructions are counted ([`ICOUNT`]), so that each boot is like the last.
+    pub icount: bool,
+    /// Of a variant, how the names of its tests begin; `None`: it is a machine of its own and runs all.
+    pub tests: Option<Vec<String>>,
 }
+
+/// One instruction is one nanosecond of virtual time, and idle time is skipped: the guest's clock and counts depend on
+/// nothing else.
+pub const ICOUNT: [&str; 4] = ["-icount", "shift=0,sleep=off", "-seed", "1"];
+
+/// The tests that compare machines.toml with what the guest finds: each machine runs them.
+const OF_EVERY_MACHINE: &str = "machine::";
 
 impl Machine {
     /// Whether the machine has a feature, by machines.toml's account.
     pub fn has(&self, feature: &str) -> bool {
         self.features.iter().any(|name| name == feature)
     }
+
+    /// Whether it is another machine again, with something changed.
+    pub fn is_variant(&self) -> bool {
+        self.tests.is_some()
+    }
+
+    /// Whether a test of that name is one for it: a variant runs its own only.
+    pub fn is_for(&self, test: &str) -> bool {
+        test.starts_with(OF_EVERY_MACHINE)
+            || self.tests.as_ref().is_none_or(|tests| tests.iter().any(|begin| test.starts_with(begin.as_str())))
+    }
 }
 
-/// All machines, `default` first, the others by name.
+/// A table of the file. What a variant does not say is as in the machine that it is like.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    description: String,
+    like: Option<String>,
+    machine: Option<String>,
+    cpu: Option<String>,
+    smp: Option<u32>,
+    memory: Option<String>,
+    features: Option<Vec<String>>,
+    #[serde(default)]
+    bootargs: String,
+    #[serde(default)]
+    icount: bool,
+    tests: Option<Vec<String>>,
+}
+
+impl Entry {
+    /// The machine that it describes, `base` being the one that it is like.
+    fn resolve(self, name: &str, base: Option<&Self>) -> Result<Machine> {
+        ensure!(self.like.is_some() == self.tests.is_some(), "{name}: a variant, and only one, has `like` and `tests`");
+        ensure!(base.is_none_or(|base| base.like.is_none()), "{name} is like a machine that is a variant itself");
+        let base = base.cloned();
+        let missing = || format!("{name} lacks an entry, and is like no other machine");
+        let of_base = |field: fn(Self) -> Option<String>| base.clone().and_then(field);
+        Ok(Machine {
+            name: name.to_owned(),
+            description: self.description,
+            machine: self.machine.or_else(|| of_base(|base| base.machine)).with_context(missing)?,
+            cpu: self.cpu.or_else(|| of_base(|base| base.cpu)).with_context(missing)?,
+            smp: self.smp.or_else(|| base.as_ref()?.smp).with_context(missing)?,
+            memory: self.memory.or_else(|| of_base(|base| base.memory)).with_context(missing)?,
+            features: self.features.or_else(|| base.clone()?.features).with_context(missing)?,
+            bootargs: self.bootargs,
+            icount: self.icount,
+            tests: self.tests,
+        })
+    }
+}
+
+/// All machines and variants, `default` first, then the other machines and the variants, by name.
 ///
 /// # Errors
 /// When machines.toml does not say what it should.
 pub fn all() -> Result<Vec<Machine>> {
-    let table: BTreeMap<String, Machine> = toml::from_str(MACHINES).context("tests-qemu/machines.toml")?;
-    let mut machines: Vec<Machine> = table.into_iter().map(|(name, machine)| Machine { name, ..machine }).collect();
-    machines.sort_by_key(|machine| (machine.name != "default", machine.name.clone()));
-    if machines.first().is_none_or(|machine| machine.name != "default") {
-        bail!("tests-qemu/machines.toml has no machine `default`");
-    }
+    parse(MACHINES).context("tests-qemu/machines.toml")
+}
+
+fn parse(text: &str) -> Result<Vec<Machine>> {
+    let table: BTreeMap<String, Entry> = toml::from_str(text)?;
+    let resolve = |(name, entry): (&String, &Entry)| {
+        let base = match &entry.like {
+            Some(like) => {
+                Some(table.get(like).with_context(|| format!("{name} is like `{like}`, which there is not"))?)
+            }
+            None => None,
+        };
+        entry.clone().resolve(name, base)
+    };
+    let mut machines: Vec<Machine> = table.iter().map(resolve).collect::<Result<_>>()?;
+    machines.sort_by_key(|machine| (machine.name != "default", machine.is_variant(), machine.name.clone()));
+    ensure!(machines.first().is_some_and(|machine| machine.name == "default"), "there is no machine `default`");
     Ok(machines)
 }
 
@@ -90,6 +164,7 @@ mod tests {
     fn the_file_is_sound() {
         let machines = super::all().unwrap();
         assert_eq!(machines[0].name, "default");
+        assert!(machines.iter().is_sorted_by_key(|machine| machine.is_variant()));
         for machine in &machines {
             assert!((1..=16).contains(&machine.smp), "{}", machine.name);
             assert_eq!(machine.has("smp"), machine.smp > 1, "{}", machine.name);
@@ -101,5 +176,30 @@ mod tests {
     fn an_unknown_machine_gets_the_nearest_name() {
         let message = super::named("defautl").unwrap_err().to_string();
         assert!(message.contains("did you mean `default`?"), "{message}");
+    }
+    const BASE: &str = "[default]\ndescription = 'd'\nmachine = 'virt'\ncpu = 'max'\nsmp = 4\nmemory = '1G'\n\
+                        features = ['smp']\n";
+
+    #[test]
+    fn a_variant_is_its_base_with_something_changed() {
+        let text =
+            format!("{BASE}[x]\ndescription = 'x'\nlike = 'default'\nsmp = 2\nbootargs = 'a=b'\ntests = ['m::']");
+        let machines = super::parse(&text).unwrap();
+        let (base, variant) = (&machines[0], &machines[1]);
+        assert_eq!((variant.cpu.as_str(), variant.smp, variant.bootargs.as_str()), ("max", 2, "a=b"));
+        assert!(base.is_for("vmalloc::x") && !variant.is_for("vmalloc::x"));
+        assert!(variant.is_for("m::x") && variant.is_for("machine::has_what_machines_toml_says"));
+    }
+
+    #[test]
+    fn half_a_machine_is_refused() {
+        for (table, why) in [
+            ("[x]\ndescription = 'x'\ncpu = 'max'", "lacks an entry"),
+            ("[x]\ndescription = 'x'\nlike = 'default'", "has `like` and `tests`"),
+            ("[x]\ndescription = 'x'\nlike = 'y'\ntests = []", "which there is not"),
+        ] {
+            let error = super::parse(&format!("{BASE}{table}")).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }

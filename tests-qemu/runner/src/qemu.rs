@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::machine::Machine;
+use crate::machine::{ICOUNT, Machine};
 
 /// Where the serial port leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,8 +52,10 @@ impl Qemu {
         if initrd.is_file() {
             qemu.arguments.extend(["-initrd".into(), initrd.into()]);
         }
-        if !bootargs.is_empty() {
-            qemu.pair("-append", bootargs);
+        // Of two words for one thing the last one counts: the caller's.
+        let bootargs = format!("{} {bootargs}", machine.bootargs);
+        if !bootargs.trim().is_empty() {
+            qemu.pair("-append", bootargs.trim());
         }
         qemu.arguments.extend_from_slice(extra);
         qemu
@@ -74,6 +76,9 @@ impl Qemu {
         qemu.pair("-semihosting-config", "enable=on,target=native");
         if reset == Reset::Ends {
             qemu.arguments.push("-no-reboot".into());
+        }
+        if machine.icount {
+            qemu.arguments.extend(ICOUNT.map(Into::into));
         }
         qemu.arguments.extend_from_slice(extra);
         qemu

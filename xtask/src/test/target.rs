@@ -67,7 +67,7 @@ fn prepare(options: &Options, built: &Built, machine: Machine, tests: &[Test], e
         verdicts: BTreeMap::new(),
     };
     let mut trials = Vec::new();
-    for test in tests {
+    for test in tests.iter().filter(|test| job.plan.machine.is_for(&test.name)) {
         let name = format!("{}::{}", job.plan.machine.name, test.name);
         let entries = Arc::clone(entries);
         let suite = job.plan.machine.name.clone();

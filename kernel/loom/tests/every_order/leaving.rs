@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use granule::mm::notifier::{Again, Event, NotifierChain, Range, Subscriber, Subscription};
 use granule_arch::addr::VirtAddr;
-use granule_loom::{Leaves, Loom, leave_out};
+use granule_loom::{LeftOut, Loom, leave_out};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 
@@ -50,7 +50,7 @@ fn join<S: Subscriber>(chain: &Chain, subscriber: S, priority: i32) -> Joined<S>
 }
 
 /// A subscriber leaves, and reuses what its calls use, while another thread tells it something.
-fn leave_while_told(leaver: Leaves, walker: Leaves) {
+fn leave_while_told(leaver: LeftOut, walker: LeftOut) {
     threads(move || {
         let chain = Chain::default();
         let own = Own::default();
@@ -62,34 +62,34 @@ fn leave_while_told(leaver: Leaves, walker: Leaves) {
         leave_out(leaver);
         drop(joined);
         own.write();
-        leave_out(Leaves::Nothing);
+        leave_out(LeftOut::Nothing);
         told.join().unwrap();
     });
 }
 
 #[test]
 fn who_leaves_waits_for_calls_that_run_and_gets_no_more() {
-    leave_while_told(Leaves::Nothing, Leaves::Nothing);
+    leave_while_told(LeftOut::Nothing, LeftOut::Nothing);
 }
 
 #[test]
 fn a_walker_that_is_not_counted_is_caught() {
-    assert_caught(RACE, || leave_while_told(Leaves::Nothing, Leaves::Count));
+    assert_caught(RACE, || leave_while_told(LeftOut::Nothing, LeftOut::Count));
 }
 
 #[test]
 fn a_walker_that_looks_before_it_is_counted_is_caught() {
-    assert_caught(RACE, || leave_while_told(Leaves::Nothing, Leaves::Fences));
+    assert_caught(RACE, || leave_while_told(LeftOut::Nothing, LeftOut::Fences));
 }
 
 #[test]
 fn a_leaver_that_looks_before_it_has_left_is_caught() {
-    assert_caught(RACE, || leave_while_told(Leaves::Fences, Leaves::Nothing));
+    assert_caught(RACE, || leave_while_told(LeftOut::Fences, LeftOut::Nothing));
 }
 
 #[test]
 fn a_call_whose_end_is_not_seen_is_caught() {
-    assert_caught(RACE, || leave_while_told(Leaves::Nothing, Leaves::Release));
+    assert_caught(RACE, || leave_while_told(LeftOut::Nothing, LeftOut::Release));
 }
 
 /// One leaves after the other, so that the counters are exchanged twice while one walk goes on.

@@ -8,6 +8,8 @@ mod interrupt;
 mod leaving;
 mod map;
 mod reclaim;
+mod remedies;
+mod split;
 mod upgrade;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,8 +25,19 @@ fn every_order<const N: usize>(
     cpus: [fn(Cpu<'_>); N],
     after: fn(&Machine),
 ) {
+    orders(3, machine, before, cpus, after);
+}
+
+/// The same with at most so many preemptions, for CPUs that have more to do.
+fn orders<const N: usize>(
+    preemptions: usize,
+    machine: fn() -> Machine,
+    before: fn(Cpu<'_>),
+    cpus: [fn(Cpu<'_>); N],
+    after: fn(&Machine),
+) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(preemptions);
     builder.max_branches = 10_000;
     builder.check(move || {
         let machine = Arc::new(machine());

@@ -82,9 +82,8 @@ fn a_mapper_that_overlooks_the_mark_is_caught() {
 
 #[test]
 fn a_mark_taken_away_in_two_steps_is_caught() {
-    // The table comes back after it was unlinked, and goes again when the mapper has counted on it.
-    let reason = "the first pass counted every missing table";
-    assert_caught(reason, || map_while_reclaimed(without!(AtomicClear, 2), |cpu| cpu.map(2)));
+    // The table comes back after it was unlinked, and is somebody else's when the mapper has counted on it.
+    assert_caught("in a table that is none", || map_while_reclaimed(without!(AtomicClear, 2), |cpu| cpu.map(2)));
 }
 
 #[test]

@@ -252,11 +252,11 @@ fn a_change_that_does_not_invalidate_is_caught() {
 
 #[test]
 fn an_end_of_the_space_that_waits_for_nobody_is_caught() {
-    use granule_loom::{Leaves, leave_out};
+    use granule_loom::{LeftOut, leave_out};
     fn hasty(page: &Page, chain: &Chain) {
-        leave_out(Leaves::Fences);
+        leave_out(LeftOut::Fences);
         exit(page, chain);
-        leave_out(Leaves::Nothing);
+        leave_out(LeftOut::Nothing);
     }
     assert_caught("a call after the release", || late_event(hasty, Manners::Forgets, Told::AfterUnlock));
 }

@@ -315,6 +315,30 @@ fn who_invalidates_what_another_cpu_wrote_needs_a_dsb_that_orders_its_loads() {
     }
 }
 
+/// With a store of its own in between, which comes behind what it had read, the DSB ISHST behind that store is enough.
+#[test]
+fn who_invalidates_what_it_has_decided_upon_and_stored_behind_needs_a_dsb_that_orders_stores() {
+    for slot in SLOTS {
+        for stores in [false, true] {
+            let model = Model::<Granule4K>::new(2, 8, Features::BASE);
+            let pages = range(model.base() + 0x20_3000, 0x2000);
+            map(&model, pages, FRAME, DATA, Shape::PAGES);
+            write(model.cpu(0), pages.start(), Descriptor::EMPTY);
+            let other = model.cpu(1);
+            assert_eq!(other.load(other.entry(pages.start())), Descriptor::EMPTY);
+            if stores {
+                write(other, pages.start() + 0x1000, Descriptor::EMPTY);
+            }
+            slot.run(other);
+            other.tlbi(Instruction::Vaale1is(AddressOperand::new(pages.start(), None)));
+            other.dsb_ish();
+            other.isb();
+            let gone = model.cpus().all(|cpu| is_certain(cpu, pages.start(), Access::Read, Err(Fault::Translation)));
+            assert_eq!(gone, slot == DsbIsh || (stores && slot == DsbIshst), "{slot:?}, stores: {stores}");
+        }
+    }
+}
+
 #[test]
 fn a_load_of_the_entry_is_as_good_as_a_hand_over() {
     let (model, page) = one_page(Features::BASE);

@@ -197,6 +197,38 @@ fn a_page_changed_while_another_entry_is_still_contiguous_is_a_mix() {
     }
 }
 
+/// One CPU splits a group, the last entry last, behind `barrier`; another reads the entry at
+/// `asked`, changes its own page and invalidates it.
+fn change_behind_a_look_at(asked: u64, barrier: fn(&ModelCpu<'_, Granule4K>)) -> Vec<Rule> {
+    let (model, start) = group(BBML2);
+    let (splitter, owner) = (model.cpu(0), model.cpu(1));
+    let clear = |index| _ = splitter.clear_bits(splitter.entry(page(start, index)), bits::CONTIGUOUS);
+    (0..15).for_each(clear);
+    barrier(&splitter);
+    clear(15);
+    // Reading is enough: whether it stores depends on that.
+    assert!(!owner.load(owner.entry(page(start, asked))).is_contiguous());
+    write(owner, page(start, 0), Descriptor::page(FRAME, RODATA));
+    owner.dsb_ishst();
+    owner.tlbi(Instruction::Vaale1is(AddressOperand::new(start, None)));
+    owner.dsb_ish();
+    owner.isb();
+    model.audit(1, range(start, 0x1000));
+    rules(&model)
+}
+
+#[test]
+fn the_last_entry_of_a_group_speaks_for_all_behind_a_barrier() {
+    assert_eq!(change_behind_a_look_at(15, |cpu| cpu.dmb_ishst()), []);
+    // Without it the last may be seen clear first, and another be walked to as it was.
+    assert_eq!(change_behind_a_look_at(15, |_| ()), [Rule::StaleTranslation]);
+    assert_eq!(change_behind_a_look_at(15, |cpu| cpu.isb()), [Rule::StaleTranslation]);
+    // No other entry speaks for the last.
+    for asked in [0, 7, 14] {
+        assert_eq!(change_behind_a_look_at(asked, |cpu| cpu.dmb_ishst()), [Rule::StaleTranslation]);
+    }
+}
+
 #[test]
 fn one_address_is_not_enough_for_a_group_that_changed() {
     let (model, start) = group(Features::ALL);

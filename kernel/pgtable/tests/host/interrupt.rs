@@ -18,14 +18,24 @@ use crate::{BASE, DATA, KIB, LARGEST, MIB, map, range};
 type Stream = Vec<Operation<Granule4K>>;
 
 /// The CPU of a [`HostMachine`], which takes an interrupt before one of its operations.
-struct Interrupted<'m> {
+pub(crate) struct Interrupted<'m> {
     mmu: &'m HostMmu,
     /// Operations until then.
     left: Cell<usize>,
     handler: RefCell<Option<Box<dyn FnOnce() + 'm>>>,
 }
 
-impl Interrupted<'_> {
+impl<'m> Interrupted<'m> {
+    /// Runs `handler` before operation `at`.
+    pub(crate) fn at(at: usize, mmu: &'m HostMmu, handler: impl FnOnce() + 'm) -> Self {
+        Self { mmu, left: Cell::new(at), handler: RefCell::new(Some(Box::new(handler))) }
+    }
+
+    /// Whether there were so many operations.
+    pub(crate) fn was_interrupted(&self) -> bool {
+        self.handler.borrow().is_none()
+    }
+
     fn step(&self) -> &HostMmu {
         match self.left.get() {
             0 => {
@@ -131,12 +141,11 @@ fn interrupted(at: usize, handler_change: Change) -> (Stream, Option<(usize, usi
     let (machine, whole, other) = machine();
     let place = Cell::new(None);
     let stream = machine.record(|| {
-        let handler = Box::new(|| {
+        let cpu = Interrupted::at(at, machine.mmu(), || {
             let before = machine.recorded();
             change(&machine, other, handler_change);
             place.set(Some((before, machine.recorded())));
         });
-        let cpu = Interrupted { mmu: machine.mmu(), left: Cell::new(at), handler: RefCell::new(Some(handler)) };
         work(&machine, &cpu, whole);
     });
     (stream, place.get())

@@ -2,11 +2,14 @@
 //!
 //! - `map`, `unmap`, `update`, `dump`: what each call does and refuses
 //! - `barriers`: the stream of writes, barriers and invalidations that each call makes, and a checker of it with teeth
+//! - `alias`: a range whose frames are mapped a second time, where the same may be written
+//! - `split`: what a split makes of each leaf at each end, and what it leaves alone; who wins and who loses
 //! - `interrupt`: an interrupt at every operation of a call, whose handler makes calls of its own
 //! - `reclaim`: which tables are empty, and when they are freed
 //! - `code`: the stream of cache maintenance and writes where pages become executable
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
+mod alias;
 mod barriers;
 mod calls;
 mod code;
@@ -16,6 +19,7 @@ mod map;
 mod plain;
 mod random;
 mod reclaim;
+mod split;
 mod unmap;
 mod update;
 

@@ -133,10 +133,7 @@ impl FrameAllocator {
     #[inline]
     pub fn alloc(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
         let frame = self.on_magazine(cpu, |magazine| magazine.pop().or_else(|| self.refill(cpu, magazine)));
-        let frame = frame.ok_or(OutOfMemory)?;
-        // SAFETY: a frame that was free in a magazine is of a cut block, whose records are valid.
-        unsafe { self.records.get(frame) }.claim();
-        Ok(PhysAddr::from_frame_number(frame))
+        Ok(self.claimed(frame.ok_or(OutOfMemory)?))
     }
 
     /// A frame of its own for the caller, filled with zeros.
@@ -144,10 +141,30 @@ impl FrameAllocator {
     /// # Errors
     /// As [`Self::alloc`].
     pub fn alloc_zeroed(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
-        let frame = self.alloc(cpu)?;
+        Ok(self.zeroed(self.alloc(cpu)?))
+    }
+
+    /// [`Self::alloc_zeroed`] from what this CPU has in its magazine: no lock is taken, and none waited for.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: the magazine is empty, however much is free elsewhere.
+    pub fn alloc_zeroed_reserved(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
+        let frame = self.on_magazine(cpu, Magazine::pop).ok_or(OutOfMemory)?;
+        Ok(self.zeroed(self.claimed(frame)))
+    }
+
+    /// Puts the frame of that number, which was free in a magazine, on record as in use.
+    fn claimed(&self, frame: usize) -> PhysAddr {
+        // SAFETY: a frame that was free in a magazine is of a cut block, whose records are valid.
+        unsafe { self.records.get(frame) }.claim();
+        PhysAddr::from_frame_number(frame)
+    }
+
+    /// The same frame, filled with zeros. It was just allocated.
+    fn zeroed(&self, frame: PhysAddr) -> PhysAddr {
         // SAFETY: the linear map shows the frame, writable, and nobody else has it.
         unsafe { zero_page(self.linear.address(frame)) };
-        Ok(frame)
+        frame
     }
 
     /// Gives the frame at `address` back. `cpu` is the CPU that this runs on.

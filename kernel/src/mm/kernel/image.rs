@@ -4,13 +4,16 @@
 //! 4 KiB exactness before the first Rust instruction.
 
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+use granule_pgtable::PageRange;
 
+use super::policy::Rodata;
 use crate::boot_info::BootInfo;
 
 unsafe extern "C" {
     static __image_start: u8;
     static __text_start: u8;
-    static __rodata_end: u8;
+    static __rodata_start: u8;
+    static __relro_end: u8;
     static __image_end: u8;
 }
 
@@ -40,9 +43,21 @@ pub fn physical_range(boot: &BootInfo) -> PhysRange {
     PhysRange::new(PhysAddr(boot.image_start), PhysAddr(boot.image_end)).expect("the entry code gives start before end")
 }
 
-/// The part of the image, in physical memory, that nothing may write: header, text and constants.
-pub fn read_only_range(boot: &BootInfo) -> PhysRange {
+/// The part of the image, in physical memory, that nothing may write: header and text, and constants unless
+/// `rodata=off`.
+pub fn read_only_range(boot: &BootInfo, rodata: Rodata) -> PhysRange {
     let start = physical(boot, VirtAddr::from_ptr(&raw const __text_start));
-    let end = PhysAddr(boot.image_start + (VirtAddr::from_ptr(&raw const __rodata_end) - self::start()));
+    let constants = constants();
+    let last = if rodata == Rodata::Off { constants.start() } else { constants.end() };
+    let end = PhysAddr(boot.image_start + (last - self::start()));
     PhysRange::new(start, end).expect("the linker script puts text before constants")
+}
+
+/// The constants, those among them that hold pointers: they were relocated before the first Rust instruction.
+///
+/// # Panics
+/// Where the linker script has put their end before their start.
+pub fn constants() -> PageRange {
+    let [start, end] = [&raw const __rodata_start, &raw const __relro_end].map(VirtAddr::from_ptr);
+    PageRange::new(start, end - start).expect("the linker script aligns constants to pages")
 }

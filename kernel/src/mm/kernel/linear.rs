@@ -1,4 +1,5 @@
-//! The linear map: all memory, at one offset, with the largest leaves that its edges allow.
+//! The linear map: all memory, at one offset, with the largest leaves that its edges allow, or by pages where single
+//! pages will change and no leaf may be split then ([`super::policy`]).
 //!
 //! It is made once, piece by piece: a piece is memory between edges at which permission or presence changes. The tables
 //! for the first two come from a handful of pages inside the image, because nothing else is mapped yet: the one with
@@ -6,10 +7,14 @@
 //! latter, through the part of the map that then exists, so it matters to nobody how many pieces there are. Memory is
 //! writable and never executable here; the alias of the image's text and constants is read-only, at 4 KiB exactness, so
 //! that what is not writable there is not writable here either.
+//!
+//! By pages each 2 MiB takes a table, so the handful of pages is soon used up. Then the first two pieces are small: the
+//! image's variables, and a [nursery](Nurseries) of free memory whose frames are the tables for a greater one, whose
+//! frames are the tables for the rest.
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_pgtable::{Error, Lazy, Mmu, PageRange, PageTables, Shape, Table, TableSource};
+use granule_pgtable::{Error, Execution, Lazy, Leaves, Mmu, PageRange, PageTables, Shape, Table, TableSource};
 use thiserror::Error;
 
 use super::image;
@@ -19,8 +24,13 @@ use crate::mm::early::MemoryMap;
 use crate::mm::{OutOfMemory, layout};
 
 /// Tables that the image carries. A piece needs at most two of each of the three levels below the root, for its two
-/// ends, and one more of level 1 for each 512 GiB that it crosses.
+/// ends, and one more of level 1 for each 512 GiB that it crosses. By pages the image's variables take as many, and the
+/// first nursery three of level 3 more.
 const EARLY_TABLES: usize = 16;
+/// Bytes of the first nursery: room for 2,048 tables.
+const FIRST_NURSERY: u64 = 8 << 20;
+/// Bytes of the second: half of what the tables in the first can map by pages, and room for the tables of a TiB.
+const SECOND_NURSERY: u64 = 2 << 30;
 
 /// Why the linear map could not be made. Nothing can run without it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -44,14 +54,44 @@ unsafe impl Sync for EarlyTables {}
 
 static EARLY_TABLES_IN_IMAGE: EarlyTables = EarlyTables(core::cell::UnsafeCell::new([[0; PAGE_SIZE]; EARLY_TABLES]));
 
+/// What the linear map is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// What the device tree demands to be left out.
+    pub no_map: &'a [PhysRange],
+    /// The part of the image that is read-only here.
+    pub read_only: PhysRange,
+    /// The leaves.
+    pub leaves: Leaves,
+}
+
+/// Free memory whose frames become tables of a map by pages; the first is the end of the second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Nurseries {
+    first: PhysRange,
+    second: PhysRange,
+}
+
+impl Nurseries {
+    /// In the largest of the `free` ranges, at its end: there frames for tables are taken first.
+    fn choose(free: &[PhysRange]) -> Option<Self> {
+        let largest = free.iter().copied().max_by_key(|range| range.size())?;
+        let last = |bytes: u64| PhysRange::new(PhysAddr(largest.end().0 - bytes.min(largest.size())), largest.end());
+        Some(Self { first: last(FIRST_NURSERY)?, second: last(SECOND_NURSERY)? })
+    }
+
+    /// Where pieces are to be cut, so that each nursery is whole pieces.
+    fn edges(self) -> [PhysAddr; 3] {
+        [self.second.start(), self.first.start(), self.first.end()]
+    }
+}
+
 /// Maps all of `memory` and returns nothing but the certainty that it is mapped.
-///
-/// `no_map` ranges are left out, as the device tree demands.
 ///
 /// # Errors
 /// [`LinearMapError`]; some of it may then be mapped already, which is of no use to anyone: the boot ends.
 #[inline(never)]
-pub fn map(boot: &BootInfo, root: Table, memory: &mut MemoryMap, no_map: &[PhysRange]) -> Result<(), LinearMapError> {
+pub fn map(boot: &BootInfo, root: Table, memory: &mut MemoryMap, plan: Plan<'_>) -> Result<(), LinearMapError> {
     let image = image::physical_range(boot);
     let missing = LinearMapError::ImageOutsideMemory(image);
     let home = memory
@@ -61,27 +101,43 @@ pub fn map(boot: &BootInfo, root: Table, memory: &mut MemoryMap, no_map: &[PhysR
         .find(|bank| bank.start() <= image.start() && image.end() <= bank.end())
         .ok_or(missing)?;
 
-    let read_only = image::read_only_range(boot);
-    let is_hidden = move |at| no_map.iter().any(|range| range.contains(at));
+    let nurseries = match plan.leaves {
+        Leaves::Largest => None,
+        Leaves::Pages => Some(Nurseries::choose(memory.free()).ok_or(OutOfMemory)?),
+    };
+    // By pages the piece with the image's tables ends with the image.
+    let cuts = nurseries.into_iter().flat_map(|both| both.edges().into_iter().chain([image.end()]));
+    let is_hidden = move |at| plan.no_map.iter().any(|range| range.contains(at));
     let shown = |bank: PhysRange| {
-        let edges = no_map.iter().copied().chain([read_only]).flat_map(|range| [range.start(), range.end()]);
-        pieces(bank, edges).filter(move |piece| !is_hidden(piece.start()))
+        let edges = plan.no_map.iter().copied().chain([plan.read_only]).flat_map(|range| [range.start(), range.end()]);
+        pieces(bank, edges.chain(cuts.clone())).filter(move |piece| !is_hidden(piece.start()))
     };
     let free_in = |piece: PhysRange| -> u64 { memory.free().iter().map(|free| common(piece, *free)).sum() };
     let tables_in_image = PhysAddr(boot.root_table);
     let first = shown(home).find(|piece| piece.contains(tables_in_image)).ok_or(missing)?;
-    let supply = shown(home).max_by_key(|&piece| free_in(piece)).ok_or(missing)?;
+    let supply = match nurseries {
+        None => shown(home).max_by_key(|&piece| free_in(piece)).ok_or(missing)?,
+        Some(both) => both.first,
+    };
 
     let early = Metal(ImageView { offset: image::start().0.wrapping_sub(boot.image_start) });
     let mut in_image = ImageSource::new(boot);
-    map_piece(&early, root, first, read_only, &mut in_image)?;
+    map_piece(&early, root, first, &plan, &mut in_image)?;
     if supply != first {
-        map_piece(&early, root, supply, read_only, &mut in_image)?;
+        map_piece(&early, root, supply, &plan, &mut in_image)?;
     }
     let banks: heapless::Vec<PhysRange, { crate::mm::early::MAX_BANKS }> = memory.memory().iter().copied().collect();
     let mut from_supply = BankSource { memory, mapped: supply };
-    for piece in banks.into_iter().flat_map(shown).filter(|&piece| piece != first && piece != supply) {
-        map_piece(&Metal(LinearView {}), root, piece, read_only, &mut from_supply)?;
+    let in_second = |piece: &PhysRange| nurseries.is_some_and(|both| both.second.contains(piece.start()));
+    let rest = || banks.iter().copied().flat_map(shown).filter(|&piece| piece != first && piece != supply);
+    for piece in rest().filter(in_second) {
+        map_piece(&Metal(LinearView {}), root, piece, &plan, &mut from_supply)?;
+    }
+    if let Some(both) = nurseries {
+        from_supply.mapped = both.second;
+    }
+    for piece in rest().filter(|piece| !in_second(piece)) {
+        map_piece(&Metal(LinearView {}), root, piece, &plan, &mut from_supply)?;
     }
     Ok(())
 }
@@ -108,17 +164,18 @@ fn map_piece<M: Mmu<Geometry = granule_pgtable::Granule4K>>(
     mmu: &M,
     root: Table,
     piece: PhysRange,
-    read_only: PhysRange,
+    plan: &Plan<'_>,
     source: &mut impl TableSource,
 ) -> Result<(), LinearMapError> {
-    let attributes = if read_only.contains(piece.start()) {
+    let attributes = if plan.read_only.contains(piece.start()) {
         Attributes::kernel_rodata(MemoryType::NormalTagged)
     } else {
         Attributes::kernel_data(MemoryType::NormalTagged)
     };
     let range = PageRange::new(layout::linear(piece.start()), piece.size())?;
     let lazy = Lazy::new(mmu);
-    PageTables::new(mmu, root).map(&lazy, range, piece.start(), attributes, Shape::LARGEST_DATA, source)?;
+    let shape = Shape { leaves: plan.leaves, execution: Execution::Forbidden };
+    PageTables::new(mmu, root).map(&lazy, range, piece.start(), attributes, shape, source)?;
     Ok(())
 }
 

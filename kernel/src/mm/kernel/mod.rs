@@ -7,6 +7,7 @@
 //! The path of a permission change: [`set_memory`] checks who asks for what, `granule_pgtable` checks the leaves and
 //! changes them in place, [`super::tlb`] invalidates what changed.
 
+mod alias;
 pub mod area;
 #[cfg(target_os = "none")]
 pub mod fixmap;
@@ -15,14 +16,17 @@ pub mod image;
 #[cfg(target_os = "none")]
 pub mod linear;
 pub mod mmu;
+pub mod owners;
 #[cfg(target_os = "none")]
 mod pairs;
+pub mod policy;
 pub mod reclaim;
 #[cfg(not(target_os = "none"))]
 pub mod record;
 mod report;
 pub use report::describe_walk;
 pub mod set_memory;
+pub mod split;
 #[cfg(test)]
 mod tests;
 pub mod vmalloc;
@@ -31,8 +35,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use granule_arch::addr::PhysAddr;
 use granule_pgtable::{Reclaimer, Table, TableSource};
+use spin::Once;
 
 use self::area::{AreaNode, AreaTree};
+use self::policy::Policy;
 use super::frame::FrameAllocator;
 use super::layout;
 use super::pool::Pool;
@@ -54,6 +60,8 @@ pub struct KernelSpace {
     /// Frames that were taken for tables since the boot and are not free again.
     table_frames: AtomicUsize,
     reclaim: reclaim::Reclaim,
+    policy: Once<Policy>,
+    splitting: split::Splitting,
 }
 
 impl KernelSpace {
@@ -68,7 +76,20 @@ impl KernelSpace {
             nodes: Pool::new(frames),
             table_frames: AtomicUsize::new(0),
             reclaim: reclaim::Reclaim::new(Reclaimer::new()),
+            policy: Once::new(),
+            splitting: split::Splitting::new(),
         }
+    }
+
+    /// Says for good what is done to live mappings; only the first call counts. What of it is a patched branch is in
+    /// force once the sites are patched by it.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.call_once(|| policy);
+    }
+
+    /// What is done to live mappings.
+    pub fn policy(&self) -> Policy {
+        self.policy.get().copied().unwrap_or(Policy::UNDECIDED)
     }
 
     /// Calls `each` for every area, by address, with the area lock held: it prints nothing and allocates nothing.
@@ -83,13 +104,23 @@ impl KernelSpace {
     }
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {
-        FrameSource { frames: self.frames, taken: &self.table_frames, cpu }
+        FrameSource { frames: self.frames, supply: Supply::Any, taken: &self.table_frames, cpu }
     }
+}
+
+/// Which frames may be taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Supply {
+    /// Any that are free.
+    Any,
+    /// What this CPU has in its magazine, so that no lock is waited for: in interrupt handlers.
+    Reserve,
 }
 
 /// Frames for tables, from the frame allocator.
 struct FrameSource<'a> {
     frames: &'a FrameAllocator,
+    supply: Supply,
     /// How many are out.
     taken: &'a AtomicUsize,
     cpu: &'a Cpu,
@@ -98,7 +129,11 @@ struct FrameSource<'a> {
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
 unsafe impl TableSource for FrameSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
-        let table = self.frames.alloc_zeroed(self.cpu).ok()?;
+        let table = match self.supply {
+            Supply::Any => self.frames.alloc_zeroed(self.cpu),
+            Supply::Reserve => self.frames.alloc_zeroed_reserved(self.cpu),
+        };
+        let table = table.ok()?;
         self.taken.fetch_add(1, Ordering::Relaxed);
         Some(table)
     }

@@ -30,7 +30,7 @@ pub(super) type Reclaim = SpinMutex<Reclaimer<Granule4K, MAX_CPUS>>;
 /// The kernel's tables, in a walk that is announced for as long as this lives.
 ///
 /// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and whoever has
-/// it waits for nobody.
+/// it waits for nobody, but for a split by another CPU.
 pub struct KernelTables<'s> {
     tables: PageTables<'s, Machine>,
     _walk: Announced<'static, AtomicU64>,

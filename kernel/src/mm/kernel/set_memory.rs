@@ -8,15 +8,19 @@
 //! that serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
 //! costs nothing, and since an unmapped page lies between any two areas, a range without holes is inside one.
 //!
-//! The read-only alias of these pages in the linear map is not changed yet: that takes splitting live blocks.
+//! Who may write pages is changed by their alias in the linear map, too, unless `rodata=` says otherwise: see
+//! [`super::alias`].
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
+use granule_arch::patched_branch;
 use granule_pgtable::{Change, Error, Lazy, PageRange};
 use thiserror::Error;
 
-use super::KernelSpace;
-use crate::mm::layout::{VMALLOC_END, VMALLOC_START};
+use super::{KernelSpace, owners};
+use crate::lab;
+use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
+use crate::platform::features::branch;
 
 /// Why a change was refused. Every page is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -44,7 +48,26 @@ pub enum SetMemoryError {
     /// The page would be writable and executable.
     #[error("{0} would be writable and executable: make it read-only, or not executable, first")]
     WritableAndExecutable(VirtAddr),
-    /// A large leaf that only partly belongs to the range.
+    /// A block or contiguous group that the range cuts, where live leaves are not split.
+    #[error(
+        "the leaf of {size:#x} bytes at {leaf} is only partly in the range, and live leaves are not split here: \
+         change all of it, or none"
+    )]
+    Partial {
+        /// The first address that the leaf translates.
+        leaf: VirtAddr,
+        /// Its bytes.
+        size: u64,
+    },
+    /// No memory for the tables that a split takes. In an interrupt handler that is what its CPU has in reserve.
+    #[error("to split leaves takes {needed} tables, and there are frames for {available}")]
+    OutOfTables {
+        /// Tables that are needed.
+        needed: usize,
+        /// Frames that could be had.
+        available: usize,
+    },
+    /// The tables refused for another reason.
     #[error("{0}")]
     Tables(Error),
 }
@@ -56,7 +79,7 @@ impl KernelSpace {
     /// [`SetMemoryError`], for this function and the others of its family. 0 pages are no error where `address` is in
     /// an area.
     pub fn set_memory_ro(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_memory(address, pages, Change::READ_ONLY)
+        self.set_writability(address, pages, Change::READ_ONLY)
     }
 
     /// Makes pages writable again.
@@ -64,7 +87,7 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_memory_ro`]; pages that are executable are refused.
     pub fn set_memory_rw(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_memory(address, pages, Change::READ_WRITE)
+        self.set_writability(address, pages, Change::READ_WRITE)
     }
 
     /// Makes pages executable at EL1.
@@ -88,39 +111,47 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_rox(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_memory(address, pages, Change::READ_ONLY_EXECUTABLE)
+        self.set_writability(address, pages, Change::READ_ONLY_EXECUTABLE)
     }
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
     ///
+    /// In the linear map as well, where no area is asked for: the caller owns the memory. Leaves are split there if need
+    /// be.
+    ///
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_valid(&self, address: VirtAddr, pages: u64, validity: Validity) -> Result<(), SetMemoryError> {
-        self.set_memory(
-            address,
-            pages,
-            match validity {
-                Validity::Valid => Change::VALID,
-                Validity::Invalid => Change::INVALID,
-            },
-        )
+        match (layout::is_linear(address), validity) {
+            // Each its own, with a change that the compiler knows.
+            (true, Validity::Valid) => self.set_linear(address, pages, &Change::VALID),
+            (true, Validity::Invalid) => self.set_linear(address, pages, &Change::INVALID),
+            (false, _) => self.set_memory(address, pages, validity.change()),
+        }
+    }
+
+    #[inline(always)]
+    fn set_linear(&self, address: VirtAddr, pages: u64, change: &'static Change) -> Result<(), SetMemoryError> {
+        let range = page_range(address, pages)?;
+        if pages == 0 { Ok(()) } else { self.change_range_lockless(range, change) }
+    }
+
+    #[inline(always)]
+    fn set_writability(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
+        if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
+            let range = window_range(address, pages)?;
+            if pages == 0 { self.check_owned(address) } else { self.set_memory_and_alias(range, change) }
+        } else {
+            self.set_memory(address, pages, change)
+        }
     }
 
     fn set_memory(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
-        // Asked for first, so that a bad address with no pages is refused like one with some.
-        let asked = pages.max(1);
-        let range = usize::try_from(asked)
-            .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
-            .and_then(|count| PageRange::from_pages(address, count))
-            .map_err(SetMemoryError::Range)?;
-        if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
-            let outside =
-                if range.start() < VMALLOC_START || range.start() >= VMALLOC_END { range.start() } else { VMALLOC_END };
-            return Err(SetMemoryError::OutsideWindow(outside));
-        }
+        let range = window_range(address, pages)?;
         if pages == 0 {
             return self.check_owned(address);
         }
+        let _owner = owners::claim(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
         match tables.update(&lazy, range, change.only_where(bits::VM_ALLOC)) {
@@ -147,7 +178,7 @@ impl KernelSpace {
 
     /// Says which kind of hole a hole is. The area lock is only tried, so that this may run anywhere.
     #[cold]
-    fn explain(&self, error: Error) -> SetMemoryError {
+    pub(super) fn explain(&self, error: Error) -> SetMemoryError {
         match error {
             Error::NotMapped(hole) => {
                 let area = self.areas.try_lock().and_then(|areas| {
@@ -160,9 +191,32 @@ impl KernelSpace {
             }
             Error::NotMarked(page) => SetMemoryError::NotVmalloc(page),
             Error::WritableAndExecutable(page) => SetMemoryError::WritableAndExecutable(page),
+            Error::Straddles { leaf, size } => SetMemoryError::Partial { leaf, size },
+            Error::OutOfTables { needed, available } => SetMemoryError::OutOfTables { needed, available },
             other => SetMemoryError::Tables(other),
         }
     }
+}
+
+/// The pages that a call is about; one where it is about none, so that a bad address is refused all the same.
+#[inline(always)]
+fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+    usize::try_from(pages.max(1))
+        .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
+        .and_then(|count| PageRange::from_pages(address, count))
+        .map_err(SetMemoryError::Range)
+}
+
+/// The same, all of it where areas are.
+#[inline(always)]
+fn window_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+    let range = page_range(address, pages)?;
+    if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
+        let outside =
+            if range.start() < VMALLOC_START || range.start() >= VMALLOC_END { range.start() } else { VMALLOC_END };
+        return Err(SetMemoryError::OutsideWindow(outside));
+    }
+    Ok(range)
 }
 
 /// Whether the hardware may use a mapping.
@@ -172,4 +226,14 @@ pub enum Validity {
     Valid,
     /// It faults, and is remembered.
     Invalid,
+}
+
+impl Validity {
+    /// What it takes.
+    pub(super) const fn change(self) -> Change {
+        match self {
+            Self::Valid => Change::VALID,
+            Self::Invalid => Change::INVALID,
+        }
+    }
 }

@@ -9,7 +9,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
-use granule_pgtable::{Lazy, PageRange};
+use granule_arch::patched_branch;
+use granule_pgtable::{Lazy, Leaf, PageRange};
 use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
@@ -18,6 +19,7 @@ use super::area::{AreaKind, AreaNode};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
+use crate::platform::features::branch;
 use crate::smp::Cpu;
 use crate::trap::{STACK_ALIGN, STACK_SIZE};
 
@@ -237,7 +239,12 @@ impl KernelSpace {
         {
             let mut freeing = self.frames.freeing(cpu);
             // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame.
-            self.tables().unmap(&lazy, &self.tlb, range, |leaf| freeing.add(leaf.physical))?;
+            let released = |leaf: Leaf| freeing.add(leaf.physical);
+            if patched_branch!(branch::ALIAS) {
+                self.tables().unmap_with_alias(&lazy, &self.tlb, range, &mut self.linear_alias(), released)?;
+            } else {
+                self.tables().unmap(&lazy, &self.tlb, range, released)?;
+            }
         }
         self.give_addresses_back(start);
         Ok(())

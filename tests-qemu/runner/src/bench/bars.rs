@@ -25,6 +25,12 @@ pub struct Bar {
 
 /// A change that revokes something: stores, DSB, TLBI, DSB, ISB.
 const REVOKES: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: 1 });
+/// The same for pages and their alias.
+const REVOKES_WITH_ALIAS: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: 2 });
+/// The same for aliases that are no neighbours: as many invalidations as there are.
+const REVOKES_ONE_BY_ONE: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: u32::MAX });
+/// What others will invalidate.
+const NOTHING: Option<Barriers> = Some(Barriers { dsb: 0, isb: 0, tlbi: 0 });
 /// Entries that were invalid become valid: nothing can be stale.
 const MAKES_VALID: Option<Barriers> = Some(Barriers { dsb: 1, isb: 1, tlbi: 0 });
 
@@ -38,15 +44,26 @@ impl fmt::Display for Bar {
     }
 }
 
-/// All bounds. Linux: `rodata=noalias` where the row says no alias, a linear map of pages, a lean configuration, a
-/// boot that prints nothing.
-const BARS: [Bar; 9] = [
+/// All bounds. Linux: `rodata=noalias` where the row says no alias, a linear map of pages, but for rows of the linear
+/// map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
+const BARS: [Bar; 19] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
     bar("set_memory_rw/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
     bar("set_memory_valid/off", 220, 7, REVOKES, (440.0, 30.4)),
     bar("set_memory_valid/on", 220, 7, MAKES_VALID, (389.0, 40.2)),
+    // With the alias. Only some sizes lie in one run of frames; each run has an invalidation of its own.
+    Bar { barriers_up_to: 512, ..bar("set_memory_ro", 500, 16, REVOKES_WITH_ALIAS, (3727.0, 507.0)) },
+    Bar { barriers_up_to: 512, ..bar("set_memory_rw", 500, 16, REVOKES_WITH_ALIAS, (3727.0, 507.0)) },
+    bar("set_memory_ro/scattered", 500, 60, REVOKES_ONE_BY_ONE, (3727.0, 507.0)),
+    bar("linear_valid/off", 240, 7, REVOKES, (579.0, 30.0)),
+    bar("linear_valid/on", 240, 7, MAKES_VALID, (525.0, 40.0)),
+    bar("linear_block/off", 220, 30, REVOKES, (509.0, 46.0)),
+    bar("linear_block/on", 220, 30, MAKES_VALID, (439.0, 56.0)),
+    bar("direct_map_invalid", 90, 0, NOTHING, (415.0, 0.0)),
+    bar("split_block", 2_000, 0, REVOKES, (10_834.0, 0.0)),
+    bar("split_group", 400, 0, REVOKES, (879.0, 0.0)),
     bar("vmalloc", 900, 35, MAKES_VALID, (1499.0, 95.9)),
     // A larger area has whole tables of its own. Giving those back takes an unlinking with barriers and TLBIs of its
     // own.

@@ -22,9 +22,6 @@ use crate::session::fresh_nonce;
 
 /// For a boot and all its rows, on a busy host.
 const LIMIT: Duration = Duration::from_secs(300);
-/// One instruction is one nanosecond of virtual time, and idle time is skipped: the guest's clock and counts depend on
-/// nothing else.
-const ICOUNT: [&str; 4] = ["-icount", "shift=0,sleep=off", "-seed", "1"];
 /// Memory of the machine whose boot is measured.
 const BOOT_MEMORY: &str = "1G";
 /// What row `null` may take besides its loop: the branch over it.
@@ -91,36 +88,49 @@ pub struct Images<'a> {
 /// # Errors
 /// When a boot does not end as it should, another one does not repeat it, or something ran that was not measured.
 pub fn measure(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, bootargs: &str) -> Result<Measured> {
-    let machine = Machine { smp: 1, ..machine.clone() };
+    let machine = Machine { smp: 1, icount: true, ..machine.clone() };
     let mut measured = Measured { machine: machine.name.clone(), rows: Vec::new() };
-    if !chosen.rows.is_empty() {
-        let boot = |extra: &[OsString]| one_boot(&machine, images.image, chosen, bootargs, extra);
-        let points = boot(&[])?;
-        let sites = Sites::read(images.elf)?;
-        let log = images.scratch.join(format!("bench-{}.trace", std::process::id()));
-        let mut extra: Vec<OsString> =
-            ["-accel", "tcg,one-insn-per-tb=on", "-d", "exec,nochain", "-dfilter"].map(Into::into).into();
-        extra.extend([sites.filter().into(), "-D".into(), log.clone().into()]);
-        let again = boot(&extra);
-        let text = std::fs::read_to_string(&log);
-        // There is none where QEMU did not start.
-        let _ = std::fs::remove_file(&log);
-        ensure!(points == again?, "two boots of {} took different numbers of instructions", machine.name);
-        let windows = sites.windows(&text.with_context(|| format!("cannot read {}", log.display()))?)?;
-        for (bench, (_, points)) in chosen.rows.iter().zip(points) {
-            let barriers = points
-                .iter()
-                .map(|point| windows.get(point.window as usize).copied().context("the log ends before the boot"))
-                .collect::<Result<_>>()?;
-            let points = points.iter().map(|point| (point.size, point.instructions)).collect();
-            measured.rows.push(Row::new(&bench.name, &bench.unit, points, barriers));
-        }
+    let mut kinds: Vec<&str> = chosen.rows.iter().map(|row| row.bootargs.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    for kind in kinds {
+        let rows = chosen.rows.iter().copied().filter(|row| row.bootargs == kind).collect();
+        let chosen = Chosen { rows, boot: false, ..*chosen };
+        measured.rows.extend(measure_rows(&machine, images, &chosen, format!("{kind} {bootargs}").trim())?);
     }
+    measured.rows.sort_by_key(|row| chosen.rows.iter().position(|bench| bench.name == row.name));
     if chosen.boot {
         let taken = boot_to_prompt(&machine, images.kernel)?;
         measured.rows.push(Row::new(BOOT, "boot", vec![(1, taken)], Vec::new()));
     }
     Ok(measured)
+}
+
+/// Measures rows that are booted alike, in two boots.
+fn measure_rows(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, bootargs: &str) -> Result<Vec<Row>> {
+    let boot = |extra: &[OsString]| one_boot(machine, images.image, chosen, bootargs, extra);
+    let points = boot(&[])?;
+    let sites = Sites::read(images.elf)?;
+    let log = images.scratch.join(format!("bench-{}.trace", std::process::id()));
+    let mut extra: Vec<OsString> =
+        ["-accel", "tcg,one-insn-per-tb=on", "-d", "exec,nochain", "-dfilter"].map(Into::into).into();
+    extra.extend([sites.filter().into(), "-D".into(), log.clone().into()]);
+    let again = boot(&extra);
+    let text = std::fs::read_to_string(&log);
+    // There is none where QEMU did not start.
+    let _ = std::fs::remove_file(&log);
+    ensure!(points == again?, "two boots of {} took different numbers of instructions", machine.name);
+    let windows = sites.windows(&text.with_context(|| format!("cannot read {}", log.display()))?)?;
+    let mut rows = Vec::new();
+    for (bench, (_, points)) in chosen.rows.iter().zip(points) {
+        let barriers = points
+            .iter()
+            .map(|point| windows.get(point.window as usize).copied().context("the log ends before the boot"))
+            .collect::<Result<_>>()?;
+        let points = points.iter().map(|point| (point.size, point.instructions)).collect();
+        rows.push(Row::new(&bench.name, &bench.unit, points, barriers));
+    }
+    Ok(rows)
 }
 
 /// The points of the chosen rows, in their order.
@@ -137,8 +147,7 @@ fn one_boot(
     if !bootargs.is_empty() {
         append.push_str(&format!(" {bootargs}"));
     }
-    let arguments: Vec<OsString> = ICOUNT.iter().map(Into::into).chain(extra.iter().cloned()).collect();
-    let mut guest = Guest::start(&Qemu::new(machine, image, Serial::Pipes, Reset::Ends, &append, &arguments))?;
+    let mut guest = Guest::start(&Qemu::new(machine, image, Serial::Pipes, Reset::Ends, &append, extra))?;
     let deadline = Instant::now() + LIMIT;
     let mut lines = Lines::default();
     let mut transcript = Vec::new();
@@ -214,8 +223,7 @@ fn check_null(points: &[Point]) -> Result<()> {
 /// Instructions from the kernel's first to its prompt, on a machine with 1 GiB.
 fn boot_to_prompt(machine: &Machine, kernel: &Path) -> Result<u32> {
     let machine = Machine { memory: BOOT_MEMORY.into(), ..machine.clone() };
-    let extra = ICOUNT.map(OsString::from);
-    let qemu = Qemu::new(&machine, kernel, Serial::Pipes, Reset::Ends, script::BOOTARGS, &extra);
+    let qemu = Qemu::new(&machine, kernel, Serial::Pipes, Reset::Ends, script::BOOTARGS, &[]);
     let mut session = Vec::new();
     let wrong = script::run(&qemu, &script::commands("uptime"), LIMIT, &mut session)?;
     let session = String::from_utf8_lossy(&session);

@@ -20,6 +20,8 @@ pub struct Bench {
     pub unit: String,
     /// A machine that it belongs to besides `default`.
     pub also: Option<String>,
+    /// Boot arguments with which it is measured.
+    pub bootargs: String,
 }
 
 /// All rows of an image, [`NULL`] among them.
@@ -63,6 +65,7 @@ fn one(index: u32, record: &[u8]) -> Result<Bench> {
         name: field(std::mem::offset_of!(Layout, name), granule_protocol::BENCH_NAME_BYTES)?,
         unit: field(std::mem::offset_of!(Layout, unit), granule_protocol::BENCH_WORD_BYTES)?,
         also: (!also.is_empty()).then_some(also),
+        bootargs: field(std::mem::offset_of!(Layout, bootargs), granule_protocol::BENCH_BOOTARGS_BYTES)?,
     })
 }
 
@@ -72,10 +75,10 @@ mod tests {
 
     /// The bytes of a record, as they lie in an ELF.
     fn bytes(name: &str) -> Vec<u8> {
-        let record = BenchRecord::new(0u64, name, "page").also("a72");
+        let record = BenchRecord::new(0u64, name, "page").also("a72").bootargs("a=b");
         let mut bytes = record.magic.to_le_bytes().to_vec();
         bytes.extend([0; 12]);
-        for field in [&record.name[..], &record.unit, &record.also] {
+        for field in [&record.name[..], &record.unit, &record.also, &record.bootargs] {
             bytes.extend_from_slice(field);
         }
         bytes
@@ -85,7 +88,7 @@ mod tests {
     fn records_are_read() {
         let rows = super::parse(&[bytes("null"), bytes("memory/zero")].concat()).unwrap();
         assert_eq!((rows[1].index, rows[1].name.as_str(), rows[1].unit.as_str()), (1, "memory/zero", "page"));
-        assert_eq!(rows[1].also.as_deref(), Some("a72"));
+        assert_eq!((rows[1].also.as_deref(), rows[1].bootargs.as_str()), (Some("a72"), "a=b"));
     }
 
     #[test]

@@ -162,7 +162,7 @@ fn what_no_permission_can_be_asked_of_is_refused_by_every_call() {
         (stack, 0, SetMemoryError::NotVmalloc(stack)),
         (device, 1, SetMemoryError::NotVmalloc(device)),
         (HEAP_BASE, 1, outside(HEAP_BASE)),
-        (layout::LINEAR_BASE, 1, outside(layout::LINEAR_BASE)),
+        (layout::LINEAR_BASE + layout::LINEAR_SIZE, 1, outside(layout::LINEAR_BASE + layout::LINEAR_SIZE)),
         (VirtAddr(0x1000), 0, outside(VirtAddr(0x1000))),
         (VMALLOC_END - PAGE, 2, outside(VMALLOC_END)),
         (VMALLOC_END, 0, outside(VMALLOC_END)),
@@ -236,7 +236,7 @@ fn refusals_say_what_and_where() {
 }
 
 /// Leaves only `left` frames free; returns the others.
-fn starve(frames: &FrameAllocator, cpu: &Cpu, left: usize) -> Vec<PhysAddr> {
+pub(super) fn starve(frames: &FrameAllocator, cpu: &Cpu, left: usize) -> Vec<PhysAddr> {
     let mut taken: Vec<_> = core::iter::from_fn(|| frames.alloc(cpu).ok()).collect();
     taken.drain(..left).for_each(|frame| frames.free(cpu, frame));
     taken

@@ -2,10 +2,12 @@
 //!
 //! - `contracts`: what each call does and refuses, with memory running out at every allocation
 //! - `random`: long sequences of calls against a plain map of page → permissions
+//! - `split`: changes in the linear map whose ranges cut leaves: which lock, whose memory, who is refused
 //! - `streams`: which writes, barriers, invalidations and cache maintenance each call makes, with and without the lab
 
 mod contracts;
 mod random;
+mod split;
 mod streams;
 
 use std::boxed::Box;

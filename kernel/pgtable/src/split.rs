@@ -1,0 +1,305 @@
+//! Splitting leaves in use, so that an owner of a part of one can change that part alone.
+//!
+//! Arm ARM D8.17.1 and FEAT_BBM level 2: the size of a live translation may change without break-before-make, as long
+//! as both sizes translate alike; D8.7.1 for contiguous groups. A CPU must be known to raise no TLB conflict abort
+//! while it holds both sizes: whoever calls this knows that.
+//!
+//! A range has two ends, and only the leaves that these cut are split, from the top down to the largest legal pieces:
+//!
+//! ```text
+//!  1 GiB block ─► a table of 2 MiB blocks, in contiguous groups ─► the group at the end loses its bit
+//!     ─► the block at the end becomes a table of pages, in contiguous groups ─► the group at the end loses its bit
+//! ```
+//! Attributes, software bits and the present-invalid state go along. Nothing is invalidated and nothing broken: TLBs
+//! may go on holding the larger leaf, which says the same. It is the change after the split that invalidates, by
+//! address and **without a level hint**, because the level that a TLB holds is then not known.
+//!
+//! # Two splits of one leaf
+//! Owners of neighbouring ranges own one block or group together until it is split, and may both come to split it. What
+//! goes wrong where nothing serialises them is an old trap: the bit is cleared by a read and a write, and in between
+//! the neighbour, who had found it cleared already, changes its permission.
+//!
+//! ```text
+//!     this CPU: splits                    the neighbour: splits, then changes entry 3
+//!     reads entry 3: writable, CONT
+//!                                         clears CONT in all entries
+//!                                         entry 3 ← read-only; DSB, TLBI, DSB; returns
+//!     entry 3 ← writable                                              … and its change is lost
+//! ```
+//! [`Serialise`] says which of two remedies is used: a lock around the split alone, or atomic steps.
+//!
+//! # Why an owner may then change its entries by plain stores
+//! A splitter deals with **all** entries of a group in ascending order and with the last one last, behind a DMB ISHST.
+//! So who reads the last entry clear of the bit knows that all are, and that nobody will store to any but its owner.
+//! The change comes behind that read by a control dependency, its TLBI behind the change by a DSB ISHST; so no walk
+//! that comes after the TLBI can find a neighbour that still has the bit, and cache the whole group with what this
+//! entry was. [`PageTables::update_divisible`] asks the last entry of the group at each end that is not a group's own.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Kind, bits};
+
+use crate::Error;
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::mmu::{Mmu, Table};
+use crate::range::PageRange;
+use crate::source::TableSource;
+use crate::table_list::TableList;
+use crate::tables::PageTables;
+use crate::walk::Entry;
+
+/// How splits of one leaf by several CPUs are kept apart.
+pub trait Serialise {
+    /// Which entries change under the hands of who splits.
+    const ENTRIES: Entries;
+
+    /// Held while entries are changed, and dropped after.
+    type Section<'a>
+    where
+        Self: 'a;
+
+    /// Begins the changing half. Tables have been taken; nothing is allocated until the section ends.
+    fn begin(&self) -> Self::Section<'_>;
+
+    /// Between the read and the write of a plain change: where the neighbour must not come. Machines that try what
+    /// happens if it does, stay here.
+    #[inline(always)]
+    fn window(&self) {}
+}
+
+/// What is known of the entries of a leaf while it is split.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entries {
+    /// The section keeps all other splits out, so they stay as they are: plain loads and stores.
+    Alone,
+    /// Another split may be under way: a bit is cleared, and a block exchanged for a table, in one atomic step.
+    Shared,
+}
+
+/// No lock: atomic steps, and who loses takes its table back and looks again.
+#[derive(Clone, Copy, Debug)]
+pub struct Lockless;
+
+impl Serialise for Lockless {
+    const ENTRIES: Entries = Entries::Shared;
+    type Section<'a> = ();
+
+    #[inline(always)]
+    fn begin(&self) {}
+}
+
+/// What a call has split, by the level of the leaves that it split.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Splits {
+    /// Blocks that became tables.
+    pub blocks: [u8; LAST_LEVEL as usize + 1],
+    /// Contiguous groups that lost their bit.
+    pub groups: [u8; LAST_LEVEL as usize + 1],
+}
+
+impl Splits {
+    /// None.
+    pub const NONE: Self = Self { blocks: [0; 4], groups: [0; 4] };
+
+    /// Whether nothing was split.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+/// Splits what `range` cuts at its ends; see [`PageTables::split`].
+pub(crate) fn split<M: Mmu, S: Serialise>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    how: &S,
+    source: &mut impl TableSource,
+) -> Result<Splits, Error> {
+    let mmu = tables.mmu();
+    // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave some.
+    let spare = TableList::take(mmu, missing_tables(tables, range), source)?;
+    let mut splitting = Splitting { tables, how, spare, done: Splits::NONE };
+    let section = how.begin();
+    for end in ends(range) {
+        splitting.split_at(end);
+    }
+    drop(section);
+    splitting.spare.give_back(mmu, source);
+    Ok(splitting.done)
+}
+
+/// An end of a range.
+#[derive(Clone, Copy)]
+struct End {
+    /// A page of the range at that end. The caller owns it, so the tables on the way to it stay.
+    page: VirtAddr,
+    /// The address that no leaf may reach across.
+    boundary: VirtAddr,
+}
+
+impl End {
+    /// Whether pieces of `size` bytes, a power of two, reach across.
+    #[inline(always)]
+    const fn cuts(self, size: u64) -> bool {
+        self.boundary.0 & (size - 1) != 0
+    }
+}
+
+fn ends<G: Geometry>(range: PageRange<G>) -> [End; 2] {
+    let last_page = range.last().align_down(G::PAGE_SIZE);
+    [End { page: range.start(), boundary: range.start() }, End { page: last_page, boundary: range.end() }]
+}
+
+/// Tables that splitting at the ends of `range` takes: at most one of each level below the highest block's for each
+/// end, and fewer where both ends are in one leaf.
+fn missing_tables<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> usize {
+    let [first, last] = ends(range);
+    let cut = |end: End, level| end.cuts(M::Geometry::entry_size(level));
+    // The levels at which an entry must be a table: none where nothing is mapped.
+    let levels = |end: End| {
+        let entry = tables.entry(end.page);
+        let is_leaf = entry.descriptor.kind(entry.level == LAST_LEVEL) == Kind::Leaf;
+        if is_leaf { entry.level..LAST_LEVEL } else { LAST_LEVEL..LAST_LEVEL }
+    };
+    let (mut needed, of_first) = (0, levels(first));
+    for level in of_first.clone() {
+        needed += usize::from(cut(first, level));
+    }
+    for level in levels(last) {
+        let same_entry = (first.page.0 ^ last.page.0) >> M::Geometry::shift(level) == 0;
+        let counted = same_entry && of_first.contains(&level) && cut(first, level);
+        needed += usize::from(cut(last, level) && !counted);
+    }
+    needed
+}
+
+/// The second pass.
+struct Splitting<'a, 't, M: Mmu, S> {
+    tables: &'a PageTables<'t, M>,
+    how: &'a S,
+    spare: TableList,
+    done: Splits,
+}
+
+impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
+    /// Splits until no leaf reaches across `end`.
+    fn split_at(&mut self, end: End) {
+        let mmu = self.tables.mmu();
+        loop {
+            let Entry { table, index, level, inherited, .. } = self.tables.entry(end.page);
+            if !end.cuts(M::Geometry::group_size(level)) {
+                return;
+            }
+            let entries = M::Geometry::group_entries(level);
+            let first = index & !(entries - 1);
+            self.clear_group(level, &table[first..first + entries]);
+            if !end.cuts(M::Geometry::entry_size(level)) {
+                return;
+            }
+            let cell = &table[index];
+            let block = mmu.load(cell);
+            match block.kind(level == LAST_LEVEL) {
+                Kind::Leaf => self.make_table(cell, level, block, inherited),
+                // Another split was faster: on with what it has made.
+                Kind::Table => {}
+                Kind::None => return,
+            }
+        }
+    }
+
+    /// Clears the contiguous bit of every entry of a group that has it, the last entry last.
+    fn clear_group(&mut self, level: u8, group: &[M::Cell]) {
+        let mmu = self.tables.mmu();
+        let Some((last, others)) = group.split_last() else { return };
+        if S::ENTRIES == Entries::Alone && !mmu.load(last).is_contiguous() {
+            // Whoever split it before had the section and has left it: all entries are clear.
+            return;
+        }
+        let mut cleared = false;
+        for cell in others {
+            cleared |= self.clear(cell);
+        }
+        // Who finds the last entry clear takes all for clear. What this CPU has cleared comes before by the barrier,
+        // what it has only found cleared by a control dependency: each read decides whether there is a write.
+        if cleared {
+            mmu.dmb_ishst();
+        }
+        cleared |= self.clear(last);
+        self.done.groups[level as usize] += u8::from(cleared);
+    }
+
+    /// Clears the contiguous bit where it is set, and says whether it was.
+    #[inline(always)]
+    fn clear(&self, cell: &M::Cell) -> bool {
+        let mmu = self.tables.mmu();
+        let old = mmu.load(cell);
+        // Only leaves have the bit: what a table descriptor has in its place means nothing, and is 0.
+        if !old.is_contiguous() {
+            return false;
+        }
+        match S::ENTRIES {
+            Entries::Alone => {
+                self.how.window();
+                mmu.store(cell, Descriptor(old.0 & !bits::CONTIGUOUS));
+                true
+            }
+            Entries::Shared => mmu.clear_bits(cell, bits::CONTIGUOUS).is_contiguous(),
+        }
+    }
+
+    /// Puts a table in the place of `block`, whose pieces translate as it did.
+    fn make_table(&mut self, cell: &M::Cell, level: u8, block: Descriptor, inherited: u64) {
+        let mmu = self.tables.mmu();
+        let Some(address) = self.spare.pop(mmu) else {
+            // Leaves have only become smaller since the first pass.
+            unreachable!("the first pass counted every missing table")
+        };
+        let table = mmu.table(Table::new(address, level + 1));
+        mmu.fill(table, piece::<M::Geometry>(block, level + 1), M::Geometry::entry_size(level + 1));
+        // Execution is forbidden below as it was above, no more: a piece may be made executable if the block could.
+        let descriptor = Descriptor::kernel_table(address, inherited & bits::PXNTABLE != 0);
+        // Whoever follows the descriptor finds the table filled.
+        mmu.dmb_ishst();
+        let linked = match S::ENTRIES {
+            Entries::Alone => {
+                self.how.window();
+                mmu.store(cell, descriptor);
+                true
+            }
+            Entries::Shared => mmu.compare_exchange(cell, block, descriptor).is_ok(),
+        };
+        if linked {
+            self.done.blocks[level as usize] += 1;
+        } else {
+            // Nobody has seen it. It goes back as it came.
+            mmu.fill(table, Descriptor::EMPTY, 0);
+            self.spare.push(mmu, address);
+        }
+    }
+}
+
+/// The first of the pieces that `block` becomes at `level`, in a contiguous group where there are any: the block's
+/// address is aligned to its own size, and so to theirs.
+fn piece<G: Geometry>(block: Descriptor, level: u8) -> Descriptor {
+    let page = if level == LAST_LEVEL { bits::TABLE } else { 0 };
+    let contiguous = if G::group_entries(level) > 1 { bits::CONTIGUOUS } else { 0 };
+    Descriptor(block.0 | page | contiguous)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::piece;
+    use crate::geometry::{Granule4K, Granule64K};
+    use granule_arch::descriptor::{Descriptor, bits};
+
+    #[test]
+    fn a_piece_is_a_leaf_of_its_level_and_has_all_else_of_the_block() {
+        let attributes = bits::AF | bits::PXN | bits::UXN | bits::WRITE | bits::VM_ALLOC;
+        for state in [bits::VALID, bits::PRESENT_INVALID] {
+            let block = Descriptor(0x4000_0000 | attributes | state);
+            let group = Descriptor(block.0 | bits::CONTIGUOUS);
+            assert_eq!(piece::<Granule4K>(block, 2), group);
+            // A page's second bit is set whether it is valid or not: made valid later, it is a page again.
+            assert_eq!(piece::<Granule4K>(block, 3), Descriptor(group.0 | bits::TABLE));
+            assert_eq!(piece::<Granule64K>(block, 3), Descriptor(group.0 | bits::TABLE));
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! What a split makes of each leaf, at each end, and what it leaves alone; who is first where two split one leaf.
+
+use std::cell::Cell;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, Descriptor, bits};
+use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
+use granule_pgtable::{
+    Change, Entries, Error, Execution, Flush, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, Lockless, Mmu,
+    PageRange, PageTables, Serialise, Shape, Splits, Table, TableSource, Tiny,
+};
+use proptest::collection::vec;
+use proptest::prelude::{any, proptest};
+use proptest::test_runner::Config;
+
+use crate::barriers::count;
+use crate::interrupt::Interrupted;
+use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, leaf_sizes, map, range};
+
+/// What a lock gives: nobody else splits. There is only one CPU here.
+struct Locked;
+
+impl Serialise for Locked {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a> = ();
+
+    fn begin(&self) {}
+}
+
+/// A machine with a leaf of each size: 1 GiB, 32 MiB, 2 MiB, 64 KiB, 4 KiB, from the largest down.
+fn one_of_each(attributes: Attributes) -> (HostMachine, PageRange) {
+    let machine = HostMachine::new(8);
+    let whole = range(BASE, GIB + 34 * MIB + 68 * KIB);
+    map(&machine, whole, 0, attributes, LARGEST).unwrap();
+    (machine, whole)
+}
+
+/// Where those leaves begin.
+const GROUP_OF_BLOCKS: u64 = GIB;
+const BLOCK: u64 = GIB + 32 * MIB;
+const GROUP: u64 = BLOCK + 2 * MIB;
+const PAGE: u64 = GROUP + 64 * KIB;
+
+fn split(machine: &HostMachine, range: PageRange) -> Result<Splits, Error> {
+    machine.page_tables().split(range, &Lockless, &mut machine.frames())
+}
+
+/// Sizes of pieces, and how many of each follow one another.
+type Pieces = &'static [(u64, u64)];
+
+#[test]
+fn each_leaf_is_split_at_each_end_to_the_largest_pieces() {
+    // Where the leaf begins and where it is cut; its pieces from there on: their size and number.
+    let cases: [(u64, u64, Pieces); 12] = [
+        (GROUP, 4 * KIB, &[(4 * KIB, 16)]),
+        (GROUP, 60 * KIB, &[(4 * KIB, 16)]),
+        (BLOCK, 64 * KIB, &[(64 * KIB, 32)]),
+        (BLOCK, 4 * KIB, &[(4 * KIB, 16), (64 * KIB, 31)]),
+        (BLOCK, MIB + 8 * KIB, &[(64 * KIB, 16), (4 * KIB, 16), (64 * KIB, 15)]),
+        (BLOCK, 2 * MIB - 4 * KIB, &[(64 * KIB, 31), (4 * KIB, 16)]),
+        (GROUP_OF_BLOCKS, 2 * MIB, &[(2 * MIB, 16)]),
+        (GROUP_OF_BLOCKS, 6 * MIB + 64 * KIB, &[(2 * MIB, 3), (64 * KIB, 32), (2 * MIB, 12)]),
+        (0, 32 * MIB, &[(32 * MIB, 32)]),
+        (0, 2 * MIB, &[(2 * MIB, 16), (32 * MIB, 31)]),
+        (0, 64 * KIB, &[(64 * KIB, 32), (2 * MIB, 15), (32 * MIB, 31)]),
+        (0, GIB - 4 * KIB, &[(32 * MIB, 31), (2 * MIB, 15), (64 * KIB, 31), (4 * KIB, 16)]),
+    ];
+    let tables_of = |pieces: &[(u64, u64)]| {
+        let has = |size| pieces.iter().any(|&(piece, _)| piece == size);
+        let table_of_pages = has(64 * KIB) || (has(4 * KIB) && pieces.len() > 1);
+        usize::from(has(32 * MIB)) + usize::from(table_of_pages)
+    };
+    for (leaf, offset, pieces) in cases {
+        let size = pieces.iter().map(|(size, count)| size * count).sum();
+        let (place, cut) = (range(BASE + leaf, size), BASE + leaf + offset);
+        // As the start of a range that goes on beyond the leaf, and as the end of one that begins with it.
+        let behind = VirtAddr(place.end().0) - cut;
+        for asked in [range(cut, behind), range(place.start(), offset)] {
+            for lockless in [true, false] {
+                let (machine, whole) = one_of_each(DATA);
+                let (before, free) = (machine.page_tables().dump(whole, |_| ()).bytes(), machine.free_frames());
+                let tables = machine.page_tables();
+                let stream = machine.record(|| {
+                    let mut source = machine.frames();
+                    let splits = if lockless {
+                        tables.split(asked, &Lockless, &mut source)
+                    } else {
+                        tables.split(asked, &Locked, &mut source)
+                    };
+                    assert!(!splits.unwrap().is_none());
+                });
+                assert_eq!(check_split(&stream), Ok(()), "{asked:?}");
+                assert_eq!(leaf_sizes(&machine, place), pieces, "{asked:?}");
+                assert_eq!(free - machine.free_frames(), tables_of(pieces), "{asked:?}");
+                let mut translated = 0;
+                tables.dump(whole, |extent| {
+                    assert!(extent.physically_contiguous && extent.physical.0 == extent.start - BASE);
+                    assert_eq!(extent.attributes.0 & !(bits::CONTIGUOUS | bits::TABLE), DATA.bits());
+                    translated += extent.size;
+                });
+                assert_eq!(translated, before);
+                // The other leaves are as they were, and a second time there is nothing to do.
+                assert!(split(&machine, whole).unwrap().is_none());
+                assert_eq!(machine.record(|| assert!(split(&machine, asked).unwrap().is_none())), []);
+            }
+        }
+    }
+}
+
+fn is_dmb(operation: &Operation) -> bool {
+    *operation == Operation::DmbIshst
+}
+
+/// The stream of a split: only sizes change; the last entry of a group comes behind a barrier that all others come
+/// before; so does the link of a table behind its contents; and nothing else is issued.
+fn check_split(stream: &[Operation]) -> Result<(), String> {
+    // Addresses written to since the last barrier.
+    let mut unordered: Vec<u64> = Vec::new();
+    for operation in stream {
+        match *operation {
+            Operation::DmbIshst => unordered.clear(),
+            Operation::Write { cell, old, new } => {
+                let frame = |address: u64| address / Granule4K::PAGE_SIZE;
+                let links = new.0 & (bits::VALID | bits::TABLE | bits::AF) == bits::VALID | bits::TABLE;
+                if links && unordered.iter().any(|&at| frame(at) == frame(new.address().0)) {
+                    return Err(format!("{cell} links a table whose contents may be seen later"));
+                }
+                let clears = old.0 ^ new.0 == bits::CONTIGUOUS && old.is_contiguous();
+                let last = (cell.0 / 8) % 16 == 15;
+                if clears && last && unordered.iter().any(|&at| frame(at) == frame(cell.0)) {
+                    return Err(format!("{cell} says that its group is split before the others do"));
+                }
+                unordered.push(cell.0);
+            }
+            other => return Err(format!("{other:?} is not needed")),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_check_of_the_stream_objects_to_every_barrier_that_is_missing() {
+    let (machine, _) = one_of_each(DATA);
+    let stream = machine.record(|| assert!(!split(&machine, range(BASE + 4 * KIB, 4 * KIB)).unwrap().is_none()));
+    assert_eq!(check_split(&stream), Ok(()));
+    let barriers: Vec<usize> = (0..stream.len()).filter(|&index| is_dmb(&stream[index])).collect();
+    // Two tables and two groups; the second end finds everything done.
+    assert_eq!(barriers.len(), 4);
+    for missing in barriers {
+        let without = [&stream[..missing], &stream[missing + 1..]].concat();
+        assert!(check_split(&without).is_err(), "without operation {missing}");
+    }
+    let too_much = [&stream[..], &[Operation::DsbIshst]].concat();
+    assert!(check_split(&too_much).is_err());
+}
+
+#[test]
+fn nothing_is_split_for_whole_leaves_nor_where_nothing_is_mapped() {
+    let (machine, whole) = one_of_each(DATA);
+    let edges = [0, GROUP_OF_BLOCKS, BLOCK, GROUP, PAGE, whole.size()];
+    let leaves = machine.page_tables().dump(whole, |_| ());
+    for (index, &from) in edges.iter().enumerate() {
+        for &to in &edges[index + 1..] {
+            let record = machine.record(|| {
+                assert!(split(&machine, range(BASE + from, to - from)).unwrap().is_none());
+            });
+            assert_eq!(record, []);
+        }
+    }
+    let hole = range(BASE + 4 * GIB + 4 * KIB, 4 * KIB);
+    assert!(machine.page_tables().split(hole, &Lockless, &mut machine.frames_limited(0)).unwrap().is_none());
+    assert_eq!(machine.page_tables().dump(whole, |_| ()), leaves);
+}
+
+#[test]
+fn the_first_and_the_last_page_of_the_address_space_are_pages_like_any_other() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    for (block, page) in
+        [(0xffff_0000_0000_0000, 0xffff_0000_0000_0000), (0xffff_ffff_c000_0000, 0xffff_ffff_ffff_f000)]
+    {
+        map(&machine, range(VirtAddr(block), GIB), 0, DATA, LARGEST).unwrap();
+        let splits = split(&machine, range(VirtAddr(page), 4 * KIB)).unwrap();
+        assert_eq!(splits, Splits { blocks: [0, 1, 1, 0], groups: [0, 0, 1, 1] });
+        assert_eq!(machine.page_tables().translate(VirtAddr(page)).unwrap().leaf_size, 4 * KIB);
+    }
+}
+
+#[test]
+fn what_is_split_is_counted_by_level() {
+    let (machine, _) = one_of_each(DATA);
+    let both = range(BASE + 2 * MIB + 4 * KIB, GIB - 4 * MIB - 8 * KIB);
+    assert_eq!(split(&machine, both), Ok(Splits { blocks: [0, 1, 2, 0], groups: [0, 0, 2, 2] }));
+    let one_group = range(BASE + GROUP + 4 * KIB, 8 * KIB);
+    assert_eq!(split(&machine, one_group), Ok(Splits { blocks: [0; 4], groups: [0, 0, 0, 1] }));
+}
+
+#[test]
+fn present_invalid_leaves_and_software_bits_stay_what_they_are() {
+    for (first, size) in [(0, GIB), (GROUP_OF_BLOCKS, 32 * MIB), (BLOCK, 2 * MIB), (GROUP, 64 * KIB)] {
+        let (machine, _) = one_of_each(DATA.vm_alloc());
+        let leaf = range(BASE + first, size);
+        let tables = machine.page_tables();
+        tables.update(&Lazy::new(machine.mmu()), leaf, Change::INVALID).unwrap().left_to_caller();
+        let page = range(leaf.start() + (size - 4 * KIB), 4 * KIB);
+        assert!(!split(&machine, page).unwrap().is_none());
+        tables.dump(leaf, |extent| {
+            assert!(!extent.attributes.is_valid() && extent.attributes.0 & bits::VM_ALLOC != 0);
+            assert_eq!(extent.physical.0, extent.start - BASE);
+        });
+        assert_eq!(tables.dump(leaf, |_| ()).bytes(), size);
+        // A page of it becomes what a page that was never split would be.
+        assert!(tables.update_divisible(&Lazy::new(machine.mmu()), page, Change::VALID).unwrap().is_none());
+        let expected = Descriptor::page(PhysAddr(page.start() - BASE), DATA.vm_alloc());
+        assert_eq!(tables.translate(page.start()).unwrap().descriptor, expected);
+    }
+}
+
+/// What a table above forbids stays forbidden; what none forbade may be asked for after the split as before.
+#[test]
+fn a_new_table_forbids_execution_where_one_above_does() {
+    for execution in [Execution::ByLeaf, Execution::Forbidden] {
+        let machine = HostMachine::<Granule4K>::new(8);
+        let shape = Shape { leaves: Leaves::Largest, execution };
+        map(&machine, range(BASE, GIB), 0, DATA, shape).unwrap();
+        let page = range(BASE + 4 * KIB, 4 * KIB);
+        split(&machine, page).unwrap();
+        let tables = machine.page_tables();
+        let forbids = |step: &granule_pgtable::Step| step.descriptor.0 & bits::PXNTABLE != 0;
+        let forbidding: Vec<bool> = tables.walk(page.start()).take(3).map(|step| forbids(&step)).collect();
+        assert_eq!(forbidding, [execution == Execution::Forbidden; 3]);
+        let asked = tables.update_divisible(&Lazy::new(machine.mmu()), page, Change::READ_ONLY_EXECUTABLE);
+        assert_eq!(asked.is_ok(), execution == Execution::ByLeaf);
+    }
+}
+
+#[test]
+fn running_out_of_tables_at_each_one_changes_nothing_and_gives_all_back() {
+    for (asked, needed) in [
+        (range(BASE + GROUP + 4 * KIB, 4 * KIB), 0),
+        (range(BASE + BLOCK + 4 * KIB, 4 * KIB), 1),
+        (range(BASE + 32 * MIB, 32 * MIB), 1),
+        (range(BASE + 4 * KIB, 4 * KIB), 2),
+        (range(BASE + 4 * KIB, 2 * MIB), 3),
+        (range(BASE + GIB - 4 * KIB, 4 * KIB + 32 * MIB), 2),
+        (range(BASE + GIB - 4 * KIB, 2 * MIB), 3),
+        (range(BASE + 2 * MIB - 4 * KIB, GIB), 4),
+    ] {
+        for available in 0..=needed {
+            let machine = HostMachine::<Granule4K>::new(12);
+            let whole = range(BASE, 2 * GIB + 34 * MIB + 68 * KIB);
+            // Two of 1 GiB for the last case, and one of each for the others.
+            let second = if needed == 4 { 1 } else { 0 } * GIB;
+            map(&machine, range(BASE, GIB + second), 0, DATA, LARGEST).unwrap();
+            let rest = range(BASE + GIB + second, 34 * MIB + 68 * KIB);
+            map(&machine, rest, GIB + second, DATA, LARGEST).unwrap();
+            let (sizes, free) = (leaf_sizes(&machine, whole), machine.free_frames());
+            let lazy = Lazy::new(machine.mmu());
+            let mut source = machine.frames_limited(available);
+            let result =
+                machine.page_tables().update_splitting(&lazy, asked, Change::READ_ONLY, &Lockless, &mut source);
+            if available == needed {
+                result.unwrap().0.left_to_caller();
+                assert_eq!(machine.free_frames(), free - needed);
+            } else {
+                assert_eq!(result, Err(Error::OutOfTables { needed, available }));
+                assert_eq!(machine.free_frames(), free);
+                assert_eq!(leaf_sizes(&machine, whole), sizes);
+                machine.page_tables().dump(whole, |extent| assert!(extent.is_writable()));
+            }
+        }
+    }
+}
+
+fn update(machine: &HostMachine, range: PageRange, change: Change) -> Result<Flush, Error> {
+    machine.page_tables().update_divisible(&Lazy::new(machine.mmu()), range, change)
+}
+
+#[test]
+fn a_divisible_range_gets_no_level_hint() {
+    for part in [range(BASE + PAGE, 4 * KIB), range(BASE + BLOCK, 2 * MIB), one_of_each(DATA).1] {
+        let (machine, _) = one_of_each(DATA);
+        let owed = update(&machine, part, Change::READ_ONLY).unwrap().invalidation().unwrap();
+        assert_eq!((owed.range, owed.level), (part, None));
+    }
+}
+
+#[test]
+fn a_cut_leaf_that_is_as_asked_already_is_no_error() {
+    let (machine, whole) = one_of_each(DATA);
+    for (at, leaf, size) in [
+        (4 * KIB, 0, GIB),
+        (GROUP_OF_BLOCKS + 2 * MIB, GROUP_OF_BLOCKS, 32 * MIB),
+        (BLOCK + 4 * KIB, BLOCK, 2 * MIB),
+        (GROUP + 4 * KIB, GROUP, 64 * KIB),
+    ] {
+        let page = range(BASE + at, 4 * KIB);
+        let record = machine.record(|| assert_eq!(update(&machine, page, Change::READ_WRITE), Ok(Flush::NONE)));
+        assert_eq!(record, []);
+        let straddles = Error::Straddles { leaf: BASE + leaf, size };
+        assert_eq!(update(&machine, page, Change::READ_ONLY), Err(straddles));
+        // Where it may not be asked for at all it stays an error.
+        assert!(update(&machine, page, Change::READ_WRITE.only_where(bits::VM_ALLOC)).is_err());
+    }
+    // A hole is one, whatever the rest is like.
+    let beyond = range(whole.last().align_down(4 * KIB), 8 * KIB);
+    assert_eq!(update(&machine, beyond, Change::READ_WRITE), Err(Error::NotMapped(beyond.start() + 4 * KIB)));
+}
+
+/// The last entry of a group speaks for it: as long as that has the bit, another CPU is not done with the others.
+#[test]
+fn a_group_counts_as_one_leaf_until_its_last_entry_is_clear() {
+    for (first, entry) in [(GROUP, 4 * KIB), (GROUP_OF_BLOCKS, 2 * MIB)] {
+        let (machine, _) = one_of_each(DATA);
+        let group = BASE + first;
+        let cells = machine.page_tables().walk(group).last().unwrap();
+        let table = |machine: &HostMachine, index: usize| {
+            // SAFETY: the table is linked, and has as many entries as any.
+            #[allow(unsafe_code, reason = "another CPU's stores, one by one")]
+            let table = unsafe { Table::root::<Granule4K>(cells.table) };
+            machine.mmu().clear_bits(&machine.mmu().table(table)[cells.index + index], bits::CONTIGUOUS);
+        };
+        let straddles = Error::Straddles { leaf: group, size: 16 * entry };
+        for cleared in 0..15 {
+            table(&machine, cleared);
+            for part in [(0, 1), (3, 9), (0, 15), (14, 2), (15, 1)] {
+                let part = range(group + part.0 * entry, part.1 * entry);
+                assert_eq!(update(&machine, part, Change::READ_ONLY), Err(straddles), "{cleared} {part:?}");
+            }
+        }
+        table(&machine, 15);
+        for part in [(0, 1), (3, 9), (15, 1), (0, 16)] {
+            let part = range(group + part.0 * entry, part.1 * entry);
+            update(&machine, part, Change::READ_ONLY).unwrap().left_to_caller();
+        }
+    }
+}
+
+/// A source whose first frame comes with another CPU's work on the same leaf.
+struct Meanwhile<'m, F> {
+    frames: HostFrames<'m>,
+    work: Option<F>,
+    given_back: &'m Cell<usize>,
+}
+
+// SAFETY: the frames are the host machine's.
+#[allow(unsafe_code, reason = "implementing the contract of `TableSource`")]
+unsafe impl<F: FnOnce()> TableSource for Meanwhile<'_, F> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        if let Some(work) = self.work.take() {
+            work();
+        }
+        self.frames.take()
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        self.given_back.set(self.given_back.get() + 1);
+        self.frames.give_back(table);
+    }
+}
+
+#[test]
+fn what_another_split_has_done_meanwhile_is_used_and_left_over_tables_go_back() {
+    for (theirs, left_over) in [(BASE, 2), (BASE + 2 * MIB, 1), (BASE + 512 * MIB, 1)] {
+        let (machine, _) = one_of_each(DATA);
+        let given_back = Cell::new(0);
+        let mine = range(BASE + 4 * KIB, 4 * KIB);
+        let work = || assert!(!split(&machine, range(theirs, 4 * KIB)).unwrap().is_none());
+        let mut source = Meanwhile { frames: machine.frames(), work: Some(work), given_back: &given_back };
+        let splits = machine.page_tables().split(mine, &Lockless, &mut source).unwrap();
+        assert_eq!(given_back.get(), left_over);
+        assert_eq!(splits.blocks[1], 0);
+        assert_eq!(machine.page_tables().translate(mine.start()).unwrap().leaf_size, 4 * KIB);
+        assert_eq!(machine.page_tables().dump(range(BASE, GIB), |_| ()).bytes(), GIB);
+    }
+}
+
+/// Wherever in a lockless split another one comes, of the same leaf and with a change behind it: both get what they
+/// asked for and no more, and no table is lost.
+#[test]
+fn two_lockless_splits_of_one_leaf_leave_each_other_their_changes() {
+    let mine = range(BASE + 4 * KIB, 4 * KIB);
+    // In the same group; in another group of the same block; in another block of the same; far away.
+    for (theirs, tables) in [(BASE + 12 * KIB, 2), (BASE + 256 * KIB, 2), (BASE + 4 * MIB, 3), (BASE + 64 * MIB, 3)] {
+        let theirs = range(theirs, 8 * KIB);
+        let mut interrupts = 0;
+        loop {
+            let (machine, whole) = one_of_each(DATA);
+            let free = machine.free_frames();
+            let change = |cpu: &PageTables<'_, HostMmu>| {
+                let (lazy, mut source) = (Lazy::new(machine.mmu()), machine.frames());
+                let (flush, _) =
+                    cpu.update_splitting(&lazy, theirs, Change::READ_ONLY, &Lockless, &mut source).unwrap();
+                assert_eq!(flush.invalidation().unwrap().range, theirs);
+            };
+            let cpu = Interrupted::at(interrupts, machine.mmu(), || change(&machine.page_tables()));
+            let tables_here = PageTables::new(&cpu, machine.page_tables().root());
+            let (lazy, mut source) = (Lazy::new(&cpu), machine.frames());
+            let (flush, _) =
+                tables_here.update_splitting(&lazy, mine, Change::INVALID, &Lockless, &mut source).unwrap();
+            assert_eq!(flush.invalidation().unwrap().range, mine);
+            if !cpu.was_interrupted() {
+                break;
+            }
+            machine.page_tables().dump(whole, |extent| {
+                assert!(extent.physically_contiguous && extent.physical.0 == extent.start - BASE);
+                assert_eq!(!extent.attributes.is_valid(), extent.start == mine.start(), "at operation {interrupts}");
+                assert_eq!(!extent.attributes.is_writable(), extent.start == theirs.start(), "at {interrupts}");
+            });
+            assert_eq!(free - machine.free_frames(), tables, "at operation {interrupts}");
+            interrupts += 1;
+        }
+        // Before each store to a new table as well.
+        assert!(interrupts > 1024, "{interrupts}");
+    }
+}
+
+/// Everything that happens in another split's window, by the same CPU.
+struct Window<'m>(&'m dyn Fn());
+
+impl Serialise for Window<'_> {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a>
+        = ()
+    where
+        Self: 'a;
+
+    fn begin(&self) {}
+
+    fn window(&self) {
+        (self.0)();
+    }
+}
+
+/// What the section is for: without one, the neighbour's change in the window is lost.
+#[test]
+fn a_plain_split_that_nothing_serialises_loses_the_neighbours_change() {
+    let (machine, _) = one_of_each(DATA);
+    let theirs = range(BASE + GROUP + 12 * KIB, 4 * KIB);
+    let windows = Cell::new(0);
+    let neighbour = || {
+        windows.set(windows.get() + 1);
+        // While entry 3 is read and not written yet.
+        if windows.get() == 4 {
+            split(&machine, theirs).unwrap();
+            update(&machine, theirs, Change::READ_ONLY).unwrap().left_to_caller();
+        }
+    };
+    let mine = range(BASE + GROUP, 4 * KIB);
+    machine.page_tables().split(mine, &Window(&neighbour), &mut machine.frames()).unwrap();
+    assert!(machine.page_tables().translate(theirs.start()).unwrap().descriptor.is_writable(), "nothing was lost");
+}
+
+/// Splits and changes at random, against a list of pages.
+fn scattered_changes<G: Geometry>(calls: &[(u16, u16, bool)]) {
+    let machine = HostMachine::<G>::new(40);
+    // Of each size one leaf, and a piece of a second.
+    let size = G::group_size(2) + G::entry_size(2) + G::group_size(3) + G::PAGE_SIZE;
+    let (whole, offset) = (range::<G>(VirtAddr(0), size.min(1 << G::VA_BITS)), 0);
+    map(&machine, whole, offset, DATA, LARGEST).unwrap();
+    let pages = whole.pages() as u64;
+    let mut read_only = vec![false; whole.pages()];
+    for &(first, count, make_read_only) in calls {
+        // Near the edges of the leaves as often as not.
+        let first = (u64::from(first) * pages) >> 16;
+        let count = (1 + ((u64::from(count) * 40) >> 16)).min(pages - first);
+        let part = range::<G>(VirtAddr(first * G::PAGE_SIZE), count * G::PAGE_SIZE);
+        let change = if make_read_only { Change::READ_ONLY } else { Change::READ_WRITE };
+        let stream = machine.record(|| {
+            let lazy = Lazy::new(machine.mmu());
+            let tables = machine.page_tables();
+            let (flush, _) = tables.update_splitting(&lazy, part, change, &Lockless, &mut machine.frames()).unwrap();
+            lazy.invalidate(machine.tlb(), [flush]);
+        });
+        assert!(count_of_invalidations(&stream) <= 1);
+        read_only[first as usize..][..count as usize].fill(make_read_only);
+    }
+    let mut at = 0;
+    machine.page_tables().dump(whole, |extent| {
+        assert!(extent.physically_contiguous || extent.size == 0);
+        assert_eq!(extent.physical.0, extent.start.0);
+        let pages = (extent.size >> G::PAGE_SHIFT) as usize;
+        assert!(read_only[at..at + pages].iter().all(|&page| page != extent.attributes.is_writable()));
+        at += pages;
+    });
+    assert_eq!(at, read_only.len());
+}
+
+fn count_of_invalidations<G: Geometry>(stream: &[Operation<G>]) -> usize {
+    let counts = count(stream);
+    assert!(counts.dsb <= 2 && counts.isb <= 1);
+    counts.tlbi
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(64))]
+
+    #[test]
+    fn pages_change_and_their_neighbours_do_not(calls in vec(any::<(u16, u16, bool)>(), 1..24)) {
+        scattered_changes::<Granule4K>(&calls);
+        scattered_changes::<Granule16K>(&calls);
+        scattered_changes::<Tiny>(&calls);
+    }
+}
+
+/// The 64 KiB granule has leaves of 16 GiB: once is enough.
+#[test]
+fn each_granule_splits_to_its_own_pieces() {
+    fn check<G: Geometry>(pieces: &[(u64, u64)]) {
+        let machine = HostMachine::<G>::new(8);
+        let whole = range::<G>(VirtAddr(0), G::group_size(2));
+        map(&machine, whole, 0, DATA, LARGEST).unwrap();
+        let page = range::<G>(VirtAddr(0), G::PAGE_SIZE);
+        machine.page_tables().split(page, &Lockless, &mut machine.frames()).unwrap();
+        assert_eq!(leaf_sizes(&machine, whole), pieces);
+    }
+    check::<Granule4K>(&[(4 * KIB, 16), (64 * KIB, 31), (2 * MIB, 15)]);
+    check::<Granule16K>(&[(16 * KIB, 128), (2 * MIB, 15), (32 * MIB, 31)]);
+    check::<Granule64K>(&[(64 * KIB, 32), (2 * MIB, 255), (512 * MIB, 31)]);
+    check::<Tiny>(&[(4 * KIB, 2), (8 * KIB, 1), (16 * KIB, 1)]);
+}

@@ -1,0 +1,123 @@
+//! Who is changing which range without a lock: on record in debug builds, so that two owners of one page are found.
+//!
+//! A lockless change has nothing to keep a second one out but that its caller owns the range. So each CPU writes down
+//! what it is changing and then looks what the others are:
+//!
+//! ```text
+//!     CPU 0: its range ← a; DMB ISH; reads CPU 1's        CPU 1: its range ← b; DMB ISH; reads CPU 0's
+//! ```
+//! At least one of them reads the other's (Arm ARM B2.3, store buffering). A release build keeps no record.
+
+use granule_pgtable::PageRange;
+
+/// A range is on record as this CPU's while this lives. It is dropped where it was made.
+#[must_use = "the range is on record only while this lives"]
+pub(super) struct Owner {
+    #[cfg(debug_assertions)]
+    slot: &'static record::Slot,
+    not_send: core::marker::PhantomData<*const ()>,
+}
+
+/// Puts `range` on record as what this CPU is changing.
+///
+/// # Panics
+/// In debug builds, where a page of it is on record already: another CPU's, or what this handler has interrupted.
+#[inline(always)]
+pub(super) fn claim(range: PageRange) -> Owner {
+    let _ = range;
+    Owner {
+        #[cfg(debug_assertions)]
+        slot: record::claim(crate::smp::this_cpu(), range),
+        not_send: core::marker::PhantomData,
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.slot.clear();
+    }
+}
+
+#[cfg(debug_assertions)]
+pub use record::Owners;
+
+#[cfg(debug_assertions)]
+mod record {
+    use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+    use granule_arch::addr::VirtAddr;
+    use granule_pgtable::PageRange;
+
+    use crate::smp::{self, Cpu, CpuId, MAX_CPUS};
+
+    /// How deep a CPU can be in changes: handlers nest.
+    const DEPTH: usize = 4;
+
+    /// What one CPU is changing, each handler's after what it has interrupted.
+    #[derive(Debug)]
+    pub struct Owners([Slot; DEPTH]);
+
+    impl Owners {
+        /// Nothing.
+        #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
+        pub const fn new() -> Self {
+            Self([const { Slot { start: AtomicU64::new(Slot::EMPTY), last: AtomicU64::new(0) } }; DEPTH])
+        }
+    }
+
+    /// One range. Only its CPU writes it.
+    #[derive(Debug)]
+    pub(super) struct Slot {
+        start: AtomicU64,
+        last: AtomicU64,
+    }
+
+    impl Slot {
+        /// No page starts there.
+        const EMPTY: u64 = u64::MAX;
+
+        fn set(&self, range: PageRange) {
+            self.last.store(range.last().0, Ordering::Relaxed);
+            self.start.store(range.start().0, Ordering::Release);
+        }
+
+        pub(super) fn clear(&self) {
+            // Release: the change that it was for comes before.
+            self.start.store(Self::EMPTY, Ordering::Release);
+        }
+
+        /// The first and the last address. Where they belong to two changes, one after the other, the later one is
+        /// being put on record now, and its CPU will find this one's.
+        fn get(&self) -> Option<(u64, u64)> {
+            let start = self.start.load(Ordering::Acquire);
+            (start != Self::EMPTY).then(|| (start, self.last.load(Ordering::Relaxed)))
+        }
+    }
+
+    pub(super) fn claim(cpu: &'static Cpu, range: PageRange) -> &'static Slot {
+        refuse_overlap(cpu, range);
+        let slot = cpu.owners.0.iter().find(|slot| slot.get().is_none()).expect("handlers nest less deep");
+        slot.set(range);
+        fence(Ordering::SeqCst);
+        for number in 0..MAX_CPUS as u32 {
+            if let Some(other) = smp::cpu(CpuId(number)).filter(|other| !core::ptr::eq(*other, cpu)) {
+                refuse_overlap(other, range);
+            }
+        }
+        slot
+    }
+
+    fn refuse_overlap(cpu: &Cpu, range: PageRange) {
+        for (start, last) in cpu.owners.0.iter().filter_map(Slot::get) {
+            assert!(
+                last < range.start().0 || range.last().0 < start,
+                "{range:?} is to be changed without a lock, while CPU {} is changing {} to {}: one of them is not its \
+                 exclusive owner",
+                cpu.id.0,
+                VirtAddr(start),
+                VirtAddr(last),
+            );
+        }
+    }
+}

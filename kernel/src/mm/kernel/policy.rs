@@ -1,0 +1,249 @@
+//! What is done to live mappings: as the boot arguments wish, and as far as the CPUs can be trusted with it.
+//!
+//! It is decided at two times. When the linear map is made only the boot CPU is known, and it chooses the leaves: by
+//! pages where single pages will change and no leaf may be split. When all CPUs are known, the rest is decided for
+//! good. Should a CPU that came later not be trusted with what the first one has chosen, live leaves stay as they are
+//! and aliases are left alone, with one warning.
+//!
+//! What hot paths ask is a patched branch ([`Policy::takes`]); the rest reads [`super::KernelSpace::policy`].
+
+use core::fmt;
+
+use granule_pgtable::Leaves;
+use linkme::distributed_slice;
+
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+use crate::platform::features::branch;
+
+/// How live leaves are split that a change covers in part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SplitMode {
+    /// Under a lock of its own.
+    Lock,
+    /// By atomic steps.
+    Lockless,
+    /// Not at all: the change is refused.
+    Refuse,
+}
+
+/// Who may write what is read-only, by other addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rodata {
+    /// Nobody: the alias in the linear map is read-only as well.
+    On,
+    /// Whoever has the alias; that of the image excepted, which is always read-only.
+    NoAlias,
+    /// Everybody: the image's constants are writable too. Its text never is.
+    Off,
+}
+
+type Names<T> = [(&'static str, T)];
+const SPLIT_MODES: &Names<SplitMode> =
+    &[("lock", SplitMode::Lock), ("lockless", SplitMode::Lockless), ("refuse", SplitMode::Refuse)];
+const RODATA: &Names<Rodata> = &[("on", Rodata::On), ("noalias", Rodata::NoAlias), ("off", Rodata::Off)];
+const SWITCH: &Names<bool> = &[("on", true), ("off", false)];
+
+fn named<T: Copy>(names: &Names<T>, word: &str) -> Option<T> {
+    names.iter().find(|(name, _)| *name == word).map(|&(_, value)| value)
+}
+
+impl fmt::Display for SplitMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(SPLIT_MODES.iter().find(|(_, mode)| mode == self).map_or("", |(name, _)| name))
+    }
+}
+
+#[distributed_slice(PARAMETERS)]
+static SPLIT: Parameter = Parameter {
+    name: "split",
+    help: "split=lock|lockless|refuse: how live leaves are split that a change covers in part",
+    check: |value| named(SPLIT_MODES, value).map(drop).ok_or_else(|| Refused::because("lock, lockless or refuse")),
+};
+
+#[distributed_slice(PARAMETERS)]
+static RODATA_ARGUMENT: Parameter = Parameter {
+    name: "rodata",
+    help: "rodata=on|noalias|off: read-only memory is so by its alias too, or not, or constants are writable",
+    check: |value| named(RODATA, value).map(drop).ok_or_else(|| Refused::because("on, noalias or off")),
+};
+
+#[distributed_slice(PARAMETERS)]
+static DEBUG_PAGEALLOC: Parameter = Parameter {
+    name: "debug_pagealloc",
+    help: "debug_pagealloc=on|off: frames that are free are not in the linear map",
+    check: |value| named(SWITCH, value).map(drop).ok_or_else(|| Refused::because("on or off")),
+};
+
+/// What the boot arguments wish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wishes {
+    split: Option<SplitMode>,
+    rodata: Rodata,
+    debug_pagealloc: bool,
+}
+
+impl Wishes {
+    /// Reads them. What is missing or makes no sense is as usual; the check of the boot arguments has warned.
+    pub fn read() -> Self {
+        Self::from(bootargs::get)
+    }
+
+    fn from<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Self {
+        Self {
+            split: get("split").and_then(|word| named(SPLIT_MODES, word)),
+            rodata: get("rodata").and_then(|word| named(RODATA, word)).unwrap_or(Rodata::On),
+            debug_pagealloc: get("debug_pagealloc").and_then(|word| named(SWITCH, word)).unwrap_or(false),
+        }
+    }
+
+    /// Who may write constants.
+    pub const fn rodata(&self) -> Rodata {
+        self.rodata
+    }
+
+    /// Whether leaves may be split where live leaves may change size, or not.
+    fn splits(&self, trusted: bool) -> bool {
+        trusted && self.split != Some(SplitMode::Refuse)
+    }
+
+    /// The leaves of the linear map, on a boot CPU that is trusted with changes of size or not. Free frames come and go
+    /// one by one from any context, which may have no memory for tables; so debug_pagealloc takes pages anyway.
+    pub fn linear_leaves(&self, trusted: bool) -> Leaves {
+        let single_pages_change = self.rodata == Rodata::On && !self.splits(trusted);
+        if self.debug_pagealloc || single_pages_change { Leaves::Pages } else { Leaves::Largest }
+    }
+}
+
+/// What is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// How live leaves are split.
+    pub split: SplitMode,
+    /// Whether the alias in the linear map becomes read-only, and writable again, with the pages of an area.
+    pub alias: bool,
+    /// Whether permissions in the linear map are managed; where not, `set_direct_map_*` succeed and do nothing.
+    pub direct_map: bool,
+    /// Whether free frames are taken out of the linear map.
+    pub debug_pagealloc: bool,
+}
+
+/// A wish that cannot be granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Denied {
+    /// The boot CPU was trusted, and another one is not.
+    #[error(
+        "a CPU is not trusted with live size changes: the alias of read-only memory stays writable (rodata=noalias)"
+    )]
+    Alias,
+    /// Splitting was asked for by name.
+    #[error("split={0}: the CPUs are not trusted with live size changes, so nothing is split (see `features`)")]
+    Split(SplitMode),
+}
+
+impl Policy {
+    /// Before it is decided: nothing is changed that takes a decision.
+    pub const UNDECIDED: Self =
+        Self { split: SplitMode::Refuse, alias: false, direct_map: false, debug_pagealloc: false };
+
+    /// Decides for good: all CPUs are `trusted` with live size changes or not, and the linear map is made of `linear`.
+    pub fn decide(wishes: Wishes, trusted: bool, linear: Leaves) -> (Self, Option<Denied>) {
+        let split = if trusted { wishes.split.unwrap_or(SplitMode::Lock) } else { SplitMode::Refuse };
+        let can_change_pages = linear == Leaves::Pages || split != SplitMode::Refuse;
+        let alias = wishes.rodata == Rodata::On;
+        let direct_map = alias || wishes.debug_pagealloc;
+        let denied = match wishes.split {
+            _ if alias && !can_change_pages => Some(Denied::Alias),
+            Some(asked) if asked != split => Some(Denied::Split(asked)),
+            _ => None,
+        };
+        let alias = alias && can_change_pages;
+        (Self { split, alias, direct_map, debug_pagealloc: wishes.debug_pagealloc }, denied)
+    }
+
+    /// Whether the branch sites with this identifier, one of [`branch`], are to be taken; `false` for any other.
+    pub fn takes(&self, identifier: u16) -> bool {
+        match identifier {
+            branch::ALIAS => self.alias,
+            branch::DIRECT_MAP => self.direct_map,
+            branch::DEBUG_PAGEALLOC => self.debug_pagealloc,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let on = |on| if on { "on" } else { "off" };
+        let (alias, pagealloc) = (on(self.alias), on(self.debug_pagealloc));
+        write!(f, "split={}, alias of read-only memory {alias}, debug_pagealloc {pagealloc}", self.split)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_pgtable::Leaves;
+
+    use super::{Denied, Policy, SplitMode, Wishes};
+
+    fn wishes(arguments: &'static str) -> Wishes {
+        Wishes::from(|key| {
+            arguments.split(' ').filter_map(|word| word.split_once('=')).find(|(name, _)| *name == key).map(|it| it.1)
+        })
+    }
+
+    /// What one CPU would choose and all then decide.
+    fn decide(arguments: &'static str, boot_cpu: bool, all: bool) -> (Leaves, Policy, Option<Denied>) {
+        let leaves = wishes(arguments).linear_leaves(boot_cpu);
+        let (policy, denied) = Policy::decide(wishes(arguments), all, leaves);
+        (leaves, policy, denied)
+    }
+
+    #[test]
+    fn trusted_cpus_split_large_leaves_under_the_lock_unless_told_otherwise() {
+        for (arguments, split) in
+            [("", SplitMode::Lock), ("split=lockless", SplitMode::Lockless), ("split=sideways", SplitMode::Lock)]
+        {
+            let (leaves, policy, denied) = decide(arguments, true, true);
+            assert_eq!((leaves, policy.split, denied), (Leaves::Largest, split, None), "{arguments}");
+            assert!(policy.alias && policy.direct_map && !policy.debug_pagealloc);
+        }
+    }
+
+    #[test]
+    fn where_nothing_may_be_split_the_linear_map_is_made_of_pages_if_single_pages_change() {
+        for (arguments, trusted) in [("", false), ("split=refuse", true)] {
+            let (leaves, policy, denied) = decide(arguments, trusted, trusted);
+            assert_eq!((leaves, policy.split, denied), (Leaves::Pages, SplitMode::Refuse, None), "{arguments}");
+            assert!(policy.alias && policy.direct_map);
+        }
+        for arguments in ["rodata=noalias", "rodata=off"] {
+            let (leaves, policy, denied) = decide(arguments, false, false);
+            assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::Refuse, None), "{arguments}");
+            assert!(!policy.alias && !policy.direct_map);
+        }
+    }
+
+    #[test]
+    fn debug_pagealloc_takes_pages_and_manages_the_linear_map_whoever_is_trusted() {
+        for trusted in [false, true] {
+            let (leaves, policy, denied) = decide("debug_pagealloc=on rodata=off", trusted, trusted);
+            assert_eq!((leaves, denied), (Leaves::Pages, None));
+            assert!(policy.debug_pagealloc && policy.direct_map && !policy.alias);
+        }
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_trusted_and_comes_late_leaves_aliases_alone() {
+        let (leaves, policy, denied) = decide("split=lockless", true, false);
+        assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::Refuse, Some(Denied::Alias)));
+        assert!(!policy.alias);
+        let (_, policy, denied) = decide("split=lockless debug_pagealloc=on", true, false);
+        assert_eq!((policy.alias, denied), (true, Some(Denied::Split(SplitMode::Lockless))));
+    }
+
+    #[test]
+    fn asking_for_a_split_by_name_is_not_trust() {
+        let (_, policy, denied) = decide("split=lock", false, false);
+        assert_eq!((policy.split, denied), (SplitMode::Refuse, Some(Denied::Split(SplitMode::Lock))));
+    }
+}

@@ -1,0 +1,290 @@
+//! Changes of ranges whose leaves may have to be split: by whom, under which lock, with whose memory.
+//!
+//! `granule_pgtable` splits; what is decided here is how two CPUs that split one leaf are kept apart
+//! ([`SplitMode`], chosen by `split=`), where the tables come from, and which of two contracts a caller keeps:
+//!
+//! | | who calls it | the tables on the way | what is locked |
+//! |---|---|---|---|
+//! | [`KernelSpace::update_range_lockless`] | the one owner of the range, with no area behind it | cannot go | at most a split |
+//! | [`KernelSpace::update_range`] | anyone | cannot go | the whole change |
+//!
+//! The split lock is its own: whoever changes pages of vmalloc areas, or leaves that need no split, never comes near
+//! it. It is held with interrupts masked and while entries are changed, no longer; its holder waits for nobody, so a
+//! handler may wait for it, on whatever CPU it is held. It is never held on the CPU that the handler runs on.
+
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use granule_arch::wait;
+use granule_pgtable::{Change, Entries, Error, Flush, Lazy, Lockless, PageRange, PageTables, Serialise, Splits};
+
+use super::policy::SplitMode;
+use super::set_memory::SetMemoryError;
+use super::{FrameSource, KernelSpace, Machine, Supply, owners};
+use crate::lab;
+use crate::smp::this_cpu;
+use crate::sync::{IrqGuard, IrqLock, rank};
+
+/// The split lock, and how often what was split.
+pub(super) struct Splitting {
+    lock: IrqLock<(), { rank::SPLIT }>,
+    locked: AtomicU64,
+    blocks: [AtomicU64; 4],
+    groups: [AtomicU64; 4],
+    refused: AtomicU64,
+    warned: AtomicBool,
+}
+
+/// How often what was split since the boot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SplitCounts {
+    /// Acquisitions of the split lock.
+    pub locked: u64,
+    /// Blocks that became tables, by their level: so many tables were linked.
+    pub blocks: [u64; 4],
+    /// Contiguous groups that were dissolved, by their level.
+    pub groups: [u64; 4],
+    /// Changes that were refused because they would have split a leaf.
+    pub refused: u64,
+}
+
+impl Splitting {
+    pub(super) const fn new() -> Self {
+        Self {
+            lock: IrqLock::new(()),
+            locked: AtomicU64::new(0),
+            blocks: [const { AtomicU64::new(0) }; 4],
+            groups: [const { AtomicU64::new(0) }; 4],
+            refused: AtomicU64::new(0),
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    fn lock(&self) -> IrqGuard<'_, (), { rank::SPLIT }> {
+        let guard = self.lock.lock();
+        self.locked.fetch_add(1, Ordering::Relaxed);
+        guard
+    }
+
+    fn count(&self, splits: &Splits) {
+        let kinds = self.blocks.iter().chain(&self.groups).zip(splits.blocks.iter().chain(&splits.groups));
+        for (counter, &count) in kinds.filter(|&(_, &count)| count != 0) {
+            counter.fetch_add(u64::from(count), Ordering::Relaxed);
+        }
+    }
+}
+
+/// `split=lock`.
+struct Locking<'s>(&'s Splitting);
+
+impl Serialise for Locking<'_> {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a>
+        = IrqGuard<'a, (), { rank::SPLIT }>
+    where
+        Self: 'a;
+
+    #[inline]
+    fn begin(&self) -> Self::Section<'_> {
+        self.0.lock()
+    }
+}
+
+/// Inside [`KernelSpace::update_range`], which has the lock.
+struct Locked;
+
+impl Serialise for Locked {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a> = ();
+
+    fn begin(&self) {}
+}
+
+/// `lab=plain-split`: the steps of a split that has the lock, without the lock. The window is held open: an emulator
+/// that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays: two that
+/// went in step would both be through before either changes what the other has read.
+struct Unlocked;
+
+impl Serialise for Unlocked {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a> = ();
+
+    fn begin(&self) {}
+
+    fn window(&self) {
+        const LONGER: u32 = 64;
+        for _ in 0..=LONGER * this_cpu().id.0 {
+            wait::relax();
+        }
+    }
+}
+
+impl KernelSpace {
+    /// Changes the leaves of `range`, splitting those that it cuts, and says what invalidation is then owed.
+    ///
+    /// For the **exclusive owner** of the range: nobody else changes it meanwhile. There is **no area behind it** that
+    /// could be freed, so its tables cannot go: the linear map, above all. Takes no lock but for a split, never sleeps,
+    /// and may be called from interrupts, which have only what frames this CPU has in reserve for tables.
+    ///
+    /// # Errors
+    /// [`SetMemoryError`]: every page is as it was.
+    ///
+    /// # Panics
+    /// In debug builds, where two owners change ranges that overlap.
+    #[inline]
+    pub fn update_range_lockless(
+        &self,
+        lazy: &Lazy<'_, Machine>,
+        range: PageRange,
+        change: Change,
+    ) -> Result<Flush, SetMemoryError> {
+        let _owner = owners::claim(range);
+        let tables = self.tables();
+        match tables.update_divisible(lazy, range, change) {
+            Ok(flush) => Ok(flush),
+            Err(error) => self.split_and_update(&tables, lazy, range, change, error),
+        }
+    }
+
+    /// [`Self::update_range_lockless`] with its invalidation. The change is one that the compiler knows, and what is
+    /// out of the ordinary begins anew: so nothing of this lies in memory.
+    #[inline(always)]
+    pub(super) fn change_range_lockless(
+        &self,
+        range: PageRange,
+        change: &'static Change,
+    ) -> Result<(), SetMemoryError> {
+        let _owner = owners::claim(range);
+        let lazy = Lazy::new(&self.mmu);
+        let tables = self.tables();
+        let changed = tables.update_at_once(&lazy, range, *change);
+        drop(tables);
+        match changed {
+            Some(flush) => {
+                lazy.invalidate(&self.tlb, Some(flush));
+                Ok(())
+            }
+            None => self.change_in_steps(range, change),
+        }
+    }
+
+    #[inline(never)]
+    fn change_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
+        let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
+        let flush = match tables.update_divisible(&lazy, range, *change) {
+            Ok(flush) => flush,
+            Err(error) => self.split_and_update(&tables, &lazy, range, *change, error)?,
+        };
+        drop(tables);
+        lazy.invalidate(&self.tlb, [flush]);
+        Ok(())
+    }
+
+    /// The same for callers that do not own the range: the whole change is made under the split lock, which keeps out
+    /// others that come this way, and splits. It cannot keep out the range's owner.
+    ///
+    /// # Errors
+    /// [`SetMemoryError`]: every page is as it was.
+    pub fn update_range(
+        &self,
+        lazy: &Lazy<'_, Machine>,
+        range: PageRange,
+        change: Change,
+    ) -> Result<Flush, SetMemoryError> {
+        let _held = self.splitting.lock();
+        let tables = self.tables();
+        tables.update_divisible(lazy, range, change).or_else(|error| {
+            self.split_for(error, |source| match self.policy().split {
+                // Others may be splitting without the lock.
+                SplitMode::Lockless => tables.split(range, &Lockless, source),
+                _ => tables.split(range, &Locked, source),
+            })
+            .and_then(|()| tables.update_divisible(lazy, range, change))
+            .map_err(|error| self.explain(error))
+        })
+    }
+
+    /// Goes on where a change has met `error`: where that is a leaf that the range cuts, splits it.
+    #[inline(never)]
+    fn split_and_update(
+        &self,
+        tables: &PageTables<'_, Machine>,
+        lazy: &Lazy<'_, Machine>,
+        range: PageRange,
+        change: Change,
+        error: Error,
+    ) -> Result<Flush, SetMemoryError> {
+        self.split_at_ends(tables, range, error)
+            .and_then(|()| tables.update_divisible(lazy, range, change))
+            .map_err(|error| self.explain(error))
+    }
+
+    /// Splits the leaves that `range` cuts, where that is what `error` says.
+    pub(super) fn split_at_ends(
+        &self,
+        tables: &PageTables<'_, Machine>,
+        range: PageRange,
+        error: Error,
+    ) -> Result<(), Error> {
+        self.split_for(error, |source| match self.policy().split {
+            _ if lab::is_on!(PLAIN_SPLIT) => tables.split(range, &Unlocked, source),
+            SplitMode::Lockless => tables.split(range, &Lockless, source),
+            _ => tables.split(range, &Locking(&self.splitting), source),
+        })
+    }
+
+    /// Has `split` split what `error` says is in the way; any other error is the caller's.
+    fn split_for(
+        &self,
+        error: Error,
+        split: impl FnOnce(&mut FrameSource<'_>) -> Result<Splits, Error>,
+    ) -> Result<(), Error> {
+        if !matches!(error, Error::Straddles { .. }) {
+            return Err(error);
+        }
+        if self.policy().split == SplitMode::Refuse {
+            return Err(self.refuse(error));
+        }
+        let cpu = this_cpu();
+        // A handler takes what its CPU has in reserve: nothing that it would have to wait for.
+        let in_handler = cpu.interrupt_depth.load(Ordering::Relaxed) != 0;
+        let supply = if in_handler { Supply::Reserve } else { Supply::Any };
+        let mut source = FrameSource { supply, ..self.table_source(cpu) };
+        let splits = split(&mut source)?;
+        self.splitting.count(&splits);
+        Ok(())
+    }
+
+    /// `split=refuse`, by wish or because the CPUs are not trusted with anything else.
+    #[cold]
+    fn refuse(&self, error: Error) -> Error {
+        self.splitting.refused.fetch_add(1, Ordering::Relaxed);
+        if !self.splitting.warned.swap(true, Ordering::Relaxed) {
+            log::warn!("{error}, and live leaves are not split here (see `features`): refused, this time and others");
+        }
+        error
+    }
+
+    /// How often what was split.
+    pub fn split_counts(&self) -> SplitCounts {
+        let Splitting { locked, blocks, groups, refused, .. } = &self.splitting;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SplitCounts {
+            locked: read(locked),
+            blocks: blocks.each_ref().map(read),
+            groups: groups.each_ref().map(read),
+            refused: read(refused),
+        }
+    }
+}
+
+impl fmt::Display for SplitCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { locked, blocks: [_, gib, mib, _], groups: [_, _, of_blocks, of_pages], refused } = self;
+        write!(
+            f,
+            "{gib} of 1 GiB, {mib} of 2 MiB, {of_blocks} groups of 2 MiB, {of_pages} groups of 4 KiB; \
+             split lock taken {locked} times; {refused} refused"
+        )
+    }
+}

@@ -1,0 +1,146 @@
+//! Changes of the linear map: pages and blocks that nothing has to be split for, and what a split costs.
+
+use granule::mm::kernel::KernelSpace;
+use granule::mm::kernel::set_memory::Validity;
+use granule::mm::layout;
+use granule::smp::this_cpu;
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+
+use crate::harness::{Bench, PAGES, bench};
+
+/// Pages of a block of 2 MiB.
+const BLOCK_PAGES: u64 = 512;
+/// Blocks of a contiguous group.
+const GROUP_BLOCKS: u64 = 16;
+/// Sizes of rows whose unit is the block.
+const BLOCKS: [u64; 5] = [1, 8, 16, 64, 128];
+
+fn space() -> &'static KernelSpace {
+    &granule::kernel().space
+}
+
+/// 2^order page blocks, as the linear map shows them.
+pub(crate) struct Blocks {
+    physical: PhysAddr,
+    order: u32,
+}
+
+impl Blocks {
+    pub(crate) fn take(order: u32) -> Self {
+        let physical = granule::kernel().frames.alloc_blocks(this_cpu(), order).expect("memory for the row");
+        Self { physical, order }
+    }
+
+    /// Blocks of which every page has been changed alone.
+    fn by_pages(order: u32) -> Self {
+        let blocks = Self::take(order);
+        for page in 0..BLOCK_PAGES << order {
+            blocks.set(page, 1, Validity::Invalid);
+            blocks.set(page, 1, Validity::Valid);
+        }
+        blocks
+    }
+
+    pub(crate) fn frame(&self, page: u64) -> PhysAddr {
+        self.physical + page * PAGE_SIZE as u64
+    }
+
+    fn page(&self, page: u64) -> VirtAddr {
+        layout::linear(self.frame(page))
+    }
+
+    fn set(&self, first: u64, pages: u64, validity: Validity) {
+        space().set_memory_valid(self.page(first), pages, validity).expect("memory of the bench's own");
+    }
+
+    pub(crate) fn give_back(self) {
+        self.set(0, BLOCK_PAGES << self.order, Validity::Valid);
+        granule::kernel().frames.free_blocks(this_cpu(), self.physical, self.order);
+    }
+}
+
+/// Measures how the first `size` units of `blocks` become `to`, `pages` of them each, and puts them back.
+fn row(bench: &mut Bench<'_>, blocks: &Blocks, sizes: &[u64], pages: u64, to: Validity) {
+    let from = if to == Validity::Valid { Validity::Invalid } else { Validity::Valid };
+    for &size in sizes {
+        bench.point(
+            size,
+            || blocks.set(0, size * pages, from),
+            |()| space().set_memory_valid(blocks.page(0), size * pages, to),
+            |result| {
+                result.expect("memory of the bench's own");
+                blocks.set(0, size * pages, Validity::Valid);
+            },
+        );
+    }
+}
+
+fn by_page(bench: &mut Bench<'_>, to: Validity) {
+    let blocks = Blocks::by_pages(PAGES[PAGES.len() - 1].div_ceil(BLOCK_PAGES).ilog2());
+    row(bench, &blocks, &PAGES, 1, to);
+    blocks.give_back();
+}
+
+bench!(valid_off, "linear_valid/off", "page");
+fn valid_off(bench: &mut Bench<'_>) {
+    by_page(bench, Validity::Invalid);
+}
+
+bench!(valid_on, "linear_valid/on", "page");
+fn valid_on(bench: &mut Bench<'_>) {
+    by_page(bench, Validity::Valid);
+}
+
+fn by_block(bench: &mut Bench<'_>, to: Validity) {
+    let most = BLOCKS[BLOCKS.len() - 1];
+    let blocks = Blocks::take(most.ilog2());
+    // The contiguous groups of blocks are dissolved; the blocks stay.
+    for block in 0..most {
+        blocks.set(block * BLOCK_PAGES, BLOCK_PAGES, Validity::Invalid);
+        blocks.set(block * BLOCK_PAGES, BLOCK_PAGES, Validity::Valid);
+    }
+    row(bench, &blocks, &BLOCKS, BLOCK_PAGES, to);
+    blocks.give_back();
+}
+
+bench!(block_off, "linear_block/off", "block");
+fn block_off(bench: &mut Bench<'_>) {
+    by_block(bench, Validity::Invalid);
+}
+
+bench!(block_on, "linear_block/on", "block");
+fn block_on(bench: &mut Bench<'_>) {
+    by_block(bench, Validity::Valid);
+}
+
+/// Measures the change of one page by `set`: in `blocks`, a page that nobody has changed before each time, as `page`
+/// counts them.
+fn first_changes(bench: &mut Bench<'_>, blocks: &Blocks, page: impl Fn(u64) -> u64) {
+    let mut next = 0;
+    bench.point(
+        1,
+        || {
+            next += 1;
+            blocks.page(page(next - 1))
+        },
+        |page| space().set_memory_valid(page, 1, Validity::Invalid),
+        |result| result.expect("memory of the bench's own"),
+    );
+}
+
+// The first page of a block that nobody has changed, the first of its contiguous group of blocks: both are split.
+bench!(split_block, "split_block", "page");
+fn split_block(bench: &mut Bench<'_>) {
+    let blocks = Blocks::take((4 * GROUP_BLOCKS).ilog2());
+    first_changes(bench, &blocks, |nth| nth * GROUP_BLOCKS * BLOCK_PAGES);
+    blocks.give_back();
+}
+
+// The first page of the next contiguous group of pages in such a block.
+bench!(split_group, "split_group", "page");
+fn split_group(bench: &mut Bench<'_>) {
+    let blocks = Blocks::take(0);
+    blocks.set(0, 1, Validity::Invalid);
+    first_changes(bench, &blocks, |nth| 16 * (nth + 1));
+    blocks.give_back();
+}

@@ -1,0 +1,126 @@
+//! Handlers that split: with the frames that their CPU has in reserve, and without ever waiting for what they have
+//! interrupted.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+use granule::drivers::timer;
+use granule::mm::kernel::mmu::{LinearView, Metal};
+use granule::mm::kernel::set_memory::SetMemoryError;
+use granule::mm::tlb::KernelTlb;
+use granule::smp::{Cpu, this_cpu};
+use granule_arch::addr::VirtAddr;
+use granule_arch::wait;
+use granule_pgtable::{Change, Lazy, PageRange};
+
+use super::{BLOCK_PAGES, Block, GROUP_PAGES, PAGE, faults, is_readable, make_invalid, make_valid, space};
+use crate::harness::{Test, target_test};
+
+/// The page that the handler takes away and gives back, and what came of it.
+static OWN: AtomicU64 = AtomicU64::new(0);
+static RESULT: AtomicU32 = AtomicU32::new(PENDING);
+const PENDING: u32 = 0;
+const DONE: u32 = 1;
+const NO_TABLES: u32 = 2;
+const WRONG: u32 = 3;
+
+fn change_own_page(_: &Cpu) {
+    let page = VirtAddr(OWN.load(Ordering::Relaxed));
+    let result = match make_invalid(page, 1) {
+        Ok(()) if faults(page) && make_valid(page, 1).is_ok() && is_readable(page) => DONE,
+        Err(SetMemoryError::OutOfTables { needed: 1, available: 0 }) if is_readable(page) => NO_TABLES,
+        _ => WRONG,
+    };
+    RESULT.store(result, Ordering::Release);
+}
+
+/// The same with nothing in reserve.
+fn change_own_page_without_reserve(cpu: &Cpu) {
+    granule::kernel().frames.drain_cpu(cpu);
+    change_own_page(cpu);
+}
+
+/// Has `handler` interrupt this CPU after a while, for `page`.
+fn interrupt_after(time: Duration, page: VirtAddr, handler: timer::Handler) {
+    OWN.store(page.0, Ordering::Relaxed);
+    RESULT.store(PENDING, Ordering::Relaxed);
+    timer::set_deadline(this_cpu(), time, handler);
+}
+
+/// What came of the interrupt, when it has come.
+fn result() -> u32 {
+    let patience = timer::Deadline::after(Duration::from_secs(2));
+    while RESULT.load(Ordering::Acquire) == PENDING && !patience.has_passed() {
+        wait::relax();
+    }
+    RESULT.load(Ordering::Acquire)
+}
+
+target_test!(a_handler_splits_with_what_its_cpu_has_in_reserve, needs("split"));
+fn a_handler_splits_with_what_its_cpu_has_in_reserve(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let leaf = |page| block.translation(page).map(|found| found.leaf_size);
+    let before = leaf(7);
+
+    interrupt_after(Duration::ZERO, block.page(7), change_own_page_without_reserve);
+    t.equal("nothing in reserve: an error", result(), NO_TABLES);
+    t.check("the block is whole", leaf(7) >= Some(BLOCK_PAGES * PAGE) && leaf(7) <= before);
+
+    // A frame that is taken and given back leaves the magazine filled.
+    let frames = &granule::kernel().frames;
+    let Some(frame) = t.ok("a frame", frames.alloc(this_cpu())) else { return };
+    frames.free(this_cpu(), frame);
+    interrupt_after(Duration::ZERO, block.page(7), change_own_page);
+    t.equal("split", result(), DONE);
+    t.equal("to pages", leaf(7), Some(PAGE));
+    block.free(t);
+}
+
+// The change of 32 MiB by pages takes far longer than the deadline. It is made under the lock, with interrupts masked:
+// if they were not, the handler would wait for the lock that it has interrupted.
+target_test!(a_handler_that_comes_while_the_lock_is_held_splits_after_it, needs("split"));
+fn a_handler_that_comes_while_the_lock_is_held_splits_after_it(t: &mut Test) {
+    const ORDER: u32 = 4;
+    let large = Block::find(ORDER, |leaf| leaf > PAGE);
+    t.check("blocks", large.is_some());
+    let (Some(large), Some(block)) = (large, Block::fresh(t)) else { return };
+    let pages = BLOCK_PAGES << ORDER;
+    for page in (0..pages).step_by(2) {
+        t.ok("to pages", make_invalid(large.page(page), 1));
+    }
+    let Some(range) = t.ok("the range", PageRange::from_pages(large.page(0), pages as usize)) else { return };
+    let mmu = Metal(LinearView {});
+    let lazy = Lazy::new(&mmu);
+    let locked = space().split_counts().locked;
+    interrupt_after(Duration::from_micros(1), block.page(GROUP_PAGES + 1), change_own_page);
+    let Some(flush) = t.ok("changed under the lock", space().update_range(&lazy, range, Change::INVALID)) else {
+        return;
+    };
+    lazy.invalidate(&KernelTlb, [flush]);
+    t.equal("the handler's split", result(), DONE);
+    t.check("the lock was taken", space().split_counts().locked > locked);
+    drop(lazy);
+    large.free(t);
+    block.free(t);
+}
+
+// Interrupts at any instruction of a split, by chance: both in one block, each with a page of its own in one group.
+target_test!(handlers_and_what_they_interrupt_split_the_same_leaves, needs("split"), limit(30));
+fn handlers_and_what_they_interrupt_split_the_same_leaves(t: &mut Test) {
+    let (mut wrong, mut without_tables) = (0, 0);
+    for _ in 0..8 {
+        let Some(block) = Block::fresh(t) else { return };
+        for group in (0..BLOCK_PAGES).step_by(GROUP_PAGES as usize) {
+            let page = block.page(group + t.random() % 8);
+            interrupt_after(Duration::from_nanos(t.random() % 4000), block.page(group + 8), change_own_page);
+            let away = make_invalid(page, 1).is_ok() && faults(page);
+            let back = make_valid(page, 1).is_ok() && is_readable(page);
+            let handled = result();
+            without_tables += u32::from(handled == NO_TABLES);
+            wrong += u32::from(!(away && back && matches!(handled, DONE | NO_TABLES)));
+        }
+        block.free(t);
+    }
+    t.equal("rounds that went wrong", wrong, 0);
+    t.check("as a rule there are frames in reserve", without_tables < 4);
+}

@@ -1,0 +1,53 @@
+//! The demos: each shows what it says, on one screen, the same in every boot; and one that does not fails.
+
+use granule_host_tests::built;
+use granule_runner::list::Test;
+use granule_runner::session::{self, Plan};
+use granule_runner::{demo, list, machine};
+
+fn tests() -> Vec<Test> {
+    list::read(&built("granule-tests.elf")).unwrap()
+}
+
+fn run(test: &Test, bootargs: &str) -> (String, Option<String>) {
+    let plan = Plan {
+        machine: machine::named(test.machine.as_deref().unwrap_or("default")).unwrap(),
+        image: built("granule-tests.img"),
+        seed: 0,
+        bootargs: bootargs.into(),
+        extra: Vec::new(),
+    };
+    demo::run(test, |tests| session::boot(&plan, tests))
+}
+
+#[test]
+fn each_demo_shows_what_it_says_and_the_same_again() {
+    let tests = tests();
+    let names: Vec<&str> = demo::names(&tests).collect();
+    assert!(names.contains(&"split"), "{names:?}");
+    for name in names {
+        let demo = demo::named(&tests, name).unwrap();
+        let (output, wrong) = run(demo, "");
+        assert_eq!(wrong, None, "{name}:\n{output}");
+        assert_eq!(run(demo, ""), (output, None), "{name} printed something else in the second boot");
+    }
+}
+
+#[test]
+fn a_demo_of_what_does_not_happen_fails_with_what_it_printed() {
+    let tests = tests();
+    let fails = tests.iter().find(|test| test.name == "misbehaving::fails").unwrap();
+    let (output, wrong) = run(fails, "");
+    assert!(output.contains("one and one: found 2, wanted 3"), "{output}");
+    assert!(wrong.unwrap().contains("what it shows did not happen"));
+}
+
+#[test]
+fn a_demo_of_a_fix_fails_with_the_fix_away() {
+    let tests = tests();
+    let demo = demo::named(&tests, "split").unwrap();
+    let (output, wrong) = run(demo, "lab=plain-split");
+    assert!(wrong.is_some() && output.contains("pages that were not as they must be: found"), "{output}");
+    let (output, wrong) = run(demo, "split=lockless");
+    assert!(wrong.is_none() && output.contains("split lock taken 0 times"), "{output}");
+}
