@@ -68,7 +68,7 @@ mod update;
 mod walk;
 
 pub use announce::{Announced, Grace, WalkWord};
-pub use cells::{Cells, Dismantled};
+pub use cells::{Cells, Dismantled, OutOfTables};
 pub use dump::{Extent, LeafTotals};
 pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};
