@@ -49,6 +49,11 @@ impl Spaces {
 }
 
 impl Object {
+    /// What tells it from every other object that exists.
+    pub fn identity(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
     /// The frame of `page`, with one more hold for the caller; a new one of zeros where there was none.
     ///
     /// # Errors
