@@ -13,7 +13,7 @@ use crate::errno::Errno;
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::layout::VMALLOC_START;
-use crate::mm::space::{Area, Backing};
+use crate::mm::space::Area;
 use crate::monitor::memory::{Permission, Width};
 use crate::monitor::{Half, Refusal, Subject};
 use crate::process::signal::Signal;
@@ -199,7 +199,7 @@ impl Subject for Model {
     fn areas(&self, process: u32, each: &mut dyn FnMut(&Area)) -> Option<()> {
         self.process.filter(|_| process == 7)?;
         let range = PageRange::from_pages(VirtAddr(0x40_0000), 3).expect("three pages");
-        each(&Area::new(range, Protection::READ.and(Protection::EXECUTE), Backing::Private));
+        each(&Area::sample(range, Protection::READ.and(Protection::EXECUTE)));
         Some(())
     }
 
