@@ -21,6 +21,8 @@ pub mod smp;
 pub mod start;
 pub mod symbols;
 pub mod sync;
+#[cfg(target_os = "none")]
+pub mod syscall;
 pub mod trap;
 pub mod uaccess;
 

@@ -243,6 +243,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     log::debug!("{patched} branches patched");
 
     let empty = kernel.frames.alloc_zeroed(cpu)?;
+    kernel.features().dirty_state.enable();
     smp::leave_identity_map(empty);
     sched::init(cpu, smp::boot_cpu_idles)?;
     sched::init_cpu(cpu);

@@ -12,13 +12,16 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
-use crate::Error;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
 use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
+
+/// There are not as many tables as are missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfTables;
 
 /// Last-level entries that are neighbours in one table.
 pub struct Cells<'t, M: Mmu> {
@@ -97,16 +100,18 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         Ok(Table::new(table.address(), LAST_LEVEL))
     }
 
-    /// The entry of the page at `address`, and its table, which is linked first where it is missing.
+    /// The entry of the page at `address`, and its table, which is linked first where it is missing; and what `prepare`
+    /// made when nothing else could fail any more.
     ///
     /// # Errors
-    /// [`Error::OutOfTables`]; nothing was linked.
+    /// [`OutOfTables`], or that of `prepare`; nothing was linked.
     #[cold]
-    pub fn ensure_cell(
+    pub fn ensure_cell<T, E: From<OutOfTables>>(
         &self,
         address: VirtAddr,
         source: &mut impl TableSource,
-    ) -> Result<(PhysAddr, &'a M::Cell), Error> {
+        prepare: impl FnOnce() -> Result<T, E>,
+    ) -> Result<((PhysAddr, &'a M::Cell), T), E> {
         let mut missing = 0;
         for step in self.walk(address) {
             if step.level != LAST_LEVEL && step.kind != Kind::Table {
@@ -114,7 +119,14 @@ impl<'a, M: Mmu> PageTables<'a, M> {
             }
         }
         let mmu = self.mmu();
-        let mut spare = TableList::take(mmu, missing, source)?;
+        let mut spare = TableList::take(mmu, missing, source).map_err(|_| OutOfTables)?;
+        let prepared = match prepare() {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                spare.give_back(mmu, source);
+                return Err(error);
+            }
+        };
         let mut table = self.root();
         while table.level() != LAST_LEVEL {
             let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
@@ -126,7 +138,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         }
         // Another CPU may have linked a table that was missing; then one is left over.
         spare.give_back(mmu, source);
-        Ok((table.address(), &mmu.table(table)[M::Geometry::index(address, LAST_LEVEL)]))
+        Ok(((table.address(), &mmu.table(table)[M::Geometry::index(address, LAST_LEVEL)]), prepared))
     }
 
     /// Takes out of the tree the tables below the root that translate an address of `range` and none outside `hole`, and

@@ -15,13 +15,13 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::{interrupts, wait};
 use heapless::Deque;
 use spin::Once;
 
 use super::interrupt::{self, InterruptError};
 use super::log::Ring;
 use crate::platform::Interrupt;
+use crate::sched::WaitQueue;
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -55,6 +55,8 @@ static EARLY: Once<&'static dyn Console> = Once::new();
 static PORT: Once<&'static dyn Console> = Once::new();
 /// Input comes by interrupts; until then it is polled.
 static RECEIVING: AtomicBool = AtomicBool::new(false);
+/// Threads that wait for input.
+static READERS: WaitQueue<()> = WaitQueue::new();
 /// See [`take_over`].
 static TAKEN_OVER: AtomicBool = AtomicBool::new(false);
 
@@ -85,10 +87,10 @@ pub fn start_receiving(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError>
 }
 
 fn handle_interrupt(_: &Cpu) {
-    let mut terminal = TERMINAL.lock();
     if let Some(port) = port() {
-        terminal.receive(port);
+        TERMINAL.lock().receive(port);
     }
+    READERS.lock().wake_all();
 }
 
 /// Prints, whole and in one piece.
@@ -108,21 +110,50 @@ pub fn write_raw(bytes: &[u8]) {
     });
 }
 
-/// Waits for a byte of input. The CPU idles meanwhile and takes interrupts, so call it with interrupts on.
+/// Prints bytes that need not be text, whole and in one piece, with the line ends that a terminal wants.
+pub fn write_text(bytes: &[u8]) {
+    with_terminal(|_| Line.write_bytes(bytes));
+}
+
+/// Waits for a byte of input. The thread sleeps meanwhile: others run.
 pub fn read_byte() -> u8 {
     loop {
-        // Masked from the look at the queue to the WFI: a byte that arrives between the two leaves its interrupt
-        // pending, and a pending interrupt ends WFI even while it is masked. It is taken at `restore`.
-        let masked = interrupts::mask();
-        let byte = try_read_byte();
-        if byte.is_none() {
-            if RECEIVING.load(Ordering::Relaxed) { wait::wfi() } else { wait::relax() }
-        }
-        interrupts::restore(masked);
-        if let Some(byte) = byte {
+        if let Some(byte) = wait_for_byte() {
             return byte;
         }
     }
+}
+
+/// Waits for a byte of input; `None` where the thread has a signal to see to first.
+#[cfg(target_os = "none")]
+pub fn wait_for_byte() -> Option<u8> {
+    /// How often input is looked for where no interrupt tells of it: before a device's FIFO is full.
+    const POLL: core::time::Duration = core::time::Duration::from_millis(1);
+    loop {
+        let mut byte = try_read_byte();
+        if byte.is_some() {
+            return byte;
+        }
+        let woken = if RECEIVING.load(Ordering::Relaxed) {
+            let look = || {
+                byte = try_read_byte();
+                byte.is_some()
+            };
+            READERS.lock().wait_unless((), None, look)
+        } else {
+            Some(crate::sched::sleep_until(super::timer::Deadline::after(POLL)))
+        };
+        if byte.is_some() || woken == Some(crate::sched::Woken::Interrupted) {
+            return byte;
+        }
+    }
+}
+
+/// Waits for a byte of input; on the host there is none.
+#[cfg(not(target_os = "none"))]
+fn wait_for_byte() -> Option<u8> {
+    std::thread::yield_now();
+    try_read_byte()
 }
 
 /// The next byte of input, if there is one.
@@ -181,16 +212,22 @@ impl Terminal {
 /// Text to the port, with the line ends that a terminal wants. Whoever has one holds the console's lock.
 pub(super) struct Line;
 
-impl Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
+impl Line {
+    fn write_bytes(&self, bytes: &[u8]) {
         if let Some(port) = port() {
-            for byte in text.bytes() {
+            for &byte in bytes {
                 if byte == b'\n' {
                     port.write(b'\r');
                 }
                 port.write(byte);
             }
         }
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.write_bytes(text.as_bytes());
         Ok(())
     }
 }

@@ -22,3 +22,10 @@ use thiserror::Error;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("out of memory")]
 pub struct OutOfMemory;
+
+/// For calls whose only reason to be refused is that tables ran out.
+impl From<granule_pgtable::OutOfTables> for OutOfMemory {
+    fn from(_: granule_pgtable::OutOfTables) -> Self {
+        Self
+    }
+}

@@ -6,13 +6,21 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::cache;
 use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
 
-use super::Subject;
 use super::memory::{Permission, Width};
+use super::{Half, Refusal, Subject};
 use crate::drivers::console;
 use crate::drivers::power::{self, Status};
+use crate::errno::Errno;
 use crate::kernel;
 use crate::mm::kernel::set_memory::{SetMemoryError, Validity};
 use crate::mm::kernel::vmalloc::{KernelArea, VmallocError};
+use crate::mm::notifier::Subscription;
+use crate::mm::notifier::trace::{self, Trace};
+use crate::mm::space::{Area, SpaceRef};
+use crate::process;
+use crate::process::signal::Signal;
+use crate::process::stack::Words;
+use crate::process::status::{End, ExecError, Summary};
 use crate::smp::{self, this_cpu};
 use crate::trap::probe::{self, Fault};
 
@@ -31,8 +39,14 @@ impl Write for Screen {
     }
 }
 
+/// Processes whose notifiers can be traced at a time.
+const TRACES: usize = 8;
+
 /// This machine.
-pub(super) struct Metal;
+#[derive(Default)]
+pub(super) struct Metal {
+    traces: heapless::Vec<Subscription<Trace, SpaceRef>, TRACES>,
+}
 
 impl Subject for Metal {
     fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError> {
@@ -86,12 +100,57 @@ impl Subject for Metal {
         unsafe { probe::execute(address) }
     }
 
-    fn walk(&self, address: VirtAddr, step: &mut dyn FnMut(&Step)) {
-        kernel().space.tables().walk(address).for_each(|taken| step(&taken));
+    fn walk(&self, whose: Half, address: VirtAddr, step: &mut dyn FnMut(&Step)) -> Option<()> {
+        match whose {
+            Half::Kernel => kernel().space.tables().walk(address).for_each(|taken| step(&taken)),
+            Half::Process(id) => process::space_of(id)?.tables().walk(address).for_each(|taken| step(&taken)),
+        }
+        Some(())
     }
 
-    fn dump(&self, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> LeafTotals {
-        kernel().space.tables().dump(range, extent)
+    fn dump(&self, whose: Half, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> Option<LeafTotals> {
+        Some(match whose {
+            Half::Kernel => kernel().space.tables().dump(range, extent),
+            Half::Process(id) => process::space_of(id)?.tables().dump(range, extent),
+        })
+    }
+
+    fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
+        process::start(file, words)
+    }
+
+    fn wait(&mut self, process: u32) -> Option<End> {
+        process::wait(process)
+    }
+
+    fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno> {
+        process::kill(process, signal)
+    }
+
+    fn processes(&self, each: &mut dyn FnMut(&Summary)) {
+        process::for_each(each);
+    }
+
+    fn areas(&self, process: u32, each: &mut dyn FnMut(&Area)) -> Option<()> {
+        process::space_of(process)?.for_each_area(each);
+        Some(())
+    }
+
+    fn trace(&mut self, process: u32) -> Result<bool, Refusal> {
+        // Those of processes that have ended go on this occasion.
+        self.traces.retain(|trace| process::space_of(trace.name).is_some());
+        if let Some(place) = self.traces.iter().position(|trace| trace.name == process) {
+            self.traces.swap_remove(place);
+            return Ok(false);
+        }
+        if self.traces.is_full() {
+            return Err(Refusal::ManyTraces(TRACES));
+        }
+        let space = process::space_of(process).ok_or(Refusal::NoProcess(process))?;
+        let subscription = Subscription::new(space, Trace { name: process }, trace::PRIORITY)?;
+        // There is room, by the check above.
+        let _ = self.traces.push(subscription);
+        Ok(true)
     }
 
     fn power_off(&mut self, status: Status) {

@@ -16,6 +16,7 @@ mod machine;
 mod memory;
 mod metal;
 mod parse;
+mod processes;
 mod tables;
 
 use core::fmt::{self, Write};
@@ -28,9 +29,15 @@ use thiserror::Error;
 use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::drivers::power::Status;
 use crate::drivers::{console, timer};
+use crate::errno::Errno;
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
+use crate::mm::notifier::SubscribeError;
+use crate::mm::space::Area;
 use crate::nearest::nearest;
+use crate::process::signal::Signal;
+use crate::process::stack::Words;
+use crate::process::status::{End, ExecError, Summary};
 use crate::smp;
 use crate::trap::probe::Fault;
 use accounts::plural;
@@ -52,7 +59,7 @@ static SCRIPT: Parameter = Parameter {
 pub fn run() -> ! {
     let echo = if bootargs::is_set("script") { Echo::Lines } else { Echo::Keys };
     let mut editor = Editor::new(PROMPT, echo);
-    let (mut screen, mut subject) = (metal::Screen, metal::Metal);
+    let (mut screen, mut subject) = (metal::Screen, metal::Metal::default());
     let mut session = Session::new(&mut screen, &mut subject);
     session.banner();
     session.boot_instructions = timer::instructions();
@@ -77,7 +84,8 @@ fn read_line(editor: &mut Editor, screen: &mut dyn Write) -> Option<Line> {
 }
 
 /// The commands, story by story.
-const STORIES: &[&[Command]] = &[memory::COMMANDS, tables::COMMANDS, accounts::COMMANDS, machine::COMMANDS];
+const STORIES: &[&[Command]] =
+    &[memory::COMMANDS, tables::COMMANDS, processes::COMMANDS, accounts::COMMANDS, machine::COMMANDS];
 
 /// One command.
 struct Command {
@@ -153,9 +161,25 @@ enum Refusal {
     /// `peek … = VALUE`, and another value is there.
     #[error("{address} holds {found:#x}, not {expected:#x}")]
     OtherValue { address: VirtAddr, found: u64, expected: u64 },
-    /// TTBR0_EL1 has an empty table while the kernel runs, and no top byte is ignored: there is no walk to show.
-    #[error("{0} is below the kernel's half, and nothing is mapped there")]
+    /// Each process has a lower half of its own, and the kernel has none.
+    #[error("{0} is below the kernel's half: say whose with a PID before it")]
     LowerHalf(VirtAddr),
+    /// And the kernel's half is nobody else's.
+    #[error("{0} is in the kernel's half, not a process's")]
+    UpperHalf(VirtAddr),
+    #[error(transparent)]
+    Exec(ExecError),
+    #[error(transparent)]
+    Errno(Errno),
+    #[error("there is no process {0}, or it has ended")]
+    NoProcess(u32),
+    /// It ran, and not to its satisfaction.
+    #[error("process {id} {status}")]
+    Ended { id: u32, status: End },
+    #[error(transparent)]
+    Subscribe(#[from] SubscribeError),
+    #[error("no more than {0} processes can be traced at a time")]
+    ManyTraces(usize),
     /// Where the monitor's own tests run.
     #[error("there is no kernel")]
     NoKernel,
@@ -163,6 +187,13 @@ enum Refusal {
 
 fn nearest_command(name: &str) -> Option<&'static str> {
     nearest(name, Command::all().map(|command| command.name))
+}
+
+/// Whose half of the addresses: the kernel's upper one, or a process's lower one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Half {
+    Kernel,
+    Process(u32),
 }
 
 /// What a session acts on: the machine, or in the host's tests a model of it.
@@ -179,10 +210,22 @@ trait Subject {
     fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), Fault>;
     /// Calls the code at any address.
     fn execute(&mut self, address: VirtAddr) -> Result<(), Fault>;
-    /// The walk for an address of the kernel's half, one call for each level.
-    fn walk(&self, address: VirtAddr, step: &mut dyn FnMut(&Step));
-    /// What is mapped in a range of the kernel's half.
-    fn dump(&self, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> LeafTotals;
+    /// The walk for an address, one call for each level. `None`: there is no such process.
+    fn walk(&self, whose: Half, address: VirtAddr, step: &mut dyn FnMut(&Step)) -> Option<()>;
+    /// What is mapped in a range. `None`: there is no such process.
+    fn dump(&self, whose: Half, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> Option<LeafTotals>;
+    /// Starts a program; returns its process's number.
+    fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError>;
+    /// Waits for the end of a process that was started here. `None`: there is no such process.
+    fn wait(&mut self, process: u32) -> Option<End>;
+    /// Sends a process a signal.
+    fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno>;
+    /// Calls `each` for every process.
+    fn processes(&self, each: &mut dyn FnMut(&Summary));
+    /// Calls `each` for every area of a process. `None`: there is no such process.
+    fn areas(&self, process: u32, each: &mut dyn FnMut(&Area)) -> Option<()>;
+    /// Begins to print what a process's notifiers are told, or ends it; which of the two.
+    fn trace(&mut self, process: u32) -> Result<bool, Refusal>;
     /// Ends the machine, with a status for whoever started it.
     fn power_off(&mut self, status: Status);
     /// Starts the machine anew.

@@ -10,8 +10,10 @@ use granule_arch::descriptor::{Kind, MemoryType, STAGE1};
 use granule_pgtable::{Extent, Geometry, Granule4K, LeafTotals, PageRange, Step};
 
 use super::parse::{Args, ArgumentError};
-use super::{Command, Failure, Refusal, Session, no_keywords};
+use super::processes::process;
+use super::{Command, Failure, Half, Refusal, Session, no_keywords};
 use crate::mm::layout;
+use crate::mm::space::USER_END;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// First address that TTBR1_EL1 translates; all after it are its, too.
@@ -20,14 +22,14 @@ const UPPER_HALF: VirtAddr = layout::LINEAR_BASE;
 pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "walk",
-        words: "ADDR",
+        words: "[PID] ADDR",
         help: "the translation of ADDR level by level, each descriptor decoded",
         run: walk,
         complete: no_keywords,
     },
     Command {
         name: "ptdump",
-        words: "[ADDR [END]]",
+        words: "[PID] [ADDR [END]]",
         help: "ranges of like leaves: all, the one at ADDR, or ADDR up to END",
         run: ptdump,
         complete: no_keywords,
@@ -35,14 +37,19 @@ pub(super) const COMMANDS: &[Command] = &[
 ];
 
 fn walk<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
-    let address = upper_half(args.address("ADDR")?)?;
+    // One word is an address, two are a process and an address.
+    let mut second = args.clone();
+    let _ = second.word();
+    let whose = if second.is_empty() { Half::Kernel } else { Half::Process(process(&mut args)?) };
+    let address = in_half(whose, args.address("ADDR")?)?;
     args.finish()?;
     let mut last = None;
     let screen = &mut *session.screen;
-    session.subject.walk(address, &mut |step| {
+    let found = session.subject.walk(whose, address, &mut |step| {
         let _ = writeln!(screen, "{step}");
         last = Some(*step);
     });
+    check_found(whose, found)?;
     match last {
         Some(step) if step.kind == Kind::Leaf => say_where(session, address, &step),
         Some(Step { level, .. }) => writeln!(session, "{address} is not mapped: translation fault, level {level}"),
@@ -51,8 +58,21 @@ fn walk<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
     Ok(())
 }
 
-fn upper_half(address: VirtAddr) -> Result<VirtAddr, Refusal> {
-    if address >= UPPER_HALF { Ok(address) } else { Err(Refusal::LowerHalf(address)) }
+/// Refuses an address that is not in the half that it is asked for in.
+fn in_half(whose: Half, address: VirtAddr) -> Result<VirtAddr, Refusal> {
+    match (whose, address >= UPPER_HALF) {
+        (Half::Kernel, false) => Err(Refusal::LowerHalf(address)),
+        (Half::Process(_), true) => Err(Refusal::UpperHalf(address)),
+        _ => Ok(address),
+    }
+}
+
+/// What the subject found, if there is such a process.
+fn check_found<T>(whose: Half, found: Option<T>) -> Result<T, Refusal> {
+    match whose {
+        Half::Process(id) => found.ok_or(Refusal::NoProcess(id)),
+        Half::Kernel => found.ok_or(Refusal::NoKernel),
+    }
 }
 
 /// Says where in memory the walk ended, and which other address shows the same memory.
@@ -72,33 +92,44 @@ fn say_where(session: &mut Session<'_>, address: VirtAddr, leaf: &Step) {
 }
 
 fn ptdump<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
-    let range = range(&mut args)?;
+    let (whose, range) = range(&mut args)?;
     args.finish()?;
     let screen = &mut *session.screen;
     let mut region = "";
-    let totals = session.subject.dump(range, &mut |extent| {
+    let totals = session.subject.dump(whose, range, &mut |extent| {
         let here = layout::region_name(extent.start);
         if core::mem::replace(&mut region, here) != here {
             let _ = writeln!(screen, "---[ {here} ]---");
         }
         let _ = writeln!(screen, "{}", Line(extent));
     });
-    print_totals(session, &totals);
+    print_totals(session, &check_found(whose, totals)?);
     Ok(())
 }
 
 /// The pages that hold what was asked for: everything, one address, or from one up to the other.
-fn range<'a>(args: &mut Args<'a>) -> Result<PageRange, Failure<'a>> {
-    let Some(start) = args.optional_address("ADDR")? else {
-        return Ok(PageRange::new(UPPER_HALF, UPPER_HALF.0.wrapping_neg()).map_err(Refusal::from)?);
+fn range<'a>(args: &mut Args<'a>) -> Result<(Half, PageRange), Failure<'a>> {
+    let mut start = args.optional_address("ADDR")?;
+    let mut whose = Half::Kernel;
+    // A number that no address of the kernel's can be is a process's.
+    if let Some(id) = start.and_then(|word| u32::try_from(word.0).ok()).filter(|&id| id != 0) {
+        whose = Half::Process(id);
+        start = args.optional_address("ADDR")?;
+    }
+    let Some(start) = start else {
+        let all = match whose {
+            Half::Kernel => PageRange::new(UPPER_HALF, UPPER_HALF.0.wrapping_neg()),
+            Half::Process(_) => PageRange::new(VirtAddr(0), USER_END.0),
+        };
+        return Ok((whose, all.map_err(Refusal::from)?));
     };
-    let first = upper_half(start)?.align_down(PAGE);
+    let first = in_half(whose, start)?.align_down(PAGE);
     let last = match args.optional_address("END")? {
         Some(end) if end <= start => return Err(ArgumentError::Backwards { name: "END", start, end }.into()),
         Some(end) => end - 1,
         None => start,
     };
-    Ok(PageRange::new(first, (last.align_down(PAGE) - first) + PAGE).map_err(Refusal::from)?)
+    Ok((whose, PageRange::new(first, (last.align_down(PAGE) - first) + PAGE).map_err(Refusal::from)?))
 }
 
 /// One range as Linux's ptdump prints it, with the leaves that map it.

@@ -1,12 +1,16 @@
 //! Errata of CPUs that the kernel works around, by design and release.
 //!
-//! One so far. On the designs of [`REPEATING`] a TLBI and its DSB may complete while an access through the old
+//! On the designs of [`REPEATING`] a TLBI and its DSB may complete while an access through the old
 //! translation is still under way on another CPU; a second TLBI, of anything, with a DSB of its own closes the gap.
 //! Linux's list of 2026 (`ARM64_WORKAROUND_REPEAT_TLBI`), and its way: one VALE1IS of address 0 after the last DSB,
 //! instead of every invalidation twice.
+//!
+//! On the designs of [`LOSING_DIRT`] the hardware's own update of AP\[2\] may be lost, or hit an entry that changes
+//! meanwhile; there software does it, by a fault (Linux: `cpu_has_broken_dbm`).
 
 use core::fmt;
 
+use granule_arch::features::{CpuFeatures, HardwareUpdates};
 use linkme::distributed_slice;
 
 use super::design::{ARM, Design, Releases};
@@ -102,6 +106,62 @@ impl fmt::Display for RepeatTlbi {
     }
 }
 
+/// The designs whose dirty state is not to be relied on.
+const LOSING_DIRT: [Design; 2] = [
+    // 1024718.
+    all("Cortex-A55", ARM, 0xd05),
+    // 2051678, fixed in r0p3.
+    Design { name: "Cortex-A510", implementer: ARM, part: 0xd46, releases: Releases::Between((0, 0), (0, 2)) },
+];
+
+/// Who notes that a page was written: FEAT_HAFDBS, or a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DirtyState {
+    /// The hardware of every CPU.
+    Hardware,
+    /// Software: a CPU has nothing for it.
+    Absent,
+    /// Software: a CPU of this design would do it wrong.
+    Broken(&'static str),
+}
+
+impl DirtyState {
+    /// What one CPU can do.
+    pub fn of(cpu: &CpuFeatures) -> Self {
+        match LOSING_DIRT.iter().find(|design| design.covers(cpu.midr)) {
+            Some(design) => Self::Broken(design.name),
+            None if cpu.hafdbs() >= HardwareUpdates::Dirty => Self::Hardware,
+            None => Self::Absent,
+        }
+    }
+
+    /// What two can do together: the first that cannot decides.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        if self == Self::Hardware { other } else { self }
+    }
+
+    /// Switches it on for this CPU, if every CPU has it. What TLBs hold was walked without: an invalidation of all of
+    /// this CPU's follows.
+    pub fn enable(self) {
+        #[cfg(target_os = "none")]
+        if self == Self::Hardware {
+            use aarch64_cpu::registers::{ReadWriteable as _, TCR_EL1};
+            TCR_EL1.modify(TCR_EL1::HD::Enable);
+        }
+    }
+}
+
+impl fmt::Display for DirtyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hardware => f.write_str("by hardware"),
+            Self::Absent => f.write_str("by faults: a CPU has no FEAT_HAFDBS that does it"),
+            Self::Broken(name) => write!(f, "by faults: {name} may lose it"),
+        }
+    }
+}
+
 #[distributed_slice(PARAMETERS)]
 static REPEAT_TLBI: Parameter = Parameter {
     name: "repeat-tlbi",
@@ -111,7 +171,22 @@ static REPEAT_TLBI: Parameter = Parameter {
 
 #[cfg(test)]
 mod tests {
-    use super::{REPEATING, RepeatTlbi};
+    use granule_arch::features::CpuFeatures;
+
+    use super::{DirtyState, REPEATING, RepeatTlbi};
+
+    #[test]
+    fn one_cpu_without_dirty_state_or_with_a_broken_one_decides_for_all() {
+        let cpu = |midr, hafdbs| CpuFeatures { midr, mmfr1: hafdbs, ..CpuFeatures::default() };
+        let good = DirtyState::of(&cpu(0x413f_d0c1, 2));
+        assert_eq!(good, DirtyState::Hardware);
+        assert_eq!(DirtyState::of(&cpu(0x413f_d0c1, 1)), DirtyState::Absent);
+        assert_eq!(DirtyState::of(&cpu(0x412f_d050, 2)), DirtyState::Broken("Cortex-A55"));
+        assert_eq!(DirtyState::of(&cpu(0x410f_d463, 2)), DirtyState::Hardware, "A510 r0p3");
+        assert_eq!(good.and(DirtyState::Absent), DirtyState::Absent);
+        assert_eq!(DirtyState::Broken("x").and(good), DirtyState::Broken("x"));
+        assert_eq!(good.and(good), good);
+    }
 
     fn needed(midr: u64) -> bool {
         RepeatTlbi::of(midr).is_needed()

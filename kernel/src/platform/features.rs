@@ -5,10 +5,10 @@
 
 use core::fmt;
 
-use granule_arch::features::CpuFeatures;
+use granule_arch::features::{CpuFeatures, HardwareUpdates};
 use granule_arch::memory;
 
-use super::errata::RepeatTlbi;
+use super::errata::{DirtyState, RepeatTlbi};
 use super::size_change::SizeChange;
 
 /// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the
@@ -36,7 +36,10 @@ pub mod branch {
     /// FEAT_TTCNP: CPUs may share what they cache under one TTBR.
     pub const CNP: u16 = 9;
 
-    const _: () = assert!(CNP < granule_arch::memory::branch::MOPS);
+    /// FEAT_HAFDBS: walks set the access flag.
+    pub const ACCESS_FLAG: u16 = 7;
+
+    const _: () = assert!(ACCESS_FLAG < granule_arch::memory::branch::MOPS);
 }
 
 /// What the CPUs of the system have in common.
@@ -48,12 +51,19 @@ pub struct SystemFeatures {
     pub size_change: SizeChange,
     /// Whether a completed invalidation is to be followed by one more.
     pub repeat_tlbi: RepeatTlbi,
+    /// Whether the hardware is to note by itself that a page was written.
+    pub dirty_state: DirtyState,
 }
 
 impl SystemFeatures {
     /// A system of one CPU.
     pub fn new(boot_cpu: &CpuFeatures) -> Self {
-        Self { cpus: *boot_cpu, size_change: SizeChange::of(boot_cpu), repeat_tlbi: RepeatTlbi::of(boot_cpu.midr) }
+        Self {
+            cpus: *boot_cpu,
+            size_change: SizeChange::of(boot_cpu),
+            repeat_tlbi: RepeatTlbi::of(boot_cpu.midr),
+            dirty_state: DirtyState::of(boot_cpu),
+        }
     }
 
     /// Whether the branch sites with this identifier, one of [`branch`], are to be taken; `false` for any other.
@@ -64,6 +74,7 @@ impl SystemFeatures {
             branch::IDC => self.cpus.idc(),
             branch::DIC => self.cpus.dic(),
             branch::CNP => self.cpus.cnp(),
+            branch::ACCESS_FLAG => self.cpus.hafdbs() >= HardwareUpdates::AccessFlag,
             memory::branch::MOPS => self.cpus.mops(),
             memory::branch::DC_ZVA => self.cpus.dc_zva().is_some(),
             branch::REPEAT_TLBI => self.repeat_tlbi.is_needed(),
@@ -76,6 +87,7 @@ impl SystemFeatures {
         self.cpus = self.cpus.least(cpu);
         self.size_change = self.size_change.and(SizeChange::of(cpu));
         self.repeat_tlbi = self.repeat_tlbi.or(RepeatTlbi::of(cpu.midr));
+        self.dirty_state = self.dirty_state.and(DirtyState::of(cpu));
     }
 }
 
@@ -84,7 +96,8 @@ impl fmt::Display for SystemFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.cpus)?;
         writeln!(f, "live size change {}", self.size_change)?;
-        write!(f, "TLBI repeated    {}", self.repeat_tlbi)
+        writeln!(f, "TLBI repeated    {}", self.repeat_tlbi)?;
+        write!(f, "dirty state      {}", self.dirty_state)
     }
 }
 

@@ -1,12 +1,57 @@
 //! Processes: programs at EL0, from the initrd to their exit.
 //!
 //! - [`initrd`], [`elf`]: where programs come from
-//! - [`stack`]: what a program starts with
-//! - [`mod@signal`]: which wait, what they do, how a handler comes to run
+//! - [`stack`], `exec`: what a program starts with, and how it comes to run
+//! - `tree`, `task`: processes and their threads, and the lock over both
+//! - `birth`, `death`: fork, clone, exit, wait
+//! - `fault`, [`mod@signal`]: what a program did that it may not do, and what it is told
+//! - `futex`: how its threads wait for each other
+//! - [`start`], [`wait`], [`kill`], [`for_each`]: what the kernel itself does with processes
+//!
+//! The system calls that all of this serves are in `crate::syscall`.
 
 #![deny(clippy::disallowed_methods)]
 
+#[cfg(target_os = "none")]
+pub mod birth;
+#[cfg(target_os = "none")]
+mod control;
+#[cfg(target_os = "none")]
+pub mod death;
 pub mod elf;
+#[cfg(target_os = "none")]
+pub mod exec;
+#[cfg(target_os = "none")]
+mod fault;
+#[cfg(target_os = "none")]
+pub mod futex;
+#[cfg(not(target_os = "none"))]
+mod host;
 pub mod initrd;
 pub mod signal;
 pub mod stack;
+pub mod status;
+#[cfg(target_os = "none")]
+pub mod task;
+#[cfg(target_os = "none")]
+pub mod tree;
+
+#[cfg(target_os = "none")]
+pub use control::{for_each, kill, space_of, start, wait};
+#[cfg(not(target_os = "none"))]
+pub use host::{for_each, kill, space_of, start, wait};
+
+/// What a program's exceptions do.
+#[cfg(target_os = "none")]
+static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
+    syscall: crate::syscall::on_syscall,
+    exception: fault::exception,
+    signal: signal::see_to_signals,
+    resolve: fault::resolve,
+};
+
+/// Frames that are kept for processes and threads to come: for accounts of who has which frames.
+#[cfg(target_os = "none")]
+pub fn kept_frames() -> usize {
+    task::kept_frames() + tree::kept_frames()
+}

@@ -12,25 +12,9 @@ use core::sync::atomic::Ordering;
 use aarch64_cpu::registers::{CPACR_EL1, Writeable as _};
 use granule_arch::{barrier, interrupts};
 
+use super::fp_state::FpState;
 use super::thread::{Thread, current};
 use crate::smp::{Cpu, this_cpu};
-
-/// The registers of floating point.
-#[repr(C, align(16))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FpState {
-    /// V0 to V31.
-    pub v: [u128; 32],
-    /// FPSR.
-    pub fpsr: u32,
-    /// FPCR.
-    pub fpcr: u32,
-}
-
-impl FpState {
-    /// As a program finds them: all zero.
-    pub const ZERO: Self = Self { v: [0; 32], fpsr: 0, fpcr: 0 };
-}
 
 /// The number of no CPU.
 const NOWHERE: u32 = u32::MAX;

@@ -16,6 +16,7 @@
 
 #[cfg(target_os = "none")]
 mod fp;
+mod fp_state;
 #[cfg(not(target_os = "none"))]
 mod host;
 #[cfg(target_os = "none")]
@@ -29,9 +30,8 @@ mod timeout;
 mod wait;
 
 #[cfg(target_os = "none")]
-pub use fp::FpState;
-#[cfg(target_os = "none")]
 pub(crate) use fp::first_use as first_use_of_fp;
+pub use fp_state::FpState;
 #[cfg(not(target_os = "none"))]
 pub use host::{ThreadRef, current, park};
 #[cfg(target_os = "none")]

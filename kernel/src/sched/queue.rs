@@ -5,6 +5,9 @@
 //! CPU that idles may take the first of them. What runs at EL0 makes way at once for a woken thread, and at the end of
 //! its slice for a ready one. There is no tick: a slice has an end only while somebody waits for it.
 //!
+//! **Nobody waits for ever**: after [`WOKEN_IN_A_ROW`] woken threads a ready one has its turn, so that threads that wake
+//! each other do not keep the CPU; and since the slice of that one has an end, the woken ones go on after it.
+//!
 //! **A wake-up is not lost** between the look of a CPU that is about to idle and its WFI: it looks with interrupts
 //! masked, and whoever gives it something sends an interrupt afterwards, which ends WFI all the same. Of threads that
 //! it may take from others it is told if its bit is in [`IDLE`]; it sets the bit before it looks, and the others look at
@@ -29,6 +32,8 @@ use crate::sync::{IrqLock, rank};
 
 /// How long a thread runs at EL0 while another waits.
 const SLICE: Duration = Duration::from_millis(10);
+/// Woken threads that may go past one that is ready.
+const WOKEN_IN_A_ROW: u32 = 16;
 /// Stacks of ended threads that a CPU keeps for new ones.
 const SPARE_STACKS: usize = 4;
 /// No end, no timeout.
@@ -40,8 +45,10 @@ intrusive_adapter!(Link = UnsafeRef<Thread>: Thread { link => intrusive_collecti
 pub(super) struct RunQueue {
     woken: LinkedList<Link>,
     ready: LinkedList<Link>,
-    /// A slice has ended: it is the turn of `ready`.
-    overdue: bool,
+    /// The slice of what runs has ended.
+    slice_is_over: bool,
+    /// Woken threads that have gone past one that is ready.
+    in_a_row: u32,
     spare_stacks: heapless::Vec<VirtAddr, SPARE_STACKS>,
 }
 
@@ -75,7 +82,8 @@ impl PerCpu {
         let queue = RunQueue {
             woken: LinkedList::new(Link::NEW),
             ready: LinkedList::new(Link::NEW),
-            overdue: false,
+            slice_is_over: false,
+            in_a_row: 0,
             spare_stacks: heapless::Vec::new(),
         };
         Self {
@@ -140,13 +148,16 @@ pub fn init_cpu(cpu: &'static Cpu) {
 impl RunQueue {
     /// Takes the thread that runs next.
     fn pick(&mut self, cpu: &Cpu) -> Option<NonNull<Thread>> {
-        let ready_first = core::mem::take(&mut self.overdue) && !self.ready.is_empty();
-        let woken = if ready_first { None } else { self.woken.pop_front() };
-        let thread = match woken {
-            Some(thread) => thread,
-            None => self.take_ready(cpu).or_else(|| self.woken.pop_front())?,
-        };
+        self.slice_is_over = false;
+        let woken = if self.in_a_row < WOKEN_IN_A_ROW || self.ready.is_empty() { self.woken.pop_front() } else { None };
+        self.in_a_row = if woken.is_some() && !self.ready.is_empty() { self.in_a_row + 1 } else { 0 };
+        let thread = woken.or_else(|| self.take_ready(cpu))?;
         NonNull::new(UnsafeRef::into_raw(thread))
+    }
+
+    /// Whether nobody waits for the CPU.
+    pub(super) fn is_empty(&self) -> bool {
+        self.woken.is_empty() && self.ready.is_empty()
     }
 
     /// The next thread, or else the one for when there is none.
@@ -189,7 +200,7 @@ pub(super) fn start(thread: ThreadRef) {
     let mut queue = cpu.sched.queue.lock();
     // The reference stays with the thread until it ends.
     queue.add_ready(cpu, thread.into_raw(), Place::Last);
-    begin_slice(cpu);
+    begin_slice(cpu, WaitedFor::Yes);
     drop(queue);
     tell_idle(cpu);
 }
@@ -310,9 +321,9 @@ pub(crate) fn give_way(thread: &Thread) {
     let cpu = this_cpu();
     let mut queue = cpu.sched.queue.lock();
     thread.work.fetch_and(!Work::RESCHEDULE.0, Ordering::Relaxed);
-    let ended = queue.overdue;
+    let over = queue.slice_is_over;
     let Some(next) = queue.pick(cpu) else { return };
-    queue.add_ready(cpu, NonNull::from(thread), if ended { Place::Last } else { Place::First });
+    queue.add_ready(cpu, NonNull::from(thread), if over { Place::Last } else { Place::First });
     tell_idle(cpu);
     switch::to(cpu, thread, next, queue);
 }
@@ -321,16 +332,23 @@ pub(crate) fn give_way(thread: &Thread) {
 pub fn yield_now() {
     let cpu = this_cpu();
     let mut queue = cpu.sched.queue.lock();
-    queue.overdue = true;
+    queue.slice_is_over = true;
     request(cpu);
 }
 
-/// A thread goes to EL0 on this CPU, or others have come to wait: if there are any, the slice has an end.
-pub(super) fn begin_slice(cpu: &Cpu) {
-    let waited_for = cpu.sched.ready.load(Ordering::Relaxed) != 0;
-    let end = cpu.sched.slice_end.load(Ordering::Relaxed);
-    if waited_for == (end == NEVER) {
-        let end = if waited_for { Deadline::after(SLICE).count() } else { NEVER };
+/// Whether there are others for a CPU than the thread that has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WaitedFor {
+    Yes,
+    No,
+}
+
+/// A thread has this CPU for EL0, or others have come to wait for it: if there are any, the slice has an end. Interrupts
+/// masked.
+pub(super) fn begin_slice(cpu: &Cpu, waited_for: WaitedFor) {
+    let is_endless = cpu.sched.slice_end.load(Ordering::Relaxed) == NEVER;
+    if (waited_for == WaitedFor::Yes) == is_endless {
+        let end = if is_endless { Deadline::after(SLICE).count() } else { NEVER };
         cpu.sched.slice_end.store(end, Ordering::Relaxed);
         program(cpu);
     }
@@ -347,7 +365,7 @@ fn when_due(cpu: &Cpu) {
     if cpu.sched.slice_end.load(Ordering::Relaxed) <= now {
         cpu.sched.slice_end.store(NEVER, Ordering::Relaxed);
         let mut queue = cpu.sched.queue.lock();
-        queue.overdue = true;
+        queue.slice_is_over = true;
         request(cpu);
     }
     if cpu.sched.next_timeout.load(Ordering::Relaxed) <= now {

@@ -15,7 +15,7 @@ use aarch64_cpu::registers::{Readable as _, TPIDR_EL0, TTBR0_EL1, Writeable as _
 use granule_arch::addr::VirtAddr;
 use granule_arch::{barrier, interrupts, patched_branch};
 
-use super::queue::{self, RunQueue};
+use super::queue::{self, RunQueue, WaitedFor};
 use super::thread::{DEAD, PARKED, RUNNABLE, Thread, ThreadRef, current};
 use crate::mm::asid::{self, Asids};
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -125,12 +125,13 @@ pub(super) fn to(
     queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
 ) {
     debug_assert!(!interrupts::state().irqs_enabled() && cpu.interrupt_depth.load(Ordering::Relaxed) == 0);
+    let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
     // Now the one that comes holds it.
     queue.hand_over();
     // SAFETY: it was taken from the queue, so it has not ended.
     let next_thread = unsafe { next.as_ref() };
     leave(cpu, thread);
-    enter(cpu, next_thread);
+    enter(cpu, next_thread, waited_for);
     // SAFETY: the registers of `next` were saved where its SP says, under the lock that this thread holds. What comes
     // back is TPIDR_EL1.
     let cpu: &'static Cpu = unsafe { &*context_switch(thread.sp.as_ptr(), next_thread.sp.get()).cast() };
@@ -145,13 +146,13 @@ fn leave(cpu: &Cpu, thread: &Thread) {
     }
 }
 
-fn enter(cpu: &Cpu, thread: &Thread) {
+fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     cpu.stack_top.store(thread.stack_top.get(), Ordering::Relaxed);
     if thread.entry().is_some() {
         TPIDR_EL0.set(thread.tls.get());
         thread.fp.enter(cpu, thread);
-        queue::begin_slice(cpu);
+        queue::begin_slice(cpu, waited_for);
     }
     // SAFETY: the space of a thread that comes is this CPU's.
     install(cpu, unsafe { &*thread.space.get() }.as_deref());

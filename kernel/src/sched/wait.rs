@@ -133,7 +133,26 @@ impl<T> Waiters<'_, T> {
         }
     }
 
-    fn wait_while(mut self, value: T, otherwise: impl Fn() -> Option<Woken>) -> Woken {
+    /// As [`Self::wait_until`]; but `unless` is asked first, when this thread is in the queue already, and where it says
+    /// so, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
+    #[cfg(target_os = "none")]
+    pub fn wait_unless(self, value: T, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
+        let (mut unless, mut refused) = (Some(unless), false);
+        let mut otherwise = |passed: &dyn Fn() -> bool| {
+            refused = refused || unless.take().is_some_and(|unless| unless());
+            if refused || current().has(Work::SIGNAL) {
+                return Some(Woken::Interrupted);
+            }
+            passed().then_some(Woken::TimedOut)
+        };
+        let woken = match until {
+            None => self.wait_while(value, || otherwise(&|| false)),
+            Some(until) => timeout::with_timeout(until, |passed| self.wait_while(value, || otherwise(passed))),
+        };
+        (!refused || woken == Woken::ByAnother).then_some(woken)
+    }
+
+    fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
         let waiter =
             Waiter { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicBool::new(false), value };
         let queue = self.queue;

@@ -204,6 +204,7 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     }
     // Text was patched meanwhile: nothing that was fetched earlier may be executed.
     barrier::isb();
+    crate::kernel().features().dirty_state.enable();
     if let Some(&empty_root) = EMPTY_ROOT.get() {
         leave_identity_map(empty_root);
     }

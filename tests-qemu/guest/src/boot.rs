@@ -3,7 +3,8 @@
 
 use core::sync::atomic::Ordering;
 
-use aarch64_cpu::registers::{CPACR_EL1, CurrentEL, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1};
+use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, CurrentEL, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1};
+use granule::platform::errata::DirtyState;
 use granule::smp::{self, Cpu, this_cpu};
 use granule::trap::probe;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
@@ -90,6 +91,8 @@ fn wrong_registers() -> Option<&'static str> {
         pan = 1 << 22;
     }
     let on = SCTLR_EL1::M::SET.value | SCTLR_EL1::C::SET.value | SCTLR_EL1::I::SET.value | SCTLR_EL1::SA::SET.value;
+    let el0 =
+        SCTLR_EL1::UCI::SET.value | SCTLR_EL1::UCT::SET.value | SCTLR_EL1::DZE::SET.value | SCTLR_EL1::NTWE::SET.value;
     let checks = [
         ("CurrentEL", CurrentEL.read(CurrentEL::EL) == 1),
         ("SCTLR_EL1: MMU, caches, stack alignment", sctlr & on == on),
@@ -101,10 +104,14 @@ fn wrong_registers() -> Option<&'static str> {
         ("TCR_EL1: 48 bits", TCR_EL1::T0SZ.read(tcr) == 16 && TCR_EL1::T1SZ.read(tcr) == 16),
         ("TCR_EL1.AS", TCR_EL1::AS.is_set(tcr) == (features.asid_bits() == 16)),
         ("TCR_EL1.HA", TCR_EL1::HA.is_set(tcr) == (features.hafdbs() > HardwareUpdates::None)),
-        ("TCR_EL1.HD", !TCR_EL1::HD.is_set(tcr)),
+        ("TCR_EL1.HD", TCR_EL1::HD.is_set(tcr) == (granule::kernel().features().dirty_state == DirtyState::Hardware)),
         ("TCR_EL1.E0PD1", TCR_EL1_MORE::E0PD1.is_set(tcr) == features.e0pd()),
         ("TCR_EL1: no byte ignored", !TCR_EL1::TBI0.is_set(tcr) && !TCR_EL1::TBI1.is_set(tcr)),
-        ("CPACR_EL1", CPACR_EL1.get() == 0),
+        // Floating point is the kernel's to move, and EL0's once it has asked; nothing else is open.
+        ("CPACR_EL1", CPACR_EL1.get() | CPACR_EL1::FPEN::TrapNothing.value == CPACR_EL1::FPEN::TrapNothing.value),
+        ("CPACR_EL1.FPEN", CPACR_EL1.read(CPACR_EL1::FPEN) & 1 == 1),
+        ("CNTKCTL_EL1", CNTKCTL_EL1.get() == CNTKCTL_EL1::EL0VCTEN::SET.value),
+        ("SCTLR_EL1: what EL0 may do", sctlr & el0 == el0 && sctlr & SCTLR_EL1::NTWI::SET.value == 0),
     ];
     checks.iter().find(|(_, holds)| !holds).map(|(name, _)| *name)
 }

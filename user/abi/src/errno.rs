@@ -58,6 +58,7 @@ errnos! {
     ENOSYS = 38, "no such system call";
     ENOTSUP = 95, "not supported";
     ETIMEDOUT = 110, "timed out";
+    ERESTARTSYS = 512, "interrupted, and to be made again: never seen by a program";
 }
 
 impl Errno {

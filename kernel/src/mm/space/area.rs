@@ -63,6 +63,12 @@ pub struct Area {
 }
 
 impl Area {
+    /// An area in no space, for tests of those who show areas.
+    #[cfg(test)]
+    pub(crate) fn sample(range: PageRange, protection: Protection) -> Self {
+        Self::new(range, protection, None)
+    }
+
     /// An area of `range`, in no tree: of `object` from its first page on, or private.
     pub(super) fn new(range: PageRange, protection: Protection, object: Option<ObjectRef>) -> Self {
         Self::of(range.start(), range.end(), protection, object, 0)

@@ -144,6 +144,16 @@ impl Space {
         if in_space && areas.covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
+    /// Does nothing with the `bytes` bytes from `start` on, but says whether they are mapped: advice that changes nothing
+    /// here (`MADV_NORMAL`, `MADV_WILLNEED`, ...).
+    ///
+    /// # Errors
+    /// As [`Self::madvise_dontneed`].
+    pub fn madvise_nothing(&self, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
+        let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
+        if in_space && self.areas.read().covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
     /// Whether there is a page: a byte for each, 1 or 0, from `start` on.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
+use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
 use super::PAGE;
@@ -15,13 +16,14 @@ use super::entry::attributes;
 use super::fault::{Fault, FaultError, Served};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
+use crate::platform::features::branch;
 
 /// What became of the copy of a page.
 enum Outcome {
     /// The entry was changed meanwhile: what it needs now, the next fault says.
     Moved,
-    /// It has a frame of its own, and this one is let go.
-    Copied(Option<PhysAddr>),
+    /// It has a frame of its own; the one that it had is let go, where it is counted.
+    Copied { old: Option<PhysAddr>, source: Served },
 }
 
 impl Fault<'_> {
@@ -41,11 +43,17 @@ impl Fault<'_> {
         let new = new.map_err(|_| FaultError::OutOfMemory)?;
         let _told = space.notifiers.start(Range::page(Event::Clear, self.page));
         match self.copy(entry, new) {
-            Outcome::Copied(Some(old)) => space.let_go(self.cpu, old),
-            Outcome::Copied(None) => {}
-            Outcome::Moved => frames.free(self.cpu, new),
+            Outcome::Copied { old, source } => {
+                if let Some(old) = old {
+                    space.let_go(self.cpu, old);
+                }
+                Ok(source)
+            }
+            Outcome::Moved => {
+                frames.free(self.cpu, new);
+                Ok(Served::Quietly)
+            }
         }
-        Ok(Served::Quietly)
     }
 
     /// Whether the frame of `entry` is this page's alone.
@@ -77,6 +85,12 @@ impl Fault<'_> {
         if entry.young() != found.young() {
             return Outcome::Moved;
         }
+        // Copying is an access, and of the last level's entries the hardware would have made this one young.
+        let source = if entry.is_young() || patched_branch!(branch::ACCESS_FLAG) {
+            Served::Quietly
+        } else {
+            self.allow_more(entry, entry.young())
+        };
         if !entry.is_special() {
             // Read-only everywhere, and held by this entry: it stays as it is while the lock is held.
             space.copy_frame(entry.address(), new);
@@ -91,6 +105,6 @@ impl Fault<'_> {
         }
         space.notifiers.invalidate_range(self.page, self.page + PAGE);
         mmu.store(self.cell, written);
-        Outcome::Copied((!entry.is_special()).then(|| entry.address()))
+        Outcome::Copied { old: (!entry.is_special()).then(|| entry.address()), source }
     }
 }

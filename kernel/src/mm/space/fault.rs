@@ -19,6 +19,7 @@ use super::area::{Area, Backing};
 use super::entry::{attributes, set_access_flags};
 use super::{Cell, PAGE, Space};
 use crate::lab;
+use crate::mm::OutOfMemory;
 use crate::smp::Cpu;
 
 /// What was tried.
@@ -44,6 +45,12 @@ pub enum FaultError {
     /// There is no memory for the page.
     #[error("out of memory")]
     OutOfMemory,
+}
+
+impl From<OutOfMemory> for FaultError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
 }
 
 /// Serves a fault of `access` at `address`, or says why it cannot be served. On success the access is tried again; it
@@ -81,18 +88,16 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<Ser
     if !allows(area.protection(), access) {
         return Err(FaultError::NotAllowed);
     }
-    let (table, cell) = match space.page_tables().cell(page) {
-        Some(found) => found,
-        None => {
-            let linked = space.page_tables().ensure_cell(page, &mut space.table_source(cpu));
-            linked.map_err(|_| FaultError::OutOfMemory)?
-        }
+    let Some((table, cell)) = space.page_tables().cell(page) else {
+        return space.first_page_of_table(cpu, area, page, access);
     };
-    let fault = Fault { space, cpu, area, page, table, cell, access };
     let entry = space.mmu().load(cell);
     if entry == Descriptor::EMPTY {
-        return fault.missing();
+        let new = space.new_page(cpu, area, page, access)?;
+        space.install_or_drop(cpu, table, cell, new);
+        return Ok(Served::Quietly);
     }
+    let fault = Fault { space, cpu, area, page, table, cell, access };
     if access == Access::Write && !entry.may_be_written() {
         return fault.write_protected(entry);
     }
@@ -125,32 +130,6 @@ pub(super) struct Fault<'a> {
 }
 
 impl Fault<'_> {
-    /// There is no page yet.
-    #[inline(always)]
-    fn missing(&self) -> Result<Served, FaultError> {
-        let protection = self.area.protection();
-        let new = match self.area.backing() {
-            Backing::Private if self.access == Access::Write => {
-                let frame = self.space.common.frames.alloc_zeroed(self.cpu).map_err(|_| FaultError::OutOfMemory)?;
-                Descriptor::page(frame, attributes(protection)).dirty()
-            }
-            Backing::Private => {
-                let zeros = self.space.common.zeros;
-                Descriptor::page(zeros, attributes(protection.without(Protection::WRITE))).special()
-            }
-            Backing::Shared { object, first_page } => {
-                let page = first_page + (self.page - self.area.start()) / PAGE;
-                let frame = object.frame(self.cpu, page).map_err(|_| FaultError::OutOfMemory)?;
-                let entry = Descriptor::page(frame, attributes(protection));
-                if self.access == Access::Write { entry.dirty() } else { entry }
-            }
-        };
-        if !self.space.install(self.table, self.cell, new) && !new.is_special() {
-            self.space.let_go(self.cpu, new.address());
-        }
-        Ok(Served::Quietly)
-    }
-
     /// The entry allows the access, as far as software knows.
     #[cold]
     fn present(&self) -> Result<Served, FaultError> {
@@ -183,6 +162,48 @@ impl Fault<'_> {
 }
 
 impl Space {
+    /// The entry for `page` of `area`, which has none yet, at its first `access`. It has a hold of its frame.
+    #[inline(always)]
+    fn new_page(&self, cpu: &Cpu, area: &Area, page: VirtAddr, access: Access) -> Result<Descriptor, OutOfMemory> {
+        let protection = area.protection();
+        Ok(match area.backing() {
+            Backing::Private if access == Access::Write => {
+                Descriptor::page(self.common.frames.alloc_zeroed(cpu)?, attributes(protection)).dirty()
+            }
+            Backing::Private => {
+                Descriptor::page(self.common.zeros, attributes(protection.without(Protection::WRITE))).special()
+            }
+            Backing::Shared { object, first_page } => {
+                let frame = object.frame(cpu, first_page + (page - area.start()) / PAGE)?;
+                let entry = Descriptor::page(frame, attributes(protection));
+                if access == Access::Write { entry.dirty() } else { entry }
+            }
+        })
+    }
+
+    /// Serves a fault where there is no table either.
+    #[cold]
+    fn first_page_of_table(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        page: VirtAddr,
+        access: Access,
+    ) -> Result<Served, FaultError> {
+        let prepare = || self.new_page(cpu, area, page, access);
+        let ((table, cell), new) = self.page_tables().ensure_cell(page, &mut self.table_source(cpu), prepare)?;
+        self.install_or_drop(cpu, table, cell, new);
+        Ok(Served::Quietly)
+    }
+
+    /// Puts `new` into `cell` of `table`, unless another CPU was faster.
+    #[inline(always)]
+    fn install_or_drop(&self, cpu: &Cpu, table: PhysAddr, cell: &Cell, new: Descriptor) {
+        if !self.install(table, cell, new) && !new.is_special() {
+            self.let_go(cpu, new.address());
+        }
+    }
+
     /// Puts `new` into `cell` of `table`, if nothing is there; whether so.
     #[inline(always)]
     pub(super) fn install(&self, table: PhysAddr, cell: &Cell, new: Descriptor) -> bool {

@@ -53,8 +53,7 @@ impl Space {
         self.page_tables().for_each_cells(range, |found| {
             let used = || mmu.survey(found.cells).any != Descriptor::EMPTY.0;
             if result.is_ok() && child.page_tables().cell(found.start).is_none() && used() {
-                let linked = child.page_tables().ensure_cell(found.start, &mut child.table_source(cpu));
-                result = linked.map(drop).map_err(|_| OutOfMemory);
+                result = child.ensure_table(cpu, found.start);
             }
         });
         result

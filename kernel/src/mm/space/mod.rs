@@ -198,6 +198,11 @@ impl Space {
         &self.common.mmu
     }
 
+    /// Links the last-level table for `address`, if it is missing.
+    fn ensure_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
+        self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop)
+    }
+
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> SpaceSource<'a> {
         SpaceSource { frames: self.common.frames, taken: &self.table_frames, cpu }
     }

@@ -40,7 +40,7 @@ impl Space {
     fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), OutOfMemory> {
         let tables = self.page_tables();
         if tables.cell(range.start()).is_none() {
-            tables.ensure_cell(range.start(), &mut self.table_source(cpu)).map_err(|_| OutOfMemory)?;
+            self.ensure_table(cpu, range.start())?;
         }
         let mut result = Ok(());
         tables.for_each_cells(range, |found| {

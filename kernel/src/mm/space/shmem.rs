@@ -12,7 +12,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::{Dismantled, Granule4K, Mmu, PageTables, Table};
 
-use super::{PAGE, SpaceSource, Spaces};
+use super::{Cell, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
 use crate::smp::{Cpu, this_cpu};
@@ -49,6 +49,11 @@ impl Spaces {
 }
 
 impl Object {
+    /// What tells it from every other object that exists.
+    pub fn identity(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
     /// The frame of `page`, with one more hold for the caller; a new one of zeros where there was none.
     ///
     /// # Errors
@@ -57,30 +62,32 @@ impl Object {
         let (mmu, frames) = (&self.common.mmu, self.common.frames);
         let tables = PageTables::new(mmu, self.root);
         let address = VirtAddr(page * PAGE);
-        let cell = match tables.cell(address) {
-            Some((_, cell)) => cell,
+        let found = tables.cell(address).map(|(_, cell)| (cell, mmu.load(cell)));
+        let frame = match found {
+            Some((_, entry)) if entry != Descriptor::EMPTY => entry.address(),
+            Some((cell, _)) => self.add(cpu, cell, frames.alloc_zeroed(cpu)?),
             None => {
                 let mut source = SpaceSource { frames, taken: &self.table_frames, cpu };
-                tables.ensure_cell(address, &mut source).map_err(|_| OutOfMemory)?.1
-            }
-        };
-        let found = mmu.load(cell);
-        let frame = if found != Descriptor::EMPTY {
-            found.address()
-        } else {
-            let new = frames.alloc_zeroed(cpu)?;
-            // Its zeros before its address, for whoever finds it here.
-            mmu.dmb_ishst();
-            match mmu.compare_exchange(cell, Descriptor::EMPTY, Descriptor(new.0 | bits::PRESENT_INVALID)) {
-                Ok(()) => new,
-                Err(other) => {
-                    frames.free(cpu, new);
-                    other.address()
-                }
+                let ((_, cell), new) = tables.ensure_cell(address, &mut source, || frames.alloc_zeroed(cpu))?;
+                self.add(cpu, cell, new)
             }
         };
         self.common.record(frame).share();
         Ok(frame)
+    }
+
+    /// Gives a page the frame `new`, unless another CPU was faster; returns which it has.
+    fn add(&self, cpu: &Cpu, cell: &Cell, new: PhysAddr) -> PhysAddr {
+        let mmu = &self.common.mmu;
+        // Its zeros before its address, for whoever finds it here.
+        mmu.dmb_ishst();
+        match mmu.compare_exchange(cell, Descriptor::EMPTY, Descriptor(new.0 | bits::PRESENT_INVALID)) {
+            Ok(()) => new,
+            Err(other) => {
+                self.common.frames.free(cpu, new);
+                other.address()
+            }
+        }
     }
 
     /// Whether `page` has a frame.

@@ -3,17 +3,22 @@
 use std::collections::BTreeMap;
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Attributes, Kind, MemoryType};
+use granule_arch::descriptor::{Attributes, Kind, MemoryType, Protection};
 use granule_arch::esr::Syndrome;
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{Change, Extent, Granule4K, Lazy, LeafTotals, PageRange, Shape, Step};
 
 use crate::drivers::power::Status;
+use crate::errno::Errno;
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::layout::VMALLOC_START;
-use crate::monitor::Subject;
+use crate::mm::space::Area;
 use crate::monitor::memory::{Permission, Width};
+use crate::monitor::{Half, Refusal, Subject};
+use crate::process::signal::Signal;
+use crate::process::stack::Words;
+use crate::process::status::{End, ExecError, Life, Name, Summary};
 use crate::trap::probe::Fault;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -27,6 +32,10 @@ pub(super) struct Model {
     next_frame: PhysAddr,
     /// By physical address; what was never written is 0.
     bytes: BTreeMap<u64, u8>,
+    /// How its process will end, if it has one.
+    process: Option<End>,
+    /// Whether that one's notifiers are traced.
+    traced: bool,
     /// How it was ended.
     pub(super) ended: Option<Status>,
     /// How often it was started anew.
@@ -41,6 +50,8 @@ impl Default for Model {
             next_address: VMALLOC_START + PAGE,
             next_frame: PhysAddr(0x4800_0000),
             bytes: BTreeMap::new(),
+            process: None,
+            traced: false,
             ended: None,
             resets: 0,
         }
@@ -147,12 +158,55 @@ impl Subject for Model {
         self.access(address, Access::Fetch).map(drop)
     }
 
-    fn walk(&self, address: VirtAddr, step: &mut dyn FnMut(&Step)) {
-        self.tables.page_tables().walk(address).for_each(|taken| step(&taken));
+    fn walk(&self, whose: Half, address: VirtAddr, step: &mut dyn FnMut(&Step)) -> Option<()> {
+        if whose == Half::Kernel {
+            self.tables.page_tables().walk(address).for_each(|taken| step(&taken));
+        }
+        (whose == Half::Kernel).then_some(())
     }
 
-    fn dump(&self, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> LeafTotals {
-        self.tables.page_tables().dump(range, extent)
+    fn dump(&self, whose: Half, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> Option<LeafTotals> {
+        (whose == Half::Kernel).then(|| self.tables.page_tables().dump(range, extent))
+    }
+
+    /// There is one file, `exits`, whose only process has the number 7 and exits with as many as it has words.
+    fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
+        if file != "exits" {
+            return Err(ExecError::NotFound);
+        }
+        self.process = Some(End::Exited(words.arguments() as u8));
+        Ok(7)
+    }
+
+    fn wait(&mut self, process: u32) -> Option<End> {
+        if process == 7 { self.process.take() } else { None }
+    }
+
+    fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno> {
+        if process != 7 || self.process.is_none() {
+            return Err(Errno::ESRCH);
+        }
+        self.process = Some(End::Killed(signal));
+        Ok(())
+    }
+
+    fn processes(&self, each: &mut dyn FnMut(&Summary)) {
+        if self.process.is_some() {
+            each(&Summary { id: 7, parent: 0, life: Life::Running, threads: 1, name: Name::of(b"exits") });
+        }
+    }
+
+    fn areas(&self, process: u32, each: &mut dyn FnMut(&Area)) -> Option<()> {
+        self.process.filter(|_| process == 7)?;
+        let range = PageRange::from_pages(VirtAddr(0x40_0000), 3).expect("three pages");
+        each(&Area::sample(range, Protection::READ.and(Protection::EXECUTE)));
+        Some(())
+    }
+
+    fn trace(&mut self, process: u32) -> Result<bool, Refusal> {
+        self.process.filter(|_| process == 7).ok_or(Refusal::NoProcess(process))?;
+        self.traced = !self.traced;
+        Ok(self.traced)
     }
 
     fn power_off(&mut self, status: Status) {

@@ -12,6 +12,8 @@ use granule_abi::signal::{
     SigFrame, SigInfo, SigStack, UContext,
 };
 
+use crate::sched::FpState;
+
 /// The registers of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Registers {
@@ -23,18 +25,6 @@ pub struct Registers {
     pub pc: u64,
     /// PSTATE.
     pub pstate: u64,
-}
-
-/// The registers of floating point.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C, align(16))]
-pub struct FpRegisters {
-    /// v0 to v31.
-    pub v: [u128; 32],
-    /// FPSR.
-    pub fpsr: u32,
-    /// FPCR.
-    pub fpcr: u32,
 }
 
 /// ESR_EL1 and FAR_EL1 of the last fault that a signal told of.
@@ -52,7 +42,7 @@ pub struct Interrupted {
     /// The registers.
     pub registers: Registers,
     /// Those of floating point.
-    pub fp: FpRegisters,
+    pub fp: FpState,
     /// The signals that were blocked.
     pub mask: u64,
     /// The alternative stack.
@@ -202,7 +192,7 @@ pub fn restore(mut read: impl FnMut(usize, &mut [u8]) -> Result<(), Errno>) -> R
 }
 
 /// The record for floating point. Others are passed over.
-fn read_fp(read: &mut impl FnMut(usize, &mut [u8]) -> Result<(), Errno>) -> Result<FpRegisters, Errno> {
+fn read_fp(read: &mut impl FnMut(usize, &mut [u8]) -> Result<(), Errno>) -> Result<FpState, Errno> {
     let mut fp = None;
     let mut at = 0;
     loop {
@@ -233,7 +223,7 @@ fn read_fp(read: &mut impl FnMut(usize, &mut [u8]) -> Result<(), Errno>) -> Resu
                 read(RECORDS + at + offset_of!(FpsimdContext, registers) + 16 * index, &mut bytes)?;
                 *register = u128::from_le_bytes(bytes);
             }
-            fp = Some(FpRegisters { v, fpsr, fpcr });
+            fp = Some(FpState { v, fpsr, fpcr });
         }
         at += size;
     }
@@ -249,7 +239,7 @@ mod tests {
     };
     use proptest::prelude::*;
 
-    use super::{FaultRecord, FpRegisters, Image, Interrupted, RECORDS, Registers, place, reported, restore};
+    use super::{FaultRecord, FpState, Image, Interrupted, RECORDS, Registers, place, reported, restore};
 
     const STACK: SigStack = SigStack { base: 0x10_0000, flags: 0, padding: 0, size: 0x4000 };
 
@@ -261,7 +251,7 @@ mod tests {
                 pc: 0x40_1234,
                 pstate: 0x6000_0000,
             },
-            fp: FpRegisters { v: core::array::from_fn(|index| u128::MAX - index as u128), fpsr: 0x1f, fpcr: 0xc0_0000 },
+            fp: FpState { v: core::array::from_fn(|index| u128::MAX - index as u128), fpsr: 0x1f, fpcr: 0xc0_0000 },
             mask: 0x8000_0000_0000_0001,
             stack: STACK,
         }

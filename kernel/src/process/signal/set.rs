@@ -1,5 +1,8 @@
 //! Sets of signals, those that wait for their thread, and what happens on each.
 
+use core::cell::Cell;
+use core::fmt;
+
 use granule_abi::Errno;
 use granule_abi::signal::{
     SA_NOCLDWAIT, SA_RESETHAND, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP,
@@ -37,6 +40,15 @@ impl Signal {
     /// The set of this one.
     pub const fn set(self) -> Set {
         Set(1 << (self.0 - 1))
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match granule_abi::signal::name(self.0) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "signal {}", self.0),
+        }
     }
 }
 
@@ -126,9 +138,9 @@ impl Cause {
 /// second one while the first waits is the same one.
 #[derive(Debug)]
 pub struct Pending {
-    set: Set,
+    set: Cell<Set>,
     /// For the signals that have names; of the others, which only processes send, the sender is forgotten.
-    causes: [Cause; Self::KEPT],
+    causes: [Cell<Cause>; Self::KEPT],
 }
 
 impl Pending {
@@ -136,36 +148,36 @@ impl Pending {
 
     /// None.
     pub const fn new() -> Self {
-        Self { set: Set::EMPTY, causes: [Cause::KERNEL; Self::KEPT] }
+        Self { set: Cell::new(Set::EMPTY), causes: [const { Cell::new(Cause::KERNEL) }; Self::KEPT] }
     }
 
     /// Which.
     pub const fn set(&self) -> Set {
-        self.set
+        self.set.get()
     }
 
     /// Adds one.
-    pub fn add(&mut self, signal: Signal, cause: Cause) {
-        if self.set.has(signal) {
+    pub fn add(&self, signal: Signal, cause: Cause) {
+        if self.set().has(signal) {
             return;
         }
-        self.set = self.set.with(signal.set());
-        if let Some(place) = self.causes.get_mut(signal.number() as usize - 1) {
-            *place = cause;
+        self.set.set(self.set().with(signal.set()));
+        if let Some(place) = self.causes.get(signal.number() as usize - 1) {
+            place.set(cause);
         }
     }
 
     /// Takes one that is not blocked.
-    pub fn take(&mut self, blocked: Set) -> Option<(Signal, Cause)> {
-        let signal = self.set.without(blocked).first()?;
+    pub fn take(&self, blocked: Set) -> Option<(Signal, Cause)> {
+        let signal = self.set().without(blocked).first()?;
         self.remove(signal);
-        let kept = self.causes.get(signal.number() as usize - 1).copied();
+        let kept = self.causes.get(signal.number() as usize - 1).map(Cell::get);
         Some((signal, kept.unwrap_or(Cause::process(granule_abi::signal::SI_USER, 0))))
     }
 
     /// Takes one away.
-    pub fn remove(&mut self, signal: Signal) {
-        self.set = self.set.without(signal.set());
+    pub fn remove(&self, signal: Signal) {
+        self.set.set(self.set().without(signal.set()));
     }
 }
 
@@ -291,7 +303,7 @@ mod tests {
 
     #[test]
     fn faults_come_first_and_a_second_signal_is_the_same() {
-        let mut pending = Pending::new();
+        let pending = Pending::new();
         for signal in [HUP, USR1, Signal::new(64).unwrap()] {
             pending.add(signal, Cause::process(SI_USER, 7));
             pending.add(signal, Cause::process(SI_USER, 8));

@@ -2,10 +2,14 @@
 //!
 //! - `calls`: what each call does and refuses
 //! - `device`: random calls, and a device that shares the tables and must hear of every change
+//! - `random`: long sequences of calls against maps of pages
+//! - `shortage`: memory running out at every allocation
 //! - `told`: what each path tells the TLBs and the notifiers, in which order and under which lock
 
 mod calls;
 mod device;
+mod random;
+mod shortage;
 mod told;
 
 use std::boxed::Box;

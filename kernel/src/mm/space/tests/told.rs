@@ -23,6 +23,7 @@ use crate::mm::kernel::record::record;
 use crate::mm::notifier::recording::{Call, Recording, Told};
 use crate::mm::notifier::{EventSet, Subscription};
 use crate::mm::space::{MapRequest, Placement, Sharing};
+use crate::platform::features::branch;
 use crate::sync::rank;
 
 type Listener = Subscription<Recording, SpaceRef>;
@@ -163,6 +164,28 @@ fn a_copy_is_told_between_the_old_page_and_the_new() {
     let stage = Stage::new(1);
     let _child = stage.fork();
     assert_told(&stage, || stage.fault(0, Access::Write), COPY);
+}
+
+/// Copying is an access: where no hardware does, the entry that is copied from becomes young, and then another page's.
+#[test]
+fn the_source_of_a_copy_becomes_young() {
+    let old_source = || {
+        let stage = Stage::new(1);
+        let child = stage.fork();
+        stage.make_old(0);
+        (stage, child)
+    };
+    let (stage, _child) = old_source();
+    assert_told(
+        &stage,
+        || stage.fault(0, Access::Write),
+        "start clear 0..1, write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, write, dsb ishst, vale1is 0, \
+         tlbs 0..1 (locked), dsb ish, range 0..1 (locked), write, end clear 0..1, start upgrade 0..1, \
+         end upgrade 0..1",
+    );
+    let (stage, _child) = old_source();
+    let story = host::with(&[branch::ACCESS_FLAG], || stage.story(|| stage.fault(0, Access::Write)));
+    assert_eq!(story, COPY);
 }
 
 #[test]

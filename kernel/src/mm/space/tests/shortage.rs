@@ -1,0 +1,230 @@
+//! Memory that runs out at every allocation of every call: a clean error, and everything as it was.
+//!
+//! A call is made with no frame free and no room in any pool, then with one frame, two, and so on. So each of its
+//! allocations is, in turn, the first that fails.
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::PageRange;
+
+use super::*;
+use crate::errno::Errno;
+use crate::mm::pool::PoolBox;
+use crate::mm::space::area::Area;
+use crate::mm::space::{FaultError, USER_END, USER_START};
+
+/// Everything that a call could have changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Everything {
+    areas: Vec<(u64, u64, u8)>,
+    leaves: Vec<(VirtAddr, Descriptor)>,
+    counts: [usize; 3],
+    tables: usize,
+    used: usize,
+}
+
+fn everything(rig: &Rig, space: &Space) -> Everything {
+    let tables = space.tables();
+    let mut leaves = Vec::new();
+    tables.dump(PageRange::new(USER_START, USER_END - USER_START).unwrap(), |extent| {
+        for page in (0..extent.size).step_by(PAGE as usize) {
+            let address = extent.start + page;
+            leaves.push((address, tables.translate(address).unwrap().descriptor));
+        }
+    });
+    Everything {
+        areas: areas(space),
+        leaves,
+        counts: rig.spaces.counts(),
+        tables: space.table_frames(),
+        used: rig.used(),
+    }
+}
+
+/// All memory but a few frames, in hands where it is of no use.
+struct Hoard<'r> {
+    rig: &'r Rig,
+    frames: Vec<PhysAddr>,
+    areas: Vec<PoolBox<Area>>,
+}
+
+impl<'r> Hoard<'r> {
+    /// Leaves `left` frames and no slot for an area. The pool of spaces has slots, since there is a space; that of
+    /// objects is empty.
+    fn leaving(rig: &'r Rig, left: usize) -> Self {
+        let mut frames: Vec<_> = core::iter::from_fn(|| rig.frames.alloc(&rig.cpu).ok()).collect();
+        let range = PageRange::from_pages(USER_START, 1).unwrap();
+        let area = || rig.spaces.areas.try_new(Area::new(range, READ_WRITE, None)).ok();
+        let areas = core::iter::from_fn(area).collect();
+        for frame in frames.drain(..left) {
+            rig.frames.free(&rig.cpu, frame);
+        }
+        Self { rig, frames, areas }
+    }
+}
+
+impl Drop for Hoard<'_> {
+    fn drop(&mut self) {
+        self.areas.clear();
+        self.frames.drain(..).for_each(|frame| self.rig.frames.free(&self.rig.cpu, frame));
+    }
+}
+
+/// More frames than any of the calls needs.
+const ENOUGH: usize = 24;
+
+/// Makes `call` with ever more memory, each time on what `prepare` makes of an empty space. It is refused with
+/// `refusal` until there is enough for it, `needed` frames.
+#[track_caller]
+fn refused_until<E: PartialEq + core::fmt::Debug, T>(
+    needed: usize,
+    refusal: E,
+    prepare: impl Fn(&Rig, &Space),
+    call: impl Fn(&Rig, &Space) -> Result<T, E>,
+) {
+    for left in 0..ENOUGH {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        prepare(&rig, &space);
+        let hoard = Hoard::leaving(&rig, left);
+        let before = everything(&rig, &space);
+        match call(&rig, &space) {
+            Ok(_) => assert!(left >= needed, "{left} frames were enough"),
+            Err(error) => {
+                assert_eq!(error, refusal);
+                assert!(left < needed, "{left} frames were not enough");
+                assert_eq!(everything(&rig, &space), before, "with {left} frames");
+            }
+        }
+        drop((hoard, space));
+        assert_eq!(rig.spaces.counts(), [0; 3], "with {left} frames");
+        assert_eq!(rig.used(), 0, "with {left} frames");
+    }
+}
+
+/// Far from all else, where there are no tables.
+const START: VirtAddr = VirtAddr(0x10_0000_0000);
+
+fn at(start: VirtAddr, pages: u64) -> MapRequest {
+    MapRequest { placement: Placement::Fixed(start), ..private(pages) }
+}
+
+fn map(rig: &Rig, space: &Space, request: &MapRequest) {
+    space.mmap(&rig.cpu, request).unwrap();
+}
+
+/// Three pages, written, in one area.
+fn written(rig: &Rig, space: &Space) {
+    map(rig, space, &at(START, 3));
+    (0..3).for_each(|page| rig.write(space, START + page * PAGE, 1));
+}
+
+fn cut(rig: &Rig, space: &Space) {
+    map(rig, space, &at(START, 5));
+}
+
+#[test]
+fn a_fault_needs_its_page_and_up_to_three_tables() {
+    let fault = |access| move |rig: &Rig, space: &Space| handle_fault(space, &rig.cpu, START, access);
+    let prepare = |rig: &Rig, space: &Space| map(rig, space, &at(START, 1));
+    refused_until(4, FaultError::OutOfMemory, prepare, fault(Access::Write));
+    refused_until(3, FaultError::OutOfMemory, prepare, fault(Access::Read));
+    let table = |rig: &Rig, space: &Space| {
+        map(rig, space, &at(START, 2));
+        rig.write(space, START + PAGE, 1);
+    };
+    refused_until(1, FaultError::OutOfMemory, table, fault(Access::Write));
+    refused_until(0, FaultError::OutOfMemory, table, fault(Access::Read));
+}
+
+#[test]
+fn a_fault_on_shared_memory_needs_the_tables_of_its_object_too() {
+    let prepare = |rig: &Rig, space: &Space| map(rig, space, &MapRequest { sharing: Sharing::Shared, ..at(START, 1) });
+    let fault = |rig: &Rig, space: &Space| handle_fault(space, &rig.cpu, START, Access::Write);
+    refused_until(7, FaultError::OutOfMemory, prepare, fault);
+}
+
+#[test]
+fn copy_on_write_needs_a_page() {
+    // The page of zeros, read before.
+    let prepare = |rig: &Rig, space: &Space| {
+        map(rig, space, &at(START, 1));
+        rig.read(space, START);
+    };
+    let write = |rig: &Rig, space: &Space| handle_fault(space, &rig.cpu, START, Access::Write);
+    refused_until(1, FaultError::OutOfMemory, prepare, write);
+    // A page that a child has too, and that lives as long as the space does.
+    for left in 0..2 {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        written(&rig, &space);
+        let child = space.fork(&rig.cpu).unwrap();
+        let hoard = Hoard::leaving(&rig, left);
+        let before = everything(&rig, &space);
+        let result = handle_fault(&space, &rig.cpu, START, Access::Write);
+        assert_eq!(result, if left == 0 { Err(FaultError::OutOfMemory) } else { Ok(()) });
+        assert!(left != 0 || everything(&rig, &space) == before);
+        drop((hoard, child, space));
+        assert_eq!(rig.used(), 0);
+    }
+}
+
+#[test]
+fn a_mapping_needs_a_record_and_an_object_if_it_is_shared() {
+    let nothing = |_: &Rig, _: &Space| ();
+    refused_until(1, Errno::ENOMEM, nothing, |rig, space| space.mmap(&rig.cpu, &at(START, 1)));
+    // The object's record, the root of its tables, the area's record.
+    let shared = MapRequest { sharing: Sharing::Shared, ..at(START, 1) };
+    refused_until(3, Errno::ENOMEM, nothing, move |rig, space| space.mmap(&rig.cpu, &shared));
+    // In the middle of another one: two records, of one slab.
+    refused_until(1, Errno::ENOMEM, cut, |rig, space| {
+        let read_only = MapRequest { protection: Protection::READ, ..at(START + 2 * PAGE, 1) };
+        space.mmap(&rig.cpu, &read_only)
+    });
+}
+
+#[test]
+fn populating_takes_what_there_is() {
+    for left in 0..ENOUGH {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        map(&rig, &space, &at(START, 1));
+        let hoard = Hoard::leaving(&rig, left);
+        let mapped = space.mmap(&rig.cpu, &MapRequest { populate: Populate::Now, ..at(START + PAGE, 8) });
+        assert_eq!(mapped, if left == 0 { Err(Errno::ENOMEM) } else { Ok(START + PAGE) });
+        let mut present = [0; 8];
+        if mapped.is_ok() {
+            space.mincore(START + PAGE, &mut present).unwrap();
+        }
+        // A record, three tables, and then all of the pages that have one table, or none.
+        assert_eq!(present, [u8::from(left >= 4 + 8); 8], "with {left} frames");
+        drop((hoard, space));
+        assert_eq!(rig.used(), 0);
+    }
+}
+
+#[test]
+fn what_cuts_an_area_needs_records() {
+    let middle = START + 2 * PAGE;
+    refused_until(1, Errno::ENOMEM, cut, move |rig, space| space.munmap(&rig.cpu, middle, PAGE));
+    refused_until(1, Errno::ENOMEM, cut, move |_, space| space.mprotect(middle, PAGE, Protection::READ));
+    refused_until(1, Errno::ENOMEM, cut, |_, space| space.mprotect(START, PAGE, Protection::READ));
+    // At an edge, or as a whole, an area goes without one.
+    refused_until(0, Errno::ENOMEM, cut, |rig, space| space.munmap(&rig.cpu, START, PAGE));
+    refused_until(0, Errno::ENOMEM, cut, |rig, space| space.munmap(&rig.cpu, START + PAGE, 4 * PAGE));
+    refused_until(0, Errno::ENOMEM, cut, |rig, space| space.munmap(&rig.cpu, START, 5 * PAGE));
+    refused_until(0, Errno::ENOMEM, cut, |_, space| space.mprotect(START, 5 * PAGE, Protection::READ));
+    refused_until(0, Errno::ENOMEM, written, |rig, space| space.madvise_dontneed(&rig.cpu, START, 3 * PAGE));
+}
+
+#[test]
+fn a_fork_needs_records_and_a_table_for_each() {
+    // The root, a slab for the space's record, one for the area's, three tables.
+    refused_until(5, Errno::ENOMEM, written, |rig, space| space.fork(&rig.cpu));
+    let two = |rig: &Rig, space: &Space| {
+        written(rig, space);
+        map(rig, space, &MapRequest { protection: Protection::READ, ..at(START + (1 << 30), 1) });
+        rig.read(space, START + (1 << 30));
+    };
+    refused_until(7, Errno::ENOMEM, two, |rig, space| space.fork(&rig.cpu));
+}

@@ -1,0 +1,166 @@
+//! Commands about programs: starting them, ending them, and looking into their spaces.
+
+use core::fmt;
+
+use granule_arch::descriptor::Protection;
+
+use super::parse::{Args, ArgumentError};
+use super::tables::Size;
+use super::{Command, Failure, Refusal, Session, no_keywords};
+use crate::mm::space::{Area, Backing};
+use crate::process::signal::Signal;
+use crate::process::stack::Words;
+use crate::process::status::{End, Summary};
+
+pub(super) const COMMANDS: &[Command] = &[
+    Command {
+        name: "run",
+        words: "FILE [ARGS] [&]",
+        help: "run a program of the initrd to its end; with & do not wait for that",
+        run,
+        complete: no_keywords,
+    },
+    Command { name: "ps", words: "", help: "the processes", run: ps, complete: no_keywords },
+    Command {
+        name: "wait",
+        words: "PID",
+        help: "wait for the end of a process that was run with &",
+        run: wait,
+        complete: no_keywords,
+    },
+    Command {
+        name: "kill",
+        words: "PID [SIGNAL]",
+        help: "send a process a signal, by its number; 9 if none is given",
+        run: kill,
+        complete: no_keywords,
+    },
+    Command { name: "maps", words: "PID", help: "the areas of a process's space", run: maps, complete: no_keywords },
+    Command {
+        name: "notify",
+        words: "trace PID",
+        help: "print what a process's notifiers are told; once more ends it",
+        run: notify,
+        complete: |place, take| {
+            if place == 0 {
+                take("trace");
+            }
+        },
+    },
+];
+
+fn run<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let file = args.word().ok_or(ArgumentError::Missing("FILE"))?;
+    let mut words = Words::new();
+    words.argument(file.as_bytes()).map_err(Refusal::Errno)?;
+    let mut waits = true;
+    while let Some(word) = args.word() {
+        if word == "&" {
+            waits = false;
+            break;
+        }
+        words.argument(word.as_bytes()).map_err(Refusal::Errno)?;
+    }
+    args.finish()?;
+    let id = session.subject.start(file, words).map_err(Refusal::Exec)?;
+    if !waits {
+        writeln!(session, "process {id}");
+        return Ok(());
+    }
+    collect(session, id)
+}
+
+fn wait<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let id = process(&mut args)?;
+    args.finish()?;
+    collect(session, id)
+}
+
+/// Waits for a process. Only one that exits with 0 is a success.
+fn collect<'a>(session: &mut Session<'_>, id: u32) -> Result<(), Failure<'a>> {
+    match session.subject.wait(id) {
+        Some(End::Exited(0)) => Ok(()),
+        Some(status) => Err(Refusal::Ended { id, status }.into()),
+        None => Err(Refusal::NoProcess(id).into()),
+    }
+}
+
+fn ps<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    let screen = &mut *session.screen;
+    let mut any = false;
+    session.subject.processes(&mut |summary: &Summary| {
+        if !core::mem::replace(&mut any, true) {
+            let _ = writeln!(screen, "{:>6} {:>6} {:>7}  {:<15} STATE", "PID", "PARENT", "THREADS", "NAME");
+        }
+        let Summary { id, parent, life, threads, name } = summary;
+        // A name is padded as text, which its `Display` is not.
+        let mut text = heapless::String::<80>::new();
+        let _ = fmt::Write::write_fmt(&mut text, format_args!("{name}"));
+        let _ = writeln!(screen, "{id:>6} {parent:>6} {threads:>7}  {text:<15} {life}");
+    });
+    if !any {
+        writeln!(session, "there are no processes");
+    }
+    Ok(())
+}
+
+fn kill<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let id = process(&mut args)?;
+    let signal = if args.is_empty() { Signal::KILL } else { signal(&mut args)? };
+    args.finish()?;
+    Ok(session.subject.kill(id, signal).map_err(|_| Refusal::NoProcess(id))?)
+}
+
+fn signal<'a>(args: &mut Args<'a>) -> Result<Signal, ArgumentError<'a>> {
+    let last = u64::from(granule_abi::signal::SIGNALS);
+    let value = args.number("SIGNAL", 1..=last)?;
+    Signal::new(value).ok_or(ArgumentError::OutOfRange { name: "SIGNAL", value, first: 1, last })
+}
+
+fn maps<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let id = process(&mut args)?;
+    args.finish()?;
+    let screen = &mut *session.screen;
+    let (mut areas, mut bytes) = (0, 0);
+    let found = session.subject.areas(id, &mut |area| {
+        areas += 1;
+        bytes += area.size();
+        let _ = writeln!(screen, "{}", Line(area));
+    });
+    found.ok_or(Refusal::NoProcess(id))?;
+    writeln!(session, "total {} in {areas} areas", Size(bytes));
+    Ok(())
+}
+
+fn notify<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.keyword("trace", "trace", &[("trace", ())])?;
+    let id = process(&mut args)?;
+    args.finish()?;
+    let begins = session.subject.trace(id)?;
+    writeln!(session, "the notifiers of process {id} are {}traced", if begins { "" } else { "no longer " });
+    Ok(())
+}
+
+/// The number of a process.
+pub(super) fn process<'a>(args: &mut Args<'a>) -> Result<u32, ArgumentError<'a>> {
+    args.number("PID", 1..=u64::from(u32::MAX)).map(|number| number as u32)
+}
+
+/// An area as Linux's /proc/PID/maps has it.
+struct Line<'a>(&'a Area);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let area = self.0;
+        let letter = |what: Protection, letter| if area.protection().contains(what) { letter } else { '-' };
+        let (read, write) = (letter(Protection::READ, 'r'), letter(Protection::WRITE, 'w'));
+        let (execute, shared) = (letter(Protection::EXECUTE, 'x'), if area.is_shared() { 's' } else { 'p' });
+        let size = Size(area.size());
+        write!(f, "{:#014x}-{:#014x} {read}{write}{execute}{shared} {size:>8}", area.start().0, area.end().0)?;
+        if let Backing::Shared { first_page, .. } = area.backing() {
+            write!(f, " from page {first_page}")?;
+        }
+        Ok(())
+    }
+}

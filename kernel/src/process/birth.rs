@@ -1,0 +1,247 @@
+//! New processes and threads: the first of a program, and those that `clone` makes.
+
+use granule_abi::process::{
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS, CLONE_PARENT, CLONE_PARENT_SETTID,
+    CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_UNTRACED, CLONE_VFORK, CLONE_VM, CSIGNAL,
+};
+use granule_abi::signal::SigStack;
+use granule_arch::addr::VirtAddr;
+use intrusive_collections::UnsafeRef;
+
+use super::exec::Loaded;
+use super::signal::{Set, Signal};
+use super::task::Task;
+use super::tree::{Heap, PROCESSES, Parent, Process, State};
+use crate::errno::Errno;
+use crate::mm::pool::PoolBox;
+use crate::mm::space::SpaceRef;
+use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, current, park};
+use crate::smp::{Cpu, this_cpu};
+use crate::trap::TrapFrame;
+use crate::uaccess;
+
+/// What `clone` understands. The flags for files, directories and semaphores have nothing to share here.
+const KNOWN: u64 = CSIGNAL
+    | CLONE_VM
+    | CLONE_FS
+    | CLONE_FILES
+    | CLONE_SIGHAND
+    | CLONE_VFORK
+    | CLONE_PARENT
+    | CLONE_THREAD
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID
+    | CLONE_DETACHED
+    | CLONE_UNTRACED
+    | CLONE_CHILD_SETTID;
+
+/// The arguments of `clone`, in arm64's order.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// `CLONE_` flags, and the signal of the child's end.
+    pub flags: u64,
+    /// The child's SP; 0: as the caller's.
+    pub stack: u64,
+    /// Where the child's number goes for the parent.
+    pub parent_id: u64,
+    /// The child's thread pointer.
+    pub tls: u64,
+    /// The child's word that its number goes to, and that is zeroed at its end.
+    pub child_id: u64,
+}
+
+impl Request {
+    const fn has(&self, flag: u64) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Refuses what has no meaning, and what does not exist here.
+    fn check(&self) -> Result<Option<Signal>, Errno> {
+        if self.flags & !KNOWN != 0
+            || self.has(CLONE_THREAD) && !self.has(CLONE_SIGHAND)
+            || self.has(CLONE_SIGHAND) && !self.has(CLONE_VM)
+        {
+            return Err(Errno::EINVAL);
+        }
+        match self.flags & CSIGNAL {
+            0 => Ok(None),
+            number => Signal::new(number).map(Some).ok_or(Errno::EINVAL),
+        }
+    }
+}
+
+/// A task that nobody knows yet, and its thread, which does not run yet.
+struct Newborn {
+    task: PoolBox<Task>,
+    thread: ThreadRef,
+}
+
+/// What a thread begins with.
+struct Registers<'a> {
+    frame: TrapFrame,
+    tls: u64,
+    fp: Option<&'a FpState>,
+}
+
+fn conceive(
+    cpu: &Cpu,
+    id: u32,
+    process: &'static Process,
+    space: SpaceRef,
+    blocked: Set,
+    registers: Registers<'_>,
+) -> Result<Newborn, Errno> {
+    let task = Task::new(id, process, space.clone(), blocked)?;
+    let new = NewUserThread {
+        name: "program",
+        entry: &super::ENTRY,
+        frame: registers.frame,
+        tls: registers.tls,
+        space,
+        fp: registers.fp.copied(),
+        task: (&raw const *task).cast_mut().cast(),
+    };
+    let thread = new.create(cpu)?;
+    task.set_thread(thread.clone());
+    Ok(Newborn { task, thread })
+}
+
+impl Newborn {
+    /// Puts the task among those of its process.
+    fn join(self, state: &mut State) -> ThreadRef {
+        // SAFETY: the list owns it from now on; the thread takes it out, as a box, when it leaves the process.
+        state.tasks.push_back(unsafe { UnsafeRef::from_raw(self.task.into_raw().as_ptr()) });
+        self.thread
+    }
+}
+
+/// A number for a process or a thread.
+fn new_id() -> u32 {
+    PROCESSES.lock().new_id()
+}
+
+/// Adds a process that has no task yet.
+fn add(id: u32, heap: Heap, state: State) -> Result<&'static Process, Errno> {
+    let process = Process::new(id, heap, state)?;
+    Ok(PROCESSES.lock().add(process))
+}
+
+/// Takes a process back that never had a task.
+fn remove(process: &Process) {
+    let removed = PROCESSES.lock().remove(process.id());
+    drop(removed);
+}
+
+/// Starts a program as a new process, and returns its number.
+///
+/// # Errors
+/// `ENOMEM`; nothing stays taken.
+pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
+    let cpu = this_cpu();
+    let id = new_id();
+    let registers = Registers { frame: loaded.frame(), tls: 0, fp: None };
+    let process = add(id, loaded.heap, State::new(parent, loaded.name, loaded.space.clone()))?;
+    let newborn = conceive(cpu, id, process, loaded.space, Set::EMPTY, registers).inspect_err(|_| remove(process))?;
+    let thread = newborn.join(process.state(&mut PROCESSES.lock().key));
+    thread.start();
+    Ok(id)
+}
+
+/// Makes a process or a thread that goes on where the caller does, with 0 as the answer; returns its number.
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM`, `EFAULT`; nothing stays taken.
+pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request) -> Result<u32, Errno> {
+    let exit_signal = request.check()?;
+    let cpu = this_cpu();
+    let mut child_frame = frame.clone();
+    child_frame.x[0] = 0;
+    if request.stack != 0 {
+        child_frame.sp = request.stack;
+    }
+    let own_tls = aarch64_cpu::registers::Readable::get(&aarch64_cpu::registers::TPIDR_EL0);
+    let tls = if request.has(CLONE_SETTLS) { request.tls } else { own_tls };
+    let fp = thread.fp_state();
+    let registers = Registers { frame: child_frame, tls, fp: fp.as_ref() };
+
+    let id = new_id();
+    if request.has(CLONE_PARENT_SETTID) {
+        uaccess::put_u32(VirtAddr(request.parent_id), id)?;
+    }
+    let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(cpu)? };
+    if request.has(CLONE_CHILD_SETTID) {
+        // As on Linux nobody hears of it if that is no place of the child's.
+        let _ = space.write_bytes(cpu, VirtAddr(request.child_id), &id.to_le_bytes());
+    }
+    let clear_at_exit = if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 };
+    let prepare = |newborn: &Newborn| {
+        newborn.task.clear_at_exit.set(clear_at_exit);
+        // A stack for handlers cannot be two threads' at a time.
+        let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
+        newborn.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });
+    };
+
+    if request.has(CLONE_THREAD) {
+        let newborn = conceive(cpu, id, task.process(), space, task.blocked(), registers)?;
+        prepare(&newborn);
+        let started = {
+            let mut tree = PROCESSES.lock();
+            let state = task.process().state(&mut tree.key);
+            // A process that is ending gets no new threads: this one is about to be told so itself.
+            if state.is_ending(task) { Err(newborn) } else { Ok(newborn.join(state)) }
+        };
+        return match started {
+            Ok(thread) => {
+                thread.start();
+                Ok(id)
+            }
+            Err(newborn) => {
+                drop(newborn);
+                Err(Errno::EAGAIN)
+            }
+        };
+    }
+
+    let heap = *task.process().heap.read();
+    let process = add(id, heap, child_state(task, request, exit_signal, space.clone()))?;
+    let newborn = conceive(cpu, id, process, space, task.blocked(), registers).inspect_err(|_| remove(process))?;
+    prepare(&newborn);
+    let child = newborn.join(process.state(&mut PROCESSES.lock().key));
+    child.start();
+    if request.has(CLONE_VFORK) {
+        wait_for_vfork(id);
+    }
+    Ok(id)
+}
+
+/// The state of a new child.
+fn child_state(task: &Task, request: &Request, exit_signal: Option<Signal>, space: SpaceRef) -> State {
+    let mut tree = PROCESSES.lock();
+    let own = task.process().state(&mut tree.key);
+    let parent = match &own.parent {
+        Parent::Process(parent) if request.has(CLONE_PARENT) => Parent::Process(*parent),
+        _ if request.has(CLONE_PARENT) => Parent::Nobody,
+        _ => Parent::Process(task.process().id()),
+    };
+    let mut state = State::new(parent, own.name, space);
+    state.actions = own.actions.clone();
+    state.exit_signal = exit_signal;
+    state.suspends = request.has(CLONE_VFORK).then(|| current().to_ref());
+    state
+}
+
+/// Sleeps until a child has left the space that it shares with this thread.
+fn wait_for_vfork(child: u32) {
+    loop {
+        let waits = {
+            let mut tree = PROCESSES.lock();
+            tree.find(child).is_some_and(|(process, key)| process.state(key).suspends.is_some())
+        };
+        if !waits {
+            return;
+        }
+        park();
+    }
+}

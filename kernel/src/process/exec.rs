@@ -1,0 +1,193 @@
+//! From a file of the initrd to a program that runs: a fresh space with its segments, its stack, and its first registers.
+//!
+//! ```text
+//!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
+//!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere; then the heap
+//!   ... 0xffff_ffff_0000     the stack, 8 MiB, its pages as they are needed
+//!   0xffff_ffff_e000         two instructions, for handlers that name no way back
+//! ```
+//! All of it is anonymous memory: a segment's contents are copied, and from then on they are the program's. Nothing of
+//! the program before is touched until nothing can fail any more.
+
+use granule_abi::process::{
+    AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_FLAGS, AT_GID, AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ,
+    AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP,
+};
+use granule_abi::{number, signal};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::descriptor::Protection;
+
+use super::elf::{Position, Program, ProgramError, Segment};
+use super::initrd;
+use super::stack::{Image, Words};
+use super::status::{ExecError, Name};
+use super::task::Task;
+use super::tree::{self, Heap, PROCESSES};
+use crate::errno::Errno;
+use crate::kernel;
+use crate::mm::space::{FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, USER_END};
+use crate::sched::{self, Thread};
+use crate::smp::Cpu;
+use crate::trap::TrapFrame;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Where programs go that lie anywhere: two thirds of the space up, where Linux has them.
+const ANYWHERE: u64 = 0xaaaa_aaaa_a000;
+/// The stack's end, and its size.
+const STACK_TOP: u64 = USER_END.0 - 0x1_0000;
+const STACK_SIZE: u64 = 8 << 20;
+/// Where handlers return to that name no place of their own (`SA_RESTORER`).
+pub const TRAMPOLINE: VirtAddr = VirtAddr(USER_END.0 - 0x2000);
+
+/// `mov x8, #rt_sigreturn`, `svc #0`.
+const TRAMPOLINE_CODE: [u32; 2] = [0xd280_0008 | (number::RT_SIGRETURN as u32) << 5, 0xd400_0001];
+
+/// A program, ready to run.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its space.
+    pub space: SpaceRef,
+    /// PC and SP at its first instruction.
+    pub entry: u64,
+    /// See `entry`.
+    pub stack: u64,
+    /// Where its heap begins: nothing is in it.
+    pub heap: Heap,
+    /// What it is called.
+    pub name: Name,
+}
+
+impl Loaded {
+    /// The registers at its first instruction.
+    pub fn frame(&self) -> TrapFrame {
+        let mut frame = TrapFrame::default();
+        (frame.elr, frame.sp) = (self.entry, self.stack);
+        frame
+    }
+}
+
+/// Puts the program of a file into a new space. `path` is its name, for the initrd and for itself.
+///
+/// # Errors
+/// [`ExecError`]; nothing stays taken.
+pub fn load(cpu: &Cpu, path: &[u8], words: Words) -> Result<Loaded, ExecError> {
+    let text = str::from_utf8(path).map_err(|_| ExecError::NotFound)?;
+    let file = initrd::find(text)?.ok_or(ExecError::NotFound)?;
+    let program = Program::parse(file.contents, STACK_TOP - STACK_SIZE)?;
+    let space = kernel().spaces.create(cpu).map_err(Errno::from)?;
+    let base = match program.position {
+        Position::Fixed => 0,
+        Position::Anywhere => ANYWHERE - program.start(),
+    };
+    if program.end().checked_add(base).is_none_or(|end| end > STACK_TOP - STACK_SIZE) {
+        return Err(ExecError::Program(ProgramError::BadSize(program.start())));
+    }
+    for segment in &program.segments {
+        map_segment(cpu, &space, segment, base)?;
+    }
+    map_trampoline(cpu, &space)?;
+    let executable = if program.executable_stack { Protection::EXECUTE } else { Protection::NONE };
+    let protection = Protection::READ.and(Protection::WRITE).and(executable);
+    map(cpu, &space, STACK_TOP - STACK_SIZE, STACK_SIZE, protection)?;
+
+    let auxiliary = [
+        (AT_HWCAP, hardware_capabilities()),
+        (AT_PAGESZ, PAGE),
+        (AT_CLKTCK, 100),
+        (AT_PHDR, if program.headers == 0 { 0 } else { program.headers + base }),
+        (AT_PHENT, 56),
+        (AT_PHNUM, u64::from(program.header_count)),
+        (AT_BASE, 0),
+        (AT_FLAGS, 0),
+        (AT_ENTRY, program.entry + base),
+        (AT_UID, 0),
+        (AT_EUID, 0),
+        (AT_GID, 0),
+        (AT_EGID, 0),
+        (AT_SECURE, 0),
+        (AT_HWCAP2, 0),
+        (AT_MINSIGSTKSZ, signal::MINSIGSTKSZ),
+    ];
+    let image = Image::new(STACK_TOP, words, path, &auxiliary, crate::syscall::random_bytes())?;
+    write(cpu, &space, image.pointer, &image.bytes)?;
+    let heap = program.end() + base;
+    Ok(Loaded {
+        space,
+        entry: program.entry + base,
+        stack: image.pointer,
+        heap: Heap { start: heap, end: heap },
+        name: Name::of(path),
+    })
+}
+
+/// Replaces the program of the running thread, the only one of its process. Nothing here fails.
+pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFrame) {
+    *frame = loaded.frame();
+    let before = {
+        let mut tree = PROCESSES.lock();
+        let state = task.process().state(&mut tree.key);
+        state.actions.exec();
+        state.name = loaded.name;
+        state.resume_parent();
+        state.space.replace(loaded.space.clone())
+    };
+    *task.process().heap.write() = loaded.heap;
+    task.stack.set(signal::SigStack::NONE);
+    task.clear_at_exit.set(0);
+    thread.set_fp_state(None);
+    aarch64_cpu::registers::Writeable::set(&aarch64_cpu::registers::TPIDR_EL0, 0);
+    let left = sched::set_space(Some(loaded.space.clone()));
+    // SAFETY: this is the task's own thread, and the old space is not used here.
+    let own = unsafe { task.replace_space(Some(loaded.space)) };
+    drop((left, own));
+    tree::let_go(before);
+}
+
+fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) -> Result<(), Errno> {
+    let (start, bytes) = (segment.start() + base, segment.end() - segment.start());
+    let mut protection = Protection::NONE;
+    for (has, what) in [
+        (segment.access.read, Protection::READ),
+        (segment.access.write, Protection::WRITE),
+        (segment.access.execute, Protection::EXECUTE),
+    ] {
+        protection = if has { protection.and(what) } else { protection };
+    }
+    let writable = Protection::READ.and(Protection::WRITE);
+    map(cpu, space, start, bytes, writable)?;
+    write(cpu, space, segment.address + base, segment.contents)?;
+    if protection.bits() == writable.bits() {
+        return Ok(());
+    }
+    space.mprotect(VirtAddr(start), bytes, protection)
+}
+
+fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
+    map(cpu, space, TRAMPOLINE.0, PAGE, Protection::READ.and(Protection::WRITE))?;
+    write(cpu, space, TRAMPOLINE.0, &TRAMPOLINE_CODE.map(u32::to_le_bytes).concat())?;
+    space.mprotect(TRAMPOLINE, PAGE, Protection::READ.and(Protection::EXECUTE))
+}
+
+fn map(cpu: &Cpu, space: &SpaceRef, start: u64, bytes: u64, protection: Protection) -> Result<(), Errno> {
+    let request = MapRequest {
+        placement: Placement::FixedNoReplace(VirtAddr(start)),
+        bytes,
+        protection,
+        sharing: Sharing::Private,
+        populate: Populate::OnDemand,
+    };
+    space.mmap(cpu, &request).map(drop)
+}
+
+fn write(cpu: &Cpu, space: &SpaceRef, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    space.write_bytes(cpu, VirtAddr(address), bytes).map_err(|error| match error {
+        FaultError::OutOfMemory => Errno::ENOMEM,
+        FaultError::NotMapped | FaultError::NotAllowed => Errno::EFAULT,
+    })
+}
+
+/// What all CPUs have that programs may use. SVE and SME are trapped, so they are not among it.
+fn hardware_capabilities() -> u64 {
+    let atomics = if kernel().features().cpus.lse() { HWCAP_ATOMICS } else { 0 };
+    HWCAP_FP | HWCAP_ASIMD | atomics
+}

@@ -1,0 +1,167 @@
+//! On the way out to EL0: signals that wait come to their handlers, or to their default actions; and the way back.
+
+use granule_abi::signal::{MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SigAction, SigStack};
+use granule_abi::signal::{SEGV_MAPERR, SS_DISABLE};
+use granule_arch::addr::VirtAddr;
+
+use super::frame::{Image, Interrupted, Registers, is_on_stack, place, reported, restore};
+use super::{Cause, Effect, Set, Signal};
+use crate::errno::Errno;
+use crate::process::status::End;
+use crate::process::task::Task;
+use crate::process::tree::PROCESSES;
+use crate::process::{death, exec};
+use crate::sched::{FpState, Thread};
+use crate::trap::TrapFrame;
+use crate::uaccess;
+
+/// Bytes of an SVC: what a call that is made again goes back by.
+const INSTRUCTION: u64 = 4;
+
+/// What is to be done next on the way out.
+enum Next {
+    /// Enter EL0.
+    Nothing,
+    /// Leave the process.
+    Exit,
+    Deliver(Signal, Cause, Effect),
+}
+
+/// Sees to the signals of the running thread, until none is left.
+pub fn see_to_signals(frame: &mut TrapFrame, thread: &Thread) {
+    // SAFETY: it is on its way to EL0, so it has not left its process.
+    let task = unsafe { Task::of(thread) };
+    loop {
+        match next(task) {
+            Next::Nothing => break,
+            Next::Exit => death::leave(task),
+            Next::Deliver(_, _, Effect::Ignored) => {}
+            Next::Deliver(signal, _, Effect::Fatal) => {
+                log::debug!("{task:?}: {signal} at {:#x}, {:?}", frame.elr, task.fault.get());
+                death::exit_group(task, End::Killed(signal));
+            }
+            Next::Deliver(signal, cause, Effect::Handled(action)) => {
+                finish_call(task, frame, Some(&action));
+                if enter(task, thread, frame, signal, cause, &action).is_err() {
+                    // No room for the frame: as on Linux a SIGSEGV, which ends the program if that was its own frame.
+                    let mut tree = PROCESSES.lock();
+                    let state = task.process().state(&mut tree.key);
+                    if signal == Signal::SEGV {
+                        state.actions.reset(Signal::SEGV);
+                    }
+                    state.force(task, Signal::SEGV, Cause::KERNEL);
+                }
+            }
+        }
+    }
+    finish_call(task, frame, None);
+}
+
+fn next(task: &Task) -> Next {
+    let mut tree = PROCESSES.lock();
+    let state = task.process().state(&mut tree.key);
+    if state.is_ending(task) {
+        return Next::Exit;
+    }
+    match state.take(task) {
+        None => Next::Nothing,
+        Some((signal, cause)) => Next::Deliver(signal, cause, state.actions.deliver(signal)),
+    }
+}
+
+/// A call that a signal interrupted is made again, unless its handler does not want that.
+fn finish_call(task: &Task, frame: &mut TrapFrame, handler: Option<&SigAction>) {
+    let Some(x0) = task.restart.take() else { return };
+    if handler.is_some_and(|action| action.flags & SA_RESTART == 0) {
+        frame.x[0] = Errno::EINTR.returned();
+    } else {
+        frame.x[0] = x0;
+        frame.elr -= INSTRUCTION;
+    }
+}
+
+/// Makes the thread go on in its handler.
+fn enter(
+    task: &Task,
+    thread: &Thread,
+    frame: &mut TrapFrame,
+    signal: Signal,
+    cause: Cause,
+    action: &SigAction,
+) -> Result<(), Errno> {
+    let blocked = task.blocked();
+    let stack = task.stack.get();
+    let before = Interrupted {
+        registers: Registers { x: frame.x, sp: frame.sp, pc: frame.elr, pstate: frame.spsr },
+        fp: thread.fp_state().unwrap_or(FpState::ZERO),
+        mask: blocked.0,
+        stack,
+    };
+    let switches = action.flags & SA_ONSTACK != 0 && stack.size != 0 && !is_on_stack(&stack, frame.sp);
+    let sp = if switches { stack.base + stack.size } else { frame.sp };
+    let (at, record) = place(sp).ok_or(Errno::EFAULT)?;
+    let info = cause.info(signal);
+    uaccess::copy_to_user(VirtAddr(at), Image::new(&info, &before, task.fault.take()).bytes())?;
+    uaccess::copy_to_user(VirtAddr(record), &[frame.x[29], frame.x[30]].map(u64::to_le_bytes).concat())?;
+
+    let offset = |field: usize| at + field as u64;
+    frame.x[0] = u64::from(signal.number());
+    frame.x[1] = offset(core::mem::offset_of!(granule_abi::signal::SigFrame, info));
+    frame.x[2] = offset(core::mem::offset_of!(granule_abi::signal::SigFrame, context));
+    frame.x[29] = record;
+    frame.x[30] = if action.flags & SA_RESTORER != 0 { action.restorer } else { exec::TRAMPOLINE.0 };
+    frame.sp = at;
+    frame.elr = action.handler;
+    frame.spsr &= !BRANCH_TYPE;
+
+    let own = if action.flags & SA_NODEFER != 0 { Set::EMPTY } else { signal.set() };
+    let mut tree = PROCESSES.lock();
+    task.process().state(&mut tree.key).set_blocked(task, blocked.with(Set(action.mask)).with(own));
+    Ok(())
+}
+
+/// PSTATE.BTYPE: a handler is not where a branch of the program went.
+const BRANCH_TYPE: u64 = 0b11 << 10;
+
+/// `rt_sigreturn`: what the frame at SP says goes on. Where it is none, SIGSEGV.
+pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
+    let at = frame.sp;
+    let aligned = if at.is_multiple_of(16) { Ok(()) } else { Err(Errno::EINVAL) };
+    let back = aligned.and_then(|()| restore(|offset, to| uaccess::copy_from_user(to, VirtAddr(at + offset as u64))));
+    let Ok(back) = back else {
+        let mut tree = PROCESSES.lock();
+        return task.process().state(&mut tree.key).force(task, Signal::SEGV, Cause::fault(SEGV_MAPERR, at));
+    };
+    let Registers { x, sp, pc, pstate } = back.registers;
+    (frame.x, frame.sp, frame.elr, frame.spsr) = (x, sp, pc, pstate);
+    thread.set_fp_state(if back.fp == FpState::ZERO { None } else { Some(&back.fp) });
+    // A stack that it may not have leaves the one that it has, as on Linux.
+    let _ = set_stack(task, back.stack, sp);
+    task.restart.set(None);
+    let mut tree = PROCESSES.lock();
+    task.process().state(&mut tree.key).set_blocked(task, Set(back.mask));
+}
+
+/// Sets the stack for handlers.
+///
+/// # Errors
+/// `EPERM` (the thread is on the one it has), `EINVAL`, `ENOMEM` (too small).
+pub fn set_stack(task: &Task, stack: SigStack, sp: u64) -> Result<(), Errno> {
+    if is_on_stack(&task.stack.get(), sp) {
+        return Err(Errno::EPERM);
+    }
+    let stack = match stack.flags {
+        SS_DISABLE => SigStack::NONE,
+        // SS_ONSTACK is what a program may have been told, and means nothing.
+        0 | granule_abi::signal::SS_ONSTACK if stack.size < MINSIGSTKSZ => return Err(Errno::ENOMEM),
+        0 | granule_abi::signal::SS_ONSTACK => SigStack { flags: 0, ..stack },
+        _ => return Err(Errno::EINVAL),
+    };
+    task.stack.set(stack);
+    Ok(())
+}
+
+/// The stack for handlers, as the program is told of it.
+pub fn stack(task: &Task, sp: u64) -> SigStack {
+    reported(&task.stack.get(), sp)
+}

@@ -1,0 +1,155 @@
+//! Calls for memory: what Linux refuses before it looks at the space is refused here, the rest is the space's.
+
+use granule_abi::memory::{
+    MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_DENYWRITE,
+    MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK,
+    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE, PROT_EXEC,
+    PROT_READ, PROT_WRITE,
+};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::descriptor::Protection;
+
+use super::{Answer, Call};
+use crate::errno::Errno;
+use crate::mm::space::{MapRequest, Placement, Populate, Sharing};
+use crate::smp::this_cpu;
+use crate::uaccess;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Without effect here.
+const PROT_SEM: u64 = 8;
+/// What `MAP_SHARED_VALIDATE` knows.
+const KNOWN: u64 = MAP_TYPE
+    | MAP_FIXED
+    | MAP_ANONYMOUS
+    | MAP_GROWSDOWN
+    | MAP_DENYWRITE
+    | MAP_EXECUTABLE
+    | MAP_LOCKED
+    | MAP_NORESERVE
+    | MAP_POPULATE
+    | MAP_NONBLOCK
+    | MAP_STACK
+    | MAP_HUGETLB
+    | MAP_FIXED_NOREPLACE;
+
+fn protection(bits: u64) -> Protection {
+    let one = |bit: u64, what: Protection| if bits & bit != 0 { what } else { Protection::NONE };
+    one(PROT_READ, Protection::READ).and(one(PROT_WRITE, Protection::WRITE)).and(one(PROT_EXEC, Protection::EXECUTE))
+}
+
+pub(super) fn mmap(call: &mut Call<'_>) -> Answer {
+    let (address, bytes, bits, flags) =
+        (call.address::<0>(), call.argument::<1>(), call.argument::<2>(), call.argument::<3>());
+    if !call.argument::<5>().is_multiple_of(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    if flags & MAP_ANONYMOUS == 0 {
+        // The console cannot be mapped, and there are no other files.
+        return Err(if call.argument::<4>() as u32 <= 2 { Errno::ENODEV } else { Errno::EBADF });
+    }
+    let sharing = match flags & MAP_TYPE {
+        MAP_PRIVATE => Sharing::Private,
+        MAP_SHARED => Sharing::Shared,
+        MAP_SHARED_VALIDATE if flags & !KNOWN != 0 => return Err(Errno::ENOTSUP),
+        MAP_SHARED_VALIDATE => Sharing::Shared,
+        _ => return Err(Errno::EINVAL),
+    };
+    if flags & MAP_HUGETLB != 0 {
+        return Err(Errno::ENOMEM);
+    }
+    let populate = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE || flags & MAP_LOCKED != 0;
+    let request = MapRequest {
+        placement: if flags & MAP_FIXED_NOREPLACE != 0 {
+            Placement::FixedNoReplace(address)
+        } else if flags & MAP_FIXED != 0 {
+            Placement::Fixed(address)
+        } else {
+            Placement::Hint(address)
+        },
+        bytes,
+        protection: protection(bits),
+        sharing,
+        populate: if populate { Populate::Now } else { Populate::OnDemand },
+    };
+    call.task.space().mmap(this_cpu(), &request).map(|address| address.0)
+}
+
+pub(super) fn munmap(call: &mut Call<'_>) -> Answer {
+    call.task.space().munmap(this_cpu(), call.address::<0>(), call.argument::<1>()).map(|()| 0)
+}
+
+pub(super) fn mprotect(call: &mut Call<'_>) -> Answer {
+    let bits = call.argument::<2>();
+    if bits & !(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    call.task.space().mprotect(call.address::<0>(), call.argument::<1>(), protection(bits)).map(|()| 0)
+}
+
+pub(super) fn madvise(call: &mut Call<'_>) -> Answer {
+    let (start, bytes) = (call.address::<0>(), call.argument::<1>());
+    // An `int` on Linux.
+    match u64::from(call.argument::<2>() as u32) {
+        MADV_DONTNEED => call.task.space().madvise_dontneed(this_cpu(), start, bytes).map(|()| 0),
+        MADV_NORMAL | MADV_RANDOM | MADV_SEQUENTIAL | MADV_WILLNEED => {
+            call.task.space().madvise_nothing(start, bytes).map(|()| 0)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+pub(super) fn mincore(call: &mut Call<'_>) -> Answer {
+    /// Pages that are asked for at once.
+    const CHUNK: u64 = 256;
+    let (start, bytes, vector) = (call.address::<0>(), call.argument::<1>(), call.address::<2>());
+    if !start.is_aligned(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    let pages = bytes.div_ceil(PAGE);
+    if start.0.checked_add(bytes).is_none_or(|end| end > uaccess::END.0) {
+        return Err(Errno::ENOMEM);
+    }
+    if !uaccess::is_user_range(vector, pages as usize) {
+        return Err(Errno::EFAULT);
+    }
+    let mut present = [0; CHUNK as usize];
+    let mut done = 0;
+    while done < pages {
+        let count = (pages - done).min(CHUNK);
+        let present = &mut present[..count as usize];
+        call.task.space().mincore(VirtAddr(start.0 + done * PAGE), present)?;
+        uaccess::copy_to_user(VirtAddr(vector.0 + done), present)?;
+        done += count;
+    }
+    Ok(0)
+}
+
+/// Moves the heap's end; the answer is where it is then, moved or not.
+pub(super) fn brk(call: &mut Call<'_>) -> Answer {
+    let wanted = call.argument::<0>();
+    let space = call.task.space();
+    let mut heap = call.task.process().heap.write();
+    if wanted < heap.start || wanted > uaccess::END.0 {
+        return Ok(heap.end);
+    }
+    let (before, after) = (heap.end.next_multiple_of(PAGE), wanted.next_multiple_of(PAGE));
+    let moved = if after > before {
+        let request = MapRequest {
+            placement: Placement::FixedNoReplace(VirtAddr(before)),
+            bytes: after - before,
+            protection: Protection::READ.and(Protection::WRITE),
+            sharing: Sharing::Private,
+            populate: Populate::OnDemand,
+        };
+        space.mmap(this_cpu(), &request).map(drop)
+    } else if after < before {
+        space.munmap(this_cpu(), VirtAddr(after), before - after)
+    } else {
+        Ok(())
+    };
+    if moved.is_ok() {
+        heap.end = wanted;
+    }
+    Ok(heap.end)
+}

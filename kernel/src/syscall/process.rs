@@ -1,0 +1,220 @@
+//! Calls for processes and threads.
+
+use core::time::Duration;
+
+use granule_abi::process::{
+    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
+    FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_SET_NAME,
+};
+use granule_arch::addr::VirtAddr;
+
+use super::{Answer, Call, read_quads, time};
+use crate::drivers::timer::Deadline;
+use crate::errno::Errno;
+use crate::process::futex::Scope;
+use crate::process::stack::Words;
+use crate::process::status::{End, ExecError, Name};
+use crate::process::tree::{PROCESSES, Parent};
+use crate::process::{birth, death, exec, futex as sleepers};
+use crate::sched;
+use crate::smp::this_cpu;
+use crate::uaccess;
+
+pub(super) fn getpid(call: &mut Call<'_>) -> Answer {
+    Ok(u64::from(call.task.process().id()))
+}
+
+pub(super) fn gettid(call: &mut Call<'_>) -> Answer {
+    Ok(u64::from(call.task.id()))
+}
+
+/// 0 where the parent is the kernel, or gone.
+pub(super) fn getppid(call: &mut Call<'_>) -> Answer {
+    let mut tree = PROCESSES.lock();
+    Ok(match call.task.process().state(&mut tree.key).parent {
+        Parent::Process(parent) => u64::from(parent),
+        Parent::Kernel(_) | Parent::Nobody => 0,
+    })
+}
+
+/// There is one user, and one group.
+pub(super) fn root(_: &mut Call<'_>) -> Answer {
+    Ok(0)
+}
+
+pub(super) fn sched_yield(_: &mut Call<'_>) -> Answer {
+    sched::yield_now();
+    Ok(0)
+}
+
+pub(super) fn exit(call: &mut Call<'_>) -> Answer {
+    death::exit(call.task, call.argument::<0>() as u8)
+}
+
+pub(super) fn exit_group(call: &mut Call<'_>) -> Answer {
+    death::exit_group(call.task, End::Exited(call.argument::<0>() as u8))
+}
+
+pub(super) fn set_tid_address(call: &mut Call<'_>) -> Answer {
+    call.task.clear_at_exit.set(call.argument::<0>());
+    gettid(call)
+}
+
+pub(super) fn clone(call: &mut Call<'_>) -> Answer {
+    let request = birth::Request {
+        flags: call.argument::<0>(),
+        stack: call.argument::<1>(),
+        parent_id: call.argument::<2>(),
+        tls: call.argument::<3>(),
+        child_id: call.argument::<4>(),
+    };
+    birth::clone(call.task, call.thread, call.frame, &request).map(u64::from)
+}
+
+pub(super) fn wait4(call: &mut Call<'_>) -> Answer {
+    let (which, status, options) = (call.argument::<0>() as i32, call.address::<1>(), call.argument::<2>());
+    let usage = call.address::<3>();
+    let child = death::wait4(call.task, call.thread, which, status, u64::from(options as u32))?;
+    if usage.0 != 0 && child != 0 {
+        /// Bytes of `struct rusage`: nothing is accounted.
+        const USAGE: usize = 144;
+        uaccess::clear_user(usage, USAGE)?;
+    }
+    Ok(u64::from(child))
+}
+
+pub(super) fn execve(call: &mut Call<'_>) -> Answer {
+    /// Bytes of a path that names a file of the initrd.
+    const PATH: usize = 256;
+    let mut path = [0; PATH];
+    let length = read_string(call.address::<0>(), &mut path)?.ok_or(Errno::ENAMETOOLONG)?;
+    let path = &path[..length];
+    let mut words = Words::new();
+    read_words(call.address::<1>(), &mut words, Words::argument)?;
+    read_words(call.address::<2>(), &mut words, Words::variable)?;
+    let loaded = exec::load(this_cpu(), path, words).map_err(ExecError::errno)?;
+    death::become_alone(call.task)?;
+    exec::install(call.task, call.thread, loaded, call.frame);
+    // What a program finds in x0 at its first instruction.
+    Ok(0)
+}
+
+/// Copies the words of an array of pointers that ends with a null pointer; no array is an empty one.
+fn read_words(
+    array: VirtAddr,
+    words: &mut Words,
+    add: fn(&mut Words, &[u8]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    if array.0 == 0 {
+        return Ok(());
+    }
+    let mut buffer = alloc::vec::Vec::new();
+    for index in 0.. {
+        let [pointer] = read_quads(VirtAddr(array.0.wrapping_add(8 * index)))?;
+        if pointer == 0 {
+            break;
+        }
+        let length = loop {
+            let room = words.room();
+            if let Some(length) = read_string(VirtAddr(pointer), &mut buffer)? {
+                break length;
+            }
+            if buffer.len() >= room {
+                return Err(Errno::E2BIG);
+            }
+            let longer = (2 * buffer.len()).clamp(256, room);
+            buffer.try_reserve_exact(longer - buffer.len()).map_err(|_| Errno::ENOMEM)?;
+            buffer.resize(longer, 0);
+        };
+        add(words, &buffer[..length])?;
+    }
+    Ok(())
+}
+
+/// Copies a string with a final zero; its length without it. `None`: it is longer than the buffer.
+fn read_string(from: VirtAddr, to: &mut [u8]) -> Result<Option<usize>, Errno> {
+    /// What is copied at once: no piece crosses the end of a page, behind which there may be nothing.
+    const PIECE: usize = 64;
+    let mut done = 0;
+    while done < to.len() {
+        let at = VirtAddr(from.0.wrapping_add(done as u64));
+        let piece = (PIECE - at.0 as usize % PIECE).min(to.len() - done);
+        let piece = &mut to[done..done + piece];
+        uaccess::copy_from_user(piece, at)?;
+        if let Some(end) = piece.iter().position(|&byte| byte == 0) {
+            return Ok(Some(done + end));
+        }
+        done += piece.len();
+    }
+    Ok(None)
+}
+
+pub(super) fn futex(call: &mut Call<'_>) -> Answer {
+    let (word, operation, value) = (call.address::<0>(), call.argument::<1>() as u32, call.argument::<2>() as u32);
+    let operation = u64::from(operation);
+    let scope = if operation & FUTEX_PRIVATE_FLAG != 0 { Scope::Private } else { Scope::Any };
+    let realtime = operation & FUTEX_CLOCK_REALTIME != 0;
+    let kind = operation & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
+    let bits = match kind {
+        FUTEX_WAIT_BITSET | FUTEX_WAKE_BITSET => call.argument::<5>() as u32,
+        _ => FUTEX_BITSET_MATCH_ANY,
+    };
+    if realtime && kind != FUTEX_WAIT_BITSET && kind != FUTEX_WAIT {
+        return Err(Errno::ENOSYS);
+    }
+    match kind {
+        FUTEX_WAIT | FUTEX_WAIT_BITSET => {
+            if bits == 0 {
+                return Err(Errno::EINVAL);
+            }
+            let until = deadline(call.address::<3>(), kind == FUTEX_WAIT_BITSET)?;
+            match sleepers::wait(call.task.space(), word, value, bits, until, scope) {
+                // Without a limit it may simply be made again.
+                Err(Errno::EINTR) if until.is_none() => Err(Errno::ERESTARTSYS),
+                result => result.map(|()| 0),
+            }
+        }
+        FUTEX_WAKE | FUTEX_WAKE_BITSET => {
+            if bits == 0 || !word.is_aligned(4) {
+                return Err(Errno::EINVAL);
+            }
+            if !uaccess::is_user_range(word, 4) {
+                return Err(Errno::EFAULT);
+            }
+            // Linux wakes one where it is asked for none, or for fewer.
+            let count = (value as i32).max(1) as usize;
+            Ok(sleepers::wake(call.task.space(), word, count, bits, scope) as u64)
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// A time limit at an address; none at address 0.
+fn deadline(limit: VirtAddr, absolute: bool) -> Result<Option<Deadline>, Errno> {
+    if limit.0 == 0 {
+        return Ok(None);
+    }
+    let nanoseconds = time::read_timespec(limit)?;
+    let from_now = if absolute { nanoseconds.saturating_sub(time::now()) } else { nanoseconds };
+    Ok(Some(Deadline::after(Duration::from_nanos(from_now))))
+}
+
+pub(super) fn prctl(call: &mut Call<'_>) -> Answer {
+    let at = call.address::<1>();
+    match u64::from(call.argument::<0>() as u32) {
+        PR_SET_NAME => {
+            let mut name = [0; NAME_LENGTH];
+            // What is longer is cut off.
+            let length = read_string(at, &mut name[..NAME_LENGTH - 1])?.unwrap_or(NAME_LENGTH - 1);
+            let name = Name::whole(&name[..length]);
+            call.task.process().state(&mut PROCESSES.lock().key).name = name;
+            Ok(0)
+        }
+        PR_GET_NAME => {
+            let name = call.task.process().state(&mut PROCESSES.lock().key).name;
+            uaccess::copy_to_user(at, name.bytes())?;
+            Ok(0)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}

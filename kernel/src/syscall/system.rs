@@ -1,0 +1,72 @@
+//! Calls that ask what this is, and for numbers that cannot be foreseen.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_abi::process::UtsName;
+use granule_arch::addr::VirtAddr;
+
+use super::{Answer, Call};
+use crate::drivers::timer;
+use crate::errno::Errno;
+use crate::smp::this_cpu;
+use crate::uaccess;
+
+/// What `uname` says. The release is Linux's whose interface this is: C libraries compare it.
+const NAMES: [&str; 6] =
+    ["Linux", "granule", "7.2.0-granule", concat!("Granule ", env!("CARGO_PKG_VERSION")), "aarch64", "(none)"];
+
+pub(super) fn uname(call: &mut Call<'_>) -> Answer {
+    const FIELD: usize = size_of::<UtsName>() / NAMES.len();
+    let mut bytes = [0; size_of::<UtsName>()];
+    for (field, name) in bytes.chunks_exact_mut(FIELD).zip(NAMES) {
+        field[..name.len()].copy_from_slice(name.as_bytes());
+    }
+    uaccess::copy_to_user(call.address::<0>(), &bytes)?;
+    Ok(0)
+}
+
+pub(super) fn getcpu(call: &mut Call<'_>) -> Answer {
+    let (cpu, node) = (call.address::<0>(), call.address::<1>());
+    if cpu.0 != 0 {
+        uaccess::copy_to_user(cpu, &this_cpu().id.0.to_le_bytes())?;
+    }
+    if node.0 != 0 {
+        uaccess::clear_user(node, 4)?;
+    }
+    Ok(0)
+}
+
+pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
+    /// `GRND_NONBLOCK`, `GRND_RANDOM`, `GRND_INSECURE`.
+    const FLAGS: u64 = 0b111;
+    let (to, bytes, flags) = (call.address::<0>(), call.argument::<1>(), call.argument::<2>());
+    if flags & !FLAGS != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let bytes = bytes.min(i32::MAX as u64);
+    let mut done = 0;
+    while done < bytes {
+        let random = random_bytes();
+        let piece = (bytes - done).min(random.len() as u64);
+        if let Err(errno) = uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &random[..piece as usize]) {
+            return if done == 0 { Err(errno) } else { Ok(done) };
+        }
+        done += piece;
+    }
+    Ok(done)
+}
+
+/// Sixteen bytes that no program foresees: good for hashes, not for keys, since all that goes into them is time.
+pub fn random_bytes() -> [u8; 16] {
+    static STATE: AtomicU64 = AtomicU64::new(0);
+    let mut bytes = [0; 16];
+    for half in bytes.as_chunks_mut::<8>().0 {
+        let time = timer::uptime().as_nanos() as u64;
+        let mut word = STATE.fetch_add(time | 0x9e37_79b9_7f4a_7c15, Ordering::Relaxed) ^ time;
+        // SplitMix64's mixing.
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        *half = (word ^ word >> 31).to_le_bytes();
+    }
+    bytes
+}
