@@ -9,6 +9,7 @@
 
 mod alias;
 pub mod area;
+mod direct_map;
 #[cfg(target_os = "none")]
 pub mod fixmap;
 #[cfg(target_os = "none")]

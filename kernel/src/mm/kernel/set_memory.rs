@@ -200,7 +200,7 @@ impl KernelSpace {
 
 /// The pages that a call is about; one where it is about none, so that a bad address is refused all the same.
 #[inline(always)]
-fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+pub(super) fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
     usize::try_from(pages.max(1))
         .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
         .and_then(|count| PageRange::from_pages(address, count))
