@@ -14,6 +14,8 @@ mod boot;
 #[cfg(target_os = "none")]
 mod demo;
 #[cfg(target_os = "none")]
+mod direct_map;
+#[cfg(target_os = "none")]
 mod frames;
 #[cfg(target_os = "none")]
 mod harness;
