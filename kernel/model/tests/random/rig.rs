@@ -431,7 +431,7 @@ impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Drop for Section<'_, '_, '_, G, 
 }
 
 /// Neither a lock nor atomic steps.
-struct Unserialised;
+pub(crate) struct Unserialised;
 
 impl Serialise for Unserialised {
     const ENTRIES: Entries = Entries::Alone;

@@ -5,15 +5,17 @@
 //! caller's pages changed as soon as it returned, a neighbour's did not, in no leaf that a TLB may still hold. Tables
 //! run out at each allocation. A TLB obeys the level hints that it is given.
 
+use granule::mm::tlb::KernelTlb;
+use granule_arch::alternative::host;
 use granule_model::{Features, Model, PlanTlb};
-use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Tiny};
+use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Tiny, Tlb};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use crate::calls::{CHANGES, Call, Place, place};
 use crate::rig::{self, Kernel, Patience, Rig, Splits};
-use crate::turns::Turns;
-use crate::{kernel, turns};
+use crate::turns::{Gated, Turns};
+use crate::{kernel, switches, turns};
 
 /// What a CPU changes, and what the other does before the first invalidates.
 #[derive(Clone, Copy, Debug)]
@@ -42,13 +44,20 @@ fn splits() -> impl Strategy<Value = Splits> {
 }
 
 /// CPUs that may change the size of a live leaf, and obey hints.
-fn features() -> impl Strategy<Value = Features> {
+pub(crate) fn features() -> impl Strategy<Value = Features> {
     (any::<bool>(), any::<bool>()).prop_map(|(ets2, tlb_range)| Features { ets2, tlb_range, ..Features::ALL })
 }
 
-fn run<G: Geometry>(features: Features, kernel: Kernel, splits: Splits, border: u64, actions: &[Action]) {
+fn run<G: Geometry>(
+    tlb: impl for<'m> Tlb<Gated<'m, G>>,
+    features: Features,
+    kernel: Kernel,
+    splits: Splits,
+    border: u64,
+    actions: &[Action],
+) {
     let model = Model::<G>::new(3, rig::FRAMES, features);
-    let rig = Rig::new(&model, PlanTlb::of(features), kernel, border).sharing(splits);
+    let rig = Rig::new(&model, tlb, kernel, border).sharing(splits);
     for action in actions {
         let (first, second) = if action.by_first { (0, 1) } else { (1, 0) };
         rig.perform(first, action.change, &|| {
@@ -88,7 +97,7 @@ proptest! {
     fn tiny_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..8, actions in actions(),
     ) {
-        run::<Tiny>(features, kernel, splits, border, &actions);
+        run::<Tiny>(PlanTlb::of(features), features, kernel, splits, border, &actions);
     }
 
     #[test]
@@ -106,18 +115,27 @@ proptest! {
     /// CPUs that may not change the size of a live leaf: what cuts one is refused, and nothing is changed.
     #[test]
     fn tiny_shared_and_refused(kernel in kernel(), border in 0_u64..8, actions in actions()) {
-        run::<Tiny>(Features { bbml2: false, ..Features::ALL }, kernel, Splits::Refused, border, &actions);
+        let features = Features { bbml2: false, ..Features::ALL };
+        run::<Tiny>(PlanTlb::of(features), features, kernel, Splits::Refused, border, &actions);
     }
 }
 
 proptest! {
-    #![proptest_config(Config::with_cases(12))]
+    #![proptest_config(Config::with_cases(8))]
 
     #[test]
     fn with_4_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {
-        run::<Granule4K>(features, kernel, splits, border, &actions);
+        run::<Granule4K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+    }
+
+    #[test]
+    fn with_4_kib_pages_shared_and_the_kernels_tlb(
+        features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
+    ) {
+        let run = || run::<Granule4K>(KernelTlb, features, kernel, splits, border, &actions);
+        host::with(&switches(features), run);
     }
 
     #[test]
@@ -141,14 +159,14 @@ proptest! {
     fn with_16_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {
-        run::<Granule16K>(features, kernel, splits, border, &actions);
+        run::<Granule16K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
     }
 
     #[test]
     fn with_64_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {
-        run::<Granule64K>(features, kernel, splits, border, &actions);
+        run::<Granule64K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
     }
 }
 
