@@ -241,6 +241,9 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     maintenance::init();
     let patched = patch_branches(kernel);
     log::debug!("{patched} branches patched");
+    if kernel.space.policy().debug_pagealloc {
+        kernel.frames.hide_free_frames(cpu, &kernel.space);
+    }
 
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();

@@ -95,6 +95,35 @@ impl<G: Geometry> State<G> {
         if held.grouped { self.group(held.cell).all(is) } else { is(held.cell) }
     }
 
+    /// Whether the tables say of all addresses in `first..=last` what `held` says. Its size may be another one, where
+    /// that may change under a live translation.
+    fn is_true(&self, held: &Held, first: u64, last: u64) -> bool {
+        if self.is_current(held) || !self.features.bbml2 {
+            return self.is_current(held);
+        }
+        let (mut address, last) = (first.max(held.start), last.min(held.last()));
+        loop {
+            let Current { cell, value, level } = self.current(address);
+            // Pages have the bit of tables, and blocks do not.
+            let of_size = bits::CONTIGUOUS | bits::TABLE;
+            let alike = |now: &Held| {
+                now.kind == Kind::Leaf
+                    && now.same_output(held)
+                    && (now.attributes ^ held.attributes) & !of_size == 0
+                    && (now.inherited ^ held.inherited) & bits::PXNTABLE == 0
+            };
+            if !self.entries(cell, value, held.stored).first().is_some_and(alike) {
+                return false;
+            }
+            // Not the address behind it: there is none behind the last.
+            let end = address | (G::entry_size(level) - 1);
+            if end >= last {
+                return true;
+            }
+            address = end + 1;
+        }
+    }
+
     /// Whether the table that `cell` is in is linked now, all the way up.
     fn is_on_the_way(&self, cell: PhysAddr) -> bool {
         let table = self.frame_of(cell);
@@ -207,8 +236,9 @@ impl<G: Geometry> State<G> {
         let state = |cpu: usize| self.cpus[cpu].tlb.overlapping(first, last).chain(&self.cpus[cpu].ahead);
         // What walk caches have of tables is a matter of whoever frees the table.
         let concerned = |held: &&Held| held.kind == Kind::Leaf && held.start <= last && first <= held.last();
-        let stale = (0..self.cpus.len())
-            .find_map(|cpu| state(cpu).filter(concerned).find(|held| !self.is_current(held)).map(|held| (cpu, *held)));
+        let stale = (0..self.cpus.len()).find_map(|cpu| {
+            state(cpu).filter(concerned).find(|held| !self.is_true(held, first, last)).map(|held| (cpu, *held))
+        });
         if let Some((cpu, held)) = stale {
             return self.report_stale(cpu, &held);
         }

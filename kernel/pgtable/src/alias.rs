@@ -27,7 +27,7 @@ use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
 use crate::update::{self, Leaves};
-use crate::walk::Entry;
+use crate::walk::{Entry, Leaving};
 
 /// Where the frames of a range are mapped a second time: in the same tree, by leaves that may be split at any time.
 pub trait Alias<G: Geometry> {
@@ -63,6 +63,8 @@ impl<G: Geometry> Alias<G> for NoAlias {
     }
 }
 
+/// Entries that are looked at in one turn of a loop.
+const TURN: usize = 8;
 /// Runs that are written down. More are read from the entries again.
 const KEPT: usize = 4;
 /// Runs of the alias that are invalidated one by one. Where there are more, everything from the first to the last of
@@ -70,8 +72,53 @@ const KEPT: usize = 4;
 const ONE_BY_ONE: usize = 512;
 
 /// See [`PageTables::update_with_alias`].
-#[inline(never)]
+///
+/// Nearly always the range is in one table, its frames follow one another, and their alias takes one look. That way is
+/// written out, as in [`update::update`].
+#[inline(always)]
 pub(crate) fn update<M: Mmu, A: Alias<M::Geometry>>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    tlb: &impl Tlb<M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    alias: &mut A,
+) -> Result<(), A::Error> {
+    if let Some(of_alias) = change.writability()
+        && let Some(run) = tables.sole_run(range, Leaving::Ignored)
+    {
+        let checked = update::check_run(tables, range, change, &run)?;
+        if let Some(frames) = sole_run_of_frames(tables.mmu(), run.cells())
+            && let Some(flush_alias) = tables.update_at_once(lazy, frames.range(alias), of_alias)
+        {
+            let flush = update::apply_to_run(tables, lazy, range, change, &run, checked);
+            lazy.invalidate(tlb, [flush, flush_alias]);
+            return Ok(());
+        }
+    }
+    update_runs(tables, lazy, tlb, range, change, alias)
+}
+
+/// The frames of these pages, where they are one run.
+#[inline(always)]
+fn sole_run_of_frames<M: Mmu>(mmu: &M, cells: &[M::Cell]) -> Option<Run> {
+    let start = mmu.load(cells.first()?).address().0;
+    let (mut end, mut other) = (start, 0);
+    let mut take = |cell: &M::Cell| {
+        other |= mmu.load(cell).0 ^ end;
+        end += M::Geometry::PAGE_SIZE;
+    };
+    let (turns, rest) = cells.as_chunks::<TURN>();
+    for turn in turns {
+        turn.iter().for_each(&mut take);
+    }
+    rest.iter().for_each(&mut take);
+    (other & bits::ADDRESS == 0).then_some(Run { start, end })
+}
+
+/// The same for any range.
+#[inline(never)]
+fn update_runs<M: Mmu, A: Alias<M::Geometry>>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     tlb: &impl Tlb<M>,
@@ -195,7 +242,6 @@ impl<'a, 't, M: Mmu, const MARKS: u64> Runs<'a, 't, M, MARKS> {
     /// Takes entries in whole turns, as long as they go on with the run.
     #[inline(always)]
     fn take_turns(&mut self) {
-        const TURN: usize = 8;
         while self.cells.len().is_multiple_of(TURN)
             && let Some(turn) = self.cells.as_slice().first_chunk::<TURN>()
         {

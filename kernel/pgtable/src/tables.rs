@@ -253,7 +253,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     ///
     /// # Panics
     /// Where a frame of the range is not mapped by the alias, or executable there.
-    #[inline]
+    #[inline(always)]
     pub fn update_with_alias<A: Alias<M::Geometry>>(
         &self,
         lazy: &Lazy<'_, M>,

@@ -46,19 +46,44 @@ pub(crate) fn update<M: Mmu>(
     let Some(run) = tables.sole_run(range, Leaving::Ignored) else {
         return update_tables(tables, lazy, range, change, Leaves::Fixed);
     };
+    let checked = check_run(tables, range, change, &run)?;
+    Ok(apply_to_run(tables, lazy, range, change, &run, checked))
+}
+
+/// The first pass over a range that is all in `run`.
+#[inline(always)]
+pub(crate) fn check_run<'t, M: Mmu>(
+    tables: &PageTables<'t, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    run: &Run<'t, M>,
+) -> Result<Checked, Error> {
     let mut check = Check { range, change, leaves: Leaves::Fixed, found: Survey::NOTHING };
-    check.visit(tables.mmu(), &run)?;
-    if change.may_make_code_of(check.found.all) {
+    check.visit(tables.mmu(), run)?;
+    Ok(Checked(check.found))
+}
+
+/// The second pass over it.
+#[inline(always)]
+pub(crate) fn apply_to_run<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    run: &Run<'_, M>,
+    Checked(found): Checked,
+) -> Flush<M::Geometry> {
+    if change.may_make_code_of(found.all) {
         code::make_visible(tables, range, change);
     }
-    Ok(match Uniform::of(check.found, change) {
+    match Uniform::of(found, change) {
         Uniform::Not => update_each(tables, lazy, range, change),
         Uniform::Unchanged => Flush::NONE,
         Uniform::Flip { from, to } => {
             tables.mmu().update_run(run.cells(), from.0 ^ to.0);
             flush(lazy, range, change, from, to, LevelHint::new(LAST_LEVEL))
         }
-    })
+    }
 }
 
 /// See [`PageTables::update_at_once`].

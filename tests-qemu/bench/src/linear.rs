@@ -9,7 +9,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use crate::harness::{Bench, PAGES, bench};
 
 /// Pages of a block of 2 MiB.
-const BLOCK_PAGES: u64 = 512;
+pub(crate) const BLOCK_PAGES: u64 = 512;
 /// Blocks of a contiguous group.
 const GROUP_BLOCKS: u64 = 16;
 /// Sizes of rows whose unit is the block.
@@ -142,5 +142,19 @@ fn split_group(bench: &mut Bench<'_>) {
     let blocks = Blocks::take(0);
     blocks.set(0, 1, Validity::Invalid);
     first_changes(bench, &blocks, |nth| 16 * (nth + 1));
+    blocks.give_back();
+}
+
+// One page that others have changed alone before. Nothing is invalidated.
+bench!(invalid, "direct_map_invalid", "page");
+fn invalid(bench: &mut Bench<'_>) {
+    let blocks = Blocks::take(0);
+    let frame = blocks.frame(7);
+    bench.point(
+        1,
+        || space().set_direct_map_default_noflush(frame),
+        |_| space().set_direct_map_invalid_noflush(frame),
+        |result| result.expect("memory of the bench's own"),
+    );
     blocks.give_back();
 }

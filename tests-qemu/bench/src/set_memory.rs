@@ -1,15 +1,27 @@
 //! `set_memory_*` on vmalloc areas, each call a change of every page of the area.
 //!
 //! The areas are mapped by pages, as Linux's are, and lie wherever vmalloc puts them. Rows with `/no_alias` leave the
-//! linear map's alias of the pages alone, as Linux does with `rodata=noalias`.
+//! linear map's alias of the pages alone, as Linux does with `rodata=noalias`. Where it goes along, the frames lie in
+//! one piece of memory: in order, or no two that follow one another side by side.
+
+extern crate alloc;
+
+use alloc::vec::Vec;
 
 use granule::mm::kernel::KernelSpace;
+use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::KernelArea;
+use granule::mm::tlb::KernelTlb;
 use granule::smp::this_cpu;
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, MemoryType};
+use granule_pgtable::{Lazy, PageRange, TableSource};
 
 use crate::harness::{Bench, PAGES, bench};
+use crate::linear::{BLOCK_PAGES, Blocks};
+
+const PAGE: u64 = PAGE_SIZE as u64;
 
 type Call = fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>;
 
@@ -31,18 +43,90 @@ fn row(
 ) {
     for pages in PAGES {
         let area = area(pages);
-        let start = area.start();
         if let Some(before) = before {
-            before(space(), start, pages).expect("the pages are an area");
+            before(space(), area.start(), pages).expect("the pages are an area");
         }
-        bench.point(
-            pages,
-            || undo(space(), start, pages).expect("the pages are an area"),
-            |()| call(space(), start, pages),
-            |result| result.expect("the pages are an area"),
-        );
+        point(bench, area.start(), pages, undo, &call);
         space().vfree(this_cpu(), area);
     }
+}
+
+fn point(
+    bench: &mut Bench<'_>,
+    start: VirtAddr,
+    pages: u64,
+    undo: Call,
+    call: &impl Fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>,
+) {
+    bench.point(
+        pages,
+        || undo(space(), start, pages).expect("the pages are an area"),
+        |()| call(space(), start, pages),
+        |result| result.expect("the pages are an area"),
+    );
+}
+
+/// The same on areas whose frames lie in one piece of memory, that of page n at place `place(n)`.
+fn row_of_frames(
+    bench: &mut Bench<'_>,
+    place: fn(u64) -> u64,
+    undo: Call,
+    call: impl Fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>,
+) {
+    for pages in PAGES {
+        let blocks = Blocks::take((pages * 2).div_ceil(BLOCK_PAGES).next_power_of_two().ilog2());
+        let area = area(pages);
+        let own: Vec<PhysAddr> = (0..pages).map(|page| frame(area.start() + page * PAGE)).collect();
+        exchange_frames(&area, |page| blocks.frame(place(page)));
+        point(bench, area.start(), pages, undo, &call);
+        space().set_memory_rw(area.start(), pages).expect("the pages are an area");
+        exchange_frames(&area, |page| own[page as usize]);
+        space().vfree(this_cpu(), area);
+        blocks.give_back();
+    }
+}
+
+/// The frame of a page.
+fn frame(page: VirtAddr) -> PhysAddr {
+    space().tables().translate(page).expect("the pages are an area").physical
+}
+
+/// Gives the pages of an area other frames.
+fn exchange_frames(area: &KernelArea, frame: impl Fn(u64) -> PhysAddr) {
+    let (mmu, tables) = (Metal(LinearView {}), space().tables());
+    let lazy = Lazy::new(&mmu);
+    let whole = PageRange::from_pages(area.start(), area.pages() as usize).expect("an area is a range");
+    tables.unmap(&lazy, &KernelTlb, whole, |_| ()).expect("an area is made of pages");
+    let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
+    let frames = |page: VirtAddr| frame((page - area.start()) / PAGE);
+    tables.map_frames(&lazy, whole, frames, attributes, &mut NoTables).expect("the tables are there");
+}
+
+/// The tables are there.
+struct NoTables;
+
+// SAFETY: it gives nothing.
+unsafe impl TableSource for NoTables {
+    fn take(&mut self) -> Option<PhysAddr> {
+        None
+    }
+
+    fn give_back(&mut self, _: PhysAddr) {}
+}
+
+bench!(ro_alias, "set_memory_ro", "page");
+fn ro_alias(bench: &mut Bench<'_>) {
+    row_of_frames(bench, |page| page, KernelSpace::set_memory_rw, KernelSpace::set_memory_ro);
+}
+
+bench!(rw_alias, "set_memory_rw", "page");
+fn rw_alias(bench: &mut Bench<'_>) {
+    row_of_frames(bench, |page| page, KernelSpace::set_memory_ro, KernelSpace::set_memory_rw);
+}
+
+bench!(ro_scattered, "set_memory_ro/scattered", "page");
+fn ro_scattered(bench: &mut Bench<'_>) {
+    row_of_frames(bench, |page| 2 * page, KernelSpace::set_memory_rw, KernelSpace::set_memory_ro);
 }
 
 bench!(x, "set_memory_x", "page");

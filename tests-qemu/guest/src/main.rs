@@ -14,6 +14,8 @@ mod boot;
 #[cfg(target_os = "none")]
 mod demo;
 #[cfg(target_os = "none")]
+mod direct_map;
+#[cfg(target_os = "none")]
 mod frames;
 #[cfg(target_os = "none")]
 mod harness;
@@ -25,6 +27,8 @@ mod machine;
 mod memory;
 #[cfg(target_os = "none")]
 mod misbehaving;
+#[cfg(target_os = "none")]
+mod pagealloc;
 #[cfg(target_os = "none")]
 mod reclaim;
 #[cfg(target_os = "none")]

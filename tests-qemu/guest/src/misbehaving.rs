@@ -3,13 +3,17 @@
 //! They are not tests of the kernel: the runner's own tests (tests-qemu/host/tests/misbehaving_guests.rs) run each of
 //! them and assert the verdict that it must get. [`innocent`] stands among them to show that the rest still runs.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use granule::drivers::{console, power};
+use granule::mm::kernel::set_memory::Validity;
+use granule::smp::{self, Cpu, this_cpu};
+use granule_arch::addr::VirtAddr;
 use granule_arch::{interrupts, wait};
 use granule_protocol::{Event, Frame, Nonce};
 
-use granule::smp::this_cpu;
-
 use crate::harness::{Test, target_test};
+use crate::split::Block;
 
 target_test!(innocent, selftest());
 fn innocent(t: &mut Test) {
@@ -100,4 +104,28 @@ target_test!(leaks_an_area, selftest());
 fn leaks_an_area(t: &mut Test) {
     // Dropping a `KernelArea` frees nothing: whoever holds one must call `vfree`.
     t.ok("an area", granule::kernel().space.vmalloc(this_cpu(), 1));
+}
+
+// Two CPUs that both take a page for theirs alone. A release build does not notice.
+target_test!(changes_what_another_cpu_is_changing, selftest());
+fn changes_what_another_cpu_is_changing(t: &mut Test) {
+    const ROUNDS: u32 = 2000;
+    static PAGE: AtomicU64 = AtomicU64::new(0);
+    fn change(_: &Cpu, _: usize) {
+        let (space, page) = (&granule::kernel().space, VirtAddr(PAGE.load(Ordering::Relaxed)));
+        for _ in 0..ROUNDS {
+            let _ = space.set_memory_valid(page, 64, Validity::Invalid);
+            let _ = space.set_memory_valid(page, 64, Validity::Valid);
+        }
+    }
+    granule::println!("owners are on record: {}", cfg!(debug_assertions));
+    let Some(block) = Block::fresh(t) else { return };
+    let others = smp::online().without(this_cpu().id);
+    PAGE.store(block.page(0).0, Ordering::Relaxed);
+    for id in others.iter() {
+        t.equal("started", smp::run_on(id, change, 0), Ok(()));
+    }
+    change(this_cpu(), 0);
+    smp::wait_for(others);
+    block.free(t);
 }

@@ -103,3 +103,15 @@ fn what_is_left_behind_fails_the_audit() {
     assert_fails("misbehaving::leaks_an_object", "1 failed, of 1 checks", "objects on the heap before the test");
     assert_fails("misbehaving::leaks_an_area", "failed, of 1 checks", "vmalloc areas before the test");
 }
+
+/// In the checked build (`./x test --debug`); a release build keeps no record of who changes what.
+#[test]
+fn two_owners_of_one_page_end_the_checked_build() {
+    let outcome = judge("misbehaving::changes_what_another_cpu_is_changing");
+    if outcome.output.contains("owners are on record: true") {
+        assert_eq!(outcome.verdict, Verdict::Failed("the kernel panicked".into()));
+        assert!(outcome.output.contains("one of them is not its exclusive owner"), "{}", outcome.output);
+    } else {
+        assert!(matches!(outcome.verdict, Verdict::Passed(_)), "{outcome:?}");
+    }
+}

@@ -5,6 +5,7 @@
 //! - `tlbi`: operands as the hardware reads them
 //! - `live`: what must not change under a live translation; contiguous groups
 //! - `tables`: linking, unlinking, freeing
+//! - `split`: leaves split in use, with a step taken away, a hint too many, a table too few
 //! - `injected`: the operations of pgtable with one step taken away, weakened or misdirected, and the story that is
 //!   told
 
@@ -12,6 +13,7 @@ mod asid;
 mod barriers;
 mod injected;
 mod live;
+mod split;
 mod tables;
 mod tlbi;
 

@@ -6,14 +6,18 @@
 //! operation by operation; a map is tried with every number of tables that is too small; frames that are unmapped and
 //! tables that are reclaimed are given up at once, and nobody may reach them.
 //!
+//! Leaves that both CPUs have a part of are in `split`, pages with an alias in such leaves in `alias`.
+//!
 //! In every geometry, with and without range operations, level hints and FEAT_ETS2, and with mappings that are not
 //! global; with the model's own TLB, and for 4 KiB pages with the kernel's.
 
+mod alias;
 #[path = "../../../pgtable/tests/host/calls.rs"]
 mod calls;
 #[path = "../../../pgtable/tests/host/plain.rs"]
 mod plain;
 mod rig;
+mod split;
 mod turns;
 
 use granule::mm::tlb::KernelTlb;

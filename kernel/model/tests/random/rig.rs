@@ -7,16 +7,20 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, bits};
 use granule_model::{Access, Fault, Model, Outcome};
 use granule_pgtable::{
-    Announced, Change, Error, Geometry, Lazy, PageRange, Progress, Reclaimer, Shape, TableSource, Tlb,
+    Announced, Change, Entries, Error, Flush, Geometry, Lazy, Lockless, PageRange, Progress, Reclaimer, Serialise,
+    Shape, TableSource, Tlb,
 };
 
-use crate::LARGEST;
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
 use crate::plain::{Piece, Plain};
 use crate::turns::{Gated, Turns};
+use crate::{DATA, LARGEST};
 
 /// Frames for tables: enough for most sequences, and some run out.
 pub(crate) const FRAMES: usize = 40;
+
+/// What the two ends of a range may need: a table of blocks and one of pages each.
+const MOST_TABLES: usize = 4;
 
 /// Physical memory that is mapped begins here; no table is in it.
 const MEMORY: u64 = 0x10_0000_0000;
@@ -39,10 +43,30 @@ pub(crate) enum Patience {
     None,
 }
 
+/// Whether leaves that both CPUs have a part of are split, and what keeps two splits apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Splits {
+    /// There are none, and changes say the level of the leaves that they find.
+    NotShared,
+    /// What would cut one is refused.
+    Refused,
+    /// A lock around each split.
+    Locked,
+    /// Atomic steps.
+    Lockless,
+    /// Nothing, to see that something has to.
+    Unserialised,
+    /// Atomic steps, but changes say the level of the leaves that they find, to see that they must not.
+    Hinted,
+}
+
 pub(crate) struct Rig<'m, G: Geometry, T> {
     model: &'m Model<G>,
     tlb: T,
     kernel: Kernel,
+    splits: Splits,
+    /// The lock around splits: the CPU that had it last, and whether it has it now.
+    split_lock: Mutex<(usize, bool)>,
     /// Where what CPU 0 owns ends and what CPU 1 owns begins.
     border: u64,
     plain: Mutex<Plain>,
@@ -62,7 +86,23 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let window = based::<G>(model, window::<G>());
         let border = window.start().0 + window.size() / 2 + border * G::PAGE_SIZE;
         let (plain, mappings, words) = (Mutex::default(), AtomicU64::default(), Default::default());
-        Self { model, tlb, kernel, border, plain, mappings, words, turns: None, patience: Patience::Waits }
+        let (splits, split_lock) = (Splits::NotShared, Mutex::default());
+        let (turns, patience) = (None, Patience::Waits);
+        Self { model, tlb, kernel, splits, split_lock, border, plain, mappings, words, turns, patience }
+    }
+
+    /// The same, with the whole window mapped by the largest leaves: both CPUs own a part of those at the border.
+    pub(crate) fn sharing(self, splits: Splits) -> Self {
+        let window = based::<G>(self.model, window::<G>());
+        let block = G::entry_size(1);
+        let range = if G::has_leaves(1) {
+            PageRange::new(VirtAddr(self.border & !(block - 1)) - block, 2 * block)
+        } else {
+            Ok(window)
+        };
+        self.map(0, range.expect("the window is around a boundary"), PhysAddr(MEMORY), DATA, LARGEST, FRAMES, &|| ());
+        self.model.synchronise();
+        Self { splits, ..self }
     }
 
     /// The same, with CPUs that take turns: each of their operations waits for its own.
@@ -209,12 +249,47 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let mmu = self.cpu(cpu);
         let lazy = Lazy::new(&mmu);
         let walk = Announced::begin(&self.words[cpu]);
-        let updated = mmu.page_tables().update(&lazy, range, change);
+        let updated = match self.splits {
+            Splits::NotShared => mmu.page_tables().update(&lazy, range, change),
+            Splits::Refused => mmu.page_tables().update_divisible(&lazy, range, change),
+            Splits::Lockless => self.split(cpu, &lazy, range, change, &Lockless),
+            Splits::Locked => self.split(cpu, &lazy, range, change, &Locked { rig: self, cpu }),
+            Splits::Unserialised => self.split(cpu, &lazy, range, change, &Unserialised),
+            Splits::Hinted => {
+                let tables = mmu.page_tables();
+                let split = tables.split(range, &Lockless, &mut self.model.frames());
+                split.and_then(|_| tables.update(&lazy, range, change))
+            }
+        };
         drop(walk);
         let Ok(flush) = updated else { return meanwhile() };
         self.plain().change(self.low(range.start()), self.low(range.last()) + 1, change);
         meanwhile();
         lazy.invalidate(&self.tlb, [flush]);
+    }
+
+    /// A change with ever more tables for what it has to split, until they suffice; each time that they do not, nothing
+    /// has changed.
+    fn split<S: Serialise>(
+        &self,
+        cpu: usize,
+        lazy: &Lazy<'_, Gated<'_, G>>,
+        range: PageRange<G>,
+        change: Change,
+        how: &S,
+    ) -> Result<Flush<G>, Error> {
+        let mut tables = 0;
+        loop {
+            let mut frames = self.model.frames_limited(tables);
+            match lazy.mmu().page_tables().update_splitting(lazy, range, change, how, &mut frames) {
+                Err(Error::OutOfTables { needed, available }) => {
+                    assert!(available == tables && needed <= MOST_TABLES, "{needed} tables for {range:?}");
+                    self.audit(cpu);
+                    tables += 1;
+                }
+                result => break result.map(|(flush, _)| flush),
+            }
+        }
     }
 
     /// Takes away what tables are empty in what `cpu` owns.
@@ -304,6 +379,65 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
             Ok(PhysAddr(piece.physical))
         }
     }
+}
+
+/// The rig's lock around splits, for one CPU.
+struct Locked<'r, 'm, G: Geometry, T> {
+    rig: &'r Rig<'m, G, T>,
+    cpu: usize,
+}
+
+impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Locked<'_, '_, G, T> {
+    /// Does `work` with the lock's state, in this CPU's turn.
+    fn step<R>(&self, work: impl FnOnce(&mut (usize, bool)) -> R) -> R {
+        let work = || work(&mut self.rig.split_lock.lock().unwrap_or_else(PoisonError::into_inner));
+        match self.rig.turns() {
+            Some(turns) => turns.step(self.cpu, work),
+            None => work(),
+        }
+    }
+}
+
+impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Locked<'r, 'm, G, T> {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a>
+        = Section<'a, 'r, 'm, G, T>
+    where
+        Self: 'a;
+
+    fn begin(&self) -> Self::Section<'_> {
+        let try_lock = |(last, held): &mut (usize, bool)| {
+            let free = !std::mem::replace(held, true);
+            if free && *last != self.cpu {
+                self.rig.model.hand_over(*last, self.cpu);
+                *last = self.cpu;
+            }
+            free
+        };
+        while !self.step(try_lock) {
+            assert!(self.rig.turns.is_some(), "nobody else splits where all is one thread");
+        }
+        Section(self)
+    }
+}
+
+/// Has the lock.
+struct Section<'a, 'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>>(&'a Locked<'r, 'm, G, T>);
+
+impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Drop for Section<'_, '_, '_, G, T> {
+    fn drop(&mut self) {
+        self.0.step(|(_, held)| *held = false);
+    }
+}
+
+/// Neither a lock nor atomic steps.
+pub(crate) struct Unserialised;
+
+impl Serialise for Unserialised {
+    const ENTRIES: Entries = Entries::Alone;
+    type Section<'a> = ();
+
+    fn begin(&self) {}
 }
 
 /// `range` in the half of the address space that the model's tree translates.

@@ -124,6 +124,7 @@ impl FrameAllocator {
         if !run.is_empty() {
             // SAFETY: frames that were free in a magazine or a cut block have valid records.
             unsafe { self.records.run(run.clone()) }.iter().for_each(Frame::claim);
+            self.show(run.clone());
             list.push(run);
         }
     }
@@ -159,6 +160,7 @@ impl FrameAllocator {
             };
             released.end = wrong.map_or(end, |(frame, _)| frame);
             if let Some((frame, error)) = wrong {
+                self.hide(core::slice::from_ref(&released));
                 self.blocks.put_runs(cpu, [released]);
                 self.refuse(PhysAddr::from_frame_number(frame), error);
                 released = frame + 1..frame + 1;
@@ -223,6 +225,7 @@ impl Freeing<'_> {
             *run = frames.release_run(cpu, run.clone());
             total += run.len();
         }
+        frames.hide(&self.runs);
         let kept = frames.on_magazine(cpu, |magazine| {
             // In descending order, so that they come out in ascending order, as neighbours.
             magazine.has_room(total) && self.runs.iter().rev().all(|run| magazine.push_run(run.clone()))

@@ -11,6 +11,7 @@
 //!
 //! Everything here may be called from interrupt handlers. Running out of memory is a value, [`OutOfMemory`].
 
+mod hidden;
 mod list;
 mod magazine;
 mod record;
@@ -19,14 +20,18 @@ pub(in crate::mm) mod tests;
 
 use core::fmt;
 use core::mem::size_of;
+use core::ops::Range;
+use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::interrupts;
 use granule_arch::memory::zero_page;
+pub use hidden::Curtain;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
+use spin::Once;
 
 use super::OutOfMemory;
 use super::early::MemoryMap;
@@ -63,6 +68,8 @@ pub struct FrameAllocator {
     /// those. A reference, because the boot stack has no room to pass an allocator with 9 KiB of magazines inside.
     magazines: &'static [Magazine; MAX_CPUS],
     refused: AtomicU64,
+    /// See [`hidden`].
+    curtain: Once<&'static dyn Curtain>,
 }
 
 /// Where the frames are. Taken while other CPUs allocate, the numbers may be off by what moves meanwhile.
@@ -123,7 +130,7 @@ impl FrameAllocator {
             (PageBlocks::new(cpu, map, storage, records), &*magazines)
         };
         map.exhaust();
-        Self { blocks, records, linear, magazines, refused: AtomicU64::new(0) }
+        Self { blocks, records, linear, magazines, refused: AtomicU64::new(0), curtain: Once::new() }
     }
 
     /// A frame of its own for the caller, with whatever it held before. `cpu` is the CPU that this runs on.
@@ -157,6 +164,7 @@ impl FrameAllocator {
     fn claimed(&self, frame: usize) -> PhysAddr {
         // SAFETY: a frame that was free in a magazine is of a cut block, whose records are valid.
         unsafe { self.records.get(frame) }.claim();
+        self.show(frame..frame + 1);
         PhysAddr::from_frame_number(frame)
     }
 
@@ -180,14 +188,18 @@ impl FrameAllocator {
             Some((State::Cut, frame)) if address.is_aligned(PAGE_SIZE as u64) => frame.release(),
             _ => Err(FreeError::Foreign),
         };
+        let number = address.frame_number();
         match released {
-            Ok(()) => self.on_magazine(cpu, |magazine| {
-                if let Err(frame) = magazine.push(address.frame_number()) {
-                    self.drain(cpu, magazine, BATCH);
-                    // There is room now.
-                    let _ = magazine.push(frame);
-                }
-            }),
+            Ok(()) => {
+                self.hide(slice::from_ref(&(number..number + 1)));
+                self.on_magazine(cpu, |magazine| {
+                    if let Err(frame) = magazine.push(number) {
+                        self.drain(cpu, magazine, BATCH);
+                        // There is room now.
+                        let _ = magazine.push(frame);
+                    }
+                });
+            }
             Err(error) => self.refuse(address, error),
         }
     }
@@ -207,6 +219,7 @@ impl FrameAllocator {
         };
         // SAFETY: taking the blocks made the record of the first frame valid.
         unsafe { self.records.get(number * BLOCK_FRAMES) }.claim();
+        self.show(frames_of_blocks(number, order));
         Ok(PhysAddr(number as u64 * BLOCK_SIZE))
     }
 
@@ -225,7 +238,10 @@ impl FrameAllocator {
             _ => Err(FreeError::Foreign),
         };
         match released {
-            Ok(()) => self.blocks.put_blocks(cpu, number, order),
+            Ok(()) => {
+                self.hide(slice::from_ref(&frames_of_blocks(number, order)));
+                self.blocks.put_blocks(cpu, number, order);
+            }
             Err(error) => self.refuse(address, error),
         }
     }
@@ -326,6 +342,11 @@ impl FrameAllocator {
             panic!("free of {address}: {error}");
         }
     }
+}
+
+/// The frames of a run of 2^`order` page blocks.
+fn frames_of_blocks(first: usize, order: u32) -> Range<usize> {
+    first * BLOCK_FRAMES..(first + (1 << order)) * BLOCK_FRAMES
 }
 
 impl fmt::Display for FrameStats {

@@ -9,9 +9,34 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_pgtable::{Alias, Change, Error, Granule4K, Lazy, PageRange, PageTables};
 
-use super::set_memory::SetMemoryError;
+use super::set_memory::{SetMemoryError, window_range};
 use super::{KernelSpace, Machine, owners};
 use crate::mm::layout;
+
+/// A change of who may write, as a type: so that the compiler knows it.
+pub(super) trait Writability {
+    /// The change.
+    const CHANGE: Change;
+}
+
+/// `set_memory_ro`.
+pub(super) struct ReadOnly;
+/// `set_memory_rw`.
+pub(super) struct ReadWrite;
+/// `set_memory_rox`.
+pub(super) struct ReadOnlyExecutable;
+
+impl Writability for ReadOnly {
+    const CHANGE: Change = Change::READ_ONLY;
+}
+
+impl Writability for ReadWrite {
+    const CHANGE: Change = Change::READ_WRITE;
+}
+
+impl Writability for ReadOnlyExecutable {
+    const CHANGE: Change = Change::READ_ONLY_EXECUTABLE;
+}
 
 /// The linear map, for frames of areas.
 pub(super) struct LinearAlias<'s> {
@@ -40,12 +65,23 @@ impl KernelSpace {
         LinearAlias { space: self, tables: PageTables::new(&self.mmu, self.root) }
     }
 
-    /// Changes who may write `range`, which is in the vmalloc window, here and by its alias.
-    pub(super) fn set_memory_and_alias(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
+    /// Changes who may write `pages` pages from `address` on, in the vmalloc window, here and by their alias.
+    #[inline(never)]
+    pub(super) fn set_memory_and_alias<W: Writability>(
+        &self,
+        address: VirtAddr,
+        pages: u64,
+    ) -> Result<(), SetMemoryError> {
+        let range = window_range(address, pages)?;
+        if pages == 0 {
+            return self.check_owned(address);
+        }
         let _owner = owners::claim(range);
-        let lazy = Lazy::new(&self.mmu);
-        self.tables()
-            .update_with_alias(&lazy, &self.tlb, range, change.only_where(bits::VM_ALLOC), &mut self.linear_alias())
-            .map_err(|error| self.explain(error))
+        let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
+        let marked = W::CHANGE.only_where(bits::VM_ALLOC);
+        match tables.update_with_alias(&lazy, &self.tlb, range, marked, &mut self.linear_alias()) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(error)),
+        }
     }
 }

@@ -9,6 +9,8 @@
 
 mod alias;
 pub mod area;
+mod debug_pagealloc;
+mod direct_map;
 #[cfg(target_os = "none")]
 pub mod fixmap;
 #[cfg(target_os = "none")]

@@ -17,6 +17,7 @@ use granule_arch::patched_branch;
 use granule_pgtable::{Change, Error, Lazy, PageRange};
 use thiserror::Error;
 
+use super::alias::{ReadOnly, ReadOnlyExecutable, ReadWrite, Writability};
 use super::{KernelSpace, owners};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
@@ -79,7 +80,7 @@ impl KernelSpace {
     /// [`SetMemoryError`], for this function and the others of its family. 0 pages are no error where `address` is in
     /// an area.
     pub fn set_memory_ro(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_writability(address, pages, Change::READ_ONLY)
+        self.set_writability::<ReadOnly>(address, pages)
     }
 
     /// Makes pages writable again.
@@ -87,7 +88,7 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_memory_ro`]; pages that are executable are refused.
     pub fn set_memory_rw(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_writability(address, pages, Change::READ_WRITE)
+        self.set_writability::<ReadWrite>(address, pages)
     }
 
     /// Makes pages executable at EL1.
@@ -111,7 +112,7 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_rox(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_writability(address, pages, Change::READ_ONLY_EXECUTABLE)
+        self.set_writability::<ReadOnlyExecutable>(address, pages)
     }
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
@@ -137,12 +138,11 @@ impl KernelSpace {
     }
 
     #[inline(always)]
-    fn set_writability(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
+    fn set_writability<W: Writability>(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
         if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
-            let range = window_range(address, pages)?;
-            if pages == 0 { self.check_owned(address) } else { self.set_memory_and_alias(range, change) }
+            self.set_memory_and_alias::<W>(address, pages)
         } else {
-            self.set_memory(address, pages, change)
+            self.set_memory(address, pages, W::CHANGE)
         }
     }
 
@@ -168,7 +168,7 @@ impl KernelSpace {
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.
     #[cold]
-    fn check_owned(&self, address: VirtAddr) -> Result<(), SetMemoryError> {
+    pub(super) fn check_owned(&self, address: VirtAddr) -> Result<(), SetMemoryError> {
         match self.tables().translate(address) {
             None => Err(self.explain(Error::NotMapped(address))),
             Some(found) if found.descriptor.0 & bits::VM_ALLOC == 0 => Err(SetMemoryError::NotVmalloc(address)),
@@ -200,7 +200,7 @@ impl KernelSpace {
 
 /// The pages that a call is about; one where it is about none, so that a bad address is refused all the same.
 #[inline(always)]
-fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+pub(super) fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
     usize::try_from(pages.max(1))
         .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
         .and_then(|count| PageRange::from_pages(address, count))
@@ -209,7 +209,7 @@ fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError
 
 /// The same, all of it where areas are.
 #[inline(always)]
-fn window_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+pub(super) fn window_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
     let range = page_range(address, pages)?;
     if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
         let outside =

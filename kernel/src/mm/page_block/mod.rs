@@ -363,6 +363,41 @@ impl PageBlocks {
         self.spans.index(frame / BLOCK_FRAMES).map_or(State::Absent, |index| self.load_state(index))
     }
 
+    /// Calls `each`, under the lock, with the frames that are free here, in runs: those in magazines are not. For once
+    /// at boot; it looks at every block.
+    pub fn for_each_free(&self, mut each: impl FnMut(Range<usize>)) {
+        let lists = self.lists.lock();
+        let mut run = 0..0;
+        let mut add = |frames: Range<usize>| {
+            if frames.start == run.end {
+                run.end = frames.end;
+            } else {
+                let found = core::mem::replace(&mut run, frames);
+                if !found.is_empty() {
+                    each(found);
+                }
+            }
+        };
+        for (first, count) in self.spans.clone().into_frames() {
+            for number in first / BLOCK_FRAMES..(first + count) / BLOCK_FRAMES {
+                let start = number * BLOCK_FRAMES;
+                match self.spans.index(number).map(|index| (index, self.load_state(index))) {
+                    Some((_, State::Free)) => add(start..start + BLOCK_FRAMES),
+                    Some((index, State::Cut)) => {
+                        let bit = |bit: usize| lists.blocks[index].bitmap[bit / 64] >> (bit % 64) & 1 != 0;
+                        (0..BLOCK_FRAMES)
+                            .filter(|&frame| bit(frame))
+                            .for_each(|frame| add(start + frame..start + frame + 1));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if !run.is_empty() {
+            each(run);
+        }
+    }
+
     /// How much is free now.
     pub fn totals(&self) -> Totals {
         self.lists.lock().totals

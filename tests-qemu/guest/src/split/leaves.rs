@@ -1,10 +1,14 @@
 //! Which leaves there are before and after: only those at the ends of a range are split, to the largest pieces that
 //! fit, and every other page translates as before.
 
+use granule::mm::kernel::mmu::{LinearView, Metal};
+use granule::mm::tlb::KernelTlb;
+use granule::trap::probe;
 use granule_arch::descriptor::bits;
-use granule_pgtable::Translation;
+use granule_arch::esr::FaultStatus;
+use granule_pgtable::{Change, Lazy, PageRange, Translation};
 
-use super::{BLOCK_PAGES, Block, GIB, GROUP_PAGES, MIB, PAGE, faults, is_readable, make_invalid, make_valid};
+use super::{BLOCK_PAGES, Block, GIB, GROUP_PAGES, MIB, PAGE, faults, is_readable, make_invalid, make_valid, space};
 use crate::harness::{Test, target_test};
 
 /// Bytes of a contiguous group of pages, of a block, of a group of blocks.
@@ -96,5 +100,46 @@ fn a_page_in_a_gigabyte_leaves_the_rest_in_the_largest_pieces(t: &mut Test) {
     let leaves =
         [page, page ^ 1, page ^ GROUP_PAGES, page + BLOCK_PAGES, page - BLOCK_PAGES, page + 20 * BLOCK_PAGES, 0];
     t.equal("leaves", sizes(&block, leaves), [PAGE, PAGE, GROUP, BLOCK, BLOCK, BLOCKS, BLOCKS]);
+    block.free(t);
+}
+
+target_test!(a_page_of_an_invalid_block_comes_back_alone, needs("split"));
+fn a_page_of_an_invalid_block_comes_back_alone(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    t.ok("all made invalid", make_invalid(block.page(0), BLOCK_PAGES));
+    let page = 9 * GROUP_PAGES + 7;
+    t.ok("one made valid", make_valid(block.page(page), 1));
+    let wrong = (0..BLOCK_PAGES).filter(|&other| is_readable(block.page(other)) != (other == page)).count();
+    t.equal("pages that are wrong", wrong, 0);
+    t.equal("leaves", sizes(&block, [0, page, page + 1, page + GROUP_PAGES]), [GROUP, PAGE, PAGE, GROUP]);
+    t.ok("all made valid", make_valid(block.page(0), BLOCK_PAGES));
+    let wrong = (0..BLOCK_PAGES).filter(|&other| !is_readable(block.page(other))).count();
+    t.equal("pages that are still away", wrong, 0);
+    block.free(t);
+}
+
+target_test!(a_read_only_page_in_a_block_refuses_writes_and_only_it, needs("split"));
+fn a_read_only_page_in_a_block_refuses_writes_and_only_it(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let mmu = Metal(LinearView {});
+    let page = 30 * GROUP_PAGES;
+    let Some(range) = t.ok("the range", PageRange::from_pages(block.page(page), 2)) else { return };
+    for (change, refused) in [(Change::READ_ONLY, true), (Change::READ_WRITE, false)] {
+        let lazy = Lazy::new(&mmu);
+        let Some(flush) = t.ok("changed", space().update_range_lockless(&lazy, range, change)) else { return };
+        lazy.invalidate(&KernelTlb, [flush]);
+        let wrong = (0..BLOCK_PAGES).filter(|&other| {
+            // SAFETY: memory of the test's own.
+            let written = unsafe { probe::write(block.page(other), other) };
+            let status = written.err().and_then(|fault| fault.syndrome.abort()).map(|abort| abort.status);
+            let inside = (page..page + 2).contains(&other);
+            status != (refused && inside).then_some(FaultStatus::Permission)
+        });
+        t.equal("pages that are wrong", wrong.count(), 0);
+    }
+    let lazy = Lazy::new(&mmu);
+    let executable = space().update_range_lockless(&lazy, range, Change::READ_ONLY_EXECUTABLE).map(|_| ());
+    t.check("never executable", executable.is_err());
+    drop(lazy);
     block.free(t);
 }

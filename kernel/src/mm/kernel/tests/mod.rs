@@ -1,11 +1,15 @@
 //! The kernel's space on the host: its own tables, frames and areas, on a metal that records and does nothing else.
 //!
+//! - `direct_map`: single pages of the linear map, and what is left to an invalidation that follows
 //! - `contracts`: what each call does and refuses, with memory running out at every allocation
+//! - `pagealloc`: frames that are free are hidden, and no others
 //! - `random`: long sequences of calls against a plain map of page → permissions
 //! - `split`: changes in the linear map whose ranges cut leaves: which lock, whose memory, who is refused
 //! - `streams`: which writes, barriers, invalidations and cache maintenance each call makes, with and without the lab
 
 mod contracts;
+mod direct_map;
+mod pagealloc;
 mod random;
 mod split;
 mod streams;

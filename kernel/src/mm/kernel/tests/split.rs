@@ -21,7 +21,7 @@ const BLOCK: u64 = 2 << 20;
 const GROUP_OF_BLOCKS: u64 = 16 * BLOCK;
 
 /// A space whose linear map shows a group of blocks and one more, and whose leaves are split by `mode`.
-fn linear(mode: SplitMode) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
+pub(super) fn linear(mode: SplitMode) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
     let (space, frames, cpu) = space(4);
     space.set_policy(Policy { split: mode, ..Policy::UNDECIDED });
     let range = PageRange::new(layout::LINEAR_BASE, GROUP_OF_BLOCKS + BLOCK).unwrap();

@@ -1,0 +1,321 @@
+//! Pages and their alias, of two CPUs whose frames lie in the same leaves of the linear map.
+//!
+//! Each owns some pages of one area, and so the alias of their frames, wherever these lie: among those of the other, in
+//! one block, one contiguous group. After each change what every CPU may do to the caller's pages, here and by their
+//! alias, is what a plain list says; and whoever gets a frame back can write it by its alias at once.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_model::{Access, Fault, Features, Frames, Model, PlanTlb};
+use granule_pgtable::{Alias, Change, Error, Geometry, Granule4K, Lazy, Leaf, Lockless, PageRange, PageTables, Tiny};
+use proptest::prelude::{Just, Strategy, any, proptest};
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+
+use crate::rig::Unserialised;
+use crate::split::features;
+use crate::turns::{Gated, Turns};
+use crate::{DATA, LARGEST, turns};
+
+/// Pages in the area.
+const PAGES: usize = 8;
+/// Where the memory of the linear map begins: aligned for every leaf.
+const MEMORY: u64 = 0x10_0000_0000;
+
+const CHANGES: [Change; 5] =
+    [Change::READ_ONLY, Change::READ_WRITE, Change::READ_ONLY_EXECUTABLE, Change::NO_EXECUTE, Change::EXECUTABLE];
+
+/// What a page of the area should be.
+#[derive(Clone, Copy, Default)]
+struct Page {
+    read_only: bool,
+    executable: bool,
+    /// Whether its alias is read-only.
+    alias: bool,
+    unmapped: bool,
+}
+
+/// Some of a CPU's pages, and what is done to them.
+type Call = (usize, usize, usize);
+
+struct Scene<'m, G: Geometry> {
+    model: &'m Model<G>,
+    /// The frame of each page of the area, by its number in the linear map.
+    frames: Vec<u64>,
+    /// CPU 0 owns the pages in front of this one, CPU 1 the rest.
+    border: usize,
+    pages: Mutex<[Page; PAGES]>,
+    turns: Turns,
+    forgets: Forgets,
+}
+
+/// What is left out, to see that it is missed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Forgets {
+    Nothing,
+    /// Changes leave the alias alone.
+    Alias,
+    /// Nothing keeps two splits of one leaf of it apart.
+    Order,
+    /// It stays read-only when the pages are unmapped.
+    Restoring,
+}
+
+/// The linear map, with some frames for tables.
+struct Linear<'a, 'm, G: Geometry> {
+    tables: PageTables<'a, Gated<'a, G>>,
+    start: VirtAddr,
+    frames: Frames<'m, G>,
+    forgets: Forgets,
+}
+
+impl<G: Geometry> Alias<G> for Linear<'_, '_, G> {
+    type Error = Error;
+
+    fn address(&self, frame: PhysAddr) -> VirtAddr {
+        self.start + (frame.0 - MEMORY)
+    }
+
+    fn split(&mut self, range: PageRange<G>) -> Result<(), Error> {
+        match self.forgets {
+            Forgets::Order => self.tables.split(range, &Unserialised, &mut self.frames).map(drop),
+            _ => self.tables.split(range, &Lockless, &mut self.frames).map(drop),
+        }
+    }
+}
+
+impl<'m, G: Geometry> Scene<'m, G> {
+    /// Maps the linear map by the largest leaves, and the area.
+    fn new(model: &'m Model<G>, frames: Vec<u64>, border: usize, turns: Vec<u8>, forgets: Forgets) -> Self {
+        let (pages, turns) = (Mutex::default(), Turns::new(turns));
+        let scene = Self { model, frames, border, pages, turns, forgets };
+        let cpu = model.cpu(0);
+        let (lazy, tables) = (Lazy::new(&cpu), cpu.page_tables());
+        let linear = PageRange::new(model.base(), memory::<G>()).unwrap();
+        model.shows_all(linear.start()..=linear.last());
+        tables.map(&lazy, linear, PhysAddr(MEMORY), DATA, LARGEST, &mut model.frames()).unwrap();
+        let mut next = scene.frames.iter();
+        let frame = |_| PhysAddr(MEMORY + next.next().unwrap() * G::PAGE_SIZE);
+        tables.map_frames(&lazy, scene.area(0, PAGES), frame, DATA, &mut model.frames()).unwrap();
+        drop(lazy);
+        model.synchronise();
+        scene
+    }
+
+    fn area(&self, first: usize, count: usize) -> PageRange<G> {
+        let start = self.model.base() + memory::<G>();
+        PageRange::from_pages(start + first as u64 * G::PAGE_SIZE, count).unwrap()
+    }
+
+    fn pages(&self) -> MutexGuard<'_, [Page; PAGES]> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pages of `cpu`.
+    fn owned(&self, cpu: usize) -> std::ops::Range<usize> {
+        if cpu == 0 { 0..self.border } else { self.border..PAGES }
+    }
+
+    fn linear<'a>(&'a self, mmu: &'a Gated<'a, G>, tables: usize) -> Linear<'a, 'm, G> {
+        let frames = self.model.frames_limited(tables);
+        Linear { tables: mmu.page_tables(), start: self.model.base(), frames, forgets: self.forgets }
+    }
+
+    /// Changes some pages of `cpu`, with ever more tables for what has to be split.
+    fn change(&self, cpu: usize, (first, count, change): Call) {
+        let owned = self.owned(cpu);
+        let first = owned.start + first % owned.len();
+        let pages = first..owned.end.min(first + count);
+        let (range, change) = (self.area(first, pages.len()), CHANGES[change]);
+        let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
+        let (lazy, tlb) = (Lazy::new(&mmu), PlanTlb::of(self.model.features()));
+        if self.forgets == Forgets::Alias {
+            let flush = mmu.page_tables().update(&lazy, range, change);
+            flush.into_iter().for_each(|flush| lazy.invalidate(&tlb, [flush]));
+        } else {
+            for tables in 0.. {
+                let mut linear = self.linear(&mmu, tables);
+                match mmu.page_tables().update_with_alias(&lazy, &tlb, range, change, &mut linear) {
+                    Err(Error::OutOfTables { .. }) => self.turns.step(cpu, || self.check(cpu)),
+                    Err(Error::WritableAndExecutable(_)) => return,
+                    result => {
+                        result.expect("nothing else speaks against it");
+                        break;
+                    }
+                }
+            }
+        }
+        for page in &mut self.pages()[pages] {
+            let before = *page;
+            page.executable = match change {
+                Change::READ_ONLY_EXECUTABLE | Change::EXECUTABLE => true,
+                Change::NO_EXECUTE => false,
+                _ => before.executable,
+            };
+            page.read_only = match change {
+                Change::READ_ONLY | Change::READ_ONLY_EXECUTABLE => true,
+                Change::READ_WRITE => false,
+                _ => before.read_only,
+            };
+            page.alias = page.read_only;
+        }
+    }
+
+    /// Unmaps all pages of `cpu`.
+    fn unmap(&self, cpu: usize) {
+        let owned = self.owned(cpu);
+        let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
+        let (lazy, tlb) = (Lazy::new(&mmu), PlanTlb::of(self.model.features()));
+        let mut linear = self.linear(&mmu, 0);
+        let range = self.area(owned.start, owned.len());
+        let released = |leaf: Leaf| {
+            self.turns.step(cpu, || {
+                self.assert_may(leaf.physical, leaf.physical, Access::Write, true);
+                self.model.frame_freed(cpu, leaf.physical);
+            });
+        };
+        let unmapped = match self.forgets {
+            Forgets::Restoring => mmu.page_tables().unmap(&lazy, &tlb, range, released),
+            _ => mmu.page_tables().unmap_with_alias(&lazy, &tlb, range, &mut linear, released),
+        };
+        unmapped.expect("what was changed with its alias needs no table");
+        for page in &mut self.pages()[owned] {
+            *page = Page { unmapped: true, ..Page::default() };
+        }
+    }
+
+    /// Asserts what every CPU may do by the alias of `frame`.
+    fn assert_may(&self, frame: PhysAddr, physical: PhysAddr, access: Access, allowed: bool) {
+        self.assert_outcome(self.model.base() + (frame.0 - MEMORY), physical, access, allowed);
+    }
+
+    fn assert_outcome(&self, address: VirtAddr, physical: PhysAddr, access: Access, allowed: bool) {
+        let expected = if allowed { Ok(physical) } else { Err(Fault::Permission) };
+        for cpu in self.model.cpus() {
+            assert_eq!(cpu.may(address, access), [expected], "{access:?} of {address} by CPU {}", cpu.index());
+        }
+    }
+
+    /// The pages of `cpu`, here and by their alias, are what the list says, for every CPU.
+    fn check(&self, cpu: usize) {
+        self.model.assert_clean();
+        let pages = *self.pages();
+        for index in self.owned(cpu) {
+            let page = pages[index];
+            let frame = PhysAddr(MEMORY + self.frames[index] * G::PAGE_SIZE);
+            self.assert_may(frame, frame, Access::Write, !page.alias);
+            self.assert_may(frame, frame, Access::Execute, false);
+            if !page.unmapped {
+                let address = self.area(index, 1).start();
+                self.assert_outcome(address, frame, Access::Write, !page.read_only);
+                self.assert_outcome(address, frame, Access::Execute, page.executable);
+            }
+        }
+    }
+
+    /// What lies beside the frames of the area, and is nobody's here, can be written.
+    fn check_neighbours(&self) {
+        let last = memory::<G>() / G::PAGE_SIZE - 1;
+        let beside = self.frames.iter().flat_map(|&frame| [frame.saturating_sub(1), (frame + 1).min(last)]);
+        for frame in beside.chain([0, last]).filter(|frame| !self.frames.contains(frame)) {
+            let frame = PhysAddr(MEMORY + frame * G::PAGE_SIZE);
+            self.assert_may(frame, frame, Access::Write, true);
+        }
+    }
+}
+
+/// Bytes of the linear map: one leaf of each size; half of what there is where that is not much.
+fn memory<G: Geometry>() -> u64 {
+    if G::has_leaves(1) { G::entry_size(1) + G::group_size(2) + G::entry_size(2) } else { G::group_size(2) }
+}
+
+fn run<G: Geometry>(
+    features: Features,
+    frames: Vec<u64>,
+    border: usize,
+    turns: Vec<u8>,
+    calls: [&[Call]; 2],
+    forgets: Forgets,
+) {
+    let model = Model::<G>::new(3, 24, features);
+    let scene = Scene::new(&model, frames, border, turns, forgets);
+    std::thread::scope(|scope| {
+        for (cpu, calls) in calls.into_iter().enumerate() {
+            let scene = &scene;
+            scope.spawn(move || {
+                let _thread = scene.turns.thread(cpu);
+                for &call in calls {
+                    scene.change(cpu, call);
+                    scene.turns.step(cpu, || scene.check(cpu));
+                }
+                scene.unmap(cpu);
+                scene.turns.step(cpu, || scene.check(cpu));
+            });
+        }
+    });
+    scene.check_neighbours();
+}
+
+fn calls() -> impl Strategy<Value = Vec<Call>> {
+    proptest::collection::vec((0..PAGES, 1..=PAGES, 0..CHANGES.len()), 1..5)
+}
+
+/// Frames of the linear map, near the middle of it, in any order.
+fn frames<G: Geometry>() -> impl Strategy<Value = Vec<u64>> {
+    let pages = memory::<G>() / G::PAGE_SIZE;
+    // In the smallest linear map all there are; else around the end of the largest leaf, and in the others.
+    let first = if pages <= PAGES as u64 { 0 } else { G::entry_size(1) / G::PAGE_SIZE - 6 };
+    let near: Vec<u64> = (first..pages.min(first + 20)).collect();
+    let ordered = near.clone();
+    (any::<bool>(), Just(near).prop_shuffle()).prop_map(move |(in_order, shuffled)| {
+        let from = if in_order { &ordered } else { &shuffled };
+        from[..PAGES].to_vec()
+    })
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(96))]
+
+    #[test]
+    fn tiny_with_alias_in_turns(
+        features in features(),
+        frames in frames::<Tiny>(),
+        border in 1..PAGES,
+        turns in turns(),
+        first in calls(),
+        second in calls(),
+    ) {
+        run::<Tiny>(features, frames, border, turns, [&first, &second], Forgets::Nothing);
+    }
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(12))]
+
+    #[test]
+    fn with_4_kib_pages_and_alias_in_turns(
+        features in features(),
+        frames in frames::<Granule4K>(),
+        border in 1..PAGES,
+        turns in turns(),
+        first in calls(),
+        second in calls(),
+    ) {
+        run::<Granule4K>(features, frames, border, turns, [&first, &second], Forgets::Nothing);
+    }
+}
+
+#[test]
+fn what_is_forgotten_of_an_alias_is_seen() {
+    for (forgets, cases) in [(Forgets::Alias, 1), (Forgets::Restoring, 1), (Forgets::Order, 64), (Forgets::Nothing, 64)]
+    {
+        let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(cases) };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let run = runner.run(&(frames::<Tiny>(), turns()), |(frames, turns)| {
+            let read_only = &[(0, 1, 0)];
+            run::<Tiny>(Features::ALL, frames, 3, turns, [read_only, read_only], forgets);
+            Ok(())
+        });
+        assert_eq!(matches!(run, Err(TestError::Fail(..))), forgets != Forgets::Nothing, "without {forgets:?}");
+    }
+}

@@ -1,0 +1,202 @@
+//! Changes by two CPUs that own parts of the same leaves, which are split for them.
+//!
+//! The window is mapped by the largest leaves there are, up to 1 GiB, so that the border between the two CPUs lies in
+//! some of them. After each change what *every* CPU may see of *every* page is what a plain map of pages says: the
+//! caller's pages changed as soon as it returned, a neighbour's did not, in no leaf that a TLB may still hold. Tables
+//! run out at each allocation. A TLB obeys the level hints that it is given.
+
+use granule::mm::tlb::KernelTlb;
+use granule_arch::alternative::host;
+use granule_model::{Features, Model, PlanTlb};
+use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Tiny, Tlb};
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+
+use crate::calls::{CHANGES, Call, Place, place};
+use crate::rig::{self, Kernel, Patience, Rig, Splits};
+use crate::turns::{Gated, Turns};
+use crate::{kernel, switches, turns};
+
+/// What a CPU changes, and what the other does before the first invalidates.
+#[derive(Clone, Copy, Debug)]
+struct Action {
+    by_first: bool,
+    change: Call,
+    meanwhile: Option<Call>,
+}
+
+fn change() -> impl Strategy<Value = Call> {
+    (place(), 0..CHANGES.len()).prop_map(|(place, change)| Call::Update(place, change))
+}
+
+fn changes() -> impl Strategy<Value = Vec<Call>> {
+    proptest::collection::vec(change(), 1..6)
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = (any::<bool>(), change(), proptest::option::of(change()))
+        .prop_map(|(by_first, change, meanwhile)| Action { by_first, change, meanwhile });
+    proptest::collection::vec(action, 1..8)
+}
+
+fn splits() -> impl Strategy<Value = Splits> {
+    prop_oneof![Just(Splits::Locked), Just(Splits::Lockless)]
+}
+
+/// CPUs that may change the size of a live leaf, and obey hints.
+pub(crate) fn features() -> impl Strategy<Value = Features> {
+    (any::<bool>(), any::<bool>()).prop_map(|(ets2, tlb_range)| Features { ets2, tlb_range, ..Features::ALL })
+}
+
+fn run<G: Geometry>(
+    tlb: impl for<'m> Tlb<Gated<'m, G>>,
+    features: Features,
+    kernel: Kernel,
+    splits: Splits,
+    border: u64,
+    actions: &[Action],
+) {
+    let model = Model::<G>::new(3, rig::FRAMES, features);
+    let rig = Rig::new(&model, tlb, kernel, border).sharing(splits);
+    for action in actions {
+        let (first, second) = if action.by_first { (0, 1) } else { (1, 0) };
+        rig.perform(first, action.change, &|| {
+            action.meanwhile.into_iter().for_each(|change| rig.perform(second, change, &|| ()));
+        });
+        rig.check_agreement(first);
+        rig.check_agreement(second);
+    }
+}
+
+/// Both CPUs make their changes at the same time, operation by operation in `turns`.
+fn run_in_turns<G: Geometry>(features: Features, splits: Splits, border: u64, turns: Vec<u8>, changes: [&[Call]; 2]) {
+    let model = Model::<G>::new(3, rig::FRAMES, features);
+    let rig = Rig::new(&model, PlanTlb::of(features), Kernel::Global, border).sharing(splits);
+    let rig = rig.in_turns(Turns::new(turns), Patience::Waits);
+    std::thread::scope(|scope| {
+        for (cpu, changes) in changes.into_iter().enumerate() {
+            let rig = &rig;
+            scope.spawn(move || {
+                let turns = rig.turns().expect("just made so");
+                let _thread = turns.thread(cpu);
+                for &change in changes {
+                    rig.perform_unchecked(cpu, change, &|| ());
+                    turns.step(cpu, || rig.check(cpu));
+                }
+            });
+        }
+    });
+    rig.check_agreement(0);
+    rig.check_agreement(1);
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(128))]
+
+    #[test]
+    fn tiny_shared(
+        features in features(), kernel in kernel(), splits in splits(), border in 0_u64..8, actions in actions(),
+    ) {
+        run::<Tiny>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+    }
+
+    #[test]
+    fn tiny_shared_in_turns(
+        features in features(),
+        splits in splits(),
+        border in 0_u64..8,
+        turns in turns(),
+        first in changes(),
+        second in changes(),
+    ) {
+        run_in_turns::<Tiny>(features, splits, border, turns, [&first, &second]);
+    }
+
+    /// CPUs that may not change the size of a live leaf: what cuts one is refused, and nothing is changed.
+    #[test]
+    fn tiny_shared_and_refused(kernel in kernel(), border in 0_u64..8, actions in actions()) {
+        let features = Features { bbml2: false, ..Features::ALL };
+        run::<Tiny>(PlanTlb::of(features), features, kernel, Splits::Refused, border, &actions);
+    }
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(8))]
+
+    #[test]
+    fn with_4_kib_pages_shared(
+        features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
+    ) {
+        run::<Granule4K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+    }
+
+    #[test]
+    fn with_4_kib_pages_shared_and_the_kernels_tlb(
+        features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
+    ) {
+        let run = || run::<Granule4K>(KernelTlb, features, kernel, splits, border, &actions);
+        host::with(&switches(features), run);
+    }
+
+    #[test]
+    fn with_4_kib_pages_shared_in_turns(
+        features in features(),
+        splits in splits(),
+        border in 0_u64..40,
+        turns in turns(),
+        first in changes(),
+        second in changes(),
+    ) {
+        run_in_turns::<Granule4K>(features, splits, border, turns, [&first, &second]);
+    }
+}
+
+proptest! {
+    // Tables of 2048 and 8192 entries take their time: one draw each.
+    #![proptest_config(Config::with_cases(1))]
+
+    #[test]
+    fn with_16_kib_pages_shared(
+        features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
+    ) {
+        run::<Granule16K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+    }
+
+    #[test]
+    fn with_64_kib_pages_shared(
+        features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
+    ) {
+        run::<Granule64K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+    }
+}
+
+/// A page each on both sides of the border, in one leaf, made read-only at the same time.
+fn contended(splits: Splits, border: u64, turns: Vec<u8>) {
+    let page = |start| Call::Update(Place { unit: 0, start, count: 1, ragged: (0, 0) }, 0);
+    run_in_turns::<Tiny>(Features::ALL, splits, border, turns, [&[page(border + 3)], &[page(border + 4)]]);
+}
+
+/// Whether one of some draws of turns shows what is wrong with `splits`.
+fn is_seen(splits: Splits, border: u64) -> bool {
+    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(64) };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let run = runner.run(&turns(), |turns| {
+        contended(splits, border, turns);
+        Ok(())
+    });
+    matches!(run, Err(TestError::Fail(..)))
+}
+
+/// Both cut the group of blocks, a block and a group of pages; or, on a boundary, less of it.
+#[test]
+fn turns_show_splits_that_nothing_keeps_apart() {
+    for (border, shares) in [(0, false), (1, true), (2, true), (3, true)] {
+        assert_eq!(is_seen(Splits::Unserialised, border), shares, "border {border}");
+    }
+    assert!(!is_seen(Splits::Locked, 1) && !is_seen(Splits::Lockless, 1));
+}
+
+#[test]
+fn turns_show_a_level_hint_for_what_was_split() {
+    assert!(is_seen(Splits::Hinted, 1));
+}

@@ -1,0 +1,99 @@
+//! `set_direct_map_*`: single pages of the linear map, taken out and put back by who owns their frames.
+//!
+//! Linux's contracts (`arch/arm64/mm/pageattr.c`). None of these ever invalidates a TLB: the caller changes as many
+//! pages as it has to, and then calls [`KernelSpace::flush_kernel_range`] once for all of them. An entry that was made
+//! invalid owes no barrier either, because that invalidation begins with one; one that was made valid is there when the
+//! call returns.
+//!
+//! Where permissions in the linear map are not managed ([`super::policy::Policy::direct_map`]), they succeed and do
+//! nothing: it may be made of leaves that nobody can split.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::patched_branch;
+use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, Tables, Tlb};
+
+use super::set_memory::{SetMemoryError, Validity, page_range};
+use super::{KernelSpace, owners};
+use crate::mm::layout;
+use crate::platform::features::branch;
+
+impl KernelSpace {
+    /// Has the hardware fault on the linear address of `frame`, once who has it in a TLB has forgotten it.
+    ///
+    /// # Errors
+    /// [`SetMemoryError`]; the page is as it was.
+    pub fn set_direct_map_invalid_noflush(&self, frame: PhysAddr) -> Result<(), SetMemoryError> {
+        self.set_direct_map(frame, 1, &Change::INVALID)
+    }
+
+    /// Makes the linear address of `frame` what it is by default: valid and writable, whatever it was. Execution stays
+    /// forbidden.
+    ///
+    /// # Errors
+    /// As [`Self::set_direct_map_invalid_noflush`].
+    pub fn set_direct_map_default_noflush(&self, frame: PhysAddr) -> Result<(), SetMemoryError> {
+        self.set_direct_map(frame, 1, &Change::VALID_READ_WRITE)
+    }
+
+    /// Makes the linear addresses of `pages` frames from `frame` on valid, or invalid, and leaves all else of them as
+    /// it is.
+    ///
+    /// # Errors
+    /// As [`Self::set_direct_map_invalid_noflush`]; every page is as it was.
+    pub fn set_direct_map_valid_noflush(
+        &self,
+        frame: PhysAddr,
+        pages: u64,
+        validity: Validity,
+    ) -> Result<(), SetMemoryError> {
+        match validity {
+            Validity::Valid => self.set_direct_map(frame, pages, &Change::VALID),
+            Validity::Invalid => self.set_direct_map(frame, pages, &Change::INVALID),
+        }
+    }
+
+    /// Whether the hardware would use the linear address of `frame`. What another CPU has in its TLB is another
+    /// question.
+    pub fn kernel_page_present(&self, frame: PhysAddr) -> bool {
+        frame.0 < layout::LINEAR_SIZE && self.tables().translate(layout::linear(frame)).is_some_and(|found| found.valid)
+    }
+
+    /// Invalidates the kernel addresses of `range` in the TLBs of all CPUs: what the `noflush` calls leave to do.
+    pub fn flush_kernel_range(&self, range: PageRange) {
+        // No level: a leaf may have been split since the TLBs have read it.
+        let what = Invalidation { range, tables: Tables::Kept, level: None };
+        self.tlb.invalidate(&self.mmu, core::iter::once(what));
+    }
+
+    /// The change is one that the compiler knows; what is out of the ordinary is done out of line.
+    #[inline(always)]
+    fn set_direct_map(&self, frame: PhysAddr, pages: u64, change: &'static Change) -> Result<(), SetMemoryError> {
+        if !patched_branch!(branch::DIRECT_MAP) || pages == 0 {
+            return Ok(());
+        }
+        let range = page_range(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(frame.0)), pages)?;
+        if !(layout::is_linear(range.start()) && layout::is_linear(range.last())) {
+            // The kernel's image and areas lie behind the linear map.
+            return Err(SetMemoryError::Hole(range.start()));
+        }
+        let owner = owners::claim(range);
+        // Tables of the linear map are never freed, so this walk need not be announced.
+        let (lazy, tables) = (Lazy::new(&self.mmu), PageTables::new(&self.mmu, self.root));
+        match tables.update_at_once(&lazy, range, *change) {
+            Some(flush) => {
+                flush.left_to_caller();
+                Ok(())
+            }
+            None => {
+                drop(owner);
+                self.set_direct_map_in_steps(range, change)
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn set_direct_map_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
+        let lazy = Lazy::new(&self.mmu);
+        self.update_range_lockless(&lazy, range, *change).map(Flush::left_to_caller)
+    }
+}

@@ -1,0 +1,123 @@
+//! `set_direct_map_*`: what each call makes of a page, and what it leaves to the invalidation that follows.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::alternative::host;
+use granule_arch::descriptor::bits;
+use granule_arch::tlbi::{AddressOperand, Instruction};
+use granule_pgtable::PageRange;
+use granule_pgtable::host::Operation;
+
+use super::super::KernelSpace;
+use super::super::policy::SplitMode;
+use super::super::record::record;
+use super::super::set_memory::{SetMemoryError, Validity};
+use super::PAGE;
+use super::split::linear;
+use crate::mm::layout;
+use crate::platform::features::branch;
+
+const FRAME: PhysAddr = PhysAddr(0x1d_7000);
+const MANAGED: &[u16] = &[branch::DIRECT_MAP];
+
+/// The leaf that shows the frame, without address and contiguity.
+fn leaf(space: &KernelSpace, frame: PhysAddr) -> u64 {
+    let found = space.tables().translate(layout::linear(frame)).unwrap();
+    found.descriptor.0 & !(bits::ADDRESS | bits::CONTIGUOUS | bits::TABLE)
+}
+
+/// What was issued beside writes.
+fn issued(work: impl FnOnce()) -> Vec<Operation> {
+    let stream = record(work);
+    assert!(!stream.is_empty());
+    stream.into_iter().filter(|operation| !matches!(operation, Operation::Write { .. })).collect()
+}
+
+#[test]
+fn a_page_goes_and_comes_back_without_any_invalidation() {
+    let (space, _, _) = linear(SplitMode::Lock);
+    host::with(MANAGED, || {
+        let neighbours = [FRAME - PAGE, FRAME + PAGE].map(|frame| (frame, leaf(space, frame)));
+        let before = leaf(space, FRAME);
+        // The first time it is in a block, whose table is linked behind its contents.
+        let first = issued(|| space.set_direct_map_invalid_noflush(FRAME).unwrap());
+        assert!(first.iter().all(|operation| *operation == Operation::DmbIshst), "{first:?}");
+        assert!(!space.kernel_page_present(FRAME));
+        let valid = [Operation::DsbIshst, Operation::Isb];
+        assert_eq!(issued(|| space.set_direct_map_default_noflush(FRAME).unwrap()), valid);
+        assert!(space.kernel_page_present(FRAME));
+        assert_eq!(leaf(space, FRAME), before);
+        assert_eq!(issued(|| space.set_direct_map_invalid_noflush(FRAME).unwrap()), []);
+        assert_eq!(issued(|| space.set_direct_map_valid_noflush(FRAME, 1, Validity::Valid).unwrap()), valid);
+        assert_eq!(issued(|| space.set_direct_map_valid_noflush(FRAME, 40, Validity::Invalid).unwrap()).len(), 1);
+        space.set_direct_map_valid_noflush(FRAME, 40, Validity::Valid).unwrap();
+        assert_eq!(leaf(space, FRAME), before);
+        for (frame, leaf_before) in neighbours {
+            assert_eq!(leaf(space, frame), leaf_before);
+        }
+    });
+}
+
+#[test]
+fn default_is_valid_and_writable_whatever_it_was_and_never_executable() {
+    let (space, _, _) = linear(SplitMode::Lockless);
+    host::with(MANAGED, || {
+        let (mmu, range) = (&space.mmu, PageRange::new(layout::linear(FRAME), PAGE).unwrap());
+        let before = leaf(space, FRAME);
+        for validity in [Validity::Valid, Validity::Invalid] {
+            let lazy = granule_pgtable::Lazy::new(mmu);
+            let read_only = granule_pgtable::Change::READ_ONLY;
+            space.update_range_lockless(&lazy, range, read_only).unwrap().left_to_caller();
+            space.set_direct_map_valid_noflush(FRAME, 1, validity).unwrap();
+            space.set_direct_map_default_noflush(FRAME).unwrap();
+            assert_eq!(leaf(space, FRAME), before);
+            assert!(before & bits::PXN != 0 && before & bits::RDONLY == 0);
+        }
+    });
+}
+
+#[test]
+fn what_is_left_to_do_is_one_invalidation() {
+    let (space, _, _) = linear(SplitMode::Lock);
+    host::with(MANAGED, || {
+        let range = PageRange::new(layout::linear(FRAME), 2 * PAGE).unwrap();
+        let tlbi = |page: VirtAddr| Operation::Tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
+        let (first, second) = (range.start(), range.start() + PAGE);
+        let expected = [Operation::DsbIshst, tlbi(first), tlbi(second), Operation::DsbIsh, Operation::Isb];
+        assert_eq!(issued(|| space.flush_kernel_range(range)), expected);
+    });
+}
+
+#[test]
+fn where_the_linear_map_is_not_managed_nothing_is_done() {
+    let (space, _, _) = linear(SplitMode::Refuse);
+    type Call = fn(&KernelSpace) -> Result<(), SetMemoryError>;
+    host::with(&[], || {
+        let calls: [Call; 3] = [
+            |space| space.set_direct_map_invalid_noflush(FRAME),
+            |space| space.set_direct_map_default_noflush(FRAME),
+            |space| space.set_direct_map_valid_noflush(FRAME, 5, Validity::Invalid),
+        ];
+        for call in calls {
+            assert_eq!(record(|| assert_eq!(call(space), Ok(()))), []);
+        }
+        assert!(space.kernel_page_present(FRAME));
+    });
+}
+
+#[test]
+fn what_is_no_frame_is_refused() {
+    let (space, _, _) = linear(SplitMode::Lock);
+    host::with(MANAGED, || {
+        let refused = |frame: u64, pages| space.set_direct_map_valid_noflush(PhysAddr(frame), pages, Validity::Invalid);
+        assert!(matches!(refused(0x123, 1), Err(SetMemoryError::Range(_))));
+        let end = layout::LINEAR_SIZE;
+        assert_eq!(refused(end, 1), Err(SetMemoryError::Hole(layout::LINEAR_BASE + end)));
+        assert_eq!(refused(end - PAGE, 2), Err(SetMemoryError::Hole(layout::LINEAR_BASE + (end - PAGE))));
+        assert!(matches!(refused(u64::MAX - 0xfff, 1), Err(SetMemoryError::Hole(_) | SetMemoryError::Range(_))));
+        // Not memory here.
+        assert!(matches!(refused(1 << 40, 1), Err(SetMemoryError::Hole(_))));
+        assert!(!space.kernel_page_present(PhysAddr(1 << 40)) && !space.kernel_page_present(PhysAddr(end)));
+        // Nothing is nowhere.
+        assert_eq!(refused(end, 0), Ok(()));
+    });
+}

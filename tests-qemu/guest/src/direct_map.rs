@@ -1,0 +1,109 @@
+//! `set_direct_map_*`: pages of the linear map that go and come back, without an invalidation of their own.
+
+use granule::mm::kernel::KernelSpace;
+use granule::mm::kernel::set_memory::Validity;
+use granule::mm::layout;
+use granule::mm::maintenance::{self, Counts, Kind};
+use granule::smp::this_cpu;
+use granule::trap::probe;
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::esr::FaultStatus;
+use granule_pgtable::PageRange;
+
+use crate::harness::{Test, target_test};
+use crate::split::Block;
+
+/// The frame of each block that is tried: no end of a contiguous group.
+const FRAME: u64 = 21;
+
+fn space() -> &'static KernelSpace {
+    &granule::kernel().space
+}
+
+fn is_writable(page: VirtAddr) -> bool {
+    // SAFETY: a page of the test's own, or one that refuses.
+    unsafe { probe::write(page, 0x5a5a_u64) }.is_ok()
+}
+
+fn faults(page: VirtAddr, status: FaultStatus) -> bool {
+    // SAFETY: as above.
+    let fault = unsafe { probe::write(page, 0xa5a5_u64) }.err();
+    fault.and_then(|fault| fault.syndrome.abort()).is_some_and(|abort| abort.status == status)
+}
+
+/// What `call` issues on this CPU.
+fn issued(call: impl FnOnce()) -> Counts {
+    let was_on = maintenance::is_counting();
+    maintenance::set_counting(true);
+    let before = maintenance::counts(this_cpu());
+    call();
+    let counts = maintenance::counts(this_cpu()) - before;
+    maintenance::set_counting(was_on);
+    counts
+}
+
+/// A frame with its page, of a block of the test's own.
+fn frame_of(block: &Block) -> Option<(PhysAddr, VirtAddr)> {
+    let frame = block.translation(FRAME)?.physical;
+    Some((frame, layout::linear(frame)))
+}
+
+// The stale translation is seen, then invalidated, then seen gone.
+target_test!(an_invalid_page_is_used_until_it_is_flushed, needs("alias"));
+fn an_invalid_page_is_used_until_it_is_flushed(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let Some((frame, page)) = frame_of(&block) else { return };
+    // What a split invalidates later is over with.
+    t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
+    t.ok("made valid", space().set_memory_valid(page, 1, Validity::Valid));
+    t.check("written, and cached", is_writable(page) && space().kernel_page_present(frame));
+
+    let mut result = Ok(());
+    let counts = issued(|| result = space().set_direct_map_invalid_noflush(frame));
+    t.equal("made invalid", result, Ok(()));
+    t.equal("nothing is issued", counts, Counts::default());
+    t.check("stale: written all the same", is_writable(page));
+    t.check("not present by the tables", !space().kernel_page_present(frame));
+    let Some(range) = t.ok("the range", PageRange::from_pages(page, 1)) else { return };
+    space().flush_kernel_range(range);
+    t.check("it faults", faults(page, FaultStatus::Translation));
+    t.check("its neighbours do not", is_writable(page + PAGE_SIZE as u64) && is_writable(page - PAGE_SIZE as u64));
+
+    let counts = issued(|| result = space().set_direct_map_default_noflush(frame));
+    t.equal("put back", result, Ok(()));
+    t.equal("DSB, ISB, TLBI", [counts.of(Kind::Dsb), counts.of(Kind::Isb), counts.tlbi()], [1, 1, 0]);
+    t.check("written again", is_writable(page) && space().kernel_page_present(frame));
+    block.free(t);
+}
+
+target_test!(the_default_is_valid_and_writable_and_never_executable, needs("alias"));
+fn the_default_is_valid_and_writable_and_never_executable(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let Some((frame, page)) = frame_of(&block) else { return };
+    t.ok("many are taken out", space().set_direct_map_valid_noflush(frame, 3, Validity::Invalid));
+    let Some(range) = t.ok("the range", PageRange::from_pages(page, 3)) else { return };
+    space().flush_kernel_range(range);
+    for index in 0..3 {
+        t.check("away", faults(page + index * PAGE_SIZE as u64, FaultStatus::Translation));
+        t.ok("one by one back", space().set_direct_map_default_noflush(frame + index * PAGE_SIZE as u64));
+        t.check("there", is_writable(page + index * PAGE_SIZE as u64));
+    }
+    // SAFETY: if it can be executed the test is about to fail.
+    let fault = unsafe { probe::execute(page) }.err();
+    let status = fault.and_then(|fault| fault.syndrome.abort()).map(|abort| abort.status);
+    t.equal("not executable", status, Some(FaultStatus::Permission));
+    block.free(t);
+}
+
+target_test!(where_the_linear_map_is_not_managed_it_stays_as_it_is, machine("refuse"));
+fn where_the_linear_map_is_not_managed_it_stays_as_it_is(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let Some((frame, page)) = frame_of(&block) else { return };
+    t.equal("success", space().set_direct_map_invalid_noflush(frame), Ok(()));
+    t.equal("success", space().set_direct_map_valid_noflush(frame, 5, Validity::Invalid), Ok(()));
+    let Some(range) = t.ok("the range", PageRange::from_pages(page, 5)) else { return };
+    space().flush_kernel_range(range);
+    t.check("and nothing done", is_writable(page) && space().kernel_page_present(frame));
+    t.equal("success", space().set_direct_map_default_noflush(frame), Ok(()));
+    block.free(t);
+}
