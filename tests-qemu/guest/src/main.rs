@@ -24,6 +24,8 @@ mod memory;
 #[cfg(target_os = "none")]
 mod misbehaving;
 #[cfg(target_os = "none")]
+mod notifier;
+#[cfg(target_os = "none")]
 mod reclaim;
 #[cfg(target_os = "none")]
 mod runs;
