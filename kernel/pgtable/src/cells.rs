@@ -156,34 +156,40 @@ impl<'a, M: Mmu> PageTables<'a, M> {
             let size = M::Geometry::entry_size(level);
             let mut from = range.start().align_down(size);
             while from <= range.last() {
-                let last = VirtAddr(from.0 | (size - 1));
-                if hole.contains(from)
-                    && hole.contains(last)
-                    && let Some(cell) = self.table_cell(from, level)
-                {
-                    let table = Table::new(self.mmu().load(cell).address(), level + 1);
-                    debug_assert!(
-                        self.mmu().table(table).iter().all(|cell| self.mmu().load(cell) == Descriptor::EMPTY)
-                    );
-                    self.mmu().store(cell, Descriptor::EMPTY);
-                    unlinked(table.address());
+                let mut last = VirtAddr(from.0 | (size - 1));
+                match self.table_cell(from, level) {
+                    Ok(cell) if hole.contains(from) && hole.contains(last) => {
+                        unlinked(self.unlink(cell, level));
+                    }
+                    Ok(_) => {}
+                    // Nothing further down for all that this entry translates.
+                    Err(missing) => last = VirtAddr(from.0 | (M::Geometry::entry_size(missing) - 1)),
                 }
                 from = last + 1;
             }
         }
     }
 
-    /// The entry of `level` for `address`, if it links a table.
-    fn table_cell(&self, address: VirtAddr, level: u8) -> Option<&'a M::Cell> {
+    /// Empties an entry of `level` that links a table without entries; returns which.
+    fn unlink(&self, cell: &M::Cell, level: u8) -> PhysAddr {
+        let mmu = self.mmu();
+        let table = Table::new(mmu.load(cell).address(), level + 1);
+        debug_assert!(mmu.table(table).iter().all(|cell| mmu.load(cell) == Descriptor::EMPTY));
+        mmu.store(cell, Descriptor::EMPTY);
+        table.address()
+    }
+
+    /// The entry of `level` for `address`, which links a table, or the level at which the walk to it ends.
+    fn table_cell(&self, address: VirtAddr, level: u8) -> Result<&'a M::Cell, u8> {
         let mut table = self.root();
         loop {
             let cell = &self.mmu().table(table)[M::Geometry::index(address, table.level())];
             let entry = self.mmu().load(cell);
             if entry.kind(false) != Kind::Table {
-                return None;
+                return Err(table.level());
             }
             if table.level() == level {
-                return Some(cell);
+                return Ok(cell);
             }
             table = Table::new(entry.address(), table.level() + 1);
         }

@@ -39,7 +39,7 @@ pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
 pub use queue::{init, init_cpu, is_idle_needed, run_ready, trim, yield_now};
 #[cfg(target_os = "none")]
-pub use switch::{exit, park, set_space};
+pub use switch::{asid_generation, exit, park, set_space};
 #[cfg(target_os = "none")]
 pub use thread::{
     NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel, thread_count,

@@ -192,6 +192,11 @@ fn install(cpu: &Cpu, space: Option<&Space>) {
     set_tables(asid::ttbr0(space.root(), number));
 }
 
+/// The generation of the numbers that spaces run under: see [`Asids::generation`].
+pub fn asid_generation() -> u64 {
+    ASIDS.generation()
+}
+
 fn set_tables(register: u64) {
     TTBR0_EL1.set(register);
     // What the kernel accesses at addresses of EL0 goes by it as well.

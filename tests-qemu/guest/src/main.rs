@@ -28,6 +28,8 @@ mod memory;
 #[cfg(target_os = "none")]
 mod misbehaving;
 #[cfg(target_os = "none")]
+mod notifier;
+#[cfg(target_os = "none")]
 mod pagealloc;
 #[cfg(target_os = "none")]
 mod reclaim;

@@ -41,7 +41,7 @@ pub trait Atomics: Sized + 'static {
 
     /// A full barrier, in the order of all of them.
     fn fence();
-    /// Waits a little for another CPU, or thread.
+    /// Waits a little for another CPU, or thread, which may need this CPU.
     fn relax();
 
     /// Gives back the memory of a subscriber that has left.
@@ -88,8 +88,9 @@ impl Atomics for Native {
     }
 
     fn relax() {
+        // Not by spinning: the callback that is waited for may sleep, and go on only when this CPU lets it.
         #[cfg(target_os = "none")]
-        granule_arch::wait::relax();
+        crate::sched::sleep_until(crate::drivers::timer::Deadline::after(core::time::Duration::from_micros(100)));
         #[cfg(not(target_os = "none"))]
         std::thread::yield_now();
     }

@@ -11,12 +11,19 @@ use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
 use super::PAGE;
-use super::area::Backing;
 use super::entry::attributes;
 use super::fault::{Fault, FaultError, Served};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::platform::features::branch;
+
+/// What becomes of a store to a read-only entry.
+pub(super) enum Reuse {
+    /// It may be written as it is, or was changed by another CPU: what it needs then, the next fault says.
+    Done(Served),
+    /// Others have the frame that this entry shows.
+    Copy(Descriptor),
+}
 
 /// What became of the copy of a page.
 enum Outcome {
@@ -27,20 +34,28 @@ enum Outcome {
 }
 
 impl Fault<'_> {
-    /// A store, where `entry` was found.
-    #[inline(never)]
-    pub(super) fn write_protected(&self, entry: Descriptor) -> Result<Served, FaultError> {
+    /// Makes the entry writable as it is, if nobody else has its frame, or all who have it are to see the store.
+    #[inline(always)]
+    pub(super) fn reuse(&self) -> Reuse {
         let space = self.space;
-        let shared = matches!(self.area.backing(), Backing::Shared { .. });
+        let _locked = space.lock_table(self.table);
+        let entry = space.mmu().load(self.cell);
         if !entry.is_valid() {
-            return Ok(Served::Quietly);
+            return Reuse::Done(Served::Quietly);
         }
-        if shared || self.is_sole_holder(entry) {
-            return Ok(self.reuse(shared));
+        // Under the lock the answer stays: a frame that has no other holder gets none while faults can come.
+        let own = || !entry.is_special() && space.common.record(entry.address()).references() == 1;
+        if !self.area.is_shared() && !own() {
+            return Reuse::Copy(entry);
         }
-        let frames = space.common.frames;
-        let new = if entry.is_special() { frames.alloc_zeroed(self.cpu) } else { frames.alloc(self.cpu) };
-        let new = new.map_err(|_| FaultError::OutOfMemory)?;
+        Reuse::Done(self.allow_more(entry, entry.young().writable().dirty()))
+    }
+
+    /// Gives the page a frame of its own, with what is in the one of `entry`.
+    #[inline(never)]
+    pub(super) fn copy_on_write(&self, entry: Descriptor) -> Result<Served, FaultError> {
+        let (space, frames) = (self.space, self.space.common.frames);
+        let new = if entry.is_special() { frames.alloc_zeroed(self.cpu)? } else { frames.alloc(self.cpu)? };
         let _told = space.notifiers.start(Range::page(Event::Clear, self.page));
         match self.copy(entry, new) {
             Outcome::Copied { old, source } => {
@@ -54,24 +69,6 @@ impl Fault<'_> {
                 Ok(Served::Quietly)
             }
         }
-    }
-
-    /// Whether the frame of `entry` is this page's alone.
-    #[inline(always)]
-    fn is_sole_holder(&self, entry: Descriptor) -> bool {
-        !entry.is_special() && self.space.common.record(entry.address()).references() == 1
-    }
-
-    /// Makes the entry writable as it is, if it may be.
-    #[inline(always)]
-    fn reuse(&self, shared: bool) -> Served {
-        let _locked = self.space.lock_table(self.table);
-        let entry = self.space.mmu().load(self.cell);
-        // Under the lock the answer stays: a frame that had no other holder gets none while faults can come.
-        if !entry.is_valid() || !(shared || self.is_sole_holder(entry)) {
-            return Served::Quietly;
-        }
-        self.allow_more(entry, entry.young().writable().dirty())
     }
 
     /// Gives the page `new` for a frame, with what is in the one of `found`.

@@ -16,6 +16,7 @@ use granule_pgtable::Mmu;
 use thiserror::Error;
 
 use super::area::{Area, Backing};
+use super::cow::Reuse;
 use super::entry::{attributes, set_access_flags};
 use super::{Cell, PAGE, Space};
 use crate::lab;
@@ -99,7 +100,10 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<Ser
     }
     let fault = Fault { space, cpu, area, page, table, cell, access };
     if access == Access::Write && !entry.may_be_written() {
-        return fault.write_protected(entry);
+        return match fault.reuse() {
+            Reuse::Done(served) => Ok(served),
+            Reuse::Copy(entry) => fault.copy_on_write(entry),
+        };
     }
     fault.present()
 }

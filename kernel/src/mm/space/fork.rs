@@ -71,6 +71,10 @@ impl Space {
             for (cell, copy) in found.cells.iter().zip(copies.cells) {
                 let mut entry = mmu.load(cell);
                 if !entry.is_present() {
+                    // What is remembered of a page that is not there holds no frame.
+                    if entry != Descriptor::EMPTY {
+                        mmu.store(copy, entry);
+                    }
                     continue;
                 }
                 if entry.may_be_written() {

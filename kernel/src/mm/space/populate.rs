@@ -23,6 +23,10 @@ impl Space {
     /// Gives each page of `range` its frame, as the first access would, as far as memory goes: nobody is told how far.
     /// Pages that may be written are there for writing.
     pub(super) fn populate(&self, cpu: &Cpu, areas: &Areas, range: PageRange) {
+        // What cannot all be there is not worth beginning.
+        if range.pages() > self.common.frames.stats().total {
+            return;
+        }
         for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE) {
             let (mut from, end) = (area.start().max(range.start()), area.end().min(range.end()));
             while from < end {

@@ -4,12 +4,14 @@
 //! - `device`: random calls, and a device that shares the tables and must hear of every change
 //! - `random`: long sequences of calls against maps of pages
 //! - `shortage`: memory running out at every allocation
+//! - `threads`: threads of one space, on several CPUs
 //! - `told`: what each path tells the TLBs and the notifiers, in which order and under which lock
 
 mod calls;
 mod device;
 mod random;
 mod shortage;
+mod threads;
 mod told;
 
 use std::boxed::Box;
