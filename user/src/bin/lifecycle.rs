@@ -1,0 +1,230 @@
+//! Processes: fork, exec, exit and wait, and what becomes of children.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::ffi::CStr;
+use core::ptr::null;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule_user::abi::number::{CLONE, WAIT4};
+use granule_user::abi::process::{CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
+use granule_user::abi::signal::{SIGKILL, SIGTERM};
+use granule_user::{Errno, Start, entry, memory, println, process, sys, thread, time};
+
+entry!(run);
+
+fn run(start: Start) -> u8 {
+    let arguments: [Option<&str>; 4] = {
+        let mut words = start.arguments();
+        core::array::from_fn(|_| words.next())
+    };
+    match arguments[1] {
+        None => {}
+        // What `exec_replaces_the_program` starts.
+        Some("child") => return if arguments[2] == Some("two words") && arguments[3].is_none() { 42 } else { 1 },
+        Some("rounds") => return rounds(arguments[2].and_then(|count| count.parse().ok()).unwrap_or(100)),
+        Some(_) => return 2,
+    }
+    statuses();
+    memory_is_copied();
+    waiting();
+    exec_replaces_the_program();
+    exec_ends_other_threads();
+    exits_with_threads();
+    vfork_shares_until_exec();
+    orphans_are_collected();
+    bad_clones_are_refused();
+    println!("lifecycle: ok");
+    0
+}
+
+/// Forks, executes and exits this often: the kernel's accounts are compared before and after.
+fn rounds(count: u32) -> u8 {
+    for _ in 0..count {
+        let child = process::spawn(|| {
+            let grandchild = process::spawn(|| execute(c"hello-not-there", &[c"x"])).expect("a fork");
+            assert_eq!(process::wait(grandchild), exited(2));
+            execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"])
+        });
+        assert_eq!(process::wait(child.expect("a fork")), exited(42));
+    }
+    0
+}
+
+/// Executes a program; the error's number if that fails.
+fn execute(path: &CStr, arguments: &[&CStr]) -> u8 {
+    let mut pointers = [null(); 8];
+    pointers.iter_mut().zip(arguments).for_each(|(place, argument)| *place = argument.as_ptr().cast());
+    process::execve(path, &pointers, &[null()]) as u8
+}
+
+fn statuses() {
+    for code in [0, 1, 255] {
+        let child = process::spawn(|| code).expect("a fork");
+        assert_eq!(process::wait(child), exited(code));
+    }
+    for signal in [SIGTERM, SIGKILL, 40] {
+        let child = process::spawn(|| {
+            process::kill(process::id() as i32, signal).expect("a signal to oneself");
+            0
+        });
+        assert_eq!(process::wait(child.expect("a fork")), killed(signal), "signal {signal}");
+    }
+    let parent = process::id();
+    let child = process::spawn(|| u8::from(process::parent_id() != parent || process::id() == parent));
+    assert_eq!(process::wait(child.expect("a fork")), exited(0), "the child's numbers");
+}
+
+fn memory_is_copied() {
+    static WORD: AtomicU32 = AtomicU32::new(1);
+    let child = process::spawn(|| {
+        assert_eq!(WORD.load(Ordering::Relaxed), 1);
+        WORD.store(2, Ordering::Relaxed);
+        let grandchild = process::spawn(|| WORD.swap(3, Ordering::Relaxed) as u8).expect("a fork");
+        assert_eq!(process::wait(grandchild), exited(2));
+        WORD.load(Ordering::Relaxed) as u8
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(2));
+    assert_eq!(WORD.load(Ordering::Relaxed), 1, "the parent's memory is its own");
+}
+
+fn waiting() {
+    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "there are no children");
+    let child = process::spawn(|| {
+        time::sleep(20_000_000).expect("a sleep");
+        7
+    });
+    let child = child.expect("a fork");
+    assert_eq!(process::wait4(-1, WNOHANG), Ok((0, 0)), "it sleeps");
+    assert_eq!(process::wait4(child as i32 + 1, 0), Err(Errno::ECHILD), "another's child");
+    assert_eq!(process::wait4(child as i32, 1 << 20), Err(Errno::EINVAL), "an option that is none");
+    assert_eq!(process::wait4(-1, 0), Ok((child, exited(7))));
+    assert_eq!(process::wait4(child as i32, 0), Err(Errno::ECHILD), "collected");
+
+    let child = process::spawn(|| 0).expect("a fork");
+    // SAFETY: nothing is mapped there, so nothing is written.
+    let result = unsafe { sys::call(WAIT4, [u64::from(child), 8, 0, 0, 0, 0]) };
+    assert_eq!(result, Err(Errno::EFAULT), "no place for the status");
+}
+
+fn exec_replaces_the_program() {
+    let child = process::spawn(|| execute(c"/lifecycle", &[c"lifecycle", c"child", c"two words"]));
+    assert_eq!(process::wait(child.expect("a fork")), exited(42));
+    assert_eq!(execute(c"nowhere", &[c"x"]), Errno::ENOENT as u8);
+    assert_eq!(process::execve(c"hello", &[8 as *const u8, null()], &[null()]), Errno::EFAULT);
+}
+
+fn exec_ends_other_threads() {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    let child = process::spawn(|| {
+        // Threads that run and threads that sleep; and it is not the first thread that executes.
+        let threads = [0_usize; 3].map(|_| {
+            thread::Thread::spawn(
+                |_| {
+                    STARTED.fetch_add(1, Ordering::Relaxed);
+                    let _ = thread::futex_wait(&AtomicU32::new(0), 0, None);
+                },
+                0,
+            )
+            .expect("a thread")
+        });
+        while STARTED.load(Ordering::Relaxed) != 3 {
+            process::sched_yield();
+        }
+        let last = thread::Thread::spawn(
+            |_| process::exit_group(execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"])),
+            0,
+        )
+        .expect("a thread");
+        threads.into_iter().for_each(thread::Thread::join);
+        last.join();
+        99
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(42));
+}
+
+fn exits_with_threads() {
+    let child = process::spawn(|| {
+        let _thread = thread::Thread::spawn(
+            |_| loop {
+                process::sched_yield()
+            },
+            0,
+        )
+        .expect("a thread");
+        5
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(5), "exit_group ends a thread that runs");
+
+    let child = process::spawn(|| {
+        let _thread = thread::Thread::spawn(
+            |_| {
+                time::sleep(10_000_000).expect("a sleep");
+                process::exit(9)
+            },
+            0,
+        );
+        process::exit(6)
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(6), "the first thread's code, and the last thread's time");
+}
+
+fn vfork_shares_until_exec() {
+    static WORD: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn child() -> ! {
+        time::sleep(5_000_000).expect("a sleep");
+        WORD.store(1, Ordering::Relaxed);
+        process::exit_group(execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]))
+    }
+    let stack = memory::map(16 * memory::PAGE, 3).expect("a stack");
+    let child = spawn_sharing(stack + 16 * memory::PAGE, child);
+    assert_eq!(WORD.load(Ordering::Relaxed), 1, "the parent slept until the child's exec");
+    assert_eq!(process::wait(child), exited(42));
+    // SAFETY: the child has left it.
+    unsafe { memory::munmap(stack, 16 * memory::PAGE) }.expect("a stack to unmap");
+}
+
+/// Runs `child` in a process that shares this one's memory, on a stack of its own, while this one sleeps.
+#[cfg(target_arch = "aarch64")]
+fn spawn_sharing(stack: u64, child: extern "C" fn() -> !) -> u32 {
+    let flags = CLONE_VM | CLONE_VFORK | u64::from(granule_user::abi::signal::SIGCHLD);
+    let number: u64;
+    // SAFETY: the child goes to `child` at once, on the stack that it is given, and never comes back.
+    unsafe {
+        core::arch::asm!(
+            "svc #0", "cbnz x0, 2f", "mov x29, #0", "mov x30, #0", "br {child}", "2:",
+            child = in(reg) child, in("x8") CLONE,
+            inlateout("x0") flags => number, in("x1") stack, in("x2") 0, in("x3") 0, in("x4") 0,
+        );
+    }
+    sys::result(number).expect("a clone") as u32
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+fn spawn_sharing(stack: u64, child: extern "C" fn() -> !) -> u32 {
+    unreachable!("{stack} {child:?} {}: these programs run on arm64 alone", CLONE_VM | CLONE_VFORK)
+}
+
+fn orphans_are_collected() {
+    let child = process::spawn(|| {
+        process::spawn(|| {
+            time::sleep(5_000_000).expect("a sleep");
+            0
+        })
+        .expect("a fork");
+        // One that has ended already, and one that has not.
+        process::spawn(|| 0).expect("a fork");
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "grandchildren are not children");
+}
+
+fn bad_clones_are_refused() {
+    let bad = [CLONE_THREAD, CLONE_SIGHAND, CLONE_THREAD | CLONE_VM, 0x2_0000_0000, 0x1000_0000, 65];
+    for flags in bad {
+        // SAFETY: it is refused.
+        let result = unsafe { sys::call(CLONE, [flags, 0, 0, 0, 0, 0]) };
+        assert_eq!(result, Err(Errno::EINVAL), "flags {flags:#x}");
+    }
+}

@@ -1,0 +1,432 @@
+//! Signals: what a fault is told as, what a handler finds and may change, what is blocked, interrupted and restarted.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::memory::{PROT_NONE, PROT_READ, PROT_WRITE};
+use granule_user::abi::process::{exited, killed};
+use granule_user::abi::signal::{
+    BUS_ADRALN, CLD_EXITED, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, ILL_ILLOPC, SA_NODEFER, SA_ONSTACK,
+    SA_RESETHAND, SA_RESTART, SEGV_ACCERR, SEGV_MAPERR, SI_TKILL, SI_USER, SIG_BLOCK, SIG_IGN, SIG_SETMASK,
+    SIG_UNBLOCK, SIGBUS, SIGCHLD, SIGILL, SIGKILL, SIGSEGV, SIGTRAP, SIGUSR1, SIGUSR2, SigAction, SigInfo, SigStack,
+    TRAP_BRKPT, UContext,
+};
+use granule_user::signal::{handle, mask, set_action, set_of, set_stack};
+use granule_user::thread::Thread;
+use granule_user::{Errno, Start, entry, memory, println, process, time};
+
+entry!(run);
+
+fn run(_start: Start) -> u8 {
+    faults_tell_why_and_where();
+    faults_without_a_handler_kill();
+    blocked_signals_wait();
+    a_handler_runs_with_its_mask();
+    threads_have_their_own();
+    handlers_have_a_stack();
+    calls_are_interrupted_or_restarted();
+    children_tell_of_their_end();
+    floating_point_survives_a_handler();
+    a_handler_without_a_restorer_returns();
+    bad_frames_kill();
+    bad_arguments_are_refused();
+    println!("signals: ok");
+    0
+}
+
+/// What the last handler saw.
+struct Seen {
+    count: AtomicU32,
+    signal: AtomicU32,
+    code: AtomicU32,
+    address: AtomicU64,
+    /// ESR_EL1, from the frame's record; 0 where there is none.
+    syndrome: AtomicU64,
+    sp: AtomicU64,
+}
+
+static SEEN: Seen = Seen {
+    count: AtomicU32::new(0),
+    signal: AtomicU32::new(0),
+    code: AtomicU32::new(0),
+    address: AtomicU64::new(0),
+    syndrome: AtomicU64::new(0),
+    sp: AtomicU64::new(0),
+};
+
+impl Seen {
+    fn note(&self, signal: u32, info: &SigInfo, context: &UContext) {
+        assert_eq!(info.signal as u32, signal, "si_signo");
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.signal.store(signal, Ordering::Relaxed);
+        self.code.store(info.code as u32, Ordering::Relaxed);
+        self.address.store(info.address(), Ordering::Relaxed);
+        let local = 0_u8;
+        self.sp.store(&raw const local as u64, Ordering::Relaxed);
+        let records = &context.context.records.0;
+        assert_eq!(word(records, 0), FPSIMD_MAGIC, "the first record");
+        let next = size_of::<FpsimdContext>();
+        let has = word(records, next) == ESR_MAGIC;
+        let at = next + core::mem::offset_of!(EsrContext, esr);
+        let syndrome = u64::from(word(records, at)) | u64::from(word(records, at + 4)) << 32;
+        self.syndrome.store(if has { syndrome } else { 0 }, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> (u32, u32, i32) {
+        let load = |word: &AtomicU32| word.load(Ordering::Relaxed);
+        (self.count.swap(0, Ordering::Relaxed), load(&self.signal), load(&self.code) as i32)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Notes what it sees and goes on.
+extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
+    SEEN.note(signal, info, context);
+}
+
+/// Notes what it sees and goes on behind the instruction.
+extern "C" fn skip(signal: u32, info: &SigInfo, context: &mut UContext) {
+    SEEN.note(signal, info, context);
+    context.context.pc += 4;
+}
+
+/// Makes the page of the fault writable and goes on.
+extern "C" fn allow(signal: u32, info: &SigInfo, context: &mut UContext) {
+    SEEN.note(signal, info, context);
+    let page = info.address() & !(memory::PAGE - 1);
+    // SAFETY: the page is the test's, who waits for it to become writable.
+    unsafe { memory::mprotect(page, memory::PAGE, PROT_READ | PROT_WRITE) }.expect("a page to allow");
+}
+
+fn set(signal: u32, handler: granule_user::signal::Handler, flags: u64, mask: u64) {
+    // SAFETY: the handlers here touch atomics and their own frame.
+    unsafe { handle(signal, handler, flags, mask) }.expect("an action to set");
+}
+
+fn raise(signal: u32) {
+    process::tgkill(process::id(), process::thread_id(), signal).expect("a signal to oneself");
+}
+
+/// One instruction that does what it may not do, with an address in x10.
+macro_rules! offend {
+    ($text:literal, $address:expr) => {{
+        let address: u64 = $address;
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the instruction faults, and the handler goes on behind it.
+        unsafe {
+            core::arch::asm!($text, in("x10") address, lateout("x9") _, options(nostack));
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        let _: (&str, u64) = ($text, address);
+    }};
+}
+
+fn faults_tell_why_and_where() {
+    const DATA_ABORT: u64 = 0x24;
+    const FETCH_ABORT: u64 = 0x20;
+    let class = || SEEN.syndrome.load(Ordering::Relaxed) >> 26;
+    set(SIGSEGV, skip, 0, 0);
+    for address in [8, 0xffff_8000_0000_0000, 0x7000_0000_0000] {
+        offend!("ldr x9, [x10]", address);
+        assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_MAPERR), "nothing is mapped at {address:#x}");
+        assert_eq!((SEEN.address.load(Ordering::Relaxed), class()), (address, DATA_ABORT));
+    }
+    let page = memory::map(memory::PAGE, PROT_NONE).expect("a page");
+    offend!("ldr x9, [x10]", page + 24);
+    assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_ACCERR), "it may not be read");
+    assert_eq!(SEEN.address.load(Ordering::Relaxed), page + 24);
+
+    // SAFETY: the page is this function's.
+    unsafe { memory::mprotect(page, memory::PAGE, PROT_READ) }.expect("a page to protect");
+    set(SIGSEGV, allow, 0, 0);
+    // SAFETY: the handler makes the page writable, and the store is tried again.
+    unsafe { ((page + 48) as *mut u64).write_volatile(77) };
+    assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_ACCERR), "it may not be written");
+    assert_eq!(SEEN.address.load(Ordering::Relaxed), page + 48);
+    assert_ne!(SEEN.syndrome.load(Ordering::Relaxed) & 1 << 6, 0, "the syndrome says that it was a store");
+    // SAFETY: mapped and writable now.
+    assert_eq!(unsafe { ((page + 48) as *const u64).read_volatile() }, 77, "the store was made after all");
+
+    set(SIGSEGV, come_back, 0, 0);
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the call faults at its target, and the handler goes on where it would have returned to.
+    unsafe {
+        core::arch::asm!("blr {}", in(reg) page, out("x30") _);
+    }
+    assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_ACCERR), "it may not be executed");
+    assert_eq!((SEEN.address.load(Ordering::Relaxed), class()), (page, FETCH_ABORT));
+
+    set(SIGILL, skip, 0, 0);
+    offend!("udf #0", 0);
+    assert_eq!(SEEN.take(), (1, SIGILL, ILL_ILLOPC));
+    // Of the SVE, which no program is told of.
+    offend!(".inst 0x04a0e3e9", 0);
+    assert_eq!(SEEN.take(), (1, SIGILL, ILL_ILLOPC), "SVE is not advertised");
+    set(SIGTRAP, skip, 0, 0);
+    offend!("brk #7", 0);
+    assert_eq!(SEEN.take(), (1, SIGTRAP, TRAP_BRKPT));
+    set(SIGBUS, come_back, 0, 0);
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("adr x9, 0", "add x9, x9, #2", "blr x9", out("x9") _, out("x30") _);
+    }
+    assert_eq!(SEEN.take(), (1, SIGBUS, BUS_ADRALN), "a PC that is not aligned");
+    // SAFETY: nobody uses it any more.
+    unsafe { memory::munmap(page, memory::PAGE) }.expect("a page to unmap");
+}
+
+/// Goes on where a call that faulted at its target would have returned to.
+extern "C" fn come_back(signal: u32, info: &SigInfo, context: &mut UContext) {
+    SEEN.note(signal, info, context);
+    context.context.pc = context.context.registers[30];
+}
+
+fn faults_without_a_handler_kill() {
+    let child = process::spawn(|| {
+        let default = SigAction::default();
+        // SAFETY: the default action ends the process.
+        unsafe { set_action(SIGSEGV, &default) }.expect("an action to set");
+        offend!("str x9, [x10]", 16);
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
+    for (how, action) in
+        [("blocked", SigAction::default()), ("ignored", SigAction { handler: SIG_IGN, ..SigAction::default() })]
+    {
+        let child = process::spawn(|| {
+            // SAFETY: the default action ends the process.
+            unsafe { set_action(SIGSEGV, &action) }.expect("an action to set");
+            mask(SIG_BLOCK, set_of(SIGSEGV)).expect("a mask");
+            offend!("str x9, [x10]", 16);
+            0
+        });
+        assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV), "{how}");
+    }
+}
+
+fn blocked_signals_wait() {
+    set(SIGUSR1, note, 0, 0);
+    assert_eq!(mask(SIG_BLOCK, set_of(SIGUSR1) | set_of(SIGKILL)), Ok(0));
+    assert_eq!(mask(SIG_BLOCK, 0), Ok(set_of(SIGUSR1)), "SIGKILL is never blocked");
+    raise(SIGUSR1);
+    raise(SIGUSR1);
+    assert_eq!(SEEN.take().0, 0, "it waits");
+    assert_eq!(mask(SIG_UNBLOCK, set_of(SIGUSR1)), Ok(set_of(SIGUSR1)));
+    assert_eq!(SEEN.take(), (1, SIGUSR1, SI_TKILL), "two of the same are one");
+    process::kill(process::id() as i32, SIGUSR1).expect("a signal to oneself");
+    assert_eq!(SEEN.take(), (1, SIGUSR1, SI_USER));
+    assert_eq!(SEEN.address.load(Ordering::Relaxed) as u32, process::id(), "si_pid");
+}
+
+fn a_handler_runs_with_its_mask() {
+    extern "C" fn look(_: u32, _: &SigInfo, _: &mut UContext) {
+        MASK.store(mask(SIG_BLOCK, 0).expect("a mask"), Ordering::Relaxed);
+    }
+    static MASK: AtomicU64 = AtomicU64::new(0);
+    set(SIGUSR1, look, 0, set_of(SIGUSR2));
+    raise(SIGUSR1);
+    assert_eq!(MASK.load(Ordering::Relaxed), set_of(SIGUSR1) | set_of(SIGUSR2), "its own and those that it asked for");
+    set(SIGUSR1, look, SA_NODEFER | SA_RESETHAND, 0);
+    raise(SIGUSR1);
+    assert_eq!(MASK.load(Ordering::Relaxed), 0, "SA_NODEFER");
+    assert_eq!(mask(SIG_SETMASK, 0), Ok(0), "the mask is back");
+    // SAFETY: the default action is what is there already.
+    let old = unsafe { set_action(SIGUSR1, &SigAction::default()) };
+    assert_eq!(old.expect("an action").handler, 0, "SA_RESETHAND");
+}
+
+fn threads_have_their_own() {
+    static TAKEN_BY: AtomicU32 = AtomicU32::new(0);
+    static READY: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn who(_: u32, _: &SigInfo, _: &mut UContext) {
+        TAKEN_BY.store(process::thread_id(), Ordering::Relaxed);
+    }
+    set(SIGUSR2, who, 0, 0);
+    let thread = Thread::spawn(
+        |_| {
+            READY.store(1, Ordering::Relaxed);
+            while READY.load(Ordering::Relaxed) != 2 {
+                core::hint::spin_loop();
+            }
+        },
+        0,
+    )
+    .expect("a thread");
+    while READY.load(Ordering::Relaxed) != 1 {
+        process::sched_yield();
+    }
+    let id = thread.id();
+    process::tgkill(process::id(), id, SIGUSR2).expect("a signal to a thread");
+    while TAKEN_BY.load(Ordering::Relaxed) == 0 {
+        process::sched_yield();
+    }
+    assert_eq!(TAKEN_BY.swap(0, Ordering::Relaxed), id, "the thread that it was sent to, also while it only computes");
+    // The process's signal goes to a thread that does not block it.
+    mask(SIG_BLOCK, set_of(SIGUSR2)).expect("a mask");
+    process::kill(process::id() as i32, SIGUSR2).expect("a signal to oneself");
+    while TAKEN_BY.load(Ordering::Relaxed) == 0 {
+        process::sched_yield();
+    }
+    assert_eq!(TAKEN_BY.load(Ordering::Relaxed), id);
+    mask(SIG_SETMASK, 0).expect("a mask");
+    READY.store(2, Ordering::Relaxed);
+    thread.join();
+    assert_eq!(process::tgkill(process::id(), id, SIGUSR2), Err(Errno::ESRCH), "it has gone");
+}
+
+fn handlers_have_a_stack() {
+    const SIZE: u64 = 16 * memory::PAGE;
+    let base = memory::map(SIZE, PROT_READ | PROT_WRITE).expect("a stack");
+    let stack = SigStack { base, flags: 0, padding: 0, size: SIZE };
+    // SAFETY: the stack is this function's, until it is taken back below.
+    assert_eq!(unsafe { set_stack(&stack) }.map(|old| old.size), Ok(0));
+    let on_it = || (base..base + SIZE).contains(&SEEN.sp.load(Ordering::Relaxed));
+    set(SIGUSR1, note, SA_ONSTACK, 0);
+    raise(SIGUSR1);
+    assert!(SEEN.take().0 == 1 && on_it());
+    set(SIGUSR1, note, 0, 0);
+    raise(SIGUSR1);
+    assert!(SEEN.take().0 == 1 && !on_it(), "only where it is asked for");
+    let small = SigStack { size: 1024, ..stack };
+    // SAFETY: it is refused.
+    assert_eq!(unsafe { set_stack(&small) }, Err(Errno::ENOMEM));
+    // SAFETY: there is none afterwards.
+    assert_eq!(unsafe { set_stack(&SigStack::NONE) }, Ok(stack));
+    // SAFETY: nobody uses it any more.
+    unsafe { memory::munmap(base, SIZE) }.expect("a stack to unmap");
+
+    // Without a stack of its own the overflow of the stack kills.
+    let child = process::spawn(|| {
+        set(SIGSEGV, note, 0, 0);
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the process ends by it.
+        unsafe {
+            core::arch::asm!("mov sp, {}", "str x9, [sp]", in(reg) 0x1000_u64);
+        }
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
+}
+
+fn calls_are_interrupted_or_restarted() {
+    let with_signal = |flags: u64| {
+        set(SIGUSR1, note, flags, 0);
+        let parent = process::id();
+        let child = process::spawn(|| {
+            time::sleep(3_000_000).expect("a sleep");
+            process::kill(parent as i32, SIGUSR1).expect("a signal to the parent");
+            time::sleep(3_000_000).expect("a sleep");
+            11
+        });
+        child.expect("a fork")
+    };
+    let child = with_signal(0);
+    assert_eq!(process::wait4(child as i32, 0), Err(Errno::EINTR), "wait4");
+    assert_eq!(SEEN.take().0, 1);
+    assert_eq!(process::wait(child), exited(11));
+    let child = with_signal(SA_RESTART);
+    assert_eq!(process::wait4(child as i32, 0), Ok((child, exited(11))), "SA_RESTART");
+    assert_eq!(SEEN.take().0, 1);
+    let child = with_signal(SA_RESTART);
+    assert_eq!(time::sleep(2_000_000_000), Err(Errno::EINTR), "nanosleep is never restarted");
+    assert_eq!(SEEN.take().0, 1);
+    assert_eq!(process::wait(child), exited(11));
+    // SIGCHLD is ignored by default: it interrupts nothing.
+    let child = process::spawn(|| 0).expect("a fork");
+    assert_eq!(time::sleep(5_000_000), Ok(()));
+    assert_eq!(process::wait(child), exited(0));
+}
+
+fn children_tell_of_their_end() {
+    set(SIGCHLD, note, SA_RESTART, 0);
+    let child = process::spawn(|| 3).expect("a fork");
+    assert_eq!(process::wait(child), exited(3));
+    assert_eq!(SEEN.take(), (1, SIGCHLD, CLD_EXITED));
+    assert_eq!(SEEN.address.load(Ordering::Relaxed) as u32, child, "si_pid");
+    let ignored = SigAction { handler: SIG_IGN, ..SigAction::default() };
+    // SAFETY: nothing runs on it.
+    unsafe { set_action(SIGCHLD, &ignored) }.expect("an action to set");
+    let child = process::spawn(|| 3).expect("a fork");
+    assert_eq!(process::wait4(child as i32, 0), Err(Errno::ECHILD), "it is collected when it ends");
+    // SAFETY: as above.
+    unsafe { set_action(SIGCHLD, &SigAction::default()) }.expect("an action to set");
+}
+
+fn floating_point_survives_a_handler() {
+    extern "C" fn clobber(_: u32, _: &SigInfo, context: &mut UContext) {
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: registers that this code does not use, and the frame has those of the program.
+        unsafe {
+            core::arch::asm!(".arch_extension fp", ".arch_extension simd", "movi v8.2d, #0", "msr fpsr, xzr");
+        }
+        // v9 of what was interrupted.
+        let at = core::mem::offset_of!(FpsimdContext, registers) + 9 * 16;
+        context.context.records.0[at] = 0x5a;
+    }
+    set(SIGUSR1, clobber, 0, 0);
+    #[cfg(target_arch = "aarch64")]
+    {
+        let (v8, v9): (u64, u64);
+        // SAFETY: registers that this code does not use; the call is tgkill.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension fp", ".arch_extension simd",
+                "fmov d8, {eight}", "fmov d9, xzr", "svc #0", "fmov {eight}, d8", "fmov {nine}, d9",
+                eight = inout(reg) 0x1234_5678_9abc_def0_u64 => v8, nine = out(reg) v9,
+                in("x8") granule_user::abi::number::TGKILL, inlateout("x0") u64::from(process::id()) => _,
+                in("x1") u64::from(process::thread_id()), in("x2") u64::from(SIGUSR1),
+            );
+        }
+        assert_eq!(v8, 0x1234_5678_9abc_def0, "what the handler did is undone");
+        assert_eq!(v9, 0x5a, "what it wrote into the frame counts");
+    }
+}
+
+fn a_handler_without_a_restorer_returns() {
+    set(SIGUSR1, note, 0, 0);
+    // SAFETY: the handler is the one that is there.
+    let mut action = unsafe { set_action(SIGUSR1, &SigAction::default()) }.expect("an action");
+    action.flags &= !granule_user::abi::signal::SA_RESTORER;
+    action.restorer = 0;
+    // SAFETY: as above.
+    unsafe { set_action(SIGUSR1, &action) }.expect("an action to set");
+    raise(SIGUSR1);
+    assert_eq!(SEEN.take().0, 1);
+}
+
+fn bad_frames_kill() {
+    extern "C" fn ask_for_el1(_: u32, _: &SigInfo, context: &mut UContext) {
+        context.context.pstate = 0x3c5;
+    }
+    extern "C" fn spoil_records(_: u32, _: &SigInfo, context: &mut UContext) {
+        context.context.records.0[4..8].copy_from_slice(&8_u32.to_le_bytes());
+    }
+    for handler in [ask_for_el1 as granule_user::signal::Handler, spoil_records] {
+        let child = process::spawn(|| {
+            // SAFETY: the default action ends the process.
+            unsafe { set_action(SIGSEGV, &SigAction::default()) }.expect("an action to set");
+            set(SIGUSR1, handler, 0, 0);
+            raise(SIGUSR1);
+            0
+        });
+        assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
+    }
+}
+
+fn bad_arguments_are_refused() {
+    let action = SigAction::default();
+    for signal in [0, 65, SIGKILL] {
+        // SAFETY: it is refused.
+        assert_eq!(unsafe { set_action(signal, &action) }, Err(Errno::EINVAL), "signal {signal}");
+    }
+    assert_eq!(mask(3, 0), Err(Errno::EINVAL));
+    assert_eq!(process::kill(process::id() as i32, 65), Err(Errno::EINVAL));
+    assert_eq!(process::kill(0x7fff_0000, SIGUSR1), Err(Errno::ESRCH));
+    assert_eq!(process::kill(process::id() as i32, 0), Ok(()), "whether it is there");
+    assert_eq!(process::tgkill(0, 1, SIGUSR1), Err(Errno::EINVAL));
+}

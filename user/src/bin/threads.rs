@@ -1,0 +1,232 @@
+//! Threads: they run at once, share memory, keep their registers, and wait for each other by futexes.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_user::abi::number::FUTEX;
+use granule_user::abi::process::{FUTEX_WAKE_BITSET, exited};
+use granule_user::thread::{Thread, futex_wait, futex_wake};
+use granule_user::{Errno, Start, entry, memory, println, process, sys, time};
+
+entry!(run);
+
+fn run(_start: Start) -> u8 {
+    numbers();
+    a_lock_of_futexes();
+    futex_answers();
+    shared_memory_has_one_futex();
+    registers_are_each_threads_own();
+    println!("threads: ok");
+    0
+}
+
+fn numbers() {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    assert_eq!(process::id(), process::thread_id(), "the first thread has the process's number");
+    let thread = Thread::spawn(
+        |process| {
+            assert_eq!(process::id() as usize, process);
+            NUMBER.store(process::thread_id(), Ordering::Relaxed);
+        },
+        process::id() as usize,
+    );
+    let thread = thread.expect("a thread");
+    let id = thread.id();
+    thread.join();
+    let seen = NUMBER.load(Ordering::Relaxed);
+    assert!(seen != process::id() && (id == 0 || id == seen), "clone stored {id}, gettid said {seen}");
+}
+
+/// A lock as C libraries have it: 0 free, 1 taken, 2 taken and waited for.
+struct Lock(AtomicU32);
+
+impl Lock {
+    fn with<R>(&self, work: impl FnOnce() -> R) -> R {
+        if self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            while self.0.swap(2, Ordering::Acquire) != 0 {
+                let _ = futex_wait(&self.0, 2, None);
+            }
+        }
+        let result = work();
+        if self.0.swap(0, Ordering::Release) == 2 {
+            futex_wake(&self.0, 1).expect("a wake-up");
+        }
+        result
+    }
+}
+
+fn a_lock_of_futexes() {
+    const THREADS: usize = 8;
+    const ROUNDS: u64 = 2000;
+    static LOCK: Lock = Lock(AtomicU32::new(0));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let threads = [0; THREADS].map(|argument| {
+        Thread::spawn(
+            |_| {
+                for _ in 0..ROUNDS {
+                    LOCK.with(|| COUNT.store(COUNT.load(Ordering::Relaxed) + 1, Ordering::Relaxed));
+                }
+            },
+            argument,
+        )
+        .expect("a thread")
+    });
+    threads.into_iter().for_each(Thread::join);
+    assert_eq!(COUNT.load(Ordering::Relaxed), THREADS as u64 * ROUNDS, "no increment was lost");
+}
+
+fn futex_answers() {
+    let word = AtomicU32::new(7);
+    assert_eq!(futex_wait(&word, 8, None), Err(Errno::EAGAIN), "another value");
+    let before = time::now();
+    assert_eq!(futex_wait(&word, 7, Some(3_000_000)), Err(Errno::ETIMEDOUT));
+    assert!(time::now() - before >= 3_000_000, "it waited");
+    assert_eq!(futex_wake(&word, 1), Ok(0), "nobody sleeps");
+    let raw = |address: u64, operation: u64, value: u64| {
+        // SAFETY: it wakes and waits for nobody, or is refused.
+        unsafe { sys::call(FUTEX, [address, operation, value, 0, 0, 0]) }
+    };
+    assert_eq!(raw(8, 0, 0), Err(Errno::EFAULT), "nothing is mapped there");
+    assert_eq!(raw(word.as_ptr() as u64 + 1, 0, 0), Err(Errno::EINVAL), "not aligned");
+    assert_eq!(raw(word.as_ptr() as u64, FUTEX_WAKE_BITSET, 1), Err(Errno::EINVAL), "no bits");
+    assert_eq!(raw(word.as_ptr() as u64, 77, 1), Err(Errno::ENOSYS), "no such operation");
+
+    static SLEEPERS: AtomicU32 = AtomicU32::new(0);
+    static GATE: AtomicU32 = AtomicU32::new(0);
+    let threads = [0; 3].map(|argument| {
+        Thread::spawn(
+            |_| {
+                SLEEPERS.fetch_add(1, Ordering::Relaxed);
+                while GATE.load(Ordering::Relaxed) == 0 {
+                    let _ = futex_wait(&GATE, 0, None);
+                }
+            },
+            argument,
+        )
+        .expect("a thread")
+    });
+    let mut woken = 0;
+    while woken < 3 {
+        woken += futex_wake(&GATE, 3 - woken).expect("a wake-up");
+        if woken == 3 {
+            // All three had gone to sleep; they find the gate closed and sleep again.
+            break;
+        }
+    }
+    GATE.store(1, Ordering::Relaxed);
+    futex_wake(&GATE, u32::MAX >> 1).expect("a wake-up");
+    threads.into_iter().for_each(Thread::join);
+}
+
+fn shared_memory_has_one_futex() {
+    // SAFETY: not at a fixed address.
+    let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
+    // SAFETY: fresh memory, used as this alone.
+    let word = unsafe { &*(page.expect("a page") as *const AtomicU32) };
+    let child = process::spawn(|| {
+        while word.load(Ordering::Acquire) == 0 {
+            let _ = futex_wait(word, 0, None);
+        }
+        word.store(2, Ordering::Release);
+        futex_wake(word, 1).expect("a wake-up");
+        0
+    });
+    let child = child.expect("a fork");
+    time::sleep(2_000_000).expect("a sleep");
+    word.store(1, Ordering::Release);
+    futex_wake(word, 1).expect("a wake-up");
+    while word.load(Ordering::Acquire) != 2 {
+        let _ = futex_wait(word, 1, Some(1_000_000_000));
+    }
+    assert_eq!(process::wait(child), exited(0));
+}
+
+/// More threads than CPUs keep a pattern in every register over many time slices.
+fn registers_are_each_threads_own() {
+    const THREADS: usize = 10;
+    static WRONG: AtomicU32 = AtomicU32::new(0);
+    let mut threads = [const { None }; THREADS];
+    for (index, place) in threads.iter_mut().enumerate() {
+        let spin = |seed: usize| {
+            let end = time::now() + 60_000_000;
+            while time::now() < end {
+                WRONG.fetch_add(u32::from(!keeps_registers(seed as u64 + 1)), Ordering::Relaxed);
+            }
+        };
+        *place = Some(Thread::spawn(spin, index).expect("a thread"));
+    }
+    threads.into_iter().flatten().for_each(Thread::join);
+    assert_eq!(WRONG.load(Ordering::Relaxed), 0, "registers that were another's");
+}
+
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".arch_extension fp",
+    ".arch_extension simd",
+    ".text",
+    ".global granule_user_keep",
+    ".type granule_user_keep, %function",
+    // x0: a seed; x1: how often it looks. Returns 0 if every register kept its value.
+    "granule_user_keep:",
+    "stp x19, x20, [sp, #-96]!",
+    "stp x21, x22, [sp, #16]",
+    "stp x23, x24, [sp, #32]",
+    "stp x25, x26, [sp, #48]",
+    "stp x27, x28, [sp, #64]",
+    "stp x29, x30, [sp, #80]",
+    ".irp n, 2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,19,20,21,22,23,24,25,26,27,28,29,30",
+    "add x\\n, x0, #\\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+    "dup v\\n\\().2d, x0",
+    ".endr",
+    "fmov d31, x1",
+    "mov v31.d[1], x0",
+    "1:",
+    "sub x1, x1, #1",
+    ".irp n, 2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,19,20,21,22,23,24,25,26,27,28,29,30",
+    "sub x\\n, x\\n, #\\n",
+    "cmp x\\n, x0",
+    "b.ne 2f",
+    "add x\\n, x\\n, #\\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30",
+    "umov x2, v\\n\\().d[1]",
+    "cmp x2, x0",
+    "b.ne 2f",
+    "umov x2, v\\n\\().d[0]",
+    "cmp x2, x0",
+    "b.ne 2f",
+    ".endr",
+    "add x2, x0, #2",
+    "cbnz x1, 1b",
+    "mov x0, #0",
+    "b 3f",
+    "2:",
+    "mov x0, #1",
+    "3:",
+    "ldp x21, x22, [sp, #16]",
+    "ldp x23, x24, [sp, #32]",
+    "ldp x25, x26, [sp, #48]",
+    "ldp x27, x28, [sp, #64]",
+    "ldp x29, x30, [sp, #80]",
+    "ldp x19, x20, [sp], #96",
+    "ret",
+    ".size granule_user_keep, . - granule_user_keep",
+);
+
+#[cfg(target_arch = "aarch64")]
+fn keeps_registers(seed: u64) -> bool {
+    unsafe extern "C" {
+        fn granule_user_keep(seed: u64, rounds: u64) -> u64;
+    }
+    // SAFETY: it changes what a call may change, and registers that this code does not use.
+    unsafe { granule_user_keep(seed << 32, 20_000) == 0 }
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+fn keeps_registers(_seed: u64) -> bool {
+    unreachable!("these programs run on arm64 alone")
+}
