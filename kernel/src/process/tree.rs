@@ -11,6 +11,7 @@
 
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_abi::signal::{CLD_EXITED, CLD_KILLED};
 use intrusive_collections::{KeyAdapter, LinkedList, RBTree, RBTreeLink, UnsafeRef};
@@ -60,6 +61,8 @@ pub struct Process {
     link: RBTreeLink,
     /// See [`Heap`].
     pub heap: RwSem<Heap>,
+    /// What [`State::parent`] says, for who asks without the lock.
+    parent_id: AtomicU32,
     state: UnsafeCell<State>,
 }
 
@@ -154,7 +157,17 @@ impl Process {
     /// [`OutOfMemory`]; nothing stays taken.
     pub fn new(id: u32, heap: Heap, state: State) -> Result<PoolBox<Self>, OutOfMemory> {
         let pool = POOL.call_once(|| Pool::new(kernel().frames));
-        pool.try_new(Self { id, link: RBTreeLink::new(), heap: RwSem::new(heap), state: UnsafeCell::new(state) })
+        let parent_id = match state.parent {
+            Parent::Process(parent) => AtomicU32::new(parent),
+            Parent::Kernel(_) | Parent::Nobody => AtomicU32::new(0),
+        };
+        let (link, heap) = (RBTreeLink::new(), RwSem::new(heap));
+        pool.try_new(Self { id, link, heap, parent_id, state: UnsafeCell::new(state) })
+    }
+
+    /// Its parent's number; 0 where that is the kernel, or gone.
+    pub fn parent_id(&self) -> u32 {
+        self.parent_id.load(Ordering::Relaxed)
     }
 
     /// Its number.
@@ -303,6 +316,7 @@ impl Tree {
                 return None;
             }
             state.parent = Parent::Nobody;
+            process.parent_id.store(0, Ordering::Relaxed);
             matches!(state.life, Life::Ended(_)).then_some(process.id)
         })?;
         self.remove(ended)

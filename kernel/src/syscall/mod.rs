@@ -52,67 +52,82 @@ impl Call<'_> {
 /// A call's answer.
 type Answer = Result<u64, Errno>;
 
-type Handler = fn(&mut Call<'_>) -> Answer;
+/// A call from the registers to the registers.
+type Entry = extern "C" fn(&mut TrapFrame, &Thread);
+
+/// The entry of a call: a function for each, which the call is a part of, so that none is called by way of another.
+macro_rules! entry {
+    ($call:path) => {{
+        extern "C" fn enter(frame: &mut TrapFrame, thread: &Thread) {
+            perform(frame, thread, $call);
+        }
+        enter
+    }};
+}
 
 /// All calls, by number.
-static TABLE: [Handler; number::END] = {
-    let mut table: [Handler; number::END] = [unknown; number::END];
-    table[number::IOCTL] = io::ioctl;
-    table[number::CLOSE] = io::close;
-    table[number::READ] = io::read;
-    table[number::WRITE] = io::write;
-    table[number::READV] = io::readv;
-    table[number::WRITEV] = io::writev;
-    table[number::EXIT] = process::exit;
-    table[number::EXIT_GROUP] = process::exit_group;
-    table[number::SET_TID_ADDRESS] = process::set_tid_address;
-    table[number::FUTEX] = process::futex;
-    table[number::CLONE] = process::clone;
-    table[number::EXECVE] = process::execve;
-    table[number::WAIT4] = process::wait4;
-    table[number::SCHED_YIELD] = process::sched_yield;
-    table[number::GETPID] = process::getpid;
-    table[number::GETPPID] = process::getppid;
-    table[number::GETTID] = process::gettid;
-    table[number::GETUID] = process::root;
-    table[number::GETEUID] = process::root;
-    table[number::GETGID] = process::root;
-    table[number::GETEGID] = process::root;
-    table[number::PRCTL] = process::prctl;
-    table[number::NANOSLEEP] = time::nanosleep;
-    table[number::CLOCK_GETTIME] = time::clock_gettime;
-    table[number::CLOCK_GETRES] = time::clock_getres;
-    table[number::CLOCK_NANOSLEEP] = time::clock_nanosleep;
-    table[number::KILL] = signal::kill;
-    table[number::TKILL] = signal::tkill;
-    table[number::TGKILL] = signal::tgkill;
-    table[number::SIGALTSTACK] = signal::sigaltstack;
-    table[number::RT_SIGACTION] = signal::rt_sigaction;
-    table[number::RT_SIGPROCMASK] = signal::rt_sigprocmask;
-    table[number::RT_SIGPENDING] = signal::rt_sigpending;
-    table[number::RT_SIGRETURN] = signal::rt_sigreturn;
-    table[number::UNAME] = system::uname;
-    table[number::GETCPU] = system::getcpu;
-    table[number::GETRANDOM] = system::getrandom;
-    table[number::BRK] = memory::brk;
-    table[number::MUNMAP] = memory::munmap;
-    table[number::MMAP] = memory::mmap;
-    table[number::MPROTECT] = memory::mprotect;
-    table[number::MINCORE] = memory::mincore;
-    table[number::MADVISE] = memory::madvise;
+static TABLE: [Entry; number::END] = {
+    let mut table: [Entry; number::END] = [entry!(unknown); number::END];
+    table[number::IOCTL] = entry!(io::ioctl);
+    table[number::CLOSE] = entry!(io::close);
+    table[number::READ] = entry!(io::read);
+    table[number::WRITE] = entry!(io::write);
+    table[number::READV] = entry!(io::readv);
+    table[number::WRITEV] = entry!(io::writev);
+    table[number::EXIT] = entry!(process::exit);
+    table[number::EXIT_GROUP] = entry!(process::exit_group);
+    table[number::SET_TID_ADDRESS] = entry!(process::set_tid_address);
+    table[number::FUTEX] = entry!(process::futex);
+    table[number::CLONE] = entry!(process::clone);
+    table[number::EXECVE] = entry!(process::execve);
+    table[number::WAIT4] = entry!(process::wait4);
+    table[number::SCHED_YIELD] = entry!(process::sched_yield);
+    table[number::GETPID] = entry!(process::getpid);
+    table[number::GETPPID] = entry!(process::getppid);
+    table[number::GETTID] = entry!(process::gettid);
+    table[number::GETUID] = entry!(process::root);
+    table[number::GETEUID] = entry!(process::root);
+    table[number::GETGID] = entry!(process::root);
+    table[number::GETEGID] = entry!(process::root);
+    table[number::PRCTL] = entry!(process::prctl);
+    table[number::NANOSLEEP] = entry!(time::nanosleep);
+    table[number::CLOCK_GETTIME] = entry!(time::clock_gettime);
+    table[number::CLOCK_GETRES] = entry!(time::clock_getres);
+    table[number::CLOCK_NANOSLEEP] = entry!(time::clock_nanosleep);
+    table[number::KILL] = entry!(signal::kill);
+    table[number::TKILL] = entry!(signal::tkill);
+    table[number::TGKILL] = entry!(signal::tgkill);
+    table[number::SIGALTSTACK] = entry!(signal::sigaltstack);
+    table[number::RT_SIGACTION] = entry!(signal::rt_sigaction);
+    table[number::RT_SIGPROCMASK] = entry!(signal::rt_sigprocmask);
+    table[number::RT_SIGPENDING] = entry!(signal::rt_sigpending);
+    table[number::RT_SIGRETURN] = entry!(signal::rt_sigreturn);
+    table[number::UNAME] = entry!(system::uname);
+    table[number::GETCPU] = entry!(system::getcpu);
+    table[number::GETRANDOM] = entry!(system::getrandom);
+    table[number::BRK] = entry!(memory::brk);
+    table[number::MUNMAP] = entry!(memory::munmap);
+    table[number::MMAP] = entry!(memory::mmap);
+    table[number::MPROTECT] = entry!(memory::mprotect);
+    table[number::MINCORE] = entry!(memory::mincore);
+    table[number::MADVISE] = entry!(memory::madvise);
     table
 };
 
 /// What SVC comes to.
 pub(crate) extern "C" fn on_syscall(frame: &mut TrapFrame, thread: &Thread) {
+    // Linux looks at w8 alone.
+    let entry = TABLE.get(frame.x[8] as u32 as usize).copied().unwrap_or(entry!(unknown));
+    entry(frame, thread);
+}
+
+#[inline(always)]
+fn perform(frame: &mut TrapFrame, thread: &Thread, call: impl Fn(&mut Call<'_>) -> Answer) {
     // SAFETY: it came from EL0, so the thread runs a program and has not left its process.
     let task = unsafe { Task::of(thread) };
-    // Linux looks at w8 alone.
-    let handler = TABLE.get(frame.x[8] as u32 as usize).copied().unwrap_or(unknown);
     let x0 = frame.x[0];
-    let mut call = Call { task, thread, frame };
-    let answer = handler(&mut call);
-    call.frame.x[0] = match answer {
+    let answer = call(&mut Call { task, thread, frame });
+    frame.x[0] = match answer {
         Ok(value) => value,
         Err(errno) => failed(task, x0, errno),
     };

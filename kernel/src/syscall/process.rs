@@ -14,7 +14,7 @@ use crate::errno::Errno;
 use crate::process::futex::Scope;
 use crate::process::stack::Words;
 use crate::process::status::{End, ExecError, Name};
-use crate::process::tree::{PROCESSES, Parent};
+use crate::process::tree::PROCESSES;
 use crate::process::{birth, death, exec, futex as sleepers};
 use crate::sched;
 use crate::smp::this_cpu;
@@ -30,11 +30,7 @@ pub(super) fn gettid(call: &mut Call<'_>) -> Answer {
 
 /// 0 where the parent is the kernel, or gone.
 pub(super) fn getppid(call: &mut Call<'_>) -> Answer {
-    let mut tree = PROCESSES.lock();
-    Ok(match call.task.process().state(&mut tree.key).parent {
-        Parent::Process(parent) => u64::from(parent),
-        Parent::Kernel(_) | Parent::Nobody => 0,
-    })
+    Ok(call.task.process().parent_id().into())
 }
 
 /// There is one user, and one group.
