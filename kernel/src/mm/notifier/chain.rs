@@ -129,6 +129,17 @@ impl<T> Pointer<T> for AtomicPtr<T> {
     }
 }
 
+/// What is invalid, and so who is called.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Invalid {
+    /// [`Subscriber::invalidate_range`].
+    Range,
+    /// [`Subscriber::invalidate_secondary_tlbs`].
+    SecondaryTlbs,
+    /// Both.
+    Both,
+}
+
 /// Why nobody can join.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum SubscribeError {
@@ -228,13 +239,17 @@ impl<A: Atomics> NotifierChain<A> {
     /// Where a subscriber refuses although it may sleep.
     #[inline(always)]
     pub fn start(&self, range: Range) -> Section<'_, A> {
-        if self.is_empty() { Section { chain: self, range, joined: 0 } } else { self.start_told(range) }
+        let Range { event, start, end, .. } = range;
+        // What is told goes by value, here and below, so that nothing is put into memory where nobody listens.
+        let joined = if self.is_empty() { 0 } else { self.start_told(event, start, end) };
+        Section { chain: self, event, start, end, joined }
     }
 
     #[cold]
-    fn start_told(&self, range: Range) -> Section<'_, A> {
-        let range = Range { patience: Patience::MaySleep, ..range };
-        self.try_start_told(range).expect("no subscriber refuses where it may sleep")
+    #[inline(never)]
+    fn start_told(&self, event: Event, start: VirtAddr, end: VirtAddr) -> u64 {
+        let told = self.try_start_told(event, start, end, Patience::MaySleep);
+        told.expect("no subscriber refuses where it may sleep")
     }
 
     /// The same where nobody may sleep.
@@ -243,18 +258,21 @@ impl<A: Atomics> NotifierChain<A> {
     /// [`Again`] from a subscriber: whoever was told before it was told the end, nothing is announced any more.
     #[inline(always)]
     pub fn try_start(&self, range: Range) -> Result<Section<'_, A>, Again> {
-        if self.is_empty() {
-            return Ok(Section { chain: self, range, joined: 0 });
-        }
-        self.try_start_told(Range { patience: Patience::MustNotSleep, ..range })
+        let Range { event, start, end, .. } = range;
+        let patience = Patience::MustNotSleep;
+        let joined = if self.is_empty() { 0 } else { self.try_start_told(event, start, end, patience)? };
+        Ok(Section { chain: self, event, start, end, joined })
     }
 
+    /// How many had joined of whom those were told who want it.
     #[cold]
-    fn try_start_told(&self, range: Range) -> Result<Section<'_, A>, Again> {
+    #[inline(never)]
+    fn try_start_told(&self, event: Event, start: VirtAddr, end: VirtAddr, patience: Patience) -> Result<u64, Again> {
+        let range = Range { event, start, end, patience };
         let inside = Inside::enter(self);
         // Whoever joined up to here can be found: the count was released after the node was in its place.
         let joined = self.joined.load(Ordering::Acquire);
-        let tell = |node: &Node<A>| node.joined <= joined && node.subscriber().events().contains(range.event);
+        let tell = |node: &Node<A>| node.joined <= joined && node.subscriber().events().contains(event);
         for node in inside.nodes().filter(|node| tell(node)) {
             if node.subscriber().invalidate_range_start(&range).is_err() {
                 // By their order, because this node may have left the list by now, and others too.
@@ -263,14 +281,16 @@ impl<A: Atomics> NotifierChain<A> {
                 return Err(Again);
             }
         }
-        Ok(Section { chain: self, range, joined })
+        Ok(joined)
     }
 
     #[cold]
-    fn end(&self, range: &Range, joined: u64) {
+    #[inline(never)]
+    fn end(&self, event: Event, start: VirtAddr, end: VirtAddr, joined: u64) {
+        let range = Range::new(event, start, end);
         for node in Inside::enter(self).nodes().filter(|node| node.joined <= joined) {
-            if node.subscriber().events().contains(range.event) {
-                node.subscriber().invalidate_range_end(range);
+            if node.subscriber().events().contains(event) {
+                node.subscriber().invalidate_range_end(&range);
             }
         }
     }
@@ -279,7 +299,7 @@ impl<A: Atomics> NotifierChain<A> {
     #[inline(always)]
     pub fn invalidate_range(&self, start: VirtAddr, end: VirtAddr) {
         if !self.is_empty() {
-            self.tell_all(|subscriber| subscriber.invalidate_range(start, end));
+            self.tell_invalid(Invalid::Range, start, end);
         }
     }
 
@@ -288,7 +308,28 @@ impl<A: Atomics> NotifierChain<A> {
     #[inline(always)]
     pub(in crate::mm) fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
         if !self.is_empty() {
-            self.tell_all(|subscriber| subscriber.invalidate_secondary_tlbs(start, end));
+            self.tell_invalid(Invalid::SecondaryTlbs, start, end);
+        }
+    }
+
+    /// Both at once.
+    #[inline(always)]
+    pub(in crate::mm) fn invalidate_replaced(&self, start: VirtAddr, end: VirtAddr) {
+        if !self.is_empty() {
+            self.tell_invalid(Invalid::Both, start, end);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_invalid(&self, what: Invalid, start: VirtAddr, end: VirtAddr) {
+        for node in Inside::enter(self).nodes() {
+            if what != Invalid::Range {
+                node.subscriber().invalidate_secondary_tlbs(start, end);
+            }
+            if what != Invalid::SecondaryTlbs {
+                node.subscriber().invalidate_range(start, end);
+            }
         }
     }
 
@@ -302,9 +343,10 @@ impl<A: Atomics> NotifierChain<A> {
     }
 
     #[cold]
+    #[inline(never)]
     fn tell_upgraded(&self, page: VirtAddr) {
         if !lab::is_on!(NO_UPGRADE_EVENT) {
-            drop(self.start_told(Range::page(Event::ProtectionUpgrade, page)));
+            drop(self.start(Range::page(Event::ProtectionUpgrade, page)));
         }
     }
 
@@ -313,14 +355,9 @@ impl<A: Atomics> NotifierChain<A> {
     pub fn release(&self) {
         let _changing = Changing::begin(self);
         self.released.store(1, Ordering::Relaxed);
-        self.tell_all(Subscriber::release);
+        Inside::enter(self).nodes().for_each(|node| node.subscriber().release());
         self.first.store(ptr::null_mut(), Ordering::Relaxed);
         self.wait_for_walkers();
-    }
-
-    #[cold]
-    fn tell_all(&self, tell: impl Fn(&dyn Subscriber)) {
-        Inside::enter(self).nodes().for_each(|node| tell(node.subscriber()));
     }
 
     /// Returns when every walker that may have seen the list as it was before has left.
@@ -397,7 +434,9 @@ impl<A: Atomics> Drop for Changing<'_, A> {
 #[must_use = "dropping it tells the end of the change"]
 pub struct Section<'a, A: Atomics = Native> {
     chain: &'a NotifierChain<A>,
-    range: Range,
+    event: Event,
+    start: VirtAddr,
+    end: VirtAddr,
     /// How many had joined; 0 where nobody was told.
     joined: u64,
 }
@@ -406,7 +445,7 @@ impl<A: Atomics> Drop for Section<'_, A> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.joined != 0 {
-            self.chain.end(&self.range, self.joined);
+            self.chain.end(self.event, self.start, self.end, self.joined);
         }
     }
 }

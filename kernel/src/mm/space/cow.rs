@@ -10,7 +10,6 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
-use super::PAGE;
 use super::entry::attributes;
 use super::fault::{Fault, FaultError, Served};
 use crate::lab;
@@ -98,9 +97,8 @@ impl Fault<'_> {
         mmu.store(self.cell, Descriptor::EMPTY);
         // Also orders what is in the page before the entry that shows it.
         if !lab::is_on!(STALE_COW) {
-            space.tlb().flush_page(mmu, self.page);
+            space.tlb().flush_replaced(mmu, self.page);
         }
-        space.notifiers.invalidate_range(self.page, self.page + PAGE);
         mmu.store(self.cell, written);
         Outcome::Copied { old: (!entry.is_special()).then(|| entry.address()), source }
     }

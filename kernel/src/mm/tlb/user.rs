@@ -8,6 +8,7 @@
 //! |---|---|---|---|
 //! | [`Tlb::issue`], [`UserTlb::flush_range`] | `(R)VALE1IS`, with tables unlinked `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH, of `issue` the caller's |
 //! | [`UserTlb::flush_page`] | `VALE1IS` | the page | DSB ISH |
+//! | [`UserTlb::flush_replaced`] | the same | the page, in both forms | DSB ISH |
 //! | [`UserTlb::flush_space`] | `ASIDE1IS` | everything | DSB ISH |
 //! | [`UserTlb::add_to_batch`] | as for a range | the range, at once | DSB ISH at the end of the [`Batch`] |
 //! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the page | DSB NSH |
@@ -50,6 +51,16 @@ impl<'a> UserTlb<'a> {
         mmu.dsb_ishst();
         mmu.tlbi(Instruction::Vale1is(self.operand(page, PAGES)));
         self.tell_page(page);
+        complete(mmu);
+    }
+
+    /// One page whose last-level entry is empty now, and will name another frame. Also tells those who only want to
+    /// hear of that, as Linux's `invalidate_range` did.
+    #[inline(always)]
+    pub fn flush_replaced<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
+        mmu.dsb_ishst();
+        mmu.tlbi(Instruction::Vale1is(self.operand(page, PAGES)));
+        self.notifiers.invalidate_replaced(page, VirtAddr(page.0 + PAGE_SIZE as u64));
         complete(mmu);
     }
 

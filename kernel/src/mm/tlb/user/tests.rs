@@ -81,11 +81,17 @@ type Row = (&'static str, fn(UserTlb<'_>, &Machine), Vec<Step>);
 #[test]
 fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
     let one = || told(ONE_PAGE.0, ONE_PAGE.1);
-    let rows: [Row; 9] = [
+    let replaced = Step::Told(Told::Range, ONE_PAGE);
+    let rows: [Row; 10] = [
         (
             "flush_page",
             |tlb, mmu| tlb.flush_page(mmu, START),
             vec![BEFORE, tlbi(Instruction::Vale1is(at(START))), one(), COMPLETE],
+        ),
+        (
+            "flush_replaced",
+            |tlb, mmu| tlb.flush_replaced(mmu, START),
+            vec![BEFORE, tlbi(Instruction::Vale1is(at(START))), one(), replaced, COMPLETE],
         ),
         (
             "flush_range of leaves",
