@@ -40,7 +40,7 @@ impl Fault<'_> {
         let _locked = space.lock_table(self.table);
         let entry = space.mmu().load(self.cell);
         if !entry.is_valid() {
-            return Reuse::Done(Served::Quietly);
+            return Reuse::Done(self.not_valid(entry));
         }
         // Under the lock the answer stays: a frame that has no other holder gets none while faults can come.
         let own = || !entry.is_special() && space.common.record(entry.address()).references() == 1;

@@ -141,11 +141,25 @@ impl Fault<'_> {
         let _locked = self.space.lock_table(self.table);
         let entry = mmu.load(self.cell);
         let is_write = self.access == Access::Write;
-        if !entry.is_valid() || is_write && !entry.may_be_written() {
+        if !entry.is_valid() {
+            return Ok(self.not_valid(entry));
+        }
+        if is_write && !entry.may_be_written() {
             // Another CPU has changed it: what it needs now, the next fault says.
             return Ok(Served::Quietly);
         }
         Ok(self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() }))
+    }
+
+    /// Makes `entry`, which is here and not valid, so, if it waits for this access. Else another CPU has changed it. The
+    /// table's lock is held.
+    #[cold]
+    pub(super) fn not_valid(&self, entry: Descriptor) -> Served {
+        if entry.is_fault_on_access() {
+            // No TLB has it. What a store needs beyond that, the next fault says.
+            self.space.mmu().store(self.cell, entry.accessible().young());
+        }
+        Served::Quietly
     }
 
     /// Makes `entry`, which is here, let more through; `wanted` does. Where it did already, the TLB was behind. The

@@ -99,10 +99,10 @@ impl Space {
         if let Some(from) = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from)) {
             let to = from.modified(read_only);
             let changed = if !writable || is_shared {
-                let to = if writable { to.writable() } else { to };
+                let to = if writable { may_be_written(to) } else { to };
                 self.flip(found, from, to)
             } else {
-                self.flip_own(found, from, [to, to.writable()])
+                self.flip_own(found, from, [to, may_be_written(to)])
             };
             let whole = || pages(found.start, found.address(found.cells.len()));
             return (changed && from.is_valid()).then(whole);
@@ -116,7 +116,7 @@ impl Space {
             let own = writable && (is_shared || self.has_to_itself(old));
             let change = |entry: Descriptor| {
                 let entry = entry.modified(read_only);
-                if own { entry.writable() } else { entry }
+                if own { may_be_written(entry) } else { entry }
             };
             if change(old) == old {
                 continue;
@@ -170,6 +170,12 @@ impl Space {
 /// counted.
 const fn is_alike(entry: Descriptor) -> bool {
     entry.is_present() && is_settled(entry) && !entry.is_special()
+}
+
+/// The same page, which may be written, unless userfaultfd watches it: then the first store is a fault.
+#[inline(always)]
+const fn may_be_written(entry: Descriptor) -> Descriptor {
+    if entry.is_uffd_wp() { entry } else { entry.writable() }
 }
 
 /// The smallest range that holds both.

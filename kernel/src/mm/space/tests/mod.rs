@@ -2,6 +2,7 @@
 //!
 //! - `calls`: what each call does and refuses
 //! - `device`: random calls, and a device that shares the tables and must hear of every change
+//! - `entries`: every legal entry, through everything that may happen to it
 //! - `random`: long sequences of calls against maps of pages
 //! - `shortage`: memory running out at every allocation
 //! - `threads`: threads of one space, on several CPUs
@@ -9,6 +10,7 @@
 
 mod calls;
 mod device;
+mod entries;
 mod random;
 mod shortage;
 mod threads;

@@ -1,0 +1,191 @@
+//! Every legal entry, through everything that may happen to it: what it remembers survives.
+//!
+//! An entry remembers that its page was used, that it was written, that its frame is not counted, that userfaultfd
+//! protects it, that an access is waited for. None of these may be lost, and none may come from nowhere, when its area
+//! gets another protection, when it is forked, when an access faults; and when it is zapped its frame is let go once.
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Descriptor, Markers};
+use granule_pgtable::Mmu;
+
+use super::*;
+use crate::mm::space::entry::attributes;
+
+const PROTECTIONS: [Protection; 5] =
+    [Protection::NONE, Protection::READ, READ_WRITE, READ_EXECUTE, READ_WRITE.and(Protection::EXECUTE)];
+
+/// A step on the way to an entry.
+type Step = fn(Descriptor) -> Descriptor;
+
+/// What an entry remembers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Memory {
+    frame: PhysAddr,
+    young: bool,
+    dirty: bool,
+    special: bool,
+    uffd_wp: bool,
+    waits: bool,
+}
+
+impl Memory {
+    fn of(entry: Descriptor) -> Self {
+        Self {
+            frame: entry.address(),
+            young: entry.is_young(),
+            dirty: entry.is_dirty(),
+            special: entry.is_special(),
+            uffd_wp: entry.is_uffd_wp(),
+            waits: entry.is_fault_on_access(),
+        }
+    }
+}
+
+/// A space with one page, whose entry a test makes.
+struct Stage {
+    rig: Rig,
+    space: SpaceRef,
+    start: VirtAddr,
+    frame: PhysAddr,
+}
+
+impl Stage {
+    /// With a frame that the entry has, or that of zeros.
+    fn new(protection: Protection, special: bool) -> Self {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        let start = space.mmap(&rig.cpu, &MapRequest { protection, ..private(1) }).unwrap();
+        space.ensure_table(&rig.cpu, start).unwrap();
+        let frame = if special { rig.spaces.zeros } else { rig.frames.alloc_zeroed(&rig.cpu).unwrap() };
+        Self { rig, space, start, frame }
+    }
+
+    fn set(&self, entry: Descriptor) {
+        let (_, cell) = self.space.page_tables().cell(self.start).unwrap();
+        self.space.mmu().store(cell, entry);
+    }
+
+    fn entry_in(&self, space: &Space) -> Descriptor {
+        let (_, cell) = space.page_tables().cell(self.start).unwrap();
+        space.mmu().load(cell)
+    }
+
+    fn entry(&self) -> Descriptor {
+        self.entry_in(&self.space)
+    }
+}
+
+/// Calls `check` with every legal entry of a private page of an area, in a space of its own each time.
+fn each_entry(mut check: impl FnMut(&Stage, Protection, Descriptor)) {
+    for protection in PROTECTIONS {
+        for bits in 0..64_u32 {
+            let [young, dirty, special, uffd_wp, waits, writable] = core::array::from_fn(|bit| bits >> bit & 1 != 0);
+            // The page of zeros was never written; what may be written is in an area where that is so, and neither
+            // watched nor special; what waits for an access is in an area that allows one.
+            let may_be_written = protection.contains(Protection::WRITE) && !special && !uffd_wp;
+            if special && dirty || writable && !may_be_written || waits && protection == Protection::NONE {
+                continue;
+            }
+            let stage = Stage::new(protection, special);
+            let mut entry = Descriptor::page(stage.frame, attributes(protection.without(Protection::WRITE)));
+            let steps: [(bool, Step); 6] = [
+                (writable, Descriptor::writable),
+                (dirty, Descriptor::dirty),
+                (special, Descriptor::special),
+                (!young, Descriptor::old),
+                (uffd_wp, Descriptor::uffd_wp),
+                (waits, Descriptor::fault_on_access),
+            ];
+            for (_, step) in steps.iter().filter(|(is_so, _)| *is_so) {
+                entry = step(entry);
+            }
+            assert_eq!(Memory::of(entry), Memory { frame: stage.frame, young, dirty, special, uffd_wp, waits });
+            stage.set(entry);
+            check(&stage, protection, entry);
+            let Stage { rig, space, .. } = stage;
+            drop(space);
+            assert_eq!(rig.used(), 0, "{entry:?}: its frame is let go once");
+        }
+    }
+}
+
+#[test]
+fn mprotect_changes_what_is_allowed_and_nothing_that_is_remembered() {
+    for to in PROTECTIONS {
+        each_entry(|stage, from, before| {
+            if from == to {
+                return;
+            }
+            stage.space.mprotect(stage.start, PAGE, to).unwrap();
+            let after = stage.entry();
+            // Where nothing is allowed an access is waited for no less: it comes when something is.
+            assert_eq!(Memory::of(after), Memory::of(before), "{before:?} {from:?} to {to:?}: {after:?}");
+            let waits = before.is_fault_on_access();
+            assert_eq!(after.is_valid(), to != Protection::NONE && !waits);
+            let writable = to.contains(Protection::WRITE) && !before.is_special() && !before.is_uffd_wp();
+            assert_eq!(after.may_be_written(), writable, "{before:?} {from:?} to {to:?}: {after:?}");
+            assert!(!after.is_valid() || after.is_user_executable() == to.contains(Protection::EXECUTE));
+        });
+    }
+}
+
+#[test]
+fn a_fork_protects_both_from_writing_and_makes_the_childs_page_old() {
+    each_entry(|stage, _, before| {
+        let child = stage.space.fork(&stage.rig.cpu).unwrap();
+        for (space, young) in [(&stage.space, before.is_young()), (&child, false)] {
+            let after = stage.entry_in(space);
+            assert_eq!(Memory::of(after), Memory { young, ..Memory::of(before) }, "{before:?}: {after:?}");
+            assert_eq!((after.is_valid(), after.may_be_written()), (before.is_valid(), false));
+        }
+        let held = stage.rig.spaces.record(stage.frame).references();
+        assert_eq!(held, if before.is_special() { 1 } else { 2 });
+    });
+}
+
+#[test]
+fn an_access_makes_a_page_young_and_a_store_makes_it_dirty() {
+    each_entry(|stage, protection, before| {
+        if protection == Protection::NONE {
+            return;
+        }
+        let read = || handle_fault(&stage.space, &stage.rig.cpu, stage.start, Access::Read).unwrap();
+        read();
+        let after = stage.entry();
+        let expected = Memory { young: true, waits: false, ..Memory::of(before) };
+        assert_eq!(Memory::of(after), expected, "{before:?}: {after:?}");
+        assert!(after.is_valid() && after.may_be_written() == before.may_be_written());
+        read();
+        assert_eq!(stage.entry(), after, "a fault that nothing explains changes nothing");
+    });
+    // Nobody watches yet what userfaultfd protects, so a store there has no end.
+    each_entry(|stage, protection, before| {
+        if !protection.contains(Protection::WRITE) || before.is_uffd_wp() {
+            return;
+        }
+        // What waits for an access takes a fault for that.
+        for _ in 0..2 {
+            handle_fault(&stage.space, &stage.rig.cpu, stage.start, Access::Write).unwrap();
+        }
+        let after = stage.entry();
+        let frame = if before.is_special() { after.address() } else { stage.frame };
+        let expected = Memory { frame, young: true, dirty: true, special: false, uffd_wp: false, waits: false };
+        assert_eq!(Memory::of(after), expected, "{before:?}: {after:?}");
+        assert!(after.is_valid() && after.is_writable() && frame != stage.rig.spaces.zeros);
+    });
+}
+
+#[test]
+fn what_is_remembered_of_a_page_that_is_not_there_is_no_page() {
+    let stage = Stage::new(READ_WRITE, true);
+    let marker = Descriptor::from(Markers::UFFD_WP);
+    stage.set(marker);
+    stage.space.mprotect(stage.start, PAGE, Protection::READ).unwrap();
+    let child = stage.space.fork(&stage.rig.cpu).unwrap();
+    assert_eq!([stage.entry(), stage.entry_in(&child)], [marker; 2]);
+    child.madvise_dontneed(&stage.rig.cpu, stage.start, PAGE).unwrap();
+    assert_eq!(stage.entry_in(&child), Descriptor::EMPTY);
+    let Stage { rig, space, .. } = stage;
+    drop((space, child));
+    assert_eq!(rig.used(), 0);
+}
