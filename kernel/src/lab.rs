@@ -149,7 +149,7 @@ pub const NO_UPGRADE_EVENT: Lab = Lab {
     identifier: FIRST_LAB + 11,
     name: "no-upgrade-event",
     effect: "no event says that a user page became writable or young: who mirrors it keeps the old permission",
-    witness: Witness::Stream,
+    witness: Witness::Target,
 };
 
 /// An upgrade is told under the lock of the table.
@@ -157,7 +157,7 @@ pub const NOTIFY_BEFORE_UNLOCK: Lab = Lab {
     identifier: FIRST_LAB + 12,
     name: "notify-before-unlock",
     effect: "the event of an upgrade comes under the lock of the page table: who sleeps or looks there hangs",
-    witness: Witness::Stream,
+    witness: Witness::Target,
 };
 
 /// No invalidation between the old page and its copy.
@@ -165,7 +165,7 @@ pub const STALE_COW: Lab = Lab {
     identifier: FIRST_LAB + 13,
     name: "stale-cow",
     effect: "no TLB is invalidated where a page is copied on write: other CPUs go on with the old page",
-    witness: Witness::Stream,
+    witness: Witness::Target,
 };
 
 /// No cache maintenance for new code of programs.

@@ -70,6 +70,8 @@ struct Meeting {
     running: AtomicBool,
     /// The other CPU has done what it was to do meanwhile, or is at it.
     go_on: AtomicBool,
+    /// It was not done in time: something that the call holds was in its way.
+    held_up: AtomicBool,
     /// What may be only when no call runs any more has come.
     over: AtomicBool,
     /// It came while a call was running.
@@ -83,6 +85,7 @@ impl Meeting {
         Self {
             running: AtomicBool::new(false),
             go_on: AtomicBool::new(false),
+            held_up: AtomicBool::new(false),
             over: AtomicBool::new(false),
             too_early: AtomicBool::new(false),
             calls: AtomicU32::new(0),
@@ -90,7 +93,7 @@ impl Meeting {
     }
 
     fn reset(&self) {
-        for flag in [&self.running, &self.go_on, &self.over, &self.too_early] {
+        for flag in [&self.running, &self.go_on, &self.held_up, &self.over, &self.too_early] {
             flag.store(false, Ordering::Relaxed);
         }
         self.calls.store(0, Ordering::Relaxed);
@@ -107,7 +110,7 @@ impl Subscriber for Slow {
         if range.event == Event::ProtectionUpgrade {
             MEETING.calls.fetch_add(1, Ordering::Relaxed);
             MEETING.running.store(true, Ordering::Release);
-            wait_for(&MEETING.go_on);
+            MEETING.held_up.store(!wait_for(&MEETING.go_on), Ordering::Relaxed);
             // Time for who does not wait for this call to show it.
             sleep_until(Deadline::after(Duration::from_millis(20)));
             MEETING.too_early.store(MEETING.over.load(Ordering::Acquire), Ordering::Relaxed);
@@ -141,6 +144,7 @@ fn upgrade_meanwhile(t: &mut Test, space: &SpaceRef, work: extern "C" fn(usize),
         t.ok("the fault", handle_fault(space, this_cpu(), START, Access::Write));
     });
     t.equal("calls", MEETING.calls.load(Ordering::Relaxed), 1);
+    t.check("nothing is held while an upgrade is told", !MEETING.held_up.load(Ordering::Relaxed));
     t.check("nothing that waits for the call came before its end", !MEETING.too_early.load(Ordering::Relaxed));
 }
 
@@ -212,6 +216,35 @@ fn who_leaves_waits_for_a_running_call(t: &mut Test) {
     upgrade_meanwhile(t, &space, leave, 0);
     t.check("it has left", MEETING.over.load(Ordering::Relaxed));
     t.check("nobody is left", space.notifiers().is_empty());
+}
+
+/// Mirrors one entry, and goes by events alone: it has no TLB of the tables' own.
+struct Mirror(AtomicU64);
+
+impl Subscriber for Mirror {
+    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+        if range.start <= START && START < range.end {
+            self.0.store(0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+target_test!(a_mirror_hears_of_an_upgrade_by_its_event);
+fn a_mirror_hears_of_an_upgrade_by_its_event(t: &mut Test) {
+    let Some(space) = space(t, 1) else { return };
+    make_read_only(t, &space);
+    let Some(mirror) = t.ok("to join", Joined::new(space.clone(), Mirror(AtomicU64::new(0)), 0)) else { return };
+    mirror.0.store(entry(&space, START).0, Ordering::Relaxed);
+    t.check("it is read-only", !entry(&space, START).may_be_written());
+    t.ok("the fault", handle_fault(&space, this_cpu(), START, Access::Write));
+    t.check("it is writable", entry(&space, START).may_be_written());
+    t.equal("what the mirror has of it", mirror.0.load(Ordering::Relaxed), 0);
+    // A fault that changes nothing is none.
+    let now = entry(&space, START).0;
+    mirror.0.store(now, Ordering::Relaxed);
+    t.ok("the fault", handle_fault(&space, this_cpu(), START, Access::Write));
+    t.equal("what the mirror has of it", mirror.0.load(Ordering::Relaxed), now);
 }
 
 /// Pages of the space that [`a_device_hears_of_every_change`] works on.

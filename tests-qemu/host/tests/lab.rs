@@ -97,3 +97,21 @@ fn with_a_split_by_plain_stores_a_neighbours_change_is_lost_each_time() {
         }
     }
 }
+
+#[test]
+fn without_invalidation_a_copy_on_write_is_not_seen_elsewhere() {
+    let name = "copy_on_write::a_copy_is_seen_by_every_cpu";
+    assert_caught("stale-cow", name, "after the copy: found 1, wanted 2");
+}
+
+#[test]
+fn without_the_event_of_an_upgrade_a_mirror_keeps_the_old_permission() {
+    let name = "notifier::a_mirror_hears_of_an_upgrade_by_its_event";
+    assert_caught("no-upgrade-event", name, "what the mirror has of it: found");
+}
+
+#[test]
+fn with_an_upgrade_told_before_the_unlock_other_cpus_are_held_up() {
+    let name = "notifier::mprotect_and_munmap_come_between_an_upgrade_and_its_event";
+    assert_caught("notify-before-unlock", name, "nothing is held while an upgrade is told");
+}
