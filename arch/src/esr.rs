@@ -129,6 +129,29 @@ impl Syndrome {
         LocalRegisterCopy::new(self.0)
     }
 
+    /// What EL0 attempted, where its tables have refused it: a translation, access flag or permission fault, at any
+    /// level of the walk that is in memory. `None` for everything else that can be wrong. A subset of [`Self::abort`], for
+    /// those who serve page faults: some shifts and masks.
+    #[inline(always)]
+    pub const fn page_fault_of_el0(self) -> Option<Access> {
+        const STATUS: u64 = ISS_ABORT::STATUS.mask;
+        const DATA: u64 = Class::DataAbortLowerEL as u64;
+        const FETCH: u64 = Class::InstrAbortLowerEL as u64;
+        const FIRST: u64 = 0b00_0100;
+        const LAST: u64 = 0b00_1111;
+        let status = self.0 & STATUS;
+        if status < FIRST || status > LAST {
+            return None;
+        }
+        match self.0 >> 26 & 0x3f {
+            DATA if self.0 & ISS_ABORT::CM::SET.value != 0 => Some(Access::Maintenance),
+            DATA if self.0 & ISS_ABORT::WNR::SET.value != 0 => Some(Access::Write),
+            DATA => Some(Access::Read),
+            FETCH => Some(Access::Fetch),
+            _ => None,
+        }
+    }
+
     /// The details of a data or instruction abort; `None` for every other class.
     pub fn abort(self) -> Option<Abort> {
         let iss = LocalRegisterCopy::<u64, ISS_ABORT::Register>::new(self.iss());
@@ -298,6 +321,20 @@ mod tests {
             (0x9600_003f, "abort with fault status 0x3f, on a read"),
         ] {
             assert_eq!(Syndrome(esr).to_string(), text, "{esr:#x}");
+        }
+    }
+
+    /// All classes and statuses: the short way says what the long one does.
+    #[test]
+    fn page_faults_of_el0_are_those_aborts_that_tables_decide() {
+        for (class, bits) in (0..64u64).flat_map(|class| (0..1 << 11u64).map(move |bits| (class, bits))) {
+            let syndrome = Syndrome(class << 26 | bits);
+            let lower = matches!(syndrome.class(), Some(Class::InstrAbortLowerEL | Class::DataAbortLowerEL));
+            let wanted = syndrome.abort().filter(|abort| {
+                let status = [FaultStatus::Translation, FaultStatus::AccessFlag, FaultStatus::Permission];
+                lower && status.contains(&abort.status) && abort.level >= Some(0)
+            });
+            assert_eq!(syndrome.page_fault_of_el0(), wanted.map(|abort| abort.access), "{syndrome:?}");
         }
     }
 

@@ -39,7 +39,21 @@ impl From<FaultError> for Offence {
     }
 }
 
-/// A synchronous exception of EL0 that is no call.
+/// An abort of EL0.
+pub(super) extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) {
+    if let Some(access) = frame.syndrome().page_fault_of_el0() {
+        // SAFETY: it came from EL0, so it has not left its process.
+        let task = unsafe { Task::of(thread) };
+        if resolve_access(task, frame.fault_address(), access).is_ok() {
+            return;
+        }
+    }
+    exception(frame, thread);
+}
+
+/// A synchronous exception of EL0 that is no call, and that could not be served as a fault: it is tried once more, and
+/// then is an offence.
+#[cold]
 pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     // SAFETY: it came from EL0, so it has not left its process.
     let task = unsafe { Task::of(thread) };

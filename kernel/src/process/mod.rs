@@ -45,6 +45,7 @@ pub use host::{for_each, kill, space_of, start, wait};
 #[cfg(target_os = "none")]
 static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     syscall: crate::syscall::on_syscall,
+    fault: fault::fault,
     exception: fault::exception,
     signal: signal::see_to_signals,
     resolve: fault::resolve,

@@ -29,6 +29,8 @@ pub type ThreadId = u32;
 pub struct UserEntry {
     /// SVC. What the call returns is for it to put into the frame.
     pub syscall: extern "C" fn(&mut TrapFrame, &Thread),
+    /// An instruction or data abort; the frame says which, and where.
+    pub fault: extern "C" fn(&mut TrapFrame, &Thread),
     /// Every other synchronous exception; the frame says which.
     pub exception: fn(&mut TrapFrame, &Thread),
     /// [`Thread::raise`] was called for [`Work::SIGNAL`]: the last thing before EL0 is entered.
@@ -71,6 +73,8 @@ pub struct Thread {
     pub(super) state: AtomicU32,
     /// [`UserEntry::syscall`], for the assembly that calls it; never called in a kernel thread.
     pub(super) syscall: extern "C" fn(&mut TrapFrame, &Thread),
+    /// [`UserEntry::fault`], likewise.
+    pub(super) fault: extern "C" fn(&mut TrapFrame, &Thread),
     entry: Option<&'static UserEntry>,
     /// In its CPU's run queue.
     pub(super) link: LinkedListLink,
@@ -95,8 +99,8 @@ unsafe impl Sync for Thread {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Thread {}
 
-extern "C" fn no_syscall(_: &mut TrapFrame, thread: &Thread) {
-    panic!("a system call of {thread:?}, which is none of EL0");
+extern "C" fn never(_: &mut TrapFrame, thread: &Thread) {
+    panic!("an exception from EL0 of {thread:?}, which does not run there");
 }
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
@@ -110,7 +114,8 @@ impl Thread {
             sp: Cell::new(0),
             work: AtomicU32::new(0),
             state: AtomicU32::new(RUNNABLE),
-            syscall: no_syscall,
+            syscall: never,
+            fault: never,
             entry: None,
             link: LinkedListLink::new(),
             home: AtomicU32::new(0),
@@ -194,6 +199,8 @@ impl Thread {
 
     /// Where [`UserEntry::syscall`] is, for `trap/user.S`.
     pub(crate) const SYSCALL: usize = offset_of!(Self, syscall);
+    /// Where [`UserEntry::fault`] is, for `trap/user.S`.
+    pub(crate) const FAULT: usize = offset_of!(Self, fault);
     /// Where the work word is, for `trap/user.S`.
     pub(crate) const WORK: usize = offset_of!(Self, work);
 
@@ -344,6 +351,7 @@ impl NewUserThread {
     pub fn create(self, cpu: &Cpu) -> Result<ThreadRef, OutOfMemory> {
         let mut thread = Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), self.name);
         thread.syscall = self.entry.syscall;
+        thread.fault = self.entry.fault;
         thread.entry = Some(self.entry);
         thread.tls = Cell::new(self.tls);
         thread.space = UnsafeCell::new(Some(self.space));

@@ -103,7 +103,13 @@ el0_exception:
     msr     daifclr, #7
     mov     x0, sp
     mov     x1, x19
-    bl      {user_exception}
+    and     x25, x25, #~{EC_ABORTS}         // either abort of EL0
+    cmp     x25, #{EC_FETCH_ABORT}
+    b.ne    1f
+    ldr     x9, [x19, #{FAULT}]
+    blr     x9
+    b       el0_return
+1:  bl      {user_exception}
     b       el0_return
 
     .type   el0_interrupt, %function

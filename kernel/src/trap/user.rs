@@ -10,7 +10,7 @@ use super::TrapFrame;
 use super::target::irq;
 use crate::sched::{self, Thread, Work};
 
-/// A synchronous exception that is no system call. Interrupts on.
+/// A synchronous exception that is no system call and no abort. Interrupts on.
 pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) {
     /// Bytes of an instruction.
     const INSTRUCTION: u64 = 4;

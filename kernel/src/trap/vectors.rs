@@ -154,13 +154,18 @@ exception_stop:
     CURRENT = const offset_of!(Cpu, sched.current),
     SYSCALL = const Thread::SYSCALL,
     WORK = const Thread::WORK,
+    FAULT = const Thread::FAULT,
     EC_SVC = const Class::SVC64 as u64,
+    EC_FETCH_ABORT = const Class::InstrAbortLowerEL as u64,
+    EC_ABORTS = const Class::InstrAbortLowerEL as u64 ^ Class::DataAbortLowerEL as u64,
     handle_exception = sym handle_exception,
     user_exception = sym user_exception,
     user_interrupt = sym user_interrupt,
     user_work = sym user_work,
 );
 
+// One bit tells the aborts apart.
+const _: () = assert!((Class::InstrAbortLowerEL as u64 ^ Class::DataAbortLowerEL as u64).is_power_of_two());
 // Pairs are stored together.
 const _: () = assert!(offset_of!(TrapFrame, sp) == offset_of!(TrapFrame, x) + 31 * 8);
 const _: () = assert!(offset_of!(TrapFrame, spsr) == offset_of!(TrapFrame, elr) + 8);

@@ -242,7 +242,7 @@ static SYNDROME: AtomicU64 = AtomicU64::new(0);
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static EXCEPTIONS: AtomicU32 = AtomicU32::new(0);
 
-static ENTRY: UserEntry = UserEntry { syscall, exception, signal, resolve };
+static ENTRY: UserEntry = UserEntry { syscall, fault, exception, signal, resolve };
 
 extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
     let [x0, x1] = [frame.x[0], frame.x[1]];
@@ -263,14 +263,16 @@ extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
     };
 }
 
-/// Notes an exception and goes on behind its instruction, with 77 in x0 where that was a load.
-fn exception(frame: &mut TrapFrame, _: &Thread) {
-    if frame.syndrome().abort().is_some() {
-        if resolve(&sched::current(), frame.fault_address(), Access::Write) {
-            return;
-        }
+/// Serves a fault, or goes on behind its instruction with 77 in x0.
+extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) {
+    if !resolve(thread, frame.fault_address(), Access::Write) {
         frame.x[0] = 77;
+        exception(frame, thread);
     }
+}
+
+/// Notes an exception and goes on behind its instruction.
+fn exception(frame: &mut TrapFrame, _: &Thread) {
     SYNDROME.store(frame.syndrome().0, Ordering::Relaxed);
     ADDRESS.store(frame.fault_address().0, Ordering::Relaxed);
     EXCEPTIONS.fetch_add(1, Ordering::Relaxed);
