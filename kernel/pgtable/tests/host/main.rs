@@ -3,6 +3,7 @@
 //! - `map`, `unmap`, `update`, `dump`: what each call does and refuses
 //! - `barriers`: the stream of writes, barriers and invalidations that each call makes, and a checker of it with teeth
 //! - `alias`: a range whose frames are mapped a second time, where the same may be written
+//! - `cells`: tables for an owner that writes the entries itself
 //! - `split`: what a split makes of each leaf at each end, and what it leaves alone; who wins and who loses
 //! - `interrupt`: an interrupt at every operation of a call, whose handler makes calls of its own
 //! - `reclaim`: which tables are empty, and when they are freed
@@ -12,6 +13,7 @@
 mod alias;
 mod barriers;
 mod calls;
+mod cells;
 mod code;
 mod dump;
 mod interrupt;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::errno::Errno;
-use crate::mm::space::FaultError;
+use crate::mm::space::{FaultError, USER_END, USER_START};
 
 #[test]
 fn pages_come_with_the_first_access_and_go_with_their_area() {
@@ -107,4 +107,111 @@ fn advice_gives_contents_up_and_mincore_says_what_is_there() {
     assert_eq!([rig.read(&space, start), rig.read(&space, start + PAGE)], [1, 0]);
     assert_eq!(space.madvise_dontneed(&rig.cpu, start, 5 * PAGE), Err(Errno::ENOMEM));
     assert_eq!(rig.read(&space, start), 0);
+}
+
+/// What Linux answers, call by call. A refusal changes nothing.
+#[test]
+fn what_is_refused_is_refused_as_on_linux() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    let start = rig.map(&space, 4);
+    let before = areas(&space);
+    let mmap = |placement, bytes| space.mmap(&rig.cpu, &MapRequest { placement, bytes, ..private(1) });
+    let fixed = Placement::Fixed;
+    for (placement, bytes, refusal) in [
+        (fixed(start), 0, Errno::EINVAL),
+        (fixed(start + 1), PAGE, Errno::EINVAL),
+        (fixed(VirtAddr(0)), PAGE, Errno::EPERM),
+        (fixed(USER_START - PAGE), PAGE, Errno::EPERM),
+        (fixed(USER_END - PAGE), 2 * PAGE, Errno::ENOMEM),
+        (fixed(USER_END), PAGE, Errno::ENOMEM),
+        (fixed(VirtAddr(u64::MAX - PAGE + 1)), PAGE, Errno::ENOMEM),
+        (Placement::FixedNoReplace(start + 3 * PAGE), PAGE, Errno::EEXIST),
+        (Placement::FixedNoReplace(start - PAGE), 2 * PAGE, Errno::EEXIST),
+        (Placement::Hint(VirtAddr(0)), 1 << 48, Errno::ENOMEM),
+        (Placement::Hint(start), u64::MAX, Errno::ENOMEM),
+        (Placement::Hint(start), u64::MAX - PAGE, Errno::ENOMEM),
+    ] {
+        assert_eq!(mmap(placement, bytes), Err(refusal), "mmap {placement:?} {bytes:#x}");
+    }
+    for (at, bytes, answer) in [
+        (start, 0, Err(Errno::EINVAL)),
+        (start + 1, PAGE, Err(Errno::EINVAL)),
+        (USER_END - PAGE, 2 * PAGE, Err(Errno::EINVAL)),
+        (start, u64::MAX, Err(Errno::EINVAL)),
+        (start - 4 * PAGE, 4 * PAGE, Ok(())),
+    ] {
+        assert_eq!(space.munmap(&rig.cpu, at, bytes), answer, "munmap {at} {bytes:#x}");
+    }
+    for (at, bytes, answer) in [
+        (start, 0, Ok(())),
+        (start - PAGE, 0, Ok(())),
+        (start + 1, PAGE, Err(Errno::EINVAL)),
+        (start, u64::MAX, Err(Errno::ENOMEM)),
+        (start - PAGE, 2 * PAGE, Err(Errno::ENOMEM)),
+        (start - PAGE, PAGE, Err(Errno::ENOMEM)),
+        (USER_END, PAGE, Err(Errno::ENOMEM)),
+    ] {
+        assert_eq!(space.mprotect(at, bytes, Protection::READ), answer, "mprotect {at} {bytes:#x}");
+    }
+    for (at, bytes, answer) in [
+        (start, 0, Ok(())),
+        (start + 1, PAGE, Err(Errno::EINVAL)),
+        (start, u64::MAX, Err(Errno::EINVAL)),
+        (start, u64::MAX - (start.0 - 1), Err(Errno::EINVAL)),
+        (start - PAGE, PAGE, Err(Errno::ENOMEM)),
+        (USER_END, PAGE, Err(Errno::ENOMEM)),
+    ] {
+        assert_eq!(space.madvise_dontneed(&rig.cpu, at, bytes), answer, "madvise {at} {bytes:#x}");
+    }
+    for (at, pages, answer) in [
+        (start, 0, Ok(())),
+        (start + 1, 1, Err(Errno::EINVAL)),
+        (start - PAGE, 2, Err(Errno::ENOMEM)),
+        (USER_END - PAGE, 2, Err(Errno::ENOMEM)),
+    ] {
+        assert_eq!(space.mincore(at, &mut std::vec![0; pages]), answer, "mincore {at} {pages}");
+    }
+    assert_eq!(areas(&space), before);
+}
+
+#[test]
+fn a_wish_is_granted_where_it_can_be() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    let wish = |at: u64| {
+        let placement = Placement::Hint(VirtAddr(at));
+        space.mmap(&rig.cpu, &MapRequest { placement, ..private(2) }).unwrap().0
+    };
+    assert_eq!(wish(0x40_0000), 0x40_0000);
+    assert_eq!(wish(0x50_0fff), 0x50_0000, "rounded down");
+    for refused in [0x40_1000, 0x3f_f000, 0, USER_START.0 - PAGE, USER_END.0 - PAGE, u64::MAX] {
+        let got = wish(refused);
+        assert!(got != refused && got >= 1 << 32, "{refused:#x}: {got:#x}");
+    }
+}
+
+/// 10,000 rounds in the suite of the target; here as many as it takes to see a leak.
+#[test]
+fn nothing_leaks_over_rounds_of_fork_and_exit() {
+    let rig = Rig::new(8);
+    let parent = rig.space();
+    let start = rig.map(&parent, 600);
+    let shared = parent.mmap(&rig.cpu, &MapRequest { sharing: Sharing::Shared, ..private(3) }).unwrap();
+    (0..600).step_by(7).for_each(|page| rig.write(&parent, start + page * PAGE, 1));
+    rig.write(&parent, shared, 1);
+    let (used, counts) = (rig.used(), rig.spaces.counts());
+    for round in 0..200 {
+        let child = parent.fork(&rig.cpu).unwrap();
+        rig.write(&child, start + round * PAGE, 2);
+        rig.write(&child, shared + PAGE, 2);
+        let grandchild = child.fork(&rig.cpu).unwrap();
+        drop(child);
+        rig.write(&grandchild, start + round * PAGE, 3);
+        grandchild.munmap(&rig.cpu, start + 100 * PAGE, 200 * PAGE).unwrap();
+    }
+    // The object's second page is the parent's as well.
+    assert_eq!((rig.used(), rig.spaces.counts()), (used + 1, counts));
+    drop(parent);
+    assert_eq!((rig.used(), rig.spaces.counts()), (0, [0; 3]));
 }

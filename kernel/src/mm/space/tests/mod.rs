@@ -1,5 +1,6 @@
 //! Spaces on the host: their own frames and tables, on a metal that records and does nothing else.
 //!
+//! - `areas`: which gap a mapping gets
 //! - `calls`: what each call does and refuses
 //! - `device`: random calls, and a device that shares the tables and must hear of every change
 //! - `entries`: every legal entry, through everything that may happen to it
@@ -8,6 +9,7 @@
 //! - `threads`: threads of one space, on several CPUs
 //! - `told`: what each path tells the TLBs and the notifiers, in which order and under which lock
 
+mod areas;
 mod calls;
 mod device;
 mod entries;

@@ -1,0 +1,183 @@
+//! Tables for an owner that writes the entries itself: which are found, linked, unlinked and taken apart.
+
+use core::cell::Cell;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::geometry::LAST_LEVEL;
+use granule_pgtable::host::{HostMachine, Operation};
+use granule_pgtable::{Dismantled, Geometry, Granule4K, Granule16K, Granule64K, Mmu, OutOfTables, PageRange, Tiny};
+
+use crate::range;
+
+const LEAF: Descriptor = Descriptor(0x4000_0c03);
+
+/// Tables on the way to a page, the root not counted.
+const fn depth<G: Geometry>() -> usize {
+    (LAST_LEVEL - G::FIRST_LEVEL) as usize
+}
+
+/// Links what is missing for `address`, and writes a leaf there.
+fn write<G: Geometry>(machine: &HostMachine<G>, address: VirtAddr) {
+    let none = || Ok::<_, OutOfTables>(());
+    let ((_, cell), ()) = machine.page_tables().ensure_cell(address, &mut machine.frames(), none).unwrap();
+    machine.mmu().store(cell, LEAF);
+}
+
+/// Table by table: what the first entry translates, and how many there are.
+fn visited<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> Vec<(VirtAddr, usize)> {
+    let mut visited = Vec::new();
+    machine.page_tables().for_each_cells(range, |found| visited.push((found.start, found.cells.len())));
+    visited
+}
+
+fn tables_are_linked_where_they_are_missing_and_visited_where_they_are<G: Geometry>() {
+    let machine = HostMachine::<G>::new(3 * depth::<G>());
+    let (page, span) = (G::PAGE_SIZE, G::entry_size(LAST_LEVEL - 1));
+    let entries = G::entries(LAST_LEVEL);
+    let free = machine.free_frames();
+    assert_eq!(machine.page_tables().cell(VirtAddr(0)).map(|found| found.0), None);
+    write(&machine, VirtAddr(page));
+    assert_eq!(machine.free_frames(), free - depth::<G>());
+    write(&machine, VirtAddr(0));
+    assert_eq!(machine.free_frames(), free - depth::<G>(), "the table was there");
+    write(&machine, VirtAddr(2 * span));
+    let whole = range(VirtAddr(0), 4 * span);
+    assert_eq!(visited(&machine, whole), [(VirtAddr(0), entries), (VirtAddr(2 * span), entries)]);
+    let part = range(VirtAddr(page), 2 * span);
+    assert_eq!(visited(&machine, part), [(VirtAddr(page), entries - 1), (VirtAddr(2 * span), 1)]);
+    assert_eq!(visited(&machine, range(VirtAddr(span), span)), []);
+    let (table, cell) = machine.page_tables().cell(VirtAddr(page)).unwrap();
+    assert_eq!(machine.mmu().load(cell), LEAF);
+    machine.page_tables().for_each_cells(range(VirtAddr(page), page), |found| {
+        assert!(found.table == table && core::ptr::eq(&raw const found.cells[0], cell));
+        assert_eq!(found.address(0), VirtAddr(page));
+    });
+}
+
+fn what_cannot_be_had_links_nothing<G: Geometry>() {
+    for left in 0..depth::<G>() {
+        let machine = HostMachine::<G>::new(left);
+        let free = machine.free_frames();
+        let prepared = Cell::new(false);
+        let prepare = || {
+            prepared.set(true);
+            Ok::<_, OutOfTables>(())
+        };
+        let refused = machine.page_tables().ensure_cell(VirtAddr(0), &mut machine.frames(), prepare).map(drop);
+        assert_eq!((refused, prepared.get(), machine.free_frames()), (Err(OutOfTables), false, free));
+        assert!(machine.page_tables().walk(VirtAddr(0)).all(|step| step.descriptor == Descriptor::EMPTY));
+    }
+    // What fails when all tables are there.
+    let machine = HostMachine::<G>::new(depth::<G>());
+    let free = machine.free_frames();
+    let refused = machine.page_tables().ensure_cell(VirtAddr(0), &mut machine.frames(), || Err::<(), _>(OutOfTables));
+    assert_eq!((refused.map(drop), machine.free_frames()), (Err(OutOfTables), free));
+    assert!(machine.page_tables().walk(VirtAddr(0)).all(|step| step.descriptor == Descriptor::EMPTY));
+}
+
+fn tables_go_that_translate_nothing_outside_the_hole<G: Geometry>() {
+    let machine = HostMachine::<G>::new(4 * depth::<G>());
+    let span = G::entry_size(LAST_LEVEL - 1);
+    let free = machine.free_frames();
+    for table in 0..4 {
+        write(&machine, VirtAddr(table * span));
+        machine.page_tables().for_each_cells(range(VirtAddr(table * span), G::PAGE_SIZE), |found| {
+            machine.mmu().store(&found.cells[0], Descriptor::EMPTY);
+        });
+    }
+    let unlink = |start: u64, size: u64, hole: PageRange<G>| {
+        let mut unlinked = Vec::new();
+        machine.page_tables().unlink_tables(range(VirtAddr(start), size), hole, |table| unlinked.push(table));
+        unlinked.len()
+    };
+    // A neighbour has the first half of the first table, another the fourth.
+    let hole = range(VirtAddr(span / 2), 3 * span - span / 2);
+    assert_eq!(unlink(span, G::PAGE_SIZE, hole), 1, "of the tables in the hole the one that is asked for");
+    assert_eq!(unlink(span / 2, 3 * span - span / 2, hole), 1, "the other one");
+    assert_eq!(unlink(span / 2, 3 * span - span / 2, hole), 0);
+    let left = visited(&machine, range(VirtAddr(0), 4 * span));
+    assert_eq!(left.iter().map(|found| found.0).collect::<Vec<_>>(), [VirtAddr(0), VirtAddr(3 * span)]);
+    // The whole lower half: the upper tables go too, after those below them. Nothing is looked for where nothing is.
+    let whole = range(VirtAddr(0), 1 << G::VA_BITS);
+    assert_eq!(unlink(0, 1 << G::VA_BITS, whole), 2 + depth::<G>() - 1);
+    assert_eq!(visited(&machine, whole), []);
+    assert!(machine.free_frames() < free, "they are the caller's now");
+}
+
+fn everything_comes_out_once_and_after_the_invalidation<G: Geometry>() {
+    let machine = HostMachine::<G>::new(3 * depth::<G>());
+    let span = G::entry_size(LAST_LEVEL - 1);
+    let addresses = [0, G::PAGE_SIZE, 2 * span].map(VirtAddr);
+    addresses.into_iter().for_each(|address| write(&machine, address));
+    let linked = machine.mmu().table(machine.page_tables().root()).iter().map(|cell| machine.mmu().load(cell));
+    assert!(linked.clone().any(Descriptor::is_valid));
+    let (mut entries, mut tables): (usize, Vec<PhysAddr>) = (0, Vec::new());
+    let invalidated = Cell::new(false);
+    machine.page_tables().dismantle(
+        || {
+            assert!(linked.clone().all(|entry| !entry.is_valid()), "the hardware still walks there");
+            invalidated.set(true);
+        },
+        |out| {
+            assert!(invalidated.get());
+            match out {
+                Dismantled::Entry(entry) => {
+                    assert_eq!(entry, LEAF);
+                    entries += 1;
+                }
+                Dismantled::Table(table) => tables.push(table),
+            }
+        },
+    );
+    assert_eq!((entries, tables.len()), (3, depth::<G>() + 1));
+    tables.sort_unstable();
+    tables.dedup();
+    assert_eq!(tables.len(), depth::<G>() + 1);
+    assert!(linked.clone().all(|entry| entry == Descriptor::EMPTY));
+}
+
+/// Each of them, in every geometry.
+macro_rules! in_every_geometry {
+    ($($name:ident),*) => {
+        $(mod $name {
+            use super::{Granule4K, Granule16K, Granule64K, Tiny};
+            #[test]
+            fn granule_4k() { super::$name::<Granule4K>(); }
+            #[test]
+            fn granule_16k() { super::$name::<Granule16K>(); }
+            #[test]
+            fn granule_64k() { super::$name::<Granule64K>(); }
+            #[test]
+            fn tiny() { super::$name::<Tiny>(); }
+        })*
+    };
+}
+in_every_geometry!(
+    tables_are_linked_where_they_are_missing_and_visited_where_they_are,
+    what_cannot_be_had_links_nothing,
+    tables_go_that_translate_nothing_outside_the_hole,
+    everything_comes_out_once_and_after_the_invalidation
+);
+
+/// A walker follows the descriptor as soon as it is there, so what is in the table comes before it.
+#[test]
+fn a_table_is_linked_behind_a_barrier() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let operations = machine.record(|| write(&machine, VirtAddr(0)));
+    let mut ordered = false;
+    let mut linked = 0;
+    for operation in operations {
+        match operation {
+            Operation::DmbIshst => ordered = true,
+            Operation::Write { new, .. } if new.is_valid() && new != LEAF => {
+                assert!(ordered, "{new:?} is linked with no barrier before it");
+                linked += 1;
+                ordered = false;
+            }
+            Operation::Write { .. } => ordered = false,
+            other => panic!("{other:?} is not needed"),
+        }
+    }
+    assert_eq!(linked, depth::<Granule4K>());
+}

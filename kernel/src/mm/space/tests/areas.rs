@@ -1,0 +1,76 @@
+//! Areas by themselves: which gap a mapping gets, and that no record is lost whatever is cut, merged and taken out.
+
+use std::collections::BTreeSet;
+
+use granule_pgtable::PageRange;
+use proptest::prelude::*;
+
+use super::*;
+use crate::mm::space::area::{Area, Areas, SEARCH_START, Spares};
+
+/// Where the kernel may choose: 64 pages. Below are as many that must be asked for.
+const WINDOW: u64 = 64;
+
+fn page(number: u64) -> VirtAddr {
+    SEARCH_START + number * PAGE - WINDOW * PAGE
+}
+
+fn range(first: u64, pages: u64) -> PageRange {
+    PageRange::from_pages(page(first), pages as usize).unwrap()
+}
+
+/// The free pages in runs of neighbours, as first page and count, from the first that the kernel may choose on.
+fn free_runs(taken: &BTreeSet<u64>) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for free in (WINDOW..2 * WINDOW).filter(|page| !taken.contains(page)) {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == free => *count += 1,
+            _ => runs.push((free, 1)),
+        }
+    }
+    runs
+}
+
+/// At the top of the smallest gap that has `pages` pages; of several, the lowest. The one behind the last area is only
+/// used where no other will do.
+fn expected_gap(taken: &BTreeSet<u64>, pages: u64) -> Option<VirtAddr> {
+    let runs = free_runs(taken);
+    let is_last = |run: &&(u64, u64)| run.0 + run.1 == 2 * WINDOW;
+    let inner = runs.iter().filter(|run| run.1 >= pages && !is_last(run)).min_by_key(|run| (run.1, run.0));
+    let (first, count) = inner.or_else(|| runs.iter().find(is_last).filter(|run| run.1 >= pages))?;
+    Some(page(first + count - pages))
+}
+
+proptest! {
+    #[test]
+    fn a_mapping_gets_the_smallest_gap_that_is_large_enough(
+        steps in prop::collection::vec((any::<bool>(), 0..2 * WINDOW, 1..9_u64, 0..3_usize), 1..60)
+    ) {
+        let rig = Rig::new(2);
+        let pool = &rig.spaces.areas;
+        let mut areas = Areas::new(page(0), page(2 * WINDOW));
+        let mut taken = BTreeSet::new();
+        for (take, first, pages, protection) in steps {
+            let pages = pages.min(2 * WINDOW - first);
+            let range = range(first, pages);
+            let mut spares = Spares::take(pool, &areas, areas.cuts(range) + 1).unwrap();
+            areas.isolate(range, &mut spares);
+            areas.remove(range, drop);
+            if take {
+                let protection = [Protection::NONE, Protection::READ, READ_WRITE][protection];
+                let held = areas.insert(spares.make(Area::new(range, protection, None)));
+                areas.merge_held(held, drop);
+                taken.extend(first..first + pages);
+            } else {
+                taken.retain(|page| !(first..first + pages).contains(page));
+            }
+            drop(spares);
+            prop_assert_eq!(rig.spaces.counts()[1], areas.iter().count());
+            for pages in [1, 2, 3, 7, 20, WINDOW, WINDOW + 1] {
+                prop_assert_eq!(areas.gap(pages * PAGE), expected_gap(&taken, pages), "{} pages", pages);
+            }
+        }
+        drop(areas);
+        prop_assert_eq!(rig.spaces.counts()[1], 0);
+    }
+}
