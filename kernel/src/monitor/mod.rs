@@ -164,9 +164,9 @@ enum Refusal {
     /// Each process has a lower half of its own, and the kernel has none.
     #[error("{0} is below the kernel's half: say whose with a PID before it")]
     LowerHalf(VirtAddr),
-    /// And the kernel's half is nobody else's.
-    #[error("{0} is in the kernel's half, not a process's")]
-    UpperHalf(VirtAddr),
+    /// And what is above a process's is nobody's, or the kernel's.
+    #[error("{0} is no address of a process's")]
+    NotUser(VirtAddr),
     #[error(transparent)]
     Exec(ExecError),
     #[error(transparent)]

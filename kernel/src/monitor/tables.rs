@@ -60,9 +60,9 @@ fn walk<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
 
 /// Refuses an address that is not in the half that it is asked for in.
 fn in_half(whose: Half, address: VirtAddr) -> Result<VirtAddr, Refusal> {
-    match (whose, address >= UPPER_HALF) {
-        (Half::Kernel, false) => Err(Refusal::LowerHalf(address)),
-        (Half::Process(_), true) => Err(Refusal::UpperHalf(address)),
+    match whose {
+        Half::Kernel if address < UPPER_HALF => Err(Refusal::LowerHalf(address)),
+        Half::Process(_) if address >= USER_END => Err(Refusal::NotUser(address)),
         _ => Ok(address),
     }
 }

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{PROT_NONE, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
 use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{
     BUS_ADRALN, CLD_EXITED, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, ILL_ILLOPC, SA_NODEFER, SA_ONSTACK,
@@ -313,29 +313,51 @@ fn handlers_have_a_stack() {
     assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
 }
 
-fn calls_are_interrupted_or_restarted() {
-    let with_signal = |flags: u64| {
+/// A child that sends this process signals until it is told to stop, or for some time if it is not, and exits with 11.
+struct Sender {
+    stop: &'static AtomicU32,
+    child: u32,
+}
+
+impl Sender {
+    fn start(flags: u64) -> Self {
         set(SIGUSR1, note, flags, 0);
-        let parent = process::id();
+        // SAFETY: not at a fixed address.
+        let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
+        // SAFETY: fresh memory, used as this alone, which stays until the program ends.
+        let stop = unsafe { &*(page.expect("a page") as *const AtomicU32) };
+        let parent = process::id() as i32;
         let child = process::spawn(|| {
-            time::sleep(3_000_000).expect("a sleep");
-            process::kill(parent as i32, SIGUSR1).expect("a signal to the parent");
-            time::sleep(3_000_000).expect("a sleep");
+            for _ in 0..10 {
+                if stop.load(Ordering::Relaxed) == 0 {
+                    process::kill(parent, SIGUSR1).expect("a signal to the parent");
+                    time::sleep(3_000_000).expect("a sleep");
+                }
+            }
             11
         });
-        child.expect("a fork")
-    };
-    let child = with_signal(0);
-    assert_eq!(process::wait4(child as i32, 0), Err(Errno::EINTR), "wait4");
-    assert_eq!(SEEN.take().0, 1);
-    assert_eq!(process::wait(child), exited(11));
-    let child = with_signal(SA_RESTART);
-    assert_eq!(process::wait4(child as i32, 0), Ok((child, exited(11))), "SA_RESTART");
-    assert_eq!(SEEN.take().0, 1);
-    let child = with_signal(SA_RESTART);
-    assert_eq!(time::sleep(2_000_000_000), Err(Errno::EINTR), "nanosleep is never restarted");
-    assert_eq!(SEEN.take().0, 1);
-    assert_eq!(process::wait(child), exited(11));
+        Self { stop, child: child.expect("a fork") }
+    }
+
+    fn stop(self) {
+        self.stop.store(1, Ordering::Relaxed);
+        // SAFETY: what comes late is ignored.
+        unsafe { set_action(SIGUSR1, &SigAction { handler: SIG_IGN, ..SigAction::default() }) }.expect("an action");
+        assert_eq!(process::wait(self.child), exited(11));
+        assert_ne!(SEEN.take().0, 0, "signals came");
+    }
+}
+
+fn calls_are_interrupted_or_restarted() {
+    let sender = Sender::start(0);
+    assert_eq!(process::wait4(sender.child as i32, 0), Err(Errno::EINTR), "wait4");
+    sender.stop();
+    let sender = Sender::start(SA_RESTART);
+    assert_eq!(process::wait4(sender.child as i32, 0), Ok((sender.child, exited(11))), "SA_RESTART");
+    assert_ne!(SEEN.take().0, 0, "signals came");
+    let sender = Sender::start(SA_RESTART);
+    assert_eq!(time::sleep(20_000_000_000), Err(Errno::EINTR), "nanosleep is never restarted");
+    sender.stop();
     // SIGCHLD is ignored by default: it interrupts nothing.
     let child = process::spawn(|| 0).expect("a fork");
     assert_eq!(time::sleep(5_000_000), Ok(()));

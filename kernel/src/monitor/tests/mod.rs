@@ -219,6 +219,55 @@ fn a_walk_names_each_level_and_where_it_ends() {
 }
 
 #[test]
+fn a_program_runs_to_its_end_and_only_success_is_one() {
+    let (screen, failures) = session("run exits\n! run exits\n! run nowhere\nrun exits &\nps\n! wait 7\n! wait 7\nps");
+    assert_eq!(
+        screen,
+        "error: process 7 exited with 1\n\
+         refused: process 7 exited with 1 (as expected)\n\
+         refused: the initrd has no such file (as expected)\n\
+         process 7\n\
+         \u{20}  PID PARENT THREADS  NAME            STATE\n\
+         \u{20}    7      0       1  exits           running\n\
+         refused: process 7 exited with 1 (as expected)\n\
+         refused: there is no process 7, or it has ended (as expected)\n\
+         there are no processes\n"
+    );
+    assert_eq!(failures, 1);
+}
+
+#[test]
+fn a_process_is_looked_at_traced_and_ended() {
+    let lines = "run exits &\nmaps 7\nnotify trace 7\nnotify trace 7\nkill 7 11\n! wait 7\n! maps 7\n! walk 7 0x1000";
+    let (screen, failures) = session(lines);
+    assert_eq!(
+        screen,
+        "process 7\n\
+         0x000000400000-0x000000403000 r-xp      12K\n\
+         total 12K in 1 areas\n\
+         the notifiers of process 7 are traced\n\
+         the notifiers of process 7 are no longer traced\n\
+         refused: process 7 killed by SIGSEGV (as expected)\n\
+         refused: there is no process 7, or it has ended (as expected)\n\
+         refused: there is no process 7, or it has ended (as expected)\n"
+    );
+    assert_eq!(failures, 0);
+    for (line, said) in [
+        ("kill", "PID is missing"),
+        ("kill 7 65", "SIGNAL: 65 is out of range, 1 to 64 is allowed"),
+        ("maps 0", "PID: 0 is out of range"),
+        ("run", "FILE is missing"),
+        ("run exits & more", "`more` is one argument too many"),
+        ("notify 7", "TRACE"),
+        ("! walk 7 0xffff800000000000", "is no address of a process's"),
+        ("! walk 0x1000", "say whose with a PID before it"),
+    ] {
+        let (screen, _) = session(line);
+        assert!(screen.to_lowercase().contains(&said.to_lowercase()), "{line}: {screen}");
+    }
+}
+
+#[test]
 fn ptdump_coalesces_and_totals() {
     let (screen, failures) = session("vmalloc 4\nset_memory ro $+4K 2\nptdump\nptdump $\nptdump $ $+4097\nptdump $-4K");
     let data = "RW NX SHD AF        UXN    MEM/NORMAL-TAGGED";
