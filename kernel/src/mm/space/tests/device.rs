@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::vec::Vec;
 
-use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Protection, bits};
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
 use granule_pgtable::Mmu;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
 use super::super::{Access, PAGE, SpaceRef, handle_fault};
-use super::{Rig, private};
+use super::{READ_WRITE, Rig, private};
 use crate::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
 use crate::mm::space::{MapRequest, Placement, Sharing};
 use crate::smp::{Cpu, CpuId};
@@ -34,7 +34,12 @@ enum Deaf {
     ToUpgrades,
     /// To the end of the space.
     ToRelease,
+    /// It hears all, and of an upgrade more than it says: that its own entry may be written now.
+    InstallsFromUpgrades,
 }
+
+/// What a device makes of an upgrade that must not make anything of it.
+const UPGRADED: Descriptor = Descriptor::page(PhysAddr(0), Attributes::user(MemoryType::Normal, READ_WRITE)).dirty();
 
 /// Keeps what it has read.
 struct Device {
@@ -52,8 +57,13 @@ impl Device {
 
 impl Subscriber for Device {
     fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
-        if range.event == Event::ProtectionUpgrade && self.deaf != Deaf::ToUpgrades {
-            self.forget(range.start, range.end);
+        if range.event != Event::ProtectionUpgrade {
+            return Ok(());
+        }
+        match self.deaf {
+            Deaf::ToUpgrades => {}
+            Deaf::InstallsFromUpgrades => _ = self.kept.lock().unwrap().insert(range.start.0, UPGRADED),
+            _ => self.forget(range.start, range.end),
         }
         Ok(())
     }
@@ -62,7 +72,7 @@ impl Subscriber for Device {
         let deaf = match self.deaf {
             Deaf::ToInvalidations => !*self.upgrades.lock().unwrap(),
             Deaf::ToUpgrades => *self.upgrades.lock().unwrap(),
-            Deaf::Never | Deaf::ToRelease => false,
+            Deaf::Never | Deaf::ToRelease | Deaf::InstallsFromUpgrades => false,
         };
         if !deaf {
             self.forget(start, end);
@@ -273,18 +283,17 @@ impl Subscriber for Meddler {
     }
 }
 
-/// No lock is held when an upgrade is told, so the page may be protected or gone by then. The event invalidates, and
-/// does no more.
-#[test]
-fn an_upgrade_may_be_told_when_the_page_is_protected_or_gone() {
+/// What `deaf` has that its entry does not say, when `mprotect`, `munmap` or `madvise` come before it is told of an
+/// upgrade.
+fn stale_after_a_late_event(deaf: Deaf) -> [bool; 3] {
     let changes: [fn(&SpaceRef); 3] = [
         |space| space.mprotect(START, PAGE, Protection::READ).unwrap(),
         |space| space.munmap(&Cpu::new(CpuId(0)), START, PAGE).unwrap(),
         |space| space.madvise_dontneed(&Cpu::new(CpuId(0)), START, PAGE).unwrap(),
     ];
-    for change in changes {
+    changes.map(|change| {
         let rig = Rig::new(4);
-        let mut stage = Stage::new(&rig, Deaf::Never);
+        let mut stage = Stage::new(&rig, deaf);
         stage.apply(Call::Map { page: 0, pages: 1, writable: true, shared: false });
         stage.apply(Call::Fault { page: 0, access: Access::Write });
         stage.apply(Call::Fork);
@@ -296,9 +305,21 @@ fn an_upgrade_may_be_told_when_the_page_is_protected_or_gone() {
         let meddler = Subscription::<_, SpaceRef>::new(stage.space.clone(), meddler, 1).unwrap();
         stage.apply(Call::Fault { page: 0, access: Access::Write });
         assert!(!stage.entry(START).may_be_written(), "the change came after the upgrade");
-        assert_eq!(stage.stale(), None);
-        assert!(stage.device.kept.lock().unwrap().is_empty());
+        let stale = stage.stale().is_some();
         drop(meddler);
         stage.apply(Call::Exit);
-    }
+        stale
+    })
+}
+
+/// No lock is held when an upgrade is told, so the page may be protected or gone by then. The event invalidates, and
+/// does no more.
+#[test]
+fn an_upgrade_may_be_told_when_the_page_is_protected_or_gone() {
+    assert_eq!(stale_after_a_late_event(Deaf::Never), [false; 3]);
+}
+
+#[test]
+fn a_device_that_installs_from_an_upgrade_is_caught() {
+    assert_eq!(stale_after_a_late_event(Deaf::InstallsFromUpgrades), [true; 3]);
 }
