@@ -147,7 +147,7 @@ impl Range {
 
 /// Who is told. Each call may come on any CPU, and several at once.
 pub trait Subscriber: Send + Sync + 'static {
-    /// The events that it wants to be told; the invalidations come in any case.
+    /// The events that it wants to be told; the invalidations and the release come in any case.
     fn events(&self) -> EventSet {
         EventSet::ALL
     }
@@ -170,7 +170,8 @@ pub trait Subscriber: Send + Sync + 'static {
     /// The CPUs forget what they know of `start..end`: under the page-table lock, or not. `0..u64::MAX` is everything.
     fn invalidate_secondary_tlbs(&self, _start: VirtAddr, _end: VirtAddr) {}
 
-    /// The space ends: on return nothing uses its tables any more. Other calls may be running, and none comes after.
+    /// The space ends: on return nothing uses its tables any more. Other calls may be running, and but for the end of
+    /// [`Event::Release`], which is told around this one, none comes after.
     fn release(&self) {}
 }
 

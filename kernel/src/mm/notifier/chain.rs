@@ -355,7 +355,17 @@ impl<A: Atomics> NotifierChain<A> {
     pub fn release(&self) {
         let _changing = Changing::begin(self);
         self.released.store(1, Ordering::Relaxed);
-        Inside::enter(self).nodes().for_each(|node| node.subscriber().release());
+        let everything = Range::new(Event::Release, VirtAddr(0), VirtAddr(u64::MAX));
+        for node in Inside::enter(self).nodes() {
+            let told = node.subscriber().events().contains(Event::Release);
+            if told {
+                node.subscriber().invalidate_range_start(&everything).expect("it may sleep");
+            }
+            node.subscriber().release();
+            if told {
+                node.subscriber().invalidate_range_end(&everything);
+            }
+        }
         self.first.store(ptr::null_mut(), Ordering::Relaxed);
         self.wait_for_walkers();
     }
