@@ -13,7 +13,7 @@ use crate::mmu::{Mmu, Table, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::source::TableSource;
-use crate::split::{self, Serialise, Splits};
+use crate::split::{self, Cut, Serialise, Splits};
 use crate::unmap::{self, Leaf};
 use crate::update::{self, Leaves};
 use crate::walk::{self, Entry, Leaving, Next, Run, Translation, Visitor, Walk};
@@ -201,7 +201,22 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         change: Change,
     ) -> Option<Flush<M::Geometry>> {
-        update::update_at_once(self, lazy, range, change)
+        update::update_at_once(self, lazy, range, change, |_| false)
+    }
+
+    /// The same where the range may also cut groups, or one block: where that is all, `split` may split them, and says
+    /// whether it has.
+    ///
+    /// `None`: nothing was changed.
+    #[inline(always)]
+    pub fn update_at_once_splitting(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        split: impl Fn(&Cut<'a, M>) -> bool,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_at_once(self, lazy, range, change, split)
     }
 
     /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that
