@@ -116,6 +116,7 @@ fn handlers_and_what_they_interrupt_split_the_same_leaves(t: &mut Test) {
     let (mut wrong, mut without_tables) = (0, 0);
     for _ in 0..8 {
         let Some(block) = Block::fresh(t) else { return };
+        fill_reserve(t);
         for group in (0..BLOCK_PAGES).step_by(GROUP_PAGES as usize) {
             let page = block.page(group + t.random() % 8);
             interrupt_after(Duration::from_nanos(t.random() % 4000), block.page(group + 8), change_own_page);
