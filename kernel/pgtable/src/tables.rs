@@ -201,10 +201,21 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         change: Change,
     ) -> Option<Flush<M::Geometry>> {
-        update::update_at_once(self, lazy, range, change, |_| false)
+        update::update_at_once(self, lazy, range, change, Leaves::Divisible, |_| false)
     }
 
-    /// The same where the range may also cut groups, or one block: where that is all, `split` may split them, and says
+    /// The same for [`Self::update`].
+    #[inline(always)]
+    pub fn update_fixed_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_at_once(self, lazy, range, change, Leaves::Fixed, |_| false)
+    }
+
+    /// [`Self::update_at_once`] where the range may also cut groups, or one block: where that is all, `split` may split them, and says
     /// whether it has.
     ///
     /// `None`: nothing was changed.
@@ -216,7 +227,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         change: Change,
         split: impl Fn(&Cut<'a, M>) -> bool,
     ) -> Option<Flush<M::Geometry>> {
-        update::update_at_once(self, lazy, range, change, split)
+        update::update_at_once(self, lazy, range, change, Leaves::Divisible, split)
     }
 
     /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that

@@ -94,10 +94,11 @@ pub(crate) fn update_at_once<'t, M: Mmu>(
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: Change,
+    leaves: Leaves,
     split: impl Fn(&Cut<'t, M>) -> bool,
 ) -> Option<Flush<M::Geometry>> {
     let again = PageTables::new(tables.mmu(), tables.root());
-    let mut at_once = AtOnce { tables: again, lazy, range, change, split, flush: Flush::NONE };
+    let mut at_once = AtOnce { tables: again, lazy, range, change, leaves, split, flush: Flush::NONE };
     tables.visit_sole_run(range, &mut at_once)?.ok()?;
     Some(at_once.flush)
 }
@@ -108,6 +109,7 @@ struct AtOnce<'a, 't, M: Mmu, S> {
     lazy: &'a Lazy<'a, M>,
     range: PageRange<M::Geometry>,
     change: Change,
+    leaves: Leaves,
     /// Splits what the range cuts, or not.
     split: S,
     flush: Flush<M::Geometry>,
@@ -125,7 +127,7 @@ impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M
         if !all_leaves(run.level, found)
             || found.all & must != must
             || (self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0)
-            || self.change.may_make_code_of(found.all)
+            || (self.leaves == Leaves::Fixed && found.any & bits::CONTIGUOUS != 0)
         {
             return Err(Other);
         }
@@ -138,15 +140,22 @@ impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M
                     // What is there then takes another look.
                     return self.split_off(CutLeaves::Block).and(Err(Other));
                 }
-                if cuts_groups && (found.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 {
+                if self.leaves == Leaves::Divisible
+                    && cuts_groups
+                    && (found.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0
+                {
                     let (table, first, last, level) = (run.table, run.first, run.first + run.count - 1, run.level);
                     // In one group, that is it that has the bit; else it may be one that lies between.
                     if (first ^ last) & !in_group == 0 || cuts_a_group(mmu, table, first, last, level) {
                         self.split_off(CutLeaves::Groups { table, first, last, level })?;
                     }
                 }
+                if self.change.may_make_code_of(found.all) && !code::is_visible_as_stored(mmu) {
+                    return Err(Other);
+                }
                 mmu.update_run(run.cells(), from.0 ^ to.0);
-                self.flush = flush(self.lazy, self.range, &self.change, from, to, None);
+                let level = if self.leaves == Leaves::Fixed { LevelHint::new(run.level) } else { None };
+                self.flush = flush(self.lazy, self.range, &self.change, from, to, level);
             }
         }
         Ok(Next::Entries(run.count))
