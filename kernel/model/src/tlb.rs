@@ -147,8 +147,9 @@ impl MayHold {
         slots.filter(|slot| slot.held == *held).flat_map(|slot| slot.dooms.clone()).collect()
     }
 
-    /// CPU `by` completed its invalidations; returns what is gone.
-    pub(crate) fn complete(&mut self, by: usize) -> Vec<Held> {
+    /// CPU `by` completed its invalidations; returns what is gone, with the other CPUs that took it as well and are not
+    /// through.
+    pub(crate) fn complete(&mut self, by: usize) -> Vec<(Held, Vec<usize>)> {
         let mut gone = Vec::new();
         let mut left = BTreeSet::new();
         for key in std::mem::take(&mut self.doomed) {
@@ -156,7 +157,8 @@ impl MayHold {
             slots.retain(|slot| {
                 let taken = slot.dooms.iter().any(|doom| doom.by == by);
                 if taken {
-                    gone.push(slot.held);
+                    let others = slot.dooms.iter().map(|doom| doom.by).filter(|&other| other != by);
+                    gone.push((slot.held, others.collect()));
                 }
                 !taken
             });
