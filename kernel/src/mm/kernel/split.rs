@@ -227,6 +227,17 @@ impl KernelSpace {
         })
     }
 
+    /// [`Self::update_range`] with its invalidation.
+    ///
+    /// # Errors
+    /// As [`Self::update_range`].
+    pub fn change_range(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
+        let lazy = Lazy::new(&self.mmu);
+        let flush = self.update_range(&lazy, range, change)?;
+        lazy.invalidate(&self.tlb, [flush]);
+        Ok(())
+    }
+
     /// Goes on where a change has met `error`: where that is a leaf that the range cuts, splits it.
     #[inline(never)]
     fn split_and_update(
