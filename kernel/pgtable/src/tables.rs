@@ -230,6 +230,17 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         update::update_at_once(self, lazy, range, change, Leaves::Divisible, split)
     }
 
+    /// [`Self::update_at_once`] of the page at `page`, which is page aligned: with one load where a run takes a loop.
+    #[inline(always)]
+    pub fn update_page_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        page: VirtAddr,
+        change: Change,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_page_at_once(self, lazy, page, change)
+    }
+
     /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that
     /// [`Self::update_divisible`] may change exactly the range. Nothing is split where it cuts none.
     ///

@@ -9,6 +9,7 @@
 //! The first pass also finds whether the entries are alike in every bit that matters. They almost always are; then the
 //! change is the same few bits to flip in each of them, or none at all, and no entry is looked at a second time.
 
+use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_arch::tlbi::LevelHint;
 
@@ -101,6 +102,35 @@ pub(crate) fn update_at_once<'t, M: Mmu>(
     let mut at_once = AtOnce { tables: again, lazy, range, change, leaves, split, flush: Flush::NONE };
     tables.visit_sole_run(range, &mut at_once)?.ok()?;
     Some(at_once.flush)
+}
+
+/// See [`PageTables::update_page_at_once`].
+#[inline(always)]
+pub(crate) fn update_page_at_once<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    page: VirtAddr,
+    change: Change,
+) -> Option<Flush<M::Geometry>> {
+    let range = PageRange::trusted(page, M::Geometry::PAGE_SIZE);
+    let (mmu, run) = (tables.mmu(), tables.sole_run(range, Leaving::Ignored)?);
+    let cell = &run.table[run.first];
+    let old = mmu.load(cell);
+    let last = mmu.load(&run.table[run.first | (M::Geometry::group_entries(LAST_LEVEL) - 1)]);
+    let must = change.required() | change.marks();
+    if (old.0 | last.0) & bits::CONTIGUOUS != 0
+        || old.kind(true) != Kind::Leaf
+        || old.0 & must != must
+        || change.may_make_code_of(old.0)
+    {
+        return None;
+    }
+    let new = change.apply(old);
+    if new == old {
+        return Some(Flush::NONE);
+    }
+    mmu.store(cell, new);
+    Some(flush(lazy, range, &change, old, new, None))
 }
 
 /// Both passes, where nothing is out of the ordinary.
