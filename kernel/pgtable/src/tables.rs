@@ -215,8 +215,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         update::update_at_once(self, lazy, range, change, Leaves::Fixed, |_| false)
     }
 
-    /// [`Self::update_at_once`] where the range may also cut groups, or one block: where that is all, `split` may split them, and says
-    /// whether it has.
+    /// [`Self::update_at_once`] where the range may also cut groups, or one block: where that is all, `split` may split
+    /// them, and says whether it has.
     ///
     /// `None`: nothing was changed.
     #[inline(always)]
@@ -281,8 +281,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         }
     }
 
-    /// [`Self::update`] of a range whose frames are mapped a second time, by `alias`: where the change is about writing,
-    /// the alias becomes read-only or writable too, and one invalidation serves both.
+    /// [`Self::update`] of a range whose frames are mapped a second time, by `alias`: where the change is about
+    /// writing, the alias becomes read-only or writable too, and one invalidation serves both.
     ///
     /// # Errors
     /// As [`Self::update`], and those of [`Alias::split`]. Every page is as it was; leaves of the alias may have been

@@ -117,8 +117,8 @@ pub(super) fn flip(run: &[AtomicU64], mask: u64) {
 /// Stores `first` to the first entry of `run`, and to each further one what is `step` more.
 #[inline]
 pub(super) fn fill(run: &[AtomicU64], first: u64, step: u64) {
-    // SAFETY: writes the entries of `run` and nothing else, each once and whole, as relaxed atomic stores would; atomics
-    // may be written through a shared reference.
+    // SAFETY: writes the entries of `run` and nothing else, each once and whole, as relaxed atomic stores would;
+    // atomics may be written through a shared reference.
     unsafe {
         core::arch::asm!(
             run!(

@@ -117,8 +117,8 @@ impl KernelSpace {
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
     ///
-    /// In the linear map as well, where no area is asked for: the caller owns the memory. Leaves are split there if need
-    /// be.
+    /// In the linear map as well, where no area is asked for: the caller owns the memory. Leaves are split there if
+    /// need be.
     ///
     /// # Errors
     /// As [`Self::set_memory_ro`].

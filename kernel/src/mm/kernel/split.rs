@@ -106,9 +106,9 @@ impl Serialise for Locked {
     fn begin(&self) {}
 }
 
-/// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an emulator
-/// that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays: two that
-/// went in step would both be through before either changes what the other has read.
+/// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
+/// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays:
+/// two that went in step would both be through before either changes what the other has read.
 struct Unlocked;
 
 impl Serialise for Unlocked {
