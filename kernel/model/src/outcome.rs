@@ -246,8 +246,13 @@ impl<G: Geometry> State<G> {
         let leaves =
             self.cpus[caller].tlb.overlapping(first, last).filter(|held| held.kind == Kind::Leaf && !held.grouped);
         let leaves: Vec<Held> = leaves.copied().collect();
+        let mut asked = None;
         for leaf in leaves {
-            if let Some(mixed) = self.mixed_group(leaf.cell) {
+            // One entry speaks for its group, and those of a group follow one another.
+            let group = self.group(leaf.cell).next();
+            let first_of_group = asked != group;
+            asked = group;
+            if first_of_group && let Some(mixed) = self.mixed_group(leaf.cell) {
                 let headline = format!("the call leaves a group whose entries differ at {:#x}", leaf.start);
                 return self.report(Violation::new(Rule::MixedGroup, headline, vec![mixed]));
             }

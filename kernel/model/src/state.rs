@@ -31,6 +31,9 @@ pub(crate) struct CpuState {
     /// Translations that are invalidated, and that this CPU may have looked up ahead for accesses to come: until its
     /// next ISB.
     pub(crate) ahead: Vec<Held>,
+    /// Those of them that an invalidation of another CPU takes, with that CPU: its DSB waits for the accesses that use
+    /// them.
+    ahead_doomed: Vec<(usize, Scope, Held)>,
     pub(crate) last_isb: Time,
     /// Its last barrier that orders stores.
     pub(crate) last_barrier: Time,
@@ -93,6 +96,7 @@ impl<G: Geometry> State<G> {
             Operation::Isb => {
                 self.memory.synchronise(cpu, now);
                 self.cpus[cpu].ahead.clear();
+                self.cpus[cpu].ahead_doomed.clear();
                 self.cpus[cpu].last_isb = now;
             }
             Operation::Tlbi(instruction) => self.tlbi(cpu, instruction, now),
@@ -109,14 +113,22 @@ impl<G: Geometry> State<G> {
         self.cpus[cpu].last_barrier = now;
     }
 
-    /// A DSB completes the invalidations of its CPU, those of `scope` and less, for all others with the accesses that used what is gone; this
-    /// CPU may have looked further ahead, which only an ISB undoes unless FEAT_ETS2 forbids it.
+    /// A DSB completes the invalidations of its CPU, those of `scope` and less, for all others with the accesses that
+    /// used what is gone, looked up ahead or not; this CPU may have looked further ahead, which only an ISB undoes unless
+    /// FEAT_ETS2 forbids it.
     fn complete(&mut self, issuer: usize, scope: Scope) {
         let ets2 = self.features.ets2;
         for (holder, cpu) in self.cpus.iter_mut().enumerate() {
             let gone = cpu.tlb.complete(issuer, scope);
             if holder == issuer && !ets2 {
-                cpu.ahead.extend(gone);
+                for (held, others) in gone {
+                    cpu.ahead.push(held);
+                    cpu.ahead_doomed.extend(others.into_iter().map(|(by, scope)| (by, scope, held)));
+                }
+            }
+            let completed = cpu.ahead_doomed.extract_if(.., |&mut (by, of, _)| by == issuer && of <= scope);
+            for (_, _, held) in completed {
+                cpu.ahead.retain(|ahead| *ahead != held);
             }
         }
     }
@@ -139,7 +151,10 @@ impl<G: Geometry> State<G> {
                 .into_iter()
                 .filter(|held| !self.is_walkable(holder, held, |cached| decoded.takes(issuer, holder, cached).is_ok()))
                 .collect();
-            self.cpus[holder].tlb.doom(&gone, Doom { by: issuer, scope: decoded.scope, at: now });
+            let cpu = &mut self.cpus[holder];
+            cpu.tlb.doom(&gone, Doom { by: issuer, scope: decoded.scope, at: now });
+            let ahead = cpu.ahead.iter().filter(|held| holder != issuer && decoded.takes(issuer, holder, held).is_ok());
+            cpu.ahead_doomed.extend(ahead.map(|&held| (issuer, decoded.scope, held)));
         }
     }
 

@@ -150,8 +150,9 @@ impl MayHold {
         slots.filter(|slot| slot.held == *held).flat_map(|slot| slot.dooms.clone()).collect()
     }
 
-    /// CPU `by` completed its invalidations of `scope` and less; returns what is gone.
-    pub(crate) fn complete(&mut self, by: usize, scope: Scope) -> Vec<Held> {
+    /// CPU `by` completed its invalidations of `scope` and less; returns what is gone, with those that took it as well
+    /// and are not through: the CPU and the scope.
+    pub(crate) fn complete(&mut self, by: usize, scope: Scope) -> Vec<(Held, Vec<(usize, Scope)>)> {
         let mut gone = Vec::new();
         let mut left = BTreeSet::new();
         for key in std::mem::take(&mut self.doomed) {
@@ -159,7 +160,8 @@ impl MayHold {
             slots.retain(|slot| {
                 let taken = slot.dooms.iter().any(|doom| doom.by == by && doom.scope <= scope);
                 if taken {
-                    gone.push(slot.held);
+                    let others = slot.dooms.iter().filter(|doom| doom.by != by).map(|doom| (doom.by, doom.scope));
+                    gone.push((slot.held, others.collect()));
                 }
                 !taken
             });

@@ -12,12 +12,15 @@
 //! few: they are read from the range's own entries each time ([`Runs`]), so their number is bounded by nothing, and no
 //! memory is taken. In step 3 a run may still cut a contiguous group. Splitting that takes no table and cannot fail.
 //!
-//! Frames that do not follow one another mostly lie near one another, so the last-level table of the alias that was
-//! looked at last is kept at hand ([`LastTable`]).
+//! Two cases are written out for themselves: one run that takes no more than a look, and frames of which none follows
+//! another ([`one_by_one`]).
+
+mod one_by_one;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Kind, bits};
 
+use self::one_by_one::OneByOne;
 use crate::Error;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
@@ -95,14 +98,27 @@ pub(crate) fn update<M: Mmu, A: Alias<M::Geometry>>(
             lazy.invalidate(tlb, [flush, flush_alias]);
             return Ok(());
         }
+        let pages = OneByOne { tables, range, sole: Some(run.cells()) };
+        if let Some(table) = pages.find(alias) {
+            let changed = pages.change(table, lazy, &of_alias, alias);
+            let flush = update::apply_to_run(tables, lazy, range, change, &run, checked);
+            pages.invalidate(lazy, tlb, flush, changed, alias);
+            return Ok(());
+        }
     }
-    update_runs(tables, lazy, tlb, range, change, alias)
+    update_frames(tables, lazy, tlb, range, change, alias)
 }
 
 /// The frames of these pages, where they are one run.
 #[inline(always)]
 fn sole_run_of_frames<M: Mmu>(mmu: &M, cells: &[M::Cell]) -> Option<Run> {
     let start = mmu.load(cells.first()?).address().0;
+    // Where the second does not follow, the others need not be asked.
+    if let Some(second) = cells.get(1)
+        && mmu.load(second).address().0 != start + M::Geometry::PAGE_SIZE
+    {
+        return None;
+    }
     let (mut end, mut other) = (start, 0);
     let mut take = |cell: &M::Cell| {
         other |= mmu.load(cell).0 ^ end;
@@ -117,6 +133,29 @@ fn sole_run_of_frames<M: Mmu>(mmu: &M, cells: &[M::Cell]) -> Option<Run> {
 }
 
 /// The same for any range.
+#[inline(never)]
+fn update_frames<M: Mmu, A: Alias<M::Geometry>>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    tlb: &impl Tlb<M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    alias: &mut A,
+) -> Result<(), A::Error> {
+    if let Some(of_alias) = change.writability() {
+        let pages = OneByOne { tables, range, sole: None };
+        let checked = update::check(tables, range, change, Leaves::Fixed)?;
+        if let Some(table) = pages.find(alias) {
+            let changed = pages.change(table, lazy, &of_alias, alias);
+            let flush = update::apply(tables, lazy, range, change, checked);
+            pages.invalidate(lazy, tlb, flush, changed, alias);
+            return Ok(());
+        }
+    }
+    update_runs(tables, lazy, tlb, range, change, alias)
+}
+
+/// The same where frames follow one another here and there, or blocks have to be split.
 #[inline(never)]
 fn update_runs<M: Mmu, A: Alias<M::Geometry>>(
     tables: &PageTables<'_, M>,

@@ -21,14 +21,21 @@ const NAMED_LINE_BY_LINE: u64 = 512 * 64;
 /// Makes visible whatever becomes executable when `change` is applied to `range`, which has been checked.
 #[inline(always)]
 pub(crate) fn make_visible<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
-    let mmu = tables.mmu();
-    if mmu.has_idc() && mmu.has_dic() {
+    if !is_visible_as_stored(tables.mmu()) {
+        maintain(tables, range, change);
+    }
+}
+
+/// Whether the caches need no maintenance for code to be seen by what comes after this.
+#[inline(always)]
+pub(crate) fn is_visible_as_stored<M: Mmu>(mmu: &M) -> bool {
+    let coherent = mmu.has_idc() && mmu.has_dic();
+    if coherent {
         // Fetches read what loads read: that the instructions come before the entry is all that is left to say. A walk
         // that finds the entry comes before the fetch through it, so the order of the stores is enough.
         mmu.dmb_ishst();
-    } else {
-        maintain(tables, range, change);
     }
+    coherent
 }
 
 #[cold]

@@ -1,5 +1,6 @@
 //! An invalidation that is owed: what a change leaves for its caller to issue.
 
+use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::LevelHint;
 
 use crate::geometry::{Geometry, Granule4K};
@@ -25,6 +26,14 @@ pub struct Invalidation<G: Geometry = Granule4K> {
     /// because a wrong one may invalidate nothing. After a live split TLBs may hold the larger leaf: then it is not
     /// certain.
     pub level: Option<LevelHint>,
+}
+
+impl<G: Geometry> Invalidation<G> {
+    /// Of one page, whose leaf may be of any level.
+    #[inline(always)]
+    pub fn page(page: VirtAddr) -> Self {
+        Self { range: PageRange::trusted(page, G::PAGE_SIZE), tables: Tables::Kept, level: None }
+    }
 }
 
 /// What a change owes to the TLBs; nothing where no entry that was valid changed.

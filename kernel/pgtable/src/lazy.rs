@@ -7,6 +7,7 @@
 
 use core::cell::Cell;
 
+use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 
 use crate::flush::Flush;
@@ -107,6 +108,18 @@ impl<'a, M: Mmu> Lazy<'a, M> {
             tlb.invalidate(self.mmu, owed);
             self.settle();
         }
+    }
+
+    /// The same for `flushes` and `pages` besides, of which nothing is known but their addresses.
+    #[inline(always)]
+    pub(crate) fn invalidate_with_pages<T: Tlb<M>>(
+        &self,
+        tlb: &T,
+        flushes: [Flush<M::Geometry>; 2],
+        pages: impl Iterator<Item = VirtAddr>,
+    ) {
+        tlb.invalidate_with_pages(self.mmu, flushes.into_iter().filter_map(Flush::invalidation), pages);
+        self.settle();
     }
 
     /// A barrier covers everything that this CPU stored before it, whoever noted the debt.

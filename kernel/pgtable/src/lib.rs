@@ -84,7 +84,7 @@ pub use permission::Change;
 pub use range::PageRange;
 pub use reclaim::{Progress, Reclaimer};
 pub use source::TableSource;
-pub use split::{Entries, Lockless, Serialise, Splits};
+pub use split::{Cut, Entries, Lockless, Serialise, Splits};
 pub use tables::PageTables;
 pub use unmap::Leaf;
 pub use walk::{Step, Translation, Walk};

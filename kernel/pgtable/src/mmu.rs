@@ -227,4 +227,15 @@ pub trait Tlb<M: Mmu> {
         // What this CPU has fetched or translated ahead is thrown away; other CPUs need none.
         mmu.isb();
     }
+
+    /// [`Tlb::invalidate`] of `whats`, and of the last-level entries of single `pages`. At least one of the two has one.
+    #[inline]
+    fn invalidate_with_pages(
+        &self,
+        mmu: &M,
+        whats: impl Iterator<Item = Invalidation<M::Geometry>>,
+        pages: impl Iterator<Item = VirtAddr>,
+    ) {
+        self.invalidate(mmu, whats.chain(pages.map(Invalidation::page)));
+    }
 }

@@ -56,6 +56,18 @@ impl<G: Geometry> PageRange<G> {
         }
     }
 
+    /// The `pages` pages from `start` on, where they are whole pages of this range, and at least one.
+    #[inline(always)]
+    pub const fn part(self, start: VirtAddr, pages: u64) -> Option<Self> {
+        let offset = start.0.wrapping_sub(self.start.0);
+        let aligned = offset & (G::PAGE_SIZE - 1) == 0;
+        if aligned && offset < self.size && pages != 0 && pages <= (self.size - offset) >> G::PAGE_SHIFT {
+            Some(Self { start, size: pages << G::PAGE_SHIFT, geometry: PhantomData })
+        } else {
+            None
+        }
+    }
+
     /// The first address.
     pub const fn start(self) -> VirtAddr {
         self.start

@@ -40,7 +40,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 
 use crate::Error;
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, Table};
+use crate::mmu::{Mmu, Survey, Table};
 use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::table_list::TableList;
@@ -60,8 +60,7 @@ pub trait Serialise {
     /// Begins the changing half. Tables have been taken; nothing is allocated until the section ends.
     fn begin(&self) -> Self::Section<'_>;
 
-    /// Between the read and the write of a plain change: where the neighbour must not come. Machines that try what
-    /// happens if it does, stay here.
+    /// With [`Entries::Unguarded`], between the read and the write of each entry: where the neighbour must not come.
     #[inline(always)]
     fn window(&self) {}
 }
@@ -73,6 +72,8 @@ pub enum Entries {
     Alone,
     /// Another split may be under way: a bit is cleared, and a block exchanged for a table, in one atomic step.
     Shared,
+    /// Another split may be under way, and they are treated as if none were: for machines that show what is lost.
+    Unguarded,
 }
 
 /// No lock: atomic steps, and who loses takes its table back and looks again.
@@ -113,9 +114,20 @@ pub(crate) fn split<M: Mmu, S: Serialise>(
     how: &S,
     source: &mut impl TableSource,
 ) -> Result<Splits, Error> {
-    let mmu = tables.mmu();
     // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave some.
-    let spare = TableList::take(mmu, missing_tables(tables, range), source)?;
+    split_with(tables, range, missing_tables(tables, range), how, source)
+}
+
+/// The same where at most `needed` tables are needed.
+fn split_with<M: Mmu, S: Serialise>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    needed: usize,
+    how: &S,
+    source: &mut impl TableSource,
+) -> Result<Splits, Error> {
+    let mmu = tables.mmu();
+    let spare = TableList::take(mmu, needed, source)?;
     let mut splitting = Splitting { tables, how, spare, done: Splits::NONE };
     let section = how.begin();
     for end in ends(range) {
@@ -190,7 +202,8 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
             }
             let entries = M::Geometry::group_entries(level);
             let first = index & !(entries - 1);
-            self.clear_group(level, &table[first..first + entries]);
+            let cleared = clear_group(mmu, self.how, &table[first..first + entries]);
+            self.done.groups[level as usize] += u8::from(cleared);
             if !end.cuts(M::Geometry::entry_size(level)) {
                 return;
             }
@@ -202,46 +215,6 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
                 Kind::Table => {}
                 Kind::None => return,
             }
-        }
-    }
-
-    /// Clears the contiguous bit of every entry of a group that has it, the last entry last.
-    fn clear_group(&mut self, level: u8, group: &[M::Cell]) {
-        let mmu = self.tables.mmu();
-        let Some((last, others)) = group.split_last() else { return };
-        if S::ENTRIES == Entries::Alone && !mmu.load(last).is_contiguous() {
-            // Whoever split it before had the section and has left it: all entries are clear.
-            return;
-        }
-        let mut cleared = false;
-        for cell in others {
-            cleared |= self.clear(cell);
-        }
-        // Who finds the last entry clear takes all for clear. What this CPU has cleared comes before by the barrier,
-        // what it has only found cleared by a control dependency: each read decides whether there is a write.
-        if cleared {
-            mmu.dmb_ishst();
-        }
-        cleared |= self.clear(last);
-        self.done.groups[level as usize] += u8::from(cleared);
-    }
-
-    /// Clears the contiguous bit where it is set, and says whether it was.
-    #[inline(always)]
-    fn clear(&self, cell: &M::Cell) -> bool {
-        let mmu = self.tables.mmu();
-        let old = mmu.load(cell);
-        // Only leaves have the bit: what a table descriptor has in its place means nothing, and is 0.
-        if !old.is_contiguous() {
-            return false;
-        }
-        match S::ENTRIES {
-            Entries::Alone => {
-                self.how.window();
-                mmu.store(cell, Descriptor(old.0 & !bits::CONTIGUOUS));
-                true
-            }
-            Entries::Shared => mmu.clear_bits(cell, bits::CONTIGUOUS).is_contiguous(),
         }
     }
 
@@ -259,12 +232,14 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         // Whoever follows the descriptor finds the table filled.
         mmu.dmb_ishst();
         let linked = match S::ENTRIES {
-            Entries::Alone => {
-                self.how.window();
+            Entries::Shared => mmu.compare_exchange(cell, block, descriptor).is_ok(),
+            Entries::Alone | Entries::Unguarded => {
+                if S::ENTRIES == Entries::Unguarded {
+                    self.how.window();
+                }
                 mmu.store(cell, descriptor);
                 true
             }
-            Entries::Shared => mmu.compare_exchange(cell, block, descriptor).is_ok(),
         };
         if linked {
             self.done.blocks[level as usize] += 1;
@@ -273,6 +248,130 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
             mmu.fill(table, Descriptor::EMPTY, 0);
             self.spare.push(mmu, address);
         }
+    }
+}
+
+/// Clears the contiguous bit of every entry of a group that has it, the last entry last; whether any had it.
+fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell]) -> bool {
+    let Some((last, others)) = group.split_last() else { return false };
+    if S::ENTRIES == Entries::Alone {
+        // Whoever comes here leaves with all entries clear, so they are alike. Only leaves have the bit: what a table
+        // descriptor has in its place means nothing, and is 0.
+        let old = mmu.load(last);
+        if !old.is_contiguous() {
+            return false;
+        }
+        mmu.update_run(others, bits::CONTIGUOUS);
+        // Who finds the last entry clear takes all for clear.
+        mmu.dmb_ishst();
+        mmu.store(last, Descriptor(old.0 & !bits::CONTIGUOUS));
+        return true;
+    }
+    let mut cleared = false;
+    for cell in others {
+        cleared |= clear(mmu, how, cell);
+    }
+    // As above. What this CPU has cleared comes before by the barrier, what it
+    // has only found cleared by a control dependency: each read decides whether there is a write.
+    if cleared {
+        mmu.dmb_ishst();
+    }
+    cleared | clear(mmu, how, last)
+}
+
+/// Clears the contiguous bit where it is set, and says whether it was.
+#[inline(always)]
+fn clear<M: Mmu, S: Serialise>(mmu: &M, how: &S, cell: &M::Cell) -> bool {
+    let old = mmu.load(cell);
+    if !old.is_contiguous() {
+        return false;
+    }
+    if S::ENTRIES == Entries::Shared {
+        return mmu.clear_bits(cell, bits::CONTIGUOUS).is_contiguous();
+    }
+    how.window();
+    mmu.store(cell, Descriptor(old.0 & !bits::CONTIGUOUS));
+    true
+}
+
+/// What a range cuts at its ends, where that is all that is in the way of a change.
+pub struct Cut<'t, M: Mmu> {
+    tables: PageTables<'t, M>,
+    range: PageRange<M::Geometry>,
+    leaves: CutLeaves<'t, M>,
+}
+
+/// Of one table.
+pub(crate) enum CutLeaves<'t, M: Mmu> {
+    /// One block of the level above the last, which has all of the range.
+    Block,
+    /// Contiguous groups.
+    Groups {
+        table: &'t [M::Cell],
+        /// The range's first entry.
+        first: usize,
+        /// The range's last entry.
+        last: usize,
+        level: u8,
+    },
+}
+
+impl<'t, M: Mmu> Cut<'t, M> {
+    #[inline(always)]
+    pub(crate) const fn new(
+        tables: PageTables<'t, M>,
+        range: PageRange<M::Geometry>,
+        leaves: CutLeaves<'t, M>,
+    ) -> Self {
+        Self { tables, range, leaves }
+    }
+
+    /// Splits it as [`PageTables::split`] does, and says what was split: nothing where others were faster.
+    ///
+    /// # Errors
+    /// As [`PageTables::split`].
+    pub fn split<S: Serialise>(&self, how: &S, source: &mut impl TableSource) -> Result<Splits, Error> {
+        match self.leaves {
+            // Both ends are in the one table that the block becomes.
+            CutLeaves::Block => split_with(&self.tables, self.range, 1, how, source),
+            CutLeaves::Groups { table, first, last, level } => {
+                let mut splits = Splits::NONE;
+                let _section = how.begin();
+                each_group_cut::<M>(table, first, last, level, |group| {
+                    splits.groups[level as usize] += u8::from(clear_group(self.tables.mmu(), how, group));
+                });
+                Ok(splits)
+            }
+        }
+    }
+}
+
+/// Whether entries `first` to `last` have only a part of a group that has the contiguous bit.
+#[cold]
+#[inline(never)]
+pub(crate) fn cuts_a_group<M: Mmu>(mmu: &M, table: &[M::Cell], first: usize, last: usize, level: u8) -> bool {
+    let mut found = Survey::NOTHING;
+    each_group_cut::<M>(table, first, last, level, |group| found = found.and(mmu.survey(group)));
+    found.any & bits::CONTIGUOUS != 0
+}
+
+/// Calls `each` for the groups of which entries `first` to `last` are only a part: none, one or two.
+#[inline(always)]
+fn each_group_cut<'t, M: Mmu>(
+    table: &'t [M::Cell],
+    first: usize,
+    last: usize,
+    level: u8,
+    mut each: impl FnMut(&'t [M::Cell]),
+) {
+    let in_group = M::Geometry::group_entries(level) - 1;
+    let (group_of_first, group_of_last) = (first & !in_group, last & !in_group);
+    let (at_first, at_last) = (first != group_of_first, last != group_of_last + in_group);
+    if at_first || (at_last && group_of_first == group_of_last) {
+        each(&table[group_of_first..=group_of_first + in_group]);
+    }
+    if at_last && group_of_first != group_of_last {
+        each(&table[group_of_last..=group_of_last + in_group]);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::mmu::{Mmu, Table, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::source::TableSource;
-use crate::split::{self, Serialise, Splits};
+use crate::split::{self, Cut, Serialise, Splits};
 use crate::unmap::{self, Leaf};
 use crate::update::{self, Leaves};
 use crate::walk::{self, Entry, Leaving, Next, Run, Translation, Visitor, Walk};
@@ -201,7 +201,44 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         range: PageRange<M::Geometry>,
         change: Change,
     ) -> Option<Flush<M::Geometry>> {
-        update::update_at_once(self, lazy, range, change)
+        update::update_at_once(self, lazy, range, change, Leaves::Divisible, |_| false)
+    }
+
+    /// The same for [`Self::update`].
+    #[inline(always)]
+    pub fn update_fixed_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_at_once(self, lazy, range, change, Leaves::Fixed, |_| false)
+    }
+
+    /// [`Self::update_at_once`] where the range may also cut groups, or one block: where that is all, `split` may split
+    /// them, and says whether it has.
+    ///
+    /// `None`: nothing was changed.
+    #[inline(always)]
+    pub fn update_at_once_splitting(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        split: impl Fn(&Cut<'a, M>) -> bool,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_at_once(self, lazy, range, change, Leaves::Divisible, split)
+    }
+
+    /// [`Self::update_at_once`] of the page at `page`, which is page aligned: with one load where a run takes a loop.
+    #[inline(always)]
+    pub fn update_page_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        page: VirtAddr,
+        change: Change,
+    ) -> Option<Flush<M::Geometry>> {
+        update::update_page_at_once(self, lazy, page, change)
     }
 
     /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that
@@ -244,8 +281,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         }
     }
 
-    /// [`Self::update`] of a range whose frames are mapped a second time, by `alias`: where the change is about writing,
-    /// the alias becomes read-only or writable too, and one invalidation serves both.
+    /// [`Self::update`] of a range whose frames are mapped a second time, by `alias`: where the change is about
+    /// writing, the alias becomes read-only or writable too, and one invalidation serves both.
     ///
     /// # Errors
     /// As [`Self::update`], and those of [`Alias::split`]. Every page is as it was; leaves of the alias may have been

@@ -9,6 +9,7 @@
 //! The first pass also finds whether the entries are alike in every bit that matters. They almost always are; then the
 //! change is the same few bits to flip in each of them, or none at all, and no entry is looked at a second time.
 
+use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_arch::tlbi::LevelHint;
 
@@ -20,6 +21,7 @@ use crate::lazy::Lazy;
 use crate::mmu::{Mmu, Survey};
 use crate::permission::Change;
 use crate::range::PageRange;
+use crate::split::{Cut, CutLeaves, cuts_a_group};
 use crate::tables::PageTables;
 use crate::walk::{Leaving, Next, Run, Visitor, leading_leaves, whole_leaf};
 
@@ -58,7 +60,7 @@ pub(crate) fn check_run<'t, M: Mmu>(
     change: &Change,
     run: &Run<'t, M>,
 ) -> Result<Checked, Error> {
-    let mut check = Check { range, change, leaves: Leaves::Fixed, found: Survey::NOTHING };
+    let mut check = Check { range, change, leaves: Leaves::Fixed, cut: None, found: Survey::NOTHING };
     check.visit(tables.mmu(), run)?;
     Ok(Checked(check.found))
 }
@@ -88,26 +90,62 @@ pub(crate) fn apply_to_run<M: Mmu>(
 
 /// See [`PageTables::update_at_once`].
 #[inline(always)]
-pub(crate) fn update_at_once<M: Mmu>(
-    tables: &PageTables<'_, M>,
+pub(crate) fn update_at_once<'t, M: Mmu>(
+    tables: &PageTables<'t, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: Change,
+    leaves: Leaves,
+    split: impl Fn(&Cut<'t, M>) -> bool,
 ) -> Option<Flush<M::Geometry>> {
-    let mut at_once = AtOnce { lazy, range, change, flush: Flush::NONE };
+    let again = PageTables::new(tables.mmu(), tables.root());
+    let mut at_once = AtOnce { tables: again, lazy, range, change, leaves, split, flush: Flush::NONE };
     tables.visit_sole_run(range, &mut at_once)?.ok()?;
     Some(at_once.flush)
 }
 
+/// See [`PageTables::update_page_at_once`].
+#[inline(always)]
+pub(crate) fn update_page_at_once<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    page: VirtAddr,
+    change: Change,
+) -> Option<Flush<M::Geometry>> {
+    let range = PageRange::trusted(page, M::Geometry::PAGE_SIZE);
+    let (mmu, run) = (tables.mmu(), tables.sole_run(range, Leaving::Ignored)?);
+    let cell = &run.table[run.first];
+    let old = mmu.load(cell);
+    let last = mmu.load(&run.table[run.first | (M::Geometry::group_entries(LAST_LEVEL) - 1)]);
+    let must = change.required() | change.marks();
+    if (old.0 | last.0) & bits::CONTIGUOUS != 0
+        || old.kind(true) != Kind::Leaf
+        || old.0 & must != must
+        || change.may_make_code_of(old.0)
+    {
+        return None;
+    }
+    let new = change.apply(old);
+    if new == old {
+        return Some(Flush::NONE);
+    }
+    mmu.store(cell, new);
+    Some(flush(lazy, range, &change, old, new, None))
+}
+
 /// Both passes, where nothing is out of the ordinary.
-struct AtOnce<'a, M: Mmu> {
+struct AtOnce<'a, 't, M: Mmu, S> {
+    tables: PageTables<'t, M>,
     lazy: &'a Lazy<'a, M>,
     range: PageRange<M::Geometry>,
     change: Change,
+    leaves: Leaves,
+    /// Splits what the range cuts, or not.
+    split: S,
     flush: Flush<M::Geometry>,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for AtOnce<'_, M> {
+impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M, S> {
     type Error = Other;
 
     #[inline(always)]
@@ -118,9 +156,8 @@ impl<'t, M: Mmu> Visitor<'t, M> for AtOnce<'_, M> {
         let cuts_groups = (run.first | (run.first + run.count)) & in_group != 0;
         if !all_leaves(run.level, found)
             || found.all & must != must
-            || (cuts_groups && (found.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0)
             || (self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0)
-            || self.change.may_make_code_of(found.all)
+            || (self.leaves == Leaves::Fixed && found.any & bits::CONTIGUOUS != 0)
         {
             return Err(Other);
         }
@@ -128,11 +165,38 @@ impl<'t, M: Mmu> Visitor<'t, M> for AtOnce<'_, M> {
             Uniform::Not => return Err(Other),
             Uniform::Unchanged => {}
             Uniform::Flip { from, to } => {
+                // Of a block that it cuts, the run is the block.
+                if run.level != LAST_LEVEL && run.left >> M::Geometry::shift(run.level) != run.count as u64 {
+                    // What is there then takes another look.
+                    return self.split_off(CutLeaves::Block).and(Err(Other));
+                }
+                if self.leaves == Leaves::Divisible
+                    && cuts_groups
+                    && (found.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0
+                {
+                    let (table, first, last, level) = (run.table, run.first, run.first + run.count - 1, run.level);
+                    // In one group, that is it that has the bit; else it may be one that lies between.
+                    if (first ^ last) & !in_group == 0 || cuts_a_group(mmu, table, first, last, level) {
+                        self.split_off(CutLeaves::Groups { table, first, last, level })?;
+                    }
+                }
+                if self.change.may_make_code_of(found.all) && !code::is_visible_as_stored(mmu) {
+                    return Err(Other);
+                }
                 mmu.update_run(run.cells(), from.0 ^ to.0);
-                self.flush = flush(self.lazy, self.range, &self.change, from, to, None);
+                let level = if self.leaves == Leaves::Fixed { LevelHint::new(run.level) } else { None };
+                self.flush = flush(self.lazy, self.range, &self.change, from, to, level);
             }
         }
         Ok(Next::Entries(run.count))
+    }
+}
+
+impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> AtOnce<'_, 't, M, S> {
+    #[inline(always)]
+    fn split_off(&self, leaves: CutLeaves<'t, M>) -> Result<(), Other> {
+        let tables = PageTables::new(self.tables.mmu(), self.tables.root());
+        if (self.split)(&Cut::new(tables, self.range, leaves)) { Ok(()) } else { Err(Other) }
     }
 }
 
@@ -145,26 +209,11 @@ pub(crate) fn update_tables<M: Mmu>(
     change: &Change,
     leaves: Leaves,
 ) -> Result<Flush<M::Geometry>, Error> {
-    match check(tables, range, change, leaves) {
-        Ok(checked) => Ok(apply(tables, lazy, range, change, checked)),
-        Err(error) => unless_unchanged(tables, range, change, leaves, error),
-    }
+    Ok(apply(tables, lazy, range, change, check(tables, range, change, leaves)?))
 }
 
 /// What the first pass has found in a range: it may be changed.
 pub(crate) struct Checked(Survey);
-
-/// The first pass alone.
-pub(crate) fn check<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-    leaves: Leaves,
-) -> Result<Checked, Error> {
-    let mut check = Check { range, change, leaves, found: Survey::NOTHING };
-    tables.visit(range, &mut check)?;
-    Ok(Checked(check.found))
-}
 
 /// The second pass alone, over a range that the first has been over.
 pub(crate) fn apply<M: Mmu>(
@@ -188,26 +237,26 @@ pub(crate) fn apply<M: Mmu>(
     }
 }
 
-/// A range that cuts a divisible leaf need not, if all in it is as it shall be: the error is none then.
-#[cold]
-fn unless_unchanged<M: Mmu>(
+/// The first pass alone.
+///
+/// A range that cuts a divisible leaf need not, if all in it is as it shall be.
+pub(crate) fn check<M: Mmu>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
     leaves: Leaves,
-    error: Error,
-) -> Result<Flush<M::Geometry>, Error> {
-    if leaves == Leaves::Divisible
-        && matches!(error, Error::Straddles { .. })
-        && tables.visit(range, &mut Unchanged { change }).is_ok()
-    {
-        Ok(Flush::NONE)
-    } else {
-        Err(error)
-    }
+) -> Result<Checked, Error> {
+    let mut check = Check { range, change, leaves, cut: None, found: Survey::NOTHING };
+    tables.visit(range, &mut check)?;
+    let unchanged = || match Uniform::of(check.found, change) {
+        Uniform::Unchanged => true,
+        Uniform::Flip { .. } => false,
+        Uniform::Not => tables.visit(range, &mut Unchanged { change }).is_ok(),
+    };
+    check.cut.filter(|_| !unchanged()).map_or(Ok(Checked(check.found)), Err)
 }
 
-/// Whether every leaf has what the change asks for, and may be asked for it.
+/// Whether every leaf has what the change asks for.
 struct Unchanged<'a> {
     change: &'a Change,
 }
@@ -220,7 +269,6 @@ impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
         let leaves = leading_leaves(mmu, run);
-        each(mmu, run, leaves, self.change).map_err(|_| Other)?;
         let mut found = run.cells()[..leaves].iter().map(|cell| mmu.load(cell));
         if found.all(|leaf| self.change.apply(leaf) == leaf) { Ok(Next::Entries(leaves)) } else { Err(Other) }
     }
@@ -281,6 +329,8 @@ struct Check<'a, G: Geometry> {
     range: PageRange<G>,
     change: &'a Change,
     leaves: Leaves,
+    /// A divisible leaf that the range cuts.
+    cut: Option<Error>,
     found: Survey,
 }
 
@@ -312,7 +362,8 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
                 }
             }
             Leaves::Divisible if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 => {
-                whole_groups(mmu, self.range, &Run { ..*run }, leaves)?;
+                // Anything else that speaks against the change comes first: nothing is split in vain.
+                self.cut = self.cut.or(whole_groups(mmu, self.range, &Run { ..*run }, leaves).err());
             }
             _ => {}
         }

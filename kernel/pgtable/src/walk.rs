@@ -127,16 +127,22 @@ pub(crate) struct Entry<'a, M: Mmu> {
 }
 
 /// The entry where the walk for `address` ends.
+///
+/// The level is a constant in each turn, as in [`last_level`].
 pub(crate) fn entry<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Entry<'_, M> {
+    debug_assert_eq!(root.level(), M::Geometry::FIRST_LEVEL);
+    let mut address_of_table = root.address();
+    let (mut level, mut inherited) = (M::Geometry::FIRST_LEVEL, 0);
     loop {
-        let place = descend(mmu, root, address, Leaving::Ignored);
-        let (table, level) = (mmu.table(place.table), place.table.level());
+        let table = mmu.table(Table::new(address_of_table, level));
         let index = M::Geometry::index(address, level);
         let descriptor = mmu.load(&table[index]);
-        // Otherwise a table was linked there after the walk came by.
-        if descriptor.kind(level == LAST_LEVEL) != Kind::Table {
-            return Entry { table, index, descriptor, level, inherited: place.inherited };
+        if level == LAST_LEVEL || descriptor.kind(false) != Kind::Table {
+            return Entry { table, index, descriptor, level, inherited };
         }
+        address_of_table = descriptor.address();
+        inherited |= descriptor.0;
+        level += 1;
     }
 }
 
@@ -195,7 +201,7 @@ pub(crate) fn sole_run<'t, M: Mmu>(
 }
 
 /// Sends `visitor` to all of `range` at once, where its leaves are pages of one table, or whole blocks of one table of
-/// the level above; `None` where they are not.
+/// the level above, or a part of one such block; `None` where they are not.
 ///
 /// Written out for these two, so that the level is a constant in each.
 #[inline(always)]
@@ -221,13 +227,14 @@ pub(crate) fn visit_sole_run<'t, M: Mmu, V: Visitor<'t, M>>(
         let run = page_run(mmu, &Place { table, inherited: place.inherited | descriptor.0 }, start, size);
         return if run.count == range.pages() { Some(visitor.visit(mmu, &run)) } else { None };
     }
-    let count = (size >> M::Geometry::shift(ABOVE)) as usize;
-    let whole = (start.0 | size) & (M::Geometry::entry_size(ABOVE) - 1) == 0;
-    if !whole || count > table.len() - first {
+    let block = M::Geometry::entry_size(ABOVE);
+    let (from, start) = (start, start.align_down(block));
+    let whole = (from.0 | size) & (block - 1) == 0;
+    let count = if whole { (size >> M::Geometry::shift(ABOVE)) as usize } else { 1 };
+    if count > table.len() - first || (!whole && range.last().0 - start.0 >= block) {
         return None;
     }
-    let (from, left) = (start, size);
-    let inherited = place.inherited;
+    let (left, inherited) = (size, place.inherited);
     let run = Run { table, first, count, level: ABOVE, start, from, left, descriptor: Some(descriptor), inherited };
     Some(visitor.visit(mmu, &run))
 }

@@ -26,17 +26,31 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
     /// away.
     #[inline(always)]
     fn invalidate(&self, mmu: &M, whats: impl Iterator<Item = Invalidation>) {
-        if !lab::is_on!(SKIP_DSB_BEFORE_TLBI) {
-            mmu.dsb_ishst();
-        }
+        begin(mmu);
         for what in whats {
             self.issue(mmu, &what);
         }
-        if lab::is_on!(ANY) || patched_branch!(branch::REPEAT_TLBI) {
-            return end_otherwise(mmu);
+        end(mmu);
+    }
+
+    #[inline(always)]
+    fn invalidate_with_pages(
+        &self,
+        mmu: &M,
+        whats: impl Iterator<Item = Invalidation>,
+        pages: impl Iterator<Item = VirtAddr>,
+    ) {
+        begin(mmu);
+        for what in whats {
+            self.issue(mmu, &what);
         }
-        mmu.dsb_ish();
-        mmu.isb();
+        // One switch of the lab for all of them, and then nothing but their addresses.
+        if lab::is_on!(ANY) {
+            pages.for_each(|page| self.issue(mmu, &Invalidation::page(page)));
+        } else {
+            pages.for_each(|page| mmu.tlbi(Instruction::Vaale1is(AddressOperand::new(page, None))));
+        }
+        end(mmu);
     }
 
     #[inline(always)]
@@ -66,6 +80,22 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
             }
         }
     }
+}
+
+#[inline(always)]
+fn begin<M: Mmu>(mmu: &M) {
+    if !lab::is_on!(SKIP_DSB_BEFORE_TLBI) {
+        mmu.dsb_ishst();
+    }
+}
+
+#[inline(always)]
+fn end<M: Mmu>(mmu: &M) {
+    if lab::is_on!(ANY) || patched_branch!(branch::REPEAT_TLBI) {
+        return end_otherwise(mmu);
+    }
+    mmu.dsb_ish();
+    mmu.isb();
 }
 
 /// The end of the sequence where a switch of the lab takes a step of it away, or an erratum asks for one more.

@@ -31,6 +31,18 @@ impl Blocks {
         Self { physical, order }
     }
 
+    /// Blocks of which no row before has changed a part: what is split stays so.
+    fn untouched(order: u32) -> Self {
+        let blocks = Self::take(order);
+        let leaf = |block| space().tables().translate(blocks.page(block * BLOCK_PAGES)).map(|found| found.leaf_size);
+        if (0..1 << order).all(|block| leaf(block) >= Some(BLOCK_PAGES * PAGE_SIZE as u64)) {
+            return blocks;
+        }
+        let others = Self::untouched(order);
+        blocks.give_back();
+        others
+    }
+
     /// Blocks of which every page has been changed alone.
     fn by_pages(order: u32) -> Self {
         let blocks = Self::take(order);
@@ -131,7 +143,7 @@ fn first_changes(bench: &mut Bench<'_>, blocks: &Blocks, page: impl Fn(u64) -> u
 // The first page of a block that nobody has changed, the first of its contiguous group of blocks: both are split.
 bench!(split_block, "split_block", "page");
 fn split_block(bench: &mut Bench<'_>) {
-    let blocks = Blocks::take((4 * GROUP_BLOCKS).ilog2());
+    let blocks = Blocks::untouched((4 * GROUP_BLOCKS).ilog2());
     first_changes(bench, &blocks, |nth| nth * GROUP_BLOCKS * BLOCK_PAGES);
     blocks.give_back();
 }
@@ -139,7 +151,7 @@ fn split_block(bench: &mut Bench<'_>) {
 // The first page of the next contiguous group of pages in such a block.
 bench!(split_group, "split_group", "page");
 fn split_group(bench: &mut Bench<'_>) {
-    let blocks = Blocks::take(0);
+    let blocks = Blocks::untouched(0);
     blocks.set(0, 1, Validity::Invalid);
     first_changes(bench, &blocks, |nth| 16 * (nth + 1));
     blocks.give_back();

@@ -57,3 +57,27 @@ fn an_update_changes_every_entry_once_and_no_other(t: &mut Test) {
     }
     t.check("all updates", true);
 }
+
+target_test!(a_fill_writes_every_entry_once_and_no_other);
+fn a_fill_writes_every_entry_once_and_no_other(t: &mut Test) {
+    let mmu = Metal(LinearView {});
+    for (first, length) in runs() {
+        let before: [u64; ENTRIES] = core::array::from_fn(|_| t.random());
+        let (value, step) = (t.random(), t.random());
+        let entries = before.map(AtomicU64::new);
+        mmu.fill(&entries[first..first + length], Descriptor(value), step);
+        let wrong = (0..ENTRIES).find(|&index| {
+            let expected = if (first..first + length).contains(&index) {
+                value.wrapping_add(step.wrapping_mul((index - first) as u64))
+            } else {
+                before[index]
+            };
+            entries[index].load(Ordering::Relaxed) != expected
+        });
+        if wrong.is_some() {
+            t.equal("first, length, the wrong entry", Some((first, length, wrong)), None);
+            return;
+        }
+    }
+    t.check("all fills", true);
+}

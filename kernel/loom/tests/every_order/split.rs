@@ -48,7 +48,7 @@ impl How for Nothing {
 }
 
 impl Serialise for Nothing {
-    const ENTRIES: Entries = Entries::Alone;
+    const ENTRIES: Entries = Entries::Unguarded;
     type Section<'a> = ();
     fn begin(&self) {}
 }

@@ -315,6 +315,28 @@ fn who_invalidates_what_another_cpu_wrote_needs_a_dsb_that_orders_its_loads() {
     }
 }
 
+/// What a CPU has looked up ahead, and invalidated itself, another's invalidation takes as well: its DSB waits for the
+/// accesses that use it, in whichever order the two come.
+#[test]
+fn what_a_cpu_has_looked_up_ahead_is_taken_by_the_invalidation_of_another() {
+    let sequences: [&[(usize, bool)]; 3] = [
+        &[(1, true), (1, false)],
+        &[(1, true), (1, false), (0, true), (0, false)],
+        &[(1, true), (0, true), (1, false), (0, false)],
+    ];
+    for (number, sequence) in sequences.into_iter().enumerate() {
+        let (model, page) = one_page(Features::BASE);
+        write(model.cpu(0), page, READ_ONLY);
+        model.cpu(0).dsb_ishst();
+        for &(cpu, is_tlbi) in sequence {
+            let cpu = model.cpu(cpu);
+            if is_tlbi { cpu.tlbi(Instruction::Vaale1is(AddressOperand::new(page, None))) } else { cpu.dsb_ish() }
+        }
+        let certain = is_certain(model.cpu(1), page, Access::Write, Err(Fault::Permission));
+        assert_eq!(certain, number != 0, "{sequence:?}");
+    }
+}
+
 /// With a store of its own in between, which comes behind what it had read, the DSB ISHST behind that store is enough.
 #[test]
 fn who_invalidates_what_it_has_decided_upon_and_stored_behind_needs_a_dsb_that_orders_stores() {

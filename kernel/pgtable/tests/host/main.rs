@@ -4,6 +4,7 @@
 //! - `barriers`: the stream of writes, barriers and invalidations that each call makes, and a checker of it with teeth
 //! - `alias`: a range whose frames are mapped a second time, where the same may be written
 //! - `cells`: tables for an owner that writes the entries itself
+//! - `at_once`: changes that take one look, with what is split on the way
 //! - `split`: what a split makes of each leaf at each end, and what it leaves alone; who wins and who loses
 //! - `interrupt`: an interrupt at every operation of a call, whose handler makes calls of its own
 //! - `reclaim`: which tables are empty, and when they are freed
@@ -11,6 +12,7 @@
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
 mod alias;
+mod at_once;
 mod barriers;
 mod calls;
 mod cells;

@@ -212,3 +212,15 @@ fn ranges_that_are_none_are_refused() {
     assert_eq!(PageRange::<Granule64K>::new(BASE + 4096, 65536), Err(Error::Unaligned(BASE.0 + 4096)));
     assert_eq!(Range::new(top, 4096).unwrap().end(), VirtAddr(0));
 }
+
+#[test]
+fn a_part_of_a_range_is_whole_pages_inside_it() {
+    let whole = range::<Granule4K>(BASE, 64 * KIB);
+    let page = |number: u64| BASE + number * 4 * KIB;
+    assert_eq!(whole.part(BASE, 16), Some(whole));
+    assert_eq!(whole.part(page(15), 1), Some(range(page(15), 4 * KIB)));
+    for (start, pages) in [(BASE, 0), (BASE, 17), (page(15), 2), (page(16), 1), (BASE + 8, 1), (page(3), u64::MAX)] {
+        assert_eq!(whole.part(start, pages), None, "{start} {pages}");
+    }
+    assert_eq!(whole.part(granule_arch::addr::VirtAddr(BASE.0 - 4 * KIB), 2), None);
+}

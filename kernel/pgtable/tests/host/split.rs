@@ -418,7 +418,7 @@ fn two_lockless_splits_of_one_leaf_leave_each_other_their_changes() {
 struct Window<'m>(&'m dyn Fn());
 
 impl Serialise for Window<'_> {
-    const ENTRIES: Entries = Entries::Alone;
+    const ENTRIES: Entries = Entries::Unguarded;
     type Section<'a>
         = ()
     where

@@ -8,7 +8,7 @@
 //! Where permissions in the linear map are not managed ([`super::policy::Policy::direct_map`]), they succeed and do
 //! nothing: it may be made of leaves that nobody can split.
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::patched_branch;
 use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, Tables, Tlb};
 
@@ -23,7 +23,7 @@ impl KernelSpace {
     /// # Errors
     /// [`SetMemoryError`]; the page is as it was.
     pub fn set_direct_map_invalid_noflush(&self, frame: PhysAddr) -> Result<(), SetMemoryError> {
-        self.set_direct_map(frame, 1, &Change::INVALID)
+        self.set_direct_map_page(frame, &Change::INVALID)
     }
 
     /// Makes the linear address of `frame` what it is by default: valid and writable, whatever it was. Execution stays
@@ -32,7 +32,7 @@ impl KernelSpace {
     /// # Errors
     /// As [`Self::set_direct_map_invalid_noflush`].
     pub fn set_direct_map_default_noflush(&self, frame: PhysAddr) -> Result<(), SetMemoryError> {
-        self.set_direct_map(frame, 1, &Change::VALID_READ_WRITE)
+        self.set_direct_map_page(frame, &Change::VALID_READ_WRITE)
     }
 
     /// Makes the linear addresses of `pages` frames from `frame` on valid, or invalid, and leaves all else of them as
@@ -67,7 +67,25 @@ impl KernelSpace {
 
     /// The change is one that the compiler knows; what is out of the ordinary is done out of line.
     #[inline(always)]
-    fn set_direct_map(&self, frame: PhysAddr, pages: u64, change: &'static Change) -> Result<(), SetMemoryError> {
+    fn set_direct_map_page(&self, frame: PhysAddr, change: &'static Change) -> Result<(), SetMemoryError> {
+        if !patched_branch!(branch::DIRECT_MAP) {
+            return Ok(());
+        }
+        if frame.is_aligned(PAGE_SIZE as u64) && frame.0 < layout::LINEAR_SIZE {
+            let page = layout::linear(frame);
+            let _owner = PageRange::from_pages(page, 1).map(owners::claim);
+            // Tables of the linear map are never freed, so this walk need not be announced.
+            let (lazy, tables) = (Lazy::new(&self.mmu), PageTables::new(&self.mmu, self.root));
+            if let Some(flush) = tables.update_page_at_once(&lazy, page, *change) {
+                flush.left_to_caller();
+                return Ok(());
+            }
+        }
+        self.set_direct_map(frame, 1, change)
+    }
+
+    #[inline(never)]
+    fn set_direct_map(&self, frame: PhysAddr, pages: u64, change: &Change) -> Result<(), SetMemoryError> {
         if !patched_branch!(branch::DIRECT_MAP) || pages == 0 {
             return Ok(());
         }
@@ -76,23 +94,6 @@ impl KernelSpace {
             // The kernel's image and areas lie behind the linear map.
             return Err(SetMemoryError::Hole(range.start()));
         }
-        let owner = owners::claim(range);
-        // Tables of the linear map are never freed, so this walk need not be announced.
-        let (lazy, tables) = (Lazy::new(&self.mmu), PageTables::new(&self.mmu, self.root));
-        match tables.update_at_once(&lazy, range, *change) {
-            Some(flush) => {
-                flush.left_to_caller();
-                Ok(())
-            }
-            None => {
-                drop(owner);
-                self.set_direct_map_in_steps(range, change)
-            }
-        }
-    }
-
-    #[inline(never)]
-    fn set_direct_map_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
         let lazy = Lazy::new(&self.mmu);
         self.update_range_lockless(&lazy, range, *change).map(Flush::left_to_caller)
     }

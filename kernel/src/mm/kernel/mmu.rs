@@ -172,6 +172,12 @@ unsafe impl<V: View> Mmu for Metal<V> {
         pairs::flip(run, flip);
     }
 
+    #[cfg(target_os = "none")]
+    #[inline]
+    fn fill(&self, table: &[AtomicU64], first: Descriptor, step: u64) {
+        pairs::fill(table, first.0, step);
+    }
+
     #[inline(always)]
     fn tlbi(&self, instruction: Instruction) {
         count(Kind::of(instruction));

@@ -117,18 +117,30 @@ impl KernelSpace {
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
     ///
-    /// In the linear map as well, where no area is asked for: the caller owns the memory. Leaves are split there if need
-    /// be.
+    /// In the linear map as well, where no area is asked for: the caller owns the memory. Leaves are split there if
+    /// need be.
     ///
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_valid(&self, address: VirtAddr, pages: u64, validity: Validity) -> Result<(), SetMemoryError> {
         match (layout::is_linear(address), validity) {
-            // Each its own, with a change that the compiler knows.
-            (true, Validity::Valid) => self.set_linear(address, pages, &Change::VALID),
-            (true, Validity::Invalid) => self.set_linear(address, pages, &Change::INVALID),
+            (true, Validity::Valid) => self.set_linear_valid(address, pages),
+            (true, Validity::Invalid) => self.set_linear_invalid(address, pages),
             (false, _) => self.set_memory(address, pages, validity.change()),
         }
+    }
+
+    // Functions of their own, each with a change that the compiler knows: whoever is asked for areas need not make room
+    // for them.
+
+    #[inline(never)]
+    fn set_linear_valid(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        self.set_linear(address, pages, &Change::VALID)
+    }
+
+    #[inline(never)]
+    fn set_linear_invalid(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
+        self.set_linear(address, pages, &Change::INVALID)
     }
 
     #[inline(always)]
@@ -154,16 +166,24 @@ impl KernelSpace {
         let _owner = owners::claim(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
-        match tables.update(&lazy, range, change.only_where(bits::VM_ALLOC)) {
-            Ok(flush) => {
-                // The pages are there, and keep their tables; ending the walk in this arm keeps the result out of
-                // memory.
-                drop(tables);
-                lazy.invalidate(&self.tlb, [flush]);
+        let changed = tables.update_fixed_at_once(&lazy, range, change.only_where(bits::VM_ALLOC));
+        // The pages are there, and keep their tables.
+        drop(tables);
+        match changed {
+            Some(flush) => {
+                lazy.invalidate(&self.tlb, Some(flush));
                 Ok(())
             }
-            Err(error) => Err(self.explain(error)),
+            None => self.set_memory_in_steps(range, change),
         }
+    }
+
+    #[inline(never)]
+    fn set_memory_in_steps(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
+        let lazy = Lazy::new(&self.mmu);
+        let flush = self.tables().update(&lazy, range, change.only_where(bits::VM_ALLOC));
+        lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
+        Ok(())
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.
@@ -210,6 +230,14 @@ pub(super) fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, Set
 /// The same, all of it where areas are.
 #[inline(always)]
 pub(super) fn window_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
+    let window = PageRange::new(VMALLOC_START, VMALLOC_END - VMALLOC_START).map_err(SetMemoryError::Range)?;
+    window.part(address, pages).map_or_else(|| no_part_of_window(address, pages), Ok)
+}
+
+/// Why those pages are not in the window, if there are any. One page where there are none.
+#[cold]
+#[inline(never)]
+fn no_part_of_window(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
     let range = page_range(address, pages)?;
     if range.start() < VMALLOC_START || range.last() >= VMALLOC_END {
         let outside =

@@ -16,7 +16,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule_arch::wait;
-use granule_pgtable::{Change, Entries, Error, Flush, Lazy, Lockless, PageRange, PageTables, Serialise, Splits};
+use granule_pgtable::{Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, PageTables, Serialise, Splits};
 
 use super::policy::SplitMode;
 use super::set_memory::SetMemoryError;
@@ -67,9 +67,15 @@ impl Splitting {
     }
 
     fn count(&self, splits: &Splits) {
-        let kinds = self.blocks.iter().chain(&self.groups).zip(splits.blocks.iter().chain(&splits.groups));
-        for (counter, &count) in kinds.filter(|&(_, &count)| count != 0) {
-            counter.fetch_add(u64::from(count), Ordering::Relaxed);
+        let add = |counter: &AtomicU64, count: u8| {
+            if count != 0 {
+                counter.fetch_add(count.into(), Ordering::Relaxed);
+            }
+        };
+        // The levels that have what can be split: see `Granule4K`.
+        for level in [1, 2] {
+            add(&self.blocks[level], splits.blocks[level]);
+            add(&self.groups[level + 1], splits.groups[level + 1]);
         }
     }
 }
@@ -100,13 +106,13 @@ impl Serialise for Locked {
     fn begin(&self) {}
 }
 
-/// `lab=plain-split`: the steps of a split that has the lock, without the lock. The window is held open: an emulator
-/// that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays: two that
-/// went in step would both be through before either changes what the other has read.
+/// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
+/// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays:
+/// two that went in step would both be through before either changes what the other has read.
 struct Unlocked;
 
 impl Serialise for Unlocked {
-    const ENTRIES: Entries = Entries::Alone;
+    const ENTRIES: Entries = Entries::Unguarded;
     type Section<'a> = ();
 
     fn begin(&self) {}
@@ -157,7 +163,7 @@ impl KernelSpace {
         let _owner = owners::claim(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
-        let changed = tables.update_at_once(&lazy, range, *change);
+        let changed = tables.update_at_once_splitting(&lazy, range, *change, |cut| self.split_off(cut));
         drop(tables);
         match changed {
             Some(flush) => {
@@ -166,6 +172,23 @@ impl KernelSpace {
             }
             None => self.change_in_steps(range, change),
         }
+    }
+
+    /// Splits what is all that is in the way; `false` where it is not to be done, or cannot.
+    #[cold]
+    #[inline(never)]
+    fn split_off(&self, cut: &Cut<'_, Machine>) -> bool {
+        let mode = self.policy().split;
+        if mode == SplitMode::Refuse {
+            return false;
+        }
+        let mut source = self.split_source();
+        let splits = match mode {
+            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Unlocked, &mut source),
+            SplitMode::Lockless => cut.split(&Lockless, &mut source),
+            _ => cut.split(&Locking(&self.splitting), &mut source),
+        };
+        splits.inspect(|splits| self.splitting.count(splits)).is_ok()
     }
 
     #[inline(never)]
@@ -202,6 +225,17 @@ impl KernelSpace {
             .and_then(|()| tables.update_divisible(lazy, range, change))
             .map_err(|error| self.explain(error))
         })
+    }
+
+    /// [`Self::update_range`] with its invalidation.
+    ///
+    /// # Errors
+    /// As [`Self::update_range`].
+    pub fn change_range(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
+        let lazy = Lazy::new(&self.mmu);
+        let flush = self.update_range(&lazy, range, change)?;
+        lazy.invalidate(&self.tlb, [flush]);
+        Ok(())
     }
 
     /// Goes on where a change has met `error`: where that is a leaf that the range cuts, splits it.
@@ -245,14 +279,18 @@ impl KernelSpace {
         if self.policy().split == SplitMode::Refuse {
             return Err(self.refuse(error));
         }
-        let cpu = this_cpu();
-        // A handler takes what its CPU has in reserve: nothing that it would have to wait for.
-        let in_handler = cpu.interrupt_depth.load(Ordering::Relaxed) != 0;
-        let supply = if in_handler { Supply::Reserve } else { Supply::Any };
-        let mut source = FrameSource { supply, ..self.table_source(cpu) };
-        let splits = split(&mut source)?;
+        let splits = split(&mut self.split_source())?;
         self.splitting.count(&splits);
         Ok(())
+    }
+
+    /// Frames for tables: in a handler what its CPU has in reserve, nothing that it would have to wait for.
+    #[inline]
+    fn split_source(&self) -> FrameSource<'_> {
+        let cpu = this_cpu();
+        let in_handler = cpu.interrupt_depth.load(Ordering::Relaxed) != 0;
+        let supply = if in_handler { Supply::Reserve } else { Supply::Any };
+        FrameSource { supply, ..self.table_source(cpu) }
     }
 
     /// `split=refuse`, by wish or because the CPUs are not trusted with anything else.

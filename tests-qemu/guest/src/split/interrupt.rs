@@ -56,6 +56,14 @@ fn result() -> u32 {
     RESULT.load(Ordering::Acquire)
 }
 
+/// A frame that is taken and given back leaves at least one in the magazine.
+fn fill_reserve(t: &mut Test) {
+    let frames = &granule::kernel().frames;
+    if let Some(frame) = t.ok("a frame", frames.alloc(this_cpu())) {
+        frames.free(this_cpu(), frame);
+    }
+}
+
 target_test!(a_handler_splits_with_what_its_cpu_has_in_reserve, needs("split"));
 fn a_handler_splits_with_what_its_cpu_has_in_reserve(t: &mut Test) {
     let Some(block) = Block::fresh(t) else { return };
@@ -66,10 +74,7 @@ fn a_handler_splits_with_what_its_cpu_has_in_reserve(t: &mut Test) {
     t.equal("nothing in reserve: an error", result(), NO_TABLES);
     t.check("the block is whole", leaf(7) >= Some(BLOCK_PAGES * PAGE) && leaf(7) <= before);
 
-    // A frame that is taken and given back leaves the magazine filled.
-    let frames = &granule::kernel().frames;
-    let Some(frame) = t.ok("a frame", frames.alloc(this_cpu())) else { return };
-    frames.free(this_cpu(), frame);
+    fill_reserve(t);
     interrupt_after(Duration::ZERO, block.page(7), change_own_page);
     t.equal("split", result(), DONE);
     t.equal("to pages", leaf(7), Some(PAGE));
@@ -92,6 +97,7 @@ fn a_handler_that_comes_while_the_lock_is_held_splits_after_it(t: &mut Test) {
     let mmu = Metal(LinearView {});
     let lazy = Lazy::new(&mmu);
     let locked = space().split_counts().locked;
+    fill_reserve(t);
     interrupt_after(Duration::from_micros(1), block.page(GROUP_PAGES + 1), change_own_page);
     let Some(flush) = t.ok("changed under the lock", space().update_range(&lazy, range, Change::INVALID)) else {
         return;
@@ -110,6 +116,7 @@ fn handlers_and_what_they_interrupt_split_the_same_leaves(t: &mut Test) {
     let (mut wrong, mut without_tables) = (0, 0);
     for _ in 0..8 {
         let Some(block) = Block::fresh(t) else { return };
+        fill_reserve(t);
         for group in (0..BLOCK_PAGES).step_by(GROUP_PAGES as usize) {
             let page = block.page(group + t.random() % 8);
             interrupt_after(Duration::from_nanos(t.random() % 4000), block.page(group + 8), change_own_page);
