@@ -409,15 +409,14 @@ impl Areas {
         self.touching(range).for_each(|area| area.protection.set(protection));
     }
 
-    /// Gives `range`, which the area that was found holds, another protection. Takes a spare for each end at which the
-    /// area is cut.
-    pub(super) fn protect_held(
-        &mut self,
-        held: Held,
-        range: PageRange,
-        protection: Protection,
-        spares: &mut Spares,
-    ) -> Held {
+    /// Gives the area that was found another protection.
+    pub(super) fn protect_held(&mut self, held: &Held, protection: Protection) {
+        held.0.protection.set(protection);
+    }
+
+    /// Makes an area of its own of `range`, which the area that was found holds. Takes a spare for each end at which
+    /// that is cut.
+    pub(super) fn cut_out(&mut self, held: Held, range: PageRange, spares: &mut Spares) -> Held {
         let mut area = held.0;
         if area.start() < range.start() {
             area = self.cut(&area, range.start(), spares);
@@ -425,7 +424,6 @@ impl Areas {
         if range.end() < area.end() {
             self.cut(&area, range.end(), spares);
         }
-        area.protection.set(protection);
         Held(area)
     }
 

@@ -24,14 +24,38 @@ struct Run {
     end: PhysAddr,
 }
 
+/// From the first to the last address whose entry was valid and changed.
+pub(super) struct Stale {
+    start: VirtAddr,
+    end: VirtAddr,
+}
+
+impl Stale {
+    /// None was.
+    pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
+
+    /// Those from `start` to `end` did.
+    #[inline(always)]
+    pub(super) fn note(&mut self, start: VirtAddr, end: VirtAddr) {
+        self.start = self.start.min(start);
+        self.end = self.end.max(end);
+    }
+
+    /// What is to be invalidated, if anything.
+    #[inline(always)]
+    pub(super) fn range(self) -> Option<PageRange> {
+        (self.start < self.end).then(|| pages(self.start, self.end))
+    }
+}
+
 /// What was taken out of the tables of a space and is not free yet.
 #[must_use = "dropping it invalidates and frees"]
 pub(super) struct Gather<'s> {
     space: &'s Space,
     cpu: &'s Cpu,
     runs: heapless::Vec<Run, RUNS>,
-    /// From the first to the last address whose entry was emptied since the last invalidation.
-    stale: Option<PageRange>,
+    /// Whose entries were emptied since the last invalidation.
+    stale: Stale,
     /// Whether tables are among the frames.
     tables: Tables,
 }
@@ -39,18 +63,19 @@ pub(super) struct Gather<'s> {
 impl<'s> Gather<'s> {
     /// Nothing yet. `cpu` is the CPU that this runs on.
     pub(super) const fn new(space: &'s Space, cpu: &'s Cpu) -> Self {
-        Self { space, cpu, runs: heapless::Vec::new(), stale: None, tables: Tables::Kept }
+        Self { space, cpu, runs: heapless::Vec::new(), stale: Stale::NONE, tables: Tables::Kept }
     }
 
-    /// Notes that entries in `range` were emptied that were valid.
-    pub(super) fn stale(&mut self, range: PageRange) {
-        self.stale = Some(self.stale.map_or(range, |stale| stale.hull(range)));
+    /// Notes that entries from `start` to `end` were emptied that were valid.
+    #[inline(always)]
+    pub(super) fn stale(&mut self, start: VirtAddr, end: VirtAddr) {
+        self.stale.note(start, end);
     }
 
     /// Lets go of one hold of `frame`, later. Its entry is empty, and noted or about to be noted: where the list is
     /// full, `emptied` is invalidated first, the addresses whose entries were emptied and not noted yet.
     #[inline(always)]
-    pub(super) fn add(&mut self, frame: PhysAddr, emptied: impl FnOnce() -> PageRange) {
+    pub(super) fn add(&mut self, frame: PhysAddr, emptied: impl FnOnce() -> (VirtAddr, VirtAddr)) {
         if let Some(last) = self.runs.last_mut()
             && last.end == frame
         {
@@ -58,7 +83,8 @@ impl<'s> Gather<'s> {
             return;
         }
         if self.runs.is_full() {
-            self.stale(emptied());
+            let (start, end) = emptied();
+            self.stale(start, end);
             self.pay();
         }
         let pushed = self.runs.push(Run { start: frame, end: frame + PAGE });
@@ -68,13 +94,13 @@ impl<'s> Gather<'s> {
     /// Frees a table, later, that was taken out of the tree and translated addresses of `span` alone.
     pub(super) fn add_table(&mut self, table: PhysAddr, span: PageRange) {
         self.tables = Tables::Unlinked;
-        self.add(table, || span);
-        self.stale(span);
+        self.add(table, || (span.start(), span.end()));
+        self.stale(span.start(), span.end());
     }
 
     /// Invalidates what was noted, then lets go of the frames.
     pub(super) fn pay(&mut self) {
-        if let Some(stale) = self.stale.take() {
+        if let Some(stale) = core::mem::replace(&mut self.stale, Stale::NONE).range() {
             let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
             self.space.tlb().flush_range(self.space.mmu(), stale, self.tables, level);
             self.tables = Tables::Kept;

@@ -4,18 +4,41 @@
 //! ones, and the page of zeros, stay read-only until a fault copies them.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Protection, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Cells, Mmu, PageRange, Tables};
 
-use super::area::{Areas, Spares};
+use super::area::{Areas, Held, Spares};
 use super::calls::user_range;
 use super::entry::{attributes, is_settled, replace};
-use super::gather::pages;
+use super::gather::Stale;
 use super::{Machine, PAGE, Space};
 use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
+
+/// Entries of one table.
+type Found<'t> = Cells<'t, Machine>;
+
+/// What is to be allowed.
+#[derive(Clone, Copy)]
+struct Allowed {
+    protection: Protection,
+    is_shared: bool,
+}
+
+impl Allowed {
+    #[inline(always)]
+    fn writable(self) -> bool {
+        self.protection.contains(Protection::WRITE)
+    }
+
+    /// The attributes of a page that others have too.
+    #[inline(always)]
+    fn unwritable(self) -> Attributes {
+        attributes(self.protection.without(Protection::WRITE))
+    }
+}
 
 impl Space {
     /// Gives the pages of the `bytes` bytes from `start` on another protection.
@@ -32,90 +55,106 @@ impl Space {
         }
         let range = user_range(start, bytes).ok_or(Errno::ENOMEM)?;
         let mut areas = self.areas.write();
-        let Some(held) = areas.holding(range) else { return self.protect_several(&mut areas, range, protection) };
-        if held.protection() == protection {
-            return Ok(());
+        match areas.holding(range) {
+            Some(held) if held.protection() == protection => {}
+            Some(held) if held.start() == range.start() && held.end() == range.end() => {
+                self.protect_pages(range, protection, held.is_shared());
+                areas.protect_held(&held, protection);
+                areas.merge_held(held, drop);
+            }
+            Some(held) => return self.protect_part(&mut areas, held, range, protection),
+            None => return self.protect_several(&mut areas, range, protection),
         }
+        Ok(())
+    }
+
+    /// The same where the range is a part of one area.
+    #[inline(never)]
+    fn protect_part(
+        &self,
+        areas: &mut Areas,
+        held: Held,
+        range: PageRange,
+        protection: Protection,
+    ) -> Result<(), Errno> {
         let cuts = usize::from(held.start() < range.start()) + usize::from(range.end() < held.end());
-        let mut spares = Spares::take(&self.common.areas, &areas, cuts)?;
-        {
-            let _told = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
-            let stale = self.protect_pages(range, protection, held.is_shared());
-            self.flush(stale);
-        }
-        let area = areas.protect_held(held, range, protection, &mut spares);
+        let mut spares = Spares::take(&self.common.areas, areas, cuts)?;
+        self.protect_pages(range, protection, held.is_shared());
+        let area = areas.cut_out(held, range, &mut spares);
+        areas.protect_held(&area, protection);
         areas.merge_held(area, drop);
         Ok(())
     }
 
     /// The same where the range is not in one area.
+    #[inline(never)]
     fn protect_several(&self, areas: &mut Areas, range: PageRange, protection: Protection) -> Result<(), Errno> {
         if !areas.covers(range) {
             return Err(Errno::ENOMEM);
         }
         let mut spares = Spares::take(&self.common.areas, areas, areas.cuts(range))?;
         areas.isolate(range, &mut spares);
-        {
-            let _told = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
-            let mut stale = None;
-            for area in areas.touching(range).filter(|area| area.protection() != protection) {
-                stale = hull(stale, self.protect_pages(area.range(), protection, area.is_shared()));
-            }
-            self.flush(stale);
+        for area in areas.touching(range).filter(|area| area.protection() != protection) {
+            self.protect_pages(area.range(), protection, area.is_shared());
         }
         areas.protect(range, protection);
         areas.merge(range, drop);
         Ok(())
     }
 
-    /// Invalidates entries that were valid and changed.
-    fn flush(&self, stale: Option<PageRange>) {
-        if let Some(stale) = stale {
+    /// Changes the entries of `range`, which is of one area, and tells who must know.
+    #[inline]
+    fn protect_pages(&self, range: PageRange, protection: Protection, is_shared: bool) {
+        let _told = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
+        let mut stale = Stale::NONE;
+        let allowed = Allowed { protection, is_shared };
+        self.page_tables().for_each_cells(range, |found| {
+            let _locked = self.lock_table(found.table);
+            self.protect_cells(&found, allowed, &mut stale);
+        });
+        if let Some(stale) = stale.range() {
             self.tlb().flush_range(self.mmu(), stale, Tables::Kept, LevelHint::new(LAST_LEVEL));
         }
     }
 
-    /// Changes the entries of `range`; returns from the first to the last that was valid and changed.
-    #[inline]
-    fn protect_pages(&self, range: PageRange, protection: Protection, is_shared: bool) -> Option<PageRange> {
-        let mut stale: Option<PageRange> = None;
-        self.page_tables().for_each_cells(range, |found| {
-            let _locked = self.lock_table(found.table);
-            stale = hull(stale, self.protect_cells(&found, protection, is_shared));
-        });
-        stale
+    /// The same for entries of one table, whose lock is held, without telling.
+    #[inline(always)]
+    fn protect_cells(&self, found: &Found<'_>, allowed: Allowed, stale: &mut Stale) {
+        let survey = self.mmu().survey(found.cells);
+        // Nearly always they are alike, in all but their addresses.
+        let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
+        let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
+        let to = from.modified(allowed.unwritable());
+        if to.is_user_executable() && !from.is_user_executable() {
+            self.make_all_code_visible(found);
+        }
+        if allowed.writable() && !allowed.is_shared {
+            self.flip_own(found, from, [to, may_be_written(to)]);
+        } else {
+            let to = if allowed.writable() { may_be_written(to) } else { to };
+            if from == to {
+                return;
+            }
+            self.mmu().update_run(found.cells, from.0 ^ to.0);
+        }
+        if from.is_valid() {
+            stale.note(found.start, found.address(found.cells.len()));
+        }
     }
 
-    /// The same for entries of one table, whose lock is held.
-    fn protect_cells(&self, found: &Cells<'_, Machine>, protection: Protection, is_shared: bool) -> Option<PageRange> {
+    /// The same where entries differ, or there are none.
+    #[cold]
+    #[inline(never)]
+    fn protect_each(&self, found: &Found<'_>, allowed: Allowed, stale: &mut Stale) {
         let mmu = self.mmu();
-        let read_only = attributes(protection.without(Protection::WRITE));
-        let writable = protection.contains(Protection::WRITE);
-        let survey = mmu.survey(found.cells);
-        if survey.any == Descriptor::EMPTY.0 {
-            return None;
-        }
-        // Nearly always they are alike, in all but their addresses.
-        if let Some(from) = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from)) {
-            let to = from.modified(read_only);
-            let changed = if !writable || is_shared {
-                let to = if writable { may_be_written(to) } else { to };
-                self.flip(found, from, to)
-            } else {
-                self.flip_own(found, from, [to, may_be_written(to)])
-            };
-            let whole = || pages(found.start, found.address(found.cells.len()));
-            return (changed && from.is_valid()).then(whole);
-        }
-        let (mut first, mut end) = (usize::MAX, 0);
         for (index, cell) in found.cells.iter().enumerate() {
             let old = mmu.load(cell);
             if !old.is_present() {
                 continue;
             }
-            let own = writable && (is_shared || self.has_to_itself(old));
+            let own = allowed.writable() && (allowed.is_shared || self.has_to_itself(old));
             let change = |entry: Descriptor| {
-                let entry = entry.modified(read_only);
+                let entry = entry.modified(allowed.unwritable());
                 if own { may_be_written(entry) } else { entry }
             };
             if change(old) == old {
@@ -126,37 +165,26 @@ impl Space {
             }
             replace(mmu, cell, old, change);
             if old.is_valid() {
-                first = first.min(index);
-                end = index + 1;
+                stale.note(found.address(index), found.address(index + 1));
             }
         }
-        (first < end).then(|| pages(found.address(first), found.address(end)))
     }
 
-    /// Changes entries that are alike from one thing to another; whether that is a change.
-    fn flip(&self, found: &Cells<'_, Machine>, from: Descriptor, to: Descriptor) -> bool {
-        if to.is_user_executable() && !from.is_user_executable() {
-            found.cells.iter().for_each(|cell| self.make_code_visible(self.mmu().load(cell)));
-        }
-        if from != to {
-            self.mmu().update_run(found.cells, from.0 ^ to.0);
-        }
-        from != to
-    }
-
-    /// The same for entries that become one thing where the frame is shared, and another where it is not.
-    fn flip_own(&self, found: &Cells<'_, Machine>, from: Descriptor, to: [Descriptor; 2]) -> bool {
+    /// Changes entries that are alike to one thing where the frame is shared, and another where it is not.
+    #[inline(always)]
+    fn flip_own(&self, found: &Found<'_>, from: Descriptor, to: [Descriptor; 2]) {
         let mmu = self.mmu();
-        if to[0].is_user_executable() && !from.is_user_executable() {
-            found.cells.iter().for_each(|cell| self.make_code_visible(mmu.load(cell)));
-        }
         let flips = to.map(|to| from.0 ^ to.0);
         for cell in found.cells {
             let entry = mmu.load(cell);
             let own = self.common.record(entry.address()).references() == 1;
             mmu.store(cell, Descriptor(entry.0 ^ flips[usize::from(own)]));
         }
-        true
+    }
+
+    #[cold]
+    fn make_all_code_visible(&self, found: &Found<'_>) {
+        found.cells.iter().for_each(|cell| self.make_code_visible(self.mmu().load(cell)));
     }
 
     /// Whether nobody else has the frame of `entry`. The areas are locked for writing: nobody can get it meanwhile.
@@ -176,13 +204,4 @@ const fn is_alike(entry: Descriptor) -> bool {
 #[inline(always)]
 const fn may_be_written(entry: Descriptor) -> Descriptor {
     if entry.is_uffd_wp() { entry } else { entry.writable() }
-}
-
-/// The smallest range that holds both.
-#[inline(always)]
-fn hull(one: Option<PageRange>, other: Option<PageRange>) -> Option<PageRange> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.hull(other)),
-        (one, other) => one.or(other),
-    }
 }

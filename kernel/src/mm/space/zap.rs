@@ -32,11 +32,11 @@ impl Space {
                     end = index + 1;
                 }
                 if old.is_present() && !old.is_special() {
-                    gather.add(old.address(), || pages(found.start, found.address(index + 1)));
+                    gather.add(old.address(), || (found.start, found.address(index + 1)));
                 }
             }
             if first < end {
-                gather.stale(pages(found.address(first), found.address(end)));
+                gather.stale(found.address(first), found.address(end));
             }
         });
     }
