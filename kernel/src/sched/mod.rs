@@ -37,7 +37,7 @@ pub use host::{ThreadRef, current, park};
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
-pub use queue::{init, init_cpu, is_idle_needed, run_ready, trim, yield_now};
+pub use queue::{init, init_cpu, prepare_to_idle, run_ready, trim, yield_now};
 #[cfg(target_os = "none")]
 pub use switch::{asid_generation, exit, park, set_space};
 #[cfg(target_os = "none")]

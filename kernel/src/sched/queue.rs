@@ -271,13 +271,18 @@ fn tell_idle(cpu: &Cpu) {
     }
 }
 
-/// Says that this CPU is about to idle, interrupts masked; whether it may: there is nothing for it to run.
-pub fn is_idle_needed(cpu: &Cpu) -> bool {
+/// Says that this CPU is about to idle, interrupts masked. Whether it may: there is nothing for it to run.
+pub fn prepare_to_idle(cpu: &Cpu) -> bool {
     IDLE.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
     fence(Ordering::SeqCst);
     let queue = cpu.sched.queue.lock();
     queue.woken.is_empty()
         && smp::online().iter().filter_map(smp::cpu).all(|cpu| cpu.sched.ready.load(Ordering::Relaxed) == 0)
+}
+
+/// Whether `thread` is what `cpu` runs when no other does.
+pub(super) fn is_idle_thread(cpu: &Cpu, thread: &Thread) -> bool {
+    cpu.sched.idle.load(Ordering::Relaxed).cast_const() == &raw const *thread
 }
 
 /// Runs threads until there is none for this CPU any more. Called by its idle thread.

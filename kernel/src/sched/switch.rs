@@ -226,6 +226,7 @@ pub fn park() {
     let cpu = this_cpu();
     let thread = current();
     debug_assert!(cpu.held_ranks.load(Ordering::Relaxed) == 0, "sleeping with a lock held");
+    debug_assert!(!queue::is_idle_thread(cpu, &thread), "the idle thread has nobody to run instead");
     let masked = interrupts::mask();
     let mut queue = cpu.sched.queue.lock();
     match thread.state.compare_exchange(RUNNABLE, PARKED, Ordering::AcqRel, Ordering::Acquire) {

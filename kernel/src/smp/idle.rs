@@ -11,6 +11,8 @@ use granule_arch::{interrupts, wait};
 use thiserror::Error;
 
 use super::{Cpu, CpuId, CpuSet, Function, notify};
+#[cfg(target_os = "none")]
+use crate::sched::{prepare_to_idle, run_ready};
 
 /// The slot is empty, and the CPU idles.
 const IDLE: u32 = 0;
@@ -48,8 +50,8 @@ impl Work {
 #[error("CPU {} is not idle", self.0.0)]
 pub struct NotIdle(pub CpuId);
 
-/// Has the idle CPU `target` run `function` with `argument`, and does not wait for it. What this CPU stored before is
-/// seen there.
+/// Has the CPU `target` run `function` with `argument` when it idles the next time, and does not wait for it. What this
+/// CPU stored before is seen there.
 ///
 /// # Errors
 /// The CPU has work already, or is not one that idles.
@@ -80,12 +82,12 @@ pub(super) fn idle(cpu: &'static Cpu) -> ! {
         // Masked from the look at the slot to the WFI: work that arrives between the two leaves its interrupt pending,
         // and a pending interrupt ends WFI even while it is masked. It is taken at `enable`.
         let _ = interrupts::mask();
-        if cpu.work.state.load(Ordering::Relaxed) != READY && nothing_to_run(cpu) {
+        if cpu.work.state.load(Ordering::Relaxed) != READY && prepare_to_idle(cpu) {
             wait::wfi();
         }
         interrupts::enable();
         run(cpu);
-        run_threads(cpu);
+        run_ready(cpu);
     }
 }
 
@@ -95,18 +97,15 @@ pub(crate) extern "C" fn boot_cpu_idles(_: usize) {
     idle(super::this_cpu())
 }
 
-#[cfg(target_os = "none")]
-use crate::sched::{is_idle_needed as nothing_to_run, run_ready as run_threads};
-
 /// The host's threads are run by the host.
 #[cfg(not(target_os = "none"))]
-fn nothing_to_run(_: &Cpu) -> bool {
+fn prepare_to_idle(_: &Cpu) -> bool {
     true
 }
 
 /// The host's threads are run by the host.
 #[cfg(not(target_os = "none"))]
-fn run_threads(_: &Cpu) {}
+fn run_ready(_: &Cpu) {}
 
 fn run(cpu: &Cpu) {
     let work = &cpu.work;

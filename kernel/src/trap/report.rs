@@ -134,7 +134,6 @@ fn describe_translation(out: &mut dyn Write, address: VirtAddr) -> fmt::Result {
             writeln!(out, "walk of {address} from TTBR1_EL1 {:#x}:", TTBR1_EL1.get())?;
             describe_walk(address, out)
         }
-        // The kernel runs without a user space: the one table behind it has no entries.
         0 => writeln!(out, "{address} is EL0's, from TTBR0_EL1 {:#x}", TTBR0_EL1.get()),
         _ => writeln!(out, "{address} is not translated: bits 63 to 48 are neither all 0 nor all 1"),
     }

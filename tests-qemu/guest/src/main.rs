@@ -38,6 +38,8 @@ mod reclaim;
 #[cfg(target_os = "none")]
 mod runs;
 #[cfg(target_os = "none")]
+mod sched;
+#[cfg(target_os = "none")]
 mod set_memory;
 #[cfg(target_os = "none")]
 mod smp;

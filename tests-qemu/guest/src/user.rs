@@ -7,10 +7,10 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::{self, Deadline};
+use granule::drivers::timer::Deadline;
 use granule::kernel;
 use granule::mm::space::{self, MapRequest, Placement, Populate, Sharing, SpaceRef};
-use granule::sched::{self, NewUserThread, Thread, ThreadRef, UserEntry, Work, sleep_until};
+use granule::sched::{self, NewUserThread, Thread, ThreadRef, UserEntry, WaitQueue, Woken, Work, sleep_until};
 use granule::smp::{self, CpuSet, this_cpu};
 use granule::trap::TrapFrame;
 use granule::uaccess;
@@ -19,6 +19,7 @@ use granule_arch::descriptor::Protection;
 use granule_arch::esr::{Access, Class};
 
 use crate::harness::{Test, target_test};
+use crate::sched::wait_until_alone;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Where the programs are, at EL0.
@@ -34,6 +35,8 @@ const FINISH: u64 = 0;
 const ADD: u64 = 1;
 /// Lets others go first; returns 1 when all threads of the test have been started, 0 before.
 const YIELD: u64 = 2;
+/// Waits for nothing; returns 1 if a signal ended that.
+const WAIT: u64 = 4;
 /// Copies 8 bytes from x0 to x1, by the kernel; returns 0, or a negative error.
 const COPY: u64 = 3;
 
@@ -89,6 +92,19 @@ program_load:
     // For ever.
 program_loop:
     b       program_loop
+
+    // Adds to the word at x0 for ever.
+program_count:
+    ldr     x1, [x0]
+    add     x1, x1, #1
+    str     x1, [x0]
+    b       program_count
+
+    // Waits for nothing.
+program_wait:
+    mov     x8, #{WAIT}
+    svc     #0
+    b       program_wait
 
     // Calls x0 times and finishes.
 program_calls:
@@ -204,6 +220,7 @@ user_programs_end:
     ADD = const ADD,
     YIELD = const YIELD,
     COPY = const COPY,
+    WAIT = const WAIT,
     DATA = const DATA.0,
 );
 
@@ -220,6 +237,8 @@ programs!(
     program_registers,
     program_load,
     program_loop,
+    program_count,
+    program_wait,
     program_calls,
     program_state,
     program_own_page,
@@ -253,6 +272,10 @@ extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
             sched::yield_now();
             STARTED.load(Ordering::Relaxed).into()
         }
+        WAIT => {
+            static NOTHING: WaitQueue<()> = WaitQueue::new();
+            u64::from(NOTHING.lock().wait_until((), None) == Woken::Interrupted)
+        }
         COPY => {
             let mut bytes = [0; 8];
             let copied = uaccess::copy_from_user(&mut bytes, VirtAddr(x0))
@@ -279,8 +302,9 @@ fn exception(frame: &mut TrapFrame, _: &Thread) {
     frame.elr += 4;
 }
 
-fn signal(_: &mut TrapFrame, _: &Thread) {
-    finish(0);
+/// Ends the thread, with what its call has just returned, if it was in one.
+fn signal(frame: &mut TrapFrame, _: &Thread) {
+    finish(if frame.x[8] == WAIT { frame.x[0] } else { 0 });
 }
 
 fn resolve(thread: &Thread, address: VirtAddr, _: Access) -> bool {
@@ -338,11 +362,11 @@ fn reset() {
 /// Sleeps until so many threads have finished, at most some seconds; and until they are gone.
 fn wait_for(t: &mut Test, threads: u32) {
     let patience = Deadline::after(Duration::from_secs(8));
-    while (FINISHED.load(Ordering::Acquire) < threads || sched::thread_count() > 0) && !patience.has_passed() {
+    while FINISHED.load(Ordering::Acquire) < threads && !patience.has_passed() {
         sleep_until(Deadline::after(Duration::from_millis(1)));
     }
     t.equal("threads that finished", FINISHED.load(Ordering::Acquire), threads);
-    t.equal("threads that are left", sched::thread_count(), 0);
+    wait_until_alone(t);
 }
 
 /// Runs one thread to its end; returns what it found.
@@ -402,6 +426,48 @@ fn a_loop_makes_way_for_others(t: &mut Test) {
     wait_for(t, expected);
 }
 
+target_test!(threads_share_the_cpus, limit(30));
+fn threads_share_the_cpus(t: &mut Test) {
+    reset();
+    let Some(space) = make_space(t) else { return };
+    let threads: heapless::Vec<ThreadRef, 48> = (0..3 * smp::online().len() as u64)
+        .filter_map(|number| start(t, &space, program!(program_count), DATA.0 + 8 * number))
+        .collect();
+    let mut homes = CpuSet::EMPTY;
+    let mut words = [0; 8 * 48];
+    let mut starved = threads.len();
+    let patience = Deadline::after(Duration::from_secs(5));
+    while (homes != smp::online() || starved > 0) && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(10)));
+        threads.iter().for_each(|thread| homes = homes.with(thread.home()));
+        t.ok("what they counted", space.read_bytes(this_cpu(), DATA, &mut words));
+        starved = words.chunks(8).take(threads.len()).filter(|word| word.iter().all(|&byte| byte == 0)).count();
+    }
+    t.equal("CPUs that are used", homes, smp::online());
+    t.equal("threads that never ran", starved, 0);
+    threads.iter().for_each(|thread| thread.raise(Work::SIGNAL));
+    let count = threads.len();
+    drop(threads);
+    wait_for(t, count as u32);
+}
+
+target_test!(a_signal_ends_a_wait);
+fn a_signal_ends_a_wait(t: &mut Test) {
+    reset();
+    let Some(space) = make_space(t) else { return };
+    let Some(thread) = start(t, &space, program!(program_wait), 0) else { return };
+    let patience = Deadline::after(Duration::from_secs(5));
+    while !thread.is_parked() && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.check("it sleeps", thread.is_parked());
+    thread.raise(Work::SIGNAL);
+    thread.unpark();
+    drop(thread);
+    wait_for(t, 1);
+    t.equal("interrupted", FOUND.load(Ordering::Relaxed), 1);
+}
+
 target_test!(floating_point_and_tpidr_are_each_threads_own, limit(60));
 fn floating_point_and_tpidr_are_each_threads_own(t: &mut Test) {
     reset();
@@ -444,48 +510,4 @@ fn the_kernels_access_faults_as_a_value(t: &mut Test) {
     // Half of it: the last word of a page whose neighbour is not there.
     let copied = copy(t, DATA.0 + PAGE - 4);
     t.equal("EFAULT", copied, Some(EFAULT));
-}
-
-target_test!(sleepers_wake_in_time_and_in_order);
-fn sleepers_wake_in_time_and_in_order(t: &mut Test) {
-    for milliseconds in [0, 1, 7] {
-        let (start, time) = (timer::uptime(), Duration::from_millis(milliseconds));
-        t.equal("woken", sleep_until(Deadline::after(time)), sched::Woken::TimedOut);
-        t.check("not early", timer::uptime() - start >= time);
-    }
-    static ORDER: AtomicU64 = AtomicU64::new(0);
-    extern "C" fn sleep(time: usize) {
-        sleep_until(Deadline::after(Duration::from_millis(time as u64)));
-        ORDER.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |order| Some(order * 10 + time as u64 / 5)).ok();
-    }
-    ORDER.store(0, Ordering::Relaxed);
-    for time in [15, 5, 10] {
-        t.ok("a thread", sched::spawn_kernel(this_cpu(), "sleep", sleep, time));
-    }
-    let patience = Deadline::after(Duration::from_secs(5));
-    while sched::thread_count() > 0 && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
-    t.equal("the order", ORDER.load(Ordering::Relaxed), 123);
-}
-
-target_test!(kernel_threads_run_where_they_are_put, needs("smp"));
-fn kernel_threads_run_where_they_are_put(t: &mut Test) {
-    static WHERE: AtomicU32 = AtomicU32::new(0);
-    extern "C" fn note(_: usize) {
-        let before = this_cpu().id;
-        sleep_until(Deadline::after(Duration::from_millis(2)));
-        if before == this_cpu().id {
-            WHERE.fetch_or(1 << before.0, Ordering::Relaxed);
-        }
-    }
-    WHERE.store(0, Ordering::Relaxed);
-    smp::for_each(|cpu| {
-        t.ok("a thread", sched::spawn_kernel(cpu, "note", note, 0));
-    });
-    let patience = Deadline::after(Duration::from_secs(5));
-    while sched::thread_count() > 0 && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
-    t.equal("the CPUs", CpuSet::from_bits(WHERE.load(Ordering::Relaxed)), smp::online());
 }

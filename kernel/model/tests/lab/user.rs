@@ -161,3 +161,26 @@ fn a_page_that_became_writable_is_writable_here_and_by_a_fault_elsewhere() {
         assert_eq!(rig.said(), [""; 0]);
     });
 }
+
+/// A table that is taken away is in walk caches as well as its leaves are in TLBs.
+#[test]
+fn a_table_is_free_when_every_level_was_invalidated() {
+    for (features, sites) in CPUS {
+        for tables in [Tables::Unlinked, Tables::Kept] {
+            host::with(sites, || {
+                let rig = Rig::new(features);
+                let cpu = rig.model.cpu(0);
+                let steps: Vec<_> = cpu.page_tables().walk(rig.page(0)).collect();
+                let [.., above, last] = &steps[..] else { panic!("the walk has four steps") };
+                let table = last.table;
+                rig.change(cpu, 0..PAGES as u64, |_| Descriptor::EMPTY);
+                cpu.store(rig.model.cell(above.table + above.index as u64 * 8), Descriptor::EMPTY);
+                rig.tlb().flush_range(&cpu, rig.range, tables, None);
+                rig.model.synchronise();
+                rig.model.frame_freed(0, table);
+                let violations = rig.model.violations();
+                assert_eq!(violations.is_empty(), tables == Tables::Unlinked, "{tables:?}: {violations:#?}");
+            });
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Kernel threads: where they run, how they sleep and wake, and the lock whose waiters sleep.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+use granule::drivers::timer::{self, Deadline};
+use granule::sched::{self, WaitQueue, Woken, sleep_until};
+use granule::smp::{self, CpuSet, this_cpu};
+use granule::sync::RwSem;
+
+use crate::harness::{Test, target_test};
+
+/// Sleeps until all threads that tests have made are gone, at most some seconds.
+pub(crate) fn wait_until_alone(t: &mut Test) {
+    let patience = Deadline::after(Duration::from_secs(8));
+    while sched::thread_count() > 0 && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.equal("threads that are left", sched::thread_count(), 0);
+}
+
+target_test!(sleepers_wake_in_time_and_in_order);
+fn sleepers_wake_in_time_and_in_order(t: &mut Test) {
+    for milliseconds in [0, 1, 7] {
+        let (start, time) = (timer::uptime(), Duration::from_millis(milliseconds));
+        t.equal("woken", sleep_until(Deadline::after(time)), Woken::TimedOut);
+        t.check("not early", timer::uptime() - start >= time);
+    }
+    static ORDER: AtomicU64 = AtomicU64::new(0);
+    /// Notes `number` after so many times 5 ms.
+    extern "C" fn sleep(number: usize) {
+        sleep_until(Deadline::after(number as u32 * Duration::from_millis(5)));
+        let noted = |order| Some(order * 10 + number as u64);
+        let _ = ORDER.fetch_update(Ordering::Relaxed, Ordering::Relaxed, noted);
+    }
+    ORDER.store(0, Ordering::Relaxed);
+    for number in [3, 1, 2] {
+        t.ok("a thread", sched::spawn_kernel(this_cpu(), "sleep", sleep, number));
+    }
+    wait_until_alone(t);
+    t.equal("the order", ORDER.load(Ordering::Relaxed), 123);
+}
+
+target_test!(a_thread_wakes_on_the_cpu_that_it_slept_on, needs("smp"));
+fn a_thread_wakes_on_the_cpu_that_it_slept_on(t: &mut Test) {
+    static WHERE: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn note(_: usize) {
+        let before = this_cpu().id;
+        sleep_until(Deadline::after(Duration::from_millis(2)));
+        if before == this_cpu().id {
+            WHERE.fetch_or(1 << before.0, Ordering::Relaxed);
+        }
+    }
+    WHERE.store(0, Ordering::Relaxed);
+    smp::for_each(|cpu| {
+        t.ok("a thread", sched::spawn_kernel(cpu, "note", note, 0));
+    });
+    wait_until_alone(t);
+    t.equal("the CPUs", CpuSet::from_bits(WHERE.load(Ordering::Relaxed)), smp::online());
+}
+
+target_test!(waiters_are_woken_by_what_they_wait_for_and_by_time);
+fn waiters_are_woken_by_what_they_wait_for_and_by_time(t: &mut Test) {
+    static QUEUE: WaitQueue<usize> = WaitQueue::new();
+    static WOKEN: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn wait(number: usize) {
+        QUEUE.lock().wait(number);
+        WOKEN.fetch_or(1 << number, Ordering::Relaxed);
+    }
+    let start = timer::uptime();
+    let outcome = QUEUE.lock().wait_until(0, Some(Deadline::after(Duration::from_millis(3))));
+    t.equal("nobody wakes", outcome, Woken::TimedOut);
+    t.check("not early", timer::uptime() - start >= Duration::from_millis(3));
+    t.check("nobody is left in the queue", QUEUE.lock().is_empty());
+
+    WOKEN.store(0, Ordering::Relaxed);
+    for number in 1..=6 {
+        t.ok("a thread", sched::spawn_kernel(this_cpu(), "wait", wait, number));
+    }
+    let pause = || sleep_until(Deadline::after(Duration::from_millis(1)));
+    pause();
+    t.equal("the first", QUEUE.lock().front().copied(), Some(1));
+    t.equal("the even ones", QUEUE.lock().wake_where(2, |number| number % 2 == 0), 2);
+    pause();
+    t.equal("two of them", WOKEN.load(Ordering::Relaxed), 1 << 2 | 1 << 4);
+    t.check("one", QUEUE.lock().wake_front());
+    pause();
+    t.equal("the first", WOKEN.load(Ordering::Relaxed), 1 << 1 | 1 << 2 | 1 << 4);
+    QUEUE.lock().wake_all();
+    wait_until_alone(t);
+    t.equal("all", WOKEN.load(Ordering::Relaxed), 0b111_1110);
+}
+
+target_test!(readers_and_writers_that_sleep_with_the_lock_see_whole_values, limit(30));
+fn readers_and_writers_that_sleep_with_the_lock_see_whole_values(t: &mut Test) {
+    const ROUNDS: u64 = 60;
+    static PAIR: RwSem<(u64, u64)> = RwSem::new((0, 0));
+    static TORN: AtomicU32 = AtomicU32::new(0);
+    fn look(pair: &(u64, u64)) {
+        TORN.fetch_add(u32::from(pair.0 != pair.1), Ordering::Relaxed);
+    }
+    /// Now and then the holder sleeps.
+    fn moment(round: u64) {
+        if round.is_multiple_of(4) {
+            sleep_until(Deadline::after(Duration::from_micros(50)));
+        }
+    }
+    extern "C" fn write(_: usize) {
+        for round in 0..ROUNDS {
+            let mut pair = PAIR.write();
+            pair.0 += 1;
+            moment(round);
+            pair.1 += 1;
+            if round % 3 == 0 {
+                look(&pair.downgrade());
+            }
+        }
+    }
+    extern "C" fn read(_: usize) {
+        for round in 0..ROUNDS {
+            let pair = PAIR.read();
+            look(&pair);
+            moment(round + 1);
+            look(&pair);
+        }
+    }
+    TORN.store(0, Ordering::Relaxed);
+    *PAIR.write() = (0, 0);
+    smp::for_each(|cpu| {
+        for function in [write, read, read] {
+            t.ok("a thread", sched::spawn_kernel(cpu, "lock", function, 0));
+        }
+    });
+    wait_until_alone(t);
+    t.equal("torn values", TORN.load(Ordering::Relaxed), 0);
+    let written = ROUNDS * smp::online().len() as u64;
+    t.equal("writes", *PAIR.read(), (written, written));
+}
