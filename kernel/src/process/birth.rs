@@ -1,5 +1,6 @@
 //! New processes and threads: the first of a program, and those that `clone` makes.
 
+use aarch64_cpu::registers::{Readable as _, TPIDR_EL0};
 use granule_abi::process::{
     CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS, CLONE_PARENT, CLONE_PARENT_SETTID,
     CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_UNTRACED, CLONE_VFORK, CLONE_VM, CSIGNAL,
@@ -10,13 +11,14 @@ use intrusive_collections::UnsafeRef;
 
 use super::exec::Loaded;
 use super::signal::{Set, Signal};
+use super::status::Name;
 use super::task::Task;
 use super::tree::{Heap, PROCESSES, Parent, Process, State};
 use crate::errno::Errno;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::SpaceRef;
 use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, current, park};
-use crate::smp::{Cpu, this_cpu};
+use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
@@ -79,19 +81,19 @@ struct Newborn {
 }
 
 /// What a thread begins with.
-struct Registers<'a> {
+struct Registers {
     frame: TrapFrame,
     tls: u64,
-    fp: Option<&'a FpState>,
+    fp: Option<FpState>,
 }
 
+#[inline(never)]
 fn conceive(
-    cpu: &Cpu,
     id: u32,
     process: &'static Process,
     space: SpaceRef,
     blocked: Set,
-    registers: Registers<'_>,
+    registers: Registers,
 ) -> Result<Newborn, Errno> {
     let task = Task::new(id, process, space.clone(), blocked)?;
     let new = NewUserThread {
@@ -100,10 +102,10 @@ fn conceive(
         frame: registers.frame,
         tls: registers.tls,
         space,
-        fp: registers.fp.copied(),
+        fp: registers.fp,
         task: (&raw const *task).cast_mut().cast(),
     };
-    let thread = new.create(cpu)?;
+    let thread = new.create(this_cpu())?;
     task.set_thread(thread.clone());
     Ok(Newborn { task, thread })
 }
@@ -138,12 +140,12 @@ fn remove(process: &Process) {
 ///
 /// # Errors
 /// `ENOMEM`; nothing stays taken.
+#[inline(never)]
 pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
-    let cpu = this_cpu();
     let id = new_id();
     let registers = Registers { frame: loaded.frame(), tls: 0, fp: None };
-    let process = add(id, loaded.heap, State::new(parent, loaded.name, loaded.space.clone()))?;
-    let newborn = conceive(cpu, id, process, loaded.space, Set::EMPTY, registers).inspect_err(|_| remove(process))?;
+    let process = add(id, loaded.heap, State::new(parent, loaded.name, loaded.space.clone())?)?;
+    let newborn = conceive(id, process, loaded.space, Set::EMPTY, registers).inspect_err(|_| remove(process))?;
     let thread = newborn.join(process.state(&mut PROCESSES.lock().key));
     thread.start();
     Ok(id)
@@ -155,81 +157,89 @@ pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
 /// `EINVAL`, `ENOMEM`, `EFAULT`; nothing stays taken.
 pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request) -> Result<u32, Errno> {
     let exit_signal = request.check()?;
-    let cpu = this_cpu();
-    let mut child_frame = frame.clone();
-    child_frame.x[0] = 0;
-    if request.stack != 0 {
-        child_frame.sp = request.stack;
-    }
-    let own_tls = aarch64_cpu::registers::Readable::get(&aarch64_cpu::registers::TPIDR_EL0);
-    let tls = if request.has(CLONE_SETTLS) { request.tls } else { own_tls };
-    let fp = thread.fp_state();
-    let registers = Registers { frame: child_frame, tls, fp: fp.as_ref() };
-
     let id = new_id();
     if request.has(CLONE_PARENT_SETTID) {
         uaccess::put_u32(VirtAddr(request.parent_id), id)?;
     }
-    let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(cpu)? };
+    let (process, space) = if request.has(CLONE_THREAD) {
+        (task.process(), task.space_ref())
+    } else {
+        make_child(task, request, id, exit_signal)?
+    };
     if request.has(CLONE_CHILD_SETTID) {
         // As on Linux nobody hears of it if that is no place of the child's.
-        let _ = space.write_bytes(cpu, VirtAddr(request.child_id), &id.to_le_bytes());
+        let _ = space.write_bytes(this_cpu(), VirtAddr(request.child_id), &id.to_le_bytes());
     }
-    let clear_at_exit = if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 };
-    let prepare = |newborn: &Newborn| {
-        newborn.task.clear_at_exit.set(clear_at_exit);
-        // A stack for handlers cannot be two threads' at a time.
-        let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
-        newborn.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });
-    };
-
-    if request.has(CLONE_THREAD) {
-        let newborn = conceive(cpu, id, task.process(), space, task.blocked(), registers)?;
-        prepare(&newborn);
-        let started = {
-            let mut tree = PROCESSES.lock();
-            let state = task.process().state(&mut tree.key);
-            // A process that is ending gets no new threads: this one is about to be told so itself.
-            if state.is_ending(task) { Err(newborn) } else { Ok(newborn.join(state)) }
-        };
-        return match started {
-            Ok(thread) => {
-                thread.start();
-                Ok(id)
-            }
-            Err(newborn) => {
-                drop(newborn);
-                Err(Errno::EAGAIN)
-            }
-        };
+    let started = start_copy(task, thread, frame, request, id, process, space);
+    if started.is_err() && !request.has(CLONE_THREAD) {
+        remove(process);
     }
-
-    let heap = *task.process().heap.read();
-    let process = add(id, heap, child_state(task, request, exit_signal, space.clone()))?;
-    let newborn = conceive(cpu, id, process, space, task.blocked(), registers).inspect_err(|_| remove(process))?;
-    prepare(&newborn);
-    let child = newborn.join(process.state(&mut PROCESSES.lock().key));
-    child.start();
+    started?;
     if request.has(CLONE_VFORK) {
         wait_for_vfork(id);
     }
     Ok(id)
 }
 
-/// The state of a new child.
-fn child_state(task: &Task, request: &Request, exit_signal: Option<Signal>, space: SpaceRef) -> State {
-    let mut tree = PROCESSES.lock();
-    let own = task.process().state(&mut tree.key);
-    let parent = match &own.parent {
-        Parent::Process(parent) if request.has(CLONE_PARENT) => Parent::Process(*parent),
-        _ if request.has(CLONE_PARENT) => Parent::Nobody,
-        _ => Parent::Process(task.process().id()),
-    };
-    let mut state = State::new(parent, own.name, space);
-    state.actions = own.actions.clone();
+/// Makes a child without a thread, and gets the space for its first one.
+#[inline(never)]
+fn make_child(
+    task: &Task,
+    request: &Request,
+    id: u32,
+    exit_signal: Option<Signal>,
+) -> Result<(&'static Process, SpaceRef), Errno> {
+    let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(this_cpu())? };
+    let heap = *task.process().heap.read();
+    let mut state = State::new(Parent::Nobody, Name::whole(b""), space.clone())?;
     state.exit_signal = exit_signal;
     state.suspends = request.has(CLONE_VFORK).then(|| current().to_ref());
-    state
+    {
+        let mut tree = PROCESSES.lock();
+        let own = task.process().state(&mut tree.key);
+        state.parent = match &own.parent {
+            Parent::Process(parent) if request.has(CLONE_PARENT) => Parent::Process(*parent),
+            _ if request.has(CLONE_PARENT) => Parent::Nobody,
+            _ => Parent::Process(task.process().id()),
+        };
+        state.name = own.name;
+        state.actions.copy_from(&own.actions);
+    }
+    Ok((add(id, heap, state)?, space))
+}
+
+/// Starts a thread of `process` that goes on where the caller does.
+#[inline(never)]
+fn start_copy(
+    task: &Task,
+    thread: &Thread,
+    frame: &TrapFrame,
+    request: &Request,
+    id: u32,
+    process: &'static Process,
+    space: SpaceRef,
+) -> Result<(), Errno> {
+    let mut frame = frame.clone();
+    frame.x[0] = 0;
+    if request.stack != 0 {
+        frame.sp = request.stack;
+    }
+    let tls = if request.has(CLONE_SETTLS) { request.tls } else { TPIDR_EL0.get() };
+    let registers = Registers { frame, tls, fp: thread.fp_state() };
+    let newborn = conceive(id, process, space, task.blocked(), registers)?;
+    newborn.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
+    // A stack for handlers cannot be two threads' at a time.
+    let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
+    newborn.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });
+
+    let joined = {
+        let mut tree = PROCESSES.lock();
+        // A process that is ending gets no new threads: the caller is about to be told so itself.
+        let ends = request.has(CLONE_THREAD) && process.state(&mut tree.key).is_ending(task);
+        if ends { Err(newborn) } else { Ok(newborn.join(process.state(&mut tree.key))) }
+    };
+    // What was not to be goes without the lock.
+    joined.map(|child| child.start()).map_err(|_| Errno::EAGAIN)
 }
 
 /// Sleeps until a child has left the space that it shares with this thread.

@@ -12,7 +12,7 @@ use granule_arch::addr::PAGE_SIZE;
 use thiserror::Error;
 
 /// The most segments that a program may load.
-pub const SEGMENTS: usize = 16;
+pub const SEGMENTS: usize = 8;
 /// Bytes of a program header.
 const HEADER_SIZE: u16 = 56;
 const IDENT: usize = 16;
@@ -127,6 +127,7 @@ impl<'a> Program<'a> {
     ///
     /// # Errors
     /// What is wrong with it.
+    #[inline(never)]
     pub fn parse(file: &'a [u8], limit: u64) -> Result<Self, ProgramError> {
         let ident = file.get(..IDENT).ok_or(ProgramError::NotElf)?;
         if !ident.starts_with(b"\x7fELF") {

@@ -9,6 +9,7 @@
 //! All of it is anonymous memory: a segment's contents are copied, and from then on they are the program's. Nothing of
 //! the program before is touched until nothing can fail any more.
 
+use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
 use granule_abi::process::{
     AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_FLAGS, AT_GID, AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ,
     AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP,
@@ -70,6 +71,7 @@ impl Loaded {
 ///
 /// # Errors
 /// [`ExecError`]; nothing stays taken.
+#[inline(never)]
 pub fn load(cpu: &Cpu, path: &[u8], words: Words) -> Result<Loaded, ExecError> {
     let text = str::from_utf8(path).map_err(|_| ExecError::NotFound)?;
     let file = initrd::find(text)?.ok_or(ExecError::NotFound)?;
@@ -121,6 +123,7 @@ pub fn load(cpu: &Cpu, path: &[u8], words: Words) -> Result<Loaded, ExecError> {
 }
 
 /// Replaces the program of the running thread, the only one of its process. Nothing here fails.
+#[inline(never)]
 pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFrame) {
     *frame = loaded.frame();
     let before = {
@@ -135,7 +138,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
     task.stack.set(signal::SigStack::NONE);
     task.clear_at_exit.set(0);
     thread.set_fp_state(None);
-    aarch64_cpu::registers::Writeable::set(&aarch64_cpu::registers::TPIDR_EL0, 0);
+    TPIDR_EL0.set(0);
     let left = sched::set_space(Some(loaded.space.clone()));
     // SAFETY: this is the task's own thread, and the old space is not used here.
     let own = unsafe { task.replace_space(Some(loaded.space)) };

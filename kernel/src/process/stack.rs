@@ -101,6 +101,7 @@ impl Image {
     ///
     /// # Errors
     /// `E2BIG`, `ENOMEM`.
+    #[inline(never)]
     pub fn new(
         top: u64,
         mut words: Words,

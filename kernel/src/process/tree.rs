@@ -33,6 +33,7 @@ use crate::sync::{IrqLock, RwSem, rank};
 pub static PROCESSES: IrqLock<Tree, { rank::PROCESS }> = IrqLock::new(Tree::new());
 
 static POOL: Once<Pool<Process>> = Once::new();
+static ACTIONS: Once<Pool<Actions>> = Once::new();
 
 /// Who collects the status of a process.
 #[derive(Debug)]
@@ -81,8 +82,9 @@ pub struct State {
     pub code: u8,
     /// Its threads.
     pub tasks: LinkedList<InProcess>,
-    /// What happens on signals.
-    pub actions: Actions,
+    /// What happens on signals. By itself, because it is large: a state is handed from function to function at its birth,
+    /// on a kernel's stack.
+    pub actions: PoolBox<Actions>,
     /// Signals for whichever thread does not block them.
     pub pending: Pending,
     /// What its parent is sent at its end.
@@ -98,21 +100,26 @@ pub struct State {
 }
 
 impl State {
-    /// Of a process without threads.
-    pub fn new(parent: Parent, name: Name, space: SpaceRef) -> Self {
-        Self {
+    /// Of a process without threads, with the default actions.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing stays taken.
+    #[inline(never)]
+    pub fn new(parent: Parent, name: Name, space: SpaceRef) -> Result<Self, OutOfMemory> {
+        let actions = default_actions()?;
+        Ok(Self {
             parent,
             life: Life::Running,
             code: 0,
             tasks: LinkedList::new(InProcess::new()),
-            actions: Actions::new(),
+            actions,
             pending: Pending::new(),
             exit_signal: Some(Signal::CHLD),
             name,
             space: Some(space),
             survivor: None,
             suspends: None,
-        }
+        })
     }
 
     /// Has all threads exit. Nothing new if they are exiting already.
@@ -155,6 +162,7 @@ impl Process {
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing stays taken.
+    #[inline(never)]
     pub fn new(id: u32, heap: Heap, state: State) -> Result<PoolBox<Self>, OutOfMemory> {
         let pool = POOL.call_once(|| Pool::new(kernel().frames));
         let parent_id = match state.parent {
@@ -188,9 +196,14 @@ impl fmt::Debug for Process {
     }
 }
 
+#[inline(never)]
+fn default_actions() -> Result<PoolBox<Actions>, OutOfMemory> {
+    ACTIONS.call_once(|| Pool::new(kernel().frames)).try_new(Actions::new())
+}
+
 /// Frames that processes keep: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
-    POOL.get().map_or(0, |pool| pool.stats().frames)
+    POOL.get().map_or(0, |pool| pool.stats().frames) + ACTIONS.get().map_or(0, |pool| pool.stats().frames)
 }
 
 /// See [`PROCESSES`].

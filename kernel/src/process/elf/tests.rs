@@ -106,7 +106,7 @@ fn segments_that_cannot_be_mapped_are_refused() {
     assert_eq!(changed(1, |header| header.3 = 0x30_0800), Err(ProgramError::Overlap(0x30_0800)), "out of order");
     let none = HEADERS.map(|header| (4, header.1, 0, 0, 0, 0));
     assert_eq!(Program::parse(&elf(&none), LIMIT).map(drop), Err(ProgramError::Empty));
-    let many: Vec<Header> = (0..17).map(|n| (1, 5, 0, 0x40_0000 + n * 0x1000, 0x100, 0x100)).collect();
+    let many: Vec<Header> = (0..9).map(|n| (1, 5, 0, 0x40_0000 + n * 0x1000, 0x100, 0x100)).collect();
     assert_eq!(Program::parse(&elf(&many), LIMIT).map(drop), Err(ProgramError::TooManySegments));
 }
 

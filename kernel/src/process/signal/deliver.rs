@@ -80,7 +80,8 @@ fn finish_call(task: &Task, frame: &mut TrapFrame, handler: Option<&SigAction>) 
     }
 }
 
-/// Makes the thread go on in its handler.
+/// Makes the thread go on in its handler. Not inlined: its frame of a few KiB is to be there only meanwhile.
+#[inline(never)]
 fn enter(
     task: &Task,
     thread: &Thread,
@@ -124,6 +125,7 @@ fn enter(
 const BRANCH_TYPE: u64 = 0b11 << 10;
 
 /// `rt_sigreturn`: what the frame at SP says goes on. Where it is none, SIGSEGV.
+#[inline(never)]
 pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
     let at = frame.sp;
     let aligned = if at.is_multiple_of(16) { Ok(()) } else { Err(Errno::EINVAL) };

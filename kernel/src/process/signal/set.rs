@@ -199,13 +199,18 @@ pub enum Effect {
 }
 
 /// What happens on each signal of a process.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Actions([SigAction; SIGNALS as usize]);
 
 impl Actions {
     /// The default for all.
     pub const fn new() -> Self {
         Self([SigAction { handler: SIG_DFL, flags: 0, restorer: 0, mask: 0 }; SIGNALS as usize])
+    }
+
+    /// Becomes what others are.
+    pub fn copy_from(&mut self, others: &Self) {
+        self.0.copy_from_slice(&others.0);
     }
 
     /// What happens on a signal.

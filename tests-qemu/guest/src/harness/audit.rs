@@ -6,8 +6,8 @@
 use core::sync::atomic::Ordering;
 
 use granule::mm::heap;
-use granule::sched;
 use granule::smp::{self, CpuSet, this_cpu};
+use granule::{process, sched};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::interrupts;
 use granule_pgtable::PageRange;
@@ -31,8 +31,8 @@ impl Snapshot {
         let kernel = granule::kernel();
         let heap = heap::kernel_heap().stats();
         sched::trim(this_cpu());
-        let threads_and_spaces = sched::kept_frames() + kernel.spaces.kept_frames();
-        let kept = kernel.space.kept_frames() + threads_and_spaces + heap.total / PAGE_SIZE;
+        let programs = sched::kept_frames() + kernel.spaces.kept_frames() + process::kept_frames();
+        let kept = kernel.space.kept_frames() + programs + heap.total / PAGE_SIZE;
         let mut areas = 0;
         kernel.space.for_each_area(|_| areas += 1);
         Self { frames: kernel.frames.stats().used - kept, allocations: heap.allocations, areas, cpus: smp::online() }

@@ -1,0 +1,167 @@
+//! Processes: the programs of the initrd that test the kernel from EL0, and what is left of them.
+
+use core::time::Duration;
+
+use granule::drivers::timer::Deadline;
+use granule::errno::Errno;
+use granule::kernel;
+use granule::mm::layout;
+use granule::process::stack::Words;
+use granule::process::status::{End, ExecError};
+use granule::process::{self, initrd};
+use granule::sched::{self, sleep_until};
+use granule::smp::this_cpu;
+use granule_arch::addr::PhysAddr;
+
+use crate::harness::{Test, target_test};
+
+fn words(line: &str) -> Result<Words, Errno> {
+    let mut words = Words::new();
+    line.split_ascii_whitespace().try_for_each(|word| words.argument(word.as_bytes()))?;
+    Ok(words)
+}
+
+fn start(line: &str) -> Result<u32, ExecError> {
+    process::start(line.split_ascii_whitespace().next().unwrap_or_default(), words(line)?)
+}
+
+/// Waits until the threads of processes that have ended are gone as well: a process has ended before its last thread
+/// has left its kernel stack.
+fn settle(t: &mut Test, threads: usize) {
+    let patience = Deadline::after(Duration::from_secs(10));
+    while sched::thread_count() != threads && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.equal("threads", sched::thread_count(), threads);
+}
+
+/// Runs a program to its end; how it ended.
+fn run(t: &mut Test, line: &str) -> Option<End> {
+    let threads = sched::thread_count();
+    let id = t.ok(line, start(line))?;
+    let end = process::wait(id);
+    settle(t, threads);
+    end
+}
+
+target_test!(processes_live_and_die_as_on_linux, limit(60));
+fn processes_live_and_die_as_on_linux(t: &mut Test) {
+    let end = run(t, "lifecycle");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(threads_wait_for_each_other_and_keep_their_registers, limit(60));
+fn threads_wait_for_each_other_and_keep_their_registers(t: &mut Test) {
+    let end = run(t, "threads");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(signals_come_as_on_linux, limit(60));
+fn signals_come_as_on_linux(t: &mut Test) {
+    let end = run(t, "signals");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(a_program_may_lie_anywhere);
+fn a_program_may_lie_anywhere(t: &mut Test) {
+    let end = run(t, "pie");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(fork_exec_and_exit_leave_nothing, limit(120));
+fn fork_exec_and_exit_leave_nothing(t: &mut Test) {
+    // What is left is for the audit to find.
+    let end = run(t, "lifecycle rounds 300");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(what_is_no_program_is_refused);
+fn what_is_no_program_is_refused(t: &mut Test) {
+    t.equal("no such file", start("nosuch").err(), Some(ExecError::NotFound));
+    t.equal("no process", process::wait(u32::MAX), None);
+    t.equal("no process", process::kill(u32::MAX, process::signal::Signal::KILL), Err(Errno::ESRCH));
+    let files = initrd::files(initrd::archive()).filter(|file| file.is_ok()).count();
+    t.check("the initrd has programs", files > 4);
+}
+
+/// All frames that nobody has, each with the address of the next at its beginning.
+struct Hoard {
+    first: Option<PhysAddr>,
+}
+
+impl Hoard {
+    /// Takes whatever is free.
+    fn fill(&mut self) {
+        while let Ok(frame) = kernel().frames.alloc(this_cpu()) {
+            self.keep(frame);
+        }
+    }
+
+    fn keep(&mut self, frame: PhysAddr) {
+        let next = self.first.replace(frame).map_or(0, |next| next.0);
+        // SAFETY: the frame is the hoard's, and in the linear map.
+        unsafe { layout::linear(frame).as_ptr::<u64>().write(next) };
+    }
+
+    /// Gives frames back; how many there were of those.
+    fn give_back(&mut self, count: usize) -> usize {
+        (0..count).take_while(|_| self.give_one_back()).count()
+    }
+
+    fn give_one_back(&mut self) -> bool {
+        let Some(frame) = self.first else { return false };
+        // SAFETY: written by `keep`.
+        let next = unsafe { layout::linear(frame).as_ptr::<u64>().read() };
+        self.first = (next != 0).then_some(PhysAddr(next));
+        kernel().frames.free(this_cpu(), frame);
+        true
+    }
+}
+
+impl Drop for Hoard {
+    fn drop(&mut self) {
+        self.give_back(usize::MAX);
+    }
+}
+
+/// Frames in use, but for those that are kept for objects to come.
+fn in_use() -> usize {
+    sched::trim(this_cpu());
+    let kept = sched::kept_frames() + process::kept_frames() + kernel().spaces.kept_frames();
+    kernel().frames.stats().used - kept - kernel().space.kept_frames()
+}
+
+// With k frames and no more a program either starts or does not, and is then killed or not; whatever it is, what it took
+// comes back. From some k on it runs to its end.
+target_test!(memory_may_run_out_at_any_step_of_a_programs_life, limit(120));
+fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
+    for (line, good, step) in [("lifecycle nonsense", End::Exited(2), 1), ("lifecycle rounds 1", End::Exited(0), 1)] {
+        let threads = sched::thread_count();
+        let (mut refused, mut killed, mut ran) = (0, 0, false);
+        let mut hoard = Hoard { first: None };
+        for frames in (0..200).step_by(step) {
+            hoard.fill();
+            hoard.give_back(frames);
+            let before = in_use();
+            match start(line) {
+                Ok(id) => match process::wait(id) {
+                    Some(end) if end == good => ran = true,
+                    end => killed += u32::from(t.check("an end", end.is_some())),
+                },
+                Err(error) => {
+                    refused += 1;
+                    t.equal("why it did not start", error, ExecError::Errno(Errno::ENOMEM));
+                }
+            }
+            settle(t, threads);
+            t.equal("frames in use afterwards", in_use(), before);
+            if ran {
+                break;
+            }
+        }
+        drop(hoard);
+        granule::println!("{line}: refused {refused} times, killed {killed} times");
+        t.check("with enough memory it runs", ran);
+        t.check("with less it does not", refused + killed > 5);
+    }
+}
