@@ -202,20 +202,15 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     pub fn dismantle(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {
         let mmu = self.mmu();
         let root = mmu.table(self.root());
-        for cell in root {
+        for_each_used(mmu, root, |cell, _| {
             // Invalid, and keeps the address: that is all the list there is.
-            if mmu.load(cell) != Descriptor::EMPTY {
-                mmu.clear_bits(cell, bits::VALID);
-            }
-        }
+            mmu.clear_bits(cell, bits::VALID);
+        });
         invalidate();
-        for cell in root {
-            let entry = mmu.load(cell);
-            if entry != Descriptor::EMPTY {
-                mmu.store(cell, Descriptor::EMPTY);
-                hand_out(mmu, Table::new(entry.address(), self.root().level() + 1), &mut out);
-            }
-        }
+        for_each_used(mmu, root, |cell, entry| {
+            mmu.store(cell, Descriptor::EMPTY);
+            hand_out(mmu, Table::new(entry.address(), self.root().level() + 1), &mut out);
+        });
     }
 }
 
@@ -229,18 +224,30 @@ pub enum Dismantled {
 }
 
 fn hand_out<M: Mmu>(mmu: &M, table: Table, out: &mut impl FnMut(Dismantled)) {
-    for cell in mmu.table(table) {
-        let entry = mmu.load(cell);
-        if entry == Descriptor::EMPTY {
-            continue;
-        }
+    for_each_used(mmu, mmu.table(table), |_, entry| {
         if table.level() == LAST_LEVEL {
             out(Dismantled::Entry(entry));
         } else {
             hand_out(mmu, Table::new(entry.address(), table.level() + 1), out);
         }
-    }
+    });
     out(Dismantled::Table(table.address()));
+}
+
+/// Calls `visit` with each entry that is not empty. Most are: they are looked at by the chunk.
+#[inline(always)]
+fn for_each_used<M: Mmu>(mmu: &M, cells: &[M::Cell], mut visit: impl FnMut(&M::Cell, Descriptor)) {
+    for chunk in cells.chunks(32) {
+        if mmu.survey(chunk).any == Descriptor::EMPTY.0 {
+            continue;
+        }
+        for cell in chunk {
+            let entry = mmu.load(cell);
+            if entry != Descriptor::EMPTY {
+                visit(cell, entry);
+            }
+        }
+    }
 }
 
 /// Links a spare table in `cell`, where nothing is yet; returns what is there then.

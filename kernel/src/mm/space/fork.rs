@@ -9,11 +9,14 @@ use granule_pgtable::{Cells, Mmu, PageRange};
 
 use super::area::{Area, Areas, Backing};
 use super::entry::replace;
-use super::{Machine, Space, SpaceRef};
+use super::{Cell, Machine, Space, SpaceRef};
 use crate::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::smp::Cpu;
+
+/// Entries that are looked at together.
+const CHUNK: usize = 32;
 
 impl Space {
     /// A second space with the same areas and pages: shared ones are shared, private ones are copied by whoever writes
@@ -46,13 +49,11 @@ impl Space {
         Ok(child)
     }
 
-    /// Links a table in `child` for each of this space's that has entries in `range`.
+    /// Links a table in `child` for each of this space's for `range`: it is there because it was used.
     fn prepare_tables(&self, cpu: &Cpu, child: &Space, range: PageRange) -> Result<(), OutOfMemory> {
-        let mmu = self.mmu();
         let mut result = Ok(());
         self.page_tables().for_each_cells(range, |found| {
-            let used = || mmu.survey(found.cells).any != Descriptor::EMPTY.0;
-            if result.is_ok() && child.page_tables().cell(found.start).is_none() && used() {
+            if result.is_ok() && child.page_tables().cell(found.start).is_none() {
                 result = child.ensure_table(cpu, found.start);
             }
         });
@@ -68,25 +69,38 @@ impl Space {
         let range = PageRange::from_pages(found.start, found.cells.len()).expect("entries of the lower half");
         // Nobody else knows the child's tables yet: they need no lock.
         child.page_tables().for_each_cells(range, |copies| {
-            for (cell, copy) in found.cells.iter().zip(copies.cells) {
-                let mut entry = mmu.load(cell);
-                if !entry.is_present() {
-                    // What is remembered of a page that is not there holds no frame.
-                    if entry != Descriptor::EMPTY {
-                        mmu.store(copy, entry);
+            // Most of a table is empty, of a stack's for instance: it is looked through by the chunk.
+            for (cells, copies) in found.cells.chunks(CHUNK).zip(copies.cells.chunks(CHUNK)) {
+                if mmu.survey(cells).any != Descriptor::EMPTY.0 {
+                    for (cell, copy) in cells.iter().zip(copies) {
+                        protected |= self.copy_entry(cell, copy);
                     }
-                    continue;
                 }
-                if entry.may_be_written() {
-                    entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
-                    protected = true;
-                }
-                if !entry.is_special() {
-                    self.common.record(entry.address()).share();
-                }
-                mmu.store(copy, entry.old());
             }
         });
+        protected
+    }
+
+    /// Copies the entry in `cell`; whether it was writable and is not any more.
+    #[inline(always)]
+    fn copy_entry(&self, cell: &Cell, copy: &Cell) -> bool {
+        let mmu = self.mmu();
+        let mut entry = mmu.load(cell);
+        if !entry.is_present() {
+            // What is remembered of a page that is not there holds no frame.
+            if entry != Descriptor::EMPTY {
+                mmu.store(copy, entry);
+            }
+            return false;
+        }
+        let protected = entry.may_be_written();
+        if protected {
+            entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
+        }
+        if !entry.is_special() {
+            self.common.record(entry.address()).share();
+        }
+        mmu.store(copy, entry.old());
         protected
     }
 }
