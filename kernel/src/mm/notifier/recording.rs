@@ -2,7 +2,7 @@
 //! locks.
 //!
 //! So a test reads one stream of both: table updates, barriers and invalidations by
-//! [`record`](crate::mm::kernel::record), and between them the calls to the subscriber.
+//! [`record`], and between them the calls to the subscriber.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
