@@ -6,8 +6,11 @@
 //! | VALID | NG | it is |
 //! |---|---|---|
 //! | 1 | 1 | a leaf that the hardware uses |
-//! | 0 | 1 | *present-invalid*: a leaf in all its fields, but each access faults: [`bits::PROT_NONE`] says for good, with [`bits::FAULT_ON_ACCESS`] that the fault makes it valid |
+//! | 0 | 1 | *present-invalid*: a leaf in all its fields, but each access faults |
 //! | 0 | 0 | *not present*: empty, or what [`NonPresent`] tells apart |
+//!
+//! A present-invalid leaf says why: [`bits::PROT_NONE`] alone means that no access is permitted, with
+//! [`bits::FAULT_ON_ACCESS`] that the first one makes it valid.
 //!
 //! [`USES`] has every bit with the places in which it means something; no two meet in one place, nor with a field of
 //! the hardware: that is asserted when this is compiled.

@@ -185,8 +185,8 @@ impl Decoded {
         {
             return Err(Miss::Elsewhere);
         }
-        // Steps of a walk belong to the space, and so do leaves that are not global; global ones are any ASID's to take by
-        // address, and none's to take as a whole.
+        // Steps of a walk belong to the space, and so do leaves that are not global; global ones are any ASID's to take
+        // by address, and none's to take as a whole.
         let global = held.kind == Kind::Leaf && held.attributes & bits::NG == 0;
         match self.space {
             Space::Ours if global && self.addresses.is_none() => return Err(Miss::Asid),

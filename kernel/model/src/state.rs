@@ -114,8 +114,8 @@ impl<G: Geometry> State<G> {
     }
 
     /// A DSB completes the invalidations of its CPU, those of `scope` and less, for all others with the accesses that
-    /// used what is gone, looked up ahead or not; this CPU may have looked further ahead, which only an ISB undoes unless
-    /// FEAT_ETS2 forbids it.
+    /// used what is gone, looked up ahead or not; this CPU may have looked further ahead, which only an ISB undoes
+    /// unless FEAT_ETS2 forbids it.
     fn complete(&mut self, issuer: usize, scope: Scope) {
         let ets2 = self.features.ets2;
         for (holder, cpu) in self.cpus.iter_mut().enumerate() {

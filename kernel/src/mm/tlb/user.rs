@@ -6,13 +6,16 @@
 //!
 //! | function | TLBI | told | completed by |
 //! |---|---|---|---|
-//! | [`Tlb::issue`], [`UserTlb::flush_range`] | `(R)VALE1IS`, with tables unlinked `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH, of `issue` the caller's |
+//! | [`UserTlb::flush_range`] | `(R)VALE1IS` or `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH |
+//! | [`Tlb::issue`] | the same | the range | the caller's DSB ISH |
 //! | [`UserTlb::flush_page`] | `VALE1IS` | the page | DSB ISH |
 //! | [`UserTlb::flush_replaced`] | the same | the page, in both forms | DSB ISH |
 //! | [`UserTlb::flush_space`] | `ASIDE1IS` | everything | DSB ISH |
 //! | [`UserTlb::add_to_batch`] | as for a range | the range, at once | DSB ISH at the end of the [`Batch`] |
 //! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the page | DSB NSH |
 //! | [`UserTlb::fix_spurious`] | `VALE1`, on this CPU | nobody: nothing changed | DSB NSH |
+//!
+//! `(R)VAE1IS`, which takes every level, is for ranges that have lost tables.
 //!
 //! Entries belong to an ASID, which is read behind the DSB that completes the change ([`super::super::asid`]). No ISB:
 //! what EL1 has translated ahead of user memory is fetched anew on the way back to EL0, and its own accesses are those

@@ -131,7 +131,9 @@ fn call() -> impl Strategy<Value = Call> {
     let range = || (0..PAGES, 1..=PAGES).prop_map(|(page, pages)| (page, pages.min(PAGES - page)));
     let access = prop_oneof![Just(Access::Read), Just(Access::Write), Just(Access::Execute)];
     prop_oneof![
-        2 => (range(), any::<[bool; 2]>()).prop_map(|((page, pages), [writable, shared])| Call::Map { page, pages, writable, shared }),
+        2 => (range(), any::<[bool; 2]>()).prop_map(|((page, pages), [writable, shared])| {
+            Call::Map { page, pages, writable, shared }
+        }),
         1 => range().prop_map(|(page, pages)| Call::Unmap { page, pages }),
         2 => (range(), 0_u8..8).prop_map(|((page, pages), protection)| Call::Protect { page, pages, protection }),
         1 => range().prop_map(|(page, pages)| Call::Discard { page, pages }),
