@@ -32,17 +32,15 @@ macro_rules! errors {
 }
 
 calls! {
-    IOCTL __NR_ioctl, OPENAT __NR_openat, CLOSE __NR_close, READ __NR_read, WRITE __NR_write, READV __NR_readv,
+    IOCTL __NR_ioctl, CLOSE __NR_close, READ __NR_read, WRITE __NR_write, READV __NR_readv,
     WRITEV __NR_writev, EXIT __NR_exit, EXIT_GROUP __NR_exit_group, SET_TID_ADDRESS __NR_set_tid_address,
-    FUTEX __NR_futex, SET_ROBUST_LIST __NR_set_robust_list, NANOSLEEP __NR_nanosleep,
+    FUTEX __NR_futex, NANOSLEEP __NR_nanosleep,
     CLOCK_GETTIME __NR_clock_gettime, CLOCK_GETRES __NR_clock_getres, CLOCK_NANOSLEEP __NR_clock_nanosleep,
-    SCHED_SETAFFINITY __NR_sched_setaffinity, SCHED_GETAFFINITY __NR_sched_getaffinity,
     SCHED_YIELD __NR_sched_yield, KILL __NR_kill, TKILL __NR_tkill, TGKILL __NR_tgkill,
     SIGALTSTACK __NR_sigaltstack, RT_SIGACTION __NR_rt_sigaction, RT_SIGPROCMASK __NR_rt_sigprocmask,
     RT_SIGPENDING __NR_rt_sigpending, RT_SIGRETURN __NR_rt_sigreturn, UNAME __NR_uname, PRCTL __NR_prctl,
     GETCPU __NR_getcpu, GETPID __NR_getpid, GETPPID __NR_getppid, GETUID __NR_getuid, GETEUID __NR_geteuid,
-    GETGID __NR_getgid, GETEGID __NR_getegid, GETTID __NR_gettid, BRK __NR_brk, MUNMAP __NR_munmap,
-    MREMAP __NR_mremap, CLONE __NR_clone, EXECVE __NR_execve, MMAP __NR_mmap, MPROTECT __NR_mprotect,
+    GETGID __NR_getgid, GETEGID __NR_getegid, GETTID __NR_gettid, BRK __NR_brk, MUNMAP __NR_munmap, CLONE __NR_clone, EXECVE __NR_execve, MMAP __NR_mmap, MPROTECT __NR_mprotect,
     MINCORE __NR_mincore, MADVISE __NR_madvise, WAIT4 __NR_wait4, GETRANDOM __NR_getrandom,
 }
 

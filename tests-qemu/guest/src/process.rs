@@ -62,6 +62,12 @@ fn signals_come_as_on_linux(t: &mut Test) {
     t.equal("how it ended", end, Some(End::Exited(0)));
 }
 
+target_test!(calls_answer_and_refuse_as_on_linux, limit(60));
+fn calls_answer_and_refuse_as_on_linux(t: &mut Test) {
+    let end = run(t, "calls");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
 target_test!(a_program_may_lie_anywhere);
 fn a_program_may_lie_anywhere(t: &mut Test) {
     let end = run(t, "pie");

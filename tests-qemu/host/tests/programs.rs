@@ -24,11 +24,13 @@ fn run_default(text: &str) -> (Vec<String>, String) {
 #[test]
 fn programs_that_test_themselves_succeed_on_each_machine() {
     for machine in machine::all().unwrap() {
-        let (wrong, session) = run(&machine, "run lifecycle\nrun threads\nrun signals\nrun pie\nps");
+        let (wrong, session) = run(&machine, "run lifecycle\nrun threads\nrun signals\nrun calls\nrun pie\nlog");
         assert!(wrong.is_empty(), "{}: {wrong:?}\n{session}", machine.name);
-        for program in ["lifecycle", "threads", "signals"] {
+        for program in ["lifecycle", "threads", "signals", "calls"] {
             assert!(session.contains(&format!("\n{program}: ok\n")), "{}: {program}\n{session}", machine.name);
         }
+        let log = session.split("granule> log").nth(1).unwrap_or_default();
+        assert_eq!(log.matches("made system call 1000").count(), 1, "once, however often:\n{session}");
     }
 }
 
