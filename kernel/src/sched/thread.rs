@@ -5,7 +5,7 @@ use core::fmt;
 use core::mem::offset_of;
 use core::ops::Deref;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::Access;
@@ -106,6 +106,9 @@ extern "C" fn never(_: &mut TrapFrame, thread: &Thread) {
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 /// The threads that were made; those of [`queue`] were always there.
 static THREADS: Once<Pool<Thread>> = Once::new();
+
+/// See [`thread_count`].
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 impl Thread {
     /// A thread without a stack, an entry, or a space.
@@ -290,6 +293,8 @@ impl Drop for ThreadRef {
             // SAFETY: the last reference, so nobody else has the thread; threads that are dropped came from the pool,
             // since the others keep the reference that they were made with.
             drop(unsafe { PoolBox::from_raw(self.0) });
+            // Last: who sees it finds all that was the thread's free.
+            COUNT.fetch_sub(1, Ordering::Release);
         }
     }
 }
@@ -389,7 +394,10 @@ fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
     let stack = queue::take_stack(cpu)?;
     thread.stack_top.set(stack.0);
     match THREADS.call_once(|| Pool::new(kernel().frames)).try_new(thread) {
-        Ok(thread) => Ok(ThreadRef(thread.into_raw())),
+        Ok(thread) => {
+            COUNT.fetch_add(1, Ordering::Relaxed);
+            Ok(ThreadRef(thread.into_raw()))
+        }
         Err(error) => {
             queue::free_stack(cpu, stack);
             Err(error)
@@ -397,9 +405,9 @@ fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
     }
 }
 
-/// Threads that were made and are still there.
+/// Threads that were made and are still there, with anything that is theirs.
 pub fn thread_count() -> usize {
-    THREADS.get().map_or(0, |threads| threads.stats().objects)
+    COUNT.load(Ordering::Acquire)
 }
 
 /// Frames that threads keep: for accounts of who has which frames.
