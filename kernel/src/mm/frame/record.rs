@@ -19,8 +19,8 @@ pub struct Frame {
     references: AtomicU32,
     /// Software flags of the frame's owner; 0 while it is free.
     pub flags: AtomicU32,
-    /// Whose frame it is, in the owner's own terms: the object that it belongs to, or the head of its reverse map; 0
-    /// while it is free.
+    /// Whose frame it is, in the owner's own terms: the object that it belongs to, or the head of its reverse map; of a
+    /// table of a user space, which parts were used (`mm::space::used`). 0 while it is free.
     pub owner: AtomicU64,
     /// The lock of the page table that the frame holds, if it holds one; 0 means not held.
     pub table_lock: AtomicU32,

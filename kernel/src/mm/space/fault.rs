@@ -95,7 +95,7 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<Ser
     let entry = space.mmu().load(cell);
     if entry == Descriptor::EMPTY {
         let new = space.new_page(cpu, area, page, access)?;
-        space.install_or_drop(cpu, table, cell, new);
+        space.install_or_drop(cpu, table, page, cell, new);
         return Ok(Served::Quietly);
     }
     let fault = Fault { space, cpu, area, page, table, cell, access };
@@ -210,21 +210,21 @@ impl Space {
     ) -> Result<Served, FaultError> {
         let prepare = || self.new_page(cpu, area, page, access);
         let ((table, cell), new) = self.page_tables().ensure_cell(page, &mut self.table_source(cpu), prepare)?;
-        self.install_or_drop(cpu, table, cell, new);
+        self.install_or_drop(cpu, table, page, cell, new);
         Ok(Served::Quietly)
     }
 
     /// Puts `new` into `cell` of `table`, unless another CPU was faster.
     #[inline(always)]
-    fn install_or_drop(&self, cpu: &Cpu, table: PhysAddr, cell: &Cell, new: Descriptor) {
-        if !self.install(table, cell, new) && !new.is_special() {
+    fn install_or_drop(&self, cpu: &Cpu, table: PhysAddr, page: VirtAddr, cell: &Cell, new: Descriptor) {
+        if !self.install(table, page, cell, new) && !new.is_special() {
             self.let_go(cpu, new.address());
         }
     }
 
     /// Puts `new` into `cell` of `table`, if nothing is there; whether so.
     #[inline(always)]
-    pub(super) fn install(&self, table: PhysAddr, cell: &Cell, new: Descriptor) -> bool {
+    pub(super) fn install(&self, table: PhysAddr, page: VirtAddr, cell: &Cell, new: Descriptor) -> bool {
         let mmu = self.mmu();
         if new.is_user_executable() {
             self.make_code_visible(new);
@@ -232,9 +232,10 @@ impl Space {
         // What is in the page before the entry that shows it: whoever reads it through the entry walks there first,
         // which orders the two.
         mmu.dmb_ishst();
-        let _locked = self.lock_table(table);
+        let locked = self.lock_table(table);
         let empty = mmu.load(cell) == Descriptor::EMPTY;
         if empty {
+            locked.note_used(page);
             // No barrier behind it: at worst the access faults once more, and finds the entry there.
             mmu.store(cell, new);
         }

@@ -9,14 +9,12 @@ use granule_pgtable::{Cells, Mmu, PageRange};
 
 use super::area::{Area, Areas, Backing};
 use super::entry::replace;
+use super::used::{for_each_used, note_all_used};
 use super::{Cell, Machine, Space, SpaceRef};
 use crate::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::smp::Cpu;
-
-/// Entries that are looked at together.
-const CHUNK: usize = 32;
 
 impl Space {
     /// A second space with the same areas and pages: shared ones are shared, private ones are copied by whoever writes
@@ -63,20 +61,18 @@ impl Space {
     /// Copies the entries of `found` to the same place in `child`; whether one of this space's that was writable is not
     /// any more.
     fn copy_entries(&self, child: &Space, found: &Cells<'_, Machine>) -> bool {
-        let mmu = self.mmu();
         let mut protected = false;
-        let _locked = self.lock_table(found.table);
+        let locked = self.lock_table(found.table);
+        let used = locked.used(self.mmu(), found);
         let range = PageRange::from_pages(found.start, found.cells.len()).expect("entries of the lower half");
-        // Nobody else knows the child's tables yet: they need no lock.
         child.page_tables().for_each_cells(range, |copies| {
-            // Most of a table is empty, of a stack's for instance: it is looked through by the chunk.
-            for (cells, copies) in found.cells.chunks(CHUNK).zip(copies.cells.chunks(CHUNK)) {
-                if mmu.survey(cells).any != Descriptor::EMPTY.0 {
-                    for (cell, copy) in cells.iter().zip(copies) {
-                        protected |= self.copy_entry(cell, copy);
-                    }
+            // Nobody else knows the child's tables yet: they need no lock.
+            note_all_used(self.common.record(copies.table), used);
+            for_each_used(found, used, |places| {
+                for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
+                    protected |= self.copy_entry(cell, copy);
                 }
-            }
+            });
         });
         protected
     }

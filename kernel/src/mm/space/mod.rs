@@ -30,6 +30,7 @@ mod shmem;
 mod table_lock;
 #[cfg(test)]
 mod tests;
+mod used;
 mod zap;
 
 use core::fmt;

@@ -54,9 +54,9 @@ impl Space {
                 }
                 Backing::Private => {
                     let zeros = Descriptor::page(self.common.zeros, attributes(area.protection())).special();
-                    found.cells.iter().filter(|cell| self.is_empty(cell)).for_each(|cell| {
-                        self.install(found.table, cell, zeros);
-                    });
+                    for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
+                        self.install(found.table, found.address(index), cell, zeros);
+                    }
                     Ok(())
                 }
                 Backing::Shared { object, first_page } => {
@@ -73,8 +73,8 @@ impl Space {
         let missing = found.cells.iter().filter(|cell| self.is_empty(cell)).count();
         let mut list = frames.alloc_list(cpu, missing)?;
         {
-            let _locked = self.lock_table(found.table);
-            for cell in found.cells.iter().filter(|cell| self.is_empty(cell)) {
+            let locked = self.lock_table(found.table);
+            for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
                 // Entries that were emptied meanwhile wait for an access.
                 let Some(frame) = list.pop() else { break };
                 // SAFETY: the linear map shows the frame, writable, and nobody else has it.
@@ -85,6 +85,7 @@ impl Space {
                 }
                 // The zeros before the entry that shows them.
                 mmu.dmb_ishst();
+                locked.note_used(found.address(index));
                 mmu.store(cell, new);
             }
         }
@@ -102,7 +103,7 @@ impl Space {
         for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
             let frame = frame(index as u64)?;
             let new = Descriptor::page(frame, attributes(protection));
-            if !self.install(found.table, cell, new) {
+            if !self.install(found.table, found.address(index), cell, new) {
                 self.let_go(cpu, frame);
             }
         }

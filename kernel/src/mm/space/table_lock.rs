@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use granule_arch::addr::PhysAddr;
 
 use super::Space;
+use crate::mm::frame::Frame;
 #[cfg(debug_assertions)]
 use crate::smp::this_cpu;
 #[cfg(debug_assertions)]
@@ -14,7 +15,7 @@ use crate::sync::rank;
 
 /// The lock, held. Dropping it lets go.
 #[must_use = "dropping it lets go of the lock"]
-pub(super) struct TableGuard<'a>(&'a AtomicU32);
+pub(super) struct TableGuard<'a>(&'a Frame);
 
 impl Space {
     /// Waits for the lock of `table`, which is one of this space.
@@ -25,13 +26,22 @@ impl Space {
             let held = this_cpu().held_ranks.load(Ordering::Relaxed);
             assert!(held >> rank::TABLE == 0, "lock order: a table is locked while ranks {held:#b} are held");
         }
-        let lock = &self.common.record(table).table_lock;
+        let frame = self.common.record(table);
+        let lock = &frame.table_lock;
         if lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             wait(lock);
         }
         #[cfg(debug_assertions)]
         this_cpu().held_ranks.fetch_or(1 << rank::TABLE, Ordering::Relaxed);
-        TableGuard(lock)
+        TableGuard(frame)
+    }
+}
+
+impl TableGuard<'_> {
+    /// The record of the table's frame.
+    #[inline(always)]
+    pub(super) fn frame(&self) -> &Frame {
+        self.0
     }
 }
 
@@ -50,6 +60,6 @@ impl Drop for TableGuard<'_> {
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
         this_cpu().held_ranks.fetch_and(!(1 << rank::TABLE), Ordering::Relaxed);
-        self.0.store(0, Ordering::Release);
+        self.0.table_lock.store(0, Ordering::Release);
     }
 }

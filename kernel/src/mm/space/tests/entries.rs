@@ -61,7 +61,8 @@ impl Stage {
     }
 
     fn set(&self, entry: Descriptor) {
-        let (_, cell) = self.space.page_tables().cell(self.start).unwrap();
+        let (table, cell) = self.space.page_tables().cell(self.start).unwrap();
+        self.space.lock_table(table).note_used(self.start);
         self.space.mmu().store(cell, entry);
     }
 

@@ -1,0 +1,66 @@
+//! Which parts of a last-level table have had entries: a bit for each eight, in the record of the table's frame.
+//!
+//! Most tables are sparse, a stack's above all, and a fork should not look at every entry. A bit is set, under the
+//! table's lock, before the first entry of its eight is written, and stays.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::{Cells, Geometry, Granule4K, Mmu};
+
+use super::Machine;
+use super::table_lock::TableGuard;
+use crate::mm::frame::Frame;
+
+/// Entries that have a bit together.
+const EIGHT: usize = 8;
+const _: () = assert!(1 << Granule4K::INDEX_BITS == EIGHT * u64::BITS as usize);
+
+impl TableGuard<'_> {
+    /// Notes that the table is about to have an entry for `page`.
+    #[inline(always)]
+    pub(super) fn note_used(&self, page: VirtAddr) {
+        note_all_used(self.frame(), 1 << (index(page) / EIGHT));
+    }
+
+    /// The bits of those among `found`, entries of this table, that may be in use.
+    #[inline(always)]
+    pub(super) fn used(&self, mmu: &Machine, found: &Cells<'_, Machine>) -> u64 {
+        let (first, last) = (index(found.start), index(found.start) + found.cells.len() - 1);
+        let mask = (u64::MAX << (first / EIGHT)) & (u64::MAX >> (u64::BITS as usize - 1 - last / EIGHT));
+        let used = self.frame().owner.load(Ordering::Relaxed) & mask;
+        debug_assert!(
+            found.cells.iter().enumerate().all(|(cell, entry)| {
+                used >> ((first + cell) / EIGHT) & 1 != 0 || mmu.load(entry) == Descriptor::EMPTY
+            }),
+            "an entry that was not noted"
+        );
+        used
+    }
+}
+
+/// Notes that a table is about to have entries where these bits are. Its lock is held, or nobody else knows it.
+#[inline(always)]
+pub(super) fn note_all_used(table: &Frame, bits: u64) {
+    // No atomic step: see above.
+    table.owner.store(table.owner.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
+}
+
+/// Calls `visit` with the places in `found` of those that have `bits`, neighbours together, in ascending order.
+#[inline(always)]
+pub(super) fn for_each_used(found: &Cells<'_, Machine>, mut bits: u64, mut visit: impl FnMut(Range<usize>)) {
+    let (first, end) = (index(found.start), index(found.start) + found.cells.len());
+    while bits != 0 {
+        let start = bits.trailing_zeros();
+        let after = start + (bits >> start).trailing_ones();
+        visit((start as usize * EIGHT).max(first) - first..(after as usize * EIGHT).min(end) - first);
+        bits = bits.checked_shr(after).map_or(0, |rest| rest << after);
+    }
+}
+
+#[inline(always)]
+fn index(page: VirtAddr) -> usize {
+    Granule4K::index(page, granule_pgtable::geometry::LAST_LEVEL)
+}
