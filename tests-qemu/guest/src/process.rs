@@ -5,13 +5,13 @@ use core::time::Duration;
 use granule::drivers::timer::Deadline;
 use granule::errno::Errno;
 use granule::kernel;
-use granule::mm::layout;
+use granule::mm::{heap, layout};
 use granule::process::stack::Words;
 use granule::process::status::{End, ExecError};
 use granule::process::{self, initrd};
 use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 
 use crate::harness::{Test, target_test};
 
@@ -134,7 +134,8 @@ impl Drop for Hoard {
 fn in_use() -> usize {
     sched::trim(this_cpu());
     let kept = sched::kept_frames() + process::kept_frames() + kernel().spaces.kept_frames();
-    kernel().frames.stats().used - kept - kernel().space.kept_frames()
+    let heap = heap::kernel_heap().stats().total / PAGE_SIZE;
+    kernel().frames.stats().used - kept - kernel().space.kept_frames() - heap
 }
 
 // With k frames and no more a program either starts or does not, and is then killed or not; whatever it is, what it took
