@@ -77,14 +77,27 @@ fn waiters_are_woken_by_what_they_wait_for_and_by_time(t: &mut Test) {
     for number in 1..=6 {
         t.ok("a thread", sched::spawn_kernel(this_cpu(), "wait", wait, number));
     }
-    let pause = || sleep_until(Deadline::after(Duration::from_millis(1)));
-    pause();
+    let settle = |is_so: &dyn Fn() -> bool| {
+        let patience = Deadline::after(Duration::from_secs(2));
+        while !is_so() && !patience.has_passed() {
+            sleep_until(Deadline::after(Duration::from_millis(1)));
+        }
+    };
+    let waiting = || {
+        let mut count = 0;
+        QUEUE.lock().wake_where(1, |_| {
+            count += 1;
+            false
+        });
+        count
+    };
+    settle(&|| waiting() == 6);
     t.equal("the first", QUEUE.lock().front().copied(), Some(1));
     t.equal("the even ones", QUEUE.lock().wake_where(2, |number| number % 2 == 0), 2);
-    pause();
+    settle(&|| WOKEN.load(Ordering::Relaxed).count_ones() == 2);
     t.equal("two of them", WOKEN.load(Ordering::Relaxed), 1 << 2 | 1 << 4);
     t.check("one", QUEUE.lock().wake_front());
-    pause();
+    settle(&|| WOKEN.load(Ordering::Relaxed).count_ones() == 3);
     t.equal("the first", WOKEN.load(Ordering::Relaxed), 1 << 1 | 1 << 2 | 1 << 4);
     QUEUE.lock().wake_all();
     wait_until_alone(t);
