@@ -57,8 +57,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         Some((table.address(), &self.mmu().table(table)[M::Geometry::index(address, LAST_LEVEL)]))
     }
 
-    /// Calls `visit` with the entries of `range`, table by table, in ascending order. Where there is no table nothing is
-    /// visited.
+    /// Calls `visit` with the entries of `range`, table by table, in ascending order. Where there is no table nothing
+    /// is visited.
     #[inline(always)]
     pub fn for_each_cells(&self, range: PageRange<M::Geometry>, mut visit: impl FnMut(Cells<'a, M>)) {
         let mut from = range.start();
@@ -141,8 +141,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         Ok(((table.address(), &mmu.table(table)[M::Geometry::index(address, LAST_LEVEL)]), prepared))
     }
 
-    /// Takes out of the tree the tables below the root that translate an address of `range` and none outside `hole`, and
-    /// hands each to `unlinked`, the lower ones first. The hole holds the range and has no leaves.
+    /// Takes out of the tree the tables below the root that translate an address of `range` and none outside `hole`,
+    /// and hands each to `unlinked`, the lower ones first. The hole holds the range and has no leaves.
     ///
     /// Nobody else uses the tree meanwhile, but for table walks of the hardware: so a table may be freed when walk
     /// caches are invalidated for `range`, and not before.
@@ -195,8 +195,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         }
     }
 
-    /// Takes everything out of the tree, and hands it out when `invalidate` is done, which must leave nothing of the tree
-    /// in any TLB or walk cache. Each table comes after what was in it; the root stays.
+    /// Takes everything out of the tree, and hands it out when `invalidate` is done, which must leave nothing of the
+    /// tree in any TLB or walk cache. Each table comes after what was in it; the root stays.
     ///
     /// Nobody else uses the tree meanwhile, but for table walks of the hardware.
     pub fn dismantle(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {

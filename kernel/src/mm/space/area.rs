@@ -397,7 +397,8 @@ impl Areas {
         into_box(area.clone())
     }
 
-    /// The end of the area in front of `range` and the start of the one behind it, or those of the window. None is in it.
+    /// The end of the area in front of `range` and the start of the one behind it, or those of the window. None is in
+    /// it.
     pub(super) fn around(&self, range: PageRange) -> (VirtAddr, VirtAddr) {
         let above = self.tree.lower_bound(Bound::Included(&range.start().0));
         let below = if above.is_null() { self.tree.back() } else { above.peek_prev() };

@@ -93,8 +93,8 @@ impl Space {
     /// Takes everything away that is mapped in the `bytes` bytes from `start` on. Holes are passed over.
     ///
     /// # Errors
-    /// `EINVAL` (no bytes, an address that is no page's, beyond the end of the space), `ENOMEM` (an area would be cut in
-    /// two, and there is no memory for the second). Nothing was changed.
+    /// `EINVAL` (no bytes, an address that is no page's, beyond the end of the space), `ENOMEM` (an area would be cut
+    /// in two, and there is no memory for the second). Nothing was changed.
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
         let range = user_range(start, bytes).ok_or(Errno::EINVAL)?;
         let mut areas = self.areas.write();
@@ -144,8 +144,8 @@ impl Space {
         if in_space && areas.covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
-    /// Does nothing with the `bytes` bytes from `start` on, but says whether they are mapped: advice that changes nothing
-    /// here (`MADV_NORMAL`, `MADV_WILLNEED`, ...).
+    /// Does nothing with the `bytes` bytes from `start` on, but says whether they are mapped: advice that changes
+    /// nothing here (`MADV_NORMAL`, `MADV_WILLNEED`, ...).
     ///
     /// # Errors
     /// As [`Self::madvise_dontneed`].

@@ -16,8 +16,8 @@ use crate::lab;
 const CODE_VISIBLE: u32 = 1;
 
 impl Space {
-    /// Makes what is in the frame of `entry` visible to fetches, if that was not done yet. The entry is not there yet, or
-    /// does not let EL0 execute.
+    /// Makes what is in the frame of `entry` visible to fetches, if that was not done yet. The entry is not there yet,
+    /// or does not let EL0 execute.
     #[inline]
     pub(super) fn make_code_visible(&self, entry: Descriptor) {
         // The page of zeros stays as it was when it was made: no code.

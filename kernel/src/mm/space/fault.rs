@@ -151,8 +151,8 @@ impl Fault<'_> {
         Ok(self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() }))
     }
 
-    /// Makes `entry`, which is here and not valid, so, if it waits for this access. Else another CPU has changed it. The
-    /// table's lock is held.
+    /// Makes `entry`, which is here and not valid, so, if it waits for this access. Else another CPU has changed it.
+    /// The table's lock is held.
     #[cold]
     pub(super) fn not_valid(&self, entry: Descriptor) -> Served {
         if entry.is_fault_on_access() {

@@ -1,8 +1,8 @@
 //! `fork`: a second space with the same pages, which both may only read until one of them writes.
 //!
 //! First everything that can run out is taken: the child's areas, and a table for each of the parent's that has private
-//! pages. Then the entries are copied, which cannot fail. The parent's lock is held alone: no fault comes between a page
-//! becoming read-only and the invalidation that makes every CPU see it.
+//! pages. Then the entries are copied, which cannot fail. The parent's lock is held alone: no fault comes between a
+//! page becoming read-only and the invalidation that makes every CPU see it.
 
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Cells, Mmu, PageRange};

@@ -4,7 +4,8 @@
 //! that must hear of each change: those of the CPUs, by ASID, and those of devices, by notifiers. The path of a fault:
 //! [`fault`] looks the area up, [`cow`] copies where a page is shared; of a call: [`calls`] cuts and merges areas,
 //! [`protect`] and [`zap`] change the entries, [`gather`] frees what nobody can reach any more. [`populate`] brings
-//! pages before they are asked for, [`shmem`] has those that several spaces show, [`used`] knows which tables are sparse.
+//! pages before they are asked for, [`shmem`] has those that several spaces show, [`used`] knows which tables are
+//! sparse.
 //!
 //! # Locks
 //! ```text
