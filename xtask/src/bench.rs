@@ -23,7 +23,7 @@ const PAGE: &str = "docs/BENCHMARKS.md";
 /// Which rows, and what to do with them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Measure only rows whose name contains NAME
+    /// Measure only rows whose name contains NAME, or the suite NAME, such as mm
     pub(crate) name: Option<String>,
     /// Measure on this machine only; without, on `default`, and rows that depend on the CPU also on another
     #[arg(long, short, value_name = "MACHINE", value_parser = crate::machine_names())]
@@ -76,9 +76,9 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
 /// Which rows on which machine: those that were asked for there; else all on the first, and on others what is theirs
 /// too.
 fn choose<'a>(options: &Options, rows: &'a [Bench], filter: &str) -> Result<Vec<(Machine, Chosen<'a>)>> {
-    let asked = |row: &Bench| row.name.contains(filter);
+    let asked = list::asked_for(rows, filter);
     let first = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;
-    let mut chosen = vec![(first, Chosen::new(rows, asked, BOOT.contains(filter))?)];
+    let mut chosen = vec![(first, Chosen::new(rows, &asked, BOOT.contains(filter))?)];
     if options.machine.is_none() {
         for machine in machine::all()? {
             let also = |row: &Bench| asked(row) && row.also.as_ref() == Some(&machine.name);
@@ -90,7 +90,13 @@ fn choose<'a>(options: &Options, rows: &'a [Bench], filter: &str) -> Result<Vec<
 }
 
 fn images<'a>(tools: &'a Tools, built: &'a Built) -> Images<'a> {
-    Images { elf: &built.benches.elf, image: &built.benches.image, kernel: &built.kernel.image, scratch: &tools.root }
+    Images {
+        elf: &built.benches.elf,
+        program: &built.bench_program,
+        image: &built.benches.image,
+        kernel: &built.kernel.image,
+        scratch: &tools.root,
+    }
 }
 
 /// Makes `run` the reference.

@@ -22,6 +22,8 @@ pub(crate) struct Built {
     pub(crate) tests: Program,
     /// The kernel with measurements in place of the monitor.
     pub(crate) benches: Program,
+    /// The program that measures at EL0, as ELF with its sections.
+    pub(crate) bench_program: PathBuf,
     /// The programs for EL0.
     pub(crate) initrd: PathBuf,
 }
@@ -49,7 +51,10 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     let kernel = program("granule")?;
     let archive = qemu::initrd_of(&kernel.image);
     write(&archive, &initrd::pack(&tools.root.join("user/src/bin"), &output)?)?;
-    let built = Built { kernel, tests: program("granule-tests")?, benches: program("granule-bench")?, initrd: archive };
+    let bench_program = tools.build_directory().join("bench.elf");
+    write(&bench_program, &fs::read(output.join("bench")).context("cannot read the program `bench`")?)?;
+    let (tests, benches) = (program("granule-tests")?, program("granule-bench")?);
+    let built = Built { kernel, tests, benches, bench_program, initrd: archive };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());

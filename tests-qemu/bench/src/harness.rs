@@ -12,8 +12,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule::bootargs::{self, PARAMETERS, Parameter, Refused};
 use granule::drivers::{console, power, timer};
-use granule::smp;
-use granule_protocol::{BenchRecord, Event, Nonce, Port, text};
+use granule::process::stack::Words;
+use granule::process::status::End;
+use granule::{process, sched, smp};
+use granule_protocol::{BenchRecord, Event, NULL_TURNS, Nonce, Port, REPETITIONS, text, windows_at_el0};
 use linkme::distributed_slice;
 
 /// A row's record; see `bench!`.
@@ -23,9 +25,14 @@ pub(crate) type Record = BenchRecord<fn(&mut Bench<'_>)>;
 #[distributed_slice]
 pub(crate) static BENCHES: [Record];
 
+/// The initrd's program that measures at EL0.
+const PROGRAM: &str = "bench";
+/// More points than any row has: what is above says that the program went wrong.
+const MOST_POINTS: u8 = 16;
+
 /// Puts `fn function(bench: &mut Bench<'_>)` on the list, as a row: `bench!(zero, "memory/zero", "page", also("a72"));`
 macro_rules! bench {
-    ($function:ident, $name:literal, $unit:literal $(, $option:ident($($value:expr)?))*) => {
+    ($function:ident, $name:expr, $unit:literal $(, $option:ident($($value:expr)?))*) => {
         const _: () = {
             #[linkme::distributed_slice($crate::harness::BENCHES)]
             static RECORD: $crate::harness::Record =
@@ -38,10 +45,8 @@ pub(crate) use bench;
 
 /// The sizes of a row whose unit is the page.
 pub(crate) const PAGES: [u64; 6] = [1, 8, 16, 64, 512, 4096];
-/// Repetitions of each point, of which the least counts. The first fills what later ones find filled.
-const REPETITIONS: u32 = 3;
-/// Turns of the loop of row `null`.
-const NULL_TURNS: u32 = 250_000;
+/// Windows measured in this boot.
+static WINDOWS: AtomicU32 = AtomicU32::new(0);
 
 #[distributed_slice(PARAMETERS)]
 static NONCE: Parameter =
@@ -132,6 +137,38 @@ impl Bench<'_> {
     }
 }
 
+impl Bench<'_> {
+    /// Lets the initrd's program [`PROGRAM`] measure the row `name` at EL0. It sends the frames of the points itself and
+    /// exits with their number.
+    pub(crate) fn at_el0(&mut self, name: &str) {
+        // SAFETY: lets EL0 read event counters (PMUSERENR_EL0.ER, Arm ARM D24.5). There is a PMU, `run` has asked.
+        unsafe { core::arch::asm!("msr pmuserenr_el0, {0}", "isb", in(reg) 1_u64 << 3, options(nostack)) };
+        let (nonce, sequence) = self.port.place();
+        let windows = WINDOWS.load(Ordering::Relaxed);
+        let mut words = Words::new();
+        let numbers = [nonce.0, sequence, self.index, windows].map(hexadecimal);
+        let line = [PROGRAM.as_bytes(), name.as_bytes()].into_iter().chain(numbers.iter().map(|word| &word[..]));
+        line.into_iter().try_for_each(|word| words.argument(word)).expect("room for six words");
+        let threads = sched::thread_count();
+        let points = match process::start(PROGRAM, words).map(process::wait) {
+            Ok(Some(End::Exited(points))) if points <= MOST_POINTS => u32::from(points),
+            otherwise => panic!("{PROGRAM} {name}: {otherwise:?}"),
+        };
+        // A process has ended before its last thread has left its kernel stack.
+        while sched::thread_count() != threads {
+            sched::sleep_until(timer::Deadline::after(core::time::Duration::from_millis(1)));
+        }
+        *self.port = Port::after(nonce, sequence + points, console::print);
+        self.points += points;
+        WINDOWS.fetch_add(windows_at_el0(points), Ordering::Relaxed);
+    }
+}
+
+/// Eight digits.
+fn hexadecimal(number: u32) -> [u8; 8] {
+    core::array::from_fn(|digit| b"0123456789abcdef"[(number >> (28 - 4 * digit)) as usize & 15])
+}
+
 /// The least of some repetitions, and which window that was.
 fn least<S, R>(
     repetitions: u32,
@@ -139,8 +176,6 @@ fn least<S, R>(
     mut operation: impl FnMut(S) -> R,
     mut finish: impl FnMut(R),
 ) -> (u32, u32) {
-    /// Windows measured in this boot.
-    static WINDOWS: AtomicU32 = AtomicU32::new(0);
     let mut best = (u32::MAX, 0);
     for _ in 0..repetitions {
         let window = WINDOWS.fetch_add(1, Ordering::Relaxed);

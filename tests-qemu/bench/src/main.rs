@@ -13,6 +13,8 @@ mod linear;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
+mod mm;
+#[cfg(target_os = "none")]
 mod peers;
 #[cfg(target_os = "none")]
 mod set_memory;

@@ -10,11 +10,13 @@ use granule_runner::machine;
 
 /// Measures rows on `default`, in two boots that must agree to the instruction; `bootargs` are more boot arguments.
 fn measure(names: &[&str], bootargs: &str) -> Result<Measured> {
-    let (elf, image, kernel) = (built("granule-bench.elf"), built("granule-bench.img"), built("granule.img"));
+    let [elf, program, image, kernel] =
+        ["granule-bench.elf", "bench.elf", "granule-bench.img", "granule.img"].map(built);
     let rows = list::read(&elf).unwrap();
     let chosen = Chosen::new(&rows, |row| names.contains(&row.name.as_str()), false).unwrap();
     assert_eq!(chosen.rows.len(), names.len(), "rows of the image: {rows:?}");
-    let images = Images { elf: &elf, image: &image, kernel: &kernel, scratch: Path::new(env!("CARGO_TARGET_TMPDIR")) };
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let images = Images { elf: &elf, program: &program, image: &image, kernel: &kernel, scratch };
     boot::measure(&machine::named("default").unwrap(), images, &chosen, bootargs)
 }
 

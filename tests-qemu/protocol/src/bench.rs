@@ -17,6 +17,17 @@ pub const BENCH_BOOTARGS_BYTES: usize = 32;
 /// What one record takes.
 pub const BENCH_RECORD_BYTES: usize = 160;
 
+/// Repetitions of each point, of which the least counts. The first fills what later ones find filled.
+pub const REPETITIONS: u32 = 3;
+/// Turns of the loop by which a program at EL0 shows that nothing else ran.
+pub const NULL_TURNS: u32 = 250_000;
+
+/// Windows that a program at EL0 measures for a row of `points` points: those of each point, and before them as many of
+/// nothing, whose cost is subtracted, and of a loop of [`NULL_TURNS`].
+pub const fn windows_at_el0(points: u32) -> u32 {
+    (points + 2) * REPETITIONS
+}
+
 /// One bench. `F` is a function pointer in the guest and eight bytes without meaning on the host.
 #[repr(C)]
 #[derive(Debug)]
@@ -27,7 +38,8 @@ pub struct BenchRecord<F> {
     pub reserved: u32,
     /// What measures the row.
     pub function: F,
-    /// The row's name: the operation, `/`, its variant; or another crate's name, `/`, the operation.
+    /// The row's name: the operation, `/`, its variant; or another crate's name, `/`, the operation. Before a colon may
+    /// stand the name of the suite that the row belongs to.
     pub name: [u8; BENCH_NAME_BYTES],
     /// What a size counts: `page`, `byte`.
     pub unit: [u8; BENCH_WORD_BYTES],

@@ -104,7 +104,17 @@ pub struct Port {
 impl Port {
     /// A port on which nothing was sent yet. `print` prints its argument in one piece, so that no other CPU gets between.
     pub const fn new(nonce: Nonce, print: fn(fmt::Arguments<'_>)) -> Self {
-        Self { nonce, sequence: 0, print }
+        Self::after(nonce, 0, print)
+    }
+
+    /// A port on which `sequence` frames were sent, by this program or by others.
+    pub const fn after(nonce: Nonce, sequence: u32, print: fn(fmt::Arguments<'_>)) -> Self {
+        Self { nonce, sequence, print }
+    }
+
+    /// The boot's number, and how many of its frames were sent.
+    pub const fn place(&self) -> (Nonce, u32) {
+        (self.nonce, self.sequence)
     }
 
     /// Sends the next frame, on a line of its own even where a test left one unfinished.

@@ -15,7 +15,7 @@ mod record;
 
 pub use bench::{
     BENCH_BOOTARGS_BYTES, BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES,
-    BenchRecord,
+    BenchRecord, NULL_TURNS, REPETITIONS, windows_at_el0,
 };
 pub use frame::{Event, Frame, MARKER, Nonce, NotAFrame, Port};
 pub use record::{

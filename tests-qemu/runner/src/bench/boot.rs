@@ -74,6 +74,8 @@ impl<'a> Chosen<'a> {
 pub struct Images<'a> {
     /// The bench image as ELF.
     pub elf: &'a Path,
+    /// The program of the initrd that measures at EL0, as ELF.
+    pub program: &'a Path,
     /// The bench image as it boots.
     pub image: &'a Path,
     /// The kernel as it boots.
@@ -110,7 +112,7 @@ pub fn measure(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, boota
 fn measure_rows(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, bootargs: &str) -> Result<Vec<Row>> {
     let boot = |extra: &[OsString]| one_boot(machine, images.image, chosen, bootargs, extra);
     let points = boot(&[])?;
-    let sites = Sites::read(images.elf)?;
+    let sites = Sites::read(&[images.elf, images.program])?;
     let log = images.scratch.join(format!("bench-{}.trace", std::process::id()));
     let mut extra: Vec<OsString> =
         ["-accel", "tcg,one-insn-per-tb=on", "-d", "exec,nochain", "-dfilter"].map(Into::into).into();

@@ -14,6 +14,8 @@ pub const NULL: &str = "null";
 pub struct Bench {
     /// Its record's place in the image; what frames call it.
     pub index: u32,
+    /// The suite that the row belongs to, if to one.
+    pub suite: Option<String>,
     /// The operation.
     pub name: String,
     /// What a size counts.
@@ -22,6 +24,12 @@ pub struct Bench {
     pub also: Option<String>,
     /// Boot arguments with which it is measured.
     pub bootargs: String,
+}
+
+/// The rows that `./x bench word` is about: those of the suite that is called so, or those whose names contain the word.
+pub fn asked_for(rows: &[Bench], word: &str) -> impl Fn(&Bench) -> bool {
+    let is_suite = rows.iter().any(|row| row.suite.as_deref() == Some(word));
+    move |row| if is_suite { row.suite.as_deref() == Some(word) } else { row.name.contains(word) }
 }
 
 /// All rows of an image, [`NULL`] among them.
@@ -60,9 +68,12 @@ fn one(index: u32, record: &[u8]) -> Result<Bench> {
     let magic = std::mem::offset_of!(Layout, magic);
     ensure!(record[magic..magic + 4] == BENCH_MAGIC.to_le_bytes(), "record {index} has no magic number");
     let also = field(std::mem::offset_of!(Layout, also), granule_protocol::BENCH_WORD_BYTES)?;
+    let name = field(std::mem::offset_of!(Layout, name), granule_protocol::BENCH_NAME_BYTES)?;
+    let (suite, name) = name.split_once(':').map_or((None, name.as_str()), |(suite, name)| (Some(suite), name));
     Ok(Bench {
         index,
-        name: field(std::mem::offset_of!(Layout, name), granule_protocol::BENCH_NAME_BYTES)?,
+        suite: suite.map(str::to_owned),
+        name: name.to_owned(),
         unit: field(std::mem::offset_of!(Layout, unit), granule_protocol::BENCH_WORD_BYTES)?,
         also: (!also.is_empty()).then_some(also),
         bootargs: field(std::mem::offset_of!(Layout, bootargs), granule_protocol::BENCH_BOOTARGS_BYTES)?,
@@ -89,6 +100,18 @@ mod tests {
         let rows = super::parse(&[bytes("null"), bytes("memory/zero")].concat()).unwrap();
         assert_eq!((rows[1].index, rows[1].name.as_str(), rows[1].unit.as_str()), (1, "memory/zero", "page"));
         assert_eq!((rows[1].also.as_deref(), rows[1].bootargs.as_str()), (Some("a72"), "a=b"));
+    }
+
+    #[test]
+    fn rows_are_asked_for_by_their_suite_or_a_part_of_their_names() {
+        let rows = super::parse(&["null", "space/mmap", "mm:fork", "mm:mmap"].map(bytes).concat()).unwrap();
+        let asked = |word| {
+            let is = super::asked_for(&rows, word);
+            rows.iter().filter(|row| is(row)).map(|row| row.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(asked("mm"), ["fork", "mmap"]);
+        assert_eq!(asked("mma"), ["space/mmap", "mmap"]);
+        assert_eq!(asked("").len(), 4);
     }
 
     #[test]

@@ -20,20 +20,23 @@ const END: &str = "<!-- up to here -->\n";
 pub fn with_tables(page: &str, run: &Run) -> Result<String> {
     let (before, rest) = page.split_once(BEGIN).context("the page has no beginning of the tables")?;
     let (_, after) = rest.split_once(END).context("the page has no end of the tables")?;
-    Ok(format!("{before}{BEGIN}\n{}\n{}\n{END}{after}", bounded(&run.first), unbounded(run)))
+    Ok(format!("{before}{BEGIN}\n{}\n{}\n{END}{after}", bounded(run), unbounded(run)))
 }
 
 /// Rows that have bounds, and what others take.
-fn bounded(measured: &Measured) -> String {
+fn bounded(run: &Run) -> String {
     let mut text = format!("| row | must | reached | | DSB / ISB / TLBI | Linux 7.2.13 | {} |\n", PEERS.join(" | "));
     text.push_str(&format!("|---|---|---|---|---|---|{}\n", "---|".repeat(PEERS.len())));
-    for (row, bar) in measured.rows.iter().filter_map(|row| Some((row, Bar::of(&row.name)?))) {
+    let rows = run.machines().flat_map(|measured| measured.rows.iter().map(move |row| (measured, row)));
+    for (measured, row) in rows {
+        let Some(bar) = Bar::on(&measured.machine, &row.name) else { continue };
+        let machine = if measured.machine == run.first.machine { "" } else { &format!(", `{}`", measured.machine) };
         let verdict = if bar.is_met(row) { "met" } else { "**missed**" };
         let peers = PEERS.map(|name| peer(name, row, measured).map_or_else(|| "–".into(), line));
         let linux = bar.linux();
         let linux = if linux.slope == 0.0 { format!("{:.0}", linux.fixed) } else { linux.to_string() };
         text.push_str(&format!(
-            "| `{}` | ≤ {bar} | {} | {verdict} | {} | {linux} | {} |\n",
+            "| `{}`{machine} | ≤ {bar} | {} | {verdict} | {} | {linux} | {} |\n",
             row.name,
             line(row),
             barriers(row),

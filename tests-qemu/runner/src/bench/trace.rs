@@ -58,16 +58,18 @@ impl Kind {
 pub struct Sites(BTreeMap<u64, Kind>);
 
 impl Sites {
-    /// Those of an ELF.
+    /// Those of some ELFs, each at addresses of its own.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn read(elf: &Path) -> Result<Self> {
-        let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
-        let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF", elf.display()))?;
+    /// When one cannot be read.
+    pub fn read(elfs: &[&Path]) -> Result<Self> {
         let mut sites = Self::default();
-        for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
-            sites.add(section.address(), section.data()?);
+        for elf in elfs {
+            let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
+            let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF", elf.display()))?;
+            for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
+                sites.add(section.address(), section.data()?);
+            }
         }
         Ok(sites)
     }

@@ -1,0 +1,30 @@
+//! The suite `mm`: what programs feel of their memory. `user/src/bin/bench.rs` measures these at EL0, entry and exit of
+//! the kernel included.
+
+use crate::harness::{Bench, bench};
+
+/// Rows that are measured at EL0, each by its name.
+macro_rules! at_el0 {
+    ($($function:ident, $name:literal, $unit:literal $(, $option:ident($($value:expr)?))*;)*) => {
+        $(
+            bench!($function, concat!("mm:", $name), $unit $(, $option($($value)?))*);
+            fn $function(bench: &mut Bench<'_>) {
+                bench.at_el0($name);
+            }
+        )*
+    };
+}
+
+at_el0! {
+    null_syscall, "null_syscall", "call";
+    anon_write_fault, "anon_write_fault", "page", also("a72");
+    zero_page_read_fault, "zero_page_read_fault", "page";
+    cow_copy_fault, "cow_copy_fault", "page", also("a72");
+    cow_reuse_fault, "cow_reuse_fault", "page";
+    mprotect_ro, "mprotect_ro", "page";
+    mprotect_rw, "mprotect_rw", "page";
+    munmap, "munmap", "page";
+    madvise_dontneed, "madvise_dontneed", "page";
+    fork, "fork", "page";
+    mmap_populate, "mmap_populate", "page", also("a72");
+}

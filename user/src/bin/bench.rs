@@ -1,0 +1,347 @@
+//! Measures what memory costs a program: `bench ROW NONCE SEQUENCE INDEX WINDOW`, the row's name and, in
+//! hexadecimal, what its frames are to carry (tests-qemu/protocol). The bench image starts it, having let EL0 read event counter 0, which counts
+//! instructions; it exits with the number of points. docs/BENCHMARKS.md says what the rows are.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_NONE, PROT_READ,
+    PROT_WRITE,
+};
+use granule_user::abi::number::GETPPID;
+use granule_user::abi::signal::SIGKILL;
+use granule_user::memory::{self, PAGE};
+use granule_user::print::Output;
+use granule_user::{Start, entry, process, sys, time};
+
+entry!(run);
+
+/// Sizes of the rows of faults.
+const FAULTS: [u64; 4] = [1, 8, 64, 512];
+/// Sizes of the rows of calls.
+const CALLS: [u64; 5] = [1, 8, 64, 512, 4096];
+/// Room for everything.
+const ROOM: u64 = 32 << 20;
+/// Where the pages lie in it: neither at the start of a table of the lowest level nor at that of a larger one.
+const OFFSET: u64 = 1 << 20;
+
+/// The rows.
+const ROWS: [(&str, fn(&mut Bench)); 11] = [
+    ("null_syscall", null_syscall),
+    ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
+    ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
+    ("cow_copy_fault", cow_copy_fault),
+    ("cow_reuse_fault", |bench| bench.faults(forked_before, Room::write)),
+    ("mprotect_ro", |bench| bench.calls(Bench::touched, |room| room.protect(PROT_READ))),
+    ("mprotect_rw", mprotect_rw),
+    ("munmap", |bench| bench.calls(Bench::touched, Room::unmap)),
+    ("madvise_dontneed", |bench| bench.calls(Bench::touched, Room::give_up)),
+    ("fork", fork),
+    ("mmap_populate", |bench| bench.calls(unmapped, Room::populate)),
+];
+
+fn run(start: Start) -> u8 {
+    let mut words = start.arguments().skip(1);
+    let name = words.next().unwrap_or_default();
+    let measure = ROWS.iter().find(|(row, _)| *row == name).expect("the name of a row").1;
+    let mut number = || words.next().and_then(|word| u32::from_str_radix(word, 16).ok()).expect("four numbers");
+    let (nonce, sequence, index, window) = (number(), number(), number(), number());
+    let start = memory::map(ROOM, PROT_NONE).expect("room");
+    let port = Port::after(Nonce(nonce), sequence, Output::print);
+    let mut bench = Bench { port, index, window, overhead: 0, points: 0, start };
+    bench.overhead = bench.least(|_| (), |()| (), drop).0;
+    let (null, _) = bench.least(|_| (), |()| turn(NULL_TURNS), drop);
+    // The loop's count is loaded into a register.
+    let expected = 2 * NULL_TURNS;
+    assert!((expected..expected + 3).contains(&(null - bench.overhead)), "an empty loop took {null}");
+    measure(&mut bench);
+    bench.points
+}
+
+/// The row that is measured.
+struct Bench {
+    port: Port,
+    index: u32,
+    /// Which window is next.
+    window: u32,
+    /// What measuring nothing takes.
+    overhead: u32,
+    points: u8,
+    start: u64,
+}
+
+/// Some pages, in an area of their own between two others.
+#[derive(Clone, Copy)]
+struct Room {
+    start: u64,
+    pages: u64,
+}
+
+impl Bench {
+    /// Measures `operation` on `size` units: each time on what `prepare` makes anew, and `finish` takes its result
+    /// away.
+    fn point<S, R>(
+        &mut self,
+        size: u64,
+        prepare: impl FnMut(&Self) -> S,
+        operation: impl FnMut(S) -> R,
+        finish: impl FnMut(R),
+    ) {
+        let (taken, window) = self.least(prepare, operation, finish);
+        let instructions = taken.saturating_sub(self.overhead);
+        self.points += 1;
+        self.port.send(Event::Point { index: self.index, size: size as u32, instructions, window });
+    }
+
+    /// The least of some repetitions, and which window that was.
+    fn least<S, R>(
+        &mut self,
+        mut prepare: impl FnMut(&Self) -> S,
+        mut operation: impl FnMut(S) -> R,
+        mut finish: impl FnMut(R),
+    ) -> (u32, u32) {
+        let mut best = (u32::MAX, 0);
+        for _ in 0..REPETITIONS {
+            let (taken, result) = count(prepare(self), &mut operation);
+            finish(result);
+            best = best.min((taken, self.window));
+            self.window += 1;
+        }
+        best
+    }
+
+    /// Measures what accesses of all pages take, by faults.
+    fn faults(&mut self, prepare: impl Fn(&Self, u64) -> Room, access: impl Fn(Room)) {
+        for pages in FAULTS {
+            self.point(pages, |bench| prepare(bench, pages), &access, drop);
+        }
+    }
+
+    /// Measures a call on all pages.
+    fn calls(&mut self, prepare: impl Fn(&Self, u64) -> Room, call: impl Fn(Room)) {
+        for pages in CALLS {
+            self.point(pages, |bench| prepare(bench, pages), &call, drop);
+        }
+    }
+
+    /// Pages that nobody has touched. What lies before and behind is in memory, so that tables stay, and is never alike,
+    /// so that areas do not become one.
+    fn fresh(&self, pages: u64) -> Room {
+        let room = Room { start: self.start + OFFSET, pages };
+        assert!(OFFSET + (pages + 1) * PAGE <= ROOM, "room for {pages} pages");
+        fixed(self.start, ROOM, PROT_NONE, 0);
+        fixed(room.start - PAGE, PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
+        fixed(room.start, room.bytes(), PROT_READ | PROT_WRITE, 0);
+        fixed(room.start + room.bytes(), PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
+        room
+    }
+
+    /// Pages that have been written.
+    fn touched(&self, pages: u64) -> Room {
+        let room = self.fresh(pages);
+        room.write();
+        room
+    }
+}
+
+/// Maps private memory in place of what is there.
+#[inline(always)]
+fn fixed(start: u64, bytes: u64, protection: u64, flags: u64) {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags;
+    // SAFETY: part of the room that `run` has mapped, to which there are no references.
+    unsafe { memory::mmap(start, bytes, protection, flags) }.expect("memory");
+}
+
+impl Room {
+    fn bytes(&self) -> u64 {
+        self.pages * PAGE
+    }
+
+    #[inline(always)]
+    fn write(self) {
+        for page in 0..self.pages {
+            // SAFETY: it is mapped writable wherever this is called.
+            unsafe { ((self.start + page * PAGE) as *mut u64).write_volatile(1) };
+        }
+    }
+
+    #[inline(always)]
+    fn read(self) {
+        for page in 0..self.pages {
+            // SAFETY: it is mapped.
+            unsafe { ((self.start + page * PAGE) as *const u64).read_volatile() };
+        }
+    }
+
+    #[inline(always)]
+    fn protect(self, protection: u64) {
+        // SAFETY: there are no references to it.
+        unsafe { memory::mprotect(self.start, self.bytes(), protection) }.expect("mapped");
+    }
+
+    #[inline(always)]
+    fn unmap(self) {
+        // SAFETY: there are no references to it.
+        unsafe { memory::munmap(self.start, self.bytes()) }.expect("mapped");
+    }
+
+    #[inline(always)]
+    fn give_up(self) {
+        // SAFETY: there are no references to it.
+        unsafe { memory::madvise(self.start, self.bytes(), MADV_DONTNEED) }.expect("mapped");
+    }
+
+    #[inline(always)]
+    fn populate(self) {
+        fixed(self.start, self.bytes(), PROT_READ | PROT_WRITE, MAP_POPULATE);
+    }
+}
+
+fn null_syscall(bench: &mut Bench) {
+    // SAFETY: it changes nothing.
+    bench.point(1, |_| (), |()| unsafe { sys::raw(GETPPID, [0; 6]) }, drop);
+}
+
+/// The parent writes while the child has the pages too, and sleeps.
+fn cow_copy_fault(bench: &mut Bench) {
+    for pages in FAULTS {
+        let shared = |bench: &Bench| {
+            let room = bench.touched(pages);
+            (room, sleeping_child())
+        };
+        let write = |(room, child): (Room, u32)| {
+            room.write();
+            child
+        };
+        bench.point(pages, shared, write, |child| {
+            process::kill(child as i32, SIGKILL).expect("the child to be there");
+            process::wait(child);
+        });
+    }
+}
+
+/// A child that has fallen asleep.
+fn sleeping_child() -> u32 {
+    // SAFETY: not at a fixed address.
+    let page = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
+    // SAFETY: mapped above, zero, and of nobody but the two processes.
+    let is_there = unsafe { &*(page as *const AtomicU32) };
+    let child = process::spawn(|| {
+        is_there.store(1, Ordering::Relaxed);
+        time::sleep(u64::from(u32::MAX) * 1000).map_or(1, |()| 0)
+    });
+    while is_there.load(Ordering::Relaxed) == 0 {
+        process::sched_yield();
+    }
+    // It had the one CPU, so it sleeps by now or does next.
+    process::sched_yield();
+    // SAFETY: the reference is not used any more; the child has a mapping of its own.
+    unsafe { memory::munmap(page, PAGE) }.expect("mapped");
+    child.expect("a child")
+}
+
+/// Pages that were shared with a child, which has gone.
+fn forked_before(bench: &Bench, pages: u64) -> Room {
+    let room = bench.touched(pages);
+    process::wait(process::spawn(|| 0).expect("a child"));
+    room
+}
+
+/// Protects pages that are read-only, which were written. Writing them then takes no fault.
+fn mprotect_rw(bench: &mut Bench) {
+    let prepare = |bench: &Bench, pages| {
+        let room = bench.touched(pages);
+        room.protect(PROT_READ);
+        room
+    };
+    let call = |room: Room| {
+        room.protect(PROT_READ | PROT_WRITE);
+        room
+    };
+    for pages in CALLS {
+        bench.point(
+            pages,
+            |bench| prepare(bench, pages),
+            call,
+            |room| {
+                let before = instructions();
+                room.write();
+                let taken = instructions().wrapping_sub(before);
+                assert!(u64::from(taken) < 8 * pages + 20, "{taken} instructions to write {pages} pages: faults");
+            },
+        );
+    }
+}
+
+fn unmapped(bench: &Bench, pages: u64) -> Room {
+    let room = bench.fresh(pages);
+    room.unmap();
+    room
+}
+
+/// The parent's side. The child exits at once, but not before it gets the CPU.
+fn fork(bench: &mut Bench) {
+    let fork = |_: Room| match process::fork() {
+        Ok(0) => process::exit_group(0),
+        Ok(child) => child,
+        Err(error) => panic!("no child: {error:?}"),
+    };
+    for pages in CALLS {
+        bench.point(
+            pages,
+            |bench| bench.touched(pages),
+            fork,
+            |child| {
+                process::wait(child);
+            },
+        );
+    }
+}
+
+/// A loop of two instructions a turn.
+fn turn(turns: u32) {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: counts a register down.
+    unsafe {
+        core::arch::asm!("2: subs {0}, {0}, #1", "b.ne 2b", inout(reg) u64::from(turns) => _, options(nomem, nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    unreachable!("{turns} turns: these programs run on arm64 alone")
+}
+
+/// Instructions from one marker (`hint #96`, `hint #97`) to the other, and what measuring takes. The host finds the
+/// same windows in a trace, by the markers.
+#[inline(never)]
+fn count<S, R>(state: S, operation: &mut impl FnMut(S) -> R) -> (u32, R) {
+    let before = instructions();
+    // SAFETY: does nothing. No `nomem`, so the compiler moves no access across it.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("hint #96", options(nostack));
+    }
+    let result = operation(state);
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("hint #97", options(nostack));
+    }
+    // The counter has 32 bits before PMUv3p5.
+    (instructions().wrapping_sub(before), result)
+}
+
+/// Instructions so far.
+#[inline(always)]
+fn instructions() -> u32 {
+    #[cfg(target_arch = "aarch64")]
+    {
+        let count: u64;
+        // SAFETY: reads a counter, and by the ISB not early.
+        unsafe { core::arch::asm!("isb", "mrs {0}, pmevcntr0_el0", out(reg) count, options(nostack)) };
+        count as u32
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    unreachable!("these programs run on arm64 alone")
+}
