@@ -235,8 +235,9 @@ pub fn park() {
             to(cpu, &thread, next, queue);
         }
         Err(_) => {
-            // The token. Only its owner takes it.
-            thread.state.store(RUNNABLE, Ordering::Relaxed);
+            // The token. A swap, not a store: who renews the token just now either is seen here, with all that it stored
+            // before, or finds it taken and leaves another. A store could go unseen until after that.
+            thread.state.swap(RUNNABLE, Ordering::AcqRel);
             drop(queue);
         }
     }
