@@ -60,7 +60,7 @@ fn what_does_not_succeed_fails_the_line() {
 #[test]
 fn the_monitor_works_while_programs_run() {
     let lines = "run spin &\nrun spin computes &\nps\nmaps 1\nptdump 1\nwalk 1 0x400000\n! walk 1 0x1000000000000\n\
-                 notify trace 1\nkill 1\n! wait 1\nkill 2 15\n! wait 2\nps\nrun hello";
+                 notify trace 1\nnotify trace 1\nkill 1\n! wait 1\nkill 2 15\n! wait 2\nps\nrun hello";
     let (wrong, session) = run_default(lines);
     assert!(wrong.is_empty(), "{wrong:?}\n{session}");
     for said in [
@@ -68,7 +68,9 @@ fn the_monitor_works_while_programs_run() {
         "0x000000401000-0x00000040",
         "USR ro NX SHD AF NG",
         "level 3",
-        "notify 1: release",
+        // Ended again, since what is printed from elsewhere while the prompt is there would hide the prompt.
+        "the notifiers of process 1 are traced\n",
+        "the notifiers of process 1 are no longer traced\n",
         "process 1 killed by SIGKILL (as expected)",
         "process 2 killed by SIGTERM (as expected)",
         "there are no processes\n",
