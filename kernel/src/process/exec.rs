@@ -3,7 +3,7 @@
 //! ```text
 //!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
 //!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere; then the heap
-//!   ... 0xffff_ffff_0000     the stack, 8 MiB, its pages as they are needed
+//!   ... 0xffff_ffff_e000     the stack, 8 MiB, its pages as they are needed
 //!   0xffff_ffff_e000         two instructions, for handlers that name no way back
 //! ```
 //! All of it is anonymous memory: a segment's contents are copied, and from then on they are the program's. Nothing of
@@ -34,11 +34,11 @@ use crate::trap::TrapFrame;
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Where programs go that lie anywhere: two thirds of the space up, where Linux has them.
 const ANYWHERE: u64 = 0xaaaa_aaaa_a000;
-/// The stack's end, and its size.
-const STACK_TOP: u64 = USER_END.0 - 0x1_0000;
-const STACK_SIZE: u64 = 8 << 20;
 /// Where handlers return to that name no place of their own (`SA_RESTORER`).
 pub const TRAMPOLINE: VirtAddr = VirtAddr(USER_END.0 - 0x2000);
+/// The stack's end, and its size. Nothing is free above it, so that no small mapping comes to lie between.
+const STACK_TOP: u64 = TRAMPOLINE.0;
+const STACK_SIZE: u64 = 8 << 20;
 
 /// `mov x8, #rt_sigreturn`, `svc #0`.
 const TRAMPOLINE_CODE: [u32; 2] = [0xd280_0008 | (number::RT_SIGRETURN as u32) << 5, 0xd400_0001];
@@ -90,7 +90,7 @@ pub fn load(cpu: &Cpu, path: &[u8], words: Words) -> Result<Loaded, ExecError> {
     map_trampoline(cpu, &space)?;
     let executable = if program.executable_stack { Protection::EXECUTE } else { Protection::NONE };
     let protection = Protection::READ.and(Protection::WRITE).and(executable);
-    map(cpu, &space, STACK_TOP - STACK_SIZE, STACK_SIZE, protection)?;
+    map(cpu, &space, Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)), STACK_SIZE, protection)?;
 
     let auxiliary = [
         (AT_HWCAP, hardware_capabilities()),
@@ -157,7 +157,7 @@ fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) ->
         protection = if has { protection.and(what) } else { protection };
     }
     let writable = Protection::READ.and(Protection::WRITE);
-    map(cpu, space, start, bytes, writable)?;
+    map(cpu, space, Placement::FixedNoReplace(VirtAddr(start)), bytes, writable)?;
     write(cpu, space, segment.address + base, segment.contents)?;
     if protection.bits() == writable.bits() {
         return Ok(());
@@ -166,19 +166,14 @@ fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) ->
 }
 
 fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
-    map(cpu, space, TRAMPOLINE.0, PAGE, Protection::READ.and(Protection::WRITE))?;
+    let writable = Protection::READ.and(Protection::WRITE);
+    map(cpu, space, Placement::FixedNoReplace(TRAMPOLINE), PAGE, writable)?;
     write(cpu, space, TRAMPOLINE.0, &TRAMPOLINE_CODE.map(u32::to_le_bytes).concat())?;
     space.mprotect(TRAMPOLINE, PAGE, Protection::READ.and(Protection::EXECUTE))
 }
 
-fn map(cpu: &Cpu, space: &SpaceRef, start: u64, bytes: u64, protection: Protection) -> Result<(), Errno> {
-    let request = MapRequest {
-        placement: Placement::FixedNoReplace(VirtAddr(start)),
-        bytes,
-        protection,
-        sharing: Sharing::Private,
-        populate: Populate::OnDemand,
-    };
+fn map(cpu: &Cpu, space: &SpaceRef, placement: Placement, bytes: u64, protection: Protection) -> Result<(), Errno> {
+    let request = MapRequest { placement, bytes, protection, sharing: Sharing::Private, populate: Populate::OnDemand };
     space.mmap(cpu, &request).map(drop)
 }
 

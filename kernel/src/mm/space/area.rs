@@ -56,6 +56,8 @@ pub struct Area {
     end: Cell<VirtAddr>,
     /// Free bytes below, as far as the kernel may choose them; in the tree of gaps where it is not 0.
     gap: Cell<u64>,
+    /// Free bytes below in which the kernel chooses nothing: what a stack that overflows runs into.
+    guard: u64,
     protection: Cell<Protection>,
     /// What it shows, if it is shared, and from which page on.
     object: Option<ObjectRef>,
@@ -74,9 +76,15 @@ impl Area {
         Self::of(range.start(), range.end(), protection, object, 0)
     }
 
+    /// The same with `bytes` bytes below that the kernel does not choose.
+    pub(super) fn guarded(self, bytes: u64) -> Self {
+        Self { guard: bytes, ..self }
+    }
+
     /// The same area for another space.
     pub(super) fn copy(&self) -> Self {
         Self::of(self.start(), self.end(), self.protection(), self.object.clone(), self.first_page.get())
+            .guarded(self.guard)
     }
 
     fn of(start: VirtAddr, end: VirtAddr, protection: Protection, object: Option<ObjectRef>, first_page: u64) -> Self {
@@ -86,6 +94,7 @@ impl Area {
             start: Cell::new(start),
             end: Cell::new(end),
             gap: Cell::new(0),
+            guard: 0,
             protection: Cell::new(protection),
             object,
             first_page: Cell::new(first_page),
@@ -147,7 +156,7 @@ impl Area {
             (Some(object), Some(other)) => object.is(other) && self.page_at(self.end()) == next.first_page.get(),
             _ => false,
         };
-        self.end() == next.start() && self.protection() == next.protection() && same_object
+        self.end() == next.start() && next.guard == 0 && self.protection() == next.protection() && same_object
     }
 }
 
@@ -295,7 +304,7 @@ impl Areas {
     /// Where `bytes` free bytes are that the kernel may choose: at the top of the smallest gap that has them.
     pub(super) fn gap(&self, bytes: u64) -> Option<VirtAddr> {
         if let Some(above) = self.gaps.lower_bound(Bound::Included(&(bytes, 0))).get() {
-            return Some(above.start() - bytes);
+            return Some(above.start() - above.guard - bytes);
         }
         let last = self.tree.back().get().map_or(self.start, Area::end);
         let top = self.end.0.checked_sub(last.max(SEARCH_START).0)?;
@@ -470,7 +479,7 @@ impl Areas {
     fn gap_changed(&mut self, area: &UnsafeRef<Area>) {
         let below = self.cursor(area).peek_prev().get().map(Area::end);
         let gap = self.gap_between(below.unwrap_or(self.start), area.start());
-        self.set_gap(area, gap);
+        self.set_gap(area, gap.saturating_sub(area.guard));
     }
 
     /// The gap above `area` is another one.

@@ -23,7 +23,13 @@ pub enum Placement {
     Fixed(VirtAddr),
     /// Exactly there, if nothing is (`MAP_FIXED_NOREPLACE`).
     FixedNoReplace(VirtAddr),
+    /// The same for a stack, which grows down: in the [`STACK_GUARD`] below it the kernel chooses nothing.
+    Stack(VirtAddr),
 }
+
+/// Bytes that the kernel leaves free below a stack, so that one that overflows ends in a fault (Linux's
+/// `stack_guard_gap`).
+pub(super) const STACK_GUARD: u64 = 256 * PAGE;
 
 /// Who sees what is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +87,8 @@ impl Space {
         if replaces {
             self.unmap(cpu, &mut areas, range, &mut spares);
         }
-        let area = areas.insert(spares.make(Area::new(range, request.protection, object)));
+        let guard = if matches!(request.placement, Placement::Stack(_)) { STACK_GUARD } else { 0 };
+        let area = areas.insert(spares.make(Area::new(range, request.protection, object).guarded(guard)));
         areas.merge_held(area, drop);
         if request.populate == Populate::Now {
             let areas = areas.downgrade();
@@ -205,7 +212,7 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, E
             }
             areas.gap(bytes).and_then(at).ok_or(Errno::ENOMEM)
         }
-        Placement::Fixed(start) | Placement::FixedNoReplace(start) => {
+        Placement::Fixed(start) | Placement::FixedNoReplace(start) | Placement::Stack(start) => {
             if !start.is_aligned(PAGE) {
                 return Err(Errno::EINVAL);
             }
@@ -213,7 +220,7 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, E
             if start < USER_START {
                 return Err(Errno::EPERM);
             }
-            if matches!(placement, Placement::FixedNoReplace(_)) && areas.touching(range).next().is_some() {
+            if !matches!(placement, Placement::Fixed(_)) && areas.touching(range).next().is_some() {
                 return Err(Errno::EEXIST);
             }
             Ok(range)

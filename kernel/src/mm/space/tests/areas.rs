@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mm::space::area::{Area, Areas, SEARCH_START, Spares};
+use crate::mm::space::calls::STACK_GUARD;
 
 /// Where the kernel may choose: 64 pages. Below are as many that must be asked for.
 const WINDOW: u64 = 64;
@@ -39,6 +40,25 @@ fn expected_gap(taken: &BTreeSet<u64>, pages: u64) -> Option<VirtAddr> {
     let inner = runs.iter().filter(|run| run.1 >= pages && !is_last(run)).min_by_key(|run| (run.1, run.0));
     let (first, count) = inner.or_else(|| runs.iter().find(is_last).filter(|run| run.1 >= pages))?;
     Some(page(first + count - pages))
+}
+
+#[test]
+fn below_a_stack_the_kernel_leaves_its_guard_free() {
+    let rig = Rig::new(2);
+    let space = rig.space();
+    let stack = VirtAddr(0x10_0000_0000);
+    let request = MapRequest { placement: Placement::Stack(stack), ..private(4) };
+    assert_eq!(space.mmap(&rig.cpu, &request), Ok(stack));
+    let chosen = space.mmap(&rig.cpu, &private(1)).unwrap();
+    assert_eq!(chosen + PAGE, stack - STACK_GUARD, "the only gap that is not behind the last area");
+    // A child's stack is one as well, and nothing becomes a part of it.
+    let child = space.fork(&rig.cpu).unwrap();
+    assert_eq!(child.mmap(&rig.cpu, &private(1)), Ok(chosen - PAGE));
+    let beside = MapRequest { placement: Placement::Fixed(stack - PAGE), ..private(1) };
+    assert_eq!(space.mmap(&rig.cpu, &beside), Ok(stack - PAGE));
+    let mut starts = Vec::new();
+    space.for_each_area(|area| starts.push(area.start()));
+    assert_eq!(starts, [chosen, stack - PAGE, stack]);
 }
 
 proptest! {
