@@ -106,7 +106,7 @@ fn waiters_are_woken_by_what_they_wait_for_and_by_time(t: &mut Test) {
 
 target_test!(readers_and_writers_that_sleep_with_the_lock_see_whole_values, limit(30));
 fn readers_and_writers_that_sleep_with_the_lock_see_whole_values(t: &mut Test) {
-    const ROUNDS: u64 = 60;
+    const ROUNDS: u64 = 16;
     static PAIR: RwSem<(u64, u64)> = RwSem::new((0, 0));
     static TORN: AtomicU32 = AtomicU32::new(0);
     fn look(pair: &(u64, u64)) {
