@@ -141,10 +141,10 @@ impl Protection {
         Self(self.0 | other.0)
     }
 
-    /// This, but for `other`.
+    /// For entries that let no store through yet, where stores are allowed: what may be written may be read.
     #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
+    pub const fn read_only(self) -> Self {
+        if self.contains(Self::WRITE) { Self(self.0 & !Self::WRITE.0 | Self::READ.0) } else { self }
     }
 
     /// Whether it lets through all that `other` does.

@@ -188,9 +188,7 @@ impl Space {
             Backing::Private if access == Access::Write => {
                 Descriptor::page(self.common.frames.alloc_zeroed(cpu)?, attributes(protection)).dirty()
             }
-            Backing::Private => {
-                Descriptor::page(self.common.zeros, attributes(protection.without(Protection::WRITE))).special()
-            }
+            Backing::Private => Descriptor::page(self.common.zeros, attributes(protection.read_only())).special(),
             Backing::Shared { object, first_page } => {
                 let frame = object.frame(cpu, first_page + (page - area.start()) / PAGE)?;
                 let entry = Descriptor::page(frame, attributes(protection));

@@ -36,7 +36,7 @@ impl Allowed {
     /// The attributes of a page that others have too.
     #[inline(always)]
     fn unwritable(self) -> Attributes {
-        attributes(self.protection.without(Protection::WRITE))
+        attributes(self.protection.read_only())
     }
 }
 

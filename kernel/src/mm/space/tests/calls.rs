@@ -70,6 +70,30 @@ fn shared_memory_stays_shared_across_a_fork() {
     assert_eq!(rig.spaces.counts(), [0; 3]);
 }
 
+/// The architecture has no entry that lets stores through and no loads. A read of such an area once got an entry that let
+/// nothing through, and faulted for ever.
+#[test]
+fn what_may_only_be_written_is_read_as_well() {
+    let rig = Rig::new(8);
+    let space = rig.space();
+    for sharing in [Sharing::Private, Sharing::Shared] {
+        let request = MapRequest { sharing, protection: Protection::WRITE, ..private(3) };
+        let start = space.mmap(&rig.cpu, &request).unwrap();
+        let entry = |page: u64| space.tables().translate(start + page * PAGE).unwrap().descriptor;
+        for page in 0..2 {
+            assert_eq!(handle_fault(&space, &rig.cpu, start + page * PAGE, Access::Read), Ok(()));
+            assert!(entry(page).is_valid(), "{sharing:?}");
+        }
+        rig.write(&space, start, 1);
+        rig.write(&space, start + 2 * PAGE, 3);
+        for protection in [Protection::READ, Protection::WRITE, Protection::NONE, Protection::WRITE] {
+            space.mprotect(start, 3 * PAGE, protection).unwrap();
+            assert!((0..3).all(|page| entry(page).is_valid() == (protection != Protection::NONE)), "{protection:?}");
+        }
+        assert_eq!([0, 1, 2].map(|page| rig.read(&space, start + page * PAGE)), [1, 0, 3], "{sharing:?}");
+    }
+}
+
 #[test]
 fn protection_follows_areas_and_entries() {
     let rig = Rig::new(8);

@@ -88,7 +88,7 @@ fn each_entry(mut check: impl FnMut(&Stage, Protection, Descriptor)) {
                 continue;
             }
             let stage = Stage::new(protection, special);
-            let mut entry = Descriptor::page(stage.frame, attributes(protection.without(Protection::WRITE)));
+            let mut entry = Descriptor::page(stage.frame, attributes(protection.read_only()));
             let steps: [(bool, Step); 6] = [
                 (writable, Descriptor::writable),
                 (dirty, Descriptor::dirty),

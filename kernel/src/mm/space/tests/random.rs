@@ -23,8 +23,14 @@ use crate::mm::space::{FaultError, USER_END, USER_START};
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
 /// Pages for them.
 const PAGES: u64 = 24;
-const PROTECTIONS: [Protection; 5] =
-    [Protection::NONE, Protection::READ, READ_WRITE, READ_EXECUTE, READ_WRITE.and(Protection::EXECUTE)];
+const PROTECTIONS: [Protection; 6] = [
+    Protection::NONE,
+    Protection::READ,
+    READ_WRITE,
+    READ_EXECUTE,
+    READ_WRITE.and(Protection::EXECUTE),
+    Protection::WRITE,
+];
 
 /// What an object holds: page → byte.
 type Contents = Rc<core::cell::RefCell<BTreeMap<u64, u8>>>;
@@ -104,11 +110,11 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     let pages = || prop_oneof![4 => 1..6_u64, 1 => 6..PAGES];
     let access = prop_oneof![Just(Access::Read), Just(Access::Write), Just(Access::Execute)];
     let step = prop_oneof![
-        3 => (proptest::option::weighted(0.8, at()), pages(), 0..5_usize, any::<bool>(), any::<bool>()).prop_map(
+        3 => (proptest::option::weighted(0.8, at()), pages(), 0..PROTECTIONS.len(), any::<bool>(), any::<bool>()).prop_map(
             |(at, pages, protection, shared, populate)| Step::Map { at, pages, protection, shared, populate }
         ),
         2 => (at(), pages()).prop_map(|(at, pages)| Step::Unmap { at, pages }),
-        3 => (at(), pages(), 0..5_usize).prop_map(|(at, pages, protection)| Step::Protect { at, pages, protection }),
+        3 => (at(), pages(), 0..PROTECTIONS.len()).prop_map(|(at, pages, protection)| Step::Protect { at, pages, protection }),
         1 => (at(), pages()).prop_map(|(at, pages)| Step::DontNeed { at, pages }),
         6 => (at(), 1..=255_u8).prop_map(|(at, value)| Step::Write { at, value }),
         2 => (at(), access).prop_map(|(at, access)| Step::Fault { at, access }),
