@@ -20,6 +20,7 @@
 mod checked;
 pub mod memory;
 pub mod print;
+pub mod probe;
 pub mod process;
 pub mod signal;
 mod start;

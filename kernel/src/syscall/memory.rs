@@ -1,10 +1,9 @@
 //! Calls for memory: what Linux refuses before it looks at the space is refused here, the rest is the space's.
 
 use granule_abi::memory::{
-    MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_DENYWRITE,
-    MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK,
-    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE, PROT_EXEC,
-    PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED,
+    MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+    MAP_TYPE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -18,20 +17,6 @@ use crate::uaccess;
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Without effect here.
 const PROT_SEM: u64 = 8;
-/// What `MAP_SHARED_VALIDATE` knows.
-const KNOWN: u64 = MAP_TYPE
-    | MAP_FIXED
-    | MAP_ANONYMOUS
-    | MAP_GROWSDOWN
-    | MAP_DENYWRITE
-    | MAP_EXECUTABLE
-    | MAP_LOCKED
-    | MAP_NORESERVE
-    | MAP_POPULATE
-    | MAP_NONBLOCK
-    | MAP_STACK
-    | MAP_HUGETLB
-    | MAP_FIXED_NOREPLACE;
 
 fn protection(bits: u64) -> Protection {
     let one = |bit: u64, what: Protection| if bits & bit != 0 { what } else { Protection::NONE };
@@ -50,9 +35,8 @@ pub(super) fn mmap(call: &mut Call<'_>) -> Answer {
     }
     let sharing = match flags & MAP_TYPE {
         MAP_PRIVATE => Sharing::Private,
-        MAP_SHARED => Sharing::Shared,
-        MAP_SHARED_VALIDATE if flags & !KNOWN != 0 => return Err(Errno::ENOTSUP),
-        MAP_SHARED_VALIDATE => Sharing::Shared,
+        MAP_SHARED if flags & MAP_GROWSDOWN == 0 => Sharing::Shared,
+        // MAP_SHARED_VALIDATE is for files alone.
         _ => return Err(Errno::EINVAL),
     };
     if flags & MAP_HUGETLB != 0 {
@@ -80,11 +64,15 @@ pub(super) fn munmap(call: &mut Call<'_>) -> Answer {
 }
 
 pub(super) fn mprotect(call: &mut Call<'_>) -> Answer {
-    let bits = call.argument::<2>();
+    let (start, bytes, bits) = (call.address::<0>(), call.argument::<1>(), call.argument::<2>());
     if bits & !(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM) != 0 {
-        return Err(Errno::EINVAL);
+        // As on Linux the range comes first: what has no bytes is well, what wraps is no memory.
+        let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes));
+        if end.is_some_and(|end| end != start.0) {
+            return Err(Errno::EINVAL);
+        }
     }
-    call.task.space().mprotect(call.address::<0>(), call.argument::<1>(), protection(bits)).map(|()| 0)
+    call.task.space().mprotect(start, bytes, protection(bits)).map(|()| 0)
 }
 
 pub(super) fn madvise(call: &mut Call<'_>) -> Answer {

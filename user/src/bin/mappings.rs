@@ -1,0 +1,485 @@
+//! The calls for memory: what each flag means, what a fault is told as, what a fork copies, and each refusal.
+//!
+//! After Linux's own tests (tools/testing/selftests/mm) and its manual pages: every answer here is the one that Linux
+//! gives on arm64 with pages of 4 KiB.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN,
+    MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC,
+    PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{
+    BRK, CLOCK_GETTIME, FUTEX, GETRANDOM, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, RT_SIGACTION,
+    RT_SIGPROCMASK, SIGALTSTACK, UNAME, WRITE, WRITEV,
+};
+use granule_user::abi::process::exited;
+use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGSEGV};
+use granule_user::memory::{PAGE, madvise, mincore, mmap, mprotect, munmap};
+use granule_user::probe::{self, Fault};
+use granule_user::{Errno, Start, entry, memory, println, process, sys};
+
+entry!(run);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
+const SHARED: u64 = MAP_SHARED | MAP_ANONYMOUS;
+/// The end of a program's addresses.
+const END: u64 = 1 << 48;
+/// Where nothing is.
+const NOWHERE: u64 = 0x7000_0000_0000;
+
+fn run(_start: Start) -> u8 {
+    probe::prepare();
+    fresh_memory_is_zeros();
+    pages_come_when_they_are_asked_for();
+    addresses_are_as_asked_for();
+    mappings_that_are_refused();
+    holes_are_made_anywhere();
+    every_protection_is_kept();
+    protections_that_are_refused();
+    contents_are_given_up();
+    advice_and_questions_that_are_refused();
+    the_heap_moves();
+    forks_copy_what_is_private();
+    copies_part_from_each_other_whoever_writes();
+    bad_pointers_are_refused();
+    println!("mappings: ok");
+    0
+}
+
+/// A call that touches no memory of the program's Rust code, whatever its arguments.
+fn call(number: usize, arguments: &[u64]) -> Result<u64, Errno> {
+    let mut all = [0; 6];
+    all[..arguments.len()].copy_from_slice(arguments);
+    // SAFETY: the tests' own pages are named by their addresses alone.
+    unsafe { sys::call(number, all) }
+}
+
+/// `pages` pages of the test's own.
+fn map(pages: u64, protection: u64, flags: u64) -> u64 {
+    // SAFETY: not at a fixed address.
+    unsafe { mmap(0, pages * PAGE, protection, flags) }.expect("memory")
+}
+
+fn put(address: u64, value: u8) -> Result<(), Fault> {
+    // SAFETY: the tests' own pages have no references to them.
+    unsafe { probe::write(address, value) }
+}
+
+fn fill(start: u64, pages: u64, first: u8) {
+    (0..pages).for_each(|page| assert_eq!(put(start + page * PAGE, first + page as u8), Ok(())));
+}
+
+fn protect(start: u64, pages: u64, protection: u64) {
+    // SAFETY: the tests' own pages have no references to them.
+    unsafe { mprotect(start, pages * PAGE, protection) }.expect("another protection");
+}
+
+fn unmap(start: u64, pages: u64) {
+    // SAFETY: as above.
+    unsafe { munmap(start, pages * PAGE) }.expect("an end");
+}
+
+fn dontneed(start: u64, pages: u64) -> Result<(), Errno> {
+    // SAFETY: as above.
+    unsafe { madvise(start, pages * PAGE, MADV_DONTNEED) }
+}
+
+/// Which of the pages are there, the first one in bit 0.
+fn present(start: u64, pages: usize) -> u32 {
+    let mut vector = [0; 16];
+    mincore(start, &mut vector[..pages]).expect("mapped pages");
+    vector.iter().rev().fold(0, |bits, &page| bits << 1 | u32::from(page & 1))
+}
+
+fn not_mapped(address: u64) -> Fault {
+    Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
+}
+
+fn not_allowed(address: u64) -> Fault {
+    Fault { signal: SIGSEGV, code: SEGV_ACCERR, address }
+}
+
+fn fresh_memory_is_zeros() {
+    for flags in [ANONYMOUS, SHARED, ANONYMOUS | MAP_POPULATE, ANONYMOUS | MAP_NORESERVE | MAP_STACK] {
+        let start = map(4, RW, flags);
+        assert_eq!(probe::read(start + 17), Ok(0), "a page that is read first");
+        assert_eq!(put(start + 17, 1), Ok(()), "and written then");
+        assert_eq!(put(start + PAGE + 9, 2), Ok(()), "a page that is written first");
+        for (offset, value) in [(17, 1), (16, 0), (PAGE + 9, 2), (PAGE + 8, 0), (2 * PAGE, 0)] {
+            assert_eq!(probe::read(start + offset), Ok(value), "flags {flags:#x}, offset {offset:#x}");
+        }
+        unmap(start, 4);
+        assert_eq!(probe::read(start + 17), Err(not_mapped(start + 17)), "after its end");
+    }
+}
+
+fn pages_come_when_they_are_asked_for() {
+    let start = map(4, RW, ANONYMOUS);
+    assert_eq!(present(start, 4), 0);
+    assert_eq!(probe::read(start), Ok(0));
+    assert_eq!(put(start + 2 * PAGE, 1), Ok(()));
+    assert_eq!(present(start, 4), 0b0101, "one that was read, one that was written");
+    unmap(start, 4);
+    for (flags, wanted) in [(MAP_POPULATE, 0b1111), (MAP_POPULATE | MAP_NONBLOCK, 0)] {
+        for protection in [RW, PROT_READ] {
+            let start = map(4, protection, ANONYMOUS | flags);
+            assert_eq!(present(start, 4), wanted, "flags {flags:#x}, protection {protection}");
+            unmap(start, 4);
+        }
+    }
+    let start = map(4, PROT_NONE, ANONYMOUS | MAP_POPULATE);
+    assert_eq!(present(start, 4), 0, "nobody may access it");
+    unmap(start, 4);
+}
+
+fn addresses_are_as_asked_for() {
+    let start = map(8, RW, ANONYMOUS);
+    assert!(start.is_multiple_of(PAGE) && start < END);
+    fill(start, 8, 1);
+    // SAFETY: the pages are the test's own.
+    let at = |address, pages: u64, flags| unsafe { mmap(address, pages * PAGE, RW, ANONYMOUS | flags) };
+    assert_eq!(at(start + 2 * PAGE, 2, MAP_FIXED), Ok(start + 2 * PAGE), "in place of what was there");
+    for (page, value) in [(1, 2), (2, 0), (3, 0), (4, 5)] {
+        assert_eq!(probe::read(start + page * PAGE), Ok(value), "page {page}");
+    }
+    assert_eq!(at(start + 7 * PAGE, 2, MAP_FIXED_NOREPLACE), Err(Errno::EEXIST), "a part is in use");
+    assert_eq!(probe::read(start + 7 * PAGE), Ok(8), "and stays");
+    unmap(start + 4 * PAGE, 2);
+    assert_eq!(at(start + 4 * PAGE, 2, MAP_FIXED_NOREPLACE), Ok(start + 4 * PAGE), "a hole just large enough");
+    assert_eq!(
+        at(start + 4 * PAGE, 1, MAP_FIXED | MAP_FIXED_NOREPLACE),
+        Err(Errno::EEXIST),
+        "the stricter flag counts"
+    );
+    unmap(start, 8);
+    assert_eq!(at(start, 8, 0), Ok(start), "a wish that can be met");
+    assert_eq!(at(start + 5, 0, 0), Err(Errno::EINVAL));
+    let other = at(start + PAGE, 2, 0).expect("memory");
+    assert!(other + 2 * PAGE <= start || start + 8 * PAGE <= other, "a wish that cannot");
+    unmap(other, 2);
+    unmap(start, 8);
+    assert_eq!(at(start + 5, 8, 0), Ok(start), "a wish is rounded down");
+    unmap(start, 8);
+    let end = at(END - PAGE, 1, MAP_FIXED);
+    assert_eq!(end, Ok(END - PAGE), "the last page");
+    assert_eq!(put(END - 1, 1), Ok(()));
+    unmap(END - PAGE, 1);
+}
+
+fn mappings_that_are_refused() {
+    let refused: &[(&str, [u64; 6], Errno)] = &[
+        ("no bytes", [0, 0, RW, ANONYMOUS, u64::MAX, 0], Errno::EINVAL),
+        ("more than there are", [0, END, RW, ANONYMOUS, u64::MAX, 0], Errno::ENOMEM),
+        ("a size that wraps", [0, u64::MAX, RW, ANONYMOUS, u64::MAX, 0], Errno::ENOMEM),
+        ("neither private nor shared", [0, PAGE, RW, MAP_ANONYMOUS, u64::MAX, 0], Errno::EINVAL),
+        (
+            "validation, which files alone have",
+            [0, PAGE, RW, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, u64::MAX, 0],
+            Errno::EINVAL,
+        ),
+        ("a shared stack", [0, PAGE, RW, SHARED | MAP_GROWSDOWN, u64::MAX, 0], Errno::EINVAL),
+        ("no page's address", [NOWHERE + 1, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::EINVAL),
+        ("beyond the end", [END, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::ENOMEM),
+        ("across the end", [END - PAGE, 2 * PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::ENOMEM),
+        ("the kernel's half", [u64::MAX << 48, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::ENOMEM),
+        ("an offset that is no page's", [0, PAGE, RW, ANONYMOUS, u64::MAX, 1], Errno::EINVAL),
+        ("no such file", [0, PAGE, RW, MAP_PRIVATE, 77, 0], Errno::EBADF),
+    ];
+    for (what, arguments, errno) in refused {
+        assert_eq!(call(MMAP, arguments), Err(*errno), "{what}");
+    }
+    // What mmap does not know of a protection it passes over, as Linux does.
+    let start = call(MMAP, &[0, PAGE, RW | 0x100, ANONYMOUS, u64::MAX, 0]).expect("memory");
+    assert_eq!(put(start, 1), Ok(()));
+    unmap(start, 1);
+
+    let start = map(1, RW, ANONYMOUS);
+    let refused = [
+        ("no bytes", start, 0),
+        ("no page's address", start + 1, PAGE),
+        ("beyond the end", END, PAGE),
+        ("across the end", END - PAGE, 2 * PAGE),
+        ("a size that wraps", start, u64::MAX),
+        ("the kernel's half", u64::MAX << 48, PAGE),
+    ];
+    for (what, address, bytes) in refused {
+        assert_eq!(call(MUNMAP, &[address, bytes]), Err(Errno::EINVAL), "{what}");
+    }
+    assert_eq!(probe::read(start), Ok(0), "nothing was unmapped");
+    unmap(start, 1);
+    unmap(start, 1);
+}
+
+fn holes_are_made_anywhere() {
+    let start = map(9, RW, ANONYMOUS);
+    fill(start, 9, 1);
+    let holes = [(0, 1), (8, 1), (3, 2), (2, 1)];
+    for (first, pages) in holes {
+        unmap(start + first * PAGE, pages);
+    }
+    for page in 0..9 {
+        let address = start + page * PAGE;
+        let gone = holes.iter().any(|&(first, pages)| (first..first + pages).contains(&page));
+        let wanted = if gone { Err(not_mapped(address)) } else { Ok(page as u8 + 1) };
+        assert_eq!(probe::read(address), wanted, "page {page}");
+    }
+    unmap(start, 9);
+    // A byte counts as its page.
+    let start = map(2, RW, ANONYMOUS);
+    assert_eq!(call(MUNMAP, &[start, 1]), Ok(0));
+    assert_eq!((probe::read(start + PAGE - 1), probe::read(start + PAGE)), (Err(not_mapped(start + PAGE - 1)), Ok(0)));
+    unmap(start, 2);
+}
+
+fn every_protection_is_kept() {
+    /// `ret`
+    const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
+    for flags in [ANONYMOUS, SHARED] {
+        let start = map(1, RW, flags);
+        RET.iter().zip(start..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
+        for protection in
+            [PROT_NONE, PROT_READ, RW, PROT_WRITE, PROT_READ | PROT_EXEC, RW, PROT_NONE, PROT_EXEC, PROT_READ]
+        {
+            protect(start, 1, protection);
+            // What may be written may be read.
+            let read = if protection & (PROT_READ | PROT_WRITE) != 0 { Ok(RET[0]) } else { Err(not_allowed(start)) };
+            // What may be executed and not read is so where the CPU has such pages: both answers are Linux's.
+            if protection != PROT_EXEC {
+                assert_eq!(probe::read(start), read, "reading, protection {protection}");
+            }
+            let written = put(start, RET[0]);
+            let writable = protection & PROT_WRITE != 0;
+            assert_eq!(written, if writable { Ok(()) } else { Err(not_allowed(start)) }, "writing, {protection}");
+            // SAFETY: a function that returns at once, where it may be executed.
+            let called = unsafe { probe::call(start) };
+            let executable = protection & PROT_EXEC != 0;
+            assert_eq!(called, if executable { Ok(()) } else { Err(not_allowed(start)) }, "calling, {protection}");
+        }
+        unmap(start, 1);
+    }
+    let start = map(1, PROT_WRITE, ANONYMOUS);
+    assert_eq!(probe::read(start), Ok(0), "what may be written may be read, also before it is written");
+    assert_eq!(put(start, 1), Ok(()));
+    unmap(start, 1);
+    // In the middle of a mapping, on pages that are there and on pages that are not.
+    let start = map(8, RW, ANONYMOUS);
+    fill(start, 4, 1);
+    protect(start + 2 * PAGE, 4, PROT_READ);
+    for page in 0..8 {
+        let address = start + page * PAGE;
+        let refused = (2..6).contains(&page);
+        assert_eq!(probe::read(address), Ok(if page < 4 { page as u8 + 1 } else { 0 }));
+        assert_eq!(put(address, 9), if refused { Err(not_allowed(address)) } else { Ok(()) }, "page {page}");
+    }
+    protect(start, 8, RW);
+    fill(start, 8, 20);
+    unmap(start, 8);
+}
+
+fn protections_that_are_refused() {
+    let start = map(3, RW, ANONYMOUS);
+    unmap(start + 2 * PAGE, 1);
+    let answers = [
+        ("no page's address", start + 1, PAGE, PROT_READ, Err(Errno::EINVAL)),
+        ("no bytes", start, 0, PROT_NONE, Ok(0)),
+        ("no bytes, and no such protection", start, 0, 0x100, Ok(0)),
+        ("no such protection", start, PAGE, RW | 0x100, Err(Errno::EINVAL)),
+        ("a size that wraps, and no such protection", start, u64::MAX, 0x100, Err(Errno::ENOMEM)),
+        ("nothing there", NOWHERE, PAGE, PROT_READ, Err(Errno::ENOMEM)),
+        ("a hole at the beginning", start + 2 * PAGE, 2 * PAGE, PROT_READ, Err(Errno::ENOMEM)),
+        ("beyond the end", END, PAGE, PROT_READ, Err(Errno::ENOMEM)),
+        ("the kernel's half", u64::MAX << 48, PAGE, PROT_READ, Err(Errno::ENOMEM)),
+    ];
+    for (what, address, bytes, protection, wanted) in answers {
+        assert_eq!(call(MPROTECT, &[address, bytes, protection]), wanted, "{what}");
+    }
+    assert_eq!(put(start, 1), Ok(()), "nothing was changed");
+    unmap(start, 2);
+}
+
+fn contents_are_given_up() {
+    let start = map(4, RW, ANONYMOUS);
+    fill(start, 4, 1);
+    assert_eq!(dontneed(start + PAGE, 2), Ok(()));
+    assert_eq!(present(start, 4), 0b1001);
+    for (page, value) in [(0, 1), (1, 0), (2, 0), (3, 4)] {
+        assert_eq!(probe::read(start + page * PAGE), Ok(value), "page {page}");
+    }
+    assert_eq!(put(start + PAGE, 7), Ok(()), "it may be written again");
+    protect(start, 4, PROT_NONE);
+    assert_eq!(dontneed(start, 4), Ok(()), "also where it may not be accessed");
+    protect(start, 4, RW);
+    assert_eq!(probe::read(start + PAGE), Ok(0));
+    fill(start, 4, 1);
+    unmap(start + PAGE, 1);
+    assert_eq!(dontneed(start, 4), Err(Errno::ENOMEM), "a hole is told of");
+    assert_eq!((probe::read(start), probe::read(start + 3 * PAGE)), (Ok(0), Ok(0)), "and the rest given up");
+    unmap(start, 4);
+
+    let start = map(2, RW, SHARED);
+    fill(start, 2, 5);
+    assert_eq!(dontneed(start, 2), Ok(()));
+    assert_eq!(probe::read(start + PAGE), Ok(6), "what is shared stays: another may have it");
+    unmap(start, 2);
+}
+
+fn advice_and_questions_that_are_refused() {
+    let vector = map(1, RW, ANONYMOUS);
+    let start = map(2, RW, ANONYMOUS);
+    unmap(start + PAGE, 1);
+    let answers = [
+        ("nothing to do", start, PAGE, MADV_NORMAL, Ok(0)),
+        ("no bytes", start, 0, MADV_DONTNEED, Ok(0)),
+        ("no such advice", start, PAGE, 12345, Err(Errno::EINVAL)),
+        ("no bytes, and no such advice", start, 0, 12345, Err(Errno::EINVAL)),
+        ("no page's address", start + 1, PAGE, MADV_DONTNEED, Err(Errno::EINVAL)),
+        ("a size that wraps", start, u64::MAX - PAGE, MADV_DONTNEED, Err(Errno::EINVAL)),
+        ("a size that rounds up to nothing", start, u64::MAX, MADV_DONTNEED, Err(Errno::EINVAL)),
+        ("a hole", start, 2 * PAGE, MADV_WILLNEED, Err(Errno::ENOMEM)),
+        ("nothing there", NOWHERE, PAGE, MADV_DONTNEED, Err(Errno::ENOMEM)),
+    ];
+    for (what, address, bytes, advice, wanted) in answers {
+        assert_eq!(call(MADVISE, &[address, bytes, advice]), wanted, "{what}");
+    }
+    let kernel = u64::MAX << 48;
+    let answers = [
+        ("a byte counts as its page", start, 1, vector, Ok(0)),
+        ("no bytes", start, 0, vector, Ok(0)),
+        ("no page's address", start + 1, PAGE, vector, Err(Errno::EINVAL)),
+        ("a hole", start, 2 * PAGE, vector, Err(Errno::ENOMEM)),
+        ("the kernel's half", kernel, PAGE, vector, Err(Errno::ENOMEM)),
+        ("a size that wraps", start, u64::MAX, vector, Err(Errno::ENOMEM)),
+        ("no place for the answer", start, PAGE, NOWHERE, Err(Errno::EFAULT)),
+        ("a place of the kernel's", start, PAGE, kernel, Err(Errno::EFAULT)),
+        ("a place of the kernel's, and a hole", start + PAGE, PAGE, kernel, Err(Errno::EFAULT)),
+    ];
+    for (what, address, bytes, place, wanted) in answers {
+        assert_eq!(call(MINCORE, &[address, bytes, place]), wanted, "{what}");
+    }
+    unmap(vector, 1);
+    unmap(start, 1);
+}
+
+fn the_heap_moves() {
+    let start = call(BRK, &[0]).expect("the heap's end");
+    let first = start.next_multiple_of(PAGE);
+    assert_eq!(call(BRK, &[first + 3 * PAGE + 5]), Ok(first + 3 * PAGE + 5));
+    fill(first, 4, 1);
+    assert_eq!(probe::read(first + 4 * PAGE), Err(not_mapped(first + 4 * PAGE)));
+    assert_eq!(call(BRK, &[first + PAGE]), Ok(first + PAGE));
+    assert_eq!((probe::read(first), probe::read(first + PAGE)), (Ok(1), Err(not_mapped(first + PAGE))));
+    assert_eq!(call(BRK, &[first + 2 * PAGE]), Ok(first + 2 * PAGE));
+    assert_eq!(probe::read(first + PAGE), Ok(0), "what comes again is zeros");
+    for refused in [8, END, u64::MAX] {
+        assert_eq!(call(BRK, &[refused]), Ok(first + 2 * PAGE), "{refused:#x}");
+    }
+    assert_eq!(call(BRK, &[start]), Ok(start));
+}
+
+fn forks_copy_what_is_private() {
+    let own = map(4, RW, ANONYMOUS);
+    let both = map(2, RW, SHARED);
+    fill(own, 3, 1);
+    fill(both, 1, 10);
+    protect(own + 2 * PAGE, 1, PROT_READ);
+    let child = process::spawn(|| {
+        assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)]);
+        assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)), "protections are copied too");
+        fill(own, 2, 101);
+        // A page that nobody had before is shared all the same.
+        fill(both, 2, 110);
+        protect(own + 2 * PAGE, 1, RW);
+        fill(own + 2 * PAGE, 2, 103);
+        unmap(own + PAGE, 1);
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)], "the parent's");
+    assert_eq!([0, 1].map(|page| probe::read(both + page * PAGE)), [Ok(110), Ok(111)], "the child's stores");
+    // The pages are the parent's alone now, and as protected as they were.
+    fill(own, 2, 50);
+    assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)));
+    unmap(own, 4);
+    unmap(both, 2);
+}
+
+fn copies_part_from_each_other_whoever_writes() {
+    const PAGES: u64 = 6;
+    let own = map(PAGES, RW, ANONYMOUS);
+    // Word 0: how far the two are. Both look, then the parent writes, then the child.
+    let steps = map(1, RW, SHARED);
+    let wait = |step| {
+        while probe::read(steps) != Ok(step) {
+            process::sched_yield();
+        }
+    };
+    let reads = |first: u8| (0..PAGES).all(|page| probe::read(own + page * PAGE) == Ok(first + page as u8));
+    fill(own, PAGES, 1);
+    let child = process::spawn(|| {
+        assert!(reads(1), "as it was at the fork");
+        assert_eq!(put(steps, 1), Ok(()));
+        wait(2);
+        assert!(reads(1), "the parent's stores are the parent's");
+        fill(own, PAGES, 30);
+        dontneed(own, 1).expect("a page to give up");
+        assert_eq!(put(steps, 3), Ok(()));
+        wait(4);
+        fill(own, 1, 30);
+        u8::from(!reads(30))
+    });
+    let child = child.expect("a fork");
+    wait(1);
+    fill(own, PAGES, 60);
+    assert_eq!(put(steps, 2), Ok(()));
+    wait(3);
+    assert!(reads(60), "the child's stores are the child's");
+    unmap(own, 1);
+    assert_eq!(put(steps, 4), Ok(()));
+    assert_eq!(process::wait(child), exited(0));
+    unmap(own, PAGES);
+    unmap(steps, 1);
+}
+
+fn bad_pointers_are_refused() {
+    let closed = map(1, PROT_NONE, ANONYMOUS);
+    let constant = map(1, PROT_READ, ANONYMOUS);
+    let unreadable = [8, NOWHERE, closed, END, u64::MAX << 48, u64::MAX - 7];
+    for bad in unreadable {
+        assert_eq!(call(WRITE, &[1, bad, 4]), Err(Errno::EFAULT), "write from {bad:#x}");
+        assert_eq!(call(WRITEV, &[1, bad, 1]), Err(Errno::EFAULT), "writev of {bad:#x}");
+        assert_eq!(call(NANOSLEEP, &[bad, 0]), Err(Errno::EFAULT), "nanosleep for {bad:#x}");
+        assert_eq!(call(RT_SIGACTION, &[10, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigaction of {bad:#x}");
+        assert_eq!(call(RT_SIGPROCMASK, &[0, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigprocmask of {bad:#x}");
+        assert_eq!(call(SIGALTSTACK, &[bad, 0]), Err(Errno::EFAULT), "sigaltstack of {bad:#x}");
+    }
+    for bad in unreadable.into_iter().chain([constant]) {
+        assert_eq!(call(CLOCK_GETTIME, &[1, bad]), Err(Errno::EFAULT), "clock_gettime to {bad:#x}");
+        assert_eq!(call(UNAME, &[bad]), Err(Errno::EFAULT), "uname to {bad:#x}");
+        assert_eq!(call(GETRANDOM, &[bad, 4, 0]), Err(Errno::EFAULT), "getrandom to {bad:#x}");
+        assert_eq!(call(SIGALTSTACK, &[0, bad]), Err(Errno::EFAULT), "sigaltstack to {bad:#x}");
+    }
+    assert_eq!(call(FUTEX, &[NOWHERE, 0, 0, 0]), Err(Errno::EFAULT), "a futex nowhere");
+    assert_eq!(call(FUTEX, &[closed + 2, 0, 0, 0]), Err(Errno::EINVAL), "a futex across words");
+    // A structure that ends where nothing is.
+    let (start, size) = (map(2, RW, ANONYMOUS), 390);
+    unmap(start + PAGE, 1);
+    assert_eq!(call(UNAME, &[start + PAGE - size + 1]), Err(Errno::EFAULT));
+    assert_eq!(call(UNAME, &[start + PAGE - size]), Ok(0));
+    // The kernel's own accesses are faults as the program's are: a page that is not there, one that is shared.
+    let fresh = map(1, RW, ANONYMOUS);
+    assert_eq!(call(CLOCK_GETTIME, &[1, fresh]), Ok(0));
+    let child = process::spawn(|| {
+        assert_eq!(call(GETRANDOM, &[start, PAGE, 0]), Ok(PAGE));
+        0
+    });
+    let before = probe::read(start + PAGE - 300);
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    assert_eq!(probe::read(start + PAGE - 300), before, "the kernel's store was the child's");
+    for (address, pages) in [(closed, 1), (constant, 1), (start, 1), (fresh, 1)] {
+        unmap(address, pages);
+    }
+    assert_eq!(memory::map(0, RW), Err(Errno::EINVAL));
+}

@@ -1,0 +1,103 @@
+//! Accesses that may fault: what a program learns of one is what the kernel tells it with SIGSEGV or SIGBUS.
+
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use granule_abi::signal::{SIGBUS, SIGSEGV, SigInfo, UContext};
+
+use crate::signal;
+
+/// What the kernel told of an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// SIGSEGV or SIGBUS.
+    pub signal: u32,
+    /// `si_code`.
+    pub code: i32,
+    /// `si_addr`.
+    pub address: u64,
+}
+
+static SIGNAL: AtomicU32 = AtomicU32::new(0);
+static CODE: AtomicI32 = AtomicI32::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+
+/// Notes the fault and goes on: behind a load or store, and where a call would have returned to.
+extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
+    SIGNAL.store(signal, Ordering::Relaxed);
+    CODE.store(info.code, Ordering::Relaxed);
+    ADDRESS.store(info.address(), Ordering::Relaxed);
+    let registers = &mut context.context;
+    registers.pc = if registers.pc == info.address() { registers.registers[30] } else { registers.pc + 4 };
+}
+
+/// Prepares for accesses that fault: the process's handlers are these from now on. One thread at a time may probe.
+///
+/// # Panics
+/// When there can be no handlers.
+pub fn prepare() {
+    for number in [SIGSEGV, SIGBUS] {
+        // SAFETY: the handler touches atomics and its own frame.
+        unsafe { signal::handle(number, note, 0, 0) }.expect("a handler");
+    }
+}
+
+/// What the access just made came to.
+fn outcome() -> Result<(), Fault> {
+    match SIGNAL.swap(0, Ordering::Relaxed) {
+        0 => Ok(()),
+        signal => Err(Fault { signal, code: CODE.load(Ordering::Relaxed), address: ADDRESS.load(Ordering::Relaxed) }),
+    }
+}
+
+/// Reads a byte.
+///
+/// # Errors
+/// The kernel told of a fault.
+pub fn read(address: u64) -> Result<u8, Fault> {
+    #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
+    let mut value = 0_u64;
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a load harms nobody, and where it faults the handler goes on behind it.
+    unsafe {
+        core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = address;
+    outcome().map(|()| value as u8)
+}
+
+/// Writes a byte.
+///
+/// # Errors
+/// The kernel told of a fault.
+///
+/// # Safety
+/// Where it may be written, it is the caller's, and nobody has a reference to it.
+pub unsafe fn write(address: u64, value: u8) -> Result<(), Fault> {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the caller's promise; where it faults the handler goes on behind it.
+    unsafe {
+        core::arch::asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) address, options(nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = (address, value);
+    outcome()
+}
+
+/// Calls what is at the address.
+///
+/// # Errors
+/// The kernel told of a fault.
+///
+/// # Safety
+/// Where it may be executed, a function is there that changes no registers but those that calls may change.
+pub unsafe fn call(address: u64) -> Result<(), Fault> {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the caller's promise; where the fetch faults the handler goes on behind the call.
+    unsafe {
+        core::arch::asm!("blr {}", in(reg) address, clobber_abi("C"));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = address;
+    outcome()
+}
