@@ -1,5 +1,6 @@
 //! Processes: the programs of the initrd that test the kernel from EL0, and what is left of them.
 
+use core::fmt::{self, Write};
 use core::time::Duration;
 
 use granule::drivers::timer::Deadline;
@@ -10,7 +11,7 @@ use granule::process::stack::Words;
 use granule::process::status::{End, ExecError};
 use granule::process::{self, initrd};
 use granule::sched::{self, sleep_until};
-use granule::smp::this_cpu;
+use granule::smp::{self, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 
 use crate::harness::{Test, target_test};
@@ -68,6 +69,12 @@ fn calls_answer_and_refuse_as_on_linux(t: &mut Test) {
     t.equal("how it ended", end, Some(End::Exited(0)));
 }
 
+target_test!(calls_for_memory_answer_as_on_linux, limit(60));
+fn calls_for_memory_answer_as_on_linux(t: &mut Test) {
+    let end = run(t, "mappings");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
 target_test!(a_program_may_lie_anywhere);
 fn a_program_may_lie_anywhere(t: &mut Test) {
     let end = run(t, "pie");
@@ -79,6 +86,59 @@ fn fork_exec_and_exit_leave_nothing(t: &mut Test) {
     // What is left is for the audit to find.
     let end = run(t, "lifecycle rounds 300");
     t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(fork_exec_and_exit_leave_nothing_in_ten_thousand_rounds, limit(600), long());
+fn fork_exec_and_exit_leave_nothing_in_ten_thousand_rounds(t: &mut Test) {
+    let end = run(t, "lifecycle rounds 10000");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(copies_keep_their_contents_while_others_write, limit(120));
+fn copies_keep_their_contents_while_others_write(t: &mut Test) {
+    stress(t, 25);
+}
+
+target_test!(copies_keep_their_contents_for_long, limit(600), long());
+fn copies_keep_their_contents_for_long(t: &mut Test) {
+    stress(t, 1000);
+}
+
+fn stress(t: &mut Test, rounds: u32) {
+    let line = format(format_args!("stress {} {rounds}", t.random()));
+    let end = run(t, &line);
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(hostile_calls_harm_nobody_else, limit(120));
+fn hostile_calls_harm_nobody_else(t: &mut Test) {
+    fuzz(t, 100_000);
+}
+
+target_test!(a_million_hostile_calls_harm_nobody_else, limit(600), long());
+fn a_million_hostile_calls_harm_nobody_else(t: &mut Test) {
+    fuzz(t, 1_000_000);
+}
+
+/// Makes so many calls, from as many programs at once as there are CPUs.
+fn fuzz(t: &mut Test, calls: usize) {
+    let threads = sched::thread_count();
+    let programs = smp::online().iter().count();
+    let mut ids = heapless::Vec::<u32, 8>::new();
+    for _ in 0..programs.min(ids.capacity()) {
+        let line = format(format_args!("fuzz {} {}", t.random(), calls.div_ceil(programs)));
+        ids.extend(t.ok(&line, start(&line)));
+    }
+    for id in ids {
+        t.equal("how it ended", process::wait(id), Some(End::Exited(0)));
+    }
+    settle(t, threads);
+}
+
+fn format(arguments: fmt::Arguments<'_>) -> heapless::String<64> {
+    let mut line = heapless::String::new();
+    line.write_fmt(arguments).expect("a short line");
+    line
 }
 
 target_test!(what_is_no_program_is_refused);

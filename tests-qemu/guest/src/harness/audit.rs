@@ -22,6 +22,8 @@ pub(crate) struct Snapshot {
     /// Objects on the heap.
     allocations: usize,
     areas: usize,
+    /// Spaces of programs, areas in them, and shared objects.
+    spaces: [usize; 3],
     cpus: CpuSet,
 }
 
@@ -35,7 +37,13 @@ impl Snapshot {
         let kept = kernel.space.kept_frames() + programs + heap.total / PAGE_SIZE;
         let mut areas = 0;
         kernel.space.for_each_area(|_| areas += 1);
-        Self { frames: kernel.frames.stats().used - kept, allocations: heap.allocations, areas, cpus: smp::online() }
+        Self {
+            frames: kernel.frames.stats().used - kept,
+            allocations: heap.allocations,
+            areas,
+            spaces: kernel.spaces.counts(),
+            cpus: smp::online(),
+        }
     }
 
     /// Prints what is not as it must be, or not as it was; returns how many things that are.
@@ -51,6 +59,9 @@ impl Snapshot {
         compare("frames in use", before.frames, after.frames);
         compare("objects on the heap", before.allocations, after.allocations);
         compare("vmalloc areas", before.areas, after.areas);
+        for (what, index) in [("spaces", 0), ("areas of spaces", 1), ("shared objects", 2)] {
+            compare(what, before.spaces[index], after.spaces[index]);
+        }
         compare("CPUs", before.cpus.iter().count(), after.cpus.iter().count());
         findings + writable_and_executable()
     }
