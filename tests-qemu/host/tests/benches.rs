@@ -40,3 +40,12 @@ fn an_interrupt_that_is_counted_with_the_rest_is_noticed() {
     let said = format!("{error:#}");
     assert!(said.contains("something else ran"), "{said}");
 }
+
+/// The program at EL0 has windows of its own, and the kernel's barriers are found in them.
+#[test]
+fn rows_at_el0_count_what_the_kernel_does_for_them() {
+    let measured = measure(&["null_syscall", "mprotect_ro"], "").unwrap();
+    let counts: Vec<_> = measured.rows.iter().map(|row| (row.dsb, row.isb, row.tlbi)).collect();
+    assert_eq!(counts, [(Some(0), Some(0), Some(0)), (Some(2), Some(0), Some(1))]);
+    assert!(measured.rows.iter().all(|row| row.points.iter().all(|(_, taken)| *taken > 20)), "{measured:?}");
+}

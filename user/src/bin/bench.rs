@@ -8,8 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_NONE, PROT_READ,
-    PROT_WRITE,
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::GETPPID;
 use granule_user::abi::signal::SIGKILL;
@@ -23,10 +22,10 @@ entry!(run);
 const FAULTS: [u64; 4] = [1, 8, 64, 512];
 /// Sizes of the rows of calls.
 const CALLS: [u64; 5] = [1, 8, 64, 512, 4096];
-/// Room for everything.
+/// Where the pages are: in the middle of a table, where the kernel puts nothing of its own choice.
+const START: u64 = 0x10_0010_0000;
+/// Room for them and what lies around.
 const ROOM: u64 = 32 << 20;
-/// Where the pages lie in it: neither at the start of a table of the lowest level nor at that of a larger one.
-const OFFSET: u64 = 1 << 20;
 
 /// The rows.
 const ROWS: [(&str, fn(&mut Bench)); 11] = [
@@ -49,9 +48,8 @@ fn run(start: Start) -> u8 {
     let measure = ROWS.iter().find(|(row, _)| *row == name).expect("the name of a row").1;
     let mut number = || words.next().and_then(|word| u32::from_str_radix(word, 16).ok()).expect("four numbers");
     let (nonce, sequence, index, window) = (number(), number(), number(), number());
-    let start = memory::map(ROOM, PROT_NONE).expect("room");
     let port = Port::after(Nonce(nonce), sequence, Output::print);
-    let mut bench = Bench { port, index, window, overhead: 0, points: 0, start };
+    let mut bench = Bench { port, index, window, overhead: 0, points: 0 };
     bench.overhead = bench.least(|_| (), |()| (), drop).0;
     let (null, _) = bench.least(|_| (), |()| turn(NULL_TURNS), drop);
     // The loop's count is loaded into a register.
@@ -70,7 +68,6 @@ struct Bench {
     /// What measuring nothing takes.
     overhead: u32,
     points: u8,
-    start: u64,
 }
 
 /// Some pages, in an area of their own between two others.
@@ -130,9 +127,10 @@ impl Bench {
     /// Pages that nobody has touched. What lies before and behind is in memory, so that tables stay, and is never alike,
     /// so that areas do not become one.
     fn fresh(&self, pages: u64) -> Room {
-        let room = Room { start: self.start + OFFSET, pages };
-        assert!(OFFSET + (pages + 1) * PAGE <= ROOM, "room for {pages} pages");
-        fixed(self.start, ROOM, PROT_NONE, 0);
+        let room = Room { start: START, pages };
+        let whole = Room { start: START - PAGE, pages: ROOM / PAGE };
+        assert!(pages + 2 <= whole.pages, "room for {pages} pages");
+        whole.unmap();
         fixed(room.start - PAGE, PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
         fixed(room.start, room.bytes(), PROT_READ | PROT_WRITE, 0);
         fixed(room.start + room.bytes(), PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
@@ -151,7 +149,7 @@ impl Bench {
 #[inline(always)]
 fn fixed(start: u64, bytes: u64, protection: u64, flags: u64) {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags;
-    // SAFETY: part of the room that `run` has mapped, to which there are no references.
+    // SAFETY: of the room at `START`, to which there are no references.
     unsafe { memory::mmap(start, bytes, protection, flags) }.expect("memory");
 }
 
