@@ -57,6 +57,14 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         Some((table.address(), &self.mmu().table(table)[M::Geometry::index(address, LAST_LEVEL)]))
     }
 
+    /// The entries of `count` pages from `start` on, which one table translates; `None` where there is no table.
+    #[inline(always)]
+    pub fn cells(&self, start: VirtAddr, count: usize) -> Option<Cells<'a, M>> {
+        let table = self.last_table(start).ok()?;
+        let first = M::Geometry::index(start, LAST_LEVEL);
+        Some(Cells { table: table.address(), cells: &self.mmu().table(table)[first..first + count], start })
+    }
+
     /// Calls `visit` with the entries of `range`, table by table, in ascending order. Where there is no table nothing
     /// is visited.
     #[inline(always)]
@@ -112,12 +120,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         source: &mut impl TableSource,
         prepare: impl FnOnce() -> Result<T, E>,
     ) -> Result<((PhysAddr, &'a M::Cell), T), E> {
-        let mut missing = 0;
-        for step in self.walk(address) {
-            if step.level != LAST_LEVEL && step.kind != Kind::Table {
-                missing = usize::from(LAST_LEVEL - step.level);
-            }
-        }
+        let missing = self.last_table(address).err().map_or(0, |level| usize::from(LAST_LEVEL - level));
         let mmu = self.mmu();
         let mut spare = TableList::take(mmu, missing, source).map_err(|_| OutOfTables)?;
         let prepared = match prepare() {

@@ -363,6 +363,20 @@ impl Areas {
         Held(node)
     }
 
+    /// Takes in a copy of `area` of another space, whose areas are copied from the lowest to the highest: `last` is the
+    /// one before it.
+    pub(super) fn append_copy(&mut self, last: Option<&Held>, area: &Area, copy: PoolBox<Area>) -> Held {
+        let node = into_ref(copy);
+        match last {
+            Some(last) => self.cursor(&last.0).insert_after(node.clone()),
+            None => self.tree.front_mut().insert_before(node.clone()),
+        }
+        self.count += 1;
+        // As many addresses are free below it.
+        self.set_gap(&node, area.gap.get());
+        Held(node)
+    }
+
     /// Takes all areas out that lie in `range`, each of which then goes to `removed`. None straddles an end.
     pub(super) fn remove(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
         while let Some(area) = self.tree.lower_bound(Bound::Included(&range.start().0)).clone_pointer()

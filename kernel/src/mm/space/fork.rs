@@ -7,7 +7,7 @@
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Cells, Mmu, PageRange};
 
-use super::area::{Area, Areas, Backing};
+use super::area::Areas;
 use super::entry::replace;
 use super::used::{for_each_used, note_all_used};
 use super::{Cell, Machine, Space, SpaceRef};
@@ -27,18 +27,21 @@ impl Space {
         let areas = self.areas.write();
         {
             let mut copies = child.areas.write();
+            let mut last = None;
             for area in areas.iter() {
-                copies.insert(self.common.areas.try_new(area.copy())?);
+                last = Some(copies.append_copy(last.as_ref(), area, self.common.areas.try_new(area.copy())?));
             }
         }
-        for area in private(&areas) {
-            self.prepare_tables(cpu, &child, area.range())?;
+        let mut whole: Option<PageRange> = None;
+        for range in private(&areas) {
+            self.prepare_tables(cpu, &child, range)?;
+            whole = Some(whole.map_or(range, |whole| whole.hull(range)));
         }
-        let Some(range) = private(&areas).map(Area::range).reduce(PageRange::hull) else { return Ok(child) };
+        let Some(range) = whole else { return Ok(child) };
         let _told = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
         let mut protected = false;
-        for area in private(&areas) {
-            self.page_tables().for_each_cells(area.range(), |found| protected |= self.copy_entries(&child, &found));
+        for range in private(&areas) {
+            self.page_tables().for_each_cells(range, |found| protected |= self.copy_entries(&child, &found));
         }
         if protected {
             // Most of the space: one operation, and not one for each page.
@@ -64,15 +67,13 @@ impl Space {
         let mut protected = false;
         let locked = self.lock_table(found.table);
         let used = locked.used(self.mmu(), found);
-        let range = PageRange::from_pages(found.start, found.cells.len()).expect("entries of the lower half");
-        child.page_tables().for_each_cells(range, |copies| {
-            // Nobody else knows the child's tables yet: they need no lock.
-            note_all_used(self.common.record(copies.table), used);
-            for_each_used(found, used, |places| {
-                for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
-                    protected |= self.copy_entry(cell, copy);
-                }
-            });
+        let copies = child.page_tables().cells(found.start, found.cells.len()).expect("a table that was linked before");
+        // Nobody else knows the child's tables yet: they need no lock.
+        note_all_used(self.common.record(copies.table), used);
+        for_each_used(found, used, |places| {
+            for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
+                protected |= self.copy_entry(cell, copy);
+            }
         });
         protected
     }
@@ -101,7 +102,24 @@ impl Space {
     }
 }
 
-/// The areas whose pages a child gets copies of. Others it finds in their objects.
-fn private(areas: &Areas) -> impl Iterator<Item = &Area> {
-    areas.iter().filter(|area| matches!(area.backing(), Backing::Private))
+/// The areas whose pages a child gets copies of, neighbours together: they have tables in common. The pages of others
+/// it finds in their objects.
+fn private(areas: &Areas) -> impl Iterator<Item = PageRange> {
+    let mut rest = areas.iter().filter(|area| !area.is_shared());
+    let mut next = rest.next();
+    core::iter::from_fn(move || {
+        let first = next?;
+        let mut end = first.end();
+        loop {
+            next = rest.next();
+            match next {
+                Some(area) if area.start() == end => end = area.end(),
+                _ => break,
+            }
+        }
+        Some(
+            PageRange::new(first.start(), end - first.start())
+                .expect("areas are made of whole pages of the lower half"),
+        )
+    })
 }
