@@ -202,6 +202,10 @@ fn make_child(
             _ if request.has(CLONE_PARENT) => Parent::Nobody,
             _ => Parent::Process(task.process().id()),
         };
+        if request.has(CLONE_PARENT) {
+            // A parent that did not ask for this child hears of its end by the signal that it did ask for.
+            state.exit_signal = own.exit_signal;
+        }
         state.name = own.name;
         state.actions.copy_from(&own.actions);
     }
