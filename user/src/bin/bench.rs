@@ -27,8 +27,11 @@ const START: u64 = 0x10_0010_0000;
 /// Room for them and what lies around.
 const ROOM: u64 = 32 << 20;
 
+/// A row's name, and what measures it.
+type Row = (&'static str, fn(&mut Bench));
+
 /// The rows.
-const ROWS: [(&str, fn(&mut Bench)); 11] = [
+const ROWS: [Row; 11] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
