@@ -46,7 +46,7 @@ pub use record::Owners;
 mod record {
     use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-    use granule_arch::addr::VirtAddr;
+    use granule_arch::addr::{PAGE_SIZE, VirtAddr};
     use granule_pgtable::PageRange;
 
     use crate::smp::{self, Cpu, CpuId, MAX_CPUS};
@@ -62,36 +62,37 @@ mod record {
         /// Nothing.
         #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
         pub const fn new() -> Self {
-            Self([const { Slot { start: AtomicU64::new(Slot::EMPTY), last: AtomicU64::new(0) } }; DEPTH])
+            Self([const { Slot(AtomicU64::new(0)) }; DEPTH])
         }
     }
 
-    /// One range. Only its CPU writes it.
+    /// One range, or 0. Only its CPU writes it, and others read it at any time: so both ends are in one word, the
+    /// number of the first page above [`COUNT_BITS`] bits with the number of pages, which is never 0.
     #[derive(Debug)]
-    pub(super) struct Slot {
-        start: AtomicU64,
-        last: AtomicU64,
-    }
+    pub(super) struct Slot(AtomicU64);
+
+    /// A terabyte of pages; the first so many of a longer range are on record.
+    const COUNT_BITS: u32 = 28;
+    const MOST_PAGES: u64 = (1 << COUNT_BITS) - 1;
+    /// The upper half's bits above a page number that fits.
+    const UPPER_HALF: u64 = !0 << (64 - COUNT_BITS + PAGE_SIZE.trailing_zeros());
 
     impl Slot {
-        /// No page starts there.
-        const EMPTY: u64 = u64::MAX;
-
         fn set(&self, range: PageRange) {
-            self.last.store(range.last().0, Ordering::Relaxed);
-            self.start.store(range.start().0, Ordering::Release);
+            let pages = (range.pages() as u64).min(MOST_PAGES);
+            self.0.store((range.start().0 / PAGE_SIZE as u64) << COUNT_BITS | pages, Ordering::Relaxed);
         }
 
         pub(super) fn clear(&self) {
             // Release: the change that it was for comes before.
-            self.start.store(Self::EMPTY, Ordering::Release);
+            self.0.store(0, Ordering::Release);
         }
 
-        /// The first and the last address. Where they belong to two changes, one after the other, the later one is
-        /// being put on record now, and its CPU will find this one's.
+        /// The first and the last address.
         fn get(&self) -> Option<(u64, u64)> {
-            let start = self.start.load(Ordering::Acquire);
-            (start != Self::EMPTY).then(|| (start, self.last.load(Ordering::Relaxed)))
+            let word = self.0.load(Ordering::Acquire);
+            let start = word >> COUNT_BITS << PAGE_SIZE.trailing_zeros() | UPPER_HALF;
+            (word != 0).then(|| (start, start + (word & MOST_PAGES) * PAGE_SIZE as u64 - 1))
         }
     }
 
