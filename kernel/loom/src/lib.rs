@@ -16,7 +16,7 @@
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
 //! The notifier chain of user spaces is generic over its atomics ([`Loom`]); it runs here with no table or with one
-//! entry.
+//! entry. So is a thread's token ([`Sleeper`]), which runs here with a lock and a condition for its run queue.
 //!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
 //! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
@@ -31,6 +31,7 @@
 mod cell;
 mod chain;
 mod tlb;
+mod token;
 
 use std::sync::Mutex;
 
@@ -46,6 +47,7 @@ use granule_pgtable::{
 use loom::sync::atomic::{Ordering, fence};
 pub use tlb::Broadcast;
 use tlb::Tlbs;
+pub use token::{Fault, Sleeper};
 
 /// The CPUs of the machine, each with a walk word.
 pub const CPUS: usize = 3;

@@ -27,6 +27,7 @@ mod switch;
 mod thread;
 #[cfg(target_os = "none")]
 mod timeout;
+pub mod token;
 mod wait;
 
 #[cfg(target_os = "none")]

@@ -21,7 +21,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::interrupts;
 use intrusive_collections::{LinkedList, UnsafeRef, intrusive_adapter};
 
-use super::thread::{PARKED, RUNNABLE, Thread, ThreadRef, Work, current};
+use super::thread::{Thread, ThreadRef, Work, current};
 use super::timeout::Timeouts;
 use super::{fp, switch, timeout};
 use crate::drivers::timer::{self, Deadline, Purpose};
@@ -222,11 +222,11 @@ pub(super) fn wake(thread: &Thread) -> bool {
     let mut queue = cpu.sched.queue.lock();
     // It may have been woken, and have gone elsewhere, since the caller looked. What sleeps stays, and went to sleep
     // under this lock.
-    if thread.home() != home
-        || thread.state.compare_exchange(PARKED, RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_err()
-    {
+    if thread.home() != home || !thread.state.unpark() {
         return false;
     }
+    // For `interrupt`: who has found it asleep has raised its work before, as the thread will see.
+    fence(Ordering::SeqCst);
     queue.add_woken(thread);
     request(cpu);
     drop(queue);
@@ -250,8 +250,10 @@ fn notify_other(cpu: &'static Cpu) {
 
 /// Has `thread` look at its work soon, if it is at EL0.
 pub(super) fn interrupt(thread: &Thread) {
-    // Where it has moved meanwhile, it has looked on its way.
-    if thread.state.load(Ordering::SeqCst) != PARKED
+    // Where it has woken or moved meanwhile, it has looked on its way: the work was raised before this looks at the
+    // thread, and `wake` and `steal` have changed the thread before it looks at its work.
+    fence(Ordering::SeqCst);
+    if !thread.state.is_parked()
         && let Some(cpu) = smp::cpu(thread.home())
     {
         notify_other(cpu);
@@ -312,6 +314,8 @@ fn steal(cpu: &Cpu) -> Option<NonNull<Thread>> {
         if let Some(thread) = taken {
             // Its registers are all in memory: the lock was held until they were.
             thread.home.store(cpu.id.0, Ordering::Relaxed);
+            // For `interrupt`, as in `wake`.
+            fence(Ordering::SeqCst);
             return NonNull::new(UnsafeRef::into_raw(thread));
         }
     }

@@ -16,7 +16,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::{barrier, interrupts, patched_branch};
 
 use super::queue::{self, RunQueue, WaitedFor};
-use super::thread::{DEAD, PARKED, RUNNABLE, Thread, ThreadRef, current};
+use super::thread::{Thread, ThreadRef, current};
 use crate::mm::asid::{self, Asids};
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::space::{Space, SpaceRef};
@@ -229,17 +229,11 @@ pub fn park() {
     debug_assert!(!queue::is_idle_thread(cpu, &thread), "the idle thread has nobody to run instead");
     let masked = interrupts::mask();
     let mut queue = cpu.sched.queue.lock();
-    match thread.state.compare_exchange(RUNNABLE, PARKED, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => {
-            let next = queue.pick_or_idle(cpu);
-            to(cpu, &thread, next, queue);
-        }
-        Err(_) => {
-            // The token. A swap, not a store: who renews the token just now either is seen here, with all that it stored
-            // before, or finds it taken and leaves another. A store could go unseen until after that.
-            thread.state.swap(RUNNABLE, Ordering::AcqRel);
-            drop(queue);
-        }
+    if thread.state.park() {
+        let next = queue.pick_or_idle(cpu);
+        to(cpu, &thread, next, queue);
+    } else {
+        drop(queue);
     }
     interrupts::restore(masked);
 }
@@ -251,7 +245,7 @@ pub fn exit() -> ! {
     let thread = current();
     let _ = interrupts::mask();
     let mut queue = cpu.sched.queue.lock();
-    thread.state.store(DEAD, Ordering::Relaxed);
+    thread.state.end();
     cpu.sched.ended.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     let next = queue.pick_or_idle(cpu);
     to(cpu, &thread, next, queue);

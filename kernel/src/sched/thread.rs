@@ -13,6 +13,7 @@ use intrusive_collections::LinkedListLink;
 use spin::Once;
 
 use super::fp::FpArea;
+use super::token::Token;
 use super::{queue, switch};
 use crate::kernel;
 use crate::mm::OutOfMemory;
@@ -51,15 +52,6 @@ impl Work {
     pub const SIGNAL: Self = Self(2);
 }
 
-/// It runs, or is in a run queue.
-pub(super) const RUNNABLE: u32 = 0;
-/// The same, and its next `park` returns at once.
-pub(super) const TOKEN: u32 = 1;
-/// It sleeps.
-pub(super) const PARKED: u32 = 2;
-/// It will not run any more.
-pub(super) const DEAD: u32 = 3;
-
 /// What belongs to one thread. It is reached through a [`ThreadRef`], and by the thread itself.
 ///
 /// The cells belong to the CPU that runs the thread; while it does not run, to the CPU whose queue's lock is held.
@@ -69,8 +61,8 @@ pub struct Thread {
     pub(super) sp: Cell<u64>,
     /// Bits of [`Work`]; others set them. The way out to EL0 looks at it, in assembly.
     pub(super) work: AtomicU32,
-    /// [`RUNNABLE`] to [`DEAD`].
-    pub(super) state: AtomicU32,
+    /// Whether it sleeps.
+    pub(super) state: Token<AtomicU32>,
     /// [`UserEntry::syscall`], for the assembly that calls it; never called in a kernel thread.
     pub(super) syscall: extern "C" fn(&mut TrapFrame, &Thread),
     /// [`UserEntry::fault`], likewise.
@@ -116,7 +108,7 @@ impl Thread {
         Self {
             sp: Cell::new(0),
             work: AtomicU32::new(0),
-            state: AtomicU32::new(RUNNABLE),
+            state: Token::new(AtomicU32::new(0)),
             syscall: never,
             fault: never,
             entry: None,
@@ -160,33 +152,12 @@ impl Thread {
 
     /// Whether it sleeps. For reports: the answer may be old when it arrives.
     pub fn is_parked(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == PARKED
+        self.state.is_parked()
     }
 
     /// Ends the thread's `park`, or the next one if it is in none. What the caller stored before is seen there.
     pub fn unpark(&self) {
-        loop {
-            match self.state.load(Ordering::Relaxed) {
-                RUNNABLE => {
-                    let left = self.state.compare_exchange(RUNNABLE, TOKEN, Ordering::AcqRel, Ordering::Relaxed);
-                    if left.is_ok() {
-                        return;
-                    }
-                }
-                // The one token there is, once more: so that its taker sees what this caller stored, too.
-                TOKEN => {
-                    if self.state.compare_exchange(TOKEN, TOKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                        return;
-                    }
-                }
-                PARKED => {
-                    if queue::wake(self) {
-                        return;
-                    }
-                }
-                _ => return,
-            }
-        }
+        self.state.leave(|| queue::wake(self));
     }
 
     /// Has the thread do `work` before it enters EL0 the next time: soon, if it is there. It is not woken.

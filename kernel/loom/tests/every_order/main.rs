@@ -7,6 +7,7 @@ mod canary;
 mod interrupt;
 mod leaving;
 mod map;
+mod park;
 mod reclaim;
 mod remedies;
 mod split;

@@ -1,0 +1,50 @@
+//! A thread that waits for two others sees both, and sleeps for ever in no order.
+//!
+//! Each of the others stores and then wakes it, as whoever lets go of a lock does. A wake-up that is lost is a deadlock,
+//! which loom reports.
+
+use std::sync::Arc;
+
+use granule_loom::{Fault, Sleeper};
+use loom::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{assert_caught, threads};
+
+fn waits_for_two(fault: Fault) {
+    threads(move || {
+        let sleeper = Arc::new(Sleeper::new(fault));
+        let stored = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+        let others = [0, 1].map(|number| {
+            let (sleeper, stored) = (Arc::clone(&sleeper), Arc::clone(&stored));
+            loom::thread::spawn(move || {
+                // Relaxed: that it is seen is what the token promises.
+                stored[number].store(true, Ordering::Relaxed);
+                sleeper.unpark();
+            })
+        });
+        while !stored.iter().all(|stored| stored.load(Ordering::Relaxed)) {
+            sleeper.park();
+        }
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost() {
+    waits_for_two(Fault::None);
+}
+
+#[test]
+fn a_token_that_is_taken_by_a_store_is_caught() {
+    assert_caught("deadlock", || waits_for_two(Fault::StoreForSwap));
+}
+
+#[test]
+fn a_token_that_is_not_renewed_is_caught() {
+    assert_caught("deadlock", || waits_for_two(Fault::NoRenewal));
+}
+
+#[test]
+fn a_token_that_orders_nothing_is_caught() {
+    assert_caught("deadlock", || waits_for_two(Fault::Relaxed));
+}

@@ -1,0 +1,100 @@
+//! Whether a thread runs or sleeps, and the token that a wake-up leaves to one that runs.
+//!
+//! Generic over the word, so that `kernel/loom` runs it in every order.
+//!
+//! **The rule of `PARKED`**: a thread comes to it and goes from it under the lock of its CPU's run queue alone. The
+//! token comes and goes without the lock: its word is changed by read-modify-writes alone, and each is an acquire and a
+//! release, so that whoever takes the token sees what everybody stored who left or renewed it.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// It runs, or is in a run queue.
+const RUNNABLE: u32 = 0;
+/// The same, and its next park returns at once.
+const TOKEN: u32 = 1;
+/// It sleeps.
+const PARKED: u32 = 2;
+/// It will not run any more.
+const DEAD: u32 = 3;
+
+/// The atomic that the token is in.
+pub trait StateWord {
+    /// As [`AtomicU32::load`].
+    fn load(&self, order: Ordering) -> u32;
+    /// As [`AtomicU32::swap`].
+    fn swap(&self, new: u32, order: Ordering) -> u32;
+    /// As [`AtomicU32::compare_exchange`].
+    ///
+    /// # Errors
+    /// What was found instead of `current`.
+    fn compare_exchange(&self, current: u32, new: u32, success: Ordering, failure: Ordering) -> Result<u32, u32>;
+}
+
+impl StateWord for AtomicU32 {
+    fn load(&self, order: Ordering) -> u32 {
+        self.load(order)
+    }
+
+    fn swap(&self, new: u32, order: Ordering) -> u32 {
+        self.swap(new, order)
+    }
+
+    fn compare_exchange(&self, current: u32, new: u32, success: Ordering, failure: Ordering) -> Result<u32, u32> {
+        self.compare_exchange(current, new, success, failure)
+    }
+}
+
+/// A thread's state.
+pub struct Token<W>(W);
+
+impl<W: StateWord> Token<W> {
+    /// `word` holds zero: the thread may run.
+    pub const fn new(word: W) -> Self {
+        Self(word)
+    }
+
+    /// The running thread wants to sleep. Whether it does from now on; else it had a token, and has it no more. Under
+    /// the run queue's lock.
+    pub fn park(&self) -> bool {
+        if self.0.compare_exchange(RUNNABLE, PARKED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            return true;
+        }
+        // A swap, not a store: who renews the token just now either is seen here, with all that it stored before, or
+        // finds it taken and leaves another. A store could go unseen until after that.
+        self.0.swap(RUNNABLE, Ordering::AcqRel);
+        false
+    }
+
+    /// Leaves the thread a token, or has `wake` wake it where it sleeps. `wake` takes the run queue's lock, and returns
+    /// whether [`Self::unpark`] was successful there: if not, all is looked at again.
+    pub fn leave(&self, wake: impl Fn() -> bool) {
+        loop {
+            let done = match self.0.load(Ordering::Relaxed) {
+                // Where there is one, the same once more: so that its taker sees what this caller stored, too.
+                state @ (RUNNABLE | TOKEN) => {
+                    self.0.compare_exchange(state, TOKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                }
+                PARKED => wake(),
+                _ => true,
+            };
+            if done {
+                return;
+            }
+        }
+    }
+
+    /// Lets the thread run that sleeps; whether it did sleep. Under the run queue's lock.
+    pub fn unpark(&self) -> bool {
+        self.0.compare_exchange(PARKED, RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// It ends.
+    pub fn end(&self) {
+        self.0.swap(DEAD, Ordering::AcqRel);
+    }
+
+    /// Whether it sleeps, or did when this was looked at.
+    pub fn is_parked(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == PARKED
+    }
+}
