@@ -1,6 +1,6 @@
 //! Threads: who runs, who waits, and for what.
 //!
-//! - [`park`] and [`ThreadRef::unpark`]: a thread sleeps until another wakes it. Everything that sleeps is built on the
+//! - [`park`] and `unpark`: a thread sleeps until another wakes it. Everything that sleeps is built on the
 //!   two: [`WaitQueue`], [`sleep_until`], [`crate::sync::RwSem`].
 //! - [`Thread`]: what there is of each; a user thread has the functions of a [`UserEntry`] behind its exceptions.
 //! - `queue`: who runs next on a CPU. `switch`: from one thread to another.

@@ -1,6 +1,6 @@
 //! How the entry of a user page changes while hardware and other CPUs use it.
 //!
-//! What entries say is in [`granule_arch::descriptor::user`]. Software changes one under the lock of its table; the
+//! What entries say is in `granule_arch::descriptor::user`. Software changes one under the lock of its table; the
 //! hardware asks nobody, and writes an entry in two ways only: it sets AF where that is clear, and clears RDONLY where
 //! WRITE (DBM) is set. So an entry that is young, and dirty or not writable, is [settled](is_settled): software alone
 //! writes it, and plain stores lose nothing. Any other is changed by compare-exchange.
