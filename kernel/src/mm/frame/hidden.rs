@@ -42,6 +42,12 @@ impl FrameAllocator {
         }
     }
 
+    /// Whether free frames are hidden.
+    #[inline(always)]
+    pub(super) fn hides(&self) -> bool {
+        patched_branch!(branch::DEBUG_PAGEALLOC) && self.curtain.get().is_some()
+    }
+
     /// These frames are about to be given back. Their records say "free".
     #[inline(always)]
     pub(super) fn hide(&self, frames: &[Range<usize>]) {

@@ -142,6 +142,61 @@ impl FrameAllocator {
         Freeing { frames: self, cpu, end: END, runs: heapless::Vec::new() }
     }
 
+    /// Takes one hold of each of these frames away, runs of frame numbers, at most [`FEW`] frames in all; those that
+    /// nobody holds now are free. `cpu` is the CPU that this runs on.
+    ///
+    /// One pass, frame by frame into the magazine. Where there are few that is shorter than [`Self::freeing`], which
+    /// makes a list first, and takes the lock where the magazine has no room for all of it.
+    ///
+    /// # Panics
+    /// As [`Self::free`].
+    pub(in crate::mm) fn let_go_few(&self, cpu: &Cpu, runs: impl DoubleEndedIterator<Item = Range<usize>>) {
+        if self.hides() {
+            return self.let_go_hidden(cpu, runs);
+        }
+        self.on_magazine(cpu, |magazine| {
+            // In descending order, so that they come out in ascending order, as neighbours.
+            for run in runs.rev().filter(|run| !run.is_empty()) {
+                let Some(records) = self.records_of_few(run.clone()) else { continue };
+                for (frame, record) in run.zip(records).rev() {
+                    match record.let_go_or_release() {
+                        Ok(true) => self.keep(cpu, magazine, frame),
+                        Ok(false) => {}
+                        Err(error) => self.refuse(PhysAddr::from_frame_number(frame), error),
+                    }
+                }
+            }
+        });
+    }
+
+    /// The same where free frames are hidden, which is not done with interrupts masked, nor one by one.
+    #[cold]
+    fn let_go_hidden(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
+        let mut freeing = self.freeing(cpu);
+        for run in runs.filter(|run| !run.is_empty()) {
+            let Some(records) = self.records_of_few(run.clone()) else { continue };
+            for (frame, record) in run.zip(records) {
+                // The last hold goes with the frame.
+                if record.let_go() {
+                    freeing.add(PhysAddr::from_frame_number(frame));
+                }
+            }
+        }
+    }
+
+    /// The records of a run of frames that were handed out by themselves; a run with others is refused.
+    #[inline(always)]
+    fn records_of_few(&self, run: Range<usize>) -> Option<&[Frame]> {
+        debug_assert!(run.len() <= FEW);
+        if [run.start, run.end - 1].iter().any(|frame| self.blocks.state(*frame) != State::Cut) {
+            self.refuse(PhysAddr::from_frame_number(run.start), FreeError::Foreign);
+            return None;
+        }
+        // SAFETY: so short a run is in the blocks of its first and its last frame, and the records of a cut block are
+        // valid and stay mapped.
+        Some(unsafe { self.records.run(run) })
+    }
+
     /// Marks the frames of `run` as free. Those that the caller does not own are refused, each by itself; the rest goes
     /// back but for its last part, which is returned.
     fn release_run(&self, cpu: &Cpu, run: Range<usize>) -> Range<usize> {
@@ -169,6 +224,10 @@ impl FrameAllocator {
         released
     }
 }
+
+/// The most frames for [`FrameAllocator::let_go_few`]: interrupts are masked meanwhile.
+pub(in crate::mm) const FEW: usize = BATCH;
+const _: () = assert!(FEW <= BLOCK_FRAMES);
 
 /// Runs that [`Freeing`] gives back at once.
 const RUNS: usize = 16;

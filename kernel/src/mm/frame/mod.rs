@@ -28,6 +28,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::interrupts;
 use granule_arch::memory::zero_page;
 pub use hidden::Curtain;
+pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
@@ -192,13 +193,7 @@ impl FrameAllocator {
         match released {
             Ok(()) => {
                 self.hide(slice::from_ref(&(number..number + 1)));
-                self.on_magazine(cpu, |magazine| {
-                    if let Err(frame) = magazine.push(number) {
-                        self.drain(cpu, magazine, BATCH);
-                        // There is room now.
-                        let _ = magazine.push(frame);
-                    }
-                });
+                self.on_magazine(cpu, |magazine| self.keep(cpu, magazine, number));
             }
             Err(error) => self.refuse(address, error),
         }
@@ -318,6 +313,16 @@ impl FrameAllocator {
             debug_assert!(pushed.is_ok());
         }
         magazine.pop()
+    }
+
+    /// Puts a frame that was marked as free into this CPU's magazine, which gives a batch away first where it is full.
+    #[inline(always)]
+    fn keep(&self, cpu: &Cpu, magazine: &Magazine, frame: usize) {
+        if let Err(frame) = magazine.push(frame) {
+            self.drain(cpu, magazine, BATCH);
+            // There is room now.
+            let _ = magazine.push(frame);
+        }
     }
 
     /// Gives up to `most` frames of the magazine back to their blocks, at most [`BATCH`].

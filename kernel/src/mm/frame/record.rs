@@ -85,14 +85,36 @@ impl Frame {
         // Acquire and release: what earlier holders did to the frame comes before what its next owner does.
         match self.references.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => {
-                debug_assert_eq!(self.table_lock.load(Ordering::Relaxed), 0, "freed with its table locked");
-                self.flags.store(0, Ordering::Relaxed);
-                self.owner.store(0, Ordering::Relaxed);
+                self.clear();
                 Ok(())
             }
             Err(0) => Err(FreeError::DoubleFree),
             Err(_) => Err(FreeError::Shared),
         }
+    }
+
+    /// Takes the caller's hold away; where it is the last, marks the frame as free and clears the record. Whether it
+    /// was the last.
+    #[inline(always)]
+    pub(super) fn let_go_or_release(&self) -> Result<bool, FreeError> {
+        // Acquire and release: as in `release`, and in `let_go`.
+        let taken = |references: u32| references.checked_sub(1);
+        match self.references.fetch_update(Ordering::AcqRel, Ordering::Relaxed, taken) {
+            Ok(1) => {
+                self.clear();
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            Err(_) => Err(FreeError::DoubleFree),
+        }
+    }
+
+    /// The record of a frame that was just marked as free.
+    #[inline(always)]
+    fn clear(&self) {
+        debug_assert_eq!(self.table_lock.load(Ordering::Relaxed), 0, "freed with its table locked");
+        self.flags.store(0, Ordering::Relaxed);
+        self.owner.store(0, Ordering::Relaxed);
     }
 }
 

@@ -120,6 +120,12 @@ enum Step {
         which: usize,
         count: usize,
     },
+    /// The first ones from `which` on, some of which have another holder that lets go later.
+    LetGoFew {
+        cpu: usize,
+        which: usize,
+        count: usize,
+    },
     Drain {
         cpu: usize,
     },
@@ -134,6 +140,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..3_usize, any::<usize>(), 1..900_usize).prop_map(|(cpu, which, count)| Step::Free { cpu, which, count }),
         4 => (0..3_usize, any::<usize>(), 1..900_usize)
             .prop_map(|(cpu, which, count)| Step::FreeMany { cpu, which, count }),
+        4 => (0..3_usize, any::<usize>(), 0..=FEW).prop_map(|(cpu, which, count)| Step::LetGoFew { cpu, which, count }),
         1 => (0..3_usize).prop_map(|cpu| Step::Drain { cpu }),
     ];
     prop::collection::vec(step, 1..40)
@@ -231,6 +238,31 @@ proptest! {
                             Some(order) => frames.free_blocks(&cpus[cpu], PhysAddr(start), order),
                         }
                     }
+                }
+                Step::LetGoFew { cpu, which, count } => {
+                    let single = in_use.iter().filter(|(_, (_, order))| order.is_none());
+                    let skipped = which % (in_use.len() + 1);
+                    let few: heapless::Vec<_, FEW> =
+                        single.map(|(start, _)| *start).skip(skipped).take(count).collect();
+                    let mut runs = heapless::Vec::<Range<usize>, FEW>::new();
+                    for start in &few {
+                        in_use.remove(start);
+                        let number = PhysAddr(*start).frame_number();
+                        match runs.last_mut() {
+                            Some(run) if run.end == number => run.end += 1,
+                            _ => runs.push(number..number + 1).unwrap(),
+                        }
+                    }
+                    let shared: heapless::Vec<_, FEW> =
+                        few.iter().copied().filter(|start| (start >> 12) % 3 == 0).collect();
+                    let references = |start: &u64| frames.frame(PhysAddr(*start)).unwrap().1.references();
+                    for start in &shared {
+                        frames.frame(PhysAddr(*start)).unwrap().1.share();
+                    }
+                    frames.let_go_few(&cpus[cpu], runs.into_iter());
+                    prop_assert!(shared.iter().all(|start| references(start) == 1), "freed under a holder");
+                    let numbers = shared.iter().map(|start| PhysAddr(*start).frame_number());
+                    frames.let_go_few(&cpus[cpu], numbers.map(|number| number..number + 1));
                 }
                 Step::Drain { cpu } => frames.drain_cpu(&cpus[cpu]),
             }
@@ -369,6 +401,31 @@ fn wrong_frees_among_many_are_refused_and_they_alone() {
         mine.into_iter().for_each(|frame| freeing.add(frame));
         freeing.add(mine[2] + 8);
     });
+}
+
+#[test]
+fn holds_that_nobody_has_are_refused_where_few_are_let_go() {
+    // Free already; reserved in front of one's own; in a block that is free as a whole.
+    refused(|frames, cpu| {
+        let mut list = frames.alloc_list(cpu, 3).unwrap();
+        let mine = [(); 3].map(|()| list.pop().unwrap().frame_number());
+        frames.free(cpu, PhysAddr::from_frame_number(mine[1]));
+        frames.let_go_few(cpu, mine.map(|frame| frame..frame + 1).into_iter());
+        assert_eq!(frames.stats().used, 0, "the others are free");
+    });
+    refused(|frames, cpu| frames.let_go_few(cpu, core::iter::once(0x4_0000..0x4_0001)));
+    refused(|frames, cpu| frames.let_go_few(cpu, core::iter::once(0x4_0200..0x4_0202)));
+}
+
+#[test]
+fn few_that_are_let_go_come_out_in_their_order() {
+    let (machine, cpu) = small_machine();
+    let frames = machine.boot(&cpu, &[]);
+    let all: Vec<_> = (0..FEW).map(|_| frames.alloc(&cpu).unwrap().frame_number()).collect();
+    let runs: Vec<_> = all.iter().map(|frame| *frame..frame + 1).collect();
+    frames.let_go_few(&cpu, runs.into_iter());
+    let again: Vec<_> = (0..FEW).map(|_| frames.alloc(&cpu).unwrap().frame_number()).collect();
+    assert_eq!(again, all, "in the order in which they were listed");
 }
 
 #[test]

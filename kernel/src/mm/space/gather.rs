@@ -13,6 +13,7 @@ use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{PageRange, Tables};
 
 use super::{PAGE, Space};
+use crate::mm::frame::FEW;
 use crate::smp::Cpu;
 
 /// Runs in a gather: 512 bytes of stack.
@@ -98,6 +99,13 @@ impl<'s> Gather<'s> {
         self.stale(span.start(), span.end());
     }
 
+    /// Whether the frames are few.
+    #[inline(always)]
+    fn is_short(&self) -> bool {
+        let bytes: u64 = self.runs.iter().map(|run| run.end.0 - run.start.0).sum();
+        bytes <= FEW as u64 * PAGE
+    }
+
     /// Invalidates what was noted, then lets go of the frames.
     pub(super) fn pay(&mut self) {
         if let Some(stale) = core::mem::replace(&mut self.stale, Stale::NONE).range() {
@@ -105,13 +113,19 @@ impl<'s> Gather<'s> {
             self.space.tlb().flush_range(self.space.mmu(), stale, self.tables, level);
             self.tables = Tables::Kept;
         }
+        if self.runs.is_empty() {
+            return;
+        }
         let common = self.space.common;
         // One alone is not worth a list.
         if let [run] = &self.runs[..]
             && run.start + PAGE == run.end
         {
             self.space.let_go(self.cpu, run.start);
-        } else if !self.runs.is_empty() {
+        } else if self.is_short() {
+            let numbers = |run: &Run| run.start.frame_number()..run.end.frame_number();
+            common.frames.let_go_few(self.cpu, self.runs.iter().map(numbers));
+        } else {
             let mut freeing = common.frames.freeing(self.cpu);
             for run in &self.runs {
                 let mut frame = run.start;
