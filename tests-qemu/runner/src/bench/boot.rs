@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -113,7 +114,10 @@ fn measure_rows(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, boot
     let boot = |extra: &[OsString]| one_boot(machine, images.image, chosen, bootargs, extra);
     let points = boot(&[])?;
     let sites = Sites::read(&[images.elf, images.program])?;
-    let log = images.scratch.join(format!("bench-{}.trace", std::process::id()));
+    // One for each of this process: tests measure at the same time.
+    static LOGS: AtomicU32 = AtomicU32::new(0);
+    let number = LOGS.fetch_add(1, Ordering::Relaxed);
+    let log = images.scratch.join(format!("bench-{}-{number}.trace", std::process::id()));
     let mut extra: Vec<OsString> =
         ["-accel", "tcg,one-insn-per-tb=on", "-d", "exec,nochain", "-dfilter"].map(Into::into).into();
     extra.extend([sites.filter().into(), "-D".into(), log.clone().into()]);
