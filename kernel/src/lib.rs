@@ -8,6 +8,7 @@ pub mod boot_info;
 pub mod bootargs;
 pub mod drivers;
 pub mod errno;
+pub mod iommu;
 pub mod lab;
 pub mod mm;
 pub mod monitor;
