@@ -39,6 +39,18 @@ barrier!(
     dmb_ish, dmb, ISH
 );
 barrier!(
+    /// DMB OSHST: earlier stores are seen before later ones, by devices too.
+    dmb_oshst, dmb, OSHST
+);
+barrier!(
+    /// DMB OSHLD: earlier reads, of devices' registers too, come before what follows.
+    dmb_oshld, dmb, OSHLD
+);
+barrier!(
+    /// DMB OSH: earlier accesses come before later ones, for devices too.
+    dmb_osh, dmb, OSH
+);
+barrier!(
     /// ISB: what follows is fetched anew, under all earlier changes of context.
     isb, isb, SY
 );

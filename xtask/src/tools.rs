@@ -13,10 +13,11 @@ const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
-const TARGET_PACKAGES: [&str; 9] = [
+const TARGET_PACKAGES: [&str; 10] = [
     "granule-abi",
     "granule-arch",
     "granule-pgtable",
+    "granule-smmuv3",
     "granule",
     "granule-boot",
     "granule-protocol",

@@ -1,0 +1,46 @@
+//! A driver for Arm's SMMUv3 (IHI 0070): devices reach memory by tables that somebody else makes.
+//!
+//! - the registers are read and printed ([`Features`]), the SMMU is brought from any state to a known one ([`probe`]),
+//!   and nothing passes meanwhile
+//! - streams are aborted, bypass, or are translated by a context (stage 1), changed while they are in use ([`Streams`])
+//! - several CPUs insert commands at once ([`CommandQueue`]); an illegal command is shown and does not stop the others
+//! - a range is invalidated by at most two commands, where the SMMU has range invalidation ([`Smmu::invalidate`])
+//! - events are decoded ([`Events`]), global errors acknowledged ([`Smmu::acknowledge_errors`])
+//! - it knows nothing of processes, page tables or PCI, allocates by its [`Platform`] alone, and has no statics
+//!
+//! # Who may do what at the same time
+//! [`Smmu`] is shared: any CPU invalidates at any time, **with its interrupts masked**, because an interrupt handler that
+//! issues commands would wait for the slots that its own CPU has reserved and not filled. [`Streams`], [`Events`] and
+//! [`Asids`] have one user at a time, by `&mut`.
+
+#![no_std]
+
+#[cfg(not(target_os = "none"))]
+extern crate std;
+
+mod asid;
+mod command;
+mod context;
+mod error;
+mod event;
+mod event_queue;
+mod features;
+mod platform;
+mod queue;
+pub mod registers;
+mod reset;
+mod smmu;
+mod stream_table;
+
+pub use asid::Asids;
+pub use command::{COMMAND0, COMMAND1, Command, Scope, Span};
+pub use context::ContextDescriptor;
+pub use error::{ProbeError, Report, StreamError};
+pub use event::Event;
+pub use event_queue::{Drained, Events};
+pub use features::{Features, Stall};
+pub use platform::{DmaMemory, Memory, PAGE1, Platform, Word};
+pub use queue::{CommandError, CommandQueue};
+pub use reset::{Probed, probe};
+pub use smmu::{Smmu, Stats};
+pub use stream_table::{Privilege, Stream, Streams};

@@ -1,0 +1,122 @@
+//! What the driver needs from the machine that it runs on: registers, barriers, time, memory.
+//!
+//! On the metal each method is an instruction or two; on the host it is a model of the SMMU, which sees every access
+//! and barrier in order. The words that CPUs and the SMMU share are the platform's too, so that a checker of
+//! interleavings can be one.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::addr::PhysAddr;
+
+use crate::Report;
+
+/// Where page 1 of the registers begins: the event queue's indices are there.
+pub const PAGE1: usize = 0x1_0000;
+
+/// A 64-bit word of memory that several CPUs, or a CPU and the SMMU, use at once.
+pub trait Word: Sync {
+    /// Reads it, in one piece.
+    fn load(&self, order: Ordering) -> u64;
+    /// Writes it, in one piece.
+    fn store(&self, value: u64, order: Ordering);
+    /// Writes `new` where it is `current`, in one step; whether it did. May fail for no reason.
+    fn exchange(&self, current: u64, new: u64, order: Ordering) -> bool;
+}
+
+impl Word for AtomicU64 {
+    #[inline(always)]
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    #[inline(always)]
+    fn exchange(&self, current: u64, new: u64, order: Ordering) -> bool {
+        self.compare_exchange_weak(current, new, order, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// The way to one SMMU.
+///
+/// # Safety
+/// 1. Offsets below [`PAGE1`] reach register page 0, those from there on page 1, of one SMMUv3 that nobody else
+///    programs; each access is one access of its size, made in program order with the others.
+/// 2. The barriers are those whose names they have, or stronger, for the CPUs and the SMMU.
+/// 3. `Word` at the addresses of a [`DmaMemory`] is what the SMMU reads and writes there: 8 bytes, little-endian, in one
+///    piece. (A checker that has no SMMU in it may have larger words, and its memory as many of them.)
+pub unsafe trait Platform: Sync {
+    /// A word that is shared.
+    type Word: Word;
+
+    /// A shared word of the driver's own, not in DMA memory.
+    fn word(value: u64) -> Self::Word;
+
+    /// Reads the 32-bit register at `offset`.
+    fn read32(&self, offset: usize) -> u32;
+    /// Writes the 32-bit register at `offset`.
+    fn write32(&self, offset: usize, value: u32);
+    /// Reads the 64-bit register at `offset`.
+    fn read64(&self, offset: usize) -> u64;
+    /// Writes the 64-bit register at `offset`.
+    fn write64(&self, offset: usize, value: u64);
+
+    /// DMB OSHST: what this CPU has stored is seen by the SMMU before what it stores next.
+    fn dmb_oshst(&self);
+    /// DMB OSHLD: what this CPU has read comes before what it reads or writes next.
+    fn dmb_oshld(&self);
+    /// DMB OSH: accesses before it come before those behind it.
+    fn dmb_osh(&self);
+
+    /// Lets others go first: once per turn of each waiting loop.
+    fn relax(&self);
+    /// Microseconds since some moment. Asked only when something takes long.
+    fn microseconds(&self) -> u64;
+    /// Tells what should not have happened. Called with interrupts masked, and from where nobody may sleep or allocate.
+    fn report(&self, report: &Report);
+}
+
+/// Memory that CPUs and the SMMU see alike. Owning one is the right to use it, and to give it back once.
+#[derive(Debug)]
+pub struct DmaMemory {
+    /// Where the SMMU finds it.
+    pub phys: PhysAddr,
+    /// Where the CPU finds it: words of [`Platform::Word`].
+    pub virt: NonNull<u64>,
+    /// Its size.
+    pub bytes: usize,
+}
+
+// SAFETY: it is a range of memory that has one owner, and words in it are shared by atomic accesses alone.
+unsafe impl Send for DmaMemory {}
+// SAFETY: a shared reference gives addresses and no more.
+unsafe impl Sync for DmaMemory {}
+
+impl DmaMemory {
+    /// Its words as `P` has them.
+    #[inline(always)]
+    pub fn words<P: Platform>(&self) -> &[P::Word] {
+        // SAFETY: `Memory` says that it is zeroed memory of `bytes`, aligned, live while this is, and used as shared
+        // words only; and so does the third promise of `Platform` where words are larger.
+        unsafe { core::slice::from_raw_parts(self.virt.as_ptr().cast(), self.bytes / 8) }
+    }
+}
+
+/// Where DMA memory comes from.
+///
+/// # Safety
+/// What [`Self::allocate`] gives is zero, aligned to `align` in physical and virtual addresses, contiguous, Normal
+/// Inner Write-Back Inner Shareable for the CPU, stays until it is given back, and nobody else uses it.
+pub unsafe trait Memory {
+    /// `bytes`, a multiple of 8, aligned to `align`, a power of two; `None` where there is no memory.
+    fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory>;
+    /// Takes it back.
+    ///
+    /// # Safety
+    /// It is from this source, and the SMMU no longer knows of it.
+    unsafe fn free(&self, memory: DmaMemory);
+}
