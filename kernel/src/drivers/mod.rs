@@ -1,4 +1,4 @@
-//! Drivers of what every machine has: console, interrupt controller, timer, power.
+//! Drivers: of what every machine has (console, interrupt controller, timer, power), and of PCI Express.
 //!
 //! Each kind of device has one interface, so that another driver can join: [`console::Console`],
 //! [`interrupt::InterruptController`]. Register blocks are mapped by whoever starts the driver; the drivers themselves
@@ -10,7 +10,9 @@ mod gicv2;
 #[cfg(target_os = "none")]
 mod gicv3;
 pub mod interrupt;
+pub mod its;
 pub mod log;
+pub mod pci;
 #[cfg(target_os = "none")]
 pub mod pl011;
 pub mod power;

@@ -1,10 +1,11 @@
 //! CPUs and the devices that the kernel starts with (3.7, 3.8; the bindings of `arm,gic-v3`, `arm,gic-400`,
-//! `arm,armv8-timer`, `arm,psci`, `arm,pl011`, `pci-host-ecam-generic` and `arm,smmu-v3`).
+//! `arm,gic-v3-its`, `arm,armv8-timer`, `arm,psci`, `arm,pl011` and `arm,smmu-v3`).
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 pub use granule_arch::psci::Conduit;
 use heapless::Vec;
 
+use super::pcie::{self, References};
 use super::tree::{Node, cell, number, strings};
 use super::{NodeName, Platform, PlatformError};
 
@@ -102,13 +103,11 @@ pub enum UartKind {
     Pl011,
 }
 
-/// A PCIe host with its configuration space in memory.
+/// The Interrupt Translation Service of a GICv3: it makes interrupts of what devices write (IHI 0069, 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pcie {
-    /// Configuration space, 1 MiB for each bus.
-    pub ecam: PhysRange,
-    /// First and last bus number.
-    pub buses: (u8, u8),
+pub struct Its {
+    /// Both register frames: what the CPU controls it by, and what devices write to.
+    pub registers: PhysRange,
 }
 
 /// An SMMUv3. Its interrupts are edges, and each may be missing.
@@ -128,25 +127,36 @@ pub struct Smmu {
 
 /// The devices that a pass over the tree found; the first of each kind counts.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct Found<'t> {
     gic: Option<GicDescription>,
+    its: Option<Its>,
     timer: Option<Interrupt>,
     conduit: Option<Conduit>,
     stdout: Option<Uart>,
     uart: Option<Uart>,
-    pcie: Option<Pcie>,
+    pcie: Option<pcie::Node<'t>>,
     smmu: Option<Smmu>,
+    /// How other nodes refer to them.
+    references: References,
 }
 
-impl Found {
+impl<'t> Found<'t> {
     /// Takes `node` down if it is one of them.
-    pub(super) fn look_at(&mut self, node: &Node<'_, '_>, is_stdout: bool) -> Result<(), PlatformError> {
+    pub(super) fn look_at(&mut self, node: &Node<'t, '_>, is_stdout: bool) -> Result<(), PlatformError> {
         for compatible in node.compatible() {
             match compatible {
-                "arm,gic-v3" if self.gic.is_none() => self.gic = Some(gic_v3(node)?),
+                "arm,gic-v3" if self.gic.is_none() => {
+                    self.gic = Some(gic_v3(node)?);
+                    self.references.gic = pcie::Parent::of(node);
+                }
                 "arm,gic-400" | "arm,cortex-a15-gic" if self.gic.is_none() => {
                     let (distributor, cpu_interface) = (node.first_registers()?, node.nth_registers(1)?);
                     self.gic = Some(GicDescription::V2 { distributor, cpu_interface });
+                    self.references.gic = pcie::Parent::of(node);
+                }
+                "arm,gic-v3-its" if self.its.is_none() => {
+                    self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
+                    self.references.its = node.phandle();
                 }
                 // In order: secure, non-secure, virtual, hypervisor.
                 "arm,armv8-timer" if self.timer.is_none() => {
@@ -157,8 +167,11 @@ impl Found {
                     let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
                     *slot = slot.or_else(|| dispensable(uart(node)));
                 }
-                "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = dispensable(pcie(node)),
-                "arm,smmu-v3" if self.smmu.is_none() => self.smmu = dispensable(smmu(node)),
+                "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = dispensable(pcie::Node::read(node)),
+                "arm,smmu-v3" if self.smmu.is_none() => {
+                    self.smmu = dispensable(smmu(node));
+                    self.references.smmu = node.phandle();
+                }
                 _ => continue,
             }
             break;
@@ -173,7 +186,9 @@ impl Found {
         platform.timer = self.timer.ok_or_else(|| none("arm,armv8-timer"))?;
         platform.conduit = self.conduit;
         platform.uart = self.stdout.or(self.uart);
-        platform.pcie = self.pcie;
+        // Last, since it refers to the others, which the tree may have behind it.
+        platform.pcie = self.pcie.and_then(|node| dispensable(node.resolve(&self.references)));
+        platform.its = self.its;
         platform.smmu = self.smmu;
         Ok(())
     }
@@ -255,23 +270,6 @@ fn uart(node: &Node<'_, '_>) -> Result<Uart, PlatformError> {
     Ok(Uart { registers, interrupt: dispensable(interrupt(node, 0)).flatten(), kind: UartKind::Pl011 })
 }
 
-fn pcie(node: &Node<'_, '_>) -> Result<Pcie, PlatformError> {
-    let ecam = node.first_registers()?;
-    let buses = match node.property("bus-range") {
-        Some(value) => {
-            let (first, last) = value.split_at_checked(4).ok_or_else(|| node.bad("bus-range"))?;
-            let number =
-                |value| cell(value).and_then(|bus| u8::try_from(bus).ok()).ok_or_else(|| node.bad("bus-range"));
-            (number(first)?, number(last)?)
-        }
-        None => (0, 255),
-    };
-    if buses.0 > buses.1 {
-        return Err(node.bad("bus-range"));
-    }
-    Ok(Pcie { ecam, buses })
-}
-
 fn smmu(node: &Node<'_, '_>) -> Result<Smmu, PlatformError> {
     let named = |name: &str| {
         let names = node.properties.interrupt_names.into_iter().flat_map(strings);
@@ -295,16 +293,21 @@ fn interrupt(node: &Node<'_, '_>, index: usize) -> Result<Option<Interrupt>, Pla
         return Err(bad());
     }
     let Some(entry) = list.chunks_exact(12).nth(index) else { return Ok(None) };
-    let field = |at: usize| entry.get(at * 4..at * 4 + 4).and_then(cell).ok_or_else(bad);
+    interrupt_of(entry).map(Some).ok_or_else(bad)
+}
+
+/// The interrupt that these three cells describe: kind, number, flags.
+pub(super) fn interrupt_of(cells: &[u8]) -> Option<Interrupt> {
+    let field = |at: usize| cells.get(at * 4..at * 4 + 4).and_then(cell);
     let (kind, number, flags) = (field(0)?, field(1)?, field(2)?);
     let intid = match kind {
         0 if number < 988 => 32 + number,
         1 if number < 16 => 16 + number,
-        _ => return Err(bad()),
+        _ => return None,
     };
     // Bits 3:0 as in Linux's irq.h: rising 1, falling 2, high 4, low 8.
     let trigger = if flags & 0b11 != 0 { Trigger::Edge } else { Trigger::Level };
-    Ok(Some(Interrupt { intid, trigger }))
+    Some(Interrupt { intid, trigger })
 }
 
 /// Where `/chosen` `stdout-path` leads: without the options behind the colon, an alias resolved.

@@ -11,13 +11,15 @@
 //! - [`memory`]: banks, reservations, `/chosen`
 //! - [`features`]: what the CPUs can do; from their own registers, not from the tree
 //! - [`errata`]: what is wrong with some of them, by [`design`]
-//! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, PCIe, SMMU
+//! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, SMMU
+//! - [`pcie`]: the PCIe host bridge, and what it says about who is who
 
 pub mod design;
 mod devices;
 pub mod errata;
 pub mod features;
 mod memory;
+mod pcie;
 pub mod size_change;
 mod tree;
 
@@ -35,9 +37,10 @@ use thiserror::Error;
 use crate::smp::MAX_CPUS;
 
 pub use devices::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Pcie, Redistributors, Smmu, Trigger, Uart, UartKind,
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, Redistributors, Smmu, Trigger, Uart, UartKind,
 };
 pub use features::SystemFeatures;
+pub use pcie::{IdMap, InterruptLines, Pcie, Window, WindowKind};
 pub use size_change::SizeChange;
 
 /// Banks of memory that are kept apart; adjacent ones are one.
@@ -79,6 +82,8 @@ pub struct Platform {
     pub uart: Option<Uart>,
     /// The first PCIe host with ECAM configuration space.
     pub pcie: Option<Pcie>,
+    /// The first Interrupt Translation Service.
+    pub its: Option<Its>,
     /// The first SMMUv3.
     pub smmu: Option<Smmu>,
 }
@@ -163,6 +168,7 @@ impl Platform {
             timer: Interrupt { intid: 0, trigger: Trigger::Level },
             uart: None,
             pcie: None,
+            its: None,
             smmu: None,
         }
     }

@@ -151,6 +151,40 @@ impl<'t, 'b> Node<'t, 'b> {
         self.node.property(name).and_then(|property| property.value_as().ok())
     }
 
+    /// Calls `each` with the name and the raw value of each property, in one pass.
+    pub(super) fn each_property(&self, mut each: impl FnMut(&str, &'t [u8])) {
+        for property in self.node.properties() {
+            if let Ok(value) = property.value_as() {
+                each(property.name(), value);
+            }
+        }
+    }
+
+    /// What other nodes refer to it by (2.3.3).
+    pub(super) fn phandle(&self) -> Option<u32> {
+        self.property("phandle").and_then(cell)
+    }
+
+    /// `#address-cells`, where it is there.
+    pub(super) fn address_cells(&self) -> Option<u32> {
+        self.properties.address_cells.and_then(cell)
+    }
+
+    /// `ranges`, raw.
+    pub(super) fn ranges(&self) -> Option<&'t [u8]> {
+        self.properties.ranges
+    }
+
+    /// Cells of an address on the bus that the node is on.
+    pub(super) fn parent_address_cells(&self) -> u32 {
+        self.bus.address_cells
+    }
+
+    /// Where the CPU sees the `size` bytes at `address` of the bus that the node is on; `None` where it does not.
+    pub(super) fn to_cpu(&self, address: u64, size: u64) -> Option<PhysRange> {
+        PhysRange::from_size(PhysAddr(self.bus.to_cpu(address, size)?), size)
+    }
+
     /// Any property's value as a string.
     pub(super) fn string(&self, name: &str) -> Option<&'t str> {
         self.property(name).and_then(string)

@@ -27,6 +27,8 @@ pub const POOL: Rank = 14;
 pub const PAGE_BLOCK: Rank = 16;
 /// The heap's list.
 pub const HEAP: Rank = 20;
+/// Whose a device is.
+pub const DEVICE: Rank = 21;
 /// A queue of threads that wait. Anything above may wake them.
 pub const WAIT: Rank = 22;
 /// The moments that threads of a CPU wait for.

@@ -1,0 +1,77 @@
+//! Registers of a device in memory.
+
+use granule_arch::addr::VirtAddr;
+
+/// Registers of a device.
+///
+/// Having one proves: its bytes are mapped as device memory (nGnRE), for ever, and belong to a function that somebody
+/// has claimed. Accesses are single and in order among each other; what the device reads from memory afterwards needs a
+/// `barrier::dmb_oshst()` in between.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MmioRegion {
+    start: VirtAddr,
+    bytes: u64,
+}
+
+/// An access of one size.
+macro_rules! access {
+    ($read:ident, $write:ident, $type:ty) => {
+        #[doc = concat!("Reads the register of type `", stringify!($type), "` at `offset`.")]
+        ///
+        /// # Panics
+        /// It is not inside, or not aligned. Offsets that a device names go through [`part`](Self::part) first.
+        #[inline]
+        pub fn $read(self, offset: u64) -> $type {
+            // SAFETY: mapped for ever (`new`), inside and aligned (`register`).
+            unsafe { self.register::<$type>(offset).read_volatile() }
+        }
+
+        #[doc = concat!("Writes the register of type `", stringify!($type), "` at `offset`.")]
+        ///
+        /// # Panics
+        /// It is not inside, or not aligned. Offsets that a device names go through [`part`](Self::part) first.
+        #[inline]
+        pub fn $write(self, offset: u64, value: $type) {
+            // SAFETY: mapped for ever (`new`), inside and aligned (`register`). What it does is the driver's affair.
+            unsafe { self.register::<$type>(offset).write_volatile(value) };
+        }
+    };
+}
+
+impl MmioRegion {
+    /// The registers in the `bytes` from `start` on.
+    ///
+    /// # Safety
+    /// They are mapped as device memory, for ever, and are nobody else's.
+    pub unsafe fn new(start: VirtAddr, bytes: u64) -> Self {
+        Self { start, bytes }
+    }
+
+    /// Bytes in it.
+    pub fn bytes(self) -> u64 {
+        self.bytes
+    }
+
+    /// A part of it; `None` where it is not inside, or not aligned to a word.
+    pub fn part(self, offset: u64, bytes: u64) -> Option<Self> {
+        let inside = offset.checked_add(bytes)? <= self.bytes && offset.is_multiple_of(4);
+        inside.then(|| Self { start: self.start + offset, bytes })
+    }
+
+    #[inline]
+    fn register<T>(self, offset: u64) -> *mut T {
+        let size = size_of::<T>() as u64;
+        let inside = offset < self.bytes && self.bytes - offset >= size;
+        assert!(
+            inside && (self.start.0 + offset).is_multiple_of(size),
+            "register at {offset:#x} of {:#x} bytes",
+            self.bytes
+        );
+        (self.start + offset).as_ptr()
+    }
+
+    access!(read8, write8, u8);
+    access!(read16, write16, u16);
+    access!(read32, write32, u32);
+    access!(read64, write64, u64);
+}

@@ -1,0 +1,279 @@
+//! PCI Express: which functions there are, and who drives them (PCI Express Base Specification 5.0, 7; PCI-to-PCI
+//! Bridge Architecture Specification 1.2; PCI Local Bus Specification 3.0, 6).
+//!
+//! No firmware has done it before: [`init`] numbers the buses, gives base address registers and bridges their addresses,
+//! and makes the list [`functions`]. A driver looks there for what it knows, takes it by [`Function::claim`], and has
+//! with the [`Claim`] what only one may do: map registers, let the device reach memory, take its interrupts.
+//! What a function is called by the SMMU and by the ITS is in the list as well; of both this module knows no more than
+//! the name.
+//!
+//! **A device may say anything** in its configuration space: sizes and lists are bounded, and what makes no sense is
+//! left out with a warning.
+//!
+//! - [`config`]: configuration space, in memory or in a test
+//! - [`bar`]: base address registers
+//! - [`claim`]: what a driver may do
+//! - [`mmio`]: registers of a device
+
+#![allow(dead_code, reason = "what finds the functions is not written yet")]
+
+mod bar;
+mod claim;
+mod config;
+mod mmio;
+
+use core::fmt;
+
+use pci_types::capability::PciCapability;
+use pci_types::{EndpointHeader, PciHeader};
+use spin::Once;
+use thiserror::Error;
+
+pub use bar::{Bar, BarKind};
+pub use claim::{Claim, InterruptHandler, Vector};
+pub use config::ConfigSpace;
+pub use mmio::MmioRegion;
+pub use pci_types::PciAddress;
+pub use pci_types::capability;
+
+use crate::mm::kernel::vmalloc::VmallocError;
+use crate::platform::Pcie;
+use crate::sync::{IrqLock, rank};
+use config::Bounded;
+use granule_arch::addr::VirtAddr;
+
+static FUNCTIONS: Once<&'static [Function]> = Once::new();
+
+/// Every function that was found, in the order of their addresses. None where the machine has no PCI Express.
+pub fn functions() -> &'static [Function] {
+    FUNCTIONS.get().copied().unwrap_or(&[])
+}
+
+/// The functions behind one host bridge have this in common.
+struct Host {
+    config: &'static dyn ConfigSpace,
+    description: &'static Pcie,
+}
+
+/// Who made a function, and what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Id {
+    /// Who made it.
+    pub vendor: u16,
+    /// What they call it.
+    pub device: u16,
+}
+
+/// What a function does, as far as that is the same for all who make such.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Class {
+    /// The kind: 1 mass storage, 2 network, 6 bridge, …
+    pub base: u8,
+    /// What of that kind.
+    pub sub: u8,
+    /// The programming interface.
+    pub interface: u8,
+}
+
+/// One function of a device.
+pub struct Function {
+    host: &'static Host,
+    address: PciAddress,
+    id: Id,
+    class: Class,
+    /// What it calls itself in accesses: of one behind a conventional bus, its bridge.
+    requester: u16,
+    /// Where its interrupt pin leads, as device and pin on the host's own bus.
+    pin: Option<(u16, u8)>,
+    bridge: Option<Buses>,
+    bars: [Option<Bar>; bar::COUNT],
+    mapped: [Once<VirtAddr>; bar::COUNT],
+    owner: IrqLock<Option<&'static str>, { rank::DEVICE }>,
+}
+
+/// The buses behind a bridge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Buses {
+    /// The one directly behind it.
+    pub secondary: u8,
+    /// The last one.
+    pub subordinate: u8,
+}
+
+/// Why something cannot be had of a function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum PciError {
+    /// Another driver has it.
+    #[error("{0} is in use by {1}")]
+    Claimed(PciAddress, &'static str),
+    /// It has no base address register of that number.
+    #[error("{function} has no base address register {index}")]
+    NoBar {
+        /// The function.
+        function: PciAddress,
+        /// The register.
+        index: usize,
+    },
+    /// What is behind the register are I/O ports.
+    #[error("base address register {index} of {function} is for I/O ports, and memory is wanted")]
+    NotMemory {
+        /// The function.
+        function: PciAddress,
+        /// The register.
+        index: usize,
+    },
+    /// The host's windows have no room for it.
+    #[error("the host bridge had no room for the {size:#x} bytes of base address register {index} of {function}")]
+    NoRoom {
+        /// The function.
+        function: PciAddress,
+        /// The register.
+        index: usize,
+        /// Bytes.
+        size: u64,
+    },
+    /// The registers could not be mapped.
+    #[error("registers of {0} not mapped: {1}")]
+    NotMapped(PciAddress, VmallocError),
+    /// Configuration space has 4096 bytes.
+    #[error("{0:#x} is no offset in configuration space for {1} bytes")]
+    BadOffset(u16, u16),
+    /// The function has fewer interrupts than that.
+    #[error("{function} has {count} interrupt vectors, there is none of number {vector}")]
+    NoVector {
+        /// The function.
+        function: PciAddress,
+        /// What was asked for.
+        vector: u16,
+        /// How many it has.
+        count: u16,
+    },
+    /// The vector has a handler.
+    #[error("interrupt vector {1} of {0} is in use")]
+    VectorInUse(PciAddress, u16),
+    /// Neither messages nor a pin lead from the function to the interrupt controller.
+    #[error("{0} has no interrupt: {1}")]
+    NoInterrupt(PciAddress, &'static str),
+}
+
+impl Function {
+    /// Where it is: bus, device and function. Also its name.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// Who made it.
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// What it does.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// The buses behind it, if it is a bridge.
+    pub fn bridge(&self) -> Option<Buses> {
+        self.bridge
+    }
+
+    /// What it calls itself when it accesses memory: its address, or where its bus cannot say so its bridge's. Functions
+    /// with the same one cannot be told apart.
+    pub fn requester_id(&self) -> u16 {
+        self.requester
+    }
+
+    /// What the SMMU calls it (`iommu-map`); `None` where no SMMU sees its accesses.
+    pub fn stream_id(&self) -> Option<u32> {
+        self.host.description.streams.find(self.requester)
+    }
+
+    /// What the ITS calls it (`msi-map`); `None` where no ITS takes its messages.
+    pub fn msi_device_id(&self) -> Option<u32> {
+        self.host.description.devices.find(self.requester)
+    }
+
+    /// Whether its accesses to memory see what is in the CPUs' caches, and the other way round.
+    pub fn is_coherent(&self) -> bool {
+        self.host.description.coherent
+    }
+
+    /// Base address register number `index`, 0 to 5.
+    ///
+    /// # Errors
+    /// There is none of that number.
+    pub fn bar(&self, index: usize) -> Result<Bar, PciError> {
+        let bar = self.bars.get(index).copied().flatten();
+        bar.ok_or(PciError::NoBar { function: self.address, index })
+    }
+
+    /// The base address registers that there are, with their numbers.
+    pub fn bars(&self) -> impl Iterator<Item = (usize, Bar)> {
+        self.bars.iter().enumerate().filter_map(|(index, bar)| Some((index, (*bar)?)))
+    }
+
+    /// Reads a byte of configuration space.
+    ///
+    /// # Errors
+    /// There is none at this offset.
+    pub fn read_config8(&self, offset: u16) -> Result<u8, PciError> {
+        check_offset(offset, 1)?;
+        Ok((self.host.config.read32(self.address, offset & !3) >> (offset % 4 * 8)) as u8)
+    }
+
+    /// Reads two bytes of configuration space.
+    ///
+    /// # Errors
+    /// The offset is not even, or too large.
+    pub fn read_config16(&self, offset: u16) -> Result<u16, PciError> {
+        check_offset(offset, 2)?;
+        Ok((self.host.config.read32(self.address, offset & !3) >> (offset % 4 * 8)) as u16)
+    }
+
+    /// Reads a word of configuration space.
+    ///
+    /// # Errors
+    /// The offset is no multiple of four, or too large.
+    pub fn read_config32(&self, offset: u16) -> Result<u32, PciError> {
+        check_offset(offset, 4)?;
+        Ok(self.host.config.read32(self.address, offset))
+    }
+
+    /// Its capabilities in the order of their list. The list ends where it makes no sense.
+    pub fn capabilities(&self) -> impl Iterator<Item = PciCapability> {
+        let access = Bounded::new(self.host.config);
+        let header = EndpointHeader::from_header(PciHeader::new(self.address), &access);
+        header.into_iter().flat_map(move |header| header.capabilities(Bounded::new(self.host.config)))
+    }
+
+    /// Takes the function for the driver `who`. It is the driver's until the claim is dropped.
+    ///
+    /// # Errors
+    /// Another driver has it.
+    pub fn claim(&'static self, who: &'static str) -> Result<Claim, PciError> {
+        let mut owner = self.owner.lock();
+        match *owner {
+            Some(other) => Err(PciError::Claimed(self.address, other)),
+            None => {
+                *owner = Some(who);
+                Ok(Claim::new(self))
+            }
+        }
+    }
+
+    /// Who has claimed it.
+    pub fn owner(&self) -> Option<&'static str> {
+        *self.owner.lock()
+    }
+}
+
+fn check_offset(offset: u16, size: u16) -> Result<(), PciError> {
+    let inside = offset < config::FUNCTION && offset.is_multiple_of(size);
+    if inside { Ok(()) } else { Err(PciError::BadOffset(offset, size)) }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:04x}", self.vendor, self.device)
+    }
+}

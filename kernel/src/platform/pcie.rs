@@ -1,0 +1,297 @@
+//! A PCIe host bridge with its configuration space in memory (the bindings `host-generic-pci`, `pci-iommu`, `pci-msi`;
+//! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI Bus Binding for addresses of three cells).
+//!
+//! A function is named by its *requester ID*, bus, device and function in 16 bits. What the SMMU and the ITS call the
+//! same function is for the maps here to say. They refer to other nodes, which the tree may have behind the bridge; so
+//! it is read in two steps.
+
+use granule_arch::addr::PhysRange;
+use heapless::Vec;
+
+use super::devices::{Interrupt, interrupt_of};
+use super::tree::{self, cell, number};
+use super::{NodeName, PlatformError};
+
+/// Bytes of the configuration space of one bus.
+const BUS: u64 = 1 << 20;
+/// Cells of a PCI address, and of a size on its bus.
+const ADDRESS: usize = 3;
+const SIZE: usize = 2;
+/// Cells of an interrupt of the GIC.
+const INTERRUPT: usize = 3;
+
+/// A PCIe host bridge.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pcie {
+    /// Configuration space, 1 MiB for each bus. Holds that of all of `buses`.
+    pub ecam: PhysRange,
+    /// First and last bus number.
+    pub buses: (u8, u8),
+    /// Where the CPU reaches memory and ports of its devices.
+    pub windows: Vec<Window, 4>,
+    /// From requester IDs to the SMMU's StreamIDs.
+    pub streams: IdMap,
+    /// From requester IDs to the ITS's DeviceIDs.
+    pub devices: IdMap,
+    /// Where the interrupt pins of its devices lead.
+    pub lines: InterruptLines,
+    /// Whether its devices see what is in the CPUs' caches.
+    pub coherent: bool,
+}
+
+/// What a [`Window`] leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WindowKind {
+    /// I/O ports.
+    Io,
+    /// Memory below 4 GiB on the bus.
+    Memory32,
+    /// Memory anywhere on the bus.
+    Memory64,
+}
+
+/// Addresses that the host bridge forwards to its bus.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// What is there.
+    pub kind: WindowKind,
+    /// Whether reading has no effect there.
+    pub prefetchable: bool,
+    /// The first address as the bus has it.
+    pub bus: u64,
+    /// The addresses as the CPU has them.
+    pub cpu: PhysRange,
+}
+
+/// What another device calls the functions of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IdMap {
+    mask: u32,
+    ranges: Vec<IdRange, 8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct IdRange {
+    first: u32,
+    length: u32,
+    output: u32,
+}
+
+/// Where interrupt pins lead: `interrupt-map`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct InterruptLines {
+    /// What of a function's address, and of its pin, counts.
+    mask: (u32, u32),
+    lines: Vec<(u32, u32, Interrupt), 32>,
+}
+
+impl IdMap {
+    const EMPTY: Self = Self { mask: !0, ranges: Vec::new() };
+
+    /// What the function with this requester ID is called; `None` where it is not known there.
+    pub fn find(&self, requester: u16) -> Option<u32> {
+        let requester = u32::from(requester) & self.mask;
+        let inside = |range: &&IdRange| requester.checked_sub(range.first).is_some_and(|offset| offset < range.length);
+        self.ranges.iter().find(inside).map(|range| range.output + (requester - range.first))
+    }
+}
+
+impl InterruptLines {
+    /// The interrupt for pin 1 to 4 (INTA to INTD) of a device on the host's own bus.
+    pub fn find(&self, requester: u16, pin: u8) -> Option<Interrupt> {
+        let function = u32::from(requester) << 8 & self.mask.0;
+        let pin = u32::from(pin) & self.mask.1;
+        self.lines.iter().find(|line| (line.0, line.1) == (function, pin)).map(|line| line.2)
+    }
+}
+
+/// What other nodes refer to, as far as the tree was read.
+#[derive(Default)]
+pub(super) struct References {
+    pub(super) gic: Option<Parent>,
+    pub(super) its: Option<u32>,
+    pub(super) smmu: Option<u32>,
+}
+
+/// An interrupt controller as `interrupt-map` refers to it.
+pub(super) struct Parent {
+    phandle: u32,
+    /// Of its own bus; each entry has as many to be left out.
+    address_cells: u32,
+}
+
+impl Parent {
+    pub(super) fn of(node: &tree::Node<'_, '_>) -> Option<Self> {
+        // Missing means none, unlike for `reg`.
+        Some(Self { phandle: node.phandle()?, address_cells: node.address_cells().unwrap_or(0) })
+    }
+}
+
+/// A host bridge as its own node describes it.
+pub(super) struct Node<'t> {
+    name: NodeName,
+    ecam: PhysRange,
+    buses: (u8, u8),
+    windows: Vec<Window, 4>,
+    coherent: bool,
+    maps: Maps<'t>,
+}
+
+/// The properties of the node that no other node has. Raw values.
+#[derive(Default)]
+struct Maps<'t> {
+    bus_range: Option<&'t [u8]>,
+    iommu_map: Option<&'t [u8]>,
+    iommu_map_mask: Option<&'t [u8]>,
+    msi_map: Option<&'t [u8]>,
+    msi_map_mask: Option<&'t [u8]>,
+    msi_parent: Option<&'t [u8]>,
+    interrupt_map: Option<&'t [u8]>,
+    interrupt_map_mask: Option<&'t [u8]>,
+    coherent: bool,
+}
+
+impl<'t> Maps<'t> {
+    fn of(node: &tree::Node<'t, '_>) -> Self {
+        let mut maps = Self::default();
+        node.each_property(|name, value| {
+            let slot = match name {
+                "bus-range" => &mut maps.bus_range,
+                "iommu-map" => &mut maps.iommu_map,
+                "iommu-map-mask" => &mut maps.iommu_map_mask,
+                "msi-map" => &mut maps.msi_map,
+                "msi-map-mask" => &mut maps.msi_map_mask,
+                "msi-parent" => &mut maps.msi_parent,
+                "interrupt-map" => &mut maps.interrupt_map,
+                "interrupt-map-mask" => &mut maps.interrupt_map_mask,
+                "dma-coherent" => return maps.coherent = true,
+                _ => return,
+            };
+            *slot = Some(value);
+        });
+        maps
+    }
+}
+
+impl<'t> Node<'t> {
+    /// What the node says by itself.
+    pub(super) fn read(node: &tree::Node<'t, '_>) -> Result<Self, PlatformError> {
+        let ecam = node.first_registers()?;
+        let maps = Maps::of(node);
+        let buses = match maps.bus_range {
+            Some(range) => bus_range(range).ok_or_else(|| node.bad("bus-range"))?,
+            None => (0, 255),
+        };
+        // The first bus of the range is at the start of configuration space.
+        let room = (ecam.size() / BUS).checked_sub(1).ok_or_else(|| node.bad("reg"))?;
+        let last = u64::from(buses.0).saturating_add(room).min(u64::from(buses.1));
+        let buses = (buses.0, u8::try_from(last).unwrap_or(buses.1));
+        let windows = windows(node)?;
+        Ok(Self { name: node.name().into(), ecam, buses, windows, coherent: maps.coherent, maps })
+    }
+
+    /// The host bridge, now that the nodes are known that it refers to.
+    pub(super) fn resolve(self, references: &References) -> Result<Pcie, PlatformError> {
+        let Self { name, ecam, buses, windows, coherent, maps } = self;
+        let bad = |property| PlatformError::Bad { node: name.clone(), property };
+        let streams = id_map(maps.iommu_map, maps.iommu_map_mask, references.smmu).ok_or_else(|| bad("iommu-map"))?;
+        let devices = match (maps.msi_map, maps.msi_parent) {
+            (None, Some(parent)) if parent.get(..4).and_then(cell) == references.its && references.its.is_some() => {
+                let all = IdRange { first: 0, length: 1 << 16, output: 0 };
+                IdMap { mask: !0, ranges: Vec::from_iter([all]) }
+            }
+            (map, _) => id_map(map, maps.msi_map_mask, references.its).ok_or_else(|| bad("msi-map"))?,
+        };
+        let lines = match (maps.interrupt_map, &references.gic) {
+            (Some(map), Some(gic)) => {
+                interrupt_lines(map, maps.interrupt_map_mask, gic).ok_or_else(|| bad("interrupt-map"))?
+            }
+            _ => InterruptLines::default(),
+        };
+        Ok(Pcie { ecam, buses, windows, streams, devices, lines, coherent })
+    }
+}
+
+fn bus_range(value: &[u8]) -> Option<(u8, u8)> {
+    let (first, last) = value.split_at_checked(4)?;
+    let number = |value| cell(value).and_then(|bus| u8::try_from(bus).ok());
+    let (first, last) = (number(first)?, number(last)?);
+    (first <= last).then_some((first, last))
+}
+
+/// `ranges`: an address of the PCI bus, where the CPU sees it, how much.
+fn windows(node: &tree::Node<'_, '_>) -> Result<Vec<Window, 4>, PlatformError> {
+    let bad = || node.bad("ranges");
+    let mut windows = Vec::new();
+    let Some(ranges) = node.ranges() else { return Ok(windows) };
+    let up = node.parent_address_cells() as usize;
+    let entry = (ADDRESS + up + SIZE) * 4;
+    if node.address_cells() != Some(ADDRESS as u32) || up > 2 || !ranges.len().is_multiple_of(entry) {
+        return Err(bad());
+    }
+    for range in ranges.chunks_exact(entry) {
+        let (child, rest) = range.split_at(ADDRESS * 4);
+        let (cpu, size) = rest.split_at(up * 4);
+        let (space, bus) = child.split_at(4);
+        let values = (cell(space), number(bus), number(cpu), number(size));
+        let (Some(space), Some(bus), Some(cpu), Some(size)) = values else { return Err(bad()) };
+        // npt000ss in the first byte: which space, and whether reads have effects (IEEE 1275 PCI, 2.2.1.1).
+        let kind = match space >> 24 & 3 {
+            1 => WindowKind::Io,
+            2 => WindowKind::Memory32,
+            3 => WindowKind::Memory64,
+            _ => continue,
+        };
+        let fits = bus.checked_add(size).is_some_and(|end| kind != WindowKind::Memory32 || end <= 1 << 32);
+        let cpu = node.to_cpu(cpu, size).filter(|_| fits && size != 0).ok_or_else(bad)?;
+        let window = Window { kind, prefetchable: space & 1 << 30 != 0, bus, cpu };
+        let full = PlatformError::TooMany { what: "windows of a PCIe host bridge", limit: windows.capacity() };
+        windows.push(window).map_err(|_| full)?;
+    }
+    Ok(windows)
+}
+
+/// `iommu-map` or `msi-map`, what of it refers to `target`. Missing is an empty map.
+fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, target: Option<u32>) -> Option<IdMap> {
+    const ENTRY: usize = 16;
+    let (Some(map), Some(target)) = (map, target) else { return Some(IdMap::EMPTY) };
+    let mask = mask.map_or(Some(!0), cell)?;
+    let mut ranges = Vec::new();
+    if !map.len().is_multiple_of(ENTRY) {
+        return None;
+    }
+    for entry in map.chunks_exact(ENTRY) {
+        let field = |at: usize| entry.get(at * 4..at * 4 + 4).and_then(cell);
+        let (first, phandle, output, length) = (field(0)?, field(1)?, field(2)?, field(3)?);
+        // So that no number that is found in the range can run over.
+        first.checked_add(length)?;
+        output.checked_add(length)?;
+        if phandle == target {
+            ranges.push(IdRange { first, length, output }).ok()?;
+        }
+    }
+    Some(IdMap { mask, ranges })
+}
+
+/// `interrupt-map`: an address of the PCI bus and a pin; the controller, an address of its bus, and its interrupt.
+fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &Parent) -> Option<InterruptLines> {
+    const PIN: usize = 1;
+    let field = |of: &[u8], at: usize| of.get(at * 4..at * 4 + 4).and_then(cell);
+    let mask = match mask {
+        Some(mask) => (field(mask, 0)?, field(mask, ADDRESS)?),
+        None => (!0, !0),
+    };
+    let after = (ADDRESS + PIN + 1).checked_add(gic.address_cells as usize)?;
+    let entry = after.checked_add(INTERRUPT)?.checked_mul(4)?;
+    let mut lines = Vec::new();
+    for line in map.chunks(entry) {
+        // How long an entry for another controller is, that one would have to say.
+        if field(line, ADDRESS + PIN)? != gic.phandle {
+            log::warn!("device tree: interrupt-map leads past the GIC; interrupt pins behind that are left out");
+            break;
+        }
+        let interrupt = interrupt_of(line.get(after * 4..)?)?;
+        lines.push((field(line, 0)? & mask.0, field(line, ADDRESS)? & mask.1, interrupt)).ok()?;
+    }
+    Some(InterruptLines { mask, lines })
+}
