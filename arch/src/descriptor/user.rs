@@ -111,6 +111,9 @@ const TYPE_MIGRATION_READ: u64 = 25;
 const TYPE_MIGRATION_WRITE: u64 = 27;
 const TYPE_MARKER: u64 = 31;
 
+/// Caches of all CPUs, and of devices, show the same.
+const SHARED: u64 = STAGE1::SH::InnerShareable.value;
+
 /// What a mapping lets EL0 do: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Protection(u8);
@@ -157,19 +160,27 @@ impl Attributes {
     /// A page of a user space: it belongs to an ASID, EL1 never executes it, and it is young. Writable pages start
     /// clean, so the first store faults or sets them dirty; see [`Descriptor::dirty`].
     pub const fn user(memory: MemoryType, protection: Protection) -> Self {
-        let base = bits::NG
-            | bits::AF
-            | bits::PXN
-            | bits::UXN
-            | bits::RDONLY
-            | STAGE1::SH::InnerShareable.value
-            | Self::index(memory);
+        let base = bits::NG | bits::AF | bits::PXN | bits::UXN | bits::RDONLY | SHARED | Self::index(memory);
         if protection.bits() == Protection::NONE.bits() {
             return Self(base | bits::PROT_NONE);
         }
         let write = if protection.contains(Protection::WRITE) { bits::WRITE } else { 0 };
         let data = if protection.contains(Protection::EXECUTE) { 0 } else { bits::UXN };
         Self(base & !bits::UXN | data | write | bits::VALID | bits::USER)
+    }
+
+    /// A page of the kernel in a user space, for devices: EL0 has no access. Created young and dirty, since who sets
+    /// neither would fault for ever.
+    pub const fn reserved(memory: MemoryType) -> Self {
+        let execution = bits::PXN | bits::UXN;
+        Self(bits::VALID | bits::NG | bits::AF | bits::WRITE | execution | SHARED | Self::index(memory))
+    }
+
+    /// A page of a device's own tables: nothing is executed through it. Created young and dirty.
+    pub const fn device_domain(memory: MemoryType, writable: bool) -> Self {
+        let access = if writable { bits::WRITE } else { bits::RDONLY };
+        let execution = bits::PXN | bits::UXN;
+        Self(bits::VALID | bits::NG | bits::AF | bits::USER | access | execution | SHARED | Self::index(memory))
     }
 
     /// Whether EL0 may execute through it.

@@ -13,7 +13,7 @@ use super::parse::{Args, ArgumentError};
 use super::processes::process;
 use super::{Command, Failure, Half, Refusal, Session, no_keywords};
 use crate::mm::layout;
-use crate::mm::space::USER_END;
+use crate::mm::space::RESERVED_END;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// First address that TTBR1_EL1 translates; all after it are its, too.
@@ -62,7 +62,7 @@ fn walk<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
 fn in_half(whose: Half, address: VirtAddr) -> Result<VirtAddr, Refusal> {
     match whose {
         Half::Kernel if address < UPPER_HALF => Err(Refusal::LowerHalf(address)),
-        Half::Process(_) if address >= USER_END => Err(Refusal::NotUser(address)),
+        Half::Process(_) if address >= RESERVED_END => Err(Refusal::NotUser(address)),
         _ => Ok(address),
     }
 }
@@ -119,7 +119,7 @@ fn range<'a>(args: &mut Args<'a>) -> Result<(Half, PageRange), Failure<'a>> {
     let Some(start) = start else {
         let all = match whose {
             Half::Kernel => PageRange::new(UPPER_HALF, UPPER_HALF.0.wrapping_neg()),
-            Half::Process(_) => PageRange::new(VirtAddr(0), USER_END.0),
+            Half::Process(_) => PageRange::new(VirtAddr(0), RESERVED_END.0),
         };
         return Ok((whose, all.map_err(Refusal::from)?));
     };

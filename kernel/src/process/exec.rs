@@ -3,8 +3,8 @@
 //! ```text
 //!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
 //!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere; then the heap
-//!   ... 0xffff_ffff_e000     the stack, 8 MiB, its pages as they are needed
-//!   0xffff_ffff_e000         two instructions, for handlers that name no way back
+//!   ... 0xffff_ffdf_e000     the stack, 8 MiB, its pages as they are needed
+//!   0xffff_ffdf_e000         two instructions, for handlers that name no way back
 //! ```
 //! All of it is anonymous memory: a segment's contents are copied, and from then on they are the program's. Nothing of
 //! the program before is touched until nothing can fail any more.

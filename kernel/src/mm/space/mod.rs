@@ -5,7 +5,7 @@
 //! [`fault`] looks the area up, [`cow`] copies where a page is shared; of a call: [`calls`] cuts and merges areas,
 //! [`protect`] and [`zap`] change the entries, [`gather`] frees what nobody can reach any more. [`populate`] brings
 //! pages before they are asked for, [`shmem`] has those that several spaces show, [`used`] knows which tables are
-//! sparse.
+//! sparse. [`reserved`] has the pages above that the kernel shows to devices.
 //!
 //! # Locks
 //! ```text
@@ -28,6 +28,7 @@ mod fork;
 mod gather;
 mod populate;
 mod protect;
+mod reserved;
 mod shmem;
 mod table_lock;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use granule_pgtable::{Granule4K, Mmu, PageTables, Table, TableSource};
 pub use area::{Area, Backing};
 pub use calls::{MapRequest, Placement, Populate, Sharing};
 pub use fault::{Access, FaultError, handle_fault};
+pub use reserved::{RESERVED_END, RESERVED_START};
 
 use area::Areas;
 use shmem::Object;
@@ -66,8 +68,8 @@ type Cell = <Machine as Mmu>::Cell;
 
 /// The first address that a program may map: below, a null pointer with an offset always faults.
 pub const USER_START: VirtAddr = VirtAddr(0x1_0000);
-/// The end of the lower half.
-pub const USER_END: VirtAddr = VirtAddr(1 << 48);
+/// The end of what programs may map. What is left of the lower half is the kernel's: see [`reserved`].
+pub const USER_END: VirtAddr = RESERVED_START;
 
 /// What all spaces have in common: where their memory comes from. There is one.
 pub struct Spaces {
@@ -105,11 +107,13 @@ impl Spaces {
         let space = self.spaces.try_new(Space {
             common: self,
             references: AtomicU32::new(1),
+            handles: AtomicU32::new(1),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
             root: unsafe { Table::root::<Granule4K>(root) },
             table_frames: AtomicUsize::new(0),
             asid: AsidSlot::new(),
             notifiers: NotifierChain::default(),
+            reserved: AtomicUsize::new(0),
             areas: RwSem::new(Areas::new(USER_START, USER_END)),
         });
         match space {
@@ -143,12 +147,17 @@ impl Spaces {
 /// The address space of a program.
 pub struct Space {
     common: &'static Spaces,
+    /// How many [`SpaceRef`]s there are.
     references: AtomicU32,
+    /// How many [`SpaceHandle`]s there are, and one more as long as there is a reference.
+    handles: AtomicU32,
     root: Table,
     /// Frames that are its tables, the root not counted.
     table_frames: AtomicUsize,
     asid: AsidSlot,
     notifiers: NotifierChain,
+    /// Pages of the kernel above [`USER_END`].
+    reserved: AtomicUsize,
     areas: RwSem<Areas>,
 }
 
@@ -284,10 +293,75 @@ impl Drop for SpaceRef {
         // Drop has no argument to be told the CPU by.
         let cpu = this_cpu();
         self.release(cpu);
-        let (common, root) = (self.common, self.root());
-        // SAFETY: made from a box by `Spaces::create`, and this was the last reference.
-        drop(unsafe { PoolBox::from_raw(self.0) });
-        common.frames.free(cpu, root);
+        self.common.frames.free(cpu, self.root());
+        // The one that all references had together.
+        drop(SpaceHandle(self.0));
+    }
+}
+
+/// Keeps the record of a space, and not the space: its memory goes with the last [`SpaceRef`]. What is left then are its
+/// notifiers, in which nobody is told anything any more.
+///
+/// For those who translate through its tables and must not keep a program's memory because of that (Linux's `mm_count`
+/// beside `mm_users`).
+pub struct SpaceHandle(core::ptr::NonNull<Space>);
+
+// SAFETY: a counted handle of what every CPU may use.
+unsafe impl Send for SpaceHandle {}
+// SAFETY: as above.
+unsafe impl Sync for SpaceHandle {}
+
+impl SpaceHandle {
+    /// One of `space`.
+    pub fn new(space: &SpaceRef) -> Self {
+        // Relaxed: whoever has a reference knows that the handle of all references is counted.
+        space.handles.fetch_add(1, Ordering::Relaxed);
+        Self(space.0)
+    }
+
+    /// The space, if it has not ended: `mmget_not_zero`.
+    pub fn upgrade(&self) -> Option<SpaceRef> {
+        // SAFETY: the record is there while a handle is counted.
+        let references = unsafe { &self.0.as_ref().references };
+        // Acquire: what was done with the space before whoever else has a reference got it.
+        let taken = references.fetch_update(Ordering::Acquire, Ordering::Relaxed, |count| {
+            if count == 0 { None } else { Some(count + 1) }
+        });
+        // Lazily: a reference that is not counted must not be dropped either.
+        taken.is_ok().then(|| SpaceRef(self.0))
+    }
+
+    /// Whether it is one of `space`.
+    pub fn is_of(&self, space: &SpaceRef) -> bool {
+        self.0 == space.0
+    }
+}
+
+impl Deref for SpaceHandle {
+    type Target = NotifierChain;
+    fn deref(&self) -> &NotifierChain {
+        // SAFETY: the record is there while a handle is counted.
+        unsafe { &self.0.as_ref().notifiers }
+    }
+}
+
+impl fmt::Debug for SpaceHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: as above; the root's address is only shown.
+        write!(f, "handle of {:?}", unsafe { self.0.as_ref() })
+    }
+}
+
+impl Drop for SpaceHandle {
+    fn drop(&mut self) {
+        // SAFETY: the record is there while a handle is counted.
+        let handles = unsafe { &self.0.as_ref().handles };
+        // As for references.
+        if handles.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            // SAFETY: made from a box by `Spaces::create`; this was the last handle, and so there is no reference.
+            drop(unsafe { PoolBox::from_raw(self.0) });
+        }
     }
 }
 

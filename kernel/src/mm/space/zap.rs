@@ -44,7 +44,7 @@ impl Space {
     /// Frees the tables that translated `range`, which no area has now, and no area needs. The caller has the areas to
     /// itself.
     pub(super) fn free_tables(&self, gather: &mut Gather<'_>, areas: &Areas, range: PageRange) {
-        let (below, above) = areas.around(range);
+        let (below, above) = self.around(areas, range);
         let mut freed = 0;
         self.page_tables().unlink_tables(range, pages(below, above), |table| {
             freed += 1;
@@ -77,6 +77,7 @@ impl Space {
             );
         }
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
+        self.reserved.store(0, Ordering::Relaxed);
         areas.remove(pages(USER_START, USER_END), drop);
     }
 }

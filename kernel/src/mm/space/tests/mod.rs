@@ -4,7 +4,9 @@
 //! - `calls`: what each call does and refuses
 //! - `device`: random calls, and a device that shares the tables and must hear of every change
 //! - `entries`: every legal entry, through everything that may happen to it
+//! - `handles`: who keeps a space, and who only its record
 //! - `random`: long sequences of calls against maps of pages
+//! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
 //! - `threads`: threads of one space, on several CPUs
 //! - `told`: what each path tells the TLBs and the notifiers, in which order and under which lock
@@ -13,7 +15,9 @@ mod areas;
 mod calls;
 mod device;
 mod entries;
+mod handles;
 mod random;
+mod reserved;
 mod shortage;
 mod threads;
 mod told;

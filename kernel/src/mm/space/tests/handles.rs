@@ -1,0 +1,60 @@
+//! A handle keeps the record of a space and not the space.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::super::SpaceHandle;
+use super::Rig;
+use crate::mm::notifier::recording::{Recording, Told};
+use crate::mm::notifier::{SubscribeError, Subscription};
+
+type Listener = Subscription<Recording, SpaceHandle>;
+
+#[test]
+fn a_subscriber_by_a_handle_does_not_keep_the_programs_memory() {
+    let rig = Rig::new(4);
+    let used = rig.used();
+    let space = rig.space();
+    let start = rig.map(&space, 4);
+    (0..4).for_each(|page| rig.write(&space, start + page * super::PAGE, 1));
+    let handle = SpaceHandle::new(&space);
+    let listener = Listener::new(SpaceHandle::new(&space), Recording::default(), 0).unwrap();
+    assert!(handle.is_of(&space) && handle.upgrade().is_some_and(|upgraded| upgraded.is(&space)));
+
+    drop(space);
+    assert_eq!(rig.used(), used, "its pages, its tables and its root are free");
+    let told: Vec<_> = listener.take().iter().map(|call| call.told).collect();
+    assert!(told.contains(&Told::Release), "{told:?}");
+    assert!(handle.upgrade().is_none(), "it has ended, and does not come back");
+    let late = Listener::new(handle, Recording::default(), 0);
+    assert!(matches!(late, Err(SubscribeError::Released)));
+
+    assert_eq!(rig.spaces.counts()[0], 1, "the record is there while somebody may leave the chain");
+    drop(late);
+    drop(listener);
+    assert_eq!(rig.spaces.counts()[0], 0);
+}
+
+/// Whoever upgrades has the space or does not, while the last reference goes.
+#[test]
+fn a_space_ends_once_whoever_upgrades_meanwhile() {
+    let rig = Rig::new(4);
+    for _ in 0..200 {
+        let space = rig.space();
+        let handle = SpaceHandle::new(&space);
+        let upgraded = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(space));
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while let Some(space) = handle.upgrade() {
+                        upgraded.fetch_add(1, Ordering::Relaxed);
+                        assert!(space.areas.read().iter().next().is_none());
+                    }
+                });
+            }
+        });
+        assert!(handle.upgrade().is_none());
+        drop(handle);
+        assert_eq!(rig.spaces.counts()[0], 0);
+    }
+}

@@ -1,0 +1,99 @@
+//! Pages of the kernel above all that programs may map.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, MemoryType, STAGE1, bits};
+
+use super::super::{Access, FaultError, RESERVED_END, RESERVED_START, Space, USER_END, handle_fault};
+use super::{PAGE, Rig, areas, private};
+use crate::mm::notifier::Subscription;
+use crate::mm::notifier::recording::{Recording, Told};
+use crate::mm::space::{MapRequest, Placement, SpaceRef};
+
+/// Registers, which no frame record is about.
+const DOORBELL: PhysAddr = PhysAddr(0x0809_0000);
+
+fn entry(space: &Space, page: VirtAddr) -> Descriptor {
+    space.tables().translate(page).map_or(Descriptor::EMPTY, |found| found.descriptor)
+}
+
+fn show(rig: &Rig, space: &Space, page: VirtAddr) {
+    space.show_reserved(&rig.cpu, page, DOORBELL, MemoryType::DeviceNGnRE).unwrap();
+}
+
+#[test]
+fn a_reserved_page_is_the_kernels_and_no_area() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    let used = rig.used();
+    show(&rig, &space, RESERVED_START);
+    let shown = entry(&space, RESERVED_START);
+    assert_eq!(shown.address(), DOORBELL);
+    assert_eq!(shown.fields().read(STAGE1::ATTR_INDEX), MemoryType::DeviceNGnRE as u64);
+    assert!(shown.is_valid() && shown.is_writable() && shown.is_special());
+    let never = bits::UXN | bits::PXN | bits::NG | bits::AF;
+    assert_eq!(shown.0 & (bits::USER | never), never, "not for EL0, not global, nothing to execute, nothing to set");
+
+    assert!(areas(&space).is_empty());
+    for access in [Access::Read, Access::Write, Access::Execute] {
+        assert_eq!(handle_fault(&space, &rig.cpu, RESERVED_START, access), Err(FaultError::NotMapped));
+    }
+    assert!(space.read_bytes(&rig.cpu, RESERVED_START, &mut [0]).is_err());
+    let fixed = MapRequest { placement: Placement::Fixed(RESERVED_START), ..private(1) };
+    assert!(space.mmap(&rig.cpu, &fixed).is_err());
+    assert!(space.munmap(&rig.cpu, RESERVED_START, PAGE).is_err());
+
+    space.hide_reserved(&rig.cpu, RESERVED_START);
+    assert_eq!(entry(&space, RESERVED_START), Descriptor::EMPTY);
+    assert_eq!((rig.used(), space.table_frames()), (used, 1), "its tables are free");
+}
+
+#[test]
+fn who_shares_the_tables_is_told_that_a_reserved_page_goes() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    show(&rig, &space, RESERVED_END - PAGE);
+    let listener = Subscription::<_, SpaceRef>::new(space.clone(), Recording::default(), 0).unwrap();
+    space.hide_reserved(&rig.cpu, RESERVED_END - PAGE);
+    let told: Vec<_> = listener.take().iter().map(|call| (call.told, call.range)).collect();
+    assert!(told.contains(&(Told::SecondaryTlbs, (RESERVED_END.0 - PAGE, RESERVED_END.0))), "{told:?}");
+}
+
+#[test]
+fn a_child_does_not_have_it_and_a_space_that_ends_leaves_its_frame_alone() {
+    let rig = Rig::new(4);
+    let used = rig.used();
+    let space = rig.space();
+    let frame = rig.frames.alloc_zeroed(&rig.cpu).unwrap();
+    space.show_reserved(&rig.cpu, RESERVED_START, frame, MemoryType::Normal).unwrap();
+    show(&rig, &space, RESERVED_START + PAGE);
+    let top = MapRequest { placement: Placement::Fixed(USER_END - PAGE), ..private(1) };
+    space.mmap(&rig.cpu, &top).unwrap();
+    rig.write(&space, USER_END - PAGE, 1);
+    let child = space.fork(&rig.cpu).unwrap();
+    assert_eq!(entry(&child, RESERVED_START), Descriptor::EMPTY);
+    assert!(entry(&child, USER_END - PAGE).is_valid());
+    drop((space, child));
+    assert_eq!(rig.used(), used + 1, "the frame is whoever's it was");
+    rig.frames.free(&rig.cpu, frame);
+}
+
+/// The tables above a reserved page are needed while it is there, whatever programs unmap beside it; and no longer.
+#[test]
+fn programs_cannot_unmap_the_tables_of_a_reserved_page() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    for reserved in [true, false] {
+        if reserved {
+            show(&rig, &space, RESERVED_START);
+        }
+        let top = MapRequest { placement: Placement::Fixed(USER_END - PAGE), ..private(1) };
+        space.mmap(&rig.cpu, &top).unwrap();
+        rig.write(&space, USER_END - PAGE, 1);
+        space.munmap(&rig.cpu, USER_END - PAGE, PAGE).unwrap();
+        if reserved {
+            assert!(entry(&space, RESERVED_START).is_valid());
+            space.hide_reserved(&rig.cpu, RESERVED_START);
+        }
+        assert_eq!(space.table_frames(), 1);
+    }
+}
