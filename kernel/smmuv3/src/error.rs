@@ -38,7 +38,7 @@ pub enum ProbeError {
     #[error("there is no memory for its {0}")]
     OutOfMemory(&'static str),
     /// A register did not take what was written.
-    #[error("{register} did not become {wanted:#x} within {LIMIT_MS} ms: it is {found:#x}", LIMIT_MS = crate::reset::LIMIT_MS)]
+    #[error("{register} did not become {wanted:#x} within {LIMIT_MS} ms: it is {found:#x}", LIMIT_MS = crate::LIMIT_MS)]
     NoAnswer {
         /// Which register was looked at.
         register: &'static str,
@@ -87,6 +87,8 @@ pub enum Report {
     GlobalErrors(u32),
     /// It takes no commands any more; from now on it lets nothing pass.
     Dead,
+    /// It takes no commands any more, and did not take either that nothing is to pass.
+    DeadAndOpen,
 }
 
 impl fmt::Display for Report {
@@ -97,6 +99,9 @@ impl fmt::Display for Report {
             Self::AtcTimeout => f.write_str("a device did not answer an invalidation of its own TLB"),
             Self::GlobalErrors(bits) => write!(f, "global errors {bits:#x}"),
             Self::Dead => f.write_str("commands are not taken any more; every stream is aborted"),
+            Self::DeadAndOpen => f.write_str(
+                "commands are not taken any more, nor is that nothing may pass: devices may reach what they could",
+            ),
         }
     }
 }

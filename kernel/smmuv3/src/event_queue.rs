@@ -30,6 +30,8 @@ pub struct Events {
     /// The next record to take: its slot, above it one bit that changes with each round; and the acknowledgement of
     /// overflows. It is what CONS is.
     consumed: u32,
+    /// For [`Smmu::lost_events`].
+    lost: u64,
 }
 
 const OVERFLOW: u32 = EVENTQ_PROD::OVFLG.mask << EVENTQ_PROD::OVFLG.shift;
@@ -39,7 +41,7 @@ impl Events {
     /// The queue in `slots`, zeroed memory of a power of two of events, aligned to its size.
     pub fn new(slots: DmaMemory) -> Self {
         debug_assert!(slots.bytes.is_power_of_two() && slots.phys.is_aligned(slots.bytes as u64));
-        Self { slots, consumed: 0 }
+        Self { slots, consumed: 0, lost: 0 }
     }
 
     /// How many events it holds.
@@ -57,7 +59,8 @@ impl Events {
     /// many as the queue holds: a device that never stops does not keep a CPU for ever.
     pub fn drain<P: Platform>(&mut self, smmu: &Smmu<P>, mut each: impl FnMut(&Event)) -> Drained {
         let platform = smmu.platform();
-        let mut drained = Drained::default();
+        // Some SMMUs tell of a full queue as a global error alone.
+        let mut drained = Drained { events: 0, lost: smmu.lost_events(&mut self.lost) };
         while drained.events < self.capacity() {
             let produced = platform.read32(offset::EVENTQ_PROD);
             let overflowed = (produced ^ self.consumed) & OVERFLOW != 0;

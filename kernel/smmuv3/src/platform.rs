@@ -41,6 +41,21 @@ impl Word for AtomicU64 {
     }
 }
 
+/// A step that a checker leaves out, to see that it is missed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// CMD_SYNC behind the commands of a call.
+    Sync,
+    /// The wait until a call's commands are complete.
+    Wait,
+    /// The barrier between commands and CMDQ_PROD.
+    DmbBeforeProd,
+    /// The wait until earlier slots are the SMMU's.
+    Turn,
+    /// The wait until slots may be written again.
+    Room,
+}
+
 /// The way to one SMMU.
 ///
 /// # Safety
@@ -78,6 +93,13 @@ pub unsafe trait Platform: Sync {
     fn microseconds(&self) -> u64;
     /// Tells what should not have happened. Called with interrupts masked, and from where nobody may sleep or allocate.
     fn report(&self, report: &Report);
+
+    /// Whether `step` is left out. Never, outside of a laboratory.
+    #[inline(always)]
+    fn leaves_out(&self, step: Step) -> bool {
+        let _ = step;
+        false
+    }
 }
 
 /// Memory that CPUs and the SMMU see alike. Owning one is the right to use it, and to give it back once.

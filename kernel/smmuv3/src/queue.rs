@@ -1,10 +1,44 @@
 //! The command queue (IHI 0070, 3.5 and 4.7): several CPUs insert at once.
+//!
+//! A call takes its slots by one compare-exchange, fills them, waits for its turn, tells the SMMU, and passes the turn
+//! on; then it waits for its own CMD_SYNC, which keeps nobody else waiting:
+//!
+//! ```text
+//! reserved:  start -> end   compare-exchange, if end - consumed fits
+//!            write the commands and CMD_SYNC to the slots
+//!            DMB OSHST
+//! published: == start?      wait: those with earlier slots write PROD first, and each is a few stores away from it
+//!            CMDQ_PROD = end
+//! published  = end          release
+//!            CMDQ_CONS      until it has passed end
+//!            DMB OSHLD
+//! ```
+//!
+//! There is no mark in each slot, and no CPU that publishes for others: PROD never passes a slot that is not filled,
+//! because turns are taken in the order of the slots.
+//!
+//! All positions are counts since the beginning, in 64 bits, so none is ambiguous; registers have their lowest bits, the
+//! wrap bit included. `consumed` is a count that the SMMU has reached for certain, raised when room is needed. From it
+//! and CMDQ_CONS follows another: the smallest that is not below it and has the register's bits. **That is never more
+//! than what was consumed** when the register was read, since `consumed` was read before it; it is less only where
+//! others have gone a whole round meanwhile, and then `consumed` has been raised, so that a second look is exact.
+//!
+//! Generic over the platform's words: `granule-loom` runs this source in every order.
 
 use core::marker::PhantomData;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use thiserror::Error;
 
-use crate::{Command, DmaMemory, Platform};
+use crate::gerror::GlobalErrors;
+use crate::registers::offset::{CMDQ_CONS, CMDQ_PROD};
+use crate::{Command, DmaMemory, LIMIT_MS, Platform, Step, Word};
+
+/// Bytes of a command.
+pub(crate) const COMMAND_BYTES: usize = 16;
+/// log2 of the commands that the queue holds. 256 are a page of memory: room for the longest call of each of a few
+/// CPUs, since a call has at most 65, and little to clear at boot.
+pub const COMMAND_QUEUE_BITS: u32 = 8;
 
 /// Why commands are not known to be complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -13,29 +47,273 @@ pub enum CommandError {
     #[error("a command was illegal")]
     Illegal,
     /// The SMMU takes no commands any more.
-    #[error("the SMMU did not complete them in time")]
+    #[error("the SMMU did not complete them within {LIMIT_MS} ms")]
     Timeout,
 }
 
-/// The queue of one SMMU.
-#[derive(Debug)]
-pub struct CommandQueue<P: Platform> {
-    slots: DmaMemory,
+/// What different CPUs write all the time lies in different cache lines.
+#[repr(align(64))]
+struct Line<T>(T);
+
+/// The queue of one SMMU, with `2^BITS` slots.
+pub struct CommandQueue<P: Platform, const BITS: u32 = COMMAND_QUEUE_BITS> {
+    pub(crate) slots: DmaMemory,
+    /// The SMMU has consumed so many, at least.
+    consumed: P::Word,
+    /// One more than the position of the last illegal command; 0 before there was one.
+    pub(crate) illegal: P::Word,
+    /// 1 when the SMMU takes no more commands.
+    dead: P::Word,
+    /// Waits for room.
+    full: P::Word,
+    /// Where the next call's slots begin.
+    reserved: Line<P::Word>,
+    /// Up to where PROD was written, and how often.
+    published: Line<[P::Word; 2]>,
+    pub(crate) errors: GlobalErrors<P>,
     platform: PhantomData<fn(P)>,
 }
 
-impl<P: Platform> CommandQueue<P> {
-    /// A queue in `slots`, zeroed memory of a power of two of commands, aligned to its size.
+impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
+    /// Slots.
+    pub const ENTRIES: u64 = 1 << BITS;
+    /// A position as registers have it: with the wrap bit.
+    const POSITION: u64 = 2 * Self::ENTRIES - 1;
+
+    /// A queue in `slots`, aligned to their size, of which the SMMU is told that none is filled.
+    ///
+    /// # Panics
+    /// Where `slots` is not as large as the queue, or the queue is larger than any SMMU's.
     pub fn new(slots: DmaMemory) -> Self {
-        Self { slots, platform: PhantomData }
+        const { assert!(BITS >= 1 && BITS < 20) }
+        assert!(slots.bytes == COMMAND_BYTES << BITS, "{} bytes for 2^{BITS} commands", slots.bytes);
+        Self {
+            slots,
+            consumed: P::word(0),
+            illegal: P::word(0),
+            dead: P::word(0),
+            full: P::word(0),
+            reserved: Line(P::word(0)),
+            published: Line([P::word(0), P::word(0)]),
+            errors: GlobalErrors::new(),
+            platform: PhantomData,
+        }
     }
 
-    /// Inserts `commands` and a CMD_SYNC, and waits until they are complete. With interrupts masked.
+    /// Inserts `commands` and a CMD_SYNC, and waits until they are complete. With interrupts masked: a handler on this
+    /// CPU that came in between and issued commands would wait for the turn of the slots that it interrupted.
     ///
     /// # Errors
     /// They may not be complete.
+    ///
+    /// # Panics
+    /// Where they do not fit the queue.
+    #[inline]
     pub fn issue(&self, platform: &P, commands: &[Command]) -> Result<(), CommandError> {
-        let _ = (platform, commands, &self.slots);
-        unimplemented!()
+        self.issue_with(platform, commands.len(), |index| commands[index])
+    }
+
+    /// The same for `count` commands that `command` makes.
+    ///
+    /// # Errors
+    /// See [`Self::issue`].
+    ///
+    /// # Panics
+    /// See [`Self::issue`].
+    #[inline(always)]
+    pub fn issue_with(
+        &self,
+        platform: &P,
+        count: usize,
+        command: impl Fn(usize) -> Command,
+    ) -> Result<(), CommandError> {
+        let sync = !platform.leaves_out(Step::Sync);
+        let (start, consumed) = self.reserve(platform, count as u64 + u64::from(sync))?;
+        for index in 0..count {
+            self.write(start + index as u64, command(index));
+        }
+        let mut end = start + count as u64;
+        if sync {
+            self.write(end, Command::SYNC);
+            end += 1;
+        }
+        self.publish(platform, start, end);
+        if platform.leaves_out(Step::Wait) {
+            return Ok(());
+        }
+        if self.position(platform, consumed) < end {
+            self.wait(platform, end)?;
+        }
+        // What follows, the reuse of a page, comes after the SMMU has said that it is done.
+        platform.dmb_oshld();
+        if self.illegal.load(Relaxed) > start { Err(CommandError::Illegal) } else { Ok(()) }
+    }
+
+    /// Takes `count` slots: returns the first one's position, and what was consumed for certain.
+    #[inline(always)]
+    fn reserve(&self, platform: &P, count: u64) -> Result<(u64, u64), CommandError> {
+        assert!(count <= Self::ENTRIES, "{count} commands for a queue of {}", Self::ENTRIES);
+        loop {
+            let start = self.reserved.0.load(Relaxed);
+            // Acquire: what the SMMU has read it has read before this CPU writes there.
+            let consumed = self.consumed.load(Acquire);
+            // Also where `start` is old and `consumed` has passed it: then the exchange would fail.
+            if (start + count).wrapping_sub(consumed) > Self::ENTRIES && !platform.leaves_out(Step::Room) {
+                self.make_room(platform, start + count)?;
+            } else if self.reserved.0.exchange(start, start + count, Relaxed) {
+                return Ok((start, consumed));
+            }
+        }
+    }
+
+    /// Fills a slot that this call has reserved.
+    #[inline(always)]
+    fn write(&self, position: u64, command: Command) {
+        let [low, high] = self.slot(position);
+        low.store(command.0[0], Relaxed);
+        high.store(command.0[1], Relaxed);
+    }
+
+    /// The slot of a position.
+    #[inline(always)]
+    pub(crate) fn slot(&self, position: u64) -> &[P::Word; 2] {
+        let index = (position & (Self::ENTRIES - 1)) as usize;
+        // SAFETY: `slots` holds `ENTRIES` commands, as `new` has checked, which are two words each (`DmaMemory::words`).
+        unsafe { &*self.slots.words::<P>().as_ptr().cast::<[P::Word; 2]>().add(index) }
+    }
+
+    /// Tells the SMMU of the slots up to `end`, when it knows of those before `start`.
+    #[inline(always)]
+    fn publish(&self, platform: &P, start: u64, end: u64) {
+        if !platform.leaves_out(Step::DmbBeforeProd) {
+            platform.dmb_oshst();
+        }
+        let [published, calls] = &self.published.0;
+        // Acquire, and release below: PROD is written in the order of turns.
+        while published.load(Acquire) != start && !platform.leaves_out(Step::Turn) {
+            platform.relax();
+        }
+        platform.write32(CMDQ_PROD, (end & Self::POSITION) as u32);
+        calls.store(calls.load(Relaxed) + 1, Relaxed);
+        published.store(end, Release);
+    }
+
+    /// What the SMMU has consumed now, or less; see the head of this file. `consumed` was read before.
+    #[inline(always)]
+    fn position(&self, platform: &P, consumed: u64) -> u64 {
+        let register = u64::from(platform.read32(CMDQ_CONS));
+        consumed + (register.wrapping_sub(consumed) & Self::POSITION)
+    }
+
+    /// Waits until the SMMU has consumed everything before `end`.
+    #[cold]
+    #[inline(never)]
+    fn wait(&self, platform: &P, end: u64) -> Result<(), CommandError> {
+        let mut patience = Patience::default();
+        while self.position(platform, self.consumed.load(Acquire)) < end {
+            patience.turn(self, platform)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the slots before `end` may be written.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&self, platform: &P, end: u64) -> Result<(), CommandError> {
+        let mut patience = Patience::default();
+        loop {
+            let consumed = self.consumed.load(Acquire);
+            let now = self.position(platform, consumed);
+            // What the SMMU has read, it has read before any CPU that finds this count writes there.
+            platform.dmb_oshld();
+            self.raise_consumed(now);
+            if now + Self::ENTRIES >= end {
+                return Ok(());
+            }
+            if patience.is_new() {
+                // May miss one where two CPUs find it full at once: it is for people to read.
+                self.full.store(self.full.load(Relaxed) + 1, Relaxed);
+            }
+            patience.turn(self, platform)?;
+        }
+    }
+
+    /// Makes `consumed` `now`, unless it is past that: if it went back, others would have gone more than a round ahead.
+    fn raise_consumed(&self, now: u64) {
+        loop {
+            let consumed = self.consumed.load(Relaxed);
+            if consumed >= now || self.consumed.exchange(consumed, now, Release) {
+                return;
+            }
+        }
+    }
+
+    /// The position at which the SMMU has stopped.
+    pub(crate) fn stopped_at(&self, platform: &P) -> u64 {
+        loop {
+            let consumed = self.consumed.load(Acquire);
+            let position = self.position(platform, consumed);
+            platform.dmb_oshld();
+            // Nobody has gone a round ahead meanwhile.
+            if self.consumed.load(Acquire) == consumed {
+                return position;
+            }
+        }
+    }
+
+    /// Nobody waits for the SMMU any more; whether this call is the first to say so.
+    pub(crate) fn give_up(&self) -> bool {
+        loop {
+            if self.dead.load(Relaxed) != 0 {
+                return false;
+            }
+            if self.dead.exchange(0, 1, Relaxed) {
+                return true;
+            }
+        }
+    }
+
+    /// Commands inserted, calls, and waits for room.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        [self.reserved.0.load(Relaxed), self.published.0[1].load(Relaxed), self.full.load(Relaxed)]
+    }
+}
+
+/// How long somebody has been waiting.
+#[derive(Default)]
+struct Patience {
+    turns: u64,
+    since: u64,
+}
+
+impl Patience {
+    /// Turns between two looks at the clock and at errors, which cost more than a look at CMDQ_CONS.
+    const LOOK: u64 = 32;
+
+    fn is_new(&self) -> bool {
+        self.turns == 0
+    }
+
+    /// Once per turn of a waiting loop.
+    fn turn<P: Platform, const BITS: u32>(
+        &mut self,
+        queue: &CommandQueue<P, BITS>,
+        platform: &P,
+    ) -> Result<(), CommandError> {
+        if queue.dead.load(Relaxed) != 0 {
+            return Err(CommandError::Timeout);
+        }
+        self.turns += 1;
+        if self.turns % Self::LOOK == 1 {
+            let now = platform.microseconds();
+            if self.turns == 1 {
+                self.since = now;
+            } else if now.saturating_sub(self.since) > 1000 * LIMIT_MS {
+                return Err(CommandError::Timeout);
+            }
+            queue.serve_errors(platform);
+        }
+        platform.relax();
+        Ok(())
     }
 }

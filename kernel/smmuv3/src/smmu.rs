@@ -1,14 +1,18 @@
 //! The part of an SMMU that all CPUs share: invalidation, errors, counters.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use granule_arch::addr::VirtAddr;
 
-use crate::{Command, CommandError, CommandQueue, Features, Platform, Scope};
+use crate::invalidate::{By, Plan};
+use crate::{Command, CommandError, CommandQueue, Features, Platform, Report, Scope, Word, gerror, reset};
 
 /// One SMMU.
 pub struct Smmu<P: Platform> {
-    platform: P,
+    pub(crate) platform: P,
+    by: By,
+    pub(crate) commands: CommandQueue<P>,
     features: Features,
-    commands: CommandQueue<P>,
 }
 
 /// What was done so far.
@@ -16,17 +20,21 @@ pub struct Smmu<P: Platform> {
 pub struct Stats {
     /// Commands, CMD_SYNC included.
     pub commands: u64,
-    /// CMD_SYNCs: one for each call.
-    pub syncs: u64,
+    /// Calls: each is some commands and one CMD_SYNC.
+    pub calls: u64,
     /// Waits for room in the queue.
     pub full: u64,
+    /// Times that global errors were served.
+    pub errors: u64,
     /// Commands that the SMMU found illegal.
     pub illegal: u64,
-    /// Global errors.
-    pub errors: u64,
 }
 
 impl<P: Platform> Smmu<P> {
+    pub(crate) fn new(platform: P, features: Features, commands: CommandQueue<P>) -> Self {
+        Self { platform, by: By::of(&features), commands, features }
+    }
+
     /// What it has.
     pub fn features(&self) -> &Features {
         &self.features
@@ -50,25 +58,59 @@ impl<P: Platform> Smmu<P> {
     ///
     /// Everything, where `end` is the last address. It does not fail: an SMMU that cannot be told is shut, so that what
     /// it has cached is of no use to anybody.
+    #[inline]
     pub fn invalidate(&self, asid: u16, start: VirtAddr, end: VirtAddr, scope: Scope) {
-        let _ = (asid, start, end, scope);
-        unimplemented!()
+        let plan = Plan::new(self.by, asid, start, end, scope);
+        let count = plan.count();
+        if count != 0 && self.commands.issue_with(&self.platform, count, |index| plan.command(index)).is_err() {
+            self.invalidate_more();
+        }
     }
 
     /// The same of everything in `asid`.
     pub fn invalidate_asid(&self, asid: u16) {
-        let _ = asid;
-        unimplemented!()
+        if self.issue(&[Command::tlbi_nh_asid(asid)]).is_err() {
+            self.invalidate_more();
+        }
+    }
+
+    /// What was to be invalidated may not be: everything is, or nothing passes any more.
+    #[cold]
+    #[inline(never)]
+    fn invalidate_more(&self) {
+        if self.issue(&[Command::TLBI_NSNH_ALL]).is_err() {
+            self.shut();
+        }
+    }
+
+    /// Lets nothing pass any more. For an SMMU that does not do what it is told.
+    pub fn shut(&self) {
+        if self.commands.give_up() {
+            // Should it not take this either, there is nothing left to do; the report says so much.
+            let taken = reset::shut(&self.platform);
+            self.platform.report(&if taken.is_ok() { Report::Dead } else { Report::DeadAndOpen });
+        }
     }
 
     /// Serves and acknowledges global errors; whether there were any. From the interrupt of that name, or at any time,
     /// with interrupts masked.
     pub fn acknowledge_errors(&self) -> bool {
-        unimplemented!()
+        self.commands.serve_errors(&self.platform) != 0
+    }
+
+    /// Whether the event queue could not be written, full or not there, since the call before this one with the same
+    /// `known`, which begins as 0: then events were lost. Maybe once too often.
+    pub fn lost_events(&self, known: &mut u64) -> bool {
+        // Until it is acknowledged it stands for any number of times; from then on it is counted.
+        let unacknowledged = gerror::active(&self.platform) & gerror::EVENTQ_ABT != 0;
+        let before = core::mem::replace(known, self.commands.errors.events_lost.load(Relaxed));
+        unacknowledged || *known != before
     }
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
-        unimplemented!()
+        let [commands, calls, full] = self.commands.counts();
+        let errors = &self.commands.errors;
+        Stats { commands, calls, full, errors: errors.count.load(Relaxed), illegal: errors.illegal.load(Relaxed) }
     }
 }
