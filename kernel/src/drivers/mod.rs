@@ -17,3 +17,4 @@ pub mod pci;
 pub mod pl011;
 pub mod power;
 pub mod timer;
+pub mod virtio;

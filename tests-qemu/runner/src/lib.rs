@@ -10,7 +10,6 @@
 
 pub mod bench;
 pub mod demo;
-pub mod device;
 pub mod gdb;
 pub mod judge;
 pub mod list;

@@ -1,0 +1,13 @@
+//! Virtio devices over PCI, as version 1 of the specification has them (Virtual I/O Device, version 1.2): no legacy.
+//!
+//! | file | what |
+//! |---|---|
+//! | `queue` | the rings of a split queue, and what is believed of what a device writes into them: nothing |
+
+#[cfg(test)]
+mod model;
+pub mod queue;
+pub mod requests;
+#[cfg(test)]
+mod tests;
+pub mod transport;

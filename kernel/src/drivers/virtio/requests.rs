@@ -1,0 +1,333 @@
+//! Requests: chains of a queue that are handed over, and handed over again, until their data has arrived.
+//!
+//! **A device's word that a request is complete means nothing here.** Where the SMMU refuses one of its accesses the
+//! data is lost, and the device reports success all the same. So each request is held against the faults that came in
+//! before its completion: where none is in its memory it is complete; where they were served it is handed over again, at
+//! most [`MAX_TRIES`] times; where they cannot be served that is its error. Where records of faults were lost, every
+//! request that was in flight then may have met one, and is handed over again when it comes back, whatever it says.
+//!
+//! Requests are done twice therefore, and must be such that this is as good as once: reads and writes of a disk are.
+//!
+//! Nothing here waits or knows of interrupts: [`super::device`] does. It runs on the host against a model.
+
+use core::ptr::NonNull;
+
+use granule_arch::addr::PAGE_SIZE;
+use heapless::Vec;
+use thiserror::Error;
+
+use super::queue::{Completion, DeviceError, Flow, MAX_SIZE, RING_BYTES, Segment, SubmitError, VirtQueue};
+use crate::iommu::Resolution;
+use crate::mm::space::FaultError;
+
+/// How often a request is handed over before whoever started it is told. Each time the faults of it were served, so more
+/// than one time for each page is a sign of something that goes wrong each time.
+pub const MAX_TRIES: u32 = 128;
+
+/// Requests that a queue has at a time. They live where stacks are small.
+pub const MAX_REQUESTS: usize = 16;
+
+/// Segments that a request may have, besides its frame.
+pub const MAX_SEGMENTS: usize = 8;
+
+/// Bytes of the page behind the rings that each request has for its frame.
+const FRAME_BYTES: usize = 32;
+/// Of these, the header that the device reads; behind it is the byte that it answers with.
+const HEADER_BYTES: usize = 16;
+/// What is in that byte before the device stores its own: none of its values.
+const NO_STATUS: u8 = 0xff;
+
+const _: () = assert!(HEADER_BYTES < FRAME_BYTES && RING_BYTES + MAX_REQUESTS * FRAME_BYTES <= PAGE_SIZE);
+
+/// What a device reads in front of the data, and answers behind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Frame {
+    /// Nothing.
+    None,
+    /// This header, and a byte.
+    Header([u8; HEADER_BYTES]),
+}
+
+/// A request whose data has arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transfer {
+    /// Bytes that the device says it wrote, the status byte among them.
+    pub written: u32,
+    /// What it answered; [`u8::MAX`] where the request has no frame, or it did not answer.
+    pub status: u8,
+    /// How often the request was handed over.
+    pub tries: u32,
+}
+
+/// Why a request has failed. What its memory holds is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum RequestError {
+    /// It was not handed over.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// More segments than [`MAX_SEGMENTS`].
+    #[error("{0} segments are more than {MAX_SEGMENTS}")]
+    TooManySegments(usize),
+    /// The device accessed what it cannot have.
+    #[error("the device's access failed: {0}")]
+    Fault(FaultError),
+    /// Each time its faults were served, and it met new ones.
+    #[error("the device met faults each of {0} times, though each was served")]
+    TooManyFaults(u32),
+    /// The device broke the rules of its queue.
+    #[error(transparent)]
+    Device(DeviceError),
+    /// It did not answer in time.
+    #[error("the device does not answer")]
+    TimedOut,
+    /// It was reset meanwhile, and cannot be used any more.
+    #[error("the device failed, and does not come back: {0}")]
+    Gone(super::transport::TransportError),
+}
+
+/// The name of a request, from when it is handed over until its result is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a request stays in its table until its result is taken"]
+pub struct Ticket(u8);
+
+/// What has become of a request.
+#[derive(Clone, Copy)]
+enum State {
+    /// There is none.
+    Free,
+    /// The device has it.
+    InFlight,
+    /// It is over.
+    Over(Result<Transfer, RequestError>),
+}
+
+/// A place for a request.
+struct Entry {
+    state: State,
+    frame: Frame,
+    segments: Vec<Segment, MAX_SEGMENTS>,
+    tries: u32,
+    /// How often records of faults had been lost when it was handed over.
+    losses: u32,
+}
+
+impl Entry {
+    const FREE: Self = Self { state: State::Free, frame: Frame::None, segments: Vec::new(), tries: 0, losses: 0 };
+
+    fn is_in_flight(&self) -> bool {
+        matches!(self.state, State::InFlight)
+    }
+}
+
+/// The requests of one queue.
+pub struct Requests {
+    queue: VirtQueue,
+    /// The frames, in the queue's page behind its rings.
+    frames: NonNull<u8>,
+    /// And as the device knows them.
+    frames_address: u64,
+    entries: [Entry; MAX_REQUESTS],
+    /// Which request each chain in flight belongs to.
+    owners: [u8; MAX_SIZE as usize],
+    losses: u32,
+    /// Requests that were handed over again.
+    resubmitted: u64,
+}
+
+// SAFETY: the page belongs to the requests, whichever CPU holds them.
+unsafe impl Send for Requests {}
+
+/// Says what became of one segment of a request that came back: [`crate::iommu::DmaDevice::resolve`].
+pub type Resolve<'a> = dyn FnMut(Segment) -> Resolution + 'a;
+
+impl Requests {
+    /// The requests of `queue`, whose page, `memory`, the device knows as `page`.
+    ///
+    /// # Safety
+    /// The whole page belongs to the queue and its requests for as long as they are used: see [`VirtQueue::new`].
+    pub unsafe fn new(queue: VirtQueue, memory: NonNull<u8>, page: u64) -> Self {
+        // SAFETY: the second half of the caller's page.
+        let frames = unsafe { memory.add(RING_BYTES) };
+        let (frames_address, entries) = (page + RING_BYTES as u64, [const { Entry::FREE }; MAX_REQUESTS]);
+        Self { queue, frames, frames_address, entries, owners: [0; MAX_SIZE as usize], losses: 0, resubmitted: 0 }
+    }
+
+    /// Requests that the device has.
+    pub fn in_flight(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.is_in_flight()).count()
+    }
+
+    /// Requests that were handed over once more, since the start.
+    pub fn resubmitted(&self) -> u64 {
+        self.resubmitted
+    }
+
+    /// Hands a request over. The device is to be notified.
+    ///
+    /// # Errors
+    /// [`RequestError::Submit`], [`RequestError::TooManySegments`]; nothing is handed over.
+    pub fn submit(&mut self, frame: Frame, segments: &[Segment]) -> Result<Ticket, RequestError> {
+        let is_free = |entry: &Entry| matches!(entry.state, State::Free);
+        let free = self.entries.iter().position(is_free).ok_or(SubmitError::Full)?;
+        let segments = Vec::from_slice(segments).map_err(|_| RequestError::TooManySegments(segments.len()))?;
+        self.entries[free] = Entry { frame, segments, ..Entry::FREE };
+        self.hand_over(free)?;
+        Ok(Ticket(free as u8))
+    }
+
+    /// The result of a request, once, if it is over.
+    pub fn take(&mut self, ticket: Ticket) -> Option<Result<Transfer, RequestError>> {
+        let entry = self.entries.get_mut(usize::from(ticket.0))?;
+        let State::Over(result) = entry.state else { return None };
+        entry.state = State::Free;
+        Some(result)
+    }
+
+    /// Whether the device has handed something back.
+    pub fn has_some(&self) -> bool {
+        self.queue.has_used()
+    }
+
+    /// Sees to what the device has handed back; whether it is to be notified of what was handed over again.
+    ///
+    /// # Errors
+    /// The device broke the rules: it is to be reset, and [`Self::restart`] called.
+    pub fn collect(&mut self, resolve: &mut Resolve<'_>) -> Result<bool, DeviceError> {
+        let mut again = false;
+        while let Some(Completion { token, written }) = self.queue.take()? {
+            let index = usize::from(self.owners[token.index()]);
+            let status = self.status(index);
+            let verdict = self.verdict(index, resolve);
+            let entry = &mut self.entries[index];
+            match verdict {
+                Verdict::Complete => entry.state = State::Over(Ok(Transfer { written, status, tries: entry.tries })),
+                Verdict::Failed(error) => entry.state = State::Over(Err(RequestError::Fault(error))),
+                Verdict::Again => again |= self.again(index),
+            }
+        }
+        Ok(again)
+    }
+
+    /// Goes on with an empty queue, `queue`, after the device was reset: what it had is handed over again, once its
+    /// faults are served. The device is to be notified.
+    pub fn restart(&mut self, queue: VirtQueue, resolve: &mut Resolve<'_>) {
+        self.queue = queue;
+        for index in 0..MAX_REQUESTS {
+            if !self.entries[index].is_in_flight() {
+                continue;
+            }
+            match self.verdict(index, resolve) {
+                Verdict::Failed(error) => self.entries[index].state = State::Over(Err(RequestError::Fault(error))),
+                // What the device has done of it is not known.
+                Verdict::Complete | Verdict::Again => _ = self.again(index),
+            }
+        }
+    }
+
+    /// Ends all that is in flight with `error`: the device is reset, and reaches nothing any more.
+    pub fn abandon(&mut self, error: RequestError) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.is_in_flight()) {
+            entry.state = State::Over(Err(error));
+        }
+    }
+
+    /// Ends one request with `error`; the device is reset, and reaches nothing any more.
+    pub fn give_up(&mut self, ticket: Ticket, error: RequestError) {
+        if let Some(entry) = self.entries.get_mut(usize::from(ticket.0)).filter(|entry| entry.is_in_flight()) {
+            entry.state = State::Over(Err(error));
+        }
+    }
+
+    /// See [`VirtQueue::set_interrupts`].
+    pub fn set_interrupts(&mut self, wanted: bool) {
+        self.queue.set_interrupts(wanted);
+    }
+
+    /// All of its segments are looked at, whatever the first ones say: what is not taken notice of now would be held
+    /// against the next request of the same memory.
+    fn verdict(&mut self, index: usize, resolve: &mut Resolve<'_>) -> Verdict {
+        let Self { entries, losses, .. } = self;
+        let entry = &entries[index];
+        let mut verdict = if entry.losses == *losses { Verdict::Complete } else { Verdict::Again };
+        for segment in &entry.segments {
+            match resolve(*segment) {
+                Resolution::NoFault => {}
+                Resolution::Failed(error) => verdict = Verdict::Failed(error),
+                Resolution::Resolved => verdict = verdict.or_again(),
+                Resolution::Overflow => {
+                    *losses = losses.wrapping_add(1);
+                    verdict = verdict.or_again();
+                }
+            }
+        }
+        verdict
+    }
+
+    /// Hands a request over once more, if it may; whether it did.
+    fn again(&mut self, index: usize) -> bool {
+        let tries = self.entries[index].tries;
+        self.resubmitted += 1;
+        let outcome = if tries < MAX_TRIES { self.hand_over(index) } else { Err(RequestError::TooManyFaults(tries)) };
+        if let Err(error) = outcome {
+            self.entries[index].state = State::Over(Err(error));
+        }
+        outcome.is_ok()
+    }
+
+    fn hand_over(&mut self, index: usize) -> Result<(), RequestError> {
+        let (header, status) = self.frame_segments(index);
+        self.write_frame(index);
+        let entry = &mut self.entries[index];
+        let framed = entry.frame != Frame::None;
+        let mut chain: Vec<Segment, { MAX_SEGMENTS + 2 }> = Vec::new();
+        // There is room for all of them, by the sizes above.
+        chain.extend(framed.then_some(header));
+        chain.extend(entry.segments.iter().copied());
+        chain.extend(framed.then_some(status));
+        let token = self.queue.submit(&chain)?;
+        self.owners[token.index()] = index as u8;
+        (entry.state, entry.tries, entry.losses) = (State::InFlight, entry.tries + 1, self.losses);
+        Ok(())
+    }
+
+    fn frame_segments(&self, index: usize) -> (Segment, Segment) {
+        let header = self.frames_address + (index * FRAME_BYTES) as u64;
+        (
+            Segment { address: header, bytes: HEADER_BYTES as u32, flow: Flow::ToDevice },
+            Segment { address: header + HEADER_BYTES as u64, bytes: 1, flow: Flow::FromDevice },
+        )
+    }
+
+    fn write_frame(&mut self, index: usize) {
+        let Frame::Header(header) = self.entries[index].frame else { return };
+        // SAFETY: the frame of one of the requests, which the device does not have now.
+        unsafe {
+            let at = self.frames.add(index * FRAME_BYTES);
+            at.cast().write_volatile(header);
+            at.add(HEADER_BYTES).write_volatile(NO_STATUS);
+        }
+    }
+
+    fn status(&self, index: usize) -> u8 {
+        if self.entries[index].frame == Frame::None {
+            return NO_STATUS;
+        }
+        // SAFETY: as for `write_frame`.
+        unsafe { self.frames.add(index * FRAME_BYTES + HEADER_BYTES).read_volatile() }
+    }
+}
+
+/// What a look at the faults has shown of a request that came back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Complete,
+    Again,
+    Failed(FaultError),
+}
+
+impl Verdict {
+    /// Once more at least.
+    fn or_again(self) -> Self {
+        if self == Self::Complete { Self::Again } else { self }
+    }
+}

@@ -1,0 +1,109 @@
+//! Bringing a device up, step by step, and each way in which it can be no device for this driver.
+
+extern crate std;
+
+use std::rc::Rc;
+
+use super::super::model::{Device, Memory};
+use super::super::queue::Parts;
+use super::super::transport::{ACCESS_PLATFORM, Doorbell, Translation, Transport, TransportError, VERSION_1, Window};
+use crate::drivers::virtio::queue::VirtQueue;
+
+type Up = Result<Transport<Rc<Device>>, TransportError>;
+
+fn start(device: &Rc<Device>) -> Up {
+    Transport::start(device.clone(), Translation::Required, 0x81)
+}
+
+fn set_up(device: &Rc<Device>, vector: Option<u16>) -> Result<(VirtQueue, Doorbell), TransportError> {
+    let memory = Memory::new(1, 0x4000_0000);
+    let (page, address) = memory.page(0);
+    // SAFETY: nobody uses the queue.
+    unsafe { start(device)?.set_up_queue(0, page, address, vector) }
+}
+
+#[test]
+fn both_sides_agree_on_what_both_have() {
+    let device = Device::new();
+    device.offered.set(device.offered.get() & !0x80);
+    let transport = start(&device).unwrap();
+    assert_eq!(transport.features(), VERSION_1 | ACCESS_PLATFORM | 1);
+    assert_eq!(device.accepted.get(), transport.features());
+    assert_eq!(device.status.get(), 0xb, "acknowledged, driven, agreed; not yet let go");
+    transport.driver_ok();
+    assert_eq!(device.status.get(), 0xf);
+    assert!(!transport.needs_reset());
+    device.status.set(0x4f);
+    assert!(transport.needs_reset());
+}
+
+#[test]
+fn a_queue_is_told_where_it_is() {
+    for (most, size) in [(256, 64), (64, 64), (8, 8), (6, 4)] {
+        let device = Device::new();
+        device.most.set(most);
+        device.notify_offset.set(3);
+        let (queue, _) = set_up(&device, Some(1)).unwrap();
+        let told = device.queue.borrow();
+        let Parts { descriptors, driver, device: used } = Parts::at(0x4000_0000);
+        assert_eq!((told.descriptors, told.available, told.used), (descriptors, driver, used));
+        assert_eq!((told.size, queue.size()), (size, size));
+        assert!(device.enabled.get());
+        assert_eq!(device.vector.get(), 1);
+    }
+}
+
+#[test]
+fn what_passes_by_the_smmu_is_refused_where_there_is_one() {
+    let device = Device::new();
+    device.offered.set(VERSION_1);
+    assert!(matches!(start(&device), Err(TransportError::PassesBy)));
+    assert_eq!(device.status.get() & 0x80, 0x80, "it is told");
+    let transport = Transport::start(device, Translation::None, 0).unwrap();
+    assert_eq!(transport.features(), VERSION_1);
+}
+
+#[test]
+fn each_reason_has_a_name() {
+    let refused = |prepare: &dyn Fn(&Device)| {
+        let device = Device::new();
+        prepare(&device);
+        set_up(&device, Some(0)).err()
+    };
+    assert_eq!(refused(&|_| ()), None);
+    assert_eq!(refused(&|device| device.offered.set(ACCESS_PLATFORM | 1)), Some(TransportError::Legacy));
+    let agreed = VERSION_1 | ACCESS_PLATFORM | 0x81;
+    assert_eq!(refused(&|device| device.refuses.set(1)), Some(TransportError::FeaturesRefused(agreed)));
+    assert_eq!(refused(&|device| device.stubborn.set(3)), None, "a reset may take its time");
+    assert_eq!(refused(&|device| device.stubborn.set(u32::MAX)), Some(TransportError::NoReset(0xf)));
+    assert_eq!(refused(&|device| device.queues.set(0)), Some(TransportError::NoQueue(0)));
+    assert_eq!(refused(&|device| device.most.set(0)), Some(TransportError::NoQueue(0)));
+    assert_eq!(refused(&|device| device.vectors.set(0)), Some(TransportError::NoVector(0)));
+    for (offset, multiplier) in [(1, 0x1000), (u16::MAX, u32::MAX), (1, 3), (0x7ff, 2)] {
+        let prepare = |device: &Device| {
+            device.notify_offset.set(offset);
+            device.multiplier.set(multiplier);
+        };
+        let outside = (offset, multiplier) != (0x7ff, 2);
+        assert_eq!(refused(&prepare), outside.then_some(TransportError::NotifyOutside(0)));
+    }
+    for (sizes, window) in
+        [([0x37, 2, 1, 8], Window::Common), ([0x38, 1, 1, 8], Window::Notify), ([0x38, 2, 0, 8], Window::Interrupt)]
+    {
+        assert_eq!(refused(&|device| device.sizes.set(sizes)), Some(TransportError::NoRegisters(window)));
+    }
+}
+
+#[test]
+fn a_configuration_is_read_in_one_piece() {
+    let device = Device::new();
+    let transport = start(&device).unwrap();
+    assert_eq!(transport.configuration_64(0), Ok(0x0123_4567_89ab_cdef));
+    device.restless.set(5);
+    assert_eq!(transport.configuration_64(0), Ok(device.configuration.get()));
+    device.restless.set(u32::MAX);
+    assert_eq!(transport.configuration_64(0), Err(TransportError::NoConfiguration(0)));
+    for offset in [1, 8, u64::MAX] {
+        assert_eq!(transport.configuration_64(offset), Err(TransportError::NoConfiguration(offset)));
+    }
+}
