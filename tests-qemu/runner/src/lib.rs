@@ -10,6 +10,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod device;
 pub mod gdb;
 pub mod judge;
 pub mod list;

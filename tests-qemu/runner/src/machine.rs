@@ -8,7 +8,7 @@ use serde::Deserialize;
 /// The file, as it is in the source tree: the runner and the machines are of one revision.
 const MACHINES: &str = include_str!("../../machines.toml");
 
-/// One machine. The fields are QEMU's options of those names.
+/// One machine. Most fields are QEMU's options of those names.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// Its name in machines.toml.
@@ -23,6 +23,8 @@ pub struct Machine {
     pub smp: u32,
     /// `-m`.
     pub memory: String,
+    /// What is on its PCI Express: see [`device`](crate::device).
+    pub devices: Vec<String>,
     /// What a test may ask for and find here.
     pub features: Vec<String>,
     /// Boot arguments that belong to it.
@@ -68,6 +70,7 @@ struct Entry {
     cpu: Option<String>,
     smp: Option<u32>,
     memory: Option<String>,
+    devices: Option<Vec<String>>,
     features: Option<Vec<String>>,
     #[serde(default)]
     bootargs: String,
@@ -91,6 +94,7 @@ impl Entry {
             cpu: self.cpu.or_else(|| of_base(|base| base.cpu)).with_context(missing)?,
             smp: self.smp.or_else(|| base.as_ref()?.smp).with_context(missing)?,
             memory: self.memory.or_else(|| of_base(|base| base.memory)).with_context(missing)?,
+            devices: self.devices.or_else(|| base.clone()?.devices).unwrap_or_default(),
             features: self.features.or_else(|| base.clone()?.features).with_context(missing)?,
             bootargs: self.bootargs,
             icount: self.icount,

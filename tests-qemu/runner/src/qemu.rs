@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::device;
 use crate::machine::{ICOUNT, Machine};
 
 /// Where the serial port leads.
@@ -35,7 +36,8 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The command line that runs `kernel` on `machine`, with the initrd that lies beside it, if one does.
+    /// The command line that runs `kernel` on `machine`, with the initrd that lies beside it, if one does, and with the
+    /// machine's devices; what is on their disks is put beside it as well.
     ///
     /// `extra` comes last, so that it may override what stands before it.
     pub fn new(
@@ -52,6 +54,12 @@ impl Qemu {
         if initrd.is_file() {
             qemu.arguments.extend(["-initrd".into(), initrd.into()]);
         }
+        let disk = device::disk_of(kernel);
+        if let Err(error) = device::make_disk(&machine.devices, &disk) {
+            // QEMU will say the same of a file that is not there, and ends.
+            eprintln!("x: cannot write {}: {error}", disk.display());
+        }
+        qemu.arguments.extend(device::arguments(&machine.devices, &disk));
         // Of two words for one thing the last one counts: the caller's.
         let bootargs = format!("{} {bootargs}", machine.bootargs);
         if !bootargs.trim().is_empty() {
@@ -61,7 +69,7 @@ impl Qemu {
         qemu
     }
 
-    /// The command line of `machine` with nothing to run but what `extra` loads.
+    /// The command line of `machine` with nothing to run but what `extra` loads, and without its devices.
     pub fn without_kernel(machine: &Machine, serial: Serial, reset: Reset, extra: &[OsString]) -> Self {
         let mut qemu = Self { program: program(), arguments: Vec::new() };
         qemu.pair("-machine", &machine.machine);

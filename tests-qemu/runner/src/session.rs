@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use granule_protocol::Nonce;
 
+use crate::device;
 use crate::judge::{Boot, Ending, Judge, Outcome, Verdict};
 use crate::list::{Test, ranges};
 use crate::machine::Machine;
@@ -74,9 +75,10 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     let nonce = fresh_nonce();
     let indices: Vec<u32> = tests.iter().map(|test| test.index).collect();
     let mut bootargs = format!(
-        "semihosting test.nonce={nonce} test.run={} test.features={} test.seed={}",
+        "semihosting test.nonce={nonce} test.run={} test.features={} test.devices={} test.seed={}",
         ranges(&indices),
         plan.machine.features.join(","),
+        plan.machine.devices.iter().map(|device| device::name(device)).collect::<Vec<_>>().join(","),
         plan.seed,
     );
     if !plan.bootargs.is_empty() {

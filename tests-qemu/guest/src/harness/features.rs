@@ -1,5 +1,6 @@
 //! The names of machines.toml, as questions to the kernel.
 
+use granule::drivers::its;
 use granule::mm::kernel::policy::{Policy, SplitMode};
 use granule::mm::layout;
 use granule::platform::GicDescription;
@@ -11,7 +12,7 @@ use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte,
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 18] = [
+pub(crate) const KNOWN: [Feature; 20] = [
     ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
     ("smmuv3", |_| granule::kernel().platform.smmu.is_some()),
@@ -30,6 +31,8 @@ pub(crate) const KNOWN: [Feature; 18] = [
     ("refuse", |_| linear_map_has_large_leaves() && policy().split == SplitMode::Refuse),
     ("alias", |_| policy().alias),
     ("pagealloc", |_| policy().debug_pagealloc),
+    ("pcie", |_| granule::kernel().platform.pcie.is_some()),
+    ("its", |_| its::doorbell(granule::kernel().platform).is_some()),
 ];
 
 fn policy() -> Policy {

@@ -56,6 +56,12 @@ static SEED: Parameter = Parameter { name: "test.seed", help: "seed for tests th
 #[distributed_slice(PARAMETERS)]
 static FEATURES: Parameter =
     Parameter { name: "test.features", help: "what machines.toml says that this machine has", check: |_| Ok(()) };
+#[distributed_slice(PARAMETERS)]
+static DEVICES: Parameter = Parameter {
+    name: "test.devices",
+    help: "the devices that machines.toml says are on PCI Express",
+    check: |_| Ok(()),
+};
 
 /// What runs once the kernel is up.
 pub(crate) fn run() -> ! {

@@ -1,0 +1,104 @@
+//! Devices on a machine's PCI Express: machines.toml names them, QEMU wants them at length.
+//!
+//! A name that stands here for more is followed by options or by nothing; any other is QEMU's own, as after its
+//! `-device`. The disks of all machines have the same contents ([`sector`]), and nothing that a machine writes to them
+//! stays: each boot finds them as they were, and several machines may have them at once.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Names, and what QEMU calls these devices, with the options that they cannot do without here: the SMMU in front of
+/// virtio devices too, no ROMs, which distributions package apart, and no end to edu's addresses.
+const SHORT: [(&str, &str); 4] = [
+    ("edu", "edu,dma_mask=0xffffffffffffffff"),
+    ("virtio-rng", "virtio-rng-pci,iommu_platform=on,disable-legacy=on,romfile="),
+    ("virtio-blk", "virtio-blk-pci,iommu_platform=on,disable-legacy=on,romfile="),
+    ("nvme", "nvme,serial=granule"),
+];
+/// Those of them that want a disk.
+const WITH_DISK: [&str; 2] = ["virtio-blk", "nvme"];
+
+/// Bytes of a sector, and how many a disk has.
+pub const SECTOR: usize = 512;
+/// Sectors of a disk: 4 MiB.
+pub const SECTORS: u64 = 8192;
+
+/// The contents of a sector: its number, little-endian, in each of its words of eight bytes.
+pub fn sector(number: u64) -> [u8; SECTOR] {
+    let mut contents = [0; SECTOR];
+    contents.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&number.to_le_bytes()));
+    contents
+}
+
+/// A device's name in the list, without its options.
+pub fn name(device: &str) -> &str {
+    device.split_once(',').map_or(device, |(name, _)| name)
+}
+
+/// QEMU's arguments for these devices; `disk` is where the contents of their disks are.
+pub(crate) fn arguments(devices: &[String], disk: &Path) -> Vec<OsString> {
+    let mut arguments = Vec::new();
+    for (index, device) in devices.iter().enumerate() {
+        let name = name(device);
+        let options = &device[name.len()..];
+        let mut long = SHORT.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| long).to_owned();
+        if WITH_DISK.contains(&name) {
+            let mut drive = OsString::from(format!("if=none,id=disk{index},format=raw,snapshot=on,file="));
+            // A comma in a value is written twice.
+            drive.push(disk.display().to_string().replace(',', ",,"));
+            arguments.extend(["-drive".into(), drive]);
+            long += &format!(",drive=disk{index}");
+        }
+        arguments.extend(["-device".into(), format!("{long}{options}").into()]);
+    }
+    arguments
+}
+
+/// Where the disk's contents are for machines that run `kernel`.
+pub fn disk_of(kernel: &Path) -> PathBuf {
+    kernel.with_file_name("disk.img")
+}
+
+/// Makes sure that the contents are there, if one of these devices wants them.
+///
+/// # Errors
+/// When they cannot be written.
+pub(crate) fn make_disk(devices: &[String], disk: &Path) -> io::Result<()> {
+    let wanted = devices.iter().any(|device| WITH_DISK.contains(&name(device)));
+    let size = SECTOR as u64 * SECTORS;
+    if !wanted || fs::metadata(disk).is_ok_and(|found| found.len() == size) {
+        return Ok(());
+    }
+    // Another process may be at it: who is last has written the same.
+    let unfinished = disk.with_extension(format!("{}", std::process::id()));
+    fs::write(&unfinished, (0..SECTORS).flat_map(sector).collect::<Vec<u8>>())?;
+    fs::rename(unfinished, disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{arguments, name, sector};
+
+    #[test]
+    fn short_names_get_what_they_need_and_others_are_left_alone() {
+        let devices = ["virtio-blk", "virtio-rng,bus=port", "pcie-root-port,id=port"].map(String::from);
+        let line = arguments(&devices, Path::new("/a,b/disk.img")).join(" ".as_ref());
+        assert_eq!(
+            line.to_str().unwrap(),
+            "-drive if=none,id=disk0,format=raw,snapshot=on,file=/a,,b/disk.img \
+             -device virtio-blk-pci,iommu_platform=on,disable-legacy=on,romfile=,drive=disk0 \
+             -device virtio-rng-pci,iommu_platform=on,disable-legacy=on,romfile=,bus=port \
+             -device pcie-root-port,id=port"
+        );
+        assert_eq!(devices.each_ref().map(|device| name(device)), ["virtio-blk", "virtio-rng", "pcie-root-port"]);
+    }
+
+    #[test]
+    fn a_sector_is_its_number() {
+        assert!(sector(0x1234).chunks(8).all(|word| word == [0x34, 0x12, 0, 0, 0, 0, 0, 0]));
+    }
+}
