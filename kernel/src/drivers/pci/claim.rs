@@ -123,7 +123,9 @@ impl Claim {
         0
     }
 
-    /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`.
+    /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. `doorbell` is the address by which
+    /// the device reaches the place that messages are written to, [`its::doorbell`](crate::drivers::its::doorbell):
+    /// another one than the CPU's where an SMMU translates. Without one only the pin is left.
     ///
     /// # Errors
     /// There is no such vector, it is in use, or nothing leads from the function to the interrupt controller.
@@ -132,6 +134,7 @@ impl Claim {
         _cpu: &Cpu,
         _vector: u16,
         _handler: &'static dyn InterruptHandler,
+        _doorbell: Option<u64>,
     ) -> Result<Vector, PciError> {
         Err(PciError::NoInterrupt(self.address, "the machine takes neither messages nor pins"))
     }
