@@ -202,16 +202,12 @@ memset_by_blocks:
 0:  stp     xzr, xzr, [x3], #16
 1:  cmp     x3, x6
     b.lo    0b
-    sub     x8, x7, x5, lsl #2          // the last place for four
+    sub     x8, x7, x5, lsl #3          // the last place for eight
     b       3f
-2:  dc      zva, x6
-    add     x6, x6, x5
+2:  .rept   8
     dc      zva, x6
     add     x6, x6, x5
-    dc      zva, x6
-    add     x6, x6, x5
-    dc      zva, x6
-    add     x6, x6, x5
+    .endr
 3:  cmp     x6, x8
     b.ls    2b
     b       5f
