@@ -7,7 +7,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use super::magazine::BATCH;
 use super::{Frame, FrameAllocator, FreeError, LinearMap};
 use crate::mm::OutOfMemory;
-use crate::mm::page_block::{BLOCK_FRAMES, State};
+use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, State};
 use crate::smp::Cpu;
 
 /// Frames with one owner, in runs of neighbours: the first frame of each run says where it ends and where the next one
@@ -154,10 +154,11 @@ impl FrameAllocator {
         if self.hides() {
             return self.let_go_hidden(cpu, runs);
         }
+        let mut cut = NO_BLOCK;
         self.on_magazine(cpu, |magazine| {
             // In descending order, so that they come out in ascending order, as neighbours.
             for run in runs.rev().filter(|run| !run.is_empty()) {
-                let Some(records) = self.records_of_few(run.clone()) else { continue };
+                let Some(records) = self.records_of_few(run.clone(), &mut cut) else { continue };
                 for (frame, record) in run.zip(records).rev() {
                     match record.let_go_or_release() {
                         Ok(true) => self.keep(cpu, magazine, frame),
@@ -172,9 +173,10 @@ impl FrameAllocator {
     /// The same where free frames are hidden, which is not done with interrupts masked, nor one by one.
     #[cold]
     fn let_go_hidden(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
+        let mut cut = NO_BLOCK;
         let mut freeing = self.freeing(cpu);
         for run in runs.filter(|run| !run.is_empty()) {
-            let Some(records) = self.records_of_few(run.clone()) else { continue };
+            let Some(records) = self.records_of_few(run.clone(), &mut cut) else { continue };
             for (frame, record) in run.zip(records) {
                 // The last hold goes with the frame.
                 if record.let_go() {
@@ -184,13 +186,20 @@ impl FrameAllocator {
         }
     }
 
-    /// The records of a run of frames that were handed out by themselves; a run with others is refused.
+    /// The records of a run of frames that were handed out by themselves; a run with others is refused. `cut` is the
+    /// block that was found to be cut last: runs that are no neighbours are mostly of one block, whose state, which does
+    /// not change while the caller holds a frame of it, is looked up for the first of them.
     #[inline(always)]
-    fn records_of_few(&self, run: Range<usize>) -> Option<&[Frame]> {
+    fn records_of_few(&self, run: Range<usize>, cut: &mut BlockNumber) -> Option<&[Frame]> {
         debug_assert!(run.len() <= FEW);
-        if [run.start, run.end - 1].iter().any(|frame| self.blocks.state(*frame) != State::Cut) {
-            self.refuse(PhysAddr::from_frame_number(run.start), FreeError::Foreign);
-            return None;
+        for frame in [run.start, run.end - 1] {
+            if frame / BLOCK_FRAMES != *cut {
+                if self.blocks.state(frame) != State::Cut {
+                    self.refuse(PhysAddr::from_frame_number(run.start), FreeError::Foreign);
+                    return None;
+                }
+                *cut = frame / BLOCK_FRAMES;
+            }
         }
         // SAFETY: so short a run is in the blocks of its first and its last frame, and the records of a cut block are
         // valid and stay mapped.
@@ -228,6 +237,9 @@ impl FrameAllocator {
 /// The most frames for [`FrameAllocator::let_go_few`]: interrupts are masked meanwhile.
 pub(in crate::mm) const FEW: usize = BATCH;
 const _: () = assert!(FEW <= BLOCK_FRAMES);
+
+/// No block's number.
+const NO_BLOCK: BlockNumber = usize::MAX;
 
 /// Runs that [`Freeing`] gives back at once.
 const RUNS: usize = 16;
