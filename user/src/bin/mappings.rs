@@ -41,6 +41,7 @@ fn run(_start: Start) -> u8 {
     holes_are_made_anywhere();
     every_protection_is_kept();
     protections_that_are_refused();
+    protections_change_up_to_the_first_hole();
     contents_are_given_up();
     advice_and_questions_that_are_refused();
     the_heap_moves();
@@ -301,6 +302,31 @@ fn protections_that_are_refused() {
     }
     assert_eq!(put(start, 1), Ok(()), "nothing was changed");
     unmap(start, 2);
+}
+
+fn protections_change_up_to_the_first_hole() {
+    for flags in [ANONYMOUS, SHARED] {
+        let start = map(8, RW, flags);
+        fill(start, 8, 1);
+        protect(start + 2 * PAGE, 1, PROT_READ | PROT_EXEC);
+        unmap(start + 4 * PAGE, 1);
+        assert_eq!(call(MPROTECT, &[start + PAGE, 6 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "a hole in the middle");
+        for page in [0, 1, 2, 3, 5, 6, 7] {
+            let address = start + page * PAGE;
+            assert_eq!(probe::read(address), Ok(page as u8 + 1), "page {page}");
+            let wanted = if (1..4).contains(&page) { Err(not_allowed(address)) } else { Ok(()) };
+            assert_eq!(put(address, page as u8 + 1), wanted, "page {page}");
+        }
+        assert_eq!(call(MPROTECT, &[start, 5 * PAGE, RW]), Err(Errno::ENOMEM), "a hole at the end");
+        fill(start, 4, 1);
+        unmap(start, 8);
+    }
+    let last = END - KERNEL_KEEPS - PAGE;
+    // SAFETY: nothing is there.
+    assert_eq!(unsafe { mmap(last, PAGE, RW, ANONYMOUS | MAP_FIXED_NOREPLACE) }, Ok(last));
+    assert_eq!(call(MPROTECT, &[last, 2 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "across the end of all addresses");
+    assert_eq!(put(last, 1), Err(not_allowed(last)), "the end is a hole as well");
+    unmap(last, 1);
 }
 
 fn contents_are_given_up() {

@@ -285,15 +285,22 @@ impl Areas {
     }
 
     /// Whether every page of `range` is in some area.
+    #[inline]
     pub(super) fn covers(&self, range: PageRange) -> bool {
-        let mut from = range.start();
+        self.covered_until(range) == range.end()
+    }
+
+    /// Where the first hole in `range` begins; its end where there is none.
+    #[inline]
+    pub(super) fn covered_until(&self, range: PageRange) -> VirtAddr {
+        let mut until = range.start();
         for area in self.touching(range) {
-            if area.start() > from {
-                return false;
+            if area.start() > until {
+                break;
             }
-            from = area.end();
+            until = area.end();
         }
-        from > range.last()
+        until.min(range.end())
     }
 
     /// Whether `range` lies in the window.

@@ -12,8 +12,8 @@ use granule_pgtable::{Cells, Mmu, PageRange, Tables};
 use super::area::{Areas, Held, Spares};
 use super::calls::user_range;
 use super::entry::{attributes, is_settled, replace};
-use super::gather::Stale;
-use super::{Machine, PAGE, Space};
+use super::gather::{Stale, pages};
+use super::{Machine, PAGE, Space, USER_END};
 use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
 
@@ -44,8 +44,8 @@ impl Space {
     /// Gives the pages of the `bytes` bytes from `start` on another protection.
     ///
     /// # Errors
-    /// `EINVAL` (an address that is no page's), `ENOMEM` (a part is not mapped, or there is no memory to cut areas).
-    /// Nothing was changed.
+    /// `EINVAL` (an address that is no page's), `ENOMEM` (there is no memory to cut areas; nothing was changed, or a part
+    /// is not mapped: what lies before the first hole was changed, as Linux does).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Errno> {
         if !start.is_aligned(PAGE) {
             return Err(Errno::EINVAL);
@@ -53,7 +53,7 @@ impl Space {
         if bytes == 0 {
             return Ok(());
         }
-        let range = user_range(start, bytes).ok_or(Errno::ENOMEM)?;
+        let Some(range) = user_range(start, bytes) else { return self.protect_to_the_end(start, bytes, protection) };
         let mut areas = self.areas.write();
         match areas.holding(range) {
             Some(held) if held.protection() == protection => {}
@@ -86,12 +86,24 @@ impl Space {
         Ok(())
     }
 
+    /// The same where the range goes on behind the end of the space, which is a hole like others; what wraps is nothing.
+    #[cold]
+    fn protect_to_the_end(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Errno> {
+        let wraps = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).is_none();
+        if !wraps && start < USER_END {
+            self.mprotect(start, USER_END - start, protection)?;
+        }
+        Err(Errno::ENOMEM)
+    }
+
     /// The same where the range is not in one area.
     #[inline(never)]
-    fn protect_several(&self, areas: &mut Areas, range: PageRange, protection: Protection) -> Result<(), Errno> {
-        if !areas.covers(range) {
+    fn protect_several(&self, areas: &mut Areas, whole: PageRange, protection: Protection) -> Result<(), Errno> {
+        let until = areas.covered_until(whole);
+        if until == whole.start() {
             return Err(Errno::ENOMEM);
         }
+        let range = pages(whole.start(), until);
         let mut spares = Spares::take(&self.common.areas, areas, areas.cuts(range))?;
         areas.isolate(range, &mut spares);
         for area in areas.touching(range).filter(|area| area.protection() != protection) {
@@ -99,7 +111,7 @@ impl Space {
         }
         areas.protect(range, protection);
         areas.merge(range, drop);
-        Ok(())
+        if range == whole { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// Changes the entries of `range`, which is of one area, and tells who must know.

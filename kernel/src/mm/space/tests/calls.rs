@@ -113,7 +113,37 @@ fn protection_follows_areas_and_entries() {
     space.mprotect(start, 4 * PAGE, READ_EXECUTE).unwrap();
     let leaf = space.tables().translate(start).unwrap().descriptor;
     assert!(leaf.is_valid() && leaf.is_user_executable() && !leaf.is_writable() && !leaf.is_executable());
-    assert_eq!(space.mprotect(start, 5 * PAGE, READ_WRITE), Err(Errno::ENOMEM));
+}
+
+/// Linux changes area after area, and stops at the first hole.
+#[test]
+fn a_change_of_protection_ends_at_the_first_hole() {
+    let rig = Rig::new(8);
+    let space = rig.space();
+    let start = rig.map(&space, 8);
+    let at = |page: u64| start.0 + page * PAGE;
+    (0..8).for_each(|page| rig.write(&space, start + page * PAGE, 1));
+    space.munmap(&rig.cpu, start + 4 * PAGE, PAGE).unwrap();
+    space.mprotect(start + 3 * PAGE, PAGE, Protection::NONE).unwrap();
+    assert_eq!(space.mprotect(start + PAGE, 6 * PAGE, Protection::READ), Err(Errno::ENOMEM));
+    assert_eq!(areas(&space), [(at(0), at(1), 3), (at(1), at(4), 1), (at(5), at(8), 3)]);
+    let writable = |page: u64| space.tables().translate(start + page * PAGE).unwrap().descriptor.is_writable();
+    assert_eq!([0, 1, 2, 3, 5, 6].map(writable), [true, false, false, false, true, true]);
+    // A hole in front: nothing is changed.
+    assert_eq!(space.mprotect(start + 4 * PAGE, 2 * PAGE, Protection::READ), Err(Errno::ENOMEM));
+    assert_eq!(areas(&space).last(), Some(&(at(5), at(8), 3)));
+    // Behind the last address there is one too.
+    space.munmap(&rig.cpu, start, 8 * PAGE).unwrap();
+    let last = MapRequest { placement: Placement::Fixed(USER_END - 2 * PAGE), ..private(2) };
+    space.mmap(&rig.cpu, &last).unwrap();
+    for bytes in [2 * PAGE, 1 << 63] {
+        assert_eq!(space.mprotect(USER_END - PAGE, bytes, Protection::READ), Err(Errno::ENOMEM));
+        let end = USER_END.0;
+        assert_eq!(areas(&space), [(end - 2 * PAGE, end - PAGE, 3), (end - PAGE, end, 1)], "{bytes:#x}");
+        space.mprotect(USER_END - PAGE, PAGE, READ_WRITE).unwrap();
+    }
+    assert_eq!(space.mprotect(USER_END - PAGE, u64::MAX, Protection::READ), Err(Errno::ENOMEM));
+    assert_eq!(areas(&space), [(USER_END.0 - 2 * PAGE, USER_END.0, 3)], "what wraps changes nothing");
 }
 
 #[test]

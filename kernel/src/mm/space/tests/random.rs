@@ -180,12 +180,9 @@ impl World {
                 let covered = each(address(at), pages).all(|page| model.contains_key(&page));
                 let result = space.mprotect(address(at), pages * PAGE, PROTECTIONS[protection]);
                 prop_assert_eq!(result, if covered { Ok(()) } else { Err(Errno::ENOMEM) });
-                if covered {
-                    let mut pages = each(address(at), pages);
-                    pages.all(|page| {
-                        model.get_mut(&page).map(|page| page.protection = PROTECTIONS[protection]).is_some()
-                    });
-                }
+                // Up to the first hole.
+                each(address(at), pages)
+                    .all(|page| model.get_mut(&page).map(|page| page.protection = PROTECTIONS[protection]).is_some());
             }
             Step::DontNeed { at, pages } => {
                 let covered = each(address(at), pages).all(|page| model.contains_key(&page));
