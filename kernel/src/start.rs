@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::boot_info::BootInfo;
 use crate::drivers::pl011::Pl011;
 use crate::drivers::power::{self, Status};
-use crate::drivers::{console, interrupt, log as kernel_log, timer};
+use crate::drivers::{console, interrupt, log as kernel_log, pci, timer};
 use crate::mm::early::{MemoryMap, MemoryMapError};
 use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap};
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
@@ -85,6 +85,7 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     let kernel = set_up_memory(boot, cpu, platform, device_tree)?;
     set_up_devices(cpu, kernel);
     start_cpus(boot, cpu, kernel)?;
+    find_devices(cpu, kernel);
     Ok(())
 }
 
@@ -207,6 +208,18 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
         && let Err(error) = console::start_receiving(line, cpu)
     {
         log::warn!("console: {error}; its input is polled");
+    }
+}
+
+/// What is on PCI Express. None of it is needed for the kernel to run.
+#[inline(never)]
+fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
+    let mut map = |registers: PhysRange| {
+        let mapped = kernel.space.map_device(cpu, registers);
+        mapped.inspect_err(|error| log::error!("PCI: registers at {registers:?}: {error}")).ok()
+    };
+    if let Err(error) = pci::init(kernel.platform.pcie.as_ref(), &mut map) {
+        log::error!("PCI: {error}");
     }
 }
 

@@ -11,6 +11,7 @@
 //! comment.
 
 mod accounts;
+mod devices;
 mod line;
 mod machine;
 mod memory;
@@ -84,8 +85,14 @@ fn read_line(editor: &mut Editor, screen: &mut dyn Write) -> Option<Line> {
 }
 
 /// The commands, story by story.
-const STORIES: &[&[Command]] =
-    &[memory::COMMANDS, tables::COMMANDS, processes::COMMANDS, accounts::COMMANDS, machine::COMMANDS];
+const STORIES: &[&[Command]] = &[
+    memory::COMMANDS,
+    tables::COMMANDS,
+    processes::COMMANDS,
+    accounts::COMMANDS,
+    devices::COMMANDS,
+    machine::COMMANDS,
+];
 
 /// One command.
 struct Command {

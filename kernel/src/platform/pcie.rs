@@ -85,6 +85,15 @@ pub struct InterruptLines {
     lines: Vec<(u32, u32, Interrupt), 32>,
 }
 
+impl Pcie {
+    /// The configuration space of a bus; `None` for one that is not behind this host.
+    pub fn bus(&self, number: u8) -> Option<PhysRange> {
+        let offset = u64::from(number.checked_sub(self.buses.0)?) * BUS;
+        let range = PhysRange::from_size(self.ecam.start().checked_add(offset)?, BUS)?;
+        (number <= self.buses.1 && range.end() <= self.ecam.end()).then_some(range)
+    }
+}
+
 impl IdMap {
     const EMPTY: Self = Self { mask: !0, ranges: Vec::new() };
 

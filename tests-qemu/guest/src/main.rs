@@ -34,6 +34,8 @@ mod notifier;
 #[cfg(target_os = "none")]
 mod pagealloc;
 #[cfg(target_os = "none")]
+mod pci;
+#[cfg(target_os = "none")]
 mod process;
 #[cfg(target_os = "none")]
 mod reclaim;

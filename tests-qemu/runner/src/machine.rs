@@ -164,6 +164,8 @@ fn nearest(wrong: &str, names: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::device;
+
     #[test]
     fn the_file_is_sound() {
         let machines = super::all().unwrap();
@@ -173,6 +175,10 @@ mod tests {
             assert!((1..=16).contains(&machine.smp), "{}", machine.name);
             assert_eq!(machine.has("smp"), machine.smp > 1, "{}", machine.name);
             assert!(machine.has("gicv2") != machine.has("gicv3"), "{}", machine.name);
+            for device in ["edu", "virtio-rng", "virtio-blk"] {
+                let there = machine.devices.iter().any(|name| device::name(name) == device);
+                assert_eq!(machine.has(device), there, "{} and {device}", machine.name);
+            }
         }
     }
 

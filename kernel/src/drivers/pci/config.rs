@@ -1,22 +1,23 @@
 //! Configuration space: 4 KiB for each function (PCI Express Base Specification, 7.2.2: ECAM).
 //!
 //! What is read there is input: a device may say anything. The crate `pci_types` walks lists of capabilities; what makes
-//! such a walk end whatever the list says is [`Bounded`].
+//! such a walk end whatever the list says is [`Listed`].
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::addr::{PhysRange, VirtAddr};
-use pci_types::{ConfigRegionAccess, PciAddress};
+use granule_arch::addr::VirtAddr;
+use pci_types::capability::PciCapability;
+use pci_types::{ConfigRegionAccess, EndpointHeader, PciAddress, PciHeader};
 
-/// Bytes of the configuration space of one bus.
-pub(super) const BUS: u64 = 1 << 20;
 /// Bytes of that of one function.
 pub(super) const FUNCTION: u16 = 4096;
-/// The first capability may be here.
-const FIRST_CAPABILITY: u16 = 0x40;
-/// Words that a walk over all capabilities reads at most: 48 fit into 192 bytes, and no kind is read by more than three.
-const MOST_READS: u32 = 48 * 3;
+/// The bytes behind are the extended ones', of which the list of capabilities knows nothing.
+const END_OF_CAPABILITIES: u16 = 0x100;
+/// From 0x40 on there is room for as many.
+const MOST_CAPABILITIES: usize = 48;
+/// Words that a walk over so many reads at most: three each, and the two that say where the list begins.
+const MOST_READS: u32 = MOST_CAPABILITIES as u32 * 3 + 2;
 
 /// Where the kernel reads and writes configuration space: the metal's, or in tests one in memory.
 ///
@@ -34,27 +35,19 @@ pub trait ConfigSpace: Sync {
 
 /// Configuration space in memory, mapped bus by bus.
 pub(super) struct Ecam {
-    first_bus: u8,
     /// Where each bus is mapped; 0 where it is not.
     buses: [AtomicU64; 256],
 }
 
 impl Ecam {
-    pub(super) const fn new(first_bus: u8) -> Self {
-        Self { first_bus, buses: [const { AtomicU64::new(0) }; 256] }
-    }
-
-    /// The part of `ecam` that has the functions of `bus`; `None` where it does not reach so far.
-    pub(super) fn registers(&self, ecam: PhysRange, bus: u8) -> Option<PhysRange> {
-        let offset = u64::from(bus.checked_sub(self.first_bus)?) * BUS;
-        let range = PhysRange::from_size(ecam.start().checked_add(offset)?, BUS)?;
-        (range.end() <= ecam.end()).then_some(range)
+    pub(super) const fn new() -> Self {
+        Self { buses: [const { AtomicU64::new(0) }; 256] }
     }
 
     /// Makes the functions of `bus` readable.
     ///
     /// # Safety
-    /// `start` is where [`registers`](Self::registers) of it are mapped as device memory, for ever.
+    /// Its configuration space is mapped at `start`, as device memory, for ever.
     pub(super) unsafe fn add(&self, bus: u8, start: VirtAddr) {
         self.buses[usize::from(bus)].store(start.0, Ordering::Release);
     }
@@ -93,34 +86,45 @@ impl ConfigSpace for Ecam {
     }
 }
 
+/// The capabilities of a function in the order of their list. The list ends where it makes no sense.
+pub(super) fn capabilities(
+    space: &'static dyn ConfigSpace,
+    function: PciAddress,
+) -> impl Iterator<Item = PciCapability> {
+    let header = EndpointHeader::from_header(PciHeader::new(function), Listed::new(space));
+    let list = header.into_iter().flat_map(move |header| header.capabilities(Listed::new(space)));
+    list.take(MOST_CAPABILITIES)
+}
+
 /// Configuration space as `pci_types` reads it, which follows a list of capabilities wherever it leads.
 ///
-/// A list that leaves the place for capabilities, or that is longer than there is room for, reads as its end.
-pub(super) struct Bounded<'a> {
+/// A list that leaves the place for capabilities, or goes round in it, reads as its end. And a bridge reads as an
+/// endpoint, because the crate looks for capabilities there alone, and they are the same.
+pub(super) struct Listed<'a> {
     space: &'a dyn ConfigSpace,
     left: Cell<u32>,
 }
 
-impl<'a> Bounded<'a> {
+impl<'a> Listed<'a> {
     pub(super) fn new(space: &'a dyn ConfigSpace) -> Self {
         Self { space, left: Cell::new(MOST_READS) }
     }
 }
 
-impl ConfigRegionAccess for Bounded<'_> {
+impl ConfigRegionAccess for Listed<'_> {
     unsafe fn read(&self, function: PciAddress, offset: u16) -> u32 {
+        const HEADER: u16 = 0x0c;
+        const HEADER_KIND: u32 = 0x7f << 16;
         let left = self.left.get();
-        let inside = offset < FIRST_CAPABILITY || offset <= 0xfc;
-        if left == 0 || !offset.is_multiple_of(4) || !inside {
+        if left == 0 || !offset.is_multiple_of(4) || offset >= END_OF_CAPABILITIES {
             return 0;
         }
         self.left.set(left - 1);
-        self.space.read32(function, offset)
+        let value = self.space.read32(function, offset);
+        if offset == HEADER { value & !HEADER_KIND } else { value }
     }
 
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
-        if offset.is_multiple_of(4) && offset < FUNCTION {
-            self.space.write32(function, offset, value);
-        }
+        self.space.write32(function, offset, value);
     }
 }

@@ -11,21 +11,20 @@
 //! left out with a warning.
 //!
 //! - [`config`]: configuration space, in memory or in a test
+//! - [`enumerate`]: the walk that finds everything
 //! - [`bar`]: base address registers
 //! - [`claim`]: what a driver may do
 //! - [`mmio`]: registers of a device
 
-#![allow(dead_code, reason = "what finds the functions is not written yet")]
-
 mod bar;
 mod claim;
 mod config;
+mod enumerate;
 mod mmio;
 
 use core::fmt;
 
 use pci_types::capability::PciCapability;
-use pci_types::{EndpointHeader, PciHeader};
 use spin::Once;
 use thiserror::Error;
 
@@ -36,17 +35,47 @@ pub use mmio::MmioRegion;
 pub use pci_types::PciAddress;
 pub use pci_types::capability;
 
+use crate::mm::OutOfMemory;
 use crate::mm::kernel::vmalloc::VmallocError;
-use crate::platform::Pcie;
+use crate::platform::{Interrupt, Pcie, Window, WindowKind};
 use crate::sync::{IrqLock, rank};
-use config::Bounded;
-use granule_arch::addr::VirtAddr;
+use config::Ecam;
+use enumerate::Walk;
+use granule_arch::addr::{PhysRange, VirtAddr};
 
 static FUNCTIONS: Once<&'static [Function]> = Once::new();
 
-/// Every function that was found, in the order of their addresses. None where the machine has no PCI Express.
+/// Every function that was found, a bridge before what is behind it. None where the machine has no PCI Express.
 pub fn functions() -> &'static [Function] {
     FUNCTIONS.get().copied().unwrap_or(&[])
+}
+
+/// Finds the functions behind the machine's host bridge. `map` maps registers as device memory, for ever.
+///
+/// # Errors
+/// There is no memory for the list.
+pub fn init(
+    description: Option<&'static Pcie>,
+    map: &mut dyn FnMut(PhysRange) -> Option<VirtAddr>,
+) -> Result<(), OutOfMemory> {
+    static ECAM: Ecam = Ecam::new();
+    static HOST: Once<Host> = Once::new();
+
+    let Some(description) = description else {
+        log::info!("the machine has no PCI Express with its configuration space in memory");
+        return Ok(());
+    };
+    let mut map_bus = |bus: u8| {
+        let Some(start) = description.bus(bus).and_then(&mut *map) else { return false };
+        // SAFETY: `map` has mapped it, for ever.
+        unsafe { ECAM.add(bus, start) };
+        true
+    };
+    let host = HOST.call_once(|| Host { config: &ECAM, description });
+    let functions = Walk::new(host, &mut map_bus).run()?;
+    log::debug!("{} functions on PCI Express", functions.len());
+    FUNCTIONS.call_once(|| functions.leak());
+    Ok(())
 }
 
 /// The functions behind one host bridge have this in common.
@@ -106,6 +135,9 @@ pub enum PciError {
     /// Another driver has it.
     #[error("{0} is in use by {1}")]
     Claimed(PciAddress, &'static str),
+    /// What is behind a bridge depends on it, so it belongs to nobody.
+    #[error("{0} is a bridge, and has no driver")]
+    Bridge(PciAddress),
     /// It has no base address register of that number.
     #[error("{function} has no base address register {index}")]
     NoBar {
@@ -198,6 +230,39 @@ impl Function {
         self.host.description.coherent
     }
 
+    /// The interrupt that its pin raises, if it has one and `interrupt-map` says where it leads. Others may share it.
+    pub fn line(&self) -> Option<Interrupt> {
+        let (device, pin) = self.pin?;
+        self.host.description.lines.find(device, pin)
+    }
+
+    /// Of a bridge: the memory that it forwards to what is behind it, as the CPU has the addresses.
+    pub fn window(&self) -> Option<PhysRange> {
+        let window = self.bridge.and(Some(self.host.config.read32(self.address, enumerate::MEMORY_WINDOW)))?;
+        self.forwarded(window, 0, 0)
+    }
+
+    /// As [`window`](Self::window), of memory that may lie above 4 GiB and in which reading has no effect.
+    pub fn prefetchable_window(&self) -> Option<PhysRange> {
+        let read = |offset| self.host.config.read32(self.address, offset);
+        let window = self.bridge.and(Some(read(enumerate::PREFETCHABLE_WINDOW)))?;
+        self.forwarded(window, read(enumerate::PREFETCHABLE_BASE_UPPER), read(enumerate::PREFETCHABLE_LIMIT_UPPER))
+    }
+
+    /// Both ends are multiples of a mebibyte, and the last one is inside.
+    fn forwarded(&self, window: u32, base_upper: u32, last_upper: u32) -> Option<PhysRange> {
+        let base = u64::from(base_upper) << 32 | u64::from(window & 0xfff0) << 16;
+        let last = u64::from(last_upper) << 32 | u64::from(window & 0xfff0_0000);
+        if last < base {
+            return None;
+        }
+        let size = (last - base).checked_add(1 << 20)?;
+        let windows = &self.host.description.windows;
+        let inside = |window: &&Window| base >= window.bus && base - window.bus < window.cpu.size();
+        let window = windows.iter().filter(|window| window.kind != WindowKind::Io).find(inside)?;
+        PhysRange::from_size(window.cpu.start() + (base - window.bus), size)
+    }
+
     /// Base address register number `index`, 0 to 5.
     ///
     /// # Errors
@@ -241,16 +306,17 @@ impl Function {
 
     /// Its capabilities in the order of their list. The list ends where it makes no sense.
     pub fn capabilities(&self) -> impl Iterator<Item = PciCapability> {
-        let access = Bounded::new(self.host.config);
-        let header = EndpointHeader::from_header(PciHeader::new(self.address), &access);
-        header.into_iter().flat_map(move |header| header.capabilities(Bounded::new(self.host.config)))
+        config::capabilities(self.host.config, self.address)
     }
 
     /// Takes the function for the driver `who`. It is the driver's until the claim is dropped.
     ///
     /// # Errors
-    /// Another driver has it.
+    /// Another driver has it, or it is a bridge.
     pub fn claim(&'static self, who: &'static str) -> Result<Claim, PciError> {
+        if self.bridge.is_some() {
+            return Err(PciError::Bridge(self.address));
+        }
         let mut owner = self.owner.lock();
         match *owner {
             Some(other) => Err(PciError::Claimed(self.address, other)),

@@ -6,6 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use granule::mm::heap;
+use granule::mm::kernel::area::AreaKind;
 use granule::smp::{self, CpuSet, this_cpu};
 use granule::{process, sched};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
@@ -36,7 +37,8 @@ impl Snapshot {
         let programs = sched::kept_frames() + kernel.spaces.kept_frames() + process::kept_frames();
         let kept = kernel.space.kept_frames() + programs + heap.total / PAGE_SIZE;
         let mut areas = 0;
-        kernel.space.for_each_area(|_| areas += 1);
+        // Registers of devices are mapped for ever, by the first who wants them.
+        kernel.space.for_each_area(|area| areas += usize::from(area.kind() != AreaKind::Device));
         Self {
             frames: kernel.frames.stats().used - kept,
             allocations: heap.allocations,

@@ -1,6 +1,7 @@
 //! The names of machines.toml, as questions to the kernel.
 
 use granule::drivers::its;
+use granule::drivers::pci::{self, Id};
 use granule::mm::kernel::policy::{Policy, SplitMode};
 use granule::mm::layout;
 use granule::platform::GicDescription;
@@ -12,7 +13,7 @@ use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte,
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 20] = [
+pub(crate) const KNOWN: [Feature; 23] = [
     ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
     ("smmuv3", |_| granule::kernel().platform.smmu.is_some()),
@@ -33,7 +34,31 @@ pub(crate) const KNOWN: [Feature; 20] = [
     ("pagealloc", |_| policy().debug_pagealloc),
     ("pcie", |_| granule::kernel().platform.pcie.is_some()),
     ("its", |_| its::doorbell(granule::kernel().platform).is_some()),
+    ("edu", |_| has_device("edu")),
+    ("virtio-rng", |_| has_device("virtio-rng")),
+    ("virtio-blk", |_| has_device("virtio-blk")),
 ];
+
+/// What machines.toml calls these devices.
+const DEVICES: [(&str, Id); 7] = [
+    ("edu", Id { vendor: 0x1234, device: 0x11e8 }),
+    ("virtio-rng", Id { vendor: 0x1af4, device: 0x1044 }),
+    ("virtio-blk", Id { vendor: 0x1af4, device: 0x1042 }),
+    ("nvme", Id { vendor: 0x1b36, device: 0x0010 }),
+    ("pcie-root-port", Id { vendor: 0x1b36, device: 0x000c }),
+    ("pci-bridge", Id { vendor: 0x1b36, device: 0x0001 }),
+    ("pcie-pci-bridge", Id { vendor: 0x1b36, device: 0x000e }),
+];
+
+/// What a device of that name calls itself.
+pub(crate) fn device(name: &str) -> Option<Id> {
+    DEVICES.iter().find(|(known, _)| *known == name).map(|(_, id)| *id)
+}
+
+fn has_device(name: &str) -> bool {
+    let id = device(name);
+    pci::functions().iter().any(|function| Some(function.id()) == id)
+}
 
 fn policy() -> Policy {
     granule::kernel().space.policy()

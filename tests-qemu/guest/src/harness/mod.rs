@@ -15,7 +15,7 @@ use granule_protocol::{Event, Port, Record};
 use linkme::distributed_slice;
 
 use audit::Snapshot;
-pub(crate) use features::{KNOWN, has};
+pub(crate) use features::{KNOWN, device, has};
 use plan::Plan;
 pub(crate) use test::Test;
 

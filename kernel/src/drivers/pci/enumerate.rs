@@ -1,0 +1,387 @@
+//! Finds the functions, and gives buses and base address registers what no firmware has given them.
+//!
+//! One walk, depth first. A bridge gets the next bus number when it is met, and its windows are what its devices have
+//! taken when the walk is back from behind it: addresses are handed out in ascending order, from a multiple of a mebibyte
+//! on where a bridge begins to one where it ends. So nothing need be known before (PCI-to-PCI Bridge Architecture
+//! Specification 1.2, 3.2.5: windows of memory begin and end at mebibytes).
+//!
+//! Memory comes from the host's window below 4 GiB. What does not fit there and may lie anywhere comes from the window
+//! above; behind bridges that is forwarded by their prefetchable windows, which no other memory of theirs uses.
+
+use alloc::vec::Vec;
+
+use granule_arch::addr::{PAGE_SIZE, PhysRange};
+use pci_types::PciAddress;
+use pci_types::capability::PciCapability;
+use spin::Once;
+
+use super::bar::{self, Bar, BarKind};
+use super::config::{ConfigSpace, capabilities};
+use super::{Buses, Class, Function, Host, Id, PciError};
+use crate::mm::OutOfMemory;
+use crate::platform::{Window, WindowKind};
+use crate::sync::IrqLock;
+
+/// Bridges behind one another. More is no machine but a device that says everything, and the stack is finite.
+const MAX_DEPTH: u32 = 8;
+/// A bridge's windows are whole mebibytes.
+const MEBIBYTE: u64 = 1 << 20;
+/// What is at most at the end of the low window's addresses on the bus.
+const LOW_END: u64 = 1 << 32;
+
+/// Registers of configuration space (7.5.1).
+const COMMAND: u16 = 0x04;
+const CLASS: u16 = 0x08;
+const HEADER: u16 = 0x0c;
+const BUSES: u16 = 0x18;
+const IO_WINDOW: u16 = 0x1c;
+pub(super) const MEMORY_WINDOW: u16 = 0x20;
+pub(super) const PREFETCHABLE_WINDOW: u16 = 0x24;
+pub(super) const PREFETCHABLE_BASE_UPPER: u16 = 0x28;
+pub(super) const PREFETCHABLE_LIMIT_UPPER: u16 = 0x2c;
+const IO_WINDOW_UPPER: u16 = 0x30;
+const INTERRUPT: u16 = 0x3c;
+
+/// Bits of COMMAND.
+const MEMORY: u16 = 1 << 1;
+const BUS_MASTER: u16 = 1 << 2;
+const NO_PIN: u16 = 1 << 10;
+/// The kind of header: what follows the first 16 bytes. A bit says that there are more functions than number 0.
+const ENDPOINT: u8 = 0;
+const BRIDGE: u8 = 1;
+const SEVERAL_FUNCTIONS: u8 = 0x80;
+/// A window that ends before it begins: it forwards nothing.
+const CLOSED: u32 = 0x0000_fff0;
+
+/// Addresses that are still free in a window of the host, from `next` on.
+#[derive(Clone, Copy, Debug)]
+struct Pool {
+    window: Window,
+    next: u64,
+    end: u64,
+}
+
+impl Pool {
+    /// The window of that kind, the first if there are several.
+    fn of(windows: &[Window], kind: WindowKind) -> Option<Self> {
+        let window = *windows.iter().find(|window| window.kind == kind)?;
+        Some(Self { window, next: window.bus, end: window.bus + window.cpu.size() })
+    }
+
+    /// The next free addresses, on the bus, at a multiple of their size, a power of two. No page is shared by two, so
+    /// that mapping the registers of one does not show those of another.
+    fn take(&mut self, size: u64) -> Option<u64> {
+        let size = size.max(PAGE_SIZE as u64);
+        let start = self.next.checked_next_multiple_of(size)?;
+        // Zero would say that the register is not set.
+        let start = if start == 0 { size } else { start };
+        let end = start.checked_add(size).filter(|end| *end <= self.end)?;
+        self.next = end;
+        Some(start)
+    }
+
+    /// Goes on at a multiple of a mebibyte; `None` where that is beyond the window.
+    fn align(&mut self) -> Option<u64> {
+        let next = self.next.checked_next_multiple_of(MEBIBYTE).filter(|next| *next <= self.end)?;
+        self.next = next;
+        Some(next)
+    }
+
+    /// These addresses of the bus as the CPU has them.
+    fn cpu(&self, bus: u64, size: u64) -> Option<PhysRange> {
+        let start = self.window.cpu.start().checked_add(bus.checked_sub(self.window.bus)?)?;
+        PhysRange::from_size(start, size)
+    }
+}
+
+/// A bus as the walk sees it.
+struct Bus {
+    number: u8,
+    depth: u32,
+    /// Only device 0 can be there: what is behind a port of PCI Express is a link.
+    is_link: bool,
+    /// What its functions call themselves, if they cannot say who they are.
+    alias: Option<u16>,
+    /// The device of the host's own bus that it is behind; and by how much pins were turned on the way there.
+    root: Option<(u16, u8)>,
+    /// The host's windows below and above 4 GiB reach it.
+    has_low: bool,
+    has_high: bool,
+}
+
+/// The walk.
+pub(super) struct Walk<'m> {
+    host: &'static Host,
+    /// Makes the functions of a bus readable; false where that cannot be.
+    map: &'m mut dyn FnMut(u8) -> bool,
+    functions: Vec<Function>,
+    last_bus: u8,
+    low: Option<Pool>,
+    high: Option<Pool>,
+}
+
+impl<'m> Walk<'m> {
+    pub(super) fn new(host: &'static Host, map: &'m mut dyn FnMut(u8) -> bool) -> Self {
+        let windows = &host.description.windows;
+        let (low, high) = (Pool::of(windows, WindowKind::Memory32), Pool::of(windows, WindowKind::Memory64));
+        Self { host, map, functions: Vec::new(), last_bus: host.description.buses.0, low, high }
+    }
+
+    /// Finds everything; nothing, where the first bus cannot be read.
+    ///
+    /// # Errors
+    /// There is no memory for the list.
+    pub(super) fn run(mut self) -> Result<Vec<Function>, OutOfMemory> {
+        let number = self.last_bus;
+        if !(self.map)(number) {
+            return Ok(self.functions);
+        }
+        let has_high = self.high.is_some();
+        self.bus(&Bus { number, depth: 0, is_link: false, alias: None, root: None, has_low: true, has_high })?;
+        Ok(self.functions)
+    }
+
+    fn config(&self) -> &'static dyn ConfigSpace {
+        self.host.config
+    }
+
+    // What is put down about a function, and not what comes back here, has the large frames (`inline(never)`): the walk
+    // runs on a boot stack.
+    fn bus(&mut self, bus: &Bus) -> Result<(), OutOfMemory> {
+        let devices = if bus.is_link { 1 } else { 32 };
+        for device in 0..devices {
+            let mut functions = 0..1;
+            while let Some(function) = functions.next() {
+                let address = PciAddress::new(0, bus.number, device, function);
+                // Nobody has that number as a vendor: it is what a read brings that nobody answers. Nor zero.
+                if matches!(self.config().read32(address, 0) as u16, 0 | 0xffff) {
+                    continue;
+                }
+                let header = (self.config().read32(address, HEADER) >> 16) as u8;
+                if function == 0 && header & SEVERAL_FUNCTIONS != 0 {
+                    functions.end = 8;
+                }
+                let index = self.function(bus, address, header & !SEVERAL_FUNCTIONS)?;
+                if header & !SEVERAL_FUNCTIONS == BRIDGE {
+                    let buses = self.bridge(bus, address)?;
+                    self.functions[index].bridge = buses;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a function on the list; returns its place there.
+    #[inline(never)]
+    fn function(&mut self, bus: &Bus, address: PciAddress, header: u8) -> Result<usize, OutOfMemory> {
+        let config = self.config();
+        let (id, class) = (config.read32(address, 0), config.read32(address, CLASS));
+        let id = Id { vendor: id as u16, device: (id >> 16) as u16 };
+        let [_, interface, sub, base] = class.to_le_bytes();
+        // Nothing may decode addresses that it has from before, or interrupt anybody.
+        config.write16(address, COMMAND, NO_PIN);
+        let registers = match header {
+            ENDPOINT => bar::COUNT,
+            BRIDGE => 2,
+            _ => {
+                log::warn!("PCI {address} ({id}) has a header of the unknown kind {header:#x}, and is left alone");
+                0
+            }
+        };
+        self.functions.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let bars = self.assign(bus, address, registers);
+        self.functions.push(Function {
+            host: self.host,
+            address,
+            id,
+            class: Class { base, sub, interface },
+            requester: bus.alias.unwrap_or(requester_id(address)),
+            pin: self.pin(bus, address),
+            bridge: None,
+            bars,
+            mapped: [const { Once::new() }; bar::COUNT],
+            owner: IrqLock::new(None),
+        });
+        Ok(self.functions.len() - 1)
+    }
+
+    /// Gives a function's base address registers addresses, and has it decode them if all have some.
+    fn assign(&mut self, bus: &Bus, address: PciAddress, count: usize) -> [Option<Bar>; bar::COUNT] {
+        let mut bars = [None; bar::COUNT];
+        let (mut index, mut has_all) = (0, true);
+        while index < count {
+            let Some(mut bar) = bar::size(self.config(), address, index, count) else {
+                index += 1;
+                continue;
+            };
+            if bar.kind != BarKind::Io {
+                bar.range = self.place(bus, address, index, bar);
+                if bar.range.is_none() {
+                    has_all = false;
+                    log::warn!("PCI {}", PciError::NoRoom { function: address, index, size: bar.size });
+                }
+            }
+            if let Some(slot) = bars.get_mut(index) {
+                *slot = Some(bar);
+            }
+            index += bar.registers();
+        }
+        // A register without an address would decode zero.
+        if has_all {
+            self.config().write16(address, COMMAND, NO_PIN | MEMORY);
+        }
+        bars
+    }
+
+    /// Takes addresses for a register and writes them there. `None`: there are none, or it does not keep them.
+    fn place(&mut self, bus: &Bus, address: PciAddress, index: usize, bar: Bar) -> Option<PhysRange> {
+        let BarKind::Memory { wide, prefetchable } = bar.kind else { return None };
+        let take = |pool: &mut Option<Pool>| {
+            let pool = pool.as_mut()?;
+            Some((pool.take(bar.size)?, *pool))
+        };
+        // A conventional bridge may read ahead in its prefetchable window.
+        let high = wide && bus.has_high && (prefetchable || bus.alias.is_none());
+        let low = if bus.has_low { take(&mut self.low) } else { None };
+        let (start, pool) = low.or_else(|| if high { take(&mut self.high) } else { None })?;
+        let offset = bar::FIRST + 4 * index as u16;
+        let config = self.config();
+        config.write32(address, offset, start as u32);
+        let mut kept = u64::from(config.read32(address, offset) & !0xf);
+        if wide {
+            config.write32(address, offset + 4, (start >> 32) as u32);
+            kept |= u64::from(config.read32(address, offset + 4)) << 32;
+        }
+        pool.cpu(start, bar.size).filter(|_| kept == start)
+    }
+
+    /// Where a function's pin leads on the host's own bus. Each bridge on the way turns the pins by its device number,
+    /// so that not all first pins meet (PCI-to-PCI Bridge Architecture Specification, 9.1).
+    fn pin(&self, bus: &Bus, address: PciAddress) -> Option<(u16, u8)> {
+        let pin = (self.config().read32(address, INTERRUPT) >> 8) as u8;
+        if !(1..=4).contains(&pin) {
+            return None;
+        }
+        Some(match bus.root {
+            None => (requester_id(address) & !7, pin),
+            Some((root, turned)) => (root, (pin - 1 + address.device() + turned) % 4 + 1),
+        })
+    }
+
+    /// Walks the bus behind a bridge, and opens the bridge for it.
+    fn bridge(&mut self, bus: &Bus, address: PciAddress) -> Result<Option<Buses>, OutOfMemory> {
+        let config = self.config();
+        self.close(address);
+        let Some(number) = self.next_bus(bus.depth) else {
+            log::warn!("PCI {address}: no bus number is left for what is behind it");
+            return Ok(None);
+        };
+        // While the walk is behind it, it forwards everything that the walk may ask for.
+        let numbers = u32::from(number) << 8 | u32::from(bus.number);
+        config.write32(address, BUSES, u32::from(self.host.description.buses.1) << 16 | numbers);
+        let kind = port_type(config, address);
+        let high_base = config.read32(address, PREFETCHABLE_WINDOW);
+        let (low, high) = (self.low.as_mut().and_then(Pool::align), self.high.as_mut().and_then(Pool::align));
+        let behind = Bus {
+            number,
+            depth: bus.depth + 1,
+            is_link: matches!(kind, Port::Downstream),
+            alias: match kind {
+                Port::Downstream | Port::Upstream => bus.alias,
+                // It speaks for its devices with the number of the bus behind it, or with its own.
+                Port::ToConventional => bus.alias.or(Some(u16::from(number) << 8)),
+                Port::Conventional => bus.alias.or(Some(requester_id(address))),
+            },
+            root: Some(match bus.root {
+                None => (requester_id(address) & !7, 0),
+                Some((root, turned)) => (root, (turned + address.device()) % 4),
+            }),
+            // The lowest bits say whether the window can lie above 4 GiB.
+            has_low: bus.has_low && low.is_some(),
+            has_high: bus.has_high && high.is_some() && high_base & 0xf == 1,
+        };
+        self.bus(&behind)?;
+        self.open(address, low.filter(|_| behind.has_low), high.filter(|_| behind.has_high));
+        let buses = Buses { secondary: number, subordinate: self.last_bus };
+        config.write32(address, BUSES, u32::from(buses.subordinate) << 16 | numbers);
+        // What its devices do to memory it has to forward; who may do so is decided at the devices.
+        config.write16(address, COMMAND, NO_PIN | MEMORY | BUS_MASTER);
+        Ok(Some(buses))
+    }
+
+    fn next_bus(&mut self, depth: u32) -> Option<u8> {
+        let next = self.last_bus.checked_add(1).filter(|next| *next <= self.host.description.buses.1)?;
+        if depth >= MAX_DEPTH || !(self.map)(next) {
+            return None;
+        }
+        self.last_bus = next;
+        Some(next)
+    }
+
+    /// Makes a bridge forward nothing.
+    fn close(&self, address: PciAddress) {
+        let config = self.config();
+        config.write32(address, BUSES, 0);
+        // The upper half are status bits, which a one clears.
+        config.write16(address, IO_WINDOW, 0x00f0);
+        config.write32(address, IO_WINDOW_UPPER, 0);
+        config.write32(address, MEMORY_WINDOW, CLOSED);
+        config.write32(address, PREFETCHABLE_WINDOW, CLOSED);
+        config.write32(address, PREFETCHABLE_BASE_UPPER, !0);
+        config.write32(address, PREFETCHABLE_LIMIT_UPPER, 0);
+    }
+
+    /// Makes a bridge forward what its devices have taken since the windows were at `low` and `high`.
+    fn open(&mut self, address: PciAddress, low: Option<u64>, high: Option<u64>) {
+        let config = self.config();
+        let used = |pool: &mut Option<Pool>, start: Option<u64>| {
+            let pool = pool.as_mut()?;
+            let start = start.filter(|start| pool.next > *start)?;
+            // Behind the end of the host's window nothing is handed out, so a bridge may forward it as well.
+            let end = pool.align().unwrap_or_else(|| {
+                pool.next = pool.end;
+                pool.end.next_multiple_of(MEBIBYTE)
+            });
+            Some((start, end - MEBIBYTE))
+        };
+        let window = |(base, last): (u64, u64)| (last as u32 & 0xfff0_0000) | (base >> 16) as u32 & 0xfff0;
+        if let Some(range) = used(&mut self.low, low) {
+            debug_assert!(range.1 < LOW_END);
+            config.write32(address, MEMORY_WINDOW, window(range));
+        }
+        if let Some(range) = used(&mut self.high, high) {
+            config.write32(address, PREFETCHABLE_BASE_UPPER, (range.0 >> 32) as u32);
+            config.write32(address, PREFETCHABLE_LIMIT_UPPER, (range.1 >> 32) as u32);
+            config.write32(address, PREFETCHABLE_WINDOW, window(range));
+        }
+    }
+}
+
+/// Bus, device and function in 16 bits.
+fn requester_id(address: PciAddress) -> u16 {
+    u16::from(address.bus()) << 8 | u16::from(address.device()) << 3 | u16::from(address.function())
+}
+
+/// What a bridge leads to.
+enum Port {
+    /// From a root complex or a switch to a link.
+    Downstream,
+    /// Into a switch.
+    Upstream,
+    /// From PCI Express to a conventional bus.
+    ToConventional,
+    /// From one conventional bus to another.
+    Conventional,
+}
+
+/// By the PCI Express capability, bits 7:4 of its second half (7.5.3.2).
+fn port_type(config: &'static dyn ConfigSpace, address: PciAddress) -> Port {
+    let express = capabilities(config, address)
+        .find_map(|found| if let PciCapability::PciExpress(at) = found { Some(at.offset) } else { None });
+    match express.map(|offset| config.read32(address, offset) >> 20 & 0xf) {
+        Some(4 | 6 | 8) => Port::Downstream,
+        Some(5) => Port::Upstream,
+        Some(7) => Port::ToConventional,
+        _ => Port::Conventional,
+    }
+}

@@ -1,0 +1,95 @@
+//! PCI Express: the functions are those that machines.toml promises, each with addresses of its own.
+
+use granule::bootargs;
+use granule::drivers::pci::{self, BarKind, Function, Id, PciError};
+use granule_arch::addr::PhysRange;
+
+use crate::harness::{Test, device, target_test};
+
+/// The bridge from the CPUs to the first bus, which every machine with PCI Express has.
+const HOST_BRIDGE: Id = Id { vendor: 0x1b36, device: 0x0008 };
+
+/// The names of machines.toml.
+fn promised() -> impl Iterator<Item = &'static str> {
+    bootargs::get("test.devices").unwrap_or("").split(',').filter(|name| !name.is_empty())
+}
+
+fn count(id: Id) -> usize {
+    pci::functions().iter().filter(|function| function.id() == id).count()
+}
+
+target_test!(enumeration_finds_what_machines_toml_promises, needs("pcie"));
+fn enumeration_finds_what_machines_toml_promises(t: &mut Test) {
+    t.equal("host bridges", count(HOST_BRIDGE), 1);
+    for name in promised() {
+        let Some(id) = device(name) else {
+            t.check(name, false);
+            continue;
+        };
+        t.equal(name, count(id), promised().filter(|other| *other == name).count());
+    }
+    t.equal("functions", pci::functions().len(), 1 + promised().count());
+    let addresses = || pci::functions().iter().map(Function::address);
+    for address in addresses() {
+        t.equal("functions with this address", addresses().filter(|other| *other == address).count(), 1);
+    }
+}
+
+/// All addresses that were given out.
+fn ranges() -> impl Iterator<Item = (&'static Function, PhysRange)> {
+    let of = |function: &'static Function| function.bars().filter_map(move |(_, bar)| Some((function, bar.range?)));
+    pci::functions().iter().flat_map(of)
+}
+
+target_test!(registers_have_addresses_and_no_two_overlap, needs("pcie"));
+fn registers_have_addresses_and_no_two_overlap(t: &mut Test) {
+    let wanted =
+        pci::functions().iter().map(|function| function.bars().filter(|(_, bar)| bar.kind != BarKind::Io).count());
+    t.equal("registers with addresses", ranges().count(), wanted.sum());
+    let windows = || granule::kernel().platform.pcie.iter().flat_map(|host| host.windows.iter());
+    for function in pci::functions() {
+        for (index, bar) in function.bars().filter(|(_, bar)| bar.kind != BarKind::Io) {
+            let Some(range) = t.ok("addresses", bar.range.ok_or((function.address(), index))) else { continue };
+            t.equal("size", range.size(), bar.size);
+            t.check("a multiple of its size", range.start().is_aligned(bar.size));
+            let inside = |window: PhysRange| window.start() <= range.start() && range.end() <= window.end();
+            t.check("inside a window of the host", windows().any(|window| inside(window.cpu)));
+        }
+    }
+    for (index, (_, range)) in ranges().enumerate() {
+        let others = ranges().enumerate().filter(|(other, _)| *other != index);
+        t.check("nobody else's", others.map(|(_, other)| other.1).all(|other| !other.overlaps(range)));
+    }
+}
+
+target_test!(bridges_forward_what_is_behind_them_and_nothing_else, needs("pcie"));
+fn bridges_forward_what_is_behind_them_and_nothing_else(t: &mut Test) {
+    let is_bridge = |name: &&str| ["pcie-root-port", "pcie-pci-bridge", "pci-bridge"].contains(name);
+    let bridges = pci::functions().iter().filter(|function| function.bridge().is_some());
+    t.equal("bridges", bridges.count(), promised().filter(is_bridge).count());
+    for bridge in pci::functions() {
+        let Some(buses) = bridge.bridge() else { continue };
+        t.check("numbers go up", bridge.address().bus() < buses.secondary && buses.secondary <= buses.subordinate);
+        let is_behind = |function: &Function| (buses.secondary..=buses.subordinate).contains(&function.address().bus());
+        for (function, range) in ranges() {
+            let forwards = |window: Option<PhysRange>| window.is_some_and(|window| window.overlaps(range));
+            let forwarded = forwards(bridge.window()) || forwards(bridge.prefetchable_window());
+            t.equal("forwarded if it is behind", forwarded, is_behind(function));
+        }
+    }
+}
+
+target_test!(a_function_has_one_driver_at_a_time, needs("pcie"));
+fn a_function_has_one_driver_at_a_time(t: &mut Test) {
+    let Some(function) = pci::functions().iter().find(|function| function.owner().is_none()) else {
+        t.check("a function without a driver", false);
+        return;
+    };
+    let claim = t.ok("claimed", function.claim("the first"));
+    t.equal("its owner", function.owner(), Some("the first"));
+    let refused = function.claim("the second").map(|_| ());
+    t.equal("claimed twice", refused, Err(PciError::Claimed(function.address(), "the first")));
+    drop(claim);
+    t.equal("its owner", function.owner(), None);
+    t.ok("claimed again", function.claim("the second"));
+}
