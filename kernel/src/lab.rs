@@ -176,7 +176,79 @@ pub const SKIP_ICACHE_USER: Lab = Lab {
     witness: Witness::Stream,
 };
 
-const ALL: [Lab; 15] = [
+/// The SMMU is not told.
+pub const NO_SECONDARY_TLB: Lab = Lab {
+    identifier: FIRST_LAB + 15,
+    name: "no-secondary-tlb",
+    effect: "the SMMU is not told where CPUs' TLBs are invalidated: a device keeps what it had",
+    witness: Witness::Target,
+};
+
+/// A device's fault is taken for spurious.
+pub const DEVICE_DBM_SPURIOUS: Lab = Lab {
+    identifier: FIRST_LAB + 16,
+    name: "device-dbm-spurious",
+    effect: "a device's fault at an entry that a CPU could use is called spurious: it comes back for ever",
+    witness: Witness::Target,
+};
+
+/// The SMMU is told under the wrong number.
+pub const WRONG_ASID: Lab = Lab {
+    identifier: FIRST_LAB + 17,
+    name: "wrong-asid",
+    effect: "the SMMU is told to forget under another ASID: a device keeps what it had",
+    witness: Witness::Target,
+};
+
+/// The SMMU is not told of a changed configuration.
+pub const NO_CFGI: Lab = Lab {
+    identifier: FIRST_LAB + 18,
+    name: "no-cfgi",
+    effect: "the SMMU is not told of a changed stream: a device goes on by the tables that it had",
+    witness: Witness::Target,
+};
+
+/// A number is used again, not flushed.
+pub const BIND_WITHOUT_FLUSH: Lab = Lab {
+    identifier: FIRST_LAB + 19,
+    name: "bind-without-flush",
+    effect: "an ASID of the SMMU is bound again without a flush: a device reaches pages of who had it before",
+    witness: Witness::Target,
+};
+
+/// Replaced pages are not told under the lock.
+pub const START_END_ONLY: Lab = Lab {
+    identifier: FIRST_LAB + 20,
+    name: "start-end-only",
+    effect: "with smmu.notify=events replaced pages are told at the end only: a device reads the page of before the copy",
+    witness: Witness::Target,
+};
+
+/// No CMD_SYNC behind commands.
+pub const SKIP_SYNC: Lab = Lab {
+    identifier: FIRST_LAB + 21,
+    name: "skip-sync",
+    effect: "no CMD_SYNC: nobody waits until the SMMU has forgotten",
+    witness: Witness::Stream,
+};
+
+/// CMD_SYNC is not waited for.
+pub const FREE_BEFORE_SYNC: Lab = Lab {
+    identifier: FIRST_LAB + 22,
+    name: "free-before-sync",
+    effect: "CMD_SYNC is not waited for: a frame is free while a device may still reach it",
+    witness: Witness::Stream,
+};
+
+/// No barrier between commands and their index.
+pub const NO_DMB_BEFORE_PROD: Lab = Lab {
+    identifier: FIRST_LAB + 23,
+    name: "no-dmb-before-prod",
+    effect: "no DMB before CMDQ_PROD: the SMMU may fetch slots that are not written yet",
+    witness: Witness::Stream,
+};
+
+const ALL: [Lab; 24] = [
     SKIP_TLBI,
     LOCAL_TLBI,
     WX_LEAF,
@@ -192,6 +264,15 @@ const ALL: [Lab; 15] = [
     NOTIFY_BEFORE_UNLOCK,
     STALE_COW,
     SKIP_ICACHE_USER,
+    NO_SECONDARY_TLB,
+    DEVICE_DBM_SPURIOUS,
+    WRONG_ASID,
+    NO_CFGI,
+    BIND_WITHOUT_FLUSH,
+    START_END_ONLY,
+    SKIP_SYNC,
+    FREE_BEFORE_SYNC,
+    NO_DMB_BEFORE_PROD,
 ];
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot

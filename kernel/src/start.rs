@@ -35,7 +35,7 @@ use crate::platform::size_change::SizeChange;
 use crate::platform::{Platform, PlatformError};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
-use crate::{KERNEL, Kernel, bootargs, lab, sched};
+use crate::{KERNEL, Kernel, bootargs, iommu, lab, sched};
 
 // The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
 
@@ -85,6 +85,7 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     let kernel = set_up_memory(boot, cpu, platform, device_tree)?;
     set_up_devices(cpu, kernel);
     start_cpus(boot, cpu, kernel)?;
+    iommu::init(cpu, kernel);
     find_devices(cpu, kernel);
     Ok(())
 }

@@ -20,7 +20,8 @@ use crate::hitless::{self, WORDS};
 use crate::registers::{STRTAB_BASE, STRTAB_BASE_CFG};
 use crate::stream_entry::{EntryFormat, StreamTableEntry};
 use crate::{
-    Command, ContextDescriptor, DmaMemory, Features, Memory, Platform, Privilege, Scope, Smmu, Stall, StreamError, Word,
+    Command, CommandError, ContextDescriptor, DmaMemory, Features, Memory, Platform, Privilege, Scope, Smmu, Stall,
+    Step, StreamError, Word,
 };
 
 register_bitfields! {u64,
@@ -170,7 +171,7 @@ impl<P: Platform + Memory> Streams<P> {
         let cells = self.entry_cells(stream).ok_or(StreamError::OutOfMemory(stream))?;
         // Tables, context descriptor, then the entry that leads there.
         smmu.platform().dmb_oshst();
-        Ok(hitless::carry_out(cells, &entry, || smmu.issue(&[Command::cfgi_ste(stream, Scope::Leaves)]))?)
+        Ok(hitless::carry_out(cells, &entry, || forget(smmu, Command::cfgi_ste(stream, Scope::Leaves)))?)
     }
 
     /// Changes the context of `stream`, which is translated. With interrupts masked.
@@ -183,7 +184,7 @@ impl<P: Platform + Memory> Streams<P> {
         let in_use = self.slot_in_use(stream).and_then(|slot| self.context_cells(stream, slot));
         let (cells, _) = in_use.ok_or(StreamError::NoContext(stream))?;
         smmu.platform().dmb_oshst();
-        Ok(hitless::carry_out(cells, to, || smmu.issue(&[Command::cfgi_cd(stream, 0, Scope::Leaves)]))?)
+        Ok(hitless::carry_out(cells, to, || forget(smmu, Command::cfgi_cd(stream, 0, Scope::Leaves)))?)
     }
 
     /// Sees to it that the table has an entry for `stream`.
@@ -255,6 +256,11 @@ impl<P: Platform + Memory> Streams<P> {
         // given back while `self` lives.
         (first != 0).then(|| (unsafe { words_at(first, index) }, place))
     }
+}
+
+/// Has the SMMU forget what it has cached of an entry that has changed.
+fn forget<P: Platform>(smmu: &Smmu<P>, command: Command) -> Result<(), CommandError> {
+    if smmu.platform().leaves_out(Step::Configuration) { Ok(()) } else { smmu.issue(&[command]) }
 }
 
 /// Every entry refuses. They are zero, and the SMMU does not know of them.

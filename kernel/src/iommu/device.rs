@@ -3,13 +3,31 @@
 use core::fmt;
 use core::ops::Range;
 
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, MemoryType};
+use granule_pgtable::{Error as TablesError, PageRange};
+use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
 use thiserror::Error;
 
+use super::domain::Domain;
+use super::fault::Log;
+use super::iova::Addresses;
+use super::sva::{Binding, Unfit};
+use super::window::OwnPage;
+use super::{DeviceRef, Iommu, iommu};
 use crate::kernel;
 use crate::mm::OutOfMemory;
+use crate::mm::pool::PoolBox;
 use crate::mm::space::{Access, FaultError, SpaceRef};
-use crate::smp::Cpu;
+use crate::smp::{Cpu, this_cpu};
+use crate::sync::{IrqLock, RwSem, rank};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Pages that a device may have in common with its driver, and for messages.
+const OWN: usize = 48;
 
 /// An address as a device puts it on the bus.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -38,6 +56,21 @@ pub enum AttachError {
     /// There is no memory for its tables.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    /// There is an SMMU in front of it, which could not be taken into use.
+    #[error("the SMMU in front of the device cannot be used, and lets nothing pass")]
+    Unusable,
+    /// Another driver has it.
+    #[error("stream {0:#x} is attached already")]
+    InUse(u32),
+    /// As many as there can be are attached.
+    #[error("{0} devices are attached, and no more can be")]
+    TooMany(usize),
+    /// The SMMU has no number left for its translations.
+    #[error("the SMMU has no ASID left")]
+    NoNumber,
+    /// The SMMU refused.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
 }
 
 /// Why memory cannot be shown to a device.
@@ -49,9 +82,31 @@ pub enum DmaError {
     /// More in one piece than there is.
     #[error("{0} bytes are more than a device gets in one piece")]
     TooLarge(usize),
+    /// Nothing translates what the device puts on the bus.
+    #[error("there is no SMMU in front of the device")]
+    NoSmmu,
     /// The device uses the addresses of a process.
     #[error("the device is bound to a process, and uses its addresses alone")]
     Bound,
+    /// All addresses are in use.
+    #[error("the device has no addresses left for {0} pages")]
+    NoAddresses(usize),
+    /// The tables refused.
+    #[error(transparent)]
+    Tables(TablesError),
+    /// The SMMU refused.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+impl From<TablesError> for DmaError {
+    fn from(error: TablesError) -> Self {
+        if matches!(error, TablesError::OutOfTables { .. }) {
+            Self::OutOfMemory(OutOfMemory)
+        } else {
+            Self::Tables(error)
+        }
+    }
 }
 
 /// Why a device cannot use the addresses of a process.
@@ -66,6 +121,29 @@ pub enum BindError {
     /// It is bound already.
     #[error("the device is bound already")]
     Bound,
+    /// The SMMU cannot walk tables of processes.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// The SMMU has no number left for its translations.
+    #[error("the SMMU has no ASID left")]
+    NoNumber,
+    /// The process has ended.
+    #[error("the process has ended")]
+    Ended,
+    /// The SMMU refused.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// What becomes of what a device does that is not bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Its own tables translate.
+    Translated,
+    /// Nothing does: it puts out physical addresses. For a device that is trusted with all memory.
+    Bypass,
+    /// Nothing gets through, and nobody hears of it.
+    Abort,
 }
 
 /// What became of a transfer, once its device has said that it is complete.
@@ -109,58 +187,334 @@ impl Coherent {
     }
 }
 
-/// A device that its driver has attached, and no other.
-#[derive(Debug)]
-pub struct DmaDevice {
-    /// How the SMMU knows it.
-    stream: Option<u32>,
+/// A device that its driver has attached, and no other. Dropping it takes the device from memory: what it does from
+/// then on is aborted. The driver has nothing in flight, and has given back its coherent pages.
+pub struct DmaDevice(Path);
+
+/// What is in front of a device.
+enum Path {
+    /// Nothing.
+    Direct,
+    /// The SMMU.
+    Smmu(PoolBox<Device>),
+}
+
+/// A device with an SMMU in front of it.
+pub(super) struct Device {
+    iommu: &'static Iommu,
+    stream: u32,
+    domain: Domain,
+    /// For single transfers.
+    addresses: IrqLock<Addresses, { rank::DEVICE_ADDRESSES }>,
+    state: RwSem<State>,
+    /// Whether there is a binding: for those who do not take the lock of the state.
+    bound: AtomicBool,
+    faults: IrqLock<Log, { rank::DEVICE_FAULTS }>,
+}
+
+struct State {
+    own: heapless::Vec<OwnPage, OWN>,
+    mode: Mode,
+    binding: Option<Binding>,
 }
 
 /// Takes the device that the SMMU knows as `stream`; `None` for one in front of which there is none.
 ///
+/// Sleeps: not from interrupts.
+///
 /// # Errors
 /// [`AttachError`]; nothing has changed.
-pub fn attach(_cpu: &Cpu, stream: Option<u32>) -> Result<DmaDevice, AttachError> {
-    Ok(DmaDevice { stream })
+pub fn attach(cpu: &Cpu, stream: Option<u32>) -> Result<DmaDevice, AttachError> {
+    let Some(stream) = stream else { return Ok(DmaDevice(Path::Direct)) };
+    match iommu() {
+        Some(iommu) => iommu.attach(cpu, stream),
+        None if kernel().platform.smmu.is_some() => Err(AttachError::Unusable),
+        None => Ok(DmaDevice(Path::Direct)),
+    }
+}
+
+impl Iommu {
+    /// Takes the device that is known as `stream`: it has tables of its own, with nothing in them.
+    ///
+    /// # Errors
+    /// [`AttachError`]; nothing has changed.
+    pub fn attach(&'static self, cpu: &Cpu, stream: u32) -> Result<DmaDevice, AttachError> {
+        let mut devices = self.devices.write();
+        if devices.iter().any(|device| device.get().stream == stream) {
+            return Err(AttachError::InUse(stream));
+        }
+        if devices.is_full() {
+            return Err(AttachError::TooMany(devices.len()));
+        }
+        let asid = self.asids.lock().allocate().ok_or(AttachError::NoNumber)?;
+        let device = self.make_device(cpu, stream, asid).and_then(|device| {
+            let attached = self.translate(stream, device.domain.root(), asid);
+            attached.inspect_err(|_| device.domain.dismantle(cpu, &self.smmu))?;
+            Ok(device)
+        });
+        let device = device.inspect_err(|_| self.asids.lock().free(asid))?;
+        let pushed = devices.push(DeviceRef(NonNull::from(&*device)));
+        debug_assert!(pushed.is_ok(), "there was room");
+        Ok(DmaDevice(Path::Smmu(device)))
+    }
+
+    fn make_device(&'static self, cpu: &Cpu, stream: u32, asid: u16) -> Result<PoolBox<Device>, AttachError> {
+        let domain = Domain::new(cpu, self.mmu, self.frames, asid)?;
+        let root = domain.root();
+        let device = self.pool.try_new(Device {
+            iommu: self,
+            stream,
+            domain,
+            addresses: IrqLock::new(Addresses::new(self.transfers)),
+            state: RwSem::new(State { own: heapless::Vec::new(), mode: Mode::Translated, binding: None }),
+            bound: AtomicBool::new(false),
+            faults: IrqLock::new(Log::new()),
+        });
+        Ok(device.inspect_err(|_| self.frames.free(cpu, root))?)
+    }
+
+    fn detach(&self, cpu: &Cpu, device: &Device) {
+        device.unbind(cpu);
+        self.devices.write().retain(|other| other.0 != NonNull::from(device));
+        if let Err(error) = self.streams.lock().set(&self.smmu, device.stream, Stream::Abort) {
+            log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
+            self.smmu.shut();
+        }
+        let mut state = device.state.write();
+        // What is left of them is addresses of messages: registers, and nobody's frames.
+        state.own.drain(..).for_each(|own| self.window.lock().give_back(own.at));
+        device.domain.dismantle(cpu, &self.smmu);
+        self.asids.lock().free(device.domain.asid());
+    }
+}
+
+/// A device as the monitor shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Description {
+    /// How the SMMU knows it.
+    pub stream: u32,
+    /// The ASID of its own tables, and how many frames those are.
+    pub domain: (u16, usize),
+    /// Pages that its driver has in common with it.
+    pub own_pages: usize,
+    /// The ASID of its binding.
+    pub bound: Option<u16>,
+}
+
+impl Iommu {
+    /// Calls `each` for every attached device.
+    pub fn for_each_device(&self, mut each: impl FnMut(&Description)) {
+        for device in self.devices.read().iter().map(DeviceRef::get) {
+            let state = device.state.read();
+            each(&Description {
+                stream: device.stream,
+                domain: (device.domain.asid(), device.domain.table_frames()),
+                own_pages: state.own.len(),
+                bound: state.binding.as_ref().map(Binding::asid),
+            });
+        }
+    }
+
+    /// Calls `each` for every stream that is not aborted, with its entry and its context.
+    pub fn for_each_stream(&self, mut each: impl FnMut(u32, &StreamTableEntry, Option<&ContextDescriptor>)) {
+        let streams = self.streams.lock();
+        for (stream, entry) in streams.in_use() {
+            each(stream, &entry, streams.context(stream).as_ref());
+        }
+    }
+}
+
+impl Device {
+    pub(super) fn stream(&self) -> u32 {
+        self.stream
+    }
+
+    pub(super) fn faults(&self) -> &IrqLock<Log, { rank::DEVICE_FAULTS }> {
+        &self.faults
+    }
+
+    /// The space that it is bound to, if that has not ended.
+    pub(super) fn bound_space(&self) -> Option<SpaceRef> {
+        self.state.read().binding.as_ref().and_then(Binding::space)
+    }
+
+    #[inline(always)]
+    fn map(&self, cpu: &Cpu, physical: PhysAddr, bytes: usize, direction: Direction) -> Result<DmaAddress, DmaError> {
+        if self.bound.load(Ordering::Relaxed) {
+            return Err(DmaError::Bound);
+        }
+        let (first, pages) = whole_pages(physical.0, bytes);
+        let start = self.addresses.lock().take(pages).ok_or(DmaError::NoAddresses(pages))?;
+        let attributes = Attributes::device_domain(MemoryType::Normal, direction != Direction::ToDevice);
+        let mapped = PageRange::new(start, pages as u64 * PAGE)
+            .and_then(|range| self.domain.map(cpu, range, PhysAddr(first), attributes));
+        match mapped {
+            Ok(()) => Ok(DmaAddress(start.0 + (physical.0 - first))),
+            Err(error) => {
+                self.addresses.lock().give_back(start, pages);
+                Err(error.into())
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn unmap(&self, address: DmaAddress, bytes: usize) {
+        let (first, pages) = whole_pages(address.0, bytes);
+        let start = VirtAddr(first);
+        if let Ok(range) = PageRange::new(start, pages as u64 * PAGE) {
+            self.domain.unmap(&self.iommu.smmu, range);
+            // Only now may somebody else have the addresses.
+            self.addresses.lock().give_back(start, pages);
+        }
+    }
+
+    /// Shows the device what is at `physical`, at an address that is the same whatever its tables are.
+    fn show_own(&self, cpu: &Cpu, physical: PhysAddr, memory: MemoryType) -> Result<DmaAddress, DmaError> {
+        let mut state = self.state.write();
+        if state.own.is_full() {
+            return Err(DmaError::NoAddresses(1));
+        }
+        let at = self.iommu.window.lock().take().ok_or(DmaError::NoAddresses(1))?;
+        let own = OwnPage { at, physical, memory };
+        if let Err(error) = self.show_everywhere(cpu, &state, own) {
+            self.iommu.window.lock().give_back(at);
+            return Err(error);
+        }
+        let pushed = state.own.push(own);
+        debug_assert!(pushed.is_ok(), "there was room");
+        Ok(DmaAddress(at.0))
+    }
+
+    fn show_everywhere(&self, cpu: &Cpu, state: &State, own: OwnPage) -> Result<(), DmaError> {
+        let range = PageRange::new(own.at, PAGE)?;
+        self.domain.map(cpu, range, own.physical, Attributes::device_domain(own.memory, true))?;
+        if let Some(space) = state.binding.as_ref().and_then(Binding::space)
+            && let Err(error) = space.show_reserved(cpu, own.at, own.physical, own.memory)
+        {
+            self.domain.unmap(&self.iommu.smmu, range);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Ends [`Self::show_own`]; on return the device does not reach it.
+    fn hide_own(&self, cpu: &Cpu, address: DmaAddress) {
+        let mut state = self.state.write();
+        let Some(index) = state.own.iter().position(|own| own.at.0 == address.0) else { return };
+        let own = state.own.swap_remove(index);
+        if let Some(space) = state.binding.as_ref().and_then(Binding::space) {
+            space.hide_reserved(cpu, own.at);
+        }
+        if let Ok(range) = PageRange::new(own.at, PAGE) {
+            self.domain.unmap(&self.iommu.smmu, range);
+        }
+        self.iommu.window.lock().give_back(own.at);
+    }
+
+    /// What becomes of the stream while it is not bound.
+    fn set_unbound(&self, mode: Mode) -> Result<(), StreamError> {
+        let iommu = self.iommu;
+        match mode {
+            Mode::Translated => iommu.translate(self.stream, self.domain.root(), self.domain.asid()),
+            Mode::Bypass => iommu.streams.lock().set(&iommu.smmu, self.stream, Stream::Bypass),
+            Mode::Abort => iommu.streams.lock().set(&iommu.smmu, self.stream, Stream::Abort),
+        }
+    }
+
+    fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindError> {
+        let mut state = self.state.write();
+        if state.binding.is_some() {
+            return Err(BindError::Bound);
+        }
+        state.binding = Some(self.iommu.bind(cpu, self.stream, &state.own, space)?);
+        self.bound.store(true, Ordering::Relaxed);
+        self.faults.lock().clear();
+        Ok(())
+    }
+
+    fn unbind(&self, cpu: &Cpu) {
+        let mut state = self.state.write();
+        let Some(binding) = state.binding.take() else { return };
+        if let Err(error) = self.set_unbound(state.mode) {
+            log::error!("smmu: stream {:#x} could not be unbound: {error}", self.stream);
+            self.iommu.smmu.shut();
+        }
+        self.iommu.unbind(cpu, self.stream, &state.own, binding);
+        self.bound.store(false, Ordering::Relaxed);
+        self.faults.lock().clear();
+    }
+}
+
+/// The first byte and the number of the pages that `bytes` bytes from `start` on lie in.
+#[inline(always)]
+const fn whole_pages(start: u64, bytes: usize) -> (u64, usize) {
+    let first = start & !(PAGE - 1);
+    (first, (start - first + bytes as u64).div_ceil(PAGE) as usize)
 }
 
 impl DmaDevice {
-    /// How the SMMU knows it.
-    pub const fn stream(&self) -> Option<u32> {
-        self.stream
+    /// How the SMMU knows it; `None` where there is none.
+    pub fn stream(&self) -> Option<u32> {
+        self.device().map(Device::stream)
+    }
+
+    #[inline(always)]
+    fn device(&self) -> Option<&Device> {
+        match &self.0 {
+            Path::Direct => None,
+            Path::Smmu(device) => Some(device),
+        }
     }
 
     /// Shows the device `bytes` bytes of memory from `physical` on, until [`Self::unmap`]. It sees whole pages.
     ///
     /// # Errors
     /// [`DmaError`]; nothing is shown.
+    #[inline]
     pub fn map(
         &self,
-        _cpu: &Cpu,
+        cpu: &Cpu,
         physical: PhysAddr,
-        _bytes: usize,
-        _direction: Direction,
+        bytes: usize,
+        direction: Direction,
     ) -> Result<DmaAddress, DmaError> {
-        Ok(DmaAddress(physical.0))
+        match self.device() {
+            None => Ok(DmaAddress(physical.0)),
+            Some(device) => device.map(cpu, physical, bytes, direction),
+        }
     }
 
     /// Takes back what [`Self::map`] has shown as `address`. On return the device does not reach it any more.
-    pub fn unmap(&self, _cpu: &Cpu, _address: DmaAddress, _bytes: usize) {}
+    #[inline]
+    pub fn unmap(&self, _cpu: &Cpu, address: DmaAddress, bytes: usize) {
+        if let Some(device) = self.device() {
+            device.unmap(address, bytes);
+        }
+    }
 
     /// A page for `bytes` bytes that driver and device have in common.
     ///
     /// # Errors
-    /// [`DmaError::TooLarge`] beyond a page; [`DmaError::OutOfMemory`].
+    /// [`DmaError::TooLarge`] beyond a page; [`DmaError::OutOfMemory`], [`DmaError::NoAddresses`].
     pub fn alloc_coherent(&self, cpu: &Cpu, bytes: usize) -> Result<Coherent, DmaError> {
         if bytes > PAGE_SIZE {
             return Err(DmaError::TooLarge(bytes));
         }
-        let physical = kernel().frames.alloc_zeroed(cpu)?;
-        Ok(Coherent { physical, address: DmaAddress(physical.0) })
+        let frames = kernel().frames;
+        let physical = frames.alloc_zeroed(cpu)?;
+        let address = match self.device() {
+            None => Ok(DmaAddress(physical.0)),
+            Some(device) => device.show_own(cpu, physical, MemoryType::Normal),
+        };
+        let address = address.inspect_err(|_| frames.free(cpu, physical))?;
+        Ok(Coherent { physical, address })
     }
 
-    /// Gives back what [`Self::alloc_coherent`] has given. The device uses it no more.
+    /// Gives back what [`Self::alloc_coherent`] has given.
     pub fn free_coherent(&self, cpu: &Cpu, page: Coherent) {
+        if let Some(device) = self.device() {
+            device.hide_own(cpu, page.address);
+        }
         kernel().frames.free(cpu, page.physical);
     }
 
@@ -169,8 +523,31 @@ impl DmaDevice {
     ///
     /// # Errors
     /// [`DmaError`]; nothing is shown.
-    pub fn message_address(&self, _cpu: &Cpu, doorbell: PhysAddr) -> Result<DmaAddress, DmaError> {
-        Ok(DmaAddress(doorbell.0))
+    pub fn message_address(&self, cpu: &Cpu, doorbell: PhysAddr) -> Result<DmaAddress, DmaError> {
+        let Some(device) = self.device() else { return Ok(DmaAddress(doorbell.0)) };
+        let page = doorbell.align_down(PAGE);
+        let known = device.state.read().own.iter().find(|own| own.physical == page).map(|own| own.at.0);
+        let at = match known {
+            Some(at) => DmaAddress(at),
+            None => device.show_own(cpu, page, MemoryType::DeviceNGnRE)?,
+        };
+        Ok(DmaAddress(at.0 + (doorbell.0 - page.0)))
+    }
+
+    /// What becomes of what the device does while it is not bound: at first its own tables translate.
+    ///
+    /// # Errors
+    /// [`DmaError`]; it is as it was. Without an SMMU there is bypass alone.
+    pub fn set_mode(&self, mode: Mode) -> Result<(), DmaError> {
+        let Some(device) = self.device() else {
+            return if mode == Mode::Bypass { Ok(()) } else { Err(DmaError::NoSmmu) };
+        };
+        let mut state = device.state.write();
+        if state.binding.is_none() {
+            device.set_unbound(mode)?;
+        }
+        state.mode = mode;
+        Ok(())
     }
 
     /// Has the device use the addresses of `space` from now on, until [`Self::unbind`]. The driver has nothing in
@@ -178,23 +555,56 @@ impl DmaDevice {
     ///
     /// # Errors
     /// [`BindError`]; nothing has changed.
-    pub fn bind(&self, _cpu: &Cpu, _space: &SpaceRef) -> Result<(), BindError> {
-        Err(BindError::NoSmmu)
+    pub fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindError> {
+        self.device().ok_or(BindError::NoSmmu)?.bind(cpu, space)
     }
 
     /// Ends [`Self::bind`]; the device has its own addresses again. The driver has nothing in flight.
-    pub fn unbind(&self, _cpu: &Cpu) {}
+    pub fn unbind(&self, cpu: &Cpu) {
+        if let Some(device) = self.device() {
+            device.unbind(cpu);
+        }
+    }
 
     /// Whether the device is bound, perhaps to a space that has ended.
     pub fn is_bound(&self) -> bool {
-        false
+        self.device().is_some_and(|device| device.bound.load(Ordering::Relaxed))
+    }
+
+    /// The space that it is bound to, if that has not ended.
+    pub fn space(&self) -> Option<SpaceRef> {
+        self.device()?.bound_space()
     }
 
     /// Looks what became of a transfer that `access`ed `range` and that its device calls complete; while the device is
     /// bound, serves the faults that it met.
     ///
     /// Sleeps: not from interrupts.
-    pub fn resolve(&self, _cpu: &Cpu, _range: Range<u64>, _access: Access) -> Resolution {
-        Resolution::NoFault
+    pub fn resolve(&self, cpu: &Cpu, range: Range<u64>, access: Access) -> Resolution {
+        let Some(device) = self.device() else { return Resolution::NoFault };
+        let resolution = device.iommu.resolve(cpu, device, &range, access);
+        // A device that was cut off is refused without a record.
+        if resolution == Resolution::NoFault && self.is_bound() && device.bound_space().is_none() {
+            return Resolution::Failed(FaultError::NotMapped);
+        }
+        resolution
+    }
+}
+
+impl fmt::Debug for DmaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.stream() {
+            Some(stream) => write!(f, "stream {stream:#x}"),
+            None => f.write_str("a device without an SMMU"),
+        }
+    }
+}
+
+impl Drop for DmaDevice {
+    fn drop(&mut self) {
+        if let Some(device) = self.device() {
+            // Drop has no argument to be told the CPU by.
+            device.iommu.detach(this_cpu(), device);
+        }
     }
 }

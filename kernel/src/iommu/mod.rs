@@ -7,10 +7,163 @@
 //! - [`DmaDevice::bind`], [`DmaDevice::unbind`]: the device uses the addresses of a process (SVA)
 //! - [`DmaDevice::resolve`]: whether a transfer that is complete has met faults
 //!
-//! Without an SMMU a DMA address is the physical one, and a device cannot be bound.
+//! Without an SMMU a DMA address is the physical one, and a device cannot be bound. With one, a stream that no driver
+//! has attached is aborted.
+//!
+//! # The way down
+//! ```text
+//! device      a driver's calls                    fault     events become faults of spaces, or errors of transfers
+//! domain      a device's own tables, by iova      sva       a space's tables, and who hears that they change (notify)
+//! window      pages at one address in all tables  metal     registers and memory of the SMMU      granule_smmuv3
+//! ```
+//!
+//! # Locks
+//! A device's state and the list of devices are locks that sleep, taken in this order and before a space's areas. What
+//! runs under a page-table lock, or with interrupts masked, takes none of them: the notifier's callbacks only issue
+//! commands.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+#[cfg(target_os = "none")]
+mod boot;
 mod device;
+mod domain;
+mod fault;
+#[cfg(not(target_os = "none"))]
+pub mod host;
+mod iova;
+#[cfg(target_os = "none")]
+mod metal;
+mod notify;
+mod sva;
+mod window;
 
-pub use device::{AttachError, BindError, Coherent, Direction, DmaAddress, DmaDevice, DmaError, Resolution, attach};
+#[cfg(target_os = "none")]
+pub use boot::init;
+#[cfg(not(target_os = "none"))]
+pub use host::Port;
+#[cfg(target_os = "none")]
+pub use metal::Port;
+
+use core::ptr::NonNull;
+
+use granule_arch::addr::VirtAddr;
+use granule_smmuv3::{Asids, Probed, Smmu, Step, Streams};
+use spin::Once;
+
+pub use device::{
+    AttachError, BindError, Coherent, Description, Direction, DmaAddress, DmaDevice, DmaError, Mode, Resolution, attach,
+};
+pub use fault::FaultStats;
+pub use notify::Told;
+pub use sva::{Needs, Unfit};
+
+use crate::lab;
+use crate::mm::frame::FrameAllocator;
+use crate::mm::kernel::Machine;
+use crate::mm::pool::Pool;
+use crate::sync::{IrqLock, RwSem, rank};
+use device::Device;
+use window::Window;
+
+/// Devices that can be attached at a time.
+const MOST: usize = 64;
+
+/// The SMMU with everything that it is used for. There is one, on a machine that has one.
+pub struct Iommu {
+    smmu: Smmu<Port>,
+    streams: IrqLock<Streams<Port>, { rank::STREAMS }>,
+    events: IrqLock<fault::Queue, { rank::EVENTS }>,
+    asids: IrqLock<Asids, { rank::DEVICE_ADDRESSES }>,
+    window: IrqLock<Window, { rank::DEVICE_ADDRESSES }>,
+    /// Attached devices.
+    devices: RwSem<Devices>,
+    pool: Pool<Device>,
+    needs: Needs,
+    told: Told,
+    /// The first address for single transfers.
+    transfers: VirtAddr,
+    mmu: Machine,
+    frames: &'static FrameAllocator,
+    counters: fault::Counters,
+}
+
+type Devices = heapless::Vec<DeviceRef, MOST>;
+
+/// A device in the list, which leaves it before it goes.
+struct DeviceRef(NonNull<Device>);
+
+// SAFETY: devices are shared by every CPU, and in the list only while they are there.
+unsafe impl Send for DeviceRef {}
+// SAFETY: as above.
+unsafe impl Sync for DeviceRef {}
+
+impl DeviceRef {
+    fn get(&self) -> &Device {
+        // SAFETY: a device leaves the list, which takes the list's lock, before it goes.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+static IOMMU: Once<Iommu> = Once::new();
+
+/// The SMMU of this machine, if it has one that can be used.
+pub fn iommu() -> Option<&'static Iommu> {
+    IOMMU.get()
+}
+
+/// Frames that are kept for devices to come: for accounts of who has which frames.
+pub fn kept_frames() -> usize {
+    iommu().map_or(0, |iommu| iommu.pool.stats().frames)
+}
+
+impl Iommu {
+    /// What is made of an SMMU that was just taken into use: nothing is attached.
+    fn new(probed: Probed<Port>, mmu: Machine, frames: &'static FrameAllocator, setup: Setup) -> Self {
+        let Probed { smmu, streams, events, asids } = probed;
+        Self {
+            smmu,
+            streams: IrqLock::new(streams),
+            events: IrqLock::new(fault::Queue::new(events)),
+            asids: IrqLock::new(asids),
+            window: IrqLock::new(Window::new()),
+            devices: RwSem::new(Devices::new()),
+            pool: Pool::new(frames),
+            needs: setup.needs,
+            told: setup.told,
+            transfers: setup.transfers,
+            mmu,
+            frames,
+            counters: fault::Counters::default(),
+        }
+    }
+
+    /// The SMMU itself.
+    pub fn smmu(&self) -> &Smmu<Port> {
+        &self.smmu
+    }
+
+    /// How it hears of changes in spaces.
+    pub fn told(&self) -> Told {
+        self.told
+    }
+}
+
+/// What is decided once for all devices.
+struct Setup {
+    needs: Needs,
+    told: Told,
+    transfers: VirtAddr,
+}
+
+/// Whether the lab leaves out a step of the driver.
+#[inline(always)]
+fn leaves_out(step: Step) -> bool {
+    match step {
+        Step::Sync => lab::is_on!(SKIP_SYNC),
+        Step::Wait => lab::is_on!(FREE_BEFORE_SYNC),
+        Step::DmbBeforeProd => lab::is_on!(NO_DMB_BEFORE_PROD),
+        Step::Configuration => lab::is_on!(NO_CFGI),
+        Step::Turn | Step::Room => false,
+    }
+}

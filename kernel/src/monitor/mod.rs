@@ -18,6 +18,7 @@ mod memory;
 mod metal;
 mod parse;
 mod processes;
+mod smmu;
 mod tables;
 
 use core::fmt::{self, Write};
@@ -91,6 +92,7 @@ const STORIES: &[&[Command]] = &[
     processes::COMMANDS,
     accounts::COMMANDS,
     devices::COMMANDS,
+    smmu::COMMANDS,
     machine::COMMANDS,
 ];
 
@@ -187,6 +189,8 @@ enum Refusal {
     Subscribe(#[from] SubscribeError),
     #[error("no more than {0} processes can be traced at a time")]
     ManyTraces(usize),
+    #[error("this machine has no SMMU that can be used")]
+    NoSmmu,
     /// Where the monitor's own tests run.
     #[error("there is no kernel")]
     NoKernel,

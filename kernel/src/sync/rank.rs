@@ -16,15 +16,25 @@ pub const HEAP_GROWTH: Rank = 4;
 pub const PROCESS: Rank = 6;
 /// A last-level table of a user space. Nothing is allocated at this rank or a later one.
 pub const TABLE: Rank = 8;
+/// The SMMU's event queue. What comes out of it is noted for its device.
+pub const EVENTS: Rank = 9;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 10;
+/// What becomes of the SMMU's streams. Commands are issued while it is held, and memory taken for tables.
+pub const STREAMS: Rank = 11;
 /// A split of leaves in use, or a change by somebody who is not their one owner. Frames are taken while it is held.
 pub const SPLIT: Rank = 12;
+/// Addresses and numbers that are given to devices.
+pub const DEVICE_ADDRESSES: Rank = 13;
 /// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
 /// here, objects may still be returned by those who hold a page table.
 pub const POOL: Rank = 14;
+/// Memory that the SMMU uses.
+pub const IOMMU_MEMORY: Rank = 15;
 /// Page blocks: the buddy allocator and the blocks' bitmaps.
 pub const PAGE_BLOCK: Rank = 16;
+/// The faults that a device has met.
+pub const DEVICE_FAULTS: Rank = 17;
 /// The heap's list.
 pub const HEAP: Rank = 20;
 /// Whose a device is.

@@ -1,0 +1,72 @@
+//! Taking the SMMU of the machine into use, at boot. A machine without one, or with one that cannot be used, still has
+//! a kernel: it says so and goes on.
+
+use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+use granule_smmuv3::PAGE1;
+
+use super::domain::with_interrupts_masked;
+use super::{IOMMU, Iommu, Needs, Port, Setup, Told, fault, iova};
+use crate::Kernel;
+use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::platform::{Platform, Window, WindowKind};
+use crate::smp::Cpu;
+
+/// Takes it into use: from here on no device reaches memory that its driver has not attached.
+#[inline(never)]
+pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
+    let Some(smmu) = &kernel.platform.smmu else {
+        if kernel.platform.pcie.is_some() {
+            log::info!("no SMMU: devices reach all memory");
+        }
+        return;
+    };
+    if smmu.registers.size() < PAGE1 as u64 * 2 {
+        log::error!("smmu: {:?} are not both pages of its registers, 64 KiB each", smmu.registers);
+        return;
+    }
+    let registers = match kernel.space.map_device(cpu, smmu.registers) {
+        Ok(registers) => registers,
+        Err(error) => return log::error!("smmu: registers at {:?}: {error}", smmu.registers),
+    };
+    // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; this is the one place that does.
+    let port = unsafe { Port::new(registers, kernel.frames) };
+    let probed = match with_interrupts_masked(|| granule_smmuv3::probe(port)) {
+        Ok(probed) => probed,
+        Err(error) => return log::error!("smmu: {error}; devices behind it have no memory"),
+    };
+    log::info!("{}", probed.smmu.features());
+    let setup =
+        Setup { needs: needs(kernel), told: Told::from_bootargs(), transfers: transfer_addresses(kernel.platform) };
+    if let Err(unfit) = setup.needs.check(probed.smmu.features()) {
+        log::warn!("smmu: devices cannot be bound to processes: {unfit}");
+    }
+    IOMMU.call_once(|| Iommu::new(probed, Metal(LinearView {}), kernel.frames, setup));
+    if let Err(error) = fault::start_thread(cpu, smmu) {
+        log::error!("smmu: {error}: faults of devices are served when transfers end");
+    }
+}
+
+/// What the tables of this machine's CPUs are like.
+fn needs(kernel: &Kernel) -> Needs {
+    let end = kernel.platform.memory.iter().map(|bank| bank.end().0).max().unwrap_or(0);
+    Needs {
+        address_bits: 64 - TCR_EL1.read(TCR_EL1::T0SZ) as u8,
+        output_bits: (u64::BITS - end.saturating_sub(1).leading_zeros()) as u8,
+        size_changes: kernel.features().size_change.is_trusted(),
+        memory_types: MAIR_EL1.get(),
+    }
+}
+
+/// The first of the addresses for single transfers: below 4 GiB, for devices that reach no further, and not where the
+/// host bridge has windows: what a device writes there may never leave its bus.
+fn transfer_addresses(platform: &Platform) -> VirtAddr {
+    let windows = || platform.pcie.iter().flat_map(|pcie| &pcie.windows).filter(|window| window.kind != WindowKind::Io);
+    let on_bus = |window: &Window| PhysRange::from_size(PhysAddr(window.bus), window.cpu.size());
+    let mut candidates = (1..(1 << 32) / iova::SIZE).rev().map(|index| index * iova::SIZE);
+    let free = |start: &u64| {
+        let range = PhysRange::from_size(PhysAddr(*start), iova::SIZE);
+        range.is_some_and(|range| windows().filter_map(on_bus).all(|window| !window.overlaps(range)))
+    };
+    VirtAddr(candidates.find(free).unwrap_or(iova::SIZE))
+}

@@ -1,0 +1,332 @@
+//! Events of the SMMU: what devices were refused becomes faults of the space that they are bound to, or errors.
+//!
+//! This SMMU does not let a transaction wait: it ends, its device often says that all went well, and what is left is a
+//! record. So a record is kept until the driver asks ([`super::DmaDevice::resolve`]) what became of a transfer.
+//!
+//! ```text
+//! interrupt → the thread wakes ─┐
+//!                               ├→ drain: each record is noted for its device → serve: handle_fault, may sleep
+//! a transfer is complete ───────┘
+//! ```
+//! Whoever drains, drains for all. A device that faults faster than it is served loses records, and knows that it did:
+//! what it has in flight is to be submitted again.
+//!
+//! **A fault at an entry that the CPU could write is no spurious one.** The SMMU updates neither access flag nor dirt,
+//! so software does, and tells whoever has the entry in a TLB; see `mm::space::fault`.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_smmuv3::{Event, Events};
+
+use super::device::{Device, Resolution};
+use super::{Devices, Iommu, lab};
+use crate::mm::space::{Access, FaultError, Space, SpaceRef, handle_fault};
+use crate::smp::Cpu;
+
+/// Faults of a device that are kept.
+const KEPT: usize = 32;
+/// Events that are kept to be looked at.
+const RECENT: usize = 16;
+/// Lines that the log gets in a second.
+const LINES: u64 = 8;
+
+/// The event queue, and what came out of it last.
+pub(super) struct Queue {
+    events: Events,
+    /// For [`granule_smmuv3::Smmu::lost_events`].
+    known_lost: u64,
+    recent: heapless::Deque<Event, RECENT>,
+    /// In which second lines were written, and how many.
+    lines: (u64, u64),
+}
+
+impl Queue {
+    pub(super) const fn new(events: Events) -> Self {
+        Self { events, known_lost: 0, recent: heapless::Deque::new(), lines: (0, 0) }
+    }
+}
+
+/// How often what happened.
+#[derive(Default)]
+pub(super) struct Counters {
+    events: AtomicU64,
+    served: AtomicU64,
+    failed: AtomicU64,
+    losses: AtomicU64,
+    storms: AtomicU64,
+    strangers: AtomicU64,
+}
+
+/// The same, to be shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FaultStats {
+    /// Events that were drained.
+    pub events: u64,
+    /// Faults that were served.
+    pub served: u64,
+    /// Faults that could not be.
+    pub failed: u64,
+    /// Times that events were lost.
+    pub losses: u64,
+    /// Times that events came too fast, and were left waiting for a while.
+    pub storms: u64,
+    /// Events of streams that no driver has attached.
+    pub strangers: u64,
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    Waiting,
+    Served,
+    Failed(FaultError),
+}
+
+/// A page that a device was refused.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    page: VirtAddr,
+    access: Access,
+    outcome: Outcome,
+}
+
+/// The faults that a device has met, until its driver has asked.
+pub(super) struct Log {
+    faults: heapless::Vec<Fault, KEPT>,
+    /// There were more.
+    lost: bool,
+    /// Its context or stream was refused altogether.
+    refused: bool,
+}
+
+impl Log {
+    pub(super) const fn new() -> Self {
+        Self { faults: heapless::Vec::new(), lost: false, refused: false }
+    }
+
+    fn note(&mut self, page: VirtAddr, access: Access) {
+        let alike = |fault: &&mut Fault| fault.page == page && fault.access == access;
+        if let Some(fault) = self.faults.iter_mut().find(alike) {
+            // Again: what was done did not help, or came too late for it.
+            fault.outcome = Outcome::Waiting;
+        } else if self.faults.push(Fault { page, access, outcome: Outcome::Waiting }).is_err() {
+            self.lost = true;
+        }
+    }
+
+    fn set_outcome(&mut self, page: VirtAddr, access: Access, outcome: Outcome) {
+        let alike = |fault: &&mut Fault| fault.page == page && fault.access == access;
+        if let Some(fault) = self.faults.iter_mut().find(alike) {
+            fault.outcome = outcome;
+        }
+    }
+
+    /// What became of a transfer that `access`ed `range`. Its faults are forgotten.
+    fn take(&mut self, range: &Range<u64>, access: Access) -> Resolution {
+        let mut found = Resolution::NoFault;
+        self.faults.retain(|fault| {
+            if !touches(fault, range, access) {
+                return true;
+            }
+            found = match (found, fault.outcome) {
+                (Resolution::Failed(error), _) | (_, Outcome::Failed(error)) => Resolution::Failed(error),
+                _ => Resolution::Resolved,
+            };
+            false
+        });
+        if core::mem::take(&mut self.refused) {
+            found = Resolution::Failed(FaultError::NotMapped);
+        }
+        // What was lost may have been any transfer's.
+        if core::mem::take(&mut self.lost) && !matches!(found, Resolution::Failed(_)) {
+            found = Resolution::Overflow;
+        }
+        found
+    }
+
+    /// Forgets everything: the device has other tables.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new();
+    }
+}
+
+fn touches(fault: &Fault, range: &Range<u64>, access: Access) -> bool {
+    let page = fault.page.0;
+    fault.access == access && page < range.end && range.start < page.saturating_add(PAGE_SIZE as u64)
+}
+
+impl Iommu {
+    /// How often what happened.
+    pub fn fault_stats(&self) -> FaultStats {
+        let Counters { events, served, failed, losses, storms, strangers } = &self.counters;
+        let [events, served, failed, losses, storms, strangers] =
+            [events, served, failed, losses, storms, strangers].map(|counter| counter.load(Ordering::Relaxed));
+        FaultStats { events, served, failed, losses, storms, strangers }
+    }
+
+    /// Calls `each` with the events that came last, the oldest first.
+    pub fn for_each_recent(&self, mut each: impl FnMut(&Event)) {
+        let recent = self.events.lock().recent.clone();
+        recent.iter().for_each(&mut each);
+    }
+
+    /// Notes every event for its device. Returns how many there were.
+    fn drain(&self, devices: &Devices) -> usize {
+        let mut queue = self.events.lock();
+        let Queue { events, known_lost, recent, lines } = &mut *queue;
+        let drained = events.drain(&self.smmu, |event| {
+            if recent.is_full() {
+                recent.pop_front();
+            }
+            let _ = recent.push_back(*event);
+            self.note(devices, event, lines);
+        });
+        self.counters.events.fetch_add(drained.events as u64, Ordering::Relaxed);
+        if drained.lost | self.smmu.lost_events(known_lost) {
+            self.counters.losses.fetch_add(1, Ordering::Relaxed);
+            devices.iter().for_each(|device| device.get().faults().lock().lost = true);
+        }
+        drained.events
+    }
+
+    fn note(&self, devices: &Devices, event: &Event, lines: &mut (u64, u64)) {
+        let device = devices.iter().map(super::DeviceRef::get).find(|device| device.stream() == event.stream);
+        match (device, event.address, event.access) {
+            (Some(device), Some(address), Some(access)) if event.is_page_fault() => {
+                let access = match access {
+                    granule_smmuv3::Access::Read => Access::Read,
+                    granule_smmuv3::Access::Write => Access::Write,
+                    granule_smmuv3::Access::Execute => Access::Execute,
+                };
+                return device.faults().lock().note(address.align_down(PAGE_SIZE as u64), access);
+            }
+            (Some(device), ..) => device.faults().lock().refused = true,
+            (None, ..) => _ = self.counters.strangers.fetch_add(1, Ordering::Relaxed),
+        }
+        let second = crate::drivers::timer::uptime().as_secs();
+        *lines = if lines.0 == second { (second, lines.1 + 1) } else { (second, 1) };
+        if lines.1 <= LINES {
+            log::warn!("smmu: {event}");
+        }
+    }
+
+    /// Serves the faults of `device` that wait, or those of them that touch what a transfer `access`ed.
+    fn serve(&self, cpu: &Cpu, device: &Device, transfer: Option<(&Range<u64>, Access)>) {
+        loop {
+            let waiting = |fault: &&Fault| {
+                fault.outcome == Outcome::Waiting
+                    && transfer.is_none_or(|(range, access)| touches(fault, range, access))
+            };
+            let next = device.faults().lock().faults.iter().find(waiting).copied();
+            let Some(Fault { page, access, .. }) = next else { return };
+            let served = match device.bound_space() {
+                Some(space) => serve_fault(&space, cpu, page, access),
+                None => Err(FaultError::NotMapped),
+            };
+            let (counter, outcome) = match served {
+                Ok(()) => (&self.counters.served, Outcome::Served),
+                Err(error) => (&self.counters.failed, Outcome::Failed(error)),
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            device.faults().lock().set_outcome(page, access, outcome);
+        }
+    }
+
+    /// What became of a transfer of `device` that `access`ed `range` and is complete.
+    pub(super) fn resolve(&self, cpu: &Cpu, device: &Device, range: &Range<u64>, access: Access) -> Resolution {
+        self.drain(&self.devices.read());
+        self.serve(cpu, device, Some((range, access)));
+        device.faults().lock().take(range, access)
+    }
+}
+
+/// Serves a fault at `page`, which lies in `space` if anywhere.
+fn serve_fault(space: &SpaceRef, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<(), FaultError> {
+    if lab::is_on!(DEVICE_DBM_SPURIOUS) && cpu_could(space, page, access) {
+        return Ok(());
+    }
+    handle_fault(space, cpu, page, access)
+}
+
+/// Whether a CPU that updates access flag and dirt by itself could make this access.
+#[cold]
+fn cpu_could(space: &Space, page: VirtAddr, access: Access) -> bool {
+    let entry = space.tables().translate(page).map(|found| found.descriptor);
+    entry.is_some_and(|entry| entry.is_valid() && (access != Access::Write || entry.may_be_written()))
+}
+
+#[cfg(target_os = "none")]
+mod thread {
+    use core::time::Duration;
+
+    use spin::Once;
+
+    use super::Iommu;
+    use crate::drivers::interrupt::{self, InterruptError};
+    use crate::drivers::timer::Deadline;
+    use crate::mm::OutOfMemory;
+    use crate::platform::{Interrupt, Smmu};
+    use crate::sched::{self, ThreadRef};
+    use crate::smp::{Cpu, this_cpu};
+
+    /// Events in one look that make a storm, and how long it is then left to itself.
+    const STORM: usize = 64;
+    const PAUSE: Duration = Duration::from_millis(10);
+
+    static THREAD: Once<ThreadRef> = Once::new();
+
+    /// Starts the thread, and lets the SMMU's interrupts wake it.
+    pub(in super::super) fn start(cpu: &'static Cpu, smmu: &Smmu) -> Result<(), OutOfMemory> {
+        let thread = sched::spawn_kernel(cpu, "smmu-faults", serve, 0)?;
+        THREAD.call_once(|| thread);
+        let register = |what: &str, line: Option<Interrupt>, handler: interrupt::Handler| {
+            let registered =
+                line.map_or(Err(InterruptError::NoSuchInterrupt(0)), |line| interrupt::register(line, cpu, handler));
+            if let Err(error) = registered {
+                log::warn!("smmu: {what}: {error}; it is looked at when transfers end");
+            }
+        };
+        register("event queue", smmu.event_queue, |_| wake());
+        register("global errors", smmu.global_error, |_| on_global_error());
+        Ok(())
+    }
+
+    fn wake() {
+        if let Some(thread) = THREAD.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Interrupts are masked.
+    fn on_global_error() {
+        if let Some(iommu) = super::super::iommu() {
+            iommu.smmu.acknowledge_errors();
+        }
+        // The event queue may be full: what comes first then is this interrupt.
+        wake();
+    }
+
+    extern "C" fn serve(_: usize) {
+        loop {
+            let Some(iommu) = super::super::iommu() else { return };
+            let drained = serve_all(iommu);
+            if drained >= STORM {
+                iommu.counters.storms.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+                sched::sleep_until(Deadline::after(PAUSE));
+            } else if drained == 0 {
+                sched::park();
+            }
+        }
+    }
+
+    fn serve_all(iommu: &Iommu) -> usize {
+        let devices = iommu.devices.read();
+        let drained = iommu.drain(&devices);
+        devices.iter().for_each(|device| iommu.serve(this_cpu(), device.get(), None));
+        drained
+    }
+}
+#[cfg(target_os = "none")]
+pub(super) use thread::start as start_thread;

@@ -1,0 +1,151 @@
+//! The addresses of a device's own tables that are handed out for single transfers: a bit for each page.
+//!
+//! Transfers are short, so most ask for one page: that is the lowest free bit, found by two looks. What asks for more
+//! gets bits of one word, or whole words.
+
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+
+const BITS: usize = u64::BITS as usize;
+const WORDS: usize = 256;
+/// Bytes of addresses: 64 MiB.
+pub(super) const SIZE: u64 = (WORDS * BITS * PAGE_SIZE) as u64;
+
+/// Which pages of the addresses from `base` on are in use.
+pub(super) struct Addresses {
+    base: VirtAddr,
+    used: [u64; WORDS],
+    /// Which words of `used` have no free bit.
+    full: [u64; WORDS / BITS],
+}
+
+impl Addresses {
+    /// None in use.
+    pub(super) const fn new(base: VirtAddr) -> Self {
+        Self { base, used: [0; WORDS], full: [0; WORDS / BITS] }
+    }
+
+    /// Takes the addresses of `pages` pages, at least one, that follow one another; `None` where there are none.
+    #[inline(always)]
+    pub(super) fn take(&mut self, pages: usize) -> Option<VirtAddr> {
+        let first = if pages == 1 { self.take_one() } else { self.take_more(pages) }?;
+        Some(self.base + (first * PAGE_SIZE) as u64)
+    }
+
+    /// Gives back what [`Self::take`] gave.
+    #[inline(always)]
+    pub(super) fn give_back(&mut self, start: VirtAddr, pages: usize) {
+        let mut page = (start - self.base) as usize / PAGE_SIZE;
+        let mut left = pages;
+        while left != 0 {
+            let (word, bit) = (page / BITS, page % BITS);
+            let count = left.min(BITS - bit);
+            let mask = ones(count) << bit;
+            debug_assert_eq!(self.used[word] & mask, mask, "addresses are given back that nobody has");
+            self.used[word] &= !mask;
+            self.full[word / BITS] &= !(1 << (word % BITS));
+            (page, left) = (page + count, left - count);
+        }
+    }
+
+    #[inline(always)]
+    fn take_one(&mut self) -> Option<usize> {
+        let group = self.full.iter().position(|&full| full != u64::MAX)?;
+        let word = group * BITS + self.full[group].trailing_ones() as usize;
+        let bit = self.used[word].trailing_ones() as usize;
+        self.mark(word, 1 << bit);
+        Some(word * BITS + bit)
+    }
+
+    #[inline(never)]
+    fn take_more(&mut self, pages: usize) -> Option<usize> {
+        let words = pages.div_ceil(BITS);
+        if words == 1 {
+            return (0..WORDS).find_map(|word| {
+                let bit = (0..=BITS - pages).find(|bit| self.used[word] & ones(pages) << bit == 0)?;
+                self.mark(word, ones(pages) << bit);
+                Some(word * BITS + bit)
+            });
+        }
+        let first = (0..(WORDS + 1).checked_sub(words)?)
+            .find(|&first| self.used[first..first + words].iter().all(|&used| used == 0))?;
+        for word in 0..words {
+            self.mark(first + word, ones((pages - word * BITS).min(BITS)));
+        }
+        Some(first * BITS)
+    }
+
+    #[inline(always)]
+    fn mark(&mut self, word: usize, mask: u64) {
+        self.used[word] |= mask;
+        if self.used[word] == u64::MAX {
+            self.full[word / BITS] |= 1 << (word % BITS);
+        }
+    }
+}
+
+/// The lowest `count` bits, at least one.
+#[inline(always)]
+const fn ones(count: usize) -> u64 {
+    u64::MAX >> (BITS - count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: VirtAddr = VirtAddr(0x8000_0000);
+
+    fn pages(start: VirtAddr, count: usize) -> impl Iterator<Item = u64> {
+        (0..count as u64).map(move |page| start.0 + page * PAGE_SIZE as u64)
+    }
+
+    #[test]
+    fn all_are_handed_out_one_by_one_and_then_none() {
+        let mut addresses = Addresses::new(BASE);
+        let all: BTreeSet<u64> = core::iter::from_fn(|| addresses.take(1)).map(|at| at.0).collect();
+        assert_eq!(all.len(), WORDS * BITS);
+        assert_eq!((all.first(), all.last()), (Some(&BASE.0), Some(&(BASE.0 + SIZE - PAGE_SIZE as u64))));
+        addresses.give_back(VirtAddr(BASE.0 + 0x7000), 1);
+        assert_eq!([addresses.take(2), addresses.take(1)], [None, Some(VirtAddr(BASE.0 + 0x7000))]);
+    }
+
+    #[test]
+    fn as_much_as_there_is_can_be_had_in_one_piece_and_no_more() {
+        let mut addresses = Addresses::new(BASE);
+        assert_eq!(addresses.take(WORDS * BITS + 1), None);
+        assert_eq!(addresses.take(WORDS * BITS), Some(BASE));
+        assert_eq!(addresses.take(1), None);
+        addresses.give_back(BASE, WORDS * BITS);
+        assert_eq!(addresses.take(65), Some(BASE));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_gets_what_somebody_has(steps in prop::collection::vec((1..200_usize, any::<prop::sample::Index>(), any::<bool>()), 1..200)) {
+            let mut addresses = Addresses::new(BASE);
+            let (mut taken, mut held) = (BTreeSet::new(), Vec::new());
+            for (count, which, give) in steps {
+                if give && !held.is_empty() {
+                    let (start, count) = held.swap_remove(which.index(held.len()));
+                    addresses.give_back(start, count);
+                    pages(start, count).for_each(|page| assert!(taken.remove(&page)));
+                } else if let Some(start) = addresses.take(count) {
+                    prop_assert!(start >= BASE && start.0 + (count * PAGE_SIZE) as u64 <= BASE.0 + SIZE);
+                    for page in pages(start, count) {
+                        prop_assert!(taken.insert(page), "{:#x} has an owner", page);
+                    }
+                    held.push((start, count));
+                }
+            }
+            for (start, count) in held {
+                addresses.give_back(start, count);
+            }
+            prop_assert_eq!((addresses.used, addresses.full), ([0; WORDS], [0; WORDS / BITS]));
+        }
+    }
+}

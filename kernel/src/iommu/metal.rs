@@ -1,0 +1,143 @@
+//! The way to the SMMU of the machine: its registers, and memory for what it reads and writes.
+
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicU64;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::memory::zero_page;
+use granule_arch::{barrier, wait};
+use granule_smmuv3::{DmaMemory, Memory, Platform, Report, Step};
+
+use crate::drivers::timer;
+use crate::mm::frame::FrameAllocator;
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::smp::this_cpu;
+use crate::sync::{IrqLock, rank};
+
+const PAGE: u64 = granule_arch::addr::PAGE_SIZE as u64;
+
+/// The SMMU of the machine. There is one.
+pub struct Port {
+    registers: VirtAddr,
+    frames: &'static FrameAllocator,
+    /// What is left of the page block that memory is taken from: it must be contiguous.
+    left: IrqLock<Left, { rank::IOMMU_MEMORY }>,
+}
+
+struct Left {
+    from: PhysAddr,
+    end: PhysAddr,
+}
+
+impl Port {
+    /// The one whose registers, both pages, are at `registers`.
+    ///
+    /// # Safety
+    /// They are mapped there as device memory, for ever, and nobody else programs it.
+    pub(super) unsafe fn new(registers: VirtAddr, frames: &'static FrameAllocator) -> Self {
+        Self { registers, frames, left: IrqLock::new(Left { from: PhysAddr(0), end: PhysAddr(0) }) }
+    }
+
+    #[inline(always)]
+    fn register<T>(&self, offset: usize) -> *mut T {
+        (self.registers + offset as u64).as_ptr()
+    }
+}
+
+// SAFETY: 1. `new` vouches for the registers; accesses are volatile, single, and in order among each other. 2. The
+// barriers are those of the architecture. 3. Memory is in the linear map, Normal write-back and inner shareable, where
+// aligned 64-bit atomics are single-copy atomic, and this machine is little-endian.
+unsafe impl Platform for Port {
+    type Word = AtomicU64;
+
+    #[inline(always)]
+    fn word(value: u64) -> AtomicU64 {
+        AtomicU64::new(value)
+    }
+
+    #[inline(always)]
+    fn read32(&self, offset: usize) -> u32 {
+        // SAFETY: a register of this size, by the promise of `new`.
+        unsafe { self.register::<u32>(offset).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn write32(&self, offset: usize, value: u32) {
+        // SAFETY: as above; what it does is the driver's affair.
+        unsafe { self.register::<u32>(offset).write_volatile(value) };
+    }
+
+    #[inline(always)]
+    fn read64(&self, offset: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.register::<u64>(offset).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn write64(&self, offset: usize, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.register::<u64>(offset).write_volatile(value) };
+    }
+
+    #[inline(always)]
+    fn dmb_oshst(&self) {
+        barrier::dmb_oshst();
+    }
+
+    #[inline(always)]
+    fn dmb_oshld(&self) {
+        barrier::dmb_oshld();
+    }
+
+    #[inline(always)]
+    fn dmb_osh(&self) {
+        barrier::dmb_osh();
+    }
+
+    #[inline(always)]
+    fn relax(&self) {
+        wait::relax();
+    }
+
+    fn microseconds(&self) -> u64 {
+        timer::uptime().as_micros() as u64
+    }
+
+    fn report(&self, report: &Report) {
+        log::error!("smmu: {report}");
+    }
+
+    #[inline(always)]
+    fn leaves_out(&self, step: Step) -> bool {
+        super::leaves_out(step)
+    }
+}
+
+// SAFETY: frames of a page block of this port's own, in the linear map; each byte is handed out once, zeroed.
+unsafe impl Memory for Port {
+    /// From a page block of 2 MiB, of which nothing comes back: what the SMMU has once been told of stays its own.
+    fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory> {
+        // Whole pages, which are what can be zeroed; alignment beyond a page's is kept by the address in the block.
+        let size = (bytes as u64).checked_next_multiple_of(PAGE)?;
+        let align = (align as u64).max(PAGE);
+        if size > BLOCK_SIZE || align > BLOCK_SIZE {
+            return None;
+        }
+        let mut left = self.left.lock();
+        let mut phys = PhysAddr(left.from.0.next_multiple_of(align));
+        if phys.0 + size > left.end.0 {
+            phys = self.frames.alloc_blocks(this_cpu(), 0).ok()?;
+            left.end = PhysAddr(phys.0 + BLOCK_SIZE);
+        }
+        left.from = PhysAddr(phys.0 + size);
+        let start = self.frames.linear().address(phys);
+        for page in (0..size).step_by(PAGE as usize) {
+            // SAFETY: the linear map shows the block, writable, and nobody else has these pages.
+            unsafe { zero_page(start + page) };
+        }
+        Some(DmaMemory { phys, virt: NonNull::new(start.as_ptr())?, bytes })
+    }
+
+    /// Only an SMMU that cannot be used gives something back, at boot: its block is lost.
+    unsafe fn free(&self, _memory: DmaMemory) {}
+}

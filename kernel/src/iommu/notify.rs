@@ -1,0 +1,104 @@
+//! How the SMMU hears that a bound space's tables change: two complete ways, of which one is chosen at boot.
+//!
+//! | `smmu.notify=` | what is heard | when |
+//! |---|---|---|
+//! | `tlb` | [`Subscriber::invalidate_secondary_tlbs`] | where the CPUs' TLBs are invalidated, before frames are freed |
+//! | `events` | the end of each section, and [`Subscriber::invalidate_range`] | replaced and freed pages at once, under the page-table lock; the rest when the change is over; upgrades by their event alone |
+//!
+//! Each call is the fewest commands that cover its range, and one CMD_SYNC that is waited for. It may come under a
+//! page-table lock: nothing here sleeps, allocates or looks into tables.
+
+use granule_arch::addr::VirtAddr;
+use granule_smmuv3::Scope;
+use linkme::distributed_slice;
+
+use super::Iommu;
+use super::domain::with_interrupts_masked;
+#[cfg(target_os = "none")]
+use crate::bootargs;
+use crate::bootargs::{PARAMETERS, Parameter, Refused};
+use crate::lab;
+use crate::mm::notifier::{Event, EventSet, Range, Subscriber};
+
+/// How the SMMU hears of changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    /// With the CPUs' TLBs.
+    Tlb,
+    /// By the events around each change.
+    Events,
+}
+
+#[distributed_slice(PARAMETERS)]
+static NOTIFY: Parameter = Parameter {
+    name: "smmu.notify",
+    help: "tlb: the SMMU is told where CPUs' TLBs are invalidated; events: by the events around each change",
+    check: |value| Told::parse(value).map(drop),
+};
+
+impl Told {
+    /// As the boot arguments say.
+    #[cfg(target_os = "none")]
+    pub(super) fn from_bootargs() -> Self {
+        // What makes no sense was warned of.
+        bootargs::get(NOTIFY.name).and_then(|value| Self::parse(value).ok()).unwrap_or(Self::Tlb)
+    }
+
+    fn parse(value: &str) -> Result<Self, Refused> {
+        match value {
+            "tlb" => Ok(Self::Tlb),
+            "events" => Ok(Self::Events),
+            _ => Err(Refused::because("tlb or events")),
+        }
+    }
+}
+
+/// Tells the SMMU of changes in the space that a stream is bound to.
+pub(super) struct Notify {
+    pub(super) iommu: &'static Iommu,
+    pub(super) stream: u32,
+    /// The binding's number in the SMMU's TLB.
+    pub(super) asid: u16,
+    pub(super) told: Told,
+}
+
+impl Notify {
+    #[inline(always)]
+    fn forget(&self, start: VirtAddr, end: VirtAddr) {
+        let asid = if lab::is_on!(WRONG_ASID) { self.asid ^ 1 } else { self.asid };
+        // Tables may have gone with the pages: nobody says so here.
+        with_interrupts_masked(|| self.iommu.smmu.invalidate(asid, start, end, Scope::Tables));
+    }
+}
+
+impl Subscriber for Notify {
+    fn events(&self) -> EventSet {
+        match self.told {
+            Told::Tlb => EventSet::NONE,
+            Told::Events => EventSet::ALL.without(Event::Release),
+        }
+    }
+
+    fn invalidate_range_end(&self, range: &Range) {
+        self.forget(range.start, range.end);
+    }
+
+    fn invalidate_range(&self, start: VirtAddr, end: VirtAddr) {
+        if self.told == Told::Events && !lab::is_on!(START_END_ONLY) {
+            self.forget(start, end);
+        }
+    }
+
+    #[inline]
+    fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
+        if self.told == Told::Tlb && !lab::is_on!(NO_SECONDARY_TLB) {
+            self.forget(start, end);
+        }
+    }
+
+    /// First the stream is cut off, then what the SMMU knows of the space goes. In this order: what is under way would
+    /// only be walked again; and quietly, because whatever the device still does has nobody to be reported to.
+    fn release(&self) {
+        self.iommu.cut_off(self.stream, self.asid);
+    }
+}

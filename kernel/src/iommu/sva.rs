@@ -1,0 +1,214 @@
+//! A device that uses the addresses of a process: the SMMU walks the process's own tables (SVA).
+//!
+//! ```text
+//! bind      number of its own → own pages into the space → subscribe → the stream's context
+//! the end   nothing is translated any more, quietly → the number is flushed → the space's memory goes
+//! unbind    the stream's context is its domain's → the number is flushed → unsubscribe → own pages out → number back
+//! ```
+//! The subscription comes before the context: no change is missed. The number is given back last: whoever gets it next
+//! finds nothing of this space under it. A binding keeps the space's record and not the space, so a process that ends
+//! while a device is bound to it ends at once; its device is cut off, and `unbind` may come at any time after.
+//!
+//! This SMMU has no substreams: the binding has the whole stream, messages included.
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::tlbi::Granule;
+use granule_smmuv3::{ContextDescriptor, Features, OutputSize, Privilege, Stream, StreamError, Translation};
+use thiserror::Error;
+
+use super::device::BindError;
+use super::domain::with_interrupts_masked;
+use super::notify::Notify;
+use super::window::OwnPage;
+use super::{Iommu, lab};
+use crate::mm::notifier::{SubscribeError, Subscription};
+use crate::mm::space::{SpaceHandle, SpaceRef};
+use crate::smp::Cpu;
+
+/// What tables of this kernel ask of whoever walks them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Needs {
+    /// Bits of the addresses that programs have.
+    pub address_bits: u8,
+    /// Bits of the largest address of memory.
+    pub output_bits: u8,
+    /// The CPUs change the size of live leaves (FEAT_BBM level 2).
+    pub size_changes: bool,
+    /// The memory types that leaves name.
+    pub memory_types: u64,
+}
+
+/// Why an SMMU cannot walk the tables of processes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum Unfit {
+    /// What CPUs write to tables is not seen by it.
+    #[error("the SMMU does not see what is in the CPUs' caches")]
+    NotCoherent,
+    /// It has other pages.
+    #[error("the SMMU does not walk tables of 4 KiB pages")]
+    Granule,
+    /// It cannot put out the addresses of all memory.
+    #[error("the SMMU puts out {has} bits of address, and memory needs {needs}")]
+    Output {
+        /// What it has.
+        has: u8,
+        /// What there is.
+        needs: u8,
+    },
+    /// It does not bear what the CPUs do to live tables.
+    #[error("the CPUs change the size of live mappings, which the SMMU bears at level {0} of BBM only, not 2")]
+    SizeChanges(u8),
+}
+
+impl Needs {
+    /// Whether an SMMU with `features` will do.
+    ///
+    /// # Errors
+    /// The first reason against it.
+    pub fn check(&self, features: &Features) -> Result<(), Unfit> {
+        if !features.coherent {
+            return Err(Unfit::NotCoherent);
+        }
+        if !features.has_granule(Granule::Size4K) {
+            return Err(Unfit::Granule);
+        }
+        if features.output_bits < self.output_bits {
+            return Err(Unfit::Output { has: features.output_bits, needs: self.output_bits });
+        }
+        if self.size_changes && features.bbm_level < 2 {
+            return Err(Unfit::SizeChanges(features.bbm_level));
+        }
+        Ok(())
+    }
+}
+
+/// A stream's use of a space.
+pub(super) struct Binding {
+    asid: u16,
+    space: SpaceHandle,
+    subscription: Subscription<Notify, SpaceHandle>,
+}
+
+impl Binding {
+    /// The space, if it has not ended.
+    pub(super) fn space(&self) -> Option<SpaceRef> {
+        self.space.upgrade()
+    }
+
+    /// Its number in the SMMU's TLB.
+    pub(super) fn asid(&self) -> u16 {
+        self.asid
+    }
+}
+
+impl Iommu {
+    /// A context of tables at `root`, under `asid`.
+    pub(super) fn context(&self, root: PhysAddr, asid: u16) -> ContextDescriptor {
+        let field = match self.smmu.features().output_bits {
+            32 => OutputSize::Bits32,
+            36 => OutputSize::Bits36,
+            40 => OutputSize::Bits40,
+            42 => OutputSize::Bits42,
+            44 => OutputSize::Bits44,
+            _ => OutputSize::Bits48,
+        };
+        ContextDescriptor::new(&Translation {
+            root,
+            address_bits: self.needs.address_bits,
+            granule: Granule::Size4K,
+            output: field,
+            memory_types: self.needs.memory_types,
+            asid,
+            coherent: true,
+        })
+    }
+
+    /// Has `stream` translated by the tables at `root`. The device's own pages are the kernel's, which it reaches as
+    /// one that is privileged.
+    pub(super) fn translate(&self, stream: u32, root: PhysAddr, asid: u16) -> Result<(), StreamError> {
+        let context = self.context(root, asid);
+        let how = Stream::Translate { context: &context, privilege: Privilege::Privileged };
+        self.streams.lock().set(&self.smmu, stream, how)
+    }
+
+    /// Binds `stream`, whose own pages are `own`, to `space`.
+    pub(super) fn bind(
+        &'static self,
+        cpu: &Cpu,
+        stream: u32,
+        own: &[OwnPage],
+        space: &SpaceRef,
+    ) -> Result<Binding, BindError> {
+        self.needs.check(self.smmu.features())?;
+        let asid = self.asids.lock().allocate().ok_or(BindError::NoNumber)?;
+        let result = self.bind_as(cpu, stream, own, space, asid);
+        if result.is_err() {
+            self.asids.lock().free(asid);
+        }
+        result
+    }
+
+    fn bind_as(
+        &'static self,
+        cpu: &Cpu,
+        stream: u32,
+        own: &[OwnPage],
+        space: &SpaceRef,
+        asid: u16,
+    ) -> Result<Binding, BindError> {
+        for (index, page) in own.iter().enumerate() {
+            if let Err(error) = space.show_reserved(cpu, page.at, page.physical, page.memory) {
+                hide(cpu, space, &own[..index]);
+                return Err(error.into());
+            }
+        }
+        let notify = Notify { iommu: self, stream, asid, told: self.told };
+        let bound = Subscription::new(SpaceHandle::new(space), notify, 0)
+            .map_err(|error| match error {
+                SubscribeError::OutOfMemory(error) => error.into(),
+                SubscribeError::Released => BindError::Ended,
+            })
+            .and_then(|subscription| {
+                self.translate(stream, space.root(), asid)?;
+                Ok(Binding { asid, space: SpaceHandle::new(space), subscription })
+            });
+        if bound.is_err() {
+            hide(cpu, space, own);
+        }
+        bound
+    }
+
+    /// Ends `binding` of `stream`, which is translated by its own tables again, or by none.
+    pub(super) fn unbind(&self, cpu: &Cpu, stream: u32, own: &[OwnPage], binding: Binding) {
+        let Binding { asid, space, subscription } = binding;
+        if !lab::is_on!(BIND_WITHOUT_FLUSH) {
+            with_interrupts_masked(|| self.smmu.invalidate_asid(asid));
+        }
+        // Waits for callbacks that are running, which may still issue commands under the number.
+        drop(subscription);
+        if let Some(space) = space.upgrade() {
+            hide(cpu, &space, own);
+        }
+        self.asids.lock().free(asid);
+        log::debug!("smmu: stream {stream:#x} is bound no more");
+    }
+
+    /// Cuts `stream` off, if it is still translated under `asid`: its binding may be ending at the same time, and then
+    /// the stream has other tables already.
+    pub(super) fn cut_off(&self, stream: u32, asid: u16) {
+        let mut streams = self.streams.lock();
+        if let Some(context) = streams.context(stream).filter(|context| context.asid() == asid)
+            && let Err(error) = streams.update_context(&self.smmu, stream, &context.disabled())
+        {
+            // The memory of the space goes in any case, so nothing may reach it.
+            log::error!("smmu: stream {stream:#x} could not be cut off: {error}");
+            self.smmu.shut();
+        }
+        drop(streams);
+        with_interrupts_masked(|| self.smmu.invalidate_asid(asid));
+    }
+}
+
+fn hide(cpu: &Cpu, space: &SpaceRef, own: &[OwnPage]) {
+    own.iter().for_each(|page| space.hide_reserved(cpu, page.at));
+}
