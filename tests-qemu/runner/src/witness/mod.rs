@@ -1,0 +1,311 @@
+//! Holds what a guest says that it did with a device's translations against QEMU's trace of the SMMU.
+//!
+//! The guest prints a [`Deed`] for each change and each access; the trace has each command and each access as well, in
+//! the order in which they came to the SMMU. The two must be the same story: behind each change, and before the next
+//! access, comes one call of commands that end in a CMD_SYNC, under the ASID under which the device's accesses are
+//! looked up, which covers exactly the pages that were changed, by the fewest commands there are; there are no others;
+//! each access goes where the CPU's tables say; and none passes untranslated.
+//!
+//! A change of pages of which the SMMU holds nothing shows nothing: it is an error of the guest's test.
+
+mod trace;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail, ensure};
+use granule_protocol::{Access, Deed};
+
+pub use trace::arguments;
+use trace::{Effect, Seen};
+
+const PAGE: u64 = 4096;
+/// Events that say that a translation does not allow an access. All others are mistakes in tables.
+const FAULTS: [&str; 3] = ["SMMU_EVT_F_PERMISSION", "SMMU_EVT_F_TRANSLATION", "SMMU_EVT_F_ACCESS"];
+
+/// What the two agree on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Agreed {
+    /// Changes, each with its commands.
+    pub changes: u32,
+    /// Commands for them, CMD_SYNC not counted.
+    pub commands: u32,
+    /// Accesses that passed.
+    pub reached: u32,
+    /// Accesses that did not.
+    pub refused: u32,
+}
+
+/// The deeds that a test printed.
+///
+/// # Errors
+/// When a line means to be one and cannot be read.
+pub fn deeds(output: &str) -> Result<Vec<Deed>> {
+    let read = |line: &str| Deed::read(line).map(|deed| deed.with_context(|| format!("a damaged deed: {line}")));
+    output.lines().filter_map(read).collect()
+}
+
+/// Compares.
+///
+/// # Errors
+/// Where they differ, with the place in the trace.
+pub fn check(deeds: &[Deed], trace: &str) -> Result<Agreed> {
+    let mut checker = Checker::new(deeds);
+    for (number, line) in trace.lines().enumerate() {
+        if let Some(seen) = trace::read(line)? {
+            checker.step(seen).with_context(|| format!("line {} of the trace: {line}", number + 1))?;
+        }
+    }
+    checker.end()
+}
+
+/// Commands up to a CMD_SYNC.
+#[derive(Default)]
+struct Call {
+    commands: u32,
+    effects: Vec<Effect>,
+}
+
+/// What is known of a stream.
+#[derive(Default)]
+struct Stream {
+    is_bound: bool,
+    /// The ASID under which its accesses are looked up, since it was bound.
+    asid: Option<u32>,
+    /// What must still come for an unbinding: its configuration, then its ASID.
+    is_cut_off: bool,
+}
+
+struct Checker<'a> {
+    left: std::slice::Iter<'a, Deed>,
+    /// The deed that came last, if no commands came since: a device may take several steps for one access.
+    last: Option<Deed>,
+    streams: BTreeMap<u32, Stream>,
+    /// Pages that deeds are about. What happens elsewhere, to rings for one, is nobody's business here.
+    watched: Vec<(u64, u64)>,
+    /// Pages that the SMMU may hold.
+    held: BTreeSet<u64>,
+    /// The ASID of the access under way.
+    looked: Option<u32>,
+    call: Call,
+    agreed: Agreed,
+}
+
+impl<'a> Checker<'a> {
+    fn new(deeds: &'a [Deed]) -> Self {
+        let stream = |deed: &Deed| match *deed {
+            Deed::Bound { stream } | Deed::Unbound { stream } => Some((stream, Stream::default())),
+            Deed::Reached { stream, .. } | Deed::Refused { stream, .. } => Some((stream, Stream::default())),
+            Deed::Changed { .. } => None,
+        };
+        let watched = |deed: &Deed| match *deed {
+            Deed::Reached { page, .. } | Deed::Refused { page, .. } => Some((page, page + PAGE)),
+            Deed::Changed { start, end } => Some((start, end)),
+            Deed::Bound { .. } | Deed::Unbound { .. } => None,
+        };
+        let mut watched: Vec<_> = deeds.iter().filter_map(watched).collect();
+        watched.sort_unstable();
+        watched.dedup();
+        Self {
+            left: deeds.iter(),
+            last: None,
+            streams: deeds.iter().filter_map(stream).collect(),
+            watched,
+            held: BTreeSet::new(),
+            looked: None,
+            call: Call::default(),
+            agreed: Agreed::default(),
+        }
+    }
+
+    fn step(&mut self, seen: Seen) -> Result<()> {
+        match seen {
+            Seen::Command(true) => {
+                let call = std::mem::take(&mut self.call);
+                self.call(&call)
+            }
+            Seen::Command(false) => {
+                self.call.commands += 1;
+                Ok(())
+            }
+            Seen::Effect(effect) => {
+                self.call.effects.push(effect);
+                Ok(())
+            }
+            Seen::Illegal => bail!("the SMMU was told something that it does not understand"),
+            Seen::Looked { asid } => {
+                self.looked = Some(asid);
+                Ok(())
+            }
+            Seen::Reached { stream, page, physical, writable } => self.reached(stream, page, physical, writable),
+            Seen::Refused { stream, event } if self.streams.contains_key(&stream) => {
+                ensure!(FAULTS.contains(&event.as_str()), "stream {stream:#x} is not set up as it should be: {event}");
+                self.refused(stream)
+            }
+            Seen::Aborted { stream } if self.streams.contains_key(&stream) => self.refused(stream),
+            Seen::Bypassed { stream } if self.streams.contains_key(&stream) => {
+                bail!("stream {stream:#x} passes untranslated")
+            }
+            Seen::Refused { .. } | Seen::Aborted { .. } | Seen::Bypassed { .. } => Ok(()),
+        }
+    }
+
+    /// Commands are complete.
+    fn call(&mut self, call: &Call) -> Result<()> {
+        self.last = None;
+        if let Some(&Deed::Bound { stream }) = self.next()
+            && call.effects.iter().any(|effect| effect.is_of(stream))
+        {
+            self.take();
+            self.streams.insert(stream, Stream { is_bound: true, ..Stream::default() });
+        }
+        let tags: Vec<u32> = self.bound().filter_map(|stream| stream.asid).collect();
+        let is_ours = |effect: &Effect| tags.iter().any(|&tag| effect.forgets_of(tag));
+        if let Some(&Deed::Unbound { stream }) = self.next() {
+            return self.unbind(stream, call);
+        }
+        let ours: Vec<Effect> = call.effects.iter().copied().filter(is_ours).collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
+        let Some(&Deed::Changed { start, end }) = self.next() else {
+            bail!("an invalidation of what was not said to change: {ours:x?}; next: {}", self.expected());
+        };
+        ensure!(
+            ours.len() == call.effects.len() && exactly(&ours, start, end),
+            "not exactly {start:#x} to {end:#x} under {tags:?} was invalidated, but: {:x?}",
+            call.effects
+        );
+        let fewest = fewest((end - start) / PAGE);
+        ensure!(call.commands == fewest, "{} commands for what takes {fewest}", call.commands);
+        let pages: Vec<u64> = self.held.range(start..end).copied().collect();
+        ensure!(!pages.is_empty(), "nothing of what was changed was held: this shows nothing");
+        for page in pages {
+            self.held.remove(&page);
+        }
+        self.agreed.changes += 1;
+        self.agreed.commands += call.commands;
+        self.take();
+        Ok(())
+    }
+
+    fn unbind(&mut self, stream: u32, call: &Call) -> Result<()> {
+        let known = self.streams.get_mut(&stream).context("a stream that was never bound")?;
+        for effect in &call.effects {
+            known.is_cut_off |= effect.is_of(stream);
+            let forgotten = known.asid.is_none_or(|asid| matches!(effect, Effect::Asid(it) if *it == asid));
+            if known.is_cut_off && forgotten {
+                *known = Stream::default();
+                self.take();
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn reached(&mut self, stream: u32, page: u64, physical: u64, writable: bool) -> Result<()> {
+        let looked = self.looked.take();
+        let Some(known) = self.streams.get_mut(&stream) else { return Ok(()) };
+        if known.is_bound {
+            let asid = looked.context("an access that was not looked up")?;
+            ensure!(*known.asid.get_or_insert(asid) == asid, "stream {stream:#x} has changed its ASID to {asid}");
+        }
+        if !self.is_watched(page) {
+            return Ok(());
+        }
+        let is_this = |deed: Option<&Deed>| match deed {
+            Some(&Deed::Reached { stream: its, access, page: at, physical: to }) => {
+                (its, at, to) == (stream, page, physical) && (writable || access == Access::Read)
+            }
+            _ => false,
+        };
+        if is_this(self.next()) {
+            self.take();
+            self.held.insert(page);
+            self.agreed.reached += 1;
+        } else {
+            ensure!(is_this(self.last.as_ref()), "the access was not expected; next: {}", self.expected());
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, stream: u32) -> Result<()> {
+        let is_this = |deed: Option<&Deed>| matches!(deed, Some(Deed::Refused { stream: its, .. }) if *its == stream);
+        if is_this(self.next()) {
+            self.take();
+            self.agreed.refused += 1;
+        } else {
+            ensure!(is_this(self.last.as_ref()), "a fault that was not expected; next: {}", self.expected());
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<Agreed> {
+        ensure!(self.next().is_none(), "the trace ends before: {}", self.expected());
+        ensure!(self.call.effects.is_empty(), "commands without a CMD_SYNC: {:x?}", self.call.effects);
+        ensure!(self.agreed.reached > 0, "no access passed: this shows nothing");
+        Ok(self.agreed)
+    }
+
+    fn next(&self) -> Option<&'a Deed> {
+        self.left.as_slice().first()
+    }
+
+    fn take(&mut self) {
+        self.last = self.left.next().copied();
+    }
+
+    fn bound(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.values().filter(|stream| stream.is_bound)
+    }
+
+    fn is_watched(&self, page: u64) -> bool {
+        // Ranges are few, or single pages that lie behind one another.
+        let behind = self.watched.partition_point(|(start, _)| *start <= page);
+        self.watched[..behind].iter().any(|(_, end)| page < *end)
+    }
+
+    fn expected(&self) -> String {
+        self.next().map_or_else(|| "nothing".into(), ToString::to_string)
+    }
+}
+
+impl Effect {
+    fn is_of(&self, stream: u32) -> bool {
+        matches!(self, Self::Streams(start, end) if (*start..=*end).contains(&stream))
+    }
+
+    fn forgets_of(&self, tag: u32) -> bool {
+        match self {
+            Self::Streams(..) => false,
+            Self::Range { asid, .. } => asid.is_none_or(|asid| asid == tag),
+            Self::Asid(asid) => *asid == tag,
+            Self::Everything => true,
+        }
+    }
+}
+
+/// Whether these are about all pages of the range and no other.
+fn exactly(effects: &[Effect], start: u64, end: u64) -> bool {
+    let range = |effect: &Effect| match *effect {
+        Effect::Range { start, end, .. } => Some((start, end)),
+        _ => None,
+    };
+    let Some(mut ranges) = effects.iter().map(range).collect::<Option<Vec<_>>>() else { return false };
+    ranges.sort_unstable();
+    let mut reached = start;
+    for (from, to) in &ranges {
+        if *from > reached {
+            return false;
+        }
+        reached = reached.max(*to);
+    }
+    reached == end && ranges.first().is_some_and(|(from, _)| *from == start)
+}
+
+/// Commands for so many pages, with range invalidation: one where five bits and a shift can say the number, else two.
+fn fewest(pages: u64) -> u32 {
+    if pages >> pages.trailing_zeros().min(63) <= 32 { 1 } else { 2 }
+}
