@@ -52,6 +52,7 @@ mod machine;
 mod outcome;
 mod plan_tlb;
 mod rules;
+pub mod smmu;
 mod state;
 mod stores;
 mod story;

@@ -5,8 +5,9 @@
 //!   of the round before;
 //! - the records are read, *then* CONS is written: the SMMU may write into a slot as soon as it is given back.
 //!
-//! A queue that overflows loses events, and says so by a flag in PROD that differs from its acknowledgement in CONS. What
-//! was lost is not known, so whoever waits for a transaction has to take each for failed.
+//! A queue that overflows loses events, and says so by a flag in PROD that differs from its acknowledgement in CONS; some
+//! SMMUs say it by the global error EVENTQ_ABT_ERR alone, which stands too for a queue that could not be written. What was
+//! lost is not known, so whoever waits for a transaction has to take each for failed.
 
 use core::sync::atomic::Ordering;
 
@@ -59,8 +60,7 @@ impl Events {
     /// many as the queue holds: a device that never stops does not keep a CPU for ever.
     pub fn drain<P: Platform>(&mut self, smmu: &Smmu<P>, mut each: impl FnMut(&Event)) -> Drained {
         let platform = smmu.platform();
-        // Some SMMUs tell of a full queue as a global error alone.
-        let mut drained = Drained { events: 0, lost: smmu.lost_events(&mut self.lost) };
+        let mut drained = Drained::default();
         while drained.events < self.capacity() {
             let produced = platform.read32(offset::EVENTQ_PROD);
             let overflowed = (produced ^ self.consumed) & OVERFLOW != 0;
@@ -82,6 +82,8 @@ impl Events {
             platform.dmb_oshld();
             platform.write32(offset::EVENTQ_CONS, self.consumed);
         }
+        // Asked last, so that it speaks for all that was lost before the queue was found empty.
+        drained.lost |= smmu.lost_events(&mut self.lost);
         drained
     }
 

@@ -153,8 +153,8 @@ impl<P: Platform + Memory> Streams<P> {
     /// Makes `stream` what `to` says. When this returns the SMMU uses nothing of what it was before, its TLB apart: that
     /// is by ASIDs. With interrupts masked.
     ///
-    /// From one translation to another, and from and to abort, no transaction meets anything but the two. Where
-    /// privilege changes too, or bypass is one of them, some may be refused on the way.
+    /// No transaction meets anything but what it was and what it is to be; only where privilege changes, and neither is
+    /// abort, some may be refused on the way, with C_BAD_STE.
     ///
     /// # Errors
     /// It is as it was, but for a command that failed.

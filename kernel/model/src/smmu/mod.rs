@@ -1,0 +1,401 @@
+//! The SMMU of the host: registers, queues, tables and caches as the architecture lets them be, at once.
+//!
+//! A driver that runs on it ([`SmmuModel::platform`]) is watched store by store. For each word of memory the model knows
+//! what it was; for each stream, since when its configuration may be cached; and it holds every translation that could
+//! be walked to since the last invalidation that covers it and was completed by a CMD_SYNC. So it has an answer to what
+//! *may* become of a transaction ([`SmmuModel::outcomes`]), and asserts that nothing but what memory says does
+//! ([`SmmuModel::audit`]).
+//!
+//! - commands do what their bits say, read as they were before where no barrier ordered them before CMDQ_PROD
+//! - entries of eight words are seen as any mixture of what each word was
+//! - memory that is given up must be out of reach ([`SmmuModel::freed`])
+//! - event records arrive when the driver's barrier makes sure of it, not before
+//! - registers that must not be written, orders of reset that let a transaction through, indices that run over
+//!
+//! What is wrong waits to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that nobody took
+//! panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
+//! [`SmmuModel::rewrite_commands`].
+//!
+//! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, ATS, stalls.
+
+mod command;
+mod config;
+mod event;
+mod hardware;
+mod memory;
+mod platform;
+mod registers;
+mod state;
+mod tlb;
+mod transaction;
+mod view;
+mod violation;
+mod walk;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use granule_arch::addr::PhysAddr;
+use granule_smmuv3::{DmaMemory, Memory, Step as DriverStep};
+
+use crate::machine::lock;
+use memory::Arena;
+use registers::Registers;
+use state::State;
+
+pub use config::{Context, Entry, ReadAs, Regime, Stage1, Tables};
+pub use hardware::{Hardware, Overflow, Pace};
+pub use memory::Word;
+pub use platform::ModelPlatform;
+pub use violation::{SmmuRule, SmmuViolation};
+
+/// When something happened: the number of an operation.
+pub type Time = u64;
+
+/// What the SMMU makes of a command: another, or none.
+pub type Rewrite = fn([u64; 2]) -> Option<[u64; 2]>;
+
+/// A barrier of the driver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Barrier {
+    /// DMB OSHST.
+    Store,
+    /// DMB OSHLD.
+    Load,
+    /// DMB OSH.
+    Full,
+}
+
+/// What the driver, a device or the SMMU did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// A register was read.
+    Read {
+        /// Where.
+        offset: usize,
+        /// What was found.
+        value: u64,
+    },
+    /// A register was written.
+    Write {
+        /// Where.
+        offset: usize,
+        /// What.
+        value: u64,
+    },
+    /// A CPU stored to memory.
+    Store {
+        /// Where.
+        address: u64,
+        /// What.
+        value: u64,
+    },
+    /// A CPU's barrier.
+    Barrier(Barrier),
+    /// The SMMU took a command.
+    Command([u64; 2]),
+    /// The SMMU wrote an event.
+    Event([u64; 4]),
+    /// A device's transaction.
+    Transaction {
+        /// Of this stream.
+        stream: u32,
+        /// At this address.
+        address: u64,
+        /// Which wanted this.
+        access: Access,
+        /// And came to this.
+        outcome: Outcome,
+    },
+    /// Memory was given up.
+    Freed {
+        /// From here.
+        address: u64,
+        /// So much.
+        bytes: u64,
+    },
+}
+
+/// An operation and its number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recorded {
+    /// Its number.
+    pub time: Time,
+    /// What it was.
+    pub operation: Operation,
+}
+
+/// What a transaction wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// It writes.
+    pub write: bool,
+    /// It fetches an instruction.
+    pub execute: bool,
+    /// It is privileged.
+    pub privileged: bool,
+}
+
+impl Access {
+    /// A device's read.
+    pub const READ: Self = Self { write: false, execute: false, privileged: false };
+    /// A device's write.
+    pub const WRITE: Self = Self { write: true, ..Self::READ };
+    /// The same by one that is privileged.
+    pub const PRIVILEGED_WRITE: Self = Self { privileged: true, ..Self::WRITE };
+}
+
+/// What a transaction comes to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Outcome {
+    /// It reaches this physical address.
+    Reaches(u64),
+    /// It does not, and leaves an event of this number, if any.
+    Refused {
+        /// The number.
+        event: Option<u8>,
+    },
+}
+
+/// What transactions of a stream are treated as.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum View {
+    /// The SMMU is off, and refuses them.
+    OffAborts,
+    /// The SMMU is off, and lets them pass.
+    OffPasses,
+    /// The stream table has no entry.
+    NoStream,
+    /// As the entry says, which does not translate.
+    Entry(Entry),
+    /// They are translated. Where the context is does not matter, and is 0 here.
+    Translate {
+        /// What the entry says.
+        stage1: Stage1,
+        /// What the context says.
+        context: Context,
+    },
+}
+
+/// What a model and its platforms have in common.
+pub(crate) struct Shared {
+    pub(crate) arena: Arc<Arena>,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the model SMMU")
+    }
+}
+
+/// An SMMU.
+#[derive(Debug)]
+pub struct SmmuModel {
+    shared: Arc<Shared>,
+}
+
+/// Memory for tables and queues.
+const BYTES: usize = 4 << 20;
+
+impl SmmuModel {
+    /// One as it comes out of reset, which lets transactions pass.
+    pub fn new(hardware: Hardware) -> Self {
+        Self::with_registers(hardware, Registers::out_of_reset(0x5a5a_5a5a))
+    }
+
+    /// One that somebody else used before, translates, and has stopped at a command.
+    pub fn in_use(hardware: Hardware) -> Self {
+        Self::with_registers(hardware, Registers::in_use())
+    }
+
+    fn with_registers(hardware: Hardware, registers: Registers) -> Self {
+        let arena = Arc::new(Arena::new(BYTES));
+        let state = Mutex::new(State::new(hardware, registers, Arc::clone(&arena)));
+        let shared = Arc::new(Shared { arena, state });
+        shared.arena.belongs_to(&shared);
+        Self { shared }
+    }
+
+    /// A driver's way to it.
+    pub fn platform(&self) -> ModelPlatform {
+        ModelPlatform::new(Arc::clone(&self.shared))
+    }
+
+    /// Memory for tables that the SMMU reads: zero, and seen by it.
+    ///
+    /// # Panics
+    /// Where there is no more.
+    pub fn allocate(&self, bytes: usize) -> DmaMemory {
+        self.platform().allocate(bytes, bytes.next_power_of_two()).expect("the model's memory is large enough")
+    }
+
+    /// The word at `address`, for a CPU to store to.
+    ///
+    /// # Panics
+    /// Where it is not memory of this model.
+    pub fn word(&self, address: PhysAddr) -> &Word {
+        self.shared.arena.word(self.shared.arena.index(address.0).expect("an address of the model's memory"))
+    }
+
+    /// `count` more allocations succeed.
+    pub fn limit_allocations(&self, count: usize) {
+        self.state().allocations_left = count;
+    }
+
+    /// Bytes of memory that are given out.
+    pub fn memory_in_use(&self) -> usize {
+        self.state().allocated.values().map(|words| words * 8).sum()
+    }
+
+    /// A device is there: what `stream` leads to may be fetched and kept from now on.
+    pub fn add_device(&self, stream: u32) {
+        self.state().add_device(stream);
+    }
+
+    /// Everything that transactions of `stream` may be treated as.
+    pub fn views(&self, stream: u32) -> BTreeSet<View> {
+        self.state().views(stream)
+    }
+
+    /// Everything that transactions of `stream` may be treated as at some moment of `work`: looked at after each store to
+    /// memory and each command.
+    pub fn views_during(&self, stream: u32, work: impl FnOnce()) -> BTreeSet<View> {
+        self.state().spied = Some((stream, BTreeSet::new()));
+        work();
+        self.state().spied.take().expect("nobody else spies").1
+    }
+
+    /// Where the stream table has the entry of `stream`.
+    ///
+    /// # Panics
+    /// Where it has none.
+    pub fn stream_entry(&self, stream: u32) -> PhysAddr {
+        self.state().place_of_entry(stream).expect("the table has an entry for the stream")
+    }
+
+    /// What memory says that they are treated as.
+    pub fn view_now(&self, stream: u32) -> View {
+        self.state().view_now(stream)
+    }
+
+    /// Everything that a transaction may come to. Nothing happens.
+    pub fn outcomes(&self, stream: u32, address: u64, access: Access) -> BTreeSet<Outcome> {
+        self.state().outcomes(stream, address, access)
+    }
+
+    /// A transaction. Where it may come to several things it is what memory says, or, after
+    /// [`SmmuModel::prefer_old`], another.
+    pub fn transact(&self, stream: u32, address: u64, access: Access) -> Outcome {
+        self.state().transact(stream, address, access)
+    }
+
+    /// Transactions use what the SMMU has kept, wherever it may have kept something.
+    pub fn prefer_old(&self) {
+        self.state().prefers_old = true;
+    }
+
+    /// Nothing but what memory says may become of a transaction of `stream` to `address`.
+    pub fn audit(&self, stream: u32, address: u64) {
+        self.state().audit(stream, address);
+    }
+
+    /// `bytes` at `address` get another use: no translation may lead there.
+    pub fn freed(&self, address: PhysAddr, bytes: u64) {
+        self.state().freed(address.0, bytes);
+    }
+
+    /// The SMMU writes `record` into its event queue.
+    pub fn raise_event(&self, record: [u64; 4]) {
+        self.state().record(record);
+    }
+
+    /// The SMMU takes at most `most` commands.
+    pub fn consume(&self, most: u32) {
+        self.state().consume(most);
+    }
+
+    /// The SMMU takes no more commands, or does again.
+    pub fn answer(&self, answers: bool) {
+        self.state().answers = answers;
+    }
+
+    /// Takes commands at another pace from now on.
+    pub fn set_pace(&self, pace: Pace) {
+        self.state().hardware.pace = pace;
+    }
+
+    /// The driver leaves `step` out.
+    pub fn leave_out(&self, step: DriverStep) {
+        self.state().left_out.push(step);
+    }
+
+    /// The `nth` barrier of this kind from now on, from 0, is not there.
+    pub fn lose_barrier(&self, barrier: Barrier, nth: usize) {
+        self.state().lost_barriers.push((barrier, nth));
+    }
+
+    /// Each command that the SMMU takes is what `rewrite` makes of it: another, or none.
+    pub fn rewrite_commands(&self, rewrite: Rewrite) {
+        self.state().rewrite = Some(rewrite);
+    }
+
+    /// What `work` had the driver, devices and the SMMU do.
+    pub fn record(&self, work: impl FnOnce()) -> Vec<Operation> {
+        let before = self.state().recorded.len();
+        work();
+        self.state().recorded[before..].iter().map(|recorded| recorded.operation).collect()
+    }
+
+    /// Forgets what was recorded: for long runs.
+    pub fn forget(&self) {
+        self.state().recorded.clear();
+    }
+
+    /// What the driver reported.
+    pub fn reports(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().reports)
+    }
+
+    /// Takes what went wrong so far.
+    pub fn violations(&self) -> Vec<SmmuViolation> {
+        std::mem::take(&mut self.state().violations)
+    }
+
+    /// Asserts that nothing went wrong so far.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        let violations = self.violations();
+        assert!(violations.is_empty(), "{}", texts(&violations));
+    }
+
+    /// Asserts that something did, takes it all and returns the first.
+    #[track_caller]
+    pub fn expect_violation(&self) -> SmmuViolation {
+        self.violations().into_iter().next().expect("the model saw nothing wrong")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+}
+
+impl Drop for SmmuModel {
+    fn drop(&mut self) {
+        let violations = self.violations();
+        if !violations.is_empty() && !std::thread::panicking() {
+            panic!("the model was dropped with violations that nobody looked at:\n{}", texts(&violations));
+        }
+    }
+}
+
+fn texts(violations: &[SmmuViolation]) -> String {
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,237 @@
+//! All that the model knows, and what happens in it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+
+use granule_smmuv3::Step as DriverStep;
+
+use super::command::Pending;
+use super::config::{Context, Regime};
+use super::hardware::Hardware;
+use super::memory::{Arena, BASE};
+use super::registers::{Registers, SMMUEN};
+use super::tlb::Tlb;
+use super::violation::{SmmuRule, SmmuViolation};
+use super::walk::{self, Step};
+use super::{Barrier, Operation, Recorded, Rewrite, Time, View};
+
+/// Words of a page.
+pub(crate) const PAGE_WORDS: usize = 512;
+
+pub(crate) struct State {
+    pub(crate) hardware: Hardware,
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) registers: Registers,
+    pub(crate) time: Time,
+    pub(crate) clock: u64,
+    pub(crate) recorded: Vec<Recorded>,
+    pub(crate) violations: Vec<SmmuViolation>,
+    pub(crate) reports: Vec<String>,
+    /// Blocks of memory that were given out, by their first word.
+    pub(crate) allocated: BTreeMap<usize, usize>,
+    pub(crate) next_free: usize,
+    pub(crate) allocations_left: usize,
+    /// What each word has been, for as long as anybody asks.
+    pub(crate) history: HashMap<usize, Vec<(Time, u64)>>,
+    /// Stores that no barrier of their thread has ordered yet, with what was there before.
+    pub(crate) unordered: HashMap<usize, Unordered>,
+    /// Configuration that was fetched before these is gone.
+    pub(crate) fetched: Since,
+    pub(crate) pending: Vec<Pending>,
+    pub(crate) tlb: Tlb,
+    /// Streams whose transactions may come at any time.
+    devices: BTreeSet<u32>,
+    /// Pages whose words decide what can be walked to.
+    pub(crate) watched: BTreeSet<usize>,
+    /// Pages that are tables of the last level of 4 KiB, with what they serve.
+    last_level: HashMap<usize, Vec<(Regime, u64)>>,
+    /// Records that the SMMU has announced, and a CPU may read too early.
+    pub(crate) late_records: Vec<(usize, [u64; 4])>,
+    /// Load barriers since the event queue's PROD was read, and events that it announced.
+    pub(crate) load_barriers: usize,
+    /// CMD_TLBI_NSNH_ALL was completed once.
+    pub(crate) translations_invalidated: bool,
+    pub(crate) left_out: Vec<DriverStep>,
+    pub(crate) lost_barriers: Vec<(Barrier, usize)>,
+    pub(crate) rewrite: Option<Rewrite>,
+    pub(crate) answers: bool,
+    pub(crate) prefers_old: bool,
+    /// A stream that is looked at all the time, and what it was seen as.
+    pub(crate) spied: Option<(u32, BTreeSet<View>)>,
+}
+
+/// A store that no barrier of its thread has ordered yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unordered {
+    writer: ThreadId,
+    /// What was there before.
+    pub(crate) before: u64,
+    pub(crate) time: Time,
+}
+
+/// When what is cached of configuration was invalidated last.
+#[derive(Debug, Default)]
+pub(crate) struct Since {
+    pub(crate) all: Time,
+    pub(crate) level1: HashMap<u32, Time>,
+    pub(crate) entry: HashMap<u32, Time>,
+    pub(crate) context: HashMap<u32, Time>,
+}
+
+impl Since {
+    pub(crate) fn of(&self, of: &HashMap<u32, Time>, key: u32) -> Time {
+        of.get(&key).copied().unwrap_or(0).max(self.all)
+    }
+}
+
+impl State {
+    pub(crate) fn new(hardware: Hardware, registers: Registers, arena: Arc<Arena>) -> Self {
+        Self {
+            hardware,
+            arena,
+            registers,
+            time: 1,
+            clock: 0,
+            recorded: Vec::new(),
+            violations: Vec::new(),
+            reports: Vec::new(),
+            allocated: BTreeMap::new(),
+            next_free: 0,
+            allocations_left: usize::MAX,
+            history: HashMap::new(),
+            unordered: HashMap::new(),
+            fetched: Since::default(),
+            pending: Vec::new(),
+            tlb: Tlb::default(),
+            devices: BTreeSet::new(),
+            watched: BTreeSet::new(),
+            last_level: HashMap::new(),
+            late_records: Vec::new(),
+            load_barriers: 0,
+            translations_invalidated: false,
+            left_out: Vec::new(),
+            lost_barriers: Vec::new(),
+            rewrite: None,
+            answers: true,
+            prefers_old: false,
+            spied: None,
+        }
+    }
+
+    pub(crate) fn report(&mut self, rule: SmmuRule, text: String) {
+        self.violations.push(SmmuViolation { rule, time: self.time, text });
+    }
+
+    /// Something happens.
+    pub(crate) fn note(&mut self, operation: Operation) -> Time {
+        self.time += 1;
+        self.recorded.push(Recorded { time: self.time, operation });
+        self.time
+    }
+
+    /// A CPU stored to word `index`, which is `value` now.
+    pub(crate) fn stored(&mut self, index: usize, value: u64) {
+        let before = self.history.get(&index).and_then(|past| past.last()).map_or(0, |(_, value)| *value);
+        let time = self.note(Operation::Store { address: BASE + index as u64 * 8, value });
+        self.unordered.entry(index).or_insert(Unordered { writer: thread::current().id(), before, time });
+        self.history.entry(index).or_default().push((time, value));
+        let page = index / PAGE_WORDS;
+        if let Some(serves) = self.last_level.get(&page) {
+            // A leaf: nothing else changes.
+            let leaves: Vec<Step> = serves
+                .iter()
+                .filter_map(|(regime, start)| {
+                    let start = start + (index % PAGE_WORDS) as u64 * 0x1000;
+                    regime
+                        .step(regime.tables.as_ref()?, &self.arena, index, 3, start)
+                        .filter(|leaf| walk::is_young(leaf, regime))
+                })
+                .collect();
+            self.tlb.ends(index, time);
+            leaves.into_iter().for_each(|leaf| self.tlb.may_hold(leaf));
+        } else if self.watched.contains(&page) {
+            self.fill();
+        }
+        self.spy();
+    }
+
+    /// Notes what the spied stream may be treated as now.
+    pub(crate) fn spy(&mut self) {
+        if let Some((stream, mut seen)) = self.spied.take() {
+            seen.extend(self.views(stream));
+            self.spied = Some((stream, seen));
+        }
+    }
+
+    /// A barrier of this thread.
+    pub(crate) fn barrier(&mut self, barrier: Barrier) {
+        self.note(Operation::Barrier(barrier));
+        if let Some(at) = self.lost_barriers.iter_mut().position(|(which, left)| {
+            let hit = *which == barrier && *left == 0;
+            *left -= usize::from(*which == barrier && !hit);
+            hit
+        }) {
+            self.lost_barriers.remove(at);
+            return;
+        }
+        if barrier != Barrier::Load {
+            let thread = thread::current().id();
+            self.unordered.retain(|_, store| store.writer != thread);
+        }
+        if barrier != Barrier::Store {
+            self.load_barriers += 1;
+            for (index, record) in std::mem::take(&mut self.late_records) {
+                (0..).zip(record).for_each(|(word, value)| self.arena.write(index + word, value));
+            }
+        }
+    }
+
+    pub(crate) fn is_allocated(&self, address: u64, bytes: u64) -> bool {
+        let Some(index) = self.arena.index(address) else { return false };
+        let block = self.allocated.range(..=index).next_back();
+        block.is_some_and(|(start, words)| index + (bytes / 8) as usize <= start + words)
+    }
+
+    pub(crate) fn control_changed(&mut self, before: u32, now: u32) {
+        if (before ^ now) & SMMUEN != 0 {
+            self.fill();
+        }
+    }
+
+    /// A device that `stream` belongs to is there: its transactions, and fetches ahead of them, may come at any time.
+    pub(crate) fn add_device(&mut self, stream: u32) {
+        self.devices.insert(stream);
+        self.fill();
+    }
+
+    /// What can be walked to may have changed: the TLB may have what is new, and keeps what is gone.
+    pub(crate) fn fill(&mut self) {
+        self.time += 1;
+        self.watched.clear();
+        self.last_level.clear();
+        let mut regimes = BTreeSet::new();
+        for stream in self.devices.clone() {
+            for view in self.views(stream) {
+                if let View::Translate { context: Context::Regime(regime), .. } = view {
+                    regimes.insert(regime);
+                }
+            }
+        }
+        let regimes: Vec<Regime> = regimes.into_iter().collect();
+        for regime in &regimes {
+            let Some(tables) = &regime.tables else { continue };
+            self.watched.extend(self.arena.index(tables.root).map(|index| index / PAGE_WORDS));
+            for step in regime.all(&self.arena).into_iter().filter(|step| !step.is_leaf) {
+                let Some(page) = self.arena.index(step.target()).map(|index| index / PAGE_WORDS) else { continue };
+                self.watched.insert(page);
+                if tables.page_shift == 12 && step.level == 2 {
+                    self.last_level.entry(page).or_default().push((*regime, step.start));
+                }
+            }
+        }
+        let walkable = walk::walkable(&regimes, &self.arena);
+        let found = |step: &Step| walkable.get(&(step.asid, step.start, step.source)) == Some(step);
+        self.tlb.walks_find(found, walkable.values().copied(), self.time);
+    }
+}
