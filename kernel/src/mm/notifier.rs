@@ -164,7 +164,8 @@ pub trait Subscriber: Send + Sync + 'static {
     /// `range` has changed, or what its start announced was given up.
     fn invalidate_range_end(&self, _range: &Range) {}
 
-    /// An entry in `start..end` is empty and will name another frame when this returns: under the page-table lock.
+    /// Entries in `start..end` are empty, and will name other frames or their frames will be free when this returns:
+    /// under the page-table lock, or not.
     fn invalidate_range(&self, _start: VirtAddr, _end: VirtAddr) {}
 
     /// The CPUs forget what they know of `start..end`: under the page-table lock, or not. `0..u64::MAX` is everything.

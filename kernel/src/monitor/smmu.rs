@@ -7,7 +7,7 @@ use crate::iommu::{self, Iommu, Told};
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "smmu",
     words: "dump|events|stats",
-    help: "the SMMU's features, streams and devices; what it refused last; how often what was done",
+    help: "what the SMMU is and does; what it refused last; counts",
     run: smmu,
     complete: |place, take| {
         if place == 0 {

@@ -295,7 +295,7 @@ impl<A: Atomics> NotifierChain<A> {
         }
     }
 
-    /// An entry in `start..end` is empty and will name another frame when this returns. Under the page-table lock.
+    /// Entries in `start..end` are empty, and will name other frames or their frames will be free when this returns.
     #[inline(always)]
     pub fn invalidate_range(&self, start: VirtAddr, end: VirtAddr) {
         if !self.is_empty() {

@@ -110,7 +110,7 @@ impl<'s> Gather<'s> {
     pub(super) fn pay(&mut self) {
         if let Some(stale) = core::mem::replace(&mut self.stale, Stale::NONE).range() {
             let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
-            self.space.tlb().flush_range(self.space.mmu(), stale, self.tables, level);
+            self.space.tlb().flush_freed(self.space.mmu(), stale, self.tables, level);
             self.tables = Tables::Kept;
         }
         if self.runs.is_empty() {

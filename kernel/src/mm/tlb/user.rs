@@ -7,6 +7,7 @@
 //! | function | TLBI | told | completed by |
 //! |---|---|---|---|
 //! | [`UserTlb::flush_range`] | `(R)VALE1IS` or `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH |
+//! | [`UserTlb::flush_freed`] | the same | the range, in both forms | DSB ISH |
 //! | [`Tlb::issue`] | the same | the range | the caller's DSB ISH |
 //! | [`UserTlb::flush_page`] | `VALE1IS` | the page | DSB ISH |
 //! | [`UserTlb::flush_replaced`] | the same | the page, in both forms | DSB ISH |
@@ -81,6 +82,22 @@ impl<'a> UserTlb<'a> {
         complete(mmu);
     }
 
+    /// The same for pages whose frames, and perhaps tables, are free when this returns. Also tells those who only want
+    /// to hear of that: what they hear at the end of the change comes too late.
+    #[inline(always)]
+    pub fn flush_freed<M: Mmu<Geometry = Granule4K>>(
+        &self,
+        mmu: &M,
+        range: PageRange,
+        tables: Tables,
+        level: Option<LevelHint>,
+    ) {
+        mmu.dsb_ishst();
+        self.issue_to_cpus(mmu, &Invalidation { range, tables, level });
+        self.notifiers.invalidate_replaced(range.start(), range.start() + range.size());
+        complete(mmu);
+    }
+
     /// Everything, with all tables.
     pub fn flush_space<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M) {
         mmu.dsb_ishst();
@@ -139,17 +156,22 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for UserTlb<'_> {
 
     #[inline(always)]
     fn issue(&self, mmu: &M, what: &Invalidation) {
-        let (start, pages) = (what.range.start(), what.range.pages() as u64);
-        if pages == 1 && what.tables == Tables::Kept {
-            mmu.tlbi(Instruction::Vale1is(self.operand(start, what.level)));
-        } else {
-            self.issue_planned(mmu, what);
-        }
+        self.issue_to_cpus(mmu, what);
+        let start = what.range.start();
         self.notifiers.invalidate_secondary_tlbs(start, start + what.range.size());
     }
 }
 
 impl UserTlb<'_> {
+    #[inline(always)]
+    fn issue_to_cpus<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
+        if what.range.pages() == 1 && what.tables == Tables::Kept {
+            mmu.tlbi(Instruction::Vale1is(self.operand(what.range.start(), what.level)));
+        } else {
+            self.issue_planned(mmu, what);
+        }
+    }
+
     #[inline]
     fn issue_planned<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
         let asid = self.asid.number();

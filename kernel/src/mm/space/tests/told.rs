@@ -251,8 +251,8 @@ fn munmap_ends_when_the_frames_are_free() {
     assert_told(
         &stage,
         || stage.space.munmap(&stage.rig.cpu, stage.start, 4 * PAGE).unwrap(),
-        "start unmap 0..4, write, dsb ishst, vale1is 0, vale1is 1, vale1is 2, vale1is 3, tlbs 0..4, dsb ish, \
-         end unmap 0..4",
+        "start unmap 0..4, write, dsb ishst, vale1is 0, vale1is 1, vale1is 2, vale1is 3, tlbs 0..4, range 0..4, \
+         dsb ish, end unmap 0..4",
     );
     assert_eq!(stage.rig.frames.stats().used, used - 2);
     // What replaces a mapping unmaps it.
@@ -261,7 +261,7 @@ fn munmap_ends_when_the_frames_are_free() {
     assert_told(
         &stage,
         || _ = stage.space.mmap(&stage.rig.cpu, &over).unwrap(),
-        "start unmap 0..1, write, dsb ishst, vale1is 0, tlbs 0..1, dsb ish, end unmap 0..1",
+        "start unmap 0..1, write, dsb ishst, vale1is 0, tlbs 0..1, range 0..1, dsb ish, end unmap 0..1",
     );
 }
 
@@ -287,7 +287,7 @@ fn madvise_clears() {
     assert_told(
         &stage,
         || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap(),
-        "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2, dsb ish, end clear 0..2",
+        "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2, range 0..2, dsb ish, end clear 0..2",
     );
     assert_told(
         &stage,
