@@ -10,13 +10,14 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicDistributor, GicRedistributor, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, InterruptGroup};
-use granule_arch::addr::{PhysRange, VirtAddr};
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::barrier;
 use heapless::Vec;
 use safe_mmio::UniqueMmioPointer;
 use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError};
+use super::its::ItsError;
 use crate::platform::{Interrupt, Redistributors, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
@@ -27,14 +28,34 @@ const FRAMES: u64 = 0x2_0000;
 const FRAMES_VIRTUAL: u64 = 0x4_0000;
 /// GICR_TYPER.
 const TYPER: u64 = 8;
+/// GICR_TYPER.PLPIS: it has LPIs.
+const TYPER_PLPIS: u64 = 1 << 0;
+/// GICR_CTLR, and its bit that makes LPIs of what the ITS says.
+const CTLR: u64 = 0;
+const CTLR_ENABLE_LPIS: u32 = 1 << 0;
+/// GICR_PROPBASER and GICR_PENDBASER: where the tables for LPIs are, and that they are written back, inner shareable.
+const PROPBASER: u64 = 0x70;
+const PENDBASER: u64 = 0x78;
+const TABLE_SHAREABILITY: u64 = 0b11 << 10;
+const TABLE_INNER_SHAREABLE: u64 = 0b01 << 10;
+const TABLE_ATTRIBUTES: u64 = TABLE_INNER_SHAREABLE | 0b111 << 7;
+/// GICR_PENDBASER: the table is all zeros.
+const PENDBASER_ZEROED: u64 = 1 << 62;
 /// GICR_TYPER.VLPIS: the redistributor has four frames.
 const TYPER_VLPIS: u64 = 1 << 1;
 /// GICR_TYPER.Last: no redistributor follows in this region.
 const TYPER_LAST: u64 = 1 << 4;
 
+/// Redistributors one after the other.
+struct Region {
+    start: VirtAddr,
+    physical: PhysAddr,
+    size: u64,
+}
+
 struct GicV3 {
     distributor: IrqLock<GicDistributor<'static>, { rank::INTERRUPT }>,
-    regions: Vec<(VirtAddr, u64), 4>,
+    regions: Vec<Region, 4>,
     stride: Option<u64>,
     /// For each CPU its redistributor, once it has found it.
     redistributors: [AtomicPtr<GicrSgi>; MAX_CPUS],
@@ -71,7 +92,7 @@ pub(super) fn init(
         let used = PhysRange::from_size(region.start(), used).unwrap_or(region);
         let registers = map(used).ok_or(InterruptError::NotMapped(used))?;
         // As many as in the description, which has the same room.
-        let _ = regions.push((registers, used.size()));
+        let _ = regions.push(Region { start: registers, physical: used.start(), size: used.size() });
     }
     let stride = redistributors.stride;
     Ok(GIC.call_once(|| GicV3 {
@@ -85,7 +106,7 @@ pub(super) fn init(
 impl GicV3 {
     /// The redistributor of the CPU with this affinity.
     fn find(&self, mpidr: u64) -> Option<NonNull<GicrSgi>> {
-        for &(start, size) in &self.regions {
+        for &Region { start, size, .. } in &self.regions {
             let mut offset = 0;
             while offset + FRAMES <= size {
                 let frame = start + offset;
@@ -113,6 +134,54 @@ impl GicV3 {
         // starting, so nobody else uses it now.
         Some(GicRedistributor::new(unsafe { UniqueMmioPointer::new(frames) }))
     }
+}
+
+/// Gives this CPU's redistributor its tables for LPIs, of configurations and of what is pending, for numbers of
+/// `id_bits` bits. Returns what the ITS calls it: bits 51:16 of its address, or its number. `cpu` is this CPU.
+///
+/// # Errors
+/// It has no LPIs, has other tables, or does not see what is in the caches.
+pub(super) fn enable_lpis(
+    cpu: &Cpu,
+    [configurations, pending]: [PhysAddr; 2],
+    id_bits: u32,
+    by_address: bool,
+) -> Result<u64, ItsError> {
+    let frame = GIC.get().and_then(|gic| Some(gic.redistributors.get(cpu.id.0 as usize)?.load(Ordering::Relaxed)));
+    let frame =
+        frame.filter(|frame| !frame.is_null()).map(|frame| VirtAddr::from_ptr(frame)).ok_or(ItsError::NoLpis)?;
+    // SAFETY: this CPU's redistributor, which is mapped for ever; nobody else touches these registers, and the tables
+    // are for it alone.
+    let (read, write) = unsafe {
+        (
+            |offset: u64| (frame + offset).as_ptr::<u64>().read_volatile(),
+            |offset: u64, value: u64| (frame + offset).as_ptr::<u64>().write_volatile(value),
+        )
+    };
+    let control = (frame + CTLR).as_ptr::<u32>();
+    let typer = read(TYPER);
+    if typer & TYPER_PLPIS == 0 {
+        return Err(ItsError::NoLpis);
+    }
+    // SAFETY: as above.
+    if unsafe { control.read_volatile() } & CTLR_ENABLE_LPIS != 0 {
+        return Err(ItsError::HasTables);
+    }
+    write(PROPBASER, configurations.0 | TABLE_ATTRIBUTES | u64::from(id_bits - 1));
+    write(PENDBASER, pending.0 | TABLE_ATTRIBUTES | PENDBASER_ZEROED);
+    if [PROPBASER, PENDBASER].iter().any(|&offset| read(offset) & TABLE_SHAREABILITY != TABLE_INNER_SHAREABLE) {
+        return Err(ItsError::NotCoherent);
+    }
+    barrier::dsb_sy();
+    // SAFETY: as above.
+    unsafe { control.write_volatile(control.read_volatile() | CTLR_ENABLE_LPIS) };
+    barrier::dsb_sy();
+    if !by_address {
+        return Ok(typer >> 8 & 0xffff);
+    }
+    let inside = |region: &&Region| frame >= region.start && frame - region.start < region.size;
+    let region = GIC.get().and_then(|gic| gic.regions.iter().find(inside)).ok_or(ItsError::NoLpis)?;
+    Ok((region.physical.0 + (frame - region.start)) >> 16)
 }
 
 impl InterruptController for GicV3 {

@@ -7,7 +7,7 @@
 //!
 //! Handlers are registered once, at boot, for all CPUs, and run with interrupts masked on the CPU that took the
 //! interrupt. A private interrupt is enabled on each CPU when that CPU starts; a shared one goes to the CPU that
-//! registered it.
+//! registered it. What devices send by writing to memory comes through the ITS, which has its own list ([`its`]).
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -15,6 +15,7 @@ use granule_arch::addr::{PhysRange, VirtAddr};
 use spin::Once;
 use thiserror::Error;
 
+use super::its;
 use crate::platform::{GicDescription, Interrupt, Trigger};
 use crate::smp::Cpu;
 
@@ -73,6 +74,13 @@ pub enum InterruptError {
 
 /// What runs when an interrupt arrives: on the CPU that took it, interrupts masked.
 pub type Handler = fn(&Cpu);
+
+/// What takes the interrupts of a device that there may be several of.
+pub trait InterruptHandler: Sync {
+    /// The device's interrupt number `vector` has arrived, on this CPU, `cpu`, with interrupts masked. An interrupt by a
+    /// pin arrives again until the device has been told to let go of it.
+    fn interrupt(&self, cpu: &Cpu, vector: u16);
+}
 
 static CONTROLLER: Once<&'static dyn InterruptController> = Once::new();
 /// For each number a [`Handler`], or zero for none.
@@ -178,6 +186,7 @@ pub fn handle_irq(cpu: &Cpu) {
         handled = true;
         match handler(interrupt.intid) {
             Some(handler) => handler(cpu),
+            None if its::handle(cpu, interrupt.intid) => {}
             // Nobody enabled it: left over from the firmware. Ending it is all that can be done.
             None => drop(UNHANDLED.fetch_add(1, Ordering::Relaxed)),
         }

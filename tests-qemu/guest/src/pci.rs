@@ -1,10 +1,17 @@
 //! PCI Express: the functions are those that machines.toml promises, each with addresses of its own.
 
-use granule::bootargs;
-use granule::drivers::pci::{self, BarKind, Function, Id, PciError};
-use granule_arch::addr::PhysRange;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
 
-use crate::harness::{Test, device, target_test};
+use granule::bootargs;
+use granule::drivers::interrupt::{self, InterruptHandler};
+use granule::drivers::pci::{self, BarKind, Function, Id, MmioRegion, PciError, Vector};
+use granule::drivers::timer;
+use granule::smp::{Cpu, this_cpu};
+use granule_arch::addr::PhysRange;
+use spin::Once;
+
+use crate::harness::{Test, device, has, target_test};
 
 /// The bridge from the CPUs to the first bus, which every machine with PCI Express has.
 const HOST_BRIDGE: Id = Id { vendor: 0x1b36, device: 0x0008 };
@@ -92,4 +99,75 @@ fn a_function_has_one_driver_at_a_time(t: &mut Test) {
     drop(claim);
     t.equal("its owner", function.owner(), None);
     t.ok("claimed again", function.claim("the second"));
+}
+
+/// Registers of edu that matter here (QEMU, docs/specs/edu): which interrupts are raised, to raise some, to lower them.
+const RAISED: u64 = 0x24;
+const RAISE: u64 = 0x60;
+const LOWER: u64 = 0x64;
+
+/// Counts what arrives, and lowers it.
+struct Counter {
+    registers: Once<MmioRegion>,
+    arrived: AtomicU32,
+    value: AtomicU32,
+}
+
+impl InterruptHandler for Counter {
+    fn interrupt(&self, _: &Cpu, vector: u16) {
+        if let Some(registers) = self.registers.get() {
+            let raised = registers.read32(RAISED);
+            registers.write32(LOWER, raised);
+            self.value.store(raised | u32::from(vector) << 16, Ordering::Relaxed);
+        }
+        self.arrived.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+static COUNTER: Counter = Counter { registers: Once::new(), arrived: AtomicU32::new(0), value: AtomicU32::new(0) };
+
+/// Waits until the interrupt has arrived `count` times; false where it does not in a second.
+fn arrives(count: u32) -> bool {
+    let deadline = timer::Deadline::after(Duration::from_secs(1));
+    while COUNTER.arrived.load(Ordering::Relaxed) != count && !deadline.has_passed() {
+        granule_arch::wait::relax();
+    }
+    COUNTER.arrived.load(Ordering::Relaxed) == count
+}
+
+target_test!(edu_interrupts_by_message_or_pin, needs("edu"));
+fn edu_interrupts_by_message_or_pin(t: &mut Test) {
+    let (kernel, cpu) = (granule::kernel(), this_cpu());
+    let id = device("edu");
+    let Some(function) = pci::functions().iter().find(|function| Some(function.id()) == id) else {
+        t.check("edu", false);
+        return;
+    };
+    let Some(edu) = t.ok("claimed", function.claim("the test")) else { return };
+    let Some(registers) = t.ok("mapped", edu.map_bar(&kernel.space, cpu, 0)) else { return };
+    COUNTER.registers.call_once(|| registers);
+    t.equal("what edu says it is", registers.read32(0) & 0xffff, 0x00ed);
+    edu.set_bus_master(true);
+    t.equal("vectors", edu.vectors(), 1);
+    let none = edu.set_interrupt(kernel, cpu, 1, &COUNTER);
+    t.equal("beyond", none, Err(PciError::NoVector { function: edu.address(), vector: 1, count: 1 }));
+    let vector = t.ok("connected", edu.set_interrupt(kernel, cpu, 0, &COUNTER));
+    let by_message = matches!(vector, Some(Vector::Msi { intid: 8192.. }));
+    t.equal("by a message where there is an ITS", by_message, has("its") == Some(true));
+    let again = edu.set_interrupt(kernel, cpu, 0, &COUNTER);
+    t.equal("again", again, Err(PciError::VectorInUse(edu.address(), 0)));
+
+    let lost = interrupt::lost();
+    for count in 1..20 {
+        registers.write32(RAISE, count);
+        t.check("it arrives", arrives(count));
+        t.equal("with what was raised", COUNTER.value.load(Ordering::Relaxed), count);
+    }
+    t.equal("none was lost", interrupt::lost(), lost);
+
+    drop(edu);
+    registers.write32(RAISE, 1);
+    timer::delay(Duration::from_millis(2));
+    t.equal("none once the function is given back", COUNTER.arrived.swap(0, Ordering::Relaxed), 19);
+    registers.write32(LOWER, !0);
 }

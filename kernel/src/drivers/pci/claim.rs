@@ -3,14 +3,12 @@
 use core::ops::Deref;
 
 use super::bar::BarKind;
-use super::{Function, MmioRegion, PciError};
+use super::enumerate::BUS_MASTER;
+use super::{Function, MmioRegion, PciError, interrupt};
+use crate::Kernel;
+use crate::drivers::interrupt::InterruptHandler;
 use crate::mm::kernel::KernelSpace;
 use crate::smp::Cpu;
-
-/// The command register, and what of it changes here.
-const COMMAND: u16 = 0x04;
-const MEMORY: u16 = 1 << 1;
-const BUS_MASTER: u16 = 1 << 2;
 
 /// A function that belongs to a driver.
 ///
@@ -19,13 +17,6 @@ const BUS_MASTER: u16 = 1 << 2;
 #[must_use = "the function is given back at once"]
 pub struct Claim {
     function: &'static Function,
-}
-
-/// Something that takes a function's interrupts.
-pub trait InterruptHandler: Sync {
-    /// Interrupt number `vector` of the function has arrived, on this CPU, `cpu`, with interrupts masked. A pin's
-    /// interrupt arrives again until the device has been told to let go of it.
-    fn interrupt(&self, cpu: &Cpu, vector: u16);
 }
 
 /// How an interrupt of a function reaches the CPU.
@@ -97,9 +88,7 @@ impl Claim {
 
     /// Lets the device access memory and send messages, or no longer.
     pub fn set_bus_master(&self, on: bool) {
-        let command = self.host.config.read32(self.address, COMMAND) as u16;
-        let command = if on { command | BUS_MASTER } else { command & !BUS_MASTER };
-        self.host.config.write16(self.address, COMMAND, command | MEMORY);
+        self.function.change_command(BUS_MASTER, on);
     }
 
     /// The registers behind base address register number `index`, mapped into `space` for ever. `cpu` is this CPU.
@@ -118,31 +107,30 @@ impl Claim {
         Ok(unsafe { MmioRegion::new(start, range.size()) })
     }
 
-    /// Interrupt vectors that the function has and the machine can take.
+    /// Interrupt vectors that the function has and the machine can take: 0 where it has none.
     pub fn vectors(&self) -> u16 {
-        0
+        interrupt::vectors(self.function)
     }
 
-    /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. `doorbell` is the address by which
-    /// the device reaches the place that messages are written to, [`its::doorbell`](crate::drivers::its::doorbell):
-    /// another one than the CPU's where an SMMU translates. Without one only the pin is left.
+    /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. A message needs bus mastering.
     ///
     /// # Errors
     /// There is no such vector, it is in use, or nothing leads from the function to the interrupt controller.
     pub fn set_interrupt(
         &self,
-        _cpu: &Cpu,
-        _vector: u16,
-        _handler: &'static dyn InterruptHandler,
-        _doorbell: Option<u64>,
+        kernel: &'static Kernel,
+        cpu: &Cpu,
+        vector: u16,
+        handler: &'static dyn InterruptHandler,
     ) -> Result<Vector, PciError> {
-        Err(PciError::NoInterrupt(self.address, "the machine takes neither messages nor pins"))
+        interrupt::set(self, kernel, cpu, vector, handler)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.set_bus_master(false);
+        interrupt::clear(self.function);
         *self.owner.lock() = None;
     }
 }

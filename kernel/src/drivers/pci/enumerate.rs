@@ -30,7 +30,7 @@ const MEBIBYTE: u64 = 1 << 20;
 const LOW_END: u64 = 1 << 32;
 
 /// Registers of configuration space (7.5.1).
-const COMMAND: u16 = 0x04;
+pub(super) const COMMAND: u16 = 0x04;
 const CLASS: u16 = 0x08;
 const HEADER: u16 = 0x0c;
 const BUSES: u16 = 0x18;
@@ -44,8 +44,8 @@ const INTERRUPT: u16 = 0x3c;
 
 /// Bits of COMMAND.
 const MEMORY: u16 = 1 << 1;
-const BUS_MASTER: u16 = 1 << 2;
-const NO_PIN: u16 = 1 << 10;
+pub(super) const BUS_MASTER: u16 = 1 << 2;
+pub(super) const NO_PIN: u16 = 1 << 10;
 /// The kind of header: what follows the first 16 bytes. A bit says that there are more functions than number 0.
 const ENDPOINT: u8 = 0;
 const BRIDGE: u8 = 1;

@@ -14,12 +14,14 @@
 //! - [`enumerate`]: the walk that finds everything
 //! - [`bar`]: base address registers
 //! - [`claim`]: what a driver may do
+//! - [`interrupt`]: messages and pins
 //! - [`mmio`]: registers of a device
 
 mod bar;
 mod claim;
 mod config;
 mod enumerate;
+mod interrupt;
 mod mmio;
 
 use core::fmt;
@@ -29,12 +31,14 @@ use spin::Once;
 use thiserror::Error;
 
 pub use bar::{Bar, BarKind};
-pub use claim::{Claim, InterruptHandler, Vector};
+pub use claim::{Claim, Vector};
 pub use config::ConfigSpace;
 pub use mmio::MmioRegion;
 pub use pci_types::PciAddress;
 pub use pci_types::capability;
 
+use crate::drivers::interrupt::InterruptError;
+use crate::drivers::its::ItsError;
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::platform::{Interrupt, Pcie, Window, WindowKind};
@@ -183,6 +187,12 @@ pub enum PciError {
     /// The vector has a handler.
     #[error("interrupt vector {1} of {0} is in use")]
     VectorInUse(PciAddress, u16),
+    /// It can send messages, and they cannot be had.
+    #[error("no messages from {0}: {1}")]
+    NoMessage(PciAddress, ItsError),
+    /// It has a pin, and the interrupt that it leads to cannot be had.
+    #[error("no interrupt by the pin of {0}: {1}")]
+    NoPin(PciAddress, InterruptError),
     /// Neither messages nor a pin lead from the function to the interrupt controller.
     #[error("{0} has no interrupt: {1}")]
     NoInterrupt(PciAddress, &'static str),
@@ -325,6 +335,13 @@ impl Function {
                 Ok(Claim::new(self))
             }
         }
+    }
+
+    /// Sets or clears bits of the command register.
+    fn change_command(&self, bits: u16, on: bool) {
+        let command = self.host.config.read32(self.address, enumerate::COMMAND) as u16;
+        let command = if on { command | bits } else { command & !bits };
+        self.host.config.write16(self.address, enumerate::COMMAND, command);
     }
 
     /// Who has claimed it.
