@@ -20,6 +20,7 @@ use granule_arch::descriptor::Protection;
 
 use super::elf::{Position, Program, ProgramError, Segment};
 use super::initrd;
+use super::signal::Signal;
 use super::stack::{Image, Words};
 use super::status::{ExecError, Name};
 use super::task::Task;
@@ -131,6 +132,8 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
         let state = task.process().state(&mut tree.key);
         state.actions.exec();
         state.name = loaded.name;
+        // The parent hears of the end of a new program as of any child's, whatever it asked for when it made the old one.
+        state.exit_signal = Some(Signal::CHLD);
         state.resume_parent();
         state.space.replace(loaded.space.clone())
     };

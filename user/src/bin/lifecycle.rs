@@ -6,10 +6,13 @@ use core::ffi::CStr;
 use core::ptr::null;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{CLONE, WAIT4};
-use granule_user::abi::process::{CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
-use granule_user::abi::signal::{SIGKILL, SIGTERM};
-use granule_user::{Errno, Start, entry, memory, println, process, sys, thread, time};
+use granule_user::abi::process::{
+    CLONE_PARENT, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM, WALL, WCLONE, WNOHANG, exited, killed,
+};
+use granule_user::abi::signal::{SA_RESTART, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, SigInfo, UContext};
+use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, thread, time};
 
 entry!(run);
 
@@ -33,6 +36,7 @@ fn run(start: Start) -> u8 {
     exits_with_threads();
     vfork_shares_until_exec();
     orphans_are_collected();
+    the_signal_of_an_end_is_the_one_asked_for();
     bad_clones_are_refused();
     println!("lifecycle: ok");
     0
@@ -218,6 +222,92 @@ fn orphans_are_collected() {
     });
     assert_eq!(process::wait(child.expect("a fork")), exited(0));
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "grandchildren are not children");
+}
+
+/// How often each signal has come, and of which process the last one told.
+static TOLD: [AtomicU32; 32] = [const { AtomicU32::new(0) }; 32];
+static LAST: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn note(signal: u32, info: &SigInfo, _context: &mut UContext) {
+    TOLD[signal as usize].fetch_add(1, Ordering::Relaxed);
+    LAST.store(info.fields[0] as u32, Ordering::Relaxed);
+}
+
+/// What came since this was asked last: of SIGCHLD, SIGUSR1 and SIGUSR2.
+fn told() -> [u32; 3] {
+    [SIGCHLD, SIGUSR1, SIGUSR2].map(|signal| TOLD[signal as usize].swap(0, Ordering::Relaxed))
+}
+
+/// A copy of the process that `flags` say more of than a fork does, their signal too; it exits with what `child` returns.
+fn spawn_with(flags: u64, child: impl FnOnce() -> u8) -> u32 {
+    // SAFETY: the child has memory of its own, and this thread alone.
+    match unsafe { sys::call(CLONE, [flags, 0, 0, 0, 0, 0]) }.expect("a clone") {
+        0 => process::exit_group(child()),
+        number => number as u32,
+    }
+}
+
+/// Waits for a child that may have ended with any signal, or none; its status.
+fn wait_for_any(child: u32) -> u32 {
+    let (number, status) = process::wait4(child as i32, WALL).expect("a child to wait for");
+    assert_eq!(number, child);
+    status
+}
+
+fn the_signal_of_an_end_is_the_one_asked_for() {
+    for signal in [SIGCHLD, SIGUSR1, SIGUSR2] {
+        // SAFETY: the handler stores to atomics.
+        unsafe { signal::handle(signal, note, SA_RESTART, 0) }.expect("a handler");
+    }
+    for (signal, wanted) in [(SIGCHLD, [1, 0, 0]), (SIGUSR1, [0, 1, 0]), (0, [0, 0, 0])] {
+        let asked = u64::from(signal);
+        let child = spawn_with(asked, || 3);
+        if signal != SIGCHLD {
+            assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "not without being asked for");
+            assert_eq!(process::wait4(child as i32, WCLONE), Ok((child, exited(3))));
+        } else {
+            assert_eq!(process::wait4(child as i32, WCLONE), Err(Errno::ECHILD), "no clone");
+            assert_eq!(process::wait(child), exited(3));
+        }
+        assert_eq!(told(), wanted, "asked for {signal}");
+        assert!(signal == 0 || LAST.load(Ordering::Relaxed) == child, "by whose end");
+
+        // With a new program it is a child like others.
+        let child = spawn_with(asked, || execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]));
+        assert_eq!((wait_for_any(child), told()), (exited(42), [1, 0, 0]), "asked for {signal}, then an exec");
+        a_child_for_the_parent(signal, wanted);
+    }
+}
+
+/// CLONE_PARENT: the child's child is this process's, which is told of its end by the signal that it asked of the child,
+/// whatever the child asked for.
+fn a_child_for_the_parent(signal: u32, wanted: [u32; 3]) {
+    // SAFETY: not at a fixed address.
+    let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
+    let page = page.expect("a page");
+    // SAFETY: mapped above, zero, and used as two words by both processes.
+    let [number, goes_on] = unsafe { &*(page as *const [AtomicU32; 2]) };
+    let own = process::id();
+    let child = spawn_with(u64::from(signal), || {
+        let sibling = spawn_with(CLONE_PARENT | u64::from(SIGUSR2), || u8::from(process::parent_id() != own));
+        assert_eq!(process::wait4(-1, WALL), Err(Errno::ECHILD), "it is not the child's");
+        number.store(sibling, Ordering::Relaxed);
+        while goes_on.load(Ordering::Relaxed) == 0 {
+            process::sched_yield();
+        }
+        assert_eq!(told(), [0, 0, 0], "the child is told nothing");
+        0
+    });
+    while number.load(Ordering::Relaxed) == 0 {
+        process::sched_yield();
+    }
+    let sibling = number.load(Ordering::Relaxed);
+    assert_eq!((wait_for_any(sibling), told()), (exited(0), wanted), "asked for {signal} and then for SIGUSR2");
+    assert!(signal == 0 || LAST.load(Ordering::Relaxed) == sibling, "by whose end");
+    goes_on.store(1, Ordering::Relaxed);
+    assert_eq!((wait_for_any(child), told()), (exited(0), wanted), "the child's own end");
+    // SAFETY: the references are not used any more.
+    unsafe { memory::munmap(page, memory::PAGE) }.expect("mapped");
 }
 
 fn bad_clones_are_refused() {
