@@ -44,6 +44,7 @@ fn is_alone(state: &State) -> bool {
 /// Takes the running thread out of its process, which has been told why, and ends it.
 pub fn leave(task: &Task) -> ! {
     let id = task.process().id();
+    task.leaves.set(true);
     clear_word(task);
     let left = sched::set_space(None);
     // SAFETY: this is the task's own thread, and nothing below accesses memory of EL0.

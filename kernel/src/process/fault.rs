@@ -9,7 +9,7 @@ use super::signal::{Cause, Signal};
 use super::task::Task;
 use super::tree::PROCESSES;
 use crate::mm::space::{self, FaultError, USER_END};
-use crate::sched::Thread;
+use crate::sched::{Thread, Work};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 
@@ -106,9 +106,15 @@ fn resolve_access(task: &Task, address: VirtAddr, access: esr::Access) -> Result
 }
 
 /// The kernel could not access memory of the program that it works for.
+///
+/// A page may be taken away again before the access is repeated, and again: so that such a call comes to an end, one
+/// that nobody will see the answer of is given up, as Linux does (`fatal_signal_pending`).
 pub(super) fn resolve(thread: &Thread, address: VirtAddr, access: esr::Access) -> bool {
     // SAFETY: it works for a program, so it has not left its process.
     let task = unsafe { Task::of(thread) };
+    if thread.has(Work::SIGNAL) && task.is_called_off() {
+        return false;
+    }
     resolve_access(task, address, access).is_ok()
 }
 

@@ -11,7 +11,7 @@ use spin::Once;
 use super::signal::frame::FaultRecord;
 use super::signal::{Cause, Effect, Pending, Set, Signal};
 use super::status::Life;
-use super::tree::{Process, State};
+use super::tree::{PROCESSES, Process, State};
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
@@ -40,6 +40,8 @@ pub struct Task {
     pub clear_at_exit: Cell<u64>,
     /// x0 as a call was made that is to be made again unless a handler runs first.
     pub restart: Cell<Option<u64>>,
+    /// Whether the thread is on its way out of the process.
+    pub leaves: Cell<bool>,
     /// The last fault that a signal told of.
     pub fault: Cell<FaultRecord>,
 }
@@ -79,6 +81,7 @@ impl Task {
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
             restart: Cell::new(None),
+            leaves: Cell::new(false),
             fault: Cell::new(FaultRecord::default()),
         })
     }
@@ -155,6 +158,12 @@ impl Task {
         &self.pending
     }
 
+    /// Whether what the thread does in the kernel is for nothing, because it will not see EL0 again. What it does to
+    /// leave is not.
+    pub fn is_called_off(&self) -> bool {
+        !self.leaves.get() && self.process.state(&mut PROCESSES.lock().key).will_end(self)
+    }
+
     /// Has the thread look for signals, also where it sleeps for something that a signal may interrupt.
     pub fn kick(&self) {
         self.thread().raise(Work::SIGNAL);
@@ -211,6 +220,12 @@ impl State {
     /// Whether this task of the process is to exit.
     pub fn is_ending(&self, task: &Task) -> bool {
         self.life != Life::Running || self.survivor.is_some_and(|survivor| survivor != task.id())
+    }
+
+    /// Whether this task is to exit, or a signal waits for it that ends the process.
+    fn will_end(&self, task: &Task) -> bool {
+        let waiting = task.pending(self).set().with(self.pending.set()).without(task.blocked());
+        self.is_ending(task) || waiting.iter().any(|signal| self.actions.effect(signal) == Effect::Fatal)
     }
 
     /// Takes the next signal for a task of this process, its own before those of the process.

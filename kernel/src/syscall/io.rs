@@ -6,6 +6,7 @@ use granule_arch::addr::VirtAddr;
 use super::{Answer, Call, read_quads};
 use crate::drivers::console;
 use crate::errno::Errno;
+use crate::sched::{Thread, Work};
 use crate::uaccess;
 
 /// The most that one call moves (Linux's MAX_RW_COUNT), and pieces that `readv` and `writev` take.
@@ -18,7 +19,7 @@ fn check_descriptor(descriptor: u64) -> Result<(), Errno> {
 
 pub(super) fn write(call: &mut Call<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
-    print(call.address::<1>(), call.argument::<2>().min(MOST))
+    print(call.thread, call.address::<1>(), call.argument::<2>().min(MOST))
 }
 
 pub(super) fn read(call: &mut Call<'_>) -> Answer {
@@ -27,7 +28,8 @@ pub(super) fn read(call: &mut Call<'_>) -> Answer {
 }
 
 pub(super) fn writev(call: &mut Call<'_>) -> Answer {
-    each_piece(call, print)
+    let thread = call.thread;
+    each_piece(call, |from, bytes| print(thread, from, bytes))
 }
 
 pub(super) fn readv(call: &mut Call<'_>) -> Answer {
@@ -35,7 +37,7 @@ pub(super) fn readv(call: &mut Call<'_>) -> Answer {
 }
 
 /// Moves piece after piece, until one is not moved whole.
-fn each_piece(call: &Call<'_>, transfer: fn(VirtAddr, u64) -> Answer) -> Answer {
+fn each_piece(call: &Call<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> Answer {
     check_descriptor(call.argument::<0>())?;
     let (array, count) = (call.address::<1>(), call.argument::<2>());
     if count > PIECES {
@@ -63,13 +65,13 @@ fn each_piece(call: &Call<'_>, transfer: fn(VirtAddr, u64) -> Answer) -> Answer 
     Ok(moved)
 }
 
-/// Writes to the console; how many bytes of EL0's could be read.
-fn print(from: VirtAddr, bytes: u64) -> Answer {
+/// Writes to the console; how many bytes of EL0's could be read, and were written before a signal came.
+fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
     /// What is written in one piece: others' output comes before it or behind it.
     const CHUNK: usize = 256;
     let mut buffer = [0; CHUNK];
     let mut done = 0;
-    while done < bytes {
+    while done < bytes && (done == 0 || !thread.has(Work::SIGNAL)) {
         let chunk = &mut buffer[..(bytes - done).min(CHUNK as u64) as usize];
         if let Err(errno) = uaccess::copy_from_user(chunk, VirtAddr(from.0.wrapping_add(done))) {
             return if done == 0 { Err(errno) } else { Ok(done) };

@@ -3,11 +3,12 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_abi::process::UtsName;
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 use super::{Answer, Call};
 use crate::drivers::timer;
 use crate::errno::Errno;
+use crate::sched::Work;
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -52,6 +53,10 @@ pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
             return if done == 0 { Err(errno) } else { Ok(done) };
         }
         done += piece;
+        // As on Linux: at the end of each page.
+        if done.is_multiple_of(PAGE_SIZE as u64) && call.thread.has(Work::SIGNAL) {
+            break;
+        }
     }
     Ok(done)
 }

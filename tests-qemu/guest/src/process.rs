@@ -1,18 +1,22 @@
 //! Processes: the programs of the initrd that test the kernel from EL0, and what is left of them.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use granule::drivers::timer::Deadline;
 use granule::errno::Errno;
 use granule::kernel;
+use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
+use granule::mm::space::SpaceRef;
 use granule::mm::{heap, layout};
+use granule::process::signal::Signal;
 use granule::process::stack::Words;
 use granule::process::status::{End, ExecError};
 use granule::process::{self, initrd};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
-use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 
 use crate::harness::{Test, target_test};
 
@@ -61,6 +65,55 @@ target_test!(signals_come_as_on_linux, limit(60));
 fn signals_come_as_on_linux(t: &mut Test) {
     let end = run(t, "signals");
     t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(a_signal_stops_calls_that_go_on_for_long, needs("smp"), limit(60));
+fn a_signal_stops_calls_that_go_on_for_long(t: &mut Test) {
+    let end = run(t, "signals long");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+/// Where `lifecycle ask` has the kernel write.
+const ASKED: VirtAddr = VirtAddr(0x7000_0000_0000);
+
+/// Makes a page read-only again as soon as a fault has made it writable: no store to it ever succeeds.
+struct TakesBack {
+    space: SpaceRef,
+    taken: AtomicU32,
+}
+
+impl Subscriber for TakesBack {
+    fn invalidate_range_end(&self, range: &Range) {
+        if range.event == Event::ProtectionUpgrade && range.start == ASKED {
+            self.taken.fetch_add(1, Ordering::Relaxed);
+            // A child that is gone at once. Nothing of the space is locked while an upgrade is told.
+            drop(self.space.fork(this_cpu()));
+        }
+    }
+}
+
+target_test!(an_access_of_the_kernel_that_never_ends_can_be_killed, needs("smp"), limit(60));
+fn an_access_of_the_kernel_that_never_ends_can_be_killed(t: &mut Test) {
+    let threads = sched::thread_count();
+    // SIGKILL, and SIGTERM, of which the program has not said anything.
+    for signal in [9, 15].into_iter().filter_map(Signal::new) {
+        let Some(id) = t.ok("the program", start("lifecycle ask")) else { return };
+        let Some(space) = t.ok("its space", process::space_of(id).ok_or("none")) else { return };
+        let takes_back = TakesBack { space: space.clone(), taken: AtomicU32::new(0) };
+        let Some(joined) = t.ok("a subscriber", Subscription::new(space, takes_back, 0)) else { return };
+        let taken = || joined.taken.load(Ordering::Relaxed);
+        let patience = Deadline::after(Duration::from_secs(20));
+        while taken() < 100 && !patience.has_passed() {
+            if taken() == 0 {
+                drop(joined.space.fork(this_cpu()));
+            }
+            sleep_until(Deadline::after(Duration::from_millis(1)));
+        }
+        t.check("it is at it", taken() >= 100);
+        t.ok("a signal", process::kill(id, signal));
+        t.equal("how it ended", process::wait(id), Some(End::Killed(signal)));
+    }
+    settle(t, threads);
 }
 
 target_test!(calls_answer_and_refuse_as_on_linux, limit(60));
@@ -145,7 +198,7 @@ target_test!(what_is_no_program_is_refused);
 fn what_is_no_program_is_refused(t: &mut Test) {
     t.equal("no such file", start("nosuch").err(), Some(ExecError::NotFound));
     t.equal("no process", process::wait(u32::MAX), None);
-    t.equal("no process", process::kill(u32::MAX, process::signal::Signal::KILL), Err(Errno::ESRCH));
+    t.equal("no process", process::kill(u32::MAX, Signal::KILL), Err(Errno::ESRCH));
     let files = initrd::files(initrd::archive()).filter(|file| file.is_ok()).count();
     t.check("the initrd has programs", files > 4);
 }

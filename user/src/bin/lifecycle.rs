@@ -6,8 +6,8 @@ use core::ffi::CStr;
 use core::ptr::null;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE};
-use granule_user::abi::number::{CLONE, WAIT4};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_user::abi::number::{CLONE, GETRANDOM, WAIT4};
 use granule_user::abi::process::{
     CLONE_PARENT, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM, WALL, WCLONE, WNOHANG, exited, killed,
 };
@@ -25,6 +25,7 @@ fn run(start: Start) -> u8 {
         None => {}
         // What `exec_replaces_the_program` starts.
         Some("child") => return if arguments[2] == Some("two words") && arguments[3].is_none() { 42 } else { 1 },
+        Some("ask") => ask(),
         Some("rounds") => return rounds(arguments[2].and_then(|count| count.parse().ok()).unwrap_or(100)),
         Some(_) => return 2,
     }
@@ -53,6 +54,18 @@ fn rounds(count: u32) -> u8 {
         assert_eq!(process::wait(child.expect("a fork")), exited(42));
     }
     0
+}
+
+/// Has the kernel write to one page, for ever. Where it is, who tests this by it knows as well.
+fn ask() -> ! {
+    const PAGE: u64 = 0x7000_0000_0000;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    // SAFETY: nothing is there.
+    unsafe { memory::mmap(PAGE, memory::PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
+    loop {
+        // SAFETY: there are no references to it.
+        unsafe { sys::call(GETRANDOM, [PAGE, 8, 0, 0, 0, 0]) }.expect("random bytes");
+    }
 }
 
 /// Executes a program; the error's number if that fails.

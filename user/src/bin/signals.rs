@@ -5,6 +5,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
+use granule_user::abi::number::{GETRANDOM, WRITE};
 use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{
     BUS_ADRALN, CLD_EXITED, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, ILL_ILLOPC, SA_NODEFER, SA_ONSTACK,
@@ -14,11 +15,15 @@ use granule_user::abi::signal::{
 };
 use granule_user::signal::{handle, mask, set_action, set_of, set_stack};
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, memory, println, process, time};
+use granule_user::{Errno, Start, entry, memory, println, process, sys, time};
 
 entry!(run);
 
-fn run(_start: Start) -> u8 {
+fn run(start: Start) -> u8 {
+    if start.arguments().nth(1) == Some("long") {
+        long_calls_make_way();
+        return 0;
+    }
     faults_tell_why_and_where();
     faults_without_a_handler_kill();
     blocked_signals_wait();
@@ -419,6 +424,70 @@ fn a_handler_without_a_restorer_returns() {
     unsafe { set_action(SIGUSR1, &action) }.expect("an action to set");
     raise(SIGUSR1);
     assert_eq!(SEEN.take().0, 1);
+}
+
+/// What goes on for long stops where it has come to, as on Linux. By itself, because it takes more than one CPU.
+fn long_calls_make_way() {
+    /// What is written: lines, so that other output does not come into the middle of one.
+    const TEXT: usize = 512 << 10;
+    static LINES: [u8; TEXT] = {
+        let mut lines = [b' '; TEXT];
+        let mut end = 255;
+        while end < TEXT {
+            lines[end] = b'\n';
+            end += 256;
+        }
+        lines
+    };
+    const RANDOM: u64 = 32 << 20;
+    let cut = |most: u64, call: &dyn Fn(u64) -> Result<u64, Errno>| {
+        // Whether the signal comes in the middle is a matter of luck.
+        let moved = (0..20).find_map(|_| Some(moved_before_a_signal(call)).filter(|&moved| moved < most));
+        moved.expect("one of twenty to be stopped")
+    };
+    let moved = cut(RANDOM, &|room| {
+        // SAFETY: the room's own pages.
+        unsafe { sys::call(GETRANDOM, [room, RANDOM, 0, 0, 0, 0]) }
+    });
+    assert!(moved > 0 && moved.is_multiple_of(memory::PAGE), "{moved} random bytes");
+    let moved = cut(TEXT as u64, &|_| {
+        // SAFETY: it is only read.
+        unsafe { sys::call(WRITE, [1, LINES.as_ptr() as u64, TEXT as u64, 0, 0, 0]) }
+    });
+    assert!(moved > 0, "{moved} bytes written");
+}
+
+/// What a call answers in a process that gets a signal about a millisecond after it has begun. The call gets the address
+/// of 32 MiB to write to.
+fn moved_before_a_signal(call: &dyn Fn(u64) -> Result<u64, Errno>) -> u64 {
+    // SAFETY: not at fixed addresses.
+    let [room, page] = [32 << 20, memory::PAGE].map(|bytes| unsafe {
+        memory::mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS).expect("memory")
+    });
+    // SAFETY: mapped above, zero, and used as two words by both processes.
+    let [begins, moved] = unsafe { &*(page as *const [AtomicU64; 2]) };
+    let child = process::spawn(|| {
+        // SAFETY: the handler stores to atomics.
+        unsafe { handle(SIGUSR1, note, 0, 0) }.expect("a handler");
+        begins.store(1, Ordering::Relaxed);
+        moved.store(call(room).expect("a part"), Ordering::Relaxed);
+        // The signal that came late.
+        while SEEN.count.load(Ordering::Relaxed) == 0 {
+            process::sched_yield();
+        }
+        0
+    })
+    .expect("a fork");
+    while begins.load(Ordering::Relaxed) == 0 {
+        process::sched_yield();
+    }
+    time::sleep(1_000_000).expect("a sleep");
+    process::kill(child as i32, SIGUSR1).expect("the child to be there");
+    assert_eq!(process::wait(child), exited(0));
+    let result = moved.load(Ordering::Relaxed);
+    // SAFETY: the references are not used any more.
+    unsafe { memory::munmap(room, 32 << 20).and_then(|()| memory::munmap(page, memory::PAGE)) }.expect("mapped");
+    result
 }
 
 fn bad_frames_kill() {

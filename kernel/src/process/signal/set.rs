@@ -87,6 +87,11 @@ impl Set {
         self.0 == 0
     }
 
+    /// Each of them, by number.
+    pub fn iter(self) -> impl Iterator<Item = Signal> {
+        (1..=SIGNALS as u64).filter_map(Signal::new).filter(move |signal| self.has(*signal))
+    }
+
     /// The one that is delivered first: those of faults before others, then by number.
     pub fn first(self) -> Option<Signal> {
         const SYNCHRONOUS: u64 =
