@@ -296,7 +296,7 @@ pub struct Description {
     /// The ASID of its own tables, and how many frames those are.
     pub domain: (u16, usize),
     /// Pages that its driver has in common with it.
-    pub own_pages: usize,
+    pub coherent_pages: usize,
     /// The ASID of its binding.
     pub bound: Option<u16>,
 }
@@ -309,7 +309,7 @@ impl Iommu {
             each(&Description {
                 stream: device.stream,
                 domain: (device.domain.asid(), device.domain.table_frames()),
-                own_pages: state.own.len(),
+                coherent_pages: state.own.iter().filter(|own| own.memory == MemoryType::Normal).count(),
                 bound: state.binding.as_ref().map(Binding::asid),
             });
         }

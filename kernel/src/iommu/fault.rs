@@ -279,7 +279,7 @@ mod thread {
 
     /// Starts the thread, and lets the SMMU's interrupts wake it.
     pub(in super::super) fn start(cpu: &'static Cpu, smmu: &Smmu) -> Result<(), OutOfMemory> {
-        let thread = sched::spawn_kernel(cpu, "smmu-faults", serve, 0)?;
+        let thread = sched::spawn_service(cpu, "smmu-faults", serve)?;
         THREAD.call_once(|| thread);
         let register = |what: &str, line: Option<Interrupt>, handler: interrupt::Handler| {
             let registered =
@@ -308,9 +308,12 @@ mod thread {
         wake();
     }
 
-    extern "C" fn serve(_: usize) {
+    extern "C" fn serve(_: usize) -> ! {
         loop {
-            let Some(iommu) = super::super::iommu() else { return };
+            let Some(iommu) = super::super::iommu() else {
+                sched::park();
+                continue;
+            };
             let drained = serve_all(iommu);
             if drained >= STORM {
                 iommu.counters.storms.fetch_add(1, core::sync::atomic::Ordering::Relaxed);

@@ -112,9 +112,12 @@ pub fn iommu() -> Option<&'static Iommu> {
     IOMMU.get()
 }
 
-/// Frames that are kept for devices to come: for accounts of who has which frames.
+/// Frames that are kept for devices, with what tables attached ones have: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
-    iommu().map_or(0, |iommu| iommu.pool.stats().frames)
+    let Some(iommu) = iommu() else { return 0 };
+    let mut frames = iommu.pool.stats().frames;
+    iommu.for_each_device(|device| frames += device.domain.1 + device.coherent_pages);
+    frames
 }
 
 impl Iommu {

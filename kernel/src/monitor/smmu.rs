@@ -55,7 +55,7 @@ fn dump(session: &mut Session<'_>, iommu: &Iommu) {
     iommu.for_each_device(|device| {
         let (asid, frames) = device.domain;
         write!(session, "device {:#06x}  own tables: asid {asid}, {frames} frames", device.stream);
-        write!(session, "; {} pages in common with its driver", device.own_pages);
+        write!(session, "; {} pages in common with its driver", device.coherent_pages);
         match device.bound {
             Some(asid) => writeln!(session, "; bound: asid {asid}"),
             None => writeln!(session, "; not bound"),

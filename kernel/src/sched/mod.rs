@@ -43,7 +43,8 @@ pub use queue::{init, init_cpu, prepare_to_idle, run_ready, trim, yield_now};
 pub use switch::{asid_generation, exit, park, set_space};
 #[cfg(target_os = "none")]
 pub use thread::{
-    NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel, thread_count,
+    NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel, spawn_service,
+    thread_count,
 };
 #[cfg(target_os = "none")]
 pub use timeout::sleep_until;

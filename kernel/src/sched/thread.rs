@@ -360,6 +360,24 @@ pub fn spawn_kernel(
     Ok(thread)
 }
 
+/// [`spawn_kernel`] for a thread that never ends: the kernel's own, which [`thread_count`] leaves out.
+///
+/// # Errors
+/// [`OutOfMemory`]; nothing stays taken.
+pub fn spawn_service(
+    cpu: &'static Cpu,
+    name: &'static str,
+    function: extern "C" fn(usize) -> !,
+) -> Result<ThreadRef, OutOfMemory> {
+    extern "C" fn run(function: usize) {
+        // SAFETY: the argument is the function that `spawn_service` was given.
+        unsafe { core::mem::transmute::<usize, extern "C" fn(usize) -> !>(function)(0) }
+    }
+    let thread = spawn_kernel(cpu, name, run, function as usize)?;
+    COUNT.fetch_sub(1, Ordering::Relaxed);
+    Ok(thread)
+}
+
 /// Gives a thread its place, and its stack.
 fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
     let stack = queue::take_stack(cpu)?;
@@ -376,7 +394,7 @@ fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
     }
 }
 
-/// Threads that were made and are still there, with anything that is theirs.
+/// Threads that were made and are still there, with anything that is theirs. Those that never end are not counted.
 pub fn thread_count() -> usize {
     COUNT.load(Ordering::Acquire)
 }

@@ -9,7 +9,7 @@ use granule::drivers::its;
 use granule::mm::heap;
 use granule::mm::kernel::area::AreaKind;
 use granule::smp::{self, CpuSet, this_cpu};
-use granule::{process, sched};
+use granule::{iommu, process, sched};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::interrupts;
 use granule_pgtable::PageRange;
@@ -36,7 +36,8 @@ impl Snapshot {
         let heap = heap::kernel_heap().stats();
         sched::trim(this_cpu());
         let programs = sched::kept_frames() + kernel.spaces.kept_frames() + process::kept_frames();
-        let kept = kernel.space.kept_frames() + its::kept_frames() + programs + heap.total / PAGE_SIZE;
+        let devices = its::kept_frames() + iommu::kept_frames();
+        let kept = kernel.space.kept_frames() + devices + programs + heap.total / PAGE_SIZE;
         let mut areas = 0;
         // Registers of devices are mapped for ever, by the first who wants them.
         kernel.space.for_each_area(|area| areas += usize::from(area.kind() != AreaKind::Device));
