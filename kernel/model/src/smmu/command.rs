@@ -18,6 +18,7 @@ pub(crate) enum Pending {
 
 /// The reasons in CONS.ERR.
 const CERROR_ILL: u32 = 1;
+const CERROR_ABT: u32 = 2;
 
 impl State {
     fn command_bits(&self) -> u32 {
@@ -41,7 +42,7 @@ impl State {
         if prod & !Self::mask(bits) != 0 {
             self.report(SmmuRule::Index, format!("CMDQ_PROD becomes {prod:#x}, and the queue has 2^{bits} commands"));
         }
-        let room = (1 << bits) - self.waiting();
+        let room = (1u32 << bits).saturating_sub(self.waiting());
         let added = prod.wrapping_sub(before) & Self::mask(bits);
         if added > room {
             let text = format!("CMDQ_PROD goes from {before:#x} to {prod:#x}, and there is room for {room}");
@@ -85,6 +86,10 @@ impl State {
             }
             let bits = self.command_bits();
             let cons = self.registers.command_cons & Self::mask(bits);
+            if let Some(left) = self.failing_fetches.checked_sub(1) {
+                self.failing_fetches = left;
+                return self.stop(cons, CERROR_ABT);
+            }
             let index = self.slot(cons & ((1 << bits) - 1));
             // A store that nothing ordered may not have arrived.
             let seen = |word: usize| match self.unordered.get(&(index + word)) {
@@ -95,13 +100,17 @@ impl State {
             self.note(Operation::Command(command));
             let executed = self.rewrite.map_or(Some(command), |rewrite| rewrite(command));
             if executed.is_some_and(|command| !self.execute(command)) {
-                self.registers.command_cons = cons | CERROR_ILL << 24;
-                self.registers.raise(CMDQ_ERR);
-                return;
+                return self.stop(cons, CERROR_ILL);
             }
             self.registers.command_cons = cons.wrapping_add(1) & Self::mask(bits);
             self.spy();
         }
+    }
+
+    /// The queue stops before the command at `cons`.
+    fn stop(&mut self, cons: u32, reason: u32) {
+        self.registers.command_cons = cons | reason << 24;
+        self.registers.raise(CMDQ_ERR);
     }
 
     /// The driver has served the error that the queue stopped at.

@@ -317,6 +317,11 @@ impl SmmuModel {
         self.state().record(record);
     }
 
+    /// EVENTQ_PROD is `value`, whatever was recorded.
+    pub fn corrupt_event_prod(&self, value: u32) {
+        self.state().registers.event_prod = value;
+    }
+
     /// The SMMU takes at most `most` commands.
     pub fn consume(&self, most: u32) {
         self.state().consume(most);
@@ -325,6 +330,11 @@ impl SmmuModel {
     /// The SMMU takes no more commands, or does again.
     pub fn answer(&self, answers: bool) {
         self.state().answers = answers;
+    }
+
+    /// The next `count` times that the SMMU reads the command queue it gets no answer.
+    pub fn fail_fetches(&self, count: usize) {
+        self.state().failing_fetches = count;
     }
 
     /// Takes commands at another pace from now on.

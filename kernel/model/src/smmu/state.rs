@@ -56,6 +56,7 @@ pub(crate) struct State {
     pub(crate) lost_barriers: Vec<(Barrier, usize)>,
     pub(crate) rewrite: Option<Rewrite>,
     pub(crate) answers: bool,
+    pub(crate) failing_fetches: usize,
     pub(crate) prefers_old: bool,
     /// A stream that is looked at all the time, and what it was seen as.
     pub(crate) spied: Option<(u32, BTreeSet<View>)>,
@@ -114,6 +115,7 @@ impl State {
             lost_barriers: Vec::new(),
             rewrite: None,
             answers: true,
+            failing_fetches: 0,
             prefers_old: false,
             spied: None,
         }

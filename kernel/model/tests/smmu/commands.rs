@@ -1,1 +1,198 @@
-//! To come.
+//! The command queue on the model: around its end, full, in error, and not answered.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+
+use granule_arch::addr::VirtAddr;
+use granule_model::smmu::{Barrier, Hardware, ModelPlatform, Operation, Pace, SmmuRule, View};
+use granule_smmuv3::registers::offset;
+use granule_smmuv3::{COMMAND_QUEUE_BITS, Command, CommandError, Scope, Step, Word};
+
+use crate::rig::{ASID, Rig, STREAM};
+
+const SLOTS: u64 = 1 << COMMAND_QUEUE_BITS;
+
+fn commands(done: &[Operation]) -> Vec<[u64; 2]> {
+    let command = |operation: &Operation| match operation {
+        Operation::Command(command) => Some(*command),
+        _ => None,
+    };
+    done.iter().filter_map(command).collect()
+}
+
+/// Commands are taken once each and in order, however often the queue's end is passed and wherever calls straddle it.
+#[test]
+fn the_queue_goes_round() {
+    for pace in [Pace::AtOnce, Pace::PerLook(1), Pace::PerLook(7)] {
+        let rig = Rig::new(Hardware { pace, ..Hardware::QEMU });
+        let mut expected = Vec::new();
+        let done = rig.model.record(|| {
+            for call in 0..5 * SLOTS / 8 {
+                let batch: Vec<_> = (0..call % 17).map(|n| Command::tlbi_nh_asid((call * 32 + n) as u16)).collect();
+                rig.parts.smmu.issue(&batch).unwrap();
+                expected.extend(batch.iter().map(|command| command.0));
+                expected.push([0x46, 0]);
+            }
+        });
+        assert!(expected.len() as u64 > 4 * SLOTS);
+        assert_eq!(commands(&done), expected, "{pace:?}");
+        rig.model.assert_clean();
+    }
+}
+
+/// The whole of a call, as the cost of one depends on it: one barrier, one write of PROD, one look at CONS.
+#[test]
+fn a_call_is_this_and_no_more() {
+    let rig = Rig::new(Hardware::QEMU);
+    let done = rig.model.record(|| rig.invalidate_page(0x3000));
+    let kinds: Vec<_> = done
+        .iter()
+        .map(|operation| match operation {
+            Operation::Store { .. } => "store",
+            Operation::Barrier(Barrier::Store) => "DMB OSHST",
+            Operation::Barrier(Barrier::Load) => "DMB OSHLD",
+            Operation::Write { offset: offset::CMDQ_PROD, .. } => "PROD",
+            Operation::Read { offset: offset::CMDQ_CONS, .. } => "CONS",
+            Operation::Command(_) => "command",
+            other => panic!("{other:x?}"),
+        })
+        .collect();
+    let stores = ["store"; 4];
+    let rest = ["DMB OSHST", "PROD", "command", "command", "CONS", "DMB OSHLD"];
+    assert_eq!(kinds, [&stores[..], &rest[..]].concat());
+}
+
+/// More than fits, by several CPUs at once, from an SMMU that takes its time.
+#[test]
+fn a_full_queue_is_waited_for() {
+    let rig = Rig::new(Hardware { range_invalidation: false, pace: Pace::PerLook(1), ..Hardware::QEMU });
+    let (cpus, calls, pages) = (8, 12, 60);
+    let smmu = &rig.parts.smmu;
+    let done = rig.model.record(|| {
+        thread::scope(|scope| {
+            for cpu in 0..cpus {
+                scope.spawn(move || {
+                    for call in 0..calls {
+                        let start = VirtAddr((cpu * calls + call) * pages * 0x1000);
+                        smmu.invalidate(ASID, start, start + pages * 0x1000, Scope::Leaves);
+                    }
+                });
+            }
+        });
+    });
+    let taken = commands(&done);
+    assert_eq!(taken.len() as u64, cpus * calls * (pages + 1));
+    let mut pages_seen: Vec<u64> =
+        taken.iter().filter(|command| command[0] & 0xff == 0x12).map(|c| c[1] >> 12).collect();
+    // Each call's commands follow one another, and then its own CMD_SYNC.
+    for call in taken.chunks((pages + 1) as usize) {
+        assert!(call.windows(2).take(pages as usize - 1).all(|pair| pair[1][1] == pair[0][1] + 0x1000));
+        assert_eq!(call[pages as usize], [0x46, 0]);
+    }
+    pages_seen.sort_unstable();
+    assert!(pages_seen.into_iter().eq(0..cpus * calls * pages), "each page once");
+    assert!(smmu.stats().full > 0, "{:?}", smmu.stats());
+    rig.model.assert_clean();
+}
+
+/// Room that is not waited for is seen.
+#[test]
+fn a_full_queue_that_is_not_waited_for_runs_over() {
+    let rig = Rig::new(Hardware::QEMU);
+    rig.model.set_pace(Pace::ByHand);
+    for step in [Step::Wait, Step::Room] {
+        rig.model.leave_out(step);
+    }
+    for _ in 0..SLOTS {
+        rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]).unwrap();
+    }
+    assert_eq!(rig.model.expect_violation().rule, SmmuRule::Index);
+}
+
+#[test]
+fn an_illegal_command_is_shown_and_stops_nothing() {
+    for pace in [Pace::AtOnce, Pace::PerLook(1)] {
+        let rig = Rig::new(Hardware { pace, ..Hardware::QEMU });
+        let illegal = Command([0x7f, 0x1234]);
+        let done = rig.model.record(|| {
+            let batch = [Command::tlbi_nh_asid(1), illegal, Command::tlbi_nh_asid(2)];
+            assert_eq!(rig.parts.smmu.issue(&batch), Err(CommandError::Illegal));
+        });
+        let opcodes: Vec<u64> = commands(&done).iter().map(|command| command[0] & 0xff).collect();
+        assert_eq!(opcodes, [0x11, 0x7f, 0x46, 0x11, 0x46], "a CMD_SYNC stands in its place, and the rest is executed");
+        let reports = rig.model.reports();
+        assert_eq!(reports.len(), 1);
+        assert!(reports[0].contains("illegal command") && reports[0].contains("0x7f"), "{}", reports[0]);
+        assert_eq!(rig.parts.smmu.stats().illegal, 1);
+        assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(3)]), Ok(()), "the next call is well");
+        rig.model.assert_clean();
+    }
+}
+
+/// Several CPUs, and one of them makes a mistake from time to time: only calls at the same time may hear of it.
+#[test]
+fn an_illegal_command_among_those_of_others() {
+    let rig = Rig::new(Hardware { pace: Pace::PerLook(2), ..Hardware::QEMU });
+    let smmu = &rig.parts.smmu;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for _ in 0..20 {
+                assert_eq!(smmu.issue(&[Command([0x7f, 0])]), Err(CommandError::Illegal));
+            }
+        });
+        for cpu in 0..3u16 {
+            // Everything is invalidated where the range may not have been: it never fails.
+            scope.spawn(move || {
+                (0..100).for_each(|page| {
+                    let start = VirtAddr(u64::from(cpu) << 30 | page << 12);
+                    smmu.invalidate(ASID, start, start + 0x1000, Scope::Leaves);
+                });
+            });
+        }
+    });
+    assert_eq!(smmu.stats().illegal, 20);
+    assert_eq!(rig.model.reports().len(), 20);
+    rig.model.assert_clean();
+}
+
+#[test]
+fn a_queue_that_could_not_be_read_is_read_again() {
+    for pace in [Pace::AtOnce, Pace::PerLook(1)] {
+        let rig = Rig::new(Hardware { pace, ..Hardware::QEMU });
+        rig.model.fail_fetches(5);
+        assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Ok(()));
+        let reports = rig.model.reports();
+        assert!(
+            !reports.is_empty() && reports.iter().all(|report| report.contains("could not be read")),
+            "{reports:?}"
+        );
+        assert!(reports.len() < 5, "not each time");
+        rig.model.assert_clean();
+    }
+}
+
+/// An SMMU that cannot be told is shut: what it has cached is of no use to anybody.
+#[test]
+fn an_smmu_that_stops_answering_lets_nothing_pass() {
+    let rig = Rig::new(Hardware::QEMU);
+    rig.model.answer(false);
+    assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Err(CommandError::Timeout));
+    assert_ne!(rig.model.view_now(STREAM), View::OffAborts, "who asks for commands decides himself");
+    rig.invalidate_page(0x3000);
+    assert_eq!(rig.model.view_now(STREAM), View::OffAborts);
+    assert_eq!(rig.model.reports().len(), 1);
+    assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Err(CommandError::Timeout), "and waits no more");
+    rig.model.assert_clean();
+}
+
+/// A CMD_SYNC that also stores: to the word that it names, and nowhere else.
+#[test]
+fn a_sync_can_store() {
+    let rig = Rig::new(Hardware::QEMU);
+    let memory = rig.model.allocate(64);
+    for at in 0..4 {
+        rig.parts.smmu.issue(&[Command::sync_with_store(memory.phys + at * 4, 0x1111_1111 * (at as u32 + 1))]).unwrap();
+    }
+    let words = memory.words::<ModelPlatform>();
+    assert_eq!([0, 1, 2].map(|word| words[word].load(Relaxed)), [0x2222_2222_1111_1111, 0x4444_4444_3333_3333, 0]);
+}
