@@ -188,7 +188,8 @@ fn actions(count: usize) -> Vec<Action> {
 /// Each step of the driver, taken away for the whole story.
 #[test]
 fn the_story_is_seen_to_fail() {
-    let without: [(&str, fn(&Rig)); 7] = [
+    type LeaveOut = fn(&Rig);
+    let without: [(&str, LeaveOut); 7] = [
         ("CMD_TLBI_NH_VA", |rig| rig.model.rewrite_commands(without_opcode::<0x12>())),
         ("CMD_TLBI_NH_ASID", |rig| rig.model.rewrite_commands(without_opcode::<0x11>())),
         ("CMD_CFGI_STE", |rig| rig.model.rewrite_commands(without_opcode::<0x03>())),
