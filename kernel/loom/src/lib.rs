@@ -16,7 +16,8 @@
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
 //! The notifier chain of user spaces is generic over its atomics ([`Loom`]); it runs here with no table or with one
-//! entry. So is a thread's token ([`Sleeper`]), which runs here with a lock and a condition for its run queue.
+//! entry. So is a thread's token ([`Sleeper`]), which runs here with a lock and a condition for its run queue, and the
+//! command queue of an SMMU ([`Smmu`]), which runs here with a thread that consumes it.
 //!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
 //! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
@@ -30,6 +31,7 @@
 
 mod cell;
 mod chain;
+mod smmu;
 mod tlb;
 mod token;
 
@@ -45,6 +47,7 @@ use granule_pgtable::{
     Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord,
 };
 use loom::sync::atomic::{Ordering, fence};
+pub use smmu::{Consumer, Missing, Smmu, lack};
 pub use tlb::Broadcast;
 use tlb::Tlbs;
 pub use token::{Fault, Sleeper};

@@ -4,6 +4,7 @@
 //! that cannot fail says nothing.
 
 mod canary;
+mod command_queue;
 mod interrupt;
 mod leaving;
 mod map;

@@ -1,0 +1,320 @@
+//! An SMMU as far as its command queue goes: the queue's words and registers, and who consumes it: a thread, or whoever
+//! looks at CMDQ_CONS, which is one thread less to put in order.
+//!
+//! The queue is the driver's own source, generic over its [`Platform`]. Each slot is watched by loom: who fills it, and
+//! the SMMU that reads it, must be ordered one way or the other, each time. So is the right to write CMDQ_PROD. DMB OSHST
+//! is a release fence, DMB OSHLD an acquire fence, for the CPUs and the SMMU alike.
+
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use granule_arch::addr::PhysAddr;
+use granule_smmuv3::registers::offset;
+use granule_smmuv3::{Command, CommandQueue, DmaMemory, Platform, Report, Step, Word};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{Ordering, fence};
+
+use crate::Cell;
+
+/// What a thread does without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// Nothing.
+    Nothing,
+    /// A step of the driver.
+    Step(Step),
+    /// DMB OSHLD.
+    DmbOshld,
+    /// Compare-exchange in one step: a load and a store.
+    Exchange,
+    /// That a store releases.
+    Release,
+    /// That a load acquires.
+    Acquire,
+}
+
+loom::thread_local! {
+    static LACKS: std::cell::Cell<Missing> = std::cell::Cell::new(Missing::Nothing);
+}
+
+/// From now on this thread does without `missing`.
+pub fn lack(missing: Missing) {
+    LACKS.with(|lacks| lacks.set(missing));
+}
+
+fn lacks(missing: Missing) -> bool {
+    LACKS.with(|lacks| lacks.get() == missing)
+}
+
+/// Memory whose users loom watches.
+#[derive(Default)]
+struct Watched(UnsafeCell<u64>);
+
+// SAFETY: loom reports an access that is not ordered before or after another, which is what the tests are for.
+unsafe impl Send for Watched {}
+// SAFETY: the same.
+unsafe impl Sync for Watched {}
+
+impl Watched {
+    fn write(&self, value: u64) {
+        // SAFETY: loom stops at an access from elsewhere.
+        self.0.with_mut(|own| unsafe { *own = value });
+    }
+
+    fn read(&self) -> u64 {
+        // SAFETY: the same.
+        self.0.with(|own| unsafe { *own })
+    }
+}
+
+/// A word of the driver, or half a slot, which is watched.
+struct SmmuWord {
+    cell: Cell,
+    slot: Option<Watched>,
+}
+
+impl Word for SmmuWord {
+    fn load(&self, order: Ordering) -> u64 {
+        let order = if lacks(Missing::Acquire) { Ordering::Relaxed } else { order };
+        match &self.slot {
+            Some(slot) => slot.read(),
+            None => self.cell.load(order),
+        }
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        let order = if lacks(Missing::Release) { Ordering::Relaxed } else { order };
+        match &self.slot {
+            Some(slot) => slot.write(value),
+            None => self.cell.store(value, order),
+        }
+    }
+
+    fn exchange(&self, current: u64, new: u64, order: Ordering) -> bool {
+        if lacks(Missing::Exchange) {
+            let same = self.cell.load(Ordering::Relaxed) == current;
+            if same {
+                self.cell.store(new, order);
+            }
+            return same;
+        }
+        self.cell.compare_exchange(current, new, order, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// The registers, and what is behind them.
+#[derive(Default)]
+struct Port {
+    /// Whether a look at CMDQ_CONS makes the SMMU go on.
+    consumes_when_seen: bool,
+    /// Whether there can be errors. A register that never changes is not worth an order.
+    errors: bool,
+    prod: Cell,
+    cons: Cell,
+    gerror: Cell,
+    gerrorn: Cell,
+    /// Whose turn it is to write PROD.
+    turn: Watched,
+    slots: Box<[SmmuWord]>,
+    /// The pages that devices reach through it.
+    pages: [Watched; PAGES],
+    /// What it has done. Not loom's: it orders nobody.
+    device: Mutex<Device>,
+}
+
+/// What the SMMU has done.
+#[derive(Default)]
+struct Device {
+    /// So many commands are consumed.
+    position: u64,
+    /// Pages that devices use no more.
+    forgotten: [bool; PAGES],
+}
+
+/// How many pages devices use, each by an ASID of its own.
+const PAGES: usize = 4;
+
+impl Port {
+    /// The SMMU goes on by one command; whether there was one. Until a CMD_SYNC behind a command that says to forget a
+    /// page, the page's device may use it.
+    fn consume_one(&self, device: &mut Device) -> bool {
+        let entries = self.slots.len() as u64 / 2;
+        let Device { position, forgotten } = device;
+        // As one observer would, whichever thread this is: never an older value than before.
+        let prod = self.prod.fetch_add(0, Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let waiting = prod.wrapping_sub(*position) & (2 * entries - 1);
+        assert!(waiting <= entries, "PROD is {prod}, and position {position} was consumed");
+        if waiting == 0 {
+            return false;
+        }
+        let index = 2 * (*position % entries) as usize;
+        let [low, high] = [index, index + 1].map(|word| self.slots[word].load(Ordering::Relaxed));
+        let command = Command([low, high]);
+        if low == BLUNDER.0[0] {
+            self.stop(*position & (2 * entries - 1));
+            return true;
+        }
+        *position += 1;
+        fence(Ordering::Release);
+        self.cons.store(*position & (2 * entries - 1), Ordering::Relaxed);
+        if command != Command::SYNC {
+            let page = (0..PAGES).find(|&page| command == Command::tlbi_nh_asid(page as u16));
+            let page = page.unwrap_or_else(|| panic!("{command} was never issued"));
+            assert!(!forgotten[page], "{command} came twice");
+            forgotten[page] = true;
+            // Consumed, and not complete.
+            self.pages[page].read();
+        }
+        true
+    }
+
+    /// It does not know the command at `position`, and waits until it may look again.
+    fn stop(&self, position: u64) {
+        fence(Ordering::Release);
+        self.cons.store(position | 1 << 24, Ordering::Relaxed);
+        let error = self.gerror.load(Ordering::Relaxed) ^ 1;
+        self.gerror.store(error, Ordering::Relaxed);
+        while self.gerrorn.load(Ordering::Relaxed) != error {
+            loom::thread::yield_now();
+        }
+        fence(Ordering::Acquire);
+    }
+}
+
+/// What is no command.
+const BLUNDER: Command = Command([0xff, 0]);
+
+// SAFETY: one SMMU's registers, as words that loom knows; the barriers are fences; the words are those of the queue's
+// memory, which is as many as the driver may use.
+unsafe impl Platform for Port {
+    type Word = SmmuWord;
+
+    fn word(value: u64) -> SmmuWord {
+        SmmuWord { cell: Cell::new(value), slot: None }
+    }
+
+    fn read32(&self, offset: usize) -> u32 {
+        let register = match offset {
+            offset::CMDQ_CONS => {
+                // Not while it goes on in another thread.
+                if let (true, Ok(mut device)) = (self.consumes_when_seen, self.device.try_lock()) {
+                    while self.consume_one(&mut device) {}
+                }
+                &self.cons
+            }
+            offset::GERROR | offset::GERRORN if !self.errors => return 0,
+            offset::GERROR => &self.gerror,
+            offset::GERRORN => &self.gerrorn,
+            _ => panic!("the command queue has no register {offset:#x}"),
+        };
+        register.load(Ordering::Relaxed) as u32
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        match offset {
+            offset::CMDQ_PROD => {
+                self.turn.write(u64::from(value));
+                self.prod.store(u64::from(value), Ordering::Relaxed);
+            }
+            offset::GERRORN => self.gerrorn.store(u64::from(value), Ordering::Relaxed),
+            _ => panic!("the command queue writes no register {offset:#x}"),
+        }
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        panic!("the command queue reads no register {offset:#x}")
+    }
+
+    fn write64(&self, offset: usize, _: u64) {
+        panic!("the command queue writes no register {offset:#x}")
+    }
+
+    fn dmb_oshst(&self) {
+        fence(Ordering::Release);
+    }
+
+    fn dmb_oshld(&self) {
+        if !lacks(Missing::DmbOshld) {
+            fence(Ordering::Acquire);
+        }
+    }
+
+    fn dmb_osh(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn relax(&self) {
+        loom::thread::yield_now();
+    }
+
+    fn microseconds(&self) -> u64 {
+        0
+    }
+
+    fn report(&self, report: &Report) {
+        assert!(matches!(report, Report::IllegalCommand(_)), "{report}");
+    }
+
+    fn leaves_out(&self, step: Step) -> bool {
+        lacks(Missing::Step(step))
+    }
+}
+
+/// Who consumes the commands of an [`Smmu`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Consumer {
+    /// A thread, by [`Smmu::consume`].
+    Thread,
+    /// The same, and commands may be illegal.
+    ThreadThatStops,
+    /// Whoever looks at CMDQ_CONS.
+    Looks,
+}
+
+/// An SMMU with a command queue of `2^BITS` slots.
+pub struct Smmu<const BITS: u32> {
+    port: Port,
+    queue: CommandQueue<Port, BITS>,
+}
+
+impl<const BITS: u32> Smmu<BITS> {
+    /// With an empty queue.
+    pub fn new(consumer: Consumer) -> Self {
+        let slot = || SmmuWord { cell: Cell::default(), slot: Some(Watched::default()) };
+        let port = Port {
+            consumes_when_seen: consumer == Consumer::Looks,
+            errors: consumer == Consumer::ThreadThatStops,
+            slots: (0..2 << BITS).map(|_| slot()).collect(),
+            ..Port::default()
+        };
+        // As many words as the bytes say, which are larger than a word: see `Platform`.
+        let memory = DmaMemory { phys: PhysAddr(0), virt: NonNull::from(&*port.slots).cast(), bytes: 16 << BITS };
+        Self { port, queue: CommandQueue::new(memory) }
+    }
+
+    /// A CPU takes `page` from a device: it tells the SMMU, and uses it. Whether it was told that all went well.
+    pub fn take(&self, page: usize) -> bool {
+        let taken = self.queue.issue(&self.port, &[Command::tlbi_nh_asid(page as u16)]).is_ok();
+        self.port.pages[page].write(1);
+        taken
+    }
+
+    /// A CPU issues what is no command; whether it was told that it went well.
+    pub fn blunder(&self) -> bool {
+        self.queue.issue(&self.port, &[BLUNDER]).is_ok()
+    }
+
+    /// The SMMU: consumes `count` commands.
+    ///
+    /// # Panics
+    /// Where PROD points where nobody can have told of commands, or a command comes twice.
+    pub fn consume(&self, count: u64) {
+        let mut device = Device::default();
+        while device.position < count {
+            if !self.port.consume_one(&mut device) {
+                loom::thread::yield_now();
+            }
+        }
+    }
+}
