@@ -109,3 +109,117 @@ impl Form {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ASID: u16 = 5;
+
+    /// The pages that a command is for, read from its bits by the words of the specification; `None` for all.
+    fn pages(command: Command) -> Option<Vec<u64>> {
+        let [low, high] = command.0;
+        assert_eq!(low >> 48, u64::from(ASID));
+        match low as u8 {
+            0x11 => None,
+            0x12 if high >> 10 & 3 == 0 => {
+                assert_eq!((low >> 12 & 31, low >> 20 & 31, high >> 8 & 3), (0, 0, 0), "{command}");
+                Some([high >> 12].into())
+            }
+            0x12 => {
+                let (num, scale, ttl) = (low >> 12 & 31, low >> 20 & 31, high >> 8 & 3);
+                assert!((num, scale, ttl) != (0, 0, 0), "{command} is reserved");
+                assert_eq!(high >> 10 & 3, 1, "{command} is not of 4 KiB pages");
+                Some((high >> 12..).take(((num + 1) << scale) as usize).collect())
+            }
+            _ => panic!("{command}"),
+        }
+    }
+
+    fn commands(by: By, start: u64, end: u64, scope: Scope) -> Vec<Command> {
+        let plan = Plan::new(by, ASID, VirtAddr(start), VirtAddr(end), scope);
+        (0..plan.count()).map(|index| plan.command(index)).collect()
+    }
+
+    /// The pages of all commands; `None` for everything.
+    fn covered(commands: &[Command]) -> Option<BTreeSet<u64>> {
+        commands
+            .iter()
+            .map(|&command| pages(command))
+            .collect::<Option<Vec<_>>>()
+            .map(|all| all.concat().into_iter().collect())
+    }
+
+    /// Whether so many pages are one command's, by trying all that there are.
+    fn is_one(pages: u64) -> bool {
+        (0..20).any(|scale| (1..=32).any(|count| count << scale == pages))
+    }
+
+    fn scope() -> impl Strategy<Value = Scope> {
+        prop_oneof![Just(Scope::Leaves), Just(Scope::Tables)]
+    }
+
+    proptest! {
+        #[test]
+        fn the_fewest_commands_cover_exactly_the_range(
+            first in 0u64..1 << 36, count in 1u64..5000, cut in 0u64..4096, scope in scope(),
+        ) {
+            // Any byte of a page is the whole page.
+            let (start, end) = ((first << 12) + cut, ((first + count) << 12) - (4095 - cut) / 2);
+            prop_assume!(start < end);
+            let by_ranges = commands(By::Ranges, start, end, scope);
+            prop_assert_eq!(by_ranges.len(), if is_one(count) { 1 } else { 2 });
+            let expected: BTreeSet<u64> = (first..first + count).collect();
+            prop_assert_eq!(covered(&by_ranges), Some(expected.clone()));
+
+            let by_pages = commands(By::Pages, start, end, scope);
+            if count > MOST_PAGES {
+                prop_assert_eq!(by_pages.as_slice(), [Command::tlbi_nh_asid(ASID)]);
+            } else {
+                prop_assert_eq!(by_pages.len() as u64, count);
+                prop_assert_eq!(covered(&by_pages), Some(expected));
+            }
+            let leaf = u64::from(scope == Scope::Leaves);
+            for command in by_ranges.iter().chain(&by_pages).filter(|command| command.0[0] as u8 == 0x12) {
+                prop_assert_eq!(command.0[1] & 1, leaf);
+            }
+        }
+
+        #[test]
+        fn long_ranges_are_covered_by_their_ends(first in 0u64..1 << 36, count in 5000u64..EVERYTHING) {
+            let found = commands(By::Ranges, first << 12, (first + count) << 12, Scope::Leaves);
+            let ends: Vec<(u64, u64)> = found
+                .iter()
+                .map(|command| {
+                    let [low, high] = command.0;
+                    (high >> 12, (high >> 12) + (((low >> 12 & 31) + 1) << (low >> 20 & 31)))
+                })
+                .collect();
+            prop_assert_eq!((ends[0].0, ends[ends.len() - 1].1), (first, first + count));
+            prop_assert!(ends.len() == 1 || (ends.len() == 2 && ends[1].0 <= ends[0].1 && ends[1].0 >= first));
+        }
+    }
+
+    #[test]
+    fn nothing_and_everything() {
+        for by in [By::Ranges, By::Pages] {
+            assert!(commands(by, 0x5000, 0x5000, Scope::Tables).is_empty());
+            assert!(commands(by, 0x5000, 0x4000, Scope::Tables).is_empty());
+            assert_eq!(commands(by, 0, u64::MAX, Scope::Tables), [Command::tlbi_nh_asid(ASID)]);
+            assert_eq!(
+                commands(by, 0x5000, 0x5001, Scope::Tables),
+                [Command::tlbi_nh_va(ASID, VirtAddr(0x5000), Scope::Tables)]
+            );
+        }
+    }
+
+    #[test]
+    fn a_longest_call_fits_the_queue() {
+        const { assert!(MOST_PAGES < 1 << crate::COMMAND_QUEUE_BITS) };
+    }
+}
