@@ -64,7 +64,7 @@ pub struct Window {
 }
 
 /// What another device calls the functions of this host.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct IdMap {
     mask: u32,
     ranges: Vec<IdRange, 8>,
@@ -95,8 +95,6 @@ impl Pcie {
 }
 
 impl IdMap {
-    const EMPTY: Self = Self { mask: !0, ranges: Vec::new() };
-
     /// What the function with this requester ID is called; `None` where it is not known there.
     pub fn find(&self, requester: u16) -> Option<u32> {
         let requester = u32::from(requester) & self.mask;
@@ -263,7 +261,7 @@ fn windows(node: &tree::Node<'_, '_>) -> Result<Vec<Window, 4>, PlatformError> {
 /// `iommu-map` or `msi-map`, what of it refers to `target`. Missing is an empty map.
 fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, target: Option<u32>) -> Option<IdMap> {
     const ENTRY: usize = 16;
-    let (Some(map), Some(target)) = (map, target) else { return Some(IdMap::EMPTY) };
+    let (Some(map), Some(target)) = (map, target) else { return Some(IdMap::default()) };
     let mask = mask.map_or(Some(!0), cell)?;
     let mut ranges = Vec::new();
     if !map.len().is_multiple_of(ENTRY) {

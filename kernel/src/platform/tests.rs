@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, MAX_CPUS, Platform, PlatformError, Redistributors,
-    Trigger, tree_size,
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_CPUS, Pcie, Platform, PlatformError,
+    Redistributors, Trigger, Window, WindowKind, tree_size,
 };
 
 fn range(start: u64, end: u64) -> PhysRange {
@@ -21,6 +21,8 @@ struct Machine {
     psci: &'static str,
     chosen: fn(&mut TreeBuilder),
     more: fn(&mut TreeBuilder),
+    /// A property of the PCIe host bridge that has this value instead.
+    broken: (&'static str, Vec<u8>),
 }
 
 impl Default for Machine {
@@ -32,6 +34,7 @@ impl Default for Machine {
             psci: "hvc",
             chosen,
             more: |_| {},
+            broken: ("", Vec::new()),
         }
     }
 }
@@ -42,7 +45,15 @@ fn gic_v3(tree: &mut TreeBuilder) {
         tree.property("#redistributor-regions", &cells(&[1]));
         tree.property("compatible", &text(&["arm,gic-v3"]));
         tree.property("#interrupt-cells", &cells(&[3]));
+        tree.property("phandle", &cells(&[0x8002]));
+        tree.property("#address-cells", &cells(&[2]));
+        tree.property("#size-cells", &cells(&[2]));
         tree.property("ranges", &[]);
+        tree.node("its@8080000", |tree| {
+            tree.property("phandle", &cells(&[0x8003]));
+            tree.property("reg", &cells(&[0, 0x808_0000, 0, 0x2_0000]));
+            tree.property("compatible", &text(&["arm,gic-v3-its"]));
+        });
     });
 }
 
@@ -101,22 +112,44 @@ fn virt(machine: &Machine) -> Vec<u8> {
             tree.property("compatible", &text(&["arm,pl011", "arm,primecell"]));
         });
         tree.node("smmuv3@9050000", |tree| {
+            tree.property("phandle", &cells(&[0x8004]));
             tree.property("interrupt-names", &text(&["eventq", "priq", "cmdq-sync", "gerror"]));
             tree.property("interrupts", &cells(&[0, 74, 1, 0, 75, 1, 0, 76, 1, 0, 77, 1]));
             tree.property("reg", &cells(&[0, 0x905_0000, 0, 0x2_0000]));
             tree.property("compatible", &text(&["arm,smmu-v3"]));
         });
         tree.node("pcie@10000000", |tree| {
-            tree.property("reg", &cells(&[0x40, 0x1000_0000, 0, 0x1000_0000]));
-            tree.property("bus-range", &cells(&[0, 255]));
-            tree.property("#address-cells", &cells(&[3]));
-            tree.property("#size-cells", &cells(&[2]));
-            tree.property("compatible", &text(&["pci-host-ecam-generic"]));
+            for (name, value) in virt_pcie() {
+                let value = if name == machine.broken.0 { machine.broken.1.clone() } else { value };
+                tree.property(name, &value);
+            }
         });
         (machine.more)(tree);
         (machine.chosen)(tree);
     });
     tree.finish()
+}
+
+/// The properties of its PCIe host bridge, with the two devices of `interrupt-map` that show the turn.
+fn virt_pcie() -> Vec<(&'static str, Vec<u8>)> {
+    let line = |device: u32, pin: u32, spi: u32| [device << 11, 0, 0, pin, 0x8002, 0, 0, 0, spi, 4];
+    let lines = [line(0, 1, 3), line(0, 2, 4), line(1, 1, 4), line(1, 2, 5)];
+    let ports = [0x100_0000, 0, 0, 0, 0x3eff_0000, 0, 0x1_0000];
+    let low = [0x200_0000, 0, 0x1000_0000, 0, 0x1000_0000, 0, 0x2eff_0000];
+    let high = [0x300_0000, 0x80, 0, 0x80, 0, 0x80, 0];
+    vec![
+        ("iommu-map", cells(&[0, 0x8004, 0, 0x1_0000])),
+        ("interrupt-map-mask", cells(&[0x1800, 0, 0, 7])),
+        ("interrupt-map", cells(&lines.concat())),
+        ("ranges", cells(&[ports, low, high].concat())),
+        ("reg", cells(&[0x40, 0x1000_0000, 0, 0x1000_0000])),
+        ("msi-map", cells(&[0, 0x8003, 0, 0x1_0000])),
+        ("dma-coherent", Vec::new()),
+        ("bus-range", cells(&[0, 255])),
+        ("#address-cells", cells(&[3])),
+        ("#size-cells", cells(&[2])),
+        ("compatible", text(&["pci-host-ecam-generic"])),
+    ]
 }
 
 fn parse(machine: &Machine) -> Platform {
@@ -146,6 +179,88 @@ fn qemu_virt_with_gic_v3() {
     let smmu = platform.smmu.unwrap();
     assert_eq!(smmu.event_queue, Some(Interrupt { intid: 106, trigger: Trigger::Edge }));
     assert_eq!(smmu.global_error, Some(Interrupt { intid: 109, trigger: Trigger::Edge }));
+}
+
+#[test]
+fn qemu_virts_pcie_host() {
+    let platform = parse(&Machine::default());
+    assert_eq!(platform.its, Some(Its { registers: range(0x808_0000, 0x80a_0000) }));
+    let host = platform.pcie.unwrap();
+    assert_eq!((host.buses, host.coherent), ((0, 255), true));
+    assert_eq!(host.bus(255), Some(range(0x40_1ff0_0000, 0x40_2000_0000)));
+    let window = |kind, bus, start, end| Window { kind, prefetchable: false, bus, cpu: range(start, end) };
+    let windows = [
+        window(WindowKind::Io, 0, 0x3eff_0000, 0x3f00_0000),
+        window(WindowKind::Memory32, 0x1000_0000, 0x1000_0000, 0x3eff_0000),
+        window(WindowKind::Memory64, 0x80_0000_0000, 0x80_0000_0000, 0x100_0000_0000),
+    ];
+    assert_eq!(host.windows, windows);
+    assert_eq!(host.streams.find(0x0108), Some(0x0108));
+    assert_eq!(host.devices.find(0xffff), Some(0xffff));
+    // Only the two lowest bits of the device count; each device begins one pin further.
+    let line = |requester, pin| host.lines.find(requester, pin).map(|line| (line.intid, line.trigger));
+    assert_eq!(line(0x00 << 3, 1), Some((35, Trigger::Level)));
+    assert_eq!(line(0x01 << 3, 1), Some((36, Trigger::Level)));
+    assert_eq!(line(0x05 << 3, 2), Some((37, Trigger::Level)));
+    assert_eq!(line(0x01 << 3, 3), None);
+}
+
+/// The host with one property changed.
+fn host(property: &'static str, value: &[u8]) -> Option<Pcie> {
+    parse(&Machine { broken: (property, value.to_vec()), ..Machine::default() }).pcie
+}
+
+#[test]
+fn maps_of_identifiers_have_ranges_masks_and_other_controllers() {
+    let find = |map: &[u32], requester| host("iommu-map", &cells(map)).unwrap().streams.find(requester);
+    let two = [0, 0x8004, 0x100, 0x10, 0x1000, 0x8004, 0x2000, 0x100];
+    assert_eq!(find(&two, 0x000f), Some(0x10f));
+    assert_eq!(find(&two, 0x0010), None);
+    assert_eq!(find(&two, 0x1001), Some(0x2001));
+    assert_eq!(find(&[0, 0x8003, 0, 0x1_0000], 8), None, "it leads to no SMMU");
+    assert_eq!(find(&[], 8), None);
+    let without_its = parse(&Machine { gic: gic_v2, ..Machine::default() });
+    assert_eq!((without_its.its, without_its.pcie.unwrap().devices.find(8)), (None, None));
+}
+
+#[test]
+fn a_host_whose_node_makes_no_sense_is_left_out() {
+    let ecam = cells(&[0x40, 0x1000_0000, 0, 0x10_0000]);
+    assert_eq!(host("reg", &ecam).unwrap().buses, (0, 0), "as many buses as there is configuration space");
+    assert_eq!(host("bus-range", &cells(&[4, 8])).unwrap().bus(4).unwrap().start(), PhysAddr(0x40_1000_0000));
+    assert_eq!(host("ranges", &[]).unwrap().windows, []);
+    let low = |bus: u64, size: u64| {
+        cells(&[0x200_0000, (bus >> 32) as u32, bus as u32, 0, 0x1000_0000, (size >> 32) as u32, size as u32])
+    };
+    assert!(host("ranges", &low(0, 0x1000)).is_some());
+    for (property, value) in [
+        ("bus-range", cells(&[8, 4])),
+        ("bus-range", cells(&[0, 256])),
+        ("bus-range", vec![0, 0]),
+        ("reg", cells(&[0x40, 0x1000_0000, 0, 0xf_ffff])),
+        ("reg", cells(&[0x40, 0x1000_0000, 0])),
+        ("#address-cells", cells(&[2])),
+        ("ranges", cells(&[0x200_0000, 0, 0x1000_0000])),
+        ("ranges", low(0xffff_f000, 0x2000)),
+        ("ranges", low(0, 0)),
+        ("ranges", low(u64::MAX, 2)),
+        ("ranges", [low(0, 0x1000), low(0, 0x1000), low(0, 0x1000), low(0, 0x1000), low(0, 0x1000)].concat()),
+        ("iommu-map", cells(&[0, 0x8004, 0])),
+        ("iommu-map", cells(&[0, 0x8004, !0, 2])),
+        ("iommu-map", cells(&[!0, 0x8004, 0, 2])),
+        ("msi-map", cells(&[0, 0x8003, !0, 0x1_0000])),
+        ("msi-map", cells(&[0, 0x8003, 0, 1].repeat(9))),
+        ("interrupt-map", cells(&[0, 0, 0, 1, 0x8002, 0, 0, 0, 3])),
+        ("interrupt-map", cells(&[0, 0, 0, 1, 0x8002, 0, 0, 7, 3, 4])),
+        ("interrupt-map", cells(&[0, 0, 0, 1, 0x8002, 0, 0, 0, 3, 4].repeat(33))),
+        ("interrupt-map-mask", cells(&[0, 0, 0])),
+    ] {
+        assert_eq!(host(property, &value), None, "{property} = {value:x?}");
+    }
+    // Of a controller that it does not know it cannot tell how long an entry is.
+    let cut = cells(&[0, 0, 0, 1, 0x8002, 0, 0, 0, 3, 4, 0x800, 0, 0, 1, 0x77, 5]);
+    let lines = host("interrupt-map", &cut).unwrap().lines;
+    assert_eq!((lines.find(0, 1).map(|line| line.intid), lines.find(8, 1)), (Some(35), None));
 }
 
 #[test]

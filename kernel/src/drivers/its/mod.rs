@@ -13,6 +13,8 @@
 
 mod command;
 mod metal;
+#[cfg(test)]
+mod tests;
 
 use core::sync::atomic::{AtomicU8, Ordering};
 

@@ -23,6 +23,8 @@ mod config;
 mod enumerate;
 mod interrupt;
 mod mmio;
+#[cfg(test)]
+mod tests;
 
 use core::fmt;
 

@@ -1,0 +1,206 @@
+//! Configuration space in memory: devices and bridges that do what the specification says with what is written.
+//!
+//! A read or write goes the way that it would go: through the bridges whose bus numbers lead there. What a bridge
+//! forwards is decoded here once more, from the registers alone.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use pci_types::PciAddress;
+
+use super::super::config::ConfigSpace;
+
+/// What a base address register is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Want {
+    Io(u32),
+    Memory { bits: u32, wide: bool, prefetchable: bool },
+}
+
+/// What a bridge is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Endpoint,
+    RootPort,
+    ToConventional,
+    Conventional,
+}
+
+/// A function as a test describes it.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) kind: Kind,
+    pub(super) wants: Vec<Want>,
+    /// Of a bridge: its prefetchable window, with 64 bits if it has one.
+    pub(super) prefetchable: bool,
+    pub(super) behind: Vec<Plan>,
+}
+
+/// One function: its registers, and which of their bits can be written.
+pub(super) struct Node {
+    pub(super) kind: Kind,
+    registers: [u32; 64],
+    writable: [u32; 64],
+    pub(super) wants: Vec<(usize, Want)>,
+    pub(super) behind: Vec<Node>,
+}
+
+impl Node {
+    fn new(plan: &Plan) -> Self {
+        let mut node = Self {
+            kind: plan.kind,
+            registers: [0; 64],
+            writable: [0; 64],
+            wants: Vec::new(),
+            behind: plan.behind.iter().map(Self::new).collect(),
+        };
+        node.registers[0] = 0x5678_1234;
+        // A list of capabilities, status bit 4, and what the firmware may have left: everything decoded.
+        node.registers[1] = 0x0010_0007;
+        node.writable[1] = 0x0000_0547;
+        node.registers[0x3c / 4] = 0x0100;
+        node.registers[0x34 / 4] = 0x40;
+        let express = match plan.kind {
+            Kind::RootPort => Some(4),
+            Kind::ToConventional => Some(7),
+            Kind::Endpoint | Kind::Conventional => None,
+        };
+        node.registers[0x40 / 4] = express.map_or(0x0001, |kind| 0x0002_0010 | kind << 20);
+        let mut register = 0x10 / 4;
+        let end = if plan.kind == Kind::Endpoint { 0x28 / 4 } else { 0x18 / 4 };
+        for &want in &plan.wants {
+            let width = if matches!(want, Want::Memory { wide: true, .. }) { 2 } else { 1 };
+            if register + width > end {
+                break;
+            }
+            node.wants.push((register - 4, want));
+            match want {
+                Want::Io(bits) => (node.registers[register], node.writable[register]) = (1, !0 << bits),
+                Want::Memory { bits, wide, prefetchable } => {
+                    let mask = u64::MAX << bits;
+                    node.registers[register] = u32::from(wide) << 2 | u32::from(prefetchable) << 3;
+                    node.writable[register] = mask as u32;
+                    if wide {
+                        node.writable[register + 1] = (mask >> 32) as u32;
+                    }
+                }
+            }
+            register += width;
+        }
+        if plan.kind != Kind::Endpoint {
+            node.registers[3] = 0x0001_0000;
+            // Left by firmware: a window over everything.
+            node.writable[0x18 / 4] = 0x00ff_ffff;
+            (node.registers[0x20 / 4], node.writable[0x20 / 4]) = (0xfff0_0000, 0xfff0_fff0);
+            if plan.prefetchable {
+                (node.registers[0x24 / 4], node.writable[0x24 / 4]) = (0xfff1_0001, 0xfff0_fff0);
+                (node.writable[0x28 / 4], node.writable[0x2c / 4]) = (!0, !0);
+                node.registers[0x2c / 4] = !0;
+            }
+        }
+        node
+    }
+
+    fn word(&self, offset: usize) -> u64 {
+        self.registers[offset / 4].into()
+    }
+
+    /// Has the function say something else.
+    pub(super) fn set(&mut self, offset: usize, value: u32) {
+        self.registers[offset / 4] = value;
+    }
+
+    pub(super) fn decodes_memory(&self) -> bool {
+        self.word(4) & 2 != 0
+    }
+
+    pub(super) fn is_bridge(&self) -> bool {
+        self.kind != Kind::Endpoint
+    }
+
+    /// The buses behind it.
+    pub(super) fn buses(&self) -> Range<u64> {
+        let numbers = self.word(0x18);
+        numbers >> 8 & 0xff..(numbers >> 16 & 0xff) + 1
+    }
+
+    /// The addresses on the bus that a register decodes.
+    pub(super) fn decoded(&self, register: usize, want: Want) -> Range<u64> {
+        let Want::Memory { bits, wide, .. } = want else { return 0..0 };
+        let high = if wide { self.word(0x14 + 4 * register) << 32 } else { 0 };
+        let start = high | self.word(0x10 + 4 * register) & !0xf;
+        start..start + (1 << bits)
+    }
+
+    /// The addresses that it forwards to what is behind it.
+    pub(super) fn forwards(&self) -> [Range<u64>; 2] {
+        let window = |offset: usize, base: u64, limit: u64| {
+            let word = self.word(offset);
+            let base = base << 32 | (word & 0xfff0) << 16;
+            base..(limit << 32 | (word & 0xfff0_0000) | 0xf_ffff).saturating_add(1).max(base)
+        };
+        let memory = window(0x20, 0, 0);
+        if self.writable[0x24 / 4] == 0 {
+            return [memory, 0..0];
+        }
+        [memory, window(0x24, self.word(0x28), self.word(0x2c))]
+    }
+}
+
+/// The devices behind a host bridge, their functions all being number 0.
+pub(super) struct Model(pub(super) Mutex<Vec<Node>>);
+
+impl Model {
+    pub(super) fn new(plans: &[Plan]) -> Self {
+        Self(Mutex::new(plans.iter().map(Node::new).collect()))
+    }
+}
+
+/// The function with that address, if the bridges lead there.
+fn find(bus: &mut [Node], number: u64, address: PciAddress) -> Option<&mut Node> {
+    let wanted = u64::from(address.bus());
+    if wanted == number {
+        let node = bus.get_mut(usize::from(address.device()))?;
+        return (address.function() == 0).then_some(node);
+    }
+    let bridge = bus.iter_mut().find(|node| node.is_bridge() && node.buses().contains(&wanted))?;
+    let secondary = bridge.buses().start;
+    // A number that leads back is none.
+    if secondary <= number { None } else { find(&mut bridge.behind, secondary, address) }
+}
+
+impl ConfigSpace for Model {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        assert!(offset.is_multiple_of(4) && offset < 4096);
+        let mut bus = self.0.lock().unwrap();
+        let node = find(&mut bus, 0, function);
+        node.map_or(!0, |node| node.registers.get(usize::from(offset) / 4).copied().unwrap_or(0))
+    }
+
+    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+        assert!(offset.is_multiple_of(4) && offset < 4096);
+        let index = usize::from(offset) / 4;
+        let mut bus = self.0.lock().unwrap();
+        if let Some(node) = find(&mut bus, 0, function)
+            && let (Some(register), Some(writable)) = (node.registers.get_mut(index), node.writable.get(index))
+        {
+            *register = *register & !writable | value & writable;
+        }
+    }
+
+    fn write16(&self, function: PciAddress, offset: u16, value: u16) {
+        self.part(function, offset, value.into(), 0xffff);
+    }
+
+    fn write8(&self, function: PciAddress, offset: u16, value: u8) {
+        self.part(function, offset, value.into(), 0xff);
+    }
+}
+
+impl Model {
+    fn part(&self, function: PciAddress, offset: u16, value: u32, mask: u32) {
+        let shift = offset % 4 * 8;
+        let old = self.read32(function, offset & !3);
+        self.write32(function, offset & !3, old & !(mask << shift) | value << shift);
+    }
+}
