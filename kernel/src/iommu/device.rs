@@ -20,6 +20,7 @@ use super::window::OwnPage;
 use super::{DeviceRef, Iommu, iommu};
 use crate::kernel;
 use crate::mm::OutOfMemory;
+use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::{Access, FaultError, SpaceRef};
 use crate::smp::{Cpu, this_cpu};
@@ -167,6 +168,7 @@ pub enum Resolution {
 #[must_use = "it stays taken until it is handed to `free_coherent`"]
 pub struct Coherent {
     physical: PhysAddr,
+    virt: VirtAddr,
     address: DmaAddress,
 }
 
@@ -177,8 +179,8 @@ impl Coherent {
     }
 
     /// Where the driver does.
-    pub fn virt(&self) -> VirtAddr {
-        kernel().frames.linear().address(self.physical)
+    pub const fn virt(&self) -> VirtAddr {
+        self.virt
     }
 
     /// Bytes in it.
@@ -492,6 +494,10 @@ impl DmaDevice {
         }
     }
 
+    fn frames(&self) -> &'static FrameAllocator {
+        self.device().map_or_else(|| kernel().frames, |device| device.iommu.frames)
+    }
+
     /// A page for `bytes` bytes that driver and device have in common.
     ///
     /// # Errors
@@ -500,14 +506,14 @@ impl DmaDevice {
         if bytes > PAGE_SIZE {
             return Err(DmaError::TooLarge(bytes));
         }
-        let frames = kernel().frames;
+        let frames = self.frames();
         let physical = frames.alloc_zeroed(cpu)?;
         let address = match self.device() {
             None => Ok(DmaAddress(physical.0)),
             Some(device) => device.show_own(cpu, physical, MemoryType::Normal),
         };
         let address = address.inspect_err(|_| frames.free(cpu, physical))?;
-        Ok(Coherent { physical, address })
+        Ok(Coherent { physical, virt: frames.linear().address(physical), address })
     }
 
     /// Gives back what [`Self::alloc_coherent`] has given.
@@ -515,7 +521,7 @@ impl DmaDevice {
         if let Some(device) = self.device() {
             device.hide_own(cpu, page.address);
         }
-        kernel().frames.free(cpu, page.physical);
+        self.frames().free(cpu, page.physical);
     }
 
     /// The address to which the device writes its messages, so that they reach `doorbell` (MSI): it stays the same

@@ -35,8 +35,6 @@ const LINES: u64 = 8;
 /// The event queue, and what came out of it last.
 pub(super) struct Queue {
     events: Events,
-    /// For [`granule_smmuv3::Smmu::lost_events`].
-    known_lost: u64,
     recent: heapless::Deque<Event, RECENT>,
     /// In which second lines were written, and how many.
     lines: (u64, u64),
@@ -44,7 +42,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) const fn new(events: Events) -> Self {
-        Self { events, known_lost: 0, recent: heapless::Deque::new(), lines: (0, 0) }
+        Self { events, recent: heapless::Deque::new(), lines: (0, 0) }
     }
 }
 
@@ -175,7 +173,9 @@ impl Iommu {
     /// Notes every event for its device. Returns how many there were.
     fn drain(&self, devices: &Devices) -> usize {
         let mut queue = self.events.lock();
-        let Queue { events, known_lost, recent, lines } = &mut *queue;
+        // The interrupt that says that events were lost may be on its way. What is acknowledged is told once.
+        self.smmu.acknowledge_errors();
+        let Queue { events, recent, lines } = &mut *queue;
         let drained = events.drain(&self.smmu, |event| {
             if recent.is_full() {
                 recent.pop_front();
@@ -184,7 +184,7 @@ impl Iommu {
             self.note(devices, event, lines);
         });
         self.counters.events.fetch_add(drained.events as u64, Ordering::Relaxed);
-        if drained.lost | self.smmu.lost_events(known_lost) {
+        if drained.lost {
             self.counters.losses.fetch_add(1, Ordering::Relaxed);
             devices.iter().for_each(|device| device.get().faults().lock().lost = true);
         }

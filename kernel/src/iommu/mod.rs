@@ -170,3 +170,6 @@ fn leaves_out(step: Step) -> bool {
         Step::Turn | Step::Room => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

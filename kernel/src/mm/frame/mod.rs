@@ -16,7 +16,7 @@ mod list;
 mod magazine;
 mod record;
 #[cfg(test)]
-pub(in crate::mm) mod tests;
+pub(crate) mod tests;
 
 use core::fmt;
 use core::mem::size_of;

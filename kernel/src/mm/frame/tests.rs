@@ -73,7 +73,7 @@ impl Drop for Machine {
 }
 
 /// A machine that lives for ever, booted.
-pub(in crate::mm) fn leaked(mib: u64) -> &'static FrameAllocator {
+pub(crate) fn leaked(mib: u64) -> &'static FrameAllocator {
     let machine = ManuallyDrop::new(Machine::new(&[range(0x4000_0000, 0x4000_0000 + (mib << 20))]));
     Box::leak(Box::new(machine.boot(&Cpu::new(CpuId(0)), &[])))
 }

@@ -1,0 +1,190 @@
+//! What becomes of accesses that the SMMU refuses.
+
+use granule_arch::alternative::host;
+use granule_arch::descriptor::Protection;
+use granule_pgtable::Mmu;
+
+use super::super::{DmaDevice, Resolution, Told};
+use super::{OLD, Outcome, PAGE, READ_ONLY, READ_WRITE, Rig, STREAM, UNMAPPED, at, entry};
+use crate::lab;
+use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef};
+
+struct Stage {
+    rig: Rig,
+    device: DmaDevice,
+    space: SpaceRef,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let rig = Rig::new(Told::Tlb);
+        let (device, space) = (rig.attach(), rig.space(4));
+        device.bind(&rig.cpu, &space).unwrap();
+        Self { rig, device, space }
+    }
+
+    fn resolve(&self, page: u64, access: Access) -> Resolution {
+        self.device.resolve(&self.rig.cpu, at(page).0..at(page + 1).0, access)
+    }
+
+    fn map(&self, page: u64, sharing: Sharing, protection: Protection) {
+        let request = MapRequest {
+            placement: Placement::Fixed(at(page)),
+            bytes: PAGE,
+            protection,
+            sharing,
+            populate: Populate::OnDemand,
+        };
+        self.space.mmap(&self.rig.cpu, &request).unwrap();
+    }
+}
+
+#[test]
+fn a_page_that_nobody_has_touched_is_served_and_then_reached() {
+    host::with(&[], || {
+        let stage = Stage::new();
+        stage.map(8, Sharing::Private, READ_WRITE);
+        assert_eq!(stage.resolve(8, Access::Write), Resolution::NoFault, "nothing was tried");
+        assert_eq!(stage.rig.write(at(8)), UNMAPPED);
+        assert_eq!(stage.resolve(8, Access::Read), Resolution::NoFault, "another transfer's fault");
+        assert_eq!(stage.resolve(9, Access::Write), Resolution::NoFault, "beside it");
+        assert_eq!(stage.resolve(8, Access::Write), Resolution::Resolved);
+        assert_eq!(stage.rig.dma_write(at(8), 0x5a), Outcome::Reaches(entry(&stage.space, at(8)).address()));
+        assert_eq!(stage.resolve(8, Access::Write), Resolution::NoFault);
+        let mut byte = [0];
+        stage.space.read_bytes(&stage.rig.cpu, at(8), &mut byte).unwrap();
+        assert_eq!(byte, [0x5a]);
+        assert_eq!(stage.rig.iommu.fault_stats().served, 1);
+    });
+}
+
+#[test]
+fn a_fault_where_nothing_may_be_is_an_error_of_the_transfer() {
+    host::with(&[], || {
+        let stage = Stage::new();
+        assert_eq!(stage.rig.write(at(20)), UNMAPPED);
+        assert_eq!(stage.resolve(20, Access::Write), Resolution::Failed(FaultError::NotMapped));
+        stage.map(8, Sharing::Private, Protection::READ);
+        assert_eq!(stage.rig.write(at(8)), UNMAPPED);
+        assert_eq!(stage.resolve(8, Access::Write), Resolution::Failed(FaultError::NotAllowed));
+        stage.device.unbind(&stage.rig.cpu);
+        assert_eq!(stage.rig.read(at(0)), UNMAPPED);
+        let resolution = stage.resolve(0, Access::Read);
+        assert_eq!(resolution, Resolution::Failed(FaultError::NotMapped), "its own tables are nobody's to fill");
+    });
+}
+
+/// The copy for a child, the upgrade of a page that nobody else has any more, the shared page that was only read, the
+/// page that was made old: each takes one fault, and then the device's access succeeds.
+#[test]
+fn writable_in_the_end_means_writable_for_the_device() {
+    type Prepare = fn(&Stage);
+    let cases: [(&str, Prepare, Outcome); 5] = [
+        ("shared with a child", |stage| core::mem::forget(stage.space.fork(&stage.rig.cpu).unwrap()), READ_ONLY),
+        ("child gone", |stage| drop(stage.space.fork(&stage.rig.cpu).unwrap()), READ_ONLY),
+        (
+            "writable and clean",
+            |stage| {
+                stage.map(0, Sharing::Shared, READ_WRITE);
+                crate::mm::space::handle_fault(&stage.space, &stage.rig.cpu, at(0), Access::Read).unwrap();
+                let found = entry(&stage.space, at(0));
+                assert!(found.may_be_written() && !found.is_writable(), "{found:?}");
+            },
+            READ_ONLY,
+        ),
+        ("old", |stage| make_old(stage, 0), OLD),
+        (
+            "the page of zeros",
+            |stage| {
+                stage.map(0, Sharing::Private, READ_WRITE);
+                crate::mm::space::handle_fault(&stage.space, &stage.rig.cpu, at(0), Access::Read).unwrap();
+            },
+            READ_ONLY,
+        ),
+    ];
+    host::with(&[], || {
+        for (name, prepare, refused) in cases {
+            let stage = Stage::new();
+            prepare(&stage);
+            // What it may read it has in its TLB: the write is refused by that.
+            let _ = stage.rig.read(at(0));
+            let _ = stage.resolve(0, Access::Read);
+            if refused == OLD {
+                make_old(&stage, 0);
+                stage.space.tlb().flush_page(&mmu(&stage), at(0));
+            }
+            assert_eq!(stage.rig.write(at(0)), refused, "{name}");
+            assert_eq!(stage.resolve(0, Access::Write), Resolution::Resolved, "{name}");
+            let now = Outcome::Reaches(entry(&stage.space, at(0)).address());
+            assert_eq!([stage.rig.write(at(0)), stage.rig.read(at(0))], [now; 2], "{name}");
+        }
+    });
+}
+
+fn mmu(stage: &Stage) -> Metal {
+    Metal(LinearView { offset: stage.rig.frames.linear().address(granule_arch::addr::PhysAddr(0)).0 })
+}
+
+/// As reclaim would.
+fn make_old(stage: &Stage, page: u64) {
+    let mmu = mmu(stage);
+    let tables = stage.space.tables();
+    let (_, cell) = tables.cell(at(page)).unwrap();
+    mmu.store(cell, mmu.load(cell).old());
+    drop(tables);
+    stage.space.tlb().flush_page(&mmu, at(page));
+}
+
+/// Who calls it spurious because a CPU could write hears of it for ever.
+#[test]
+fn a_writable_clean_entry_that_is_called_spurious_faults_for_ever() {
+    host::with(&lab::DEVICE_DBM_SPURIOUS.sites(), || {
+        let stage = Stage::new();
+        stage.map(0, Sharing::Shared, READ_WRITE);
+        crate::mm::space::handle_fault(&stage.space, &stage.rig.cpu, at(0), Access::Read).unwrap();
+        for _ in 0..100 {
+            assert_eq!(stage.rig.write(at(0)), READ_ONLY);
+            assert_eq!(stage.resolve(0, Access::Write), Resolution::Resolved);
+        }
+        assert_eq!(stage.rig.write(at(0)), READ_ONLY);
+    });
+}
+
+/// The queue holds 128 events, a device's own record 32 pages. What did not fit may have been any transfer's.
+#[test]
+fn what_is_lost_is_said_to_every_transfer_in_flight() {
+    host::with(&[], || {
+        let stage = Stage::new();
+        let other = stage.rig.iommu.attach(&stage.rig.cpu, STREAM + 8).unwrap();
+        for page in 0..200 {
+            assert_eq!(stage.rig.write(at(100 + page)), UNMAPPED);
+        }
+        assert_eq!(stage.resolve(0, Access::Read), Resolution::Overflow, "its own faults are elsewhere");
+        let elsewhere = other.resolve(&stage.rig.cpu, 0..1, Access::Read);
+        assert_eq!(elsewhere, Resolution::Overflow, "nobody knows whose the lost ones were");
+        assert_eq!(other.resolve(&stage.rig.cpu, 0..1, Access::Read), Resolution::NoFault, "that was said once");
+        assert_eq!(stage.resolve(100, Access::Write), Resolution::Failed(FaultError::NotMapped));
+        let stats = stage.rig.iommu.fault_stats();
+        assert_eq!((stats.events, stats.losses), (128, 1));
+        // The queue works as before.
+        stage.map(8, Sharing::Private, READ_WRITE);
+        assert_eq!(stage.rig.write(at(8)), UNMAPPED);
+        assert_ne!(stage.resolve(8, Access::Write), Resolution::NoFault);
+    });
+}
+
+#[test]
+fn events_of_strangers_are_counted_and_nobodys() {
+    let rig = Rig::new(Told::Tlb);
+    assert_eq!(rig.smmu.access(0x300, 0, false), Outcome::Event(0x04));
+    let device = rig.attach();
+    assert_eq!(device.resolve(&rig.cpu, 0..1, Access::Read), Resolution::NoFault);
+    assert_eq!(rig.iommu.fault_stats().strangers, 1);
+    let mut recent = 0;
+    rig.iommu.for_each_recent(|event| {
+        recent += 1;
+        assert_eq!(event.stream, 0x300);
+    });
+    assert_eq!(recent, 1);
+}

@@ -1,0 +1,80 @@
+//! Memory runs out at each step of a call, in turn: the call says so, and nothing stays taken.
+
+use std::vec::Vec;
+
+use granule_arch::alternative::host;
+
+use super::super::{Direction, Told};
+use super::{Outcome, Rig, STREAM, UNMAPPED, at, entry};
+
+/// Leaves `count` frames, and gives back what it took when it is dropped.
+struct Scarce<'r> {
+    rig: &'r Rig,
+    taken: Vec<granule_arch::addr::PhysAddr>,
+}
+
+impl<'r> Scarce<'r> {
+    fn leaving(rig: &'r Rig, count: usize) -> Self {
+        let mut taken: Vec<_> = core::iter::from_fn(|| rig.frames.alloc(&rig.cpu).ok()).collect();
+        for frame in taken.drain(..count.min(taken.len())) {
+            rig.frames.free(&rig.cpu, frame);
+        }
+        Self { rig, taken }
+    }
+}
+
+impl Drop for Scarce<'_> {
+    fn drop(&mut self) {
+        self.taken.drain(..).for_each(|frame| self.rig.frames.free(&self.rig.cpu, frame));
+    }
+}
+
+#[test]
+fn attaching_mapping_and_binding_fail_whole() {
+    host::with(&[], || {
+        let rig = Rig::new(Told::Tlb);
+        // The SMMU's own memory for this bus is there already.
+        drop(rig.attach());
+        let space = rig.space(1);
+        let used = rig.used();
+        let mut succeeded = false;
+        for count in 0..40 {
+            let scarce = Scarce::leaving(&rig, count);
+            if let Ok(device) = rig.iommu.attach(&rig.cpu, STREAM) {
+                let mapped = device.map(&rig.cpu, granule_arch::addr::PhysAddr(0x4000_0000), 8, Direction::Both);
+                let page = device.alloc_coherent(&rig.cpu, 8);
+                match device.bind(&rig.cpu, &space) {
+                    Ok(()) => {
+                        assert_eq!(rig.read(at(0)), Outcome::Reaches(entry(&space, at(0)).address()));
+                        device.unbind(&rig.cpu);
+                    }
+                    Err(_) => assert_eq!(rig.read(at(0)), UNMAPPED, "its own tables translate"),
+                }
+                succeeded = mapped.is_ok() && page.is_ok();
+                if let Ok(page) = page {
+                    device.free_coherent(&rig.cpu, page);
+                }
+                if let Ok(address) = mapped {
+                    device.unmap(&rig.cpu, address, 8);
+                }
+            }
+            drop(scarce);
+            assert_eq!(rig.used(), used, "with {count} frames");
+            assert!(space.notifiers().is_empty());
+        }
+        assert!(succeeded, "40 frames are enough");
+    });
+}
+
+#[test]
+fn without_memory_for_the_stream_table_a_device_is_not_attached() {
+    let rig = Rig::new(Told::Tlb);
+    let used = rig.used();
+    for count in 0..2 {
+        rig.smmu.limit_allocations(Some(count));
+        assert!(rig.iommu.attach(&rig.cpu, STREAM + 0x100 * count as u32).is_err(), "{count}");
+        assert_eq!(rig.used(), used);
+    }
+    rig.smmu.limit_allocations(None);
+    drop(rig.attach());
+}
