@@ -112,7 +112,9 @@ impl Claim {
         interrupt::vectors(self.function)
     }
 
-    /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. A message needs bus mastering.
+    /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. A message needs bus mastering, and
+    /// goes to `doorbell`: the address by which the device reaches [`its::doorbell`](crate::drivers::its::doorbell),
+    /// which is another than the CPU's where an SMMU translates. `None`: the same.
     ///
     /// # Errors
     /// There is no such vector, it is in use, or nothing leads from the function to the interrupt controller.
@@ -122,8 +124,9 @@ impl Claim {
         cpu: &Cpu,
         vector: u16,
         handler: &'static dyn InterruptHandler,
+        doorbell: Option<u64>,
     ) -> Result<Vector, PciError> {
-        interrupt::set(self, kernel, cpu, vector, handler)
+        interrupt::set(self, kernel, cpu, vector, handler, doorbell)
     }
 }
 

@@ -92,6 +92,7 @@ pub(super) fn set(
     cpu: &Cpu,
     vector: u16,
     handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
 ) -> Result<Vector, PciError> {
     let function = claim.function();
     let Some(way) = Way::of(function) else {
@@ -102,19 +103,21 @@ pub(super) fn set(
         return Err(PciError::NoVector { function: function.address, vector, count });
     }
     match way {
-        Way::MsiX(msix, offset) => set_msix(claim, kernel, cpu, (msix, offset), vector, handler),
-        Way::Msi(offset) => set_msi(claim, kernel, cpu, offset, handler),
+        Way::MsiX(msix, offset) => set_msix(claim, kernel, cpu, (msix, offset), vector, handler, doorbell),
+        Way::Msi(offset) => set_msi(claim, kernel, cpu, offset, handler, doorbell),
         Way::Pin => set_pin(function, cpu, handler),
     }
 }
 
-/// Gives a function's vector an event. The function is told of it by the caller.
+/// Gives a function's vector an event, which it sends to `doorbell` or, without one, to the ITS's own. The function is told
+/// of it by the caller.
 fn connect(
     function: &'static Function,
     kernel: &'static Kernel,
     cpu: &Cpu,
     vector: u16,
     handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
 ) -> Result<(u64, Message), PciError> {
     let address = function.address;
     let is_same = |other: &Connected| core::ptr::eq(other.function, function) && other.vector == vector;
@@ -122,14 +125,14 @@ fn connect(
         return Err(PciError::VectorInUse(address, vector));
     }
     let none = || PciError::NoMessage(address, its::ItsError::None);
-    let doorbell = its::doorbell(kernel.platform).ok_or_else(none)?;
+    let own = its::doorbell(kernel.platform).ok_or_else(none)?;
     let device = function.msi_device_id().ok_or_else(none)?;
     let last = functions().iter().filter_map(Function::msi_device_id).max().unwrap_or(device);
     let message = its::connect(kernel, cpu, (device, last), handler, vector)
         .map_err(|error| PciError::NoMessage(address, error))?;
     // There is room for each event, and each is there once.
     let _ = MESSAGES.lock().push(Connected { function, vector, message });
-    Ok((doorbell.0, message))
+    Ok((doorbell.unwrap_or(own.0), message))
 }
 
 fn set_msix(
@@ -139,13 +142,14 @@ fn set_msix(
     (msix, offset): (MsixCapability, u16),
     vector: u16,
     handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
 ) -> Result<Vector, PciError> {
     let function = claim.function();
     let bytes = u64::from(msix.table_size()) * ENTRY;
     let table = claim.map_bar(&kernel.space, cpu, usize::from(msix.table_bar()))?;
     let outside = PciError::NoInterrupt(function.address, "its table of messages is not inside its registers");
     let table = table.part(u64::from(msix.table_offset()), bytes).ok_or(outside)?;
-    let (doorbell, message) = connect(function, kernel, cpu, vector, handler)?;
+    let (doorbell, message) = connect(function, kernel, cpu, vector, handler, doorbell)?;
     let control = claim.read_config16(offset + CONTROL)?;
     if control & MSIX_ON == 0 {
         // What was there before must not be sent; while all are masked nothing is.
@@ -169,8 +173,9 @@ fn set_msi(
     cpu: &Cpu,
     offset: u16,
     handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
 ) -> Result<Vector, PciError> {
-    let (doorbell, message) = connect(claim.function(), kernel, cpu, 0, handler)?;
+    let (doorbell, message) = connect(claim.function(), kernel, cpu, 0, handler, doorbell)?;
     let control = claim.read_config16(offset + CONTROL)?;
     claim.write_config32(offset + 4, doorbell as u32)?;
     let data = if control & MSI_WIDE != 0 {
