@@ -5,6 +5,7 @@
 //! know nothing of page tables.
 
 pub mod console;
+pub mod edu;
 #[cfg(target_os = "none")]
 mod gicv2;
 #[cfg(target_os = "none")]
@@ -16,5 +17,8 @@ pub mod pci;
 #[cfg(target_os = "none")]
 pub mod pl011;
 pub mod power;
+pub mod slot;
 pub mod timer;
 pub mod virtio;
+pub mod virtio_blk;
+pub mod virtio_rng;

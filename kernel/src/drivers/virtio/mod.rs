@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `queue` | the rings of a split queue, and what is believed of what a device writes into them: nothing |
 
+pub mod device;
 #[cfg(test)]
 mod model;
 pub mod queue;
 pub mod requests;
+pub mod structures;
 #[cfg(test)]
 mod tests;
 pub mod transport;

@@ -171,6 +171,10 @@ struct Slot {
     room: u32,
 }
 
+impl Slot {
+    const FREE: Self = Self { next: NONE, chain: 0, room: 0 };
+}
+
 /// A queue whose rings are in memory that the device reaches.
 pub struct VirtQueue {
     rings: NonNull<Rings>,
@@ -190,6 +194,8 @@ pub struct VirtQueue {
 
 // SAFETY: the rings belong to the queue, whichever CPU holds it.
 unsafe impl Send for VirtQueue {}
+// SAFETY: shared, it only reads them: whoever changes them has the queue alone.
+unsafe impl Sync for VirtQueue {}
 
 /// Where a device finds the three parts of a queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,32 +225,36 @@ impl VirtQueue {
         (most > 0).then(|| 1 << most.min(MAX_SIZE).ilog2())
     }
 
-    /// An empty queue in the page at `page`, of which it takes the first [`RING_BYTES`], for a device that takes `most`
-    /// descriptors at most; of no size where that is zero.
+    /// A queue without rings, in which nothing can be. It is a place for one: [`Self::begin`].
+    pub const NONE: Self = Self {
+        rings: NonNull::dangling(),
+        size: 0,
+        slots: [Slot::FREE; MAX_SIZE as usize],
+        free: 0,
+        free_count: 0,
+        in_flight: 0,
+        available_index: 0,
+        used_index: 0,
+        broken: false,
+    };
+
+    /// Becomes an empty queue in the page at `page`, of which it takes the first [`RING_BYTES`], for a device that takes
+    /// `most` descriptors at most. What was in flight is forgotten.
     ///
     /// # Safety
     /// They are mapped as ordinary memory, aligned to a page, for as long as the queue is used; nobody else touches
-    /// them but the device, and that not before it is told where they are.
-    pub unsafe fn new(page: NonNull<u8>, most: u16) -> Self {
-        let size = Self::size_for(most).unwrap_or(0);
-        let rings = page.cast::<Rings>();
+    /// them but the device, and that not before it is told where they are, or after it was reset.
+    pub unsafe fn begin(&mut self, page: NonNull<u8>, most: u16) {
+        self.rings = page.cast();
         // SAFETY: the caller's memory, large enough (asserted above); zeros are empty rings.
-        unsafe { rings.write_bytes(0, 1) };
-        let mut queue = Self {
-            rings,
-            size,
-            slots: [Slot { next: NONE, chain: 0, room: 0 }; MAX_SIZE as usize],
-            free: 0,
-            free_count: size,
-            in_flight: 0,
-            available_index: 0,
-            used_index: 0,
-            broken: false,
-        };
-        for (index, slot) in (1..size).zip(queue.slots.iter_mut()) {
+        unsafe { self.rings.write_bytes(0, 1) };
+        self.size = Self::size_for(most).unwrap_or(0);
+        (self.free, self.free_count, self.in_flight) = (0, self.size, 0);
+        (self.available_index, self.used_index, self.broken) = (0, 0, false);
+        self.slots = [Slot::FREE; MAX_SIZE as usize];
+        for (index, slot) in (1..self.size).zip(self.slots.iter_mut()) {
             slot.next = index;
         }
-        queue
     }
 
     /// Chains that the device has.
@@ -303,10 +313,10 @@ impl VirtQueue {
         self.store_available(self.available_index % self.size, head);
         self.available_index = self.available_index.wrapping_add(1);
         // The device reads the index first: what it then reads must be there (2.7.13.3).
-        barrier::dmb_ishst();
+        barrier::dmb_oshst();
         self.store_available_index(self.available_index);
-        // And the store to the device that tells it comes behind the index.
-        barrier::dsb_ishst();
+        // And the store to the device's register that tells it comes behind the index.
+        barrier::dmb_oshst();
         Ok(Token(head))
     }
 
@@ -317,6 +327,9 @@ impl VirtQueue {
     pub fn take(&mut self) -> Result<Option<Completion>, DeviceError> {
         if self.broken {
             return Err(DeviceError::Broken);
+        }
+        if self.size == 0 {
+            return Ok(None);
         }
         let taken = self.check_next();
         self.broken = taken.is_err();
@@ -332,7 +345,7 @@ impl VirtQueue {
             return Err(DeviceError::IndexJump { used, in_flight: self.in_flight });
         }
         // What the device wrote before its index, the buffers among it, is read behind it (2.7.14).
-        barrier::dmb_ish();
+        barrier::dmb_oshld();
         let element = self.load_used(self.used_index % self.size);
         let unknown = DeviceError::NotInFlight(element.id);
         let head = u16::try_from(element.id).ok().filter(|&head| head < self.size).ok_or(unknown)?;
@@ -351,7 +364,7 @@ impl VirtQueue {
 
     /// Whether the device has handed something back, or has broken the rules.
     pub fn has_used(&self) -> bool {
-        self.broken || self.load_used_index() != self.used_index
+        self.size > 0 && (self.broken || self.load_used_index() != self.used_index)
     }
 
     /// Asks the device to interrupt when it hands a chain back, or not to. It may do so all the same.
@@ -360,7 +373,7 @@ impl VirtQueue {
         // SAFETY: in the rings.
         unsafe { (&raw mut (*self.rings.as_ptr()).available.flags).write_volatile(flags) };
         // In front of the look at the used ring that follows: either that finds the chain, or the device the flag.
-        barrier::dmb_ish();
+        barrier::dmb_osh();
     }
 
     fn free_chain(&mut self, head: u16) {

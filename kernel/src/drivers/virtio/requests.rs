@@ -136,20 +136,35 @@ pub struct Requests {
 
 // SAFETY: the page belongs to the requests, whichever CPU holds them.
 unsafe impl Send for Requests {}
+// SAFETY: shared, they only read: whoever changes the page has them alone.
+unsafe impl Sync for Requests {}
 
 /// Says what became of one segment of a request that came back: [`crate::iommu::DmaDevice::resolve`].
 pub type Resolve<'a> = dyn FnMut(Segment) -> Resolution + 'a;
 
 impl Requests {
-    /// The requests of `queue`, whose page, `memory`, the device knows as `page`.
+    /// A place for the requests of a queue; they are too many to be moved about.
+    pub const NONE: Self = Self {
+        queue: VirtQueue::NONE,
+        frames: NonNull::dangling(),
+        frames_address: 0,
+        entries: [const { Entry::FREE }; MAX_REQUESTS],
+        owners: [0; MAX_SIZE as usize],
+        losses: 0,
+        resubmitted: 0,
+    };
+
+    /// Begins with an empty queue for a device that takes `most` descriptors, and knows its page, `memory`, as `page`.
     ///
     /// # Safety
-    /// The whole page belongs to the queue and its requests for as long as they are used: see [`VirtQueue::new`].
-    pub unsafe fn new(queue: VirtQueue, memory: NonNull<u8>, page: u64) -> Self {
-        // SAFETY: the second half of the caller's page.
-        let frames = unsafe { memory.add(RING_BYTES) };
-        let (frames_address, entries) = (page + RING_BYTES as u64, [const { Entry::FREE }; MAX_REQUESTS]);
-        Self { queue, frames, frames_address, entries, owners: [0; MAX_SIZE as usize], losses: 0, resubmitted: 0 }
+    /// As for [`VirtQueue::begin`], of the whole page.
+    pub unsafe fn begin(&mut self, memory: NonNull<u8>, page: u64, most: u16) {
+        // SAFETY: the caller's promise; the frames are the second half of the page.
+        unsafe {
+            self.queue.begin(memory, most);
+            self.frames = memory.add(RING_BYTES);
+        }
+        self.frames_address = page + RING_BYTES as u64;
     }
 
     /// Requests that the device has.
@@ -208,10 +223,9 @@ impl Requests {
         Ok(again)
     }
 
-    /// Goes on with an empty queue, `queue`, after the device was reset: what it had is handed over again, once its
-    /// faults are served. The device is to be notified.
-    pub fn restart(&mut self, queue: VirtQueue, resolve: &mut Resolve<'_>) {
-        self.queue = queue;
+    /// Goes on after the device was reset, and the queue begun anew: what it had is handed over again, once its faults
+    /// are served. The device is to be notified.
+    pub fn restart(&mut self, resolve: &mut Resolve<'_>) {
         for index in 0..MAX_REQUESTS {
             if !self.entries[index].is_in_flight() {
                 continue;

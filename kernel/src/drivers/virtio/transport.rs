@@ -4,8 +4,6 @@
 //! Generic over the way to the registers, so that it runs against a model of them on the host. What they say is not
 //! believed where it could do harm: sizes, vectors and offsets are checked, and nothing is waited for without end.
 
-use core::ptr::NonNull;
-
 use thiserror::Error;
 
 use super::queue::{Parts, VirtQueue};
@@ -157,11 +155,20 @@ impl<R: Registers> Transport<R> {
             }
         }
         let mut transport = Self { registers, features: 0 };
-        transport.negotiate(translation, wanted).inspect_err(|_| transport.fail())?;
+        transport.features = transport.agree(translation, wanted).inspect_err(|_| transport.fail())?;
         Ok(transport)
     }
 
-    fn negotiate(&mut self, translation: Translation, wanted: u64) -> Result<(), TransportError> {
+    /// Once more, from a reset on, with the features that were agreed on. The queues are to be set up again.
+    ///
+    /// # Errors
+    /// [`TransportError`], as for [`Self::start`].
+    pub fn restart(&self) -> Result<(), TransportError> {
+        let features = self.agree(Translation::None, self.features).inspect_err(|_| self.fail())?;
+        if features == self.features { Ok(()) } else { Err(TransportError::FeaturesRefused(self.features)) }
+    }
+
+    fn agree(&self, translation: Translation, wanted: u64) -> Result<u64, TransportError> {
         self.reset()?;
         self.add_status(status::ACKNOWLEDGE);
         self.add_status(status::DRIVER);
@@ -172,16 +179,16 @@ impl<R: Registers> Transport<R> {
         if translation == Translation::Required && offered & ACCESS_PLATFORM == 0 {
             return Err(TransportError::PassesBy);
         }
-        self.features = offered & (wanted | VERSION_1 | ACCESS_PLATFORM);
+        let features = offered & (wanted | VERSION_1 | ACCESS_PLATFORM);
         for half in 0..2_u32 {
             self.write(common::DRIVER_FEATURE_SELECT, Width::Word, half);
-            self.write(common::DRIVER_FEATURE, Width::Word, (self.features >> (32 * half)) as u32);
+            self.write(common::DRIVER_FEATURE, Width::Word, (features >> (32 * half)) as u32);
         }
         self.add_status(status::FEATURES_OK);
         if self.status() & status::FEATURES_OK == 0 {
-            return Err(TransportError::FeaturesRefused(self.features));
+            return Err(TransportError::FeaturesRefused(features));
         }
-        Ok(())
+        Ok(features)
     }
 
     /// Has the device forget everything, and waits until it has (2.4.2).
@@ -204,34 +211,37 @@ impl<R: Registers> Transport<R> {
         self.features
     }
 
-    /// Gives the device queue `index`, whose page it finds at `page`, and has it interrupt by `vector` of MSI-X, or by
-    /// its line where there is none; returns the queue and where to notify it.
+    /// How large queue `index` of the device is to be.
+    ///
+    /// # Errors
+    /// [`TransportError::NoQueue`].
+    pub fn queue_size(&self, index: u16) -> Result<u16, TransportError> {
+        let none = TransportError::NoQueue(index);
+        if u32::from(index) >= self.read(common::QUEUES, Width::Half) {
+            return Err(none);
+        }
+        self.write(common::QUEUE_SELECT, Width::Half, index.into());
+        VirtQueue::size_for(self.read(common::QUEUE_SIZE, Width::Half) as u16).ok_or(none)
+    }
+
+    /// Gives the device queue `index`, of `size` descriptors, whose page it finds at `page`, and has it interrupt by
+    /// `vector` of MSI-X, or by its line where there is none; returns where to notify it.
     ///
     /// # Errors
     /// [`TransportError`].
-    ///
-    /// # Safety
-    /// As for [`VirtQueue::new`]: `memory` is the page that the device finds at `page`.
-    pub unsafe fn set_up_queue(
+    pub fn set_up_queue(
         &self,
         index: u16,
-        memory: NonNull<u8>,
+        size: u16,
         page: u64,
         vector: Option<u16>,
-    ) -> Result<(VirtQueue, Doorbell), TransportError> {
-        if u32::from(index) >= self.read(common::QUEUES, Width::Half) {
-            return Err(TransportError::NoQueue(index));
-        }
+    ) -> Result<Doorbell, TransportError> {
         self.write(common::QUEUE_SELECT, Width::Half, index.into());
-        let most = self.read(common::QUEUE_SIZE, Width::Half) as u16;
-        let size = VirtQueue::size_for(most).ok_or(TransportError::NoQueue(index))?;
         let steps = u64::from(self.read(common::QUEUE_NOTIFY_OFFSET, Width::Half) as u16);
         let offset = steps * u64::from(self.registers.notify_multiplier());
         if !offset.is_multiple_of(2) || offset + 2 > self.registers.bytes(Window::Notify) {
             return Err(TransportError::NotifyOutside(index));
         }
-        // SAFETY: the caller's promise.
-        let queue = unsafe { VirtQueue::new(memory, size) };
         let Parts { descriptors, driver, device } = Parts::at(page);
         self.write(common::QUEUE_SIZE, Width::Half, size.into());
         self.write_64(common::QUEUE_DESCRIPTORS, descriptors);
@@ -246,7 +256,7 @@ impl<R: Registers> Transport<R> {
             }
         }
         self.write(common::QUEUE_ENABLE, Width::Half, 1);
-        Ok((queue, Doorbell { queue: index, offset }))
+        Ok(Doorbell { queue: index, offset })
     }
 
     /// Lets the device begin: its queues are set up.

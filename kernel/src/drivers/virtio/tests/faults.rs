@@ -8,7 +8,7 @@ use std::vec::Vec;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::super::model::{Chain, DeviceQueue, Memory, PAGE};
-use super::super::queue::{DeviceError, Flow, MAX_SIZE, Parts, Segment, VirtQueue};
+use super::super::queue::{DeviceError, Flow, MAX_SIZE, Parts, Segment};
 use super::super::requests::{Frame, MAX_SEGMENTS, MAX_TRIES, RequestError, Requests, Ticket, Transfer};
 use crate::iommu::Resolution;
 use crate::mm::space::FaultError;
@@ -33,8 +33,9 @@ impl Bench {
     fn new() -> Self {
         let memory = Memory::new(1 + PAGES, FIRST);
         let (page, address) = memory.page(0);
+        let mut requests = Requests::NONE;
         // SAFETY: the page is the queue's, and outlives it.
-        let requests = unsafe { Requests::new(VirtQueue::new(page, MAX_SIZE), page, address) };
+        unsafe { requests.begin(page, address, MAX_SIZE) };
         let device = Self::device();
         Self { memory, requests, device, with_device: Vec::new(), forbidden: Vec::new(), overflow: false }
     }
@@ -226,11 +227,12 @@ fn a_reset_loses_nothing() {
     bench.fetch();
     bench.perform(0);
     // What it did is forgotten with the rest.
-    let (page, _) = bench.memory.page(0);
+    let (page, address) = bench.memory.page(0);
     bench.with_device.clear();
     bench.device = Bench::device();
     // SAFETY: the page is the queue's still.
-    bench.requests.restart(unsafe { VirtQueue::new(page, MAX_SIZE) }, &mut |_| Resolution::NoFault);
+    unsafe { bench.requests.begin(page, address, MAX_SIZE) };
+    bench.requests.restart(&mut |_| Resolution::NoFault);
     assert_eq!(bench.requests.in_flight(), 3);
     for (page, ticket) in tickets.into_iter().enumerate() {
         assert!(matches!(bench.finish(ticket), Some(Ok(_))));

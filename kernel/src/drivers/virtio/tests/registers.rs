@@ -4,10 +4,9 @@ extern crate std;
 
 use std::rc::Rc;
 
-use super::super::model::{Device, Memory};
+use super::super::model::Device;
 use super::super::queue::Parts;
 use super::super::transport::{ACCESS_PLATFORM, Doorbell, Translation, Transport, TransportError, VERSION_1, Window};
-use crate::drivers::virtio::queue::VirtQueue;
 
 type Up = Result<Transport<Rc<Device>>, TransportError>;
 
@@ -15,11 +14,10 @@ fn start(device: &Rc<Device>) -> Up {
     Transport::start(device.clone(), Translation::Required, 0x81)
 }
 
-fn set_up(device: &Rc<Device>, vector: Option<u16>) -> Result<(VirtQueue, Doorbell), TransportError> {
-    let memory = Memory::new(1, 0x4000_0000);
-    let (page, address) = memory.page(0);
-    // SAFETY: nobody uses the queue.
-    unsafe { start(device)?.set_up_queue(0, page, address, vector) }
+fn set_up(device: &Rc<Device>, vector: Option<u16>) -> Result<(u16, Doorbell), TransportError> {
+    let transport = start(device)?;
+    let size = transport.queue_size(0)?;
+    Ok((size, transport.set_up_queue(0, size, 0x4000_0000, vector)?))
 }
 
 #[test]
@@ -47,7 +45,7 @@ fn a_queue_is_told_where_it_is() {
         let told = device.queue.borrow();
         let Parts { descriptors, driver, device: used } = Parts::at(0x4000_0000);
         assert_eq!((told.descriptors, told.available, told.used), (descriptors, driver, used));
-        assert_eq!((told.size, queue.size()), (size, size));
+        assert_eq!((told.size, queue), (size, size));
         assert!(device.enabled.get());
         assert_eq!(device.vector.get(), 1);
     }
@@ -92,6 +90,17 @@ fn each_reason_has_a_name() {
     {
         assert_eq!(refused(&|device| device.sizes.set(sizes)), Some(TransportError::NoRegisters(window)));
     }
+}
+
+#[test]
+fn a_device_that_is_started_again_has_to_agree_to_the_same() {
+    let device = Device::new();
+    let transport = start(&device).unwrap();
+    device.status.set(0x4f);
+    assert_eq!(transport.restart(), Ok(()));
+    assert_eq!((device.status.get(), device.accepted.get()), (0xb, transport.features()));
+    device.offered.set(device.offered.get() & !1);
+    assert_eq!(transport.restart(), Err(TransportError::FeaturesRefused(transport.features())));
 }
 
 #[test]

@@ -29,8 +29,9 @@ fn pair() -> Pair {
 fn pair_of(size: u16) -> Pair {
     let memory = Memory::new(1, FIRST);
     let (page, address) = memory.page(0);
+    let mut driver = VirtQueue::NONE;
     // SAFETY: the page is the queue's, and outlives it.
-    let driver = unsafe { VirtQueue::new(page, size) };
+    unsafe { driver.begin(page, size) };
     let Parts { descriptors, driver: available, device: used } = Parts::at(address);
     Pair { memory, driver, device: DeviceQueue { size, descriptors, available, used, ..DeviceQueue::default() } }
 }
@@ -77,6 +78,9 @@ fn a_queue_is_as_large_as_the_device_bears() {
     let mut none = pair_of(0);
     assert_eq!(none.driver.submit(&one()), Err(SubmitError::BadChain(1)));
     assert_eq!(none.driver.take(), Ok(None));
+    let mut nowhere = VirtQueue::NONE;
+    assert_eq!((nowhere.submit(&one()), nowhere.take()), (Err(SubmitError::BadChain(1)), Ok(None)));
+    assert!(!nowhere.has_used());
 }
 
 #[test]

@@ -1,0 +1,225 @@
+//! A place for a device of one kind, from before it is found until the machine is turned off; and the interrupts that
+//! threads wait for.
+//!
+//! Devices are started when they are asked for first. Their places are statics, so that an interrupt finds its device
+//! without a lock.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use spin::Once;
+use thiserror::Error;
+
+use super::interrupt::InterruptHandler;
+use super::pci::{self, Claim, Id, PciError};
+use super::timer::Deadline;
+use super::virtio::transport::TransportError;
+use crate::iommu::{AttachError, BindError, DmaDevice, DmaError};
+use crate::mm::space::SpaceRef;
+#[cfg(target_os = "none")]
+use crate::sched::Woken;
+use crate::sched::{WaitQueue, Waiters};
+use crate::smp::{Cpu, this_cpu};
+use crate::sync::RwSem;
+
+/// Why there is no such device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum StartError {
+    /// The machine has fewer of them.
+    #[error("the machine has no {0} of number {1}")]
+    None(&'static str, usize),
+    /// There are no places for so many.
+    #[error("no more than {1} devices of the kind {0} are driven")]
+    TooMany(&'static str, usize),
+    /// The function cannot be had.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// It has no way to memory.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// It has no page in common with its driver.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
+    /// It is no virtio device that this driver drives.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// What it says of itself is not what such a device says.
+    #[error("the device says that it is {0:#x}: it is something else")]
+    Unknown(u32),
+}
+
+/// Why a device was not bound, or not unbound. Nothing changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum BindRefused {
+    /// It is at work: its requests mean addresses of the space that it has now.
+    #[error("the device has {0} requests in flight")]
+    InFlight(usize),
+    /// The SMMU, or the want of one.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// It is not bound.
+    #[error("the device is not bound")]
+    NotBound,
+}
+
+/// A driver of one kind of device.
+pub trait Driver: Sized + Send + Sync + 'static {
+    /// What a device needs besides, and is too large to be on a stack on its way to its place.
+    type Fixed: Sync;
+    /// What the monitor calls such a device.
+    const NAME: &'static str;
+    /// Who makes them, and what they call them.
+    const IDS: &'static [Id];
+    /// The places for them.
+    const SLOTS: &'static [Slot<Self>];
+
+    /// Starts the device of `claim`, in whose place, `slot`, its interrupts arrive. `cpu` is this CPU.
+    ///
+    /// # Errors
+    /// [`StartError`]: the device is left alone.
+    fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError>;
+
+    /// Tells the device that its interrupt was seen; whether it was its interrupt. From the interrupt.
+    fn acknowledge(&self) -> bool;
+
+    /// Runs `change` on the device's way to memory, with nothing in flight.
+    ///
+    /// # Errors
+    /// [`BindRefused::InFlight`], and what `change` refuses.
+    fn while_idle(&self, change: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>) -> Result<(), BindRefused>;
+
+    /// Has the device use the addresses of `space`.
+    ///
+    /// # Errors
+    /// [`BindRefused`].
+    fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindRefused> {
+        self.while_idle(&mut |dma| Ok(dma.bind(cpu, space)?))
+    }
+
+    /// Ends [`Self::bind`].
+    ///
+    /// # Errors
+    /// [`BindRefused`].
+    fn unbind(&self, cpu: &Cpu) -> Result<(), BindRefused> {
+        self.while_idle(&mut |dma| {
+            if !dma.is_bound() {
+                return Err(BindRefused::NotBound);
+            }
+            dma.unbind(cpu);
+            Ok(())
+        })
+    }
+}
+
+/// A place for a device.
+pub struct Slot<T: Driver> {
+    device: Once<T>,
+    /// What the device needs besides.
+    pub fixed: T::Fixed,
+    /// Its interrupts.
+    pub arrivals: Arrivals,
+}
+
+impl<T: Driver> Slot<T> {
+    /// A place without a device.
+    pub const fn new(fixed: T::Fixed) -> Self {
+        Self { device: Once::new(), fixed, arrivals: Arrivals::new() }
+    }
+}
+
+impl<T: Driver> InterruptHandler for Slot<T> {
+    fn interrupt(&self, _: &Cpu, _: u16) {
+        // Before it is there it was not told to begin: what arrives is a neighbour's at the same pin.
+        if self.device.get().is_some_and(Driver::acknowledge) {
+            self.arrivals.arrive();
+        }
+    }
+}
+
+/// The `index`-th device of a kind, started if it was not.
+///
+/// # Errors
+/// [`StartError`].
+pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartError> {
+    /// One start at a time. It may sleep.
+    static STARTING: RwSem<()> = RwSem::new(());
+    let slot = T::SLOTS.get(index).ok_or(StartError::TooMany(T::NAME, T::SLOTS.len()))?;
+    if let Some(device) = slot.device.get() {
+        return Ok(device);
+    }
+    let _alone = STARTING.write();
+    if let Some(device) = slot.device.get() {
+        return Ok(device);
+    }
+    let mut functions = pci::functions().iter().filter(|function| T::IDS.contains(&function.id()));
+    let function = functions.nth(index).ok_or(StartError::None(T::NAME, index))?;
+    let device = T::start(cpu, function.claim(T::NAME)?, slot)?;
+    Ok(slot.device.call_once(|| device))
+}
+
+/// Interrupts of a device, as those count them who wait for the next.
+pub struct Arrivals {
+    count: AtomicU64,
+    waiters: WaitQueue<()>,
+    /// How often a device was found to be done that had not interrupted.
+    missed: AtomicU64,
+}
+
+impl Arrivals {
+    const fn new() -> Self {
+        Self { count: AtomicU64::new(0), waiters: WaitQueue::new(), missed: AtomicU64::new(0) }
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// How many were missing.
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+
+    /// The device is done, and its interrupt was waited for in vain.
+    pub(super) fn note_missing(&self) {
+        self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn arrive(&self) {
+        let mut waiters = self.waiters.lock();
+        self.count.fetch_add(1, Ordering::Release);
+        waiters.wake_all();
+    }
+
+    /// Sleeps until there are more than `seen`, at most so long; whether there are.
+    pub(super) fn wait(&self, seen: u64, at_most: Duration) -> bool {
+        let waiters = self.waiters.lock();
+        // Under the lock: what arrives behind this look finds this thread in the queue.
+        self.count() != seen || sleep(waiters, Deadline::after(at_most))
+    }
+}
+
+/// Sleeps until somebody wakes this thread, at most until `until`; whether somebody did.
+#[cfg(target_os = "none")]
+fn sleep(waiters: Waiters<'_, ()>, until: Deadline) -> bool {
+    waiters.wait_until((), Some(until)) == Woken::ByAnother
+}
+
+/// On the host there are no devices to wait for.
+#[cfg(not(target_os = "none"))]
+fn sleep(_: Waiters<'_, ()>, _: Deadline) -> bool {
+    false
+}
+
+/// The address by which a device with this way to memory reaches the doorbell of its messages; `None` where the machine
+/// takes no messages.
+pub(super) fn doorbell(cpu: &Cpu, dma: &DmaDevice) -> Result<Option<u64>, DmaError> {
+    let doorbell = super::its::doorbell(crate::kernel().platform);
+    let address = doorbell.map(|doorbell| dma.message_address(cpu, doorbell)).transpose()?;
+    Ok(address.map(|address| address.0))
+}
+
+/// This CPU, for a driver's own look at faults: nothing on the way to it changes the CPU.
+pub(super) fn here() -> &'static Cpu {
+    this_cpu()
+}

@@ -1,0 +1,269 @@
+//! A virtio device with one queue, at work: requests, the interrupts that end them, and what is done when it fails.
+//!
+//! Threads hand requests over and wait for them; each that is woken looks after all that came back. A device that asks
+//! for a reset (NEEDS_RESET) gets one, and its requests once more: behind an SMMU that is what QEMU's devices do when
+//! a buffer of several pages meets faults. A device that breaks the rules of its queue is reset and left alone.
+//!
+//! The page of the queue and its requests' frames is the driver's for ever, at an address that the device knows it by
+//! whether it is bound to a process or not.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use core::time::Duration;
+
+use super::queue::{Flow, Segment};
+use super::requests::{Frame, RequestError, Requests, Ticket, Transfer};
+use super::structures::Windows;
+use super::transport::{Doorbell, Translation, Transport, TransportError};
+use crate::drivers::interrupt::InterruptHandler;
+use crate::drivers::pci::{Claim, Vector};
+use crate::drivers::slot::{self, Arrivals, BindRefused, StartError};
+use crate::drivers::timer::Deadline;
+use crate::iommu::{self, Coherent, DmaDevice, Resolution};
+use crate::kernel;
+use crate::mm::space::Access;
+use crate::smp::Cpu;
+use crate::sync::{RwSem, WriteGuard};
+use granule_arch::addr::PAGE_SIZE;
+
+/// After so long a device is looked at though no interrupt has come.
+const LOOK: Duration = Duration::from_secs(1);
+/// And sooner where none can come.
+const POLL: Duration = Duration::from_millis(1);
+/// After so long a request is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The queue of the devices that are driven here.
+const QUEUE: u16 = 0;
+
+/// Pages of devices without an SMMU, of which nobody else keeps count.
+static DIRECT_PAGES: AtomicUsize = AtomicUsize::new(0);
+
+/// Frames that such devices keep for ever: for accounts of who has which frames.
+pub fn kept_frames() -> usize {
+    DIRECT_PAGES.load(Ordering::Relaxed)
+}
+
+/// A device with one queue.
+pub struct Device {
+    transport: Transport<Windows>,
+    doorbell: Doorbell,
+    dma: DmaDevice,
+    page: Coherent,
+    vector: Option<Vector>,
+    requests: &'static RwSem<Requests>,
+    arrivals: &'static Arrivals,
+    /// Keeps the function, and with it bus mastering and the interrupt.
+    claim: Claim,
+}
+
+impl Device {
+    /// Starts the device of `claim` with those of the features `wanted` that it offers. Its interrupts go to `handler`,
+    /// which tells `arrivals`.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub(in crate::drivers) fn start(
+        cpu: &Cpu,
+        claim: Claim,
+        wanted: u64,
+        handler: &'static dyn InterruptHandler,
+        requests: &'static RwSem<Requests>,
+        arrivals: &'static Arrivals,
+    ) -> Result<Self, StartError> {
+        let windows = Windows::map(&claim, cpu)?;
+        let dma = iommu::attach(cpu, claim.stream_id())?;
+        let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
+        let transport = Transport::start(windows, translation, wanted)?;
+        let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
+        let doorbell = slot::doorbell(cpu, &dma)?;
+        claim.set_bus_master(true);
+        let vector = claim.set_interrupt(kernel(), cpu, 0, handler, doorbell);
+        let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();
+        match Self::set_up(&transport, &page, vector, &mut requests.write()) {
+            Ok(doorbell) => {
+                transport.driver_ok();
+                DIRECT_PAGES.fetch_add(usize::from(dma.stream().is_none()), Ordering::Relaxed);
+                Ok(Self { transport, doorbell, dma, page, vector, requests, arrivals, claim })
+            }
+            Err(error) => {
+                // It must have let go of the page before that is given back.
+                transport.reset()?;
+                dma.free_coherent(cpu, page);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn set_up(
+        transport: &Transport<Windows>,
+        page: &Coherent,
+        vector: Option<Vector>,
+        requests: &mut Requests,
+    ) -> Result<Doorbell, TransportError> {
+        let message = matches!(vector, Some(Vector::MsiX { .. })).then_some(0);
+        let (size, address) = (transport.queue_size(QUEUE)?, page.address().0);
+        let memory = NonNull::new(page.virt().as_ptr()).unwrap_or(NonNull::dangling());
+        // SAFETY: a page of its own, which the device knows by this address, and uses again when it is let go.
+        unsafe { requests.begin(memory, address, size) };
+        transport.set_up_queue(QUEUE, size, address, message)
+    }
+
+    /// Its registers, for what devices of its kind have.
+    pub(in crate::drivers) fn transport(&self) -> &Transport<Windows> {
+        &self.transport
+    }
+
+    /// What it and its driver have agreed on.
+    pub fn features(&self) -> u64 {
+        self.transport.features()
+    }
+
+    /// How its interrupts arrive; `None` where it is polled.
+    pub fn vector(&self) -> Option<Vector> {
+        self.vector
+    }
+
+    /// The function that it is.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Its way to memory.
+    pub fn dma(&self) -> &DmaDevice {
+        &self.dma
+    }
+
+    /// Its interrupts.
+    pub fn arrivals(&self) -> &'static Arrivals {
+        self.arrivals
+    }
+
+    /// Requests that were handed over once more, since the start.
+    pub fn resubmitted(&self) -> u64 {
+        self.requests.read().resubmitted()
+    }
+
+    /// See [`crate::drivers::slot::Driver::acknowledge`].
+    pub(in crate::drivers) fn acknowledge(&self) -> bool {
+        // A message is this device's alone. A pin may be shared, and stays up until the reason was read.
+        !matches!(self.vector, Some(Vector::Pin { .. })) || self.transport.interrupt_reason() != 0
+    }
+
+    /// See [`crate::drivers::slot::Driver::while_idle`].
+    pub(in crate::drivers) fn while_idle(
+        &self,
+        change: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>,
+    ) -> Result<(), BindRefused> {
+        let mut requests = self.requests.write();
+        self.attend(&mut requests);
+        match requests.in_flight() {
+            0 => change(&self.dma),
+            some => Err(BindRefused::InFlight(some)),
+        }
+    }
+
+    /// Hands a request over, to be waited for by [`Self::wait`].
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing is handed over.
+    pub fn submit(&self, frame: Frame, segments: &[Segment]) -> Result<Ticket, RequestError> {
+        let mut requests = self.requests.write();
+        let ticket = requests.submit(frame, segments)?;
+        self.transport.notify(self.doorbell);
+        Ok(ticket)
+    }
+
+    /// Waits until the data of a request has arrived, or it has failed. Sleeps.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn wait(&self, ticket: Ticket) -> Result<Transfer, RequestError> {
+        let mut patience = Deadline::after(PATIENCE);
+        let mut handed_over = self.resubmitted();
+        loop {
+            let seen = self.arrivals.count();
+            let mut requests = self.requests.write();
+            self.attend(&mut requests);
+            if let Some(result) = requests.take(ticket) {
+                return result;
+            }
+            // It is not the device that takes its time where there are faults to serve.
+            if core::mem::replace(&mut handed_over, requests.resubmitted()) != requests.resubmitted() {
+                patience = Deadline::after(PATIENCE);
+            }
+            if patience.has_passed() {
+                requests.give_up(ticket, RequestError::TimedOut);
+                self.restart(&mut requests);
+                continue;
+            }
+            drop(requests);
+            let at_most = if self.vector.is_some() { LOOK } else { POLL };
+            if !self.arrivals.wait(seen, at_most) && self.vector.is_some() && self.requests.read().has_some() {
+                self.arrivals.note_missing();
+            }
+        }
+    }
+
+    /// Hands a request over and waits for it.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn perform(&self, frame: Frame, segments: &[Segment]) -> Result<Transfer, RequestError> {
+        self.wait(self.submit(frame, segments)?)
+    }
+
+    /// Looks after what the device has handed back, and after the device.
+    fn attend(&self, requests: &mut WriteGuard<'_, Requests>) {
+        if !requests.has_some() {
+            if self.transport.needs_reset() {
+                log::debug!("virtio device {}: it asks for a reset", self.claim.address());
+                self.restart(requests);
+            }
+            return;
+        }
+        match requests.collect(&mut |segment| self.resolve(segment)) {
+            Ok(false) => {}
+            Ok(true) => self.transport.notify(self.doorbell),
+            Err(error) => {
+                log::error!("virtio device {}: {error}", self.claim.address());
+                // Whatever it has, it has no more after this; and who waits is told why.
+                self.restart_with(requests, |requests| requests.abandon(RequestError::Device(error)));
+            }
+        }
+    }
+
+    fn restart(&self, requests: &mut WriteGuard<'_, Requests>) {
+        self.restart_with(requests, |_| ());
+    }
+
+    /// Resets the device and begins anew; `first` runs while it is in reset.
+    fn restart_with(&self, requests: &mut WriteGuard<'_, Requests>, first: impl FnOnce(&mut Requests)) {
+        let restarted = self.transport.restart().and_then(|()| {
+            first(requests);
+            Self::set_up(&self.transport, &self.page, self.vector, requests)
+        });
+        match restarted {
+            Ok(_) => {
+                requests.restart(&mut |segment| self.resolve(segment));
+                self.transport.driver_ok();
+                self.transport.notify(self.doorbell);
+            }
+            Err(error) => {
+                log::error!("virtio device {}: {error}", self.claim.address());
+                // It may not have heard of the reset: it loses its way to memory.
+                self.claim.set_bus_master(false);
+                requests.abandon(RequestError::Gone(error));
+            }
+        }
+    }
+
+    fn resolve(&self, segment: Segment) -> Resolution {
+        let access = match segment.flow {
+            Flow::ToDevice => Access::Read,
+            Flow::FromDevice => Access::Write,
+        };
+        let end = segment.address.saturating_add(segment.bytes.into());
+        self.dma.resolve(slot::here(), segment.address..end, access)
+    }
+}
