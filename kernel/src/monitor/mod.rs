@@ -20,6 +20,7 @@ mod parse;
 mod processes;
 mod smmu;
 mod tables;
+mod transfers;
 
 use core::fmt::{self, Write};
 
@@ -29,9 +30,14 @@ use linkme::distributed_slice;
 use thiserror::Error;
 
 use crate::bootargs::{self, PARAMETERS, Parameter};
+use crate::drivers::edu::EduError;
 use crate::drivers::power::Status;
+use crate::drivers::slot::{BindRefused, StartError};
+use crate::drivers::virtio::requests::RequestError;
+use crate::drivers::virtio_blk::BlkError;
 use crate::drivers::{console, timer};
 use crate::errno::Errno;
+use crate::iommu::DmaError;
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::notifier::SubscribeError;
@@ -93,6 +99,7 @@ const STORIES: &[&[Command]] = &[
     accounts::COMMANDS,
     devices::COMMANDS,
     smmu::COMMANDS,
+    transfers::COMMANDS,
     machine::COMMANDS,
 ];
 
@@ -191,6 +198,21 @@ enum Refusal {
     ManyTraces(usize),
     #[error("this machine has no SMMU that can be used")]
     NoSmmu,
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Bind(#[from] BindRefused),
+    #[error(transparent)]
+    Disk(#[from] BlkError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Edu(#[from] EduError),
+    #[error(transparent)]
+    Dma(#[from] DmaError),
+    /// What a device is to read or to write is nothing, or not to be had.
+    #[error("{0} is no memory of the kernel's that a device could have for this")]
+    NoMemory(VirtAddr),
     /// Where the monitor's own tests run.
     #[error("there is no kernel")]
     NoKernel,

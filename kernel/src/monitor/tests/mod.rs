@@ -305,6 +305,34 @@ fn help_tells_all_commands_and_each() {
 }
 
 #[test]
+fn devices_are_named_and_amounts_are_bounded() {
+    for (line, error) in [
+        ("bind 1", "DEVICE is missing"),
+        ("bind blk 1", "PID: `blk` is no number: "),
+        ("bind 1 bkl", "DEVICE: `bkl` is none of edu|rng|blk, perhaps with a number; did you mean `blk`?"),
+        ("unbind blk9", "DEVICE: `blk9` is none of edu|rng|blk, perhaps with a number; did you mean `blk"),
+        ("unbind blk now", "`now` is one argument too many"),
+        ("blk", "read|write is missing"),
+        ("blk erase 1 2", "read|write: `erase` is none of read|write"),
+        ("blk read 1", "ADDR is missing"),
+        ("blk read 1 0x1000 2M", "BYTES: 2097152 is out of range, 1 to 1048576 is allowed"),
+        ("blk write 1 0xfffffffffffffff0", "BYTES: that many from "),
+        ("rng 0x1000", "BYTES is missing"),
+        ("rng 0x1000 0", "BYTES: 0 is out of range, 1 to 1048576 is allowed"),
+        ("dma move 1 2 3", "copy: `move` is none of copy"),
+        ("dma copy 1 2 4097", "BYTES: 4097 is out of range, 1 to 4096 is allowed"),
+        // The host has no devices.
+        ("blk read 1 0x1000", "the machine has no blk of number 0"),
+        ("dma copy 1 2 3", "the machine has no edu of number 0"),
+        ("unbind rng1", "the machine has no rng of number 1"),
+    ] {
+        let (screen, failures) = session(line);
+        assert!(screen.starts_with(&std::format!("error: {error}")) && failures == 1, "{line}: {screen}");
+    }
+    assert_eq!(session("! rng 0x1000 8").0, "refused: the machine has no rng of number 0 (as expected)\n");
+}
+
+#[test]
 fn names_are_typed_easily_and_once() {
     let mut names: Vec<_> = Command::all().map(|command| command.name).collect();
     for name in &names {
