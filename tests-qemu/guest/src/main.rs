@@ -16,6 +16,8 @@ mod copy_on_write;
 #[cfg(target_os = "none")]
 mod demo;
 #[cfg(target_os = "none")]
+mod devices;
+#[cfg(target_os = "none")]
 mod direct_map;
 #[cfg(target_os = "none")]
 mod frames;
