@@ -2,8 +2,9 @@
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use spin::Once;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use super::{EVENTS, FIRST, Its, ItsError, Memory, Registers};
+use super::{EVENTS, FIRST, Its, ItsError, Lists, Memory, Registers};
 use crate::Kernel;
 use crate::drivers::interrupt::InterruptHandler;
 use crate::mm::page_block::BLOCK_SIZE;
@@ -48,6 +49,7 @@ type Locked = IrqLock<Its<Mmio>, { rank::DEVICE }>;
 
 /// The ITS, or why there is none: it is tried once.
 static ITS: Once<Result<Locked, ItsError>> = Once::new();
+static LISTS: SpinMutex<Lists> = SpinMutex::new(Lists::EMPTY);
 static HANDLERS: [IrqLock<Option<Handling>, { rank::INTERRUPT }>; EVENTS] = [const { IrqLock::new(None) }; EVENTS];
 
 /// What a device writes to [`doorbell`](super::doorbell), and which interrupt that is.
@@ -119,7 +121,7 @@ fn start(kernel: &'static Kernel, cpu: &Cpu, last_device: u32) -> Result<Locked,
     let block = kernel.frames.alloc_blocks(cpu, 0)?;
     // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled. The linear map shows it.
     let memory = unsafe { Memory::new(kernel.frames.linear().address(block), block, BLOCK_SIZE) };
-    let its = Its::new(Mmio(registers), memory, last_device);
+    let its = Its::new(Mmio(registers), memory, SpinMutexGuard::leak(LISTS.lock()), last_device);
     its.map(IrqLock::new).inspect_err(|_| kernel.frames.free_blocks(cpu, block, 0))
 }
 

@@ -202,10 +202,19 @@ struct Its<R> {
     /// What each CPU's redistributor is called; 0 bits in `connected` have none.
     targets: [u64; crate::smp::MAX_CPUS],
     connected: u32,
+    lists: &'static mut Lists,
+}
+
+/// What an ITS is used for. It is too large for a stack on its way into the ITS, so it has its place before.
+struct Lists {
     /// Devices that have a table.
     devices: Vec<u32, DEVICES>,
     /// For each event whose it is.
     events: [Option<Event>; EVENTS],
+}
+
+impl Lists {
+    const EMPTY: Self = Self { devices: Vec::new(), events: [None; EVENTS] };
 }
 
 /// An event in use.
@@ -217,8 +226,8 @@ struct Event {
 }
 
 impl<R: Registers> Its<R> {
-    /// Resets it and gives it tables from `memory`, for DeviceIDs up to `last_device`.
-    fn new(registers: R, memory: Memory, last_device: u32) -> Result<Self, ItsError> {
+    /// Resets it and gives it tables from `memory`, and `lists`, which are empty, for DeviceIDs up to `last_device`.
+    fn new(registers: R, memory: Memory, lists: &'static mut Lists, last_device: u32) -> Result<Self, ItsError> {
         let kind = LocalRegisterCopy::new(registers.read64(TYPER));
         if !kind.is_set(GITS_TYPER::PHYSICAL) || kind.read(GITS_TYPER::EVENT_BITS) as u32 + 1 < EVENT_BITS {
             return Err(ItsError::NoLpis);
@@ -257,8 +266,7 @@ impl<R: Registers> Its<R> {
             configurations,
             targets: [0; crate::smp::MAX_CPUS],
             connected: 0,
-            devices: Vec::new(),
-            events: [None; EVENTS],
+            lists,
         })
     }
 
@@ -286,9 +294,9 @@ impl<R: Registers> Its<R> {
 
     /// Makes an event of `device` an interrupt of CPU number `cpu`, which is connected. Returns the event.
     fn add(&mut self, device: u32, cpu: u32) -> Result<usize, ItsError> {
-        let event = self.events.iter().position(Option::is_none).ok_or(ItsError::Full)?;
-        if !self.devices.contains(&device) {
-            if self.devices.is_full() {
+        let event = self.lists.events.iter().position(Option::is_none).ok_or(ItsError::Full)?;
+        if !self.lists.devices.contains(&device) {
+            if self.lists.devices.is_full() {
                 return Err(ItsError::Full);
             }
             let bytes = (self.kind.read(GITS_TYPER::EVENT_BYTES) + 1) << EVENT_BITS;
@@ -296,20 +304,20 @@ impl<R: Registers> Its<R> {
             let table = EventTable { address: table.physical.0, event_bits: EVENT_BITS };
             self.issue(&[Command::map_device(device, table)])?;
             // There is room: see above.
-            let _ = self.devices.push(device);
+            let _ = self.lists.devices.push(device);
         }
         let (number, intid) = (event as u32, FIRST + event as u32);
         let target = self.targets[cpu as usize];
         self.configure(event, PRIORITY | ON);
         let map = Command::map_event(device, number, intid, cpu as u16);
         self.issue(&[map, Command::invalidate(device, number), Command::sync(target)])?;
-        self.events[event] = Some(Event { device, cpu });
+        self.lists.events[event] = Some(Event { device, cpu });
         Ok(event)
     }
 
     /// Takes back what [`add`](Self::add) made.
     fn remove(&mut self, event: usize) -> Result<(), ItsError> {
-        let Some(Event { device, cpu }) = self.events.get(event).copied().flatten() else { return Ok(()) };
+        let Some(Event { device, cpu }) = self.lists.events.get(event).copied().flatten() else { return Ok(()) };
         self.configure(event, PRIORITY);
         let number = event as u32;
         let target = self.targets[cpu as usize];
@@ -319,7 +327,7 @@ impl<R: Registers> Its<R> {
             Command::discard(device, number),
             Command::sync(target),
         ])?;
-        self.events[event] = None;
+        self.lists.events[event] = None;
         Ok(())
     }
 

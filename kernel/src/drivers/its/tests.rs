@@ -8,7 +8,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use proptest::prelude::*;
 
 use super::command::Command;
-use super::{EVENTS, FIRST, Its, ItsError, Memory, Registers};
+use super::{EVENTS, FIRST, Its, ItsError, Lists, Memory, Registers};
 
 const BLOCK: u64 = 2 << 20;
 
@@ -157,9 +157,13 @@ fn memory(bytes: u64) -> Memory {
     }
 }
 
+fn lists() -> &'static mut Lists {
+    Box::leak(Box::new(Lists::EMPTY))
+}
+
 fn start(kind: Kind) -> (Its<&'static Model>, &'static Model) {
     let model: &'static Model = Box::leak(Box::new(Model::new(kind)));
-    (Its::new(model, memory(BLOCK), 0xff).unwrap(), model)
+    (Its::new(model, memory(BLOCK), lists(), 0xff).unwrap(), model)
 }
 
 #[test]
@@ -189,7 +193,7 @@ fn large_pages_are_taken_where_there_are_no_small_ones() {
 fn what_it_cannot_do_is_said() {
     let new = |kind, bytes, last| {
         let model: &'static Model = Box::leak(Box::new(Model::new(kind)));
-        Its::new(model, memory(bytes), last).map(|_| ()).unwrap_err()
+        Its::new(model, memory(bytes), lists(), last).map(|_| ()).unwrap_err()
     };
     assert_eq!(new(Kind { typer: QEMU.typer & !1, ..QEMU }, BLOCK, 0), ItsError::NoLpis);
     assert_eq!(new(Kind { typer: QEMU.typer & !(31 << 8) | 6 << 8, ..QEMU }, BLOCK, 0), ItsError::NoLpis);
