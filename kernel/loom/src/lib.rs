@@ -16,8 +16,9 @@
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
 //! The notifier chain of user spaces is generic over its atomics ([`Loom`]); it runs here with no table or with one
-//! entry. So is a thread's token ([`Sleeper`]), which runs here with a lock and a condition for its run queue, and the
-//! command queue of an SMMU ([`Smmu`]), which runs here with a thread that consumes it.
+//! entry. So is a thread's token ([`Sleeper`]), which runs here with a lock and a condition for its run queue; so are
+//! the lock whose waiters sleep and its queue ([`Waiting`]), which run here on such threads, and the command queue of an
+//! SMMU ([`Smmu`]), which runs here with a thread that consumes it.
 //!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
 //! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
@@ -34,6 +35,7 @@ mod chain;
 mod smmu;
 mod tlb;
 mod token;
+mod waiting;
 
 use std::sync::Mutex;
 
@@ -51,6 +53,7 @@ pub use smmu::{Consumer, Missing, Smmu, lack};
 pub use tlb::Broadcast;
 use tlb::Tlbs;
 pub use token::{Fault, Sleeper};
+pub use waiting::{Omitted, Waiting, omit};
 
 /// The CPUs of the machine, each with a walk word.
 pub const CPUS: usize = 3;

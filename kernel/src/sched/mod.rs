@@ -19,6 +19,7 @@ mod fp;
 mod fp_state;
 #[cfg(not(target_os = "none"))]
 mod host;
+pub mod primitives;
 #[cfg(target_os = "none")]
 mod queue;
 #[cfg(target_os = "none")]

@@ -251,7 +251,7 @@ fn notify_other(cpu: &'static Cpu) {
 /// Has `thread` look at its work soon, if it is at EL0.
 pub(super) fn interrupt(thread: &Thread) {
     // Where it has woken or moved meanwhile, it has looked on its way: the work was raised before this looks at the
-    // thread, and `wake` and `steal` have changed the thread before it looks at its work.
+    // thread, and `wake` and `steal` have changed the thread before it looks at its work. (`kernel/loom`: `raise.rs`.)
     fence(Ordering::SeqCst);
     if !thread.state.is_parked()
         && let Some(cpu) = smp::cpu(thread.home())

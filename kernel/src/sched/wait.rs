@@ -6,57 +6,63 @@
 //! **Who may touch a node.** Who has the queue's lock. Whoever wakes does all of it under the lock, and a waiter takes
 //! the lock once more before it returns, and with it the node.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
-use super::{ThreadRef, current, park};
+use super::primitives::{Lock, Native, Primitives, Word};
 #[cfg(target_os = "none")]
-use super::{Work, timeout};
+use super::{Work, current, timeout};
 #[cfg(target_os = "none")]
 use crate::drivers::timer::Deadline;
-use crate::sync::{IrqGuard, IrqLock, rank};
+use crate::sync::IrqLock;
 
 /// A thread that waits.
-struct Waiter<T> {
+struct Waiter<T, P: Primitives> {
     link: LinkedListLink,
-    thread: ThreadRef,
-    woken: AtomicBool,
+    thread: P::Thread,
+    /// 1 once it is woken.
+    woken: P::Word,
     value: T,
 }
 
 mod adapter {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-    use super::{LinkedListLink, UnsafeRef, Waiter};
+    use super::{LinkedListLink, Primitives, UnsafeRef, Waiter};
     use intrusive_collections::intrusive_adapter;
-    intrusive_adapter!(pub(super) Adapter<T> = UnsafeRef<Waiter<T>>: Waiter<T> { link => LinkedListLink });
+    intrusive_adapter!(
+        pub(super) Adapter<T, P> = UnsafeRef<Waiter<T, P>>: Waiter<T, P> { link => LinkedListLink } where P: Primitives
+    );
 }
 use adapter::Adapter;
 
-struct List<T>(LinkedList<Adapter<T>>);
+/// The waiters, in the order in which they came.
+struct List<T, P: Primitives>(LinkedList<Adapter<T, P>>);
 
 // SAFETY: the nodes are reached through the queue's lock alone, on whichever CPU holds it, and hold what may be sent.
-unsafe impl<T: Send> Send for List<T> {}
+unsafe impl<T: Send, P: Primitives> Send for List<T, P> {}
 
 /// Threads that wait, first come first served. Each waits with a value of type `T`.
-pub struct WaitQueue<T>(IrqLock<List<T>, { rank::WAIT }>);
+pub struct WaitQueue<T, P: Primitives = Native>(P::Lock<List<T, P>>);
 
 impl<T> WaitQueue<T> {
     /// A queue without waiters.
     pub const fn new() -> Self {
         Self(IrqLock::new(List(LinkedList::new(Adapter::NEW))))
     }
+}
 
+impl<T, P: Primitives> WaitQueue<T, P> {
     /// Locks the queue: nobody joins it or is woken until the result is dropped. What its waiters wait for is to be
     /// looked at, and changed, in between.
-    pub fn lock(&self) -> Waiters<'_, T> {
+    pub fn lock(&self) -> Waiters<'_, T, P> {
         Waiters { list: self.0.lock(), queue: self }
     }
 }
 
-impl<T> Default for WaitQueue<T> {
+impl<T, P: Primitives> Default for WaitQueue<T, P> {
     fn default() -> Self {
-        Self::new()
+        Self(Lock::new(List(LinkedList::new(Adapter::NEW))))
     }
 }
 
@@ -72,12 +78,12 @@ pub enum Woken {
 }
 
 /// A [`WaitQueue`], locked.
-pub struct Waiters<'a, T> {
-    list: IrqGuard<'a, List<T>, { rank::WAIT }>,
-    queue: &'a WaitQueue<T>,
+pub struct Waiters<'a, T: 'a, P: Primitives = Native> {
+    list: <P::Lock<List<T, P>> as Lock<List<T, P>>>::Guard<'a>,
+    queue: &'a WaitQueue<T, P>,
 }
 
-impl<T> Waiters<'_, T> {
+impl<T, P: Primitives> Waiters<'_, T, P> {
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.list.0.is_empty()
@@ -120,9 +126,36 @@ impl<T> Waiters<'_, T> {
         self.wait_while(value, || None);
     }
 
+    fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
+        let waiter = Waiter { link: LinkedListLink::new(), thread: P::current(), woken: P::Word::default(), value };
+        let queue = self.queue;
+        // SAFETY: the node stays where it is until it is out of the list, and who took it out has let go of the lock.
+        self.list.0.push_back(unsafe { UnsafeRef::from_raw(&raw const waiter) });
+        drop(self);
+        let outcome = loop {
+            if waiter.woken.load(Ordering::Acquire) != 0 {
+                break Woken::ByAnother;
+            }
+            if let Some(outcome) = otherwise() {
+                break outcome;
+            }
+            P::park();
+        };
+        let mut list = queue.0.lock();
+        if !waiter.link.is_linked() {
+            // Also where it was woken only just now: that wake-up is not to be lost.
+            return Woken::ByAnother;
+        }
+        // SAFETY: linked, and in this list alone.
+        unsafe { list.0.cursor_mut_from_ptr(&raw const waiter) }.remove();
+        outcome
+    }
+}
+
+#[cfg(target_os = "none")]
+impl<T> Waiters<'_, T> {
     /// Joins the queue, unlocks it, and sleeps until somebody wakes this thread, `until` has come, or it has a signal to
     /// see to.
-    #[cfg(target_os = "none")]
     pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
         let interrupted = || current().has(Work::SIGNAL).then_some(Woken::Interrupted);
         match until {
@@ -135,7 +168,6 @@ impl<T> Waiters<'_, T> {
 
     /// As [`Self::wait_until`]; but `unless` is asked first, when this thread is in the queue already, and where it says
     /// so, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
-    #[cfg(target_os = "none")]
     pub fn wait_unless(self, value: T, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
         let (mut unless, mut refused) = (Some(unless), false);
         let mut otherwise = |passed: &dyn Fn() -> bool| {
@@ -151,36 +183,10 @@ impl<T> Waiters<'_, T> {
         };
         (!refused || woken == Woken::ByAnother).then_some(woken)
     }
-
-    fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
-        let waiter =
-            Waiter { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicBool::new(false), value };
-        let queue = self.queue;
-        // SAFETY: the node stays where it is until it is out of the list, and who took it out has let go of the lock.
-        self.list.0.push_back(unsafe { UnsafeRef::from_raw(&raw const waiter) });
-        drop(self);
-        let outcome = loop {
-            if waiter.woken.load(Ordering::Acquire) {
-                break Woken::ByAnother;
-            }
-            if let Some(outcome) = otherwise() {
-                break outcome;
-            }
-            park();
-        };
-        let mut list = queue.0.lock();
-        if !waiter.link.is_linked() {
-            // Also where it was woken only just now: that wake-up is not to be lost.
-            return Woken::ByAnother;
-        }
-        // SAFETY: linked, and in this list alone.
-        unsafe { list.0.cursor_mut_from_ptr(&raw const waiter) }.remove();
-        outcome
-    }
 }
 
 /// Wakes a waiter that is out of its list. The caller has the lock.
-fn wake<T>(waiter: UnsafeRef<Waiter<T>>) {
-    waiter.woken.store(true, Ordering::Release);
-    waiter.thread.unpark();
+fn wake<T, P: Primitives>(waiter: UnsafeRef<Waiter<T, P>>) {
+    waiter.woken.store(1, Ordering::Release);
+    P::unpark(&waiter.thread);
 }

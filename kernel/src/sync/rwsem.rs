@@ -18,6 +18,7 @@ use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use crate::sched::primitives::{Native, Primitives, Word};
 use crate::sched::{WaitQueue, Waiters};
 
 const WRITER: u32 = 1 << 31;
@@ -33,16 +34,16 @@ enum Want {
 
 /// Data that many may read at a time, or one change. Taking it may sleep: not from interrupts, not under a spinning
 /// lock.
-pub struct RwSem<T: ?Sized> {
-    word: AtomicU32,
-    waiters: WaitQueue<Want>,
+pub struct RwSem<T: ?Sized, P: Primitives = Native> {
+    word: P::Word,
+    waiters: WaitQueue<Want, P>,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: the value goes with the lock.
-unsafe impl<T: ?Sized + Send> Send for RwSem<T> {}
+unsafe impl<T: ?Sized + Send, P: Primitives> Send for RwSem<T, P> {}
 // SAFETY: the lock gives it to one writer, or shared to several readers.
-unsafe impl<T: ?Sized + Send + Sync> Sync for RwSem<T> {}
+unsafe impl<T: ?Sized + Send + Sync, P: Primitives> Sync for RwSem<T, P> {}
 
 impl<T> RwSem<T> {
     /// A lock that nobody has.
@@ -51,10 +52,16 @@ impl<T> RwSem<T> {
     }
 }
 
-impl<T: ?Sized> RwSem<T> {
+impl<T: Default, P: Primitives> Default for RwSem<T, P> {
+    fn default() -> Self {
+        Self { word: P::Word::default(), waiters: WaitQueue::default(), value: UnsafeCell::default() }
+    }
+}
+
+impl<T: ?Sized, P: Primitives> RwSem<T, P> {
     /// Waits until the value may be read.
     #[inline(always)]
-    pub fn read(&self) -> ReadGuard<'_, T> {
+    pub fn read(&self) -> ReadGuard<'_, T, P> {
         if !self.try_take(Want::Read) {
             self.wait(Want::Read);
         }
@@ -63,7 +70,7 @@ impl<T: ?Sized> RwSem<T> {
 
     /// Waits until the value may be changed.
     #[inline(always)]
-    pub fn write(&self) -> WriteGuard<'_, T> {
+    pub fn write(&self) -> WriteGuard<'_, T, P> {
         if !self.try_take(Want::Write) {
             self.wait(Want::Write);
         }
@@ -71,12 +78,12 @@ impl<T: ?Sized> RwSem<T> {
     }
 
     /// Reads if no writer has the lock and nobody waits.
-    pub fn try_read(&self) -> Option<ReadGuard<'_, T>> {
+    pub fn try_read(&self) -> Option<ReadGuard<'_, T, P>> {
         self.try_take(Want::Read).then(|| ReadGuard { sem: self, not_send: PhantomData })
     }
 
     /// Writes if nobody has the lock.
-    pub fn try_write(&self) -> Option<WriteGuard<'_, T>> {
+    pub fn try_write(&self) -> Option<WriteGuard<'_, T, P>> {
         self.try_take(Want::Write).then(|| WriteGuard { sem: self, not_send: PhantomData })
     }
 
@@ -136,7 +143,7 @@ impl<T: ?Sized> RwSem<T> {
 
     #[inline(always)]
     fn release(&self, held: u32) {
-        let word = self.word.fetch_sub(held, Ordering::Release) - held;
+        let word = self.word.fetch_add(held.wrapping_neg(), Ordering::Release).wrapping_sub(held);
         if word == WAITING {
             self.hand_on();
         }
@@ -154,7 +161,7 @@ impl<T: ?Sized> RwSem<T> {
     }
 
     /// Hands on a lock that nobody has, or that readers have: to the readers at the front, or to one writer.
-    fn grant(&self, mut waiters: Waiters<'_, Want>) {
+    fn grant(&self, mut waiters: Waiters<'_, Want, P>) {
         // Into the word before anybody wakes: a reader that is quick must not find its share missing when it lets go.
         let mut readers = false;
         loop {
@@ -180,26 +187,26 @@ impl<T: ?Sized> RwSem<T> {
 
 /// The right to read. Dropping it lets go.
 #[must_use = "dropping it lets go of the lock"]
-pub struct ReadGuard<'a, T: ?Sized> {
-    sem: &'a RwSem<T>,
+pub struct ReadGuard<'a, T: ?Sized, P: Primitives = Native> {
+    sem: &'a RwSem<T, P>,
     /// Held by the thread that took it.
     not_send: PhantomData<*const ()>,
 }
 
 /// The right to change. Dropping it lets go.
 #[must_use = "dropping it lets go of the lock"]
-pub struct WriteGuard<'a, T: ?Sized> {
-    sem: &'a RwSem<T>,
+pub struct WriteGuard<'a, T: ?Sized, P: Primitives = Native> {
+    sem: &'a RwSem<T, P>,
     /// Held by the thread that took it.
     not_send: PhantomData<*const ()>,
 }
 
-impl<'a, T: ?Sized> WriteGuard<'a, T> {
+impl<'a, T: ?Sized, P: Primitives> WriteGuard<'a, T, P> {
     /// Goes on as a reader: nobody changes the value in between, and other readers come in.
-    pub fn downgrade(self) -> ReadGuard<'a, T> {
+    pub fn downgrade(self) -> ReadGuard<'a, T, P> {
         let guard = ManuallyDrop::new(self);
         let sem = guard.sem;
-        let word = sem.word.fetch_sub(WRITER - 1, Ordering::Release) - (WRITER - 1);
+        let word = sem.word.fetch_add((WRITER - 1).wrapping_neg(), Ordering::Release) - (WRITER - 1);
         if word & WAITING != 0 {
             let waiters = sem.waiters.lock();
             // A writer at the front goes on waiting, for this reader.
@@ -211,7 +218,7 @@ impl<'a, T: ?Sized> WriteGuard<'a, T> {
     }
 }
 
-impl<T: ?Sized> Deref for ReadGuard<'_, T> {
+impl<T: ?Sized, P: Primitives> Deref for ReadGuard<'_, T, P> {
     type Target = T;
     fn deref(&self) -> &T {
         // SAFETY: there is no writer while a reader has the lock.
@@ -219,7 +226,7 @@ impl<T: ?Sized> Deref for ReadGuard<'_, T> {
     }
 }
 
-impl<T: ?Sized> Deref for WriteGuard<'_, T> {
+impl<T: ?Sized, P: Primitives> Deref for WriteGuard<'_, T, P> {
     type Target = T;
     fn deref(&self) -> &T {
         // SAFETY: nobody else has the lock.
@@ -227,21 +234,21 @@ impl<T: ?Sized> Deref for WriteGuard<'_, T> {
     }
 }
 
-impl<T: ?Sized> DerefMut for WriteGuard<'_, T> {
+impl<T: ?Sized, P: Primitives> DerefMut for WriteGuard<'_, T, P> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: nobody else has the lock.
         unsafe { &mut *self.sem.value.get() }
     }
 }
 
-impl<T: ?Sized> Drop for ReadGuard<'_, T> {
+impl<T: ?Sized, P: Primitives> Drop for ReadGuard<'_, T, P> {
     #[inline(always)]
     fn drop(&mut self) {
         self.sem.release(1);
     }
 }
 
-impl<T: ?Sized> Drop for WriteGuard<'_, T> {
+impl<T: ?Sized, P: Primitives> Drop for WriteGuard<'_, T, P> {
     #[inline(always)]
     fn drop(&mut self) {
         self.sem.release(WRITER);

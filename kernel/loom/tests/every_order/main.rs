@@ -9,8 +9,10 @@ mod interrupt;
 mod leaving;
 mod map;
 mod park;
+mod raise;
 mod reclaim;
 mod remedies;
+mod rwsem;
 mod split;
 mod upgrade;
 
@@ -59,8 +61,13 @@ fn orders<const N: usize>(
 
 /// Runs `model`, which makes its threads itself, in every order with at most three preemptions.
 fn threads(model: impl Fn() + Send + Sync + 'static) {
+    threads_with(3, model);
+}
+
+/// The same with at most so many preemptions.
+fn threads_with(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(preemptions);
     builder.max_branches = 10_000;
     builder.check(model);
 }

@@ -1,0 +1,165 @@
+//! The lock whose waiters sleep and its queue, the kernel's own source, in every order: it is one writer's or readers', is
+//! handed on to everybody who waits, and a waiter's node is nobody's any more when the waiter returns.
+//!
+//! A hand-over that is lost is a deadlock, two who have the lock at once are accesses without an order; loom reports
+//! both.
+
+use std::sync::Arc;
+
+use granule::sched::WaitQueue;
+use granule::sync::RwSem;
+use granule_loom::{Omitted, Waiting, omit};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{assert_caught, threads_with};
+
+/// What loom says of two accesses without an order.
+const RACE: &str = "Causality violation";
+
+/// A lock, and what it guards, which loom watches.
+#[derive(Default)]
+struct Guarded {
+    lock: RwSem<(), Waiting>,
+    value: UnsafeCell<u32>,
+}
+
+// SAFETY: loom reports an access that is not ordered before or after another, which is what the tests are for.
+unsafe impl Send for Guarded {}
+// SAFETY: the same.
+unsafe impl Sync for Guarded {}
+
+impl Guarded {
+    fn write(&self) {
+        let _writer = self.lock.write();
+        self.change();
+    }
+
+    fn read(&self) -> u32 {
+        let _reader = self.lock.read();
+        self.look()
+    }
+
+    fn write_and_read(&self) {
+        let writer = self.lock.write();
+        self.change();
+        let _reader = writer.downgrade();
+        self.look();
+    }
+
+    fn change(&self) {
+        // SAFETY: loom stops at an access from elsewhere.
+        self.value.with_mut(|value| unsafe { *value += 1 });
+    }
+
+    fn look(&self) -> u32 {
+        // SAFETY: loom stops at a change from elsewhere.
+        self.value.with(|value| unsafe { *value })
+    }
+}
+
+/// Two threads take the lock at once, each as told, and a third, which then looks what has become of the value.
+fn taken_at_once(omitted: Omitted, others: [fn(&Guarded); 2], own: fn(&Guarded), changes: u32) {
+    omit(omitted);
+    threads_with(2, move || {
+        let guarded = Arc::new(Guarded::default());
+        let others = others.map(|other| {
+            let guarded = Arc::clone(&guarded);
+            loom::thread::spawn(move || other(&guarded))
+        });
+        own(&guarded);
+        others.into_iter().for_each(|other| other.join().unwrap());
+        assert_eq!(guarded.read(), changes);
+        assert!(guarded.lock.try_write().is_some(), "nothing is left of those that waited");
+    });
+}
+
+fn read(guarded: &Guarded) {
+    guarded.read();
+}
+
+#[test]
+fn writers_have_the_lock_one_after_the_other() {
+    taken_at_once(Omitted::Nothing, [Guarded::write, Guarded::write], Guarded::write, 3);
+}
+
+#[test]
+fn readers_and_writers_have_it_in_turn() {
+    taken_at_once(Omitted::Nothing, [Guarded::write, read], read, 1);
+    taken_at_once(Omitted::Nothing, [Guarded::write, read], Guarded::write, 2);
+}
+
+#[test]
+fn a_writer_that_goes_on_as_a_reader_lets_readers_in_and_writers_wait() {
+    taken_at_once(Omitted::Nothing, [Guarded::write_and_read, read], Guarded::write, 2);
+    taken_at_once(Omitted::Nothing, [Guarded::write_and_read, read], read, 1);
+}
+
+#[test]
+fn a_lock_that_orders_nothing_is_caught() {
+    assert_caught(RACE, || taken_at_once(Omitted::Order, [Guarded::write, read], read, 1));
+}
+
+#[test]
+fn a_mark_for_waiters_that_is_not_set_in_one_step_is_caught() {
+    let two = || taken_at_once(Omitted::OneStep, [Guarded::write, read], Guarded::write, 2);
+    assert_caught("deadlock", two);
+}
+
+#[test]
+fn a_waiter_that_does_not_wait_for_who_wakes_it_is_caught() {
+    assert_caught(RACE, || taken_at_once(Omitted::LastLook, [Guarded::write, read], read, 1));
+}
+
+/// Two threads wait for a word that is set once; who sets it wakes the first of them, who wakes the next.
+fn handed_on(omitted: Omitted, look: Look) {
+    omit(omitted);
+    threads_with(2, move || {
+        let shared = Arc::new((WaitQueue::<(), Waiting>::default(), AtomicBool::new(false)));
+        let waiting = [(), ()].map(|()| {
+            let shared = Arc::clone(&shared);
+            loom::thread::spawn(move || {
+                let (queue, is_set) = &*shared;
+                loop {
+                    let early = is_set.load(Ordering::Relaxed);
+                    let waiters = queue.lock();
+                    let seen = if look == Look::Early { early } else { is_set.load(Ordering::Relaxed) };
+                    if seen {
+                        break;
+                    }
+                    waiters.wait(());
+                }
+                queue.lock().wake_front();
+            })
+        });
+        let (queue, is_set) = &*shared;
+        is_set.store(true, Ordering::Relaxed);
+        queue.lock().wake_front();
+        waiting.into_iter().for_each(|other| other.join().unwrap());
+        assert!(queue.lock().is_empty());
+    });
+}
+
+/// When a waiter looks at what it waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// With the queue locked.
+    Locked,
+    /// Before it locks the queue.
+    Early,
+}
+
+#[test]
+fn a_queue_wakes_who_came_before_it_was_locked() {
+    handed_on(Omitted::Nothing, Look::Locked);
+}
+
+#[test]
+fn a_look_before_the_queue_is_locked_is_caught() {
+    assert_caught("deadlock", || handed_on(Omitted::Nothing, Look::Early));
+}
+
+#[test]
+fn a_node_that_goes_before_who_wakes_its_owner_is_caught() {
+    assert_caught(RACE, || handed_on(Omitted::LastLook, Look::Locked));
+}
