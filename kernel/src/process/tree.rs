@@ -34,6 +34,7 @@ pub static PROCESSES: IrqLock<Tree, { rank::PROCESS }> = IrqLock::new(Tree::new(
 
 static POOL: Once<Pool<Process>> = Once::new();
 static ACTIONS: Once<Pool<Actions>> = Once::new();
+static PENDING: Once<Pool<Pending>> = Once::new();
 
 /// Who collects the status of a process.
 #[derive(Debug)]
@@ -82,11 +83,11 @@ pub struct State {
     pub code: u8,
     /// Its threads.
     pub tasks: LinkedList<InProcess>,
-    /// What happens on signals. By itself, because it is large: a state is handed from function to function at its birth,
-    /// on a kernel's stack.
+    /// What happens on signals. By itself, as what waits is, because it is large: a state is handed from function to
+    /// function at its birth, on a kernel's stack.
     pub actions: PoolBox<Actions>,
     /// Signals for whichever thread does not block them.
-    pub pending: Pending,
+    pub pending: PoolBox<Pending>,
     /// What its parent is sent at its end.
     pub exit_signal: Option<Signal>,
     /// What it is called.
@@ -106,14 +107,14 @@ impl State {
     /// [`OutOfMemory`]; nothing stays taken.
     #[inline(never)]
     pub fn new(parent: Parent, name: Name, space: SpaceRef) -> Result<Self, OutOfMemory> {
-        let actions = default_actions()?;
+        let (actions, pending) = (default_actions()?, none_pending()?);
         Ok(Self {
             parent,
             life: Life::Running,
             code: 0,
             tasks: LinkedList::new(InProcess::new()),
             actions,
-            pending: Pending::new(),
+            pending,
             exit_signal: Some(Signal::CHLD),
             name,
             space: Some(space),
@@ -201,9 +202,16 @@ fn default_actions() -> Result<PoolBox<Actions>, OutOfMemory> {
     ACTIONS.call_once(|| Pool::new(kernel().frames)).try_new(Actions::new())
 }
 
+#[inline(never)]
+fn none_pending() -> Result<PoolBox<Pending>, OutOfMemory> {
+    PENDING.call_once(|| Pool::new(kernel().frames)).try_new(Pending::new())
+}
+
 /// Frames that processes keep: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
-    POOL.get().map_or(0, |pool| pool.stats().frames) + ACTIONS.get().map_or(0, |pool| pool.stats().frames)
+    POOL.get().map_or(0, |pool| pool.stats().frames)
+        + ACTIONS.get().map_or(0, |pool| pool.stats().frames)
+        + PENDING.get().map_or(0, |pool| pool.stats().frames)
 }
 
 /// See [`PROCESSES`].
