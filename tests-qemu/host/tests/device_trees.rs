@@ -182,3 +182,38 @@ fn a_cpu_that_does_not_start_is_left_out() {
 fn a_cpu_that_the_interrupt_controller_does_not_know_is_left_out() {
     assert_leaves_a_cpu_out("unheard", "intc@8000000", "reg", 0x2_0000, "no interface for CPU 0x1");
 }
+
+/// Boots with the tree changed; what the boot and `lspci` say.
+fn boot_changed(name: &str, change: impl FnOnce(&mut [u8])) -> [String; 2] {
+    let mut tree = tree(name);
+    resize(&mut tree, 64 << 10);
+    change(&mut tree);
+    let mut session = boot(name, &tree);
+    [session.prompt().unwrap(), session.command("lspci").unwrap()]
+}
+
+#[test]
+fn a_machine_without_pci_express_boots_and_says_so() {
+    let [_, listed] = boot_changed("no-pcie", |tree| {
+        let host = b"pci-host-ecam-generic";
+        let at = tree.windows(host.len()).position(|window| window == host).unwrap();
+        tree[at] = b'x';
+    });
+    assert!(listed.contains("this machine has no PCI Express"), "{listed}");
+    let [banner, listed] = boot_changed("bad-pcie", |tree| {
+        // The last window wraps.
+        let end = value(tree, "pcie@10000000", "ranges").end;
+        tree[end - 8..end].fill(0xff);
+    });
+    assert!(banner.contains("warning: device tree: pcie@10000000: bad ranges; it is left out"), "{banner}");
+    assert!(listed.contains("this machine has no PCI Express"), "{listed}");
+}
+
+#[test]
+fn a_host_bridge_whose_map_leads_nowhere_has_functions_that_send_no_messages() {
+    let [_, listed] = boot_changed("no-msi", |tree| {
+        let map = value(tree, "pcie@10000000", "msi-map");
+        tree[map][4..8].fill(0x77);
+    });
+    assert!(listed.contains("1b36:0008") && !listed.contains("DeviceID"), "{listed}");
+}
