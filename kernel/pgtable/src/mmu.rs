@@ -111,11 +111,11 @@ pub unsafe trait Mmu {
         }
     }
 
-    /// Stores `first` to the first entry of `table`, which no walk can reach, and to each further one what is `step`
-    /// more. The metal writes pairs.
+    /// Stores `first` to the first entry of `run`, which the caller owns, and to each further one what is `step` more,
+    /// each whole and in no order. The metal writes pairs.
     #[inline]
-    fn fill(&self, table: &[Self::Cell], first: Descriptor, step: u64) {
-        for (index, cell) in table.iter().enumerate() {
+    fn fill(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+        for (index, cell) in run.iter().enumerate() {
             self.store(cell, Descriptor(first.0 + index as u64 * step));
         }
     }

@@ -3,11 +3,12 @@
 
 use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
-use granule_smmuv3::PAGE1;
+use granule_smmuv3::{PAGE1, ProbeError, Probed};
 
 use super::domain::with_interrupts_masked;
 use super::{IOMMU, Iommu, Needs, Port, Setup, Told, fault, iova};
 use crate::Kernel;
+use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::platform::{Platform, Window, WindowKind};
 use crate::smp::Cpu;
@@ -29,9 +30,8 @@ pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
         Ok(registers) => registers,
         Err(error) => return log::error!("smmu: registers at {:?}: {error}", smmu.registers),
     };
-    // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; this is the one place that does.
-    let port = unsafe { Port::new(registers, kernel.frames) };
-    let probed = match with_interrupts_masked(|| granule_smmuv3::probe(port)) {
+    // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; nobody else has it.
+    let probed = match unsafe { probe(registers, kernel.frames) } {
         Ok(probed) => probed,
         Err(error) => return log::error!("smmu: {error}; devices behind it have no memory"),
     };
@@ -45,6 +45,19 @@ pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
     if let Err(error) = fault::start_thread(cpu, smmu) {
         log::error!("smmu: {error}: faults of devices are served when transfers end");
     }
+}
+
+/// Takes the SMMU whose registers are at `registers` into use, from whatever state it is in.
+///
+/// # Errors
+/// [`ProbeError`]: it lets nothing pass.
+///
+/// # Safety
+/// Both pages are mapped there as device memory, for ever, and nobody uses the SMMU any more who had it before.
+pub unsafe fn probe(registers: VirtAddr, frames: &'static FrameAllocator) -> Result<Probed<Port>, ProbeError> {
+    // SAFETY: the caller's promise.
+    let port = unsafe { Port::new(registers, frames) };
+    with_interrupts_masked(|| granule_smmuv3::probe(port))
 }
 
 /// What the tables of this machine's CPUs are like.

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_pgtable::{Error as TablesError, PageRange};
+use granule_pgtable::PageRange;
 use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
 use thiserror::Error;
 
@@ -92,22 +92,12 @@ pub enum DmaError {
     /// All addresses are in use.
     #[error("the device has no addresses left for {0} pages")]
     NoAddresses(usize),
-    /// The tables refused.
+    /// It is no memory, or too much.
     #[error(transparent)]
-    Tables(TablesError),
+    Range(#[from] granule_pgtable::Error),
     /// The SMMU refused.
     #[error(transparent)]
     Stream(#[from] StreamError),
-}
-
-impl From<TablesError> for DmaError {
-    fn from(error: TablesError) -> Self {
-        if matches!(error, TablesError::OutOfTables { .. }) {
-            Self::OutOfMemory(OutOfMemory)
-        } else {
-            Self::Tables(error)
-        }
-    }
 }
 
 /// Why a device cannot use the addresses of a process.
@@ -349,12 +339,13 @@ impl Device {
         let start = self.addresses.lock().take(pages).ok_or(DmaError::NoAddresses(pages))?;
         let attributes = Attributes::device_domain(MemoryType::Normal, direction != Direction::ToDevice);
         let mapped = PageRange::new(start, pages as u64 * PAGE)
-            .and_then(|range| self.domain.map(cpu, range, PhysAddr(first), attributes));
+            .map_err(DmaError::from)
+            .and_then(|range| Ok(self.domain.map(cpu, range, PhysAddr(first), attributes)?));
         match mapped {
             Ok(()) => Ok(DmaAddress(start.0 + (physical.0 - first))),
             Err(error) => {
                 self.addresses.lock().give_back(start, pages);
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -447,11 +438,12 @@ impl Device {
     }
 }
 
-/// The first byte and the number of the pages that `bytes` bytes from `start` on lie in.
+/// The first byte and the number, at least one, of the pages that `bytes` bytes from `start` on lie in.
 #[inline(always)]
 const fn whole_pages(start: u64, bytes: usize) -> (u64, usize) {
     let first = start & !(PAGE - 1);
-    (first, (start - first + bytes as u64).div_ceil(PAGE) as usize)
+    let pages = (start - first + bytes as u64).div_ceil(PAGE);
+    (first, if pages == 0 { 1 } else { pages as usize })
 }
 
 impl DmaDevice {

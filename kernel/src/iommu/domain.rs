@@ -1,17 +1,18 @@
 //! A device's own tables: made like the kernel's, and told to the SMMU alone.
 //!
-//! Each range has one owner, whoever had its addresses from the allocator, so mapping and unmapping take no lock
-//! (`granule_pgtable`). Tables stay until the device is detached. Unmapping is strict: when it returns, the SMMU has
+//! Each range has one owner, whoever had its addresses from the allocator, so mapping and unmapping take no lock: they
+//! write cells that are theirs, of tables that others may be linking meanwhile (`granule_pgtable`). Tables stay until the device is detached. Unmapping is strict: when it returns, the SMMU has
 //! completed the invalidation and the device does not reach the memory any more.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::Attributes;
+use granule_arch::descriptor::{Attributes, Descriptor};
 use granule_arch::interrupts;
+use granule_arch::tlbi::LevelHint;
+use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{
-    Dismantled, Error, Granule4K, Invalidation, Lazy, Mmu, PageRange, PageTables, Shape, Table, TableSource, Tables,
-    Tlb,
+    Dismantled, Geometry, Granule4K, Invalidation, Mmu, PageRange, PageTables, Table, TableSource, Tables, Tlb,
 };
 use granule_smmuv3::{Scope, Smmu};
 
@@ -20,6 +21,10 @@ use crate::mm::OutOfMemory;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::Machine;
 use crate::smp::Cpu;
+
+const PAGE: u64 = Granule4K::PAGE_SIZE;
+/// Bytes that a last-level table translates.
+const TABLE_SPAN: u64 = PAGE << Granule4K::INDEX_BITS;
 
 /// The tables of one device.
 pub(super) struct Domain {
@@ -63,7 +68,7 @@ impl Domain {
     /// Shows the device the memory from `physical` on at `range`, which shows nothing. On return it finds it.
     ///
     /// # Errors
-    /// [`Error`]; nothing is shown.
+    /// [`OutOfMemory`]; nothing is shown.
     #[inline]
     pub(super) fn map(
         &self,
@@ -71,20 +76,35 @@ impl Domain {
         range: PageRange,
         physical: PhysAddr,
         attributes: Attributes,
-    ) -> Result<(), Error> {
-        let mut source = Source { domain: self, cpu };
-        // What became valid is in no TLB: the barrier at the end of the section is all that is owed.
-        let lazy = Lazy::new(&self.mmu);
-        self.page_tables().map(&lazy, range, physical, attributes, Shape::PAGES, &mut source)
+    ) -> Result<(), OutOfMemory> {
+        let (tables, mmu) = (self.page_tables(), &self.mmu);
+        for chunk in chunks(range) {
+            if tables.cell(chunk).is_none() {
+                self.make_table(cpu, chunk)?;
+            }
+        }
+        tables.for_each_cells(range, |found| {
+            debug_assert!(found.cells.iter().all(|cell| mmu.load(cell) == Descriptor::EMPTY));
+            let first = PhysAddr(physical.0 + (found.start - range.start()));
+            mmu.fill(found.cells, Descriptor::page(first, attributes), PAGE);
+        });
+        // What became valid is in no TLB: that walks see it is all that is owed.
+        mmu.dsb_ishst();
+        Ok(())
+    }
+
+    #[cold]
+    fn make_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
+        self.page_tables().ensure_cell(address, &mut Source { domain: self, cpu }, || Ok(())).map(drop)
     }
 
     /// Ends [`Self::map`]. On return the device does not reach the memory.
     #[inline]
     pub(super) fn unmap(&self, smmu: &Smmu<Port>, range: PageRange) {
-        let lazy = Lazy::new(&self.mmu);
-        let tlb = DomainTlb { smmu, asid: self.asid };
-        let unmapped = self.page_tables().unmap(&lazy, &tlb, range, |_| {});
-        debug_assert!(unmapped.is_ok(), "leaves are pages, of which none is cut: {unmapped:?}");
+        // Whose the frames are others know: no entry need remember it while the invalidation is under way.
+        self.page_tables().for_each_cells(range, |found| self.mmu.fill(found.cells, Descriptor::EMPTY, 0));
+        let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
+        DomainTlb { smmu, asid: self.asid }.invalidate(&self.mmu, core::iter::once(changed));
     }
 
     /// Gives back all tables. No stream is translated by them any more.
@@ -103,6 +123,13 @@ impl Domain {
     fn page_tables(&self) -> PageTables<'_, Machine> {
         PageTables::new(&self.mmu, self.root)
     }
+}
+
+/// An address in each last-level table that translates some of `range`.
+#[inline(always)]
+fn chunks(range: PageRange) -> impl Iterator<Item = VirtAddr> {
+    let first = range.start().align_down(TABLE_SPAN);
+    (first.0..=range.last().0).step_by(TABLE_SPAN as usize).map(VirtAddr)
 }
 
 /// Runs `work` as whoever issues commands must.

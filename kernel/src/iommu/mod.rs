@@ -39,7 +39,7 @@ mod sva;
 mod window;
 
 #[cfg(target_os = "none")]
-pub use boot::init;
+pub use boot::{init, probe};
 #[cfg(not(target_os = "none"))]
 pub use host::Port;
 #[cfg(target_os = "none")]

@@ -19,6 +19,8 @@ mod peers;
 #[cfg(target_os = "none")]
 mod set_memory;
 #[cfg(target_os = "none")]
+mod smmu;
+#[cfg(target_os = "none")]
 mod space;
 #[cfg(target_os = "none")]
 mod vmalloc;
