@@ -249,17 +249,15 @@ impl Command {
         level: Option<LevelHint>,
         scope: Scope,
     ) -> Self {
-        // One page with no hint is what NUM, SCALE and TTL of 0 would say, which with a TG is reserved.
-        if span == Span::ONE && level.is_none() {
-            return Self::tlbi_nh_va(asid, address, scope);
-        }
+        // One page without a hint is NUM, SCALE and TTL of 0. With a TG that is reserved, so it goes without.
+        let granule = if span == Span::ONE && level.is_none() { 0 } else { granule as u64 };
         let pages = COMMAND0::NUM.val(u64::from(span.num)) + COMMAND0::SCALE.val(u64::from(span.scale));
         let ttl = level.map_or(0, |level| u64::from(level.level()));
         Self::new(
             COMMAND0::OPCODE::TlbiNhVa + COMMAND0::ASID.val(u64::from(asid)) + pages,
             COMMAND1::ADDRESS.val(address.0 >> 12)
                 + COMMAND1::LEAF.val(scope.leaf())
-                + COMMAND1::TG.val(granule as u64)
+                + COMMAND1::TG.val(granule)
                 + COMMAND1::TTL.val(ttl),
         )
     }

@@ -35,77 +35,94 @@ impl By {
     }
 }
 
-/// What is to be told of a range.
+/// A range as range commands have it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Plan {
-    asid: u16,
-    scope: Scope,
-    form: Form,
+pub(crate) struct Spans {
+    span: Span,
+    first: VirtAddr,
+    /// Where the second command begins; the same as `first` where there is one.
+    second: VirtAddr,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Form {
-    /// No page is in the range.
-    Nothing,
-    /// Everything in the ASID.
-    Asid,
-    /// A span at each of two pages, which are one where there is one command.
-    Spans { span: Span, first: VirtAddr, second: VirtAddr },
-    /// So many pages one by one.
-    Pages { first: VirtAddr, count: u64 },
-}
-
-impl Plan {
-    /// For the pages that have a byte in `start..end`.
+impl Spans {
+    /// The pages that have a byte in `start..end`; `None` where that is nothing, or everything.
     #[inline(always)]
-    pub(crate) fn new(by: By, asid: u16, start: VirtAddr, end: VirtAddr, scope: Scope) -> Self {
-        Self { asid, scope, form: Form::new(by, start, end) }
+    pub(crate) fn new(start: VirtAddr, end: VirtAddr) -> Option<Self> {
+        let (first, pages) = pages(start, end)?;
+        let span = Span::largest(pages);
+        // What one command leaves: the bits that it has no room for.
+        let rest = pages & ((1 << span.scale()) - 1);
+        Some(Self { span, first, second: first + (rest << PAGE_SHIFT) })
     }
 
     /// How many commands it is, the CMD_SYNC not counted.
     #[inline(always)]
     pub(crate) fn count(&self) -> usize {
-        match self.form {
-            Form::Nothing => 0,
-            Form::Asid => 1,
-            Form::Spans { first, second, .. } => 1 + usize::from(first != second),
-            Form::Pages { count, .. } => count as usize,
-        }
+        1 + usize::from(self.first != self.second)
     }
 
     /// Each of them.
     #[inline(always)]
-    pub(crate) fn command(&self, index: usize) -> Command {
-        let Self { asid, scope, form } = *self;
-        match form {
-            Form::Nothing => Command::SYNC,
-            Form::Asid => Command::tlbi_nh_asid(asid),
-            Form::Spans { span, first, second } => {
-                let at = if index == 0 { first } else { second };
-                Command::tlbi_nh_va_range(asid, at, span, Granule::Size4K, None, scope)
-            }
-            Form::Pages { first, .. } => Command::tlbi_nh_va(asid, first + ((index as u64) << PAGE_SHIFT), scope),
-        }
+    pub(crate) fn command(&self, index: usize, asid: u16, scope: Scope) -> Command {
+        let at = if index == 0 { self.first } else { self.second };
+        Command::tlbi_nh_va_range(asid, at, self.span, Granule::Size4K, None, scope)
     }
 }
 
-impl Form {
-    #[inline(always)]
-    fn new(by: By, start: VirtAddr, end: VirtAddr) -> Self {
-        if start >= end {
-            return Self::Nothing;
+/// Where the first of the pages is that have a byte in `start..end`, and how many there are; `None` where that is
+/// nothing, or everything.
+#[inline(always)]
+fn pages(start: VirtAddr, end: VirtAddr) -> Option<(VirtAddr, u64)> {
+    let pages = (end.0.wrapping_sub(1) >> PAGE_SHIFT).wrapping_sub(start.0 >> PAGE_SHIFT).wrapping_add(1);
+    (start < end && pages < EVERYTHING).then_some((start.align_down(1 << PAGE_SHIFT), pages))
+}
+
+/// What is to be told of any range by any SMMU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Plan {
+    /// No page is in the range.
+    Nothing,
+    /// Everything in the ASID.
+    Asid,
+    /// By range commands.
+    Spans(Spans),
+    /// So many pages one by one.
+    Pages {
+        /// The first.
+        first: VirtAddr,
+        /// How many.
+        count: usize,
+    },
+}
+
+impl Plan {
+    /// For the pages that have a byte in `start..end`.
+    pub(crate) fn new(by: By, start: VirtAddr, end: VirtAddr) -> Self {
+        match (by, pages(start, end)) {
+            (_, None) if start >= end => Self::Nothing,
+            (By::Pages, Some((first, count))) if count <= MOST_PAGES => Self::Pages { first, count: count as usize },
+            (By::Ranges, Some(_)) => Spans::new(start, end).map_or(Self::Asid, Self::Spans),
+            _ => Self::Asid,
         }
-        let (first, last) = (start.0 >> PAGE_SHIFT, (end.0 - 1) >> PAGE_SHIFT);
-        let (first_page, pages) = (VirtAddr(first << PAGE_SHIFT), last - first + 1);
-        match by {
-            _ if pages >= EVERYTHING => Self::Asid,
-            By::Ranges => {
-                let span = Span::largest(pages);
-                let second = first_page + ((pages - span.pages()) << PAGE_SHIFT);
-                Self::Spans { span, first: first_page, second }
-            }
-            By::Pages if pages > MOST_PAGES => Self::Asid,
-            By::Pages => Self::Pages { first: first_page, count: pages },
+    }
+
+    /// How many commands it is, the CMD_SYNC not counted.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Asid => 1,
+            Self::Spans(spans) => spans.count(),
+            Self::Pages { count, .. } => *count,
+        }
+    }
+
+    /// Each of them.
+    pub(crate) fn command(&self, index: usize, asid: u16, scope: Scope) -> Command {
+        match self {
+            Self::Nothing => Command::SYNC,
+            Self::Asid => Command::tlbi_nh_asid(asid),
+            Self::Spans(spans) => spans.command(index, asid, scope),
+            Self::Pages { first, .. } => Command::tlbi_nh_va(asid, *first + ((index as u64) << PAGE_SHIFT), scope),
         }
     }
 }
@@ -142,8 +159,8 @@ mod tests {
     }
 
     fn commands(by: By, start: u64, end: u64, scope: Scope) -> Vec<Command> {
-        let plan = Plan::new(by, ASID, VirtAddr(start), VirtAddr(end), scope);
-        (0..plan.count()).map(|index| plan.command(index)).collect()
+        let plan = Plan::new(by, VirtAddr(start), VirtAddr(end));
+        (0..plan.count()).map(|index| plan.command(index, ASID, scope)).collect()
     }
 
     /// The pages of all commands; `None` for everything.

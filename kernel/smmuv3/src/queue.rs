@@ -51,6 +51,15 @@ pub enum CommandError {
     Timeout,
 }
 
+/// The slots of a call.
+#[derive(Clone, Copy)]
+pub(crate) struct Inserted {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// What was consumed for certain before they were filled.
+    consumed: u64,
+}
+
 /// What different CPUs write all the time lies in different cache lines.
 #[repr(align(64))]
 struct Line<T>(T);
@@ -127,41 +136,70 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         count: usize,
         command: impl Fn(usize) -> Command,
     ) -> Result<(), CommandError> {
-        let sync = !platform.leaves_out(Step::Sync);
-        let (start, consumed) = self.reserve(platform, count as u64 + u64::from(sync))?;
+        let inserted = loop {
+            let inserted = match platform.leaves_out(Step::Sync) {
+                false => self.insert::<true>(platform, count, &command),
+                true => self.insert::<false>(platform, count, &command),
+            };
+            match inserted {
+                Some(inserted) => break inserted,
+                None => self.make_room(platform, count as u64 + 1)?,
+            }
+        };
+        if !self.is_complete(platform, inserted) {
+            self.wait(platform, inserted.end)?;
+        }
+        self.verdict(platform, inserted.start)
+    }
+
+    /// Inserts `count` commands that `command` makes, and a CMD_SYNC if `SYNC` says so; `None` where there is no room.
+    #[inline(always)]
+    pub(crate) fn insert<const SYNC: bool>(
+        &self,
+        platform: &P,
+        count: usize,
+        command: impl Fn(usize) -> Command,
+    ) -> Option<Inserted> {
+        let slots = count as u64 + u64::from(SYNC);
+        let (start, consumed) = self.reserve(platform, slots)?;
         for index in 0..count {
             self.write(start + index as u64, command(index));
         }
-        let mut end = start + count as u64;
-        if sync {
-            self.write(end, Command::SYNC);
-            end += 1;
+        let end = start + slots;
+        if SYNC {
+            self.write(end - 1, Command::SYNC);
         }
         self.publish(platform, start, end);
-        if platform.leaves_out(Step::Wait) {
-            return Ok(());
-        }
-        if self.position(platform, consumed) < end {
-            self.wait(platform, end)?;
-        }
+        Some(Inserted { start, end, consumed })
+    }
+
+    /// Whether what a call has inserted is found to be complete at once.
+    #[inline(always)]
+    pub(crate) fn is_complete(&self, platform: &P, inserted: Inserted) -> bool {
+        platform.leaves_out(Step::Wait) || self.position(platform, inserted.consumed) >= inserted.end
+    }
+
+    /// How a call has ended whose slots begin at `start`, and whose commands are complete.
+    #[inline(always)]
+    pub(crate) fn verdict(&self, platform: &P, start: u64) -> Result<(), CommandError> {
         // What follows, the reuse of a page, comes after the SMMU has said that it is done.
         platform.dmb_oshld();
         if self.illegal.load(Relaxed) > start { Err(CommandError::Illegal) } else { Ok(()) }
     }
 
-    /// Takes `count` slots: returns the first one's position, and what was consumed for certain.
+    /// Takes `count` slots: the first one's position, and what was consumed for certain. `None` where there is no room.
     #[inline(always)]
-    fn reserve(&self, platform: &P, count: u64) -> Result<(u64, u64), CommandError> {
-        assert!(count <= Self::ENTRIES, "{count} commands for a queue of {}", Self::ENTRIES);
+    fn reserve(&self, platform: &P, count: u64) -> Option<(u64, u64)> {
         loop {
             let start = self.reserved.0.load(Relaxed);
             // Acquire: what the SMMU has read it has read before this CPU writes there.
             let consumed = self.consumed.load(Acquire);
             // Also where `start` is old and `consumed` has passed it: then the exchange would fail.
             if (start + count).wrapping_sub(consumed) > Self::ENTRIES && !platform.leaves_out(Step::Room) {
-                self.make_room(platform, start + count)?;
-            } else if self.reserved.0.exchange(start, start + count, Relaxed) {
-                return Ok((start, consumed));
+                return None;
+            }
+            if self.reserved.0.exchange(start, start + count, Relaxed) {
+                return Some((start, consumed));
             }
         }
     }
@@ -208,7 +246,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     /// Waits until the SMMU has consumed everything before `end`.
     #[cold]
     #[inline(never)]
-    fn wait(&self, platform: &P, end: u64) -> Result<(), CommandError> {
+    pub(crate) fn wait(&self, platform: &P, end: u64) -> Result<(), CommandError> {
         let mut patience = Patience::default();
         while self.position(platform, self.consumed.load(Acquire)) < end {
             patience.turn(self, platform)?;
@@ -216,10 +254,12 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         Ok(())
     }
 
-    /// Waits until the slots before `end` may be written.
+    /// Waits until there is room for `count` commands, which others may take first.
     #[cold]
     #[inline(never)]
-    fn make_room(&self, platform: &P, end: u64) -> Result<(), CommandError> {
+    fn make_room(&self, platform: &P, count: u64) -> Result<(), CommandError> {
+        assert!(count <= Self::ENTRIES, "{count} commands for a queue of {}", Self::ENTRIES);
+        let end = self.reserved.0.load(Relaxed) + count;
         let mut patience = Patience::default();
         loop {
             let consumed = self.consumed.load(Acquire);

@@ -4,8 +4,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use granule_arch::addr::VirtAddr;
 
-use crate::invalidate::{By, Plan};
-use crate::{Command, CommandError, CommandQueue, Features, Platform, Report, Scope, Word, gerror, reset};
+use crate::invalidate::{By, Plan, Spans};
+use crate::{Command, CommandError, CommandQueue, Features, Platform, Report, Scope, Step, Word, gerror, reset};
 
 /// One SMMU.
 pub struct Smmu<P: Platform> {
@@ -60,9 +60,41 @@ impl<P: Platform> Smmu<P> {
     /// it has cached is of no use to anybody.
     #[inline]
     pub fn invalidate(&self, asid: u16, start: VirtAddr, end: VirtAddr, scope: Scope) {
-        let plan = Plan::new(self.by, asid, start, end, scope);
-        let count = plan.count();
-        if count != 0 && self.commands.issue_with(&self.platform, count, |index| plan.command(index)).is_err() {
+        // The usual case. No call in it comes back, so it has no registers to save.
+        if self.by == By::Ranges
+            && !self.platform.leaves_out(Step::Sync)
+            && let Some(spans) = Spans::new(start, end)
+            && let Some(inserted) =
+                self.commands.insert::<true>(&self.platform, spans.count(), |index| spans.command(index, asid, scope))
+        {
+            if !self.commands.is_complete(&self.platform, inserted) {
+                return self.finish(inserted.start, inserted.end);
+            }
+            if self.commands.verdict(&self.platform, inserted.start).is_err() {
+                self.invalidate_more();
+            }
+            return;
+        }
+        self.invalidate_as_planned(asid, start, end, scope);
+    }
+
+    /// What takes longer than usual.
+    #[cold]
+    #[inline(never)]
+    fn finish(&self, start: u64, end: u64) {
+        let waited = self.commands.wait(&self.platform, end);
+        if waited.and_then(|()| self.commands.verdict(&self.platform, start)).is_err() {
+            self.invalidate_more();
+        }
+    }
+
+    /// What is no range, where ranges are told page by page, and when the queue is full.
+    #[cold]
+    #[inline(never)]
+    fn invalidate_as_planned(&self, asid: u16, start: VirtAddr, end: VirtAddr, scope: Scope) {
+        let plan = Plan::new(self.by, start, end);
+        let command = |index| plan.command(index, asid, scope);
+        if plan != Plan::Nothing && self.commands.issue_with(&self.platform, plan.count(), command).is_err() {
             self.invalidate_more();
         }
     }
