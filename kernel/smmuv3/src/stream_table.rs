@@ -44,6 +44,10 @@ const LEAF_BYTES: usize = StreamTableEntry::BYTES << LEAF_BITS;
 const LINEAR_BITS: u32 = 12;
 const TWO_LEVEL_BITS: u32 = 20;
 
+/// How often a command is issued that others' illegal commands keep from being certain: a CPU that issued one each time
+/// would be at it for nothing else.
+const ATTEMPTS: usize = 16;
+
 /// Context descriptors of a stream.
 const CONTEXTS: usize = 2;
 const CONTEXTS_BYTES: usize = CONTEXTS * ContextDescriptor::BYTES * LEAF_STREAMS;
@@ -157,7 +161,7 @@ impl<P: Platform + Memory> Streams<P> {
     /// abort, some may be refused on the way, with C_BAD_STE.
     ///
     /// # Errors
-    /// It is as it was, but for a command that failed.
+    /// It is as it was; but where commands failed nothing passes any more, of no stream.
     pub fn set(&mut self, smmu: &Smmu<P>, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {
         self.make_entry(smmu, stream)?;
         let entry = match to {
@@ -179,7 +183,7 @@ impl<P: Platform + Memory> Streams<P> {
     /// What becomes of it in between is what [`hitless::Update`] says of the two descriptors.
     ///
     /// # Errors
-    /// It is as it was, but for a command that failed.
+    /// It is as it was; but where commands failed nothing passes any more, of no stream.
     pub fn update_context(&mut self, smmu: &Smmu<P>, stream: u32, to: &ContextDescriptor) -> Result<(), StreamError> {
         let in_use = self.slot_in_use(stream).and_then(|slot| self.context_cells(stream, slot));
         let (cells, _) = in_use.ok_or(StreamError::NoContext(stream))?;
@@ -202,7 +206,7 @@ impl<P: Platform + Memory> Streams<P> {
         let descriptor = LEVEL1::SPAN.val(u64::from(LEAF_BITS) + 1) + LEVEL1::LEAF.val(leaf.phys.0 >> 6);
         self.table.words::<P>()[(stream >> LEAF_BITS) as usize].store(descriptor.value, Ordering::Relaxed);
         // The SMMU may have cached that there is none.
-        Ok(smmu.issue(&[Command::cfgi_ste(stream, Scope::Tables)])?)
+        Ok(forget(smmu, Command::cfgi_ste(stream, Scope::Tables))?)
     }
 
     /// Writes `context` where the SMMU does not look: a slot of `stream` that its entry does not point to, or did not
@@ -259,8 +263,22 @@ impl<P: Platform + Memory> Streams<P> {
 }
 
 /// Has the SMMU forget what it has cached of an entry that has changed.
+///
+/// Somebody else's illegal command makes it uncertain whether it was done, so it is done again. An SMMU that does not
+/// answer is shut: what it has cached may be the way to memory that is somebody else's soon.
 fn forget<P: Platform>(smmu: &Smmu<P>, command: Command) -> Result<(), CommandError> {
-    if smmu.platform().leaves_out(Step::Configuration) { Ok(()) } else { smmu.issue(&[command]) }
+    if smmu.platform().leaves_out(Step::Configuration) {
+        return Ok(());
+    }
+    for _ in 0..ATTEMPTS {
+        match smmu.issue(&[command]) {
+            Ok(()) => return Ok(()),
+            Err(CommandError::Illegal) => {}
+            Err(CommandError::Timeout) => break,
+        }
+    }
+    smmu.shut();
+    Err(CommandError::Timeout)
 }
 
 /// Every entry refuses. They are zero, and the SMMU does not know of them.

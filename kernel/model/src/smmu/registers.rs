@@ -87,7 +87,7 @@ impl Registers {
             table_config: unknown,
             command_base: wide,
             command_prod: unknown,
-            command_cons: 0,
+            command_cons: unknown & 0xffff,
             event_base: wide,
             event_prod: unknown,
             event_cons: unknown,
@@ -99,7 +99,7 @@ impl Registers {
     pub(crate) fn in_use() -> Self {
         let on = SMMUEN | EVENTQEN | CMDQEN;
         let cr0 = Acknowledged { written: on, in_force: on, looks: 0 };
-        Self { cr0, gerror: CMDQ_ERR, command_cons: 1 << 24, ..Self::out_of_reset(0xffff_ffff) }
+        Self { cr0, gerror: CMDQ_ERR, command_cons: 1 << 24 | 7, ..Self::out_of_reset(0xffff_ffff) }
     }
 
     pub(crate) const fn is_on(&self, bit: u32) -> bool {

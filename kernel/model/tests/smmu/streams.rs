@@ -2,9 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
 
-use granule_model::smmu::{Access, Barrier, Context, Entry, Hardware, Operation, Outcome, Overflow, SmmuRule, View};
-use granule_smmuv3::{ContextDescriptor, Privilege, Stream, StreamError, StreamTableEntry, Word};
+use granule_model::smmu::{
+    Access, Barrier, Context, Entry, Hardware, Operation, Outcome, Overflow, Pace, SmmuRule, View,
+};
+use granule_smmuv3::{
+    Command, CommandError, ContextDescriptor, Privilege, Stream, StreamError, StreamTableEntry, Word,
+};
 
 use crate::rig::{ASID, F_TRANSLATION, PAGE_RW, Rig, SILENT, STREAM, Tables};
 
@@ -249,5 +254,51 @@ fn an_entry_of_somebody_elses_is_replaced() {
     assert!(matches!(rig.model.view_now(STREAM), View::Translate { .. }));
     rig.set(STREAM, Stream::Abort);
     assert_eq!(rig.parts.streams.entry(STREAM), Some(StreamTableEntry::ABORT));
+    rig.model.assert_clean();
+}
+
+/// An SMMU that cannot be told of a change may go on as before: so it lets nothing pass.
+#[test]
+fn an_smmu_that_stops_answering_is_shut() {
+    for bound in [false, true] {
+        let mut rig = Rig::new(Hardware::QEMU);
+        let tables = Tables::new(&rig);
+        rig.translate(STREAM, &tables.context(ASID));
+        rig.model.answer(false);
+        let error = match bound {
+            true => rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &tables.context(ASID).disabled()),
+            false => rig.parts.streams.set(&rig.parts.smmu, STREAM, Stream::Abort),
+        };
+        assert_eq!(error, Err(StreamError::Command(CommandError::Timeout)));
+        assert_eq!(rig.model.view_now(STREAM), View::OffAborts);
+        rig.model.assert_clean();
+    }
+}
+
+/// Somebody else's illegal commands neither fail a change nor leave it half done.
+#[test]
+fn changes_go_on_among_illegal_commands() {
+    let mut rig = Rig::new(Hardware { pace: Pace::PerLook(1), ..Hardware::QEMU });
+    let context = Tables::new(&rig).context(ASID);
+    rig.model.add_device(STREAM);
+    let (streams, smmu, model) = (&mut rig.parts.streams, &rig.parts.smmu, &rig.model);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Fewer than the driver bears in a row: each makes one attempt of it uncertain at most.
+            for _ in 0..12 {
+                assert_eq!(smmu.issue(&[Command([0x7f, 0])]), Err(CommandError::Illegal));
+                for _ in 0..20 {
+                    assert_eq!(smmu.issue(&[Command::tlbi_nh_asid(1)]), Ok(()));
+                }
+            }
+        });
+        for _ in 0..40 {
+            for to in [Stream::Translate { context: &context, privilege: Privilege::Incoming }, Stream::Abort] {
+                streams.set(smmu, STREAM, to).expect("others' mistakes are not this call's");
+                assert_eq!(model.views(STREAM).len(), 1);
+            }
+        }
+    });
+    assert_eq!(smmu.stats().illegal, 12);
     rig.model.assert_clean();
 }
