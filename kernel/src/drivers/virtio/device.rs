@@ -8,7 +8,7 @@
 //! whether it is bound to a process or not.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use super::queue::{Flow, Segment};
@@ -53,6 +53,7 @@ pub struct Device {
     vector: Option<Vector>,
     requests: &'static RwSem<Requests>,
     arrivals: &'static Arrivals,
+    resets: AtomicU64,
     /// Keeps the function, and with it bus mastering and the interrupt.
     claim: Claim,
 }
@@ -84,7 +85,17 @@ impl Device {
             Ok(doorbell) => {
                 transport.driver_ok();
                 DIRECT_PAGES.fetch_add(usize::from(dma.stream().is_none()), Ordering::Relaxed);
-                Ok(Self { transport, doorbell, dma, page, vector, requests, arrivals, claim })
+                Ok(Self {
+                    transport,
+                    doorbell,
+                    dma,
+                    page,
+                    vector,
+                    requests,
+                    arrivals,
+                    resets: AtomicU64::new(0),
+                    claim,
+                })
             }
             Err(error) => {
                 // It must have let go of the page before that is given back.
@@ -144,6 +155,11 @@ impl Device {
         self.requests.read().resubmitted()
     }
 
+    /// How often it was reset since the start.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Relaxed)
+    }
+
     /// See [`crate::drivers::slot::Driver::acknowledge`].
     pub(in crate::drivers) fn acknowledge(&self) -> bool {
         // A message is this device's alone. A pin may be shared, and stays up until the reason was read.
@@ -169,6 +185,9 @@ impl Device {
     /// [`RequestError`]; nothing is handed over.
     pub fn submit(&self, frame: Frame, segments: &[Segment]) -> Result<Ticket, RequestError> {
         let mut requests = self.requests.write();
+        if self.is_cut_off() {
+            return Err(RequestError::Ended);
+        }
         let ticket = requests.submit(frame, segments)?;
         self.transport.notify(self.doorbell);
         Ok(ticket)
@@ -191,6 +210,11 @@ impl Device {
             // It is not the device that takes its time where there are faults to serve.
             if core::mem::replace(&mut handed_over, requests.resubmitted()) != requests.resubmitted() {
                 patience = Deadline::after(PATIENCE);
+            }
+            if self.is_cut_off() {
+                // It does not reach its rings any more, and what it has left off it must not go on with when it does.
+                self.restart_with(&mut requests, |requests| requests.abandon(RequestError::Ended));
+                continue;
             }
             if patience.has_passed() {
                 requests.give_up(ticket, RequestError::TimedOut);
@@ -233,12 +257,18 @@ impl Device {
         }
     }
 
+    /// Whether it is bound to a process that has ended.
+    fn is_cut_off(&self) -> bool {
+        self.dma.is_bound() && self.dma.space().is_none()
+    }
+
     fn restart(&self, requests: &mut WriteGuard<'_, Requests>) {
         self.restart_with(requests, |_| ());
     }
 
     /// Resets the device and begins anew; `first` runs while it is in reset.
     fn restart_with(&self, requests: &mut WriteGuard<'_, Requests>, first: impl FnOnce(&mut Requests)) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
         let restarted = self.transport.restart().and_then(|()| {
             first(requests);
             Self::set_up(&self.transport, &self.page, self.vector, requests)

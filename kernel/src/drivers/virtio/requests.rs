@@ -77,6 +77,9 @@ pub enum RequestError {
     /// The device broke the rules of its queue.
     #[error(transparent)]
     Device(DeviceError),
+    /// The process whose memory it was to access has ended.
+    #[error("the device is bound to a process that has ended")]
+    Ended,
     /// It did not answer in time.
     #[error("the device does not answer")]
     TimedOut,
