@@ -18,6 +18,8 @@ mod demo;
 #[cfg(target_os = "none")]
 mod devices;
 #[cfg(target_os = "none")]
+mod devices_bound;
+#[cfg(target_os = "none")]
 mod direct_map;
 #[cfg(target_os = "none")]
 mod frames;
