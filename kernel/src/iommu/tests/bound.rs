@@ -347,3 +347,31 @@ fn a_change_is_one_command_and_a_sync_and_none_without_a_device() {
         assert_eq!(rig.iommu.smmu().stats().illegal, 0);
     });
 }
+
+/// What one invalidation does, in order, and the opcodes of its commands; with `lab` on.
+fn stream(lab: Option<&Lab>) -> (Vec<&'static str>, Vec<u64>) {
+    let rig = Rig::new(Told::Tlb);
+    let (device, space) = (rig.attach(), rig.space(1));
+    device.bind(&rig.cpu, &space).unwrap();
+    drop((rig.smmu.take_stream(), rig.smmu.take_commands()));
+    let sites = lab.map(|lab| lab.sites());
+    sites.iter().flatten().for_each(|&site| host::set(site, true));
+    space.mprotect(at(0), PAGE, Protection::READ).unwrap();
+    sites.iter().flatten().for_each(|&site| host::set(site, false));
+    (rig.smmu.take_stream(), rig.smmu.take_commands().iter().map(|[low, _]| low & 0xff).collect())
+}
+
+/// What an SMMU that does everything at once hides: the stream of operations shows it.
+#[test]
+fn each_step_of_an_invalidation_is_there_and_in_order() {
+    in_order(|| {
+        let whole = ["dmb oshst", "write PROD", "read CONS", "dmb oshld"];
+        assert_eq!(stream(None), (whole.to_vec(), [0x12, 0x46].to_vec()));
+        let (_, commands) = stream(Some(&lab::SKIP_SYNC));
+        assert_eq!(commands, [0x12], "{}", lab::SKIP_SYNC.name);
+        let (steps, commands) = stream(Some(&lab::FREE_BEFORE_SYNC));
+        assert_eq!((&steps[..], &commands[..]), (&whole[..2], &[0x12, 0x46][..]), "{}", lab::FREE_BEFORE_SYNC.name);
+        let (steps, _) = stream(Some(&lab::NO_DMB_BEFORE_PROD));
+        assert_eq!(steps, whole[1..], "{}", lab::NO_DMB_BEFORE_PROD.name);
+    });
+}

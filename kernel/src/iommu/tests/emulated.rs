@@ -56,6 +56,8 @@ struct State {
     /// By ASID and page: the frame, and whether it may be written.
     tlb: BTreeMap<(u16, u64), (u64, bool)>,
     commands: Vec<[u64; 2]>,
+    /// What the driver did, that has an order.
+    stream: Vec<&'static str>,
     /// Free memory.
     left: (u64, u64),
     /// Allocations that succeed before one does not.
@@ -94,6 +96,11 @@ impl Emulated {
     /// The commands since the last call, CMD_SYNC among them.
     pub(super) fn take_commands(&self) -> Vec<[u64; 2]> {
         core::mem::take(&mut self.state().commands)
+    }
+
+    /// What the driver did since the last call: barriers, and its accesses to the command queue's indices.
+    pub(super) fn take_stream(&self) -> Vec<&'static str> {
+        core::mem::take(&mut self.state().stream)
     }
 
     /// Lets `count` more allocations succeed, or all.
@@ -237,7 +244,11 @@ impl Hardware for Emulated {
             0x24 | 0x54 => offset - 4,
             _ => offset,
         };
-        self.state().registers.get(&of).copied().unwrap_or(0) as u32
+        let mut state = self.state();
+        if offset == 0x9c {
+            state.stream.push("read CONS");
+        }
+        state.registers.get(&of).copied().unwrap_or(0) as u32
     }
 
     fn write32(&self, offset: usize, value: u32) {
@@ -245,6 +256,9 @@ impl Hardware for Emulated {
         let value = if offset == 0x44 { value & !(1 << 31) } else { value };
         let mut state = self.state();
         state.registers.insert(offset, value.into());
+        if offset == 0x98 {
+            state.stream.push("write PROD");
+        }
         // Once CR0.CMDQEN is set.
         if offset == 0x98 && state.registers.get(&0x20).is_some_and(|cr0| cr0 >> 3 & 1 == 1) {
             let base = state.registers[&0x90];
@@ -267,8 +281,14 @@ impl Hardware for Emulated {
         self.state().registers.insert(offset, value);
     }
 
-    fn dmb_oshst(&self) {}
-    fn dmb_oshld(&self) {}
+    fn dmb_oshst(&self) {
+        self.state().stream.push("dmb oshst");
+    }
+
+    fn dmb_oshld(&self) {
+        self.state().stream.push("dmb oshld");
+    }
+
     fn dmb_osh(&self) {}
 
     fn relax(&self) {

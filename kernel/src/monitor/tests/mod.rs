@@ -333,6 +333,20 @@ fn devices_are_named_and_amounts_are_bounded() {
 }
 
 #[test]
+fn a_machine_without_an_smmu_says_so() {
+    let (screen, failures) = session("smmu dump\n! smmu stats\nsmmu evnets");
+    assert_eq!(
+        screen,
+        "error: this machine has no SMMU that can be used\n\
+         refused: this machine has no SMMU that can be used (as expected)\n\
+         error: WHAT: `evnets` is none of dump|events|stats; did you mean `events`?\n\
+         usage: smmu dump|events|stats\n"
+    );
+    assert_eq!(failures, 2);
+    assert_eq!(offered("smmu "), ["dump", "events", "stats"]);
+}
+
+#[test]
 fn names_are_typed_easily_and_once() {
     let mut names: Vec<_> = Command::all().map(|command| command.name).collect();
     for name in &names {
