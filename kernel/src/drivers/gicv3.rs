@@ -150,14 +150,10 @@ pub(super) fn enable_lpis(
     let frame = GIC.get().and_then(|gic| Some(gic.redistributors.get(cpu.id.0 as usize)?.load(Ordering::Relaxed)));
     let frame =
         frame.filter(|frame| !frame.is_null()).map(|frame| VirtAddr::from_ptr(frame)).ok_or(ItsError::NoLpis)?;
-    // SAFETY: this CPU's redistributor, which is mapped for ever; nobody else touches these registers, and the tables
-    // are for it alone.
-    let (read, write) = unsafe {
-        (
-            |offset: u64| (frame + offset).as_ptr::<u64>().read_volatile(),
-            |offset: u64, value: u64| (frame + offset).as_ptr::<u64>().write_volatile(value),
-        )
-    };
+    // SAFETY: a register of this CPU's redistributor, which is mapped for ever; these only tell.
+    let read = |offset| unsafe { (frame + offset).as_ptr::<u64>().read_volatile() };
+    // SAFETY: as above. Nobody else writes them, and the tables that they name are this redistributor's alone.
+    let write = |offset, value| unsafe { (frame + offset).as_ptr::<u64>().write_volatile(value) };
     let control = (frame + CTLR).as_ptr::<u32>();
     let typer = read(TYPER);
     if typer & TYPER_PLPIS == 0 {

@@ -22,7 +22,7 @@ const MOST_READS: u32 = MOST_CAPABILITIES as u32 * 3 + 2;
 /// Where the kernel reads and writes configuration space: the metal's, or in tests one in memory.
 ///
 /// Offsets are below 4096 and multiples of the access's size. A function that is not there reads as all ones.
-pub trait ConfigSpace: Sync {
+pub(super) trait ConfigSpace: Sync {
     /// Reads a word.
     fn read32(&self, function: PciAddress, offset: u16) -> u32;
     /// Writes a word.

@@ -62,9 +62,9 @@ struct Pool {
 }
 
 impl Pool {
-    /// The window of that kind, the first if there are several.
-    fn of(windows: &[Window], kind: WindowKind) -> Option<Self> {
-        let window = *windows.iter().find(|window| window.kind == kind)?;
+    /// The first of the windows that is `wanted`.
+    fn of(windows: &[Window], wanted: impl Fn(&Window) -> bool) -> Option<Self> {
+        let window = *windows.iter().find(|window| wanted(window))?;
         Some(Self { window, next: window.bus, end: window.bus + window.cpu.size() })
     }
 
@@ -123,7 +123,9 @@ pub(super) struct Walk<'m> {
 impl<'m> Walk<'m> {
     pub(super) fn new(host: &'static Host, map: &'m mut dyn FnMut(u8) -> bool) -> Self {
         let windows = &host.description.windows;
-        let (low, high) = (Pool::of(windows, WindowKind::Memory32), Pool::of(windows, WindowKind::Memory64));
+        // Anything may lie below, so reads must have their effects there.
+        let low = Pool::of(windows, |window| window.kind == WindowKind::Memory32 && !window.prefetchable);
+        let high = Pool::of(windows, |window| window.kind == WindowKind::Memory64);
         Self { host, map, functions: Vec::new(), last_bus: host.description.buses.0, low, high }
     }
 
@@ -240,8 +242,9 @@ impl<'m> Walk<'m> {
             let pool = pool.as_mut()?;
             Some((pool.take(bar.size)?, *pool))
         };
-        // A conventional bridge may read ahead in its prefetchable window.
-        let high = wide && bus.has_high && (prefetchable || bus.alias.is_none());
+        // The host may read ahead above, if it says so, and a conventional bridge in its prefetchable window.
+        let reads_ahead = bus.alias.is_some() || self.high.is_some_and(|pool| pool.window.prefetchable);
+        let high = wide && bus.has_high && (prefetchable || !reads_ahead);
         let low = if bus.has_low { take(&mut self.low) } else { None };
         let (start, pool) = low.or_else(|| if high { take(&mut self.high) } else { None })?;
         let offset = bar::FIRST + 4 * index as u16;

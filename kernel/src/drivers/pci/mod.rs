@@ -28,13 +28,13 @@ mod tests;
 
 use core::fmt;
 
+use granule_arch::addr::{PhysRange, VirtAddr};
 use pci_types::capability::PciCapability;
 use spin::Once;
 use thiserror::Error;
 
 pub use bar::{Bar, BarKind};
 pub use claim::{Claim, Vector};
-pub use config::ConfigSpace;
 pub use mmio::MmioRegion;
 pub use pci_types::PciAddress;
 pub use pci_types::capability;
@@ -45,9 +45,8 @@ use crate::mm::OutOfMemory;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::platform::{Interrupt, Pcie, Window, WindowKind};
 use crate::sync::{IrqLock, rank};
-use config::Ecam;
+use config::{ConfigSpace, Ecam};
 use enumerate::Walk;
-use granule_arch::addr::{PhysRange, VirtAddr};
 
 static FUNCTIONS: Once<&'static [Function]> = Once::new();
 

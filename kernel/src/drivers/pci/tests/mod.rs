@@ -22,9 +22,19 @@ const LOW_CPU: u64 = 0x5000_0000;
 const HIGH: Range<u64> = 0x80_0000_0000..0x90_0000_0000;
 
 fn host(config: impl ConfigSpace + 'static, last_bus: u8, low: Range<u64>) -> &'static Host {
+    host_with(config, last_bus, low, [false, false])
+}
+
+/// The same, with windows that may be prefetchable.
+fn host_with(
+    config: impl ConfigSpace + 'static,
+    last_bus: u8,
+    low: Range<u64>,
+    prefetchable: [bool; 2],
+) -> &'static Host {
     let window = |kind, bus: &Range<u64>, cpu: u64| Window {
         kind,
-        prefetchable: false,
+        prefetchable: prefetchable[usize::from(kind == WindowKind::Memory64)],
         bus: bus.start,
         cpu: PhysRange::from_size(PhysAddr(cpu), bus.end - bus.start).unwrap(),
     };
@@ -280,6 +290,18 @@ fn what_is_too_large_for_the_low_window_goes_above_if_it_may() {
         .collect();
     // A conventional bridge may read ahead, and one without the window forwards nothing there.
     assert_eq!(high, [[true, true], [true, true], [true, false], [false, false]]);
+}
+
+#[test]
+fn what_reads_have_effects_on_is_in_no_window_that_may_read_ahead() {
+    let wants = [memory(12), wide(30, true), wide(30, false)];
+    let ranges = |prefetchable| {
+        let functions = walk(host_with(Model::new(&[endpoint(&wants)]), 255, LOW, prefetchable));
+        [0, 1, 3].map(|index| functions[0].bar(index).unwrap().range.map(|range| range.start().0 >= HIGH.start))
+    };
+    assert_eq!(ranges([false, false]), [Some(false), Some(true), Some(true)]);
+    assert_eq!(ranges([false, true]), [Some(false), Some(true), None]);
+    assert_eq!(ranges([true, true]), [None, Some(true), None]);
 }
 
 #[test]
