@@ -50,6 +50,8 @@ mod sched;
 #[cfg(target_os = "none")]
 mod set_memory;
 #[cfg(target_os = "none")]
+mod smmu;
+#[cfg(target_os = "none")]
 mod smp;
 #[cfg(target_os = "none")]
 mod split;

@@ -1,0 +1,178 @@
+//! What a device sees behind a change that takes something away: a copy, a protection, a page, a whole space.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule::drivers::slot::Driver;
+use granule::iommu::iommu;
+use granule::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
+use granule::mm::space::{FaultError, Sharing, SpaceRef};
+use granule::smp::this_cpu;
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::Protection;
+use spin::mutex::SpinMutex;
+
+use super::{DELIVERED, PAGE, READ_WRITE, Rig, START, refused, space};
+use crate::harness::{Test, target_test};
+
+/// A rig whose first page holds `value`, as the device has read.
+fn rig_with(t: &mut Test, value: u64) -> Option<Rig> {
+    let rig = Rig::new(t, 4, Sharing::Private)?;
+    rig.store(t, START, value);
+    t.equal("the device reads it", rig.device_load(START), Ok(value));
+    Some(rig)
+}
+
+target_test!(a_device_sees_the_copy_of_a_page_after_a_fork, needs("smmuv3 virtio-blk"));
+fn a_device_sees_the_copy_of_a_page_after_a_fork(t: &mut Test) {
+    let Some(rig) = rig_with(t, 1) else { return };
+    let cpu = this_cpu();
+    let Some(child) = t.ok("a child", rig.space.fork(cpu)) else { return };
+    t.equal("the device reads what both have", rig.device_load(START), Ok(1));
+    rig.store(t, START, 2);
+    t.equal("the device reads the copy", rig.device_load(START), Ok(2));
+    // The other way round: the device's own store makes the copy.
+    let Some(second) = t.ok("another child", rig.space.fork(cpu)) else { return };
+    t.equal("the device reads what both have", rig.device_load(START), Ok(2));
+    t.equal("it writes, once it has a copy", rig.device_store(START, DELIVERED), Ok(2));
+    t.equal("the parent's", rig.load(START), DELIVERED);
+    for (child, value) in [(&child, 1), (&second, 2)] {
+        let mut bytes = [0; 8];
+        t.ok("a child's page", child.read_bytes(cpu, START, &mut bytes));
+        t.equal("is as it was", u64::from_le_bytes(bytes), value);
+    }
+}
+
+target_test!(a_device_does_not_write_what_became_read_only, needs("smmuv3 virtio-blk"));
+fn a_device_does_not_write_what_became_read_only(t: &mut Test) {
+    let Some(rig) = rig_with(t, 1) else { return };
+    t.equal("the device writes", rig.device_store(START, DELIVERED), Ok(1));
+    t.ok("read-only", rig.space.mprotect(START, 4 * PAGE, Protection::READ));
+    t.equal("it does not write", rig.device_store(START, DELIVERED + 1), refused(FaultError::NotAllowed));
+    t.equal("what is there", rig.load(START), DELIVERED);
+    t.equal("it reads", rig.device_load(START), Ok(DELIVERED));
+    t.ok("writable again", rig.space.mprotect(START, 4 * PAGE, READ_WRITE));
+    t.equal("it writes, at once", rig.device_store(START, DELIVERED + 2), Ok(1));
+    t.equal("what is there", rig.load(START), DELIVERED + 2);
+}
+
+target_test!(a_device_does_not_reach_what_was_unmapped, needs("smmuv3 virtio-blk"));
+fn a_device_does_not_reach_what_was_unmapped(t: &mut Test) {
+    let Some(rig) = rig_with(t, 1) else { return };
+    t.ok("unmapped", rig.space.munmap(this_cpu(), START, PAGE));
+    t.equal("gone", rig.device_load(START), refused(FaultError::NotMapped));
+    t.equal("what is beside it is there", rig.device_load(START + PAGE), Ok(0));
+    t.equal("unmapped with its table", rig.space.munmap(this_cpu(), START, 4 * PAGE), Ok(()));
+    t.equal("gone", rig.device_load(START + PAGE), refused(FaultError::NotMapped));
+}
+
+target_test!(a_device_finds_zeros_where_pages_were_given_up, needs("smmuv3 virtio-blk"));
+fn a_device_finds_zeros_where_pages_were_given_up(t: &mut Test) {
+    let Some(rig) = rig_with(t, 1) else { return };
+    t.ok("given up", rig.space.madvise_dontneed(this_cpu(), START, PAGE));
+    t.equal("zeros", rig.device_load(START), Ok(0));
+    // The page of zeros is everybody's: a store gets a page of its own.
+    t.equal("a page of its own", rig.device_store(START, DELIVERED), Ok(2));
+    t.equal("what is there", rig.load(START), DELIVERED);
+}
+
+target_test!(a_device_sees_the_space_that_it_was_bound_to_last, needs("smmuv3 virtio-blk"));
+fn a_device_sees_the_space_that_it_was_bound_to_last(t: &mut Test) {
+    let Some(rig) = rig_with(t, 1) else { return };
+    let cpu = this_cpu();
+    t.ok("unbound", rig.disk.unbind(cpu));
+    // Its own tables show it nothing there.
+    t.equal("nothing of the space", rig.device_load(START), refused(FaultError::NotMapped));
+    let Some(other) = space(t, 4, Sharing::Private) else { return };
+    t.ok("a store", other.write_bytes(cpu, START, &2_u64.to_le_bytes()));
+    let Some(second) = Rig::bound_to(t, other) else { return };
+    t.equal("the other space", second.device_load(START), Ok(2));
+    t.check("bound once", rig.disk.bind(cpu, &rig.space).is_err());
+    drop(second);
+    t.ok("bound again", rig.disk.bind(cpu, &rig.space));
+    t.equal("the first space", rig.device_load(START), Ok(1));
+}
+
+/// The ASID under which the SMMU has the binding of this stream.
+fn asid_of(stream: Option<u32>) -> Option<u16> {
+    let mut found = None;
+    iommu()?.for_each_device(|device| {
+        if Some(device.stream) == stream {
+            found = device.bound;
+        }
+    });
+    found
+}
+
+target_test!(a_number_that_comes_again_has_nothing_of_who_had_it, needs("smmuv3 virtio-blk"), limit(60));
+fn a_number_that_comes_again_has_nothing_of_who_had_it(t: &mut Test) {
+    let Some(rig) = rig_with(t, 1) else { return };
+    let (cpu, stream) = (this_cpu(), rig.disk.device().dma().stream());
+    let asid = asid_of(stream);
+    t.check("it has a number", asid.is_some());
+    t.ok("unbound", rig.disk.unbind(cpu));
+    let Some(other) = space(t, 4, Sharing::Private) else { return };
+    t.ok("a store", other.write_bytes(cpu, START, &2_u64.to_le_bytes()));
+    // Numbers are handed out in turn: at some time it is this one's again.
+    for _ in 0..=u16::MAX {
+        t.ok("bound", rig.disk.bind(cpu, &other));
+        if asid_of(stream) == asid {
+            break;
+        }
+        t.ok("unbound", rig.disk.unbind(cpu));
+    }
+    t.equal("the same number", asid_of(stream), asid);
+    let second = Rig { disk: rig.disk, space: other };
+    t.equal("the other space", second.device_load(START), Ok(2));
+}
+
+/// Stores to a page that was just replaced, before the change is over, and has the device read it.
+struct Between {
+    rig: &'static SpinMutex<Option<Rig>>,
+    calls: AtomicU64,
+    seen: AtomicU64,
+}
+
+impl Subscriber for Between {
+    fn invalidate_range_start(&self, _: &Range) -> Result<(), Again> {
+        Ok(())
+    }
+
+    fn invalidate_range_end(&self, range: &Range) {
+        if range.event != Event::Clear || range.start != START {
+            return;
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if let Some(rig) = self.rig.lock().as_ref() {
+            let stored = rig.space.write_bytes(this_cpu(), START, &3_u64.to_le_bytes());
+            let seen = stored.map_or(u64::MAX, |()| rig.device_load(START).unwrap_or(u64::MAX));
+            self.seen.store(seen, Ordering::Relaxed);
+        }
+    }
+}
+
+target_test!(a_device_does_not_see_the_old_page_beside_the_new_one, needs("smmuv3 virtio-blk"));
+fn a_device_does_not_see_the_old_page_beside_the_new_one(t: &mut Test) {
+    static RIG: SpinMutex<Option<Rig>> = SpinMutex::new(None);
+    let Some(rig) = rig_with(t, 1) else { return };
+    let Some(child) = t.ok("a child", rig.space.fork(this_cpu())) else { return };
+    t.equal("the device reads what both have", rig.device_load(START), Ok(1));
+    let space = rig.space.clone();
+    *RIG.lock() = Some(rig);
+    let between = Between { rig: &RIG, calls: AtomicU64::new(0), seen: AtomicU64::new(0) };
+    // Told before the SMMU is.
+    type Joined = Subscription<Between, SpaceRef>;
+    let Some(between) = t.ok("to join", Joined::new(space.clone(), between, 1)) else { return };
+    let first = first_frame(&space);
+    t.ok("a store", space.write_bytes(this_cpu(), START, &2_u64.to_le_bytes()));
+    t.check("the page was replaced", first_frame(&space) != first);
+    t.equal("looks", between.calls.load(Ordering::Relaxed), 1);
+    t.equal("what the device read of what was stored in between", between.seen.load(Ordering::Relaxed), 3);
+    drop(between);
+    let rig = RIG.lock().take();
+    drop((rig, child));
+}
+
+/// The frame of the first page.
+fn first_frame(space: &SpaceRef) -> Option<PhysAddr> {
+    space.tables().translate(START).map(|found| found.descriptor.address())
+}

@@ -1,0 +1,192 @@
+//! Devices that use a process's addresses: what they see behind each change of its tables.
+//!
+//! The device is a disk. It reads memory when it is told to write a sector, and writes memory when it is told to read
+//! one; so each access is seen by data, and **data alone is compared: its status says that all is well either way**.
+//!
+//! What the SMMU has not cached cannot be stale. So each test first has the device *read* the page and checks what it
+//! got: an access that is refused is not cached, and a test without that look would pass with everything broken.
+
+mod account;
+mod changes;
+mod ends;
+mod random;
+
+use granule::drivers::slot::Driver;
+use granule::drivers::virtio::requests::RequestError;
+use granule::drivers::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
+use granule::iommu::DmaAddress;
+use granule::kernel;
+use granule::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
+use granule::smp::this_cpu;
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Protection};
+
+use crate::harness::{Test, target_test};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
+/// The first page of a test's memory.
+pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
+/// A page where the device finds what it is asked what it has read; of an area of its own, which does not change.
+const ANSWER: VirtAddr = VirtAddr(0x200_0000);
+/// A sector that the device writes with what it reads from memory.
+const WRITTEN: u64 = 2048;
+/// Sectors from here on hold what they were delivered with: each of their words is their number.
+pub(crate) const DELIVERED: u64 = 4096;
+
+/// A disk that uses the addresses of a space.
+pub(crate) struct Rig {
+    pub(crate) disk: &'static VirtioBlk,
+    pub(crate) space: SpaceRef,
+}
+
+/// `pages` private pages from `start` on.
+fn pages(start: VirtAddr, pages: u64) -> MapRequest {
+    MapRequest {
+        placement: Placement::Fixed(start),
+        bytes: pages * PAGE,
+        protection: READ_WRITE,
+        sharing: Sharing::Private,
+        populate: Populate::OnDemand,
+    }
+}
+
+/// A space with `pages` pages at [`START`], of which none is there yet.
+pub(crate) fn space(t: &mut Test, count: u64, sharing: Sharing) -> Option<SpaceRef> {
+    let space = t.ok("a space", kernel().spaces.create(this_cpu()))?;
+    t.ok("its pages", space.mmap(this_cpu(), &MapRequest { sharing, ..pages(START, count) }))?;
+    // Shared: no fork takes it from the device. Written, so that it is dirty.
+    let answer = MapRequest { sharing: Sharing::Shared, ..pages(ANSWER, 1) };
+    t.ok("a page for answers", space.mmap(this_cpu(), &answer))?;
+    t.ok("it is there", space.write_bytes(this_cpu(), ANSWER, &[0]))?;
+    Some(space)
+}
+
+impl Rig {
+    /// A disk that is bound to a space with `count` pages at [`START`].
+    pub(crate) fn new(t: &mut Test, count: u64, sharing: Sharing) -> Option<Self> {
+        let space = space(t, count, sharing)?;
+        Self::bound_to(t, space)
+    }
+
+    pub(crate) fn bound_to(t: &mut Test, space: SpaceRef) -> Option<Self> {
+        let disk = t.ok("a disk", blk(this_cpu(), 0))?;
+        t.ok("bound", disk.bind(this_cpu(), &space))?;
+        Some(Self { disk, space })
+    }
+
+    /// The CPU's store to the first word of a page.
+    pub(crate) fn store(&self, t: &mut Test, page: VirtAddr, value: u64) {
+        t.ok("a store", self.space.write_bytes(this_cpu(), page, &value.to_le_bytes()));
+    }
+
+    /// What the CPU reads there.
+    pub(crate) fn load(&self, page: VirtAddr) -> u64 {
+        let mut bytes = [0; 8];
+        let read = self.space.read_bytes(this_cpu(), page, &mut bytes);
+        read.map_or(u64::MAX, |()| u64::from_le_bytes(bytes))
+    }
+
+    /// What the device reads there.
+    pub(crate) fn device_load(&self, page: VirtAddr) -> Result<u64, BlkError> {
+        self.disk.write(WRITTEN, DmaAddress(page.0), SECTOR)?;
+        self.disk.read(WRITTEN, DmaAddress(ANSWER.0), SECTOR)?;
+        Ok(self.load(ANSWER))
+    }
+
+    /// The device stores a number, a sector's, to the first words of a page; how often it had to try.
+    pub(crate) fn device_store(&self, page: VirtAddr, number: u64) -> Result<u32, BlkError> {
+        Ok(self.disk.read(number, DmaAddress(page.0), SECTOR)?.tries)
+    }
+
+    /// The entry of a page.
+    pub(crate) fn entry(&self, page: VirtAddr) -> Descriptor {
+        self.space.tables().translate(page).map_or(Descriptor::EMPTY, |found| found.descriptor)
+    }
+
+    /// The memory that a page is.
+    pub(crate) fn physical(&self, page: VirtAddr) -> PhysAddr {
+        self.entry(page).address()
+    }
+
+    /// Makes the first page read-only although its area is not, with `value` in it and nobody else who has it, as a
+    /// fork does whose child has gone; and has the device read it.
+    pub(crate) fn read_only_page(&self, t: &mut Test, value: u64) {
+        self.store(t, START, value);
+        drop(t.ok("a child", self.space.fork(this_cpu())));
+        t.check("the page is read-only", self.entry(START).is_valid() && !self.entry(START).may_be_written());
+        t.equal("the device reads it", self.device_load(START), Ok(value));
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // It was, but for a test that has done so itself.
+        let _ = self.disk.unbind(this_cpu());
+    }
+}
+
+/// A transfer that is not allowed.
+fn refused<T>(why: FaultError) -> Result<T, BlkError> {
+    Err(BlkError::Request(RequestError::Fault(why)))
+}
+
+target_test!(a_bound_device_reaches_what_the_process_has, needs("smmuv3 virtio-blk"));
+fn a_bound_device_reaches_what_the_process_has(t: &mut Test) {
+    let Some(rig) = Rig::new(t, 4, Sharing::Private) else { return };
+    let arrivals = rig.disk.device().arrivals();
+    let (arrived, missed) = (arrivals.count(), arrivals.missed());
+    for page in [START, START + 3 * PAGE] {
+        rig.store(t, page, page.0);
+        t.equal("the device reads", rig.device_load(page), Ok(page.0));
+        t.equal("the device writes, at once", rig.device_store(page, DELIVERED), Ok(1));
+        t.equal("the CPU reads", rig.load(page), DELIVERED);
+    }
+    // A page that nobody has touched: the device's fault makes it, as the CPU's would.
+    t.equal("zeros", rig.device_load(START + PAGE), Ok(0));
+    t.equal("once more than at once", rig.device_store(START + 2 * PAGE, DELIVERED + 1), Ok(2));
+    t.equal("the CPU reads", rig.load(START + 2 * PAGE), DELIVERED + 1);
+    t.equal("behind the area", rig.device_load(START + 4 * PAGE), refused(FaultError::NotMapped));
+    // Its messages are translated by the same tables.
+    t.check("interrupts", arrivals.count() > arrived);
+    t.equal("interrupts that are missing", arrivals.missed(), missed);
+}
+
+target_test!(a_device_writes_as_soon_as_the_cpu_could, needs("smmuv3 virtio-blk"));
+fn a_device_writes_as_soon_as_the_cpu_could(t: &mut Test) {
+    let Some(rig) = Rig::new(t, 1, Sharing::Private) else { return };
+    rig.read_only_page(t, 7);
+    let before = rig.physical(START);
+    rig.store(t, START, 8);
+    t.check("the entry was upgraded in place", rig.entry(START).is_writable() && rig.physical(START) == before);
+    t.equal("the device writes, at once", rig.device_store(START, DELIVERED), Ok(1));
+    t.equal("it has arrived", rig.load(START), DELIVERED);
+}
+
+target_test!(a_device_upgrades_a_page_by_its_fault, needs("smmuv3 virtio-blk"));
+fn a_device_upgrades_a_page_by_its_fault(t: &mut Test) {
+    let Some(rig) = Rig::new(t, 1, Sharing::Private) else { return };
+    rig.read_only_page(t, 7);
+    let before = rig.physical(START);
+    t.equal("the first retry", rig.device_store(START, DELIVERED), Ok(2));
+    t.equal("it has arrived", rig.load(START), DELIVERED);
+    t.check("in place", rig.physical(START) == before);
+}
+
+/// A page of a shared area that was read and not written: the CPU may write it, and the hardware would note that by
+/// itself. The SMMU notes nothing, and takes it for read-only.
+fn writable_clean_page(t: &mut Test, rig: &Rig) {
+    t.ok("read", handle_fault(&rig.space, this_cpu(), START, Access::Read));
+    let entry = rig.entry(START);
+    t.check("the entry is writable and clean", entry.may_be_written() && !entry.is_writable());
+    t.equal("the device reads it", rig.device_load(START), Ok(0));
+}
+
+target_test!(a_clean_page_that_may_be_written_is_written_by_a_device, needs("smmuv3 virtio-blk"));
+fn a_clean_page_that_may_be_written_is_written_by_a_device(t: &mut Test) {
+    let Some(rig) = Rig::new(t, 1, Sharing::Shared) else { return };
+    writable_clean_page(t, &rig);
+    t.equal("the first retry", rig.device_store(START, DELIVERED), Ok(2));
+    t.equal("it has arrived", rig.load(START), DELIVERED);
+    t.check("the entry is dirty", rig.entry(START).is_writable());
+}

@@ -1,0 +1,74 @@
+//! The SMMU from outside: what a test on the target says of its device, against what QEMU saw of it.
+
+use std::path::Path;
+
+use granule_host_tests::built;
+use granule_runner::judge::{Outcome, Verdict};
+use granule_runner::session::{self, Plan};
+use granule_runner::witness::{self, Agreed};
+use granule_runner::{list, machine};
+
+const CHANGES: &str = "smmu::account::each_change_is_told_once_and_exactly";
+const CONTROL: &str = "smmu::account::what_a_device_writes_while_it_is_shut_out_does_not_arrive";
+
+/// Runs one target test under a trace: how it went, and the trace.
+fn traced(name: &str, bootargs: &str) -> (Outcome, String) {
+    let tests = list::read(&built("granule-tests.elf")).unwrap();
+    let test = tests.into_iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no test {name}"));
+    let kind: String = format!("{name}{bootargs}").chars().filter(char::is_ascii_alphanumeric).collect();
+    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{kind}.trace"));
+    let plan = Plan {
+        machine: machine::named("default").unwrap(),
+        image: built("granule-tests.img"),
+        seed: 0,
+        bootargs: bootargs.into(),
+        extra: witness::arguments(&log),
+    };
+    let mut outcomes = Vec::new();
+    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
+    let trace = std::fs::read_to_string(&log).unwrap();
+    std::fs::remove_file(&log).unwrap();
+    (outcomes.remove(0), trace)
+}
+
+#[track_caller]
+fn agreed(name: &str, bootargs: &str) -> Agreed {
+    let (outcome, trace) = traced(name, bootargs);
+    assert!(matches!(outcome.verdict, Verdict::Passed(_)), "{outcome:?}");
+    let deeds = witness::deeds(&outcome.output).unwrap();
+    witness::check(&deeds, &trace).unwrap_or_else(|error| panic!("{name} {bootargs}: {error:#}"))
+}
+
+// First that the witness sees a device at all, and one that is kept out.
+#[test]
+fn what_is_aborted_is_seen_not_to_pass() {
+    let agreed = agreed(CONTROL, "");
+    assert_eq!((agreed.reached, agreed.refused), (3, 1));
+}
+
+#[test]
+fn each_change_is_told_once_and_exactly() {
+    let agreed = agreed(CHANGES, "");
+    assert!(agreed.changes >= 300 && agreed.commands > agreed.changes, "{agreed:?}");
+}
+
+#[test]
+fn what_is_told_by_events_is_told_exactly_as_well() {
+    let agreed = agreed(CHANGES, "smmu.notify=events");
+    assert!(agreed.changes >= 300, "{agreed:?}");
+}
+
+/// Why the two do not agree with a fix taken away, whatever the test itself says.
+fn differs(bootargs: &str) -> String {
+    let (outcome, trace) = traced(CHANGES, bootargs);
+    let deeds = witness::deeds(&outcome.output).unwrap();
+    format!("{:#}", witness::check(&deeds, &trace).unwrap_err())
+}
+
+#[test]
+fn what_is_not_told_or_wrongly_is_missed() {
+    for lab in ["no-secondary-tlb", "wrong-asid"] {
+        let why = differs(&format!("lab={lab}"));
+        assert!(why.contains("next: deed: changed"), "lab={lab}: {why}");
+    }
+}
