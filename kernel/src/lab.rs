@@ -248,7 +248,15 @@ pub const NO_DMB_BEFORE_PROD: Lab = Lab {
     witness: Witness::Stream,
 };
 
-const ALL: [Lab; 24] = [
+/// A device is believed.
+pub const TRUST_COMPLETION: Lab = Lab {
+    identifier: FIRST_LAB + 24,
+    name: "trust-completion",
+    effect: "a request of a virtio device is complete when the device says so: data that the SMMU refused is lost",
+    witness: Witness::Target,
+};
+
+const ALL: [Lab; 25] = [
     SKIP_TLBI,
     LOCAL_TLBI,
     WX_LEAF,
@@ -273,6 +281,7 @@ const ALL: [Lab; 24] = [
     SKIP_SYNC,
     FREE_BEFORE_SYNC,
     NO_DMB_BEFORE_PROD,
+    TRUST_COMPLETION,
 ];
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot

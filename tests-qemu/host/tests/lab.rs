@@ -115,3 +115,63 @@ fn with_an_upgrade_told_before_the_unlock_other_cpus_are_held_up() {
     let name = "notifier::mprotect_and_munmap_come_between_an_upgrade_and_its_event";
     assert_caught("notify-before-unlock", name, "nothing is held while an upgrade is told");
 }
+
+const AT_ONCE: &str = "smmu::a_device_writes_as_soon_as_the_cpu_could";
+const COPY: &str = "smmu::changes::a_device_sees_the_copy_of_a_page_after_a_fork";
+
+#[test]
+fn with_an_smmu_that_is_told_nothing_a_device_keeps_what_it_had() {
+    for (name, output) in [
+        (AT_ONCE, "the device writes, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)"),
+        (COPY, "the device reads the copy: found Ok(1), wanted Ok(2)"),
+        ("smmu::changes::a_device_does_not_write_what_became_read_only", "it does not write: found Ok(1)"),
+        ("smmu::changes::a_device_does_not_reach_what_was_unmapped", "gone: found Ok(1)"),
+        ("smmu::changes::a_device_finds_zeros_where_pages_were_given_up", "zeros: found Ok(1), wanted Ok(0)"),
+        ("smmu::random::random_changes_and_accesses_agree", "accesses that were not what they must be: found"),
+    ] {
+        assert_caught("no-secondary-tlb", name, output);
+    }
+}
+
+#[test]
+fn without_the_event_of_an_upgrade_an_smmu_that_goes_by_events_keeps_the_old_permission() {
+    let output = "the device writes, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)";
+    assert_caught("no-upgrade-event smmu.notify=events", AT_ONCE, output);
+    let outcome = with_lab("no-upgrade-event", AT_ONCE);
+    assert!(matches!(outcome.verdict, Verdict::Passed(_)), "told with the TLBs it needs no event: {outcome:?}");
+}
+
+#[test]
+fn told_at_the_end_only_a_device_sees_the_old_page_beside_the_new_one() {
+    let name = "smmu::changes::a_device_does_not_see_the_old_page_beside_the_new_one";
+    let output = "what the device read of what was stored in between: found 1, wanted 3";
+    assert_caught("start-end-only smmu.notify=events", name, output);
+}
+
+#[test]
+fn with_faults_called_spurious_a_clean_page_is_never_written_by_a_device() {
+    let name = "smmu::a_clean_page_that_may_be_written_is_written_by_a_device";
+    let output = "the first retry: found Err(Request(TooManyFaults(128))), wanted Ok(2)";
+    assert_caught("device-dbm-spurious", name, output);
+}
+
+#[test]
+fn told_under_another_number_a_device_keeps_what_it_had() {
+    assert_caught("wrong-asid", COPY, "the device reads the copy: found Ok(1), wanted Ok(2)");
+}
+
+#[test]
+fn bound_without_telling_or_flushing_a_device_sees_another_space() {
+    let name = "smmu::changes::a_number_that_comes_again_has_nothing_of_who_had_it";
+    // The answer goes to the page that the first space has for it.
+    assert_caught("bind-without-flush", name, "the other space: found Ok(0), wanted Ok(2)");
+    let name = "smmu::changes::a_device_sees_the_space_that_it_was_bound_to_last";
+    assert_caught("no-cfgi", name, "found");
+}
+
+#[test]
+fn with_a_device_that_is_believed_data_is_lost_in_silence() {
+    let name = "smmu::a_clean_page_that_may_be_written_is_written_by_a_device";
+    assert_caught("trust-completion", name, "the first retry: found Ok(1), wanted Ok(2)");
+    assert_caught("trust-completion", name, "it has arrived: found 0, wanted 4096");
+}

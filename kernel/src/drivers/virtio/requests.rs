@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use super::queue::{Completion, DeviceError, Flow, MAX_SIZE, RING_BYTES, Segment, SubmitError, VirtQueue};
 use crate::iommu::Resolution;
+use crate::lab;
 use crate::mm::space::FaultError;
 
 /// How often a request is handed over before whoever started it is told. Each time the faults of it were served, so more
@@ -263,6 +264,9 @@ impl Requests {
     /// All of its segments are looked at, whatever the first ones say: what is not taken notice of now would be held
     /// against the next request of the same memory.
     fn verdict(&mut self, index: usize, resolve: &mut Resolve<'_>) -> Verdict {
+        if lab::is_on!(TRUST_COMPLETION) {
+            return Verdict::Complete;
+        }
         let Self { entries, losses, .. } = self;
         let entry = &entries[index];
         let mut verdict = if entry.losses == *losses { Verdict::Complete } else { Verdict::Again };
