@@ -34,14 +34,13 @@ pub(crate) fn run(options: &Options, built: &Built) -> Result<()> {
     };
     let demo = demo::named(&tests, name)?;
     let machine = options.machine.as_deref().or(demo.machine.as_deref()).unwrap_or(DEFAULT);
-    let plan = Plan {
-        machine: machine::named(machine)?,
-        image: built.tests.image.clone(),
-        seed: 0,
-        bootargs: options.append.clone(),
-        extra: Vec::new(),
-    };
-    let (output, wrong) = demo::run(demo, |tests| session::boot(&plan, tests));
+    let described = machine::named(machine)?;
+    // Who says how it is to be booted wants one boot.
+    let boots = if options.append.is_empty() { demo::boots(demo) } else { &[options.append.as_str()][..] };
+    let (output, wrong) = demo::run(demo, boots, |tests, bootargs| {
+        let (machine, image) = (described.clone(), built.tests.image.clone());
+        session::boot(&Plan { machine, image, seed: 0, bootargs: bootargs.into(), extra: Vec::new() }, tests)
+    });
     println!("{output}");
     match wrong {
         None => Ok(()),

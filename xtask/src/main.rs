@@ -33,6 +33,7 @@ Examples:
   ./x test --target set_memory             the tests on the target whose names contain set_memory
   ./x test --machine el2 --junit out.xml   one machine, with a report
   ./x demo split                           CPUs that split one leaf: the race, the loss, the remedies
+  ./x demo upgrade                         a device that is not told that a page became writable, and one that is
   ./x bench set_memory                     what calls of this name cost, in instructions
   ./x bench --check                        fail if something takes over 1 % more than docs/BENCHMARKS.json says
 

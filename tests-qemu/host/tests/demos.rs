@@ -9,27 +9,30 @@ fn tests() -> Vec<Test> {
     list::read(&built("granule-tests.elf")).unwrap()
 }
 
+/// Runs a demo in these boots.
+fn run_in(test: &Test, boots: &[&str]) -> (String, Option<String>) {
+    demo::run(test, boots, |tests, bootargs| {
+        let machine = machine::named(test.machine.as_deref().unwrap_or("default")).unwrap();
+        let (image, bootargs) = (built("granule-tests.img"), bootargs.into());
+        session::boot(&Plan { machine, image, seed: 0, bootargs, extra: Vec::new() }, tests)
+    })
+}
+
+/// The same in one boot.
 fn run(test: &Test, bootargs: &str) -> (String, Option<String>) {
-    let plan = Plan {
-        machine: machine::named(test.machine.as_deref().unwrap_or("default")).unwrap(),
-        image: built("granule-tests.img"),
-        seed: 0,
-        bootargs: bootargs.into(),
-        extra: Vec::new(),
-    };
-    demo::run(test, |tests| session::boot(&plan, tests))
+    run_in(test, &[bootargs])
 }
 
 #[test]
 fn each_demo_shows_what_it_says_and_the_same_again() {
     let tests = tests();
     let names: Vec<&str> = demo::names(&tests).collect();
-    assert!(names.contains(&"split"), "{names:?}");
+    assert!(names.contains(&"split") && names.contains(&"upgrade"), "{names:?}");
     for name in names {
         let demo = demo::named(&tests, name).unwrap();
-        let (output, wrong) = run(demo, "");
+        let (output, wrong) = run_in(demo, demo::boots(demo));
         assert_eq!(wrong, None, "{name}:\n{output}");
-        assert_eq!(run(demo, ""), (output, None), "{name} printed something else in the second boot");
+        assert_eq!(run_in(demo, demo::boots(demo)), (output, None), "{name} printed something else in the second boot");
     }
 }
 

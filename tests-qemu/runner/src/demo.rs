@@ -1,7 +1,8 @@
 //! A demo: a test on the target whose output is for people.
 //!
 //! It is a test of module `demo`, so what it says happened was checked, and `./x test` runs it with the others;
-//! [`run`] runs it alone and hands over what it printed, which fits on a screen.
+//! [`run`] runs it alone and hands over what it printed, which fits on a screen. A demo of a bug is booted with the fix
+//! away first: there the test checks that the bug shows.
 
 use anyhow::{Result, bail};
 
@@ -12,6 +13,16 @@ use crate::list::Test;
 pub const AREA: &str = "demo::";
 /// The most lines that a demo prints.
 pub const LINES: usize = 30;
+
+/// Demos of which one boot shows a part only: the boot arguments of each.
+const BOOTS: [(&str, &[&str]); 1] =
+    [("upgrade", &["lab=no-secondary-tlb", "lab=no-secondary-tlb,trust-completion", ""])];
+
+/// The boot arguments with which a demo is run, one boot each, where the user gives none.
+pub fn boots(demo: &Test) -> &'static [&'static str] {
+    let name = demo.name.strip_prefix(AREA);
+    BOOTS.iter().find(|(of, _)| name == Some(of)).map_or(&[""], |(_, boots)| boots)
+}
 
 /// The names of all demos among `tests`.
 pub fn names(tests: &[Test]) -> impl Iterator<Item = &str> {
@@ -29,8 +40,27 @@ pub fn named<'a>(tests: &'a [Test], name: &str) -> Result<&'a Test> {
     }
 }
 
-/// Runs a demo in one boot: what it printed, and what is wrong with it if something is.
-pub fn run(demo: &Test, boot: impl FnOnce(&[&Test]) -> Boot) -> (String, Option<String>) {
+/// Runs a demo, in a boot for each of these boot arguments: what it printed, and what is wrong with it if something is.
+pub fn run(demo: &Test, boots: &[&str], mut boot: impl FnMut(&[&Test], &str) -> Boot) -> (String, Option<String>) {
+    let mut all = String::new();
+    for bootargs in boots {
+        let (output, wrong) = one(demo, |tests| boot(tests, bootargs));
+        if boots.len() > 1 {
+            all.push_str(&format!("---- {}\n", if bootargs.is_empty() { "as it is" } else { bootargs }));
+        }
+        all.push_str(&output);
+        if wrong.is_some() {
+            return (all, wrong);
+        }
+        all.push('\n');
+    }
+    let output = all.trim_end_matches('\n').to_owned();
+    let lines = output.lines().count();
+    let wrong = (lines > LINES).then(|| format!("it printed {lines} lines, more than {LINES}"));
+    (output, wrong)
+}
+
+fn one(demo: &Test, boot: impl FnOnce(&[&Test]) -> Boot) -> (String, Option<String>) {
     let Boot { outcomes, failure } = boot(&[demo]);
     match outcomes.into_iter().next() {
         Some((_, outcome)) => judge(outcome),
@@ -43,11 +73,9 @@ pub fn run(demo: &Test, boot: impl FnOnce(&[&Test]) -> Boot) -> (String, Option<
 
 fn judge(outcome: Outcome) -> (String, Option<String>) {
     let output = outcome.output.trim_matches('\n').to_owned();
-    let lines = output.lines().count();
     let wrong = match outcome.verdict {
         Verdict::Failed(why) => Some(format!("what it shows did not happen: {why}")),
-        Verdict::Passed(_) if lines > LINES => Some(format!("it printed {lines} lines, more than {LINES}")),
-        Verdict::Passed(_) if lines == 0 => Some("it printed nothing".into()),
+        Verdict::Passed(_) if output.is_empty() => Some("it printed nothing".into()),
         Verdict::Passed(_) => None,
     };
     (output, wrong)
@@ -67,7 +95,8 @@ mod tests {
 
     fn wrong(verdict: Verdict, lines: usize) -> Option<String> {
         let outcome = Outcome { verdict, output: "a line\n".repeat(lines), time: Duration::ZERO };
-        let (output, wrong) = run(&test("demo::x"), |_| Boot { outcomes: vec![(0, outcome)], failure: None });
+        let (output, wrong) =
+            run(&test("demo::x"), &[""], |_, _| Boot { outcomes: vec![(0, outcome.clone())], failure: None });
         assert_eq!(output.lines().count(), lines);
         wrong
     }
@@ -83,8 +112,23 @@ mod tests {
         assert!(wrong(Verdict::Passed(3), LINES + 1).unwrap().contains("31 lines"));
         assert!(wrong(Verdict::Passed(3), 0).is_some());
         let dead = Boot { outcomes: Vec::new(), failure: Some(("QEMU was killed".into(), "half".into())) };
-        let (output, wrong) = run(&test("demo::x"), |_| dead);
+        let (output, wrong) = run(&test("demo::x"), &[""], |_, _| dead.clone());
         assert!(output == "half" && wrong.unwrap().contains("QEMU was killed"));
+    }
+
+    #[test]
+    fn a_demo_of_several_boots_says_which_is_which_and_ends_at_the_first_that_is_wrong() {
+        let boot = |bootargs: &str| {
+            let verdict = if bootargs == "b" { Verdict::Failed("1 failed".into()) } else { Verdict::Passed(1) };
+            let outcome = Outcome { verdict, output: format!("\nwith {bootargs}\n"), time: Duration::ZERO };
+            Boot { outcomes: vec![(0, outcome)], failure: None }
+        };
+        let (output, wrong) = run(&test("demo::x"), &["a", ""], |_, bootargs| boot(bootargs));
+        assert_eq!((output.as_str(), wrong), ("---- a\nwith a\n---- as it is\nwith ", None));
+        let (output, wrong) = run(&test("demo::x"), &["a", "b", "c"], |_, bootargs| boot(bootargs));
+        assert!(wrong.is_some() && output.ends_with("---- b\nwith b"), "{output}");
+        assert_eq!(super::boots(&test("demo::x")), [""]);
+        assert!(super::boots(&test("demo::upgrade")).len() > 1);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! What a demo says that happened it has checked, like any test.
 
 mod race;
+mod upgrade;
 
 use granule::println;
 use granule::smp::{self, this_cpu};
@@ -18,6 +19,11 @@ fn split(t: &mut Test) {
     the_race(t, other);
     println!();
     the_kernel(t);
+}
+
+target_test!(upgrade, needs("smmuv3 virtio-blk"), limit(60));
+fn upgrade(t: &mut Test) {
+    upgrade::show(t);
 }
 
 /// One contiguous group that one CPU splits while another changes a page of it.
