@@ -120,6 +120,8 @@ struct Port {
     pages: [Watched; PAGES],
     /// What it has done. Not loom's: it orders nobody.
     device: Mutex<Device>,
+    /// Illegal commands that were reported.
+    reports: Mutex<usize>,
 }
 
 /// What the SMMU has done.
@@ -127,6 +129,8 @@ struct Port {
 struct Device {
     /// So many commands are consumed.
     position: u64,
+    /// GERROR.
+    error: u64,
     /// Pages that devices use no more.
     forgotten: [bool; PAGES],
 }
@@ -139,7 +143,11 @@ impl Port {
     /// page, the page's device may use it.
     fn consume_one(&self, device: &mut Device) -> bool {
         let entries = self.slots.len() as u64 / 2;
-        let Device { position, forgotten } = device;
+        let Device { position, error, forgotten } = device;
+        // It has stopped, and nobody says that it may go on.
+        if self.errors && self.gerrorn.fetch_add(0, Ordering::Relaxed) != *error {
+            return false;
+        }
         // As one observer would, whichever thread this is: never an older value than before.
         let prod = self.prod.fetch_add(0, Ordering::Relaxed);
         fence(Ordering::Acquire);
@@ -152,8 +160,11 @@ impl Port {
         let [low, high] = [index, index + 1].map(|word| self.slots[word].load(Ordering::Relaxed));
         let command = Command([low, high]);
         if low == BLUNDER.0[0] {
-            self.stop(*position & (2 * entries - 1));
-            return true;
+            fence(Ordering::Release);
+            self.cons.store(*position & (2 * entries - 1) | 1 << 24, Ordering::Relaxed);
+            *error ^= 1;
+            self.gerror.store(*error, Ordering::Relaxed);
+            return false;
         }
         *position += 1;
         fence(Ordering::Release);
@@ -167,18 +178,6 @@ impl Port {
             self.pages[page].read();
         }
         true
-    }
-
-    /// It does not know the command at `position`, and waits until it may look again.
-    fn stop(&self, position: u64) {
-        fence(Ordering::Release);
-        self.cons.store(position | 1 << 24, Ordering::Relaxed);
-        let error = self.gerror.load(Ordering::Relaxed) ^ 1;
-        self.gerror.store(error, Ordering::Relaxed);
-        while self.gerrorn.load(Ordering::Relaxed) != error {
-            loom::thread::yield_now();
-        }
-        fence(Ordering::Acquire);
     }
 }
 
@@ -253,7 +252,8 @@ unsafe impl Platform for Port {
     }
 
     fn report(&self, report: &Report) {
-        assert!(matches!(report, Report::IllegalCommand(_)), "{report}");
+        assert_eq!(*report, Report::IllegalCommand(BLUNDER));
+        *self.reports.lock().unwrap() += 1;
     }
 
     fn leaves_out(&self, step: Step) -> bool {
@@ -266,10 +266,10 @@ unsafe impl Platform for Port {
 pub enum Consumer {
     /// A thread, by [`Smmu::consume`].
     Thread,
-    /// The same, and commands may be illegal.
-    ThreadThatStops,
     /// Whoever looks at CMDQ_CONS.
     Looks,
+    /// The same, and commands may be illegal.
+    LooksAndStops,
 }
 
 /// An SMMU with a command queue of `2^BITS` slots.
@@ -283,8 +283,8 @@ impl<const BITS: u32> Smmu<BITS> {
     pub fn new(consumer: Consumer) -> Self {
         let slot = || SmmuWord { cell: Cell::default(), slot: Some(Watched::default()) };
         let port = Port {
-            consumes_when_seen: consumer == Consumer::Looks,
-            errors: consumer == Consumer::ThreadThatStops,
+            consumes_when_seen: consumer != Consumer::Thread,
+            errors: consumer == Consumer::LooksAndStops,
             slots: (0..2 << BITS).map(|_| slot()).collect(),
             ..Port::default()
         };
@@ -303,6 +303,14 @@ impl<const BITS: u32> Smmu<BITS> {
     /// A CPU issues what is no command; whether it was told that it went well.
     pub fn blunder(&self) -> bool {
         self.queue.issue(&self.port, &[BLUNDER]).is_ok()
+    }
+
+    /// So many illegal commands were reported.
+    ///
+    /// # Panics
+    /// Where they were not.
+    pub fn assert_reported(&self, count: usize) {
+        assert_eq!(*self.port.reports.lock().unwrap(), count);
     }
 
     /// The SMMU: consumes `count` commands.

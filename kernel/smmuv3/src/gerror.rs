@@ -10,7 +10,7 @@ use tock_registers::LocalRegisterCopy;
 
 use crate::registers::offset::{GERROR, GERRORN};
 use crate::registers::{CMDQ_CONS, GERROR as FIELDS, offset};
-use crate::{Command, CommandQueue, Platform, Report, Word};
+use crate::{Command, CommandQueue, Platform, Report, Step, Word};
 
 /// The errors that there are.
 const ALL: u32 = 0x1fd;
@@ -68,7 +68,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             if active(platform) == 0 {
                 break;
             }
-            while !self.errors.serving.exchange(0, 1, Acquire) {
+            while !self.errors.serving.exchange(0, 1, Acquire) && !platform.leaves_out(Step::Serving) {
                 platform.relax();
             }
             // Another CPU may have served them meanwhile.

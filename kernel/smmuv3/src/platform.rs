@@ -54,6 +54,8 @@ pub enum Step {
     Turn,
     /// The wait until slots may be written again.
     Room,
+    /// The wait until another CPU has served an error.
+    Serving,
     /// CMD_CFGI behind a change of an entry that the SMMU may have cached.
     Configuration,
 }

@@ -357,3 +357,6 @@ impl Patience {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

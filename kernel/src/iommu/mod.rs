@@ -167,7 +167,7 @@ fn leaves_out(step: Step) -> bool {
         Step::Wait => lab::is_on!(FREE_BEFORE_SYNC),
         Step::DmbBeforeProd => lab::is_on!(NO_DMB_BEFORE_PROD),
         Step::Configuration => lab::is_on!(NO_CFGI),
-        Step::Turn | Step::Room => false,
+        Step::Turn | Step::Room | Step::Serving => false,
     }
 }
 

@@ -126,17 +126,30 @@ fn two_cpus_insert_while_the_smmu_consumes() {
     });
 }
 
-/// The SMMU stops at what is no command; whoever waits puts it right, and the caller hears of it.
+/// One CPU inserts what is no command, the other takes a page. The SMMU stops; whoever waits puts it right, once, and
+/// the caller hears of it.
+fn blunder(missing: Missing) {
+    orders(2, move || {
+        let smmu = Arc::new(Smmu::<2>::new(Consumer::LooksAndStops));
+        let other = Arc::clone(&smmu);
+        let blunders = loom::thread::spawn(move || {
+            lack(missing);
+            assert!(!other.blunder(), "nobody was told");
+        });
+        lack(missing);
+        smmu.take(0);
+        lack(Missing::Nothing);
+        blunders.join().unwrap();
+        smmu.assert_reported(1);
+    });
+}
+
 #[test]
 fn an_illegal_command_stops_nobody() {
-    orders(0, || {
-        let smmu = Arc::new(Smmu::<2>::new(Consumer::ThreadThatStops));
-        let device = Arc::clone(&smmu);
-        let other = Arc::clone(&smmu);
-        let consumes = loom::thread::spawn(move || device.consume(4));
-        let blunders = loom::thread::spawn(move || assert!(!other.blunder(), "nobody was told"));
-        smmu.take(0);
-        blunders.join().unwrap();
-        consumes.join().unwrap();
-    });
+    blunder(Missing::Nothing);
+}
+
+#[test]
+fn two_who_serve_an_error_at_once_are_caught() {
+    assert_caught("left == right", || blunder(Missing::Step(Step::Serving)));
 }

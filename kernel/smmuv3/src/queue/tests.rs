@@ -1,0 +1,178 @@
+//! The queue with threads of the host for CPUs and for the SMMU: many rounds, more than any checker of orders can try.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::boxed::Box;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+use std::vec::Vec;
+
+use granule_arch::addr::PhysAddr;
+
+use super::*;
+use crate::Report;
+use crate::registers::offset::{GERROR, GERRORN};
+
+const BITS: u32 = 4;
+const CPUS: usize = 4;
+/// Calls of each CPU.
+const CALLS: u64 = 5_000;
+/// What is no command.
+const NONE: u64 = 0xff;
+
+/// Registers, and what the SMMU has been seen to do.
+struct Port {
+    registers: [AtomicU32; 4],
+    reports: Mutex<Vec<Command>>,
+    since: Instant,
+    /// The last command of each CPU that a CMD_SYNC has completed.
+    completed: [AtomicU64; CPUS],
+    stop: AtomicBool,
+}
+
+impl Port {
+    fn register(&self, offset: usize) -> &AtomicU32 {
+        let index = [CMDQ_PROD, CMDQ_CONS, GERROR, GERRORN].iter().position(|&known| known == offset);
+        &self.registers[index.expect("a register of the command queue")]
+    }
+}
+
+// SAFETY: registers of a queue that this test plays the SMMU of; barriers are fences that are as strong.
+unsafe impl Platform for Port {
+    type Word = AtomicU64;
+
+    fn word(value: u64) -> AtomicU64 {
+        AtomicU64::new(value)
+    }
+
+    fn read32(&self, offset: usize) -> u32 {
+        self.register(offset).load(Relaxed)
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        self.register(offset).store(value, Relaxed);
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        panic!("no register {offset:#x}")
+    }
+
+    fn write64(&self, offset: usize, _: u64) {
+        panic!("no register {offset:#x}")
+    }
+
+    fn dmb_oshst(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn dmb_oshld(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn dmb_osh(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn relax(&self) {
+        thread::yield_now();
+    }
+
+    fn microseconds(&self) -> u64 {
+        self.since.elapsed().as_micros() as u64
+    }
+
+    fn report(&self, report: &Report) {
+        match report {
+            Report::IllegalCommand(command) => self.reports.lock().unwrap().push(*command),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// The `call`th command of `cpu`; every 64th is none.
+fn command(cpu: usize, call: u64) -> Command {
+    Command([if call % 64 == 63 { NONE } else { 0x11 } | (cpu as u64) << 48, call])
+}
+
+/// The SMMU: executes what comes, in order, and stops at what is no command until that is acknowledged.
+fn consume(port: &Port, slots: &[AtomicU64]) {
+    let mut position = 0u32;
+    let mut executed = [0u64; CPUS];
+    while !port.stop.load(Relaxed) {
+        let mask = (2 << BITS) - 1;
+        let prod = port.read32(CMDQ_PROD);
+        port.dmb_oshld();
+        assert!(prod.wrapping_sub(position) & mask <= 1 << BITS, "PROD {prod} at position {position}");
+        if prod == position & mask {
+            thread::yield_now();
+            continue;
+        }
+        let index = 2 * (position as usize % (1 << BITS));
+        let [low, high] = [slots[index].load(Relaxed), slots[index + 1].load(Relaxed)];
+        match low as u8 {
+            0xff => {
+                port.dmb_oshst();
+                port.write32(CMDQ_CONS, position & mask | 1 << 24);
+                port.write32(GERROR, port.read32(GERROR) ^ 1);
+                while port.read32(GERRORN) != port.read32(GERROR) && !port.stop.load(Relaxed) {
+                    thread::yield_now();
+                }
+                port.dmb_oshld();
+                continue;
+            }
+            0x11 => {
+                let cpu = (low >> 48) as usize;
+                assert!(high >= executed[cpu], "call {high} of CPU {cpu} behind {}", executed[cpu]);
+                executed[cpu] = high;
+            }
+            0x46 => (0..CPUS).for_each(|cpu| port.completed[cpu].store(executed[cpu], Relaxed)),
+            _ => panic!("a slot that nobody filled: {low:#x} {high:#x}"),
+        }
+        position += 1;
+        port.dmb_oshst();
+        port.write32(CMDQ_CONS, position & mask);
+    }
+}
+
+#[test]
+fn many_calls_of_several_cpus_are_complete_when_they_return() {
+    let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
+    let port = Port {
+        registers: Default::default(),
+        reports: Mutex::default(),
+        since: Instant::now(),
+        completed: Default::default(),
+        stop: AtomicBool::new(false),
+    };
+    let memory = DmaMemory { phys: PhysAddr(0), virt: NonNull::from(&*slots).cast(), bytes: 16 << BITS };
+    let queue = CommandQueue::<Port, BITS>::new(memory);
+    let insert = |cpu: usize| {
+        for call in 1..=CALLS {
+            // From one to four commands, of which the last says how far this CPU is.
+            let count = 1 + call as usize % 4;
+            let illegal = call % 64 == 63;
+            let result = queue.issue_with(&port, count, |_| command(cpu, call));
+            // Another's may be taken for one's own, but not the other way round.
+            assert!(!illegal || result == Err(CommandError::Illegal), "call {call} of CPU {cpu}: {result:?}");
+            assert!(result != Err(CommandError::Timeout));
+            let completed = port.completed[cpu].load(Relaxed);
+            assert!(illegal || completed == call, "call {call} of CPU {cpu} returned at {completed}");
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| consume(&port, &slots));
+        let cpus: Vec<_> = (0..CPUS).map(|cpu| scope.spawn(move || insert(cpu))).collect();
+        let results: Vec<_> = cpus.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        port.stop.store(true, Relaxed);
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+    let commands_of_a_call = |call: u64| 1 + call % 4;
+    let all: u64 = (1..=CALLS).map(|call| commands_of_a_call(call) + 1).sum();
+    assert_eq!(queue.counts()[..2], [CPUS as u64 * all, CPUS as u64 * CALLS]);
+    // Each was shown, once, as it was.
+    let illegal: u64 = (1..=CALLS).filter(|call| call % 64 == 63).map(commands_of_a_call).sum();
+    let reports = port.reports.lock().unwrap();
+    assert_eq!(reports.len() as u64, CPUS as u64 * illegal);
+    assert!(reports.iter().all(|report| report.0[0] as u8 == 0xff && report.0[1] % 64 == 63));
+}
