@@ -1,6 +1,8 @@
-//! Memory that CPUs and the model SMMU share, word by word. Each store to it is seen by the model when it is made.
+//! Memory that CPUs and the model SMMU share, word by word.
 //!
-//! A [`Word`] is reached by reference, as on the metal; to which model it belongs is found by its address.
+//! The model's own: each store to it is seen when it is made. A [`Word`] is reached by reference, as on the metal; to
+//! which model it belongs is found by its address. Or a test's ([`Elsewhere`]): what has changed in it is seen when
+//! anything is asked of the SMMU.
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
@@ -9,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::Shared;
 
-/// Where the memory is for the SMMU. Nothing else is there.
-pub(crate) const BASE: u64 = 0x8000_0000;
+/// Where the model's own memory is for the SMMU. Nothing else is there.
+const BASE: u64 = 0x8000_0000;
 
 /// A word that CPUs and the model SMMU share.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ impl Word {
         let Some((start, owner)) = owner else { return change(&self.0) };
         let mut state = owner.state();
         let result = change(&self.0);
-        state.stored((address - start) / 8, self.0.load(Ordering::Relaxed));
+        state.stored(Arena::first() + (address - start) / 8, self.0.load(Ordering::Relaxed));
         result
     }
 }
@@ -57,15 +59,21 @@ impl granule_smmuv3::Word for Word {
 /// Whose memory is where: first address, and the one behind the last.
 static ARENAS: Mutex<BTreeMap<usize, (usize, Weak<Shared>)>> = Mutex::new(BTreeMap::new());
 
-/// The memory of one model.
-#[derive(Debug)]
+/// Words of a page.
+pub(crate) const PAGE_WORDS: usize = 512;
+
+/// Where the word at a physical address is, if there is memory. The words of a page follow one another.
+pub type Elsewhere = Box<dyn Fn(u64) -> Option<NonNull<AtomicU64>> + Send + Sync>;
+
+/// The memory of one model: its own, and a test's, if that brings some.
 pub(crate) struct Arena {
     words: Box<[Word]>,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl Arena {
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self { words: (0..bytes / 8).map(|_| Word::new(0)).collect() }
+    pub(crate) fn new(bytes: usize, elsewhere: Option<Elsewhere>) -> Self {
+        Self { words: (0..bytes / 8).map(|_| Word::new(0)).collect(), elsewhere }
     }
 
     /// From now on stores to it are seen by `owner`.
@@ -75,33 +83,81 @@ impl Arena {
         arenas.insert(range.start.addr(), (range.end.addr(), Arc::downgrade(owner)));
     }
 
+    /// Words of its own.
     pub(crate) fn len(&self) -> usize {
         self.words.len()
     }
 
+    /// Whether there is memory in which nobody sees stores.
+    pub(crate) const fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
     pub(crate) fn word(&self, index: usize) -> &Word {
-        &self.words[index]
+        &self.words[index - Self::first()]
     }
 
     /// Where the CPU finds word `index`.
     pub(crate) fn pointer(&self, index: usize) -> NonNull<u64> {
-        NonNull::from(&self.words[index..]).cast()
+        NonNull::from(&self.words[index - Self::first()..]).cast()
     }
 
-    /// The word at the physical address `address`, if it is one of this memory's.
+    /// The number of the first word of its own. All memory is numbered by its physical addresses.
+    pub(crate) const fn first() -> usize {
+        BASE as usize / 8
+    }
+
+    /// The physical address of word `index`.
+    pub(crate) const fn address(index: usize) -> u64 {
+        index as u64 * 8
+    }
+
+    /// The word at the physical address `address`, if that is memory.
     pub(crate) fn index(&self, address: u64) -> Option<usize> {
-        let index = usize::try_from(address.checked_sub(BASE)? / 8).ok()?;
-        (address.is_multiple_of(8) && index < self.words.len()).then_some(index)
+        if !address.is_multiple_of(8) {
+            return None;
+        }
+        let index = usize::try_from(address / 8).ok()?;
+        let is_elsewhere = || self.elsewhere.as_ref().is_some_and(|find| find(address).is_some());
+        (self.is_own(index) || is_elsewhere()).then_some(index)
+    }
+
+    fn is_own(&self, index: usize) -> bool {
+        index.checked_sub(Self::first()).is_some_and(|own| own < self.words.len())
+    }
+
+    fn at(&self, index: usize) -> &AtomicU64 {
+        if self.is_own(index) {
+            return &self.words[index - Self::first()].0;
+        }
+        let find = self.elsewhere.as_ref().expect("an index is that of memory");
+        let word = find(Self::address(index)).expect("an index is that of memory");
+        // SAFETY: who brought the memory has promised that what it finds are words that stay (`SmmuModel::over`).
+        #[allow(unsafe_code, reason = "memory that a test brings")]
+        unsafe {
+            word.as_ref()
+        }
+    }
+
+    /// The words of page `page`.
+    pub(crate) fn page(&self, page: usize) -> &[AtomicU64] {
+        let first = std::ptr::from_ref(self.at(page * PAGE_WORDS));
+        // SAFETY: the model's own memory is whole pages, and who brought other memory has promised that its pages are
+        // contiguous and stay.
+        #[allow(unsafe_code, reason = "memory that a test brings")]
+        unsafe {
+            std::slice::from_raw_parts(first, PAGE_WORDS)
+        }
     }
 
     /// What the SMMU reads.
     pub(crate) fn read(&self, index: usize) -> u64 {
-        self.words[index].0.load(Ordering::Acquire)
+        self.at(index).load(Ordering::Acquire)
     }
 
     /// The SMMU's own write: no CPU's store.
     pub(crate) fn write(&self, index: usize, value: u64) {
-        self.words[index].0.store(value, Ordering::Release);
+        self.at(index).store(value, Ordering::Release);
     }
 }
 

@@ -46,7 +46,7 @@ use state::State;
 
 pub use config::{Context, Entry, ReadAs, Regime, Stage1, Tables};
 pub use hardware::{Hardware, Overflow, Pace};
-pub use memory::Word;
+pub use memory::{Elsewhere, Word};
 pub use platform::ModelPlatform;
 pub use violation::{SmmuRule, SmmuViolation};
 
@@ -186,7 +186,9 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        let mut state = lock(&self.state);
+        state.look();
+        state
     }
 }
 
@@ -208,16 +210,29 @@ const BYTES: usize = 4 << 20;
 impl SmmuModel {
     /// One as it comes out of reset, which lets transactions pass.
     pub fn new(hardware: Hardware) -> Self {
-        Self::with_registers(hardware, Registers::out_of_reset(0x5a5a_5a5a))
+        Self::with_registers(hardware, Registers::out_of_reset(0x5a5a_5a5a), Arena::new(BYTES, None))
+    }
+
+    /// One whose tables and queues are in memory that a test brings: `elsewhere` finds the word at a physical address.
+    ///
+    /// Stores there are not seen one by one, but all that came since whenever anything is asked of the SMMU, by a CPU or
+    /// by the test: what an entry was for a moment in between is not known, and orders of stores are not judged.
+    ///
+    /// # Safety
+    /// What `elsewhere` finds are words that live as long as the model, and are shared by atomic accesses alone, or by
+    /// others that do not run at the same time.
+    #[expect(unsafe_code, reason = "vouching for memory")]
+    pub unsafe fn over(hardware: Hardware, elsewhere: Elsewhere) -> Self {
+        Self::with_registers(hardware, Registers::out_of_reset(0x5a5a_5a5a), Arena::new(0, Some(elsewhere)))
     }
 
     /// One that somebody else used before, translates, and has stopped at a command.
     pub fn in_use(hardware: Hardware) -> Self {
-        Self::with_registers(hardware, Registers::in_use())
+        Self::with_registers(hardware, Registers::in_use(), Arena::new(BYTES, None))
     }
 
-    fn with_registers(hardware: Hardware, registers: Registers) -> Self {
-        let arena = Arc::new(Arena::new(BYTES));
+    fn with_registers(hardware: Hardware, registers: Registers, arena: Arena) -> Self {
+        let arena = Arc::new(arena);
         let state = Mutex::new(State::new(hardware, registers, Arc::clone(&arena)));
         let shared = Arc::new(Shared { arena, state });
         shared.arena.belongs_to(&shared);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use granule_arch::addr::PhysAddr;
 use granule_smmuv3::{DmaMemory, Memory, Platform, Report, Step};
 
-use super::memory::{BASE, Word};
+use super::memory::{Arena, Word};
 use super::{Barrier, Operation, Shared};
 
 /// A driver's way to a [`SmmuModel`](super::SmmuModel).
@@ -103,13 +103,13 @@ unsafe impl Memory for ModelPlatform {
         state.allocations_left = state.allocations_left.checked_sub(1)?;
         let (words, align) = (bytes / 8, (align / 8).max(1));
         let start = state.next_free.next_multiple_of(align);
-        if start + words > self.shared.arena.len() {
+        if start + words > Arena::first() + self.shared.arena.len() {
             return None;
         }
         state.next_free = start + words;
         state.allocated.insert(start, words);
         let virt = self.shared.arena.pointer(start);
-        Some(DmaMemory { phys: PhysAddr(BASE + start as u64 * 8), virt, bytes })
+        Some(DmaMemory { phys: PhysAddr(Arena::address(start)), virt, bytes })
     }
 
     unsafe fn free(&self, memory: DmaMemory) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{self, ThreadId};
 
 use granule_smmuv3::Step as DriverStep;
@@ -9,15 +10,12 @@ use granule_smmuv3::Step as DriverStep;
 use super::command::Pending;
 use super::config::{Context, Regime};
 use super::hardware::Hardware;
-use super::memory::{Arena, BASE};
+use super::memory::{Arena, PAGE_WORDS};
 use super::registers::{Registers, SMMUEN};
 use super::tlb::Tlb;
 use super::violation::{SmmuRule, SmmuViolation};
 use super::walk::{self, Step};
 use super::{Barrier, Operation, Recorded, Rewrite, Time, View};
-
-/// Words of a page.
-pub(crate) const PAGE_WORDS: usize = 512;
 
 pub(crate) struct State {
     pub(crate) hardware: Hardware,
@@ -44,6 +42,8 @@ pub(crate) struct State {
     devices: BTreeSet<u32>,
     /// Pages whose words decide what can be walked to.
     pub(crate) watched: BTreeSet<usize>,
+    /// What the words of watched pages were at the last look, where nobody sees stores.
+    known: BTreeMap<usize, Box<[u64]>>,
     /// Pages that are tables of the last level of 4 KiB, with what they serve.
     last_level: HashMap<usize, Vec<(Regime, u64)>>,
     /// Records that the SMMU has announced, and a CPU may read too early.
@@ -98,7 +98,7 @@ impl State {
             violations: Vec::new(),
             reports: Vec::new(),
             allocated: BTreeMap::new(),
-            next_free: 0,
+            next_free: Arena::first(),
             allocations_left: usize::MAX,
             history: HashMap::new(),
             unordered: HashMap::new(),
@@ -107,6 +107,7 @@ impl State {
             tlb: Tlb::default(),
             devices: BTreeSet::new(),
             watched: BTreeSet::new(),
+            known: BTreeMap::new(),
             last_level: HashMap::new(),
             late_records: Vec::new(),
             load_barriers: 0,
@@ -135,9 +136,18 @@ impl State {
     /// A CPU stored to word `index`, which is `value` now.
     pub(crate) fn stored(&mut self, index: usize, value: u64) {
         let before = self.history.get(&index).and_then(|past| past.last()).map_or(0, |(_, value)| *value);
-        let time = self.note(Operation::Store { address: BASE + index as u64 * 8, value });
+        let time = self.note(Operation::Store { address: Arena::address(index), value });
         self.unordered.entry(index).or_insert(Unordered { writer: thread::current().id(), before, time });
         self.history.entry(index).or_default().push((time, value));
+        if self.changed(index, time) {
+            self.fill();
+        }
+        self.spy();
+    }
+
+    /// Word `index` has changed: what the TLB may have of it, where it is an entry of a table of the last level. Returns
+    /// whether more is to be looked at.
+    fn changed(&mut self, index: usize, time: Time) -> bool {
         let page = index / PAGE_WORDS;
         if let Some(serves) = self.last_level.get(&page) {
             // A leaf: nothing else changes.
@@ -152,10 +162,62 @@ impl State {
                 .collect();
             self.tlb.ends(index, time);
             leaves.into_iter().for_each(|leaf| self.tlb.may_hold(leaf));
-        } else if self.watched.contains(&page) {
+            return false;
+        }
+        self.watched.contains(&page)
+    }
+
+    /// Finds out what has changed in memory where nobody sees stores, as far as it matters.
+    pub(crate) fn look(&mut self) {
+        if !self.arena.is_elsewhere() {
+            return;
+        }
+        let time = self.time + 1;
+        let mut changes = false;
+        for (page, mut known) in std::mem::take(&mut self.known) {
+            if !self.watched.contains(&page) {
+                // When it is watched again it is something else.
+                continue;
+            }
+            let arena = Arc::clone(&self.arena);
+            for ((index, known), word) in (page * PAGE_WORDS..).zip(known.iter_mut()).zip(arena.page(page)) {
+                let value = word.load(Ordering::Acquire);
+                if *known != value {
+                    self.time = time;
+                    self.history.entry(index).or_insert_with(|| vec![(0, *known)]).push((time, value));
+                    *known = value;
+                    changes |= self.changed(index, time);
+                }
+            }
+            self.known.insert(page, known);
+        }
+        if changes {
             self.fill();
         }
-        self.spy();
+        self.know();
+    }
+
+    /// Remembers what is in pages that are watched from now on, where nobody sees stores.
+    fn know(&mut self) {
+        if !self.arena.is_elsewhere() {
+            return;
+        }
+        let new: Vec<usize> = self.watched.iter().filter(|page| !self.known.contains_key(page)).copied().collect();
+        for page in new {
+            let first = page * PAGE_WORDS;
+            (first..first + PAGE_WORDS).for_each(|index| drop(self.history.remove(&index)));
+            let words = self.arena.page(page).iter().map(|word| word.load(Ordering::Acquire)).collect();
+            self.known.insert(page, words);
+        }
+    }
+
+    /// What word `index` was before its history begins.
+    pub(crate) fn at_first(&self, index: usize) -> u64 {
+        let known = || self.known.get(&(index / PAGE_WORDS)).map(|words| words[index % PAGE_WORDS]);
+        match self.arena.is_elsewhere() && !self.history.contains_key(&index) {
+            true => known().unwrap_or_else(|| self.arena.read(index)),
+            false => 0,
+        }
     }
 
     /// Notes what the spied stream may be treated as now.
@@ -191,6 +253,9 @@ impl State {
 
     pub(crate) fn is_allocated(&self, address: u64, bytes: u64) -> bool {
         let Some(index) = self.arena.index(address) else { return false };
+        if self.arena.is_elsewhere() {
+            return true;
+        }
         let block = self.allocated.range(..=index).next_back();
         block.is_some_and(|(start, words)| index + (bytes / 8) as usize <= start + words)
     }
@@ -235,5 +300,6 @@ impl State {
         let walkable = walk::walkable(&regimes, &self.arena);
         let found = |step: &Step| walkable.get(&(step.asid, step.start, step.source)) == Some(step);
         self.tlb.walks_find(found, walkable.values().copied(), self.time);
+        self.know();
     }
 }

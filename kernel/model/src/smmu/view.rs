@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use granule_arch::addr::PhysAddr;
 
 use super::config::{Context, Entry, Stage1};
-use super::memory::BASE;
+use super::memory::{Arena, PAGE_WORDS};
 use super::registers::SMMUEN;
-use super::state::{PAGE_WORDS, State, Unordered};
+use super::state::{State, Unordered};
 use super::violation::SmmuRule;
 use super::{Time, View};
 
@@ -17,7 +17,7 @@ const MOST_MIXTURES: usize = 4096;
 impl State {
     /// What word `index` may be for who read it at some time since `since`, each with the first such time.
     fn values(&self, index: usize, since: Time) -> Vec<(Time, u64)> {
-        let mut values = vec![(since, 0)];
+        let mut values = vec![(since, self.at_first(index))];
         for &(time, value) in self.history.get(&index).into_iter().flatten() {
             if time <= since {
                 values[0].1 = value;
@@ -91,7 +91,7 @@ impl State {
     fn check_ordered(&mut self, index: usize, reached: Time, what: &str) {
         let late = |store: &&Unordered| store.time < reached;
         if (0..8).filter_map(|word| self.unordered.get(&(index + word))).any(|store| late(&store)) {
-            let address = BASE + index as u64 * 8;
+            let address = Arena::address(index);
             let text = format!("{what} at {address:#x} was stored and is led to, and no DMB OSHST is in between");
             self.report(SmmuRule::UnorderedStructure, text);
         }

@@ -1,11 +1,13 @@
 //! Devices behind an emulated SMMU, on the host: their own tables, and those of spaces.
 //!
-//! - `emulated`: the SMMU
+//! - `emulated`: the SMMU, as QEMU has it
+//! - `allowed`: the same of an SMMU that may have kept all that the architecture lets it, at random
 //! - `domain`: what a device reaches that is not bound
 //! - `bound`: what one reaches that is, while its space changes and ends, and the switches of the lab
 //! - `faults`: what becomes of accesses that are refused
 //! - `shortage`: memory running out at every step
 
+mod allowed;
 mod bound;
 mod domain;
 mod emulated;

@@ -1,0 +1,245 @@
+//! A device on the model SMMU, which may have kept all that the architecture lets it, while its space changes at random:
+//! after each call a transaction may come to what the entry of its page says, and to nothing else.
+//!
+//! QEMU keeps what was used, and does each command at once. The model keeps all that could have been used, until a
+//! CMD_SYNC has been taken: so a missing one, or a wait left out, is seen here.
+
+use std::boxed::Box;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::vec::Vec;
+
+use core::ptr::NonNull;
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::alternative::host;
+use granule_arch::descriptor::Protection;
+use granule_model::smmu::{Access as Wants, Hardware as Kind, ModelPlatform, Outcome, Pace, SmmuModel};
+use granule_smmuv3::{DmaMemory, Platform, Report};
+
+use super::super::host::Hardware;
+use super::emulated::Emulated;
+use super::{DmaDevice, Iommu, PAGE, READ_WRITE, START, STREAM, Told, at, entry};
+use crate::lab::{self, Lab};
+use crate::mm::frame::tests::leaked;
+use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::space::{Access, MapRequest, Placement, Populate, Sharing, SpaceRef, Spaces, handle_fault};
+use crate::smp::{Cpu, CpuId};
+
+/// Pages of a space that are looked at.
+const PAGES: u64 = 8;
+/// Memory of a machine.
+const MIB: u64 = 16;
+const MEMORY: u64 = 0x4000_0000;
+
+/// The model, with memory from the allocator.
+struct Registers {
+    platform: ModelPlatform,
+    memory: Emulated,
+}
+
+impl Hardware for Registers {
+    fn read32(&self, offset: usize) -> u32 {
+        self.platform.read32(offset)
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        self.platform.write32(offset, value);
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.platform.read64(offset)
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.platform.write64(offset, value);
+    }
+    fn dmb_oshst(&self) {
+        self.platform.dmb_oshst();
+    }
+    fn dmb_oshld(&self) {
+        self.platform.dmb_oshld();
+    }
+    fn dmb_osh(&self) {
+        self.platform.dmb_osh();
+    }
+    fn relax(&self) {
+        self.platform.relax();
+    }
+    fn microseconds(&self) -> u64 {
+        self.platform.microseconds()
+    }
+    fn report(&self, report: &Report) {
+        self.platform.report(report);
+    }
+    fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory> {
+        self.memory.allocate(bytes, align)
+    }
+}
+
+struct Story {
+    cpu: Cpu,
+    spaces: &'static Spaces,
+    model: Arc<SmmuModel>,
+    device: DmaDevice,
+    space: SpaceRef,
+    children: Vec<SpaceRef>,
+    random: u64,
+}
+
+impl Story {
+    fn new(told: Told, pace: Pace, seed: u64) -> Self {
+        let (frames, cpu) = (leaked(MIB), Cpu::new(CpuId(0)));
+        let mmu = Metal(LinearView { offset: frames.linear().address(PhysAddr(0)).0 });
+        let spaces = Box::leak(Box::new(Spaces::new(&cpu, mmu, frames).unwrap()));
+        let linear = frames.linear();
+        let find = move |address: u64| {
+            let is_memory = (MEMORY..MEMORY + (MIB << 20)).contains(&address);
+            is_memory.then(|| NonNull::new(linear.address(PhysAddr(address)).as_ptr()).unwrap())
+        };
+        // SAFETY: the machine's memory is never given back. Frames of tables and of the SMMU are used by atomics, and
+        // zeroed while this, the only thread, is not in the model.
+        let model = Arc::new(unsafe { SmmuModel::over(Kind { pace, ..Kind::QEMU }, Box::new(find)) });
+        let hardware = Registers { platform: model.platform(), memory: Emulated::new(frames) };
+        let iommu = Iommu::on_host(Box::new(hardware), mmu, frames, told).unwrap();
+        let device = iommu.attach(&cpu, STREAM).unwrap();
+        model.add_device(STREAM);
+        let space = spaces.create(&cpu).unwrap();
+        let mut story = Self { cpu, spaces, model, device, space, children: Vec::new(), random: seed };
+        story.map(0, PAGES);
+        story.device.bind(&story.cpu, &story.space).unwrap();
+        story
+    }
+
+    /// A number below `below`.
+    fn draw(&mut self, below: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % below
+    }
+
+    fn map(&mut self, first: u64, count: u64) {
+        let request = MapRequest {
+            placement: Placement::Fixed(at(first)),
+            bytes: count * PAGE,
+            protection: READ_WRITE,
+            sharing: Sharing::Private,
+            populate: Populate::OnDemand,
+        };
+        self.space.mmap(&self.cpu, &request).unwrap();
+        (first..first + count).for_each(|page| self.space.write_bytes(&self.cpu, at(page), &[page as u8]).unwrap());
+    }
+
+    /// One call of mm's, or one transaction, on some pages.
+    fn act(&mut self) {
+        let first = self.draw(PAGES);
+        let count = 1 + self.draw(3).min(PAGES - first - 1);
+        let (start, bytes) = (at(first), count * PAGE);
+        match self.draw(16) {
+            0 | 1 => self.space.munmap(&self.cpu, start, bytes).unwrap(),
+            2..=4 => self.map(first, count),
+            // What is not mapped cannot be changed.
+            5 => _ = self.space.mprotect(start, bytes, Protection::READ),
+            6 | 7 => _ = self.space.mprotect(start, bytes, READ_WRITE),
+            8 => _ = self.space.madvise_dontneed(&self.cpu, start, bytes),
+            9 => {
+                let child = self.space.fork(&self.cpu).unwrap();
+                self.children.push(child);
+            }
+            10 => self.children.clear(),
+            11 => _ = handle_fault(&self.space, &self.cpu, start, Access::Write),
+            12 | 13 => self.transact(first),
+            14 => {
+                self.device.unbind(&self.cpu);
+                self.device.bind(&self.cpu, &self.space).unwrap();
+            }
+            _ if self.draw(4) == 0 => self.exit(),
+            _ => _ = handle_fault(&self.space, &self.cpu, start, Access::Read),
+        }
+    }
+
+    /// The device writes; what is refused is resolved, and comes again.
+    fn transact(&mut self, page: u64) {
+        let address = at(page).0;
+        if let Outcome::Refused { .. } = self.model.transact(STREAM, address, Wants::WRITE) {
+            _ = self.device.resolve(&self.cpu, address..address + 8, Access::Write);
+        }
+    }
+
+    /// The space ends under its device, and another comes.
+    fn exit(&mut self) {
+        self.space = self.spaces.create(&self.cpu).unwrap();
+        self.children.clear();
+        // What is done to a space that has ended is nothing to anybody.
+        let after = self.model.outcomes(STREAM, START.0, Wants::READ);
+        assert_eq!(after, BTreeSet::from([Outcome::Refused { event: None }]));
+        self.device.unbind(&self.cpu);
+        self.map(0, PAGES);
+        self.device.bind(&self.cpu, &self.space).unwrap();
+    }
+
+    /// Whether transactions may come to what the entries say, and to nothing else.
+    fn is_right(&self) -> bool {
+        (0..PAGES).map(at).all(|page| {
+            let descriptor = entry(&self.space, page);
+            let refused = |event| Outcome::Refused { event: Some(event) };
+            let [read, write] = match descriptor {
+                _ if !descriptor.is_valid() => [refused(0x10); 2],
+                _ if !descriptor.is_young() => [refused(0x12); 2],
+                _ => {
+                    let reaches = Outcome::Reaches(descriptor.address().0);
+                    [reaches, if descriptor.0 >> 7 & 1 == 0 { reaches } else { refused(0x13) }]
+                }
+            };
+            let only = |wants, outcome| self.model.outcomes(STREAM, page.0, wants) == BTreeSet::from([outcome]);
+            only(Wants::READ, read) && only(Wants::WRITE, write)
+        })
+    }
+}
+
+/// Rounds until something is wrong, at most `rounds`.
+fn wrong_after(told: Told, pace: Pace, rounds: usize, lab: Option<&Lab>) -> Option<usize> {
+    let mut story = Story::new(told, pace, 0x2545_f491_4f6c_dd1d);
+    assert!(story.is_right());
+    let sites = lab.map(|lab| lab.sites());
+    sites.iter().flatten().for_each(|&site| host::set(site, true));
+    let wrong = (0..rounds).find(|_| {
+        story.act();
+        story.model.forget();
+        !story.is_right()
+    });
+    sites.iter().flatten().for_each(|&site| host::set(site, false));
+    match lab {
+        // Some switches are found by the model as well, before a transaction shows them.
+        Some(_) => drop(story.model.violations()),
+        None => story.model.assert_clean(),
+    }
+    wrong
+}
+
+#[test]
+fn a_device_may_reach_what_the_entries_say_and_nothing_else() {
+    host::with(&[], || {
+        for told in [Told::Tlb, Told::Events] {
+            for pace in [Pace::AtOnce, Pace::PerLook(1)] {
+                assert_eq!(wrong_after(told, pace, 400, None), None, "{told:?}, {pace:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn each_switch_of_the_lab_is_seen() {
+    host::with(&[], || {
+        for (told, pace, lab) in [
+            (Told::Tlb, Pace::AtOnce, &lab::NO_SECONDARY_TLB),
+            (Told::Tlb, Pace::AtOnce, &lab::WRONG_ASID),
+            (Told::Tlb, Pace::AtOnce, &lab::SKIP_SYNC),
+            (Told::Tlb, Pace::PerLook(1), &lab::FREE_BEFORE_SYNC),
+            (Told::Tlb, Pace::AtOnce, &lab::NO_CFGI),
+            (Told::Events, Pace::AtOnce, &lab::NO_UPGRADE_EVENT),
+            (Told::Events, Pace::AtOnce, &lab::WRONG_ASID),
+            (Told::Events, Pace::AtOnce, &lab::SKIP_SYNC),
+        ] {
+            assert!(wrong_after(told, pace, 400, Some(lab)).is_some(), "{told:?} with {lab:?}");
+        }
+    });
+}
