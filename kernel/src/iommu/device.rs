@@ -307,11 +307,19 @@ impl Iommu {
         }
     }
 
-    /// Calls `each` for every stream that is not aborted, with its entry and its context.
+    /// Calls `each` for every stream that is not aborted, with its entry and its context. Not under the lock: it may
+    /// print, and what it is told may be old.
     pub fn for_each_stream(&self, mut each: impl FnMut(u32, &StreamTableEntry, Option<&ContextDescriptor>)) {
-        let streams = self.streams.lock();
-        for (stream, entry) in streams.in_use() {
-            each(stream, &entry, streams.context(stream).as_ref());
+        let mut from = 0;
+        loop {
+            let next = {
+                let streams = self.streams.lock();
+                let next = streams.in_use().find(|(stream, _)| *stream >= from);
+                next.map(|(stream, entry)| (stream, entry, streams.context(stream)))
+            };
+            let Some((stream, entry, context)) = next else { return };
+            each(stream, &entry, context.as_ref());
+            from = stream + 1;
         }
     }
 }

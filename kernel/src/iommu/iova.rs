@@ -6,8 +6,8 @@
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 const BITS: usize = u64::BITS as usize;
-const WORDS: usize = 256;
-/// Bytes of addresses: 64 MiB.
+const WORDS: usize = 128;
+/// Bytes of addresses: 32 MiB.
 pub(super) const SIZE: u64 = (WORDS * BITS * PAGE_SIZE) as u64;
 
 /// Which pages of the addresses from `base` on are in use.
