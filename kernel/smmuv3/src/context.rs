@@ -1,4 +1,4 @@
-//! Context descriptors: the tables that a stream's addresses are translated by (SMMUv3 specification, 5.4).
+//! Context descriptors: the tables that a stream's addresses are translated by (IHI 0070, 5.4).
 //!
 //! One descriptor serves kernel-made tables (a DMA domain) and the table of a process (shared virtual addressing)
 //! alike: the lower half of the address space by TTB0, nothing by TTB1. Faults are recorded and the transaction
@@ -199,11 +199,6 @@ impl ContextDescriptor {
     /// The tag of its translations.
     pub fn asid(&self) -> u16 {
         CD0::ASID.read(self.0[0]) as u16
-    }
-
-    /// Whether addresses are translated at all.
-    pub fn is_translating(&self) -> bool {
-        CD0::VALID.is_set(self.0[0]) && !CD0::EPD0.is_set(self.0[0])
     }
 }
 

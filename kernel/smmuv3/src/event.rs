@@ -1,4 +1,4 @@
-//! What the SMMU tells of transactions that it refused: the records of the event queue (SMMUv3 specification, 7.3).
+//! What the SMMU tells of transactions that it refused: the records of the event queue (IHI 0070, 7.3).
 //!
 //! A record has 32 bytes. Only what its kind defines is decoded; a number that no kind has is kept as it is, with the
 //! whole record.

@@ -5,9 +5,9 @@
 //!   of the round before;
 //! - the records are read, *then* CONS is written: the SMMU may write into a slot as soon as it is given back.
 //!
-//! A queue that overflows loses events, and says so by a flag in PROD that differs from its acknowledgement in CONS; some
-//! SMMUs say it by the global error EVENTQ_ABT_ERR alone, which stands too for a queue that could not be written. What was
-//! lost is not known, so whoever waits for a transaction has to take each for failed.
+//! A queue that overflows loses events, and says so by a flag in PROD that differs from its acknowledgement in CONS;
+//! some SMMUs say it by the global error EVENTQ_ABT_ERR alone, which stands too for a queue that could not be written.
+//! What was lost is not known, so whoever waits for a transaction has to take each for failed.
 
 use core::sync::atomic::Ordering;
 

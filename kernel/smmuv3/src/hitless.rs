@@ -1,13 +1,13 @@
 //! Changing a stream table entry or a context descriptor that the SMMU may read at any moment.
 //!
-//! SMMUv3 specification, 3.21.3 (configuration structures and invalidation). Two facts make the rules:
-//! - the SMMU reads an entry of eight words in any order and at any time, and only a single word is never torn: until an
-//!   invalidation (`CMD_CFGI_*`, completed by a `CMD_SYNC`) each word may be any that it was since the last one;
+//! IHI 0070, 3.21.3 (configuration structures and invalidation). Two facts make the rules:
+//! - the SMMU reads an entry of eight words in any order and at any time, and only a single word is never torn: until
+//!   an invalidation (`CMD_CFGI_*`, completed by a `CMD_SYNC`) each word may be any that it was since the last one;
 //! - which bits count depends on other bits. A bypassing entry has no context pointer, a descriptor whose EPD0 is set
 //!   no table.
 //!
-//! So words that do not count yet are written first, and invalidated; then the one word that makes the difference, whose
-//! old value means the old entry and whose new value the new one; then what counts no more. Where two words that
+//! So words that do not count yet are written first, and invalidated; then the one word that makes the difference,
+//! whose old value means the old entry and whose new value the new one; then what counts no more. Where two words that
 //! count differ there is no such order: the entry is made invalid in between, transactions of that moment are aborted,
 //! and never does the SMMU see half of one and half of the other.
 //!
@@ -123,9 +123,9 @@ impl Iterator for Update {
     }
 }
 
-/// Makes the entry in `cells`, [`WORDS`] of them, what `target` is. `invalidate` issues the invalidation of what the SMMU
-/// may have read of the entry, and waits; its queue orders the stores before the command. The caller alone writes to
-/// `cells`, and has made visible what the entry will point to.
+/// Makes the entry in `cells`, [`WORDS`] of them, what `target` is. `invalidate` issues the invalidation of what the
+/// SMMU may have read of the entry, and waits; its queue orders the stores before the command. The caller alone writes
+/// to `cells`, and has made visible what the entry will point to.
 ///
 /// # Errors
 /// That of `invalidate`: what the SMMU sees is not known then.

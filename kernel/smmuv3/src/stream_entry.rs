@@ -1,8 +1,8 @@
-//! Stream table entries: what becomes of the transactions of a stream (SMMUv3 specification, 5.2).
+//! Stream table entries: what becomes of the transactions of a stream (IHI 0070, 5.2).
 //!
-//! Three kinds are made: abort (transactions are refused, silently), bypass (they pass untranslated) and translate (by a
-//! context descriptor). Stage 2 is not made; the bits that count in it are known all the same, since an entry may have
-//! been written by whoever had the SMMU before.
+//! Three kinds are made: abort (transactions are refused, silently), bypass (they pass untranslated) and translate (by
+//! a context descriptor). Stage 2 is not made; the bits that count in it are known all the same, since an entry may
+//! have been written by whoever had the SMMU before.
 
 use core::fmt;
 
@@ -75,7 +75,12 @@ mod fields {
             /// Allocation hints.
             ALLOCCFG OFFSET(37) NUMBITS(4) [],
             /// Shareability.
-            SHCFG OFFSET(44) NUMBITS(2) [NonShareable = 0b00, Incoming = 0b01, OuterShareable = 0b10, InnerShareable = 0b11],
+            SHCFG OFFSET(44) NUMBITS(2) [
+                NonShareable = 0b00,
+                Incoming = 0b01,
+                OuterShareable = 0b10,
+                InnerShareable = 0b11
+            ],
             /// Security; not used by non-secure streams.
             NSCFG OFFSET(46) NUMBITS(2) [],
             /// Privilege of the transactions.

@@ -1,8 +1,8 @@
 //! The stream table: for each stream, what becomes of its transactions (IHI 0070, 3.3 and 5.1).
 //!
-//! Where the SMMU can, the table has two levels: leaves of 256 entries, one for each bus of PCI, which are made when one
-//! of their streams is set up for the first time. A table for 65,536 streams starts as 2 KiB. Elsewhere it is one array.
-//! A stream that nobody has set up is refused: by an entry that says abort or, where there is no leaf, by
+//! Where the SMMU can, the table has two levels: leaves of 256 entries, one for each bus of PCI, which are made when
+//! one of their streams is set up for the first time. A table for 65,536 streams starts as 2 KiB. Elsewhere it is one
+//! array. A stream that nobody has set up is refused: by an entry that says abort or, where there is no leaf, by
 //! C_BAD_STREAMID.
 //!
 //! A stream has room for two context descriptors. A translated stream that is to be translated otherwise gets the other
@@ -154,8 +154,8 @@ impl<P: Platform + Memory> Streams<P> {
             .filter(|(_, entry)| *entry != StreamTableEntry::ABORT)
     }
 
-    /// Makes `stream` what `to` says. When this returns the SMMU uses nothing of what it was before, its TLB apart: that
-    /// is by ASIDs. With interrupts masked.
+    /// Makes `stream` what `to` says. When this returns the SMMU uses nothing of what it was before, its TLB apart:
+    /// that is by ASIDs. With interrupts masked.
     ///
     /// No transaction meets anything but what it was and what it is to be; only where privilege changes, and neither is
     /// abort, some may be refused on the way, with C_BAD_STE.

@@ -1,7 +1,8 @@
 //! Stream table entries and context descriptors as the SMMU understands them: a second reading of the specification,
 //! which shares nothing with the driver's.
 //!
-//! What comes out has only what counts. Two entries that decode to the same do the same, however their other bits differ.
+//! What comes out has only what counts. Two entries that decode to the same do the same, however their other bits
+//! differ.
 
 use super::hardware::Hardware;
 

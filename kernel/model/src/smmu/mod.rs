@@ -1,9 +1,9 @@
 //! The SMMU of the host: registers, queues, tables and caches as the architecture lets them be, at once.
 //!
-//! A driver that runs on it ([`SmmuModel::platform`]) is watched store by store. For each word of memory the model knows
-//! what it was; for each stream, since when its configuration may be cached; and it holds every translation that could
-//! be walked to since the last invalidation that covers it and was completed by a CMD_SYNC. So it has an answer to what
-//! *may* become of a transaction ([`SmmuModel::outcomes`]), and asserts that nothing but what memory says does
+//! A driver that runs on it ([`SmmuModel::platform`]) is watched store by store. For each word of memory the model
+//! knows what it was; for each stream, since when its configuration may be cached; and it holds every translation that
+//! could be walked to since the last invalidation that covers it and was completed by a CMD_SYNC. So it has an answer
+//! to what *may* become of a transaction ([`SmmuModel::outcomes`]), and asserts that nothing but what memory says does
 //! ([`SmmuModel::audit`]).
 //!
 //! - commands do what their bits say, read as they were before where no barrier ordered them before CMDQ_PROD
@@ -12,11 +12,12 @@
 //! - event records arrive when the driver's barrier makes sure of it, not before
 //! - registers that must not be written, orders of reset that let a transaction through, indices that run over
 //!
-//! What is wrong waits to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that nobody took
-//! panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
+//! What is wrong waits to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that nobody
+//! took panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
 //! [`SmmuModel::rewrite_commands`].
 //!
-//! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, ATS, stalls.
+//! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, ATS,
+//! stalls.
 
 mod command;
 mod config;
@@ -215,8 +216,8 @@ impl SmmuModel {
 
     /// One whose tables and queues are in memory that a test brings: `elsewhere` finds the word at a physical address.
     ///
-    /// Stores there are not seen one by one, but all that came since whenever anything is asked of the SMMU, by a CPU or
-    /// by the test: what an entry was for a moment in between is not known, and orders of stores are not judged.
+    /// Stores there are not seen one by one, but all that came since whenever anything is asked of the SMMU, by a CPU
+    /// or by the test: what an entry was for a moment in between is not known, and orders of stores are not judged.
     ///
     /// # Safety
     /// What `elsewhere` finds are words that live as long as the model, and are shared by atomic accesses alone, or by
@@ -280,8 +281,8 @@ impl SmmuModel {
         self.state().views(stream)
     }
 
-    /// Everything that transactions of `stream` may be treated as at some moment of `work`: looked at after each store to
-    /// memory and each command.
+    /// Everything that transactions of `stream` may be treated as at some moment of `work`: looked at after each store
+    /// to memory and each command.
     pub fn views_during(&self, stream: u32, work: impl FnOnce()) -> BTreeSet<View> {
         self.state().spied = Some((stream, BTreeSet::new()));
         work();

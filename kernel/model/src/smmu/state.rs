@@ -145,8 +145,8 @@ impl State {
         self.spy();
     }
 
-    /// Word `index` has changed: what the TLB may have of it, where it is an entry of a table of the last level. Returns
-    /// whether more is to be looked at.
+    /// Word `index` has changed: what the TLB may have of it, where it is an entry of a table of the last level.
+    /// Returns whether more is to be looked at.
     fn changed(&mut self, index: usize, time: Time) -> bool {
         let page = index / PAGE_WORDS;
         if let Some(serves) = self.last_level.get(&page) {

@@ -87,7 +87,8 @@ impl State {
         entries
     }
 
-    /// The structure at `index` can be reached since `reached`: what was stored to it before must be certain to be seen.
+    /// The structure at `index` can be reached since `reached`: what was stored to it before must be certain to be
+    /// seen.
     fn check_ordered(&mut self, index: usize, reached: Time, what: &str) {
         let late = |store: &&Unordered| store.time < reached;
         if (0..8).filter_map(|word| self.unordered.get(&(index + word))).any(|store| late(&store)) {

@@ -1,8 +1,8 @@
 //! Stream table entries and context descriptors: what their bits mean to the SMMU, and every way from one to another.
 //!
-//! The SMMU of these tests reads an entry word by word, in any order, at any time: at each moment it may see any mixture
-//! of what each word was since the last invalidation. Each must be the old entry or the new one; on ways that are not
-//! hitless, or the invalid one.
+//! The SMMU of these tests reads an entry word by word, in any order, at any time: at each moment it may see any
+//! mixture of what each word was since the last invalidation. Each must be the old entry or the new one; on ways that
+//! are not hitless, or the invalid one.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

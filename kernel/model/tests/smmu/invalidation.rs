@@ -132,7 +132,8 @@ fn a_frame_may_be_reused_when_the_sync_was_taken() {
     }
 }
 
-/// The commands are in the queue, and the SMMU is told before they are certain to be seen: it takes what the slots were.
+/// The commands are in the queue, and the SMMU is told before they are certain to be seen: it takes what the slots
+/// were.
 #[test]
 fn commands_come_before_prod() {
     let (rig, tables) = bound(Hardware::QEMU, PAGE_RW);
@@ -218,7 +219,7 @@ fn a_space_can_die_while_its_device_works() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Exactly the pages that have a byte in the range, by at most two commands where ranges can be said.
     #[test]

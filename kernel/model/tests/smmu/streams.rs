@@ -56,7 +56,8 @@ fn privilege_decides_about_pages_of_el1() {
     assert_eq!(rig.model.transact(STREAM, 0x3000, Access::WRITE), Outcome::Reaches(0x1_2340_0000));
 }
 
-/// Every pair of kinds: at every store the SMMU may only see the one before, the one after, or a refusal that is allowed.
+/// Every pair of kinds: at every store the SMMU may only see the one before, the one after, or a refusal that is
+/// allowed.
 #[test]
 fn every_change_is_seen_as_before_or_as_after() {
     for hardware in MACHINES {

@@ -1,5 +1,5 @@
-//! A device on the model SMMU, which may have kept all that the architecture lets it, while its space changes at random:
-//! after each call a transaction may come to what the entry of its page says, and to nothing else.
+//! A device on the model SMMU, which may have kept all that the architecture lets it, while its space changes at
+//! random: after each call a transaction may come to what the entry of its page says, and to nothing else.
 //!
 //! QEMU keeps what was used, and does each command at once. The model keeps all that could have been used, until a
 //! CMD_SYNC has been taken: so a missing one, or a wait left out, is seen here.
