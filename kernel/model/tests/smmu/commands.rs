@@ -4,11 +4,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::tlbi::{Granule, LevelHint};
 use granule_model::smmu::{Barrier, Hardware, ModelPlatform, Operation, Pace, SmmuRule, View};
 use granule_smmuv3::registers::offset;
-use granule_smmuv3::{COMMAND_QUEUE_BITS, Command, CommandError, Scope, Step, Word};
+use granule_smmuv3::{COMMAND_QUEUE_BITS, Command, CommandError, Scope, Span, Step, Word};
 
-use crate::rig::{ASID, Rig, STREAM};
+use crate::rig::{ASID, PAGE_RW, Rig, STREAM, Tables};
 
 const SLOTS: u64 = 1 << COMMAND_QUEUE_BITS;
 
@@ -195,4 +196,51 @@ fn a_sync_can_store() {
     }
     let words = memory.words::<ModelPlatform>();
     assert_eq!([0, 1, 2].map(|word| words[word].load(Relaxed)), [0x2222_2222_1111_1111, 0x4444_4444_3333_3333, 0]);
+}
+
+/// What this SMMU does not define is not quietly done.
+#[test]
+fn the_model_sees_commands_that_are_not_defined() {
+    let range = |pages, hint| {
+        let span = Span::exact(pages).unwrap();
+        Command::tlbi_nh_va_range(ASID, VirtAddr(0x3000), span, Granule::Size4K, hint, Scope::Leaves)
+    };
+    let plain = Hardware { range_invalidation: false, ..Hardware::QEMU };
+    for (hardware, command, why) in [
+        (plain, range(4, None), "where there are none"),
+        (plain, range(1, LevelHint::new(3)), "where there are none"),
+        (Hardware::QEMU, Command([0x12 | 5 << 48, 0x3000 | 1 << 10]), "TG without NUM, SCALE and TTL"),
+        (Hardware::QEMU, Command([0x12 | 5 << 48 | 3 << 12, 0x3000]), "where there are none"),
+        (Hardware::QEMU, Command([0x12 | 3 << 12, 0x3000 | 3 << 10]), "no multiple of the granule"),
+        (Hardware::QEMU, Command([0x46 | 3 << 12, 0]), "reserved CS"),
+    ] {
+        let rig = Rig::new(hardware);
+        rig.parts.smmu.issue(&[command]).unwrap();
+        let violation = rig.model.expect_violation();
+        assert!(violation.rule == SmmuRule::Undefined && violation.text.contains(why), "{command}: {violation}");
+    }
+    for command in [range(4, None), range(1, LevelHint::new(3)), range(1, None)] {
+        let rig = Rig::new(Hardware::QEMU);
+        rig.parts.smmu.issue(&[command]).unwrap();
+        rig.model.assert_clean();
+    }
+}
+
+/// A hint of a level that the leaves are not at may invalidate nothing.
+#[test]
+fn a_wrong_hint_invalidates_nothing() {
+    for (level, is_right) in [(2, false), (3, true)] {
+        let mut rig = Rig::new(Hardware::QEMU);
+        let tables = Tables::new(&rig);
+        rig.model.add_device(STREAM);
+        tables.map(&rig, 3, 0x1_0000_0000, PAGE_RW);
+        rig.translate(STREAM, &tables.context(ASID));
+        tables.write(&rig, 3, 0);
+        let hint = LevelHint::new(level);
+        let command =
+            Command::tlbi_nh_va_range(ASID, VirtAddr(0x3000), Span::ONE, Granule::Size4K, hint, Scope::Leaves);
+        rig.parts.smmu.issue(&[command]).unwrap();
+        rig.model.audit(STREAM, 0x3000);
+        assert_eq!(rig.model.violations().is_empty(), is_right, "level {level}");
+    }
 }

@@ -138,3 +138,30 @@ fn the_model_sees_a_reset_in_the_wrong_order() {
     platform.write32(offset::CR0, 0);
     assert!(model.expect_violation().text.contains("before CR0ACK answered"));
 }
+
+/// A base that is not aligned to the size is cut off by the SMMU, which then works elsewhere: QEMU does not say so.
+#[test]
+fn the_model_sees_a_queue_that_is_not_aligned_to_its_size() {
+    for (base, enable) in [(offset::CMDQ_BASE, 1 << 3), (offset::EVENTQ_BASE, 1 << 2)] {
+        for (shift, is_right) in [(0, true), (0x40, false)] {
+            let model = SmmuModel::new(Hardware { lag: 0, ..Hardware::QEMU });
+            let platform = model.platform();
+            let memory = model.allocate(0x4000);
+            platform.write32(offset::GBPA, 1 << 31 | 1 << 20);
+            while platform.read32(offset::GBPA) & 1 << 31 != 0 {}
+            platform.write64(base, (memory.phys.0 + shift) | 7);
+            platform.write32(offset::CR0, enable);
+            let violations = model.violations();
+            assert_eq!(violations.is_empty(), is_right, "{violations:?}");
+            assert!(violations.iter().all(|violation| violation.rule == SmmuRule::Misaligned));
+        }
+    }
+}
+
+/// More events than there are cannot be given back.
+#[test]
+fn the_model_sees_events_taken_that_nobody_recorded() {
+    let rig = Rig::new(Hardware::QEMU);
+    rig.platform.write32(offset::EVENTQ_CONS, 1);
+    assert!(rig.model.violations().iter().any(|violation| violation.rule == SmmuRule::Index));
+}
