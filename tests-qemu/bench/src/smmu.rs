@@ -1,4 +1,4 @@
-//! The SMMU: what it costs to tell it of a change, and to show a device memory.
+//! The suite `smmu`: what it costs to tell an SMMU of a change, and to show a device memory.
 //!
 //! The streams are of no device: commands and tables are the same.
 
@@ -27,7 +27,7 @@ fn space() -> SpaceRef {
 }
 
 // In a boot of its own: who had the SMMU before has it no more.
-bench!(probe, "smmu/smmu_probe", "SMMU", bootargs("smmu.notify=tlb"));
+bench!(probe, "smmu:smmu_probe", "SMMU", bootargs("smmu.notify=tlb"));
 fn probe(bench: &mut Bench<'_>) {
     let kernel = granule::kernel();
     let registers = kernel.platform.smmu.as_ref().expect("an SMMU").registers;
@@ -39,25 +39,39 @@ fn probe(bench: &mut Bench<'_>) {
 
 // The call that a bound device's subscriber gets, with the chain around it. By the form that is told of freed pages,
 // which anybody may call; the other one is the same to the instruction.
-bench!(notify, "smmu/notify_secondary_tlbs", "page", bootargs("smmu.notify=events"));
+bench!(notify, "smmu:notify_secondary_tlbs", "page", bootargs("smmu.notify=events"));
 fn notify(bench: &mut Bench<'_>) {
     let (device, space) = (device(), space());
     device.bind(this_cpu(), &space).expect("an SMMU that fits");
-    for pages in PAGES {
-        let call = |()| space.notifiers().invalidate_range(START, START + pages * PAGE);
-        bench.point(pages, || (), call, drop);
-    }
+    notify_of(bench, &space, &PAGES);
     device.unbind(this_cpu());
 }
 
-bench!(notify_none, "smmu/notify_secondary_tlbs/none", "call");
+// Numbers of pages that no one command can say.
+bench!(notify_two, "smmu:notify_secondary_tlbs/two_commands", "page", bootargs("smmu.notify=events"));
+fn notify_two(bench: &mut Bench<'_>) {
+    let (device, space) = (device(), space());
+    device.bind(this_cpu(), &space).expect("an SMMU that fits");
+    notify_of(bench, &space, &[33, 511, 4095]);
+    device.unbind(this_cpu());
+}
+
+/// Measures the call for ranges of so many pages.
+fn notify_of(bench: &mut Bench<'_>, space: &SpaceRef, sizes: &[u64]) {
+    for &pages in sizes {
+        let call = |()| space.notifiers().invalidate_range(START, START + pages * PAGE);
+        bench.point(pages, || (), call, drop);
+    }
+}
+
+bench!(notify_none, "smmu:notify_secondary_tlbs/none", "call");
 fn notify_none(bench: &mut Bench<'_>) {
     let space = space();
     bench.point(1, || (), |()| space.notifiers().invalidate_range(START, START + PAGE), drop);
 }
 
 // The first of a device's transfers makes the tables; what is measured comes after it.
-bench!(dma_map, "smmu/dma_map", "page");
+bench!(dma_map, "smmu:dma_map", "page");
 fn dma_map(bench: &mut Bench<'_>) {
     let device = device();
     let cpu = this_cpu();
@@ -65,7 +79,7 @@ fn dma_map(bench: &mut Bench<'_>) {
     bench.point(1, || (), map, |address| device.unmap(cpu, address, PAGE_SIZE));
 }
 
-bench!(dma_unmap, "smmu/dma_unmap", "page");
+bench!(dma_unmap, "smmu:dma_unmap", "page");
 fn dma_unmap(bench: &mut Bench<'_>) {
     let device = device();
     let cpu = this_cpu();
@@ -73,7 +87,7 @@ fn dma_unmap(bench: &mut Bench<'_>) {
     bench.point(1, map, |address| device.unmap(cpu, address, PAGE_SIZE), drop);
 }
 
-bench!(domain_map, "smmu/domain_map", "page");
+bench!(domain_map, "smmu:domain_map", "page");
 fn domain_map(bench: &mut Bench<'_>) {
     let device = device();
     let cpu = this_cpu();
@@ -84,7 +98,7 @@ fn domain_map(bench: &mut Bench<'_>) {
     }
 }
 
-bench!(domain_unmap, "smmu/domain_unmap", "page");
+bench!(domain_unmap, "smmu:domain_unmap", "page");
 fn domain_unmap(bench: &mut Bench<'_>) {
     let device = device();
     let cpu = this_cpu();
