@@ -51,6 +51,22 @@ fn a_refused_write_is_printed_as_a_decoded_fault() {
     assert!(session.contains("fault: permission fault, level 3, on a write to 0xffff8001"), "{session}");
 }
 
+// A sector of the disk holds its number.
+#[test]
+fn a_disk_serves_the_kernel_and_a_process_and_nobody_when_that_has_ended() {
+    let (wrong, session) = run_default(
+        "",
+        "lspci\nvmalloc 1\nblk read 4096 $\npeek $\nrun spin &\nbind 1 blk\n! bind 1 blk\nsmmu dump\n\
+         blk read 4097 0x405000\nkill 1\n! wait 1\n! blk read 4096 0x405000\nunbind blk\nblk read 4098 $\npeek $\n\
+         ! blk read 8192 $\nsmmu stats",
+    );
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    for text in ["StreamID 0x20", " 0x0000000000001000\n", "; bound: asid 2\n", " 0x0000000000001002\n"] {
+        assert!(session.contains(text), "{text}:\n{session}");
+    }
+    assert!(session.contains("refused: the device is bound to a process that has ended (as expected)"), "{session}");
+}
+
 #[test]
 fn protection_that_does_not_reach_the_tlb_fails_the_script() {
     let text = std::fs::read_to_string(directory().join("readonly.gran")).unwrap();
