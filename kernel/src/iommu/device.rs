@@ -585,6 +585,9 @@ impl DmaDevice {
     /// Looks what became of a transfer that `access`ed `range` and that its device calls complete; while the device is
     /// bound, serves the faults that it met.
     ///
+    /// Faults are known by page and kind of access, and told once: who has several transfers of one page in flight
+    /// takes the answer for all of them.
+    ///
     /// Sleeps: not from interrupts.
     pub fn resolve(&self, cpu: &Cpu, range: Range<u64>, access: Access) -> Resolution {
         let Some(device) = self.device() else { return Resolution::NoFault };

@@ -11,6 +11,7 @@
 use core::mem::offset_of;
 use core::ptr::NonNull;
 
+use granule_arch::addr::PAGE_SIZE;
 use granule_arch::barrier;
 use thiserror::Error;
 
@@ -96,6 +97,18 @@ pub struct Segment {
     pub bytes: u32,
     /// Who writes it.
     pub flow: Flow,
+}
+
+impl Segment {
+    /// Whether the device may meet one and the same fault in both: an access of one kind to one page.
+    pub fn shares_page(&self, other: &Self) -> bool {
+        let pages = |segment: &Self| {
+            let last = segment.address.saturating_add(u64::from(segment.bytes).saturating_sub(1));
+            (segment.address / PAGE_SIZE as u64, last / PAGE_SIZE as u64)
+        };
+        let ((first, last), (others_first, others_last)) = (pages(self), pages(other));
+        self.flow == other.flow && first <= others_last && others_first <= last
+    }
 }
 
 /// Why a chain was not handed over. Nothing changed.

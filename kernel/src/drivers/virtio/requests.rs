@@ -267,21 +267,35 @@ impl Requests {
         if lab::is_on!(TRUST_COMPLETION) {
             return Verdict::Complete;
         }
-        let Self { entries, losses, .. } = self;
-        let entry = &entries[index];
-        let mut verdict = if entry.losses == *losses { Verdict::Complete } else { Verdict::Again };
-        for segment in &entry.segments {
-            match resolve(*segment) {
-                Resolution::NoFault => {}
+        let entry = &self.entries[index];
+        let mut verdict = if entry.losses == self.losses { Verdict::Complete } else { Verdict::Again };
+        for number in 0..entry.segments.len() {
+            let segment = self.entries[index].segments[number];
+            match resolve(segment) {
+                Resolution::NoFault => continue,
                 Resolution::Failed(error) => verdict = Verdict::Failed(error),
                 Resolution::Resolved => verdict = verdict.or_again(),
                 Resolution::Overflow => {
-                    *losses = losses.wrapping_add(1);
+                    self.losses = self.losses.wrapping_add(1);
                     verdict = verdict.or_again();
                 }
             }
+            self.suspect_others(index, segment);
         }
         verdict
+    }
+
+    /// A record of a fault is of a page, and was just taken: other requests that the device has may have met the same
+    /// fault, and will find no record of it.
+    fn suspect_others(&mut self, index: usize, segment: Segment) {
+        let lost = self.losses.wrapping_sub(1);
+        let others =
+            self.entries.iter_mut().enumerate().filter(|(other, entry)| *other != index && entry.is_in_flight());
+        for (_, other) in others {
+            if other.segments.iter().any(|theirs| theirs.shares_page(&segment)) {
+                other.losses = lost;
+            }
+        }
     }
 
     /// Hands a request over once more, if it may; whether it did.

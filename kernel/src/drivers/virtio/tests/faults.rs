@@ -130,6 +130,31 @@ impl Bench {
     }
 }
 
+/// The record of a fault is of a page, and is there once however many requests have met it: who takes it takes it for
+/// all of them.
+#[test]
+fn a_fault_is_every_requests_that_has_the_page() {
+    let mut bench = Bench::new();
+    bench.unmap(0);
+    let submit = |bench: &mut Bench| {
+        let page = bench.page(0);
+        bench.requests.submit(Frame::Header([7; 16]), &[page]).unwrap()
+    };
+    let tickets = [submit(&mut bench), submit(&mut bench)];
+    bench.fetch();
+    bench.perform(0);
+    bench.perform(0);
+    assert!(!bench.has_arrived(0));
+    bench.collect().unwrap();
+    for ticket in tickets {
+        assert_eq!(bench.requests.take(ticket), None, "neither is over: nothing has arrived");
+    }
+    for ticket in tickets {
+        let transfer = bench.finish(ticket).unwrap().unwrap();
+        assert!(bench.has_arrived(0) && transfer.tries == 2);
+    }
+}
+
 #[test]
 fn a_frame_goes_around_the_data() {
     let mut bench = Bench::new();
