@@ -23,12 +23,20 @@ pub enum Heard {
 /// Pieces of output that wait for their reader. A machine that prints faster than it is read is held up, not stored.
 const PIECES: usize = 64;
 
+/// Where a piece comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Serial,
+    Errors,
+}
+
 /// A running QEMU. Dropping it ends the process: no machine outlives its test.
 #[derive(Debug)]
 pub struct Guest {
     child: Child,
     input: Option<ChildStdin>,
-    output: Receiver<Vec<u8>>,
+    output: Receiver<(Source, Vec<u8>)>,
+    merged: Merged,
 }
 
 impl Guest {
@@ -42,20 +50,22 @@ impl Guest {
         let mut child = command.spawn().with_context(|| format!("cannot start {qemu}"))?;
         let input = child.stdin.take();
         let (sender, output) = sync_channel(PIECES);
-        let pipes: [Option<Box<dyn Read + Send>>; 2] =
-            [child.stdout.take().map(|pipe| Box::new(pipe) as _), child.stderr.take().map(|pipe| Box::new(pipe) as _)];
-        for mut pipe in pipes.into_iter().flatten() {
-            let sender = sender.clone();
+        let pipes: [(Source, Option<Box<dyn Read + Send>>); 2] = [
+            (Source::Serial, child.stdout.take().map(|pipe| Box::new(pipe) as _)),
+            (Source::Errors, child.stderr.take().map(|pipe| Box::new(pipe) as _)),
+        ];
+        for (source, pipe) in pipes {
+            let (Some(mut pipe), sender) = (pipe, sender.clone()) else { continue };
             std::thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(length) = pipe.read(&mut buffer) {
-                    if length == 0 || sender.send(buffer[..length].to_vec()).is_err() {
+                    if length == 0 || sender.send((source, buffer[..length].to_vec())).is_err() {
                         break;
                     }
                 }
             });
         }
-        Ok(Self { child, input, output })
+        Ok(Self { child, input, output, merged: Merged::default() })
     }
 
     /// The next thing that the machine says.
@@ -65,10 +75,15 @@ impl Guest {
         if left.is_zero() {
             return Heard::Silence;
         }
-        match self.output.recv_timeout(left) {
-            Ok(bytes) => Heard::Bytes(bytes),
+        let heard = match self.output.recv_timeout(left) {
+            Ok((Source::Serial, bytes)) => return Heard::Bytes(self.merged.serial(bytes)),
+            Ok((Source::Errors, bytes)) => return Heard::Bytes(self.merged.errors(&bytes)),
             Err(RecvTimeoutError::Timeout) => Heard::Silence,
             Err(RecvTimeoutError::Disconnected) => Heard::Closed,
+        };
+        match self.merged.rest() {
+            rest if rest.is_empty() => heard,
+            rest => Heard::Bytes(rest),
         }
     }
 
@@ -105,6 +120,40 @@ impl Drop for Guest {
     }
 }
 
+/// What QEMU says on its standard error among what the machine says: between its lines, never in one.
+#[derive(Debug, Default)]
+struct Merged {
+    /// The machine is in the middle of a line.
+    in_line: bool,
+    errors: Vec<u8>,
+}
+
+impl Merged {
+    fn serial(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
+        if let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') {
+            bytes.splice(end + 1..end + 1, self.whole_errors());
+        }
+        self.in_line = bytes.last().map_or(self.in_line, |&last| last != b'\n');
+        bytes
+    }
+
+    fn errors(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.errors.extend_from_slice(bytes);
+        if self.in_line { Vec::new() } else { self.whole_errors() }
+    }
+
+    /// The lines that are complete.
+    fn whole_errors(&mut self) -> Vec<u8> {
+        let end = self.errors.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        self.errors.drain(..end).collect()
+    }
+
+    /// What is left, when the machine says nothing more.
+    fn rest(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.errors)
+    }
+}
+
 /// Cuts bytes into lines; the carriage returns of a serial line go.
 #[derive(Debug, Default)]
 pub struct Lines {
@@ -135,7 +184,7 @@ impl Lines {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Guest, Heard, Lines};
+    use super::{Guest, Heard, Lines, Merged};
     use crate::qemu::Qemu;
 
     #[test]
@@ -155,5 +204,30 @@ mod tests {
         assert_eq!(lines.feed(b" a\r\n\ntw"), ["one a", ""]);
         assert_eq!(lines.partial(), "tw");
         assert_eq!(lines.feed(b"o\xff\n"), ["two\u{fffd}"]);
+    }
+
+    #[test]
+    fn what_qemu_complains_of_does_not_cut_a_line_of_the_machine() {
+        let mut merged = Merged::default();
+        assert_eq!(merged.errors(b"early\n"), b"early\n");
+        assert_eq!(merged.serial(b"one\n@gran".into()), b"one\n@gran");
+        assert_eq!(merged.errors(b"bogus\nand "), b"");
+        assert_eq!(merged.serial(b"ule ".into()), b"ule ");
+        assert_eq!(merged.serial(b"pass\nnext\nthe".into()), b"pass\nnext\nbogus\nthe");
+        assert_eq!(merged.serial(b" end\n".into()), b" end\n");
+        assert_eq!(merged.errors(b"more\nha"), b"and more\n");
+        assert_eq!(merged.rest(), b"ha");
+    }
+
+    #[test]
+    fn what_a_machine_says_last_is_heard() {
+        let machine = "printf 'the prompt> '; sleep 0.1; echo 'killed' >&2; exit 1";
+        let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", machine])).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut heard = Vec::new();
+        while let Heard::Bytes(bytes) = guest.hear(deadline) {
+            heard.extend(bytes);
+        }
+        assert_eq!(heard, b"the prompt> killed\n");
     }
 }
