@@ -54,3 +54,13 @@ fn a_demo_of_a_fix_fails_with_the_fix_away() {
     let (output, wrong) = run(demo, "split=lockless");
     assert!(wrong.is_none() && output.contains("split lock taken 0 times"), "{output}");
 }
+
+#[test]
+fn a_demo_of_a_bug_shows_it_by_events_as_well_and_fails_where_it_is_another() {
+    let tests = tests();
+    let demo = demo::named(&tests, "upgrade").unwrap();
+    let (output, wrong) = run(demo, "smmu.notify=events lab=no-upgrade-event");
+    assert!(wrong.is_none() && output.contains("given up after 128"), "{wrong:?}: {output}");
+    let (output, wrong) = run(demo, "lab=wrong-asid");
+    assert!(wrong.is_some() && output.contains("tries: found Err(Request(TooManyFaults(128)))"), "{output}");
+}

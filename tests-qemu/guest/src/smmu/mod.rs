@@ -11,6 +11,7 @@ mod changes;
 mod ends;
 mod random;
 
+use granule::drivers::edu::edu;
 use granule::drivers::slot::Driver;
 use granule::drivers::virtio::requests::RequestError;
 use granule::drivers::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
@@ -171,6 +172,22 @@ fn a_device_upgrades_a_page_by_its_fault(t: &mut Test) {
     t.equal("the first retry", rig.device_store(START, DELIVERED), Ok(2));
     t.equal("it has arrived", rig.load(START), DELIVERED);
     t.check("in place", rig.physical(START) == before);
+}
+
+target_test!(every_device_of_a_process_is_told, needs("smmuv3 virtio-blk edu"), limit(30));
+fn every_device_of_a_process_is_told(t: &mut Test) {
+    let Some(rig) = Rig::new(t, 1, Sharing::Private) else { return };
+    let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
+    let Some(()) = t.ok("bound", device.bind(this_cpu(), &rig.space)) else { return };
+    rig.read_only_page(t, 7);
+    let at = DmaAddress(START.0);
+    t.equal("edu reads it", device.copy_in(at, 0, 8), Ok(1));
+    rig.store(t, START, 8);
+    t.equal("edu writes, at once", device.copy_out(0, at, 8), Ok(1));
+    t.equal("it has arrived", rig.load(START), 7);
+    t.equal("the disk writes, at once", rig.device_store(START, DELIVERED), Ok(1));
+    t.equal("it has arrived", rig.load(START), DELIVERED);
+    t.ok("unbound", device.unbind(this_cpu()));
 }
 
 /// A page of a shared area that was read and not written: the CPU may write it, and the hardware would note that by
