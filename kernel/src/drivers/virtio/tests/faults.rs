@@ -170,6 +170,20 @@ fn a_frame_goes_around_the_data() {
     assert_eq!(bench.requests.take(ticket), None, "a result is taken once");
 }
 
+/// What the last request left where the answer goes is no answer.
+#[test]
+fn a_device_that_does_not_answer_has_not_said_that_all_is_well() {
+    let mut bench = Bench::new();
+    let first = bench.requests.submit(Frame::Header([0; 16]), &[bench.page(0)]).unwrap();
+    assert!(matches!(bench.finish(first), Some(Ok(Transfer { status: 0, .. }))));
+    let second = bench.requests.submit(Frame::Header([0; 16]), &[bench.page(0)]).unwrap();
+    bench.fetch();
+    let chain = bench.with_device.remove(0);
+    bench.device.give_back(&bench.memory, chain.head.into(), 0);
+    assert_eq!(bench.collect(), Ok(false));
+    assert_eq!(bench.requests.take(second), Some(Ok(Transfer { written: 0, status: u8::MAX, tries: 1 })));
+}
+
 #[test]
 fn data_that_did_not_arrive_is_asked_for_again() {
     let mut bench = Bench::new();
