@@ -1,0 +1,88 @@
+//! Devices by the monitor: data that they move, and a process's own memory.
+
+use std::time::Duration;
+
+use granule_host_tests::built;
+use granule_runner::machine::{self, Machine};
+use granule_runner::qemu::{Qemu, Reset, Serial};
+use granule_runner::script;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs lines at the monitor: what went wrong, and the session.
+fn run(machine: &Machine, text: &str) -> (Vec<String>, String) {
+    let qemu = Qemu::new(machine, &built("granule.img"), Serial::Pipes, Reset::Ends, script::BOOTARGS, &[]);
+    let mut session = Vec::new();
+    let wrong = script::run(&qemu, &script::commands(text), LIMIT, &mut session).unwrap();
+    (wrong, String::from_utf8_lossy(&session).replace('\r', ""))
+}
+
+/// The lines of these that the machine has devices for.
+fn lines(machine: &Machine) -> String {
+    let has = |name| machine.has(name);
+    let mut lines = String::from("vmalloc 2\n");
+    if has("virtio-blk") {
+        lines += "blk read 5 $ 8K\npeek $ = 5\npeek $+4088 = 12\npeek $+8184 = 20\n\
+                  poke $ 0x1234\nblk write 40 $\nblk read 40 $+4K\npeek $+4K = 0x1234\n\
+                  ! blk read 8192 $\n! blk read 0 $ 100\n! blk read 0 $+8K\n! blk read 0 $+4K 8K\n";
+    } else {
+        lines += "! blk read 5 $\n";
+    }
+    if has("virtio-rng") {
+        lines += "poke $ 0\npoke $+8 0x77\nrng $ 8\npeek $+8 = 0x77\n! peek $ = 0\nset_memory ro $ 1\n! rng $ 8\nset_memory rw $ 1\n";
+    } else {
+        lines += "! rng $ 8\n";
+    }
+    if has("edu") {
+        lines += "poke $ 0xfeed\ndma copy $ $+4K+16 8\npeek $+4K+16 = 0xfeed\n! dma copy $ 0xffff000000000000 8\n";
+    } else {
+        lines += "! dma copy $ $ 8\n";
+    }
+    lines
+}
+
+#[test]
+fn each_machines_devices_move_data_and_what_it_does_not_have_is_refused() {
+    for machine in machine::all().unwrap().into_iter().filter(|machine| !machine.is_variant()) {
+        let (wrong, session) = run(&machine, &lines(&machine));
+        assert!(wrong.is_empty(), "{}: {wrong:?}\n{session}", machine.name);
+    }
+}
+
+#[test]
+fn a_disk_is_given_a_processs_memory_and_nothing_else() {
+    // The program's first bytes are an ELF header's, in a page that may be executed, and read.
+    let text = "run spin &\n\
+                bind 1 blk\n\
+                smmu dump\n\
+                blk write 100 0x400000\n\
+                ! blk read 100 0x400000\n\
+                ! blk read 100 0x10000\n\
+                ! bind 1 blk\n\
+                unbind blk\n\
+                ! unbind blk\n\
+                ! bind 99 blk\n\
+                vmalloc 1\n\
+                blk read 100 $\n\
+                peek $ w = 0x464c457f\n\
+                bind 1 blk\n\
+                kill 1\n\
+                ! wait 1\n\
+                ! blk read 5 0x400000\n\
+                unbind blk\n\
+                blk read 5 $\n\
+                peek $ = 5";
+    let (wrong, session) = run(&machine::named("default").unwrap(), text);
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    assert!(session.contains("bound: asid "), "{session}");
+    for refusal in [
+        "the device's access failed: not allowed there",
+        "the device's access failed: nothing is mapped there",
+        "the device is bound already",
+        "the device is not bound",
+        "there is no process 99, or it has ended",
+        "the device is bound to a process that has ended",
+    ] {
+        assert!(session.contains(&format!("refused: {refusal} (as expected)")), "{refusal}:\n{session}");
+    }
+}
