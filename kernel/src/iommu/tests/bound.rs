@@ -370,7 +370,9 @@ fn each_step_of_an_invalidation_is_there_and_in_order() {
         let (_, commands) = stream(Some(&lab::SKIP_SYNC));
         assert_eq!(commands, [0x12], "{}", lab::SKIP_SYNC.name);
         let (steps, commands) = stream(Some(&lab::FREE_BEFORE_SYNC));
-        assert_eq!((&steps[..], &commands[..]), (&whole[..2], &[0x12, 0x46][..]), "{}", lab::FREE_BEFORE_SYNC.name);
+        // Nobody looks how far the SMMU is.
+        let blind = [whole[0], whole[1], whole[3]];
+        assert_eq!((&steps[..], &commands[..]), (&blind[..], &[0x12, 0x46][..]), "{}", lab::FREE_BEFORE_SYNC.name);
         let (steps, _) = stream(Some(&lab::NO_DMB_BEFORE_PROD));
         assert_eq!(steps, whole[1..], "{}", lab::NO_DMB_BEFORE_PROD.name);
     });
