@@ -10,16 +10,15 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::PageRange;
 use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
-use thiserror::Error;
 
 use super::domain::Domain;
+use super::error::{AttachError, BindError, DmaError};
 use super::fault::Log;
 use super::iova::Addresses;
-use super::sva::{Binding, Unfit};
+use super::sva::Binding;
 use super::window::OwnPage;
 use super::{DeviceRef, Iommu, iommu};
 use crate::kernel;
-use crate::mm::OutOfMemory;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::{Access, FaultError, SpaceRef};
@@ -49,81 +48,6 @@ pub enum Direction {
     FromDevice,
     /// Both.
     Both,
-}
-
-/// Why a device cannot be had.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum AttachError {
-    /// There is no memory for its tables.
-    #[error(transparent)]
-    OutOfMemory(#[from] OutOfMemory),
-    /// There is an SMMU in front of it, which could not be taken into use.
-    #[error("the SMMU in front of the device cannot be used, and lets nothing pass")]
-    Unusable,
-    /// Another driver has it.
-    #[error("stream {0:#x} is attached already")]
-    InUse(u32),
-    /// As many as there can be are attached.
-    #[error("{0} devices are attached, and no more can be")]
-    TooMany(usize),
-    /// The SMMU has no number left for its translations.
-    #[error("the SMMU has no ASID left")]
-    NoNumber,
-    /// The SMMU refused.
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-}
-
-/// Why memory cannot be shown to a device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum DmaError {
-    /// There is no memory for tables.
-    #[error(transparent)]
-    OutOfMemory(#[from] OutOfMemory),
-    /// More in one piece than there is.
-    #[error("{0} bytes are more than a device gets in one piece")]
-    TooLarge(usize),
-    /// Nothing translates what the device puts on the bus.
-    #[error("there is no SMMU in front of the device")]
-    NoSmmu,
-    /// The device uses the addresses of a process.
-    #[error("the device is bound to a process, and uses its addresses alone")]
-    Bound,
-    /// All addresses are in use.
-    #[error("the device has no addresses left for {0} pages")]
-    NoAddresses(usize),
-    /// It is no memory, or too much.
-    #[error(transparent)]
-    Range(#[from] granule_pgtable::Error),
-    /// The SMMU refused.
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-}
-
-/// Why a device cannot use the addresses of a process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum BindError {
-    /// There is no memory for the binding.
-    #[error(transparent)]
-    OutOfMemory(#[from] OutOfMemory),
-    /// Nothing translates what it puts on the bus.
-    #[error("there is no SMMU in front of the device")]
-    NoSmmu,
-    /// It is bound already.
-    #[error("the device is bound already")]
-    Bound,
-    /// The SMMU cannot walk tables of processes.
-    #[error(transparent)]
-    Unfit(#[from] Unfit),
-    /// The SMMU has no number left for its translations.
-    #[error("the SMMU has no ASID left")]
-    NoNumber,
-    /// The process has ended.
-    #[error("the process has ended")]
-    Ended,
-    /// The SMMU refused.
-    #[error(transparent)]
-    Stream(#[from] StreamError),
 }
 
 /// What becomes of what a device does that is not bound.
@@ -267,8 +191,10 @@ impl Iommu {
 
     fn detach(&self, cpu: &Cpu, device: &Device) {
         device.unbind(cpu);
-        self.devices.write().retain(|other| other.0 != NonNull::from(device));
-        if let Err(error) = self.streams.lock().set(&self.smmu, device.stream, Stream::Abort) {
+        // Held to the end: whoever attaches the stream next comes after all of this.
+        let mut devices = self.devices.write();
+        devices.retain(|other| other.0 != NonNull::from(device));
+        if let Err(error) = self.set_stream(device.stream, Stream::Abort) {
             log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
             self.smmu.shut();
         }
@@ -285,8 +211,10 @@ impl Iommu {
 pub struct Description {
     /// How the SMMU knows it.
     pub stream: u32,
-    /// The ASID of its own tables, and how many frames those are.
-    pub domain: (u16, usize),
+    /// The ASID of its own tables.
+    pub asid: u16,
+    /// How many frames those are.
+    pub table_frames: usize,
     /// Pages that its driver has in common with it.
     pub coherent_pages: usize,
     /// The ASID of its binding.
@@ -300,7 +228,8 @@ impl Iommu {
             let state = device.state.read();
             each(&Description {
                 stream: device.stream,
-                domain: (device.domain.asid(), device.domain.table_frames()),
+                asid: device.domain.asid(),
+                table_frames: device.domain.table_frames(),
                 coherent_pages: state.own.iter().filter(|own| own.memory == MemoryType::Normal).count(),
                 bound: state.binding.as_ref().map(Binding::asid),
             });
@@ -417,8 +346,8 @@ impl Device {
         let iommu = self.iommu;
         match mode {
             Mode::Translated => iommu.translate(self.stream, self.domain.root(), self.domain.asid()),
-            Mode::Bypass => iommu.streams.lock().set(&iommu.smmu, self.stream, Stream::Bypass),
-            Mode::Abort => iommu.streams.lock().set(&iommu.smmu, self.stream, Stream::Abort),
+            Mode::Bypass => iommu.set_stream(self.stream, Stream::Bypass),
+            Mode::Abort => iommu.set_stream(self.stream, Stream::Abort),
         }
     }
 

@@ -28,6 +28,7 @@
 mod boot;
 mod device;
 mod domain;
+mod error;
 mod fault;
 #[cfg(not(target_os = "none"))]
 pub mod host;
@@ -51,9 +52,8 @@ use granule_arch::addr::VirtAddr;
 use granule_smmuv3::{Asids, Probed, Smmu, Step, Streams};
 use spin::Once;
 
-pub use device::{
-    AttachError, BindError, Coherent, Description, Direction, DmaAddress, DmaDevice, DmaError, Mode, Resolution, attach,
-};
+pub use device::{Coherent, Description, Direction, DmaAddress, DmaDevice, Mode, Resolution, attach};
+pub use error::{AttachError, BindError, DmaError};
 pub use fault::FaultStats;
 pub use notify::Told;
 pub use sva::{Needs, Unfit};
@@ -116,7 +116,7 @@ pub fn iommu() -> Option<&'static Iommu> {
 pub fn kept_frames() -> usize {
     let Some(iommu) = iommu() else { return 0 };
     let mut frames = iommu.pool.stats().frames;
-    iommu.for_each_device(|device| frames += device.domain.1 + device.coherent_pages);
+    iommu.for_each_device(|device| frames += device.table_frames + device.coherent_pages);
     frames
 }
 

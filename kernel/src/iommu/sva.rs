@@ -16,8 +16,8 @@ use granule_arch::tlbi::Granule;
 use granule_smmuv3::{ContextDescriptor, Features, OutputSize, Privilege, Stream, StreamError, Translation};
 use thiserror::Error;
 
-use super::device::BindError;
 use super::domain::with_interrupts_masked;
+use super::error::BindError;
 use super::notify::Notify;
 use super::window::OwnPage;
 use super::{Iommu, lab};
@@ -127,8 +127,17 @@ impl Iommu {
     /// one that is privileged.
     pub(super) fn translate(&self, stream: u32, root: PhysAddr, asid: u16) -> Result<(), StreamError> {
         let context = self.context(root, asid);
-        let how = Stream::Translate { context: &context, privilege: Privilege::Privileged };
-        self.streams.lock().set(&self.smmu, stream, how)
+        self.set_stream(stream, Stream::Translate { context: &context, privilege: Privilege::Privileged })
+    }
+
+    /// Makes `stream` what `to` says.
+    pub(super) fn set_stream(&self, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {
+        let set = self.streams.lock().set(&self.smmu, stream, to);
+        if matches!(set, Err(StreamError::Command(_))) {
+            // What the stream is now nobody knows: tables that are about to go may be among it.
+            self.smmu.shut();
+        }
+        set
     }
 
     /// Binds `stream`, whose own pages are `own`, to `space`.

@@ -53,7 +53,7 @@ fn dump(session: &mut Session<'_>, iommu: &Iommu) {
         None => writeln!(session, "stream {stream:#06x}  {entry}"),
     });
     iommu.for_each_device(|device| {
-        let (asid, frames) = device.domain;
+        let (asid, frames) = (device.asid, device.table_frames);
         write!(session, "device {:#06x}  own tables: asid {asid}, {frames} frames", device.stream);
         write!(session, "; {} pages in common with its driver", device.coherent_pages);
         match device.bound {

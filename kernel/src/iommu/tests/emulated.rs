@@ -58,6 +58,10 @@ struct State {
     commands: Vec<[u64; 2]>,
     /// What the driver did, that has an order.
     stream: Vec<&'static str>,
+    /// It takes no commands any more.
+    deaf: bool,
+    /// Microseconds.
+    clock: u64,
     /// Free memory.
     left: (u64, u64),
     /// Allocations that succeed before one does not.
@@ -103,6 +107,11 @@ impl Emulated {
         core::mem::take(&mut self.state().stream)
     }
 
+    /// It takes no commands any more.
+    pub(super) fn grow_deaf(&self) {
+        self.state().deaf = true;
+    }
+
     /// Lets `count` more allocations succeed, or all.
     pub(super) fn limit_allocations(&self, count: Option<usize>) {
         self.state().allocations = count;
@@ -116,6 +125,12 @@ impl Emulated {
     /// An access of a device.
     pub(super) fn access(&self, stream: u32, address: u64, write: bool) -> Outcome {
         let mut state = self.state();
+        let register = |number: usize| state.registers.get(&number).copied().unwrap_or(0);
+        if register(0x20) & 1 == 0 {
+            // CR0.SMMUEN is clear: GBPA.ABORT decides.
+            let aborts = register(0x44) >> 20 & 1 == 1;
+            return if aborts { Outcome::Nothing } else { Outcome::Reaches(PhysAddr(address)) };
+        }
         let entry = match state.entries.get(&stream) {
             Some(entry) => *entry,
             None => {
@@ -260,7 +275,7 @@ impl Hardware for Emulated {
             state.stream.push("write PROD");
         }
         // Once CR0.CMDQEN is set.
-        if offset == 0x98 && state.registers.get(&0x20).is_some_and(|cr0| cr0 >> 3 & 1 == 1) {
+        if offset == 0x98 && !state.deaf && state.registers.get(&0x20).is_some_and(|cr0| cr0 >> 3 & 1 == 1) {
             let base = state.registers[&0x90];
             let (size, at) = (1_u64 << (base & 0x1f), base & ((1 << 52) - 1) & !0x1f);
             let mut consumed = state.registers[&0x9c];
@@ -296,7 +311,9 @@ impl Hardware for Emulated {
     }
 
     fn microseconds(&self) -> u64 {
-        0
+        let mut state = self.state();
+        state.clock += 1000;
+        state.clock
     }
 
     fn report(&self, report: &Report) {

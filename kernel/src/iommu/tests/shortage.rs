@@ -78,3 +78,23 @@ fn without_memory_for_the_stream_table_a_device_is_not_attached() {
     rig.smmu.limit_allocations(None);
     drop(rig.attach());
 }
+
+/// What a stream is nobody knows when a command for it was not completed: nothing passes any more, and so memory may be
+/// given back.
+#[test]
+fn an_smmu_that_does_not_answer_is_shut() {
+    host::with(&[], || {
+        let rig = Rig::new(Told::Tlb);
+        let (device, space) = (rig.attach(), rig.space(1));
+        device.bind(&rig.cpu, &space).unwrap();
+        assert_eq!(rig.write(at(0)), Outcome::Reaches(entry(&space, at(0)).address()));
+        rig.smmu.grow_deaf();
+        assert!(rig.iommu.attach(&rig.cpu, STREAM + 8).is_err());
+        assert_eq!(rig.write(at(0)), Outcome::Nothing, "bound before, and cached");
+        // Everything still ends.
+        drop(space);
+        device.unbind(&rig.cpu);
+        drop(device);
+        assert_eq!(rig.spaces.counts()[0], 0);
+    });
+}
