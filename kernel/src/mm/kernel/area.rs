@@ -82,6 +82,25 @@ impl<'a> KeyAdapter<'a> for AreaAdapter {
     }
 }
 
+/// An area that nobody but the holder takes the mappings of away.
+///
+/// Having one proves: the area is in the tree, of kind [`AreaKind::Leaving`], and stays there until this is given to
+/// [`AreaTree::remove`]. One that is dropped leaves its addresses taken for ever.
+#[must_use = "the area's addresses stay taken until it is removed"]
+pub struct Leaving(UnsafeRef<AreaNode>);
+
+impl Leaving {
+    /// First address.
+    pub fn start(&self) -> VirtAddr {
+        self.0.start()
+    }
+
+    /// Pages that are mapped, the guard page not counted.
+    pub fn pages(&self) -> u64 {
+        self.0.pages()
+    }
+}
+
 /// The areas of one window, none overlapping, by address.
 pub struct AreaTree {
     tree: RBTree<AreaAdapter>,
@@ -141,28 +160,31 @@ impl AreaTree {
     }
 
     /// Lets the caller, and nobody after them, take the mappings of the area at exactly `start` away, if it is of
-    /// `kind`. Returns its pages. The caller then [`Self::remove`]s it.
+    /// `kind`. The caller then [`Self::remove`]s it.
     ///
     /// # Errors
     /// What is there instead: an area of another kind, or nothing.
-    pub fn begin_leaving(&mut self, start: VirtAddr, kind: AreaKind) -> Result<u64, Option<AreaKind>> {
-        let cursor = self.tree.find_mut(&start.0);
-        let area = cursor.get().ok_or(None)?;
+    pub fn begin_leaving(&mut self, start: VirtAddr, kind: AreaKind) -> Result<Leaving, Option<AreaKind>> {
+        let area = self.tree.find(&start.0).clone_pointer().ok_or(None)?;
         if area.kind.get() != kind {
             return Err(Some(area.kind.get()));
         }
         area.kind.set(AreaKind::Leaving);
-        Ok(area.pages)
+        Ok(Leaving(area))
     }
 
-    /// Takes out the area that starts at exactly `start`.
-    pub fn remove(&mut self, start: VirtAddr) -> Option<UnsafeRef<AreaNode>> {
-        let node = self.tree.find_mut(&start.0).remove()?;
-        if start < self.hint {
-            self.hint = start;
-        }
-        self.left = (self.left.0.min(start), self.left.1.max(node.end()));
-        Some(node)
+    /// Takes out an area that was let leave. It is not searched for again: the areas of devices, which stay, make the
+    /// tree deep.
+    ///
+    /// # Safety
+    /// `leaving` is of this tree.
+    pub unsafe fn remove(&mut self, leaving: Leaving) -> UnsafeRef<AreaNode> {
+        // SAFETY: in this tree, by the caller's promise, since nobody else had the `Leaving` of it.
+        let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(leaving.0)) };
+        let node = cursor.remove().expect("it stands on an area");
+        self.hint = self.hint.min(node.start);
+        self.left = (self.left.0.min(node.start), self.left.1.max(node.end()));
+        node
     }
 
     /// Where areas were taken out since the last call, from the first of them to the last: there may be empty tables.
@@ -222,6 +244,17 @@ mod tests {
         UnsafeRef::from_box(Box::new(AreaNode::new(AreaKind::Vmalloc)))
     }
 
+    /// Takes the area at `start` out and frees its node.
+    fn remove(tree: &mut AreaTree, start: VirtAddr) {
+        let leaving = tree.begin_leaving(start, AreaKind::Vmalloc).unwrap();
+        take_out(tree, leaving);
+    }
+
+    fn take_out(tree: &mut AreaTree, leaving: Leaving) {
+        // SAFETY: each test has one tree.
+        free(unsafe { tree.remove(leaving) });
+    }
+
     fn free(node: UnsafeRef<AreaNode>) {
         // SAFETY: made by `from_box`, and out of every tree.
         drop(unsafe { UnsafeRef::into_box(node) });
@@ -235,21 +268,22 @@ mod tests {
         assert!(tree.find(start + 3 * PAGE - 1).is_some());
         assert!(tree.find(start + 3 * PAGE).is_none());
         assert!(tree.find(start - 1).is_none());
-        free(tree.remove(start).unwrap());
+        remove(&mut tree, start);
     }
 
     #[test]
     fn an_area_leaves_once() {
         let mut tree = AreaTree::new(START, START + 64 * PAGE);
         let start = tree.insert(node(), 3, PAGE).ok().unwrap();
-        assert_eq!(tree.begin_leaving(start, AreaKind::Stack), Err(Some(AreaKind::Vmalloc)));
-        assert_eq!(tree.begin_leaving(start + PAGE, AreaKind::Vmalloc), Err(None));
-        assert_eq!(tree.begin_leaving(start, AreaKind::Vmalloc), Ok(3));
-        assert_eq!(tree.begin_leaving(start, AreaKind::Vmalloc), Err(Some(AreaKind::Leaving)));
+        assert_eq!(tree.begin_leaving(start, AreaKind::Stack).err(), Some(Some(AreaKind::Vmalloc)));
+        assert_eq!(tree.begin_leaving(start + PAGE, AreaKind::Vmalloc).err(), Some(None));
+        let leaving = tree.begin_leaving(start, AreaKind::Vmalloc).unwrap();
+        assert_eq!((leaving.start(), leaving.pages()), (start, 3));
+        assert_eq!(tree.begin_leaving(start, AreaKind::Vmalloc).err(), Some(Some(AreaKind::Leaving)));
         let second = tree.insert(node(), 3, PAGE).ok().unwrap();
         assert!(second > start + 3 * PAGE, "its addresses are still taken");
-        free(tree.remove(start).unwrap());
-        free(tree.remove(second).unwrap());
+        take_out(&mut tree, leaving);
+        remove(&mut tree, second);
     }
 
     proptest! {
@@ -287,13 +321,13 @@ mod tests {
                 } else {
                     let (start, n) = model.swap_remove(pages as usize % model.len());
                     prop_assert_eq!(tree.find(VirtAddr(start)).unwrap().pages(), n);
-                    free(tree.remove(VirtAddr(start)).unwrap());
+                    remove(&mut tree, VirtAddr(start));
                     prop_assert!(tree.find(VirtAddr(start)).is_none());
                 }
             }
             prop_assert_eq!(tree.iter().count(), model.len());
             for (start, _) in model {
-                free(tree.remove(VirtAddr(start)).unwrap());
+                remove(&mut tree, VirtAddr(start));
             }
             prop_assert_eq!(tree.hint, START + PAGE);
         }

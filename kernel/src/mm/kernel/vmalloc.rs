@@ -15,7 +15,7 @@ use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
 use super::KernelSpace;
-use super::area::{AreaKind, AreaNode};
+use super::area::{AreaKind, AreaNode, Leaving};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
@@ -123,11 +123,12 @@ impl KernelSpace {
     /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
     pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
         // Marked under the lock, so that of two who free the same area one is refused.
-        let pages = self.areas.lock().begin_leaving(start, AreaKind::Vmalloc).map_err(|found| match found {
+        let leaving = self.areas.lock().begin_leaving(start, AreaKind::Vmalloc).map_err(|found| match found {
             None | Some(AreaKind::Leaving) => VmallocError::NotAnArea(start),
             Some(kind) => VmallocError::NotYours(start, kind),
         })?;
-        self.release(cpu, start, pages)?;
+        let pages = leaving.pages();
+        self.release(cpu, leaving)?;
         self.reclaim_after(cpu, start, pages);
         Ok(pages)
     }
@@ -148,7 +149,7 @@ impl KernelSpace {
         match mapped {
             Ok(()) => Ok(start + (registers.start() - first)),
             Err(error) => {
-                self.give_addresses_back(start);
+                self.give_addresses_back(self.begin_leaving(start, AreaKind::Device));
                 Err(error.into())
             }
         }
@@ -172,8 +173,9 @@ impl KernelSpace {
     /// Where there is no such stack.
     pub fn free_stack(&self, cpu: &Cpu, top: VirtAddr) {
         let start = VirtAddr(top.0 - STACK_SIZE);
-        let pages = self.areas.lock().begin_leaving(start, AreaKind::Stack).expect("a stack of alloc_stack");
-        self.release(cpu, start, pages).expect("a stack is mapped from end to end");
+        let leaving = self.begin_leaving(start, AreaKind::Stack);
+        let pages = leaving.pages();
+        self.release(cpu, leaving).expect("a stack is mapped from end to end");
         self.reclaim_after(cpu, start, pages);
     }
 
@@ -204,7 +206,7 @@ impl KernelSpace {
         if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim_tables(cpu) != 0 {
             mapped = self.map_new_frames(cpu, start, pages, attributes);
         }
-        mapped.inspect_err(|_| self.give_addresses_back(start))?;
+        mapped.inspect_err(|_| self.give_addresses_back(self.begin_leaving(start, kind)))?;
         Ok(start)
     }
 
@@ -233,8 +235,8 @@ impl KernelSpace {
         Ok(())
     }
 
-    fn release(&self, cpu: &Cpu, start: VirtAddr, pages: u64) -> Result<(), VmallocError> {
-        let range = PageRange::from_pages(start, pages as usize)?;
+    fn release(&self, cpu: &Cpu, leaving: Leaving) -> Result<(), VmallocError> {
+        let range = PageRange::from_pages(leaving.start(), leaving.pages() as usize)?;
         let lazy = Lazy::new(&self.mmu);
         {
             let mut freeing = self.frames.freeing(cpu);
@@ -246,7 +248,7 @@ impl KernelSpace {
                 self.tables().unmap(&lazy, &self.tlb, range, released)?;
             }
         }
-        self.give_addresses_back(start);
+        self.give_addresses_back(leaving);
         Ok(())
     }
 
@@ -264,9 +266,15 @@ impl KernelSpace {
         })
     }
 
-    fn give_addresses_back(&self, start: VirtAddr) {
-        let node = self.areas.lock().remove(start).expect("taken by the caller, who alone may give it back");
-        drop_node(node);
+    /// # Panics
+    /// Where no such area starts at `start`.
+    fn begin_leaving(&self, start: VirtAddr, kind: AreaKind) -> Leaving {
+        self.areas.lock().begin_leaving(start, kind).expect("taken by the caller, who alone may give it back")
+    }
+
+    fn give_addresses_back(&self, leaving: Leaving) {
+        // SAFETY: whatever is given here was let leave by this space, and so is of its tree.
+        drop_node(unsafe { self.areas.lock().remove(leaving) });
     }
 }
 
