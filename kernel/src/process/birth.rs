@@ -207,7 +207,7 @@ fn make_child(
             state.exit_signal = own.exit_signal;
         }
         state.name = own.name;
-        state.actions.copy_from(&own.actions);
+        state.signals.actions.copy_from(&own.signals.actions);
     }
     Ok((add(id, heap, state)?, space))
 }

@@ -130,7 +130,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
     let before = {
         let mut tree = PROCESSES.lock();
         let state = task.process().state(&mut tree.key);
-        state.actions.exec();
+        state.signals.actions.exec();
         state.name = loaded.name;
         // The parent hears of the end of a new program as of any child's, whatever it asked for when it made the old one.
         state.exit_signal = Some(Signal::CHLD);

@@ -187,7 +187,7 @@ impl State {
     /// Sends a signal to one of this process's tasks.
     pub fn send_to(&self, task: &Task, signal: Signal, cause: Cause) {
         let open = !task.blocked().has(signal);
-        if open && self.actions.effect(signal) == Effect::Ignored {
+        if open && self.signals.actions.effect(signal) == Effect::Ignored {
             return;
         }
         task.pending(self).add(signal, cause);
@@ -199,7 +199,7 @@ impl State {
     /// Sets which signals a task of this process blocks, by its own wish; it is told of those that wait now.
     pub fn set_blocked(&self, task: &Task, blocked: Set) {
         task.blocked.store(blocked.blockable().0, Ordering::Relaxed);
-        let waiting = task.pending(self).set().with(self.pending.set());
+        let waiting = task.pending(self).set().with(self.signals.pending.set());
         if !waiting.without(task.blocked()).is_empty() {
             task.thread().raise(Work::SIGNAL);
         }
@@ -209,8 +209,8 @@ impl State {
     /// is back.
     pub fn force(&mut self, task: &Task, signal: Signal, cause: Cause) {
         let blocked = task.blocked();
-        if blocked.has(signal) || self.actions.effect(signal) == Effect::Ignored {
-            self.actions.reset(signal);
+        if blocked.has(signal) || self.signals.actions.effect(signal) == Effect::Ignored {
+            self.signals.actions.reset(signal);
             task.blocked.store(blocked.without(signal.set()).0, Ordering::Relaxed);
         }
         task.pending(self).add(signal, cause);
@@ -224,13 +224,13 @@ impl State {
 
     /// Whether this task is to exit, or a signal waits for it that ends the process.
     fn will_end(&self, task: &Task) -> bool {
-        let waiting = task.pending(self).set().with(self.pending.set()).without(task.blocked());
-        self.is_ending(task) || waiting.iter().any(|signal| self.actions.effect(signal) == Effect::Fatal)
+        let waiting = task.pending(self).set().with(self.signals.pending.set()).without(task.blocked());
+        self.is_ending(task) || waiting.iter().any(|signal| self.signals.actions.effect(signal) == Effect::Fatal)
     }
 
     /// Takes the next signal for a task of this process, its own before those of the process.
     pub fn take(&self, task: &Task) -> Option<(Signal, Cause)> {
         let blocked = task.blocked();
-        task.pending(self).take(blocked).or_else(|| self.pending.take(blocked))
+        task.pending(self).take(blocked).or_else(|| self.signals.pending.take(blocked))
     }
 }

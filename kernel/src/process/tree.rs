@@ -33,8 +33,7 @@ use crate::sync::{IrqLock, RwSem, rank};
 pub static PROCESSES: IrqLock<Tree, { rank::PROCESS }> = IrqLock::new(Tree::new());
 
 static POOL: Once<Pool<Process>> = Once::new();
-static ACTIONS: Once<Pool<Actions>> = Once::new();
-static PENDING: Once<Pool<Pending>> = Once::new();
+static SIGNALS: Once<Pool<Signals>> = Once::new();
 
 /// Who collects the status of a process.
 #[derive(Debug)]
@@ -73,6 +72,14 @@ unsafe impl Sync for Process {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Process {}
 
+/// What happens on a process's signals, and which wait.
+pub struct Signals {
+    /// What happens on each.
+    pub actions: Actions,
+    /// For whichever thread does not block them.
+    pub pending: Pending,
+}
+
 /// What the lock guards of each process.
 pub struct State {
     /// Who collects its status.
@@ -83,11 +90,9 @@ pub struct State {
     pub code: u8,
     /// Its threads.
     pub tasks: LinkedList<InProcess>,
-    /// What happens on signals. By itself, as what waits is, because it is large: a state is handed from function to
-    /// function at its birth, on a kernel's stack.
-    pub actions: PoolBox<Actions>,
-    /// Signals for whichever thread does not block them.
-    pub pending: PoolBox<Pending>,
+    /// Its signals. By themselves because they are large: a state is handed from function to function at its birth, on a
+    /// kernel's stack.
+    pub signals: PoolBox<Signals>,
     /// What its parent is sent at its end.
     pub exit_signal: Option<Signal>,
     /// What it is called.
@@ -107,14 +112,13 @@ impl State {
     /// [`OutOfMemory`]; nothing stays taken.
     #[inline(never)]
     pub fn new(parent: Parent, name: Name, space: SpaceRef) -> Result<Self, OutOfMemory> {
-        let (actions, pending) = (default_actions()?, none_pending()?);
+        let signals = default_signals()?;
         Ok(Self {
             parent,
             life: Life::Running,
             code: 0,
             tasks: LinkedList::new(InProcess::new()),
-            actions,
-            pending,
+            signals,
             exit_signal: Some(Signal::CHLD),
             name,
             space: Some(space),
@@ -198,20 +202,14 @@ impl fmt::Debug for Process {
 }
 
 #[inline(never)]
-fn default_actions() -> Result<PoolBox<Actions>, OutOfMemory> {
-    ACTIONS.call_once(|| Pool::new(kernel().frames)).try_new(Actions::new())
-}
-
-#[inline(never)]
-fn none_pending() -> Result<PoolBox<Pending>, OutOfMemory> {
-    PENDING.call_once(|| Pool::new(kernel().frames)).try_new(Pending::new())
+fn default_signals() -> Result<PoolBox<Signals>, OutOfMemory> {
+    let pool = SIGNALS.call_once(|| Pool::new(kernel().frames));
+    pool.try_new(Signals { actions: Actions::new(), pending: Pending::new() })
 }
 
 /// Frames that processes keep: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
-    POOL.get().map_or(0, |pool| pool.stats().frames)
-        + ACTIONS.get().map_or(0, |pool| pool.stats().frames)
-        + PENDING.get().map_or(0, |pool| pool.stats().frames)
+    POOL.get().map_or(0, |pool| pool.stats().frames) + SIGNALS.get().map_or(0, |pool| pool.stats().frames)
 }
 
 /// See [`PROCESSES`].
@@ -320,7 +318,7 @@ impl Tree {
     fn tell_parent(&mut self, parent: u32, exit_signal: Option<Signal>, cause: Cause) -> bool {
         let Some((process, key)) = self.find(parent) else { return false };
         let state = process.state(key);
-        let collected = exit_signal == Some(Signal::CHLD) && state.actions.reaps_children();
+        let collected = exit_signal == Some(Signal::CHLD) && state.signals.actions.reaps_children();
         if let Some(signal) = exit_signal {
             state.send(signal, cause);
         }
@@ -389,7 +387,7 @@ impl State {
 
     /// Forgets a signal that waits, for the process or for one of its tasks.
     pub fn forget(&self, signal: Signal) {
-        self.pending.remove(signal);
+        self.signals.pending.remove(signal);
         self.tasks.iter().for_each(|task| task.pending(self).remove(signal));
     }
 
@@ -400,10 +398,10 @@ impl State {
         }
         let open = |task: &&Task| !task.blocked().has(signal);
         // An ignored signal waits only where it is blocked: the action may be another when it is unblocked.
-        if self.actions.effect(signal) == Effect::Ignored && self.tasks.iter().any(|task| open(&task)) {
+        if self.signals.actions.effect(signal) == Effect::Ignored && self.tasks.iter().any(|task| open(&task)) {
             return;
         }
-        self.pending.add(signal, cause);
+        self.signals.pending.add(signal, cause);
         if let Some(task) = self.tasks.iter().find(open) {
             task.kick();
         }

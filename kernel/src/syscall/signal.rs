@@ -87,11 +87,11 @@ pub(super) fn rt_sigaction(call: &mut Call<'_>) -> Answer {
         let mut tree = PROCESSES.lock();
         let state = call.task.process().state(&mut tree.key);
         match action {
-            None => state.actions.get(signal),
+            None => state.signals.actions.get(signal),
             Some(action) => {
-                let before = state.actions.set(signal, action)?;
+                let before = state.signals.actions.set(signal, action)?;
                 // What waits and is ignored now is gone (POSIX, sigaction).
-                if state.actions.effect(signal) == Effect::Ignored {
+                if state.signals.actions.effect(signal) == Effect::Ignored {
                     state.forget(signal);
                 }
                 before
@@ -136,7 +136,7 @@ pub(super) fn rt_sigpending(call: &mut Call<'_>) -> Answer {
         let mut tree = PROCESSES.lock();
         let state = call.task.process().state(&mut tree.key);
         let own = call.task.pending(state).set();
-        own.with(state.pending.set()).0 & call.task.blocked().0
+        own.with(state.signals.pending.set()).0 & call.task.blocked().0
     };
     crate::uaccess::copy_to_user(to, &waiting.to_le_bytes()[..size as usize])?;
     Ok(0)

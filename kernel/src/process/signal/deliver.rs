@@ -47,7 +47,7 @@ pub fn see_to_signals(frame: &mut TrapFrame, thread: &Thread) {
                     let mut tree = PROCESSES.lock();
                     let state = task.process().state(&mut tree.key);
                     if signal == Signal::SEGV {
-                        state.actions.reset(Signal::SEGV);
+                        state.signals.actions.reset(Signal::SEGV);
                     }
                     state.force(task, Signal::SEGV, Cause::KERNEL);
                 }
@@ -65,7 +65,7 @@ fn next(task: &Task) -> Next {
     }
     match state.take(task) {
         None => Next::Nothing,
-        Some((signal, cause)) => Next::Deliver(signal, cause, state.actions.deliver(signal)),
+        Some((signal, cause)) => Next::Deliver(signal, cause, state.signals.actions.deliver(signal)),
     }
 }
 
