@@ -226,6 +226,8 @@ pub enum Dismantled {
     Table(PhysAddr),
 }
 
+// Inlined into itself, level by level, it would be eight times as large.
+#[inline(never)]
 fn hand_out<M: Mmu>(mmu: &M, table: Table, out: &mut impl FnMut(Dismantled)) {
     for_each_used(mmu, mmu.table(table), |_, entry| {
         if table.level() == LAST_LEVEL {

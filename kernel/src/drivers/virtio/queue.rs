@@ -9,7 +9,7 @@
 //! Whoever holds the queue is alone with it (`&mut`); the device is the only other side.
 
 use core::mem::offset_of;
-use core::ptr::NonNull;
+use core::ptr::{NonNull, null_mut};
 
 use granule_arch::addr::PAGE_SIZE;
 use granule_arch::barrier;
@@ -190,7 +190,8 @@ impl Slot {
 
 /// A queue whose rings are in memory that the device reaches.
 pub struct VirtQueue {
-    rings: NonNull<Rings>,
+    /// Null before [`Self::begin`].
+    rings: *mut Rings,
     /// Descriptors: a power of two. The arrays of a smaller queue are parts of those of the largest.
     size: u16,
     slots: [Slot; MAX_SIZE as usize],
@@ -238,11 +239,12 @@ impl VirtQueue {
         (most > 0).then(|| 1 << most.min(MAX_SIZE).ilog2())
     }
 
-    /// A queue without rings, in which nothing can be. It is a place for one: [`Self::begin`].
+    /// A queue without rings, in which nothing can be. It is a place for one: [`Self::begin`]. All zeros, so that the
+    /// places for devices that a machine may have take nothing of the image.
     pub const NONE: Self = Self {
-        rings: NonNull::dangling(),
+        rings: null_mut(),
         size: 0,
-        slots: [Slot::FREE; MAX_SIZE as usize],
+        slots: [Slot { next: 0, chain: 0, room: 0 }; MAX_SIZE as usize],
         free: 0,
         free_count: 0,
         in_flight: 0,
@@ -258,7 +260,7 @@ impl VirtQueue {
     /// They are mapped as ordinary memory, aligned to a page, for as long as the queue is used; nobody else touches
     /// them but the device, and that not before it is told where they are, or after it was reset.
     pub unsafe fn begin(&mut self, page: NonNull<u8>, most: u16) {
-        self.rings = page.cast();
+        self.rings = page.cast().as_ptr();
         // SAFETY: the caller's memory, large enough (asserted above); zeros are empty rings.
         unsafe { self.rings.write_bytes(0, 1) };
         self.size = Self::size_for(most).unwrap_or(0);
@@ -384,7 +386,7 @@ impl VirtQueue {
     pub fn set_interrupts(&mut self, wanted: bool) {
         let flags = if wanted { 0 } else { NO_INTERRUPT };
         // SAFETY: in the rings.
-        unsafe { (&raw mut (*self.rings.as_ptr()).available.flags).write_volatile(flags) };
+        unsafe { (&raw mut (*self.rings).available.flags).write_volatile(flags) };
         // In front of the look at the used ring that follows: either that finds the chain, or the device the flag.
         barrier::dmb_osh();
     }
@@ -404,28 +406,26 @@ impl VirtQueue {
 
     fn store_descriptor(&mut self, index: u16, descriptor: Descriptor) {
         // SAFETY: in the rings: an index below MAX_SIZE.
-        unsafe {
-            (&raw mut (*self.rings.as_ptr()).descriptors[usize::from(index % MAX_SIZE)]).write_volatile(descriptor)
-        };
+        unsafe { (&raw mut (*self.rings).descriptors[usize::from(index % MAX_SIZE)]).write_volatile(descriptor) };
     }
 
     fn store_available(&mut self, place: u16, head: u16) {
         // SAFETY: in the rings: a place below MAX_SIZE.
-        unsafe { (&raw mut (*self.rings.as_ptr()).available.ring[usize::from(place % MAX_SIZE)]).write_volatile(head) };
+        unsafe { (&raw mut (*self.rings).available.ring[usize::from(place % MAX_SIZE)]).write_volatile(head) };
     }
 
     fn store_available_index(&mut self, index: u16) {
         // SAFETY: in the rings.
-        unsafe { (&raw mut (*self.rings.as_ptr()).available.index).write_volatile(index) };
+        unsafe { (&raw mut (*self.rings).available.index).write_volatile(index) };
     }
 
     fn load_used_index(&self) -> u16 {
         // SAFETY: in the rings.
-        unsafe { (&raw const (*self.rings.as_ptr()).used.index).read_volatile() }
+        unsafe { (&raw const (*self.rings).used.index).read_volatile() }
     }
 
     fn load_used(&self, place: u16) -> UsedElement {
         // SAFETY: in the rings: a place below MAX_SIZE.
-        unsafe { (&raw const (*self.rings.as_ptr()).used.ring[usize::from(place % MAX_SIZE)]).read_volatile() }
+        unsafe { (&raw const (*self.rings).used.ring[usize::from(place % MAX_SIZE)]).read_volatile() }
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! Nothing here waits or knows of interrupts: [`super::device`] does. It runs on the host against a model.
 
-use core::ptr::NonNull;
+use core::ptr::{NonNull, null_mut};
 
 use granule_arch::addr::PAGE_SIZE;
 use heapless::Vec;
@@ -94,8 +94,9 @@ pub enum RequestError {
 #[must_use = "a request stays in its table until its result is taken"]
 pub struct Ticket(u8);
 
-/// What has become of a request.
+/// What has become of a request. By number, so that the first is 0: see [`Requests::NONE`].
 #[derive(Clone, Copy)]
+#[repr(u8)]
 enum State {
     /// There is none.
     Free,
@@ -127,7 +128,7 @@ impl Entry {
 pub struct Requests {
     queue: VirtQueue,
     /// The frames, in the queue's page behind its rings.
-    frames: NonNull<u8>,
+    frames: *mut u8,
     /// And as the device knows them.
     frames_address: u64,
     entries: [Entry; MAX_REQUESTS],
@@ -147,10 +148,10 @@ unsafe impl Sync for Requests {}
 pub type Resolve<'a> = dyn FnMut(Segment) -> Resolution + 'a;
 
 impl Requests {
-    /// A place for the requests of a queue; they are too many to be moved about.
+    /// A place for the requests of a queue; they are too many to be moved about. All zeros, as [`VirtQueue::NONE`] is.
     pub const NONE: Self = Self {
         queue: VirtQueue::NONE,
-        frames: NonNull::dangling(),
+        frames: null_mut(),
         frames_address: 0,
         entries: [const { Entry::FREE }; MAX_REQUESTS],
         owners: [0; MAX_SIZE as usize],
@@ -166,7 +167,7 @@ impl Requests {
         // SAFETY: the caller's promise; the frames are the second half of the page.
         unsafe {
             self.queue.begin(memory, most);
-            self.frames = memory.add(RING_BYTES);
+            self.frames = memory.add(RING_BYTES).as_ptr();
         }
         self.frames_address = page + RING_BYTES as u64;
     }
@@ -338,7 +339,7 @@ impl Requests {
         // SAFETY: the frame of one of the requests, which the device does not have now.
         unsafe {
             let at = self.frames.add(index * FRAME_BYTES);
-            at.cast().write_volatile(header);
+            at.cast::<[u8; HEADER_BYTES]>().write_volatile(header);
             at.add(HEADER_BYTES).write_volatile(NO_STATUS);
         }
     }
