@@ -8,6 +8,7 @@
 
 mod account;
 mod changes;
+mod commands;
 mod ends;
 mod random;
 
