@@ -130,14 +130,10 @@ impl Iommu {
         self.set_stream(stream, Stream::Translate { context: &context, privilege: Privilege::Privileged })
     }
 
-    /// Makes `stream` what `to` says.
+    /// Makes `stream` what `to` says. An SMMU that does not say that it was done is shut by its driver: what the stream
+    /// is then matters to nobody.
     pub(super) fn set_stream(&self, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {
-        let set = self.streams.lock().set(&self.smmu, stream, to);
-        if matches!(set, Err(StreamError::Command(_))) {
-            // What the stream is now nobody knows: tables that are about to go may be among it.
-            self.smmu.shut();
-        }
-        set
+        self.streams.lock().set(&self.smmu, stream, to)
     }
 
     /// Binds `stream`, whose own pages are `own`, to `space`.

@@ -4,8 +4,9 @@ use std::vec::Vec;
 
 use granule_arch::alternative::host;
 
-use super::super::{Direction, Told};
+use super::super::{Direction, DmaDevice, Told};
 use super::{Outcome, Rig, STREAM, UNMAPPED, at, entry};
+use crate::mm::space::SpaceRef;
 
 /// Leaves `count` frames, and gives back what it took when it is dropped.
 struct Scarce<'r> {
@@ -84,17 +85,28 @@ fn without_memory_for_the_stream_table_a_device_is_not_attached() {
 #[test]
 fn an_smmu_that_does_not_answer_is_shut() {
     host::with(&[], || {
-        let rig = Rig::new(Told::Tlb);
-        let (device, space) = (rig.attach(), rig.space(1));
-        device.bind(&rig.cpu, &space).unwrap();
-        assert_eq!(rig.write(at(0)), Outcome::Reaches(entry(&space, at(0)).address()));
-        rig.smmu.grow_deaf();
-        assert!(rig.iommu.attach(&rig.cpu, STREAM + 8).is_err());
-        assert_eq!(rig.write(at(0)), Outcome::Nothing, "bound before, and cached");
-        // Everything still ends.
-        drop(space);
-        device.unbind(&rig.cpu);
-        drop(device);
-        assert_eq!(rig.spaces.counts()[0], 0);
+        // One that is bound before, and cached; one that is not bound, as nobody tells of the space's end.
+        for bound in [true, false] {
+            let rig = Rig::new(Told::Tlb);
+            let (device, space) = (rig.attach(), rig.space(1));
+            if bound {
+                device.bind(&rig.cpu, &space).unwrap();
+                assert_eq!(rig.write(at(0)), Outcome::Reaches(entry(&space, at(0)).address()));
+                rig.smmu.grow_deaf();
+                assert!(rig.iommu.attach(&rig.cpu, STREAM + 8).is_err());
+            } else {
+                rig.smmu.grow_deaf();
+                assert!(device.bind(&rig.cpu, &space).is_err() && space.notifiers().is_empty());
+            }
+            assert_eq!(rig.write(at(0)), Outcome::Nothing);
+            still_ends(&rig, device, space);
+        }
     });
+}
+
+fn still_ends(rig: &Rig, device: DmaDevice, space: SpaceRef) {
+    drop(space);
+    device.unbind(&rig.cpu);
+    drop(device);
+    assert_eq!(rig.spaces.counts()[0], 0);
 }
