@@ -18,7 +18,7 @@ use super::virtio::requests::MAX_TRIES;
 use crate::iommu::{self, DmaAddress, DmaDevice, Resolution};
 use crate::kernel;
 use crate::mm::space::{Access, FaultError};
-use crate::smp::Cpu;
+use crate::smp::{Cpu, this_cpu};
 use crate::sync::RwSem;
 
 static SLOTS: [Slot<Edu>; 2] = [const { Slot::new(()) }; 2];
@@ -138,11 +138,6 @@ impl Edu {
         &self.dma
     }
 
-    /// The function that it is.
-    pub fn claim(&self) -> &Claim {
-        &self.claim
-    }
-
     /// How its interrupts arrive; `None` where it is polled.
     pub fn vector(&self) -> Option<Vector> {
         self.vector
@@ -191,11 +186,16 @@ impl Edu {
     }
 
     /// Has the device do it once, and looks what has become of it. **Its end says nothing.**
-    pub fn transfer(&self, range: &Range<u64>, offset: u64, access: Access) -> Result<Resolution, EduError> {
+    fn transfer(&self, range: &Range<u64>, offset: u64, access: Access) -> Result<Resolution, EduError> {
         let (source, destination, direction) = match access {
             Access::Write => (MEMORY + offset, range.start, DMA_FROM_DEVICE),
             _ => (range.start, MEMORY + offset, 0),
         };
+        // One that was given up may be at it still: what it is told meanwhile it does not hear.
+        if self.is_transferring() {
+            return Err(EduError::TimedOut);
+        }
+        self.claim.set_bus_master(true);
         self.registers.write64(register::DMA_SOURCE, source);
         self.registers.write64(register::DMA_DESTINATION, destination);
         self.registers.write64(register::DMA_COUNT, range.end - range.start);
@@ -205,7 +205,7 @@ impl Edu {
         let patience = Deadline::after(PATIENCE);
         loop {
             let seen = self.arrivals.count();
-            if self.registers.read64(register::DMA_COMMAND) & DMA_START == 0 {
+            if !self.is_transferring() {
                 break;
             }
             if patience.has_passed() {
@@ -213,14 +213,17 @@ impl Edu {
                 return Err(EduError::TimedOut);
             }
             let arrived = self.arrivals.wait(seen, LOOK);
-            let over = self.registers.read64(register::DMA_COMMAND) & DMA_START == 0;
-            if !arrived && over && self.vector.is_some() {
+            if !arrived && self.vector.is_some() && !self.is_transferring() {
                 self.arrivals.note_missing();
             }
         }
         // What the device wrote is read behind the look at its register.
         barrier::dmb_oshld();
-        Ok(self.dma.resolve(slot::here(), range.clone(), access))
+        Ok(self.dma.resolve(this_cpu(), range.clone(), access))
+    }
+
+    fn is_transferring(&self) -> bool {
+        self.registers.read64(register::DMA_COMMAND) & DMA_START != 0
     }
 
     /// Has the device compute a factorial, modulo 2³²; `None` where it takes too long.

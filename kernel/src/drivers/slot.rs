@@ -19,7 +19,7 @@ use crate::mm::space::SpaceRef;
 #[cfg(target_os = "none")]
 use crate::sched::Woken;
 use crate::sched::{WaitQueue, Waiters};
-use crate::smp::{Cpu, this_cpu};
+use crate::smp::Cpu;
 use crate::sync::RwSem;
 
 /// Why there is no such device.
@@ -217,9 +217,4 @@ pub(super) fn doorbell(cpu: &Cpu, dma: &DmaDevice) -> Result<Option<u64>, DmaErr
     let doorbell = super::its::doorbell(crate::kernel().platform);
     let address = doorbell.map(|doorbell| dma.message_address(cpu, doorbell)).transpose()?;
     Ok(address.map(|address| address.0))
-}
-
-/// This CPU, for a driver's own look at faults: nothing on the way to it changes the CPU.
-pub(super) fn here() -> &'static Cpu {
-    this_cpu()
 }

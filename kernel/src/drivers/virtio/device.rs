@@ -22,7 +22,7 @@ use crate::drivers::timer::Deadline;
 use crate::iommu::{self, Coherent, DmaDevice, Resolution};
 use crate::kernel;
 use crate::mm::space::Access;
-use crate::smp::Cpu;
+use crate::smp::{Cpu, this_cpu};
 use crate::sync::{RwSem, WriteGuard};
 use granule_arch::addr::PAGE_SIZE;
 
@@ -117,6 +117,7 @@ impl Device {
         let memory = NonNull::new(page.virt().as_ptr()).unwrap_or(NonNull::dangling());
         // SAFETY: a page of its own, which the device knows by this address, and uses again when it is let go.
         unsafe { requests.begin(memory, address, size) };
+        requests.set_interrupts(vector.is_some());
         transport.set_up_queue(QUEUE, size, address, message)
     }
 
@@ -133,11 +134,6 @@ impl Device {
     /// How its interrupts arrive; `None` where it is polled.
     pub fn vector(&self) -> Option<Vector> {
         self.vector
-    }
-
-    /// The function that it is.
-    pub fn claim(&self) -> &Claim {
-        &self.claim
     }
 
     /// Its way to memory.
@@ -276,6 +272,8 @@ impl Device {
         match restarted {
             Ok(_) => {
                 requests.restart(&mut |segment| self.resolve(segment));
+                // Off where it did not come back before.
+                self.claim.set_bus_master(true);
                 self.transport.driver_ok();
                 self.transport.notify(self.doorbell);
             }
@@ -294,6 +292,6 @@ impl Device {
             Flow::FromDevice => Access::Write,
         };
         let end = segment.address.saturating_add(segment.bytes.into());
-        self.dma.resolve(slot::here(), segment.address..end, access)
+        self.dma.resolve(this_cpu(), segment.address..end, access)
     }
 }

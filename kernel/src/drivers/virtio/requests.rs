@@ -84,8 +84,8 @@ pub enum RequestError {
     /// It did not answer in time.
     #[error("the device does not answer")]
     TimedOut,
-    /// It was reset meanwhile, and cannot be used any more.
-    #[error("the device failed, and does not come back: {0}")]
+    /// It was to be reset, and has not come back. Perhaps it does the next time.
+    #[error("the device failed, and has not come back: {0}")]
     Gone(super::transport::TransportError),
 }
 
