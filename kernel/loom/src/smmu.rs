@@ -2,8 +2,8 @@
 //! looks at CMDQ_CONS, which is one thread less to put in order.
 //!
 //! The queue is the driver's own source, generic over its [`Platform`]. Each slot is watched by loom: who fills it, and
-//! the SMMU that reads it, must be ordered one way or the other, each time. So is the right to write CMDQ_PROD. DMB OSHST
-//! is a release fence, DMB OSHLD an acquire fence, for the CPUs and the SMMU alike.
+//! the SMMU that reads it, must be ordered one way or the other, each time. So is the right to write CMDQ_PROD.
+//! DMB OSHST is a release fence, DMB OSHLD an acquire fence, for the CPUs and the SMMU alike.
 
 use std::ptr::NonNull;
 use std::sync::Mutex;

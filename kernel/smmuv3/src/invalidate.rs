@@ -1,19 +1,19 @@
 //! Which commands invalidate a range of addresses: the fewest that cover its pages and no other.
 //!
-//! With range invalidation (IDR3.RIL) a command covers `(NUM + 1) << SCALE` pages, NUM up to 31, from any page on. That is
-//! every number of pages whose highest and lowest one bits are at most five apart. The largest such number that
-//! a range has room for is more than half of it: so two commands of that length, one that begins where the range
-//! begins and one that ends where it ends, cover it. **No range needs more than two.** Without, there is a command for
-//! each page, and from [`MOST_PAGES`] on one for the whole ASID.
+//! With range invalidation (IDR3.RIL) a command covers `(NUM + 1) << SCALE` pages, NUM up to 31, from any page on. That
+//! is every number of pages whose one bits lie within five places. The largest such number that a range has room for is
+//! more than half of it: so two commands of that length, one that begins where the range begins and one that ends where
+//! it ends, cover it. **No range needs more than two.** Without, there is a command for
+//! each page, and beyond [`MOST_PAGES`] one for the whole ASID.
 
 use granule_arch::addr::{PAGE_SHIFT, VirtAddr};
 use granule_arch::tlbi::Granule;
 
 use crate::{Command, Features, Scope, Span};
 
-/// Without range invalidation: pages from which on everything in the ASID goes instead. A command costs this CPU some 25
-/// instructions and the SMMU a fetch; what is lost by the whole ASID are walks, of which a device that uses few
-/// pages makes few.
+/// Without range invalidation: the most pages that are told one by one; of more, everything in the ASID goes. A command
+/// costs this CPU some 25 instructions and the SMMU a fetch; what is lost by the whole ASID are walks, of which a device
+/// that uses few pages makes few.
 pub const MOST_PAGES: u64 = 64;
 
 /// Pages that are more than any table maps: everything.

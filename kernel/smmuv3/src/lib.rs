@@ -9,9 +9,9 @@
 //! - it knows nothing of processes, page tables or PCI, allocates by its [`Platform`] alone, and has no statics
 //!
 //! # Who may do what at the same time
-//! [`Smmu`] is shared: any CPU invalidates at any time, **with its interrupts masked**, because an interrupt handler that
-//! issues commands would wait for the slots that its own CPU has reserved and not filled. [`Streams`], [`Events`] and
-//! [`Asids`] have one user at a time, by `&mut`.
+//! [`Smmu`] is shared: any CPU invalidates at any time, **with its interrupts masked**, because an interrupt handler
+//! that issues commands would wait for the slots that its own CPU has reserved and not filled. [`Streams`], [`Events`]
+//! and [`Asids`] have one user at a time, by `&mut`.
 
 #![no_std]
 

@@ -66,8 +66,8 @@ pub enum Step {
 /// 1. Offsets below [`PAGE1`] reach register page 0, those from there on page 1, of one SMMUv3 that nobody else
 ///    programs; each access is one access of its size, made in program order with the others.
 /// 2. The barriers are those whose names they have, or stronger, for the CPUs and the SMMU.
-/// 3. `Word` at the addresses of a [`DmaMemory`] is what the SMMU reads and writes there: 8 bytes, little-endian, in one
-///    piece. (A checker that has no SMMU in it may have larger words, and its memory as many of them.)
+/// 3. `Word` at the addresses of a [`DmaMemory`] is what the SMMU reads and writes there: 8 bytes, little-endian, in
+///    one piece. (A checker that has no SMMU in it may have larger words, and its memory as many of them.)
 pub unsafe trait Platform: Sync {
     /// A word that is shared.
     type Word: Word;

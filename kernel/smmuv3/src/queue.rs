@@ -15,11 +15,12 @@
 //! ```
 //!
 //! There is no mark in each slot, and no CPU that publishes for others: PROD never passes a slot that is not filled,
-//! because turns are taken in the order of the slots.
+//! because turns are taken in the order of the slots. What that costs: a virtual CPU that does not run when its turn has
+//! come keeps those behind it waiting, where one that published for it would go on.
 //!
-//! All positions are counts since the beginning, in 64 bits, so none is ambiguous; registers have their lowest bits, the
-//! wrap bit included. `consumed` is a count that the SMMU has reached for certain, raised when room is needed. From it
-//! and CMDQ_CONS follows another: the smallest that is not below it and has the register's bits. **That is never more
+//! All positions are counts since the beginning, in 64 bits, so none is ambiguous; registers have their lowest bits,
+//! the wrap bit included. `consumed` is a count that the SMMU has reached for certain, raised when room is needed. From
+//! it and CMDQ_CONS follows another: the smallest that is not below it and has the register's bits. **That is never more
 //! than what was consumed** when the register was read, since `consumed` was read before it; it is less only where
 //! others have gone a whole round meanwhile, and then `consumed` has been raised, so that a second look is exact.
 //!
@@ -216,7 +217,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     #[inline(always)]
     pub(crate) fn slot(&self, position: u64) -> &[P::Word; 2] {
         let index = (position & (Self::ENTRIES - 1)) as usize;
-        // SAFETY: `slots` holds `ENTRIES` commands, as `new` has checked, which are two words each (`DmaMemory::words`).
+        // SAFETY: `slots` holds `ENTRIES` commands, as `new` has checked, of two words each (`DmaMemory::words`).
         unsafe { &*self.slots.words::<P>().as_ptr().cast::<[P::Word; 2]>().add(index) }
     }
 

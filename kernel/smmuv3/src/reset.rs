@@ -1,4 +1,4 @@
-//! From whatever state the SMMU is in to one in which every stream aborts and both queues work (IHI 0070, 3.11 and 6.3).
+//! From whatever state the SMMU is in to one in which every stream aborts and both queues work (IHI 0070, 3.11, 6.3).
 //!
 //! The order, and what each step is in time for:
 //!

@@ -73,8 +73,8 @@ proptest! {
         let span_fields = [(NUM, u64::from(span.num())), (SCALE, u64::from(span.scale()))];
         let hint = LevelHint::new(level);
         // One page without a hint is no range.
-        let (range, tg) =
-            if pages == 1 && hint.is_none() { (0, 0) } else { (u64::from(hint.map_or(0, LevelHint::level)), granule as u64) };
+        let ttl = u64::from(hint.map_or(0, LevelHint::level));
+        let tg = if pages == 1 && hint.is_none() { 0 } else { granule as u64 };
         let table: [(Command, Vec<(Field, u64)>); 13] = [
             (Command::SYNC, [(OPCODE, 0x46)].into()),
             (Command::sync_with_event(), [(OPCODE, 0x46), (field::COMPLETION, 2)].into()),
@@ -99,7 +99,7 @@ proptest! {
             (Command::tlbi_nh_vaa(at, scope), [(OPCODE, 0x13), (LEAF, leaf), (PAGE, page)].into()),
             (
                 Command::tlbi_nh_va_range(asid, at, span, granule, hint, scope),
-                [(OPCODE, 0x12), (ASID, asid64), (LEAF, leaf), (PAGE, page), (TTL, range), (TG, tg)]
+                [(OPCODE, 0x12), (ASID, asid64), (LEAF, leaf), (PAGE, page), (TTL, ttl), (TG, tg)]
                     .into_iter().chain(span_fields).collect(),
             ),
         ];
@@ -116,8 +116,8 @@ proptest! {
         prop_assert!(span.num() < 32 && span.scale() < 32);
         prop_assert_eq!(span.pages(), (u64::from(span.num()) + 1) << span.scale());
         // By trying all.
-        let fits = (0u32..32).flat_map(|scale| (1u64..=32).map(move |count| count << scale)).filter(|&all| all <= pages);
-        prop_assert_eq!(span.pages(), fits.max().unwrap());
+        let all = (0u32..32).flat_map(|scale| (1u64..=32).map(move |count| count << scale));
+        prop_assert_eq!(span.pages(), all.filter(|&all| all <= pages).max().unwrap());
         prop_assert!(2 * span.pages() > pages);
         prop_assert_eq!(Span::exact(pages), (span.pages() == pages).then_some(span));
     }
@@ -141,8 +141,10 @@ fn each_byte_is_where_the_table_says() {
         (Command::prefetch_config(0x18),              [0x01, 0, 0, 0,  0x18, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0]),
         (Command::tlbi_nh_all(0x0102),                [0x10, 0, 0, 0,  2, 1, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0]),
         (Command::tlbi_nh_asid(0x0102),               [0x11, 0, 0, 0,  0, 0, 2, 1,  0, 0, 0, 0,  0, 0, 0, 0]),
-        (Command::tlbi_nh_va(5, at, Scope::Leaves), [0x12, 0, 0, 0,  0, 0, 5, 0,  0x01, 0xf0, 0x10, 0x32,  0x54, 0x76, 0, 0]),
-        (Command::tlbi_nh_vaa(at, Scope::Tables),   [0x13, 0, 0, 0,  0, 0, 0, 0,  0x00, 0xf0, 0x10, 0x32,  0x54, 0x76, 0, 0]),
+        (Command::tlbi_nh_va(5, at, Scope::Leaves),
+                            [0x12, 0, 0, 0,  0, 0, 5, 0,  0x01, 0xf0, 0x10, 0x32,  0x54, 0x76, 0, 0]),
+        (Command::tlbi_nh_vaa(at, Scope::Tables),
+                            [0x13, 0, 0, 0,  0, 0, 0, 0,  0x00, 0xf0, 0x10, 0x32,  0x54, 0x76, 0, 0]),
         // 21 << 3 pages: NUM is 20, SCALE 3; TG is 1, TTL 3.
         (Command::tlbi_nh_va_range(5, at, Span::exact(168).unwrap(), Granule::Size4K, LevelHint::new(3), Scope::Leaves),
                             [0x12, 0x40, 0x31, 0,  0, 0, 5, 0,  0x01, 0xf7, 0x10, 0x32,  0x54, 0x76, 0, 0]),
