@@ -249,10 +249,13 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     #[inline(never)]
     pub(crate) fn wait(&self, platform: &P, end: u64) -> Result<(), CommandError> {
         let mut patience = Patience::default();
-        while self.position(platform, self.consumed.load(Acquire)) < end {
-            patience.turn(self, platform)?;
+        loop {
+            let now = self.position(platform, self.consumed.load(Acquire));
+            if now >= end {
+                return Ok(());
+            }
+            patience.turn(self, platform, now)?;
         }
-        Ok(())
     }
 
     /// Waits until there is room for `count` commands, which others may take first.
@@ -275,7 +278,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
                 // May miss one where two CPUs find it full at once: it is for people to read.
                 self.full.store(self.full.load(Relaxed) + 1, Relaxed);
             }
-            patience.turn(self, platform)?;
+            patience.turn(self, platform, now)?;
         }
     }
 
@@ -320,11 +323,13 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     }
 }
 
-/// How long somebody has been waiting.
+/// How long somebody has been waiting while nothing moved: others may be first, and many.
 #[derive(Default)]
 struct Patience {
     turns: u64,
     since: u64,
+    /// Where the SMMU was at the last look.
+    position: u64,
 }
 
 impl Patience {
@@ -335,11 +340,12 @@ impl Patience {
         self.turns == 0
     }
 
-    /// Once per turn of a waiting loop.
+    /// Once per turn of a waiting loop, which has found the SMMU at `position`.
     fn turn<P: Platform, const BITS: u32>(
         &mut self,
         queue: &CommandQueue<P, BITS>,
         platform: &P,
+        position: u64,
     ) -> Result<(), CommandError> {
         if queue.dead.load(Relaxed) != 0 {
             return Err(CommandError::Timeout);
@@ -347,8 +353,8 @@ impl Patience {
         self.turns += 1;
         if self.turns % Self::LOOK == 1 {
             let now = platform.microseconds();
-            if self.turns == 1 {
-                self.since = now;
+            if self.turns == 1 || self.position != position {
+                (self.since, self.position) = (now, position);
             } else if now.saturating_sub(self.since) > 1000 * LIMIT_MS {
                 return Err(CommandError::Timeout);
             }
