@@ -153,7 +153,7 @@ fn what_a_process_does_not_have_its_devices_do_not_get(t: &mut Test) {
         // The rings are in the space, and not for requests: what is there the driver alone says.
         t.ok("what is there", disk.read(7, at(START), PAGE as u32));
         t.equal("words that differ", wrong_words(&space, START, 1, 7), 0);
-        t.ok("read-only memory to the disk", disk.write(6000, at(constant), PAGE as u32));
+        t.ok("read-only memory to the disk", disk.write(2300, at(constant), PAGE as u32));
     }
     if let Some(source) = t.ok("random numbers", rng(this_cpu(), 0))
         && let Some(_bound) = Bound::new(t, source, &space)
