@@ -173,5 +173,6 @@ fn bound_without_telling_or_flushing_a_device_sees_another_space() {
 fn with_a_device_that_is_believed_data_is_lost_in_silence() {
     let name = "smmu::a_clean_page_that_may_be_written_is_written_by_a_device";
     assert_caught("trust-completion", name, "the first retry: found Ok(1), wanted Ok(2)");
-    assert_caught("trust-completion", name, "it has arrived: found 0, wanted 4096");
+    // A fault that is served while the disk is slow lets the data arrive after all; one that nothing helps does not.
+    assert_caught("no-secondary-tlb,trust-completion", AT_ONCE, "it has arrived: found 8, wanted 4096");
 }
