@@ -74,9 +74,10 @@ impl<'s> Gather<'s> {
     }
 
     /// Lets go of one hold of `frame`, later. Its entry is empty, and noted or about to be noted: where the list is
-    /// full, `emptied` is invalidated first, the addresses whose entries were emptied and not noted yet.
+    /// full, what `emptied` says is invalidated with the rest, and need not be noted any more: the addresses whose
+    /// entries were emptied and not noted yet.
     #[inline(always)]
-    pub(super) fn add(&mut self, frame: PhysAddr, emptied: impl FnOnce() -> (VirtAddr, VirtAddr)) {
+    pub(super) fn add(&mut self, frame: PhysAddr, emptied: impl FnOnce() -> Option<(VirtAddr, VirtAddr)>) {
         if let Some(last) = self.runs.last_mut()
             && last.end == frame
         {
@@ -84,8 +85,9 @@ impl<'s> Gather<'s> {
             return;
         }
         if self.runs.is_full() {
-            let (start, end) = emptied();
-            self.stale(start, end);
+            if let Some((start, end)) = emptied() {
+                self.stale(start, end);
+            }
             self.pay();
         }
         let pushed = self.runs.push(Run { start: frame, end: frame + PAGE });
@@ -95,8 +97,8 @@ impl<'s> Gather<'s> {
     /// Frees a table, later, that was taken out of the tree and translated addresses of `span` alone.
     pub(super) fn add_table(&mut self, table: PhysAddr, span: PageRange) {
         self.tables = Tables::Unlinked;
-        self.add(table, || (span.start(), span.end()));
         self.stale(span.start(), span.end());
+        self.add(table, || None);
     }
 
     /// Whether the frames are few.

@@ -19,7 +19,7 @@ impl Space {
         let mmu = self.mmu();
         self.page_tables().for_each_cells(range, |found| {
             let _locked = self.lock_table(found.table);
-            // From the first to the last that was valid.
+            // From the first to the last that was valid, and is not invalidated yet.
             let (mut first, mut end) = (usize::MAX, 0);
             for (index, cell) in found.cells.iter().enumerate() {
                 let old = mmu.load(cell);
@@ -32,7 +32,11 @@ impl Space {
                     end = index + 1;
                 }
                 if old.is_present() && !old.is_special() {
-                    gather.add(old.address(), || (found.start, found.address(index + 1)));
+                    gather.add(old.address(), || {
+                        let emptied = (first < end).then(|| (found.address(first), found.address(end)));
+                        first = usize::MAX;
+                        emptied
+                    });
                 }
             }
             if first < end {

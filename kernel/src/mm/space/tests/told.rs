@@ -296,6 +296,26 @@ fn madvise_clears() {
     );
 }
 
+/// More frames that are no neighbours than a gather lists: it pays in between.
+#[test]
+fn each_page_is_told_once_however_many_there_are() {
+    const PAGES: u64 = 70;
+    let stage = Stage::new(0);
+    let start = stage.rig.map(&stage.space, PAGES);
+    let other = stage.rig.space();
+    let between = stage.rig.map(&other, PAGES);
+    for page in 0..PAGES {
+        stage.rig.write(&stage.space, start + page * PAGE, 1);
+        stage.rig.write(&other, between + page * PAGE, 1);
+    }
+    stage.listener.take();
+    stage.space.madvise_dontneed(&stage.rig.cpu, start, PAGES * PAGE).unwrap();
+    let told = stage.listener.take().into_iter().filter(|call| call.told == Told::SecondaryTlbs);
+    let pages = |address: u64| (address - start.0) / PAGE;
+    let told: Vec<_> = told.map(|call| (pages(call.range.0), pages(call.range.1))).collect();
+    assert_eq!(told, [(0, 33), (33, 65), (65, 70)]);
+}
+
 #[test]
 fn fork_protects_the_parents_pages() {
     let stage = Stage::new(2);
