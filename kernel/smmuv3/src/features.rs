@@ -55,6 +55,9 @@ pub struct Features {
     pub command_queue_bits: u8,
     /// log2 of the most events that a queue may hold.
     pub event_queue_bits: u8,
+    /// It overrides whether a transaction is privileged ([`Privilege`](crate::Privilege)). Where it cannot, a device
+    /// reaches what is EL1's only if its transactions say by themselves that they are privileged.
+    pub privilege_override: bool,
     /// Queues at an address that cannot be changed.
     pub queues_preset: bool,
     /// A stream table at an address that cannot be changed.
@@ -132,6 +135,7 @@ impl Features {
             substream_bits: idr1.read(IDR1::SSIDSIZE) as u8,
             command_queue_bits: idr1.read(IDR1::CMDQS) as u8,
             event_queue_bits: idr1.read(IDR1::EVENTQS) as u8,
+            privilege_override: idr1.is_set(IDR1::ATTR_PERMS_OVR),
             queues_preset: idr1.is_set(IDR1::QUEUES_PRESET),
             tables_preset: idr1.is_set(IDR1::TABLES_PRESET),
             relative: idr1.is_set(IDR1::REL),
@@ -186,6 +190,7 @@ impl fmt::Display for Features {
             (self.granule_64k, " 64K"),
             (self.coherent, " coherent"),
             (self.two_levels, " 2-level"),
+            (self.privilege_override, " privilege-override"),
             (self.range_invalidation, " range-invalidation"),
             (self.broadcast, " broadcast"),
             (self.access_flag, " access-flag"),

@@ -57,6 +57,7 @@ fn features_are_those_of_the_id_registers() {
     assert_eq!(features.stall, Stall::Never);
     let plain = Features::read(&SmmuModel::new(Hardware::PLAIN).platform());
     assert!(!plain.two_levels && !plain.range_invalidation);
+    assert!(plain.privilege_override && !features.privilege_override);
     assert_eq!((plain.stall, plain.stream_bits, plain.minor), (Stall::ByContext, 8, 0));
 }
 
