@@ -46,9 +46,12 @@ impl Fit {
     }
 }
 
-/// `250 + 5.1 N`: as many digits of the slope as tell something.
+/// `250 + 5.1 N`: as many digits of the slope as tell something, and none where it is flat.
 impl fmt::Display for Fit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.slope.abs() < 0.0005 {
+            return write!(f, "{:.0}", self.fixed);
+        }
         let digits = if self.slope < 1.0 { 3 } else { 1 };
         write!(f, "{:.0} + {:.digits$} N", self.fixed, self.slope)
     }
@@ -59,6 +62,12 @@ mod tests {
     use proptest::prelude::{prop_assert, proptest};
 
     use super::Fit;
+
+    #[test]
+    fn a_flat_line_has_no_slope() {
+        assert_eq!(Fit::of(&[(1, 155), (8, 155), (64, 155), (4096, 155)]).to_string(), "155");
+        assert_eq!(Fit::of(&[(1, 202), (10, 220)]).to_string(), "200 + 2.0 N");
+    }
 
     #[test]
     fn linux_numbers_give_linux_fit() {

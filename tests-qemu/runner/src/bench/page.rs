@@ -34,7 +34,6 @@ fn bounded(run: &Run) -> String {
         let verdict = if bar.is_met(row) { "met" } else { "**missed**" };
         let peers = PEERS.map(|name| peer(name, row, measured).map_or_else(|| "–".into(), line));
         let linux = bar.linux();
-        let linux = if linux.slope == 0.0 { format!("{:.0}", linux.fixed) } else { linux.to_string() };
         text.push_str(&format!(
             "| `{}`{machine} | ≤ {bar} | {} | {verdict} | {} | {linux} | {} |\n",
             row.name,
