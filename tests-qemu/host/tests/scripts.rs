@@ -150,7 +150,8 @@ fn every_switch_of_the_lab_says_who_sees_it_and_each_that_the_target_sees_has_it
     let code = files.iter().flat_map(|file| file.lines()).filter(|line| !line.trim_start().starts_with("//"));
     let tests: Vec<&str> = code.collect();
     for words in switches.iter().filter(|words| words[2] == "target") {
-        let named = [format!("\"{}\"", words[0]), format!("\"lab={}\"", words[0])];
+        // With other boot arguments behind it, where it needs them.
+        let named = ["\"{}\"", "\"{} ", "\"lab={}\""].map(|form| form.replace("{}", words[0]));
         assert!(tests.iter().any(|line| named.iter().any(|name| line.contains(name.as_str()))), "{words:?}");
     }
 }
