@@ -94,7 +94,9 @@ pub fn connect(
 pub fn disconnect(message: Message) {
     let Some(Ok(its)) = ITS.get() else { return };
     let Some(handler) = HANDLERS.get(message.event as usize) else { return };
-    if let Err(error) = its.lock().remove(message.event as usize) {
+    // Until the handler has gone: as soon as it can, somebody else gets the event, and a handler of theirs.
+    let mut its = its.lock();
+    if let Err(error) = its.remove(message.event as usize) {
         log::error!("interrupt {}: {error}", message.intid);
     }
     *handler.lock() = None;
