@@ -56,16 +56,6 @@ impl Claim {
         self.function
     }
 
-    /// Writes a byte of configuration space.
-    ///
-    /// # Errors
-    /// There is none at this offset.
-    pub fn write_config8(&self, offset: u16, value: u8) -> Result<(), PciError> {
-        super::check_offset(offset, 1)?;
-        self.host.config.write8(self.address, offset, value);
-        Ok(())
-    }
-
     /// Writes two bytes of configuration space.
     ///
     /// # Errors

@@ -29,8 +29,6 @@ pub(super) trait ConfigSpace: Sync {
     fn write32(&self, function: PciAddress, offset: u16, value: u32);
     /// Writes half a word and leaves its neighbour alone: among the status bits there are some that a one clears.
     fn write16(&self, function: PciAddress, offset: u16, value: u16);
-    /// Writes a byte.
-    fn write8(&self, function: PciAddress, offset: u16, value: u8);
 }
 
 /// Configuration space in memory, mapped bus by bus.
@@ -78,10 +76,6 @@ impl ConfigSpace for Ecam {
     }
 
     fn write16(&self, function: PciAddress, offset: u16, value: u16) {
-        self.write(function, offset, value);
-    }
-
-    fn write8(&self, function: PciAddress, offset: u16, value: u8) {
         self.write(function, offset, value);
     }
 }

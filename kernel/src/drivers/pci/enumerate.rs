@@ -228,8 +228,8 @@ impl<'m> Walk<'m> {
             }
             index += bar.registers();
         }
-        // A register without an address would decode zero.
-        if has_all {
+        // A register without an address would decode zero; and of an unknown header nobody knows what it would decode.
+        if has_all && count > 0 {
             self.config().write16(address, COMMAND, NO_PIN | MEMORY);
         }
         bars
@@ -343,9 +343,9 @@ impl<'m> Walk<'m> {
             // Behind the end of the host's window nothing is handed out, so a bridge may forward it as well.
             let end = pool.align().unwrap_or_else(|| {
                 pool.next = pool.end;
-                pool.end.next_multiple_of(MEBIBYTE)
+                pool.end
             });
-            Some((start, end - MEBIBYTE))
+            Some((start, (end - 1) & !(MEBIBYTE - 1)))
         };
         let window = |(base, last): (u64, u64)| (last as u32 & 0xfff0_0000) | (base >> 16) as u32 & 0xfff0;
         if let Some(range) = used(&mut self.low, low) {

@@ -288,15 +288,6 @@ impl Function {
         self.bars.iter().enumerate().filter_map(|(index, bar)| Some((index, (*bar)?)))
     }
 
-    /// Reads a byte of configuration space.
-    ///
-    /// # Errors
-    /// There is none at this offset.
-    pub fn read_config8(&self, offset: u16) -> Result<u8, PciError> {
-        check_offset(offset, 1)?;
-        Ok((self.host.config.read32(self.address, offset & !3) >> (offset % 4 * 8)) as u8)
-    }
-
     /// Reads two bytes of configuration space.
     ///
     /// # Errors

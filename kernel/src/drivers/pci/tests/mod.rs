@@ -32,13 +32,24 @@ fn host_with(
     low: Range<u64>,
     prefetchable: [bool; 2],
 ) -> &'static Host {
+    host_between(config, last_bus, low, HIGH, prefetchable)
+}
+
+/// The same, with another window above.
+fn host_between(
+    config: impl ConfigSpace + 'static,
+    last_bus: u8,
+    low: Range<u64>,
+    high: Range<u64>,
+    prefetchable: [bool; 2],
+) -> &'static Host {
     let window = |kind, bus: &Range<u64>, cpu: u64| Window {
         kind,
         prefetchable: prefetchable[usize::from(kind == WindowKind::Memory64)],
         bus: bus.start,
         cpu: PhysRange::from_size(PhysAddr(cpu), bus.end - bus.start).unwrap(),
     };
-    let windows = [window(WindowKind::Memory32, &low, LOW_CPU), window(WindowKind::Memory64, &HIGH, HIGH.start)];
+    let windows = [window(WindowKind::Memory32, &low, LOW_CPU), window(WindowKind::Memory64, &high, HIGH.start)];
     let description = Pcie {
         ecam: PhysRange::from_size(PhysAddr(0), 256 << 20).unwrap(),
         buses: (0, last_bus),
@@ -68,9 +79,6 @@ fn walk_model(plans: &[Plan], last_bus: u8, low: Range<u64>) -> (std::vec::Vec<F
         }
         fn write16(&self, function: PciAddress, offset: u16, value: u16) {
             self.0.write16(function, offset, value);
-        }
-        fn write8(&self, function: PciAddress, offset: u16, value: u8) {
-            self.0.write8(function, offset, value);
         }
     }
     (walk(host(Shared(model), last_bus, low)), model)
@@ -254,7 +262,6 @@ impl ConfigSpace for Liar {
     }
     fn write32(&self, _: PciAddress, _: u16, _: u32) {}
     fn write16(&self, _: PciAddress, _: u16, _: u16) {}
-    fn write8(&self, _: PciAddress, _: u16, _: u8) {}
 }
 
 #[test]
@@ -271,6 +278,27 @@ fn no_room_is_said_of_the_register_and_the_function_decodes_nothing() {
     let claim = large.claim("a test").unwrap();
     assert_eq!(claim.bar(2), Err(PciError::NoBar { function: claim.address(), index: 2 }));
     assert_eq!(claim.bar(usize::MAX).unwrap_err(), PciError::NoBar { function: claim.address(), index: usize::MAX });
+}
+
+#[test]
+fn a_function_with_an_unknown_header_decodes_nothing() {
+    let model = Model::new(&[endpoint(&[memory(12)])]);
+    model.0.lock().unwrap()[0].set(0x0c, 0x0002_0000);
+    let host = host(model, 255, LOW);
+    let [function] = walk(host).try_into().ok().unwrap();
+    assert_eq!(function.bars().count(), 0);
+    assert_eq!(function.read_config16(0x04).unwrap() & 0b111, 0);
+}
+
+/// Of the last mebibyte, which begins inside the window: its end is beyond all numbers.
+#[test]
+fn a_bridge_may_forward_the_end_of_all_addresses() {
+    let end = u64::MAX - 0xffff;
+    let plans = [bridge(Kind::RootPort, vec![endpoint(&[wide(19, true); 3])])];
+    let low = LOW.start + 0x1000..LOW.start + 0x2000;
+    let functions = walk(host_between(Model::new(&plans), 255, low, end - (2 << 20)..end, [false, false]));
+    assert!([0, 2, 4].iter().all(|&index| functions[1].bar(index).unwrap().range.is_some()));
+    assert_eq!(functions[0].prefetchable_window().unwrap().size(), 2 << 20);
 }
 
 #[test]
@@ -381,9 +409,9 @@ fn a_bridge_has_no_driver_and_a_function_has_one() {
     let command = || model.read32(functions[0].address(), 4) & 0x406;
     assert_eq!(command(), 0x406, "memory, bus master, no pin");
     assert_eq!(claim.write_config32(2, 0), Err(PciError::BadOffset(2, 4)));
-    assert_eq!(claim.write_config8(4096, 0), Err(PciError::BadOffset(4096, 1)));
+    assert_eq!(claim.write_config16(4096, 0), Err(PciError::BadOffset(4096, 2)));
     assert_eq!(claim.read_config16(2), Ok(0x5678));
-    assert_eq!(claim.read_config8(1), Ok(0x12));
+    assert_eq!(claim.read_config16(1), Err(PciError::BadOffset(1, 2)));
     drop(claim);
     assert_eq!((command(), functions[0].owner()), (0x402, None));
 }

@@ -189,18 +189,8 @@ impl ConfigSpace for Model {
     }
 
     fn write16(&self, function: PciAddress, offset: u16, value: u16) {
-        self.part(function, offset, value.into(), 0xffff);
-    }
-
-    fn write8(&self, function: PciAddress, offset: u16, value: u8) {
-        self.part(function, offset, value.into(), 0xff);
-    }
-}
-
-impl Model {
-    fn part(&self, function: PciAddress, offset: u16, value: u32, mask: u32) {
         let shift = offset % 4 * 8;
         let old = self.read32(function, offset & !3);
-        self.write32(function, offset & !3, old & !(mask << shift) | value << shift);
+        self.write32(function, offset & !3, old & !(0xffff << shift) | u32::from(value) << shift);
     }
 }
