@@ -76,8 +76,9 @@ impl Device {
         let dma = iommu::attach(cpu, claim.stream_id())?;
         let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
         let transport = Transport::start(windows, translation, wanted)?;
-        let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
         let doorbell = slot::doorbell(cpu, &dma)?;
+        // Behind what may fail and would not give it back.
+        let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, handler, doorbell);
         let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();

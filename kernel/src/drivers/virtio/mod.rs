@@ -2,7 +2,11 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `structures` | where a device's registers are, by its capabilities |
+//! | `transport` | the registers: status, features, queues, interrupts, configuration |
 //! | `queue` | the rings of a split queue, and what is believed of what a device writes into them: nothing |
+//! | `requests` | chains that are handed over until their data has arrived |
+//! | `device` | all of it at work: who waits, interrupts, resets |
 
 pub mod device;
 #[cfg(test)]

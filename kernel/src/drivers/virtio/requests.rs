@@ -35,6 +35,8 @@ pub const MAX_SEGMENTS: usize = 8;
 const FRAME_BYTES: usize = 32;
 /// Of these, the header that the device reads; behind it is the byte that it answers with.
 const HEADER_BYTES: usize = 16;
+/// In place of a request's number.
+const NOBODY: u8 = u8::MAX;
 /// What is in that byte before the device stores its own: none of its values.
 const NO_STATUS: u8 = 0xff;
 
@@ -132,7 +134,7 @@ pub struct Requests {
     /// And as the device knows them.
     frames_address: u64,
     entries: [Entry; MAX_REQUESTS],
-    /// Which request each chain in flight belongs to.
+    /// Which request each chain in flight belongs to; [`NOBODY`] of one whose request is over already.
     owners: [u8; MAX_SIZE as usize],
     losses: u32,
     /// Requests that were handed over again.
@@ -215,7 +217,11 @@ impl Requests {
     pub fn collect(&mut self, resolve: &mut Resolve<'_>) -> Result<bool, DeviceError> {
         let mut again = false;
         while let Some(Completion { token, written }) = self.queue.take()? {
-            let index = usize::from(self.owners[token.index()]);
+            let owner = self.owners[token.index()];
+            if owner == NOBODY {
+                continue;
+            }
+            let index = usize::from(owner);
             let status = self.status(index);
             let verdict = self.verdict(index, resolve);
             let entry = &mut self.entries[index];
@@ -243,8 +249,10 @@ impl Requests {
         }
     }
 
-    /// Ends all that is in flight with `error`: the device is reset, and reaches nothing any more.
+    /// Ends all that is in flight with `error`: the device is reset, or reaches nothing any more. What it has handed
+    /// back meanwhile, and nobody has looked at, is not a later request's.
     pub fn abandon(&mut self, error: RequestError) {
+        self.owners.fill(NOBODY);
         for entry in self.entries.iter_mut().filter(|entry| entry.is_in_flight()) {
             entry.state = State::Over(Err(error));
         }

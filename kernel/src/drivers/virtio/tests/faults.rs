@@ -293,6 +293,21 @@ fn what_is_abandoned_has_its_reason() {
     assert_eq!(bench.requests.submit(Frame::None, &many), Err(RequestError::TooManySegments(MAX_SEGMENTS + 1)));
 }
 
+/// The reset that was to take it from the device failed, so the queue is what it was.
+#[test]
+fn what_comes_back_of_an_abandoned_request_is_not_the_next_ones() {
+    let mut bench = Bench::new();
+    let first = bench.requests.submit(Frame::None, &[bench.page(0)]).unwrap();
+    bench.fetch();
+    bench.perform(0);
+    bench.requests.abandon(RequestError::TimedOut);
+    assert_eq!(bench.requests.take(first), Some(Err(RequestError::TimedOut)));
+    let next = bench.requests.submit(Frame::None, &[bench.page(1)]).unwrap();
+    assert_eq!(bench.collect(), Ok(false));
+    assert_eq!(bench.requests.take(next), None);
+    assert!(matches!(bench.finish(next), Some(Ok(_))) && bench.has_arrived(1));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
