@@ -37,6 +37,8 @@ mod register {
     pub(super) const DMA_DESTINATION: u64 = 0x88;
     pub(super) const DMA_COUNT: u64 = 0x90;
     pub(super) const DMA_COMMAND: u64 = 0x98;
+    /// Bytes up to here.
+    pub(super) const BYTES: u64 = 0xa0;
 }
 
 /// What INTERRUPT_STATUS has of an interrupt by RAISE is what was written there; of a DMA it is its own bit.
@@ -106,6 +108,8 @@ impl Driver for Edu {
         /// Any number with both kinds of bits.
         const PROBE: u32 = 0x1234_5678;
         let registers = claim.map_bar(&kernel().space, cpu, 0)?;
+        let bytes = registers.bytes();
+        let registers = registers.part(0, register::BYTES).ok_or(StartError::Short(bytes, register::BYTES))?;
         // 0xRRrr00ed, with the version in front.
         let identification = registers.read32(register::IDENTIFICATION);
         registers.write32(register::LIVENESS, PROBE);

@@ -11,7 +11,7 @@ use spin::Once;
 use thiserror::Error;
 
 use super::interrupt::InterruptHandler;
-use super::pci::{self, Claim, Id, PciError};
+use super::pci::{self, Claim, Id, PciAddress, PciError};
 use super::timer::Deadline;
 use super::virtio::transport::TransportError;
 use crate::iommu::{AttachError, BindError, DmaDevice, DmaError};
@@ -43,6 +43,12 @@ pub enum StartError {
     /// It is no virtio device that this driver drives.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// It reads and writes memory past the CPUs' caches, which no driver here cleans.
+    #[error("{0} does not see what is in the CPUs' caches (the device tree's dma-coherent)")]
+    NotCoherent(PciAddress),
+    /// Its registers end too early.
+    #[error("the device has {0:#x} bytes of registers, and {1:#x} are needed")]
+    Short(u64, u64),
     /// What it says of itself is not what such a device says.
     #[error("the device says that it is {0:#x}: it is something else")]
     Unknown(u32),
@@ -153,6 +159,9 @@ pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartErr
     }
     let mut functions = pci::functions().iter().filter(|function| T::IDS.contains(&function.id()));
     let function = functions.nth(index).ok_or(StartError::None(T::NAME, index))?;
+    if !function.is_coherent() {
+        return Err(StartError::NotCoherent(function.address()));
+    }
     let device = T::start(cpu, function.claim(T::NAME)?, slot)?;
     Ok(slot.device.call_once(|| device))
 }
