@@ -1,5 +1,5 @@
-//! Interrupts of functions: by messages, MSI-X or MSI, where the machine has an ITS; else by the pin, which functions share
-//! (PCI Local Bus Specification 3.0, 6.8; PCI Express Base Specification, 6.1).
+//! Interrupts of functions: by messages, MSI-X or MSI, where the machine has an ITS; else by the pin, which functions
+//! share (PCI Local Bus Specification 3.0, 6.8; PCI Express Base Specification, 6.1).
 
 use heapless::Vec;
 use pci_types::capability::{MsixCapability, PciCapability};
@@ -109,8 +109,8 @@ pub(super) fn set(
     }
 }
 
-/// Gives a function's vector an event, which it sends to `doorbell` or, without one, to the ITS's own. The function is told
-/// of it by the caller.
+/// Gives a function's vector an event, which it sends to `doorbell` or, without one, to the ITS's own. The function is
+/// told of it by the caller.
 fn connect(
     function: &'static Function,
     kernel: &'static Kernel,
