@@ -87,13 +87,17 @@ enum Outcome {
 struct Fault {
     page: VirtAddr,
     access: Access,
+    /// The record that it is noted by, counted: the same page may be refused again while it is served.
+    record: u64,
     outcome: Outcome,
 }
 
 /// The faults that a device has met, until its driver has asked.
 pub(super) struct Log {
     faults: heapless::Vec<Fault, KEPT>,
-    /// There were more.
+    /// How many records there were.
+    records: u64,
+    /// There were more faults than are kept.
     lost: bool,
     /// Its context or stream was refused altogether.
     refused: bool,
@@ -101,22 +105,29 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) const fn new() -> Self {
-        Self { faults: heapless::Vec::new(), lost: false, refused: false }
+        Self { faults: heapless::Vec::new(), records: 0, lost: false, refused: false }
     }
 
     fn note(&mut self, page: VirtAddr, access: Access) {
+        self.records += 1;
+        let noted = Fault { page, access, record: self.records, outcome: Outcome::Waiting };
         let alike = |fault: &&mut Fault| fault.page == page && fault.access == access;
         if let Some(fault) = self.faults.iter_mut().find(alike) {
             // Again: what was done did not help, or came too late for it.
-            fault.outcome = Outcome::Waiting;
-        } else if self.faults.push(Fault { page, access, outcome: Outcome::Waiting }).is_err() {
+            *fault = noted;
+        } else if let Err(noted) = self.faults.push(noted) {
             self.lost = true;
+            // In place of one that nobody has asked about so far: else those that nobody ever asks about would keep
+            // every later one from being served.
+            if let Some(decided) = self.faults.iter_mut().find(|fault| fault.outcome != Outcome::Waiting) {
+                *decided = noted;
+            }
         }
     }
 
-    fn set_outcome(&mut self, page: VirtAddr, access: Access, outcome: Outcome) {
-        let alike = |fault: &&mut Fault| fault.page == page && fault.access == access;
-        if let Some(fault) = self.faults.iter_mut().find(alike) {
+    /// Says what became of `served`, unless that is told already, or the page was refused again meanwhile.
+    fn set_outcome(&mut self, served: &Fault, outcome: Outcome) {
+        if let Some(fault) = self.faults.iter_mut().find(|fault| fault.record == served.record) {
             fault.outcome = outcome;
         }
     }
@@ -136,9 +147,12 @@ impl Log {
         });
         if core::mem::take(&mut self.refused) {
             found = Resolution::Failed(FaultError::NotMapped);
+            // Others that are in flight were refused as well.
+            self.lost = true;
         }
-        // What was lost may have been any transfer's.
-        if core::mem::take(&mut self.lost) && !matches!(found, Resolution::Failed(_)) {
+        // What was lost may have been any transfer's. Who is told of a failure does not submit the others again, so it
+        // is left to be told to them.
+        if !matches!(found, Resolution::Failed(_)) && core::mem::take(&mut self.lost) {
             found = Resolution::Overflow;
         }
         found
@@ -146,7 +160,8 @@ impl Log {
 
     /// Forgets everything: the device has other tables.
     pub(super) fn clear(&mut self) {
-        *self = Self::new();
+        // Somebody may still be serving one of these.
+        *self = Self { records: self.records, ..Self::new() };
     }
 }
 
@@ -220,9 +235,9 @@ impl Iommu {
                     && transfer.is_none_or(|(range, access)| touches(fault, range, access))
             };
             let next = device.faults().lock().faults.iter().find(waiting).copied();
-            let Some(Fault { page, access, .. }) = next else { return };
+            let Some(fault) = next else { return };
             let served = match device.bound_space() {
-                Some(space) => serve_fault(&space, cpu, page, access),
+                Some(space) => serve_fault(&space, cpu, fault.page, fault.access),
                 None => Err(FaultError::NotMapped),
             };
             let (counter, outcome) = match served {
@@ -230,7 +245,7 @@ impl Iommu {
                 Err(error) => (&self.counters.failed, Outcome::Failed(error)),
             };
             counter.fetch_add(1, Ordering::Relaxed);
-            device.faults().lock().set_outcome(page, access, outcome);
+            device.faults().lock().set_outcome(&fault, outcome);
         }
     }
 
@@ -333,3 +348,73 @@ mod thread {
 }
 #[cfg(target_os = "none")]
 pub(super) use thread::start as start_thread;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRITE: Access = Access::Write;
+
+    fn page(number: u64) -> VirtAddr {
+        VirtAddr(number * PAGE_SIZE as u64)
+    }
+
+    fn range(number: u64) -> Range<u64> {
+        page(number).0..page(number + 1).0
+    }
+
+    /// A log with faults at `pages`, none served.
+    fn log(pages: Range<u64>) -> Log {
+        let mut log = Log::new();
+        pages.for_each(|number| log.note(page(number), WRITE));
+        log
+    }
+
+    fn failed() -> Outcome {
+        Outcome::Failed(FaultError::NotMapped)
+    }
+
+    #[test]
+    fn what_was_lost_is_told_to_others_where_the_first_to_ask_has_failed() {
+        let mut log = log(0..KEPT as u64 + 1);
+        let first = log.faults[0];
+        log.set_outcome(&first, failed());
+        assert_eq!(log.take(&range(0), WRITE), Resolution::Failed(FaultError::NotMapped));
+        assert_eq!(log.take(&range(KEPT as u64), WRITE), Resolution::Overflow, "its record was lost");
+        assert_eq!(log.take(&range(KEPT as u64), WRITE), Resolution::NoFault);
+    }
+
+    #[test]
+    fn a_stream_that_is_refused_completes_no_transfer_in_flight() {
+        let mut log = Log::new();
+        log.refused = true;
+        assert_eq!(log.take(&range(0), WRITE), Resolution::Failed(FaultError::NotMapped));
+        assert_eq!(log.take(&range(1), WRITE), Resolution::Overflow, "it was refused as well");
+        assert_eq!(log.take(&range(1), WRITE), Resolution::NoFault);
+    }
+
+    #[test]
+    fn an_outcome_is_of_the_fault_that_was_served_and_of_no_later_one() {
+        let ways: [fn(&mut Log); 3] = [|log| _ = log.take(&range(5), WRITE), Log::clear, |_| ()];
+        for forget in ways {
+            let mut log = log(5..6);
+            let served = log.faults[0];
+            forget(&mut log);
+            log.note(page(5), WRITE);
+            log.set_outcome(&served, failed());
+            assert_eq!(log.faults[0].outcome, Outcome::Waiting);
+        }
+    }
+
+    #[test]
+    fn faults_that_nobody_asks_about_make_room() {
+        let mut log = log(0..KEPT as u64);
+        for fault in log.faults.clone() {
+            log.set_outcome(&fault, failed());
+        }
+        log.note(page(100), WRITE);
+        let served = *log.faults.iter().find(|fault| fault.page == page(100)).expect("it is kept, to be served");
+        log.set_outcome(&served, Outcome::Served);
+        assert_eq!(log.take(&range(100), WRITE), Resolution::Overflow, "another's record had to go");
+    }
+}
