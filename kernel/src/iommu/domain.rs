@@ -1,8 +1,9 @@
 //! A device's own tables: made like the kernel's, and told to the SMMU alone.
 //!
 //! Each range has one owner, whoever had its addresses from the allocator, so mapping and unmapping take no lock: they
-//! write cells that are theirs, of tables that others may be linking meanwhile (`granule_pgtable`). Tables stay until the device is detached. Unmapping is strict: when it returns, the SMMU has
-//! completed the invalidation and the device does not reach the memory any more.
+//! write cells that are theirs, of tables that others may be linking meanwhile (`granule_pgtable`). Tables stay until
+//! the device is detached. Unmapping is strict: when it returns, the SMMU has completed the invalidation and the device
+//! does not reach the memory any more.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 

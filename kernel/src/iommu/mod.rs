@@ -18,8 +18,8 @@
 //! ```
 //!
 //! # Locks
-//! A device's state and the list of devices are locks that sleep, taken in this order and before a space's areas. What
-//! runs under a page-table lock, or with interrupts masked, takes none of them: the notifier's callbacks only issue
+//! The list of devices and a device's state are locks that sleep, taken in this order and before a space's areas. What
+//! runs under a page-table lock, or with interrupts masked, takes neither: the notifier's callbacks only issue
 //! commands.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
