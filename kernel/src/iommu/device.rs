@@ -193,11 +193,13 @@ impl Iommu {
         device.unbind(cpu);
         // Held to the end: whoever attaches the stream next comes after all of this.
         let mut devices = self.devices.write();
-        devices.retain(|other| other.0 != NonNull::from(device));
         if let Err(error) = self.set_stream(device.stream, Stream::Abort) {
             log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
             self.smmu.shut();
         }
+        // An aborted stream leaves no records, and what it left before is not held against whoever has it next.
+        self.drain(&devices);
+        devices.retain(|other| other.0 != NonNull::from(device));
         let mut state = device.state.write();
         // What is left of them is addresses of messages: registers, and nobody's frames.
         state.own.drain(..).for_each(|own| self.window.lock().give_back(own.at));
@@ -351,7 +353,14 @@ impl Device {
         }
     }
 
+    /// Takes from the event queue what the device, which has nothing in flight, has met under the tables that it has
+    /// now: under other ones it would be another page's fault.
+    fn collect_records(&self) {
+        self.iommu.drain(&self.iommu.devices.read());
+    }
+
     fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindError> {
+        self.collect_records();
         let mut state = self.state.write();
         if state.binding.is_some() {
             return Err(BindError::Bound);
@@ -363,6 +372,7 @@ impl Device {
     }
 
     fn unbind(&self, cpu: &Cpu) {
+        self.collect_records();
         let mut state = self.state.write();
         let Some(binding) = state.binding.take() else { return };
         if let Err(error) = self.set_unbound(state.mode) {

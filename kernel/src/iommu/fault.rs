@@ -186,7 +186,7 @@ impl Iommu {
     }
 
     /// Notes every event for its device. Returns how many there were.
-    fn drain(&self, devices: &Devices) -> usize {
+    pub(super) fn drain(&self, devices: &Devices) -> usize {
         let mut queue = self.events.lock();
         // The interrupt that says that events were lost may be on its way. What is acknowledged is told once.
         self.smmu.acknowledge_errors();

@@ -175,6 +175,25 @@ fn what_is_lost_is_said_to_every_transfer_in_flight() {
 }
 
 #[test]
+fn a_fault_is_of_the_tables_under_which_it_was_met() {
+    host::with(&[], || {
+        let Stage { rig, device, space } = Stage::new();
+        let write = at(20).0..at(21).0;
+        assert_eq!(rig.write(at(20)), UNMAPPED);
+        device.unbind(&rig.cpu);
+        assert_eq!(rig.write(at(20)), UNMAPPED);
+        device.bind(&rig.cpu, &space).unwrap();
+        assert_eq!(device.resolve(&rig.cpu, write.clone(), Access::Write), Resolution::NoFault, "bound anew");
+        assert_eq!(rig.write(at(20)), UNMAPPED);
+        device.unbind(&rig.cpu);
+        assert_eq!(device.resolve(&rig.cpu, write.clone(), Access::Write), Resolution::NoFault, "its own tables");
+        assert_eq!(rig.write(at(20)), UNMAPPED);
+        drop(device);
+        assert_eq!(rig.attach().resolve(&rig.cpu, write, Access::Write), Resolution::NoFault, "attached anew");
+    });
+}
+
+#[test]
 fn events_of_strangers_are_counted_and_nobodys() {
     let rig = Rig::new(Told::Tlb);
     assert_eq!(rig.smmu.access(0x300, 0, false), Outcome::Event(0x04));
