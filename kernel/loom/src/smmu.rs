@@ -239,10 +239,6 @@ unsafe impl Platform for Port {
         }
     }
 
-    fn dmb_osh(&self) {
-        fence(Ordering::SeqCst);
-    }
-
     fn relax(&self) {
         loom::thread::yield_now();
     }

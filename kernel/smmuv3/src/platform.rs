@@ -88,8 +88,6 @@ pub unsafe trait Platform: Sync {
     fn dmb_oshst(&self);
     /// DMB OSHLD: what this CPU has read comes before what it reads or writes next.
     fn dmb_oshld(&self);
-    /// DMB OSH: accesses before it come before those behind it.
-    fn dmb_osh(&self);
 
     /// Lets others go first: once per turn of each waiting loop.
     fn relax(&self);

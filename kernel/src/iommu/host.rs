@@ -26,8 +26,6 @@ pub trait Hardware: Send + Sync {
     fn dmb_oshst(&self);
     /// [`Platform::dmb_oshld`].
     fn dmb_oshld(&self);
-    /// [`Platform::dmb_osh`].
-    fn dmb_osh(&self);
     /// [`Platform::relax`].
     fn relax(&self);
     /// [`Platform::microseconds`].
@@ -65,9 +63,6 @@ unsafe impl Platform for Port {
     }
     fn dmb_oshld(&self) {
         self.0.dmb_oshld();
-    }
-    fn dmb_osh(&self) {
-        self.0.dmb_osh();
     }
     fn relax(&self) {
         self.0.relax();

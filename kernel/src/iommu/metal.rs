@@ -90,11 +90,6 @@ unsafe impl Platform for Port {
     }
 
     #[inline(always)]
-    fn dmb_osh(&self) {
-        barrier::dmb_osh();
-    }
-
-    #[inline(always)]
     fn relax(&self) {
         wait::relax();
     }

@@ -64,8 +64,6 @@ pub enum Barrier {
     Store,
     /// DMB OSHLD.
     Load,
-    /// DMB OSH.
-    Full,
 }
 
 /// What the driver, a device or the SMMU did.

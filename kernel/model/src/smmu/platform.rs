@@ -69,10 +69,6 @@ unsafe impl Platform for ModelPlatform {
         self.shared.state().barrier(Barrier::Load);
     }
 
-    fn dmb_osh(&self) {
-        self.shared.state().barrier(Barrier::Full);
-    }
-
     fn relax(&self) {
         let mut state = self.shared.state();
         if !state.answers || state.hardware.lag == u32::MAX {

@@ -239,14 +239,16 @@ impl State {
             self.lost_barriers.remove(at);
             return;
         }
-        if barrier != Barrier::Load {
-            let thread = thread::current().id();
-            self.unordered.retain(|_, store| store.writer != thread);
-        }
-        if barrier != Barrier::Store {
-            self.load_barriers += 1;
-            for (index, record) in std::mem::take(&mut self.late_records) {
-                (0..).zip(record).for_each(|(word, value)| self.arena.write(index + word, value));
+        match barrier {
+            Barrier::Store => {
+                let thread = thread::current().id();
+                self.unordered.retain(|_, store| store.writer != thread);
+            }
+            Barrier::Load => {
+                self.load_barriers += 1;
+                for (index, record) in std::mem::take(&mut self.late_records) {
+                    (0..).zip(record).for_each(|(word, value)| self.arena.write(index + word, value));
+                }
             }
         }
     }

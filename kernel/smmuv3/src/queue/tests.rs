@@ -70,10 +70,6 @@ unsafe impl Platform for Port {
         fence(Ordering::SeqCst);
     }
 
-    fn dmb_osh(&self) {
-        fence(Ordering::SeqCst);
-    }
-
     fn relax(&self) {
         thread::yield_now();
     }

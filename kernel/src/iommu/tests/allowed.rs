@@ -57,9 +57,6 @@ impl Hardware for Registers {
     fn dmb_oshld(&self) {
         self.platform.dmb_oshld();
     }
-    fn dmb_osh(&self) {
-        self.platform.dmb_osh();
-    }
     fn relax(&self) {
         self.platform.relax();
     }

@@ -304,8 +304,6 @@ impl Hardware for Emulated {
         self.state().stream.push("dmb oshld");
     }
 
-    fn dmb_osh(&self) {}
-
     fn relax(&self) {
         std::thread::yield_now();
     }
