@@ -105,20 +105,20 @@ impl OutputSize {
     const ALL: [Self; 7] =
         [Self::Bits32, Self::Bits36, Self::Bits40, Self::Bits42, Self::Bits44, Self::Bits48, Self::Bits52];
 
-    /// That of a field of IDR5.OAS, IPS or the CPU's PARange; `None` for a reserved value.
-    pub const fn from_field(field: u64) -> Option<Self> {
-        if field < Self::ALL.len() as u64 { Some(Self::ALL[field as usize]) } else { None }
+    /// That of a field: IDR5.OAS or IPS; `None` for a reserved value.
+    pub fn from_field(field: u32) -> Option<Self> {
+        Self::ALL.get(field as usize).copied()
+    }
+
+    /// The largest of at most `bits` bits that leaves in tables of 4 KiB pages can have, the smallest if there is none.
+    pub fn of_4k_pages(bits: u8) -> Self {
+        let fits = |size: &Self| size.bits() <= bits && *size != Self::Bits52;
+        Self::ALL.into_iter().rev().find(fits).unwrap_or(Self::Bits32)
     }
 
     /// How many bits.
-    pub const fn bits(self) -> u32 {
+    pub const fn bits(self) -> u8 {
         [32, 36, 40, 42, 44, 48, 52][self as usize]
-    }
-}
-
-impl fmt::Display for OutputSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bits", self.bits())
     }
 }
 

@@ -5,8 +5,8 @@ use core::fmt;
 use granule_arch::tlbi::Granule;
 use tock_registers::LocalRegisterCopy;
 
-use crate::Platform;
 use crate::registers::{AIDR, IDR0, IDR1, IDR3, IDR5, IIDR, offset};
+use crate::{OutputSize, Platform};
 
 /// What an SMMU has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,17 +141,8 @@ impl Features {
             relative: idr1.is_set(IDR1::REL),
             range_invalidation: idr3.is_set(IDR3::RIL),
             bbm_level: idr3.read(IDR3::BBML).min(2) as u8,
-            output_bits: match idr5.read(IDR5::OAS) {
-                0 => 32,
-                1 => 36,
-                2 => 40,
-                3 => 42,
-                4 => 44,
-                5 => 48,
-                // Reserved values are treated as the largest that has 4 KiB tables of the usual form, or is known.
-                6 => 52,
-                _ => 48,
-            },
+            // A reserved value is of an SMMU of later: it has at least what those of today have with 4 KiB pages.
+            output_bits: OutputSize::from_field(idr5.read(IDR5::OAS)).unwrap_or(OutputSize::Bits48).bits(),
             granule_4k: idr5.is_set(IDR5::GRAN4K),
             granule_16k: idr5.is_set(IDR5::GRAN16K),
             granule_64k: idr5.is_set(IDR5::GRAN64K),

@@ -104,19 +104,11 @@ impl Binding {
 impl Iommu {
     /// A context of tables at `root`, under `asid`.
     pub(super) fn context(&self, root: PhysAddr, asid: u16) -> ContextDescriptor {
-        let field = match self.smmu.features().output_bits {
-            32 => OutputSize::Bits32,
-            36 => OutputSize::Bits36,
-            40 => OutputSize::Bits40,
-            42 => OutputSize::Bits42,
-            44 => OutputSize::Bits44,
-            _ => OutputSize::Bits48,
-        };
         ContextDescriptor::new(&Translation {
             root,
             address_bits: self.needs.address_bits,
             granule: Granule::Size4K,
-            output: field,
+            output: OutputSize::of_4k_pages(self.smmu.features().output_bits),
             memory_types: self.needs.memory_types,
             asid,
             coherent: true,
