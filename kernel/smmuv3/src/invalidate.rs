@@ -3,8 +3,8 @@
 //! With range invalidation (IDR3.RIL) a command covers `(NUM + 1) << SCALE` pages, NUM up to 31, from any page on. That
 //! is every number of pages whose one bits lie within five places. The largest such number that a range has room for is
 //! more than half of it: so two commands of that length, one that begins where the range begins and one that ends where
-//! it ends, cover it. **No range needs more than two.** Without, there is a command for
-//! each page, and beyond [`MOST_PAGES`] one for the whole ASID.
+//! it ends, cover it. **No range needs more than two.** Without, there is a command for each page, and beyond
+//! [`MOST_PAGES`] one for the whole ASID.
 
 use granule_arch::addr::{PAGE_SHIFT, VirtAddr};
 use granule_arch::tlbi::Granule;

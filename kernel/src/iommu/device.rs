@@ -55,7 +55,8 @@ pub enum Direction {
 pub enum Mode {
     /// Its own tables translate.
     Translated,
-    /// Nothing does: it puts out physical addresses. For a device that is trusted with all memory.
+    /// Nothing does: it is to be given physical addresses, and not what [`DmaDevice::map`] and
+    /// [`DmaDevice::alloc_coherent`] say, which its own tables translate. For one that is trusted with all memory.
     Bypass,
     /// Nothing gets through, and nobody hears of it.
     Abort,

@@ -1,9 +1,10 @@
-//! How the SMMU hears that a bound space's tables change: two complete ways, of which one is chosen at boot.
+//! How the SMMU hears that a bound space's tables change: two complete ways, of which one is chosen at boot
+//! (`smmu.notify=`).
 //!
-//! | `smmu.notify=` | what is heard | when |
-//! |---|---|---|
-//! | `tlb` | [`Subscriber::invalidate_secondary_tlbs`] | where the CPUs' TLBs are invalidated, before frames are freed |
-//! | `events` | the end of each section, and [`Subscriber::invalidate_range`] | replaced and freed pages at once, under the page-table lock; the rest when the change is over; upgrades by their event alone |
+//! - `tlb`: with the CPUs. [`Subscriber::invalidate_secondary_tlbs`], where their TLBs are invalidated, before frames are
+//!   freed.
+//! - `events`: by the events around each change. [`Subscriber::invalidate_range`] for replaced and freed pages, at once
+//!   and perhaps under the page-table lock; the end of each section for the rest; upgrades by their event alone.
 //!
 //! Each call is the fewest commands that cover its range, and one CMD_SYNC that is waited for. It may come under a
 //! page-table lock: nothing here sleeps, allocates or looks into tables.
