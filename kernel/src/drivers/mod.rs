@@ -13,6 +13,7 @@ mod gicv3;
 pub mod interrupt;
 pub mod its;
 pub mod log;
+pub mod nvme;
 pub mod pci;
 #[cfg(target_os = "none")]
 pub mod pl011;

@@ -11,6 +11,7 @@ use spin::Once;
 use thiserror::Error;
 
 use super::interrupt::InterruptHandler;
+use super::nvme::ControllerError;
 use super::pci::{self, Claim, Id, PciAddress, PciError};
 use super::timer::Deadline;
 use super::virtio::transport::TransportError;
@@ -49,6 +50,9 @@ pub enum StartError {
     /// Its registers end too early.
     #[error("the device has {0:#x} bytes of registers, and {1:#x} are needed")]
     Short(u64, u64),
+    /// It is no NVMe controller that this driver drives.
+    #[error(transparent)]
+    Nvme(#[from] ControllerError),
     /// What it says of itself is not what such a device says.
     #[error("the device says that it is {0:#x}: it is something else")]
     Unknown(u32),

@@ -4,7 +4,7 @@ use core::fmt;
 use core::ops::Range;
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
@@ -107,6 +107,13 @@ impl Coherent {
 /// A device that its driver has attached, and no other. Dropping it takes the device from memory: what it does from
 /// then on is aborted. The driver has nothing in flight, and has given back its coherent pages.
 pub struct DmaDevice(Path);
+
+/// Pages that drivers have in common with devices without an SMMU, of which nobody else keeps count.
+static DIRECT_PAGES: AtomicUsize = AtomicUsize::new(0);
+
+pub(super) fn direct_pages() -> usize {
+    DIRECT_PAGES.load(Ordering::Relaxed)
+}
 
 /// What is in front of a device.
 enum Path {
@@ -449,7 +456,10 @@ impl DmaDevice {
         let frames = self.frames();
         let physical = frames.alloc_zeroed(cpu)?;
         let address = match self.device() {
-            None => Ok(DmaAddress(physical.0)),
+            None => {
+                DIRECT_PAGES.fetch_add(1, Ordering::Relaxed);
+                Ok(DmaAddress(physical.0))
+            }
             Some(device) => device.show_own(cpu, physical, MemoryType::Normal),
         };
         let address = address.inspect_err(|_| frames.free(cpu, physical))?;
@@ -458,8 +468,9 @@ impl DmaDevice {
 
     /// Gives back what [`Self::alloc_coherent`] has given.
     pub fn free_coherent(&self, cpu: &Cpu, page: Coherent) {
-        if let Some(device) = self.device() {
-            device.hide_own(cpu, page.address);
+        match self.device() {
+            None => _ = DIRECT_PAGES.fetch_sub(1, Ordering::Relaxed),
+            Some(device) => device.hide_own(cpu, page.address),
         }
         self.frames().free(cpu, page.physical);
     }

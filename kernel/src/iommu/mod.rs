@@ -114,8 +114,9 @@ pub fn iommu() -> Option<&'static Iommu> {
 
 /// Frames that are kept for devices, with what tables attached ones have: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
-    let Some(iommu) = iommu() else { return 0 };
-    let mut frames = iommu.pool.stats().frames;
+    let direct = device::direct_pages();
+    let Some(iommu) = iommu() else { return direct };
+    let mut frames = direct + iommu.pool.stats().frames;
     iommu.for_each_device(|device| frames += device.table_frames + device.coherent_pages);
     frames
 }

@@ -19,16 +19,16 @@ use crate::harness::{Test, has, target_test};
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Pages that follow one another, shown to a device.
-struct Buffer<'d> {
+pub(crate) struct Buffer<'d> {
     device: &'d DmaDevice,
     start: PhysAddr,
     order: u32,
     /// Where the device has it.
-    address: DmaAddress,
+    pub(crate) address: DmaAddress,
 }
 
 impl<'d> Buffer<'d> {
-    fn new(t: &mut Test, device: &'d DmaDevice, order: u32, filler: u64) -> Option<Self> {
+    pub(crate) fn new(t: &mut Test, device: &'d DmaDevice, order: u32, filler: u64) -> Option<Self> {
         let start = t.ok("pages", kernel().frames.alloc_blocks(this_cpu(), order))?;
         let shown = device.map(this_cpu(), start, PAGE_SIZE << order, Direction::Both);
         let Some(address) = t.ok("shown to the device", shown) else {
@@ -40,11 +40,11 @@ impl<'d> Buffer<'d> {
         Some(buffer)
     }
 
-    fn bytes(&self) -> u32 {
+    pub(crate) fn bytes(&self) -> u32 {
         (PAGE as u32) << self.order
     }
 
-    fn words(&mut self) -> &mut [u64] {
+    pub(crate) fn words(&mut self) -> &mut [u64] {
         let start = kernel().frames.linear().address(self.start);
         // SAFETY: this test's pages, which the device does not have while the borrow lasts.
         unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), self.bytes() as usize / 8) }
@@ -59,7 +59,7 @@ impl Drop for Buffer<'_> {
 }
 
 /// Words that do not hold what a disk has there as it was delivered: the number of their sector, from `first` on.
-fn wrong_words(words: &[u64], first: u64) -> usize {
+pub(crate) fn wrong_words(words: &[u64], first: u64) -> usize {
     let sector = |index: usize| first + (index * 8) as u64 / u64::from(SECTOR);
     words.iter().enumerate().filter(|(index, word)| **word != sector(*index)).count()
 }

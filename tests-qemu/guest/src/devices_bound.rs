@@ -17,18 +17,18 @@ use granule_arch::descriptor::Protection;
 
 use crate::harness::{Test, target_test};
 
-const PAGE: u64 = PAGE_SIZE as u64;
-const START: VirtAddr = VirtAddr(0x40_0000);
+pub(crate) const PAGE: u64 = PAGE_SIZE as u64;
+pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 
 /// A space with so many pages from [`START`] on, none of them there yet.
-fn space(t: &mut Test, pages: u64) -> Option<SpaceRef> {
+pub(crate) fn space(t: &mut Test, pages: u64) -> Option<SpaceRef> {
     let space = t.ok("a space", kernel().spaces.create(this_cpu()))?;
     map(t, &space, START, pages, READ_WRITE)?;
     Some(space)
 }
 
-fn map(t: &mut Test, space: &SpaceRef, start: VirtAddr, pages: u64, protection: Protection) -> Option<()> {
+pub(crate) fn map(t: &mut Test, space: &SpaceRef, start: VirtAddr, pages: u64, protection: Protection) -> Option<()> {
     let request = MapRequest {
         placement: Placement::Fixed(start),
         bytes: pages * PAGE,
@@ -40,7 +40,7 @@ fn map(t: &mut Test, space: &SpaceRef, start: VirtAddr, pages: u64, protection: 
 }
 
 /// The words of a page as it is now, which stays as it is while the borrow lasts; none if it is not there.
-fn page(space: &SpaceRef, at: VirtAddr) -> &[u64] {
+pub(crate) fn page(space: &SpaceRef, at: VirtAddr) -> &[u64] {
     let found = space.tables().translate(at);
     found.map_or(&[], |found| {
         let start = kernel().frames.linear().address(found.physical);
@@ -50,7 +50,7 @@ fn page(space: &SpaceRef, at: VirtAddr) -> &[u64] {
 }
 
 /// Stores into a page as its process would.
-fn fill(t: &mut Test, space: &SpaceRef, at: VirtAddr, mut word: impl FnMut(&mut Test) -> u64) {
+pub(crate) fn fill(t: &mut Test, space: &SpaceRef, at: VirtAddr, mut word: impl FnMut(&mut Test) -> u64) {
     t.ok("a page", handle_fault(space, this_cpu(), at, Access::Write));
     let Some(found) = space.tables().translate(at) else { return };
     let start = kernel().frames.linear().address(found.physical);
@@ -61,7 +61,7 @@ fn fill(t: &mut Test, space: &SpaceRef, at: VirtAddr, mut word: impl FnMut(&mut 
 }
 
 /// Words of so many pages that do not hold what a disk has from sector `first` on as it was delivered.
-fn wrong_words(space: &SpaceRef, start: VirtAddr, pages: u64, first: u64) -> u64 {
+pub(crate) fn wrong_words(space: &SpaceRef, start: VirtAddr, pages: u64, first: u64) -> u64 {
     let wrong = |number: u64| {
         let words = page(space, start + number * PAGE);
         let sector = |index: usize| first + (number * PAGE + index as u64 * 8) / u64::from(SECTOR);
@@ -72,10 +72,10 @@ fn wrong_words(space: &SpaceRef, start: VirtAddr, pages: u64, first: u64) -> u64
 }
 
 /// A device that is bound, until this is dropped.
-struct Bound<T: Driver>(&'static T);
+pub(crate) struct Bound<T: Driver>(&'static T);
 
 impl<T: Driver> Bound<T> {
-    fn new(t: &mut Test, device: &'static T, space: &SpaceRef) -> Option<Self> {
+    pub(crate) fn new(t: &mut Test, device: &'static T, space: &SpaceRef) -> Option<Self> {
         t.ok("bound", device.bind(this_cpu(), space))?;
         Some(Self(device))
     }
@@ -89,7 +89,7 @@ impl<T: Driver> Drop for Bound<T> {
     }
 }
 
-fn at(address: VirtAddr) -> DmaAddress {
+pub(crate) fn at(address: VirtAddr) -> DmaAddress {
     DmaAddress(address.0)
 }
 

@@ -20,6 +20,8 @@ mod devices;
 #[cfg(target_os = "none")]
 mod devices_bound;
 #[cfg(target_os = "none")]
+mod devices_nvme;
+#[cfg(target_os = "none")]
 mod direct_map;
 #[cfg(target_os = "none")]
 mod frames;

@@ -175,7 +175,7 @@ mod tests {
             assert!((1..=16).contains(&machine.smp), "{}", machine.name);
             assert_eq!(machine.has("smp"), machine.smp > 1, "{}", machine.name);
             assert!(machine.has("gicv2") != machine.has("gicv3"), "{}", machine.name);
-            for device in ["edu", "virtio-rng", "virtio-blk"] {
+            for device in ["edu", "virtio-rng", "virtio-blk", "nvme"] {
                 let there = machine.devices.iter().any(|name| device::name(name) == device);
                 assert_eq!(machine.has(device), there, "{} and {device}", machine.name);
             }

@@ -8,7 +8,7 @@
 //! whether it is bound to a process or not.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use super::queue::{Flow, Segment};
@@ -35,14 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The queue of the devices that are driven here.
 const QUEUE: u16 = 0;
-
-/// Pages of devices without an SMMU, of which nobody else keeps count.
-static DIRECT_PAGES: AtomicUsize = AtomicUsize::new(0);
-
-/// Frames that such devices keep for ever: for accounts of who has which frames.
-pub fn kept_frames() -> usize {
-    DIRECT_PAGES.load(Ordering::Relaxed)
-}
 
 /// A device with one queue.
 pub struct Device {
@@ -85,7 +77,6 @@ impl Device {
         match Self::set_up(&transport, &page, vector, &mut requests.write()) {
             Ok(doorbell) => {
                 transport.driver_ok();
-                DIRECT_PAGES.fetch_add(usize::from(dma.stream().is_none()), Ordering::Relaxed);
                 Ok(Self {
                     transport,
                     doorbell,

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::Ordering;
 
-use granule::drivers::{its, virtio};
+use granule::drivers::its;
 use granule::mm::heap;
 use granule::mm::kernel::area::AreaKind;
 use granule::smp::{self, CpuSet, this_cpu};
@@ -36,7 +36,7 @@ impl Snapshot {
         let heap = heap::kernel_heap().stats();
         sched::trim(this_cpu());
         let programs = sched::kept_frames() + kernel.spaces.kept_frames() + process::kept_frames();
-        let devices = its::kept_frames() + iommu::kept_frames() + virtio::device::kept_frames();
+        let devices = its::kept_frames() + iommu::kept_frames();
         let kept = kernel.space.kept_frames() + devices + programs + heap.total / PAGE_SIZE;
         let mut areas = 0;
         // Registers of devices are mapped for ever, by the first who wants them.

@@ -13,7 +13,7 @@ use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte,
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 23] = [
+pub(crate) const KNOWN: [Feature; 24] = [
     ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
     ("smmuv3", |_| granule::kernel().platform.smmu.is_some()),
@@ -37,6 +37,7 @@ pub(crate) const KNOWN: [Feature; 23] = [
     ("edu", |_| has_device("edu")),
     ("virtio-rng", |_| has_device("virtio-rng")),
     ("virtio-blk", |_| has_device("virtio-blk")),
+    ("nvme", |_| has_device("nvme")),
 ];
 
 /// What machines.toml calls these devices.
