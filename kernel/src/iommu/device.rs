@@ -62,6 +62,10 @@ pub enum Mode {
     Abort,
 }
 
+/// How often a driver hands a transfer over before whoever started it is told. Each time its faults were served, so more
+/// than one time for each page is a sign of something that goes wrong each time.
+pub const MAX_TRIES: u32 = 128;
+
 /// What became of a transfer, once its device has said that it is complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a transfer that met faults is not complete, whatever its device says"]

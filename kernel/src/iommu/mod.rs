@@ -52,7 +52,7 @@ use granule_arch::addr::VirtAddr;
 use granule_smmuv3::{Asids, Probed, Smmu, Step, Streams};
 use spin::Once;
 
-pub use device::{Coherent, Description, Direction, DmaAddress, DmaDevice, Mode, Resolution, attach};
+pub use device::{Coherent, Description, Direction, DmaAddress, DmaDevice, MAX_TRIES, Mode, Resolution, attach};
 pub use error::{AttachError, BindError, DmaError};
 pub use fault::FaultStats;
 pub use notify::Told;

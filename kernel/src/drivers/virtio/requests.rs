@@ -17,13 +17,9 @@ use heapless::Vec;
 use thiserror::Error;
 
 use super::queue::{Completion, DeviceError, Flow, MAX_SIZE, RING_BYTES, Segment, SubmitError, VirtQueue};
-use crate::iommu::Resolution;
+use crate::iommu::{MAX_TRIES, Resolution};
 use crate::lab;
 use crate::mm::space::FaultError;
-
-/// How often a request is handed over before whoever started it is told. Each time the faults of it were served, so more
-/// than one time for each page is a sign of something that goes wrong each time.
-pub const MAX_TRIES: u32 = 128;
 
 /// Requests that a queue has at a time. They live where stacks are small.
 pub const MAX_REQUESTS: usize = 16;

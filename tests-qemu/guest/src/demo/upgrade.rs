@@ -3,10 +3,11 @@
 //! The runner boots it with the fix away first, where the device does not learn of it; there this checks that the bug
 //! shows. The page's contents are compared throughout, never what the device says.
 
-use granule::drivers::virtio::requests::{MAX_TRIES, RequestError};
+use granule::drivers::virtio::requests::RequestError;
 use granule::drivers::virtio_blk::BlkError;
+use granule::iommu::{self, MAX_TRIES};
 use granule::mm::space::Sharing;
-use granule::{iommu, lab, println};
+use granule::{lab, println};
 
 use crate::harness::Test;
 use crate::smmu::{DELIVERED, Rig, START};

@@ -9,8 +9,8 @@ use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, 
 
 use super::super::model::{Chain, DeviceQueue, Memory, PAGE};
 use super::super::queue::{DeviceError, Flow, MAX_SIZE, Parts, Segment};
-use super::super::requests::{Frame, MAX_SEGMENTS, MAX_TRIES, RequestError, Requests, Ticket, Transfer};
-use crate::iommu::Resolution;
+use super::super::requests::{Frame, MAX_SEGMENTS, RequestError, Requests, Ticket, Transfer};
+use crate::iommu::{MAX_TRIES, Resolution};
 use crate::mm::space::FaultError;
 
 const FIRST: u64 = 0x8000_0000;
