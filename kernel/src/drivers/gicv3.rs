@@ -18,7 +18,7 @@ use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError};
 use super::its::ItsError;
-use crate::platform::{Interrupt, Redistributors, Trigger};
+use crate::platform::{Interrupt, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
 
@@ -55,7 +55,7 @@ struct Region {
 
 struct GicV3 {
     distributor: IrqLock<GicDistributor<'static>, { rank::INTERRUPT }>,
-    regions: Vec<Region, 4>,
+    regions: Vec<Region, MAX_REDISTRIBUTOR_REGIONS>,
     stride: Option<u64>,
     /// For each CPU its redistributor, once it has found it.
     redistributors: [AtomicPtr<GicrSgi>; MAX_CPUS],

@@ -6,6 +6,8 @@ pub use granule_arch::psci::Conduit;
 use heapless::Vec;
 
 use super::pcie::{self, References};
+pub use super::interrupts::{Interrupt, Trigger};
+use super::interrupts::{Controller, Interrupts};
 use super::tree::{Node, cell, number, strings};
 use super::{NodeName, Platform, PlatformError};
 
@@ -29,29 +31,14 @@ pub enum EnableMethod {
     Unknown,
 }
 
-/// What tells an interrupt to the controller.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Trigger {
-    /// A pulse is one interrupt. A controller that is set to level loses it.
-    Edge,
-    /// It is there for as long as the line is held.
-    Level,
-}
-
-/// An interrupt line.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Interrupt {
-    /// Its number as the GIC counts: SGIs from 0, PPIs from 16, SPIs from 32.
-    pub intid: u32,
-    /// Its kind.
-    pub trigger: Trigger,
-}
+/// Regions of redistributors that a GICv3 may have, CPUs that are not used included.
+pub const MAX_REDISTRIBUTOR_REGIONS: usize = 32;
 
 /// The redistributors of a GICv3: regions, each with frames one after the other.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Redistributors {
-    /// The regions (`#redistributor-regions`).
-    pub regions: Vec<PhysRange, 4>,
+    /// The regions (`#redistributor-regions`); some machines have one for each CPU.
+    pub regions: Vec<PhysRange, MAX_REDISTRIBUTOR_REGIONS>,
     /// Bytes from one CPU's frames to the next, where the tree says so; else it follows from GICR_TYPER.
     pub stride: Option<u64>,
 }
@@ -125,17 +112,18 @@ pub struct Smmu {
     pub global_error: Option<Interrupt>,
 }
 
-/// The devices that a pass over the tree found; the first of each kind counts.
+/// The devices that a pass over the tree found; the first of each kind counts. Their interrupts are read last: the tree
+/// may have the controller behind them.
 #[derive(Default)]
 pub(super) struct Found<'t> {
     gic: Option<GicDescription>,
     its: Option<Its>,
-    timer: Option<Interrupt>,
+    timer: Option<Interrupts<'t>>,
     conduit: Option<Conduit>,
-    stdout: Option<Uart>,
-    uart: Option<Uart>,
+    stdout: Option<UartNode<'t>>,
+    uart: Option<UartNode<'t>>,
     pcie: Option<pcie::Node<'t>>,
-    smmu: Option<Smmu>,
+    smmu: Option<SmmuNode<'t>>,
     /// How other nodes refer to them.
     references: References,
 }
@@ -147,29 +135,28 @@ impl<'t> Found<'t> {
             match compatible {
                 "arm,gic-v3" if self.gic.is_none() => {
                     self.gic = Some(gic_v3(node)?);
-                    self.references.gic = pcie::Parent::of(node);
+                    self.references.gic = Controller::of(node)?;
                 }
-                "arm,gic-400" | "arm,cortex-a15-gic" if self.gic.is_none() => {
+                "arm,gic-400" | "arm,cortex-a15-gic" | "arm,cortex-a7-gic" | "arm,cortex-a9-gic" | "qcom,msm-qgic2"
+                    if self.gic.is_none() =>
+                {
                     let (distributor, cpu_interface) = (node.first_registers()?, node.nth_registers(1)?);
                     self.gic = Some(GicDescription::V2 { distributor, cpu_interface });
-                    self.references.gic = pcie::Parent::of(node);
+                    self.references.gic = Controller::of(node)?;
                 }
                 "arm,gic-v3-its" if self.its.is_none() => {
                     self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
                     self.references.its = node.phandle();
                 }
-                // In order: secure, non-secure, virtual, hypervisor.
-                "arm,armv8-timer" if self.timer.is_none() => {
-                    self.timer = Some(interrupt(node, 2)?.ok_or_else(|| node.missing("interrupts"))?);
-                }
+                "arm,armv8-timer" | "arm,armv7-timer" if self.timer.is_none() => self.timer = Some(node.interrupts()),
                 "arm,psci-1.0" | "arm,psci-0.2" if self.conduit.is_none() => self.conduit = Some(conduit(node)?),
                 "arm,pl011" => {
                     let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
-                    *slot = slot.or_else(|| dispensable(uart(node)));
+                    *slot = slot.or_else(|| dispensable(UartNode::read(node)));
                 }
                 "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = dispensable(pcie::Node::read(node)),
                 "arm,smmu-v3" if self.smmu.is_none() => {
-                    self.smmu = dispensable(smmu(node));
+                    self.smmu = dispensable(SmmuNode::read(node));
                     self.references.smmu = node.phandle();
                 }
                 _ => continue,
@@ -183,13 +170,16 @@ impl<'t> Found<'t> {
     pub(super) fn store(self, platform: &mut Platform) -> Result<(), PlatformError> {
         let none = |property| PlatformError::Missing { node: NodeName::from("/"), property };
         platform.gic = self.gic.ok_or_else(|| none("arm,gic-400 or arm,gic-v3 interrupt controller"))?;
-        platform.timer = self.timer.ok_or_else(|| none("arm,armv8-timer"))?;
+        let gic = &self.references.gic;
+        // In order: secure, non-secure, virtual, hypervisor.
+        let timer = self.timer.ok_or_else(|| none("arm,armv8-timer"))?;
+        platform.timer = timer.get(2, gic)?.ok_or_else(|| timer.missing())?;
         platform.conduit = self.conduit;
-        platform.uart = self.stdout.or(self.uart);
+        platform.uart = self.stdout.or(self.uart).map(|uart| uart.resolve(gic));
+        platform.smmu = self.smmu.map(|smmu| smmu.resolve(gic));
         // Last, since it refers to the others, which the tree may have behind it.
         platform.pcie = self.pcie.and_then(|node| dispensable(node.resolve(&self.references)));
         platform.its = self.its;
-        platform.smmu = self.smmu;
         Ok(())
     }
 }
@@ -264,50 +254,52 @@ fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
     device.inspect_err(|error| log::warn!("{error}; it is left out")).ok()
 }
 
-/// Its interrupt may make no sense without harm: what has none is polled.
-fn uart(node: &Node<'_, '_>) -> Result<Uart, PlatformError> {
-    let registers = node.first_registers()?;
-    Ok(Uart { registers, interrupt: dispensable(interrupt(node, 0)).flatten(), kind: UartKind::Pl011 })
+/// A serial port, but for its interrupt.
+#[derive(Clone, Copy)]
+struct UartNode<'t> {
+    registers: PhysRange,
+    interrupts: Interrupts<'t>,
 }
 
-fn smmu(node: &Node<'_, '_>) -> Result<Smmu, PlatformError> {
-    let named = |name: &str| {
-        let names = node.properties.interrupt_names.into_iter().flat_map(strings);
-        let index = names.into_iter().position(|entry| entry == name);
-        index.map_or(Ok(None), |index| interrupt(node, index))
-    };
-    Ok(Smmu {
-        registers: node.first_registers()?,
-        event_queue: named("eventq")?,
-        priority_queue: named("priq")?,
-        command_sync: named("cmdq-sync")?,
-        global_error: named("gerror")?,
-    })
-}
-
-/// The `index`-th of `interrupts`; `None` where there are fewer. The parent is taken to be the GIC, three cells each.
-fn interrupt(node: &Node<'_, '_>, index: usize) -> Result<Option<Interrupt>, PlatformError> {
-    let Some(list) = node.properties.interrupts else { return Ok(None) };
-    let bad = || node.bad("interrupts");
-    if !list.len().is_multiple_of(12) {
-        return Err(bad());
+impl<'t> UartNode<'t> {
+    fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
+        Ok(Self { registers: node.first_registers()?, interrupts: node.interrupts() })
     }
-    let Some(entry) = list.chunks_exact(12).nth(index) else { return Ok(None) };
-    interrupt_of(entry).map(Some).ok_or_else(bad)
+
+    /// Its interrupt may make no sense without harm: without one it is polled.
+    fn resolve(self, gic: &Controller) -> Uart {
+        let interrupt = dispensable(self.interrupts.get(0, gic)).flatten();
+        Uart { registers: self.registers, interrupt, kind: UartKind::Pl011 }
+    }
 }
 
-/// The interrupt that these three cells describe: kind, number, flags.
-pub(super) fn interrupt_of(cells: &[u8]) -> Option<Interrupt> {
-    let field = |at: usize| cells.get(at * 4..at * 4 + 4).and_then(cell);
-    let (kind, number, flags) = (field(0)?, field(1)?, field(2)?);
-    let intid = match kind {
-        0 if number < 988 => 32 + number,
-        1 if number < 16 => 16 + number,
-        _ => return None,
-    };
-    // Bits 3:0 as in Linux's irq.h: rising 1, falling 2, high 4, low 8.
-    let trigger = if flags & 0b11 != 0 { Trigger::Edge } else { Trigger::Level };
-    Some(Interrupt { intid, trigger })
+/// An SMMUv3, but for its interrupts.
+struct SmmuNode<'t> {
+    registers: PhysRange,
+    interrupts: Interrupts<'t>,
+    names: Option<&'t [u8]>,
+}
+
+impl<'t> SmmuNode<'t> {
+    fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
+        let (registers, interrupts) = (node.first_registers()?, node.interrupts());
+        Ok(Self { registers, interrupts, names: node.properties.interrupt_names })
+    }
+
+    /// Each of its interrupts may make no sense without harm: what it would report is polled.
+    fn resolve(self, gic: &Controller) -> Smmu {
+        let named = |name: &str| {
+            let index = self.names.into_iter().flat_map(strings).position(|entry| entry == name)?;
+            dispensable(self.interrupts.get(index, gic)).flatten()
+        };
+        Smmu {
+            registers: self.registers,
+            event_queue: named("eventq"),
+            priority_queue: named("priq"),
+            command_sync: named("cmdq-sync"),
+            global_error: named("gerror"),
+        }
+    }
 }
 
 /// Where `/chosen` `stdout-path` leads: without the options behind the colon, an alias resolved.

@@ -2,25 +2,29 @@
 //!
 //! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the
 //! rest; nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate,
-//! and it **never panics**: the tree is input. `dtoolkit` checks the structure block before anything reads it, and
-//! every number that comes out of a property is checked here before it is used.
+//! and it **never panics**: the tree is input. [`structure`] checks the flattened form before `dtoolkit` reads it, and every
+//! number that comes out of a property is checked here before it is used.
 //!
 //! Devicetree Specification v0.4: 2.3 (standard properties), 3 (device node requirements), 5 (flattened format).
 //!
+//! - [`structure`]: whether the flattened form is sound
 //! - [`tree`]: a node with its place on the buses above it, so that `reg` can be read as the CPU sees it
 //! - [`memory`]: banks, reservations, `/chosen`
 //! - [`features`]: what the CPUs can do; from their own registers, not from the tree
 //! - [`errata`]: what is wrong with some of them, by [`design`]
 //! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, SMMU
+//! - [`interrupts`]: which line of the interrupt controller a node's interrupt is
 //! - [`pcie`]: the PCIe host bridge, and what it says about who is who
 
 pub mod design;
 mod devices;
 pub mod errata;
 pub mod features;
+mod interrupts;
 mod memory;
 mod pcie;
 pub mod size_change;
+mod structure;
 mod tree;
 
 #[cfg(test)]
@@ -37,11 +41,13 @@ use thiserror::Error;
 use crate::smp::MAX_CPUS;
 
 pub use devices::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, Redistributors, Smmu, Trigger, Uart, UartKind,
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Smmu,
+    Trigger, Uart, UartKind,
 };
 pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, Pcie, Window, WindowKind};
 pub use size_change::SizeChange;
+pub use structure::StructureError;
 
 /// Banks of memory that are kept apart; adjacent ones are one.
 pub const MAX_BANKS: usize = 32;
@@ -101,7 +107,7 @@ pub enum PlatformError {
     },
     /// The blob is not a flattened device tree that is sound throughout.
     #[error("device tree corrupt: {0}")]
-    Corrupt(#[from] dtoolkit::error::FdtParseError),
+    Corrupt(#[from] StructureError),
     /// Without this the kernel cannot run.
     #[error("device tree: {node} has no {property}")]
     Missing {
@@ -179,7 +185,7 @@ impl Platform {
     /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, a CPU, an interrupt controller
     /// with a driver, the timer. `self` may be partly filled then.
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
-        let fdt = dtoolkit::fdt::Fdt::new(trim(blob)?)?;
+        let fdt = structure::check(trim(blob)?)?;
         let root = tree::Root::new(fdt);
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
 
@@ -199,8 +205,9 @@ impl Platform {
             memory::banks(self, node)?;
             found.look_at(node, left == Some(""))
         })?;
-        memory::join_banks(self)?;
-        found.store(self)
+        found.store(self)?;
+        // Last: the one thing that boot loaders put into a tree that lacks it.
+        memory::join_banks(self)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.
@@ -228,11 +235,11 @@ pub fn tree_size(header: &[u8; 8]) -> Option<usize> {
     (magic == 0xd00d_feed).then_some(size as usize)
 }
 
-/// The tree without what follows it: `dtoolkit` insists that the slice is exactly as long as the header says.
+/// The tree without what follows it.
 fn trim(blob: &[u8]) -> Result<&[u8], PlatformError> {
     match blob.first_chunk().and_then(tree_size) {
         Some(expected) => blob.get(..expected).ok_or(PlatformError::Truncated { have: blob.len(), expected }),
-        // Too short, or no magic number: dtoolkit's error says which.
+        // Too short, or no magic number: the check's error.
         None => Ok(blob),
     }
 }

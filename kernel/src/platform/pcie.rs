@@ -8,7 +8,7 @@
 use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
-use super::devices::{Interrupt, interrupt_of};
+use super::interrupts::{Controller, Interrupt, interrupt_of};
 use super::tree::{self, cell, number};
 use super::{NodeName, PlatformError};
 
@@ -17,8 +17,6 @@ const BUS: u64 = 1 << 20;
 /// Cells of a PCI address, and of a size on its bus.
 const ADDRESS: usize = 3;
 const SIZE: usize = 2;
-/// Cells of an interrupt of the GIC.
-const INTERRUPT: usize = 3;
 
 /// A PCIe host bridge.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -115,23 +113,9 @@ impl InterruptLines {
 /// What other nodes refer to, as far as the tree was read.
 #[derive(Default)]
 pub(super) struct References {
-    pub(super) gic: Option<Parent>,
+    pub(super) gic: Controller,
     pub(super) its: Option<u32>,
     pub(super) smmu: Option<u32>,
-}
-
-/// An interrupt controller as `interrupt-map` refers to it.
-pub(super) struct Parent {
-    phandle: u32,
-    /// Of its own bus; each entry has as many to be left out.
-    address_cells: u32,
-}
-
-impl Parent {
-    pub(super) fn of(node: &tree::Node<'_, '_>) -> Option<Self> {
-        // Missing means none, unlike for `reg`.
-        Some(Self { phandle: node.phandle()?, address_cells: node.address_cells().unwrap_or(0) })
-    }
 }
 
 /// A host bridge as its own node describes it.
@@ -209,12 +193,11 @@ impl<'t> Node<'t> {
             }
             (map, _) => id_map(map, maps.msi_map_mask, references.its).ok_or_else(|| bad("msi-map"))?,
         };
-        let lines = match (maps.interrupt_map, &references.gic) {
-            (Some(map), Some(gic)) => {
-                interrupt_lines(map, maps.interrupt_map_mask, gic).ok_or_else(|| bad("interrupt-map"))?
-            }
-            _ => InterruptLines::default(),
+        let lines = match maps.interrupt_map {
+            Some(map) => interrupt_lines(map, maps.interrupt_map_mask, &references.gic),
+            None => Some(InterruptLines::default()),
         };
+        let lines = lines.ok_or_else(|| bad("interrupt-map"))?;
         Ok(Pcie { ecam, buses, windows, streams, devices, lines, coherent })
     }
 }
@@ -281,7 +264,7 @@ fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, target: Option<u32>) -> Optio
 }
 
 /// `interrupt-map`: an address of the PCI bus and a pin; the controller, an address of its bus, and its interrupt.
-fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &Parent) -> Option<InterruptLines> {
+fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &Controller) -> Option<InterruptLines> {
     const PIN: usize = 1;
     let field = |of: &[u8], at: usize| of.get(at * 4..at * 4 + 4).and_then(cell);
     let mask = match mask {
@@ -289,11 +272,11 @@ fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &Parent) -> Option<Inte
         None => (!0, !0),
     };
     let after = (ADDRESS + PIN + 1).checked_add(gic.address_cells as usize)?;
-    let entry = after.checked_add(INTERRUPT)?.checked_mul(4)?;
+    let entry = after.checked_add(gic.interrupt_cells as usize)?.checked_mul(4)?;
     let mut lines = Vec::new();
     for line in map.chunks(entry) {
         // How long an entry for another controller is, that one would have to say.
-        if field(line, ADDRESS + PIN)? != gic.phandle {
+        if Some(field(line, ADDRESS + PIN)?) != gic.phandle {
             log::warn!("device tree: interrupt-map leads past the GIC; interrupt pins behind that are left out");
             break;
         }

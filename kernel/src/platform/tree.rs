@@ -11,6 +11,7 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node as _, Property as _};
 use granule_arch::addr::{PhysAddr, PhysRange};
 
+use super::interrupts::Interrupts;
 use super::{NodeName, PlatformError};
 
 /// Nodes nested deeper than this are not looked at: no device that a kernel starts with is, and the stack is finite.
@@ -27,6 +28,8 @@ pub(super) struct Bus<'t, 'b> {
     size_cells: u32,
     /// `ranges`, raw; `None` where there is none.
     ranges: Option<&'t [u8]>,
+    /// The phandle of the controller of the interrupts below, where a node on the way up names one (2.4.1).
+    interrupt_parent: Option<u32>,
     depth: u32,
 }
 
@@ -40,7 +43,9 @@ pub(super) struct Properties<'t> {
     status: Option<&'t [u8]>,
     compatible: Option<&'t [u8]>,
     pub(super) device_type: Option<&'t [u8]>,
-    pub(super) interrupts: Option<&'t [u8]>,
+    interrupts: Option<&'t [u8]>,
+    interrupts_extended: Option<&'t [u8]>,
+    interrupt_parent: Option<&'t [u8]>,
     pub(super) interrupt_names: Option<&'t [u8]>,
 }
 
@@ -57,6 +62,8 @@ impl<'t> Properties<'t> {
                 "compatible" => &mut found.compatible,
                 "device_type" => &mut found.device_type,
                 "interrupts" => &mut found.interrupts,
+                "interrupts-extended" => &mut found.interrupts_extended,
+                "interrupt-parent" => &mut found.interrupt_parent,
                 "interrupt-names" => &mut found.interrupt_names,
                 _ => continue,
             };
@@ -123,8 +130,14 @@ fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b Bus<'t, 'b>>) 
         address_cells: properties.address_cells.and_then(cell).unwrap_or(2),
         size_cells: properties.size_cells.and_then(cell).unwrap_or(1),
         ranges: properties.ranges,
+        interrupt_parent: interrupt_parent_of(properties, parent),
         depth: parent.map_or(0, |parent| parent.depth + 1),
     }
+}
+
+/// The node's own `interrupt-parent`, else that of the bus that it is on.
+fn interrupt_parent_of(properties: &Properties<'_>, bus: Option<&Bus<'_, '_>>) -> Option<u32> {
+    properties.interrupt_parent.and_then(cell).or_else(|| bus?.interrupt_parent)
 }
 
 /// A node's name without the unit address.
@@ -193,6 +206,16 @@ impl<'t, 'b> Node<'t, 'b> {
     /// What `compatible` lists, from the most particular to the most general.
     pub(super) fn compatible(&self) -> impl Iterator<Item = &'t str> {
         self.properties.compatible.into_iter().flat_map(strings)
+    }
+
+    /// Its interrupts, to be read when their controller is known.
+    pub(super) fn interrupts(&self) -> Interrupts<'t> {
+        Interrupts {
+            node: self.name(),
+            parent: interrupt_parent_of(&self.properties, Some(self.bus)),
+            list: self.properties.interrupts,
+            extended: self.properties.interrupts_extended,
+        }
     }
 
     /// `status`, where it is there.

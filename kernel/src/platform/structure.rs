@@ -1,0 +1,286 @@
+//! Checks a flattened device tree before anything reads it.
+//!
+//! `dtoolkit` reads a tree that its own check has accepted, and panics on any other. Its own check refuses names of more
+//! than 31 characters, which the specification recommends (2.2.1, 2.2.4) and the trees of real boards do not keep. So
+//! [`check`] proves exactly what `dtoolkit`'s readers rely on, and nothing about names but that they are text:
+//!
+//! - the header lies in the blob, and each block that it names begins in it;
+//! - the memory reservation block ends with its empty entry;
+//! - each token, each name and each value of the structure block ends in the blob; nodes close in order, properties
+//!   precede child nodes, and `FDT_END` follows the root;
+//! - each property's name is text that ends in the strings block.
+//!
+//! Devicetree Specification v0.4, 5.2 to 5.5. The order of the blocks is not checked: no reader relies on it, and boot
+//! loaders move them.
+
+use dtoolkit::fdt::Fdt;
+use thiserror::Error;
+
+/// Bytes of the header of version 17 (5.2).
+const HEADER: usize = 40;
+const VERSION: u32 = 17;
+
+const BEGIN_NODE: u32 = 1;
+const END_NODE: u32 = 2;
+const PROPERTY: u32 = 3;
+const NOP: u32 = 4;
+const END: u32 = 9;
+
+/// What is wrong with a flattened device tree. Offsets are bytes from its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum StructureError {
+    /// The blob does not begin with the magic number, or is shorter than a header.
+    #[error("no magic number at its start")]
+    NoMagic,
+    /// The header gives another length than the blob has.
+    #[error("its header does not give its length")]
+    Length,
+    /// Version 17 is not among those that the tree is compatible with.
+    #[error("version {0}, and version 17 is needed")]
+    Version(u32),
+    /// A block that the header names begins or ends outside of the blob.
+    #[error("a block of its header is outside of it")]
+    Header,
+    /// The memory reservation block has no end.
+    #[error("the memory reservation block has no last entry")]
+    Reservations,
+    /// A token is none, or stands where it may not.
+    #[error("bad token {token:#x} at offset {offset:#x}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Its place.
+        offset: usize,
+    },
+    /// A token, a name or a value ends outside of the blob.
+    #[error("cut off at offset {0:#x}")]
+    CutOff(usize),
+    /// A name is not text that ends in its block.
+    #[error("bad name at offset {0:#x}")]
+    Name(usize),
+}
+
+/// The tree in `blob`, which is as long as its header says.
+///
+/// # Errors
+/// What is wrong with it; nothing else of it has been looked at then.
+pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
+    let header = header(blob)?;
+    let strings = header.strings(blob)?;
+    check_reservations(blob, header.reservations)?;
+    Structure { blob, strings, at: header.structure }.check()?;
+    Ok(Fdt::new_unchecked(blob))
+}
+
+/// The words of the header that lead further.
+struct Header {
+    structure: usize,
+    strings: usize,
+    strings_size: usize,
+    reservations: usize,
+}
+
+fn header(blob: &[u8]) -> Result<Header, StructureError> {
+    let words: &[u8; HEADER] = blob.first_chunk().ok_or(StructureError::NoMagic)?;
+    let mut cells = words.chunks_exact(4).map_while(|cell| cell.try_into().ok().map(u32::from_be_bytes));
+    let mut next = || cells.next().ok_or(StructureError::NoMagic);
+    let [magic, size, structure, strings, reservations] = [next()?, next()?, next()?, next()?, next()?];
+    let [version, compatible, _boot_cpu, strings_size] = [next()?, next()?, next()?, next()?];
+    if magic != 0xd00d_feed {
+        return Err(StructureError::NoMagic);
+    }
+    if size as usize != blob.len() {
+        return Err(StructureError::Length);
+    }
+    if !(compatible..=version).contains(&VERSION) {
+        return Err(StructureError::Version(version));
+    }
+    // A token is aligned to its size (5.4.1), and dtoolkit aligns offsets in the blob, not in the block.
+    if !structure.is_multiple_of(4) || (reservations as usize) < HEADER {
+        return Err(StructureError::Header);
+    }
+    let [structure, strings, strings_size, reservations] =
+        [structure, strings, strings_size, reservations].map(|word| word as usize);
+    Ok(Header { structure, strings, strings_size, reservations })
+}
+
+impl Header {
+    fn strings<'t>(&self, blob: &'t [u8]) -> Result<&'t [u8], StructureError> {
+        let strings = blob.get(self.strings..).and_then(|rest| rest.get(..self.strings_size));
+        strings.ok_or(StructureError::Header)
+    }
+}
+
+/// The block ends with an entry of which both words are zero (5.3).
+fn check_reservations(blob: &[u8], at: usize) -> Result<(), StructureError> {
+    let block = blob.get(at..).ok_or(StructureError::Header)?;
+    let ends = block.chunks_exact(16).any(|entry| entry.iter().all(|&byte| byte == 0));
+    if ends { Ok(()) } else { Err(StructureError::Reservations) }
+}
+
+/// Where the check has come to in the structure block.
+struct Structure<'t> {
+    blob: &'t [u8],
+    strings: &'t [u8],
+    at: usize,
+}
+
+impl Structure<'_> {
+    fn check(&mut self) -> Result<(), StructureError> {
+        // The first token is the root's: dtoolkit does not step over a NOP there.
+        self.expect(BEGIN_NODE)?;
+        self.node_name()?;
+        let mut depth = 1_usize;
+        // Properties precede child nodes (5.4.2).
+        let mut properties_may_come = true;
+        while depth > 0 {
+            let offset = self.at;
+            match self.cell()? {
+                BEGIN_NODE => {
+                    self.node_name()?;
+                    depth += 1;
+                    properties_may_come = true;
+                }
+                END_NODE => {
+                    depth -= 1;
+                    properties_may_come = false;
+                }
+                PROPERTY if properties_may_come => self.property()?,
+                NOP => {}
+                token => return Err(StructureError::Token { token, offset }),
+            }
+        }
+        self.expect(END)
+    }
+
+    fn expect(&mut self, expected: u32) -> Result<(), StructureError> {
+        let offset = self.at;
+        match self.cell()? {
+            token if token == expected => Ok(()),
+            token => Err(StructureError::Token { token, offset }),
+        }
+    }
+
+    /// The cell at the current place, behind which the check goes on.
+    fn cell(&mut self) -> Result<u32, StructureError> {
+        let rest = self.blob.get(self.at..).and_then(<[u8]>::first_chunk).ok_or(StructureError::CutOff(self.at))?;
+        self.at += 4;
+        Ok(u32::from_be_bytes(*rest))
+    }
+
+    fn node_name(&mut self) -> Result<(), StructureError> {
+        let name = self.blob.get(self.at..).and_then(text).ok_or(StructureError::Name(self.at))?;
+        self.skip(name.len() + 1)
+    }
+
+    /// The rest of a property, behind its token: length, offset of the name, value.
+    fn property(&mut self) -> Result<(), StructureError> {
+        let offset = self.at;
+        let (length, name) = (self.cell()? as usize, self.cell()? as usize);
+        self.strings.get(name..).and_then(text).ok_or(StructureError::Name(offset))?;
+        self.skip(length)
+    }
+
+    /// Steps over `length` bytes that are in the blob, and over what aligns the next token.
+    fn skip(&mut self, length: usize) -> Result<(), StructureError> {
+        let end = self.at.checked_add(length).filter(|&end| end <= self.blob.len());
+        self.at = end.ok_or(StructureError::CutOff(self.at))?.next_multiple_of(4);
+        Ok(())
+    }
+}
+
+/// The text at the start of `bytes`, which a NUL ends.
+fn text(bytes: &[u8]) -> Option<&str> {
+    core::ffi::CStr::from_bytes_until_nul(bytes).ok()?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use dtoolkit::fdt::{Fdt, FdtNode};
+    use dtoolkit::{Node as _, Property as _};
+    use proptest::prelude::*;
+
+    use super::super::tree_builder::TreeBuilder;
+    use super::{StructureError, check};
+
+    /// Reads all that there is in a tree, as deep as it goes.
+    fn read_all(fdt: Fdt<'_>) -> usize {
+        fn read(node: FdtNode<'_>) -> usize {
+            let properties: usize =
+                node.properties().map(|property| property.name().len() + property.value().len()).sum();
+            node.name().len() + properties + node.children().map(read).sum::<usize>()
+        }
+        fdt.memory_reservations().count() + read(fdt.root())
+    }
+
+    fn tree() -> Vec<u8> {
+        let mut tree = TreeBuilder::default();
+        tree.reserve(0x1000, 0x1000);
+        tree.node("", |root| {
+            root.property("#address-cells", &[0, 0, 0, 2]);
+            root.node("a", |a| {
+                a.property("reg", &[0; 16]);
+                a.node("b@0", |b| b.property("compatible", b"x\0"));
+            });
+            root.node("c", |_| {});
+        });
+        tree.finish()
+    }
+
+    #[test]
+    fn names_may_be_longer_than_the_specification_recommends() {
+        let long = "a-name-of-more-than-thirty-one-characters-as-real-trees-have";
+        let mut tree = TreeBuilder::default();
+        tree.node("", |root| {
+            root.node(long, |node| node.property("qcom,vdd-micro-voltage-and-so-on-and-so-on", &[]));
+        });
+        let blob = tree.finish();
+        assert!(Fdt::new(&blob).is_err(), "dtoolkit takes such names now: use its own check");
+        let fdt = check(&blob).unwrap();
+        let child = fdt.root().children().next().unwrap();
+        assert_eq!(child.name(), long);
+        assert_eq!(child.properties().next().unwrap().name(), "qcom,vdd-micro-voltage-and-so-on-and-so-on");
+    }
+
+    #[test]
+    fn properties_behind_child_nodes_are_refused() {
+        let mut tree = TreeBuilder::default();
+        tree.node("", |root| {
+            root.node("a", |_| {});
+            root.property("late", &[]);
+        });
+        assert!(matches!(check(&tree.finish()), Err(StructureError::Token { token: 3, .. })));
+    }
+
+    #[test]
+    fn every_length_is_checked() {
+        let blob = tree();
+        for length in 0..blob.len() {
+            let mut cut = blob.get(..length).unwrap().to_vec();
+            if let Some(size) = cut.get_mut(4..8) {
+                size.copy_from_slice(&(length as u32).to_be_bytes());
+            }
+            assert!(check(&cut).is_err(), "cut off after {length} bytes");
+        }
+        assert!(check(&blob).is_ok());
+    }
+
+    proptest! {
+        /// What the check accepts can be read to its end: no reader of dtoolkit panics. And what dtoolkit itself accepts is accepted.
+        #[test]
+        fn what_is_accepted_can_be_read(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![0_u32..12, any::<u32>(), !16_u32..=!0]), 0..4),
+        ) {
+            let mut blob = tree();
+            for (at, value) in changes {
+                let at = at.index(blob.len() / 4) * 4;
+                blob[at..at + 4].copy_from_slice(&value.to_be_bytes());
+            }
+            let checked = check(&blob);
+            prop_assert!(checked.is_ok() || Fdt::new(&blob).is_err());
+            if let Ok(fdt) = checked {
+                read_all(fdt);
+            }
+        }
+    }
+}
