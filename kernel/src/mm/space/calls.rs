@@ -130,7 +130,7 @@ impl Space {
     fn unmap_with(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, remove: impl FnOnce(&mut Areas)) {
         // Before the gather, so that it ends after it: the frames are free when the end is told.
         let _told = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
-        let mut gather = Gather::new(self, cpu);
+        let mut gather = Gather::without_faults(self, cpu, areas);
         self.zap(&mut gather, range);
         // An object that ends with its area lets go of frames that are in the gather still, which then frees them.
         remove(areas);
@@ -146,7 +146,7 @@ impl Space {
         let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
         let areas = self.areas.read();
         let _told = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
-        let mut gather = Gather::new(self, cpu);
+        let mut gather = Gather::among_faults(self, cpu, &areas);
         self.zap(&mut gather, range);
         if in_space && areas.covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
     }

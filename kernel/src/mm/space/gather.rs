@@ -4,6 +4,15 @@
 //! goes into a [`Gather`], with the addresses that it was seen at, and is given back when these are invalidated: all at
 //! once at the end, or earlier where the list is full. The obligation is a value: dropping it pays.
 //!
+//! # When an entry may be filled again
+//! Between an entry that was valid and the next one in its place the invalidation completes, of CPUs and of secondary
+//! TLBs. Who has the areas' lock for writing keeps faults out, and completes it before that lock is dropped. With the
+//! lock held for reading a fault may fill an entry as soon as the lock of its table is dropped, and a second caller that
+//! finds it empty may return: so there the invalidation completes before the table's lock is dropped
+//! ([`Gather::before_unlock`]). The two constructors tell the two cases apart by the lock that the caller holds.
+//! `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on write invalidates
+//! under the table's lock.
+//!
 //! Frames are listed as runs of neighbours, which those of one area mostly are, so that the list needs no memory. They
 //! cannot list themselves: another CPU may still write to them.
 
@@ -12,9 +21,11 @@ use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{PageRange, Tables};
 
+use super::area::Areas;
 use super::{PAGE, Space};
 use crate::mm::frame::FEW;
 use crate::smp::Cpu;
+use crate::sync::ReadGuard;
 
 /// Runs in a gather: 512 bytes of stack.
 const RUNS: usize = 32;
@@ -49,6 +60,15 @@ impl Stale {
     }
 }
 
+/// Whether a fault may fill an entry before its gather ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Faults {
+    /// The areas are locked for writing.
+    Excluded,
+    /// They are locked for reading.
+    Possible,
+}
+
 /// What was taken out of the tables of a space and is not free yet.
 #[must_use = "dropping it invalidates and frees"]
 pub(super) struct Gather<'s> {
@@ -59,12 +79,23 @@ pub(super) struct Gather<'s> {
     stale: Stale,
     /// Whether tables are among the frames.
     tables: Tables,
+    faults: Faults,
 }
 
 impl<'s> Gather<'s> {
-    /// Nothing yet. `cpu` is the CPU that this runs on.
-    pub(super) const fn new(space: &'s Space, cpu: &'s Cpu) -> Self {
-        Self { space, cpu, runs: heapless::Vec::new(), stale: Stale::NONE, tables: Tables::Kept }
+    /// Nothing yet. `cpu` is the CPU that this runs on. The areas are locked for writing, and stay so until the gather
+    /// is dropped.
+    pub(super) const fn without_faults(space: &'s Space, cpu: &'s Cpu, _areas: &mut Areas) -> Self {
+        Self::new(space, cpu, Faults::Excluded)
+    }
+
+    /// The same for areas that are locked for reading.
+    pub(super) const fn among_faults(space: &'s Space, cpu: &'s Cpu, _areas: &'s ReadGuard<'_, Areas>) -> Self {
+        Self::new(space, cpu, Faults::Possible)
+    }
+
+    const fn new(space: &'s Space, cpu: &'s Cpu, faults: Faults) -> Self {
+        Self { space, cpu, runs: heapless::Vec::new(), stale: Stale::NONE, tables: Tables::Kept, faults }
     }
 
     /// Notes that entries from `start` to `end` were emptied that were valid.
@@ -108,13 +139,28 @@ impl<'s> Gather<'s> {
         bytes <= FEW as u64 * PAGE
     }
 
-    /// Invalidates what was noted, then lets go of the frames.
-    pub(super) fn pay(&mut self) {
+    /// To be called before the lock of a table is dropped in which entries were emptied: completes their invalidation
+    /// where a fault could fill them.
+    #[inline(always)]
+    pub(super) fn before_unlock(&mut self) {
+        if self.faults == Faults::Possible {
+            self.invalidate();
+        }
+    }
+
+    /// Invalidates what was noted.
+    #[inline(always)]
+    fn invalidate(&mut self) {
         if let Some(stale) = core::mem::replace(&mut self.stale, Stale::NONE).range() {
             let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
             self.space.tlb().flush_freed(self.space.mmu(), stale, self.tables, level);
             self.tables = Tables::Kept;
         }
+    }
+
+    /// Invalidates what was noted, then frees the frames.
+    pub(super) fn pay(&mut self) {
+        self.invalidate();
         if self.runs.is_empty() {
             return;
         }

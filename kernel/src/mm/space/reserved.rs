@@ -62,10 +62,10 @@ impl Space {
 
     /// Ends [`Self::show_reserved`]. On return nobody reaches the frame by this address.
     pub fn hide_reserved(&self, cpu: &Cpu, page: VirtAddr) {
-        let areas = self.areas.write();
+        let mut areas = self.areas.write();
         let range = pages(page, page + PAGE);
         let _told = self.notifiers.start(Range::page(Event::Unmap, page));
-        let mut gather = Gather::new(self, cpu);
+        let mut gather = Gather::without_faults(self, cpu, &mut areas);
         self.zap(&mut gather, range);
         if self.reserved.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.free_tables(&mut gather, &areas, range);

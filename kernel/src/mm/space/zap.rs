@@ -42,6 +42,7 @@ impl Space {
             if first < end {
                 gather.stale(found.address(first), found.address(end));
             }
+            gather.before_unlock();
         });
     }
 

@@ -5,6 +5,7 @@
 //! - `device`: random calls, and a device that shares the tables and must hear of every change
 //! - `entries`: every legal entry, through everything that may happen to it
 //! - `handles`: who keeps a space, and who only its record
+//! - `order`: what other CPUs may do while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
@@ -16,6 +17,7 @@ mod calls;
 mod device;
 mod entries;
 mod handles;
+mod order;
 mod random;
 mod reserved;
 mod shortage;

@@ -287,7 +287,8 @@ fn madvise_clears() {
     assert_told(
         &stage,
         || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap(),
-        "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2, range 0..2, dsb ish, end clear 0..2",
+        "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, \
+         end clear 0..2",
     );
     assert_told(
         &stage,
