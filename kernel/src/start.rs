@@ -1,7 +1,7 @@
 //! From the first Rust instruction to a running kernel, in the order in which things can be had.
 //!
-//! Exceptions and a console come first, so that whatever goes wrong is seen; then the device tree, which says what
-//! machine this is; then memory, from the linear map up to vmalloc; then what needs memory: interrupts, time, the other
+//! Exceptions come first, so that whatever goes wrong is seen; then the device tree, which says what machine this is and
+//! where its console is: no address is written before; then memory, from the linear map up to vmalloc; then what needs memory: interrupts, time, the other
 //! CPUs. What a boot cannot do without ends it with one line that says what was wrong (`BootError`); what it can do
 //! without is a warning.
 
@@ -63,12 +63,10 @@ pub fn start(boot: &'static BootInfo) {
     trap::init_cpu(&BOOT_CPU);
     // SAFETY: the entry code wrote `boot` and linked the fixmap's table.
     unsafe { fixmap::init(boot) };
-    early_console();
     kernel_log::init();
     timer::init(boot.entry_count);
     if let Err(error) = run(boot) {
-        crate::println!("boot failed: {error}");
-        power::off(Status::Failure);
+        fail(&error);
     }
 }
 
@@ -79,6 +77,8 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     let (platform, device_tree) = read_platform(boot)?;
     bootargs::init(&platform.bootargs);
     kernel_log::set_level_from_bootargs();
+    early_console(platform);
+    let device_tree = device_tree?;
     power::init(platform.conduit);
     bootargs::check(|warning| log::warn!("{warning}"));
 
@@ -90,18 +90,51 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     Ok(())
 }
 
-fn early_console() {
+/// The console until there are kernel mappings: what `earlycon=` names, else what the device tree names.
+fn early_console(platform: &Platform) {
     static EARLY: Once<Pl011> = Once::new();
-    let registers = fixmap::map_device(FixmapSlot::Console, console::EARLY_UART);
-    // SAFETY: mapped for ever as device memory; where the machine has no PL011 there, nothing that is written matters.
-    if let Some(port) = unsafe { Pl011::new(registers) } {
-        console::init_early(EARLY.call_once(|| port));
-    }
+    let named = [console::earlycon(), platform.uart.map(|uart| uart.registers.start())];
+    // SAFETY: the boot arguments or the device tree say that a PL011 is at each.
+    let Some(port) = named.into_iter().flatten().find_map(|registers| unsafe { early_port(registers) }) else { return };
+    console::init_early(EARLY.call_once(|| port));
+    kernel_log::print_backlog();
 }
 
-/// Reads the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF.
+/// The PL011 at `registers`, mapped by the fixmap; `None`, with a warning, where nothing answers there.
+///
+/// # Safety
+/// What lies there is a PL011, or nothing.
+unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
+    /// UARTFR: a read of it changes nothing.
+    const FLAGS: u64 = 0x18;
+    let Some(mapped) = fixmap::map_device(FixmapSlot::Console, registers) else {
+        log::warn!("console: its registers at {registers} are at no address that tables can hold");
+        return None;
+    };
+    if let Err(fault) = probe::read::<u32>(mapped + FLAGS) {
+        log::warn!("console: no registers at {registers}: {fault}");
+        return None;
+    }
+    // SAFETY: mapped for ever as device memory, and the caller's word for what it is.
+    unsafe { Pl011::new(mapped) }
+}
+
+/// Reports why the boot ends, on the console where there is one, and ends it.
+fn fail(error: &BootError) -> ! {
+    if !console::is_connected() {
+        power::fail_without_console(format_args!("boot failed: {error}"));
+    }
+    crate::println!("boot failed: {error}");
+    power::off(Status::Failure)
+}
+
+/// Where the device tree lies; why it cannot be used.
+type TreeResult = Result<PhysRange, PlatformError>;
+
+/// Reads the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF. Of a
+/// tree that cannot be used the platform has what could be read: the console, mostly.
 #[inline(never)]
-fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, PhysRange), BootError> {
+fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), BootError> {
     const GIB: u64 = 1 << 30;
     static PLATFORM: SpinMutex<Platform> = SpinMutex::new(Platform::new());
 
@@ -120,11 +153,11 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, PhysRange), Boot
     // into ordinary memory for this kernel alone.
     let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), size) };
     let mut platform = PLATFORM.lock();
-    platform.read(blob)?;
-    let tree = PhysRange::from_size(start, size as u64).ok_or(OutOfMemory)?;
+    let tree = PhysRange::from_size(start, size as u64).ok_or(BootError::TreeTooLarge(start, size))?;
+    let read = platform.read(blob).map(|()| tree);
     // SAFETY: the platform is all copies.
     unsafe { fixmap::unmap_device_tree() };
-    Ok((SpinMutexGuard::leak(platform), tree))
+    Ok((SpinMutexGuard::leak(platform), read))
 }
 
 /// The linear map, the frames, the kernel's space: in this order, each on top of the one before.
@@ -320,6 +353,10 @@ fn use_console(registers: VirtAddr) {
     static PORT: Once<Pl011> = Once::new();
     // SAFETY: the device tree says that a PL011 is there, and it is mapped for ever.
     if let Some(port) = unsafe { Pl011::new(registers) } {
+        let first = !console::is_connected();
         console::init(PORT.call_once(|| port));
+        if first {
+            kernel_log::print_backlog();
+        }
     }
 }

@@ -8,25 +8,32 @@
 //! is off until a reader has made room: nothing is dropped, and a sender that watches the device's FIFO, as QEMU does
 //! with a pipe, waits.
 //!
-//! Before the device tree is read there is an *early* console ([`init_early`]) at the place where QEMU's virt machine
-//! has its UART; [`init`] replaces it by the one that the tree names.
+//! No address is written before the device tree is read: on another machine there is memory, another device or nothing
+//! where a serial port was expected. Then the port that the tree names, or the boot argument `earlycon=`, is the *early*
+//! console ([`init_early`]), mapped by a fixed slot; [`init`] replaces it when there are kernel mappings.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_arch::addr::PhysAddr;
 use heapless::Deque;
+use linkme::distributed_slice;
 use spin::Once;
 
 use super::interrupt::{self, InterruptError};
 use super::log::Ring;
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::platform::Interrupt;
 use crate::sched::WaitQueue;
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
-/// Where QEMU's virt machine has its PL011: the early console.
-pub const EARLY_UART: PhysAddr = PhysAddr(0x0900_0000);
+#[distributed_slice(PARAMETERS)]
+static EARLYCON: Parameter = Parameter {
+    name: "earlycon",
+    help: "what prints until the memory is set up: pl011,ADDRESS (hexadecimal with 0x); alone: what the device tree names",
+    check: |value| parse_earlycon(value).map(drop),
+};
 
 /// Bytes typed ahead.
 const QUEUE: usize = 256;
@@ -60,7 +67,29 @@ static READERS: WaitQueue<()> = WaitQueue::new();
 /// See [`take_over`].
 static TAKEN_OVER: AtomicBool = AtomicBool::new(false);
 
-/// Prints on `port` until [`init`] finds the right one.
+/// What `earlycon=` names: the physical address of a PL011's registers. `None` where there is no such argument, it stands
+/// alone, or its value is bad, of which [`bootargs::check`] warns.
+pub fn earlycon() -> Option<PhysAddr> {
+    parse_earlycon(bootargs::get("earlycon")?).ok().flatten()
+}
+
+fn parse_earlycon(value: &str) -> Result<Option<PhysAddr>, Refused> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let digits = value.strip_prefix("pl011,").map(|rest| rest.strip_prefix("mmio32,").unwrap_or(rest));
+    let digits = digits.and_then(|digits| digits.strip_prefix("0x"));
+    let address = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let aligned = address.filter(|address| address.is_multiple_of(4)).map(PhysAddr);
+    aligned.map(Some).ok_or_else(|| Refused::because("pl011,0x and the address of its registers in hexadecimal"))
+}
+
+/// Whether there is a port that [`print`] prints on.
+pub fn is_connected() -> bool {
+    port().is_some()
+}
+
+/// Prints on `port` until [`init`] has the mapping that stays.
 pub fn init_early(port: &'static dyn Console) {
     EARLY.call_once(|| port);
 }
@@ -250,7 +279,9 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::Mutex;
 
-    use super::{Console, QUEUE, Terminal};
+    use granule_arch::addr::PhysAddr;
+
+    use super::{Console, QUEUE, Terminal, parse_earlycon};
 
     /// A port with a FIFO of its own.
     #[derive(Default)]
@@ -289,6 +320,19 @@ mod tests {
         assert_eq!(got, sent);
         assert!(!terminal.held_back);
         assert_eq!(*port.interrupt.lock().unwrap(), Some(true), "the interrupt is on again");
+    }
+
+    #[test]
+    fn earlycon_names_a_pl011_by_its_address() {
+        let parse = |value| parse_earlycon(value).ok();
+        assert_eq!(parse(""), Some(None));
+        assert_eq!(parse("pl011,0x9000000"), Some(Some(PhysAddr(0x900_0000))));
+        assert_eq!(parse("pl011,mmio32,0xfe201000"), Some(Some(PhysAddr(0xfe20_1000))));
+        for bad in
+            ["pl011", "pl011,", "pl011,9000000", "uart8250,0x9000000", "pl011,0x9000002", "pl011,0x1ffffffffffffffff"]
+        {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
     }
 
     #[test]

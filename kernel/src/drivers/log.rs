@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use linkme::distributed_slice;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use super::console::{Line, with_terminal};
+use super::console::{Line, with_terminal, write_text};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 
 /// Bytes that the ring keeps.
@@ -30,7 +30,7 @@ static CONSOLE_LEVEL: AtomicUsize = AtomicUsize::new(LevelFilter::Info as usize)
 
 struct Logger;
 
-/// Starts the log. Records from before are lost.
+/// Starts the log. Records from before are lost; those from before there is a console wait in the ring.
 pub fn init() {
     // It fails where there is a logger already, which is this one.
     let _ = log::set_logger(&Logger);
@@ -42,6 +42,18 @@ pub fn set_level_from_bootargs() {
     if let Some(Ok(level)) = bootargs::get("loglevel").map(parse_level) {
         CONSOLE_LEVEL.store(level as usize, Ordering::Relaxed);
         log::set_max_level(level.max(LevelFilter::Debug));
+    }
+}
+
+/// Prints what was logged before there was a console: warnings about the device tree.
+pub fn print_backlog() {
+    if CONSOLE_LEVEL.load(Ordering::Relaxed) < LevelFilter::Warn as usize {
+        return;
+    }
+    let (mut position, mut line) = (0, [0; LINE]);
+    while let Some((text, next)) = read(position, &mut line) {
+        write_text(text);
+        position = next;
     }
 }
 

@@ -69,6 +69,19 @@ pub fn stop() -> ! {
     }
 }
 
+/// Prints why the boot failed where no console is known, by whatever answers semihosting calls, QEMU or a debugger, and
+/// ends the machine. Where nothing answers, the call is an undefined instruction, and this CPU stops in its report.
+pub fn fail_without_console(reason: core::fmt::Arguments<'_>) -> ! {
+    if !ASKED.swap(true, Ordering::Relaxed) {
+        #[cfg(target_os = "none")]
+        semihosting::eprintln!("{reason}");
+        #[cfg(not(target_os = "none"))]
+        std::eprintln!("{reason}");
+        exit(Status::Failure);
+    }
+    stop()
+}
+
 fn conduit() -> Option<Conduit> {
     CONDUIT.get().copied().flatten()
 }

@@ -5,9 +5,9 @@ use granule_arch::addr::{PhysAddr, PhysRange};
 pub use granule_arch::psci::Conduit;
 use heapless::Vec;
 
-use super::pcie::{self, References};
-pub use super::interrupts::{Interrupt, Trigger};
 use super::interrupts::{Controller, Interrupts};
+pub use super::interrupts::{Interrupt, Trigger};
+use super::pcie::{self, References};
 use super::tree::{Node, cell, number, strings};
 use super::{NodeName, Platform, PlatformError};
 
@@ -166,7 +166,12 @@ impl<'t> Found<'t> {
         Ok(())
     }
 
-    /// Hands everything over.
+    /// Hands the console over.
+    pub(super) fn store_console(&self, platform: &mut Platform) {
+        platform.uart = self.stdout.or(self.uart).map(|uart| uart.resolve(&self.references.gic));
+    }
+
+    /// Hands everything else over.
     pub(super) fn store(self, platform: &mut Platform) -> Result<(), PlatformError> {
         let none = |property| PlatformError::Missing { node: NodeName::from("/"), property };
         platform.gic = self.gic.ok_or_else(|| none("arm,gic-400 or arm,gic-v3 interrupt controller"))?;
@@ -175,7 +180,6 @@ impl<'t> Found<'t> {
         let timer = self.timer.ok_or_else(|| none("arm,armv8-timer"))?;
         platform.timer = timer.get(2, gic)?.ok_or_else(|| timer.missing())?;
         platform.conduit = self.conduit;
-        platform.uart = self.stdout.or(self.uart).map(|uart| uart.resolve(gic));
         platform.smmu = self.smmu.map(|smmu| smmu.resolve(gic));
         // Last, since it refers to the others, which the tree may have behind it.
         platform.pcie = self.pcie.and_then(|node| dispensable(node.resolve(&self.references)));

@@ -183,13 +183,21 @@ impl Platform {
     ///
     /// # Errors
     /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, a CPU, an interrupt controller
-    /// with a driver, the timer. `self` may be partly filled then.
+    /// with a driver, the timer. `self` may be partly filled then, with the console if the tree is sound.
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
         let fdt = structure::check(trim(blob)?)?;
         let root = tree::Root::new(fdt);
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
 
         let [chosen, aliases, cpus, reserved] = root.named(["chosen", "aliases", "cpus", "reserved-memory"]);
+        let stdout = devices::stdout_path(chosen.as_ref(), aliases.as_ref());
+        let mut found = devices::Found::default();
+        let visited = root.visit(stdout, &mut |node, left| {
+            memory::banks(self, node)?;
+            found.look_at(node, left == Some(""))
+        });
+        // First: an error in what follows is printed there.
+        found.store_console(self);
         if let Some(chosen) = &chosen {
             memory::chosen(self, chosen)?;
         }
@@ -198,13 +206,7 @@ impl Platform {
         }
         memory::reservations(self, fdt)?;
         devices::cpus(self, cpus.as_ref())?;
-
-        let stdout = devices::stdout_path(chosen.as_ref(), aliases.as_ref());
-        let mut found = devices::Found::default();
-        root.visit(stdout, &mut |node, left| {
-            memory::banks(self, node)?;
-            found.look_at(node, left == Some(""))
-        })?;
+        visited?;
         found.store(self)?;
         // Last: the one thing that boot loaders put into a tree that lacks it.
         memory::join_banks(self)

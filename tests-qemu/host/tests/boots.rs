@@ -2,6 +2,7 @@
 //! are no good.
 
 use std::ffi::OsString;
+use std::process::Stdio;
 
 use granule_host_tests::built;
 use granule_host_tests::session::Session;
@@ -147,6 +148,37 @@ fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
     gdb.detach().unwrap();
     session.wait_for("boot failed: ").unwrap();
     session.wait_for("\n").unwrap()
+}
+
+/// Where no tree names a console, no address is written: on a Raspberry Pi 4, whose loader gives no tree, there is memory
+/// where QEMU's virt machine has its serial port. The message goes to what answers semihosting calls.
+#[test]
+fn nothing_is_written_where_no_device_tree_names_a_console() {
+    let mut machine = machine::named("a72").unwrap();
+    machine.machine = "raspi4b".into();
+    (machine.smp, machine.memory) = (4, "2G".into());
+    machine.devices.clear();
+    let qemu = Qemu::new(&machine, &built("granule.img"), Serial::Pipes, Reset::Ends, "", &[]);
+    let ended = qemu.command().stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.contains("boot failed: no device tree: x0 was 0x100"), "{said}");
+    assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(1), b"".as_slice()));
+}
+
+/// An address at which nothing answers is a warning, and the console comes with the kernel mappings.
+#[test]
+fn earlycon_names_the_early_console() {
+    assert_boots_with("el2", "granule.img", "earlycon=pl011,0x9000000", &[], "2 CPUs");
+    let start = |append: &str| {
+        let machine = machine::named("el2").unwrap();
+        Session::start(&machine, &built("granule.img"), append, &[]).unwrap().prompt().unwrap()
+    };
+    let banner = start("earlycon=pl011,0x3000000000");
+    assert!(banner.contains("warning: console: no registers at 0x3000000000: "), "{banner}");
+    let banner = start("earlycon=pl011,0xf000000000000000");
+    assert!(banner.contains("are at no address that tables can hold"), "{banner}");
+    let banner = start("earlycon=uart8250,0x9000000");
+    assert!(banner.contains("boot argument earlycon: bad value"), "{banner}");
 }
 
 #[test]

@@ -74,11 +74,15 @@ fn table() -> &'static [AtomicU64; ENTRIES] {
     TABLE.get().expect("the fixmap is found first of all")
 }
 
-/// Maps the page of device registers that holds `registers`, for ever. Returns where they are.
-pub fn map_device(slot: FixmapSlot, registers: PhysAddr) -> VirtAddr {
+/// Maps the page of device registers that holds `registers`, for ever. Returns where they are; `None` where that is no
+/// address that tables can hold.
+pub fn map_device(slot: FixmapSlot, registers: PhysAddr) -> Option<VirtAddr> {
     let page = registers.align_down(PAGE_SIZE as u64);
+    if page.0 >= ADDRESS_END {
+        return None;
+    }
     set_valid(slot.first(), page, Attributes::device());
-    slot.address() + (registers - page)
+    Some(slot.address() + (registers - page))
 }
 
 /// Maps `bytes` of memory from `start` on, read-only, in place of the device tree's slot, and returns where they are.
