@@ -324,6 +324,8 @@ mod thread {
     }
 
     extern "C" fn serve(_: usize) -> ! {
+        // The pages that it brings are programs': where memory is short the device gets an error.
+        sched::current().set_works_for_program();
         loop {
             let Some(iommu) = super::super::iommu() else {
                 sched::park();

@@ -2,6 +2,8 @@
 
 use core::ops::Deref;
 
+use crate::smp::Cpu;
+
 /// A thread, for whoever wakes it.
 #[derive(Clone, Debug)]
 pub struct ThreadRef(std::thread::Thread);
@@ -40,3 +42,11 @@ pub fn current() -> Current {
 pub fn park() {
     std::thread::park();
 }
+
+/// There are no programs.
+pub(crate) const fn works_for_program(_cpu: &Cpu) -> bool {
+    false
+}
+
+/// Notes nothing: there are no programs.
+pub(crate) const fn note_shortage(_cpu: &Cpu, _frames: usize) {}

@@ -36,6 +36,8 @@ pub(crate) use fp::first_use as first_use_of_fp;
 pub use fp_state::FpState;
 #[cfg(not(target_os = "none"))]
 pub use host::{ThreadRef, current, park};
+#[cfg(not(target_os = "none"))]
+pub(crate) use host::{note_shortage, works_for_program};
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
@@ -48,5 +50,7 @@ pub use thread::{
     thread_count,
 };
 #[cfg(target_os = "none")]
-pub use timeout::sleep_until;
+pub(crate) use thread::{note_shortage, works_for_program};
+#[cfg(target_os = "none")]
+pub use timeout::{sleep_through, sleep_until};
 pub use wait::{WaitQueue, Waiters, Woken};

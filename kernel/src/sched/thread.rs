@@ -5,7 +5,7 @@ use core::fmt;
 use core::mem::offset_of;
 use core::ops::Deref;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::Access;
@@ -84,6 +84,10 @@ pub struct Thread {
     pub(super) fp: FpArea,
     /// What [`NewUserThread::task`] said.
     task: AtomicPtr<()>,
+    /// See [`works_for_program`].
+    works_for_program: AtomicBool,
+    /// Frames that a request of its own was for which failed for want of them; 0 for none since the last look.
+    shortage: AtomicUsize,
 }
 
 // SAFETY: see the type: whoever may touch the cells is one CPU at a time, and the queue's lock is between them.
@@ -122,6 +126,8 @@ impl Thread {
             space: UnsafeCell::new(None),
             fp: FpArea::new(),
             task: AtomicPtr::new(null_mut()),
+            works_for_program: AtomicBool::new(false),
+            shortage: AtomicUsize::new(0),
         }
     }
 
@@ -169,6 +175,19 @@ impl Thread {
     /// Whether there is `work` to do: for who sleeps and is to be woken by it.
     pub fn has(&self, work: Work) -> bool {
         self.work.load(Ordering::Acquire) & work.0 != 0
+    }
+
+    /// Has its requests for memory stop at the kernel's reserve, as a program's do. For the running thread.
+    pub fn set_works_for_program(&self) {
+        self.works_for_program.store(true, Ordering::Relaxed);
+    }
+
+    /// How many frames a request of the running thread was for which failed for want of them, if one did since the last
+    /// call.
+    pub fn take_shortage(&self) -> Option<usize> {
+        let wanted = self.shortage.load(Ordering::Relaxed);
+        self.shortage.store(0, Ordering::Relaxed);
+        (wanted != 0).then_some(wanted)
     }
 
     /// Where [`UserEntry::syscall`] is, for `trap/user.S`.
@@ -301,6 +320,27 @@ pub fn current() -> Current {
     Current(NonNull::new(current).expect("threads exist once memory is set up"))
 }
 
+/// Whether what runs on this CPU works for a program: neither the kernel's own threads do, but for those that serve
+/// programs' memory to devices, nor interrupt handlers.
+pub(crate) fn works_for_program(cpu: &Cpu) -> bool {
+    working(cpu).is_some_and(|thread| thread.works_for_program.load(Ordering::Relaxed))
+}
+
+/// Notes in the running thread that a request for `frames` frames failed for want of them.
+pub(crate) fn note_shortage(cpu: &Cpu, frames: usize) {
+    if let Some(thread) = working(cpu) {
+        thread.shortage.store(frames, Ordering::Relaxed);
+    }
+}
+
+/// The thread that runs on this CPU, if it is not interrupted.
+fn working(cpu: &Cpu) -> Option<&Thread> {
+    let current = cpu.sched.current.load(Ordering::Relaxed);
+    // SAFETY: null before there are threads; else the thread that runs here, which is not freed meanwhile.
+    let thread = unsafe { current.as_ref() };
+    thread.filter(|_| cpu.interrupt_depth.load(Ordering::Relaxed) == 0)
+}
+
 /// What a user thread begins with.
 pub struct NewUserThread {
     /// What it is called.
@@ -329,6 +369,7 @@ impl NewUserThread {
         thread.syscall = self.entry.syscall;
         thread.fault = self.entry.fault;
         thread.entry = Some(self.entry);
+        thread.works_for_program = AtomicBool::new(true);
         thread.tls = Cell::new(self.tls);
         thread.space = UnsafeCell::new(Some(self.space));
         thread.task = AtomicPtr::new(self.task);

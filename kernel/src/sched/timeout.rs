@@ -112,3 +112,12 @@ pub fn sleep_until(until: Deadline) -> Woken {
         }
     })
 }
+
+/// Sleeps until then, whatever signals there are. For short times: nothing ends it earlier.
+pub fn sleep_through(until: Deadline) {
+    with_timeout(until, |passed| {
+        while !passed() {
+            park();
+        }
+    });
+}

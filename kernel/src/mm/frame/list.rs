@@ -86,8 +86,9 @@ impl FrameAllocator {
     /// [`OutOfMemory`]: there are not as many.
     pub fn alloc_list(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
         // A hopeless wish touches no memory: the list would have written to free frames before it gave up.
-        if count > BATCH && count > self.stats().free {
-            return Err(OutOfMemory);
+        let kept = self.kept_from(cpu);
+        if count > BATCH && count > self.stats().free.saturating_sub(kept) {
+            return Err(self.missing(cpu, count));
         }
         let mut list = FrameList::new(self.linear());
         let mut left = count;
@@ -110,11 +111,11 @@ impl FrameAllocator {
         });
         self.claim_into(&mut list, run);
         if left > 0 {
-            left -= self.blocks.take_runs(cpu, left, |run| self.claim_into(&mut list, run));
+            left -= self.blocks.take_runs(cpu, left, kept, |run| self.claim_into(&mut list, run));
         }
         if left > 0 {
             self.free_list(cpu, list);
-            return Err(OutOfMemory);
+            return Err(self.missing(cpu, count));
         }
         Ok(list)
     }

@@ -15,6 +15,7 @@ mod hidden;
 mod list;
 mod magazine;
 mod record;
+mod reserve;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -22,7 +23,7 @@ use core::fmt;
 use core::mem::size_of;
 use core::ops::Range;
 use core::slice;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::interrupts;
@@ -32,6 +33,7 @@ pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
+pub use reserve::usual_reserve;
 use spin::Once;
 
 use super::OutOfMemory;
@@ -69,6 +71,8 @@ pub struct FrameAllocator {
     /// those. A reference, because the boot stack has no room to pass an allocator with 9 KiB of magazines inside.
     magazines: &'static [Magazine; MAX_CPUS],
     refused: AtomicU64,
+    /// See [`reserve`].
+    reserve: AtomicUsize,
     /// See [`hidden`].
     curtain: Once<&'static dyn Curtain>,
 }
@@ -131,17 +135,26 @@ impl FrameAllocator {
             (PageBlocks::new(cpu, map, storage, records), &*magazines)
         };
         map.exhaust();
-        Self { blocks, records, linear, magazines, refused: AtomicU64::new(0), curtain: Once::new() }
+        Self {
+            blocks,
+            records,
+            linear,
+            magazines,
+            refused: AtomicU64::new(0),
+            reserve: AtomicUsize::new(0),
+            curtain: Once::new(),
+        }
     }
 
     /// A frame of its own for the caller, with whatever it held before. `cpu` is the CPU that this runs on.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: no frame is free, but for those in other CPUs' magazines.
+    /// [`OutOfMemory`]: no frame is free, but for those in other CPUs' magazines and, for a thread that works for a
+    /// program, the reserve.
     #[inline]
     pub fn alloc(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
         let frame = self.on_magazine(cpu, |magazine| magazine.pop().or_else(|| self.refill(cpu, magazine)));
-        Ok(self.claimed(frame.ok_or(OutOfMemory)?))
+        Ok(self.claimed(frame.ok_or_else(|| self.missing(cpu, 1))?))
     }
 
     /// A frame of its own for the caller, filled with zeros.
@@ -204,12 +217,13 @@ impl FrameAllocator {
     /// # Errors
     /// [`OutOfMemory`]: there is no such run, or `order` is above [`MAX_ORDER`](super::page_block::MAX_ORDER) (1 GiB).
     pub fn alloc_blocks(&self, cpu: &Cpu, order: u32) -> Result<PhysAddr, OutOfMemory> {
-        let number = match self.blocks.take_blocks(cpu, order) {
+        let kept = self.kept_from(cpu);
+        let number = match self.blocks.take_blocks(cpu, order, kept) {
             Some(number) => number,
             // This CPU's own magazine may hold the last frames of a block.
             None => {
                 self.drain_cpu(cpu);
-                self.blocks.take_blocks(cpu, order).ok_or(OutOfMemory)?
+                self.blocks.take_blocks(cpu, order, kept).ok_or(OutOfMemory)?
             }
         };
         // SAFETY: taking the blocks made the record of the first frame valid.
@@ -306,7 +320,12 @@ impl FrameAllocator {
     #[cold]
     fn refill(&self, cpu: &Cpu, magazine: &Magazine) -> Option<usize> {
         let mut batch = [0; BATCH];
-        let count = self.blocks.take_frames(cpu, &mut batch);
+        // A batch never comes from the reserve: what is left in the magazine is for everybody.
+        let mut count = self.blocks.take_frames(cpu, &mut batch, self.reserve());
+        if count == 0 && self.kept_from(cpu) == 0 {
+            let (one, _) = batch.split_at_mut(1);
+            count = self.blocks.take_frames(cpu, one, 0);
+        }
         // Pushed in descending order, so that frames are handed out in ascending order and neighbours stay neighbours.
         for frame in batch[..count].iter().rev() {
             let pushed = magazine.push(*frame);

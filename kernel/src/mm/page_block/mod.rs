@@ -217,9 +217,12 @@ impl PageBlocks {
     }
 
     /// Takes up to `frames.len()` frames, writes their numbers to the front of `frames`, and returns how many it got:
-    /// fewer than asked for only where no more are free. Their records say "free" until the caller changes that.
-    pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize]) -> usize {
+    /// fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their records
+    /// say "free" until the caller changes that.
+    pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize], left_free: usize) -> usize {
         let mut lists = self.lists.lock();
+        let most = frames.len().min(lists.totals.free_frames.saturating_sub(left_free));
+        let frames = frames.get_mut(..most).unwrap_or_default();
         let mut taken = 0;
         while taken < frames.len() {
             if lists.first == NONE && !self.cut_a_block(cpu, &mut lists) {
@@ -253,11 +256,13 @@ impl PageBlocks {
     }
 
     /// Takes up to `most` frames in runs of neighbours, calls `each` with every run, and returns how many frames those
-    /// are: fewer than asked for only where no more are free. Their records say "free" until the caller changes that.
+    /// are: fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their
+    /// records say "free" until the caller changes that.
     ///
     /// `each` is called under the lock.
-    pub fn take_runs(&self, cpu: &Cpu, most: usize, mut each: impl FnMut(Range<usize>)) -> usize {
+    pub fn take_runs(&self, cpu: &Cpu, most: usize, left_free: usize, mut each: impl FnMut(Range<usize>)) -> usize {
         let mut lists = self.lists.lock();
+        let most = most.min(lists.totals.free_frames.saturating_sub(left_free));
         let mut taken = 0;
         while taken < most {
             if lists.first == NONE && !self.cut_a_block(cpu, &mut lists) {
@@ -320,13 +325,16 @@ impl PageBlocks {
         }
     }
 
-    /// Takes 2^`order` contiguous blocks, aligned to their size; `None` where there is no such run or `order` is above
-    /// [`MAX_ORDER`]. The record of the first frame is valid and says "free" until the caller changes that.
-    pub fn take_blocks(&self, cpu: &Cpu, order: u32) -> Option<BlockNumber> {
+    /// Takes 2^`order` contiguous blocks, aligned to their size; `None` where there is no such run, fewer than
+    /// `left_free` frames would stay free, or `order` is above [`MAX_ORDER`]. The record of the first frame is valid and says "free" until the caller changes that.
+    pub fn take_blocks(&self, cpu: &Cpu, order: u32, left_free: usize) -> Option<BlockNumber> {
         if order > MAX_ORDER {
             return None;
         }
         let mut lists = self.lists.lock();
+        if lists.totals.free_frames < left_free.saturating_add(BLOCK_FRAMES << order) {
+            return None;
+        }
         let number = lists.with_buddy(cpu, |buddy| buddy.alloc(1 << order))?;
         let index = self.spans.index(number)?;
         self.prepare_records(&mut lists, index, number);

@@ -1,0 +1,69 @@
+//! Frames that programs cannot use up: the kernel's reserve.
+//!
+//! A thread that works for a program gets none of the last [`FrameAllocator::reserve`] frames, whatever it asks for:
+//! pages, tables, records, kernel stacks. The kernel's own threads and interrupt handlers do, so that drivers, devices'
+//! tables and splits go on while programs wait for memory (Linux's minimum watermark). Magazines are filled from above
+//! the reserve alone.
+//!
+//! A request of such a thread that fails for want of frames is noted in the thread: what called it may then make room
+//! and try again, and tells this failure from one that more memory would not help.
+
+use core::sync::atomic::Ordering;
+
+use super::FrameAllocator;
+use crate::mm::OutOfMemory;
+use crate::sched;
+use crate::smp::Cpu;
+
+/// Frames for `frames` in all, as Linux reckons (`calculate_min_free_kbytes`): in KiB the square root of 16 times the
+/// memory's, from 128 KiB to 256 MiB.
+pub fn usual_reserve(frames: usize) -> usize {
+    const FRAME_KIB: u64 = 4;
+    const BOUNDS: (u64, u64) = (128, 256 << 10);
+    let kib = (frames as u64).saturating_mul(FRAME_KIB).saturating_mul(16).isqrt();
+    (kib.max(BOUNDS.0).min(BOUNDS.1) / FRAME_KIB) as usize
+}
+
+impl FrameAllocator {
+    /// Sets the reserve, in frames; 0 until then.
+    pub fn set_reserve(&self, frames: usize) {
+        self.reserve.store(frames, Ordering::Relaxed);
+    }
+
+    /// The reserve, in frames.
+    pub fn reserve(&self) -> usize {
+        self.reserve.load(Ordering::Relaxed)
+    }
+
+    /// Whether a thread that works for a program would get `count` more frames now.
+    pub fn has_room_for(&self, count: usize) -> bool {
+        self.blocks.totals().free_frames >= self.reserve().saturating_add(count)
+    }
+
+    /// Frames that the running thread does not get.
+    pub(super) fn kept_from(&self, cpu: &Cpu) -> usize {
+        if sched::works_for_program(cpu) { self.reserve() } else { 0 }
+    }
+
+    /// The error for a request of `count` frames, of which there are not as many. The running thread's, not to be
+    /// called for what no number of free frames would help.
+    #[cold]
+    pub(super) fn missing(&self, cpu: &Cpu, count: usize) -> OutOfMemory {
+        sched::note_shortage(cpu, count);
+        OutOfMemory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::usual_reserve;
+
+    #[test]
+    fn the_reserve_is_linuxs() {
+        // Linux 7.2.13 on arm64 has 1448 KiB of 128 MiB, 5792 KiB of 2 GiB.
+        assert_eq!(usual_reserve(128 << 8), 1448 / 4);
+        assert_eq!(usual_reserve(2048 << 8), 5792 / 4);
+        assert_eq!(usual_reserve(1), 32);
+        assert_eq!(usual_reserve(usize::MAX), 65536);
+    }
+}
