@@ -19,7 +19,7 @@ use crate::drivers::pl011::Pl011;
 use crate::drivers::power::{self, Status};
 use crate::drivers::{console, interrupt, log as kernel_log, pci, timer};
 use crate::mm::early::{MemoryMap, MemoryMapError};
-use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap};
+use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap, usual_reserve};
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
 use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -33,6 +33,7 @@ use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::size_change::SizeChange;
 use crate::platform::{Platform, PlatformError};
+use crate::process::limits;
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, iommu, lab, sched};
@@ -297,6 +298,9 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     smp::leave_identity_map(empty);
     sched::init(cpu, smp::boot_cpu_idles)?;
     sched::init_cpu(cpu);
+    let frames = kernel.frames.stats().total;
+    kernel.frames.set_reserve(usual_reserve(frames));
+    limits::init(frames);
     interrupts::enable();
     smp::release(cpus, empty);
     Ok(())

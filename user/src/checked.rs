@@ -1,7 +1,7 @@
 //! That the interface is Linux's: each number of `granule_abi` against the kernel headers' own, at compile time.
 
 use granule_abi::errno::Errno;
-use granule_abi::{memory, number, process, signal, time};
+use granule_abi::{limits, memory, number, process, signal, time};
 use linux_raw_sys::{auxvec, errno, general, prctl, system};
 
 /// `same!(ours, theirs: A B)`: `ours::A == theirs::A`, and so on.
@@ -41,7 +41,8 @@ calls! {
     RT_SIGPENDING __NR_rt_sigpending, RT_SIGRETURN __NR_rt_sigreturn, UNAME __NR_uname, PRCTL __NR_prctl,
     GETCPU __NR_getcpu, GETPID __NR_getpid, GETPPID __NR_getppid, GETUID __NR_getuid, GETEUID __NR_geteuid,
     GETGID __NR_getgid, GETEGID __NR_getegid, GETTID __NR_gettid, BRK __NR_brk, MUNMAP __NR_munmap, CLONE __NR_clone, EXECVE __NR_execve, MMAP __NR_mmap, MPROTECT __NR_mprotect,
-    MINCORE __NR_mincore, MADVISE __NR_madvise, WAIT4 __NR_wait4, GETRANDOM __NR_getrandom,
+    MINCORE __NR_mincore, MADVISE __NR_madvise, WAIT4 __NR_wait4, GETRLIMIT __NR_getrlimit, SETRLIMIT __NR_setrlimit,
+    PRLIMIT64 __NR_prlimit64, GETRANDOM __NR_getrandom,
 }
 
 errors! {
@@ -71,6 +72,12 @@ same! { process, auxvec:
 
 same! { process, prctl: PR_SET_NAME PR_GET_NAME }
 
+same! { limits, general:
+    RLIMIT_CPU RLIMIT_FSIZE RLIMIT_DATA RLIMIT_STACK RLIMIT_CORE RLIMIT_RSS RLIMIT_NPROC RLIMIT_NOFILE RLIMIT_MEMLOCK
+    RLIMIT_AS RLIMIT_LOCKS RLIMIT_SIGPENDING RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_RTPRIO RLIMIT_RTTIME RLIM_NLIMITS
+    RLIM_INFINITY
+}
+
 same! { signal, general:
     SIGHUP SIGINT SIGQUIT SIGILL SIGTRAP SIGABRT SIGBUS SIGFPE SIGKILL SIGUSR1 SIGSEGV SIGUSR2 SIGPIPE SIGALRM SIGTERM
     SIGSTKFLT SIGCHLD SIGCONT SIGSTOP SIGTSTP SIGTTIN SIGTTOU SIGURG SIGXCPU SIGXFSZ SIGVTALRM SIGPROF SIGWINCH SIGIO
@@ -92,6 +99,8 @@ const _: () = {
     assert!(size_of::<signal::SigStack>() == size_of::<general::sigaltstack>());
     assert!(offset_of!(signal::SigStack, size) == offset_of!(general::sigaltstack, ss_size));
     assert!(size_of::<time::Timespec>() == size_of::<general::__kernel_timespec>());
+    assert!(size_of::<limits::RLimit>() == size_of::<general::rlimit64>());
+    assert!(offset_of!(limits::RLimit, hard) == offset_of!(general::rlimit64, rlim_max));
     assert!(size_of::<process::IoVec>() == size_of::<general::iovec>());
     assert!(size_of::<process::UtsName>() == size_of::<system::new_utsname>());
 };

@@ -10,6 +10,7 @@ use granule_arch::addr::VirtAddr;
 use intrusive_collections::UnsafeRef;
 
 use super::exec::Loaded;
+use super::limits::{Limits, Place};
 use super::signal::{Set, Signal};
 use super::status::Name;
 use super::task::Task;
@@ -125,8 +126,8 @@ fn new_id() -> u32 {
 }
 
 /// Adds a process that has no task yet.
-fn add(id: u32, heap: Heap, state: State) -> Result<&'static Process, Errno> {
-    let process = Process::new(id, heap, state)?;
+fn add(id: u32, heap: Heap, state: State, limits: Limits, place: Place) -> Result<&'static Process, Errno> {
+    let process = Process::new(id, heap, state, limits, place)?;
     Ok(PROCESSES.lock().add(process))
 }
 
@@ -139,12 +140,15 @@ fn remove(process: &Process) {
 /// Starts a program as a new process, and returns its number.
 ///
 /// # Errors
-/// `ENOMEM`; nothing stays taken.
+/// `ENOMEM`, `EAGAIN`; nothing stays taken.
 #[inline(never)]
 pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
     let id = new_id();
     let registers = Registers { frame: loaded.frame(), tls: 0, fp: None };
-    let process = add(id, loaded.heap, State::new(parent, loaded.name, loaded.space.clone())?)?;
+    let limits = Limits::initial();
+    let place = Place::take(&limits)?;
+    let state = State::new(parent, loaded.name, loaded.space.clone())?;
+    let process = add(id, loaded.heap, state, limits, place)?;
     let newborn = conceive(id, process, loaded.space, Set::EMPTY, registers).inspect_err(|_| remove(process))?;
     let thread = newborn.join(process.state(&mut PROCESSES.lock().key));
     thread.start();
@@ -154,9 +158,10 @@ pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
 /// Makes a process or a thread that goes on where the caller does, with 0 as the answer; returns its number.
 ///
 /// # Errors
-/// `EINVAL`, `ENOMEM`, `EFAULT`; nothing stays taken.
+/// `EINVAL`, `EAGAIN`, `ENOMEM`, `EFAULT`; nothing stays taken.
 pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request) -> Result<u32, Errno> {
     let exit_signal = request.check()?;
+    let mut place = Some(Place::take(&task.process().limits)?);
     let id = new_id();
     if request.has(CLONE_PARENT_SETTID) {
         uaccess::put_u32(VirtAddr(request.parent_id), id)?;
@@ -164,13 +169,13 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
     let (process, space) = if request.has(CLONE_THREAD) {
         (task.process(), task.space_ref())
     } else {
-        make_child(task, request, id, exit_signal)?
+        make_child(task, request, id, exit_signal, place.take())?
     };
     if request.has(CLONE_CHILD_SETTID) {
         // As on Linux nobody hears of it if that is no place of the child's.
         let _ = space.write_bytes(this_cpu(), VirtAddr(request.child_id), &id.to_le_bytes());
     }
-    let started = start_copy(task, thread, frame, request, id, process, space);
+    let started = start_copy(task, thread, frame, request, id, process, space, place);
     if started.is_err() && !request.has(CLONE_THREAD) {
         remove(process);
     }
@@ -188,6 +193,7 @@ fn make_child(
     request: &Request,
     id: u32,
     exit_signal: Option<Signal>,
+    place: Option<Place>,
 ) -> Result<(&'static Process, SpaceRef), Errno> {
     let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(this_cpu())? };
     let heap = *task.process().heap.read();
@@ -209,7 +215,8 @@ fn make_child(
         state.name = own.name;
         state.signals.actions.copy_from(&own.signals.actions);
     }
-    Ok((add(id, heap, state)?, space))
+    let place = place.ok_or(Errno::EAGAIN)?;
+    Ok((add(id, heap, state, task.process().limits.copy(), place)?, space))
 }
 
 /// Starts a thread of `process` that goes on where the caller does.
@@ -222,6 +229,7 @@ fn start_copy(
     id: u32,
     process: &'static Process,
     space: SpaceRef,
+    place: Option<Place>,
 ) -> Result<(), Errno> {
     let mut frame = frame.clone();
     frame.x[0] = 0;
@@ -231,6 +239,7 @@ fn start_copy(
     let tls = if request.has(CLONE_SETTLS) { request.tls } else { TPIDR_EL0.get() };
     let registers = Registers { frame, tls, fp: thread.fp_state() };
     let newborn = conceive(id, process, space, task.blocked(), registers)?;
+    newborn.task.place.set(place);
     newborn.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
     // A stack for handlers cannot be two threads' at a time.
     let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);

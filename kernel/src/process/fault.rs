@@ -4,12 +4,13 @@ use granule_abi::signal::{BUS_ADRALN, BUS_ADRERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{self, Class, FaultStatus, Syndrome};
 
+use super::oom::{self, Relief};
 use super::signal::frame::FaultRecord;
 use super::signal::{Cause, Signal};
 use super::task::Task;
 use super::tree::PROCESSES;
 use crate::mm::space::{self, FaultError, USER_END};
-use crate::sched::{Thread, Work};
+use crate::sched::{Thread, Work, current};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 
@@ -101,6 +102,27 @@ fn resolve_access(task: &Task, address: VirtAddr, access: esr::Access) -> Result
         esr::Access::Read | esr::Access::Maintenance => space::Access::Read,
     };
     space::handle_fault(task.space(), this_cpu(), address, access)
+        .or_else(|error| try_again(task, address, access, error))
+}
+
+/// Serves a fault once more that has failed for `error`, where that can be helped.
+#[cold]
+fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: FaultError) -> Result<(), FaultError> {
+    loop {
+        match error {
+            FaultError::OutOfMemory => match oom::relieve(task, &current()) {
+                Relief::Retry => {}
+                // It does not come to the access: the signal is first.
+                Relief::Ending => return Ok(()),
+                Relief::None => return Err(error),
+            },
+            FaultError::NotMapped | FaultError::NotAllowed => return Err(error),
+        }
+        match space::handle_fault(task.space(), this_cpu(), address, access) {
+            Ok(()) => return Ok(()),
+            Err(next) => error = next,
+        }
+    }
 }
 
 /// The kernel could not access memory of the program that it works for.

@@ -5,6 +5,7 @@
 //! - `tree`, `task`: processes and their threads, and the lock over both
 //! - `birth`, `death`: fork, clone, exit, wait
 //! - `fault`, [`mod@signal`]: what a program did that it may not do, and what it is told
+//! - [`limits`], `oom`: what a process may have, and which one ends when memory is gone
 //! - `futex`: how its threads wait for each other
 //! - [`start`], [`wait`], [`kill`], [`for_each`]: what the kernel itself does with processes
 //!
@@ -28,6 +29,9 @@ pub mod futex;
 #[cfg(not(target_os = "none"))]
 mod host;
 pub mod initrd;
+pub mod limits;
+#[cfg(target_os = "none")]
+pub mod oom;
 pub mod signal;
 pub mod stack;
 pub mod status;

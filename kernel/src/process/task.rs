@@ -8,6 +8,7 @@ use granule_abi::signal::SigStack;
 use intrusive_collections::{LinkedListLink, UnsafeRef};
 use spin::Once;
 
+use super::limits::Place;
 use super::signal::frame::FaultRecord;
 use super::signal::{Cause, Effect, Pending, Set, Signal};
 use super::status::Life;
@@ -42,6 +43,8 @@ pub struct Task {
     pub restart: Cell<Option<u64>>,
     /// Whether the thread is on its way out of the process.
     pub leaves: Cell<bool>,
+    /// Its place among all tasks, where it is not the process's first: that one's is the process's.
+    pub place: Cell<Option<Place>>,
     /// The last fault that a signal told of.
     pub fault: Cell<FaultRecord>,
 }
@@ -82,6 +85,7 @@ impl Task {
             clear_at_exit: Cell::new(0),
             restart: Cell::new(None),
             leaves: Cell::new(false),
+            place: Cell::new(None),
             fault: Cell::new(FaultRecord::default()),
         })
     }
@@ -104,6 +108,7 @@ impl Task {
     /// The only thread of its process takes its number.
     pub fn take_process_id(&self) {
         self.id.store(self.process.id(), Ordering::Relaxed);
+        self.place.set(None);
     }
 
     /// Its process.

@@ -11,12 +11,13 @@
 
 use core::cell::UnsafeCell;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use granule_abi::signal::{CLD_EXITED, CLD_KILLED};
-use intrusive_collections::{KeyAdapter, LinkedList, RBTree, RBTreeLink, UnsafeRef};
+use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
 
+use super::limits::{Limits, Place};
 use super::signal::{Actions, Cause, Effect, Pending, Signal};
 use super::status::{End, Life, Name};
 use super::task::{InProcess, Task};
@@ -64,6 +65,12 @@ pub struct Process {
     pub heap: RwSem<Heap>,
     /// What [`State::parent`] says, for who asks without the lock.
     parent_id: AtomicU32,
+    /// What it may have at most.
+    pub limits: Limits,
+    /// Its first task's; the other tasks have theirs.
+    _place: Place,
+    /// It was to end because memory was gone, and did not within the time that others wait for that.
+    pub outlives_its_end: AtomicBool,
     state: UnsafeCell<State>,
 }
 
@@ -168,14 +175,23 @@ impl Process {
     /// # Errors
     /// [`OutOfMemory`]; nothing stays taken.
     #[inline(never)]
-    pub fn new(id: u32, heap: Heap, state: State) -> Result<PoolBox<Self>, OutOfMemory> {
+    pub fn new(id: u32, heap: Heap, state: State, limits: Limits, place: Place) -> Result<PoolBox<Self>, OutOfMemory> {
         let pool = POOL.call_once(|| Pool::new(kernel().frames));
         let parent_id = match state.parent {
             Parent::Process(parent) => AtomicU32::new(parent),
             Parent::Kernel(_) | Parent::Nobody => AtomicU32::new(0),
         };
         let (link, heap) = (RBTreeLink::new(), RwSem::new(heap));
-        pool.try_new(Self { id, link, heap, parent_id, state: UnsafeCell::new(state) })
+        pool.try_new(Self {
+            id,
+            link,
+            heap,
+            parent_id,
+            limits,
+            _place: place,
+            outlives_its_end: AtomicBool::new(false),
+            state: UnsafeCell::new(state),
+        })
     }
 
     /// Its parent's number; 0 where that is the kernel, or gone.
@@ -271,6 +287,12 @@ impl Tree {
     /// The process with this number, and the key to it.
     pub fn find(&mut self, id: u32) -> Option<(&Process, &mut Key)> {
         Some((self.by_id.find(&id).get()?, &mut self.key))
+    }
+
+    /// The process with the next number above this one, and the key to it: for who goes through all of them, and does not
+    /// hold the lock for so long.
+    pub fn next_after(&mut self, id: u32) -> Option<(&Process, &mut Key)> {
+        Some((self.by_id.lower_bound(Bound::Excluded(&id)).get()?, &mut self.key))
     }
 
     /// Calls `each` for every process, by number, until it gives something.

@@ -12,8 +12,12 @@ pub const VMALLOC: Rank = 2;
 /// The heap's growth: it maps frames, so it comes before page tables. Whoever holds this rank or a later one must not
 /// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
+/// Which process ends because memory is gone.
+pub const OUT_OF_MEMORY: Rank = 5;
 /// All processes, their threads and signals. Nothing is allocated or freed under it.
 pub const PROCESS: Rank = 6;
+/// The limits of one process.
+pub const LIMITS: Rank = 7;
 /// A last-level table of a user space. Nothing is allocated at this rank or a later one.
 pub const TABLE: Rank = 8;
 /// The SMMU's event queue. What comes out of it is noted for its device.

@@ -7,6 +7,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod io;
+mod limits;
 mod memory;
 mod process;
 mod signal;
@@ -19,6 +20,7 @@ use granule_abi::number;
 use granule_arch::addr::VirtAddr;
 
 use crate::errno::Errno;
+use crate::process::oom::{self, Relief};
 use crate::process::task::Task;
 use crate::sched::Thread;
 use crate::trap::TrapFrame;
@@ -81,6 +83,9 @@ static TABLE: [Entry; number::END] = {
     table[number::CLONE] = entry!(process::clone);
     table[number::EXECVE] = entry!(process::execve);
     table[number::WAIT4] = entry!(process::wait4);
+    table[number::GETRLIMIT] = entry!(limits::getrlimit);
+    table[number::SETRLIMIT] = entry!(limits::setrlimit);
+    table[number::PRLIMIT64] = entry!(limits::prlimit64);
     table[number::SCHED_YIELD] = entry!(process::sched_yield);
     table[number::GETPID] = entry!(process::getpid);
     table[number::GETPPID] = entry!(process::getppid);
@@ -129,12 +134,19 @@ fn perform(frame: &mut TrapFrame, thread: &Thread, call: impl Fn(&mut Call<'_>) 
     let answer = call(&mut Call { task, thread, frame });
     frame.x[0] = match answer {
         Ok(value) => value,
-        Err(errno) => failed(task, x0, errno),
+        Err(errno) => failed(task, thread, frame, x0, errno),
     };
 }
 
 #[cold]
-fn failed(task: &Task, x0: u64, errno: Errno) -> u64 {
+fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: Errno) -> u64 {
+    /// Bytes of an SVC.
+    const INSTRUCTION: u64 = 4;
+    // What fails has changed nothing: where memory was short and is not any more, the call is simply made again.
+    if errno == Errno::ENOMEM && oom::relieve(task, thread) == Relief::Retry {
+        frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
+        return x0;
+    }
     if errno == Errno::ERESTARTSYS {
         // The signal that interrupted it is still to be seen to, and that decides.
         task.restart.set(Some(x0));

@@ -32,6 +32,8 @@ mod interrupt;
 #[cfg(target_os = "none")]
 mod iommu;
 #[cfg(target_os = "none")]
+mod limits;
+#[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
 mod memory;

@@ -26,13 +26,13 @@ fn words(line: &str) -> Result<Words, Errno> {
     Ok(words)
 }
 
-fn start(line: &str) -> Result<u32, ExecError> {
+pub(crate) fn start(line: &str) -> Result<u32, ExecError> {
     process::start(line.split_ascii_whitespace().next().unwrap_or_default(), words(line)?)
 }
 
 /// Waits until the threads of processes that have ended are gone as well: a process has ended before its last thread
 /// has left its kernel stack.
-fn settle(t: &mut Test, threads: usize) {
+pub(crate) fn settle(t: &mut Test, threads: usize) {
     let patience = Deadline::after(Duration::from_secs(10));
     while sched::thread_count() != threads && !patience.has_passed() {
         sleep_until(Deadline::after(Duration::from_millis(1)));
@@ -255,6 +255,9 @@ fn in_use() -> usize {
 // comes back. From some k on it runs to its end.
 target_test!(memory_may_run_out_at_any_step_of_a_programs_life, limit(120));
 fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
+    // What is left to the program is what was given back, and nothing of that is kept from it.
+    let reserve = kernel().frames.reserve();
+    kernel().frames.set_reserve(0);
     for (line, good, step) in [("lifecycle nonsense", End::Exited(2), 1), ("lifecycle rounds 1", End::Exited(0), 1)] {
         let threads = sched::thread_count();
         let (mut refused, mut killed, mut ran) = (0, 0, false);
@@ -284,4 +287,5 @@ fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
         t.check("with enough memory it runs", ran);
         t.check("with less it does not", refused + killed > 5);
     }
+    kernel().frames.set_reserve(reserve);
 }

@@ -39,6 +39,8 @@ numbers! {
     RT_SIGPENDING = 136 "rt_sigpending";
     RT_SIGRETURN = 139 "rt_sigreturn";
     UNAME = 160 "uname";
+    GETRLIMIT = 163 "getrlimit";
+    SETRLIMIT = 164 "setrlimit";
     PRCTL = 167 "prctl";
     GETCPU = 168 "getcpu";
     GETPID = 172 "getpid";
@@ -57,5 +59,6 @@ numbers! {
     MINCORE = 232 "mincore";
     MADVISE = 233 "madvise";
     WAIT4 = 260 "wait4";
+    PRLIMIT64 = 261 "prlimit64";
     GETRANDOM = 278 "getrandom";
 }

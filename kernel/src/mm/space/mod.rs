@@ -24,6 +24,7 @@ mod code;
 mod cow;
 mod entry;
 mod fault;
+mod footprint;
 mod fork;
 mod gather;
 mod populate;
@@ -46,6 +47,7 @@ use granule_pgtable::{Granule4K, Mmu, PageTables, Table, TableSource};
 pub use area::{Area, Backing};
 pub use calls::{MapRequest, Placement, Populate, Sharing};
 pub use fault::{Access, FaultError, handle_fault};
+pub use footprint::Footprint;
 pub use reserved::{RESERVED_END, RESERVED_START};
 
 use area::Areas;

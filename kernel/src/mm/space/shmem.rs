@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
-use granule_pgtable::{Dismantled, Granule4K, Mmu, PageTables, Table};
+use granule_pgtable::{Dismantled, Granule4K, Mmu, PageRange, PageTables, Table};
 
 use super::{Cell, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
@@ -88,6 +88,18 @@ impl Object {
                 other.address()
             }
         }
+    }
+
+    /// How many of the `pages` pages from `first` on have frames.
+    pub(super) fn pages_in(&self, first: u64, pages: u64) -> usize {
+        let (mmu, mut count) = (&self.common.mmu, 0);
+        let start = VirtAddr(first.saturating_mul(PAGE));
+        if let Ok(range) = PageRange::new(start, pages.saturating_mul(PAGE)) {
+            PageTables::new(mmu, self.root).for_each_cells(range, |found| {
+                count += found.cells.iter().filter(|cell| mmu.load(cell) != Descriptor::EMPTY).count();
+            });
+        }
+        count
     }
 
     /// Whether `page` has a frame.

@@ -1,0 +1,91 @@
+//! Memory and tasks are bounded: a program that takes all it can get ends, and the one beside it goes on.
+
+use core::time::Duration;
+
+use granule::drivers::log as kernel_log;
+use granule::drivers::timer::Deadline;
+use granule::kernel;
+use granule::process::signal::Signal;
+use granule::process::status::End;
+use granule::process::{self, limits};
+use granule::sched::{self, sleep_until};
+
+use crate::harness::{Test, target_test};
+use crate::process::{settle, start};
+
+const KILL: u64 = 9;
+const TERM: u64 = 15;
+
+/// What an end because memory is gone is reported by.
+const REPORT: &[u8] = b"out of memory: ended process";
+
+/// Where the log ends now.
+fn log_end() -> u64 {
+    let (mut position, mut line) = (0, [0; kernel_log::LINE]);
+    while let Some((_, next)) = kernel_log::read(position, &mut line) {
+        position = next;
+    }
+    position
+}
+
+/// How many such lines the log has from `position` on, and how many of them name `program`.
+fn reports(mut position: u64, program: &[u8]) -> (usize, usize) {
+    let (mut count, mut named) = (0, 0);
+    let mut line = [0; kernel_log::LINE];
+    while let Some((text, next)) = kernel_log::read(position, &mut line) {
+        position = next;
+        if text.windows(REPORT.len()).any(|part| part == REPORT) {
+            count += 1;
+            named += usize::from(text.windows(program.len()).any(|part| part == program));
+        }
+    }
+    (count, named)
+}
+
+/// Runs `hog` in this way beside a program that behaves, which is to go on to its good end. How the hog ended.
+fn beside_a_hog(t: &mut Test, way: &str) -> Option<End> {
+    let (threads, tasks) = (sched::thread_count(), limits::tasks());
+    let good = t.ok("the program beside", start("hog beside"))?;
+    sleep_until(Deadline::after(Duration::from_millis(50)));
+    let hog = t.ok(way, start(way))?;
+    let end = process::wait(hog);
+    t.ok("SIGTERM", process::kill(good, Signal::new(TERM)?));
+    t.equal("the program beside", process::wait(good), Some(End::Exited(0)));
+    settle(t, threads);
+    t.equal("tasks", limits::tasks(), tasks);
+    end
+}
+
+target_test!(a_program_that_takes_all_memory_ends_and_others_go_on, machine("small"), limit(60));
+fn a_program_that_takes_all_memory_ends_and_others_go_on(t: &mut Test) {
+    let before = log_end();
+    let end = beside_a_hog(t, "hog pages");
+    t.equal("how it ended", end, Signal::new(KILL).map(End::Killed));
+    t.equal("one line reports it", reports(before, b"(hog)"), (1, 1));
+    let frames = kernel().frames;
+    t.check("the reserve is there", frames.reserve() > 100 && frames.has_room_for(0));
+}
+
+target_test!(a_program_that_forks_without_end_harms_no_other, machine("small"), limit(60));
+fn a_program_that_forks_without_end_harms_no_other(t: &mut Test) {
+    let before = log_end();
+    let end = beside_a_hog(t, "hog forks");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.check("memory was gone", reports(before, b"(hog)").0 > 0);
+}
+
+target_test!(threads_areas_signals_and_zombies_are_bounded, machine("small"), limit(60));
+fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
+    for way in ["hog threads", "hog areas", "hog signals", "hog zombies"] {
+        let end = beside_a_hog(t, way);
+        t.equal(way, end, Some(End::Exited(0)));
+    }
+}
+
+target_test!(limits_answer_as_on_linux, limit(60));
+fn limits_answer_as_on_linux(t: &mut Test) {
+    let threads = sched::thread_count();
+    let Some(id) = t.ok("limits", start("limits")) else { return };
+    t.equal("how it ended", process::wait(id), Some(End::Exited(0)));
+    settle(t, threads);
+}

@@ -1,0 +1,195 @@
+//! A program that takes all it can get, in one of several ways, and one beside it that behaves.
+//!
+//! `hog pages` never returns: the kernel ends it. The others stop where the kernel refuses more, and exit with 0; what
+//! they held then is the kernel's to take back. `hog beside` works in a little memory until it is sent SIGTERM, and
+//! exits with 0 if all that it wrote was there whenever it looked.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
+use granule_user::abi::number::RT_SIGPENDING;
+use granule_user::abi::process::{WNOHANG, exited};
+use granule_user::abi::signal::{SIG_BLOCK, SIGKILL, SIGTERM, SIGUSR1};
+use granule_user::memory::{self, PAGE};
+use granule_user::{Errno, Start, entry, println, process, signal, sys, thread, time};
+
+entry!(run);
+
+const MILLISECOND: u64 = 1_000_000;
+
+fn run(start: Start) -> u8 {
+    match start.arguments().nth(1) {
+        Some("pages") => pages(),
+        Some("forks") => forks(),
+        Some("threads") => threads(),
+        Some("areas") => areas(),
+        Some("signals") => signals(),
+        Some("zombies") => zombies(),
+        Some("beside") => return beside(),
+        _ => return 2,
+    }
+    0
+}
+
+/// Writes to a byte of each page.
+fn touch(start: u64, bytes: u64, value: u8) {
+    for page in (start..start + bytes).step_by(PAGE as usize) {
+        // SAFETY: memory of this program's own, without references to it.
+        unsafe { (page as *mut u8).write_volatile(value) };
+    }
+}
+
+/// Whether each page begins with this value.
+fn holds(start: u64, bytes: u64, value: u8) -> bool {
+    // SAFETY: as above.
+    (start..start + bytes).step_by(PAGE as usize).all(|page| unsafe { (page as *const u8).read_volatile() } == value)
+}
+
+/// Touches memory without an end.
+fn pages() -> ! {
+    const PIECE: u64 = 16 << 20;
+    loop {
+        // What is not reserved is never refused for its size.
+        // SAFETY: not at a fixed address.
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        let piece = unsafe { memory::mmap(0, PIECE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
+        touch(piece, PIECE, 1);
+    }
+}
+
+/// Forks children that hold a MiB each. The kernel ends some of them.
+fn forks() {
+    const MOST: usize = 200;
+    const HELD: u64 = 1 << 20;
+    let own = process::id();
+    let mut children = [0; MOST];
+    let mut count = 0;
+    for place in &mut children {
+        let child = process::spawn(|| {
+            if let Ok(held) = memory::map(HELD, PROT_READ | PROT_WRITE) {
+                touch(held, HELD, 1);
+            }
+            while process::parent_id() == own {
+                let _ = time::sleep(20 * MILLISECOND);
+            }
+            0
+        });
+        match child {
+            Ok(child) => *place = child,
+            Err(error) => {
+                assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "{error:?}");
+                break;
+            }
+        }
+        count += 1;
+    }
+    let mut ended = 0;
+    for &child in &children[..count] {
+        // It may be the kernel's deed already.
+        ended += u32::from(process::wait4(child as i32, WNOHANG).is_ok_and(|(number, _)| number == child));
+        let _ = process::kill(child as i32, SIGKILL);
+    }
+    while process::wait4(-1, 0).is_ok() {}
+    println!("hog: {count} children, {ended} of them ended early");
+}
+
+/// Makes threads until there may not be more. They are there when it exits.
+fn threads() {
+    let mut count = 0;
+    let error = loop {
+        match thread::Thread::spawn(sleep_for_long, 0) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    println!("hog: {count} threads, then {error:?}");
+    assert!(count > 50 && matches!(error, Errno::EAGAIN | Errno::ENOMEM));
+}
+
+fn sleep_for_long(_: usize) {
+    loop {
+        let _ = time::sleep(1000 * MILLISECOND);
+    }
+}
+
+/// Makes areas until there may not be more: each page is protected otherwise than its neighbours.
+fn areas() {
+    const BYTES: u64 = 70_000 * PAGE;
+    let start = memory::map(BYTES, PROT_NONE).expect("addresses");
+    let mut pages = (start..start + BYTES).step_by(2 * PAGE as usize);
+    // SAFETY: memory of this program's own, without references to it.
+    let error = pages.find_map(|page| unsafe { memory::mprotect(page, PAGE, PROT_READ) }.err());
+    assert_eq!(error, Some(Errno::ENOMEM), "so many areas");
+}
+
+/// Sends signals that nobody takes, to itself and to children that block them.
+fn signals() {
+    const ROUNDS: u32 = 20_000;
+    let all = !signal::set_of(SIGKILL);
+    signal::mask(SIG_BLOCK, all).expect("a mask");
+    let child = process::spawn(|| {
+        loop {
+            let _ = time::sleep(1000 * MILLISECOND);
+        }
+    })
+    .expect("a fork");
+    for round in 0..ROUNDS {
+        let number = SIGUSR1 + round % 40;
+        let to = if round % 2 == 0 { process::id() } else { child };
+        if number != SIGKILL {
+            process::kill(to as i32, number).expect("a signal");
+        }
+    }
+    process::kill(child as i32, SIGKILL).expect("a signal");
+    process::wait(child);
+}
+
+/// Forks children that exit, and waits for none.
+fn zombies() {
+    let mut count = 0;
+    let error = loop {
+        match process::spawn(|| 0) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    println!("hog: {count} zombies, then {error:?}");
+    assert_eq!(error, Errno::EAGAIN, "zombies count");
+    assert!(process::wait4(-1, 0).is_ok_and(|(_, status)| status == exited(0)));
+    assert!(process::spawn(|| 0).is_ok(), "one more after one was waited for");
+}
+
+/// Whether SIGTERM has come, which is blocked.
+fn is_asked_to_end() -> bool {
+    let mut pending = 0_u64;
+    // SAFETY: it writes `pending`.
+    unsafe { sys::call(RT_SIGPENDING, [&raw mut pending as u64, 8, 0, 0, 0, 0]) }.expect("pending signals");
+    pending & signal::set_of(SIGTERM) != 0
+}
+
+/// Works in a little memory until it is asked to end.
+fn beside() -> u8 {
+    const BYTES: u64 = 128 << 10;
+    signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
+    let kept = memory::map(BYTES, PROT_READ | PROT_WRITE).expect("memory");
+    let mut value = 0_u8;
+    loop {
+        let last = is_asked_to_end();
+        touch(kept, BYTES, value);
+        let fresh = memory::map(BYTES, PROT_READ | PROT_WRITE).expect("memory");
+        touch(fresh, BYTES, !value);
+        // A copy sees both; where there may be no more tasks, that is not for lack of memory.
+        match process::spawn(|| u8::from(holds(kept, BYTES, value) && holds(fresh, BYTES, !value))) {
+            Ok(child) => assert_eq!(process::wait(child), exited(1), "a copy sees what was written"),
+            Err(error) => assert!(error == Errno::EAGAIN && !last, "{error:?}"),
+        }
+        assert!(holds(kept, BYTES, value) && holds(fresh, BYTES, !value), "what was written is there");
+        // SAFETY: its own, without references to it.
+        unsafe { memory::munmap(fresh, BYTES) }.expect("to unmap");
+        if last {
+            return 0;
+        }
+        value = value.wrapping_add(1);
+        let _ = time::sleep(2 * MILLISECOND);
+    }
+}
