@@ -306,6 +306,11 @@ impl CpuFeatures {
         has(self.isar0, ID_AA64ISAR0_MORE::ATOMIC, 2)
     }
 
+    /// FEAT_RNG: the CPU has a random number generator.
+    pub fn rng(&self) -> bool {
+        has(self.isar0, ID_AA64ISAR0_MORE::RNDR, 1)
+    }
+
     /// FEAT_MOPS: memory copy and set instructions.
     pub fn mops(&self) -> bool {
         has(self.isar2, ID_AA64ISAR2_EL1::MOPS, 1)

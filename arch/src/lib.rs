@@ -17,6 +17,7 @@ pub mod features;
 pub mod interrupts;
 pub mod memory;
 pub mod psci;
+pub mod random;
 pub mod sysreg;
 pub mod timer;
 pub mod tlbi;

@@ -18,7 +18,9 @@ register_bitfields! {u64,
         /// 1: TLBI with OS; 2: also TLBI by range.
         TLB OFFSET(56) NUMBITS(4) [],
         /// 2: FEAT_LSE, 3: FEAT_LSE128.
-        ATOMIC OFFSET(20) NUMBITS(4) []
+        ATOMIC OFFSET(20) NUMBITS(4) [],
+        /// FEAT_RNG: RNDR and RNDRRS exist.
+        RNDR OFFSET(60) NUMBITS(4) []
     ],
     pub ID_AA64ISAR2_EL1 [
         /// FEAT_MOPS: memory copy and set instructions.

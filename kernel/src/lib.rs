@@ -16,6 +16,7 @@ pub mod nearest;
 pub mod panic;
 pub mod platform;
 pub mod process;
+pub mod random;
 pub mod sched;
 pub mod smp;
 #[cfg(target_os = "none")]

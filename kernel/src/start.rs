@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::boot_info::BootInfo;
 use crate::drivers::pl011::Pl011;
 use crate::drivers::power::{self, Status};
-use crate::drivers::{console, interrupt, log as kernel_log, pci, timer};
+use crate::drivers::{console, interrupt, log as kernel_log, pci, timer, virtio_rng};
 use crate::mm::early::{MemoryMap, MemoryMapError};
 use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap, usual_reserve};
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
@@ -36,7 +36,7 @@ use crate::platform::{Platform, PlatformError};
 use crate::process::limits;
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
-use crate::{KERNEL, Kernel, bootargs, iommu, lab, sched};
+use crate::{KERNEL, Kernel, bootargs, iommu, lab, random, sched};
 
 // The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
 
@@ -256,6 +256,7 @@ fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     if let Err(error) = pci::init(kernel.platform.pcie.as_ref(), &mut map) {
         log::error!("PCI: {error}");
     }
+    random::set_device(virtio_rng::seed);
 }
 
 /// Starts the other CPUs, decides by all of them what the kernel may use, and lets them go.
@@ -293,6 +294,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
         kernel.frames.hide_free_frames(cpu, &kernel.space);
     }
 
+    random::init(&kernel.platform.rng_seed, kernel.features().cpus.rng());
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();
     smp::leave_identity_map(empty);

@@ -1,11 +1,13 @@
 //! Random numbers from a virtio device (Virtual I/O Device, version 1.2, 5.4): one queue, and what the device writes.
 
+use spin::Once;
+
 use super::pci::{Claim, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
 use super::virtio::device::Device;
 use super::virtio::queue::{Flow, Segment};
 use super::virtio::requests::{Frame, RequestError, Requests};
-use crate::iommu::{DmaAddress, DmaDevice};
+use crate::iommu::{Coherent, DmaAddress, DmaDevice};
 use crate::smp::Cpu;
 use crate::sync::RwSem;
 
@@ -22,6 +24,20 @@ pub struct VirtioRng {
 /// [`StartError`].
 pub fn rng(cpu: &Cpu, index: usize) -> Result<&'static VirtioRng, StartError> {
     slot::device(cpu, index)
+}
+
+/// 32 random bytes of the machine's first generator, whatever space it is bound to; `None` where there is none, or it
+/// does not answer. The thread sleeps meanwhile; no other thread is in here.
+///
+/// The page that they arrive in stays the device's: what it has not completed it may still write.
+pub fn seed(cpu: &Cpu) -> Option<[u8; 32]> {
+    static PAGE: Once<Coherent> = Once::new();
+    let source = rng(cpu, 0).ok()?;
+    let page = PAGE.try_call_once(|| source.device.dma().alloc_coherent(cpu, 32)).ok()?;
+    source.fill(page.address(), 32).ok()?;
+    // SAFETY: the page is in memory for ever. The device may write it at any time, so the read is a volatile one, and
+    // any bytes will do.
+    Some(unsafe { page.virt().as_ptr::<[u8; 32]>().read_volatile() })
 }
 
 impl Driver for VirtioRng {

@@ -4,7 +4,7 @@ use dtoolkit::fdt::Fdt;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 
 use super::tree::{Node, number, string};
-use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, NodeName, Platform, PlatformError};
+use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, NodeName, Platform, PlatformError};
 
 /// The memory reservation block.
 pub(super) fn reservations(platform: &mut Platform, fdt: Fdt<'_>) -> Result<(), PlatformError> {
@@ -96,6 +96,9 @@ pub(super) fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(),
         let start = number(start).ok_or_else(|| node.bad("linux,initrd-start"))?;
         let range = number(end).and_then(|end| PhysRange::new(PhysAddr(start), PhysAddr(end)));
         platform.initrd = Some(range.ok_or_else(|| node.bad("linux,initrd-end"))?).filter(|range| !range.is_empty());
+    }
+    if let Some(seed) = node.property("rng-seed") {
+        platform.rng_seed = seed.iter().copied().take(MAX_RNG_SEED).collect();
     }
     if let Some(seed) = node.property("kaslr-seed") {
         // A firmware without entropy leaves zero, which is no seed.

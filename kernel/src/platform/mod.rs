@@ -53,6 +53,8 @@ pub use structure::StructureError;
 pub const MAX_BANKS: usize = 32;
 /// Reservations, of both kinds together.
 pub const MAX_RESERVED: usize = 64;
+/// Bytes of `rng-seed` that are taken.
+pub const MAX_RNG_SEED: usize = 64;
 /// Bytes of boot arguments, as in Linux (`COMMAND_LINE_SIZE`).
 pub const MAX_BOOTARGS: usize = 2048;
 
@@ -74,6 +76,8 @@ pub struct Platform {
     pub initrd: Option<PhysRange>,
     /// `/chosen` `kaslr-seed`.
     pub kaslr_seed: Option<u64>,
+    /// `/chosen` `rng-seed`: random bytes of the loader's, cut off after 64; empty where there are none.
+    pub rng_seed: Vec<u8, MAX_RNG_SEED>,
     /// The CPUs, in the order of the tree. At most [`MAX_CPUS`]; `cpus_left_out` counts the rest.
     pub cpus: Vec<CpuNode, MAX_CPUS>,
     /// CPUs in the tree for which there was no room.
@@ -167,6 +171,7 @@ impl Platform {
             bootargs: String::new(),
             initrd: None,
             kaslr_seed: None,
+            rng_seed: Vec::new(),
             cpus: Vec::new(),
             cpus_left_out: 0,
             conduit: None,

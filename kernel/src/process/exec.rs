@@ -111,7 +111,9 @@ pub fn load(cpu: &Cpu, path: &[u8], words: Words) -> Result<Loaded, ExecError> {
         (AT_HWCAP2, 0),
         (AT_MINSIGSTKSZ, signal::MINSIGSTKSZ),
     ];
-    let image = Image::new(STACK_TOP, words, path, &auxiliary, crate::syscall::random_bytes())?;
+    let mut random = [0; 16];
+    crate::random::stream(cpu).fill(&mut random);
+    let image = Image::new(STACK_TOP, words, path, &auxiliary, random)?;
     write(cpu, &space, image.pointer, &image.bytes)?;
     let heap = program.end() + base;
     Ok(Loaded {

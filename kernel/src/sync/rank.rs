@@ -53,5 +53,7 @@ pub const RUN_QUEUE: Rank = 24;
 pub const ASID: Rank = 25;
 /// The interrupt controller.
 pub const INTERRUPT: Rank = 26;
+/// The key of the random numbers. Nothing else is taken under it.
+pub const RANDOM: Rank = 27;
 /// The console: last, so that anything may print.
 pub const CONSOLE: Rank = 30;

@@ -26,8 +26,6 @@ use crate::sched::Thread;
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
-pub use system::random_bytes;
-
 /// One call in progress.
 pub struct Call<'a> {
     /// Who makes it.

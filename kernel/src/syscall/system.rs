@@ -1,13 +1,11 @@
 //! Calls that ask what this is, and for numbers that cannot be foreseen.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use granule_abi::process::UtsName;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 use super::{Answer, Call};
-use crate::drivers::timer;
 use crate::errno::Errno;
+use crate::random;
 use crate::sched::Work;
 use crate::smp::this_cpu;
 use crate::uaccess;
@@ -45,9 +43,9 @@ pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let bytes = bytes.min(i32::MAX as u64);
-    let mut done = 0;
+    let (mut done, mut stream, mut random) = (0, random::stream(this_cpu()), [0; 64]);
     while done < bytes {
-        let random = random_bytes();
+        stream.fill(&mut random);
         let piece = (bytes - done).min(random.len() as u64);
         if let Err(errno) = uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &random[..piece as usize]) {
             return if done == 0 { Err(errno) } else { Ok(done) };
@@ -59,19 +57,4 @@ pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
         }
     }
     Ok(done)
-}
-
-/// Sixteen bytes that no program foresees: good for hashes, not for keys, since all that goes into them is time.
-pub fn random_bytes() -> [u8; 16] {
-    static STATE: AtomicU64 = AtomicU64::new(0);
-    let mut bytes = [0; 16];
-    for half in bytes.as_chunks_mut::<8>().0 {
-        let time = timer::uptime().as_nanos() as u64;
-        let mut word = STATE.fetch_add(time | 0x9e37_79b9_7f4a_7c15, Ordering::Relaxed) ^ time;
-        // SplitMix64's mixing.
-        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        *half = (word ^ word >> 31).to_le_bytes();
-    }
-    bytes
 }

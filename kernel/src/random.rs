@@ -1,0 +1,302 @@
+//! Random numbers that one process cannot predict for another, nor from those that it has been given.
+//!
+//! A key of 32 bytes ([`Pool`]) is all that is kept. What comes from a source is absorbed into it; a caller gets a
+//! ChaCha20 generator ([`Stream`]) under a key that the pool derives, and the pool replaces its own in the same step, so
+//! that neither the pool nor a stream leads back to what was given before (fast key erasure, as in Linux's
+//! `drivers/char/random.c`).
+//!
+//! The sources, in this order ([`Source`]): the CPU's generator (RNDR), the device tree's `rng-seed`, a virtio
+//! generator, the jitter of the counter. The first two are absorbed at boot. A device is asked where neither is there,
+//! when numbers are needed for the first time and then every [`RESEED`] seconds; a boot that has jitter alone says so in a
+//! warning. Each stream also absorbs the counter, and RNDR where the CPU has it.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::random::rndr;
+use granule_arch::timer;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use spin::Once;
+
+use crate::drivers::timer::uptime;
+use crate::smp::Cpu;
+use crate::sync::{IrqLock, rank};
+
+/// Bytes of a key.
+const KEY: usize = 32;
+/// Seconds after which a device is asked again.
+const RESEED: u64 = 300;
+/// Times that the counter is read for its jitter. Of each reading a fraction of a bit is taken to be unknown.
+const JITTER_READINGS: usize = 256;
+
+static POOL: IrqLock<Pool, { rank::RANDOM }> = IrqLock::new(Pool::new());
+/// Whether the CPUs have RNDR.
+static HAS_RNDR: Once<bool> = Once::new();
+static DEVICE: Once<DeviceSource> = Once::new();
+/// The second of the uptime at which a device is asked next; 0 before the first time.
+static NEXT_RESEED: AtomicU64 = AtomicU64::new(0);
+
+/// Asks a device for a seed. The thread may sleep; no lock is held. `None` where the device gives nothing.
+pub type DeviceSource = fn(&Cpu) -> Option<[u8; KEY]>;
+
+/// Where numbers come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The CPU's generator.
+    Rndr,
+    /// The device tree's `rng-seed`.
+    Seed,
+    /// A device.
+    Device,
+    /// The counter.
+    Jitter,
+}
+
+/// "RNDR, rng-seed".
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sources(u8);
+
+impl Sources {
+    const NAMES: [(Source, &str); 4] = [
+        (Source::Rndr, "RNDR"),
+        (Source::Seed, "rng-seed"),
+        (Source::Device, "a virtio device"),
+        (Source::Jitter, "the counter's jitter"),
+    ];
+
+    const fn with(self, source: Source) -> Self {
+        Self(self.0 | 1 << source as u8)
+    }
+
+    /// Whether `source` is among them.
+    pub const fn has(self, source: Source) -> bool {
+        self.0 & 1 << source as u8 != 0
+    }
+
+    /// Whether an observer of the machine cannot guess what was absorbed.
+    pub const fn is_seeded(self) -> bool {
+        self.has(Source::Rndr) || self.has(Source::Seed) || self.has(Source::Device)
+    }
+}
+
+impl fmt::Display for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (_, name) in Self::NAMES.into_iter().filter(|(source, _)| self.has(*source)) {
+            write!(f, "{separator}{name}")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+/// The key, and what went into it.
+struct Pool {
+    key: [u8; KEY],
+    sources: Sources,
+}
+
+impl Pool {
+    const fn new() -> Self {
+        Self { key: [0; KEY], sources: Sources(0) }
+    }
+
+    /// Has the key depend on `bytes` as well. Whoever chooses them, and does not know the key, does not know the next one.
+    fn absorb(&mut self, bytes: &[u8]) {
+        for block in bytes.chunks(KEY) {
+            for (key, byte) in self.key.iter_mut().zip(block) {
+                *key ^= byte;
+            }
+            let mut generator = ChaCha20Rng::from_seed(self.key);
+            generator.fill_bytes(&mut self.key);
+        }
+    }
+
+    /// A key for a stream. The pool's own is another afterwards, from which this one cannot be computed.
+    fn derive(&mut self, fresh: &[u8; 16]) -> [u8; KEY] {
+        for (key, byte) in self.key.iter_mut().zip(fresh) {
+            *key ^= byte;
+        }
+        let mut generator = ChaCha20Rng::from_seed(self.key);
+        let mut derived = [0; KEY];
+        generator.fill_bytes(&mut self.key);
+        generator.fill_bytes(&mut derived);
+        derived
+    }
+}
+
+/// Random numbers for one caller. It takes no lock, so a long call may be interrupted and may sleep.
+pub struct Stream(ChaCha20Rng);
+
+impl Stream {
+    /// Fills `bytes`.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        self.0.fill_bytes(bytes);
+    }
+}
+
+/// Absorbs what there is at boot: `seed` of the device tree, RNDR where `has_rndr` says that all CPUs have it, and jitter.
+pub fn init(seed: &[u8], has_rndr: bool) {
+    HAS_RNDR.call_once(|| has_rndr);
+    let jitter = jitter(timer::count);
+    let mut pool = POOL.lock();
+    if has_rndr {
+        let numbers = [0; KEY / 8].map(|_: u64| rndr());
+        numbers.into_iter().flatten().for_each(|number| pool.absorb(&number.to_le_bytes()));
+        if numbers.iter().all(Option::is_some) {
+            pool.sources = pool.sources.with(Source::Rndr);
+        }
+    }
+    if seed.len() >= KEY {
+        pool.absorb(seed);
+        pool.sources = pool.sources.with(Source::Seed);
+    }
+    pool.absorb(&jitter);
+    pool.sources = pool.sources.with(Source::Jitter);
+    log::debug!("random numbers from {}", pool.sources);
+}
+
+/// Sets the device to ask. Only the first call counts.
+pub fn set_device(source: DeviceSource) {
+    DEVICE.call_once(|| source);
+}
+
+/// What went into the numbers so far.
+pub fn sources() -> Sources {
+    POOL.lock().sources
+}
+
+/// Numbers for a thread that may sleep: a device is asked where it has to be. No lock is held. `cpu` is this CPU.
+pub fn stream(cpu: &Cpu) -> Stream {
+    let sources = sources();
+    if !sources.has(Source::Rndr) && !sources.has(Source::Seed) {
+        reseed_from_device(cpu);
+    }
+    Stream(ChaCha20Rng::from_seed(POOL.lock().derive(&fresh())))
+}
+
+/// What is new since the last stream: the counter, and a number of the CPU's.
+fn fresh() -> [u8; 16] {
+    let number = if HAS_RNDR.get() == Some(&true) { rndr() } else { None };
+    let mut bytes = [0; 16];
+    let words = [timer::count(), number.unwrap_or(0)];
+    bytes.as_chunks_mut::<8>().0.iter_mut().zip(words).for_each(|(half, word)| *half = word.to_le_bytes());
+    bytes
+}
+
+/// Asks the device, once in a while; of several threads one.
+fn reseed_from_device(cpu: &Cpu) {
+    let now = uptime().as_secs();
+    let due = NEXT_RESEED.load(Ordering::Relaxed);
+    if now < due || NEXT_RESEED.compare_exchange(due, now + RESEED, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        return;
+    }
+    let given = DEVICE.get().and_then(|source| source(cpu));
+    let mut pool = POOL.lock();
+    if let Some(bytes) = given {
+        pool.absorb(&bytes);
+        let before = pool.sources;
+        pool.sources = before.with(Source::Device);
+        drop(pool);
+        if !before.has(Source::Device) {
+            log::debug!("random numbers from {before}, and now from a virtio device");
+        }
+    } else if !pool.sources.is_seeded() && due == 0 {
+        drop(pool);
+        log::warn!("random numbers from the counter's jitter alone: no RNDR, no rng-seed, no virtio device");
+    }
+}
+
+/// What a counter's readings differ by, folded: nobody outside of this CPU sees when it is interrupted, waits for memory
+/// or is emulated.
+fn jitter(count: impl Fn() -> u64) -> [u8; KEY] {
+    let mut words = [0_u64; KEY / 8];
+    let mut last = count();
+    for _ in 0..JITTER_READINGS / words.len() {
+        for word in &mut words {
+            let now = count();
+            // An odd factor loses nothing of what is there (splitmix64's).
+            *word = word.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ now.wrapping_sub(last) ^ now << 32;
+            last = now;
+        }
+    }
+    let mut bytes = [0; KEY];
+    bytes.as_chunks_mut::<8>().0.iter_mut().zip(words).for_each(|(eight, word)| *eight = word.to_le_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::Cell;
+
+    use super::{Pool, Source, Sources, Stream, jitter};
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::SeedableRng as _;
+
+    fn pool(absorbed: &[&[u8]]) -> Pool {
+        let mut pool = Pool::new();
+        absorbed.iter().for_each(|bytes| pool.absorb(bytes));
+        pool
+    }
+
+    fn draw(pool: &mut Pool, bytes: usize) -> Vec<u8> {
+        let mut drawn = vec![0; bytes];
+        Stream(ChaCha20Rng::from_seed(pool.derive(&[0; 16]))).fill(&mut drawn);
+        drawn
+    }
+
+    #[test]
+    fn every_byte_that_is_absorbed_counts() {
+        let seed = [7_u8; 64];
+        let whole = draw(&mut pool(&[&seed]), 64);
+        assert_eq!(whole, draw(&mut pool(&[&seed]), 64), "nothing else counts");
+        for at in 0..seed.len() {
+            let mut other = seed;
+            other[at] ^= 1;
+            assert_ne!(whole, draw(&mut pool(&[&other]), 64), "byte {at}");
+        }
+        assert_ne!(whole, draw(&mut pool(&[&seed, &[0]]), 64), "zeros are absorbed too");
+    }
+
+    #[test]
+    fn a_pool_keeps_nothing_that_it_has_given() {
+        let mut pool = pool(&[b"a seed"]);
+        let before = pool.key;
+        let given = pool.derive(&[0; 16]);
+        assert!(pool.key != before && pool.key != given);
+        let next = pool.derive(&[0; 16]);
+        assert_ne!(next, given);
+        // The state after the first number gives the second, and no number that was given before.
+        let mut later = Pool { key: pool.key, sources: Sources(0) };
+        assert_ne!(later.derive(&[0; 16]), next);
+    }
+
+    #[test]
+    fn what_is_new_counts_in_every_stream() {
+        let [mut a, mut b] = [(); 2].map(|()| pool(&[b"a seed"]));
+        assert_ne!(a.derive(&[0; 16]), b.derive(&[1; 16]));
+        assert_ne!(a.derive(&[0; 16]), b.derive(&[0; 16]), "also later");
+    }
+
+    #[test]
+    fn each_reading_of_the_counter_counts() {
+        let read = |late: u64| {
+            let count = Cell::new(0);
+            jitter(|| {
+                count.set(count.get() + 1);
+                count.get() * 16 + u64::from(count.get() >= late)
+            })
+        };
+        let all: std::collections::BTreeSet<_> = (1..=256).map(read).collect();
+        assert_eq!(all.len(), 256);
+    }
+
+    #[test]
+    fn jitter_alone_is_no_seed() {
+        let none = Sources::default();
+        assert!(!none.with(Source::Jitter).is_seeded());
+        assert!(none.with(Source::Rndr).is_seeded() && none.with(Source::Seed).is_seeded());
+        assert_eq!(none.with(Source::Seed).with(Source::Rndr).to_string(), "RNDR, rng-seed");
+    }
+}
