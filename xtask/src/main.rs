@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bench;
 mod compile;
 mod demo;
@@ -36,6 +37,7 @@ Examples:
   ./x demo upgrade                         a device that is not told that a page became writable, and one that is
   ./x bench set_memory                     what calls of this name cost, in instructions
   ./x bench --check                        fail if something takes over 1 % more than docs/BENCHMARKS.json says
+  ./x audit panics                         panics that programs, devices or the device tree may reach, and why they stay
 
 Environment:
   GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
@@ -77,6 +79,9 @@ enum Task {
         #[arg(long, short, default_value = "default", value_parser = machine_names())]
         machine: String,
     },
+    /// Ask the finished image what it can do
+    #[command(subcommand)]
+    Audit(audit::Audit),
     /// clippy for host and target, rustfmt --check, shell syntax: all without a warning
     Lint,
     /// Format the sources
@@ -122,6 +127,7 @@ fn perform(task: Task) -> Result<()> {
             println!("{}", start::command_line(&machine, &tools.build_directory().join("granule.img"))?);
             Ok(())
         }
+        Task::Audit(audit) => audit::run(&audit, &tools),
         Task::Lint => lint::lint(&tools),
         Task::Fmt => lint::format(&tools),
         Task::Doc => lint::document(&tools),

@@ -46,6 +46,8 @@ mod pagealloc;
 #[cfg(target_os = "none")]
 mod pci;
 #[cfg(target_os = "none")]
+mod planted;
+#[cfg(target_os = "none")]
 mod process;
 #[cfg(target_os = "none")]
 mod reclaim;

@@ -1,0 +1,168 @@
+//! `./x audit`: what the finished image can do, by the image itself.
+//!
+//! `panics` follows calls from where programs, devices and firmware enter the kernel to each panic that can be reached,
+//! in the code that is shipped: after inlining, with everything gone that the compiler proved away. A place of a panic
+//! is a `core::panic::Location`, whose address the code forms before it panics; the image has each of them, and one
+//! that no code is seen to use is an error.
+
+mod code;
+mod image;
+mod reach;
+mod sources;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::compile;
+use crate::tools::{Profile, Tools};
+use image::Image;
+use reach::{Reached, reach};
+use sources::Sources;
+use tables::{Calls, Panics, Source};
+
+/// What is audited.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Audit {
+    /// Panics that a program, a device, an interrupt or the device tree can reach; fails if one has no reason in
+    /// xtask/audit/panics.toml
+    Panics(Options),
+}
+
+/// What is printed.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Calls by a pointer that xtask/audit/calls.toml does not list, each taken to reach every function whose address
+    /// is taken
+    #[arg(long, conflicts_with = "json")]
+    calls: bool,
+    /// Functions whose address is taken
+    #[arg(long, conflicts_with_all = ["json", "calls"])]
+    taken: bool,
+    /// Only those without a reason
+    #[arg(long)]
+    new: bool,
+    /// This ELF instead of a fresh build/granule.elf
+    #[arg(long, value_name = "FILE")]
+    elf: Option<PathBuf>,
+}
+
+/// Runs an audit.
+///
+/// # Errors
+/// When it finds what is not listed, or cannot be run.
+pub(crate) fn run(audit: &Audit, tools: &Tools) -> Result<()> {
+    let Audit::Panics(options) = audit;
+    panics(tools, options)
+}
+
+fn panics(tools: &Tools, options: &Options) -> Result<()> {
+    let elf = match &options.elf {
+        Some(elf) => elf.clone(),
+        None => compile::build(tools, Profile::Release)?.kernel.elf,
+    };
+    let elf = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    let image = Image::read(&elf, &tools.root)?;
+    let tables = tools.root.join("xtask/audit");
+    let (calls, panics): (Calls, Panics) =
+        (tables::read(&tables.join("calls.toml"))?, tables::read(&tables.join("panics.toml"))?);
+    panics.check()?;
+    let reached = reach(&image, &calls, &Sources::new(&tools.root))?;
+    if options.taken {
+        image.taken.iter().for_each(|index| println!("{}", image.functions[*index].names.join(" = ")));
+        return Ok(());
+    }
+    if options.calls {
+        for (source, (line, chain)) in &reached.unlisted {
+            println!("{}:{} {}: {}", line.file, line.line, source.function, source.text);
+            println!("    {}", chain.join(" > "));
+        }
+        return Ok(());
+    }
+    if options.json {
+        println!("{:#}", to_json(&reached, &panics));
+    } else {
+        print(&reached, &panics, options.new);
+    }
+    judge(&reached, &calls, &panics, &tables)
+}
+
+/// The reason that a panic may be reached, where there is one.
+fn reason<'a>(panics: &'a Panics, source: &Source) -> Option<&'a str> {
+    panics.panics.iter().find(|panic| panic.at.fits(source)).map(|panic| panic.reason.as_str())
+}
+
+fn print(reached: &Reached, panics: &Panics, only_new: bool) {
+    for (source, site) in &reached.sites {
+        let reason = reason(panics, source);
+        if only_new && reason.is_some() {
+            continue;
+        }
+        println!(
+            "{}:{}:{} {} in {}: {}",
+            site.line.file, site.line.line, site.line.column, site.kind, source.function, source.text
+        );
+        println!("    {}", site.chain.join(" > "));
+        println!("    {}", reason.unwrap_or("NO REASON"));
+    }
+    let known = reached.sites.keys().filter(|source| reason(panics, source).is_some()).count();
+    println!(
+        "{} panics can be reached, {known} of them with a reason; the image has {} places of panics; {} functions are reached, {} calls by a pointer are not listed",
+        reached.sites.len(),
+        reached.places,
+        reached.functions,
+        reached.unlisted.len()
+    );
+}
+
+fn to_json(reached: &Reached, panics: &Panics) -> serde_json::Value {
+    let sites = reached.sites.iter().map(|(source, site)| {
+        json!({
+            "file": source.file, "line": site.line.line, "column": site.line.column, "function": source.function,
+            "text": source.text, "kind": site.kind, "chain": site.chain, "reason": reason(panics, source),
+        })
+    });
+    let unlisted = reached.unlisted.iter().map(|(source, (line, _))| {
+        json!({ "file": source.file, "line": line.line, "function": source.function, "text": source.text })
+    });
+    json!({ "panics": sites.collect::<Vec<_>>(), "unlisted_calls": unlisted.collect::<Vec<_>>() })
+}
+
+/// Fails where the tables and the image do not agree.
+fn judge(reached: &Reached, calls: &Calls, panics: &Panics, tables: &Path) -> Result<()> {
+    let without: Vec<&Source> = reached.sites.keys().filter(|source| reason(panics, source).is_none()).collect();
+    if !without.is_empty() {
+        bail!("{} panics can be reached and have no reason in {}/panics.toml", without.len(), tables.display());
+    }
+    let gone: Vec<String> = panics
+        .panics
+        .iter()
+        .filter(|panic| !reached.sites.keys().any(|source| panic.at.fits(source)))
+        .map(|panic| format!("{} {}: {}", panic.at.file, panic.at.function, panic.at.text))
+        .collect();
+    if !gone.is_empty() {
+        bail!("these entries of {}/panics.toml are reached no more:\n  {}", tables.display(), gone.join("\n  "));
+    }
+    let unused: BTreeSet<usize> = (0..calls.calls.len()).filter(|index| !reached.used.contains(index)).collect();
+    if !unused.is_empty() {
+        let names = unused
+            .iter()
+            .map(|index| &calls.calls[*index].at)
+            .map(|at| format!("{} {}: {}", at.file, at.function, at.text));
+        bail!(
+            "these entries of {}/calls.toml fit no call:\n  {}",
+            tables.display(),
+            names.collect::<Vec<_>>().join("\n  ")
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! Which functions can be reached from the roots, and which panics are in them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use anyhow::{Result, ensure};
+
+use super::image::{Function, Image, Line};
+use super::sources::Sources;
+use super::tables::{Calls, Source, matches};
+
+/// Functions that a panic ends in: what they do is the report, and nothing after it.
+const ENDS: [&str; 4] = [
+    "core::panicking::panic_fmt",
+    "core::panicking::panic_nounwind_fmt",
+    "__rustc::rust_begin_unwind",
+    "granule::panic::target::die",
+];
+
+/// What can be reached.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    /// The panics, each once, by source.
+    pub(crate) sites: BTreeMap<Source, Site>,
+    /// Calls by a pointer that no entry of the table fits, with the way there.
+    pub(crate) unlisted: BTreeMap<Source, (Line, Vec<String>)>,
+    /// Entries of the table that fit a call, by their places in it.
+    pub(crate) used: BTreeSet<usize>,
+    /// How many functions are reached.
+    pub(crate) functions: usize,
+    /// How many panics the image has, reached or not.
+    pub(crate) places: usize,
+}
+
+/// A panic that can be reached.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) line: Line,
+    /// What kind, by the function that is called.
+    pub(crate) kind: String,
+    /// The shortest way there: a root first, the function with the panic in it last.
+    pub(crate) chain: Vec<String>,
+}
+
+/// Follows all calls from the roots.
+///
+/// # Errors
+/// When a pattern fits nothing, or the debug information cannot be read.
+pub(crate) fn reach(image: &Image<'_>, calls: &Calls, sources: &Sources) -> Result<Reached> {
+    let panics = panic_functions(image);
+    let targets = targets(image, calls)?;
+    let mut from: BTreeMap<usize, Option<usize>> = BTreeMap::new();
+    let mut next = VecDeque::new();
+    for root in roots(image, calls)? {
+        from.entry(root).or_insert_with(|| {
+            next.push_back(root);
+            None
+        });
+    }
+    let mut reached = Reached {
+        sites: BTreeMap::new(),
+        unlisted: BTreeMap::new(),
+        used: BTreeSet::new(),
+        functions: 0,
+        places: image.places.len(),
+    };
+    while let Some(index) = next.pop_front() {
+        let function = &image.functions[index];
+        let mut called: BTreeSet<usize> = function.does.calls.iter().map(|(_, to)| *to).collect();
+        for at in &function.does.pointer_calls {
+            let mut found = sources.of_instruction(image, function, *at)?;
+            if let Some(entry) = calls.calls.iter().position(|call| call.fits(&function.names, &found)) {
+                reached.used.insert(entry);
+                called.extend(&targets[entry]);
+            } else {
+                if let Some((source, line)) = found.pop() {
+                    reached.unlisted.entry(source).or_insert_with(|| (line, chain(image, &from, index)));
+                }
+                called.extend(&image.taken);
+            }
+        }
+        for to in called.into_iter().filter(|to| !panics.contains(to)) {
+            from.entry(to).or_insert_with(|| {
+                next.push_back(to);
+                Some(index)
+            });
+        }
+    }
+    reached.functions = from.len();
+    for index in from.keys() {
+        for (source, line, kind) in sites(image, *index, &panics, sources)? {
+            let chain = || chain(image, &from, *index);
+            let shorter = |site: &Site| site.chain.len() <= chain().len();
+            if !reached.sites.get(&source).is_some_and(shorter) {
+                reached.sites.insert(source, Site { line, kind, chain: chain() });
+            }
+        }
+    }
+    Ok(reached)
+}
+
+/// The panics in one function: each place whose address it forms; each call of a panic function where it forms none,
+/// so that the place came from elsewhere; each trap.
+fn sites(
+    image: &Image<'_>,
+    index: usize,
+    panics: &BTreeSet<usize>,
+    sources: &Sources,
+) -> Result<Vec<(Source, Line, String)>> {
+    let function = &image.functions[index];
+    let mut sites = Vec::new();
+    for (at, place) in &function.does.places {
+        let line = &image.places[place];
+        if sources.is_log(line) {
+            continue;
+        }
+        let call = function.does.calls.iter().filter(|(call, to)| call > at && panics.contains(to)).min();
+        let kind = call.map_or("panic", |(_, to)| kind(&image.functions[*to]));
+        sites.push((sources.of_place(line, &image.frames(*at)?), line.clone(), kind.to_owned()));
+    }
+    for (at, to) in &function.does.calls {
+        let name = kind(&image.functions[*to]);
+        if panics.contains(to) && (name == "die" || function.does.places.is_empty()) {
+            let found = sources.of_instruction(image, function, *at)?.pop();
+            sites.extend(found.map(|(source, line)| (source, line, name.to_owned())));
+        }
+    }
+    for at in &function.does.traps {
+        let found = sources.of_instruction(image, function, *at)?.pop();
+        sites.extend(found.map(|(source, line)| (source, line, "trap".to_owned())));
+    }
+    Ok(sites)
+}
+
+/// The last part of a panic function's name.
+fn kind(function: &Function) -> &str {
+    let name = &function.names[0];
+    name.rsplit("::").next().unwrap_or(name)
+}
+
+/// The functions that do nothing but panic in their caller's name: [`ENDS`], and those of the toolchain that call one,
+/// have no place of their own and do not return.
+fn panic_functions(image: &Image<'_>) -> BTreeSet<usize> {
+    let named = |function: &Function, test: &dyn Fn(&str) -> bool| function.names.iter().any(|name| test(name));
+    let all = || image.functions.iter().enumerate();
+    let mut panics: BTreeSet<usize> = all()
+        .filter(|(_, function)| named(function, &|name| ENDS.contains(&name) || name.starts_with("core::panicking::")))
+        .map(|(index, _)| index)
+        .collect();
+    loop {
+        let more: Vec<usize> = all()
+            .filter(|(index, function)| {
+                !panics.contains(index)
+                    && named(function, &|name| name.starts_with("core::") || name.starts_with("alloc::"))
+                    && !function.does.returns
+                    && function.does.places.is_empty()
+                    && function.does.calls.iter().any(|(_, to)| panics.contains(to))
+            })
+            .map(|(index, _)| index)
+            .collect();
+        if more.is_empty() {
+            return panics;
+        }
+        panics.extend(more);
+    }
+}
+
+/// The functions to begin at.
+fn roots(image: &Image<'_>, calls: &Calls) -> Result<Vec<usize>> {
+    let mut roots = Vec::new();
+    for pattern in calls.roots.iter().flat_map(|root| &root.functions) {
+        let found = fitting(image, 0..image.functions.len(), pattern);
+        ensure!(!found.is_empty(), "no function of the image is called `{pattern}`, which is to be a root");
+        roots.extend(found);
+    }
+    Ok(roots)
+}
+
+/// For each entry of the table of calls, the functions that its patterns mean.
+fn targets(image: &Image<'_>, calls: &Calls) -> Result<Vec<BTreeSet<usize>>> {
+    let mut targets = Vec::new();
+    for call in &calls.calls {
+        let mut reached = BTreeSet::new();
+        for pattern in &call.targets {
+            let found = match pattern.strip_prefix("section ") {
+                Some(section) => image.pointed_to.get(section).into_iter().flatten().copied().collect(),
+                None => fitting(image, image.taken.iter().copied(), pattern),
+            };
+            ensure!(
+                !found.is_empty(),
+                "no function whose address is taken is called `{pattern}`, a target of {}: {} {}",
+                call.at.file,
+                call.at.function,
+                call.at.text
+            );
+            reached.extend(found);
+        }
+        targets.push(reached);
+    }
+    Ok(targets)
+}
+
+fn fitting(image: &Image<'_>, among: impl IntoIterator<Item = usize>, pattern: &str) -> Vec<usize> {
+    let fits = |index: &usize| image.functions[*index].names.iter().any(|name| matches(pattern, name));
+    among.into_iter().filter(fits).collect()
+}
+
+/// The functions on the way from a root to `index`.
+fn chain(image: &Image<'_>, from: &BTreeMap<usize, Option<usize>>, index: usize) -> Vec<String> {
+    let way = std::iter::successors(Some(index), |at| from.get(at).copied().flatten());
+    let mut names: Vec<String> = way.map(|at| image.functions[at].names[0].clone()).collect();
+    names.reverse();
+    names
+}
