@@ -14,32 +14,56 @@ use super::size_change::SizeChange;
 /// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the
 /// memory routines are in `granule_arch::memory`.
 pub mod branch {
-    /// FEAT_TLBIRANGE.
-    pub const TLB_RANGE: u16 = 0;
-    /// FEAT_TTL.
-    pub const TLB_LEVEL: u16 = 1;
-    /// An erratum of a CPU that one more invalidation works around.
-    pub const REPEAT_TLBI: u16 = 2;
-    /// No feature: barriers and invalidations are counted (`crate::mm::maintenance`).
-    pub const COUNT: u16 = 3;
-    /// CTR_EL0.IDC.
-    pub const IDC: u16 = 4;
-    /// CTR_EL0.DIC.
-    pub const DIC: u16 = 5;
-    /// No feature: the alias in the linear map follows what `set_memory_*` does (`crate::mm::kernel::policy`).
-    pub const ALIAS: u16 = 6;
-    /// No feature: permissions in the linear map are managed.
-    pub const DIRECT_MAP: u16 = 7;
-    /// No feature: free frames are not in the linear map.
-    pub const DEBUG_PAGEALLOC: u16 = 8;
+    use granule_arch::alternative::FIRST_LAB;
+    use granule_arch::memory::branch::{DC_ZVA, MOPS};
 
-    /// FEAT_TTCNP: CPUs may share what they cache under one TTBR.
-    pub const CNP: u16 = 9;
+    /// Declares them all, and in `ALL` those with which they must not be mixed up.
+    macro_rules! identifiers {
+        ($($(#[$doc:meta])* $name:ident = $value:literal;)*) => {
+            $($(#[$doc])* pub const $name: u16 = $value;)*
 
-    /// FEAT_HAFDBS: walks set the access flag.
-    pub const ACCESS_FLAG: u16 = 7;
+            const ALL: &[u16] = &[MOPS, DC_ZVA, $($name),*];
+        };
+    }
 
-    const _: () = assert!(ACCESS_FLAG < granule_arch::memory::branch::MOPS);
+    identifiers! {
+        /// FEAT_TLBIRANGE.
+        TLB_RANGE = 0;
+        /// FEAT_TTL.
+        TLB_LEVEL = 1;
+        /// An erratum of a CPU that one more invalidation works around.
+        REPEAT_TLBI = 2;
+        /// No feature: barriers and invalidations are counted (`crate::mm::maintenance`).
+        COUNT = 3;
+        /// CTR_EL0.IDC.
+        IDC = 4;
+        /// CTR_EL0.DIC.
+        DIC = 5;
+        /// No feature: the alias in the linear map follows what `set_memory_*` does (`crate::mm::kernel::policy`).
+        ALIAS = 6;
+        /// No feature: permissions in the linear map are managed.
+        DIRECT_MAP = 7;
+        /// No feature: free frames are not in the linear map.
+        DEBUG_PAGEALLOC = 8;
+        /// FEAT_TTCNP: CPUs may share what they cache under one TTBR.
+        CNP = 9;
+        /// FEAT_HAFDBS: walks set the access flag.
+        ACCESS_FLAG = 10;
+    }
+
+    // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.
+    const _: () = {
+        let mut one = 0;
+        while one < ALL.len() {
+            assert!(ALL[one] < FIRST_LAB);
+            let mut other = one + 1;
+            while other < ALL.len() {
+                assert!(ALL[one] != ALL[other], "two features have one branch identifier");
+                other += 1;
+            }
+            one += 1;
+        }
+    };
 }
 
 /// What the CPUs of the system have in common.
