@@ -150,7 +150,8 @@ impl Policy {
         let split = if trusted { wishes.split.unwrap_or(SplitMode::Lock) } else { SplitMode::Refuse };
         let can_change_pages = linear == Leaves::Pages || split != SplitMode::Refuse;
         let alias = wishes.rodata == Rodata::On;
-        let direct_map = alias || wishes.debug_pagealloc;
+        // A single page is then a leaf, or can be made one: no call is refused half-way through an owner's pages.
+        let direct_map = (alias || wishes.debug_pagealloc) && can_change_pages;
         let denied = match wishes.split {
             _ if alias && !can_change_pages => Some(Denied::Alias),
             Some(asked) if asked != split => Some(Denied::Split(asked)),
@@ -236,7 +237,7 @@ mod tests {
     fn a_cpu_that_is_not_trusted_and_comes_late_leaves_aliases_alone() {
         let (leaves, policy, denied) = decide("split=lockless", true, false);
         assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::Refuse, Some(Denied::Alias)));
-        assert!(!policy.alias);
+        assert!(!policy.alias && !policy.direct_map, "a page of the linear map cannot change alone");
         let (_, policy, denied) = decide("split=lockless debug_pagealloc=on", true, false);
         assert_eq!((policy.alias, denied), (true, Some(Denied::Split(SplitMode::Lockless))));
     }
