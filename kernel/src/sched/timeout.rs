@@ -113,7 +113,9 @@ pub fn sleep_until(until: Deadline) -> Woken {
     })
 }
 
-/// Sleeps until then, whatever signals there are. For short times: nothing ends it earlier.
+/// Sleeps until then, whatever signals there are. For short times: nothing ends it earlier. And for a wait that ends by
+/// what other threads do, of this CPU as well: once a signal waits, [`sleep_until`] returns at once each time, and a loop
+/// of it would keep the CPU from them for ever, since EL1 is not preempted.
 pub fn sleep_through(until: Deadline) {
     with_timeout(until, |passed| {
         while !passed() {

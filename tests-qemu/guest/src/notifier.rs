@@ -11,7 +11,7 @@ use granule::mm::kernel::Machine;
 use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
 use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
-use granule::sched::{self, sleep_until};
+use granule::sched::{self, Work, sleep_until};
 use granule::smp::{self, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
@@ -215,6 +215,32 @@ fn who_leaves_waits_for_a_running_call(t: &mut Test) {
     *LEAVING.lock() = t.ok("to join", Joined::new(space.clone(), Slow, 0));
     upgrade_meanwhile(t, &space, leave, 0);
     t.check("it has left", MEETING.over.load(Ordering::Relaxed));
+    t.check("nobody is left", space.notifiers().is_empty());
+}
+
+// A thread of a process that exits has a signal, and may share its CPU with the call that it waits for.
+target_test!(leaving_with_a_signal_pending_lets_a_sleeping_call_of_this_cpu_end, limit(30));
+fn leaving_with_a_signal_pending_lets_a_sleeping_call_of_this_cpu_end(t: &mut Test) {
+    static LEAVING: SpinMutex<Option<Joined<Slow>>> = SpinMutex::new(None);
+    extern "C" fn leave(_: usize) {
+        let leaving = LEAVING.lock().take();
+        wait_for(&MEETING.running);
+        sched::current().raise(Work::SIGNAL);
+        MEETING.go_on.store(true, Ordering::Release);
+        drop(leaving);
+        MEETING.over.store(true, Ordering::Release);
+    }
+    let Some(space) = space(t, 1) else { return };
+    make_read_only(t, &space);
+    *LEAVING.lock() = t.ok("to join", Joined::new(space.clone(), Slow, 0));
+    MEETING.reset();
+    t.ok("a thread", sched::spawn_kernel(this_cpu(), "leave", leave, 0));
+    t.ok("the fault", handle_fault(&space, this_cpu(), START, Access::Write));
+    wait_for_threads(t);
+    t.equal("calls", MEETING.calls.load(Ordering::Relaxed), 1);
+    t.check("it has left, and not before the call had ended", {
+        MEETING.over.load(Ordering::Relaxed) && !MEETING.too_early.load(Ordering::Relaxed)
+    });
     t.check("nobody is left", space.notifiers().is_empty());
 }
 

@@ -88,9 +88,10 @@ impl Atomics for Native {
     }
 
     fn relax() {
-        // Not by spinning: the callback that is waited for may sleep, and go on only when this CPU lets it.
+        // Not by spinning: the callback that is waited for may sleep, or the thread that changes the list, and go on only
+        // when this CPU lets it. Nor may a signal end it: a thread that exits has one, and must leave the chain.
         #[cfg(target_os = "none")]
-        crate::sched::sleep_until(crate::drivers::timer::Deadline::after(core::time::Duration::from_micros(100)));
+        crate::sched::sleep_through(crate::drivers::timer::Deadline::after(core::time::Duration::from_micros(100)));
         #[cfg(not(target_os = "none"))]
         std::thread::yield_now();
     }
