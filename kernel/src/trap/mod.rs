@@ -27,7 +27,7 @@ mod vectors;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{FaultStatus, Syndrome};
-use granule_arch::translate;
+use granule_arch::{barrier, translate};
 
 pub use frame::TrapFrame;
 pub use probe::Fault;
@@ -43,21 +43,30 @@ pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
 /// Whether a fault with this syndrome at this address is gone now, so that the instruction need only be run again.
 ///
 /// Without FEAT_ETS2 a CPU may take a translation fault on an address that another CPU has made valid, even after it
-/// has seen the store that says so: only an ISB here would have prevented it, and plain accesses have none. The
-/// translation is asked for anew (AT S1E1R): any answer but a translation fault means that the walk that faulted is out
-/// of date. A read is asked for also where the access was a write or a fetch: if *that* is what is not permitted, the
-/// retry says so.
+/// has seen the store that says so: only an ISB behind that, ordered by a branch or a DSB, would have prevented it, and
+/// plain accesses have none. The translation is asked for anew (AT S1E1R): any answer but a translation fault means that
+/// the walk that faulted is out of date. A read is asked for also where the access was a write or a fetch: if *that* is
+/// what is not permitted, the retry says so.
 ///
-/// The retry is not counted against a limit. It faults spuriously again only if yet another CPU has made the address
-/// invalid and valid once more in between, since an invalid entry is never cached and the exception entry was a context
-/// synchronisation. Accesses with EL0's rights (LDTR) are translated otherwise, and would need AT S1E0R here; the
-/// kernel has none.
+/// Exception entry is a context synchronisation, and where the message was branched on (a lock, a wait loop) that is
+/// enough for this walk and the retry. Where it was acquired and nothing depended on it, both may still read the entry as
+/// it was. So a DSB ISH orders what this CPU has read before the walk, and an ISB makes the walk a new one. With no
+/// message at all the access raced with the change, and either answer is right.
+///
+/// The retry is not counted against a limit: behind those two it faults spuriously again only if yet another CPU has
+/// made the address invalid and valid once more in between, since an invalid entry is never cached.
+///
+/// Accesses with EL0's rights (LDTR, in `uaccess`) are translated otherwise than AT S1E1R says. They are to addresses of
+/// EL0, whose faults `resolve_for_user` decides by the tables before this is asked; what it does not resolve, or where
+/// interrupts are masked, counts as spurious if EL1 could read there, and is then tried again.
 pub fn is_spurious(syndrome: Syndrome, address: VirtAddr) -> bool {
-    syndrome.abort().is_some_and(|abort| {
-        abort.status == FaultStatus::Translation
-            && abort.address_valid
-            && translate::read_at_el1(address) != Err(FaultStatus::Translation)
-    })
+    let Some(abort) = syndrome.abort() else { return false };
+    if abort.status != FaultStatus::Translation || !abort.address_valid {
+        return false;
+    }
+    barrier::dsb_ish();
+    barrier::isb();
+    translate::read_at_el1(address) != Err(FaultStatus::Translation)
 }
 
 #[cfg(target_os = "none")]
