@@ -6,10 +6,13 @@
 //! load.
 //!
 //! NOP and B may replace each other while other CPUs execute them (Arm ARM B2.2.5, concurrent modification and
-//! execution of instructions); still `apply` runs before the other CPUs are let go, so that all see one kernel. On the
-//! host there is nothing to patch: a site reads a plain flag of its identifier.
+//! execution of instructions); still `apply` decides every feature before the other CPUs run, so that all see one
+//! kernel. Later it may be called for what a CPU may see late. On the host there is nothing to patch: a site reads a
+//! plain flag of its identifier.
 
 use crate::addr::VirtAddr;
+#[cfg(target_os = "none")]
+use crate::cache::CodeCaches;
 
 /// Identifiers below this are CPU features, those from here on lab switches.
 pub const FIRST_LAB: u16 = 64;
@@ -86,8 +89,9 @@ pub fn records() -> &'static [Record] {
 ///
 /// `write` stores an instruction at an address of the text through some alias that may be written; the text itself need
 /// not be. What it stored is executed by this CPU once the function returns. Another CPU needs an ISB after that.
+/// `caches` are those of all CPUs that run.
 #[cfg(target_os = "none")]
-pub fn apply(enabled: impl Fn(u16) -> bool, mut write: impl FnMut(VirtAddr, u32)) -> usize {
+pub fn apply(enabled: impl Fn(u16) -> bool, caches: CodeCaches, mut write: impl FnMut(VirtAddr, u32)) -> usize {
     let mut changed = 0;
     for site in records().iter().map(Record::site) {
         let wanted = site.instruction(enabled(site.identifier));
@@ -99,7 +103,7 @@ pub fn apply(enabled: impl Fn(u16) -> bool, mut write: impl FnMut(VirtAddr, u32)
         }
         write(site.address, wanted);
         // SAFETY: the text is mapped readable.
-        unsafe { crate::cache::sync_code(site.address, 4) };
+        unsafe { crate::cache::sync_code(site.address, 4, caches) };
         changed += 1;
     }
     changed

@@ -117,24 +117,51 @@ pub fn invalidate_all_instructions() {
     }
 }
 
-/// Makes instructions that were stored in the range visible to instruction fetch on every CPU.
+/// What new code takes to be seen by fetches: of one CPU what its CTR_EL0 says, of several the least of them, since
+/// one CPU's register speaks for its own caches alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CodeCaches {
+    /// Bytes in the shortest data cache line.
+    pub data_line: u64,
+    /// Bytes in the shortest instruction cache line.
+    pub instruction_line: u64,
+    /// Fetches see stores without a clean.
+    pub idc: bool,
+    /// Fetches see them without an invalidation of instruction caches.
+    pub dic: bool,
+}
+
+impl CodeCaches {
+    /// This CPU's, where it is the only one that runs.
+    pub fn of_this_cpu() -> Self {
+        let cache = cache_type();
+        Self {
+            data_line: data_line(),
+            instruction_line: instruction_line(),
+            idc: cache.is_set(CTR_EL0::IDC),
+            dic: cache.is_set(CTR_EL0::DIC),
+        }
+    }
+}
+
+/// Makes instructions that were stored in the range visible to instruction fetch on every CPU, with caches as `caches`
+/// says of all that run.
 ///
 /// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has had it when
 /// the function returns.
 ///
 /// # Safety
 /// The range is mapped with read permission at least. It need not be the address that the stores went through.
-pub unsafe fn sync_code(start: VirtAddr, bytes: u64) {
-    let cache = cache_type();
-    if !cache.is_set(CTR_EL0::IDC) {
+pub unsafe fn sync_code(start: VirtAddr, bytes: u64, caches: CodeCaches) {
+    if !caches.idc {
         // SAFETY: mapped, says the caller.
-        unsafe { clean_to_unification(start, bytes, data_line()) };
+        unsafe { clean_to_unification(start, bytes, caches.data_line) };
     }
     // With IDC the stores themselves must be complete before the instruction caches are told.
     barrier::dsb_ish();
-    if !cache.is_set(CTR_EL0::DIC) {
+    if !caches.dic {
         // SAFETY: mapped, says the caller.
-        unsafe { invalidate_instructions(start, bytes, instruction_line()) };
+        unsafe { invalidate_instructions(start, bytes, caches.instruction_line) };
         barrier::dsb_ish();
     }
     barrier::isb();

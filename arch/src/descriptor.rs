@@ -164,6 +164,17 @@ pub enum Kind {
     Table,
 }
 
+/// What the entries of a table may be, by its level (Arm ARM D8.3.1). Which level that is depends on the granule.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LevelEntries {
+    /// Tables alone: a level above the first at which blocks are legal.
+    Tables,
+    /// Tables and blocks.
+    TablesAndBlocks,
+    /// Pages: the last level.
+    Pages,
+}
+
 /// A copy of one table entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
@@ -202,24 +213,33 @@ impl Descriptor {
         Self(self.0 & !bits::ADDRESS)
     }
 
-    /// What the entry is, read at a level that is the last of its geometry or not.
-    pub const fn kind(self, last_level: bool) -> Kind {
+    /// What the entry is, read in a table of a level that holds `entries`.
+    ///
+    /// 0b01 is reserved where no block is legal, at the last level and at the first ones, and faults as if it were
+    /// invalid (Arm ARM D8.3.1): nothing is mapped there.
+    pub const fn kind(self, entries: LevelEntries) -> Kind {
         let valid = self.0 & bits::VALID != 0;
         let table = self.0 & bits::TABLE != 0;
-        if valid {
-            if table && !last_level {
-                Kind::Table
-            } else if table == last_level {
-                Kind::Leaf
-            } else {
-                // 0b01 at the last level is reserved and faults as if it were invalid.
-                Kind::None
-            }
-        } else if self.0 & bits::PRESENT_INVALID != 0 {
-            Kind::Leaf
-        } else {
-            Kind::None
+        let present_invalid = !valid && self.0 & bits::PRESENT_INVALID != 0;
+        match entries {
+            LevelEntries::Pages if present_invalid || valid && table => Kind::Leaf,
+            LevelEntries::Tables | LevelEntries::TablesAndBlocks if valid && table => Kind::Table,
+            LevelEntries::TablesAndBlocks if present_invalid || valid => Kind::Leaf,
+            _ => Kind::None,
         }
+    }
+
+    /// Whether it is the address of a table, read above the last level.
+    #[inline(always)]
+    pub const fn is_table(self) -> bool {
+        self.0 & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
+    }
+
+    /// Whether it describes nothing that is mapped, valid or not. A reserved encoding is not empty in this sense: it is
+    /// not for this kernel to write over.
+    #[inline(always)]
+    pub const fn is_vacant(self) -> bool {
+        self.0 & (bits::VALID | bits::PRESENT_INVALID) == 0
     }
 
     /// Whether the hardware would use it.
@@ -311,7 +331,7 @@ impl Attributes {
 
 #[cfg(test)]
 mod tests {
-    use super::{Attributes, Descriptor, Kind, MemoryType, bits};
+    use super::{Attributes, Descriptor, Kind, LevelEntries, MemoryType, bits};
     use crate::addr::PhysAddr;
 
     /// Written down a second time, from the tables of the Arm ARM (D8.3.1, D8.3.2) rather than from the declaration
@@ -360,11 +380,13 @@ mod tests {
 
     #[test]
     fn an_entry_is_what_its_level_makes_of_it() {
-        let kinds = |value| [false, true].map(|last_level| Descriptor(value).kind(last_level));
-        assert_eq!(kinds(0b00), [Kind::None, Kind::None]);
-        assert_eq!(kinds(0b10), [Kind::None, Kind::None]);
-        assert_eq!(kinds(0b01), [Kind::Leaf, Kind::None], "0b01 is reserved at the last level");
-        assert_eq!(kinds(0b11), [Kind::Table, Kind::Leaf]);
-        assert_eq!(kinds(bits::PRESENT_INVALID), [Kind::Leaf, Kind::Leaf]);
+        let levels = [LevelEntries::Tables, LevelEntries::TablesAndBlocks, LevelEntries::Pages];
+        let kinds = |value| levels.map(|entries| Descriptor(value).kind(entries));
+        assert_eq!(kinds(0b00), [Kind::None; 3]);
+        assert_eq!(kinds(0b10), [Kind::None; 3]);
+        assert_eq!(kinds(0b01), [Kind::None, Kind::Leaf, Kind::None], "0b01 is reserved where no block is legal");
+        assert_eq!(kinds(0b11), [Kind::Table, Kind::Table, Kind::Leaf]);
+        assert_eq!(kinds(bits::PRESENT_INVALID), [Kind::None, Kind::Leaf, Kind::Leaf]);
+        assert_eq!(kinds(bits::PRESENT_INVALID | bits::TABLE), [Kind::None, Kind::Leaf, Kind::Leaf]);
     }
 }

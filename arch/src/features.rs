@@ -9,6 +9,7 @@ use core::fmt;
 use aarch64_cpu::registers::{ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR1_EL1};
 use tock_registers::fields::Field;
 
+use crate::cache::CodeCaches;
 use crate::sysreg::{
     CTR_EL0, DCZID_EL0, ID_AA64ISAR0_MORE, ID_AA64ISAR2_EL1, ID_AA64MMFR1_MORE, ID_AA64PFR1_MORE, PMCEID0_EL0,
 };
@@ -326,6 +327,16 @@ impl CpuFeatures {
         match ID_AA64DFR0_EL1::PMUVer.read(self.dfr0) as u8 {
             0 => None,
             version => Some(Pmu { version, instructions: PMCEID0_EL0::INST_RETIRED.is_set(self.pmceid0) }),
+        }
+    }
+
+    /// What new code takes to be seen by fetches.
+    pub fn code_caches(&self) -> CodeCaches {
+        CodeCaches {
+            data_line: self.data_line(),
+            instruction_line: self.instruction_line(),
+            idc: self.idc(),
+            dic: self.dic(),
         }
     }
 

@@ -334,7 +334,8 @@ fn linear_leaves(boot_cpu: &CpuFeatures) -> Leaves {
 
 /// Makes each branch site say what features, lab and counting say now; returns how many instructions changed.
 ///
-/// Also while other CPUs run, for switches that may be seen late: each has the old instruction or the new one.
+/// Also while other CPUs run, for counting alone, which may be seen late: each has the old instruction or the new one,
+/// and the caches of all of them are maintained.
 pub fn patch_branches(kernel: &Kernel) -> usize {
     let (features, policy, switches) = (kernel.features(), kernel.space.policy(), lab::active());
     alternative::apply(
@@ -344,6 +345,7 @@ pub fn patch_branches(kernel: &Kernel) -> usize {
                 || policy.takes(identifier)
                 || maintenance::takes(identifier)
         },
+        features.cpus.code_caches(),
         // SAFETY: a branch site in the text. A CPU that executes it meanwhile sees a NOP or a branch, both whole words
         // that may replace each other.
         |site, instruction| unsafe { fixmap::patch_word(kernel.boot, site, instruction) },

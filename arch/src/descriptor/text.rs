@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use super::{Descriptor, Kind, MAIR, MAIR_MTE, NonPresent, STAGE1, bits};
+use super::{Descriptor, Kind, LevelEntries, MAIR, MAIR_MTE, NonPresent, STAGE1, bits};
 
 /// The last level of the walk with the 4 KiB granule.
 const LAST_LEVEL: u8 = 3;
@@ -47,7 +47,12 @@ pub struct Decoded {
 impl fmt::Display for Decoded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let descriptor = self.descriptor;
-        match descriptor.kind(self.level == LAST_LEVEL) {
+        let entries = match self.level {
+            0 => LevelEntries::Tables,
+            LAST_LEVEL => LevelEntries::Pages,
+            _ => LevelEntries::TablesAndBlocks,
+        };
+        match descriptor.kind(entries) {
             Kind::Table => self.table(f),
             Kind::Leaf => self.leaf(f),
             Kind::None if descriptor.is_valid() => f.write_str("reserved: faults like an invalid entry"),

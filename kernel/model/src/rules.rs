@@ -68,6 +68,28 @@ impl<G: Geometry> State<G> {
         self.report(Violation::new(Rule::BreakBeforeMake, headline, story));
     }
 
+    /// `new` may be held from now on: what some CPU may write through anything that it holds, none may execute.
+    pub(crate) fn check_write_xor_execute(&mut self, writer: usize, new: &[Held], now: Time) {
+        if !self.write_xor_execute {
+            return;
+        }
+        let clash = |new: &Held, old: &Held| {
+            new.shares_memory(old)
+                && (new.is_writable() && old.is_executable() || new.is_executable() && old.is_writable())
+        };
+        let found = new.iter().filter(|new| new.kind == Kind::Leaf).find_map(|new| {
+            self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
+                let mut held = cpu.tlb.all().chain(&cpu.ahead);
+                held.find(|old| clash(new, old)).map(|old| (holder, *old, *new))
+            })
+        });
+        let Some((holder, old, new)) = found else { return };
+        let mut story = vec![format!("CPU {holder} may hold {old}"), format!("{now} CPU {writer} makes {new}")];
+        story.extend(self.why_held(holder, &old));
+        let headline = format!("{} may be written and executed at one moment", new.target.max(old.target));
+        self.report(Violation::new(Rule::WriteXorExecute, headline, story));
+    }
+
     /// `writer` linked `table` at `place`. Returns whether there is a table that can be walked. `fresh` says that no
     /// walk could reach it before, neither here nor anywhere.
     pub(crate) fn link(&mut self, writer: usize, table: PhysAddr, place: Place, now: Time, fresh: bool) -> bool {

@@ -53,6 +53,8 @@ pub(crate) struct State<G: Geometry> {
     pub(crate) violations: Vec<Violation>,
     /// Addresses that may map frames that are free: a linear map.
     pub(crate) shows_all: Vec<RangeInclusive<u64>>,
+    /// Whether nothing may be writable and executable at one moment, by whatever addresses.
+    pub(crate) write_xor_execute: bool,
     /// Frames, by address, that are free.
     pub(crate) free: BTreeSet<u64>,
     pub(crate) geometry: PhantomData<fn() -> G>,
@@ -194,6 +196,7 @@ impl<G: Geometry> State<G> {
                 entries.iter().for_each(|&held| self.cpus[cpu].tlb.insert(held));
             }
         }
+        self.check_write_xor_execute(writer, &entries, time);
         if kind == EntryKind::Table {
             self.children_became_visible(writer, Descriptor(value).address(), time, fresh);
         }

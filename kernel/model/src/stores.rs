@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
+use granule_arch::descriptor::{Descriptor, Kind as EntryKind, LevelEntries, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 
 use crate::arena::Arena;
@@ -122,7 +122,8 @@ pub(crate) fn faults(value: u64, level: u8) -> bool {
 /// What the hardware makes of `value` at `level`: present-invalid leaves are nothing to it.
 pub(crate) fn entry_kind(value: u64, level: u8) -> EntryKind {
     let descriptor = Descriptor(value);
-    if descriptor.is_valid() { descriptor.kind(level == LAST_LEVEL) } else { EntryKind::None }
+    let entries = if level == LAST_LEVEL { LevelEntries::Pages } else { LevelEntries::TablesAndBlocks };
+    if descriptor.is_valid() { descriptor.kind(entries) } else { EntryKind::None }
 }
 
 /// Where a table hangs in the tree.

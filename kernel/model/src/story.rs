@@ -34,6 +34,8 @@ pub enum Rule {
     FrameInUse,
     /// A table was given up, or used twice, that some walk may still come to.
     TableInUse,
+    /// What one CPU may write through what it holds, a CPU may execute.
+    WriteXorExecute,
     /// An instruction or operand that the machine does not define.
     Undefined,
 }

@@ -68,6 +68,22 @@ impl Held {
         self.target.0.wrapping_sub(self.start) == other.target.0.wrapping_sub(other.start)
     }
 
+    /// Whether EL1 may write through it.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.kind == Kind::Leaf && self.attributes & bits::RDONLY == 0
+    }
+
+    /// Whether EL1 may execute through it.
+    pub(crate) fn is_executable(&self) -> bool {
+        let forbidden = self.attributes & bits::PXN != 0 || self.inherited & bits::PXNTABLE != 0;
+        self.kind == Kind::Leaf && !forbidden
+    }
+
+    /// Whether both translate to some of the same memory.
+    pub(crate) fn shares_memory(&self, other: &Self) -> bool {
+        self.target <= other.target + (other.size - 1) && other.target <= self.target + (self.size - 1)
+    }
+
     /// Whether the leaf says that it is one of a contiguous group.
     pub(crate) fn is_contiguous(&self) -> bool {
         self.kind == Kind::Leaf && self.attributes & bits::CONTIGUOUS != 0

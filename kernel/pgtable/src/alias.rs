@@ -18,7 +18,7 @@
 mod one_by_one;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Kind, bits};
+use granule_arch::descriptor::{Kind, LevelEntries, bits};
 
 use self::one_by_one::OneByOne;
 use crate::Error;
@@ -87,6 +87,13 @@ pub(crate) fn update<M: Mmu, A: Alias<M::Geometry>>(
     change: &Change,
     alias: &mut A,
 ) -> Result<(), A::Error> {
+    // Nothing that becomes executable may be in a TLB as writable: `update_to_code` takes the two apart.
+    debug_assert!(!(change.makes_executable() && change.writability().is_some()));
+    if !A::EXISTS {
+        let flush = tables.update(lazy, range, *change)?;
+        lazy.invalidate(tlb, [flush]);
+        return Ok(());
+    }
     if let Some(of_alias) = change.writability()
         && let Some(run) = tables.sole_run(range, Leaving::Ignored)
     {
@@ -107,6 +114,27 @@ pub(crate) fn update<M: Mmu, A: Alias<M::Geometry>>(
         }
     }
     update_frames(tables, lazy, tlb, range, change, alias)
+}
+
+/// See [`PageTables::update_to_code_with_alias`].
+///
+/// Two completed steps: what was writable is read-only for every CPU, here and by the alias, before anything of it can
+/// be executed. Under one invalidation for both, one CPU could write through what its TLB holds while another runs it.
+#[inline(never)]
+pub(crate) fn update_to_code<M: Mmu, A: Alias<M::Geometry>>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    tlb: &impl Tlb<M>,
+    range: PageRange<M::Geometry>,
+    marks: u64,
+    alias: &mut A,
+) -> Result<(), A::Error> {
+    // Whatever speaks against the second step is found before the first.
+    update::check(tables, range, &Change::READ_ONLY_EXECUTABLE.only_where(marks), Leaves::Fixed)?;
+    update(tables, lazy, tlb, range, &Change::READ_ONLY.only_where(marks), alias)?;
+    let flush = tables.update(lazy, range, Change::EXECUTABLE.only_where(marks))?;
+    lazy.invalidate(tlb, [flush]);
+    Ok(())
 }
 
 /// The frames of these pages, where they are one run.
@@ -175,49 +203,44 @@ fn update_runs<M: Mmu, A: Alias<M::Geometry>>(
     let found = prepare(tables, runs(), alias)?;
     let stale = found.change(tables, lazy, runs(), &of_alias, alias);
     let flush = update::apply(tables, lazy, range, change, checked);
-    found.invalidate(lazy, tlb, flush, runs(), stale, alias);
+    found.invalidate(lazy, tlb, flush, runs(), &stale, alias);
     Ok(())
 }
 
-/// What [`make_writable`] has done.
-#[must_use = "until it is invalidated, any CPU may still refuse to write"]
-pub(crate) struct Restored<G: Geometry> {
-    found: Found<G>,
-    stale: Stale<G>,
-}
+/// The alias of those pages of a range that are read-only, where each run of it can change alone.
+pub(crate) struct ReadOnly<G: Geometry>(Found<G>);
 
-/// Makes the alias of those pages of `range` writable that are read-only, before they are unmapped. What is to be
-/// invalidated for it, the caller does together with the range itself.
-///
-/// # Errors
-/// Those of a change of the alias, which has gone as far as to that page: never where the alias was changed by
-/// [`PageTables::update_with_alias`] alone, because then each read-only run ends where leaves end.
-#[cold]
-pub(crate) fn make_writable<M: Mmu, A: Alias<M::Geometry>>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    alias: &mut A,
-) -> Result<Restored<M::Geometry>, A::Error> {
-    let runs = || Runs::<M, READ_ONLY_PAGES>::new(tables, range);
-    let found = prepare(tables, runs(), alias)?;
-    let stale = found.change(tables, lazy, runs(), &Change::READ_WRITE, alias);
-    Ok(Restored { found, stale })
-}
+impl<G: Geometry> ReadOnly<G> {
+    /// Finds it, and splits what has to be: before the range is unmapped.
+    ///
+    /// # Errors
+    /// Those of a split: never where the alias was changed by [`PageTables::update_with_alias`] alone, because then each
+    /// read-only run ends where leaves end.
+    #[cold]
+    pub(crate) fn find<M: Mmu<Geometry = G>, A: Alias<G>>(
+        tables: &PageTables<'_, M>,
+        range: PageRange<G>,
+        alias: &mut A,
+    ) -> Result<Self, A::Error> {
+        prepare(tables, Runs::<M, READ_ONLY_PAGES>::new(tables, range), alias).map(Self)
+    }
 
-/// Invalidates what [`make_writable`] has changed, with what `flush` owes for the range itself.
-#[cold]
-pub(crate) fn invalidate_writable<M: Mmu, A: Alias<M::Geometry>>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    tlb: &impl Tlb<M>,
-    range: PageRange<M::Geometry>,
-    Restored { found, stale }: Restored<M::Geometry>,
-    flush: Flush<M::Geometry>,
-    alias: &A,
-) {
-    // The entries are present-invalid now, and still say which of them were read-only.
-    found.invalidate(lazy, tlb, flush, Runs::<M, READ_ONLY_PAGES>::new(tables, range), stale, alias);
+    /// Makes it writable, and invalidates it with what `flush` owes for the range itself. That is present-invalid by
+    /// now, and still says which of its pages were read-only.
+    #[cold]
+    pub(crate) fn make_writable<M: Mmu<Geometry = G>, A: Alias<G>>(
+        &self,
+        tables: &PageTables<'_, M>,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<G>,
+        flush: Flush<G>,
+        alias: &mut A,
+    ) {
+        let runs = || Runs::<M, READ_ONLY_PAGES>::new(tables, range);
+        let stale = self.0.change(tables, lazy, runs(), &Change::READ_WRITE, alias);
+        self.0.invalidate(lazy, tlb, flush, runs(), &stale, alias);
+    }
 }
 
 /// Frames one after the other.
@@ -420,10 +443,10 @@ impl<G: Geometry> Found<G> {
         tlb: &impl Tlb<M>,
         flush: Flush<G>,
         runs: impl Iterator<Item = Run>,
-        stale: Stale<G>,
+        stale: &Stale<G>,
         alias: &impl Alias<G>,
     ) {
-        match stale {
+        match *stale {
             Stale::Nothing => lazy.invalidate(tlb, [flush]),
             Stale::Kept(flushes) => lazy.invalidate(tlb, core::iter::once(flush).chain(flushes)),
             Stale::Some(hull) if self.count > ONE_BY_ONE => lazy.invalidate(tlb, [flush, owed(hull)]),
@@ -510,7 +533,10 @@ impl<'a, 't, M: Mmu> LastTable<'a, 't, M> {
         // That the last entry of the group is clear of the bit says that all are (`crate::split`).
         let last = mmu.load(&self.cells[index | (M::Geometry::group_entries(LAST_LEVEL) - 1)]);
         let required = change.required();
-        if (old.0 | last.0) & bits::CONTIGUOUS != 0 || old.kind(true) != Kind::Leaf || old.0 & required != required {
+        if (old.0 | last.0) & bits::CONTIGUOUS != 0
+            || old.kind(LevelEntries::Pages) != Kind::Leaf
+            || old.0 & required != required
+        {
             return None;
         }
         let new = change.apply(old);
@@ -519,6 +545,6 @@ impl<'a, 't, M: Mmu> LastTable<'a, 't, M> {
         }
         mmu.store(cell, new);
         lazy.wrote(new);
-        Some(change.leaves_stale(old))
+        Some(change.leaves_stale())
     }
 }

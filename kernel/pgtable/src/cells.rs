@@ -10,7 +10,7 @@
 //!   was found stays.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, Kind, bits};
+use granule_arch::descriptor::{Descriptor, bits};
 
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
@@ -99,7 +99,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         let mut level = M::Geometry::FIRST_LEVEL;
         while level != LAST_LEVEL {
             let entry = self.mmu().load(&self.mmu().table(table)[M::Geometry::index(address, level)]);
-            if entry.kind(false) != Kind::Table {
+            if !entry.is_table() {
                 return Err(level);
             }
             level += 1;
@@ -134,7 +134,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         while table.level() != LAST_LEVEL {
             let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
             let mut entry = mmu.load(cell);
-            if entry.kind(false) != Kind::Table {
+            if !entry.is_table() {
                 entry = link(mmu, cell, &mut spare);
             }
             table = Table::new(entry.address(), table.level() + 1);
@@ -147,9 +147,12 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// Takes out of the tree the tables below the root that translate an address of `range` and none outside `hole`,
     /// and hands each to `unlinked`, the lower ones first. The hole holds the range and has no leaves.
     ///
-    /// Nobody else uses the tree meanwhile, but for table walks of the hardware: so a table may be freed when walk
-    /// caches are invalidated for `range`, and not before.
-    pub fn unlink_tables(
+    /// # Safety
+    /// Nothing but table walks of the hardware uses the tree meanwhile, and no cell of it that was found before
+    /// ([`Self::cell`] and its kin) is used afterwards where its table is handed out. A table is used for something else
+    /// when walk caches are invalidated for `range`, and not before.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn unlink_tables(
         &self,
         range: PageRange<M::Geometry>,
         hole: PageRange<M::Geometry>,
@@ -158,7 +161,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         for level in (M::Geometry::FIRST_LEVEL..LAST_LEVEL).rev() {
             let size = M::Geometry::entry_size(level);
             let mut from = range.start().align_down(size);
-            while from <= range.last() {
+            loop {
                 let mut last = VirtAddr(from.0 | (size - 1));
                 match self.table_cell(from, level) {
                     Ok(cell) if hole.contains(from) && hole.contains(last) => {
@@ -167,6 +170,10 @@ impl<'a, M: Mmu> PageTables<'a, M> {
                     Ok(_) => {}
                     // Nothing further down for all that this entry translates.
                     Err(missing) => last = VirtAddr(from.0 | (M::Geometry::entry_size(missing) - 1)),
+                }
+                // Not the address behind it: there is none behind the last.
+                if last >= range.last() {
+                    break;
                 }
                 from = last + 1;
             }
@@ -188,7 +195,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         loop {
             let cell = &self.mmu().table(table)[M::Geometry::index(address, table.level())];
             let entry = self.mmu().load(cell);
-            if entry.kind(false) != Kind::Table {
+            if !entry.is_table() {
                 return Err(table.level());
             }
             if table.level() == level {
@@ -201,8 +208,11 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// Takes everything out of the tree, and hands it out when `invalidate` is done, which must leave nothing of the
     /// tree in any TLB or walk cache. Each table comes after what was in it; the root stays.
     ///
-    /// Nobody else uses the tree meanwhile, but for table walks of the hardware.
-    pub fn dismantle(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {
+    /// # Safety
+    /// Nothing but table walks of the hardware uses the tree meanwhile, `invalidate` does what is said here, and no cell
+    /// of the tree that was found before ([`Self::cell`] and its kin) is used afterwards, those of the root excepted.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn dismantle(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {
         let mmu = self.mmu();
         let root = mmu.table(self.root());
         for_each_used(mmu, root, |cell, _| {

@@ -7,8 +7,9 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
+use granule_arch::tlbi::{AddressOperand, Instruction};
 
-use crate::mmu::{CodeAt, Mmu};
+use crate::mmu::Mmu;
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
@@ -90,15 +91,32 @@ impl<'t, M: Mmu> Visitor<'t, M> for Cleaning<'_> {
             let first = run.address(index);
             let last = VirtAddr(first.0 + (size - 1));
             if !mmu.has_idc() {
-                mmu.clean_code(
-                    if old.is_valid() { CodeAt::Mapped(first) } else { CodeAt::Frames(old.address()) },
-                    size,
-                );
+                if old.is_valid() {
+                    mmu.clean_code(first, size);
+                } else {
+                    clean_invalid(mmu, cell, old, first, size, self.change);
+                }
             }
             self.found = Some(PageHull { first: self.found.as_ref().map_or(first, |hull| hull.first), last });
         }
         Ok(Next::Entries(leaves))
     }
+}
+
+/// Cleans a leaf that is present-invalid: DC CVAU faults on it, and no other mapping of the memory need be valid. So it
+/// is valid here for as long as that takes, neither writable nor executable, and gone from every TLB before it comes
+/// back as code.
+fn clean_invalid<M: Mmu>(mmu: &M, cell: &M::Cell, old: Descriptor, start: VirtAddr, size: u64, change: &Change) {
+    // Not one of its contiguous group, whose other entries may be invalid.
+    let readable = (change.apply(old).0 | bits::RDONLY | bits::PXN) & !(bits::CONTIGUOUS | bits::WRITE);
+    mmu.store(cell, Descriptor(readable));
+    mmu.dsb_ishst();
+    mmu.isb();
+    mmu.clean_code(start, size);
+    mmu.store(cell, old);
+    mmu.dsb_ishst();
+    mmu.tlbi(Instruction::Vaale1is(AddressOperand::new(start, None)));
+    mmu.complete_tlbi();
 }
 
 /// Whether the hardware will run what it would not run before.

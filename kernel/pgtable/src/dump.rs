@@ -112,7 +112,7 @@ impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
         let leaves = leading_leaves(mmu, run);
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
             let entry = mmu.load(cell);
-            match entry.kind(run.level == LAST_LEVEL) {
+            match entry.kind(M::Geometry::level_entries(run.level)) {
                 Kind::Leaf => self.leaf(Extent {
                     start: run.address(index),
                     size: M::Geometry::entry_size(run.level),

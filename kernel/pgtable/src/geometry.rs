@@ -7,6 +7,7 @@
 use core::fmt::Debug;
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::LevelEntries;
 
 /// The last level of every geometry: entries there are pages.
 pub const LAST_LEVEL: u8 = 3;
@@ -78,6 +79,16 @@ pub trait Geometry: Copy + Debug + PartialEq + Eq + 'static {
     #[inline(always)]
     fn has_leaves(level: u8) -> bool {
         level >= Self::FIRST_BLOCK_LEVEL
+    }
+
+    /// What the entries of a table of `level` may be: how a descriptor that was read there is told apart.
+    #[inline(always)]
+    fn level_entries(level: u8) -> LevelEntries {
+        match level {
+            LAST_LEVEL => LevelEntries::Pages,
+            _ if Self::has_leaves(level) => LevelEntries::TablesAndBlocks,
+            _ => LevelEntries::Tables,
+        }
     }
 }
 

@@ -9,13 +9,14 @@ use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_arch::tlbi::Instruction;
+use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, Granule4K};
-use crate::mmu::{CodeAt, Mmu, Table, Tlb};
+use crate::mmu::{Mmu, Table, Tlb};
 use crate::source::TableSource;
 use crate::tables::PageTables;
+use crate::walk::Step;
 
 /// Where the arena begins in the machine's physical memory: aligned for every granule, and not 0.
 const ARENA: u64 = 0x1_0000_0000;
@@ -55,8 +56,8 @@ pub enum Operation<G: Geometry = Granule4K> {
 pub enum CacheOperation {
     /// DC CVAU, line by line.
     Clean {
-        /// By which address.
-        at: CodeAt,
+        /// The first address.
+        start: VirtAddr,
         /// How much.
         bytes: u64,
     },
@@ -85,6 +86,7 @@ pub struct HostMmu<G: Geometry = Granule4K> {
     cells: Vec<AtomicU64>,
     operations: Mutex<Option<Vec<Operation<G>>>>,
     ets2: bool,
+    repeats_tlbi: bool,
     caches: Caches,
 }
 
@@ -164,8 +166,16 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
         self.note(Operation::Isb);
     }
 
-    fn clean_code(&self, at: CodeAt, bytes: u64) {
-        self.note(Operation::Cache(CacheOperation::Clean { at, bytes }));
+    fn complete_tlbi(&self) {
+        self.dsb_ish();
+        if self.repeats_tlbi {
+            self.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+            self.dsb_ish();
+        }
+    }
+
+    fn clean_code(&self, start: VirtAddr, bytes: u64) {
+        self.note(Operation::Cache(CacheOperation::Clean { start, bytes }));
     }
 
     fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
@@ -213,6 +223,7 @@ impl<G: Geometry> HostMachine<G> {
             cells: core::iter::repeat_with(AtomicU64::default).take(cells).collect(),
             operations: Mutex::new(None),
             ets2: false,
+            repeats_tlbi: false,
             caches: Caches { idc: true, dic: true },
         };
         let free = (1..=frames as u64).rev().map(|frame| PhysAddr(ARENA + frame * G::PAGE_SIZE)).collect();
@@ -227,6 +238,13 @@ impl<G: Geometry> HostMachine<G> {
     #[must_use]
     pub fn with_ets2(mut self) -> Self {
         self.mmu.ets2 = true;
+        self
+    }
+
+    /// The same machine with the erratum of which one more TLBI is the workaround.
+    #[must_use]
+    pub fn with_repeated_tlbi(mut self) -> Self {
+        self.mmu.repeats_tlbi = true;
         self
     }
 
@@ -265,6 +283,11 @@ impl<G: Geometry> HostMachine<G> {
     /// How many frames for tables there are.
     pub fn free_frames(&self) -> usize {
         lock(&self.free).len()
+    }
+
+    /// The entry that a walk has read, for tests that write what no call does.
+    pub fn entry(&self, step: &Step) -> &AtomicU64 {
+        &self.mmu.frame(step.table)[step.index]
     }
 
     /// How many operations the record has so far.

@@ -79,7 +79,7 @@ pub use flush::{Flush, Invalidation, Tables};
 pub use geometry::{Geometry, Granule4K, Granule16K, Granule64K, Tiny};
 pub use lazy::{Lazy, Owed, owed_by};
 pub use map::{Execution, Leaves, Shape};
-pub use mmu::{CodeAt, Mmu, Survey, Table, Tlb};
+pub use mmu::{Mmu, Survey, Table, Tlb};
 pub use permission::Change;
 pub use range::PageRange;
 pub use reclaim::{Progress, Reclaimer};

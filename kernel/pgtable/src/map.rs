@@ -5,7 +5,7 @@
 //! linked hang on a list through their own first entries ([`TableList`]).
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Attributes, Descriptor, Kind, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, bits};
 
 use crate::Error;
 use crate::geometry::{Geometry, LAST_LEVEL};
@@ -199,12 +199,12 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
             if mmu.survey(run.cells()).any & (bits::VALID | bits::PRESENT_INVALID) == 0 {
                 return Ok(Next::Entries(run.count));
             }
-            return match run.cells().iter().position(|cell| mmu.load(cell).kind(true) != Kind::None) {
+            return match run.cells().iter().position(|cell| !mmu.load(cell).is_vacant()) {
                 Some(index) => Err(Error::AlreadyMapped(run.address(index))),
                 None => Ok(Next::Entries(run.count)),
             };
         }
-        if run.descriptor.is_some_and(|entry| entry.kind(false) != Kind::None) {
+        if run.descriptor.is_some_and(|entry| !entry.is_vacant()) {
             return Err(Error::AlreadyMapped(run.from));
         }
         let in_entry = run.left.min(M::Geometry::entry_size(run.level) - (run.from.0 - run.start.0));
@@ -277,7 +277,7 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
         let entries = M::Geometry::group_entries(run.level);
         let group = entries > 1
             && self.mapping.fit.allows(run.from, M::Geometry::group_size(run.level), run.left)
-            && run.cells()[..entries].iter().all(|cell| mmu.load(cell).kind(false) == Kind::None);
+            && run.cells()[..entries].iter().all(|cell| mmu.load(cell).is_vacant());
         let written = if group { entries } else { 1 };
         for (index, cell) in run.cells()[..written].iter().enumerate() {
             if mmu.load(cell) == UNLINKED {

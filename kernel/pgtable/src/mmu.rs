@@ -49,15 +49,6 @@ impl Table {
     }
 }
 
-/// Where code can be read while it is made visible to fetches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CodeAt {
-    /// At the address that it will run at.
-    Mapped(VirtAddr),
-    /// There its leaf is not valid yet; it is in this memory, which the machine reaches by another mapping.
-    Frames(PhysAddr),
-}
-
 /// One CPU's way to touch tables. `&self` *is this CPU*: zero-sized and inlined away on the metal.
 ///
 /// # Safety
@@ -138,9 +129,17 @@ pub unsafe trait Mmu {
     /// ISB: what follows is fetched and translated anew.
     fn isb(&self);
 
-    /// DC CVAU over code that is about to become executable: what was stored reaches the point where fetches look.
+    /// Completes the TLB maintenance of this CPU for all CPUs: DSB ISH, and what the errata of the machine's CPUs ask
+    /// for behind it (one more TLBI of anything, with a DSB ISH of its own).
+    #[inline(always)]
+    fn complete_tlbi(&self) {
+        self.dsb_ish();
+    }
+
+    /// DC CVAU over code that is about to become executable: what was stored reaches the point where fetches look. The
+    /// range is mapped.
     #[inline]
-    fn clean_code(&self, _at: CodeAt, _bytes: u64) {}
+    fn clean_code(&self, _start: VirtAddr, _bytes: u64) {}
     /// IC IVAU over it, for all CPUs: what was fetched before is dropped. The range is mapped.
     #[inline]
     fn invalidate_code(&self, _start: VirtAddr, _bytes: u64) {}
@@ -223,7 +222,7 @@ pub trait Tlb<M: Mmu> {
         }
         // Completes the TLBIs on all CPUs, with the accesses that used the old entries. Only a full DSB, and only one
         // on the CPU that issued them, does that: EL1 is not preempted, so this is the same CPU.
-        mmu.dsb_ish();
+        mmu.complete_tlbi();
         // What this CPU has fetched or translated ahead is thrown away; other CPUs need none.
         mmu.isb();
     }

@@ -21,8 +21,8 @@ pub struct Change {
     marked: u64,
     /// What a leaf must have so that it does not become writable and executable.
     required: u64,
-    /// VALID, where the TLBs may hold what a valid leaf was; 0 where valid leaves stay as they are.
-    stale_if: u64,
+    /// Whether the TLBs may hold what a leaf was; not where all that may happen is that it becomes valid.
+    leaves_stale: bool,
     /// See [`Change::may_make_code_of`].
     stays_data_if: u64,
 }
@@ -36,9 +36,9 @@ impl Change {
     pub const EXECUTABLE: Self = Self::new(0, bits::PXN);
     /// `set_memory_nx`: no execution at EL1.
     pub const NO_EXECUTE: Self = Self::new(bits::PXN, 0);
-    /// `set_memory_rox`: read-only and executable in one pass, so that no failure leaves it half done and one flush is
-    /// enough.
-    pub const READ_ONLY_EXECUTABLE: Self = Self::new(bits::RDONLY, bits::WRITE | bits::PXN);
+    /// `set_memory_rox`, as it is checked. No one store makes it, because TLBs may hold a leaf that was writable while
+    /// others run what it has become: see [`crate::PageTables::update_to_code`].
+    pub(crate) const READ_ONLY_EXECUTABLE: Self = Self::new(bits::RDONLY, bits::WRITE | bits::PXN);
     /// `set_memory_valid(…, 1)` of global mappings: a present-invalid leaf translates again.
     pub const VALID: Self = Self::new(bits::VALID, bits::PRESENT_INVALID);
     /// [`Change::VALID`] for mappings that belong to an ASID: valid entries carry nG.
@@ -59,7 +59,7 @@ impl Change {
             clear,
             marked: 0,
             required: Self::requires(set, clear),
-            stale_if: Self::stale_bit(set, clear),
+            leaves_stale: Self::takes_away(set, clear),
             stays_data_if: Self::data_bits(set, clear),
         }
     }
@@ -77,9 +77,9 @@ impl Change {
         }
     }
 
-    const fn stale_bit(set: u64, clear: u64) -> u64 {
+    const fn takes_away(set: u64, clear: u64) -> bool {
         let only_makes_valid = set & bits::VALID != 0 && (set | clear) & !(bits::VALID | bits::PRESENT_INVALID) == 0;
-        if only_makes_valid { 0 } else { bits::VALID }
+        !only_makes_valid
     }
 
     const fn data_bits(set: u64, clear: u64) -> u64 {
@@ -159,10 +159,17 @@ impl Change {
         all & self.stays_data_if != self.stays_data_if
     }
 
-    /// Whether a TLB may hold what is no longer true, once `old` has changed: only what was valid can be in a TLB, and
-    /// a change that only makes entries valid leaves valid ones as they are.
+    /// Whether a TLB may hold what is no longer true, once a leaf has changed. A change that only makes leaves valid
+    /// leaves valid ones as they are. For any other a leaf that is not valid counts like one that is: it may have been
+    /// made invalid by a `…_noflush` call, and be in TLBs still.
     #[inline(always)]
-    pub(crate) const fn leaves_stale(self, old: Descriptor) -> bool {
-        old.0 & self.stale_if != 0
+    pub(crate) const fn leaves_stale(self) -> bool {
+        self.leaves_stale
+    }
+
+    /// Whether leaves become present-invalid, or stay so.
+    #[inline(always)]
+    pub(crate) const fn makes_invalid(self) -> bool {
+        self.clear & bits::VALID != 0 && self.set & bits::VALID == 0
     }
 }

@@ -40,7 +40,7 @@
 //! [`bits::UNLINKED`]: granule_arch::descriptor::bits::UNLINKED
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, Kind, bits};
+use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::announce::{Grace, WalkWord};
@@ -61,7 +61,7 @@ pub(crate) fn complete_unlinking<M: Mmu>(mmu: &M, address: VirtAddr) {
     // Another CPU stored the mark: a DSB that orders this CPU's read of it makes all walks see it. DSB ISHST would not.
     mmu.dsb_ish();
     mmu.tlbi(Instruction::Vaae1is(AddressOperand::new(address, None)));
-    mmu.dsb_ish();
+    mmu.complete_tlbi();
 }
 
 /// How far a [`Reclaimer`] has come.
@@ -223,7 +223,7 @@ fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
     loop {
         let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
         let descriptor = mmu.load(cell);
-        if table.level() == LAST_LEVEL || descriptor.kind(false) != Kind::Table {
+        if table.level() == LAST_LEVEL || !descriptor.is_table() {
             if descriptor == UNLINKED {
                 // Where this fails a mapper was here: it has invalidated the address itself.
                 let _ = mmu.compare_exchange(cell, UNLINKED, Descriptor::EMPTY);
@@ -266,7 +266,7 @@ fn for_each_table<M: Mmu>(
         while table.level() != LAST_LEVEL {
             let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
             let descriptor = mmu.load(cell);
-            if descriptor.kind(false) != Kind::Table {
+            if !descriptor.is_table() {
                 break;
             }
             link = Some((cell, descriptor));

@@ -168,7 +168,7 @@ fn missing_tables<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geomet
     // The levels at which an entry must be a table: none where nothing is mapped.
     let levels = |end: End| {
         let entry = tables.entry(end.page);
-        let is_leaf = entry.descriptor.kind(entry.level == LAST_LEVEL) == Kind::Leaf;
+        let is_leaf = entry.descriptor.kind(M::Geometry::level_entries(entry.level)) == Kind::Leaf;
         if is_leaf { entry.level..LAST_LEVEL } else { LAST_LEVEL..LAST_LEVEL }
     };
     let (mut needed, of_first) = (0, levels(first));
@@ -209,7 +209,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
             }
             let cell = &table[index];
             let block = mmu.load(cell);
-            match block.kind(level == LAST_LEVEL) {
+            match block.kind(M::Geometry::level_entries(level)) {
                 Kind::Leaf => self.make_table(cell, level, block, inherited),
                 // Another split was faster: on with what it has made.
                 Kind::Table => {}

@@ -134,7 +134,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     }
 
     /// [`Self::unmap`] of a range whose frames are mapped a second time, by `alias`: that of pages that are read-only
-    /// becomes writable again, in the same invalidation, before their leaves are handed out.
+    /// becomes writable again, before their leaves are handed out: in the same invalidation, or where a page is executable
+    /// in one of its own, when that of the range is complete. At no moment may one CPU write what another can execute.
     ///
     /// # Errors
     /// As [`Self::unmap`], and those of [`Alias::split`], which is only called where the alias was not changed with the
@@ -300,6 +301,41 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         alias: &mut A,
     ) -> Result<(), A::Error> {
         alias::update(self, lazy, tlb, range, &change, alias)
+    }
+
+    /// Makes every leaf in `range` read-only and executable at EL1, of those alone that have the software bits `marks`:
+    /// read-only first, with an invalidation of its own where anything changed, and executable then. At no moment may
+    /// one CPU write what another can execute.
+    ///
+    /// # Errors
+    /// As [`Self::update`]. Nothing was changed.
+    pub fn update_to_code(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        marks: u64,
+    ) -> Result<(), Error> {
+        alias::update_to_code(self, lazy, tlb, range, marks, &mut NoAlias)
+    }
+
+    /// [`Self::update_to_code`] of a range whose frames are mapped a second time, by `alias`, which becomes read-only
+    /// in the first step.
+    ///
+    /// # Errors
+    /// As [`Self::update_with_alias`].
+    ///
+    /// # Panics
+    /// As [`Self::update_with_alias`].
+    pub fn update_to_code_with_alias<A: Alias<M::Geometry>>(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        marks: u64,
+        alias: &mut A,
+    ) -> Result<(), A::Error> {
+        alias::update_to_code(self, lazy, tlb, range, marks, alias)
     }
 
     /// The walk for `address`, level by level.

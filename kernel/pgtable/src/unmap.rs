@@ -50,7 +50,7 @@ pub(crate) fn unmap<M: Mmu, A: Alias<M::Geometry>>(
     if let Some(run) = tables.sole_run(range, Leaving::Ignored)
         && let found = tables.mmu().survey(run.cells())
         && found.any & unwanted == 0
-        && let Some(flip) = breaking_flip(found, LAST_LEVEL)
+        && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL)
     {
         tables.mmu().update_run(run.cells(), flip);
         let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
@@ -71,18 +71,25 @@ fn unmap_tables<M: Mmu, A: Alias<M::Geometry>>(
     alias: &mut A,
     released: impl FnMut(Leaf),
 ) -> Result<(), A::Error> {
-    let mut check = Check { range, read_only: false };
+    let mut check = Check { range, found: Survey::NOTHING };
     tables.visit(range, &mut check)?;
-    // Frames are handed out writable.
-    let restored = match A::EXISTS && check.read_only {
-        true => Some(alias::make_writable(tables, lazy, range, alias)?),
+    let read_only = check.found.any & bits::RDONLY != 0;
+    let executable = check.found.all & bits::PXN == 0;
+    // Frames are handed out writable. What their alias takes for that is split now, while nothing has changed.
+    let restoring = match A::EXISTS && read_only {
+        true => Some(alias::ReadOnly::find(tables, range, alias)?),
         false => None,
     };
     let mut breaking = Breaking { stale: Stale::NONE };
     let Ok(()) = tables.visit(range, &mut breaking);
-    let flush = breaking.stale.flush();
-    match restored {
-        Some(restored) => alias::invalidate_writable(tables, lazy, tlb, range, restored, flush, alias),
+    let mut flush = breaking.stale.flush();
+    // Nothing of what some CPU may still execute may be written by another: the range is gone from every TLB first.
+    if executable && restoring.is_some() {
+        lazy.invalidate(tlb, [flush]);
+        flush = Flush::NONE;
+    }
+    match restoring {
+        Some(alias_of) => alias_of.make_writable(tables, lazy, tlb, range, flush, alias),
         None => lazy.invalidate(tlb, [flush]),
     }
     let Ok(()) = tables.visit(range, &mut Releasing { released });
@@ -92,8 +99,8 @@ fn unmap_tables<M: Mmu, A: Alias<M::Geometry>>(
 /// Refuses a range that cuts a leaf.
 struct Check<G: Geometry> {
     range: PageRange<G>,
-    /// Whether a leaf was read-only; a page that is not mapped may count, and then does no harm.
-    read_only: bool,
+    /// What the entries have in common. A page that is not mapped may count, and then does no harm.
+    found: Survey,
 }
 
 impl<'t, M: Mmu> Visitor<'t, M> for Check<M::Geometry> {
@@ -103,11 +110,11 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<M::Geometry> {
         let leaves = leading_leaves(mmu, run);
         for index in [0, leaves - 1] {
             let entry = mmu.load(&run.cells()[index]);
-            if entry.kind(run.level == LAST_LEVEL) == Kind::Leaf {
+            if entry.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
                 whole_leaf(self.range, entry, run.level, run.address(index))?;
             }
         }
-        self.read_only |= mmu.survey(&run.cells()[..leaves]).any & bits::RDONLY != 0;
+        self.found = self.found.and(mmu.survey(&run.cells()[..leaves]));
         Ok(Next::Entries(leaves))
     }
 }
@@ -122,7 +129,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        if let Some(flip) = breaking_flip(mmu.survey(&run.cells()[..leaves]), run.level) {
+        if let Some(flip) = breaking_flip::<M::Geometry>(mmu.survey(&run.cells()[..leaves]), run.level) {
             mmu.update_run(&run.cells()[..leaves], flip);
             let size = (leaves as u64) << M::Geometry::shift(run.level);
             self.stale.note(PageRange::trusted(run.address(0), size), run.level);
@@ -131,9 +138,12 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
         let mut hull = None;
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
             let old = mmu.load(cell);
-            // A leaf that is present-invalid already was invalidated when it became so, or its owner owes that.
-            if old.kind(run.level == LAST_LEVEL) == Kind::Leaf && old.is_valid() {
-                mmu.store(cell, Change::INVALID.apply(old));
+            if old.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
+                if old.is_valid() {
+                    mmu.store(cell, Change::INVALID.apply(old));
+                }
+                // One that is present-invalid already as well: it may have become so by a call that left the
+                // invalidation to its caller.
                 hull = Some((hull.map_or(index, |(first, _)| first), index));
             }
         }
@@ -148,11 +158,12 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
 /// The bits to flip in each entry to make it present-invalid, where that is one change for all: valid leaves, all
 /// global or none.
 #[inline(always)]
-fn breaking_flip(found: Survey, level: u8) -> Option<u64> {
+fn breaking_flip<G: Geometry>(found: Survey, level: u8) -> Option<u64> {
     let leaf = if level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
     // At upper levels a neighbour may have linked a table where this walk read nothing: valid, and no leaf.
     let from = Descriptor(found.common(bits::VALID | bits::TABLE | bits::NG)?);
-    (from.0 & (bits::VALID | bits::TABLE) == leaf).then(|| from.0 ^ Change::INVALID.apply(from).0)
+    (G::has_leaves(level) && from.0 & (bits::VALID | bits::TABLE) == leaf)
+        .then(|| from.0 ^ Change::INVALID.apply(from).0)
 }
 
 /// Empties each entry and hands its leaf out.
@@ -168,7 +179,7 @@ impl<'t, M: Mmu, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
         let leaves = leading_leaves(mmu, run);
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
             let leaf = mmu.load(cell);
-            if leaf.kind(run.level == LAST_LEVEL) == Kind::Leaf {
+            if leaf.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
                 // Invalid to invalid: no barrier is owed, nothing can have cached it.
                 mmu.store(cell, Descriptor::EMPTY);
                 (self.released)(Leaf {

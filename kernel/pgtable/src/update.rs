@@ -10,7 +10,7 @@
 //! change is the same few bits to flip in each of them, or none at all, and no entry is looked at a second time.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Kind, bits};
+use granule_arch::descriptor::{Descriptor, Kind, LevelEntries, bits};
 use granule_arch::tlbi::LevelHint;
 
 use crate::Error;
@@ -80,10 +80,10 @@ pub(crate) fn apply_to_run<M: Mmu>(
     }
     match Uniform::of(found, change) {
         Uniform::Not => update_each(tables, lazy, range, change),
-        Uniform::Unchanged => Flush::NONE,
+        Uniform::Unchanged => unchanged(range, change),
         Uniform::Flip { from, to } => {
             tables.mmu().update_run(run.cells(), from.0 ^ to.0);
-            flush(lazy, range, change, from, to, LevelHint::new(LAST_LEVEL))
+            flush(lazy, range, change, to, LevelHint::new(LAST_LEVEL))
         }
     }
 }
@@ -119,7 +119,7 @@ pub(crate) fn update_page_at_once<M: Mmu>(
     let last = mmu.load(&run.table[run.first | (M::Geometry::group_entries(LAST_LEVEL) - 1)]);
     let must = change.required() | change.marks();
     if (old.0 | last.0) & bits::CONTIGUOUS != 0
-        || old.kind(true) != Kind::Leaf
+        || old.kind(LevelEntries::Pages) != Kind::Leaf
         || old.0 & must != must
         || change.may_make_code_of(old.0)
     {
@@ -127,10 +127,10 @@ pub(crate) fn update_page_at_once<M: Mmu>(
     }
     let new = change.apply(old);
     if new == old {
-        return Some(Flush::NONE);
+        return Some(unchanged(range, &change));
     }
     mmu.store(cell, new);
-    Some(flush(lazy, range, &change, old, new, None))
+    Some(flush(lazy, range, &change, new, None))
 }
 
 /// Both passes, where nothing is out of the ordinary.
@@ -154,7 +154,7 @@ impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M
         let must = self.change.required() | self.change.marks();
         let in_group = M::Geometry::group_entries(run.level) - 1;
         let cuts_groups = (run.first | (run.first + run.count)) & in_group != 0;
-        if !all_leaves(run.level, found)
+        if !all_leaves::<M::Geometry>(run.level, found)
             || found.all & must != must
             || (self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0)
             || (self.leaves == Leaves::Fixed && found.any & bits::CONTIGUOUS != 0)
@@ -163,7 +163,7 @@ impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M
         }
         match Uniform::of(found, &self.change) {
             Uniform::Not => return Err(Other),
-            Uniform::Unchanged => {}
+            Uniform::Unchanged => self.flush = unchanged(self.range, &self.change),
             Uniform::Flip { from, to } => {
                 // Of a block that it cuts, the run is the block.
                 if run.level != LAST_LEVEL && run.left >> M::Geometry::shift(run.level) != run.count as u64 {
@@ -185,7 +185,7 @@ impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M
                 }
                 mmu.update_run(run.cells(), from.0 ^ to.0);
                 let level = if self.leaves == Leaves::Fixed { LevelHint::new(run.level) } else { None };
-                self.flush = flush(self.lazy, self.range, &self.change, from, to, level);
+                self.flush = flush(self.lazy, self.range, &self.change, to, level);
             }
         }
         Ok(Next::Entries(run.count))
@@ -228,11 +228,11 @@ pub(crate) fn apply<M: Mmu>(
     }
     match Uniform::of(found, change) {
         Uniform::Not => update_each(tables, lazy, range, change),
-        Uniform::Unchanged => Flush::NONE,
+        Uniform::Unchanged => unchanged(range, change),
         Uniform::Flip { from, to } => {
             let mut flipping = Flipping { flip: from.0 ^ to.0, levels: Levels::NONE };
             let Ok(()) = tables.visit(range, &mut flipping);
-            flush(lazy, range, change, from, to, flipping.levels.sole())
+            flush(lazy, range, change, to, flipping.levels.sole())
         }
     }
 }
@@ -303,12 +303,18 @@ fn flush<M: Mmu>(
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
-    from: Descriptor,
     to: Descriptor,
     level: Option<LevelHint>,
 ) -> Flush<M::Geometry> {
     lazy.wrote(to);
-    Flush::new(change.leaves_stale(from).then_some(Invalidation { range, tables: Tables::Kept, level }))
+    Flush::new(change.leaves_stale().then_some(Invalidation { range, tables: Tables::Kept, level }))
+}
+
+/// What is owed where no entry changed: the invalidation of leaves that are present-invalid already, which whoever made
+/// them so may have put off. The caller relies on their being gone from every TLB.
+#[inline(always)]
+fn unchanged<G: Geometry>(range: PageRange<G>, change: &Change) -> Flush<G> {
+    Flush::new(change.makes_invalid().then_some(Invalidation { range, tables: Tables::Kept, level: None }))
 }
 
 /// The second pass where entries differ.
@@ -345,7 +351,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         // The common case by what all have: leaves that have what they must. Anything else is looked at one by one: at
         // upper levels a table as well, which a neighbour may have linked where this walk read a hole.
         let must = self.change.required() | self.change.marks();
-        if !all_leaves(run.level, survey) || survey.all & must != must {
+        if !all_leaves::<M::Geometry>(run.level, survey) || survey.all & must != must {
             if self.leaves == Leaves::Divisible && has_table(mmu, run, leaves) {
                 // Split while this walk was looking: what is there now is below.
                 return Ok(Next::Again);
@@ -377,13 +383,13 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
 
 /// Whether entries of `level` are all valid leaves, or all present-invalid ones.
 #[inline(always)]
-const fn all_leaves(level: u8, found: Survey) -> bool {
+fn all_leaves<G: Geometry>(level: u8, found: Survey) -> bool {
     let valid = if level == LAST_LEVEL {
         found.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
     } else {
         found.all & bits::VALID != 0 && found.any & bits::TABLE == 0
     };
-    valid || (found.any & bits::VALID == 0 && found.all & bits::PRESENT_INVALID != 0)
+    G::has_leaves(level) && (valid || (found.any & bits::VALID == 0 && found.all & bits::PRESENT_INVALID != 0))
 }
 
 /// The last entries of the groups that a run has only a part of, as bits that any of them has.
@@ -430,7 +436,7 @@ fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>
 /// Whether one of the entries is a table, though each was read as something else before.
 #[cold]
 fn has_table<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize) -> bool {
-    run.cells()[..leaves].iter().any(|cell| mmu.load(cell).kind(run.level == LAST_LEVEL) == Kind::Table)
+    run.level != LAST_LEVEL && run.cells()[..leaves].iter().any(|cell| mmu.load(cell).is_table())
 }
 
 /// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.
@@ -440,7 +446,7 @@ fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize, change: &Change) -> Re
     for (index, cell) in run.cells()[..leaves].iter().enumerate() {
         let old = mmu.load(cell);
         let address = run.address(index).max(run.from);
-        if old.kind(run.level == LAST_LEVEL) != Kind::Leaf {
+        if old.kind(M::Geometry::level_entries(run.level)) != Kind::Leaf {
             return Err(Error::NotMapped(address));
         }
         if old.0 & change.marks() != change.marks() {
@@ -483,19 +489,21 @@ impl<'t, M: Mmu> Visitor<'t, M> for Changing<'_, M> {
     type Error = core::convert::Infallible;
 
     /// Changes the entries, and notes what the TLBs may hold of their old values. Those that have the new permissions
-    /// already are left out, so that the invalidation begins and ends with what changed.
+    /// already are left out, so that the invalidation begins and ends with what changed; not so where they are to be
+    /// invalid, see [`unchanged`].
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
         let mut hull = None;
         for (index, cell) in run.cells()[..leaves].iter().enumerate() {
             let old = mmu.load(cell);
             let new = self.change.apply(old);
-            if new == old {
+            if new != old {
+                mmu.store(cell, new);
+                self.lazy.wrote(new);
+            } else if !self.change.makes_invalid() {
                 continue;
             }
-            mmu.store(cell, new);
-            self.lazy.wrote(new);
-            if self.change.leaves_stale(old) {
+            if self.change.leaves_stale() {
                 hull = Some((hull.map_or(index, |(first, _)| first), index));
             }
         }

@@ -1,4 +1,5 @@
-//! The one walker. Every operation of this crate is a visitor of it.
+//! The walker of ranges: whatever changes or shows the leaves of one is a visitor of it. Descents to one entry or one
+//! table that need less are written out where they are (`cells`, `reclaim`, and here [`sole_run`] and its kin).
 //!
 //! Arm ARM D8.2: from the root, each level's entry is a table (go on), a leaf, or nothing. The walker takes no lock.
 //! Each entry is read once, and what to do is decided on that copy; the tables on the way stay because there are leaves
@@ -137,7 +138,7 @@ pub(crate) fn entry<M: Mmu>(mmu: &M, root: Table, address: VirtAddr) -> Entry<'_
         let table = mmu.table(Table::new(address_of_table, level));
         let index = M::Geometry::index(address, level);
         let descriptor = mmu.load(&table[index]);
-        if level == LAST_LEVEL || descriptor.kind(false) != Kind::Table {
+        if level == LAST_LEVEL || !descriptor.is_table() {
             return Entry { table, index, descriptor, level, inherited };
         }
         address_of_table = descriptor.address();
@@ -178,13 +179,14 @@ fn below<M: Mmu>(mmu: &M, place: &Place, level: u8, address: VirtAddr, leaving: 
     let cell = &mmu.table(place.table)[M::Geometry::index(address, level)];
     let mut entry = mmu.load(cell);
     if leaving == Leaving::Kept {
-        while entry.kind(false) == Kind::Table && entry.0 & bits::LEAVING != 0 {
+        while entry.is_table() && entry.0 & bits::LEAVING != 0 {
             mmu.clear_bits(cell, bits::LEAVING);
             // Read again: the table may have been unlinked in between, and then clearing has changed nothing.
             entry = mmu.load(cell);
         }
     }
-    (entry.kind(false) == Kind::Table)
+    entry
+        .is_table()
         .then(|| Place { table: Table::new(entry.address(), level + 1), inherited: place.inherited | entry.0 })
 }
 
@@ -222,7 +224,7 @@ pub(crate) fn visit_sole_run<'t, M: Mmu, V: Visitor<'t, M>>(
     let table = mmu.table(Table::new(place.table.address(), ABOVE));
     let first = M::Geometry::index(start, ABOVE);
     let descriptor = mmu.load(&table[first]);
-    if descriptor.kind(false) == Kind::Table {
+    if descriptor.is_table() {
         let table = Table::new(descriptor.address(), LAST_LEVEL);
         let run = page_run(mmu, &Place { table, inherited: place.inherited | descriptor.0 }, start, size);
         return if run.count == range.pages() { Some(visitor.visit(mmu, &run)) } else { None };
@@ -296,7 +298,7 @@ fn visit_upper<'t, M: Mmu, V: Visitor<'t, M>>(
     let mut first = M::Geometry::index(from, level);
     while done < left && first < table.len() {
         let descriptor = mmu.load(&table[first]);
-        if descriptor.kind(level == LAST_LEVEL) == Kind::Table {
+        if level != LAST_LEVEL && descriptor.is_table() {
             break;
         }
         let from = VirtAddr(from.0 + done);
@@ -373,7 +375,7 @@ impl<M: Mmu> Iterator for Walk<'_, M> {
         let level = table.level();
         let index = M::Geometry::index(self.address, level);
         let descriptor = self.mmu.load(&self.mmu.table(table)[index]);
-        let kind = descriptor.kind(level == LAST_LEVEL);
+        let kind = descriptor.kind(M::Geometry::level_entries(level));
         if kind == Kind::Table {
             self.next = Some(Table::new(descriptor.address(), level + 1));
         }
@@ -428,7 +430,7 @@ pub(crate) fn leading_leaves<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> usize {
     if run.level == LAST_LEVEL {
         return run.count;
     }
-    let is_table = |cell| mmu.load(cell).kind(false) == Kind::Table;
+    let is_table = |cell| mmu.load(cell).is_table();
     // The first one was read and is none; were it linked meanwhile, its owner would not be the caller.
     1 + run.cells()[1..].iter().position(is_table).unwrap_or(run.count - 1)
 }

@@ -111,12 +111,15 @@ impl Domain {
     /// Gives back all tables. No stream is translated by them any more.
     pub(super) fn dismantle(&self, cpu: &Cpu, smmu: &Smmu<Port>) {
         let forget = || with_interrupts_masked(|| smmu.invalidate_asid(self.asid));
-        self.page_tables().dismantle(forget, |out| {
+        let out = |out| {
             if let Dismantled::Table(table) = out {
                 self.tables.fetch_sub(1, Ordering::Relaxed);
                 self.frames.free(cpu, table);
             }
-        });
+        };
+        // SAFETY: no stream is translated by the tree, and its device is gone: nothing maps or unmaps in it any more.
+        // What the SMMU has cached goes with the ASID.
+        unsafe { self.page_tables().dismantle(forget, out) };
         self.frames.free(cpu, self.root());
     }
 

@@ -141,7 +141,8 @@ pub fn takes(identifier: u16) -> bool {
     identifier == branch::COUNT && is_counting()
 }
 
-/// Switches counting on or off. This CPU counts, or stops, at once; another may lag until its next exception.
+/// Switches counting on or off, the one branch that is patched while other CPUs run. This CPU counts, or stops, at
+/// once; another may lag until its next exception. Not from two CPUs at once.
 pub fn set_counting(on: bool) {
     COUNTING.store(on, Ordering::Relaxed);
     #[cfg(target_os = "none")]

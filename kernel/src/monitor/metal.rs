@@ -99,7 +99,7 @@ impl Subject for Metal {
                 Width::Quad => probe::write(address, value),
             }?;
             // Written through, so it is mapped and readable: nothing here faults.
-            cache::sync_code(address, u64::from(width.bytes()));
+            cache::sync_code(address, u64::from(width.bytes()), kernel().features().cpus.code_caches());
         }
         Ok(())
     }

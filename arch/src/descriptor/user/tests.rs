@@ -6,7 +6,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
 use super::{Markers, Migration, MigrationAccess, NonPresent, Protection};
 use crate::addr::PhysAddr;
-use crate::descriptor::{Attributes, Descriptor, Kind, MemoryType, bits};
+use crate::descriptor::{Attributes, Descriptor, Kind, LevelEntries, MemoryType, bits};
 
 /// Written down a second time, from `pgtable-prot.h` and `pgtable.h` of Linux.
 #[test]
@@ -83,7 +83,7 @@ proptest! {
         for bits in through {
             changed = changed.modified(attributes(bits));
             assert_eq!(kept(changed), kept(leaf));
-            assert_eq!(changed.kind(true), Kind::Leaf);
+            assert_eq!(changed.kind(LevelEntries::Pages), Kind::Leaf);
             let none = bits % 8 == 0;
             assert_eq!(changed.is_inaccessible(), none || leaf.is_fault_on_access());
             assert_eq!(changed.is_valid(), !changed.is_inaccessible());
@@ -134,8 +134,8 @@ proptest! {
         assert_eq!(marker.non_present(), NonPresent::Marker(Markers(markers)));
         for entry in [moving, marker, Descriptor::EMPTY] {
             assert!(!entry.is_present() && !entry.is_inaccessible());
-            for last_level in [false, true] {
-                assert_eq!(entry.kind(last_level), Kind::None);
+            for entries in [LevelEntries::Tables, LevelEntries::TablesAndBlocks, LevelEntries::Pages] {
+                assert_eq!(entry.kind(entries), Kind::None);
             }
         }
     }

@@ -51,6 +51,81 @@ fn neither_does_whether_it_is_global() {
     assert!(story.starts_with("BreakBeforeMake: global or not of a live translation"), "{story}");
 }
 
+/// A page of code, read-only by its alias: both CPUs have seen both.
+fn code_and_alias() -> (Model<Granule4K>, VirtAddr, VirtAddr) {
+    let model = Model::new(2, 8, Features::BASE);
+    let (code, alias) = (model.base() + 0x20_3000, model.base() + 0x20_5000);
+    map(
+        &model,
+        range(code, 0x1000),
+        FRAME,
+        granule_arch::descriptor::Attributes::kernel_text(MemoryType::Normal),
+        Shape::PAGES,
+    );
+    map(&model, range(alias, 0x1000), FRAME, RODATA, Shape::PAGES);
+    model.demand_write_xor_execute();
+    (model, code, alias)
+}
+
+/// DSB ISHST; TLBI of both; DSB ISH; ISB.
+fn invalidate(cpu: ModelCpu<'_, Granule4K>, pages: [VirtAddr; 2]) {
+    cpu.dsb_ishst();
+    pages.iter().for_each(|&page| cpu.tlbi(Instruction::Vaale1is(AddressOperand::new(page, None))));
+    cpu.dsb_ish();
+    cpu.isb();
+}
+
+#[test]
+fn what_may_be_executed_by_one_address_is_not_writable_by_another_under_one_invalidation() {
+    let writable = Descriptor::page(FRAME, DATA);
+    // Whichever is stored first.
+    for order in [[0, 1], [1, 0]] {
+        let (model, code, alias) = code_and_alias();
+        let cpu = model.cpu(0);
+        for step in order {
+            if step == 0 { write(cpu, code, Descriptor::EMPTY) } else { write(cpu, alias, writable) }
+        }
+        invalidate(cpu, [code, alias]);
+        let violation = model.expect_violation();
+        assert_eq!(violation.rule, Rule::WriteXorExecute);
+        assert!(violation.to_string().contains("0x40000000 may be written and executed at one moment"), "{violation}");
+        model.violations();
+    }
+    // Two completed steps, or both invalid and then the writable one.
+    let (model, code, alias) = code_and_alias();
+    let cpu = model.cpu(0);
+    write(cpu, code, Descriptor::EMPTY);
+    invalidate(cpu, [code, alias]);
+    write(cpu, alias, writable);
+    assert_eq!(rules(&model), []);
+    let (model, code, alias) = code_and_alias();
+    let cpu = model.cpu(0);
+    write(cpu, code, Descriptor::EMPTY);
+    write(cpu, alias, Descriptor::EMPTY);
+    invalidate(cpu, [code, alias]);
+    write(cpu, alias, writable);
+    cpu.dsb_ishst();
+    cpu.isb();
+    assert_eq!(rules(&model), []);
+}
+
+#[test]
+fn what_was_writable_is_executable_only_when_no_tlb_has_it_so() {
+    let text = Descriptor::page(FRAME, granule_arch::descriptor::Attributes::kernel_text(MemoryType::Normal));
+    let (model, page) = one_page(Features::BASE);
+    model.demand_write_xor_execute();
+    write(model.cpu(0), page, text);
+    invalidate(model.cpu(0), [page, page]);
+    assert_eq!(rules(&model), [Rule::WriteXorExecute], "in one step");
+    let (model, page) = one_page(Features::BASE);
+    model.demand_write_xor_execute();
+    write(model.cpu(0), page, Descriptor::page(FRAME, RODATA));
+    invalidate(model.cpu(0), [page, page]);
+    write(model.cpu(0), page, text);
+    invalidate(model.cpu(0), [page, page]);
+    assert_eq!(rules(&model), []);
+}
+
 /// A block of 2 MiB that both CPUs have seen, and a table of pages that translate alike, linked to nothing.
 fn block_and_twin(features: Features) -> (Model<Granule4K>, VirtAddr, Descriptor) {
     let model = Model::<Granule4K>::new(2, 8, features);

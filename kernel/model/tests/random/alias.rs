@@ -22,8 +22,21 @@ const PAGES: usize = 8;
 /// Where the memory of the linear map begins: aligned for every leaf.
 const MEMORY: u64 = 0x10_0000_0000;
 
-const CHANGES: [Change; 5] =
-    [Change::READ_ONLY, Change::READ_WRITE, Change::READ_ONLY_EXECUTABLE, Change::NO_EXECUTE, Change::EXECUTABLE];
+/// What is done to pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Change(Change),
+    /// Read-only and executable in one call.
+    Code,
+}
+
+const CHANGES: [What; 5] = [
+    What::Change(Change::READ_ONLY),
+    What::Change(Change::READ_WRITE),
+    What::Code,
+    What::Change(Change::NO_EXECUTE),
+    What::Change(Change::EXECUTABLE),
+];
 
 /// What a page of the area should be.
 #[derive(Clone, Copy, Default)]
@@ -93,6 +106,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let (lazy, tables) = (Lazy::new(&cpu), cpu.page_tables());
         let linear = PageRange::new(model.base(), memory::<G>()).unwrap();
         model.shows_all(linear.start()..=linear.last());
+        model.demand_write_xor_execute();
         tables.map(&lazy, linear, PhysAddr(MEMORY), DATA, LARGEST, &mut model.frames()).unwrap();
         let mut next = scene.frames.iter();
         let frame = |_| PhysAddr(MEMORY + next.next().unwrap() * G::PAGE_SIZE);
@@ -126,16 +140,21 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let owned = self.owned(cpu);
         let first = owned.start + first % owned.len();
         let pages = first..owned.end.min(first + count);
-        let (range, change) = (self.area(first, pages.len()), CHANGES[change]);
+        let (range, what) = (self.area(first, pages.len()), CHANGES[change]);
         let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
         let (lazy, tlb) = (Lazy::new(&mmu), PlanTlb::of(self.model.features()));
-        if self.forgets == Forgets::Alias {
+        if let (Forgets::Alias, What::Change(change)) = (self.forgets, what) {
             let flush = mmu.page_tables().update(&lazy, range, change);
             flush.into_iter().for_each(|flush| lazy.invalidate(&tlb, [flush]));
         } else {
             for tables in 0.. {
                 let mut linear = self.linear(&mmu, tables);
-                match mmu.page_tables().update_with_alias(&lazy, &tlb, range, change, &mut linear) {
+                let tables = mmu.page_tables();
+                let changed = match what {
+                    What::Change(change) => tables.update_with_alias(&lazy, &tlb, range, change, &mut linear),
+                    What::Code => tables.update_to_code_with_alias(&lazy, &tlb, range, 0, &mut linear),
+                };
+                match changed {
                     Err(Error::OutOfTables { .. }) => self.turns.step(cpu, || self.check(cpu)),
                     Err(Error::WritableAndExecutable(_)) => return,
                     result => {
@@ -147,15 +166,15 @@ impl<'m, G: Geometry> Scene<'m, G> {
         }
         for page in &mut self.pages()[pages] {
             let before = *page;
-            page.executable = match change {
-                Change::READ_ONLY_EXECUTABLE | Change::EXECUTABLE => true,
-                Change::NO_EXECUTE => false,
-                _ => before.executable,
+            page.executable = match what {
+                What::Code | What::Change(Change::EXECUTABLE) => true,
+                What::Change(Change::NO_EXECUTE) => false,
+                What::Change(_) => before.executable,
             };
-            page.read_only = match change {
-                Change::READ_ONLY | Change::READ_ONLY_EXECUTABLE => true,
-                Change::READ_WRITE => false,
-                _ => before.read_only,
+            page.read_only = match what {
+                What::Code | What::Change(Change::READ_ONLY) => true,
+                What::Change(Change::READ_WRITE) => false,
+                What::Change(_) => before.read_only,
             };
             page.alias = page.read_only;
         }

@@ -6,7 +6,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
-    Alias, Change, Error, Granule4K, Invalidation, Lazy, Lockless, PageRange, PageTables, Serialise, Tlb,
+    Alias, Change, Error, Execution, Granule4K, Invalidation, Lazy, Leaf, Leaves, Lockless, PageRange, PageTables,
+    Serialise, Shape, Tlb,
 };
 use proptest::prelude::{any, proptest};
 use proptest::sample::Index;
@@ -59,6 +60,13 @@ fn machine(frames: &[u64]) -> (HostMachine, PageRange) {
 fn change(machine: &HostMachine, range: PageRange, change: Change, tables: usize) -> Result<(), Error> {
     let lazy = Lazy::new(machine.mmu());
     machine.page_tables().update_with_alias(&lazy, machine.tlb(), range, change, &mut linear(machine, tables))
+}
+
+/// Read-only and executable, with the alias.
+fn to_code(machine: &HostMachine, range: PageRange, tables: usize) -> Result<(), Error> {
+    let lazy = Lazy::new(machine.mmu());
+    let alias = &mut linear(machine, tables);
+    machine.page_tables().update_to_code_with_alias(&lazy, machine.tlb(), range, 0, alias)
 }
 
 /// Attributes of every page, of the area and of the linear map: what a refusal must leave alone.
@@ -223,7 +231,7 @@ fn what_the_range_itself_refuses_leaves_the_alias_alone() {
 fn only_changes_of_writability_go_to_the_alias() {
     let frames = [7, 9];
     let (machine, area) = machine(&frames);
-    change(&machine, area, Change::READ_ONLY_EXECUTABLE, 64).unwrap();
+    to_code(&machine, area, 64).unwrap();
     assert_eq!(read_only_frames(&machine), frames);
     let alias = everything(&machine);
     for other in [Change::NO_EXECUTE, Change::INVALID, Change::VALID] {
@@ -286,6 +294,67 @@ fn unmapping_makes_the_alias_writable_before_the_frames_are_handed_out() {
     }
 }
 
+/// What a call does, step by step: which pages became what, and what was invalidated.
+fn moments(stream: &[Operation]) -> Vec<&'static str> {
+    let mut moments: Vec<&str> = Vec::new();
+    for operation in stream {
+        let moment = match operation {
+            Operation::Write { new, .. } if new.0 == 0 => "empty",
+            Operation::Write { new, .. } if !new.is_valid() => "invalid",
+            Operation::Write { new, .. } if new.is_writable() => "writable",
+            Operation::Write { new, .. } if new.is_executable() => "executable",
+            Operation::Write { .. } => "read-only",
+            Operation::Invalidate(_) => "invalidated",
+            _ => continue,
+        };
+        if moments.last() != Some(&moment) {
+            moments.push(moment);
+        }
+    }
+    moments
+}
+
+/// One CPU may use the old translation until the invalidation, another the new one from the store on: so nothing may be
+/// writable by one of the two, and executable by the other.
+#[test]
+fn what_may_be_executed_is_writable_nowhere_until_it_is_gone_from_every_tlb() {
+    for frames in layouts() {
+        let (machine, area) = machine(&frames);
+        let before = everything(&machine);
+        let stream = machine.record(|| to_code(&machine, area, 64).unwrap());
+        // What is split is written as it was.
+        let steps: Vec<_> = moments(&stream).into_iter().skip_while(|step| *step == "writable").collect();
+        assert_eq!(steps[steps.len() - 4..], ["read-only", "invalidated", "executable", "invalidated"], "{steps:?}");
+        let mut released = Vec::new();
+        let stream = machine.record(|| {
+            let lazy = Lazy::new(machine.mmu());
+            let out = |leaf: Leaf| {
+                assert!(is_writable(&machine, LINEAR + leaf.physical.0));
+                released.push(leaf.physical.0 / PAGE);
+            };
+            let mut alias = linear(&machine, 0);
+            machine.page_tables().unmap_with_alias(&lazy, machine.tlb(), area, &mut alias, out).unwrap();
+        });
+        assert_eq!(moments(&stream), ["invalid", "invalidated", "writable", "invalidated", "empty"], "{frames:?}");
+        assert_eq!((count(&stream).dsb, count(&stream).isb), (4, 2));
+        assert_eq!(released, frames);
+        assert_eq!(everything(&machine), before[..before.len() - 1]);
+    }
+}
+
+#[test]
+fn what_speaks_against_code_is_found_before_anything_is_read_only() {
+    let machine = HostMachine::new(64);
+    map(&machine, range(LINEAR, MEMORY), 0, DATA, LARGEST).unwrap();
+    let forbidding = Shape { leaves: Leaves::Pages, execution: Execution::Forbidden };
+    let area = range(BASE, 4 * PAGE);
+    map(&machine, area, 0, DATA, forbidding).unwrap();
+    let before = everything(&machine);
+    assert_eq!(to_code(&machine, area, 64), Err(Error::ExecutionForbidden(BASE)));
+    assert_eq!(to_code(&machine, range(BASE, 5 * PAGE), 64), Err(Error::NotMapped(BASE + 4 * PAGE)));
+    assert_eq!(everything(&machine), before);
+}
+
 #[test]
 fn unmapping_writable_pages_costs_what_it_does_without_an_alias() {
     let streams = [true, false].map(|alias| {
@@ -332,8 +401,11 @@ proptest! {
             let first = first.index(frames.len());
             let count = count.min(frames.len() - first);
             let part = range(area.start() + first as u64 * PAGE, count as u64 * PAGE);
-            let to = [Change::READ_ONLY, Change::READ_WRITE, Change::READ_ONLY_EXECUTABLE][usize::from(what)];
-            let _ = change(&machine, part, to, tables);
+            let _ = match what {
+                0 => change(&machine, part, Change::READ_ONLY, tables),
+                1 => change(&machine, part, Change::READ_WRITE, tables),
+                _ => to_code(&machine, part, tables),
+            };
             let area_read_only = frames
                 .iter()
                 .enumerate()

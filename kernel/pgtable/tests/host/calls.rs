@@ -27,15 +27,8 @@ pub(crate) struct Place {
 }
 
 pub(crate) const ATTRIBUTES: [Attributes; 3] = [DATA, RODATA, TEXT];
-pub(crate) const CHANGES: [Change; 7] = [
-    Change::READ_ONLY,
-    Change::READ_WRITE,
-    Change::EXECUTABLE,
-    Change::NO_EXECUTE,
-    Change::READ_ONLY_EXECUTABLE,
-    Change::VALID,
-    Change::INVALID,
-];
+pub(crate) const CHANGES: [Change; 6] =
+    [Change::READ_ONLY, Change::READ_WRITE, Change::EXECUTABLE, Change::NO_EXECUTE, Change::VALID, Change::INVALID];
 
 pub(crate) fn units<G: Geometry>() -> [u64; 4] {
     [G::PAGE_SIZE, G::group_size(3), G::entry_size(2), G::group_size(2)]

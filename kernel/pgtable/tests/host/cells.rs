@@ -88,7 +88,11 @@ fn tables_go_that_translate_nothing_outside_the_hole<G: Geometry>() {
     }
     let unlink = |start: u64, size: u64, hole: PageRange<G>| {
         let mut unlinked = Vec::new();
-        machine.page_tables().unlink_tables(range(VirtAddr(start), size), hole, |table| unlinked.push(table));
+        // SAFETY: one thread has the machine, and no cell.
+        #[allow(unsafe_code, reason = "the machine is the test's own")]
+        unsafe {
+            machine.page_tables().unlink_tables(range(VirtAddr(start), size), hole, |table| unlinked.push(table));
+        }
         unlinked.len()
     };
     // A neighbour has the first half of the first table, another the fourth.
@@ -105,6 +109,26 @@ fn tables_go_that_translate_nothing_outside_the_hole<G: Geometry>() {
     assert!(machine.free_frames() < free, "they are the caller's now");
 }
 
+fn tables_go_at_the_top_of_the_address_space<G: Geometry>() {
+    let machine = HostMachine::<G>::new(2 * depth::<G>());
+    let span = G::entry_size(LAST_LEVEL - 1);
+    let last = VirtAddr(0u64.wrapping_sub(G::PAGE_SIZE));
+    write(&machine, last);
+    machine.page_tables().for_each_cells(range(last, G::PAGE_SIZE), |found| {
+        machine.mmu().store(&found.cells[0], Descriptor::EMPTY);
+    });
+    for size in [G::PAGE_SIZE, span] {
+        let mut unlinked = 0;
+        let hole = range(VirtAddr(0u64.wrapping_sub(size)), size);
+        // SAFETY: one thread has the machine, and no cell.
+        #[allow(unsafe_code, reason = "the machine is the test's own")]
+        unsafe {
+            machine.page_tables().unlink_tables(range(last, G::PAGE_SIZE), hole, |_| unlinked += 1);
+        }
+        assert_eq!(unlinked, usize::from(size == span));
+    }
+}
+
 fn everything_comes_out_once_and_after_the_invalidation<G: Geometry>() {
     let machine = HostMachine::<G>::new(3 * depth::<G>());
     let span = G::entry_size(LAST_LEVEL - 1);
@@ -114,22 +138,25 @@ fn everything_comes_out_once_and_after_the_invalidation<G: Geometry>() {
     assert!(linked.clone().any(Descriptor::is_valid));
     let (mut entries, mut tables): (usize, Vec<PhysAddr>) = (0, Vec::new());
     let invalidated = Cell::new(false);
-    machine.page_tables().dismantle(
-        || {
-            assert!(linked.clone().all(|entry| !entry.is_valid()), "the hardware still walks there");
-            invalidated.set(true);
-        },
-        |out| {
-            assert!(invalidated.get());
-            match out {
-                Dismantled::Entry(entry) => {
-                    assert_eq!(entry, LEAF);
-                    entries += 1;
-                }
-                Dismantled::Table(table) => tables.push(table),
+    let invalidate = || {
+        assert!(linked.clone().all(|entry| !entry.is_valid()), "the hardware still walks there");
+        invalidated.set(true);
+    };
+    let out = |out| {
+        assert!(invalidated.get());
+        match out {
+            Dismantled::Entry(entry) => {
+                assert_eq!(entry, LEAF);
+                entries += 1;
             }
-        },
-    );
+            Dismantled::Table(table) => tables.push(table),
+        }
+    };
+    // SAFETY: one thread has the machine, and cells of the root alone.
+    #[allow(unsafe_code, reason = "the machine is the test's own")]
+    unsafe {
+        machine.page_tables().dismantle(invalidate, out);
+    }
     assert_eq!((entries, tables.len()), (3, depth::<G>() + 1));
     tables.sort_unstable();
     tables.dedup();
@@ -157,6 +184,7 @@ in_every_geometry!(
     tables_are_linked_where_they_are_missing_and_visited_where_they_are,
     what_cannot_be_had_links_nothing,
     tables_go_that_translate_nothing_outside_the_hole,
+    tables_go_at_the_top_of_the_address_space,
     everything_comes_out_once_and_after_the_invalidation
 );
 

@@ -3,9 +3,11 @@
 //! QEMU fetches what was stored, whatever was left out: the recorded stream is the only witness. Streams are compared
 //! whole, so nothing in them can be missing, too much, or in another order.
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::bits;
+use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_pgtable::host::{CacheOperation, Caches, HostMachine, Operation};
-use granule_pgtable::{Change, CodeAt, Granule4K, Lazy, PageRange, Shape};
+use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape};
 
 use crate::{BASE, DATA, KIB, MIB, map, range};
 
@@ -15,16 +17,18 @@ enum Step {
     Writes(usize),
     Order,
     Complete,
-    Clean(CodeAt, u64),
+    Clean(VirtAddr, u64),
     Invalidate(VirtAddr, u64),
     InvalidateAll,
     /// DSB ISHST; TLBI; DSB ISH; ISB.
     Flush,
+    /// DSB ISHST; TLBI of one page; DSB ISH.
+    Forget(AddressOperand),
     /// DSB ISHST; ISB.
     Publish,
 }
 
-use Step::{Clean, Complete, Flush, Invalidate, InvalidateAll, Order, Publish, Writes};
+use Step::{Clean, Complete, Flush, Forget, Invalidate, InvalidateAll, Order, Publish, Writes};
 
 fn steps(mut stream: &[Operation<Granule4K>]) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -40,9 +44,10 @@ fn steps(mut stream: &[Operation<Granule4K>]) -> Vec<Step> {
             Operation::DsbIshst => match rest {
                 [Operation::Isb, ..] => (Publish, 2),
                 [Operation::Invalidate(_), Operation::DsbIsh, Operation::Isb, ..] => (Flush, 4),
+                [Operation::Tlbi(Instruction::Vaale1is(operand)), Operation::DsbIsh, ..] => (Forget(*operand), 3),
                 other => panic!("DSB ISHST, and then {other:?}"),
             },
-            Operation::Cache(CacheOperation::Clean { at, bytes }) => (Clean(*at, *bytes), 1),
+            Operation::Cache(CacheOperation::Clean { start, bytes }) => (Clean(*start, *bytes), 1),
             Operation::Cache(CacheOperation::Invalidate { start, bytes }) => (Invalidate(*start, *bytes), 1),
             Operation::Cache(CacheOperation::InvalidateAll) => (InvalidateAll, 1),
             other => panic!("{other:?} out of place"),
@@ -75,25 +80,40 @@ fn page(index: u64) -> VirtAddr {
     BASE + index * 4 * KIB
 }
 
-fn frame(index: u64) -> PhysAddr {
-    PhysAddr(MIB + index * 4 * KIB)
-}
-
 #[test]
 fn pages_are_cleaned_and_dropped_before_they_become_executable() {
     let (machine, whole) = machine(false, false, 2);
-    let cleans = [0, 1].map(|index| Clean(CodeAt::Mapped(page(index)), 4 * KIB));
+    let cleans = [0, 1].map(|index| Clean(page(index), 4 * KIB));
     let expected = [cleans[0], cleans[1], Complete, Invalidate(page(0), 8 * KIB), Complete, Writes(2), Flush];
     assert_eq!(update(&machine, whole, Change::EXECUTABLE), expected);
     // Nothing becomes executable that was not.
     assert_eq!(update(&machine, whole, Change::EXECUTABLE), []);
     assert_eq!(update(&machine, whole, Change::NO_EXECUTE), [Writes(2), Flush]);
-    assert_eq!(update(&machine, whole, Change::READ_ONLY_EXECUTABLE), expected);
+}
+
+#[test]
+fn what_becomes_code_in_one_call_is_read_only_first() {
+    let to_code = |machine: &HostMachine, whole| {
+        let stream = machine.record(|| {
+            let lazy = Lazy::new(machine.mmu());
+            machine.page_tables().update_to_code(&lazy, machine.tlb(), whole, 0).unwrap();
+        });
+        steps(&stream)
+    };
+    let (machine, whole) = machine(false, false, 2);
+    let cleans = [0, 1].map(|index| Clean(page(index), 4 * KIB));
+    let executable = [cleans[0], cleans[1], Complete, Invalidate(page(0), 8 * KIB), Complete, Writes(2), Flush];
+    assert_eq!(to_code(&machine, whole), executable, "it is read-only");
+    assert_eq!(to_code(&machine, whole), []);
+    update(&machine, whole, Change::NO_EXECUTE);
+    update(&machine, whole, Change::READ_WRITE);
+    let expected: Vec<Step> = [Writes(2), Flush].into_iter().chain(executable).collect();
+    assert_eq!(to_code(&machine, whole), expected);
 }
 
 #[test]
 fn what_the_caches_do_themselves_is_left_to_them() {
-    let clean = Clean(CodeAt::Mapped(page(0)), 4 * KIB);
+    let clean = Clean(page(0), 4 * KIB);
     let drop = Invalidate(page(0), 4 * KIB);
     for (idc, dic, expected) in [
         (true, true, &[Order, Writes(1), Flush][..]),
@@ -120,10 +140,37 @@ fn code_that_is_not_valid_is_made_visible_when_it_becomes_valid() {
     let (machine, whole) = machine(false, false, 2);
     update(&machine, whole, Change::INVALID);
     // It cannot run yet, and there is no mapping to clean it by.
-    assert_eq!(update(&machine, whole, Change::EXECUTABLE), [Writes(2)]);
-    let cleans = [0, 1].map(|index| Clean(CodeAt::Frames(frame(index)), 4 * KIB));
-    let expected = [cleans[0], cleans[1], Complete, InvalidateAll, Complete, Writes(2), Publish];
+    assert_eq!(update(&machine, whole, Change::EXECUTABLE), [Writes(2), Flush]);
+    // Nor need there be another mapping of the memory that is valid: it is cleaned by its own address, where it is valid
+    // for that and not executable, and no TLB knows of it afterwards.
+    let cleaned = |index| {
+        let forget = Forget(AddressOperand::new(page(index), None));
+        [Writes(1), Publish, Clean(page(index), 4 * KIB), Writes(1), forget]
+    };
+    let rest = [Complete, InvalidateAll, Complete, Writes(2), Publish];
+    let expected: Vec<Step> = cleaned(0).into_iter().chain(cleaned(1)).chain(rest).collect();
     assert_eq!(update(&machine, whole, Change::VALID), expected);
+}
+
+#[test]
+fn what_is_valid_to_be_cleaned_is_neither_writable_nor_executable() {
+    let (machine, whole) = machine(false, false, 1);
+    update(&machine, whole, Change::INVALID);
+    update(&machine, whole, Change::EXECUTABLE);
+    let stream = machine.record(|| {
+        let lazy = Lazy::new(machine.mmu());
+        machine.page_tables().update(&lazy, whole, Change::VALID).unwrap().left_to_caller();
+    });
+    let writes: Vec<_> = stream
+        .iter()
+        .filter_map(|operation| match operation {
+            Operation::Write { new, .. } => Some((new.is_valid(), new.is_writable(), new.is_executable())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(writes, [(true, false, false), (false, false, true), (true, false, true)]);
+    let last = machine.page_tables().translate(page(0)).unwrap();
+    assert!(last.descriptor.0 & (bits::PRESENT_INVALID | bits::CONTIGUOUS) == 0);
 }
 
 #[test]
@@ -138,7 +185,7 @@ fn only_the_pages_that_become_executable_are_cleaned() {
     let (machine, whole) = machine(false, false, 4);
     update(&machine, range(BASE + 4 * KIB, 4 * KIB), Change::EXECUTABLE);
     update(&machine, range(BASE + 12 * KIB, 4 * KIB), Change::INVALID);
-    let cleans = [0, 2].map(|index| Clean(CodeAt::Mapped(page(index)), 4 * KIB));
+    let cleans = [0, 2].map(|index| Clean(page(index), 4 * KIB));
     // One page of the range is not mapped, so none is named to the instruction caches.
     let expected = [cleans[0], cleans[1], Complete, InvalidateAll, Complete, Writes(3), Flush];
     assert_eq!(update(&machine, whole, Change::EXECUTABLE), expected);

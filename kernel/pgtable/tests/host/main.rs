@@ -8,6 +8,7 @@
 //! - `split`: what a split makes of each leaf at each end, and what it leaves alone; who wins and who loses
 //! - `interrupt`: an interrupt at every operation of a call, whose handler makes calls of its own
 //! - `reclaim`: which tables are empty, and when they are freed
+//! - `reserved`: encodings that mean nothing at their level
 //! - `code`: the stream of cache maintenance and writes where pages become executable
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
@@ -23,6 +24,7 @@ mod map;
 mod plain;
 mod random;
 mod reclaim;
+mod reserved;
 mod split;
 mod unmap;
 mod update;

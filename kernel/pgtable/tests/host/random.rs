@@ -162,11 +162,12 @@ impl<G: Geometry> Pair<G> {
         }
         assert_eq!(cut, []);
         let mut expected = Plain(self.plain.pieces(start, end).into_iter().collect());
-        let valid = hull::<G>(&expected, |attributes| attributes & bits::VALID != 0);
+        // Those that are not valid as well: a call may have left their invalidation to its caller.
+        let leaves = hull::<G>(&expected, |_| true);
         expected.0.values_mut().for_each(|piece| piece.attributes = 0);
         assert_eq!(released.normal(), expected.normal());
         self.plain.remove(start, end);
-        self.invalidated(&stream, valid);
+        self.invalidated(&stream, leaves);
     }
 
     fn update(&mut self, range: PageRange<G>, change: Change) {
@@ -192,7 +193,9 @@ impl<G: Geometry> Pair<G> {
         }
         assert_eq!(reasons, []);
         let stale = hull::<G>(&pieces, |attributes| {
-            attributes & bits::VALID != 0 && change.apply(Descriptor(attributes)).0 != attributes
+            // What is only made valid was in no TLB; what is to be gone may be in one although it is not valid.
+            let changes = change.apply(Descriptor(attributes)).0 != attributes;
+            change != Change::VALID && (changes || change == Change::INVALID)
         });
         self.plain.change(start, end, change);
         self.invalidated(&stream, stale);

@@ -6,10 +6,11 @@ use core::sync::atomic::AtomicU64;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
+use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
-    Announced, Change, Geometry, Granule4K, Granule16K, Granule64K, Invalidation, Lazy, PageRange, Progress, Reclaimer,
-    Shape, TableSource, Tables,
+    Announced, Change, Geometry, Granule4K, Granule16K, Granule64K, Invalidation, Lazy, Mmu, PageRange, Progress,
+    Reclaimer, Shape, TableSource, Tables,
 };
 
 use crate::{BASE, DATA, GIB, KIB, MIB, map, range};
@@ -150,6 +151,26 @@ fn the_order_is_mark_unlink_invalidate_free() {
             "mark mark DsbIsh unlink unlink DsbIshst all levels at +0x200000 all levels at +0x0 DsbIsh Isb settle settle {upper} {upper}"
         ),
     );
+}
+
+/// A mapper that meets the mark of an unlinked table invalidates by itself, and repeats that where the CPUs need it; so
+/// does the sequence that every invalidation ends with.
+#[test]
+fn an_erratum_repeats_every_completed_invalidation() {
+    let repeated = Operation::Tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+    let end = [Operation::DsbIsh, repeated, Operation::DsbIsh];
+    let machine = HostMachine::<Granule4K>::new(4).with_repeated_tlbi();
+    let page = range(BASE, 4 * KIB);
+    map(&machine, page, 0, DATA, Shape::PAGES).unwrap();
+    let stream = machine.record(|| unmap(&machine, page));
+    assert_eq!(stream.windows(3).filter(|window| *window == end).count(), 1, "{stream:?}");
+    // As it is between the unlinking of the last table and its invalidation.
+    let step = machine.page_tables().walk(BASE).nth(2).unwrap();
+    machine.mmu().store(machine.entry(&step), Descriptor(bits::UNLINKED));
+    let stream = machine.record(|| map(&machine, page, 0, DATA, Shape::PAGES).unwrap());
+    let own = Operation::Tlbi(Instruction::Vaae1is(AddressOperand::new(BASE, None)));
+    let first = stream.iter().position(|operation| *operation == own).unwrap();
+    assert_eq!(stream[first + 1..first + 4], end);
 }
 
 #[test]

@@ -228,7 +228,9 @@ fn a_new_table_forbids_execution_where_one_above_does() {
         let forbids = |step: &granule_pgtable::Step| step.descriptor.0 & bits::PXNTABLE != 0;
         let forbidding: Vec<bool> = tables.walk(page.start()).take(3).map(|step| forbids(&step)).collect();
         assert_eq!(forbidding, [execution == Execution::Forbidden; 3]);
-        let asked = tables.update_divisible(&Lazy::new(machine.mmu()), page, Change::READ_ONLY_EXECUTABLE);
+        let lazy = Lazy::new(machine.mmu());
+        tables.update_divisible(&lazy, page, Change::READ_ONLY).unwrap().left_to_caller();
+        let asked = tables.update_divisible(&lazy, page, Change::EXECUTABLE);
         assert_eq!(asked.is_ok(), execution == Execution::ByLeaf);
     }
 }

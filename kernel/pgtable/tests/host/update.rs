@@ -2,7 +2,7 @@
 
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_arch::tlbi::LevelHint;
-use granule_pgtable::host::HostMachine;
+use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{Change, Error, Flush, Granule4K, Invalidation, Lazy, PageRange, Shape, Tables};
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, map, range};
@@ -40,7 +40,6 @@ fn each_change_sets_and_clears_its_bits_and_no_others() {
         (RODATA, Change::READ_WRITE, bits::WRITE, bits::RDONLY),
         (RODATA, Change::EXECUTABLE, 0, bits::PXN),
         (TEXT, Change::NO_EXECUTE, bits::PXN, 0),
-        (DATA, Change::READ_ONLY_EXECUTABLE, bits::RDONLY, bits::WRITE | bits::PXN),
         (DATA, Change::INVALID, bits::PRESENT_INVALID, bits::VALID),
     ] {
         let (machine, _) = pages(3, attributes);
@@ -82,12 +81,50 @@ fn the_invalidation_covers_what_changed_and_no_more() {
     let around = range(BASE + 510 * 4 * KIB, 20 * 4 * KIB);
     assert_eq!(update(&machine, around, Change::READ_ONLY), stale(520, 10, 3));
     assert_eq!(update(&machine, range(BASE, 510 * 4 * KIB), Change::READ_ONLY), stale(0, 500, 3));
-    // Present-invalid pages are changed too, but no TLB can hold them.
+    // Present-invalid pages are changed too, and may be in TLBs if their invalidation was put off.
     update(&machine, range(BASE, 8 * KIB), Change::INVALID).unwrap();
-    assert_eq!(update(&machine, range(BASE, 8 * KIB), Change::READ_WRITE), Ok(None));
-    assert_eq!(update(&machine, range(BASE, 12 * KIB), Change::READ_ONLY), Ok(None));
+    assert_eq!(update(&machine, range(BASE, 8 * KIB), Change::READ_WRITE), stale(0, 2, 3));
+    assert_eq!(update(&machine, range(BASE, 12 * KIB), Change::READ_ONLY), stale(0, 2, 3));
     let read_only = range(BASE, 530 * 4 * KIB);
-    assert_eq!(update(&machine, read_only, Change::EXECUTABLE), stale(2, 528, 3));
+    assert_eq!(update(&machine, read_only, Change::EXECUTABLE), stale(0, 530, 3));
+}
+
+/// An invalidation that a `noflush` call has left to its caller is not lost where another call relies on it: nothing
+/// changes in the tables, and every TLB may still have the page.
+#[test]
+fn what_is_invalid_already_is_invalidated_where_it_is_to_be_gone() {
+    for many in [1, 600] {
+        let (machine, whole) = pages(many, DATA);
+        let noflush = |range, change| {
+            let lazy = Lazy::new(machine.mmu());
+            machine.page_tables().update_divisible(&lazy, range, change).unwrap().left_to_caller();
+        };
+        let owed = |flush: Flush| flush.invalidation().map(|owed| owed.range);
+        noflush(whole, Change::INVALID);
+        assert_eq!(update(&machine, whole, Change::INVALID).unwrap().map(|owed| owed.range), Some(whole));
+        let lazy = Lazy::new(machine.mmu());
+        let tables = machine.page_tables();
+        assert_eq!(owed(tables.update_divisible(&lazy, whole, Change::INVALID).unwrap()), Some(whole));
+        let page = range(BASE, 4 * KIB);
+        assert_eq!(tables.update_page_at_once(&lazy, BASE, Change::INVALID).and_then(owed), Some(page));
+        // Beside one that is still valid.
+        noflush(page, Change::VALID);
+        assert_eq!(update(&machine, whole, Change::INVALID).unwrap().map(|owed| owed.range), Some(whole));
+        // Nothing is taken away.
+        noflush(whole, Change::VALID);
+        assert_eq!(update(&machine, whole, Change::VALID), Ok(None));
+        // Nor are its frames handed out before every TLB has forgotten it.
+        noflush(whole, Change::INVALID);
+        let (mut invalidated, mut released) = (0, 0);
+        let stream = machine.record(|| tables.unmap(&lazy, machine.tlb(), whole, |_| released += 1).unwrap());
+        for operation in stream {
+            if let Operation::Invalidate(what) = operation {
+                assert_eq!(what.range, whole);
+                invalidated += 1;
+            }
+        }
+        assert_eq!((invalidated, released), (1, many));
+    }
 }
 
 #[test]
@@ -156,7 +193,8 @@ fn writable_and_executable_is_refused() {
     let (machine, whole) = pages(4, DATA);
     let third = range(BASE + 8 * KIB, 4 * KIB);
     refused(&machine, whole, Change::EXECUTABLE, Error::WritableAndExecutable(BASE));
-    update(&machine, third, Change::READ_ONLY_EXECUTABLE).unwrap();
+    update(&machine, third, Change::READ_ONLY).unwrap();
+    update(&machine, third, Change::EXECUTABLE).unwrap();
     refused(&machine, whole, Change::READ_WRITE, Error::WritableAndExecutable(BASE + 8 * KIB));
     // Also where the page is not valid now: it could be made valid later.
     update(&machine, third, Change::INVALID).unwrap();

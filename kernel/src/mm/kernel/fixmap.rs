@@ -122,8 +122,7 @@ pub unsafe fn unmap_device_tree() {
     barrier::dsb_ishst();
     // Once per boot, so one instruction for everything and not a page-exact range.
     tlbi::vmalle1is();
-    barrier::dsb_ish();
-    barrier::isb();
+    complete_tlbi();
 }
 
 /// Writes one 32-bit word to a read-only page of the image at `target`, by a second, short-lived mapping.
@@ -145,6 +144,16 @@ pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
     unsafe { ptr::write_volatile(alias.as_ptr::<u32>(), word) };
     store(index, 0);
     barrier::dsb_ishst();
+    tlbi::vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None));
+    complete_tlbi();
+}
+
+/// Completes an invalidation on all CPUs; what this one fetched or translated ahead is thrown away.
+///
+/// With the workaround for CPUs that a completed invalidation may have left out (`platform::errata`), always: whether
+/// one is here is not known before the branches are patched, and patching is what this is for.
+fn complete_tlbi() {
+    barrier::dsb_ish();
     tlbi::vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None));
     barrier::dsb_ish();
     barrier::isb();

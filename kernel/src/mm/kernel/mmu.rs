@@ -10,13 +10,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::cache;
 use granule_arch::descriptor::Descriptor;
-use granule_arch::tlbi::Instruction;
+use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_arch::{barrier, patched_branch};
 #[cfg(target_os = "none")]
 use granule_pgtable::Survey;
 #[cfg(not(target_os = "none"))]
 use granule_pgtable::host::{CacheOperation, Operation};
-use granule_pgtable::{CodeAt, Granule4K, Mmu, Table};
+use granule_pgtable::{Granule4K, Mmu, Table};
 
 #[cfg(target_os = "none")]
 use super::pairs;
@@ -219,16 +219,22 @@ unsafe impl<V: View> Mmu for Metal<V> {
         barrier::isb();
     }
 
-    fn clean_code(&self, at: CodeAt, bytes: u64) {
+    #[inline(always)]
+    fn complete_tlbi(&self) {
+        self.dsb_ish();
+        if patched_branch!(branch::REPEAT_TLBI) {
+            // What it names does not matter: that it completes says that the first ones have.
+            self.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+            self.dsb_ish();
+        }
+    }
+
+    fn clean_code(&self, start: VirtAddr, bytes: u64) {
         if lab::is_on!(SKIP_ICACHE) {
             return;
         }
-        note!(Operation::Cache(CacheOperation::Clean { at, bytes }));
-        let start = match at {
-            CodeAt::Mapped(address) => address,
-            CodeAt::Frames(frames) => VirtAddr::from_ptr(self.0.cells(frames)),
-        };
-        // SAFETY: mapped by a valid leaf of the caller's, or by the linear map like all memory.
+        note!(Operation::Cache(CacheOperation::Clean { start, bytes }));
+        // SAFETY: valid leaves of the caller's map all of it.
         unsafe { cache::clean_to_unification(start, bytes, Lines::of_all_cpus().data) };
     }
 

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{CodeAt, Mmu};
+use granule_pgtable::Mmu;
 
 use super::{PAGE, Space};
 use crate::lab;
@@ -34,7 +34,7 @@ impl Space {
         }
         let mmu = self.mmu();
         if !mmu.has_idc() {
-            mmu.clean_code(CodeAt::Frames(frame), PAGE);
+            mmu.clean_code(self.common.frames.linear().address(frame), PAGE);
         }
         mmu.dsb_ish();
         if !mmu.has_dic() {

@@ -149,17 +149,16 @@ impl Drop for ObjectRef {
         let (common, root, cpu) = (self.common, self.root, this_cpu());
         {
             let mut freeing = common.frames.freeing(cpu);
-            // No TLB knows this tree. A frame may still be in a gather, which then frees it.
-            PageTables::new(&common.mmu, root).dismantle(
-                || (),
-                |out| match out {
-                    Dismantled::Table(table) => freeing.add(table),
-                    Dismantled::Entry(entry) if common.record(entry.address()).let_go() => {
-                        freeing.add(entry.address());
-                    }
-                    Dismantled::Entry(_) => {}
-                },
-            );
+            let out = |out| match out {
+                Dismantled::Table(table) => freeing.add(table),
+                Dismantled::Entry(entry) if common.record(entry.address()).let_go() => {
+                    freeing.add(entry.address());
+                }
+                Dismantled::Entry(_) => {}
+            };
+            // A frame may still be in a gather, which then frees it.
+            // SAFETY: this was the last reference, so nothing else reaches the tree, and no TLB knows it.
+            unsafe { PageTables::new(&common.mmu, root).dismantle(|| (), out) };
             freeing.add(root.address());
         }
         // SAFETY: made from a box by `Spaces::create_object`, and this was the last reference.

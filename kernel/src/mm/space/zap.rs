@@ -51,10 +51,13 @@ impl Space {
     pub(super) fn free_tables(&self, gather: &mut Gather<'_>, areas: &Areas, range: PageRange) {
         let (below, above) = self.around(areas, range);
         let mut freed = 0;
-        self.page_tables().unlink_tables(range, pages(below, above), |table| {
+        let unlinked = |table| {
             freed += 1;
             gather.add_table(table, range);
-        });
+        };
+        // SAFETY: who has the areas to itself has the tables, and cells are held only under the areas' lock; the gather
+        // frees a table when walk caches are invalidated for its range.
+        unsafe { self.page_tables().unlink_tables(range, pages(below, above), unlinked) };
         self.table_frames.fetch_sub(freed, Ordering::Relaxed);
     }
 
@@ -65,21 +68,21 @@ impl Space {
         let (common, mut tables) = (self.common, 0);
         {
             let mut freeing = common.frames.freeing(cpu);
-            self.page_tables().dismantle(
-                || self.tlb().flush_space(self.mmu()),
-                |out| match out {
-                    Dismantled::Table(table) => {
-                        tables += 1;
-                        freeing.add(table);
+            let out = |out| match out {
+                Dismantled::Table(table) => {
+                    tables += 1;
+                    freeing.add(table);
+                }
+                Dismantled::Entry(entry) => {
+                    let counted = entry.is_present() && !entry.is_special();
+                    if counted && common.record(entry.address()).let_go() {
+                        freeing.add(entry.address());
                     }
-                    Dismantled::Entry(entry) => {
-                        let counted = entry.is_present() && !entry.is_special();
-                        if counted && common.record(entry.address()).let_go() {
-                            freeing.add(entry.address());
-                        }
-                    }
-                },
-            );
+                }
+            };
+            // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no thread
+            // runs in the space, and the notifiers have returned. The flush takes all that is known of the space.
+            unsafe { self.page_tables().dismantle(|| self.tlb().flush_space(self.mmu()), out) };
         }
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
         self.reserved.store(0, Ordering::Relaxed);

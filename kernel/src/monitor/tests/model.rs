@@ -131,7 +131,11 @@ impl Subject for Model {
             Permission::ReadWrite => Change::READ_WRITE,
             Permission::Executable => Change::EXECUTABLE,
             Permission::NeverExecutable => Change::NO_EXECUTE,
-            Permission::ReadOnlyExecutable => Change::READ_ONLY_EXECUTABLE,
+            Permission::ReadOnlyExecutable => {
+                let (lazy, tables) = (Lazy::new(self.tables.mmu()), self.tables.page_tables());
+                let changed = tables.update_to_code(&lazy, self.tables.tlb(), range, 0);
+                return changed.map_err(SetMemoryError::Tables);
+            }
             Permission::Valid => Change::VALID,
             Permission::Invalid => Change::INVALID,
         };

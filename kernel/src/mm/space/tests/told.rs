@@ -14,7 +14,7 @@ use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::host::{CacheOperation, Operation};
-use granule_pgtable::{CodeAt, Granule4K, Mmu};
+use granule_pgtable::{Granule4K, Mmu};
 
 use super::super::{Access, PAGE, SpaceRef, handle_fault};
 use super::{READ_EXECUTE, READ_WRITE, Rig, private};
@@ -366,7 +366,8 @@ fn code_is_visible_before_its_entry_lets_it_run() {
     let stage = Stage::new(1);
     let frame = stage.entry(0).address();
     let run = || stage.space.mprotect(stage.start, PAGE, READ_EXECUTE).unwrap();
-    let clean = Operation::<Granule4K>::Cache(CacheOperation::Clean { at: CodeAt::Frames(frame), bytes: PAGE });
+    let start = stage.space.common.frames.linear().address(frame);
+    let clean = Operation::<Granule4K>::Cache(CacheOperation::Clean { start, bytes: PAGE });
     let drop_all = Operation::<Granule4K>::Cache(CacheOperation::InvalidateAll);
     let maintained = format!("{clean:?}, dsb ish, {drop_all:?}, dsb ish");
     assert_told(&stage, run, &format!("start protection of areas 0..1, {maintained}, {changed}"));
