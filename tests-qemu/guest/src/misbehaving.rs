@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule::drivers::{console, power};
 use granule::mm::kernel::set_memory::Validity;
 use granule::smp::{self, Cpu, this_cpu};
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::{interrupts, wait};
 use granule_protocol::{Event, Frame, Nonce};
 
@@ -104,6 +104,35 @@ target_test!(leaks_an_area, selftest());
 fn leaks_an_area(t: &mut Test) {
     // Dropping a `KernelArea` frees nothing: whoever holds one must call `vfree`.
     t.ok("an area", granule::kernel().space.vmalloc(this_cpu(), 1));
+}
+
+// The owner of an area changes its frames' pages of the linear map as well, which another CPU takes for its own.
+target_test!(changes_the_alias_of_what_another_cpu_is_changing, selftest());
+fn changes_the_alias_of_what_another_cpu_is_changing(t: &mut Test) {
+    const ROUNDS: u32 = 2000;
+    static FRAME: AtomicU64 = AtomicU64::new(0);
+    fn change(_: &Cpu, _: usize) {
+        let (space, frame) = (&granule::kernel().space, PhysAddr(FRAME.load(Ordering::Relaxed)));
+        for _ in 0..ROUNDS {
+            let _ = space.set_direct_map_default_noflush(frame);
+        }
+    }
+    granule::println!("owners are on record: {}", cfg!(debug_assertions));
+    let (space, cpu) = (&granule::kernel().space, this_cpu());
+    let Some(area) = t.ok("an area", space.vmalloc(cpu, 64)) else { return };
+    let start = area.start();
+    FRAME.store(space.tables().translate(start).map_or(0, |found| found.physical.0), Ordering::Relaxed);
+    let others = smp::online().without(cpu.id);
+    for id in others.iter() {
+        t.equal("started", smp::run_on(id, change, 0), Ok(()));
+    }
+    for _ in 0..ROUNDS {
+        let _ = space.set_memory_ro(start, 64);
+        let _ = space.set_memory_rw(start, 64);
+    }
+    smp::wait_for(others);
+    t.ok("writable", space.set_memory_rw(start, 64));
+    space.vfree(cpu, area);
 }
 
 // Two CPUs that both take a page for theirs alone. A release build does not notice.

@@ -5,13 +5,16 @@
 //! the owner of the area. Leaves of it are split like any of the linear map; where they cannot be, it is made of pages
 //! ([`super::policy`]).
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
+use granule_arch::patched_branch;
 use granule_pgtable::{Alias, Change, Error, Granule4K, Lazy, PageRange, PageTables};
 
+use super::owners::{self, Owner};
 use super::set_memory::{SetMemoryError, window_range};
-use super::{KernelSpace, Machine, owners};
+use super::{KernelSpace, Machine};
 use crate::mm::layout;
+use crate::platform::features::branch;
 
 /// A change of who may write, as a type: so that the compiler knows it.
 pub(super) trait Writability {
@@ -23,8 +26,6 @@ pub(super) trait Writability {
 pub(super) struct ReadOnly;
 /// `set_memory_rw`.
 pub(super) struct ReadWrite;
-/// `set_memory_rox`.
-pub(super) struct ReadOnlyExecutable;
 
 impl Writability for ReadOnly {
     const CHANGE: Change = Change::READ_ONLY;
@@ -32,10 +33,6 @@ impl Writability for ReadOnly {
 
 impl Writability for ReadWrite {
     const CHANGE: Change = Change::READ_WRITE;
-}
-
-impl Writability for ReadOnlyExecutable {
-    const CHANGE: Change = Change::READ_ONLY_EXECUTABLE;
 }
 
 /// The linear map, for frames of areas.
@@ -65,6 +62,19 @@ impl KernelSpace {
         LinearAlias { space: self, tables: PageTables::new(&self.mmu, self.root) }
     }
 
+    /// Puts `range`, in the vmalloc window, on record as this CPU's to change, with its alias where that goes along.
+    #[inline(always)]
+    pub(super) fn claim_with_alias(&self, range: PageRange) -> Owner {
+        if cfg!(debug_assertions) && patched_branch!(branch::ALIAS) {
+            let tables = self.tables();
+            owners::claim_with_alias(range, |page| {
+                Some(layout::linear(tables.translate(page)?.physical.align_down(PAGE_SIZE as u64)))
+            })
+        } else {
+            owners::claim(range)
+        }
+    }
+
     /// Changes who may write `pages` pages from `address` on, in the vmalloc window, here and by their alias.
     #[inline(never)]
     pub(super) fn set_memory_and_alias<W: Writability>(
@@ -76,10 +86,10 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        let _owner = owners::claim(range);
+        let _owner = self.claim_with_alias(range);
         let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
         let marked = W::CHANGE.only_where(bits::VM_ALLOC);
-        match tables.update_with_alias(&lazy, &self.tlb, range, marked, &mut self.linear_alias()) {
+        match tables.get().update_with_alias(&lazy, &self.tlb, range, marked, &mut self.linear_alias()) {
             Ok(()) => Ok(()),
             Err(error) => Err(self.explain(error)),
         }

@@ -10,7 +10,7 @@
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::patched_branch;
-use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, Tables, Tlb};
+use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, Tables};
 
 use super::set_memory::{SetMemoryError, Validity, page_range};
 use super::{KernelSpace, owners};
@@ -58,11 +58,12 @@ impl KernelSpace {
         frame.0 < layout::LINEAR_SIZE && self.tables().translate(layout::linear(frame)).is_some_and(|found| found.valid)
     }
 
-    /// Invalidates the kernel addresses of `range` in the TLBs of all CPUs: what the `noflush` calls leave to do.
+    /// Invalidates the kernel addresses of `range` in the TLBs of all CPUs: what the `noflush` calls leave to do. The
+    /// entries may have been changed by other CPUs, from which this one has learned of it in whatever way.
     pub fn flush_kernel_range(&self, range: PageRange) {
         // No level: a leaf may have been split since the TLBs have read it.
         let what = Invalidation { range, tables: Tables::Kept, level: None };
-        self.tlb.invalidate(&self.mmu, core::iter::once(what));
+        self.tlb.invalidate_for_others(&self.mmu, &what);
     }
 
     /// The change is one that the compiler knows; what is out of the ordinary is done out of line.

@@ -8,13 +8,14 @@
 //! ```
 //! At least one of them reads the other's (Arm ARM B2.3, store buffering). A release build keeps no record.
 
+use granule_arch::addr::VirtAddr;
 use granule_pgtable::PageRange;
 
 /// A range is on record as this CPU's while this lives. It is dropped where it was made.
 #[must_use = "the range is on record only while this lives"]
 pub(super) struct Owner {
     #[cfg(debug_assertions)]
-    slot: &'static record::Slot,
+    claim: &'static record::Claim,
     not_send: core::marker::PhantomData<*const ()>,
 }
 
@@ -27,15 +28,41 @@ pub(super) fn claim(range: PageRange) -> Owner {
     let _ = range;
     Owner {
         #[cfg(debug_assertions)]
-        slot: record::claim(crate::smp::this_cpu(), range),
+        claim: record::claim(crate::smp::this_cpu(), range, |_| None),
         not_send: core::marker::PhantomData,
     }
+}
+
+/// The same for `range` and its alias: `alias` says where a page of it has one. The first runs of the alias are on
+/// record; the others are looked for among what other CPUs are changing, and that is all.
+///
+/// # Panics
+/// As [`claim`], for each page of the alias too.
+#[inline(always)]
+pub(super) fn claim_with_alias(range: PageRange, alias: impl Fn(VirtAddr) -> Option<VirtAddr>) -> Owner {
+    let _ = (range, &alias);
+    Owner {
+        #[cfg(debug_assertions)]
+        claim: record::claim(crate::smp::this_cpu(), range, alias),
+        not_send: core::marker::PhantomData,
+    }
+}
+
+/// Looks whether another CPU's owner is changing some of `range`, for a change by who is not its owner.
+///
+/// # Panics
+/// In debug builds, where one is.
+#[inline(always)]
+pub(super) fn check(range: PageRange) {
+    let _ = range;
+    #[cfg(debug_assertions)]
+    record::check(crate::smp::this_cpu(), range);
 }
 
 #[cfg(debug_assertions)]
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.slot.clear();
+        self.claim.clear();
     }
 }
 
@@ -53,16 +80,33 @@ mod record {
 
     /// How deep a CPU can be in changes: handlers nest.
     const DEPTH: usize = 4;
+    /// Ranges of one change: its own, and so many runs of its alias.
+    const RANGES: usize = 5;
 
     /// What one CPU is changing, each handler's after what it has interrupted.
     #[derive(Debug)]
-    pub struct Owners([Slot; DEPTH]);
+    pub struct Owners([Claim; DEPTH]);
 
     impl Owners {
         /// Nothing.
         #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
         pub const fn new() -> Self {
-            Self([const { Slot(AtomicU64::new(0)) }; DEPTH])
+            Self([const { Claim([const { Slot(AtomicU64::new(0)) }; RANGES]) }; DEPTH])
+        }
+    }
+
+    /// What one change is about; none where its first slot is empty.
+    #[derive(Debug)]
+    pub(super) struct Claim([Slot; RANGES]);
+
+    impl Claim {
+        pub(super) fn clear(&self) {
+            // The first last: until then no handler takes the place.
+            self.0.iter().rev().for_each(Slot::clear);
+        }
+
+        fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+            self.0.iter().filter_map(Slot::get)
         }
     }
 
@@ -83,7 +127,7 @@ mod record {
             self.0.store((range.start().0 / PAGE_SIZE as u64) << COUNT_BITS | pages, Ordering::Relaxed);
         }
 
-        pub(super) fn clear(&self) {
+        fn clear(&self) {
             // Release: the change that it was for comes before.
             self.0.store(0, Ordering::Release);
         }
@@ -96,21 +140,58 @@ mod record {
         }
     }
 
-    pub(super) fn claim(cpu: &'static Cpu, range: PageRange) -> &'static Slot {
+    pub(super) fn claim(
+        cpu: &'static Cpu,
+        range: PageRange,
+        alias: impl Fn(VirtAddr) -> Option<VirtAddr>,
+    ) -> &'static Claim {
         refuse_overlap(cpu, range);
-        let slot = cpu.owners.0.iter().find(|slot| slot.get().is_none()).expect("handlers nest less deep");
-        slot.set(range);
+        let claim = cpu.owners.0.iter().find(|claim| claim.0[0].get().is_none()).expect("handlers nest less deep");
+        claim.0[0].set(range);
+        let mut slots = claim.0[1..].iter();
+        for_each_run(range, &alias, |run| {
+            refuse_overlap(cpu, run);
+            if let Some(slot) = slots.next() {
+                slot.set(run);
+            }
+        });
         fence(Ordering::SeqCst);
+        refuse_others(cpu, range);
+        for_each_run(range, &alias, |run| refuse_others(cpu, run));
+        claim
+    }
+
+    pub(super) fn check(cpu: &Cpu, range: PageRange) {
+        refuse_others(cpu, range);
+    }
+
+    /// Calls `each` with the pages that `alias` gives for those of `range`, in runs.
+    fn for_each_run(range: PageRange, alias: impl Fn(VirtAddr) -> Option<VirtAddr>, mut each: impl FnMut(PageRange)) {
+        let mut run: Option<(VirtAddr, usize)> = None;
+        let mut end_of = |(start, pages)| PageRange::from_pages(start, pages).into_iter().for_each(&mut each);
+        for page in 0..range.pages() as u64 {
+            let Some(next) = alias(range.start() + page * PAGE_SIZE as u64) else { continue };
+            run = match run {
+                Some((start, pages)) if start + (pages * PAGE_SIZE) as u64 == next => Some((start, pages + 1)),
+                before => {
+                    before.into_iter().for_each(&mut end_of);
+                    Some((next, 1))
+                }
+            };
+        }
+        run.into_iter().for_each(end_of);
+    }
+
+    fn refuse_others(cpu: &Cpu, range: PageRange) {
         for number in 0..MAX_CPUS as u32 {
             if let Some(other) = smp::cpu(CpuId(number)).filter(|other| !core::ptr::eq(*other, cpu)) {
                 refuse_overlap(other, range);
             }
         }
-        slot
     }
 
     fn refuse_overlap(cpu: &Cpu, range: PageRange) {
-        for (start, last) in cpu.owners.0.iter().filter_map(Slot::get) {
+        for (start, last) in cpu.owners.0.iter().flat_map(Claim::ranges) {
             assert!(
                 last < range.start().0 || range.last().0 < start,
                 "{range:?} is to be changed without a lock, while CPU {} is changing {} to {}: one of them is not its \

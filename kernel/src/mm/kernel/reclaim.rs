@@ -7,13 +7,14 @@
 //! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and whoever comes next
 //! goes on.
 
-use core::ops::Deref;
 use core::sync::atomic::AtomicU64;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Attributes;
 use granule_arch::interrupts;
 use granule_pgtable::{
-    Announced, Geometry, Granule4K, Invalidation, PageTables, Progress, Reclaimer, TableSource, Tlb, Walk,
+    Announced, Change, Error, Extent, Flush, Geometry, Granule4K, Invalidation, Lazy, Leaf, LeafTotals, PageRange,
+    PageTables, Progress, Reclaimer, Table, TableSource, Tlb, Translation, Walk,
 };
 use spin::mutex::SpinMutex;
 
@@ -32,23 +33,70 @@ pub(super) type Reclaim = SpinMutex<Reclaimer<Granule4K, MAX_CPUS>>;
 /// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and whoever has
 /// it waits for nobody, but for a split by another CPU.
 pub struct KernelTables<'s> {
-    tables: PageTables<'s, Machine>,
+    mmu: &'s Machine,
+    root: Table,
     _walk: Announced<'static, AtomicU64>,
 }
 
-impl<'s> Deref for KernelTables<'s> {
-    type Target = PageTables<'s, Machine>;
-
-    #[inline(always)]
-    fn deref(&self) -> &Self::Target {
-        &self.tables
-    }
-}
-
 impl KernelTables<'_> {
+    /// The tables, no longer than the walk is announced: nothing that is found through them, a cell above all, outlives
+    /// this. For the space's own functions, which know whose range they change, and keep no root.
+    #[inline(always)]
+    pub(super) fn get(&self) -> PageTables<'_, Machine> {
+        PageTables::new(self.mmu, self.root)
+    }
+
     /// [`PageTables::walk`], no longer than the walk is announced.
     pub fn walk(&self, address: VirtAddr) -> Walk<'_, Machine> {
-        self.tables.walk(address)
+        self.get().walk(address)
+    }
+
+    /// [`PageTables::translate`].
+    pub fn translate(&self, address: VirtAddr) -> Option<Translation> {
+        self.get().translate(address)
+    }
+
+    /// [`PageTables::dump`].
+    pub fn dump(&self, range: PageRange, extent: impl FnMut(&Extent)) -> LeafTotals {
+        self.get().dump(range, extent)
+    }
+
+    /// [`PageTables::update`], for the owner of `range`.
+    ///
+    /// # Errors
+    /// As there; nothing was changed.
+    #[inline]
+    pub fn update(&self, lazy: &Lazy<'_, Machine>, range: PageRange, change: Change) -> Result<Flush, Error> {
+        self.get().update(lazy, range, change)
+    }
+
+    /// [`PageTables::map_frames`], for the owner of `range`.
+    ///
+    /// # Errors
+    /// As there; nothing was changed.
+    pub fn map_frames(
+        &self,
+        lazy: &Lazy<'_, Machine>,
+        range: PageRange,
+        frame: impl FnMut(VirtAddr) -> PhysAddr,
+        attributes: Attributes,
+        source: &mut impl TableSource,
+    ) -> Result<(), Error> {
+        self.get().map_frames(lazy, range, frame, attributes, source)
+    }
+
+    /// [`PageTables::unmap`], for the owner of `range`.
+    ///
+    /// # Errors
+    /// As there; nothing was changed.
+    pub fn unmap(
+        &self,
+        lazy: &Lazy<'_, Machine>,
+        tlb: &impl Tlb<Machine>,
+        range: PageRange,
+        released: impl FnMut(Leaf),
+    ) -> Result<(), Error> {
+        self.get().unmap(lazy, tlb, range, released)
     }
 }
 
@@ -56,7 +104,7 @@ impl KernelSpace {
     /// The tables, to look at. What changes them goes through the functions of this type.
     #[inline(always)]
     pub fn tables(&self) -> KernelTables<'_> {
-        KernelTables { tables: PageTables::new(&self.mmu, self.root), _walk: Announced::begin(&this_cpu().walk) }
+        KernelTables { mmu: &self.mmu, root: self.root, _walk: Announced::begin(&this_cpu().walk) }
     }
 
     /// Frees the tables that areas have left empty, as far as that goes without waiting: a table that was found empty,

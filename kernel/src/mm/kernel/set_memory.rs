@@ -2,7 +2,7 @@
 //!
 //! Linux's contracts (`arch/arm64/mm/pageattr.c`), with what that page of the design calls "do better": a range is
 //! checked whole before the first store, so that an error leaves every page as it was; the check sees holes; `rox` is
-//! one pass.
+//! one call that fails as a whole.
 //!
 //! No lock is taken, nothing sleeps, and an interrupt handler may call it: the caller owns the range, and that is all
 //! that serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
@@ -17,7 +17,7 @@ use granule_arch::patched_branch;
 use granule_pgtable::{Change, Error, Lazy, PageRange};
 use thiserror::Error;
 
-use super::alias::{ReadOnly, ReadOnlyExecutable, ReadWrite, Writability};
+use super::alias::{ReadOnly, ReadWrite, Writability};
 use super::{KernelSpace, owners};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
@@ -107,12 +107,26 @@ impl KernelSpace {
         self.set_memory(address, pages, Change::NO_EXECUTE)
     }
 
-    /// Makes pages read-only and executable, in one pass and with one invalidation.
+    /// Makes pages read-only, and executable when no CPU can write them any more: an invalidation for each step that
+    /// changes something. What speaks against either is found before the first.
     ///
     /// # Errors
     /// As [`Self::set_memory_ro`].
     pub fn set_memory_rox(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_writability::<ReadOnlyExecutable>(address, pages)
+        let range = window_range(address, pages)?;
+        if pages == 0 {
+            return self.check_owned(address);
+        }
+        let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
+        let changed = if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
+            let _owner = self.claim_with_alias(range);
+            let alias = &mut self.linear_alias();
+            tables.get().update_to_code_with_alias(&lazy, &self.tlb, range, bits::VM_ALLOC, alias)
+        } else {
+            let _owner = owners::claim(range);
+            tables.get().update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC)
+        };
+        changed.map_err(|error| self.explain(error))
     }
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
@@ -166,7 +180,7 @@ impl KernelSpace {
         let _owner = owners::claim(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
-        let changed = tables.update_fixed_at_once(&lazy, range, change.only_where(bits::VM_ALLOC));
+        let changed = tables.get().update_fixed_at_once(&lazy, range, change.only_where(bits::VM_ALLOC));
         // The pages are there, and keep their tables.
         drop(tables);
         match changed {

@@ -145,7 +145,8 @@ impl KernelSpace {
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
         let _owner = owners::claim(range);
-        let tables = self.tables();
+        let walk = self.tables();
+        let tables = walk.get();
         match tables.update_divisible(lazy, range, change) {
             Ok(flush) => Ok(flush),
             Err(error) => self.split_and_update(&tables, lazy, range, change, error),
@@ -163,7 +164,7 @@ impl KernelSpace {
         let _owner = owners::claim(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
-        let changed = tables.update_at_once_splitting(&lazy, range, *change, |cut| self.split_off(cut));
+        let changed = tables.get().update_at_once_splitting(&lazy, range, *change, |cut| self.split_off(cut));
         drop(tables);
         match changed {
             Some(flush) => {
@@ -193,12 +194,13 @@ impl KernelSpace {
 
     #[inline(never)]
     fn change_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
-        let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
+        let (lazy, walk) = (Lazy::new(&self.mmu), self.tables());
+        let tables = walk.get();
         let flush = match tables.update_divisible(&lazy, range, *change) {
             Ok(flush) => flush,
             Err(error) => self.split_and_update(&tables, &lazy, range, *change, error)?,
         };
-        drop(tables);
+        drop(walk);
         lazy.invalidate(&self.tlb, [flush]);
         Ok(())
     }
@@ -208,6 +210,9 @@ impl KernelSpace {
     ///
     /// # Errors
     /// [`SetMemoryError`]: every page is as it was.
+    ///
+    /// # Panics
+    /// In debug builds, where an owner is changing some of the range.
     pub fn update_range(
         &self,
         lazy: &Lazy<'_, Machine>,
@@ -215,7 +220,9 @@ impl KernelSpace {
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
         let _held = self.splitting.lock();
-        let tables = self.tables();
+        owners::check(range);
+        let walk = self.tables();
+        let tables = walk.get();
         tables.update_divisible(lazy, range, change).or_else(|error| {
             self.split_for(error, |source| match self.policy().split {
                 // Others may be splitting without the lock.

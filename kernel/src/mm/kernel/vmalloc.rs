@@ -14,8 +14,8 @@ use granule_pgtable::{Lazy, Leaf, PageRange};
 use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
-use super::KernelSpace;
 use super::area::{AreaKind, AreaNode, Leaving};
+use super::{KernelSpace, owners};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
@@ -144,7 +144,7 @@ impl KernelSpace {
         let mapped = PageRange::from_pages(start, pages as usize).and_then(|range| {
             let lazy = Lazy::new(&self.mmu);
             let shape = granule_pgtable::Shape::PAGES;
-            self.tables().map(&lazy, range, first, Attributes::device(), shape, &mut self.table_source(cpu))
+            self.tables().get().map(&lazy, range, first, Attributes::device(), shape, &mut self.table_source(cpu))
         });
         match mapped {
             Ok(()) => Ok(start + (registers.start() - first)),
@@ -155,8 +155,8 @@ impl KernelSpace {
         }
     }
 
-    /// A new stack of [`STACK_SIZE`] bytes with nothing mapped for as many bytes below. Returns its top, the first
-    /// value of SP.
+    /// A new stack of [`STACK_SIZE`] bytes, with one page below that is never mapped; what lies below that page may be
+    /// another area's. Returns its top, the first value of SP.
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
@@ -219,9 +219,10 @@ impl KernelSpace {
         attributes: Attributes,
     ) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(start, pages as usize)?;
+        let _owner = owners::claim(range);
         let mut frames = self.frames.alloc_list(cpu, pages as usize)?;
         let lazy = Lazy::new(&self.mmu);
-        let mapped = self.tables().map_frames(
+        let mapped = self.tables().get().map_frames(
             &lazy,
             range,
             |_| frames.pop().expect("as many frames were taken as there are pages"),
@@ -237,15 +238,20 @@ impl KernelSpace {
 
     fn release(&self, cpu: &Cpu, leaving: Leaving) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(leaving.start(), leaving.pages() as usize)?;
+        let mut owner = Some(self.claim_with_alias(range));
         let lazy = Lazy::new(&self.mmu);
         {
             let mut freeing = self.frames.freeing(cpu);
-            // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame.
-            let released = |leaf: Leaf| freeing.add(leaf.physical);
+            // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame. With the
+            // first one the alias belongs to the allocator, which may change it.
+            let released = |leaf: Leaf| {
+                let _ = owner.take();
+                freeing.add(leaf.physical);
+            };
             if patched_branch!(branch::ALIAS) {
-                self.tables().unmap_with_alias(&lazy, &self.tlb, range, &mut self.linear_alias(), released)?;
+                self.tables().get().unmap_with_alias(&lazy, &self.tlb, range, &mut self.linear_alias(), released)?;
             } else {
-                self.tables().unmap(&lazy, &self.tlb, range, released)?;
+                self.tables().get().unmap(&lazy, &self.tlb, range, released)?;
             }
         }
         self.give_addresses_back(leaving);

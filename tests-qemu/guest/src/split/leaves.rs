@@ -138,8 +138,15 @@ fn a_read_only_page_in_a_block_refuses_writes_and_only_it(t: &mut Test) {
         t.equal("pages that are wrong", wrong.count(), 0);
     }
     let lazy = Lazy::new(&mmu);
-    let executable = space().update_range_lockless(&lazy, range, Change::READ_ONLY_EXECUTABLE).map(|_| ());
+    let read_only = space().update_range_lockless(&lazy, range, Change::READ_ONLY);
+    if let Some(flush) = t.ok("read-only again", read_only) {
+        lazy.invalidate(&KernelTlb, [flush]);
+    }
+    let executable = space().update_range_lockless(&lazy, range, Change::EXECUTABLE).map(|_| ());
     t.check("never executable", executable.is_err());
+    if let Some(flush) = t.ok("writable again", space().update_range_lockless(&lazy, range, Change::READ_WRITE)) {
+        lazy.invalidate(&KernelTlb, [flush]);
+    }
     drop(lazy);
     block.free(t);
 }

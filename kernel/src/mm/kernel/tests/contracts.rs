@@ -68,11 +68,15 @@ fn an_area_is_mapped_by_pages_of_its_own_between_holes() {
 }
 
 #[test]
-fn a_stack_has_nothing_mapped_below() {
+fn a_stack_has_one_page_below_that_is_not_mapped() {
     let (space, _, cpu) = space(4);
+    // As near below a stack as an area can end.
+    let between = 2 * STACK_SIZE / PAGE - 2;
+    let _below = space.vmalloc(&cpu, between).unwrap();
     let top = space.alloc_stack(&cpu).unwrap();
-    for below in (PAGE..=2 * STACK_SIZE).step_by(PAGE as usize) {
-        assert_eq!(space.tables().translate(top - below).is_some(), below <= STACK_SIZE, "{below:#x} below the top");
+    for below in (PAGE..=STACK_SIZE + 2 * PAGE).step_by(PAGE as usize) {
+        let mapped = space.tables().translate(top - below).is_some();
+        assert_eq!(mapped, below != STACK_SIZE + PAGE, "{below:#x} below the top");
     }
 }
 

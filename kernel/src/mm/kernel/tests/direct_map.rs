@@ -82,8 +82,22 @@ fn what_is_left_to_do_is_one_invalidation() {
         let range = PageRange::new(layout::linear(FRAME), 2 * PAGE).unwrap();
         let tlbi = |page: VirtAddr| Operation::Tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
         let (first, second) = (range.start(), range.start() + PAGE);
-        let expected = [Operation::DsbIshst, tlbi(first), tlbi(second), Operation::DsbIsh, Operation::Isb];
+        // A full DSB first: another CPU may have changed the entries, and only this one orders what was read of that.
+        let expected = [Operation::DsbIsh, tlbi(first), tlbi(second), Operation::DsbIsh, Operation::Isb];
         assert_eq!(issued(|| space.flush_kernel_range(range)), expected);
+    });
+}
+
+#[test]
+fn what_a_noflush_call_has_made_invalid_is_invalidated_by_who_relies_on_it() {
+    let (space, _, _) = linear(SplitMode::Lock);
+    host::with(MANAGED, || {
+        let page = layout::linear(FRAME);
+        let tlbi = Operation::Tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
+        space.set_direct_map_invalid_noflush(FRAME).unwrap();
+        // Nothing changes in the tables; any TLB may still have the page.
+        let stream = issued(|| space.set_memory_valid(page, 1, Validity::Invalid).unwrap());
+        assert_eq!(stream, [Operation::DsbIshst, tlbi, Operation::DsbIsh, Operation::Isb]);
     });
 }
 

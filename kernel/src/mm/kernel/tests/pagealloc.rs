@@ -28,7 +28,7 @@ fn hidden() -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
     let (space, frames, cpu) = space(MIB);
     let range = PageRange::new(layout::linear(MEMORY), MIB << 20).unwrap();
     let (lazy, data) = (Lazy::new(&space.mmu), Attributes::kernel_data(MemoryType::NormalTagged));
-    space.tables().map(&lazy, range, MEMORY, data, Shape::PAGES, &mut space.table_source(&cpu)).unwrap();
+    space.tables().get().map(&lazy, range, MEMORY, data, Shape::PAGES, &mut space.table_source(&cpu)).unwrap();
     frames.hide_free_frames(&cpu, space);
     (space, frames, cpu)
 }

@@ -27,7 +27,7 @@ pub(super) fn linear(mode: SplitMode) -> (&'static KernelSpace, &'static FrameAl
     let range = PageRange::new(layout::LINEAR_BASE, GROUP_OF_BLOCKS + BLOCK).unwrap();
     let (lazy, data) = (Lazy::new(&space.mmu), Attributes::kernel_data(MemoryType::NormalTagged));
     let mut source = space.table_source(&cpu);
-    space.tables().map(&lazy, range, PhysAddr(0), data, Shape::LARGEST_DATA, &mut source).unwrap();
+    space.tables().get().map(&lazy, range, PhysAddr(0), data, Shape::LARGEST_DATA, &mut source).unwrap();
     (space, frames, cpu)
 }
 

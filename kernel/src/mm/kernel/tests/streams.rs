@@ -8,7 +8,6 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
 use granule_arch::tlbi::{AddressOperand, Instruction, Operation as Planned, Plan, RangeOperand, RangeSupport};
 use granule_arch::tlbi::{Granule, LevelHint};
-use granule_pgtable::CodeAt;
 use granule_pgtable::host::{CacheOperation, Operation};
 
 use super::super::record::record;
@@ -117,13 +116,9 @@ fn code_in_the_lab(sites: &[u16]) -> (VirtAddr, Vec<Operation>, Vec<Operation>) 
     host::with(sites, || {
         let executable = beside_writes(|| space.set_memory_x(start, 1).unwrap());
         space.set_memory_valid(start, 1, Validity::Invalid).unwrap();
-        let valid = beside_writes(|| space.set_memory_valid(start, 1, Validity::Valid).unwrap());
+        let valid = record(|| space.set_memory_valid(start, 1, Validity::Valid).unwrap());
         (start, executable, valid)
     })
-}
-
-fn frame(space: &KernelSpace, page: VirtAddr) -> granule_arch::addr::PhysAddr {
-    space.tables().translate(page).unwrap().physical
 }
 
 #[test]
@@ -131,7 +126,7 @@ fn new_code_is_cleaned_and_dropped_before_its_entry_is_written() {
     let (space, _, cpu) = space(4);
     let start = space.vmalloc(&cpu, 2).unwrap().into_start();
     let expected: Vec<Operation> = [0, 1]
-        .map(|page| Operation::Cache(CacheOperation::Clean { at: CodeAt::Mapped(start + page * PAGE), bytes: PAGE }))
+        .map(|page| Operation::Cache(CacheOperation::Clean { start: start + page * PAGE, bytes: PAGE }))
         .into_iter()
         .chain([
             Operation::DsbIsh,
@@ -140,16 +135,24 @@ fn new_code_is_cleaned_and_dropped_before_its_entry_is_written() {
         ])
         .collect();
     let stream = host::with(&[], || record(|| space.set_memory_rox(start, 2).unwrap()));
-    assert_eq!(stream[..5], expected);
-    assert!(matches!(stream[5..7], [Operation::Write { .. }, Operation::Write { .. }]));
-    assert_eq!(stream[7..], invalidation(start, 2));
+    // Read-only for every CPU first: while one may still write, no other may execute.
+    assert!(matches!(stream[..2], [Operation::Write { .. }, Operation::Write { .. }]));
+    assert_eq!(stream[2..7], invalidation(start, 2)[..]);
+    assert_eq!(stream[7..12], expected);
+    assert!(matches!(stream[12..14], [Operation::Write { .. }, Operation::Write { .. }]));
+    assert_eq!(stream[14..], invalidation(start, 2));
 
     space.set_memory_valid(start, 1, Validity::Invalid).unwrap();
     let stream = host::with(&[], || record(|| space.set_memory_valid(start, 1, Validity::Valid).unwrap()));
-    let clean = CacheOperation::Clean { at: CodeAt::Frames(frame(space, start)), bytes: PAGE };
-    assert_eq!(stream[..2], [Operation::Cache(clean), Operation::DsbIsh]);
-    assert_eq!(stream[2..4], [Operation::Cache(CacheOperation::InvalidateAll), Operation::DsbIsh]);
-    assert!(matches!(stream[4..], [Operation::Write { .. }, Operation::DsbIshst, Operation::Isb]));
+    // By its own address: no other mapping of the frame need be valid.
+    assert!(matches!(stream[0], Operation::Write { new, .. } if new.is_valid() && !new.is_executable()));
+    let clean = Operation::Cache(CacheOperation::Clean { start, bytes: PAGE });
+    assert_eq!(stream[1..4], [Operation::DsbIshst, Operation::Isb, clean]);
+    assert!(matches!(stream[4], Operation::Write { new, .. } if !new.is_valid()));
+    assert_eq!(stream[5..8], invalidation(start, 1)[..3]);
+    let drop_all = Operation::Cache(CacheOperation::InvalidateAll);
+    assert_eq!(stream[8..11], [Operation::DsbIsh, drop_all, Operation::DsbIsh]);
+    assert!(matches!(stream[11..], [Operation::Write { .. }, Operation::DsbIshst, Operation::Isb]));
 }
 
 #[test]
