@@ -18,7 +18,7 @@ pub const OUT_OF_MEMORY: Rank = 5;
 pub const PROCESS: Rank = 6;
 /// The limits of one process.
 pub const LIMITS: Rank = 7;
-/// A last-level table of a user space. Nothing is allocated at this rank or a later one.
+/// A last-level table of a user space. Nothing is allocated while one is held.
 pub const TABLE: Rank = 8;
 /// The SMMU's event queue. What comes out of it is noted for its device.
 pub const EVENTS: Rank = 9;

@@ -1,7 +1,7 @@
 //! PCI Express: which functions there are, and who drives them (PCI Express Base Specification 5.0, 7; PCI-to-PCI
 //! Bridge Architecture Specification 1.2; PCI Local Bus Specification 3.0, 6).
 //!
-//! No firmware has done it before: [`init`] numbers the buses, gives base address registers and bridges their addresses,
+//! What firmware may have done is done anew: [`init`] numbers the buses, gives base address registers and bridges their addresses,
 //! and makes the list [`functions`]. A driver looks there for what it knows, takes it by [`Function::claim`], and has
 //! with the [`Claim`] what only one may do: map registers, let the device reach memory, take its interrupts.
 //! What a function is called by the SMMU and by the ITS is in the list as well; of both this module knows no more than
