@@ -4,7 +4,7 @@
 //! segments come in order of their addresses and share no page, that the file has what they load, that the entry is in
 //! code. The checks are here; the crate `elf` knows the format.
 
-use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP, PT_LOAD, PT_PHDR};
+use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
 use elf::segment::{ProgramHeader, SegmentTable};
@@ -85,8 +85,9 @@ pub struct Access {
 pub struct Segment<'a> {
     /// Its first byte.
     pub address: u64,
-    /// What the file has of it.
+    /// What the file has of it, and where.
     pub contents: &'a [u8],
+    offset: u64,
     /// Its bytes in memory.
     pub size: u64,
     /// What may be done with it.
@@ -114,7 +115,8 @@ pub struct Program<'a> {
     pub position: Position,
     /// What is to be loaded, by address; at least one.
     pub segments: heapless::Vec<Segment<'a>, SEGMENTS>,
-    /// Where its program headers are in memory; 0 if they are in none of its segments.
+    /// Where its program headers are in memory; 0 if they are in none of its segments. As Linux, by their offset in the
+    /// file: PT_PHDR is not believed.
     pub headers: u64,
     /// How many program headers.
     pub header_count: u16,
@@ -160,9 +162,7 @@ impl<'a> Program<'a> {
             program.add(&header, file, limit)?;
         }
         program.check(position, &table)?;
-        if program.headers == 0 {
-            program.headers = program.loaded_at(header.e_phoff, file).unwrap_or(0);
-        }
+        program.headers = program.loaded_at(header.e_phoff).unwrap_or(0);
         Ok(program)
     }
 
@@ -176,10 +176,24 @@ impl<'a> Program<'a> {
         self.segments.last().map_or(0, Segment::end)
     }
 
+    /// What is added to each address of the program, modulo 2⁶⁴, where programs that lie anywhere begin at `anywhere`
+    /// and all end at `limit` or before. So a program may be linked above `anywhere` too.
+    ///
+    /// # Errors
+    /// [`ProgramError::BadSize`]: it does not fit.
+    pub fn base(&self, anywhere: u64, limit: u64) -> Result<u64, ProgramError> {
+        let base = match self.position {
+            Position::Fixed => 0,
+            Position::Anywhere => anywhere.wrapping_sub(self.start()),
+        };
+        let (start, size) = (self.start().wrapping_add(base), self.end() - self.start());
+        let fits = start.checked_add(size).is_some_and(|end| end <= limit);
+        if fits { Ok(base) } else { Err(ProgramError::BadSize(self.start())) }
+    }
+
     fn add(&mut self, header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<(), ProgramError> {
         match header.p_type {
             PT_INTERP => return Err(ProgramError::Dynamic),
-            PT_PHDR => self.headers = header.p_vaddr,
             PT_GNU_STACK => self.executable_stack = header.p_flags & PF_X != 0,
             PT_LOAD if header.p_memsz != 0 => {
                 let segment = load(header, file, limit)?;
@@ -209,10 +223,9 @@ impl<'a> Program<'a> {
     }
 
     /// Where the byte at this offset of the file is in memory.
-    fn loaded_at(&self, offset: u64, file: &[u8]) -> Option<u64> {
+    fn loaded_at(&self, offset: u64) -> Option<u64> {
         self.segments.iter().find_map(|segment| {
-            let start = (segment.contents.as_ptr().addr() - file.as_ptr().addr()) as u64;
-            let inside = offset.checked_sub(start).filter(|&inside| inside < segment.contents.len() as u64)?;
+            let inside = offset.checked_sub(segment.offset).filter(|&inside| inside < segment.contents.len() as u64)?;
             Some(segment.address + inside)
         })
     }
@@ -238,18 +251,26 @@ fn load<'a>(header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<Segmen
     if end.is_none() || header.p_filesz > header.p_memsz {
         return Err(ProgramError::BadSize(address));
     }
-    if header.p_offset % PAGE != address % PAGE {
-        return Err(ProgramError::Misaligned(address));
-    }
-    let contents = usize::try_from(header.p_offset).ok().zip(usize::try_from(header.p_filesz).ok());
-    let contents = contents.and_then(|(offset, size)| file.get(offset..offset.checked_add(size)?));
+    // What has nothing in the file has no place there: linkers write any offset.
+    let (offset, contents) = match header.p_filesz {
+        0 => (0, Some(&[][..])),
+        _ if header.p_offset % PAGE != address % PAGE => return Err(ProgramError::Misaligned(address)),
+        bytes => (header.p_offset, part(file, header.p_offset, bytes)),
+    };
     let has = |flag: u32| header.p_flags & flag != 0;
     Ok(Segment {
         address,
         contents: contents.ok_or(ProgramError::CutOff(address))?,
+        offset,
         size: header.p_memsz,
         access: Access { read: has(PF_R), write: has(PF_W), execute: has(PF_X) },
     })
+}
+
+/// So many bytes of a file.
+fn part(file: &[u8], offset: u64, bytes: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    file.get(start..start.checked_add(usize::try_from(bytes).ok()?)?)
 }
 
 #[cfg(test)]

@@ -77,6 +77,48 @@ fn a_position_independent_program_lies_anywhere() {
 }
 
 #[test]
+fn zeros_alone_lie_anywhere_in_the_file() {
+    // As linkers write it for a program whose variables are all zero: the offset goes on behind the file.
+    for offset in [0x1ffe8, 0, 7, FILE as u64, u64::MAX] {
+        let mut headers = HEADERS;
+        headers[1] = (1, 6, offset, 0x41_ffe8, 0, 0x9_0000);
+        let file = elf(&headers);
+        let program = Program::parse(&file, LIMIT).unwrap();
+        let zeros = &program.segments[1];
+        assert_eq!((zeros.start(), zeros.end(), zeros.contents), (0x41_f000, 0x4b_0000, &[][..]));
+        assert_eq!(program.headers, 0x40_0040);
+    }
+}
+
+/// A program that lies anywhere, linked at `address`.
+fn linked_at(address: u64) -> Vec<u8> {
+    let mut headers = HEADERS;
+    headers[0].3 = address;
+    headers[1].3 = address + 0x2800;
+    headers[2] = (6, 4, 0, u64::MAX, 0, 0);
+    let mut file = elf(&headers);
+    file[16] = 3;
+    file[24..32].copy_from_slice(&(address + 0x100).to_le_bytes());
+    file
+}
+
+#[test]
+fn a_program_linked_above_its_place_goes_down_to_it() {
+    const ANYWHERE: u64 = 0xaaaa_aaaa_a000;
+    for address in [0, 0x1000, ANYWHERE, ANYWHERE + 0x1000, LIMIT - 0x10_0000] {
+        let file = linked_at(address);
+        let program = Program::parse(&file, LIMIT).unwrap();
+        let base = program.base(ANYWHERE, LIMIT).unwrap();
+        assert_eq!(program.start().wrapping_add(base), ANYWHERE, "linked at {address:#x}");
+        assert_eq!(program.entry.wrapping_add(base), ANYWHERE + 0x100);
+        assert_eq!(program.headers.wrapping_add(base), ANYWHERE + 0x40, "whatever PT_PHDR has");
+        assert_eq!(program.base(LIMIT - 0x1000, LIMIT), Err(ProgramError::BadSize(address)));
+        assert_eq!(program.base(u64::MAX - 0xfff, LIMIT), Err(ProgramError::BadSize(address)));
+    }
+    assert_eq!(Program::parse(&elf(&HEADERS), LIMIT).unwrap().base(ANYWHERE, LIMIT), Ok(0));
+}
+
+#[test]
 fn other_files_are_refused_with_words() {
     assert_eq!(Program::parse(b"", LIMIT).map(drop), Err(ProgramError::NotElf));
     assert_eq!(Program::parse(b"#!/bin/sh\necho hello\n", LIMIT).map(drop), Err(ProgramError::NotElf));
@@ -131,6 +173,9 @@ proptest! {
                 prop_assert!(segment.start() >= end && segment.end() <= LIMIT && segment.start() < segment.end());
                 prop_assert!(segment.contents.len() as u64 <= segment.size);
                 end = segment.end();
+            }
+            if let Ok(base) = program.base(0xaaaa_aaaa_a000, LIMIT) {
+                prop_assert!(program.end().wrapping_add(base) <= LIMIT);
             }
         }
     }
