@@ -16,6 +16,7 @@
 
 #![cfg_attr(target_os = "none", no_std)]
 
+pub mod answers;
 #[cfg(target_os = "none")]
 mod checked;
 pub mod memory;

@@ -50,6 +50,7 @@ errnos! {
     EBUSY = 16, "busy";
     EEXIST = 17, "already there";
     ENODEV = 19, "no such device";
+    ENOTDIR = 20, "not a directory";
     EINVAL = 22, "invalid argument";
     ENOTTY = 25, "not a terminal";
     ESPIPE = 29, "not seekable";
@@ -59,6 +60,8 @@ errnos! {
     ENOTSUP = 95, "not supported";
     ETIMEDOUT = 110, "timed out";
     ERESTARTSYS = 512, "interrupted, and to be made again: never seen by a program";
+    ERESTARTNOHAND = 514, "interrupted, and to be made again unless a handler runs: never seen by a program";
+    ERESTARTBLOCK = 516, "interrupted, and to go on by restart_syscall: never seen by a program";
 }
 
 impl Errno {

@@ -30,6 +30,7 @@ numbers! {
     CLOCK_GETRES = 114 "clock_getres";
     CLOCK_NANOSLEEP = 115 "clock_nanosleep";
     SCHED_YIELD = 124 "sched_yield";
+    RESTART_SYSCALL = 128 "restart_syscall";
     KILL = 129 "kill";
     TKILL = 130 "tkill";
     TGKILL = 131 "tgkill";

@@ -93,10 +93,14 @@ pub const SI_TKILL: i32 = -6;
 pub const SEGV_MAPERR: i32 = 1;
 /// SIGSEGV: what is mapped there may not be accessed so.
 pub const SEGV_ACCERR: i32 = 2;
+/// SIGSEGV: the pointer's tag is not the memory's.
+pub const SEGV_MTESERR: i32 = 9;
 /// SIGBUS: not aligned as the access needs it.
 pub const BUS_ADRALN: i32 = 1;
 /// SIGBUS: there is no memory behind the address.
 pub const BUS_ADRERR: i32 = 2;
+/// SIGBUS: the hardware reported an error.
+pub const BUS_OBJERR: i32 = 3;
 /// SIGILL: no such instruction.
 pub const ILL_ILLOPC: i32 = 1;
 /// SIGTRAP: a breakpoint.
@@ -234,6 +238,10 @@ pub struct ContextHeader {
 pub const FPSIMD_MAGIC: u32 = 0x4650_8001;
 /// Magic of [`EsrContext`].
 pub const ESR_MAGIC: u32 = 0x4553_5201;
+/// Magic of [`ExtraContext`].
+pub const EXTRA_MAGIC: u32 = 0x4558_5401;
+/// Magic of the record of SVE registers.
+pub const SVE_MAGIC: u32 = 0x5356_4501;
 
 /// Floating-point and SIMD registers: `struct fpsimd_context`.
 #[repr(C)]
@@ -257,6 +265,20 @@ pub struct EsrContext {
     pub header: ContextHeader,
     /// The syndrome.
     pub esr: u64,
+}
+
+/// Records that follow the frame because they do not fit into it: `struct extra_context`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExtraContext {
+    /// [`EXTRA_MAGIC`], and the size.
+    pub header: ContextHeader,
+    /// Where they are: 16 bytes, a header that ends the records, lie between this record and them.
+    pub address: u64,
+    /// Their bytes.
+    pub size: u32,
+    /// Nothing.
+    pub reserved: [u32; 3],
 }
 
 /// What a handler interrupts: `struct ucontext`.
@@ -301,5 +323,6 @@ const _: () = {
     assert!(size_of::<FpsimdContext>() == 528);
     assert!(offset_of!(FpsimdContext, registers) == 16);
     assert!(size_of::<EsrContext>() == 16);
+    assert!(size_of::<ExtraContext>() == 32);
     assert!(size_of::<SigFrame>() == 4688);
 };

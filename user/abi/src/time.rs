@@ -4,6 +4,10 @@
 pub const CLOCK_REALTIME: u64 = 0;
 /// Time since the boot.
 pub const CLOCK_MONOTONIC: u64 = 1;
+/// CPU time of the process.
+pub const CLOCK_PROCESS_CPUTIME_ID: u64 = 2;
+/// CPU time of the thread.
+pub const CLOCK_THREAD_CPUTIME_ID: u64 = 3;
 /// Time since the boot that nothing adjusts.
 pub const CLOCK_MONOTONIC_RAW: u64 = 4;
 /// Wall-clock time, of the last tick.
@@ -12,6 +16,8 @@ pub const CLOCK_REALTIME_COARSE: u64 = 5;
 pub const CLOCK_MONOTONIC_COARSE: u64 = 6;
 /// Time since the boot, suspension included.
 pub const CLOCK_BOOTTIME: u64 = 7;
+/// International atomic time; here the same as wall-clock time.
+pub const CLOCK_TAI: u64 = 11;
 
 /// clock_nanosleep: the time is a moment, not a length.
 pub const TIMER_ABSTIME: u64 = 1;

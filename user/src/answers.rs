@@ -1,0 +1,33 @@
+//! Answers that are compared with Linux's: all of them are asked, and each that differs is printed.
+
+use core::fmt::Debug;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+static ASKED: AtomicU32 = AtomicU32::new(0);
+static WRONG: AtomicU32 = AtomicU32::new(0);
+
+/// Compares an answer with Linux's.
+pub fn equal<T: PartialEq + Debug>(question: impl Debug, answer: T, linux: T) {
+    ASKED.fetch_add(1, Ordering::Relaxed);
+    if answer != linux {
+        WRONG.fetch_add(1, Ordering::Relaxed);
+        crate::println!("{question:?}: {answer:?}, Linux answers {linux:?}");
+    }
+}
+
+/// Notes a statement that holds on Linux.
+pub fn holds(statement: impl Debug, holds: bool) {
+    equal(statement, holds, true);
+}
+
+/// 1 if an answer was not Linux's, else 0: for the exit status of a child.
+pub fn wrong() -> u8 {
+    u8::from(WRONG.load(Ordering::Relaxed) != 0)
+}
+
+/// Prints how many answers were compared; the exit status: 0 if all of them are Linux's.
+pub fn status(program: &str) -> u8 {
+    let (asked, differ) = (ASKED.load(Ordering::Relaxed), WRONG.load(Ordering::Relaxed));
+    crate::println!("{program}: {asked} answers, {differ} of them not Linux's");
+    wrong()
+}
