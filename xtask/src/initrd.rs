@@ -14,6 +14,8 @@ use object::{LittleEndian, U16, U64};
 
 /// A regular file that everybody may read and execute.
 const PROGRAM_MODE: u32 = 0o100_755;
+/// A regular file without permission to execute it, for programs that try.
+const PLAIN: (&str, u32, &[u8]) = ("plain", 0o100_644, b"a file that may not be executed\n");
 
 /// Packs the programs whose sources lie in `sources`, as `output` has them.
 ///
@@ -37,6 +39,8 @@ pub(crate) fn pack(sources: &Path, output: &Path) -> Result<Vec<u8>> {
         let elf = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         archive.add(name, PROGRAM_MODE, &loaded(&elf).with_context(|| path.display().to_string())?);
     }
+    let (name, mode, contents) = PLAIN;
+    archive.add(name, mode, contents);
     Ok(archive.finish())
 }
 
@@ -45,6 +49,8 @@ fn loaded(elf: &[u8]) -> Result<Vec<u8>> {
     let header = FileHeader64::<LittleEndian>::parse(elf)?;
     let endian = header.endian()?;
     let loads = header.program_headers(endian, elf)?.iter().filter(|segment| segment.p_type(endian) == PT_LOAD);
+    // Zeros alone may have any offset.
+    let loads = loads.filter(|segment| segment.p_filesz(endian) != 0);
     let end = loads.map(|segment| segment.p_offset(endian) + segment.p_filesz(endian)).max();
     let end = usize::try_from(end.context("nothing to load")?)?;
     ensure!(end <= elf.len(), "a segment ends behind the file");

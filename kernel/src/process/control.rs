@@ -1,7 +1,7 @@
 //! Processes from outside: what the kernel itself does with them.
 
 use super::signal::{Cause, Signal};
-use super::stack::Words;
+use super::stack::{Strings, Words};
 use super::status::{End, ExecError, Summary};
 use super::tree::{self, Child, PROCESSES, Parent};
 use super::{birth, exec};
@@ -15,7 +15,10 @@ use crate::smp::this_cpu;
 /// # Errors
 /// [`ExecError`]; nothing stays taken.
 pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
-    let loaded = exec::load(this_cpu(), path.as_bytes(), words)?;
+    let path = path.as_bytes();
+    let file = exec::open(path)?;
+    let add = |strings: &mut Strings<exec::InSpace<'_>>| words.add_to(strings);
+    let loaded = exec::load(this_cpu(), file, path, exec::STACK_LIMIT, words.counts(), add)?;
     Ok(birth::start(loaded, Parent::Kernel(current().to_ref()))?)
 }
 

@@ -18,10 +18,10 @@ use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use super::elf::{Position, Program, ProgramError, Segment};
-use super::initrd;
+use super::elf::{Program, Segment};
+use super::initrd::{self, File};
 use super::signal::Signal;
-use super::stack::{Image, Words};
+use super::stack::{self, Counts, Memory, Strings};
 use super::status::{ExecError, Name};
 use super::task::Task;
 use super::tree::{self, Heap, PROCESSES};
@@ -29,7 +29,7 @@ use crate::errno::Errno;
 use crate::kernel;
 use crate::mm::space::{FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, USER_END};
 use crate::sched::{self, Thread};
-use crate::smp::Cpu;
+use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -40,6 +40,10 @@ pub const TRAMPOLINE: VirtAddr = VirtAddr(USER_END.0 - 0x2000);
 /// The stack's end, and its size. Nothing is free above it, so that no small mapping comes to lie between.
 const STACK_TOP: u64 = TRAMPOLINE.0;
 const STACK_SIZE: u64 = 8 << 20;
+/// `RLIMIT_STACK` of a program that the kernel starts: Linux's default. The size of argument lists follows from it.
+pub const STACK_LIMIT: u64 = 8 << 20;
+// The longest argument list leaves room.
+const _: () = assert!(stack::argument_space(u64::MAX) < STACK_SIZE);
 
 /// `mov x8, #rt_sigreturn`, `svc #0`.
 const TRAMPOLINE_CODE: [u32; 2] = [0xd280_0008 | (number::RT_SIGRETURN as u32) << 5, 0xd400_0001];
@@ -68,41 +72,87 @@ impl Loaded {
     }
 }
 
-/// Puts the program of a file into a new space. `path` is its name, for the initrd and for itself.
+/// The file that a path leads to, which [`load`] takes.
+///
+/// # Errors
+/// Those of the path.
+pub fn open(path: &[u8]) -> Result<File<'static>, ExecError> {
+    Ok(initrd::find(path)?)
+}
+
+/// The memory of a space that does not run yet.
+#[derive(Debug)]
+pub struct InSpace<'a>(&'a SpaceRef);
+
+impl Memory for InSpace<'_> {
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        write(this_cpu(), self.0, address, bytes)
+    }
+
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+        self.0.read_bytes(this_cpu(), VirtAddr(address), bytes).map_err(errno)
+    }
+}
+
+/// Puts the program of a file into a new space. `path` is its name for itself; `add` adds the strings of the environment
+/// and of the arguments to the new stack, as many as `counts` has and `stack_limit` (`RLIMIT_STACK`) allows.
+///
+/// What is wrong with the strings is found before what is wrong with the file, as on Linux.
 ///
 /// # Errors
 /// [`ExecError`]; nothing stays taken.
 #[inline(never)]
-pub fn load(cpu: &Cpu, path: &[u8], words: Words) -> Result<Loaded, ExecError> {
-    let text = str::from_utf8(path).map_err(|_| ExecError::NotFound)?;
-    let file = initrd::find(text)?.ok_or(ExecError::NotFound)?;
-    let program = Program::parse(file.contents, STACK_TOP - STACK_SIZE)?;
+pub fn load(
+    cpu: &Cpu,
+    file: File<'_>,
+    path: &[u8],
+    stack_limit: u64,
+    counts: Counts,
+    add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
+) -> Result<Loaded, ExecError> {
+    let program = Program::parse(file.contents, STACK_TOP - STACK_SIZE);
     let space = kernel().spaces.create(cpu).map_err(Errno::from)?;
-    let base = match program.position {
-        Position::Fixed => 0,
-        Position::Anywhere => ANYWHERE - program.start(),
+    let executable = match &program {
+        Ok(program) if program.executable_stack => Protection::EXECUTE,
+        _ => Protection::NONE,
     };
-    if program.end().checked_add(base).is_none_or(|end| end > STACK_TOP - STACK_SIZE) {
-        return Err(ExecError::Program(ProgramError::BadSize(program.start())));
-    }
+    let protection = Protection::READ.and(Protection::WRITE).and(executable);
+    map(cpu, &space, Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)), STACK_SIZE, protection)?;
+    let mut strings = Strings::new(InSpace(&space), STACK_TOP, stack_limit, counts)?;
+    strings.add(path)?;
+    add(&mut strings)?;
+
+    let program = program?;
+    let base = program.base(ANYWHERE, STACK_TOP - STACK_SIZE)?;
     for segment in &program.segments {
         map_segment(cpu, &space, segment, base)?;
     }
     map_trampoline(cpu, &space)?;
-    let executable = if program.executable_stack { Protection::EXECUTE } else { Protection::NONE };
-    let protection = Protection::READ.and(Protection::WRITE).and(executable);
-    map(cpu, &space, Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)), STACK_SIZE, protection)?;
+    let mut random = [0; 16];
+    crate::random::stream(cpu).fill(&mut random);
+    let stack = strings.finish(path, &auxiliary(&program, base), random)?;
+    let heap = program.end().wrapping_add(base);
+    Ok(Loaded {
+        entry: program.entry.wrapping_add(base),
+        stack,
+        heap: Heap { start: heap, end: heap },
+        name: Name::of(path),
+        space,
+    })
+}
 
-    let auxiliary = [
+/// The auxiliary vector, as far as it does not point into the stack.
+fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
+    [
         (AT_HWCAP, hardware_capabilities()),
         (AT_PAGESZ, PAGE),
         (AT_CLKTCK, 100),
-        (AT_PHDR, if program.headers == 0 { 0 } else { program.headers + base }),
+        (AT_PHDR, if program.headers == 0 { 0 } else { program.headers.wrapping_add(base) }),
         (AT_PHENT, 56),
         (AT_PHNUM, u64::from(program.header_count)),
         (AT_BASE, 0),
         (AT_FLAGS, 0),
-        (AT_ENTRY, program.entry + base),
+        (AT_ENTRY, program.entry.wrapping_add(base)),
         (AT_UID, 0),
         (AT_EUID, 0),
         (AT_GID, 0),
@@ -110,19 +160,7 @@ pub fn load(cpu: &Cpu, path: &[u8], words: Words) -> Result<Loaded, ExecError> {
         (AT_SECURE, 0),
         (AT_HWCAP2, 0),
         (AT_MINSIGSTKSZ, signal::MINSIGSTKSZ),
-    ];
-    let mut random = [0; 16];
-    crate::random::stream(cpu).fill(&mut random);
-    let image = Image::new(STACK_TOP, words, path, &auxiliary, random)?;
-    write(cpu, &space, image.pointer, &image.bytes)?;
-    let heap = program.end() + base;
-    Ok(Loaded {
-        space,
-        entry: program.entry + base,
-        stack: image.pointer,
-        heap: Heap { start: heap, end: heap },
-        name: Name::of(path),
-    })
+    ]
 }
 
 /// Replaces the program of the running thread, the only one of its process. Nothing here fails.
@@ -152,7 +190,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
 }
 
 fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) -> Result<(), Errno> {
-    let (start, bytes) = (segment.start() + base, segment.end() - segment.start());
+    let (start, bytes) = (segment.start().wrapping_add(base), segment.end() - segment.start());
     let mut protection = Protection::NONE;
     for (has, what) in [
         (segment.access.read, Protection::READ),
@@ -163,7 +201,7 @@ fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) ->
     }
     let writable = Protection::READ.and(Protection::WRITE);
     map(cpu, space, Placement::FixedNoReplace(VirtAddr(start)), bytes, writable)?;
-    write(cpu, space, segment.address + base, segment.contents)?;
+    write(cpu, space, segment.address.wrapping_add(base), segment.contents)?;
     if protection.bits() == writable.bits() {
         return Ok(());
     }
@@ -183,10 +221,14 @@ fn map(cpu: &Cpu, space: &SpaceRef, placement: Placement, bytes: u64, protection
 }
 
 fn write(cpu: &Cpu, space: &SpaceRef, address: u64, bytes: &[u8]) -> Result<(), Errno> {
-    space.write_bytes(cpu, VirtAddr(address), bytes).map_err(|error| match error {
+    space.write_bytes(cpu, VirtAddr(address), bytes).map_err(errno)
+}
+
+const fn errno(error: FaultError) -> Errno {
+    match error {
         FaultError::OutOfMemory => Errno::ENOMEM,
         FaultError::NotMapped | FaultError::NotAllowed => Errno::EFAULT,
-    })
+    }
 }
 
 /// What all CPUs have that programs may use. SVE and SME are trapped, so they are not among it.

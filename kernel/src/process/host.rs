@@ -1,5 +1,6 @@
 //! On the host there are no programs.
 
+use super::initrd::PathError;
 use super::signal::Signal;
 use super::stack::Words;
 use super::status::{End, ExecError, Summary};
@@ -11,7 +12,7 @@ use crate::mm::space::SpaceRef;
 /// # Errors
 /// Always.
 pub fn start(_path: &str, _words: Words) -> Result<u32, ExecError> {
-    Err(ExecError::NotFound)
+    Err(ExecError::Path(PathError::NotFound))
 }
 
 /// Waits for nothing.

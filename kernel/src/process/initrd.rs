@@ -5,9 +5,12 @@
 //! a multiple of four, the contents, padding. `TRAILER!!!` is the last one. The archive comes from outside, so every
 //! number in it is doubted; what is wrong is said in words, and where.
 
+use alloc::vec::Vec;
+
 use granule_arch::addr::PhysRange;
 use thiserror::Error;
 
+use crate::errno::Errno;
 use crate::mm::layout;
 
 /// Bytes of a header.
@@ -19,6 +22,11 @@ const NAME_SIZE: usize = 94;
 /// Mode bits that say what kind of file it is, and their value for a regular one.
 const KIND: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
+const DIRECTORY: u32 = 0o040_000;
+/// Mode bits that allow execution: by owner, group or others. One is enough, since every program is root's.
+const EXECUTABLE: u32 = 0o111;
+/// Bytes of the longest name between two slashes (`NAME_MAX`).
+const NAME: usize = 255;
 /// The name that ends an archive.
 const END: &str = "TRAILER!!!";
 
@@ -48,6 +56,43 @@ pub enum ArchiveError {
     CutOff(usize),
 }
 
+/// Why a path leads to no program, in Linux's words for each step of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum PathError {
+    /// A name that is not in its directory; an empty path.
+    #[error("the initrd has no such file")]
+    NotFound,
+    /// A name that is followed by others, and is a file.
+    #[error("a part of the path is no directory")]
+    NotDirectory,
+    /// A name of more than 255 bytes.
+    #[error("a name in the path is too long")]
+    NameTooLong,
+    /// A directory, a file whose mode allows no execution, or something else; symbolic links are not followed.
+    #[error("not a file that may be executed")]
+    NotExecutable,
+    /// No memory for the path.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// The archive is broken before the name was found.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+}
+
+impl PathError {
+    /// As execve answers.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::NotFound => Errno::ENOENT,
+            Self::NotDirectory => Errno::ENOTDIR,
+            Self::NameTooLong => Errno::ENAMETOOLONG,
+            Self::NotExecutable => Errno::EACCES,
+            Self::OutOfMemory => Errno::ENOMEM,
+            Self::Archive(_) => Errno::EIO,
+        }
+    }
+}
+
 /// The regular files of an archive, in its order. An error is the last thing that it gives.
 pub fn files(archive: &[u8]) -> Files<'_> {
     Files { archive, position: Some(0) }
@@ -66,18 +111,27 @@ impl<'a> Iterator for Files<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let (file, mode, next) = match entry(self.archive, self.position.take()?) {
-                Ok(entry) => entry,
+            match self.next_entry()? {
+                Ok((file, mode)) if mode & KIND == REGULAR => return Some(Ok(file)),
+                Ok(_) => {}
                 Err(error) => return Some(Err(error)),
-            };
-            if file.name == END {
-                return None;
-            }
-            self.position = Some(next);
-            if mode & KIND == REGULAR {
-                return Some(Ok(file));
             }
         }
+    }
+}
+
+impl<'a> Files<'a> {
+    /// The next entry of any kind, with its mode.
+    fn next_entry(&mut self) -> Option<Result<(File<'a>, u32), ArchiveError>> {
+        let (file, mode, next) = match entry(self.archive, self.position.take()?) {
+            Ok(entry) => entry,
+            Err(error) => return Some(Err(error)),
+        };
+        if file.name == END {
+            return None;
+        }
+        self.position = Some(next);
+        Some(Ok((file, mode)))
     }
 }
 
@@ -123,20 +177,76 @@ pub fn archive() -> &'static [u8] {
     })
 }
 
-/// The file with this path, the first of them.
+/// The file that a path leads to, for execution.
+///
+/// Names are looked up one by one, as Linux does, from the root: there is no other directory to be in. A directory is
+/// there if it has an entry or if a file is in it.
 ///
 /// # Errors
-/// The archive is broken before the file was found.
-pub fn find(path: &str) -> Result<Option<File<'static>>, ArchiveError> {
+/// [`PathError`].
+pub fn find(path: &[u8]) -> Result<File<'static>, PathError> {
     find_in(archive(), path)
 }
 
-fn find_in<'a>(archive: &'a [u8], path: &str) -> Result<Option<File<'a>>, ArchiveError> {
-    if archive.is_empty() {
-        return Ok(None);
+fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
+    if path.is_empty() {
+        return Err(PathError::NotFound);
     }
-    let wanted = bare(path);
-    files(archive).find(|file| file.is_err() || file.is_ok_and(|file| file.name == wanted)).transpose()
+    // The names that lead to `found`, without `.` and `..`.
+    let mut way = Vec::new();
+    way.try_reserve(path.len()).map_err(|_| PathError::OutOfMemory)?;
+    let mut found = Found::Directory;
+    for name in path.split(|&byte| byte == b'/') {
+        if !matches!(found, Found::Directory) {
+            return Err(PathError::NotDirectory);
+        }
+        match name {
+            b"" | b"." => {}
+            b".." => {
+                let parent = way.iter().rposition(|&byte| byte == b'/');
+                way.truncate(parent.unwrap_or(0));
+            }
+            name if name.len() > NAME => return Err(PathError::NameTooLong),
+            name => {
+                if !way.is_empty() {
+                    way.extend_from_slice(b"/");
+                }
+                way.extend_from_slice(name);
+                found = look_up(archive, &way)?;
+            }
+        }
+    }
+    match found {
+        Found::File(file, mode) if mode & EXECUTABLE != 0 => Ok(file),
+        _ => Err(PathError::NotExecutable),
+    }
+}
+
+/// What a name leads to.
+enum Found<'a> {
+    Directory,
+    File(File<'a>, u32),
+    /// A device, a link, ...
+    Other,
+}
+
+/// The first entry with this name; a directory too if it has none and a name begins with it.
+fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<Found<'a>, PathError> {
+    if archive.is_empty() {
+        return Err(PathError::NotFound);
+    }
+    let mut entries = files(archive);
+    while let Some(entry) = entries.next_entry() {
+        let (file, mode) = entry?;
+        let Some(rest) = file.name.as_bytes().strip_prefix(wanted) else { continue };
+        match (rest.first(), mode & KIND) {
+            (None, REGULAR) => return Ok(Found::File(file, mode)),
+            (None, DIRECTORY) | (Some(b'/'), _) => return Ok(Found::Directory),
+            (None, _) => return Ok(Found::Other),
+            (Some(_), _) => {}
+        }
+    }
+    Err(PathError::NotFound)
 }
 
 #[cfg(test)]
@@ -144,7 +254,7 @@ mod tests {
     use proptest::prelude::*;
     use std::vec::Vec;
 
-    use super::{ArchiveError, File, bare, files, find_in};
+    use super::{ArchiveError, File, PathError, bare, files, find_in};
 
     fn add(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
         let fields = [1, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
@@ -174,14 +284,33 @@ mod tests {
         let names: Vec<_> = files(&archive).map(|file| file.unwrap().name).collect();
         assert_eq!(names, ["bin/one", "two", "two"]);
         let file = File { name: "bin/one", contents: b"first" };
-        for path in ["bin/one", "/bin/one", "./bin/one"] {
-            assert_eq!(find_in(&archive, path), Ok(Some(file)));
+        for path in ["bin/one", "/bin/one", "./bin/one", "bin/../two/../bin/one", "..//.//bin/./one"] {
+            assert_eq!(find_in(&archive, path.as_bytes()), if path.contains("two") { NOT_DIRECTORY } else { Ok(file) });
         }
-        assert_eq!(find_in(&archive, "two").unwrap().unwrap().contents, b"");
-        assert_eq!(find_in(&archive, "link"), Ok(None), "no regular file");
-        assert_eq!(find_in(&archive, "TRAILER!!!"), Ok(None));
-        assert_eq!(find_in(&[], "two"), Ok(None), "no initrd at all");
         assert_eq!(bare("//././x/"), "x/");
+    }
+
+    const NOT_DIRECTORY: Result<File<'static>, PathError> = Err(PathError::NotDirectory);
+
+    #[test]
+    fn paths_are_refused_as_on_linux() {
+        let archive = sample();
+        let find = |path: &[u8]| find_in(&archive, path).map(drop);
+        for path in ["two", "link", "bin", "/", ".", "..", "bin/", "bin/.", "bin/..", "/..//"] {
+            assert_eq!(find(path.as_bytes()), Err(PathError::NotExecutable), "{path}");
+        }
+        for path in ["", "TRAILER!!!", "tw", "bin/on", "bi/one", "nosuch/../bin/one", "\u{ff}", "bin/one2"] {
+            assert_eq!(find(path.as_bytes()), Err(PathError::NotFound), "{path}");
+        }
+        for path in ["two/", "bin/one/", "bin/one/.", "bin/one/..", "bin/one/x", "link/x"] {
+            assert_eq!(find(path.as_bytes()), Err(PathError::NotDirectory), "{path}");
+        }
+        assert_eq!(find(&[b'x'; 255]), Err(PathError::NotFound));
+        assert_eq!(find(&[b'x'; 256]), Err(PathError::NameTooLong));
+        assert_eq!(find(&[b"two/".as_slice(), &[b'x'; 256]].concat()), Err(PathError::NotDirectory));
+        assert_eq!(find(&[b"x/".as_slice(), &[b'x'; 256]].concat()), Err(PathError::NotFound));
+        assert_eq!(find_in(&[], b"two"), Err(PathError::NotFound), "no initrd at all");
+        assert_eq!(find_in(&[], b"/"), Err(PathError::NotExecutable));
     }
 
     #[test]
@@ -204,7 +333,7 @@ mod tests {
         assert_eq!(broken(&|archive| archive[second + 101] = b'0'), ArchiveError::BadName(second));
         let end = good.len() - 512;
         assert_eq!(broken(&|archive| archive.truncate(end)).to_string().split_whitespace().next(), Some("the"));
-        assert_eq!(find_in(b"ustar", "two"), Err(ArchiveError::NoHeader(0)));
+        assert_eq!(find_in(b"ustar", b"two"), Err(PathError::Archive(ArchiveError::NoHeader(0))));
     }
 
     proptest! {

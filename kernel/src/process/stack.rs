@@ -10,238 +10,313 @@
 //!          the strings of argv and envp, the program's path
 //!   top -> (8 bytes of zero)
 //! ```
-//! As Linux lays it out (`create_elf_tables`), in a buffer here; who calls copies it to where it belongs.
+//! As Linux lays it out (`create_elf_tables`), and in Linux's order (`do_execveat_common`): the path, the environment
+//! and the arguments, each list from its last string to its first, go to the new stack as they are read; the vectors
+//! are written when all strings are there. So the kernel keeps no copy: the only memory is the new program's.
 
 use alloc::vec::Vec;
 
 use granule_abi::Errno;
 use granule_abi::process::{AT_EXECFN, AT_NULL, AT_PLATFORM, AT_RANDOM};
 
-/// Bytes that the strings of a program may have together.
-pub const STRINGS: usize = 128 << 10;
-/// Arguments, and variables of the environment, that a program may have.
-pub const WORDS: usize = 4096;
+/// Bytes that one string may have, its final zero included (`MAX_ARG_STRLEN`).
+pub const STRING: usize = 128 << 10;
 
 const PLATFORM: &[u8] = b"aarch64\0";
-const RANDOM: usize = 16;
+const RANDOM: u64 = 16;
 /// SP is a multiple of this at a program's first instruction.
-const ALIGN: usize = 16;
+const ALIGN: u64 = 16;
 /// What is left free at the top.
-const TOP: usize = 8;
+const TOP: u64 = 8;
+/// Bytes of a pointer.
+const POINTER: u64 = 8;
+/// Bytes that are read or written at once.
+const PIECE: usize = 512;
 
-/// The words that a program starts with. They are copies: the program before may be gone when they are used.
+/// Bytes that the strings, and the pointers to them, may have on a stack that may grow to `stack_limit` bytes: a quarter
+/// of it, at most three quarters of 8 MiB, and 128 KiB in any case (`bprm_stack_limits`).
+pub const fn argument_space(stack_limit: u64) -> u64 {
+    const MOST: u64 = (8 << 20) / 4 * 3;
+    const LEAST: u64 = 128 << 10;
+    let quarter = stack_limit / 4;
+    if quarter < LEAST {
+        LEAST
+    } else if quarter > MOST {
+        MOST
+    } else {
+        quarter
+    }
+}
+
+/// The most pointers that an argument list can have: the bound for a count of them.
+pub const fn most_pointers(stack_limit: u64) -> usize {
+    (argument_space(stack_limit) / POINTER) as usize
+}
+
+/// The memory in which a stack is built.
+pub trait Memory {
+    /// Writes at an address.
+    ///
+    /// # Errors
+    /// `ENOMEM`, `EFAULT`.
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Reads what was written.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno>;
+}
+
+/// How many strings a program gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Of `argv`.
+    pub arguments: usize,
+    /// Of `envp`.
+    pub environment: usize,
+}
+
+/// The strings of a new stack. They are added from the last one to the first, downwards from the top.
+#[derive(Debug)]
+pub struct Strings<M> {
+    memory: M,
+    counts: Counts,
+    /// The lowest byte so far, and the lowest that there may be.
+    start: u64,
+    lowest: u64,
+    end: u64,
+    /// The bytes from `start` on that are not in memory yet: the last `gathered` of the buffer.
+    buffer: [u8; PIECE],
+    gathered: usize,
+}
+
+impl<M: Memory> Strings<M> {
+    /// No strings yet, below `top`, of which `stack_limit` bytes may be used by the stack.
+    ///
+    /// # Errors
+    /// `E2BIG`: the pointers alone are too many.
+    pub fn new(memory: M, top: u64, stack_limit: u64, counts: Counts) -> Result<Self, Errno> {
+        // An empty list of arguments gets an empty string.
+        let pointers = counts.arguments.max(1).checked_add(counts.environment).ok_or(Errno::E2BIG)? as u64;
+        let pointers = pointers.checked_mul(POINTER).ok_or(Errno::E2BIG)?;
+        let room = argument_space(stack_limit).checked_sub(pointers).filter(|&room| room != 0).ok_or(Errno::E2BIG)?;
+        let end = top.checked_sub(TOP).ok_or(Errno::E2BIG)?;
+        let lowest = end.checked_sub(room).ok_or(Errno::E2BIG)?;
+        Ok(Self { memory, counts, start: end, lowest, end, buffer: [0; PIECE], gathered: 0 })
+    }
+
+    /// Adds the string that ends before the last one that was added. `bytes` are without its final zero.
+    ///
+    /// # Errors
+    /// `E2BIG`, and those of the memory.
+    pub fn add(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        self.reserve(bytes.len().checked_add(1).ok_or(Errno::E2BIG)?)?;
+        self.prepend(&[0])?;
+        self.prepend(bytes)
+    }
+
+    /// Adds a string of `length` bytes, its final zero included, which `read` copies piece by piece: it is given the
+    /// piece's offset in the string. Whatever it copies, the last byte is zero.
+    ///
+    /// # Errors
+    /// `E2BIG`, and those of `read` and of the memory.
+    pub fn add_with(
+        &mut self,
+        length: usize,
+        mut read: impl FnMut(usize, &mut [u8]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        self.reserve(length)?;
+        self.prepend(&[0])?;
+        let mut left = length.saturating_sub(1);
+        let mut piece = [0; PIECE];
+        while left != 0 {
+            let bytes = left.min(PIECE);
+            left -= bytes;
+            let Some(piece) = piece.get_mut(..bytes) else { break };
+            read(left, piece)?;
+            self.prepend(piece)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a string of this length may be added.
+    fn reserve(&self, length: usize) -> Result<(), Errno> {
+        let fits = self.start.checked_sub(length as u64).is_some_and(|start| start >= self.lowest);
+        if length <= STRING && fits { Ok(()) } else { Err(Errno::E2BIG) }
+    }
+
+    /// Puts bytes before those that are there.
+    fn prepend(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
+        while !bytes.is_empty() {
+            if self.gathered == PIECE {
+                self.flush()?;
+            }
+            let free = PIECE - self.gathered;
+            let (rest, now) = bytes.split_at(bytes.len().saturating_sub(free));
+            let place = self.buffer.get_mut(free - now.len()..free).ok_or(Errno::E2BIG)?;
+            place.copy_from_slice(now);
+            self.gathered += now.len();
+            self.start -= now.len() as u64;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Errno> {
+        let gathered = self.buffer.get(PIECE - self.gathered..).unwrap_or_default();
+        self.memory.write(self.start, gathered)?;
+        self.gathered = 0;
+        Ok(())
+    }
+
+    /// Writes everything else, for the program whose path was the first string; returns SP. `auxiliary` has the pairs
+    /// that do not point into the stack.
+    ///
+    /// # Errors
+    /// Those of the memory; `E2BIG`.
+    #[inline(never)]
+    pub fn finish(
+        mut self,
+        path: &[u8],
+        auxiliary: &[(u64, u64)],
+        random: [u8; RANDOM as usize],
+    ) -> Result<u64, Errno> {
+        if self.counts.arguments == 0 {
+            // A program may take it for granted that there is argv[0] (CVE-2021-4034).
+            self.add(b"")?;
+            self.counts.arguments = 1;
+        }
+        self.flush()?;
+        let Counts { arguments, environment } = self.counts;
+        let random_at = self.start - PLATFORM.len() as u64 - RANDOM;
+        self.memory.write(random_at, &random)?;
+        self.memory.write(random_at + RANDOM, PLATFORM)?;
+        let own = [
+            (AT_RANDOM, random_at),
+            (AT_PLATFORM, random_at + RANDOM),
+            (AT_EXECFN, self.end - path.len() as u64 - 1),
+            (AT_NULL, 0),
+        ];
+        let words = 3 + arguments + environment + 2 * (auxiliary.len() + own.len());
+        let pointer = (random_at - POINTER * words as u64) & !(ALIGN - 1);
+
+        let mut vectors = Vectors { at: pointer, words: heapless::Vec::new() };
+        let mut scan = Scan { at: self.start, end: self.end, buffer: [0; PIECE], have: 0, used: 0 };
+        vectors.put(&mut self.memory, arguments as u64)?;
+        for count in [arguments, environment] {
+            for _ in 0..count {
+                vectors.put(&mut self.memory, scan.at)?;
+                scan.skip(&mut self.memory)?;
+            }
+            vectors.put(&mut self.memory, 0)?;
+        }
+        for (key, value) in auxiliary.iter().copied().chain(own) {
+            vectors.put(&mut self.memory, key)?;
+            vectors.put(&mut self.memory, value)?;
+        }
+        vectors.flush(&mut self.memory)?;
+        Ok(pointer)
+    }
+}
+
+/// Words on their way to memory.
+struct Vectors {
+    /// Where the first of them goes.
+    at: u64,
+    words: heapless::Vec<u8, PIECE>,
+}
+
+impl Vectors {
+    fn put(&mut self, memory: &mut impl Memory, word: u64) -> Result<(), Errno> {
+        if self.words.is_full() {
+            self.flush(memory)?;
+        }
+        self.words.extend_from_slice(&word.to_le_bytes()).map_err(|_| Errno::E2BIG)
+    }
+
+    fn flush(&mut self, memory: &mut impl Memory) -> Result<(), Errno> {
+        memory.write(self.at, &self.words)?;
+        self.at += self.words.len() as u64;
+        self.words.clear();
+        Ok(())
+    }
+}
+
+/// Goes over strings in memory.
+struct Scan {
+    /// Where the next string begins, and where all of them end.
+    at: u64,
+    end: u64,
+    /// What was read from `at - used` on.
+    buffer: [u8; PIECE],
+    have: usize,
+    used: usize,
+}
+
+impl Scan {
+    /// Goes to the next string, or to the end.
+    fn skip(&mut self, memory: &mut impl Memory) -> Result<(), Errno> {
+        loop {
+            let rest = self.buffer.get(self.used..self.have).unwrap_or_default();
+            let length = rest.iter().position(|&byte| byte == 0).map(|zero| zero + 1);
+            let step = length.unwrap_or(rest.len());
+            self.used += step;
+            self.at += step as u64;
+            if length.is_some() || self.at >= self.end {
+                return Ok(());
+            }
+            self.have = (self.end - self.at).min(PIECE as u64) as usize;
+            self.used = 0;
+            memory.read(self.at, self.buffer.get_mut(..self.have).unwrap_or_default())?;
+        }
+    }
+}
+
+/// Words for a program that the kernel starts by itself.
 #[derive(Debug, Default)]
 pub struct Words {
-    /// Argument after argument, then the environment, then the path: each with a final zero.
+    /// Argument after argument, each with a final zero.
     strings: Vec<u8>,
     arguments: usize,
-    environment: usize,
 }
 
 impl Words {
     /// No words.
     pub const fn new() -> Self {
-        Self { strings: Vec::new(), arguments: 0, environment: 0 }
+        Self { strings: Vec::new(), arguments: 0 }
     }
 
-    /// Adds an argument. All of them come before the environment.
+    /// Adds an argument.
     ///
     /// # Errors
     /// `E2BIG`, `ENOMEM`.
     pub fn argument(&mut self, word: &[u8]) -> Result<(), Errno> {
-        debug_assert_eq!(self.environment, 0, "arguments come first");
-        self.push(word)?;
-        self.arguments += 1;
-        Ok(())
-    }
-
-    /// Adds a variable of the environment.
-    ///
-    /// # Errors
-    /// `E2BIG`, `ENOMEM`.
-    pub fn variable(&mut self, word: &[u8]) -> Result<(), Errno> {
-        self.push(word)?;
-        self.environment += 1;
-        Ok(())
-    }
-
-    /// How many arguments.
-    pub const fn arguments(&self) -> usize {
-        self.arguments
-    }
-
-    /// Bytes that may still be added, the final zero included.
-    pub const fn room(&self) -> usize {
-        STRINGS - self.strings.len()
-    }
-
-    fn push(&mut self, word: &[u8]) -> Result<(), Errno> {
-        if word.len() >= self.room() || self.arguments + self.environment == WORDS {
+        if word.len() >= STRING.saturating_sub(self.strings.len()) {
             return Err(Errno::E2BIG);
         }
         self.strings.try_reserve(word.len() + 1).map_err(|_| Errno::ENOMEM)?;
         self.strings.extend_from_slice(word);
         self.strings.extend_from_slice(&[0]);
+        self.arguments += 1;
         Ok(())
     }
-}
 
-/// What is to be written, and where.
-#[derive(Debug)]
-pub struct Image {
-    /// Where the first byte goes: SP.
-    pub pointer: u64,
-    /// The bytes.
-    pub bytes: Vec<u8>,
-}
+    /// How many there are.
+    pub const fn counts(&self) -> Counts {
+        Counts { arguments: self.arguments, environment: 0 }
+    }
 
-impl Image {
-    /// The stack that ends at `top`, for a program with this path. `auxiliary` has the pairs that do not point into the
-    /// stack.
+    /// Adds all of them to a stack.
     ///
     /// # Errors
-    /// `E2BIG`, `ENOMEM`.
-    #[inline(never)]
-    pub fn new(
-        top: u64,
-        mut words: Words,
-        path: &[u8],
-        auxiliary: &[(u64, u64)],
-        random: [u8; RANDOM],
-    ) -> Result<Self, Errno> {
-        let path_at = words.strings.len();
-        words.push(path)?;
-        let pairs = auxiliary.len() + 4;
-        let vectors = 8 * (1 + words.arguments + 1 + words.environment + 1 + 2 * pairs);
-        let size = (vectors + RANDOM + PLATFORM.len() + words.strings.len() + TOP).next_multiple_of(ALIGN);
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(size).map_err(|_| Errno::ENOMEM)?;
-        bytes.resize(size, 0);
-
-        let pointer = top - size as u64;
-        let strings_at = size - TOP - words.strings.len();
-        let random_at = strings_at - PLATFORM.len() - RANDOM;
-        let address = |offset: usize| pointer + offset as u64;
-        bytes[strings_at..size - TOP].copy_from_slice(&words.strings);
-        bytes[random_at..random_at + RANDOM].copy_from_slice(&random);
-        bytes[random_at + RANDOM..strings_at].copy_from_slice(PLATFORM);
-
-        let mut place = bytes.chunks_exact_mut(8);
-        let mut put = |value: u64| {
-            if let Some(place) = place.next() {
-                place.copy_from_slice(&value.to_le_bytes());
-            }
-        };
-        put(words.arguments as u64);
-        let mut at = strings_at;
-        let mut strings = words.strings.split_inclusive(|&byte| byte == 0);
-        for count in [words.arguments, words.environment] {
-            for string in strings.by_ref().take(count) {
-                put(address(at));
-                at += string.len();
-            }
-            put(0);
-        }
-        let own = [
-            (AT_RANDOM, address(random_at)),
-            (AT_PLATFORM, address(random_at + RANDOM)),
-            (AT_EXECFN, address(strings_at + path_at)),
-            (AT_NULL, 0),
-        ];
-        for (key, value) in auxiliary.iter().copied().chain(own) {
-            put(key);
-            put(value);
-        }
-        Ok(Self { pointer, bytes })
+    /// Those of [`Strings::add`].
+    pub fn add_to<M: Memory>(&self, strings: &mut Strings<M>) -> Result<(), Errno> {
+        let words = self.strings.strip_suffix(&[0]).unwrap_or_default();
+        let words = words.rsplit(|&byte| byte == 0).take(self.arguments);
+        words.into_iter().try_for_each(|word| strings.add(word))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::string::String;
-    use std::vec::Vec;
-
-    use granule_abi::Errno;
-    use granule_abi::process::{AT_EXECFN, AT_PAGESZ, AT_PLATFORM, AT_RANDOM};
-
-    use super::{Image, STRINGS, WORDS, Words};
-
-    /// Reads an image as a program does.
-    struct Reader<'a>(&'a Image);
-
-    impl Reader<'_> {
-        fn bytes(&self, address: u64) -> &[u8] {
-            &self.0.bytes[(address - self.0.pointer) as usize..]
-        }
-
-        fn quad(&self, index: usize) -> u64 {
-            u64::from_le_bytes(self.0.bytes[8 * index..8 * index + 8].try_into().unwrap())
-        }
-
-        fn string(&self, address: u64) -> String {
-            let bytes = self.bytes(address);
-            let end = bytes.iter().position(|&byte| byte == 0).unwrap();
-            String::from_utf8(bytes[..end].to_vec()).unwrap()
-        }
-
-        /// The strings of the array at this word, and the word behind its zero.
-        fn strings(&self, mut at: usize) -> (Vec<String>, usize) {
-            let mut strings = Vec::new();
-            while self.quad(at) != 0 {
-                strings.extend([self.string(self.quad(at))]);
-                at += 1;
-            }
-            (strings, at + 1)
-        }
-    }
-
-    fn words(arguments: &[&str], environment: &[&str]) -> Words {
-        let mut words = Words::new();
-        arguments.iter().for_each(|word| words.argument(word.as_bytes()).unwrap());
-        environment.iter().for_each(|word| words.variable(word.as_bytes()).unwrap());
-        words
-    }
-
-    #[test]
-    fn a_program_finds_what_it_was_given() {
-        let top = 0xffff_ffff_f000;
-        let random = *b"sixteen bytes...";
-        for extra in 0..20 {
-            let long = "x".repeat(extra);
-            let given = words(&["hello", &long, ""], &["HOME=/", "A="]);
-            let image = Image::new(top, given, b"/bin/hello", &[(AT_PAGESZ, 4096)], random).unwrap();
-            assert_eq!(image.pointer % 16, 0);
-            assert_eq!(image.pointer + image.bytes.len() as u64, top);
-            assert_eq!(image.bytes[image.bytes.len() - 8..], [0; 8]);
-            let reader = Reader(&image);
-            assert_eq!(reader.quad(0), 3);
-            let (arguments, at) = reader.strings(1);
-            assert_eq!(arguments, ["hello", &long, ""]);
-            let (environment, mut at) = reader.strings(at);
-            assert_eq!(environment, ["HOME=/", "A="]);
-            let mut auxiliary = BTreeMap::new();
-            while reader.quad(at) != 0 {
-                auxiliary.extend([(reader.quad(at), reader.quad(at + 1))]);
-                at += 2;
-            }
-            assert_eq!(reader.quad(at + 1), 0);
-            assert_eq!(auxiliary[&AT_PAGESZ], 4096);
-            assert_eq!(reader.bytes(auxiliary[&AT_RANDOM])[..16], random);
-            assert_eq!(reader.string(auxiliary[&AT_PLATFORM]), "aarch64");
-            assert_eq!(reader.string(auxiliary[&AT_EXECFN]), "/bin/hello");
-        }
-    }
-
-    #[test]
-    fn too_many_words_are_refused() {
-        let mut words = Words::new();
-        assert_eq!(words.argument(&[b'x'; STRINGS]), Err(Errno::E2BIG));
-        words.argument(&[b'x'; STRINGS - 1]).unwrap();
-        assert_eq!((words.room(), words.argument(b"")), (0, Err(Errno::E2BIG)));
-        let mut words = Words::new();
-        (0..WORDS).for_each(|_| words.argument(b"").unwrap());
-        assert_eq!(words.variable(b""), Err(Errno::E2BIG));
-        assert_eq!(words.arguments(), WORDS);
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use granule_abi::process::NAME_LENGTH;
 use thiserror::Error;
 
 use super::elf::ProgramError;
-use super::initrd::ArchiveError;
+use super::initrd::PathError;
 use super::signal::Signal;
 use crate::errno::Errno;
 
@@ -108,12 +108,9 @@ pub struct Summary {
 /// Why a program cannot be started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum ExecError {
-    /// The initrd has no such file.
-    #[error("the initrd has no such file")]
-    NotFound,
-    /// The initrd is broken.
+    /// The path leads to no file that may be executed.
     #[error(transparent)]
-    Archive(#[from] ArchiveError),
+    Path(#[from] PathError),
     /// The file is no program.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -126,8 +123,7 @@ impl ExecError {
     /// As execve tells it.
     pub const fn errno(self) -> Errno {
         match self {
-            Self::NotFound => Errno::ENOENT,
-            Self::Archive(_) => Errno::EIO,
+            Self::Path(error) => error.errno(),
             Self::Program(_) => Errno::ENOEXEC,
             Self::Errno(errno) => errno,
         }
@@ -159,6 +155,6 @@ mod tests {
     #[test]
     fn what_is_no_program_is_enoexec() {
         assert_eq!(ExecError::Program(super::ProgramError::NotElf).errno(), Errno::ENOEXEC);
-        assert_eq!(ExecError::NotFound.errno(), Errno::ENOENT);
+        assert_eq!(ExecError::Path(super::PathError::NotFound).errno(), Errno::ENOENT);
     }
 }

@@ -1,7 +1,9 @@
 //! Calls for processes and threads.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
+use granule_abi::limits::RLIMIT_STACK;
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
     FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_SET_NAME,
@@ -12,11 +14,11 @@ use super::{Answer, Call, read_quads, time};
 use crate::drivers::timer::Deadline;
 use crate::errno::Errno;
 use crate::process::futex::Scope;
-use crate::process::stack::Words;
+use crate::process::stack::{self, Counts, Memory, Strings};
 use crate::process::status::{End, ExecError, Name};
 use crate::process::tree::PROCESSES;
 use crate::process::{birth, death, exec, futex as sleepers};
-use crate::sched;
+use crate::sched::{self, Work};
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -80,67 +82,97 @@ pub(super) fn wait4(call: &mut Call<'_>) -> Answer {
 }
 
 pub(super) fn execve(call: &mut Call<'_>) -> Answer {
-    /// Bytes of a path that names a file of the initrd.
-    const PATH: usize = 256;
-    let mut path = [0; PATH];
-    let length = read_string(call.address::<0>(), &mut path)?.ok_or(Errno::ENAMETOOLONG)?;
-    let path = &path[..length];
-    let mut words = Words::new();
-    read_words(call.address::<1>(), &mut words, Words::argument)?;
-    read_words(call.address::<2>(), &mut words, Words::variable)?;
-    let loaded = exec::load(this_cpu(), path, words).map_err(ExecError::errno)?;
+    let (arguments, environment) = (call.address::<1>(), call.address::<2>());
+    let loaded = {
+        let path = read_path(call.address::<0>())?;
+        let file = exec::open(&path).map_err(ExecError::errno)?;
+        let stack_limit = call.task.process().limits.soft(RLIMIT_STACK);
+        let pointers = |array| count_pointers(call, array, stack_limit);
+        let counts = Counts { arguments: pointers(arguments)?, environment: pointers(environment)? };
+        let add = |strings: &mut Strings<exec::InSpace<'_>>| {
+            copy_strings(call, environment, counts.environment, strings)?;
+            copy_strings(call, arguments, counts.arguments, strings)
+        };
+        exec::load(this_cpu(), file, &path, stack_limit, counts, add).map_err(ExecError::errno)?
+    };
     death::become_alone(call.task)?;
     exec::install(call.task, call.thread, loaded, call.frame);
     // What a program finds in x0 at its first instruction.
     Ok(0)
 }
 
-/// Copies the words of an array of pointers that ends with a null pointer; no array is an empty one.
-fn read_words(
-    array: VirtAddr,
-    words: &mut Words,
-    add: fn(&mut Words, &[u8]) -> Result<(), Errno>,
-) -> Result<(), Errno> {
+/// Copies a path (Linux's `getname`).
+fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
+    /// Bytes that a path may have, its final zero included.
+    const PATH: usize = 4096;
+    let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;
+    let mut path = Vec::new();
+    path.try_reserve_exact(length).map_err(|_| Errno::ENOMEM)?;
+    path.resize(length, 0);
+    uaccess::copy_from_user(&mut path, from)?;
+    Ok(path)
+}
+
+/// The pointers of an array up to a null pointer; no array is an empty one.
+///
+/// More than an argument list can have are E2BIG at once, also where Linux would first come to a fault behind them.
+fn count_pointers(call: &Call<'_>, array: VirtAddr, stack_limit: u64) -> Result<usize, Errno> {
     if array.0 == 0 {
-        return Ok(());
+        return Ok(0);
     }
-    let mut buffer = alloc::vec::Vec::new();
-    for index in 0.. {
-        let [pointer] = read_quads(VirtAddr(array.0.wrapping_add(8 * index)))?;
-        if pointer == 0 {
-            break;
+    for index in 0..=stack::most_pointers(stack_limit) {
+        if read_pointer(array, index)?.0 == 0 {
+            return Ok(index);
         }
-        let length = loop {
-            let room = words.room();
-            if let Some(length) = read_string(VirtAddr(pointer), &mut buffer)? {
-                break length;
-            }
-            if buffer.len() >= room {
-                return Err(Errno::E2BIG);
-            }
-            let longer = (2 * buffer.len()).clamp(256, room);
-            buffer.try_reserve_exact(longer - buffer.len()).map_err(|_| Errno::ENOMEM)?;
-            buffer.resize(longer, 0);
-        };
-        add(words, &buffer[..length])?;
+        give_up_if_killed(call)?;
+    }
+    Err(Errno::E2BIG)
+}
+
+fn read_pointer(array: VirtAddr, index: usize) -> Result<VirtAddr, Errno> {
+    let [pointer] = read_quads(VirtAddr(array.0.wrapping_add(8 * index as u64)))?;
+    Ok(VirtAddr(pointer))
+}
+
+/// Copies the strings of an array of pointers to a new stack, the last one first.
+fn copy_strings<M: Memory>(
+    call: &Call<'_>,
+    array: VirtAddr,
+    count: usize,
+    strings: &mut Strings<M>,
+) -> Result<(), Errno> {
+    for index in (0..count).rev() {
+        let from = read_pointer(array, index)?;
+        let length = string_length(from, stack::STRING)?.ok_or(Errno::E2BIG)?;
+        strings.add_with(length + 1, |offset, to| {
+            give_up_if_killed(call)?;
+            uaccess::copy_from_user(to, VirtAddr(from.0.wrapping_add(offset as u64)))
+        })?;
+        give_up_if_killed(call)?;
     }
     Ok(())
 }
 
-/// Copies a string with a final zero; its length without it. `None`: it is longer than the buffer.
-fn read_string(from: VirtAddr, to: &mut [u8]) -> Result<Option<usize>, Errno> {
-    /// What is copied at once: no piece crosses the end of a page, behind which there may be nothing.
-    const PIECE: usize = 64;
+/// A call that may take long ends where a signal waits that ends the process.
+fn give_up_if_killed(call: &Call<'_>) -> Result<(), Errno> {
+    if call.thread.has(Work::SIGNAL) && call.task.is_called_off() { Err(Errno::EINTR) } else { Ok(()) }
+}
+
+/// The length of a string without its final zero. `None`: with it, it is longer than `most`.
+fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>, Errno> {
+    /// What is looked at together: no piece crosses the end of a page, behind which there may be nothing.
+    const PIECE: usize = 256;
+    let mut buffer = [0; PIECE];
     let mut done = 0;
-    while done < to.len() {
+    while done < most {
         let at = VirtAddr(from.0.wrapping_add(done as u64));
-        let piece = (PIECE - at.0 as usize % PIECE).min(to.len() - done);
-        let piece = &mut to[done..done + piece];
+        let bytes = (PIECE - at.0 as usize % PIECE).min(most - done);
+        let piece = buffer.get_mut(..bytes).unwrap_or_default();
         uaccess::copy_from_user(piece, at)?;
-        if let Some(end) = piece.iter().position(|&byte| byte == 0) {
-            return Ok(Some(done + end));
+        if let Some(zero) = piece.iter().position(|&byte| byte == 0) {
+            return Ok(Some(done + zero));
         }
-        done += piece.len();
+        done += bytes;
     }
     Ok(None)
 }
@@ -199,10 +231,11 @@ pub(super) fn prctl(call: &mut Call<'_>) -> Answer {
     let at = call.address::<1>();
     match u64::from(call.argument::<0>() as u32) {
         PR_SET_NAME => {
-            let mut name = [0; NAME_LENGTH];
             // What is longer is cut off.
-            let length = read_string(at, &mut name[..NAME_LENGTH - 1])?.unwrap_or(NAME_LENGTH - 1);
-            let name = Name::whole(&name[..length]);
+            let length = string_length(at, NAME_LENGTH - 1)?.unwrap_or(NAME_LENGTH - 1);
+            let mut name = [0; NAME_LENGTH];
+            uaccess::copy_from_user(name.get_mut(..length).unwrap_or_default(), at)?;
+            let name = Name::whole(&name);
             call.task.process().state(&mut PROCESSES.lock().key).name = name;
             Ok(0)
         }

@@ -176,9 +176,9 @@ impl Subject for Model {
     /// There is one file, `exits`, whose only process has the number 7 and exits with as many as it has words.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
         if file != "exits" {
-            return Err(ExecError::NotFound);
+            return Err(ExecError::Path(crate::process::initrd::PathError::NotFound));
         }
-        self.process = Some(End::Exited(words.arguments() as u8));
+        self.process = Some(End::Exited(words.counts().arguments as u8));
         Ok(7)
     }
 

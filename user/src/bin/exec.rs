@@ -1,0 +1,272 @@
+//! execve: argument lists up to Linux's limits, empty ones, and what is answered for paths and pointers that are no good.
+//!
+//! The program executes itself: an environment of one variable says what the copy has to find.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::ffi::{CStr, c_char};
+use core::ptr::null;
+
+use granule_user::abi::memory::{PROT_READ, PROT_WRITE};
+use granule_user::abi::number::EXECVE;
+use granule_user::abi::process::{AT_EXECFN, exited};
+use granule_user::answers::{equal, status};
+use granule_user::memory::{PAGE, map, munmap};
+use granule_user::{Errno, Start, entry, process, sys};
+
+entry!(run);
+
+/// Bytes that argv, envp and their strings may have together: a quarter of the 8 MiB that a stack may have by default.
+const LIMIT: usize = 2 << 20;
+/// Bytes that one string may have, its final zero included.
+const STRING: usize = 128 << 10;
+/// What a copy exits with that found what it should.
+const FOUND: u8 = 42;
+/// Nothing is mapped here.
+const NOWHERE: u64 = 0x1000;
+/// The kernel's half.
+const KERNEL: u64 = 0xffff_8000_8000_0000;
+
+fn run(start: Start) -> u8 {
+    if let Some(what) = start.environment().next().and_then(|word| word.strip_prefix("FIND=")) {
+        return look(&start, what);
+    }
+    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
+    // SAFETY: the kernel put it there, and nothing changes it.
+    let path = unsafe { CStr::from_ptr(path) };
+    empty_lists(path);
+    long_lists(path);
+    long_strings(path);
+    the_limit(path);
+    bad_pointers(path);
+    paths(path);
+    status("exec")
+}
+
+/// In the copy: whether it has the arguments that it was to get.
+fn look(start: &Start, what: &str) -> u8 {
+    let mut words = what.split(':').map(|word| word.parse::<usize>().unwrap_or(usize::MAX));
+    let (count, length) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut found = 0;
+    let mut right = start.count() == count;
+    for (index, word) in start.arguments().enumerate() {
+        found += 1;
+        right &= word.len() == length && word.bytes().all(|byte| byte == letter(index));
+    }
+    if right && found == count { FOUND } else { 1 }
+}
+
+/// What argument number `index` is made of.
+const fn letter(index: usize) -> u8 {
+    b'a' + (index % 26) as u8
+}
+
+/// Executes this program in a child, with an environment of one variable: how the child ended, or the error's number.
+fn execute(path: &CStr, arguments: u64, find: &CStr) -> u32 {
+    let environment = [find.as_ptr(), null()];
+    let child = process::spawn(|| answer(path.as_ptr() as u64, arguments, environment.as_ptr() as u64));
+    process::wait(child.expect("a fork"))
+}
+
+/// The error of a call to execve.
+fn answer(path: u64, arguments: u64, environment: u64) -> u8 {
+    // SAFETY: where it succeeds nothing of this program is left.
+    let result = unsafe { sys::call(EXECVE, [path, arguments, environment, 0, 0, 0]) };
+    result.map_or_else(|error| error as u8, |_| 0)
+}
+
+/// An argument list in memory of its own.
+struct List {
+    start: u64,
+    bytes: u64,
+    count: usize,
+}
+
+impl List {
+    /// `count` arguments of `length` letters each.
+    fn new(count: usize, length: usize) -> Self {
+        let bytes = ((count + 1) * 8 + count * (length + 1)) as u64;
+        let bytes = bytes.next_multiple_of(PAGE);
+        let start = map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+        let mut string = start + (count as u64 + 1) * 8;
+        for index in 0..count {
+            // SAFETY: fresh memory with room for all of it.
+            unsafe {
+                (start as *mut u64).add(index).write(string);
+                core::ptr::write_bytes(string as *mut u8, letter(index), length);
+            }
+            string += length as u64 + 1;
+        }
+        Self { start, bytes, count }
+    }
+
+    fn set(&self, index: usize, pointer: u64) {
+        assert!(index <= self.count);
+        // SAFETY: an entry of the list.
+        unsafe { (self.start as *mut u64).add(index).write(pointer) };
+    }
+}
+
+impl Drop for List {
+    fn drop(&mut self) {
+        // SAFETY: the list's own memory.
+        unsafe { munmap(self.start, self.bytes) }.expect("memory to unmap");
+    }
+}
+
+/// How a child ended that got `count` arguments of `length` letters.
+fn with(path: &CStr, count: usize, length: usize, find: &CStr) -> u32 {
+    let list = List::new(count, length);
+    execute(path, list.start, find)
+}
+
+const TOO_BIG: u32 = exited(Errno::E2BIG as u8);
+const BAD: u32 = exited(Errno::EFAULT as u8);
+
+fn empty_lists(path: &CStr) {
+    equal("argv is a null pointer", execute(path, 0, c"FIND=1:0"), exited(FOUND));
+    let empty = [0_u64];
+    equal("argv is empty", execute(path, empty.as_ptr() as u64, c"FIND=1:0"), exited(FOUND));
+}
+
+fn long_lists(path: &CStr) {
+    equal("4097 arguments", with(path, 4097, 3, c"FIND=4097:3"), exited(FOUND));
+    equal("60000 arguments", with(path, 60_000, 20, c"FIND=60000:20"), exited(FOUND));
+    equal("200000 empty ones", with(path, 200_000, 0, c"FIND=200000:0"), exited(FOUND));
+    equal("262144 empty ones", with(path, LIMIT / 8, 0, c"FIND=262144:0"), TOO_BIG);
+}
+
+fn long_strings(path: &CStr) {
+    // With less than 256 bytes left of 128 KiB for the environment.
+    equal("one of 130971", with(path, 1, 130_971, c"FIND=1:130971"), exited(FOUND));
+    equal("one of 128 KiB less the zero", with(path, 1, STRING - 1, c"FIND=1:131071"), exited(FOUND));
+    equal("one of 128 KiB", with(path, 1, STRING, c"FIND=1:131072"), TOO_BIG);
+    equal("fifteen of them", with(path, 15, STRING - 1, c"FIND=15:131071"), exited(FOUND));
+    equal("sixteen of them", with(path, 16, STRING - 1, c"FIND=16:131071"), TOO_BIG);
+}
+
+/// Exactly as much as there may be, and one byte more.
+fn the_limit(path: &CStr) {
+    let find = c"FIND=?";
+    // Fifteen long ones and one that fills up: pointers, strings, the variable, and the path.
+    let used = 17 * 8 + 15 * STRING + find.to_bytes_with_nul().len() + path.to_bytes_with_nul().len();
+    for (more, end) in [(0, exited(1)), (1, TOO_BIG)] {
+        let list = List::new(16, STRING - 1);
+        let last = List::new(1, LIMIT - used - 1 + more);
+        // SAFETY: the only string of the other list.
+        list.set(15, unsafe { *(last.start as *const u64) });
+        equal(("the limit and", more), execute(path, list.start, find), end);
+    }
+}
+
+fn bad_pointers(path: &CStr) {
+    let at = |pointer: u64| execute(path, pointer, c"FIND=0:0");
+    for bad in [NOWHERE, KERNEL, u64::MAX - 7] {
+        equal(("argv", bad), at(bad), BAD);
+        let list = [bad, 0];
+        equal(("argv[0]", bad), at(list.as_ptr() as u64), BAD);
+        let child = process::spawn(|| answer(path.as_ptr() as u64, 0, bad));
+        equal(("envp", bad), process::wait(child.expect("a fork")), BAD);
+    }
+    // Strings are copied from the last one to the first.
+    let list = List::new(2, STRING);
+    list.set(0, NOWHERE);
+    equal("a bad one before one that is too long", at(list.start), TOO_BIG);
+    let list = List::new(2, STRING);
+    list.set(1, NOWHERE);
+    equal("a bad one behind one that is too long", at(list.start), BAD);
+    // An array without an end, up to a page that is not mapped; and strings at the end of a page.
+    let pages = map(2 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    // SAFETY: this function's pages.
+    unsafe {
+        munmap(pages + PAGE, PAGE).expect("a hole");
+        core::ptr::write_bytes(pages as *mut u8, 1, PAGE as usize);
+        ((pages + PAGE - 8) as *mut u64).write(path.as_ptr() as u64);
+    }
+    equal("argv has no end", at(pages + PAGE - 8), BAD);
+    // SAFETY: as above.
+    unsafe { core::ptr::write_bytes((pages + PAGE - 8) as *mut u8, b'a', 8) };
+    let list = [pages + PAGE - 1, 0];
+    equal("a string has no end", at(list.as_ptr() as u64), BAD);
+    // SAFETY: as above.
+    unsafe { core::ptr::copy_nonoverlapping(c"aaaaaaa".as_ptr(), (pages + PAGE - 8) as *mut c_char, 8) };
+    let list = [pages + PAGE - 8, 0];
+    let end = execute(path, list.as_ptr() as u64, c"FIND=1:7");
+    equal("a string ends with its page", end, exited(FOUND));
+    // SAFETY: as above.
+    unsafe { munmap(pages, PAGE) }.expect("a page to unmap");
+}
+
+/// A regular file that is there and may not be executed. A kernel that can write files has it made.
+const PLAIN: &CStr = c"/plain";
+
+fn make_plain() {
+    const OPENAT: usize = 56;
+    const CREATE: u64 = 0o100;
+    // SAFETY: it changes no memory. Where there is no such call the file is in the initrd.
+    unsafe { sys::raw(OPENAT, [-100_i64 as u64, PLAIN.as_ptr() as u64, CREATE, 0o644, 0, 0]) };
+}
+
+fn paths(path: &CStr) {
+    make_plain();
+    let ask = |path: &[u8]| {
+        let bytes = (path.len() as u64 + 1).next_multiple_of(PAGE);
+        let copy = map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+        // SAFETY: fresh memory with room for it.
+        unsafe { core::ptr::copy_nonoverlapping(path.as_ptr(), copy as *mut u8, path.len()) };
+        // A path that is refused is refused before the arguments are looked at.
+        let child = process::spawn(|| answer(copy, NOWHERE, NOWHERE)).expect("a fork");
+        let end = process::wait(child);
+        // SAFETY: as above.
+        unsafe { munmap(copy, bytes) }.expect("memory to unmap");
+        Errno::from_number((end >> 8) as i32)
+    };
+    let answers: [(&[u8], Errno); 19] = [
+        (b"", Errno::ENOENT),
+        (b"nosuch", Errno::ENOENT),
+        (b"nosuch/file", Errno::ENOENT),
+        (b"nosuch/", Errno::ENOENT),
+        (b"\xff\xfe", Errno::ENOENT),
+        (b"plain", Errno::EACCES),
+        (b"/./plain", Errno::EACCES),
+        (b"plain/", Errno::ENOTDIR),
+        (b"plain/.", Errno::ENOTDIR),
+        (b"plain/..", Errno::ENOTDIR),
+        (b"plain/file", Errno::ENOTDIR),
+        (b"nosuch/../plain", Errno::ENOENT),
+        (b"/", Errno::EACCES),
+        (b".", Errno::EACCES),
+        (b"..", Errno::EACCES),
+        (b"//..//.//", Errno::EACCES),
+        (b"/../plain", Errno::EACCES),
+        (&[b'x'; 255], Errno::ENOENT),
+        (&[b'x'; 256], Errno::ENAMETOOLONG),
+    ];
+    for (path, linux) in answers {
+        equal(path.escape_ascii(), ask(path), Some(linux));
+    }
+    let mut long = [b'/'; 4096];
+    equal("4096 slashes", ask(&long), Some(Errno::ENAMETOOLONG));
+    equal("4095 slashes", ask(&long[1..]), Some(Errno::EACCES));
+    long[..7].copy_from_slice(b"nosuch/");
+    long[7..].fill(b'x');
+    equal("a long name behind one that is not there", ask(&long[..1000]), Some(Errno::ENOENT));
+    long[..7].copy_from_slice(b"//plain");
+    equal("a long name in the root", ask(&long[..1000]), Some(Errno::ENAMETOOLONG));
+    long[..7].copy_from_slice(b"/plain/");
+    equal("a long name behind a file", ask(&long[..1000]), Some(Errno::ENOTDIR));
+    for bad in [NOWHERE, KERNEL, u64::MAX, 0] {
+        let child = process::spawn(|| answer(bad, 0, 0)).expect("a fork");
+        equal(("path", bad), process::wait(child), BAD);
+    }
+    let dotted = joined(b"/.././/", path.to_bytes());
+    let dotted = CStr::from_bytes_until_nul(&dotted).expect("a short path");
+    equal("another way to the program", execute(dotted, 0, c"FIND=1:0"), exited(FOUND));
+}
+
+/// Both, one behind the other, with zeros behind them.
+fn joined(first: &[u8], second: &[u8]) -> [u8; 256] {
+    let mut bytes = [0; 256];
+    bytes.iter_mut().zip(first.iter().chain(second)).for_each(|(to, from)| *to = *from);
+    bytes
+}
