@@ -1,6 +1,8 @@
 //! Exceptions of a program that are no calls: faults are served, or become signals as on Linux.
 
-use granule_abi::signal::{BUS_ADRALN, BUS_ADRERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, TRAP_BRKPT};
+use granule_abi::signal::{
+    BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTESERR, SI_KERNEL, TRAP_BRKPT,
+};
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{self, Class, FaultStatus, Syndrome};
 
@@ -26,6 +28,10 @@ impl Offence {
     const NOT_ALLOWED: Self = Self { signal: Signal::SEGV, code: SEGV_ACCERR };
     const MISALIGNED: Self = Self { signal: Signal::BUS, code: BUS_ADRALN };
     const NO_MEMORY: Self = Self { signal: Signal::BUS, code: BUS_ADRERR };
+    const OTHER_TAG: Self = Self { signal: Signal::SEGV, code: SEGV_MTESERR };
+    const HARDWARE_ERROR: Self = Self { signal: Signal::BUS, code: BUS_OBJERR };
+    /// What a program cannot go on after.
+    const FATAL: Self = Self { signal: Signal::KILL, code: SI_KERNEL };
     const NO_INSTRUCTION: Self = Self { signal: Signal::ILL, code: ILL_ILLOPC };
     const BREAKPOINT: Self = Self { signal: Signal::TRAP, code: TRAP_BRKPT };
 }
@@ -61,18 +67,15 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     let syndrome = frame.syndrome();
     let address = frame.fault_address();
     if let Err(offence) = serve(task, syndrome, address) {
-        let at = match offence {
-            Offence::NO_INSTRUCTION | Offence::BREAKPOINT => frame.elr,
-            _ => address.0,
-        };
-        task.fault.set(FaultRecord { address: address.0, esr: told(syndrome, address).0 });
+        let (at, record) = report(frame, offence);
+        task.fault.set(record);
         let mut tree = PROCESSES.lock();
         let state = task.process().state(&mut tree.key);
         state.force(task, offence.signal, Cause::fault(offence.code, at));
     }
 }
 
-/// Serves a fault, or says what the program is to be told.
+/// Serves a fault, or returns what it is for the program.
 fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offence> {
     if let Some(abort) = syndrome.abort() {
         return match abort.status {
@@ -80,8 +83,12 @@ fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offen
                 Ok(resolve_access(task, address, abort.access)?)
             }
             FaultStatus::Alignment => Err(Offence::MISALIGNED),
-            FaultStatus::AddressSize => Err(Offence::NOT_MAPPED),
-            _ => Err(Offence::NO_MEMORY),
+            FaultStatus::TagCheck => Err(Offence::OTHER_TAG),
+            FaultStatus::SynchronousExternal | FaultStatus::ParityOrEcc | FaultStatus::UnsupportedExclusive => {
+                Err(Offence::HARDWARE_ERROR)
+            }
+            // The walk itself failed, or this kernel knows nothing of it: Linux's `fault_info` has SIGKILL.
+            _ => Err(Offence::FATAL),
         };
     }
     Err(match syndrome.class() {
@@ -91,6 +98,30 @@ fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offen
         }
         _ => Offence::NO_INSTRUCTION,
     })
+}
+
+/// What a signal's `si_addr` is, and what its frame says of the fault.
+///
+/// FAR_EL1 holds something for aborts, PC alignment faults and watchpoints alone (Arm ARM D24.2.42); else it is what an
+/// earlier exception of this CPU left, which may have been another program's. Linux has the address in the frame for
+/// faults of memory only, and the syndrome for these and for misaligned PC and SP; it is all zero for the rest.
+fn report(frame: &TrapFrame, offence: Offence) -> (u64, FaultRecord) {
+    let syndrome = frame.syndrome();
+    let address = frame.fault_address();
+    let without_address = FaultRecord { address: 0, esr: syndrome.0 };
+    if let Some(abort) = syndrome.abort() {
+        return match offence {
+            Offence::HARDWARE_ERROR | Offence::FATAL if !abort.address_valid => (0, without_address),
+            Offence::HARDWARE_ERROR | Offence::FATAL => (address.0, without_address),
+            _ => (address.0, FaultRecord { address: address.0, esr: visible(syndrome, address).0 }),
+        };
+    }
+    match syndrome.class() {
+        Some(Class::PCAlignmentFault) => (address.0, without_address),
+        Some(Class::SPAlignmentFault) => (frame.sp, without_address),
+        Some(Class::WatchpointLowerEL) => (address.0, FaultRecord::default()),
+        _ => (frame.elr, FaultRecord::default()),
+    }
 }
 
 /// The kernel's addresses need no question of their own: no area lies there.
@@ -138,13 +169,17 @@ pub(super) fn resolve(thread: &Thread, address: VirtAddr, access: esr::Access) -
     resolve_access(task, address, access).is_ok()
 }
 
-/// The syndrome as a program may see it: of the kernel's addresses it learns nothing, not even what is mapped.
-fn told(syndrome: Syndrome, address: VirtAddr) -> Syndrome {
-    /// Fault status code of a translation fault at level 0, and where the code is.
+/// The syndrome of an abort as a program may see it: of the kernel's addresses it learns nothing, not even what is
+/// mapped (Linux's `set_thread_esr`).
+fn visible(syndrome: Syndrome, address: VirtAddr) -> Syndrome {
+    /// Fault status code of a translation fault at level 0.
     const TRANSLATION_0: u64 = 0b00_0100;
-    const STATUS: u64 = 0x3f;
-    if syndrome.abort().is_some() && address >= USER_END {
-        return Syndrome(syndrome.0 & !STATUS | TRANSLATION_0);
+    /// Class, length of the instruction; and for data, cache maintenance and direction.
+    const FETCH: u64 = 0x3f << 26 | 1 << 25;
+    const DATA: u64 = FETCH | 1 << 8 | 1 << 6;
+    if address < USER_END {
+        return syndrome;
     }
-    syndrome
+    let kept = if syndrome.class() == Some(Class::InstrAbortLowerEL) { FETCH } else { DATA };
+    Syndrome(syndrome.0 & kept | TRANSLATION_0)
 }

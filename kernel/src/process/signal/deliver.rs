@@ -1,10 +1,12 @@
 //! On the way out to EL0: signals that wait come to their handlers, or to their default actions; and the way back.
 
-use granule_abi::signal::{MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SigAction, SigStack};
-use granule_abi::signal::{SEGV_MAPERR, SS_DISABLE};
+use granule_abi::signal::{
+    MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SEGV_ACCERR, SEGV_MAPERR, SS_DISABLE, SigAction,
+    SigFrame, SigStack,
+};
 use granule_arch::addr::VirtAddr;
 
-use super::frame::{Image, Interrupted, Registers, is_on_stack, place, reported, restore};
+use super::frame::{Image, Interrupted, Registers, Restored, is_on_stack, place, reported, restore};
 use super::{Cause, Effect, Set, Signal};
 use crate::errno::Errno;
 use crate::process::status::End;
@@ -99,7 +101,8 @@ fn enter(
         stack,
     };
     let switches = action.flags & SA_ONSTACK != 0 && stack.size != 0 && !is_on_stack(&stack, frame.sp);
-    let sp = if switches { stack.base + stack.size } else { frame.sp };
+    // A stack may be anywhere: one that wraps has no room, as the copy will find.
+    let sp = if switches { stack.base.wrapping_add(stack.size) } else { frame.sp };
     let (at, record) = place(sp).ok_or(Errno::EFAULT)?;
     let info = cause.info(signal);
     uaccess::copy_to_user(VirtAddr(at), Image::new(&info, &before, task.fault.take()).bytes())?;
@@ -124,24 +127,36 @@ fn enter(
 /// PSTATE.BTYPE: a handler is not where a branch of the program went.
 const BRANCH_TYPE: u64 = 0b11 << 10;
 
-/// `rt_sigreturn`: what the frame at SP says goes on. Where it is none, SIGSEGV.
+/// `rt_sigreturn`: the thread goes on with what the frame at SP has. A frame that is refused is SIGSEGV; as on Linux,
+/// mask and registers are the frame's all the same, as far as it could be read.
 #[inline(never)]
 pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
     let at = frame.sp;
-    let aligned = if at.is_multiple_of(16) { Ok(()) } else { Err(Errno::EINVAL) };
-    let back = aligned.and_then(|()| restore(|offset, to| uaccess::copy_from_user(to, VirtAddr(at + offset as u64))));
-    let Ok(back) = back else {
-        let mut tree = PROCESSES.lock();
-        return task.process().state(&mut tree.key).force(task, Signal::SEGV, Cause::fault(SEGV_MAPERR, at));
-    };
-    let Registers { x, sp, pc, pstate } = back.registers;
-    (frame.x, frame.sp, frame.elr, frame.spsr) = (x, sp, pc, pstate);
-    thread.set_fp_state(if back.fp == FpState::ZERO { None } else { Some(&back.fp) });
-    // A stack that it may not have leaves the one that it has, as on Linux.
-    let _ = set_stack(task, back.stack, sp);
     task.restart.set(None);
+    if !at.is_multiple_of(16) || !uaccess::is_user_range(VirtAddr(at), size_of::<SigFrame>()) {
+        return refuse(task, at);
+    }
+    let Restored { mask, registers, rest } = restore(at, |from, to| uaccess::copy_from_user(to, VirtAddr(from)));
+    let Registers { x, sp, pc, pstate } = registers;
+    (frame.x, frame.sp, frame.elr, frame.spsr) = (x, sp, pc, pstate);
+    if let Some(mask) = mask {
+        let mut tree = PROCESSES.lock();
+        task.process().state(&mut tree.key).set_blocked(task, Set(mask));
+    }
+    let Ok((fp, stack)) = rest else { return refuse(task, sp) };
+    thread.set_fp_state(if fp == FpState::ZERO { None } else { Some(&fp) });
+    // A stack that it may not have leaves the one that it has, as on Linux.
+    let _ = set_stack(task, stack, sp);
+}
+
+/// The signal for a frame that is none, at this SP. As on Linux (`arm64_notify_segfault`), an address that has mapped
+/// memory anywhere above it counts as mapped.
+fn refuse(task: &Task, sp: u64) {
+    let mut below = false;
+    task.space().for_each_area(|area| below |= VirtAddr(sp) < area.end());
+    let code = if below { SEGV_ACCERR } else { SEGV_MAPERR };
     let mut tree = PROCESSES.lock();
-    task.process().state(&mut tree.key).set_blocked(task, Set(back.mask));
+    task.process().state(&mut tree.key).force(task, Signal::SEGV, Cause::fault(code, sp));
 }
 
 /// Sets the stack for handlers.

@@ -8,8 +8,8 @@ use core::mem::offset_of;
 
 use granule_abi::Errno;
 use granule_abi::signal::{
-    ContextHeader, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, Records, SS_DISABLE, SS_ONSTACK, SigContext,
-    SigFrame, SigInfo, SigStack, UContext,
+    ContextHeader, ESR_MAGIC, EXTRA_MAGIC, EsrContext, ExtraContext, FPSIMD_MAGIC, FpsimdContext, Records, SS_DISABLE,
+    SS_ONSTACK, SigContext, SigFrame, SigInfo, SigStack, UContext,
 };
 
 use crate::sched::FpState;
@@ -157,76 +157,153 @@ fn info_bytes(info: &SigInfo) -> [u8; size_of::<SigInfo>()] {
     bytes
 }
 
-/// What a handler's return goes on with. `read` copies from the frame, at a byte offset.
-///
-/// # Errors
-/// `EFAULT`, from `read`; `EINVAL`: this is no frame, or it asks for what no program may have.
-pub fn restore(mut read: impl FnMut(usize, &mut [u8]) -> Result<(), Errno>) -> Result<Interrupted, Errno> {
-    let uc = offset_of!(SigFrame, context);
-    let mc = uc + offset_of!(UContext, context);
-    let mut quad = |at: usize| {
-        let mut bytes = [0; 8];
-        read(at, &mut bytes).map(|()| u64::from_le_bytes(bytes))
-    };
-    let mask = quad(uc + offset_of!(UContext, mask))?;
-    let stack = uc + offset_of!(UContext, stack);
-    let flags = quad(stack + offset_of!(SigStack, flags))? as u32 as i32;
-    let stack = SigStack {
-        base: quad(stack + offset_of!(SigStack, base))?,
-        flags,
-        padding: 0,
-        size: quad(stack + offset_of!(SigStack, size))?,
-    };
-    let mut x = [0; 31];
-    for (index, register) in x.iter_mut().enumerate() {
-        *register = quad(mc + offset_of!(SigContext, registers) + 8 * index)?;
-    }
-    let sp = quad(mc + offset_of!(SigContext, sp))?;
-    let pc = quad(mc + offset_of!(SigContext, pc))?;
-    let pstate = quad(mc + offset_of!(SigContext, pstate))?;
-    if pstate & MODE_AND_MASKS != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let registers = Registers { x, sp, pc, pstate: pstate & FREE };
-    Ok(Interrupted { registers, fp: read_fp(&mut read)?, mask, stack })
+/// What a handler's return goes on with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// The signals to block; `None` where they could not be read.
+    pub mask: Option<u64>,
+    /// The registers. Those that could not be read are 0, and PSTATE is one that a program may have.
+    pub registers: Registers,
+    /// Floating point and the alternative stack; or `EFAULT`, or `EINVAL`: this is no frame, or it asks for what no
+    /// program may have.
+    pub rest: Result<(FpState, SigStack), Errno>,
 }
 
-/// The record for floating point. Others are passed over.
-fn read_fp(read: &mut impl FnMut(usize, &mut [u8]) -> Result<(), Errno>) -> Result<FpState, Errno> {
-    let mut fp = None;
-    let mut at = 0;
-    loop {
-        if at + size_of::<ContextHeader>() > RECORDS_SIZE {
-            return Err(Errno::EINVAL);
-        }
-        let mut word = |offset: usize| {
-            let mut bytes = [0; 4];
-            read(RECORDS + at + offset, &mut bytes).map(|()| u32::from_le_bytes(bytes))
+/// A frame's fields, read in Linux's order (`restore_sigframe`).
+struct Reader<R> {
+    /// Where the frame is.
+    frame: u64,
+    read: R,
+}
+
+impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> Reader<R> {
+    fn quad(&mut self, offset: usize) -> Result<u64, Errno> {
+        let mut bytes = [0; 8];
+        (self.read)(self.frame.wrapping_add(offset as u64), &mut bytes).map(|()| u64::from_le_bytes(bytes))
+    }
+
+    fn word_at(&mut self, address: u64) -> Result<u32, Errno> {
+        let mut bytes = [0; 4];
+        (self.read)(address, &mut bytes).map(|()| u32::from_le_bytes(bytes))
+    }
+
+    /// The registers; and the error of the last one that could not be read, which is 0.
+    fn registers(&mut self) -> (Registers, Result<(), Errno>) {
+        const CONTEXT: usize = offset_of!(SigFrame, context) + offset_of!(UContext, context);
+        let mut result = Ok(());
+        let mut quad = |offset: usize| match self.quad(CONTEXT + offset) {
+            Ok(quad) => quad,
+            Err(error) => {
+                result = Err(error);
+                0
+            }
         };
-        let (magic, size) = (word(0)?, word(4)? as usize);
-        if magic == 0 {
-            // Linux refuses a frame without this record as well.
-            return if size == 0 { fp.ok_or(Errno::EINVAL) } else { Err(Errno::EINVAL) };
+        let mut x = [0; 31];
+        for (index, register) in x.iter_mut().enumerate() {
+            *register = quad(offset_of!(SigContext, registers) + 8 * index);
         }
-        if size < size_of::<ContextHeader>() || size % 16 != 0 || size > RECORDS_SIZE - at {
-            return Err(Errno::EINVAL);
+        let (sp, pc) = (quad(offset_of!(SigContext, sp)), quad(offset_of!(SigContext, pc)));
+        let pstate = quad(offset_of!(SigContext, pstate));
+        if pstate & MODE_AND_MASKS != 0 {
+            result = Err(Errno::EINVAL);
         }
-        if magic == FPSIMD_MAGIC {
-            if size != size_of::<FpsimdContext>() || fp.is_some() {
+        (Registers { x, sp, pc, pstate: pstate & FREE }, result)
+    }
+
+    fn stack(&mut self) -> Result<SigStack, Errno> {
+        const STACK: usize = offset_of!(SigFrame, context) + offset_of!(UContext, stack);
+        Ok(SigStack {
+            base: self.quad(STACK + offset_of!(SigStack, base))?,
+            flags: self.quad(STACK + offset_of!(SigStack, flags))? as u32 as i32,
+            padding: 0,
+            size: self.quad(STACK + offset_of!(SigStack, size))?,
+        })
+    }
+
+    /// The address of the record for floating point, which each frame has. One for a syndrome is passed over, and
+    /// one says that there are more records behind the frame; others are for what this kernel has not, and refused.
+    fn find_fp(&mut self) -> Result<u64, Errno> {
+        let mut records = RecordsPlace { start: self.frame.wrapping_add(RECORDS as u64), size: RECORDS_SIZE as u64 };
+        let (mut fp, mut extra, mut offset) = (None, false, 0);
+        loop {
+            let left = records.size.checked_sub(offset).ok_or(Errno::EINVAL)?;
+            if left < size_of::<ContextHeader>() as u64 || !offset.is_multiple_of(16) {
                 return Err(Errno::EINVAL);
             }
-            let fpsr = word(offset_of!(FpsimdContext, fpsr))?;
-            let fpcr = word(offset_of!(FpsimdContext, fpcr))?;
-            let mut v = [0; 32];
-            for (index, register) in v.iter_mut().enumerate() {
-                let mut bytes = [0; 16];
-                read(RECORDS + at + offset_of!(FpsimdContext, registers) + 16 * index, &mut bytes)?;
-                *register = u128::from_le_bytes(bytes);
+            let at = records.start.wrapping_add(offset);
+            let (magic, size) = (self.word_at(at)?, u64::from(self.word_at(at.wrapping_add(4))?));
+            if size > left {
+                return Err(Errno::EINVAL);
             }
-            fp = Some(FpState { v, fpsr, fpcr });
+            match magic {
+                0 if size == 0 => return fp.ok_or(Errno::EINVAL),
+                FPSIMD_MAGIC if fp.is_none() && size == size_of::<FpsimdContext>() as u64 => fp = Some(at),
+                ESR_MAGIC if size >= size_of::<ContextHeader>() as u64 => {}
+                EXTRA_MAGIC if !extra => {
+                    extra = true;
+                    records = self.extra(at, size, left)?;
+                    offset = 0;
+                    continue;
+                }
+                _ => return Err(Errno::EINVAL),
+            }
+            offset += size;
         }
-        at += size;
     }
+
+    /// Where the records go on that a record of this kind, `size` bytes at `at`, has behind the frame.
+    fn extra(&mut self, at: u64, size: u64, left: u64) -> Result<RecordsPlace, Errno> {
+        /// A header that ends records, with its padding.
+        const END: u64 = 16;
+        /// Bytes that a frame with all its records may have (`SIGFRAME_MAXSZ`).
+        const MOST: u64 = 256 << 10;
+        if size < size_of::<ExtraContext>() as u64 || left - size < END {
+            return Err(Errno::EINVAL);
+        }
+        let address = offset_of!(ExtraContext, address) as u64;
+        let low = self.word_at(at.wrapping_add(address))?;
+        let high = self.word_at(at.wrapping_add(address + 4))?;
+        let start = u64::from(high) << 32 | u64::from(low);
+        let bytes = u64::from(self.word_at(at.wrapping_add(offset_of!(ExtraContext, size) as u64))?);
+        let end = at.wrapping_add(size);
+        let is_end = (self.word_at(end)?, self.word_at(end.wrapping_add(4))?) == (0, 0);
+        let behind = end.wrapping_add(END);
+        let most = MOST.saturating_sub(behind.wrapping_sub(self.frame));
+        let fits = bytes <= most && start.is_multiple_of(16) && bytes.is_multiple_of(16);
+        if is_end && fits && start == behind { Ok(RecordsPlace { start, size: bytes }) } else { Err(Errno::EINVAL) }
+    }
+
+    fn fp(&mut self, at: u64) -> Result<FpState, Errno> {
+        let fpsr = self.word_at(at.wrapping_add(offset_of!(FpsimdContext, fpsr) as u64))?;
+        let fpcr = self.word_at(at.wrapping_add(offset_of!(FpsimdContext, fpcr) as u64))?;
+        let mut v = [0; 32];
+        for (index, register) in v.iter_mut().enumerate() {
+            let offset = offset_of!(FpsimdContext, registers) + 16 * index;
+            let mut bytes = [0; 16];
+            (self.read)(at.wrapping_add(offset as u64), &mut bytes)?;
+            *register = u128::from_le_bytes(bytes);
+        }
+        Ok(FpState { v, fpsr, fpcr })
+    }
+}
+
+/// Where records are, and how many bytes they may have.
+struct RecordsPlace {
+    start: u64,
+    size: u64,
+}
+
+/// What the return from the handler of the frame at `frame` goes on with. `read` copies from an address.
+pub fn restore(frame: u64, read: impl FnMut(u64, &mut [u8]) -> Result<(), Errno>) -> Restored {
+    let mut reader = Reader { frame, read };
+    let mask = reader.quad(offset_of!(SigFrame, context) + offset_of!(UContext, mask));
+    let (registers, result) = reader.registers();
+    let mut rest = || {
+        mask.and(result)?;
+        let at = reader.find_fp()?;
+        Ok((reader.fp(at)?, reader.stack()?))
+    };
+    Restored { mask: mask.ok(), registers, rest: rest() }
 }
 
 #[cfg(test)]
@@ -235,11 +312,11 @@ mod tests {
 
     use granule_abi::Errno;
     use granule_abi::signal::{
-        FPSIMD_MAGIC, SEGV_MAPERR, SIGSEGV, SS_DISABLE, SS_ONSTACK, SigFrame, SigInfo, SigStack,
+        ESR_MAGIC, EXTRA_MAGIC, FPSIMD_MAGIC, SEGV_MAPERR, SIGSEGV, SS_DISABLE, SS_ONSTACK, SigFrame, SigInfo, SigStack,
     };
     use proptest::prelude::*;
 
-    use super::{FaultRecord, FpState, Image, Interrupted, RECORDS, Registers, place, reported, restore};
+    use super::{FaultRecord, FpState, Image, Interrupted, RECORDS, Registers, Restored, place, reported, restore};
 
     const STACK: SigStack = SigStack { base: 0x10_0000, flags: 0, padding: 0, size: 0x4000 };
 
@@ -264,11 +341,20 @@ mod tests {
         bytes
     }
 
-    fn restored(frame: &[u8]) -> Result<Interrupted, Errno> {
-        restore(|at, to| {
+    /// Where the frame is.
+    const AT: u64 = 0x7ffe_e000;
+
+    fn all(frame: &[u8]) -> Restored {
+        restore(AT, |at, to| {
+            let at = usize::try_from(at - AT).unwrap();
             to.copy_from_slice(frame.get(at..at + to.len()).ok_or(Errno::EFAULT)?);
             Ok(())
         })
+    }
+
+    fn restored(frame: &[u8]) -> Result<Interrupted, Errno> {
+        let Restored { mask, registers, rest } = all(frame);
+        rest.map(|(fp, stack)| Interrupted { registers, fp, mask: mask.unwrap(), stack })
     }
 
     fn quad(bytes: &[u8], at: usize) -> u64 {
@@ -337,7 +423,49 @@ mod tests {
         assert_eq!(with(4, 8192), Err(Errno::EINVAL), "behind the end");
         assert_eq!(with(0, 0x5356_4501), Err(Errno::EINVAL), "one of SVE, and none of floating point");
         assert_eq!(with(528, FPSIMD_MAGIC), Err(Errno::EINVAL), "twice");
-        assert_eq!(with(528, 0x5356_4501), Ok(()), "one that is unknown");
+        assert_eq!(with(528, 0x5356_4501), Err(Errno::EINVAL), "one of SVE");
+        assert_eq!(with(528, 0x1234_5678), Err(Errno::EINVAL), "one that is unknown");
+    }
+
+    #[test]
+    fn a_refused_frame_gives_its_mask_and_registers() {
+        let mut frame = bytes(FaultRecord { address: 0, esr: 1 });
+        frame[RECORDS + 4] = 8;
+        let Restored { mask, registers, rest } = all(&frame);
+        assert_eq!((mask, registers, rest), (Some(before().mask), before().registers, Err(Errno::EINVAL)));
+        frame[128 + 176 + 272] = 5;
+        assert_eq!(all(&frame).registers, before().registers, "but for the mode");
+        // Up to x1: the others are zero.
+        let cut = all(&frame[..128 + 176 + 8 + 16]);
+        let x = core::array::from_fn(|index| if index < 2 { before().registers.x[index] } else { 0 });
+        assert_eq!((cut.mask, cut.rest), (Some(before().mask), Err(Errno::EFAULT)));
+        assert_eq!(cut.registers, Registers { x, sp: 0, pc: 0, pstate: 0 });
+        assert_eq!(all(&frame[..168]).mask, None);
+    }
+
+    /// A frame whose record of floating point is behind a record that says so.
+    fn with_more(change: impl Fn(&mut [u32; 12])) -> Result<Interrupted, Errno> {
+        let mut frame = bytes(FaultRecord::default());
+        frame.copy_within(RECORDS..RECORDS + 544, RECORDS + 48);
+        let start = AT + RECORDS as u64 + 48;
+        let mut words = [EXTRA_MAGIC, 32, start as u32, (start >> 32) as u32, 544, 0, 0, 0, 0, 0, 0, 0];
+        change(&mut words);
+        for (place, word) in frame[RECORDS..].chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        restored(&frame)
+    }
+
+    #[test]
+    fn records_may_go_on_behind_the_frame() {
+        assert_eq!(with_more(|_| {}), Ok(before()));
+        let refused = |index: usize, value: u32| with_more(|words| words[index] = value) == Err(Errno::EINVAL);
+        let start = (AT + RECORDS as u64 + 48) as u32;
+        assert!(refused(1, 16) && refused(1, 48) && refused(1, 4096) && refused(1, u32::MAX), "its own size");
+        assert!(refused(2, start + 16) && refused(2, start + 8) && refused(3, 1), "elsewhere");
+        assert!(refused(4, 528) && refused(4, 536) && refused(4, 0) && refused(4, 256 << 10), "their size");
+        assert!(refused(8, ESR_MAGIC) && refused(9, 16), "no end before them");
+        assert_eq!(with_more(|words| words[4] = (256 << 10) - 48 - RECORDS as u32), Ok(before()), "as long as may be");
     }
 
     #[test]
@@ -368,9 +496,7 @@ mod tests {
             for (at, value) in changes {
                 frame[at] = value;
             }
-            if let Ok(back) = restored(&frame) {
-                prop_assert_eq!(back.registers.pstate & 0x3df, 0);
-            }
+            prop_assert_eq!(all(&frame).registers.pstate & 0x3df, 0);
         }
     }
 }
