@@ -39,6 +39,19 @@ pub fn copy_to_user(to: VirtAddr, from: &[u8]) -> Result<(), Errno> {
     outcome(unsafe { machine::copy_to(to.0, from.as_ptr(), from.len()) })
 }
 
+/// Copies to memory of EL0 up to the first byte that cannot be written; returns how many bytes were copied.
+pub fn copy_to_user_up_to(to: VirtAddr, from: &[u8]) -> usize {
+    if copy_to_user(to, from).is_ok() {
+        return from.len();
+    }
+    // Somewhere in it: byte by byte, because a fault says of a larger access only that not all of it can be made.
+    let byte = |(offset, byte): &(usize, &u8)| {
+        let at = VirtAddr(to.0.wrapping_add(*offset as u64));
+        copy_to_user(at, core::slice::from_ref(byte)).is_ok()
+    };
+    from.iter().enumerate().take_while(byte).count()
+}
+
 /// Zeroes memory of EL0.
 ///
 /// # Errors

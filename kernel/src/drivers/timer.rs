@@ -70,6 +70,11 @@ pub fn uptime() -> Duration {
     to_duration(timer::count().wrapping_sub(ENTRY.load(Ordering::Relaxed)), timer::frequency())
 }
 
+/// How long so many counts of the timer are.
+pub fn duration_of(counts: u64) -> Duration {
+    to_duration(counts, timer::frequency())
+}
+
 /// Instructions that this CPU has retired since it was entered, modulo 2³² before PMUv3p5.
 ///
 /// `None` where the PMU does not count them. Under QEMU it does with a fixed `-icount shift` only.

@@ -54,6 +54,7 @@ pub fn leave(task: &Task) -> ! {
         let state = task.process().state(&mut tree.key);
         // SAFETY: in this list since its birth, and in no other.
         let left = unsafe { state.tasks.cursor_mut_from_ptr(task) }.remove();
+        state.left_time = state.left_time.wrapping_add(task.thread().cpu_time());
         let last = state.tasks.is_empty();
         // Only now may the other threads' exec go on.
         if let Some(survivor) = state.survivor
@@ -90,7 +91,8 @@ fn next_orphan(id: u32) -> Option<PoolBox<super::tree::Process>> {
 fn clear_word(task: &Task) {
     let word = VirtAddr(task.clear_at_exit.get());
     if word.0 != 0 && uaccess::put_u32(word, 0).is_ok() {
-        futex::wake(task.space(), word, 1, u32::MAX, futex::Scope::Any);
+        // A word that cannot be one for others has no sleepers that would have to know.
+        let _ = futex::wake(task.space(), word, 1, u32::MAX, futex::Scope::Any);
     }
 }
 

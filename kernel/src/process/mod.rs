@@ -16,6 +16,8 @@
 #[cfg(target_os = "none")]
 pub mod birth;
 #[cfg(target_os = "none")]
+pub mod clock;
+#[cfg(target_os = "none")]
 mod control;
 #[cfg(target_os = "none")]
 pub mod death;

@@ -39,8 +39,10 @@ pub struct Task {
     pub stack: Cell<SigStack>,
     /// The word that is zeroed when the thread exits; 0 for none.
     pub clear_at_exit: Cell<u64>,
-    /// x0 as a call was made that is to be made again unless a handler runs first.
-    pub restart: Cell<Option<u64>>,
+    /// The call that a signal interrupted.
+    pub restart: Cell<Option<Restart>>,
+    /// What `restart_syscall` goes on with.
+    pub continuation: Cell<Option<Continuation>>,
     /// Whether the thread is on its way out of the process.
     pub leaves: Cell<bool>,
     /// Its place among all tasks, where it is not the process's first: that one's is the process's.
@@ -53,6 +55,35 @@ pub struct Task {
 unsafe impl Sync for Task {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Task {}
+
+/// A call that a signal interrupted, and that may be made again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Restart {
+    /// When it is made again.
+    pub kind: RestartKind,
+    /// x0 as it was made.
+    pub x0: u64,
+}
+
+/// When an interrupted call is made again, if not always when no handler runs; with a handler it is `EINTR` otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RestartKind {
+    /// With a handler too, if that has `SA_RESTART` (Linux's `ERESTARTSYS`).
+    UnlessHandled,
+    /// Not with any handler (`ERESTARTNOHAND`).
+    WithoutHandler,
+    /// Likewise, and by `restart_syscall`: [`Task::continuation`] has what is left (`ERESTART_RESTARTBLOCK`).
+    Continued,
+}
+
+/// What is left of an interrupted call.
+#[derive(Clone, Copy, Debug)]
+pub enum Continuation {
+    /// A sleep.
+    Sleep(super::clock::Sleep),
+    /// A wait for a futex with a time limit.
+    Futex(super::futex::Wait),
+}
 
 mod adapter {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
@@ -84,6 +115,7 @@ impl Task {
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
             restart: Cell::new(None),
+            continuation: Cell::new(None),
             leaves: Cell::new(false),
             place: Cell::new(None),
             fault: Cell::new(FaultRecord::default()),

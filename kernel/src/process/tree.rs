@@ -104,6 +104,8 @@ pub struct State {
     pub exit_signal: Option<Signal>,
     /// What it is called.
     pub name: Name,
+    /// How long threads that have left had a CPU, in counts of the timer.
+    pub left_time: u64,
     /// Its address space, for those who look at it; none once it is ending.
     pub space: Option<SpaceRef>,
     /// The thread that does an exec: all others are to exit.
@@ -113,6 +115,11 @@ pub struct State {
 }
 
 impl State {
+    /// How long its threads have had a CPU, those that have left included, in counts of the timer.
+    pub fn cpu_time(&self) -> u64 {
+        self.tasks.iter().fold(self.left_time, |sum, task| sum.wrapping_add(task.thread().cpu_time()))
+    }
+
     /// Of a process without threads, with the default actions.
     ///
     /// # Errors
@@ -122,6 +129,7 @@ impl State {
         let signals = default_signals()?;
         Ok(Self {
             parent,
+            left_time: 0,
             life: Life::Running,
             code: 0,
             tasks: LinkedList::new(InProcess::new()),

@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering;
 
 use aarch64_cpu::registers::{Readable as _, TPIDR_EL0, TTBR0_EL1, Writeable as _};
 use granule_arch::addr::VirtAddr;
-use granule_arch::{barrier, interrupts, patched_branch};
+use granule_arch::{barrier, interrupts, patched_branch, timer};
 
 use super::queue::{self, RunQueue, WaitedFor};
 use super::thread::{Thread, ThreadRef, current};
@@ -141,6 +141,7 @@ pub(super) fn to(
 /// Saves what only user threads have in registers.
 fn leave(cpu: &Cpu, thread: &Thread) {
     if thread.entry().is_some() {
+        thread.time.stop(timer::count_unordered());
         thread.tls.set(TPIDR_EL0.get());
         thread.fp.leave(cpu, thread);
     }
@@ -150,6 +151,7 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     cpu.stack_top.store(thread.stack_top.get(), Ordering::Relaxed);
     if thread.entry().is_some() {
+        thread.time.start(timer::count_unordered());
         TPIDR_EL0.set(thread.tls.get());
         thread.fp.enter(cpu, thread);
         queue::begin_slice(cpu, waited_for);

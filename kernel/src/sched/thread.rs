@@ -5,7 +5,7 @@ use core::fmt;
 use core::mem::offset_of;
 use core::ops::Deref;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::Access;
@@ -82,6 +82,7 @@ pub struct Thread {
     /// What it runs under at EL0.
     pub(super) space: UnsafeCell<Option<SpaceRef>>,
     pub(super) fp: FpArea,
+    pub(super) time: CpuTime,
     /// What [`NewUserThread::task`] said.
     task: AtomicPtr<()>,
     /// See [`works_for_program`].
@@ -94,6 +95,41 @@ pub struct Thread {
 unsafe impl Sync for Thread {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Thread {}
+
+/// How long a user thread has had a CPU, in counts of the timer.
+///
+/// One word, so that others may read it at any time: the sum, with [`Self::STOPPED`], while the thread does not run, else
+/// the count at which the sum would have been 0.
+#[derive(Debug)]
+pub(super) struct CpuTime(AtomicU64);
+
+impl CpuTime {
+    /// Counts do not come so far.
+    const STOPPED: u64 = 1 << 63;
+
+    const fn new() -> Self {
+        Self(AtomicU64::new(Self::STOPPED))
+    }
+
+    /// The thread gets a CPU.
+    #[inline(always)]
+    pub(super) fn start(&self, now: u64) {
+        let sum = self.0.load(Ordering::Relaxed) & !Self::STOPPED;
+        self.0.store(now.wrapping_sub(sum) & !Self::STOPPED, Ordering::Relaxed);
+    }
+
+    /// The thread leaves its CPU.
+    #[inline(always)]
+    pub(super) fn stop(&self, now: u64) {
+        self.0.store(now.wrapping_sub(self.0.load(Ordering::Relaxed)) | Self::STOPPED, Ordering::Relaxed);
+    }
+
+    fn sum(&self, now: impl FnOnce() -> u64) -> u64 {
+        let word = self.0.load(Ordering::Relaxed);
+        let sum = if word & Self::STOPPED == 0 { now().wrapping_sub(word) } else { word };
+        sum & !Self::STOPPED
+    }
+}
 
 extern "C" fn never(_: &mut TrapFrame, thread: &Thread) {
     panic!("an exception from EL0 of {thread:?}, which does not run there");
@@ -125,10 +161,16 @@ impl Thread {
             tls: Cell::new(0),
             space: UnsafeCell::new(None),
             fp: FpArea::new(),
+            time: CpuTime::new(),
             task: AtomicPtr::new(null_mut()),
             works_for_program: AtomicBool::new(false),
             shortage: AtomicUsize::new(0),
         }
+    }
+
+    /// How long it has had a CPU, at EL0 and in the kernel, in counts of the timer. For user threads.
+    pub fn cpu_time(&self) -> u64 {
+        self.time.sum(granule_arch::timer::count)
     }
 
     /// Its number.

@@ -3,14 +3,13 @@
 use granule_abi::process::IoVec;
 use granule_arch::addr::VirtAddr;
 
-use super::{Answer, Call, read_quads};
+use super::{Answer, Call, MOST_AT_ONCE, read_quads};
 use crate::drivers::console;
 use crate::errno::Errno;
 use crate::sched::{Thread, Work};
 use crate::uaccess;
 
-/// The most that one call moves (Linux's MAX_RW_COUNT), and pieces that `readv` and `writev` take.
-const MOST: u64 = 0x7fff_f000;
+/// Pieces that `readv` and `writev` take.
 const PIECES: u64 = 1024;
 
 fn check_descriptor(descriptor: u64) -> Result<(), Errno> {
@@ -19,12 +18,19 @@ fn check_descriptor(descriptor: u64) -> Result<(), Errno> {
 
 pub(super) fn write(call: &mut Call<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
-    print(call.thread, call.address::<1>(), call.argument::<2>().min(MOST))
+    check_range(call.address::<1>(), call.argument::<2>())?;
+    print(call.thread, call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
 }
 
 pub(super) fn read(call: &mut Call<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
-    input(call.address::<1>(), call.argument::<2>().min(MOST))
+    check_range(call.address::<1>(), call.argument::<2>())?;
+    input(call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
+}
+
+/// All of the bytes have addresses of EL0, also of none and of more than are moved.
+fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
+    if uaccess::is_user_range(start, bytes as usize) { Ok(()) } else { Err(Errno::EFAULT) }
 }
 
 pub(super) fn writev(call: &mut Call<'_>) -> Answer {
@@ -36,6 +42,26 @@ pub(super) fn readv(call: &mut Call<'_>) -> Answer {
     each_piece(call, input)
 }
 
+/// Checks a list of pieces whole, before any is moved: it can be read, its lengths are none that are negative, and then
+/// that all are of EL0 (`import_iovec`).
+fn check_pieces(array: VirtAddr, count: u64) -> Result<(), Errno> {
+    let mut of_el0 = Ok(());
+    // Of a single one, Linux looks only at what it moves.
+    let most = if count == 1 { MOST_AT_ONCE } else { u64::MAX };
+    for index in 0..count {
+        let [base, length] = read_piece(array, index)?;
+        if length > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+        of_el0 = of_el0.and(check_range(VirtAddr(base), length.min(most)));
+    }
+    of_el0
+}
+
+fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
+    read_quads(VirtAddr(array.0.wrapping_add(index.wrapping_mul(size_of::<IoVec>() as u64))))
+}
+
 /// Moves piece after piece, until one is not moved whole.
 fn each_piece(call: &Call<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> Answer {
     check_descriptor(call.argument::<0>())?;
@@ -43,13 +69,14 @@ fn each_piece(call: &Call<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> An
     if count > PIECES {
         return Err(Errno::EINVAL);
     }
+    check_pieces(array, count)?;
     let mut moved = 0;
     for index in 0..count {
-        let at = VirtAddr(array.0.wrapping_add(index * size_of::<IoVec>() as u64));
-        let answer = read_quads(at).and_then(|[base, length]| match length {
+        // Read again, where it may have changed: nothing is believed because of the first look.
+        let answer = read_piece(array, index).and_then(|[base, length]| match length {
             0 => Ok((0, 0)),
             length if length > i64::MAX as u64 => Err(Errno::EINVAL),
-            length => transfer(VirtAddr(base), length.min(MOST - moved)).map(|done| (done, length)),
+            length => transfer(VirtAddr(base), length.min(MOST_AT_ONCE - moved)).map(|done| (done, length)),
         });
         match answer {
             Ok((done, length)) => {
@@ -66,18 +93,27 @@ fn each_piece(call: &Call<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> An
 }
 
 /// Writes to the console; how many bytes of EL0's could be read, and were written before a signal came.
+///
+/// As a terminal of Linux (`iterate_tty_write`), it takes 2048 bytes at once: where one of them cannot be read, none of
+/// them is written.
 fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
+    const AT_ONCE: usize = 2048;
     /// What is written in one piece: others' output comes before it or behind it.
     const CHUNK: usize = 256;
-    let mut buffer = [0; CHUNK];
+    let mut buffer = [0; AT_ONCE];
     let mut done = 0;
-    while done < bytes && (done == 0 || !thread.has(Work::SIGNAL)) {
-        let chunk = &mut buffer[..(bytes - done).min(CHUNK as u64) as usize];
-        if let Err(errno) = uaccess::copy_from_user(chunk, VirtAddr(from.0.wrapping_add(done))) {
+    while done < bytes {
+        let Some(taken) = buffer.get_mut(..(bytes - done).min(AT_ONCE as u64) as usize) else { break };
+        if let Err(errno) = uaccess::copy_from_user(taken, VirtAddr(from.0.wrapping_add(done))) {
             return if done == 0 { Err(errno) } else { Ok(done) };
         }
-        console::write_text(chunk);
-        done += chunk.len() as u64;
+        for chunk in taken.chunks(CHUNK) {
+            if done != 0 && thread.has(Work::SIGNAL) {
+                return Ok(done);
+            }
+            console::write_text(chunk);
+            done += chunk.len() as u64;
+        }
     }
     Ok(done)
 }
@@ -87,13 +123,11 @@ fn input(to: VirtAddr, bytes: u64) -> Answer {
     if bytes == 0 {
         return Ok(0);
     }
-    if !uaccess::is_user_range(to, bytes as usize) {
-        return Err(Errno::EFAULT);
-    }
+    check_range(to, bytes)?;
     let mut done = 0;
     let mut next = Some(console::wait_for_byte().ok_or(Errno::ERESTARTSYS)?);
     while let Some(byte) = next {
-        uaccess::copy_to_user(VirtAddr(to.0 + done), &[byte])?;
+        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &[byte])?;
         done += 1;
         next = if done < bytes { console::try_read_byte() } else { None };
     }

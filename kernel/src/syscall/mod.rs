@@ -21,7 +21,7 @@ use granule_arch::addr::VirtAddr;
 
 use crate::errno::Errno;
 use crate::process::oom::{self, Relief};
-use crate::process::task::Task;
+use crate::process::task::{Restart, RestartKind, Task};
 use crate::sched::Thread;
 use crate::trap::TrapFrame;
 use crate::uaccess;
@@ -48,6 +48,9 @@ impl Call<'_> {
         VirtAddr(self.frame.x[N])
     }
 }
+
+/// The most bytes that one call moves (Linux's MAX_RW_COUNT).
+const MOST_AT_ONCE: u64 = 0x7fff_f000;
 
 /// A call's answer.
 type Answer = Result<u64, Errno>;
@@ -97,6 +100,7 @@ static TABLE: [Entry; number::END] = {
     table[number::CLOCK_GETTIME] = entry!(time::clock_gettime);
     table[number::CLOCK_GETRES] = entry!(time::clock_getres);
     table[number::CLOCK_NANOSLEEP] = entry!(time::clock_nanosleep);
+    table[number::RESTART_SYSCALL] = entry!(time::restart_syscall);
     table[number::KILL] = entry!(signal::kill);
     table[number::TKILL] = entry!(signal::tkill);
     table[number::TGKILL] = entry!(signal::tgkill);
@@ -145,10 +149,14 @@ fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: E
         frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
         return x0;
     }
-    if errno == Errno::ERESTARTSYS {
-        // The signal that interrupted it is still to be seen to, and that decides.
-        task.restart.set(Some(x0));
-    }
+    let kind = match errno {
+        Errno::ERESTARTSYS => RestartKind::UnlessHandled,
+        Errno::ERESTARTNOHAND => RestartKind::WithoutHandler,
+        Errno::ERESTARTBLOCK => RestartKind::Continued,
+        _ => return errno.returned(),
+    };
+    // The signal that interrupted it is still to be seen to, and that decides.
+    task.restart.set(Some(Restart { kind, x0 }));
     errno.returned()
 }
 

@@ -13,9 +13,10 @@ use granule_arch::addr::VirtAddr;
 use super::{Answer, Call, read_quads, time};
 use crate::drivers::timer::Deadline;
 use crate::errno::Errno;
-use crate::process::futex::Scope;
+use crate::process::futex::{Scope, Wait};
 use crate::process::stack::{self, Counts, Memory, Strings};
 use crate::process::status::{End, ExecError, Name};
+use crate::process::task::{Continuation, Task};
 use crate::process::tree::PROCESSES;
 use crate::process::{birth, death, exec, futex as sleepers};
 use crate::sched::{self, Work};
@@ -187,33 +188,32 @@ pub(super) fn futex(call: &mut Call<'_>) -> Answer {
         FUTEX_WAIT_BITSET | FUTEX_WAKE_BITSET => call.argument::<5>() as u32,
         _ => FUTEX_BITSET_MATCH_ANY,
     };
-    if realtime && kind != FUTEX_WAIT_BITSET && kind != FUTEX_WAIT {
+    let waits = kind == FUTEX_WAIT || kind == FUTEX_WAIT_BITSET;
+    // As on Linux, the limit is read first, where there is one, and before the operation is looked at.
+    let until = if waits { deadline(call.address::<3>(), kind == FUTEX_WAIT_BITSET)? } else { None };
+    if realtime && kind != FUTEX_WAIT_BITSET || !waits && kind != FUTEX_WAKE && kind != FUTEX_WAKE_BITSET {
         return Err(Errno::ENOSYS);
     }
-    match kind {
-        FUTEX_WAIT | FUTEX_WAIT_BITSET => {
-            if bits == 0 {
-                return Err(Errno::EINVAL);
-            }
-            let until = deadline(call.address::<3>(), kind == FUTEX_WAIT_BITSET)?;
-            match sleepers::wait(call.task.space(), word, value, bits, until, scope) {
-                // Without a limit it may simply be made again.
-                Err(Errno::EINTR) if until.is_none() => Err(Errno::ERESTARTSYS),
-                result => result.map(|()| 0),
-            }
+    if bits == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if waits {
+        return wait_for_futex(call.task, &Wait { word, value, bits, until, scope });
+    }
+    // Linux wakes one where it is asked for none, or for fewer.
+    let count = (value as i32).max(1) as usize;
+    sleepers::wake(call.task.space(), word, count, bits, scope).map(|woken| woken as u64)
+}
+
+/// Waits; a wait that a signal interrupts is made again, or goes on up to the same limit.
+pub(super) fn wait_for_futex(task: &Task, wait: &Wait) -> Answer {
+    match sleepers::wait(task.space(), wait) {
+        Err(Errno::EINTR) if wait.until.is_none() => Err(Errno::ERESTARTSYS),
+        Err(Errno::EINTR) => {
+            task.continuation.set(Some(Continuation::Futex(*wait)));
+            Err(Errno::ERESTARTBLOCK)
         }
-        FUTEX_WAKE | FUTEX_WAKE_BITSET => {
-            if bits == 0 || !word.is_aligned(4) {
-                return Err(Errno::EINVAL);
-            }
-            if !uaccess::is_user_range(word, 4) {
-                return Err(Errno::EFAULT);
-            }
-            // Linux wakes one where it is asked for none, or for fewer.
-            let count = (value as i32).max(1) as usize;
-            Ok(sleepers::wake(call.task.space(), word, count, bits, scope) as u64)
-        }
-        _ => Err(Errno::ENOSYS),
+        result => result.map(|()| 0),
     }
 }
 

@@ -3,7 +3,7 @@
 use granule_abi::process::UtsName;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
-use super::{Answer, Call};
+use super::{Answer, Call, MOST_AT_ONCE};
 use crate::errno::Errno;
 use crate::random;
 use crate::sched::Work;
@@ -36,21 +36,27 @@ pub(super) fn getcpu(call: &mut Call<'_>) -> Answer {
 }
 
 pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
-    /// `GRND_NONBLOCK`, `GRND_RANDOM`, `GRND_INSECURE`.
-    const FLAGS: u64 = 0b111;
-    let (to, bytes, flags) = (call.address::<0>(), call.argument::<1>(), call.argument::<2>());
-    if flags & !FLAGS != 0 {
+    /// `GRND_NONBLOCK`, `GRND_RANDOM`, `GRND_INSECURE`. The last two exclude each other.
+    const FLAGS: u32 = 0b111;
+    const RANDOM_AND_INSECURE: u32 = 0b110;
+    let (to, bytes, flags) = (call.address::<0>(), call.argument::<1>(), call.argument::<2>() as u32);
+    if flags & !FLAGS != 0 || flags & RANDOM_AND_INSECURE == RANDOM_AND_INSECURE {
         return Err(Errno::EINVAL);
     }
-    let bytes = bytes.min(i32::MAX as u64);
+    let bytes = bytes.min(MOST_AT_ONCE);
+    if !uaccess::is_user_range(to, bytes as usize) {
+        return Err(Errno::EFAULT);
+    }
     let (mut done, mut stream, mut random) = (0, random::stream(this_cpu()), [0; 64]);
     while done < bytes {
         stream.fill(&mut random);
         let piece = (bytes - done).min(random.len() as u64);
-        if let Err(errno) = uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &random[..piece as usize]) {
-            return if done == 0 { Err(errno) } else { Ok(done) };
+        let random = random.get(..piece as usize).unwrap_or_default();
+        let copied = uaccess::copy_to_user_up_to(VirtAddr(to.0.wrapping_add(done)), random) as u64;
+        done += copied;
+        if copied < piece {
+            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
-        done += piece;
         // As on Linux: at the end of each page.
         if done.is_multiple_of(PAGE_SIZE as u64) && call.thread.has(Work::SIGNAL) {
             break;

@@ -1,21 +1,17 @@
-//! Calls for time. There is one clock: it counts from the boot, whatever it is called.
+//! Calls for time.
 
-use core::time::Duration;
-
-use granule_abi::time::{
-    CLOCK_BOOTTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME,
-    CLOCK_REALTIME_COARSE, TIMER_ABSTIME, Timespec,
-};
+use granule_abi::time::{TIMER_ABSTIME, Timespec};
 use granule_arch::addr::VirtAddr;
 
+use super::process::wait_for_futex;
 use super::{Answer, Call, read_quads, write_quads};
-use crate::drivers::timer::{self, Deadline};
 use crate::errno::Errno;
-use crate::sched::{self, Woken};
+use crate::process::clock::{Clock, Sleep, uptime};
+use crate::process::task::{Continuation, Task};
 
 /// Nanoseconds since the boot.
 pub(super) fn now() -> u64 {
-    timer::uptime().as_nanos() as u64
+    uptime()
 }
 
 /// The nanoseconds of a time at an address.
@@ -30,26 +26,15 @@ fn write_timespec(to: VirtAddr, nanoseconds: u64) -> Result<(), Errno> {
     write_quads(to, [time.seconds as u64, time.nanoseconds as u64])
 }
 
-fn check_clock(clock: u64) -> Result<(), Errno> {
-    match u64::from(clock as u32) {
-        CLOCK_REALTIME
-        | CLOCK_MONOTONIC
-        | CLOCK_MONOTONIC_RAW
-        | CLOCK_REALTIME_COARSE
-        | CLOCK_MONOTONIC_COARSE
-        | CLOCK_BOOTTIME => Ok(()),
-        _ => Err(Errno::EINVAL),
-    }
-}
-
 pub(super) fn clock_gettime(call: &mut Call<'_>) -> Answer {
-    check_clock(call.argument::<0>())?;
-    write_timespec(call.address::<1>(), now())?;
+    let now = Clock::new(call.argument::<0>(), call.task)?.now(call.task)?;
+    write_timespec(call.address::<1>(), now)?;
     Ok(0)
 }
 
 pub(super) fn clock_getres(call: &mut Call<'_>) -> Answer {
-    check_clock(call.argument::<0>())?;
+    // A clock is there if it can be read.
+    Clock::new(call.argument::<0>(), call.task)?.now(call.task)?;
     if call.argument::<1>() != 0 {
         write_timespec(call.address::<1>(), 1)?;
     }
@@ -58,30 +43,49 @@ pub(super) fn clock_getres(call: &mut Call<'_>) -> Answer {
 
 pub(super) fn nanosleep(call: &mut Call<'_>) -> Answer {
     let nanoseconds = read_timespec(call.address::<0>())?;
-    sleep(nanoseconds, Some(call.address::<1>()))
+    let until = now().saturating_add(nanoseconds);
+    sleep(call.task, Sleep { clock: Clock::Uptime, until, rest: call.address::<1>() })
 }
 
 pub(super) fn clock_nanosleep(call: &mut Call<'_>) -> Answer {
-    check_clock(call.argument::<0>())?;
+    let clock = Clock::new(call.argument::<0>(), call.task)?;
+    if matches!(clock, Clock::UptimeToRead | Clock::ThreadToRead | Clock::File) {
+        return Err(Errno::ENOTSUP);
+    }
     let nanoseconds = read_timespec(call.address::<2>())?;
+    // A thread that sleeps until it has run would sleep for ever.
+    if clock == Clock::Thread(call.task.id()) {
+        return Err(Errno::EINVAL);
+    }
+    let before = clock.now(call.task)?;
     if call.argument::<1>() & TIMER_ABSTIME != 0 {
-        // A moment stays what it is: there is no rest to tell, and the call may be made again.
-        return match sleep(nanoseconds.saturating_sub(now()), None) {
-            Err(Errno::EINTR) => Err(Errno::ERESTARTSYS),
-            answer => answer,
+        // A moment stays what it is: there is no rest to tell, and without a handler the call is simply made again.
+        return match clock.sleep_until(call.task, nanoseconds) {
+            Err(Errno::EINTR) => Err(Errno::ERESTARTNOHAND),
+            answer => answer.map(|()| 0),
         };
     }
-    sleep(nanoseconds, Some(call.address::<3>()))
+    sleep(call.task, Sleep { clock, until: before.saturating_add(nanoseconds), rest: call.address::<3>() })
 }
 
-/// Sleeps; where a signal comes first, the rest goes to `rest`, if it is not address 0.
-fn sleep(nanoseconds: u64, rest: Option<VirtAddr>) -> Answer {
-    let end = now().saturating_add(nanoseconds);
-    if sched::sleep_until(Deadline::after(Duration::from_nanos(nanoseconds))) != Woken::Interrupted {
-        return Ok(0);
+/// Sleeps; where a signal comes first, the rest is stored, and without a handler the sleep goes on.
+fn sleep(task: &Task, sleep: Sleep) -> Answer {
+    match sleep.clock.sleep_until(task, sleep.until) {
+        Err(Errno::EINTR) => {}
+        answer => return answer.map(|()| 0),
     }
-    if let Some(rest) = rest.filter(|rest| rest.0 != 0) {
-        write_timespec(rest, end.saturating_sub(now()))?;
+    if sleep.rest.0 != 0 {
+        write_timespec(sleep.rest, sleep.until.saturating_sub(sleep.clock.now(task)?))?;
     }
-    Err(Errno::EINTR)
+    task.continuation.set(Some(Continuation::Sleep(sleep)));
+    Err(Errno::ERESTARTBLOCK)
+}
+
+/// Goes on with the call that a signal without a handler interrupted.
+pub(super) fn restart_syscall(call: &mut Call<'_>) -> Answer {
+    match call.task.continuation.take() {
+        Some(Continuation::Sleep(rest)) => sleep(call.task, rest),
+        Some(Continuation::Futex(rest)) => wait_for_futex(call.task, &rest),
+        None => Err(Errno::EINTR),
+    }
 }

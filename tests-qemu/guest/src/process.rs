@@ -10,6 +10,7 @@ use granule::kernel;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
 use granule::mm::{heap, layout};
+use granule::process::initrd::PathError;
 use granule::process::signal::Signal;
 use granule::process::stack::Words;
 use granule::process::status::{End, ExecError};
@@ -122,6 +123,24 @@ fn calls_answer_and_refuse_as_on_linux(t: &mut Test) {
     t.equal("how it ended", end, Some(End::Exited(0)));
 }
 
+target_test!(edges_of_calls_are_where_linux_has_them, limit(60));
+fn edges_of_calls_are_where_linux_has_them(t: &mut Test) {
+    let end = run(t, "answers");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(argument_lists_may_be_as_long_as_on_linux, limit(60));
+fn argument_lists_may_be_as_long_as_on_linux(t: &mut Test) {
+    let end = run(t, "exec");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(signal_frames_tell_and_restore_what_linux_does, limit(60));
+fn signal_frames_tell_and_restore_what_linux_does(t: &mut Test) {
+    let end = run(t, "frames");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
 target_test!(calls_for_memory_answer_as_on_linux, limit(60));
 fn calls_for_memory_answer_as_on_linux(t: &mut Test) {
     let end = run(t, "mappings");
@@ -196,7 +215,9 @@ fn format(arguments: fmt::Arguments<'_>) -> heapless::String<64> {
 
 target_test!(what_is_no_program_is_refused);
 fn what_is_no_program_is_refused(t: &mut Test) {
-    t.equal("no such file", start("nosuch").err(), Some(ExecError::NotFound));
+    t.equal("no such file", start("nosuch").err(), Some(ExecError::Path(PathError::NotFound)));
+    let plain = Some(ExecError::Path(PathError::NotExecutable));
+    t.equal("a file that may not be executed", start("plain").err(), plain);
     t.equal("no process", process::wait(u32::MAX), None);
     t.equal("no process", process::kill(u32::MAX, Signal::KILL), Err(Errno::ESRCH));
     let files = initrd::files(initrd::archive()).filter(|file| file.is_ok()).count();

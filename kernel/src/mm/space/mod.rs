@@ -192,6 +192,11 @@ impl Space {
         self.areas.read().iter().for_each(each);
     }
 
+    /// Calls `look` for the area that has `address`, with the areas' lock held for reading; `None` where nothing is mapped.
+    pub fn with_area<T>(&self, address: VirtAddr, look: impl FnOnce(&Area) -> T) -> Option<T> {
+        self.areas.read().find(address).map(look)
+    }
+
     /// The tables, to look at: nobody unlinks one meanwhile.
     pub fn tables(&self) -> SpaceTables<'_> {
         SpaceTables { tables: self.page_tables(), _areas: self.areas.read() }

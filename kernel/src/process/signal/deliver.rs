@@ -1,5 +1,6 @@
 //! On the way out to EL0: signals that wait come to their handlers, or to their default actions; and the way back.
 
+use granule_abi::number;
 use granule_abi::signal::{
     MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SEGV_ACCERR, SEGV_MAPERR, SS_DISABLE, SigAction,
     SigFrame, SigStack,
@@ -10,7 +11,7 @@ use super::frame::{Image, Interrupted, Registers, Restored, is_on_stack, place, 
 use super::{Cause, Effect, Set, Signal};
 use crate::errno::Errno;
 use crate::process::status::End;
-use crate::process::task::Task;
+use crate::process::task::{Restart, RestartKind, Task};
 use crate::process::tree::PROCESSES;
 use crate::process::{death, exec};
 use crate::sched::{FpState, Thread};
@@ -71,14 +72,22 @@ fn next(task: &Task) -> Next {
     }
 }
 
-/// A call that a signal interrupted is made again, unless its handler does not want that.
+/// A call that a signal interrupted is made again, unless a handler runs that does not want that.
 fn finish_call(task: &Task, frame: &mut TrapFrame, handler: Option<&SigAction>) {
-    let Some(x0) = task.restart.take() else { return };
-    if handler.is_some_and(|action| action.flags & SA_RESTART == 0) {
+    let Some(Restart { kind, x0 }) = task.restart.take() else { return };
+    let again = match handler {
+        None => true,
+        Some(action) => kind == RestartKind::UnlessHandled && action.flags & SA_RESTART != 0,
+    };
+    if !again {
         frame.x[0] = Errno::EINTR.returned();
-    } else {
-        frame.x[0] = x0;
-        frame.elr -= INSTRUCTION;
+        return;
+    }
+    frame.x[0] = x0;
+    frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
+    if kind == RestartKind::Continued {
+        // As on Linux, x8 shows it.
+        frame.x[8] = number::RESTART_SYSCALL as u64;
     }
 }
 
@@ -133,6 +142,7 @@ const BRANCH_TYPE: u64 = 0b11 << 10;
 pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
     let at = frame.sp;
     task.restart.set(None);
+    task.continuation.set(None);
     if !at.is_multiple_of(16) || !uaccess::is_user_range(VirtAddr(at), size_of::<SigFrame>()) {
         return refuse(task, at);
     }

@@ -1,0 +1,440 @@
+//! Clocks, futexes, writes and random bytes, with what is at the edge of what they take: each answer is Linux's.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule_user::abi::memory::{
+    MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{
+    CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, FUTEX, GETRANDOM, READ, READV, WRITE, WRITEV,
+};
+use granule_user::abi::process::{
+    FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, IoVec,
+    exited,
+};
+use granule_user::abi::signal::{SA_RESTART, SIGUSR1, SigInfo, UContext};
+use granule_user::abi::time::{
+    CLOCK_BOOTTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW, CLOCK_PROCESS_CPUTIME_ID,
+    CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI, CLOCK_THREAD_CPUTIME_ID, TIMER_ABSTIME, Timespec,
+};
+use granule_user::answers::{equal, holds, status, wrong};
+use granule_user::memory::{PAGE, map, mmap, munmap};
+use granule_user::signal::handle;
+use granule_user::thread::Thread;
+use granule_user::{Errno, Start, entry, process, sys, time};
+
+entry!(run);
+
+/// Nothing is mapped here.
+const NOWHERE: u64 = 0x1000;
+/// The kernel's half.
+const KERNEL: u64 = 0xffff_8000_8000_0000;
+
+fn run(_start: Start) -> u8 {
+    clocks();
+    cpu_time();
+    sleeps();
+    interrupted_sleeps();
+    futexes_are_refused();
+    private_and_shared_futexes_differ();
+    a_futex_of_an_object_at_two_offsets();
+    lists_of_buffers();
+    writes();
+    random_bytes();
+    status("answers")
+}
+
+/// A call that changes nothing which the program relies on.
+fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
+    let mut arguments = [0; 6];
+    arguments[..N].copy_from_slice(&some);
+    // SAFETY: the callers here pass memory of their own, or what is refused.
+    unsafe { sys::call(number, arguments) }
+}
+
+fn clock(clock: u64) -> Result<u64, Errno> {
+    let mut time = Timespec::default();
+    call(CLOCK_GETTIME, [clock, &raw mut time as u64])?;
+    Ok(time.to_nanoseconds().expect("a time that is one"))
+}
+
+/// The clock of CPU time (2: as the scheduler counts it) of a process, or (4) of a thread; 0 is the caller.
+const fn cpu_clock(number: u64, kind: u64) -> u64 {
+    (!number << 3 | kind) & 0xffff_ffff
+}
+
+fn clocks() {
+    let there = [
+        CLOCK_REALTIME,
+        CLOCK_MONOTONIC,
+        CLOCK_PROCESS_CPUTIME_ID,
+        CLOCK_THREAD_CPUTIME_ID,
+        CLOCK_MONOTONIC_RAW,
+        CLOCK_REALTIME_COARSE,
+        CLOCK_MONOTONIC_COARSE,
+        CLOCK_BOOTTIME,
+        CLOCK_TAI,
+        cpu_clock(0, 0),
+        cpu_clock(0, 1),
+        cpu_clock(0, 2),
+        cpu_clock(0, 4),
+        cpu_clock(0, 5),
+        cpu_clock(0, 6),
+        cpu_clock(u64::from(process::id()), 2),
+        cpu_clock(u64::from(process::thread_id()), 6),
+        // The upper half of a register says nothing.
+        1 << 32 | CLOCK_TAI,
+    ];
+    for id in there {
+        equal(("clock", id), clock(id).map(drop), Ok(()));
+        equal(("resolution of clock", id), call(CLOCK_GETRES, [id, 0]), Ok(0));
+        equal(("clock to nowhere", id), call(CLOCK_GETTIME, [id, NOWHERE]), Err(Errno::EFAULT));
+    }
+    let others = [10, 12, 16, 99, 0x7fff_ffff, cpu_clock(0, 3), cpu_clock(0, 7), cpu_clock(0x0fff_ff00, 2)];
+    for id in others {
+        equal(("clock", id), clock(id), Err(Errno::EINVAL));
+        equal(("clock to nowhere", id), call(CLOCK_GETTIME, [id, NOWHERE]), Err(Errno::EINVAL));
+        equal(("resolution of clock", id), call(CLOCK_GETRES, [id, 0]), Err(Errno::EINVAL));
+    }
+    let short = Timespec { seconds: 0, nanoseconds: 1 };
+    let at = &raw const short as u64;
+    for id in [10, 12, 16, 99, 0x7fff_ffff] {
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EINVAL));
+    }
+    // The clock of a file, which is none.
+    equal("sleep by a file", call(CLOCK_NANOSLEEP, [cpu_clock(0, 3), 0, NOWHERE, 0]), Err(Errno::ENOTSUP));
+    for id in [cpu_clock(0, 7), cpu_clock(0x0fff_ff00, 2)] {
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EFAULT));
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(Errno::EINVAL));
+    }
+    let child = process::spawn(|| {
+        time::sleep(200_000_000).expect("a sleep");
+        0
+    });
+    let child = child.expect("a fork");
+    holds("the clock of another process", clock(cpu_clock(u64::from(child), 2)).is_ok());
+    equal("that of its thread", clock(cpu_clock(u64::from(child), 6)), Err(Errno::EINVAL));
+    equal("a child", process::wait(child), exited(0));
+    equal("one that is gone", clock(cpu_clock(u64::from(child), 2)), Err(Errno::EINVAL));
+}
+
+/// Computes until this clock has gone on by so much.
+fn compute(id: u64, nanoseconds: u64) {
+    let end = clock(id).expect("a clock") + nanoseconds;
+    while clock(id).expect("a clock") < end {}
+}
+
+/// CPU time of the thread, and then of the process. On a machine that is slow at times no time has an upper bound but the
+/// time that passed.
+fn cpu_times() -> (u64, u64) {
+    let [thread, process] = [CLOCK_THREAD_CPUTIME_ID, CLOCK_PROCESS_CPUTIME_ID].map(|id| clock(id).unwrap_or(0));
+    holds("a process has the time of its thread", process >= thread);
+    (thread, process)
+}
+
+fn cpu_time() {
+    let before = cpu_times();
+    compute(CLOCK_MONOTONIC, 30_000_000);
+    let after = cpu_times();
+    holds("a thread that computes takes time", after.0 - before.0 >= 3_000_000);
+    holds("so does its process", after.1 - before.1 >= 3_000_000);
+    let begin = time::now();
+    let before = cpu_times();
+    time::sleep(100_000_000).expect("a sleep");
+    let after = cpu_times();
+    holds("a thread that sleeps takes none", after.0 - before.0 + 100_000_000 <= time::now() - begin);
+    holds("nor does its process", after.1 - before.1 + 100_000_000 <= time::now() - begin);
+    let thread = Thread::spawn(|_| compute(CLOCK_THREAD_CPUTIME_ID, 20_000_000), 0).expect("a thread");
+    thread.join();
+    let (thread, process) = cpu_times();
+    holds("a thread that has ended counts", process >= thread + 20_000_000);
+    let begin = time::now();
+    let child = process::spawn(|| {
+        let time = clock(CLOCK_PROCESS_CPUTIME_ID).expect("a clock");
+        u8::from(time > time::now() - begin)
+    });
+    equal("a copy begins at zero", process::wait(child.expect("a fork")), exited(0));
+}
+
+fn sleeps() {
+    let short = Timespec { seconds: 0, nanoseconds: 1_000_000 };
+    let at = &raw const short as u64;
+    for id in [CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI] {
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Ok(0));
+        equal(("sleep from nowhere", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EFAULT));
+    }
+    for id in [CLOCK_MONOTONIC_RAW, CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE, CLOCK_THREAD_CPUTIME_ID] {
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::ENOTSUP));
+    }
+    for id in [cpu_clock(0, 6), cpu_clock(u64::from(process::thread_id()), 6)] {
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(Errno::EINVAL));
+    }
+    // A process that sleeps in its only thread takes no time: another one has to.
+    let thread = Thread::spawn(|_| compute(CLOCK_THREAD_CPUTIME_ID, 60_000_000), 0).expect("a thread");
+    let before = clock(CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0);
+    let some = Timespec { seconds: 0, nanoseconds: 20_000_000 };
+    let answer = call(CLOCK_NANOSLEEP, [CLOCK_PROCESS_CPUTIME_ID, 0, &raw const some as u64, 0]);
+    equal("sleep by the process's time", answer, Ok(0));
+    holds("as long", clock(CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0) - before >= 20_000_000);
+    thread.join();
+    let past = Timespec { seconds: 0, nanoseconds: 1 };
+    let answer = call(CLOCK_NANOSLEEP, [CLOCK_PROCESS_CPUTIME_ID, TIMER_ABSTIME, &raw const past as u64, 0]);
+    equal("until what is past", answer, Ok(0));
+}
+
+extern "C" fn note(_: u32, _: &SigInfo, _: &mut UContext) {}
+
+/// What a call answers while a child sends this process signals, with a handler that has these flags.
+fn interrupted(flags: u64, call: impl FnOnce() -> Result<u64, Errno>) -> Result<u64, Errno> {
+    // SAFETY: the handler does nothing.
+    unsafe { handle(SIGUSR1, note, flags, 0) }.expect("a handler");
+    // SAFETY: not at a fixed address.
+    let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
+    // SAFETY: fresh memory, used as this alone.
+    let stop = unsafe { &*(page as *const AtomicU32) };
+    let parent = process::id() as i32;
+    let child = process::spawn(|| {
+        for _ in 0..5000 {
+            time::sleep(2_000_000).expect("a sleep");
+            if stop.load(Ordering::Relaxed) != 0 {
+                break;
+            }
+            process::kill(parent, SIGUSR1).expect("a signal to the parent");
+        }
+        0
+    });
+    let answer = call();
+    stop.store(1, Ordering::Relaxed);
+    while process::wait4(child.expect("a fork") as i32, 0) == Err(Errno::EINTR) {}
+    // SAFETY: the reference is not used any more.
+    unsafe { munmap(page, PAGE) }.expect("a page to unmap");
+    answer
+}
+
+fn interrupted_sleeps() {
+    for flags in [0, SA_RESTART] {
+        let end = Timespec::from_nanoseconds(time::now() + 10_000_000_000);
+        let answer = interrupted(flags, || {
+            call(CLOCK_NANOSLEEP, [CLOCK_MONOTONIC, TIMER_ABSTIME, &raw const end as u64, NOWHERE])
+        });
+        equal(("a sleep until", flags), answer, Err(Errno::EINTR));
+        let length = Timespec::from_nanoseconds(10_000_000_000);
+        let mut rest = Timespec::default();
+        let answer = interrupted(flags, || {
+            call(CLOCK_NANOSLEEP, [CLOCK_MONOTONIC, 0, &raw const length as u64, &raw mut rest as u64])
+        });
+        equal(("a sleep for", flags), answer, Err(Errno::EINTR));
+        holds("a rest", rest > Timespec::default() && rest < length);
+        let word = AtomicU32::new(0);
+        let answer = interrupted(flags, || futex(word.as_ptr() as u64, FUTEX_WAIT, 0, &raw const length as u64, 0));
+        equal(("a futex with a limit", flags), answer, Err(Errno::EINTR));
+    }
+}
+
+fn futex(word: u64, operation: u64, value: u32, limit: u64, bits: u32) -> Result<u64, Errno> {
+    call(FUTEX, [word, operation, u64::from(value), limit, 0, u64::from(bits)])
+}
+
+fn futexes_are_refused() {
+    let word = AtomicU32::new(5);
+    let at = word.as_ptr() as u64;
+    let zero = AtomicU32::new(0);
+    let [none, read] = [PROT_NONE, PROT_READ].map(|protection| map(PAGE, protection).expect("a page"));
+    // SAFETY: not at a fixed address.
+    let shared = unsafe { mmap(0, PAGE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
+    for (what, operation, bits) in [("wake", FUTEX_WAKE, 0), ("wake bits", FUTEX_WAKE_BITSET, 1)] {
+        let wake = |at: u64, private: u64| futex(at, operation | private, 1, 0, bits);
+        for (place, at) in [("null", 0), ("a hole", NOWHERE), ("no access", none), ("private, read-only", read)] {
+            equal((what, place), wake(at, 0), Err(Errno::EFAULT));
+            equal((what, place, "private"), wake(at, FUTEX_PRIVATE_FLAG), Ok(0));
+        }
+        equal((what, "shared, read-only"), wake(shared, 0), Ok(0));
+        equal((what, "the kernel's"), wake(KERNEL, 0), Err(Errno::EFAULT));
+        equal((what, "the kernel's, private"), wake(KERNEL, FUTEX_PRIVATE_FLAG), Err(Errno::EFAULT));
+        equal((what, "odd"), wake(at + 2, 0), Err(Errno::EINVAL));
+        equal((what, "odd, and the kernel's"), wake(KERNEL + 1, 0), Err(Errno::EINVAL));
+    }
+    for (what, operation, bits) in [("wait", FUTEX_WAIT, 0), ("wait bits", FUTEX_WAIT_BITSET, 1)] {
+        let wait = |at: u64, private: u64| futex(at, operation | private, 9, 0, bits);
+        for (place, at) in [("null", 0), ("a hole", NOWHERE), ("no access", none), ("private, read-only", read)] {
+            equal((what, place), wait(at, 0), Err(Errno::EFAULT));
+        }
+        equal((what, "private, read-only, private"), wait(read, FUTEX_PRIVATE_FLAG), Err(Errno::EAGAIN));
+        equal((what, "shared, read-only"), wait(shared, 0), Err(Errno::EAGAIN));
+        equal((what, "odd"), wait(at + 2, 0), Err(Errno::EINVAL));
+        equal((what, "another value"), wait(at, 0), Err(Errno::EAGAIN));
+    }
+    equal("wait for no bits", futex(at, FUTEX_WAIT_BITSET, 9, 0, 0), Err(Errno::EINVAL));
+    equal("wait, real time", futex(at, FUTEX_WAIT | FUTEX_CLOCK_REALTIME, 9, 0, 0), Err(Errno::ENOSYS));
+    equal("wake, real time", futex(at, FUTEX_WAKE | FUTEX_CLOCK_REALTIME, 1, 0, 0), Err(Errno::ENOSYS));
+    equal("wait bits, real time", futex(at, FUTEX_WAIT_BITSET | FUTEX_CLOCK_REALTIME, 9, 0, 1), Err(Errno::EAGAIN));
+    // The limit is looked at first.
+    let bad = Timespec { seconds: 0, nanoseconds: 1_000_000_000 };
+    let bad = &raw const bad as u64;
+    equal("a limit nowhere", futex(at + 2, FUTEX_WAIT, 9, NOWHERE, 0), Err(Errno::EFAULT));
+    equal("a bad limit", futex(NOWHERE, FUTEX_WAIT, 9, bad, 0), Err(Errno::EINVAL));
+    equal("a bad limit, real time", futex(at, FUTEX_WAIT | FUTEX_CLOCK_REALTIME, 9, bad, 0), Err(Errno::EINVAL));
+    equal("a limit for waking", futex(at, FUTEX_WAKE, 1, bad, 0), Ok(0));
+    let soon = Timespec { seconds: 0, nanoseconds: 1_000_000 };
+    let soon = &raw const soon as u64;
+    equal("a limit", futex(zero.as_ptr() as u64, FUTEX_WAIT, 0, soon, 0), Err(Errno::ETIMEDOUT));
+    // SAFETY: nothing uses them any more.
+    unsafe { munmap(none, PAGE).and_then(|()| munmap(read, PAGE)).and_then(|()| munmap(shared, PAGE)) }.expect("pages");
+}
+
+/// Wakes the one that sleeps on the word, or is about to.
+fn wake_one(at: u64, private: u64) {
+    let end = time::now() + 10_000_000_000;
+    let mut woken = Ok(0);
+    while woken == Ok(0) && time::now() < end {
+        woken = futex(at, FUTEX_WAKE | private, 9, 0, 0);
+    }
+    equal("of its kind", woken, Ok(1));
+}
+
+static PRIVATE: AtomicU32 = AtomicU32::new(0);
+static WAITS: AtomicU32 = AtomicU32::new(0);
+
+fn private_and_shared_futexes_differ() {
+    for (waits, wakes) in [(0, FUTEX_PRIVATE_FLAG), (FUTEX_PRIVATE_FLAG, 0)] {
+        WAITS.store(0, Ordering::Relaxed);
+        let sleeper = Thread::spawn(
+            |flag| {
+                WAITS.store(1, Ordering::Relaxed);
+                let answer = futex(PRIVATE.as_ptr() as u64, FUTEX_WAIT | flag as u64, 0, 0, 0);
+                equal("a sleeper", answer, Ok(0));
+                WAITS.store(2, Ordering::Relaxed);
+            },
+            waits as usize,
+        )
+        .expect("a thread");
+        while WAITS.load(Ordering::Relaxed) == 0 {
+            process::sched_yield();
+        }
+        time::sleep(20_000_000).expect("a sleep");
+        equal("of the other kind", futex(PRIVATE.as_ptr() as u64, FUTEX_WAKE | wakes, 1, 0, 0), Ok(0));
+        wake_one(PRIVATE.as_ptr() as u64, waits);
+        sleeper.join();
+    }
+}
+
+/// The same word, which one process reaches by an area that begins at it, the other by one that begins a page before.
+fn a_futex_of_an_object_at_two_offsets() {
+    // SAFETY: not at a fixed address.
+    let pages = unsafe { mmap(0, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("pages");
+    // SAFETY: mapped above, and used as two words by both processes.
+    let [first, second] = [0, PAGE].map(|offset| unsafe { &*((pages + offset) as *const AtomicU32) });
+    let child = process::spawn(|| {
+        // SAFETY: the first page is not used here.
+        unsafe { munmap(pages, PAGE) }.expect("a page to unmap");
+        second.store(1, Ordering::Relaxed);
+        equal("a sleeper", futex(second.as_ptr() as u64, FUTEX_WAIT, 1, 0, 0), Ok(0));
+        wrong()
+    });
+    while second.load(Ordering::Relaxed) == 0 {
+        process::sched_yield();
+    }
+    time::sleep(20_000_000).expect("a sleep");
+    equal("another word of the object", futex(first.as_ptr() as u64, FUTEX_WAKE, 9, 0, 0), Ok(0));
+    wake_one(second.as_ptr() as u64, 0);
+    second.store(2, Ordering::Relaxed);
+    equal("a child", process::wait(child.expect("a fork")), exited(wrong()));
+    // SAFETY: the references are not used any more.
+    unsafe { munmap(pages, 2 * PAGE) }.expect("pages to unmap");
+}
+
+fn lists_of_buffers() {
+    let text = c"\n".as_ptr() as u64;
+    let list = |pieces: &[(u64, u64)]| {
+        let mut list = [IoVec { base: 0, length: 0 }; 4];
+        list.iter_mut().zip(pieces).for_each(|(to, &(base, length))| *to = IoVec { base, length });
+        (call(WRITEV, [1, list.as_ptr() as u64, pieces.len() as u64]), list.as_ptr() as u64)
+    };
+    let writev = |pieces: &[(u64, u64)]| list(pieces).0;
+    equal("two pieces", writev(&[(text, 1), (text, 1)]), Ok(2));
+    equal("a negative one later", writev(&[(text, 1), (text, u64::MAX)]), Err(Errno::EINVAL));
+    equal("one of the kernel's later", writev(&[(text, 1), (KERNEL, 1)]), Err(Errno::EFAULT));
+    equal("an empty one of the kernel's", writev(&[(text, 1), (KERNEL, 0)]), Err(Errno::EFAULT));
+    equal("the kernel's, then a negative one", writev(&[(KERNEL, 1), (text, 1 << 63)]), Err(Errno::EINVAL));
+    equal("one that wraps", writev(&[(text, 1), (u64::MAX - 8, 100)]), Err(Errno::EFAULT));
+    equal("no pieces", call(WRITEV, [1, NOWHERE, 0]), Ok(0));
+    equal("too many pieces", call(WRITEV, [1, NOWHERE, 1025]), Err(Errno::EINVAL));
+    equal("a list nowhere", call(WRITEV, [1, NOWHERE, 2]), Err(Errno::EFAULT));
+    equal("no descriptor", call(WRITEV, [77, NOWHERE, 2]), Err(Errno::EBADF));
+    equal("to be read", call(READV, [0, NOWHERE, 2]), Err(Errno::EFAULT));
+    let pages = with_a_hole();
+    // SAFETY: the last 16 bytes before the hole.
+    unsafe { ((pages + PAGE - 16) as *mut IoVec).write(IoVec { base: text, length: 1 }) };
+    equal("a list that ends in a hole", call(WRITEV, [1, pages + PAGE - 16, 2]), Err(Errno::EFAULT));
+    unmap_page(pages);
+}
+
+/// A page of line ends, and a hole behind it.
+fn with_a_hole() -> u64 {
+    let pages = map(2 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    // SAFETY: this function's pages.
+    unsafe {
+        core::ptr::write_bytes(pages as *mut u8, b'\n', PAGE as usize);
+        munmap(pages + PAGE, PAGE).expect("a hole");
+    }
+    pages
+}
+
+fn unmap_page(page: u64) {
+    // SAFETY: nothing uses it any more.
+    unsafe { munmap(page, PAGE) }.expect("a page to unmap");
+}
+
+fn writes() {
+    let text = c"\n".as_ptr() as u64;
+    equal("-1 bytes", call(WRITE, [1, text, u64::MAX]), Err(Errno::EFAULT));
+    equal("2^63 bytes", call(WRITE, [1, text, 1 << 63]), Err(Errno::EFAULT));
+    equal("0 bytes of the kernel's", call(WRITE, [1, KERNEL, 0]), Err(Errno::EFAULT));
+    equal("0 bytes of nowhere", call(WRITE, [1, NOWHERE, 0]), Ok(0));
+    equal("-1 bytes to be read", call(READ, [0, text, u64::MAX]), Err(Errno::EFAULT));
+    equal("0 bytes to be read to the kernel", call(READ, [0, KERNEL, 0]), Err(Errno::EFAULT));
+    equal("0 bytes to be read to nowhere", call(READ, [0, NOWHERE, 0]), Ok(0));
+    let pages = with_a_hole();
+    // A terminal takes 2048 bytes at once, or none of them.
+    let fault = Err(Errno::EFAULT);
+    for (before, linux) in
+        [(4, fault), (300, fault), (2047, fault), (2048, Ok(2048)), (2100, Ok(2048)), (4096, Ok(4096))]
+    {
+        equal(("before a hole", before), call(WRITE, [1, pages + PAGE - before, 2 * PAGE]), linux);
+    }
+    unmap_page(pages);
+}
+
+fn random_bytes() {
+    let pages = with_a_hole();
+    for flags in 0..8 {
+        let linux = if flags & 6 == 6 { Err(Errno::EINVAL) } else { Ok(16) };
+        equal(("flags", flags), call(GETRANDOM, [pages, 16, flags]), linux);
+        equal(("flags", flags, "and bit 32"), call(GETRANDOM, [pages, 16, 1 << 32 | flags]), linux);
+    }
+    equal("flags 8", call(GETRANDOM, [pages, 16, 8]), Err(Errno::EINVAL));
+    for before in [1, 7, 15, 16, 17, 31, 33, 100, 4095] {
+        let at = pages + PAGE - before;
+        // SAFETY: the page is this function's.
+        unsafe { core::ptr::write_bytes(at as *mut u8, 0, before as usize) };
+        equal(("up to a hole", before), call(GETRANDOM, [at, 5000, 0]), Ok(before));
+        if before >= 15 {
+            // SAFETY: as above.
+            let last = unsafe { core::slice::from_raw_parts((pages + PAGE - 8) as *const u8, 8) };
+            holds(("the last bytes were written", before), last != [0; 8]);
+        }
+    }
+    equal("into a hole", call(GETRANDOM, [pages + PAGE, 16, 0]), Err(Errno::EFAULT));
+    equal("none into a hole", call(GETRANDOM, [pages + PAGE, 0, 0]), Ok(0));
+    equal("none into the kernel", call(GETRANDOM, [KERNEL, 0, 0]), Err(Errno::EFAULT));
+    // Linux cuts off what is more than 2 GiB before it looks where it ends.
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    // SAFETY: nothing is there.
+    let low = unsafe { mmap(0x10_0000_0000, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
+    equal("too many", call(GETRANDOM, [low, 1 << 49, 0]), Ok(PAGE));
+    unmap_page(low);
+    equal("wrapping", call(GETRANDOM, [u64::MAX - 100, 200, 0]), Err(Errno::EFAULT));
+    unmap_page(pages);
+}
