@@ -17,7 +17,7 @@ use crate::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use crate::mm::layout::is_linear;
 use crate::mm::notifier::Subscription;
 use crate::mm::notifier::trace::{self, Trace};
-use crate::mm::space::{Area, SpaceRef};
+use crate::mm::space::{Area, SpaceHandle};
 use crate::process;
 use crate::process::signal::Signal;
 use crate::process::stack::Words;
@@ -51,7 +51,8 @@ fn range(start: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
 /// This machine.
 #[derive(Default)]
 pub(super) struct Metal {
-    traces: heapless::Vec<Subscription<Trace, SpaceRef>, TRACES>,
+    /// By handles: a trace keeps neither a program's memory nor a device's way to it.
+    traces: heapless::Vec<Subscription<Trace, SpaceHandle>, TRACES>,
 }
 
 impl Subject for Metal {
@@ -156,7 +157,7 @@ impl Subject for Metal {
             return Err(Refusal::ManyTraces(TRACES));
         }
         let space = process::space_of(process).ok_or(Refusal::NoProcess(process))?;
-        let subscription = Subscription::new(space, Trace { name: process }, trace::PRIORITY)?;
+        let subscription = Subscription::new(SpaceHandle::new(&space), Trace { name: process }, trace::PRIORITY)?;
         // There is room, by the check above.
         let _ = self.traces.push(subscription);
         Ok(true)

@@ -67,6 +67,19 @@ fn a_disk_serves_the_kernel_and_a_process_and_nobody_when_that_has_ended() {
     assert!(session.contains("refused: the device is bound to a process that has ended (as expected)"), "{session}");
 }
 
+/// A trace is no user of the space: the bound device is refused as soon as the process has ended.
+#[test]
+fn a_traced_process_ends_for_its_device_too() {
+    let (wrong, session) = run_default(
+        "",
+        "vmalloc 1\nrun spin &\nnotify trace 1\nbind 1 blk\nblk read 4097 0x405000\nkill 1\n! wait 1\n\
+         ! blk read 4096 0x405000\nunbind blk\nblk read 4098 $",
+    );
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    assert!(session.contains("refused: the device is bound to a process that has ended (as expected)"), "{session}");
+    assert!(session.contains("notify 1: release") && !session.contains("zero sized"), "{session}");
+}
+
 #[test]
 fn protection_that_does_not_reach_the_tlb_fails_the_script() {
     let text = std::fs::read_to_string(directory().join("readonly.gran")).unwrap();

@@ -91,7 +91,10 @@ impl<'a> Session<'a> {
 
     /// Takes what the machine printed; the next command, if it now waits for one.
     fn hear(&mut self, bytes: &[u8]) -> Option<&'a str> {
+        // What is printed while the monitor waits stands behind the prompt, or before it: in its line all the same.
+        let mut prompted = false;
         for line in self.lines.feed(bytes) {
+            prompted |= line.contains(PROMPT);
             if line.starts_with(BOOT_FAILED) {
                 self.wrong.push(line);
                 self.is_hopeless = true;
@@ -101,11 +104,14 @@ impl<'a> Session<'a> {
                 self.wrong.push(format!("the kernel panicked{}", self.place()));
             }
         }
-        if self.lines.partial() != PROMPT {
+        if self.lines.partial().contains(PROMPT) {
+            prompted = true;
+            // So that the same prompt is not answered twice.
+            self.lines.feed(b"\n");
+        }
+        if !prompted {
             return None;
         }
-        // So that the same prompt is not answered twice.
-        self.lines.feed(b"\n");
         self.last = self.commands.next().map(String::as_str);
         self.last
     }
@@ -160,5 +166,18 @@ mod tests {
         assert_eq!(session.hear(b"mem\r\n"), None);
         session.hear(b"fault: permission fault (as expected)\r\nfault: translation fault\r\n");
         assert_eq!(session.wrong[1..], ["fault: translation fault in `mem`"]);
+    }
+
+    #[test]
+    fn a_prompt_is_answered_once_whatever_else_is_printed_in_its_line() {
+        let script = commands("a\nb\nc\nd");
+        let mut session = Session::new(&script);
+        assert_eq!(session.hear(b"granule> notify 1: release\r\n"), Some("a"));
+        assert_eq!(session.hear(b"notify 1: end\r\na\r\n"), None);
+        assert_eq!(session.hear(b"no end of linegranule> "), Some("b"));
+        assert_eq!(session.hear(b"notify 2"), None);
+        assert_eq!(session.hear(b": release\r\nb\r\ngranule> notify 3"), Some("c"));
+        assert_eq!(session.hear(b": release\r\nc\r\n[1.2] warning: late\r\ngran"), None);
+        assert_eq!(session.hear(b"ule> [1.3]"), Some("d"));
     }
 }

@@ -371,6 +371,11 @@ impl<A: Atomics> NotifierChain<A> {
         self.wait_for_walkers();
     }
 
+    /// Whether the space has ended, or is about to.
+    pub fn is_released(&self) -> bool {
+        self.released.load(Ordering::Relaxed) != 0
+    }
+
     /// Returns when every walker that may have seen the list as it was before has left.
     fn wait_for_walkers(&self) {
         A::fence();

@@ -326,8 +326,11 @@ impl SpaceHandle {
         Self(space.0)
     }
 
-    /// The space, if it has not ended: `mmget_not_zero`.
+    /// The space, if it has not ended: `mmget_not_zero`. A space that was released has ended, whatever references are left.
     pub fn upgrade(&self) -> Option<SpaceRef> {
+        if self.is_released() {
+            return None;
+        }
         // SAFETY: the record is there while a handle is counted.
         let references = unsafe { &self.0.as_ref().references };
         // Acquire: what was done with the space before whoever else has a reference got it.

@@ -34,6 +34,16 @@ fn a_subscriber_by_a_handle_does_not_keep_the_programs_memory() {
     assert_eq!(rig.spaces.counts()[0], 0);
 }
 
+/// A reference that only looks at a space does not make it one that a device may use.
+#[test]
+fn a_released_space_has_ended_though_a_reference_is_left() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    let handle = SpaceHandle::new(&space);
+    space.release(&rig.cpu);
+    assert!(handle.upgrade().is_none());
+}
+
 /// Whoever upgrades has the space or does not, while the last reference goes.
 #[test]
 fn a_space_ends_once_whoever_upgrades_meanwhile() {
