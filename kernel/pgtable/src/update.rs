@@ -127,7 +127,8 @@ pub(crate) fn update_page_at_once<M: Mmu>(
     }
     let new = change.apply(old);
     if new == old {
-        return Some(unchanged(range, &change));
+        // As in `AtOnce`.
+        return if change.makes_invalid() { None } else { Some(Flush::NONE) };
     }
     mmu.store(cell, new);
     Some(flush(lazy, range, &change, new, None))
@@ -163,7 +164,9 @@ impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M
         }
         match Uniform::of(found, &self.change) {
             Uniform::Not => return Err(Other),
-            Uniform::Unchanged => self.flush = unchanged(self.range, &self.change),
+            // What may be owed all the same is left to the long way.
+            Uniform::Unchanged if self.change.makes_invalid() => return Err(Other),
+            Uniform::Unchanged => {}
             Uniform::Flip { from, to } => {
                 // Of a block that it cuts, the run is the block.
                 if run.level != LAST_LEVEL && run.left >> M::Geometry::shift(run.level) != run.count as u64 {

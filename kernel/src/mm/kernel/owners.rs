@@ -48,6 +48,15 @@ pub(super) fn claim_with_alias(range: PageRange, alias: impl Fn(VirtAddr) -> Opt
     }
 }
 
+/// Takes what `owner` stands for off the record, if it is still there. Nothing in a release build, in which there is no
+/// record.
+#[inline(always)]
+pub(super) fn give_up(owner: &mut Option<Owner>) {
+    if cfg!(debug_assertions) {
+        *owner = None;
+    }
+}
+
 /// Looks whether another CPU's owner is changing some of `range`, for a change by who is not its owner.
 ///
 /// # Panics

@@ -245,7 +245,7 @@ impl KernelSpace {
             // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame. With the
             // first one the alias belongs to the allocator, which may change it.
             let released = |leaf: Leaf| {
-                let _ = owner.take();
+                owners::give_up(&mut owner);
                 freeing.add(leaf.physical);
             };
             if patched_branch!(branch::ALIAS) {
