@@ -3,7 +3,7 @@
 //! They are not tests of the kernel: the runner's own tests (tests-qemu/host/tests/misbehaving_guests.rs) run each of
 //! them and assert the verdict that it must get. [`innocent`] stands among them to show that the rest still runs.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule::drivers::{console, power};
 use granule::mm::kernel::set_memory::Validity;
@@ -111,9 +111,10 @@ target_test!(changes_the_alias_of_what_another_cpu_is_changing, selftest());
 fn changes_the_alias_of_what_another_cpu_is_changing(t: &mut Test) {
     const ROUNDS: u32 = 2000;
     static FRAME: AtomicU64 = AtomicU64::new(0);
+    static DONE: AtomicBool = AtomicBool::new(false);
     fn change(_: &Cpu, _: usize) {
         let (space, frame) = (&granule::kernel().space, PhysAddr(FRAME.load(Ordering::Relaxed)));
-        for _ in 0..ROUNDS {
+        while !DONE.load(Ordering::Relaxed) {
             let _ = space.set_direct_map_default_noflush(frame);
         }
     }
@@ -130,6 +131,7 @@ fn changes_the_alias_of_what_another_cpu_is_changing(t: &mut Test) {
         let _ = space.set_memory_ro(start, 64);
         let _ = space.set_memory_rw(start, 64);
     }
+    DONE.store(true, Ordering::Relaxed);
     smp::wait_for(others);
     t.ok("writable", space.set_memory_rw(start, 64));
     space.vfree(cpu, area);
