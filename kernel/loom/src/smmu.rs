@@ -301,6 +301,12 @@ impl<const BITS: u32> Smmu<BITS> {
         self.queue.issue(&self.port, &[BLUNDER]).is_ok()
     }
 
+    /// A CPU shuts the SMMU, by which devices use all pages until then, and uses `page`.
+    pub fn shut(&self, page: usize) {
+        self.queue.give_up(&self.port, || self.port.pages.iter().for_each(|page| _ = page.read()));
+        self.port.pages[page].write(1);
+    }
+
     /// So many illegal commands were reported.
     ///
     /// # Panics

@@ -21,6 +21,9 @@ pub enum ProbeError {
     /// Caches must be cleaned by hand for it.
     #[error("its accesses are not coherent with the CPUs' caches (IDR0.COHACC is 0)")]
     NotCoherent,
+    /// A transaction that faults is never ended by it, and waits for a command of software.
+    #[error("each transaction that faults waits in it (IDR0.STALL_MODEL is 2), and this driver answers none")]
+    AlwaysStalls,
     /// Its queues or tables have places of their own.
     #[error("its queues or tables are where it says (IDR1.{0} is set), which this driver does not support")]
     Preset(&'static str),

@@ -150,6 +150,12 @@ impl Features {
         }
     }
 
+    /// Whether it lets unprivileged accesses through to what is EL1's only. QEMU's does, which has no privilege override
+    /// either, and is told by an IIDR of 0: no implementer has that number.
+    pub fn ignores_privilege(&self) -> bool {
+        !self.privilege_override && self.raw[6] == 0
+    }
+
     /// Whether tables with pages of `granule` can be walked.
     pub fn has_granule(&self, granule: Granule) -> bool {
         match granule {

@@ -22,6 +22,9 @@ const CMDQ: u32 = FIELDS::CMDQ_ERR.mask << FIELDS::CMDQ_ERR.shift;
 /// How often the same call serves errors: more come by another interrupt.
 const PASSES: usize = 4;
 
+/// How many illegal commands are remembered: each belongs to one call, which looks as soon as it is complete.
+const LOGGED: usize = 8;
+
 /// What is known of an SMMU's global errors.
 pub(crate) struct GlobalErrors<P: Platform> {
     /// 1 while somebody serves them.
@@ -30,6 +33,9 @@ pub(crate) struct GlobalErrors<P: Platform> {
     pub(crate) count: P::Word,
     /// How many commands were illegal.
     pub(crate) illegal: P::Word,
+    /// Where the last of them were: one more than the position, the `n`th at index `n % LOGGED`. Written and read while
+    /// `serving` is held.
+    log: [P::Word; LOGGED],
     /// How often the command queue could not be read.
     fetches: P::Word,
     /// How often the event queue could not be written, so that events were lost.
@@ -42,6 +48,7 @@ impl<P: Platform> GlobalErrors<P> {
             serving: P::word(0),
             count: P::word(0),
             illegal: P::word(0),
+            log: [const { () }; LOGGED].map(|()| P::word(0)),
             fetches: P::word(0),
             events_lost: P::word(0),
         }
@@ -68,18 +75,31 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             if active(platform) == 0 {
                 break;
             }
-            while !self.errors.serving.exchange(0, 1, Acquire) && !platform.leaves_out(Step::Serving) {
-                platform.relax();
-            }
             // Another CPU may have served them meanwhile.
-            let errors = active(platform);
-            let reports = if errors == 0 { [None, None] } else { self.serve(platform, errors) };
-            self.errors.serving.store(0, Release);
+            let (errors, reports) = self.alone(platform, || match active(platform) {
+                0 => (0, [None, None]),
+                errors => (errors, self.serve(platform, errors)),
+            });
             all |= errors;
             // Told by nobody's turn: a console is slow.
             reports.iter().flatten().for_each(|report| platform.report(report));
         }
         all
+    }
+
+    /// Runs `work` while no other CPU serves errors.
+    fn alone<T>(&self, platform: &P, work: impl FnOnce() -> T) -> T {
+        while !self.errors.serving.exchange(0, 1, Acquire) && !platform.leaves_out(Step::Serving) {
+            platform.relax();
+        }
+        let result = work();
+        self.errors.serving.store(0, Release);
+        result
+    }
+
+    /// The positions of the last illegal commands, each plus one; 0 where there were fewer. With interrupts masked.
+    pub(crate) fn logged_illegal(&self, platform: &P) -> [u64; LOGGED] {
+        self.alone(platform, || core::array::from_fn(|index| self.errors.log[index].load(Relaxed)))
     }
 
     fn serve(&self, platform: &P, errors: u32) -> [Option<Report>; 2] {
@@ -119,8 +139,10 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
                 let command = Command([low.load(Relaxed), high.load(Relaxed)]);
                 low.store(Command::SYNC.0[0], Relaxed);
                 high.store(Command::SYNC.0[1], Relaxed);
+                // Both before the SMMU goes on, so that the call finds them that its CMD_SYNC completes.
+                let number = count(&self.errors.illegal);
+                self.errors.log[(number % LOGGED as u64) as usize].store(position + 1, Relaxed);
                 self.illegal.store(position + 1, Relaxed);
-                count(&self.errors.illegal);
                 Some(Report::IllegalCommand(command))
             }
         }

@@ -44,7 +44,8 @@ pub const COMMAND_QUEUE_BITS: u32 = 8;
 /// Why commands are not known to be complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum CommandError {
-    /// One of them, or another at the same time, was illegal, and was not executed.
+    /// One of them was illegal, and was not executed; the others were. Where more than a few of several CPUs are illegal
+    /// at once, this may be the answer to a call of which none was.
     #[error("a command was illegal")]
     Illegal,
     /// The SMMU takes no commands any more.
@@ -61,6 +62,13 @@ pub(crate) struct Inserted {
     consumed: u64,
 }
 
+/// Commands are issued.
+const IN_USE: u64 = 0;
+/// A CPU is closing the SMMU: it may still translate.
+const CLOSING: u64 = 1;
+/// The SMMU lets nothing pass, and no CPU waits for it.
+const CLOSED: u64 = 2;
+
 /// What different CPUs write all the time lies in different cache lines.
 #[repr(align(64))]
 struct Line<T>(T);
@@ -72,8 +80,8 @@ pub struct CommandQueue<P: Platform, const BITS: u32 = COMMAND_QUEUE_BITS> {
     consumed: P::Word,
     /// One more than the position of the last illegal command; 0 before there was one.
     pub(crate) illegal: P::Word,
-    /// 1 when the SMMU takes no more commands.
-    dead: P::Word,
+    /// Whether the SMMU is in use: [`IN_USE`], [`CLOSING`] or [`CLOSED`].
+    life: P::Word,
     /// Waits for room.
     full: P::Word,
     /// Where the next call's slots begin.
@@ -101,7 +109,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             slots,
             consumed: P::word(0),
             illegal: P::word(0),
-            dead: P::word(0),
+            life: P::word(IN_USE),
             full: P::word(0),
             reserved: Line(P::word(0)),
             published: Line([P::word(0), P::word(0)]),
@@ -150,7 +158,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         if !self.is_complete(platform, inserted) {
             self.wait(platform, inserted.end)?;
         }
-        self.verdict(platform, inserted.start)
+        self.verdict(platform, inserted)
     }
 
     /// Inserts `count` commands that `command` makes, and a CMD_SYNC if `SYNC` says so; `None` where there is no room.
@@ -180,12 +188,34 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         platform.leaves_out(Step::Wait) || self.position(platform, inserted.consumed) >= inserted.end
     }
 
-    /// How a call has ended whose slots begin at `start`, and whose commands are complete.
+    /// How a call has ended whose commands are complete.
     #[inline(always)]
-    pub(crate) fn verdict(&self, platform: &P, start: u64) -> Result<(), CommandError> {
-        // What follows, the reuse of a page, comes after the SMMU has said that it is done.
+    pub(crate) fn verdict(&self, platform: &P, inserted: Inserted) -> Result<(), CommandError> {
+        match self.may_be_illegal(platform, inserted.start) {
+            true => self.verdict_of_log(platform, inserted.start, inserted.end),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a command was illegal at or behind `start`, where a call's slots begin whose commands are complete:
+    /// [`Self::verdict_of_log`] knows whether it was one of that call's.
+    #[inline(always)]
+    pub(crate) fn may_be_illegal(&self, platform: &P, start: u64) -> bool {
+        // What follows, the reuse of a page, comes after the SMMU has completed the call.
         platform.dmb_oshld();
-        if self.illegal.load(Relaxed) > start { Err(CommandError::Illegal) } else { Ok(()) }
+        self.illegal.load(Relaxed) > start
+    }
+
+    /// How the call in `start..end` has ended, by the log of illegal commands.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn verdict_of_log(&self, platform: &P, start: u64, end: u64) -> Result<(), CommandError> {
+        // Each is one more than its position.
+        let log = self.logged_illegal(platform);
+        let own = log.iter().any(|&at| start < at && at <= end);
+        // The oldest is overwritten first: unless one is left from before this call, one of its own may be missing.
+        let overwritten = log.iter().all(|&at| at > start);
+        if own || overwritten { Err(CommandError::Illegal) } else { Ok(()) }
     }
 
     /// Takes `count` slots: the first one's position, and what was consumed for certain. `None` where there is no room.
@@ -305,16 +335,21 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         }
     }
 
-    /// Nobody waits for the SMMU any more; whether this call is the first to say so.
-    pub(crate) fn give_up(&self) -> bool {
+    /// Ends the use of the SMMU by `shut`, after which it lets nothing pass. Of calls at the same time one runs its
+    /// `shut`, and the others return after that: what the SMMU could reach up to then is any caller's to reuse.
+    ///
+    /// With interrupts masked: another CPU may wait for this one.
+    pub fn give_up(&self, platform: &P, shut: impl FnOnce()) {
         loop {
-            if self.dead.load(Relaxed) != 0 {
-                return false;
-            }
-            if self.dead.exchange(0, 1, Relaxed) {
-                return true;
+            match self.life.load(Acquire) {
+                CLOSED => return,
+                IN_USE if self.life.exchange(IN_USE, CLOSING, Relaxed) => break,
+                _ => platform.relax(),
             }
         }
+        shut();
+        // Not before: a call that finds it closed returns to a caller that reuses memory.
+        self.life.store(CLOSED, Release);
     }
 
     /// Commands inserted, calls, and waits for room.
@@ -347,7 +382,7 @@ impl Patience {
         platform: &P,
         position: u64,
     ) -> Result<(), CommandError> {
-        if queue.dead.load(Relaxed) != 0 {
+        if queue.life.load(Acquire) == CLOSED {
             return Err(CommandError::Timeout);
         }
         self.turns += 1;

@@ -10,7 +10,9 @@
 //! 6. The command queue, and by it: everything cached of streams, contexts and translations goes, which may be the
 //!    previous user's or what reset left.
 //! 7. The event queue, before anything can leave an event; interrupts.
-//! 8. SMMUEN: from here on the stream table decides.
+//! 8. ATSCHK, where devices may translate by themselves: what they call translated is looked up in the stream table,
+//!    which permits it to none. Without it such transactions pass both the table and the page tables.
+//! 9. SMMUEN: from here on the stream table decides.
 //!
 //! Each write of a control register takes effect when the register that acknowledges it says so, and is waited for.
 
@@ -19,7 +21,7 @@ use tock_registers::LocalRegisterCopy;
 use crate::queue::{COMMAND_BYTES, COMMAND_QUEUE_BITS};
 use crate::registers::{AIDR, CR0, CR1, CR2, GBPA, IRQ_CTRL, QUEUE_BASE, offset};
 use crate::{
-    Asids, Command, CommandQueue, DmaMemory, Events, Features, Memory, Platform, ProbeError, RECORD_BYTES, Smmu,
+    Asids, Command, CommandQueue, DmaMemory, Events, Features, Memory, Platform, ProbeError, RECORD_BYTES, Smmu, Stall,
     Streams,
 };
 
@@ -95,6 +97,12 @@ pub fn probe<P: Platform + Memory>(platform: P) -> Result<Probed<P>, ProbeError>
     }
     let interrupts = IRQ_CTRL::GERROR::SET + IRQ_CTRL::EVENTQ::SET;
     set_acknowledged(&platform, (offset::IRQ_CTRL, "IRQ_CTRLACK"), interrupts.value)?;
+    let mut on = on;
+    if features.ats {
+        // It must not change while SMMUEN is set.
+        on += CR0::ATSCHK::SET;
+        set_acknowledged(&platform, (offset::CR0, "CR0ACK"), on.value)?;
+    }
     set_acknowledged(&platform, (offset::CR0, "CR0ACK"), (on + CR0::SMMUEN::SET).value)?;
 
     let asids = Asids::new(features.asid_bits);
@@ -111,6 +119,9 @@ fn check(features: &Features) -> Result<(), ProbeError> {
     }
     if !features.coherent {
         return Err(ProbeError::NotCoherent);
+    }
+    if features.stall == Stall::Always {
+        return Err(ProbeError::AlwaysStalls);
     }
     for (is_set, name) in [
         (features.queues_preset, "QUEUES_PRESET"),

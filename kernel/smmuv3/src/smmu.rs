@@ -7,6 +7,9 @@ use granule_arch::addr::VirtAddr;
 use crate::invalidate::{By, Plan, Spans};
 use crate::{Command, CommandError, CommandQueue, Features, Platform, Report, Scope, Step, Word, gerror, reset};
 
+/// How often a command is issued whose verdict is that it was illegal: the verdict may be wrong where many are at once.
+const ATTEMPTS: usize = 4;
+
 /// One SMMU.
 pub struct Smmu<P: Platform> {
     pub(crate) platform: P,
@@ -70,8 +73,8 @@ impl<P: Platform> Smmu<P> {
             if !self.commands.is_complete(&self.platform, inserted) {
                 return self.finish(inserted.start, inserted.end);
             }
-            if self.commands.verdict(&self.platform, inserted.start).is_err() {
-                self.invalidate_more();
+            if self.commands.may_be_illegal(&self.platform, inserted.start) {
+                self.finish_by_log(inserted.start, inserted.end);
             }
             return;
         }
@@ -82,8 +85,18 @@ impl<P: Platform> Smmu<P> {
     #[cold]
     #[inline(never)]
     fn finish(&self, start: u64, end: u64) {
-        let waited = self.commands.wait(&self.platform, end);
-        if waited.and_then(|()| self.commands.verdict(&self.platform, start)).is_err() {
+        if self.commands.wait(&self.platform, end).is_err() {
+            self.invalidate_more();
+        } else if self.commands.may_be_illegal(&self.platform, start) {
+            self.finish_by_log(start, end);
+        }
+    }
+
+    /// The call in `start..end` is complete, and a command was illegal, of this call or of a later one.
+    #[cold]
+    #[inline(never)]
+    fn finish_by_log(&self, start: u64, end: u64) {
+        if self.commands.verdict_of_log(&self.platform, start, end).is_err() {
             self.invalidate_more();
         }
     }
@@ -110,18 +123,35 @@ impl<P: Platform> Smmu<P> {
     #[cold]
     #[inline(never)]
     fn invalidate_more(&self) {
-        if self.issue(&[Command::TLBI_NSNH_ALL]).is_err() {
-            self.shut();
-        }
+        // An SMMU that does not execute it has been shut.
+        let _ = self.issue_or_shut(Command::TLBI_NSNH_ALL);
     }
 
-    /// Lets nothing pass any more. For an SMMU that does not do what it is told.
+    /// Issues a command that must be executed: an SMMU that does not is shut, since what it has cached may be the way to
+    /// memory that has another owner soon. With interrupts masked.
+    ///
+    /// # Errors
+    /// It was not executed; nothing passes any more.
+    pub(crate) fn issue_or_shut(&self, command: Command) -> Result<(), CommandError> {
+        for _ in 0..ATTEMPTS {
+            match self.issue(&[command]) {
+                Ok(()) => return Ok(()),
+                Err(CommandError::Illegal) => {}
+                Err(CommandError::Timeout) => break,
+            }
+        }
+        self.shut();
+        Err(CommandError::Timeout)
+    }
+
+    /// Lets nothing pass any more; on return nothing does, whichever CPU has done it. For an SMMU that does not execute
+    /// commands. With interrupts masked.
     pub fn shut(&self) {
-        if self.commands.give_up() {
+        self.commands.give_up(&self.platform, || {
             // Should it not take this either, there is nothing left to do; the report says so much.
             let taken = reset::shut(&self.platform);
             self.platform.report(&if taken.is_ok() { Report::Dead } else { Report::DeadAndOpen });
-        }
+        });
     }
 
     /// Serves and acknowledges global errors; whether there were any. From the interrupt of that name, or at any time,

@@ -44,10 +44,6 @@ const LEAF_BYTES: usize = StreamTableEntry::BYTES << LEAF_BITS;
 const LINEAR_BITS: u32 = 12;
 const TWO_LEVEL_BITS: u32 = 20;
 
-/// How often a command is issued that others' illegal commands keep from being certain: a CPU that issued one each time
-/// would be at it for nothing else.
-const ATTEMPTS: usize = 16;
-
 /// Context descriptors of a stream.
 const CONTEXTS: usize = 2;
 const CONTEXTS_BYTES: usize = CONTEXTS * ContextDescriptor::BYTES * LEAF_STREAMS;
@@ -262,23 +258,9 @@ impl<P: Platform + Memory> Streams<P> {
     }
 }
 
-/// Has the SMMU forget what it has cached of an entry that has changed.
-///
-/// Somebody else's illegal command makes it uncertain whether it was done, so it is done again. An SMMU that does not
-/// answer is shut: what it has cached may be the way to memory that is somebody else's soon.
+/// Has the SMMU forget what it has cached of an entry that has changed. One that does not is shut.
 fn forget<P: Platform>(smmu: &Smmu<P>, command: Command) -> Result<(), CommandError> {
-    if smmu.platform().leaves_out(Step::Configuration) {
-        return Ok(());
-    }
-    for _ in 0..ATTEMPTS {
-        match smmu.issue(&[command]) {
-            Ok(()) => return Ok(()),
-            Err(CommandError::Illegal) => {}
-            Err(CommandError::Timeout) => break,
-        }
-    }
-    smmu.shut();
-    Err(CommandError::Timeout)
+    if smmu.platform().leaves_out(Step::Configuration) { Ok(()) } else { smmu.issue_or_shut(command) }
 }
 
 /// Every entry refuses. They are zero, and the SMMU does not know of them.

@@ -153,3 +153,30 @@ fn an_illegal_command_stops_nobody() {
 fn two_who_serve_an_error_at_once_are_caught() {
     assert_caught("left == right", || blunder(Missing::Step(Step::Serving)));
 }
+
+/// Two CPUs find at once that the SMMU does not answer. One shuts it; the other uses a page after that.
+fn two_shut(missing: Missing) {
+    orders(3, move || {
+        let smmu = Arc::new(Smmu::<1>::new(Consumer::Looks));
+        let other = Arc::clone(&smmu);
+        let shuts = loom::thread::spawn(move || {
+            lack(missing);
+            other.shut(1);
+        });
+        lack(missing);
+        smmu.shut(0);
+        lack(Missing::Nothing);
+        shuts.join().unwrap();
+    });
+}
+
+#[test]
+fn a_second_call_returns_when_the_smmu_is_shut() {
+    two_shut(Missing::Nothing);
+}
+
+#[test]
+fn a_shut_that_is_not_seen_is_caught() {
+    assert_caught(RACE, || two_shut(Missing::Acquire));
+    assert_caught(RACE, || two_shut(Missing::Release));
+}

@@ -31,6 +31,8 @@ pub struct Hardware {
     pub range_invalidation: bool,
     /// Bits of a stream's number.
     pub stream_bits: u8,
+    /// Devices may translate by themselves, and call their transactions translated (IDR0.ATS).
+    pub ats: bool,
     /// IDR0.STALL_MODEL.
     pub stall_model: u8,
     /// A terminated transaction is always told so: a context without CD.A is illegal.
@@ -60,6 +62,7 @@ impl Hardware {
         two_levels: true,
         range_invalidation: true,
         stream_bits: 16,
+        ats: false,
         stall_model: 1,
         term_model: true,
         overrides_privilege: false,
@@ -92,6 +95,7 @@ impl Hardware {
         // S1P, S2P, TTF = AArch64; ASID16, VMID16; little-endian.
         let idr0 = 0b1011
             | flag(self.coherent, 4)
+            | flag(self.ats, 10)
             | flag(true, 12)
             | flag(true, 18)
             | 0b10 << 21

@@ -16,8 +16,8 @@
 //! took panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
 //! [`SmmuModel::rewrite_commands`].
 //!
-//! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, ATS,
-//! stalls.
+//! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, stalls,
+//! and of ATS all but transactions that are called translated.
 
 mod command;
 mod config;
@@ -303,6 +303,11 @@ impl SmmuModel {
     /// Everything that a transaction may come to. Nothing happens.
     pub fn outcomes(&self, stream: u32, address: u64, access: Access) -> BTreeSet<Outcome> {
         self.state().outcomes(stream, address, access)
+    }
+
+    /// What becomes of a transaction that its device calls translated already. Nothing happens.
+    pub fn translated(&self, stream: u32, address: u64) -> Outcome {
+        self.state().translated(stream, address)
     }
 
     /// A transaction. Where it may come to several things it is what memory says, or, after

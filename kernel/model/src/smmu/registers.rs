@@ -8,6 +8,7 @@ use super::violation::SmmuRule;
 pub(crate) const SMMUEN: u32 = 1 << 0;
 pub(crate) const EVENTQEN: u32 = 1 << 2;
 pub(crate) const CMDQEN: u32 = 1 << 3;
+pub(crate) const ATSCHK: u32 = 1 << 4;
 /// Bits of GBPA.
 const GBPA_ABORT: u32 = 1 << 20;
 const GBPA_UPDATE: u32 = 1 << 31;
@@ -266,6 +267,12 @@ impl State {
         }
         if cr0.written & SMMUEN != 0 && value & SMMUEN == 0 && !self.registers.aborts_when_off() {
             self.report(SmmuRule::RegisterOrder, "SMMUEN is cleared while GBPA lets transactions pass".into());
+        }
+        if (cr0.in_force | cr0.written) & SMMUEN != 0 && (value ^ cr0.written) & ATSCHK != 0 && value & SMMUEN != 0 {
+            self.report(SmmuRule::RegisterOrder, "ATSCHK changes while SMMUEN is set".into());
+        }
+        if value & ATSCHK != 0 && !self.hardware.ats {
+            self.report(SmmuRule::Undefined, "ATSCHK is set, and there is no ATS".into());
         }
         let turned_on = value & !cr0.in_force;
         if turned_on & CMDQEN != 0 && self.registers.active_errors() & CMDQ_ERR != 0 {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::config::{Context, Entry, Regime};
+use super::registers::ATSCHK;
 use super::state::State;
 use super::tlb::Held;
 use super::violation::SmmuRule;
@@ -12,6 +13,7 @@ use super::{Access, Operation, Outcome, View};
 const C_BAD_STREAMID: u8 = 0x02;
 const C_BAD_STE: u8 = 0x04;
 const C_BAD_CD: u8 = 0x0a;
+const F_TRANSL_FORBIDDEN: u8 = 0x07;
 const F_WALK_EABT: u8 = 0x0b;
 const F_TRANSLATION: u8 = 0x10;
 const F_ADDR_SIZE: u8 = 0x11;
@@ -31,6 +33,21 @@ impl State {
                 judge(self.walk(&regime, address), &regime, stage1.privilege, access)
             }
             other => self.outcomes_of(&other, address, access)[0],
+        }
+    }
+
+    /// What becomes of a transaction that its device calls translated already (ATS).
+    pub(crate) fn translated(&mut self, stream: u32, address: u64) -> Outcome {
+        let forbidden = Outcome::Refused { event: Some(F_TRANSL_FORBIDDEN) };
+        match self.view_now(stream) {
+            View::OffAborts | View::OffPasses => self.settled(stream, address, Access::READ),
+            _ if self.hardware.ats && !self.registers.is_on(ATSCHK) => Outcome::Reaches(address),
+            // EATS of 1 is full ATS.
+            View::Translate { stage1, .. } if self.hardware.ats && stage1.rest[0] >> 28 & 0b11 == 1 => {
+                Outcome::Reaches(address)
+            }
+            View::Translate { .. } | View::Entry(Entry::Bypass(_)) => forbidden,
+            _ => self.settled(stream, address, Access::READ),
         }
     }
 

@@ -1,9 +1,9 @@
 //! From whatever state to translating.
 
 use granule_model::smmu::{Access, Hardware, Operation, Outcome, SmmuModel, SmmuRule, View};
-use granule_smmuv3::{Features, Platform, ProbeError, Stall, probe, registers::offset};
+use granule_smmuv3::{Features, Platform, ProbeError, Stall, Stream, probe, registers::offset};
 
-use crate::rig::{Rig, STREAM};
+use crate::rig::{ASID, PAGE_RW, Rig, STREAM, Tables};
 
 const MACHINES: [Hardware; 3] =
     [Hardware::QEMU, Hardware::PLAIN, Hardware { lag: 0, stream_bits: 20, ..Hardware::QEMU }];
@@ -67,12 +67,35 @@ fn an_smmu_that_does_not_fit_is_refused_and_lets_nothing_pass() {
         (Hardware { coherent: false, ..Hardware::QEMU }, "coherent"),
         (Hardware { command_bits: 4, ..Hardware::QEMU }, "command queue"),
         (Hardware { event_bits: 3, ..Hardware::QEMU }, "event queue"),
+        (Hardware { stall_model: 2, ..Hardware::QEMU }, "STALL_MODEL"),
     ] {
         let model = SmmuModel::new(hardware);
         let error = probe(model.platform()).err().expect("it does not fit");
         assert!(error.to_string().contains(why), "{error}");
         assert_eq!(model.view_now(STREAM), View::OffAborts);
     }
+}
+
+/// With IDR0.ATS a device may say of an address that it is translated already. No entry permits that.
+#[test]
+fn what_a_device_calls_translated_does_not_pass() {
+    let forbidden = Outcome::Refused { event: Some(0x07) };
+    for ats in [false, true] {
+        let mut rig = Rig::new(Hardware { ats, ..Hardware::PLAIN });
+        let tables = Tables::new(&rig);
+        tables.map(&rig, 3, 0x1_0000_0000, PAGE_RW);
+        assert_eq!(rig.model.translated(STREAM, 0x4000_0000), Outcome::Refused { event: None }, "nothing attached");
+        rig.translate(STREAM, &tables.context(ASID));
+        assert_eq!(rig.model.translated(STREAM, 0x4000_0000), forbidden, "ATS: {ats}");
+        rig.set(STREAM, Stream::Bypass);
+        assert_eq!(rig.model.translated(STREAM, 0x4000_0000), forbidden, "ATS: {ats}");
+    }
+    let model = SmmuModel::new(Hardware { ats: true, lag: 0, ..Hardware::QEMU });
+    let platform = model.platform();
+    drop(probe(model.platform()).unwrap());
+    platform.write32(offset::CR0, platform.read32(offset::CR0) & !(1 << 4));
+    assert!(model.expect_violation().text.contains("ATSCHK changes"));
+    assert_eq!(model.translated(STREAM, 0x4000_0000), Outcome::Reaches(0x4000_0000), "without the check it passes");
 }
 
 #[test]

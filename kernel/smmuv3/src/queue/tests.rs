@@ -131,25 +131,72 @@ fn consume(port: &Port, slots: &[AtomicU64]) {
     }
 }
 
-#[test]
-fn many_calls_of_several_cpus_are_complete_when_they_return() {
-    let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
-    let port = Port {
+fn port() -> Port {
+    Port {
         registers: Default::default(),
         reports: Mutex::default(),
         since: Instant::now(),
         completed: Default::default(),
         stop: AtomicBool::new(false),
+    }
+}
+
+fn queue(slots: &[AtomicU64]) -> CommandQueue<Port, BITS> {
+    CommandQueue::new(DmaMemory { phys: PhysAddr(0), virt: NonNull::from(slots).cast(), bytes: 16 << BITS })
+}
+
+/// Calls of four CPUs, all in the queue when the SMMU begins: the illegal command of the third is the third's alone.
+#[test]
+fn an_illegal_command_fails_the_call_that_it_is_of_and_no_other() {
+    let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
+    let (port, queue) = (port(), queue(&slots));
+    let call = |cpu: usize| queue.insert::<true>(&port, 2, |_| command(cpu, if cpu == 2 { 63 } else { 1 })).unwrap();
+    let calls: [Inserted; CPUS] = core::array::from_fn(call);
+    thread::scope(|scope| {
+        scope.spawn(|| consume(&port, &slots));
+        let waited = queue.wait(&port, calls[CPUS - 1].end);
+        port.stop.store(true, Relaxed);
+        waited.unwrap();
+    });
+    let verdicts = calls.map(|call| queue.verdict(&port, call));
+    assert_eq!(verdicts, [Ok(()), Ok(()), Err(CommandError::Illegal), Ok(())]);
+    assert_eq!(port.reports.lock().unwrap().len(), 2);
+}
+
+/// More illegal commands than are remembered, behind a call that has not looked yet: it may be one of them.
+#[test]
+fn what_the_log_has_lost_is_taken_for_illegal() {
+    let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
+    let (port, queue) = (port(), queue(&slots));
+    let blunder = || _ = queue.issue(&port, &[command(0, 63)]);
+    let verdict_behind = |illegal: usize| {
+        // As many as are remembered: of before the call.
+        (0..8).for_each(|_| blunder());
+        queue.make_room(&port, 2).ok()?;
+        let call = queue.insert::<true>(&port, 1, |_| command(1, 1))?;
+        (0..illegal).for_each(|_| blunder());
+        Some(queue.verdict(&port, call))
     };
-    let memory = DmaMemory { phys: PhysAddr(0), virt: NonNull::from(&*slots).cast(), bytes: 16 << BITS };
-    let queue = CommandQueue::<Port, BITS>::new(memory);
+    let verdicts = thread::scope(|scope| {
+        scope.spawn(|| consume(&port, &slots));
+        let verdicts = [7, 8, 20].map(verdict_behind);
+        port.stop.store(true, Relaxed);
+        verdicts
+    });
+    assert_eq!(verdicts, [Some(Ok(())), Some(Err(CommandError::Illegal)), Some(Err(CommandError::Illegal))]);
+}
+
+#[test]
+fn many_calls_of_several_cpus_are_complete_when_they_return() {
+    let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
+    let (port, queue) = (port(), queue(&slots));
     let insert = |cpu: usize| {
         for call in 1..=CALLS {
             // From one to four commands, of which the last says how far this CPU is.
             let count = 1 + call as usize % 4;
             let illegal = call % 64 == 63;
             let result = queue.issue_with(&port, count, |_| command(cpu, call));
-            // Another's may be taken for one's own, but not the other way round.
+            // Another's may be taken for one's own where there are many, but not the other way round.
             assert!(!illegal || result == Err(CommandError::Illegal), "call {call} of CPU {cpu}: {result:?}");
             assert!(result != Err(CommandError::Timeout));
             let completed = port.completed[cpu].load(Relaxed);
