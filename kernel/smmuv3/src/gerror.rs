@@ -48,7 +48,7 @@ impl<P: Platform> GlobalErrors<P> {
             serving: P::word(0),
             count: P::word(0),
             illegal: P::word(0),
-            log: [const { () }; LOGGED].map(|()| P::word(0)),
+            log: core::array::from_fn(|_| P::word(0)),
             fetches: P::word(0),
             events_lost: P::word(0),
         }

@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::pci::{Claim, Id, MmioRegion, Vector};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use super::timer::Deadline;
-use crate::iommu::{self, DmaAddress, DmaDevice, MAX_TRIES, Resolution};
+use crate::iommu::{self, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Resolution};
 use crate::kernel;
 use crate::mm::space::{Access, FaultError};
 use crate::smp::{Cpu, this_cpu};
@@ -115,7 +115,7 @@ impl Driver for Edu {
         if identification & 0xffff != 0xed || registers.read32(register::LIVENESS) != !PROBE {
             return Err(StartError::Unknown(identification));
         }
-        let dma = iommu::attach(cpu, claim.stream_id())?;
+        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
         let doorbell = slot::doorbell(cpu, &dma)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);

@@ -1,50 +1,65 @@
-//! Taking the SMMU of the machine into use, at boot. A machine without one, or with one that cannot be used, still has
-//! a kernel: it says so and goes on.
+//! Taking the machine's SMMUs into use, at boot: each that the device tree describes, used or not, aborts all streams. A
+//! machine without one, or with one that cannot be used, still has a kernel: that is logged, and devices behind one that
+//! cannot be used are refused.
+
+use core::fmt;
 
 use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_smmuv3::{PAGE1, ProbeError, Probed};
 
 use super::domain::with_interrupts_masked;
-use super::{IOMMU, Iommu, Needs, Port, Setup, Told, fault, iova};
+use super::{IOMMUS, Iommu, Needs, Port, Setup, Told, fault, iommus, iova};
 use crate::Kernel;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::mmu::{LinearView, Metal};
-use crate::platform::{Platform, Window, WindowKind};
+use crate::platform::{Platform, Smmu, Window, WindowKind};
 use crate::smp::Cpu;
 
-/// Takes it into use: from here on no device reaches memory that its driver has not attached.
+/// Takes them into use: from here on no device behind one reaches memory that its driver has not attached.
 #[inline(never)]
 pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
-    let Some(smmu) = &kernel.platform.smmu else {
-        if kernel.platform.pcie.is_some() {
-            log::info!("no SMMU: devices reach all memory");
+    let smmus = &kernel.platform.smmus;
+    if smmus.is_empty() && kernel.platform.pcie.is_some() {
+        log::info!("no SMMU: devices reach all memory");
+    }
+    for (smmu, place) in smmus.iter().zip(&IOMMUS) {
+        if let Some(iommu) = start(cpu, kernel, smmu) {
+            place.call_once(|| iommu);
         }
-        return;
+    }
+    if iommus().next().is_some()
+        && let Err(error) = fault::start_thread(cpu, smmus)
+    {
+        log::error!("smmu: {error}: faults of devices are served when transfers end");
+    }
+}
+
+/// Takes one into use; `None`, after a message, where it cannot be.
+fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iommu> {
+    let failed = |why: fmt::Arguments<'_>| {
+        log::error!("smmu: {why}; devices behind the SMMU at {} are refused", smmu.registers.start());
     };
     if smmu.registers.size() < PAGE1 as u64 * 2 {
-        log::error!("smmu: {:?} are not both pages of its registers, 64 KiB each", smmu.registers);
-        return;
+        failed(format_args!("{:?} are not both pages of its registers, 64 KiB each", smmu.registers));
+        return None;
     }
-    let registers = match kernel.space.map_device(cpu, smmu.registers) {
-        Ok(registers) => registers,
-        Err(error) => return log::error!("smmu: registers at {:?}: {error}", smmu.registers),
-    };
+    let registers = kernel.space.map_device(cpu, smmu.registers);
+    let registers = registers.inspect_err(|error| failed(format_args!("its registers: {error}"))).ok()?;
     // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; nobody else has it.
-    let probed = match unsafe { probe(registers, kernel.frames) } {
-        Ok(probed) => probed,
-        Err(error) => return log::error!("smmu: {error}; devices behind it have no memory"),
-    };
+    let probed = unsafe { probe(registers, kernel.frames) };
+    let probed = probed.inspect_err(|error| failed(format_args!("{error}"))).ok()?;
     log::info!("{}", probed.smmu.features());
-    let setup =
-        Setup { needs: needs(kernel), told: Told::from_bootargs(), transfers: transfer_addresses(kernel.platform) };
+    let setup = Setup {
+        phandle: smmu.phandle,
+        needs: needs(kernel),
+        told: Told::from_bootargs(),
+        transfers: transfer_addresses(kernel.platform),
+    };
     if let Err(unfit) = setup.needs.check(probed.smmu.features()) {
         log::warn!("smmu: devices cannot be bound to processes: {unfit}");
     }
-    IOMMU.call_once(|| Iommu::new(probed, Metal(LinearView {}), kernel.frames, setup));
-    if let Err(error) = fault::start_thread(cpu, smmu) {
-        log::error!("smmu: {error}: faults of devices are served when transfers end");
-    }
+    Some(Iommu::new(probed, Metal(LinearView {}), kernel.frames, setup))
 }
 
 /// Takes the SMMU whose registers are at `registers` into use, from whatever state it is in.

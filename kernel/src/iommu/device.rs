@@ -11,17 +11,18 @@ use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::PageRange;
 use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
 
-use super::domain::Domain;
+use super::domain::{Domain, with_interrupts_masked};
 use super::error::{AttachError, BindError, DmaError};
 use super::fault::Log;
-use super::iova::Addresses;
+use super::iova::{Addresses, SIZE};
 use super::sva::Binding;
 use super::window::OwnPage;
-use super::{DeviceRef, Iommu, iommu};
+use super::{DeviceRef, Iommu, iommus};
 use crate::kernel;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::PoolBox;
-use crate::mm::space::{Access, FaultError, SpaceRef};
+use crate::mm::space::{Access, FaultError, RESERVED_END, RESERVED_START, SpaceRef};
+use crate::platform::MappedId;
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::{IrqLock, RwSem, rank};
 
@@ -33,9 +34,46 @@ const OWN: usize = 48;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct DmaAddress(pub u64);
 
+impl DmaAddress {
+    /// What `pointer`, a program's, is to a device that is bound to the program: without its tag. CPUs ignore the top byte
+    /// of a program's pointers (TBI0); a context has TBI off, as Linux's have, and there a tagged address is mapped to
+    /// nothing.
+    pub const fn of_pointer(pointer: VirtAddr) -> Self {
+        // Bit 55 takes the tag's place, so that what is no address of a program's stays none.
+        Self((pointer.0 << 8).cast_signed().wrapping_shr(8).cast_unsigned() & pointer.0)
+    }
+}
+
 impl fmt::Display for DmaAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
+    }
+}
+
+/// The addresses that a device can put on the bus: all up to a largest one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct DmaMask(u64);
+
+impl DmaMask {
+    /// All addresses of 64 bits.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// Those of so many bits; more than 64 are 64.
+    pub const fn of_bits(bits: u32) -> Self {
+        match 1_u64.checked_shl(bits) {
+            Some(end) => Self(end - 1),
+            None => Self::ALL,
+        }
+    }
+
+    /// The largest.
+    pub const fn last(self) -> u64 {
+        self.0
+    }
+
+    /// Whether the addresses of programs and of the window above them are among them.
+    const fn has_window(self) -> bool {
+        self.0 >= RESERVED_END.0 - 1
     }
 }
 
@@ -122,7 +160,7 @@ pub(super) fn direct_pages() -> usize {
 /// What is in front of a device.
 enum Path {
     /// Nothing.
-    Direct,
+    Direct(DmaMask),
     /// The SMMU.
     Smmu(PoolBox<Device>),
 }
@@ -131,6 +169,7 @@ enum Path {
 pub(super) struct Device {
     iommu: &'static Iommu,
     stream: u32,
+    mask: DmaMask,
     domain: Domain,
     /// For single transfers.
     addresses: IrqLock<Addresses, { rank::DEVICE_ADDRESSES }>,
@@ -146,27 +185,52 @@ struct State {
     binding: Option<Binding>,
 }
 
-/// Takes the device that the SMMU knows as `stream`; `None` for one in front of which there is none.
+/// Takes the device that an SMMU knows as `stream`; `None` for one in front of which there is none. It puts out the
+/// addresses of `mask`.
 ///
 /// Sleeps: not from interrupts.
 ///
 /// # Errors
 /// [`AttachError`]; nothing has changed.
-pub fn attach(cpu: &Cpu, stream: Option<u32>) -> Result<DmaDevice, AttachError> {
-    let Some(stream) = stream else { return Ok(DmaDevice(Path::Direct)) };
-    match iommu() {
-        Some(iommu) => iommu.attach(cpu, stream),
-        None if kernel().platform.smmu.is_some() => Err(AttachError::Unusable),
-        None => Ok(DmaDevice(Path::Direct)),
+pub fn attach(cpu: &Cpu, stream: Option<MappedId>, mask: DmaMask) -> Result<DmaDevice, AttachError> {
+    let Some(stream) = stream else {
+        let ends = kernel().platform.memory.iter().map(|bank| bank.end().0);
+        return direct(mask, ends.max().unwrap_or(0).saturating_sub(1));
+    };
+    match iommus().find(|iommu| iommu.phandle == Some(stream.phandle)) {
+        Some(iommu) => iommu.attach_within(cpu, stream.id, mask),
+        None => Err(AttachError::Unusable(stream.phandle)),
     }
 }
 
+/// A device in front of which there is nothing, on a machine whose last byte of memory is at `needed`: any of it may be
+/// what the device is told of.
+pub(super) fn direct(mask: DmaMask, needed: u64) -> Result<DmaDevice, AttachError> {
+    if mask.last() < needed {
+        return Err(AttachError::Narrow { mask: mask.last(), needed });
+    }
+    Ok(DmaDevice(Path::Direct(mask)))
+}
+
 impl Iommu {
-    /// Takes the device that is known as `stream`: it has tables of its own, with nothing in them.
+    /// [`Self::attach_within`] of a device that puts out any address.
     ///
     /// # Errors
     /// [`AttachError`]; nothing has changed.
     pub fn attach(&'static self, cpu: &Cpu, stream: u32) -> Result<DmaDevice, AttachError> {
+        self.attach_within(cpu, stream, DmaMask::ALL)
+    }
+
+    /// Takes the device that is known as `stream` and puts out the addresses of `mask`: it has tables of its own, with
+    /// nothing in them.
+    ///
+    /// # Errors
+    /// [`AttachError`]; nothing has changed.
+    pub fn attach_within(&'static self, cpu: &Cpu, stream: u32, mask: DmaMask) -> Result<DmaDevice, AttachError> {
+        let needed = self.transfers.0 + (SIZE - 1);
+        if mask.last() < needed {
+            return Err(AttachError::Narrow { mask: mask.last(), needed });
+        }
         let mut devices = self.devices.write();
         if devices.iter().any(|device| device.get().stream == stream) {
             return Err(AttachError::InUse(stream));
@@ -175,7 +239,7 @@ impl Iommu {
             return Err(AttachError::TooMany(devices.len()));
         }
         let asid = self.asids.lock().allocate().ok_or(AttachError::NoNumber)?;
-        let device = self.make_device(cpu, stream, asid).and_then(|device| {
+        let device = self.make_device(cpu, (stream, mask), asid).and_then(|device| {
             let attached = self.translate(stream, device.domain.root(), asid);
             attached.inspect_err(|_| device.domain.dismantle(cpu, &self.smmu))?;
             Ok(device)
@@ -186,12 +250,18 @@ impl Iommu {
         Ok(DmaDevice(Path::Smmu(device)))
     }
 
-    fn make_device(&'static self, cpu: &Cpu, stream: u32, asid: u16) -> Result<PoolBox<Device>, AttachError> {
+    fn make_device(
+        &'static self,
+        cpu: &Cpu,
+        (stream, mask): (u32, DmaMask),
+        asid: u16,
+    ) -> Result<PoolBox<Device>, AttachError> {
         let domain = Domain::new(cpu, self.mmu, self.frames, asid)?;
         let root = domain.root();
         let device = self.pool.try_new(Device {
             iommu: self,
             stream,
+            mask,
             domain,
             addresses: IrqLock::new(Addresses::new(self.transfers)),
             state: RwSem::new(State { own: heapless::Vec::new(), mode: Mode::Translated, binding: None }),
@@ -207,14 +277,14 @@ impl Iommu {
         let mut devices = self.devices.write();
         if let Err(error) = self.set_stream(device.stream, Stream::Abort) {
             log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
-            self.smmu.shut();
+            with_interrupts_masked(|| self.smmu.shut());
         }
         // An aborted stream leaves no records, and what it left before is not held against whoever has it next.
         self.drain(&devices);
         devices.retain(|other| other.0 != NonNull::from(device));
         let mut state = device.state.write();
         // What is left of them is addresses of messages: registers, and nobody's frames.
-        state.own.drain(..).for_each(|own| self.window.lock().give_back(own.at));
+        state.own.drain(..).for_each(|own| device.give_back_place(own.at));
         device.domain.dismantle(cpu, &self.smmu);
         self.asids.lock().free(device.domain.asid());
     }
@@ -318,15 +388,28 @@ impl Device {
         if state.own.is_full() {
             return Err(DmaError::NoAddresses(1));
         }
-        let at = self.iommu.window.lock().take().ok_or(DmaError::NoAddresses(1))?;
+        let at = self.take_place().ok_or(DmaError::NoAddresses(1))?;
         let own = OwnPage { at, physical, memory };
         if let Err(error) = self.show_everywhere(cpu, &state, own) {
-            self.iommu.window.lock().give_back(at);
+            self.give_back_place(at);
             return Err(error);
         }
         let pushed = state.own.push(own);
         debug_assert!(pushed.is_ok(), "there was room");
         Ok(DmaAddress(at.0))
+    }
+
+    /// An address for a page of its own: in the window, which spaces have too, or, where the device does not reach that
+    /// far, among those for single transfers. Such a device is never bound.
+    fn take_place(&self) -> Option<VirtAddr> {
+        if self.mask.has_window() { self.iommu.window.lock().take() } else { self.addresses.lock().take(1) }
+    }
+
+    fn give_back_place(&self, at: VirtAddr) {
+        match at >= RESERVED_START {
+            true => self.iommu.window.lock().give_back(at),
+            false => self.addresses.lock().give_back(at, 1),
+        }
     }
 
     fn show_everywhere(&self, cpu: &Cpu, state: &State, own: OwnPage) -> Result<(), DmaError> {
@@ -346,13 +429,17 @@ impl Device {
         let mut state = self.state.write();
         let Some(index) = state.own.iter().position(|own| own.at.0 == address.0) else { return };
         let own = state.own.swap_remove(index);
-        if let Some(space) = state.binding.as_ref().and_then(Binding::space) {
-            space.hide_reserved(cpu, own.at);
+        if let Some(binding) = &state.binding {
+            match binding.space() {
+                Some(space) => space.hide_reserved(cpu, own.at),
+                // It is ending, and the device may not have been cut off yet: the space's tables still show the page.
+                None => self.iommu.cut_off(self.stream, binding.asid()),
+            }
         }
         if let Ok(range) = PageRange::new(own.at, PAGE) {
             self.domain.unmap(&self.iommu.smmu, range);
         }
-        self.iommu.window.lock().give_back(own.at);
+        self.give_back_place(own.at);
     }
 
     /// What becomes of the stream while it is not bound.
@@ -372,6 +459,9 @@ impl Device {
     }
 
     fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindError> {
+        if !self.mask.has_window() {
+            return Err(BindError::Narrow(self.mask.last()));
+        }
         self.collect_records();
         let mut state = self.state.write();
         if state.binding.is_some() {
@@ -389,7 +479,7 @@ impl Device {
         let Some(binding) = state.binding.take() else { return };
         if let Err(error) = self.set_unbound(state.mode) {
             log::error!("smmu: stream {:#x} could not be unbound: {error}", self.stream);
-            self.iommu.smmu.shut();
+            with_interrupts_masked(|| self.iommu.smmu.shut());
         }
         self.iommu.unbind(cpu, self.stream, &state.own, binding);
         self.bound.store(false, Ordering::Relaxed);
@@ -414,7 +504,7 @@ impl DmaDevice {
     #[inline(always)]
     fn device(&self) -> Option<&Device> {
         match &self.0 {
-            Path::Direct => None,
+            Path::Direct(_) => None,
             Path::Smmu(device) => Some(device),
         }
     }
@@ -485,7 +575,11 @@ impl DmaDevice {
     /// # Errors
     /// [`DmaError`]; nothing is shown.
     pub fn message_address(&self, cpu: &Cpu, doorbell: PhysAddr) -> Result<DmaAddress, DmaError> {
-        let Some(device) = self.device() else { return Ok(DmaAddress(doorbell.0)) };
+        let device = match &self.0 {
+            Path::Smmu(device) => device,
+            Path::Direct(mask) if doorbell.0 <= mask.last() => return Ok(DmaAddress(doorbell.0)),
+            Path::Direct(_) => return Err(DmaError::Unreachable(doorbell.0)),
+        };
         let page = doorbell.align_down(PAGE);
         let known = device.state.read().own.iter().find(|own| own.physical == page).map(|own| own.at.0);
         let at = match known {

@@ -12,9 +12,18 @@ pub enum AttachError {
     /// There is no memory for its tables.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
-    /// There is an SMMU in front of it, which could not be taken into use.
-    #[error("the SMMU in front of the device cannot be used, and lets nothing pass")]
-    Unusable,
+    /// By the device tree there is an SMMU in front of it, which is not one in use here: of another kind, or one that
+    /// could not be taken into use. The device may get no physical addresses.
+    #[error("the SMMU in front of the device (phandle {0:#x}) is not driven, so the device gets no memory")]
+    Unusable(u32),
+    /// It does not put out addresses as large as it would have to.
+    #[error("the device reaches addresses up to {mask:#x}, and {needed:#x} is needed")]
+    Narrow {
+        /// The largest address that it puts out.
+        mask: u64,
+        /// The largest that it would be given.
+        needed: u64,
+    },
     /// Another driver has it.
     #[error("stream {0:#x} is attached already")]
     InUse(u32),
@@ -44,6 +53,9 @@ pub enum DmaError {
     /// The device uses the addresses of a process.
     #[error("the device is bound to a process, and uses its addresses alone")]
     Bound,
+    /// It is beyond the addresses that the device puts out.
+    #[error("the device does not reach {0:#x}")]
+    Unreachable(u64),
     /// All addresses are in use.
     #[error("the device has no addresses left for {0} pages")]
     NoAddresses(usize),
@@ -67,12 +79,18 @@ pub enum BindError {
     /// It is bound already.
     #[error("the device is bound already")]
     Bound,
+    /// Another device uses the space.
+    #[error("a device is bound to the process: without PASIDs a second one would reach the first one's rings")]
+    SpaceInUse,
     /// The SMMU cannot walk tables of processes.
     #[error(transparent)]
     Unfit(#[from] Unfit),
     /// The SMMU has no number left for its translations.
     #[error("the SMMU has no ASID left")]
     NoNumber,
+    /// Programs have larger addresses than the device puts out.
+    #[error("the device reaches addresses up to {0:#x} only, and programs have larger ones")]
+    Narrow(u64),
     /// The process has ended.
     #[error("the process has ended")]
     Ended,

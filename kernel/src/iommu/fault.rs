@@ -274,13 +274,15 @@ fn cpu_could(space: &Space, page: VirtAddr, access: Access) -> bool {
 
 #[cfg(target_os = "none")]
 mod thread {
+    use core::sync::atomic::AtomicBool;
     use core::time::Duration;
 
     use spin::Once;
 
-    use super::Iommu;
-    use crate::drivers::interrupt::{self, InterruptError};
+    use super::{Iommu, Ordering};
+    use crate::drivers::interrupt;
     use crate::drivers::timer::Deadline;
+    use crate::iommu::{IOMMUS, iommus};
     use crate::mm::OutOfMemory;
     use crate::platform::{Interrupt, Smmu};
     use crate::sched::{self, ThreadRef};
@@ -291,21 +293,39 @@ mod thread {
     const PAUSE: Duration = Duration::from_millis(10);
 
     static THREAD: Once<ThreadRef> = Once::new();
+    /// An SMMU has no interrupt for something, so the thread looks every [`PAUSE`].
+    static POLLS: AtomicBool = AtomicBool::new(false);
 
-    /// Starts the thread, and lets the SMMU's interrupts wake it.
-    pub(in super::super) fn start(cpu: &'static Cpu, smmu: &Smmu) -> Result<(), OutOfMemory> {
+    /// Starts the thread, which serves all SMMUs, and lets the interrupts of `smmus` wake it.
+    pub(in super::super) fn start(cpu: &'static Cpu, smmus: &[Smmu]) -> Result<(), OutOfMemory> {
         let thread = sched::spawn_service(cpu, "smmu-faults", serve)?;
         THREAD.call_once(|| thread);
-        let register = |what: &str, line: Option<Interrupt>, handler: interrupt::Handler| {
-            let registered =
-                line.map_or(Err(InterruptError::NoSuchInterrupt(0)), |line| interrupt::register(line, cpu, handler));
-            if let Err(error) = registered {
-                log::warn!("smmu: {what}: {error}; it is looked at when transfers end");
-            }
-        };
-        register("event queue", smmu.event_queue, |_| wake());
-        register("global errors", smmu.global_error, |_| on_global_error());
+        // Of those that are driven: the others lead to nothing that is served.
+        for (smmu, _) in smmus.iter().zip(&IOMMUS).filter(|(_, place)| place.is_completed()) {
+            register(cpu, "event queue", smmu.event_queue, |_| wake());
+            register(cpu, "global errors", smmu.global_error, |_| on_global_error());
+        }
         Ok(())
+    }
+
+    /// Has `line` call `handler`, or the thread poll.
+    fn register(cpu: &'static Cpu, what: &str, line: Option<Interrupt>, handler: interrupt::Handler) {
+        let registered = match line {
+            Some(line) => {
+                interrupt::register(line, cpu, handler).inspect_err(|error| log::warn!("smmu: {what}: {error}"))
+            }
+            None => return poll(what),
+        };
+        if registered.is_err() {
+            poll(what);
+        }
+    }
+
+    fn poll(what: &str) {
+        log::warn!("smmu: no interrupt for {what}: polled every {PAUSE:?}");
+        POLLS.store(true, Ordering::Relaxed);
+        // It may be asleep without a time.
+        wake();
     }
 
     fn wake() {
@@ -316,7 +336,7 @@ mod thread {
 
     /// Interrupts are masked.
     fn on_global_error() {
-        if let Some(iommu) = super::super::iommu() {
+        for iommu in iommus() {
             iommu.smmu.acknowledge_errors();
         }
         // The event queue may be full: what comes first then is this interrupt.
@@ -327,13 +347,16 @@ mod thread {
         // The pages that it brings are programs': where memory is short the device gets an error.
         sched::current().set_works_for_program();
         loop {
-            let Some(iommu) = super::super::iommu() else {
-                sched::park();
-                continue;
-            };
-            let drained = serve_all(iommu);
-            if drained >= STORM {
-                iommu.counters.storms.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+            let (mut drained, mut storm) = (0, false);
+            for iommu in iommus() {
+                let events = serve_all(iommu);
+                if events >= STORM {
+                    iommu.counters.storms.fetch_add(1, Ordering::Relaxed);
+                    storm = true;
+                }
+                drained += events;
+            }
+            if storm || drained == 0 && POLLS.load(Ordering::Relaxed) {
                 sched::sleep_until(Deadline::after(PAUSE));
             } else if drained == 0 {
                 sched::park();

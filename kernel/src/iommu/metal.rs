@@ -16,7 +16,7 @@ use crate::sync::{IrqLock, rank};
 
 const PAGE: u64 = granule_arch::addr::PAGE_SIZE as u64;
 
-/// The SMMU of the machine. There is one.
+/// An SMMU of the machine.
 pub struct Port {
     registers: VirtAddr,
     frames: &'static FrameAllocator,

@@ -8,7 +8,8 @@
 //! - [`DmaDevice::resolve`]: whether a transfer that is complete has met faults
 //!
 //! Without an SMMU a DMA address is the physical one, and a device cannot be bound. With one, a stream that no driver
-//! has attached is aborted.
+//! has attached is aborted. The device tree says which SMMU is in front of a device; where that one is not driven, the
+//! device is refused, since nothing would keep it from any memory.
 //!
 //! # The way down
 //! ```text
@@ -52,7 +53,9 @@ use granule_arch::addr::VirtAddr;
 use granule_smmuv3::{Asids, Probed, Smmu, Step, Streams};
 use spin::Once;
 
-pub use device::{Coherent, Description, Direction, DmaAddress, DmaDevice, MAX_TRIES, Mode, Resolution, attach};
+pub use device::{
+    Coherent, Description, Direction, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Mode, Resolution, attach,
+};
 pub use error::{AttachError, BindError, DmaError};
 pub use fault::FaultStats;
 pub use notify::Told;
@@ -62,6 +65,7 @@ use crate::lab;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::Machine;
 use crate::mm::pool::Pool;
+use crate::platform::MAX_SMMUS;
 use crate::sync::{IrqLock, RwSem, rank};
 use device::Device;
 use window::Window;
@@ -69,8 +73,10 @@ use window::Window;
 /// Devices that can be attached at a time.
 const MOST: usize = 64;
 
-/// The SMMU with everything that it is used for. There is one, on a machine that has one.
+/// An SMMU with everything that it is used for.
 pub struct Iommu {
+    /// What the device tree refers to it by.
+    phandle: Option<u32>,
     smmu: Smmu<Port>,
     streams: IrqLock<Streams<Port>, { rank::STREAMS }>,
     events: IrqLock<fault::Queue, { rank::EVENTS }>,
@@ -105,19 +111,26 @@ impl DeviceRef {
     }
 }
 
-static IOMMU: Once<Iommu> = Once::new();
+/// Those that are driven, each at the place that its description has.
+static IOMMUS: [Once<Iommu>; MAX_SMMUS] = [const { Once::new() }; MAX_SMMUS];
 
-/// The SMMU of this machine, if it has one that can be used.
+/// The SMMUs of this machine that are driven, in the order of the device tree.
+pub fn iommus() -> impl Iterator<Item = &'static Iommu> {
+    IOMMUS.iter().filter_map(Once::get)
+}
+
+/// The first of [`iommus`].
 pub fn iommu() -> Option<&'static Iommu> {
-    IOMMU.get()
+    iommus().next()
 }
 
 /// Frames that are kept for devices, with what tables attached ones have: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
-    let direct = device::direct_pages();
-    let Some(iommu) = iommu() else { return direct };
-    let mut frames = direct + iommu.pool.stats().frames;
-    iommu.for_each_device(|device| frames += device.table_frames + device.coherent_pages);
+    let mut frames = device::direct_pages();
+    for iommu in iommus() {
+        frames += iommu.pool.stats().frames;
+        iommu.for_each_device(|device| frames += device.table_frames + device.coherent_pages);
+    }
     frames
 }
 
@@ -126,6 +139,7 @@ impl Iommu {
     fn new(probed: Probed<Port>, mmu: Machine, frames: &'static FrameAllocator, setup: Setup) -> Self {
         let Probed { smmu, streams, events, asids } = probed;
         Self {
+            phandle: setup.phandle,
             smmu,
             streams: IrqLock::new(streams),
             events: IrqLock::new(fault::Queue::new(events)),
@@ -153,8 +167,9 @@ impl Iommu {
     }
 }
 
-/// What is decided once for all devices.
+/// What is decided once for all devices of an SMMU.
 struct Setup {
+    phandle: Option<u32>,
     needs: Needs,
     told: Told,
     transfers: VirtAddr,

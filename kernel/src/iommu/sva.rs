@@ -1,15 +1,16 @@
 //! A device that uses the addresses of a process: the SMMU walks the process's own tables (SVA).
 //!
 //! ```text
-//! bind      number of its own → own pages into the space → subscribe → the stream's context
+//! bind      claim → number of its own → own pages into the space → subscribe → the stream's context
 //! the end   nothing is translated any more, quietly → the number is flushed → the space's memory goes
 //! unbind    the stream's context is its domain's → the number is flushed → unsubscribe → own pages out → number back
 //! ```
-//! The subscription comes before the context: no change is missed. The number is given back last: whoever gets it next
-//! finds nothing of this space under it. A binding keeps the space's record and not the space, so a process that ends
+//! The subscription comes before the context, and between two changes: none is missed, nor told from its middle on. The
+//! number is given back last: whoever gets it next finds nothing of this space under it. A binding keeps the space's record and not the space, so a process that ends
 //! while a device is bound to it ends at once; its device is cut off, and `unbind` may come at any time after.
 //!
-//! This SMMU has no substreams: the binding has the whole stream, messages included.
+//! This SMMU has no substreams: the binding has the whole stream, messages included. So what a device shares with its
+//! driver is in the tables of the process, within reach of every device that uses them: a space has one binding.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::tlbi::Granule;
@@ -55,6 +56,11 @@ pub enum Unfit {
         /// What there is.
         needs: u8,
     },
+    /// A device cannot reach its own pages, which EL0 must not.
+    #[error(
+        "the SMMU cannot make accesses privileged (IDR1.ATTR_PERMS_OVR is 0), so a device would not reach its rings"
+    )]
+    Privilege,
     /// It does not bear what the CPUs do to live tables.
     #[error("the CPUs change the size of live mappings, which the SMMU bears at level {0} of BBM only, not 2")]
     SizeChanges(u8),
@@ -74,6 +80,9 @@ impl Needs {
         }
         if features.output_bits < self.output_bits {
             return Err(Unfit::Output { has: features.output_bits, needs: self.output_bits });
+        }
+        if !features.privilege_override && !features.ignores_privilege() {
+            return Err(Unfit::Privilege);
         }
         if self.size_changes && features.bbm_level < 2 {
             return Err(Unfit::SizeChanges(features.bbm_level));
@@ -137,12 +146,13 @@ impl Iommu {
         space: &SpaceRef,
     ) -> Result<Binding, BindError> {
         self.needs.check(self.smmu.features())?;
-        let asid = self.asids.lock().allocate().ok_or(BindError::NoNumber)?;
-        let result = self.bind_as(cpu, stream, own, space, asid);
-        if result.is_err() {
-            self.asids.lock().free(asid);
+        if !space.claim_reserved() {
+            return Err(BindError::SpaceInUse);
         }
-        result
+        let number = self.asids.lock().allocate().ok_or(BindError::NoNumber);
+        let result = number
+            .and_then(|asid| self.bind_as(cpu, stream, own, space, asid).inspect_err(|_| self.asids.lock().free(asid)));
+        result.inspect_err(|_| space.disclaim_reserved())
     }
 
     fn bind_as(
@@ -160,7 +170,9 @@ impl Iommu {
             }
         }
         let notify = Notify { iommu: self, stream, asid, told: self.told };
-        let bound = Subscription::new(SpaceHandle::new(space), notify, 0)
+        // Not in the middle of a change, which was announced to others: by events alone nothing would be told of it.
+        let bound = space
+            .between_changes(|| Subscription::new(SpaceHandle::new(space), notify, 0))
             .map_err(|error| match error {
                 SubscribeError::OutOfMemory(error) => error.into(),
                 SubscribeError::Released => BindError::Ended,
@@ -185,6 +197,7 @@ impl Iommu {
         drop(subscription);
         if let Some(space) = space.upgrade() {
             hide(cpu, &space, own);
+            space.disclaim_reserved();
         }
         self.asids.lock().free(asid);
         log::debug!("smmu: stream {stream:#x} is bound no more");

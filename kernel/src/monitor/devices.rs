@@ -33,7 +33,7 @@ fn show(session: &mut Session<'_>, function: &Function) {
     write!(session, "{} {} class {base:02x}.{sub:02x}.{interface:02x}", function.address(), function.id());
     write!(session, " {}", kind(function.class()));
     if let Some(stream) = function.stream_id() {
-        write!(session, ", StreamID {stream:#x}");
+        write!(session, ", StreamID {:#x}", stream.id);
     }
     if let Some(device) = function.msi_device_id() {
         write!(session, ", DeviceID {device:#x}");

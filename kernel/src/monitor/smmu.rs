@@ -28,13 +28,20 @@ const SHOWN: &[Keyword<Shown>] = &[("dump", Shown::Dump), ("events", Shown::Even
 fn smmu<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
     let shown = args.keyword("WHAT", "dump|events|stats", SHOWN)?;
     args.finish()?;
-    let iommu = iommu::iommu().ok_or(Refusal::NoSmmu)?;
-    match shown {
-        Shown::Dump => dump(session, iommu),
-        Shown::Events => events(session, iommu),
-        Shown::Stats => stats(session, iommu),
+    let mut number = 0;
+    for iommu in iommu::iommus() {
+        // Most machines have one, of which nothing is said.
+        if iommu::iommus().nth(1).is_some() {
+            writeln!(session, "SMMU {number}:");
+        }
+        match shown {
+            Shown::Dump => dump(session, iommu),
+            Shown::Events => events(session, iommu),
+            Shown::Stats => stats(session, iommu),
+        }
+        number += 1;
     }
-    Ok(())
+    if number == 0 { Err(Refusal::NoSmmu.into()) } else { Ok(()) }
 }
 
 fn dump(session: &mut Session<'_>, iommu: &Iommu) {

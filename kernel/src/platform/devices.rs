@@ -9,7 +9,7 @@ use super::interrupts::{Controller, Interrupts};
 pub use super::interrupts::{Interrupt, Trigger};
 use super::pcie::{self, References};
 use super::tree::{Node, cell, number, strings};
-use super::{NodeName, Platform, PlatformError};
+use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
 
 /// A CPU in the tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,6 +100,8 @@ pub struct Its {
 /// An SMMUv3. Its interrupts are edges, and each may be missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Smmu {
+    /// What other nodes refer to it by.
+    pub phandle: Option<u32>,
     /// Both register pages.
     pub registers: PhysRange,
     /// Event queue not empty.
@@ -123,7 +125,7 @@ pub(super) struct Found<'t> {
     stdout: Option<UartNode<'t>>,
     uart: Option<UartNode<'t>>,
     pcie: Option<pcie::Node<'t>>,
-    smmu: Option<SmmuNode<'t>>,
+    smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
     /// How other nodes refer to them.
     references: References,
 }
@@ -155,9 +157,13 @@ impl<'t> Found<'t> {
                     *slot = slot.or_else(|| dispensable(UartNode::read(node)));
                 }
                 "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = dispensable(pcie::Node::read(node)),
-                "arm,smmu-v3" if self.smmu.is_none() => {
-                    self.smmu = dispensable(SmmuNode::read(node));
-                    self.references.smmu = node.phandle();
+                "arm,smmu-v3" => {
+                    // Of one that is left out the phandle stays in maps, and by it devices behind it are refused.
+                    if let Some(smmu) = dispensable(SmmuNode::read(node))
+                        && self.smmus.push(smmu).is_err()
+                    {
+                        log::warn!("{}: more than {MAX_SMMUS} SMMUs; devices behind it are refused", node.name());
+                    }
                 }
                 _ => continue,
             }
@@ -180,7 +186,7 @@ impl<'t> Found<'t> {
         let timer = self.timer.ok_or_else(|| none("arm,armv8-timer"))?;
         platform.timer = timer.get(2, gic)?.ok_or_else(|| timer.missing())?;
         platform.conduit = self.conduit;
-        platform.smmu = self.smmu.map(|smmu| smmu.resolve(gic));
+        platform.smmus = self.smmus.into_iter().map(|smmu| smmu.resolve(gic)).collect();
         // Last, since it refers to the others, which the tree may have behind it.
         platform.pcie = self.pcie.and_then(|node| dispensable(node.resolve(&self.references)));
         platform.its = self.its;
@@ -279,6 +285,7 @@ impl<'t> UartNode<'t> {
 
 /// An SMMUv3, but for its interrupts.
 struct SmmuNode<'t> {
+    phandle: Option<u32>,
     registers: PhysRange,
     interrupts: Interrupts<'t>,
     names: Option<&'t [u8]>,
@@ -287,7 +294,7 @@ struct SmmuNode<'t> {
 impl<'t> SmmuNode<'t> {
     fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
         let (registers, interrupts) = (node.first_registers()?, node.interrupts());
-        Ok(Self { registers, interrupts, names: node.properties.interrupt_names })
+        Ok(Self { phandle: node.phandle(), registers, interrupts, names: node.properties.interrupt_names })
     }
 
     /// Each of its interrupts may make no sense without harm: what it would report is polled.
@@ -297,6 +304,7 @@ impl<'t> SmmuNode<'t> {
             dispensable(self.interrupts.get(index, gic)).flatten()
         };
         Smmu {
+            phandle: self.phandle,
             registers: self.registers,
             event_queue: named("eventq"),
             priority_queue: named("priq"),

@@ -45,7 +45,7 @@ pub use devices::{
     Trigger, Uart, UartKind,
 };
 pub use features::SystemFeatures;
-pub use pcie::{IdMap, InterruptLines, Pcie, Window, WindowKind};
+pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
 pub use size_change::SizeChange;
 pub use structure::StructureError;
 
@@ -55,6 +55,8 @@ pub const MAX_BANKS: usize = 32;
 pub const MAX_RESERVED: usize = 64;
 /// Bytes of `rng-seed` that are taken.
 pub const MAX_RNG_SEED: usize = 64;
+/// SMMUs that are driven. Devices behind others are refused.
+pub const MAX_SMMUS: usize = 8;
 /// Bytes of boot arguments, as in Linux (`COMMAND_LINE_SIZE`).
 pub const MAX_BOOTARGS: usize = 2048;
 
@@ -94,8 +96,8 @@ pub struct Platform {
     pub pcie: Option<Pcie>,
     /// The first Interrupt Translation Service.
     pub its: Option<Its>,
-    /// The first SMMUv3.
-    pub smmu: Option<Smmu>,
+    /// The SMMUv3s, in the order of the tree; those whose nodes make no sense are missing.
+    pub smmus: Vec<Smmu, MAX_SMMUS>,
 }
 
 /// Why a device tree cannot be used.
@@ -180,7 +182,7 @@ impl Platform {
             uart: None,
             pcie: None,
             its: None,
-            smmu: None,
+            smmus: Vec::new(),
         }
     }
 

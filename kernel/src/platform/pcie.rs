@@ -27,7 +27,8 @@ pub struct Pcie {
     pub buses: (u8, u8),
     /// Where the CPU reaches memory and ports of its devices.
     pub windows: Vec<Window, 4>,
-    /// From requester IDs to the SMMU's StreamIDs.
+    /// From requester IDs to StreamIDs, and the SMMUs that they are of. **Also of SMMUs that there is no driver for**: such
+    /// a function is not one that no SMMU is in front of.
     pub streams: IdMap,
     /// From requester IDs to the ITS's DeviceIDs.
     pub devices: IdMap,
@@ -61,17 +62,27 @@ pub struct Window {
     pub cpu: PhysRange,
 }
 
-/// What another device calls the functions of this host.
+/// What another device calls a function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MappedId {
+    /// The other device.
+    pub phandle: u32,
+    /// Its number for the function.
+    pub id: u32,
+}
+
+/// What other devices call the functions of this host.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct IdMap {
     mask: u32,
-    ranges: Vec<IdRange, 8>,
+    ranges: Vec<IdRange, 16>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct IdRange {
     first: u32,
     length: u32,
+    phandle: u32,
     output: u32,
 }
 
@@ -94,10 +105,11 @@ impl Pcie {
 
 impl IdMap {
     /// What the function with this requester ID is called; `None` where it is not known there.
-    pub fn find(&self, requester: u16) -> Option<u32> {
+    pub fn find(&self, requester: u16) -> Option<MappedId> {
         let requester = u32::from(requester) & self.mask;
         let inside = |range: &&IdRange| requester.checked_sub(range.first).is_some_and(|offset| offset < range.length);
-        self.ranges.iter().find(inside).map(|range| range.output + (requester - range.first))
+        let range = self.ranges.iter().find(inside)?;
+        Some(MappedId { phandle: range.phandle, id: range.output + (requester - range.first) })
     }
 }
 
@@ -115,7 +127,6 @@ impl InterruptLines {
 pub(super) struct References {
     pub(super) gic: Controller,
     pub(super) its: Option<u32>,
-    pub(super) smmu: Option<u32>,
 }
 
 /// A host bridge as its own node describes it.
@@ -185,13 +196,17 @@ impl<'t> Node<'t> {
     pub(super) fn resolve(self, references: &References) -> Result<Pcie, PlatformError> {
         let Self { name, ecam, buses, windows, coherent, maps } = self;
         let bad = |property| PlatformError::Bad { node: name.clone(), property };
-        let streams = id_map(maps.iommu_map, maps.iommu_map_mask, references.smmu).ok_or_else(|| bad("iommu-map"))?;
-        let devices = match (maps.msi_map, maps.msi_parent) {
-            (None, Some(parent)) if parent.get(..4).and_then(cell) == references.its && references.its.is_some() => {
-                let all = IdRange { first: 0, length: 1 << 16, output: 0 };
+        let streams = id_map(maps.iommu_map, maps.iommu_map_mask, |_| true).ok_or_else(|| bad("iommu-map"))?;
+        let its = |phandle| references.its == Some(phandle);
+        let devices = match (maps.msi_map, maps.msi_parent.and_then(|parent| cell(parent.get(..4)?))) {
+            (None, Some(phandle)) if its(phandle) => {
+                let all = IdRange { first: 0, length: 1 << 16, phandle, output: 0 };
                 IdMap { mask: !0, ranges: Vec::from_iter([all]) }
             }
-            (map, _) => id_map(map, maps.msi_map_mask, references.its).ok_or_else(|| bad("msi-map"))?,
+            (map, _) => {
+                let map = map.filter(|_| references.its.is_some());
+                id_map(map, maps.msi_map_mask, its).ok_or_else(|| bad("msi-map"))?
+            }
         };
         let lines = match maps.interrupt_map {
             Some(map) => interrupt_lines(map, maps.interrupt_map_mask, &references.gic),
@@ -241,10 +256,10 @@ fn windows(node: &tree::Node<'_, '_>) -> Result<Vec<Window, 4>, PlatformError> {
     Ok(windows)
 }
 
-/// `iommu-map` or `msi-map`, what of it refers to `target`. Missing is an empty map.
-fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, target: Option<u32>) -> Option<IdMap> {
+/// `iommu-map` or `msi-map`, as far as it refers to phandles that are `wanted`. Missing is an empty map.
+fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, wanted: impl Fn(u32) -> bool) -> Option<IdMap> {
     const ENTRY: usize = 16;
-    let (Some(map), Some(target)) = (map, target) else { return Some(IdMap::default()) };
+    let Some(map) = map else { return Some(IdMap::default()) };
     let mask = mask.map_or(Some(!0), cell)?;
     let mut ranges = Vec::new();
     if !map.len().is_multiple_of(ENTRY) {
@@ -256,8 +271,8 @@ fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, target: Option<u32>) -> Optio
         // So that no number that is found in the range can run over.
         first.checked_add(length)?;
         output.checked_add(length)?;
-        if phandle == target {
-            ranges.push(IdRange { first, length, output }).ok()?;
+        if wanted(phandle) {
+            ranges.push(IdRange { first, length, phandle, output }).ok()?;
         }
     }
     Some(IdMap { mask, ranges })

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_CPUS, Pcie, Platform, PlatformError,
-    Redistributors, Trigger, Window, WindowKind, tree_size,
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_CPUS, MAX_SMMUS, MappedId, Pcie, Platform,
+    PlatformError, Redistributors, Smmu, Trigger, Window, WindowKind, tree_size,
 };
 
 fn range(start: u64, end: u64) -> PhysRange {
@@ -176,7 +176,7 @@ fn qemu_virt_with_gic_v3() {
     assert_eq!(uart.registers, range(0x900_0000, 0x900_1000));
     assert_eq!(uart.interrupt, Some(Interrupt { intid: 33, trigger: Trigger::Level }));
     assert_eq!(platform.pcie.unwrap().ecam.start(), PhysAddr(0x40_1000_0000));
-    let smmu = platform.smmu.unwrap();
+    let [smmu] = &platform.smmus[..] else { panic!("there is one") };
     assert_eq!(smmu.event_queue, Some(Interrupt { intid: 106, trigger: Trigger::Edge }));
     assert_eq!(smmu.global_error, Some(Interrupt { intid: 109, trigger: Trigger::Edge }));
 }
@@ -195,8 +195,9 @@ fn qemu_virts_pcie_host() {
         window(WindowKind::Memory64, 0x80_0000_0000, 0x80_0000_0000, 0x100_0000_0000),
     ];
     assert_eq!(host.windows, windows);
-    assert_eq!(host.streams.find(0x0108), Some(0x0108));
-    assert_eq!(host.devices.find(0xffff), Some(0xffff));
+    assert_eq!(host.streams.find(0x0108), Some(MappedId { phandle: 0x8004, id: 0x0108 }));
+    assert_eq!(platform.smmus[0].phandle, Some(0x8004));
+    assert_eq!(host.devices.find(0xffff).map(|device| device.id), Some(0xffff));
     // Only the two lowest bits of the device count; each device begins one pin further.
     let line = |requester, pin| host.lines.find(requester, pin).map(|line| (line.intid, line.trigger));
     assert_eq!(line(0x00 << 3, 1), Some((35, Trigger::Level)));
@@ -214,13 +215,61 @@ fn host(property: &'static str, value: &[u8]) -> Option<Pcie> {
 fn maps_of_identifiers_have_ranges_masks_and_other_controllers() {
     let find = |map: &[u32], requester| host("iommu-map", &cells(map)).unwrap().streams.find(requester);
     let two = [0, 0x8004, 0x100, 0x10, 0x1000, 0x8004, 0x2000, 0x100];
-    assert_eq!(find(&two, 0x000f), Some(0x10f));
+    let of = |phandle, id| Some(MappedId { phandle, id });
+    assert_eq!(find(&two, 0x000f), of(0x8004, 0x10f));
     assert_eq!(find(&two, 0x0010), None);
-    assert_eq!(find(&two, 0x1001), Some(0x2001));
-    assert_eq!(find(&[0, 0x8003, 0, 0x1_0000], 8), None, "it leads to no SMMU");
+    assert_eq!(find(&two, 0x1001), of(0x8004, 0x2001));
+    assert_eq!(find(&[0, 0x8003, 0, 0x1_0000], 8), of(0x8003, 8), "of what is no SMMU: refused, not let through");
+    assert_eq!(find(&[0, 0x8004, 0, 8, 8, 0x8005, 0, 8], 9), of(0x8005, 1), "each function has its own");
     assert_eq!(find(&[], 8), None);
     let without_its = parse(&Machine { gic: gic_v2, ..Machine::default() });
     assert_eq!((without_its.its, without_its.pcie.unwrap().devices.find(8)), (None, None));
+}
+
+/// A tree with another SMMU, or several, whose properties are `properties`.
+fn smmus(more: fn(&mut TreeBuilder)) -> heapless::Vec<Smmu, MAX_SMMUS> {
+    parse(&Machine { more, ..Machine::default() }).smmus
+}
+
+fn smmu(tree: &mut TreeBuilder, phandle: u32, interrupts: &[u32], reg: &[u32]) {
+    tree.node(&format!("iommu@{phandle:x}"), |tree| {
+        tree.property("phandle", &cells(&[phandle]));
+        tree.property("interrupt-names", &text(&["gerror", "eventq"]));
+        tree.property("interrupts", &cells(interrupts));
+        tree.property("reg", &cells(reg));
+        tree.property("compatible", &text(&["arm,mmu-700", "arm,smmu-v3"]));
+    });
+}
+
+#[test]
+fn an_smmu_is_kept_without_the_interrupts_that_make_no_sense() {
+    const REG: [u32; 4] = [0, 0x905_0000, 0, 0x2_0000];
+    let lines = |smmu: &Smmu| [smmu.global_error, smmu.event_queue].map(|line| line.map(|line| line.intid));
+    let found = smmus(|tree| smmu(tree, 0x8010, &[7, 80, 1, 0, 81, 1], &REG));
+    assert_eq!(lines(&found[1]), [None, Some(113)], "one kind is unknown");
+    let found = smmus(|tree| smmu(tree, 0x8010, &[0, 80, 1, 0, 988, 1], &REG));
+    assert_eq!(lines(&found[1]), [Some(112), None], "one number is too large");
+    let found = smmus(|tree| smmu(tree, 0x8010, &[0, 80, 1, 0], &REG));
+    assert_eq!(lines(&found[1]), [None; 2], "not three cells each");
+    let found = smmus(|tree| smmu(tree, 0x8010, &[0, 80, 1], &REG));
+    assert_eq!(lines(&found[1]), [Some(112), None], "fewer than names");
+}
+
+#[test]
+fn every_smmu_is_found_and_one_that_makes_no_sense_keeps_its_functions_from_memory() {
+    let found = smmus(|tree| smmu(tree, 0x8010, &[], &[0, 0x1_0000, 0, 0x2_0000]));
+    let places = |smmus: &[Smmu]| smmus.iter().map(|smmu| (smmu.phandle, smmu.registers.start().0)).collect::<Vec<_>>();
+    assert_eq!(places(&found), [(Some(0x8004), 0x905_0000), (Some(0x8010), 0x1_0000)]);
+    // No registers: it is left out, and the map still leads to it.
+    let map = cells(&[0, 0x8010, 0, 0x1_0000]);
+    let broken: fn(&mut TreeBuilder) = |tree| smmu(tree, 0x8010, &[], &[0, 0x1_0000]);
+    let platform = parse(&Machine { broken: ("iommu-map", map), more: broken, ..Machine::default() });
+    assert_eq!(places(&platform.smmus), [(Some(0x8004), 0x905_0000)]);
+    assert_eq!(platform.pcie.unwrap().streams.find(8), Some(MappedId { phandle: 0x8010, id: 8 }));
+    let many: fn(&mut TreeBuilder) = |tree| {
+        (0..MAX_SMMUS as u32).for_each(|at| smmu(tree, 0x8010 + at, &[], &[0, at << 20, 0, 0x2_0000]));
+    };
+    assert_eq!(smmus(many).len(), MAX_SMMUS, "the last is left out");
 }
 
 #[test]
@@ -249,7 +298,7 @@ fn a_host_whose_node_makes_no_sense_is_left_out() {
         ("iommu-map", cells(&[0, 0x8004, !0, 2])),
         ("iommu-map", cells(&[!0, 0x8004, 0, 2])),
         ("msi-map", cells(&[0, 0x8003, !0, 0x1_0000])),
-        ("msi-map", cells(&[0, 0x8003, 0, 1].repeat(9))),
+        ("msi-map", cells(&[0, 0x8003, 0, 1].repeat(17))),
         ("interrupt-map", cells(&[0, 0, 0, 1, 0x8002, 0, 0, 0, 3])),
         ("interrupt-map", cells(&[0, 0, 0, 1, 0x8002, 0, 0, 7, 3, 4])),
         ("interrupt-map", cells(&[0, 0, 0, 1, 0x8002, 0, 0, 0, 3, 4].repeat(33))),

@@ -2,7 +2,7 @@
 //!
 //! The streams are of no device: commands and tables are the same.
 
-use granule::iommu::{Direction, DmaDevice, attach};
+use granule::iommu::{Direction, DmaDevice, iommu};
 use granule::mm::space::SpaceRef;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
@@ -19,7 +19,7 @@ const SOMEWHERE: PhysAddr = PhysAddr(0x4000_0000);
 const PAGES: [u64; 5] = [1, 8, 64, 512, 4096];
 
 fn device() -> DmaDevice {
-    attach(this_cpu(), Some(STREAM)).expect("a stream that nobody has")
+    iommu().expect("an SMMU").attach(this_cpu(), STREAM).expect("a stream that nobody has")
 }
 
 fn space() -> SpaceRef {
@@ -30,7 +30,7 @@ fn space() -> SpaceRef {
 bench!(probe, "smmu:smmu_probe", "SMMU", bootargs("smmu.notify=tlb"));
 fn probe(bench: &mut Bench<'_>) {
     let kernel = granule::kernel();
-    let registers = kernel.platform.smmu.as_ref().expect("an SMMU").registers;
+    let registers = kernel.platform.smmus.first().expect("an SMMU").registers;
     let registers = kernel.space.map_device(this_cpu(), registers).expect("addresses");
     // SAFETY: mapped for ever; nothing is attached, and no row of this boot uses the SMMU otherwise.
     let take = |()| unsafe { granule::iommu::probe(registers, kernel.frames) };

@@ -173,14 +173,17 @@ fn what_a_process_does_not_have_its_devices_do_not_get(t: &mut Test) {
 
 target_test!(small_devices_work_in_a_process_too, needs("smmuv3 virtio-rng edu"), limit(30));
 fn small_devices_work_in_a_process_too(t: &mut Test) {
-    let Some(space) = space(t, 3) else { return };
+    let (Some(filled), Some(space)) = (space(t, 1), space(t, 3)) else { return };
     let (Some(source), Some(device)) = (t.ok("random numbers", rng(this_cpu(), 0)), t.ok("edu", edu(this_cpu(), 0)))
     else {
         return;
     };
-    let (Some(_one), Some(_other)) = (Bound::new(t, source, &space), Bound::new(t, device, &space)) else { return };
+    let (Some(_one), Some(_other)) = (Bound::new(t, source, &filled), Bound::new(t, device, &space)) else { return };
     t.ok("filled", source.fill(at(START), PAGE as u32));
-    t.equal("words that are zero", page(&space, START).iter().filter(|word| **word == 0).count(), 0);
+    t.equal("words that are zero", page(&filled, START).iter().filter(|word| **word == 0).count(), 0);
+    for (index, word) in (0..).zip(page(&filled, START)) {
+        t.ok("copied", space.write_bytes(this_cpu(), START + index * 8, &word.to_le_bytes()));
+    }
     t.ok("in", device.copy_in(at(START), 0, PAGE));
     // Into a page that is not there, over its end into the next.
     t.ok("out", device.copy_out(0, at(START + PAGE + PAGE / 2), PAGE));

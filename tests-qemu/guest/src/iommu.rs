@@ -49,7 +49,8 @@ fn a_storm_of_faults_is_lost_in_part_counted_and_survived(t: &mut Test) {
         return;
     };
     let Some(space) = space(t) else { return };
-    for bound in [device.bind(this_cpu(), &space), source.bind(this_cpu(), &space)] {
+    let Some(other) = self::space(t) else { return };
+    for bound in [device.bind(this_cpu(), &space), source.bind(this_cpu(), &other)] {
         t.ok("bound", bound);
     }
     let before = stats();

@@ -8,7 +8,7 @@ use granule::drivers::interrupt::{self, InterruptHandler};
 use granule::drivers::its;
 use granule::drivers::pci::{self, BarKind, Function, Id, MmioRegion, PciError, Vector};
 use granule::drivers::timer;
-use granule::iommu;
+use granule::iommu::{self, DmaMask};
 use granule::smp::{Cpu, this_cpu};
 use granule_arch::addr::PhysRange;
 use spin::Once;
@@ -154,7 +154,7 @@ fn edu_interrupts_by_message_or_pin(t: &mut Test) {
     edu.set_bus_master(true);
     t.equal("vectors", edu.vectors(), 1);
     // Its messages are translated as everything that it does: they must be shown their doorbell.
-    let Some(dma) = t.ok("attached", iommu::attach(cpu, edu.stream_id())) else { return };
+    let Some(dma) = t.ok("attached", iommu::attach(cpu, edu.stream_id(), DmaMask::ALL)) else { return };
     let address = its::doorbell(kernel.platform).map(|doorbell| dma.message_address(cpu, doorbell)).transpose();
     let Some(address) = t.ok("shown the doorbell", address) else { return };
     let doorbell = address.map(|address| address.0);

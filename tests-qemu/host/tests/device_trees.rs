@@ -24,8 +24,11 @@ fn machine() -> Machine {
 
 /// The tree that QEMU makes for [`machine`].
 fn tree(name: &str) -> Vec<u8> {
+    tree_of(machine(), name)
+}
+
+fn tree_of(mut machine: Machine, name: &str) -> Vec<u8> {
     let file = file(name);
-    let mut machine = machine();
     machine.machine += &format!(",dumpdtb={}", file.display());
     let dump = Qemu::new(&machine, &built("granule.img"), Serial::Pipes, Reset::Ends, "", &[]).command().output();
     assert!(dump.unwrap().status.success());
@@ -38,9 +41,13 @@ fn file(name: &str) -> PathBuf {
 
 /// Starts the machine with this tree in place of its own.
 fn boot(name: &str, tree: &[u8]) -> Session {
+    boot_of(&machine(), name, tree)
+}
+
+fn boot_of(machine: &Machine, name: &str, tree: &[u8]) -> Session {
     fs::write(file(name), tree).unwrap();
     let extra: [OsString; 2] = ["-dtb".into(), file(name).into()];
-    Session::start(&machine(), &built("granule.img"), "", &extra).unwrap()
+    Session::start(machine, &built("granule.img"), "", &extra).unwrap()
 }
 
 /// The word at this offset.
@@ -216,4 +223,43 @@ fn a_host_bridge_whose_map_leads_nowhere_has_functions_that_send_no_messages() {
         tree[map][4..8].fill(0x77);
     });
     assert!(listed.contains("1b36:0008") && !listed.contains("DeviceID"), "{listed}");
+}
+
+/// Boots a machine with an SMMU, with the tree changed; what the boot says, and the session.
+fn boot_with_smmu(name: &str, change: impl FnOnce(&mut [u8])) -> (String, Session) {
+    let machine = machine::named("default").unwrap();
+    let mut tree = tree_of(machine.clone(), name);
+    resize(&mut tree, 64 << 10);
+    change(&mut tree);
+    let mut session = boot_of(&machine, name, &tree);
+    (session.prompt().unwrap(), session)
+}
+
+#[test]
+fn an_smmu_with_an_interrupt_that_makes_no_sense_is_in_front_of_its_devices() {
+    let (banner, mut session) = boot_with_smmu("odd-smmu", |tree| {
+        // The kind of the first of them, the event queue's.
+        let interrupts = value(tree, "smmuv3@9050000", "interrupts");
+        tree[interrupts.start + 3] = 7;
+    });
+    assert!(banner.contains("no interrupt for event queue: polled"), "{banner}");
+    session.command("vmalloc 1").unwrap();
+    session.command("blk read 5 $").unwrap();
+    let read = session.command("peek $").unwrap();
+    assert!(read.contains("0x0000000000000005"), "{read}");
+    let dump = session.command("smmu dump").unwrap();
+    assert!(dump.contains("own tables: asid"), "the disk is translated: {dump}");
+}
+
+/// Its devices would have any memory, if they were taken for devices without an SMMU.
+#[test]
+fn devices_behind_an_smmu_that_is_not_driven_are_refused() {
+    let (_, mut session) = boot_with_smmu("other-smmu", |tree| {
+        let compatible = b"arm,smmu-v3";
+        let at = tree.windows(compatible.len()).position(|window| window == compatible).unwrap();
+        tree[at] = b'x';
+    });
+    session.command("vmalloc 1").unwrap();
+    let refused = session.command("blk read 5 $").unwrap();
+    assert!(refused.contains("the SMMU in front of the device") && refused.contains("is not driven"), "{refused}");
 }

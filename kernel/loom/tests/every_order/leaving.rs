@@ -123,8 +123,65 @@ impl Subscriber for Pairs {
     }
 }
 
+/// A translation of an entry that changes from 0 to 1, as a device that joins keeps it until it is told.
+struct Translation {
+    entry: Arc<AtomicUsize>,
+    kept: loom::sync::Mutex<usize>,
+}
+
+impl Translation {
+    /// In one step: an SMMU completes walks that began before an invalidation, and forgets what they found.
+    fn walk(&self) {
+        let mut kept = self.kept.lock().unwrap();
+        *kept = self.entry.load(Ordering::Relaxed);
+    }
+}
+
+impl Subscriber for Translation {
+    fn invalidate_range_end(&self, _: &Range) {
+        self.walk();
+    }
+}
+
+/// A subscriber joins, and translates, while an entry changes and only the end of the change is told; by `between` it
+/// waits for what holds off changes.
+fn join_while_changing(between: bool) {
+    threads(move || {
+        let (chain, areas) = (Chain::default(), Arc::new(loom::sync::Mutex::new(())));
+        // So that the chain is not empty: then nothing is told.
+        let first = join(&chain, Pairs::default(), 0);
+        let entry = Arc::new(AtomicUsize::new(0));
+        let (other, page, changes) = (Arc::clone(&chain), Arc::clone(&entry), Arc::clone(&areas));
+        let changed = loom::thread::spawn(move || {
+            let _areas = changes.lock().unwrap();
+            let _told = other.start(Range::page(Event::Unmap, PAGE));
+            page.store(1, Ordering::Relaxed);
+        });
+        let device = Translation { entry, kept: loom::sync::Mutex::new(0) };
+        let device = {
+            let _areas = between.then(|| areas.lock().unwrap());
+            join(&chain, device, 1)
+        };
+        device.walk();
+        changed.join().unwrap();
+        assert_eq!(*device.kept.lock().unwrap(), 1, "the translation of before");
+        drop(first);
+    });
+}
+
 #[test]
-fn who_joins_in_the_middle_hears_of_whole_changes_only() {
+fn a_subscriber_that_joins_between_changes_misses_none() {
+    join_while_changing(true);
+}
+
+/// The chain alone does not see to it: see below.
+#[test]
+fn a_subscriber_that_joins_in_the_middle_of_a_change_is_caught() {
+    assert_caught("the translation of before", || join_while_changing(false));
+}
+
+#[test]
+fn a_subscriber_that_joins_in_the_middle_is_told_whole_changes_only() {
     threads(|| {
         let chain = Chain::default();
         // So that the chain is not empty: then nobody is told anything.

@@ -21,7 +21,7 @@ use self::queue::{Command, Page};
 use super::pci::{Claim, Id, MmioRegion, Vector};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use super::timer::Deadline;
-use crate::iommu::{self, Coherent, DmaAddress, DmaDevice, DmaError, MAX_TRIES, Resolution};
+use crate::iommu::{self, Coherent, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
 use crate::kernel;
 use crate::mm::space::{Access, FaultError};
 use crate::smp::{Cpu, this_cpu};
@@ -119,7 +119,7 @@ impl Driver for Nvme {
 
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
         let registers = claim.map_bar(&kernel().space, cpu, 0)?;
-        let dma = iommu::attach(cpu, claim.stream_id())?;
+        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
         let doorbell = slot::doorbell(cpu, &dma)?;
         let mut pages = heapless::Vec::new();
         let started = allocate(cpu, &dma, &mut pages).map_err(StartError::Dma).and_then(|common| {

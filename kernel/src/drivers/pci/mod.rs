@@ -43,7 +43,7 @@ use crate::drivers::interrupt::InterruptError;
 use crate::drivers::its::ItsError;
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::vmalloc::VmallocError;
-use crate::platform::{Interrupt, Pcie, Window, WindowKind};
+use crate::platform::{Interrupt, MappedId, Pcie, Window, WindowKind};
 use crate::sync::{IrqLock, rank};
 use config::{ConfigSpace, Ecam};
 use enumerate::Walk;
@@ -226,14 +226,14 @@ impl Function {
         self.requester
     }
 
-    /// What the SMMU calls it (`iommu-map`); `None` where no SMMU sees its accesses.
-    pub fn stream_id(&self) -> Option<u32> {
+    /// The SMMU in front of it and what that calls it (`iommu-map`); `None` where no SMMU sees its accesses.
+    pub fn stream_id(&self) -> Option<MappedId> {
         self.host.description.streams.find(self.requester)
     }
 
     /// What the ITS calls it (`msi-map`); `None` where no ITS takes its messages.
     pub fn msi_device_id(&self) -> Option<u32> {
-        self.host.description.devices.find(self.requester)
+        self.host.description.devices.find(self.requester).map(|device| device.id)
     }
 
     /// Whether its accesses to memory see what is in the CPUs' caches, and the other way round.

@@ -19,7 +19,7 @@ use crate::drivers::interrupt::InterruptHandler;
 use crate::drivers::pci::{Claim, Vector};
 use crate::drivers::slot::{self, Arrivals, BindRefused, StartError};
 use crate::drivers::timer::Deadline;
-use crate::iommu::{self, Coherent, DmaDevice, Resolution};
+use crate::iommu::{self, Coherent, DmaDevice, DmaMask, Resolution};
 use crate::kernel;
 use crate::mm::space::Access;
 use crate::smp::{Cpu, this_cpu};
@@ -65,7 +65,7 @@ impl Device {
         arrivals: &'static Arrivals,
     ) -> Result<Self, StartError> {
         let windows = Windows::map(&claim, cpu)?;
-        let dma = iommu::attach(cpu, claim.stream_id())?;
+        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
         let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
         let transport = Transport::start(windows, translation, wanted)?;
         let doorbell = slot::doorbell(cpu, &dma)?;

@@ -66,24 +66,144 @@ fn a_bound_device_uses_the_addresses_of_the_space_and_an_unbound_one_its_own() {
 }
 
 #[test]
-fn a_child_is_not_bound_and_several_devices_may_share_one_space() {
+fn a_child_is_not_bound_and_each_device_hears_of_its_own_space() {
+    in_order(|| {
+        let rig = Rig::new(Told::Tlb);
+        let (first, spaces) = (rig.attach(), [rig.space(1), rig.space(1)]);
+        let second = rig.iommu.attach(&rig.cpu, STREAM + 8).unwrap();
+        let children = [&first, &second].into_iter().zip(&spaces).map(|(device, space)| {
+            drop(device.alloc_coherent(&rig.cpu, 8).unwrap());
+            device.bind(&rig.cpu, space).unwrap();
+            space.fork(&rig.cpu).unwrap()
+        });
+        let children: Vec<_> = children.collect();
+        for (child, space) in children.iter().zip(&spaces) {
+            assert!(child.notifiers().is_empty() && !space.notifiers().is_empty());
+            assert_eq!(entry(child, RESERVED_START), granule_arch::descriptor::Descriptor::EMPTY);
+        }
+        let streams = [STREAM, STREAM + 8];
+        for (stream, space) in streams.into_iter().zip(&spaces) {
+            assert_eq!(rig.smmu.access(stream, at(0).0, false), frame(space, 0));
+        }
+        spaces.iter().for_each(|space| space.munmap(&rig.cpu, at(0), PAGE).unwrap());
+        for stream in streams {
+            assert_eq!(rig.smmu.access(stream, at(0).0, false), UNMAPPED);
+        }
+    });
+}
+
+/// A program's pointer has a tag that the CPU ignores, and that is no part of the address that its device is given.
+#[test]
+fn a_tagged_pointer_is_an_address_without_its_tag() {
+    use super::super::DmaAddress;
+    in_order(|| {
+        let rig = Rig::new(Told::Tlb);
+        let (device, space) = (rig.attach(), rig.space(1));
+        device.bind(&rig.cpu, &space).unwrap();
+        let tagged = granule_arch::addr::VirtAddr(at(0).0 | 0xa5 << 56);
+        assert_eq!(rig.smmu.access(STREAM, DmaAddress::of_pointer(tagged).0, true), frame(&space, 0));
+        assert_eq!(rig.write(tagged), UNMAPPED, "as it is, it is no address of the program's");
+        let resolution = device.resolve(&rig.cpu, tagged.0..tagged.0 + 8, Access::Write);
+        assert_eq!(resolution, Resolution::Failed(FaultError::NotMapped));
+        let kernel = granule_arch::addr::VirtAddr(0xffff_8000_0000_1000);
+        assert_eq!(DmaAddress::of_pointer(kernel).0, kernel.0, "no pointer of a program's becomes one");
+    });
+}
+
+/// Without substreams the tables of a space have the rings of the device that is bound to it.
+#[test]
+fn a_space_is_bound_to_one_device_at_a_time() {
     in_order(|| {
         let rig = Rig::new(Told::Tlb);
         let (first, space) = (rig.attach(), rig.space(1));
         let second = rig.iommu.attach(&rig.cpu, STREAM + 8).unwrap();
-        for device in [&first, &second] {
-            drop(device.alloc_coherent(&rig.cpu, 8).unwrap());
-            device.bind(&rig.cpu, &space).unwrap();
+        let page = first.alloc_coherent(&rig.cpu, 8).unwrap();
+        first.bind(&rig.cpu, &space).unwrap();
+        assert!(matches!(second.bind(&rig.cpu, &space), Err(BindError::SpaceInUse)));
+        assert!(!second.is_bound());
+        assert_eq!(rig.smmu.access(STREAM + 8, at(0).0, false), UNMAPPED);
+        assert_eq!(rig.smmu.access(STREAM + 8, page.address().0, true), UNMAPPED, "the first one's ring");
+        assert!(matches!(rig.smmu.access(STREAM, page.address().0, true), Outcome::Reaches(_)));
+        first.unbind(&rig.cpu);
+        second.bind(&rig.cpu, &space).unwrap();
+        assert_eq!(rig.smmu.access(STREAM + 8, page.address().0, true), UNMAPPED);
+        assert!(matches!(first.bind(&rig.cpu, &space), Err(BindError::SpaceInUse)));
+        first.free_coherent(&rig.cpu, page);
+    });
+}
+
+/// The last reference of a space is gone, and its device is not cut off yet.
+#[test]
+fn a_page_that_is_freed_while_the_space_ends_is_out_of_reach() {
+    struct Frees {
+        device: DmaDevice,
+        page: std::sync::Mutex<Option<super::super::Coherent>>,
+        smmu: super::Emulated,
+    }
+    impl crate::mm::notifier::Subscriber for Frees {
+        fn release(&self) {
+            let page = self.page.lock().unwrap().take().unwrap();
+            let at = page.address().0;
+            assert!(self.device.space().is_none(), "it is ending");
+            assert!(matches!(self.smmu.access(STREAM, at, true), Outcome::Reaches(_)), "not cut off yet");
+            self.device.free_coherent(&crate::smp::Cpu::new(crate::smp::CpuId(0)), page);
+            assert_eq!(self.smmu.access(STREAM, at, true), Outcome::Nothing);
         }
-        let child = space.fork(&rig.cpu).unwrap();
-        assert!(child.notifiers().is_empty() && !space.notifiers().is_empty());
-        assert_eq!(entry(&child, RESERVED_START), granule_arch::descriptor::Descriptor::EMPTY);
-        for stream in [STREAM, STREAM + 8] {
-            assert_eq!(rig.smmu.access(stream, at(0).0, false), frame(&space, 0));
+    }
+    in_order(|| {
+        let rig = Rig::new(Told::Tlb);
+        let used = rig.used();
+        let (device, space) = (rig.attach(), rig.space(1));
+        let page = device.alloc_coherent(&rig.cpu, 8).unwrap();
+        device.bind(&rig.cpu, &space).unwrap();
+        let frees = Frees { device, page: Some(page).into(), smmu: rig.smmu.clone() };
+        let handle = crate::mm::space::SpaceHandle::new(&space);
+        // Of a higher priority than the binding: called before it.
+        let frees = crate::mm::notifier::Subscription::<_, _>::new(handle, frees, 1).unwrap();
+        drop(space);
+        assert!(frees.page.lock().unwrap().is_none(), "it was called");
+        drop(frees);
+        assert_eq!(rig.used(), used);
+    });
+}
+
+/// By events alone a device hears of a change at its end. One that binds in the middle, and has the entry of before in
+/// its TLB, was not announced to.
+#[test]
+fn a_device_that_binds_in_the_middle_of_a_change_does_not_miss_it() {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::time::Duration;
+
+    /// Another subscriber, at work when the change has been announced and not made.
+    struct Waits {
+        begun: SyncSender<()>,
+        bound: std::sync::Mutex<Receiver<()>>,
+    }
+    impl crate::mm::notifier::Subscriber for Waits {
+        fn invalidate_range_start(&self, _: &crate::mm::notifier::Range) -> Result<(), crate::mm::notifier::Again> {
+            let _ = self.begun.try_send(());
+            // The binding waits for the change, if all is well: this ends without it.
+            let _ = self.bound.lock().unwrap().recv_timeout(Duration::from_millis(200));
+            Ok(())
         }
-        space.munmap(&rig.cpu, at(0), PAGE).unwrap();
-        for stream in [STREAM, STREAM + 8] {
-            assert_eq!(rig.smmu.access(stream, at(0).0, false), UNMAPPED);
+    }
+    in_order(|| {
+        for told in [Told::Tlb, Told::Events] {
+            let rig = Rig::new(told);
+            let (device, space) = (rig.attach(), rig.space(1));
+            let ((begun, begins), (bound, binds)) = (sync_channel(1), sync_channel(1));
+            let waits = Waits { begun, bound: binds.into() };
+            let _waits = crate::mm::notifier::Subscription::<_, SpaceRef>::new(space.clone(), waits, 0).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| space.mprotect(at(0), PAGE, Protection::READ).unwrap());
+                begins.recv().unwrap();
+                device.bind(&rig.cpu, &space).unwrap();
+                // What it finds it has in its TLB from now on.
+                let _ = (rig.read(at(0)), rig.write(at(0)));
+                let _ = bound.try_send(());
+            });
+            assert!(is_as_the_entry_says(&rig, &space, 0), "{told:?}");
+            assert_eq!(rig.write(at(0)), READ_ONLY, "{told:?}");
         }
     });
 }

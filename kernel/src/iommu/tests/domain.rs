@@ -2,8 +2,10 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 
-use super::super::{AttachError, BindError, Direction, DmaAddress, DmaError, Mode, Needs, Told, Unfit};
+use super::super::device::direct;
+use super::super::{AttachError, BindError, Direction, DmaAddress, DmaError, DmaMask, Mode, Needs, Told, Unfit};
 use super::{Outcome, PAGE, READ_ONLY, Rig, STREAM, UNMAPPED};
+use crate::platform::MappedId;
 
 fn read(rig: &Rig, address: DmaAddress) -> Outcome {
     rig.read(VirtAddr(address.0))
@@ -142,8 +144,61 @@ fn an_smmu_that_does_not_fit_is_refused_with_the_reason() {
     features = fits;
     features.bbm_level = 1;
     assert_eq!(needs.check(&features), Err(Unfit::SizeChanges(1)));
+    features = fits;
+    assert!(!features.privilege_override, "QEMU's, which does not look at privilege");
+    features.raw[6] = 0x43b;
+    assert_eq!(needs.check(&features), Err(Unfit::Privilege), "one that does");
+    features.privilege_override = true;
+    assert_eq!(needs.check(&features), Ok(()));
     let needs = Needs { size_changes: false, ..needs };
+    features.bbm_level = 1;
     assert_eq!(needs.check(&features), Ok(()), "nothing is folded");
     let text = std::string::ToString::to_string(&BindError::from(Unfit::Output { has: 36, needs: 40 }));
     assert_eq!(text, "the SMMU puts out 36 bits of address, and memory needs 40");
+}
+
+/// A device that puts out 32 bits of address: its rings and the doorbell are below 4 GiB, as its transfers are.
+#[test]
+fn a_device_that_reaches_less_is_given_addresses_that_it_reaches_or_refused() {
+    let rig = Rig::new(Told::Tlb);
+    let used = rig.used();
+    let mask = DmaMask::of_bits(32);
+    let device = rig.iommu.attach_within(&rig.cpu, STREAM, mask).unwrap();
+    let page = device.alloc_coherent(&rig.cpu, 8).unwrap();
+    let doorbell = PhysAddr(0x0809_0040);
+    let message = device.message_address(&rig.cpu, doorbell).unwrap();
+    let mapped = device.map(&rig.cpu, PhysAddr(0x1_4000_0000), 8, Direction::Both).unwrap();
+    for address in [page.address(), message, mapped] {
+        assert!(address.0 <= mask.last(), "{address}");
+    }
+    assert_eq!(write(&rig, message), Outcome::Reaches(doorbell));
+    assert!(matches!(write(&rig, page.address()), Outcome::Reaches(_)));
+    let space = rig.space(1);
+    assert!(matches!(device.bind(&rig.cpu, &space), Err(BindError::Narrow(last)) if last == mask.last()));
+    device.unmap(&rig.cpu, mapped, 8);
+    let address = page.address();
+    device.free_coherent(&rig.cpu, page);
+    assert_eq!(write(&rig, address), UNMAPPED);
+    let all = device.map(&rig.cpu, PhysAddr(0x4000_0000), 31 << 20, Direction::Both).unwrap();
+    device.unmap(&rig.cpu, all, 31 << 20);
+    drop((device, space));
+    assert_eq!(rig.used(), used);
+    let refused = rig.iommu.attach_within(&rig.cpu, STREAM, DmaMask::of_bits(28));
+    assert!(matches!(refused, Err(AttachError::Narrow { mask: 0xfff_ffff, .. })), "{refused:?}");
+    drop(rig.attach());
+    // Without an SMMU it is told physical addresses.
+    assert!(direct(mask, 0x1_0000_0000).is_err());
+    let device = direct(mask, 0xffff_ffff).unwrap();
+    assert_eq!(device.message_address(&rig.cpu, PhysAddr(0x1_0000_0000)), Err(DmaError::Unreachable(0x1_0000_0000)));
+    assert_eq!(device.message_address(&rig.cpu, doorbell), Ok(DmaAddress(doorbell.0)));
+    assert_eq!([DmaMask::of_bits(64), DmaMask::of_bits(200)], [DmaMask::ALL; 2]);
+}
+
+/// The device tree says that an SMMU is in front of it, and none that is driven is.
+#[test]
+fn a_device_behind_an_smmu_that_is_not_driven_is_refused() {
+    let rig = Rig::new(Told::Tlb);
+    let stream = MappedId { phandle: 0x8004, id: STREAM };
+    let refused = super::super::attach(&rig.cpu, Some(stream), DmaMask::ALL);
+    assert!(matches!(refused, Err(AttachError::Unusable(0x8004))), "{refused:?}");
 }

@@ -146,7 +146,8 @@ impl Emulated {
             Entry::Stage1 { context } => context,
         };
         let config = *state.contexts.entry(stream).or_insert_with(|| self.read_context(context));
-        if !config.translates {
+        // 48 bits of address, and TBI is off.
+        if !config.translates || address >> 48 != 0 {
             return self.event(&mut state, stream, address, write, 0x10, config.records);
         }
         let page = address & !(PAGE - 1);
@@ -182,6 +183,7 @@ impl Emulated {
     fn read_context(&self, at: u64) -> Config {
         let [first, second]: [u64; 2] = self.words(at);
         assert!(first >> 31 & 1 == 1 && first >> 30 & 1 == 1, "valid, and TTBR1 is not walked");
+        assert!(first & 0x3f == 16 && first >> 38 & 0b11 == 0 || first >> 14 & 1 == 1, "48 bits, no TBI");
         Config {
             root: second & ((1 << 52) - 1) & !0xf,
             asid: (first >> 48) as u16,

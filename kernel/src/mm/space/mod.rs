@@ -39,7 +39,7 @@ mod zap;
 
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::{Granule4K, Mmu, PageTables, Table, TableSource};
@@ -116,6 +116,7 @@ impl Spaces {
             asid: AsidSlot::new(),
             notifiers: NotifierChain::default(),
             reserved: AtomicUsize::new(0),
+            has_device: AtomicBool::new(false),
             areas: RwSem::new(Areas::new(USER_START, USER_END)),
         });
         match space {
@@ -160,6 +161,8 @@ pub struct Space {
     notifiers: NotifierChain,
     /// Pages of the kernel above [`USER_END`].
     reserved: AtomicUsize,
+    /// A device has them.
+    has_device: AtomicBool,
     areas: RwSem<Areas>,
 }
 

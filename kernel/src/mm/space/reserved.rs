@@ -2,7 +2,8 @@
 //!
 //! A device that shares a program's tables has nothing else to find memory by. What its driver needs it to find lies
 //! above all that programs may map, at addresses that no program can have, and is none of the program's business: EL0
-//! has no access, no area shows it, a fork does not copy it, and its frames are not the space's to count.
+//! has no access, no area shows it, a fork does not copy it, and its frames are not the space's to count. They belong to
+//! one device at a time: a second one that used the same tables would reach the first one's rings.
 //!
 //! ```text
 //! USER_END        0xffff_ffe0_0000   ┐ what one last-level table translates: pages of the kernel
@@ -28,6 +29,25 @@ pub const RESERVED_START: VirtAddr = VirtAddr(RESERVED_END.0 - (2 << 20));
 pub const RESERVED_END: VirtAddr = VirtAddr(1 << 48);
 
 impl Space {
+    /// Takes the reserved pages for a device, until [`Self::disclaim_reserved`]; `false` where another has them.
+    pub fn claim_reserved(&self) -> bool {
+        !self.has_device.swap(true, Ordering::Acquire)
+    }
+
+    /// Ends [`Self::claim_reserved`]: the device shows nothing there any more and does not use the tables.
+    pub fn disclaim_reserved(&self) {
+        self.has_device.store(false, Ordering::Release);
+    }
+
+    /// Runs `work` while no change of the tables is announced and not yet over: a subscriber that joins in it is told of
+    /// every change whole. (Of an upgrade the event comes later than the change, and is whole by itself.)
+    ///
+    /// Sleeps: not from interrupts.
+    pub fn between_changes<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _areas = self.areas.write();
+        work()
+    }
+
     /// Shows `frame` at `page`, a reserved one that shows nothing, to the kernel and to devices. Whoever calls this
     /// keeps the frame until [`Self::hide_reserved`] or the end of the space.
     ///

@@ -16,7 +16,7 @@ type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 pub(crate) const KNOWN: [Feature; 24] = [
     ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
-    ("smmuv3", |_| granule::kernel().platform.smmu.is_some()),
+    ("smmuv3", |_| !granule::kernel().platform.smmus.is_empty()),
     ("smp", |_| smp::online().iter().count() > 1),
     ("el2", |_| granule::kernel().boot.entry_level == 2),
     ("pan", |cpus| cpus.pan() != Pan::None),

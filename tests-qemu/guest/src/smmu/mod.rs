@@ -13,10 +13,10 @@ mod ends;
 mod random;
 
 use granule::drivers::edu::edu;
-use granule::drivers::slot::Driver;
+use granule::drivers::slot::{BindRefused, Driver};
 use granule::drivers::virtio::requests::RequestError;
 use granule::drivers::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
-use granule::iommu::DmaAddress;
+use granule::iommu::{BindError, DmaAddress};
 use granule::kernel;
 use granule::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
 use granule::smp::this_cpu;
@@ -176,19 +176,31 @@ fn a_device_upgrades_a_page_by_its_fault(t: &mut Test) {
     t.check("in place", rig.physical(START) == before);
 }
 
-target_test!(every_device_of_a_process_is_told, needs("smmuv3 virtio-blk edu"), limit(30));
-fn every_device_of_a_process_is_told(t: &mut Test) {
+target_test!(every_device_is_told_of_its_own_process, needs("smmuv3 virtio-blk edu"), limit(30));
+fn every_device_is_told_of_its_own_process(t: &mut Test) {
     let Some(rig) = Rig::new(t, 1, Sharing::Private) else { return };
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
-    let Some(()) = t.ok("bound", device.bind(this_cpu(), &rig.space)) else { return };
+    // Its rings would be the disk's to write, and the other way round.
+    t.equal("a second device", device.bind(this_cpu(), &rig.space), Err(BindRefused::Bind(BindError::SpaceInUse)));
+    let Some(space) = space(t, 1, Sharing::Private) else { return };
+    let Some(()) = t.ok("bound", device.bind(this_cpu(), &space)) else { return };
+    // Its pages are looked at by the CPU alone.
+    let other = Rig { disk: rig.disk, space };
     rig.read_only_page(t, 7);
+    other.store(t, START, 7);
+    drop(t.ok("a child", other.space.fork(this_cpu())));
+    t.check("the page is read-only", !other.entry(START).may_be_written());
     let at = DmaAddress(START.0);
     t.equal("edu reads it", device.copy_in(at, 0, 8), Ok(1));
     rig.store(t, START, 8);
+    other.store(t, START, 8);
     t.equal("edu writes, at once", device.copy_out(0, at, 8), Ok(1));
-    t.equal("it has arrived", rig.load(START), 7);
+    t.equal("it has arrived", other.load(START), 7);
     t.equal("the disk writes, at once", rig.device_store(START, DELIVERED), Ok(1));
     t.equal("it has arrived", rig.load(START), DELIVERED);
+    t.ok("unbound", device.unbind(this_cpu()));
+    t.ok("the other process's", other.disk.unbind(this_cpu()));
+    t.ok("a space is bound again", device.bind(this_cpu(), &rig.space));
     t.ok("unbound", device.unbind(this_cpu()));
 }
 
