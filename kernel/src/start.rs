@@ -300,7 +300,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     smp::leave_identity_map(empty);
     sched::init(cpu, smp::boot_cpu_idles)?;
     sched::init_cpu(cpu);
-    let frames = kernel.frames.stats().total;
+    let frames = kernel.frames.total();
     kernel.frames.set_reserve(usual_reserve(frames));
     limits::init(frames);
     interrupts::enable();

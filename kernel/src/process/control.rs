@@ -1,5 +1,6 @@
 //! Processes from outside: what the kernel itself does with them.
 
+use super::limits::Limits;
 use super::signal::{Cause, Signal};
 use super::stack::{Strings, Words};
 use super::status::{End, ExecError, Summary};
@@ -18,7 +19,7 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
     let path = path.as_bytes();
     let file = exec::open(path)?;
     let add = |strings: &mut Strings<exec::InSpace<'_>>| words.add_to(strings);
-    let loaded = exec::load(this_cpu(), file, path, exec::STACK_LIMIT, words.counts(), add)?;
+    let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), add)?;
     Ok(birth::start(loaded, Parent::Kernel(current().to_ref()))?)
 }
 

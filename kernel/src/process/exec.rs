@@ -3,7 +3,7 @@
 //! ```text
 //!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
 //!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere; then the heap
-//!   ... 0xffff_ffdf_e000     the stack, 8 MiB, its pages as they are needed
+//!   ... 0xffff_ffdf_e000     the stack, which grows as far as its limit goes
 //!   0xffff_ffdf_e000         two instructions, for handlers that name no way back
 //! ```
 //! All of it is anonymous memory: a segment's contents are copied, and from then on they are the program's. Nothing of
@@ -27,7 +27,7 @@ use super::task::Task;
 use super::tree::{self, Heap, PROCESSES};
 use crate::errno::Errno;
 use crate::kernel;
-use crate::mm::space::{FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, USER_END};
+use crate::mm::space::{FaultError, MapRequest, Placement, Populate, Sharing, SpaceLimits, SpaceRef, Terms, USER_END};
 use crate::sched::{self, Thread};
 use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
@@ -40,8 +40,8 @@ pub const TRAMPOLINE: VirtAddr = VirtAddr(USER_END.0 - 0x2000);
 /// The stack's end, and its size. Nothing is free above it, so that no small mapping comes to lie between.
 const STACK_TOP: u64 = TRAMPOLINE.0;
 const STACK_SIZE: u64 = 8 << 20;
-/// `RLIMIT_STACK` of a program that the kernel starts: Linux's default. The size of argument lists follows from it.
-pub const STACK_LIMIT: u64 = 8 << 20;
+/// What a stack has below what the program finds on it, to begin with; it grows (Linux's `setup_arg_pages`).
+const STACK_BEGIN: u64 = 128 << 10;
 // The longest argument list leaves room.
 const _: () = assert!(stack::argument_space(u64::MAX) < STACK_SIZE);
 
@@ -95,7 +95,7 @@ impl Memory for InSpace<'_> {
 }
 
 /// Puts the program of a file into a new space. `path` is its name for itself; `add` adds the strings of the environment
-/// and of the arguments to the new stack, as many as `counts` has and `stack_limit` (`RLIMIT_STACK`) allows.
+/// and of the arguments to the new stack, as many as `counts` has and `limits`, the program's, allow.
 ///
 /// What is wrong with the strings is found before what is wrong with the file, as on Linux.
 ///
@@ -106,7 +106,7 @@ pub fn load(
     cpu: &Cpu,
     file: File<'_>,
     path: &[u8],
-    stack_limit: u64,
+    limits: &SpaceLimits,
     counts: Counts,
     add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
 ) -> Result<Loaded, ExecError> {
@@ -117,8 +117,8 @@ pub fn load(
         _ => Protection::NONE,
     };
     let protection = Protection::READ.and(Protection::WRITE).and(executable);
-    map(cpu, &space, Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)), STACK_SIZE, protection)?;
-    let mut strings = Strings::new(InSpace(&space), STACK_TOP, stack_limit, counts)?;
+    map_stack(cpu, &space, protection, limits)?;
+    let mut strings = Strings::new(InSpace(&space), STACK_TOP, limits.stack, counts)?;
     strings.add(path)?;
     add(&mut strings)?;
 
@@ -131,6 +131,10 @@ pub fn load(
     let mut random = [0; 16];
     crate::random::stream(cpu).fill(&mut random);
     let stack = strings.finish(path, &auxiliary(&program, base), random)?;
+    trim_stack(cpu, &space, stack, limits)?;
+    if !space.is_within(limits) {
+        return Err(Errno::ENOMEM.into());
+    }
     let heap = program.end().wrapping_add(base);
     Ok(Loaded {
         entry: program.entry.wrapping_add(base),
@@ -213,6 +217,30 @@ fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
     map(cpu, space, Placement::FixedNoReplace(TRAMPOLINE), PAGE, writable)?;
     write(cpu, space, TRAMPOLINE.0, &TRAMPOLINE_CODE.map(u32::to_le_bytes).concat())?;
     space.mprotect(TRAMPOLINE, PAGE, Protection::READ.and(Protection::EXECUTE))
+}
+
+/// Maps the stack, as large as what is to be copied to it may be.
+fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &SpaceLimits) -> Result<(), Errno> {
+    let request = MapRequest {
+        placement: Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)),
+        bytes: STACK_SIZE,
+        protection,
+        sharing: Sharing::Private,
+        populate: Populate::OnDemand,
+    };
+    // What is taken away again below it is free for it to grow.
+    let limits = SpaceLimits { stack: limits.stack.saturating_add(STACK_SIZE), ..SpaceLimits::NONE };
+    space.mmap_within(cpu, &request, &Terms { limits, ..Terms::NONE }).map(drop)
+}
+
+/// Takes away what the stack has below `pointer` and what it begins with, or beyond its limit.
+fn trim_stack(cpu: &Cpu, space: &SpaceRef, pointer: u64, limits: &SpaceLimits) -> Result<(), Errno> {
+    let lowest = STACK_TOP.saturating_sub(limits.stack.max(STACK_BEGIN)) & !(PAGE - 1);
+    let start = (pointer.saturating_sub(STACK_BEGIN) & !(PAGE - 1)).max(lowest).min(pointer & !(PAGE - 1));
+    match start.checked_sub(STACK_TOP - STACK_SIZE) {
+        Some(below) if below > 0 => space.munmap(cpu, VirtAddr(STACK_TOP - STACK_SIZE), below),
+        _ => Ok(()),
+    }
 }
 
 fn map(cpu: &Cpu, space: &SpaceRef, placement: Placement, bytes: u64, protection: Protection) -> Result<(), Errno> {

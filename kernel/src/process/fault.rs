@@ -147,7 +147,11 @@ fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: F
                 Relief::Ending => return Ok(()),
                 Relief::None => return Err(error),
             },
-            FaultError::NotMapped | FaultError::NotAllowed => return Err(error),
+            FaultError::NotMapped => {
+                let limits = task.process().limits.of_space();
+                task.space().grow_stack(address, &limits).map_err(|_| error)?;
+            }
+            FaultError::NotAllowed => return Err(error),
         }
         match space::handle_fault(task.space(), this_cpu(), address, access) {
             Ok(()) => return Ok(()),

@@ -13,10 +13,11 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use granule_abi::Errno;
 use granule_abi::limits::{
-    RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_CORE, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE, RLIMIT_NICE, RLIMIT_NOFILE,
-    RLIMIT_NPROC, RLIMIT_RTPRIO, RLIMIT_SIGPENDING, RLIMIT_STACK, RLimit,
+    RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_AS, RLIMIT_CORE, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE, RLIMIT_NICE,
+    RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_RTPRIO, RLIMIT_SIGPENDING, RLIMIT_STACK, RLimit,
 };
 
+use crate::mm::space::SpaceLimits;
 use crate::sync::{IrqLock, rank};
 
 /// The most open files that a limit may allow (`fs.nr_open`).
@@ -92,6 +93,16 @@ impl Limits {
     /// How far the limit for a resource may be raised.
     pub fn hard(&self, resource: usize) -> u64 {
         self.hard.get(resource).map_or(RLIM_INFINITY, |limit| limit.load(Ordering::Relaxed))
+    }
+
+    /// Those for an address space.
+    pub fn of_space(&self) -> SpaceLimits {
+        SpaceLimits {
+            space: self.soft(RLIMIT_AS),
+            data: self.soft(RLIMIT_DATA),
+            data_hard: self.hard(RLIMIT_DATA),
+            stack: self.soft(RLIMIT_STACK),
+        }
     }
 
     /// The limits for a resource, and new ones in their place if there are any, as `prlimit64`.

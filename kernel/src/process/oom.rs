@@ -60,7 +60,7 @@ static KILLER: IrqLock<Killer, { rank::OUT_OF_MEMORY }> = IrqLock::new(Killer { 
 pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     let Some(wanted) = thread.take_shortage() else { return Relief::None };
     let frames = kernel().frames;
-    if task.leaves.get() || wanted > frames.stats().total {
+    if task.leaves.get() || wanted > frames.total() {
         return Relief::None;
     }
     loop {

@@ -232,6 +232,11 @@ impl Thread {
         (wanted != 0).then_some(wanted)
     }
 
+    /// Whether [`Self::take_shortage`] has something to say.
+    pub fn is_short(&self) -> bool {
+        self.shortage.load(Ordering::Relaxed) != 0
+    }
+
     /// Where [`UserEntry::syscall`] is, for `trap/user.S`.
     pub(crate) const SYSCALL: usize = offset_of!(Self, syscall);
     /// Where [`UserEntry::fault`] is, for `trap/user.S`.

@@ -2,15 +2,16 @@
 
 use granule_abi::memory::{
     MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED,
-    MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MAP_TYPE, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE,
+    MAP_PRIVATE, MAP_SHARED, MAP_TYPE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
 use super::{Answer, Call};
 use crate::errno::Errno;
-use crate::mm::space::{MapRequest, Placement, Populate, Sharing};
+use crate::mm::space::{MapRequest, Placement, Populate, Sharing, Terms};
+use crate::process::oom::{self, Relief};
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -56,7 +57,19 @@ pub(super) fn mmap(call: &mut Call<'_>) -> Answer {
         sharing,
         populate: if populate { Populate::Now } else { Populate::OnDemand },
     };
-    call.task.space().mmap(this_cpu(), &request).map(|address| address.0)
+    let private = sharing == Sharing::Private;
+    let terms = Terms {
+        limits: call.task.process().limits.of_space(),
+        fits_in_memory: flags & MAP_NORESERVE == 0,
+        grows: private && flags & MAP_GROWSDOWN != 0,
+    };
+    let address = call.task.space().mmap_within(this_cpu(), &request, &terms)?;
+    if populate {
+        while oom::relieve(call.task, call.thread) == Relief::Retry {
+            call.task.space().populate_again(this_cpu(), address, bytes);
+        }
+    }
+    Ok(address.0)
 }
 
 pub(super) fn munmap(call: &mut Call<'_>) -> Answer {
@@ -72,7 +85,8 @@ pub(super) fn mprotect(call: &mut Call<'_>) -> Answer {
             return Err(Errno::EINVAL);
         }
     }
-    call.task.space().mprotect(start, bytes, protection(bits)).map(|()| 0)
+    let limits = call.task.process().limits.of_space();
+    call.task.space().mprotect_within(start, bytes, protection(bits), &limits).map(|()| 0)
 }
 
 pub(super) fn madvise(call: &mut Call<'_>) -> Answer {
@@ -121,6 +135,10 @@ pub(super) fn brk(call: &mut Call<'_>) -> Answer {
     if wanted < heap.start || wanted > uaccess::END.0 {
         return Ok(heap.end);
     }
+    let limits = call.task.process().limits.of_space();
+    if wanted - heap.start > limits.data {
+        return Ok(heap.end);
+    }
     let (before, after) = (heap.end.next_multiple_of(PAGE), wanted.next_multiple_of(PAGE));
     let moved = if after > before {
         let request = MapRequest {
@@ -130,12 +148,16 @@ pub(super) fn brk(call: &mut Call<'_>) -> Answer {
             sharing: Sharing::Private,
             populate: Populate::OnDemand,
         };
-        space.mmap(this_cpu(), &request).map(drop)
+        space.mmap_within(this_cpu(), &request, &Terms { limits, ..Terms::NONE }).map(drop)
     } else if after < before {
         space.munmap(this_cpu(), VirtAddr(after), before - after)
     } else {
         Ok(())
     };
+    if moved == Err(Errno::ENOMEM) && call.thread.is_short() {
+        // Made again when there is memory.
+        return Err(Errno::ENOMEM);
+    }
     if moved.is_ok() {
         heap.end = wanted;
     }

@@ -3,7 +3,6 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use granule_abi::limits::RLIMIT_STACK;
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
     FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_SET_NAME,
@@ -87,14 +86,14 @@ pub(super) fn execve(call: &mut Call<'_>) -> Answer {
     let loaded = {
         let path = read_path(call.address::<0>())?;
         let file = exec::open(&path).map_err(ExecError::errno)?;
-        let stack_limit = call.task.process().limits.soft(RLIMIT_STACK);
-        let pointers = |array| count_pointers(call, array, stack_limit);
+        let limits = call.task.process().limits.of_space();
+        let pointers = |array| count_pointers(call, array, limits.stack);
         let counts = Counts { arguments: pointers(arguments)?, environment: pointers(environment)? };
         let add = |strings: &mut Strings<exec::InSpace<'_>>| {
             copy_strings(call, environment, counts.environment, strings)?;
             copy_strings(call, arguments, counts.arguments, strings)
         };
-        exec::load(this_cpu(), file, &path, stack_limit, counts, add).map_err(ExecError::errno)?
+        exec::load(this_cpu(), file, &path, &limits, counts, add).map_err(ExecError::errno)?
     };
     death::become_alone(call.task)?;
     exec::install(call.task, call.thread, loaded, call.frame);

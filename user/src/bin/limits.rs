@@ -5,12 +5,18 @@
 use core::ffi::CStr;
 
 use granule_user::abi::limits::{
-    RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE, RLIMIT_NICE,
-    RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_RTPRIO, RLIMIT_SIGPENDING, RLIMIT_STACK, RLimit,
+    RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE,
+    RLIMIT_NICE, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_RTPRIO, RLIMIT_SIGPENDING, RLIMIT_STACK, RLimit,
 };
-use granule_user::abi::number::{GETRLIMIT, PRLIMIT64, SETRLIMIT};
+use granule_user::abi::memory::{
+    MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE,
+    PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{BRK, GETRLIMIT, PRLIMIT64, SETRLIMIT};
 use granule_user::abi::process::{AT_EXECFN, exited};
-use granule_user::{Errno, Start, entry, println, process, sys, thread, time};
+use granule_user::abi::signal::{SEGV_MAPERR, SIGSEGV};
+use granule_user::memory::{self, PAGE};
+use granule_user::{Errno, Start, entry, println, probe, process, sys, thread, time};
 
 entry!(run);
 
@@ -25,6 +31,12 @@ fn run(start: Start) -> u8 {
     refusals();
     others();
     limits_are_inherited(start);
+    what_cannot_fit();
+    apart(the_address_space);
+    apart(data);
+    apart(heap);
+    apart(|| stack(start.stack_pointer()));
+    apart(areas_that_grow);
     println!("limits: ok");
     0
 }
@@ -153,4 +165,220 @@ fn limits_are_inherited(start: Start) {
         });
         assert_eq!(process::wait(child.expect("a fork")), exited(1), "exec keeps them");
     });
+}
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+
+/// Maps memory wherever there is room.
+fn map(bytes: u64, protection: u64, flags: u64) -> Result<u64, Errno> {
+    // SAFETY: not at a fixed address.
+    unsafe { memory::mmap(0, bytes, protection, flags | MAP_ANONYMOUS) }
+}
+
+/// Maps memory there.
+fn map_at(address: u64, bytes: u64, protection: u64, flags: u64) -> Result<u64, Errno> {
+    // SAFETY: addresses that are used for nothing else.
+    unsafe { memory::mmap(address, bytes, protection, flags | MAP_PRIVATE | MAP_ANONYMOUS) }
+}
+
+fn unmap(address: u64, bytes: u64) {
+    // SAFETY: memory of the caller's own, without references to it.
+    unsafe { memory::munmap(address, bytes) }.expect("to unmap");
+}
+
+fn protect(address: u64, bytes: u64, protection: u64) -> Result<(), Errno> {
+    // SAFETY: as above.
+    unsafe { memory::mprotect(address, bytes, protection) }
+}
+
+/// What is larger than all memory is refused where private stores could fill it.
+fn what_cannot_fit() {
+    const HUGE: u64 = 64 << 30;
+    assert_eq!(map(HUGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map(HUGE, PROT_WRITE, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map(HUGE, RW, MAP_SHARED), Err(Errno::ENOMEM));
+    assert_eq!(map(HUGE, PROT_READ, MAP_SHARED), Err(Errno::ENOMEM));
+    for (protection, flags) in [(RW, MAP_SHARED | MAP_NORESERVE), (RW, MAP_PRIVATE | MAP_NORESERVE)] {
+        unmap(map(HUGE, protection, flags).expect("what need not fit"), HUGE);
+    }
+    let start = map(HUGE, PROT_READ, MAP_PRIVATE).expect("what is not written");
+    assert_eq!(protect(start, HUGE, RW), Err(Errno::ENOMEM));
+    assert_eq!(protect(start, HUGE, PROT_NONE), Ok(()));
+    assert_eq!(protect(start + PAGE, PAGE, RW), Ok(()));
+    unmap(start, HUGE);
+    let start = map(HUGE, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE).expect("what need not fit");
+    assert_eq!(protect(start, HUGE, RW), Ok(()));
+    assert!(process::spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    unmap(start, HUGE);
+
+    // Two that fit are more than that as one, which shows where a copy of it is made.
+    let (mut good, mut bad) = (1 << 20, HUGE);
+    while bad - good > 1 << 20 {
+        let bytes = (good + bad) / 2 & !(PAGE - 1);
+        match map(bytes, RW, MAP_PRIVATE) {
+            Ok(start) => {
+                unmap(start, bytes);
+                good = bytes;
+            }
+            Err(error) => {
+                assert_eq!(error, Errno::ENOMEM);
+                bad = bytes;
+            }
+        }
+    }
+    const START: u64 = 0x20_0000_0000;
+    for start in [START, START + good] {
+        assert_eq!(map_at(start, good, RW, MAP_FIXED_NOREPLACE), Ok(start));
+    }
+    assert_eq!(process::spawn(|| 0), Err(Errno::ENOMEM));
+    unmap(START, 2 * good);
+    assert!(process::spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+}
+
+/// Finds the limit for `resource` that just lets `one` map a page, and sets it.
+fn just_enough(resource: usize, one: impl Fn() -> Option<u64>) {
+    let (mut bad, mut good) = (0, 1 << 47);
+    while good - bad > PAGE {
+        let limit = (good + bad) / 2 & !(PAGE - 1);
+        set(resource, limit, RLIM_INFINITY).expect("a limit");
+        match one() {
+            Some(start) => {
+                unmap(start, PAGE);
+                good = limit;
+            }
+            None => bad = limit,
+        }
+    }
+    set(resource, good, RLIM_INFINITY).expect("a limit");
+}
+
+fn the_address_space() {
+    const START: u64 = 0x20_0000_0000;
+    probe::prepare();
+    let spare = map(2 * PAGE, PROT_NONE, MAP_PRIVATE).expect("memory");
+    just_enough(RLIMIT_AS, || map(PAGE, PROT_NONE, MAP_PRIVATE).ok());
+    assert_eq!(map(2 * PAGE, PROT_NONE, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map_at(START, PAGE, RW, MAP_FIXED_NOREPLACE), Ok(START));
+    for flags in [MAP_PRIVATE, MAP_SHARED, MAP_PRIVATE | MAP_NORESERVE] {
+        assert_eq!(map(PAGE, PROT_NONE, flags), Err(Errno::ENOMEM));
+    }
+    // What replaces does not add.
+    assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Ok(START));
+    assert_eq!(map_at(START, 2 * PAGE, PROT_READ, MAP_FIXED), Err(Errno::ENOMEM));
+    assert_eq!(probe::read(START), Ok(0), "it is still there");
+    assert_eq!(protect(spare, 2 * PAGE, RW), Ok(()));
+    assert!(process::spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    unmap(spare, PAGE);
+    assert!(map(PAGE, RW, MAP_SHARED).is_ok(), "as much as was given back");
+    set(RLIMIT_AS, 0, RLIM_INFINITY).expect("a limit");
+    assert_eq!(map(PAGE, PROT_NONE, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Err(Errno::ENOMEM));
+    unmap(START, PAGE);
+}
+
+fn data() {
+    const START: u64 = 0x20_0000_0000;
+    probe::prepare();
+    assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED_NOREPLACE), Ok(START));
+    assert_eq!(map_at(START + PAGE, PAGE, PROT_NONE, MAP_FIXED_NOREPLACE), Ok(START + PAGE));
+    just_enough(RLIMIT_DATA, || map(PAGE, RW, MAP_PRIVATE).ok());
+    assert_eq!(map(2 * PAGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
+    for (protection, flags) in [(PROT_READ, MAP_PRIVATE), (RW, MAP_SHARED), (RW, MAP_PRIVATE | MAP_GROWSDOWN)] {
+        unmap(map(8 * PAGE, protection, flags).expect("what is no data"), 8 * PAGE);
+    }
+    // The first becomes data, which is all that may.
+    assert_eq!(protect(START, 2 * PAGE, RW), Err(Errno::ENOMEM));
+    // SAFETY: memory of this program's own.
+    assert_eq!(unsafe { probe::write(START, 1) }, Ok(()));
+    assert!(probe::read(START + PAGE).is_err());
+    assert_eq!(protect(START + PAGE, PAGE, PROT_WRITE), Err(Errno::ENOMEM));
+    assert_eq!(protect(START + PAGE, PAGE, PROT_READ), Ok(()));
+    assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(protect(START, PAGE, PROT_READ), Ok(()));
+    assert!(map(PAGE, RW, MAP_PRIVATE).is_ok());
+    // 0 is for the hard limit, as on Linux.
+    set(RLIMIT_DATA, 0, RLIM_INFINITY).expect("a limit");
+    assert!(map(PAGE, RW, MAP_PRIVATE).is_ok());
+    set(RLIMIT_DATA, 0, 0).expect("a limit");
+    assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
+}
+
+fn brk(address: u64) -> u64 {
+    // SAFETY: what it takes away is used for nothing.
+    unsafe { sys::raw(BRK, [address, 0, 0, 0, 0, 0]) }
+}
+
+fn heap() {
+    let start = brk(0);
+    let end = start + 64 * PAGE;
+    assert_eq!(brk(end), end);
+    set(RLIMIT_DATA, 32 * PAGE, RLIM_INFINITY).expect("a limit");
+    assert_eq!(brk(end + 1), end, "more than the limit");
+    assert_eq!(brk(start + 33 * PAGE), end, "more than the limit, though less than there was");
+    set(RLIMIT_DATA, RLIM_INFINITY, RLIM_INFINITY).expect("a limit");
+    set(RLIMIT_AS, PAGE, RLIM_INFINITY).expect("a limit");
+    assert_eq!(brk(end + PAGE), end);
+    assert_eq!(brk(start + PAGE), start + PAGE, "less is no question of the limit");
+}
+
+/// What a read below the stack comes to.
+fn not_mapped(address: u64) -> bool {
+    matches!(probe::read(address), Err(fault) if (fault.signal, fault.code) == (SIGSEGV, SEGV_MAPERR))
+}
+
+/// How large the stack may become, `top` being near its end.
+fn stack(top: u64) {
+    const MIB: u64 = 1 << 20;
+    probe::prepare();
+    set(RLIMIT_STACK, 2 * MIB, RLIM_INFINITY).expect("a limit");
+    assert!(not_mapped(top - 3 * MIB));
+    assert_eq!(probe::read(top - MIB), Ok(0));
+    assert!(not_mapped(top - 3 * MIB));
+    set(RLIMIT_STACK, 20 * MIB, RLIM_INFINITY).expect("a limit");
+    assert_eq!(probe::read(top - 3 * MIB), Ok(0));
+    // SAFETY: nothing is there but the stack, far above.
+    assert_eq!(unsafe { probe::write(top - 19 * MIB, 1) }, Ok(()));
+    assert!(not_mapped(top - 21 * MIB));
+    set(RLIMIT_STACK, MIB, RLIM_INFINITY).expect("a limit");
+    assert_eq!(probe::read(top - 19 * MIB), Ok(1), "what there is stays");
+    assert!(not_mapped(top - 19 * MIB - 64 * PAGE));
+    set(RLIMIT_STACK, 40 * MIB, RLIM_INFINITY).expect("a limit");
+    set(RLIMIT_AS, PAGE, RLIM_INFINITY).expect("a limit");
+    assert!(not_mapped(top - 22 * MIB), "no more addresses");
+    set(RLIMIT_AS, RLIM_INFINITY, RLIM_INFINITY).expect("a limit");
+    set(RLIMIT_DATA, PAGE, RLIM_INFINITY).expect("a limit");
+    assert_eq!(probe::read(top - 22 * MIB), Ok(0), "a stack is no data");
+    // A thread's kernel accesses grow it as well.
+    let mut old = RLimit { soft: 1, hard: 1 };
+    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, top - 24 * MIB & !7), Ok(0));
+    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, &raw mut old as u64), Ok(0));
+    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, top - 41 * MIB & !7), Err(Errno::EFAULT));
+}
+
+/// Areas that accesses below them extend, and what keeps them from it.
+fn areas_that_grow() {
+    const START: u64 = 0x20_0000_0000;
+    const GAP: u64 = 256 * PAGE;
+    probe::prepare();
+    assert_eq!(map_at(START, PAGE, RW, MAP_FIXED_NOREPLACE | MAP_GROWSDOWN), Ok(START));
+    // SAFETY: memory of this program's own.
+    assert_eq!(unsafe { probe::write(START - 1, 7) }, Ok(()));
+    assert_eq!(probe::read(START - 600 * PAGE), Ok(0));
+    assert_eq!(probe::read(START - 1), Ok(7));
+    let below = START - 2000 * PAGE;
+    assert_eq!(map_at(below, PAGE, PROT_READ, MAP_FIXED_NOREPLACE), Ok(below));
+    assert!(not_mapped(below + PAGE + GAP - PAGE));
+    assert_eq!(probe::read(below + PAGE + GAP), Ok(0));
+    // What cannot be accessed needs no gap.
+    assert_eq!(protect(below, PAGE, PROT_NONE), Ok(()));
+    assert_eq!(probe::read(below + PAGE), Ok(0));
+    assert!(probe::read(below).is_err());
+    unmap(below, PAGE);
+    // A part of it grows as the whole did.
+    unmap(START - 100 * PAGE, 50 * PAGE);
+    assert_eq!(probe::read(START - 60 * PAGE), Ok(0));
+    // Beyond what a stack may have.
+    assert!(not_mapped(START - (9 << 20)));
+    assert_eq!(map_at(START + 64 * PAGE, PAGE, RW, MAP_FIXED_NOREPLACE), Ok(START + 64 * PAGE));
+    assert!(not_mapped(START + 63 * PAGE), "not one that was not made to");
 }

@@ -73,6 +73,8 @@ pub struct FrameAllocator {
     refused: AtomicU64,
     /// See [`reserve`].
     reserve: AtomicUsize,
+    /// See [`Self::total`].
+    total: usize,
     /// See [`hidden`].
     curtain: Once<&'static dyn Curtain>,
 }
@@ -136,6 +138,7 @@ impl FrameAllocator {
         };
         map.exhaust();
         Self {
+            total: blocks.totals().frames,
             blocks,
             records,
             linear,
@@ -274,6 +277,11 @@ impl FrameAllocator {
         debug_assert!(self.frame(address).is_some_and(|(_, frame)| frame.references() != 0), "{address} is free");
         // SAFETY: the records of a block that frames were taken from are valid and stay mapped.
         unsafe { self.records.get(address.frame_number()) }
+    }
+
+    /// Frames that the allocator manages, free or not.
+    pub fn total(&self) -> usize {
+        self.total
     }
 
     /// Where the linear map shows frames' contents.

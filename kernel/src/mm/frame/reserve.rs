@@ -57,6 +57,9 @@ impl FrameAllocator {
 #[cfg(test)]
 mod tests {
     use super::usual_reserve;
+    use crate::mm::OutOfMemory;
+    use crate::mm::frame::tests::leaked;
+    use crate::smp::this_cpu;
 
     #[test]
     fn the_reserve_is_linuxs() {
@@ -65,5 +68,21 @@ mod tests {
         assert_eq!(usual_reserve(2048 << 8), 5792 / 4);
         assert_eq!(usual_reserve(1), 32);
         assert_eq!(usual_reserve(usize::MAX), 65536);
+    }
+
+    #[test]
+    fn what_comes_from_the_reserve_comes_one_by_one() {
+        const RESERVE: usize = 100;
+        let (frames, cpu) = (leaked(2), this_cpu());
+        frames.set_reserve(RESERVE);
+        while frames.has_room_for(1) || frames.stats().in_magazines > 0 {
+            frames.alloc(cpu).unwrap();
+        }
+        assert_eq!(frames.stats().free, RESERVE);
+        for left in (0..RESERVE).rev() {
+            frames.alloc(cpu).unwrap();
+            assert_eq!((frames.stats().free, frames.stats().in_magazines), (left, 0));
+        }
+        assert_eq!(frames.alloc(cpu), Err(OutOfMemory));
     }
 }

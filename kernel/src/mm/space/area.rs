@@ -56,8 +56,11 @@ pub struct Area {
     end: Cell<VirtAddr>,
     /// Free bytes below, as far as the kernel may choose them; in the tree of gaps where it is not 0.
     gap: Cell<u64>,
-    /// Free bytes below in which the kernel chooses nothing: what a stack that overflows runs into.
-    guard: u64,
+    /// Free bytes below in which the kernel chooses nothing: what a stack grows into, or runs into where it may not. 0
+    /// where it is no stack.
+    guard: Cell<u64>,
+    /// Whether it is refused to be writable where it is larger than all memory.
+    reserved: bool,
     protection: Cell<Protection>,
     /// What it shows, if it is shared, and from which page on.
     object: Option<ObjectRef>,
@@ -78,13 +81,19 @@ impl Area {
 
     /// The same with `bytes` bytes below that the kernel does not choose.
     pub(super) fn guarded(self, bytes: u64) -> Self {
-        Self { guard: bytes, ..self }
+        Self { guard: Cell::new(bytes), ..self }
+    }
+
+    /// The same, which may be larger than all memory unless it is `reserved`.
+    pub(super) fn reserved(self, reserved: bool) -> Self {
+        Self { reserved, ..self }
     }
 
     /// The same area for another space.
     pub(super) fn copy(&self) -> Self {
         Self::of(self.start(), self.end(), self.protection(), self.object.clone(), self.first_page.get())
-            .guarded(self.guard)
+            .guarded(self.guard.get())
+            .reserved(self.reserved)
     }
 
     fn of(start: VirtAddr, end: VirtAddr, protection: Protection, object: Option<ObjectRef>, first_page: u64) -> Self {
@@ -94,7 +103,8 @@ impl Area {
             start: Cell::new(start),
             end: Cell::new(end),
             gap: Cell::new(0),
-            guard: 0,
+            guard: Cell::new(0),
+            reserved: true,
             protection: Cell::new(protection),
             object,
             first_page: Cell::new(first_page),
@@ -144,6 +154,26 @@ impl Area {
         self.object.is_some()
     }
 
+    /// Whether it is extended by accesses below it.
+    pub(super) fn grows(&self) -> bool {
+        self.guard.get() != 0
+    }
+
+    /// See [`Self::reserved`].
+    pub(super) fn is_reserved(&self) -> bool {
+        self.reserved
+    }
+
+    /// Bytes of it that count as data: private ones that may be written, but for a stack's.
+    #[inline(always)]
+    pub(super) fn data(&self) -> u64 {
+        if self.protection().contains(Protection::WRITE) && !self.is_shared() && !self.grows() {
+            self.size()
+        } else {
+            0
+        }
+    }
+
     /// Which page of its object is at `address`; of no meaning where it is private.
     fn page_at(&self, address: VirtAddr) -> u64 {
         self.first_page.get() + (address - self.start()) / PAGE
@@ -156,7 +186,11 @@ impl Area {
             (Some(object), Some(other)) => object.is(other) && self.page_at(self.end()) == next.first_page.get(),
             _ => false,
         };
-        self.end() == next.start() && next.guard == 0 && self.protection() == next.protection() && same_object
+        self.end() == next.start()
+            && self.grows() == next.grows()
+            && self.reserved == next.reserved
+            && self.protection() == next.protection()
+            && same_object
     }
 }
 
@@ -241,6 +275,10 @@ pub(super) struct Areas {
     start: VirtAddr,
     end: VirtAddr,
     count: usize,
+    /// Bytes of all.
+    total: u64,
+    /// Those of them that count as data.
+    data: u64,
 }
 
 // SAFETY: the trees alone reach their nodes, which come from a pool that every CPU may use; so they go where they go.
@@ -251,7 +289,15 @@ unsafe impl Sync for Areas {}
 impl Areas {
     /// No areas, in the window from `start` to `end`.
     pub(super) const fn new(start: VirtAddr, end: VirtAddr) -> Self {
-        Self { tree: RBTree::new(ByAddress::NEW), gaps: RBTree::new(ByGap::NEW), start, end, count: 0 }
+        Self {
+            tree: RBTree::new(ByAddress::NEW),
+            gaps: RBTree::new(ByGap::NEW),
+            start,
+            end,
+            count: 0,
+            total: 0,
+            data: 0,
+        }
     }
 
     /// Whether `more` may be added to those that there are.
@@ -311,7 +357,7 @@ impl Areas {
     /// Where `bytes` free bytes are that the kernel may choose: at the top of the smallest gap that has them.
     pub(super) fn gap(&self, bytes: u64) -> Option<VirtAddr> {
         if let Some(above) = self.gaps.lower_bound(Bound::Included(&(bytes, 0))).get() {
-            return Some(above.start() - above.guard - bytes);
+            return Some(above.start() - above.guard.get() - bytes);
         }
         let last = self.tree.back().get().map_or(self.start, Area::end);
         let top = self.end.0.checked_sub(last.max(SEARCH_START).0)?;
@@ -350,7 +396,9 @@ impl Areas {
 
     /// Makes two areas of `area`, which meet at `at`; returns the upper one.
     fn cut(&mut self, area: &UnsafeRef<Area>, at: VirtAddr, spares: &mut Spares) -> UnsafeRef<Area> {
-        let piece = Area::of(at, area.end(), area.protection(), area.object.clone(), area.page_at(at));
+        let piece = Area::of(at, area.end(), area.protection(), area.object.clone(), area.page_at(at))
+            .guarded(area.guard.get())
+            .reserved(area.reserved);
         let upper = into_ref(spares.make(piece));
         area.end.set(at);
         // The two touch, so that no gap changes.
@@ -365,6 +413,8 @@ impl Areas {
         let node = into_ref(area);
         self.tree.insert(node.clone());
         self.count += 1;
+        self.total += node.size();
+        self.data += node.data();
         self.gap_changed(&node);
         self.gap_above_changed(&node);
         Held(node)
@@ -379,6 +429,8 @@ impl Areas {
             None => self.tree.front_mut().insert_before(node.clone()),
         }
         self.count += 1;
+        self.total += node.size();
+        self.data += node.data();
         // As many addresses are free below it.
         self.set_gap(&node, area.gap.get());
         Held(node)
@@ -403,6 +455,11 @@ impl Areas {
         if start < range.start() && range.end() < end {
             self.cut(area, range.end(), spares);
         }
+        let gone = range.end() - range.start();
+        self.total -= gone;
+        if area.data() != 0 {
+            self.data -= gone;
+        }
         if start < range.start() {
             area.end.set(range.start());
             self.gap_above_changed(area);
@@ -421,6 +478,8 @@ impl Areas {
         cursor.remove();
         let next = cursor.as_cursor().clone_pointer();
         self.count -= 1;
+        self.total -= area.size();
+        self.data -= area.data();
         if let Some(next) = next {
             self.gap_changed(&next);
         }
@@ -437,12 +496,20 @@ impl Areas {
 
     /// Gives the areas that lie in `range` another protection. None straddles an end.
     pub(super) fn protect(&mut self, range: PageRange, protection: Protection) {
-        self.touching(range).for_each(|area| area.protection.set(protection));
+        let (mut before, mut after) = (0, 0);
+        for area in self.touching(range) {
+            before += area.data();
+            area.protection.set(protection);
+            after += area.data();
+        }
+        self.data = self.data - before + after;
     }
 
     /// Gives the area that was found another protection.
     pub(super) fn protect_held(&mut self, held: &Held, protection: Protection) {
+        let before = held.data();
         held.0.protection.set(protection);
+        self.data = self.data - before + held.data();
     }
 
     /// Makes an area of its own of `range`, which the area that was found holds. Takes a spare for each end at which
@@ -491,6 +558,35 @@ impl Areas {
         Held(below)
     }
 
+    /// Bytes of all areas.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Bytes of those that are private, may be written, and are no stacks.
+    pub(super) fn data(&self) -> u64 {
+        self.data
+    }
+
+    /// The first area that begins at `address` or above.
+    pub(super) fn first_from(&self, address: VirtAddr) -> Option<Held> {
+        self.tree.lower_bound(Bound::Included(&address.0)).clone_pointer().map(Held)
+    }
+
+    /// The last area that begins below `address`.
+    pub(super) fn last_below(&self, address: VirtAddr) -> Option<&Area> {
+        self.tree.upper_bound(Bound::Excluded(&address.0)).get()
+    }
+
+    /// Has a stack begin at `start`, below where it does; what is in between is free.
+    pub(super) fn extend_down(&mut self, stack: &Held, start: VirtAddr) {
+        let more = stack.start() - start;
+        stack.0.start.set(start);
+        stack.0.guard.set(stack.guard.get().saturating_sub(more).max(PAGE));
+        self.total += more;
+        self.gap_changed(&stack.0);
+    }
+
     fn cursor(&mut self, area: &UnsafeRef<Area>) -> CursorMut<'_, ByAddress> {
         // SAFETY: a reference to an area is had from the tree, and not kept beyond its removal.
         unsafe { self.tree.cursor_mut_from_ptr(&raw const **area) }
@@ -500,7 +596,7 @@ impl Areas {
     fn gap_changed(&mut self, area: &UnsafeRef<Area>) {
         let below = self.cursor(area).peek_prev().get().map(Area::end);
         let gap = self.gap_between(below.unwrap_or(self.start), area.start());
-        self.set_gap(area, gap.saturating_sub(area.guard));
+        self.set_gap(area, gap.saturating_sub(area.guard.get()));
     }
 
     /// The gap above `area` is another one.

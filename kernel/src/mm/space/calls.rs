@@ -9,6 +9,7 @@ use granule_pgtable::{Mmu, PageRange};
 
 use super::area::{Area, Areas, Backing, Spares};
 use super::gather::{Gather, pages};
+use super::limits::{Terms, stack_guard};
 use super::{PAGE, Space, USER_END, USER_START};
 use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
@@ -71,12 +72,22 @@ impl Space {
     /// `EINVAL` (no bytes, an address that is no page's), `ENOMEM` (no addresses, or no memory for the records),
     /// `EEXIST` (something is there that must not be replaced), `EPERM` (too near to address 0). Nothing was changed.
     pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, Errno> {
+        self.mmap_within(cpu, request, &Terms::NONE)
+    }
+
+    /// The same for a program that has limits.
+    ///
+    /// # Errors
+    /// As for [`Self::mmap`]; `ENOMEM` also where it would have more than the limits allow, or asks for what can never
+    /// fit.
+    pub fn mmap_within(&self, cpu: &Cpu, request: &MapRequest, terms: &Terms) -> Result<VirtAddr, Errno> {
         if request.bytes == 0 {
             return Err(Errno::EINVAL);
         }
         let bytes = request.bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
         let mut areas = self.areas.write();
         let range = place(&areas, request.placement, bytes)?;
+        self.check_terms(&areas, request, range, terms)?;
         let replaces = areas.touching(range).next().is_some();
         let cuts = if replaces { areas.cuts(range) } else { 0 };
         let object = match request.sharing {
@@ -87,14 +98,37 @@ impl Space {
         if replaces {
             self.unmap(cpu, &mut areas, range, &mut spares);
         }
-        let guard = if matches!(request.placement, Placement::Stack(_)) { STACK_GUARD } else { 0 };
-        let area = areas.insert(spares.make(Area::new(range, request.protection, object).guarded(guard)));
+        let guard = match request.placement {
+            Placement::Stack(_) => stack_guard(bytes, terms.limits.stack),
+            _ if terms.grows => STACK_GUARD,
+            _ => 0,
+        };
+        let area = Area::new(range, request.protection, object).guarded(guard).reserved(terms.fits_in_memory);
+        let area = areas.insert(spares.make(area));
         areas.merge_held(area, drop);
         if request.populate == Populate::Now {
             let areas = areas.downgrade();
             self.populate(cpu, &areas, range);
         }
         Ok(range.start())
+    }
+
+    /// Whether a mapping of `range` may be made on these terms.
+    fn check_terms(&self, areas: &Areas, request: &MapRequest, range: PageRange, terms: &Terms) -> Result<(), Errno> {
+        let is_shared = request.sharing == Sharing::Shared;
+        let is_written = request.protection.contains(Protection::WRITE) && !is_shared;
+        let grows = terms.grows || matches!(request.placement, Placement::Stack(_));
+        let too_large =
+            terms.fits_in_memory && (is_written || is_shared) && range.end() - range.start() > self.memory();
+        let allowed = areas.may_add(range, is_written && !grows, &terms.limits);
+        if allowed && !too_large { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// Brings the pages that [`Populate::Now`] asked for and that were not there for want of memory.
+    pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) {
+        if let Some(range) = user_range(start, bytes) {
+            self.populate(cpu, &self.areas.read(), range);
+        }
     }
 
     /// Takes everything away that is mapped in the `bytes` bytes from `start` on. Holes are passed over.

@@ -25,6 +25,10 @@ impl Space {
     pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, Errno> {
         let child = self.common.create(cpu)?;
         let areas = self.areas.write();
+        // As on Linux: areas that were made one by merging may be larger together than all memory.
+        if areas.iter().any(|area| area.is_data_beyond(self.memory())) {
+            return Err(Errno::ENOMEM);
+        }
         {
             let mut copies = child.areas.write();
             let mut last = None;

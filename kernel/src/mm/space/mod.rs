@@ -27,6 +27,7 @@ mod fault;
 mod footprint;
 mod fork;
 mod gather;
+mod limits;
 mod populate;
 mod protect;
 mod reserved;
@@ -48,6 +49,7 @@ pub use area::{Area, Backing};
 pub use calls::{MapRequest, Placement, Populate, Sharing};
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
+pub use limits::{SpaceLimits, Terms};
 pub use reserved::{RESERVED_END, RESERVED_START};
 
 use area::Areas;

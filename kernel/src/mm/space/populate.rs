@@ -24,7 +24,7 @@ impl Space {
     /// Pages that may be written are there for writing.
     pub(super) fn populate(&self, cpu: &Cpu, areas: &Areas, range: PageRange) {
         // What cannot all be there is not worth beginning.
-        if range.pages() > self.common.frames.stats().total {
+        if range.pages() > self.common.frames.total() {
             return;
         }
         for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE) {

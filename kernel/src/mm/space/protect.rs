@@ -13,6 +13,7 @@ use super::area::{Areas, Held, Spares};
 use super::calls::user_range;
 use super::entry::{attributes, is_settled, replace};
 use super::gather::{Stale, pages};
+use super::limits::SpaceLimits;
 use super::{Machine, PAGE, Space, USER_END};
 use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
@@ -47,15 +48,35 @@ impl Space {
     /// `EINVAL` (an address that is no page's), `ENOMEM` (there is no memory to cut areas; nothing was changed, or a part
     /// is not mapped: what lies before the first hole was changed, as Linux does).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Errno> {
+        self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
+    }
+
+    /// The same for a program that has limits.
+    ///
+    /// # Errors
+    /// As for [`Self::mprotect`]; `ENOMEM` also from the first area on that would be more data than the limits allow, or
+    /// more than can ever fit.
+    pub fn mprotect_within(
+        &self,
+        start: VirtAddr,
+        bytes: u64,
+        protection: Protection,
+        limits: &SpaceLimits,
+    ) -> Result<(), Errno> {
         if !start.is_aligned(PAGE) {
             return Err(Errno::EINVAL);
         }
         if bytes == 0 {
             return Ok(());
         }
-        let Some(range) = user_range(start, bytes) else { return self.protect_to_the_end(start, bytes, protection) };
+        let Some(range) = user_range(start, bytes) else {
+            return self.protect_to_the_end(start, bytes, protection, limits);
+        };
         let mut areas = self.areas.write();
         match areas.holding(range) {
+            _ if self.is_refused(&areas, range, protection, limits) => {
+                return self.protect_several(&mut areas, range, protection, limits);
+            }
             Some(held) if held.protection() == protection => {}
             Some(held) if held.start() == range.start() && held.end() == range.end() => {
                 self.protect_pages(range, protection, held.is_shared());
@@ -63,7 +84,7 @@ impl Space {
                 areas.merge_held(held, drop);
             }
             Some(held) => return self.protect_part(&mut areas, held, range, protection),
-            None => return self.protect_several(&mut areas, range, protection),
+            None => return self.protect_several(&mut areas, range, protection, limits),
         }
         Ok(())
     }
@@ -88,18 +109,33 @@ impl Space {
 
     /// The same where the range goes on behind the end of the space, which is a hole like others; what wraps is nothing.
     #[cold]
-    fn protect_to_the_end(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Errno> {
+    fn protect_to_the_end(
+        &self,
+        start: VirtAddr,
+        bytes: u64,
+        protection: Protection,
+        limits: &SpaceLimits,
+    ) -> Result<(), Errno> {
         let wraps = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).is_none();
         if !wraps && start < USER_END {
-            self.mprotect(start, USER_END - start, protection)?;
+            self.mprotect_within(start, USER_END - start, protection, limits)?;
         }
         Err(Errno::ENOMEM)
     }
 
     /// The same where the range is not in one area.
     #[inline(never)]
-    fn protect_several(&self, areas: &mut Areas, whole: PageRange, protection: Protection) -> Result<(), Errno> {
-        let until = areas.covered_until(whole);
+    fn protect_several(
+        &self,
+        areas: &mut Areas,
+        whole: PageRange,
+        protection: Protection,
+        limits: &SpaceLimits,
+    ) -> Result<(), Errno> {
+        let mut until = areas.covered_until(whole);
+        if whole.start() < until {
+            until = areas.may_protect_until(pages(whole.start(), until), protection, limits, self.memory());
+        }
         if until == whole.start() {
             return Err(Errno::ENOMEM);
         }
@@ -112,6 +148,14 @@ impl Space {
         areas.protect(range, protection);
         areas.merge(range, drop);
         if range == whole { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// Whether some part of `range` may not get `protection`.
+    fn is_refused(&self, areas: &Areas, range: PageRange, protection: Protection, limits: &SpaceLimits) -> bool {
+        let cannot = limits.data == u64::MAX && range.end() - range.start() <= self.memory();
+        !cannot
+            && protection.contains(Protection::WRITE)
+            && areas.may_protect_until(range, protection, limits, self.memory()) != range.end()
     }
 
     /// Changes the entries of `range`, which is of one area, and tells who must know.

@@ -6,8 +6,8 @@ use granule_pgtable::PageRange;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mm::space::area::{Area, Areas, SEARCH_START, Spares};
-use crate::mm::space::calls::STACK_GUARD;
+use crate::mm::space::area::{Areas, SEARCH_START, Spares};
+use crate::mm::space::limits::STACK_GAP;
 
 /// Where the kernel may choose: 64 pages. Below are as many that must be asked for.
 const WINDOW: u64 = 64;
@@ -50,7 +50,7 @@ fn below_a_stack_the_kernel_leaves_its_guard_free() {
     let request = MapRequest { placement: Placement::Stack(stack), ..private(4) };
     assert_eq!(space.mmap(&rig.cpu, &request), Ok(stack));
     let chosen = space.mmap(&rig.cpu, &private(1)).unwrap();
-    assert_eq!(chosen + PAGE, stack - STACK_GUARD, "the only gap that is not behind the last area");
+    assert_eq!(chosen + PAGE, stack + 4 * PAGE - STACK_GAP, "the only gap that is not behind the last area");
     // A child's stack is one as well, and nothing becomes a part of it.
     let child = space.fork(&rig.cpu).unwrap();
     assert_eq!(child.mmap(&rig.cpu, &private(1)), Ok(chosen - PAGE));
@@ -86,6 +86,8 @@ proptest! {
             }
             drop(spares);
             prop_assert_eq!(rig.spaces.counts()[1], areas.iter().count());
+            prop_assert_eq!(areas.total(), areas.iter().map(Area::size).sum());
+            prop_assert_eq!(areas.data(), areas.iter().map(Area::data).sum());
             for pages in [1, 2, 3, 7, 20, WINDOW, WINDOW + 1] {
                 prop_assert_eq!(areas.gap(pages * PAGE), expected_gap(&taken, pages), "{} pages", pages);
             }

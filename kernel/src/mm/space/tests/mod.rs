@@ -30,7 +30,7 @@ use std::vec::Vec;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use super::{Access, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, handle_fault};
+use super::{Access, Area, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, handle_fault};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -90,6 +90,11 @@ fn private(pages: u64) -> MapRequest {
 }
 
 fn areas(space: &Space) -> Vec<(u64, u64, u8)> {
+    {
+        let counted = space.areas.read();
+        assert_eq!(counted.total(), counted.iter().map(Area::size).sum());
+        assert_eq!(counted.data(), counted.iter().map(Area::data).sum());
+    }
     let mut areas = Vec::new();
     space.for_each_area(|area| areas.push((area.start().0, area.end().0, area.protection().bits())));
     areas

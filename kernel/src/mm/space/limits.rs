@@ -1,0 +1,173 @@
+//! What a program's limits leave to its space, what can never fit in memory, and stacks that grow.
+//!
+//! As on Linux (`may_expand_vm`, `__vm_enough_memory` where memory may be promised twice, `expand_downwards`): a call is
+//! refused for what it would add, never for what is there. Nothing is promised: a single area that private stores could
+//! fill is refused where it is larger than all memory, and no other.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::Protection;
+use granule_pgtable::PageRange;
+
+use super::area::{Area, Areas, Held};
+use super::calls::STACK_GUARD;
+use super::{PAGE, Space, USER_START};
+use crate::errno::Errno;
+
+/// The limits of the program that a call is for, in bytes; `u64::MAX` for none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpaceLimits {
+    /// All its areas (`RLIMIT_AS`).
+    pub space: u64,
+    /// Private areas that may be written, but for stacks (`RLIMIT_DATA`).
+    pub data: u64,
+    /// How far a program may raise `data`. It holds in its place where that is 0, as on Linux.
+    pub data_hard: u64,
+    /// A stack (`RLIMIT_STACK`).
+    pub stack: u64,
+}
+
+impl SpaceLimits {
+    /// None.
+    pub const NONE: Self = Self { space: u64::MAX, data: u64::MAX, data_hard: u64::MAX, stack: u64::MAX };
+
+    fn allow_data(&self, bytes: u64) -> bool {
+        bytes <= self.data || self.data == 0 && bytes <= self.data_hard
+    }
+}
+
+/// What a mapping is made with, beyond [`MapRequest`](super::MapRequest).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Terms {
+    /// The program's limits.
+    pub limits: SpaceLimits,
+    /// Whether it is refused where it is larger than all memory (not with `MAP_NORESERVE`).
+    pub fits_in_memory: bool,
+    /// Whether it is extended down by accesses below it (`MAP_GROWSDOWN`).
+    pub grows: bool,
+}
+
+impl Terms {
+    /// What the kernel itself maps; of a stack nothing is known but that it grows.
+    pub const NONE: Self =
+        Self { limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE }, fits_in_memory: true, grows: false };
+}
+
+/// The least that is kept free below the end of a program's stack, as on Linux, for what it may grow to.
+pub(super) const STACK_GAP: u64 = 128 << 20;
+/// The most.
+const MOST_STACK_GAP: u64 = (1 << 48) / 6 * 5;
+
+/// Bytes below a stack of `bytes` bytes in which the kernel chooses nothing, where it may become as large as `limit`.
+pub(super) fn stack_guard(bytes: u64, limit: u64) -> u64 {
+    let gap = limit.saturating_add(STACK_GUARD).max(STACK_GAP).min(MOST_STACK_GAP);
+    gap.saturating_sub(bytes).max(STACK_GUARD)
+}
+
+impl Areas {
+    /// Whether an area may be added in `range`, in place of what is there.
+    pub(super) fn may_add(&self, range: PageRange, is_data: bool, limits: &SpaceLimits) -> bool {
+        let fits = |bytes: u64| {
+            self.total().saturating_add(bytes) <= limits.space
+                && (!is_data || limits.allow_data(self.data().saturating_add(bytes)))
+        };
+        let bytes = range.end() - range.start();
+        // What is replaced is looked at only where it matters.
+        fits(bytes) || fits(bytes - self.touching(range).map(|area| area.overlap(range)).sum::<u64>())
+    }
+
+    /// Where in `range`, which is covered, the first area begins that may not get `protection`; the range's end where
+    /// all may.
+    pub(super) fn may_protect_until(
+        &self,
+        range: PageRange,
+        protection: Protection,
+        limits: &SpaceLimits,
+        memory: u64,
+    ) -> VirtAddr {
+        let mut data = self.data();
+        for area in self.touching(range).filter(|area| area.becomes_writable(protection)) {
+            let bytes = area.overlap(range);
+            // As on Linux, which asks whether the area could be added again.
+            let new_data = area.becomes_data(protection) && self.total().saturating_add(bytes) <= limits.space;
+            if new_data && !limits.allow_data(data.saturating_add(bytes)) || area.is_reserved() && bytes > memory {
+                return area.start().max(range.start());
+            }
+            if area.becomes_data(protection) {
+                data = data.saturating_add(bytes);
+            }
+        }
+        range.end()
+    }
+
+    /// The area that is extended by an access at `page`, which is in none.
+    fn extended_by(&self, page: VirtAddr) -> Option<Held> {
+        self.first_from(page).filter(|above| above.grows())
+    }
+}
+
+impl Area {
+    /// Bytes of it in `range`, which it touches.
+    fn overlap(&self, range: PageRange) -> u64 {
+        let (start, end) = (self.start().max(range.start()), self.end().min(range.end()));
+        if start < end { end - start } else { 0 }
+    }
+
+    /// Whether it is more than could ever fit in `memory` bytes.
+    pub(super) fn is_data_beyond(&self, memory: u64) -> bool {
+        self.size() > memory && self.is_reserved() && !self.is_shared() && self.protection().contains(Protection::WRITE)
+    }
+
+    fn becomes_writable(&self, protection: Protection) -> bool {
+        !self.is_shared() && protection.contains(Protection::WRITE) && !self.protection().contains(Protection::WRITE)
+    }
+
+    fn becomes_data(&self, protection: Protection) -> bool {
+        self.becomes_writable(protection) && !self.grows()
+    }
+}
+
+impl Space {
+    /// Bytes of all memory.
+    pub(super) fn memory(&self) -> u64 {
+        (self.common.frames.total() as u64).saturating_mul(PAGE)
+    }
+
+    /// Whether what is mapped is within `limits`.
+    pub fn is_within(&self, limits: &SpaceLimits) -> bool {
+        let areas = self.areas.read();
+        areas.total() <= limits.space && limits.allow_data(areas.data())
+    }
+
+    /// Extends the stack above `address`, which is in no area, so that it is in it.
+    ///
+    /// # Errors
+    /// `EFAULT` (no stack is above), `EPERM` (too near to address 0), `ENOMEM` (a limit, or too near to the area below).
+    /// Nothing was changed.
+    pub fn grow_stack(&self, address: VirtAddr, limits: &SpaceLimits) -> Result<(), Errno> {
+        let page = address.align_down(PAGE);
+        if self.areas.read().extended_by(page).is_none() {
+            return Err(Errno::EFAULT);
+        }
+        let mut areas = self.areas.write();
+        if areas.find(page).is_some() {
+            // Another thread was faster.
+            return Ok(());
+        }
+        let stack = areas.extended_by(page).ok_or(Errno::EFAULT)?;
+        if page < USER_START {
+            return Err(Errno::EPERM);
+        }
+        let (size, more) = (stack.end() - page, stack.start() - page);
+        let is_near =
+            |below: &Area| !below.grows() && below.protection() != Protection::NONE && page - below.end() < STACK_GUARD;
+        if areas.last_below(page).is_some_and(is_near)
+            || areas.total().saturating_add(more) > limits.space
+            || size > limits.stack
+            || more > self.memory()
+        {
+            return Err(Errno::ENOMEM);
+        }
+        areas.extend_down(&stack, page);
+        Ok(())
+    }
+}
