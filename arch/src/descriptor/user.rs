@@ -169,6 +169,13 @@ impl Attributes {
         Self(base & !bits::UXN | data | write | bits::VALID | bits::USER)
     }
 
+    /// The same where EL0 may execute and nothing else: for CPUs with FEAT_PAN3, on others privileged accesses would
+    /// pass by PAN.
+    pub const fn execute_only(memory: MemoryType) -> Self {
+        let base = bits::VALID | bits::NG | bits::AF | bits::PXN | bits::RDONLY;
+        Self(base | SHARED | Self::index(memory))
+    }
+
     /// A page of the kernel in a user space, for devices: EL0 has no access. Created young and dirty, since who sets
     /// neither would fault for ever.
     pub const fn reserved(memory: MemoryType) -> Self {

@@ -19,9 +19,23 @@ use crate::source::TableSource;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
 
-/// There are not as many tables as are missing.
+/// Why there is no last-level entry for an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OutOfTables;
+pub enum EnsureError {
+    /// There are not as many tables as are missing.
+    OutOfTables,
+    /// A block is there, where a tree with cells has tables alone.
+    Block,
+}
+
+/// Where a walk for a last-level table ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    /// At an entry of this level that links no table.
+    Missing(u8),
+    /// At a block of this level.
+    Block(u8),
+}
 
 /// Last-level entries that are neighbours in one table.
 pub struct Cells<'t, M: Mmu> {
@@ -50,7 +64,8 @@ impl<M: Mmu> Cells<'_, M> {
 }
 
 impl<'a, M: Mmu> PageTables<'a, M> {
-    /// The entry of the page at `address`, and its table; `None` where there is no table.
+    /// The entry of the page at `address`, and its table; `None` where there is no table: where a block is in its place
+    /// [`Self::ensure_cell`] refuses.
     #[inline(always)]
     pub fn cell(&self, address: VirtAddr) -> Option<(PhysAddr, &'a M::Cell)> {
         let table = self.last_table(address).ok()?;
@@ -67,6 +82,9 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// Calls `visit` with the entries of `range`, table by table, in ascending order. Where there is no table nothing
     /// is visited.
+    ///
+    /// # Panics
+    /// At a block: to pass over it would leave its pages as they are.
     #[inline(always)]
     pub fn for_each_cells(&self, range: PageRange<M::Geometry>, mut visit: impl FnMut(Cells<'a, M>)) {
         let mut from = range.start();
@@ -80,7 +98,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
                     visit(Cells { table: table.address(), cells, start: from });
                     LAST_LEVEL - 1
                 }
-                Err(level) => level,
+                Err(Stop::Missing(level)) => level,
+                Err(Stop::Block(level)) => block_in_the_way(from, level),
             };
             let last = VirtAddr(from.0 | (M::Geometry::entry_size(level) - 1));
             if last >= range.last() {
@@ -90,17 +109,17 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         }
     }
 
-    /// The last-level table for `address`, or the level at which the walk for it ends.
+    /// The last-level table for `address`, or where the walk for it ends.
     ///
     /// The level is a constant in each turn, so that shifts and masks are.
     #[inline(always)]
-    fn last_table(&self, address: VirtAddr) -> Result<Table, u8> {
+    fn last_table(&self, address: VirtAddr) -> Result<Table, Stop> {
         let mut table = self.root();
         let mut level = M::Geometry::FIRST_LEVEL;
         while level != LAST_LEVEL {
             let entry = self.mmu().load(&self.mmu().table(table)[M::Geometry::index(address, level)]);
             if !entry.is_table() {
-                return Err(level);
+                return Err(stop(entry, level));
             }
             level += 1;
             table = Table::new(entry.address(), level);
@@ -112,17 +131,22 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// made when nothing else could fail any more.
     ///
     /// # Errors
-    /// [`OutOfTables`], or that of `prepare`; nothing was linked.
+    /// [`EnsureError`], or that of `prepare`; nothing was linked, but for tables above a block that another CPU has
+    /// put in place meanwhile. What `prepare` made is dropped then.
     #[cold]
-    pub fn ensure_cell<T, E: From<OutOfTables>>(
+    pub fn ensure_cell<T, E: From<EnsureError>>(
         &self,
         address: VirtAddr,
         source: &mut impl TableSource,
         prepare: impl FnOnce() -> Result<T, E>,
     ) -> Result<((PhysAddr, &'a M::Cell), T), E> {
-        let missing = self.last_table(address).err().map_or(0, |level| usize::from(LAST_LEVEL - level));
+        let missing = match self.last_table(address) {
+            Ok(_) => 0,
+            Err(Stop::Missing(level)) => usize::from(LAST_LEVEL - level),
+            Err(Stop::Block(_)) => return Err(EnsureError::Block.into()),
+        };
         let mmu = self.mmu();
-        let mut spare = TableList::take(mmu, missing, source).map_err(|_| OutOfTables)?;
+        let mut spare = TableList::take(mmu, missing, source).map_err(|_| EnsureError::OutOfTables)?;
         let prepared = match prepare() {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -135,7 +159,15 @@ impl<'a, M: Mmu> PageTables<'a, M> {
             let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
             let mut entry = mmu.load(cell);
             if !entry.is_table() {
-                entry = link(mmu, cell, &mut spare);
+                entry = match stop(entry, table.level()) {
+                    Stop::Missing(_) => link(mmu, cell, &mut spare),
+                    Stop::Block(_) => entry,
+                };
+            }
+            if !entry.is_table() {
+                // It was not there at the first look.
+                spare.give_back(mmu, source);
+                return Err(EnsureError::Block.into());
             }
             table = Table::new(entry.address(), table.level() + 1);
         }
@@ -196,7 +228,10 @@ impl<'a, M: Mmu> PageTables<'a, M> {
             let cell = &self.mmu().table(table)[M::Geometry::index(address, table.level())];
             let entry = self.mmu().load(cell);
             if !entry.is_table() {
-                return Err(table.level());
+                return match stop(entry, table.level()) {
+                    Stop::Missing(missing) => Err(missing),
+                    Stop::Block(level) => block_in_the_way(address, level),
+                };
             }
             if table.level() == level {
                 return Ok(cell);
@@ -265,7 +300,19 @@ fn for_each_used<M: Mmu>(mmu: &M, cells: &[M::Cell], mut visit: impl FnMut(&M::C
     }
 }
 
-/// Links a spare table in `cell`, where nothing is yet; returns what is there then.
+/// What a walk ends at: `entry`, of `level`, links no table.
+#[cold]
+fn stop(entry: Descriptor, level: u8) -> Stop {
+    if entry.is_vacant() { Stop::Missing(level) } else { Stop::Block(level) }
+}
+
+#[cold]
+fn block_in_the_way(address: VirtAddr, level: u8) -> ! {
+    panic!("a block of level {level} at {address}, in a tree whose leaves are pages");
+}
+
+/// Links a spare table in `cell`, where nothing is yet; returns what is there then: this table, or what another CPU
+/// has put there, be it a table or a block.
 fn link<M: Mmu>(mmu: &M, cell: &M::Cell, spare: &mut TableList) -> Descriptor {
     let Some(table) = spare.pop(mmu) else { unreachable!("tables are only added, so no more are missing than before") };
     let descriptor = Descriptor::user_table(table);

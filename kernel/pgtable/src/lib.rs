@@ -72,7 +72,7 @@ mod walk;
 
 pub use alias::Alias;
 pub use announce::{Announced, Grace, WalkWord};
-pub use cells::{Cells, Dismantled, OutOfTables};
+pub use cells::{Cells, Dismantled, EnsureError};
 pub use dump::{Extent, LeafTotals};
 pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};

@@ -23,9 +23,12 @@ use thiserror::Error;
 #[error("out of memory")]
 pub struct OutOfMemory;
 
-/// For calls whose only reason to be refused is that tables ran out.
-impl From<granule_pgtable::OutOfTables> for OutOfMemory {
-    fn from(_: granule_pgtable::OutOfTables) -> Self {
-        Self
+/// For trees that only the kernel adds tables to: there are no blocks in them.
+impl From<granule_pgtable::EnsureError> for OutOfMemory {
+    fn from(error: granule_pgtable::EnsureError) -> Self {
+        match error {
+            granule_pgtable::EnsureError::OutOfTables => Self,
+            granule_pgtable::EnsureError::Block => panic!("a block in a tree whose leaves are pages"),
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use granule_arch::features::{CpuFeatures, HardwareUpdates};
+use granule_arch::features::{CpuFeatures, HardwareUpdates, Pan};
 use granule_arch::memory;
 
 use super::errata::{DirtyState, RepeatTlbi};
@@ -49,6 +49,8 @@ pub mod branch {
         CNP = 9;
         /// FEAT_HAFDBS: walks set the access flag.
         ACCESS_FLAG = 10;
+        /// FEAT_PAN3: pages may be executable and nothing else for EL0.
+        EXECUTE_ONLY = 11;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.
@@ -98,6 +100,7 @@ impl SystemFeatures {
             branch::IDC => self.cpus.idc(),
             branch::DIC => self.cpus.dic(),
             branch::CNP => self.cpus.cnp(),
+            branch::EXECUTE_ONLY => self.cpus.pan() == Pan::Epan,
             branch::ACCESS_FLAG => self.cpus.hafdbs() >= HardwareUpdates::AccessFlag,
             memory::branch::MOPS => self.cpus.mops(),
             memory::branch::DC_ZVA => self.cpus.dc_zva().is_some(),

@@ -185,6 +185,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
     task.stack.set(signal::SigStack::NONE);
     task.clear_at_exit.set(0);
     thread.set_fp_state(None);
+    thread.set_tagged_addresses(false);
     TPIDR_EL0.set(0);
     let left = sched::set_space(Some(loaded.space.clone()));
     // SAFETY: this is the task's own thread, and the old space is not used here.
@@ -255,7 +256,7 @@ fn write(cpu: &Cpu, space: &SpaceRef, address: u64, bytes: &[u8]) -> Result<(), 
 const fn errno(error: FaultError) -> Errno {
     match error {
         FaultError::OutOfMemory => Errno::ENOMEM,
-        FaultError::NotMapped | FaultError::NotAllowed => Errno::EFAULT,
+        FaultError::NotMapped | FaultError::NotAllowed | FaultError::Unusable => Errno::EFAULT,
     }
 }
 

@@ -14,7 +14,7 @@ use granule_user::abi::number::{
     BRK, CLOCK_GETTIME, FUTEX, GETRANDOM, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, RT_SIGACTION,
     RT_SIGPROCMASK, SIGALTSTACK, UNAME, WRITE, WRITEV,
 };
-use granule_user::abi::process::exited;
+use granule_user::abi::process::{FUTEX_PRIVATE_FLAG, exited};
 use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGSEGV};
 use granule_user::memory::{PAGE, madvise, mincore, mmap, mprotect, munmap};
 use granule_user::probe::{self, Fault};
@@ -32,8 +32,11 @@ const KERNEL_KEEPS: u64 = 2 << 20;
 /// Where nothing is.
 const NOWHERE: u64 = 0x7000_0000_0000;
 
-fn run(_start: Start) -> u8 {
+fn run(start: Start) -> u8 {
     probe::prepare();
+    // What the CPUs have, which Linux tells no program.
+    let has = start.arguments().nth(1).unwrap_or_default();
+    what_may_be_executed_alone(has == "execute-only");
     fresh_memory_is_zeros();
     pages_come_when_they_are_asked_for();
     addresses_are_as_asked_for();
@@ -281,6 +284,23 @@ fn every_protection_is_kept() {
     protect(start, 8, RW);
     fill(start, 8, 20);
     unmap(start, 8);
+}
+
+fn what_may_be_executed_alone(is_unreadable: bool) {
+    let start = map(2, RW, ANONYMOUS);
+    assert_eq!(put(start, 1), Ok(()));
+    protect(start, 2, PROT_EXEC);
+    for (page, value) in [(start, 1), (start + PAGE, 0)] {
+        let read = if is_unreadable { Err(not_allowed(page)) } else { Ok(value) };
+        assert_eq!(probe::read(page), read);
+        assert_eq!(put(page, 9), Err(not_allowed(page)));
+        // A word that the kernel reads.
+        let waited = call(FUTEX, &[page, FUTEX_PRIVATE_FLAG, 9, 0]);
+        assert_eq!(waited, Err(if is_unreadable { Errno::EFAULT } else { Errno::EAGAIN }));
+    }
+    protect(start, 2, PROT_READ);
+    assert_eq!(probe::read(start), Ok(1));
+    unmap(start, 2);
 }
 
 fn protections_that_are_refused() {

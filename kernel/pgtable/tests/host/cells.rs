@@ -6,9 +6,9 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::host::{HostMachine, Operation};
-use granule_pgtable::{Dismantled, Geometry, Granule4K, Granule16K, Granule64K, Mmu, OutOfTables, PageRange, Tiny};
+use granule_pgtable::{Dismantled, EnsureError, Geometry, Granule4K, Granule16K, Granule64K, Mmu, PageRange, Tiny};
 
-use crate::range;
+use crate::{DATA, GIB, KIB, LARGEST, MIB, map, range};
 
 const LEAF: Descriptor = Descriptor(0x4000_0c03);
 
@@ -19,7 +19,7 @@ const fn depth<G: Geometry>() -> usize {
 
 /// Links what is missing for `address`, and writes a leaf there.
 fn write<G: Geometry>(machine: &HostMachine<G>, address: VirtAddr) {
-    let none = || Ok::<_, OutOfTables>(());
+    let none = || Ok::<_, EnsureError>(());
     let ((_, cell), ()) = machine.page_tables().ensure_cell(address, &mut machine.frames(), none).unwrap();
     machine.mmu().store(cell, LEAF);
 }
@@ -62,17 +62,19 @@ fn what_cannot_be_had_links_nothing<G: Geometry>() {
         let prepared = Cell::new(false);
         let prepare = || {
             prepared.set(true);
-            Ok::<_, OutOfTables>(())
+            Ok::<_, EnsureError>(())
         };
         let refused = machine.page_tables().ensure_cell(VirtAddr(0), &mut machine.frames(), prepare).map(drop);
-        assert_eq!((refused, prepared.get(), machine.free_frames()), (Err(OutOfTables), false, free));
+        assert_eq!((refused, prepared.get(), machine.free_frames()), (Err(EnsureError::OutOfTables), false, free));
         assert!(machine.page_tables().walk(VirtAddr(0)).all(|step| step.descriptor == Descriptor::EMPTY));
     }
     // What fails when all tables are there.
     let machine = HostMachine::<G>::new(depth::<G>());
     let free = machine.free_frames();
-    let refused = machine.page_tables().ensure_cell(VirtAddr(0), &mut machine.frames(), || Err::<(), _>(OutOfTables));
-    assert_eq!((refused.map(drop), machine.free_frames()), (Err(OutOfTables), free));
+    let refused = machine
+        .page_tables()
+        .ensure_cell(VirtAddr(0), &mut machine.frames(), || Err::<(), _>(EnsureError::OutOfTables));
+    assert_eq!((refused.map(drop), machine.free_frames()), (Err(EnsureError::OutOfTables), free));
     assert!(machine.page_tables().walk(VirtAddr(0)).all(|step| step.descriptor == Descriptor::EMPTY));
 }
 
@@ -208,4 +210,40 @@ fn a_table_is_linked_behind_a_barrier() {
         }
     }
     assert_eq!(linked, depth::<Granule4K>());
+}
+
+#[test]
+fn a_block_is_refused_and_never_taken_for_a_table_or_a_hole() {
+    for (page, size) in [(GIB + 4 * KIB, GIB), (2 * MIB + 4 * KIB, 2 * MIB)] {
+        let machine = HostMachine::<Granule4K>::new(4);
+        map(&machine, range(VirtAddr(size), size), 0, DATA, LARGEST).unwrap();
+        let free = machine.free_frames();
+        let (tables, page) = (machine.page_tables(), VirtAddr(page));
+        let none = || Ok::<_, EnsureError>(());
+        let refused = tables.ensure_cell(page, &mut machine.frames(), none).map(drop);
+        assert_eq!((refused, machine.free_frames()), (Err(EnsureError::Block), free), "{page}");
+        assert!(tables.cell(page).is_none() && tables.cells(page, 2).is_none());
+        let visits = || tables.for_each_cells(range(page, 4 * KIB), |_| ());
+        // SAFETY: one thread has the machine, and no cell.
+        #[allow(unsafe_code, reason = "the machine is the test's own")]
+        let unlinks = || unsafe { tables.unlink_tables(range(page, 4 * KIB), range(VirtAddr(0), 4 * GIB), |_| ()) };
+        for passes_over in [&visits as &dyn Fn(), &unlinks] {
+            let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(passes_over));
+            assert!(passed.is_err(), "{page}");
+        }
+    }
+}
+
+/// Between the two looks: what was prepared is dropped, and a block is not followed as a table.
+#[test]
+fn a_block_that_comes_meanwhile_is_refused_too() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let (tables, free) = (machine.page_tables(), machine.free_frames());
+    let prepare = || {
+        map(&machine, range(VirtAddr(GIB), GIB), 0, DATA, LARGEST).unwrap();
+        Ok::<_, EnsureError>(())
+    };
+    let refused = tables.ensure_cell(VirtAddr(GIB), &mut machine.frames(), prepare).map(drop);
+    // The block is in a table.
+    assert_eq!((refused, machine.free_frames()), (Err(EnsureError::Block), free - 1));
 }

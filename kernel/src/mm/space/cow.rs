@@ -10,7 +10,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
-use super::entry::attributes;
+use super::entry::{State, attributes, state};
 use super::fault::{Fault, FaultError, Served};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
@@ -19,7 +19,7 @@ use crate::platform::features::branch;
 /// What becomes of a store to a read-only entry.
 pub(super) enum Reuse {
     /// It may be written as it is, or was changed by another CPU: what it needs then, the next fault says.
-    Done(Served),
+    Done(Result<Served, FaultError>),
     /// Others have the frame that this entry shows.
     Copy(Descriptor),
 }
@@ -39,15 +39,15 @@ impl Fault<'_> {
         let space = self.space;
         let _locked = space.lock_table(self.table);
         let entry = space.mmu().load(self.cell);
-        if !entry.is_valid() {
-            return Reuse::Done(self.not_valid(entry));
+        if state(entry) != State::Page {
+            return Reuse::Done(self.not_a_page(entry));
         }
         // Under the lock the answer stays: a frame that has no other holder gets none while faults can come.
         let own = || !entry.is_special() && space.common.record(entry.address()).references() == 1;
         if !self.area.is_shared() && !own() {
             return Reuse::Copy(entry);
         }
-        Reuse::Done(self.allow_more(entry, entry.young().writable().dirty()))
+        Reuse::Done(Ok(self.allow_more(entry, entry.young().writable().dirty())))
     }
 
     /// Gives the page a frame of its own, with what is in the one of `entry`.

@@ -5,16 +5,101 @@
 //! WRITE (DBM) is set. So an entry that is young, and dirty or not writable, is [settled](is_settled): software alone
 //! writes it, and plain stores lose nothing. Any other is changed by compare-exchange.
 
-use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
+use granule_arch::descriptor::{
+    Attributes, Descriptor, Markers, MemoryType, Migration, MigrationAccess, NonPresent, Protection, bits,
+};
+use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
+
+use crate::platform::features::branch;
 
 /// What an access may change.
 const ACCESS: u64 = bits::RDONLY | bits::AF | bits::WRITE | bits::DIRTY;
 
+/// What a last-level entry is. Every function that meets entries of a user space decides by this.
+///
+/// | | a fault that its area permits | its frame | mincore |
+/// |---|---|---|---|
+/// | [`Empty`](State::Empty) | a page is installed | none | the object's answer |
+/// | [`Page`](State::Page) | access flag, dirt, copy on write | held, unless special | 1 |
+/// | [`Inaccessible`](State::Inaccessible) | becomes valid | held, unless special | 1 |
+/// | [`Marker`](State::Marker) | empty; SIGSEGV for a guard, SIGBUS where the memory is gone | none | 0 |
+/// | [`Migration`](State::Migration) | SIGBUS: nothing that would end it exists | none | 1 |
+/// | [`Damaged`](State::Damaged) | SIGBUS | none | 0 |
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// Nothing.
+    Empty,
+    /// A leaf that the hardware uses.
+    Page,
+    /// A leaf whose VALID is clear: its area permits no access, or the next one makes it valid.
+    Inaccessible,
+    /// What is remembered of a page that is not there.
+    Marker(Markers),
+    /// A frame on its way to another.
+    Migration(Migration),
+    /// No encoding that means something.
+    Damaged,
+}
+
+/// What `entry`, of the last level, is.
+#[inline(always)]
+pub(super) fn state(entry: Descriptor) -> State {
+    /// VALID without the other is reserved at the last level, and faults.
+    const PAGE: u64 = bits::VALID | bits::TABLE;
+    if entry.0 & PAGE == PAGE {
+        State::Page
+    } else if entry == Descriptor::EMPTY {
+        State::Empty
+    } else {
+        state_of_invalid(entry)
+    }
+}
+
+#[cold]
+fn state_of_invalid(entry: Descriptor) -> State {
+    if entry.is_valid() {
+        return State::Damaged;
+    }
+    if entry.is_present() {
+        return if entry.is_inaccessible() { State::Inaccessible } else { State::Damaged };
+    }
+    match entry.non_present() {
+        NonPresent::Empty => State::Empty,
+        NonPresent::Marker(markers) => State::Marker(markers),
+        NonPresent::Migration(migration) => State::Migration(migration),
+        NonPresent::Unknown => State::Damaged,
+    }
+}
+
+/// What a space that may not write gets of an entry that is not present: a migration that ends in a page that may be
+/// written becomes one for reading, as Linux's `copy_nonpresent_pte` has it.
+#[cold]
+pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
+    let State::Migration(migration) = state(entry) else { return entry };
+    let access = match migration.access {
+        MigrationAccess::Read => MigrationAccess::Read,
+        MigrationAccess::ReadExclusive | MigrationAccess::Write if exclusive => MigrationAccess::ReadExclusive,
+        MigrationAccess::ReadExclusive | MigrationAccess::Write => MigrationAccess::Read,
+    };
+    Migration { access, ..migration }.into()
+}
+
 /// The attributes of a page with `protection`.
 #[inline(always)]
-pub(super) const fn attributes(protection: Protection) -> Attributes {
+pub(super) fn attributes(protection: Protection) -> Attributes {
+    if protection == Protection::EXECUTE && patched_branch!(branch::EXECUTE_ONLY) {
+        return Attributes::execute_only(MemoryType::Normal);
+    }
     Attributes::user(MemoryType::Normal, protection)
+}
+
+/// Whether an area with `protection` permits loads: what may be written may be read, and what may be executed, where
+/// the CPUs have no pages that may only be executed.
+#[inline(always)]
+pub(super) fn permits_loads(protection: Protection) -> bool {
+    const DATA: u8 = Protection::READ.and(Protection::WRITE).bits();
+    protection.bits() & DATA != 0 || protection != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
 }
 
 /// Whether the hardware will not change it: not valid, or young and not writable-clean.

@@ -11,13 +11,13 @@
 //! under its table's lock, and memory is taken before that.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, Protection};
-use granule_pgtable::Mmu;
+use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_pgtable::{EnsureError, Mmu};
 use thiserror::Error;
 
 use super::area::{Area, Backing};
 use super::cow::Reuse;
-use super::entry::{attributes, set_access_flags};
+use super::entry::{State, attributes, permits_loads, set_access_flags, state};
 use super::{Cell, PAGE, Space};
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -46,11 +46,23 @@ pub enum FaultError {
     /// There is no memory for the page.
     #[error("out of memory")]
     OutOfMemory,
+    /// The entry is none that an access can use: SIGBUS.
+    #[error("the page cannot be used")]
+    Unusable,
 }
 
 impl From<OutOfMemory> for FaultError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+impl From<EnsureError> for FaultError {
+    fn from(error: EnsureError) -> Self {
+        match error {
+            EnsureError::OutOfTables => Self::OutOfMemory,
+            EnsureError::Block => Self::Unusable,
+        }
     }
 }
 
@@ -101,19 +113,18 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<Ser
     let fault = Fault { space, cpu, area, page, table, cell, access };
     if access == Access::Write && !entry.may_be_written() {
         return match fault.reuse() {
-            Reuse::Done(served) => Ok(served),
+            Reuse::Done(served) => served,
             Reuse::Copy(entry) => fault.copy_on_write(entry),
         };
     }
     fault.present()
 }
 
-/// Whether an area with `protection` lets `access` through. What may be written or executed may be read: the
-/// architecture has no other entries.
+/// Whether an area with `protection` lets `access` through.
 #[inline(always)]
-const fn allows(protection: Protection, access: Access) -> bool {
+pub(super) fn allows(protection: Protection, access: Access) -> bool {
     match access {
-        Access::Read => protection.bits() != 0,
+        Access::Read => permits_loads(protection),
         Access::Write => protection.contains(Protection::WRITE),
         Access::Execute => protection.contains(Protection::EXECUTE),
     }
@@ -141,8 +152,12 @@ impl Fault<'_> {
         let _locked = self.space.lock_table(self.table);
         let entry = mmu.load(self.cell);
         let is_write = self.access == Access::Write;
-        if !entry.is_valid() {
-            return Ok(self.not_valid(entry));
+        if state(entry) != State::Page {
+            return self.not_a_page(entry);
+        }
+        if self.access == Access::Execute && !entry.is_user_executable() {
+            // Entries follow their areas: this one does not, and a retry would fault for ever.
+            return Err(FaultError::Unusable);
         }
         if is_write && !entry.may_be_written() {
             // Another CPU has changed it: what it needs now, the next fault says.
@@ -151,15 +166,33 @@ impl Fault<'_> {
         Ok(self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() }))
     }
 
-    /// Makes `entry`, which is here and not valid, so, if it waits for this access. Else another CPU has changed it.
-    /// The table's lock is held.
+    /// Serves what is no page: each state changes so that the retry gets further, or is an error. The table's lock is
+    /// held.
     #[cold]
-    pub(super) fn not_valid(&self, entry: Descriptor) -> Served {
-        if entry.is_fault_on_access() {
-            // No TLB has it. What a store needs beyond that, the next fault says.
-            self.space.mmu().store(self.cell, entry.accessible().young());
+    pub(super) fn not_a_page(&self, entry: Descriptor) -> Result<Served, FaultError> {
+        let mmu = self.space.mmu();
+        match state(entry) {
+            // Another CPU has emptied it: the retry finds it so.
+            State::Empty | State::Page => {}
+            State::Inaccessible => {
+                // No TLB has it. What a store needs beyond that, the next fault says.
+                let accessible = if entry.is_fault_on_access() {
+                    entry.accessible()
+                } else {
+                    entry.modified(attributes(self.area.protection().read_only()))
+                };
+                if accessible.is_user_executable() {
+                    self.space.make_code_visible(accessible);
+                }
+                mmu.store(self.cell, accessible.young());
+            }
+            State::Marker(markers) if markers.contains(Markers::GUARD) => return Err(FaultError::NotMapped),
+            State::Marker(markers) if markers.contains(Markers::POISONED) => return Err(FaultError::Unusable),
+            // Nothing watches the page that it was made for.
+            State::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
+            State::Migration(_) | State::Damaged => return Err(FaultError::Unusable),
         }
-        Served::Quietly
+        Ok(Served::Quietly)
     }
 
     /// Makes `entry`, which is here, let more through; `wanted` does. Where it did already, the TLB was behind. The
@@ -206,16 +239,36 @@ impl Space {
         page: VirtAddr,
         access: Access,
     ) -> Result<Served, FaultError> {
-        let prepare = || self.new_page(cpu, area, page, access);
-        let ((table, cell), new) = self.page_tables().ensure_cell(page, &mut self.table_source(cpu), prepare)?;
-        self.install_or_drop(cpu, table, page, cell, new);
-        Ok(Served::Quietly)
+        let mut made = None;
+        let prepare = || -> Result<(), FaultError> {
+            made = Some(self.new_page(cpu, area, page, access)?);
+            Ok(())
+        };
+        let ensured = self.page_tables().ensure_cell(page, &mut self.table_source(cpu), prepare);
+        match (ensured, made) {
+            (Ok(((table, cell), ())), Some(new)) => {
+                self.install_or_drop(cpu, table, page, cell, new);
+                Ok(Served::Quietly)
+            }
+            (Err(error), Some(new)) => {
+                self.drop_new(cpu, new);
+                Err(error)
+            }
+            (ensured, None) => ensured.map(|_| Served::Quietly),
+        }
     }
 
     /// Puts `new` into `cell` of `table`, unless another CPU was faster.
     #[inline(always)]
     fn install_or_drop(&self, cpu: &Cpu, table: PhysAddr, page: VirtAddr, cell: &Cell, new: Descriptor) {
-        if !self.install(table, page, cell, new) && !new.is_special() {
+        if !self.install(table, page, cell, new) {
+            self.drop_new(cpu, new);
+        }
+    }
+
+    /// Gives up the hold of its frame that `new` has, which no entry has become.
+    fn drop_new(&self, cpu: &Cpu, new: Descriptor) {
+        if !new.is_special() {
             self.let_go(cpu, new.address());
         }
     }

@@ -8,7 +8,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Cells, Mmu, PageRange};
 
 use super::area::Areas;
-use super::entry::replace;
+use super::entry::{State, replace, state, unwritable};
 use super::used::{for_each_used, note_all_used};
 use super::{Cell, Machine, Space, SpaceRef};
 use crate::errno::Errno;
@@ -87,12 +87,18 @@ impl Space {
     fn copy_entry(&self, cell: &Cell, copy: &Cell) -> bool {
         let mmu = self.mmu();
         let mut entry = mmu.load(cell);
-        if !entry.is_present() {
+        match state(entry) {
+            State::Page | State::Inaccessible => {}
+            State::Empty => return false,
             // What is remembered of a page that is not there holds no frame.
-            if entry != Descriptor::EMPTY {
-                mmu.store(copy, entry);
+            State::Marker(_) | State::Migration(_) | State::Damaged => {
+                let unwritable = unwritable(entry, false);
+                if unwritable != entry {
+                    mmu.store(cell, unwritable);
+                }
+                mmu.store(copy, unwritable);
+                return false;
             }
-            return false;
         }
         let protected = entry.may_be_written();
         if protected {

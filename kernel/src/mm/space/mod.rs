@@ -16,6 +16,8 @@
 //! who has the lock for writing. The hardware changes entries without any lock, where it sets the access flag or makes
 //! a writable-clean entry dirty; [`entry`] says when a plain store could lose that.
 //!
+//! Between an entry that was valid and another in its place an invalidation completes: when, [`gather`] has it.
+//!
 //! Nothing is allocated under a table lock, and what can fail is done before the first change.
 
 mod area;

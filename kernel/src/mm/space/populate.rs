@@ -6,8 +6,8 @@ use granule_arch::memory::zero_page;
 use granule_pgtable::{Cells, Mmu, PageRange};
 
 use super::area::{Area, Areas, Backing};
-use super::entry::attributes;
-use super::fault::{Access, FaultError, handle_fault};
+use super::entry::{State, attributes, state};
+use super::fault::{Access, FaultError, allows, handle_fault};
 use super::gather::pages;
 use super::{Cell, Machine, PAGE, Space};
 use crate::mm::OutOfMemory;
@@ -112,7 +112,7 @@ impl Space {
 
     #[inline(always)]
     fn is_empty(&self, cell: &Cell) -> bool {
-        self.mmu().load(cell) == Descriptor::EMPTY
+        state(self.mmu().load(cell)) == State::Empty
     }
 
     /// Writes `bytes` at `address`, as the program could, whichever space this CPU has now.
@@ -166,15 +166,12 @@ impl Space {
     /// Calls `work` with where the linear map shows `page`, if its entry allows `access`; whether it does.
     fn with_page(&self, page: VirtAddr, access: Access, work: impl FnOnce(VirtAddr)) -> bool {
         let areas = self.areas.read();
-        let allowed = areas.find(page).is_some_and(|area| match access {
-            Access::Write => area.protection().contains(Protection::WRITE),
-            Access::Read | Access::Execute => area.protection() != Protection::NONE,
-        });
+        let allowed = areas.find(page).is_some_and(|area| allows(area.protection(), access));
         let Some((table, cell)) = self.page_tables().cell(page).filter(|_| allowed) else { return false };
         let _locked = self.lock_table(table);
         let entry = self.mmu().load(cell);
         // The linear map asks no entry, so that it is dirty and young already is for the program's own good.
-        if !entry.is_valid() || access == Access::Write && !(entry.may_be_written() && entry.is_dirty()) {
+        if state(entry) != State::Page || access == Access::Write && !(entry.may_be_written() && entry.is_dirty()) {
             return false;
         }
         work(self.common.frames.linear().address(entry.address()));

@@ -11,7 +11,7 @@ use granule_pgtable::{Cells, Mmu, PageRange, Tables};
 
 use super::area::{Areas, Held, Spares};
 use super::calls::user_range;
-use super::entry::{attributes, is_settled, replace};
+use super::entry::{State, attributes, is_settled, replace, state, unwritable};
 use super::gather::{Stale, pages};
 use super::limits::SpaceLimits;
 use super::{Machine, PAGE, Space, USER_END};
@@ -36,7 +36,7 @@ impl Allowed {
 
     /// The attributes of a page that others have too.
     #[inline(always)]
-    fn unwritable(self) -> Attributes {
+    fn for_sharers(self) -> Attributes {
         attributes(self.protection.read_only())
     }
 }
@@ -99,7 +99,8 @@ impl Space {
         protection: Protection,
     ) -> Result<(), Errno> {
         let cuts = usize::from(held.start() < range.start()) + usize::from(range.end() < held.end());
-        let mut spares = Spares::take(&self.common.areas, areas, cuts)?;
+        areas.room_for_cuts(cuts)?;
+        let mut spares = Spares::take(&self.common.areas, cuts)?;
         self.protect_pages(range, protection, held.is_shared());
         let area = areas.cut_out(held, range, &mut spares);
         areas.protect_held(&area, protection);
@@ -140,7 +141,9 @@ impl Space {
             return Err(Errno::ENOMEM);
         }
         let range = pages(whole.start(), until);
-        let mut spares = Spares::take(&self.common.areas, areas, areas.cuts(range))?;
+        let cuts = areas.cuts(range);
+        areas.room_for_cuts(cuts)?;
+        let mut spares = Spares::take(&self.common.areas, cuts)?;
         areas.isolate(range, &mut spares);
         for area in areas.touching(range).filter(|area| area.protection() != protection) {
             self.protect_pages(area.range(), protection, area.is_shared());
@@ -180,7 +183,7 @@ impl Space {
         // Nearly always they are alike, in all but their addresses.
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
-        let to = from.modified(allowed.unwritable());
+        let to = from.modified(allowed.for_sharers());
         if to.is_user_executable() && !from.is_user_executable() {
             self.make_all_code_visible(found);
         }
@@ -205,12 +208,19 @@ impl Space {
         let mmu = self.mmu();
         for (index, cell) in found.cells.iter().enumerate() {
             let old = mmu.load(cell);
-            if !old.is_present() {
-                continue;
+            match state(old) {
+                State::Page | State::Inaccessible => {}
+                State::Empty | State::Marker(_) | State::Damaged => continue,
+                State::Migration(_) => {
+                    if !allowed.writable() {
+                        mmu.store(cell, unwritable(old, true));
+                    }
+                    continue;
+                }
             }
             let own = allowed.writable() && (allowed.is_shared || self.has_to_itself(old));
             let change = |entry: Descriptor| {
-                let entry = entry.modified(allowed.unwritable());
+                let entry = entry.modified(allowed.for_sharers());
                 if own { may_be_written(entry) } else { entry }
             };
             if change(old) == old {

@@ -9,6 +9,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Dismantled, Mmu, PageRange};
 
 use super::area::Areas;
+use super::entry::{State, state};
 use super::gather::{Gather, pages};
 use super::{Space, USER_END, USER_START};
 use crate::smp::Cpu;
@@ -23,15 +24,19 @@ impl Space {
             let (mut first, mut end) = (usize::MAX, 0);
             for (index, cell) in found.cells.iter().enumerate() {
                 let old = mmu.load(cell);
-                if old == Descriptor::EMPTY {
-                    continue;
-                }
+                let has_frame = match state(old) {
+                    State::Empty => continue,
+                    State::Page => {
+                        first = first.min(index);
+                        end = index + 1;
+                        true
+                    }
+                    State::Inaccessible => true,
+                    // What is remembered of a page that is not there holds no frame.
+                    State::Marker(_) | State::Migration(_) | State::Damaged => false,
+                };
                 mmu.store(cell, Descriptor::EMPTY);
-                if old.is_valid() {
-                    first = first.min(index);
-                    end = index + 1;
-                }
-                if old.is_present() && !old.is_special() {
+                if has_frame && !old.is_special() {
                     gather.add(old.address(), || {
                         let emptied = (first < end).then(|| (found.address(first), found.address(end)));
                         first = usize::MAX;
@@ -74,7 +79,7 @@ impl Space {
                     freeing.add(table);
                 }
                 Dismantled::Entry(entry) => {
-                    let counted = entry.is_present() && !entry.is_special();
+                    let counted = has_frame(entry) && !entry.is_special();
                     if counted && common.record(entry.address()).let_go() {
                         freeing.add(entry.address());
                     }
@@ -88,4 +93,9 @@ impl Space {
         self.reserved.store(0, Ordering::Relaxed);
         areas.remove(pages(USER_START, USER_END), drop);
     }
+}
+
+/// Whether an entry names a frame, where `dismantle` has cleared VALID: a leaf is told by NG alone then.
+fn has_frame(entry: Descriptor) -> bool {
+    entry.is_present()
 }

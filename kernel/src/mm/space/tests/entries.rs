@@ -5,10 +5,12 @@
 //! gets another protection, when it is forked, when an access faults; and when it is zapped its frame is let go once.
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::descriptor::{Descriptor, Markers};
+use granule_arch::descriptor::{Descriptor, Markers, Migration, MigrationAccess, bits};
 use granule_pgtable::Mmu;
 
 use super::*;
+use crate::errno::Errno;
+use crate::mm::space::FaultError;
 use crate::mm::space::entry::attributes;
 
 const PROTECTIONS: [Protection; 5] =
@@ -159,9 +161,8 @@ fn an_access_makes_a_page_young_and_a_store_makes_it_dirty() {
         read();
         assert_eq!(stage.entry(), after, "a fault that nothing explains changes nothing");
     });
-    // Nobody watches yet what userfaultfd protects, so a store there has no end.
     each_entry(|stage, protection, before| {
-        if !protection.contains(Protection::WRITE) || before.is_uffd_wp() {
+        if !protection.contains(Protection::WRITE) {
             return;
         }
         // What waits for an access takes a fault for that.
@@ -170,7 +171,9 @@ fn an_access_makes_a_page_young_and_a_store_makes_it_dirty() {
         }
         let after = stage.entry();
         let frame = if before.is_special() { after.address() } else { stage.frame };
-        let expected = Memory { frame, young: true, dirty: true, special: false, uffd_wp: false, waits: false };
+        // Nothing watches what userfaultfd has protected: the store goes on, and a page that stays keeps the mark.
+        let uffd_wp = before.is_uffd_wp() && !before.is_special();
+        let expected = Memory { frame, young: true, dirty: true, special: false, uffd_wp, waits: false };
         assert_eq!(Memory::of(after), expected, "{before:?}: {after:?}");
         assert!(after.is_valid() && after.is_writable() && frame != stage.rig.spaces.zeros);
     });
@@ -189,4 +192,104 @@ fn what_is_remembered_of_a_page_that_is_not_there_is_no_page() {
     let Stage { rig, space, .. } = stage;
     drop((space, child));
     assert_eq!(rig.used(), 0);
+}
+
+const MOVING: Migration =
+    Migration { from: PhysAddr(0x4000_0000), access: MigrationAccess::Write, young: true, dirty: true, uffd_wp: false };
+
+/// Entries that are neither empty nor pages: what an access comes to, and what mincore answers.
+fn others(stage: &Stage) -> [(Descriptor, Result<(), FaultError>, u8); 10] {
+    let page = Descriptor::page(stage.frame, attributes(READ_WRITE));
+    let inaccessible = page.modified(attributes(Protection::NONE));
+    let unusable = Err(FaultError::Unusable);
+    [
+        (page.fault_on_access(), Ok(()), 1),
+        (inaccessible, Ok(()), 1),
+        (Markers::UFFD_WP.into(), Ok(()), 0),
+        (Markers::POISONED.into(), unusable, 0),
+        (Markers::GUARD.into(), Err(FaultError::NotMapped), 0),
+        (MOVING.into(), unusable, 1),
+        (Migration { access: MigrationAccess::Read, ..MOVING }.into(), unusable, 1),
+        // No such type; a reserved encoding; a leaf that does not say why it is not valid.
+        (Descriptor(7 << 6), unusable, 0),
+        (Descriptor(page.0 & !bits::TABLE), unusable, 0),
+        (Descriptor(page.0 & !bits::VALID), unusable, 0),
+    ]
+}
+
+/// Whatever is in an entry: an access ends, in a page or an error, after a few faults, by EL0 and by the kernel.
+#[test]
+fn no_entry_makes_an_access_fault_for_ever() {
+    let count = others(&Stage::new(READ_WRITE, true)).len();
+    for (access, which) in
+        [Access::Read, Access::Write].into_iter().flat_map(|access| (0..count).map(move |which| (access, which)))
+    {
+        let stage = Stage::new(READ_WRITE, true);
+        let (entry, wanted, present) = others(&stage)[which];
+        let fault = || handle_fault(&stage.space, &stage.rig.cpu, stage.start, access);
+        // The page of zeros, which nothing counts, stands for any.
+        let is_leaf = entry.address() == stage.frame;
+        let entry = if is_leaf { entry.special() } else { entry };
+        stage.set(entry);
+        let mut byte = [7];
+        assert_eq!(stage.space.mincore(stage.start, &mut byte), Ok(1));
+        assert_eq!(byte, [present], "{entry:?}");
+        let answers = [fault(), fault(), fault()];
+        assert_eq!(answers, [wanted; 3], "{entry:?} {access:?}");
+        let now = stage.entry();
+        let served = now.is_valid() && now.0 & bits::TABLE != 0 && (access == Access::Read || now.is_writable());
+        assert_eq!(served, wanted.is_ok(), "{entry:?} {access:?}: {now:?}");
+        let kernel = stage.space.write_bytes(&stage.rig.cpu, stage.start, &[1]);
+        assert_eq!(kernel, wanted, "{entry:?}");
+        stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, PAGE).unwrap();
+        assert_eq!(stage.entry(), Descriptor::EMPTY);
+        assert_eq!(stage.space.mincore(stage.start + PAGE, &mut byte), Err(Errno::ENOMEM));
+        let Stage { rig, space, .. } = stage;
+        drop(space);
+        assert_eq!(rig.used(), 0, "{entry:?}");
+    }
+}
+
+/// A frame that moves may be written by neither after a fork, nor where its area may not.
+#[test]
+fn a_page_that_is_moving_is_protected_like_one_that_is_there() {
+    let access = |entry: Descriptor| match entry.non_present() {
+        granule_arch::descriptor::NonPresent::Migration(moving) => moving.access,
+        other => panic!("{other:?}"),
+    };
+    let stage = Stage::new(READ_WRITE, true);
+    stage.set(MOVING.into());
+    stage.space.mprotect(stage.start, PAGE, Protection::READ).unwrap();
+    assert_eq!(access(stage.entry()), MigrationAccess::ReadExclusive);
+    stage.space.mprotect(stage.start, PAGE, READ_WRITE).unwrap();
+    stage.set(MOVING.into());
+    let child = stage.space.fork(&stage.rig.cpu).unwrap();
+    assert_eq!([access(stage.entry()), access(stage.entry_in(&child))], [MigrationAccess::Read; 2]);
+}
+
+/// Where the CPUs have pages that may only be executed, EL0 and the kernel may not read them.
+#[test]
+fn what_may_be_executed_alone_is_not_read_where_the_cpus_have_that() {
+    use granule_arch::alternative::host;
+
+    use crate::platform::features::branch;
+
+    for (sites, reads) in [(&[][..], Ok(())), (&[branch::EXECUTE_ONLY][..], Err(FaultError::NotAllowed))] {
+        host::with(sites, || {
+            let rig = Rig::new(2);
+            let space = rig.space();
+            let start = rig.map(&space, 2);
+            rig.write(&space, start, 1);
+            space.mprotect(start, 2 * PAGE, Protection::EXECUTE).unwrap();
+            for page in [start, start + PAGE] {
+                assert_eq!(handle_fault(&space, &rig.cpu, page, Access::Execute), Ok(()));
+                let entry = space.tables().translate(page).unwrap().descriptor;
+                assert_eq!(entry.0 & bits::USER != 0, reads.is_ok());
+                assert!(entry.is_user_executable() && !entry.may_be_written());
+                assert_eq!(handle_fault(&space, &rig.cpu, page, Access::Read), reads);
+                assert_eq!(handle_fault(&space, &rig.cpu, page, Access::Write), Err(FaultError::NotAllowed));
+                assert_eq!(space.read_bytes(&rig.cpu, page, &mut [0]), reads);
+            }
+        });
+    }
 }

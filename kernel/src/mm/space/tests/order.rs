@@ -34,7 +34,7 @@ impl Hold {
         let Some((begin, finished)) = self.0.lock().unwrap().take() else { return };
         begin.send(()).unwrap();
         // A message means that the other thread was faster; it is found in the channel by who sent it.
-        drop(finished.recv_timeout(HELD_UP));
+        let _ = finished.recv_timeout(HELD_UP);
     }
 }
 
@@ -130,11 +130,8 @@ fn no_fault_is_served_between_a_change_and_its_invalidation() {
     for (name, change) in changes {
         let rig = Rig::new(8);
         let space = touched(&rig, Sharing::Private);
-        let finished = race(
-            &space,
-            |space| change(&rig, space),
-            |space, cpu| drop(handle_fault(space, cpu, START, Access::Write)),
-        );
+        let finished =
+            race(&space, |space| change(&rig, space), |space, cpu| _ = handle_fault(space, cpu, START, Access::Write));
         assert_eq!(finished, Finished::AfterIt, "{name}");
     }
     // A copy on write, which another CPU finds done.
