@@ -105,6 +105,14 @@ impl PhysAddr {
 }
 
 impl VirtAddr {
+    /// Without the tag that the hardware ignores in the lower half (TCR_EL1.TBI0): bits 63 to 56 are zero where bit 55
+    /// is. Addresses of the upper half stay as they are.
+    #[inline(always)]
+    #[must_use]
+    pub const fn untagged(self) -> Self {
+        Self(self.0 & ((self.0 << 8).cast_signed() >> 8).cast_unsigned())
+    }
+
     /// The address as a pointer. Making one proves nothing; using it is the caller's `unsafe`.
     pub fn as_ptr<T>(self) -> *mut T {
         core::ptr::with_exposed_provenance_mut(self.0 as usize)

@@ -108,6 +108,14 @@ pub struct Abort {
     pub address_valid: bool,
 }
 
+impl Abort {
+    /// Whether the tables have refused the access, so that a change of them may let it through.
+    pub const fn is_page_fault(&self) -> bool {
+        self.address_valid
+            && matches!(self.status, FaultStatus::Translation | FaultStatus::AccessFlag | FaultStatus::Permission)
+    }
+}
+
 impl Syndrome {
     /// The exception class, where it is one that the Arm ARM names.
     pub fn class(self) -> Option<Class> {
@@ -335,6 +343,18 @@ mod tests {
                 lower && status.contains(&abort.status) && abort.level >= Some(0)
             });
             assert_eq!(syndrome.page_fault_of_el0(), wanted.map(|abort| abort.access), "{syndrome:?}");
+        }
+    }
+
+    /// By the status code alone, as the kernel's own accesses ask: of 64 codes, those of walks whose descriptors decide.
+    #[test]
+    fn no_change_of_tables_is_awaited_for_what_memory_refuses() {
+        for code in 0..64 {
+            let served = matches!(code, 0b00_0100..=0b00_1111 | 0b10_1011);
+            let abort = |bits: u64| Syndrome(0x9600_0000 | bits | code).abort().unwrap();
+            assert_eq!(abort(0).is_page_fault(), served, "{code:#x}");
+            // FnV: there is no address.
+            assert!(!abort(1 << 10).is_page_fault(), "{code:#x}");
         }
     }
 

@@ -56,6 +56,8 @@ register_bitfields! {u64,
     ],
     /// SCTLR_EL1, the bits above and between those that `aarch64-cpu` names.
     pub SCTLR_EL1_MORE [
+        /// PAN forbids accesses to pages that EL0 may only execute as well (FEAT_PAN3).
+        EPAN OFFSET(57) NUMBITS(1) [],
         /// EL1 may access allocation tags.
         ATA OFFSET(43) NUMBITS(1) [],
         /// What a tag check fault at EL1 does.

@@ -380,6 +380,10 @@ configure_el1:
     cbz     x0, 3f
     mov     x1, #{PSTATE_PAN}
     msr     S3_0_C4_C2_3, x1                // PAN
+    cmp     x0, #3
+    b.lo    4f
+    mov     x1, #1
+    orr     x26, x26, x1, lsl #{SCTLR_EPAN} // for pages that EL0 may only execute, too
     b       4f
 3:  orr     x26, x26, #{SCTLR_SPAN}
 

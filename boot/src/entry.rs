@@ -64,8 +64,9 @@ const CNTHCTL_VHE: u64 = CNTHCTL << 10;
 const VTCR_EL2: u64 = 1 << 31;
 
 /// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, walks write-back and inner shareable,
-/// no top byte ignored, ASID from TTBR0_EL1.
+/// the top byte ignored in the lower half alone, ASID from TTBR0_EL1.
 const TCR: u64 = TCR_EL1::T0SZ.val(16).value
+    | TCR_EL1::TBI0::Ignored.value
     | TCR_EL1::T1SZ.val(16).value
     | TCR_EL1::TG0::KiB_4.value
     | TCR_EL1::TG1::KiB_4.value
@@ -112,6 +113,7 @@ core::arch::global_asm!(
     SCTLR_EL1_MMU_OFF = const SCTLR_EL1_MMU_OFF,
     SCTLR_EL1_MMU_ON = const SCTLR_EL1_MMU_ON,
     SCTLR_ATA = const SCTLR_EL1_MORE::ATA::SET.value,
+    SCTLR_EPAN = const SCTLR_EL1_MORE::EPAN.shift,
     SCTLR_SPAN = const SCTLR_EL1_MORE::SPAN::SET.value,
     SCTLR_EL2_MMU_OFF = const SCTLR_EL2_MMU_OFF,
     HCR_EL2 = const HCR,

@@ -14,9 +14,22 @@ use crate::errno::Errno;
 /// The first address that is not EL0's.
 pub const END: VirtAddr = VirtAddr(1 << 48);
 
-/// Whether these bytes are at addresses of EL0.
+/// Whether these bytes are at addresses of EL0. A tag in the top byte, which the hardware ignores, is accepted where the
+/// running thread has asked for that.
 pub fn is_user_range(start: VirtAddr, bytes: usize) -> bool {
+    is_range(start, bytes) || start.untagged() != start && accepts_tags() && is_range(start.untagged(), bytes)
+}
+
+fn is_range(start: VirtAddr, bytes: usize) -> bool {
     start.0.checked_add(bytes as u64).is_some_and(|end| end <= END.0)
+}
+
+#[cold]
+fn accepts_tags() -> bool {
+    #[cfg(target_os = "none")]
+    return crate::sched::current().has_tagged_addresses();
+    #[cfg(not(target_os = "none"))]
+    false
 }
 
 /// Copies from memory of EL0.

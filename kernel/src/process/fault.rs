@@ -41,7 +41,7 @@ impl From<FaultError> for Offence {
         match error {
             FaultError::NotMapped => Self::NOT_MAPPED,
             FaultError::NotAllowed => Self::NOT_ALLOWED,
-            FaultError::OutOfMemory => Self::NO_MEMORY,
+            FaultError::OutOfMemory | FaultError::Unusable => Self::NO_MEMORY,
         }
     }
 }
@@ -51,7 +51,7 @@ pub(super) extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) {
     if let Some(access) = frame.syndrome().page_fault_of_el0() {
         // SAFETY: it came from EL0, so it has not left its process.
         let task = unsafe { Task::of(thread) };
-        if resolve_access(task, frame.fault_address(), access).is_ok() {
+        if resolve_access(task, frame.fault_address().untagged(), access).is_ok() {
             return;
         }
     }
@@ -65,8 +65,7 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     // SAFETY: it came from EL0, so it has not left its process.
     let task = unsafe { Task::of(thread) };
     let syndrome = frame.syndrome();
-    let address = frame.fault_address();
-    if let Err(offence) = serve(task, syndrome, address) {
+    if let Err(offence) = serve(task, syndrome, frame.fault_address().untagged()) {
         let (at, record) = report(frame, offence);
         task.fault.set(record);
         let mut tree = PROCESSES.lock();
@@ -106,20 +105,27 @@ fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offen
 /// earlier exception of this CPU left, which may have been another program's. Linux has the address in the frame for
 /// faults of memory only, and the syndrome for these and for misaligned PC and SP; it is all zero for the rest.
 fn report(frame: &TrapFrame, offence: Offence) -> (u64, FaultRecord) {
+    const ALLOCATION_TAG: u64 = 0xf << 56;
     let syndrome = frame.syndrome();
-    let address = frame.fault_address();
+    // With its tag, which goes later unless the handler wants it; but not what the hardware leaves open (Arm ARM
+    // D24.2.42): all of it after an external abort, the upper half after a tag check fault.
+    let tagged = frame.fault_address();
+    let address = tagged.untagged();
     let without_address = FaultRecord { address: 0, esr: syndrome.0 };
     if let Some(abort) = syndrome.abort() {
         return match offence {
             Offence::HARDWARE_ERROR | Offence::FATAL if !abort.address_valid => (0, without_address),
             Offence::HARDWARE_ERROR | Offence::FATAL => (address.0, without_address),
-            _ => (address.0, FaultRecord { address: address.0, esr: visible(syndrome, address).0 }),
+            _ => {
+                let kept = if offence == Offence::OTHER_TAG { ALLOCATION_TAG } else { u64::MAX };
+                (address.0 | tagged.0 & kept, FaultRecord { address: address.0, esr: visible(syndrome, address).0 })
+            }
         };
     }
     match syndrome.class() {
-        Some(Class::PCAlignmentFault) => (address.0, without_address),
+        Some(Class::PCAlignmentFault) => (tagged.0, without_address),
         Some(Class::SPAlignmentFault) => (frame.sp, without_address),
-        Some(Class::WatchpointLowerEL) => (address.0, FaultRecord::default()),
+        Some(Class::WatchpointLowerEL) => (tagged.0, FaultRecord::default()),
         _ => (frame.elr, FaultRecord::default()),
     }
 }
@@ -151,7 +157,7 @@ fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: F
                 let limits = task.process().limits.of_space();
                 task.space().grow_stack(address, &limits).map_err(|_| error)?;
             }
-            FaultError::NotAllowed => return Err(error),
+            FaultError::NotAllowed | FaultError::Unusable => return Err(error),
         }
         match space::handle_fault(task.space(), this_cpu(), address, access) {
             Ok(()) => return Ok(()),

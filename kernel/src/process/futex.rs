@@ -71,12 +71,13 @@ impl Key {
         if scope == Scope::Private {
             return Ok(Self { kind: Kind::Private, owner, offset: word.0 });
         }
-        let key = space.with_area(word, |area| {
+        let untagged = word.untagged();
+        let key = space.with_area(untagged, |area| {
             let writable = area.protection().contains(Protection::WRITE);
             match area.backing() {
                 Backing::Private if writable => Some(Self { kind: Kind::Anonymous, owner, offset: word.0 }),
                 Backing::Shared { object, first_page } if writable || area.protection().contains(Protection::READ) => {
-                    let offset = first_page * PAGE_SIZE as u64 + (word.0 - area.start().0);
+                    let offset = first_page * PAGE_SIZE as u64 + (untagged.0 - area.start().0);
                     Some(Self { kind: Kind::Object, owner: object.identity(), offset })
                 }
                 _ => None,

@@ -87,6 +87,8 @@ pub struct Thread {
     task: AtomicPtr<()>,
     /// See [`works_for_program`].
     works_for_program: AtomicBool,
+    /// See [`Self::set_tagged_addresses`].
+    tagged_addresses: AtomicBool,
     /// Frames that a request of its own was for which failed for want of them; 0 for none since the last look.
     shortage: AtomicUsize,
 }
@@ -164,6 +166,7 @@ impl Thread {
             time: CpuTime::new(),
             task: AtomicPtr::new(null_mut()),
             works_for_program: AtomicBool::new(false),
+            tagged_addresses: AtomicBool::new(false),
             shortage: AtomicUsize::new(0),
         }
     }
@@ -186,6 +189,17 @@ impl Thread {
     /// Whether it runs at EL0, and what its exceptions do then.
     pub const fn entry(&self) -> Option<&'static UserEntry> {
         self.entry
+    }
+
+    /// Whether its system calls accept addresses with a tag in the top byte: Linux's tagged address ABI, off at first,
+    /// inherited by the threads that it makes.
+    pub fn set_tagged_addresses(&self, accepted: bool) {
+        self.tagged_addresses.store(accepted, Ordering::Relaxed);
+    }
+
+    /// What [`Self::set_tagged_addresses`] set last.
+    pub fn has_tagged_addresses(&self) -> bool {
+        self.tagged_addresses.load(Ordering::Relaxed)
     }
 
     /// What was given at its birth.
@@ -417,6 +431,7 @@ impl NewUserThread {
         thread.fault = self.entry.fault;
         thread.entry = Some(self.entry);
         thread.works_for_program = AtomicBool::new(true);
+        thread.tagged_addresses = AtomicBool::new(current().has_tagged_addresses());
         thread.tls = Cell::new(self.tls);
         thread.space = UnsafeCell::new(Some(self.space));
         thread.task = AtomicPtr::new(self.task);

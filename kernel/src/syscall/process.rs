@@ -5,7 +5,8 @@ use core::time::Duration;
 
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
-    FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_SET_NAME,
+    FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL,
+    PR_TAGGED_ADDR_ENABLE,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -237,6 +238,23 @@ pub(super) fn prctl(call: &mut Call<'_>) -> Answer {
             let name = Name::whole(&name);
             call.task.process().state(&mut PROCESSES.lock().key).name = name;
             Ok(0)
+        }
+        PR_SET_TAGGED_ADDR_CTRL => {
+            let control = call.argument::<1>();
+            // Programs have no memory with tags: there is nothing to check.
+            if control & !PR_TAGGED_ADDR_ENABLE != 0
+                || [call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 3]
+            {
+                return Err(Errno::EINVAL);
+            }
+            call.thread.set_tagged_addresses(control & PR_TAGGED_ADDR_ENABLE != 0);
+            Ok(0)
+        }
+        PR_GET_TAGGED_ADDR_CTRL => {
+            if [call.argument::<1>(), call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 4] {
+                return Err(Errno::EINVAL);
+            }
+            Ok(if call.thread.has_tagged_addresses() { PR_TAGGED_ADDR_ENABLE } else { 0 })
         }
         PR_GET_NAME => {
             let name = call.task.process().state(&mut PROCESSES.lock().key).name;

@@ -167,11 +167,12 @@ mod target {
 
     /// Whether a fault of the kernel at an address of EL0 is resolved, so that the access is to be tried again.
     ///
-    /// Only at instructions that may fault, and only where interrupts were on: resolving may sleep.
+    /// Only at instructions that may fault, and only where interrupts were on: resolving may sleep. And only what the
+    /// tables refused: no change of them ends an external abort, an alignment fault, or any other.
     fn resolve_for_user(frame: &TrapFrame) -> bool {
-        let address = frame.fault_address();
+        let address = frame.fault_address().untagged();
         let Some(abort) = frame.syndrome().abort() else { return false };
-        if !abort.address_valid || address >= uaccess::END || frame.spsr & SPSR_I != 0 {
+        if !abort.is_page_fault() || address >= uaccess::END || frame.spsr & SPSR_I != 0 {
             return false;
         }
         if extable::fixup(frame.elr).is_none() {

@@ -121,6 +121,12 @@ pub const HWCAP_ATOMICS: u64 = 1 << 8;
 pub const PR_SET_NAME: u64 = 15;
 /// prctl: get the thread's name.
 pub const PR_GET_NAME: u64 = 16;
+/// prctl: whether calls accept tagged addresses, and how tags are checked.
+pub const PR_SET_TAGGED_ADDR_CTRL: u64 = 55;
+/// prctl: what [`PR_SET_TAGGED_ADDR_CTRL`] set.
+pub const PR_GET_TAGGED_ADDR_CTRL: u64 = 56;
+/// Calls accept addresses with a tag in the top byte.
+pub const PR_TAGGED_ADDR_ENABLE: u64 = 1;
 
 /// Bytes of a thread's name, its final zero included.
 pub const NAME_LENGTH: usize = 16;

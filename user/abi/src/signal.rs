@@ -65,6 +65,8 @@ pub const SA_NOCLDWAIT: u64 = 2;
 pub const SA_NOCLDSTOP: u64 = 1;
 /// The handler takes three arguments.
 pub const SA_SIGINFO: u64 = 4;
+/// `si_addr` keeps the top byte that the hardware ignores.
+pub const SA_EXPOSE_TAGBITS: u64 = 0x800;
 /// `SigAction::restorer` is where the handler returns to.
 pub const SA_RESTORER: u64 = 0x0400_0000;
 /// The handler runs on the alternative stack.

@@ -2,8 +2,8 @@
 
 use granule_abi::number;
 use granule_abi::signal::{
-    MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SEGV_ACCERR, SEGV_MAPERR, SS_DISABLE, SigAction,
-    SigFrame, SigStack,
+    MINSIGSTKSZ, SA_EXPOSE_TAGBITS, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SEGV_ACCERR, SEGV_MAPERR,
+    SS_DISABLE, SigAction, SigFrame, SigStack,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -113,7 +113,7 @@ fn enter(
     // A stack may be anywhere: one that wraps has no room, as the copy will find.
     let sp = if switches { stack.base.wrapping_add(stack.size) } else { frame.sp };
     let (at, record) = place(sp).ok_or(Errno::EFAULT)?;
-    let info = cause.info(signal);
+    let info = if action.flags & SA_EXPOSE_TAGBITS == 0 { cause.untagged(signal) } else { cause }.info(signal);
     uaccess::copy_to_user(VirtAddr(at), Image::new(&info, &before, task.fault.take()).bytes())?;
     uaccess::copy_to_user(VirtAddr(record), &[frame.x[29], frame.x[30]].map(u64::to_le_bytes).concat())?;
 

@@ -8,6 +8,7 @@ use granule_abi::signal::{
     SA_NOCLDWAIT, SA_RESETHAND, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP,
     SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
+use granule_arch::addr::VirtAddr;
 
 /// The number of a signal, 1 to 64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,6 +119,17 @@ impl Cause {
     /// A fault at an address.
     pub const fn fault(code: i32, address: u64) -> Self {
         Self { code, fields: [address, 0] }
+    }
+
+    /// The same without the tag of its address, if it is about one: as Linux hides it, which leaves that of a
+    /// breakpoint.
+    #[must_use]
+    pub fn untagged(self, signal: Signal) -> Self {
+        // What the kernel says of a fault: others send with codes of 0 and below.
+        let is_fault = (1..granule_abi::signal::SI_KERNEL).contains(&self.code)
+            && [Signal::SEGV, Signal::BUS, Signal::ILL].contains(&signal);
+        let address = VirtAddr(self.fields[0]).untagged().0;
+        if is_fault { Self { fields: [address, self.fields[1]], ..self } } else { self }
     }
 
     /// A process, by one of the kill calls.

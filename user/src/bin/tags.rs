@@ -1,0 +1,302 @@
+//! Addresses with a tag in the top byte: the hardware ignores it at EL0, calls take it where Linux's tagged address ABI
+//! says so, and a handler is told of it where it wants to be.
+//!
+//! After Documentation/arch/arm64/tagged-pointers.rst and tagged-address-abi.rst, and Linux's own answers.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{BRK, FUTEX, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, PRCTL, RT_SIGPROCMASK, UNAME};
+use granule_user::abi::process::{
+    FUTEX_WAIT, PR_GET_TAGGED_ADDR_CTRL, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, exited,
+};
+use granule_user::abi::signal::{
+    BUS_ADRALN, SA_EXPOSE_TAGBITS, SEGV_MAPERR, SIGBUS, SIGSEGV, SIGUSR1, SigInfo, UContext,
+};
+use granule_user::memory::{self, PAGE};
+use granule_user::{Errno, Start, entry, println, process, signal, sys};
+
+entry!(run);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+const TAG: u64 = 0x5a << 56;
+/// Where nothing is.
+const NOWHERE: u64 = 0x7000_0000_0000;
+
+fn run(start: Start) -> u8 {
+    let mut words = start.arguments();
+    let path = words.next().unwrap_or_default();
+    if words.next() == Some("again") {
+        return (control() != Ok(0)).into();
+    }
+    tags_are_ignored_at_el0();
+    faults_hide_tags_unless_they_are_asked_for();
+    handlers_and_stacks_may_be_tagged();
+    calls_that_name_mappings_ignore_tags();
+    calls_refuse_tagged_pointers_at_first();
+    calls_take_tagged_pointers_when_asked();
+    the_mode_is_inherited_until_an_exec(path);
+    println!("tags: ok");
+    0
+}
+
+/// A call that touches no memory of the program's Rust code but what its arguments name.
+fn call(number: usize, arguments: &[u64]) -> Result<u64, Errno> {
+    let mut all = [0; 6];
+    all[..arguments.len()].copy_from_slice(arguments);
+    // SAFETY: the tests' own pages and buffers are named alone.
+    unsafe { sys::call(number, all) }
+}
+
+fn control() -> Result<u64, Errno> {
+    call(PRCTL, &[PR_GET_TAGGED_ADDR_CTRL])
+}
+
+fn load(address: u64) -> u8 {
+    #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
+    let mut value = 0xff_u64;
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a load; where it faults a handler goes on behind it.
+    unsafe {
+        core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = address;
+    value as u8
+}
+
+/// # Safety
+/// The byte at the address, without its tag, is the caller's.
+unsafe fn store(address: u64, value: u8) {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) address, options(nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = (address, value);
+}
+
+fn tags_are_ignored_at_el0() {
+    let page = memory::map(PAGE, RW).expect("memory");
+    for tag in [1 << 56, TAG, 0xff << 56] {
+        let value = (tag >> 56) as u8;
+        // The first one is the page's first access, too.
+        // SAFETY: the page is the test's own.
+        unsafe { store(page | tag, value) };
+        assert_eq!([load(page), load(page | tag)], [value; 2]);
+    }
+    // SAFETY: nobody has a reference to it.
+    unsafe { memory::munmap(page, PAGE) }.expect("unmapped");
+}
+
+static FAULTS: AtomicU32 = AtomicU32::new(0);
+static CODE: AtomicI32 = AtomicI32::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static RECORD: AtomicU64 = AtomicU64::new(0);
+
+/// Notes what it is told and goes on behind the access; of a call, where that would have returned to.
+extern "C" fn note(_: u32, info: &SigInfo, context: &mut UContext) {
+    FAULTS.fetch_add(1, Ordering::Relaxed);
+    CODE.store(info.code, Ordering::Relaxed);
+    ADDRESS.store(info.address(), Ordering::Relaxed);
+    let registers = &mut context.context;
+    RECORD.store(registers.fault_address, Ordering::Relaxed);
+    let was_a_call = registers.pc << 8 == info.address() << 8;
+    registers.pc = if was_a_call { registers.registers[30] } else { registers.pc + 4 };
+}
+
+/// The code, the address, and the frame's `fault_address` of the fault that was just taken, the first one since.
+fn told() -> (i32, u64, u64) {
+    assert_eq!(FAULTS.swap(0, Ordering::Relaxed), 1, "faults");
+    (CODE.load(Ordering::Relaxed), ADDRESS.load(Ordering::Relaxed), RECORD.load(Ordering::Relaxed))
+}
+
+fn handle(flags: u64) {
+    for signal in [SIGSEGV, SIGBUS] {
+        // SAFETY: the handler touches atomics and its own frame.
+        unsafe { signal::handle(signal, note, flags, 0) }.expect("a handler");
+    }
+}
+
+/// Calls `address`.
+///
+/// # Safety
+/// A function is there that changes no registers but those that calls may change, or nothing is.
+unsafe fn branch(address: u64) {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!("blr {}", in(reg) address, clobber_abi("C"));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = address;
+}
+
+fn faults_hide_tags_unless_they_are_asked_for() {
+    for (flags, tag) in [(0, 0), (SA_EXPOSE_TAGBITS, TAG)] {
+        handle(flags);
+        load(NOWHERE | TAG);
+        assert_eq!(told(), (SEGV_MAPERR, NOWHERE | tag, NOWHERE), "flags {flags:#x}");
+        load(NOWHERE);
+        assert_eq!(told(), (SEGV_MAPERR, NOWHERE, NOWHERE));
+        // An address of the upper half has no tag.
+        load(u64::MAX << 48);
+        assert_eq!(told(), (SEGV_MAPERR, u64::MAX << 48, u64::MAX << 48));
+        // SAFETY: nothing is there. PC has no tag, whatever was branched to.
+        unsafe { branch(NOWHERE | TAG) };
+        assert_eq!(told(), (SEGV_MAPERR, NOWHERE, NOWHERE), "a branch");
+        let odd = function as *const () as u64 | 2;
+        // SAFETY: nothing is executed where PC is not aligned.
+        unsafe { branch(odd | TAG) };
+        assert_eq!(told(), (BUS_ADRALN, odd, 0), "a branch between instructions");
+    }
+    handle(0);
+}
+
+static CALLED: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn called(_: u32, _: &SigInfo, _: &mut UContext) {
+    CALLED.fetch_add(1, Ordering::Relaxed);
+}
+
+extern "C" fn function() {
+    CALLED.fetch_add(1, Ordering::Relaxed);
+}
+
+fn handlers_and_stacks_may_be_tagged() {
+    // SAFETY: a function.
+    unsafe { branch(function as *const () as u64 | TAG) };
+    assert_eq!(CALLED.swap(0, Ordering::Relaxed), 1);
+    // SAFETY: the handler touches an atomic.
+    let before = unsafe { signal::handle(SIGUSR1, called, 0, 0) }.expect("a handler");
+    // SAFETY: nothing was set before.
+    let set = unsafe { signal::set_action(SIGUSR1, &before) }.expect("set");
+    let tagged = granule_user::abi::signal::SigAction { handler: set.handler | TAG, ..set };
+    // SAFETY: as before.
+    unsafe { signal::set_action(SIGUSR1, &tagged) }.expect("set");
+    process::tgkill(process::id(), process::thread_id(), SIGUSR1).expect("a signal");
+    assert_eq!(CALLED.swap(0, Ordering::Relaxed), 1, "a tagged handler");
+    let value = on_a_tagged_stack(0);
+    assert_eq!(value, 0x77);
+}
+
+/// Stores and loads by a tagged SP, and then loads from `address`, if it is not 0; returns what was stored.
+fn on_a_tagged_stack(address: u64) -> u64 {
+    #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
+    let mut value = 0x77_u64;
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: SP is the same but for its tag, and as before at the end; a fault is noted and passed over.
+    unsafe {
+        core::arch::asm!(
+            "mov {before}, sp", "orr {tagged}, {before}, {tag}",
+            "mov sp, {tagged}", "str {value}, [sp, #-16]!", "mov {value}, #0",
+            "cbz {address}, 1f", "ldrb {value:w}, [{address}]",
+            "1: ldr {value}, [sp], #16", "mov sp, {before}",
+            before = out(reg) _, tagged = out(reg) _, tag = in(reg) TAG, value = inout(reg) value,
+            address = in(reg) address,
+        );
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = address;
+    value
+}
+
+fn calls_that_name_mappings_ignore_tags() {
+    let start = memory::map(4 * PAGE, RW).expect("memory");
+    // SAFETY: the pages are the test's own.
+    unsafe { store(start, 7) };
+    let mut present = [9_u8; 2];
+    let vector = present.as_mut_ptr().expose_provenance() as u64;
+    assert_eq!(call(MINCORE, &[start | TAG, 2 * PAGE, vector]), Ok(0));
+    assert_eq!(present, [1, 0]);
+    assert_eq!(call(MPROTECT, &[start | TAG, PAGE, PROT_READ | PROT_EXEC]), Ok(0));
+    assert_eq!(call(MPROTECT, &[start | TAG, PAGE, RW]), Ok(0));
+    assert_eq!(call(MADVISE, &[start | TAG, PAGE, MADV_DONTNEED]), Ok(0));
+    assert_eq!(load(start), 0);
+    assert_eq!(call(MUNMAP, &[start | TAG, PAGE]), Ok(0));
+    load(start);
+    assert_eq!(told(), (SEGV_MAPERR, start, start), "it was unmapped");
+    // Where something is to be mapped a tag is a part of the address.
+    let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
+    assert_eq!(call(MMAP, &[start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(Errno::ENOMEM));
+    let elsewhere = call(MMAP, &[start | TAG, PAGE, RW, anonymous, u64::MAX, 0]).expect("memory");
+    assert_eq!(elsewhere >> 56, 0);
+    assert_eq!(call(MUNMAP, &[elsewhere, PAGE]), Ok(0));
+    let heap = call(BRK, &[0]);
+    assert_eq!(call(BRK, &[heap.expect("the heap") + PAGE | TAG]), heap);
+    assert_eq!(call(MUNMAP, &[start, 4 * PAGE]), Ok(0));
+}
+
+/// What calls answer that are given a pointer with a tag.
+fn with_tagged_pointers() -> [Result<u64, Errno>; 4] {
+    let mut name = [0_u8; 390];
+    let mut set = 0_u64;
+    let mut present = [0_u8; 1];
+    let word = 5_u32;
+    let name = name.as_mut_ptr().expose_provenance() as u64;
+    let set = (&raw mut set).expose_provenance() as u64;
+    let present = present.as_mut_ptr().expose_provenance() as u64;
+    let word = (&raw const word).expose_provenance() as u64;
+    let page = memory::map(PAGE, RW).expect("memory");
+    let answers = [
+        call(UNAME, &[name | TAG]),
+        call(RT_SIGPROCMASK, &[0, 0, set | TAG, 8]),
+        call(MINCORE, &[page, PAGE, present | TAG]),
+        call(FUTEX, &[word | TAG, FUTEX_WAIT, 6, 0]),
+    ];
+    assert_eq!(call(MUNMAP, &[page, PAGE]), Ok(0));
+    answers
+}
+
+fn calls_refuse_tagged_pointers_at_first() {
+    assert_eq!(control(), Ok(0));
+    assert_eq!(with_tagged_pointers(), [Err(Errno::EFAULT); 4]);
+    for arguments in [
+        [PR_SET_TAGGED_ADDR_CTRL, 1 << 40, 0, 0, 0],
+        [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 1, 0, 0],
+        [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 1, 0],
+        [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 0, 1],
+        [PR_GET_TAGGED_ADDR_CTRL, 1, 0, 0, 0],
+        [PR_GET_TAGGED_ADDR_CTRL, 0, 1, 0, 0],
+        [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 1, 0],
+        [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 0, 1],
+    ] {
+        assert_eq!(call(PRCTL, &arguments), Err(Errno::EINVAL), "{arguments:x?}");
+    }
+    assert_eq!(control(), Ok(0), "nothing was set");
+}
+
+fn calls_take_tagged_pointers_when_asked() {
+    assert_eq!(call(PRCTL, &[PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE]), Ok(0));
+    assert_eq!(control(), Ok(PR_TAGGED_ADDR_ENABLE));
+    assert_eq!(with_tagged_pointers(), [Ok(0), Ok(0), Ok(0), Err(Errno::EAGAIN)]);
+    // What is not there is so with a tag, too, and the kernel's half is nobody's.
+    for address in [NOWHERE | TAG, NOWHERE, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
+        assert_eq!(call(UNAME, &[address]), Err(Errno::EFAULT), "{address:#x}");
+    }
+    // A signal's frame goes to the stack, whose address has a tag.
+    assert_eq!(on_a_tagged_stack(NOWHERE), 0x77);
+    assert_eq!(told(), (SEGV_MAPERR, NOWHERE, NOWHERE));
+}
+
+fn the_mode_is_inherited_until_an_exec(path: &str) {
+    let child = process::spawn(|| (control() != Ok(PR_TAGGED_ADDR_ENABLE)).into()).expect("a child");
+    assert_eq!(process::wait(child), exited(0));
+    let mut bytes = [0_u8; 64];
+    bytes[..path.len()].copy_from_slice(path.as_bytes());
+    let name = CStr::from_bytes_until_nul(&bytes).expect("a short path");
+    let child = process::spawn(|| {
+        let arguments = [name.as_ptr().cast(), c"again".as_ptr().cast(), core::ptr::null()];
+        process::execve(name, &arguments, &[core::ptr::null()]);
+        2
+    });
+    assert_eq!(process::wait(child.expect("a child")), exited(0), "an exec of {path}");
+    assert_eq!(call(PRCTL, &[PR_SET_TAGGED_ADDR_CTRL, 0]), Ok(0));
+    assert_eq!(control(), Ok(0));
+}
