@@ -18,6 +18,7 @@ use granule::process::{self, initrd};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::features::Pan;
 
 use crate::harness::{Test, target_test};
 
@@ -143,7 +144,20 @@ fn signal_frames_tell_and_restore_what_linux_does(t: &mut Test) {
 
 target_test!(calls_for_memory_answer_as_on_linux, limit(60));
 fn calls_for_memory_answer_as_on_linux(t: &mut Test) {
-    let end = run(t, "mappings");
+    let has_execute_only = kernel().features().cpus.pan() == Pan::Epan;
+    let end = run(t, if has_execute_only { "mappings execute-only" } else { "mappings" });
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(mmap_refuses_in_linuxs_order, limit(60));
+fn mmap_refuses_in_linuxs_order(t: &mut Test) {
+    let end = run(t, "refusals");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(the_top_byte_of_addresses_is_ignored_as_on_linux);
+fn the_top_byte_of_addresses_is_ignored_as_on_linux(t: &mut Test) {
+    let end = run(t, "tags");
     t.equal("how it ended", end, Some(End::Exited(0)));
 }
 

@@ -57,6 +57,7 @@ errnos! {
     ERANGE = 34, "out of range";
     ENAMETOOLONG = 36, "name too long";
     ENOSYS = 38, "no such system call";
+    EOVERFLOW = 75, "too large";
     ENOTSUP = 95, "not supported";
     ETIMEDOUT = 110, "timed out";
     ERESTARTSYS = 512, "interrupted, and to be made again: never seen by a program";

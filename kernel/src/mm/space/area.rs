@@ -22,6 +22,7 @@ use granule_pgtable::PageRange;
 use intrusive_collections::rbtree::CursorMut;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
+use super::calls::STACK_GUARD;
 use super::shmem::{Object, ObjectRef};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
@@ -128,6 +129,12 @@ impl Area {
         self.end() - self.start()
     }
 
+    /// The lowest address that the heap keeps away from: below its start by the guard of a stack.
+    pub(super) fn guarded_start(&self) -> VirtAddr {
+        let guard = if self.guard.get() == 0 { 0 } else { STACK_GUARD };
+        VirtAddr(self.start().0.saturating_sub(guard))
+    }
+
     /// Its pages.
     pub fn range(&self) -> PageRange {
         PageRange::new(self.start(), self.size()).expect("an area is made of whole pages of the lower half")
@@ -224,20 +231,17 @@ const MOST: usize = 65_530;
 pub(super) struct Spares(heapless::Vec<PoolBox<Area>, 3>);
 
 impl Spares {
-    /// Takes `count` nodes, at most three, to be added to `areas`.
+    /// Takes `count` nodes, at most three.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; none is kept. So many areas are no less a shortage, with the same error.
+    /// [`OutOfMemory`]; none is kept.
     #[inline]
-    pub(super) fn take(pool: &'static Pool<Area>, areas: &Areas, count: usize) -> Result<Self, OutOfMemory> {
-        if count == 0 { Ok(Self(heapless::Vec::new())) } else { Self::take_some(pool, areas, count) }
+    pub(super) fn take(pool: &'static Pool<Area>, count: usize) -> Result<Self, OutOfMemory> {
+        if count == 0 { Ok(Self(heapless::Vec::new())) } else { Self::take_some(pool, count) }
     }
 
     #[inline(never)]
-    fn take_some(pool: &'static Pool<Area>, areas: &Areas, count: usize) -> Result<Self, OutOfMemory> {
-        if !areas.has_room(count) {
-            return Err(OutOfMemory);
-        }
+    fn take_some(pool: &'static Pool<Area>, count: usize) -> Result<Self, OutOfMemory> {
         let mut nodes = heapless::Vec::new();
         for _ in 0..count {
             let node = Area::of(VirtAddr(0), VirtAddr(0), Protection::NONE, None, 0);
@@ -300,9 +304,32 @@ impl Areas {
         }
     }
 
-    /// Whether `more` may be added to those that there are.
-    pub(super) fn has_room(&self, more: usize) -> bool {
-        self.count + more <= MOST
+    /// Whether areas may be cut so that there are `more`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`], as for a shortage of nodes.
+    #[inline]
+    pub(super) fn room_for_cuts(&self, more: usize) -> Result<(), OutOfMemory> {
+        if more == 0 || self.count + more <= MOST { Ok(()) } else { Err(OutOfMemory) }
+    }
+
+    /// Whether a mapping may be added: as on Linux one more than by cuts, and whatever it replaces or is merged with.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    #[inline]
+    pub(super) fn room_for_mapping(&self) -> Result<(), OutOfMemory> {
+        if self.count <= MOST { Ok(()) } else { Err(OutOfMemory) }
+    }
+
+    /// Whether some area has more on both sides of `range`.
+    pub(super) fn cuts_one_in_two(&self, range: PageRange) -> bool {
+        self.find(range.start()).is_some_and(|area| area.start() < range.start() && range.end() < area.end())
+    }
+
+    /// The first area at `address` or above.
+    pub(super) fn first_above(&self, address: VirtAddr) -> Option<&Area> {
+        self.tree.lower_bound(Bound::Included(&address.0)).get()
     }
 
     /// All of them, by address.

@@ -4,10 +4,11 @@
 //! anything.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Protection};
+use granule_arch::descriptor::Protection;
 use granule_pgtable::{Mmu, PageRange};
 
 use super::area::{Area, Areas, Backing, Spares};
+use super::entry::{State, state};
 use super::gather::{Gather, pages};
 use super::limits::{Terms, stack_guard};
 use super::{PAGE, Space, USER_END, USER_START};
@@ -24,6 +25,8 @@ pub enum Placement {
     Fixed(VirtAddr),
     /// Exactly there, if nothing is (`MAP_FIXED_NOREPLACE`).
     FixedNoReplace(VirtAddr),
+    /// The same for the heap, which stays a page below the next mapping, and below the guard of a stack.
+    Heap(VirtAddr),
     /// The same for a stack, which grows down: in the [`STACK_GUARD`] below it the kernel chooses nothing.
     Stack(VirtAddr),
 }
@@ -81,20 +84,21 @@ impl Space {
     /// As for [`Self::mmap`]; `ENOMEM` also where it would have more than the limits allow, or asks for what can never
     /// fit.
     pub fn mmap_within(&self, cpu: &Cpu, request: &MapRequest, terms: &Terms) -> Result<VirtAddr, Errno> {
-        if request.bytes == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let bytes = request.bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
+        let bytes = rounded(request.bytes)?;
         let mut areas = self.areas.write();
+        areas.room_for_mapping()?;
         let range = place(&areas, request.placement, bytes)?;
         self.check_terms(&areas, request, range, terms)?;
         let replaces = areas.touching(range).next().is_some();
         let cuts = if replaces { areas.cuts(range) } else { 0 };
+        if replaces && areas.cuts_one_in_two(range) {
+            areas.room_for_cuts(1)?;
+        }
         let object = match request.sharing {
             Sharing::Private => None,
             Sharing::Shared => Some(self.common.create_object(cpu)?),
         };
-        let mut spares = Spares::take(&self.common.areas, &areas, cuts + 1)?;
+        let mut spares = Spares::take(&self.common.areas, cuts + 1)?;
         if replaces {
             self.unmap(cpu, &mut areas, range, &mut spares);
         }
@@ -131,6 +135,23 @@ impl Space {
         }
     }
 
+    /// What [`Self::mmap`] would refuse of `placement` and `bytes`, and nothing else: for a caller that refuses the
+    /// request itself, after that.
+    ///
+    /// # Errors
+    /// As for [`Self::mmap`].
+    pub fn check_placement(&self, placement: Placement, bytes: u64) -> Result<(), Errno> {
+        let bytes = rounded(bytes)?;
+        let areas = self.areas.read();
+        areas.room_for_mapping()?;
+        place(&areas, placement, bytes).map(drop)
+    }
+
+    /// Whether something is mapped in the `bytes` bytes from `start` on; not where they are no range of the space.
+    pub fn is_mapped_within(&self, start: VirtAddr, bytes: u64) -> bool {
+        user_range(start, bytes).is_some_and(|range| self.areas.read().touching(range).next().is_some())
+    }
+
     /// Takes everything away that is mapped in the `bytes` bytes from `start` on. Holes are passed over.
     ///
     /// # Errors
@@ -141,13 +162,15 @@ impl Space {
         let mut areas = self.areas.write();
         let Some(held) = areas.holding(range) else {
             if areas.touching(range).next().is_some() {
-                let mut spares = Spares::take(&self.common.areas, &areas, areas.cuts(range))?;
+                // What is cut at one side only adds nothing to the count in the end.
+                let mut spares = Spares::take(&self.common.areas, areas.cuts(range))?;
                 self.unmap(cpu, &mut areas, range, &mut spares);
             }
             return Ok(());
         };
         let middle = held.start() < range.start() && range.end() < held.end();
-        let mut spares = Spares::take(&self.common.areas, &areas, middle.into())?;
+        areas.room_for_cuts(middle.into())?;
+        let mut spares = Spares::take(&self.common.areas, middle.into())?;
         self.unmap_with(cpu, &mut areas, range, |areas| drop(areas.remove_held(&held, range, &mut spares)));
         Ok(())
     }
@@ -195,22 +218,26 @@ impl Space {
         if in_space && self.areas.read().covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
-    /// Whether there is a page: a byte for each, 1 or 0, from `start` on.
+    /// Whether there is a page: a byte for each, 1 or 0, from `start` on up to the first hole; returns how many.
     ///
     /// # Errors
-    /// `EINVAL` (an address that is no page's), `ENOMEM` (a part is not mapped).
-    pub fn mincore(&self, start: VirtAddr, present: &mut [u8]) -> Result<(), Errno> {
+    /// `EINVAL` (an address that is no page's), `ENOMEM` (nothing is mapped at `start`).
+    pub fn mincore(&self, start: VirtAddr, present: &mut [u8]) -> Result<usize, Errno> {
         if !start.is_aligned(PAGE) {
             return Err(Errno::EINVAL);
         }
         if present.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
-        let range = user_range(start, present.len() as u64 * PAGE).ok_or(Errno::ENOMEM)?;
+        let bytes = (present.len() as u64 * PAGE).min(USER_END.0.saturating_sub(start.0));
+        let whole = user_range(start, bytes).ok_or(Errno::ENOMEM)?;
         let areas = self.areas.read();
-        if !areas.covers(range) {
+        let until = areas.covered_until(whole);
+        if until == start {
             return Err(Errno::ENOMEM);
         }
+        let range = pages(start, until);
+        let present = present.get_mut(..range.pages()).ok_or(Errno::ENOMEM)?;
         present.fill(0);
         let index = |address: VirtAddr| ((address - range.start()) / PAGE) as usize;
         for area in areas.touching(range) {
@@ -225,11 +252,22 @@ impl Space {
         }
         self.page_tables().for_each_cells(range, |found| {
             for (place, cell) in present[index(found.start)..].iter_mut().zip(found.cells) {
-                *place |= u8::from(self.mmu().load(cell) != Descriptor::EMPTY);
+                *place |= match state(self.mmu().load(cell)) {
+                    State::Page | State::Inaccessible | State::Migration(_) => 1,
+                    State::Empty | State::Marker(_) | State::Damaged => 0,
+                };
             }
         });
-        Ok(())
+        Ok(range.pages())
     }
+}
+
+/// The bytes of the pages that a mapping of `bytes` bytes takes.
+fn rounded(bytes: u64) -> Result<u64, Errno> {
+    if bytes == 0 {
+        return Err(Errno::EINVAL);
+    }
+    bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)
 }
 
 /// Where a mapping of `bytes` bytes goes.
@@ -246,15 +284,23 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, E
             }
             areas.gap(bytes).and_then(at).ok_or(Errno::ENOMEM)
         }
-        Placement::Fixed(start) | Placement::FixedNoReplace(start) | Placement::Stack(start) => {
-            if !start.is_aligned(PAGE) {
-                return Err(Errno::EINVAL);
+        Placement::Fixed(start)
+        | Placement::FixedNoReplace(start)
+        | Placement::Heap(start)
+        | Placement::Stack(start) => {
+            // The end comes first, as on Linux.
+            if USER_END.0.checked_sub(bytes).is_none_or(|last| start.0 > last) {
+                return Err(Errno::ENOMEM);
             }
-            let range = at(start).ok_or(Errno::ENOMEM)?;
+            let range = at(start).ok_or(Errno::EINVAL)?;
             if start < USER_START {
                 return Err(Errno::EPERM);
             }
             if !matches!(placement, Placement::Fixed(_)) && areas.touching(range).next().is_some() {
+                return Err(Errno::EEXIST);
+            }
+            let is_near = |above: &Area| above.guarded_start() < range.end() + PAGE;
+            if matches!(placement, Placement::Heap(_)) && areas.first_above(range.end()).is_some_and(is_near) {
                 return Err(Errno::EEXIST);
             }
             Ok(range)

@@ -73,7 +73,7 @@ proptest! {
         for (take, first, pages, protection) in steps {
             let pages = pages.min(2 * WINDOW - first);
             let range = range(first, pages);
-            let mut spares = Spares::take(pool, &areas, areas.cuts(range) + 1).unwrap();
+            let mut spares = Spares::take(pool, areas.cuts(range) + 1).unwrap();
             areas.isolate(range, &mut spares);
             areas.remove(range, drop);
             if take {

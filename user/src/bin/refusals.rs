@@ -1,0 +1,269 @@
+//! mmap with every combination of arguments that are right or wrong each in its own way, against the order in which
+//! Linux looks at them; and where mappings end: the heap's end below a mapping, the most mappings, a hole before
+//! mincore.
+//!
+//! The order is that of `ksys_mmap_pgoff`, `do_mmap` and `__get_unmapped_area` of Linux 7.2, written down once more in
+//! [`answer`]: the program passes on Linux, too.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use granule_user::abi::memory::{
+    MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NORESERVE, MAP_PRIVATE,
+    MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{BRK, MINCORE, MMAP, MPROTECT, MUNMAP};
+use granule_user::memory::{PAGE, mmap, munmap};
+use granule_user::{Errno, Start, entry, println, sys};
+
+entry!(run);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
+/// The end of a program's addresses.
+const END: u64 = 1 << 48;
+/// Where nothing is.
+const NOWHERE: u64 = 0x7000_0000_0000;
+/// Where the program maps what is to be in the way.
+const TAKEN: u64 = 0x6000_0000_0000;
+const TAKEN_PAGES: u64 = 16;
+
+fn run(_start: Start) -> u8 {
+    mmap_refuses_in_linuxs_order();
+    large_pages_are_refused();
+    the_heap_ends_a_page_below_the_next_mapping();
+    mincore_answers_up_to_a_hole();
+    mappings_are_counted();
+    println!("refusals: ok");
+    0
+}
+
+/// A call that touches no memory of the program's Rust code, whatever its arguments.
+fn call(number: usize, arguments: &[u64]) -> Result<u64, Errno> {
+    let mut all = [0; 6];
+    all[..arguments.len()].copy_from_slice(arguments);
+    // SAFETY: the tests' own pages are named by their addresses alone.
+    unsafe { sys::call(number, all) }
+}
+
+fn map_at(address: u64, pages: u64, protection: u64) -> Result<u64, Errno> {
+    // SAFETY: the addresses are the test's own.
+    unsafe { mmap(address, pages * PAGE, protection, ANONYMOUS | MAP_FIXED) }
+}
+
+#[track_caller]
+fn unmap(address: u64, pages: u64) {
+    // SAFETY: the addresses are the test's own.
+    unsafe { munmap(address, pages * PAGE) }.expect("unmapped");
+}
+
+/// The arguments of a call to mmap.
+#[derive(Clone, Copy, Debug)]
+struct Arguments {
+    address: u64,
+    bytes: u64,
+    flags: u64,
+    descriptor: u64,
+    offset: u64,
+}
+
+/// What Linux answers: an error, or that something is mapped. Descriptors 0 to 2 are a terminal.
+fn answer(of: Arguments) -> Result<(), Errno> {
+    let Arguments { address, bytes, flags, descriptor, offset } = of;
+    if offset % PAGE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let is_file = flags & MAP_ANONYMOUS == 0;
+    if is_file && descriptor as u32 > 2 {
+        return Err(Errno::EBADF);
+    }
+    if bytes == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
+    // As much as lies below the least address that may be mapped, which is a setting, is never free.
+    if bytes > END - PAGE {
+        return Err(Errno::ENOMEM);
+    }
+    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
+        if address > END - bytes {
+            return Err(Errno::ENOMEM);
+        }
+        if address % PAGE != 0 {
+            return Err(Errno::EINVAL);
+        }
+    }
+    let overlaps = address < TAKEN + TAKEN_PAGES * PAGE && TAKEN < address.saturating_add(bytes);
+    if flags & MAP_FIXED_NOREPLACE != 0 && overlaps {
+        return Err(Errno::EEXIST);
+    }
+    if is_file { Err(answer_for_the_terminal(flags, bytes, offset)) } else { answer_for_memory(flags) }
+}
+
+fn answer_for_the_terminal(flags: u64, bytes: u64, offset: u64) -> Errno {
+    if offset / PAGE > (u64::MAX - bytes) / PAGE {
+        return Errno::EOVERFLOW;
+    }
+    match flags & MAP_TYPE {
+        // Flags that are newer than validation are refused with it.
+        MAP_SHARED_VALIDATE if flags & MAP_FIXED_NOREPLACE != 0 => Errno::ENOTSUP,
+        MAP_SHARED | MAP_SHARED_VALIDATE | MAP_PRIVATE => Errno::ENODEV,
+        _ => Errno::EINVAL,
+    }
+}
+
+fn answer_for_memory(flags: u64) -> Result<(), Errno> {
+    match flags & MAP_TYPE {
+        MAP_SHARED if flags & MAP_GROWSDOWN != 0 => Err(Errno::EINVAL),
+        MAP_SHARED | MAP_PRIVATE => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn mmap_refuses_in_linuxs_order() {
+    const ADDRESSES: [u64; 10] = [
+        0,
+        NOWHERE,
+        NOWHERE + 1,
+        TAKEN + 4 * PAGE,
+        TAKEN + 4 * PAGE + 16,
+        END,
+        END + 1,
+        1 << 63,
+        u64::MAX << 48,
+        // Above it Linux takes an address for an error that was found.
+        u64::MAX - PAGE,
+    ];
+    const SIZES: [u64; 10] =
+        [0, 1, PAGE, 3 * PAGE, END - PAGE + 1, END, END + PAGE, 1 << 63, u64::MAX - PAGE + 1, u64::MAX - PAGE + 2];
+    // 8 is MAP_DROPPABLE, which a kernel may have or not.
+    const SHARINGS: [u64; 6] = [0, MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, 4, MAP_TYPE];
+    const PLACEMENTS: [u64; 4] = [0, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_FIXED | MAP_FIXED_NOREPLACE];
+    const OTHERS: [u64; 3] = [0, MAP_GROWSDOWN, MAP_LOCKED | MAP_NORESERVE];
+    // Only 32 bits of a descriptor count.
+    const BACKINGS: [(u64, u64); 5] =
+        [(MAP_ANONYMOUS, u64::MAX), (MAP_ANONYMOUS, 0), (0, 1), (0, 77), (0, 1 << 32 | 1)];
+    const OFFSETS: [u64; 4] = [0, 1, PAGE, PAGE.wrapping_neg()];
+    assert_eq!(map_at(TAKEN, TAKEN_PAGES, RW), Ok(TAKEN));
+    for (address, bytes) in ADDRESSES.iter().flat_map(|address| SIZES.map(|bytes| (*address, bytes))) {
+        for flags in SHARINGS.iter().flat_map(|sharing| PLACEMENTS.map(|placement| sharing | placement)) {
+            // Page 0 may be mapped or not, by a setting.
+            if address == 0 && flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
+                continue;
+            }
+            for other in OTHERS {
+                for (backing, descriptor) in BACKINGS {
+                    for offset in OFFSETS {
+                        let flags = flags | other | backing;
+                        try_one(Arguments { address, bytes, flags, descriptor, offset });
+                    }
+                }
+            }
+        }
+    }
+    unmap(TAKEN, TAKEN_PAGES);
+}
+
+fn try_one(arguments: Arguments) {
+    let Arguments { address, bytes, flags, descriptor, offset } = arguments;
+    let got = call(MMAP, &[address, bytes, RW, flags, descriptor, offset]);
+    assert_eq!(got.map(drop), answer(arguments), "{arguments:#x?}");
+    let Ok(at) = got else { return };
+    let pages = bytes.div_ceil(PAGE);
+    unmap(at, pages);
+    if (TAKEN..TAKEN + TAKEN_PAGES * PAGE).contains(&at) {
+        assert_eq!(map_at(at, pages, RW), Ok(at));
+    }
+}
+
+/// No large pages are set aside, as on Linux where nobody has asked for them.
+fn large_pages_are_refused() {
+    const LARGE: u64 = 2 << 20;
+    let flags = ANONYMOUS | MAP_HUGETLB;
+    for (what, address, bytes, flags, descriptor, wanted) in [
+        ("no bytes", 0, 0, flags, u64::MAX, Errno::EINVAL),
+        ("a page", 0, PAGE, flags, u64::MAX, Errno::ENOMEM),
+        ("a large page", 0, LARGE, flags, u64::MAX, Errno::ENOMEM),
+        ("more than there are", 0, END + LARGE, flags, u64::MAX, Errno::ENOMEM),
+        ("a size that wraps", 0, u64::MAX, flags, u64::MAX, Errno::EINVAL),
+        ("pages of 1 GiB", 0, PAGE, flags | 30 << 26, u64::MAX, Errno::ENOMEM),
+        ("pages of 8 KiB", 0, PAGE, flags | 13 << 26, u64::MAX, Errno::EINVAL),
+        ("a terminal", 0, PAGE, flags & !MAP_ANONYMOUS, 1, Errno::EINVAL),
+        ("no such file", 0, PAGE, flags & !MAP_ANONYMOUS, 77, Errno::EBADF),
+        ("beyond the end", END, PAGE, flags | MAP_FIXED, u64::MAX, Errno::ENOMEM),
+    ] {
+        assert_eq!(call(MMAP, &[address, bytes, RW, flags, descriptor, 0]), Err(wanted), "{what}");
+    }
+}
+
+fn the_heap_ends_a_page_below_the_next_mapping() {
+    let brk = |end: u64| call(BRK, &[end]).expect("brk has no errors");
+    let start = brk(0);
+    let page = start.next_multiple_of(PAGE);
+    let next = page + 8 * PAGE;
+    assert_eq!(map_at(next, 1, RW), Ok(next));
+    assert_eq!(brk(next), start, "up to the mapping");
+    assert_eq!(brk(next - PAGE + 1), start, "into the page before it");
+    assert_eq!(brk(next + PAGE), start, "across it");
+    assert_eq!(brk(next - PAGE), next - PAGE, "a page is left free");
+    assert_eq!(brk(next - PAGE - 1), next - PAGE - 1);
+    assert_eq!(brk(next - PAGE), next - PAGE, "the same page");
+    assert_eq!(brk(start), start);
+    unmap(next, 1);
+    // The heap's end does not go back over a hole, and goes back over whatever is mapped.
+    assert_eq!(brk(page + PAGE), page + PAGE);
+    unmap(page, 1);
+    assert_eq!(brk(start), page + PAGE);
+    assert_eq!(map_at(page, 1, PROT_NONE), Ok(page));
+    assert_eq!(brk(start), start);
+    assert_eq!(call(MUNMAP, &[page, PAGE]), Ok(0));
+}
+
+fn mincore_answers_up_to_a_hole() {
+    assert_eq!(map_at(TAKEN, 6, RW), Ok(TAKEN));
+    assert_eq!(map_at(TAKEN + 2 * PAGE, 1, PROT_READ), Ok(TAKEN + 2 * PAGE));
+    unmap(TAKEN + 4 * PAGE, 1);
+    for page in [0, 2] {
+        // SAFETY: the page is the test's own.
+        unsafe { core::ptr::with_exposed_provenance::<u8>((TAKEN + page * PAGE) as usize).read_volatile() };
+    }
+    let mut bytes = [7_u8; 8];
+    let vector = bytes.as_mut_ptr().expose_provenance() as u64;
+    assert_eq!(call(MINCORE, &[TAKEN, 6 * PAGE, vector]), Err(Errno::ENOMEM));
+    assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "pages before the hole");
+    assert_eq!(call(MINCORE, &[TAKEN + 4 * PAGE, 2 * PAGE, vector]), Err(Errno::ENOMEM));
+    assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "none before the hole");
+    assert_eq!(call(MINCORE, &[TAKEN, END, vector]), Err(Errno::ENOMEM), "more than there are");
+    unmap(TAKEN, 6);
+}
+
+/// As many as `vm.max_map_count` says, and one more by mmap alone.
+fn mappings_are_counted() {
+    const MOST: u64 = 65_530;
+    // Neighbours differ, so that each is one.
+    let protection = |index: u64| if index % 2 == 0 { RW } else { PROT_READ };
+    let mut count = 0;
+    let error = loop {
+        match map_at(TAKEN + count * PAGE, 1, protection(count)) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, Errno::ENOMEM);
+    assert!((MOST - 30..=MOST).contains(&count), "{count} mappings beside the program's own");
+    let last = TAKEN + (count - 1) * PAGE;
+    let apart = NOWHERE;
+    assert_eq!(map_at(last + PAGE, 1, protection(count - 1)), Err(Errno::ENOMEM), "even what would be merged");
+    assert_eq!(map_at(last, 1, protection(count - 1)), Err(Errno::ENOMEM), "even in place of another");
+    unmap(last, 1);
+    assert_eq!(map_at(apart, 4, RW), Ok(apart), "one, of four pages");
+    assert_eq!(call(MUNMAP, &[apart + PAGE, PAGE]), Err(Errno::ENOMEM), "two pieces would be one more");
+    assert_eq!(call(MUNMAP, &[apart + 3 * PAGE, PAGE]), Ok(0), "the end of one");
+    assert_eq!(call(MPROTECT, &[apart + PAGE, PAGE, PROT_READ]), Err(Errno::ENOMEM), "three pieces");
+    assert_eq!(call(MPROTECT, &[apart, PAGE, PROT_READ]), Err(Errno::ENOMEM), "two pieces");
+    assert_eq!(call(MPROTECT, &[apart, 3 * PAGE, PROT_READ]), Ok(0), "all of it");
+    unmap(TAKEN, 2);
+    assert_eq!(call(MPROTECT, &[apart, PAGE, RW]), Ok(0), "two pieces when there is room");
+    assert_eq!(call(MUNMAP, &[apart + PAGE, PAGE]), Ok(0));
+    unmap(apart, 3);
+    unmap(TAKEN, count);
+}
