@@ -59,7 +59,8 @@ const MOST_STACK_GAP: u64 = (1 << 48) / 6 * 5;
 
 /// Bytes below a stack of `bytes` bytes in which the kernel chooses nothing, where it may become as large as `limit`.
 pub(super) fn stack_guard(bytes: u64, limit: u64) -> u64 {
-    let gap = limit.saturating_add(STACK_GUARD).max(STACK_GAP).min(MOST_STACK_GAP);
+    let wanted = limit.saturating_add(STACK_GUARD).min(MOST_STACK_GAP);
+    let gap = if wanted < STACK_GAP { STACK_GAP } else { wanted };
     gap.saturating_sub(bytes).max(STACK_GUARD)
 }
 
