@@ -13,7 +13,7 @@ use granule_arch::descriptor::Protection;
 
 use super::{Answer, Call};
 use crate::errno::Errno;
-use crate::mm::space::{MapRequest, Placement, Populate, Sharing, Terms};
+use crate::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceLimits, Terms};
 use crate::process::oom::{self, Relief};
 use crate::smp::this_cpu;
 use crate::uaccess;
@@ -125,7 +125,8 @@ pub(super) fn mprotect(call: &mut Call<'_>) -> Answer {
             return Err(Errno::EINVAL);
         }
     }
-    let limits = call.task.process().limits.of_space();
+    let writes = bits & PROT_WRITE != 0;
+    let limits = if writes { call.task.process().limits.of_space() } else { SpaceLimits::NONE };
     call.task.space().mprotect_within(start, bytes, protection(bits), &limits).map(|()| 0)
 }
 

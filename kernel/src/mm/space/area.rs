@@ -534,9 +534,13 @@ impl Areas {
 
     /// Gives the area that was found another protection.
     pub(super) fn protect_held(&mut self, held: &Held, protection: Protection) {
-        let before = held.data();
-        held.0.protection.set(protection);
-        self.data = self.data - before + held.data();
+        if held.protection().contains(Protection::WRITE) != protection.contains(Protection::WRITE) {
+            self.data -= held.data();
+            held.0.protection.set(protection);
+            self.data += held.data();
+        } else {
+            held.0.protection.set(protection);
+        }
     }
 
     /// Makes an area of its own of `range`, which the area that was found holds. Takes a spare for each end at which

@@ -155,9 +155,8 @@ impl Space {
 
     /// Whether some part of `range` may not get `protection`.
     fn is_refused(&self, areas: &Areas, range: PageRange, protection: Protection, limits: &SpaceLimits) -> bool {
-        let cannot = limits.data == u64::MAX && range.end() - range.start() <= self.memory();
-        !cannot
-            && protection.contains(Protection::WRITE)
+        protection.contains(Protection::WRITE)
+            && (limits.data != u64::MAX || range.end() - range.start() > self.memory())
             && areas.may_protect_until(range, protection, limits, self.memory()) != range.end()
     }
 
