@@ -50,8 +50,8 @@ fn pages() -> ! {
     const PIECE: u64 = 16 << 20;
     loop {
         // What is not reserved is never refused for its size.
-        // SAFETY: not at a fixed address.
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        // SAFETY: not at a fixed address.
         let piece = unsafe { memory::mmap(0, PIECE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
         touch(piece, PIECE, 1);
     }
