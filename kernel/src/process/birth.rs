@@ -175,7 +175,7 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
         // As on Linux nobody hears of it if that is no place of the child's.
         let _ = space.write_bytes(this_cpu(), VirtAddr(request.child_id), &id.to_le_bytes());
     }
-    let started = start_copy(task, thread, frame, request, id, process, space, place);
+    let started = start_copy(task, thread, frame, request, id, (process, space), place);
     if started.is_err() && !request.has(CLONE_THREAD) {
         remove(process);
     }
@@ -227,8 +227,7 @@ fn start_copy(
     frame: &TrapFrame,
     request: &Request,
     id: u32,
-    process: &'static Process,
-    space: SpaceRef,
+    (process, space): (&'static Process, SpaceRef),
     place: Option<Place>,
 ) -> Result<(), Errno> {
     let mut frame = frame.clone();
