@@ -10,6 +10,7 @@ pub mod drivers;
 pub mod errno;
 pub mod iommu;
 pub mod lab;
+pub mod latency;
 pub mod mm;
 pub mod monitor;
 pub mod nearest;

@@ -113,7 +113,7 @@ fn perform(task: Task) -> Result<()> {
     match task {
         Task::Build { debug } => {
             let built = compile::build(&tools, profile(debug))?;
-            for program in [built.kernel, built.tests, built.benches] {
+            for program in [built.kernel, built.tests, built.benches, built.latency] {
                 println!("{}\n{}", program.elf.display(), program.image.display());
             }
             println!("{}", built.initrd.display());

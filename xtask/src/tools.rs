@@ -116,11 +116,16 @@ impl Tools {
 
     /// A cargo call for the target, over the packages that run there.
     pub(crate) fn target_cargo(&self, subcommand: &str, purpose: &str) -> Command {
+        self.target_cargo_of(subcommand, purpose, &TARGET_PACKAGES)
+    }
+
+    /// The same over some of them: features that are asked for reach no other.
+    pub(crate) fn target_cargo_of(&self, subcommand: &str, purpose: &str, packages: &[&str]) -> Command {
         let mut command = self.host_cargo(subcommand, purpose);
         command.args(["--target", TRIPLE]);
         command.arg("--config").arg(format!("target.{TRIPLE}.rustflags={TARGET_FLAGS}"));
         command.arg("--config").arg(format!("target.{TRIPLE}.linker={:?}", self.linker));
-        for package in TARGET_PACKAGES {
+        for package in packages {
             command.args(["--package", package]);
         }
         if self.toolchain == Toolchain::Distro {

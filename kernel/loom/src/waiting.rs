@@ -54,6 +54,9 @@ impl Primitives for Waiting {
     type Lock<T> = Spin<T>;
     type Thread = Handle;
 
+    /// So that granting goes on in the readers that were granted, as with many of them.
+    const WOKEN_AT_ONCE: usize = 1;
+
     fn current() -> Handle {
         HAS_WAITED.with(|waited| waited.set(true));
         Handle { sleeper: SELF.with(Arc::clone), node: Node::default() }

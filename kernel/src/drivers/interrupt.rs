@@ -180,9 +180,12 @@ pub fn send(cpu: &Cpu, number: u32) -> Result<(), InterruptError> {
 /// Handles what is pending on this CPU. For the IRQ vector, interrupts masked.
 pub fn handle_irq(cpu: &Cpu) {
     let Ok(controller) = controller() else { return };
+    /// Interrupts that one exception handles: what is pending beyond them is taken when it returns.
+    const AT_ONCE: usize = 8;
     let mut handled = false;
     // Several may be pending; taking them here saves an exception each.
-    while let Some(interrupt) = controller.acknowledge() {
+    for _ in 0..AT_ONCE {
+        let Some(interrupt) = controller.acknowledge() else { break };
         handled = true;
         match handler(interrupt.intid) {
             Some(handler) => handler(cpu),

@@ -9,6 +9,7 @@ use core::time::Duration;
 use granule_arch::{interrupts, timer, wait};
 
 use super::interrupt::{self, InterruptError};
+use crate::latency;
 use crate::platform::Interrupt;
 use crate::smp::{Cpu, this_cpu};
 
@@ -172,7 +173,9 @@ pub fn sleep(time: Duration) {
         let masked = interrupts::mask();
         let over = deadline.has_passed();
         if !over {
+            latency::idles();
             wait::wfi();
+            latency::idle_ends();
         }
         interrupts::restore(masked);
         if over {

@@ -16,6 +16,8 @@
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+#[cfg(any(target_os = "none", test))]
+use core::time::Duration;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_smmuv3::{Event, Events};
@@ -272,25 +274,55 @@ fn cpu_could(space: &Space, page: VirtAddr, access: Access) -> bool {
     entry.is_some_and(|entry| entry.is_valid() && (access != Access::Write || entry.may_be_written()))
 }
 
+#[cfg(any(target_os = "none", test))]
+/// Events within [`PAUSE`] that make a storm, and how long the queues are then left to themselves.
+const STORM: usize = 64;
+#[cfg(any(target_os = "none", test))]
+const PAUSE: Duration = Duration::from_millis(10);
+
+#[cfg(any(target_os = "none", test))]
+/// How many events came lately. It does not matter how many looks found them: one event in each look, without end, keeps
+/// the CPU as many in one do.
+struct Rate {
+    events: usize,
+    /// They count until then.
+    until: Duration,
+}
+
+#[cfg(any(target_os = "none", test))]
+impl Rate {
+    const fn new() -> Self {
+        Self { events: 0, until: Duration::ZERO }
+    }
+
+    /// Notes the events of a look at time `now`; whether those of late make a storm. Then they are counted anew.
+    fn is_storm(&mut self, events: usize, now: Duration) -> bool {
+        if now >= self.until {
+            *self = Self { events: 0, until: now.saturating_add(PAUSE) };
+        }
+        self.events += events;
+        let storm = self.events >= STORM;
+        if storm {
+            *self = Self::new();
+        }
+        storm
+    }
+}
+
 #[cfg(target_os = "none")]
 mod thread {
     use core::sync::atomic::AtomicBool;
-    use core::time::Duration;
 
     use spin::Once;
 
-    use super::{Iommu, Ordering};
+    use super::{Iommu, Ordering, PAUSE, Rate};
     use crate::drivers::interrupt;
-    use crate::drivers::timer::Deadline;
+    use crate::drivers::timer::{Deadline, uptime};
     use crate::iommu::{IOMMUS, iommus};
     use crate::mm::OutOfMemory;
     use crate::platform::{Interrupt, Smmu};
     use crate::sched::{self, ThreadRef};
     use crate::smp::{Cpu, this_cpu};
-
-    /// Events in one look that make a storm, and how long it is then left to itself.
-    const STORM: usize = 64;
-    const PAUSE: Duration = Duration::from_millis(10);
 
     static THREAD: Once<ThreadRef> = Once::new();
     /// An SMMU has no interrupt for something, so the thread looks every [`PAUSE`].
@@ -346,16 +378,19 @@ mod thread {
     extern "C" fn serve(_: usize) -> ! {
         // The pages that it brings are programs': where memory is short the device gets an error.
         sched::current().set_works_for_program();
+        let mut rate = Rate::new();
         loop {
             let (mut drained, mut storm) = (0, false);
             for iommu in iommus() {
                 let events = serve_all(iommu);
-                if events >= STORM {
+                if rate.is_storm(events, uptime()) {
                     iommu.counters.storms.fetch_add(1, Ordering::Relaxed);
                     storm = true;
                 }
                 drained += events;
             }
+            // Events that come too slowly for a storm may still come without end.
+            sched::relax();
             if storm || drained == 0 && POLLS.load(Ordering::Relaxed) {
                 sched::sleep_until(Deadline::after(PAUSE));
             } else if drained == 0 {
@@ -407,6 +442,20 @@ mod tests {
         assert_eq!(log.take(&range(0), WRITE), Resolution::Failed(FaultError::NotMapped));
         assert_eq!(log.take(&range(KEPT as u64), WRITE), Resolution::Overflow, "its record was lost");
         assert_eq!(log.take(&range(KEPT as u64), WRITE), Resolution::NoFault);
+    }
+
+    #[test]
+    fn events_that_come_one_by_one_are_a_storm_as_many_at_once_are() {
+        let at = |microseconds: u64| Duration::from_secs(1) + Duration::from_micros(microseconds);
+        let mut rate = Rate::new();
+        assert!(rate.is_storm(STORM, at(0)));
+        let ends = |step: u64| {
+            let mut rate = Rate::new();
+            (0..1000).position(|look| rate.is_storm(1, at(look * step)))
+        };
+        assert_eq!(ends(1), Some(STORM - 1));
+        assert_eq!(ends(100), Some(STORM - 1), "within the time of a pause");
+        assert_eq!(ends(1000), None, "ten in that time are what devices do");
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub fn run() -> ! {
     let mut session = Session::new(&mut screen, &mut subject);
     session.banner();
     session.boot_instructions = timer::instructions();
+    #[cfg(all(target_os = "none", feature = "latency"))]
+    crate::latency::begin_anew();
     loop {
         match read_line(&mut editor, session.screen) {
             Some(line) => session.execute(&line),
@@ -216,6 +218,10 @@ enum Refusal {
     /// Where the monitor's own tests run.
     #[error("there is no kernel")]
     NoKernel,
+    /// Only one image measures stretches.
+    #[cfg(not(all(target_os = "none", feature = "latency")))]
+    #[error("this image does not measure that; granule-latency does")]
+    NotMeasured,
 }
 
 fn nearest_command(name: &str) -> Option<&'static str> {
@@ -307,6 +313,8 @@ impl<'s> Session<'s> {
     /// Makes `write!` and `writeln!` print to the screen. A console cannot fail, so neither has a result.
     fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) {
         let _ = self.screen.write_fmt(arguments);
+        // Some commands print thousands of lines.
+        crate::sched::relax();
     }
 
     /// Says what went wrong with a line, and counts it.

@@ -3,23 +3,47 @@
 //! A sleeper joins its queue first and looks at the word then. So a waker who changes the word and then wakes cannot
 //! come in between: either the sleeper sees the new value, or the waker sees the sleeper. The look may fault, and so
 //! sleep; a wake-up that comes meanwhile is kept in the sleeper's node.
+//!
+//! The sleepers of a word are found by its key, whatever else sleeps, in the order in which they came. A waker wakes
+//! [`BATCH`] of them under one hold of the lock, with interrupts masked, and goes on behind the last one.
+//!
+//! A node lies on its sleeper's stack. It is touched under the queue's lock alone; a waker does all of it under one hold,
+//! and a sleeper takes the lock once more before it returns.
+
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
+use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 use crate::drivers::timer::Deadline;
 use crate::errno::Errno;
 use crate::mm::space::{Backing, Space};
-use crate::sched::{WaitQueue, Woken};
+use crate::sched::{ThreadRef, Woken, Work, current, park, relax, with_timeout};
+use crate::sync::{IrqLock, rank};
 use crate::uaccess;
 
 /// Queues, by the hash of what they wait for.
 const QUEUES: usize = 64;
+/// Sleepers that are looked at under one hold of a queue's lock.
+const BATCH: usize = 16;
 
-static SLEEPERS: [WaitQueue<Sleeper>; QUEUES] = [const { WaitQueue::new() }; QUEUES];
+static SLEEPERS: [Queue; QUEUES] = [const { IrqLock::new(Sleepers { tree: RBTree::new(Link::NEW), next: 0 }) }; QUEUES];
+
+type Queue = IrqLock<Sleepers, { rank::WAIT }>;
+
+/// The sleepers of one queue.
+struct Sleepers {
+    tree: RBTree<Link>,
+    /// The number of the next one.
+    next: u64,
+}
+
+// SAFETY: its nodes are reached through the queue's lock alone, on whichever CPU holds it.
+unsafe impl Send for Sleepers {}
 
 /// Which word it is. The same word of shared memory has the same key in every space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Key {
     kind: Kind,
     /// The space, or the object that is shared.
@@ -28,7 +52,7 @@ struct Key {
     offset: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Kind {
     /// A word that was called private. It is another than the same word called shared, as on Linux.
     Private,
@@ -38,11 +62,25 @@ enum Kind {
     Object,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A thread that sleeps.
 struct Sleeper {
+    link: RBTreeLink,
     key: Key,
-    /// Wakers wake the sleeper if their set meets this.
+    /// Sleepers have ascending numbers.
+    number: u64,
+    /// It is woken by a waker whose set meets this.
     bits: u32,
+    thread: ThreadRef,
+    woken: AtomicBool,
+}
+
+intrusive_adapter!(Link = UnsafeRef<Sleeper>: Sleeper { link => RBTreeLink });
+
+impl KeyAdapter<'_> for Link {
+    type Key = (Key, u64);
+    fn get_key(&self, sleeper: &Sleeper) -> (Key, u64) {
+        (sleeper.key, sleeper.number)
+    }
 }
 
 /// Who may share the word.
@@ -86,7 +124,7 @@ impl Key {
         key.flatten().ok_or(Errno::EFAULT)
     }
 
-    fn queue(self) -> &'static WaitQueue<Sleeper> {
+    fn queue(self) -> &'static Queue {
         // Words are four bytes, and neighbours are not to share a queue.
         let hash = (self.owner as u64 ^ self.offset >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         &SLEEPERS[(hash >> 58) as usize]
@@ -122,7 +160,7 @@ pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
         return Err(Errno::EAGAIN);
     }
     let mut changed = Ok(());
-    let woken = key.queue().lock().wait_unless(Sleeper { key, bits }, until, || {
+    let woken = sleep_unless(key, bits, until, || {
         changed = uaccess::get_u32(word).and_then(|now| if now == value { Ok(()) } else { Err(Errno::EAGAIN) });
         changed.is_err()
     });
@@ -140,5 +178,78 @@ pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
 /// `EFAULT`, `EINVAL` (not aligned).
 pub fn wake(space: &Space, word: VirtAddr, count: usize, bits: u32, scope: Scope) -> Result<usize, Errno> {
     let key = Key::of(space, word, scope)?;
-    Ok(key.queue().lock().wake_where(count, |sleeper| sleeper.key == key && sleeper.bits & bits != 0))
+    Ok(wake_key(key, count, bits))
+}
+
+fn wake_key(key: Key, count: usize, bits: u32) -> usize {
+    let queue = key.queue();
+    // Those that come later are not meant: else this might never end.
+    let end = queue.lock().next;
+    let (mut from, mut woken) = ((key, 0), 0);
+    loop {
+        let mut sleepers = queue.lock();
+        let mut cursor = sleepers.tree.lower_bound_mut(Bound::Included(&from));
+        for _ in 0..BATCH {
+            let Some(sleeper) = cursor.get() else { return woken };
+            if woken == count || sleeper.key != key || sleeper.number >= end {
+                return woken;
+            }
+            from = (key, sleeper.number + 1);
+            if sleeper.bits & bits == 0 {
+                cursor.move_next();
+            } else if let Some(sleeper) = cursor.remove() {
+                sleeper.woken.store(true, Ordering::Release);
+                sleeper.thread.unpark();
+                woken += 1;
+            }
+        }
+        drop(sleepers);
+        relax();
+    }
+}
+
+/// Sleeps until it is woken, `until` has come, or it has a signal to see to. `unless` is asked first, when this thread
+/// can be woken already; where it says so the thread does not sleep: `None`. It may sleep itself.
+fn sleep_unless(key: Key, bits: u32, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
+    let queue = key.queue();
+    let (thread, woken) = (current().to_ref(), AtomicBool::new(false));
+    let mut sleeper = Sleeper { link: RBTreeLink::new(), key, number: 0, bits, thread, woken };
+    {
+        let mut sleepers = queue.lock();
+        sleeper.number = sleepers.next;
+        sleepers.next += 1;
+        // SAFETY: the node stays where it is until it is out of the tree, and a waker that took it out has dropped the
+        // lock.
+        sleepers.tree.insert(unsafe { UnsafeRef::from_raw(&raw const sleeper) });
+    }
+    let (mut unless, mut refused) = (Some(unless), false);
+    let sleep = |passed: &dyn Fn() -> bool| loop {
+        if sleeper.woken.load(Ordering::Acquire) {
+            break Woken::ByAnother;
+        }
+        refused = refused || unless.take().is_some_and(|unless| unless());
+        if refused || current().has(Work::SIGNAL) {
+            break Woken::Interrupted;
+        }
+        if passed() {
+            break Woken::TimedOut;
+        }
+        park();
+    };
+    let outcome = match until {
+        None => sleep_without_end(sleep),
+        Some(until) => with_timeout(until, sleep),
+    };
+    let mut sleepers = queue.lock();
+    if !sleeper.link.is_linked() {
+        // Also where it was woken only just now: that wake-up is not lost.
+        return Some(Woken::ByAnother);
+    }
+    // SAFETY: linked, and in this tree alone.
+    unsafe { sleepers.tree.cursor_mut_from_ptr(&raw const sleeper) }.remove();
+    (!refused).then_some(outcome)
+}
+
+fn sleep_without_end(sleep: impl FnOnce(&dyn Fn() -> bool) -> Woken) -> Woken {
+    sleep(&|| false)
 }

@@ -35,13 +35,13 @@ mod wait;
 pub(crate) use fp::first_use as first_use_of_fp;
 pub use fp_state::FpState;
 #[cfg(not(target_os = "none"))]
-pub use host::{ThreadRef, current, park};
+pub use host::{ThreadRef, current, park, relax};
 #[cfg(not(target_os = "none"))]
 pub(crate) use host::{note_shortage, works_for_program};
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
-pub use queue::{init, init_cpu, prepare_to_idle, run_ready, trim, yield_now};
+pub use queue::{init, init_cpu, prepare_to_idle, relax, run_ready, trim, yield_now};
 #[cfg(target_os = "none")]
 pub use switch::{asid_generation, exit, park, set_space};
 #[cfg(target_os = "none")]
@@ -51,6 +51,8 @@ pub use thread::{
 };
 #[cfg(target_os = "none")]
 pub(crate) use thread::{note_shortage, works_for_program};
+#[cfg(target_os = "none")]
+pub(crate) use timeout::with_timeout;
 #[cfg(target_os = "none")]
 pub use timeout::{sleep_through, sleep_until};
 pub use wait::{WaitQueue, Waiters, Woken};

@@ -18,6 +18,9 @@ pub trait Primitives: Sized + 'static {
     /// A thread, for whoever wakes it.
     type Thread;
 
+    /// Threads that are woken under one hold of a lock.
+    const WOKEN_AT_ONCE: usize = 16;
+
     /// The running thread.
     fn current() -> Self::Thread;
     /// Sleeps until the running thread is woken; returns at once where it was since the last time.

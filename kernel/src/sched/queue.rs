@@ -26,6 +26,7 @@ use super::timeout::Timeouts;
 use super::{fp, switch, timeout};
 use crate::drivers::timer::{self, Deadline, Purpose};
 use crate::kernel;
+use crate::latency;
 use crate::mm::OutOfMemory;
 use crate::smp::{self, Cpu, CpuSet, MAX_CPUS, this_cpu};
 use crate::sync::{IrqLock, rank};
@@ -335,6 +336,54 @@ pub(crate) fn give_way(thread: &Thread) {
     queue.add_ready(cpu, NonNull::from(thread), if over { Place::Last } else { Place::First });
     tell_idle(cpu);
     switch::to(cpu, thread, next, queue);
+}
+
+/// A point in a long call where other threads of this CPU may run: those that were woken, and a ready one where this
+/// thread's slice has ended. The thread goes on here, on this CPU.
+///
+/// The caller holds no spinning lock and has no walk open, and interrupts are on; what it has changed is complete, as
+/// if it slept here. Sleeping locks may be held: their waiters sleep.
+#[inline]
+pub fn relax() {
+    latency::point();
+    let cpu = this_cpu();
+    debug_assert!(cpu.held_ranks.load(Ordering::Relaxed) == 0, "a scheduling point with a lock held");
+    debug_assert!(cpu.walk.load(Ordering::Relaxed).is_multiple_of(2), "a scheduling point inside a walk");
+    // SAFETY: null before there are threads; what runs is not freed.
+    let thread = unsafe { cpu.sched.current.load(Ordering::Relaxed).as_ref() };
+    if let Some(thread) = thread.filter(|thread| thread.has(Work::RESCHEDULE)) {
+        run_others(cpu, thread);
+    }
+}
+
+/// Runs the threads that wait for this CPU, then the running one again, in the kernel.
+#[cold]
+#[inline(never)]
+fn run_others(cpu: &'static Cpu, thread: &Thread) {
+    let masked = interrupts::mask();
+    // What an idle CPU runs goes on to its end; interrupts that were masked stay so.
+    if is_idle_thread(cpu, thread) || !masked.irqs_enabled() {
+        return interrupts::restore(masked);
+    }
+    let mut queue = cpu.sched.queue.lock();
+    thread.work.fetch_and(!Work::RESCHEDULE.0, Ordering::Relaxed);
+    if queue.slice_is_over {
+        // Else one woken thread after another would have its turn before the ready ones.
+        queue.in_a_row = WOKEN_IN_A_ROW;
+    }
+    if let Some(next) = queue.pick(cpu) {
+        queue.add_woken(thread);
+        switch::to(cpu, thread, next, queue);
+        // A thread that was woken meanwhile has asked another one than this to give way.
+        let queue = cpu.sched.queue.lock();
+        if !queue.woken.is_empty() {
+            request(cpu);
+        }
+    } else {
+        // Before the masks: it restores those that it was taken under.
+        drop(queue);
+    }
+    interrupts::restore(masked);
 }
 
 /// Has the running thread let the next one go first when it enters EL0.

@@ -17,6 +17,7 @@ use granule_arch::{barrier, interrupts, patched_branch, timer};
 
 use super::queue::{self, RunQueue, WaitedFor};
 use super::thread::{Thread, ThreadRef, current};
+use crate::latency;
 use crate::mm::asid::{self, Asids};
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::space::{Space, SpaceRef};
@@ -38,6 +39,7 @@ struct Saved {
 }
 
 global_asm!(
+    crate::latency::hooks!(),
     r#"
     .pushsection .text.context_switch, "ax", %progbits
     // x0: where SP of the thread that leaves goes; x1: SP of the one that comes. Returns in that one, with its CPU.
@@ -78,11 +80,13 @@ user_thread_start:
     .global kernel_thread_start
 kernel_thread_start:
     bl      {finish}
+    latency unmasked
     msr     daifclr, #7
     mov     x0, x20
     blr     x19
     bl      {exit}
     .popsection
+    .purgem latency
     "#,
     SAVED = const size_of::<Saved>(),
     CURRENT = const offset_of!(Cpu, sched.current),
@@ -154,14 +158,16 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
         thread.time.start(timer::count_unordered());
         TPIDR_EL0.set(thread.tls.get());
         thread.fp.enter(cpu, thread);
-        queue::begin_slice(cpu, waited_for);
     }
+    // A thread that stays in the kernel has a slice as well: it ends at the next `relax`.
+    queue::begin_slice(cpu, waited_for);
     // SAFETY: the space of a thread that comes is this CPU's.
     install(cpu, unsafe { &*thread.space.get() }.as_deref());
 }
 
 /// The end of a switch, in the thread that came: lets go of the lock, and of the thread that left if it has ended.
 extern "C" fn finish(cpu: &'static Cpu) {
+    latency::point();
     let ended = cpu.sched.ended.swap(null_mut(), Ordering::Relaxed);
     // SAFETY: the thread that left handed it over.
     unsafe { cpu.sched.queue.release_handed_over() };

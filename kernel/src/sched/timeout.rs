@@ -1,13 +1,17 @@
 //! Moments that threads wait for.
 //!
-//! Each CPU has its own list: a thread that sleeps stays on its CPU, so nobody else touches the entries. An entry lies on
-//! the stack of the thread that waits.
+//! Each CPU has its own tree, by moment: a thread that sleeps stays on its CPU, so no other CPU touches the entries. An
+//! entry lies on the stack of the thread that waits.
+//!
+//! An interrupt wakes [`BATCH`] threads at most. Where more are due the timer interrupts again [`PAUSE`] later, and
+//! interrupts of others come in between.
 
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 
-use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
+use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 use super::queue::{self, NEVER};
 use super::switch::park;
@@ -16,33 +20,35 @@ use super::wait::Woken;
 use crate::drivers::timer::Deadline;
 use crate::smp::{Cpu, this_cpu};
 
+/// Threads that one interrupt wakes, and how long after it the next one comes where more are due.
+const BATCH: usize = 16;
+const PAUSE: Duration = Duration::from_micros(10);
+
 struct Timeout {
-    link: LinkedListLink,
+    link: RBTreeLink,
     thread: NonNull<Thread>,
     due: u64,
     passed: Cell<bool>,
 }
 
-intrusive_adapter!(Link = UnsafeRef<Timeout>: Timeout { link => LinkedListLink });
+intrusive_adapter!(Link = UnsafeRef<Timeout>: Timeout { link => RBTreeLink });
 
-/// The timeouts of one CPU, the first that is due first.
-pub(super) struct Timeouts(LinkedList<Link>);
+impl KeyAdapter<'_> for Link {
+    type Key = u64;
+    fn get_key(&self, timeout: &Timeout) -> u64 {
+        timeout.due
+    }
+}
+
+/// The timeouts of one CPU. Of those that are due at once the first to come is the first to go.
+pub(super) struct Timeouts(RBTree<Link>);
 
 // SAFETY: reached through its lock alone.
 unsafe impl Send for Timeouts {}
 
 impl Timeouts {
     pub(super) const fn new() -> Self {
-        Self(LinkedList::new(Link::NEW))
-    }
-
-    fn insert(&mut self, timeout: UnsafeRef<Timeout>) {
-        let due = timeout.due;
-        let mut cursor = self.0.front_mut();
-        while cursor.get().is_some_and(|other| other.due <= due) {
-            cursor.move_next();
-        }
-        cursor.insert_before(timeout);
+        Self(RBTree::new(Link::NEW))
     }
 
     fn next(&self) -> u64 {
@@ -52,10 +58,10 @@ impl Timeouts {
 
 /// Calls `wait`, which parks until it finds what it waits for; the thread is unparked at `until` in any case. `wait` is
 /// told whether that moment has come.
-pub(super) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bool) -> R) -> R {
+pub(crate) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bool) -> R) -> R {
     let cpu = this_cpu();
     let timeout = Timeout {
-        link: LinkedListLink::new(),
+        link: RBTreeLink::new(),
         thread: NonNull::from(&*current()),
         due: until.count(),
         passed: Cell::new(false),
@@ -63,7 +69,7 @@ pub(super) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bo
     {
         let mut timeouts = cpu.sched.timeouts.lock();
         // SAFETY: the entry stays where it is until it is out of the list, below.
-        timeouts.insert(unsafe { UnsafeRef::from_raw(&raw const timeout) });
+        timeouts.0.insert(unsafe { UnsafeRef::from_raw(&raw const timeout) });
         set_next(cpu, timeouts.next());
     }
     let result = wait(&|| {
@@ -86,16 +92,21 @@ fn set_next(cpu: &Cpu, next: u64) {
     }
 }
 
-/// Wakes those who have waited long enough.
+/// Wakes threads whose moment has come: the first [`BATCH`] of them.
 pub(super) fn expire(cpu: &Cpu, now: u64) {
     let mut timeouts = cpu.sched.timeouts.lock();
-    while timeouts.next() <= now {
-        let Some(timeout) = timeouts.0.pop_front() else { break };
+    for _ in 0..BATCH {
+        if timeouts.next() > now {
+            break;
+        }
+        let Some(timeout) = timeouts.0.front_mut().remove() else { break };
         timeout.passed.set(true);
         // SAFETY: the thread is this CPU's, and waits for this lock before it leaves the entry.
         unsafe { timeout.thread.as_ref() }.unpark();
     }
-    cpu.sched.next_timeout.store(timeouts.next(), Ordering::Relaxed);
+    let next = timeouts.next();
+    let next = if next <= now { Deadline::after(PAUSE).count() } else { next };
+    cpu.sched.next_timeout.store(next, Ordering::Relaxed);
 }
 
 /// Sleeps until then, or until there is a signal.

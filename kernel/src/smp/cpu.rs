@@ -68,6 +68,9 @@ pub struct Cpu {
     pub spurious_faults: AtomicU64,
     /// Barriers and TLB invalidations that it has issued, while they are counted.
     pub maintenance: Counters,
+    /// How long it has kept interrupts masked, and others waiting.
+    #[cfg(all(target_os = "none", feature = "latency"))]
+    pub(crate) latency: crate::latency::PerCpu,
     /// The ranges that it is changing without a lock.
     #[cfg(debug_assertions)]
     pub owners: Owners,
@@ -98,6 +101,8 @@ impl Cpu {
             probe_faults: AtomicU64::new(0),
             spurious_faults: AtomicU64::new(0),
             maintenance: Counters::new(),
+            #[cfg(all(target_os = "none", feature = "latency"))]
+            latency: crate::latency::PerCpu::new(),
             #[cfg(debug_assertions)]
             owners: Owners::new(),
         }

@@ -139,6 +139,18 @@ impl<T: ?Sized, P: Primitives> RwSem<T, P> {
         }
         // Whoever hands the lock on has stored this thread's share into the word before it wakes it.
         waiters.wait(want);
+        if want == Want::Read && self.word.load(Ordering::Relaxed) & WAITING != 0 {
+            self.grant_more();
+        }
+    }
+
+    /// Goes on where a grant has stopped: a reader has been granted the lock, and more may be at the front.
+    fn grant_more(&self) {
+        let waiters = self.waiters.lock();
+        // This thread is a reader, so that no writer has the lock.
+        if waiters.front() == Some(&Want::Read) {
+            self.grant(waiters);
+        }
     }
 
     #[inline(always)]
@@ -161,17 +173,20 @@ impl<T: ?Sized, P: Primitives> RwSem<T, P> {
     }
 
     /// Hands on a lock that nobody has, or that readers have: to the readers at the front, or to one writer.
+    ///
+    /// To so many readers at most as are woken with interrupts masked; the first of them that runs goes on, and where
+    /// all have let go of the lock before, the last of them hands it on.
     fn grant(&self, mut waiters: Waiters<'_, Want, P>) {
         // Into the word before anybody wakes: a reader that is quick must not find its share missing when it lets go.
-        let mut readers = false;
+        let mut readers = 0;
         loop {
             match waiters.front() {
-                Some(Want::Read) => {
-                    readers = true;
+                Some(Want::Read) if readers < P::WOKEN_AT_ONCE => {
+                    readers += 1;
                     self.word.fetch_add(1, Ordering::Acquire);
                     waiters.wake_front();
                 }
-                Some(Want::Write) if !readers => {
+                Some(Want::Write) if readers == 0 => {
                     self.word.fetch_or(WRITER, Ordering::Acquire);
                     waiters.wake_front();
                     break;

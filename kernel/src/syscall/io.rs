@@ -6,7 +6,7 @@ use granule_arch::addr::VirtAddr;
 use super::{Answer, Call, MOST_AT_ONCE, read_quads};
 use crate::drivers::console;
 use crate::errno::Errno;
-use crate::sched::{Thread, Work};
+use crate::sched::{Thread, Work, relax};
 use crate::uaccess;
 
 /// Pieces that `readv` and `writev` take.
@@ -113,6 +113,7 @@ fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
             }
             console::write_text(chunk);
             done += chunk.len() as u64;
+            relax();
         }
     }
     Ok(done)
@@ -128,6 +129,7 @@ fn input(to: VirtAddr, bytes: u64) -> Answer {
     let mut next = Some(console::wait_for_byte().ok_or(Errno::ERESTARTSYS)?);
     while let Some(byte) = next {
         uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &[byte])?;
+        relax();
         done += 1;
         next = if done < bytes { console::try_read_byte() } else { None };
     }

@@ -15,6 +15,7 @@ use super::{Answer, Call};
 use crate::errno::Errno;
 use crate::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceLimits, Terms};
 use crate::process::oom::{self, Relief};
+use crate::sched::relax;
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -164,6 +165,7 @@ pub(super) fn mincore(call: &mut Call<'_>) -> Answer {
         let answered = call.task.space().mincore(VirtAddr(start.0 + done * PAGE), present)?;
         uaccess::copy_to_user(VirtAddr(vector.0 + done), present.get(..answered).ok_or(Errno::EFAULT)?)?;
         done += answered as u64;
+        relax();
     }
     Ok(0)
 }

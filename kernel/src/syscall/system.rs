@@ -6,7 +6,7 @@ use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use super::{Answer, Call, MOST_AT_ONCE};
 use crate::errno::Errno;
 use crate::random;
-use crate::sched::Work;
+use crate::sched::{Work, relax};
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -58,8 +58,11 @@ pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
         // As on Linux: at the end of each page.
-        if done.is_multiple_of(PAGE_SIZE as u64) && call.thread.has(Work::SIGNAL) {
-            break;
+        if done.is_multiple_of(PAGE_SIZE as u64) {
+            relax();
+            if call.thread.has(Work::SIGNAL) {
+                break;
+            }
         }
     }
     Ok(done)

@@ -89,6 +89,7 @@ mod target {
     use super::vectors::{OVERFLOWED, exception_vectors};
     use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe};
     use crate::drivers::interrupt;
+    use crate::latency;
     use crate::smp::{Cpu, this_cpu};
     use crate::{sched, uaccess};
 
@@ -127,6 +128,7 @@ mod target {
     /// Where the vectors go once the registers are saved. Returning resumes what `frame` says.
     pub(super) extern "C" fn handle_exception(frame: &mut TrapFrame, number: u64) {
         let vector = Vector::from_number(number);
+        latency::exception(frame.spsr);
         if number & OVERFLOWED != 0 {
             report(frame, Cause::StackOverflow);
         }
@@ -136,6 +138,7 @@ mod target {
             (Origin::El1h, Kind::SError) => report(frame, Cause::SError),
             (_, _) => report(frame, Cause::Unexpected(vector)),
         }
+        latency::exception_end(frame.spsr);
     }
 
     pub(super) fn irq() {

@@ -59,9 +59,11 @@
     .pushsection .text.el0, "ax", %progbits
     .type   el0_syscall, %function
 el0_syscall:
+    add     x29, sp, #{RECORD}
+    latency from_el0
+    latency unmasked
     msr     daifclr, #7
     ldr     x9, [x19, #{SYSCALL}]
-    add     x29, sp, #{RECORD}
     mov     x0, sp
     mov     x1, x19
     blr     x9
@@ -69,9 +71,11 @@ el0_syscall:
     .global el0_return
 el0_return:
     msr     daifset, #3
+    latency masked
     ldr     w9, [x19, #{WORK}]
     cbnz    w9, el0_work
 el0_enter:
+    latency to_el0
     ldp     x22, x23, [sp, #{ELR}]
     ldp     x30, x21, [sp, #{X} + 240]
     msr     elr_el1, x22
@@ -100,6 +104,8 @@ el0_exception:
     mrs     x26, far_el1
     stp     x24, x26, [sp, #{ESR}]
     add     x29, sp, #{RECORD}
+    latency from_el0
+    latency unmasked
     msr     daifclr, #7
     mov     x0, sp
     mov     x1, x19
@@ -115,6 +121,7 @@ el0_exception:
     .type   el0_interrupt, %function
 el0_interrupt:
     add     x29, sp, #{RECORD}
+    latency from_el0
     bl      {user_interrupt}
     b       el0_return
 

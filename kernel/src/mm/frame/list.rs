@@ -272,10 +272,10 @@ impl Freeing<'_> {
         if !frame.is_aligned(PAGE_SIZE as u64) {
             return self.frames.refuse(frame, FreeError::Foreign);
         }
-        self.close();
         if self.runs.is_full() {
             self.flush();
         }
+        self.close();
         let number = frame.frame_number();
         // There is room now.
         let _ = self.runs.push(number..number + 1);
@@ -289,8 +289,9 @@ impl Freeing<'_> {
         }
     }
 
-    /// Into the magazine where all of it fits, else straight to the page blocks.
-    fn flush(&mut self) {
+    /// Frees what was added so far: into the magazine where all of it fits, else straight to the page blocks.
+    pub fn flush(&mut self) {
+        self.close();
         let Self { frames, cpu, .. } = *self;
         let mut total = 0;
         for run in &mut self.runs {
@@ -312,7 +313,6 @@ impl Freeing<'_> {
 
 impl Drop for Freeing<'_> {
     fn drop(&mut self) {
-        self.close();
         self.flush();
     }
 }

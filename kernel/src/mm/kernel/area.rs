@@ -107,8 +107,24 @@ pub struct AreaTree {
     end: VirtAddr,
     /// No area fits below here: the search starts at this address.
     hint: VirtAddr,
+    /// No area of [`Shape`] fits below here: of stacks, which leave gaps that are too small for others, there are many.
+    aligned: (Shape, VirtAddr),
     /// The first address, and the end, of all areas that were taken out since [`Self::take_left`].
     left: (VirtAddr, VirtAddr),
+}
+
+/// What an area asks of a gap: bytes with the guard page, and alignment.
+type Shape = (u64, u64);
+
+/// Areas that one search looks at: the tree is locked meanwhile, and interrupts masked.
+const LOOKED_AT: usize = 128;
+
+/// Why an area has no addresses. The node comes back.
+pub enum NotInserted {
+    /// No gap is large enough.
+    NoGap(UnsafeRef<AreaNode>),
+    /// None up to this address; the search goes on there.
+    GoOn(UnsafeRef<AreaNode>, VirtAddr),
 }
 
 /// Nothing was taken out.
@@ -120,14 +136,21 @@ unsafe impl Send for AreaTree {}
 impl AreaTree {
     /// The empty tree of the window from `start` to `end`, both page aligned.
     pub const fn new(start: VirtAddr, end: VirtAddr) -> Self {
-        Self { tree: RBTree::new(AreaAdapter::NEW), end, hint: VirtAddr(start.0 + PAGE), left: NONE_LEFT }
+        Self {
+            tree: RBTree::new(AreaAdapter::NEW),
+            end,
+            hint: VirtAddr(start.0 + PAGE),
+            aligned: ((0, 0), start),
+            left: NONE_LEFT,
+        }
     }
 
     /// Gives `node` the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align`
-    /// (a power of two of at least a page), and takes it in. The node comes back where there is no such gap.
+    /// (a power of two of at least a page), and takes it in. A search that takes long ends early; the next call goes on
+    /// at the address `from` that it returned, and the tree may change in between.
     ///
     /// # Errors
-    /// The node, unchanged, where no gap is large enough.
+    /// [`NotInserted`].
     ///
     /// # Panics
     /// In debug builds, where `pages` is 0 or `align` is not a power of two.
@@ -136,12 +159,20 @@ impl AreaTree {
         mut node: UnsafeRef<AreaNode>,
         pages: u64,
         align: u64,
-    ) -> Result<VirtAddr, UnsafeRef<AreaNode>> {
+        from: Option<VirtAddr>,
+    ) -> Result<VirtAddr, NotInserted> {
         debug_assert!(pages > 0 && align.is_power_of_two() && align >= PAGE);
-        let Some(start) = pages.checked_add(1).and_then(|n| n.checked_mul(PAGE)).and_then(|size| self.gap(size, align))
-        else {
-            return Err(node);
+        let Some(size) = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE)) else {
+            return Err(NotInserted::NoGap(node));
         };
+        let start = match self.gap((size, align), from.unwrap_or(self.first_candidate((size, align)))) {
+            Gap::At(start) => start,
+            Gap::None => return Err(NotInserted::NoGap(node)),
+            Gap::GoOn(from) => return Err(NotInserted::GoOn(node, from)),
+        };
+        if align > PAGE {
+            self.aligned = ((size, align), start + size);
+        }
         // SAFETY: the node is in no tree yet, so this reference to it is the only one.
         let area = unsafe { AreaNode::unique(&mut node) };
         area.start = start;
@@ -183,6 +214,7 @@ impl AreaTree {
         let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(leaving.0)) };
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start);
+        self.aligned.1 = self.aligned.1.min(node.start);
         self.left = (self.left.0.min(node.start), self.left.1.max(node.end()));
         node
     }
@@ -198,27 +230,41 @@ impl AreaTree {
         self.tree.iter()
     }
 
-    /// The lowest aligned address from the hint on with `size` free bytes behind it.
-    fn gap(&self, size: u64, align: u64) -> Option<VirtAddr> {
-        let mut candidate = self.hint.align_up(align)?;
+    /// Where the search for a gap begins.
+    fn first_candidate(&self, shape: Shape) -> VirtAddr {
+        if self.aligned.0 == shape { self.hint.max(self.aligned.1) } else { self.hint }
+    }
+
+    /// The lowest aligned address from `from` on with `size` free bytes behind it.
+    fn gap(&self, (size, align): Shape, from: VirtAddr) -> Gap {
+        let Some(mut candidate) = from.align_up(align) else { return Gap::None };
         // From the last area that starts at or below the candidate: it may reach over it.
         let mut area = self.tree.upper_bound(Bound::Included(&candidate.0));
         if area.is_null() {
             area.move_next();
         }
-        loop {
-            let end = candidate.checked_add(size)?;
-            if end > self.end {
-                return None;
-            }
+        for _ in 0..LOOKED_AT {
+            let Some(end) = candidate.checked_add(size).filter(|end| *end <= self.end) else { return Gap::None };
             match area.get() {
                 Some(taken) if taken.guard_end() <= candidate => {}
-                Some(taken) if taken.start < end => candidate = taken.guard_end().align_up(align)?,
-                _ => return Some(candidate),
+                Some(taken) if taken.start < end => match taken.guard_end().align_up(align) {
+                    Some(next) => candidate = next,
+                    None => return Gap::None,
+                },
+                _ => return Gap::At(candidate),
             }
             area.move_next();
         }
+        Gap::GoOn(candidate)
     }
+}
+
+/// What a search has found.
+enum Gap {
+    At(VirtAddr),
+    None,
+    /// Nothing below this address.
+    GoOn(VirtAddr),
 }
 
 impl AreaNode {
@@ -244,6 +290,21 @@ mod tests {
         UnsafeRef::from_box(Box::new(AreaNode::new(AreaKind::Vmalloc)))
     }
 
+    /// Takes a new area in, as callers do.
+    fn insert(tree: &mut AreaTree, pages: u64, align: u64) -> Option<VirtAddr> {
+        let (mut area, mut from) = (node(), None);
+        loop {
+            match tree.insert(area, pages, align, from) {
+                Ok(start) => return Some(start),
+                Err(NotInserted::NoGap(node)) => {
+                    free(node);
+                    return None;
+                }
+                Err(NotInserted::GoOn(node, next)) => (area, from) = (node, Some(next)),
+            }
+        }
+    }
+
     /// Takes the area at `start` out and frees its node.
     fn remove(tree: &mut AreaTree, start: VirtAddr) {
         let leaving = tree.begin_leaving(start, AreaKind::Vmalloc).unwrap();
@@ -263,7 +324,7 @@ mod tests {
     #[test]
     fn an_area_is_found_up_to_its_guard_page() {
         let mut tree = AreaTree::new(START, START + 64 * PAGE);
-        let start = tree.insert(node(), 3, PAGE).ok().unwrap();
+        let start = insert(&mut tree, 3, PAGE).unwrap();
         assert_eq!(start, START + PAGE);
         assert!(tree.find(start + 3 * PAGE - 1).is_some());
         assert!(tree.find(start + 3 * PAGE).is_none());
@@ -274,16 +335,40 @@ mod tests {
     #[test]
     fn an_area_leaves_once() {
         let mut tree = AreaTree::new(START, START + 64 * PAGE);
-        let start = tree.insert(node(), 3, PAGE).ok().unwrap();
+        let start = insert(&mut tree, 3, PAGE).unwrap();
         assert_eq!(tree.begin_leaving(start, AreaKind::Stack).err(), Some(Some(AreaKind::Vmalloc)));
         assert_eq!(tree.begin_leaving(start + PAGE, AreaKind::Vmalloc).err(), Some(None));
         let leaving = tree.begin_leaving(start, AreaKind::Vmalloc).unwrap();
         assert_eq!((leaving.start(), leaving.pages()), (start, 3));
         assert_eq!(tree.begin_leaving(start, AreaKind::Vmalloc).err(), Some(Some(AreaKind::Leaving)));
-        let second = tree.insert(node(), 3, PAGE).ok().unwrap();
+        let second = insert(&mut tree, 3, PAGE).unwrap();
         assert!(second > start + 3 * PAGE, "its addresses are still taken");
         take_out(&mut tree, leaving);
         remove(&mut tree, second);
+    }
+
+    /// Gaps that are too small for stacks, more of them than one search looks at.
+    #[test]
+    fn a_long_search_is_made_in_pieces() {
+        let mut tree = AreaTree::new(START, START + 64 * LOOKED_AT as u64 * PAGE);
+        let mut areas = Vec::new();
+        for _ in 0..4 * LOOKED_AT {
+            areas.push(insert(&mut tree, 4, 8 * PAGE).unwrap());
+        }
+        let (first, last) = (areas[1], areas.pop().unwrap());
+        assert_eq!(last, START + (4 * LOOKED_AT as u64) * 8 * PAGE);
+        // The lowest comes back at once; then the search goes past all others.
+        remove(&mut tree, first);
+        assert_eq!(insert(&mut tree, 4, 8 * PAGE), Some(first));
+        remove(&mut tree, last);
+        let Err(NotInserted::GoOn(node, from)) = tree.insert(node(), 5, 4 * PAGE, None) else {
+            panic!("a search as long as that is made in pieces")
+        };
+        assert!(from > first && from < last);
+        free(node);
+        assert_eq!(insert(&mut tree, 5, 4 * PAGE), Some(last - 8 * PAGE + 4 * PAGE + 4 * PAGE));
+        remove(&mut tree, last);
+        areas.into_iter().for_each(|start| remove(&mut tree, start));
     }
 
     proptest! {
@@ -297,8 +382,8 @@ mod tests {
             for (take, pages, shift) in steps {
                 let align = PAGE << shift;
                 if take || model.is_empty() {
-                    match tree.insert(node(), pages, align) {
-                        Ok(start) => {
+                    match insert(&mut tree, pages, align) {
+                        Some(start) => {
                             prop_assert!(start.is_aligned(align));
                             prop_assert!(start >= START + PAGE && start + (pages + 1) * PAGE <= end);
                             for &(other, n) in &model {
@@ -306,8 +391,7 @@ mod tests {
                             }
                             model.push((start.0, pages));
                         }
-                        Err(refused) => {
-                            free(refused);
+                        None => {
                             // Only right if no aligned gap exists anywhere.
                             let mut at = START.0 + PAGE;
                             while at + (pages + 1) * PAGE <= end.0 {

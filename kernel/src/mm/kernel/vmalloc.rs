@@ -14,7 +14,7 @@ use granule_pgtable::{Lazy, Leaf, PageRange};
 use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
-use super::area::{AreaKind, AreaNode, Leaving};
+use super::area::{AreaKind, AreaNode, Leaving, NotInserted};
 use super::{KernelSpace, owners};
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -264,12 +264,20 @@ impl KernelSpace {
         }
         let node = self.nodes.try_new(AreaNode::new(kind))?;
         // SAFETY: a pool box is at a fixed address and ours alone until it comes back out of the tree.
-        let node = unsafe { UnsafeRef::from_raw(node.into_raw().as_ptr()) };
-        let taken = self.areas.lock().insert(node, pages, align);
-        taken.map_err(|node| {
-            drop_node(node);
-            VmallocError::NoAddresses { pages }
-        })
+        let mut node = unsafe { UnsafeRef::from_raw(node.into_raw().as_ptr()) };
+        let mut from = None;
+        loop {
+            // Locked anew for each piece of the search: interrupts come in between.
+            let taken = self.areas.lock().insert(node, pages, align, from);
+            match taken {
+                Ok(start) => return Ok(start),
+                Err(NotInserted::NoGap(node)) => {
+                    drop_node(node);
+                    return Err(VmallocError::NoAddresses { pages });
+                }
+                Err(NotInserted::GoOn(same, next)) => (node, from) = (same, Some(next)),
+            }
+        }
     }
 
     /// # Panics

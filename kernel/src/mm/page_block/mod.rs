@@ -289,21 +289,36 @@ impl PageBlocks {
 
     /// The same for runs of neighbours, which go back by words of the bitmaps.
     pub fn put_runs(&self, cpu: &Cpu, runs: impl IntoIterator<Item = Range<usize>>) {
-        let mut lists = self.lists.lock();
+        /// Words for which the lock is held, and interrupts masked. A block that becomes whole takes as long as many.
+        const AT_ONCE: usize = 32;
+        let (mut lists, mut words) = (self.lists.lock(), 0);
         for Range { mut start, end } in runs {
             while start < end {
+                if words == AT_ONCE {
+                    drop(lists);
+                    (lists, words) = (self.lists.lock(), 0);
+                }
+                words += 1;
                 let word = start / 64;
                 let next = end.min((word + 1) * 64);
-                self.put_word(cpu, &mut lists, word, mask_below(next - start) << (start % 64));
+                if self.put_word(cpu, &mut lists, word, mask_below(next - start) << (start % 64)) {
+                    words = AT_ONCE;
+                }
                 start = next;
             }
         }
     }
 
-    /// Takes back the frames whose `bits` are set of the 64 from frame `word` × 64 on.
-    fn put_word(&self, cpu: &Cpu, lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>, word: usize, bits: u64) {
+    /// Takes back the frames whose `bits` are set of the 64 from frame `word` × 64 on; whether their block is whole now.
+    fn put_word(
+        &self,
+        cpu: &Cpu,
+        lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>,
+        word: usize,
+        bits: u64,
+    ) -> bool {
         let number = word / WORDS;
-        let Some(index) = self.spans.index(number) else { return };
+        let Some(index) = self.spans.index(number) else { return false };
         let block = &mut lists.blocks[index];
         let cell = &mut block.bitmap[word % WORDS];
         debug_assert!(*cell & bits == 0, "frames {bits:#x} of word {word:#x} are free already");
@@ -323,6 +338,7 @@ impl PageBlocks {
             lists.totals.free_blocks += 1;
             lists.with_buddy(cpu, |buddy| buddy.dealloc(number, 1));
         }
+        whole
     }
 
     /// Takes 2^`order` contiguous blocks, aligned to their size; `None` where there is no such run, fewer than

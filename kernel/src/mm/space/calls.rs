@@ -11,6 +11,7 @@ use super::area::{Area, Areas, Backing, Spares};
 use super::entry::{State, state};
 use super::gather::{Gather, pages};
 use super::limits::{Terms, stack_guard};
+use super::zap::drop_area;
 use super::{PAGE, Space, USER_END, USER_START};
 use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
@@ -179,7 +180,7 @@ impl Space {
     fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, spares: &mut Spares) {
         self.unmap_with(cpu, areas, range, |areas| {
             areas.isolate(range, spares);
-            areas.remove(range, drop);
+            areas.remove(range, drop_area);
         });
     }
 

@@ -14,6 +14,7 @@ use super::{Cell, Machine, Space, SpaceRef};
 use crate::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
+use crate::sched::relax;
 use crate::smp::Cpu;
 
 impl Space {
@@ -34,6 +35,7 @@ impl Space {
             let mut last = None;
             for area in areas.iter() {
                 last = Some(copies.append_copy(last.as_ref(), area, self.common.areas.try_new(area.copy())?));
+                relax();
             }
         }
         let mut whole: Option<PageRange> = None;
@@ -45,7 +47,10 @@ impl Space {
         let _told = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
         let mut protected = false;
         for range in private(&areas) {
-            self.page_tables().for_each_cells(range, |found| protected |= self.copy_entries(&child, &found));
+            self.page_tables().for_each_cells(range, |found| {
+                protected |= self.copy_entries(&child, &found);
+                relax();
+            });
         }
         if protected {
             // Most of the space: one operation, and not one for each page.
@@ -60,6 +65,7 @@ impl Space {
         self.page_tables().for_each_cells(range, |found| {
             if result.is_ok() && child.page_tables().cell(found.start).is_none() {
                 result = child.ensure_table(cpu, found.start);
+                relax();
             }
         });
         result

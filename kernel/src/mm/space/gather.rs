@@ -24,11 +24,15 @@ use granule_pgtable::{PageRange, Tables};
 use super::area::Areas;
 use super::{PAGE, Space};
 use crate::mm::frame::FEW;
+use crate::sched::relax;
 use crate::smp::Cpu;
 use crate::sync::ReadGuard;
 
 /// Runs in a gather: 512 bytes of stack.
 const RUNS: usize = 32;
+
+/// Last-level tables whose frames are freed at once: runs may be long.
+const TABLES_GATHERED: usize = 4;
 
 /// Neighbours among frames, from `start` to `end`.
 struct Run {
@@ -80,6 +84,8 @@ pub(super) struct Gather<'s> {
     /// Whether tables are among the frames.
     tables: Tables,
     faults: Faults,
+    /// Last-level tables that were gone through.
+    tables_seen: usize,
 }
 
 impl<'s> Gather<'s> {
@@ -95,7 +101,15 @@ impl<'s> Gather<'s> {
     }
 
     const fn new(space: &'s Space, cpu: &'s Cpu, faults: Faults) -> Self {
-        Self { space, cpu, runs: heapless::Vec::new(), stale: Stale::NONE, tables: Tables::Kept, faults }
+        Self {
+            space,
+            cpu,
+            runs: heapless::Vec::new(),
+            stale: Stale::NONE,
+            tables: Tables::Kept,
+            faults,
+            tables_seen: 0,
+        }
     }
 
     /// Notes that entries from `start` to `end` were emptied that were valid.
@@ -123,6 +137,17 @@ impl<'s> Gather<'s> {
         }
         let pushed = self.runs.push(Run { start: frame, end: frame + PAGE });
         debug_assert!(pushed.is_ok());
+    }
+
+    /// A scheduling point between two tables of a long change: the caller holds no table's lock. Where much has gathered it
+    /// is invalidated and freed first, so that neither this nor the end of the gather takes long.
+    #[inline]
+    pub(super) fn rest(&mut self) {
+        self.tables_seen += 1;
+        if self.tables_seen.is_multiple_of(TABLES_GATHERED) {
+            self.pay();
+        }
+        relax();
     }
 
     /// Frees a table, later, that was taken out of the tree and translated addresses of `span` alone.

@@ -11,6 +11,7 @@ use super::fault::{Access, FaultError, allows, handle_fault};
 use super::gather::pages;
 use super::{Cell, Machine, PAGE, Space};
 use crate::mm::OutOfMemory;
+use crate::sched::relax;
 use crate::smp::Cpu;
 
 /// How much is populated at a time, with the table locked: a part of what one table translates.
@@ -22,6 +23,8 @@ type Found<'t> = Cells<'t, Machine>;
 impl Space {
     /// Gives each page of `range` its frame, as the first access would, as far as memory goes: nobody is told how far.
     /// Pages that may be written are there for writing.
+    ///
+    /// Between chunks other threads may run.
     pub(super) fn populate(&self, cpu: &Cpu, areas: &Areas, range: PageRange) {
         // What cannot all be there is not worth beginning.
         if range.pages() > self.common.frames.total() {
@@ -32,6 +35,7 @@ impl Space {
             while from < end {
                 let next = VirtAddr(from.0 | (CHUNK - 1)).min(end - 1) + 1;
                 let populated = self.populate_chunk(cpu, area, pages(from, next));
+                relax();
                 if populated.is_err() {
                     return;
                 }
@@ -156,6 +160,7 @@ impl Space {
             let end = count.min(done + (PAGE - offset) as usize);
             if self.with_page(at.align_down(PAGE), access, |page| copy(page + offset, done..end)) {
                 done = end;
+                relax();
             } else {
                 handle_fault(self, cpu, at, access)?;
             }

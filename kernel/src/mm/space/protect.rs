@@ -17,6 +17,7 @@ use super::limits::SpaceLimits;
 use super::{Machine, PAGE, Space, USER_END};
 use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
+use crate::sched::relax;
 
 /// Entries of one table.
 type Found<'t> = Cells<'t, Machine>;
@@ -147,6 +148,7 @@ impl Space {
         areas.isolate(range, &mut spares);
         for area in areas.touching(range).filter(|area| area.protection() != protection) {
             self.protect_pages(area.range(), protection, area.is_shared());
+            relax();
         }
         areas.protect(range, protection);
         areas.merge(range, drop);
@@ -167,6 +169,9 @@ impl Space {
         let mut stale = Stale::NONE;
         let allowed = Allowed { protection, is_shared };
         self.page_tables().for_each_cells(range, |found| {
+            if found.start > range.start() {
+                relax();
+            }
             let _locked = self.lock_table(found.table);
             self.protect_cells(&found, allowed, &mut stale);
         });

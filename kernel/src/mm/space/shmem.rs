@@ -12,9 +12,11 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::{Dismantled, Granule4K, Mmu, PageRange, PageTables, Table};
 
+use super::zap::TABLES;
 use super::{Cell, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
+use crate::sched::relax;
 use crate::smp::{Cpu, this_cpu};
 
 /// Memory that several areas may show.
@@ -149,8 +151,16 @@ impl Drop for ObjectRef {
         let (common, root, cpu) = (self.common, self.root, this_cpu());
         {
             let mut freeing = common.frames.freeing(cpu);
+            let mut tables = 0;
             let out = |out| match out {
-                Dismantled::Table(table) => freeing.add(table),
+                Dismantled::Table(table) => {
+                    freeing.add(table);
+                    tables += 1;
+                    if tables % TABLES == 0 {
+                        freeing.flush();
+                        relax();
+                    }
+                }
                 Dismantled::Entry(entry) if common.record(entry.address()).let_go() => {
                     freeing.add(entry.address());
                 }

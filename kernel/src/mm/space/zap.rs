@@ -8,17 +8,26 @@ use core::sync::atomic::Ordering;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Dismantled, Mmu, PageRange};
 
-use super::area::Areas;
+use super::area::{Area, Areas};
 use super::entry::{State, state};
 use super::gather::{Gather, pages};
 use super::{Space, USER_END, USER_START};
+use crate::mm::pool::PoolBox;
+use crate::sched::relax;
 use crate::smp::Cpu;
+
+/// Tables that are freed without a scheduling point.
+pub(super) const TABLES: usize = 4;
 
 impl Space {
     /// Empties the entries of `range`. The frames are in `gather`.
     pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange) {
         let mmu = self.mmu();
         self.page_tables().for_each_cells(range, |found| {
+            if found.start > range.start() {
+                // Between two tables; the lock of neither is held.
+                gather.rest();
+            }
             let _locked = self.lock_table(found.table);
             // From the first to the last that was valid, and is not invalidated yet.
             let (mut first, mut end) = (usize::MAX, 0);
@@ -59,6 +68,9 @@ impl Space {
         let unlinked = |table| {
             freed += 1;
             gather.add_table(table, range);
+            if freed % TABLES == 0 {
+                relax();
+            }
         };
         // SAFETY: who has the areas to itself has the tables, and cells are held only under the areas' lock; the gather
         // frees a table when walk caches are invalidated for its range.
@@ -77,6 +89,10 @@ impl Space {
                 Dismantled::Table(table) => {
                     tables += 1;
                     freeing.add(table);
+                    if tables % TABLES == 0 {
+                        freeing.flush();
+                        relax();
+                    }
                 }
                 Dismantled::Entry(entry) => {
                     let counted = has_frame(entry) && !entry.is_special();
@@ -91,11 +107,17 @@ impl Space {
         }
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
         self.reserved.store(0, Ordering::Relaxed);
-        areas.remove(pages(USER_START, USER_END), drop);
+        areas.remove(pages(USER_START, USER_END), drop_area);
     }
 }
 
 /// Whether an entry names a frame, where `dismantle` has cleared VALID: a leaf is told by NG alone then.
 fn has_frame(entry: Descriptor) -> bool {
     entry.is_present()
+}
+
+/// Drops an area that was taken out, and its hold of an object. An object may have many frames, and areas are many.
+pub(super) fn drop_area(area: PoolBox<Area>) {
+    drop(area);
+    relax();
 }
