@@ -1,0 +1,85 @@
+//! How long the kernel keeps interrupts masked, and a CPU to itself: measured in the image that is made for it, on one CPU
+//! whose instructions are counted, so that each run is like the last.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use granule_host_tests::built;
+use granule_runner::machine;
+use granule_runner::qemu::{Qemu, Reset, Serial};
+use granule_runner::script;
+
+/// Instructions.
+const MOST_MASKED: u64 = 20_000;
+const MOST_IN_KERNEL: u64 = 200_000;
+
+/// Runs each line at the monitor of `image` and asks for the longest stretches behind it; what went wrong, and the session.
+fn measure(image: &str, lines: &[&str], limit: u64) -> (Vec<String>, String) {
+    let machine = machine::named("latency").unwrap();
+    let mut text = String::from("stats latency\n");
+    lines.iter().for_each(|line| writeln!(text, "{line}\nstats latency").unwrap());
+    let qemu = Qemu::new(&machine, &built(image), Serial::Pipes, Reset::Ends, script::BOOTARGS, &[]);
+    let mut session = Vec::new();
+    let wrong = script::run(&qemu, &script::commands(&text), Duration::from_secs(limit), &mut session).unwrap();
+    (wrong, String::from_utf8_lossy(&session).replace(['\r', '\0'], ""))
+}
+
+/// The lengths of one kind in the order in which they were shown, the one of the boot's end left out.
+fn lengths(session: &str, kind: &str) -> Vec<u64> {
+    let start = format!("cpu 0 longest {kind}: ");
+    let lengths = session.lines().filter_map(|line| line.strip_prefix(&start)?.strip_suffix(" instructions"));
+    lengths.map(|length| length.parse().unwrap()).skip(1).collect()
+}
+
+/// Each line keeps the bounds; all that do not are named at once.
+fn check(lines: &[&str], limit: u64) {
+    let (wrong, session) = measure("granule-latency.img", lines, limit);
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    let mut too_long = String::new();
+    for (kind, most) in [("masked", MOST_MASKED), ("in the kernel", MOST_IN_KERNEL)] {
+        let lengths = lengths(&session, kind);
+        assert_eq!(lengths.len(), lines.len(), "{session}");
+        // Else nothing was measured.
+        assert!(lengths.iter().all(|length| *length > 100), "{lengths:?}");
+        for (line, length) in lines.iter().zip(lengths).filter(|(_, length)| *length > most) {
+            writeln!(too_long, "{line}: {length} instructions {kind}, {most} at most").unwrap();
+        }
+    }
+    assert!(too_long.is_empty(), "{too_long}\n{session}");
+}
+
+#[test]
+fn interrupts_are_masked_and_threads_wait_for_a_bounded_time() {
+    check(
+        &[
+            "run stress 1 20",
+            "run fuzz 1 5000",
+            "run calls",
+            "run signals",
+            "run long sleepers 10000",
+            "run long waiters 2000",
+            "run long readers 1000",
+            "run long processes 1000",
+            "run long memory 1024",
+            "run long fork 256",
+            "run long random 2",
+            "run long write",
+            "log",
+            "help",
+        ],
+        240,
+    );
+}
+
+#[test]
+#[ignore = "takes half a minute: ./x test --long"]
+fn the_bounds_hold_with_ten_thousand_processes() {
+    check(&["run long processes 10000"], 300);
+}
+
+#[test]
+fn other_images_do_not_measure_and_say_so() {
+    let (wrong, session) = measure("granule.img", &[], 60);
+    assert!(!wrong.is_empty(), "{session}");
+    assert!(session.contains("error: this image does not measure that; granule-latency does"), "{session}");
+}

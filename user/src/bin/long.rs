@@ -1,0 +1,214 @@
+//! Calls that take long, and much of what may be had many times: what lets a kernel keep a CPU to itself, or interrupts
+//! masked. `long WHAT COUNT`; each kind checks its answers.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
+use granule_user::abi::number::{CLOCK_NANOSLEEP, GETRANDOM, WRITE};
+use granule_user::abi::process::exited;
+use granule_user::abi::signal::{SIGUSR1, SigInfo, UContext};
+use granule_user::abi::time::{CLOCK_MONOTONIC, TIMER_ABSTIME, Timespec};
+use granule_user::thread::{Thread, futex_wait, futex_wake};
+use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, time};
+
+entry!(run);
+
+const MIB: u64 = 1 << 20;
+const MILLISECOND: u64 = 1_000_000;
+
+fn run(start: Start) -> u8 {
+    let mut words = start.arguments().skip(1);
+    let what = words.next().unwrap_or_default();
+    let count = words.next().and_then(|count| count.parse().ok()).unwrap_or(1);
+    match what {
+        "sleepers" => sleepers(count),
+        "waiters" => waiters(count),
+        "readers" => faulting_readers(count),
+        "processes" => processes(count),
+        "memory" => memory_calls(u64::from(count) * MIB),
+        "fork" => fork_of(u64::from(count) * MIB),
+        "random" => random(u64::from(count) * MIB),
+        "write" => write(),
+        _ => return 2,
+    }
+    println!("long {what}: ok");
+    0
+}
+
+/// The moment until which sleepers sleep, and how many have woken, or are there.
+static UNTIL: AtomicU64 = AtomicU64::new(0);
+static THERE: AtomicU32 = AtomicU32::new(0);
+static GATE: AtomicU32 = AtomicU32::new(0);
+
+fn threads(count: u32, main: fn(usize)) {
+    for index in 0..count {
+        // They end with the process.
+        core::mem::forget(Thread::spawn(main, index as usize).expect("a thread"));
+    }
+}
+
+/// Waits until all `count` threads have added one.
+fn all_there(count: u32) {
+    while THERE.load(Ordering::Acquire) != count {
+        time::sleep(MILLISECOND).expect("to sleep");
+    }
+}
+
+/// Threads that all sleep until one moment.
+fn sleepers(count: u32) {
+    // Each must be asleep by then.
+    UNTIL.store(time::now() + u64::from(count) * MILLISECOND / 4, Ordering::Relaxed);
+    threads(count, |_| {
+        let until = Timespec::from_nanoseconds(UNTIL.load(Ordering::Relaxed));
+        let arguments = [CLOCK_MONOTONIC, TIMER_ABSTIME, &raw const until as u64, 0, 0, 0];
+        // SAFETY: it reads `until`.
+        unsafe { sys::call(CLOCK_NANOSLEEP, arguments) }.expect("to sleep");
+        assert!(time::now() >= UNTIL.load(Ordering::Relaxed), "a sleep was too short");
+        THERE.fetch_add(1, Ordering::Release);
+    });
+    assert!(time::now() < UNTIL.load(Ordering::Relaxed), "the threads were not all asleep at once");
+    all_there(count);
+}
+
+/// Threads that wait for one word and are woken together, and others of the same queue that are not meant.
+fn waiters(count: u32) {
+    threads(count, |index| {
+        THERE.fetch_add(1, Ordering::Release);
+        while GATE.load(Ordering::Acquire) == 0 {
+            // Some give up by themselves, in the midst of the others.
+            let limit = (index % 16 == 0).then_some(50 * MILLISECOND);
+            match futex_wait(&GATE, 0, limit) {
+                Ok(()) | Err(Errno::EAGAIN | Errno::ETIMEDOUT) => {}
+                Err(error) => panic!("futex: {error:?}"),
+            }
+        }
+        THERE.fetch_sub(1, Ordering::Release);
+    });
+    all_there(count);
+    // All have come to wait.
+    time::sleep(100 * MILLISECOND).expect("to sleep");
+    GATE.store(1, Ordering::Release);
+    let woken = futex_wake(&GATE, u32::MAX >> 1).expect("a wake-up");
+    assert!(woken <= count && woken >= count / 2, "{woken} of {count} were woken");
+    all_there(0);
+}
+
+/// Threads that fault while one call after another changes the space: they wait for its lock, many at a time.
+fn faulting_readers(count: u32) {
+    const BYTES: u64 = 64 * MIB;
+    static PAGES: AtomicU64 = AtomicU64::new(0);
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
+    PAGES.store(memory::map(4096 * memory::PAGE, PROT_READ | PROT_WRITE).expect("memory"), Ordering::Relaxed);
+    threads(count, |index| {
+        THERE.fetch_add(1, Ordering::Release);
+        while GATE.load(Ordering::Acquire) == 0 {
+            let page = PAGES.load(Ordering::Relaxed) + (index as u64 % 4096) * memory::PAGE;
+            // SAFETY: mapped above, and of this thread alone; the kernel keeps nothing of it.
+            unsafe {
+                (page as *mut u64).write_volatile(1);
+                memory::madvise(page, memory::PAGE, MADV_DONTNEED).expect("to give up");
+            }
+            process::sched_yield();
+        }
+        THERE.fetch_sub(1, Ordering::Release);
+    });
+    for _ in 0..4 {
+        // SAFETY: not at a fixed address, and nothing refers to it.
+        unsafe {
+            let start = memory::mmap(0, BYTES, PROT_READ | PROT_WRITE, flags).expect("memory");
+            memory::munmap(start, BYTES).expect("to unmap");
+        }
+    }
+    all_there(count);
+    GATE.store(1, Ordering::Release);
+    all_there(0);
+}
+
+/// Processes that are there at once, as sleepers, then as zombies, then waited for from the last to the first.
+fn processes(count: u32) {
+    let ready = time::now() + u64::from(count) * MILLISECOND;
+    let mut first = None;
+    let mut last = 0;
+    for _ in 0..count {
+        last = process::spawn(move || {
+            let now = time::now();
+            if now < ready {
+                let _ = time::sleep(ready - now);
+            }
+            7
+        })
+        .expect("a fork");
+        first.get_or_insert(last);
+    }
+    for child in (first.unwrap_or(last)..=last).rev() {
+        match process::wait4(child as i32, 0) {
+            Ok((number, status)) => assert_eq!((number, status), (child, exited(7))),
+            Err(error) => assert_eq!(error, Errno::ECHILD, "another's number lies in between"),
+        }
+    }
+    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "all were waited for");
+}
+
+/// Populates, protects, gives up and unmaps.
+fn memory_calls(bytes: u64) {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
+    // SAFETY: not at a fixed address, and nothing refers to it.
+    unsafe {
+        let start = memory::mmap(0, bytes, PROT_READ | PROT_WRITE, flags).expect("memory");
+        memory::mprotect(start, bytes, PROT_READ).expect("to protect");
+        memory::mprotect(start, bytes, PROT_READ | PROT_WRITE).expect("to protect");
+        (start as *mut u64).write_volatile(1);
+        memory::munmap(start, bytes).expect("to unmap");
+        let start = memory::mmap(0, bytes / 4, PROT_READ | PROT_WRITE, flags).expect("memory");
+        memory::madvise(start, bytes / 4, MADV_DONTNEED).expect("to give up");
+        assert_eq!((start as *const u64).read_volatile(), 0);
+        memory::munmap(start, bytes / 4).expect("to unmap");
+    }
+}
+
+/// Forks with much memory; the child writes some of it, and ends with all.
+fn fork_of(bytes: u64) {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
+    // SAFETY: not at a fixed address.
+    let start = unsafe { memory::mmap(0, bytes, PROT_READ | PROT_WRITE, flags) }.expect("memory");
+    let child = process::spawn(|| {
+        for page in (0..bytes).step_by(16 * memory::PAGE as usize) {
+            // SAFETY: mapped above.
+            unsafe { ((start + page) as *mut u64).write_volatile(page) };
+        }
+        3
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(3));
+    // SAFETY: as above; the child's stores are not seen here.
+    assert_eq!(unsafe { ((start + 16 * memory::PAGE) as *const u64).read_volatile() }, 0);
+}
+
+fn random(bytes: u64) {
+    let start = memory::map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+    // SAFETY: it writes there alone.
+    let done = unsafe { sys::call(GETRANDOM, [start, bytes, 0, 0, 0, 0]) };
+    assert_eq!(done, Ok(bytes));
+}
+
+/// Writes 2 GiB to the console, until a signal comes.
+fn write() {
+    extern "C" fn interrupted(_: u32, _: &SigInfo, _: &mut UContext) {}
+    const BYTES: u64 = 2 << 30;
+    // SAFETY: the handler does nothing.
+    unsafe { signal::handle(SIGUSR1, interrupted, 0, 0) }.expect("a handler");
+    let parent = process::id() as i32;
+    let child = process::spawn(|| {
+        let _ = time::sleep(40 * MILLISECOND);
+        u8::from(process::kill(parent, SIGUSR1).is_err())
+    })
+    .expect("a fork");
+    let zeros = memory::map(BYTES, PROT_READ).expect("addresses");
+    // SAFETY: it reads that.
+    let done = unsafe { sys::call(WRITE, [1, zeros, BYTES, 0, 0, 0]) }.expect("bytes that were written");
+    assert!((64 << 10..8 * MIB).contains(&done), "{done} bytes were written before the signal");
+    // The handler may run in this call as well.
+    while process::wait4(child as i32, 0) == Err(Errno::EINTR) {}
+    println!("\nwrote {done} bytes");
+}
