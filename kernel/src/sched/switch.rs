@@ -174,7 +174,7 @@ extern "C" fn finish(cpu: &'static Cpu) {
     if let Some(ended) = NonNull::new(ended) {
         // SAFETY: the reference that the thread had to itself; it has ended.
         let thread = unsafe { ThreadRef::from_raw(ended) };
-        queue::free_stack(cpu, VirtAddr(thread.stack_top.get()));
+        queue::free_stack(cpu, VirtAddr(thread.stack_top.replace(0)));
     }
 }
 

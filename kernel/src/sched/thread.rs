@@ -75,7 +75,7 @@ pub struct Thread {
     references: AtomicU32,
     id: ThreadId,
     name: &'static str,
-    /// Top of its kernel stack.
+    /// Top of its kernel stack; 0 once that is freed.
     pub(super) stack_top: Cell<u64>,
     /// TPIDR_EL0 while it does not run.
     pub(super) tls: Cell<u64>,
@@ -343,7 +343,14 @@ impl Drop for ThreadRef {
         if self.references.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: the last reference, so nobody else has the thread; threads that are dropped came from the pool,
             // since the others keep the reference that they were made with.
-            drop(unsafe { PoolBox::from_raw(self.0) });
+            let thread = unsafe { PoolBox::from_raw(self.0) };
+            // A thread that was never started has not ended either: its stack is still its own.
+            let stack = thread.stack_top.get();
+            if stack != 0 {
+                // Drop has no argument to be told the CPU by.
+                queue::free_stack(this_cpu(), VirtAddr(stack));
+            }
+            drop(thread);
             // Last: who sees it finds all that was the thread's free.
             COUNT.fetch_sub(1, Ordering::Release);
         }
