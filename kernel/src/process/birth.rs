@@ -1,34 +1,47 @@
 //! New processes and threads: the first of a program, and those that `clone` makes.
+//!
+//! All that can fail comes first; then the process and its thread are put into the tree in one step, so that no signal
+//! finds the one without the other.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::registers::{Readable as _, TPIDR_EL0};
 use granule_abi::process::{
-    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS, CLONE_PARENT, CLONE_PARENT_SETTID,
-    CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_UNTRACED, CLONE_VFORK, CLONE_VM, CSIGNAL,
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS, CLONE_IO, CLONE_PARENT,
+    CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_UNTRACED,
+    CLONE_VFORK, CLONE_VM, CSIGNAL,
 };
 use granule_abi::signal::SigStack;
 use granule_arch::addr::VirtAddr;
-use intrusive_collections::UnsafeRef;
+use spin::Once;
 
+use super::counted::{Counted, Inner};
 use super::exec::Loaded;
 use super::limits::{Limits, Place};
 use super::signal::{Set, Signal};
+use super::state::{Handlers, State};
 use super::status::Name;
 use super::task::Task;
-use super::tree::{Heap, PROCESSES, Parent, Process, State};
+use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::errno::Errno;
-use crate::mm::pool::PoolBox;
-use crate::mm::space::SpaceRef;
-use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, current, park};
+use crate::kernel;
+use crate::mm::OutOfMemory;
+use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::space::{SpaceRef, SpaceUser};
+use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, Work, current, park};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
-/// What `clone` understands. The flags for files, directories and semaphores have nothing to share here.
+/// What `clone` accepts. The flags for files, directories, semaphores, the scheduling of block devices and tracing have
+/// nothing to share here.
 const KNOWN: u64 = CSIGNAL
     | CLONE_VM
     | CLONE_FS
     | CLONE_FILES
     | CLONE_SIGHAND
+    | CLONE_PTRACE
     | CLONE_VFORK
     | CLONE_PARENT
     | CLONE_THREAD
@@ -38,7 +51,8 @@ const KNOWN: u64 = CSIGNAL
     | CLONE_CHILD_CLEARTID
     | CLONE_DETACHED
     | CLONE_UNTRACED
-    | CLONE_CHILD_SETTID;
+    | CLONE_CHILD_SETTID
+    | CLONE_IO;
 
 /// The arguments of `clone`, in arm64's order.
 #[derive(Clone, Copy, Debug)]
@@ -60,9 +74,9 @@ impl Request {
         self.flags & flag != 0
     }
 
-    /// Refuses what has no meaning, and what does not exist here.
+    /// Refuses what has no meaning, and what does not exist here. Linux does not look at the upper half of the flags.
     fn check(&self) -> Result<Option<Signal>, Errno> {
-        if self.flags & !KNOWN != 0
+        if self.flags & u64::from(u32::MAX) & !KNOWN != 0
             || self.has(CLONE_THREAD) && !self.has(CLONE_SIGHAND)
             || self.has(CLONE_SIGHAND) && !self.has(CLONE_VM)
         {
@@ -75,10 +89,56 @@ impl Request {
     }
 }
 
-/// A task that nobody knows yet, and its thread, which does not run yet.
+static VFORKS: Once<Pool<Inner<Vfork>>> = Once::new();
+
+/// A thread that sleeps until the one that it made leaves the space that they share, by an exec or its exit.
+#[derive(Debug)]
+pub struct Vfork {
+    parent: ThreadRef,
+    done: AtomicBool,
+}
+
+impl Vfork {
+    #[inline(never)]
+    fn new() -> Result<Counted<Self>, OutOfMemory> {
+        let pool = VFORKS.call_once(|| Pool::new(kernel().frames));
+        Counted::try_new(pool, Self { parent: current().to_ref(), done: AtomicBool::new(false) })
+    }
+
+    /// The child has left the space.
+    pub fn finish(&self) {
+        self.done.store(true, Ordering::Release);
+        self.parent.unpark();
+    }
+
+    /// Sleeps until then, or until the thread is to exit. Other signals wait, as on Linux.
+    fn wait(&self, task: &Task, thread: &Thread) {
+        while !self.done.load(Ordering::Acquire) && !(thread.has(Work::SIGNAL) && task.is_called_off()) {
+            park();
+        }
+    }
+}
+
+/// Frames that this keeps: for accounts of which frames are in use.
+pub fn kept_frames() -> usize {
+    VFORKS.get().map_or(0, |pool| pool.stats().frames)
+}
+
+/// The process of a thread to be.
+enum Host {
+    /// One that has threads.
+    Old(&'static Process),
+    /// One that is in no tree yet.
+    New(PoolBox<Process>),
+}
+
+/// A task that is in no list yet, its thread, which does not run yet, and its process, if that is new as well. Dropped
+/// without a lock.
 struct Newborn {
     task: PoolBox<Task>,
     thread: ThreadRef,
+    process: Option<PoolBox<Process>>,
+    number: Number,
 }
 
 /// What a thread begins with.
@@ -88,69 +148,62 @@ struct Registers {
     fp: Option<FpState>,
 }
 
-#[inline(never)]
-fn conceive(
-    id: u32,
-    process: &'static Process,
-    space: SpaceRef,
-    blocked: Set,
-    registers: Registers,
-) -> Result<Newborn, Errno> {
-    let task = Task::new(id, process, space.clone(), blocked)?;
-    let new = NewUserThread {
-        name: "program",
-        entry: &super::ENTRY,
-        frame: registers.frame,
-        tls: registers.tls,
-        space,
-        fp: registers.fp,
-        task: (&raw const *task).cast_mut().cast(),
-    };
-    let thread = new.create(this_cpu())?;
-    task.set_thread(thread.clone());
-    Ok(Newborn { task, thread })
-}
-
 impl Newborn {
-    /// Puts the task among those of its process.
-    fn join(self, state: &mut State) -> ThreadRef {
-        // SAFETY: the list owns it from now on; the thread takes it out, as a box, when it leaves the process.
-        state.tasks.push_back(unsafe { UnsafeRef::from_raw(self.task.into_raw().as_ptr()) });
+    #[inline(never)]
+    fn new(
+        number: Number,
+        host: Host,
+        space: SpaceRef,
+        (blocked, name): (Set, Name),
+        registers: Registers,
+    ) -> Result<Self, Errno> {
+        let (process, new) = match host {
+            Host::Old(process) => (process, None),
+            // SAFETY: it stays where it is; the task, which alone keeps this reference, is dropped before the box, or
+            // goes into the tree together with it.
+            Host::New(process) => (unsafe { NonNull::from(&*process).as_ref() }, Some(process)),
+        };
+        let task = Task::new(number.get(), process, SpaceUser::new(space.clone()), blocked, name)?;
+        let thread = NewUserThread {
+            name: "program",
+            entry: &super::ENTRY,
+            frame: registers.frame,
+            tls: registers.tls,
+            space,
+            fp: registers.fp,
+            task: (&raw const *task).cast_mut().cast(),
+        };
+        let thread = thread.create(this_cpu())?;
+        task.set_thread(thread.clone());
+        Ok(Self { task, thread, process: new, number })
+    }
+
+    /// Puts it into the tree. A process that is new becomes a child of `parent`.
+    fn join(self, tree: &mut Tree, parent: Parent, exit_signal: Option<Signal>) -> ThreadRef {
+        if let Some(process) = self.process {
+            tree.add(process, parent, exit_signal);
+        }
+        tree.add_task(self.task);
+        self.number.keep();
         self.thread
     }
 }
 
-/// A number for a process or a thread.
-fn new_id() -> u32 {
-    PROCESSES.lock().new_id()
-}
-
-/// Adds a process that has no task yet.
-fn add(id: u32, heap: Heap, state: State, limits: Limits, place: Place) -> Result<&'static Process, Errno> {
-    let process = Process::new(id, heap, state, limits, place)?;
-    Ok(PROCESSES.lock().add(process))
-}
-
-/// Takes a process back that never had a task.
-fn remove(process: &Process) {
-    let removed = PROCESSES.lock().remove(process.id());
-    drop(removed);
-}
-
-/// Starts a program as a new process, and returns its number.
+/// Starts a program as a new process, a child of `parent`, and returns its number.
 ///
 /// # Errors
 /// `ENOMEM`, `EAGAIN`; nothing stays taken.
 #[inline(never)]
 pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
-    let id = new_id();
-    let registers = Registers { frame: loaded.frame(), tls: 0, fp: None };
     let limits = Limits::initial();
     let place = Place::take(&limits)?;
-    let state = State::new(parent, loaded.name, loaded.space.clone())?;
-    let process = add(id, loaded.heap, state, limits, place)?;
-    let newborn = conceive(id, process, loaded.space, Set::EMPTY, registers).inspect_err(|_| remove(process))?;
-    let thread = newborn.join(process.state(&mut PROCESSES.lock().key));
+    let number = Number::reserve()?;
+    let id = number.get();
+    let registers = Registers { frame: loaded.frame(), tls: 0, fp: None };
+    let state = State::new(id, loaded.name, loaded.space.clone(), loaded.handlers);
+    let host = Host::New(Process::new(id, state, limits, place)?);
+    let newborn = Newborn::new(number, host, loaded.space, (Set::EMPTY, loaded.name), registers)?;
+    let thread = newborn.join(&mut PROCESSES.lock(), parent, Some(Signal::CHLD));
     thread.start();
     Ok(id)
 }
@@ -158,78 +211,70 @@ pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
 /// Makes a process or a thread that goes on where the caller does, with 0 as the answer; returns its number.
 ///
 /// # Errors
-/// `EINVAL`, `EAGAIN`, `ENOMEM`, `EFAULT`; nothing stays taken.
+/// `EINVAL`, `ENOMEM`, `EAGAIN`; nothing stays taken.
 pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request) -> Result<u32, Errno> {
     let exit_signal = request.check()?;
-    let mut place = Some(Place::take(&task.process().limits)?);
-    let id = new_id();
-    if request.has(CLONE_PARENT_SETTID) {
-        uaccess::put_u32(VirtAddr(request.parent_id), id)?;
-    }
-    let (process, space) = if request.has(CLONE_THREAD) {
-        (task.process(), task.space_ref())
+    let place = Place::take(&task.process().limits)?;
+    let number = Number::reserve()?;
+    let id = number.get();
+    let vfork = if request.has(CLONE_VFORK) { Some(Vfork::new()?) } else { None };
+    let (host, space, place) = if request.has(CLONE_THREAD) {
+        (Host::Old(task.process()), task.space_ref(), Some(place))
     } else {
-        make_child(task, request, id, exit_signal, place.take())?
+        let (host, space) = make_child(task, request, id, place)?;
+        (host, space, None)
     };
     if request.has(CLONE_CHILD_SETTID) {
-        // As on Linux nobody hears of it if that is no place of the child's.
+        // As on Linux it is no error if that is no place of the child's.
         let _ = space.write_bytes(this_cpu(), VirtAddr(request.child_id), &id.to_le_bytes());
     }
-    let started = start_copy(task, thread, frame, request, id, (process, space), place);
-    if started.is_err() && !request.has(CLONE_THREAD) {
-        remove(process);
+    let newborn = copy_thread(task, thread, frame, request, number, host, space)?;
+    newborn.task.place.set(place);
+    newborn.task.vfork.set(vfork.clone());
+    let child = publish(task, request, exit_signal, newborn)?;
+    if request.has(CLONE_PARENT_SETTID) {
+        // In the parent's memory alone, and no error where that cannot be written, as on Linux.
+        let _ = uaccess::copy_to_user(VirtAddr(request.parent_id), &id.to_le_bytes());
     }
-    started?;
-    if request.has(CLONE_VFORK) {
-        wait_for_vfork(id);
+    child.start();
+    drop(child);
+    if let Some(vfork) = vfork {
+        vfork.wait(task, thread);
     }
     Ok(id)
 }
 
-/// Makes a child without a thread, and gets the space for its first one.
+/// Makes a process without a thread, and gets the space for its first one.
 #[inline(never)]
-fn make_child(
-    task: &Task,
-    request: &Request,
-    id: u32,
-    exit_signal: Option<Signal>,
-    place: Option<Place>,
-) -> Result<(&'static Process, SpaceRef), Errno> {
-    let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(this_cpu())? };
-    let heap = *task.process().heap.read();
-    let mut state = State::new(Parent::Nobody, Name::whole(b""), space.clone())?;
-    state.exit_signal = exit_signal;
-    state.suspends = request.has(CLONE_VFORK).then(|| current().to_ref());
-    {
-        let mut tree = PROCESSES.lock();
-        let own = task.process().state(&mut tree.key);
-        state.parent = match &own.parent {
-            Parent::Process(parent) if request.has(CLONE_PARENT) => Parent::Process(*parent),
-            _ if request.has(CLONE_PARENT) => Parent::Nobody,
-            _ => Parent::Process(task.process().id()),
-        };
-        if request.has(CLONE_PARENT) {
-            // A parent that did not ask for this child hears of its end by the signal that it did ask for.
-            state.exit_signal = own.exit_signal;
-        }
-        state.name = own.name;
-        state.signals.actions.copy_from(&own.signals.actions);
-    }
-    let place = place.ok_or(Errno::EAGAIN)?;
-    Ok((add(id, heap, state, task.process().limits.copy(), place)?, space))
+fn make_child(task: &Task, request: &Request, id: u32, place: Place) -> Result<(Host, SpaceRef), Errno> {
+    let space = if request.has(CLONE_VM) { task.space_ref() } else { fork_space(task)? };
+    let own = task.process().lock().handlers.clone();
+    let handlers = if request.has(CLONE_SIGHAND) { own } else { Handlers::new(own.with(|actions| actions.clone()))? };
+    let state = State::new(id, task.name.get(), space.clone(), handlers);
+    let process = Process::new(id, state, task.process().limits.copy(), place)?;
+    Ok((Host::New(process), space))
 }
 
-/// Starts a thread of `process` that goes on where the caller does.
+/// A copy of the task's space, with its heap.
+fn fork_space(task: &Task) -> Result<SpaceRef, Errno> {
+    // Locked over both, so that the heap's end is that of the areas.
+    let heap = task.space().heap().read();
+    let copy = task.space().fork(this_cpu())?;
+    *copy.heap().write() = *heap;
+    Ok(copy)
+}
+
+/// A thread that goes on where the caller does.
 #[inline(never)]
-fn start_copy(
+fn copy_thread(
     task: &Task,
     thread: &Thread,
     frame: &TrapFrame,
     request: &Request,
-    id: u32,
-    (process, space): (&'static Process, SpaceRef),
-    place: Option<Place>,
-) -> Result<(), Errno> {
+    number: Number,
+    host: Host,
+    space: SpaceRef,
+) -> Result<Newborn, Errno> {
     let mut frame = frame.clone();
     frame.x[0] = 0;
     if request.stack != 0 {
@@ -237,33 +282,31 @@ fn start_copy(
     }
     let tls = if request.has(CLONE_SETTLS) { request.tls } else { TPIDR_EL0.get() };
     let registers = Registers { frame, tls, fp: thread.fp_state() };
-    let newborn = conceive(id, process, space, task.blocked(), registers)?;
-    newborn.task.place.set(place);
+    let newborn = Newborn::new(number, host, space, (task.blocked(), task.name.get()), registers)?;
     newborn.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
     // A stack for handlers cannot be two threads' at a time.
     let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
     newborn.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });
-
-    let joined = {
-        let mut tree = PROCESSES.lock();
-        // A process that is ending gets no new threads: the caller is about to be told so itself.
-        let ends = request.has(CLONE_THREAD) && process.state(&mut tree.key).is_ending(task);
-        if ends { Err(newborn) } else { Ok(newborn.join(process.state(&mut tree.key))) }
-    };
-    // What was not to be goes without the lock.
-    joined.map(|child| child.start()).map_err(|_| Errno::EAGAIN)
+    Ok(newborn)
 }
 
-/// Sleeps until a child has left the space that it shares with this thread.
-fn wait_for_vfork(child: u32) {
-    loop {
-        let waits = {
-            let mut tree = PROCESSES.lock();
-            tree.find(child).is_some_and(|(process, key)| process.state(key).suspends.is_some())
-        };
-        if !waits {
-            return;
+/// Puts what a thread has made into the tree, unless the thread is to exit itself: a process that is ending gets no new
+/// threads, and none that is killed leaves a child that was not there yet.
+fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, newborn: Newborn) -> Result<ThreadRef, Errno> {
+    let joined = {
+        let mut tree = PROCESSES.lock();
+        if task.process().lock().is_ending(task) {
+            Err(newborn)
+        } else {
+            let (parent, exit_signal) = match tree.parent(task.process()) {
+                // A parent that did not ask for this child is told of its end by the signal that it did ask for.
+                (Parent::Process(parent), signal) if request.has(CLONE_PARENT) => (Parent::Process(parent), signal),
+                (_, signal) if request.has(CLONE_PARENT) => (Parent::Nobody, signal),
+                _ => (Parent::Process(task.process().id()), exit_signal),
+            };
+            Ok(newborn.join(&mut tree, parent, exit_signal))
         }
-        park();
-    }
+    };
+    // What does not join is dropped without the lock. The answer is one that nothing at EL0 sees.
+    joined.map_err(|_| Errno::EAGAIN)
 }

@@ -76,8 +76,7 @@ impl Clock {
             Self::Uptime | Self::UptimeToRead => return Ok(uptime()),
             Self::Process(id) => Self::process_time(id, task),
             Self::Thread(id) => {
-                let mut tree = PROCESSES.lock();
-                task.process().state(&mut tree.key).find_task(id).map(|task| task.thread().cpu_time())
+                task.process().lock().find(id).map(|task| task.thread().cpu_time())
             }
             Self::ThreadToRead => Some(task.thread().cpu_time()),
             Self::File | Self::NotCounted => None,
@@ -87,10 +86,11 @@ impl Clock {
 
     /// As Linux, a thread's own number stands for its process here.
     fn process_time(id: u32, task: &Task) -> Option<u64> {
-        let id = if id == task.id() { task.process().id() } else { id };
-        let mut tree = PROCESSES.lock();
-        let (process, key) = tree.find(id)?;
-        Some(process.state(key).cpu_time())
+        let own = task.process();
+        if id == task.id() || id == own.id() {
+            return Some(own.lock().cpu_time());
+        }
+        Some(PROCESSES.lock().find(id)?.lock().cpu_time())
     }
 
     /// Sleeps until it shows this.

@@ -1,10 +1,11 @@
 //! Processes from outside: what the kernel itself does with them.
 
 use super::limits::Limits;
+use super::send::{self, Asked};
 use super::signal::{Cause, Signal};
 use super::stack::{Strings, Words};
 use super::status::{End, ExecError, Summary};
-use super::tree::{self, Child, PROCESSES, Parent};
+use super::tree::{Child, PROCESSES, Parent, Tree};
 use super::{birth, exec};
 use crate::errno::Errno;
 use crate::mm::space::SpaceRef;
@@ -25,15 +26,9 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 
 /// Waits until a process has ended that [`start`] started; how it did. `None`: there is no such process.
 pub fn wait(id: u32) -> Option<End> {
-    {
-        let mut tree = PROCESSES.lock();
-        let (process, key) = tree.find(id)?;
-        let state = process.state(key);
-        if !matches!(state.parent, Parent::Kernel(_)) {
-            return None;
-        }
-        // Whoever waits is woken, not who started it.
-        state.parent = Parent::Kernel(current().to_ref());
+    // The thread that waits is woken, not the one that started it.
+    if !PROCESSES.lock().wait_in_kernel(id, current().to_ref()) {
+        return None;
     }
     loop {
         let child = PROCESSES.lock().collect_own(id);
@@ -53,31 +48,28 @@ pub fn wait(id: u32) -> Option<End> {
 /// # Errors
 /// `ESRCH`.
 pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
-    tree::send(id, Some(signal), Cause::KERNEL)
+    send::to_process(None, id, Asked(signal.number()), Cause::KERNEL)
 }
 
 /// Calls `each` for every process, by number. Not under the lock: it may print, and what it is told may be old.
 pub fn for_each(each: &mut dyn FnMut(&Summary)) {
     let mut after = 0;
     loop {
-        let next = PROCESSES.lock().find_map(|process, state| {
-            (process.id() > after).then(|| Summary {
-                id: process.id(),
-                parent: if let Parent::Process(parent) = state.parent { parent } else { 0 },
-                life: state.life,
-                threads: state.tasks.iter().count(),
-                name: state.name,
-            })
-        });
+        let next = summary_after(&PROCESSES.lock(), after);
         let Some(summary) = next else { return };
         each(&summary);
         after = summary.id;
     }
 }
 
+fn summary_after(tree: &Tree, id: u32) -> Option<Summary> {
+    let process = tree.after(id)?;
+    let state = process.lock();
+    let (life, threads, name) = (state.life, state.threads(), state.name);
+    Some(Summary { id: process.id(), parent: process.parent_id(), life, threads, name })
+}
+
 /// The space of a process that has not ended.
 pub fn space_of(id: u32) -> Option<SpaceRef> {
-    let mut tree = PROCESSES.lock();
-    let (process, key) = tree.find(id)?;
-    process.state(key).space.clone()
+    PROCESSES.lock().find(id)?.lock().space.clone()
 }

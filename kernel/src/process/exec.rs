@@ -18,16 +18,21 @@ use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
+use super::counted::Counted;
+use super::death;
 use super::elf::{Program, Segment};
 use super::initrd::{self, File};
-use super::signal::Signal;
+use super::signal::Actions;
 use super::stack::{self, Counts, Memory, Strings};
+use super::state::Handlers;
 use super::status::{ExecError, Name};
 use super::task::Task;
-use super::tree::{self, Heap, PROCESSES};
+use super::tree::PROCESSES;
 use crate::errno::Errno;
 use crate::kernel;
-use crate::mm::space::{FaultError, MapRequest, Placement, Populate, Sharing, SpaceLimits, SpaceRef, Terms, USER_END};
+use crate::mm::space::{
+    FaultError, Heap, MapRequest, Placement, Populate, Sharing, SpaceLimits, SpaceRef, SpaceUser, Terms, USER_END,
+};
 use crate::sched::{self, Thread};
 use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
@@ -49,7 +54,6 @@ const _: () = assert!(stack::argument_space(u64::MAX) < STACK_SIZE);
 const TRAMPOLINE_CODE: [u32; 2] = [0xd280_0008 | (number::RT_SIGRETURN as u32) << 5, 0xd400_0001];
 
 /// A program, ready to run.
-#[derive(Debug)]
 pub struct Loaded {
     /// Its space.
     pub space: SpaceRef,
@@ -57,8 +61,8 @@ pub struct Loaded {
     pub entry: u64,
     /// See `entry`.
     pub stack: u64,
-    /// Where its heap begins: nothing is in it.
-    pub heap: Heap,
+    /// What happens on its signals: the default.
+    pub handlers: Counted<Handlers>,
     /// What it is called.
     pub name: Name,
 }
@@ -136,10 +140,11 @@ pub fn load(
         return Err(Errno::ENOMEM.into());
     }
     let heap = program.end().wrapping_add(base);
+    *space.heap().write() = Heap { start: heap, end: heap };
     Ok(Loaded {
         entry: program.entry.wrapping_add(base),
         stack,
-        heap: Heap { start: heap, end: heap },
+        handlers: Handlers::new(Actions::new()).map_err(Errno::from)?,
         name: Name::of(path),
         space,
     })
@@ -171,27 +176,28 @@ fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
 #[inline(never)]
 pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFrame) {
     *frame = loaded.frame();
+    death::leave_memory(task);
+    PROCESSES.lock().become_normal(task.process());
+    let own = task.process().lock().handlers.clone();
+    let mut actions = own.with(|actions| actions.clone());
+    actions.exec();
+    loaded.handlers.with(|new| *new = actions);
     let before = {
-        let mut tree = PROCESSES.lock();
-        let state = task.process().state(&mut tree.key);
-        state.signals.actions.exec();
+        let mut state = task.process().lock();
         state.name = loaded.name;
-        // The parent hears of the end of a new program as of any child's, whatever it asked for when it made the old one.
-        state.exit_signal = Some(Signal::CHLD);
-        state.resume_parent();
-        state.space.replace(loaded.space.clone())
+        // What the process has shared with others stays theirs.
+        (core::mem::replace(&mut state.handlers, loaded.handlers), state.space.replace(loaded.space.clone()))
     };
-    *task.process().heap.write() = loaded.heap;
+    drop((own, before));
+    task.name.set(loaded.name);
     task.stack.set(signal::SigStack::NONE);
-    task.clear_at_exit.set(0);
     thread.set_fp_state(None);
     thread.set_tagged_addresses(false);
     TPIDR_EL0.set(0);
     let left = sched::set_space(Some(loaded.space.clone()));
     // SAFETY: this is the task's own thread, and the old space is not used here.
-    let own = unsafe { task.replace_space(Some(loaded.space)) };
+    let own = unsafe { task.replace_space(Some(SpaceUser::new(loaded.space))) };
     drop((left, own));
-    tree::let_go(before);
 }
 
 fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) -> Result<(), Errno> {

@@ -10,7 +10,6 @@ use super::oom::{self, Relief};
 use super::signal::frame::FaultRecord;
 use super::signal::{Cause, Signal};
 use super::task::Task;
-use super::tree::PROCESSES;
 use crate::mm::space::{self, FaultError, USER_END};
 use crate::sched::{Thread, Work, current};
 use crate::smp::this_cpu;
@@ -68,9 +67,7 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     if let Err(offence) = serve(task, syndrome, frame.fault_address().untagged()) {
         let (at, record) = report(frame, offence);
         task.fault.set(record);
-        let mut tree = PROCESSES.lock();
-        let state = task.process().state(&mut tree.key);
-        state.force(task, offence.signal, Cause::fault(offence.code, at));
+        task.force(offence.signal, Cause::fault(offence.code, at), false);
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! - [`initrd`], [`elf`]: where programs come from
 //! - [`stack`], `exec`: what a program starts with, and how it comes to run
-//! - `tree`, `task`: processes and their threads, and the lock over both
+//! - `tree`, `numbers`: all processes, and how they are found
+//! - `state`, `task`: one process, and one of its threads
 //! - `birth`, `death`: fork, clone, exit, wait
 //! - `fault`, [`mod@signal`]: what a program did that it may not do, and what it is told
 //! - [`limits`], `oom`: what a process may have, and which one ends when memory is gone
+//! - `send`: signals from one process to others
 //! - `futex`: how its threads wait for each other
 //! - [`start`], [`wait`], [`kill`], [`for_each`]: what the kernel itself does with processes
 //!
@@ -19,6 +21,7 @@ pub mod birth;
 pub mod clock;
 #[cfg(target_os = "none")]
 mod control;
+pub mod counted;
 #[cfg(target_os = "none")]
 pub mod death;
 pub mod elf;
@@ -32,10 +35,15 @@ pub mod futex;
 mod host;
 pub mod initrd;
 pub mod limits;
+pub mod numbers;
 #[cfg(target_os = "none")]
 pub mod oom;
+#[cfg(target_os = "none")]
+pub mod send;
 pub mod signal;
 pub mod stack;
+#[cfg(target_os = "none")]
+pub mod state;
 pub mod status;
 #[cfg(target_os = "none")]
 pub mod task;
@@ -60,5 +68,5 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
 /// Frames that are kept for processes and threads to come: for accounts of who has which frames.
 #[cfg(target_os = "none")]
 pub fn kept_frames() -> usize {
-    task::kept_frames() + tree::kept_frames()
+    task::kept_frames() + tree::kept_frames() + state::kept_frames() + birth::kept_frames()
 }

@@ -17,7 +17,7 @@ use granule_arch::addr::PAGE_SIZE;
 use super::signal::{Cause, Signal};
 use super::status::{Life, Name};
 use super::task::Task;
-use super::tree::PROCESSES;
+use super::tree::{Elsewhere, PROCESSES};
 use crate::drivers::timer::Deadline;
 use crate::kernel;
 use crate::mm::space::{Footprint, SpaceRef};
@@ -60,7 +60,7 @@ static KILLER: IrqLock<Killer, { rank::OUT_OF_MEMORY }> = IrqLock::new(Killer { 
 pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     let Some(wanted) = thread.take_shortage() else { return Relief::None };
     let frames = kernel().frames;
-    if task.leaves.get() || wanted > frames.total() {
+    if task.is_leaving() || wanted > frames.total() {
         return Relief::None;
     }
     loop {
@@ -91,10 +91,10 @@ fn begin_choice() -> bool {
         return false;
     }
     if let Some(dying) = &killer.dying {
-        let mut tree = PROCESSES.lock();
-        let there = tree.find(dying.id).filter(|(process, _)| !process.outlives_its_end.load(Ordering::Relaxed));
-        if let Some((process, key)) = there
-            && !matches!(process.state(key).life, Life::Ended(_))
+        let tree = PROCESSES.lock();
+        let there = tree.find(dying.id).filter(|process| !process.outlives_its_end.load(Ordering::Relaxed));
+        if let Some(process) = there
+            && !matches!(process.lock().life, Life::Ended(_))
         {
             if !dying.until.has_passed() {
                 return false;
@@ -125,10 +125,10 @@ struct Candidate {
 
 /// The process with the next number above `id`; its number, and what it is. `None` behind the last.
 fn next_after(id: u32) -> Option<(u32, Found)> {
-    let mut tree = PROCESSES.lock();
-    let (process, key) = tree.next_after(id)?;
+    let tree = PROCESSES.lock();
+    let process = tree.after(id)?;
     let id = process.id();
-    let state = process.state(key);
+    let state = process.lock();
     let found = match (state.life, &state.space) {
         (Life::Ended(_), _) => Found::Nothing,
         _ if process.outlives_its_end.load(Ordering::Relaxed) => Found::Nothing,
@@ -173,12 +173,16 @@ fn choose() -> Option<u32> {
 fn end_all_in(space: &SpaceRef) {
     let mut id = 0;
     loop {
-        let mut tree = PROCESSES.lock();
-        let Some((process, key)) = tree.next_after(id) else { return };
-        id = process.id();
-        let state = process.state(key);
-        if state.space.as_ref().is_some_and(|other| other.is(space)) {
-            state.send(Signal::KILL, Cause::KERNEL);
-        }
+        let elsewhere = {
+            let tree = PROCESSES.lock();
+            let Some(process) = tree.after(id) else { return };
+            id = process.id();
+            let mut state = process.lock();
+            if state.space.as_ref().is_none_or(|other| !other.is(space)) {
+                continue;
+            }
+            Elsewhere::new(process, state.send(Signal::KILL, Cause::KERNEL))
+        };
+        elsewhere.finish();
     }
 }

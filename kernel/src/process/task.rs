@@ -2,39 +2,45 @@
 
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::signal::SigStack;
-use intrusive_collections::{LinkedListLink, UnsafeRef};
+use intrusive_collections::{KeyAdapter, RBTreeLink, UnsafeRef};
 use spin::Once;
 
+use super::birth::Vfork;
+use super::counted::Counted;
 use super::limits::Place;
 use super::signal::frame::FaultRecord;
 use super::signal::{Cause, Effect, Pending, Set, Signal};
-use super::status::Life;
-use super::tree::{PROCESSES, Process, State};
+use super::state::{State, Visit};
+use super::status::Name;
+use super::tree::Process;
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
-use crate::mm::space::{Space, SpaceRef};
+use crate::mm::space::{Space, SpaceRef, SpaceUser};
 use crate::sched::{Thread, ThreadRef, Work};
 
 static POOL: Once<Pool<Task>> = Once::new();
 
 /// A thread of a process. It is there from before the thread runs until the thread has left its process.
 ///
-/// The cells are the thread's own: nobody else touches them once it runs.
+/// The cells are the thread's own: no other accesses them once it runs.
 pub struct Task {
     /// Changed by an exec alone: the thread that is left takes the process's.
     id: AtomicU32,
     process: &'static Process,
     thread: Once<ThreadRef>,
-    link: LinkedListLink,
-    /// Blocked signals. Changed under the lock of [`super::tree::PROCESSES`].
+    in_process: RBTreeLink,
+    by_id: RBTreeLink,
+    /// Blocked signals. Changed by its own thread, under the lock of its process.
     blocked: AtomicU64,
     /// Signals for this thread alone: see [`Self::pending`].
     pending: Pending,
-    space: UnsafeCell<Option<SpaceRef>>,
+    /// Whether the thread is on its way out of the process. Set by its own thread, under the lock of its process.
+    leaves: AtomicBool,
+    space: UnsafeCell<Option<SpaceUser>>,
     /// The stack for handlers that ask for one.
     pub stack: Cell<SigStack>,
     /// The word that is zeroed when the thread exits; 0 for none.
@@ -43,15 +49,17 @@ pub struct Task {
     pub restart: Cell<Option<Restart>>,
     /// What `restart_syscall` goes on with.
     pub continuation: Cell<Option<Continuation>>,
-    /// Whether the thread is on its way out of the process.
-    pub leaves: Cell<bool>,
     /// Its place among all tasks, where it is not the process's first: that one's is the process's.
     pub place: Cell<Option<Place>>,
     /// The last fault that a signal told of.
     pub fault: Cell<FaultRecord>,
+    /// What `PR_SET_NAME` and `PR_GET_NAME` mean.
+    pub name: Cell<Name>,
+    /// The thread that sleeps until this one leaves the space that they share.
+    pub vfork: Cell<Option<Counted<Vfork>>>,
 }
 
-// SAFETY: the cells are touched by the task's own thread alone, `pending` under the lock of the tree.
+// SAFETY: the cells are touched by the task's own thread alone, `pending` and the links under locks.
 unsafe impl Sync for Task {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Task {}
@@ -87,11 +95,26 @@ pub enum Continuation {
 
 mod adapter {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-    use super::{LinkedListLink, Task, UnsafeRef};
+    use super::{RBTreeLink, Task, UnsafeRef};
     use intrusive_collections::intrusive_adapter;
-    intrusive_adapter!(pub InProcess = UnsafeRef<Task>: Task { link => LinkedListLink });
+    intrusive_adapter!(pub InProcess = UnsafeRef<Task>: Task { in_process => RBTreeLink });
+    intrusive_adapter!(pub ById = UnsafeRef<Task>: Task { by_id => RBTreeLink });
 }
-pub use adapter::InProcess;
+pub use adapter::{ById, InProcess};
+
+impl<'a> KeyAdapter<'a> for InProcess {
+    type Key = u32;
+    fn get_key(&self, task: &'a Task) -> u32 {
+        task.id()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for ById {
+    type Key = u32;
+    fn get_key(&self, task: &'a Task) -> u32 {
+        task.id()
+    }
+}
 
 impl Task {
     /// A task of `process` that has no thread yet, in no list.
@@ -101,24 +124,28 @@ impl Task {
     pub fn new(
         id: u32,
         process: &'static Process,
-        space: SpaceRef,
+        space: SpaceUser,
         blocked: Set,
+        name: Name,
     ) -> Result<PoolBox<Self>, OutOfMemory> {
         POOL.call_once(|| Pool::new(kernel().frames)).try_new(Self {
             id: AtomicU32::new(id),
             process,
             thread: Once::new(),
-            link: LinkedListLink::new(),
+            in_process: RBTreeLink::new(),
+            by_id: RBTreeLink::new(),
             blocked: AtomicU64::new(blocked.0),
             pending: Pending::new(),
+            leaves: AtomicBool::new(false),
             space: UnsafeCell::new(Some(space)),
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
             restart: Cell::new(None),
             continuation: Cell::new(None),
-            leaves: Cell::new(false),
             place: Cell::new(None),
             fault: Cell::new(FaultRecord::default()),
+            name: Cell::new(name),
+            vfork: Cell::new(None),
         })
     }
 
@@ -137,10 +164,14 @@ impl Task {
         self.id.load(Ordering::Relaxed)
     }
 
-    /// The only thread of its process takes its number.
-    pub fn take_process_id(&self) {
-        self.id.store(self.process.id(), Ordering::Relaxed);
-        self.place.set(None);
+    /// Gives it another number. It is in no tree meanwhile.
+    pub(super) fn set_id(&self, id: u32) {
+        self.id.store(id, Ordering::Relaxed);
+    }
+
+    /// Whether it is the thread that its process began with, or the one that an exec has left.
+    pub fn is_main(&self) -> bool {
+        self.id() == self.process.id()
     }
 
     /// Its process.
@@ -164,23 +195,27 @@ impl Task {
     /// Its address space. For its own thread.
     #[inline(always)]
     pub fn space(&self) -> &Space {
+        self.space_user()
+    }
+
+    /// Its use of its address space. For its own thread.
+    #[inline(always)]
+    pub fn space_user(&self) -> &SpaceUser {
         // SAFETY: only the task's own thread replaces it, in `replace_space`, when it has no reference to it.
         let space = unsafe { &*self.space.get() };
         space.as_ref().expect("a thread that runs a program has a space")
     }
 
-    /// A reference to its address space, for somebody else to keep.
+    /// A reference to its address space, for others to keep. For its own thread.
     pub fn space_ref(&self) -> SpaceRef {
-        // SAFETY: as for `space`.
-        let space = unsafe { &*self.space.get() };
-        space.clone().expect("a thread that runs a program has a space")
+        SpaceRef::clone(self.space_user())
     }
 
     /// Gives its own thread another address space, or none; returns the one before.
     ///
     /// # Safety
     /// Called by the task's own thread, which has no reference from [`Self::space`].
-    pub unsafe fn replace_space(&self, space: Option<SpaceRef>) -> Option<SpaceRef> {
+    pub unsafe fn replace_space(&self, space: Option<SpaceUser>) -> Option<SpaceUser> {
         // SAFETY: by the caller's word nobody else looks.
         unsafe { core::mem::replace(&mut *self.space.get(), space) }
     }
@@ -195,16 +230,67 @@ impl Task {
         &self.pending
     }
 
+    /// Whether the thread is on its way out of the process: it takes no signals any more.
+    pub fn is_leaving(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
+    }
+
+    /// Its own thread takes no signals from now on; others are notified of those of the process that it could take.
+    pub(super) fn begin_leaving(&self) {
+        let visit = {
+            let state = self.process.lock();
+            self.leaves.store(true, Ordering::Relaxed);
+            Visit::offer(state.pending.set().without(self.blocked()))
+        };
+        self.process.visit(visit);
+    }
+
     /// Whether what the thread does in the kernel is for nothing, because it will not see EL0 again. What it does to
     /// leave is not.
     pub fn is_called_off(&self) -> bool {
-        !self.leaves.get() && self.process.state(&mut PROCESSES.lock().key).will_end(self)
+        if self.is_leaving() {
+            return false;
+        }
+        let state = self.process.lock();
+        let waiting = self.pending(&state).set().with(state.pending.set()).without(self.blocked());
+        state.is_ending(self) || state.fatal(waiting).is_some()
     }
 
     /// Has the thread look for signals, also where it sleeps for something that a signal may interrupt.
     pub fn kick(&self) {
         self.thread().raise(Work::SIGNAL);
         self.thread().unpark();
+    }
+
+    /// Sets which signals its own thread blocks; it looks at those that are pending and open now. Others are notified
+    /// of those of the process that it blocks from now on.
+    pub fn set_blocked(&self, blocked: Set) {
+        let visit = {
+            let state = self.process.lock();
+            let before = self.blocked();
+            let blocked = blocked.blockable();
+            self.blocked.store(blocked.0, Ordering::Relaxed);
+            let waiting = self.pending(&state).set().with(state.pending.set());
+            if !waiting.without(blocked).is_empty() {
+                self.thread().raise(Work::SIGNAL);
+            }
+            let closed = state.pending.set().and(blocked).without(before);
+            if state.threads() > 1 { Visit::offer(closed) } else { Visit::NONE }
+        };
+        self.process.visit(visit);
+    }
+
+    /// Sends its own thread a signal that it cannot escape: if it blocks or ignores it, the default action is back.
+    /// With `default`, it is back in any case.
+    pub fn force(&self, signal: Signal, cause: Cause, default: bool) {
+        let state = self.process.lock();
+        let blocked = self.blocked();
+        if default || blocked.has(signal) || state.effect(signal) == Effect::Ignored {
+            state.handlers.with(|actions| actions.reset(signal));
+            self.blocked.store(blocked.without(signal.set()).0, Ordering::Relaxed);
+        }
+        self.pending(&state).add(signal, cause);
+        self.kick();
     }
 }
 
@@ -217,57 +303,4 @@ impl fmt::Debug for Task {
 /// Frames that tasks keep: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
     POOL.get().map_or(0, |pool| pool.stats().frames)
-}
-
-/// What the lock of the tree guards of a task: whoever has a state has the lock.
-impl State {
-    /// Sends a signal to one of this process's tasks.
-    pub fn send_to(&self, task: &Task, signal: Signal, cause: Cause) {
-        let open = !task.blocked().has(signal);
-        if open && self.signals.actions.effect(signal) == Effect::Ignored {
-            return;
-        }
-        task.pending(self).add(signal, cause);
-        if open {
-            task.kick();
-        }
-    }
-
-    /// Sets which signals a task of this process blocks, by its own wish; it is told of those that wait now.
-    pub fn set_blocked(&self, task: &Task, blocked: Set) {
-        task.blocked.store(blocked.blockable().0, Ordering::Relaxed);
-        let waiting = task.pending(self).set().with(self.signals.pending.set());
-        if !waiting.without(task.blocked()).is_empty() {
-            task.thread().raise(Work::SIGNAL);
-        }
-    }
-
-    /// Sends one of this process's tasks a signal that it cannot escape: if it blocks or ignores it, the default action
-    /// is back.
-    pub fn force(&mut self, task: &Task, signal: Signal, cause: Cause) {
-        let blocked = task.blocked();
-        if blocked.has(signal) || self.signals.actions.effect(signal) == Effect::Ignored {
-            self.signals.actions.reset(signal);
-            task.blocked.store(blocked.without(signal.set()).0, Ordering::Relaxed);
-        }
-        task.pending(self).add(signal, cause);
-        task.kick();
-    }
-
-    /// Whether this task of the process is to exit.
-    pub fn is_ending(&self, task: &Task) -> bool {
-        self.life != Life::Running || self.survivor.is_some_and(|survivor| survivor != task.id())
-    }
-
-    /// Whether this task is to exit, or a signal waits for it that ends the process.
-    fn will_end(&self, task: &Task) -> bool {
-        let waiting = task.pending(self).set().with(self.signals.pending.set()).without(task.blocked());
-        self.is_ending(task) || waiting.iter().any(|signal| self.signals.actions.effect(signal) == Effect::Fatal)
-    }
-
-    /// Takes the next signal for a task of this process, its own before those of the process.
-    pub fn take(&self, task: &Task) -> Option<(Signal, Cause)> {
-        let blocked = task.blocked();
-        task.pending(self).take(blocked).or_else(|| self.signals.pending.take(blocked))
-    }
 }

@@ -1,8 +1,14 @@
-//! All processes: whose child each is, which threads it has, what signals wait for it, and how it ended.
+//! All processes: their numbers, which threads have which, and which process is whose child.
 //!
-//! One lock guards all of that, [`PROCESSES`]: what it guards is touched on the way into a process and out of it, never
-//! by a fault or by a call for memory. Nothing is allocated, freed or slept on under it; what has been taken out of the
-//! tree is dropped when the lock is gone.
+//! # Locks
+//! [`PROCESSES`] guards what is between processes: the numbers, the trees by which they are found, and whose child each
+//! is. The lock of each process ([`Process::lock`]) guards what is within it ([`State`]): its threads and signals; a
+//! thread that sends, blocks or handles a signal of its own process acquires that one alone. The order is `PROCESSES`,
+//! one process, its actions ([`crate::sync::rank`]). No fault and no call for memory acquires any of them. Nothing is
+//! allocated, freed or slept on under them; what was taken out of the tree is dropped when the locks are released.
+//!
+//! Whatever grows with the number of processes is found by its key, and what is to be done for each of several is done
+//! for a few at a time, with the lock released in between.
 //!
 //! # The end of a process
 //! Its last thread leaves the address space, then the list; only then is the process *ended*, so that who waits for it
@@ -11,160 +17,132 @@
 
 use core::cell::UnsafeCell;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::signal::{CLD_EXITED, CLD_KILLED};
-use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree, RBTreeLink, UnsafeRef};
+use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
 
 use super::limits::{Limits, Place};
-use super::signal::{Actions, Cause, Effect, Pending, Signal};
-use super::status::{End, Life, Name};
-use super::task::{InProcess, Task};
+use super::numbers::Numbers;
+use super::signal::{Cause, Signal};
+use super::state::{State, Visit};
+use super::status::{End, Life};
+use super::task::{self, Task};
 use crate::errno::Errno;
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
-use crate::mm::space::SpaceRef;
 use crate::sched::ThreadRef;
-use crate::smp::this_cpu;
-use crate::sync::{IrqLock, RwSem, rank};
+use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// All processes.
-pub static PROCESSES: IrqLock<Tree, { rank::PROCESS }> = IrqLock::new(Tree::new());
+pub static PROCESSES: IrqLock<Tree, { rank::PROCESSES }> = IrqLock::new(Tree::new());
 
 static POOL: Once<Pool<Process>> = Once::new();
-static SIGNALS: Once<Pool<Signals>> = Once::new();
 
 /// Who collects the status of a process.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Parent {
     /// Nobody: it is gone when it ends.
     Nobody,
     /// The kernel; this thread is woken.
     Kernel(ThreadRef),
-    /// The process with this number.
+    /// The process with this number. It has a thread still.
     Process(u32),
-}
-
-/// Where the heap is that `brk` moves the end of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Heap {
-    /// Where it begins.
-    pub start: u64,
-    /// Its end as the program asked for it.
-    pub end: u64,
 }
 
 /// One process. It is in the tree from its birth until its status has been collected, and each of its tasks may rely on
 /// that.
 pub struct Process {
     id: u32,
-    link: RBTreeLink,
-    /// See [`Heap`].
-    pub heap: RwSem<Heap>,
-    /// What [`State::parent`] says, for who asks without the lock.
+    /// When it was born: births are counted. 0 before that.
+    birth: AtomicU64,
+    by_id: RBTreeLink,
+    by_birth: RBTreeLink,
+    /// Among its parent's children that have not ended.
+    running: LinkedListLink,
+    /// Among its parent's children that have.
+    ended: RBTreeLink,
+    /// What [`Family::parent`] says, for who asks without the lock.
     parent_id: AtomicU32,
+    /// Threads that wait for children. Looked at under the lock of the tree, and raised before that is acquired.
+    waiting: AtomicU32,
     /// What it may have at most.
     pub limits: Limits,
     /// Its first task's; the other tasks have theirs.
     _place: Place,
     /// It was to end because memory was gone, and did not within the time that others wait for that.
     pub outlives_its_end: AtomicBool,
-    state: UnsafeCell<State>,
+    family: UnsafeCell<Family>,
+    state: IrqLock<State, { rank::PROCESS }>,
 }
 
-// SAFETY: `state` is reached through the tree's key alone, which is behind the lock; the link is the tree's.
+// SAFETY: `family` and the links are reached through the tree's key alone, which is behind the lock.
 unsafe impl Sync for Process {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Process {}
 
-/// What happens on a process's signals, and which wait.
-pub struct Signals {
-    /// What happens on each.
-    pub actions: Actions,
-    /// For whichever thread does not block them.
-    pub pending: Pending,
-}
-
-/// What the lock guards of each process.
-pub struct State {
-    /// Who collects its status.
-    pub parent: Parent,
-    /// Where it is in its life.
-    pub life: Life,
-    /// What its first thread exited with: the code of a process whose threads leave one by one.
-    pub code: u8,
-    /// Its threads.
-    pub tasks: LinkedList<InProcess>,
-    /// Its signals. By themselves because they are large: a state is handed from function to function at its birth, on a
-    /// kernel's stack.
-    pub signals: PoolBox<Signals>,
+/// What [`PROCESSES`] guards of each process.
+struct Family {
+    parent: Parent,
     /// What its parent is sent at its end.
-    pub exit_signal: Option<Signal>,
-    /// What it is called.
-    pub name: Name,
-    /// How long threads that have left had a CPU, in counts of the timer.
-    pub left_time: u64,
-    /// Its address space, for those who look at it; none once it is ending.
-    pub space: Option<SpaceRef>,
-    /// The thread that does an exec: all others are to exit.
-    pub survivor: Option<u32>,
-    /// Who waits for it to leave the space that they share (CLONE_VFORK).
-    pub suspends: Option<ThreadRef>,
+    exit_signal: Option<Signal>,
+    /// How it ended.
+    status: Option<End>,
+    /// Its children that have not ended.
+    running: LinkedList<Running>,
+    /// Its children that send SIGCHLD at their end.
+    normal: Children,
+    /// Its children that do not (`__WCLONE`).
+    clones: Children,
+    /// It is to have no children any more.
+    gone: bool,
 }
 
-impl State {
-    /// How long its threads have had a CPU, those that have left included, in counts of the timer.
-    pub fn cpu_time(&self) -> u64 {
-        self.tasks.iter().fold(self.left_time, |sum, task| sum.wrapping_add(task.thread().cpu_time()))
-    }
+/// The children of a process that are of one kind.
+struct Children {
+    /// How many have not ended.
+    running: usize,
+    /// Those that have, the oldest first.
+    ended: RBTree<Ended>,
+}
 
-    /// Of a process without threads, with the default actions.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`]; nothing stays taken.
-    #[inline(never)]
-    pub fn new(parent: Parent, name: Name, space: SpaceRef) -> Result<Self, OutOfMemory> {
-        let signals = default_signals()?;
-        Ok(Self {
-            parent,
-            left_time: 0,
-            life: Life::Running,
-            code: 0,
-            tasks: LinkedList::new(InProcess::new()),
-            signals,
-            exit_signal: Some(Signal::CHLD),
-            name,
-            space: Some(space),
-            survivor: None,
-            suspends: None,
-        })
+impl Children {
+    const fn new() -> Self {
+        Self { running: 0, ended: RBTree::new(Ended::NEW) }
     }
+}
 
-    /// Has all threads exit. Nothing new if they are exiting already.
-    pub fn end(&mut self, status: End) {
-        if self.life == Life::Running {
-            self.life = Life::Ending(status);
-            self.tasks.iter().for_each(Task::kick);
+impl Family {
+    const fn new() -> Self {
+        Self {
+            parent: Parent::Nobody,
+            exit_signal: None,
+            status: None,
+            running: LinkedList::new(Running::NEW),
+            normal: Children::new(),
+            clones: Children::new(),
+            gone: false,
         }
     }
 
-    /// Wakes the parent that a vfork has suspended, if one is.
-    pub fn resume_parent(&mut self) {
-        if let Some(parent) = self.suspends.take() {
-            parent.unpark();
-        }
+    /// The children that send this at their end.
+    fn children(&mut self, exit_signal: Option<Signal>) -> &mut Children {
+        if exit_signal == Some(Signal::CHLD) { &mut self.normal } else { &mut self.clones }
     }
 }
 
 mod adapter {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-    use super::{Process, RBTreeLink, UnsafeRef};
+    use super::{LinkedListLink, Process, RBTreeLink, UnsafeRef};
     use intrusive_collections::intrusive_adapter;
-    intrusive_adapter!(pub(super) ById = UnsafeRef<Process>: Process { link => RBTreeLink });
+    intrusive_adapter!(pub(super) ById = UnsafeRef<Process>: Process { by_id => RBTreeLink });
+    intrusive_adapter!(pub(super) ByBirth = UnsafeRef<Process>: Process { by_birth => RBTreeLink });
+    intrusive_adapter!(pub(super) Running = UnsafeRef<Process>: Process { running => LinkedListLink });
+    intrusive_adapter!(pub(super) Ended = UnsafeRef<Process>: Process { ended => RBTreeLink });
 }
-use adapter::ById;
+use adapter::{ByBirth, ById, Ended, Running};
 
 impl<'a> KeyAdapter<'a> for ById {
     type Key = u32;
@@ -173,38 +151,46 @@ impl<'a> KeyAdapter<'a> for ById {
     }
 }
 
-/// Opens what the lock guards of a process and of its tasks. There is one key, in the tree: so whoever has it has the
-/// lock, and one state at a time.
-pub struct Key(());
+impl<'a> KeyAdapter<'a> for ByBirth {
+    type Key = u64;
+    fn get_key(&self, process: &'a Process) -> u64 {
+        process.birth()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for Ended {
+    type Key = u64;
+    fn get_key(&self, process: &'a Process) -> u64 {
+        process.birth()
+    }
+}
+
+/// Opens what the lock guards of a process. There is one key, in the tree: so whoever has it has the lock, and one family
+/// at a time.
+struct Key(());
 
 impl Process {
-    /// A process that is in no tree yet, with a number of its own.
+    /// A process with this number, in no tree yet and without threads.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing stays taken.
     #[inline(never)]
-    pub fn new(id: u32, heap: Heap, state: State, limits: Limits, place: Place) -> Result<PoolBox<Self>, OutOfMemory> {
-        let pool = POOL.call_once(|| Pool::new(kernel().frames));
-        let parent_id = match state.parent {
-            Parent::Process(parent) => AtomicU32::new(parent),
-            Parent::Kernel(_) | Parent::Nobody => AtomicU32::new(0),
-        };
-        let (link, heap) = (RBTreeLink::new(), RwSem::new(heap));
-        pool.try_new(Self {
+    pub fn new(id: u32, state: State, limits: Limits, place: Place) -> Result<PoolBox<Self>, OutOfMemory> {
+        POOL.call_once(|| Pool::new(kernel().frames)).try_new(Self {
             id,
-            link,
-            heap,
-            parent_id,
+            birth: AtomicU64::new(0),
+            by_id: RBTreeLink::new(),
+            by_birth: RBTreeLink::new(),
+            running: LinkedListLink::new(),
+            ended: RBTreeLink::new(),
+            parent_id: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             limits,
             _place: place,
             outlives_its_end: AtomicBool::new(false),
-            state: UnsafeCell::new(state),
+            family: UnsafeCell::new(Family::new()),
+            state: IrqLock::new(state),
         })
-    }
-
-    /// Its parent's number; 0 where that is the kernel, or gone.
-    pub fn parent_id(&self) -> u32 {
-        self.parent_id.load(Ordering::Relaxed)
     }
 
     /// Its number.
@@ -212,10 +198,40 @@ impl Process {
         self.id
     }
 
-    /// What the lock guards.
-    pub fn state<'k>(&'k self, _key: &'k mut Key) -> &'k mut State {
+    /// Its parent's number; 0 where that is the kernel, or gone.
+    pub fn parent_id(&self) -> u32 {
+        self.parent_id.load(Ordering::Relaxed)
+    }
+
+    /// When it was born, in births. No two processes have the same.
+    pub fn birth(&self) -> u64 {
+        self.birth.load(Ordering::Relaxed)
+    }
+
+    /// Locks what is within the process. For its own threads, and for others that hold [`PROCESSES`]. Interrupts are
+    /// masked meanwhile.
+    pub fn lock(&self) -> IrqGuard<'_, State, { rank::PROCESS }> {
+        self.state.lock()
+    }
+
+    /// Does the rest of a visit. For threads of this process, without a lock.
+    pub fn visit(&self, mut visit: Visit) {
+        while !visit.is_done() {
+            self.lock().step(&mut visit);
+        }
+    }
+
+    /// Calls `wait`, which looks for children and sleeps: meanwhile their ends wake the thread.
+    pub fn wait_for_children<R>(&self, wait: impl FnOnce() -> R) -> R {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = wait();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    fn family<'k>(&'k self, _key: &'k mut Key) -> &'k mut Family {
         // SAFETY: there is one key, borrowed for as long as the result.
-        unsafe { &mut *self.state.get() }
+        unsafe { &mut *self.family.get() }
     }
 }
 
@@ -225,23 +241,19 @@ impl fmt::Debug for Process {
     }
 }
 
-#[inline(never)]
-fn default_signals() -> Result<PoolBox<Signals>, OutOfMemory> {
-    let pool = SIGNALS.call_once(|| Pool::new(kernel().frames));
-    pool.try_new(Signals { actions: Actions::new(), pending: Pending::new() })
-}
-
 /// Frames that processes keep: for accounts of who has which frames.
 pub fn kept_frames() -> usize {
-    POOL.get().map_or(0, |pool| pool.stats().frames) + SIGNALS.get().map_or(0, |pool| pool.stats().frames)
+    POOL.get().map_or(0, |pool| pool.stats().frames)
 }
 
 /// See [`PROCESSES`].
 pub struct Tree {
     by_id: RBTree<ById>,
-    /// See [`Key`].
-    pub key: Key,
-    last_id: u32,
+    by_birth: RBTree<ByBirth>,
+    tasks: RBTree<task::ById>,
+    numbers: Numbers,
+    births: u64,
+    key: Key,
 }
 
 // SAFETY: the processes are reached through the lock, on whichever CPU holds it.
@@ -252,6 +264,23 @@ fn cause_of(id: u32, status: End) -> Cause {
     match status {
         End::Exited(code) => Cause::child(CLD_EXITED, id, i32::from(code)),
         End::Killed(signal) => Cause::child(CLD_KILLED, id, signal.number() as i32),
+    }
+}
+
+/// Which children `wait4` means.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The one with this number alone.
+    pub id: Option<u32>,
+    /// Those that send SIGCHLD at their end.
+    pub normal: bool,
+    /// The others.
+    pub clones: bool,
+}
+
+impl Wanted {
+    fn has(&self, exit_signal: Option<Signal>) -> bool {
+        if exit_signal == Some(Signal::CHLD) { self.normal } else { self.clones }
     }
 }
 
@@ -272,190 +301,376 @@ pub enum Child {
     },
 }
 
+/// What is left to do without the lock.
+#[must_use = "dropped without the lock"]
+#[derive(Default)]
+pub struct Remains {
+    /// A process that nobody waits for.
+    process: Option<PoolBox<Process>>,
+    /// Another one's threads that are to be visited.
+    visit: Option<Elsewhere>,
+}
+
+impl Remains {
+    /// Does it.
+    pub fn finish(self) {
+        drop(self.process);
+        if let Some(visit) = self.visit {
+            visit.finish();
+        }
+    }
+}
+
+/// A visit to the threads of a process that is not the caller's, and may be gone before it is done.
+#[must_use = "some threads are still to be visited"]
+#[derive(Debug)]
+pub struct Elsewhere {
+    id: u32,
+    birth: u64,
+    visit: Visit,
+}
+
+impl Elsewhere {
+    /// Of this process.
+    pub fn new(process: &Process, visit: Visit) -> Self {
+        Self { id: process.id, birth: process.birth(), visit }
+    }
+
+    /// Does the rest of it, without a lock.
+    pub fn finish(mut self) {
+        while !self.visit.is_done() {
+            let tree = PROCESSES.lock();
+            match tree.find(self.id) {
+                Some(process) if process.birth() == self.birth => process.lock().step(&mut self.visit),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// A number of a process or thread to be, reserved. It is free again when this is dropped.
+#[derive(Debug)]
+pub struct Number(u32);
+
+impl Number {
+    /// The next one.
+    ///
+    /// # Errors
+    /// `EAGAIN`: all are in use.
+    pub fn reserve() -> Result<Self, Errno> {
+        PROCESSES.lock().numbers.reserve().map(Self).ok_or(Errno::EAGAIN)
+    }
+
+    /// The number.
+    pub const fn get(&self) -> u32 {
+        self.0
+    }
+
+    /// It belongs to a process or a thread in the tree now, and is freed with it.
+    pub fn keep(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        PROCESSES.lock().numbers.release(self.0);
+    }
+}
+
 impl Tree {
     const fn new() -> Self {
-        Self { by_id: RBTree::new(ById::NEW), key: Key(()), last_id: 0 }
+        Self {
+            by_id: RBTree::new(ById::NEW),
+            by_birth: RBTree::new(ByBirth::NEW),
+            tasks: RBTree::new(task::ById::NEW),
+            numbers: Numbers::new(),
+            births: 0,
+            key: Key(()),
+        }
     }
 
-    /// A number that no process or thread has had before.
-    pub fn new_id(&mut self) -> u32 {
-        self.last_id += 1;
-        self.last_id
-    }
-
-    /// Adds a process. It stays until its status is collected.
-    pub fn add(&mut self, process: PoolBox<Process>) -> &'static Process {
+    /// Adds a process, as a child of `parent`. It stays until its status is collected.
+    pub fn add(&mut self, process: PoolBox<Process>, parent: Parent, exit_signal: Option<Signal>) {
         let pointer = process.into_raw();
-        // SAFETY: the tree owns it from now on; it comes out again as a box in `remove`.
-        self.by_id.insert(unsafe { UnsafeRef::from_raw(pointer.as_ptr()) });
-        // SAFETY: it stays where it is until `remove`, which no task of it lives to see; others find it through the tree.
-        unsafe { pointer.as_ref() }
+        // SAFETY: the tree owns it from now on; it comes out again as a box in `remove`, and until then it stays there.
+        let (process, link) = unsafe { (pointer.as_ref(), || UnsafeRef::from_raw(pointer.as_ptr())) };
+        self.births += 1;
+        process.birth.store(self.births, Ordering::Relaxed);
+        self.by_id.insert(link());
+        self.by_birth.insert(link());
+        if let Parent::Process(id) = parent
+            && let Some(parent) = self.by_id.find(&id).get()
+        {
+            process.parent_id.store(id, Ordering::Relaxed);
+            let family = parent.family(&mut self.key);
+            family.running.push_back(link());
+            family.children(exit_signal).running += 1;
+        }
+        let family = process.family(&mut self.key);
+        (family.parent, family.exit_signal) = (parent, exit_signal);
     }
 
-    /// The process with this number, and the key to it.
-    pub fn find(&mut self, id: u32) -> Option<(&Process, &mut Key)> {
-        Some((self.by_id.find(&id).get()?, &mut self.key))
+    /// Adds a thread, to the process that it was made for.
+    pub fn add_task(&mut self, task: PoolBox<Task>) {
+        let pointer = task.into_raw();
+        // SAFETY: the lists own it from now on, until `remove_task`; it was in none.
+        unsafe {
+            self.tasks.insert(UnsafeRef::from_raw(pointer.as_ptr()));
+            let task = pointer.as_ref();
+            task.process().lock().add(task);
+        }
     }
 
-    /// The process with the next number above this one, and the key to it: for who goes through all of them, and does not
-    /// hold the lock for so long.
-    pub fn next_after(&mut self, id: u32) -> Option<(&Process, &mut Key)> {
-        Some((self.by_id.lower_bound(Bound::Excluded(&id)).get()?, &mut self.key))
+    /// Removes a thread from its process, in which it runs; and whether that has none any more. The task is to be dropped
+    /// without the lock.
+    pub fn remove_task(&mut self, task: &Task) -> (PoolBox<Task>, bool) {
+        let mut state = task.process().lock();
+        state.add_time_of(task);
+        // SAFETY: `add_task` added it to both; it was made from a box there, and nothing refers to it any more.
+        let removed = unsafe {
+            self.tasks.cursor_mut_from_ptr(task).remove();
+            state.remove(task);
+            PoolBox::from_raw(core::ptr::NonNull::from(task))
+        };
+        if !removed.is_main() {
+            self.numbers.release(removed.id());
+        }
+        // Only now may the exec of another thread go on.
+        if let Some(waiting) = state.survivor.and_then(|survivor| state.find(survivor)) {
+            waiting.thread().unpark();
+        }
+        (removed, state.threads() == 0)
     }
 
-    /// Calls `each` for every process, by number, until it gives something.
-    pub fn find_map<R>(&mut self, mut each: impl FnMut(&Process, &mut State) -> Option<R>) -> Option<R> {
-        self.by_id.iter().find_map(|process| each(process, process.state(&mut self.key)))
+    /// The thread that does an exec takes the process's number, if it is the only thread by now and is not to exit
+    /// itself; else `false`.
+    pub fn take_process_id(&mut self, task: &Task) -> bool {
+        let mut state = task.process().lock();
+        if state.threads() != 1 {
+            return false;
+        }
+        state.survivor = None;
+        if !task.is_main() {
+            // SAFETY: the task is in both, and goes back into both with its new number.
+            unsafe {
+                let link = self.tasks.cursor_mut_from_ptr(task).remove();
+                state.remove(task);
+                self.numbers.release(task.id());
+                task.set_id(task.process().id());
+                state.add(task);
+                if let Some(link) = link {
+                    self.tasks.insert(link);
+                }
+            }
+        }
+        true
     }
 
-    /// Whether some process runs in a space.
-    pub fn is_used(&mut self, space: &SpaceRef) -> bool {
-        self.find_map(|_, state| state.space.as_ref().is_some_and(|other| other.is(space)).then_some(())).is_some()
+    /// The process with this number.
+    pub fn find(&self, id: u32) -> Option<&Process> {
+        self.by_id.find(&id).get()
     }
 
-    /// Takes a process out that has ended.
-    pub fn remove(&mut self, id: u32) -> Option<PoolBox<Process>> {
-        let removed = self.by_id.find_mut(&id).remove()?;
-        // SAFETY: `add` made it from a box, and the tree has let go of it.
+    /// The thread with this number.
+    pub fn find_task(&self, id: u32) -> Option<&Task> {
+        self.tasks.find(&id).get()
+    }
+
+    /// The process with the next larger number.
+    pub fn after(&self, id: u32) -> Option<&Process> {
+        self.by_id.lower_bound(Bound::Excluded(&id)).get()
+    }
+
+    /// The process that was born next: see [`Process::birth`].
+    pub fn born_after(&self, birth: u64) -> Option<&Process> {
+        self.by_birth.lower_bound(Bound::Excluded(&birth)).get()
+    }
+
+    /// Its parent, and what that is sent at its end.
+    pub fn parent(&mut self, process: &Process) -> (Parent, Option<Signal>) {
+        let family = process.family(&mut self.key);
+        (family.parent.clone(), family.exit_signal)
+    }
+
+    /// This thread of the kernel waits for a process of the kernel's: whether it is one.
+    pub fn wait_in_kernel(&mut self, id: u32, thread: ThreadRef) -> bool {
+        let Some(process) = self.by_id.find(&id).get() else { return false };
+        let family = process.family(&mut self.key);
+        let is_own = matches!(family.parent, Parent::Kernel(_));
+        if is_own {
+            family.parent = Parent::Kernel(thread);
+        }
+        is_own
+    }
+
+    /// With a new program a process is a child like others: its parent is sent SIGCHLD at its end.
+    pub fn become_normal(&mut self, process: &Process) {
+        let family = process.family(&mut self.key);
+        let before = family.exit_signal.replace(Signal::CHLD);
+        if let Parent::Process(parent) = family.parent
+            && let Some(parent) = self.by_id.find(&parent).get()
+        {
+            let family = parent.family(&mut self.key);
+            family.children(before).running -= 1;
+            family.normal.running += 1;
+        }
+    }
+
+    /// Takes a process out that has ended, and is in no list of its parent's.
+    fn remove(&mut self, process: &Process) -> Option<PoolBox<Process>> {
+        let pointer = core::ptr::from_ref(process);
+        // SAFETY: it is in both trees, from `add` on.
+        let removed = unsafe {
+            self.by_birth.cursor_mut_from_ptr(pointer).remove();
+            self.by_id.cursor_mut_from_ptr(pointer).remove()?
+        };
+        self.numbers.release(removed.id);
+        // SAFETY: `add` made it from a box, and no list has it any more.
         Some(unsafe { PoolBox::from_raw(core::ptr::NonNull::new_unchecked(UnsafeRef::into_raw(removed))) })
     }
 
-    /// A process has lost its last thread. What is returned is gone from the tree, for the caller to drop without the
-    /// lock.
-    #[must_use = "dropped without the lock"]
-    pub fn ended(&mut self, id: u32) -> Option<PoolBox<Process>> {
-        let (process, key) = self.find(id)?;
-        let state = process.state(key);
-        let status = match state.life {
-            Life::Ending(status) | Life::Ended(status) => status,
-            Life::Running => End::Exited(state.code),
+    /// A process has lost its last thread.
+    pub fn ended(&mut self, process: &Process) -> Remains {
+        let status = {
+            let mut state = process.lock();
+            let status = match state.life {
+                Life::Ending(status) | Life::Ended(status) => status,
+                Life::Running => End::Exited(state.code),
+            };
+            state.life = Life::Ended(status);
+            status
         };
-        state.life = Life::Ended(status);
-        state.resume_parent();
-        let exit_signal = state.exit_signal;
-        let kept = match &state.parent {
-            Parent::Nobody => false,
+        let family = process.family(&mut self.key);
+        family.status = Some(status);
+        let exit_signal = family.exit_signal;
+        let (kept, visit) = match family.parent.clone() {
+            Parent::Nobody => (false, None),
             Parent::Kernel(thread) => {
                 thread.unpark();
-                true
+                (true, None)
             }
-            &Parent::Process(parent) => self.tell_parent(parent, exit_signal, cause_of(id, status)),
+            Parent::Process(parent) => self.notify_parent(process, parent, exit_signal, status),
         };
-        if kept { None } else { self.remove(id) }
+        Remains { process: if kept { None } else { self.remove(process) }, visit }
     }
 
-    /// Sends the parent its signal, and wakes it if it waits. Whether the status is to be kept for it.
-    fn tell_parent(&mut self, parent: u32, exit_signal: Option<Signal>, cause: Cause) -> bool {
-        let Some((process, key)) = self.find(parent) else { return false };
-        let state = process.state(key);
-        let collected = exit_signal == Some(Signal::CHLD) && state.signals.actions.reaps_children();
-        if let Some(signal) = exit_signal {
-            state.send(signal, cause);
+    /// Moves a child to those that have ended, sends the parent its signal, and wakes it if it waits. Whether the status
+    /// is to be kept for it.
+    fn notify_parent(
+        &mut self,
+        child: &Process,
+        parent: u32,
+        exit_signal: Option<Signal>,
+        status: End,
+    ) -> (bool, Option<Elsewhere>) {
+        let Some(parent) = self.by_id.find(&parent).get() else { return (false, None) };
+        let mut state = parent.lock();
+        let (ignored, reaps) = state.handlers.with(|actions| (actions.ignores_children(), actions.reaps_children()));
+        let collected = exit_signal == Some(Signal::CHLD) && reaps;
+        let mut visit = match exit_signal {
+            // Linux sends none where it is ignored explicitly, also where it is blocked (`do_notify_parent`).
+            Some(Signal::CHLD) if ignored => Visit::NONE,
+            Some(signal) => state.send(signal, cause_of(child.id, status)),
+            None => Visit::NONE,
+        };
+        drop(state);
+
+        let family = parent.family(&mut self.key);
+        family.children(exit_signal).running -= 1;
+        // SAFETY: a child that has not ended is in this list; it is the tree's for as long as it is in another.
+        let link = unsafe { family.running.cursor_mut_from_ptr(child) }.remove();
+        let kept = !collected && !family.gone;
+        if kept && let Some(link) = link {
+            family.children(exit_signal).ended.insert(link);
         }
-        state.tasks.iter().for_each(|task| task.thread().unpark());
-        !collected
+        if parent.waiting.load(Ordering::Relaxed) != 0 {
+            visit = visit.and_wake();
+        }
+        (kept, (!visit.is_done()).then(|| Elsewhere::new(parent, visit)))
     }
 
-    /// A process is about to have no thread: its children are nobody's, and those that have ended go, one for each call
-    /// until there is none.
-    #[must_use = "dropped without the lock"]
-    pub fn orphan_children(&mut self, id: u32) -> Option<PoolBox<Process>> {
-        let ended = self.find_map(|process, state| {
-            if !matches!(state.parent, Parent::Process(parent) if parent == id) {
-                return None;
-            }
-            state.parent = Parent::Nobody;
-            process.parent_id.store(0, Ordering::Relaxed);
-            matches!(state.life, Life::Ended(_)).then_some(process.id)
-        })?;
-        self.remove(ended)
+    /// A process is about to have no thread: its children are nobody's from now on, and those that have ended are
+    /// removed. Some of them for each call; `None` when there is none any more.
+    pub fn orphan_children(&mut self, process: &Process) -> Option<Remains> {
+        /// Children for each call.
+        const BATCH: usize = 16;
+        process.family(&mut self.key).gone = true;
+        for _ in 0..BATCH {
+            let Some(child) = process.family(&mut self.key).running.pop_front() else { break };
+            child.family(&mut self.key).parent = Parent::Nobody;
+            child.parent_id.store(0, Ordering::Relaxed);
+        }
+        let family = process.family(&mut self.key);
+        let ended = family.normal.ended.front_mut().remove();
+        if let Some(ended) = ended.or_else(|| family.clones.ended.front_mut().remove()) {
+            return Some(Remains { process: self.remove(&ended), visit: None });
+        }
+        (!family.running.is_empty()).then(Remains::default)
     }
 
-    /// Looks for a child of `parent` that has ended, among those that `wanted` takes; `wanted` gets the number and the
-    /// signal of the child's end.
-    pub fn collect(&mut self, parent: u32, wanted: impl Fn(u32, Option<Signal>) -> bool) -> Child {
-        let mut any = false;
-        let ended = self.find_map(|process, state| {
-            let mine = matches!(state.parent, Parent::Process(number) if number == parent);
-            if !mine || !wanted(process.id, state.exit_signal) {
-                return None;
-            }
-            any = true;
-            match state.life {
-                Life::Ended(status) => Some((process.id, status)),
-                _ => None,
-            }
-        });
-        match ended {
-            None if any => Child::Running,
+    /// Looks for a child of `parent` that has ended, among those that are wanted.
+    pub fn collect(&mut self, parent: &Process, wanted: Wanted) -> Child {
+        match wanted.id {
+            Some(id) => self.collect_one(parent, id, wanted),
+            None => self.collect_any(parent, wanted),
+        }
+    }
+
+    fn collect_any(&mut self, parent: &Process, wanted: Wanted) -> Child {
+        let family = parent.family(&mut self.key);
+        let kinds = || {
+            let normal = wanted.normal.then_some(&family.normal);
+            normal.into_iter().chain(wanted.clones.then_some(&family.clones))
+        };
+        let oldest = kinds().filter_map(|children| children.ended.front().get()).min_by_key(|child| child.birth());
+        let (oldest, any_running) = (oldest.map(core::ptr::from_ref), kinds().any(|children| children.running != 0));
+        match oldest {
+            // SAFETY: it is the tree's, and stays there until it is removed.
+            Some(child) => self.take_ended(parent, unsafe { &*child }),
+            None if any_running => Child::Running,
             None => Child::None,
-            Some((id, status)) => match self.remove(id) {
-                Some(process) => Child::Ended { id, status, process },
-                None => Child::None,
-            },
         }
+    }
+
+    fn collect_one(&mut self, parent: &Process, id: u32, wanted: Wanted) -> Child {
+        let Some(child) = self.by_id.find(&id).get() else { return Child::None };
+        let family = child.family(&mut self.key);
+        let is_own = matches!(family.parent, Parent::Process(number) if number == parent.id);
+        if !is_own || !wanted.has(family.exit_signal) {
+            return Child::None;
+        }
+        if family.status.is_none() {
+            return Child::Running;
+        }
+        // SAFETY: as above.
+        self.take_ended(parent, unsafe { &*core::ptr::from_ref(child) })
+    }
+
+    fn take_ended(&mut self, parent: &Process, child: &Process) -> Child {
+        let family = child.family(&mut self.key);
+        let (Some(status), exit_signal) = (family.status, family.exit_signal) else { return Child::Running };
+        let siblings = parent.family(&mut self.key).children(exit_signal);
+        // SAFETY: a child that has ended and is still in the tree is in its parent's list of its kind.
+        unsafe { siblings.ended.cursor_mut_from_ptr(child) }.remove();
+        self.removed(child, status)
     }
 
     /// Takes the status of a process of the kernel's, once it has ended.
     pub fn collect_own(&mut self, id: u32) -> Child {
-        let Some((process, key)) = self.find(id) else { return Child::None };
-        match process.state(key).life {
-            Life::Ended(status) => match self.remove(id) {
-                Some(process) => Child::Ended { id, status, process },
-                None => Child::None,
-            },
-            _ => Child::Running,
+        let Some(process) = self.by_id.find(&id).get() else { return Child::None };
+        match process.family(&mut self.key).status {
+            // SAFETY: as above.
+            Some(status) => self.removed(unsafe { &*core::ptr::from_ref(process) }, status),
+            None => Child::Running,
         }
     }
-}
 
-impl State {
-    /// The task with this number, if it is one of this process's.
-    pub fn find_task(&self, id: u32) -> Option<&Task> {
-        self.tasks.iter().find(|task| task.id() == id)
-    }
-
-    /// Forgets a signal that waits, for the process or for one of its tasks.
-    pub fn forget(&self, signal: Signal) {
-        self.signals.pending.remove(signal);
-        self.tasks.iter().for_each(|task| task.pending(self).remove(signal));
-    }
-
-    /// Sends a signal to the process: some thread that does not block it will see to it.
-    pub fn send(&self, signal: Signal, cause: Cause) {
-        if matches!(self.life, Life::Ended(_)) {
-            return;
-        }
-        let open = |task: &&Task| !task.blocked().has(signal);
-        // An ignored signal waits only where it is blocked: the action may be another when it is unblocked.
-        if self.signals.actions.effect(signal) == Effect::Ignored && self.tasks.iter().any(|task| open(&task)) {
-            return;
-        }
-        self.signals.pending.add(signal, cause);
-        if let Some(task) = self.tasks.iter().find(open) {
-            task.kick();
+    fn removed(&mut self, process: &Process, status: End) -> Child {
+        let id = process.id;
+        match self.remove(process) {
+            Some(process) => Child::Ended { id, status, process },
+            None => Child::None,
         }
     }
-}
-
-/// Lets go of the space that a process ran in. What is mapped there goes now if no other process runs in it: those who
-/// only look at a space keep the space, not its memory.
-pub fn let_go(space: Option<SpaceRef>) {
-    let Some(space) = space else { return };
-    if !PROCESSES.lock().is_used(&space) {
-        space.release(this_cpu());
-    }
-}
-
-/// Sends a signal to the process with this number.
-///
-/// # Errors
-/// `ESRCH`.
-pub fn send(id: u32, signal: Option<Signal>, cause: Cause) -> Result<(), Errno> {
-    let mut tree = PROCESSES.lock();
-    let (process, key) = tree.find(id).ok_or(Errno::ESRCH)?;
-    if let Some(signal) = signal {
-        process.state(key).send(signal, cause);
-    }
-    Ok(())
 }

@@ -9,15 +9,18 @@ pub type Rank = u32;
 
 /// The tree of vmalloc areas.
 pub const VMALLOC: Rank = 2;
+/// Which process ends because memory is gone.
+pub const OUT_OF_MEMORY: Rank = 3;
 /// The heap's growth: it maps frames, so it comes before page tables. Whoever holds this rank or a later one must not
 /// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
-/// Which process ends because memory is gone.
-pub const OUT_OF_MEMORY: Rank = 5;
-/// All processes, their threads and signals. Nothing is allocated or freed under it.
+/// All processes: their numbers, and which is whose child. Nothing is allocated or freed under it, nor under the two
+/// that follow.
+pub const PROCESSES: Rank = 5;
+/// One process: its threads, and the signals pending for it and for them. One at a time.
 pub const PROCESS: Rank = 6;
-/// The limits of one process.
-pub const LIMITS: Rank = 7;
+/// What happens on the signals of a process, or of those that share it.
+pub const ACTIONS: Rank = 7;
 /// A last-level table of a user space. Nothing is allocated while one is held.
 pub const TABLE: Rank = 8;
 /// The SMMU's event queue. What comes out of it is noted for its device.
@@ -39,6 +42,8 @@ pub const IOMMU_MEMORY: Rank = 15;
 pub const PAGE_BLOCK: Rank = 16;
 /// The faults that a device has met.
 pub const DEVICE_FAULTS: Rank = 17;
+/// The limits of one process.
+pub const LIMITS: Rank = 18;
 /// The heap's list.
 pub const HEAP: Rank = 20;
 /// Whose a device is.

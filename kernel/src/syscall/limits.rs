@@ -34,13 +34,9 @@ pub(super) fn setrlimit(call: &mut Call<'_>) -> Answer {
 
 /// The same for the process that has this number, or a thread with it.
 fn exchange(number: u32, resource: u32, new: Option<RLimit>) -> Result<RLimit, Errno> {
-    let mut tree = PROCESSES.lock();
-    if let Some((process, _)) = tree.find(number) {
-        return process.limits.exchange(resource, new);
-    }
-    let found = tree
-        .find_map(|process, state| state.find_task(number).is_some().then(|| process.limits.exchange(resource, new)));
-    found.unwrap_or(Err(Errno::ESRCH))
+    let tree = PROCESSES.lock();
+    let process = tree.find(number).or_else(|| Some(tree.find_task(number)?.process()));
+    process.ok_or(Errno::ESRCH)?.limits.exchange(resource, new)
 }
 
 fn read_limit(from: VirtAddr) -> Result<RLimit, Errno> {

@@ -174,7 +174,7 @@ pub(super) fn mincore(call: &mut Call<'_>) -> Answer {
 pub(super) fn brk(call: &mut Call<'_>) -> Answer {
     let wanted = call.argument::<0>();
     let space = call.task.space();
-    let mut heap = call.task.process().heap.write();
+    let mut heap = space.heap().write();
     if wanted < heap.start || wanted > uaccess::END.0 {
         return Ok(heap.end);
     }

@@ -17,7 +17,6 @@ use crate::process::futex::{Scope, Wait};
 use crate::process::stack::{self, Counts, Memory, Strings};
 use crate::process::status::{End, ExecError, Name};
 use crate::process::task::{Continuation, Task};
-use crate::process::tree::PROCESSES;
 use crate::process::{birth, death, exec, futex as sleepers};
 use crate::sched::{self, Work};
 use crate::smp::this_cpu;
@@ -236,7 +235,11 @@ pub(super) fn prctl(call: &mut Call<'_>) -> Answer {
             let mut name = [0; NAME_LENGTH];
             uaccess::copy_from_user(name.get_mut(..length).unwrap_or_default(), at)?;
             let name = Name::whole(&name);
-            call.task.process().state(&mut PROCESSES.lock().key).name = name;
+            call.task.name.set(name);
+            if call.task.is_main() {
+                // The process is called what its first thread is.
+                call.task.process().lock().name = name;
+            }
             Ok(0)
         }
         PR_SET_TAGGED_ADDR_CTRL => {
@@ -257,7 +260,7 @@ pub(super) fn prctl(call: &mut Call<'_>) -> Answer {
             Ok(if call.thread.has_tagged_addresses() { PR_TAGGED_ADDR_ENABLE } else { 0 })
         }
         PR_GET_NAME => {
-            let name = call.task.process().state(&mut PROCESSES.lock().key).name;
+            let name = call.task.name.get();
             uaccess::copy_to_user(at, name.bytes())?;
             Ok(0)
         }

@@ -5,69 +5,42 @@ use granule_arch::addr::VirtAddr;
 
 use super::{Answer, Call, read_quads, write_quads};
 use crate::errno::Errno;
+use crate::process::send::{self, Asked};
 use crate::process::signal::{Cause, Effect, Set, Signal, deliver};
-use crate::process::tree::{self, PROCESSES, State};
+use crate::process::tree::Process;
 
 /// Bytes of a set of signals, which each call is told.
 const SET: u64 = 8;
 
-/// A signal's number, or 0 to find out whether one could be sent.
-fn signal_or_none(number: u64) -> Result<Option<Signal>, Errno> {
-    match number as u32 {
-        0 => Ok(None),
-        number => Signal::new(u64::from(number)).map(Some).ok_or(Errno::EINVAL),
-    }
-}
-
 pub(super) fn kill(call: &mut Call<'_>) -> Answer {
-    let signal = signal_or_none(call.argument::<1>())?;
-    let own = call.task.process().id();
-    let cause = Cause::process(SI_USER, own);
+    let signal = Asked(call.argument::<1>() as u32);
+    let own = call.task.process();
+    let cause = Cause::process(SI_USER, own.id());
     match call.argument::<0>() as i32 {
         // There is one process group, and -1 is everybody but the sender.
-        which @ (0 | -1) => {
-            let mut any = false;
-            PROCESSES.lock().find_map(|process, state| {
-                if which == 0 || process.id() != own {
-                    any = true;
-                    if let Some(signal) = signal {
-                        state.send(signal, cause);
-                    }
-                }
-                None::<()>
-            });
-            if any { Ok(0) } else { Err(Errno::ESRCH) }
-        }
-        id => tree::send(u32::try_from(id).map_err(|_| Errno::ESRCH)?, signal, cause).map(|()| 0),
-    }
+        0 => send::to_all(None, signal, cause),
+        -1 => send::to_all(Some(own), signal, cause),
+        id => send::to_process(Some(own), u32::try_from(id).map_err(|_| Errno::ESRCH)?, signal, cause),
+    }?;
+    Ok(0)
+}
+
+/// The number of a process or thread, of a call that takes positive ones alone.
+fn positive(number: u64) -> Result<u32, Errno> {
+    u32::try_from(number as i32).ok().filter(|&number| number != 0).ok_or(Errno::EINVAL)
 }
 
 pub(super) fn tkill(call: &mut Call<'_>) -> Answer {
-    let (thread, signal) = (call.argument::<0>() as i32, signal_or_none(call.argument::<1>())?);
-    let thread = u32::try_from(thread).ok().filter(|&thread| thread != 0).ok_or(Errno::EINVAL)?;
+    let (thread, signal) = (positive(call.argument::<0>())?, Asked(call.argument::<1>() as u32));
     let cause = Cause::process(SI_TKILL, call.task.process().id());
-    let sent = PROCESSES.lock().find_map(|_, state| send_to_thread(state, thread, signal, cause));
-    sent.map(|()| 0).ok_or(Errno::ESRCH)
+    send::to_thread(call.task, None, thread, signal, cause).map(|()| 0)
 }
 
 pub(super) fn tgkill(call: &mut Call<'_>) -> Answer {
-    let (process, thread) = (call.argument::<0>() as i32, call.argument::<1>() as i32);
-    let signal = signal_or_none(call.argument::<2>())?;
-    let number = |number: i32| u32::try_from(number).ok().filter(|&number| number != 0).ok_or(Errno::EINVAL);
-    let (process, thread) = (number(process)?, number(thread)?);
+    let (process, thread) = (positive(call.argument::<0>())?, positive(call.argument::<1>())?);
+    let signal = Asked(call.argument::<2>() as u32);
     let cause = Cause::process(SI_TKILL, call.task.process().id());
-    let mut tree = PROCESSES.lock();
-    let (process, key) = tree.find(process).ok_or(Errno::ESRCH)?;
-    send_to_thread(process.state(key), thread, signal, cause).map(|()| 0).ok_or(Errno::ESRCH)
-}
-
-/// Sends a signal to the thread with this number, if it is one of the process's.
-fn send_to_thread(state: &State, thread: u32, signal: Option<Signal>, cause: Cause) -> Option<()> {
-    let task = state.find_task(thread)?;
-    if let Some(signal) = signal {
-        state.send_to(task, signal, cause);
-    }
-    Some(())
+    send::to_thread(call.task, Some(process), thread, signal, cause).map(|()| 0)
 }
 
 pub(super) fn rt_sigaction(call: &mut Call<'_>) -> Answer {
@@ -75,7 +48,6 @@ pub(super) fn rt_sigaction(call: &mut Call<'_>) -> Answer {
     if call.argument::<3>() != SET {
         return Err(Errno::EINVAL);
     }
-    let signal = Signal::new(u64::from(call.argument::<0>() as u32)).ok_or(Errno::EINVAL)?;
     let action = match new.0 {
         0 => None,
         _ => {
@@ -83,25 +55,28 @@ pub(super) fn rt_sigaction(call: &mut Call<'_>) -> Answer {
             Some(SigAction { handler, flags, restorer, mask })
         }
     };
-    let before = {
-        let mut tree = PROCESSES.lock();
-        let state = call.task.process().state(&mut tree.key);
-        match action {
-            None => state.signals.actions.get(signal),
-            Some(action) => {
-                let before = state.signals.actions.set(signal, action)?;
-                // What waits and is ignored now is gone (POSIX, sigaction).
-                if state.signals.actions.effect(signal) == Effect::Ignored {
-                    state.forget(signal);
-                }
-                before
-            }
-        }
-    };
+    let signal = Signal::new(u64::from(call.argument::<0>() as u32)).ok_or(Errno::EINVAL)?;
+    let before = set_action(call.task.process(), signal, action)?;
     if old.0 != 0 {
         write_quads(old, [before.handler, before.flags, before.restorer, before.mask])?;
     }
     Ok(0)
+}
+
+/// Sets what happens on a signal, if there is something to set; returns what happened before.
+fn set_action(process: &Process, signal: Signal, action: Option<SigAction>) -> Result<SigAction, Errno> {
+    let (before, mut forget) = {
+        let mut state = process.lock();
+        let Some(action) = action else { return Ok(state.handlers.with(|actions| actions.get(signal))) };
+        let before = state.handlers.with(|actions| actions.set(signal, action))?;
+        // What is pending and ignored now is gone (POSIX, sigaction).
+        let ignored = state.effect(signal) == Effect::Ignored;
+        (before, if ignored { state.forget(signal, None) } else { None })
+    };
+    while forget.is_some() {
+        forget = process.lock().forget(signal, forget);
+    }
+    Ok(before)
 }
 
 pub(super) fn rt_sigprocmask(call: &mut Call<'_>) -> Answer {
@@ -118,8 +93,7 @@ pub(super) fn rt_sigprocmask(call: &mut Call<'_>) -> Answer {
             SIG_SETMASK => Set(set),
             _ => return Err(Errno::EINVAL),
         };
-        let mut tree = PROCESSES.lock();
-        call.task.process().state(&mut tree.key).set_blocked(call.task, after);
+        call.task.set_blocked(after);
     }
     if old.0 != 0 {
         write_quads(old, [before.0])?;
@@ -133,12 +107,13 @@ pub(super) fn rt_sigpending(call: &mut Call<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let waiting = {
-        let mut tree = PROCESSES.lock();
-        let state = call.task.process().state(&mut tree.key);
-        let own = call.task.pending(state).set();
-        own.with(state.signals.pending.set()).0 & call.task.blocked().0
+        let state = call.task.process().lock();
+        let own = call.task.pending(&state).set();
+        own.with(state.pending.set()).and(call.task.blocked()).0.to_le_bytes()
     };
-    crate::uaccess::copy_to_user(to, &waiting.to_le_bytes()[..size as usize])?;
+    if let Some(part @ [_, ..]) = waiting.get(..size as usize) {
+        crate::uaccess::copy_to_user(to, part)?;
+    }
     Ok(0)
 }
 

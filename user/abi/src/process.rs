@@ -10,6 +10,8 @@ pub const CLONE_FS: u64 = 0x200;
 pub const CLONE_FILES: u64 = 0x400;
 /// The child shares the signals' handlers.
 pub const CLONE_SIGHAND: u64 = 0x800;
+/// The child is traced as the caller is.
+pub const CLONE_PTRACE: u64 = 0x2000;
 /// The parent sleeps until the child executes another program or exits.
 pub const CLONE_VFORK: u64 = 0x4000;
 /// The child has the caller's parent.
@@ -30,6 +32,8 @@ pub const CLONE_DETACHED: u64 = 0x40_0000;
 pub const CLONE_UNTRACED: u64 = 0x80_0000;
 /// The child's number is stored in its own memory.
 pub const CLONE_CHILD_SETTID: u64 = 0x100_0000;
+/// The child shares the scheduling of block devices.
+pub const CLONE_IO: u64 = 0x8000_0000;
 
 /// wait4: do not wait.
 pub const WNOHANG: u64 = 1;

@@ -38,6 +38,7 @@ mod table_lock;
 #[cfg(test)]
 mod tests;
 mod used;
+mod user;
 mod zap;
 
 use core::fmt;
@@ -53,6 +54,7 @@ pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
 pub use limits::{SpaceLimits, Terms};
 pub use reserved::{RESERVED_END, RESERVED_START};
+pub use user::{Heap, SpaceUser};
 
 use area::Areas;
 use shmem::Object;
@@ -114,6 +116,8 @@ impl Spaces {
             common: self,
             references: AtomicU32::new(1),
             handles: AtomicU32::new(1),
+            users: AtomicU32::new(0),
+            heap: RwSem::new(Heap::default()),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
             root: unsafe { Table::root::<Granule4K>(root) },
             table_frames: AtomicUsize::new(0),
@@ -158,6 +162,10 @@ pub struct Space {
     references: AtomicU32,
     /// How many [`SpaceHandle`]s there are, and one more as long as there is a reference.
     handles: AtomicU32,
+    /// How many [`SpaceUser`]s there are.
+    users: AtomicU32,
+    /// Acquired before `areas`.
+    heap: RwSem<Heap>,
     root: Table,
     /// Frames that are its tables, the root not counted.
     table_frames: AtomicUsize,

@@ -12,7 +12,6 @@ use super::{Cause, Effect, Set, Signal};
 use crate::errno::Errno;
 use crate::process::status::End;
 use crate::process::task::{Restart, RestartKind, Task};
-use crate::process::tree::PROCESSES;
 use crate::process::{death, exec};
 use crate::sched::{FpState, Thread};
 use crate::trap::TrapFrame;
@@ -47,12 +46,7 @@ pub fn see_to_signals(frame: &mut TrapFrame, thread: &Thread) {
                 finish_call(task, frame, Some(&action));
                 if enter(task, thread, frame, signal, cause, &action).is_err() {
                     // No room for the frame: as on Linux a SIGSEGV, which ends the program if that was its own frame.
-                    let mut tree = PROCESSES.lock();
-                    let state = task.process().state(&mut tree.key);
-                    if signal == Signal::SEGV {
-                        state.signals.actions.reset(Signal::SEGV);
-                    }
-                    state.force(task, Signal::SEGV, Cause::KERNEL);
+                    task.force(Signal::SEGV, Cause::KERNEL, signal == Signal::SEGV);
                 }
             }
         }
@@ -61,14 +55,13 @@ pub fn see_to_signals(frame: &mut TrapFrame, thread: &Thread) {
 }
 
 fn next(task: &Task) -> Next {
-    let mut tree = PROCESSES.lock();
-    let state = task.process().state(&mut tree.key);
+    let state = task.process().lock();
     if state.is_ending(task) {
         return Next::Exit;
     }
     match state.take(task) {
         None => Next::Nothing,
-        Some((signal, cause)) => Next::Deliver(signal, cause, state.signals.actions.deliver(signal)),
+        Some((signal, cause)) => Next::Deliver(signal, cause, state.handlers.with(|actions| actions.deliver(signal))),
     }
 }
 
@@ -128,8 +121,7 @@ fn enter(
     frame.spsr &= !BRANCH_TYPE;
 
     let own = if action.flags & SA_NODEFER != 0 { Set::EMPTY } else { signal.set() };
-    let mut tree = PROCESSES.lock();
-    task.process().state(&mut tree.key).set_blocked(task, blocked.with(Set(action.mask)).with(own));
+    task.set_blocked(blocked.with(Set(action.mask)).with(own));
     Ok(())
 }
 
@@ -150,8 +142,7 @@ pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
     let Registers { x, sp, pc, pstate } = registers;
     (frame.x, frame.sp, frame.elr, frame.spsr) = (x, sp, pc, pstate);
     if let Some(mask) = mask {
-        let mut tree = PROCESSES.lock();
-        task.process().state(&mut tree.key).set_blocked(task, Set(mask));
+        task.set_blocked(Set(mask));
     }
     let Ok((fp, stack)) = rest else { return refuse(task, sp) };
     thread.set_fp_state(if fp == FpState::ZERO { None } else { Some(&fp) });
@@ -165,8 +156,7 @@ fn refuse(task: &Task, sp: u64) {
     let mut below = false;
     task.space().for_each_area(|area| below |= VirtAddr(sp) < area.end());
     let code = if below { SEGV_ACCERR } else { SEGV_MAPERR };
-    let mut tree = PROCESSES.lock();
-    task.process().state(&mut tree.key).force(task, Signal::SEGV, Cause::fault(code, sp));
+    task.force(Signal::SEGV, Cause::fault(code, sp), false);
 }
 
 /// Sets the stack for handlers.

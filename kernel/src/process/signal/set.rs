@@ -5,8 +5,9 @@ use core::fmt;
 
 use granule_abi::Errno;
 use granule_abi::signal::{
-    SA_NOCLDWAIT, SA_RESETHAND, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP,
-    SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
+    SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
+    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP, SIGTRAP,
+    SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -81,6 +82,11 @@ impl Set {
     /// Those that are not in `other`.
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
+    }
+
+    /// Those that are in both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     /// Whether there is none.
@@ -215,19 +221,25 @@ pub enum Effect {
     Handled(SigAction),
 }
 
+/// The flags that exist: Linux's `UAPI_SA_FLAGS`.
+const KNOWN_FLAGS: u64 = SA_NOCLDSTOP
+    | SA_NOCLDWAIT
+    | SA_SIGINFO
+    | SA_ONSTACK
+    | SA_RESTART
+    | SA_NODEFER
+    | SA_RESETHAND
+    | SA_EXPOSE_TAGBITS
+    | SA_RESTORER;
+
 /// What happens on each signal of a process.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Actions([SigAction; SIGNALS as usize]);
 
 impl Actions {
     /// The default for all.
     pub const fn new() -> Self {
         Self([SigAction { handler: SIG_DFL, flags: 0, restorer: 0, mask: 0 }; SIGNALS as usize])
-    }
-
-    /// Becomes what others are.
-    pub fn copy_from(&mut self, others: &Self) {
-        self.0.copy_from_slice(&others.0);
     }
 
     /// What happens on a signal.
@@ -244,12 +256,18 @@ impl Actions {
             return Err(Errno::EINVAL);
         }
         let mask = Set(action.mask).blockable().0;
-        Ok(core::mem::replace(&mut self.0[signal.number() as usize - 1], SigAction { mask, ..action }))
+        // A program finds out by a flag's being cleared that it does not exist (sigaction(2), SA_UNSUPPORTED).
+        let flags = action.flags & KNOWN_FLAGS;
+        Ok(core::mem::replace(self.entry(signal), SigAction { mask, flags, ..action }))
     }
 
-    /// Back to the default for one.
+    /// The default action is back for one; its flags and mask stay, as on Linux.
     pub fn reset(&mut self, signal: Signal) {
-        self.0[signal.number() as usize - 1] = SigAction::default();
+        self.entry(signal).handler = SIG_DFL;
+    }
+
+    const fn entry(&mut self, signal: Signal) -> &mut SigAction {
+        &mut self.0[signal.number() as usize - 1]
     }
 
     /// What becomes of them by an exec: handlers are gone, what was ignored stays ignored.
@@ -272,7 +290,8 @@ impl Actions {
         }
     }
 
-    /// What a signal that is being delivered does; a handler that is to be called only once is gone then.
+    /// What a signal that is being delivered does; a handler that is to be called only once is gone then, but for its
+    /// flags.
     pub fn deliver(&mut self, signal: Signal) -> Effect {
         let effect = self.effect(signal);
         if let Effect::Handled(action) = effect
@@ -283,10 +302,14 @@ impl Actions {
         effect
     }
 
+    /// Whether SIGCHLD is ignored, and not only by default.
+    pub const fn ignores_children(&self) -> bool {
+        self.get(Signal::CHLD).handler == SIG_IGN
+    }
+
     /// Whether children that end leave nothing to wait for.
     pub const fn reaps_children(&self) -> bool {
-        let action = self.0[SIGCHLD as usize - 1];
-        action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0
+        self.ignores_children() || self.get(Signal::CHLD).flags & SA_NOCLDWAIT != 0
     }
 }
 
@@ -369,6 +392,16 @@ mod tests {
         actions.set(USR1, handler(SA_RESETHAND)).unwrap();
         assert!(matches!(actions.deliver(USR1), Effect::Handled(_)));
         assert_eq!(actions.deliver(USR1), Effect::Fatal);
+        let left = actions.get(USR1);
+        assert_eq!((left.handler, left.flags), (SIG_DFL, SA_RESETHAND), "as on Linux, which resets the handler alone");
+    }
+
+    #[test]
+    fn flags_that_do_not_exist_are_cleared() {
+        let mut actions = Actions::new();
+        // SA_UNSUPPORTED, by which programs find out; one of the high half; one that exists.
+        actions.set(USR1, handler(0x400 | 1 << 40 | SA_RESETHAND)).unwrap();
+        assert_eq!(actions.get(USR1).flags, SA_RESETHAND);
     }
 
     #[test]
