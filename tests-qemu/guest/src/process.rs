@@ -14,6 +14,7 @@ use granule::process::initrd::PathError;
 use granule::process::signal::Signal;
 use granule::process::stack::Words;
 use granule::process::status::{End, ExecError};
+use granule::process::tree::PROCESSES;
 use granule::process::{self, initrd};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
@@ -69,13 +70,67 @@ fn signals_come_as_on_linux(t: &mut Test) {
     t.equal("how it ended", end, Some(End::Exited(0)));
 }
 
+target_test!(tasks_share_and_have_of_their_own_what_they_do_on_linux, limit(60));
+fn tasks_share_and_have_of_their_own_what_they_do_on_linux(t: &mut Test) {
+    let end = run(t, "tasks");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(threads_that_never_ran_leave_nothing, needs("smp"), limit(60));
+fn threads_that_never_ran_leave_nothing(t: &mut Test) {
+    let before = in_use();
+    let end = run(t, "tasks losers 60");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("frames in use", in_use(), before);
+}
+
+target_test!(numbers_begin_again, limit(600), long());
+fn numbers_begin_again(t: &mut Test) {
+    let end = run(t, "tasks numbers 70000");
+    t.equal("how it ended", end, Some(End::Exited(0)));
+}
+
+target_test!(a_program_goes_on_while_all_processes_are_locked, needs("smp"), limit(60));
+fn a_program_goes_on_while_all_processes_are_locked(t: &mut Test) {
+    const ROUNDS: u64 = 100;
+    let threads = sched::thread_count();
+    let Some(id) = t.ok("the program", start("tasks handlers")) else { return };
+    let Some(space) = t.ok("its space", process::space_of(id).ok_or("none")) else { return };
+    let patience = Deadline::after(Duration::from_secs(20));
+    // Where it counts its rounds, once it does.
+    let count = loop {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+        let page = space.tables().translate(ASKED).map(|found| layout::linear(found.physical).as_ptr::<u64>());
+        // SAFETY: the page is the program's, which lives until it is killed below, and so does not go away.
+        let rounds = move || page.map_or(0, |page| unsafe { page.read_volatile() });
+        if rounds() > 0 || patience.has_passed() {
+            break rounds;
+        }
+    };
+    let first = count();
+    let processes = PROCESSES.lock();
+    // It may have to move to another CPU first.
+    let patience = Deadline::after(Duration::from_secs(10));
+    while count() < first + ROUNDS && !patience.has_passed() {
+        core::hint::spin_loop();
+    }
+    let last = count();
+    drop(processes);
+    t.check("it counts", first > 0);
+    t.check("faults, handlers, masks, signals to itself and calls for memory go on", last >= first + ROUNDS);
+    t.ok("a signal", process::kill(id, Signal::KILL));
+    t.equal("how it ended", process::wait(id), Some(End::Killed(Signal::KILL)));
+    drop(space);
+    settle(t, threads);
+}
+
 target_test!(a_signal_stops_calls_that_go_on_for_long, needs("smp"), limit(60));
 fn a_signal_stops_calls_that_go_on_for_long(t: &mut Test) {
     let end = run(t, "signals long");
     t.equal("how it ended", end, Some(End::Exited(0)));
 }
 
-/// Where `lifecycle ask` has the kernel write.
+/// Where `lifecycle ask` has the kernel write, and `tasks handlers` counts.
 const ASKED: VirtAddr = VirtAddr(0x7000_0000_0000);
 
 /// Makes a page read-only again as soon as a fault has made it writable: no store to it ever succeeds.

@@ -1,0 +1,563 @@
+//! What processes and threads share, what each has of its own, and which thread a signal reaches.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING};
+use granule_user::abi::process::{
+    CLONE_CHILD_CLEARTID, CLONE_IO, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK,
+    CLONE_VM, PR_GET_NAME, PR_SET_NAME, WNOHANG, exited, killed,
+};
+use granule_user::abi::signal::{
+    SA_RESETHAND, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV, SIGTERM, SIGUSR1, SIGUSR2,
+    SigAction, SigInfo, UContext,
+};
+use granule_user::signal::{handle, mask, set_action, set_of};
+use granule_user::thread::{Thread, futex_wait, futex_wake};
+use granule_user::{Errno, Start, entry, memory, println, process, sys, time};
+
+entry!(run);
+
+/// The first number behind the last one that a process may have.
+const END_OF_NUMBERS: u32 = 32768;
+
+/// The questions, each of which can be asked alone: `tasks step NUMBER`.
+const STEPS: [fn(); 15] = [
+    flags_of_clone_are_linuxs,
+    numbers_are_stored_where_the_parent_sees_them,
+    a_word_is_cleared_only_for_others,
+    a_thread_may_be_waited_for_like_a_vfork,
+    sharing_a_space_is_sharing_its_heap,
+    handlers_may_be_shared,
+    each_thread_has_a_name,
+    the_last_thread_to_exit_says_the_code,
+    the_oldest_child_is_collected_first,
+    a_vfork_parent_can_be_killed,
+    a_fatal_signal_waits_for_no_thread,
+    a_signal_goes_to_another_when_its_thread_blocks_it,
+    a_signal_goes_to_another_when_its_thread_exits,
+    numbers_are_looked_up_before_signals,
+    actions_are_set_as_on_linux,
+];
+
+fn run(start: Start) -> u8 {
+    let mut words = start.arguments().skip(1);
+    match (words.next(), words.next().and_then(|number| number.parse::<u32>().ok())) {
+        (None, _) => STEPS.iter().for_each(|step| step()),
+        (Some("step"), Some(number)) => STEPS.iter().skip(number as usize).take(1).for_each(|step| step()),
+        (Some("losers"), Some(count)) => return losers(count),
+        (Some("numbers"), Some(count)) => return numbers(count),
+        (Some("handlers"), _) => handlers(),
+        (Some("turns"), Some(count)) => return turns(count),
+        _ => return 2,
+    }
+    println!("tasks: ok");
+    0
+}
+
+/// Memory that this process and its children share.
+fn shared<T>() -> &'static T {
+    // SAFETY: not at a fixed address.
+    let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
+    // SAFETY: fresh memory that stays, zero, and used as this alone: atomics.
+    unsafe { &*(page.expect("a page") as *const T) }
+}
+
+fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+    let end = time::now() + 20_000_000_000;
+    while !reached() {
+        assert!(time::now() < end, "not within 20 s: {what}");
+        process::sched_yield();
+    }
+}
+
+fn load(word: &AtomicU32) -> u32 {
+    word.load(Ordering::Relaxed)
+}
+
+/// A clone that goes on here, on its own copy of the memory; its flags say the signal.
+fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, Errno> {
+    let [parent_id, child_id] = words;
+    // SAFETY: the child has memory of its own.
+    match unsafe { sys::call(CLONE, [flags, 0, parent_id, 0, child_id, 0]) }? {
+        0 => process::exit_group(child()),
+        number => Ok(number as u32),
+    }
+}
+
+/// A clone with the same memory, on a stack of its own; it ends with `process::exit`.
+#[cfg(target_arch = "aarch64")]
+fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
+    const STACK: u64 = 16 * memory::PAGE;
+    let stack = memory::map(STACK, PROT_READ | PROT_WRITE).expect("a stack") + STACK;
+    let number: u64;
+    // SAFETY: the child goes to `child` at once, on the stack that it is given, and never comes back.
+    unsafe {
+        core::arch::asm!(
+            "svc #0", "cbnz x0, 2f", "mov x29, #0", "mov x30, #0", "br {child}", "2:",
+            child = in(reg) child, in("x8") CLONE,
+            inlateout("x0") flags => number, in("x1") stack, in("x2") 0, in("x3") 0, in("x4") 0,
+        );
+    }
+    sys::result(number).map(|number| number as u32)
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
+    unreachable!("{flags:#x} {child:?}: these programs run on arm64 alone")
+}
+
+const CHILD: u64 = SIGCHLD as u64;
+
+fn flags_of_clone_are_linuxs() {
+    for flags in [CLONE_IO, CLONE_PTRACE, 1 << 33, 1 << 63] {
+        let child = copy(CHILD | flags, [0; 2], || 0).unwrap_or_else(|error| panic!("flags {flags:#x}: {error:?}"));
+        assert_eq!(process::wait(child), exited(0));
+    }
+}
+
+fn numbers_are_stored_where_the_parent_sees_them() {
+    let word = AtomicU32::new(0);
+    let at = word.as_ptr() as u64;
+    let child = copy(CHILD | CLONE_PARENT_SETTID, [at, 0], || u8::from(load(&word) != 0)).expect("a clone");
+    assert_eq!(load(&word), child);
+    assert_eq!(process::wait(child), exited(0), "the child's copy is as before");
+    let bytes = [0_u8; 8];
+    for bad in [8, bytes.as_ptr() as u64 + 1] {
+        let child = copy(CHILD | CLONE_PARENT_SETTID, [bad, 0], || 0).expect("no error, as on Linux");
+        assert_eq!(process::wait(child), exited(0));
+    }
+}
+
+fn a_word_is_cleared_only_for_others() {
+    let word = shared::<AtomicU32>();
+    word.store(7, Ordering::Relaxed);
+    let child = copy(CHILD | CLONE_CHILD_CLEARTID, [0, word.as_ptr() as u64], || 0).expect("a clone");
+    assert_eq!(process::wait(child), exited(0));
+    assert_eq!(load(word), 7, "the child had its memory for itself");
+}
+
+fn a_thread_may_be_waited_for_like_a_vfork() {
+    static DONE: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn child() -> ! {
+        time::sleep(10_000_000).expect("a sleep");
+        DONE.store(1, Ordering::Relaxed);
+        process::exit(0)
+    }
+    share(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_VFORK, child).expect("a thread");
+    assert_eq!(load(&DONE), 1, "the caller slept until the thread's exit");
+}
+
+fn heap_end() -> u64 {
+    // SAFETY: it changes nothing.
+    unsafe { sys::call(BRK, [0; 6]) }.expect("an end")
+}
+
+fn sharing_a_space_is_sharing_its_heap() {
+    extern "C" fn child() -> ! {
+        // SAFETY: nothing uses the heap.
+        unsafe { sys::call(BRK, [heap_end() + 2 * memory::PAGE, 0, 0, 0, 0, 0]) }.expect("an end");
+        process::exit(0)
+    }
+    let before = heap_end();
+    let sharing = share(CLONE_VM | CLONE_VFORK | CHILD, child).expect("a clone");
+    assert_eq!(process::wait(sharing), exited(0));
+    assert_eq!(heap_end(), before + 2 * memory::PAGE, "one heap for both");
+    let copied = process::spawn(|| {
+        // SAFETY: as above.
+        unsafe { sys::call(BRK, [before, 0, 0, 0, 0, 0]) }.expect("an end");
+        u8::from(heap_end() != before)
+    });
+    assert_eq!(process::wait(copied.expect("a fork")), exited(0));
+    assert_eq!(heap_end(), before + 2 * memory::PAGE, "a copy has a heap of its own");
+}
+
+extern "C" fn count(signal: u32, _: &SigInfo, _: &mut UContext) {
+    COUNTS[signal as usize].fetch_add(1, Ordering::Relaxed);
+}
+
+static COUNTS: [AtomicU32; 65] = [const { AtomicU32::new(0) }; 65];
+
+fn counted(signal: u32) -> u32 {
+    load(&COUNTS[signal as usize])
+}
+
+fn set(signal: u32, flags: u64, mask: u64) {
+    // SAFETY: the handler stores to atomics.
+    unsafe { handle(signal, count, flags, mask) }.expect("an action to set");
+}
+
+fn action(signal: u32, handler: u64) -> SigAction {
+    // SAFETY: no handler that is not there already.
+    unsafe { set_action(signal, &SigAction { handler, ..SigAction::default() }) }.expect("an action to set")
+}
+
+fn handlers_may_be_shared() {
+    extern "C" fn ignore() -> ! {
+        action(SIGUSR1, SIG_IGN);
+        process::exit(0)
+    }
+    for (flags, after, what) in [(CLONE_SIGHAND, SIG_IGN, "shared"), (0, SIG_DFL, "copied")] {
+        action(SIGUSR1, SIG_DFL);
+        let child = share(CLONE_VM | CLONE_VFORK | flags | CHILD, ignore).expect("a clone");
+        assert_eq!(process::wait(child), exited(0));
+        assert_eq!(action(SIGUSR1, SIG_DFL).handler, after, "{what}");
+    }
+}
+
+fn name() -> [u8; 16] {
+    let mut name = [0; 16];
+    // SAFETY: it writes `name`.
+    unsafe { sys::call(PRCTL, [PR_GET_NAME, name.as_mut_ptr() as u64, 0, 0, 0, 0]) }.expect("a name");
+    name
+}
+
+fn each_thread_has_a_name() {
+    let before = name();
+    let thread = Thread::spawn(
+        |_| {
+            let own = name();
+            // SAFETY: it reads the string.
+            unsafe { sys::call(PRCTL, [PR_SET_NAME, c"another".as_ptr() as u64, 0, 0, 0, 0]) }.expect("a name to set");
+            assert!(name().starts_with(b"another\0") && own != name(), "it begins with its maker's");
+        },
+        0,
+    );
+    thread.expect("a thread").join();
+    assert_eq!(name(), before, "a thread's name is its own");
+}
+
+fn the_last_thread_to_exit_says_the_code() {
+    let child = process::spawn(|| {
+        let _thread = Thread::spawn(
+            |_| {
+                time::sleep(10_000_000).expect("a sleep");
+                process::exit(7)
+            },
+            0,
+        );
+        process::exit(3)
+    });
+    let child = child.expect("a fork");
+    assert_eq!(process::wait(child), exited(7));
+}
+
+fn the_oldest_child_is_collected_first() {
+    let go = shared::<AtomicU32>();
+    let [first, second, third] = [3, 1, 2].map(|turn| {
+        process::spawn(|| {
+            wait_until("its turn", || load(go) == turn);
+            go.fetch_add(1, Ordering::Relaxed);
+            turn as u8
+        })
+        .expect("a fork")
+    });
+    assert_eq!(process::wait4(-1, WNOHANG), Ok((0, 0)), "none has ended");
+    go.store(1, Ordering::Relaxed);
+    wait_until("their turns", || load(go) == 4);
+    assert_eq!(process::wait4(third as i32, 0), Ok((third, exited(2))), "by its number");
+    // The other two have ended by some time soon.
+    time::sleep(50_000_000).expect("a sleep");
+    assert_eq!(process::wait4(-1, 0), Ok((first, exited(3))), "the oldest, not the one that ended first");
+    assert_eq!(process::wait4(-1, 0), Ok((second, exited(1))));
+    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD));
+}
+
+/// In a child of its own: the first thread waits for a vfork child that goes on until it is told, and `others` runs in
+/// another thread. What they share.
+struct Held {
+    started: AtomicU32,
+    release: AtomicU32,
+    taken: AtomicU32,
+}
+
+static HELD: AtomicU64 = AtomicU64::new(0);
+
+fn held() -> &'static Held {
+    // SAFETY: set by `hold`, to memory that stays.
+    unsafe { &*(HELD.load(Ordering::Relaxed) as *const Held) }
+}
+
+/// Ends when it is told, or after 20 s: then a test that waits for it by mistake sees that.
+extern "C" fn until_released() -> ! {
+    held().started.fetch_add(1, Ordering::Relaxed);
+    let end = time::now() + 20_000_000_000;
+    while load(&held().release) == 0 {
+        if time::now() > end {
+            held().release.store(2, Ordering::Relaxed);
+        }
+        process::sched_yield();
+    }
+    process::exit(0)
+}
+
+/// The process of [`hold`] has ended; the vfork child, which goes on, is released.
+fn release() {
+    assert_eq!(held().release.swap(1, Ordering::Relaxed), 0, "it did not wait for the vfork child");
+}
+
+/// Makes such a process; `before` runs in its first thread first, `other` in another one. Its number.
+fn hold(before: impl FnOnce(), other: fn(usize)) -> u32 {
+    HELD.store(shared::<Held>() as *const Held as u64, Ordering::Relaxed);
+    let child = process::spawn(|| {
+        before();
+        let _other = Thread::spawn(other, 0).expect("a thread");
+        share(CLONE_VM | CLONE_VFORK | CHILD, until_released).expect("a vfork");
+        wait_until("the other thread's answer", || load(&held().taken) != 0);
+        load(&held().taken) as u8
+    });
+    let child = child.expect("a fork");
+    wait_until("the vfork", || load(&held().started) == 2);
+    // So that the thread that has made the vfork sleeps.
+    time::sleep(5_000_000).expect("a sleep");
+    child
+}
+
+fn sleep_on(_: usize) {
+    held().started.fetch_add(1, Ordering::Relaxed);
+    loop {
+        let _ = time::sleep(1_000_000_000);
+    }
+}
+
+fn a_vfork_parent_can_be_killed() {
+    let child = hold(|| (), sleep_on);
+    process::kill(child as i32, SIGKILL).expect("a signal");
+    assert_eq!(process::wait(child), killed(SIGKILL));
+    release();
+
+    fn exit(_: usize) {
+        held().started.fetch_add(1, Ordering::Relaxed);
+        wait_until("the vfork", || load(&held().started) == 2);
+        process::exit_group(9)
+    }
+    let child = hold(|| (), exit);
+    assert_eq!(process::wait(child), exited(9), "by another thread's exit_group");
+    release();
+}
+
+/// The first thread could take it but does not come to; the process ends all the same.
+fn a_fatal_signal_waits_for_no_thread() {
+    let child = hold(|| (), sleep_on);
+    process::kill(child as i32, SIGTERM).expect("a signal");
+    assert_eq!(process::wait(child), killed(SIGTERM));
+    release();
+}
+
+/// Two signals come for the first thread, which does not come to look; the handler of the first blocks the second.
+fn a_signal_goes_to_another_when_its_thread_blocks_it() {
+    extern "C" fn wait_for_the_other(_: u32, _: &SigInfo, _: &mut UContext) {
+        let end = time::now() + 5_000_000_000;
+        while counted(SIGUSR2) == 0 && time::now() < end {
+            process::sched_yield();
+        }
+        held().taken.store(1 + counted(SIGUSR2), Ordering::Relaxed);
+    }
+    let child = hold(
+        || {
+            // SAFETY: the handler stores to atomics.
+            unsafe { handle(SIGUSR1, wait_for_the_other, 0, set_of(SIGUSR2)) }.expect("an action to set");
+            set(SIGUSR2, 0, 0);
+        },
+        |_| {
+            mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
+            sleep_on(0);
+        },
+    );
+    process::kill(child as i32, SIGUSR1).expect("a signal");
+    process::kill(child as i32, SIGUSR2).expect("a signal");
+    held().release.store(1, Ordering::Relaxed);
+    assert_eq!(process::wait(child), exited(2), "the other thread took it, once");
+}
+
+/// Threads exit while signals come that they could take. The last one stays, and takes what others have left.
+fn a_signal_goes_to_another_when_its_thread_exits() {
+    const THREADS: usize = 64;
+    static TURNS: [AtomicU32; THREADS + 1] = [const { AtomicU32::new(0) }; THREADS + 1];
+    fn wait_for_turn(index: usize) {
+        while TURNS.get(index).is_some_and(|turn| load(turn) == 0) {
+            let _ = TURNS.get(index).map(|turn| futex_wait(turn, 0, None));
+        }
+    }
+    fn give_turn(turn: &AtomicU32) {
+        turn.store(1, Ordering::Relaxed);
+        futex_wake(turn, 1).expect("a wake-up");
+    }
+    let [handled, stop] = shared::<[AtomicU32; 2]>();
+    set(SIGUSR1, 0, 0);
+    let child = process::spawn(|| {
+        let mut index = 0;
+        let threads = [(); THREADS + 1].map(|()| {
+            index += 1;
+            Thread::spawn(wait_for_turn, index - 1).expect("a thread")
+        });
+        mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
+        let mut turns = TURNS.iter();
+        wait_until("the end", || {
+            let answered = counted(SIGUSR1);
+            if answered != load(handled) {
+                // The next thread exits at about the moment of the next signal: a little before or behind it.
+                if let Some(turn) = turns.next().filter(|_| turns.len() != 0) {
+                    give_turn(turn);
+                }
+                for _ in 0..answered % 16 * 500 {
+                    core::hint::spin_loop();
+                }
+                handled.store(answered, Ordering::Relaxed);
+            }
+            load(stop) != 0
+        });
+        TURNS.iter().for_each(give_turn);
+        threads.into_iter().for_each(Thread::join);
+        0
+    });
+    let child = child.expect("a fork");
+    for sent in 0..THREADS as u32 {
+        process::kill(child as i32, SIGUSR1).expect("a signal");
+        wait_until("a thread that takes the signal", || load(handled) > sent);
+    }
+    stop.store(1, Ordering::Relaxed);
+    assert_eq!(process::wait(child), exited(0));
+    action(SIGUSR1, SIG_DFL);
+}
+
+fn numbers_are_looked_up_before_signals() {
+    let nobody = END_OF_NUMBERS as i32 + 5;
+    assert_eq!(process::kill(nobody, 65), Err(Errno::ESRCH));
+    assert_eq!(process::tgkill(nobody as u32, nobody as u32, 65), Err(Errno::ESRCH));
+    assert_eq!(process::kill(process::id() as i32, 65), Err(Errno::EINVAL));
+    let child = process::spawn(|| 0).expect("a fork");
+    time::sleep(20_000_000).expect("a sleep");
+    assert_eq!(process::tgkill(child, child, SIGKILL), Ok(()), "a zombie is there");
+    assert_eq!(process::tgkill(child, child, 65), Err(Errno::EINVAL));
+    assert_eq!(process::kill(child as i32, SIGKILL), Ok(()));
+    assert_eq!(process::wait(child), exited(0));
+    assert_eq!(process::tgkill(child, child, 0), Err(Errno::ESRCH));
+}
+
+fn actions_are_set_as_on_linux() {
+    // SAFETY: refused, or it writes nothing.
+    let raw = |number: usize, arguments: [u64; 4]| unsafe {
+        let [a, b, c, d] = arguments;
+        sys::call(number, [a, b, c, d, 0, 0])
+    };
+    assert_eq!(raw(RT_SIGACTION, [0, 8, 0, 8]), Err(Errno::EFAULT), "the action is read first");
+    assert_eq!(raw(RT_SIGPENDING, [8, 0, 0, 0]), Ok(0), "nothing is written");
+    /// A flag that will never exist, for programs that want to know which do.
+    const SA_UNSUPPORTED: u64 = 0x400;
+    set(SIGUSR1, SA_UNSUPPORTED | SA_RESETHAND | 1 << 40, set_of(SIGUSR2));
+    process::tgkill(process::id(), process::thread_id(), SIGUSR1).expect("a signal to oneself");
+    let left = action(SIGUSR1, SIG_DFL);
+    assert_eq!(left.handler, SIG_DFL);
+    assert_eq!((left.flags & SA_RESETHAND, left.flags & (SA_UNSUPPORTED | 1 << 40)), (SA_RESETHAND, 0));
+    assert_eq!(left.mask, set_of(SIGUSR2), "the handler alone is reset");
+    mask(SIG_SETMASK, 0).expect("a mask");
+}
+
+/// Threads are made while their process exits: some are dropped before they have ever run.
+fn losers(count: u32) -> u8 {
+    for round in 0..count {
+        let child = process::spawn(|| {
+            static GO: AtomicU32 = AtomicU32::new(0);
+            extern "C" fn leave() -> ! {
+                process::exit(0)
+            }
+            let make = |_| {
+                GO.fetch_add(1, Ordering::Relaxed);
+                // More than are made before the process exits, and not so many that a slow machine is busy for long.
+                (0..64).any(|_| share(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD, leave).is_err());
+            };
+            let _makers = [0_usize; 3].map(|argument| Thread::spawn(make, argument).expect("a thread"));
+            wait_until("the makers", || load(&GO) == 3);
+            for _ in 0..round % 64 * 50 {
+                core::hint::spin_loop();
+            }
+            process::exit_group(4)
+        });
+        assert_eq!(process::wait(child.expect("a fork")), exited(4));
+    }
+    0
+}
+
+/// So many processes come and go, while one stays: numbers are used again, never that one's.
+fn numbers(count: u32) -> u8 {
+    let stays = process::spawn(|| {
+        loop {
+            let _ = time::sleep(1_000_000_000);
+        }
+    });
+    let stays = stays.expect("a fork");
+    let (mut last, mut turns) = (0, 0);
+    for _ in 0..count {
+        let number = copy(CHILD, [0; 2], || 0).expect("a clone");
+        assert!(number < END_OF_NUMBERS && number != stays && number != process::id(), "{number}");
+        turns += u32::from(number < last);
+        last = number;
+        assert_eq!(process::wait(number), exited(0));
+    }
+    process::kill(stays as i32, SIGKILL).expect("a signal");
+    assert_eq!(process::wait(stays), killed(SIGKILL));
+    assert_eq!(turns, count / END_OF_NUMBERS, "they ascend until they begin again");
+    0
+}
+
+/// Goes on behind the instruction that faulted.
+extern "C" fn skip(_: u32, _: &SigInfo, context: &mut UContext) {
+    context.context.pc += 4;
+}
+
+/// One access that faults, where [`skip`] handles that.
+fn fault() {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the instruction faults, and the handler goes on behind it.
+    unsafe {
+        core::arch::asm!("ldr x9, [{}]", in(reg) 8_u64, out("x9") _, options(nostack));
+    }
+}
+
+/// Four processes fault and return from a handler so many times each: how long all of it takes, for who compares.
+fn turns(count: u32) -> u8 {
+    // SAFETY: the handler changes its frame alone.
+    unsafe { handle(SIGSEGV, skip, 0, 0) }.expect("an action to set");
+    let before = time::now();
+    let children = [0; 4].map(|_| {
+        process::spawn(|| {
+            (0..count).for_each(|_| fault());
+            0
+        })
+        .expect("a fork")
+    });
+    assert!(children.into_iter().all(|child| process::wait(child) == exited(0)));
+    println!("4 x {count} faults with handlers: {} us", (time::now() - before) / 1000);
+    0
+}
+
+/// Faults, handlers, masks, signals to itself and calls for memory for ever; counts at a fixed address.
+fn handlers() -> ! {
+    const PAGE: u64 = 0x7000_0000_0000;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    // SAFETY: nothing is there, and nothing else uses it.
+    let rounds = unsafe {
+        memory::mmap(PAGE, memory::PAGE, PROT_READ | PROT_WRITE, flags).expect("a page");
+        &*(PAGE as *const AtomicU64)
+    };
+    // SAFETY: the handler changes its frame alone.
+    unsafe { handle(SIGSEGV, skip, 0, 0) }.expect("an action to set");
+    set(SIGUSR1, 0, 0);
+    loop {
+        fault();
+        mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
+        process::kill(process::id() as i32, SIGUSR1).expect("a signal to oneself");
+        mask(SIG_SETMASK, 0).expect("a mask");
+        let page = memory::map(memory::PAGE, PROT_READ | PROT_WRITE).expect("a page");
+        // SAFETY: the page is this loop's.
+        unsafe {
+            (page as *mut u64).write_volatile(1);
+            sys::call(BRK, [heap_end() ^ memory::PAGE, 0, 0, 0, 0, 0]).expect("an end");
+            memory::munmap(page, memory::PAGE).expect("a page to unmap");
+        }
+        assert_eq!(u64::from(counted(SIGUSR1)), rounds.fetch_add(1, Ordering::Relaxed) + 1, "each signal came");
+    }
+}
