@@ -75,9 +75,7 @@ impl Clock {
         let counts = match self {
             Self::Uptime | Self::UptimeToRead => return Ok(uptime()),
             Self::Process(id) => Self::process_time(id, task),
-            Self::Thread(id) => {
-                task.process().lock().find(id).map(|task| task.thread().cpu_time())
-            }
+            Self::Thread(id) => task.process().lock().find(id).map(|task| task.thread().cpu_time()),
             Self::ThreadToRead => Some(task.thread().cpu_time()),
             Self::File | Self::NotCounted => None,
         };
