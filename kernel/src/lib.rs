@@ -6,6 +6,7 @@ extern crate alloc;
 
 pub mod boot_info;
 pub mod bootargs;
+pub mod bytes;
 pub mod drivers;
 pub mod errno;
 pub mod iommu;

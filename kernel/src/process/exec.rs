@@ -222,7 +222,7 @@ fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) ->
 fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
     let writable = Protection::READ.and(Protection::WRITE);
     map(cpu, space, Placement::FixedNoReplace(TRAMPOLINE), PAGE, writable)?;
-    write(cpu, space, TRAMPOLINE.0, &TRAMPOLINE_CODE.map(u32::to_le_bytes).concat())?;
+    write(cpu, space, TRAMPOLINE.0, TRAMPOLINE_CODE.map(u32::to_le_bytes).as_flattened())?;
     space.mprotect(TRAMPOLINE, PAGE, Protection::READ.and(Protection::EXECUTE))
 }
 

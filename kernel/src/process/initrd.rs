@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use granule_arch::addr::PhysRange;
 use thiserror::Error;
 
+use crate::bytes;
 use crate::errno::Errno;
 use crate::mm::layout;
 
@@ -143,7 +144,7 @@ fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, u32, usize), ArchiveErr
     }
     let field = |offset: usize| {
         // Unlike `from_str_radix` alone, no sign.
-        let digits = Some(&header[offset..offset + 8]).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let digits = header.get(offset..offset + 8).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         let digits = digits.and_then(|digits| str::from_utf8(digits).ok());
         digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).ok_or(ArchiveError::NotANumber(at))
     };
@@ -209,9 +210,9 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
             name if name.len() > NAME => return Err(PathError::NameTooLong),
             name => {
                 if !way.is_empty() {
-                    way.extend_from_slice(b"/");
+                    bytes::append(&mut way, b"/").map_err(|_| PathError::OutOfMemory)?;
                 }
-                way.extend_from_slice(name);
+                bytes::append(&mut way, name).map_err(|_| PathError::OutOfMemory)?;
                 found = look_up(archive, &way)?;
             }
         }

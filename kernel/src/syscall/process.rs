@@ -11,6 +11,7 @@ use granule_abi::process::{
 use granule_arch::addr::VirtAddr;
 
 use super::{Answer, Call, read_quads, time};
+use crate::bytes;
 use crate::drivers::timer::Deadline;
 use crate::errno::Errno;
 use crate::process::futex::{Scope, Wait};
@@ -106,9 +107,7 @@ fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
     /// Bytes that a path may have, its final zero included.
     const PATH: usize = 4096;
     let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;
-    let mut path = Vec::new();
-    path.try_reserve_exact(length).map_err(|_| Errno::ENOMEM)?;
-    path.resize(length, 0);
+    let mut path = bytes::zeros(length).map_err(|_| Errno::ENOMEM)?;
     uaccess::copy_from_user(&mut path, from)?;
     Ok(path)
 }

@@ -108,7 +108,7 @@ fn enter(
     let (at, record) = place(sp).ok_or(Errno::EFAULT)?;
     let info = if action.flags & SA_EXPOSE_TAGBITS == 0 { cause.untagged(signal) } else { cause }.info(signal);
     uaccess::copy_to_user(VirtAddr(at), Image::new(&info, &before, task.fault.take()).bytes())?;
-    uaccess::copy_to_user(VirtAddr(record), &[frame.x[29], frame.x[30]].map(u64::to_le_bytes).concat())?;
+    uaccess::copy_to_user(VirtAddr(record), [frame.x[29], frame.x[30]].map(u64::to_le_bytes).as_flattened())?;
 
     let offset = |field: usize| at + field as u64;
     frame.x[0] = u64::from(signal.number());
