@@ -33,9 +33,13 @@ fn distance(a: &[u8], b: &[u8]) -> Option<usize> {
         for (j, y) in b.iter().enumerate() {
             let change = above[j] + usize::from(!x.eq_ignore_ascii_case(y));
             row[j + 1] = change.min(above[j + 1] + 1).min(row[j] + 1);
-            let swapped = i > 0 && j > 0 && a[i - 1].eq_ignore_ascii_case(y) && b[j - 1].eq_ignore_ascii_case(x);
-            if swapped {
-                row[j + 1] = row[j + 1].min(before[j - 1] + 1);
+            let one_back = i.checked_sub(1).zip(j.checked_sub(1));
+            let letters = one_back.and_then(|(i, j)| Some((a.get(i)?, b.get(j)?, before.get(j)?)));
+            if let Some((x_before, y_before, distance)) = letters
+                && x_before.eq_ignore_ascii_case(y)
+                && y_before.eq_ignore_ascii_case(x)
+            {
+                row[j + 1] = row[j + 1].min(distance + 1);
             }
         }
         before = above;

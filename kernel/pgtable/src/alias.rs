@@ -528,10 +528,11 @@ impl<'a, 't, M: Mmu> LastTable<'a, 't, M> {
         }
         let mmu = self.tables.mmu();
         let index = M::Geometry::index(range.start(), LAST_LEVEL);
-        let cell = &self.cells[index];
+        let cell_at = |index: usize| &self.cells[index];
+        let cell = cell_at(index);
         let old = mmu.load(cell);
         // That the last entry of the group is clear of the bit says that all are (`crate::split`).
-        let last = mmu.load(&self.cells[index | (M::Geometry::group_entries(LAST_LEVEL) - 1)]);
+        let last = mmu.load(cell_at(index | (M::Geometry::group_entries(LAST_LEVEL) - 1)));
         let required = change.required();
         if (old.0 | last.0) & bits::CONTIGUOUS != 0
             || old.kind(LevelEntries::Pages) != Kind::Leaf

@@ -82,7 +82,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Cleaning<'_> {
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
         let size = 1 << <M::Geometry as crate::Geometry>::shift(run.level);
-        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+        for (index, cell) in run.leading(leaves).iter().enumerate() {
             let old = mmu.load(cell);
             self.unmapped |= !old.is_valid();
             if run.inherited & bits::PXNTABLE != 0 || !becomes_executable(self.change, old) {

@@ -110,7 +110,7 @@ impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Infallible> {
         let leaves = leading_leaves(mmu, run);
-        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+        for (index, cell) in run.leading(leaves).iter().enumerate() {
             let entry = mmu.load(cell);
             match entry.kind(M::Geometry::level_entries(run.level)) {
                 Kind::Leaf => self.leaf(Extent {

@@ -63,16 +63,22 @@ pub trait Geometry: Copy + Debug + PartialEq + Eq + 'static {
         (address.0 >> Self::shift(level)) as usize & (Self::entries(level) - 1)
     }
 
+    /// log2 of the entries in a contiguous group of `level`.
+    #[inline(always)]
+    fn group_bits(level: u8) -> u32 {
+        Self::GROUP_BITS[level as usize]
+    }
+
     /// Entries in a contiguous group of `level`; 1 where there are none.
     #[inline(always)]
     fn group_entries(level: u8) -> usize {
-        1 << Self::GROUP_BITS[level as usize]
+        1 << Self::group_bits(level)
     }
 
     /// Bytes that a contiguous group of `level` translates.
     #[inline(always)]
     fn group_size(level: u8) -> u64 {
-        Self::entry_size(level) << Self::GROUP_BITS[level as usize]
+        Self::entry_size(level) << Self::group_bits(level)
     }
 
     /// Whether a leaf is legal at `level`.

@@ -233,7 +233,7 @@ impl<'t, M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<'t, M> for Writing<'_, 
         if self.mapping.fit.leaf::<M::Geometry>(run.level, run.from, run.left) {
             return Ok(Next::Entries(self.write_blocks(mmu, run)));
         }
-        self.link_table(mmu, &run.table[run.first], run.from);
+        self.link_table(mmu, run.entry(run.first), run.from);
         Ok(Next::Again)
     }
 }
@@ -277,14 +277,14 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
         let entries = M::Geometry::group_entries(run.level);
         let group = entries > 1
             && self.mapping.fit.allows(run.from, M::Geometry::group_size(run.level), run.left)
-            && run.cells()[..entries].iter().all(|cell| mmu.load(cell).is_vacant());
+            && run.leading(entries).iter().all(|cell| mmu.load(cell).is_vacant());
         let written = if group { entries } else { 1 };
-        for (index, cell) in run.cells()[..written].iter().enumerate() {
+        for (index, cell) in run.leading(written).iter().enumerate() {
             if mmu.load(cell) == UNLINKED {
                 complete_unlinking(mmu, run.address(index));
             }
         }
-        for (index, cell) in run.cells()[..written].iter().enumerate() {
+        for (index, cell) in run.leading(written).iter().enumerate() {
             let block = Descriptor::block((self.mapping.target)(run.address(index)), self.mapping.attributes);
             mmu.store(cell, if group { block.contiguous() } else { block });
             self.lazy.wrote(block);

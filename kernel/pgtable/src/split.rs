@@ -200,9 +200,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
             if !end.cuts(M::Geometry::group_size(level)) {
                 return;
             }
-            let entries = M::Geometry::group_entries(level);
-            let first = index & !(entries - 1);
-            let cleared = clear_group(mmu, self.how, &table[first..first + entries]);
+            let cleared = clear_group(mmu, self.how, group_of::<M>(table, index, level));
             self.done.groups[level as usize] += u8::from(cleared);
             if !end.cuts(M::Geometry::entry_size(level)) {
                 return;
@@ -355,6 +353,14 @@ pub(crate) fn cuts_a_group<M: Mmu>(mmu: &M, table: &[M::Cell], first: usize, las
     found.any & bits::CONTIGUOUS != 0
 }
 
+/// The contiguous group that entry `index` of a table of `level` may be in: itself alone where there are none.
+#[inline(always)]
+fn group_of<M: Mmu>(table: &[M::Cell], index: usize, level: u8) -> &[M::Cell] {
+    let entries = M::Geometry::group_entries(level);
+    let first = index & !(entries - 1);
+    &table[first..first + entries]
+}
+
 /// Calls `each` for the groups of which entries `first` to `last` are only a part: none, one or two.
 #[inline(always)]
 fn each_group_cut<'t, M: Mmu>(
@@ -368,10 +374,10 @@ fn each_group_cut<'t, M: Mmu>(
     let (group_of_first, group_of_last) = (first & !in_group, last & !in_group);
     let (at_first, at_last) = (first != group_of_first, last != group_of_last + in_group);
     if at_first || (at_last && group_of_first == group_of_last) {
-        each(&table[group_of_first..=group_of_first + in_group]);
+        each(group_of::<M>(table, first, level));
     }
     if at_last && group_of_first != group_of_last {
-        each(&table[group_of_last..=group_of_last + in_group]);
+        each(group_of::<M>(table, last, level));
     }
 }
 

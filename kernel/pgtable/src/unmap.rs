@@ -109,12 +109,12 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<M::Geometry> {
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         let leaves = leading_leaves(mmu, run);
         for index in [0, leaves - 1] {
-            let entry = mmu.load(&run.cells()[index]);
+            let entry = mmu.load(run.entry(run.first + index));
             if entry.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
                 whole_leaf(self.range, entry, run.level, run.address(index))?;
             }
         }
-        self.found = self.found.and(mmu.survey(&run.cells()[..leaves]));
+        self.found = self.found.and(mmu.survey(run.leading(leaves)));
         Ok(Next::Entries(leaves))
     }
 }
@@ -129,14 +129,14 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        if let Some(flip) = breaking_flip::<M::Geometry>(mmu.survey(&run.cells()[..leaves]), run.level) {
-            mmu.update_run(&run.cells()[..leaves], flip);
+        if let Some(flip) = breaking_flip::<M::Geometry>(mmu.survey(run.leading(leaves)), run.level) {
+            mmu.update_run(run.leading(leaves), flip);
             let size = (leaves as u64) << M::Geometry::shift(run.level);
             self.stale.note(PageRange::trusted(run.address(0), size), run.level);
             return Ok(Next::Entries(leaves));
         }
         let mut hull = None;
-        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+        for (index, cell) in run.leading(leaves).iter().enumerate() {
             let old = mmu.load(cell);
             if old.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
                 if old.is_valid() {
@@ -177,7 +177,7 @@ impl<'t, M: Mmu, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+        for (index, cell) in run.leading(leaves).iter().enumerate() {
             let leaf = mmu.load(cell);
             if leaf.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
                 // Invalid to invalid: no barrier is owed, nothing can have cached it.

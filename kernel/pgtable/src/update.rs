@@ -114,9 +114,9 @@ pub(crate) fn update_page_at_once<M: Mmu>(
 ) -> Option<Flush<M::Geometry>> {
     let range = PageRange::trusted(page, M::Geometry::PAGE_SIZE);
     let (mmu, run) = (tables.mmu(), tables.sole_run(range, Leaving::Ignored)?);
-    let cell = &run.table[run.first];
+    let cell = run.entry(run.first);
     let old = mmu.load(cell);
-    let last = mmu.load(&run.table[run.first | (M::Geometry::group_entries(LAST_LEVEL) - 1)]);
+    let last = mmu.load(run.entry(run.first | (M::Geometry::group_entries(LAST_LEVEL) - 1)));
     let must = change.required() | change.marks();
     if (old.0 | last.0) & bits::CONTIGUOUS != 0
         || old.kind(LevelEntries::Pages) != Kind::Leaf
@@ -272,7 +272,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
         let leaves = leading_leaves(mmu, run);
-        let mut found = run.cells()[..leaves].iter().map(|cell| mmu.load(cell));
+        let mut found = run.leading(leaves).iter().map(|cell| mmu.load(cell));
         if found.all(|leaf| self.change.apply(leaf) == leaf) { Ok(Next::Entries(leaves)) } else { Err(Other) }
     }
 }
@@ -349,7 +349,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         let leaves = leading_leaves(mmu, run);
-        let cells = &run.cells()[..leaves];
+        let cells = run.leading(leaves);
         let survey = mmu.survey(cells);
         // The common case by what all have: leaves that have what they must. Anything else is looked at one by one: at
         // upper levels a table as well, which a neighbour may have linked where this walk read a hole.
@@ -367,7 +367,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         match self.leaves {
             Leaves::Fixed if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 => {
                 for index in [0, leaves - 1] {
-                    whole_leaf(self.range, mmu.load(&cells[index]), run.level, run.address(index))?;
+                    whole_leaf(self.range, mmu.load(run.entry(run.first + index)), run.level, run.address(index))?;
                 }
             }
             Leaves::Divisible if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 => {
@@ -404,10 +404,10 @@ fn beyond<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> u64 {
     let end = run.first + run.count;
     let mut any = 0;
     if run.first & in_group != 0 {
-        any |= mmu.load(&run.table[run.first | in_group]).0;
+        any |= mmu.load(run.entry(run.first | in_group)).0;
     }
     if end & in_group != 0 {
-        any |= mmu.load(&run.table[end | in_group]).0;
+        any |= mmu.load(run.entry(end | in_group)).0;
     }
     any
 }
@@ -428,7 +428,7 @@ fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>
         let last = first + entries - 1;
         // Each of the caller's own, because a read may be older than that of the last one. None becomes older again.
         let mut asked = (first..last).filter(|entry| owned.contains(entry)).chain([last]);
-        if asked.any(|entry| mmu.load(&run.table[entry]).is_contiguous()) {
+        if asked.any(|entry| mmu.load(run.entry(entry)).is_contiguous()) {
             return Err(Error::Straddles { leaf: group, size });
         }
         whole_leaf(range, Descriptor::EMPTY, run.level, run.address(index))?;
@@ -439,14 +439,14 @@ fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>
 /// Whether one of the entries is a table, though each was read as something else before.
 #[cold]
 fn has_table<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize) -> bool {
-    run.level != LAST_LEVEL && run.cells()[..leaves].iter().any(|cell| mmu.load(cell).is_table())
+    run.level != LAST_LEVEL && run.leading(leaves).iter().any(|cell| mmu.load(cell).is_table())
 }
 
 /// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.
 #[cold]
 fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize, change: &Change) -> Result<(), Error> {
     let required = change.required();
-    for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+    for (index, cell) in run.leading(leaves).iter().enumerate() {
         let old = mmu.load(cell);
         let address = run.address(index).max(run.from);
         if old.kind(M::Geometry::level_entries(run.level)) != Kind::Leaf {
@@ -475,7 +475,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Flipping {
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        mmu.update_run(&run.cells()[..leaves], self.flip);
+        mmu.update_run(run.leading(leaves), self.flip);
         self.levels.note(run.level);
         Ok(Next::Entries(leaves))
     }
@@ -497,7 +497,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Changing<'_, M> {
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
         let mut hull = None;
-        for (index, cell) in run.cells()[..leaves].iter().enumerate() {
+        for (index, cell) in run.leading(leaves).iter().enumerate() {
             let old = mmu.load(cell);
             let new = self.change.apply(old);
             if new != old {

@@ -50,6 +50,18 @@ impl<'a, M: Mmu> Run<'a, M> {
         &self.table[self.first..self.first + self.count]
     }
 
+    /// Entry `index` of the table that the run is in.
+    #[inline(always)]
+    pub(crate) fn entry(&self, index: usize) -> &'a M::Cell {
+        &self.table[index]
+    }
+
+    /// The first `count` cells of the run.
+    #[inline(always)]
+    pub(crate) fn leading(&self, count: usize) -> &'a [M::Cell] {
+        &self.cells()[..count]
+    }
+
     /// The first address that entry `index` (from the start of the run) translates.
     #[inline(always)]
     pub(crate) fn address(&self, index: usize) -> VirtAddr {
@@ -432,7 +444,7 @@ pub(crate) fn leading_leaves<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> usize {
     }
     let is_table = |cell| mmu.load(cell).is_table();
     // The first one was read and is none; were it linked meanwhile, its owner would not be the caller.
-    1 + run.cells()[1..].iter().position(is_table).unwrap_or(run.count - 1)
+    run.cells().iter().skip(1).position(is_table).map_or(run.count, |position| 1 + position)
 }
 
 /// Checks that the leaf found at `address` lies in `range` with all that it translates.

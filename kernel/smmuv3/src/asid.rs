@@ -27,7 +27,7 @@ impl Asids {
     /// A number that nobody has; `None` where there is none left.
     pub fn allocate(&mut self) -> Option<u16> {
         let asid = (self.next..self.end).chain(1..self.next).find(|&asid| !self.is_used(asid))?;
-        self.used[usize::from(asid) / 64] |= 1 << (asid % 64);
+        self.flip(asid);
         self.next = if asid + 1 < self.end { asid + 1 } else { 1 };
         Some(asid)
     }
@@ -38,7 +38,12 @@ impl Asids {
     /// Where nobody had it.
     pub fn free(&mut self, asid: u16) {
         assert!(self.is_used(asid), "ASID {asid} of the SMMU is given back, and nobody had it");
-        self.used[usize::from(asid) / 64] &= !(1 << (asid % 64));
+        self.flip(asid);
+    }
+
+    /// Makes a number that is free one that is not, or the other way round.
+    fn flip(&mut self, asid: u16) {
+        self.used[usize::from(asid) / 64] ^= 1 << (asid % 64);
     }
 
     /// How many are in use.
@@ -47,7 +52,7 @@ impl Asids {
     }
 
     fn is_used(&self, asid: u16) -> bool {
-        asid != 0 && asid < self.end && self.used[usize::from(asid) / 64] & 1 << (asid % 64) != 0
+        asid != 0 && asid < self.end && self.used.get(usize::from(asid) / 64).is_some_and(|word| word >> (asid % 64) & 1 != 0)
     }
 }
 

@@ -88,9 +88,10 @@ impl Events {
     }
 
     fn record<P: Platform>(&self, index: u32) -> Record {
-        let slot = index as usize % self.capacity();
-        let words = &self.slots.words::<P>()[slot * RECORD_WORDS..];
-        core::array::from_fn(|word| words[word].load(Ordering::Relaxed))
+        let (records, _) = self.slots.words::<P>().as_chunks::<RECORD_WORDS>();
+        // The capacity is a power of two.
+        let record = &records[index as usize & (self.capacity() - 1)];
+        record.each_ref().map(|word| word.load(Ordering::Relaxed))
     }
 
     /// Slot and round.

@@ -79,9 +79,10 @@ impl Update {
         let (hitless, images) = match (differing.next(), differing.next()) {
             (None, _) => (true, [target; 3]),
             (Some(critical), None) => {
-                let (mut before, mut after) = (prepared, prepared);
-                before[critical] = current[critical];
-                after[critical] = target[critical];
+                let with = |words: &Words| {
+                    core::array::from_fn(|word| if word == critical { words[word] } else { prepared[word] })
+                };
+                let (before, after) = (with(current), with(&target));
                 (true, [before, after, target])
             }
             (Some(_), Some(_)) => {

@@ -216,7 +216,8 @@ const NANOSECONDS: u64 = 1_000_000_000;
 
 fn to_duration(counts: u64, frequency: u64) -> Duration {
     let rest = u128::from(counts % frequency) * u128::from(NANOSECONDS) / u128::from(frequency);
-    Duration::new(counts / frequency, rest as u32)
+    // Less than a second, so that nothing saturates.
+    Duration::from_secs(counts / frequency).saturating_add(Duration::from_nanos(rest as u64))
 }
 
 /// Rounded up: a deadline is never early.

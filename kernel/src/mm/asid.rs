@@ -109,7 +109,7 @@ impl Asids {
     #[inline]
     pub fn activate<M: Mmu>(&self, cpu: &Cpu, mmu: &M, slot: &AsidSlot) -> u16 {
         let wanted = slot.0.load(Ordering::Relaxed);
-        let active = &self.active[cpu.id.0 as usize].0;
+        let Active(active) = cpu.id.of(&self.active);
         let before = active.load(Ordering::Relaxed);
         // In one step, so that a generation that begins now either finds the new number here, and keeps it, or has
         // taken the old one away, and this fails. Relaxed, because both are changes of one word.
@@ -142,7 +142,7 @@ impl Asids {
             // The ISB comes with the table.
             mmu.dsb_nsh();
         }
-        self.active[cpu.id.0 as usize].0.store(value, Ordering::Relaxed);
+        cpu.id.of(&self.active).0.store(value, Ordering::Relaxed);
         value as u16
     }
 

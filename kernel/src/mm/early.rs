@@ -164,16 +164,19 @@ fn remove(list: &mut Vec<PhysRange, MAX_RANGES>, hole: PhysRange) -> Result<(), 
         return Ok(());
     }
     // A hole strictly inside one range makes two of it; this is the only case that needs room.
-    if let Some(index) = list.iter().position(|range| range.start() < hole.start() && hole.end() < range.end()) {
-        let range = list[index];
+    let is_full = list.is_full();
+    let around = |range: &PhysRange| range.start() < hole.start() && hole.end() < range.end();
+    if let Some((index, range)) = list.iter_mut().enumerate().find(|(_, range)| around(range)) {
         let (Some(below), Some(above)) =
             (PhysRange::new(range.start(), hole.start()), PhysRange::new(hole.end(), range.end()))
         else {
             return Ok(());
         };
-        list.insert(index + 1, above).map_err(|_| MemoryMapError::TooManyRanges)?;
-        list[index] = below;
-        return Ok(());
+        if is_full {
+            return Err(MemoryMapError::TooManyRanges);
+        }
+        *range = below;
+        return list.insert(index + 1, above).map_err(|_| MemoryMapError::TooManyRanges);
     }
     for range in list.iter_mut().filter(|range| range.overlaps(hole)) {
         let kept = if range.start() < hole.start() {

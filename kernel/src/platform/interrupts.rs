@@ -101,7 +101,8 @@ impl Interrupts<'_> {
         if !list.len().is_multiple_of(gic.line_size()) {
             return Err(self.bad("interrupts"));
         }
-        let Some(line) = list.chunks_exact(gic.line_size()).nth(index) else { return Ok(None) };
+        let line = index.checked_mul(gic.line_size()).and_then(|at| list.get(at..)?.get(..gic.line_size()));
+        let Some(line) = line else { return Ok(None) };
         interrupt_of(line).map(Some).ok_or_else(|| self.bad("interrupts"))
     }
 

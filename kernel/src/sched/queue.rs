@@ -124,7 +124,7 @@ static MAIN: Thread = Thread::new(0, "main");
 pub fn init(cpu: &'static Cpu, idle: extern "C" fn(usize)) -> Result<(), OutOfMemory> {
     switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
     MAIN.stack_top.set(cpu.stack_top.load(Ordering::Relaxed));
-    let thread = &IDLE_THREADS[cpu.id.0 as usize];
+    let thread = cpu.id.of(&IDLE_THREADS);
     thread.stack_top.set(take_stack(cpu)?.0);
     switch::prepare_kernel(thread, idle, 0);
     cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
@@ -138,7 +138,7 @@ pub fn init_cpu(cpu: &'static Cpu) {
     cpu.sched.no_tables.store(switch::tables_register(), Ordering::Relaxed);
     fp::init_cpu();
     if cpu.sched.current.load(Ordering::Relaxed).is_null() {
-        let thread = &IDLE_THREADS[cpu.id.0 as usize];
+        let thread = cpu.id.of(&IDLE_THREADS);
         thread.stack_top.set(cpu.stack_top.load(Ordering::Relaxed));
         thread.home.store(cpu.id.0, Ordering::Relaxed);
         cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);

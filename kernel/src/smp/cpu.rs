@@ -24,6 +24,14 @@ pub const MAX_CPUS: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct CpuId(pub u32);
 
+impl CpuId {
+    /// What there is of this CPU among what there is of each.
+    #[inline(always)]
+    pub fn of<T>(self, each: &[T; MAX_CPUS]) -> &T {
+        &each[self.0 as usize]
+    }
+}
+
 /// The state of one CPU. TPIDR_EL1 points to it.
 #[repr(C, align(64))]
 pub struct Cpu {

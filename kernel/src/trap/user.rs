@@ -8,7 +8,7 @@ use granule_arch::interrupts;
 
 use super::TrapFrame;
 use super::target::irq;
-use crate::sched::{self, Thread, Work};
+use crate::sched::{self, Thread, UserEntry, Work};
 
 /// A synchronous exception that is no system call and no abort. Interrupts on.
 pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) {
@@ -19,10 +19,14 @@ pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) 
         // To wait for an interrupt is the kernel's to decide, and returning at once is within the architecture's hint.
         Some(Class::TrappedWFIorWFE) => frame.elr += INSTRUCTION,
         _ => {
-            let entry = thread.entry().expect("a thread at EL0 has one");
-            (entry.exception)(frame, thread);
+            (entry_of(thread).exception)(frame, thread);
         }
     }
+}
+
+/// The functions of a thread that was at EL0.
+fn entry_of(thread: &Thread) -> &'static UserEntry {
+    thread.entry().expect("a thread at EL0 has one")
 }
 
 /// An interrupt. Interrupts masked, before as after.
@@ -37,8 +41,7 @@ pub(super) extern "C" fn user_work(frame: &mut TrapFrame, thread: &Thread) {
     while let Some(work) = thread.next_work() {
         if work == Work::SIGNAL {
             interrupts::enable();
-            let entry = thread.entry().expect("a thread at EL0 has one");
-            (entry.signal)(frame, thread);
+            (entry_of(thread).signal)(frame, thread);
             let _ = interrupts::mask();
         } else {
             sched::give_way(thread);

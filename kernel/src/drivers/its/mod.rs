@@ -287,9 +287,14 @@ impl<R: Registers> Its<R> {
     /// Has interrupts of the collection of CPU number `cpu` go to the redistributor that is called `target`.
     fn connect_cpu(&mut self, cpu: u32, target: u64) -> Result<(), ItsError> {
         self.issue(&[Command::map_collection(cpu as u16, target), Command::sync(target)])?;
-        self.targets[cpu as usize] = target;
+        *self.target(cpu) = target;
         self.connected |= 1 << cpu;
         Ok(())
+    }
+
+    /// What the redistributor of CPU number `cpu` is called, once it is connected.
+    fn target(&mut self, cpu: u32) -> &mut u64 {
+        &mut self.targets[cpu as usize]
     }
 
     /// Makes an event of `device` an interrupt of CPU number `cpu`, which is connected. Returns the event.
@@ -307,7 +312,7 @@ impl<R: Registers> Its<R> {
             let _ = self.lists.devices.push(device);
         }
         let (number, intid) = (event as u32, FIRST + event as u32);
-        let target = self.targets[cpu as usize];
+        let target = *self.target(cpu);
         self.configure(event, PRIORITY | ON);
         let map = Command::map_event(device, number, intid, cpu as u16);
         self.issue(&[map, Command::invalidate(device, number), Command::sync(target)])?;
@@ -320,7 +325,7 @@ impl<R: Registers> Its<R> {
         let Some(Event { device, cpu }) = self.lists.events.get(event).copied().flatten() else { return Ok(()) };
         self.configure(event, PRIORITY);
         let number = event as u32;
-        let target = self.targets[cpu as usize];
+        let target = *self.target(cpu);
         self.issue(&[
             Command::invalidate(device, number),
             Command::sync(target),

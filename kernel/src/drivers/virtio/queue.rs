@@ -310,7 +310,7 @@ impl VirtQueue {
         let head = self.free;
         let (mut index, mut last) = (head, head);
         for (at, segment) in segments.iter().enumerate() {
-            let next = self.slots[usize::from(index)].next;
+            let next = self.slot(index).next;
             let more = at + 1 < segments.len();
             let write = if segment.flow == Flow::FromDevice { WRITE } else { 0 };
             let (flags, link) = if more { (write | NEXT, next) } else { (write, 0) };
@@ -320,12 +320,12 @@ impl VirtQueue {
         }
         self.free = index;
         self.free_count -= count;
-        self.slots[usize::from(last)].next = NONE;
-        let slot = &mut self.slots[usize::from(head)];
+        self.slot(last).next = NONE;
+        let slot = self.slot(head);
         (slot.chain, slot.room) = (count, room);
         self.in_flight += 1;
 
-        self.store_available(self.available_index % self.size, head);
+        self.store_available(self.place(self.available_index), head);
         self.available_index = self.available_index.wrapping_add(1);
         // The device reads the index first: what it then reads must be there (2.7.13.3).
         barrier::dmb_oshst();
@@ -361,10 +361,10 @@ impl VirtQueue {
         }
         // What the device wrote before its index, the buffers among it, is read behind it (2.7.14).
         barrier::dmb_oshld();
-        let element = self.load_used(self.used_index % self.size);
+        let element = self.load_used(self.place(self.used_index));
         let unknown = DeviceError::NotInFlight(element.id);
         let head = u16::try_from(element.id).ok().filter(|&head| head < self.size).ok_or(unknown)?;
-        let Slot { chain, room, .. } = self.slots[usize::from(head)];
+        let Slot { chain, room, .. } = *self.slot(head);
         if chain == 0 {
             return Err(unknown);
         }
@@ -391,14 +391,24 @@ impl VirtQueue {
         barrier::dmb_osh();
     }
 
+    /// What there is of a descriptor. Links and heads are this side's own; what the device hands back is below `size`.
+    fn slot(&mut self, index: u16) -> &mut Slot {
+        &mut self.slots[usize::from(index)]
+    }
+
+    /// Where in a ring an index is.
+    fn place(&self, index: u16) -> u16 {
+        // The size is a power of two, and not zero where something was handed over.
+        index & self.size.wrapping_sub(1)
+    }
+
     fn free_chain(&mut self, head: u16) {
-        let mut last = usize::from(head);
-        while self.slots[last].next != NONE {
-            last = usize::from(self.slots[last].next);
+        let mut last = head;
+        while self.slot(last).next != NONE {
+            last = self.slot(last).next;
         }
-        self.free_count += self.slots[usize::from(head)].chain;
-        self.slots[usize::from(head)].chain = 0;
-        self.slots[last].next = self.free;
+        self.free_count += core::mem::replace(&mut self.slot(head).chain, 0);
+        self.slot(last).next = self.free;
         self.free = head;
     }
 

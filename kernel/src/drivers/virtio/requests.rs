@@ -274,8 +274,9 @@ impl Requests {
         }
         let entry = &self.entries[index];
         let mut verdict = if entry.losses == self.losses { Verdict::Complete } else { Verdict::Again };
-        for number in 0..entry.segments.len() {
-            let segment = self.entries[index].segments[number];
+        let mut number = 0;
+        while let Some(&segment) = self.entries[index].segments.get(number) {
+            number += 1;
             match resolve(segment) {
                 Resolution::NoFault => continue,
                 Resolution::Failed(error) => verdict = Verdict::Failed(error),

@@ -319,7 +319,7 @@ impl FrameAllocator {
     #[inline(always)]
     fn on_magazine<R>(&self, cpu: &Cpu, work: impl FnOnce(&Magazine) -> R) -> R {
         let masked = interrupts::mask();
-        let result = self.magazines[cpu.id.0 as usize].alone(work);
+        let result = cpu.id.of(self.magazines).alone(work);
         interrupts::restore(masked);
         result
     }
@@ -335,7 +335,7 @@ impl FrameAllocator {
             count = self.blocks.take_frames(cpu, one, 0);
         }
         // Pushed in descending order, so that frames are handed out in ascending order and neighbours stay neighbours.
-        for frame in batch[..count].iter().rev() {
+        for frame in batch.iter().take(count).rev() {
             let pushed = magazine.push(*frame);
             debug_assert!(pushed.is_ok());
         }

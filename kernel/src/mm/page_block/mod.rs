@@ -106,11 +106,22 @@ struct Lists {
     arena: NodeArena,
     /// Never dropped: its nodes are the arena's cells, which no global allocator would know outside a section.
     buddy: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
-    blocks: &'static mut [PageBlock],
+    blocks: Blocks,
     /// First and last cut block with a free frame.
     first: u32,
     last: u32,
     totals: Totals,
+}
+
+/// The blocks, by their indices.
+struct Blocks(&'static mut [PageBlock]);
+
+impl Blocks {
+    /// The block of an index of the spans or of a link in the list.
+    #[inline(always)]
+    fn at(&mut self, index: usize) -> &mut PageBlock {
+        &mut self.0[index]
+    }
 }
 
 /// How much is free, and how much there is.
@@ -162,7 +173,7 @@ impl PageBlocks {
         let lists = Lists {
             arena,
             buddy: ManuallyDrop::new(buddy_system_allocator::FrameAllocator::new()),
-            blocks,
+            blocks: Blocks(blocks),
             first: NONE,
             last: NONE,
             totals: Totals::default(),
@@ -202,12 +213,12 @@ impl PageBlocks {
         let Some(index) = self.spans.index(number) else { return };
         if self.load_state(index) != State::Cut {
             self.prepare_records(lists, index, number);
-            lists.blocks[index].number = number as u32;
+            lists.blocks.at(index).number = number as u32;
             lists.totals.cut_blocks += 1;
             lists.link_first(index);
             self.set_states(number..number + 1, State::Cut);
         }
-        let block = &mut lists.blocks[index];
+        let block = lists.blocks.at(index);
         block.free += bits.len() as u16;
         for (word, first_bit) in block.bitmap.iter_mut().zip((0..).step_by(64)) {
             let from = bits.start.clamp(first_bit, first_bit + 64) - first_bit;
@@ -229,8 +240,8 @@ impl PageBlocks {
                 break;
             }
             let index = lists.first as usize;
-            taken += lists.blocks[index].take(&mut frames[taken..]);
-            if lists.blocks[index].free == 0 {
+            taken += lists.blocks.at(index).take(&mut frames[taken..]);
+            if lists.blocks.at(index).free == 0 {
                 lists.unlink(index);
             }
         }
@@ -246,7 +257,7 @@ impl PageBlocks {
         self.prepare_records(lists, index, number);
         lists.totals.free_blocks -= 1;
         lists.totals.cut_blocks += 1;
-        let block = &mut lists.blocks[index];
+        let block = lists.blocks.at(index);
         block.bitmap = [u64::MAX; WORDS];
         block.free = BLOCK_FRAMES as u16;
         block.number = number as u32;
@@ -269,8 +280,8 @@ impl PageBlocks {
                 break;
             }
             let index = lists.first as usize;
-            taken += lists.blocks[index].take_runs(most - taken, &mut each);
-            if lists.blocks[index].free == 0 {
+            taken += lists.blocks.at(index).take_runs(most - taken, &mut each);
+            if lists.blocks.at(index).free == 0 {
                 lists.unlink(index);
             }
         }
@@ -319,7 +330,7 @@ impl PageBlocks {
     ) -> bool {
         let number = word / WORDS;
         let Some(index) = self.spans.index(number) else { return false };
-        let block = &mut lists.blocks[index];
+        let block = lists.blocks.at(index);
         let cell = &mut block.bitmap[word % WORDS];
         debug_assert!(*cell & bits == 0, "frames {bits:#x} of word {word:#x} are free already");
         *cell |= bits;
@@ -354,7 +365,7 @@ impl PageBlocks {
         let number = lists.with_buddy(cpu, |buddy| buddy.alloc(1 << order))?;
         let index = self.spans.index(number)?;
         self.prepare_records(&mut lists, index, number);
-        lists.blocks[index].order = order as u8;
+        lists.blocks.at(index).order = order as u8;
         lists.totals.free_blocks -= 1 << order;
         lists.totals.free_frames -= BLOCK_FRAMES << order;
         self.set_states(number + 1..number + (1 << order), State::Tail);
@@ -364,9 +375,9 @@ impl PageBlocks {
 
     /// log2 of the blocks in the run that begins at block `first`; `None` where none does.
     pub fn order(&self, first: BlockNumber) -> Option<u32> {
-        let lists = self.lists.lock();
+        let mut lists = self.lists.lock();
         let index = self.spans.index(first)?;
-        (self.load_state(index) == State::Head).then(|| u32::from(lists.blocks[index].order))
+        (self.load_state(index) == State::Head).then(|| u32::from(lists.blocks.at(index).order))
     }
 
     /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record says
@@ -390,7 +401,7 @@ impl PageBlocks {
     /// Calls `each`, under the lock, with the frames that are free here, in runs: those in magazines are not. For once
     /// at boot; it looks at every block.
     pub fn for_each_free(&self, mut each: impl FnMut(Range<usize>)) {
-        let lists = self.lists.lock();
+        let mut lists = self.lists.lock();
         let mut run = 0..0;
         let mut add = |frames: Range<usize>| {
             if frames.start == run.end {
@@ -408,7 +419,8 @@ impl PageBlocks {
                 match self.spans.index(number).map(|index| (index, self.load_state(index))) {
                     Some((_, State::Free)) => add(start..start + BLOCK_FRAMES),
                     Some((index, State::Cut)) => {
-                        let bit = |bit: usize| lists.blocks[index].bitmap[bit / 64] >> (bit % 64) & 1 != 0;
+                        let bitmap = lists.blocks.at(index).bitmap;
+                        let bit = |bit: usize| bitmap[bit / 64] >> (bit % 64) & 1 != 0;
                         (0..BLOCK_FRAMES)
                             .filter(|&frame| bit(frame))
                             .for_each(|frame| add(start + frame..start + frame + 1));
@@ -430,11 +442,11 @@ impl PageBlocks {
     /// Zeroes the records of a block when it is first used; afterwards its last owners leave them zero. Doing it for
     /// all memory at boot would cost more than the rest of the boot.
     fn prepare_records(&self, lists: &mut Lists, index: usize, number: BlockNumber) {
-        if !lists.blocks[index].records_valid {
+        if !lists.blocks.at(index).records_valid {
             // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and nobody looks at them
             // before the block's state says Cut or Head, which comes after.
             unsafe { self.records.zero(number * BLOCK_FRAMES, BLOCK_FRAMES) };
-            lists.blocks[index].records_valid = true;
+            lists.blocks.at(index).records_valid = true;
         }
     }
 
@@ -472,33 +484,33 @@ impl Lists {
 
     fn link_first(&mut self, index: usize) {
         let old = core::mem::replace(&mut self.first, index as u32);
-        self.blocks[index].next = old;
-        self.blocks[index].previous = NONE;
+        self.blocks.at(index).next = old;
+        self.blocks.at(index).previous = NONE;
         match old {
             NONE => self.last = index as u32,
-            old => self.blocks[old as usize].previous = index as u32,
+            old => self.blocks.at(old as usize).previous = index as u32,
         }
     }
 
     fn link_last(&mut self, index: usize) {
         let old = core::mem::replace(&mut self.last, index as u32);
-        self.blocks[index].next = NONE;
-        self.blocks[index].previous = old;
+        self.blocks.at(index).next = NONE;
+        self.blocks.at(index).previous = old;
         match old {
             NONE => self.first = index as u32,
-            old => self.blocks[old as usize].next = index as u32,
+            old => self.blocks.at(old as usize).next = index as u32,
         }
     }
 
     fn unlink(&mut self, index: usize) {
-        let PageBlock { next, previous, .. } = self.blocks[index];
+        let PageBlock { next, previous, .. } = *self.blocks.at(index);
         match previous {
             NONE => self.first = next,
-            previous => self.blocks[previous as usize].next = next,
+            previous => self.blocks.at(previous as usize).next = next,
         }
         match next {
             NONE => self.last = previous,
-            next => self.blocks[next as usize].previous = previous,
+            next => self.blocks.at(next as usize).previous = previous,
         }
     }
 }

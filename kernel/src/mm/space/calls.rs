@@ -245,14 +245,14 @@ impl Space {
             if let Backing::Shared { object, first_page } = area.backing() {
                 let from = area.start().max(range.start());
                 let end = area.end().min(range.end());
-                for page in 0..(end - from) / PAGE {
-                    let object_page = first_page + (from - area.start()) / PAGE + page;
-                    present[index(from) + page as usize] = object.has(object_page).into();
+                let object_pages = first_page + (from - area.start()) / PAGE..first_page + (end - area.start()) / PAGE;
+                for (place, page) in present.iter_mut().skip(index(from)).zip(object_pages) {
+                    *place = object.has(page).into();
                 }
             }
         }
         self.page_tables().for_each_cells(range, |found| {
-            for (place, cell) in present[index(found.start)..].iter_mut().zip(found.cells) {
+            for (place, cell) in present.iter_mut().skip(index(found.start)).zip(found.cells) {
                 *place |= match state(self.mmu().load(cell)) {
                     State::Page | State::Inaccessible | State::Migration(_) => 1,
                     State::Empty | State::Marker(_) | State::Damaged => 0,
