@@ -14,10 +14,19 @@ use super::code::{Flow, Registers, flow};
 /// A line of source, as the compiler names it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Line {
+    /// As [`short_path`] has it.
     pub(crate) file: String,
+    /// Where it is on this machine: in the workspace, or absolute.
+    pub(crate) path: String,
     pub(crate) line: u32,
     /// 0 where it is not known.
     pub(crate) column: u32,
+}
+
+impl Line {
+    pub(crate) fn new(path: &str, line: u32, column: u32) -> Self {
+        Self { file: short_path(path), path: path.to_owned(), line, column }
+    }
 }
 
 /// One function, or one piece of assembly from a label to the next.
@@ -118,13 +127,10 @@ impl<'a> Image<'a> {
         while let Some(frame) = frames.next()? {
             let name = frame.function.map(|name| anyhow::Ok(demangled(name.raw_name()?.as_ref()))).transpose()?;
             let Some(place) = frame.location else { continue };
+            let path = place.file.map_or("", |file| file.strip_prefix(&self.root).unwrap_or(file));
             found.push(Frame {
                 function: name.unwrap_or_default(),
-                line: Line {
-                    file: short_path(place.file.map_or("", |file| file.strip_prefix(&self.root).unwrap_or(file))),
-                    line: place.line.unwrap_or(0),
-                    column: place.column.unwrap_or(0),
-                },
+                line: Line::new(path, place.line.unwrap_or(0), place.column.unwrap_or(0)),
             });
         }
         Ok(found)
@@ -319,7 +325,7 @@ fn places(file: &ElfFile64<'_, LittleEndian>, pointers: &BTreeMap<u64, u64>) -> 
             && path.ends_with(".rs")
             && (line, column) != (0, 0)
         {
-            places.insert(*at, Line { file: short_path(path), line, column });
+            places.insert(*at, Line::new(path, line, column));
         }
     }
     ensure!(!places.is_empty(), "the linked file has no places of panics");
@@ -359,7 +365,7 @@ fn demangled(name: &str) -> String {
 }
 
 /// A path that is the same on every machine: of this workspace, of a crate (without its version), of the toolchain.
-pub(crate) fn short_path(path: &str) -> String {
+fn short_path(path: &str) -> String {
     if let Some((_, inside)) = path.split_once("/library/") {
         return inside.to_owned();
     }

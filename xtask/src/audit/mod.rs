@@ -143,6 +143,10 @@ fn judge(reached: &Reached, calls: &Calls, panics: &Panics, tables: &Path) -> Re
     if !without.is_empty() {
         bail!("{} panics can be reached and have no reason in {}/panics.toml", without.len(), tables.display());
     }
+    if !reached.misnamed.is_empty() {
+        let names = reached.misnamed.join("\n  ");
+        bail!("these targets in {}/calls.toml are no functions whose address is taken:\n  {names}", tables.display());
+    }
     let gone: Vec<String> = panics
         .panics
         .iter()

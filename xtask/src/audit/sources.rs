@@ -54,7 +54,7 @@ impl Sources {
             shown.map(|frame| (self.of_place(&frame.line, std::slice::from_ref(frame)), frame.line.clone())).collect();
         if sources.is_empty() {
             let source = Source { file: ASSEMBLY.into(), function: function.names[0].clone(), text: String::new() };
-            sources.push((source, Line { file: ASSEMBLY.into(), line: 0, column: 0 }));
+            sources.push((source, Line::new(ASSEMBLY, 0, 0)));
         }
         Ok(sources)
     }
@@ -62,7 +62,7 @@ impl Sources {
     /// Whether a place is that of a call of the logger, which keeps it with the message. A panic among the arguments
     /// has another column.
     pub(crate) fn is_log(&self, line: &Line) -> bool {
-        let lines = self.file(&line.file);
+        let lines = self.file(&line.path);
         let text = (line.line as usize).checked_sub(1).and_then(|index| lines.get(index));
         let text = text.and_then(|text| text.get((line.column as usize).checked_sub(1)?..));
         text.is_some_and(|text| text.starts_with("log::"))
@@ -70,14 +70,14 @@ impl Sources {
 
     /// The line, without the space around it.
     fn text(&self, line: &Line) -> String {
-        let lines = self.file(&line.file);
+        let lines = self.file(&line.path);
         let index = (line.line as usize).checked_sub(1);
         index.and_then(|index| lines.get(index)).map_or_else(String::new, |text| text.trim().to_owned())
     }
 
     /// The function that a line is in: the nearest before it with less space in front, or the line's own.
     fn function(&self, line: &Line) -> String {
-        let lines = self.file(&line.file);
+        let lines = self.file(&line.path);
         let index = (line.line as usize).min(lines.len());
         let space = |text: &str| text.len() - text.trim_start().len();
         let depth = index.checked_sub(1).map_or(0, |index| space(&lines[index]));

@@ -87,7 +87,7 @@ pub(crate) struct Source {
     /// The name after `fn`; in assembly and the toolchain's own sources that of the symbol. Of a table: any if empty.
     #[serde(default)]
     pub(crate) function: String,
-    /// The line without the space around it; empty where there is no source at hand. Of a table: any if empty.
+    /// The line without the space around it; empty where there is no source at hand, as of the toolchain's. Of a table: any if empty.
     #[serde(default)]
     pub(crate) text: String,
 }
