@@ -4,9 +4,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::audit;
 use crate::tools::{Tools, run};
 
-/// clippy for host and target, rustfmt, and the syntax of the shell scripts.
+/// clippy for host and target, rustfmt, the syntax of the shell scripts, and the audit of panics.
 ///
 /// # Errors
 /// When one of them has something to say.
@@ -23,7 +24,8 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
         run(Command::new(shell).arg("-n").arg(tools.root.join(script)), &format!("{shell} -n {script}"))?;
     }
-    Ok(())
+    println!("panics that can be reached");
+    audit::check(tools)
 }
 
 /// Formats every source file.

@@ -82,7 +82,7 @@ enum Task {
     /// Ask the finished image what it can do
     #[command(subcommand)]
     Audit(audit::Audit),
-    /// clippy for host and target, rustfmt --check, shell syntax: all without a warning
+    /// clippy for host and target, rustfmt --check, shell syntax, panics that can be reached: all without a warning
     Lint,
     /// Format the sources
     Fmt,

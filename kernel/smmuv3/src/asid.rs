@@ -52,7 +52,9 @@ impl Asids {
     }
 
     fn is_used(&self, asid: u16) -> bool {
-        asid != 0 && asid < self.end && self.used.get(usize::from(asid) / 64).is_some_and(|word| word >> (asid % 64) & 1 != 0)
+        asid != 0
+            && asid < self.end
+            && self.used.get(usize::from(asid) / 64).is_some_and(|word| word >> (asid % 64) & 1 != 0)
     }
 }
 

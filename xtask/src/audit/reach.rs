@@ -28,8 +28,6 @@ pub(crate) struct Reached {
     pub(crate) sites: BTreeMap<Source, Site>,
     /// Calls by a pointer that no entry of the table fits, with the way there.
     pub(crate) unlisted: BTreeMap<Source, (Line, Vec<String>)>,
-    /// Entries of the table that fit a call, by their places in it.
-    pub(crate) used: BTreeSet<usize>,
     /// Targets in the table that mean no function.
     pub(crate) misnamed: Vec<String>,
     /// How many functions are reached.
@@ -66,7 +64,6 @@ pub(crate) fn reach(image: &Image<'_>, calls: &Calls, sources: &Sources) -> Resu
     let mut reached = Reached {
         sites: BTreeMap::new(),
         unlisted: BTreeMap::new(),
-        used: BTreeSet::new(),
         misnamed,
         functions: 0,
         places: image.places.len(),
@@ -77,7 +74,6 @@ pub(crate) fn reach(image: &Image<'_>, calls: &Calls, sources: &Sources) -> Resu
         for at in &function.does.pointer_calls {
             let mut found = sources.of_instruction(image, function, *at)?;
             if let Some(entry) = calls.calls.iter().position(|call| call.fits(&function.names, &found)) {
-                reached.used.insert(entry);
                 called.extend(&targets[entry]);
             } else {
                 if let Some((source, line)) = found.pop() {
