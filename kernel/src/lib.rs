@@ -13,6 +13,7 @@ pub mod iommu;
 pub mod lab;
 pub mod latency;
 pub mod mm;
+pub mod mmio;
 pub mod monitor;
 pub mod nearest;
 pub mod panic;

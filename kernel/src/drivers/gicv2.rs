@@ -17,6 +17,7 @@ use safe_mmio::{UniqueMmioPointer, field, field_shared};
 use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError, SHARED};
+use crate::mmio;
 use crate::platform::{Interrupt, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
@@ -77,8 +78,8 @@ pub(super) fn init(
 }
 
 /// The byte of `intid` in the registers at `offset`: GICD_IPRIORITYR and GICD_ITARGETSR are byte-accessible.
-fn byte(gicd: NonNull<Gicd>, offset: usize, intid: u32) -> *mut u8 {
-    gicd.as_ptr().cast::<u8>().wrapping_add(offset + intid as usize)
+fn byte(gicd: NonNull<Gicd>, offset: usize, intid: u32) -> VirtAddr {
+    VirtAddr::from_ptr(gicd.as_ptr()) + (offset as u64 + u64::from(intid))
 }
 
 impl GicV2 {
@@ -102,11 +103,11 @@ impl InterruptController for GicV2 {
             }
             for intid in 0..SHARED {
                 // SAFETY: every distributor has the banked registers of the first 32 interrupts; the lock is held.
-                unsafe { byte(self.distributor, offset_of!(Gicd, ipriorityr), intid).write_volatile(PRIORITY) };
+                unsafe { mmio::write(byte(self.distributor, offset_of!(Gicd, ipriorityr), intid), PRIORITY) };
             }
             // SAFETY: as above. The targets of a private interrupt read as the one CPU that it is private to; a
             // distributor for one CPU reads as zero.
-            let own = unsafe { byte(self.distributor, offset_of!(Gicd, itargetsr), 0).read_volatile() };
+            let own = unsafe { mmio::read::<u8>(byte(self.distributor, offset_of!(Gicd, itargetsr), 0)) };
             slot.store(if own == 0 { 1 } else { own }, Ordering::Relaxed);
         }
         let mut registers = self.cpu_interface();
@@ -127,8 +128,8 @@ impl InterruptController for GicV2 {
             let target = self.targets.get(cpu.id.0 as usize).map_or(1, |target| target.load(Ordering::Relaxed));
             // SAFETY: the distributor has this interrupt (above), and the lock is held.
             unsafe {
-                byte(self.distributor, offset_of!(Gicd, ipriorityr), intid).write_volatile(PRIORITY);
-                byte(self.distributor, offset_of!(Gicd, itargetsr), intid).write_volatile(target);
+                mmio::write(byte(self.distributor, offset_of!(Gicd, ipriorityr), intid), PRIORITY);
+                mmio::write(byte(self.distributor, offset_of!(Gicd, itargetsr), intid), target);
             }
         }
         // Two bits each, the upper one being edge; those of SGIs are read-only.

@@ -18,6 +18,7 @@ use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError};
 use super::its::ItsError;
+use crate::mmio;
 use crate::platform::{Interrupt, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
@@ -111,7 +112,7 @@ impl GicV3 {
             while offset + FRAMES <= size {
                 let frame = start + offset;
                 // SAFETY: inside a mapped region, at the start of a redistributor; the register only tells what it is.
-                let typer = unsafe { (frame + TYPER).as_ptr::<u64>().read_volatile() };
+                let typer = unsafe { mmio::read::<u64>(frame + TYPER) };
                 // Aff3.Aff2.Aff1.Aff0 in one word; MPIDR_EL1 has a gap before Aff3.
                 let affinity = (typer >> 32 & 0xff_ffff) | (typer >> 56 << 32);
                 if affinity == mpidr {
@@ -151,16 +152,16 @@ pub(super) fn enable_lpis(
     let frame =
         frame.filter(|frame| !frame.is_null()).map(|frame| VirtAddr::from_ptr(frame)).ok_or(ItsError::NoLpis)?;
     // SAFETY: a register of this CPU's redistributor, which is mapped for ever; these only tell.
-    let read = |offset| unsafe { (frame + offset).as_ptr::<u64>().read_volatile() };
+    let read = |offset| unsafe { mmio::read::<u64>(frame + offset) };
     // SAFETY: as above. Nobody else writes them, and the tables that they name are this redistributor's alone.
-    let write = |offset, value| unsafe { (frame + offset).as_ptr::<u64>().write_volatile(value) };
-    let control = (frame + CTLR).as_ptr::<u32>();
+    let write = |offset, value| unsafe { mmio::write::<u64>(frame + offset, value) };
+    let control = frame + CTLR;
     let typer = read(TYPER);
     if typer & TYPER_PLPIS == 0 {
         return Err(ItsError::NoLpis);
     }
     // SAFETY: as above.
-    if unsafe { control.read_volatile() } & CTLR_ENABLE_LPIS != 0 {
+    if unsafe { mmio::read::<u32>(control) } & CTLR_ENABLE_LPIS != 0 {
         return Err(ItsError::HasTables);
     }
     write(PROPBASER, configurations.0 | TABLE_ATTRIBUTES | u64::from(id_bits - 1));
@@ -170,7 +171,7 @@ pub(super) fn enable_lpis(
     }
     barrier::dsb_sy();
     // SAFETY: as above.
-    unsafe { control.write_volatile(control.read_volatile() | CTLR_ENABLE_LPIS) };
+    unsafe { mmio::write(control, mmio::read::<u32>(control) | CTLR_ENABLE_LPIS) };
     barrier::dsb_sy();
     if !by_address {
         return Ok(typer >> 8 & 0xffff);

@@ -12,6 +12,7 @@ use granule_arch::wait;
 use safe_mmio::UniqueMmioPointer;
 
 use super::console::Console;
+use crate::mmio;
 
 /// UARTDR, at this offset.
 const DATA: usize = 0;
@@ -42,19 +43,19 @@ impl Pl011 {
     /// A PL011's register page is mapped there as device memory for as long as the kernel runs.
     pub unsafe fn new(registers: VirtAddr) -> Option<Self> {
         let port = Self { registers: NonNull::new(registers.as_ptr())? };
-        let register = |offset: usize| (registers + offset as u64).as_ptr::<u32>();
+        let register = |offset: usize| registers + offset as u64;
         // SAFETY: registers of the page that the caller has mapped. The crate cannot turn a port on without setting
         // its divisor from a clock rate.
         unsafe {
-            if register(CONTROL).read_volatile() & CONTROL_ENABLE != CONTROL_ENABLE {
+            if mmio::read::<u32>(register(CONTROL)) & CONTROL_ENABLE != CONTROL_ENABLE {
                 // This empties the FIFO and leaves the receive interrupt of what was in it: no read would ever end
                 // that.
-                register(LINE_CONTROL).write_volatile(LINE_CONTROL_8_BITS_FIFO);
-                register(INTERRUPT_CLEAR).write_volatile(INTERRUPT_CLEAR_ALL);
-                register(CONTROL).write_volatile(CONTROL_ENABLE);
+                mmio::write(register(LINE_CONTROL), LINE_CONTROL_8_BITS_FIFO);
+                mmio::write(register(INTERRUPT_CLEAR), INTERRUPT_CLEAR_ALL);
+                mmio::write(register(CONTROL), CONTROL_ENABLE);
                 // QEMU, whose model was full with the one byte that went with the FIFO, sends no more until one is
                 // read.
-                let _ = register(DATA).read_volatile();
+                let _ = mmio::read::<u32>(register(DATA));
             }
         }
         Some(port)

@@ -11,6 +11,7 @@ use granule_smmuv3::{DmaMemory, Memory, Platform, Report, Step};
 use crate::drivers::timer;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::page_block::BLOCK_SIZE;
+use crate::mmio;
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -39,12 +40,12 @@ impl Port {
     }
 
     #[inline(always)]
-    fn register<T>(&self, offset: usize) -> *mut T {
-        (self.registers + offset as u64).as_ptr()
+    fn register(&self, offset: usize) -> VirtAddr {
+        self.registers + offset as u64
     }
 }
 
-// SAFETY: 1. `new` vouches for the registers; accesses are volatile, single, and in order among each other. 2. The
+// SAFETY: 1. `new` vouches for the registers; accesses are single, and in order among each other. 2. The
 // barriers are those of the architecture. 3. Memory is in the linear map, Normal write-back and inner shareable, where
 // aligned 64-bit atomics are single-copy atomic, and this machine is little-endian.
 unsafe impl Platform for Port {
@@ -58,25 +59,25 @@ unsafe impl Platform for Port {
     #[inline(always)]
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: a register of this size, by the promise of `new`.
-        unsafe { self.register::<u32>(offset).read_volatile() }
+        unsafe { mmio::read(self.register(offset)) }
     }
 
     #[inline(always)]
     fn write32(&self, offset: usize, value: u32) {
         // SAFETY: as above; what it does is the driver's affair.
-        unsafe { self.register::<u32>(offset).write_volatile(value) };
+        unsafe { mmio::write(self.register(offset), value) };
     }
 
     #[inline(always)]
     fn read64(&self, offset: usize) -> u64 {
         // SAFETY: as above.
-        unsafe { self.register::<u64>(offset).read_volatile() }
+        unsafe { mmio::read(self.register(offset)) }
     }
 
     #[inline(always)]
     fn write64(&self, offset: usize, value: u64) {
         // SAFETY: as above.
-        unsafe { self.register::<u64>(offset).write_volatile(value) };
+        unsafe { mmio::write(self.register(offset), value) };
     }
 
     #[inline(always)]

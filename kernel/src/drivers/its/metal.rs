@@ -8,6 +8,7 @@ use super::{EVENTS, FIRST, Its, ItsError, Lists, Memory, Registers};
 use crate::Kernel;
 use crate::drivers::interrupt::InterruptHandler;
 use crate::mm::page_block::BLOCK_SIZE;
+use crate::mmio;
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -18,27 +19,27 @@ const CONTROL_FRAME: u64 = 0x1_0000;
 struct Mmio(VirtAddr);
 
 impl Mmio {
-    fn register<T>(&self, offset: usize) -> *mut T {
-        (self.0 + offset as u64).as_ptr()
+    fn register(&self, offset: usize) -> VirtAddr {
+        self.0 + offset as u64
     }
 }
 
 impl Registers for Mmio {
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: a register of the frame, which is mapped for ever; it only tells.
-        unsafe { self.register::<u32>(offset).read_volatile() }
+        unsafe { mmio::read(self.register(offset)) }
     }
     fn write32(&self, offset: usize, value: u32) {
         // SAFETY: a register of the frame, which is mapped for ever. The tables that it names are the ITS's alone.
-        unsafe { self.register::<u32>(offset).write_volatile(value) };
+        unsafe { mmio::write(self.register(offset), value) };
     }
     fn read64(&self, offset: usize) -> u64 {
         // SAFETY: as for `read32`.
-        unsafe { self.register::<u64>(offset).read_volatile() }
+        unsafe { mmio::read(self.register(offset)) }
     }
     fn write64(&self, offset: usize, value: u64) {
         // SAFETY: as for `write32`.
-        unsafe { self.register::<u64>(offset).write_volatile(value) };
+        unsafe { mmio::write(self.register(offset), value) };
     }
 }
 

@@ -94,19 +94,19 @@ pub(super) trait Registers {
 
 impl Registers for MmioRegion {
     fn bytes(&self) -> u64 {
-        MmioRegion::bytes(*self)
+        MmioRegion::bytes(self)
     }
     fn read32(&self, offset: u64) -> u32 {
-        MmioRegion::read32(*self, offset)
+        MmioRegion::read32(self, offset)
     }
     fn read64(&self, offset: u64) -> u64 {
-        MmioRegion::read64(*self, offset)
+        MmioRegion::read64(self, offset)
     }
     fn write32(&self, offset: u64, value: u32) {
-        MmioRegion::write32(*self, offset, value);
+        MmioRegion::write32(self, offset, value);
     }
     fn write64(&self, offset: u64, value: u64) {
-        MmioRegion::write64(*self, offset, value);
+        MmioRegion::write64(self, offset, value);
     }
 }
 

@@ -4,6 +4,7 @@ use core::ops::Deref;
 
 use super::bar::BarKind;
 use super::enumerate::BUS_MASTER;
+use super::mmio::Hold;
 use super::{Function, MmioRegion, PciError, interrupt};
 use crate::Kernel;
 use crate::drivers::interrupt::InterruptHandler;
@@ -12,11 +13,13 @@ use crate::smp::Cpu;
 
 /// A function that belongs to a driver.
 ///
-/// Having one proves: nobody else has claimed the function. Dropping it gives the function back, with bus mastering off
-/// and its interrupts disconnected.
+/// Having one proves: no other driver has claimed the function. Dropping it turns bus mastering off and disconnects the
+/// interrupts; the function is given back with it and with the last [`MmioRegion`].
 #[must_use = "the function is given back at once"]
 pub struct Claim {
     function: &'static Function,
+    /// Dropped last: the function is quiet when another driver can have it.
+    _hold: Hold,
 }
 
 /// How an interrupt of a function reaches the CPU.
@@ -48,7 +51,7 @@ impl Deref for Claim {
 
 impl Claim {
     pub(super) fn new(function: &'static Function) -> Self {
-        Self { function }
+        Self { function, _hold: Hold::new(function) }
     }
 
     /// The function, for as long as the kernel runs.
@@ -94,7 +97,7 @@ impl Claim {
         let map = || space.map_device(cpu, range).map_err(|error| PciError::NotMapped(function, error));
         let start = *self.mapped[index].try_call_once(map)?;
         // SAFETY: just mapped, or by whoever had claimed it before; now it is this driver's.
-        Ok(unsafe { MmioRegion::new(start, range.size()) })
+        Ok(unsafe { MmioRegion::of(self.function, start, range.size()) })
     }
 
     /// Interrupt vectors that the function has and the machine can take: 0 where it has none.
@@ -124,6 +127,5 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.set_bus_master(false);
         interrupt::clear(self.function);
-        *self.owner.lock() = None;
     }
 }

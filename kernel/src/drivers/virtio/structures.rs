@@ -86,7 +86,7 @@ impl Windows {
         });
         let Structures { common, notify, interrupt, device, multiplier } =
             Structures::find(vendor, |offset| claim.read_config32(offset).ok());
-        let mut regions = [None; 4];
+        let mut regions = [const { None }; 4];
         for (region, structure) in regions.iter_mut().zip([common, notify, interrupt, device]) {
             if let Some(Structure { bar, offset, bytes }) = structure {
                 let all = claim.map_bar(&kernel().space, cpu, bar.into())?;
@@ -96,8 +96,8 @@ impl Windows {
         Ok(Self { regions, multiplier })
     }
 
-    fn region(&self, window: Window) -> Option<MmioRegion> {
-        self.regions[window as usize]
+    fn region(&self, window: Window) -> Option<&MmioRegion> {
+        self.regions.get(window as usize)?.as_ref()
     }
 }
 
