@@ -11,7 +11,7 @@ use core::time::Duration;
 use granule_arch::barrier;
 use thiserror::Error;
 
-use super::pci::{Claim, Id, MmioRegion, Vector};
+use super::pci::{Claim, Function, Id, MmioRegion, Vector};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use super::timer::Deadline;
 use crate::iommu::{self, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Resolution};
@@ -121,6 +121,10 @@ impl Driver for Edu {
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
         let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();
         Ok(Self { registers, dma, vector, arrivals: &slot.arrivals, busy: RwSem::new(()), claim })
+    }
+
+    fn function(&self) -> &'static Function {
+        self.claim.function()
     }
 
     fn acknowledge(&self) -> bool {

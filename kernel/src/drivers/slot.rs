@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::interrupt::InterruptHandler;
 use super::nvme::ControllerError;
-use super::pci::{self, Claim, Id, PciAddress, PciError};
+use super::pci::{self, Claim, Class, Function, Id, NotIsolated, PciAddress, PciError};
 use super::timer::Deadline;
 use super::virtio::transport::TransportError;
 use crate::iommu::{AttachError, BindError, DmaDevice, DmaError};
@@ -64,6 +64,9 @@ pub enum BindRefused {
     /// It is at work: its requests mean addresses of the space that it has now.
     #[error("the device has {0} requests in flight")]
     InFlight(usize),
+    /// Its accesses may be another function's, or reach one past the SMMU.
+    #[error(transparent)]
+    NotIsolated(#[from] NotIsolated),
     /// The SMMU, or the want of one.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -78,8 +81,10 @@ pub trait Driver: Sized + Send + Sync + 'static {
     type Fixed: Sync;
     /// What the monitor calls such a device.
     const NAME: &'static str;
-    /// Who makes them, and what they call them.
+    /// Vendor and device number of those that the driver knows.
     const IDS: &'static [Id];
+    /// The class whose devices it drives as well, whatever their numbers.
+    const CLASS: Option<Class> = None;
     /// The places for them.
     const SLOTS: &'static [Slot<Self>];
 
@@ -88,6 +93,9 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`StartError`]: the device is left alone.
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError>;
+
+    /// The function that it is.
+    fn function(&self) -> &'static Function;
 
     /// Tells the device that its interrupt was seen; whether it was its interrupt. From the interrupt.
     fn acknowledge(&self) -> bool;
@@ -103,6 +111,7 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`BindRefused`].
     fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindRefused> {
+        self.function().isolation()?;
         self.while_idle(&mut |dma| Ok(dma.bind(cpu, space)?))
     }
 
@@ -161,7 +170,8 @@ pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartErr
     if let Some(device) = slot.device.get() {
         return Ok(device);
     }
-    let mut functions = pci::functions().iter().filter(|function| T::IDS.contains(&function.id()));
+    let is_driven = |function: &&Function| T::IDS.contains(&function.id()) || T::CLASS == Some(function.class());
+    let mut functions = pci::functions().iter().filter(is_driven);
     let function = functions.nth(index).ok_or(StartError::None(T::NAME, index))?;
     if !function.is_coherent() {
         return Err(StartError::NotCoherent(function.address()));

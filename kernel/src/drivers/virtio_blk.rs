@@ -6,7 +6,7 @@
 
 use thiserror::Error;
 
-use super::pci::{Claim, Id};
+use super::pci::{Claim, Function, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
 use super::virtio::device::Device;
 use super::virtio::queue::{Flow, Segment};
@@ -90,6 +90,10 @@ impl Driver for VirtioBlk {
         let device = Device::start(cpu, claim, READ_ONLY, slot, &slot.fixed, &slot.arrivals)?;
         let sectors = device.transport().configuration_64(CAPACITY)?;
         Ok(Self { device, sectors })
+    }
+
+    fn function(&self) -> &'static Function {
+        self.device.function()
     }
 
     fn acknowledge(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use spin::Once;
 
-use super::pci::{Claim, Id};
+use super::pci::{Claim, Function, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
 use super::virtio::device::Device;
 use super::virtio::queue::{Flow, Segment};
@@ -48,6 +48,10 @@ impl Driver for VirtioRng {
 
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
         Ok(Self { device: Device::start(cpu, claim, 0, slot, &slot.fixed, &slot.arrivals)? })
+    }
+
+    fn function(&self) -> &'static Function {
+        self.device.function()
     }
 
     fn acknowledge(&self) -> bool {

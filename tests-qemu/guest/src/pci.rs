@@ -10,8 +10,8 @@ use granule::drivers::pci::{self, BarKind, Function, Id, MmioRegion, PciError, V
 use granule::drivers::timer;
 use granule::iommu::{self, DmaMask};
 use granule::smp::{Cpu, this_cpu};
+use granule::sync::{IrqLock, rank};
 use granule_arch::addr::PhysRange;
-use spin::Once;
 
 use crate::harness::{Test, device, has, target_test};
 
@@ -110,14 +110,14 @@ const LOWER: u64 = 0x64;
 
 /// Counts what arrives, and lowers it.
 struct Counter {
-    registers: Once<MmioRegion>,
+    registers: IrqLock<Option<MmioRegion>, { rank::DEVICE }>,
     arrived: AtomicU32,
     value: AtomicU32,
 }
 
 impl InterruptHandler for Counter {
     fn interrupt(&self, _: &Cpu, vector: u16) {
-        if let Some(registers) = self.registers.get() {
+        if let Some(registers) = self.registers.lock().as_ref() {
             let raised = registers.read32(RAISED);
             registers.write32(LOWER, raised);
             self.value.store(raised | u32::from(vector) << 16, Ordering::Relaxed);
@@ -126,7 +126,7 @@ impl InterruptHandler for Counter {
     }
 }
 
-static COUNTER: Counter = Counter { registers: Once::new(), arrived: AtomicU32::new(0), value: AtomicU32::new(0) };
+static COUNTER: Counter = Counter { registers: IrqLock::new(None), arrived: AtomicU32::new(0), value: AtomicU32::new(0) };
 
 /// Waits until the interrupt has arrived `count` times; false where it does not in a second.
 fn arrives(count: u32) -> bool {
@@ -149,7 +149,7 @@ fn edu_interrupts_by_message_or_pin(t: &mut Test) {
     };
     let Some(edu) = t.ok("claimed", function.claim("the test")) else { return };
     let Some(registers) = t.ok("mapped", edu.map_bar(&kernel.space, cpu, 0)) else { return };
-    COUNTER.registers.call_once(|| registers);
+    *COUNTER.registers.lock() = edu.map_bar(&kernel.space, cpu, 0).ok();
     t.equal("what edu says it is", registers.read32(0) & 0xffff, 0x00ed);
     edu.set_bus_master(true);
     t.equal("vectors", edu.vectors(), 1);
@@ -179,4 +179,8 @@ fn edu_interrupts_by_message_or_pin(t: &mut Test) {
     timer::delay(Duration::from_millis(2));
     t.equal("none once the function is given back", COUNTER.arrived.swap(0, Ordering::Relaxed), 19);
     registers.write32(LOWER, !0);
+    t.equal("still the driver's", function.owner(), Some("the test"));
+    *COUNTER.registers.lock() = None;
+    drop(registers);
+    t.equal("and now no driver's", function.owner(), None);
 }

@@ -18,7 +18,7 @@ use self::controller::{Controller, NAMESPACE, PAGES};
 pub use self::controller::{ControllerError, Identity};
 pub use self::queue::Violation;
 use self::queue::{Command, Page};
-use super::pci::{Claim, Id, MmioRegion, Vector};
+use super::pci::{Claim, Class, Function, Id, MmioRegion, Vector};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use super::timer::Deadline;
 use crate::iommu::{self, Coherent, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
@@ -115,6 +115,8 @@ impl Driver for Nvme {
     type Fixed = ();
     const NAME: &'static str = "nvme";
     const IDS: &'static [Id] = &[Id { vendor: 0x1b36, device: 0x0010 }];
+    /// An NVM Express controller, of whichever make (NVM Express over PCIe Transport Specification 1.0, 3.1.1).
+    const CLASS: Option<Class> = Some(Class { base: 1, sub: 8, interface: 2 });
     const SLOTS: &'static [Slot<Self>] = &SLOTS;
 
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
@@ -142,6 +144,10 @@ impl Driver for Nvme {
                 Err(error)
             }
         }
+    }
+
+    fn function(&self) -> &'static Function {
+        self.claim.function()
     }
 
     fn acknowledge(&self) -> bool {

@@ -10,12 +10,16 @@ use granule_arch::addr::VirtAddr;
 use pci_types::capability::PciCapability;
 use pci_types::{ConfigRegionAccess, EndpointHeader, PciAddress, PciHeader};
 
+use crate::mmio::{self, Register};
+
 /// Bytes of that of one function.
 pub(super) const FUNCTION: u16 = 4096;
 /// The bytes behind are the extended ones', of which the list of capabilities knows nothing.
 const END_OF_CAPABILITIES: u16 = 0x100;
 /// From 0x40 on there is room for as many.
 const MOST_CAPABILITIES: usize = 48;
+/// More extended capabilities than any function has, and few enough for a list that goes round.
+const MOST_EXTENDED: usize = 64;
 /// Words that a walk over so many reads at most: three each, and the two that say where the list begins.
 const MOST_READS: u32 = MOST_CAPABILITIES as u32 * 3 + 2;
 
@@ -57,10 +61,10 @@ impl Ecam {
         (start != 0).then_some(VirtAddr(start + function + u64::from(offset % FUNCTION)))
     }
 
-    fn write<T>(&self, function: PciAddress, offset: u16, value: T) {
+    fn write<T: Register>(&self, function: PciAddress, offset: u16, value: T) {
         if let Some(address) = self.address(function, offset) {
             // SAFETY: `add` was promised that the whole bus is mapped. What a write does is the driver's affair.
-            unsafe { address.as_ptr::<T>().write_volatile(value) };
+            unsafe { mmio::write(address, value) };
         }
     }
 }
@@ -68,7 +72,7 @@ impl Ecam {
 impl ConfigSpace for Ecam {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         // SAFETY: `add` was promised that the whole bus is mapped.
-        self.address(function, offset).map_or(!0, |address| unsafe { address.as_ptr::<u32>().read_volatile() })
+        self.address(function, offset).map_or(!0, |address| unsafe { mmio::read(address) })
     }
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
@@ -80,11 +84,40 @@ impl ConfigSpace for Ecam {
     }
 }
 
+/// Identifiers of extended capabilities (PCI Express Base Specification 5.0, 7.7 to 7.9).
+pub(super) mod extended {
+    /// Access Control Services.
+    pub(in super::super) const ACS: u16 = 0x0d;
+    /// Address Translation Services.
+    pub(in super::super) const ATS: u16 = 0x0f;
+    /// Single Root I/O Virtualization.
+    pub(in super::super) const SR_IOV: u16 = 0x10;
+    /// Page Request Interface.
+    pub(in super::super) const PRI: u16 = 0x13;
+    /// Process Address Space ID.
+    pub(in super::super) const PASID: u16 = 0x1b;
+}
+
+/// The extended capabilities of a function, as identifier and offset, in the order of their list (7.6.3). The list ends
+/// where it makes no sense.
+pub(super) fn extended_capabilities(space: &dyn ConfigSpace, function: PciAddress) -> impl Iterator<Item = (u16, u16)> {
+    let mut offset = END_OF_CAPABILITIES;
+    let next = move || {
+        // Eight bytes each at the least, so that none runs past the end; and what is not there reads as zeros or ones.
+        let inside = (END_OF_CAPABILITIES..=FUNCTION - 8).contains(&offset) && offset.is_multiple_of(4);
+        let word = if inside { space.read32(function, offset) } else { 0 };
+        if word == 0 || word == !0 {
+            return None;
+        }
+        let found = (word as u16, offset);
+        offset = (word >> 20) as u16;
+        Some(found)
+    };
+    core::iter::from_fn(next).take(MOST_EXTENDED)
+}
+
 /// The capabilities of a function in the order of their list. The list ends where it makes no sense.
-pub(super) fn capabilities(
-    space: &'static dyn ConfigSpace,
-    function: PciAddress,
-) -> impl Iterator<Item = PciCapability> {
+pub(super) fn capabilities(space: &dyn ConfigSpace, function: PciAddress) -> impl Iterator<Item = PciCapability> {
     let header = EndpointHeader::from_header(PciHeader::new(function), Listed::new(space));
     let list = header.into_iter().flat_map(move |header| header.capabilities(Listed::new(space)));
     list.take(MOST_CAPABILITIES)

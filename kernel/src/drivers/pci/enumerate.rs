@@ -1,5 +1,8 @@
 //! Finds the functions, and gives buses and base address registers what no firmware has given them.
 //!
+//! What firmware left is taken back first, for a whole bus before the walk goes behind any of its bridges ([`quiet`]): two
+//! bridges may have the same bus behind them, and a function may decode, send or translate by itself.
+//!
 //! One walk, depth first. A bridge gets the next bus number when it is met, and its windows are what its devices have
 //! taken when the walk is back from behind it: addresses are handed out in ascending order, from a multiple of a mebibyte
 //! on where a bridge begins to one where it ends. So nothing need be known before (PCI-to-PCI Bridge Architecture
@@ -9,6 +12,7 @@
 //! above; behind bridges that is forwarded by their prefetchable windows, which no other memory of theirs uses.
 
 use alloc::vec::Vec;
+use core::sync::atomic::AtomicU32;
 
 use granule_arch::addr::{PAGE_SIZE, PhysRange};
 use pci_types::PciAddress;
@@ -16,8 +20,8 @@ use pci_types::capability::PciCapability;
 use spin::Once;
 
 use super::bar::{self, Bar, BarKind};
-use super::config::{ConfigSpace, capabilities};
-use super::{Buses, Class, Function, Host, Id, PciError};
+use super::config::{ConfigSpace, capabilities, extended, extended_capabilities};
+use super::{Buses, Class, Function, Host, Id, PciError, acs, interrupt};
 use crate::mm::OutOfMemory;
 use crate::platform::{Window, WindowKind};
 use crate::sync::IrqLock;
@@ -41,6 +45,9 @@ pub(super) const PREFETCHABLE_BASE_UPPER: u16 = 0x28;
 pub(super) const PREFETCHABLE_LIMIT_UPPER: u16 = 0x2c;
 const IO_WINDOW_UPPER: u16 = 0x30;
 const INTERRUPT: u16 = 0x3c;
+/// The expansion ROM's base address register; its lowest bit has it decoded.
+const ROM: u16 = 0x30;
+const ROM_OF_BRIDGE: u16 = 0x38;
 
 /// Bits of COMMAND.
 const MEMORY: u16 = 1 << 1;
@@ -107,6 +114,8 @@ struct Bus {
     /// The host's windows below and above 4 GiB reach it.
     has_low: bool,
     has_high: bool,
+    /// The first port on the way here that may send what comes from behind it to a peer, past the host.
+    leak: Option<PciAddress>,
 }
 
 /// The walk.
@@ -139,7 +148,9 @@ impl<'m> Walk<'m> {
             return Ok(self.functions);
         }
         let has_high = self.high.is_some();
-        self.bus(&Bus { number, depth: 0, is_link: false, alias: None, root: None, has_low: true, has_high })?;
+        let bus =
+            Bus { number, depth: 0, is_link: false, alias: None, root: None, has_low: true, has_high, leak: None };
+        self.bus(&bus)?;
         Ok(self.functions)
     }
 
@@ -150,38 +161,30 @@ impl<'m> Walk<'m> {
     // What is put down about a function, and not what comes back here, has the large frames (`inline(never)`): the walk
     // runs on a boot stack.
     fn bus(&mut self, bus: &Bus) -> Result<(), OutOfMemory> {
-        let devices = if bus.is_link { 1 } else { 32 };
-        for device in 0..devices {
-            let mut functions = 0..1;
-            while let Some(function) = functions.next() {
-                let address = PciAddress::new(0, bus.number, device, function);
-                // Nobody has that number as a vendor: it is what a read brings that nobody answers. Nor zero.
-                if matches!(self.config().read32(address, 0) as u16, 0 | 0xffff) {
-                    continue;
-                }
-                let header = (self.config().read32(address, HEADER) >> 16) as u8;
-                if function == 0 && header & SEVERAL_FUNCTIONS != 0 {
-                    functions.end = 8;
-                }
-                let index = self.function(bus, address, header & !SEVERAL_FUNCTIONS)?;
-                if header & !SEVERAL_FUNCTIONS == BRIDGE {
-                    let buses = self.bridge(bus, address)?;
-                    self.functions[index].bridge = buses;
+        let config = self.config();
+        each_function(config, bus, &mut |address, header, _| {
+            quiet(config, address, header);
+            Ok(())
+        })?;
+        each_function(config, bus, &mut |address, header, several| {
+            let index = self.function(bus, address, header, several)?;
+            if header == BRIDGE {
+                let buses = self.bridge(bus, address, several)?;
+                if let Some(function) = self.functions.get_mut(index) {
+                    function.bridge = buses;
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Puts a function on the list; returns its place there.
     #[inline(never)]
-    fn function(&mut self, bus: &Bus, address: PciAddress, header: u8) -> Result<usize, OutOfMemory> {
+    fn function(&mut self, bus: &Bus, address: PciAddress, header: u8, several: bool) -> Result<usize, OutOfMemory> {
         let config = self.config();
         let (id, class) = (config.read32(address, 0), config.read32(address, CLASS));
         let id = Id { vendor: id as u16, device: (id >> 16) as u16 };
         let [_, interface, sub, base] = class.to_le_bytes();
-        // Nothing may decode addresses that it has from before, or interrupt anybody.
-        config.write16(address, COMMAND, NO_PIN);
         let registers = match header {
             ENDPOINT => bar::COUNT,
             BRIDGE => 2,
@@ -198,11 +201,14 @@ impl<'m> Walk<'m> {
             id,
             class: Class { base, sub, interface },
             requester: bus.alias.unwrap_or(requester_id(address)),
+            leak: bus.leak,
+            reaches_siblings: several && !acs::enable(config, address),
             pin: self.pin(bus, address),
             bridge: None,
             bars,
             mapped: [const { Once::new() }; bar::COUNT],
             owner: IrqLock::new(None),
+            holds: AtomicU32::new(0),
         });
         Ok(self.functions.len() - 1)
     }
@@ -272,9 +278,8 @@ impl<'m> Walk<'m> {
     }
 
     /// Walks the bus behind a bridge, and opens the bridge for it.
-    fn bridge(&mut self, bus: &Bus, address: PciAddress) -> Result<Option<Buses>, OutOfMemory> {
+    fn bridge(&mut self, bus: &Bus, address: PciAddress, several: bool) -> Result<Option<Buses>, OutOfMemory> {
         let config = self.config();
-        self.close(address);
         let Some(number) = self.next_bus(bus.depth) else {
             log::warn!("PCI {address}: no bus number is left for what is behind it");
             return Ok(None);
@@ -302,6 +307,7 @@ impl<'m> Walk<'m> {
             // The lowest bits say whether the window can lie above 4 GiB.
             has_low: bus.has_low && low.is_some(),
             has_high: bus.has_high && high.is_some() && high_base & 0xf == 1,
+            leak: bus.leak.or((!self.isolates(address, &kind, several)).then_some(address)),
         };
         self.bus(&behind)?;
         self.open(address, low.filter(|_| behind.has_low), high.filter(|_| behind.has_high));
@@ -312,6 +318,16 @@ impl<'m> Walk<'m> {
         Ok(Some(buses))
     }
 
+    /// Whether a bridge sends what comes from behind it to the host, and never to a peer. What is behind a conventional
+    /// bus is one to the host in any case: see [`Function::isolation`].
+    fn isolates(&self, address: PciAddress, kind: &Port, several: bool) -> bool {
+        match kind {
+            Port::Downstream => acs::enable(self.config(), address),
+            Port::Upstream => !several || acs::enable(self.config(), address),
+            Port::ToConventional | Port::Conventional => true,
+        }
+    }
+
     fn next_bus(&mut self, depth: u32) -> Option<u8> {
         let next = self.last_bus.checked_add(1).filter(|next| *next <= self.host.description.buses.1)?;
         if depth >= MAX_DEPTH || !(self.map)(next) {
@@ -319,19 +335,6 @@ impl<'m> Walk<'m> {
         }
         self.last_bus = next;
         Some(next)
-    }
-
-    /// Makes a bridge forward nothing.
-    fn close(&self, address: PciAddress) {
-        let config = self.config();
-        config.write32(address, BUSES, 0);
-        // The upper half are status bits, which a one clears.
-        config.write16(address, IO_WINDOW, 0x00f0);
-        config.write32(address, IO_WINDOW_UPPER, 0);
-        config.write32(address, MEMORY_WINDOW, CLOSED);
-        config.write32(address, PREFETCHABLE_WINDOW, CLOSED);
-        config.write32(address, PREFETCHABLE_BASE_UPPER, !0);
-        config.write32(address, PREFETCHABLE_LIMIT_UPPER, 0);
     }
 
     /// Makes a bridge forward what its devices have taken since the windows were at `low` and `high`.
@@ -358,6 +361,87 @@ impl<'m> Walk<'m> {
             config.write32(address, PREFETCHABLE_WINDOW, window(range));
         }
     }
+}
+
+/// What is done with each function of a bus: its address, its header's kind, whether its device may have several.
+type Each<'e> = dyn FnMut(PciAddress, u8, bool) -> Result<(), OutOfMemory> + 'e;
+
+/// Calls `each` for the functions of a bus that answer.
+fn each_function(config: &dyn ConfigSpace, bus: &Bus, each: &mut Each<'_>) -> Result<(), OutOfMemory> {
+    let devices = if bus.is_link { 1 } else { 32 };
+    for device in 0..devices {
+        let mut several = false;
+        for function in 0..8 {
+            let address = PciAddress::new(0, bus.number, device, function);
+            // No vendor has that number: it is what a read brings that no function answers. Nor zero.
+            if !matches!(config.read32(address, 0) as u16, 0 | 0xffff) {
+                let header = (config.read32(address, HEADER) >> 16) as u8;
+                several |= function == 0 && header & SEVERAL_FUNCTIONS != 0;
+                each(address, header & !SEVERAL_FUNCTIONS, several)?;
+            }
+            if !several {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes back what firmware may have given a function: it decodes, masters and interrupts nothing, sends no messages,
+/// translates nothing by itself, has no virtual functions; a bridge forwards nothing.
+#[inline(never)]
+fn quiet(config: &dyn ConfigSpace, address: PciAddress, header: u8) {
+    config.write16(address, COMMAND, NO_PIN);
+    let rom = match header {
+        ENDPOINT => Some(ROM),
+        BRIDGE => Some(ROM_OF_BRIDGE),
+        _ => None,
+    };
+    if let Some(rom) = rom {
+        config.write32(address, rom, 0);
+    }
+    for capability in capabilities(config, address) {
+        let on = match capability {
+            PciCapability::MsiX(_) => interrupt::MSIX_ON,
+            PciCapability::Msi(_) => interrupt::MSI_ON,
+            _ => continue,
+        };
+        clear_bits(config, address, capability.address().offset + interrupt::CONTROL, on);
+    }
+    for (identifier, offset) in extended_capabilities(config, address) {
+        let (control, on) = match identifier {
+            extended::ATS => (6, 1 << 15),
+            extended::PRI => (4, 1 << 0),
+            extended::PASID => (6, 1 << 0),
+            // VF enable, and their memory.
+            extended::SR_IOV => (8, 1 << 0 | 1 << 3),
+            _ => continue,
+        };
+        clear_bits(config, address, offset + control, on);
+    }
+    if header == BRIDGE {
+        close(config, address);
+    }
+}
+
+/// Clears bits of a register of two bytes.
+fn clear_bits(config: &dyn ConfigSpace, address: PciAddress, offset: u16, bits: u16) {
+    let value = (config.read32(address, offset & !3) >> (offset % 4 * 8)) as u16;
+    if value & bits != 0 {
+        config.write16(address, offset, value & !bits);
+    }
+}
+
+/// Makes a bridge forward nothing.
+fn close(config: &dyn ConfigSpace, address: PciAddress) {
+    config.write32(address, BUSES, 0);
+    // The upper half are status bits, which a one clears.
+    config.write16(address, IO_WINDOW, 0x00f0);
+    config.write32(address, IO_WINDOW_UPPER, 0);
+    config.write32(address, MEMORY_WINDOW, CLOSED);
+    config.write32(address, PREFETCHABLE_WINDOW, CLOSED);
+    config.write32(address, PREFETCHABLE_BASE_UPPER, !0);
+    config.write32(address, PREFETCHABLE_LIMIT_UPPER, 0);
 }
 
 /// Bus, device and function in 16 bits.

@@ -17,13 +17,13 @@ use crate::sync::{IrqLock, rank};
 /// In the status register, the upper half of the word at COMMAND: the pin is held.
 const PIN_HELD: u32 = 1 << 19;
 /// Message control, the second half of the first word of both capabilities.
-const CONTROL: u16 = 2;
+pub(super) const CONTROL: u16 = 2;
 /// Of MSI: it is on; 64-bit addresses; how many messages are used, 0 being one.
-const MSI_ON: u16 = 1 << 0;
+pub(super) const MSI_ON: u16 = 1 << 0;
 const MSI_WIDE: u16 = 1 << 7;
 const MSI_USED: u16 = 0b111 << 4;
 /// Of MSI-X: it is on; no vector may send.
-const MSIX_ON: u16 = 1 << 15;
+pub(super) const MSIX_ON: u16 = 1 << 15;
 const MSIX_MASKED: u16 = 1 << 14;
 /// An entry of the table of MSI-X: address, data, and a word whose lowest bit keeps it silent.
 const ENTRY: u64 = 16;

@@ -13,10 +13,12 @@
 //! - [`config`]: configuration space, in memory or in a test
 //! - [`enumerate`]: the walk that finds everything
 //! - [`bar`]: base address registers
+//! - [`acs`]: whether a function's accesses can reach a peer past the host
 //! - [`claim`]: what a driver may do
 //! - [`interrupt`]: messages and pins
 //! - [`mmio`]: registers of a device
 
+mod acs;
 mod bar;
 mod claim;
 mod config;
@@ -27,6 +29,7 @@ mod mmio;
 mod tests;
 
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_arch::addr::{PhysRange, VirtAddr};
 use pci_types::capability::PciCapability;
@@ -119,10 +122,16 @@ pub struct Function {
     requester: u16,
     /// Where its interrupt pin leads, as device and pin on the host's own bus.
     pin: Option<(u16, u8)>,
+    /// The first port on the way that may send its accesses to a peer, past the host.
+    leak: Option<PciAddress>,
+    /// It may reach the other functions of its device past the host.
+    reaches_siblings: bool,
     bridge: Option<Buses>,
     bars: [Option<Bar>; bar::COUNT],
     mapped: [Once<VirtAddr>; bar::COUNT],
     owner: IrqLock<Option<&'static str>, { rank::DEVICE }>,
+    /// The claim, and regions of its registers. The function is its owner's while there is one.
+    holds: AtomicU32,
 }
 
 /// The buses behind a bridge.
@@ -199,6 +208,20 @@ pub enum PciError {
     NoInterrupt(PciAddress, &'static str),
 }
 
+/// Why a function cannot be given addresses of its own: what it accesses may be another's, or go to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum NotIsolated {
+    /// The host cannot tell the two apart: a conventional bus has one requester ID for all.
+    #[error("the host cannot tell {0} from {1}: they have one requester ID")]
+    SameRequester(PciAddress, PciAddress),
+    /// Nothing keeps the functions of a device from each other.
+    #[error("{0} may reach {1}, another function of its device, past the SMMU (no ACS)")]
+    SameDevice(PciAddress, PciAddress),
+    /// A port without ACS is on the way.
+    #[error("{0} may reach other devices past the SMMU: the port {1} has no ACS, or not all of it")]
+    Port(PciAddress, PciAddress),
+}
+
 impl Function {
     /// Where it is: bus, device and function. Also its name.
     pub fn address(&self) -> PciAddress {
@@ -224,6 +247,34 @@ impl Function {
     /// with the same one cannot be told apart.
     pub fn requester_id(&self) -> u16 {
         self.requester
+    }
+
+    /// Whether the host sees all that it accesses, and knows it from every other endpoint: what translating for it alone
+    /// stands on.
+    ///
+    /// # Errors
+    /// The first function or port that says otherwise.
+    pub fn isolation(&self) -> Result<(), NotIsolated> {
+        let others = functions().iter().filter(|other| other.address != self.address && other.bridge.is_none());
+        self.isolation_among(others)
+    }
+
+    /// [`Self::isolation`] among these endpoints.
+    fn isolation_among<'f>(&self, mut others: impl Iterator<Item = &'f Function>) -> Result<(), NotIsolated> {
+        if let Some(port) = self.leak {
+            return Err(NotIsolated::Port(self.address, port));
+        }
+        let same = |a: PciAddress, b: PciAddress| (a.bus(), a.device()) == (b.bus(), b.device());
+        let found = others.find_map(|other| {
+            if other.requester == self.requester {
+                Some(NotIsolated::SameRequester(self.address, other.address))
+            } else if self.reaches_siblings && same(self.address, other.address) {
+                Some(NotIsolated::SameDevice(self.address, other.address))
+            } else {
+                None
+            }
+        });
+        found.map_or(Ok(()), Err)
     }
 
     /// The SMMU in front of it and what that calls it (`iommu-map`); `None` where no SMMU sees its accesses.
@@ -334,6 +385,20 @@ impl Function {
         let command = self.host.config.read32(self.address, enumerate::COMMAND) as u16;
         let command = if on { command | bits } else { command & !bits };
         self.host.config.write16(self.address, enumerate::COMMAND, command);
+    }
+
+    /// One hold more: see [`mmio::Hold`].
+    fn hold(&self) {
+        // Relaxed: the first hold is made under the owner's lock, a later one by the holder of another.
+        self.holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One hold less. With the last one the function is no driver's.
+    fn release(&self) {
+        let mut owner = self.owner.lock();
+        if self.holds.fetch_sub(1, Ordering::Relaxed) == 1 {
+            *owner = None;
+        }
     }
 
     /// Who has claimed it.

@@ -16,7 +16,7 @@ use super::requests::{Frame, RequestError, Requests, Ticket, Transfer};
 use super::structures::Windows;
 use super::transport::{Doorbell, Translation, Transport, TransportError};
 use crate::drivers::interrupt::InterruptHandler;
-use crate::drivers::pci::{Claim, Vector};
+use crate::drivers::pci::{Claim, Function, Vector};
 use crate::drivers::slot::{self, Arrivals, BindRefused, StartError};
 use crate::drivers::timer::Deadline;
 use crate::iommu::{self, Coherent, DmaDevice, DmaMask, Resolution};
@@ -128,6 +128,11 @@ impl Device {
         self.vector
     }
 
+    /// The function that it is.
+    pub(in crate::drivers) fn function(&self) -> &'static Function {
+        self.claim.function()
+    }
+
     /// Its way to memory.
     pub fn dma(&self) -> &DmaDevice {
         &self.dma
@@ -187,7 +192,7 @@ impl Device {
     /// [`RequestError`].
     pub fn wait(&self, ticket: Ticket) -> Result<Transfer, RequestError> {
         let mut patience = Deadline::after(PATIENCE);
-        let mut handed_over = self.resubmitted();
+        let mut tries = 0;
         loop {
             let seen = self.arrivals.count();
             let mut requests = self.requests.write();
@@ -195,8 +200,9 @@ impl Device {
             if let Some(result) = requests.take(ticket) {
                 return result;
             }
-            // It is not the device that takes its time where there are faults to serve.
-            if core::mem::replace(&mut handed_over, requests.resubmitted()) != requests.resubmitted() {
+            // It is not the device that takes its time where faults of this request were served. What others were
+            // resubmitted for counts for them: a request that never completes would wait for as long as they fault.
+            if core::mem::replace(&mut tries, requests.tries(ticket)) != requests.tries(ticket) {
                 patience = Deadline::after(PATIENCE);
             }
             if self.is_cut_off() {

@@ -175,6 +175,11 @@ impl Requests {
         self.entries.iter().filter(|entry| entry.is_in_flight()).count()
     }
 
+    /// How often a request was handed over so far; 0 where there is none.
+    pub fn tries(&self, ticket: Ticket) -> u32 {
+        self.entries.get(usize::from(ticket.0)).map_or(0, |entry| entry.tries)
+    }
+
     /// Requests that were handed over once more, since the start.
     pub fn resubmitted(&self) -> u64 {
         self.resubmitted

@@ -4,14 +4,14 @@ use std::boxed::Box;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::addr::{PhysAddr, PhysRange};
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use pci_types::PciAddress;
 use proptest::prelude::*;
 
 use self::model::{Kind, Model, Node, Plan, Want};
 use super::config::ConfigSpace;
 use super::enumerate::Walk;
-use super::{Bar, Function, Host, PciError};
+use super::{Bar, Function, Host, MmioRegion, NotIsolated, PciError};
 use crate::platform::{IdMap, InterruptLines, Pcie, Window, WindowKind};
 
 mod model;
@@ -93,11 +93,18 @@ fn wide(bits: u32, prefetchable: bool) -> Want {
 }
 
 fn endpoint(wants: &[Want]) -> Plan {
-    Plan { kind: Kind::Endpoint, wants: wants.to_vec(), prefetchable: false, behind: Vec::new() }
+    Plan {
+        kind: Kind::Endpoint,
+        wants: wants.to_vec(),
+        prefetchable: false,
+        left_bus: 0,
+        acs: None,
+        behind: Vec::new(),
+    }
 }
 
 fn bridge(kind: Kind, behind: Vec<Plan>) -> Plan {
-    Plan { kind, wants: Vec::new(), prefetchable: true, behind }
+    Plan { kind, wants: Vec::new(), prefetchable: true, left_bus: 0, acs: None, behind }
 }
 
 /// What every walk over honest devices must have made of them, by the registers alone.
@@ -197,7 +204,7 @@ fn plans() -> impl Strategy<Value = std::vec::Vec<Plan>> {
                 if kind == Kind::RootPort {
                     behind.truncate(1);
                 }
-                Plan { kind, wants, prefetchable, behind }
+                Plan { kind, wants, prefetchable, left_bus: 1, acs: None, behind }
             },
         )
     });
@@ -414,4 +421,91 @@ fn a_bridge_has_no_driver_and_a_function_has_one() {
     assert_eq!(claim.read_config16(1), Err(PciError::BadOffset(1, 2)));
     drop(claim);
     assert_eq!((command(), functions[0].owner()), (0x402, None));
+}
+
+/// Source Validation, Request Redirect, Completion Redirect, Upstream Forwarding.
+const ACS: u16 = 0b1_1101;
+
+fn each_node(bus: &[Node], look: &mut dyn FnMut(&Node)) {
+    for node in bus {
+        look(node);
+        each_node(&node.behind, look);
+    }
+}
+
+/// A boot loader that has used the machine leaves every bridge with the bus number that it gave it, or the same one.
+#[test]
+fn bridges_that_firmware_gave_one_bus_are_closed_before_the_walk_goes_behind_them() {
+    let port = |left_bus, behind| Plan { left_bus, ..bridge(Kind::RootPort, behind) };
+    let plans = [
+        port(1, vec![endpoint(&[memory(16)])]),
+        port(1, vec![endpoint(&[memory(12)])]),
+        port(2, vec![endpoint(&[memory(12)])]),
+    ];
+    // The model panics where two bridges answer for one bus.
+    let (functions, _) = walk_model(&plans, 255, LOW);
+    assert_eq!(functions.len(), 6);
+}
+
+#[test]
+fn what_firmware_left_on_is_off() {
+    let plans = [endpoint(&[memory(16)]), bridge(Kind::RootPort, vec![endpoint(&[wide(16, true)])])];
+    let before = Model::new(&plans);
+    each_node(&before.0.lock().unwrap(), &mut |node| assert_eq!(node.is_on().len(), 7));
+    let (_, model) = walk_model(&plans, 255, LOW);
+    each_node(&model.0.lock().unwrap(), &mut |node| assert_eq!(node.is_on(), [""; 0]));
+}
+
+/// Which functions are isolated, by their order in the walk, bridges left out.
+fn isolated(plans: &[Plan]) -> std::vec::Vec<Result<(), NotIsolated>> {
+    let (functions, _) = walk_model(plans, 255, LOW);
+    let functions = Box::leak(functions.into_boxed_slice());
+    let endpoints = || functions.iter().filter(|function| function.bridge().is_none());
+    endpoints()
+        .map(|function| function.isolation_among(endpoints().filter(|other| other.address() != function.address())))
+        .collect()
+}
+
+#[test]
+fn a_single_function_on_the_hosts_own_bus_is_isolated() {
+    assert_eq!(isolated(&[endpoint(&[]), endpoint(&[])]), [Ok(()), Ok(())]);
+}
+
+#[test]
+fn behind_a_port_acs_decides() {
+    let port = |acs, behind| Plan { acs, ..bridge(Kind::RootPort, behind) };
+    assert_eq!(isolated(&[port(Some(ACS), vec![endpoint(&[])])]), [Ok(())]);
+    // What the capability does not offer is wired to on.
+    assert_eq!(isolated(&[port(Some(ACS & !1), vec![endpoint(&[])])]), [Ok(())]);
+    let [Err(NotIsolated::Port(_, at))] = isolated(&[port(None, vec![endpoint(&[])])])[..] else { panic!() };
+    assert_eq!((at.bus(), at.device()), (0, 0));
+    // The first port on the way decides for all behind it.
+    let nested = port(None, vec![port(Some(ACS), vec![endpoint(&[])])]);
+    assert!(matches!(isolated(&[nested])[..], [Err(NotIsolated::Port(..))]));
+}
+
+#[test]
+fn functions_behind_a_conventional_bus_are_one_to_the_host() {
+    let bus = |devices: usize| bridge(Kind::ToConventional, vec![endpoint(&[]); devices]);
+    assert_eq!(isolated(&[bus(1)]), [Ok(())]);
+    assert!(matches!(isolated(&[bus(2)])[..], [Err(NotIsolated::SameRequester(..)), Err(_)]));
+    let nested = bridge(Kind::ToConventional, vec![endpoint(&[]), bridge(Kind::Conventional, vec![endpoint(&[])])]);
+    assert!(matches!(isolated(&[nested])[..], [Err(NotIsolated::SameRequester(..)), Err(_)]));
+}
+
+/// A function stays its driver's for as long as the driver has registers of it.
+#[test]
+fn registers_outlive_a_claim_and_the_function_is_no_other_drivers_meanwhile() {
+    let (functions, _) = walk_model(&[endpoint(&[memory(16)])], 255, LOW);
+    let function = &Box::leak(functions.into_boxed_slice())[0];
+    let claim = function.claim("one").unwrap();
+    // SAFETY: never accessed.
+    let region = unsafe { MmioRegion::of(claim.function(), VirtAddr(0x1000), 0x1000) };
+    let part = region.part(0x10, 0x10).unwrap();
+    drop(claim);
+    assert_eq!(function.owner(), Some("one"));
+    drop(region);
+    assert!(matches!(function.claim("two"), Err(PciError::Claimed(_, "one"))));
+    drop(part);
+    assert!(function.claim("two").is_ok());
 }

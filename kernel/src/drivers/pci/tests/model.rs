@@ -33,14 +33,18 @@ pub(super) struct Plan {
     pub(super) wants: Vec<Want>,
     /// Of a bridge: its prefetchable window, with 64 bits if it has one.
     pub(super) prefetchable: bool,
+    /// Of a bridge: the bus that firmware left behind it.
+    pub(super) left_bus: u8,
+    /// What of ACS it offers; `None` without the capability.
+    pub(super) acs: Option<u16>,
     pub(super) behind: Vec<Plan>,
 }
 
 /// One function: its registers, and which of their bits can be written.
 pub(super) struct Node {
     pub(super) kind: Kind,
-    registers: [u32; 64],
-    writable: [u32; 64],
+    registers: [u32; 128],
+    writable: [u32; 128],
     pub(super) wants: Vec<(usize, Want)>,
     pub(super) behind: Vec<Node>,
 }
@@ -49,8 +53,8 @@ impl Node {
     fn new(plan: &Plan) -> Self {
         let mut node = Self {
             kind: plan.kind,
-            registers: [0; 64],
-            writable: [0; 64],
+            registers: [0; 128],
+            writable: [0; 128],
             wants: Vec::new(),
             behind: plan.behind.iter().map(Self::new).collect(),
         };
@@ -66,6 +70,7 @@ impl Node {
             Kind::Endpoint | Kind::Conventional => None,
         };
         node.registers[0x40 / 4] = express.map_or(0x0001, |kind| 0x0002_0010 | kind << 20);
+        node.leave_on(plan);
         let mut register = 0x10 / 4;
         let end = if plan.kind == Kind::Endpoint { 0x28 / 4 } else { 0x18 / 4 };
         for &want in &plan.wants {
@@ -91,6 +96,7 @@ impl Node {
             node.registers[3] = 0x0001_0000;
             // Left by firmware: a window over everything.
             node.writable[0x18 / 4] = 0x00ff_ffff;
+            node.registers[0x18 / 4] = u32::from(plan.left_bus) << 16 | u32::from(plan.left_bus) << 8;
             (node.registers[0x20 / 4], node.writable[0x20 / 4]) = (0xfff0_0000, 0xfff0_fff0);
             if plan.prefetchable {
                 (node.registers[0x24 / 4], node.writable[0x24 / 4]) = (0xfff1_0001, 0xfff0_fff0);
@@ -99,6 +105,43 @@ impl Node {
             }
         }
         node
+    }
+
+    /// What firmware may have left on: MSI-X, an expansion ROM, ATS, PRI, PASID, virtual functions; and ACS off.
+    fn leave_on(&mut self, plan: &Plan) {
+        let rom = if plan.kind == Kind::Endpoint { 0x30 } else { 0x38 };
+        (self.registers[rom / 4], self.writable[rom / 4]) = (0xfff0_0001, 0xffff_f801);
+        // Behind the first capability, MSI-X, and behind that MSI.
+        self.registers[0x40 / 4] |= 0x5000;
+        (self.registers[0x50 / 4], self.writable[0x50 / 4]) = (0x8003_6011, 0xc000_0000);
+        (self.registers[0x60 / 4], self.writable[0x60 / 4]) = (0x0001_0005, 0x0071_0000);
+        let lists = [(0x100, 0x0f, 4, 1 << 31), (0x110, 0x13, 4, 1), (0x120, 0x1b, 4, 1 << 16), (0x130, 0x10, 8, 9)];
+        for (at, identifier, control, on) in lists {
+            self.registers[at / 4] = identifier | 1 << 16 | (at as u32 + 0x10) << 20;
+            (self.registers[(at + control) / 4], self.writable[(at + control) / 4]) = (on, !0);
+        }
+        match plan.acs {
+            Some(offered) => {
+                self.registers[0x140 / 4] = 0x000d | 1 << 16;
+                (self.registers[0x144 / 4], self.writable[0x144 / 4]) = (offered.into(), u32::from(offered) << 16);
+            }
+            None => self.registers[0x130 / 4] &= 0x000f_ffff,
+        }
+    }
+
+    /// What of that is still on.
+    pub(super) fn is_on(&self) -> Vec<&'static str> {
+        let rom = if self.kind == Kind::Endpoint { 0x30 } else { 0x38 };
+        let bits = [
+            ("ROM", rom, 1),
+            ("MSI-X", 0x50, 1 << 31),
+            ("MSI", 0x60, 1 << 16),
+            ("ATS", 0x104, 1 << 31),
+            ("PRI", 0x114, 1),
+            ("PASID", 0x124, 1 << 16),
+            ("SR-IOV", 0x138, 9),
+        ];
+        bits.iter().filter(|(_, at, bit)| self.word(*at) & bit != 0).map(|(name, ..)| *name).collect()
     }
 
     fn word(&self, offset: usize) -> u64 {
@@ -157,13 +200,17 @@ impl Model {
 }
 
 /// The function with that address, if the bridges lead there.
+/// # Panics
+/// Two bridges of one bus lead there: both would answer.
 fn find(bus: &mut [Node], number: u64, address: PciAddress) -> Option<&mut Node> {
     let wanted = u64::from(address.bus());
     if wanted == number {
         let node = bus.get_mut(usize::from(address.device()))?;
         return (address.function() == 0).then_some(node);
     }
-    let bridge = bus.iter_mut().find(|node| node.is_bridge() && node.buses().contains(&wanted))?;
+    let mut leading = bus.iter_mut().filter(|node| node.is_bridge() && node.buses().contains(&wanted));
+    let bridge = leading.next()?;
+    assert!(leading.next().is_none(), "two bridges forward accesses to bus {wanted}");
     let secondary = bridge.buses().start;
     // A number that leads back is none.
     if secondary <= number { None } else { find(&mut bridge.behind, secondary, address) }
