@@ -126,7 +126,8 @@ impl InterruptHandler for Counter {
     }
 }
 
-static COUNTER: Counter = Counter { registers: IrqLock::new(None), arrived: AtomicU32::new(0), value: AtomicU32::new(0) };
+static COUNTER: Counter =
+    Counter { registers: IrqLock::new(None), arrived: AtomicU32::new(0), value: AtomicU32::new(0) };
 
 /// Waits until the interrupt has arrived `count` times; false where it does not in a second.
 fn arrives(count: u32) -> bool {
