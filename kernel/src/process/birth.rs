@@ -113,7 +113,7 @@ impl Vfork {
 
     /// Sleeps until then, or until the thread is to exit. Other signals wait, as on Linux.
     fn wait(&self, task: &Task, thread: &Thread) {
-        while !self.done.load(Ordering::Acquire) && !(thread.has(Work::SIGNAL) && task.is_called_off()) {
+        while !(self.done.load(Ordering::Acquire) || thread.has(Work::SIGNAL) && task.is_called_off()) {
             park();
         }
     }

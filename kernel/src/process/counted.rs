@@ -60,6 +60,7 @@ impl<T> Drop for Counted<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the host has memory")]
 mod tests {
     use std::boxed::Box;
     use std::rc::Rc;

@@ -214,7 +214,7 @@ fn what_cannot_fit() {
     // Two that fit are more than that as one, which shows where a copy of it is made.
     let (mut good, mut bad) = (1 << 20, HUGE);
     while bad - good > 1 << 20 {
-        let bytes = (good + bad) / 2 & !(PAGE - 1);
+        let bytes = ((good + bad) / 2) & !(PAGE - 1);
         match map(bytes, RW, MAP_PRIVATE) {
             Ok(start) => {
                 unmap(start, bytes);
@@ -239,7 +239,7 @@ fn what_cannot_fit() {
 fn just_enough(resource: usize, one: impl Fn() -> Option<u64>) {
     let (mut bad, mut good) = (0, 1 << 47);
     while good - bad > PAGE {
-        let limit = (good + bad) / 2 & !(PAGE - 1);
+        let limit = ((good + bad) / 2) & !(PAGE - 1);
         set(resource, limit, RLIM_INFINITY).expect("a limit");
         match one() {
             Some(start) => {
@@ -350,9 +350,9 @@ fn stack(top: u64) {
     assert_eq!(probe::read(top - 22 * MIB), Ok(0), "a stack is no data");
     // A thread's kernel accesses grow it as well.
     let mut old = RLimit { soft: 1, hard: 1 };
-    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, top - 24 * MIB & !7), Ok(0));
+    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, (top - 24 * MIB) & !7), Ok(0));
     assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, &raw mut old as u64), Ok(0));
-    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, top - 41 * MIB & !7), Err(Errno::EFAULT));
+    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, (top - 41 * MIB) & !7), Err(Errno::EFAULT));
 }
 
 /// Areas that accesses below them extend, and what keeps them from it.

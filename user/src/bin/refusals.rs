@@ -240,7 +240,7 @@ fn mincore_answers_up_to_a_hole() {
 fn mappings_are_counted() {
     const MOST: u64 = 65_530;
     // Neighbours differ, so that each is one.
-    let protection = |index: u64| if index % 2 == 0 { RW } else { PROT_READ };
+    let protection = |index: u64| if index.is_multiple_of(2) { RW } else { PROT_READ };
     let mut count = 0;
     let error = loop {
         match map_at(TAKEN + count * PAGE, 1, protection(count)) {

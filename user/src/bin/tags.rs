@@ -229,7 +229,7 @@ fn calls_that_name_mappings_ignore_tags() {
     assert_eq!(elsewhere >> 56, 0);
     assert_eq!(call(MUNMAP, &[elsewhere, PAGE]), Ok(0));
     let heap = call(BRK, &[0]);
-    assert_eq!(call(BRK, &[heap.expect("the heap") + PAGE | TAG]), heap);
+    assert_eq!(call(BRK, &[(heap.expect("the heap") + PAGE) | TAG]), heap);
     assert_eq!(call(MUNMAP, &[start, 4 * PAGE]), Ok(0));
 }
 
