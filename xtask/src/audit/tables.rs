@@ -80,8 +80,8 @@ impl Call {
 /// A place in the source that survives lines being added before it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Deserialize)]
 pub(crate) struct Source {
-    /// Path in the workspace; of a crate, its name and the path in it; `core/src/...`; [`ASSEMBLY`]. Of a table: any if
-    /// empty.
+    /// Path in the workspace; of a crate, its name and the path in it; `core/src/...`; [`ASSEMBLY`]. Of a table: a
+    /// pattern, or any if empty.
     #[serde(default)]
     pub(crate) file: String,
     /// The name after `fn`; in assembly and the toolchain's own sources that of the symbol. Of a table: any if empty.
@@ -95,7 +95,7 @@ pub(crate) struct Source {
 impl Source {
     /// Whether an entry of a table with this source means a place.
     pub(crate) fn fits(&self, place: &Self) -> bool {
-        (self.file.is_empty() || self.file == place.file)
+        (self.file.is_empty() || matches(&self.file, &place.file))
             && (self.function.is_empty() || self.function == place.function)
             && (self.text.is_empty() || self.text == place.text)
     }
