@@ -44,6 +44,7 @@ pub struct Redistributors {
 }
 
 /// The interrupt controller.
+#[expect(clippy::large_enum_variant, reason = "there is one, in the platform")]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum GicDescription {
     /// GICv2: both by memory-mapped registers, at most eight CPUs.
