@@ -31,7 +31,7 @@ use crate::sync::{IrqLock, rank};
 #[distributed_slice(PARAMETERS)]
 static EARLYCON: Parameter = Parameter {
     name: "earlycon",
-    help: "what prints until the memory is set up: pl011,ADDRESS (hexadecimal with 0x); alone: what the device tree names",
+    help: "the console until memory is set up: pl011,0xADDRESS; alone: the device tree's",
     check: |value| parse_earlycon(value).map(drop),
 };
 

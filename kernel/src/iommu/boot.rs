@@ -5,7 +5,7 @@
 use core::fmt;
 
 use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
-use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::VirtAddr;
 use granule_smmuv3::{PAGE1, ProbeError, Probed};
 
 use super::domain::with_interrupts_masked;
@@ -13,7 +13,7 @@ use super::{IOMMUS, Iommu, Needs, Port, Setup, Told, fault, iommus, iova};
 use crate::Kernel;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::mmu::{LinearView, Metal};
-use crate::platform::{Platform, Smmu, Window, WindowKind};
+use crate::platform::Smmu;
 use crate::smp::Cpu;
 
 /// Takes them into use: from here on no device behind one reaches memory that its driver has not attached.
@@ -50,11 +50,16 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
     let probed = unsafe { probe(registers, kernel.frames) };
     let probed = probed.inspect_err(|error| failed(format_args!("{error}"))).ok()?;
     log::info!("{}", probed.smmu.features());
+    let windows = kernel.platform.pcie.as_ref().map_or(&[][..], |pcie| &pcie.windows);
+    let Some(transfers) = iova::place(windows) else {
+        failed(format_args!("the host bridge's windows leave no addresses for transfers"));
+        return None;
+    };
     let setup = Setup {
         phandle: smmu.phandle,
         needs: needs(kernel),
         told: Told::from_bootargs(),
-        transfers: transfer_addresses(kernel.platform),
+        transfers,
     };
     if let Err(unfit) = setup.needs.check(probed.smmu.features()) {
         log::warn!("smmu: devices cannot be bound to processes: {unfit}");
@@ -84,17 +89,4 @@ fn needs(kernel: &Kernel) -> Needs {
         size_changes: kernel.features().size_change.is_trusted(),
         memory_types: MAIR_EL1.get(),
     }
-}
-
-/// The first of the addresses for single transfers: below 4 GiB, for devices that reach no further, and not where the
-/// host bridge has windows: what a device writes there may never leave its bus.
-fn transfer_addresses(platform: &Platform) -> VirtAddr {
-    let windows = || platform.pcie.iter().flat_map(|pcie| &pcie.windows).filter(|window| window.kind != WindowKind::Io);
-    let on_bus = |window: &Window| PhysRange::from_size(PhysAddr(window.bus), window.cpu.size());
-    let mut candidates = (1..(1 << 32) / iova::SIZE).rev().map(|index| index * iova::SIZE);
-    let free = |start: &u64| {
-        let range = PhysRange::from_size(PhysAddr(*start), iova::SIZE);
-        range.is_some_and(|range| windows().filter_map(on_bus).all(|window| !window.overlaps(range)))
-    };
-    VirtAddr(candidates.find(free).unwrap_or(iova::SIZE))
 }

@@ -3,12 +3,34 @@
 //! Transfers are short, so most ask for one page: that is the lowest free bit, found by two looks. What asks for more
 //! gets bits of one word, or whole words.
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+
+use crate::platform::{Window, WindowKind};
 
 const BITS: usize = u64::BITS as usize;
 const WORDS: usize = 128;
 /// Bytes of addresses: 32 MiB.
 pub(super) const SIZE: u64 = (WORDS * BITS * PAGE_SIZE) as u64;
+
+/// Where tables of devices have room above 4 GiB as well, whatever the SMMU's geometry: 39 bits.
+const ADDRESSES: u64 = 1 << 39;
+
+/// The first of the addresses for single transfers: not where the host bridge has `windows`, since what a device writes
+/// there may never leave its bus; below 4 GiB if there is room, for devices that reach no further. `None` where the windows
+/// leave none.
+pub(super) fn place(windows: &[Window]) -> Option<VirtAddr> {
+    let low = (1..(1 << 32) / SIZE).rev();
+    let high = (1 << 32) / SIZE..ADDRESSES / SIZE;
+    let is_free = |start: u64| {
+        let range = PhysRange::from_size(PhysAddr(start), SIZE)?;
+        let on_bus = |window: &Window| PhysRange::from_size(PhysAddr(window.bus), window.cpu.size());
+        let memory = windows.iter().filter(|window| window.kind != WindowKind::Io);
+        // A window that wraps is everywhere.
+        let apart = memory.map(on_bus).all(|window| window.is_some_and(|window| !window.overlaps(range)));
+        apart.then_some(VirtAddr(start))
+    };
+    low.chain(high).find_map(|index| is_free(index * SIZE))
+}
 
 /// Which pages of the addresses from `base` on are in use.
 pub(super) struct Addresses {
@@ -99,6 +121,21 @@ mod tests {
     use super::*;
 
     const BASE: VirtAddr = VirtAddr(0x8000_0000);
+
+    #[test]
+    fn transfers_are_in_no_window_of_the_host_bridge() {
+        let window = |kind, bus: u64, size: u64| {
+            let cpu = PhysRange::from_size(PhysAddr(0), size).unwrap();
+            Window { kind, prefetchable: false, bus, cpu }
+        };
+        let memory = |bus, size| window(WindowKind::Memory64, bus, size);
+        assert_eq!(place(&[]), Some(VirtAddr((1 << 32) - SIZE)));
+        assert_eq!(place(&[window(WindowKind::Io, 0, 1 << 32)]), Some(VirtAddr((1 << 32) - SIZE)), "ports are apart");
+        assert_eq!(place(&[memory(0x1000_0000, (1 << 32) - 0x1000_0000)]), Some(VirtAddr(0x1000_0000 - SIZE)));
+        assert_eq!(place(&[memory(0, 1 << 32)]), Some(VirtAddr(1 << 32)), "above, where there is no room below");
+        assert_eq!(place(&[memory(0, 1 << 32), memory(1 << 32, SIZE * 3 + 1)]), Some(VirtAddr((1 << 32) + SIZE * 4)));
+        assert_eq!(place(&[memory(0, 1 << 39)]), None);
+    }
 
     fn pages(start: VirtAddr, count: usize) -> impl Iterator<Item = u64> {
         (0..count as u64).map(move |page| start.0 + page * PAGE_SIZE as u64)
