@@ -33,7 +33,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "stats",
         words: "[latency]",
-        help: "events of each CPU; barriers and TLBIs, if counted; longest stretches",
+        help: "events of each CPU; counted barriers and TLBIs; longest stretches",
         run: stats,
         complete: |place, take| {
             if place == 0 {
