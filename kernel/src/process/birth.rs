@@ -238,6 +238,8 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
     }
     child.start();
     drop(child);
+    // What was short on the way was found elsewhere, or was not needed.
+    thread.take_shortage();
     if let Some(vfork) = vfork {
         vfork.wait(task, thread);
     }

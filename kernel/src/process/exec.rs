@@ -176,6 +176,8 @@ fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
 #[inline(never)]
 pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFrame) {
     *frame = loaded.frame();
+    // A request that failed on the way was made again. The end of the old space is not to enlarge it.
+    thread.take_shortage();
     death::leave_memory(task);
     PROCESSES.lock().become_normal(task.process());
     let own = task.process().lock().handlers.clone();

@@ -51,5 +51,8 @@ pub(crate) const fn works_for_program(_cpu: &Cpu) -> bool {
 /// Notes nothing: there are no programs.
 pub(crate) const fn note_shortage(_cpu: &Cpu, _frames: usize) {}
 
+/// Notes nothing: there are no programs.
+pub(crate) const fn enlarge_shortage(_cpu: &Cpu, _frames: usize) {}
+
 /// A point where other threads may run: the host runs them anyway.
 pub const fn relax() {}

@@ -37,7 +37,7 @@ pub use fp_state::FpState;
 #[cfg(not(target_os = "none"))]
 pub use host::{ThreadRef, current, park, relax};
 #[cfg(not(target_os = "none"))]
-pub(crate) use host::{note_shortage, works_for_program};
+pub(crate) use host::{enlarge_shortage, note_shortage, works_for_program};
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
@@ -50,7 +50,7 @@ pub use thread::{
     thread_count,
 };
 #[cfg(target_os = "none")]
-pub(crate) use thread::{note_shortage, works_for_program};
+pub(crate) use thread::{enlarge_shortage, note_shortage, works_for_program};
 #[cfg(target_os = "none")]
 pub(crate) use timeout::with_timeout;
 #[cfg(target_os = "none")]

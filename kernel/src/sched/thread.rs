@@ -401,6 +401,17 @@ pub(crate) fn note_shortage(cpu: &Cpu, frames: usize) {
     }
 }
 
+/// A call of the running thread has failed, and gives `frames` frames back that it had taken: if it failed for want of
+/// others, it was for all of them.
+pub(crate) fn enlarge_shortage(cpu: &Cpu, frames: usize) {
+    if let Some(thread) = working(cpu)
+        && thread.is_short()
+    {
+        let wanted = thread.shortage.load(Ordering::Relaxed).saturating_add(frames);
+        thread.shortage.store(wanted, Ordering::Relaxed);
+    }
+}
+
 /// The thread that runs on this CPU, if it is not interrupted.
 fn working(cpu: &Cpu) -> Option<&Thread> {
     let current = cpu.sched.current.load(Ordering::Relaxed);

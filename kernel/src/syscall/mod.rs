@@ -149,6 +149,8 @@ fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: E
         frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
         return x0;
     }
+    // Whatever memory it was short of on the way is not why it failed.
+    thread.take_shortage();
     let kind = match errno {
         Errno::ERESTARTSYS => RestartKind::UnlessHandled,
         Errno::ERESTARTNOHAND => RestartKind::WithoutHandler,

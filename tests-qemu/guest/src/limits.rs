@@ -87,6 +87,16 @@ fn a_program_that_forks_without_end_harms_no_other(t: &mut Test) {
     t.check("memory was gone", reports(before, b"(hog)").0 > 0);
 }
 
+target_test!(a_copy_that_does_not_fit_ends_its_program, machine("small"), limit(60));
+fn a_copy_that_does_not_fit_ends_its_program(t: &mut Test) {
+    // Alone: nothing else comes to a want of memory.
+    let (threads, before) = (sched::thread_count(), log_end());
+    let Some(id) = t.ok("hog tables", start("hog tables")) else { return };
+    t.equal("how it ended", process::wait(id), Some(End::Exited(0)));
+    t.check("memory was gone", reports(before, b"(hog)").0 > 0);
+    settle(t, threads);
+}
+
 target_test!(threads_areas_signals_and_zombies_are_bounded, machine("small"), limit(60));
 fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
     for way in ["hog threads", "hog areas", "hog signals", "hog zombies"] {

@@ -8,7 +8,7 @@
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::RT_SIGPENDING;
-use granule_user::abi::process::{WNOHANG, exited};
+use granule_user::abi::process::{WNOHANG, exited, killed};
 use granule_user::abi::signal::{SIG_BLOCK, SIGKILL, SIGTERM, SIGUSR1};
 use granule_user::memory::{self, PAGE};
 use granule_user::{Errno, Start, entry, println, process, signal, sys, thread, time};
@@ -25,6 +25,7 @@ fn run(start: Start) -> u8 {
         Some("areas") => areas(),
         Some("signals") => signals(),
         Some("zombies") => zombies(),
+        Some("tables") => tables(),
         Some("beside") => return beside(),
         _ => return 2,
     }
@@ -157,6 +158,29 @@ fn zombies() {
     assert_eq!(error, Errno::EAGAIN, "zombies count");
     assert!(process::wait4(-1, 0).is_ok_and(|(_, status)| status == exited(0)));
     assert!(process::spawn(|| 0).is_ok(), "one more after one was waited for");
+}
+
+/// Has a child that spreads its pages, so that each has a table, and is copied from time to time. In the end a copy does
+/// not fit in what is free, though nothing else takes it: the kernel ends the child.
+fn tables() {
+    const TABLE: u64 = 2 << 20;
+    const MOST: u64 = 40_000;
+    const STEP: u64 = 1000;
+    let child = process::spawn(|| {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        // SAFETY: not at a fixed address.
+        let start = unsafe { memory::mmap(0, MOST * TABLE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
+        for index in 0..MOST {
+            touch(start + index * TABLE, PAGE, 1);
+            if index % STEP == 0
+                && let Ok(copy) = process::spawn(|| 0)
+            {
+                process::wait(copy);
+            }
+        }
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), killed(SIGKILL));
 }
 
 /// Whether SIGTERM has come, which is blocked.

@@ -5,6 +5,7 @@
 
 use core::sync::atomic::Ordering;
 
+use granule_arch::addr::PAGE_SIZE;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Dismantled, Mmu, PageRange};
 
@@ -13,11 +14,13 @@ use super::entry::{State, state};
 use super::gather::{Gather, pages};
 use super::{Space, USER_END, USER_START};
 use crate::mm::pool::PoolBox;
-use crate::sched::relax;
+use crate::sched::{self, relax};
 use crate::smp::Cpu;
 
 /// Tables that are freed without a scheduling point.
 pub(super) const TABLES: usize = 4;
+/// Frames, at most, of what a fork takes besides the space: records, a kernel stack and its tables.
+const OTHERS: usize = 16;
 
 impl Space {
     /// Empties the entries of `range`. The frames are in `gather`.
@@ -82,7 +85,7 @@ impl Space {
     pub fn release(&self, cpu: &Cpu) {
         let mut areas = self.areas.write();
         self.notifiers.release();
-        let (common, mut tables) = (self.common, 0);
+        let (common, mut tables, mut freed) = (self.common, 0, 0);
         {
             let mut freeing = common.frames.freeing(cpu);
             let out = |out| match out {
@@ -97,6 +100,7 @@ impl Space {
                 Dismantled::Entry(entry) => {
                     let counted = has_frame(entry) && !entry.is_special();
                     if counted && common.record(entry.address()).let_go() {
+                        freed += 1;
                         freeing.add(entry.address());
                     }
                 }
@@ -107,7 +111,14 @@ impl Space {
         }
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
         self.reserved.store(0, Ordering::Relaxed);
-        areas.remove(pages(USER_START, USER_END), drop_area);
+        let mut records = 0;
+        areas.remove(pages(USER_START, USER_END), |area| {
+            records += size_of::<Area>();
+            drop_area(area);
+        });
+        // Where a fork or an exec has failed for want of memory, this was its space, and what is free now is what it had
+        // taken. With that and no more it would fail again, for ever.
+        sched::enlarge_shortage(cpu, freed + tables + records.div_ceil(PAGE_SIZE) + OTHERS);
     }
 }
 
