@@ -21,7 +21,7 @@ use super::tree::{Elsewhere, PROCESSES};
 use crate::drivers::timer::Deadline;
 use crate::kernel;
 use crate::mm::space::{Footprint, SpaceRef};
-use crate::sched::{Thread, Work, sleep_through};
+use crate::sched::{Thread, Work, relax, sleep_through};
 use crate::sync::{IrqLock, rank};
 
 /// How long others wait for a process that is to end.
@@ -145,6 +145,7 @@ fn choose() -> Option<u32> {
     let mut id = 0;
     while let Some((next, found)) = next_after(id) {
         id = next;
+        relax();
         match found {
             Found::Ending => return Some(id),
             Found::Nothing => {}

@@ -7,6 +7,7 @@ use super::state::{State, Visit};
 use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES, Process};
 use crate::errno::Errno;
+use crate::sched::relax;
 
 /// A signal's number as a program gives it; 0 finds out whether one could be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +70,7 @@ pub fn to_all(except: Option<&Process>, signal: Asked, cause: Cause) -> Result<(
             Elsewhere::new(process, sent.unwrap_or(Visit::NONE))
         };
         elsewhere.finish();
+        relax();
     }
 }
 

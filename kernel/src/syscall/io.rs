@@ -72,6 +72,10 @@ fn each_piece(call: &Call<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> An
     check_pieces(array, count)?;
     let mut moved = 0;
     for index in 0..count {
+        // Each piece begins without a look for signals, and there are many.
+        if moved != 0 && call.thread.has(Work::SIGNAL) {
+            break;
+        }
         // Read again, where it may have changed: nothing is believed because of the first look.
         let answer = read_piece(array, index).and_then(|[base, length]| match length {
             0 => Ok((0, 0)),

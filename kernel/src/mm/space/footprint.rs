@@ -5,6 +5,7 @@ use granule_pgtable::Mmu;
 
 use super::area::{Area, Backing};
 use super::{PAGE, Space};
+use crate::sched::relax;
 
 /// Frames that a space keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +32,7 @@ impl Space {
         let (mut pages, mut count) = (0, 0);
         for area in areas.iter() {
             count += 1;
+            relax();
             pages += match area.backing() {
                 Backing::Private => self.own_pages(area),
                 Backing::Shared { object, first_page } => object.pages_in(first_page, area.size() / PAGE),
@@ -44,6 +46,7 @@ impl Space {
         self.page_tables().for_each_cells(area.range(), |found| {
             let entries = found.cells.iter().map(|cell| self.mmu().load(cell));
             pages += entries.filter(|entry| entry.is_present() && !entry.is_special()).count();
+            relax();
         });
         pages
     }

@@ -99,6 +99,7 @@ impl Object {
         if let Ok(range) = PageRange::new(start, pages.saturating_mul(PAGE)) {
             PageTables::new(mmu, self.root).for_each_cells(range, |found| {
                 count += found.cells.iter().filter(|cell| mmu.load(cell) != Descriptor::EMPTY).count();
+                relax();
             });
         }
         count
