@@ -32,7 +32,7 @@ use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::size_change::SizeChange;
-use crate::platform::{Platform, PlatformError};
+use crate::platform::{Platform, PlatformError, UART_BYTES};
 use crate::process::limits;
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
@@ -108,6 +108,11 @@ fn early_console(platform: &Platform) {
 unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
     /// UARTFR: a read of it changes nothing.
     const FLAGS: u64 = 0x18;
+    // One page is mapped, and no more.
+    if registers.0 % PAGE_SIZE as u64 > PAGE_SIZE as u64 - UART_BYTES {
+        log::warn!("console: its registers at {registers} cross the end of a page");
+        return None;
+    }
     let Some(mapped) = fixmap::map_device(FixmapSlot::Console, registers) else {
         log::warn!("console: its registers at {registers} are at no address that tables can hold");
         return None;

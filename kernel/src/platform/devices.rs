@@ -265,6 +265,9 @@ fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
     device.inspect_err(|error| log::warn!("{error}; it is left out")).ok()
 }
 
+/// Bytes of a PL011's registers that are used, up to UARTICR.
+pub const UART_BYTES: u64 = 0x48;
+
 /// A serial port, but for its interrupt.
 #[derive(Clone, Copy)]
 struct UartNode<'t> {
@@ -274,7 +277,11 @@ struct UartNode<'t> {
 
 impl<'t> UartNode<'t> {
     fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
-        Ok(Self { registers: node.first_registers()?, interrupts: node.interrupts() })
+        let registers = node.first_registers()?;
+        if registers.size() < UART_BYTES || !registers.start().is_aligned(4) {
+            return Err(node.bad("reg"));
+        }
+        Ok(Self { registers, interrupts: node.interrupts() })
     }
 
     /// Its interrupt may make no sense without harm: without one it is polled.

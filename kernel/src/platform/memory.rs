@@ -5,6 +5,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 
 use super::tree::{Node, number, string};
 use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, NodeName, Platform, PlatformError};
+use crate::mm::layout::LINEAR_SIZE;
 
 /// The memory reservation block.
 pub(super) fn reservations(platform: &mut Platform, fdt: Fdt<'_>) -> Result<(), PlatformError> {
@@ -55,6 +56,19 @@ pub(super) fn join_banks(platform: &mut Platform) -> Result<(), PlatformError> {
         return Err(PlatformError::Missing { node: NodeName::from("/memory"), property: "reg" });
     }
     Ok(())
+}
+
+/// Leaves out an initial RAM disk that the linear map does not show: reading it would fault.
+pub(super) fn check_initrd(platform: &mut Platform) {
+    let Some(initrd) = platform.initrd else { return };
+    let is_in = |bank: &PhysRange| bank.start() <= initrd.start() && initrd.end() <= bank.end();
+    let is_shown = initrd.end().0 <= LINEAR_SIZE
+        && platform.memory.iter().any(is_in)
+        && !platform.no_map.iter().any(|range| range.overlaps(initrd));
+    if !is_shown {
+        log::warn!("device tree: the initrd at {initrd:?} is not in memory; it is left out");
+        platform.initrd = None;
+    }
 }
 
 /// `/reserved-memory`.

@@ -42,7 +42,7 @@ use crate::smp::MAX_CPUS;
 
 pub use devices::{
     Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Smmu,
-    Trigger, Uart, UartKind,
+    Trigger, UART_BYTES, Uart, UartKind,
 };
 pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
@@ -74,7 +74,7 @@ pub struct Platform {
     pub no_map: Vec<PhysRange, MAX_RESERVED>,
     /// `/chosen` `bootargs`; empty where there are none.
     pub bootargs: String<MAX_BOOTARGS>,
-    /// The initial RAM disk, where the loader placed one.
+    /// The initial RAM disk, where the loader placed one; all of it in one bank of memory that is mapped.
     pub initrd: Option<PhysRange>,
     /// `/chosen` `kaslr-seed`.
     pub kaslr_seed: Option<u64>,
@@ -216,7 +216,9 @@ impl Platform {
         visited?;
         found.store(self)?;
         // Last: the one thing that boot loaders put into a tree that lacks it.
-        memory::join_banks(self)
+        memory::join_banks(self)?;
+        memory::check_initrd(self);
+        Ok(())
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.

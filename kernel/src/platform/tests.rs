@@ -516,3 +516,51 @@ proptest! {
         let _ = Platform::parse(&blob[..length.max(8).min(blob.len())]);
     }
 }
+
+#[test]
+fn an_initrd_that_is_not_in_memory_is_left_out() {
+    let initrd = |start: u64, end: u64, more: fn(&mut TreeBuilder)| {
+        let mut tree = TreeBuilder::default();
+        tree.node("", |tree| {
+            tree.property("#address-cells", &cells(&[2]));
+            tree.property("#size-cells", &cells(&[2]));
+            tree.node("memory@40000000", |tree| {
+                tree.property("reg", &cells(&[0, 0x4000_0000, 0, 0x8000_0000]));
+                tree.property("device_type", &text(&["memory"]));
+            });
+            more(tree);
+            tree.node("chosen", |tree| {
+                tree.property("linux,initrd-start", &start.to_be_bytes());
+                tree.property("linux,initrd-end", &end.to_be_bytes());
+            });
+            gic_v3(tree);
+            tree.node("timer", |tree| {
+                tree.property("interrupts", &cells(&[1, 13, 0x104, 1, 14, 0x104, 1, 11, 0x104]));
+                tree.property("compatible", &text(&["arm,armv8-timer"]));
+            });
+            tree.node("cpus", |tree| {
+                tree.property("#address-cells", &cells(&[1]));
+                tree.property("#size-cells", &cells(&[0]));
+                tree.node("cpu@0", |tree| tree.property("reg", &cells(&[0])));
+            });
+        });
+        Platform::parse(&tree.finish()).unwrap().initrd
+    };
+    assert_eq!(initrd(0x4000_0000, 0xc000_0000, |_| {}), Some(range(0x4000_0000, 0xc000_0000)));
+    for (start, end) in [(0x3fff_f000, 0x4100_0000), (0xbfff_f000, 0xc000_0001), (0x1000, 0x2000), (1 << 60, 1 << 61)] {
+        assert_eq!(initrd(start, end, |_| {}), None, "{start:#x} to {end:#x}");
+    }
+    let hidden = |tree: &mut TreeBuilder| {
+        tree.node("reserved-memory", |tree| {
+            tree.property("#address-cells", &cells(&[2]));
+            tree.property("#size-cells", &cells(&[2]));
+            tree.property("ranges", &[]);
+            tree.node("firmware@48000000", |tree| {
+                tree.property("reg", &cells(&[0, 0x4800_0000, 0, 0x1000]));
+                tree.property("no-map", &[]);
+            });
+        });
+    };
+    assert_eq!(initrd(0x4800_0800, 0x4900_0000, hidden), None);
+    assert_eq!(initrd(0x4800_1000, 0x4900_0000, hidden), Some(range(0x4800_1000, 0x4900_0000)));
+}
