@@ -170,17 +170,30 @@ pub(super) fn mincore(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-/// Moves the heap's end; the answer is where it is then, moved or not.
+/// Moves the heap's end; the answer is where it is then, moved or not. It is never an error: a C library would take that
+/// for an address.
 pub(super) fn brk(call: &mut Call<'_>) -> Answer {
+    loop {
+        let end = move_heap_end(call);
+        // Short on the way, or from a call before, and there all the same.
+        let is_there = end == call.argument::<0>() || call.argument::<0>() == 0;
+        if is_there || !call.thread.is_short() || oom::relieve(call.task, call.thread) != Relief::Retry {
+            return Ok(end);
+        }
+    }
+}
+
+/// Moves it if that can be; where it is then. A want of memory is noted in the thread.
+fn move_heap_end(call: &Call<'_>) -> u64 {
     let wanted = call.argument::<0>();
     let space = call.task.space();
     let mut heap = space.heap().write();
     if wanted < heap.start || wanted > uaccess::END.0 {
-        return Ok(heap.end);
+        return heap.end;
     }
     let limits = call.task.process().limits.of_space();
     if wanted - heap.start > limits.data {
-        return Ok(heap.end);
+        return heap.end;
     }
     let (before, after) = (heap.end.next_multiple_of(PAGE), wanted.next_multiple_of(PAGE));
     let moved = if after > before {
@@ -195,18 +208,14 @@ pub(super) fn brk(call: &mut Call<'_>) -> Answer {
     } else if after < before {
         // Where nothing is left of it, its end stays.
         if !space.is_mapped_within(VirtAddr(after), before - after) {
-            return Ok(heap.end);
+            return heap.end;
         }
         space.munmap(this_cpu(), VirtAddr(after), before - after)
     } else {
         Ok(())
     };
-    if moved == Err(Errno::ENOMEM) && call.thread.is_short() {
-        // Made again when there is memory.
-        return Err(Errno::ENOMEM);
-    }
     if moved.is_ok() {
         heap.end = wanted;
     }
-    Ok(heap.end)
+    heap.end
 }
