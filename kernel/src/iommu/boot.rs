@@ -55,12 +55,7 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
         failed(format_args!("the host bridge's windows leave no addresses for transfers"));
         return None;
     };
-    let setup = Setup {
-        phandle: smmu.phandle,
-        needs: needs(kernel),
-        told: Told::from_bootargs(),
-        transfers,
-    };
+    let setup = Setup { phandle: smmu.phandle, needs: needs(kernel), told: Told::from_bootargs(), transfers };
     if let Err(unfit) = setup.needs.check(probed.smmu.features()) {
         log::warn!("smmu: devices cannot be bound to processes: {unfit}");
     }

@@ -101,7 +101,7 @@ impl Iommu {
         told: Told,
     ) -> Result<&'static Self, ProbeError> {
         let needs = Needs { address_bits: 48, output_bits: 40, size_changes: true, memory_types: MAIR };
-        let setup = Setup { phandle: None, needs, told, transfers: VirtAddr(0x1_0000_0000 - iova::SIZE) };
+        let setup = Setup { phandle: None, needs, told, transfers: iova::place(&[]).expect("no window is in the way") };
         let probed = granule_smmuv3::probe(Port(hardware))?;
         Ok(Box::leak(Box::new(Self::new(probed, mmu, frames, setup))))
     }
