@@ -4,7 +4,6 @@ use std::boxed::Box;
 
 use core::sync::atomic::AtomicU64;
 
-use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::MAIR;
 use granule_smmuv3::{DmaMemory, Memory, Platform, ProbeError, Report, Step};
 
