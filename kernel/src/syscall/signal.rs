@@ -74,7 +74,9 @@ fn set_action(process: &Process, signal: Signal, action: Option<SigAction>) -> R
         (before, if ignored { state.forget(signal, None) } else { None })
     };
     while forget.is_some() {
-        forget = process.lock().forget(signal, forget);
+        let mut state = process.lock();
+        // Another thread may have set another action in between: what has been sent since then stays pending.
+        forget = if state.effect(signal) == Effect::Ignored { state.forget(signal, forget) } else { None };
     }
     Ok(before)
 }
