@@ -178,8 +178,9 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
     *frame = loaded.frame();
     // A request that failed on the way was made again. The end of the old space is not to enlarge it.
     thread.take_shortage();
-    death::leave_memory(task);
+    // First: a vfork parent, which goes on from here, may wait for its child by the signal that it sends from now on.
     PROCESSES.lock().become_normal(task.process());
+    death::leave_memory(task);
     let own = task.process().lock().handlers.clone();
     let mut actions = own.with(|actions| actions.clone());
     actions.exec();
