@@ -22,10 +22,14 @@ use crate::smp::{Cpu, this_cpu};
 /// Memory that several areas may show.
 pub struct Object {
     common: &'static Spaces,
+    identity: usize,
     references: AtomicU32,
     root: Table,
     table_frames: AtomicUsize,
 }
+
+/// The number of the next object. 64 bits do not overflow.
+static NEXT_IDENTITY: AtomicUsize = AtomicUsize::new(0);
 
 /// A counted reference to an object. The last one that goes takes the object with it, and its frames.
 pub(super) struct ObjectRef(NonNull<Object>);
@@ -41,6 +45,8 @@ impl Spaces {
         let root = self.frames.alloc_zeroed(cpu)?;
         let object = self.objects.try_new(Object {
             common: self,
+            // Relaxed: the numbers have to differ, and order nothing.
+            identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
             references: AtomicU32::new(1),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the object is gone.
             root: unsafe { Table::root::<Granule4K>(root) },
@@ -51,9 +57,10 @@ impl Spaces {
 }
 
 impl Object {
-    /// What tells it from every other object that exists.
-    pub fn identity(&self) -> usize {
-        core::ptr::from_ref(self).addr()
+    /// What tells it from every other object, also from those that existed before: a futex may still sleep on a word of
+    /// one of these (Linux: `i_sequence`).
+    pub const fn identity(&self) -> usize {
+        self.identity
     }
 
     /// The frame of `page`, with one more hold for the caller; a new one of zeros where there was none.
