@@ -6,8 +6,8 @@ use core::fmt;
 use granule_abi::Errno;
 use granule_abi::signal::{
     SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
-    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP, SIGTRAP,
-    SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
+    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP, SIGSYS,
+    SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -101,8 +101,13 @@ impl Set {
 
     /// The one that is delivered first: those of faults before others, then by number.
     pub fn first(self) -> Option<Signal> {
-        const SYNCHRONOUS: u64 =
-            Signal::SEGV.set().0 | Signal::BUS.set().0 | Signal::ILL.set().0 | Signal::TRAP.set().0;
+        // Linux's SYNCHRONOUS_MASK.
+        const SYNCHRONOUS: u64 = Signal::SEGV.set().0
+            | Signal::BUS.set().0
+            | Signal::ILL.set().0
+            | Signal::TRAP.set().0
+            | 1 << (SIGFPE - 1)
+            | 1 << (SIGSYS - 1);
         let urgent = self.0 & SYNCHRONOUS;
         let from = if urgent != 0 { urgent } else { self.0 };
         Signal::new(u64::from(from.trailing_zeros()) + 1)
@@ -360,6 +365,12 @@ mod tests {
         let (first, cause) = pending.take(Set::EMPTY).unwrap();
         assert_eq!((first, cause.info(first).process()), (HUP, 7), "the first sender");
         assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), 64);
+        for number in [1, 31, 8, 11, 7, 5, 4] {
+            pending.add(Signal::new(number).unwrap(), Cause::KERNEL);
+        }
+        for number in [4, 5, 7, 8, 11, 31, 1] {
+            assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), number);
+        }
         assert_eq!((pending.take(Set::EMPTY), pending.set()), (None, Set::EMPTY));
     }
 
