@@ -60,7 +60,9 @@ pub fn leave(task: &Task) -> ! {
 pub fn leave_memory(task: &Task) {
     let word = VirtAddr(task.clear_at_exit.take());
     // As on Linux (`mm_release`) nothing is written where none is left to see it.
-    if word.0 != 0 && task.space_user().is_shared() && uaccess::put_u32(word, 0).is_ok() {
+    // A word that is not aligned, which no futex is, is zeroed all the same.
+    let clear = || uaccess::put_u32(word, 0).or_else(|_| uaccess::copy_to_user(word, &0_u32.to_le_bytes()));
+    if word.0 != 0 && task.space_user().is_shared() && clear().is_ok() {
         // A word that cannot be one for others has no sleepers that would have to know.
         let _ = futex::wake(task.space(), word, 1, u32::MAX, futex::Scope::Any);
     }

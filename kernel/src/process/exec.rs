@@ -245,7 +245,7 @@ fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &Space
 
 /// Takes away what the stack has below `pointer` and what it begins with, or beyond its limit.
 fn trim_stack(cpu: &Cpu, space: &SpaceRef, pointer: u64, limits: &SpaceLimits) -> Result<(), Errno> {
-    let lowest = STACK_TOP.saturating_sub(limits.stack.max(STACK_BEGIN)) & !(PAGE - 1);
+    let lowest = STACK_TOP.saturating_sub(limits.stack) & !(PAGE - 1);
     let start = (pointer.saturating_sub(STACK_BEGIN) & !(PAGE - 1)).max(lowest).min(pointer & !(PAGE - 1));
     match start.checked_sub(STACK_TOP - STACK_SIZE) {
         Some(below) if below > 0 => space.munmap(cpu, VirtAddr(STACK_TOP - STACK_SIZE), below),

@@ -25,12 +25,18 @@ fn run(start: Start) -> u8 {
         None => {}
         // What `limits_are_inherited` starts.
         Some("child") => return u8::from(get(RLIMIT_CPU) == Ok(RLimit { soft: 1000, hard: 2000 })),
+        // What `a_program_has_no_more_stack` starts.
+        Some("stack") => {
+            // SAFETY: below what this thread uses; where there is no memory the program ends, as is expected.
+            return unsafe { ((start.stack_pointer() - 0x1_0000) as *const u8).read_volatile() };
+        }
         Some(_) => return 2,
     }
     defaults();
     refusals();
     others();
     limits_are_inherited(start);
+    a_program_has_no_more_stack(start);
     what_cannot_fit();
     apart(the_address_space);
     apart(data);
@@ -165,6 +171,20 @@ fn limits_are_inherited(start: Start) {
         });
         assert_eq!(process::wait(child.expect("a fork")), exited(1), "exec keeps them");
     });
+}
+
+fn a_program_has_no_more_stack(start: Start) {
+    for (limit, status) in [(256 << 10, exited(0)), (32 << 10, SIGSEGV)] {
+        let child = process::spawn(|| {
+            set(RLIMIT_STACK, limit, RLIM_INFINITY).expect("a limit");
+            let path = start.auxiliary(AT_EXECFN).expect("a path") as *const core::ffi::c_char;
+            // SAFETY: a string that the kernel has put there.
+            let path = unsafe { CStr::from_ptr(path) };
+            let arguments = [path.as_ptr().cast(), c"stack".as_ptr().cast(), core::ptr::null()];
+            process::execve(path, &arguments, &[core::ptr::null()]) as u8
+        });
+        assert_eq!(process::wait(child.expect("a fork")), status, "{limit}");
+    }
 }
 
 const RW: u64 = PROT_READ | PROT_WRITE;

@@ -5,7 +5,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
-use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING};
+use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING, SET_TID_ADDRESS};
 use granule_user::abi::process::{
     CLONE_CHILD_CLEARTID, CLONE_IO, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK,
     CLONE_VM, PR_GET_NAME, PR_SET_NAME, WNOHANG, exited, killed,
@@ -137,6 +137,19 @@ fn a_word_is_cleared_only_for_others() {
     let child = copy(CHILD | CLONE_CHILD_CLEARTID, [0, word.as_ptr() as u64], || 0).expect("a clone");
     assert_eq!(process::wait(child), exited(0));
     assert_eq!(load(word), 7, "the child had its memory for itself");
+    let child = process::spawn(|| {
+        static WORDS: [AtomicU32; 2] = [const { AtomicU32::new(u32::MAX) }; 2];
+        let _ended = Thread::spawn(
+            |word| {
+                // SAFETY: what is written there at its end is not read as anything else.
+                unsafe { sys::raw(SET_TID_ADDRESS, [word as u64, 0, 0, 0, 0, 0]) };
+            },
+            WORDS.as_ptr().addr() + 1,
+        );
+        wait_until("a word that is not aligned", || load(&WORDS[1]) != u32::MAX);
+        u8::from(WORDS.each_ref().map(load) != [0xff, 0xffff_ff00])
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
 }
 
 fn a_thread_may_be_waited_for_like_a_vfork() {
