@@ -22,6 +22,8 @@ use crate::uaccess;
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Without effect here.
 const PROT_SEM: u64 = 8;
+/// `PROT_GROWSDOWN` and `PROT_GROWSUP`: both together are refused before all else.
+const PROT_GROWS: u64 = 0x0300_0000;
 
 fn protection(bits: u64) -> Protection {
     let one = |bit: u64, what: Protection| if bits & bit != 0 { what } else { Protection::NONE };
@@ -119,6 +121,9 @@ pub(super) fn munmap(call: &mut Call<'_>) -> Answer {
 
 pub(super) fn mprotect(call: &mut Call<'_>) -> Answer {
     let (start, bytes, bits) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>());
+    if bits & PROT_GROWS == PROT_GROWS {
+        return Err(Errno::EINVAL);
+    }
     if bits & !(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM) != 0 {
         // As on Linux the range comes first: what has no bytes is well, what wraps is no memory.
         let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes));

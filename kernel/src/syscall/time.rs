@@ -1,6 +1,6 @@
 //! Calls for time.
 
-use granule_abi::time::{TIMER_ABSTIME, Timespec};
+use granule_abi::time::{CLOCK_BOOTTIME_ALARM, CLOCK_REALTIME_ALARM, TIMER_ABSTIME, Timespec};
 use granule_arch::addr::VirtAddr;
 
 use super::process::wait_for_futex;
@@ -48,6 +48,11 @@ pub(super) fn nanosleep(call: &mut Call<'_>) -> Answer {
 }
 
 pub(super) fn clock_nanosleep(call: &mut Call<'_>) -> Answer {
+    let number = u64::from(call.argument::<0>() as u32);
+    if number == CLOCK_REALTIME_ALARM || number == CLOCK_BOOTTIME_ALARM {
+        // As where Linux has no device that wakes the machine (`alarm_timer_nsleep`).
+        return read_timespec(call.address::<2>()).and(Err(Errno::ENOTSUP));
+    }
     let clock = Clock::new(call.argument::<0>(), call.task)?;
     if matches!(clock, Clock::UptimeToRead | Clock::ThreadToRead | Clock::File) {
         return Err(Errno::ENOTSUP);

@@ -16,6 +16,10 @@ pub const CLOCK_REALTIME_COARSE: u64 = 5;
 pub const CLOCK_MONOTONIC_COARSE: u64 = 6;
 /// Time since the boot, suspension included.
 pub const CLOCK_BOOTTIME: u64 = 7;
+/// As [`CLOCK_REALTIME`], and a sleep by it wakes the machine.
+pub const CLOCK_REALTIME_ALARM: u64 = 8;
+/// As [`CLOCK_BOOTTIME`], and a sleep by it wakes the machine.
+pub const CLOCK_BOOTTIME_ALARM: u64 = 9;
 /// International atomic time; here the same as wall-clock time.
 pub const CLOCK_TAI: u64 = 11;
 

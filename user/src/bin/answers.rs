@@ -16,8 +16,9 @@ use granule_user::abi::process::{
 };
 use granule_user::abi::signal::{SA_RESTART, SIGUSR1, SigInfo, UContext};
 use granule_user::abi::time::{
-    CLOCK_BOOTTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW, CLOCK_PROCESS_CPUTIME_ID,
-    CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI, CLOCK_THREAD_CPUTIME_ID, TIMER_ABSTIME, Timespec,
+    CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW,
+    CLOCK_PROCESS_CPUTIME_ID, CLOCK_REALTIME, CLOCK_REALTIME_ALARM, CLOCK_REALTIME_COARSE, CLOCK_TAI,
+    CLOCK_THREAD_CPUTIME_ID, TIMER_ABSTIME, Timespec,
 };
 use granule_user::answers::{equal, holds, status, wrong};
 use granule_user::memory::{PAGE, map, mmap, munmap};
@@ -40,6 +41,7 @@ fn run(_start: Start) -> u8 {
     futexes_are_refused();
     private_and_shared_futexes_differ();
     a_futex_of_an_object_at_two_offsets();
+    a_futex_of_an_object_that_is_gone();
     lists_of_buffers();
     writes();
     random_bytes();
@@ -100,6 +102,14 @@ fn clocks() {
     }
     let short = Timespec { seconds: 0, nanoseconds: 1 };
     let at = &raw const short as u64;
+    let bad = Timespec { seconds: 0, nanoseconds: 1_000_000_000 };
+    for id in [CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM] {
+        equal(("clock", id), clock(id), Err(Errno::EINVAL));
+        let sleep = |from: u64| call(CLOCK_NANOSLEEP, [id, 0, from, 0]);
+        equal(("sleep by clock", id), sleep(at), Err(Errno::ENOTSUP));
+        equal(("sleep from nowhere", id), sleep(NOWHERE), Err(Errno::EFAULT));
+        equal(("sleep for no time", id), sleep(&raw const bad as u64), Err(Errno::EINVAL));
+    }
     for id in [10, 12, 16, 99, 0x7fff_ffff] {
         equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EINVAL));
     }
@@ -343,6 +353,35 @@ fn a_futex_of_an_object_at_two_offsets() {
     equal("a child", process::wait(child.expect("a fork")), exited(wrong()));
     // SAFETY: the references are not used any more.
     unsafe { munmap(pages, 2 * PAGE) }.expect("pages to unmap");
+}
+
+/// A word of an object, which a thread sleeps on, and later one of another object at the same address.
+fn a_futex_of_an_object_that_is_gone() {
+    let flags = MAP_SHARED | MAP_ANONYMOUS;
+    // SAFETY: not at a fixed address.
+    let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
+    WAITS.store(0, Ordering::Relaxed);
+    let sleeper = Thread::spawn(
+        |page| {
+            let limit = Timespec { seconds: 0, nanoseconds: 200_000_000 };
+            WAITS.store(1, Ordering::Relaxed);
+            let answer = futex(page as u64, FUTEX_WAIT, 0, &raw const limit as u64, 0);
+            equal("a sleeper on what is gone", answer, Err(Errno::ETIMEDOUT));
+        },
+        page as usize,
+    )
+    .expect("a thread");
+    while WAITS.load(Ordering::Relaxed) == 0 {
+        process::sched_yield();
+    }
+    time::sleep(50_000_000).expect("a sleep");
+    unmap_page(page);
+    // SAFETY: nothing is there any more.
+    let again = unsafe { mmap(page, PAGE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE) };
+    equal("another object", again, Ok(page));
+    equal("a word of it", futex(page, FUTEX_WAKE, 9, 0, 0), Ok(0));
+    sleeper.join();
+    unmap_page(page);
 }
 
 fn lists_of_buffers() {
