@@ -108,7 +108,10 @@ fn wrong_registers() -> Option<&'static str> {
         ("TCR_EL1.HA", TCR_EL1::HA.is_set(tcr) == (features.hafdbs() > HardwareUpdates::None)),
         ("TCR_EL1.HD", TCR_EL1::HD.is_set(tcr) == (granule::kernel().features().dirty_state == DirtyState::Hardware)),
         ("TCR_EL1.E0PD1", TCR_EL1_MORE::E0PD1.is_set(tcr) == features.e0pd()),
-        ("TCR_EL1: no byte ignored", !TCR_EL1::TBI0.is_set(tcr) && !TCR_EL1::TBI1.is_set(tcr)),
+        (
+            "TCR_EL1: the top byte of EL0's addresses alone is ignored",
+            TCR_EL1::TBI0.is_set(tcr) && !TCR_EL1::TBI1.is_set(tcr),
+        ),
         // Floating point is the kernel's to move, and EL0's once it has asked; nothing else is open.
         ("CPACR_EL1", CPACR_EL1.get() | CPACR_EL1::FPEN::TrapNothing.value == CPACR_EL1::FPEN::TrapNothing.value),
         ("CPACR_EL1.FPEN", CPACR_EL1.read(CPACR_EL1::FPEN) & 1 == 1),
