@@ -109,6 +109,8 @@ pub struct AreaTree {
     hint: VirtAddr,
     /// No area of [`Shape`] fits below here: of stacks, which leave gaps that are too small for others, there are many.
     aligned: (Shape, VirtAddr),
+    /// How many areas have been removed so far.
+    removals: u64,
     /// The first address, and the end, of all areas that were taken out since [`Self::take_left`].
     left: (VirtAddr, VirtAddr),
 }
@@ -123,8 +125,15 @@ const LOOKED_AT: usize = 128;
 pub enum NotInserted {
     /// No gap is large enough.
     NoGap(UnsafeRef<AreaNode>),
-    /// None up to this address; the search goes on there.
-    GoOn(UnsafeRef<AreaNode>, VirtAddr),
+    /// None up to an address; the search goes on there.
+    GoOn(UnsafeRef<AreaNode>, Resume),
+}
+
+/// Where a search goes on that ended early.
+pub struct Resume {
+    from: VirtAddr,
+    /// Areas that had been removed when it began: since then there may be another gap below.
+    removals: u64,
 }
 
 /// Nothing was taken out.
@@ -141,13 +150,14 @@ impl AreaTree {
             end,
             hint: VirtAddr(start.0 + PAGE),
             aligned: ((0, 0), start),
+            removals: 0,
             left: NONE_LEFT,
         }
     }
 
     /// Gives `node` the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align`
     /// (a power of two of at least a page), and takes it in. A search that takes long ends early; the next call goes on
-    /// at the address `from` that it returned, and the tree may change in between.
+    /// where `resume`, which it returned, says, and the tree may change in between.
     ///
     /// # Errors
     /// [`NotInserted`].
@@ -159,19 +169,27 @@ impl AreaTree {
         mut node: UnsafeRef<AreaNode>,
         pages: u64,
         align: u64,
-        from: Option<VirtAddr>,
+        resume: Option<Resume>,
     ) -> Result<VirtAddr, NotInserted> {
         debug_assert!(pages > 0 && align.is_power_of_two() && align >= PAGE);
         let Some(size) = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE)) else {
             return Err(NotInserted::NoGap(node));
         };
-        let start = match self.gap((size, align), from.unwrap_or(self.first_candidate((size, align)))) {
+        let shape = (size, align);
+        let Resume { from, removals } =
+            resume.unwrap_or(Resume { from: self.first_candidate(shape), removals: self.removals });
+        let start = match self.gap(shape, from) {
             Gap::At(start) => start,
+            // An area that was removed during the search may have left a gap below: it begins anew.
+            Gap::None if removals != self.removals => {
+                let resume = Resume { from: self.first_candidate(shape), removals: self.removals };
+                return Err(NotInserted::GoOn(node, resume));
+            }
             Gap::None => return Err(NotInserted::NoGap(node)),
-            Gap::GoOn(from) => return Err(NotInserted::GoOn(node, from)),
+            Gap::GoOn(from) => return Err(NotInserted::GoOn(node, Resume { from, removals })),
         };
-        if align > PAGE {
-            self.aligned = ((size, align), start + size);
+        if align > PAGE && removals == self.removals {
+            self.aligned = (shape, start + size);
         }
         // SAFETY: the node is in no tree yet, so this reference to it is the only one.
         let area = unsafe { AreaNode::unique(&mut node) };
@@ -215,6 +233,7 @@ impl AreaTree {
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start);
         self.aligned.1 = self.aligned.1.min(node.start);
+        self.removals += 1;
         self.left = (self.left.0.min(node.start), self.left.1.max(node.end()));
         node
     }
@@ -292,15 +311,24 @@ mod tests {
 
     /// Takes a new area in, as callers do.
     fn insert(tree: &mut AreaTree, pages: u64, align: u64) -> Option<VirtAddr> {
-        let (mut area, mut from) = (node(), None);
+        finish(tree, node(), pages, align, None)
+    }
+
+    fn finish(
+        tree: &mut AreaTree,
+        mut area: UnsafeRef<AreaNode>,
+        pages: u64,
+        align: u64,
+        mut resume: Option<Resume>,
+    ) -> Option<VirtAddr> {
         loop {
-            match tree.insert(area, pages, align, from) {
+            match tree.insert(area, pages, align, resume) {
                 Ok(start) => return Some(start),
                 Err(NotInserted::NoGap(node)) => {
                     free(node);
                     return None;
                 }
-                Err(NotInserted::GoOn(node, next)) => (area, from) = (node, Some(next)),
+                Err(NotInserted::GoOn(node, next)) => (area, resume) = (node, Some(next)),
             }
         }
     }
@@ -361,13 +389,30 @@ mod tests {
         remove(&mut tree, first);
         assert_eq!(insert(&mut tree, 4, 8 * PAGE), Some(first));
         remove(&mut tree, last);
-        let Err(NotInserted::GoOn(node, from)) = tree.insert(node(), 5, 4 * PAGE, None) else {
+        let Err(NotInserted::GoOn(node, Resume { from, .. })) = tree.insert(node(), 5, 4 * PAGE, None) else {
             panic!("a search as long as that is made in pieces")
         };
         assert!(from > first && from < last);
         free(node);
         assert_eq!(insert(&mut tree, 5, 4 * PAGE), Some(last - 8 * PAGE + 4 * PAGE + 4 * PAGE));
         remove(&mut tree, last);
+        areas.into_iter().for_each(|start| remove(&mut tree, start));
+    }
+
+    /// An area is removed between two pieces of a search, below the address that it has reached.
+    #[test]
+    fn addresses_that_a_search_has_passed_are_found_when_they_are_free() {
+        let mut tree = AreaTree::new(START, START + 64 * LOOKED_AT as u64 * PAGE);
+        let mut areas: Vec<_> = (0..4 * LOOKED_AT).map(|_| insert(&mut tree, 4, 8 * PAGE).unwrap()).collect();
+        let low = areas[0];
+        remove(&mut tree, areas[1]);
+        assert_eq!(insert(&mut tree, 4, 8 * PAGE), Some(areas[1]));
+        let Err(NotInserted::GoOn(node, resume)) = tree.insert(node(), 4, 8 * PAGE, None) else {
+            panic!("it goes past all the others")
+        };
+        remove(&mut tree, low);
+        areas.push(finish(&mut tree, node, 4, 8 * PAGE, Some(resume)).unwrap());
+        assert_eq!(insert(&mut tree, 4, 8 * PAGE), Some(low));
         areas.into_iter().for_each(|start| remove(&mut tree, start));
     }
 

@@ -265,17 +265,17 @@ impl KernelSpace {
         let node = self.nodes.try_new(AreaNode::new(kind))?;
         // SAFETY: a pool box is at a fixed address and ours alone until it comes back out of the tree.
         let mut node = unsafe { UnsafeRef::from_raw(node.into_raw().as_ptr()) };
-        let mut from = None;
+        let mut resume = None;
         loop {
             // Locked anew for each piece of the search: interrupts come in between.
-            let taken = self.areas.lock().insert(node, pages, align, from);
+            let taken = self.areas.lock().insert(node, pages, align, resume);
             match taken {
                 Ok(start) => return Ok(start),
                 Err(NotInserted::NoGap(node)) => {
                     drop_node(node);
                     return Err(VmallocError::NoAddresses { pages });
                 }
-                Err(NotInserted::GoOn(same, next)) => (node, from) = (same, Some(next)),
+                Err(NotInserted::GoOn(same, next)) => (node, resume) = (same, Some(next)),
             }
         }
     }
