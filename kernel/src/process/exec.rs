@@ -240,7 +240,7 @@ fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &Space
     };
     // What is taken away again below it is free for it to grow.
     let limits = SpaceLimits { stack: limits.stack.saturating_add(STACK_SIZE), ..SpaceLimits::NONE };
-    space.mmap_within(cpu, &request, &Terms { limits, ..Terms::NONE }).map(drop)
+    space.mmap_within(cpu, &request, &Terms { limits, ..Terms::NONE }, &|| false).map(drop)
 }
 
 /// Takes away what the stack has below `pointer` and what it begins with, or beyond its limit.

@@ -15,7 +15,7 @@ use super::{Answer, Call};
 use crate::errno::Errno;
 use crate::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceLimits, Terms};
 use crate::process::oom::{self, Relief};
-use crate::sched::relax;
+use crate::sched::{Work, relax};
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -72,10 +72,11 @@ pub(super) fn mmap(call: &mut Call<'_>) -> Answer {
         fits_in_memory: flags & MAP_NORESERVE == 0,
         grows: private && flags & MAP_GROWSDOWN != 0,
     };
-    let address = space.mmap_within(this_cpu(), &request, &terms)?;
+    let is_killed = || call.thread.has(Work::SIGNAL) && call.task.is_called_off();
+    let address = space.mmap_within(this_cpu(), &request, &terms, &is_killed)?;
     if populate {
         while oom::relieve(call.task, call.thread) == Relief::Retry {
-            space.populate_again(this_cpu(), address, bytes);
+            space.populate_again(this_cpu(), address, bytes, &is_killed);
         }
     }
     Ok(address.0)
@@ -209,7 +210,7 @@ fn move_heap_end(call: &Call<'_>) -> u64 {
             sharing: Sharing::Private,
             populate: Populate::OnDemand,
         };
-        space.mmap_within(this_cpu(), &request, &Terms { limits, ..Terms::NONE }).map(drop)
+        space.mmap_within(this_cpu(), &request, &Terms { limits, ..Terms::NONE }, &|| false).map(drop)
     } else if after < before {
         // Where nothing is left of it, its end stays.
         if !space.is_mapped_within(VirtAddr(after), before - after) {

@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{CLOCK_NANOSLEEP, GETRANDOM, WRITE};
-use granule_user::abi::process::exited;
-use granule_user::abi::signal::{SIGUSR1, SigInfo, UContext};
+use granule_user::abi::process::{exited, killed};
+use granule_user::abi::signal::{SIGKILL, SIGUSR1, SigInfo, UContext};
 use granule_user::abi::time::{CLOCK_MONOTONIC, TIMER_ABSTIME, Timespec};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, time};
@@ -31,6 +31,7 @@ fn run(start: Start) -> u8 {
         "fork" => fork_of(u64::from(count) * MIB),
         "random" => random(u64::from(count) * MIB),
         "write" => write(),
+        "killed" => killed_in_a_call(u64::from(count) * MIB),
         _ => return 2,
     }
     println!("long {what}: ok");
@@ -183,6 +184,30 @@ fn fork_of(bytes: u64) {
     assert_eq!(process::wait(child.expect("a fork")), exited(3));
     // SAFETY: as above; the child's stores are not seen here.
     assert_eq!(unsafe { ((start + 16 * memory::PAGE) as *const u64).read_volatile() }, 0);
+}
+
+/// SIGKILL ends a process that populates memory long before all of it is there.
+fn killed_in_a_call(bytes: u64) {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
+    // SAFETY: not at a fixed address.
+    let populate = || unsafe { memory::mmap(0, bytes, PROT_READ | PROT_WRITE, flags) }.expect("memory");
+    let start = time::now();
+    let all = populate();
+    let whole = time::now() - start;
+    // SAFETY: nothing refers to it.
+    unsafe { memory::munmap(all, bytes) }.expect("to unmap");
+
+    let start = time::now();
+    let child = process::spawn(|| {
+        populate();
+        0
+    })
+    .expect("a fork");
+    time::sleep(whole / 8).expect("to sleep");
+    process::kill(child as i32, SIGKILL).expect("a signal");
+    assert_eq!(process::wait(child), killed(SIGKILL));
+    let took = time::now() - start;
+    assert!(took < whole / 2, "{took} ns until it ended; populating takes {whole}");
 }
 
 fn random(bytes: u64) {

@@ -76,15 +76,22 @@ impl Space {
     /// `EINVAL` (no bytes, an address that is no page's), `ENOMEM` (no addresses, or no memory for the records),
     /// `EEXIST` (something is there that must not be replaced), `EPERM` (too near to address 0). Nothing was changed.
     pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, Errno> {
-        self.mmap_within(cpu, request, &Terms::NONE)
+        self.mmap_within(cpu, request, &Terms::NONE, &|| false)
     }
 
-    /// The same for a program that has limits.
+    /// The same for a program that has limits. [`Populate::Now`] ends early once `is_killed` returns true: a signal ends
+    /// the program, which will not read the pages.
     ///
     /// # Errors
     /// As for [`Self::mmap`]; `ENOMEM` also where it would have more than the limits allow, or asks for what can never
     /// fit.
-    pub fn mmap_within(&self, cpu: &Cpu, request: &MapRequest, terms: &Terms) -> Result<VirtAddr, Errno> {
+    pub fn mmap_within(
+        &self,
+        cpu: &Cpu,
+        request: &MapRequest,
+        terms: &Terms,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<VirtAddr, Errno> {
         let bytes = rounded(request.bytes)?;
         let mut areas = self.areas.write();
         areas.room_for_mapping()?;
@@ -113,7 +120,7 @@ impl Space {
         areas.merge_held(area, drop);
         if request.populate == Populate::Now {
             let areas = areas.downgrade();
-            self.populate(cpu, &areas, range);
+            self.populate(cpu, &areas, range, is_killed);
         }
         Ok(range.start())
     }
@@ -130,9 +137,10 @@ impl Space {
     }
 
     /// Brings the pages that [`Populate::Now`] asked for and that were not there for want of memory.
-    pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) {
+    /// `is_killed` is as for [`Self::mmap_within`].
+    pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, is_killed: &dyn Fn() -> bool) {
         if let Some(range) = user_range(start, bytes) {
-            self.populate(cpu, &self.areas.read(), range);
+            self.populate(cpu, &self.areas.read(), range, is_killed);
         }
     }
 

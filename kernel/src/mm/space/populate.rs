@@ -24,8 +24,9 @@ impl Space {
     /// Gives each page of `range` its frame, as the first access would, as far as memory goes: nobody is told how far.
     /// Pages that may be written are there for writing.
     ///
-    /// Between chunks other threads may run.
-    pub(super) fn populate(&self, cpu: &Cpu, areas: &Areas, range: PageRange) {
+    /// Between chunks other threads may run, and it ends early where `is_killed`, as Linux's `populate_vma_page_range`
+    /// does for a fatal signal.
+    pub(super) fn populate(&self, cpu: &Cpu, areas: &Areas, range: PageRange, is_killed: &dyn Fn() -> bool) {
         // What cannot all be there is not worth beginning.
         if range.pages() > self.common.frames.total() {
             return;
@@ -36,7 +37,7 @@ impl Space {
                 let next = VirtAddr(from.0 | (CHUNK - 1)).min(end - 1) + 1;
                 let populated = self.populate_chunk(cpu, area, pages(from, next));
                 relax();
-                if populated.is_err() {
+                if populated.is_err() || is_killed() {
                     return;
                 }
                 from = next;

@@ -3,6 +3,8 @@
 //! A call is made with no frame free and no room in any pool, then with one frame, two, and so on. So each of its
 //! allocations is, in turn, the first that fails.
 
+use std::cell::Cell;
+
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::PageRange;
@@ -11,7 +13,7 @@ use super::*;
 use crate::errno::Errno;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
-use crate::mm::space::{FaultError, USER_END, USER_START};
+use crate::mm::space::{FaultError, Terms, USER_END, USER_START};
 
 /// Everything that a call could have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -181,6 +183,20 @@ fn a_mapping_needs_a_record_and_an_object_if_it_is_shared() {
         let read_only = MapRequest { protection: Protection::READ, ..at(START + 2 * PAGE, 1) };
         space.mmap(&rig.cpu, &read_only)
     });
+}
+
+#[test]
+fn populating_ends_at_a_fatal_signal() {
+    let rig = Rig::new(8);
+    let space = rig.space();
+    let request = MapRequest { populate: Populate::Now, ..at(START, 512) };
+    // The signal comes while the second chunk is populated.
+    let chunks = Cell::new(0);
+    let is_killed = || chunks.replace(chunks.get() + 1) == 1;
+    assert_eq!(space.mmap_within(&rig.cpu, &request, &Terms::NONE, &is_killed), Ok(START));
+    let mut present = [0; 512];
+    space.mincore(START, &mut present).unwrap();
+    assert!(present.iter().enumerate().all(|(page, here)| *here == u8::from(page < 2 * 64)));
 }
 
 #[test]
