@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use granule_host_tests::built;
-use granule_runner::machine;
+use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
 
@@ -13,9 +13,10 @@ use granule_runner::script;
 const MOST_MASKED: u64 = 20_000;
 const MOST_IN_KERNEL: u64 = 200_000;
 
-/// Runs each line at the monitor of `image` and asks for the longest stretches behind it; what went wrong, and the session.
-fn measure(image: &str, lines: &[&str], limit: u64) -> (Vec<String>, String) {
-    let machine = machine::named("latency").unwrap();
+/// Runs each line at the monitor of `image` with so much memory and asks for the longest stretches behind it; what went
+/// wrong, and the session.
+fn measure(image: &str, memory: &str, lines: &[&str], limit: u64) -> (Vec<String>, String) {
+    let machine = Machine { memory: memory.into(), ..machine::named("latency").unwrap() };
     let mut text = String::from("stats latency\n");
     lines.iter().for_each(|line| writeln!(text, "{line}\nstats latency").unwrap());
     let qemu = Qemu::new(&machine, &built(image), Serial::Pipes, Reset::Ends, script::BOOTARGS, &[]);
@@ -31,9 +32,17 @@ fn lengths(session: &str, kind: &str) -> Vec<u64> {
     lengths.map(|length| length.parse().unwrap()).skip(1).collect()
 }
 
-/// Each line keeps the bounds; all that do not are named at once.
-fn check(lines: &[&str], limit: u64) {
-    let (wrong, session) = measure("granule-latency.img", lines, limit);
+/// Each line keeps the bounds; all that do not are named at once. `killed` is the line whose program the kernel ends for
+/// want of memory.
+fn check(memory: &str, lines: &[&str], killed: Option<&str>, limit: u64) {
+    let (mut wrong, session) = measure("granule-latency.img", memory, lines, limit);
+    if let Some(line) = killed {
+        let (command, end) =
+            (format!(" killed by SIGKILL in `{line}`"), "the machine ended with exit status: 1 in `poweroff`");
+        assert!(wrong.len() == 2 && wrong[0].ends_with(&command) && wrong[1] == end, "{wrong:?}\n{session}");
+        // A command that fails has QEMU fail.
+        wrong.clear();
+    }
     assert!(wrong.is_empty(), "{wrong:?}\n{session}");
     let mut too_long = String::new();
     for (kind, most) in [("masked", MOST_MASKED), ("in the kernel", MOST_IN_KERNEL)] {
@@ -41,7 +50,11 @@ fn check(lines: &[&str], limit: u64) {
         assert_eq!(lengths.len(), lines.len(), "{session}");
         // Else nothing was measured.
         assert!(lengths.iter().all(|length| *length > 100), "{lengths:?}");
-        for (line, length) in lines.iter().zip(lengths).filter(|(_, length)| *length > most) {
+        for (line, length) in lines.iter().zip(lengths) {
+            println!("{line}: {length} instructions {kind}");
+            if length <= most {
+                continue;
+            }
             writeln!(too_long, "{line}: {length} instructions {kind}, {most} at most").unwrap();
         }
     }
@@ -49,8 +62,9 @@ fn check(lines: &[&str], limit: u64) {
 }
 
 #[test]
-fn interrupts_are_masked_and_threads_wait_for_a_bounded_time() {
+fn latency_is_bounded_in_programs_that_stress_the_kernel() {
     check(
+        "4G",
         &[
             "run stress 1 20",
             "run fuzz 1 5000",
@@ -61,25 +75,34 @@ fn interrupts_are_masked_and_threads_wait_for_a_bounded_time() {
             "run long readers 1000",
             "run long processes 1000",
             "run long memory 1024",
+            "run long killed 256",
             "run long fork 256",
             "run long random 2",
             "run long write",
             "log",
             "help",
         ],
+        None,
         240,
     );
 }
 
 #[test]
-#[ignore = "takes half a minute: ./x test --long"]
-fn the_bounds_hold_with_ten_thousand_processes() {
-    check(&["run long processes 10000"], 300);
+fn latency_is_bounded_while_programs_take_all_they_can_get() {
+    let hogs =
+        ["pages", "forks", "tables", "threads", "areas", "signals", "zombies"].map(|way| format!("run hog {way}"));
+    check("128M", &hogs.each_ref().map(String::as_str), Some("run hog pages"), 240);
 }
 
 #[test]
-fn other_images_do_not_measure_and_say_so() {
-    let (wrong, session) = measure("granule.img", &[], 60);
+#[ignore = "takes half a minute: ./x test --long"]
+fn latency_is_bounded_with_ten_thousand_processes() {
+    check("4G", &["run long processes 10000"], None, 300);
+}
+
+#[test]
+fn latency_is_not_measured_in_other_images() {
+    let (wrong, session) = measure("granule.img", "4G", &[], 60);
     assert!(!wrong.is_empty(), "{session}");
     assert!(session.contains("error: this image does not measure that; granule-latency does"), "{session}");
 }

@@ -17,8 +17,9 @@ use crate::mm::pool::PoolBox;
 use crate::sched::{self, relax};
 use crate::smp::Cpu;
 
-/// Tables that are freed without a scheduling point.
-pub(super) const TABLES: usize = 4;
+/// Tables that are freed without a scheduling point, with their frames: those of memory that was full are scattered, and
+/// cost 140 instructions each to free.
+pub(super) const TABLES: usize = 2;
 /// Frames, at most, of what a fork takes besides the space: records, a kernel stack and its tables.
 const OTHERS: usize = 16;
 
