@@ -217,15 +217,21 @@ impl Descriptor {
     ///
     /// 0b01 is reserved where no block is legal, at the last level and at the first ones, and faults as if it were
     /// invalid (Arm ARM D8.3.1): nothing is mapped there.
+    #[inline(always)]
     pub const fn kind(self, entries: LevelEntries) -> Kind {
         let valid = self.0 & bits::VALID != 0;
         let table = self.0 & bits::TABLE != 0;
-        let present_invalid = !valid && self.0 & bits::PRESENT_INVALID != 0;
-        match entries {
-            LevelEntries::Pages if present_invalid || valid && table => Kind::Leaf,
-            LevelEntries::Tables | LevelEntries::TablesAndBlocks if valid && table => Kind::Table,
-            LevelEntries::TablesAndBlocks if present_invalid || valid => Kind::Leaf,
-            _ => Kind::None,
+        if valid {
+            match entries {
+                LevelEntries::Tables | LevelEntries::TablesAndBlocks if table => Kind::Table,
+                LevelEntries::TablesAndBlocks => Kind::Leaf,
+                LevelEntries::Pages if table => Kind::Leaf,
+                _ => Kind::None,
+            }
+        } else if self.0 & bits::PRESENT_INVALID != 0 && !matches!(entries, LevelEntries::Tables) {
+            Kind::Leaf
+        } else {
+            Kind::None
         }
     }
 

@@ -159,11 +159,13 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
 /// global or none.
 #[inline(always)]
 fn breaking_flip<G: Geometry>(found: Survey, level: u8) -> Option<u64> {
+    if !G::has_leaves(level) {
+        return None;
+    }
     let leaf = if level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
     // At upper levels a neighbour may have linked a table where this walk read nothing: valid, and no leaf.
     let from = Descriptor(found.common(bits::VALID | bits::TABLE | bits::NG)?);
-    (G::has_leaves(level) && from.0 & (bits::VALID | bits::TABLE) == leaf)
-        .then(|| from.0 ^ Change::INVALID.apply(from).0)
+    (from.0 & (bits::VALID | bits::TABLE) == leaf).then(|| from.0 ^ Change::INVALID.apply(from).0)
 }
 
 /// Empties each entry and hands its leaf out.

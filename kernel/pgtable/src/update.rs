@@ -389,10 +389,12 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
 fn all_leaves<G: Geometry>(level: u8, found: Survey) -> bool {
     let valid = if level == LAST_LEVEL {
         found.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
-    } else {
+    } else if G::has_leaves(level) {
         found.all & bits::VALID != 0 && found.any & bits::TABLE == 0
+    } else {
+        return false;
     };
-    G::has_leaves(level) && (valid || (found.any & bits::VALID == 0 && found.all & bits::PRESENT_INVALID != 0))
+    valid || (found.any & bits::VALID == 0 && found.all & bits::PRESENT_INVALID != 0)
 }
 
 /// The last entries of the groups that a run has only a part of, as bits that any of them has.

@@ -100,7 +100,7 @@ impl Domain {
     }
 
     /// Ends [`Self::map`]. On return the device does not reach the memory.
-    #[inline]
+    #[inline(always)]
     pub(super) fn unmap(&self, smmu: &Smmu<Port>, range: PageRange) {
         // Whose the frames are others know: no entry need remember it while the invalidation is under way.
         self.page_tables().for_each_cells(range, |found| self.mmu.fill(found.cells, Descriptor::EMPTY, 0));

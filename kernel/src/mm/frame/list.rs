@@ -86,8 +86,7 @@ impl FrameAllocator {
     /// [`OutOfMemory`]: there are not as many.
     pub fn alloc_list(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
         // A hopeless wish touches no memory: the list would have written to free frames before it gave up.
-        let kept = self.kept_from(cpu);
-        if count > BATCH && count > self.stats().free.saturating_sub(kept) {
+        if count > BATCH && count > self.stats().free.saturating_sub(self.kept_from(cpu)) {
             return Err(self.missing(cpu, count));
         }
         let mut list = FrameList::new(self.linear());
@@ -111,7 +110,7 @@ impl FrameAllocator {
         });
         self.claim_into(&mut list, run);
         if left > 0 {
-            left -= self.blocks.take_runs(cpu, left, kept, |run| self.claim_into(&mut list, run));
+            left -= self.blocks.take_runs(cpu, left, self.kept_from(cpu), |run| self.claim_into(&mut list, run));
         }
         if left > 0 {
             self.free_list(cpu, list);
