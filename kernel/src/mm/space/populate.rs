@@ -77,6 +77,7 @@ impl Space {
         let (frames, mmu) = (self.common.frames, self.mmu());
         let missing = found.cells.iter().filter(|cell| self.is_empty(cell)).count();
         let mut list = frames.alloc_list(cpu, missing)?;
+        let attributes = attributes(protection);
         {
             let locked = self.lock_table(found.table);
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
@@ -84,7 +85,7 @@ impl Space {
                 let Some(frame) = list.pop() else { break };
                 // SAFETY: the linear map shows the frame, writable, and nobody else has it.
                 unsafe { zero_page(frames.linear().address(frame)) };
-                let new = Descriptor::page(frame, attributes(protection)).dirty();
+                let new = Descriptor::page(frame, attributes).dirty();
                 if new.is_user_executable() {
                     self.make_code_visible(new);
                 }
@@ -117,7 +118,9 @@ impl Space {
 
     #[inline(always)]
     fn is_empty(&self, cell: &Cell) -> bool {
-        state(self.mmu().load(cell)) == State::Empty
+        let entry = self.mmu().load(cell);
+        // Nearly always it is, and then one comparison tells.
+        entry == Descriptor::EMPTY || state(entry) == State::Empty
     }
 
     /// Writes `bytes` at `address`, as the program could, whichever space this CPU has now.
