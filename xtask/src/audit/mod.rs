@@ -150,8 +150,11 @@ fn judge(reached: &Reached, panics: &Panics, tables: &Path) -> Result<()> {
     if !without.is_empty() {
         bail!("{} panics can be reached and have no reason in {}/panics.toml", without.len(), tables.display());
     }
-    if !reached.misnamed.is_empty() {
-        let names = reached.misnamed.join("\n  ");
+    // A closure that the compiler has inlined has no address: whether it does differs from build to build.
+    let misnamed: Vec<&str> =
+        reached.misnamed.iter().map(String::as_str).filter(|name| !name.contains("{{closure}}")).collect();
+    if !misnamed.is_empty() {
+        let names = misnamed.join("\n  ");
         bail!("these targets in {}/calls.toml are no functions whose address is taken:\n  {names}", tables.display());
     }
     let gone: Vec<String> = panics

@@ -175,6 +175,11 @@ impl Requests {
         self.entries.iter().filter(|entry| entry.is_in_flight()).count()
     }
 
+    /// Whether the device has a request still.
+    pub fn is_in_flight(&self, ticket: Ticket) -> bool {
+        self.entries.get(usize::from(ticket.0)).is_some_and(Entry::is_in_flight)
+    }
+
     /// How often a request was handed over so far; 0 where there is none.
     pub fn tries(&self, ticket: Ticket) -> u32 {
         self.entries.get(usize::from(ticket.0)).map_or(0, |entry| entry.tries)
