@@ -1,6 +1,6 @@
 //! Exceptions of EL0: what `user.S` calls.
 //!
-//! What they mean is for the thread's own functions to say ([`UserEntry`](crate::sched::UserEntry)); here is what must
+//! What they mean is for the thread's own functions to say ([`UserEntry`]); here is what must
 //! be done for every thread: floating point on its first use, and what waits for the way out.
 
 use granule_arch::esr::Class;
