@@ -10,6 +10,8 @@
 //! kernel. Later it may be called for what a CPU may see late. On the host there is nothing to patch: a site reads a
 //! plain flag of its identifier.
 
+#![allow(unsafe_code, reason = "the list of branch sites lies between symbols of the linker")]
+
 use crate::addr::VirtAddr;
 #[cfg(target_os = "none")]
 use crate::cache::CodeCaches;
@@ -85,7 +87,7 @@ pub fn records() -> &'static [Record] {
     unsafe { core::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
-/// Makes every site say what `enabled` says of its identifier; returns how many instructions were changed.
+/// Patches every site to what `enabled` returns for its identifier; returns how many instructions were changed.
 ///
 /// `write` stores an instruction at an address of the text through some alias that may be written; the text itself need
 /// not be. What it stored is executed by this CPU once the function returns. Another CPU needs an ISB after that.

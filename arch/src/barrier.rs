@@ -1,7 +1,7 @@
 //! Memory barriers (Arm ARM B2.3.12), each under its own name so that a reader sees which one is paid for.
 //!
 //! Which operation owes which barrier is decided in `granule-pgtable` (`lazy`) and `granule` (`mm::tlb`).
-//! On the host they do nothing.
+//! On the host they are recorded (module `recorded`) alone.
 
 macro_rules! barrier {
     ($(#[$doc:meta])* $name:ident, $function:ident, $argument:ident) => {
@@ -10,6 +10,8 @@ macro_rules! barrier {
         pub fn $name() {
             #[cfg(target_os = "none")]
             aarch64_cpu::asm::barrier::$function(aarch64_cpu::asm::barrier::$argument);
+            #[cfg(not(target_os = "none"))]
+            crate::recorded::note(stringify!($name));
         }
     };
 }

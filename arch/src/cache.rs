@@ -1,7 +1,9 @@
 //! Cache maintenance by virtual address (Arm ARM D7.5), and what makes new code executable (B2.7.4).
 //!
-//! CTR_EL0 says how long a line is and what can be left out. All operations here reach the point they name for every
+//! CTR_EL0 has the length of a line and what can be left out. All operations here reach the point they name for every
 //! CPU of the inner-shareable domain. On the host they do nothing.
+
+#![allow(unsafe_code, reason = "cache maintenance by address")]
 
 use tock_registers::LocalRegisterCopy;
 use tock_registers::interfaces::Readable;
@@ -51,7 +53,7 @@ macro_rules! by_address {
         pub unsafe fn $name(start: VirtAddr, bytes: u64) {
             for_each_line(start, bytes, data_line(), |line| {
                 #[cfg(target_os = "none")]
-                // SAFETY: the caller says that the line is mapped; the operation changes no value that a coherent
+                // SAFETY: by the caller's contract the line is mapped; the operation changes no value that a coherent
                 // observer sees, unless the caller discards lines, which is what it then asked for.
                 unsafe {
                     core::arch::asm!(
@@ -87,7 +89,8 @@ macro_rules! by_line {
         pub unsafe fn $name(start: VirtAddr, bytes: u64, line: u64) {
             for_each_line(start, bytes, line, |line| {
                 #[cfg(target_os = "none")]
-                // SAFETY: the line is mapped, says the caller; no value changes, and what is dropped is fetched again.
+                // SAFETY: the line is mapped, by the caller's contract; no value changes, and what is dropped is
+                // fetched again.
                 unsafe {
                     core::arch::asm!(concat!($instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags));
                 }
@@ -117,8 +120,8 @@ pub fn invalidate_all_instructions() {
     }
 }
 
-/// What new code takes to be seen by fetches: of one CPU what its CTR_EL0 says, of several the least of them, since
-/// one CPU's register speaks for its own caches alone.
+/// What new code takes to be seen by fetches: of one CPU as in its CTR_EL0, of several the least of them, since one
+/// CPU's register describes its own caches alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CodeCaches {
     /// Bytes in the shortest data cache line.
@@ -144,8 +147,8 @@ impl CodeCaches {
     }
 }
 
-/// Makes instructions that were stored in the range visible to instruction fetch on every CPU, with caches as `caches`
-/// says of all that run.
+/// Makes instructions that were stored in the range visible to instruction fetch on every CPU, where `caches` holds for
+/// all that run.
 ///
 /// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has had it when
 /// the function returns.
@@ -154,13 +157,13 @@ impl CodeCaches {
 /// The range is mapped with read permission at least. It need not be the address that the stores went through.
 pub unsafe fn sync_code(start: VirtAddr, bytes: u64, caches: CodeCaches) {
     if !caches.idc {
-        // SAFETY: mapped, says the caller.
+        // SAFETY: mapped, by the caller's contract.
         unsafe { clean_to_unification(start, bytes, caches.data_line) };
     }
-    // With IDC the stores themselves must be complete before the instruction caches are told.
+    // With IDC the stores themselves must be complete before the instruction caches are invalidated.
     barrier::dsb_ish();
     if !caches.dic {
-        // SAFETY: mapped, says the caller.
+        // SAFETY: mapped, by the caller's contract.
         unsafe { invalidate_instructions(start, bytes, caches.instruction_line) };
         barrier::dsb_ish();
     }

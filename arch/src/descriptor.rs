@@ -1,9 +1,9 @@
 //! The VMSAv8-64 stage 1 descriptor (Arm ARM D8.3), with the software bits that the kernel gives a meaning.
 //!
-//! A live cell of a table is an `AtomicU64` (or a model's cell); a [`Descriptor`] is a copy of its value.
-//! The vocabulary of permissions follows Linux on arm64, so that its contracts can be compared bit by bit:
-//! `WRITE` (the DBM bit) says "may be written", `RDONLY` is `AP[2]`, and an entry that is present but not
-//! valid keeps all other fields and is told apart by `PRESENT_INVALID` (the nG bit where VALID = 0).
+//! A live cell of a table is an `AtomicU64` (or a model's cell); a [`Descriptor`] is a copy of its value. The
+//! vocabulary of permissions follows Linux on arm64, so that its contracts can be compared bit by bit: `WRITE` (the DBM
+//! bit) means "may be written", `RDONLY` is `AP[2]`, and an entry that is present but not valid keeps all other fields
+//! and is recognised by `PRESENT_INVALID` (the nG bit where VALID = 0).
 
 use core::fmt;
 use tock_registers::LocalRegisterCopy;
@@ -104,15 +104,15 @@ pub mod bits {
     /// name).
     pub const VM_ALLOC: u64 = 1 << 56;
     /// Software, in a table descriptor (the hardware ignores bits 58 to 51 there): the table was empty, and is unlinked
-    /// unless somebody who needs it takes this away.
+    /// unless a walker that needs it clears this.
     pub const LEAVING: u64 = 1 << 55;
     /// Software, in an entry that is neither valid nor present: a table was unlinked here that walk caches may still
-    /// have. Not [`LEAVING`], which whoever needs the table clears without another look.
+    /// have. Not [`LEAVING`], which a walker that needs the table clears without another look.
     pub const UNLINKED: u64 = 1 << 57;
     // Of user entries; the table of all that software gives a meaning, VALID or not, is in `descriptor::user`.
     /// Software, user leaves: it was written.
     pub const DIRTY: u64 = 1 << 55;
-    /// Software, user leaves: the frame is nobody's to count.
+    /// Software, user leaves: the frame is not counted.
     pub const SPECIAL: u64 = 1 << 56;
     /// Software, valid user leaves: write-protected by userfaultfd.
     pub const UFFD_WP: u64 = 1 << 58;
@@ -153,7 +153,7 @@ pub const MAIR: u64 = 0xff | 0x04 << 8 | 0x44 << 16 | 0xff << 24;
 /// MAIR_EL1 where `ID_AA64PFR1_EL1.MTE >= 2`: index 3 is Normal-Tagged (0xf0).
 pub const MAIR_MTE: u64 = 0xff | 0x04 << 8 | 0x44 << 16 | 0xf0 << 24;
 
-/// What a descriptor says at its level.
+/// What a descriptor is at its level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// Nothing is here: all bits zero, or not valid without the present mark.
@@ -201,7 +201,7 @@ impl Descriptor {
         Self((address.0 & bits::ADDRESS) | attributes.bits())
     }
 
-    /// The same leaf as one of a contiguous group. All entries of the group must say so, and translate alike.
+    /// The same leaf as one of a contiguous group. All entries of the group must have the bit, and translate alike.
     #[must_use]
     pub const fn contiguous(self) -> Self {
         Self(self.0 | bits::CONTIGUOUS)
@@ -263,7 +263,7 @@ impl Descriptor {
         self.0 & bits::RDONLY == 0
     }
 
-    /// Whether EL1 may execute through it, were it valid, as far as the leaf alone says.
+    /// Whether EL1 may execute through it, were it valid, as far as the leaf alone decides.
     pub const fn is_executable(self) -> bool {
         self.0 & bits::PXN == 0
     }

@@ -28,7 +28,7 @@ mod fields {
             WNR OFFSET(6) NUMBITS(1) [],
             /// The fault was taken on a stage 2 translation of a stage 1 walk.
             S1PTW OFFSET(7) NUMBITS(1) [],
-            /// Data aborts: the access was cache maintenance or an address translation; WNR says nothing then.
+            /// Data aborts: the access was cache maintenance or an address translation; WNR has no meaning then.
             CM OFFSET(8) NUMBITS(1) [],
             /// External aborts: what an implementation adds.
             EA OFFSET(9) NUMBITS(1) [],
@@ -138,8 +138,8 @@ impl Syndrome {
     }
 
     /// What EL0 attempted, where its tables have refused it: a translation, access flag or permission fault, at any
-    /// level of the walk that is in memory. `None` for everything else that can be wrong. A subset of [`Self::abort`], for
-    /// those who serve page faults: some shifts and masks.
+    /// level of the walk that is in memory. `None` for everything else that can be wrong. A subset of [`Self::abort`],
+    /// for the page-fault path: some shifts and masks.
     #[inline(always)]
     pub const fn page_fault_of_el0(self) -> Option<Access> {
         const STATUS: u64 = ISS_ABORT::STATUS.mask;
@@ -332,7 +332,7 @@ mod tests {
         }
     }
 
-    /// All classes and statuses: the short way says what the long one does.
+    /// All classes and statuses: the short way agrees with the long one.
     #[test]
     fn page_faults_of_el0_are_those_aborts_that_tables_decide() {
         for (class, bits) in (0..64u64).flat_map(|class| (0..1 << 11u64).map(move |bits| (class, bits))) {

@@ -1,8 +1,8 @@
 //! What a CPU can do, from its ID registers (Arm ARM D24.2, and D24.1.3 on how their fields are to be compared).
 //!
-//! `CpuFeatures::read` copies the registers of the CPU that runs; [`CpuFeatures::least`] makes of two CPUs the one
-//! that both are at least, which is what a kernel that runs on both may use. The accessors give fields a meaning;
-//! nobody above this file decodes an ID register.
+//! `CpuFeatures::read` copies the registers of the CPU that runs; [`CpuFeatures::least`] makes of two CPUs the one that
+//! both are at least, which is what a kernel that runs on both may use. The accessors give fields a meaning; no code
+//! above this file decodes an ID register.
 
 use core::fmt;
 
@@ -122,7 +122,7 @@ pub struct Pmu {
 }
 
 /// Of two registers of four-bit fields the lower one in each field. Where the bits of `signed` are set, the field is a
-/// two's complement number (in these 0xf says that something is not there).
+/// two's complement number (in these 0xf means that something is not there).
 const fn least_fields(a: u64, b: u64, signed: u64) -> u64 {
     let mut result = 0;
     let mut shift = 0;
@@ -261,7 +261,7 @@ impl CpuFeatures {
         has(self.mmfr2, ID_AA64MMFR2_EL1::E0PD, 1)
     }
 
-    /// FEAT_TTCNP: CPUs may say that their tables are the same.
+    /// FEAT_TTCNP: CPUs may mark their tables as shared.
     pub fn cnp(&self) -> bool {
         has(self.mmfr2, ID_AA64MMFR2_EL1::CnP, 1)
     }
@@ -271,8 +271,7 @@ impl CpuFeatures {
         has(self.mmfr1, ID_AA64MMFR1_MORE::ETS, 2)
     }
 
-    /// What the ID register says about a change of size of a live entry. Whether that is trusted is the kernel's
-    /// decision.
+    /// The ID register's level for a change of size of a live entry. Whether that is trusted is the kernel's decision.
     pub fn bbm(&self) -> BreakBeforeMake {
         match ID_AA64MMFR2_EL1::BBM.read(self.mmfr2) {
             0 => BreakBeforeMake::Required,
@@ -287,7 +286,7 @@ impl CpuFeatures {
         has(self.isar0, ID_AA64ISAR0_MORE::TLB, 2)
     }
 
-    /// FEAT_TTL: a TLBI may say at which level the leaf is.
+    /// FEAT_TTL: a TLBI may carry the leaf's level.
     pub fn ttl(&self) -> bool {
         has(self.mmfr2, ID_AA64MMFR2_EL1::TTL, 1)
     }

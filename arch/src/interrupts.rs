@@ -1,5 +1,7 @@
 //! The interrupt masks of this CPU (PSTATE.DAIF, Arm ARM C5.2.2).
 
+#![allow(unsafe_code, reason = "reads and writes PSTATE.DAIF")]
+
 /// What the kernel's measure of masked stretches provides (feature `latency`).
 #[cfg(all(target_os = "none", feature = "latency"))]
 mod hooks {
@@ -51,7 +53,7 @@ pub fn restore(state: Daif) {
         hooks::granule_latency_unmasked();
     }
     #[cfg(target_os = "none")]
-    // SAFETY: the value came from DAIF; whoever masked is done with what the mask protected.
+    // SAFETY: the value came from DAIF; the caller that masked is done with what the mask protected.
     unsafe {
         core::arch::asm!("msr daif, {0}", in(reg) state.0, options(nostack, preserves_flags));
     }

@@ -18,8 +18,15 @@ pub mod interrupts;
 pub mod memory;
 pub mod psci;
 pub mod random;
+#[cfg(not(target_os = "none"))]
+pub mod recorded;
 pub mod sysreg;
 pub mod timer;
 pub mod tlbi;
 pub mod translate;
 pub mod wait;
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

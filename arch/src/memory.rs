@@ -1,8 +1,10 @@
 //! Moving, filling and comparing memory, on the target: what the compiler calls by name, and zeroing pages.
 //!
 //! `compiler_builtins` brings byte loops for `memcpy` and its kin on this target, under weak names. The strong ones in
-//! `memory.S` use pairs of registers, DC ZVA or FEAT_MOPS, whichever the [`branch`]es say. Assembly, because a compiler
+//! `memory.S` use pairs of registers, DC ZVA or FEAT_MOPS, as the [`branch`]es select. Assembly, because a compiler
 //! that finds such a loop in Rust turns it into a call of the function that it is.
+
+#![allow(unsafe_code, reason = "the compiler's memory functions, in assembly")]
 
 use crate::addr::{PAGE_SIZE, VirtAddr};
 
@@ -21,7 +23,7 @@ core::arch::global_asm!(include_str!("memory.S"), mops = const branch::MOPS, dc_
 /// Zeroes a page of Normal memory.
 ///
 /// # Safety
-/// `page` is page aligned, mapped writable as Normal memory, and nobody else uses the page now.
+/// `page` is page aligned, mapped writable as Normal memory, and not in use elsewhere now.
 pub unsafe fn zero_page(page: VirtAddr) {
     debug_assert!(page.is_aligned(PAGE_SIZE as u64));
     // SAFETY: the caller owns the page.

@@ -1,5 +1,7 @@
 //! The random number generator of a CPU (FEAT_RNG; Arm ARM D24.2, RNDR).
 
+#![allow(unsafe_code, reason = "reads RNDR")]
+
 /// A random number of the CPU's own generator; `None` where the generator has none for the moment. The CPU has FEAT_RNG.
 #[cfg(target_os = "none")]
 pub fn rndr() -> Option<u64> {

@@ -1,9 +1,10 @@
 //! System registers, and fields of them, that `aarch64-cpu` lacks (Arm ARM D24).
 //!
 //! The same shape as there: `register_bitfields!` and a zero-sized register. They are accessed by their encoding
-//! (`S3_…`), so that they assemble for any target; whether a CPU has a register is what the ID registers say, and the
-//! caller asks them first. Fields that are missing in a register that `aarch64-cpu` has are here under `ID_…_MORE`.
+//! (`S3_…`), so that they assemble for any target; the ID registers define whether a CPU has a register, and the caller
+//! reads them first. Fields that are missing in a register that `aarch64-cpu` has are here under `ID_…_MORE`.
 
+#![allow(unsafe_code, reason = "reads and writes system registers")]
 #![allow(
     non_upper_case_globals,
     missing_docs,
@@ -210,11 +211,11 @@ read!(
     dczid_el0, DCZID_EL0: DCZID_EL0::Register, "S3_3_C0_C0_7"
 );
 read!(
-    /// Which of the first 32 events are counted. Exists where ID_AA64DFR0_EL1.PMUVer says so.
+    /// Which of the first 32 events are counted. Exists where ID_AA64DFR0_EL1.PMUVer has it.
     pmceid0_el0, PMCEID0_EL0: PMCEID0_EL0::Register, "S3_3_C9_C12_6"
 );
 read_write!(
-    /// Performance monitors control. Exists where ID_AA64DFR0_EL1.PMUVer says so.
+    /// Performance monitors control. Exists where ID_AA64DFR0_EL1.PMUVer has it.
     pmcr_el0, PMCR_EL0: PMCR_EL0::Register, "S3_3_C9_C12_0"
 );
 read!(

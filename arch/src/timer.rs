@@ -2,6 +2,8 @@
 //!
 //! The virtual count is the physical one minus CNTVOFF_EL2, which the entry code sets to zero where it runs at EL2.
 
+#![allow(unsafe_code, reason = "reads and writes the timer's registers")]
+
 /// CNTVCT_EL0, which may be read some instructions early or late: for sums of times, where an ISB would cost more than the
 /// time it adds in precision.
 #[inline(always)]

@@ -9,7 +9,9 @@
 //!
 //! No barrier is issued: before them, the stores must be complete; after them, a DSB on the same CPU completes them.
 //! Range operations are written as `SYS`, so that assembling needs no target feature; issuing them needs
-//! FEAT_TLBIRANGE. On the host nothing happens.
+//! FEAT_TLBIRANGE. On the host they are recorded (module `recorded`) alone.
+
+#![allow(unsafe_code, reason = "issues TLBI instructions")]
 
 use core::num::NonZeroU8;
 
@@ -60,25 +62,60 @@ impl LevelHint {
     }
 }
 
+/// The right to invalidate what TLBs hold of an address space by its ASID.
+///
+/// Devices may translate through the same tables, so an invalidation by ASID has a second half: the notification of the
+/// secondary TLBs. A kernel has one module that does both, which makes this value and keeps it private; without it
+/// no [`Asid`] can be had, and so no operation of one.
+#[derive(Clone, Copy, Debug)]
+pub struct UserTlbToken(());
+
+impl UserTlbToken {
+    /// The token.
+    ///
+    /// # Safety
+    /// Where a device may translate through the tables of an ASID, every invalidation that this token allows is
+    /// followed by one of the device's TLB, complete before a frame that lost its mapping is free.
+    pub const unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// The ASID of a user space, in an invalidation: 0 to 65,535, as far as the CPU has bits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Asid(u16);
+
+impl Asid {
+    /// `number`, for the holder of the token.
+    pub const fn new(number: u16, _: UserTlbToken) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+}
+
 /// The operand of an operation on one address: ASID 63:48, TTL 47:44, VA\[55:12\] 43:0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub struct AddressOperand(u64);
 
 impl AddressOperand {
-    /// `address`, in every ASID: for `vaae1…` and `vaale1…`. `hint` says the leaf's level with FEAT_TTL, or nothing.
+    /// `address`, in every ASID: for `vaae1…` and `vaale1…`. `hint` has the leaf's level with FEAT_TTL, or nothing.
     pub const fn new(address: VirtAddr, hint: Option<(Granule, LevelHint)>) -> Self {
-        Self::with_asid(address, 0, hint)
+        Self::with_asid(address, Asid(0), hint)
     }
 
     /// `address` in `asid`: for `vae1…` and `vale1…`.
-    pub const fn with_asid(address: VirtAddr, asid: u16, hint: Option<(Granule, LevelHint)>) -> Self {
+    pub const fn with_asid(address: VirtAddr, asid: Asid, hint: Option<(Granule, LevelHint)>) -> Self {
         let ttl = match hint {
             Some((granule, level)) => (granule as u64) << 2 | level.level() as u64,
             None => 0,
         };
         // The mask cuts the sign extension off, which would be read as a TTL.
-        Self((asid as u64) << 48 | ttl << 44 | (address.0 >> 12) & ((1 << 44) - 1))
+        Self((asid.0 as u64) << 48 | ttl << 44 | (address.0 >> 12) & ((1 << 44) - 1))
     }
 
     /// As the instruction takes it.
@@ -140,19 +177,19 @@ impl Span {
 pub struct RangeOperand(u64);
 
 impl RangeOperand {
-    /// `span` from `base` on, in every ASID. `hint` says the leaves' level, or nothing.
+    /// `span` from `base` on, in every ASID. `hint` has the leaves' level, or nothing.
     pub const fn new(base: VirtAddr, granule: Granule, span: Span, hint: Option<LevelHint>) -> Self {
-        Self::with_asid(base, granule, span, 0, hint)
+        Self::with_asid(base, granule, span, Asid(0), hint)
     }
 
     /// `span` from `base` on, in `asid`.
-    pub const fn with_asid(base: VirtAddr, granule: Granule, span: Span, asid: u16, hint: Option<LevelHint>) -> Self {
+    pub const fn with_asid(base: VirtAddr, granule: Granule, span: Span, asid: Asid, hint: Option<LevelHint>) -> Self {
         let ttl = match hint {
             Some(level) => level.level() as u64,
             None => 0,
         };
         Self(
-            (asid as u64) << 48
+            (asid.0 as u64) << 48
                 | (granule as u64) << 46
                 | (span.scale as u64) << 44
                 | (span.num as u64) << 39
@@ -250,7 +287,10 @@ macro_rules! tlbi {
                 core::arch::asm!($instruction, $(in(reg) $bits,)? options(nostack, preserves_flags));
             }
             #[cfg(not(target_os = "none"))]
-            { $(let _ = $bits;)? }
+            {
+                $(let _ = $bits;)?
+                crate::recorded::note(stringify!($name));
+            }
         }
     };
 }
@@ -265,11 +305,11 @@ tlbi!(
 );
 tlbi!(
     /// TLBI ASIDE1IS: everything of one ASID, on all CPUs.
-    aside1is(asid: u16 = u64::from(asid) << 48), "sys #0, c8, c3, #2, {}"
+    aside1is(asid: Asid = u64::from(asid.0) << 48), "sys #0, c8, c3, #2, {}"
 );
 tlbi!(
     /// TLBI ASIDE1: everything of one ASID, on this CPU.
-    aside1(asid: u16 = u64::from(asid) << 48), "sys #0, c8, c7, #2, {}"
+    aside1(asid: Asid = u64::from(asid.0) << 48), "sys #0, c8, c7, #2, {}"
 );
 tlbi!(
     /// TLBI VAE1IS: an address of one ASID, every level, on all CPUs.
@@ -324,7 +364,7 @@ tlbi!(
     rvaale1(operand: RangeOperand = operand.0), "sys #0, c8, c6, #7, {}"
 );
 
-/// A TLBI of the EL1&0 regime with its operand, as a value: what a machine is told to do, be it the metal or a model.
+/// A TLBI of the EL1&0 regime with its operand, as a value: an instruction for a machine, be it the metal or a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Instruction {
     /// [`vmalle1is`].
@@ -340,7 +380,7 @@ pub enum Instruction {
     /// [`vaale1`].
     Vaale1(AddressOperand),
     /// [`aside1is`].
-    Aside1is(u16),
+    Aside1is(Asid),
     /// [`vae1is`].
     Vae1is(AddressOperand),
     /// [`vale1is`]: also the least that some errata ask to be repeated.
@@ -384,7 +424,7 @@ impl Instruction {
 mod tests {
     extern crate std;
 
-    use super::{AddressOperand, Granule, LevelHint, Operation, Plan, RangeOperand, RangeSupport, Span};
+    use super::{AddressOperand, Asid, Granule, LevelHint, Operation, Plan, RangeOperand, RangeSupport, Span};
     use crate::addr::VirtAddr;
     use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
     use std::vec;
@@ -486,7 +526,7 @@ mod tests {
             granule in granule(), address: u64, upper: bool, asid: u16,
         ) {
             let address = page(granule, address, upper);
-            let operand = AddressOperand::with_asid(address, asid, None).bits();
+            let operand = AddressOperand::with_asid(address, Asid(asid), None).bits();
             assert_eq!(operand >> 44 & 0xf, 0);
             assert_eq!(operand >> 48, u64::from(asid));
             // Zephyr #115708: the shift is 12 for every granule.
@@ -499,7 +539,7 @@ mod tests {
             granule in granule(), address: u64, upper: bool, asid: u16, scale in 0_u8..4, num in 0_u8..32, level in 0_u8..5,
         ) {
             let base = page(granule, address, upper);
-            let operand = RangeOperand::with_asid(base, granule, Span { scale, num }, asid, LevelHint::new(level)).bits();
+            let operand = RangeOperand::with_asid(base, granule, Span { scale, num }, Asid(asid), LevelHint::new(level)).bits();
             let field = |high: u32, low: u32| operand << (63 - high) >> (63 - high + low);
             assert_eq!(field(63, 48), u64::from(asid));
             assert_eq!(field(47, 46), granule as u64);

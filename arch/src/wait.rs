@@ -1,5 +1,7 @@
 //! Ways to wait (Arm ARM C6: YIELD, WFE, SEV, WFI). Every loop that waits for another CPU or a device has one.
 
+#![allow(unsafe_code, reason = "issues YIELD, WFE, SEV and WFI")]
+
 macro_rules! hint {
     ($(#[$doc:meta])* $name:ident, $instruction:literal, $host:expr) => {
         $(#[$doc])*

@@ -3,12 +3,11 @@
 // Entered at EL2 or EL1 with the MMU off, at any 2 MiB aligned address, as Linux's arm64 boot protocol has it. In
 // order:
 //
-//   drop_to_el1     EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1
-//   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page
-//   configure_el1   MAIR, TCR, TTBRs and all else that a previous stage may have left, from this CPU's ID registers
-//   enable_mmu      the one page of code that lies at the same address under both maps
-//   primary_high    at the linked address: relocation, vectors, stack, bss, `kernel_main`
-//   secondary_high  at the linked address: the CPU's record, which says where to go
+// drop_to_el1 EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1 build_tables boot
+// CPU: the image by pages with final permissions, the fixmap, the identity page configure_el1 MAIR, TCR, TTBRs and all
+// else that a previous stage may have left, from this CPU's ID registers enable_mmu the one page of code that lies at
+// the same address under both maps primary_high at the linked address: relocation, vectors, stack, bss, `kernel_main`
+// secondary_high at the linked address: the CPU's record, with its entry point
 //
 // Rules. With the MMU off: PC-relative addresses only, no stack, nothing exclusive or unaligned (all data accesses are
 // Device-nGnRnE). A register field is written, never modified: what was in it is not ours. No page is writable and
@@ -274,10 +273,10 @@ at_el2:
     msr     S3_4_C3_C1_0, xzr               // HDFGRTR2_EL2
     msr     S3_4_C3_C1_1, xzr               // HDFGWTR2_EL2
 
-    // Nobody lives at EL2 from here on. What traps there all the same stops, rather than run what was there before.
+    // EL2 is empty from here on. What traps there all the same stops, rather than run what was there before.
 9:  address x0, parked_vectors
     msr     vbar_el2, x0
-    tlbi    alle1                           // every VMID: ours is 0, and somebody may have used it
+    tlbi    alle1                           // every VMID: ours is 0, and it may have been used
     tlbi    alle2
     dsb     nsh
     mov     x0, #{SPSR_EL1H_MASKED}
@@ -439,7 +438,7 @@ park:
     wfe
     b       park
 
-// For exceptions that nobody is there to take yet, and for EL2 once it is empty.
+// For exceptions that have no handler yet, and for EL2 once it is empty.
     .balign 0x800
 parked_vectors:
     .rept   16

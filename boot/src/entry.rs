@@ -1,5 +1,7 @@
 //! `entry.S`, and the numbers that it is given. None of them is written twice.
 
+#![allow(unsafe_code, reason = "the entry code, in assembly")]
+
 use core::mem::offset_of;
 
 use aarch64_cpu::registers::{

@@ -1,6 +1,6 @@
 //! How Granule comes to run: the arm64 Image header, the entry at EL2 or EL1, relocation, the early map.
 //!
-//! The story is told in `entry.S`, which is assembled here with the numbers that it shares with the kernel: bits of
+//! The sequence is in `entry.S`, which is assembled here with the numbers that it shares with the kernel: bits of
 //! descriptors and registers, addresses of the layout, offsets of the two records that assembly writes or reads. A
 //! binary names what runs once the kernel is up:
 //!
@@ -37,3 +37,8 @@ pub use granule::boot_info::BootInfo;
 #[cfg(target_os = "none")]
 #[doc(hidden)]
 pub use granule::start::start;
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,9 +1,8 @@
 //! Boot arguments: `key` or `key=value`, separated by blanks, from `/chosen` `bootargs`.
 //!
-//! Whoever reads a key registers it in [`PARAMETERS`], with a line of help and a check of its value, next to the code
-//! that reads it. [`check`] then finds what nobody would read: an unknown key or a bad value is a warning that names
-//! the nearest known one, and the boot goes on, since a kernel that stops at a typing error cannot be told the right
-//! word.
+//! The reader of a key registers it in [`PARAMETERS`], with a line of help and a check of its value, next to the code
+//! that reads it. [`check`] then finds what has no reader: an unknown key or a bad value is a warning with the nearest
+//! known one, and the boot goes on, since a kernel that stops at a typing error cannot be given the right word.
 //!
 //! Where a key is given twice, the last one counts, as in Linux.
 
@@ -12,9 +11,9 @@ use core::fmt::{self, Write};
 use linkme::distributed_slice;
 use spin::Once;
 
-use crate::nearest::nearest;
+use crate::suggest::suggest;
 
-/// Every key that somebody reads.
+/// Every key that has a reader.
 #[distributed_slice]
 pub static PARAMETERS: [Parameter];
 
@@ -37,7 +36,7 @@ impl Refused {
     /// The reason, cut off after 96 bytes.
     pub fn because(reason: impl fmt::Display) -> Self {
         let mut text = heapless::String::new();
-        // What does not fit is left out; the beginning says enough.
+        // What does not fit is left out; the beginning is enough.
         let _ = write!(text, "{reason}");
         Self(text)
     }
@@ -74,7 +73,7 @@ pub fn is_set(key: &str) -> bool {
     get(key).is_some()
 }
 
-/// Says what in the arguments nobody will understand: one call of `warn` for each.
+/// Finds the arguments without a reader or with a bad value: one call of `warn` for each.
 pub fn check(mut warn: impl FnMut(fmt::Arguments<'_>)) {
     if let Some(arguments) = ARGUMENTS.get() {
         check_against(arguments, &PARAMETERS, &mut warn);
@@ -98,7 +97,7 @@ fn check_against(arguments: &str, known: &[Parameter], warn: &mut dyn FnMut(fmt:
                     warn(format_args!("boot argument {key}: bad value {value:?}: {reason}"));
                 }
             }
-            None => match nearest(key, known.iter().map(|parameter| parameter.name)) {
+            None => match suggest(key, known.iter().map(|parameter| parameter.name)) {
                 Some(name) => warn(format_args!("boot argument {key} is unknown; did you mean {name}?")),
                 None => warn(format_args!("boot argument {key} is unknown")),
             },

@@ -1,6 +1,8 @@
 //! Bytes on the heap where it may run out: `Vec`'s own ways to grow end in a panic then, also where room was reserved
 //! and they never grow.
 
+#![allow(unsafe_code, reason = "sets the length of a vector whose bytes are initialised")]
+
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 

@@ -13,9 +13,9 @@ use linkme::distributed_slice;
 use thiserror::Error;
 
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
-use crate::nearest::nearest;
+use crate::suggest::suggest;
 
-/// Who can see that a fix is missing.
+/// What can see that a fix is missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Witness {
     /// The CPU, real or emulated: a test on the target.
@@ -45,7 +45,7 @@ pub struct Lab {
     pub name: &'static str,
     /// What goes wrong with it, in a line.
     pub effect: &'static str,
-    /// Who sees it.
+    /// What sees it.
     pub witness: Witness,
 }
 
@@ -108,7 +108,7 @@ pub const SKIP_DSB_AFTER_TLBI: Lab = Lab {
 pub const SKIP_ISB: Lab = Lab {
     identifier: FIRST_LAB + 6,
     name: "skip-isb",
-    effect: "no ISB at the end of a change: what this CPU translated ahead may still be used",
+    effect: "no ISB at the end of a change: this CPU may use what it translated ahead",
     witness: Witness::Model,
 };
 
@@ -116,11 +116,11 @@ pub const SKIP_ISB: Lab = Lab {
 pub const SKIP_ICACHE: Lab = Lab {
     identifier: FIRST_LAB + 7,
     name: "skip-icache",
-    effect: "no cache maintenance where pages become executable: what they held before may run",
+    effect: "no cache maintenance where pages become executable: their old contents may run",
     witness: Witness::Stream,
 };
 
-/// Tables are freed at once, and nobody is told.
+/// Tables are freed at once, without invalidation or a wait.
 pub const EARLY_TABLE_FREE: Lab = Lab {
     identifier: FIRST_LAB + 8,
     name: "early-table-free",
@@ -144,19 +144,19 @@ pub const NO_ALIAS: Lab = Lab {
     witness: Witness::Target,
 };
 
-/// Nobody is told of an upgrade.
+/// No event of an upgrade.
 pub const NO_UPGRADE_EVENT: Lab = Lab {
     identifier: FIRST_LAB + 11,
     name: "no-upgrade-event",
-    effect: "no event says that a user page became writable or young: who mirrors it keeps the old permission",
+    effect: "no event when a user page becomes writable or young: a mirror of the page keeps the old permission",
     witness: Witness::Target,
 };
 
-/// An upgrade is told under the lock of the table.
+/// The event of an upgrade under the lock of the table.
 pub const NOTIFY_BEFORE_UNLOCK: Lab = Lab {
     identifier: FIRST_LAB + 12,
     name: "notify-before-unlock",
-    effect: "the event of an upgrade comes under the lock of the page table: who sleeps or looks there hangs",
+    effect: "the event of an upgrade comes under the lock of the page table: a subscriber that sleeps or walks hangs",
     witness: Witness::Target,
 };
 
@@ -164,7 +164,7 @@ pub const NOTIFY_BEFORE_UNLOCK: Lab = Lab {
 pub const STALE_COW: Lab = Lab {
     identifier: FIRST_LAB + 13,
     name: "stale-cow",
-    effect: "no TLB is invalidated where a page is copied on write: other CPUs go on with the old page",
+    effect: "no TLB is invalidated where a page is copied on write: other CPUs use the old page",
     witness: Witness::Target,
 };
 
@@ -172,15 +172,15 @@ pub const STALE_COW: Lab = Lab {
 pub const SKIP_ICACHE_USER: Lab = Lab {
     identifier: FIRST_LAB + 14,
     name: "skip-icache-user",
-    effect: "no cache maintenance where user pages become executable: what they held before may run",
+    effect: "no cache maintenance where user pages become executable: their old contents may run",
     witness: Witness::Stream,
 };
 
-/// The SMMU is not told.
+/// The SMMU is not invalidated.
 pub const NO_SECONDARY_TLB: Lab = Lab {
     identifier: FIRST_LAB + 15,
     name: "no-secondary-tlb",
-    effect: "the SMMU is not told where CPUs' TLBs are invalidated: a device keeps what it had",
+    effect: "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation",
     witness: Witness::Target,
 };
 
@@ -188,39 +188,39 @@ pub const NO_SECONDARY_TLB: Lab = Lab {
 pub const DEVICE_DBM_SPURIOUS: Lab = Lab {
     identifier: FIRST_LAB + 16,
     name: "device-dbm-spurious",
-    effect: "a device's fault at an entry that a CPU could use is called spurious: it comes back for ever",
+    effect: "a device's fault at an entry that a CPU could use counts as spurious: it recurs for ever",
     witness: Witness::Target,
 };
 
-/// The SMMU is told under the wrong number.
+/// The SMMU is invalidated under the wrong ASID.
 pub const WRONG_ASID: Lab = Lab {
     identifier: FIRST_LAB + 17,
     name: "wrong-asid",
-    effect: "the SMMU is told to forget under another ASID: a device keeps what it had",
+    effect: "the SMMU is invalidated under another ASID: a device keeps the old translation",
     witness: Witness::Target,
 };
 
-/// The SMMU is not told of a changed configuration.
+/// No CMD_CFGI after a change of configuration.
 pub const NO_CFGI: Lab = Lab {
     identifier: FIRST_LAB + 18,
     name: "no-cfgi",
-    effect: "the SMMU is not told of a changed stream: a device goes on by the tables that it had",
+    effect: "no CMD_CFGI after a stream changes: a device keeps its old tables",
     witness: Witness::Target,
 };
 
-/// A number is used again, not flushed.
+/// An ASID is reused, not flushed.
 pub const BIND_WITHOUT_FLUSH: Lab = Lab {
     identifier: FIRST_LAB + 19,
     name: "bind-without-flush",
-    effect: "an ASID of the SMMU is bound again without a flush: a device reaches pages of who had it before",
+    effect: "an ASID of the SMMU is bound again without a flush: a device reaches pages of the process before",
     witness: Witness::Target,
 };
 
-/// Replaced pages are not told under the lock.
+/// Replaced pages are not invalidated under the lock.
 pub const START_END_ONLY: Lab = Lab {
     identifier: FIRST_LAB + 20,
     name: "start-end-only",
-    effect: "with smmu.notify=events replaced pages are told at the end only: a device reads the page of before the copy",
+    effect: "with smmu.notify=events replaced pages are invalidated at the end only: a device reads the page before the copy",
     witness: Witness::Target,
 };
 
@@ -228,7 +228,7 @@ pub const START_END_ONLY: Lab = Lab {
 pub const SKIP_SYNC: Lab = Lab {
     identifier: FIRST_LAB + 21,
     name: "skip-sync",
-    effect: "no CMD_SYNC: nobody waits until the SMMU has forgotten",
+    effect: "no CMD_SYNC: the call returns before the SMMU has completed its invalidation",
     witness: Witness::Stream,
 };
 
@@ -248,11 +248,11 @@ pub const NO_DMB_BEFORE_PROD: Lab = Lab {
     witness: Witness::Stream,
 };
 
-/// A device is believed.
+/// A device's own completion counts.
 pub const TRUST_COMPLETION: Lab = Lab {
     identifier: FIRST_LAB + 24,
     name: "trust-completion",
-    effect: "a request of a virtio device is complete when the device says so: data that the SMMU refused is lost",
+    effect: "a virtio request is complete when the device reports it: data that the SMMU refused is lost",
     witness: Witness::Target,
 };
 
@@ -358,7 +358,7 @@ pub fn parse(list: &str) -> Result<Switches, LabError<'_>> {
     let mut switches = Switches::default();
     for word in list.split(',').filter(|word| !word.is_empty()) {
         let Some(lab) = ALL.iter().find(|lab| lab.name == word) else {
-            return Err(match nearest(word, ALL.iter().map(|lab| lab.name)) {
+            return Err(match suggest(word, ALL.iter().map(|lab| lab.name)) {
                 Some(nearest) => LabError::Mistyped { word, nearest },
                 None => LabError::Unknown(word),
             });
@@ -368,10 +368,11 @@ pub fn parse(list: &str) -> Result<Switches, LabError<'_>> {
     Ok(switches)
 }
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static LAB: Parameter = Parameter {
     name: "lab",
-    help: "lab=NAME,...: take fixes away, to see what they prevent; `lab` in the monitor lists them",
+    help: "lab=NAME,...: switch fixes off, to see the bugs; `lab` in the monitor lists them",
     check: |list| parse(list).map(drop).map_err(Refused::because),
 };
 

@@ -6,28 +6,28 @@ extern crate alloc;
 
 pub mod boot_info;
 pub mod bootargs;
+#[cfg(target_os = "none")]
+pub mod branches;
 pub mod bytes;
-pub mod drivers;
-pub mod errno;
+pub mod chip;
+pub mod devices;
 pub mod iommu;
 pub mod lab;
 pub mod latency;
+pub mod linux;
 pub mod mm;
 pub mod mmio;
 pub mod monitor;
-pub mod nearest;
 pub mod panic;
 pub mod platform;
-pub mod process;
 pub mod random;
 pub mod sched;
 pub mod smp;
 #[cfg(target_os = "none")]
 pub mod start;
+pub mod suggest;
 pub mod symbols;
 pub mod sync;
-#[cfg(target_os = "none")]
-pub mod syscall;
 pub mod trap;
 pub mod uaccess;
 

@@ -5,6 +5,8 @@
 //! that a hypervisor cannot emulate it and ends the guest (Arm ARM D24.2, ESR_ELx for data aborts). `safe-mmio` has the
 //! instructions; where registers are fields of a structure, its pointers are used directly.
 
+#![allow(unsafe_code, reason = "single accesses to registers of devices")]
+
 use core::ptr::NonNull;
 
 use granule_arch::addr::VirtAddr;

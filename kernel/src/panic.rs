@@ -15,15 +15,15 @@ mod target {
 
     use granule_arch::interrupts;
 
-    use crate::drivers::console;
-    use crate::drivers::power::{self, Status};
+    use crate::chip::console;
+    use crate::chip::power::{self, Status};
     use crate::smp::{self, Cpu, this_cpu};
     use crate::trap::report::backtrace_here;
 
-    const NOBODY: u32 = u32::MAX;
+    const NO_CPU: u32 = u32::MAX;
 
-    /// The CPU that reports, or [`NOBODY`].
-    static REPORTER: AtomicU32 = AtomicU32::new(NOBODY);
+    /// The CPU that reports, or [`NO_CPU`].
+    static REPORTER: AtomicU32 = AtomicU32::new(NO_CPU);
     /// How many times the reporting CPU has failed while it reported.
     static FAILURES: AtomicU32 = AtomicU32::new(0);
 
@@ -46,7 +46,7 @@ mod target {
     pub(crate) fn die(headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
         let _ = interrupts::mask();
         let cpu = this_cpu();
-        match REPORTER.compare_exchange(NOBODY, cpu.id.0, Ordering::AcqRel, Ordering::Acquire) {
+        match REPORTER.compare_exchange(NO_CPU, cpu.id.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => report(cpu, headline, details),
             Err(reporter) if reporter == cpu.id.0 => failed_again(headline),
             Err(_) => smp::stop(cpu),

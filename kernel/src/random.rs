@@ -7,7 +7,7 @@
 //!
 //! The sources, in this order ([`Source`]): the CPU's generator (RNDR), the device tree's `rng-seed`, a virtio
 //! generator, the jitter of the counter. The first two are absorbed at boot. A device is asked where neither is there,
-//! when numbers are needed for the first time and then every [`RESEED`] seconds; a boot that has jitter alone says so in a
+//! when numbers are needed for the first time and then every [`RESEED`] seconds; a boot that has jitter alone prints a
 //! warning. Each stream also absorbs the counter, and RNDR where the CPU has it.
 
 use core::fmt;
@@ -19,7 +19,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use spin::Once;
 
-use crate::drivers::timer::uptime;
+use crate::chip::timer::uptime;
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -102,7 +102,7 @@ impl Pool {
         Self { key: [0; KEY], sources: Sources(0) }
     }
 
-    /// Has the key depend on `bytes` as well. Whoever chooses them, and does not know the key, does not know the next one.
+    /// Has the key depend on `bytes` as well. Choosing them without the key does not reveal the next one.
     fn absorb(&mut self, bytes: &[u8]) {
         for block in bytes.chunks(KEY) {
             for (key, byte) in self.key.iter_mut().zip(block) {
@@ -136,7 +136,7 @@ impl Stream {
     }
 }
 
-/// Absorbs what there is at boot: `seed` of the device tree, RNDR where `has_rndr` says that all CPUs have it, and jitter.
+/// Absorbs what there is at boot: `seed` of the device tree, RNDR where `has_rndr` (all CPUs have it), and jitter.
 pub fn init(seed: &[u8], has_rndr: bool) {
     HAS_RNDR.call_once(|| has_rndr);
     let jitter = jitter(timer::count);
@@ -208,8 +208,8 @@ fn reseed_from_device(cpu: &Cpu) {
     }
 }
 
-/// What a counter's readings differ by, folded: nobody outside of this CPU sees when it is interrupted, waits for memory
-/// or is emulated.
+/// What a counter's readings differ by, folded: outside of this CPU it cannot be seen when it is interrupted, waits for
+/// memory or is emulated.
 fn jitter(count: impl Fn() -> u64) -> [u8; KEY] {
     let mut words = [0_u64; KEY / 8];
     let mut last = count();

@@ -1,23 +1,27 @@
 //! From the first Rust instruction to a running kernel, in the order in which things can be had.
 //!
-//! Exceptions come first, so that whatever goes wrong is seen; then the device tree, which says what machine this is and
-//! where its console is: no address is written before; then memory, from the linear map up to vmalloc; then what needs memory: interrupts, time, the other
-//! CPUs. What a boot cannot do without ends it with one line that says what was wrong (`BootError`); what it can do
-//! without is a warning.
+//! Exceptions come first, so that whatever goes wrong is seen; then the device tree, which describes the machine and
+//! its console: no address is written before; then memory, from the linear map up to vmalloc; then what needs memory:
+//! interrupts, time, the other CPUs. What a boot cannot do without ends it with a one-line error (`BootError`); what it
+//! can do without is a warning.
+
+#![allow(unsafe_code, reason = "the boot vouches for what the entry code and the device tree hand over")]
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::CpuFeatures;
-use granule_arch::{alternative, interrupts};
+use granule_arch::interrupts;
 use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 use thiserror::Error;
 
 use crate::boot_info::BootInfo;
-use crate::drivers::pl011::Pl011;
-use crate::drivers::power::{self, Status};
-use crate::drivers::{console, interrupt, log as kernel_log, pci, timer, virtio_rng};
+use crate::chip::pl011::Pl011;
+use crate::chip::power::{self, Status};
+use crate::chip::{console, interrupt, log as kernel_log, timer};
+use crate::devices::{pci, virtio_rng};
+use crate::linux::process::limits;
 use crate::mm::early::{MemoryMap, MemoryMapError};
 use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap, usual_reserve};
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
@@ -33,10 +37,9 @@ use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::size_change::SizeChange;
 use crate::platform::{Platform, PlatformError, UART_BYTES};
-use crate::process::limits;
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
-use crate::{KERNEL, Kernel, bootargs, iommu, lab, random, sched};
+use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
 
 // The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
 
@@ -45,7 +48,7 @@ use crate::{KERNEL, Kernel, bootargs, iommu, lab, random, sched};
 enum BootError {
     #[error("no device tree: x0 was {given:#x}, and none is at the start of memory ({looked:?}) either")]
     NoDeviceTree { given: u64, looked: PhysAddr },
-    #[error("the device tree at {0:?} says that it has {1} bytes: more than there is room for")]
+    #[error("the device tree at {0:?} has {1} bytes by its header: more than there is room for")]
     TreeTooLarge(PhysAddr, usize),
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -95,7 +98,7 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
 fn early_console(platform: &Platform) {
     static EARLY: Once<Pl011> = Once::new();
     let named = [console::earlycon(), platform.uart.map(|uart| uart.registers.start())];
-    // SAFETY: the boot arguments or the device tree say that a PL011 is at each.
+    // SAFETY: by the boot arguments or the device tree a PL011 is at each.
     let Some(port) = named.into_iter().flatten().find_map(|registers| unsafe { early_port(registers) }) else { return };
     console::init_early(EARLY.call_once(|| port));
     kernel_log::print_backlog();
@@ -191,7 +194,7 @@ fn set_up_memory(
     let linear = LinearMap::new(layout::LINEAR_BASE);
     let records = FrameRecords::new(layout::FRAMES_BASE);
     // SAFETY: the storage was just taken and the linear map shows it; the records are mapped; all memory is in the
-    // linear map, and what is free in the map is nobody's.
+    // linear map, and what is free in the map is not in use.
     let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
     let space = KernelSpace::new(Metal(LinearView {}), KernelTlb, root, frames);
     let spaces = Spaces::new(cpu, Metal(LinearView {}), frames)?;
@@ -222,7 +225,8 @@ fn map_frame_records(root: Table, memory: &mut MemoryMap) -> Result<(), BootErro
     Ok(())
 }
 
-/// Interrupts, time, the console's input. A machine that lacks one of them still has a kernel: it says so and goes on.
+/// Interrupts, time, the console's input. A machine that lacks one of them still has a kernel: it prints a warning and
+/// goes on.
 #[inline(never)]
 fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     let platform = kernel.platform;
@@ -293,7 +297,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     kernel.features.call_once(|| features);
     lab::init();
     maintenance::init();
-    let patched = patch_branches(kernel);
+    let patched = branches::patch(kernel);
     log::debug!("{patched} branches patched");
     if kernel.space.policy().debug_pagealloc {
         kernel.frames.hide_free_frames(cpu, &kernel.space);
@@ -337,26 +341,6 @@ fn linear_leaves(boot_cpu: &CpuFeatures) -> Leaves {
     Wishes::read().linear_leaves(SizeChange::of(boot_cpu).or_as_told().is_trusted())
 }
 
-/// Makes each branch site say what features, lab and counting say now; returns how many instructions changed.
-///
-/// Also while other CPUs run, for counting alone, which may be seen late: each has the old instruction or the new one,
-/// and the caches of all of them are maintained.
-pub fn patch_branches(kernel: &Kernel) -> usize {
-    let (features, policy, switches) = (kernel.features(), kernel.space.policy(), lab::active());
-    alternative::apply(
-        |identifier| {
-            switches.has(identifier)
-                || features.takes(identifier)
-                || policy.takes(identifier)
-                || maintenance::takes(identifier)
-        },
-        features.cpus.code_caches(),
-        // SAFETY: a branch site in the text. A CPU that executes it meanwhile sees a NOP or a branch, both whole words
-        // that may replace each other.
-        |site, instruction| unsafe { fixmap::patch_word(kernel.boot, site, instruction) },
-    )
-}
-
 fn arrive(cpu: &'static Cpu) {
     trap::init_cpu(cpu);
     cpu.features.call_once(CpuFeatures::read);
@@ -364,7 +348,7 @@ fn arrive(cpu: &'static Cpu) {
 
 fn use_console(registers: VirtAddr) {
     static PORT: Once<Pl011> = Once::new();
-    // SAFETY: the device tree says that a PL011 is there, and it is mapped for ever.
+    // SAFETY: by the device tree a PL011 is there, and it is mapped for ever.
     if let Some(port) = unsafe { Pl011::new(registers) } {
         let first = !console::is_connected();
         console::init(PORT.call_once(|| port));

@@ -11,6 +11,8 @@
 //! ```
 //! All numbers are little-endian.
 
+#![allow(unsafe_code, reason = "the symbol table that the build puts into the image")]
+
 use granule_arch::addr::VirtAddr;
 
 /// Bytes that are reserved for the table, all of which are in the image. The build fails where the symbols need more; the

@@ -2,14 +2,27 @@
 //!
 //! By LDTR and STTR: the hardware allows what it would allow EL0 itself, whatever the address, and PAN stays on. A fault
 //! goes to the thread's [`resolve`](crate::sched::UserEntry::resolve), which may sleep; what it cannot resolve is
-//! [`Errno::EFAULT`]. Where interrupts are masked, as under a spinning lock, nothing is resolved: then a page that is
-//! merely not there yet is EFAULT, too, and the caller tries again without the lock.
+//! [`AccessError::Fault`]. Where interrupts are masked, as under a spinning lock, nothing is resolved: then a page that is
+//! merely not there yet is a fault, too, and the caller tries again without the lock.
 //!
 //! An access that fails may have been made in part.
 
+#![allow(unsafe_code, reason = "accesses to memory of EL0 that may fault, in assembly")]
+
 use granule_arch::addr::VirtAddr;
 
-use crate::errno::Errno;
+use thiserror::Error;
+
+/// Why an access to memory of EL0 was not made, or not all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum AccessError {
+    /// EL0 itself may not access the address.
+    #[error("bad address")]
+    Fault,
+    /// An access of a word is not aligned to its size.
+    #[error("the address of a word is not aligned")]
+    Unaligned,
+}
 
 /// The first address that is not EL0's.
 pub const END: VirtAddr = VirtAddr(1 << 48);
@@ -35,8 +48,8 @@ fn accepts_tags() -> bool {
 /// Copies from memory of EL0.
 ///
 /// # Errors
-/// [`Errno::EFAULT`].
-pub fn copy_from_user(to: &mut [u8], from: VirtAddr) -> Result<(), Errno> {
+/// [`AccessError::Fault`].
+pub fn copy_from_user(to: &mut [u8], from: VirtAddr) -> Result<(), AccessError> {
     checked(from, to.len())?;
     // SAFETY: the slice is the caller's, and the other side is EL0's or faults.
     outcome(unsafe { machine::copy_from(to.as_mut_ptr(), from.0, to.len()) })
@@ -45,8 +58,8 @@ pub fn copy_from_user(to: &mut [u8], from: VirtAddr) -> Result<(), Errno> {
 /// Copies to memory of EL0.
 ///
 /// # Errors
-/// [`Errno::EFAULT`].
-pub fn copy_to_user(to: VirtAddr, from: &[u8]) -> Result<(), Errno> {
+/// [`AccessError::Fault`].
+pub fn copy_to_user(to: VirtAddr, from: &[u8]) -> Result<(), AccessError> {
     checked(to, from.len())?;
     // SAFETY: as above.
     outcome(unsafe { machine::copy_to(to.0, from.as_ptr(), from.len()) })
@@ -57,7 +70,7 @@ pub fn copy_to_user_up_to(to: VirtAddr, from: &[u8]) -> usize {
     if copy_to_user(to, from).is_ok() {
         return from.len();
     }
-    // Somewhere in it: byte by byte, because a fault says of a larger access only that not all of it can be made.
+    // Somewhere in it: byte by byte, because a fault of a larger access only means that not all of it can be made.
     let byte = |(offset, byte): &(usize, &u8)| {
         let at = VirtAddr(to.0.wrapping_add(*offset as u64));
         copy_to_user(at, core::slice::from_ref(byte)).is_ok()
@@ -68,8 +81,8 @@ pub fn copy_to_user_up_to(to: VirtAddr, from: &[u8]) -> usize {
 /// Zeroes memory of EL0.
 ///
 /// # Errors
-/// [`Errno::EFAULT`].
-pub fn clear_user(to: VirtAddr, bytes: usize) -> Result<(), Errno> {
+/// [`AccessError::Fault`].
+pub fn clear_user(to: VirtAddr, bytes: usize) -> Result<(), AccessError> {
     checked(to, bytes)?;
     // SAFETY: what is written is EL0's, or faults.
     outcome(unsafe { machine::clear(to.0, bytes) })
@@ -78,8 +91,8 @@ pub fn clear_user(to: VirtAddr, bytes: usize) -> Result<(), Errno> {
 /// A word of EL0, by a single load.
 ///
 /// # Errors
-/// [`Errno::EFAULT`]; [`Errno::EINVAL`] where it is not aligned.
-pub fn get_u32(from: VirtAddr) -> Result<u32, Errno> {
+/// [`AccessError::Fault`]; [`AccessError::Unaligned`] where it is not aligned.
+pub fn get_u32(from: VirtAddr) -> Result<u32, AccessError> {
     checked_word::<u32>(from)?;
     let mut value = 0;
     // SAFETY: the value is this function's, and the other side is EL0's or faults.
@@ -89,24 +102,24 @@ pub fn get_u32(from: VirtAddr) -> Result<u32, Errno> {
 /// Stores a word of EL0, by a single store.
 ///
 /// # Errors
-/// [`Errno::EFAULT`]; [`Errno::EINVAL`] where it is not aligned.
-pub fn put_u32(to: VirtAddr, value: u32) -> Result<(), Errno> {
+/// [`AccessError::Fault`]; [`AccessError::Unaligned`] where it is not aligned.
+pub fn put_u32(to: VirtAddr, value: u32) -> Result<(), AccessError> {
     checked_word::<u32>(to)?;
     // SAFETY: what is written is EL0's, or faults.
     outcome(unsafe { machine::put_word(to.0, value) })
 }
 
-fn checked(start: VirtAddr, bytes: usize) -> Result<(), Errno> {
-    if is_user_range(start, bytes) { Ok(()) } else { Err(Errno::EFAULT) }
+fn checked(start: VirtAddr, bytes: usize) -> Result<(), AccessError> {
+    if is_user_range(start, bytes) { Ok(()) } else { Err(AccessError::Fault) }
 }
 
-fn checked_word<T>(at: VirtAddr) -> Result<(), Errno> {
+fn checked_word<T>(at: VirtAddr) -> Result<(), AccessError> {
     checked(at, size_of::<T>())?;
-    if at.0.is_multiple_of(align_of::<T>() as u64) { Ok(()) } else { Err(Errno::EINVAL) }
+    if at.0.is_multiple_of(align_of::<T>() as u64) { Ok(()) } else { Err(AccessError::Unaligned) }
 }
 
-fn outcome(faulted: u64) -> Result<(), Errno> {
-    if faulted == 0 { Ok(()) } else { Err(Errno::EFAULT) }
+fn outcome(faulted: u64) -> Result<(), AccessError> {
+    if faulted == 0 { Ok(()) } else { Err(AccessError::Fault) }
 }
 
 /// Each returns 0, or 1 where an access faulted.

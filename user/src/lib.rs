@@ -62,3 +62,8 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     println!("{info}");
     process::exit_group(PANICKED)
 }
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

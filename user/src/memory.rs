@@ -1,5 +1,7 @@
 //! Memory from the kernel.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use granule_abi::Errno;
 use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE};
 use granule_abi::number::{MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP};
@@ -36,7 +38,7 @@ pub fn map(bytes: u64, protection: u64) -> Result<u64, Errno> {
 /// The kernel's.
 ///
 /// # Safety
-/// It is the caller's, and nobody has a reference to it.
+/// It is the caller's, and there is no reference to it.
 pub unsafe fn munmap(address: u64, bytes: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { sys::call(MUNMAP, [address, bytes, 0, 0, 0, 0]) }.map(drop)
@@ -48,25 +50,25 @@ pub unsafe fn munmap(address: u64, bytes: u64) -> Result<(), Errno> {
 /// The kernel's.
 ///
 /// # Safety
-/// It is the caller's, who accesses it as is allowed afterwards.
+/// It is the caller's, and is accessed as permitted afterwards.
 pub unsafe fn mprotect(address: u64, bytes: u64, protection: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { sys::call(MPROTECT, [address, bytes, protection, 0, 0, 0]) }.map(drop)
 }
 
-/// Says what will be done with memory.
+/// Advises on the use of memory.
 ///
 /// # Errors
 /// The kernel's.
 ///
 /// # Safety
-/// It is the caller's, and with `MADV_DONTNEED` nobody has a reference to it.
+/// It is the caller's, and with `MADV_DONTNEED` there is no reference to it.
 pub unsafe fn madvise(address: u64, bytes: u64, advice: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { sys::call(MADVISE, [address, bytes, advice, 0, 0, 0]) }.map(drop)
 }
 
-/// Asks which pages are in memory: a byte for each, whose lowest bit says so.
+/// Asks which pages are in memory: a byte for each, whose lowest bit is set.
 ///
 /// # Errors
 /// The kernel's.

@@ -1,5 +1,7 @@
 //! Printing to standard output, a line in one call.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use core::fmt::{self, Write};
 
 use granule_abi::number::WRITE;

@@ -1,4 +1,6 @@
-//! Accesses that may fault: what a program learns of one is what the kernel tells it with SIGSEGV or SIGBUS.
+//! Accesses that may fault: the result is that of SIGSEGV or SIGBUS.
+
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
@@ -6,7 +8,7 @@ use granule_abi::signal::{SIGBUS, SIGSEGV, SigInfo, UContext};
 
 use crate::signal;
 
-/// What the kernel told of an access.
+/// The fault of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
     /// SIGSEGV or SIGBUS.
@@ -52,12 +54,12 @@ fn outcome() -> Result<(), Fault> {
 /// Reads a byte.
 ///
 /// # Errors
-/// The kernel told of a fault.
+/// The access faulted.
 pub fn read(address: u64) -> Result<u8, Fault> {
     #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
     let mut value = 0_u64;
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: a load harms nobody, and where it faults the handler goes on behind it.
+    // SAFETY: a load changes nothing, and where it faults the handler goes on behind it.
     unsafe {
         core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
     }
@@ -69,10 +71,10 @@ pub fn read(address: u64) -> Result<u8, Fault> {
 /// Writes a byte.
 ///
 /// # Errors
-/// The kernel told of a fault.
+/// The access faulted.
 ///
 /// # Safety
-/// Where it may be written, it is the caller's, and nobody has a reference to it.
+/// Where it may be written, it is the caller's, and there is no reference to it.
 pub unsafe fn write(address: u64, value: u8) -> Result<(), Fault> {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: the caller's promise; where it faults the handler goes on behind it.
@@ -87,7 +89,7 @@ pub unsafe fn write(address: u64, value: u8) -> Result<(), Fault> {
 /// Calls what is at the address.
 ///
 /// # Errors
-/// The kernel told of a fault.
+/// The access faulted.
 ///
 /// # Safety
 /// Where it may be executed, a function is there that changes no registers but those that calls may change.
@@ -100,4 +102,19 @@ pub unsafe fn call(address: u64) -> Result<(), Fault> {
     #[cfg(not(target_arch = "aarch64"))]
     let _ = address;
     outcome()
+}
+
+/// One instruction that does what it may not do, with an address in x10.
+#[macro_export]
+macro_rules! offend {
+    ($text:literal, $address:expr) => {{
+        let address: u64 = $address;
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the instruction faults, and the handler goes on behind it.
+        unsafe {
+            core::arch::asm!($text, in("x10") address, lateout("x9") _, options(nostack));
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        let _: (&str, u64) = ($text, address);
+    }};
 }

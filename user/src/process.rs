@@ -1,5 +1,7 @@
 //! Processes: making them, ending them, waiting for them.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use core::ffi::CStr;
 
 use granule_abi::number::{CLONE, EXECVE, EXIT, EXIT_GROUP, GETPID, GETPPID, GETTID, KILL, SCHED_YIELD, TGKILL, WAIT4};
@@ -54,6 +56,39 @@ pub fn sched_yield() {
 pub fn fork() -> Result<u32, Errno> {
     // SAFETY: the child has memory of its own; it has this thread alone, on a copy of this stack.
     unsafe { sys::call(CLONE, [u64::from(signal::SIGCHLD), 0, 0, 0, 0, 0]) }.map(|child| child as u32)
+}
+
+/// A clone with `flags` that runs `child` on the stack that ends at `stack`; its number.
+///
+/// # Errors
+/// Those of `clone`.
+///
+/// # Safety
+/// The stack is memory of this program's own, and no other thread's.
+#[cfg(target_arch = "aarch64")]
+pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
+    let number: u64;
+    // SAFETY: the child goes to `child` at once, on the stack that it is given, and never comes back.
+    unsafe {
+        core::arch::asm!(
+            "svc #0", "cbnz x0, 2f", "mov x29, #0", "mov x30, #0", "br {child}", "2:",
+            child = in(reg) child, in("x8") CLONE,
+            inlateout("x0") flags => number, in("x1") stack, in("x2") 0, in("x3") 0, in("x4") 0,
+        );
+    }
+    sys::result(number).map(|number| number as u32)
+}
+
+/// On the host a program is only compiled.
+///
+/// # Errors
+/// None.
+///
+/// # Safety
+/// As on arm64.
+#[cfg(not(target_arch = "aarch64"))]
+pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
+    unreachable!("{flags:#x} {stack:#x} {child:?}: these programs run on arm64 alone")
 }
 
 /// Runs `child` in a copy of the process, which exits with what it returns; returns the copy's number.

@@ -1,5 +1,7 @@
 //! Signals and their handlers.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use granule_abi::Errno;
 use granule_abi::number::{RT_SIGACTION, RT_SIGPROCMASK, SIGALTSTACK};
 use granule_abi::signal::{SA_RESTORER, SA_SIGINFO, SigAction, SigInfo, SigStack, UContext};
@@ -61,7 +63,7 @@ pub fn mask(how: u64, set: u64) -> Result<u64, Errno> {
 /// The kernel's.
 ///
 /// # Safety
-/// The stack is there for as long as it is set, and nobody else uses it.
+/// The stack is there for as long as it is set, and has no other use.
 pub unsafe fn set_stack(stack: &SigStack) -> Result<SigStack, Errno> {
     let mut old = SigStack::NONE;
     // SAFETY: it reads `stack` and writes `old`; the rest is the caller's promise.

@@ -1,5 +1,7 @@
 //! The first instructions of a program, and what the kernel left on its stack.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use core::ffi::CStr;
 
 /// What the kernel hands to a new program: arguments, environment, auxiliary vector: argc,
@@ -118,8 +120,8 @@ mod target {
     ///
     /// Runs before anything is relocated: it may use no constant that holds an address.
     extern "C" fn relocate(_stack: *const u64, header: *const u8) {
-        // SAFETY: the linker puts the ELF header there and the program headers where it says; PT_DYNAMIC is there in
-        // programs that run anywhere only, whose link address is 0, and its entries are in the image.
+        // SAFETY: the linker puts the ELF header there and the program headers where it has them; PT_DYNAMIC is there
+        // in programs that run anywhere only, whose link address is 0, and its entries are in the image.
         unsafe {
             let base = header as u64;
             let table = header.add(*header.add(32).cast::<u64>() as usize);

@@ -1,5 +1,7 @@
 //! The system call itself.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use granule_abi::Errno;
 
 /// Makes a system call and returns what x0 holds then.
@@ -28,7 +30,7 @@ pub unsafe fn raw(number: usize, arguments: [u64; 6]) -> u64 {
     unreachable!("call {number} with {arguments:x?}: these programs run on arm64 alone")
 }
 
-/// What a call's x0 says.
+/// The result in a call's x0.
 ///
 /// # Errors
 /// The call failed.

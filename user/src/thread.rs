@@ -1,5 +1,7 @@
 //! Threads: clone, and a futex to wait for the end.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_abi::Errno;
@@ -29,15 +31,15 @@ const FLAGS: u64 = CLONE_VM
 /// What lies at the top of a thread's stack.
 #[repr(C, align(16))]
 struct Control {
-    /// The thread's number while it runs; the kernel zeroes it at the end and wakes who waits.
+    /// The thread's number while it runs; the kernel zeroes it at the end and wakes the waiters.
     id: AtomicU32,
     main: fn(usize),
     argument: usize,
 }
 
-/// A thread of this process that somebody will wait for.
+/// A thread of this process that will be joined.
 #[derive(Debug)]
-#[must_use = "a thread that nobody joins keeps its stack"]
+#[must_use = "a thread that is not joined keeps its stack"]
 pub struct Thread {
     stack: u64,
     control: *const Control,

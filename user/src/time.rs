@@ -1,5 +1,7 @@
 //! Time.
 
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
 use granule_abi::Errno;
 use granule_abi::number::{CLOCK_GETTIME, NANOSLEEP};
 use granule_abi::time::{CLOCK_MONOTONIC, Timespec};

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use granule_runner::qemu;
@@ -65,12 +66,33 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     run(&mut cargo, "building the image that measures")?;
     let latency = program(MEASURE)?;
     check_measure(&[&kernel, &tests, &benches], &latency)?;
+    build_plugin(tools)?;
     let built = Built { kernel, tests, benches, latency, bench_program, initrd: archive };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());
     }
     Ok(built)
+}
+
+/// Builds the plugin by which QEMU counts instructions of stretches, for the host: `build/stretches.so`.
+fn build_plugin(tools: &Tools) -> Result<()> {
+    let source = tools.root.join("tests-qemu/plugin/stretches.c");
+    let plugin = tools.build_directory().join("stretches.so");
+    let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    if time(&plugin).is_ok_and(|built| time(&source).is_ok_and(|changed| changed < built)) {
+        return Ok(());
+    }
+    // A machine may have the old one mapped: it keeps that.
+    let fresh = plugin.with_extension(format!("new{}", std::process::id()));
+    let mut compiler = Command::new("cc");
+    compiler.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]);
+    // QEMU has the functions that it calls.
+    if cfg!(target_os = "macos") {
+        compiler.args(["-undefined", "dynamic_lookup"]);
+    }
+    run(compiler.arg("-o").arg(&fresh).arg(&source), "building QEMU's plugin")?;
+    fs::rename(&fresh, &plugin).with_context(|| format!("cannot write {}", plugin.display()))
 }
 
 /// Refuses images with functions of the measure that are not to have them, and a measuring one without.

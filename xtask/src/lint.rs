@@ -5,9 +5,11 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::audit;
+use crate::licences;
 use crate::tools::{Tools, run};
 
-/// clippy for host and target, rustfmt, the syntax of the shell scripts, and the audit of panics.
+/// clippy for host and target, rustfmt, the syntax of the shell scripts, layers, licences and sources of dependencies,
+/// and the audit of panics.
 ///
 /// # Errors
 /// When one of them has something to say.
@@ -24,6 +26,10 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
         run(Command::new(shell).arg("-n").arg(tools.root.join(script)), &format!("{shell} -n {script}"))?;
     }
+    println!("layers");
+    audit::check_layers(tools)?;
+    println!("licences and sources of dependencies");
+    licences::check(tools)?;
     println!("panics that can be reached");
     audit::check(tools)
 }

@@ -6,9 +6,14 @@ mod audit;
 mod bench;
 mod compile;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod image;
 mod initrd;
+mod licences;
 mod lint;
+#[cfg(test)]
+mod registers;
 mod start;
 mod symbols;
 mod test;
@@ -34,15 +39,15 @@ Examples:
   ./x test --target set_memory             the tests on the target whose names contain set_memory
   ./x test --machine el2 --junit out.xml   one machine, with a report
   ./x demo split                           CPUs that split one leaf: the race, the loss, the remedies
-  ./x demo upgrade                         a device that is not told that a page became writable, and one that is
+  ./x demo upgrade                         a device without and with the event that a page became writable
   ./x bench set_memory                     what calls of this name cost, in instructions
-  ./x bench --check                        fail if something takes over 1 % more than docs/BENCHMARKS.json says
-  ./x audit panics                         panics that programs, devices or the device tree may reach, and why they stay
+  ./x bench --check                        fail if a row takes over 1 % more than docs/BENCHMARKS.json has
+  ./x audit panics                         panics that programs, devices or the device tree may reach, with reasons
 
 Environment:
   GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
 
-Machines are described in tests-qemu/machines.toml; docs/TESTING.md says how tests are written and judged.";
+Machines are described in tests-qemu/machines.toml; docs/TESTING.md describes the tests, docs/REFERENCE.md commands and switches.";
 
 #[derive(Debug, Parser)]
 #[command(name = "x", bin_name = "./x", about = ABOUT, after_help = EXAMPLES, disable_help_subcommand = true)]
@@ -71,7 +76,7 @@ enum Task {
     Test(test::Options),
     /// Build, then count instructions on the target
     Bench(bench::Options),
-    /// Build, then show something on the target, in 30 lines at most; fail where it did not happen
+    /// Build, then show a bug or a race on the target in at most 30 lines; fail if it did not happen
     Demo(demo::Options),
     /// Print the exact QEMU command line
     Qemu {
@@ -79,10 +84,10 @@ enum Task {
         #[arg(long, short, default_value = "default", value_parser = machine_names())]
         machine: String,
     },
-    /// Ask the finished image what it can do
+    /// Check the finished image and the sources
     #[command(subcommand)]
     Audit(audit::Audit),
-    /// clippy for host and target, rustfmt --check, shell syntax, panics that can be reached: all without a warning
+    /// clippy for host and target, rustfmt --check, shell syntax, licences, panics that can be reached: no warnings
     Lint,
     /// Format the sources
     Fmt,

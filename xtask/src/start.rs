@@ -11,6 +11,7 @@ use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
 
 use crate::compile::Built;
+use crate::symbols;
 
 /// What to start.
 #[derive(Debug, clap::Args)]
@@ -66,7 +67,10 @@ fn interactive(options: &Options, machine: &Machine, built: &Built) -> Result<()
         extra.extend(["-S".into(), "-s".into()]);
         eprintln!("x: the machine waits at its first instruction; in another terminal:");
         eprintln!("     gdb-multiarch {} -ex 'target remote :1234'", built.kernel.elf.display());
-        eprintln!("   symbols hold once the MMU is on: (gdb) hbreak granule::start::start");
+        // By address: gdb 13 finds no function by the path of a Rust symbol.
+        let elf = std::fs::read(&built.kernel.elf).context("cannot read the kernel's ELF")?;
+        let start = symbols::address(&elf, "granule::start::start")?;
+        eprintln!("   symbols hold once the MMU is on: (gdb) hbreak *{start:#x}");
     }
     eprintln!("x: {} — {}. Ctrl-A X leaves QEMU, `poweroff` ends the machine.", machine.name, machine.description);
     let image = &built.kernel.image;

@@ -34,6 +34,19 @@ pub(crate) fn fill(elf: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
+/// The address of a function, by its path without generic arguments and hash.
+///
+/// # Errors
+/// When the file cannot be parsed, or has no such function.
+pub(crate) fn address(elf: &[u8], path: &str) -> Result<u64> {
+    let file = object::File::parse(elf)?;
+    let found = file.symbols().find(|symbol| {
+        symbol.kind() == SymbolKind::Text
+            && symbol.name().is_ok_and(|name| format!("{:#}", rustc_demangle::demangle(name)) == path)
+    });
+    Ok(found.with_context(|| format!("the linked file has no function {path}"))?.address())
+}
+
 /// The functions' names by offset from the image's start, and where in the file the table goes and how long it may be.
 fn read(elf: &[u8]) -> Result<(BTreeMap<u32, String>, usize, usize)> {
     let file = object::File::parse(elf)?;
@@ -88,7 +101,15 @@ fn table(functions: &BTreeMap<u32, String>, longest: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::table;
+    use super::{address, table};
+
+    #[test]
+    fn a_function_is_found_by_its_path() {
+        let elf = concat!(env!("CARGO_MANIFEST_DIR"), "/../build/granule.elf");
+        let elf = std::fs::read(elf).expect("`./x build` comes first");
+        assert!(address(&elf, "granule::start::start").unwrap() >> 48 == 0xffff);
+        assert!(address(&elf, "granule::start::stop").unwrap_err().to_string().contains("granule::start::stop"));
+    }
 
     #[test]
     fn the_table_is_sorted_shares_names_and_cuts_them() {

@@ -9,11 +9,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// The target that the kernel is built for.
-const TRIPLE: &str = "aarch64-unknown-none-softfloat";
+pub(crate) const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
-const TARGET_PACKAGES: [&str; 10] = [
+pub(crate) const TARGET_PACKAGES: [&str; 10] = [
     "granule-abi",
     "granule-arch",
     "granule-pgtable",
@@ -133,6 +133,24 @@ impl Tools {
             command.env("RUSTC_BOOTSTRAP", "1");
             command.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
         }
+        command
+    }
+
+    /// The platforms that something is compiled for: the target and the host.
+    ///
+    /// # Errors
+    /// When the compiler cannot be run.
+    pub(crate) fn platforms(&self) -> Result<[String; 2]> {
+        let output = Command::new(self.rustc()).arg("-vV").output().context("cannot run rustc")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV has no host")?;
+        Ok([TRIPLE.to_owned(), host.to_owned()])
+    }
+
+    /// `cargo metadata`: all packages that are compiled for `platform`.
+    pub(crate) fn metadata(&self, platform: &str) -> Command {
+        let mut command = self.cargo("metadata");
+        command.args(["--format-version=1", "--locked", "--filter-platform", platform]);
         command
     }
 

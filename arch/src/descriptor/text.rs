@@ -100,7 +100,7 @@ impl Decoded {
         })?;
         for (set, name) in [
             (fields.is_set(STAGE1::AF), ", AF"),
-            // The same bit, where the entry is not valid, is what says "present".
+            // The same bit, where the entry is not valid, means "present".
             (present && fields.is_set(STAGE1::NG), ", nG"),
             (fields.is_set(STAGE1::GP), ", GP"),
             (fields.is_set(STAGE1::WRITE), ", DBM"),

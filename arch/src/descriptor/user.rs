@@ -7,9 +7,9 @@
 //! |---|---|---|
 //! | 1 | 1 | a leaf that the hardware uses |
 //! | 0 | 1 | *present-invalid*: a leaf in all its fields, but each access faults |
-//! | 0 | 0 | *not present*: empty, or what [`NonPresent`] tells apart |
+//! | 0 | 0 | *not present*: empty, or a kind of [`NonPresent`] |
 //!
-//! A present-invalid leaf says why: [`bits::PROT_NONE`] alone means that no access is permitted, with
+//! A present-invalid leaf has the reason in its bits: [`bits::PROT_NONE`] alone means that no access is permitted, with
 //! [`bits::FAULT_ON_ACCESS`] that the first one makes it valid.
 //!
 //! [`USES`] has every bit with the places in which it means something; no two meet in one place, nor with a field of
@@ -58,7 +58,7 @@ const USES: [Use; 17] = [
     used(SWAP_OFFSET, NOT_PRESENT),
     used(MIGRATION_YOUNG, NOT_PRESENT),
     used(MIGRATION_DIRTY, NOT_PRESENT),
-    // What tells the three kinds of entry apart.
+    // What distinguishes the three kinds of entry.
     used(bits::VALID, KERNEL_LEAF | USER_LEAF | PRESENT_INVALID | NOT_PRESENT | TABLE),
     used(bits::NG, USER_LEAF | PRESENT_INVALID | NOT_PRESENT),
 ];
@@ -95,7 +95,7 @@ const _: () = {
     }
 };
 
-/// Of a page in transit: nobody else has it.
+/// Of a page in transit: it has no other mapping.
 const SWAP_EXCLUSIVE: u64 = 1 << 2;
 /// What an entry that is not present is: Linux's swap type.
 const SWAP_TYPE: u64 = 0b1_1111 << 6;
@@ -176,8 +176,8 @@ impl Attributes {
         Self(base | SHARED | Self::index(memory))
     }
 
-    /// A page of the kernel in a user space, for devices: EL0 has no access. Created young and dirty, since who sets
-    /// neither would fault for ever.
+    /// A page of the kernel in a user space, for devices: EL0 has no access. Created young and dirty, since a device
+    /// that sets neither would fault for ever.
     pub const fn reserved(memory: MemoryType) -> Self {
         let execution = bits::PXN | bits::UXN;
         Self(bits::VALID | bits::NG | bits::AF | bits::WRITE | execution | SHARED | Self::index(memory))
@@ -220,7 +220,7 @@ impl Markers {
     }
 }
 
-/// Who may have the frame that is moving.
+/// Which access the moving frame has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MigrationAccess {
     /// Readers; perhaps of several spaces.
@@ -236,7 +236,7 @@ pub enum MigrationAccess {
 pub struct Migration {
     /// Where it was.
     pub from: PhysAddr,
-    /// Who may have it.
+    /// Which access it has.
     pub access: MigrationAccess,
     /// It had been used.
     pub young: bool,
@@ -348,7 +348,7 @@ impl Descriptor {
         self.0 & bits::DIRTY != 0 || self.is_hardware_dirty()
     }
 
-    /// Whether its frame is nobody's to count: the zero page, devices.
+    /// Whether its frame is not counted: the zero page, devices.
     #[inline(always)]
     pub const fn is_special(self) -> bool {
         self.0 & bits::SPECIAL != 0
@@ -384,7 +384,7 @@ impl Descriptor {
         }
     }
 
-    /// Whether it is write-protected by userfaultfd; a marker says so itself.
+    /// Whether it is write-protected by userfaultfd; a marker has a bit for it.
     #[inline(always)]
     pub const fn is_uffd_wp(self) -> bool {
         self.0 & self.uffd_wp_bit() != 0
@@ -435,14 +435,14 @@ impl Descriptor {
         Self((self.0 | bits::RDONLY | dirty) & !bits::WRITE)
     }
 
-    /// Its frame is nobody's to count.
+    /// Its frame is not counted.
     #[inline(always)]
     #[must_use]
     pub const fn special(self) -> Self {
         Self(self.0 | bits::SPECIAL)
     }
 
-    /// Write-protected by userfaultfd: a store is told to whoever watches.
+    /// Write-protected by userfaultfd: a store is reported to the monitor.
     #[inline(always)]
     #[must_use]
     pub const fn uffd_wp(self) -> Self {
@@ -450,7 +450,7 @@ impl Descriptor {
         Self(entry.0 | entry.uffd_wp_bit())
     }
 
-    /// No longer write-protected by userfaultfd. Whether it may be written again is its area's to say.
+    /// No longer write-protected by userfaultfd. Its area decides whether it may be written again.
     #[inline(always)]
     #[must_use]
     pub const fn without_uffd_wp(self) -> Self {

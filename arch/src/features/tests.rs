@@ -83,7 +83,7 @@ fn of_two_cores_the_least_wins_field_by_field() {
 
 #[test]
 fn a_granule_that_one_core_lacks_is_lacking() {
-    // TGran4 = 0xf says "not there" and is less than 0.
+    // TGran4 = 0xf means "not there" and is less than 0.
     let without = CpuFeatures { mmfr0: 0xf << 28, ..A53 };
     assert!(!A53.least(&without).granules().k4);
     assert!(!without.least(&RICH).granules().k4);

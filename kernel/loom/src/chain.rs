@@ -3,6 +3,8 @@
 //! The chain is the kernel's own source, generic over [`Atomics`]. What a subscriber was is never given back here, so
 //! that a call that comes too late can be seen instead of reading somebody else's memory.
 
+#![allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
+
 use std::alloc::Layout;
 use std::ptr::NonNull;
 

@@ -167,6 +167,7 @@ impl<'m> Cpu<'m> {
     }
 
     /// The tables as it sees them. Whoever changes or reads them announces that.
+    #[allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
     pub fn tables(&self) -> PageTables<'_, Self> {
         // SAFETY: frame 0 is zero at first, never free, and there as long as the machine.
         PageTables::new(self, unsafe { Table::root::<Tiny>(address(0)) })
@@ -241,6 +242,7 @@ impl<'m> Cpu<'m> {
 // SAFETY: (1) a table's cells are its frame's, atomics all; (2) loads acquire; (3) the barriers are the fences of the
 // table in the crate's documentation, unless a test takes one away to see that it is missed; (4) so too for bulk
 // changes.
+#[allow(unsafe_code, reason = "keeps the contract of `Mmu`")]
 unsafe impl Mmu for Cpu<'_> {
     type Geometry = Tiny;
     type Cell = Cell;
@@ -325,6 +327,7 @@ unsafe impl Mmu for Cpu<'_> {
 
 // SAFETY: a frame is in `free` or has one user; the taker zeroes it by stores of its own, as the kernel does, and so
 // does whoever gives one back.
+#[allow(unsafe_code, reason = "keeps the contract of `TableSource`")]
 unsafe impl TableSource for Cpu<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let table = self.machine.free.lock().unwrap().pop()?;

@@ -5,6 +5,8 @@
 //! the SMMU that reads it, must be ordered one way or the other, each time. So is the right to write CMDQ_PROD.
 //! DMB OSHST is a release fence, DMB OSHLD an acquire fence, for the CPUs and the SMMU alike.
 
+#![allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
+
 use std::ptr::NonNull;
 use std::sync::Mutex;
 

@@ -1,7 +1,9 @@
 //! What sleeping locks and queues are made of, on loom's atomics: the kernel's own [`RwSem`] and [`WaitQueue`] run on it.
 //!
-//! [`RwSem`]: granule::sync::RwSem
+//! [`RwSem`]: granule::sched::RwSem
 //! [`WaitQueue`]: granule::sched::WaitQueue
+
+#![allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;

@@ -101,7 +101,7 @@ pub(crate) fn decode<G: Geometry>(
         Instruction::Vaale1is(operand) => address::<G>(operand.bits(), InnerShareable, Last, features),
         Instruction::Vaae1(operand) => address::<G>(operand.bits(), Local, All, features),
         Instruction::Vaale1(operand) => address::<G>(operand.bits(), Local, Last, features),
-        Instruction::Aside1is(asid) => Ok(Decoded { space: space(asid), ..everything(InnerShareable) }),
+        Instruction::Aside1is(asid) => Ok(Decoded { space: space(asid.number()), ..everything(InnerShareable) }),
         Instruction::Vae1is(operand) => {
             of_asid(operand.bits(), &|bits| address::<G>(bits, InnerShareable, All, features))
         }

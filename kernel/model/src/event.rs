@@ -95,7 +95,7 @@ impl fmt::Display for Mnemonic {
             Instruction::Vaale1is(operand) => write!(f, "VAALE1IS {:#018x}", operand.bits()),
             Instruction::Vaae1(operand) => write!(f, "VAAE1 {:#018x}", operand.bits()),
             Instruction::Vaale1(operand) => write!(f, "VAALE1 {:#018x}", operand.bits()),
-            Instruction::Aside1is(asid) => write!(f, "ASIDE1IS {asid:#06x}"),
+            Instruction::Aside1is(asid) => write!(f, "ASIDE1IS {:#06x}", asid.number()),
             Instruction::Vae1is(operand) => write!(f, "VAE1IS {:#018x}", operand.bits()),
             Instruction::Vale1(operand) => write!(f, "VALE1 {:#018x}", operand.bits()),
             Instruction::Rvae1is(operand) => write!(f, "RVAE1IS {:#018x}", operand.bits()),

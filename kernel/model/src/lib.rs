@@ -20,7 +20,7 @@
 //! ```
 //! use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
 //! use granule_model::{Access, Features, Model, PlanTlb, Sabotage, Step};
-//! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape};
+//! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape, WholeLeaves};
 //!
 //! let model = Model::<Granule4K>::new(2, 8, Features::BASE);
 //! let (cpu, other) = (model.cpu(0), model.cpu(1));
@@ -32,7 +32,7 @@
 //! assert_eq!(cpu.access(page.start(), Access::Write), Ok(PhysAddr(0x4000_0000)));
 //!
 //! model.inject(Step::DsbIsh, 0, Sabotage::Lost); // the one that completes the TLBI
-//! let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY)?;
+//! let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY, WholeLeaves)?;
 //! lazy.invalidate(&PlanTlb::of(model.features()), [flush]);
 //! assert!(other.may(page.start(), Access::Write).contains(&Ok(PhysAddr(0x4000_0000)))); // the old permission
 //! model.audit(0, page);
@@ -67,3 +67,8 @@ pub use outcome::{Access, Fault, Outcome};
 pub use plan_tlb::PlanTlb;
 pub use stores::MAX_CPUS;
 pub use story::{Rule, Violation};
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -12,6 +12,7 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 
+use crate::cursor::{Cursor, Leaving};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
 use crate::range::PageRange;
@@ -110,21 +111,15 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     }
 
     /// The last-level table for `address`, or where the walk for it ends.
-    ///
-    /// The level is a constant in each turn, so that shifts and masks are.
     #[inline(always)]
     fn last_table(&self, address: VirtAddr) -> Result<Table, Stop> {
-        let mut table = self.root();
+        let mut place = Cursor::at_root(self);
         let mut level = M::Geometry::FIRST_LEVEL;
         while level != LAST_LEVEL {
-            let entry = self.mmu().load(&self.mmu().table(table)[M::Geometry::index(address, level)]);
-            if !entry.is_table() {
-                return Err(stop(entry, level));
-            }
+            place.descend(level, address, Leaving::Ignored).map_err(|entry| stop(entry, level))?;
             level += 1;
-            table = Table::new(entry.address(), level);
         }
-        Ok(Table::new(table.address(), LAST_LEVEL))
+        Ok(Table::new(place.table().address(), LAST_LEVEL))
     }
 
     /// The entry of the page at `address`, and its table, which is linked first where it is missing; and what `prepare`
@@ -154,26 +149,24 @@ impl<'a, M: Mmu> PageTables<'a, M> {
                 return Err(error);
             }
         };
-        let mut table = self.root();
-        while table.level() != LAST_LEVEL {
-            let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
+        let mut place = Cursor::at_root(self);
+        while place.level() != LAST_LEVEL {
+            let cell = place.cell(address);
             let mut entry = mmu.load(cell);
-            if !entry.is_table() {
-                entry = match stop(entry, table.level()) {
-                    Stop::Missing(_) => link(mmu, cell, &mut spare),
-                    Stop::Block(_) => entry,
-                };
+            if !entry.is_table()
+                && let Stop::Missing(_) = stop(entry, place.level())
+            {
+                entry = link(mmu, cell, &mut spare);
             }
-            if !entry.is_table() {
-                // It was not there at the first look.
+            if place.follow(entry).is_err() {
+                // A block was not there at the first look.
                 spare.give_back(mmu, source);
                 return Err(EnsureError::Block.into());
             }
-            table = Table::new(entry.address(), table.level() + 1);
         }
         // Another CPU may have linked a table that was missing; then one is left over.
         spare.give_back(mmu, source);
-        Ok(((table.address(), &mmu.table(table)[M::Geometry::index(address, LAST_LEVEL)]), prepared))
+        Ok(((place.table().address(), place.cell(address)), prepared))
     }
 
     /// Takes out of the tree the tables below the root that translate an address of `range` and none outside `hole`,
@@ -195,13 +188,13 @@ impl<'a, M: Mmu> PageTables<'a, M> {
             let mut from = range.start().align_down(size);
             loop {
                 let mut last = VirtAddr(from.0 | (size - 1));
-                match self.table_cell(from, level) {
-                    Ok(cell) if hole.contains(from) && hole.contains(last) => {
-                        unlinked(self.unlink(cell, level));
+                // Only the entries at both ends of the range may translate more than the hole: those stay.
+                if hole.contains(from) && hole.contains(last) {
+                    match self.table_cell(from, level) {
+                        Ok(cell) => unlinked(self.unlink(cell, level)),
+                        // Nothing further down for all that this entry translates.
+                        Err(missing) => last = VirtAddr(from.0 | (M::Geometry::entry_size(missing) - 1)),
                     }
-                    Ok(_) => {}
-                    // Nothing further down for all that this entry translates.
-                    Err(missing) => last = VirtAddr(from.0 | (M::Geometry::entry_size(missing) - 1)),
                 }
                 // Not the address behind it: there is none behind the last.
                 if last >= range.last() {
@@ -223,20 +216,19 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// The entry of `level` for `address`, which links a table, or the level at which the walk to it ends.
     fn table_cell(&self, address: VirtAddr, level: u8) -> Result<&'a M::Cell, u8> {
-        let mut table = self.root();
+        let mut place = Cursor::at_root(self);
         loop {
-            let cell = &self.mmu().table(table)[M::Geometry::index(address, table.level())];
+            let (cell, at) = (place.cell(address), place.level());
             let entry = self.mmu().load(cell);
-            if !entry.is_table() {
-                return match stop(entry, table.level()) {
+            if place.follow(entry).is_err() {
+                return match stop(entry, at) {
                     Stop::Missing(missing) => Err(missing),
                     Stop::Block(level) => block_in_the_way(address, level),
                 };
             }
-            if table.level() == level {
+            if at == level {
                 return Ok(cell);
             }
-            table = Table::new(entry.address(), table.level() + 1);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::mmu::Mmu;
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
-use crate::walk::{Next, Run, Visitor, leading_leaves};
+use crate::visit::{Next, Run, Visitor, leading_leaves};
 
 /// Beyond this many bytes the instruction caches are emptied as a whole: each line is a broadcast of its own, and 512
 /// of 64 bytes are where Linux and KVM stop naming them too.

@@ -9,7 +9,7 @@ use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::Mmu;
 use crate::range::PageRange;
 use crate::tables::PageTables;
-use crate::walk::{Next, Run, Visitor, leading_leaves, leaf_size};
+use crate::visit::{Next, Run, Visitor, leading_leaves, leaf_size};
 
 /// Leaves that follow one another in virtual memory, of one size, with the same attributes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,16 +86,18 @@ impl LeafTotals {
     }
 }
 
-/// See [`PageTables::dump`].
-pub(crate) fn dump<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    range: PageRange<M::Geometry>,
-    extent: impl FnMut(&Extent),
-) -> LeafTotals {
-    let mut coalescing = Coalescing { extent, current: None, totals: LeafTotals::default() };
-    let Ok(()) = tables.visit(range, &mut coalescing);
-    coalescing.end();
-    coalescing.totals
+impl<M: Mmu> PageTables<'_, M> {
+    /// Calls `extent` for each run of like leaves in `range`, in ascending order; returns how many leaves of each size
+    /// there were.
+    ///
+    /// Leaves that the range only touches count wholly. Other CPUs may change the tables meanwhile; each entry is read
+    /// once.
+    pub fn dump(&self, range: PageRange<M::Geometry>, extent: impl FnMut(&Extent)) -> LeafTotals {
+        let mut coalescing = Coalescing { extent, current: None, totals: LeafTotals::default() };
+        let Ok(()) = self.visit(range, &mut coalescing);
+        coalescing.end();
+        coalescing.totals
+    }
 }
 
 /// Puts like leaves together.

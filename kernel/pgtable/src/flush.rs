@@ -44,6 +44,14 @@ impl<G: Geometry> Invalidation<G> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flush<G: Geometry = Granule4K>(Option<Invalidation<G>>);
 
+impl<G: Geometry> From<Invalidation<G>> for Flush<G> {
+    /// For changes of several ranges, of which the caller knows what they owe together.
+    #[inline(always)]
+    fn from(owed: Invalidation<G>) -> Self {
+        Self(Some(owed))
+    }
+}
+
 impl<G: Geometry> Flush<G> {
     /// Nothing to invalidate.
     pub const NONE: Self = Self(None);

@@ -81,10 +81,23 @@ impl<'a, M: Mmu> Lazy<'a, M> {
 
     /// Notes that `written` was stored to a live table.
     #[inline(always)]
-    pub(crate) fn wrote(&self, written: Descriptor) {
+    pub fn wrote(&self, written: Descriptor) {
         if owed_by(written, self.mmu.has_ets2()) == Owed::Barriers {
             self.owed.set(Owed::Barriers);
         }
+    }
+
+    /// Notes what a section of its own has left.
+    #[inline(always)]
+    pub(crate) fn owe(&self, owed: Owed) {
+        if owed == Owed::Barriers {
+            self.owed.set(Owed::Barriers);
+        }
+    }
+
+    /// Ends the section without a barrier: what it owes is another's to pay.
+    pub(crate) fn into_owed(self) -> Owed {
+        self.owed.replace(Owed::Nothing)
     }
 
     /// Issues the barriers that are owed, if any. The section goes on.
@@ -112,7 +125,7 @@ impl<'a, M: Mmu> Lazy<'a, M> {
 
     /// The same for `flushes` and `pages` besides, of which nothing is known but their addresses.
     #[inline(always)]
-    pub(crate) fn invalidate_with_pages<T: Tlb<M>>(
+    pub fn invalidate_with_pages<T: Tlb<M>>(
         &self,
         tlb: &T,
         flushes: [Flush<M::Geometry>; 2],
@@ -125,10 +138,12 @@ impl<'a, M: Mmu> Lazy<'a, M> {
     /// A barrier covers everything that this CPU stored before it, whoever noted the debt.
     #[inline(always)]
     fn settle(&self) {
-        let mut section = Some(self);
-        while let Some(lazy) = section {
+        self.owed.set(Owed::Nothing);
+        // This section itself is in no loop, so that it need not lie in memory.
+        let mut outer = self.outer;
+        while let Some(lazy) = outer {
             lazy.owed.set(Owed::Nothing);
-            section = lazy.outer;
+            outer = lazy.outer;
         }
     }
 }

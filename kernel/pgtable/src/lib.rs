@@ -15,7 +15,7 @@
 //! # Example, on the host machine
 //! ```
 //! use granule_arch::{addr::{PhysAddr, VirtAddr}, descriptor::{Attributes, MemoryType}};
-//! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape, host::HostMachine};
+//! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape, WholeLeaves, host::HostMachine};
 //!
 //! let machine = HostMachine::<Granule4K>::new(16);
 //! let (mmu, tables) = (machine.mmu(), machine.page_tables());
@@ -23,7 +23,7 @@
 //! let lazy = Lazy::new(mmu); // pays on drop what newly valid entries owe
 //! let data = Attributes::kernel_data(MemoryType::Normal);
 //! tables.map(&lazy, range, PhysAddr(0x4000_0000), data, Shape::PAGES, &mut machine.frames())?;
-//! let flush = tables.update(&lazy, range, Change::READ_ONLY)?;
+//! let flush = tables.update(&lazy, range, Change::READ_ONLY, WholeLeaves)?;
 //! lazy.invalidate(machine.tlb(), [flush]); // DSB ISHST; TLBI; DSB ISH; ISB
 //! assert!(!tables.translate(VirtAddr(0xffff_8000_0000_1000)).unwrap().descriptor.is_writable());
 //! # Ok::<(), granule_pgtable::Error>(())
@@ -46,10 +46,10 @@
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
-mod alias;
 pub mod announce;
 mod cells;
 mod code;
+mod cursor;
 mod dump;
 mod error;
 mod flush;
@@ -57,6 +57,7 @@ pub mod geometry;
 #[cfg(not(target_os = "none"))]
 pub mod host;
 mod lazy;
+mod look;
 mod map;
 mod mmu;
 mod permission;
@@ -64,13 +65,14 @@ mod range;
 pub mod reclaim;
 mod source;
 mod split;
+mod stale;
 mod table_list;
 mod tables;
 mod unmap;
 mod update;
+mod visit;
 mod walk;
 
-pub use alias::Alias;
 pub use announce::{Announced, Grace, WalkWord};
 pub use cells::{Cells, Dismantled, EnsureError};
 pub use dump::{Extent, LeafTotals};
@@ -78,13 +80,20 @@ pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};
 pub use geometry::{Geometry, Granule4K, Granule16K, Granule64K, Tiny};
 pub use lazy::{Lazy, Owed, owed_by};
+pub use look::{LastTable, PageUpdate, Ready};
 pub use map::{Execution, Leaves, Shape};
 pub use mmu::{Mmu, Survey, Table, Tlb};
 pub use permission::Change;
 pub use range::PageRange;
 pub use reclaim::{Progress, Reclaimer};
 pub use source::TableSource;
-pub use split::{Cut, Entries, Lockless, Serialise, Splits};
+pub use split::{Cut, Entries, Lockless, RefuseSplits, Serialise, Split, Splits, Splitter, WholeLeaves};
 pub use tables::PageTables;
-pub use unmap::Leaf;
-pub use walk::{Step, Translation, Walk};
+pub use unmap::{Leaf, Unmapping};
+pub use update::Checked;
+pub use walk::{Entry, Step, Translation, Walk};
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,6 +8,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 
 use crate::Error;
+use crate::cursor::Leaving;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
 use crate::mmu::Mmu;
@@ -16,7 +17,7 @@ use crate::reclaim::{UNLINKED, complete_unlinking};
 use crate::source::TableSource;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
-use crate::walk::{Leaving, Next, Run, Visitor};
+use crate::visit::{Next, Run, Visitor};
 
 /// Which leaves a mapping is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,43 +54,59 @@ impl Shape {
     pub const LARGEST_DATA: Self = Self { leaves: Leaves::Largest, execution: Execution::Forbidden };
 }
 
-/// See [`PageTables::map`].
-pub(crate) fn map_contiguous<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    physical: PhysAddr,
-    attributes: Attributes,
-    shape: Shape,
-    source: &mut impl TableSource,
-) -> Result<(), Error> {
-    if !physical.is_aligned(M::Geometry::PAGE_SIZE) {
-        return Err(Error::Unaligned(physical.0));
+impl<M: Mmu> PageTables<'_, M> {
+    /// Maps `range` to the physical memory from `physical` on.
+    ///
+    /// Nothing of the range may be mapped. Which leaves are used, and whether new tables forbid execution below them,
+    /// is `shape`'s to say. The entries are in use when `lazy` has paid.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyMapped`] (the first such page), [`Error::Unaligned`] or [`Error::PhysicalTooHigh`] for
+    /// `physical`, [`Error::ExecutionForbidden`], [`Error::OutOfTables`]. Nothing was changed, and tables that were
+    /// taken are given back.
+    pub fn map(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        physical: PhysAddr,
+        attributes: Attributes,
+        shape: Shape,
+        source: &mut impl TableSource,
+    ) -> Result<(), Error> {
+        if !physical.is_aligned(M::Geometry::PAGE_SIZE) {
+            return Err(Error::Unaligned(physical.0));
+        }
+        // `ADDRESS` reaches up to bit 47, so the last byte must not be beyond it.
+        match physical.0.checked_add(range.size() - 1) {
+            Some(last) if last >> 48 == 0 => {}
+            _ => return Err(Error::PhysicalTooHigh(physical)),
+        }
+        if shape.execution == Execution::Forbidden && attributes.is_executable() {
+            return Err(Error::ExecutionForbidden(range.start()));
+        }
+        let fit = Fit { leaves: shape.leaves, delta: physical.0.wrapping_sub(range.start().0) };
+        let target = |address: VirtAddr| PhysAddr(address.0.wrapping_add(fit.delta));
+        map(self, lazy, range, Mapping { fit, target, attributes, execution: shape.execution }, source)
     }
-    // `ADDRESS` reaches up to bit 47, so the last byte must not be beyond it.
-    match physical.0.checked_add(range.size() - 1) {
-        Some(last) if last >> 48 == 0 => {}
-        _ => return Err(Error::PhysicalTooHigh(physical)),
-    }
-    if shape.execution == Execution::Forbidden && attributes.is_executable() {
-        return Err(Error::ExecutionForbidden(range.start()));
-    }
-    let fit = Fit { leaves: shape.leaves, delta: physical.0.wrapping_sub(range.start().0) };
-    let target = |address: VirtAddr| PhysAddr(address.0.wrapping_add(fit.delta));
-    map(tables, lazy, range, Mapping { fit, target, attributes, execution: shape.execution }, source)
-}
 
-/// See [`PageTables::map_frames`].
-pub(crate) fn map_frames<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    target: impl FnMut(VirtAddr) -> PhysAddr,
-    attributes: Attributes,
-    source: &mut impl TableSource,
-) -> Result<(), Error> {
-    let fit = Fit { leaves: Leaves::Pages, delta: 0 };
-    map(tables, lazy, range, Mapping { fit, target, attributes, execution: Execution::ByLeaf }, source)
+    /// Maps each page of `range` to the frame that `frame` gives for it, by pages.
+    ///
+    /// `frame` is called once for each page, in ascending order, with the page's address, when nothing can fail any
+    /// more. It returns page-aligned addresses below 2^48; other bits are ignored.
+    ///
+    /// # Errors
+    /// As [`PageTables::map`], those about `physical` excepted.
+    pub fn map_frames(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        frame: impl FnMut(VirtAddr) -> PhysAddr,
+        attributes: Attributes,
+        source: &mut impl TableSource,
+    ) -> Result<(), Error> {
+        let fit = Fit { leaves: Leaves::Pages, delta: 0 };
+        map(self, lazy, range, Mapping { fit, target: frame, attributes, execution: Execution::ByLeaf }, source)
+    }
 }
 
 /// Where which leaf fits.

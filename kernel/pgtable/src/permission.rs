@@ -136,7 +136,7 @@ impl Change {
     /// The change that the alias of these pages takes with it: what may be written here and there. `None` where this is
     /// not about writing.
     #[inline(always)]
-    pub(crate) const fn writability(&self) -> Option<Self> {
+    pub const fn writability(&self) -> Option<Self> {
         if self.set & bits::RDONLY != 0 {
             Some(Self::READ_ONLY)
         } else if self.clear & bits::RDONLY != 0 {

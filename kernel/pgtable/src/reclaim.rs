@@ -44,6 +44,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::announce::{Grace, WalkWord};
+use crate::cursor::{Cursor, Leaving};
 use crate::flush::{Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table, Tlb};
@@ -219,18 +220,10 @@ fn unlinked_at<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) 
 
 /// The end of step 2 for the table that translated `address`: the entry is free, unless a mapper has taken it already.
 fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
-    let (mmu, mut table) = (tables.mmu(), tables.root());
-    loop {
-        let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
-        let descriptor = mmu.load(cell);
-        if table.level() == LAST_LEVEL || !descriptor.is_table() {
-            if descriptor == UNLINKED {
-                // Where this fails a mapper was here: it has invalidated the address itself.
-                let _ = mmu.compare_exchange(cell, UNLINKED, Descriptor::EMPTY);
-            }
-            return;
-        }
-        table = Table::new(descriptor.address(), table.level() + 1);
+    let (place, entry) = Cursor::at_root(tables).end_of_walk(address, Leaving::Ignored);
+    if entry == UNLINKED {
+        // Where this fails a mapper was here: it has invalidated the address itself.
+        let _ = tables.mmu().compare_exchange(place.cell(address), UNLINKED, Descriptor::EMPTY);
     }
 }
 
@@ -262,16 +255,16 @@ fn for_each_table<M: Mmu>(
     let mmu = tables.mmu();
     let mut address = range.start();
     loop {
-        let (mut table, mut link) = (tables.root(), None);
-        while table.level() != LAST_LEVEL {
-            let cell = &mmu.table(table)[M::Geometry::index(address, table.level())];
+        let (mut place, mut link) = (Cursor::at_root(tables), None);
+        loop {
+            let cell = place.cell(address);
             let descriptor = mmu.load(cell);
-            if !descriptor.is_table() {
+            if place.follow(descriptor).is_err() {
                 break;
             }
             link = Some((cell, descriptor));
-            table = Table::new(descriptor.address(), table.level() + 1);
         }
+        let table = place.table();
         if let Some((cell, descriptor)) = link {
             let start = address.align_down(M::Geometry::entry_size(table.level() - 1));
             if address == start || address == range.start() {

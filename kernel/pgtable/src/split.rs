@@ -33,7 +33,7 @@
 //! So who reads the last entry clear of the bit knows that all are, and that nobody will store to any but its owner.
 //! The change comes behind that read by a control dependency, its TLBI behind the change by a DSB ISHST; so no walk
 //! that comes after the TLBI can find a neighbour that still has the bit, and cache the whole group with what this
-//! entry was. [`PageTables::update_divisible`] asks the last entry of the group at each end that is not a group's own.
+//! entry was. [`PageTables::update`] asks the last entry of the group at each end that is not a group's own.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Kind, bits};
@@ -105,20 +105,110 @@ impl Splits {
     pub fn is_none(&self) -> bool {
         *self == Self::NONE
     }
+
+    /// With what another call has split.
+    fn and(self, other: Self) -> Self {
+        let sum = |these: [u8; 4], those: [u8; 4]| core::array::from_fn(|level| these[level] + those[level]);
+        Self { blocks: sum(self.blocks, other.blocks), groups: sum(self.groups, other.groups) }
+    }
 }
 
-/// Splits what `range` cuts at its ends; see [`PageTables::split`].
-pub(crate) fn split<M: Mmu, S: Serialise>(
-    tables: &PageTables<'_, M>,
-    range: PageRange<M::Geometry>,
-    how: &S,
-    source: &mut impl TableSource,
-) -> Result<Splits, Error> {
-    // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave some.
-    split_with(tables, range, missing_tables(tables, range), how, source)
+/// How an update deals with leaves that its range cuts: not at all ([`WholeLeaves`], [`RefuseSplits`]), or by splitting
+/// them while they are in use ([`Split`]).
+pub trait Splitter<M: Mmu> {
+    /// Whether leaves in the range and around it may be split while they are in use, by this splitter or by the owner of
+    /// a neighbouring range.
+    const LIVE_SPLITS: bool;
+
+    /// Splits the leaves of `cut`.
+    ///
+    /// # Errors
+    /// [`Cut::error`] where they are not to be split, [`Error::OutOfTables`].
+    fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error>;
 }
 
-/// The same where at most `needed` tables are needed.
+impl<M: Mmu, S: Splitter<M>> Splitter<M> for &mut S {
+    const LIVE_SPLITS: bool = S::LIVE_SPLITS;
+
+    #[inline]
+    fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
+        S::split(self, cut)
+    }
+}
+
+/// Leaves are never split while they are in use: a contiguous group belongs to one owner.
+#[derive(Clone, Copy, Debug)]
+pub struct WholeLeaves;
+
+impl<M: Mmu> Splitter<M> for WholeLeaves {
+    const LIVE_SPLITS: bool = false;
+
+    fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
+        Err(cut.error())
+    }
+}
+
+/// Others may split leaves while they are in use; this call does not.
+#[derive(Clone, Copy, Debug)]
+pub struct RefuseSplits;
+
+impl<M: Mmu> Splitter<M> for RefuseSplits {
+    const LIVE_SPLITS: bool = true;
+
+    fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
+        Err(cut.error())
+    }
+}
+
+/// Splits leaves, serialised by `how`, with tables from `source`.
+pub struct Split<'a, S, T> {
+    how: &'a S,
+    source: &'a mut T,
+    splits: Splits,
+}
+
+impl<'a, S, T> Split<'a, S, T> {
+    /// Nothing is split yet.
+    pub const fn new(how: &'a S, source: &'a mut T) -> Self {
+        Self { how, source, splits: Splits::NONE }
+    }
+
+    /// What was split.
+    pub const fn splits(&self) -> Splits {
+        self.splits
+    }
+}
+
+impl<M: Mmu, S: Serialise, T: TableSource> Splitter<M> for Split<'_, S, T> {
+    const LIVE_SPLITS: bool = true;
+
+    fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
+        self.splits = self.splits.and(cut.split(self.how, self.source)?);
+        Ok(())
+    }
+}
+
+impl<M: Mmu> PageTables<'_, M> {
+    /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that [`PageTables::update`] may
+    /// change exactly the range. Nothing is split where it cuts none.
+    ///
+    /// Every address translates as before at any moment, so nothing is owed: no barrier, no invalidation. The CPUs hold
+    /// leaves of both sizes for a while, and the caller knows that all of them can.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTables`]; nothing was changed, and tables that were taken are given back.
+    pub fn split<S: Serialise>(
+        &self,
+        range: PageRange<M::Geometry>,
+        how: &S,
+        source: &mut impl TableSource,
+    ) -> Result<Splits, Error> {
+        // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave some.
+        split_with(self, range, missing_tables(self, range), how, source)
+    }
+}
+
+/// [`PageTables::split`] where at most `needed` tables are needed.
 fn split_with<M: Mmu, S: Serialise>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
@@ -299,11 +389,13 @@ pub struct Cut<'t, M: Mmu> {
     leaves: CutLeaves<'t, M>,
 }
 
-/// Of one table.
+/// Which leaves.
 pub(crate) enum CutLeaves<'t, M: Mmu> {
+    /// Any, at both ends of the range; the first of them as an error.
+    Ends(Error),
     /// One block of the level above the last, which has all of the range.
     Block,
-    /// Contiguous groups.
+    /// Contiguous groups of one table.
     Groups {
         table: &'t [M::Cell],
         /// The range's first entry.
@@ -324,12 +416,33 @@ impl<'t, M: Mmu> Cut<'t, M> {
         Self { tables, range, leaves }
     }
 
+    /// What `range` cuts at its ends.
+    pub fn at_ends(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
+        Self::new(tables, range, CutLeaves::Ends(Error::Straddles { leaf: range.start(), size: range.size() }))
+    }
+
+    /// The leaf that is cut, as the error that it is where it is not split.
+    pub fn error(&self) -> Error {
+        match self.leaves {
+            CutLeaves::Ends(error) => error,
+            CutLeaves::Block | CutLeaves::Groups { .. } => {
+                Error::Straddles { leaf: self.range.start(), size: self.range.size() }
+            }
+        }
+    }
+
+    /// Whether this is a first look: an error is followed by another, which finds the leaf.
+    pub const fn is_first_look(&self) -> bool {
+        !matches!(self.leaves, CutLeaves::Ends(_))
+    }
+
     /// Splits it as [`PageTables::split`] does, and says what was split: nothing where others were faster.
     ///
     /// # Errors
     /// As [`PageTables::split`].
     pub fn split<S: Serialise>(&self, how: &S, source: &mut impl TableSource) -> Result<Splits, Error> {
         match self.leaves {
+            CutLeaves::Ends(_) => self.tables.split(self.range, how, source),
             // Both ends are in the one table that the block becomes.
             CutLeaves::Block => split_with(&self.tables, self.range, 1, how, source),
             CutLeaves::Groups { table, first, last, level } => {

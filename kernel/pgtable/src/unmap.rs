@@ -13,16 +13,16 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_arch::tlbi::LevelHint;
 
 use crate::Error;
-use crate::alias::{self, Alias};
+use crate::cursor::Leaving;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
 use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
+use crate::stale::Stale;
 use crate::tables::PageTables;
-use crate::update::Stale;
-use crate::walk::{Leaving, Next, Run, Visitor, leading_leaves, whole_leaf};
+use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
 
 /// A leaf that no CPU uses any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,65 +35,103 @@ pub struct Leaf {
     pub size: u64,
 }
 
-/// See [`PageTables::unmap`] and [`PageTables::unmap_with_alias`].
-#[inline]
-pub(crate) fn unmap<M: Mmu, A: Alias<M::Geometry>>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    tlb: &impl Tlb<M>,
-    range: PageRange<M::Geometry>,
-    alias: &mut A,
-    released: impl FnMut(Leaf),
-) -> Result<(), A::Error> {
-    // As in `update`, nearly every range lies in one last-level table, all of it pages that hang together by nothing.
-    let unwanted = bits::CONTIGUOUS | if A::EXISTS { bits::RDONLY } else { 0 };
-    if let Some(run) = tables.sole_run(range, Leaving::Ignored)
-        && let found = tables.mmu().survey(run.cells())
-        && found.any & unwanted == 0
-        && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL)
-    {
-        tables.mmu().update_run(run.cells(), flip);
-        let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
-        lazy.invalidate(tlb, [Flush::new(Some(changed))]);
-        let Ok(_) = Releasing { released }.visit(tables.mmu(), &run);
-        return Ok(());
+impl<'t, M: Mmu> PageTables<'t, M> {
+    /// Takes everything that is mapped in `range` away, and hands each leaf to `released` when no CPU can use it any
+    /// more.
+    ///
+    /// Holes are passed over. `released` is called in ascending order, after the invalidation, so it may free the
+    /// frames; a contiguous group comes entry by entry. Tables stay linked.
+    ///
+    /// # Errors
+    /// [`Error::Straddles`]: a leaf is only partly in the range. Nothing was changed.
+    #[inline]
+    pub fn unmap(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        mut released: impl FnMut(Leaf),
+    ) -> Result<(), Error> {
+        if self.unmap_at_once(lazy, tlb, range, 0, &mut released) {
+            return Ok(());
+        }
+        let unmapping = self.begin_unmap(range)?;
+        let flush = unmapping.break_leaves(self);
+        lazy.invalidate(tlb, [flush]);
+        unmapping.release(self, released);
+        Ok(())
     }
-    unmap_tables(tables, lazy, tlb, range, alias, released)
+
+    /// [`Self::unmap`] where that takes one look: all of the range is pages of one table, in no contiguous group, none
+    /// of which has any of the bits `unwanted`. Whether it was done; if not, nothing was.
+    #[inline(always)]
+    pub fn unmap_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        unwanted: u64,
+        released: impl FnMut(Leaf),
+    ) -> bool {
+        if let Some(run) = self.sole_run(range, Leaving::Ignored)
+            && let found = self.mmu().survey(run.cells())
+            && found.any & (bits::CONTIGUOUS | unwanted) == 0
+            && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL)
+        {
+            self.mmu().update_run(run.cells(), flip);
+            let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
+            lazy.invalidate(tlb, [Flush::new(Some(changed))]);
+            let Ok(_) = Releasing { released }.visit(self.mmu(), &run);
+            return true;
+        }
+        false
+    }
+
+    /// The first of the three steps of [`Self::unmap`] for any range: refuses one that cuts a leaf.
+    ///
+    /// # Errors
+    /// As [`Self::unmap`].
+    #[inline(never)]
+    pub fn begin_unmap(&self, range: PageRange<M::Geometry>) -> Result<Unmapping<M::Geometry>, Error> {
+        let mut check = Check { range, found: Survey::NOTHING };
+        self.visit(range, &mut check)?;
+        Ok(Unmapping { range, found: check.found })
+    }
 }
 
-/// The same for any range: table by table, in three walks.
-#[inline(never)]
-fn unmap_tables<M: Mmu, A: Alias<M::Geometry>>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    tlb: &impl Tlb<M>,
-    range: PageRange<M::Geometry>,
-    alias: &mut A,
-    released: impl FnMut(Leaf),
-) -> Result<(), A::Error> {
-    let mut check = Check { range, found: Survey::NOTHING };
-    tables.visit(range, &mut check)?;
-    let read_only = check.found.any & bits::RDONLY != 0;
-    let executable = check.found.all & bits::PXN == 0;
-    // Frames are handed out writable. What their alias takes for that is split now, while nothing has changed.
-    let restoring = match A::EXISTS && read_only {
-        true => Some(alias::ReadOnly::find(tables, range, alias)?),
-        false => None,
-    };
-    let mut breaking = Breaking { stale: Stale::NONE };
-    let Ok(()) = tables.visit(range, &mut breaking);
-    let mut flush = breaking.stale.flush();
-    // Nothing of what some CPU may still execute may be written by another: the range is gone from every TLB first.
-    if executable && restoring.is_some() {
-        lazy.invalidate(tlb, [flush]);
-        flush = Flush::NONE;
+/// A range that is being unmapped, for owners that have something to do between the steps: check, break, **invalidate**,
+/// release.
+#[must_use = "nothing is unmapped yet"]
+pub struct Unmapping<G: Geometry> {
+    range: PageRange<G>,
+    /// What the entries have in common. A page that is not mapped may count, and then does no harm.
+    found: Survey,
+}
+
+impl<G: Geometry> Unmapping<G> {
+    /// Whether leaves may be read-only.
+    pub const fn may_be_read_only(&self) -> bool {
+        self.found.any & bits::RDONLY != 0
     }
-    match restoring {
-        Some(alias_of) => alias_of.make_writable(tables, lazy, tlb, range, flush, alias),
-        None => lazy.invalidate(tlb, [flush]),
+
+    /// Whether leaves may be executable at EL1.
+    pub const fn may_be_executable(&self) -> bool {
+        self.found.all & bits::PXN == 0
     }
-    let Ok(()) = tables.visit(range, &mut Releasing { released });
-    Ok(())
+
+    /// Makes each leaf present-invalid; what it translates to stays there to be read.
+    #[inline(never)]
+    pub fn break_leaves<M: Mmu<Geometry = G>>(&self, tables: &PageTables<'_, M>) -> Flush<G> {
+        let mut breaking = Breaking { stale: Stale::NONE };
+        let Ok(()) = tables.visit(self.range, &mut breaking);
+        breaking.stale.flush()
+    }
+
+    /// Empties the entries and hands out the leaves, when the invalidation that [`Self::break_leaves`] owes is complete,
+    /// and not before.
+    pub fn release<M: Mmu<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
+        let Ok(()) = tables.visit(self.range, &mut Releasing { released });
+    }
 }
 
 /// Refuses a range that cuts a leaf.

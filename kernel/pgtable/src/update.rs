@@ -9,222 +9,158 @@
 //! The first pass also finds whether the entries are alike in every bit that matters. They almost always are; then the
 //! change is the same few bits to flip in each of them, or none at all, and no entry is looked at a second time.
 
-use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Kind, LevelEntries, bits};
-use granule_arch::tlbi::LevelHint;
+use granule_arch::descriptor::{Descriptor, Kind, bits};
 
 use crate::Error;
 use crate::code;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::lazy::Lazy;
-use crate::mmu::{Mmu, Survey};
+use crate::lazy::{Lazy, Owed};
+use crate::look::{Now, Uniform, beyond, first_look, flush, may_change};
+use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
-use crate::split::{Cut, CutLeaves, cuts_a_group};
+use crate::split::{Cut, CutLeaves, Splitter, WholeLeaves};
+use crate::stale::{Levels, Stale};
 use crate::tables::PageTables;
-use crate::walk::{Leaving, Next, Run, Visitor, leading_leaves, whole_leaf};
+use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
 
-/// Whether leaves in the range and around it may be split while they are in use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Leaves {
-    /// Never: a contiguous group is one, and belongs to one owner.
-    Fixed,
-    /// At any time, also by the owner of a neighbouring range ([`crate::split`]).
-    Divisible,
-}
-
-/// See [`PageTables::update`].
-///
-/// Nearly every range lies in one last-level table. That way is written out: down once, and both passes over the same
-/// cells, which stay where they are because their owner is the caller.
-#[inline(always)]
-pub(crate) fn update<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-) -> Result<Flush<M::Geometry>, Error> {
-    let Some(run) = tables.sole_run(range, Leaving::Ignored) else {
-        return update_tables(tables, lazy, range, change, Leaves::Fixed);
-    };
-    let checked = check_run(tables, range, change, &run)?;
-    Ok(apply_to_run(tables, lazy, range, change, &run, checked))
-}
-
-/// The first pass over a range that is all in `run`.
-#[inline(always)]
-pub(crate) fn check_run<'t, M: Mmu>(
-    tables: &PageTables<'t, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-    run: &Run<'t, M>,
-) -> Result<Checked, Error> {
-    let mut check = Check { range, change, leaves: Leaves::Fixed, cut: None, found: Survey::NOTHING };
-    check.visit(tables.mmu(), run)?;
-    Ok(Checked(check.found))
-}
-
-/// The second pass over it.
-#[inline(always)]
-pub(crate) fn apply_to_run<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-    run: &Run<'_, M>,
-    Checked(found): Checked,
-) -> Flush<M::Geometry> {
-    if change.may_make_code_of(found.all) {
-        code::make_visible(tables, range, change);
-    }
-    match Uniform::of(found, change) {
-        Uniform::Not => update_each(tables, lazy, range, change),
-        Uniform::Unchanged => unchanged(range, change),
-        Uniform::Flip { from, to } => {
-            tables.mmu().update_run(run.cells(), from.0 ^ to.0);
-            flush(lazy, range, change, to, LevelHint::new(LAST_LEVEL))
-        }
-    }
-}
-
-/// See [`PageTables::update_at_once`].
-#[inline(always)]
-pub(crate) fn update_at_once<'t, M: Mmu>(
-    tables: &PageTables<'t, M>,
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: Change,
-    leaves: Leaves,
-    split: impl Fn(&Cut<'t, M>) -> bool,
-) -> Option<Flush<M::Geometry>> {
-    let again = PageTables::new(tables.mmu(), tables.root());
-    let mut at_once = AtOnce { tables: again, lazy, range, change, leaves, split, flush: Flush::NONE };
-    tables.visit_sole_run(range, &mut at_once)?.ok()?;
-    Some(at_once.flush)
-}
-
-/// See [`PageTables::update_page_at_once`].
-#[inline(always)]
-pub(crate) fn update_page_at_once<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    page: VirtAddr,
-    change: Change,
-) -> Option<Flush<M::Geometry>> {
-    let range = PageRange::trusted(page, M::Geometry::PAGE_SIZE);
-    let (mmu, run) = (tables.mmu(), tables.sole_run(range, Leaving::Ignored)?);
-    let cell = run.entry(run.first);
-    let old = mmu.load(cell);
-    let last = mmu.load(run.entry(run.first | (M::Geometry::group_entries(LAST_LEVEL) - 1)));
-    let must = change.required() | change.marks();
-    if (old.0 | last.0) & bits::CONTIGUOUS != 0
-        || old.kind(LevelEntries::Pages) != Kind::Leaf
-        || old.0 & must != must
-        || change.may_make_code_of(old.0)
-    {
-        return None;
-    }
-    let new = change.apply(old);
-    if new == old {
-        // As in `AtOnce`.
-        return if change.makes_invalid() { None } else { Some(Flush::NONE) };
-    }
-    mmu.store(cell, new);
-    Some(flush(lazy, range, &change, new, None))
-}
-
-/// Both passes, where nothing is out of the ordinary.
-struct AtOnce<'a, 't, M: Mmu, S> {
-    tables: PageTables<'t, M>,
-    lazy: &'a Lazy<'a, M>,
-    range: PageRange<M::Geometry>,
-    change: Change,
-    leaves: Leaves,
-    /// Splits what the range cuts, or not.
-    split: S,
-    flush: Flush<M::Geometry>,
-}
-
-impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> Visitor<'t, M> for AtOnce<'_, 't, M, S> {
-    type Error = Other;
-
+impl<'t, M: Mmu> PageTables<'t, M> {
+    /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no
+    /// entry that was valid changed.
+    ///
+    /// `splitter` says whether leaves may be split while they are in use, and splits those that the range cuts. With one
+    /// that does not, such a leaf is an error; where leaves may be split at all, it is none if nothing in the range would
+    /// change, a group that the range cuts counts as one leaf until *all* its entries are clear of the contiguous bit,
+    /// and the invalidation gives no level, because TLBs may hold a larger leaf than there is now.
+    ///
+    /// Nearly always one look is enough ([`Self::update_at_once`]), which is inlined, with a change that the compiler
+    /// knows. Everything else is done out of line.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`],
+    /// [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`], and those of the splitter. Every page is as it
+    /// was; leaves may have been split.
     #[inline(always)]
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
-        let found = mmu.survey(run.cells());
-        let must = self.change.required() | self.change.marks();
-        let in_group = M::Geometry::group_entries(run.level) - 1;
-        let cuts_groups = (run.first | (run.first + run.count)) & in_group != 0;
-        if !all_leaves::<M::Geometry>(run.level, found)
-            || found.all & must != must
-            || (self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0)
-            || (self.leaves == Leaves::Fixed && found.any & bits::CONTIGUOUS != 0)
-        {
-            return Err(Other);
-        }
-        match Uniform::of(found, &self.change) {
-            Uniform::Not => return Err(Other),
-            // What may be owed all the same is left to the long way.
-            Uniform::Unchanged if self.change.makes_invalid() => return Err(Other),
-            Uniform::Unchanged => {}
-            Uniform::Flip { from, to } => {
-                // Of a block that it cuts, the run is the block.
-                if run.level != LAST_LEVEL && run.left >> M::Geometry::shift(run.level) != run.count as u64 {
-                    // What is there then takes another look.
-                    return self.split_off(CutLeaves::Block).and(Err(Other));
-                }
-                if self.leaves == Leaves::Divisible
-                    && cuts_groups
-                    && (found.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0
-                {
-                    let (table, first, last, level) = (run.table, run.first, run.first + run.count - 1, run.level);
-                    // In one group, that is it that has the bit; else it may be one that lies between.
-                    if (first ^ last) & !in_group == 0 || cuts_a_group(mmu, table, first, last, level) {
-                        self.split_off(CutLeaves::Groups { table, first, last, level })?;
-                    }
-                }
-                if self.change.may_make_code_of(found.all) && !code::is_visible_as_stored(mmu) {
-                    return Err(Other);
-                }
-                mmu.update_run(run.cells(), from.0 ^ to.0);
-                let level = if self.leaves == Leaves::Fixed { LevelHint::new(run.level) } else { None };
-                self.flush = flush(self.lazy, self.range, &self.change, to, level);
+    pub fn update(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        mut splitter: impl Splitter<M>,
+    ) -> Result<Flush<M::Geometry>, Error> {
+        match first_look(self, range, &change, &mut splitter, Now(lazy)) {
+            Some(flush) => Ok(flush),
+            None => {
+                // By value, and what is owed comes back the same way: so no section lies in memory for this.
+                let tables = *self;
+                let Updated { flush, owed } = update_tables(tables, range, change, splitter)?;
+                lazy.owe(owed);
+                Ok(flush)
             }
         }
-        Ok(Next::Entries(run.count))
+    }
+
+    /// Makes every leaf in `range` read-only and executable at EL1, of those alone that have the software bits `marks`:
+    /// read-only first, with an invalidation of its own where anything changed, and executable then. At no moment may
+    /// one CPU write what another can execute.
+    ///
+    /// `read_only` is the first step: [`Self::update`] with the change that it is given, and its invalidation, of the
+    /// range and of whatever else its frames can be written by.
+    ///
+    /// # Errors
+    /// As [`Self::update`], and those of `read_only`. Nothing was changed.
+    #[inline(never)]
+    pub fn update_to_code_after(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        marks: u64,
+        read_only: impl FnOnce(Change) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        // Whatever speaks against the second step is found before the first.
+        let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.only_where(marks))?;
+        read_only(Change::READ_ONLY.only_where(marks))?;
+        let flush = self.update(lazy, range, Change::EXECUTABLE.only_where(marks), WholeLeaves)?;
+        lazy.invalidate(tlb, [flush]);
+        Ok(())
+    }
+
+    /// [`Self::update_to_code_after`] of frames that can be written by the range alone.
+    ///
+    /// # Errors
+    /// As [`Self::update`]. Nothing was changed.
+    pub fn update_to_code(
+        &self,
+        lazy: &Lazy<'_, M>,
+        tlb: &impl Tlb<M>,
+        range: PageRange<M::Geometry>,
+        marks: u64,
+    ) -> Result<(), Error> {
+        self.update_to_code_after(lazy, tlb, range, marks, |change| {
+            lazy.invalidate(tlb, [self.update(lazy, range, change, WholeLeaves)?]);
+            Ok(())
+        })
+    }
+
+    /// The first pass of [`Self::update`] alone, over a range of any kind: whether the change may be made, where no leaf
+    /// is ever split.
+    ///
+    /// # Errors
+    /// As [`Self::update`]. Nothing was changed.
+    pub fn check(&self, range: PageRange<M::Geometry>, change: Change) -> Result<Checked<M::Geometry>, Error> {
+        check::<M, WholeLeaves>(self, range, &change).map(|found| Checked { range, change, found })
+    }
+
+    /// The second pass, which cannot fail. The owner of the range has changed nothing since the first.
+    #[inline]
+    pub fn apply(&self, lazy: &Lazy<'_, M>, checked: Checked<M::Geometry>) -> Flush<M::Geometry> {
+        apply(self, lazy, checked.range, &checked.change, checked.found)
     }
 }
 
-impl<'t, M: Mmu, S: Fn(&Cut<'t, M>) -> bool> AtOnce<'_, 't, M, S> {
-    #[inline(always)]
-    fn split_off(&self, leaves: CutLeaves<'t, M>) -> Result<(), Other> {
-        let tables = PageTables::new(self.tables.mmu(), self.tables.root());
-        if (self.split)(&Cut::new(tables, self.range, leaves)) { Ok(()) } else { Err(Other) }
-    }
+/// What [`update_tables`] leaves.
+struct Updated<G: Geometry> {
+    flush: Flush<G>,
+    owed: Owed,
 }
 
-/// The same for any range: table by table, in two walks.
+/// [`PageTables::update`] of any range: table by table, in two walks.
 #[inline(never)]
-pub(crate) fn update_tables<M: Mmu>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
+fn update_tables<M: Mmu, S: Splitter<M>>(
+    tables: PageTables<'_, M>,
     range: PageRange<M::Geometry>,
-    change: &Change,
-    leaves: Leaves,
-) -> Result<Flush<M::Geometry>, Error> {
-    Ok(apply(tables, lazy, range, change, check(tables, range, change, leaves)?))
+    change: Change,
+    mut splitter: S,
+) -> Result<Updated<M::Geometry>, Error> {
+    let found = match check::<M, S>(&tables, range, &change) {
+        Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
+            splitter.split(&Cut::new(tables, range, CutLeaves::Ends(cut)))?;
+            check::<M, S>(&tables, range, &change)?
+        }
+        found => found?,
+    };
+    let lazy = Lazy::new(tables.mmu());
+    let flush = apply(&tables, &lazy, range, &change, found);
+    Ok(Updated { flush: if S::LIVE_SPLITS { flush.without_level() } else { flush }, owed: lazy.into_owed() })
 }
 
 /// What the first pass has found in a range: it may be changed.
-pub(crate) struct Checked(Survey);
+#[must_use = "nothing has changed yet"]
+pub struct Checked<G: Geometry> {
+    range: PageRange<G>,
+    change: Change,
+    found: Survey,
+}
 
-/// The second pass alone, over a range that the first has been over.
-pub(crate) fn apply<M: Mmu>(
+/// The second pass, over a range that the first has been over.
+fn apply<M: Mmu>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
-    Checked(found): Checked,
+    found: Survey,
 ) -> Flush<M::Geometry> {
     if change.may_make_code_of(found.all) {
         code::make_visible(tables, range, change);
@@ -235,28 +171,28 @@ pub(crate) fn apply<M: Mmu>(
         Uniform::Flip { from, to } => {
             let mut flipping = Flipping { flip: from.0 ^ to.0, levels: Levels::NONE };
             let Ok(()) = tables.visit(range, &mut flipping);
-            flush(lazy, range, change, to, flipping.levels.sole())
+            lazy.wrote(to);
+            flush(range, change, flipping.levels.sole())
         }
     }
 }
 
-/// The first pass alone.
+/// The first pass: what the entries have in common, where the change may be made.
 ///
-/// A range that cuts a divisible leaf need not, if all in it is as it shall be.
-pub(crate) fn check<M: Mmu>(
+/// A range that cuts a leaf that may be split need not, if all in it is as it shall be.
+fn check<M: Mmu, S: Splitter<M>>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
-    leaves: Leaves,
-) -> Result<Checked, Error> {
-    let mut check = Check { range, change, leaves, cut: None, found: Survey::NOTHING };
+) -> Result<Survey, Error> {
+    let mut check = Check { range, change, live_splits: S::LIVE_SPLITS, cut: None, found: Survey::NOTHING };
     tables.visit(range, &mut check)?;
     let unchanged = || match Uniform::of(check.found, change) {
         Uniform::Unchanged => true,
         Uniform::Flip { .. } => false,
         Uniform::Not => tables.visit(range, &mut Unchanged { change }).is_ok(),
     };
-    check.cut.filter(|_| !unchanged()).map_or(Ok(Checked(check.found)), Err)
+    check.cut.filter(|_| !unchanged()).map_or(Ok(check.found), Err)
 }
 
 /// Whether every leaf has what the change asks for.
@@ -275,42 +211,6 @@ impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
         let mut found = run.leading(leaves).iter().map(|cell| mmu.load(cell));
         if found.all(|leaf| self.change.apply(leaf) == leaf) { Ok(Next::Entries(leaves)) } else { Err(Other) }
     }
-}
-
-/// What a change does to entries that are alike, in the bits that it touches.
-enum Uniform {
-    /// They are not alike.
-    Not,
-    /// They have the new permissions already.
-    Unchanged,
-    /// Each goes from one to the other.
-    Flip { from: Descriptor, to: Descriptor },
-}
-
-impl Uniform {
-    #[inline(always)]
-    fn of(found: Survey, change: &Change) -> Self {
-        // What decides how an entry changes, and whether a TLB may hold it.
-        let touched = change.set_mask() | change.clear_mask() | bits::VALID;
-        match found.common(touched).map(Descriptor) {
-            None => Self::Not,
-            Some(from) if change.apply(from) == from => Self::Unchanged,
-            Some(from) => Self::Flip { from, to: change.apply(from) },
-        }
-    }
-}
-
-/// What is owed where every entry changed: the range holds whole leaves only, so it is what they translate.
-#[inline(always)]
-fn flush<M: Mmu>(
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-    to: Descriptor,
-    level: Option<LevelHint>,
-) -> Flush<M::Geometry> {
-    lazy.wrote(to);
-    Flush::new(change.leaves_stale().then_some(Invalidation { range, tables: Tables::Kept, level }))
 }
 
 /// What is owed where no entry changed: the invalidation of leaves that are present-invalid already, which whoever made
@@ -337,8 +237,9 @@ fn update_each<M: Mmu>(
 struct Check<'a, G: Geometry> {
     range: PageRange<G>,
     change: &'a Change,
-    leaves: Leaves,
-    /// A divisible leaf that the range cuts.
+    /// See [`Splitter::LIVE_SPLITS`].
+    live_splits: bool,
+    /// A leaf that may be split, and that the range cuts.
     cut: Option<Error>,
     found: Survey,
 }
@@ -349,32 +250,27 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         let leaves = leading_leaves(mmu, run);
-        let cells = run.leading(leaves);
-        let survey = mmu.survey(cells);
-        // The common case by what all have: leaves that have what they must. Anything else is looked at one by one: at
-        // upper levels a table as well, which a neighbour may have linked where this walk read a hole.
-        let must = self.change.required() | self.change.marks();
-        if !all_leaves::<M::Geometry>(run.level, survey) || survey.all & must != must {
-            if self.leaves == Leaves::Divisible && has_table(mmu, run, leaves) {
+        let survey = mmu.survey(run.leading(leaves));
+        // Where not all are fine they are looked at one by one: at upper levels a table as well, which a neighbour may
+        // have linked where this walk read a hole.
+        if !may_change::<M::Geometry>(self.change, run.level, survey, 0) {
+            if self.live_splits && has_table(mmu, run, leaves) {
                 // Split while this walk was looking: what is there now is below.
                 return Ok(Next::Again);
             }
-            // A copy, so that the run itself can stay in registers.
-            each(mmu, &Run { ..*run }, leaves, self.change)?;
+            each(mmu, run, leaves, self.change)?;
         }
         // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the
         // table.
-        match self.leaves {
-            Leaves::Fixed if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 => {
-                for index in [0, leaves - 1] {
-                    whole_leaf(self.range, mmu.load(run.entry(run.first + index)), run.level, run.address(index))?;
-                }
-            }
-            Leaves::Divisible if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 => {
+        if self.live_splits {
+            if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 {
                 // Anything else that speaks against the change comes first: nothing is split in vain.
-                self.cut = self.cut.or(whole_groups(mmu, self.range, &Run { ..*run }, leaves).err());
+                self.cut = self.cut.or(whole_groups(mmu, self.range, run, leaves).err());
             }
-            _ => {}
+        } else if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
+            for index in [0, leaves - 1] {
+                whole_leaf(self.range, mmu.load(run.entry(run.first + index)), run.level, run.address(index))?;
+            }
         }
         if self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
             return Err(Error::ExecutionForbidden(run.from));
@@ -382,36 +278,6 @@ impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
         self.found = self.found.and(survey);
         Ok(Next::Entries(leaves))
     }
-}
-
-/// Whether entries of `level` are all valid leaves, or all present-invalid ones.
-#[inline(always)]
-fn all_leaves<G: Geometry>(level: u8, found: Survey) -> bool {
-    let valid = if level == LAST_LEVEL {
-        found.all & (bits::VALID | bits::TABLE) == bits::VALID | bits::TABLE
-    } else if G::has_leaves(level) {
-        found.all & bits::VALID != 0 && found.any & bits::TABLE == 0
-    } else {
-        return false;
-    };
-    valid || (found.any & bits::VALID == 0 && found.all & bits::PRESENT_INVALID != 0)
-}
-
-/// The last entries of the groups that a run has only a part of, as bits that any of them has.
-///
-/// The last entry speaks for its group: whoever splits one clears it last ([`crate::split`]).
-#[inline(always)]
-fn beyond<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> u64 {
-    let in_group = M::Geometry::group_entries(run.level) - 1;
-    let end = run.first + run.count;
-    let mut any = 0;
-    if run.first & in_group != 0 {
-        any |= mmu.load(run.entry(run.first | in_group)).0;
-    }
-    if end & in_group != 0 {
-        any |= mmu.load(run.entry(end | in_group)).0;
-    }
-    any
 }
 
 /// Checks that the first and the last of the entries belong to the range with all that hangs together with them: a
@@ -517,48 +383,5 @@ impl<'t, M: Mmu> Visitor<'t, M> for Changing<'_, M> {
             self.stale.note(PageRange::trusted(run.address(first), size), run.level);
         }
         Ok(Next::Entries(leaves))
-    }
-}
-
-/// What TLBs may hold of entries that were valid before: the hull of them, and their level while it is only one.
-pub(crate) struct Stale<G: Geometry> {
-    range: Option<PageRange<G>>,
-    levels: Levels,
-}
-
-impl<G: Geometry> Stale<G> {
-    /// Nothing yet.
-    pub(crate) const NONE: Self = Self { range: None, levels: Levels::NONE };
-
-    /// Adds the pages of `range`, translated by leaves of `level`.
-    #[inline(always)]
-    pub(crate) fn note(&mut self, range: PageRange<G>, level: u8) {
-        self.range = Some(self.range.map_or(range, |before| before.hull(range)));
-        self.levels.note(level);
-    }
-
-    /// The invalidation that is owed for it.
-    #[inline(always)]
-    pub(crate) fn flush(self) -> Flush<G> {
-        let level = self.levels.sole();
-        Flush::new(self.range.map(|range| Invalidation { range, tables: Tables::Kept, level }))
-    }
-}
-
-/// The levels that leaves were found at, as a set: a bit each.
-struct Levels(u8);
-
-impl Levels {
-    const NONE: Self = Self(0);
-
-    #[inline(always)]
-    fn note(&mut self, level: u8) {
-        self.0 |= 1 << level;
-    }
-
-    /// The level, where it is only one.
-    #[inline(always)]
-    fn sole(&self) -> Option<LevelHint> {
-        if self.0.is_power_of_two() { LevelHint::new(self.0.trailing_zeros() as u8) } else { None }
     }
 }

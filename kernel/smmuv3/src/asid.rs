@@ -1,6 +1,6 @@
-//! The numbers by which the SMMU tells address spaces apart in its TLBs: its own, not the CPUs'.
+//! The numbers that tag address spaces in the SMMU's TLBs: its own, not the CPUs'.
 //!
-//! **Rule: a number that nobody has is in no TLB.** Who gives one back has invalidated it first
+//! **Rule: a free number is in no TLB.** A number is invalidated before it is given back
 //! ([`Smmu::invalidate_asid`](crate::Smmu::invalidate_asid)), when no context has it any more.
 
 /// How many numbers are handed out at most, whatever the SMMU has: one for each device that translates at a time.
@@ -18,13 +18,13 @@ pub struct Asids {
 }
 
 impl Asids {
-    /// All of `bits` bits but 0, which is what a context that nobody filled in would have.
+    /// All of `bits` bits but 0, which an empty context would have.
     pub fn new(bits: u8) -> Self {
         let end = (1usize << bits.min(16)).min(MOST) as u16;
         Self { used: [0; MOST / 64], end, next: 1 }
     }
 
-    /// A number that nobody has; `None` where there is none left.
+    /// A free number; `None` where there is none left.
     pub fn allocate(&mut self) -> Option<u16> {
         let asid = (self.next..self.end).chain(1..self.next).find(|&asid| !self.is_used(asid))?;
         self.flip(asid);
@@ -35,9 +35,9 @@ impl Asids {
     /// Gives `asid` back.
     ///
     /// # Panics
-    /// Where nobody had it.
+    /// Where it is free already.
     pub fn free(&mut self, asid: u16) {
-        assert!(self.is_used(asid), "ASID {asid} of the SMMU is given back, and nobody had it");
+        assert!(self.is_used(asid), "ASID {asid} of the SMMU is given back, and was free");
         self.flip(asid);
     }
 
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "ASID 5 of the SMMU is given back, and nobody had it")]
+    #[should_panic(expected = "ASID 5 of the SMMU is given back, and was free")]
     fn nothing_is_given_back_twice() {
         let mut asids = Asids::new(8);
         asids.free(5);

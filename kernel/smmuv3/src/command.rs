@@ -83,7 +83,7 @@ mod fields {
             STAG OFFSET(0) NUMBITS(16) [],
             /// The leaf's level; 0 where it is not known.
             TTL OFFSET(8) NUMBITS(2) [],
-            /// The pages' size; 0 says that there is one address and no NUM, SCALE or TTL.
+            /// The pages' size; 0 means one address, and no NUM, SCALE or TTL.
             TG OFFSET(10) NUMBITS(2) [],
             /// Bits 63:12 of an address.
             ADDRESS OFFSET(12) NUMBITS(52) [],

@@ -62,7 +62,7 @@ mod fields {
             S OFFSET(44) NUMBITS(1) [],
             /// Faults are recorded as events.
             R OFFSET(45) NUMBITS(1) [],
-            /// A terminated transaction is told so; it reads zero else.
+            /// A terminated transaction is aborted; it reads zero else.
             A OFFSET(46) NUMBITS(1) [],
             /// The ASID is the SMMU's own: broadcast invalidations of CPUs need not reach it.
             ASET OFFSET(47) NUMBITS(1) [],
@@ -150,7 +150,7 @@ impl ContextDescriptor {
     /// Bytes of a descriptor, and its alignment.
     pub const BYTES: usize = WORDS * 8;
 
-    /// Transactions are translated as `translation` says.
+    /// Transactions are translated by `translation`.
     pub fn new(translation: &Translation) -> Self {
         debug_assert!((16..=52).contains(&translation.address_bits), "an address has 16 to 52 bits");
         let mut first = LocalRegisterCopy::<u64, CD0::Register>::new(0);
@@ -179,7 +179,7 @@ impl ContextDescriptor {
         Self([first.get(), second, 0, translation.memory_types, 0, 0, 0, 0])
     }
 
-    /// The same, but nothing is translated any more, and nobody hears of it: what a process that exits leaves behind
+    /// The same, but nothing is translated any more, and no event is recorded: what a process that exits leaves behind
     /// for devices that are still at work.
     ///
     /// It stays valid. An invalid one would answer each transaction with C_BAD_CD, which a device that does not stop

@@ -24,8 +24,8 @@ pub enum ProbeError {
     /// A transaction that faults is never ended by it, and waits for a command of software.
     #[error("each transaction that faults waits in it (IDR0.STALL_MODEL is 2), and this driver answers none")]
     AlwaysStalls,
-    /// Its queues or tables have places of their own.
-    #[error("its queues or tables are where it says (IDR1.{0} is set), which this driver does not support")]
+    /// Its queues or tables have fixed addresses.
+    #[error("its queues or tables have fixed addresses (IDR1.{0} is set), which this driver does not support")]
     Preset(&'static str),
     /// Its queues are too short.
     #[error("its {what} holds 2^{bits} entries at most; 2^{needed} are needed")]
@@ -73,11 +73,11 @@ pub enum StreamError {
     #[error("there is no memory for the table of stream {0:#x}")]
     OutOfMemory(u32),
     /// A command failed: the SMMU may still use what it had cached.
-    #[error("the SMMU was not told: {0}")]
+    #[error("the command failed: {0}")]
     Command(#[from] CommandError),
 }
 
-/// What the platform is told, because nobody else would hear of it.
+/// What is reported to the platform, because no caller gets it as an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Report {
     /// The SMMU found this command illegal; CMD_SYNC was put in its place.

@@ -1,4 +1,4 @@
-//! What the SMMU tells of transactions that it refused: the records of the event queue (IHI 0070, 7.3).
+//! What the SMMU records of transactions that it refused: the records of the event queue (IHI 0070, 7.3).
 //!
 //! A record has 32 bytes. Only what its kind defines is decoded; a number that no kind has is kept as it is, with the
 //! whole record.
@@ -193,7 +193,7 @@ impl Kind {
         )
     }
 
-    /// Word 1 says at which stage and on the way to what.
+    /// Word 1 has the stage and the class of the access.
     const fn has_class(self) -> bool {
         matches!(self, Self::WalkAbort | Self::Translation | Self::AddressSize | Self::AccessFlag | Self::Permission)
     }
@@ -275,7 +275,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// What `record` says.
+    /// The event in `record`.
     pub fn decode(record: Record) -> Self {
         let first = LocalRegisterCopy::<u64, EVENT0::Register>::new(record[0]);
         let second = LocalRegisterCopy::<u64, EVENT1::Register>::new(record[1]);
@@ -307,7 +307,7 @@ impl Event {
         }
     }
 
-    /// Whether somebody who resolves page faults could let the transaction succeed.
+    /// Whether resolving a page fault could let the transaction succeed.
     pub const fn is_page_fault(&self) -> bool {
         matches!(self.kind, Kind::Translation | Kind::AccessFlag | Kind::Permission)
             && matches!(self.class, Some(Class::Input))

@@ -1,13 +1,12 @@
 //! The event queue: the SMMU writes records, this driver takes them (IHI 0070, 3.5.2 and 7.2).
 //!
 //! The order, and what breaks without it:
-//! - PROD is read, *then* the records: a record read ahead of the index that says that it is there may be the one
-//!   of the round before;
+//! - PROD is read, *then* the records: a record read ahead of its index may be the one of the round before;
 //! - the records are read, *then* CONS is written: the SMMU may write into a slot as soon as it is given back.
 //!
-//! A queue that overflows loses events, and says so by a flag in PROD that differs from its acknowledgement in CONS;
-//! some SMMUs say it by the global error EVENTQ_ABT_ERR alone, which stands too for a queue that could not be written.
-//! What was lost is not known, so whoever waits for a transaction has to take each for failed.
+//! A queue that overflows loses events, and a flag in PROD then differs from its acknowledgement in CONS; some SMMUs
+//! report it by the global error EVENTQ_ABT_ERR alone, which stands too for a queue that could not be written. What was
+//! lost is not known, so a driver that waits for a transaction must treat each as failed.
 
 use core::sync::atomic::Ordering;
 

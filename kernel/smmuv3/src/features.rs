@@ -1,4 +1,4 @@
-//! What the ID registers say (IHI 0070, 6.3.1 to 6.3.6 and 6.3.8), decoded once, and printed at boot.
+//! The ID registers (IHI 0070, 6.3.1 to 6.3.6 and 6.3.8), decoded once, and printed at boot.
 
 use core::fmt;
 
@@ -25,7 +25,7 @@ pub struct Features {
     pub little_endian: bool,
     /// What CPUs cache is seen by its walks and queue accesses, and the other way round.
     pub coherent: bool,
-    /// It hears what CPUs broadcast of TLB maintenance.
+    /// It takes part in the CPUs' broadcast TLB maintenance.
     pub broadcast: bool,
     /// It sets access flags by itself.
     pub access_flag: bool,
@@ -56,7 +56,7 @@ pub struct Features {
     /// log2 of the most events that a queue may hold.
     pub event_queue_bits: u8,
     /// It overrides whether a transaction is privileged ([`Privilege`](crate::Privilege)). Where it cannot, a device
-    /// reaches what is EL1's only if its transactions say by themselves that they are privileged.
+    /// reaches what is EL1's only if its transactions are privileged themselves.
     pub privilege_override: bool,
     /// Queues at an address that cannot be changed.
     pub queues_preset: bool,
@@ -66,7 +66,7 @@ pub struct Features {
     pub relative: bool,
     /// Range invalidation.
     pub range_invalidation: bool,
-    /// What a change of a leaf's size may do to it, as the CPU's FEAT_BBM says it: 0, 1 or 2.
+    /// What a change of a leaf's size may do to it, as in the CPU's FEAT_BBM: 0, 1 or 2.
     pub bbm_level: u8,
     /// Bits of a physical address that it puts out.
     pub output_bits: u8,
@@ -83,7 +83,7 @@ pub struct Features {
 /// Whether a transaction that faults can wait for its fault to be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stall {
-    /// As its stream and context say.
+    /// By its stream and context.
     ByContext,
     /// Never: it ends.
     Never,
@@ -150,8 +150,8 @@ impl Features {
         }
     }
 
-    /// Whether it lets unprivileged accesses through to what is EL1's only. QEMU's does, which has no privilege override
-    /// either, and is told by an IIDR of 0: no implementer has that number.
+    /// Whether it lets unprivileged accesses through to what is EL1's only. QEMU's does, which has no privilege
+    /// override either, and has an IIDR of 0: no implementer has that number.
     pub fn ignores_privilege(&self) -> bool {
         !self.privilege_override && self.raw[6] == 0
     }

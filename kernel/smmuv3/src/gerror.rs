@@ -1,8 +1,8 @@
-//! Global errors (IHI 0070, 7.5): GERROR says which are active, by differing from GERRORN, and GERRORN acknowledges.
+//! Global errors (IHI 0070, 7.5): the bits in which GERROR differs from GERRORN are active, and GERRORN acknowledges.
 //!
-//! They are served by whoever sees them: the interrupt of that name, and each CPU that waits for the command queue long
-//! enough to ask why. One at a time, because an acknowledgement is a write of all bits at once; and in a loop, because
-//! an error that comes while another is served gives no second interrupt to those who wait.
+//! They are served where they are seen: in the interrupt of that name, and on each CPU that waits for the command queue
+//! too long. One at a time, because an acknowledgement is a write of all bits at once; and in a loop, because an error
+//! that comes while another is served gives no second interrupt.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -27,7 +27,7 @@ const LOGGED: usize = 8;
 
 /// What is known of an SMMU's global errors.
 pub(crate) struct GlobalErrors<P: Platform> {
-    /// 1 while somebody serves them.
+    /// 1 while a CPU serves them.
     serving: P::Word,
     /// How many there were.
     pub(crate) count: P::Word,
@@ -55,7 +55,7 @@ impl<P: Platform> GlobalErrors<P> {
     }
 }
 
-/// Adds 1, for who serves, alone.
+/// Adds 1; only the CPU that serves calls it.
 fn count<W: Word>(word: &W) -> u64 {
     let now = word.load(Relaxed) + 1;
     word.store(now, Relaxed);
@@ -81,7 +81,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
                 errors => (errors, self.serve(platform, errors)),
             });
             all |= errors;
-            // Told by nobody's turn: a console is slow.
+            // Reported after `serving` is released: a console is slow.
             reports.iter().flatten().for_each(|report| platform.report(report));
         }
         all
@@ -116,7 +116,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             count(&self.errors.events_lost);
             rest &= !EVENTQ_ABT;
         }
-        // What was put into the queue is there before the SMMU goes on, and the counters before who sees it go on.
+        // What was put into the queue is there before the SMMU goes on, and the counters before a CPU sees it go on.
         platform.dmb_oshst();
         platform.write32(GERRORN, platform.read32(GERRORN) ^ errors);
         [of_queue, (rest != 0).then_some(Report::GlobalErrors(rest))]
@@ -126,7 +126,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     fn serve_queue(&self, platform: &P) -> Option<Report> {
         let cons = LocalRegisterCopy::<u32, CMDQ_CONS::Register>::new(platform.read32(offset::CMDQ_CONS));
         match cons.read_as_enum(CMDQ_CONS::ERR) {
-            // It tries again. Once per power of two: this may go on as long as somebody waits.
+            // It tries again. Once per power of two: this may go on as long as a CPU waits.
             Some(CMDQ_CONS::ERR::Value::Abort) => {
                 count(&self.errors.fetches).is_power_of_two().then_some(Report::CommandFetchAborted)
             }

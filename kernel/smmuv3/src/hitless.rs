@@ -73,7 +73,7 @@ impl Update {
     pub fn new<E: Entry>(current: &Words, target: &E) -> Self {
         let target = *target.words();
         let (now, then) = (E::used(current), E::used(&target));
-        // Bits that nobody looks at yet, taken over: what can be prepared unseen.
+        // Bits that the SMMU ignores so far, taken over: what can be prepared unseen.
         let prepared: Words = core::array::from_fn(|word| current[word] & now[word] | target[word] & !now[word]);
         let mut differing = (0..WORDS).filter(|&word| (prepared[word] ^ target[word]) & then[word] != 0);
         let (hitless, images) = match (differing.next(), differing.next()) {

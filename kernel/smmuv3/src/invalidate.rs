@@ -11,9 +11,9 @@ use granule_arch::tlbi::Granule;
 
 use crate::{Command, Features, Scope, Span};
 
-/// Without range invalidation: the most pages that are told one by one; of more, everything in the ASID goes. A command
-/// costs this CPU some 25 instructions and the SMMU a fetch; what is lost by the whole ASID are walks, of which a device
-/// that uses few pages makes few.
+/// Without range invalidation: the most pages that are invalidated one by one; for more, the whole ASID is. A command
+/// costs this CPU some 25 instructions and the SMMU a fetch; what is lost by the whole ASID are walks, of which a
+/// device that uses few pages makes few.
 pub const MOST_PAGES: u64 = 64;
 
 /// Pages that are more than any table maps: everything.
@@ -77,7 +77,7 @@ fn pages(start: VirtAddr, end: VirtAddr) -> Option<(VirtAddr, u64)> {
     (start < end && pages < EVERYTHING).then_some((start.align_down(1 << PAGE_SHIFT), pages))
 }
 
-/// What is to be told of any range by any SMMU.
+/// The invalidation of any range by any SMMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Plan {
     /// No page is in the range.

@@ -1,4 +1,4 @@
-//! A driver for Arm's SMMUv3 (IHI 0070): devices reach memory by tables that somebody else makes.
+//! A driver for Arm's SMMUv3 (IHI 0070): devices reach memory by tables that the caller makes.
 //!
 //! - the registers are read and printed ([`Features`]), the SMMU is brought from any state to a known one ([`probe`]),
 //!   and nothing passes meanwhile
@@ -8,7 +8,7 @@
 //! - events are decoded ([`Events`]), global errors acknowledged ([`Smmu::acknowledge_errors`])
 //! - it knows nothing of processes, page tables or PCI, allocates by its [`Platform`] alone, and has no statics
 //!
-//! # Who may do what at the same time
+//! # What may run at the same time
 //! [`Smmu`] is shared: any CPU invalidates at any time, **with its interrupts masked**, because an interrupt handler
 //! that issues commands would wait for the slots that its own CPU has reserved and not filled. [`Streams`], [`Events`]
 //! and [`Asids`] have one user at a time, by `&mut`.
@@ -50,3 +50,8 @@ pub use reset::{EVENT_QUEUE_BITS, LIMIT_MS, Probed, probe};
 pub use smmu::{Smmu, Stats};
 pub use stream_entry::{EntryFormat, Privilege, STE0, STE1, STE2, StreamTableEntry};
 pub use stream_table::{Stream, Streams};
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

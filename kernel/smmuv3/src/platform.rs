@@ -4,6 +4,8 @@
 //! and barrier in order. The words that CPUs and the SMMU share are the platform's too, so that a checker of
 //! interleavings can be one.
 
+#![allow(unsafe_code, reason = "contracts for implementors, and views of DMA memory")]
+
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,8 +65,8 @@ pub enum Step {
 /// The way to one SMMU.
 ///
 /// # Safety
-/// 1. Offsets below [`PAGE1`] reach register page 0, those from there on page 1, of one SMMUv3 that nobody else
-///    programs; each access is one access of its size, made in program order with the others.
+/// 1. Offsets below [`PAGE1`] reach register page 0, those from there on page 1, of one SMMUv3 that is programmed here
+///    alone; each access is one access of its size, made in program order with the others.
 /// 2. The barriers are those whose names they have, or stronger, for the CPUs and the SMMU.
 /// 3. `Word` at the addresses of a [`DmaMemory`] is what the SMMU reads and writes there: 8 bytes, little-endian, in
 ///    one piece. (A checker that has no SMMU in it may have larger words, and its memory as many of them.)
@@ -93,7 +95,8 @@ pub unsafe trait Platform: Sync {
     fn relax(&self);
     /// Microseconds since some moment. Asked only when something takes long.
     fn microseconds(&self) -> u64;
-    /// Tells what should not have happened. Called with interrupts masked, and from where nobody may sleep or allocate.
+    /// Reports what should not have happened. Called with interrupts masked, and where sleeping and allocating are
+    /// forbidden.
     fn report(&self, report: &Report);
 
     /// Whether `step` is left out. Never, outside of a laboratory.
@@ -124,8 +127,8 @@ impl DmaMemory {
     /// Its words as `P` has them.
     #[inline(always)]
     pub fn words<P: Platform>(&self) -> &[P::Word] {
-        // SAFETY: `Memory` says that it is zeroed memory of `bytes`, aligned, live while this is, and used as shared
-        // words only; and so does the third promise of `Platform` where words are larger.
+        // SAFETY: by `Memory` it is zeroed memory of `bytes`, aligned, live while this is, and used as shared words
+        // only; and so does the third promise of `Platform` where words are larger.
         unsafe { core::slice::from_raw_parts(self.virt.as_ptr().cast(), self.bytes / 8) }
     }
 }
@@ -134,7 +137,7 @@ impl DmaMemory {
 ///
 /// # Safety
 /// What [`Self::allocate`] gives is zero, aligned to `align` in physical and virtual addresses, contiguous, Normal
-/// Inner Write-Back Inner Shareable for the CPU, stays until it is given back, and nobody else uses it.
+/// Inner Write-Back Inner Shareable for the CPU, stays until it is given back, and is used by its owner alone.
 pub unsafe trait Memory {
     /// `bytes`, a multiple of 8, aligned to `align`, a power of two; `None` where there is no memory.
     fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory>;

@@ -1,7 +1,7 @@
 //! The command queue (IHI 0070, 3.5 and 4.7): several CPUs insert at once.
 //!
-//! A call takes its slots by one compare-exchange, fills them, waits for its turn, tells the SMMU, and passes the turn
-//! on; then it waits for its own CMD_SYNC, which keeps nobody else waiting:
+//! A call takes its slots by one compare-exchange, fills them, waits for its turn, writes PROD, and passes the turn on;
+//! then it waits for its own CMD_SYNC, which does not delay other calls:
 //!
 //! ```text
 //! reserved:  start -> end   compare-exchange, if end - consumed fits
@@ -71,7 +71,7 @@ const CLOSED: u64 = 2;
 
 /// What different CPUs write all the time lies in different cache lines.
 #[repr(align(64))]
-struct Line<T>(T);
+struct CacheLine<T>(T);
 
 /// The queue of one SMMU, with `2^BITS` slots.
 pub struct CommandQueue<P: Platform, const BITS: u32 = COMMAND_QUEUE_BITS> {
@@ -85,9 +85,9 @@ pub struct CommandQueue<P: Platform, const BITS: u32 = COMMAND_QUEUE_BITS> {
     /// Waits for room.
     full: P::Word,
     /// Where the next call's slots begin.
-    reserved: Line<P::Word>,
+    reserved: CacheLine<P::Word>,
     /// Up to where PROD was written, and how often.
-    published: Line<[P::Word; 2]>,
+    published: CacheLine<[P::Word; 2]>,
     pub(crate) errors: GlobalErrors<P>,
     platform: PhantomData<fn(P)>,
 }
@@ -98,7 +98,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     /// A position as registers have it: with the wrap bit.
     const POSITION: u64 = 2 * Self::ENTRIES - 1;
 
-    /// A queue in `slots`, aligned to their size, of which the SMMU is told that none is filled.
+    /// A queue in `slots`, aligned to their size, none of which is filled for the SMMU.
     ///
     /// # Panics
     /// Where `slots` is not as large as the queue, or the queue is larger than any SMMU's.
@@ -111,8 +111,8 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             illegal: P::word(0),
             life: P::word(IN_USE),
             full: P::word(0),
-            reserved: Line(P::word(0)),
-            published: Line([P::word(0), P::word(0)]),
+            reserved: CacheLine(P::word(0)),
+            published: CacheLine([P::word(0), P::word(0)]),
             errors: GlobalErrors::new(),
             platform: PhantomData,
         }
@@ -161,7 +161,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         self.verdict(platform, inserted)
     }
 
-    /// Inserts `count` commands that `command` makes, and a CMD_SYNC if `SYNC` says so; `None` where there is no room.
+    /// Inserts `count` commands that `command` makes, and a CMD_SYNC if `SYNC` is set; `None` where there is no room.
     #[inline(always)]
     pub(crate) fn insert<const SYNC: bool>(
         &self,
@@ -245,13 +245,14 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
 
     /// The slot of a position.
     #[inline(always)]
+    #[allow(unsafe_code, reason = "the two words of a slot in DMA memory")]
     pub(crate) fn slot(&self, position: u64) -> &[P::Word; 2] {
         let index = (position & (Self::ENTRIES - 1)) as usize;
         // SAFETY: `slots` holds `ENTRIES` commands, as `new` has checked, of two words each (`DmaMemory::words`).
         unsafe { &*self.slots.words::<P>().as_ptr().cast::<[P::Word; 2]>().add(index) }
     }
 
-    /// Tells the SMMU of the slots up to `end`, when it knows of those before `start`.
+    /// Publishes the slots up to `end` to the SMMU, after those before `start`.
     #[inline(always)]
     fn publish(&self, platform: &P, start: u64, end: u64) {
         if !platform.leaves_out(Step::DmbBeforeProd) {
@@ -278,7 +279,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     #[cold]
     #[inline(never)]
     pub(crate) fn wait(&self, platform: &P, end: u64) -> Result<(), CommandError> {
-        let mut patience = Patience::default();
+        let mut patience = TimeLimit::default();
         loop {
             let now = self.position(platform, self.consumed.load(Acquire));
             if now >= end {
@@ -294,7 +295,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     fn make_room(&self, platform: &P, count: u64) -> Result<(), CommandError> {
         assert!(count <= Self::ENTRIES, "{count} commands for a queue of {}", Self::ENTRIES);
         let end = self.reserved.0.load(Relaxed) + count;
-        let mut patience = Patience::default();
+        let mut patience = TimeLimit::default();
         loop {
             let consumed = self.consumed.load(Acquire);
             let now = self.position(platform, consumed);
@@ -328,7 +329,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             let consumed = self.consumed.load(Acquire);
             let position = self.position(platform, consumed);
             platform.dmb_oshld();
-            // Nobody has gone a round ahead meanwhile.
+            // No call has gone a round ahead meanwhile.
             if self.consumed.load(Acquire) == consumed {
                 return position;
             }
@@ -358,16 +359,16 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     }
 }
 
-/// How long somebody has been waiting while nothing moved: others may be first, and many.
+/// How long a CPU has been waiting while nothing moved: others may be first, and many.
 #[derive(Default)]
-struct Patience {
+struct TimeLimit {
     turns: u64,
     since: u64,
     /// Where the SMMU was at the last look.
     position: u64,
 }
 
-impl Patience {
+impl TimeLimit {
     /// Turns between two looks at the clock and at errors, which cost more than a look at CMDQ_CONS.
     const LOOK: u64 = 32;
 

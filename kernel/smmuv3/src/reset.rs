@@ -3,7 +3,7 @@
 //! The order, and what each step is in time for:
 //!
 //! 1. GBPA.ABORT, before anything else: out of reset it lets every transaction pass while SMMUEN = 0.
-//! 2. CR0 = 0: whoever used the SMMU before is out, queues included, and what follows may be written.
+//! 2. CR0 = 0: the use of the SMMU before is over, queues included, and what follows may be written.
 //! 3. Interrupts off, and how memory is reached: CR1, CR2.
 //! 4. The stream table. Nothing uses it yet.
 //! 5. Errors of the past are acknowledged, one of which would stop the command queue.
@@ -14,7 +14,9 @@
 //!    which permits it to none. Without it such transactions pass both the table and the page tables.
 //! 9. SMMUEN: from here on the stream table decides.
 //!
-//! Each write of a control register takes effect when the register that acknowledges it says so, and is waited for.
+//! Each write of a control register takes effect when its acknowledge register has the value, and is waited for.
+
+#![allow(unsafe_code, reason = "frees DMA memory of an SMMU that was not started")]
 
 use tock_registers::LocalRegisterCopy;
 
@@ -47,7 +49,7 @@ pub struct Probed<P: Platform + Memory> {
 /// Takes the SMMU of `platform` into use: all streams abort, nothing is cached, its interrupts are on. With interrupts
 /// masked.
 ///
-/// Errors of before whoever serves its interrupts was ready are found by [`Smmu::acknowledge_errors`].
+/// Errors from before its interrupts were handled are found by [`Smmu::acknowledge_errors`].
 ///
 /// # Errors
 /// It cannot be used. It lets nothing pass, unless it is no SMMUv3 or did not take even that.
@@ -154,7 +156,7 @@ struct Memories<P: Platform + Memory> {
 fn allocate<P: Platform + Memory>(features: &Features, memory: &P) -> Result<Memories<P>, ProbeError> {
     // Aligned to its size: the SMMU takes the lower bits of a queue's address for zero.
     let queue = |bytes| memory.allocate(bytes, bytes);
-    // SAFETY: it is from this source, and no SMMU was told of it.
+    // SAFETY: it is from this source, and no SMMU has its address.
     let free = |memories| unsafe { memory.free(memories) };
     let commands = queue(COMMAND_BYTES << COMMAND_QUEUE_BITS).ok_or(ProbeError::OutOfMemory("command queue"))?;
     let Some(events) = queue(RECORD_BYTES << EVENT_QUEUE_BITS) else {
@@ -181,7 +183,7 @@ fn base(slots: &DmaMemory, bits: u32) -> u64 {
 pub(crate) fn shut<P: Platform>(platform: &P) -> Result<(), ProbeError> {
     let gbpa = LocalRegisterCopy::<u32, GBPA::Register>::new(platform.read32(offset::GBPA));
     if !gbpa.is_set(GBPA::ABORT) {
-        // An update of somebody else's comes to its end first.
+        // An earlier update comes to its end first.
         let was = wait_for(platform, (offset::GBPA, "GBPA.UPDATE"), GBPA::UPDATE::SET.mask(), 0)?;
         let mut gbpa = LocalRegisterCopy::<u32, GBPA::Register>::new(was);
         gbpa.modify(GBPA::ABORT::SET + GBPA::UPDATE::SET);
@@ -191,7 +193,7 @@ pub(crate) fn shut<P: Platform>(platform: &P) -> Result<(), ProbeError> {
     set_acknowledged(platform, (offset::CR0, "CR0ACK"), 0)
 }
 
-/// Writes a control register, and waits until the one behind it, which acknowledges it, says the same.
+/// Writes a control register, and waits until the one behind it, which acknowledges it, has the same value.
 fn set_acknowledged<P: Platform>(platform: &P, register: (usize, &'static str), value: u32) -> Result<(), ProbeError> {
     const { assert!(offset::CR0ACK == offset::CR0 + 4 && offset::IRQ_CTRLACK == offset::IRQ_CTRL + 4) }
     let (offset, acknowledgement) = register;

@@ -59,8 +59,8 @@ impl<P: Platform> Smmu<P> {
     /// When this returns no TLB of the SMMU has what the 4 KiB pages of `start..end` were in `asid`, and no walk that
     /// began before uses it. The caller has completed its stores to the tables (DSB ISHST), and has interrupts masked.
     ///
-    /// Everything, where `end` is the last address. It does not fail: an SMMU that cannot be told is shut, so that what
-    /// it has cached is of no use to anybody.
+    /// Everything, where `end` is the last address. It does not fail: an SMMU that takes no commands is shut, so that
+    /// its cached entries are out of use.
     #[inline]
     pub fn invalidate(&self, asid: u16, start: VirtAddr, end: VirtAddr, scope: Scope) {
         // The usual case. No call in it comes back, so it has no registers to save.
@@ -101,7 +101,7 @@ impl<P: Platform> Smmu<P> {
         }
     }
 
-    /// What is no range, where ranges are told page by page, and when the queue is full.
+    /// What is no range, where ranges are invalidated page by page, and when the queue is full.
     #[cold]
     #[inline(never)]
     fn invalidate_as_planned(&self, asid: u16, start: VirtAddr, end: VirtAddr, scope: Scope) {
@@ -148,7 +148,7 @@ impl<P: Platform> Smmu<P> {
     /// commands. With interrupts masked.
     pub fn shut(&self) {
         self.commands.give_up(&self.platform, || {
-            // Should it not take this either, there is nothing left to do; the report says so much.
+            // Should it not take this either, there is nothing left to do; the report has it.
             let taken = reset::shut(&self.platform);
             self.platform.report(&if taken.is_ok() { Report::Dead } else { Report::DeadAndOpen });
         });

@@ -2,7 +2,7 @@
 //!
 //! Three kinds are made: abort (transactions are refused, silently), bypass (they pass untranslated) and translate (by
 //! a context descriptor). Stage 2 is not made; the bits that count in it are known all the same, since an entry may
-//! have been written by whoever had the SMMU before.
+//! have been written by an earlier user of the SMMU.
 
 use core::fmt;
 
@@ -104,7 +104,7 @@ pub use fields::{STE0, STE1, STE2};
 /// elsewhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Privilege {
-    /// As the transaction says; PCIe functions without PASIDs say unprivileged.
+    /// As in the transaction; PCIe functions without PASIDs are unprivileged.
     #[default]
     Incoming,
     /// Pages of EL1 can be reached, pages of EL0 too.
@@ -116,7 +116,7 @@ pub enum Privilege {
 pub struct EntryFormat {
     /// The SMMU reads memory coherently with the CPUs' caches (IDR0.COHACC).
     pub coherent: bool,
-    /// The SMMU can stall transactions (IDR0.STALL_MODEL is 0b00): it is told never to, for this driver answers none.
+    /// The SMMU can stall transactions (IDR0.STALL_MODEL is 0b00): it must never, for this driver resumes none.
     pub can_stall: bool,
 }
 
@@ -145,7 +145,7 @@ impl StreamTableEntry {
         let mut second = LocalRegisterCopy::<u64, STE1::Register>::new(0);
         second.write(match format.coherent {
             true => STE1::S1_INNER::WriteBack + STE1::S1_OUTER::WriteBack + STE1::S1_SHARE::InnerShareable,
-            // What is not cacheable counts as outer shareable, whatever the field says.
+            // What is not cacheable counts as outer shareable, whatever the field has.
             false => STE1::S1_INNER::NonCacheable + STE1::S1_OUTER::NonCacheable + STE1::S1_SHARE::OuterShareable,
         });
         second.modify(STE1::STRW::NsEl1);

@@ -2,12 +2,13 @@
 //!
 //! Where the SMMU can, the table has two levels: leaves of 256 entries, one for each bus of PCI, which are made when
 //! one of their streams is set up for the first time. A table for 65,536 streams starts as 2 KiB. Elsewhere it is one
-//! array. A stream that nobody has set up is refused: by an entry that says abort or, where there is no leaf, by
-//! C_BAD_STREAMID.
+//! array. A stream that was not set up is refused: by an abort entry or, where there is no leaf, by C_BAD_STREAMID.
 //!
 //! A stream has room for two context descriptors. A translated stream that is to be translated otherwise gets the other
 //! one, and then one word of its entry points there: its transactions are translated as before or as after, and none is
 //! refused in between.
+
+#![allow(unsafe_code, reason = "reads and writes entries in DMA memory, and frees it")]
 
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
@@ -71,7 +72,7 @@ pub enum Stream<'a> {
     },
 }
 
-/// All streams of an SMMU. Whoever changes them has them alone; the SMMU reads the table at any moment.
+/// All streams of an SMMU. A change needs `&mut`; the SMMU reads the table at any moment.
 pub struct Streams<P: Platform + Memory> {
     /// The table, or its first level.
     table: DmaMemory,
@@ -94,7 +95,7 @@ impl<P: Platform + Memory> Streams<P> {
         let bytes = if two_levels { size_of::<u64>() * groups } else { StreamTableEntry::BYTES << bits };
         let table = memory.allocate(bytes, bytes.max(StreamTableEntry::BYTES))?;
         let Some(groups) = memory.allocate(groups * GROUP_WORDS * size_of::<u64>(), size_of::<u64>()) else {
-            // SAFETY: it is from this source, and no SMMU was told of it.
+            // SAFETY: it is from this source, and no SMMU has its address.
             unsafe { memory.free(table) };
             return None;
         };
@@ -150,8 +151,8 @@ impl<P: Platform + Memory> Streams<P> {
             .filter(|(_, entry)| *entry != StreamTableEntry::ABORT)
     }
 
-    /// Makes `stream` what `to` says. When this returns the SMMU uses nothing of what it was before, its TLB apart:
-    /// that is by ASIDs. With interrupts masked.
+    /// Configures `stream` as `to`. When this returns the SMMU uses nothing of what it was before, its TLB apart: that
+    /// is by ASIDs. With interrupts masked.
     ///
     /// No transaction meets anything but what it was and what it is to be; only where privilege changes, and neither is
     /// abort, some may be refused on the way, with C_BAD_STE.
@@ -176,7 +177,7 @@ impl<P: Platform + Memory> Streams<P> {
 
     /// Changes the context of `stream`, which is translated. With interrupts masked.
     ///
-    /// What becomes of it in between is what [`hitless::Update`] says of the two descriptors.
+    /// In between it is as [`hitless::Update`] defines for the two descriptors.
     ///
     /// # Errors
     /// It is as it was; but where commands failed nothing passes any more, of no stream.

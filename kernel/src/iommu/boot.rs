@@ -2,6 +2,8 @@
 //! machine without one, or with one that cannot be used, still has a kernel: that is logged, and devices behind one that
 //! cannot be used are refused.
 
+#![allow(unsafe_code, reason = "registers of the SMMU, and memory that devices access")]
+
 use core::fmt;
 
 use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
@@ -9,7 +11,7 @@ use granule_arch::addr::VirtAddr;
 use granule_smmuv3::{PAGE1, ProbeError, Probed};
 
 use super::domain::with_interrupts_masked;
-use super::{IOMMUS, Iommu, Needs, Port, Setup, Told, fault, iommus, iova};
+use super::{IOMMUS, Iommu, Needs, NotifyMode, Port, Setup, fault, iommus, iova};
 use crate::Kernel;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -46,7 +48,7 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
     }
     let registers = kernel.space.map_device(cpu, smmu.registers);
     let registers = registers.inspect_err(|error| failed(format_args!("its registers: {error}"))).ok()?;
-    // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; nobody else has it.
+    // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; it has no other user.
     let probed = unsafe { probe(registers, kernel.frames) };
     let probed = probed.inspect_err(|error| failed(format_args!("{error}"))).ok()?;
     log::info!("{}", probed.smmu.features());
@@ -55,7 +57,8 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
         failed(format_args!("the host bridge's windows leave no addresses for transfers"));
         return None;
     };
-    let setup = Setup { phandle: smmu.phandle, needs: needs(kernel), told: Told::from_bootargs(), transfers };
+    let setup =
+        Setup { phandle: smmu.phandle, needs: needs(kernel), notify_mode: NotifyMode::from_bootargs(), transfers };
     if let Err(unfit) = setup.needs.check(probed.smmu.features()) {
         log::warn!("smmu: devices cannot be bound to processes: {unfit}");
     }
@@ -68,7 +71,7 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
 /// [`ProbeError`]: it lets nothing pass.
 ///
 /// # Safety
-/// Both pages are mapped there as device memory, for ever, and nobody uses the SMMU any more who had it before.
+/// Both pages are mapped there as device memory, for ever, and no earlier user of the SMMU uses it any more.
 pub unsafe fn probe(registers: VirtAddr, frames: &'static FrameAllocator) -> Result<Probed<Port>, ProbeError> {
     // SAFETY: the caller's promise.
     let port = unsafe { Port::new(registers, frames) };

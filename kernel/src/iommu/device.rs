@@ -23,8 +23,9 @@ use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::{Access, FaultError, RESERVED_END, RESERVED_START, SpaceRef};
 use crate::platform::MappedId;
+use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
-use crate::sync::{IrqLock, RwSem, rank};
+use crate::sync::{IrqLock, rank};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages that a device may have in common with its driver, and for messages.
@@ -93,20 +94,20 @@ pub enum Direction {
 pub enum Mode {
     /// Its own tables translate.
     Translated,
-    /// Nothing does: it is to be given physical addresses, and not what [`DmaDevice::map`] and
-    /// [`DmaDevice::alloc_coherent`] say, which its own tables translate. For one that is trusted with all memory.
+    /// Nothing does: it is to be given physical addresses, and not those of [`DmaDevice::map`] and
+    /// [`DmaDevice::alloc_coherent`], which its own tables translate. For one that is trusted with all memory.
     Bypass,
-    /// Nothing gets through, and nobody hears of it.
+    /// Nothing gets through, and no event is recorded.
     Abort,
 }
 
-/// How often a driver hands a transfer over before whoever started it is told. Each time its faults were served, so more
-/// than one time for each page is a sign of something that goes wrong each time.
+/// How often a driver hands a transfer over before it fails. Each time its faults were served, so more than one time
+/// for each page is a sign of a permanent error.
 pub const MAX_TRIES: u32 = 128;
 
-/// What became of a transfer, once its device has said that it is complete.
+/// What became of a transfer, once its device has reported it complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use = "a transfer that met faults is not complete, whatever its device says"]
+#[must_use = "a transfer that met faults is not complete, whatever its device reports"]
 pub enum Resolution {
     /// It met no fault: it is complete.
     NoFault,
@@ -150,7 +151,7 @@ impl Coherent {
 /// then on is aborted. The driver has nothing in flight, and has given back its coherent pages.
 pub struct DmaDevice(Path);
 
-/// Pages that drivers have in common with devices without an SMMU, of which nobody else keeps count.
+/// Pages that drivers have in common with devices without an SMMU, which no domain counts.
 static DIRECT_PAGES: AtomicUsize = AtomicUsize::new(0);
 
 pub(super) fn direct_pages() -> usize {
@@ -173,13 +174,13 @@ pub(super) struct Device {
     domain: Domain,
     /// For single transfers.
     addresses: IrqLock<Addresses, { rank::DEVICE_ADDRESSES }>,
-    state: RwSem<State>,
-    /// Whether there is a binding: for those who do not take the lock of the state.
+    state: RwSem<PortState>,
+    /// Whether there is a binding: for readers without the lock of the state.
     bound: AtomicBool,
     faults: IrqLock<Log, { rank::DEVICE_FAULTS }>,
 }
 
-struct State {
+struct PortState {
     own: heapless::Vec<OwnPage, OWN>,
     mode: Mode,
     binding: Option<Binding>,
@@ -203,8 +204,8 @@ pub fn attach(cpu: &Cpu, stream: Option<MappedId>, mask: DmaMask) -> Result<DmaD
     }
 }
 
-/// A device in front of which there is nothing, on a machine whose last byte of memory is at `needed`: any of it may be
-/// what the device is told of.
+/// A device in front of which there is nothing, on a machine whose last byte of memory is at `needed`: the device may
+/// be given any of it.
 pub(super) fn direct(mask: DmaMask, needed: u64) -> Result<DmaDevice, AttachError> {
     if mask.last() < needed {
         return Err(AttachError::Narrow { mask: mask.last(), needed });
@@ -264,7 +265,7 @@ impl Iommu {
             mask,
             domain,
             addresses: IrqLock::new(Addresses::new(self.transfers)),
-            state: RwSem::new(State { own: heapless::Vec::new(), mode: Mode::Translated, binding: None }),
+            state: RwSem::new(PortState { own: heapless::Vec::new(), mode: Mode::Translated, binding: None }),
             bound: AtomicBool::new(false),
             faults: IrqLock::new(Log::new()),
         });
@@ -273,17 +274,17 @@ impl Iommu {
 
     fn detach(&self, cpu: &Cpu, device: &Device) {
         device.unbind(cpu);
-        // Held to the end: whoever attaches the stream next comes after all of this.
+        // Held to the end: the next attachment of the stream comes after all of this.
         let mut devices = self.devices.write();
         if let Err(error) = self.set_stream(device.stream, Stream::Abort) {
             log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
             with_interrupts_masked(|| self.smmu.shut());
         }
-        // An aborted stream leaves no records, and what it left before is not held against whoever has it next.
+        // An aborted stream leaves no records, and older ones must not count against its next owner.
         self.drain(&devices);
         devices.retain(|other| other.0 != NonNull::from(device));
         let mut state = device.state.write();
-        // What is left of them is addresses of messages: registers, and nobody's frames.
+        // What is left of them is addresses of messages: registers, not frames.
         state.own.drain(..).for_each(|own| device.give_back_place(own.at));
         device.domain.dismantle(cpu, &self.smmu);
         self.asids.lock().free(device.domain.asid());
@@ -321,7 +322,7 @@ impl Iommu {
     }
 
     /// Calls `each` for every stream that is not aborted, with its entry and its context. Not under the lock: it may
-    /// print, and what it is told may be old.
+    /// print, and its arguments may be old.
     pub fn for_each_stream(&self, mut each: impl FnMut(u32, &StreamTableEntry, Option<&ContextDescriptor>)) {
         let mut from = 0;
         loop {
@@ -377,7 +378,7 @@ impl Device {
         let start = VirtAddr(first);
         if let Ok(range) = PageRange::new(start, pages as u64 * PAGE) {
             self.domain.unmap(&self.iommu.smmu, range);
-            // Only now may somebody else have the addresses.
+            // Only now may the addresses be used again.
             self.addresses.lock().give_back(start, pages);
         }
     }
@@ -412,7 +413,7 @@ impl Device {
         }
     }
 
-    fn show_everywhere(&self, cpu: &Cpu, state: &State, own: OwnPage) -> Result<(), DmaError> {
+    fn show_everywhere(&self, cpu: &Cpu, state: &PortState, own: OwnPage) -> Result<(), DmaError> {
         let range = PageRange::new(own.at, PAGE)?;
         self.domain.map(cpu, range, own.physical, Attributes::device_domain(own.memory, true))?;
         if let Some(space) = state.binding.as_ref().and_then(Binding::space)
@@ -634,8 +635,8 @@ impl DmaDevice {
     /// Looks what became of a transfer that `access`ed `range` and that its device calls complete; while the device is
     /// bound, serves the faults that it met.
     ///
-    /// Faults are known by page and kind of access, and told once: who has several transfers of one page in flight
-    /// takes the answer for all of them.
+    /// Faults are known by page and kind of access, and reported once: a driver with several transfers of one page in
+    /// flight takes the answer for all of them.
     ///
     /// Sleeps: not from interrupts.
     pub fn resolve(&self, cpu: &Cpu, range: Range<u64>, access: Access) -> Resolution {
@@ -661,7 +662,7 @@ impl fmt::Debug for DmaDevice {
 impl Drop for DmaDevice {
     fn drop(&mut self) {
         if let Some(device) = self.device() {
-            // Drop has no argument to be told the CPU by.
+            // Drop has no argument for the CPU.
             device.iommu.detach(this_cpu(), device);
         }
     }

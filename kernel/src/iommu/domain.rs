@@ -1,9 +1,11 @@
-//! A device's own tables: made like the kernel's, and told to the SMMU alone.
+//! A device's own tables: made like the kernel's, and invalidated in the SMMU alone.
 //!
-//! Each range has one owner, whoever had its addresses from the allocator, so mapping and unmapping take no lock: they
+//! Each range has one owner, which has its addresses from the allocator, so mapping and unmapping take no lock: they
 //! write cells that are theirs, of tables that others may be linking meanwhile (`granule_pgtable`). Tables stay until
 //! the device is detached. Unmapping is strict: when it returns, the SMMU has completed the invalidation and the device
 //! does not reach the memory any more.
+
+#![allow(unsafe_code, reason = "vouches for the root of a device's tables, and dismantles them")]
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -136,7 +138,7 @@ fn chunks(range: PageRange) -> impl Iterator<Item = VirtAddr> {
     (first.0..=range.last().0).step_by(TABLE_SPAN as usize).map(VirtAddr)
 }
 
-/// Runs `work` as whoever issues commands must.
+/// Runs `work` with interrupts masked, as commands require.
 #[inline(always)]
 pub(super) fn with_interrupts_masked<T>(work: impl FnOnce() -> T) -> T {
     let masked = interrupts::mask();

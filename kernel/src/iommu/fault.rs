@@ -1,18 +1,18 @@
 //! Events of the SMMU: what devices were refused becomes faults of the space that they are bound to, or errors.
 //!
-//! This SMMU does not let a transaction wait: it ends, its device often says that all went well, and what is left is a
-//! record. So a record is kept until the driver asks ([`super::DmaDevice::resolve`]) what became of a transfer.
+//! This SMMU does not stall a transaction: it aborts, its device often reports success, and what is left is a record.
+//! So a record is kept until the driver asks ([`super::DmaDevice::resolve`]) what became of a transfer.
 //!
 //! ```text
 //! interrupt → the thread wakes ─┐
 //!                               ├→ drain: each record is noted for its device → serve: handle_fault, may sleep
 //! a transfer is complete ───────┘
 //! ```
-//! Whoever drains, drains for all. A device that faults faster than it is served loses records, and knows that it did:
-//! what it has in flight is to be submitted again.
+//! Each drain is for all devices. A device that faults faster than it is served loses records, and its overflow flag is
+//! set: what it has in flight must be submitted again.
 //!
 //! **A fault at an entry that the CPU could write is no spurious one.** The SMMU updates neither access flag nor dirt,
-//! so software does, and tells whoever has the entry in a TLB; see `mm::space::fault`.
+//! so software does, and invalidates every TLB that has the entry; see `mm::space::fault`.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -56,7 +56,7 @@ pub(super) struct Counters {
     failed: AtomicU64,
     losses: AtomicU64,
     storms: AtomicU64,
-    strangers: AtomicU64,
+    unknown_streams: AtomicU64,
 }
 
 /// The same, to be shown.
@@ -73,7 +73,7 @@ pub struct FaultStats {
     /// Times that events came too fast, and were left waiting for a while.
     pub storms: u64,
     /// Events of streams that no driver has attached.
-    pub strangers: u64,
+    pub unknown_streams: u64,
 }
 
 /// What became of a fault.
@@ -119,7 +119,7 @@ impl Log {
             *fault = noted;
         } else if let Err(noted) = self.faults.push(noted) {
             self.lost = true;
-            // In place of one that nobody has asked about so far: else those that nobody ever asks about would keep
+            // In place of one that no driver has asked about so far: else those that are never asked about would keep
             // every later one from being served.
             if let Some(decided) = self.faults.iter_mut().find(|fault| fault.outcome != Outcome::Waiting) {
                 *decided = noted;
@@ -127,7 +127,7 @@ impl Log {
         }
     }
 
-    /// Says what became of `served`, unless that is told already, or the page was refused again meanwhile.
+    /// Sets the outcome of `served`, unless that is reported already, or the page was refused again meanwhile.
     fn set_outcome(&mut self, served: &Fault, outcome: Outcome) {
         if let Some(fault) = self.faults.iter_mut().find(|fault| fault.record == served.record) {
             fault.outcome = outcome;
@@ -152,8 +152,8 @@ impl Log {
             // Others that are in flight were refused as well.
             self.lost = true;
         }
-        // What was lost may have been any transfer's. Who is told of a failure does not submit the others again, so it
-        // is left to be told to them.
+        // What was lost may have been any transfer's. A failed caller resubmits nothing, so the overflow flag stays set
+        // for the other waiters.
         if !matches!(found, Resolution::Failed(_)) && core::mem::take(&mut self.lost) {
             found = Resolution::Overflow;
         }
@@ -162,7 +162,7 @@ impl Log {
 
     /// Forgets everything: the device has other tables.
     pub(super) fn clear(&mut self) {
-        // Somebody may still be serving one of these.
+        // Another CPU may still be serving one of these.
         *self = Self { records: self.records, ..Self::new() };
     }
 }
@@ -175,10 +175,10 @@ fn touches(fault: &Fault, range: &Range<u64>, access: Access) -> bool {
 impl Iommu {
     /// How often what happened.
     pub fn fault_stats(&self) -> FaultStats {
-        let Counters { events, served, failed, losses, storms, strangers } = &self.counters;
-        let [events, served, failed, losses, storms, strangers] =
-            [events, served, failed, losses, storms, strangers].map(|counter| counter.load(Ordering::Relaxed));
-        FaultStats { events, served, failed, losses, storms, strangers }
+        let Counters { events, served, failed, losses, storms, unknown_streams } = &self.counters;
+        let [events, served, failed, losses, storms, unknown_streams] =
+            [events, served, failed, losses, storms, unknown_streams].map(|counter| counter.load(Ordering::Relaxed));
+        FaultStats { events, served, failed, losses, storms, unknown_streams }
     }
 
     /// Calls `each` with the events that came last, the oldest first.
@@ -190,7 +190,7 @@ impl Iommu {
     /// Notes every event for its device. Returns how many there were.
     pub(super) fn drain(&self, devices: &Devices) -> usize {
         let mut queue = self.events.lock();
-        // The interrupt that says that events were lost may be on its way. What is acknowledged is told once.
+        // The interrupt for lost events may be on its way. An acknowledged overflow is reported once.
         self.smmu.acknowledge_errors();
         let Queue { events, recent, lines } = &mut *queue;
         let drained = events.drain(&self.smmu, |event| {
@@ -220,9 +220,9 @@ impl Iommu {
                 return device.faults().lock().note(address.align_down(PAGE_SIZE as u64), access);
             }
             (Some(device), ..) => device.faults().lock().refused = true,
-            (None, ..) => _ = self.counters.strangers.fetch_add(1, Ordering::Relaxed),
+            (None, ..) => _ = self.counters.unknown_streams.fetch_add(1, Ordering::Relaxed),
         }
-        let second = crate::drivers::timer::uptime().as_secs();
+        let second = crate::chip::timer::uptime().as_secs();
         *lines = if lines.0 == second { (second, lines.1 + 1) } else { (second, 1) };
         if lines.1 <= LINES {
             log::warn!("smmu: {event}");
@@ -316,8 +316,8 @@ mod thread {
     use spin::Once;
 
     use super::{Iommu, Ordering, PAUSE, Rate};
-    use crate::drivers::interrupt;
-    use crate::drivers::timer::{Deadline, uptime};
+    use crate::chip::interrupt;
+    use crate::chip::timer::{Deadline, uptime};
     use crate::iommu::{IOMMUS, iommus};
     use crate::mm::OutOfMemory;
     use crate::platform::{Interrupt, Smmu};

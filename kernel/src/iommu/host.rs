@@ -1,5 +1,7 @@
 //! On the host: an SMMU that a test brings along.
 
+#![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
+
 use std::boxed::Box;
 
 use core::sync::atomic::AtomicU64;
@@ -7,7 +9,7 @@ use core::sync::atomic::AtomicU64;
 use granule_arch::descriptor::MAIR;
 use granule_smmuv3::{DmaMemory, Memory, Platform, ProbeError, Report, Step};
 
-use super::{Iommu, Needs, Setup, Told, iova};
+use super::{Iommu, Needs, NotifyMode, Setup, iova};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::Machine;
 
@@ -38,7 +40,7 @@ pub trait Hardware: Send + Sync {
 /// The way to it.
 pub struct Port(pub Box<dyn Hardware>);
 
-// SAFETY: there is no hardware; memory is shared by atomics alone, as `Hardware` says.
+// SAFETY: there is no hardware; memory is shared by atomics alone, as `Hardware` requires.
 unsafe impl Platform for Port {
     type Word = AtomicU64;
 
@@ -97,10 +99,11 @@ impl Iommu {
         hardware: Box<dyn Hardware>,
         mmu: Machine,
         frames: &'static FrameAllocator,
-        told: Told,
+        notify_mode: NotifyMode,
     ) -> Result<&'static Self, ProbeError> {
         let needs = Needs { address_bits: 48, output_bits: 40, size_changes: true, memory_types: MAIR };
-        let setup = Setup { phandle: None, needs, told, transfers: iova::place(&[]).expect("no window is in the way") };
+        let setup =
+            Setup { phandle: None, needs, notify_mode, transfers: iova::place(&[]).expect("no window is in the way") };
         let probed = granule_smmuv3::probe(Port(hardware))?;
         Ok(Box::leak(Box::new(Self::new(probed, mmu, frames, setup))))
     }

@@ -62,7 +62,7 @@ impl Addresses {
             let (word, bit) = (page / BITS, page % BITS);
             let count = left.min(BITS - bit);
             let mask = ones(count) << bit;
-            debug_assert_eq!(self.used[word] & mask, mask, "addresses are given back that nobody has");
+            debug_assert_eq!(self.used[word] & mask, mask, "addresses are given back that are free");
             self.used[word] &= !mask;
             self.full[word / BITS] &= !(1 << (word % BITS));
             (page, left) = (page + count, left - count);

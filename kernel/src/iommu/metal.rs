@@ -1,5 +1,7 @@
 //! The way to the SMMU of the machine: its registers, and memory for what it reads and writes.
 
+#![allow(unsafe_code, reason = "registers of the SMMU, and memory that devices access")]
+
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
@@ -9,7 +11,7 @@ use granule_arch::{barrier, wait};
 use granule_smmuv3::registers::offset::{CMDQ_CONS, CMDQ_PROD};
 use granule_smmuv3::{DmaMemory, Memory, Platform, Report, Step};
 
-use crate::drivers::timer;
+use crate::chip::timer;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mmio;
@@ -38,7 +40,7 @@ impl Port {
     /// The one whose registers, both pages, are at `registers`.
     ///
     /// # Safety
-    /// They are mapped there as device memory, for ever, and nobody else programs it.
+    /// They are mapped there as device memory, for ever, and it is programmed here alone.
     pub(super) unsafe fn new(registers: VirtAddr, frames: &'static FrameAllocator) -> Self {
         let (producer, consumer) = (registers + CMDQ_PROD as u64, registers + CMDQ_CONS as u64);
         Self { registers, producer, consumer, frames, left: IrqLock::new(Left { from: PhysAddr(0), end: PhysAddr(0) }) }
@@ -120,7 +122,7 @@ unsafe impl Platform for Port {
 
 // SAFETY: frames of a page block of this port's own, in the linear map; each byte is handed out once, zeroed.
 unsafe impl Memory for Port {
-    /// From a page block of 2 MiB, of which nothing comes back: what the SMMU has once been told of stays its own.
+    /// From a page block of 2 MiB, of which nothing comes back: memory whose address the SMMU once had stays its own.
     fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory> {
         // Whole pages, which are what can be zeroed; alignment beyond a page's is kept by the address in the block.
         let size = (bytes as u64).checked_next_multiple_of(PAGE)?;
@@ -137,7 +139,7 @@ unsafe impl Memory for Port {
         left.from = PhysAddr(phys.0 + size);
         let start = self.frames.linear().address(phys);
         for page in (0..size).step_by(PAGE as usize) {
-            // SAFETY: the linear map shows the block, writable, and nobody else has these pages.
+            // SAFETY: the linear map shows the block, writable, and these pages have no other user.
             unsafe { zero_page(start + page) };
         }
         Some(DmaMemory { phys, virt: NonNull::new(start.as_ptr())?, bytes })

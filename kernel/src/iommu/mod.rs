@@ -8,13 +8,13 @@
 //! - [`DmaDevice::resolve`]: whether a transfer that is complete has met faults
 //!
 //! Without an SMMU a DMA address is the physical one, and a device cannot be bound. With one, a stream that no driver
-//! has attached is aborted. The device tree says which SMMU is in front of a device; where that one is not driven, the
+//! has attached is aborted. The device tree has the SMMU in front of each device; where that one is not driven, the
 //! device is refused, since nothing would keep it from any memory.
 //!
 //! # The way down
 //! ```text
 //! device      a driver's calls                    fault     events become faults of spaces, or errors of transfers
-//! domain      a device's own tables, by iova      sva       a space's tables, and who hears that they change (notify)
+//! domain      a device's own tables, by iova      sva       a space's tables, and their notifier (notify)
 //! window      pages at one address in all tables  metal     registers and memory of the SMMU      granule_smmuv3
 //! ```
 //!
@@ -58,7 +58,7 @@ pub use device::{
 };
 pub use error::{AttachError, BindError, DmaError};
 pub use fault::FaultStats;
-pub use notify::Told;
+pub use notify::NotifyMode;
 pub use sva::{Needs, Unfit};
 
 use crate::lab;
@@ -66,7 +66,8 @@ use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::Machine;
 use crate::mm::pool::Pool;
 use crate::platform::MAX_SMMUS;
-use crate::sync::{IrqLock, RwSem, rank};
+use crate::sched::RwSem;
+use crate::sync::{IrqLock, rank};
 use device::Device;
 use window::Window;
 
@@ -86,7 +87,7 @@ pub struct Iommu {
     devices: RwSem<Devices>,
     pool: Pool<Device>,
     needs: Needs,
-    told: Told,
+    notify_mode: NotifyMode,
     /// The first address for single transfers.
     transfers: VirtAddr,
     mmu: Machine,
@@ -100,11 +101,14 @@ type Devices = heapless::Vec<DeviceRef, MOST>;
 struct DeviceRef(NonNull<Device>);
 
 // SAFETY: devices are shared by every CPU, and in the list only while they are there.
+#[allow(unsafe_code, reason = "shared between CPUs")]
 unsafe impl Send for DeviceRef {}
 // SAFETY: as above.
+#[allow(unsafe_code, reason = "shared between CPUs")]
 unsafe impl Sync for DeviceRef {}
 
 impl DeviceRef {
+    #[allow(unsafe_code, reason = "references to devices, which leave the list before they end")]
     fn get(&self) -> &Device {
         // SAFETY: a device leaves the list, which takes the list's lock, before it goes.
         unsafe { self.0.as_ref() }
@@ -124,7 +128,7 @@ pub fn iommu() -> Option<&'static Iommu> {
     iommus().next()
 }
 
-/// Frames that are kept for devices, with what tables attached ones have: for accounts of who has which frames.
+/// Frames that are kept for devices, with what tables attached ones have: for accounts of frames by owner.
 pub fn kept_frames() -> usize {
     let mut frames = device::direct_pages();
     for iommu in iommus() {
@@ -148,7 +152,7 @@ impl Iommu {
             devices: RwSem::new(Devices::new()),
             pool: Pool::new(frames),
             needs: setup.needs,
-            told: setup.told,
+            notify_mode: setup.notify_mode,
             transfers: setup.transfers,
             mmu,
             frames,
@@ -161,9 +165,9 @@ impl Iommu {
         &self.smmu
     }
 
-    /// How it hears of changes in spaces.
-    pub fn told(&self) -> Told {
-        self.told
+    /// What invalidates its TLB when a space changes.
+    pub fn notify_mode(&self) -> NotifyMode {
+        self.notify_mode
     }
 }
 
@@ -171,7 +175,7 @@ impl Iommu {
 struct Setup {
     phandle: Option<u32>,
     needs: Needs,
-    told: Told,
+    notify_mode: NotifyMode,
     transfers: VirtAddr,
 }
 

@@ -1,4 +1,4 @@
-//! How the SMMU hears that a bound space's tables change: two complete ways, of which one is chosen at boot
+//! How changes of a bound space's tables invalidate the SMMU's TLB: two complete ways, of which one is chosen at boot
 //! (`smmu.notify=`).
 //!
 //! - `tlb`: with the CPUs. [`Subscriber::invalidate_secondary_tlbs`], where their TLBs are invalidated, before frames are
@@ -21,24 +21,25 @@ use crate::bootargs::{PARAMETERS, Parameter, Refused};
 use crate::lab;
 use crate::mm::notifier::{Event, EventSet, Range, Subscriber};
 
-/// How the SMMU hears of changes.
+/// What invalidates the SMMU's TLB when a space changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Told {
+pub enum NotifyMode {
     /// With the CPUs' TLBs.
     Tlb,
     /// By the events around each change.
     Events,
 }
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static NOTIFY: Parameter = Parameter {
     name: "smmu.notify",
-    help: "tlb: the SMMU is told where CPUs' TLBs are invalidated; events: by the events around each change",
-    check: |value| Told::parse(value).map(drop),
+    help: "tlb: the SMMU is invalidated with the CPUs' TLBs; events: by the events around each change",
+    check: |value| NotifyMode::parse(value).map(drop),
 };
 
-impl Told {
-    /// As the boot arguments say.
+impl NotifyMode {
+    /// From the boot arguments.
     #[cfg(target_os = "none")]
     pub(super) fn from_bootargs() -> Self {
         // What makes no sense was warned of.
@@ -54,29 +55,29 @@ impl Told {
     }
 }
 
-/// Tells the SMMU of changes in the space that a stream is bound to.
+/// Invalidates the SMMU's TLB for changes in the space that a stream is bound to.
 pub(super) struct Notify {
     pub(super) iommu: &'static Iommu,
     pub(super) stream: u32,
     /// The binding's number in the SMMU's TLB.
     pub(super) asid: u16,
-    pub(super) told: Told,
+    pub(super) notify_mode: NotifyMode,
 }
 
 impl Notify {
     #[inline(always)]
     fn forget(&self, start: VirtAddr, end: VirtAddr) {
         let asid = if lab::is_on!(WRONG_ASID) { self.asid ^ 1 } else { self.asid };
-        // Tables may have gone with the pages: nobody says so here.
+        // Tables may have gone with the pages: the caller does not pass that on.
         with_interrupts_masked(|| self.iommu.smmu.invalidate(asid, start, end, Scope::Tables));
     }
 }
 
 impl Subscriber for Notify {
     fn events(&self) -> EventSet {
-        match self.told {
-            Told::Tlb => EventSet::NONE,
-            Told::Events => EventSet::ALL.without(Event::Release),
+        match self.notify_mode {
+            NotifyMode::Tlb => EventSet::NONE,
+            NotifyMode::Events => EventSet::ALL.without(Event::Release),
         }
     }
 
@@ -85,20 +86,20 @@ impl Subscriber for Notify {
     }
 
     fn invalidate_range(&self, start: VirtAddr, end: VirtAddr) {
-        if self.told == Told::Events && !lab::is_on!(START_END_ONLY) {
+        if self.notify_mode == NotifyMode::Events && !lab::is_on!(START_END_ONLY) {
             self.forget(start, end);
         }
     }
 
     #[inline]
     fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
-        if self.told == Told::Tlb && !lab::is_on!(NO_SECONDARY_TLB) {
+        if self.notify_mode == NotifyMode::Tlb && !lab::is_on!(NO_SECONDARY_TLB) {
             self.forget(start, end);
         }
     }
 
-    /// First the stream is cut off, then what the SMMU knows of the space goes. In this order: what is under way would
-    /// only be walked again; and quietly, because whatever the device still does has nobody to be reported to.
+    /// First the stream is cut off, then its cached entries of the space are invalidated. In this order: a transaction
+    /// under way would only be walked again; and without records, because no driver is left to report them to.
     fn release(&self) {
         self.iommu.cut_off(self.stream, self.asid);
     }

@@ -5,9 +5,10 @@
 //! the end   nothing is translated any more, quietly → the number is flushed → the space's memory goes
 //! unbind    the stream's context is its domain's → the number is flushed → unsubscribe → own pages out → number back
 //! ```
-//! The subscription comes before the context, and between two changes: none is missed, nor told from its middle on. The
-//! number is given back last: whoever gets it next finds nothing of this space under it. A binding keeps the space's record and not the space, so a process that ends
-//! while a device is bound to it ends at once; its device is cut off, and `unbind` may come at any time after.
+//! The subscription comes before the context, and between two changes: none is missed, and none is received from its
+//! middle on. The number is given back last: its next owner finds nothing of this space under it. A binding keeps the
+//! space's record and not the space, so a process that ends while a device is bound to it ends at once; its device is
+//! cut off, and `unbind` may come at any time after.
 //!
 //! This SMMU has no substreams: the binding has the whole stream, messages included. So what a device shares with its
 //! driver is in the tables of the process, within reach of every device that uses them: a space has one binding.
@@ -26,7 +27,7 @@ use crate::mm::notifier::{SubscribeError, Subscription};
 use crate::mm::space::{SpaceHandle, SpaceRef};
 use crate::smp::Cpu;
 
-/// What tables of this kernel ask of whoever walks them.
+/// What tables of this kernel ask of a walker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Needs {
     /// Bits of the addresses that programs have.
@@ -131,8 +132,8 @@ impl Iommu {
         self.set_stream(stream, Stream::Translate { context: &context, privilege: Privilege::Privileged })
     }
 
-    /// Makes `stream` what `to` says. An SMMU that does not say that it was done is shut by its driver: what the stream
-    /// is then matters to nobody.
+    /// Configures `stream` as `to`. An SMMU that does not confirm it is shut by its driver: the stream's configuration
+    /// no longer matters then.
     pub(super) fn set_stream(&self, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {
         self.streams.lock().set(&self.smmu, stream, to)
     }
@@ -169,8 +170,8 @@ impl Iommu {
                 return Err(error.into());
             }
         }
-        let notify = Notify { iommu: self, stream, asid, told: self.told };
-        // Not in the middle of a change, which was announced to others: by events alone nothing would be told of it.
+        let notify = Notify { iommu: self, stream, asid, notify_mode: self.notify_mode };
+        // Not in the middle of a change, which was announced to others: by events alone this subscriber would miss it.
         let bound = space
             .between_changes(|| Subscription::new(SpaceHandle::new(space), notify, 0))
             .map_err(|error| match error {

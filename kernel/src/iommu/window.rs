@@ -31,7 +31,7 @@ impl Window {
         Self([0; PAGES / BITS])
     }
 
-    /// The address of a page that nobody has.
+    /// The address of a free page.
     pub(super) fn take(&mut self) -> Option<VirtAddr> {
         let word = self.0.iter().position(|&word| word != u64::MAX)?;
         let bit = self.0[word].trailing_ones() as usize;
@@ -42,7 +42,7 @@ impl Window {
     /// Gives back what [`Self::take`] gave.
     pub(super) fn give_back(&mut self, page: VirtAddr) {
         let index = (page - RESERVED_START) as usize / PAGE_SIZE;
-        debug_assert!(self.0[index / BITS] >> (index % BITS) & 1 != 0, "{page} is given back, and nobody has it");
+        debug_assert!(self.0[index / BITS] >> (index % BITS) & 1 != 0, "{page} is given back, and is free");
         self.0[index / BITS] &= !(1 << (index % BITS));
     }
 }

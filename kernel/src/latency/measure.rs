@@ -3,6 +3,8 @@
 //! What a CPU has measured is in its [`Cpu`] and changed by it alone, with interrupts masked or, for the stretch in the
 //! kernel, by code that no interrupt handler runs.
 
+#![allow(unsafe_code, reason = "reads the links of stack frames")]
+
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule_arch::addr::VirtAddr;
@@ -119,6 +121,8 @@ pub(crate) fn exception_end(spsr: u64) {
 
 /// Another thread of this CPU may run, or has just begun to.
 pub(crate) fn point() {
+    // SAFETY: a hint that no CPU does anything for; QEMU's plugin `tests-qemu/plugin/stretches.c` looks for it.
+    unsafe { core::arch::asm!("hint #96", options(nostack, preserves_flags)) };
     let meter = &this_cpu().latency.in_kernel;
     meter.end();
     meter.begin();
@@ -182,6 +186,8 @@ pub fn begin_anew() {
         }
     });
     COUNTING.store(true, Ordering::Relaxed);
+    // SAFETY: as in `point`: the plugin ends its record, and begins another.
+    unsafe { core::arch::asm!("hint #97", options(nostack, preserves_flags)) };
 }
 
 /// The longest stretch of a kind on `cpu` since [`begin_anew`].

@@ -2,13 +2,13 @@
 //!
 //! Arm ARM D8.16.1. There are 2^8 or 2^16 numbers and any number of spaces, so a number is good for one *generation*.
 //! When none is left the next generation begins: every CPU keeps the number that it runs under, all others are free
-//! again, and each CPU empties its TLB before it runs under a number of the new generation. Nobody is interrupted for
+//! again, and each CPU empties its TLB before it runs under a number of the new generation. No CPU is interrupted for
 //! that, and a switch between two spaces of the current generation takes no lock.
 //!
 //! # Why an invalidation never misses a space that changes its number
-//! Whoever changes a table stores the entry, issues a DSB, and only then reads the number to name in the TLBI. Whoever
-//! gives a space a new number stores that, issues a DSB, and only then can its CPU walk under it. So either the first
-//! sees the new number, or the walk sees the new entry.
+//! A change of a table stores the entry, issues a DSB, and only then reads the number to name in the TLBI. The
+//! assignment of a new number to a space stores that, issues a DSB, and only then can its CPU walk under it. So either
+//! the first sees the new number, or the walk sees the new entry.
 //!
 //! # With CNP
 //! Where CPUs share TLB entries, a CPU that is still in its old space must not fill them under a number that a new
@@ -58,15 +58,15 @@ impl AsidSlot {
 #[repr(align(64))]
 struct Active(AtomicU64);
 
-/// The numbers of all spaces, and who runs under which.
+/// The numbers of all spaces, and which CPU runs under which.
 pub struct Asids {
     generation: AtomicU64,
     /// What each CPU activated last; 0 since the generation began.
     active: [Active; MAX_CPUS],
-    state: IrqLock<State, { rank::ASID }>,
+    state: IrqLock<AsidState, { rank::ASID }>,
 }
 
-struct State {
+struct AsidState {
     /// The numbers of this generation that are given out or kept, a bit each.
     used: [u64; 1 << (MAX_BITS - 6)],
     /// What each CPU ran under when the generation began.
@@ -84,7 +84,7 @@ impl Asids {
     pub const fn new() -> Self {
         let mut used = [0; 1 << (MAX_BITS - 6)];
         used[0] = 1;
-        let state = State { used, kept: [0; MAX_CPUS], stale: CpuSet::EMPTY, next: 1, numbers: 1 << 8 };
+        let state = AsidState { used, kept: [0; MAX_CPUS], stale: CpuSet::EMPTY, next: 1, numbers: 1 << 8 };
         Self {
             generation: AtomicU64::new(GENERATION),
             active: [const { Active(AtomicU64::new(0)) }; MAX_CPUS],
@@ -92,8 +92,8 @@ impl Asids {
         }
     }
 
-    /// Says how many numbers there are, before the first space runs: `2^bits` as all CPUs have them, or fewer if the
-    /// boot argument `asids` says so.
+    /// Sets how many numbers there are, before the first space runs: `2^bits` as all CPUs have them, or fewer by the
+    /// boot argument `asids`.
     pub fn set_numbers(&self, bits: u32) {
         let limit = bootargs::get("asids").and_then(|count| parse(count).ok()).unwrap_or(usize::MAX);
         self.state.lock().numbers = (1_usize << bits.min(MAX_BITS)).min(limit);
@@ -134,7 +134,7 @@ impl Asids {
             value = self.number_for(&mut state, value);
             slot.0.store(value, Ordering::Relaxed);
         }
-        // Who reads the old number from the slot has its changes seen by what follows here.
+        // The changes of a CPU that read the old number from the slot are visible to what follows here.
         mmu.dsb_ish();
         if state.stale.contains(cpu.id) {
             state.stale = state.stale.without(cpu.id);
@@ -147,7 +147,7 @@ impl Asids {
     }
 
     /// A number of this generation for a space that had `old`, in whichever generation: the same one, if it can be.
-    fn number_for(&self, state: &mut State, old: u64) -> u64 {
+    fn number_for(&self, state: &mut AsidState, old: u64) -> u64 {
         let generation = self.generation.load(Ordering::Relaxed);
         let number = old as u16;
         if number != 0 {
@@ -171,7 +171,7 @@ impl Asids {
     }
 
     /// Begins a generation: only what a CPU runs under is not free.
-    fn begin(&self, state: &mut State) {
+    fn begin(&self, state: &mut AsidState) {
         state.used.fill(0);
         state.take(0);
         for (cpu, Active(active)) in self.active.iter().enumerate() {
@@ -194,7 +194,7 @@ impl Default for Asids {
     }
 }
 
-impl State {
+impl AsidState {
     /// Takes `number`, if it is free.
     fn take(&mut self, number: usize) -> bool {
         let (word, bit) = (&mut self.used[number / 64], 1 << (number % 64));
@@ -227,10 +227,11 @@ fn parse(count: &str) -> Result<usize, Refused> {
     }
 }
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static ASIDS: Parameter = Parameter {
     name: "asids",
-    help: "asids=COUNT: use so few address space identifiers that they run out often",
+    help: "asids=COUNT: limit the address space identifiers, so that they run out often",
     check: |count| parse(count).map(drop),
 };
 

@@ -1,8 +1,8 @@
 //! Memory before the allocators: what there is, what is spoken for, and the few runs that boot itself takes.
 //!
-//! The device tree's word is not trusted to be tidy. Banks may overlap, touch, come in any order and end in the
-//! middle of a page; so may reserved ranges. [`MemoryMap::new`] turns that into two sorted lists: *memory*, every
-//! whole page of RAM that the linear map can show, and *free*, the part of it that nobody has.
+//! The device tree's word is not trusted to be tidy. Banks may overlap, touch, come in any order and end in the middle
+//! of a page; so may reserved ranges. [`MemoryMap::new`] turns that into two sorted lists: *memory*, every whole page
+//! of RAM that the linear map can show, and *free*, the part of it that is not in use.
 //!
 //! Boot takes its page tables and arrays from *free* with [`MemoryMap::take`]; what is left becomes page blocks when
 //! [`FrameAllocator::new`](super::frame::FrameAllocator::new) empties the map, so nothing can be taken twice. The
@@ -40,8 +40,8 @@ pub enum MemoryMapError {
 
 /// Which physical memory exists and which of it is still free.
 ///
-/// Having one tells you: both lists are sorted, page-aligned, without overlaps or empty ranges, below
-/// [`LINEAR_SIZE`]; no two ranges of `memory` touch; `free` is part of `memory`.
+/// Both lists are sorted, page-aligned, without overlaps or empty ranges, below [`LINEAR_SIZE`]; no two ranges of
+/// `memory` touch; `free` is part of `memory`.
 #[derive(Debug)]
 pub struct MemoryMap {
     memory: Vec<PhysRange, MAX_BANKS>,
@@ -84,7 +84,7 @@ impl MemoryMap {
         &self.memory
     }
 
-    /// What nobody has taken, in ascending order.
+    /// What is not taken, in ascending order.
     pub fn free(&self) -> &[PhysRange] {
         &self.free
     }

@@ -10,9 +10,11 @@
 //! alignment is rounded up to 16 bytes, the granule of memory tags, so that no two objects share one.
 //!
 //! Growing maps frames, which takes the locks of page tables and page blocks. Those come before the list's lock, so the
-//! heap grows *before* it takes that lock: try, let go, grow, try again. The heap never shrinks.
+//! heap grows *before* it takes that lock: try, release, grow, retry. The heap never shrinks.
 //!
 //! Running out is a null pointer, which `try_reserve` and its like turn into an error value.
+
+#![allow(unsafe_code, reason = "the global allocator")]
 
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
@@ -203,7 +205,7 @@ mod global {
         unsafe { cpu.node_arena.load(Ordering::Relaxed).as_ref() }
     }
 
-    // SAFETY: heap and arena each keep the contract, and an address tells which of them it came from.
+    // SAFETY: heap and arena each keep the contract, and an address identifies which of them it came from.
     unsafe impl GlobalAlloc for KernelAllocator {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let cpu = this_cpu();

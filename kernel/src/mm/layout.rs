@@ -3,7 +3,7 @@
 //! ```text
 //! ffff_0000_0000_0000  linear map        physical address p is at LINEAR_BASE + p            128 TiB
 //! ffff_8000_8000_0000  kernel image      linked here; a slide by multiples of 2 MiB is allowed  1 GiB
-//! ffff_8000_c000_0000  fixmap            one table, FixmapSlot says what is where               2 MiB
+//! ffff_8000_c000_0000  fixmap            one table, by FixmapSlot               2 MiB
 //! ffff_8001_0000_0000  vmalloc           areas with guard pages, device registers, stacks
 //! ffff_c000_0000_0000  frame array       one Frame record for each frame that is memory
 //! ffff_d000_0000_0000  heap              grows at its top

@@ -1,8 +1,8 @@
 //! How many barriers and TLB invalidations the page tables have cost, by kind and CPU.
 //!
-//! They are counted where they are issued, in [`super::kernel::mmu`], and only while somebody wants to know: the site
-//! is a patched branch, so that what a call costs is measured without what counting costs. `count` among the boot
-//! arguments switches it on from the boot on, [`set_counting`] at any time.
+//! They are counted where they are issued, in [`super::kernel::mmu`], and only while counting is on: the site is a
+//! patched branch, so that what a call costs is measured without what counting costs. `count` among the boot arguments
+//! switches it on from the boot on, [`set_counting`] at any time.
 
 use core::fmt;
 use core::ops::Sub;
@@ -16,7 +16,7 @@ use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::platform::features::branch;
 use crate::smp::{Cpu, this_cpu};
 
-/// What is told apart.
+/// What is counted separately.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
 pub enum Kind {
@@ -78,7 +78,7 @@ pub fn count(kind: Kind) {
     }
 }
 
-/// What a CPU has issued while counting was on. The difference of two says what happened between.
+/// What a CPU has issued while counting was on. The difference of two is what happened between.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts([u64; KINDS]);
 
@@ -117,6 +117,7 @@ impl fmt::Display for Counts {
     }
 }
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static COUNT: Parameter = Parameter {
     name: "count",
@@ -146,7 +147,7 @@ pub fn takes(identifier: u16) -> bool {
 pub fn set_counting(on: bool) {
     COUNTING.store(on, Ordering::Relaxed);
     #[cfg(target_os = "none")]
-    crate::start::patch_branches(crate::kernel());
+    crate::branches::patch(crate::kernel());
     #[cfg(not(target_os = "none"))]
     granule_arch::alternative::host::set(branch::COUNT, on);
 }

@@ -1,19 +1,19 @@
-//! Notifiers: who else translates through a space's tables, or mirrors them, and what they are told.
+//! Notifiers: the calls that a space makes to what else translates through its tables, or mirrors them.
 //!
 //! Linux's `mmu_notifier`, with the secondary-TLB calls inside the TLB functions as they are there since 2023, and with
-//! the event for upgrades. A [`Subscriber`] joins the [`NotifierChain`] of one space. It is told two kinds of things:
+//! the event for upgrades. A [`Subscriber`] joins the [`NotifierChain`] of one space. It receives two kinds of calls:
 //!
 //! - **Events**, by a pair of calls around a change: [`Subscriber::invalidate_range_start`] while the pages are still
 //!   mapped, [`Subscriber::invalidate_range_end`] when they may be freed. No page-table lock is held, so it may sleep
-//!   where the range says so. Between the two it must make no new translation in the range.
+//!   where the range permits it. Between the two it must make no new translation in the range.
 //! - **Invalidations**, where the CPUs' TLBs are invalidated: [`Subscriber::invalidate_secondary_tlbs`], between the
 //!   TLBI and the DSB that completes it. Often under the page-table lock, so it must not sleep, allocate or look into
-//!   tables. Who shares the CPUs' tables needs no more than this.
+//!   tables. A subscriber that shares the CPUs' tables needs no more than this.
 //!
 //! # Upgrades
-//! A CPU that has cached a read-only entry takes a fault when it becomes writable, and forgets it; a device may only
-//! repeat its access, and fail for ever. So where an entry becomes writable or young the change is told twice: to
-//! [`Subscriber::invalidate_secondary_tlbs`] at once, and as [`Event::ProtectionUpgrade`] after the page-table lock is
+//! A CPU that has cached a read-only entry faults and drops the entry when the page becomes writable; a device may only
+//! repeat its access, and fail for ever. So where an entry becomes writable or young the chain makes two calls:
+//! [`Subscriber::invalidate_secondary_tlbs`] at once, and [`Event::ProtectionUpgrade`] after the page-table lock is
 //! dropped ([`NotifierChain::upgraded`]). The event comes late: the page may have been protected, unmapped, its space
 //! be gone by then. **A subscriber must never install or upgrade an entry from it**, only forget what it has.
 
@@ -38,7 +38,7 @@ pub enum Event {
     Clear,
     /// The permissions of its areas change: `mprotect`.
     ProtectionVma,
-    /// Those of single pages do: the entries say which. `fork`.
+    /// Those of single pages do: by their entries. `fork`.
     ProtectionPage,
     /// A read-only or old entry has become writable or young.
     ProtectionUpgrade,
@@ -112,7 +112,7 @@ impl EventSet {
 pub enum Patience {
     /// It may, and must not refuse.
     MaySleep,
-    /// It must not; where it would have to, it says [`Again`].
+    /// It must not; where it would have to, it returns [`Again`].
     MustNotSleep,
 }
 
@@ -145,9 +145,9 @@ impl Range {
     }
 }
 
-/// Who is told. Each call may come on any CPU, and several at once.
+/// What a chain calls. Each call may come on any CPU, and several at once.
 pub trait Subscriber: Send + Sync + 'static {
-    /// The events that it wants to be told; the invalidations and the release come in any case.
+    /// The events that it subscribes to; the invalidations and the release come in any case.
     fn events(&self) -> EventSet {
         EventSet::ALL
     }
@@ -155,8 +155,8 @@ pub trait Subscriber: Send + Sync + 'static {
     /// `range` is about to change.
     ///
     /// # Errors
-    /// [`Again`] where it would have to sleep and must not: nothing changes then. It is not told of the end, but those
-    /// before it in the chain are.
+    /// [`Again`] where it would have to sleep and must not: nothing changes then. It gets no end call; the subscribers
+    /// before it in the chain do.
     fn invalidate_range_start(&self, _range: &Range) -> Result<(), Again> {
         Ok(())
     }
@@ -168,11 +168,11 @@ pub trait Subscriber: Send + Sync + 'static {
     /// under the page-table lock, or not.
     fn invalidate_range(&self, _start: VirtAddr, _end: VirtAddr) {}
 
-    /// The CPUs forget what they know of `start..end`: under the page-table lock, or not. `0..u64::MAX` is everything.
+    /// The CPUs' TLBs are invalidated for `start..end`: under the page-table lock, or not. `0..u64::MAX` is everything.
     fn invalidate_secondary_tlbs(&self, _start: VirtAddr, _end: VirtAddr) {}
 
     /// The space ends: on return nothing uses its tables any more. Other calls may be running, and but for the end of
-    /// [`Event::Release`], which is told around this one, none comes after.
+    /// [`Event::Release`], which is called around this one, none comes after.
     fn release(&self) {}
 }
 

@@ -13,6 +13,8 @@
 //! and return a frame each time; others go back to the frame allocator at once. Frames are taken and returned while the
 //! pool's lock is not held.
 
+#![allow(unsafe_code, reason = "objects in slabs that the pool owns")]
+
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::{align_of, forget, size_of};
@@ -110,22 +112,35 @@ impl<T> Pool<T> {
     ///
     /// # Errors
     /// [`OutOfMemory`]: every slab is full and no frame is free. `value` is dropped.
+    #[inline]
     pub fn try_new(&'static self, value: T) -> Result<PoolBox<T>, OutOfMemory> {
-        let slot = self.slabs.lock().take::<T>();
-        let slot = match slot {
-            Some(slot) => slot,
-            None => {
-                let slab = self.new_slab()?;
-                let mut slabs = self.slabs.lock();
-                slabs.stats.frames += 1;
-                // Another CPU may have done the same meanwhile; then there is room for both.
-                slabs.partial.push_front(slab);
-                slabs.take::<T>().ok_or(OutOfMemory)?
-            }
-        };
+        self.try_new_with(|| value)
+    }
+
+    /// Has `make` make a value in the pool, so that it need not be made elsewhere and moved. No lock is held meanwhile.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: every slab is full and no frame is free. `make` is not called.
+    #[inline]
+    pub fn try_new_with(&'static self, make: impl FnOnce() -> T) -> Result<PoolBox<T>, OutOfMemory> {
+        let slot = self.take_slot()?;
         // SAFETY: the slot was free and is now ours, sized and aligned for a `T`.
-        unsafe { slot.write(value) };
+        unsafe { slot.write(make()) };
         Ok(PoolBox { object: slot, owns: PhantomData })
+    }
+
+    /// Takes a slot, of a new slab where no other has one.
+    fn take_slot(&'static self) -> Result<NonNull<T>, OutOfMemory> {
+        let slot = self.slabs.lock().take::<T>();
+        if let Some(slot) = slot {
+            return Ok(slot);
+        }
+        let slab = self.new_slab()?;
+        let mut slabs = self.slabs.lock();
+        slabs.stats.frames += 1;
+        // Another CPU may have done the same meanwhile; then there is room for both.
+        slabs.partial.push_front(slab);
+        slabs.take::<T>().ok_or(OutOfMemory)
     }
 
     /// How large the pool is now.
@@ -173,7 +188,7 @@ impl<T> Pool<T> {
 
     fn return_slab(&self, slab: Option<UnsafeRef<Slab>>) {
         if let Some(slab) = slab {
-            // Drop has no argument to be told the CPU by.
+            // Drop has no argument for the CPU.
             self.frames.free(this_cpu(), slab.frame);
         }
     }
@@ -280,7 +295,7 @@ impl<T> Deref for PoolBox<T> {
 
 impl<T> DerefMut for PoolBox<T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `deref`, and `&mut self` says that nobody else looks.
+        // SAFETY: as in `deref`, and `&mut self` excludes every other access.
         unsafe { self.object.as_mut() }
     }
 }
@@ -397,7 +412,7 @@ mod tests {
         }
         assert_eq!(tree.iter().map(|area| area.start).collect::<Vec<_>>(), [10, 20, 30]);
         let removed = tree.find_mut(&20).remove().unwrap();
-        // SAFETY: the tree has let go of it.
+        // SAFETY: the tree has dropped it.
         let area = unsafe { PoolBox::from_raw(NonNull::new(UnsafeRef::into_raw(removed)).unwrap()) };
         assert_eq!((area.start, pool.stats().objects), (20, 3));
         drop(area);

@@ -1,4 +1,5 @@
-//! TLB maintenance, all of it. Who changes a table says what changed; which instructions that takes is decided here.
+//! TLB maintenance, all of it. The caller passes what changed in a table; which instructions that takes is decided
+//! here.
 //!
 //! Arm ARM D8.17: invalidations are broadcast to the inner-shareable domain. A range of kernel addresses takes the
 //! fewest operations that cover exactly it ([`Plan`]), and where it is longer than those are worth, one that takes
@@ -121,7 +122,7 @@ fn end_otherwise<M: Mmu>(mmu: &M) {
         mmu.dsb_ish();
     }
     if patched_branch!(branch::REPEAT_TLBI) {
-        // What it names does not matter: that it completes says that the first ones have.
+        // What it names does not matter: its completion implies that of the first ones.
         mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
         mmu.dsb_ish();
     }

@@ -160,7 +160,7 @@ fn latency(session: &mut Session<'_>) -> Result<(), Failure<'static>> {
     use crate::latency::{Kind, begin_anew, longest};
     use crate::symbols::Named;
 
-    let unit = if crate::drivers::timer::instructions().is_some() { "instructions" } else { "ns" };
+    let unit = if crate::chip::timer::instructions().is_some() { "instructions" } else { "ns" };
     smp::for_each(|cpu| {
         for (kind, what) in [(Kind::Masked, "masked"), (Kind::InKernel, "in the kernel")] {
             let stretch = longest(cpu, kind);

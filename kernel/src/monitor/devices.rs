@@ -6,13 +6,13 @@ use super::accounts::{kernel, plural};
 use super::parse::Args;
 use super::tables::Size;
 use super::{Command, Failure, Session, no_keywords};
-use crate::drivers::pci::capability::PciCapability;
-use crate::drivers::pci::{self, BarKind, Class, Function};
+use crate::devices::pci::capability::PciCapability;
+use crate::devices::pci::{self, BarKind, Class, Function};
 
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "lspci",
     words: "",
-    help: "what is on PCI Express: functions, their registers and capabilities",
+    help: "PCI Express functions, their registers and capabilities",
     run: lspci,
     complete: no_keywords,
 }];

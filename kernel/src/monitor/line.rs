@@ -104,6 +104,11 @@ impl Editor {
         }
     }
 
+    /// Whether it writes escape sequences: else nothing that was written is erased.
+    pub(super) fn erases(&self) -> bool {
+        self.echo == Echo::Keys
+    }
+
     /// Writes the prompt: to be called before the first byte, and again after each finished line.
     pub(super) fn prompt(&self, screen: &mut dyn Write) {
         let _ = screen.write_str(self.prompt);
@@ -329,7 +334,7 @@ impl Editor {
     }
 
     /// Draws prompt and line anew, the part around the cursor where all of it does not fit.
-    fn redraw(&self, screen: &mut dyn Write) {
+    pub(super) fn redraw(&self, screen: &mut dyn Write) {
         let start = self.cursor.saturating_sub(self.window());
         let end = self.text.len().min(start + self.window());
         let shown = core::str::from_utf8(&self.text[start..end]).unwrap_or_default();

@@ -5,15 +5,15 @@ use granule_arch::timer::frequency;
 use super::accounts::kernel;
 use super::parse::{Args, ArgumentError};
 use super::{Command, Failure, Session, nearest_command, no_keywords};
-use crate::drivers::power::Status;
-use crate::drivers::{log, timer};
+use crate::chip::power::Status;
+use crate::chip::{log, timer};
 use crate::lab;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "help",
         words: "[COMMAND]",
-        help: "list the commands, or say how one is used",
+        help: "list the commands, or show how one is used",
         run: help,
         complete: |place, take| {
             if place == 0 {
@@ -24,14 +24,14 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "features",
         words: "",
-        help: "what all CPUs can do, and whether live leaves may change size",
+        help: "what all CPUs support, and whether live leaves may change size",
         run: features,
         complete: no_keywords,
     },
     Command {
         name: "lab",
         words: "",
-        help: "the bugs that lab= among the boot arguments can switch on",
+        help: "the fixes that boot argument lab= can switch off",
         run: lab,
         complete: no_keywords,
     },
@@ -43,11 +43,11 @@ pub(super) const COMMANDS: &[Command] = &[
         run: uptime,
         complete: no_keywords,
     },
-    Command { name: "reboot", words: "", help: "start the machine anew", run: reboot, complete: no_keywords },
+    Command { name: "reboot", words: "", help: "reset the machine", run: reboot, complete: no_keywords },
     Command {
         name: "poweroff",
         words: "",
-        help: "end the machine; the exit status says if every line was right",
+        help: "end the machine; exit status 0 only if every line was as expected",
         run: poweroff,
         complete: no_keywords,
     },

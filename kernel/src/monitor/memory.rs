@@ -25,14 +25,14 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "vfree",
         words: "ADDR",
-        help: "give back what vmalloc returned at ADDR",
+        help: "free the area that vmalloc returned at ADDR",
         run: vfree,
         complete: no_keywords,
     },
     Command {
         name: "set_memory",
         words: "ro|rw|x|nx|rox|valid|invalid ADDR PAGES",
-        help: "change what may be done with pages of a vmalloc area",
+        help: "change the permissions of pages of a vmalloc area",
         run: set_memory,
         complete: |place, take| offer(place == 0, &PERMISSIONS, take),
     },
@@ -46,14 +46,14 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "poke",
         words: "ADDR VALUE [b|h|w|q]",
-        help: "write 1, 2, 4 or 8 (q) bytes, for instruction fetches as well",
+        help: "write 1, 2, 4 or 8 (q) bytes, visible to instruction fetches too",
         run: poke,
         complete: |place, take| offer(place == 2, &WIDTHS, take),
     },
     Command {
         name: "exec",
         words: "ADDR",
-        help: "call the code at ADDR, which is to return (0xd65f03c0 is `ret`)",
+        help: "call the code at ADDR, which must return (0xd65f03c0 is `ret`)",
         run: exec,
         complete: no_keywords,
     },

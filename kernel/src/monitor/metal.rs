@@ -1,5 +1,7 @@
 //! The session on the machine that the kernel runs on: its console, and the kernel's own functions.
 
+#![allow(unsafe_code, reason = "the operator may read, write and call any address")]
+
 use core::fmt::{self, Write};
 
 use granule_arch::addr::VirtAddr;
@@ -8,20 +10,20 @@ use granule_pgtable::{Change, Extent, LeafTotals, PageRange, Step};
 
 use super::memory::{Permission, Width};
 use super::{Half, Refusal, Subject};
-use crate::drivers::console;
-use crate::drivers::power::{self, Status};
-use crate::errno::Errno;
+use crate::chip::console;
+use crate::chip::power::{self, Status};
 use crate::kernel;
+use crate::linux::errno::Errno;
+use crate::linux::process::signal::Signal;
+use crate::linux::process::stack::Words;
+use crate::linux::process::status::{End, ExecError, Summary};
+use crate::linux::process::{self, initrd};
 use crate::mm::kernel::set_memory::{SetMemoryError, Validity};
 use crate::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use crate::mm::layout::is_linear;
 use crate::mm::notifier::Subscription;
 use crate::mm::notifier::trace::{self, Trace};
 use crate::mm::space::{Area, SpaceHandle};
-use crate::process;
-use crate::process::signal::Signal;
-use crate::process::stack::Words;
-use crate::process::status::{End, ExecError, Summary};
 use crate::smp::{self, this_cpu};
 use crate::trap::probe::{self, Fault};
 
@@ -35,7 +37,7 @@ impl Write for Screen {
 
     /// One call, however many pieces: other CPUs print before it or behind it, not in between.
     fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) -> fmt::Result {
-        console::print(arguments);
+        console::print_by_editor(arguments);
         Ok(())
     }
 }
@@ -125,12 +127,25 @@ impl Subject for Metal {
         })
     }
 
+    fn programs(&self) -> &'static [u8] {
+        initrd::archive()
+    }
+
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
         process::start(file, words)
     }
 
     fn wait(&mut self, process: u32) -> Option<End> {
-        process::wait(process)
+        let foreground = console::Foreground::new();
+        process::wait_with(process, || {
+            if foreground.take_interrupt() {
+                crate::println!("^C");
+                // It may have ended meanwhile.
+                let _ = process::interrupt(process);
+            } else {
+                foreground.pause();
+            }
+        })
     }
 
     fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno> {

@@ -30,23 +30,24 @@ use linkme::distributed_slice;
 use thiserror::Error;
 
 use crate::bootargs::{self, PARAMETERS, Parameter};
-use crate::drivers::edu::EduError;
-use crate::drivers::power::Status;
-use crate::drivers::slot::{BindRefused, StartError};
-use crate::drivers::virtio::requests::RequestError;
-use crate::drivers::virtio_blk::BlkError;
-use crate::drivers::{console, timer};
-use crate::errno::Errno;
+use crate::chip::power::Status;
+use crate::chip::{console, timer};
+use crate::devices::edu::EduError;
+use crate::devices::slot::{BindRefused, StartError};
+use crate::devices::virtio::requests::RequestError;
+use crate::devices::virtio_blk::BlkError;
 use crate::iommu::DmaError;
+use crate::linux::errno::Errno;
+use crate::linux::process::initrd::ArchiveError;
+use crate::linux::process::signal::Signal;
+use crate::linux::process::stack::Words;
+use crate::linux::process::status::{End, ExecError, Summary};
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::notifier::SubscribeError;
 use crate::mm::space::Area;
-use crate::nearest::nearest;
-use crate::process::signal::Signal;
-use crate::process::stack::Words;
-use crate::process::status::{End, ExecError, Summary};
 use crate::smp;
+use crate::suggest::suggest;
 use crate::trap::probe::Fault;
 use accounts::plural;
 use line::{Echo, Editor, Input, Line};
@@ -56,6 +57,7 @@ use tables::Size;
 
 const PROMPT: &str = "granule> ";
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static SCRIPT: Parameter = Parameter {
     name: "script",
@@ -83,9 +85,16 @@ pub fn run() -> ! {
 
 /// The next line; `None` for one that is too long.
 fn read_line(editor: &mut Editor, screen: &mut dyn Write) -> Option<Line> {
+    // A script's session is a log, in which nothing is erased.
+    let shown = editor.erases().then(console::EditedLine::new);
     editor.prompt(screen);
     loop {
-        match editor.feed(console::read_byte(), screen, &complete) {
+        let Some(byte) = shown.as_ref().map_or_else(|| Some(console::read_byte()), console::EditedLine::read_byte)
+        else {
+            editor.redraw(screen);
+            continue;
+        };
+        match editor.feed(byte, screen, &complete) {
             Input::Pending => {}
             Input::Line(line) => return Some(line),
             Input::TooLong => return None,
@@ -114,7 +123,8 @@ struct Command {
     /// What it does, in a line.
     help: &'static str,
     run: for<'a> fn(&mut Session<'_>, Args<'a>) -> Result<(), Failure<'a>>,
-    /// Offers the keywords that may stand at this place among the words, 0 being the first.
+    /// Offers the keywords, or names that the kernel knows, that may stand at this place among the words, 0 being the
+    /// first.
     complete: fn(place: usize, take: &mut dyn FnMut(&'static str)),
 }
 
@@ -188,6 +198,8 @@ enum Refusal {
     #[error(transparent)]
     Exec(ExecError),
     #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
     Errno(Errno),
     #[error("there is no process {0}, or it has ended")]
     NoProcess(u32),
@@ -225,7 +237,7 @@ enum Refusal {
 }
 
 fn nearest_command(name: &str) -> Option<&'static str> {
-    nearest(name, Command::all().map(|command| command.name))
+    suggest(name, Command::all().map(|command| command.name))
 }
 
 /// Whose half of the addresses: the kernel's upper one, or a process's lower one.
@@ -255,7 +267,10 @@ trait Subject {
     fn dump(&self, whose: Half, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> Option<LeafTotals>;
     /// Starts a program; returns its process's number.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError>;
-    /// Waits for the end of a process that was started here. `None`: there is no such process.
+    /// The archive of the programs.
+    fn programs(&self) -> &'static [u8];
+    /// Waits for the end of a process that was started here; Ctrl-C on the console sends SIGINT to it and its descendants.
+    /// `None`: there is no such process.
     fn wait(&mut self, process: u32) -> Option<End>;
     /// Sends a process a signal.
     fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno>;
@@ -334,7 +349,7 @@ impl<'s> Session<'s> {
         match (self.run(line), expectation) {
             (Ok(()), Expectation::Success) => {}
             (Ok(()), Expectation::Refusal) => {
-                self.fail(format_args!("error: this was to be refused, and was not"));
+                self.fail(format_args!("error: a refusal was expected, but the line succeeded"));
             }
             (Err(Failure::Refused(reason)), Expectation::Refusal) => {
                 writeln!(self, "refused: {reason} (as expected)");

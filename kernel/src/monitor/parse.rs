@@ -16,7 +16,7 @@ use core::str::SplitAsciiWhitespace;
 
 use granule_arch::addr::VirtAddr;
 
-use crate::nearest::nearest;
+use crate::suggest::suggest;
 
 /// Why a word is no number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -234,7 +234,7 @@ impl<'a> Args<'a> {
     ) -> Result<T, ArgumentError<'a>> {
         let word = self.words.next().ok_or(ArgumentError::Missing(name))?;
         lookup(word, keywords).ok_or_else(|| {
-            let nearest = nearest(word, keywords.iter().map(|(keyword, _)| *keyword));
+            let nearest = suggest(word, keywords.iter().map(|(keyword, _)| *keyword));
             ArgumentError::Keyword { name, word, allowed, nearest }
         })
     }

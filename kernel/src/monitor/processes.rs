@@ -7,24 +7,30 @@ use granule_arch::descriptor::Protection;
 use super::parse::{Args, ArgumentError};
 use super::tables::Size;
 use super::{Command, Failure, Refusal, Session, no_keywords};
+use crate::linux::process::initrd;
+use crate::linux::process::signal::Signal;
+use crate::linux::process::stack::Words;
+use crate::linux::process::status::{End, Summary};
 use crate::mm::space::{Area, Backing};
-use crate::process::signal::Signal;
-use crate::process::stack::Words;
-use crate::process::status::{End, Summary};
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "run",
         words: "FILE [ARGS] [&]",
-        help: "run a program of the initrd to its end; with & do not wait for that",
+        help: "run a program to its end, or to Ctrl-C; with & without waiting",
         run,
-        complete: no_keywords,
+        complete: |place, take| {
+            if place == 0 {
+                offer_programs(initrd::archive(), take);
+            }
+        },
     },
+    Command { name: "ls", words: "", help: "the programs of the initrd: bytes, name", run: ls, complete: no_keywords },
     Command { name: "ps", words: "", help: "the processes", run: ps, complete: no_keywords },
     Command {
         name: "wait",
         words: "PID",
-        help: "wait for the end of a process that was run with &",
+        help: "wait for a process that was run with &; Ctrl-C interrupts it",
         run: wait,
         complete: no_keywords,
     },
@@ -39,7 +45,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "notify",
         words: "trace PID",
-        help: "print what a process's notifiers are told; once more ends it",
+        help: "print the calls of a process's notifiers; again to stop",
         run: notify,
         complete: |place, take| {
             if place == 0 {
@@ -68,6 +74,21 @@ fn run<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<
         return Ok(());
     }
     collect(session, id)
+}
+
+/// Offers the names of the programs that can be typed as one word.
+fn offer_programs(archive: &'static [u8], take: &mut dyn FnMut(&'static str)) {
+    let names = initrd::programs(archive).map_while(Result::ok).map(|file| file.name);
+    names.filter(|name| name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')).for_each(take);
+}
+
+fn ls<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    for file in initrd::programs(session.subject.programs()) {
+        let file = file.map_err(Refusal::Archive)?;
+        writeln!(session, "{:>8}  {}", file.contents.len(), file.name.escape_debug());
+    }
+    Ok(())
 }
 
 fn wait<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
@@ -162,5 +183,25 @@ impl fmt::Display for Line<'_> {
             write!(f, " from page {first_page}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::offer_programs;
+    use crate::linux::process::initrd::tests::{add, sample};
+
+    #[test]
+    fn names_that_can_be_typed_are_offered_until_the_archive_is_broken() {
+        let mut archive = std::vec::Vec::new();
+        for name in ["hello", "two words", "\u{e9}t\u{e9}", "a\x1b[2J", "a#b", "dir/spin"] {
+            add(&mut archive, name, 0o100_755, b"");
+        }
+        add(&mut archive, "data", 0o100_644, b"");
+        archive.extend_from_slice(b"broken");
+        let mut offered = std::vec::Vec::new();
+        offer_programs(archive.leak(), &mut |name| offered.push(name));
+        offer_programs(sample().leak(), &mut |name| offered.push(name));
+        assert_eq!(offered, ["hello", "dir/spin", "bin/one"]);
     }
 }

@@ -2,12 +2,12 @@
 
 use super::parse::{Args, Keyword};
 use super::{Command, Failure, Refusal, Session};
-use crate::iommu::{self, Iommu, Told};
+use crate::iommu::{self, Iommu, NotifyMode};
 
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "smmu",
     words: "dump|events|stats",
-    help: "what the SMMU is and does; what it refused last; counts",
+    help: "features and streams; the last refused transactions; counters",
     run: smmu,
     complete: |place, take| {
         if place == 0 {
@@ -50,11 +50,11 @@ fn dump(session: &mut Session<'_>, iommu: &Iommu) {
     for (name, value) in ["IDR0", "IDR1", "IDR2", "IDR3", "IDR4", "IDR5", "IIDR", "AIDR"].iter().zip(raw) {
         writeln!(session, "{name:<6} {value:#010x}");
     }
-    let told = match iommu.told() {
-        Told::Tlb => "where the CPUs' TLBs are invalidated",
-        Told::Events => "by the events around each change",
+    let notify_mode = match iommu.notify_mode() {
+        NotifyMode::Tlb => "where the CPUs' TLBs are invalidated",
+        NotifyMode::Events => "by the events around each change",
     };
-    writeln!(session, "it is told of changes in bound spaces {told}");
+    writeln!(session, "it is told of changes in bound spaces {notify_mode}");
     iommu.for_each_stream(|stream, entry, context| match context {
         Some(context) => writeln!(session, "stream {stream:#06x}  {entry}; {context}"),
         None => writeln!(session, "stream {stream:#06x}  {entry}"),
@@ -90,7 +90,7 @@ fn stats(session: &mut Session<'_>, iommu: &Iommu) {
     writeln!(
         session,
         "events    {}, {} of streams that nobody has; lost {} times, {} storms",
-        faults.events, faults.strangers, faults.losses, faults.storms
+        faults.events, faults.unknown_streams, faults.losses, faults.storms
     );
     writeln!(session, "faults    {} served, {} that could not be", faults.served, faults.failed);
 }

@@ -75,7 +75,7 @@ fn check_found<T>(whose: Half, found: Option<T>) -> Result<T, Refusal> {
     }
 }
 
-/// Says where in memory the walk ended, and which other address shows the same memory.
+/// Prints where in memory the walk ended, and what the linear map allows at the alias of that memory.
 fn say_where(session: &mut Session<'_>, address: VirtAddr, leaf: &Step) {
     let offset = address.0 & (Granule4K::entry_size(leaf.level) - 1);
     let physical = PhysAddr(leaf.descriptor.address().0 | offset);
@@ -87,8 +87,20 @@ fn say_where(session: &mut Session<'_>, address: VirtAddr, leaf: &Step) {
     let device = leaf.descriptor.fields().read(STAGE1::ATTR_INDEX) == MemoryType::DeviceNGnRE as u64;
     if layout::region_name(address) == "vmalloc" && !device {
         let alias = layout::linear(physical);
-        writeln!(session, "the linear map shows it at {alias} too, where set_memory leaves the permissions alone");
+        let access = match last_step(session, alias) {
+            Some(step) if step.kind == Kind::Leaf && step.descriptor.is_writable() => "writable",
+            Some(step) if step.kind == Kind::Leaf && step.descriptor.is_valid() => "read-only",
+            _ => "not mapped",
+        };
+        writeln!(session, "its alias in the linear map, {alias}, is {access}");
     }
+}
+
+/// The last step of the walk for an address of the kernel.
+fn last_step(session: &Session<'_>, address: VirtAddr) -> Option<Step> {
+    let mut last = None;
+    session.subject.walk(Half::Kernel, address, &mut |step| last = Some(*step))?;
+    last
 }
 
 fn ptdump<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {

@@ -10,19 +10,20 @@ use super::accounts::plural;
 use super::parse::{Args, ArgumentError, Keyword};
 use super::processes::process;
 use super::{Command, Failure, Refusal, Session, no_keywords};
-use crate::drivers::edu::{Edu, MEMORY_BYTES, edu};
-use crate::drivers::slot::Driver;
-use crate::drivers::virtio_blk::{MAX_BYTES, SECTOR, VirtioBlk, blk};
-use crate::drivers::virtio_rng::{VirtioRng, rng};
+use crate::devices::edu::{Edu, MEMORY_BYTES, edu};
+use crate::devices::slot::Driver;
+use crate::devices::virtio_blk::{MAX_BYTES, SECTOR, VirtioBlk, blk};
+use crate::devices::virtio_rng::{VirtioRng, rng};
 use crate::iommu::{Direction, DmaAddress, DmaDevice};
+use crate::linux::process;
 use crate::smp::{Cpu, this_cpu};
-use crate::{process, try_kernel};
+use crate::try_kernel;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "bind",
         words: "PID DEVICE",
-        help: "have a device use the addresses of a process",
+        help: "give a device the addresses of a process",
         run: bind,
         complete: |place, take| {
             if place == 1 {
@@ -33,7 +34,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "unbind",
         words: "DEVICE",
-        help: "end that",
+        help: "end a device's binding",
         run: unbind,
         complete: |place, take| {
             if place == 0 {
@@ -44,7 +45,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "blk",
         words: "read|write SECTOR ADDR [BYTES]",
-        help: "read the disk into memory, or write it from there; else 512 bytes",
+        help: "read the disk into memory, or write it; 512 bytes by default",
         run: disk,
         complete: |place, take| {
             if place == 0 {
@@ -55,14 +56,14 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "rng",
         words: "ADDR BYTES",
-        help: "have the random number device fill memory",
+        help: "fill memory from the random number device",
         run: random,
         complete: no_keywords,
     },
     Command {
         name: "dma",
         words: "copy FROM TO BYTES",
-        help: "copy memory through edu, which reads it, and then writes it",
+        help: "copy memory by the DMA engine of edu",
         run: dma,
         complete: |place, take| {
             if place == 0 {

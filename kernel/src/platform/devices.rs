@@ -27,7 +27,7 @@ pub enum EnableMethod {
     Psci,
     /// It spins until an address is written here.
     SpinTable(PhysAddr),
-    /// The tree does not say, or says something else: it cannot be started.
+    /// The tree has no method, or another one: it cannot be started.
     Unknown,
 }
 
@@ -39,7 +39,7 @@ pub const MAX_REDISTRIBUTOR_REGIONS: usize = 32;
 pub struct Redistributors {
     /// The regions (`#redistributor-regions`); some machines have one for each CPU.
     pub regions: Vec<PhysRange, MAX_REDISTRIBUTOR_REGIONS>,
-    /// Bytes from one CPU's frames to the next, where the tree says so; else it follows from GICR_TYPER.
+    /// Bytes from one CPU's frames to the next, where the tree has it; else it follows from GICR_TYPER.
     pub stride: Option<u64>,
 }
 

@@ -114,7 +114,7 @@ const LOSING_DIRT: [Design; 2] = [
     Design { name: "Cortex-A510", implementer: ARM, part: 0xd46, releases: Releases::Between((0, 0), (0, 2)) },
 ];
 
-/// Who notes that a page was written: FEAT_HAFDBS, or a fault.
+/// What notes that a page was written: FEAT_HAFDBS, or a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DirtyState {
     /// The hardware of every CPU.
@@ -162,10 +162,11 @@ impl fmt::Display for DirtyState {
     }
 }
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static REPEAT_TLBI: Parameter = Parameter {
     name: "repeat-tlbi",
-    help: "follow each invalidation by one more, as on CPUs whose errata ask for it",
+    help: "issue each TLBI twice, as the errata of some CPUs require",
     check: bootargs::flag,
 };
 

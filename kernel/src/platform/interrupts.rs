@@ -2,14 +2,14 @@
 //! v0.4, 2.4; the bindings `arm,gic` and `arm,gic-v3`).
 //!
 //! `interrupts` lists lines of the controller that `interrupt-parent` names, on the node or on the way up;
-//! `interrupts-extended` names the controller of each line, and counts where both are there. How many cells a line takes
-//! is the controller's to say, which the tree may have behind the node. So a node's interrupts are kept as they stand
-//! ([`Interrupts`]) and read when the GIC ([`Controller`]) is known.
+//! `interrupts-extended` names the controller of each line, and counts where both are there. How many cells a line
+//! takes is defined by the controller, which the tree may have behind the node. So a node's interrupts are kept as they
+//! stand ([`Interrupts`]) and read when the GIC ([`Controller`]) is known.
 
 use super::tree::{self, cell};
 use super::{NodeName, PlatformError};
 
-/// What tells an interrupt to the controller.
+/// What identifies an interrupt to the controller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trigger {
     /// A pulse is one interrupt. A controller that is set to level loses it.
@@ -37,7 +37,7 @@ pub(super) struct Controller {
     pub(super) interrupt_cells: u32,
 }
 
-/// Cells of a line that say which it is; those behind them say which CPUs share a PPI.
+/// Cells of a line that identify it; those behind them have the CPUs that share a PPI.
 const MEANINGFUL: u32 = 3;
 /// Cells of a line at most: more have no meaning in any binding.
 const MAX_CELLS: u32 = 8;
@@ -49,7 +49,7 @@ impl Default for Controller {
 }
 
 impl Controller {
-    /// What the GIC's node says.
+    /// The GIC's node.
     ///
     /// # Errors
     /// `#interrupt-cells` is not 3 to 8.

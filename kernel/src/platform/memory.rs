@@ -1,4 +1,4 @@
-//! Memory: the banks, what in them is taken, and what `/chosen` says (3.4, 3.5, 3.6, 5.3).
+//! Memory: the banks, what in them is taken, and the properties of `/chosen` (3.4, 3.5, 3.6, 5.3).
 
 use dtoolkit::fdt::Fdt;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};

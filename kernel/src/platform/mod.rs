@@ -1,4 +1,4 @@
-//! What the machine is, as its device tree says.
+//! What the machine is, by its device tree.
 //!
 //! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the
 //! rest; nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate,
@@ -14,7 +14,7 @@
 //! - [`errata`]: what is wrong with some of them, by [`design`]
 //! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, SMMU
 //! - [`interrupts`]: which line of the interrupt controller a node's interrupt is
-//! - [`pcie`]: the PCIe host bridge, and what it says about who is who
+//! - [`pcie`]: the PCIe host bridge, and its maps of requester IDs
 
 pub mod design;
 mod devices;
@@ -60,7 +60,7 @@ pub const MAX_SMMUS: usize = 8;
 /// Bytes of boot arguments, as in Linux (`COMMAND_LINE_SIZE`).
 pub const MAX_BOOTARGS: usize = 2048;
 
-/// What the device tree says about the machine. About 5 KiB: keep it in a static.
+/// The device tree's description of the machine. About 5 KiB: keep it in a static.
 #[derive(Clone, Debug)]
 pub struct Platform {
     /// What the machine calls itself, cut off after 48 bytes; empty where it has no name.

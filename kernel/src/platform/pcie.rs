@@ -2,7 +2,7 @@
 //! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI Bus Binding for addresses of three cells).
 //!
 //! A function is named by its *requester ID*, bus, device and function in 16 bits. What the SMMU and the ITS call the
-//! same function is for the maps here to say. They refer to other nodes, which the tree may have behind the bridge; so
+//! same function is defined by the maps here. They refer to other nodes, which the tree may have behind the bridge; so
 //! it is read in two steps.
 
 use granule_arch::addr::PhysRange;
@@ -176,7 +176,7 @@ impl<'t> Maps<'t> {
 }
 
 impl<'t> Node<'t> {
-    /// What the node says by itself.
+    /// What the node has by itself.
     pub(super) fn read(node: &tree::Node<'t, '_>) -> Result<Self, PlatformError> {
         let ecam = node.first_registers()?;
         let maps = Maps::of(node);
@@ -290,7 +290,7 @@ fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &Controller) -> Option<
     let entry = after.checked_add(gic.interrupt_cells as usize)?.checked_mul(4)?;
     let mut lines = Vec::new();
     for line in map.chunks(entry) {
-        // How long an entry for another controller is, that one would have to say.
+        // Only another controller itself could define how long its entry is.
         if Some(field(line, ADDRESS + PIN)?) != gic.phandle {
             log::warn!("device tree: interrupt-map leads past the GIC; interrupt pins behind that are left out");
             break;

@@ -34,8 +34,8 @@ pub enum SizeChange {
     Architected,
     /// The CPU with this MIDR neither has FEAT_BBML3 nor is of a design on the list.
     UnknownDesign(u64),
-    /// `bbml2=` among the boot arguments says so.
-    Told(Override),
+    /// `bbml2=` among the boot arguments decides.
+    Overridden(Override),
 }
 
 /// The values of `bbml2=`.
@@ -50,10 +50,10 @@ pub enum Override {
 impl SizeChange {
     /// Whether it may.
     pub fn is_trusted(self) -> bool {
-        matches!(self, Self::Trusted(_) | Self::Architected | Self::Told(Override::Trust))
+        matches!(self, Self::Trusted(_) | Self::Architected | Self::Overridden(Override::Trust))
     }
 
-    /// What one CPU says.
+    /// The answer for one CPU.
     pub fn of(cpu: &CpuFeatures) -> Self {
         if cpu.bbm() >= BreakBeforeMake::NeverAborts {
             return Self::Architected;
@@ -64,7 +64,7 @@ impl SizeChange {
         }
     }
 
-    /// What two say together: the first that objects decides.
+    /// The answer for two: the first refusal decides.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         if self.is_trusted() && !other.is_trusted() { other } else { self }
@@ -77,7 +77,7 @@ impl SizeChange {
     }
 
     fn overridden(self, argument: Option<Override>) -> Self {
-        argument.map_or(self, Self::Told)
+        argument.map_or(self, Self::Overridden)
     }
 }
 
@@ -89,16 +89,17 @@ impl fmt::Display for SizeChange {
             Self::UnknownDesign(midr) => {
                 write!(f, "not trusted: MIDR {midr:#010x} is on no list of cores without TLB conflict aborts")
             }
-            Self::Told(Override::Trust) => f.write_str("trusted: bbml2=trust is among the boot arguments"),
-            Self::Told(Override::Off) => f.write_str("not trusted: bbml2=off is among the boot arguments"),
+            Self::Overridden(Override::Trust) => f.write_str("trusted: bbml2=trust is among the boot arguments"),
+            Self::Overridden(Override::Off) => f.write_str("not trusted: bbml2=off is among the boot arguments"),
         }
     }
 }
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static BBML2: Parameter = Parameter {
     name: "bbml2",
-    help: "bbml2=trust|off: live leaves may change size, or not, whatever the CPUs promise",
+    help: "bbml2=trust|off: live leaves may change size, or not, whatever the CPUs report",
     check: |value| parse(value).map(drop).ok_or_else(|| Refused::because("trust or off")),
 };
 
@@ -161,7 +162,7 @@ mod tests {
     fn the_boot_argument_decides_where_there_is_one() {
         let (yes, no) = (SizeChange::Architected, SizeChange::UnknownDesign(NEOVERSE_N2));
         assert!(no.overridden(parse("trust")).is_trusted());
-        assert_eq!(yes.overridden(parse("off")), SizeChange::Told(Override::Off));
+        assert_eq!(yes.overridden(parse("off")), SizeChange::Overridden(Override::Off));
         assert_eq!(yes.overridden(parse("maybe")), yes);
         assert_eq!(no.overridden(None), no);
     }

@@ -60,7 +60,7 @@ pub enum StructureError {
     Name(usize),
 }
 
-/// The tree in `blob`, which is as long as its header says.
+/// The tree in `blob`, whose length is in its header.
 ///
 /// # Errors
 /// What is wrong with it; nothing else of it has been looked at then.

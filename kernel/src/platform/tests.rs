@@ -1,4 +1,4 @@
-//! Trees like those that QEMU gives, trees like those of boards, and trees that somebody broke.
+//! Trees like those that QEMU gives, trees like those of boards, and broken trees.
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 use proptest::prelude::*;
@@ -306,7 +306,7 @@ fn a_host_whose_node_makes_no_sense_is_left_out() {
     ] {
         assert_eq!(host(property, &value), None, "{property} = {value:x?}");
     }
-    // Of a controller that it does not know it cannot tell how long an entry is.
+    // Of an unknown controller the length of an entry is unknown.
     let cut = cells(&[0, 0, 0, 1, 0x8002, 0, 0, 0, 3, 4, 0x800, 0, 0, 1, 0x77, 5]);
     let lines = host("interrupt-map", &cut).unwrap().lines;
     assert_eq!((lines.find(0, 1).map(|line| line.intid), lines.find(8, 1)), (Some(35), None));
@@ -506,7 +506,7 @@ proptest! {
         let _ = Platform::parse(&blob);
     }
 
-    /// A tree that says that it is shorter than it is.
+    /// A tree whose header has too short a length.
     #[test]
     fn a_shortened_tree_never_panics(length in any::<prop::sample::Index>()) {
         let mut blob = virt(&Machine::default());

@@ -1,8 +1,8 @@
 //! A node of the tree together with the buses above it.
 //!
-//! Addresses in `reg` are those of the parent's bus, with as many cells as the parent says; each bus on the way up may
-//! move them by its `ranges`. A [`Node`] carries the way up, so that [`Node::registers`] gives what the CPU must use.
-//! `ranges` missing means that the CPU cannot reach what is below; `ranges` empty means the same address (2.3.8).
+//! Addresses in `reg` are those of the parent's bus, with as many cells as the parent defines; each bus on the way up
+//! may move them by its `ranges`. A [`Node`] carries the way up, so that [`Node::registers`] gives what the CPU must
+//! use. `ranges` missing means that the CPU cannot reach what is below; `ranges` empty means the same address (2.3.8).
 //!
 //! A node's properties are found by one pass over them ([`Properties`]): each lookup in the flattened form starts at
 //! the first property again, and the boot has a budget in instructions.

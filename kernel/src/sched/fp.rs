@@ -4,6 +4,8 @@
 //! it leaves the CPU and loaded when it comes, unless they are still in the registers of this CPU. SVE and SME stay
 //! trapped; what uses them gets what any undefined instruction gets.
 
+#![allow(unsafe_code, reason = "registers of floating point and SIMD")]
+
 use core::arch::global_asm;
 use core::cell::{Cell, UnsafeCell};
 use core::mem::offset_of;
@@ -97,22 +99,22 @@ unsafe extern "C" {
 
 /// Whether EL0 may use the registers. The kernel may: it moves them.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
+enum FpAccess {
     Trapped,
     Open,
 }
 
-fn set_access(access: Access) {
+fn set_access(access: FpAccess) {
     CPACR_EL1.write(match access {
-        Access::Trapped => CPACR_EL1::FPEN::TrapEl0,
-        Access::Open => CPACR_EL1::FPEN::TrapNothing,
+        FpAccess::Trapped => CPACR_EL1::FPEN::TrapEl0,
+        FpAccess::Open => CPACR_EL1::FPEN::TrapNothing,
     });
     // EL0 sees it at the exception return.
 }
 
 /// Lets the kernel move the registers on this CPU.
 pub(super) fn init_cpu() {
-    set_access(Access::Trapped);
+    set_access(FpAccess::Trapped);
     barrier::isb();
 }
 
@@ -131,7 +133,7 @@ impl FpArea {
     pub(super) fn leave(&self, cpu: &Cpu, thread: &Thread) {
         if self.used.get() {
             debug_assert!(cpu.sched.fp_owner.load(Ordering::Relaxed).cast_const() == &raw const *thread);
-            // SAFETY: the thread runs here, and has used them: they hold its values, and nobody else has the area.
+            // SAFETY: the thread runs here, and has used them: they hold its values, and the area has no other user.
             unsafe { fp_save(self.state.get()) };
         }
     }
@@ -139,9 +141,9 @@ impl FpArea {
     /// The thread comes to `cpu`, this one.
     pub(super) fn enter(&self, cpu: &Cpu, thread: &Thread) {
         if !self.used.get() {
-            return set_access(Access::Trapped);
+            return set_access(FpAccess::Trapped);
         }
-        set_access(Access::Open);
+        set_access(FpAccess::Open);
         let here = cpu.sched.fp_owner.load(Ordering::Relaxed).cast_const() == &raw const *thread
             && self.loaded.get() == cpu.id.0;
         if !here {
@@ -150,7 +152,7 @@ impl FpArea {
     }
 
     fn load(&self, cpu: &Cpu, thread: &Thread) {
-        // SAFETY: the registers are EL0's, and whoever had them saved them when it left.
+        // SAFETY: the registers are EL0's, and their last user saved them when it left.
         unsafe { fp_load(self.state.get()) };
         cpu.sched.fp_owner.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
         self.loaded.set(cpu.id.0);
@@ -161,14 +163,14 @@ impl FpArea {
 pub(crate) fn first_use(thread: &Thread) {
     let masked = interrupts::mask();
     thread.fp.used.set(true);
-    set_access(Access::Open);
+    set_access(FpAccess::Open);
     thread.fp.load(this_cpu(), thread);
     interrupts::restore(masked);
 }
 
 impl Thread {
-    /// The floating point of the running thread, for whoever keeps it elsewhere: a new thread, a signal's frame. `None`
-    /// where it has used none.
+    /// The floating point of the running thread, for callers that keep it elsewhere: a new thread, a signal's frame.
+    /// `None` where it has used none.
     pub fn fp_state(&self) -> Option<FpState> {
         debug_assert!(core::ptr::eq(self, &*current()));
         let masked = interrupts::mask();
@@ -194,7 +196,7 @@ impl Thread {
             None => {
                 self.fp.used.set(false);
                 self.fp.loaded.set(NOWHERE);
-                set_access(Access::Trapped);
+                set_access(FpAccess::Trapped);
             }
         }
         interrupts::restore(masked);

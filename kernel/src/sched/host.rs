@@ -4,7 +4,7 @@ use core::ops::Deref;
 
 use crate::smp::Cpu;
 
-/// A thread, for whoever wakes it.
+/// A thread, for its waker.
 #[derive(Clone, Debug)]
 pub struct ThreadRef(std::thread::Thread);
 
@@ -38,7 +38,7 @@ pub fn current() -> Current {
     Current(ThreadRef(std::thread::current()))
 }
 
-/// Sleeps until somebody calls [`ThreadRef::unpark`]; returns at once where somebody has since the last time.
+/// Sleeps until [`ThreadRef::unpark`] is called; returns at once where it was called since the last time.
 pub fn park() {
     std::thread::park();
 }

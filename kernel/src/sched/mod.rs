@@ -1,9 +1,9 @@
-//! Threads: who runs, who waits, and for what.
+//! Threads: which run, which wait, and for what.
 //!
 //! - [`park`] and `unpark`: a thread sleeps until another wakes it. Everything that sleeps is built on the
-//!   two: [`WaitQueue`], [`sleep_until`], [`crate::sync::RwSem`].
+//!   two: [`WaitQueue`], [`sleep_until`], [`RwSem`].
 //! - [`Thread`]: what there is of each; a user thread has the functions of a [`UserEntry`] behind its exceptions.
-//! - `queue`: who runs next on a CPU. `switch`: from one thread to another.
+//! - `queue`: what runs next on a CPU. `switch`: from one thread to another.
 //!
 //! **The token.** `unpark` of a thread that does not sleep leaves it a token, and its next `park` takes the token and
 //! returns at once. So a thread may look at what it waits for, find nothing, and park, without a lock: a wake-up in
@@ -22,6 +22,7 @@ mod host;
 pub mod primitives;
 #[cfg(target_os = "none")]
 mod queue;
+mod rwsem;
 #[cfg(target_os = "none")]
 mod switch;
 #[cfg(target_os = "none")]
@@ -42,6 +43,7 @@ pub(crate) use host::{enlarge_shortage, note_shortage, works_for_program};
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
 pub use queue::{init, init_cpu, prepare_to_idle, relax, run_ready, trim, yield_now};
+pub use rwsem::{ReadGuard, RwSem, WriteGuard};
 #[cfg(target_os = "none")]
 pub use switch::{asid_generation, exit, park, set_space};
 #[cfg(target_os = "none")]

@@ -1,6 +1,6 @@
 //! What waiting is made of: words, a lock that spins, and threads that sleep and are woken.
 //!
-//! [`WaitQueue`](super::WaitQueue) and [`RwSem`](crate::sync::RwSem) are generic over it, so that `kernel/loom` runs them
+//! [`WaitQueue`](super::WaitQueue) and [`RwSem`](super::RwSem) are generic over it, so that `kernel/loom` runs them
 //! in every order.
 
 use core::ops::DerefMut;
@@ -15,7 +15,7 @@ pub trait Primitives: Sized + 'static {
     type Word: Word;
     /// A lock for a few instructions.
     type Lock<T>: Lock<T>;
-    /// A thread, for whoever wakes it.
+    /// A thread, for its waker.
     type Thread;
 
     /// Threads that are woken under one hold of a lock.
@@ -56,7 +56,7 @@ pub trait Lock<T> {
         Self: 'a,
         T: 'a;
 
-    /// A lock that nobody holds.
+    /// A free lock.
     fn new(value: T) -> Self;
     /// Waits for the lock.
     fn lock(&self) -> Self::Guard<'_>;

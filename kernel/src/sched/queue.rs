@@ -1,17 +1,19 @@
-//! Who runs next on each CPU.
+//! The run queues: which thread runs next on each CPU.
 //!
 //! A CPU has two lists. `woken` holds threads that go on in the kernel: they go first, since others may wait for what
 //! they hold, and they stay on this CPU. `ready` holds threads that go on at EL0: each gets a slice in its turn, and a
-//! CPU that idles may take the first of them. What runs at EL0 makes way at once for a woken thread, and at the end of
-//! its slice for a ready one. There is no tick: a slice has an end only while somebody waits for it.
+//! CPU that idles may take the first of them. A thread at EL0 is preempted at once by a woken thread, and at the end of
+//! its slice by a ready one. There is no tick: a slice has an end only while a thread waits for it.
 //!
-//! **Nobody waits for ever**: after [`WOKEN_IN_A_ROW`] woken threads a ready one has its turn, so that threads that wake
-//! each other do not keep the CPU; and since the slice of that one has an end, the woken ones go on after it.
+//! **No thread waits for ever**: after [`WOKEN_IN_A_ROW`] woken threads a ready one has its turn, so that threads that
+//! wake each other do not keep the CPU; and since the slice of that one has an end, the woken ones go on after it.
 //!
 //! **A wake-up is not lost** between the look of a CPU that is about to idle and its WFI: it looks with interrupts
-//! masked, and whoever gives it something sends an interrupt afterwards, which ends WFI all the same. Of threads that
-//! it may take from others it is told if its bit is in [`IDLE`]; it sets the bit before it looks, and the others look at
-//! the bit after they have queued: one of the two sees the other.
+//! masked, and a CPU that queues a thread there sends an interrupt afterwards, which ends WFI all the same. For threads
+//! that it may steal it gets an interrupt if its bit is in [`IDLE`]; it sets the bit before it looks, and the others
+//! look at the bit after they have queued: one of the two sees the other.
+
+#![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
 
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
@@ -24,7 +26,7 @@ use intrusive_collections::{LinkedList, UnsafeRef, intrusive_adapter};
 use super::thread::{Thread, ThreadRef, Work, current};
 use super::timeout::Timeouts;
 use super::{fp, switch, timeout};
-use crate::drivers::timer::{self, Deadline, Purpose};
+use crate::chip::timer::{self, Deadline, Purpose};
 use crate::kernel;
 use crate::latency;
 use crate::mm::OutOfMemory;
@@ -63,7 +65,7 @@ pub(crate) struct PerCpu {
     /// The thread that runs when no other does.
     idle: AtomicPtr<Thread>,
     pub(super) queue: IrqLock<RunQueue, { rank::RUN_QUEUE }>,
-    /// How many there are in `ready`, for who has no lock.
+    /// How many there are in `ready`, for readers without the lock.
     ready: AtomicU32,
     pub(super) timeouts: IrqLock<Timeouts, { rank::TIMEOUTS }>,
     /// The thread that has just ended, until the one after it has seen to it.
@@ -156,7 +158,7 @@ impl RunQueue {
         NonNull::new(UnsafeRef::into_raw(thread))
     }
 
-    /// Whether nobody waits for the CPU.
+    /// Whether no thread waits for the CPU.
     pub(super) fn is_empty(&self) -> bool {
         self.woken.is_empty() && self.ready.is_empty()
     }
@@ -173,12 +175,12 @@ impl RunQueue {
         Some(thread)
     }
 
-    fn add_ready(&mut self, cpu: &Cpu, thread: NonNull<Thread>, place: Place) {
+    fn add_ready(&mut self, cpu: &Cpu, thread: NonNull<Thread>, place: QueueEnd) {
         // SAFETY: a thread is not freed before it has ended, and it is in no list: it ran, or is new.
         let thread = unsafe { UnsafeRef::from_raw(thread.as_ptr()) };
         match place {
-            Place::First => self.ready.push_front(thread),
-            Place::Last => self.ready.push_back(thread),
+            QueueEnd::First => self.ready.push_front(thread),
+            QueueEnd::Last => self.ready.push_back(thread),
         }
         cpu.sched.ready.fetch_add(1, Ordering::Relaxed);
     }
@@ -189,7 +191,7 @@ impl RunQueue {
     }
 }
 
-enum Place {
+enum QueueEnd {
     First,
     Last,
 }
@@ -200,10 +202,10 @@ pub(super) fn start(thread: ThreadRef) {
     thread.home.store(cpu.id.0, Ordering::Relaxed);
     let mut queue = cpu.sched.queue.lock();
     // The reference stays with the thread until it ends.
-    queue.add_ready(cpu, thread.into_raw(), Place::Last);
+    queue.add_ready(cpu, thread.into_raw(), QueueEnd::Last);
     begin_slice(cpu, WaitedFor::Yes);
     drop(queue);
-    tell_idle(cpu);
+    wake_idle(cpu);
 }
 
 /// Lets the new kernel thread run on `cpu`.
@@ -226,7 +228,7 @@ pub(super) fn wake(thread: &Thread) -> bool {
     if thread.home() != home || !thread.state.unpark() {
         return false;
     }
-    // For `interrupt`: who has found it asleep has raised its work before, as the thread will see.
+    // For `interrupt`: a waker that has found it asleep has raised its work before, as the thread will see.
     fence(Ordering::SeqCst);
     queue.add_woken(thread);
     request(cpu);
@@ -261,12 +263,12 @@ pub(super) fn interrupt(thread: &Thread) {
     }
 }
 
-/// Tells a CPU that idles that there is something to take.
-fn tell_idle(cpu: &Cpu) {
+/// Interrupts an idle CPU: there is a thread to steal.
+fn wake_idle(cpu: &Cpu) {
     fence(Ordering::SeqCst);
     let idle = CpuSet::from_bits(IDLE.load(Ordering::Relaxed)).without(cpu.id);
     if let Some(other) = idle.iter().next() {
-        // Cleared here, so that the next one that is told is another.
+        // Cleared here, so that the next interrupt goes to another CPU.
         IDLE.fetch_and(!(1 << other.0), Ordering::Relaxed);
         if let Some(other) = smp::cpu(other) {
             smp::notify(other);
@@ -274,7 +276,7 @@ fn tell_idle(cpu: &Cpu) {
     }
 }
 
-/// Says that this CPU is about to idle, interrupts masked. Whether it may: there is nothing for it to run.
+/// Announces that this CPU is about to idle, interrupts masked. Returns whether it may: there is nothing for it to run.
 pub fn prepare_to_idle(cpu: &Cpu) -> bool {
     IDLE.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
     fence(Ordering::SeqCst);
@@ -296,7 +298,7 @@ pub fn run_ready(cpu: &'static Cpu) {
         let stolen = if cpu.sched.ready.load(Ordering::Relaxed) == 0 { steal(cpu) } else { None };
         let mut queue = cpu.sched.queue.lock();
         if let Some(thread) = stolen {
-            queue.add_ready(cpu, thread, Place::Last);
+            queue.add_ready(cpu, thread, QueueEnd::Last);
         }
         queue.pick(cpu).map(|next| (next, queue))
     } {
@@ -333,8 +335,8 @@ pub(crate) fn give_way(thread: &Thread) {
     thread.work.fetch_and(!Work::RESCHEDULE.0, Ordering::Relaxed);
     let over = queue.slice_is_over;
     let Some(next) = queue.pick(cpu) else { return };
-    queue.add_ready(cpu, NonNull::from(thread), if over { Place::Last } else { Place::First });
-    tell_idle(cpu);
+    queue.add_ready(cpu, NonNull::from(thread), if over { QueueEnd::Last } else { QueueEnd::First });
+    wake_idle(cpu);
     switch::to(cpu, thread, next, queue);
 }
 

@@ -3,8 +3,10 @@
 //! The registers that a call preserves go on the thread's own stack, and SP into the [`Thread`]; everything else that a
 //! thread has in registers is EL0's and lies in its frame, or is saved here: TPIDR_EL0, TTBR0_EL1, floating point.
 //!
-//! The lock of the CPU's run queue is taken by the thread that leaves and let go by the one that comes: so who holds the
-//! lock finds the registers of every thread that does not run in memory, and may take it to another CPU.
+//! The lock of the CPU's run queue is acquired by the thread that leaves and released by the one that comes: under the
+//! queue lock, the registers of every thread that is not running are in memory, and the thread may move to another CPU.
+
+#![allow(unsafe_code, reason = "switches stacks, in assembly")]
 
 use core::arch::global_asm;
 use core::mem::offset_of;
@@ -136,8 +138,8 @@ pub(super) fn to(
     let next_thread = unsafe { next.as_ref() };
     leave(cpu, thread);
     enter(cpu, next_thread, waited_for);
-    // SAFETY: the registers of `next` were saved where its SP says, under the lock that this thread holds. What comes
-    // back is TPIDR_EL1.
+    // SAFETY: the registers of `next` were saved at its SP, under the lock that this thread holds. What comes back is
+    // TPIDR_EL1.
     let cpu: &'static Cpu = unsafe { &*context_switch(thread.sp.as_ptr(), next_thread.sp.get()).cast() };
     finish(cpu);
 }
@@ -165,7 +167,7 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     install(cpu, unsafe { &*thread.space.get() }.as_deref());
 }
 
-/// The end of a switch, in the thread that came: lets go of the lock, and of the thread that left if it has ended.
+/// The end of a switch, in the thread that came: releases the lock, and drops the thread that left if it has ended.
 extern "C" fn finish(cpu: &'static Cpu) {
     latency::point();
     let ended = cpu.sched.ended.swap(null_mut(), Ordering::Relaxed);
@@ -216,12 +218,12 @@ pub(super) fn tables_register() -> u64 {
     TTBR0_EL1.get()
 }
 
-/// Gives the running thread another space, from now on, and returns the one that it had. `None` before a space is let go
-/// of for good.
+/// Gives the running thread another space, from now on, and returns the one that it had. `None` before a space is
+/// dropped for good.
 pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
     let masked = interrupts::mask();
     let thread = current();
-    // SAFETY: the space of the running thread is this CPU's, and nobody here refers to it while it is replaced.
+    // SAFETY: the space of the running thread is this CPU's, and nothing here refers to it while it is replaced.
     let old = unsafe { core::mem::replace(&mut *thread.space.get(), space) };
     // SAFETY: as above.
     install(this_cpu(), unsafe { &*thread.space.get() }.as_deref());
@@ -229,12 +231,12 @@ pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
     old
 }
 
-/// Sleeps until somebody calls [`Thread::unpark`]; returns at once where somebody has since the last time.
+/// Sleeps until [`Thread::unpark`] is called; returns at once where it was called since the last time.
 pub fn park() {
     let cpu = this_cpu();
     let thread = current();
     debug_assert!(cpu.held_ranks.load(Ordering::Relaxed) == 0, "sleeping with a lock held");
-    debug_assert!(!queue::is_idle_thread(cpu, &thread), "the idle thread has nobody to run instead");
+    debug_assert!(!queue::is_idle_thread(cpu, &thread), "the idle thread has no thread to run instead");
     let masked = interrupts::mask();
     let mut queue = cpu.sched.queue.lock();
     if thread.state.park() {
@@ -246,7 +248,7 @@ pub fn park() {
     interrupts::restore(masked);
 }
 
-/// Ends the running thread, which lets go of its space. What else it holds it holds for ever, so it should hold nothing.
+/// Ends the running thread, which drops its space. What else it holds it holds for ever, so it should hold nothing.
 pub fn exit() -> ! {
     drop(set_space(None));
     let cpu = this_cpu();

@@ -1,5 +1,7 @@
 //! What there is of each thread.
 
+#![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
+
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
 use core::mem::offset_of;
@@ -30,9 +32,9 @@ pub type ThreadId = u32;
 pub struct UserEntry {
     /// SVC. What the call returns is for it to put into the frame.
     pub syscall: extern "C" fn(&mut TrapFrame, &Thread),
-    /// An instruction or data abort; the frame says which, and where.
-    pub fault: extern "C" fn(&mut TrapFrame, &Thread),
-    /// Every other synchronous exception; the frame says which.
+    /// An instruction or data abort; the frame has its kind and address. Returns whether it was served.
+    pub fault: extern "C" fn(&mut TrapFrame, &Thread) -> bool,
+    /// Every other synchronous exception, and an abort that was not served; the frame has its kind.
     pub exception: fn(&mut TrapFrame, &Thread),
     /// [`Thread::raise`] was called for [`Work::SIGNAL`]: the last thing before EL0 is entered.
     pub signal: fn(&mut TrapFrame, &Thread),
@@ -66,7 +68,7 @@ pub struct Thread {
     /// [`UserEntry::syscall`], for the assembly that calls it; never called in a kernel thread.
     pub(super) syscall: extern "C" fn(&mut TrapFrame, &Thread),
     /// [`UserEntry::fault`], likewise.
-    pub(super) fault: extern "C" fn(&mut TrapFrame, &Thread),
+    pub(super) fault: extern "C" fn(&mut TrapFrame, &Thread) -> bool,
     entry: Option<&'static UserEntry>,
     /// In its CPU's run queue.
     pub(super) link: LinkedListLink,
@@ -93,7 +95,7 @@ pub struct Thread {
     shortage: AtomicUsize,
 }
 
-// SAFETY: see the type: whoever may touch the cells is one CPU at a time, and the queue's lock is between them.
+// SAFETY: see the type: one CPU at a time may access the cells, and the queue's lock is between them.
 unsafe impl Sync for Thread {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Thread {}
@@ -133,7 +135,7 @@ impl CpuTime {
     }
 }
 
-extern "C" fn never(_: &mut TrapFrame, thread: &Thread) {
+extern "C" fn never<T>(_: &mut TrapFrame, thread: &Thread) -> T {
     panic!("an exception from EL0 of {thread:?}, which does not run there");
 }
 
@@ -202,7 +204,7 @@ impl Thread {
         self.tagged_addresses.load(Ordering::Relaxed)
     }
 
-    /// What was given at its birth.
+    /// What was given at its creation.
     pub fn task(&self) -> *mut () {
         self.task.load(Ordering::Relaxed)
     }
@@ -228,7 +230,7 @@ impl Thread {
         queue::interrupt(self);
     }
 
-    /// Whether there is `work` to do: for who sleeps and is to be woken by it.
+    /// Whether there is `work` to do: for a sleeper that it wakes.
     pub fn has(&self, work: Work) -> bool {
         self.work.load(Ordering::Acquire) & work.0 != 0
     }
@@ -246,7 +248,7 @@ impl Thread {
         (wanted != 0).then_some(wanted)
     }
 
-    /// Whether [`Self::take_shortage`] has something to say.
+    /// Whether [`Self::take_shortage`] would return a shortage.
     pub fn is_short(&self) -> bool {
         self.shortage.load(Ordering::Relaxed) != 0
     }
@@ -341,17 +343,17 @@ impl Drop for ThreadRef {
     fn drop(&mut self) {
         // Release: what this holder did comes before; acquire, by the last: it comes after what all did.
         if self.references.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // SAFETY: the last reference, so nobody else has the thread; threads that are dropped came from the pool,
+            // SAFETY: the last reference, so the thread is not shared; threads that are dropped came from the pool,
             // since the others keep the reference that they were made with.
             let thread = unsafe { PoolBox::from_raw(self.0) };
             // A thread that was never started has not ended either: its stack is still its own.
             let stack = thread.stack_top.get();
             if stack != 0 {
-                // Drop has no argument to be told the CPU by.
+                // Drop has no argument for the CPU.
                 queue::free_stack(this_cpu(), VirtAddr(stack));
             }
             drop(thread);
-            // Last: who sees it finds all that was the thread's free.
+            // Last: a reader of the new count finds all that was the thread's free.
             COUNT.fetch_sub(1, Ordering::Release);
         }
     }
@@ -457,7 +459,7 @@ impl NewUserThread {
             thread.fp.set(fp);
         }
         let thread = allocate(cpu, thread)?;
-        // SAFETY: the top of a stack that nobody uses yet.
+        // SAFETY: the top of a stack that is not in use yet.
         unsafe { thread.frame().write(self.frame) };
         switch::prepare_user(&thread);
         Ok(thread)
@@ -520,7 +522,7 @@ pub fn thread_count() -> usize {
     COUNT.load(Ordering::Acquire)
 }
 
-/// Frames that threads keep: for accounts of who has which frames.
+/// Frames that threads keep: for accounts of frames by owner.
 pub fn kept_frames() -> usize {
     THREADS.get().map_or(0, |threads| threads.stats().frames)
 }

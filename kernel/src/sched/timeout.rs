@@ -3,26 +3,31 @@
 //! Each CPU has its own tree, by moment: a thread that sleeps stays on its CPU, so no other CPU touches the entries. An
 //! entry lies on the stack of the thread that waits.
 //!
-//! An interrupt wakes [`BATCH`] threads at most. Where more are due the timer interrupts again [`PAUSE`] later, and
-//! interrupts of others come in between.
+//! An interrupt wakes [`BATCH`] threads at most. Where more are due, the first of the woken threads that runs sets the
+//! timer for them: the interrupted code has come to a scheduling point by then, however slow the CPU is. A short pause by
+//! the clock may have passed when the handler returns. Woken threads may sleep on, for a lock whose holder waits for its
+//! timeout, so there is a pause as well: [`PAUSE`], which is long.
+
+#![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
 
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
+use granule_arch::timer;
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 use super::queue::{self, NEVER};
 use super::switch::park;
 use super::thread::{Thread, Work, current};
 use super::wait::Woken;
-use crate::drivers::timer::Deadline;
+use crate::chip::timer::Deadline;
 use crate::smp::{Cpu, this_cpu};
 
-/// Threads that one interrupt wakes, and how long after it the next one comes where more are due.
+/// Threads that one interrupt wakes, and how long after it the next one comes at the latest where more are due.
 const BATCH: usize = 16;
-const PAUSE: Duration = Duration::from_micros(10);
+const PAUSE: Duration = Duration::from_millis(1);
 
 struct Timeout {
     link: RBTreeLink,
@@ -57,7 +62,7 @@ impl Timeouts {
 }
 
 /// Calls `wait`, which parks until it finds what it waits for; the thread is unparked at `until` in any case. `wait` is
-/// told whether that moment has come.
+/// given whether that moment has come.
 pub(crate) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bool) -> R) -> R {
     let cpu = this_cpu();
     let timeout = Timeout {
@@ -80,8 +85,9 @@ pub(crate) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bo
     if timeout.link.is_linked() {
         // SAFETY: linked, and in no other list.
         unsafe { timeouts.0.cursor_mut_from_ptr(&raw const timeout) }.remove();
-        set_next(cpu, timeouts.next());
     }
+    // Also where `expire` has removed it: more may be due.
+    set_next(cpu, timeouts.next());
     result
 }
 
@@ -92,7 +98,7 @@ fn set_next(cpu: &Cpu, next: u64) {
     }
 }
 
-/// Wakes threads whose moment has come: the first [`BATCH`] of them.
+/// Wakes threads whose moment has come: the first [`BATCH`] of those that were due at `now`.
 pub(super) fn expire(cpu: &Cpu, now: u64) {
     let mut timeouts = cpu.sched.timeouts.lock();
     for _ in 0..BATCH {
@@ -105,7 +111,8 @@ pub(super) fn expire(cpu: &Cpu, now: u64) {
         unsafe { timeout.thread.as_ref() }.unpark();
     }
     let next = timeouts.next();
-    let next = if next <= now { Deadline::after(PAUSE).count() } else { next };
+    // Each thread that was woken sets the timer when it leaves `with_timeout`.
+    let next = if next <= timer::count() { Deadline::after(PAUSE).count() } else { next };
     cpu.sched.next_timeout.store(next, Ordering::Relaxed);
 }
 

@@ -4,7 +4,7 @@
 //!
 //! **The rule of `PARKED`**: a thread comes to it and goes from it under the lock of its CPU's run queue alone. The
 //! token comes and goes without the lock: its word is changed by read-modify-writes alone, and each is an acquire and a
-//! release, so that whoever takes the token sees what everybody stored who left or renewed it.
+//! release, so that an acquirer of the token sees every store made before it was left or renewed.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -59,8 +59,8 @@ impl<W: StateWord> Token<W> {
         if self.0.compare_exchange(RUNNABLE, PARKED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             return true;
         }
-        // A swap, not a store: who renews the token just now either is seen here, with all that it stored before, or
-        // finds it taken and leaves another. A store could go unseen until after that.
+        // A swap, not a store: a thread that renews the token just now either is seen here, with all that it stored
+        // before, or finds it taken and leaves another. A store could go unseen until after that.
         self.0.swap(RUNNABLE, Ordering::AcqRel);
         false
     }

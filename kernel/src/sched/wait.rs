@@ -1,10 +1,12 @@
 //! Queues of threads that wait for something.
 //!
 //! A waiter's node lies on its own stack: waiting allocates nothing. It carries a value of the queue's choice, by which
-//! whoever wakes says whom it means.
+//! the waker selects waiters.
 //!
-//! **Who may touch a node.** Who has the queue's lock. Whoever wakes does all of it under the lock, and a waiter takes
-//! the lock once more before it returns, and with it the node.
+//! **Access to a node** needs the queue's lock. A waker works under the lock throughout, and a waiter acquires the lock
+//! once more before it returns, and with it the node.
+
+#![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
 
 use core::sync::atomic::Ordering;
 
@@ -14,7 +16,7 @@ use super::primitives::{Lock, Native, Primitives, Word};
 #[cfg(target_os = "none")]
 use super::{Work, current, timeout};
 #[cfg(target_os = "none")]
-use crate::drivers::timer::Deadline;
+use crate::chip::timer::Deadline;
 use crate::sync::IrqLock;
 
 /// A thread that waits.
@@ -53,8 +55,8 @@ impl<T> WaitQueue<T> {
 }
 
 impl<T, P: Primitives> WaitQueue<T, P> {
-    /// Locks the queue: nobody joins it or is woken until the result is dropped. What its waiters wait for is to be
-    /// looked at, and changed, in between.
+    /// Locks the queue: no thread joins it or is woken until the result is dropped. The condition of its waiters is
+    /// read, and changed, in between.
     pub fn lock(&self) -> Waiters<'_, T, P> {
         Waiters { list: self.0.lock(), queue: self }
     }
@@ -69,7 +71,7 @@ impl<T, P: Primitives> Default for WaitQueue<T, P> {
 /// Why a wait has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Woken {
-    /// Somebody woke this thread.
+    /// Another thread woke this one.
     ByAnother,
     /// The moment came that it waited to at most.
     TimedOut,
@@ -84,7 +86,7 @@ pub struct Waiters<'a, T: 'a, P: Primitives = Native> {
 }
 
 impl<T, P: Primitives> Waiters<'_, T, P> {
-    /// Whether nobody waits.
+    /// Whether no thread waits.
     pub fn is_empty(&self) -> bool {
         self.list.0.is_empty()
     }
@@ -116,12 +118,12 @@ impl<T, P: Primitives> Waiters<'_, T, P> {
         woken
     }
 
-    /// Wakes everybody.
+    /// Wakes all waiters.
     pub fn wake_all(&mut self) {
         while self.wake_front() {}
     }
 
-    /// Joins the queue, unlocks it, and sleeps until somebody wakes this thread.
+    /// Joins the queue, unlocks it, and sleeps until this thread is woken.
     pub fn wait(self, value: T) {
         self.wait_while(value, || None);
     }
@@ -129,7 +131,8 @@ impl<T, P: Primitives> Waiters<'_, T, P> {
     fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
         let waiter = Waiter { link: LinkedListLink::new(), thread: P::current(), woken: P::Word::default(), value };
         let queue = self.queue;
-        // SAFETY: the node stays where it is until it is out of the list, and who took it out has let go of the lock.
+        // SAFETY: the node stays where it is until it is out of the list, and the lock under which it was taken out is
+        // released.
         self.list.0.push_back(unsafe { UnsafeRef::from_raw(&raw const waiter) });
         drop(self);
         let outcome = loop {
@@ -154,8 +157,8 @@ impl<T, P: Primitives> Waiters<'_, T, P> {
 
 #[cfg(target_os = "none")]
 impl<T> Waiters<'_, T> {
-    /// Joins the queue, unlocks it, and sleeps until somebody wakes this thread, `until` has come, or it has a signal to
-    /// see to.
+    /// Joins the queue, unlocks it, and sleeps until this thread is woken, `until` has come, or it has a signal to
+    /// deliver.
     pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
         let interrupted = || current().has(Work::SIGNAL).then_some(Woken::Interrupted);
         match until {
@@ -166,8 +169,8 @@ impl<T> Waiters<'_, T> {
         }
     }
 
-    /// As [`Self::wait_until`]; but `unless` is asked first, when this thread is in the queue already, and where it says
-    /// so, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
+    /// As [`Self::wait_until`]; but `unless` is called first, when this thread is in the queue already, and where it
+    /// returns true, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
     pub fn wait_unless(self, value: T, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
         let (mut unless, mut refused) = (Some(unless), false);
         let mut otherwise = |passed: &dyn Fn() -> bool| {

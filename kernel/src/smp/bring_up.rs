@@ -20,14 +20,15 @@ use spin::Once;
 use super::idle::idle;
 use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
-use crate::drivers::interrupt::{self, InterruptError};
-use crate::drivers::power;
-use crate::drivers::timer::Deadline;
+use crate::chip::interrupt::{self, InterruptError};
+use crate::chip::power;
+use crate::chip::timer::Deadline;
 use crate::platform::{CpuNode, EnableMethod, Platform};
 
 /// From CPU_ON to `ARRIVED`. An emulator with fewer host CPUs than it emulates needs its time.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static MAXCPUS: Parameter = Parameter {
     name: "maxcpus",
@@ -55,11 +56,11 @@ static EMPTY_ROOT: Once<PhysAddr> = Once::new();
 pub struct Secondaries {
     /// Where PSCI starts them: `BootInfo::secondary_entry`.
     pub entry: PhysAddr,
-    /// Runs on each CPU first of all, MMU on, interrupts masked: vectors, and what its ID registers say.
+    /// Runs on each CPU first of all, MMU on, interrupts masked: vectors, and its ID registers.
     pub arrive: fn(&'static Cpu),
 }
 
-/// Says who the boot CPU, this one, is. Before anything else in this module and in `drivers::interrupt`.
+/// Sets the identity of the boot CPU, this one. Before anything else in this module and in `chip::interrupt`.
 pub fn init(cpu: &'static Cpu) {
     cpu.mpidr.store(own_affinity(), Ordering::Relaxed);
     CPUS.insert(cpu);

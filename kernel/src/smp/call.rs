@@ -8,6 +8,8 @@
 //! serves the other's call in the middle of its own wait. Therefore a call with interrupts masked, from a handler or
 //! under an `IrqLock`, is refused by a panic and not tried: it would work until two of them met.
 
+#![allow(unsafe_code, reason = "calls a function whose address another CPU stored")]
+
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::{interrupts, wait};
@@ -63,7 +65,7 @@ fn post(cpu: &Cpu, cpus: &Table, targets: CpuSet, function: Function, argument: 
     cpu.outgoing.argument.store(argument, Ordering::Relaxed);
     cpu.outgoing.pending.store(targets.bits(), Ordering::Relaxed);
     for target in targets.iter().filter_map(|id| cpus.get(id)) {
-        // Release: whoever sees the bit sees the call, and all that this CPU did before.
+        // Release: a CPU that sees the bit sees the call, and all that this CPU did before.
         target.incoming.fetch_or(1 << cpu.id.0, Ordering::Release);
         notify(target);
     }

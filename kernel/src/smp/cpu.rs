@@ -1,7 +1,9 @@
 //! What belongs to one CPU.
 //!
-//! EL1 is never preempted, so a reference to this CPU's [`Cpu`] stays true for as long as the code runs, and its
-//! fields are touched by this CPU alone unless they are atomics that say otherwise.
+//! EL1 is never preempted, so a reference to this CPU's [`Cpu`] stays true for as long as the code runs, and its fields
+//! are touched by this CPU alone unless they are atomics whose doc has other rules.
+
+#![allow(unsafe_code, reason = "per-CPU state by TPIDR_EL1, and entry of the other CPUs")]
 
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
@@ -11,7 +13,7 @@ use super::idle::Work;
 use granule_arch::features::CpuFeatures;
 use spin::Once;
 
-use crate::drivers::timer::Due;
+use crate::chip::timer::Due;
 #[cfg(debug_assertions)]
 use crate::mm::kernel::owners::Owners;
 use crate::mm::maintenance::Counters;
@@ -49,7 +51,7 @@ pub struct Cpu {
     pub mpidr: AtomicU64,
     /// The lockless walkers' sequence word: odd inside the outermost walk.
     pub walk: AtomicU64,
-    /// What its ID registers say, once it has come up.
+    /// Its ID registers, once it has come up.
     pub features: Once<CpuFeatures>,
     /// What its timer waits for.
     pub due: Due,

@@ -5,6 +5,8 @@
 //! [`call`](super::call()) other CPUs, but not sleep: it is what the CPU does when nothing else runs. A CPU has room for
 //! one piece of work; the boot CPU takes none.
 
+#![allow(unsafe_code, reason = "calls a function whose address another CPU stored")]
+
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::{interrupts, wait};
@@ -17,7 +19,7 @@ use crate::sched::{prepare_to_idle, run_ready};
 
 /// The slot is empty, and the CPU idles.
 const IDLE: u32 = 0;
-/// Somebody is filling the slot.
+/// A CPU is filling the slot.
 const FILLING: u32 = 1;
 /// The work may be taken.
 const READY: u32 = 2;
@@ -115,7 +117,7 @@ fn run(cpu: &Cpu) {
     if work.state.compare_exchange(READY, RUNNING, Ordering::Acquire, Ordering::Relaxed).is_err() {
         return;
     }
-    // SAFETY: the slot was ready, so `run_on` put a `Function` there, and nobody changes it while it runs.
+    // SAFETY: the slot was ready, so `run_on` put a `Function` there, and it does not change while it runs.
     let function = unsafe { core::mem::transmute::<usize, Function>(work.function.load(Ordering::Relaxed)) };
     function(cpu, work.argument.load(Ordering::Relaxed));
     work.state.store(IDLE, Ordering::Release);

@@ -19,9 +19,9 @@ use core::time::Duration;
 
 use granule_arch::{barrier, wait};
 
-use crate::drivers::interrupt::{self, InterruptError};
-use crate::drivers::power;
-use crate::drivers::timer::Deadline;
+use crate::chip::interrupt::{self, InterruptError};
+use crate::chip::power;
+use crate::chip::timer::Deadline;
 use crate::platform::{Interrupt, Trigger};
 
 pub use bring_up::{Secondaries, bring_up, init, leave_identity_map, release};
@@ -60,6 +60,7 @@ impl Table {
         }
     }
 
+    #[allow(unsafe_code, reason = "references to CPUs, which live for ever")]
     fn get(&self, id: CpuId) -> Option<&'static Cpu> {
         let cpu = self.0.get(id.0 as usize)?.load(Ordering::Acquire);
         // SAFETY: null, or what `insert` put there: a reference for ever.

@@ -1,5 +1,7 @@
 //! A ticket lock that masks interrupts and knows its place in the order.
 
+#![allow(unsafe_code, reason = "data that its holders share by the lock")]
+
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
@@ -35,7 +37,7 @@ pub struct IrqLock<T, const RANK: Rank> {
 }
 
 impl<T, const RANK: Rank> IrqLock<T, RANK> {
-    /// A lock that nobody holds.
+    /// A free lock.
     pub const fn new(value: T) -> Self {
         Self { inner: TicketMutex::new(value) }
     }
@@ -55,7 +57,7 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
         IrqGuard::new(guard, masked)
     }
 
-    /// Takes the lock if nobody holds it. Not checked against the order, since it cannot wait.
+    /// Takes the lock if it is free. Not checked against the order, since it cannot wait.
     pub fn try_lock(&self) -> Option<IrqGuard<'_, T, RANK>> {
         let masked = interrupts::mask();
         if let Some(guard) = self.inner.try_lock() {
@@ -66,16 +68,21 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
         }
     }
 
-    /// Lets go of the lock that [`IrqGuard::hand_over`] has left locked. Interrupts stay masked.
+    /// Releases the lock that [`IrqGuard::hand_over`] has left locked. Interrupts stay masked.
     ///
     /// # Safety
-    /// This CPU handed it over, and nobody has let go of it since.
+    /// This CPU handed it over, and it was not released since.
     #[cfg(target_os = "none")]
     pub(crate) unsafe fn release_handed_over(&self) {
         #[cfg(debug_assertions)]
         this_cpu().held_ranks.fetch_and(!(1 << RANK), Ordering::Relaxed);
-        // SAFETY: it is locked, and the caller is the one to let go of it.
+        // SAFETY: it is locked, and the caller is the one to release it.
         unsafe { self.inner.force_unlock() };
+    }
+
+    /// The value, whichever CPU holds the lock. For a panic.
+    pub(crate) fn as_mut_ptr(&self) -> *mut T {
+        self.inner.as_mut_ptr()
     }
 
     /// Whether some CPU holds it now. For reports only: the answer may be old when it arrives.
@@ -84,7 +91,7 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
     }
 }
 
-/// The lock, held. Dropping it lets go of the lock and puts the interrupt masks back as they were.
+/// The lock, held. Dropping it releases the lock and puts the interrupt masks back as they were.
 pub struct IrqGuard<'a, T, const RANK: Rank> {
     guard: ManuallyDrop<TicketMutexGuard<'a, T, Yield>>,
     masked: Daif,
@@ -101,7 +108,12 @@ impl<'a, T, const RANK: Rank> IrqGuard<'a, T, RANK> {
 }
 
 impl<T, const RANK: Rank> IrqGuard<'_, T, RANK> {
-    /// Leaves the lock locked and interrupts masked, for whoever this CPU runs next.
+    /// Whether IRQs were on when the lock was acquired.
+    pub(crate) const fn irqs_were_enabled(&self) -> bool {
+        self.masked.irqs_enabled()
+    }
+
+    /// Leaves the lock locked and interrupts masked, for the thread that this CPU runs next.
     #[cfg(target_os = "none")]
     pub(crate) fn hand_over(self) {
         core::mem::forget(self);

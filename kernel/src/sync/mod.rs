@@ -1,8 +1,6 @@
-//! Locks that interrupts may take, in one order; and one whose waiters sleep.
+//! Locks that interrupts may take, in one order. The lock whose waiters sleep is `crate::sched::RwSem`.
 
 mod lock;
 pub mod rank;
-mod rwsem;
 
 pub use lock::{IrqGuard, IrqLock};
-pub use rwsem::{ReadGuard, RwSem, WriteGuard};

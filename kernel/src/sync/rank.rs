@@ -11,7 +11,7 @@ pub type Rank = u32;
 pub const VMALLOC: Rank = 2;
 /// Which process ends because memory is gone.
 pub const OUT_OF_MEMORY: Rank = 3;
-/// The heap's growth: it maps frames, so it comes before page tables. Whoever holds this rank or a later one must not
+/// The heap's growth: it maps frames, so it comes before page tables. A holder of this rank or a later one must not
 /// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
 /// All processes: their numbers, and which is whose child. Nothing is allocated or freed under it, nor under the two
@@ -29,12 +29,12 @@ pub const EVENTS: Rank = 9;
 pub const PATCH: Rank = 10;
 /// What becomes of the SMMU's streams. Commands are issued while it is held, and memory taken for tables.
 pub const STREAMS: Rank = 11;
-/// A split of leaves in use, or a change by somebody who is not their one owner. Frames are taken while it is held.
+/// A split of leaves in use, or a change by a caller that is not their one owner. Frames are taken while it is held.
 pub const SPLIT: Rank = 12;
 /// Addresses and numbers that are given to devices.
 pub const DEVICE_ADDRESSES: Rank = 13;
 /// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
-/// here, objects may still be returned by those who hold a page table.
+/// here, objects may still be returned with a page table held.
 pub const POOL: Rank = 14;
 /// Memory that the SMMU uses.
 pub const IOMMU_MEMORY: Rank = 15;

@@ -23,7 +23,7 @@ const LONGEST: usize = 40;
 
 /// The addresses of the stack that `sp` is on, or whose guard area below it `sp` has run into.
 ///
-/// Stacks lie at multiples of twice their size, so the address tells.
+/// Stacks lie at multiples of twice their size, so the address is enough.
 pub(super) fn stack_around(sp: u64) -> Range<u64> {
     let block = sp & !(2 * STACK_SIZE - 1);
     let start = if sp - block > STACK_SIZE { block.saturating_add(2 * STACK_SIZE) } else { block };
@@ -55,10 +55,10 @@ pub(super) enum End {
     Corrupt(VirtAddr),
 }
 
-/// Walks the chain that starts with the record at `fp`, and tells `visit` each step.
+/// Walks the chain that starts with the record at `fp`, and calls `visit` with each step.
 ///
 /// `stacks` are the stacks that the chain may go over, in that order; `exception_return` is the return address that a
-/// trap frame's record follows; `read` reads a word of memory, or says that it cannot.
+/// trap frame's record follows; `read` reads a word of memory, or fails.
 pub(super) fn walk(
     fp: u64,
     stacks: &[Range<u64>],

@@ -7,6 +7,8 @@
 //!
 //! The table has a handful of entries, one for each probing instruction, so it is scanned as the linker left it.
 
+#![allow(unsafe_code, reason = "vectors, stack frames and accesses that may fault, in assembly")]
+
 /// One entry, as `probe` writes it in assembly.
 #[repr(C)]
 #[derive(Clone, Copy)]

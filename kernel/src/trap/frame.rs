@@ -26,7 +26,7 @@ pub struct TrapFrame {
     pub spsr: u64,
     /// ESR_EL1. Old contents where the exception was an interrupt, or a system call of EL0.
     pub(super) esr: u64,
-    /// FAR_EL1. Old contents where the syndrome does not say otherwise.
+    /// FAR_EL1. Stale unless the syndrome defines it.
     pub(super) far: u64,
     /// x29 and ELR once more, as a frame record (AAPCS64 6.4.6), so that a backtrace goes through the exception. Zeroes
     /// in a frame of EL0: there it ends.

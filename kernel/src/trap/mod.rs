@@ -34,7 +34,7 @@ pub use probe::Fault;
 
 /// Bytes of every stack that the kernel runs on.
 pub const STACK_SIZE: u64 = 16 << 10;
-/// A stack starts at a multiple of this, and the page below it is not mapped: so one bit of SP says that it has
+/// A stack starts at a multiple of this, and the page below it is not mapped: so one bit of SP is set when it has
 /// overflowed.
 pub const STACK_ALIGN: u64 = 2 * STACK_SIZE;
 /// Bytes of the stack on which an overflow is reported. It may lie anywhere.
@@ -43,10 +43,10 @@ pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
 /// Whether a fault with this syndrome at this address is gone now, so that the instruction need only be run again.
 ///
 /// Without FEAT_ETS2 a CPU may take a translation fault on an address that another CPU has made valid, even after it
-/// has seen the store that says so: only an ISB behind that, ordered by a branch or a DSB, would have prevented it, and
-/// plain accesses have none. The translation is asked for anew (AT S1E1R): any answer but a translation fault means that
-/// the walk that faulted is out of date. A read is asked for also where the access was a write or a fetch: if *that* is
-/// what is not permitted, the retry says so.
+/// has seen the store that reports it: only an ISB behind that, ordered by a branch or a DSB, would have prevented it,
+/// and plain accesses have none. The translation is asked for anew (AT S1E1R): any answer but a translation fault means
+/// that the walk that faulted is out of date. A read is asked for also where the access was a write or a fetch: if
+/// *that* is what is not permitted, the retry faults again.
 ///
 /// Exception entry is a context synchronisation, and where the message was branched on (a lock, a wait loop) that is
 /// enough for this walk and the retry. Where it was acquired and nothing depended on it, both may still read the entry as
@@ -56,7 +56,7 @@ pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
 /// The retry is not counted against a limit: behind those two it faults spuriously again only if yet another CPU has
 /// made the address invalid and valid once more in between, since an invalid entry is never cached.
 ///
-/// Accesses with EL0's rights (LDTR, in `uaccess`) are translated otherwise than AT S1E1R says. They are to addresses of
+/// Accesses with EL0's rights (LDTR, in `uaccess`) are translated otherwise than by AT S1E1R. They are to addresses of
 /// EL0, whose faults `resolve_for_user` decides by the tables before this is asked; what it does not resolve, or where
 /// interrupts are masked, counts as spurious if EL1 could read there, and is then tried again.
 pub fn is_spurious(syndrome: Syndrome, address: VirtAddr) -> bool {
@@ -85,10 +85,10 @@ mod target {
     use super::backtrace::stack_around;
     use super::frame::TrapFrame;
     use super::report::{Cause, report};
-    use super::vector::{Kind, Origin, Vector};
+    use super::vector::{ExceptionKind, Origin, Vector};
     use super::vectors::{OVERFLOWED, exception_vectors};
     use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe};
-    use crate::drivers::interrupt;
+    use crate::chip::interrupt;
     use crate::latency;
     use crate::smp::{Cpu, this_cpu};
     use crate::{sched, uaccess};
@@ -101,13 +101,15 @@ mod target {
     struct OverflowStack(UnsafeCell<[u8; OVERFLOW_STACK_SIZE as usize]>);
 
     // SAFETY: only the vectors of one CPU use it, and only as a stack.
+    #[allow(unsafe_code, reason = "shared between CPUs")]
     unsafe impl Sync for OverflowStack {}
 
     static BOOT_OVERFLOW_STACK: OverflowStack = OverflowStack(UnsafeCell::new([0; OVERFLOW_STACK_SIZE as usize]));
 
-    /// Makes this CPU take exceptions: tells the boot CPU its stacks, sets VBAR_EL1, and lets SErrors in.
+    /// Makes this CPU take exceptions: sets the boot CPU's stacks, sets VBAR_EL1, and lets SErrors in.
     ///
     /// The first thing that each CPU does in Rust. A secondary's stacks are in its [`Cpu`] before it starts.
+    #[allow(unsafe_code, reason = "sets the exception vectors and their stack")]
     pub fn init_cpu(cpu: &Cpu) {
         if cpu.overflow_stack_top.load(Ordering::Relaxed) == 0 {
             let top = BOOT_OVERFLOW_STACK.0.get().addr() as u64 + OVERFLOW_STACK_SIZE;
@@ -125,7 +127,7 @@ mod target {
         }
     }
 
-    /// Where the vectors go once the registers are saved. Returning resumes what `frame` says.
+    /// Where the vectors go once the registers are saved. Returning resumes at `frame`.
     pub(super) extern "C" fn handle_exception(frame: &mut TrapFrame, number: u64) {
         let vector = Vector::from_number(number);
         latency::exception(frame.spsr);
@@ -133,9 +135,9 @@ mod target {
             report(frame, Cause::StackOverflow);
         }
         match (vector.origin, vector.kind) {
-            (Origin::El1h, Kind::Synchronous) => synchronous(frame),
-            (Origin::El1h, Kind::Irq) => irq(),
-            (Origin::El1h, Kind::SError) => report(frame, Cause::SError),
+            (Origin::El1h, ExceptionKind::Synchronous) => synchronous(frame),
+            (Origin::El1h, ExceptionKind::Irq) => irq(),
+            (Origin::El1h, ExceptionKind::SError) => report(frame, Cause::SError),
             (_, _) => report(frame, Cause::Unexpected(vector)),
         }
         latency::exception_end(frame.spsr);
@@ -155,7 +157,7 @@ mod target {
         if resolve_for_user(frame) {
             return;
         }
-        // Before the exception table is asked: a probe's answer is what the tables say, never a spurious fault.
+        // Before the exception table is asked: a probe's answer is that of the tables, never a spurious fault.
         if is_spurious(frame.syndrome(), frame.fault_address()) {
             return count(&this_cpu().spurious_faults);
         }
@@ -203,5 +205,34 @@ mod target {
     /// Adds one to a counter that only this CPU writes, with every exception masked.
     fn count(counter: &AtomicU64) {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use granule_arch::addr::VirtAddr;
+    use granule_arch::esr::Syndrome;
+    use granule_arch::recorded::record;
+
+    use super::is_spurious;
+
+    /// A data abort at EL1 on a read, with this status.
+    fn abort(status: u64) -> Syndrome {
+        Syndrome(0x25 << 26 | 1 << 25 | status)
+    }
+
+    /// Without the DSB the walk may read the entry as it was before the message that this CPU has acquired; without the
+    /// ISB it may have been made earlier. No emulated CPU does either.
+    #[test]
+    fn a_fault_is_asked_for_anew_behind_a_dsb_and_an_isb() {
+        let level_3 = abort(0x07);
+        let stream = record(|| assert!(!is_spurious(level_3, VirtAddr(0xffff_8000_0000_0000))));
+        assert_eq!(stream, ["dsb_ish", "isb", "at_s1e1r"]);
+        // A permission fault is no matter of an entry that was invalid; nor is a translation fault without an address.
+        for decided in [abort(0x0f), abort(0x07 | 1 << 10)] {
+            assert_eq!(record(|| assert!(!is_spurious(decided, VirtAddr(0)))), [""; 0]);
+        }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Each access is one instruction with an entry in the exception table. The fault comes back in registers, not in
 //! memory, so that every CPU may probe at the same time, interrupts included. A spurious translation fault is retried
-//! before it gets here: an `Err` is what the tables say.
+//! before it gets here: an `Err` is the tables' answer.
+
+#![allow(unsafe_code, reason = "vectors, stack frames and accesses that may fault, in assembly")]
 
 use core::fmt;
 
@@ -179,8 +181,8 @@ mod machine {
     #[inline(never)]
     pub(super) unsafe fn call(address: VirtAddr) -> Result<(), Fault> {
         let (esr, far): (u64, u64);
-        // SAFETY: the caller says that the code may run; it keeps the procedure call standard, and every register that
-        // the standard lets it change is declared. The ISB makes this CPU fetch under the tables as they are now.
+        // SAFETY: by the caller's contract the code may run; it keeps the procedure call standard, and every register
+        // that the standard lets it change is declared. The ISB makes this CPU fetch under the tables as they are now.
         unsafe {
             asm!(
                 "isb",

@@ -1,5 +1,7 @@
 //! The report of an exception that the kernel has no answer to. It ends the kernel.
 
+#![allow(unsafe_code, reason = "vectors, stack frames and accesses that may fault, in assembly")]
+
 use core::fmt::{self, Write};
 
 use aarch64_cpu::registers::{Readable, TTBR0_EL1, TTBR1_EL1};
@@ -9,7 +11,7 @@ use granule_arch::esr::{Access, Class, Syndrome};
 use super::backtrace::{Backtrace, stack_around, stack_of};
 use super::frame::TrapFrame;
 use super::probe::{self, Fault};
-use super::vector::{Kind, Vector};
+use super::vector::{ExceptionKind, Vector};
 use crate::mm::kernel::describe_walk;
 use crate::panic::die;
 use crate::smp::this_cpu;
@@ -47,7 +49,7 @@ pub(crate) fn backtrace_here() -> Backtrace {
     Backtrace::new(fp, sp, this_cpu())
 }
 
-/// The one line that says what happened.
+/// The headline of the report.
 struct Headline<'a> {
     frame: &'a TrapFrame,
     cause: &'a Cause,
@@ -72,10 +74,10 @@ impl fmt::Display for Headline<'_> {
                 }
             }
             Cause::Unexpected(Vector { origin, kind }) => match kind {
-                Kind::Synchronous => write!(f, "unexpected exception from {origin}: {}", fault(frame)),
-                Kind::Irq => write!(f, "unexpected IRQ from {origin}"),
-                Kind::Fiq => write!(f, "unexpected FIQ from {origin}"),
-                Kind::SError => write!(f, "unexpected exception from {origin}: {}", frame.syndrome()),
+                ExceptionKind::Synchronous => write!(f, "unexpected exception from {origin}: {}", fault(frame)),
+                ExceptionKind::Irq => write!(f, "unexpected IRQ from {origin}"),
+                ExceptionKind::Fiq => write!(f, "unexpected FIQ from {origin}"),
+                ExceptionKind::SError => write!(f, "unexpected exception from {origin}: {}", frame.syndrome()),
             },
         }
     }
@@ -127,7 +129,7 @@ fn describe_calls(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     write!(out, "{}", Backtrace::new(frame.x[29], frame.sp, this_cpu()))
 }
 
-/// What the tables say about `address`, level by level.
+/// The tables' entries for `address`, level by level.
 fn describe_translation(out: &mut dyn Write, address: VirtAddr) -> fmt::Result {
     match address.0 >> 48 {
         0xffff => {

@@ -114,7 +114,9 @@ el0_exception:
     b.ne    1f
     ldr     x9, [x19, #{FAULT}]
     blr     x9
-    b       el0_return
+    tbnz    w0, #0, el0_return              // served
+    mov     x0, sp
+    mov     x1, x19
 1:  bl      {user_exception}
     b       el0_return
 

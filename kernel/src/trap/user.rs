@@ -1,7 +1,7 @@
 //! Exceptions of EL0: what `user.S` calls.
 //!
-//! What they mean is for the thread's own functions to say ([`UserEntry`]); here is what must
-//! be done for every thread: floating point on its first use, and what waits for the way out.
+//! Their meaning is defined by the thread's own functions ([`UserEntry`]); here is what must be done for every thread:
+//! floating point on its first use, and what waits for the way out.
 
 use granule_arch::esr::Class;
 use granule_arch::interrupts;
@@ -10,7 +10,7 @@ use super::TrapFrame;
 use super::target::irq;
 use crate::sched::{self, Thread, UserEntry, Work};
 
-/// A synchronous exception that is no system call and no abort. Interrupts on.
+/// A synchronous exception that is no system call, and no abort that was served. Interrupts on.
 pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) {
     /// Bytes of an instruction.
     const INSTRUCTION: u64 = 4;

@@ -2,11 +2,11 @@
 
 use core::fmt;
 
-/// Which of the sixteen vectors was taken (Arm ARM D1.4.1): 4 × [`Origin`] + [`Kind`].
+/// Which of the sixteen vectors was taken (Arm ARM D1.4.1): 4 × [`Origin`] + [`ExceptionKind`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Vector {
     pub(super) origin: Origin,
-    pub(super) kind: Kind,
+    pub(super) kind: ExceptionKind,
 }
 
 /// Where the CPU was.
@@ -24,7 +24,7 @@ pub(super) enum Origin {
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum ExceptionKind {
     Synchronous,
     Irq,
     Fiq,
@@ -41,10 +41,10 @@ impl Vector {
             _ => Origin::El0A32,
         };
         let kind = match number & 0b11 {
-            0 => Kind::Synchronous,
-            1 => Kind::Irq,
-            2 => Kind::Fiq,
-            _ => Kind::SError,
+            0 => ExceptionKind::Synchronous,
+            1 => ExceptionKind::Irq,
+            2 => ExceptionKind::Fiq,
+            _ => ExceptionKind::SError,
         };
         Self { origin, kind }
     }
@@ -67,9 +67,9 @@ mod tests {
 
     #[test]
     fn vectors_are_numbered_as_the_architecture_lays_them_out() {
-        assert_eq!(Vector::from_number(4), Vector { origin: Origin::El1h, kind: Kind::Synchronous });
-        assert_eq!(Vector::from_number(5), Vector { origin: Origin::El1h, kind: Kind::Irq });
-        assert_eq!(Vector::from_number(11), Vector { origin: Origin::El0, kind: Kind::SError });
+        assert_eq!(Vector::from_number(4), Vector { origin: Origin::El1h, kind: ExceptionKind::Synchronous });
+        assert_eq!(Vector::from_number(5), Vector { origin: Origin::El1h, kind: ExceptionKind::Irq });
+        assert_eq!(Vector::from_number(11), Vector { origin: Origin::El0, kind: ExceptionKind::SError });
         assert_eq!(Vector::from_number(16 + 4), Vector::from_number(4));
     }
 }

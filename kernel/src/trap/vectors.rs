@@ -1,14 +1,16 @@
 //! The exception vectors (Arm ARM D1.4.1) and the code that saves and restores the interrupted registers.
 //!
-//! Those for EL0 are told in `user.S`. Every other first asks whether there is stack left, before it touches any. A stack is [`STACK_SIZE`] bytes at a
-//! multiple of twice that: so bit 14 of every SP inside it is 0, and SP in the guard area below it has the bit set. No
-//! register is free at that point, so SP and x0 are added and subtracted in turn: SP and x0 come back as they were
-//! unless the bit says otherwise.
+//! Those for EL0 are described in `user.S`. Every other first asks whether there is stack left, before it touches any.
+//! A stack is [`STACK_SIZE`] bytes at a multiple of twice that: so bit 14 of every SP inside it is 0, and SP in the
+//! guard area below it has the bit set. No register is free at that point, so SP and x0 are added and subtracted in
+//! turn: SP and x0 come back as they were unless the bit is set.
 //!
 //! On an overflow the frame goes to the CPU's overflow stack. Its top is in the [`Cpu`] that TPIDR_EL1 points to;
 //! TPIDR_EL0 and TPIDRRO_EL0 hold the two values that have no other place. They belong to EL0, to which a CPU that has
 //! come here never returns. An exception taken *on* the overflow stack (a probing access of the report) is known by its
 //! SP, and goes on there.
+
+#![allow(unsafe_code, reason = "vectors, stack frames and accesses that may fault, in assembly")]
 
 use core::arch::global_asm;
 use core::mem::offset_of;
@@ -166,7 +168,7 @@ exception_stop:
     user_work = sym user_work,
 );
 
-// One bit tells the aborts apart.
+// One bit distinguishes the aborts.
 const _: () = assert!((Class::InstrAbortLowerEL as u64 ^ Class::DataAbortLowerEL as u64).is_power_of_two());
 // Pairs are stored together.
 const _: () = assert!(offset_of!(TrapFrame, sp) == offset_of!(TrapFrame, x) + 31 * 8);

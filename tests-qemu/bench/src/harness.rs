@@ -7,14 +7,17 @@
 //! What is measured stands between two markers, instructions that do nothing: `hint #96` and `hint #97`. By them the
 //! host finds the same windows in a trace of executed instructions, and counts the barriers in each.
 
+#![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
+
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule::bootargs::{self, PARAMETERS, Parameter, Refused};
-use granule::drivers::{console, power, timer};
-use granule::process::stack::Words;
-use granule::process::status::End;
-use granule::{process, sched, smp};
+use granule::chip::{console, power, timer};
+use granule::linux::process;
+use granule::linux::process::stack::Words;
+use granule::linux::process::status::End;
+use granule::{sched, smp};
 use granule_protocol::{BenchRecord, Event, NULL_TURNS, Nonce, Port, REPETITIONS, text, windows_at_el0};
 use linkme::distributed_slice;
 
@@ -34,6 +37,7 @@ const MOST_POINTS: u8 = 16;
 macro_rules! bench {
     ($function:ident, $name:expr, $unit:literal $(, $option:ident($($value:expr)?))*) => {
         const _: () = {
+            #[allow(unsafe_code, reason = "collected by the linker")]
             #[linkme::distributed_slice($crate::harness::BENCHES)]
             static RECORD: $crate::harness::Record =
                 granule_protocol::BenchRecord::new($function as fn(&mut $crate::harness::Bench<'_>), $name, $unit)

@@ -1,6 +1,8 @@
 //! Zeroing, filling, copying and comparing memory. What a CPU has for it differs, so these rows belong to `a72` too:
 //! `default` has FEAT_MOPS, where one instruction may move a page, and counts say little about time.
 
+#![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
+
 use core::hint::black_box;
 
 use granule::smp::this_cpu;

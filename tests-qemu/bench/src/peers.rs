@@ -5,6 +5,8 @@
 //! they are live, and issue the barriers and invalidations of a live change. Nothing is mapped at the addresses but
 //! what the kernel has there.
 
+#![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
+
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 

@@ -4,6 +4,8 @@
 //! linear map's alias of the pages alone, as Linux does with `rodata=noalias`. Where it goes along, the frames lie in
 //! one piece of memory: in order, or no two that follow one another side by side.
 
+#![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
+
 extern crate alloc;
 
 use alloc::vec::Vec;

@@ -2,6 +2,8 @@
 //!
 //! The streams are of no device: commands and tables are the same.
 
+#![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
+
 use granule::iommu::{Direction, DmaDevice, iommu};
 use granule::mm::space::SpaceRef;
 use granule::smp::this_cpu;

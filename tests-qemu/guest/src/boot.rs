@@ -1,6 +1,8 @@
 //! What the entry code leaves behind: registers, the permissions of each page of the image, pointers that are
 //! relocated.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::sync::atomic::Ordering;
 
 use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, CurrentEL, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1};

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::Deadline;
+use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceRef};
 use granule::sched::{self, sleep_until};

@@ -1,14 +1,16 @@
 //! Drivers of devices on PCI Express: what they report as done has been done to memory, and what they cannot do they say.
 //!
-//! Each check is of data, never of a device's own word: it says that all is well also where nothing has arrived.
+//! Each check is of data, never of a device's status: it reports success also where nothing has arrived.
 
-use granule::drivers::edu::{EduError, edu};
-use granule::drivers::pci::Vector;
-use granule::drivers::slot::{Arrivals, StartError};
-use granule::drivers::virtio::requests::{RequestError, Ticket};
-use granule::drivers::virtio::transport::{ACCESS_PLATFORM, TransportError, VERSION_1};
-use granule::drivers::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
-use granule::drivers::virtio_rng::rng;
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
+use granule::devices::edu::{EduError, edu};
+use granule::devices::pci::Vector;
+use granule::devices::slot::{Arrivals, StartError};
+use granule::devices::virtio::requests::{RequestError, Ticket};
+use granule::devices::virtio::transport::{ACCESS_PLATFORM, TransportError, VERSION_1};
+use granule::devices::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
+use granule::devices::virtio_rng::rng;
 use granule::iommu::{Direction, DmaAddress, DmaDevice};
 use granule::kernel;
 use granule::smp::this_cpu;
@@ -97,7 +99,7 @@ fn several_requests_are_in_flight_at_once(t: &mut Test) {
     let sectors = |page: u64| 100 + 64 * page;
     let start = |page: u64| disk.start_read(sectors(page), DmaAddress(buffer.address.0 + page * PAGE), PAGE as u32);
     let tickets: heapless::Vec<Result<Ticket, BlkError>, 8> = (0..8).map(start).collect();
-    // Who waits for the last one sees to the others as well.
+    // The waiter for the last one serves the others as well.
     for ticket in tickets.into_iter().rev() {
         let Some(ticket) = t.ok("handed over", ticket) else { return };
         t.ok("read", disk.finish(ticket));
@@ -213,7 +215,7 @@ fn what_is_not_there_is_said(t: &mut Test) {
     t.equal("no such place", edu(this_cpu(), 100).err(), Some(StartError::TooMany("edu", 2)));
 }
 
-/// Requests of the disk that the SMMU refuses. Nobody knows what the sectors hold that are written: no other test reads
+/// Requests of the disk that the SMMU refuses. The contents of the written sectors are unknown: no other test reads
 /// them.
 fn refused(t: &mut Test, disk: &VirtioBlk, address: DmaAddress) {
     let read = disk.read(7, address, PAGE as u32);

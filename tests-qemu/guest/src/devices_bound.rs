@@ -1,13 +1,15 @@
 //! Devices that use a process's addresses: what they read and write is the process's memory, whatever its pages are when
 //! they come; and what the process does not have they do not get.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::ops::RangeBounds;
 
-use granule::drivers::edu::{EduError, edu};
-use granule::drivers::slot::{BindRefused, Driver};
-use granule::drivers::virtio::requests::{RequestError, Transfer};
-use granule::drivers::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
-use granule::drivers::virtio_rng::rng;
+use granule::devices::edu::{EduError, edu};
+use granule::devices::slot::{BindRefused, Driver};
+use granule::devices::virtio::requests::{RequestError, Transfer};
+use granule::devices::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
+use granule::devices::virtio_rng::rng;
 use granule::iommu::{BindError, DmaAddress};
 use granule::kernel;
 use granule::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};

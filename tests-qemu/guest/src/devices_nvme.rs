@@ -1,8 +1,8 @@
 //! An NVMe disk: what it reads and writes, in the kernel's memory and in a process's.
 
-use granule::drivers::nvme::{NvmeError, SECTOR, nvme};
-use granule::drivers::pci::Vector;
-use granule::drivers::slot::{BindRefused, Driver};
+use granule::devices::nvme::{NvmeError, SECTOR, nvme};
+use granule::devices::pci::Vector;
+use granule::devices::slot::{BindRefused, Driver};
 use granule::iommu::{BindError, DmaAddress};
 use granule::mm::space::FaultError;
 use granule::smp::this_cpu;

@@ -1,5 +1,7 @@
 //! `set_direct_map_*`: pages of the linear map that go and come back, without an invalidation of their own.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::set_memory::Validity;
 use granule::mm::layout;
@@ -48,7 +50,7 @@ fn frame_of(block: &Block) -> Option<(PhysAddr, VirtAddr)> {
     Some((frame, layout::linear(frame)))
 }
 
-/// Makes a page invalid, and says whether what was cached of it goes on being used.
+/// Makes a page invalid, and returns whether what was cached of it goes on being used.
 fn stays_in_use(t: &mut Test, frame: PhysAddr, page: VirtAddr) -> bool {
     // What a split invalidates later is over with.
     t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));

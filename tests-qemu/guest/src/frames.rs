@@ -1,5 +1,7 @@
 //! Frames on the metal: each is memory of its own, seen through the linear map.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use granule::mm::layout;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};

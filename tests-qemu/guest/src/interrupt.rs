@@ -3,8 +3,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule::drivers::interrupt::{self, InterruptError};
-use granule::drivers::timer;
+use granule::chip::interrupt::{self, InterruptError};
+use granule::chip::timer;
 use granule::platform::{Interrupt, Trigger};
 use granule::smp::{self, Cpu, this_cpu};
 use granule_arch::interrupts;

@@ -4,10 +4,10 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
-use granule::drivers::edu::edu;
-use granule::drivers::slot::Driver;
-use granule::drivers::timer::Deadline;
-use granule::drivers::virtio_rng::rng;
+use granule::chip::timer::Deadline;
+use granule::devices::edu::edu;
+use granule::devices::slot::Driver;
+use granule::devices::virtio_rng::rng;
 use granule::iommu::{DmaAddress, FaultStats, iommu};
 use granule::kernel;
 use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};

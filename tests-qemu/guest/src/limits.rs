@@ -2,12 +2,12 @@
 
 use core::time::Duration;
 
-use granule::drivers::log as kernel_log;
-use granule::drivers::timer::Deadline;
+use granule::chip::log as kernel_log;
+use granule::chip::timer::Deadline;
 use granule::kernel;
-use granule::process::signal::Signal;
-use granule::process::status::{End, Life};
-use granule::process::{self, limits};
+use granule::linux::process::signal::Signal;
+use granule::linux::process::status::{End, Life};
+use granule::linux::process::{self, limits};
 use granule::sched::{self, sleep_until};
 
 use crate::harness::{Test, target_test};

@@ -1,4 +1,4 @@
-//! The machine is what machines.toml says: else tests are skipped, or run, for the wrong reason.
+//! The machine is as in machines.toml: else tests are skipped, or run, for the wrong reason.
 
 use granule::bootargs;
 

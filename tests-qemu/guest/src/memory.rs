@@ -1,6 +1,8 @@
 //! The memory functions of `granule_arch::memory` against loops over bytes: as they are called, and each way by itself
 //! that the CPUs allow.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::hint::black_box;
 
 use granule_arch::alternative;

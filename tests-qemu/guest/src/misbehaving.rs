@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use granule::drivers::{console, power};
+use granule::chip::{console, power};
 use granule::mm::kernel::set_memory::Validity;
 use granule::smp::{self, Cpu, this_cpu};
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -59,6 +59,31 @@ fn dies_in_mid_line(_: &mut Test) {
     power::off(power::Status::Success);
 }
 
+/// More than the port takes at once, and than the interrupt could send before the end.
+fn print_masked() {
+    let _ = interrupts::mask();
+    (0..100).for_each(|line| granule::println!("line {line} of a hundred, which is long enough to leave some unsent"));
+    granule::println!("{}", if console::unsent() > 0 { "some of it is unsent" } else { "all of it is sent" });
+}
+
+target_test!(panics_with_output_unsent, selftest());
+fn panics_with_output_unsent(_: &mut Test) {
+    print_masked();
+    panic!("as a test of the console");
+}
+
+target_test!(exits_with_output_unsent, selftest());
+fn exits_with_output_unsent(_: &mut Test) {
+    print_masked();
+    power::off(power::Status::Success);
+}
+
+target_test!(resets_with_output_unsent, selftest());
+fn resets_with_output_unsent(_: &mut Test) {
+    print_masked();
+    power::reset();
+}
+
 target_test!(forges_a_verdict, selftest());
 fn forges_a_verdict(t: &mut Test) {
     // A nonce that was true once is the best that an image can know.
@@ -102,7 +127,7 @@ fn leaks_an_object(t: &mut Test) {
 
 target_test!(leaks_an_area, selftest());
 fn leaks_an_area(t: &mut Test) {
-    // Dropping a `KernelArea` frees nothing: whoever holds one must call `vfree`.
+    // Dropping a `KernelArea` frees nothing: its owner must call `vfree`.
     t.ok("an area", granule::kernel().space.vmalloc(this_cpu(), 1));
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Every order of a few steps is tried by `granule-loom`; here are the kernel's own calls, on CPUs with TLBs.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::Deadline;
+use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::mm::kernel::Machine;
 use granule::mm::kernel::mmu::{LinearView, Metal};
@@ -111,7 +113,7 @@ impl Subscriber for Slow {
             MEETING.calls.fetch_add(1, Ordering::Relaxed);
             MEETING.running.store(true, Ordering::Release);
             MEETING.held_up.store(!wait_for(&MEETING.go_on), Ordering::Relaxed);
-            // Time for who does not wait for this call to show it.
+            // Time for a thread that does not wait for this call to show it.
             sleep_until(Deadline::after(Duration::from_millis(20)));
             MEETING.too_early.store(MEETING.over.load(Ordering::Acquire), Ordering::Relaxed);
         }
@@ -136,7 +138,7 @@ fn meanwhile(t: &mut Test, work: extern "C" fn(usize), argument: usize, during: 
     *SHARED.lock() = None;
 }
 
-/// The fault of a store whose upgrade a [`Slow`] subscriber hears of while `work` runs elsewhere.
+/// The fault of a store whose upgrade a [`Slow`] subscriber gets while `work` runs elsewhere.
 fn upgrade_meanwhile(t: &mut Test, space: &SpaceRef, work: extern "C" fn(usize), argument: usize) {
     MEETING.reset();
     *SHARED.lock() = Some(space.clone());
@@ -144,7 +146,7 @@ fn upgrade_meanwhile(t: &mut Test, space: &SpaceRef, work: extern "C" fn(usize),
         t.ok("the fault", handle_fault(space, this_cpu(), START, Access::Write));
     });
     t.equal("calls", MEETING.calls.load(Ordering::Relaxed), 1);
-    t.check("nothing is held while an upgrade is told", !MEETING.held_up.load(Ordering::Relaxed));
+    t.check("nothing is held during an upgrade event", !MEETING.held_up.load(Ordering::Relaxed));
     t.check("nothing that waits for the call came before its end", !MEETING.too_early.load(Ordering::Relaxed));
 }
 
@@ -193,8 +195,8 @@ fn the_end_of_a_space_waits_for_a_late_event(t: &mut Test) {
     let Some(slow) = t.ok("to join", Joined::new(space.clone(), Slow, 0)) else { return };
     upgrade_meanwhile(t, &space, end, 0);
     t.check("it has ended", MEETING.over.load(Ordering::Relaxed));
-    t.check("nobody is told any more", space.notifiers().is_empty());
-    // An event that comes later still finds the chain, and nobody in it.
+    t.check("the chain is empty", space.notifiers().is_empty());
+    // An event that comes later still finds the chain, and it is empty.
     space.notifiers().upgraded(START);
     t.equal("calls", MEETING.calls.load(Ordering::Relaxed), 1);
     drop(slow);
@@ -215,7 +217,7 @@ fn who_leaves_waits_for_a_running_call(t: &mut Test) {
     *LEAVING.lock() = t.ok("to join", Joined::new(space.clone(), Slow, 0));
     upgrade_meanwhile(t, &space, leave, 0);
     t.check("it has left", MEETING.over.load(Ordering::Relaxed));
-    t.check("nobody is left", space.notifiers().is_empty());
+    t.check("no subscriber is left", space.notifiers().is_empty());
 }
 
 // A thread of a process that exits has a signal, and may share its CPU with the call that it waits for.
@@ -241,7 +243,7 @@ fn leaving_with_a_signal_pending_lets_a_sleeping_call_of_this_cpu_end(t: &mut Te
     t.check("it has left, and not before the call had ended", {
         MEETING.over.load(Ordering::Relaxed) && !MEETING.too_early.load(Ordering::Relaxed)
     });
-    t.check("nobody is left", space.notifiers().is_empty());
+    t.check("no subscriber is left", space.notifiers().is_empty());
 }
 
 /// Mirrors one entry, and goes by events alone: it has no TLB of the tables' own.
@@ -279,7 +281,7 @@ const PAGES: u64 = 16;
 /// The bits that a device goes by, the address among them.
 const HARDWARE: u64 = bits::VALID | bits::ADDRESS | bits::AF | bits::RDONLY | bits::USER | bits::UXN;
 
-/// Walks the tables of a space, and keeps what it has read until it is told to forget it.
+/// Walks the tables of a space, and keeps what it has read until it is invalidated.
 struct Device {
     root: Table,
     mmu: Machine,
@@ -325,7 +327,7 @@ impl Device {
         }
     }
 
-    /// The pages of which it has something else than the entries say, a bit each. Nobody changes them meanwhile.
+    /// The pages of which it has something else than the entries, a bit each. They do not change meanwhile.
     fn stale(&self) -> u64 {
         let kept = *self.kept.lock();
         let differs = |&page: &u64| {
@@ -386,13 +388,13 @@ fn a_device_hears_of_every_change(t: &mut Test) {
         });
         wait_for_threads(t);
         let stale = DEVICE.lock().as_ref().map_or(u64::MAX, |device| device.stale());
-        t.equal("pages of which the device has something else than the entries say", stale, 0);
+        t.equal("pages of which the device has something else than the entries", stale, 0);
     }
     *SHARED.lock() = None;
     let device = DEVICE.lock().take();
     let reads = device.as_deref().map_or(0, |device| device.reads.load(Ordering::Relaxed));
     t.check("the device has read", reads > 100);
-    // The checker is seen to fail: one entry changes, and nobody is told.
+    // The checker can fail: one entry changes without a notification.
     if let Some(device) = &device {
         t.ok("writable", space.mprotect(START, PAGE, READ_WRITE));
         t.ok("a page", handle_fault(&space, this_cpu(), START, Access::Write));

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer;
+use granule::chip::timer;
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::layout;

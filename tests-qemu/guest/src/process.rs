@@ -1,21 +1,23 @@
 //! Processes: the programs of the initrd that test the kernel from EL0, and what is left of them.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::Deadline;
-use granule::errno::Errno;
+use granule::chip::timer::Deadline;
 use granule::kernel;
+use granule::linux::errno::Errno;
+use granule::linux::process::initrd::PathError;
+use granule::linux::process::signal::Signal;
+use granule::linux::process::stack::Words;
+use granule::linux::process::status::{End, ExecError};
+use granule::linux::process::tree::PROCESSES;
+use granule::linux::process::{self, initrd};
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
 use granule::mm::{heap, layout};
-use granule::process::initrd::PathError;
-use granule::process::signal::Signal;
-use granule::process::stack::Words;
-use granule::process::status::{End, ExecError};
-use granule::process::tree::PROCESSES;
-use granule::process::{self, initrd};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
@@ -293,7 +295,7 @@ fn what_is_no_program_is_refused(t: &mut Test) {
     t.check("the initrd has programs", files > 4);
 }
 
-/// All frames that nobody has, each with the address of the next at its beginning.
+/// All free frames, each with the address of the next at its beginning.
 struct Hoard {
     first: Option<PhysAddr>,
 }

@@ -1,5 +1,7 @@
 //! Empty tables: they come back, not too early, and whatever other CPUs do meanwhile.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule::mm::kernel::KernelSpace;

@@ -3,10 +3,10 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::{self, Deadline};
+use granule::chip::timer::{self, Deadline};
+use granule::sched::RwSem;
 use granule::sched::{self, WaitQueue, Woken, sleep_until};
 use granule::smp::{self, CpuSet, this_cpu};
-use granule::sync::RwSem;
 
 use crate::harness::{Test, target_test};
 

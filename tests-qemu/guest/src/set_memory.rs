@@ -4,10 +4,12 @@
 //! invalidation is left out. All pages are mapped by pages, far from any block, because QEMU flushes too much where
 //! blocks are near.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer;
+use granule::chip::timer;
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::Deadline;
+use granule::chip::timer::Deadline;
 use granule::smp::{self, Cpu, CpuId, CpuSet, MAX_CPUS, this_cpu};
 use granule_arch::{interrupts, wait};
 

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer;
+use granule::chip::timer;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule_arch::{interrupts, wait};
 

@@ -2,10 +2,12 @@
 //!
 //! What the kernel does not live through is at the end: guests for the tests on the host that read the report.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::Deadline;
+use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::mm::kernel::set_memory::Validity;
 use granule::smp::{self, CpuId, CpuSet, this_cpu};

@@ -3,12 +3,15 @@
 //! What a thread's exceptions do is this file's ([`ENTRY`]): there are no processes here. A program gets its argument in
 //! x0 and calls with the number in x8; see [`syscall`].
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer::Deadline;
+use granule::chip::timer::Deadline;
 use granule::kernel;
+use granule::linux::errno::Errno;
 use granule::mm::space::{self, MapRequest, Placement, Populate, Sharing, SpaceRef};
 use granule::sched::{self, NewUserThread, Thread, ThreadRef, UserEntry, WaitQueue, Woken, Work, sleep_until};
 use granule::smp::{self, CpuSet, this_cpu};
@@ -280,18 +283,19 @@ extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
             let mut bytes = [0; 8];
             let copied = uaccess::copy_from_user(&mut bytes, VirtAddr(x0))
                 .and_then(|()| uaccess::copy_to_user(VirtAddr(x1), &bytes));
-            copied.map_or_else(|error| -(error as i64) as u64, |()| 0)
+            copied.map_or_else(|error| -(Errno::from(error) as i64) as u64, |()| 0)
         }
         _ => u64::MAX,
     };
 }
 
-/// Serves a fault, or goes on behind its instruction with 77 in x0.
-extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) {
-    if !resolve(thread, frame.fault_address(), Access::Write) {
+/// Serves a fault, or puts 77 into x0 for behind its instruction.
+extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
+    let served = resolve(thread, frame.fault_address(), Access::Write);
+    if !served {
         frame.x[0] = 77;
-        exception(frame, thread);
     }
+    served
 }
 
 /// Notes an exception and goes on behind its instruction.
@@ -308,7 +312,7 @@ fn signal(frame: &mut TrapFrame, _: &Thread) {
 }
 
 fn resolve(thread: &Thread, address: VirtAddr, _: Access) -> bool {
-    // SAFETY: the space that the test gave the thread at its birth, which lives for longer.
+    // SAFETY: the space that the test gave the thread at its creation, which lives for longer.
     let space = unsafe { &*thread.task().cast::<SpaceRef>() };
     space::handle_fault(space, this_cpu(), address, space::Access::Write).is_ok()
 }

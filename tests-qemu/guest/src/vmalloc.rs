@@ -1,5 +1,7 @@
 //! vmalloc areas and the linear map as the hardware sees them.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use granule::mm::kernel::policy::Wishes;
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use granule::mm::kernel::{KernelSpace, image};

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use granule_runner::machine::Machine;
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
-use granule_runner::serial::{Guest, Heard};
+use granule_runner::serial::{Guest, Received};
 
 /// How long a boot or a command may take on a busy host.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -49,16 +49,16 @@ impl Session {
         loop {
             if let Some(at) = self.transcript[self.taken..].find(text) {
                 let end = self.taken + at + text.len();
-                let heard = self.transcript[self.taken..end].to_owned();
+                let received = self.transcript[self.taken..end].to_owned();
                 self.taken = end;
-                return Ok(heard);
+                return Ok(received);
             }
-            match self.guest.hear(deadline) {
-                Heard::Bytes(bytes) => self.transcript.push_str(&String::from_utf8_lossy(&bytes).replace('\r', "")),
-                Heard::Closed => {
+            match self.guest.receive(deadline) {
+                Received::Bytes(bytes) => self.transcript.push_str(&String::from_utf8_lossy(&bytes).replace('\r', "")),
+                Received::Closed => {
                     bail!("the machine ended before it printed {text:?}; it printed:\n{}", self.transcript)
                 }
-                Heard::Silence => bail!("no {text:?} in {} s; printed:\n{}", LIMIT.as_secs(), self.transcript),
+                Received::Silence => bail!("no {text:?} in {} s; printed:\n{}", LIMIT.as_secs(), self.transcript),
             }
         }
     }
@@ -76,16 +76,16 @@ impl Session {
     /// # Errors
     /// As [`Self::wait_for`].
     pub fn command(&mut self, command: &str) -> Result<String> {
-        self.guest.say(&format!("{command}\n"));
-        let heard = self.prompt()?;
-        let heard = heard.trim_end_matches(script::PROMPT);
+        self.guest.send(&format!("{command}\n"));
+        let received = self.prompt()?;
+        let received = received.trim_end_matches(script::PROMPT);
         // The monitor echoes the line first.
-        Ok(heard.strip_prefix(command).unwrap_or(heard).trim_start().to_owned())
+        Ok(received.strip_prefix(command).unwrap_or(received).trim_start().to_owned())
     }
 
     /// Types text, whatever the machine is doing.
-    pub fn say(&mut self, text: &str) {
-        self.guest.say(text);
+    pub fn send(&mut self, text: &str) {
+        self.guest.send(text);
     }
 
     /// Switches the machine off and returns QEMU's exit status; `None` if it did not end.
@@ -93,7 +93,7 @@ impl Session {
     /// # Errors
     /// Those of the operating system.
     pub fn power_off(mut self) -> Result<Option<i32>> {
-        self.guest.say("poweroff\n");
+        self.guest.send("poweroff\n");
         Ok(self.guest.status(LIMIT)?.and_then(|status| status.code()))
     }
 }

@@ -14,18 +14,19 @@ fn words(words: &[&str]) -> Vec<OsString> {
     words.iter().map(Into::into).collect()
 }
 
-/// Boots to the prompt with a banner that has `says` in it and no warning before it, looks at `mem`, and switches off.
+/// Boots to the prompt with a banner that has `expected` in it and no warning before it, looks at `mem`, and switches
+/// off.
 #[track_caller]
-fn assert_boots(machine: &str, image: &str, extra: &[&str], says: &str) {
-    assert_boots_with(machine, image, "", extra, says);
+fn assert_boots(machine: &str, image: &str, extra: &[&str], expected: &str) {
+    assert_boots_with(machine, image, "", extra, expected);
 }
 
 #[track_caller]
-fn assert_boots_with(machine: &str, image: &str, append: &str, extra: &[&str], says: &str) {
+fn assert_boots_with(machine: &str, image: &str, append: &str, extra: &[&str], expected: &str) {
     let machine = machine::named(machine).unwrap();
     let mut session = Session::start(&machine, &built(image), append, &words(extra)).unwrap();
     let banner = session.prompt().unwrap();
-    assert!(banner.contains(says) && !banner.contains("warning"), "not {says:?}: {banner}");
+    assert!(banner.contains(expected) && !banner.contains("warning"), "not {expected:?}: {banner}");
     session.command("mem").unwrap();
     assert_eq!(session.power_off().unwrap(), Some(0), "{banner}");
 }
@@ -49,7 +50,7 @@ fn keys_pressed_before_the_boot_do_not_end_it() {
     for _ in 0..3 {
         let machine = machine::named("a53").unwrap();
         let mut session = Session::start(&machine, &built("granule.img"), "", &[]).unwrap();
-        session.say("mem\nmem\nmem\n");
+        session.send("mem\nmem\nmem\n");
         session.prompt().unwrap();
         // The port may lose the first byte, with which its FIFO was full before it was turned on; what follows is
         // whole.
@@ -76,14 +77,14 @@ fn little_memory_and_much() {
     assert_boots("default", "granule.img", &["-m", "12G"], "12G of memory");
 }
 
-/// The boot arguments promise semihosting, and nobody answers: the machine goes off all the same, and says why.
+/// The boot arguments promise semihosting, and nothing answers: the machine goes off all the same, and prints why.
 #[test]
 fn power_off_without_the_semihosting_that_was_promised() {
     let machine = machine::named("a53").unwrap();
     let extra = words(&["-semihosting-config", "enable=off"]);
     let mut session = Session::start(&machine, &built("granule.img"), "", &extra).unwrap();
     session.prompt().unwrap();
-    session.say("poweroff\n");
+    session.send("poweroff\n");
     session.wait_for("kernel panic on CPU 0: undefined instruction").unwrap();
     assert_eq!(session.power_off().unwrap(), Some(0));
 }
@@ -127,7 +128,7 @@ fn boots_at_any_two_mebibytes() {
     }
 }
 
-/// Changes the device tree in memory before the first instruction, and returns what the kernel says to it.
+/// Changes the device tree in memory before the first instruction, and returns what the kernel prints about it.
 fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
     let socket = Socket::new();
     let mut extra = vec![OsString::from("-S")];

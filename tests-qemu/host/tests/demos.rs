@@ -1,4 +1,4 @@
-//! The demos: each shows what it says, on one screen, the same in every boot; and one that does not fails.
+//! The demos: each shows what it announces, on one screen, the same in every boot; and one that does not fails.
 
 use granule_host_tests::built;
 use granule_runner::list::Test;

@@ -225,7 +225,7 @@ fn a_host_bridge_whose_map_leads_nowhere_has_functions_that_send_no_messages() {
     assert!(listed.contains("1b36:0008") && !listed.contains("DeviceID"), "{listed}");
 }
 
-/// Boots a machine with an SMMU, with the tree changed; what the boot says, and the session.
+/// Boots a machine with an SMMU, with the tree changed; what the boot prints, and the session.
 fn boot_with_smmu(name: &str, change: impl FnOnce(&mut [u8])) -> (String, Session) {
     let machine = machine::named("default").unwrap();
     let mut tree = tree_of(machine.clone(), name);

@@ -113,7 +113,7 @@ fn without_the_event_of_an_upgrade_a_mirror_keeps_the_old_permission() {
 #[test]
 fn with_an_upgrade_told_before_the_unlock_other_cpus_are_held_up() {
     let name = "notifier::mprotect_and_munmap_come_between_an_upgrade_and_its_event";
-    assert_caught("notify-before-unlock", name, "nothing is held while an upgrade is told");
+    assert_caught("notify-before-unlock", name, "nothing is held during an upgrade event");
 }
 
 const AT_ONCE: &str = "smmu::a_device_writes_as_soon_as_the_cpu_could";

@@ -79,6 +79,22 @@ fn death_in_mid_line_fails_with_the_half_line() {
 }
 
 #[test]
+fn output_that_is_unsent_when_the_machine_ends_arrives_whole() {
+    for name in ["panics_with_output_unsent", "exits_with_output_unsent", "resets_with_output_unsent"] {
+        let outcome = judge(&format!("misbehaving::{name}"));
+        assert!(matches!(outcome.verdict, Verdict::Failed(_)), "{outcome:?}");
+        let mut lines = outcome.output.lines().map(str::trim_end).skip_while(|line| !line.starts_with("line 0 "));
+        for line in 0..100 {
+            let wanted = format!("line {line} of a hundred, which is long enough to leave some unsent");
+            assert_eq!(lines.next(), Some(wanted.as_str()), "{name}: {}", outcome.output);
+        }
+        assert_eq!(lines.next(), Some("some of it is unsent"), "{name}: {}", outcome.output);
+        let report = lines.any(|line| line.contains("as a test of the console"));
+        assert_eq!(report, name.starts_with("panics"), "{name}: {}", outcome.output);
+    }
+}
+
+#[test]
 fn a_forged_verdict_fails() {
     assert_fails("misbehaving::forges_a_verdict", "a nonce that is not this boot's", "");
 }

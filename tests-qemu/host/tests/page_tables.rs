@@ -1,4 +1,4 @@
-//! The kernel's page tables as they lie in memory, against what the kernel says of them.
+//! The kernel's page tables as they lie in memory, against what the kernel prints of them.
 //!
 //! A machine is brought to its prompt and asked for `ptdump`; then it is stopped through QEMU's gdb stub, and the
 //! tables are walked from TTBR1_EL1 in physical memory by code that shares nothing with the kernel.
@@ -76,7 +76,7 @@ fn ptdump_is_true_and_groups_are_whole_after_splits() {
     assert_eq!([0xffff_0000_a01f_f000, 0xffff_0000_b000_0000].map(size_at), [0; 2], "invalid leaves are none");
 }
 
-/// The witness: the check above can fail.
+/// The check above can fail.
 #[test]
 fn a_writable_and_executable_leaf_is_found() {
     let (listed, walked) = both("el2", "lab=wx-leaf", &["vmalloc 1"]);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use granule_host_tests::built;
+use granule_host_tests::session::Session;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
@@ -51,6 +52,19 @@ fn a_refused_write_is_printed_as_a_decoded_fault() {
     assert!(session.contains("fault: permission fault, level 3, on a write to 0xffff8001"), "{session}");
 }
 
+/// The alias of a page of vmalloc in the linear map follows `ro` and `rw`, unless the boot arguments keep it as it is.
+#[test]
+fn walk_prints_what_the_alias_in_the_linear_map_allows() {
+    const TEXT: &str = "vmalloc 1\nwalk $\nset_memory ro $ 1\nwalk $\nset_memory rw $ 1\nwalk $";
+    for (append, expected) in [("", ["writable", "read-only", "writable"]), ("rodata=noalias", ["writable"; 3])] {
+        let (wrong, session) = run_default(append, TEXT);
+        assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+        let lines = session.lines().filter(|line| line.starts_with("its alias in the linear map, 0xffff0"));
+        let found: Vec<_> = lines.filter_map(|line| line.rsplit(' ').next()).collect();
+        assert_eq!(found, expected, "{append}:\n{session}");
+    }
+}
+
 // A sector of the disk holds its number.
 #[test]
 fn a_disk_serves_the_kernel_and_a_process_and_nobody_when_that_has_ended() {
@@ -81,10 +95,62 @@ fn a_traced_process_ends_for_its_device_too() {
 }
 
 #[test]
+fn ctrl_c_ends_the_program_in_the_foreground_and_its_descendants() {
+    let mut session = Session::start(&machine::named("default").unwrap(), &built("granule.img"), "", &[]).unwrap();
+    session.prompt().unwrap();
+    for command in ["! run spin", "! run spin compute", "! run spin family"] {
+        session.send(&format!("{command}\n"));
+        session.wait_for(&format!("{command}\n")).unwrap();
+        // The third has its descendants by then.
+        std::thread::sleep(Duration::from_millis(300));
+        session.send("\x03");
+        let heard = session.prompt().unwrap();
+        assert!(heard.starts_with("^C\n") && heard.contains(" killed by SIGINT (as expected)\n"), "{heard}");
+    }
+    let gone = (0..50).any(|_| session.command("ps").unwrap() == "there are no processes\n");
+    assert!(gone, "a descendant goes on: {}", session.command("ps").unwrap());
+    // What is in the background is interrupted where it is waited for, also if Ctrl-C was typed ahead.
+    let started = session.command("run spin &").unwrap();
+    let id = started.trim().strip_prefix("process ").unwrap();
+    session.send(&format!("! wait {id}\n\x03"));
+    assert!(session.prompt().unwrap().contains(" killed by SIGINT (as expected)\n"));
+    assert_eq!(session.power_off().unwrap(), Some(0));
+}
+
+/// Without the boot argument `script`: as a person at a terminal sees it.
+#[test]
+fn a_line_is_completed_and_stays_whole_below_what_a_program_prints() {
+    let machine = machine::named("default").unwrap();
+    let qemu = Qemu::new(&machine, &built("granule.img"), Serial::Pipes, Reset::Ends, "semihosting", &[]);
+    let mut session = Session::of(&qemu).unwrap();
+    session.prompt().unwrap();
+    session.send("run spi\t");
+    session.wait_for("run spin ").unwrap();
+    session.send("print &\rme");
+    // The line is erased, and drawn again below what was printed.
+    session.wait_for("\x1b[Kstill here\ngranule> me\x1b[K").unwrap();
+    session.send("m\r");
+    session.wait_for("frames").unwrap();
+    session.send("kill 1\rls\r");
+    assert!(session.wait_for("  spin\n").unwrap().contains("  hello\n"));
+    assert_eq!(session.power_off().unwrap(), Some(0));
+}
+
+#[test]
+fn a_script_does_not_wait_while_a_program_prints() {
+    let (wrong, session) = run_default("", "run spin print &\nuptime\nmem\nuptime\nkill 1\n! wait 1\nps");
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    assert!(session.ends_with("there are no processes\ngranule> poweroff\n") && !session.contains('\x1b'), "{session}");
+}
+
+#[test]
 fn protection_that_does_not_reach_the_tlb_fails_the_script() {
     let text = std::fs::read_to_string(directory().join("readonly.gran")).unwrap();
     let (wrong, session) = run_default("lab=skip-tlbi", &text);
-    assert!(wrong.iter().any(|line| line.contains("was to be refused, and was not")), "{wrong:?}\n{session}");
+    assert!(
+        wrong.iter().any(|line| line.contains("a refusal was expected, but the line succeeded")),
+        "{wrong:?}\n{session}"
+    );
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! The SMMU from outside: what a test on the target says of its device, against what QEMU saw of it.
+//! The SMMU from outside: what a test on the target prints of its device, against QEMU's trace of it.
 
 use std::path::Path;
 
 use granule_host_tests::built;
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::session::{self, Plan};
-use granule_runner::witness::{self, Agreed};
+use granule_runner::trace_check::{self, Agreed};
 use granule_runner::{list, machine};
 
 const CHANGES: &str = "smmu::account::each_change_is_told_once_and_exactly";
@@ -22,7 +22,7 @@ fn traced(name: &str, bootargs: &str) -> (Outcome, String) {
         image: built("granule-tests.img"),
         seed: 0,
         bootargs: bootargs.into(),
-        extra: witness::arguments(&log),
+        extra: trace_check::arguments(&log),
     };
     let mut outcomes = Vec::new();
     session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
@@ -35,8 +35,8 @@ fn traced(name: &str, bootargs: &str) -> (Outcome, String) {
 fn agreed(name: &str, bootargs: &str) -> Agreed {
     let (outcome, trace) = traced(name, bootargs);
     assert!(matches!(outcome.verdict, Verdict::Passed(_)), "{outcome:?}");
-    let deeds = witness::deeds(&outcome.output).unwrap();
-    witness::check(&deeds, &trace).unwrap_or_else(|error| panic!("{name} {bootargs}: {error:#}"))
+    let expectations = trace_check::expectations(&outcome.output).unwrap();
+    trace_check::check(&expectations, &trace).unwrap_or_else(|error| panic!("{name} {bootargs}: {error:#}"))
 }
 
 // First that the witness sees a device at all, and one that is kept out.
@@ -58,17 +58,17 @@ fn what_is_told_by_events_is_told_exactly_as_well() {
     assert!(agreed.changes >= 300, "{agreed:?}");
 }
 
-/// Why the two do not agree with a fix taken away, whatever the test itself says.
+/// Why the two do not agree with a fix taken away, whatever the test itself prints.
 fn differs(bootargs: &str) -> String {
     let (outcome, trace) = traced(CHANGES, bootargs);
-    let deeds = witness::deeds(&outcome.output).unwrap();
-    format!("{:#}", witness::check(&deeds, &trace).unwrap_err())
+    let expectations = trace_check::expectations(&outcome.output).unwrap();
+    format!("{:#}", trace_check::check(&expectations, &trace).unwrap_err())
 }
 
 #[test]
 fn what_is_not_told_or_wrongly_is_missed() {
     for lab in ["no-secondary-tlb", "wrong-asid"] {
         let why = differs(&format!("lab={lab}"));
-        assert!(why.contains("next: deed: changed"), "lab={lab}: {why}");
+        assert!(why.contains("next: expectation: changed"), "lab={lab}: {why}");
     }
 }

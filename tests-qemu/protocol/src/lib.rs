@@ -4,13 +4,13 @@
 //! the runner reads from the image's ELF before anything boots, and the [`Frame`], one line on the serial port by which
 //! the guest says what it is doing. The rule behind both: the runner never learns from the guest *what* there is to
 //! run, only how it went, and believes even that only if sequence number, nonce and checksum fit. docs/TESTING.md tells
-//! the whole protocol. What a [`Deed`] says is output of a test, held against what QEMU saw.
+//! the whole protocol. What a [`Expectation`] says is output of a test, held against what QEMU saw.
 
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod bench;
-mod deed;
+mod expectation;
 mod frame;
 mod record;
 
@@ -18,7 +18,7 @@ pub use bench::{
     BENCH_BOOTARGS_BYTES, BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES,
     BenchRecord, NULL_TURNS, REPETITIONS, windows_at_el0,
 };
-pub use deed::{Access, Deed};
+pub use expectation::{Access, Expectation};
 pub use frame::{Event, Frame, MARKER, Nonce, NotAFrame, Port};
 pub use record::{
     FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text,

@@ -3,8 +3,8 @@
 //! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`]
 //! writes the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of
 //! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
-//! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`demo`] runs one test for
-//! its output, [`witness`] holds what a test says of the SMMU against what QEMU saw, [`gdb`] talks to QEMU's stub, and
+//! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`demo`] runs one test for its output,
+//! [`trace_check`] checks a test's account of the SMMU against QEMU's trace, [`gdb`] talks to QEMU's stub, and
 //! [`bench`](mod@bench) measures.
 
 #![forbid(unsafe_code)]
@@ -21,4 +21,4 @@ pub mod report;
 pub mod script;
 pub mod serial;
 pub mod session;
-pub mod witness;
+pub mod trace_check;

@@ -56,7 +56,7 @@ impl Test {
 /// # Errors
 /// When the ELF cannot be read, a record is damaged, two tests have one name, a test asks for a feature or a machine
 /// that machines.toml does not know, or a variant of a machine names tests that there are none of: such a test would be
-/// skipped everywhere and nobody would see.
+/// skipped everywhere, unseen.
 pub fn read(elf: &Path) -> Result<Vec<Test>> {
     let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
     let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF", elf.display()))?;

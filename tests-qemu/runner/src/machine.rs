@@ -137,7 +137,7 @@ pub fn named(name: &str) -> Result<Machine> {
     let names: Vec<String> = machines.iter().map(|machine| machine.name.clone()).collect();
     match machines.into_iter().find(|machine| machine.name == name) {
         Some(machine) => Ok(machine),
-        None => bail!("there is no machine `{name}`{}; there are: {}", nearest(name, &names), names.join(", ")),
+        None => bail!("there is no machine `{name}`{}; there are: {}", suggest(name, &names), names.join(", ")),
     }
 }
 
@@ -153,7 +153,7 @@ pub fn known_features() -> Result<Vec<String>> {
 }
 
 /// `, did you mean ...?` if one of the names is near.
-fn nearest(wrong: &str, names: &[String]) -> String {
+fn suggest(wrong: &str, names: &[String]) -> String {
     names
         .iter()
         .map(|name| (strsim::jaro_winkler(wrong, name), name))

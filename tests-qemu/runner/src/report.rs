@@ -1,4 +1,4 @@
-//! Verdicts as JUnit XML, for whoever collects them.
+//! Verdicts as JUnit XML, for collectors.
 
 use std::path::Path;
 use std::time::Duration;

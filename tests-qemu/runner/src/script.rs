@@ -2,8 +2,8 @@
 //!
 //! A line is typed only when the prompt stands there, and the monitor echoes it, so the transcript reads as if a person
 //! had typed it. Three things must agree for a success: no line from the guest that is an error or a fault, no panic,
-//! and an exit status of 0 — which the guest gives, told by its boot arguments that a script types, only if every line
-//! went as expected.
+//! and an exit status of 0 — which the guest, whose boot arguments announce a script, gives only if every line went as
+//! expected.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use anyhow::Result;
 
 use crate::judge::PANIC_MARKER;
 use crate::qemu::Qemu;
-use crate::serial::{Guest, Heard, Lines};
+use crate::serial::{Guest, Lines, Received};
 
 /// What the monitor prints when it waits for a command.
 pub const PROMPT: &str = "granule> ";
@@ -44,23 +44,22 @@ pub fn run(qemu: &Qemu, commands: &[String], limit: Duration, out: &mut dyn Writ
     let mut guest = Guest::start(qemu)?;
     let mut session = Session::new(commands);
     let deadline = Instant::now() + limit;
-    // A boot that failed early does not know the firmware, nor what it was told by boot arguments: nothing ends the
-    // machine.
+    // A boot that failed early knows neither the firmware nor the boot arguments: nothing ends the machine.
     while !session.is_hopeless {
-        match guest.hear(deadline) {
-            Heard::Bytes(bytes) => {
+        match guest.receive(deadline) {
+            Received::Bytes(bytes) => {
                 out.write_all(&bytes)?;
                 out.flush()?;
                 // The monitor echoes the line: it is part of what the machine prints.
-                if let Some(command) = session.hear(&bytes) {
-                    guest.say(&format!("{command}\n"));
+                if let Some(command) = session.take_output(&bytes) {
+                    guest.send(&format!("{command}\n"));
                 }
             }
-            Heard::Silence => {
+            Received::Silence => {
                 session.wrong.push(format!("the time limit of {} s passed{}", limit.as_secs(), session.place()));
                 break;
             }
-            Heard::Closed => {
+            Received::Closed => {
                 match guest.status(EXIT_LIMIT)? {
                     Some(status) if status.success() => {}
                     Some(status) => session.wrong.push(format!("the machine ended with {status}{}", session.place())),
@@ -90,7 +89,7 @@ impl<'a> Session<'a> {
     }
 
     /// Takes what the machine printed; the next command, if it now waits for one.
-    fn hear(&mut self, bytes: &[u8]) -> Option<&'a str> {
+    fn take_output(&mut self, bytes: &[u8]) -> Option<&'a str> {
         // What is printed while the monitor waits stands behind the prompt, or before it: in its line all the same.
         let mut prompted = false;
         for line in self.lines.feed(bytes) {
@@ -158,13 +157,13 @@ mod tests {
     fn a_command_is_typed_at_the_prompt_only_and_errors_are_counted() {
         let script = commands("peek 1\nmem");
         let mut session = Session::new(&script);
-        assert_eq!(session.hear(b"Granule boots\r\ngranule"), None);
-        assert_eq!(session.hear(b"> "), Some("peek 1"));
-        assert_eq!(session.hear(b"error: not mapped\r\n"), None);
+        assert_eq!(session.take_output(b"Granule boots\r\ngranule"), None);
+        assert_eq!(session.take_output(b"> "), Some("peek 1"));
+        assert_eq!(session.take_output(b"error: not mapped\r\n"), None);
         assert_eq!(session.wrong, ["error: not mapped in `peek 1`"]);
-        assert_eq!(session.hear(b"granule> "), Some("mem"));
-        assert_eq!(session.hear(b"mem\r\n"), None);
-        session.hear(b"fault: permission fault (as expected)\r\nfault: translation fault\r\n");
+        assert_eq!(session.take_output(b"granule> "), Some("mem"));
+        assert_eq!(session.take_output(b"mem\r\n"), None);
+        session.take_output(b"fault: permission fault (as expected)\r\nfault: translation fault\r\n");
         assert_eq!(session.wrong[1..], ["fault: translation fault in `mem`"]);
     }
 
@@ -172,12 +171,12 @@ mod tests {
     fn a_prompt_is_answered_once_whatever_else_is_printed_in_its_line() {
         let script = commands("a\nb\nc\nd");
         let mut session = Session::new(&script);
-        assert_eq!(session.hear(b"granule> notify 1: release\r\n"), Some("a"));
-        assert_eq!(session.hear(b"notify 1: end\r\na\r\n"), None);
-        assert_eq!(session.hear(b"no end of linegranule> "), Some("b"));
-        assert_eq!(session.hear(b"notify 2"), None);
-        assert_eq!(session.hear(b": release\r\nb\r\ngranule> notify 3"), Some("c"));
-        assert_eq!(session.hear(b": release\r\nc\r\n[1.2] warning: late\r\ngran"), None);
-        assert_eq!(session.hear(b"ule> [1.3]"), Some("d"));
+        assert_eq!(session.take_output(b"granule> notify 1: release\r\n"), Some("a"));
+        assert_eq!(session.take_output(b"notify 1: end\r\na\r\n"), None);
+        assert_eq!(session.take_output(b"no end of linegranule> "), Some("b"));
+        assert_eq!(session.take_output(b"notify 2"), None);
+        assert_eq!(session.take_output(b": release\r\nb\r\ngranule> notify 3"), Some("c"));
+        assert_eq!(session.take_output(b": release\r\nc\r\n[1.2] warning: late\r\ngran"), None);
+        assert_eq!(session.take_output(b"ule> [1.3]"), Some("d"));
     }
 }

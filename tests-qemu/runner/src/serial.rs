@@ -11,12 +11,12 @@ use crate::qemu::Qemu;
 
 /// What came from the machine.
 #[derive(Debug)]
-pub enum Heard {
+pub enum Received {
     /// Bytes from the serial port, or from QEMU's standard error.
     Bytes(Vec<u8>),
     /// The port is closed: QEMU has ended or is about to.
     Closed,
-    /// Nothing until the deadline; or the deadline has passed, whatever the machine goes on to say.
+    /// Nothing until the deadline; or the deadline has passed, whatever the machine goes on to print.
     Silence,
 }
 
@@ -68,27 +68,28 @@ impl Guest {
         Ok(Self { child, input, output, merged: Merged::default() })
     }
 
-    /// The next thing that the machine says.
-    pub fn hear(&mut self, deadline: Instant) -> Heard {
+    /// The next output of the machine.
+    pub fn receive(&mut self, deadline: Instant) -> Received {
         let left = deadline.saturating_duration_since(Instant::now());
         // Asked first: a machine that never pauses would outlive every limit.
         if left.is_zero() {
-            return Heard::Silence;
+            return Received::Silence;
         }
-        let heard = match self.output.recv_timeout(left) {
-            Ok((Source::Serial, bytes)) => return Heard::Bytes(self.merged.serial(bytes)),
-            Ok((Source::Errors, bytes)) => return Heard::Bytes(self.merged.errors(&bytes)),
-            Err(RecvTimeoutError::Timeout) => Heard::Silence,
-            Err(RecvTimeoutError::Disconnected) => Heard::Closed,
+        let received = match self.output.recv_timeout(left) {
+            Ok((Source::Serial, bytes)) => return Received::Bytes(self.merged.serial(bytes)),
+            Ok((Source::Errors, bytes)) => return Received::Bytes(self.merged.errors(&bytes)),
+            Err(RecvTimeoutError::Timeout) => Received::Silence,
+            Err(RecvTimeoutError::Disconnected) => Received::Closed,
         };
         match self.merged.rest() {
-            rest if rest.is_empty() => heard,
-            rest => Heard::Bytes(rest),
+            rest if rest.is_empty() => received,
+            rest => Received::Bytes(rest),
         }
     }
 
-    /// Types text on the serial port. A machine that is gone does not hear it, which the next [`Self::hear`] tells.
-    pub fn say(&mut self, text: &str) {
+    /// Types text on the serial port. A machine that is gone does not get it: the next [`Self::receive`] returns
+    /// [`Received::Closed`].
+    pub fn send(&mut self, text: &str) {
         if let Some(input) = &mut self.input {
             let _ = input.write_all(text.as_bytes()).and_then(|()| input.flush());
         }
@@ -120,7 +121,7 @@ impl Drop for Guest {
     }
 }
 
-/// What QEMU says on its standard error among what the machine says: between its lines, never in one.
+/// QEMU's standard error among the machine's output: between its lines, never in one.
 #[derive(Debug, Default)]
 struct Merged {
     /// The machine is in the middle of a line.
@@ -148,7 +149,7 @@ impl Merged {
         self.errors.drain(..end).collect()
     }
 
-    /// What is left, when the machine says nothing more.
+    /// What is left, when the machine's output has ended.
     fn rest(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.errors)
     }
@@ -184,7 +185,7 @@ impl Lines {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Guest, Heard, Lines, Merged};
+    use super::{Guest, Lines, Merged, Received};
     use crate::qemu::Qemu;
 
     #[test]
@@ -192,7 +193,7 @@ mod tests {
         let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", "while :; do echo more; done"])).unwrap();
         let start = Instant::now();
         let deadline = start + Duration::from_millis(200);
-        while !matches!(guest.hear(deadline), Heard::Silence) {
+        while !matches!(guest.receive(deadline), Received::Silence) {
             assert!(start.elapsed() < Duration::from_secs(20), "it is listened to for ever");
         }
     }
@@ -220,14 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_machine_says_last_is_heard() {
+    fn what_a_machine_says_last_is_received() {
         let machine = "printf 'the prompt> '; sleep 0.1; echo 'killed' >&2; exit 1";
         let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", machine])).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
-        let mut heard = Vec::new();
-        while let Heard::Bytes(bytes) = guest.hear(deadline) {
-            heard.extend(bytes);
+        let mut received = Vec::new();
+        while let Received::Bytes(bytes) = guest.receive(deadline) {
+            received.extend(bytes);
         }
-        assert_eq!(heard, b"the prompt> killed\n");
+        assert_eq!(received, b"the prompt> killed\n");
     }
 }

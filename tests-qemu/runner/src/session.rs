@@ -15,7 +15,7 @@ use crate::judge::{Boot, Ending, Judge, Outcome, Verdict};
 use crate::list::{Test, ranges};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
-use crate::serial::{Guest, Heard, Lines};
+use crate::serial::{Guest, Lines, Received};
 
 /// Until the harness says hello. A boot takes a fraction of a second; the rest is for a busy host.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -104,8 +104,8 @@ fn watch(guest: &mut Guest, judge: &mut Judge, tests: &[&Test]) -> Result<Ending
             None if judge.has_started() => (step, STEP_LIMIT),
             None => (step, BOOT_LIMIT),
         };
-        match guest.hear(since + limit) {
-            Heard::Bytes(bytes) => {
+        match guest.receive(since + limit) {
+            Received::Bytes(bytes) => {
                 for line in lines.feed(&bytes) {
                     let before = judge.running();
                     if let Err(lie) = judge.line(&line, Instant::now()) {
@@ -116,11 +116,11 @@ fn watch(guest: &mut Guest, judge: &mut Judge, tests: &[&Test]) -> Result<Ending
                     }
                 }
             }
-            Heard::Silence => {
+            Received::Silence => {
                 judge.rest(&lines.partial());
                 return Ok(Ending::TimedOut(limit));
             }
-            Heard::Closed => {
+            Received::Closed => {
                 judge.rest(&lines.partial());
                 return Ok(match guest.status(STEP_LIMIT)? {
                     Some(status) => Ending::Exited(status.code()),

@@ -22,3 +22,8 @@ pub mod signal;
 pub mod time;
 
 pub use errno::Errno;
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

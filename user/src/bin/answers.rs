@@ -1,6 +1,7 @@
 //! Clocks, futexes, writes and random bytes, with what is at the edge of what they take: each answer is Linux's.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

@@ -3,6 +3,7 @@
 //! instructions; it exits with the number of points. docs/BENCHMARKS.md says what the rows are.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -127,8 +128,8 @@ impl Bench {
         }
     }
 
-    /// Pages that nobody has touched. What lies before and behind is in memory, so that tables stay, and is never alike,
-    /// so that areas do not become one.
+    /// Untouched pages. What lies before and behind is in memory, so that tables stay, and is never alike, so that
+    /// areas do not become one.
     fn fresh(&self, pages: u64) -> Room {
         let room = Room { start: START, pages };
         let whole = Room { start: START - PAGE, pages: ROOM / PAGE };

@@ -1,6 +1,7 @@
 //! Signal frames: what a fault's frame has, and what rt_sigreturn makes of frames that a program wrote.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -14,7 +15,7 @@ use granule_user::abi::signal::{
 use granule_user::answers::{equal, holds, status, wrong};
 use granule_user::memory::{PAGE, map, munmap};
 use granule_user::signal::{Handler, handle, set_of, set_stack};
-use granule_user::{Start, entry, process};
+use granule_user::{Start, entry, offend, process};
 
 entry!(run);
 
@@ -106,20 +107,6 @@ fn seen() -> (u32, i32, bool, u64, u64, u64) {
     let address = if at_pc { 0 } else { load(&SEEN.address) };
     let signal = SEEN.signal.swap(0, Ordering::Relaxed);
     (signal, SEEN.code.load(Ordering::Relaxed) as i32, at_pc, address, load(&SEEN.far), load(&SEEN.syndrome))
-}
-
-/// One instruction that does what it may not do, with an address in x10.
-macro_rules! offend {
-    ($text:literal, $address:expr) => {{
-        let address: u64 = $address;
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: the instruction faults, and the handler goes on behind it.
-        unsafe {
-            core::arch::asm!($text, in("x10") address, lateout("x9") _, options(nostack));
-        }
-        #[cfg(not(target_arch = "aarch64"))]
-        let _: (&str, u64) = ($text, address);
-    }};
 }
 
 /// Calls an address that cannot be executed.

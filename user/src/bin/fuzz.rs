@@ -4,6 +4,7 @@
 //! does not matter here, as long as it does answer, and as long as this process, which looks on, keeps what is its own.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

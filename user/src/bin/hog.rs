@@ -5,6 +5,7 @@
 //! exits with 0 if all that it wrote was there whenever it looked.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::RT_SIGPENDING;

@@ -1,6 +1,7 @@
 //! Processes: fork, exec, exit and wait, and what becomes of children.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;
 use core::ptr::null;
@@ -56,7 +57,7 @@ fn rounds(count: u32) -> u8 {
     0
 }
 
-/// Has the kernel write to one page, for ever. Where it is, who tests this by it knows as well.
+/// Has the kernel write to one page, for ever. The page's address is known to the test as well.
 fn ask() -> ! {
     const PAGE: u64 = 0x7000_0000_0000;
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
@@ -202,24 +203,9 @@ fn vfork_shares_until_exec() {
 }
 
 /// Runs `child` in a process that shares this one's memory, on a stack of its own, while this one sleeps.
-#[cfg(target_arch = "aarch64")]
 fn spawn_sharing(stack: u64, child: extern "C" fn() -> !) -> u32 {
-    let flags = CLONE_VM | CLONE_VFORK | u64::from(granule_user::abi::signal::SIGCHLD);
-    let number: u64;
-    // SAFETY: the child goes to `child` at once, on the stack that it is given, and never comes back.
-    unsafe {
-        core::arch::asm!(
-            "svc #0", "cbnz x0, 2f", "mov x29, #0", "mov x30, #0", "br {child}", "2:",
-            child = in(reg) child, in("x8") CLONE,
-            inlateout("x0") flags => number, in("x1") stack, in("x2") 0, in("x3") 0, in("x4") 0,
-        );
-    }
-    sys::result(number).expect("a clone") as u32
-}
-
-#[cfg(not(target_arch = "aarch64"))]
-fn spawn_sharing(stack: u64, child: extern "C" fn() -> !) -> u32 {
-    unreachable!("{stack} {child:?} {}: these programs run on arm64 alone", CLONE_VM | CLONE_VFORK)
+    // SAFETY: the caller mapped the stack for the child alone.
+    unsafe { process::clone_onto(CLONE_VM | CLONE_VFORK | u64::from(SIGCHLD), stack, child) }.expect("a clone")
 }
 
 fn orphans_are_collected() {
@@ -237,21 +223,21 @@ fn orphans_are_collected() {
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "grandchildren are not children");
 }
 
-/// How often each signal has come, and of which process the last one told.
-static TOLD: [AtomicU32; 32] = [const { AtomicU32::new(0) }; 32];
+/// How often each signal has come, and which process the last one was for.
+static RECEIVED: [AtomicU32; 32] = [const { AtomicU32::new(0) }; 32];
 static LAST: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn note(signal: u32, info: &SigInfo, _context: &mut UContext) {
-    TOLD[signal as usize].fetch_add(1, Ordering::Relaxed);
+    RECEIVED[signal as usize].fetch_add(1, Ordering::Relaxed);
     LAST.store(info.fields[0] as u32, Ordering::Relaxed);
 }
 
 /// What came since this was asked last: of SIGCHLD, SIGUSR1 and SIGUSR2.
-fn told() -> [u32; 3] {
-    [SIGCHLD, SIGUSR1, SIGUSR2].map(|signal| TOLD[signal as usize].swap(0, Ordering::Relaxed))
+fn received() -> [u32; 3] {
+    [SIGCHLD, SIGUSR1, SIGUSR2].map(|signal| RECEIVED[signal as usize].swap(0, Ordering::Relaxed))
 }
 
-/// A copy of the process that `flags` say more of than a fork does, their signal too; it exits with what `child` returns.
+/// A copy of the process by `flags`, their signal included; it exits with what `child` returns.
 fn spawn_with(flags: u64, child: impl FnOnce() -> u8) -> u32 {
     // SAFETY: the child has memory of its own, and this thread alone.
     match unsafe { sys::call(CLONE, [flags, 0, 0, 0, 0, 0]) }.expect("a clone") {
@@ -282,17 +268,17 @@ fn the_signal_of_an_end_is_the_one_asked_for() {
             assert_eq!(process::wait4(child as i32, WCLONE), Err(Errno::ECHILD), "no clone");
             assert_eq!(process::wait(child), exited(3));
         }
-        assert_eq!(told(), wanted, "asked for {signal}");
+        assert_eq!(received(), wanted, "asked for {signal}");
         assert!(signal == 0 || LAST.load(Ordering::Relaxed) == child, "by whose end");
 
         // With a new program it is a child like others.
         let child = spawn_with(asked, || execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]));
-        assert_eq!((wait_for_any(child), told()), (exited(42), [1, 0, 0]), "asked for {signal}, then an exec");
+        assert_eq!((wait_for_any(child), received()), (exited(42), [1, 0, 0]), "asked for {signal}, then an exec");
         a_child_for_the_parent(signal, wanted);
     }
 }
 
-/// CLONE_PARENT: the child's child is this process's, which is told of its end by the signal that it asked of the child,
+/// CLONE_PARENT: the child's child is this process's, which gets the signal that it asked of the child at its end,
 /// whatever the child asked for.
 fn a_child_for_the_parent(signal: u32, wanted: [u32; 3]) {
     // SAFETY: not at a fixed address.
@@ -308,17 +294,17 @@ fn a_child_for_the_parent(signal: u32, wanted: [u32; 3]) {
         while goes_on.load(Ordering::Relaxed) == 0 {
             process::sched_yield();
         }
-        assert_eq!(told(), [0, 0, 0], "the child is told nothing");
+        assert_eq!(received(), [0, 0, 0], "the child gets no signal");
         0
     });
     while number.load(Ordering::Relaxed) == 0 {
         process::sched_yield();
     }
     let sibling = number.load(Ordering::Relaxed);
-    assert_eq!((wait_for_any(sibling), told()), (exited(0), wanted), "asked for {signal} and then for SIGUSR2");
+    assert_eq!((wait_for_any(sibling), received()), (exited(0), wanted), "asked for {signal} and then for SIGUSR2");
     assert!(signal == 0 || LAST.load(Ordering::Relaxed) == sibling, "by whose end");
     goes_on.store(1, Ordering::Relaxed);
-    assert_eq!((wait_for_any(child), told()), (exited(0), wanted), "the child's own end");
+    assert_eq!((wait_for_any(child), received()), (exited(0), wanted), "the child's own end");
     // SAFETY: the references are not used any more.
     unsafe { memory::munmap(page, memory::PAGE) }.expect("mapped");
 }

@@ -1,6 +1,7 @@
 //! What a process may have at most: `prlimit64` and what its limits do.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;
 

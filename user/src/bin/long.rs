@@ -2,6 +2,7 @@
 //! masked. `long WHAT COUNT`; each kind checks its answers.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

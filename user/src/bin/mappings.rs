@@ -1,9 +1,10 @@
-//! The calls for memory: what each flag means, what a fault is told as, what a fork copies, and each refusal.
+//! The calls for memory: what each flag means, how a fault is reported, what a fork copies, and each refusal.
 //!
 //! After Linux's own tests (tools/testing/selftests/mm) and its manual pages: every answer here is the one that Linux
 //! gives on arm64 with pages of 4 KiB.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN,
@@ -34,7 +35,7 @@ const NOWHERE: u64 = 0x7000_0000_0000;
 
 fn run(start: Start) -> u8 {
     probe::prepare();
-    // What the CPUs have, which Linux tells no program.
+    // What the CPUs have, which Linux reports to no program.
     let has = start.arguments().nth(1).unwrap_or_default();
     what_may_be_executed_alone(has == "execute-only");
     fresh_memory_is_zeros();
@@ -438,7 +439,7 @@ fn forks_copy_what_is_private() {
         assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)]);
         assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)), "protections are copied too");
         fill(own, 2, 101);
-        // A page that nobody had before is shared all the same.
+        // A page that was not there before is shared all the same.
         fill(both, 2, 110);
         protect(own + 2 * PAGE, 1, RW);
         fill(own + 2 * PAGE, 2, 103);

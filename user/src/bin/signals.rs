@@ -1,11 +1,12 @@
-//! Signals: what a fault is told as, what a handler finds and may change, what is blocked, interrupted and restarted.
+//! Signals: how a fault is reported, what a handler finds and may change, what is blocked, interrupted and restarted.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
-use granule_user::abi::number::{GETRANDOM, WRITE};
+use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, WRITE};
 use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{
     BUS_ADRALN, CLD_EXITED, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, ILL_ILLOPC, SA_NODEFER, SA_ONSTACK,
@@ -15,7 +16,7 @@ use granule_user::abi::signal::{
 };
 use granule_user::signal::{handle, mask, set_action, set_of, set_stack};
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, memory, println, process, sys, time};
+use granule_user::{Errno, Start, entry, memory, offend, println, process, sys, time};
 
 entry!(run);
 
@@ -31,6 +32,7 @@ fn run(start: Start) -> u8 {
     threads_have_their_own();
     handlers_have_a_stack();
     calls_are_interrupted_or_restarted();
+    sleeps_go_on_where_they_were();
     children_tell_of_their_end();
     floating_point_survives_a_handler();
     a_handler_without_a_restorer_returns();
@@ -103,7 +105,7 @@ extern "C" fn skip(signal: u32, info: &SigInfo, context: &mut UContext) {
 extern "C" fn allow(signal: u32, info: &SigInfo, context: &mut UContext) {
     SEEN.note(signal, info, context);
     let page = info.address() & !(memory::PAGE - 1);
-    // SAFETY: the page is the test's, who waits for it to become writable.
+    // SAFETY: the page is the test's, which waits for it to become writable.
     unsafe { memory::mprotect(page, memory::PAGE, PROT_READ | PROT_WRITE) }.expect("a page to allow");
 }
 
@@ -114,20 +116,6 @@ fn set(signal: u32, handler: granule_user::signal::Handler, flags: u64, mask: u6
 
 fn raise(signal: u32) {
     process::tgkill(process::id(), process::thread_id(), signal).expect("a signal to oneself");
-}
-
-/// One instruction that does what it may not do, with an address in x10.
-macro_rules! offend {
-    ($text:literal, $address:expr) => {{
-        let address: u64 = $address;
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: the instruction faults, and the handler goes on behind it.
-        unsafe {
-            core::arch::asm!($text, in("x10") address, lateout("x9") _, options(nostack));
-        }
-        #[cfg(not(target_arch = "aarch64"))]
-        let _: (&str, u64) = ($text, address);
-    }};
 }
 
 fn faults_tell_why_and_where() {
@@ -168,7 +156,7 @@ fn faults_tell_why_and_where() {
     set(SIGILL, skip, 0, 0);
     offend!("udf #0", 0);
     assert_eq!(SEEN.take(), (1, SIGILL, ILL_ILLOPC));
-    // Of the SVE, which no program is told of.
+    // Of the SVE, which no program is offered.
     offend!(".inst 0x04a0e3e9", 0);
     assert_eq!(SEEN.take(), (1, SIGILL, ILL_ILLOPC), "SVE is not advertised");
     set(SIGTRAP, skip, 0, 0);
@@ -181,7 +169,7 @@ fn faults_tell_why_and_where() {
         core::arch::asm!("adr x9, 0", "add x9, x9, #2", "blr x9", out("x9") _, out("x30") _);
     }
     assert_eq!(SEEN.take(), (1, SIGBUS, BUS_ADRALN), "a PC that is not aligned");
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { memory::munmap(page, memory::PAGE) }.expect("a page to unmap");
 }
 
@@ -281,7 +269,7 @@ fn threads_have_their_own() {
     mask(SIG_SETMASK, 0).expect("a mask");
     READY.store(2, Ordering::Relaxed);
     thread.join();
-    // Its word is cleared, and whoever joins it woken, a little before its number is gone, on Linux as well.
+    // Its word is cleared, and its joiner woken, a little before its number is gone, on Linux as well.
     let gone = loop {
         match process::tgkill(process::id(), id, SIGUSR2) {
             Ok(()) => process::sched_yield(),
@@ -309,7 +297,7 @@ fn handlers_have_a_stack() {
     assert_eq!(unsafe { set_stack(&small) }, Err(Errno::ENOMEM));
     // SAFETY: there is none afterwards.
     assert_eq!(unsafe { set_stack(&SigStack::NONE) }, Ok(stack));
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { memory::munmap(base, SIZE) }.expect("a stack to unmap");
 
     // Without a stack of its own the overflow of the stack kills.
@@ -325,7 +313,7 @@ fn handlers_have_a_stack() {
     assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
 }
 
-/// A child that sends this process signals until it is told to stop, or for some time if it is not, and exits with 11.
+/// A child that sends this process signals until it is stopped, or for some time, and exits with 11.
 struct Sender {
     stop: &'static AtomicU32,
     child: u32,
@@ -374,6 +362,70 @@ fn calls_are_interrupted_or_restarted() {
     let child = process::spawn(|| 0).expect("a fork");
     assert_eq!(time::sleep(5_000_000), Ok(()));
     assert_eq!(process::wait(child), exited(0));
+}
+
+/// What `restart_syscall` answers, called by the program itself.
+fn restart() -> Result<u64, Errno> {
+    // SAFETY: what it goes on with is a sleep, which writes at most the rest, to a place that is still there.
+    unsafe { sys::call(RESTART_SYSCALL, [0; 6]) }
+}
+
+/// The handler's own call of `restart_syscall`: 1 for success, or what else it answered.
+static RESTARTED: AtomicU64 = AtomicU64::new(0);
+static CAUGHT: AtomicU32 = AtomicU32::new(0);
+
+fn sleeps_go_on_where_they_were() {
+    const MILLISECOND: u64 = 1_000_000;
+    extern "C" fn go_on(_: u32, _: &SigInfo, _: &mut UContext) {
+        RESTARTED.store(restart().map_or_else(|error| error as u64, |answer| answer + 1), Ordering::Relaxed);
+    }
+    extern "C" fn catch(_: u32, _: &SigInfo, _: &mut UContext) {
+        CAUGHT.fetch_add(1, Ordering::Relaxed);
+    }
+    assert_eq!(restart(), Err(Errno::EINTR), "nothing was interrupted");
+    // A handler may have the call go on that it has interrupted.
+    set(SIGUSR1, go_on, SA_RESTART, 0);
+    let own = process::id();
+    let begin = time::now();
+    let child = process::spawn(|| {
+        time::sleep(20 * MILLISECOND).expect("a sleep");
+        process::kill(own as i32, SIGUSR1).expect("a signal");
+        0
+    });
+    assert_eq!(time::sleep(200 * MILLISECOND), Err(Errno::EINTR), "a sleep with a handler is not restarted");
+    assert_eq!(RESTARTED.load(Ordering::Relaxed), 1, "the rest of the sleep");
+    assert!(time::now() - begin >= 200 * MILLISECOND, "from where it was");
+    assert_eq!(restart(), Err(Errno::EINTR), "the handler has returned");
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+
+    // And the kernel does where there is no handler any more when the thread comes to look.
+    let sleeper = Thread::spawn(
+        |_| {
+            for _ in 0..ROUNDS {
+                let (before, begin) = (CAUGHT.load(Ordering::Relaxed), time::now());
+                let answer = time::sleep(4 * MILLISECOND);
+                if answer.is_err() {
+                    assert!(CAUGHT.load(Ordering::Relaxed) > before, "{answer:?} without a handler");
+                } else {
+                    assert!(time::now() - begin >= 4 * MILLISECOND, "a sleep that ended early");
+                }
+            }
+            SLEEPS.store(0, Ordering::Relaxed);
+        },
+        0,
+    );
+    const ROUNDS: u32 = 50;
+    static SLEEPS: AtomicU32 = AtomicU32::new(1);
+    let sleeper = sleeper.expect("a thread");
+    while SLEEPS.load(Ordering::Relaxed) != 0 {
+        set(SIGUSR2, catch, 0, 0);
+        // It may just have ended.
+        let _ = process::tgkill(own, sleeper.id(), SIGUSR2);
+        // SAFETY: no handler.
+        unsafe { set_action(SIGUSR2, &SigAction { handler: SIG_IGN, ..SigAction::default() }) }.expect("an action");
+        time::sleep(MILLISECOND).expect("a sleep");
+    }
+    sleeper.join();
 }
 
 fn children_tell_of_their_end() {

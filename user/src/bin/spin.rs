@@ -1,18 +1,32 @@
-//! Never ends by itself: with an argument it computes, without one it sleeps.
+//! Never ends by itself: without an argument it sleeps, with `family` a grandchild, whose parent ends, does too, with
+//! `print` it prints a line from time to time, with another it computes.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-use granule_user::{Start, entry, time};
+use granule_user::{Start, entry, println, process, time};
 
 entry!(run);
 
 fn run(start: Start) -> u8 {
-    let computes = start.arguments().nth(1).is_some();
-    loop {
-        if computes {
-            core::hint::spin_loop();
-        } else if time::sleep(1_000_000_000).is_err() {
-            return 1;
+    match start.arguments().nth(1) {
+        None => sleep(|| {}),
+        Some("family") => {
+            if process::fork() == Ok(0) && !matches!(process::fork(), Ok(0)) {
+                return 0;
+            }
+            sleep(|| {})
         }
+        Some("print") => sleep(|| println!("still here")),
+        Some(_) => loop {
+            core::hint::spin_loop();
+        },
     }
+}
+
+/// Sleeps, and does something now and then.
+fn sleep(sometimes: impl Fn()) -> u8 {
+    while time::sleep(200_000_000).is_ok() {
+        sometimes();
+    }
+    1
 }

@@ -4,6 +4,7 @@
 //! them while the others write, and each copy is compared, changed and given up without the original noticing.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -26,7 +27,7 @@ const PAGES: usize = 24;
 /// Their bytes.
 const SIZE: u64 = PAGES as u64 * PAGE;
 
-/// What the workers' threads are told, and what they count for themselves.
+/// What the workers' threads are given, and what they count for themselves.
 struct Task {
     seed: u64,
     rounds: u64,

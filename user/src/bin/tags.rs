@@ -1,9 +1,10 @@
 //! Addresses with a tag in the top byte: the hardware ignores it at EL0, calls take it where Linux's tagged address ABI
-//! says so, and a handler is told of it where it wants to be.
+//! allows it, and a handler gets it where it asks for it.
 //!
 //! After Documentation/arch/arm64/tagged-pointers.rst and tagged-address-abi.rst, and Linux's own answers.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -91,7 +92,7 @@ fn tags_are_ignored_at_el0() {
         unsafe { store(page | tag, value) };
         assert_eq!([load(page), load(page | tag)], [value; 2]);
     }
-    // SAFETY: nobody has a reference to it.
+    // SAFETY: there is no reference to it.
     unsafe { memory::munmap(page, PAGE) }.expect("unmapped");
 }
 
@@ -100,7 +101,7 @@ static CODE: AtomicI32 = AtomicI32::new(0);
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static RECORD: AtomicU64 = AtomicU64::new(0);
 
-/// Notes what it is told and goes on behind the access; of a call, where that would have returned to.
+/// Records its arguments and goes on behind the access; of a call, where that would have returned to.
 extern "C" fn note(_: u32, info: &SigInfo, context: &mut UContext) {
     FAULTS.fetch_add(1, Ordering::Relaxed);
     CODE.store(info.code, Ordering::Relaxed);
@@ -112,7 +113,7 @@ extern "C" fn note(_: u32, info: &SigInfo, context: &mut UContext) {
 }
 
 /// The code, the address, and the frame's `fault_address` of the fault that was just taken, the first one since.
-fn told() -> (i32, u64, u64) {
+fn taken() -> (i32, u64, u64) {
     assert_eq!(FAULTS.swap(0, Ordering::Relaxed), 1, "faults");
     (CODE.load(Ordering::Relaxed), ADDRESS.load(Ordering::Relaxed), RECORD.load(Ordering::Relaxed))
 }
@@ -142,19 +143,19 @@ fn faults_hide_tags_unless_they_are_asked_for() {
     for (flags, tag) in [(0, 0), (SA_EXPOSE_TAGBITS, TAG)] {
         handle(flags);
         load(NOWHERE | TAG);
-        assert_eq!(told(), (SEGV_MAPERR, NOWHERE | tag, NOWHERE), "flags {flags:#x}");
+        assert_eq!(taken(), (SEGV_MAPERR, NOWHERE | tag, NOWHERE), "flags {flags:#x}");
         load(NOWHERE);
-        assert_eq!(told(), (SEGV_MAPERR, NOWHERE, NOWHERE));
+        assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE));
         // An address of the upper half has no tag.
         load(u64::MAX << 48);
-        assert_eq!(told(), (SEGV_MAPERR, u64::MAX << 48, u64::MAX << 48));
+        assert_eq!(taken(), (SEGV_MAPERR, u64::MAX << 48, u64::MAX << 48));
         // SAFETY: nothing is there. PC has no tag, whatever was branched to.
         unsafe { branch(NOWHERE | TAG) };
-        assert_eq!(told(), (SEGV_MAPERR, NOWHERE, NOWHERE), "a branch");
+        assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE), "a branch");
         let odd = function as *const () as u64 | 2;
         // SAFETY: nothing is executed where PC is not aligned.
         unsafe { branch(odd | TAG) };
-        assert_eq!(told(), (BUS_ADRALN, odd, 0), "a branch between instructions");
+        assert_eq!(taken(), (BUS_ADRALN, odd, 0), "a branch between instructions");
     }
     handle(0);
 }
@@ -221,7 +222,7 @@ fn calls_that_name_mappings_ignore_tags() {
     assert_eq!(load(start), 0);
     assert_eq!(call(MUNMAP, &[start | TAG, PAGE]), Ok(0));
     load(start);
-    assert_eq!(told(), (SEGV_MAPERR, start, start), "it was unmapped");
+    assert_eq!(taken(), (SEGV_MAPERR, start, start), "it was unmapped");
     // Where something is to be mapped a tag is a part of the address.
     let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
     assert_eq!(call(MMAP, &[start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(Errno::ENOMEM));
@@ -276,13 +277,13 @@ fn calls_take_tagged_pointers_when_asked() {
     assert_eq!(call(PRCTL, &[PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE]), Ok(0));
     assert_eq!(control(), Ok(PR_TAGGED_ADDR_ENABLE));
     assert_eq!(with_tagged_pointers(), [Ok(0), Ok(0), Ok(0), Err(Errno::EAGAIN)]);
-    // What is not there is so with a tag, too, and the kernel's half is nobody's.
+    // What is not mapped is not mapped with a tag either, and the kernel's half is out of range.
     for address in [NOWHERE | TAG, NOWHERE, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
         assert_eq!(call(UNAME, &[address]), Err(Errno::EFAULT), "{address:#x}");
     }
     // A signal's frame goes to the stack, whose address has a tag.
     assert_eq!(on_a_tagged_stack(NOWHERE), 0x77);
-    assert_eq!(told(), (SEGV_MAPERR, NOWHERE, NOWHERE));
+    assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE));
 }
 
 fn the_mode_is_inherited_until_an_exec(path: &str) {

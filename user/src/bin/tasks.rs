@@ -1,6 +1,7 @@
 //! What processes and threads share, what each has of its own, and which thread a signal reaches.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -77,7 +78,7 @@ fn load(word: &AtomicU32) -> u32 {
     word.load(Ordering::Relaxed)
 }
 
-/// A clone that goes on here, on its own copy of the memory; its flags say the signal.
+/// A clone that goes on here, on its own copy of the memory; its flags have the signal.
 fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, Errno> {
     let [parent_id, child_id] = words;
     // SAFETY: the child has memory of its own.
@@ -88,25 +89,11 @@ fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, 
 }
 
 /// A clone with the same memory, on a stack of its own; it ends with `process::exit`.
-#[cfg(target_arch = "aarch64")]
 fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
     const STACK: u64 = 16 * memory::PAGE;
     let stack = memory::map(STACK, PROT_READ | PROT_WRITE).expect("a stack") + STACK;
-    let number: u64;
-    // SAFETY: the child goes to `child` at once, on the stack that it is given, and never comes back.
-    unsafe {
-        core::arch::asm!(
-            "svc #0", "cbnz x0, 2f", "mov x29, #0", "mov x30, #0", "br {child}", "2:",
-            child = in(reg) child, in("x8") CLONE,
-            inlateout("x0") flags => number, in("x1") stack, in("x2") 0, in("x3") 0, in("x4") 0,
-        );
-    }
-    sys::result(number).map(|number| number as u32)
-}
-
-#[cfg(not(target_arch = "aarch64"))]
-fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
-    unreachable!("{flags:#x} {child:?}: these programs run on arm64 alone")
+    // SAFETY: the stack was just mapped, for the child alone.
+    unsafe { process::clone_onto(flags, stack, child) }
 }
 
 const CHILD: u64 = SIGCHLD as u64;
@@ -278,8 +265,8 @@ fn the_oldest_child_is_collected_first() {
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD));
 }
 
-/// In a child of its own: the first thread waits for a vfork child that goes on until it is told, and `others` runs in
-/// another thread. What they share.
+/// In a child of its own: the first thread waits for a vfork child that goes on until it is stopped, and `others` runs
+/// in another thread. What they share.
 struct Held {
     started: AtomicU32,
     release: AtomicU32,
@@ -293,7 +280,7 @@ fn held() -> &'static Held {
     unsafe { &*(HELD.load(Ordering::Relaxed) as *const Held) }
 }
 
-/// Ends when it is told, or after 20 s: then a test that waits for it by mistake sees that.
+/// Ends when it is stopped, or after 20 s: then a test that waits for it by mistake sees that.
 extern "C" fn until_released() -> ! {
     held().started.fetch_add(1, Ordering::Relaxed);
     let end = time::now() + 20_000_000_000;
@@ -356,6 +343,25 @@ fn a_fatal_signal_waits_for_no_thread() {
     let child = hold(|| (), sleep_on);
     process::kill(child as i32, SIGTERM).expect("a signal");
     assert_eq!(process::wait(child), killed(SIGTERM));
+    release();
+
+    // Nor for handlers: one that is due in the first thread, and blocks the signal, runs no more.
+    extern "C" fn exit(_: u32, _: &SigInfo, _: &mut UContext) {
+        process::exit_group(8)
+    }
+    let child = hold(
+        || {
+            // SAFETY: the handler ends the process.
+            unsafe { handle(SIGUSR1, exit, 0, set_of(SIGTERM)) }.expect("an action to set");
+        },
+        |_| {
+            mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
+            sleep_on(0);
+        },
+    );
+    process::kill(child as i32, SIGUSR1).expect("a signal");
+    process::kill(child as i32, SIGTERM).expect("a signal");
+    assert_eq!(process::wait(child), killed(SIGTERM), "the end does not wait for a handler");
     release();
 }
 
@@ -530,7 +536,7 @@ fn fault() {
     }
 }
 
-/// Four processes fault and return from a handler so many times each: how long all of it takes, for who compares.
+/// Four processes fault and return from a handler so many times each: how long all of it takes, for comparison.
 fn turns(count: u32) -> u8 {
     // SAFETY: the handler changes its frame alone.
     unsafe { handle(SIGSEGV, skip, 0, 0) }.expect("an action to set");

@@ -1,4 +1,4 @@
-//! `./x audit`: what the finished image can do, by the image itself.
+//! `./x audit`: what the finished image can do, by the image itself; and which modules import which, by the sources.
 //!
 //! `panics` follows calls from where programs, devices and firmware enter the kernel to each panic that can be reached,
 //! in the code that is shipped: after inlining, with everything gone that the compiler proved away. A place of a panic
@@ -7,6 +7,7 @@
 
 mod code;
 mod image;
+mod layers;
 mod reach;
 mod sources;
 mod tables;
@@ -32,6 +33,8 @@ pub(crate) enum Audit {
     /// Panics that a program, a device, an interrupt or the device tree can reach; fails if one has no reason in
     /// xtask/audit/panics.toml
     Panics(Options),
+    /// Modules of the kernel that import what is above them; fails if one is not in xtask/audit/layers.toml
+    Layers,
 }
 
 /// What is printed.
@@ -60,8 +63,18 @@ pub(crate) struct Options {
 /// # Errors
 /// When it finds what is not listed, or cannot be run.
 pub(crate) fn run(audit: &Audit, tools: &Tools) -> Result<()> {
-    let Audit::Panics(options) = audit;
-    panics(tools, options)
+    match audit {
+        Audit::Panics(options) => panics(tools, options),
+        Audit::Layers => layers::audit(&tools.root, true),
+    }
+}
+
+/// The audit of layers, as [`crate::lint`] has it.
+///
+/// # Errors
+/// When an import goes up that is not listed, or the table is out of date.
+pub(crate) fn check_layers(tools: &Tools) -> Result<()> {
+    layers::audit(&tools.root, false)
 }
 
 /// The audit of panics over the release build, as [`crate::lint`] has it: quiet but for what is wrong.

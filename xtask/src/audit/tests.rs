@@ -1,8 +1,9 @@
-//! The audit of tests-qemu/guest/src/planted.rs, in the image of the tests as it was built last.
+//! The audit of tests-qemu/guest/src/planted.rs, in the image of the tests as it was built last; and that of layers.
 
 use std::path::{Path, PathBuf};
 
 use super::image::Image;
+use super::layers::{Import, Layer, Layers, Upward};
 use super::reach::{Reached, reach};
 use super::sources::Sources;
 use super::tables::{Call, Calls, Panic, Panics, Root, Source};
@@ -75,4 +76,65 @@ fn what_is_not_listed_or_gone_fails() {
 fn a_target_that_is_not_there_is_named() {
     let reached = follow(vec![call(&["granule_tests::planted::misspelt"])]).unwrap();
     assert!(matches!(&reached.misnamed[..], [one] if one.contains("misspelt")));
+}
+
+fn layers(upward: &[(&str, &str)]) -> Layers {
+    let layer = |name: &str, never: &[&str]| Layer {
+        name: name.into(),
+        modules: vec![name.into()],
+        never: never.iter().map(|&name| name.into()).collect(),
+    };
+    Layers {
+        layers: vec![layer("low", &[]), layer("beside", &[]), layer("high", &["beside"])],
+        upward: upward.iter().map(|&(from, to)| Upward::new(from, to, "a test")).collect(),
+        most_upward: 1,
+    }
+}
+
+fn judged(layers: &Layers, imports: &[(&str, &str)]) -> Result<(), String> {
+    let imports = imports.iter().map(|&(from, to)| Import { from: from.into(), to: to.into() }).collect();
+    super::layers::judge(layers, &imports).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_import_that_goes_up_fails_unless_it_is_listed() {
+    let up = [("low::a", "high::b::C")];
+    assert_eq!(judged(&layers(&[]), &[("high::b", "low::a::D"), ("high::b", "high::c")]), Ok(()));
+    assert!(judged(&layers(&[]), &up).unwrap_err().contains("low::a (low) imports high::b::C (high)"));
+    assert_eq!(judged(&layers(&up), &up), Ok(()));
+    assert!(judged(&layers(&up), &[]).unwrap_err().contains("an import that is gone"));
+    assert!(judged(&layers(&[up[0], up[0]]), &up).unwrap_err().contains("at most 1 may"));
+    assert!(judged(&layers(&[]), &[("high", "beside::x")]).unwrap_err().contains("imports beside::x (beside)"));
+    assert!(judged(&layers(&[]), &[("new", "low")]).unwrap_err().contains("no layer for new"));
+    assert!(judged(&layers(&[]), &[("lower", "low")]).unwrap_err().contains("no layer for lower"));
+}
+
+/// Every way to write an import is read: by `use`, in code, in a macro, from a nested module; and none for tests alone.
+#[test]
+fn imports_are_found_however_they_are_written() {
+    let directory = std::env::temp_dir().join(format!("granule-layers-{}", std::process::id()));
+    std::fs::create_dir_all(directory.join("a")).unwrap();
+    let write = |file: &str, text: &str| std::fs::write(directory.join(file), text).unwrap();
+    write("lib.rs", "mod a; #[cfg(test)] mod tests; fn root() { crate::b::free() }");
+    write(
+        "a.rs",
+        "use crate::{b::{self, C}, d::*}; mod inner { fn f() { super::super::e::g(); h!(x, crate::i::j()); } }
+         mod k; #[cfg(test)] mod tests { use crate::never::X; } /// See [`crate::never`].
+         pub(in crate::a) struct S(crate::l::M);",
+    );
+    write("a/k.rs", "use super::inner::N; use granule_abi::Errno;");
+    let found: Vec<(String, String)> =
+        super::layers::imports(&directory).unwrap().into_iter().map(|import| (import.from, import.to)).collect();
+    std::fs::remove_dir_all(&directory).unwrap();
+    let expected = [
+        ("a", "b"),
+        ("a", "b::C"),
+        ("a", "d"),
+        ("a", "l::M"),
+        ("a::inner", "e::g"),
+        ("a::inner", "i::j"),
+        ("a::k", "a::inner::N"),
+        ("a::k", "granule_abi::Errno"),
+    ];
+    assert_eq!(found, expected.map(|(from, to)| (from.to_owned(), to.to_owned())));
 }

@@ -1,5 +1,7 @@
 //! Subscribers that leave while others are told, and what they find when they have left.
 
+#![allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
+
 use std::sync::Arc;
 
 use granule::mm::notifier::{Again, Event, NotifierChain, Range, Subscriber, Subscription};

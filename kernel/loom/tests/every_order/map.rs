@@ -1,7 +1,7 @@
 //! Owners of neighbouring pages, who share tables, and those who look on.
 
 use granule_loom::{Cpu, Machine, pages};
-use granule_pgtable::{Change, Lazy};
+use granule_pgtable::{Change, Lazy, WholeLeaves};
 
 use crate::{assert_caught, every_order, nothing, without};
 
@@ -61,7 +61,7 @@ fn a_walker_sees_a_page_or_none_while_its_owner_unmaps_and_maps_it() {
 fn a_table_that_appears_in_a_hole_is_no_leaf() {
     let unmap = |cpu: Cpu<'_>| cpu.unmap(0);
     let change = |cpu: Cpu<'_>| {
-        let changed = cpu.tables().update(&Lazy::new(&cpu), pages(0, 1), Change::READ_ONLY);
+        let changed = cpu.tables().update(&Lazy::new(&cpu), pages(0, 1), Change::READ_ONLY, WholeLeaves);
         assert!(changed.is_err(), "nothing is mapped there");
     };
     for owner in [unmap, change] {
@@ -71,35 +71,35 @@ fn a_table_that_appears_in_a_hole_is_no_leaf() {
     }
 }
 
-/// One owner changes its page while its neighbour, in the same pair of entries, maps another and unmaps a third.
-fn change_beside_a_neighbour(machine: fn() -> Machine) {
+/// One owner changes its two pages while its neighbour maps another, in the same pair of entries as one of these.
+fn change_beside_a_neighbour<const PAGE: u64>(machine: fn() -> Machine) {
     let before = |cpu: Cpu<'_>| {
-        cpu.map(0);
+        cpu.map(1);
         cpu.map(2);
     };
     let changes = |cpu: Cpu<'_>| {
-        for page in [0, 2] {
-            let _walk = cpu.announce();
-            let flush = cpu.tables().update(&Lazy::new(&cpu), pages(page, 1), Change::READ_ONLY);
-            if page == 0 {
-                flush.expect("the owner finds its page whatever the neighbour does").left_to_caller();
-            }
-        }
+        let _walk = cpu.announce();
+        let flush = cpu.tables().update(&Lazy::new(&cpu), pages(1, 2), Change::READ_ONLY, WholeLeaves);
+        flush.expect("the owner finds its pages whatever the neighbour does").left_to_caller();
     };
-    every_order(machine, before, [|cpu| cpu.map(1), changes], |machine| {
+    every_order(machine, before, [|cpu| cpu.map(PAGE), changes], |machine| {
         let cpu = machine.cpu(0);
-        assert!(cpu.look(1), "the neighbour's page was lost");
-        let found = cpu.tables().translate(pages(0, 1).start()).expect("the owner's own page");
-        assert!(!found.descriptor.is_writable());
+        assert!(cpu.look(PAGE), "the neighbour's page was lost");
+        for own in [1, 2] {
+            let found = cpu.tables().translate(pages(own, 1).start()).expect("the owner's own page");
+            assert!(!found.descriptor.is_writable());
+        }
     });
 }
 
 #[test]
 fn a_change_in_bulk_leaves_the_neighbours_entries_alone() {
-    change_beside_a_neighbour(without!(Nothing, 1));
+    change_beside_a_neighbour::<0>(without!(Nothing, 1));
+    change_beside_a_neighbour::<3>(without!(Nothing, 1));
 }
 
 #[test]
 fn a_change_that_writes_the_other_half_of_a_pair_is_caught() {
-    assert_caught("the neighbour's page was lost", || change_beside_a_neighbour(without!(OwnEntries, 1)));
+    assert_caught("the neighbour's page was lost", || change_beside_a_neighbour::<0>(without!(OwnEntries, 1)));
+    assert_caught("the neighbour's page was lost", || change_beside_a_neighbour::<3>(without!(OwnEntries, 1)));
 }

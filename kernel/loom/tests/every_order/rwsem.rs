@@ -4,10 +4,11 @@
 //! A hand-over that is lost is a deadlock, two who have the lock at once are accesses without an order; loom reports
 //! both.
 
+#![allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
+
 use std::sync::Arc;
 
-use granule::sched::WaitQueue;
-use granule::sync::RwSem;
+use granule::sched::{RwSem, WaitQueue};
 use granule_loom::{Omitted, Waiting, omit};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, Ordering};

@@ -7,7 +7,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_loom::{Broadcast, Cpu, Machine, SplitLock, pages};
-use granule_pgtable::{Change, Entries, Geometry, Lazy, Lockless, Serialise, Tiny};
+use granule_pgtable::{Change, Entries, Geometry, Lazy, Lockless, RefuseSplits, Serialise, Split, Tiny, WholeLeaves};
 
 use crate::{assert_caught, orders, without};
 
@@ -57,9 +57,9 @@ impl Serialise for Nothing {
 /// a TLB might keep what these were.
 fn change<H: How>(cpu: Cpu<'_>, first: u64, count: usize, around: &[u64]) {
     let (lazy, range) = (Lazy::new(&cpu), pages(first, count));
-    let (flush, _) = cpu
+    let flush = cpu
         .tables()
-        .update_splitting(&lazy, range, Change::READ_ONLY, &H::on(cpu), &mut { cpu })
+        .update(&lazy, range, Change::READ_ONLY, Split::new(&H::on(cpu), &mut { cpu }))
         .expect("the pages are mapped, and there are tables");
     lazy.invalidate(&Broadcast, [flush]);
     cpu.access(around);
@@ -209,7 +209,7 @@ fn a_split_beside_a_neighbours_changes<H: How>(machine: fn() -> Machine) {
     let changes = |cpu: Cpu<'_>| {
         change::<H>(cpu, 1, 1, &[0, 1]);
         let lazy = Lazy::new(&cpu);
-        let flush = cpu.tables().update_divisible(&lazy, pages(1, 1), Change::INVALID).expect("the group is split");
+        let flush = cpu.tables().update(&lazy, pages(1, 1), Change::INVALID, RefuseSplits).expect("the group is split");
         lazy.invalidate(&Broadcast, [flush]);
         cpu.access(&[0]);
         cpu.assert_nothing_stale(pages(1, 1));
@@ -297,7 +297,7 @@ fn a_level_hint_for_what_was_split_is_caught() {
     assert_caught("may be translated by", || {
         a_stale_large_leaf::<Steps>(|cpu| {
             let lazy = Lazy::new(&cpu);
-            let flush = cpu.tables().update(&lazy, pages(0, 2), Change::READ_ONLY).expect("a whole group");
+            let flush = cpu.tables().update(&lazy, pages(0, 2), Change::READ_ONLY, WholeLeaves).expect("a whole group");
             lazy.invalidate(&Broadcast, [flush]);
             cpu.assert_nothing_stale(pages(0, 2));
         });
@@ -310,7 +310,8 @@ fn a_change_of_a_part_without_invalidation_is_caught() {
     assert_caught("may be translated by", || {
         a_stale_large_leaf::<Steps>(|cpu| {
             let lazy = Lazy::new(&cpu);
-            let flush = cpu.tables().update_divisible(&lazy, pages(0, 2), Change::READ_ONLY).expect("a whole group");
+            let flush =
+                cpu.tables().update(&lazy, pages(0, 2), Change::READ_ONLY, RefuseSplits).expect("a whole group");
             flush.left_to_caller();
             cpu.assert_nothing_stale(pages(0, 2));
         });

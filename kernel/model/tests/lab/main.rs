@@ -12,7 +12,7 @@ use granule_arch::addr::PhysAddr;
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_model::{Access, Features, Model};
-use granule_pgtable::{Change, Granule4K, Lazy, Mmu, PageRange, Shape};
+use granule_pgtable::{Change, Granule4K, Lazy, Mmu, PageRange, Shape, WholeLeaves};
 
 const FRAME: PhysAddr = PhysAddr(0x4000_0000);
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
@@ -35,7 +35,7 @@ fn read_only(sites: &[u16], pages: usize) -> Vec<String> {
                 assert_eq!(cpu.access(range.start() + (page << 12), Access::Write), Ok(FRAME + (page << 12)));
             }
         }
-        let flush = cpu.page_tables().update(&lazy, range, Change::READ_ONLY).unwrap();
+        let flush = cpu.page_tables().update(&lazy, range, Change::READ_ONLY, WholeLeaves).unwrap();
         lazy.invalidate(&KernelTlb, [flush]);
     });
     model.audit(0, range);

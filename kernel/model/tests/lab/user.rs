@@ -1,5 +1,7 @@
 //! The kernel's invalidation of user addresses on the model: under the space's own number, with every step needed.
 
+#![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
+
 use granule::mm::asid::{AsidSlot, Asids};
 use granule::mm::notifier::NotifierChain;
 use granule::mm::tlb::user::{Batch, UserTlb};
@@ -8,7 +10,7 @@ use granule::smp::{Cpu, CpuId};
 use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
-use granule_arch::tlbi::Instruction;
+use granule_arch::tlbi::{AddressOperand, Asid, Instruction, UserTlbToken};
 use granule_model::{Access, Features, Model, ModelCpu, Rule, Sabotage, Step};
 use granule_pgtable::{Granule4K, Lazy, Mmu, PageRange, Shape, Tables};
 
@@ -102,14 +104,19 @@ fn no_cpu_keeps_what_a_user_page_was() {
 /// Each step of each way, one after the other, is missed when it is not there.
 #[test]
 fn every_step_is_needed() {
+    /// The ASID behind `number`.
+    fn another(number: u16) -> Asid {
+        // SAFETY: no device translates by the model's tables.
+        Asid::new(number + 1, unsafe { UserTlbToken::new() })
+    }
     fn another_asid(instruction: Instruction) -> Instruction {
         match instruction {
-            Instruction::Aside1is(asid) => Instruction::Aside1is(asid + 1),
+            Instruction::Aside1is(asid) => Instruction::Aside1is(another(asid.number())),
             Instruction::Vale1is(operand) => {
                 // Bits 43:0 are the address above its low 12.
                 let page = VirtAddr(operand.bits() << 20 >> 8 | 0xff << 56);
-                let asid = (operand.bits() >> 48) as u16 + 1;
-                Instruction::Vale1is(granule_arch::tlbi::AddressOperand::with_asid(page, asid, None))
+                let asid = another((operand.bits() >> 48) as u16);
+                Instruction::Vale1is(AddressOperand::with_asid(page, asid, None))
             }
             other => panic!("{other:?} on CPUs with nothing optional"),
         }

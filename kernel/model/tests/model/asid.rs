@@ -1,9 +1,11 @@
 //! Operations of one address space: which entries are its, and what completes an operation of one CPU.
 
+#![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
+
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
 use granule_arch::tlbi::{
-    AddressOperand, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport,
+    AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport, UserTlbToken,
 };
 use granule_model::{Access, Fault, Features, Model, Rule};
 use granule_pgtable::{Granule4K, Mmu, Shape};
@@ -11,6 +13,13 @@ use granule_pgtable::{Granule4K, Mmu, Shape};
 use crate::{FRAME, is_certain, map, range, write};
 
 const OURS: u16 = 7;
+
+/// An ASID of which no device has entries.
+pub(crate) const fn asid(number: u16) -> Asid {
+    // SAFETY: no device translates by the model's tables here.
+    Asid::new(number, unsafe { UserTlbToken::new() })
+}
+
 const USER: Attributes = Attributes::user(MemoryType::Normal, Protection::READ);
 
 /// What one page of a space is, by what its entry was before it became invalid.
@@ -39,12 +48,12 @@ fn is_gone(model: &Model<Granule4K>, cpu: usize, page: VirtAddr) -> bool {
 }
 
 /// The operations for the page at `page` and the one behind it, in `asid`.
-fn operations(page: VirtAddr, asid: u16) -> [Instruction; 4] {
-    let single = AddressOperand::with_asid(page, asid, Some((Granule::Size4K, LevelHint::new(3).unwrap())));
+fn operations(page: VirtAddr, number: u16) -> [Instruction; 4] {
+    let single = AddressOperand::with_asid(page, asid(number), Some((Granule::Size4K, LevelHint::new(3).unwrap())));
     let Some(Operation::Pages(_, span)) = Plan::new(page, 2, Granule::Size4K, RangeSupport::Yes).next() else {
         panic!("two pages are a span");
     };
-    let several = RangeOperand::with_asid(page, Granule::Size4K, span, asid, LevelHint::new(3));
+    let several = RangeOperand::with_asid(page, Granule::Size4K, span, asid(number), LevelHint::new(3));
     [
         Instruction::Vale1is(single),
         Instruction::Vae1is(single),
@@ -73,12 +82,12 @@ fn an_operation_takes_the_pages_of_its_space_and_global_ones() {
 #[test]
 fn a_whole_space_is_its_pages_and_no_global_ones() {
     for page in [Page::OfTheSpace, Page::Global] {
-        for asid in [OURS, OURS + 1] {
+        for number in [OURS, OURS + 1] {
             let (model, start) = invalid(page);
-            model.cpu(0).tlbi(Instruction::Aside1is(asid));
+            model.cpu(0).tlbi(Instruction::Aside1is(asid(number)));
             model.cpu(0).dsb_ish();
-            let expected = asid == OURS && page == Page::OfTheSpace;
-            assert_eq!(is_gone(&model, 1, start), expected, "{page:?} and ASID {asid}");
+            let expected = number == OURS && page == Page::OfTheSpace;
+            assert_eq!(is_gone(&model, 1, start), expected, "{page:?} and ASID {number}");
         }
     }
 }
@@ -88,11 +97,14 @@ fn a_whole_space_is_its_pages_and_no_global_ones() {
 fn steps_of_a_walk_belong_to_the_space() {
     type Unlinking = (fn(VirtAddr) -> Instruction, Option<&'static str>);
     let rows: [Unlinking; 5] = [
-        (|_| Instruction::Aside1is(OURS), None),
-        (|page| Instruction::Vae1is(AddressOperand::with_asid(page, OURS, None)), None),
-        (|_| Instruction::Aside1is(OURS + 1), Some("is for another ASID")),
-        (|page| Instruction::Vae1is(AddressOperand::with_asid(page, OURS + 1, None)), Some("is for another ASID")),
-        (|page| Instruction::Vale1is(AddressOperand::with_asid(page, OURS, None)), Some("takes leaves only")),
+        (|_| Instruction::Aside1is(asid(OURS)), None),
+        (|page| Instruction::Vae1is(AddressOperand::with_asid(page, asid(OURS), None)), None),
+        (|_| Instruction::Aside1is(asid(OURS + 1)), Some("is for another ASID")),
+        (
+            |page| Instruction::Vae1is(AddressOperand::with_asid(page, asid(OURS + 1), None)),
+            Some("is for another ASID"),
+        ),
+        (|page| Instruction::Vale1is(AddressOperand::with_asid(page, asid(OURS), None)), Some("takes leaves only")),
     ];
     for (instruction, wrong) in rows {
         let (model, start) = invalid(Page::OfTheSpace);
@@ -123,7 +135,7 @@ fn steps_of_a_walk_belong_to_the_space() {
 fn a_dsb_nsh_completes_what_is_for_this_cpu_alone() {
     let (model, start) = invalid(Page::OfTheSpace);
     let cpu = model.cpu(0);
-    cpu.tlbi(Instruction::Vale1(AddressOperand::with_asid(start, OURS, None)));
+    cpu.tlbi(Instruction::Vale1(AddressOperand::with_asid(start, asid(OURS), None)));
     cpu.dsb_nsh();
     cpu.isb();
     assert!(is_gone(&model, 0, start) && !is_gone(&model, 1, start));
@@ -134,8 +146,8 @@ fn a_dsb_nsh_completes_what_is_for_this_cpu_alone() {
 fn a_dsb_nsh_behind_a_broadcast_is_caught() {
     let (model, start) = invalid(Page::OfTheSpace);
     let cpu = model.cpu(0);
-    cpu.tlbi(Instruction::Vae1is(AddressOperand::with_asid(start, OURS, None)));
-    cpu.tlbi(Instruction::Vae1is(AddressOperand::with_asid(start + 0x1000, OURS, None)));
+    cpu.tlbi(Instruction::Vae1is(AddressOperand::with_asid(start, asid(OURS), None)));
+    cpu.tlbi(Instruction::Vae1is(AddressOperand::with_asid(start + 0x1000, asid(OURS), None)));
     cpu.dsb_nsh();
     model.synchronise();
     model.audit(0, range(start, 0x1000));

@@ -4,7 +4,7 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_model::{Features, Model, PlanTlb, Rule, Sabotage, Step};
-use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Reclaimer, Shape, TableSource};
+use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Reclaimer, Shape, TableSource, WholeLeaves};
 use std::sync::atomic::AtomicU64;
 
 use crate::{DATA, FRAME, map, range};
@@ -35,7 +35,7 @@ fn run(model: &Model<Granule4K>, operation: Operation, pages: PageRange) {
             return model.audit(0, far);
         }
         ReadOnly => {
-            let flush = cpu.page_tables().update(&lazy, pages, Change::READ_ONLY).unwrap();
+            let flush = cpu.page_tables().update(&lazy, pages, Change::READ_ONLY, WholeLeaves).unwrap();
             lazy.invalidate(&TLB, [flush]);
         }
         Unmap => cpu.page_tables().unmap(&lazy, &TLB, pages, |leaf| model.frame_freed(0, leaf.physical)).unwrap(),

@@ -3,7 +3,8 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_model::{Access, Event, Fault, Features, Model, Operation, PlanTlb, Rule, Sabotage, Step};
 use granule_pgtable::{
-    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Lockless, PageRange, Splits, Tiny,
+    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Lockless, PageRange, RefuseSplits, Split, Splits,
+    Tiny, WholeLeaves,
 };
 
 use crate::{DATA, FRAME, LARGEST, map, range, rules};
@@ -23,8 +24,9 @@ fn read_only<G: Geometry>(model: &Model<G>, pages: PageRange<G>, tables: usize) 
     let cpu = model.cpu(0);
     let lazy = Lazy::new(&cpu);
     let mut frames = model.frames_limited(tables);
-    let (flush, splits) =
-        cpu.page_tables().update_splitting(&lazy, pages, Change::READ_ONLY, &Lockless, &mut frames)?;
+    let mut splitter = Split::new(&Lockless, &mut frames);
+    let flush = cpu.page_tables().update(&lazy, pages, Change::READ_ONLY, &mut splitter)?;
+    let splits = splitter.splits();
     lazy.invalidate(&PlanTlb::of(model.features()), [flush]);
     model.audit(0, pages);
     Ok(splits)
@@ -163,14 +165,14 @@ fn hinted_change(before: Option<(u64, u64)>) -> Vec<String> {
     let (lazy, tlb) = (Lazy::new(&cpu), PlanTlb::of(model.features()));
     if let Some((offset, size)) = before {
         let range = range(start + offset, size);
-        let flush = cpu.page_tables().update_divisible(&lazy, range, Change::INVALID).unwrap();
+        let flush = cpu.page_tables().update(&lazy, range, Change::INVALID, RefuseSplits).unwrap();
         lazy.invalidate(&tlb, [flush]);
-        let flush = cpu.page_tables().update_divisible(&lazy, range, Change::VALID).unwrap();
+        let flush = cpu.page_tables().update(&lazy, range, Change::VALID, RefuseSplits).unwrap();
         assert!(flush.is_none());
         lazy.pay();
         model.synchronise();
     }
-    let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY).unwrap();
+    let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY, WholeLeaves).unwrap();
     lazy.invalidate(&tlb, [flush]);
     model.audit(0, page);
     model.violations().iter().map(ToString::to_string).collect()
@@ -197,7 +199,7 @@ fn a_split_by_cpus_that_may_not_change_a_size_is_told() {
         let (cpu, page) = (model.cpu(0), range(start + 0x1000, 0x1000));
         let lazy = Lazy::new(&cpu);
         let events = model.record(|| {
-            let refused = cpu.page_tables().update_divisible(&lazy, page, Change::READ_ONLY);
+            let refused = cpu.page_tables().update(&lazy, page, Change::READ_ONLY, RefuseSplits);
             assert_eq!(refused, Err(Error::Straddles { leaf: start, size }));
         });
         assert!(events.is_empty());

@@ -7,6 +7,7 @@ use granule_arch::tlbi::{
 use granule_model::{Access, Fault, Features, Model, Rule};
 use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Mmu, Shape};
 
+use crate::asid::asid;
 use crate::{DATA, FRAME, LARGEST, is_certain, map, range, rules, write};
 
 const ALL: Features = Features::ALL;
@@ -145,7 +146,7 @@ fn a_range_operation_is_undefined_without_the_feature() {
 #[test]
 fn an_asid_in_an_operation_for_all_of_them_is_reported() {
     let (model, start) = unmapped::<Granule4K>(ALL, 1, Shape::PAGES);
-    gone(&model, start, 1, &[Instruction::Vaale1is(AddressOperand::with_asid(start, 0xffff, None))]);
+    gone(&model, start, 1, &[Instruction::Vaale1is(AddressOperand::with_asid(start, asid(0xffff), None))]);
     assert_eq!(rules(&model), [Rule::Undefined]);
 }
 
@@ -170,7 +171,7 @@ fn a_local_operation_leaves_the_other_cpus_alone() {
 #[test]
 fn an_operation_for_an_asid_takes_global_entries() {
     let (model, start) = unmapped::<Granule4K>(ALL, 1, Shape::PAGES);
-    let operand = AddressOperand::with_asid(start, 7, None);
+    let operand = AddressOperand::with_asid(start, asid(7), None);
     assert_eq!(gone(&model, start, 1, &[Instruction::Vale1is(operand)]), [true]);
 }
 

@@ -6,9 +6,13 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use granule::mm::kernel::alias::Alias;
+use granule::mm::kernel::alias::update;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_model::{Access, Fault, Features, Frames, Model, PlanTlb};
-use granule_pgtable::{Alias, Change, Error, Geometry, Granule4K, Lazy, Leaf, Lockless, PageRange, PageTables, Tiny};
+use granule_pgtable::{
+    Change, Cut, Error, Geometry, Granule4K, Lazy, Leaf, Lockless, PageRange, Splitter, Tiny, WholeLeaves,
+};
 use proptest::prelude::{Just, Strategy, any, proptest};
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
@@ -75,25 +79,26 @@ enum Forgets {
 }
 
 /// The linear map, with some frames for tables.
-struct Linear<'a, 'm, G: Geometry> {
-    tables: PageTables<'a, Gated<'a, G>>,
+struct Linear<'m, G: Geometry> {
     start: VirtAddr,
     frames: Frames<'m, G>,
     forgets: Forgets,
 }
 
-impl<G: Geometry> Alias<G> for Linear<'_, '_, G> {
-    type Error = Error;
+impl<'a, G: Geometry> Splitter<Gated<'a, G>> for Linear<'_, G> {
+    const LIVE_SPLITS: bool = true;
 
+    fn split(&mut self, cut: &Cut<'_, Gated<'a, G>>) -> Result<(), Error> {
+        match self.forgets {
+            Forgets::Order => cut.split(&Unserialised, &mut self.frames).map(drop),
+            _ => cut.split(&Lockless, &mut self.frames).map(drop),
+        }
+    }
+}
+
+impl<'a, G: Geometry> Alias<Gated<'a, G>> for Linear<'_, G> {
     fn address(&self, frame: PhysAddr) -> VirtAddr {
         self.start + (frame.0 - MEMORY)
-    }
-
-    fn split(&mut self, range: PageRange<G>) -> Result<(), Error> {
-        match self.forgets {
-            Forgets::Order => self.tables.split(range, &Unserialised, &mut self.frames).map(drop),
-            _ => self.tables.split(range, &Lockless, &mut self.frames).map(drop),
-        }
     }
 }
 
@@ -130,9 +135,8 @@ impl<'m, G: Geometry> Scene<'m, G> {
         if cpu == 0 { 0..self.border } else { self.border..PAGES }
     }
 
-    fn linear<'a>(&'a self, mmu: &'a Gated<'a, G>, tables: usize) -> Linear<'a, 'm, G> {
-        let frames = self.model.frames_limited(tables);
-        Linear { tables: mmu.page_tables(), start: self.model.base(), frames, forgets: self.forgets }
+    fn linear(&self, tables: usize) -> Linear<'m, G> {
+        Linear { start: self.model.base(), frames: self.model.frames_limited(tables), forgets: self.forgets }
     }
 
     /// Changes some pages of `cpu`, with ever more tables for what has to be split.
@@ -144,15 +148,15 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
         let (lazy, tlb) = (Lazy::new(&mmu), PlanTlb::of(self.model.features()));
         if let (Forgets::Alias, What::Change(change)) = (self.forgets, what) {
-            let flush = mmu.page_tables().update(&lazy, range, change);
+            let flush = mmu.page_tables().update(&lazy, range, change, WholeLeaves);
             flush.into_iter().for_each(|flush| lazy.invalidate(&tlb, [flush]));
         } else {
             for tables in 0.. {
-                let mut linear = self.linear(&mmu, tables);
+                let mut linear = self.linear(tables);
                 let tables = mmu.page_tables();
                 let changed = match what {
-                    What::Change(change) => tables.update_with_alias(&lazy, &tlb, range, change, &mut linear),
-                    What::Code => tables.update_to_code_with_alias(&lazy, &tlb, range, 0, &mut linear),
+                    What::Change(change) => update::update(&tables, &lazy, &tlb, range, change, &mut linear),
+                    What::Code => update::update_to_code(&tables, &lazy, &tlb, range, 0, &mut linear),
                 };
                 match changed {
                     Err(Error::OutOfTables { .. }) => self.turns.step(cpu, || self.check(cpu)),
@@ -185,7 +189,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let owned = self.owned(cpu);
         let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
         let (lazy, tlb) = (Lazy::new(&mmu), PlanTlb::of(self.model.features()));
-        let mut linear = self.linear(&mmu, 0);
+        let mut linear = self.linear(0);
         let range = self.area(owned.start, owned.len());
         let released = |leaf: Leaf| {
             self.turns.step(cpu, || {
@@ -195,7 +199,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         };
         let unmapped = match self.forgets {
             Forgets::Restoring => mmu.page_tables().unmap(&lazy, &tlb, range, released),
-            _ => mmu.page_tables().unmap_with_alias(&lazy, &tlb, range, &mut linear, released),
+            _ => update::unmap(&mmu.page_tables(), &lazy, &tlb, range, &mut linear, released),
         };
         unmapped.expect("what was changed with its alias needs no table");
         for page in &mut self.pages()[owned] {

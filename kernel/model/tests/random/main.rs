@@ -187,7 +187,7 @@ proptest! {
     }
 
     /// Each barrier that a call issues is needed: taken away, it is missed in the very call. So the sequences are
-    /// minimal, and the property tests above have teeth.
+    /// minimal, and the property tests above have teeth. An unmap of what is invalid already is left out.
     #[test]
     fn no_barrier_can_be_taken_away(
         nth in 0_usize..6,
@@ -201,6 +201,9 @@ proptest! {
             if step == Step::DmbIshst && !matches!(action.call, Call::Map { .. }) {
                 // The one that is no map's puts instructions before the entry that makes them executable, and the model
                 // has tables only.
+                continue;
+            }
+            if rig.unmaps_only_invalid(0, action.call) {
                 continue;
             }
             rig.perform_unchecked(0, action.call, &|| ());

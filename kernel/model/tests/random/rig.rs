@@ -7,8 +7,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, bits};
 use granule_model::{Access, Fault, Model, Outcome};
 use granule_pgtable::{
-    Announced, Change, Entries, Error, Flush, Geometry, Lazy, Lockless, PageRange, Progress, Reclaimer, Serialise,
-    Shape, TableSource, Tlb,
+    Announced, Change, Entries, Error, Flush, Geometry, Lazy, Lockless, PageRange, Progress, Reclaimer, RefuseSplits,
+    Serialise, Shape, Split, TableSource, Tlb, WholeLeaves,
 };
 
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
@@ -178,6 +178,15 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
+    /// Whether `call` of `cpu` unmaps pages of which none is valid. It cannot know that they have been invalidated since
+    /// they became so, and does it again.
+    pub(crate) fn unmaps_only_invalid(&self, cpu: usize, call: Call) -> bool {
+        let Call::Unmap(place) = call else { return false };
+        let pieces = |range: PageRange<G>| self.plain().pieces(self.low(range.start()), self.low(range.last()) + 1);
+        let pieces = self.range(cpu, place).map(pieces).unwrap_or_default();
+        pieces.iter().all(|(_, piece)| piece.attributes & bits::VALID == 0)
+    }
+
     fn change(&self, change: Change) -> Change {
         match (change, self.kernel) {
             (Change::VALID, Kernel::NotGlobal) => Change::VALID_NON_GLOBAL,
@@ -250,15 +259,15 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let lazy = Lazy::new(&mmu);
         let walk = Announced::begin(&self.words[cpu]);
         let updated = match self.splits {
-            Splits::NotShared => mmu.page_tables().update(&lazy, range, change),
-            Splits::Refused => mmu.page_tables().update_divisible(&lazy, range, change),
+            Splits::NotShared => mmu.page_tables().update(&lazy, range, change, WholeLeaves),
+            Splits::Refused => mmu.page_tables().update(&lazy, range, change, RefuseSplits),
             Splits::Lockless => self.split(cpu, &lazy, range, change, &Lockless),
             Splits::Locked => self.split(cpu, &lazy, range, change, &Locked { rig: self, cpu }),
             Splits::Unserialised => self.split(cpu, &lazy, range, change, &Unserialised),
             Splits::Hinted => {
                 let tables = mmu.page_tables();
                 let split = tables.split(range, &Lockless, &mut self.model.frames());
-                split.and_then(|_| tables.update(&lazy, range, change))
+                split.and_then(|_| tables.update(&lazy, range, change, WholeLeaves))
             }
         };
         drop(walk);
@@ -281,13 +290,13 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let mut tables = 0;
         loop {
             let mut frames = self.model.frames_limited(tables);
-            match lazy.mmu().page_tables().update_splitting(lazy, range, change, how, &mut frames) {
+            match lazy.mmu().page_tables().update(lazy, range, change, Split::new(how, &mut frames)) {
                 Err(Error::OutOfTables { needed, available }) => {
                     assert!(available == tables && needed <= MOST_TABLES, "{needed} tables for {range:?}");
                     self.audit(cpu);
                     tables += 1;
                 }
-                result => break result.map(|(flush, _)| flush),
+                result => break result,
             }
         }
     }

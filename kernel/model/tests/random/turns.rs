@@ -4,6 +4,8 @@
 //! So two CPUs are interleaved operation by operation, and the same draw gives the same run, but for what is no
 //! operation on the machine: walk words and the pool of frames.
 
+#![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
+
 use std::sync::atomic::AtomicU64;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 

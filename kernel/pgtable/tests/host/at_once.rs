@@ -1,10 +1,8 @@
 //! Changes in one look: what is dealt with at once, what is split for it, and what is left to the long way untouched.
 
-use std::cell::Cell;
-
 use granule_arch::descriptor::{Attributes, bits};
-use granule_pgtable::host::HostMachine;
-use granule_pgtable::{Change, Flush, Granule4K, Lazy, Lockless, PageRange, Shape};
+use granule_pgtable::host::{HostMachine, HostMmu};
+use granule_pgtable::{Change, Cut, Error, Flush, Granule4K, Lazy, Lockless, PageRange, Shape, Splitter, WholeLeaves};
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, leaf_sizes, map, range};
 
@@ -18,15 +16,30 @@ fn machine(attributes: Attributes) -> HostMachine {
 const BLOCK: u64 = 32 * MIB;
 const GROUP: u64 = 34 * MIB;
 
+/// Splits with so many tables, or never, and counts how often it was asked.
+struct Asked<'a> {
+    machine: &'a HostMachine,
+    tables: Option<usize>,
+    times: usize,
+}
+
+impl Splitter<HostMmu> for Asked<'_> {
+    const LIVE_SPLITS: bool = true;
+
+    fn split(&mut self, cut: &Cut<'_, HostMmu>) -> Result<(), Error> {
+        assert!(cut.is_first_look());
+        self.times += 1;
+        let Some(tables) = self.tables else { return Err(cut.error()) };
+        cut.split(&Lockless, &mut self.machine.frames_limited(tables)).map(drop)
+    }
+}
+
 /// The change, and how often it was asked to split something, which it did with so many tables or refused.
 fn at_once(machine: &HostMachine, part: PageRange, change: Change, tables: Option<usize>) -> (Option<Flush>, usize) {
-    let asked = Cell::new(0);
+    let mut asked = Asked { machine, tables, times: 0 };
     let lazy = Lazy::new(machine.mmu());
-    let flush = machine.page_tables().update_at_once_splitting(&lazy, part, change, |cut| {
-        asked.set(asked.get() + 1);
-        tables.is_some_and(|tables| cut.split(&Lockless, &mut machine.frames_limited(tables)).is_ok())
-    });
-    (flush, asked.get())
+    let flush = machine.page_tables().update_at_once(&lazy, part, &change, &mut asked);
+    (flush, asked.times)
 }
 
 #[test]
@@ -103,10 +116,10 @@ fn where_nothing_is_split_the_level_is_told_and_groups_are_left_to_the_long_way(
     let whole = range(BASE, 16 * KIB);
     map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
     let lazy = Lazy::new(machine.mmu());
-    let owed = machine.page_tables().update_fixed_at_once(&lazy, whole, Change::READ_ONLY).unwrap();
+    let owed = machine.page_tables().update_at_once(&lazy, whole, &Change::READ_ONLY, &mut WholeLeaves).unwrap();
     assert_eq!(owed.invalidation().unwrap().level.map(|level| level.level()), Some(3));
     let grouped = self::machine(DATA);
     let group = range(BASE + GROUP, 64 * KIB);
     let lazy = Lazy::new(grouped.mmu());
-    assert_eq!(grouped.page_tables().update_fixed_at_once(&lazy, group, Change::READ_ONLY), None);
+    assert_eq!(grouped.page_tables().update_at_once(&lazy, group, &Change::READ_ONLY, &mut WholeLeaves), None);
 }

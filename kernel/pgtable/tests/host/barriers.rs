@@ -6,7 +6,7 @@
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::host::{HostMachine, Operation};
-use granule_pgtable::{Change, Geometry, Granule4K, Lazy, PageRange, Shape};
+use granule_pgtable::{Change, Geometry, Granule4K, Lazy, PageRange, Shape, WholeLeaves};
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, map, range};
 
@@ -120,7 +120,7 @@ fn section(machine: &HostMachine, work: impl FnOnce(&Lazy<'_, granule_pgtable::h
 
 fn update(machine: &HostMachine, range: PageRange, change: Change) -> Stream {
     section(machine, |lazy| {
-        let flush = machine.page_tables().update(lazy, range, change).unwrap();
+        let flush = machine.page_tables().update(lazy, range, change, WholeLeaves).unwrap();
         lazy.invalidate(machine.tlb(), [flush]);
     })
 }
@@ -214,7 +214,7 @@ fn several_ranges_share_one_pair_of_barriers() {
     map(&machine, alias, 0, DATA, LARGEST).unwrap();
     let stream = section(&machine, |lazy| {
         let tables = machine.page_tables();
-        let flushes = [alias, whole].map(|range| tables.update(lazy, range, Change::READ_ONLY).unwrap());
+        let flushes = [alias, whole].map(|range| tables.update(lazy, range, Change::READ_ONLY, WholeLeaves).unwrap());
         lazy.invalidate(machine.tlb(), flushes);
     });
     assert_eq!(count(&stream), Counts { tlbi: 2, ..CHANGED });
@@ -249,8 +249,11 @@ fn a_flush_that_is_left_to_the_caller_leaves_the_barriers_owed() {
     let whole = range(BASE, 8 * KIB);
     map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
     update(&machine, range(BASE, 4 * KIB), Change::INVALID);
-    let change =
-        |change| section(&machine, |lazy| machine.page_tables().update(lazy, whole, change).unwrap().left_to_caller());
+    let change = |change| {
+        section(&machine, |lazy| {
+            machine.page_tables().update(lazy, whole, change, WholeLeaves).unwrap().left_to_caller()
+        })
+    };
     // The first page stays invalid, the second was written and is valid.
     assert_eq!(count(&change(Change::READ_ONLY)), Counts { dsb: 1, isb: 1, ..NOTHING });
     // Nothing is valid afterwards: the barriers come with the invalidation, whenever that is.

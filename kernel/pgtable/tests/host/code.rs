@@ -7,7 +7,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_pgtable::host::{CacheOperation, Caches, HostMachine, Operation};
-use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape};
+use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape, WholeLeaves};
 
 use crate::{BASE, DATA, KIB, MIB, map, range};
 
@@ -70,7 +70,7 @@ fn machine(idc: bool, dic: bool, pages: u64) -> (HostMachine, PageRange) {
 fn update(machine: &HostMachine, range: PageRange, change: Change) -> Vec<Step> {
     let stream = machine.record(|| {
         let lazy = Lazy::new(machine.mmu());
-        let flush = machine.page_tables().update(&lazy, range, change).unwrap();
+        let flush = machine.page_tables().update(&lazy, range, change, WholeLeaves).unwrap();
         lazy.invalidate(machine.tlb(), [flush]);
     });
     steps(&stream)
@@ -159,7 +159,7 @@ fn what_is_valid_to_be_cleaned_is_neither_writable_nor_executable() {
     update(&machine, whole, Change::EXECUTABLE);
     let stream = machine.record(|| {
         let lazy = Lazy::new(machine.mmu());
-        machine.page_tables().update(&lazy, whole, Change::VALID).unwrap().left_to_caller();
+        machine.page_tables().update(&lazy, whole, Change::VALID, WholeLeaves).unwrap().left_to_caller();
     });
     let writes: Vec<_> = stream
         .iter()

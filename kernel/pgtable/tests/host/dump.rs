@@ -3,7 +3,7 @@
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Kind;
 use granule_pgtable::host::HostMachine;
-use granule_pgtable::{Change, Granule4K, Lazy, Shape};
+use granule_pgtable::{Change, Granule4K, Lazy, Shape, WholeLeaves};
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, map, range};
 
@@ -44,7 +44,11 @@ fn a_present_invalid_leaf_is_shown_as_neither_writable_nor_executable() {
     let machine = HostMachine::<Granule4K>::new(8);
     let page = range(BASE, 4 * KIB);
     map(&machine, page, 0, DATA, Shape::PAGES).unwrap();
-    machine.page_tables().update(&Lazy::new(machine.mmu()), page, Change::INVALID).unwrap().left_to_caller();
+    machine
+        .page_tables()
+        .update(&Lazy::new(machine.mmu()), page, Change::INVALID, WholeLeaves)
+        .unwrap()
+        .left_to_caller();
     let mut seen = 0;
     machine.page_tables().dump(page, |extent| {
         assert!(!extent.is_writable() && !extent.is_executable() && !extent.attributes.is_valid());

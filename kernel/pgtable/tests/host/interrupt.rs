@@ -10,7 +10,9 @@ use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::host::{HostMachine, HostMmu, HostTlb, Operation};
-use granule_pgtable::{Change, Granule4K, Invalidation, Lazy, Mmu, PageRange, PageTables, Shape, Table, Tlb};
+use granule_pgtable::{
+    Change, Granule4K, Invalidation, Lazy, Mmu, PageRange, PageTables, Shape, Table, Tlb, WholeLeaves,
+};
 
 use crate::barriers::check;
 use crate::{BASE, DATA, KIB, LARGEST, MIB, map, range};
@@ -117,7 +119,7 @@ fn machine() -> (HostMachine, PageRange, PageRange) {
 
 fn change(machine: &HostMachine, range: PageRange, change: Change) {
     let lazy = Lazy::new(machine.mmu());
-    let flush = machine.page_tables().update(&lazy, range, change).unwrap();
+    let flush = machine.page_tables().update(&lazy, range, change, WholeLeaves).unwrap();
     lazy.invalidate(machine.tlb(), [flush]);
 }
 
@@ -126,14 +128,14 @@ fn work(machine: &HostMachine, cpu: &Interrupted<'_>, whole: PageRange) {
     let tables = PageTables::new(cpu, machine.page_tables().root());
     let new = range(BASE + 6 * MIB, 64 * KIB);
     let lazy = Lazy::new(cpu);
-    assert!(tables.update(&lazy, whole, Change::VALID).unwrap().is_none());
+    assert!(tables.update(&lazy, whole, Change::VALID, WholeLeaves).unwrap().is_none());
     {
         let inner = lazy.nested();
         tables.map(&inner, new, PhysAddr(0), DATA, LARGEST, &mut machine.frames()).unwrap();
     }
-    let flush = tables.update(&lazy, whole, Change::READ_ONLY).unwrap();
+    let flush = tables.update(&lazy, whole, Change::READ_ONLY, WholeLeaves).unwrap();
     lazy.invalidate(&RecordingTlb, [flush]);
-    assert!(tables.update(&lazy, new, Change::EXECUTABLE).is_err());
+    assert!(tables.update(&lazy, new, Change::EXECUTABLE, WholeLeaves).is_err());
 }
 
 /// What the work does that takes an interrupt before operation `at`, and where in its stream the handler's is.

@@ -12,7 +12,6 @@
 //! - `code`: the stream of cache maintenance and writes where pages become executable
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
-mod alias;
 mod at_once;
 mod barriers;
 mod calls;
@@ -20,6 +19,7 @@ mod cells;
 mod code;
 mod dump;
 mod interrupt;
+mod layers;
 mod map;
 mod plain;
 mod random;
@@ -32,7 +32,10 @@ mod update;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::host::HostMachine;
-use granule_pgtable::{Error, Execution, Geometry, Lazy, Leaves, PageRange, Shape};
+use granule_pgtable::{
+    Change, Error, Execution, Flush, Geometry, Lazy, Leaves, Lockless, Mmu, PageRange, PageTables, Shape, Split,
+    Splits, TableSource,
+};
 
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 const RODATA: Attributes = Attributes::kernel_rodata(MemoryType::Normal);
@@ -49,6 +52,19 @@ const BASE: VirtAddr = VirtAddr(0xffff_8000_0000_0000);
 #[track_caller]
 fn range<G: Geometry>(start: VirtAddr, size: u64) -> PageRange<G> {
     PageRange::new(start, size).unwrap()
+}
+
+/// A change that splits, without a lock, what the range cuts; and what it has split.
+fn update_splitting<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    lazy: &Lazy<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: Change,
+    source: &mut impl TableSource,
+) -> Result<(Flush<M::Geometry>, Splits), Error> {
+    let mut splitter = Split::new(&Lockless, source);
+    let flush = tables.update(lazy, range, change, &mut splitter)?;
+    Ok((flush, splitter.splits()))
 }
 
 /// Maps in a section of its own.

@@ -3,7 +3,9 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Kind, bits};
 use granule_pgtable::host::HostMachine;
-use granule_pgtable::{Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny};
+use granule_pgtable::{
+    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny, WholeLeaves,
+};
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range};
 
@@ -149,7 +151,7 @@ fn code_below_a_table_that_forbids_it_is_refused() {
     let next = range(BASE + 4 * KIB, 4 * KIB);
     assert_eq!(map(&machine, next, 0, TEXT, Shape::PAGES), Err(Error::ExecutionForbidden(next.start())));
     let lazy = Lazy::new(machine.mmu());
-    let refused = machine.page_tables().update(&lazy, first, Change::EXECUTABLE);
+    let refused = machine.page_tables().update(&lazy, first, Change::EXECUTABLE, WholeLeaves);
     assert_eq!(refused, Err(Error::ExecutionForbidden(BASE)));
 }
 

@@ -7,7 +7,9 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostMachine, Operation};
-use granule_pgtable::{Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny};
+use granule_pgtable::{
+    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny, WholeLeaves,
+};
 use proptest::prelude::{Strategy, proptest};
 use proptest::test_runner::Config;
 
@@ -182,7 +184,7 @@ impl<G: Geometry> Pair<G> {
         let mut result = Ok(());
         let stream = self.machine.record(|| {
             let lazy = Lazy::new(self.machine.mmu());
-            result = self.machine.page_tables().update(&lazy, range, change).map(|flush| {
+            result = self.machine.page_tables().update(&lazy, range, change, WholeLeaves).map(|flush| {
                 lazy.invalidate(self.machine.tlb(), [flush]);
             });
         });

@@ -10,7 +10,7 @@ use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
     Announced, Change, Geometry, Granule4K, Granule16K, Granule64K, Invalidation, Lazy, Mmu, PageRange, Progress,
-    Reclaimer, Shape, TableSource, Tables,
+    Reclaimer, Shape, TableSource, Tables, WholeLeaves,
 };
 
 use crate::{BASE, DATA, GIB, KIB, MIB, map, range};
@@ -105,7 +105,7 @@ fn present_invalid_leaves_keep_their_table() {
     let page = range(BASE, 4 * KIB);
     map(&machine, page, 0, DATA, Shape::PAGES).unwrap();
     let lazy = Lazy::new(machine.mmu());
-    machine.page_tables().update(&lazy, page, Change::INVALID).unwrap().left_to_caller();
+    machine.page_tables().update(&lazy, page, Change::INVALID, WholeLeaves).unwrap().left_to_caller();
     assert_eq!(reclaim(&machine, page), 0);
     assert!(machine.page_tables().translate(BASE).is_some_and(|found| !found.valid));
 }

@@ -7,7 +7,9 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::host::HostMachine;
-use granule_pgtable::{Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Lockless, Mmu, Shape};
+use granule_pgtable::{
+    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Mmu, RefuseSplits, Shape, WholeLeaves,
+};
 
 use crate::{BASE, DATA, map, range};
 
@@ -43,9 +45,9 @@ fn nothing_is_mapped_there<G: Geometry>() {
             for part in [whole, range(BASE, G::PAGE_SIZE)] {
                 for change in [Change::READ_ONLY, Change::READ_WRITE, Change::INVALID, Change::VALID] {
                     let refused = Err(Error::NotMapped(BASE));
-                    assert_eq!(tables.update(&lazy, part, change).map(drop), refused, "level {level}");
-                    assert_eq!(tables.update_divisible(&lazy, part, change).map(drop), refused);
-                    let split = tables.update_splitting(&lazy, part, change, &Lockless, &mut machine.frames());
+                    assert_eq!(tables.update(&lazy, part, change, WholeLeaves).map(drop), refused, "level {level}");
+                    assert_eq!(tables.update(&lazy, part, change, RefuseSplits).map(drop), refused);
+                    let split = crate::update_splitting(&tables, &lazy, part, change, &mut machine.frames());
                     assert_eq!(split.map(drop), refused);
                 }
                 tables.unmap(&lazy, machine.tlb(), part, |leaf| panic!("{leaf:?} is handed out")).unwrap();

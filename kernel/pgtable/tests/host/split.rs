@@ -7,7 +7,7 @@ use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
     Change, Entries, Error, Execution, Flush, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, Lockless, Mmu,
-    PageRange, PageTables, Serialise, Shape, Splits, Table, TableSource, Tiny,
+    PageRange, PageTables, RefuseSplits, Serialise, Shape, Splits, Table, TableSource, Tiny, WholeLeaves,
 };
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
@@ -200,7 +200,7 @@ fn present_invalid_leaves_and_software_bits_stay_what_they_are() {
         let (machine, _) = one_of_each(DATA.vm_alloc());
         let leaf = range(BASE + first, size);
         let tables = machine.page_tables();
-        tables.update(&Lazy::new(machine.mmu()), leaf, Change::INVALID).unwrap().left_to_caller();
+        tables.update(&Lazy::new(machine.mmu()), leaf, Change::INVALID, WholeLeaves).unwrap().left_to_caller();
         let page = range(leaf.start() + (size - 4 * KIB), 4 * KIB);
         assert!(!split(&machine, page).unwrap().is_none());
         tables.dump(leaf, |extent| {
@@ -209,7 +209,7 @@ fn present_invalid_leaves_and_software_bits_stay_what_they_are() {
         });
         assert_eq!(tables.dump(leaf, |_| ()).bytes(), size);
         // A page of it becomes what a page that was never split would be.
-        assert!(tables.update_divisible(&Lazy::new(machine.mmu()), page, Change::VALID).unwrap().is_none());
+        assert!(tables.update(&Lazy::new(machine.mmu()), page, Change::VALID, RefuseSplits).unwrap().is_none());
         let expected = Descriptor::page(PhysAddr(page.start() - BASE), DATA.vm_alloc());
         assert_eq!(tables.translate(page.start()).unwrap().descriptor, expected);
     }
@@ -229,8 +229,8 @@ fn a_new_table_forbids_execution_where_one_above_does() {
         let forbidding: Vec<bool> = tables.walk(page.start()).take(3).map(|step| forbids(&step)).collect();
         assert_eq!(forbidding, [execution == Execution::Forbidden; 3]);
         let lazy = Lazy::new(machine.mmu());
-        tables.update_divisible(&lazy, page, Change::READ_ONLY).unwrap().left_to_caller();
-        let asked = tables.update_divisible(&lazy, page, Change::EXECUTABLE);
+        tables.update(&lazy, page, Change::READ_ONLY, RefuseSplits).unwrap().left_to_caller();
+        let asked = tables.update(&lazy, page, Change::EXECUTABLE, RefuseSplits);
         assert_eq!(asked.is_ok(), execution == Execution::ByLeaf);
     }
 }
@@ -258,8 +258,7 @@ fn running_out_of_tables_at_each_one_changes_nothing_and_gives_all_back() {
             let (sizes, free) = (leaf_sizes(&machine, whole), machine.free_frames());
             let lazy = Lazy::new(machine.mmu());
             let mut source = machine.frames_limited(available);
-            let result =
-                machine.page_tables().update_splitting(&lazy, asked, Change::READ_ONLY, &Lockless, &mut source);
+            let result = crate::update_splitting(&machine.page_tables(), &lazy, asked, Change::READ_ONLY, &mut source);
             if available == needed {
                 result.unwrap().0.left_to_caller();
                 assert_eq!(machine.free_frames(), free - needed);
@@ -274,7 +273,7 @@ fn running_out_of_tables_at_each_one_changes_nothing_and_gives_all_back() {
 }
 
 fn update(machine: &HostMachine, range: PageRange, change: Change) -> Result<Flush, Error> {
-    machine.page_tables().update_divisible(&Lazy::new(machine.mmu()), range, change)
+    machine.page_tables().update(&Lazy::new(machine.mmu()), range, change, RefuseSplits)
 }
 
 #[test]
@@ -390,15 +389,13 @@ fn two_lockless_splits_of_one_leaf_leave_each_other_their_changes() {
             let free = machine.free_frames();
             let change = |cpu: &PageTables<'_, HostMmu>| {
                 let (lazy, mut source) = (Lazy::new(machine.mmu()), machine.frames());
-                let (flush, _) =
-                    cpu.update_splitting(&lazy, theirs, Change::READ_ONLY, &Lockless, &mut source).unwrap();
+                let (flush, _) = crate::update_splitting(cpu, &lazy, theirs, Change::READ_ONLY, &mut source).unwrap();
                 assert_eq!(flush.invalidation().unwrap().range, theirs);
             };
             let cpu = Interrupted::at(interrupts, machine.mmu(), || change(&machine.page_tables()));
             let tables_here = PageTables::new(&cpu, machine.page_tables().root());
             let (lazy, mut source) = (Lazy::new(&cpu), machine.frames());
-            let (flush, _) =
-                tables_here.update_splitting(&lazy, mine, Change::INVALID, &Lockless, &mut source).unwrap();
+            let (flush, _) = crate::update_splitting(&tables_here, &lazy, mine, Change::INVALID, &mut source).unwrap();
             assert_eq!(flush.invalidation().unwrap().range, mine);
             if !cpu.was_interrupted() {
                 break;
@@ -470,7 +467,7 @@ fn scattered_changes<G: Geometry>(calls: &[(u16, u16, bool)]) {
         let stream = machine.record(|| {
             let lazy = Lazy::new(machine.mmu());
             let tables = machine.page_tables();
-            let (flush, _) = tables.update_splitting(&lazy, part, change, &Lockless, &mut machine.frames()).unwrap();
+            let (flush, _) = crate::update_splitting(&tables, &lazy, part, change, &mut machine.frames()).unwrap();
             lazy.invalidate(machine.tlb(), [flush]);
         });
         assert!(count_of_invalidations(&stream) <= 1);

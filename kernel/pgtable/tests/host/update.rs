@@ -3,7 +3,9 @@
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::host::{HostMachine, Operation};
-use granule_pgtable::{Change, Error, Flush, Granule4K, Invalidation, Lazy, PageRange, Shape, Tables};
+use granule_pgtable::{
+    Change, Error, Flush, Granule4K, Invalidation, Lazy, PageRange, RefuseSplits, Shape, Tables, WholeLeaves,
+};
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, map, range};
 
@@ -17,7 +19,7 @@ fn pages(pages: u64, attributes: Attributes) -> (HostMachine, PageRange) {
 
 #[track_caller]
 fn update(machine: &HostMachine, range: PageRange, change: Change) -> Result<Option<Invalidation>, Error> {
-    machine.page_tables().update(&Lazy::new(machine.mmu()), range, change).map(Flush::invalidation)
+    machine.page_tables().update(&Lazy::new(machine.mmu()), range, change, WholeLeaves).map(Flush::invalidation)
 }
 
 fn descriptor(machine: &HostMachine, page: u64) -> Descriptor {
@@ -97,16 +99,20 @@ fn what_is_invalid_already_is_invalidated_where_it_is_to_be_gone() {
         let (machine, whole) = pages(many, DATA);
         let noflush = |range, change| {
             let lazy = Lazy::new(machine.mmu());
-            machine.page_tables().update_divisible(&lazy, range, change).unwrap().left_to_caller();
+            machine.page_tables().update(&lazy, range, change, RefuseSplits).unwrap().left_to_caller();
         };
         let owed = |flush: Flush| flush.invalidation().map(|owed| owed.range);
         noflush(whole, Change::INVALID);
         assert_eq!(update(&machine, whole, Change::INVALID).unwrap().map(|owed| owed.range), Some(whole));
         let lazy = Lazy::new(machine.mmu());
         let tables = machine.page_tables();
-        assert_eq!(owed(tables.update_divisible(&lazy, whole, Change::INVALID).unwrap()), Some(whole));
+        assert_eq!(owed(tables.update(&lazy, whole, Change::INVALID, RefuseSplits).unwrap()), Some(whole));
         let page = range(BASE, 4 * KIB);
-        assert_eq!(tables.update_page_at_once(&lazy, BASE, Change::INVALID), None, "left to the long way");
+        assert_eq!(
+            tables.update_at_once(&lazy, page, &Change::INVALID, &mut RefuseSplits),
+            None,
+            "left to the long way"
+        );
         // Beside one that is still valid.
         noflush(page, Change::VALID);
         assert_eq!(update(&machine, whole, Change::INVALID).unwrap().map(|owed| owed.range), Some(whole));

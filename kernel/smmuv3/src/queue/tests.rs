@@ -1,5 +1,7 @@
 //! The queue with threads of the host for CPUs and for the SMMU: many rounds, more than any checker of orders can try.
 
+#![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
+
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::boxed::Box;
@@ -192,7 +194,7 @@ fn many_calls_of_several_cpus_are_complete_when_they_return() {
     let (port, queue) = (port(), queue(&slots));
     let insert = |cpu: usize| {
         for call in 1..=CALLS {
-            // From one to four commands, of which the last says how far this CPU is.
+            // From one to four commands, of which the last has this CPU's progress.
             let count = 1 + call as usize % 4;
             let illegal = call % 64 == 63;
             let result = queue.issue_with(&port, count, |_| command(cpu, call));

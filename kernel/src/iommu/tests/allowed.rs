@@ -1,8 +1,10 @@
-//! A device on the model SMMU, which may have kept all that the architecture lets it, while its space changes at
-//! random: after each call a transaction may come to what the entry of its page says, and to nothing else.
+//! A device on the model SMMU, which may have cached all that the architecture permits, while its space changes at
+//! random: after each call a transaction may reach what the entry of its page maps, and nothing else.
 //!
 //! QEMU keeps what was used, and does each command at once. The model keeps all that could have been used, until a
 //! CMD_SYNC has been taken: so a missing one, or a wait left out, is seen here.
+
+#![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
 
 use std::boxed::Box;
 use std::collections::BTreeSet;
@@ -19,7 +21,7 @@ use granule_smmuv3::{DmaMemory, Platform, Report};
 
 use super::super::host::Hardware;
 use super::emulated::Emulated;
-use super::{DmaDevice, Iommu, PAGE, READ_WRITE, START, STREAM, Told, at, entry};
+use super::{DmaDevice, Iommu, NotifyMode, PAGE, READ_WRITE, START, STREAM, at, entry};
 use crate::lab::{self, Lab};
 use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -82,7 +84,7 @@ struct Story {
 }
 
 impl Story {
-    fn new(told: Told, pace: Pace, seed: u64) -> Self {
+    fn new(notify_mode: NotifyMode, pace: Pace, seed: u64) -> Self {
         let (frames, cpu) = (leaked(MIB), Cpu::new(CpuId(0)));
         let mmu = Metal(LinearView { offset: frames.linear().address(PhysAddr(0)).0 });
         let spaces = Box::leak(Box::new(Spaces::new(&cpu, mmu, frames).unwrap()));
@@ -95,7 +97,7 @@ impl Story {
         // zeroed while this, the only thread, is not in the model.
         let model = Arc::new(unsafe { SmmuModel::over(Kind { pace, ..Kind::QEMU }, Box::new(find)) });
         let hardware = Registers { platform: model.platform(), memory: Emulated::new(frames) };
-        let iommu = Iommu::on_host(Box::new(hardware), mmu, frames, told).unwrap();
+        let iommu = Iommu::on_host(Box::new(hardware), mmu, frames, notify_mode).unwrap();
         let device = iommu.attach(&cpu, STREAM).unwrap();
         model.add_device(STREAM);
         let space = spaces.create(&cpu).unwrap();
@@ -165,7 +167,7 @@ impl Story {
     fn exit(&mut self) {
         self.space = self.spaces.create(&self.cpu).unwrap();
         self.children.clear();
-        // What is done to a space that has ended is nothing to anybody.
+        // The outcome for a space that has ended does not matter.
         let after = self.model.outcomes(STREAM, START.0, Wants::READ);
         assert_eq!(after, BTreeSet::from([Outcome::Refused { event: None }]));
         self.device.unbind(&self.cpu);
@@ -173,7 +175,7 @@ impl Story {
         self.device.bind(&self.cpu, &self.space).unwrap();
     }
 
-    /// Whether transactions may come to what the entries say, and to nothing else.
+    /// Whether transactions may reach what the entries map, and nothing else.
     fn is_right(&self) -> bool {
         (0..PAGES).map(at).all(|page| {
             let descriptor = entry(&self.space, page);
@@ -193,8 +195,8 @@ impl Story {
 }
 
 /// Rounds until something is wrong, at most `rounds`.
-fn wrong_after(told: Told, pace: Pace, rounds: usize, lab: Option<&Lab>) -> Option<usize> {
-    let mut story = Story::new(told, pace, 0x2545_f491_4f6c_dd1d);
+fn wrong_after(notify_mode: NotifyMode, pace: Pace, rounds: usize, lab: Option<&Lab>) -> Option<usize> {
+    let mut story = Story::new(notify_mode, pace, 0x2545_f491_4f6c_dd1d);
     assert!(story.is_right());
     let sites = lab.map(|lab| lab.sites());
     sites.iter().flatten().for_each(|&site| host::set(site, true));
@@ -215,9 +217,9 @@ fn wrong_after(told: Told, pace: Pace, rounds: usize, lab: Option<&Lab>) -> Opti
 #[test]
 fn a_device_may_reach_what_the_entries_say_and_nothing_else() {
     host::with(&[], || {
-        for told in [Told::Tlb, Told::Events] {
+        for mode in [NotifyMode::Tlb, NotifyMode::Events] {
             for pace in [Pace::AtOnce, Pace::PerLook(1)] {
-                assert_eq!(wrong_after(told, pace, 400, None), None, "{told:?}, {pace:?}");
+                assert_eq!(wrong_after(mode, pace, 400, None), None, "{mode:?}, {pace:?}");
             }
         }
     });
@@ -226,17 +228,17 @@ fn a_device_may_reach_what_the_entries_say_and_nothing_else() {
 #[test]
 fn each_switch_of_the_lab_is_seen() {
     host::with(&[], || {
-        for (told, pace, lab) in [
-            (Told::Tlb, Pace::AtOnce, &lab::NO_SECONDARY_TLB),
-            (Told::Tlb, Pace::AtOnce, &lab::WRONG_ASID),
-            (Told::Tlb, Pace::AtOnce, &lab::SKIP_SYNC),
-            (Told::Tlb, Pace::PerLook(1), &lab::FREE_BEFORE_SYNC),
-            (Told::Tlb, Pace::AtOnce, &lab::NO_CFGI),
-            (Told::Events, Pace::AtOnce, &lab::NO_UPGRADE_EVENT),
-            (Told::Events, Pace::AtOnce, &lab::WRONG_ASID),
-            (Told::Events, Pace::AtOnce, &lab::SKIP_SYNC),
+        for (mode, pace, lab) in [
+            (NotifyMode::Tlb, Pace::AtOnce, &lab::NO_SECONDARY_TLB),
+            (NotifyMode::Tlb, Pace::AtOnce, &lab::WRONG_ASID),
+            (NotifyMode::Tlb, Pace::AtOnce, &lab::SKIP_SYNC),
+            (NotifyMode::Tlb, Pace::PerLook(1), &lab::FREE_BEFORE_SYNC),
+            (NotifyMode::Tlb, Pace::AtOnce, &lab::NO_CFGI),
+            (NotifyMode::Events, Pace::AtOnce, &lab::NO_UPGRADE_EVENT),
+            (NotifyMode::Events, Pace::AtOnce, &lab::WRONG_ASID),
+            (NotifyMode::Events, Pace::AtOnce, &lab::SKIP_SYNC),
         ] {
-            assert!(wrong_after(told, pace, 400, Some(lab)).is_some(), "{told:?} with {lab:?}");
+            assert!(wrong_after(mode, pace, 400, Some(lab)).is_some(), "{mode:?} with {lab:?}");
         }
     });
 }

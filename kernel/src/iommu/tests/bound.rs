@@ -1,11 +1,12 @@
-//! A device that uses the addresses of a space: it reaches what the space's entries say, and never what they said.
+//! A device that uses the addresses of a space: it reaches what the space's entries map, and never what they mapped
+//! before.
 
 use std::vec::Vec;
 
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{MemoryType, Protection};
 
-use super::super::{BindError, DmaDevice, DmaError, Resolution, Told};
+use super::super::{BindError, DmaDevice, DmaError, NotifyMode, Resolution};
 use super::{Outcome, PAGE, READ_ONLY, READ_WRITE, Rig, STREAM, UNMAPPED, at, entry};
 use crate::lab::{self, Lab};
 use crate::mm::space::{Access, FaultError, RESERVED_START, Space, SpaceRef, handle_fault};
@@ -23,7 +24,7 @@ fn in_order<T>(work: impl FnOnce() -> T) -> T {
 #[test]
 fn a_bound_device_uses_the_addresses_of_the_space_and_an_unbound_one_its_own() {
     in_order(|| {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let used = rig.used();
         let (device, space) = (rig.attach(), rig.space(2));
         let page = device.alloc_coherent(&rig.cpu, 8).unwrap();
@@ -68,7 +69,7 @@ fn a_bound_device_uses_the_addresses_of_the_space_and_an_unbound_one_its_own() {
 #[test]
 fn a_child_is_not_bound_and_each_device_hears_of_its_own_space() {
     in_order(|| {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let (first, spaces) = (rig.attach(), [rig.space(1), rig.space(1)]);
         let second = rig.iommu.attach(&rig.cpu, STREAM + 8).unwrap();
         let children = [&first, &second].into_iter().zip(&spaces).map(|(device, space)| {
@@ -97,7 +98,7 @@ fn a_child_is_not_bound_and_each_device_hears_of_its_own_space() {
 fn a_tagged_pointer_is_an_address_without_its_tag() {
     use super::super::DmaAddress;
     in_order(|| {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let (device, space) = (rig.attach(), rig.space(1));
         device.bind(&rig.cpu, &space).unwrap();
         let tagged = granule_arch::addr::VirtAddr(at(0).0 | 0xa5 << 56);
@@ -114,7 +115,7 @@ fn a_tagged_pointer_is_an_address_without_its_tag() {
 #[test]
 fn a_space_is_bound_to_one_device_at_a_time() {
     in_order(|| {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let (first, space) = (rig.attach(), rig.space(1));
         let second = rig.iommu.attach(&rig.cpu, STREAM + 8).unwrap();
         let page = first.alloc_coherent(&rig.cpu, 8).unwrap();
@@ -151,7 +152,7 @@ fn a_page_that_is_freed_while_the_space_ends_is_out_of_reach() {
         }
     }
     in_order(|| {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let used = rig.used();
         let (device, space) = (rig.attach(), rig.space(1));
         let page = device.alloc_coherent(&rig.cpu, 8).unwrap();
@@ -167,8 +168,8 @@ fn a_page_that_is_freed_while_the_space_ends_is_out_of_reach() {
     });
 }
 
-/// By events alone a device hears of a change at its end. One that binds in the middle, and has the entry of before in
-/// its TLB, was not announced to.
+/// By events alone a device's TLB is invalidated at the end of a change. A device that binds in the middle, with the
+/// old entry in its TLB, did not get the start.
 #[test]
 fn a_device_that_binds_in_the_middle_of_a_change_does_not_miss_it() {
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -188,8 +189,8 @@ fn a_device_that_binds_in_the_middle_of_a_change_does_not_miss_it() {
         }
     }
     in_order(|| {
-        for told in [Told::Tlb, Told::Events] {
-            let rig = Rig::new(told);
+        for mode in [NotifyMode::Tlb, NotifyMode::Events] {
+            let rig = Rig::new(mode);
             let (device, space) = (rig.attach(), rig.space(1));
             let ((begun, begins), (bound, binds)) = (sync_channel(1), sync_channel(1));
             let waits = Waits { begun, bound: binds.into() };
@@ -202,19 +203,19 @@ fn a_device_that_binds_in_the_middle_of_a_change_does_not_miss_it() {
                 let _ = (rig.read(at(0)), rig.write(at(0)));
                 let _ = bound.try_send(());
             });
-            assert!(is_as_the_entry_says(&rig, &space, 0), "{told:?}");
-            assert_eq!(rig.write(at(0)), READ_ONLY, "{told:?}");
+            assert!(is_as_the_entry_says(&rig, &space, 0), "{mode:?}");
+            assert_eq!(rig.write(at(0)), READ_ONLY, "{mode:?}");
         }
     });
 }
 
-/// A process ends while a device is at work: its memory goes at once, what the device still does is nothing to anybody,
-/// and the driver may unbind when it likes.
+/// A process ends while a device is at work: its memory goes at once, faults of the device are ignored, and the driver
+/// may unbind at any time.
 #[test]
 fn a_space_ends_under_a_device_quietly_and_at_once() {
     in_order(|| {
-        for told in [Told::Tlb, Told::Events] {
-            let rig = Rig::new(told);
+        for mode in [NotifyMode::Tlb, NotifyMode::Events] {
+            let rig = Rig::new(mode);
             let used = rig.used();
             let (device, space) = (rig.attach(), rig.space(2));
             let with_device = rig.used() - used;
@@ -240,7 +241,7 @@ fn a_space_ends_under_a_device_quietly_and_at_once() {
 #[test]
 fn a_space_may_end_while_its_device_is_being_unbound() {
     in_order(|| {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let device = rig.attach();
         let page = device.alloc_coherent(&rig.cpu, 8).unwrap();
         let own = rig.smmu.access(STREAM, page.address().0, true);
@@ -297,11 +298,11 @@ const CASES: [Case; 7] = [
     },
 ];
 
-/// The names of the changes behind which the device is not where the entries say, with `lab` on while they are made.
-fn stale(told: Told, lab: Option<&Lab>) -> Vec<&'static str> {
+/// The names of the changes after which the device disagrees with the entries, with `lab` on while they are made.
+fn stale(notify_mode: NotifyMode, lab: Option<&Lab>) -> Vec<&'static str> {
     let mut stale = Vec::new();
     for case in &CASES {
-        let rig = Rig::new(told);
+        let rig = Rig::new(notify_mode);
         let (device, space) = (rig.attach(), rig.space(4));
         device.bind(&rig.cpu, &space).unwrap();
         (case.prepare)(&rig, &space);
@@ -332,8 +333,8 @@ fn is_as_the_entry_says(rig: &Rig, space: &Space, page: u64) -> bool {
 #[test]
 fn a_device_is_never_where_the_entries_were_before() {
     in_order(|| {
-        for told in [Told::Tlb, Told::Events] {
-            assert_eq!(stale(told, None), [""; 0], "{told:?}");
+        for mode in [NotifyMode::Tlb, NotifyMode::Events] {
+            assert_eq!(stale(mode, None), [""; 0], "{mode:?}");
         }
     });
 }
@@ -343,29 +344,29 @@ fn a_device_is_never_where_the_entries_were_before() {
 fn each_switch_of_the_lab_leaves_the_device_behind() {
     in_order(|| {
         let all: Vec<_> = CASES.iter().map(|case| case.name).collect();
-        assert_eq!(stale(Told::Tlb, Some(&lab::NO_SECONDARY_TLB)), all);
-        assert_eq!(stale(Told::Tlb, Some(&lab::WRONG_ASID)), all);
-        assert_eq!(stale(Told::Events, Some(&lab::WRONG_ASID)), all);
-        assert_eq!(stale(Told::Events, Some(&lab::NO_UPGRADE_EVENT)), ["upgrade"]);
-        // The other mode hears of these by other ways.
-        assert_eq!(stale(Told::Tlb, Some(&lab::NO_UPGRADE_EVENT)), [""; 0]);
-        assert_eq!(stale(Told::Events, Some(&lab::NO_SECONDARY_TLB)), [""; 0]);
+        assert_eq!(stale(NotifyMode::Tlb, Some(&lab::NO_SECONDARY_TLB)), all);
+        assert_eq!(stale(NotifyMode::Tlb, Some(&lab::WRONG_ASID)), all);
+        assert_eq!(stale(NotifyMode::Events, Some(&lab::WRONG_ASID)), all);
+        assert_eq!(stale(NotifyMode::Events, Some(&lab::NO_UPGRADE_EVENT)), ["upgrade"]);
+        // The other mode does not depend on these.
+        assert_eq!(stale(NotifyMode::Tlb, Some(&lab::NO_UPGRADE_EVENT)), [""; 0]);
+        assert_eq!(stale(NotifyMode::Events, Some(&lab::NO_SECONDARY_TLB)), [""; 0]);
     });
 }
 
-/// By events alone a replaced page is told too late: another CPU sees the new one while the device still reads the
-/// page of before.
+/// By events alone a replaced page is invalidated too late: another CPU sees the new page while the device still reads
+/// the old one.
 #[test]
 fn without_the_call_under_the_lock_a_replaced_page_is_told_too_late() {
     /// Whether the device reads the old page in the moment in which the entry names the new one.
     fn reads_the_old_page(lab: Option<&Lab>) -> bool {
-        let rig = Rig::new(Told::Events);
+        let rig = Rig::new(NotifyMode::Events);
         let (device, space) = (rig.attach(), rig.space(1));
         device.bind(&rig.cpu, &space).unwrap();
         let _child = space.fork(&rig.cpu).unwrap();
         let old = rig.read(at(0));
         let looks = Look { smmu: rig.smmu.clone(), old, space: space.clone(), stale: Default::default() };
-        // Told before the binding: where the entry is new and the device has not heard the end yet.
+        // Called before the binding: the entry is new and the device has not got the end yet.
         let looks = crate::mm::notifier::Subscription::<_, SpaceRef>::new(space.clone(), looks, 1).unwrap();
         let sites = lab.map(|lab| lab.sites());
         sites.iter().flatten().for_each(|&site| host::set(site, true));
@@ -395,12 +396,12 @@ fn without_the_call_under_the_lock_a_replaced_page_is_told_too_late() {
     });
 }
 
-/// A number that is bound again reaches nothing of who had it before.
+/// A number that is bound again reaches nothing of its last owner.
 #[test]
 fn a_number_is_flushed_before_somebody_else_has_it() {
     /// How many pages of an earlier binding a later one reaches.
     fn reached(lab: Option<&Lab>) -> usize {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let device = rig.attach();
         let bind = |device: &DmaDevice, space: &SpaceRef| device.bind(&rig.cpu, space).unwrap();
         let before = rig.space(2);
@@ -430,7 +431,7 @@ fn a_number_is_flushed_before_somebody_else_has_it() {
 fn a_changed_stream_is_told_to_the_smmu() {
     in_order(|| {
         let reaches = |lab: Option<&Lab>| {
-            let rig = Rig::new(Told::Tlb);
+            let rig = Rig::new(NotifyMode::Tlb);
             let (device, space) = (rig.attach(), rig.space(1));
             // The SMMU has the stream's own tables cached.
             assert_eq!(rig.read(at(0)), UNMAPPED);
@@ -450,7 +451,7 @@ fn a_changed_stream_is_told_to_the_smmu() {
 #[test]
 fn a_change_is_one_command_and_a_sync_and_none_without_a_device() {
     in_order(|| {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let (device, space) = (rig.attach(), rig.space(4));
         let opcodes = |rig: &Rig| rig.smmu.take_commands().iter().map(|[low, _]| low & 0xff).collect::<Vec<_>>();
         rig.smmu.take_commands();
@@ -470,7 +471,7 @@ fn a_change_is_one_command_and_a_sync_and_none_without_a_device() {
 
 /// What one invalidation does, in order, and the opcodes of its commands; with `lab` on.
 fn stream(lab: Option<&Lab>) -> (Vec<&'static str>, Vec<u64>) {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let (device, space) = (rig.attach(), rig.space(1));
     device.bind(&rig.cpu, &space).unwrap();
     drop((rig.smmu.take_stream(), rig.smmu.take_commands()));
@@ -490,7 +491,7 @@ fn each_step_of_an_invalidation_is_there_and_in_order() {
         let (_, commands) = stream(Some(&lab::SKIP_SYNC));
         assert_eq!(commands, [0x12], "{}", lab::SKIP_SYNC.name);
         let (steps, commands) = stream(Some(&lab::FREE_BEFORE_SYNC));
-        // Nobody looks how far the SMMU is.
+        // The SMMU's progress is not read.
         let blind = [whole[0], whole[1], whole[3]];
         assert_eq!((&steps[..], &commands[..]), (&blind[..], &[0x12, 0x46][..]), "{}", lab::FREE_BEFORE_SYNC.name);
         let (steps, _) = stream(Some(&lab::NO_DMB_BEFORE_PROD));

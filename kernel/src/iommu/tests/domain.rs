@@ -3,7 +3,7 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 
 use super::super::device::direct;
-use super::super::{AttachError, BindError, Direction, DmaAddress, DmaError, DmaMask, Mode, Needs, Told, Unfit};
+use super::super::{AttachError, BindError, Direction, DmaAddress, DmaError, DmaMask, Mode, Needs, NotifyMode, Unfit};
 use super::{Outcome, PAGE, READ_ONLY, Rig, STREAM, UNMAPPED};
 use crate::platform::MappedId;
 
@@ -17,7 +17,7 @@ fn write(rig: &Rig, address: DmaAddress) -> Outcome {
 
 #[test]
 fn a_stream_that_nobody_has_attached_reaches_nothing() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     assert_eq!(rig.smmu.access(STREAM, 0x4000_0000, false), Outcome::Event(0x04));
     let device = rig.attach();
     assert_eq!(rig.smmu.access(STREAM + 1, 0x4000_0000, false), Outcome::Nothing, "of the same bus");
@@ -31,7 +31,7 @@ fn a_stream_that_nobody_has_attached_reaches_nothing() {
 
 #[test]
 fn what_is_mapped_is_reached_in_its_direction_until_it_is_unmapped() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let used = rig.used();
     let device = rig.attach();
     let frame = rig.frames.alloc_zeroed(&rig.cpu).unwrap();
@@ -55,7 +55,7 @@ fn what_is_mapped_is_reached_in_its_direction_until_it_is_unmapped() {
 /// A range is whole pages, each of them, and one more where it straddles.
 #[test]
 fn a_range_is_mapped_whole_and_unmapped_by_few_commands() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let device = rig.attach();
     let block = rig.frames.alloc_blocks(&rig.cpu, 0).unwrap();
     let bytes = 63 * PAGE as usize;
@@ -76,7 +76,7 @@ fn a_range_is_mapped_whole_and_unmapped_by_few_commands() {
 /// Nothing is issued where entries only become valid.
 #[test]
 fn mapping_needs_no_command() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let device = rig.attach();
     rig.smmu.take_commands();
     let address = device.map(&rig.cpu, PhysAddr(0x4000_0000), 8, Direction::Both).unwrap();
@@ -86,7 +86,7 @@ fn mapping_needs_no_command() {
 
 #[test]
 fn addresses_run_out_as_a_value() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let device = rig.attach();
     let too_much = 65 << 20;
     let refused = device.map(&rig.cpu, PhysAddr(0x4000_0000), too_much, Direction::Both);
@@ -96,7 +96,7 @@ fn addresses_run_out_as_a_value() {
 
 #[test]
 fn coherent_pages_and_messages_have_addresses_of_their_own() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let device = rig.attach();
     let page = device.alloc_coherent(&rig.cpu, 100).unwrap();
     let other = device.alloc_coherent(&rig.cpu, 4096).unwrap();
@@ -115,7 +115,7 @@ fn coherent_pages_and_messages_have_addresses_of_their_own() {
 
 #[test]
 fn a_device_may_be_trusted_or_shut_out() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let device = rig.attach();
     let anything = VirtAddr(0x4000_0000);
     device.set_mode(Mode::Bypass).unwrap();
@@ -128,7 +128,7 @@ fn a_device_may_be_trusted_or_shut_out() {
 
 #[test]
 fn an_smmu_that_does_not_fit_is_refused_with_the_reason() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let fits = *rig.iommu.smmu().features();
     let needs = Needs { address_bits: 48, output_bits: 40, size_changes: true, memory_types: 0 };
     assert_eq!(needs.check(&fits), Ok(()));
@@ -160,7 +160,7 @@ fn an_smmu_that_does_not_fit_is_refused_with_the_reason() {
 /// A device that puts out 32 bits of address: its rings and the doorbell are below 4 GiB, as its transfers are.
 #[test]
 fn a_device_that_reaches_less_is_given_addresses_that_it_reaches_or_refused() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let used = rig.used();
     let mask = DmaMask::of_bits(32);
     let device = rig.iommu.attach_within(&rig.cpu, STREAM, mask).unwrap();
@@ -186,7 +186,7 @@ fn a_device_that_reaches_less_is_given_addresses_that_it_reaches_or_refused() {
     let refused = rig.iommu.attach_within(&rig.cpu, STREAM, DmaMask::of_bits(28));
     assert!(matches!(refused, Err(AttachError::Narrow { mask: 0xfff_ffff, .. })), "{refused:?}");
     drop(rig.attach());
-    // Without an SMMU it is told physical addresses.
+    // Without an SMMU it gets physical addresses.
     assert!(direct(mask, 0x1_0000_0000).is_err());
     let device = direct(mask, 0xffff_ffff).unwrap();
     assert_eq!(device.message_address(&rig.cpu, PhysAddr(0x1_0000_0000)), Err(DmaError::Unreachable(0x1_0000_0000)));
@@ -194,10 +194,10 @@ fn a_device_that_reaches_less_is_given_addresses_that_it_reaches_or_refused() {
     assert_eq!([DmaMask::of_bits(64), DmaMask::of_bits(200)], [DmaMask::ALL; 2]);
 }
 
-/// The device tree says that an SMMU is in front of it, and none that is driven is.
+/// The device tree has an SMMU in front of it, but no driven one is.
 #[test]
 fn a_device_behind_an_smmu_that_is_not_driven_is_refused() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let stream = MappedId { phandle: 0x8004, id: STREAM };
     let refused = super::super::attach(&rig.cpu, Some(stream), DmaMask::ALL);
     assert!(matches!(refused, Err(AttachError::Unusable(0x8004))), "{refused:?}");

@@ -4,6 +4,8 @@
 //!
 //! It decodes by numbers of its own.
 
+#![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
@@ -49,7 +51,7 @@ enum Entry {
 }
 
 #[derive(Default)]
-struct State {
+struct ModelState {
     registers: BTreeMap<usize, u64>,
     entries: BTreeMap<u32, Entry>,
     contexts: BTreeMap<u32, Config>,
@@ -72,7 +74,7 @@ struct State {
 /// The SMMU, for the test and for the driver.
 #[derive(Clone)]
 pub(super) struct Emulated {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ModelState>>,
     frames: &'static FrameAllocator,
 }
 
@@ -80,11 +82,11 @@ impl Emulated {
     pub(super) fn new(frames: &'static FrameAllocator) -> Self {
         // As QEMU's: IDR0, IDR1, IDR3, IDR5, AIDR.
         let registers = [(0, 0x0d44_101b), (4, 0x0273_0010), (0xc, 0x1414), (0x14, 0x74), (0x1c, 1)];
-        let state = State { registers: registers.into_iter().collect(), ..State::default() };
+        let state = ModelState { registers: registers.into_iter().collect(), ..ModelState::default() };
         Self { state: Arc::new(Mutex::new(state)), frames }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ModelState> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -164,7 +166,7 @@ impl Emulated {
         Outcome::Reaches(PhysAddr(frame + (address - page)))
     }
 
-    fn read_entry(&self, state: &State, stream: u32) -> Entry {
+    fn read_entry(&self, state: &ModelState, stream: u32) -> Entry {
         let base = state.registers[&0x80] & ((1 << 52) - 1) & !0x3f;
         let descriptor = self.word(base + u64::from(stream >> 8) * 8);
         if descriptor & 0x1f == 0 {
@@ -208,13 +210,21 @@ impl Emulated {
         None
     }
 
-    fn event(&self, state: &mut State, stream: u32, address: u64, write: bool, number: u8, records: bool) -> Outcome {
+    fn event(
+        &self,
+        state: &mut ModelState,
+        stream: u32,
+        address: u64,
+        write: bool,
+        number: u8,
+        records: bool,
+    ) -> Outcome {
         if !records {
             return Outcome::Nothing;
         }
         let base = state.registers[&0xa0];
         let (size, at) = (1 << (base & 0x1f), base & ((1 << 52) - 1) & !0x1f);
-        let index = |state: &State, register| state.registers.get(&register).copied().unwrap_or(0);
+        let index = |state: &ModelState, register| state.registers.get(&register).copied().unwrap_or(0);
         let (produced, consumed) = (index(state, 0x100a8), index(state, 0x100ac));
         if (produced ^ consumed) & (2 * size - 1) == size {
             // EVENTQ_ABT_ERR, as QEMU has it: not the overflow flag.
@@ -226,7 +236,7 @@ impl Emulated {
             let record = [u64::from(number) | u64::from(stream) << 32, 2 << 40 | u64::from(!write) << 35, address, 0];
             for (word, value) in (0..).zip(record) {
                 let at = self.frames.linear().address(PhysAddr(at + (produced % size) * 32 + word * 8));
-                // SAFETY: the event queue, of which the driver reads what PROD says.
+                // SAFETY: the event queue, of which the driver reads up to PROD.
                 unsafe { at.as_ptr::<u64>().write_volatile(value) };
             }
             state.registers.insert(0x100a8, (produced + 1) & (2 * size - 1));
@@ -234,7 +244,7 @@ impl Emulated {
         Outcome::Event(number)
     }
 
-    fn execute(&self, state: &mut State, [low, high]: [u64; 2]) {
+    fn execute(&self, state: &mut ModelState, [low, high]: [u64; 2]) {
         let (stream, asid) = ((low >> 32) as u32, (low >> 48) as u16);
         match low & 0xff {
             0x03 => drop((state.entries.remove(&stream), state.contexts.remove(&stream))),
@@ -333,7 +343,7 @@ impl Hardware for Emulated {
         }
         state.left.0 = start + size;
         let virt: VirtAddr = self.frames.linear().address(PhysAddr(start));
-        // SAFETY: nobody else has it, and the linear map shows it.
+        // SAFETY: it has no other user, and the linear map shows it.
         unsafe { virt.as_ptr::<u8>().write_bytes(0, size as usize) };
         Some(DmaMemory { phys: PhysAddr(start), virt: NonNull::new(virt.as_ptr())?, bytes })
     }

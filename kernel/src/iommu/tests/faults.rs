@@ -4,7 +4,7 @@ use granule_arch::alternative::host;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::Mmu;
 
-use super::super::{DmaDevice, Resolution, Told};
+use super::super::{DmaDevice, NotifyMode, Resolution};
 use super::{OLD, Outcome, PAGE, READ_ONLY, READ_WRITE, Rig, STREAM, UNMAPPED, at, entry};
 use crate::lab;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -18,7 +18,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         let (device, space) = (rig.attach(), rig.space(4));
         device.bind(&rig.cpu, &space).unwrap();
         Self { rig, device, space }
@@ -71,12 +71,12 @@ fn a_fault_where_nothing_may_be_is_an_error_of_the_transfer() {
         stage.device.unbind(&stage.rig.cpu);
         assert_eq!(stage.rig.read(at(0)), UNMAPPED);
         let resolution = stage.resolve(0, Access::Read);
-        assert_eq!(resolution, Resolution::Failed(FaultError::NotMapped), "its own tables are nobody's to fill");
+        assert_eq!(resolution, Resolution::Failed(FaultError::NotMapped), "its own tables are not filled on a fault");
     });
 }
 
-/// The copy for a child, the upgrade of a page that nobody else has any more, the shared page that was only read, the
-/// page that was made old: each takes one fault, and then the device's access succeeds.
+/// The copy for a child, the upgrade of a page that is no longer shared, the shared page that was only read, the page
+/// that was made old: each takes one fault, and then the device's access succeeds.
 #[test]
 fn writable_in_the_end_means_writable_for_the_device() {
     type Prepare = fn(&Stage);
@@ -136,7 +136,7 @@ fn make_old(stage: &Stage, page: u64) {
     stage.space.tlb().flush_page(&mmu, at(page));
 }
 
-/// Who calls it spurious because a CPU could write hears of it for ever.
+/// If it were called spurious because a CPU could write, it would repeat for ever.
 #[test]
 fn a_writable_clean_entry_that_is_called_spurious_faults_for_ever() {
     host::with(&lab::DEVICE_DBM_SPURIOUS.sites(), || {
@@ -162,8 +162,8 @@ fn what_is_lost_is_said_to_every_transfer_in_flight() {
         }
         assert_eq!(stage.resolve(0, Access::Read), Resolution::Overflow, "its own faults are elsewhere");
         let elsewhere = other.resolve(&stage.rig.cpu, 0..1, Access::Read);
-        assert_eq!(elsewhere, Resolution::Overflow, "nobody knows whose the lost ones were");
-        assert_eq!(other.resolve(&stage.rig.cpu, 0..1, Access::Read), Resolution::NoFault, "that was said once");
+        assert_eq!(elsewhere, Resolution::Overflow, "the owners of the lost ones are unknown");
+        assert_eq!(other.resolve(&stage.rig.cpu, 0..1, Access::Read), Resolution::NoFault, "it is reported once");
         assert_eq!(stage.resolve(100, Access::Write), Resolution::Failed(FaultError::NotMapped));
         let stats = stage.rig.iommu.fault_stats();
         assert_eq!((stats.events, stats.losses), (128, 1));
@@ -195,11 +195,11 @@ fn a_fault_is_of_the_tables_under_which_it_was_met() {
 
 #[test]
 fn events_of_strangers_are_counted_and_nobodys() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     assert_eq!(rig.smmu.access(0x300, 0, false), Outcome::Event(0x04));
     let device = rig.attach();
     assert_eq!(device.resolve(&rig.cpu, 0..1, Access::Read), Resolution::NoFault);
-    assert_eq!(rig.iommu.fault_stats().strangers, 1);
+    assert_eq!(rig.iommu.fault_stats().unknown_streams, 1);
     let mut recent = 0;
     rig.iommu.for_each_recent(|event| {
         recent += 1;

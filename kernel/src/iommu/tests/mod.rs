@@ -19,7 +19,7 @@ use std::boxed::Box;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 
-use super::{DmaDevice, Iommu, Told};
+use super::{DmaDevice, Iommu, NotifyMode};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -44,12 +44,12 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(told: Told) -> Self {
+    fn new(notify_mode: NotifyMode) -> Self {
         let (frames, cpu) = (leaked(16), Cpu::new(CpuId(0)));
         let mmu = Metal(LinearView { offset: frames.linear().address(PhysAddr(0)).0 });
         let spaces = Box::leak(Box::new(Spaces::new(&cpu, mmu, frames).unwrap()));
         let smmu = Emulated::new(frames);
-        let iommu = Iommu::on_host(Box::new(smmu.clone()), mmu, frames, told).unwrap();
+        let iommu = Iommu::on_host(Box::new(smmu.clone()), mmu, frames, notify_mode).unwrap();
         Self { cpu, frames, spaces, smmu, iommu }
     }
 
@@ -86,6 +86,7 @@ impl Rig {
     }
 
     /// Where the device's write would go, byte in hand.
+    #[allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
     fn dma_write(&self, at: VirtAddr, byte: u8) -> Outcome {
         let outcome = self.write(at);
         if let Outcome::Reaches(physical) = outcome {

@@ -1,10 +1,10 @@
-//! Memory runs out at each step of a call, in turn: the call says so, and nothing stays taken.
+//! Memory runs out at each step of a call, in turn: the call fails, and nothing stays taken.
 
 use std::vec::Vec;
 
 use granule_arch::alternative::host;
 
-use super::super::{Direction, DmaDevice, Told};
+use super::super::{Direction, DmaDevice, NotifyMode};
 use super::{Outcome, Rig, STREAM, UNMAPPED, at, entry};
 use crate::mm::space::SpaceRef;
 
@@ -33,7 +33,7 @@ impl Drop for Scarce<'_> {
 #[test]
 fn attaching_mapping_and_binding_fail_whole() {
     host::with(&[], || {
-        let rig = Rig::new(Told::Tlb);
+        let rig = Rig::new(NotifyMode::Tlb);
         // The SMMU's own memory for this bus is there already.
         drop(rig.attach());
         let space = rig.space(1);
@@ -69,7 +69,7 @@ fn attaching_mapping_and_binding_fail_whole() {
 
 #[test]
 fn without_memory_for_the_stream_table_a_device_is_not_attached() {
-    let rig = Rig::new(Told::Tlb);
+    let rig = Rig::new(NotifyMode::Tlb);
     let used = rig.used();
     for count in 0..2 {
         rig.smmu.limit_allocations(Some(count));
@@ -80,14 +80,14 @@ fn without_memory_for_the_stream_table_a_device_is_not_attached() {
     drop(rig.attach());
 }
 
-/// What a stream is nobody knows when a command for it was not completed: nothing passes any more, and so memory may be
+/// A stream's state is unknown when a command for it was not completed: nothing passes any more, and so memory may be
 /// given back.
 #[test]
 fn an_smmu_that_does_not_answer_is_shut() {
     host::with(&[], || {
-        // One that is bound before, and cached; one that is not bound, as nobody tells of the space's end.
+        // One that is bound before, and cached; one that is not bound, as nothing reports the space's end.
         for bound in [true, false] {
-            let rig = Rig::new(Told::Tlb);
+            let rig = Rig::new(NotifyMode::Tlb);
             let (device, space) = (rig.attach(), rig.space(1));
             if bound {
                 device.bind(&rig.cpu, &space).unwrap();

@@ -1,5 +1,7 @@
 //! Frames by the hundred: taken together and not used yet, or not used any more and given back together.
 
+#![allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+
 use core::ops::Range;
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
@@ -10,8 +12,8 @@ use crate::mm::OutOfMemory;
 use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, State};
 use crate::smp::Cpu;
 
-/// Frames with one owner, in runs of neighbours: the first frame of each run says where it ends and where the next one
-/// begins, so a list of any length needs no memory of its own, and frames that are neighbours cost nothing to list.
+/// Frames with one owner, in runs of neighbours: the first frame of each run has its end and the start of the next one,
+/// so a list of any length needs no memory of its own, and frames that are neighbours cost nothing to list.
 ///
 /// Give what is left of it to [`FrameAllocator::free_list`]: a list that is dropped loses its frames.
 #[derive(Debug)]
@@ -143,7 +145,7 @@ impl FrameAllocator {
     }
 
     /// Takes one hold of each of these frames away, runs of frame numbers, at most [`FEW`] frames in all; those that
-    /// nobody holds now are free. `cpu` is the CPU that this runs on.
+    /// are no longer held are free. `cpu` is the CPU that this runs on.
     ///
     /// One pass, frame by frame into the magazine. Where there are few that is shorter than [`Self::freeing`], which
     /// makes a list first, and takes the lock where the magazine has no room for all of it.
@@ -251,7 +253,7 @@ pub struct Freeing<'a> {
     cpu: &'a Cpu,
     /// The address behind the last frame that was added, or [`END`].
     end: u64,
-    /// Frame numbers; the last run ends at `end`, whatever it says.
+    /// Frame numbers; the last run ends at `end`, whatever it holds.
     runs: heapless::Vec<Range<usize>, RUNS>,
 }
 

@@ -21,7 +21,7 @@ pub(super) const CAPACITY: usize = 2 * BATCH;
 pub(super) struct Magazine {
     count: AtomicUsize,
     frames: [AtomicUsize; CAPACITY],
-    /// Set while somebody is at work, to catch two CPUs (on the host: threads) that claim one number.
+    /// Set while a CPU is at work, to catch two CPUs (on the host: threads) that claim one number.
     #[cfg(debug_assertions)]
     busy: core::sync::atomic::AtomicBool,
 }
@@ -64,7 +64,7 @@ impl Magazine {
         true
     }
 
-    /// Runs `work` and checks, in debug builds, that nobody else is in the magazine meanwhile.
+    /// Runs `work` and checks, in debug builds, that no other CPU is in the magazine meanwhile.
     #[inline(always)]
     pub(super) fn alone<R>(&self, work: impl FnOnce(&Self) -> R) -> R {
         #[cfg(debug_assertions)]

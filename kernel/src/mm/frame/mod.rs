@@ -4,14 +4,14 @@
 //! alloc ◄─ magazine of this CPU ◄─ 32 at a time ─ cut page block ◄─ page block ─ buddy
 //! ```
 //!
-//! [`FrameAllocator`] is the one owner of all free memory. Each frame that it hands out has exactly one owner, who is
+//! [`FrameAllocator`] is the one owner of all free memory. Each frame that it hands out has exactly one owner, which is
 //! on record in the frame's [`Frame`]: so freeing a frame twice, or one that was never handed out, is noticed. In a
 //! debug build that is a panic; otherwise the frame is left alone, the event counted and logged, because a leaked frame
 //! does less harm than one with two owners.
 //!
 //! Everything here may be called from interrupt handlers. Running out of memory is a value, [`OutOfMemory`].
 
-mod hidden;
+mod debug_pagealloc;
 mod list;
 mod magazine;
 mod record;
@@ -25,10 +25,10 @@ use core::ops::Range;
 use core::slice;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+pub use debug_pagealloc::DebugPagealloc;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::interrupts;
 use granule_arch::memory::zero_page;
-pub use hidden::Curtain;
 pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
@@ -75,8 +75,8 @@ pub struct FrameAllocator {
     reserve: AtomicUsize,
     /// See [`Self::total`].
     total: usize,
-    /// See [`hidden`].
-    curtain: Once<&'static dyn Curtain>,
+    /// See [`debug_pagealloc`].
+    debug_pagealloc: Once<&'static dyn DebugPagealloc>,
 }
 
 /// Where the frames are. Taken while other CPUs allocate, the numbers may be off by what moves meanwhile.
@@ -119,9 +119,10 @@ impl FrameAllocator {
     /// The test `boot_in_the_order_of_start` does the same on the host.
     ///
     /// # Safety
-    /// - The [`Self::required_bytes`] at `storage`, page aligned, are mapped, writable and nobody else's, for ever.
+    /// - The [`Self::required_bytes`] at `storage`, page aligned, are mapped, writable and exclusive, for ever.
     /// - So are the records of each of the [`Self::required_records`]. Neither need be zero.
-    /// - `linear` shows all memory of `map`, writable, and nobody else uses what is free in it.
+    /// - `linear` shows all memory of `map`, writable, and what is free in it is unused.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     pub unsafe fn new(
         cpu: &Cpu,
         map: &mut MemoryMap,
@@ -145,7 +146,7 @@ impl FrameAllocator {
             magazines,
             refused: AtomicU64::new(0),
             reserve: AtomicUsize::new(0),
-            curtain: Once::new(),
+            debug_pagealloc: Once::new(),
         }
     }
 
@@ -178,6 +179,7 @@ impl FrameAllocator {
     }
 
     /// Puts the frame of that number, which was free in a magazine, on record as in use.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     fn claimed(&self, frame: usize) -> PhysAddr {
         // SAFETY: a frame that was free in a magazine is of a cut block, whose records are valid.
         unsafe { self.records.get(frame) }.claim();
@@ -186,15 +188,16 @@ impl FrameAllocator {
     }
 
     /// The same frame, filled with zeros. It was just allocated.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     fn zeroed(&self, frame: PhysAddr) -> PhysAddr {
-        // SAFETY: the linear map shows the frame, writable, and nobody else has it.
+        // SAFETY: the linear map shows the frame, writable, and it has no other user.
         unsafe { zero_page(self.linear.address(frame)) };
         frame
     }
 
     /// Gives the frame at `address` back. `cpu` is the CPU that this runs on.
     ///
-    /// The caller is its one owner, and nobody reaches it any more: no mapping, no translation in a TLB, no device.
+    /// The caller is its one owner, and it cannot be reached any more: no mapping, no translation in a TLB, no device.
     ///
     /// # Panics
     /// In debug builds, where the allocator did not hand the frame out, or has it back already. Otherwise such a call
@@ -219,6 +222,7 @@ impl FrameAllocator {
     ///
     /// # Errors
     /// [`OutOfMemory`]: there is no such run, or `order` is above [`MAX_ORDER`](super::page_block::MAX_ORDER) (1 GiB).
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     pub fn alloc_blocks(&self, cpu: &Cpu, order: u32) -> Result<PhysAddr, OutOfMemory> {
         let kept = self.kept_from(cpu);
         let number = match self.blocks.take_blocks(cpu, order, kept) {
@@ -260,6 +264,7 @@ impl FrameAllocator {
 
     /// The record of the frame that holds `address`, and what its block is used for; `None` where the block is not cut
     /// or the first of a run, in which case the frame is not one that anyone owns by itself.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     pub fn frame(&self, address: PhysAddr) -> Option<(State, &Frame)> {
         let frame = address.frame_number();
         let state = self.blocks.state(frame);
@@ -270,9 +275,9 @@ impl FrameAllocator {
     /// The record of the frame at `address`, which is not looked up.
     ///
     /// # Safety
-    /// Somebody holds the frame while the record is used: this allocator handed it out, by itself, and does not have it
-    /// back.
+    /// The frame is held while the record is used: this allocator handed it out, by itself, and does not have it back.
     #[inline(always)]
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     pub unsafe fn held(&self, address: PhysAddr) -> &Frame {
         debug_assert!(self.frame(address).is_some_and(|(_, frame)| frame.references() != 0), "{address} is free");
         // SAFETY: the records of a block that frames were taken from are valid and stay mapped.
@@ -328,7 +333,7 @@ impl FrameAllocator {
     #[cold]
     fn refill(&self, cpu: &Cpu, magazine: &Magazine) -> Option<usize> {
         let mut batch = [0; BATCH];
-        // A batch never comes from the reserve: what is left in the magazine is for everybody.
+        // A batch never comes from the reserve: what is left in the magazine is for every caller.
         let mut count = self.blocks.take_frames(cpu, &mut batch, self.reserve());
         if count == 0 && self.kept_from(cpu) == 0 {
             let (one, _) = batch.split_at_mut(1);

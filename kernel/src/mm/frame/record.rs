@@ -1,8 +1,10 @@
 //! What the kernel knows about each frame of memory: one [`Frame`] record, in an array indexed by frame number.
 //!
 //! The array is virtually contiguous, so a record is found by arithmetic; only the parts for page blocks that hold
-//! memory are mapped. A record of zeros says that the frame is free. Records are zeroed a block at a time when the
-//! block is first used; before that they hold whatever the memory held, and nobody looks.
+//! memory are mapped. A record of zeros means that the frame is free. Records are zeroed a block at a time when the
+//! block is first used; before that they hold whatever the memory held, and are not read.
+
+#![allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
 
 use core::mem::size_of;
 use core::ops::Range;
@@ -59,7 +61,7 @@ impl Frame {
     /// Adds a holder. The caller is one.
     #[inline(always)]
     pub fn share(&self) {
-        // Relaxed: who shares holds the frame already, so it cannot become free meanwhile.
+        // Relaxed: the caller holds the frame already, so it cannot become free meanwhile.
         let before = self.references.fetch_add(1, Ordering::Relaxed);
         debug_assert_ne!(before, 0, "a free frame shared");
     }
@@ -67,10 +69,10 @@ impl Frame {
     /// Takes the caller's hold away unless it is the last; whether it is. Then the caller frees the frame.
     #[inline(always)]
     pub fn let_go(&self) -> bool {
-        // Acquire and release: what other holders did to the frame comes before its end, whoever sees to that.
+        // Acquire and release: what other holders did to the frame comes before its end, on any CPU.
         let mut references = self.references.load(Ordering::Acquire);
         while references != 1 {
-            debug_assert_ne!(references, 0, "a free frame let go");
+            debug_assert_ne!(references, 0, "a free frame is released");
             match self.references.compare_exchange_weak(references, references - 1, Ordering::AcqRel, Ordering::Acquire)
             {
                 Ok(_) => return false,

@@ -6,7 +6,7 @@
 //! the reserve alone.
 //!
 //! A request of such a thread that fails for want of frames is noted in the thread: what called it may then make room
-//! and try again, and tells this failure from one that more memory would not help.
+//! and try again, and distinguishes this failure from one that more memory would not help.
 
 use core::sync::atomic::Ordering;
 

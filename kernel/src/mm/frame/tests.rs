@@ -1,6 +1,8 @@
 //! The allocator on fake machines: against an oracle, to exhaustion and back, with many CPUs, and in the order of a
 //! boot.
 
+#![allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -34,7 +36,7 @@ impl Machine {
         // SAFETY: neither size is zero.
         let (ram, records) = unsafe { (alloc_zeroed(ram_layout), alloc_zeroed(records_layout)) };
         assert!(!ram.is_null() && !records.is_null());
-        // SAFETY: just allocated. Records that nobody zeroed must not pass for good ones.
+        // SAFETY: just allocated. Records that were not zeroed must not pass for good ones.
         unsafe { records.write_bytes(0xa5, records_layout.size()) };
         Self { banks: banks.to_vec(), ram, ram_layout, records, records_layout }
     }
@@ -93,7 +95,7 @@ fn is_ours(banks: &[PhysRange], reserved: &[PhysRange], run: PhysRange) -> bool 
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum FrameStep {
     Alloc {
         cpu: usize,
         count: usize,
@@ -120,7 +122,7 @@ enum Step {
         which: usize,
         count: usize,
     },
-    /// The first ones from `which` on, some of which have another holder that lets go later.
+    /// The first ones from `which` on, some of which have another holder that drops them later.
     LetGoFew {
         cpu: usize,
         which: usize,
@@ -131,17 +133,17 @@ enum Step {
     },
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<FrameStep>> {
     let step = prop_oneof![
-        4 => (0..3_usize, 1..700_usize).prop_map(|(cpu, count)| Step::Alloc { cpu, count }),
-        2 => (0..3_usize, 0..4_u32).prop_map(|(cpu, order)| Step::AllocBlocks { cpu, order }),
+        4 => (0..3_usize, 1..700_usize).prop_map(|(cpu, count)| FrameStep::Alloc { cpu, count }),
+        2 => (0..3_usize, 0..4_u32).prop_map(|(cpu, order)| FrameStep::AllocBlocks { cpu, order }),
         4 => (0..3_usize, 0..1500_usize, any::<usize>())
-            .prop_map(|(cpu, count, kept)| Step::AllocList { cpu, count, kept: kept % (count + 1) }),
-        4 => (0..3_usize, any::<usize>(), 1..900_usize).prop_map(|(cpu, which, count)| Step::Free { cpu, which, count }),
+            .prop_map(|(cpu, count, kept)| FrameStep::AllocList { cpu, count, kept: kept % (count + 1) }),
+        4 => (0..3_usize, any::<usize>(), 1..900_usize).prop_map(|(cpu, which, count)| FrameStep::Free { cpu, which, count }),
         4 => (0..3_usize, any::<usize>(), 1..900_usize)
-            .prop_map(|(cpu, which, count)| Step::FreeMany { cpu, which, count }),
-        4 => (0..3_usize, any::<usize>(), 0..=FEW).prop_map(|(cpu, which, count)| Step::LetGoFew { cpu, which, count }),
-        1 => (0..3_usize).prop_map(|cpu| Step::Drain { cpu }),
+            .prop_map(|(cpu, which, count)| FrameStep::FreeMany { cpu, which, count }),
+        4 => (0..3_usize, any::<usize>(), 0..=FEW).prop_map(|(cpu, which, count)| FrameStep::LetGoFew { cpu, which, count }),
+        1 => (0..3_usize).prop_map(|cpu| FrameStep::Drain { cpu }),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -187,7 +189,7 @@ proptest! {
             let mut got = Vec::with_capacity(2048);
             let allocations_of_the_test = host_allocations() - allocations;
             match step {
-                Step::Alloc { cpu, count } => {
+                FrameStep::Alloc { cpu, count } => {
                     for _ in 0..count {
                         let Ok(frame) = frames.alloc(&cpus[cpu]) else {
                             // Exhausted: all that is left is in other magazines.
@@ -198,7 +200,7 @@ proptest! {
                         got.push((frame, PAGE_SIZE as u64, None));
                     }
                 }
-                Step::AllocList { cpu, count, kept } => {
+                FrameStep::AllocList { cpu, count, kept } => {
                     let cpu = &cpus[cpu];
                     match frames.alloc_list(cpu, count) {
                         Ok(mut list) => {
@@ -215,20 +217,20 @@ proptest! {
                         }
                     }
                 }
-                Step::AllocBlocks { cpu, order } => {
+                FrameStep::AllocBlocks { cpu, order } => {
                     if let Ok(start) = frames.alloc_blocks(&cpus[cpu], order) {
                         prop_assert!(start.is_aligned(BLOCK_SIZE << order));
                         got.push((start, BLOCK_SIZE << order, Some(order)));
                     }
                 }
-                Step::Free { cpu, which, count } => {
+                FrameStep::Free { cpu, which, count } => {
                     for _ in 0..count.min(in_use.len()) {
                         let start = *in_use.keys().nth(which % in_use.len()).unwrap();
                         let (_, order) = in_use.remove(&start).unwrap();
                         give_back(&frames, &cpus[cpu], start, order);
                     }
                 }
-                Step::FreeMany { cpu, which, count } => {
+                FrameStep::FreeMany { cpu, which, count } => {
                     let mut freeing = frames.freeing(&cpus[cpu]);
                     for _ in 0..count.min(in_use.len()) {
                         let start = *in_use.keys().nth(which % in_use.len()).unwrap();
@@ -239,7 +241,7 @@ proptest! {
                         }
                     }
                 }
-                Step::LetGoFew { cpu, which, count } => {
+                FrameStep::LetGoFew { cpu, which, count } => {
                     let single = in_use.iter().filter(|(_, (_, order))| order.is_none());
                     let skipped = which % (in_use.len() + 1);
                     let few: heapless::Vec<_, FEW> =
@@ -264,7 +266,7 @@ proptest! {
                     let numbers = shared.iter().map(|start| PhysAddr(*start).frame_number());
                     frames.let_go_few(&cpus[cpu], numbers.map(|number| number..number + 1));
                 }
-                Step::Drain { cpu } => frames.drain_cpu(&cpus[cpu]),
+                FrameStep::Drain { cpu } => frames.drain_cpu(&cpus[cpu]),
             }
             prop_assert_eq!(host_allocations() - allocations, allocations_of_the_test, "the allocator allocated");
             for (start, size, order) in got {

@@ -7,6 +7,8 @@
 //! The tree says who has which addresses; what is mapped there is said by the page tables alone. `set_memory_*`
 //! never comes here: it reads the tables without a lock.
 
+#![allow(unsafe_code, reason = "nodes of an intrusive tree")]
+
 use core::cell::Cell;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};

@@ -1,4 +1,4 @@
-//! `debug_pagealloc=on`: the linear map without the frames that are free ([`Curtain`]).
+//! `debug_pagealloc=on`: the linear map without the frames that are free ([`DebugPagealloc`]).
 //!
 //! The linear map is made of pages then, so nothing is split and no memory is taken: a frame can come and go in any
 //! context, in the middle of another change as well. Each call is a section of its own and has paid when it returns, so
@@ -11,10 +11,10 @@ use granule_arch::addr::PhysAddr;
 use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, Tables, Tlb};
 
 use super::KernelSpace;
-use crate::mm::frame::Curtain;
+use crate::mm::frame::DebugPagealloc;
 use crate::mm::layout;
 
-impl Curtain for KernelSpace {
+impl DebugPagealloc for KernelSpace {
     fn show(&self, frames: Range<usize>) {
         if let Some(range) = linear(&frames) {
             self.change_frames(range, Change::VALID).left_to_caller();

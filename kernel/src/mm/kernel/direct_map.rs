@@ -8,9 +8,9 @@
 //! Where permissions in the linear map are not managed ([`super::policy::Policy::direct_map`]), they succeed and do
 //! nothing: it may be made of leaves that nobody can split.
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::patched_branch;
-use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, Tables};
+use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, RefuseSplits, Tables};
 
 use super::set_memory::{SetMemoryError, Validity, page_range};
 use super::{KernelSpace, owners};
@@ -72,12 +72,12 @@ impl KernelSpace {
         if !patched_branch!(branch::DIRECT_MAP) {
             return Ok(());
         }
-        if frame.is_aligned(PAGE_SIZE as u64) && frame.0 < layout::LINEAR_SIZE {
-            let page = layout::linear(frame);
-            let _owner = PageRange::from_pages(page, 1).map(owners::claim);
+        let linear_map = PageRange::new(layout::LINEAR_BASE, layout::LINEAR_SIZE).map_err(SetMemoryError::Range)?;
+        if let Some(page) = linear_map.part(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(frame.0)), 1) {
+            let _owner = owners::claim(page);
             // Tables of the linear map are never freed, so this walk need not be announced.
             let (lazy, tables) = (Lazy::new(&self.mmu), PageTables::new(&self.mmu, self.root));
-            if let Some(flush) = tables.update_page_at_once(&lazy, page, *change) {
+            if let Some(flush) = tables.update_at_once(&lazy, page, change, &mut RefuseSplits) {
                 flush.left_to_caller();
                 return Ok(());
             }

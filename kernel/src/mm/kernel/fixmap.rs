@@ -6,6 +6,8 @@
 //! A slot goes from empty to valid (no TLBI: an invalid entry is never cached), and where it is reused, from
 //! valid to empty with an invalidation before anything else may appear there (break-before-make, Arm ARM D8.16.1).
 
+#![allow(unsafe_code, reason = "maps addresses that its caller vouches for")]
+
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -142,7 +144,11 @@ pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
     let alias = FixmapSlot::Patch.address() + (physical - page);
     // SAFETY: mapped writable just above; alignment is the caller's promise.
     unsafe { ptr::write_volatile(alias.as_ptr::<u32>(), word) };
-    store(index, 0);
+    unmap_patch();
+}
+
+fn unmap_patch() {
+    store(FixmapSlot::Patch.first(), 0);
     barrier::dsb_ishst();
     tlbi::vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None));
     complete_tlbi();
@@ -173,4 +179,38 @@ fn store(index: usize, value: u64) {
 fn publish() {
     barrier::dsb_ishst();
     barrier::isb();
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use core::sync::atomic::{AtomicU64, Ordering};
+    use std::boxed::Box;
+
+    use granule_arch::recorded::record;
+
+    use super::{ENTRIES, FixmapSlot, TABLE, unmap_device_tree, unmap_patch};
+
+    /// Both invalidations are made twice, each time with a DSB (`platform::errata`): the first may have been completed
+    /// with another CPU left out, and which CPUs there are is not known yet.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "the host has memory for a table")]
+    fn what_is_unmapped_is_invalidated_twice_whatever_the_cpus_are() {
+        let table = TABLE.call_once(|| Box::leak(Box::new([const { AtomicU64::new(0) }; ENTRIES])));
+        let repeated = ["dsb_ish", "vaale1is", "dsb_ish", "isb"];
+        let valid = |slot: FixmapSlot| table[slot.first()].store(3, Ordering::Relaxed);
+
+        valid(FixmapSlot::Patch);
+        let stream = record(unmap_patch);
+        assert_eq!(stream[..2], ["dsb_ishst", "vaale1is"]);
+        assert_eq!(stream[2..], repeated);
+
+        valid(FixmapSlot::DeviceTree);
+        // SAFETY: nothing is mapped by this table.
+        let stream = record(|| unsafe { unmap_device_tree() });
+        assert_eq!(stream[..2], ["dsb_ishst", "vmalle1is"]);
+        assert_eq!(stream[2..], repeated);
+        assert!(table.iter().all(|entry| entry.load(Ordering::Relaxed) == 0));
+    }
 }

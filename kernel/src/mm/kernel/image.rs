@@ -3,6 +3,8 @@
 //! The sections and their permissions are the linker script's (`linker/granule.ld`); the entry code mapped them with
 //! 4 KiB exactness before the first Rust instruction.
 
+#![allow(unsafe_code, reason = "symbols of the linker")]
+
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_pgtable::PageRange;
 

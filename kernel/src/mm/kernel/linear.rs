@@ -12,6 +12,8 @@
 //! image's variables, and a [nursery](Nurseries) of free memory whose frames are the tables for a greater one, whose
 //! frames are the tables for the rest.
 
+#![allow(unsafe_code, reason = "builds tables in memory that nothing else uses yet")]
+
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::{Error, Execution, Lazy, Leaves, Mmu, PageRange, PageTables, Shape, Table, TableSource};

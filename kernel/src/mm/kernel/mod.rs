@@ -7,11 +7,11 @@
 //! The path of a permission change: [`set_memory`] checks who asks for what, `granule_pgtable` checks the leaves and
 //! changes them in place, [`super::tlb`] invalidates what changed.
 
-mod alias;
+pub mod alias;
 pub mod area;
 mod debug_pagealloc;
 mod direct_map;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
 pub mod fixmap;
 #[cfg(target_os = "none")]
 pub mod image;
@@ -129,6 +129,7 @@ struct FrameSource<'a> {
 }
 
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+#[allow(unsafe_code, reason = "keeps the contract of `TableSource`")]
 unsafe impl TableSource for FrameSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let table = match self.supply {

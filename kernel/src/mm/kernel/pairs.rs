@@ -14,6 +14,8 @@
 //! On the host a run is dealt with by the defaults of [`Mmu`](granule_pgtable::Mmu); a test on the target compares the
 //! two.
 
+#![allow(unsafe_code, reason = "entries of tables in pairs, in assembly")]
+
 use core::sync::atomic::AtomicU64;
 
 use granule_pgtable::Survey;

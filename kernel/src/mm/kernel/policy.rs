@@ -53,6 +53,7 @@ impl fmt::Display for SplitMode {
     }
 }
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static SPLIT: Parameter = Parameter {
     name: "split",
@@ -60,17 +61,19 @@ static SPLIT: Parameter = Parameter {
     check: |value| named(SPLIT_MODES, value).map(drop).ok_or_else(|| Refused::because("lock, lockless or refuse")),
 };
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static RODATA_ARGUMENT: Parameter = Parameter {
     name: "rodata",
-    help: "rodata=on|noalias|off: read-only memory is so by its alias too, or not, or constants are writable",
+    help: "rodata=on|noalias|off: aliases of read-only memory are read-only, or stay writable; off: constants too",
     check: |value| named(RODATA, value).map(drop).ok_or_else(|| Refused::because("on, noalias or off")),
 };
 
+#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static DEBUG_PAGEALLOC: Parameter = Parameter {
     name: "debug_pagealloc",
-    help: "debug_pagealloc=on|off: frames that are free are not in the linear map",
+    help: "debug_pagealloc=on|off: unmap free frames from the linear map",
     check: |value| named(SWITCH, value).map(drop).ok_or_else(|| Refused::because("on or off")),
 };
 

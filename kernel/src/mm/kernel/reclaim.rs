@@ -14,7 +14,7 @@ use granule_arch::descriptor::Attributes;
 use granule_arch::interrupts;
 use granule_pgtable::{
     Announced, Change, Error, Extent, Flush, Geometry, Granule4K, Invalidation, Lazy, Leaf, LeafTotals, PageRange,
-    PageTables, Progress, Reclaimer, Table, TableSource, Tlb, Translation, Walk,
+    PageTables, Progress, Reclaimer, Table, TableSource, Tlb, Translation, Walk, WholeLeaves,
 };
 use spin::mutex::SpinMutex;
 
@@ -67,7 +67,7 @@ impl KernelTables<'_> {
     /// As there; nothing was changed.
     #[inline]
     pub fn update(&self, lazy: &Lazy<'_, Machine>, range: PageRange, change: Change) -> Result<Flush, Error> {
-        self.get().update(lazy, range, change)
+        self.get().update(lazy, range, change, WholeLeaves)
     }
 
     /// [`PageTables::map_frames`], for the owner of `range`.

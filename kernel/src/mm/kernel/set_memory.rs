@@ -14,11 +14,12 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
 use granule_arch::patched_branch;
-use granule_pgtable::{Change, Error, Lazy, PageRange};
+use granule_pgtable::{Change, Error, Lazy, PageRange, WholeLeaves};
 use thiserror::Error;
 
 use super::alias::{ReadOnly, ReadWrite, Writability};
-use super::{KernelSpace, owners};
+use super::split::LinearSplitter;
+use super::{KernelSpace, alias, owners};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
 use crate::platform::features::branch;
@@ -117,14 +118,15 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
+        let (lazy, walk) = (Lazy::new(&self.mmu), self.tables());
+        let tables = walk.get();
         let changed = if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
             let _owner = self.claim_with_alias(range);
             let alias = &mut self.linear_alias();
-            tables.get().update_to_code_with_alias(&lazy, &self.tlb, range, bits::VM_ALLOC, alias)
+            alias::update::update_to_code(&tables, &lazy, &self.tlb, range, bits::VM_ALLOC, alias)
         } else {
             let _owner = owners::claim(range);
-            tables.get().update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC)
+            tables.update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC)
         };
         changed.map_err(|error| self.explain(error))
     }
@@ -160,7 +162,30 @@ impl KernelSpace {
     #[inline(always)]
     fn set_linear(&self, address: VirtAddr, pages: u64, change: &'static Change) -> Result<(), SetMemoryError> {
         let range = page_range(address, pages)?;
-        if pages == 0 { Ok(()) } else { self.change_range_lockless(range, change) }
+        if pages == 0 {
+            return Ok(());
+        }
+        let lazy = Lazy::new(&self.mmu);
+        let _owner = owners::claim(range);
+        let tables = self.tables();
+        let changed = tables.get().update_at_once(&lazy, range, change, &mut LinearSplitter(self));
+        drop(tables);
+        match changed {
+            Some(flush) => {
+                lazy.invalidate(&self.tlb, Some(flush));
+                Ok(())
+            }
+            None => self.set_linear_in_steps(range, change),
+        }
+    }
+
+    /// With a section and a walk of its own, so that those above need not lie in memory.
+    #[inline(never)]
+    fn set_linear_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
+        let lazy = Lazy::new(&self.mmu);
+        let flush = self.tables().get().update(&lazy, range, *change, LinearSplitter(self));
+        lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
+        Ok(())
     }
 
     #[inline(always)]
@@ -180,24 +205,16 @@ impl KernelSpace {
         let _owner = owners::claim(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
-        let changed = tables.get().update_fixed_at_once(&lazy, range, change.only_where(bits::VM_ALLOC));
+        let changed = tables.get().update(&lazy, range, change.only_where(bits::VM_ALLOC), WholeLeaves);
         // The pages are there, and keep their tables.
         drop(tables);
         match changed {
-            Some(flush) => {
+            Ok(flush) => {
                 lazy.invalidate(&self.tlb, Some(flush));
                 Ok(())
             }
-            None => self.set_memory_in_steps(range, change),
+            Err(error) => Err(self.explain(error)),
         }
-    }
-
-    #[inline(never)]
-    fn set_memory_in_steps(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
-        let lazy = Lazy::new(&self.mmu);
-        let flush = self.tables().update(&lazy, range, change.only_where(bits::VM_ALLOC));
-        lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
-        Ok(())
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.

@@ -16,7 +16,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule_arch::wait;
-use granule_pgtable::{Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, PageTables, Serialise, Splits};
+use granule_pgtable::{Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, Serialise, Splits, Splitter};
 
 use super::policy::SplitMode;
 use super::set_memory::SetMemoryError;
@@ -125,6 +125,33 @@ impl Serialise for Unlocked {
     }
 }
 
+/// Splits leaves as the policy says.
+#[derive(Clone, Copy)]
+pub(super) struct LinearSplitter<'s>(pub(super) &'s KernelSpace);
+
+impl Splitter<Machine> for LinearSplitter<'_> {
+    const LIVE_SPLITS: bool = true;
+
+    #[cold]
+    #[inline(never)]
+    fn split(&mut self, cut: &Cut<'_, Machine>) -> Result<(), Error> {
+        let Self(space) = self;
+        space.split_by(cut, &Locking(&space.splitting))
+    }
+}
+
+/// The same inside [`KernelSpace::update_range`], which has the lock.
+struct LockedSplitter<'s>(&'s KernelSpace);
+
+impl Splitter<Machine> for LockedSplitter<'_> {
+    const LIVE_SPLITS: bool = true;
+
+    #[cold]
+    fn split(&mut self, cut: &Cut<'_, Machine>) -> Result<(), Error> {
+        self.0.split_by(cut, &Locked)
+    }
+}
+
 impl KernelSpace {
     /// Changes the leaves of `range`, splitting those that it cuts, and says what invalidation is then owed.
     ///
@@ -137,7 +164,6 @@ impl KernelSpace {
     ///
     /// # Panics
     /// In debug builds, where two owners change ranges that overlap.
-    #[inline]
     pub fn update_range_lockless(
         &self,
         lazy: &Lazy<'_, Machine>,
@@ -145,64 +171,8 @@ impl KernelSpace {
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
         let _owner = owners::claim(range);
-        let walk = self.tables();
-        let tables = walk.get();
-        match tables.update_divisible(lazy, range, change) {
-            Ok(flush) => Ok(flush),
-            Err(error) => self.split_and_update(&tables, lazy, range, change, error),
-        }
-    }
-
-    /// [`Self::update_range_lockless`] with its invalidation. The change is one that the compiler knows, and what is
-    /// out of the ordinary begins anew: so nothing of this lies in memory.
-    #[inline(always)]
-    pub(super) fn change_range_lockless(
-        &self,
-        range: PageRange,
-        change: &'static Change,
-    ) -> Result<(), SetMemoryError> {
-        let _owner = owners::claim(range);
-        let lazy = Lazy::new(&self.mmu);
-        let tables = self.tables();
-        let changed = tables.get().update_at_once_splitting(&lazy, range, *change, |cut| self.split_off(cut));
-        drop(tables);
-        match changed {
-            Some(flush) => {
-                lazy.invalidate(&self.tlb, Some(flush));
-                Ok(())
-            }
-            None => self.change_in_steps(range, change),
-        }
-    }
-
-    /// Splits what is all that is in the way; `false` where it is not to be done, or cannot.
-    #[cold]
-    #[inline(never)]
-    fn split_off(&self, cut: &Cut<'_, Machine>) -> bool {
-        let mode = self.policy().split;
-        if mode == SplitMode::Refuse {
-            return false;
-        }
-        let mut source = self.split_source();
-        let splits = match mode {
-            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Unlocked, &mut source),
-            SplitMode::Lockless => cut.split(&Lockless, &mut source),
-            _ => cut.split(&Locking(&self.splitting), &mut source),
-        };
-        splits.inspect(|splits| self.splitting.count(splits)).is_ok()
-    }
-
-    #[inline(never)]
-    fn change_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
-        let (lazy, walk) = (Lazy::new(&self.mmu), self.tables());
-        let tables = walk.get();
-        let flush = match tables.update_divisible(&lazy, range, *change) {
-            Ok(flush) => flush,
-            Err(error) => self.split_and_update(&tables, &lazy, range, *change, error)?,
-        };
-        drop(walk);
-        lazy.invalidate(&self.tlb, [flush]);
-        Ok(())
+        let updated = self.tables().get().update(lazy, range, change, LinearSplitter(self));
+        updated.map_err(|error| self.explain(error))
     }
 
     /// The same for callers that do not own the range: the whole change is made under the split lock, which keeps out
@@ -221,17 +191,8 @@ impl KernelSpace {
     ) -> Result<Flush, SetMemoryError> {
         let _held = self.splitting.lock();
         owners::check(range);
-        let walk = self.tables();
-        let tables = walk.get();
-        tables.update_divisible(lazy, range, change).or_else(|error| {
-            self.split_for(error, |source| match self.policy().split {
-                // Others may be splitting without the lock.
-                SplitMode::Lockless => tables.split(range, &Lockless, source),
-                _ => tables.split(range, &Locked, source),
-            })
-            .and_then(|()| tables.update_divisible(lazy, range, change))
-            .map_err(|error| self.explain(error))
-        })
+        let updated = self.tables().get().update(lazy, range, change, LockedSplitter(self));
+        updated.map_err(|error| self.explain(error))
     }
 
     /// [`Self::update_range`] with its invalidation.
@@ -245,49 +206,19 @@ impl KernelSpace {
         Ok(())
     }
 
-    /// Goes on where a change has met `error`: where that is a leaf that the range cuts, splits it.
-    #[inline(never)]
-    fn split_and_update(
-        &self,
-        tables: &PageTables<'_, Machine>,
-        lazy: &Lazy<'_, Machine>,
-        range: PageRange,
-        change: Change,
-        error: Error,
-    ) -> Result<Flush, SetMemoryError> {
-        self.split_at_ends(tables, range, error)
-            .and_then(|()| tables.update_divisible(lazy, range, change))
-            .map_err(|error| self.explain(error))
-    }
-
-    /// Splits the leaves that `range` cuts, where that is what `error` says.
-    pub(super) fn split_at_ends(
-        &self,
-        tables: &PageTables<'_, Machine>,
-        range: PageRange,
-        error: Error,
-    ) -> Result<(), Error> {
-        self.split_for(error, |source| match self.policy().split {
-            _ if lab::is_on!(PLAIN_SPLIT) => tables.split(range, &Unlocked, source),
-            SplitMode::Lockless => tables.split(range, &Lockless, source),
-            _ => tables.split(range, &Locking(&self.splitting), source),
-        })
-    }
-
-    /// Has `split` split what `error` says is in the way; any other error is the caller's.
-    fn split_for(
-        &self,
-        error: Error,
-        split: impl FnOnce(&mut FrameSource<'_>) -> Result<Splits, Error>,
-    ) -> Result<(), Error> {
-        if !matches!(error, Error::Straddles { .. }) {
-            return Err(error);
+    /// Splits the leaves of `cut` as the policy says; where that is under a lock, as `locked` does.
+    fn split_by(&self, cut: &Cut<'_, Machine>, locked: &impl Serialise) -> Result<(), Error> {
+        let mode = self.policy().split;
+        if mode == SplitMode::Refuse {
+            return Err(if cut.is_first_look() { cut.error() } else { self.refuse(cut.error()) });
         }
-        if self.policy().split == SplitMode::Refuse {
-            return Err(self.refuse(error));
-        }
-        let splits = split(&mut self.split_source())?;
-        self.splitting.count(&splits);
+        let mut source = self.split_source();
+        let splits = match mode {
+            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Unlocked, &mut source),
+            SplitMode::Lockless => cut.split(&Lockless, &mut source),
+            _ => cut.split(locked, &mut source),
+        };
+        self.splitting.count(&splits?);
         Ok(())
     }
 

@@ -4,6 +4,8 @@
 //! time can an address that somebody may still reach belong to somebody else. The frames of an area are written down in
 //! the page tables and nowhere else: `vfree` reads them there.
 
+#![allow(unsafe_code, reason = "intrusive nodes, and mappings that the caller vouches for")]
+
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +17,7 @@ use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
 use super::area::{AreaKind, AreaNode, Leaving, NotInserted};
-use super::{KernelSpace, owners};
+use super::{KernelSpace, alias, owners};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
@@ -249,7 +251,8 @@ impl KernelSpace {
                 freeing.add(leaf.physical);
             };
             if patched_branch!(branch::ALIAS) {
-                self.tables().get().unmap_with_alias(&lazy, &self.tlb, range, &mut self.linear_alias(), released)?;
+                let alias = &mut self.linear_alias();
+                alias::update::unmap(&self.tables().get(), &lazy, &self.tlb, range, alias, released)?;
             } else {
                 self.tables().get().unmap(&lazy, &self.tlb, range, released)?;
             }

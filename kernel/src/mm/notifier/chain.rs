@@ -1,22 +1,24 @@
-//! The chain of a space's subscribers: who joins and leaves, and who walks it meanwhile.
+//! The chain of a space's subscribers: joining, leaving, and concurrent walks.
 //!
 //! Most spaces have none, so every call looks at one word first and does no more. Else a walker counts itself in, goes
-//! along the list without a lock, and counts itself out. Who leaves takes its node out of the list, then waits until
-//! those who were inside have left:
+//! along the list without a lock, and counts itself out. A subscriber that leaves unlinks its node, then waits until
+//! the walkers that were inside have left:
 //!
 //! ```text
 //! leaving                         walking
 //! take the node out               count in
 //! full barrier                    full barrier
-//! wait until nobody is inside     read the list
+//! wait until no walker is inside  read the list
 //! ```
 //!
 //! Either the walker is counted or it no longer finds the node. There are two counters, so that newcomers cannot keep
 //! the one that is waited for above zero: they use the other. A walker that chose its counter before they were
-//! exchanged, and counts itself in only then, is waited for by whoever leaves next, who looks at both (the argument of
+//! exchanged, and counts itself in only then, is waited for by the next leaver, which looks at both (the argument of
 //! Linux's SRCU).
 //!
 //! The chain is generic over its atomics: `granule-loom` runs this source in every order.
+
+#![allow(unsafe_code, reason = "a list that is walked without a lock")]
 
 use alloc::alloc::{Layout, alloc, dealloc};
 use core::ops::Deref;
@@ -24,6 +26,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::tlbi::UserTlbToken;
 use thiserror::Error;
 
 use super::{Again, Event, Patience, Range, Subscriber};
@@ -47,7 +50,7 @@ pub trait Atomics: Sized + 'static {
     /// Gives back the memory of a subscriber that has left.
     ///
     /// # Safety
-    /// `memory` is from the global allocator with `layout`, and nobody uses it any more.
+    /// `memory` is from the global allocator with `layout`, and is no longer used.
     unsafe fn free(memory: NonNull<u8>, layout: Layout) {
         // SAFETY: the caller's promise.
         unsafe { dealloc(memory.as_ptr(), layout) };
@@ -91,7 +94,7 @@ impl Atomics for Native {
         // Not by spinning: the callback that is waited for may sleep, or the thread that changes the list, and go on only
         // when this CPU lets it. Nor may a signal end it: a thread that exits has one, and must leave the chain.
         #[cfg(target_os = "none")]
-        crate::sched::sleep_through(crate::drivers::timer::Deadline::after(core::time::Duration::from_micros(100)));
+        crate::sched::sleep_through(crate::chip::timer::Deadline::after(core::time::Duration::from_micros(100)));
         #[cfg(not(target_os = "none"))]
         std::thread::yield_now();
     }
@@ -130,7 +133,7 @@ impl<T> Pointer<T> for AtomicPtr<T> {
     }
 }
 
-/// What is invalid, and so who is called.
+/// What is invalid, and so which callback is called.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Invalid {
     /// [`Subscriber::invalidate_range`].
@@ -141,7 +144,7 @@ enum Invalid {
     Both,
 }
 
-/// Why nobody can join.
+/// Why a subscriber cannot join.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum SubscribeError {
     /// No memory for its place in the chain.
@@ -155,9 +158,9 @@ pub enum SubscribeError {
 /// A subscriber's place in the chain.
 struct Node<A: Atomics> {
     next: A::Pointer<Self>,
-    /// Larger ones are told first; among equals, who joined later.
+    /// Larger ones are called first; among equals, the one that joined later.
     priority: i32,
-    /// How many had joined, this one included: a section tells its end to whom it told its start.
+    /// How many had joined, this one included: a section's end goes to the subscribers that got its start.
     joined: u64,
     /// 1 once its place is given up, for [`Atomics::CHECKED`].
     left: A::Word,
@@ -167,7 +170,7 @@ struct Node<A: Atomics> {
 
 /// A node with its subscriber.
 #[repr(C)]
-struct Place<A: Atomics, S> {
+struct ChainNode<A: Atomics, S> {
     node: Node<A>,
     subscriber: S,
 }
@@ -181,7 +184,7 @@ impl<A: Atomics> Node<A> {
         unsafe { self.subscriber.as_ref() }
     }
 
-    /// Whether it is told before a node of `priority` that was the `joined`th to join.
+    /// Whether it is called before a node of `priority` that was the `joined`th to join.
     fn comes_before(&self, priority: i32, joined: u64) -> bool {
         (self.priority, self.joined) > (priority, joined)
     }
@@ -196,14 +199,14 @@ pub struct NotifierChain<A: Atomics = Native> {
     inside: [A::Word; 2],
     /// Which counter newcomers choose: its lowest bit.
     phase: A::Word,
-    /// 1 while somebody joins or leaves, waiting included. Not a lock that masks interrupts: callbacks may sleep.
+    /// 1 while a subscriber joins or leaves, waiting included. Not a lock that masks interrupts: callbacks may sleep.
     changing: A::Word,
     /// 1 when the space has ended.
     released: A::Word,
 }
 
-// SAFETY: nodes are reached by walkers that are counted and by who holds `changing`; what they lead to is `Send + Sync`
-// as every `Subscriber` is.
+// SAFETY: nodes are reached by counted walkers and by the holder of `changing`; what they lead to is `Send + Sync` as
+// every `Subscriber` is.
 unsafe impl<A: Atomics> Send for NotifierChain<A> {}
 // SAFETY: the same.
 unsafe impl<A: Atomics> Sync for NotifierChain<A> {}
@@ -228,57 +231,63 @@ impl<A: Atomics> AsRef<Self> for NotifierChain<A> {
 }
 
 impl<A: Atomics> NotifierChain<A> {
-    /// Whether nobody listens: all that a call costs then.
+    /// Whether there is no subscriber: all that a call costs then.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.first.load(Ordering::Relaxed).is_null()
     }
 
-    /// Announces that `range` is about to change. Dropping what it returns tells the end.
+    /// Announces that `range` is about to change. Dropping what it returns calls the end.
     ///
     /// # Panics
     /// Where a subscriber refuses although it may sleep.
     #[inline(always)]
     pub fn start(&self, range: Range) -> Section<'_, A> {
         let Range { event, start, end, .. } = range;
-        // What is told goes by value, here and below, so that nothing is put into memory where nobody listens.
-        let joined = if self.is_empty() { 0 } else { self.start_told(event, start, end) };
+        // Arguments go by value, here and below, so that an empty chain stores nothing to memory.
+        let joined = if self.is_empty() { 0 } else { self.start_notified(event, start, end) };
         Section { chain: self, event, start, end, joined }
     }
 
     #[cold]
     #[inline(never)]
-    fn start_told(&self, event: Event, start: VirtAddr, end: VirtAddr) -> u64 {
-        let told = self.try_start_told(event, start, end, Patience::MaySleep);
-        told.expect("no subscriber refuses where it may sleep")
+    fn start_notified(&self, event: Event, start: VirtAddr, end: VirtAddr) -> u64 {
+        let notified = self.try_start_notified(event, start, end, Patience::MaySleep);
+        notified.expect("no subscriber refuses where it may sleep")
     }
 
-    /// The same where nobody may sleep.
+    /// The same where no subscriber may sleep.
     ///
     /// # Errors
-    /// [`Again`] from a subscriber: whoever was told before it was told the end, nothing is announced any more.
+    /// [`Again`] from a subscriber: those called before it have got the end, and nothing stays announced.
     #[inline(always)]
     pub fn try_start(&self, range: Range) -> Result<Section<'_, A>, Again> {
         let Range { event, start, end, .. } = range;
         let patience = Patience::MustNotSleep;
-        let joined = if self.is_empty() { 0 } else { self.try_start_told(event, start, end, patience)? };
+        let joined = if self.is_empty() { 0 } else { self.try_start_notified(event, start, end, patience)? };
         Ok(Section { chain: self, event, start, end, joined })
     }
 
-    /// How many had joined of whom those were told who want it.
+    /// How many had joined; of these, the subscribers to this event were called.
     #[cold]
     #[inline(never)]
-    fn try_start_told(&self, event: Event, start: VirtAddr, end: VirtAddr, patience: Patience) -> Result<u64, Again> {
+    fn try_start_notified(
+        &self,
+        event: Event,
+        start: VirtAddr,
+        end: VirtAddr,
+        patience: Patience,
+    ) -> Result<u64, Again> {
         let range = Range { event, start, end, patience };
         let inside = Inside::enter(self);
-        // Whoever joined up to here can be found: the count was released after the node was in its place.
+        // Every node that joined up to here can be found: the count was released after the node was in its place.
         let joined = self.joined.load(Ordering::Acquire);
-        let tell = |node: &Node<A>| node.joined <= joined && node.subscriber().events().contains(event);
-        for node in inside.nodes().filter(|node| tell(node)) {
+        let wants = |node: &Node<A>| node.joined <= joined && node.subscriber().events().contains(event);
+        for node in inside.nodes().filter(|node| wants(node)) {
             if node.subscriber().invalidate_range_start(&range).is_err() {
                 // By their order, because this node may have left the list by now, and others too.
-                let told = |other: &&Node<A>| tell(other) && other.comes_before(node.priority, node.joined);
-                inside.nodes().filter(told).for_each(|node| node.subscriber().invalidate_range_end(&range));
+                let notified = |other: &&Node<A>| wants(other) && other.comes_before(node.priority, node.joined);
+                inside.nodes().filter(notified).for_each(|node| node.subscriber().invalidate_range_end(&range));
                 return Err(Again);
             }
         }
@@ -304,10 +313,10 @@ impl<A: Atomics> NotifierChain<A> {
         }
     }
 
-    /// The CPUs forget what they know of `start..end`. Called by the TLB functions alone ([`crate::mm::tlb`]), which
-    /// thereby leave none out.
+    /// The CPUs' TLBs are invalidated for `start..end`. For the TLB functions alone ([`crate::mm::tlb`]), which hold
+    /// the token.
     #[inline(always)]
-    pub(in crate::mm) fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
+    pub fn invalidate_secondary_tlbs(&self, _: UserTlbToken, start: VirtAddr, end: VirtAddr) {
         if !self.is_empty() {
             self.tell_invalid(Invalid::SecondaryTlbs, start, end);
         }
@@ -315,7 +324,7 @@ impl<A: Atomics> NotifierChain<A> {
 
     /// Both at once.
     #[inline(always)]
-    pub(in crate::mm) fn invalidate_replaced(&self, start: VirtAddr, end: VirtAddr) {
+    pub fn invalidate_replaced(&self, _: UserTlbToken, start: VirtAddr, end: VirtAddr) {
         if !self.is_empty() {
             self.tell_invalid(Invalid::Both, start, end);
         }
@@ -334,7 +343,7 @@ impl<A: Atomics> NotifierChain<A> {
         }
     }
 
-    /// The page at `page` was read-only or old and has become writable or young. Told when the page-table lock is
+    /// The page at `page` was read-only or old and has become writable or young. Called when the page-table lock is
     /// dropped, and only if the entry changed; by then the page may be anything.
     #[inline(always)]
     pub fn upgraded(&self, page: VirtAddr) {
@@ -351,19 +360,19 @@ impl<A: Atomics> NotifierChain<A> {
         }
     }
 
-    /// The space ends: tells everybody, and returns when no call is running and none can come. Those who had joined are
-    /// out of the chain, and nobody joins any more.
+    /// The space ends: calls every subscriber, and returns when no call is running and none can come. The chain is
+    /// empty then, and joining fails.
     pub fn release(&self) {
         let _changing = Changing::begin(self);
         self.released.store(1, Ordering::Relaxed);
         let everything = Range::new(Event::Release, VirtAddr(0), VirtAddr(u64::MAX));
         for node in Inside::enter(self).nodes() {
-            let told = node.subscriber().events().contains(Event::Release);
-            if told {
+            let notified = node.subscriber().events().contains(Event::Release);
+            if notified {
                 node.subscriber().invalidate_range_start(&everything).expect("it may sleep");
             }
             node.subscriber().release();
-            if told {
+            if notified {
                 node.subscriber().invalidate_range_end(&everything);
             }
         }
@@ -385,7 +394,7 @@ impl<A: Atomics> NotifierChain<A> {
                 A::relax();
             }
         };
-        // Stragglers, who chose before the last exchange.
+        // Stragglers, which chose before the last exchange.
         wait(phase + 1);
         self.phase.store(phase + 1, Ordering::Relaxed);
         wait(phase);
@@ -410,7 +419,7 @@ impl<'a, A: Atomics> Inside<'a, A> {
     fn nodes(&self) -> impl Iterator<Item = &Node<A>> {
         let mut next = &self.chain.first;
         core::iter::from_fn(move || {
-            // Acquire: what the node says was written before it was linked.
+            // Acquire: the node was written before it was linked.
             let node = next.load(Ordering::Acquire);
             // SAFETY: null, or a node that was in the list after this walker was counted, and is not freed before it
             // has left.
@@ -446,14 +455,14 @@ impl<A: Atomics> Drop for Changing<'_, A> {
     }
 }
 
-/// A change that was announced. Dropping it tells that it is over.
-#[must_use = "dropping it tells the end of the change"]
+/// A change that was announced. Dropping it calls the end.
+#[must_use = "dropping it calls the end of the change"]
 pub struct Section<'a, A: Atomics = Native> {
     chain: &'a NotifierChain<A>,
     event: Event,
     start: VirtAddr,
     end: VirtAddr,
-    /// How many had joined; 0 where nobody was told.
+    /// How many had joined; 0 where none was called.
     joined: u64,
 }
 
@@ -471,11 +480,11 @@ impl<A: Atomics> Drop for Section<'_, A> {
 ///
 /// `C` keeps the chain: a counted reference to its space.
 pub struct Subscription<S: Subscriber, C: Deref<Target: AsRef<NotifierChain<A>>>, A: Atomics = Native> {
-    place: NonNull<Place<A, S>>,
+    place: NonNull<ChainNode<A, S>>,
     chain: C,
 }
 
-// SAFETY: it owns its place, of which others see `Sync` parts alone until it is dropped.
+// SAFETY: it owns its node, of which other threads see `Sync` parts alone until it is dropped.
 unsafe impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain<A>>> + Send, A: Atomics> Send
     for Subscription<S, C, A>
 {
@@ -487,15 +496,15 @@ unsafe impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain<A>>> + Sync, A: 
 }
 
 impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain<A>>>, A: Atomics> Subscription<S, C, A> {
-    /// Joins the chain. From its return on `subscriber` misses nothing; a change that was announced before is told to
-    /// it as invalidations only.
+    /// Joins the chain. From its return on `subscriber` misses nothing; of a change that was announced before, it gets
+    /// the invalidations only.
     ///
     /// # Errors
     /// There is no memory, or the space has ended; nothing has changed.
     pub fn new(chain: C, subscriber: S, priority: i32) -> Result<Self, SubscribeError> {
-        let layout = Layout::new::<Place<A, S>>();
+        let layout = Layout::new::<ChainNode<A, S>>();
         // SAFETY: a place is not empty.
-        let memory = unsafe { alloc(layout) }.cast::<Place<A, S>>();
+        let memory = unsafe { alloc(layout) }.cast::<ChainNode<A, S>>();
         let place = NonNull::new(memory).ok_or(OutOfMemory)?;
         let to: &NotifierChain<A> = chain.as_ref();
         let changing = Changing::begin(to);
@@ -505,10 +514,10 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain<A>>>, A: Atomics> Subsc
         let node =
             Node { next: Default::default(), priority, joined, left: Default::default(), subscriber: subscriber_at };
         // SAFETY: memory for one, just allocated.
-        unsafe { place.write(Place { node, subscriber }) };
+        unsafe { place.write(ChainNode { node, subscriber }) };
         if to.released.load(Ordering::Relaxed) != 0 {
             drop(changing);
-            // SAFETY: written above, never linked, and used by nobody else.
+            // SAFETY: written above, never linked, and used nowhere else.
             unsafe {
                 place.drop_in_place();
                 A::free(place.cast(), layout);
@@ -520,12 +529,12 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain<A>>>, A: Atomics> Subsc
         unsafe {
             let link = link_before(to, |other| !other.comes_before(priority, joined));
             node.as_ref().next.store(link.load(Ordering::Relaxed), Ordering::Relaxed);
-            // Release: whoever finds the node finds it complete.
+            // Release: a walker that finds the node finds it complete.
             link.store(node.as_ptr(), Ordering::Release);
         }
         to.joined.store(joined, Ordering::Release);
-        // A change of a table whose maker saw an empty chain behind its DSB is seen by whatever this subscriber
-        // translates from now on.
+        // If a change of a table found the chain empty behind its DSB, every later translation of this subscriber sees
+        // that change.
         A::fence();
         drop(changing);
         Ok(Self { place, chain })
@@ -540,7 +549,7 @@ unsafe fn link_before<A: Atomics>(chain: &NotifierChain<A>, found: impl Fn(&Node
     let mut link = &chain.first;
     loop {
         let node = link.load(Ordering::Relaxed);
-        // SAFETY: null, or a node that stays while nobody else changes the list.
+        // SAFETY: null, or a node that stays while no other thread changes the list.
         match unsafe { node.as_ref() } {
             Some(node) if !found(node) => link = &node.next,
             _ => return link,
@@ -573,13 +582,13 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain<A>>>, A: Atomics> Drop 
             }
         }
         drop(changing);
-        // SAFETY: nobody can find it any more, and nobody who had found it is left.
+        // SAFETY: no walker can find it any more, and those that had found it have left.
         unsafe {
             if A::CHECKED {
                 node.as_ref().left.store(1, Ordering::Relaxed);
             }
             ptr::drop_in_place(&raw mut (*self.place.as_ptr()).subscriber);
-            A::free(self.place.cast(), Layout::new::<Place<A, S>>());
+            A::free(self.place.cast(), Layout::new::<ChainNode<A, S>>());
         }
     }
 }

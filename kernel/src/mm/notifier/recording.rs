@@ -1,5 +1,4 @@
-//! On the host: a subscriber that remembers what it was told, where in the record of the machine, and under which
-//! locks.
+//! On the host: a subscriber that records its calls, where in the record of the machine, and under which locks.
 //!
 //! So a test reads one stream of both: table updates, barriers and invalidations by
 //! [`record`], and between them the calls to the subscriber.
@@ -17,7 +16,7 @@ use crate::smp::this_cpu;
 
 /// One call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Told {
+pub enum Notified {
     /// [`Subscriber::invalidate_range_start`].
     Start(Event),
     /// [`Subscriber::invalidate_range_end`].
@@ -34,7 +33,7 @@ pub enum Told {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Call {
     /// Which.
-    pub told: Told,
+    pub notified: Notified,
     /// The addresses, as numbers; of a release nothing.
     pub range: (u64, u64),
     /// The locks that the caller held, a bit for each rank: in debug builds.
@@ -49,7 +48,7 @@ pub enum Step {
     /// To the machine.
     Machine(Operation),
     /// To the subscriber.
-    Told(Told, (u64, u64)),
+    Notified(Notified, (u64, u64)),
 }
 
 /// Remembers every call.
@@ -77,12 +76,12 @@ impl Recording {
         self.refuses.store(refuses, Ordering::Relaxed);
     }
 
-    /// Takes what it was told so far.
+    /// Takes the calls so far.
     pub fn take(&self) -> Vec<Call> {
         core::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What `work` did to the machine and told this subscriber, as one stream.
+    /// What `work` did to the machine and its calls to this subscriber, as one stream.
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
     pub fn stream(&self, work: impl FnOnce()) -> Vec<Step> {
         self.take();
@@ -91,7 +90,7 @@ impl Recording {
         let mut steps = Vec::new();
         for position in 0..=machine.len() {
             while let Some(call) = calls.next_if(|call| call.position <= position) {
-                steps.push(Step::Told(call.told, call.range));
+                steps.push(Step::Notified(call.notified, call.range));
             }
             steps.extend(machine.get(position).copied().map(Step::Machine));
         }
@@ -99,9 +98,9 @@ impl Recording {
     }
 
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
-    fn note(&self, told: Told, start: VirtAddr, end: VirtAddr) {
+    fn note(&self, notified: Notified, start: VirtAddr, end: VirtAddr) {
         let ranks = this_cpu().held_ranks.load(Ordering::Relaxed);
-        let call = Call { told, range: (start.0, end.0), ranks, position: record::position() };
+        let call = Call { notified, range: (start.0, end.0), ranks, position: record::position() };
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     }
 }
@@ -112,24 +111,24 @@ impl Subscriber for Recording {
     }
 
     fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
-        self.note(Told::Start(range.event), range.start, range.end);
+        self.note(Notified::Start(range.event), range.start, range.end);
         let refuses = self.refuses.load(Ordering::Relaxed) && range.patience == Patience::MustNotSleep;
         if refuses { Err(Again) } else { Ok(()) }
     }
 
     fn invalidate_range_end(&self, range: &Range) {
-        self.note(Told::End(range.event), range.start, range.end);
+        self.note(Notified::End(range.event), range.start, range.end);
     }
 
     fn invalidate_range(&self, start: VirtAddr, end: VirtAddr) {
-        self.note(Told::Range, start, end);
+        self.note(Notified::Range, start, end);
     }
 
     fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
-        self.note(Told::SecondaryTlbs, start, end);
+        self.note(Notified::SecondaryTlbs, start, end);
     }
 
     fn release(&self) {
-        self.note(Told::Release, VirtAddr(0), VirtAddr(0));
+        self.note(Notified::Release, VirtAddr(0), VirtAddr(0));
     }
 }

@@ -1,4 +1,6 @@
-//! Who is told what, in which order, and who is not.
+//! Which subscribers get which calls, and in which order.
+
+#![allow(unsafe_code, reason = "a list that is walked without a lock")]
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::boxed::Box;
@@ -7,11 +9,14 @@ use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
+use granule_arch::tlbi::UserTlbToken;
 
-use super::recording::{Call, Recording, Told};
+use super::recording::{Call, Notified, Recording};
 use super::{Again, Event, EventSet, NotifierChain, Range, SubscribeError, Subscriber, Subscription};
 use crate::lab;
 
+// SAFETY: no device and no TLB is behind these chains.
+const TOKEN: UserTlbToken = unsafe { UserTlbToken::new() };
 const PAGE: VirtAddr = VirtAddr(0x7000);
 const BYTES: (u64, u64) = (0x7000, 0x8000);
 
@@ -25,8 +30,8 @@ fn listen(chain: &'static NotifierChain, priority: i32) -> Listener {
     Subscription::new(chain, Recording::default(), priority).unwrap()
 }
 
-fn calls(calls: Vec<Call>) -> Vec<(Told, (u64, u64))> {
-    calls.into_iter().map(|call| (call.told, call.range)).collect()
+fn calls(calls: Vec<Call>) -> Vec<(Notified, (u64, u64))> {
+    calls.into_iter().map(|call| (call.notified, call.range)).collect()
 }
 
 fn page(event: Event) -> Range {
@@ -39,9 +44,9 @@ fn each_event_is_told_around_the_change() {
     let listener = listen(chain, 0);
     for event in Event::ALL {
         let section = chain.start(page(event));
-        assert_eq!(calls(listener.take()), [(Told::Start(event), BYTES)]);
+        assert_eq!(calls(listener.take()), [(Notified::Start(event), BYTES)]);
         drop(section);
-        assert_eq!(calls(listener.take()), [(Told::End(event), BYTES)]);
+        assert_eq!(calls(listener.take()), [(Notified::End(event), BYTES)]);
     }
 }
 
@@ -56,10 +61,10 @@ fn a_subscriber_hears_only_of_the_events_that_it_wants() {
     }
     chain.upgraded(PAGE);
     assert_eq!(listener.take(), []);
-    // Invalidations are not events: nobody may do without them.
-    chain.invalidate_secondary_tlbs(PAGE, PAGE + 0x1000);
+    // Invalidations are not events: every subscriber gets them.
+    chain.invalidate_secondary_tlbs(TOKEN, PAGE, PAGE + 0x1000);
     chain.invalidate_range(PAGE, PAGE + 0x1000);
-    assert_eq!(calls(listener.take()), [(Told::SecondaryTlbs, BYTES), (Told::Range, BYTES)]);
+    assert_eq!(calls(listener.take()), [(Notified::SecondaryTlbs, BYTES), (Notified::Range, BYTES)]);
     assert!(!EventSet::NONE.contains(Event::Unmap) && EventSet::NONE.with(Event::Unmap).contains(Event::Unmap));
 }
 
@@ -67,7 +72,8 @@ fn a_subscriber_hears_only_of_the_events_that_it_wants() {
 fn an_upgrade_is_a_pair_for_exactly_the_page() {
     let chain = chain();
     let listener = listen(chain, 0);
-    let expected = [(Told::Start(Event::ProtectionUpgrade), BYTES), (Told::End(Event::ProtectionUpgrade), BYTES)];
+    let expected =
+        [(Notified::Start(Event::ProtectionUpgrade), BYTES), (Notified::End(Event::ProtectionUpgrade), BYTES)];
     host::with(&[], || chain.upgraded(PAGE));
     assert_eq!(calls(listener.take()), expected);
     host::with(&lab::NO_UPGRADE_EVENT.sites(), || chain.upgraded(PAGE));
@@ -109,9 +115,9 @@ fn a_refusal_unwinds_exactly_those_who_were_told() {
     let (first, refuser, last) = (listen(chain, 2), listen(chain, 1), listen(chain, 0));
     refuser.refuse(true);
     assert_eq!(chain.try_start(page(Event::Migrate)).err(), Some(Again));
-    let pair = [(Told::Start(Event::Migrate), BYTES), (Told::End(Event::Migrate), BYTES)];
+    let pair = [(Notified::Start(Event::Migrate), BYTES), (Notified::End(Event::Migrate), BYTES)];
     assert_eq!(calls(first.take()), pair);
-    assert_eq!(calls(refuser.take()), pair[..1], "who refuses is not told the end");
+    assert_eq!(calls(refuser.take()), pair[..1], "a subscriber that refuses gets no end");
     assert_eq!(last.take(), []);
     // Where it may sleep it does not refuse.
     drop(chain.start(page(Event::Migrate)));
@@ -162,15 +168,15 @@ fn after_the_release_nobody_is_told_and_nobody_joins() {
     drop(section);
     assert!(chain.is_empty());
     chain.upgraded(PAGE);
-    chain.invalidate_secondary_tlbs(PAGE, PAGE + 0x1000);
-    let told: Vec<_> = listener.take().into_iter().map(|call| call.told).collect();
-    let end = [Told::Start(Event::Release), Told::Release, Told::End(Event::Release)];
-    assert_eq!((told[0], &told[1..]), (Told::Start(Event::Unmap), &end[..]));
+    chain.invalidate_secondary_tlbs(TOKEN, PAGE, PAGE + 0x1000);
+    let notified: Vec<_> = listener.take().into_iter().map(|call| call.notified).collect();
+    let end = [Notified::Start(Event::Release), Notified::Release, Notified::End(Event::Release)];
+    assert_eq!((notified[0], &notified[1..]), (Notified::Start(Event::Unmap), &end[..]));
     assert_eq!(Listener::new(chain, Recording::default(), 0).err(), Some(SubscribeError::Released));
     drop(listener);
 }
 
-/// Says when it goes.
+/// Counts when it is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 impl Subscriber for Counted {}
@@ -189,25 +195,25 @@ fn subscribers_are_dropped_once() {
     drop(join(left).unwrap());
     let kept = join(ended).unwrap();
     ended.release();
-    assert_eq!(alive.load(Ordering::Relaxed), 2, "it belongs to who holds the subscription");
+    assert_eq!(alive.load(Ordering::Relaxed), 2, "it belongs to the holder of the subscription");
     drop(kept);
     assert!(join(ended).is_err());
     assert_eq!(alive.load(Ordering::Relaxed), 0);
 }
 
-/// Threads that join, leave, and tell, for as long as it takes to meet: under Miri and ThreadSanitizer a proof, here a
-/// smoke test. `granule-loom` has every order.
+/// Threads that join, leave, and notify, for as long as it takes to meet: under Miri and ThreadSanitizer a proof, here
+/// a smoke test. `granule-loom` has every order.
 #[test]
 fn joining_and_leaving_while_others_tell() {
     let chain = chain();
-    let told = AtomicUsize::new(0);
+    let notified = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 for priority in 0..500 {
                     let listener = listen(chain, priority % 3);
                     std::thread::yield_now();
-                    told.fetch_add(listener.take().len(), Ordering::Relaxed);
+                    notified.fetch_add(listener.take().len(), Ordering::Relaxed);
                 }
             });
         }
@@ -215,10 +221,10 @@ fn joining_and_leaving_while_others_tell() {
             scope.spawn(|| {
                 for _ in 0..2_000 {
                     drop(chain.start(page(Event::Clear)));
-                    chain.invalidate_secondary_tlbs(PAGE, PAGE + 0x1000);
+                    chain.invalidate_secondary_tlbs(TOKEN, PAGE, PAGE + 0x1000);
                 }
             });
         }
     });
-    assert!(told.into_inner() > 0 && chain.is_empty());
+    assert!(notified.into_inner() > 0 && chain.is_empty());
 }

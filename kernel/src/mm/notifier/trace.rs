@@ -1,4 +1,4 @@
-//! A subscriber that prints what it is told: `notify trace` in the monitor.
+//! A subscriber that prints its calls: `notify trace` in the monitor.
 
 use granule_arch::addr::VirtAddr;
 
@@ -11,7 +11,7 @@ pub struct Trace {
     pub name: u32,
 }
 
-/// Told before the others, so that its line stands before what they print.
+/// Called before the others, so that its line stands before what they print.
 pub const PRIORITY: i32 = i32::MAX;
 
 impl Subscriber for Trace {

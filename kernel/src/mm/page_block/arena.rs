@@ -13,6 +13,8 @@
 //! as blocks, and one more while a block is being split. Every B-tree node but the root of its set holds at least five
 //! elements. Cells of one size cannot fragment.
 
+#![allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
+
 use core::alloc::Layout;
 use core::ptr::{self, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
@@ -178,8 +180,8 @@ pub(in crate::mm) mod tests {
     #[global_allocator]
     static ALLOCATOR: TestAllocator = TestAllocator;
 
-    // SAFETY: the arena and the host's allocator each keep the contract, and an address tells which of them it came
-    // from.
+    // SAFETY: the arena and the host's allocator each keep the contract, and an address identifies which of them it
+    // came from.
     unsafe impl GlobalAlloc for TestAllocator {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             // SAFETY: the pointer is null or was set by a section that this thread is still in.
@@ -194,7 +196,7 @@ pub(in crate::mm) mod tests {
         unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
             // SAFETY: as in `alloc`.
             match unsafe { ARENA.get().as_ref() } {
-                // SAFETY: the address says that the cell came from this arena.
+                // SAFETY: by its address the cell came from this arena.
                 Some(arena) if arena.contains(pointer) => unsafe { arena.dealloc(pointer) },
                 // SAFETY: it came from the host's allocator; the caller keeps the contract.
                 _ => unsafe { System.dealloc(pointer, layout) },
@@ -207,7 +209,7 @@ pub(in crate::mm) mod tests {
         let elements = 4000_usize;
         let size = NodeArena::required_bytes(elements);
         let memory = vec![0_u128; size / 16];
-        // SAFETY: the memory outlives the arena and nobody else uses it.
+        // SAFETY: the memory outlives the arena and has no other user.
         let arena = unsafe { NodeArena::new(VirtAddr::from_ptr(memory.as_ptr()), size) };
         let cpu = Cpu::new(CpuId(0));
         let section = arena.enter(&cpu);
@@ -231,7 +233,7 @@ pub(in crate::mm) mod tests {
     #[test]
     fn an_empty_arena_says_so() {
         let memory = [0_u128; CELL / 16];
-        // SAFETY: the memory outlives the arena and nobody else uses it.
+        // SAFETY: the memory outlives the arena and has no other user.
         let arena = unsafe { NodeArena::new(VirtAddr::from_ptr(memory.as_ptr()), CELL) };
         let layout = Layout::new::<[usize; 25]>();
         let cell = arena.alloc(layout);

@@ -71,7 +71,7 @@ const NONE: u32 = u32::MAX;
 /// 64-bit words in a bitmap.
 const WORDS: usize = BLOCK_FRAMES / 64;
 
-/// What is known about one page block besides its [`State`]. All zero is right for a block that nobody has used.
+/// What is known about one page block besides its [`State`]. All zero is right for a block that was never used.
 struct PageBlock {
     /// Cut: bit f of word f / 64 is set while frame f is free.
     bitmap: [u64; WORDS],
@@ -143,7 +143,7 @@ impl PageBlocks {
         Self::arena_offset(Spans::new(map).blocks(), NodeArena::required_bytes).next_multiple_of(PAGE_SIZE)
     }
 
-    /// Where the arena begins among the arrays for `blocks` blocks, plus what `more` says of it.
+    /// Where the arena begins among the arrays for `blocks` blocks, plus `more` of it.
     fn arena_offset(blocks: usize, more: fn(usize) -> usize) -> usize {
         (blocks * (size_of::<PageBlock>() + 1)).next_multiple_of(16) + more(blocks)
     }
@@ -152,8 +152,9 @@ impl PageBlocks {
     ///
     /// # Safety
     /// - The [`Self::required_bytes`] at `storage`, 16-byte aligned, and the records of all blocks ([`FrameRecords`])
-    ///   are mapped, writable and nobody else's, for ever. They need not be zero.
-    /// - Nobody uses the memory in `map.free()`.
+    ///   are mapped, writable and exclusive, for ever. They need not be zero.
+    /// - The memory in `map.free()` is unused.
+    #[allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
     pub unsafe fn new(cpu: &Cpu, map: &MemoryMap, storage: VirtAddr, records: FrameRecords) -> Self {
         let spans = Spans::new(map);
         let count = spans.blocks();
@@ -229,7 +230,7 @@ impl PageBlocks {
 
     /// Takes up to `frames.len()` frames, writes their numbers to the front of `frames`, and returns how many it got:
     /// fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their records
-    /// say "free" until the caller changes that.
+    /// are "free" until the caller changes that.
     pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize], left_free: usize) -> usize {
         let mut lists = self.lists.lock();
         let most = frames.len().min(lists.totals.free_frames.saturating_sub(left_free));
@@ -268,7 +269,7 @@ impl PageBlocks {
 
     /// Takes up to `most` frames in runs of neighbours, calls `each` with every run, and returns how many frames those
     /// are: fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their
-    /// records say "free" until the caller changes that.
+    /// records are "free" until the caller changes that.
     ///
     /// `each` is called under the lock.
     pub fn take_runs(&self, cpu: &Cpu, most: usize, left_free: usize, mut each: impl FnMut(Range<usize>)) -> usize {
@@ -289,8 +290,7 @@ impl PageBlocks {
         taken
     }
 
-    /// Takes frames back. Each came from [`Self::take_frames`] or [`Self::take_runs`], and its record says "free"
-    /// again.
+    /// Takes frames back. Each came from [`Self::take_frames`] or [`Self::take_runs`], and its record is "free" again.
     pub fn put_frames(&self, cpu: &Cpu, frames: &[usize]) {
         let mut lists = self.lists.lock();
         for frame in frames {
@@ -353,7 +353,8 @@ impl PageBlocks {
     }
 
     /// Takes 2^`order` contiguous blocks, aligned to their size; `None` where there is no such run, fewer than
-    /// `left_free` frames would stay free, or `order` is above [`MAX_ORDER`]. The record of the first frame is valid and says "free" until the caller changes that.
+    /// `left_free` frames would stay free, or `order` is above [`MAX_ORDER`]. The record of the first frame is valid
+    /// and "free" until the caller changes that.
     pub fn take_blocks(&self, cpu: &Cpu, order: u32, left_free: usize) -> Option<BlockNumber> {
         if order > MAX_ORDER {
             return None;
@@ -380,8 +381,8 @@ impl PageBlocks {
         (self.load_state(index) == State::Head).then(|| u32::from(lists.blocks.at(index).order))
     }
 
-    /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record says
-    /// "free" again.
+    /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record is "free"
+    /// again.
     pub fn put_blocks(&self, cpu: &Cpu, first: BlockNumber, order: u32) {
         let mut lists = self.lists.lock();
         debug_assert_eq!(self.state(first * BLOCK_FRAMES), State::Head);
@@ -441,17 +442,18 @@ impl PageBlocks {
 
     /// Zeroes the records of a block when it is first used; afterwards its last owners leave them zero. Doing it for
     /// all memory at boot would cost more than the rest of the boot.
+    #[allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
     fn prepare_records(&self, lists: &mut Lists, index: usize, number: BlockNumber) {
         if !lists.blocks.at(index).records_valid {
-            // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and nobody looks at them
-            // before the block's state says Cut or Head, which comes after.
+            // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and are not read before the
+            // block's state is Cut or Head, which comes after.
             unsafe { self.records.zero(number * BLOCK_FRAMES, BLOCK_FRAMES) };
             lists.blocks.at(index).records_valid = true;
         }
     }
 
     fn load_state(&self, index: usize) -> State {
-        // Acquire: who sees Cut or Head sees the zeroed records.
+        // Acquire: a reader of Cut or Head sees the zeroed records.
         match self.states[index].load(Ordering::Acquire) {
             1 => State::Free,
             2 => State::Cut,

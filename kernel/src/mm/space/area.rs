@@ -12,6 +12,8 @@
 //! ```
 //! Two areas that touch and are alike are one: [`Areas::merge`] is called wherever a change may have made them so.
 
+#![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
+
 use core::cell::Cell;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -29,8 +31,8 @@ use crate::mm::pool::{Pool, PoolBox};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Addresses below are handed out only to those who ask for them: programs are linked there, and a null pointer with an
-/// offset points there.
+/// Addresses below are handed out on request only: programs are linked there, and a null pointer with an offset points
+/// there.
 pub(super) const SEARCH_START: VirtAddr = VirtAddr(1 << 32);
 
 /// Where an area's pages come from.
@@ -69,7 +71,7 @@ pub struct Area {
 }
 
 impl Area {
-    /// An area in no space, for tests of those who show areas.
+    /// An area in no space, for tests of code that shows areas.
     #[cfg(test)]
     pub(crate) fn sample(range: PageRange, protection: Protection) -> Self {
         Self::new(range, protection, None)
@@ -187,17 +189,21 @@ impl Area {
     }
 
     /// Whether `next` goes on where this one ends, alike in everything.
+    #[inline(always)]
     fn continues_in(&self, next: &Self) -> bool {
+        // What differs most often comes first.
+        self.protection() == next.protection() && self.end() == next.start() && self.is_like(next)
+    }
+
+    /// Whether `next`, which begins where this one ends, shows what comes next, and differs in its protection at most.
+    #[inline(never)]
+    fn is_like(&self, next: &Self) -> bool {
         let same_object = match (&self.object, &next.object) {
             (None, None) => true,
             (Some(object), Some(other)) => object.is(other) && self.page_at(self.end()) == next.first_page.get(),
             _ => false,
         };
-        self.end() == next.start()
-            && self.grows() == next.grows()
-            && self.reserved == next.reserved
-            && self.protection() == next.protection()
-            && same_object
+        self.grows() == next.grows() && self.reserved == next.reserved && same_object
     }
 }
 
@@ -447,20 +453,34 @@ impl Areas {
         Held(node)
     }
 
-    /// Takes in a copy of `area` of another space, whose areas are copied from the lowest to the highest: `last` is the
-    /// one before it.
-    pub(super) fn append_copy(&mut self, last: Option<&Held>, area: &Area, copy: PoolBox<Area>) -> Held {
-        let node = into_ref(copy);
-        match last {
-            Some(last) => self.cursor(&last.0).insert_after(node.clone()),
-            None => self.tree.front_mut().insert_before(node.clone()),
+    /// Takes in copies of all areas of another space, and calls `copied` for each; this one has none yet.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`], also that of `copied`: some are missing then, and this is good for nothing but being dropped.
+    #[inline]
+    pub(super) fn copy_all(
+        &mut self,
+        other: &Self,
+        pool: &'static Pool<Area>,
+        mut copied: impl FnMut(&Area) -> Result<(), OutOfMemory>,
+    ) -> Result<(), OutOfMemory> {
+        // Not counted one by one: they will be as many, and as large.
+        (self.count, self.total, self.data) = (other.count, other.total, other.data);
+        let mut last: Option<UnsafeRef<Area>> = None;
+        for area in other.iter() {
+            let node = into_ref(pool.try_new_with(|| area.copy())?);
+            match last {
+                Some(last) => self.cursor(&last).insert_after(node.clone()),
+                None => self.tree.front_mut().insert_before(node.clone()),
+            }
+            // As many addresses are free below it.
+            if area.gap.get() != 0 {
+                self.set_gap(&node, area.gap.get());
+            }
+            last = Some(node);
+            copied(area)?;
         }
-        self.count += 1;
-        self.total += node.size();
-        self.data += node.data();
-        // As many addresses are free below it.
-        self.set_gap(&node, area.gap.get());
-        Held(node)
+        Ok(())
     }
 
     /// Takes all areas out that lie in `range`, each of which then goes to `removed`. None straddles an end.
@@ -533,14 +553,11 @@ impl Areas {
     }
 
     /// Gives the area that was found another protection.
+    #[inline]
     pub(super) fn protect_held(&mut self, held: &Held, protection: Protection) {
-        if held.protection().contains(Protection::WRITE) != protection.contains(Protection::WRITE) {
-            self.data -= held.data();
-            held.0.protection.set(protection);
-            self.data += held.data();
-        } else {
-            held.0.protection.set(protection);
-        }
+        let before = held.data();
+        held.0.protection.set(protection);
+        self.data = self.data - before + held.data();
     }
 
     /// Makes an area of its own of `range`, which the area that was found holds. Takes a spare for each end at which
@@ -560,33 +577,40 @@ impl Areas {
     pub(super) fn merge(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
         let mut next = self.tree.upper_bound(Bound::Included(&range.start().0)).clone_pointer();
         while let Some(area) = next.filter(|area| area.start() <= range.end()) {
-            let merged = self.merge_below(Held(area), &mut removed);
-            let cursor = self.cursor(&merged.0);
-            next = cursor.peek_next().clone_pointer();
+            let merged = self.merge_below(area, &mut removed);
+            next = self.cursor(&merged).peek_next().clone_pointer();
         }
     }
 
     /// Makes one area of `area` and the one in front and the one behind, as far as they touch and are alike.
     pub(super) fn merge_held(&mut self, area: Held, mut removed: impl FnMut(PoolBox<Area>)) {
-        let area = self.merge_below(area, &mut removed);
-        let next = self.cursor(&area.0).peek_next().clone_pointer();
-        if let Some(next) = next {
-            self.merge_below(Held(next), &mut removed);
+        let area = self.merge_below(area.0, &mut removed);
+        let next = self.cursor(&area).peek_next().clone_pointer();
+        if let Some(next) = next
+            && area.continues_in(&next)
+        {
+            removed(self.join(&area, next));
         }
     }
 
     /// Makes one area of `area` and the one in front, if they touch and are alike; returns which holds `area` then.
-    fn merge_below(&mut self, area: Held, removed: &mut impl FnMut(PoolBox<Area>)) -> Held {
-        let Held(area) = area;
+    #[inline]
+    fn merge_below(&mut self, area: UnsafeRef<Area>, removed: &mut impl FnMut(PoolBox<Area>)) -> UnsafeRef<Area> {
         let below = self.cursor(&area).peek_prev().clone_pointer();
-        let Some(below) = below.filter(|below| below.continues_in(&area)) else { return Held(area) };
-        below.end.set(area.end());
+        let Some(below) = below.filter(|below| below.continues_in(&area)) else { return area };
+        removed(self.join(&below, area));
+        below
+    }
+
+    /// Makes one area of two that touch and are alike; the upper one is taken out.
+    #[inline(never)]
+    fn join(&mut self, below: &Area, above: UnsafeRef<Area>) -> PoolBox<Area> {
+        below.end.set(above.end());
         // They touched: the upper one had no gap, and what is behind it keeps its own.
-        debug_assert_eq!(area.gap.get(), 0);
-        self.cursor(&area).remove();
+        debug_assert_eq!(above.gap.get(), 0);
+        self.cursor(&above).remove();
         self.count -= 1;
-        removed(into_box(area));
-        Held(below)
+        into_box(above)
     }
 
     /// Bytes of all areas.

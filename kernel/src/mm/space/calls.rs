@@ -13,8 +13,8 @@ use super::gather::{Gather, pages};
 use super::limits::{Terms, stack_guard};
 use super::zap::drop_area;
 use super::{PAGE, Space, USER_END, USER_START};
-use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
+use crate::mm::space::SpaceError;
 use crate::smp::Cpu;
 
 /// Where a mapping goes.
@@ -36,7 +36,7 @@ pub enum Placement {
 /// `stack_guard_gap`).
 pub(super) const STACK_GUARD: u64 = 256 * PAGE;
 
-/// Who sees what is written.
+/// Which processes see what is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sharing {
     /// This space alone (`MAP_PRIVATE`).
@@ -63,7 +63,7 @@ pub struct MapRequest {
     pub bytes: u64,
     /// What may be done with it.
     pub protection: Protection,
-    /// Who sees what is written.
+    /// Which processes see what is written.
     pub sharing: Sharing,
     /// When pages come.
     pub populate: Populate,
@@ -73,9 +73,9 @@ impl Space {
     /// Maps new memory; returns where.
     ///
     /// # Errors
-    /// `EINVAL` (no bytes, an address that is no page's), `ENOMEM` (no addresses, or no memory for the records),
-    /// `EEXIST` (something is there that must not be replaced), `EPERM` (too near to address 0). Nothing was changed.
-    pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, Errno> {
+    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's), [`SpaceError::NoMemory`] (no addresses, or no memory for the records),
+    /// [`SpaceError::InUse`] (something is there that must not be replaced), [`SpaceError::NotPermitted`] (too near to address 0). Nothing was changed.
+    pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, SpaceError> {
         self.mmap_within(cpu, request, &Terms::NONE, &|| false)
     }
 
@@ -83,7 +83,7 @@ impl Space {
     /// the program, which will not read the pages.
     ///
     /// # Errors
-    /// As for [`Self::mmap`]; `ENOMEM` also where it would have more than the limits allow, or asks for what can never
+    /// As for [`Self::mmap`]; [`SpaceError::NoMemory`] also where it would have more than the limits allow, or asks for what can never
     /// fit.
     pub fn mmap_within(
         &self,
@@ -91,7 +91,7 @@ impl Space {
         request: &MapRequest,
         terms: &Terms,
         is_killed: &dyn Fn() -> bool,
-    ) -> Result<VirtAddr, Errno> {
+    ) -> Result<VirtAddr, SpaceError> {
         let bytes = rounded(request.bytes)?;
         let mut areas = self.areas.write();
         areas.room_for_mapping()?;
@@ -126,14 +126,20 @@ impl Space {
     }
 
     /// Whether a mapping of `range` may be made on these terms.
-    fn check_terms(&self, areas: &Areas, request: &MapRequest, range: PageRange, terms: &Terms) -> Result<(), Errno> {
+    fn check_terms(
+        &self,
+        areas: &Areas,
+        request: &MapRequest,
+        range: PageRange,
+        terms: &Terms,
+    ) -> Result<(), SpaceError> {
         let is_shared = request.sharing == Sharing::Shared;
         let is_written = request.protection.contains(Protection::WRITE) && !is_shared;
         let grows = terms.grows || matches!(request.placement, Placement::Stack(_));
         let too_large =
             terms.fits_in_memory && (is_written || is_shared) && range.end() - range.start() > self.memory();
         let allowed = areas.may_add(range, is_written && !grows, &terms.limits);
-        if allowed && !too_large { Ok(()) } else { Err(Errno::ENOMEM) }
+        if allowed && !too_large { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
     /// Brings the pages that [`Populate::Now`] asked for and that were not there for want of memory.
@@ -149,7 +155,7 @@ impl Space {
     ///
     /// # Errors
     /// As for [`Self::mmap`].
-    pub fn check_placement(&self, placement: Placement, bytes: u64) -> Result<(), Errno> {
+    pub fn check_placement(&self, placement: Placement, bytes: u64) -> Result<(), SpaceError> {
         let bytes = rounded(bytes)?;
         let areas = self.areas.read();
         areas.room_for_mapping()?;
@@ -164,10 +170,10 @@ impl Space {
     /// Takes everything away that is mapped in the `bytes` bytes from `start` on. Holes are passed over.
     ///
     /// # Errors
-    /// `EINVAL` (no bytes, an address that is no page's, beyond the end of the space), `ENOMEM` (an area would be cut
+    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of the space), [`SpaceError::NoMemory`] (an area would be cut
     /// in two, and there is no memory for the second). Nothing was changed.
-    pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
-        let range = user_range(start, bytes).ok_or(Errno::EINVAL)?;
+    pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
+        let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
         let mut areas = self.areas.write();
         let Some(held) = areas.holding(range) else {
             if areas.touching(range).next().is_some() {
@@ -194,11 +200,11 @@ impl Space {
 
     /// The same, where `remove` takes the areas out.
     fn unmap_with(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, remove: impl FnOnce(&mut Areas)) {
-        // Before the gather, so that it ends after it: the frames are free when the end is told.
-        let _told = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
+        // Before the gather, so that it ends after it: the frames are free when the end is called.
+        let _change = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
         let mut gather = Gather::without_faults(self, cpu, areas);
         self.zap(&mut gather, range);
-        // An object that ends with its area lets go of frames that are in the gather still, which then frees them.
+        // An object that ends with its area drops frames that are in the gather still, which then frees them.
         remove(areas);
         self.free_tables(&mut gather, areas, range);
     }
@@ -206,47 +212,47 @@ impl Space {
     /// Gives up what is in the `bytes` bytes from `start` on: private pages are zeros again (`MADV_DONTNEED`).
     ///
     /// # Errors
-    /// `EINVAL` (an address that is no page's, a wrapping range), `ENOMEM` (a part is not mapped; the rest was dealt
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is not mapped; the rest was dealt
     /// with, as Linux does).
-    pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
+    pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
         let areas = self.areas.read();
-        let _told = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
+        let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
         let mut gather = Gather::among_faults(self, cpu, &areas);
         self.zap(&mut gather, range);
-        if in_space && areas.covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
+        if in_space && areas.covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Does nothing with the `bytes` bytes from `start` on, but says whether they are mapped: advice that changes
+    /// Does nothing with the `bytes` bytes from `start` on, but returns whether they are mapped: advice that changes
     /// nothing here (`MADV_NORMAL`, `MADV_WILLNEED`, ...).
     ///
     /// # Errors
     /// As [`Self::madvise_dontneed`].
-    pub fn madvise_nothing(&self, start: VirtAddr, bytes: u64) -> Result<(), Errno> {
+    pub fn madvise_nothing(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
-        if in_space && self.areas.read().covers(range) { Ok(()) } else { Err(Errno::ENOMEM) }
+        if in_space && self.areas.read().covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
     /// Whether there is a page: a byte for each, 1 or 0, from `start` on up to the first hole; returns how many.
     ///
     /// # Errors
-    /// `EINVAL` (an address that is no page's), `ENOMEM` (nothing is mapped at `start`).
-    pub fn mincore(&self, start: VirtAddr, present: &mut [u8]) -> Result<usize, Errno> {
+    /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (nothing is mapped at `start`).
+    pub fn mincore(&self, start: VirtAddr, present: &mut [u8]) -> Result<usize, SpaceError> {
         if !start.is_aligned(PAGE) {
-            return Err(Errno::EINVAL);
+            return Err(SpaceError::Invalid);
         }
         if present.is_empty() {
             return Ok(0);
         }
         let bytes = (present.len() as u64 * PAGE).min(USER_END.0.saturating_sub(start.0));
-        let whole = user_range(start, bytes).ok_or(Errno::ENOMEM)?;
+        let whole = user_range(start, bytes).ok_or(SpaceError::NoMemory)?;
         let areas = self.areas.read();
         let until = areas.covered_until(whole);
         if until == start {
-            return Err(Errno::ENOMEM);
+            return Err(SpaceError::NoMemory);
         }
         let range = pages(start, until);
-        let present = present.get_mut(..range.pages()).ok_or(Errno::ENOMEM)?;
+        let present = present.get_mut(..range.pages()).ok_or(SpaceError::NoMemory)?;
         present.fill(0);
         let index = |address: VirtAddr| ((address - range.start()) / PAGE) as usize;
         for area in areas.touching(range) {
@@ -272,15 +278,15 @@ impl Space {
 }
 
 /// The bytes of the pages that a mapping of `bytes` bytes takes.
-fn rounded(bytes: u64) -> Result<u64, Errno> {
+fn rounded(bytes: u64) -> Result<u64, SpaceError> {
     if bytes == 0 {
-        return Err(Errno::EINVAL);
+        return Err(SpaceError::Invalid);
     }
-    bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)
+    bytes.checked_next_multiple_of(PAGE).ok_or(SpaceError::NoMemory)
 }
 
 /// Where a mapping of `bytes` bytes goes.
-fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Errno> {
+fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, SpaceError> {
     let at = |start: VirtAddr| PageRange::new(start, bytes).ok().filter(|range| range.last() < USER_END);
     match placement {
         Placement::Hint(wish) => {
@@ -291,7 +297,7 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, E
             {
                 return Ok(range);
             }
-            areas.gap(bytes).and_then(at).ok_or(Errno::ENOMEM)
+            areas.gap(bytes).and_then(at).ok_or(SpaceError::NoMemory)
         }
         Placement::Fixed(start)
         | Placement::FixedNoReplace(start)
@@ -299,18 +305,18 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, E
         | Placement::Stack(start) => {
             // The end comes first, as on Linux.
             if USER_END.0.checked_sub(bytes).is_none_or(|last| start.0 > last) {
-                return Err(Errno::ENOMEM);
+                return Err(SpaceError::NoMemory);
             }
-            let range = at(start).ok_or(Errno::EINVAL)?;
+            let range = at(start).ok_or(SpaceError::Invalid)?;
             if start < USER_START {
-                return Err(Errno::EPERM);
+                return Err(SpaceError::NotPermitted);
             }
             if !matches!(placement, Placement::Fixed(_)) && areas.touching(range).next().is_some() {
-                return Err(Errno::EEXIST);
+                return Err(SpaceError::InUse);
             }
             let is_near = |above: &Area| above.guarded_start() < range.end() + PAGE;
             if matches!(placement, Placement::Heap(_)) && areas.first_above(range.end()).is_some_and(is_near) {
-                return Err(Errno::EEXIST);
+                return Err(SpaceError::InUse);
             }
             Ok(range)
         }
@@ -325,16 +331,17 @@ pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
 
 /// The pages of a range that advice is given for, as far as the space goes, and whether that is all; none where it has
 /// no bytes.
-fn advised_range(start: VirtAddr, bytes: u64) -> Result<Option<(PageRange, bool)>, Errno> {
+fn advised_range(start: VirtAddr, bytes: u64) -> Result<Option<(PageRange, bool)>, SpaceError> {
     if !start.is_aligned(PAGE) {
-        return Err(Errno::EINVAL);
+        return Err(SpaceError::Invalid);
     }
-    let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).ok_or(Errno::EINVAL)?;
+    let end =
+        bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).ok_or(SpaceError::Invalid)?;
     if end == start.0 {
         return Ok(None);
     }
     if start >= USER_END {
-        return Err(Errno::ENOMEM);
+        return Err(SpaceError::NoMemory);
     }
     Ok(Some((pages(start, VirtAddr(end).min(USER_END)), end <= USER_END.0)))
 }

@@ -3,6 +3,8 @@
 //! Once for each frame, as Linux does (`PG_dcache_clean`): what the program writes later is its own to maintain, which
 //! it can, from EL0.
 
+#![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
+
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
@@ -18,7 +20,7 @@ const CODE_VISIBLE: u32 = 1;
 impl Space {
     /// Makes what is in the frame of `entry` visible to fetches, if that was not done yet. The entry is not there yet,
     /// or does not let EL0 execute.
-    #[inline]
+    #[inline(never)]
     pub(super) fn make_code_visible(&self, entry: Descriptor) {
         // The page of zeros stays as it was when it was made: no code.
         if !entry.is_special() && self.common.record(entry.address()).flags.load(Ordering::Acquire) & CODE_VISIBLE == 0
@@ -51,8 +53,8 @@ impl Space {
     pub(super) fn copy_frame(&self, from: PhysAddr, to: PhysAddr) {
         let linear = self.common.frames.linear();
         let [from, to] = [from, to].map(|frame| linear.address(frame).as_ptr::<u8>());
-        // SAFETY: the linear map shows both; the new frame is nobody else's, and the old one is held by an entry whose
-        // table is locked, and nobody may write to it.
+        // SAFETY: the linear map shows both; the new frame has no other user, and the old one is held by an entry whose
+        // table is locked, and may not be written.
         unsafe { to.copy_from_nonoverlapping(from, PAGE as usize) };
     }
 }

@@ -10,30 +10,30 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
-use super::entry::{State, attributes, state};
-use super::fault::{Fault, FaultError, Served};
+use super::entry::{State, set_access_flags, state, written};
+use super::fault::{Fault, FaultError, Outcome};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::platform::features::branch;
 
 /// What becomes of a store to a read-only entry.
 pub(super) enum Reuse {
-    /// It may be written as it is, or was changed by another CPU: what it needs then, the next fault says.
-    Done(Result<Served, FaultError>),
+    /// It may be written as it is, or was changed by another CPU: the next fault decides what it needs then.
+    Done(Outcome),
     /// Others have the frame that this entry shows.
     Copy(Descriptor),
 }
 
 /// What became of the copy of a page.
-enum Outcome {
-    /// The entry was changed meanwhile: what it needs now, the next fault says.
+enum Copied {
+    /// The entry was changed meanwhile: the next fault decides what it needs now.
     Moved,
-    /// It has a frame of its own; the one that it had is let go, where it is counted.
-    Copied { old: Option<PhysAddr>, source: Served },
+    /// It has a frame of its own; `old` is the one that it had, where that is counted.
+    Done { old: Option<PhysAddr>, source: Outcome },
 }
 
 impl Fault<'_> {
-    /// Makes the entry writable as it is, if nobody else has its frame, or all who have it are to see the store.
+    /// Makes the entry writable as it is, if its frame is not shared, or all its users must see the store.
     #[inline(always)]
     pub(super) fn reuse(&self) -> Reuse {
         let space = self.space;
@@ -47,45 +47,52 @@ impl Fault<'_> {
         if !self.area.is_shared() && !own() {
             return Reuse::Copy(entry);
         }
-        Reuse::Done(Ok(self.allow_more(entry, entry.young().writable().dirty())))
+        Reuse::Done(self.allow_more(entry, entry.young().writable().dirty()))
     }
 
     /// Gives the page a frame of its own, with what is in the one of `entry`.
     #[inline(never)]
-    pub(super) fn copy_on_write(&self, entry: Descriptor) -> Result<Served, FaultError> {
+    pub(super) fn copy_on_write(self, entry: Descriptor) -> Outcome {
         let (space, frames) = (self.space, self.space.common.frames);
-        let new = if entry.is_special() { frames.alloc_zeroed(self.cpu)? } else { frames.alloc(self.cpu)? };
-        let _told = space.notifiers.start(Range::page(Event::Clear, self.page));
+        let new = if entry.is_special() { frames.alloc_zeroed(self.cpu) } else { frames.alloc(self.cpu) };
+        let new = match new {
+            Ok(new) => new,
+            Err(error) => return Outcome::Failed(FaultError::from(error)),
+        };
+        let _change = space.notifiers.start(Range::page(Event::Clear, self.page));
         match self.copy(entry, new) {
-            Outcome::Copied { old, source } => {
+            Copied::Done { old, source } => {
                 if let Some(old) = old {
                     space.let_go(self.cpu, old);
                 }
-                Ok(source)
+                source
             }
-            Outcome::Moved => {
+            Copied::Moved => {
                 frames.free(self.cpu, new);
-                Ok(Served::Quietly)
+                Outcome::Served
             }
         }
     }
 
     /// Gives the page `new` for a frame, with what is in the one of `found`.
     #[inline(always)]
-    fn copy(&self, found: Descriptor, new: PhysAddr) -> Outcome {
+    fn copy(&self, found: Descriptor, new: PhysAddr) -> Copied {
         let (space, mmu) = (self.space, self.space.mmu());
-        let written = Descriptor::page(new, attributes(self.area.protection())).dirty();
+        let written = written(new, self.area.protection());
         let _locked = space.lock_table(self.table);
         let entry = mmu.load(self.cell);
         // The access flag may have been set meanwhile.
         if entry.young() != found.young() {
-            return Outcome::Moved;
+            return Copied::Moved;
         }
-        // Copying is an access, and of the last level's entries the hardware would have made this one young.
+        // Copying is an access, and of the last level's entries the hardware would have made this one young. Its
+        // invalidation is the one below: the lock is held until then. No subscriber is notified of it before, as in
+        // Linux's `__wp_page_copy_user`, whose `ptep_set_access_flags` without dirt invalidates nothing.
         let source = if entry.is_young() || patched_branch!(branch::ACCESS_FLAG) {
-            Served::Quietly
+            Outcome::Served
         } else {
-            self.allow_more(entry, entry.young())
+            set_access_flags(mmu, self.cell, entry, entry.young());
+            Outcome::Upgraded
         };
         if !entry.is_special() {
             // Read-only everywhere, and held by this entry: it stays as it is while the lock is held.
@@ -100,6 +107,6 @@ impl Fault<'_> {
             space.tlb().flush_replaced(mmu, self.page);
         }
         mmu.store(self.cell, written);
-        Outcome::Copied { old: (!entry.is_special()).then(|| entry.address()), source }
+        Copied::Done { old: (!entry.is_special()).then(|| entry.address()), source }
     }
 }

@@ -1,10 +1,11 @@
 //! How the entry of a user page changes while hardware and other CPUs use it.
 //!
-//! What entries say is in `granule_arch::descriptor::user`. Software changes one under the lock of its table; the
-//! hardware asks nobody, and writes an entry in two ways only: it sets AF where that is clear, and clears RDONLY where
-//! WRITE (DBM) is set. So an entry that is young, and dirty or not writable, is [settled](is_settled): software alone
-//! writes it, and plain stores lose nothing. Any other is changed by compare-exchange.
+//! The format of entries is in `granule_arch::descriptor::user`. Software changes one under the lock of its table; the
+//! hardware takes no lock, and writes an entry in two ways only: it sets AF where that is clear, and clears RDONLY
+//! where WRITE (DBM) is set. So an entry that is young, and dirty or not writable, is [settled](is_settled): software
+//! alone writes it, and plain stores lose nothing. Any other is changed by compare-exchange.
 
+use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{
     Attributes, Descriptor, Markers, MemoryType, Migration, MigrationAccess, NonPresent, Protection, bits,
 };
@@ -85,21 +86,47 @@ pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
     Migration { access, ..migration }.into()
 }
 
+/// Protections, which are numbers below it.
+const PROTECTIONS: usize = 8;
+
+/// The attributes of a page with each protection (Linux's `protection_map`).
+static ATTRIBUTES: [Attributes; PROTECTIONS] = {
+    let mut map = [Attributes::user(MemoryType::Normal, Protection::NONE); PROTECTIONS];
+    let mut bits = 0;
+    while bits < PROTECTIONS {
+        if let Some(protection) = Protection::from_bits(bits as u8) {
+            map[bits] = Attributes::user(MemoryType::Normal, protection);
+        }
+        bits += 1;
+    }
+    map
+};
+
+/// The entry of a page of frame 0 that was written, with each protection that permits it.
+static WRITTEN: [Descriptor; PROTECTIONS] = {
+    let mut map = [Descriptor::EMPTY; PROTECTIONS];
+    let mut bits = 0;
+    while bits < PROTECTIONS {
+        map[bits] = Descriptor::page(PhysAddr(0), ATTRIBUTES[bits]).writable().dirty();
+        bits += 1;
+    }
+    map
+};
+
 /// The attributes of a page with `protection`.
 #[inline(always)]
 pub(super) fn attributes(protection: Protection) -> Attributes {
     if protection == Protection::EXECUTE && patched_branch!(branch::EXECUTE_ONLY) {
         return Attributes::execute_only(MemoryType::Normal);
     }
-    Attributes::user(MemoryType::Normal, protection)
+    ATTRIBUTES[protection.bits() as usize % PROTECTIONS]
 }
 
-/// Whether an area with `protection` permits loads: what may be written may be read, and what may be executed, where
-/// the CPUs have no pages that may only be executed.
+/// The entry of a page in `frame` that is written for the first time, in an area whose `protection` permits that.
 #[inline(always)]
-pub(super) fn permits_loads(protection: Protection) -> bool {
-    const DATA: u8 = Protection::READ.and(Protection::WRITE).bits();
-    protection.bits() & DATA != 0 || protection != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
+pub(super) fn written(frame: PhysAddr, protection: Protection) -> Descriptor {
+    debug_assert!(protection.contains(Protection::WRITE));
+    Descriptor(frame.0 & bits::ADDRESS | WRITTEN[protection.bits() as usize % PROTECTIONS].0)
 }
 
 /// Whether the hardware will not change it: not valid, or young and not writable-clean.
@@ -111,19 +138,22 @@ pub(super) const fn is_settled(entry: Descriptor) -> bool {
 /// Lets an access through: takes the access flag, dirt and write permission of `wanted` over into `cell`, which was
 /// found as `found`. Whether that changed it.
 ///
-/// Only ever more is allowed, so what the hardware sets meanwhile is kept. The table's lock is held.
+/// `wanted` is `found` with more allowed. Only ever more is allowed, so what the hardware sets meanwhile is kept. The
+/// table's lock is held.
 #[inline]
 pub(super) fn set_access_flags<M: Mmu>(mmu: &M, cell: &M::Cell, found: Descriptor, wanted: Descriptor) -> bool {
     if found == wanted {
         return false;
     }
-    let mut current = found;
+    // RDONLY counts the other way round: clear is more.
+    let more = (wanted.0 ^ bits::RDONLY) & ACCESS;
+    let merged = |entry: Descriptor| Descriptor(((entry.0 ^ bits::RDONLY) | more) ^ bits::RDONLY);
+    debug_assert!(merged(found) == wanted, "{found:?} does not become {wanted:?} by allowing more");
+    let (mut current, mut new) = (found, wanted);
     loop {
-        // RDONLY counts the other way round: clear is more.
-        let merged = (current.0 ^ bits::RDONLY) | ((wanted.0 ^ bits::RDONLY) & ACCESS);
-        match mmu.compare_exchange(cell, current, Descriptor(merged ^ bits::RDONLY)) {
+        match mmu.compare_exchange(cell, current, new) {
             Ok(()) => return true,
-            Err(now) => current = now,
+            Err(now) => (current, new) = (now, merged(now)),
         }
     }
 }

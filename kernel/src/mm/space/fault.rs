@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! no entry       read   the page of zeros          write   a new page of zeros        shared   the object's page
-//! read-only      write  copied, or reused where nobody else has it (`cow`)
+//! read-only      write  copied, or reused where it is not shared (`cow`)
 //! old, clean     access flag and dirt by software, where the hardware has not set them
 //! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
 //! ```
@@ -12,26 +12,30 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_arch::patched_branch;
 use granule_pgtable::{EnsureError, Mmu};
 use thiserror::Error;
 
-use super::area::{Area, Backing};
+use super::area::{Area, Areas, Backing};
 use super::cow::Reuse;
-use super::entry::{State, attributes, permits_loads, set_access_flags, state};
+use super::entry::{State, attributes, set_access_flags, state, written};
 use super::{Cell, PAGE, Space};
 use crate::lab;
 use crate::mm::OutOfMemory;
+use crate::platform::features::branch;
+use crate::sched::ReadGuard;
 use crate::smp::Cpu;
 
-/// What was tried.
+/// What was tried. Its number is a set of protections, of which an area that permits it has one: see [`allows`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Access {
     /// A load.
-    Read,
+    Read = Protection::READ.and(Protection::WRITE).bits(),
     /// A store, or an atomic.
-    Write,
+    Write = Protection::WRITE.bits(),
     /// A fetch.
-    Execute,
+    Execute = Protection::EXECUTE.bits(),
 }
 
 /// Why a fault cannot be served.
@@ -66,8 +70,8 @@ impl From<EnsureError> for FaultError {
     }
 }
 
-/// Serves a fault of `access` at `address`, or says why it cannot be served. On success the access is tried again; it
-/// may fault again, where another CPU was faster or the hardware needs two steps.
+/// Serves a fault of `access` at `address`, or returns why it cannot be served. On success the access is tried again;
+/// it may fault again, where another CPU was faster or the hardware needs two steps.
 ///
 /// Sleeps: not from interrupts. `cpu` is the CPU that this runs on.
 ///
@@ -76,61 +80,86 @@ impl From<EnsureError> for FaultError {
 #[inline]
 pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access) -> Result<(), FaultError> {
     let page = address.align_down(PAGE);
-    if serve(space, cpu, page, access)? == Served::Upgraded {
-        // No lock is held: who is told may sleep, or look anywhere. By now the page may be anything, or gone.
-        if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
-            space.notifiers.upgraded(page);
+    match serve(space, cpu, page, access) {
+        Outcome::Served => Ok(()),
+        Outcome::Upgraded => {
+            // No lock is held: a subscriber may sleep, or look anywhere. By now the page may be anything, or gone.
+            if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
+                space.notifiers.upgraded(page);
+            }
+            Ok(())
         }
+        Outcome::Failed(error) => Err(error),
     }
-    Ok(())
 }
 
-/// What became of a fault.
+/// What became of a fault: one byte, where a `Result` of the first two would take two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Served {
-    /// Nobody need hear more of it than was told on the way.
-    Quietly,
-    /// The entry was read-only or old, and became writable or young.
+pub(super) enum Outcome {
+    /// It was served; what is to be notified was, on the way.
+    Served,
+    /// It was served: the entry was read-only or old, and became writable or young.
     Upgraded,
+    /// It cannot be served.
+    Failed(FaultError),
 }
 
 #[inline(always)]
-fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<Served, FaultError> {
+fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Outcome {
     let areas = space.areas.read();
-    let area = areas.find(page).ok_or(FaultError::NotMapped)?;
+    let Some(area) = areas.find(page) else { return refuse(areas, FaultError::NotMapped) };
     if !allows(area.protection(), access) {
-        return Err(FaultError::NotAllowed);
+        return refuse(areas, FaultError::NotAllowed);
     }
     let Some((table, cell)) = space.page_tables().cell(page) else {
-        return space.first_page_of_table(cpu, area, page, access);
+        return match space.first_page_of_table(cpu, area, page, access) {
+            Ok(()) => Outcome::Served,
+            Err(error) => Outcome::Failed(error),
+        };
     };
     let entry = space.mmu().load(cell);
     if entry == Descriptor::EMPTY {
-        let new = space.new_page(cpu, area, page, access)?;
+        let new = match space.new_page(cpu, area, page, access) {
+            Ok(new) => new,
+            Err(error) => return refuse(areas, error.into()),
+        };
         space.install_or_drop(cpu, table, page, cell, new);
-        return Ok(Served::Quietly);
+        return Outcome::Served;
     }
-    let fault = Fault { space, cpu, area, page, table, cell, access };
+    // One for each use: those of what is inlined stay in registers.
+    let fault = || Fault { space, cpu, area, page, table, cell, access };
     if access == Access::Write && !entry.may_be_written() {
-        return match fault.reuse() {
-            Reuse::Done(served) => served,
-            Reuse::Copy(entry) => fault.copy_on_write(entry),
+        return match fault().reuse() {
+            Reuse::Done(outcome) => outcome,
+            Reuse::Copy(entry) => fault().copy_on_write(entry),
         };
     }
-    fault.present()
+    fault().present()
 }
 
-/// Whether an area with `protection` lets `access` through.
+/// Drops the lock of the areas, which have no page for an access.
+#[cold]
+#[inline(never)]
+fn refuse(areas: ReadGuard<'_, Areas>, error: FaultError) -> Outcome {
+    drop(areas);
+    Outcome::Failed(error)
+}
+
+/// Whether an area with `protection` lets `access` through: what may be written may be read, and what may be executed,
+/// where the CPUs have no pages that may only be executed.
 #[inline(always)]
 pub(super) fn allows(protection: Protection, access: Access) -> bool {
-    match access {
-        Access::Read => permits_loads(protection),
-        Access::Write => protection.contains(Protection::WRITE),
-        Access::Execute => protection.contains(Protection::EXECUTE),
-    }
+    protection.bits() & access as u8 != 0 || is_load_of_code(protection, access)
 }
 
-/// A fault that an area allows, and where its entry is.
+#[cold]
+fn is_load_of_code(protection: Protection, access: Access) -> bool {
+    access == Access::Read && protection != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
+}
+
+/// A fault that an area allows, and where its entry is. Functions that are not inlined take it by value: only before
+/// their calls is it put into memory.
+#[derive(Clone, Copy)]
 pub(super) struct Fault<'a> {
     pub(super) space: &'a Space,
     pub(super) cpu: &'a Cpu,
@@ -147,7 +176,7 @@ pub(super) struct Fault<'a> {
 impl Fault<'_> {
     /// The entry allows the access, as far as software knows.
     #[cold]
-    fn present(&self) -> Result<Served, FaultError> {
+    fn present(self) -> Outcome {
         let mmu = self.space.mmu();
         let _locked = self.space.lock_table(self.table);
         let entry = mmu.load(self.cell);
@@ -157,25 +186,25 @@ impl Fault<'_> {
         }
         if self.access == Access::Execute && !entry.is_user_executable() {
             // Entries follow their areas: this one does not, and a retry would fault for ever.
-            return Err(FaultError::Unusable);
+            return Outcome::Failed(FaultError::Unusable);
         }
         if is_write && !entry.may_be_written() {
-            // Another CPU has changed it: what it needs now, the next fault says.
-            return Ok(Served::Quietly);
+            // Another CPU has changed it: the next fault decides what it needs now.
+            return Outcome::Served;
         }
-        Ok(self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() }))
+        self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() })
     }
 
     /// Serves what is no page: each state changes so that the retry gets further, or is an error. The table's lock is
     /// held.
     #[cold]
-    pub(super) fn not_a_page(&self, entry: Descriptor) -> Result<Served, FaultError> {
+    pub(super) fn not_a_page(self, entry: Descriptor) -> Outcome {
         let mmu = self.space.mmu();
         match state(entry) {
             // Another CPU has emptied it: the retry finds it so.
             State::Empty | State::Page => {}
             State::Inaccessible => {
-                // No TLB has it. What a store needs beyond that, the next fault says.
+                // No TLB has it. The next fault decides what a store needs beyond that.
                 let accessible = if entry.is_fault_on_access() {
                     entry.accessible()
                 } else {
@@ -186,29 +215,33 @@ impl Fault<'_> {
                 }
                 mmu.store(self.cell, accessible.young());
             }
-            State::Marker(markers) if markers.contains(Markers::GUARD) => return Err(FaultError::NotMapped),
-            State::Marker(markers) if markers.contains(Markers::POISONED) => return Err(FaultError::Unusable),
+            State::Marker(markers) if markers.contains(Markers::GUARD) => {
+                return Outcome::Failed(FaultError::NotMapped);
+            }
+            State::Marker(markers) if markers.contains(Markers::POISONED) => {
+                return Outcome::Failed(FaultError::Unusable);
+            }
             // Nothing watches the page that it was made for.
             State::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
-            State::Migration(_) | State::Damaged => return Err(FaultError::Unusable),
+            State::Migration(_) | State::Damaged => return Outcome::Failed(FaultError::Unusable),
         }
-        Ok(Served::Quietly)
+        Outcome::Served
     }
 
     /// Makes `entry`, which is here, let more through; `wanted` does. Where it did already, the TLB was behind. The
     /// table's lock is held.
     #[inline(always)]
-    pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> Served {
+    pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> Outcome {
         let mmu = self.space.mmu();
         if !set_access_flags(mmu, self.cell, entry, wanted) {
             self.space.tlb().fix_spurious(mmu, self.page);
-            return Served::Quietly;
+            return Outcome::Served;
         }
         self.space.tlb().access_widened(mmu, self.page);
         if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
             self.space.notifiers.upgraded(self.page);
         }
-        Served::Upgraded
+        Outcome::Upgraded
     }
 }
 
@@ -218,27 +251,22 @@ impl Space {
     fn new_page(&self, cpu: &Cpu, area: &Area, page: VirtAddr, access: Access) -> Result<Descriptor, OutOfMemory> {
         let protection = area.protection();
         Ok(match area.backing() {
-            Backing::Private if access == Access::Write => {
-                Descriptor::page(self.common.frames.alloc_zeroed(cpu)?, attributes(protection)).dirty()
-            }
+            Backing::Private if access == Access::Write => written(self.common.frames.alloc_zeroed(cpu)?, protection),
             Backing::Private => Descriptor::page(self.common.zeros, attributes(protection.read_only())).special(),
             Backing::Shared { object, first_page } => {
                 let frame = object.frame(cpu, first_page + (page - area.start()) / PAGE)?;
-                let entry = Descriptor::page(frame, attributes(protection));
-                if access == Access::Write { entry.dirty() } else { entry }
+                if access == Access::Write {
+                    written(frame, protection)
+                } else {
+                    Descriptor::page(frame, attributes(protection))
+                }
             }
         })
     }
 
     /// Serves a fault where there is no table either.
     #[cold]
-    fn first_page_of_table(
-        &self,
-        cpu: &Cpu,
-        area: &Area,
-        page: VirtAddr,
-        access: Access,
-    ) -> Result<Served, FaultError> {
+    fn first_page_of_table(&self, cpu: &Cpu, area: &Area, page: VirtAddr, access: Access) -> Result<(), FaultError> {
         let mut made = None;
         let prepare = || -> Result<(), FaultError> {
             made = Some(self.new_page(cpu, area, page, access)?);
@@ -248,13 +276,13 @@ impl Space {
         match (ensured, made) {
             (Ok(((table, cell), ())), Some(new)) => {
                 self.install_or_drop(cpu, table, page, cell, new);
-                Ok(Served::Quietly)
+                Ok(())
             }
             (Err(error), Some(new)) => {
                 self.drop_new(cpu, new);
                 Err(error)
             }
-            (ensured, None) => ensured.map(|_| Served::Quietly),
+            (ensured, None) => ensured.map(|_| ()),
         }
     }
 
@@ -280,8 +308,8 @@ impl Space {
         if new.is_user_executable() {
             self.make_code_visible(new);
         }
-        // What is in the page before the entry that shows it: whoever reads it through the entry walks there first,
-        // which orders the two.
+        // What is in the page before the entry that shows it: a read through the entry walks there first, which orders
+        // the two.
         mmu.dmb_ishst();
         let locked = self.lock_table(table);
         let empty = mmu.load(cell) == Descriptor::EMPTY;
@@ -293,7 +321,7 @@ impl Space {
         empty
     }
 
-    /// Lets go of one hold of `frame`, which no entry has any more, or none ever had.
+    /// Drops one reference to `frame`, which no entry has any more, or none ever had.
     pub(super) fn let_go(&self, cpu: &Cpu, frame: PhysAddr) {
         if self.common.record(frame).let_go() {
             self.common.frames.free(cpu, frame);

@@ -10,7 +10,7 @@ use crate::sched::relax;
 /// Frames that a space keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footprint {
-    /// Pages that it shows, whoever else shows them, and those of shared objects that it may.
+    /// Pages that it shows, shared ones included, and those of shared objects that it may.
     pub pages: usize,
     /// Its tables, the root counted.
     pub tables: usize,

@@ -4,54 +4,53 @@
 //! pages. Then the entries are copied, which cannot fail. The parent's lock is held alone: no fault comes between a
 //! page becoming read-only and the invalidation that makes every CPU see it.
 
+use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Cells, Mmu, PageRange};
 
-use super::area::Areas;
+use super::area::Area;
 use super::entry::{State, replace, state, unwritable};
+use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
-use super::{Cell, Machine, Space, SpaceRef};
-use crate::errno::Errno;
+use super::{Cell, Machine, Space, SpaceRef, USER_END};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
+use crate::mm::space::SpaceError;
 use crate::sched::relax;
 use crate::smp::Cpu;
 
 impl Space {
-    /// A second space with the same areas and pages: shared ones are shared, private ones are copied by whoever writes
-    /// first.
+    /// A second space with the same areas and pages: shared ones are shared, private ones are copied at the first
+    /// write.
     ///
     /// # Errors
-    /// `ENOMEM`; nothing stays taken.
-    pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, Errno> {
+    /// [`SpaceError::NoMemory`]; nothing stays taken.
+    pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
         let child = self.common.create(cpu)?;
         let areas = self.areas.write();
+        let memory = self.memory();
         // As on Linux: areas that were made one by merging may be larger together than all memory.
-        if areas.iter().any(|area| area.is_data_beyond(self.memory())) {
-            return Err(Errno::ENOMEM);
+        if areas.total() > memory && areas.iter().any(|area| area.is_data_beyond(memory)) {
+            return Err(SpaceError::NoMemory);
         }
-        {
-            let mut copies = child.areas.write();
-            let mut last = None;
-            for area in areas.iter() {
-                last = Some(copies.append_copy(last.as_ref(), area, self.common.areas.try_new(area.copy())?));
-                relax();
-            }
-        }
-        let mut whole: Option<PageRange> = None;
-        for range in private(&areas) {
-            self.prepare_tables(cpu, &child, range)?;
-            whole = Some(whole.map_or(range, |whole| whole.hull(range)));
-        }
-        let Some(range) = whole else { return Ok(child) };
-        let _told = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
+        let mut runs = Runs::NONE;
+        child.areas.write().copy_all(&areas, &self.common.areas, |area| {
+            relax();
+            runs.add(area).map_or(Ok(()), |run| self.prepare_tables(cpu, &child, run))
+        })?;
+        let Some((range, last)) = runs.end() else { return Ok(child) };
+        self.prepare_tables(cpu, &child, last)?;
+        let _change = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
         let mut protected = false;
-        for range in private(&areas) {
-            self.page_tables().for_each_cells(range, |found| {
+        let mut copy = |run| {
+            self.page_tables().for_each_cells(run, |found| {
                 protected |= self.copy_entries(&child, &found);
                 relax();
             });
-        }
+        };
+        let mut runs = Runs::NONE;
+        areas.iter().filter_map(|area| runs.add(area)).for_each(&mut copy);
+        copy(last);
         if protected {
             // Most of the space: one operation, and not one for each page.
             self.tlb().flush_space(self.mmu());
@@ -78,7 +77,7 @@ impl Space {
         let locked = self.lock_table(found.table);
         let used = locked.used(self.mmu(), found);
         let copies = child.page_tables().cells(found.start, found.cells.len()).expect("a table that was linked before");
-        // Nobody else knows the child's tables yet: they need no lock.
+        // No other thread has the child's tables yet: they need no lock.
         note_all_used(self.common.record(copies.table), used);
         for_each_used(found, used, |places| {
             for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
@@ -120,22 +119,34 @@ impl Space {
 
 /// The areas whose pages a child gets copies of, neighbours together: they have tables in common. The pages of others
 /// it finds in their objects.
-fn private(areas: &Areas) -> impl Iterator<Item = PageRange> {
-    let mut rest = areas.iter().filter(|area| !area.is_shared());
-    let mut next = rest.next();
-    core::iter::from_fn(move || {
-        let first = next?;
-        let mut end = first.end();
-        loop {
-            next = rest.next();
-            match next {
-                Some(area) if area.start() == end => end = area.end(),
-                _ => break,
-            }
+struct Runs {
+    /// Where the first one starts; the end of all addresses before there is one.
+    first: VirtAddr,
+    /// The one that the next area may go on.
+    last: Option<(VirtAddr, VirtAddr)>,
+}
+
+impl Runs {
+    /// No area has been added.
+    const NONE: Self = Self { first: USER_END, last: None };
+
+    /// Adds the next area by address; returns the run before it, if it begins another one.
+    #[inline]
+    fn add(&mut self, area: &Area) -> Option<PageRange> {
+        if area.is_shared() {
+            return None;
         }
-        Some(
-            PageRange::new(first.start(), end - first.start())
-                .expect("areas are made of whole pages of the lower half"),
-        )
-    })
+        let (start, ended) = match self.last {
+            Some((start, end)) if end == area.start() => (start, None),
+            last => (area.start(), last),
+        };
+        self.first = self.first.min(start);
+        self.last = Some((start, area.end()));
+        ended.map(|(start, end)| pages(start, end))
+    }
+
+    /// From the first one's start to the last one's end, and the last one; `None` where there is none.
+    fn end(self) -> Option<(PageRange, PageRange)> {
+        self.last.map(|(start, end)| (pages(self.first, end), pages(start, end)))
+    }
 }

@@ -1,4 +1,4 @@
-//! Frames that entries were taken away from, until nobody can reach them any more.
+//! Frames that entries were taken away from, until they can no longer be reached.
 //!
 //! Arm ARM D8.17.1: an entry that was valid may be in a TLB until it is invalidated. So a frame whose entry is emptied
 //! goes into a [`Gather`], with the addresses that it was seen at, and is given back when these are invalidated: all at
@@ -6,12 +6,12 @@
 //!
 //! # When an entry may be filled again
 //! Between an entry that was valid and the next one in its place the invalidation completes, of CPUs and of secondary
-//! TLBs. Who has the areas' lock for writing keeps faults out, and completes it before that lock is dropped. With the
-//! lock held for reading a fault may fill an entry as soon as the lock of its table is dropped, and a second caller that
-//! finds it empty may return: so there the invalidation completes before the table's lock is dropped
-//! ([`Gather::before_unlock`]). The two constructors tell the two cases apart by the lock that the caller holds.
-//! `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on write invalidates
-//! under the table's lock.
+//! TLBs. A caller with the areas' lock for writing keeps faults out, and completes the invalidation before that lock is
+//! dropped. With the lock held for reading a fault may fill an entry as soon as the lock of its table is dropped, and a
+//! second caller that finds it empty may return: so there the invalidation completes before the table's lock is dropped
+//! ([`Gather::before_unlock`]). The two constructors distinguish the two cases by the lock that the caller holds.
+//! `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on write invalidates under
+//! the table's lock.
 //!
 //! Frames are listed as runs of neighbours, which those of one area mostly are, so that the list needs no memory. They
 //! cannot list themselves: another CPU may still write to them.
@@ -24,9 +24,9 @@ use granule_pgtable::{PageRange, Tables};
 use super::area::Areas;
 use super::{PAGE, Space};
 use crate::mm::frame::FEW;
+use crate::sched::ReadGuard;
 use crate::sched::relax;
 use crate::smp::Cpu;
-use crate::sync::ReadGuard;
 
 /// Runs in a gather: 512 bytes of stack.
 const RUNS: usize = 32;
@@ -35,7 +35,7 @@ const RUNS: usize = 32;
 const TABLES_GATHERED: usize = 4;
 
 /// Neighbours among frames, from `start` to `end`.
-struct Run {
+struct FrameRun {
     start: PhysAddr,
     end: PhysAddr,
 }
@@ -78,7 +78,7 @@ enum Faults {
 pub(super) struct Gather<'s> {
     space: &'s Space,
     cpu: &'s Cpu,
-    runs: heapless::Vec<Run, RUNS>,
+    runs: heapless::Vec<FrameRun, RUNS>,
     /// Whose entries were emptied since the last invalidation.
     stale: Stale,
     /// Whether tables are among the frames.
@@ -118,8 +118,8 @@ impl<'s> Gather<'s> {
         self.stale.note(start, end);
     }
 
-    /// Lets go of one hold of `frame`, later. Its entry is empty, and noted or about to be noted: where the list is
-    /// full, what `emptied` says is invalidated with the rest, and need not be noted any more: the addresses whose
+    /// Drops one reference to `frame`, later. Its entry is empty, and noted or about to be noted: where the list is
+    /// full, the pages of `emptied` are invalidated with the rest, and need not be noted any more: the addresses whose
     /// entries were emptied and not noted yet.
     #[inline(always)]
     pub(super) fn add(&mut self, frame: PhysAddr, emptied: impl FnOnce() -> Option<(VirtAddr, VirtAddr)>) {
@@ -135,7 +135,7 @@ impl<'s> Gather<'s> {
             }
             self.pay();
         }
-        let pushed = self.runs.push(Run { start: frame, end: frame + PAGE });
+        let pushed = self.runs.push(FrameRun { start: frame, end: frame + PAGE });
         debug_assert!(pushed.is_ok());
     }
 
@@ -196,7 +196,7 @@ impl<'s> Gather<'s> {
         {
             self.space.let_go(self.cpu, run.start);
         } else if self.is_short() {
-            let numbers = |run: &Run| run.start.frame_number()..run.end.frame_number();
+            let numbers = |run: &FrameRun| run.start.frame_number()..run.end.frame_number();
             common.frames.let_go_few(self.cpu, self.runs.iter().map(numbers));
         } else {
             let mut freeing = common.frames.freeing(self.cpu);

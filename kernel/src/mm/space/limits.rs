@@ -11,7 +11,7 @@ use granule_pgtable::PageRange;
 use super::area::{Area, Areas, Held};
 use super::calls::STACK_GUARD;
 use super::{PAGE, Space, USER_START};
-use crate::errno::Errno;
+use crate::mm::space::SpaceError;
 
 /// The limits of the program that a call is for, in bytes; `u64::MAX` for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -142,21 +142,21 @@ impl Space {
     /// Extends the stack above `address`, which is in no area, so that it is in it.
     ///
     /// # Errors
-    /// `EFAULT` (no stack is above), `EPERM` (too near to address 0), `ENOMEM` (a limit, or too near to the area below).
+    /// [`SpaceError::NoArea`] (no stack is above), [`SpaceError::NotPermitted`] (too near to address 0), [`SpaceError::NoMemory`] (a limit, or too near to the area below).
     /// Nothing was changed.
-    pub fn grow_stack(&self, address: VirtAddr, limits: &SpaceLimits) -> Result<(), Errno> {
+    pub fn grow_stack(&self, address: VirtAddr, limits: &SpaceLimits) -> Result<(), SpaceError> {
         let page = address.align_down(PAGE);
         if self.areas.read().extended_by(page).is_none() {
-            return Err(Errno::EFAULT);
+            return Err(SpaceError::NoArea);
         }
         let mut areas = self.areas.write();
         if areas.find(page).is_some() {
             // Another thread was faster.
             return Ok(());
         }
-        let stack = areas.extended_by(page).ok_or(Errno::EFAULT)?;
+        let stack = areas.extended_by(page).ok_or(SpaceError::NoArea)?;
         if page < USER_START {
-            return Err(Errno::EPERM);
+            return Err(SpaceError::NotPermitted);
         }
         let (size, more) = (stack.end() - page, stack.start() - page);
         let is_near =
@@ -166,7 +166,7 @@ impl Space {
             || size > limits.stack
             || more > self.memory()
         {
-            return Err(Errno::ENOMEM);
+            return Err(SpaceError::NoMemory);
         }
         areas.extend_down(&stack, page);
         Ok(())

@@ -1,20 +1,20 @@
 //! The address spaces of user programs.
 //!
-//! A [`Space`] is a tree of tables for the lower half, the areas that say what may be in it, and the two kinds of TLB
-//! that must hear of each change: those of the CPUs, by ASID, and those of devices, by notifiers. The path of a fault:
-//! [`fault`] looks the area up, [`cow`] copies where a page is shared; of a call: [`calls`] cuts and merges areas,
-//! [`protect`] and [`zap`] change the entries, [`gather`] frees what nobody can reach any more. [`populate`] brings
-//! pages before they are asked for, [`shmem`] has those that several spaces show, [`used`] knows which tables are
-//! sparse. [`reserved`] has the pages above that the kernel shows to devices.
+//! A [`Space`] is a tree of tables for the lower half, the areas that define what may be in it, and the two kinds of
+//! TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. The path of a
+//! fault: [`fault`] looks the area up, [`cow`] copies where a page is shared; of a call: [`calls`] cuts and merges
+//! areas, [`protect`] and [`zap`] change the entries, [`gather`] frees what can no longer be reached. [`populate`]
+//! brings pages before they are asked for, [`shmem`] has those that several spaces show, [`used`] knows which tables
+//! are sparse. [`reserved`] has the pages above that the kernel shows to devices.
 //!
 //! # Locks
 //! ```text
 //!     areas           read: faults, advice, looking      write: everything that adds, cuts or takes areas; sleeps
 //!     table lock      one in each last-level table, spins: what changes an entry holds it
 //! ```
-//! Whoever has the areas' lock, for reading too, may rely on tables: they are linked at any time and unlinked only by
-//! who has the lock for writing. The hardware changes entries without any lock, where it sets the access flag or makes
-//! a writable-clean entry dirty; [`entry`] says when a plain store could lose that.
+//! Under the areas' lock, for reading too, tables stay: they are linked at any time and unlinked only under the lock
+//! for writing. The hardware changes entries without any lock, where it sets the access flag or makes a writable-clean
+//! entry dirty; [`entry`] has when a plain store could lose that.
 //!
 //! Between an entry that was valid and another in its place an invalidation completes: when, [`gather`] has it.
 //!
@@ -25,6 +25,7 @@ mod calls;
 mod code;
 mod cow;
 mod entry;
+mod error;
 mod fault;
 mod footprint;
 mod fork;
@@ -50,6 +51,7 @@ use granule_pgtable::{Granule4K, Mmu, PageTables, Table, TableSource};
 
 pub use area::{Area, Backing};
 pub use calls::{MapRequest, Placement, Populate, Sharing};
+pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
 pub use limits::{SpaceLimits, Terms};
@@ -66,8 +68,8 @@ use super::kernel::Machine;
 use super::notifier::NotifierChain;
 use super::pool::{Pool, PoolBox};
 use super::tlb::user::UserTlb;
+use crate::sched::{ReadGuard, RwSem};
 use crate::smp::{Cpu, this_cpu};
-use crate::sync::{ReadGuard, RwSem};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -110,6 +112,7 @@ impl Spaces {
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing stays taken.
+    #[allow(unsafe_code, reason = "the record of a frame that is held")]
     pub fn create(&'static self, cpu: &Cpu) -> Result<SpaceRef, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
         let space = self.spaces.try_new(Space {
@@ -136,8 +139,8 @@ impl Spaces {
         }
     }
 
-    /// Frames that stay taken when all spaces are gone: those of the pools, and the page of zeros. For accounts of who
-    /// has which frames.
+    /// Frames that stay taken when all spaces are gone: those of the pools, and the page of zeros. For accounts of
+    /// frames by owner.
     pub fn kept_frames(&self) -> usize {
         self.spaces.stats().frames + self.areas.stats().frames + self.objects.stats().frames + 1
     }
@@ -147,8 +150,9 @@ impl Spaces {
         [self.spaces.stats().objects, self.areas.stats().objects, self.objects.stats().objects]
     }
 
-    /// The record of a frame that somebody holds.
+    /// The record of a frame that is held.
     #[inline(always)]
+    #[allow(unsafe_code, reason = "the record of a frame that is held")]
     fn record(&self, frame: PhysAddr) -> &Frame {
         // SAFETY: only for frames of tables and objects and for those that entries have: held, each by itself.
         unsafe { self.frames.held(frame) }
@@ -184,19 +188,19 @@ impl Space {
         self.root.address()
     }
 
-    /// The number that the TLBs know it by.
+    /// Its number in the TLBs.
     #[inline(always)]
     pub fn asid(&self) -> &AsidSlot {
         &self.asid
     }
 
-    /// Who else translates through its tables.
+    /// What else translates through its tables.
     #[inline(always)]
     pub fn notifiers(&self) -> &NotifierChain {
         &self.notifiers
     }
 
-    /// What must be told of a change of its tables.
+    /// What a change of its tables must notify.
     #[inline(always)]
     pub fn tlb(&self) -> UserTlb<'_> {
         UserTlb::new(&self.asid, &self.notifiers)
@@ -212,7 +216,7 @@ impl Space {
         self.areas.read().find(address).map(look)
     }
 
-    /// The tables, to look at: nobody unlinks one meanwhile.
+    /// The tables, to look at: none is unlinked meanwhile.
     pub fn tables(&self) -> SpaceTables<'_> {
         SpaceTables { tables: self.page_tables(), _areas: self.areas.read() }
     }
@@ -254,7 +258,7 @@ impl fmt::Debug for Space {
     }
 }
 
-/// The tables of a space, as long as nobody may unlink one.
+/// The tables of a space, while none may be unlinked.
 pub struct SpaceTables<'s> {
     tables: PageTables<'s, Machine>,
     _areas: ReadGuard<'s, Areas>,
@@ -271,8 +275,10 @@ impl<'s> Deref for SpaceTables<'s> {
 pub struct SpaceRef(core::ptr::NonNull<Space>);
 
 // SAFETY: a counted reference to what every CPU may use.
+#[allow(unsafe_code, reason = "shared between CPUs")]
 unsafe impl Send for SpaceRef {}
 // SAFETY: as above.
+#[allow(unsafe_code, reason = "shared between CPUs")]
 unsafe impl Sync for SpaceRef {}
 
 impl SpaceRef {
@@ -285,6 +291,7 @@ impl SpaceRef {
 impl Deref for SpaceRef {
     type Target = Space;
     #[inline(always)]
+    #[allow(unsafe_code, reason = "a counted reference")]
     fn deref(&self) -> &Space {
         // SAFETY: the space is there while a reference is counted.
         unsafe { self.0.as_ref() }
@@ -293,7 +300,7 @@ impl Deref for SpaceRef {
 
 impl Clone for SpaceRef {
     fn clone(&self) -> Self {
-        // Relaxed: whoever clones has a reference, so the count cannot be on its way to 0.
+        // Relaxed: the caller has a reference, so the count cannot be on its way to 0.
         self.references.fetch_add(1, Ordering::Relaxed);
         Self(self.0)
     }
@@ -307,12 +314,12 @@ impl fmt::Debug for SpaceRef {
 
 impl Drop for SpaceRef {
     fn drop(&mut self) {
-        // What others did with the space comes before its end.
+        // What other CPUs did with the space comes before its end.
         if self.references.fetch_sub(1, Ordering::Release) != 1 {
             return;
         }
         fence(Ordering::Acquire);
-        // Drop has no argument to be told the CPU by.
+        // Drop has no argument for the CPU.
         let cpu = this_cpu();
         self.release(cpu);
         self.common.frames.free(cpu, self.root());
@@ -321,34 +328,37 @@ impl Drop for SpaceRef {
     }
 }
 
-/// Keeps the record of a space, and not the space: its memory goes with the last [`SpaceRef`]. What is left then are its
-/// notifiers, in which nobody is told anything any more.
+/// Keeps the record of a space, and not the space: its memory goes with the last [`SpaceRef`]. What is left then are
+/// its notifiers, which make no more calls.
 ///
-/// For those who translate through its tables and must not keep a program's memory because of that (Linux's `mm_count`
-/// beside `mm_users`).
+/// For a device that translates through its tables and must not keep a program's memory because of that (Linux's
+/// `mm_count` beside `mm_users`).
 pub struct SpaceHandle(core::ptr::NonNull<Space>);
 
 // SAFETY: a counted handle of what every CPU may use.
+#[allow(unsafe_code, reason = "shared between CPUs")]
 unsafe impl Send for SpaceHandle {}
 // SAFETY: as above.
+#[allow(unsafe_code, reason = "shared between CPUs")]
 unsafe impl Sync for SpaceHandle {}
 
 impl SpaceHandle {
     /// One of `space`.
     pub fn new(space: &SpaceRef) -> Self {
-        // Relaxed: whoever has a reference knows that the handle of all references is counted.
+        // Relaxed: while there is a reference, the handle of all references is counted.
         space.handles.fetch_add(1, Ordering::Relaxed);
         Self(space.0)
     }
 
     /// The space, if it has not ended: `mmget_not_zero`. A space that was released has ended, whatever references are left.
+    #[allow(unsafe_code, reason = "a counted reference")]
     pub fn upgrade(&self) -> Option<SpaceRef> {
         if self.is_released() {
             return None;
         }
         // SAFETY: the record is there while a handle is counted.
         let references = unsafe { &self.0.as_ref().references };
-        // Acquire: what was done with the space before whoever else has a reference got it.
+        // Acquire: pairs with the release of the reference that was taken before.
         let taken = references.fetch_update(Ordering::Acquire, Ordering::Relaxed, |count| {
             if count == 0 { None } else { Some(count + 1) }
         });
@@ -364,6 +374,7 @@ impl SpaceHandle {
 
 impl Deref for SpaceHandle {
     type Target = NotifierChain;
+    #[allow(unsafe_code, reason = "a counted reference")]
     fn deref(&self) -> &NotifierChain {
         // SAFETY: the record is there while a handle is counted.
         unsafe { &self.0.as_ref().notifiers }
@@ -371,6 +382,7 @@ impl Deref for SpaceHandle {
 }
 
 impl fmt::Debug for SpaceHandle {
+    #[allow(unsafe_code, reason = "a counted reference")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // SAFETY: as above; the root's address is only shown.
         write!(f, "handle of {:?}", unsafe { self.0.as_ref() })
@@ -378,6 +390,7 @@ impl fmt::Debug for SpaceHandle {
 }
 
 impl Drop for SpaceHandle {
+    #[allow(unsafe_code, reason = "a counted reference")]
     fn drop(&mut self) {
         // SAFETY: the record is there while a handle is counted.
         let handles = unsafe { &self.0.as_ref().handles };
@@ -399,6 +412,7 @@ struct SpaceSource<'a> {
 }
 
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+#[allow(unsafe_code, reason = "keeps the contract of `TableSource`")]
 unsafe impl TableSource for SpaceSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let table = self.frames.alloc_zeroed(self.cpu).ok()?;

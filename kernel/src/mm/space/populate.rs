@@ -1,5 +1,7 @@
 //! Pages before they are asked for: `MAP_POPULATE`, and what the kernel itself writes into a space.
 
+#![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::memory::zero_page;
@@ -21,7 +23,7 @@ const CHUNK: u64 = 64 * PAGE;
 type Found<'t> = Cells<'t, Machine>;
 
 impl Space {
-    /// Gives each page of `range` its frame, as the first access would, as far as memory goes: nobody is told how far.
+    /// Gives each page of `range` its frame, as the first access would, as far as memory goes: how far is not returned.
     /// Pages that may be written are there for writing.
     ///
     /// Between chunks other threads may run, and it ends early where `is_killed`, as Linux's `populate_vma_page_range`
@@ -83,7 +85,7 @@ impl Space {
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
                 // Entries that were emptied meanwhile wait for an access.
                 let Some(frame) = list.pop() else { break };
-                // SAFETY: the linear map shows the frame, writable, and nobody else has it.
+                // SAFETY: the linear map shows the frame, writable, and it has no other user.
                 unsafe { zero_page(frames.linear().address(frame)) };
                 let new = Descriptor::page(frame, attributes).dirty();
                 if new.is_user_executable() {
@@ -119,7 +121,7 @@ impl Space {
     #[inline(always)]
     fn is_empty(&self, cell: &Cell) -> bool {
         let entry = self.mmu().load(cell);
-        // Nearly always it is, and then one comparison tells.
+        // Nearly always it is, and then one comparison is enough.
         entry == Descriptor::EMPTY || state(entry) == State::Empty
     }
 
@@ -129,8 +131,8 @@ impl Space {
     /// [`FaultError`]; what came before the page that cannot be written is written.
     pub fn write_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
         self.access_bytes(cpu, address, bytes.len(), Access::Write, |at, range| {
-            // SAFETY: the page is writable in this space and stays, as `access_bytes` says; the program may change it
-            // meanwhile, as it may change all its memory.
+            // SAFETY: the page is writable in this space and stays, as `access_bytes` guarantees; the program may
+            // change it meanwhile, as it may change all its memory.
             unsafe { at.as_ptr::<u8>().copy_from_nonoverlapping(bytes[range.clone()].as_ptr(), range.len()) };
         })
     }
@@ -142,7 +144,8 @@ impl Space {
     pub fn read_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
         let target = bytes.as_mut_ptr();
         self.access_bytes(cpu, address, bytes.len(), Access::Read, |at, range| {
-            // SAFETY: the page is mapped in this space and stays, as `access_bytes` says; the range is inside `bytes`.
+            // SAFETY: the page is mapped in this space and stays, as `access_bytes` guarantees; the range is inside
+            // `bytes`.
             unsafe { target.add(range.start).copy_from_nonoverlapping(at.as_ptr::<u8>(), range.len()) };
         })
     }

@@ -1,6 +1,6 @@
 //! `mprotect`: what may be done with pages, changed for whole areas and in every entry.
 //!
-//! Where pages become writable, those that nobody else has are writable at once: the next store takes no fault. Shared
+//! Where pages become writable, those that are not shared are writable at once: the next store takes no fault. Shared
 //! ones, and the page of zeros, stay read-only until a fault copies them.
 
 use granule_arch::addr::VirtAddr;
@@ -15,8 +15,8 @@ use super::entry::{State, attributes, is_settled, replace, state, unwritable};
 use super::gather::{Stale, pages};
 use super::limits::SpaceLimits;
 use super::{Machine, PAGE, Space, USER_END};
-use crate::errno::Errno;
 use crate::mm::notifier::{Event, Range};
+use crate::mm::space::SpaceError;
 use crate::sched::relax;
 
 /// Entries of one table.
@@ -46,16 +46,16 @@ impl Space {
     /// Gives the pages of the `bytes` bytes from `start` on another protection.
     ///
     /// # Errors
-    /// `EINVAL` (an address that is no page's), `ENOMEM` (there is no memory to cut areas; nothing was changed, or a part
+    /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (there is no memory to cut areas; nothing was changed, or a part
     /// is not mapped: what lies before the first hole was changed, as Linux does).
-    pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Errno> {
+    pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), SpaceError> {
         self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
     }
 
     /// The same for a program that has limits.
     ///
     /// # Errors
-    /// As for [`Self::mprotect`]; `ENOMEM` also from the first area on that would be more data than the limits allow, or
+    /// As for [`Self::mprotect`]; [`SpaceError::NoMemory`] also from the first area on that would be more data than the limits allow, or
     /// more than can ever fit.
     pub fn mprotect_within(
         &self,
@@ -63,9 +63,9 @@ impl Space {
         bytes: u64,
         protection: Protection,
         limits: &SpaceLimits,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), SpaceError> {
         if !start.is_aligned(PAGE) {
-            return Err(Errno::EINVAL);
+            return Err(SpaceError::Invalid);
         }
         if bytes == 0 {
             return Ok(());
@@ -98,7 +98,7 @@ impl Space {
         held: Held,
         range: PageRange,
         protection: Protection,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), SpaceError> {
         let cuts = usize::from(held.start() < range.start()) + usize::from(range.end() < held.end());
         areas.room_for_cuts(cuts)?;
         let mut spares = Spares::take(&self.common.areas, cuts)?;
@@ -117,12 +117,12 @@ impl Space {
         bytes: u64,
         protection: Protection,
         limits: &SpaceLimits,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), SpaceError> {
         let wraps = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).is_none();
         if !wraps && start < USER_END {
             self.mprotect_within(start, USER_END - start, protection, limits)?;
         }
-        Err(Errno::ENOMEM)
+        Err(SpaceError::NoMemory)
     }
 
     /// The same where the range is not in one area.
@@ -133,13 +133,13 @@ impl Space {
         whole: PageRange,
         protection: Protection,
         limits: &SpaceLimits,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), SpaceError> {
         let mut until = areas.covered_until(whole);
         if whole.start() < until {
             until = areas.may_protect_until(pages(whole.start(), until), protection, limits, self.memory());
         }
         if until == whole.start() {
-            return Err(Errno::ENOMEM);
+            return Err(SpaceError::NoMemory);
         }
         let range = pages(whole.start(), until);
         let cuts = areas.cuts(range);
@@ -152,7 +152,7 @@ impl Space {
         }
         areas.protect(range, protection);
         areas.merge(range, drop);
-        if range == whole { Ok(()) } else { Err(Errno::ENOMEM) }
+        if range == whole { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
     /// Whether some part of `range` may not get `protection`.
@@ -162,10 +162,10 @@ impl Space {
             && areas.may_protect_until(range, protection, limits, self.memory()) != range.end()
     }
 
-    /// Changes the entries of `range`, which is of one area, and tells who must know.
+    /// Changes the entries of `range`, which is of one area, and notifies what must know.
     #[inline]
     fn protect_pages(&self, range: PageRange, protection: Protection, is_shared: bool) {
-        let _told = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
+        let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
         let mut stale = Stale::NONE;
         let allowed = Allowed { protection, is_shared };
         self.page_tables().for_each_cells(range, |found| {
@@ -257,7 +257,7 @@ impl Space {
         found.cells.iter().for_each(|cell| self.make_code_visible(self.mmu().load(cell)));
     }
 
-    /// Whether nobody else has the frame of `entry`. The areas are locked for writing: nobody can get it meanwhile.
+    /// Whether the frame of `entry` is not shared. The areas are locked for writing: it cannot become shared meanwhile.
     #[inline(always)]
     fn has_to_itself(&self, entry: Descriptor) -> bool {
         !entry.is_special() && self.common.record(entry.address()).references() == 1

@@ -39,7 +39,7 @@ impl Space {
         self.has_device.store(false, Ordering::Release);
     }
 
-    /// Runs `work` while no change of the tables is announced and not yet over: a subscriber that joins in it is told of
+    /// Runs `work` while no change of the tables is announced and not yet over: a subscriber that joins in it gets
     /// every change whole. (Of an upgrade the event comes later than the change, and is whole by itself.)
     ///
     /// Sleeps: not from interrupts.
@@ -48,8 +48,8 @@ impl Space {
         work()
     }
 
-    /// Shows `frame` at `page`, a reserved one that shows nothing, to the kernel and to devices. Whoever calls this
-    /// keeps the frame until [`Self::hide_reserved`] or the end of the space.
+    /// Shows `frame` at `page`, a reserved one that shows nothing, to the kernel and to devices. The caller keeps the
+    /// frame until [`Self::hide_reserved`] or the end of the space.
     ///
     /// Sleeps: not from interrupts.
     ///
@@ -74,17 +74,17 @@ impl Space {
             locked.note_used(page);
             mmu.store(cell, Descriptor::page(frame, Attributes::reserved(memory)).special());
         }
-        // A device that is told of the page finds it: it takes no fault and tries again.
+        // A device that is given the page finds it: it takes no fault and tries again.
         mmu.dsb_ishst();
         self.reserved.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Ends [`Self::show_reserved`]. On return nobody reaches the frame by this address.
+    /// Ends [`Self::show_reserved`]. On return the frame cannot be reached by this address.
     pub fn hide_reserved(&self, cpu: &Cpu, page: VirtAddr) {
         let mut areas = self.areas.write();
         let range = pages(page, page + PAGE);
-        let _told = self.notifiers.start(Range::page(Event::Unmap, page));
+        let _change = self.notifiers.start(Range::page(Event::Unmap, page));
         let mut gather = Gather::without_faults(self, cpu, &mut areas);
         self.zap(&mut gather, range);
         if self.reserved.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -2,7 +2,9 @@
 //!
 //! An object is as large as the mapping that made it. Which frame a page of it has is written in a tree of tables that
 //! no hardware ever walks: so finding one is a walk, adding one a compare-exchange, and nothing else is needed. A frame
-//! stays with its object until that ends, so it may be looked up without a lock by whoever has a reference.
+//! stays with its object until that ends, so a holder of a reference may look it up without a lock.
+
+#![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -57,8 +59,8 @@ impl Spaces {
 }
 
 impl Object {
-    /// What tells it from every other object, also from those that existed before: a futex may still sleep on a word of
-    /// one of these (Linux: `i_sequence`).
+    /// What distinguishes it from every other object, also from those that existed before: a futex may still sleep on a
+    /// word of one of these (Linux: `i_sequence`).
     pub const fn identity(&self) -> usize {
         self.identity
     }
@@ -88,7 +90,7 @@ impl Object {
     /// Gives a page the frame `new`, unless another CPU was faster; returns which it has.
     fn add(&self, cpu: &Cpu, cell: &Cell, new: PhysAddr) -> PhysAddr {
         let mmu = &self.common.mmu;
-        // Its zeros before its address, for whoever finds it here.
+        // Its zeros before its address, for a reader that finds it here.
         mmu.dmb_ishst();
         match mmu.compare_exchange(cell, Descriptor::EMPTY, Descriptor(new.0 | bits::PRESENT_INVALID)) {
             Ok(()) => new,
@@ -137,7 +139,7 @@ impl core::ops::Deref for ObjectRef {
 
 impl Clone for ObjectRef {
     fn clone(&self) -> Self {
-        // Relaxed: whoever clones has a reference, so the count cannot be on its way to 0.
+        // Relaxed: the caller has a reference, so the count cannot be on its way to 0.
         self.references.fetch_add(1, Ordering::Relaxed);
         Self(self.0)
     }

@@ -13,8 +13,8 @@ use crate::smp::this_cpu;
 #[cfg(debug_assertions)]
 use crate::sync::rank;
 
-/// The lock, held. Dropping it lets go.
-#[must_use = "dropping it lets go of the lock"]
+/// The lock, held. Dropping it releases the lock.
+#[must_use = "dropping it releases the lock"]
 pub(super) struct TableGuard<'a>(&'a Frame);
 
 impl Space {

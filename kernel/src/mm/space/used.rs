@@ -41,7 +41,7 @@ impl TableGuard<'_> {
     }
 }
 
-/// Notes that a table is about to have entries where these bits are. Its lock is held, or nobody else knows it.
+/// Notes that a table is about to have entries where these bits are. Its lock is held, or it is not linked yet.
 #[inline(always)]
 pub(super) fn note_all_used(table: &Frame, bits: u64) {
     // No atomic step: see above.

@@ -4,8 +4,8 @@ use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
 use super::{Space, SpaceRef};
+use crate::sched::RwSem;
 use crate::smp::this_cpu;
-use crate::sync::RwSem;
 
 /// The heap that `brk` moves the end of. It belongs to the space: all threads and processes that share the space share
 /// it (Linux: `mm->start_brk`, `mm->brk`).
@@ -50,7 +50,7 @@ impl Drop for SpaceUser {
     fn drop(&mut self) {
         // Release: what this thread did in the space comes before its end; acquire, by the last: it comes after all.
         if self.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Drop has no argument to be told the CPU by.
+            // Drop has no argument for the CPU.
             self.0.release(this_cpu());
         }
     }

@@ -3,6 +3,8 @@
 //! Nothing is kept of what was written: the pages are anonymous, and an object has its frames itself. So it does not
 //! matter what the hardware still does to an entry while it is emptied.
 
+#![allow(unsafe_code, reason = "unlinks and dismantles tables of the space")]
+
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PAGE_SIZE;
@@ -76,13 +78,13 @@ impl Space {
                 relax();
             }
         };
-        // SAFETY: who has the areas to itself has the tables, and cells are held only under the areas' lock; the gather
-        // frees a table when walk caches are invalidated for its range.
+        // SAFETY: exclusive access to the areas includes the tables, and cells are held only under the areas' lock; the
+        // gather frees a table when walk caches are invalidated for its range.
         unsafe { self.page_tables().unlink_tables(range, pages(below, above), unlinked) };
         self.table_frames.fetch_sub(freed, Ordering::Relaxed);
     }
 
-    /// Makes the space empty, for good. Nobody runs in it any more; who else uses its tables is told to stop.
+    /// Makes the space empty, for good. No thread runs in it any more; its subscribers are released.
     pub fn release(&self, cpu: &Cpu) {
         let mut areas = self.areas.write();
         self.notifiers.release();
@@ -123,7 +125,7 @@ impl Space {
     }
 }
 
-/// Whether an entry names a frame, where `dismantle` has cleared VALID: a leaf is told by NG alone then.
+/// Whether an entry names a frame, where `dismantle` has cleared VALID: a leaf is recognised by NG alone then.
 fn has_frame(entry: Descriptor) -> bool {
     entry.is_present()
 }

@@ -1,10 +1,10 @@
-//! TLB maintenance for user addresses: the CPUs, and whoever else translates through the space's tables.
+//! TLB maintenance for user addresses: the CPUs, and what else translates through the space's tables.
 //!
-//! **Rule: each function here that takes a range of a space tells the notifiers of *that* space in the same place**,
-//! between the TLBI and the DSB that completes it, so that both are under way at once. Nothing outside this file calls
-//! [`NotifierChain::invalidate_secondary_tlbs`]; so no change can reach the CPUs and miss the devices.
+//! **Rule: each function here that takes a range of a space calls the notifiers of *that* space in the same place**,
+//! between the TLBI and the DSB that completes it, so that both are under way at once. Both take a [`UserTlbToken`],
+//! and the kernel's one is private to this file; so no change can reach the CPUs and miss the devices.
 //!
-//! | function | TLBI | told | completed by |
+//! | function | TLBI | notified | completed by |
 //! |---|---|---|---|
 //! | [`UserTlb::flush_range`] | `(R)VALE1IS` or `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH |
 //! | [`UserTlb::flush_freed`] | the same | the range, in both forms | DSB ISH |
@@ -14,7 +14,7 @@
 //! | [`UserTlb::flush_space`] | `ASIDE1IS` | everything | DSB ISH |
 //! | [`UserTlb::add_to_batch`] | as for a range | the range, at once | DSB ISH at the end of the [`Batch`] |
 //! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the page | DSB NSH |
-//! | [`UserTlb::fix_spurious`] | `VALE1`, on this CPU | nobody: nothing changed | DSB NSH |
+//! | [`UserTlb::fix_spurious`] | `VALE1`, on this CPU | none: nothing changed | DSB NSH |
 //!
 //! `(R)VAE1IS`, which takes every level, is for ranges that have lost tables.
 //!
@@ -24,13 +24,21 @@
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
-use granule_arch::tlbi::{AddressOperand, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand};
+use granule_arch::tlbi::{
+    AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, UserTlbToken,
+};
 use granule_pgtable::{Granule4K, Invalidation, Mmu, PageRange, Tables, Tlb};
 
 use super::{level_hint, range_support};
 use crate::mm::asid::AsidSlot;
 use crate::mm::notifier::NotifierChain;
 use crate::platform::features::branch;
+
+/// The one token of the kernel: only this file can invalidate by ASID, and call the notifiers' TLB functions.
+// SAFETY: each function of this file that invalidates what a change of the tables made stale notifies the space's
+// secondary TLBs between the TLBI and the DSB; `fix_spurious` and `repeat` follow no change.
+#[allow(unsafe_code, reason = "makes the one token of the kernel")]
+const TOKEN: UserTlbToken = unsafe { UserTlbToken::new() };
 
 /// The level of pages.
 const PAGES: Option<LevelHint> = LevelHint::new(3);
@@ -54,17 +62,17 @@ impl<'a> UserTlb<'a> {
     pub fn flush_page<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
         mmu.dsb_ishst();
         mmu.tlbi(Instruction::Vale1is(self.operand(page, PAGES)));
-        self.tell_page(page);
+        self.notify_page(page);
         complete(mmu);
     }
 
-    /// One page whose last-level entry is empty now, and will name another frame. Also tells those who only want to
-    /// hear of that, as Linux's `invalidate_range` did.
+    /// One page whose last-level entry is empty now, and will name another frame. Also calls `invalidate_range`, as
+    /// Linux once did.
     #[inline(always)]
     pub fn flush_replaced<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
         mmu.dsb_ishst();
         mmu.tlbi(Instruction::Vale1is(self.operand(page, PAGES)));
-        self.notifiers.invalidate_replaced(page, VirtAddr(page.0 + PAGE_SIZE as u64));
+        self.notifiers.invalidate_replaced(TOKEN, page, VirtAddr(page.0 + PAGE_SIZE as u64));
         complete(mmu);
     }
 
@@ -82,8 +90,8 @@ impl<'a> UserTlb<'a> {
         complete(mmu);
     }
 
-    /// The same for pages whose frames, and perhaps tables, are free when this returns. Also tells those who only want
-    /// to hear of that: what they hear at the end of the change comes too late.
+    /// The same for pages whose frames, and perhaps tables, are free when this returns. Also calls `invalidate_range`:
+    /// the end of the change comes too late.
     #[inline(always)]
     pub fn flush_freed<M: Mmu<Geometry = Granule4K>>(
         &self,
@@ -94,53 +102,58 @@ impl<'a> UserTlb<'a> {
     ) {
         mmu.dsb_ishst();
         self.issue_to_cpus(mmu, &Invalidation { range, tables, level });
-        self.notifiers.invalidate_replaced(range.start(), range.start() + range.size());
+        self.notifiers.invalidate_replaced(TOKEN, range.start(), range.start() + range.size());
         complete(mmu);
     }
 
     /// Everything, with all tables.
     pub fn flush_space<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M) {
         mmu.dsb_ishst();
-        mmu.tlbi(Instruction::Aside1is(self.asid.number()));
-        self.notifiers.invalidate_secondary_tlbs(VirtAddr(0), VirtAddr(u64::MAX));
+        mmu.tlbi(Instruction::Aside1is(self.asid()));
+        self.notifiers.invalidate_secondary_tlbs(TOKEN, VirtAddr(0), VirtAddr(u64::MAX));
         complete(mmu);
     }
 
     /// Pages whose last-level entries changed, completed with all others at the end of `batch`, which may be of several
-    /// spaces. The notifiers are told now: at the end nobody knows any more whose pages they were.
+    /// spaces. The notifiers are called now: at the end the batch no longer has the spaces of its pages.
     pub fn add_to_batch<M: Mmu<Geometry = Granule4K>>(&self, batch: &mut Batch<'_, M>, range: PageRange) {
         batch.mmu.dsb_ishst();
         self.issue(batch.mmu, &Invalidation { range, tables: Tables::Kept, level: PAGES });
         batch.issued = true;
     }
 
-    /// A page that lets more through than before: writable, or young. Other CPUs may take a fault on what they have
-    /// and forget it ([`Self::fix_spurious`]); a device may have no such way, so it is told.
+    /// A page that lets more through than before: writable, or young. Other CPUs may fault on a stale entry and drop it
+    /// ([`Self::fix_spurious`]); a device may have no such way, so it is notified.
     #[inline(always)]
     pub fn access_widened<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
         mmu.dsb_ishst();
         mmu.tlbi(Instruction::Vale1(self.operand(page, PAGES)));
-        self.tell_page(page);
+        self.notify_page(page);
         mmu.dsb_nsh();
     }
 
     /// A fault that the entry does not explain: this CPU forgets what it had. Without that it may fault for ever.
     #[inline(always)]
     pub fn fix_spurious<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
-        // The change was somebody else's, and is as complete as the entry that was read under the lock.
+        // The change was another CPU's, and is as complete as the entry that was read under the lock.
         mmu.tlbi(Instruction::Vale1(self.operand(page, PAGES)));
         mmu.dsb_nsh();
     }
 
     #[inline(always)]
-    fn tell_page(&self, page: VirtAddr) {
-        self.notifiers.invalidate_secondary_tlbs(page, VirtAddr(page.0 + PAGE_SIZE as u64));
+    fn notify_page(&self, page: VirtAddr) {
+        self.notifiers.invalidate_secondary_tlbs(TOKEN, page, VirtAddr(page.0 + PAGE_SIZE as u64));
+    }
+
+    #[inline(always)]
+    fn asid(&self) -> Asid {
+        Asid::new(self.asid.number(), TOKEN)
     }
 
     #[inline(always)]
     fn operand(&self, page: VirtAddr, level: Option<LevelHint>) -> AddressOperand {
         let hint = level_hint(level).map(|level| (Granule::Size4K, level));
-        AddressOperand::with_asid(page, self.asid.number(), hint)
+        AddressOperand::with_asid(page, self.asid(), hint)
     }
 }
 
@@ -158,7 +171,7 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for UserTlb<'_> {
     fn issue(&self, mmu: &M, what: &Invalidation) {
         self.issue_to_cpus(mmu, what);
         let start = what.range.start();
-        self.notifiers.invalidate_secondary_tlbs(start, start + what.range.size());
+        self.notifiers.invalidate_secondary_tlbs(TOKEN, start, start + what.range.size());
     }
 }
 
@@ -174,7 +187,7 @@ impl UserTlb<'_> {
 
     #[inline]
     fn issue_planned<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
-        let asid = self.asid.number();
+        let asid = self.asid();
         let level = level_hint(what.level);
         let single = |page| self.operand(page, what.level);
         let several = |first, span| RangeOperand::with_asid(first, Granule::Size4K, span, asid, level);

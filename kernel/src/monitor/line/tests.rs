@@ -283,6 +283,20 @@ fn damaged_bytes_in_a_script_do_not_vanish() {
 }
 
 #[test]
+fn a_line_is_drawn_again_below_the_output_of_others() {
+    let mut terminal = terminal().type_keys("peek 0x1").type_keys(LEFT);
+    // As the console erases it.
+    terminal.show("\r\x1b[K[1.5] warning\n");
+    let mut output = String::new();
+    terminal.editor.redraw(&mut output);
+    terminal.show(&output);
+    assert!(terminal.editor.erases() && !Terminal::new(Echo::Lines).editor.erases());
+    let terminal = terminal.shows("peek 0x1", 7);
+    assert_eq!(terminal.screen.rows.last().map(|row| row.iter().collect()), Some("[1.5] warning".to_string()));
+    terminal.type_keys("2\r").finished(&["peek 0x21"]);
+}
+
+#[test]
 fn a_line_that_fills_the_screen_is_started_over_without_a_mark() {
     let window = COLUMNS - 1 - PROMPT.len();
     for length in window - 3..window + 3 {

@@ -6,19 +6,20 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Kind, MemoryType, Protection};
 use granule_arch::esr::Syndrome;
 use granule_pgtable::host::HostMachine;
-use granule_pgtable::{Change, Extent, Granule4K, Lazy, LeafTotals, PageRange, Shape, Step};
+use granule_pgtable::{Change, Extent, Granule4K, Lazy, LeafTotals, PageRange, Shape, Step, WholeLeaves};
 
-use crate::drivers::power::Status;
-use crate::errno::Errno;
+use crate::chip::power::Status;
+use crate::linux::errno::Errno;
+use crate::linux::process::initrd::tests::sample;
+use crate::linux::process::signal::Signal;
+use crate::linux::process::stack::Words;
+use crate::linux::process::status::{End, ExecError, Life, Name, Summary};
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::layout::VMALLOC_START;
 use crate::mm::space::Area;
 use crate::monitor::memory::{Permission, Width};
 use crate::monitor::{Half, Refusal, Subject};
-use crate::process::signal::Signal;
-use crate::process::stack::Words;
-use crate::process::status::{End, ExecError, Life, Name, Summary};
 use crate::trap::probe::Fault;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -140,7 +141,8 @@ impl Subject for Model {
             Permission::Invalid => Change::INVALID,
         };
         let lazy = Lazy::new(self.tables.mmu());
-        let flush = self.tables.page_tables().update(&lazy, range, change).map_err(SetMemoryError::Tables)?;
+        let flush =
+            self.tables.page_tables().update(&lazy, range, change, WholeLeaves).map_err(SetMemoryError::Tables)?;
         lazy.invalidate(self.tables.tlb(), [flush]);
         Ok(())
     }
@@ -176,10 +178,14 @@ impl Subject for Model {
     /// There is one file, `exits`, whose only process has the number 7 and exits with as many as it has words.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
         if file != "exits" {
-            return Err(ExecError::Path(crate::process::initrd::PathError::NotFound));
+            return Err(ExecError::Path(crate::linux::process::initrd::PathError::NotFound));
         }
         self.process = Some(End::Exited(words.counts().arguments as u8));
         Ok(7)
+    }
+
+    fn programs(&self) -> &'static [u8] {
+        sample().leak()
     }
 
     fn wait(&mut self, process: u32) -> Option<End> {

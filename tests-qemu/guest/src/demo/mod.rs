@@ -1,6 +1,6 @@
 //! Demos: tests whose output is for people, on one screen. `./x demo NAME` runs one alone and prints it.
 //!
-//! What a demo says that happened it has checked, like any test.
+//! A demo checks all that it prints, like any test.
 
 mod race;
 mod upgrade;

@@ -34,7 +34,8 @@ pub(super) enum Remedy {
     AtomicClear,
     /// Every entry is looked at, and the bit cleared by an atomic where it is set.
     CheckEvery,
-    /// An atomic on the first entry decides who splits, by loads and stores; the other looks until the last is clear.
+    /// An atomic on the first entry decides which CPU splits, by loads and stores; the other looks until the last is
+    /// clear.
     Retry,
 }
 

@@ -1,10 +1,10 @@
 //! A page becomes writable, and a device that reads and writes it by the process's tables must learn of that.
 //!
 //! The runner boots it with the fix away first, where the device does not learn of it; there this checks that the bug
-//! shows. The page's contents are compared throughout, never what the device says.
+//! shows. The page's contents are compared throughout, never the device's status.
 
-use granule::drivers::virtio::requests::RequestError;
-use granule::drivers::virtio_blk::BlkError;
+use granule::devices::virtio::requests::RequestError;
+use granule::devices::virtio_blk::BlkError;
 use granule::iommu::{self, MAX_TRIES};
 use granule::mm::space::Sharing;
 use granule::{lab, println};
@@ -33,7 +33,7 @@ pub(super) fn show(t: &mut Test) {
     }
 }
 
-/// Nobody has told the SMMU: it refuses the write by what it has, however often the fault is served.
+/// The SMMU was not notified: it refuses the write by its cached entry, however often the fault is served.
 fn faults_for_ever(t: &mut Test, rig: &Rig) {
     let Some(before) = iommu::iommu().map(|iommu| iommu.fault_stats()) else { return };
     let failed = rig.device_store(START, DELIVERED);
@@ -66,7 +66,7 @@ fn is_lost(t: &mut Test, rig: &Rig) {
     println!("of {READS} reads the disk reports {successes} as successful. Sectors that have arrived: {arrived}.");
 }
 
-/// The SMMU was told when the entry changed.
+/// The SMMU was invalidated when the entry changed.
 fn arrives(t: &mut Test, rig: &Rig) {
     let tries = rig.device_store(START, DELIVERED);
     t.equal("tries", tries, Ok(1));

@@ -5,11 +5,12 @@
 
 use core::sync::atomic::Ordering;
 
-use granule::drivers::its;
+use granule::chip::its;
+use granule::linux::process;
 use granule::mm::heap;
 use granule::mm::kernel::area::AreaKind;
 use granule::smp::{self, CpuSet, this_cpu};
-use granule::{iommu, process, sched};
+use granule::{iommu, sched};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::interrupts;
 use granule_pgtable::PageRange;
@@ -39,7 +40,7 @@ impl Snapshot {
         let devices = its::kept_frames() + iommu::kept_frames();
         let kept = kernel.space.kept_frames() + devices + programs + heap.total / PAGE_SIZE;
         let mut areas = 0;
-        // Registers of devices are mapped for ever, by the first who wants them.
+        // Registers of devices are mapped for ever, by their first user.
         kernel.space.for_each_area(|area| areas += usize::from(area.kind() != AreaKind::Device));
         Self {
             frames: kernel.frames.stats().used - kept,

@@ -1,7 +1,7 @@
 //! The names of machines.toml, as questions to the kernel.
 
-use granule::drivers::its;
-use granule::drivers::pci::{self, Id};
+use granule::chip::its;
+use granule::devices::pci::{self, Function, Id};
 use granule::mm::kernel::policy::{Policy, SplitMode};
 use granule::mm::layout;
 use granule::platform::GicDescription;
@@ -41,11 +41,13 @@ pub(crate) const KNOWN: [Feature; 24] = [
 ];
 
 /// What machines.toml calls these devices.
-const DEVICES: [(&str, Id); 7] = [
+const DEVICES: [(&str, Id); 8] = [
     ("edu", Id { vendor: 0x1234, device: 0x11e8 }),
     ("virtio-rng", Id { vendor: 0x1af4, device: 0x1044 }),
     ("virtio-blk", Id { vendor: 0x1af4, device: 0x1042 }),
     ("nvme", Id { vendor: 0x1b36, device: 0x0010 }),
+    // With `use-intel-id=on`: drivers know it by its class alone.
+    ("nvme", Id { vendor: 0x8086, device: 0x5845 }),
     ("pcie-root-port", Id { vendor: 0x1b36, device: 0x000c }),
     ("pci-bridge", Id { vendor: 0x1b36, device: 0x0001 }),
     ("pcie-pci-bridge", Id { vendor: 0x1b36, device: 0x000e }),
@@ -56,9 +58,13 @@ pub(crate) fn device(name: &str) -> Option<Id> {
     DEVICES.iter().find(|(known, _)| *known == name).map(|(_, id)| *id)
 }
 
+/// Whether a function is of the devices with this name in machines.toml.
+pub(crate) fn is_device(name: &str, function: &Function) -> bool {
+    DEVICES.iter().any(|(known, id)| *known == name && *id == function.id())
+}
+
 fn has_device(name: &str) -> bool {
-    let id = device(name);
-    pci::functions().iter().any(|function| Some(function.id()) == id)
+    pci::functions().iter().any(|function| is_device(name, function))
 }
 
 fn policy() -> Policy {

@@ -10,12 +10,12 @@ mod plan;
 mod test;
 
 use granule::bootargs::{PARAMETERS, Parameter};
-use granule::drivers::{console, power};
+use granule::chip::{console, power};
 use granule_protocol::{Event, Port, Record};
 use linkme::distributed_slice;
 
 use audit::Snapshot;
-pub(crate) use features::{KNOWN, device, has};
+pub(crate) use features::{KNOWN, device, has, is_device};
 use plan::Plan;
 pub(crate) use test::Test;
 
@@ -32,6 +32,7 @@ pub(crate) static TESTS: [TestRecord];
 macro_rules! target_test {
     ($name:ident $(, $option:ident($($value:expr)?))*) => {
         const _: () = {
+            #[allow(unsafe_code, reason = "collected by the linker")]
             #[linkme::distributed_slice($crate::harness::TESTS)]
             static RECORD: $crate::harness::TestRecord = granule_protocol::Record::new(
                 $name as fn(&mut $crate::harness::Test),

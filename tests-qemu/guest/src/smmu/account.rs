@@ -1,16 +1,18 @@
 //! What QEMU is asked whether it saw the same (`tests-qemu/host/tests/smmu_trace.rs`): changes and accesses of a device,
 //! each said in a line.
 
-use granule::drivers::edu::edu;
-use granule::drivers::slot::Driver;
-use granule::drivers::virtio_blk::SECTOR;
-use granule::iommu::{Direction, DmaAddress, Mode, Told, iommu};
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
+use granule::devices::edu::edu;
+use granule::devices::slot::Driver;
+use granule::devices::virtio_blk::SECTOR;
+use granule::iommu::{Direction, DmaAddress, Mode, NotifyMode, iommu};
 use granule::mm::space::Sharing;
 use granule::smp::this_cpu;
 use granule::{kernel, println};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
-use granule_protocol::{Access, Deed};
+use granule_protocol::{Access, Expectation};
 
 use super::{DELIVERED, PAGE, READ_WRITE, Rig, START, WRITTEN};
 use crate::harness::{Test, target_test};
@@ -23,7 +25,7 @@ const ROUNDS: u64 = 80;
 struct Account {
     rig: Rig,
     stream: u32,
-    is_told_by_events: bool,
+    is_notified_by_events: bool,
 }
 
 impl Account {
@@ -43,13 +45,13 @@ impl Account {
 
     fn reached(&self, access: Access, page: VirtAddr) {
         let physical = self.rig.physical(page).0;
-        println!("{}", Deed::Reached { stream: self.stream, access, page: page.0, physical });
+        println!("{}", Expectation::Reached { stream: self.stream, access, page: page.0, physical });
     }
 
     /// The device is refused a page.
     fn refused(&self, t: &mut Test, page: VirtAddr) {
         t.check("the device does not write", self.rig.device_store(page, DELIVERED).is_err());
-        println!("{}", Deed::Refused { stream: self.stream, access: Access::Write, page: page.0 });
+        println!("{}", Expectation::Refused { stream: self.stream, access: Access::Write, page: page.0 });
     }
 
     /// The CPU's store. Of an entry that is read-only it makes one that is writable, or another one.
@@ -66,15 +68,15 @@ impl Account {
         }
     }
 
-    /// Pages were taken out of the tables. Told by events, that is told at once, and again when the change is over.
+    /// Pages were taken out of the tables. By events the call comes at once, and again when the change is over.
     fn taken_away(&self, page: VirtAddr, pages: u64) {
-        for _ in 0..if self.is_told_by_events { 2 } else { 1 } {
+        for _ in 0..if self.is_notified_by_events { 2 } else { 1 } {
             self.changed(page, pages);
         }
     }
 
     fn changed(&self, page: VirtAddr, pages: u64) {
-        println!("{}", Deed::Changed { start: page.0, end: page.0 + pages * PAGE });
+        println!("{}", Expectation::Changed { start: page.0, end: page.0 + pages * PAGE });
     }
 }
 
@@ -92,18 +94,18 @@ fn what_a_device_writes_while_it_is_shut_out_does_not_arrive(t: &mut Test) {
     let load = || unsafe { word.read_volatile() };
     store(7);
     t.ok("in", device.copy_in(at, 0, 8));
-    println!("{}", Deed::Reached { stream, access: Access::Read, page: at.0, physical: frame.0 });
-    // The device says each time that all went well.
+    println!("{}", Expectation::Reached { stream, access: Access::Read, page: at.0, physical: frame.0 });
+    // The device reports success each time.
     for mode in [Mode::Translated, Mode::Abort, Mode::Translated] {
         store(0);
         t.ok("set", dma.set_mode(mode));
         t.check("out", device.copy_out(0, at, 8).is_ok());
         if mode == Mode::Translated {
             t.equal("it has arrived", load(), 7);
-            println!("{}", Deed::Reached { stream, access: Access::Write, page: at.0, physical: frame.0 });
+            println!("{}", Expectation::Reached { stream, access: Access::Write, page: at.0, physical: frame.0 });
         } else {
             t.equal("nothing has arrived", load(), 0);
-            println!("{}", Deed::Refused { stream, access: Access::Write, page: at.0 });
+            println!("{}", Expectation::Refused { stream, access: Access::Write, page: at.0 });
         }
     }
     dma.unmap(cpu, at, PAGE_SIZE);
@@ -115,9 +117,9 @@ fn each_change_is_told_once_and_exactly(t: &mut Test) {
     let cpu = this_cpu();
     let Some(rig) = Rig::new(t, PAGES, Sharing::Private) else { return };
     let Some(stream) = rig.disk.device().dma().stream() else { return };
-    let is_told_by_events = iommu().is_some_and(|iommu| iommu.told() == Told::Events);
-    let account = Account { rig, stream, is_told_by_events };
-    println!("{}", Deed::Bound { stream });
+    let is_notified_by_events = iommu().is_some_and(|iommu| iommu.notify_mode() == NotifyMode::Events);
+    let account = Account { rig, stream, is_notified_by_events };
+    println!("{}", Expectation::Bound { stream });
     for round in 0..ROUNDS {
         // Somewhere, and of every length that takes one command or two.
         let pages = round % (PAGES - 3) + 1;
@@ -139,10 +141,10 @@ fn each_change_is_told_once_and_exactly(t: &mut Test) {
         account.writes(t, last);
         if let Some(child) = t.ok("a child", rig.space.fork(cpu)) {
             // Whatever may be written became read-only: the TLBs forget everything, and events name what is private.
-            if account.is_told_by_events {
+            if account.is_notified_by_events {
                 account.changed(START, PAGES);
             } else {
-                println!("{}", Deed::Changed { start: 0, end: u64::MAX });
+                println!("{}", Expectation::Changed { start: 0, end: u64::MAX });
             }
             account.reads(t, first);
             account.store(t, first, round);
@@ -157,5 +159,5 @@ fn each_change_is_told_once_and_exactly(t: &mut Test) {
         account.reads(t, first);
     }
     t.ok("unbound", account.rig.disk.unbind(cpu));
-    println!("{}", Deed::Unbound { stream });
+    println!("{}", Expectation::Unbound { stream });
 }

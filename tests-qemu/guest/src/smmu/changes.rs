@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule::drivers::slot::Driver;
+use granule::devices::slot::Driver;
 use granule::iommu::iommu;
 use granule::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
 use granule::mm::space::{FaultError, Sharing, SpaceRef};

@@ -29,7 +29,7 @@ fn invalidate_all_the_time(_: &Cpu, cpus: usize) {
     for round in 0..ROUNDS {
         let (pages, _) = RANGES[usize::from(round) % RANGES.len()];
         let masked = interrupts::mask();
-        // A number that nobody has: what counts is that the call comes back, and what it took.
+        // A free number: what counts is that the call comes back, and what it took.
         iommu.smmu().invalidate(u16::MAX - round, START, START + pages * PAGE, Scope::Tables);
         interrupts::restore(masked);
     }

@@ -3,9 +3,9 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule::drivers::slot::Driver;
-use granule::drivers::timer::Deadline;
-use granule::drivers::virtio_blk::{VirtioBlk, blk};
+use granule::chip::timer::Deadline;
+use granule::devices::slot::Driver;
+use granule::devices::virtio_blk::{VirtioBlk, blk};
 use granule::iommu::{DmaAddress, iommu};
 use granule::mm::space::Sharing;
 use granule::sched::{self, sleep_until};

@@ -1,7 +1,7 @@
 //! Devices that use a process's addresses: what they see behind each change of its tables.
 //!
-//! The device is a disk. It reads memory when it is told to write a sector, and writes memory when it is told to read
-//! one; so each access is seen by data, and **data alone is compared: its status says that all is well either way**.
+//! The device is a disk. It reads memory to write a sector, and writes memory to read one; so each access is seen by
+//! data, and **data alone is compared: its status reports success either way**.
 //!
 //! What the SMMU has not cached cannot be stale. So each test first has the device *read* the page and checks what it
 //! got: an access that is refused is not cached, and a test without that look would pass with everything broken.
@@ -12,10 +12,10 @@ mod commands;
 mod ends;
 mod random;
 
-use granule::drivers::edu::edu;
-use granule::drivers::slot::{BindRefused, Driver};
-use granule::drivers::virtio::requests::RequestError;
-use granule::drivers::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
+use granule::devices::edu::edu;
+use granule::devices::slot::{BindRefused, Driver};
+use granule::devices::virtio::requests::RequestError;
+use granule::devices::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
 use granule::iommu::{BindError, DmaAddress};
 use granule::kernel;
 use granule::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
@@ -145,7 +145,7 @@ fn a_bound_device_reaches_what_the_process_has(t: &mut Test) {
         t.equal("the device writes, at once", rig.device_store(page, DELIVERED), Ok(1));
         t.equal("the CPU reads", rig.load(page), DELIVERED);
     }
-    // A page that nobody has touched: the device's fault makes it, as the CPU's would.
+    // An untouched page: the device's fault makes it, as the CPU's would.
     t.equal("zeros", rig.device_load(START + PAGE), Ok(0));
     t.equal("once more than at once", rig.device_store(START + 2 * PAGE, DELIVERED + 1), Ok(2));
     t.equal("the CPU reads", rig.load(START + 2 * PAGE), DELIVERED + 1);

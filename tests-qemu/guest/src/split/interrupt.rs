@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::drivers::timer;
+use granule::chip::timer;
 use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::tlb::KernelTlb;

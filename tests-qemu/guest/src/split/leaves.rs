@@ -1,6 +1,8 @@
 //! Which leaves there are before and after: only those at the ends of a range are split, to the largest pieces that
 //! fit, and every other page translates as before.
 
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
+
 use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::tlb::KernelTlb;
 use granule::trap::probe;

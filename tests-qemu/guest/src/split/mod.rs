@@ -1,5 +1,5 @@
-//! Leaves of the linear map that are in use, and changed in part: what was split, what was not, and that nobody else's
-//! pages are touched, whoever comes at the same time.
+//! Leaves of the linear map that are in use, and changed in part: what was split, what was not, and that no other pages
+//! are touched, under concurrent changes.
 //!
 //! Every test takes a block of memory of its own that no other has split. What it then finds is one of three, by the
 //! machine: leaves that are split (`split` in machines.toml), leaves that are not (`refuse`: every change of a part is
@@ -33,7 +33,7 @@ const GIB: u64 = 1 << 30;
 const BLOCK_PAGES: u64 = 512;
 /// Pages of a contiguous group.
 const GROUP_PAGES: u64 = 16;
-/// Blocks that are looked at for one that nobody has split.
+/// Blocks that are looked at for one that is whole.
 const TRIES: usize = 320;
 
 pub(crate) fn space() -> &'static KernelSpace {

@@ -1,4 +1,6 @@
-//! Who only reads a block notices nothing of its being split.
+//! A reader of a block does not notice its split.
+
+#![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -15,7 +17,7 @@ static STOP: AtomicU32 = AtomicU32::new(0);
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 static WRONG: AtomicU32 = AtomicU32::new(0);
 
-/// Reads the even pages, each of which holds its own number, until it is told to stop.
+/// Reads the even pages, each of which holds its own number, until it is stopped.
 fn read_on(_: &Cpu, _: usize) {
     let first = VirtAddr(FIRST.load(Ordering::Relaxed));
     while STOP.load(Ordering::Acquire) == 0 {

@@ -18,7 +18,7 @@ use super::{BOOT, Measured, Row};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
 use crate::script;
-use crate::serial::{Guest, Heard, Lines};
+use crate::serial::{Guest, Lines, Received};
 use crate::session::fresh_nonce;
 
 /// For a boot and all its rows, on a busy host.
@@ -158,18 +158,18 @@ fn one_boot(
     let mut lines = Lines::default();
     let mut transcript = Vec::new();
     loop {
-        match guest.hear(deadline) {
-            Heard::Bytes(bytes) => transcript.extend(lines.feed(&bytes)),
-            Heard::Closed => break,
-            Heard::Silence => bail!("the benches on {} took longer than {} s", machine.name, LIMIT.as_secs()),
+        match guest.receive(deadline) {
+            Received::Bytes(bytes) => transcript.extend(lines.feed(&bytes)),
+            Received::Closed => break,
+            Received::Silence => bail!("the benches on {} took longer than {} s", machine.name, LIMIT.as_secs()),
         }
     }
     let status = guest.status(Duration::from_secs(10))?.and_then(|status| status.code());
-    let heard = || format!("the benches on {}, of which was heard:\n{}", machine.name, transcript.join("\n"));
-    ensure!(status == Some(0), "status {status:?} of {}", heard());
+    let received = || format!("the benches on {}, of which was received:\n{}", machine.name, transcript.join("\n"));
+    ensure!(status == Some(0), "status {status:?} of {}", received());
     let rows = chosen.rows.iter().map(|row| row.index);
     let expected: Vec<u32> = [chosen.null.index].into_iter().chain(rows).chain([chosen.null.index]).collect();
-    let mut points = read(&transcript, nonce, &expected).with_context(heard)?;
+    let mut points = read(&transcript, nonce, &expected).with_context(received)?;
     let (first, last) = (points.remove(0).1, points.pop().unwrap_or_default().1);
     check_null(&first).with_context(|| format!("on {}, before the first row", machine.name))?;
     check_null(&last).with_context(|| format!("on {}, after the last row", machine.name))?;
@@ -237,7 +237,7 @@ fn boot_to_prompt(machine: &Machine, kernel: &Path) -> Result<u32> {
     let counted = session
         .lines()
         .find_map(|line| line.trim_end().strip_prefix("boot to prompt: ")?.strip_suffix(" instructions")?.parse().ok());
-    counted.with_context(|| format!("`uptime` does not say what the boot took:\n{session}"))
+    counted.with_context(|| format!("`uptime` does not print what the boot took:\n{session}"))
 }
 
 #[cfg(test)]

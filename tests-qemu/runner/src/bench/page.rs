@@ -1,4 +1,4 @@
-//! docs/BENCHMARKS.md: its tables are written from docs/BENCHMARKS.json, so that the page says what was measured.
+//! docs/BENCHMARKS.md: its tables are written from docs/BENCHMARKS.json, so that the page has what was measured.
 
 use anyhow::{Context, Result};
 

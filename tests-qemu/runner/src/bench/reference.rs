@@ -1,6 +1,6 @@
 //! The run that is checked in, and what grew since.
 //!
-//! Another compiler makes other code, so numbers are compared only where `rustc -vV` says the same.
+//! Another compiler makes other code, so numbers are compared only where `rustc -vV` prints the same.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ pub struct Run {
     /// Rows of further machines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Measured>,
-    /// What `rustc -vV` says of the compiler.
+    /// What `rustc -vV` prints of the compiler.
     pub rustc: String,
 }
 

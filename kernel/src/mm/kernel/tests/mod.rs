@@ -1,5 +1,6 @@
 //! The kernel's space on the host: its own tables, frames and areas, on a metal that records and does nothing else.
 //!
+//! - `alias`: a range and the other addresses of its frames, which follow, on the plain host machine
 //! - `direct_map`: single pages of the linear map, and what is left to an invalidation that follows
 //! - `contracts`: what each call does and refuses, with memory running out at every allocation
 //! - `pagealloc`: frames that are free are hidden, and no others
@@ -7,6 +8,7 @@
 //! - `split`: changes in the linear map whose ranges cut leaves: which lock, whose memory, who is refused
 //! - `streams`: which writes, barriers, invalidations and cache maintenance each call makes, with and without the lab
 
+mod alias;
 mod contracts;
 mod direct_map;
 mod pagealloc;
@@ -29,6 +31,7 @@ use crate::smp::{Cpu, CpuId};
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A space of its own, for ever, in `mib` MiB of memory of its own.
+#[allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
 fn space(mib: u64) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
     let (frames, cpu) = (leaked(mib), Cpu::new(CpuId(0)));
     let root = frames.alloc_zeroed(&cpu).unwrap();

@@ -1,7 +1,7 @@
 //! What each call does and refuses.
 
 use super::*;
-use crate::errno::Errno;
+use crate::mm::space::SpaceError;
 use crate::mm::space::{FaultError, USER_END, USER_START};
 
 #[test]
@@ -125,24 +125,24 @@ fn a_change_of_protection_ends_at_the_first_hole() {
     (0..8).for_each(|page| rig.write(&space, start + page * PAGE, 1));
     space.munmap(&rig.cpu, start + 4 * PAGE, PAGE).unwrap();
     space.mprotect(start + 3 * PAGE, PAGE, Protection::NONE).unwrap();
-    assert_eq!(space.mprotect(start + PAGE, 6 * PAGE, Protection::READ), Err(Errno::ENOMEM));
+    assert_eq!(space.mprotect(start + PAGE, 6 * PAGE, Protection::READ), Err(SpaceError::NoMemory));
     assert_eq!(areas(&space), [(at(0), at(1), 3), (at(1), at(4), 1), (at(5), at(8), 3)]);
     let writable = |page: u64| space.tables().translate(start + page * PAGE).unwrap().descriptor.is_writable();
     assert_eq!([0, 1, 2, 3, 5, 6].map(writable), [true, false, false, false, true, true]);
     // A hole in front: nothing is changed.
-    assert_eq!(space.mprotect(start + 4 * PAGE, 2 * PAGE, Protection::READ), Err(Errno::ENOMEM));
+    assert_eq!(space.mprotect(start + 4 * PAGE, 2 * PAGE, Protection::READ), Err(SpaceError::NoMemory));
     assert_eq!(areas(&space).last(), Some(&(at(5), at(8), 3)));
     // Behind the last address there is one too.
     space.munmap(&rig.cpu, start, 8 * PAGE).unwrap();
     let last = MapRequest { placement: Placement::Fixed(USER_END - 2 * PAGE), ..private(2) };
     space.mmap(&rig.cpu, &last).unwrap();
     for bytes in [2 * PAGE, 1 << 63] {
-        assert_eq!(space.mprotect(USER_END - PAGE, bytes, Protection::READ), Err(Errno::ENOMEM));
+        assert_eq!(space.mprotect(USER_END - PAGE, bytes, Protection::READ), Err(SpaceError::NoMemory));
         let end = USER_END.0;
         assert_eq!(areas(&space), [(end - 2 * PAGE, end - PAGE, 3), (end - PAGE, end, 1)], "{bytes:#x}");
         space.mprotect(USER_END - PAGE, PAGE, READ_WRITE).unwrap();
     }
-    assert_eq!(space.mprotect(USER_END - PAGE, u64::MAX, Protection::READ), Err(Errno::ENOMEM));
+    assert_eq!(space.mprotect(USER_END - PAGE, u64::MAX, Protection::READ), Err(SpaceError::NoMemory));
     assert_eq!(areas(&space), [(USER_END.0 - 2 * PAGE, USER_END.0, 3)], "what wraps changes nothing");
 }
 
@@ -159,7 +159,7 @@ fn advice_gives_contents_up_and_mincore_says_what_is_there() {
     space.mincore(start, &mut present).unwrap();
     assert_eq!(present, [1, 0, 1, 0]);
     assert_eq!([rig.read(&space, start), rig.read(&space, start + PAGE)], [1, 0]);
-    assert_eq!(space.madvise_dontneed(&rig.cpu, start, 5 * PAGE), Err(Errno::ENOMEM));
+    assert_eq!(space.madvise_dontneed(&rig.cpu, start, 5 * PAGE), Err(SpaceError::NoMemory));
     assert_eq!(rig.read(&space, start), 0);
 }
 
@@ -173,26 +173,26 @@ fn what_is_refused_is_refused_as_on_linux() {
     let mmap = |placement, bytes| space.mmap(&rig.cpu, &MapRequest { placement, bytes, ..private(1) });
     let fixed = Placement::Fixed;
     for (placement, bytes, refusal) in [
-        (fixed(start), 0, Errno::EINVAL),
-        (fixed(start + 1), PAGE, Errno::EINVAL),
-        (fixed(VirtAddr(0)), PAGE, Errno::EPERM),
-        (fixed(USER_START - PAGE), PAGE, Errno::EPERM),
-        (fixed(USER_END - PAGE), 2 * PAGE, Errno::ENOMEM),
-        (fixed(USER_END), PAGE, Errno::ENOMEM),
-        (fixed(VirtAddr(u64::MAX - PAGE + 1)), PAGE, Errno::ENOMEM),
-        (Placement::FixedNoReplace(start + 3 * PAGE), PAGE, Errno::EEXIST),
-        (Placement::FixedNoReplace(start - PAGE), 2 * PAGE, Errno::EEXIST),
-        (Placement::Hint(VirtAddr(0)), 1 << 48, Errno::ENOMEM),
-        (Placement::Hint(start), u64::MAX, Errno::ENOMEM),
-        (Placement::Hint(start), u64::MAX - PAGE, Errno::ENOMEM),
+        (fixed(start), 0, SpaceError::Invalid),
+        (fixed(start + 1), PAGE, SpaceError::Invalid),
+        (fixed(VirtAddr(0)), PAGE, SpaceError::NotPermitted),
+        (fixed(USER_START - PAGE), PAGE, SpaceError::NotPermitted),
+        (fixed(USER_END - PAGE), 2 * PAGE, SpaceError::NoMemory),
+        (fixed(USER_END), PAGE, SpaceError::NoMemory),
+        (fixed(VirtAddr(u64::MAX - PAGE + 1)), PAGE, SpaceError::NoMemory),
+        (Placement::FixedNoReplace(start + 3 * PAGE), PAGE, SpaceError::InUse),
+        (Placement::FixedNoReplace(start - PAGE), 2 * PAGE, SpaceError::InUse),
+        (Placement::Hint(VirtAddr(0)), 1 << 48, SpaceError::NoMemory),
+        (Placement::Hint(start), u64::MAX, SpaceError::NoMemory),
+        (Placement::Hint(start), u64::MAX - PAGE, SpaceError::NoMemory),
     ] {
         assert_eq!(mmap(placement, bytes), Err(refusal), "mmap {placement:?} {bytes:#x}");
     }
     for (at, bytes, answer) in [
-        (start, 0, Err(Errno::EINVAL)),
-        (start + 1, PAGE, Err(Errno::EINVAL)),
-        (USER_END - PAGE, 2 * PAGE, Err(Errno::EINVAL)),
-        (start, u64::MAX, Err(Errno::EINVAL)),
+        (start, 0, Err(SpaceError::Invalid)),
+        (start + 1, PAGE, Err(SpaceError::Invalid)),
+        (USER_END - PAGE, 2 * PAGE, Err(SpaceError::Invalid)),
+        (start, u64::MAX, Err(SpaceError::Invalid)),
         (start - 4 * PAGE, 4 * PAGE, Ok(())),
     ] {
         assert_eq!(space.munmap(&rig.cpu, at, bytes), answer, "munmap {at} {bytes:#x}");
@@ -200,31 +200,31 @@ fn what_is_refused_is_refused_as_on_linux() {
     for (at, bytes, answer) in [
         (start, 0, Ok(())),
         (start - PAGE, 0, Ok(())),
-        (start + 1, PAGE, Err(Errno::EINVAL)),
-        (start, u64::MAX, Err(Errno::ENOMEM)),
-        (start - PAGE, 2 * PAGE, Err(Errno::ENOMEM)),
-        (start - PAGE, PAGE, Err(Errno::ENOMEM)),
-        (USER_END, PAGE, Err(Errno::ENOMEM)),
+        (start + 1, PAGE, Err(SpaceError::Invalid)),
+        (start, u64::MAX, Err(SpaceError::NoMemory)),
+        (start - PAGE, 2 * PAGE, Err(SpaceError::NoMemory)),
+        (start - PAGE, PAGE, Err(SpaceError::NoMemory)),
+        (USER_END, PAGE, Err(SpaceError::NoMemory)),
     ] {
         assert_eq!(space.mprotect(at, bytes, Protection::READ), answer, "mprotect {at} {bytes:#x}");
     }
     for (at, bytes, answer) in [
         (start, 0, Ok(())),
-        (start + 1, PAGE, Err(Errno::EINVAL)),
-        (start, u64::MAX, Err(Errno::EINVAL)),
-        (start, u64::MAX - (start.0 - 1), Err(Errno::EINVAL)),
-        (start - PAGE, PAGE, Err(Errno::ENOMEM)),
-        (USER_END, PAGE, Err(Errno::ENOMEM)),
+        (start + 1, PAGE, Err(SpaceError::Invalid)),
+        (start, u64::MAX, Err(SpaceError::Invalid)),
+        (start, u64::MAX - (start.0 - 1), Err(SpaceError::Invalid)),
+        (start - PAGE, PAGE, Err(SpaceError::NoMemory)),
+        (USER_END, PAGE, Err(SpaceError::NoMemory)),
     ] {
         assert_eq!(space.madvise_dontneed(&rig.cpu, at, bytes), answer, "madvise {at} {bytes:#x}");
     }
     for (at, pages, answer) in [
         (start, 0, Ok(0)),
         (start, 1 << 20, Ok(((before[0].1 - start.0) / PAGE) as usize)),
-        (start + 1, 1, Err(Errno::EINVAL)),
-        (start - PAGE, 2, Err(Errno::ENOMEM)),
+        (start + 1, 1, Err(SpaceError::Invalid)),
+        (start - PAGE, 2, Err(SpaceError::NoMemory)),
         (USER_END - PAGE, 2, Ok(1)),
-        (USER_END, 1, Err(Errno::ENOMEM)),
+        (USER_END, 1, Err(SpaceError::NoMemory)),
     ] {
         assert_eq!(space.mincore(at, &mut std::vec![0; pages]), answer, "mincore {at} {pages}");
     }

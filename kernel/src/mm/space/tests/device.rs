@@ -1,8 +1,8 @@
-//! Random calls on a space whose tables a device shares: it keeps what it has walked until it is told to forget it.
+//! Random calls on a space whose tables a device shares: it keeps what it has walked until it is invalidated.
 //!
-//! A CPU whose TLB is behind takes a fault and forgets; a device may just fail. So after every call each translation
-//! that the device has must be what the entry says, in both directions: nothing that is gone, nothing that is less than
-//! what is allowed now.
+//! A CPU with a stale TLB entry faults and drops it; a device may just fail. So after every call each translation that
+//! the device has must match the entry, in both directions: nothing that is gone, nothing that is less than what is
+//! allowed now.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -24,7 +24,7 @@ use crate::smp::{Cpu, CpuId};
 const PAGES: u64 = 8;
 const START: VirtAddr = VirtAddr(0x40_0000 - 4 * PAGE);
 
-/// What a device does not do although it is told.
+/// Which call a device ignores.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Deaf {
     Never,
@@ -34,7 +34,7 @@ enum Deaf {
     ToUpgrades,
     /// To the end of the space.
     ToRelease,
-    /// It hears all, and of an upgrade more than it says: that its own entry may be written now.
+    /// It takes all calls, and an upgrade as permission to write through its own entry.
     InstallsFromUpgrades,
 }
 
@@ -45,7 +45,7 @@ const UPGRADED: Descriptor = Descriptor::page(PhysAddr(0), Attributes::user(Memo
 struct Device {
     deaf: Deaf,
     kept: Mutex<BTreeMap<u64, Descriptor>>,
-    /// Whether the call that is going on is an upgrade; where there is none, only the entries say.
+    /// Whether the call that is going on is an upgrade; where there is none, only the entries count.
     upgrades: Mutex<bool>,
 }
 
@@ -112,7 +112,7 @@ enum Call {
         page: u64,
         access: Access,
     },
-    /// The access flag is taken away, and the TLBs are told, as reclaim does.
+    /// The access flag is cleared, and the TLBs are invalidated, as reclaim does.
     Age {
         page: u64,
     },
@@ -213,7 +213,7 @@ impl<'r> Stage<'r> {
         }
     }
 
-    /// The first page of which the device has something else than its entry says.
+    /// The first page of which the device has something else than its entry.
     fn stale(&self) -> Option<(u64, Descriptor, Descriptor)> {
         let kept = self.device.kept.lock().unwrap();
         let mut pairs = kept.iter().map(|(&page, &kept)| (page, kept, self.entry(VirtAddr(page))));
@@ -245,7 +245,7 @@ fn run(deaf: Deaf, cases: u32) -> Result<(), TestError<Vec<Call>>> {
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(cases) });
     runner.run(&sequences(), |calls| {
         check(&rig, deaf, &calls)?;
-        assert_eq!(rig.used(), used, "frames that nobody has given back");
+        assert_eq!(rig.used(), used, "frames that are not given back");
         Ok(())
     })
 }
@@ -255,7 +255,7 @@ fn a_device_never_has_what_the_entry_does_not_say() {
     run(Deaf::Never, 300).unwrap();
 }
 
-/// The check above sees each kind of call that is not heard.
+/// The check above sees each kind of call that is ignored.
 #[test]
 fn a_device_that_does_not_hear_is_caught() {
     for (deaf, reason) in
@@ -270,7 +270,7 @@ fn a_device_that_does_not_hear_is_caught() {
     }
 }
 
-/// Changes the space where it hears of an upgrade: between the unlock and what those behind it in the chain are told.
+/// Changes the space in its upgrade event: between the unlock and the calls to those behind it in the chain.
 struct Meddler {
     space: SpaceRef,
     change: fn(&SpaceRef),
@@ -285,8 +285,7 @@ impl Subscriber for Meddler {
     }
 }
 
-/// What `deaf` has that its entry does not say, when `mprotect`, `munmap` or `madvise` come before it is told of an
-/// upgrade.
+/// What `deaf` has that its entry does not, when `mprotect`, `munmap` or `madvise` come before its upgrade event.
 fn stale_after_a_late_event(deaf: Deaf) -> [bool; 3] {
     let changes: [fn(&SpaceRef); 3] = [
         |space| space.mprotect(START, PAGE, Protection::READ).unwrap(),
@@ -314,8 +313,8 @@ fn stale_after_a_late_event(deaf: Deaf) -> [bool; 3] {
     })
 }
 
-/// No lock is held when an upgrade is told, so the page may be protected or gone by then. The event invalidates, and
-/// does no more.
+/// No lock is held at an upgrade event, so the page may be protected or gone by then. The event invalidates, and does
+/// no more.
 #[test]
 fn an_upgrade_may_be_told_when_the_page_is_protected_or_gone() {
     assert_eq!(stale_after_a_late_event(Deaf::Never), [false; 3]);

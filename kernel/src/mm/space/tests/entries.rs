@@ -5,16 +5,27 @@
 //! gets another protection, when it is forked, when an access faults; and when it is zapped its frame is let go once.
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::descriptor::{Descriptor, Markers, Migration, MigrationAccess, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, Markers, MemoryType, Migration, MigrationAccess, bits};
 use granule_pgtable::Mmu;
 
 use super::*;
-use crate::errno::Errno;
 use crate::mm::space::FaultError;
-use crate::mm::space::entry::attributes;
+use crate::mm::space::SpaceError;
+use crate::mm::space::entry::{attributes, written};
 
 const PROTECTIONS: [Protection; 5] =
     [Protection::NONE, Protection::READ, READ_WRITE, READ_EXECUTE, READ_WRITE.and(Protection::EXECUTE)];
+
+#[test]
+fn pages_are_created_with_what_their_protection_permits() {
+    let frame = PhysAddr(0x4_5678_9000);
+    for protection in (0..8).filter_map(Protection::from_bits) {
+        assert_eq!(attributes(protection), Attributes::user(MemoryType::Normal, protection));
+        if protection.contains(Protection::WRITE) {
+            assert_eq!(written(frame, protection), Descriptor::page(frame, attributes(protection)).dirty());
+        }
+    }
+}
 
 /// A step on the way to an entry.
 type Step = fn(Descriptor) -> Descriptor;
@@ -243,7 +254,7 @@ fn no_entry_makes_an_access_fault_for_ever() {
         assert_eq!(kernel, wanted, "{entry:?}");
         stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, PAGE).unwrap();
         assert_eq!(stage.entry(), Descriptor::EMPTY);
-        assert_eq!(stage.space.mincore(stage.start + PAGE, &mut byte), Err(Errno::ENOMEM));
+        assert_eq!(stage.space.mincore(stage.start + PAGE, &mut byte), Err(SpaceError::NoMemory));
         let Stage { rig, space, .. } = stage;
         drop(space);
         assert_eq!(rig.used(), 0, "{entry:?}");

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::SpaceHandle;
 use super::Rig;
-use crate::mm::notifier::recording::{Recording, Told};
+use crate::mm::notifier::recording::{Notified, Recording};
 use crate::mm::notifier::{SubscribeError, Subscription};
 
 type Listener = Subscription<Recording, SpaceHandle>;
@@ -22,8 +22,8 @@ fn a_subscriber_by_a_handle_does_not_keep_the_programs_memory() {
 
     drop(space);
     assert_eq!(rig.used(), used, "its pages, its tables and its root are free");
-    let told: Vec<_> = listener.take().iter().map(|call| call.told).collect();
-    assert!(told.contains(&Told::Release), "{told:?}");
+    let notified: Vec<_> = listener.take().iter().map(|call| call.notified).collect();
+    assert!(notified.contains(&Notified::Release), "{notified:?}");
     assert!(handle.upgrade().is_none(), "it has ended, and does not come back");
     let late = Listener::new(handle, Recording::default(), 0);
     assert!(matches!(late, Err(SubscribeError::Released)));
@@ -44,7 +44,7 @@ fn a_released_space_has_ended_though_a_reference_is_left() {
     assert!(handle.upgrade().is_none());
 }
 
-/// Whoever upgrades has the space or does not, while the last reference goes.
+/// An upgrade gets the space or fails, while the last reference goes.
 #[test]
 fn a_space_ends_once_whoever_upgrades_meanwhile() {
     let rig = Rig::new(4);

@@ -2,27 +2,27 @@
 //!
 //! - `areas`: which gap a mapping gets
 //! - `calls`: what each call does and refuses
-//! - `device`: random calls, and a device that shares the tables and must hear of every change
+//! - `device`: random calls, and a device that shares the tables and must get every change
 //! - `entries`: every legal entry, through everything that may happen to it
-//! - `handles`: who keeps a space, and who only its record
+//! - `handles`: what keeps a space, and what only its record
 //! - `order`: what other CPUs may do while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
 //! - `threads`: threads of one space, on several CPUs
-//! - `told`: what each path tells the TLBs and the notifiers, in which order and under which lock
+//! - `notified`: what each path reports to the TLBs and the notifiers, in which order and under which lock
 
 mod areas;
 mod calls;
 mod device;
 mod entries;
 mod handles;
+mod notified;
 mod order;
 mod random;
 mod reserved;
 mod shortage;
 mod threads;
-mod told;
 
 use std::boxed::Box;
 use std::vec::Vec;

@@ -33,7 +33,7 @@ impl Hold {
     fn next(&self) {
         let Some((begin, finished)) = self.0.lock().unwrap().take() else { return };
         begin.send(()).unwrap();
-        // A message means that the other thread was faster; it is found in the channel by who sent it.
+        // A message means that the other thread was faster; it is found in the channel by its sender.
         let _ = finished.recv_timeout(HELD_UP);
     }
 }
@@ -91,7 +91,7 @@ fn an_emptied_entry_is_filled_again_only_when_its_invalidation_is_complete() {
     }
 }
 
-/// Linux's `mm_tlb_flush_nested`: who returns from the call reads zeros from then on, whoever emptied the entries.
+/// Linux's `mm_tlb_flush_nested`: after the call returns its caller reads zeros, whichever CPU emptied the entries.
 #[test]
 fn a_second_call_returns_only_when_the_first_ones_invalidation_is_complete() {
     let rig = Rig::new(8);

@@ -1,8 +1,10 @@
 //! Long sequences of calls on several spaces against plain maps of page → what it is, and everything compared after
-//! each: areas, entries, contents, and who holds which frame.
+//! each: areas, entries, contents, and the holders of each frame.
 //!
 //! One byte stands for a page. The model knows nothing of frames: private pages have a value of their own, shared ones
 //! that of their object.
+
+#![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
 use std::collections::BTreeMap;
 use std::format;
@@ -16,7 +18,7 @@ use granule_pgtable::PageRange;
 use proptest::prelude::*;
 
 use super::*;
-use crate::errno::Errno;
+use crate::mm::space::SpaceError;
 use crate::mm::space::{FaultError, USER_END, USER_START};
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
@@ -179,7 +181,7 @@ impl World {
             Step::Protect { at, pages, protection } => {
                 let covered = each(address(at), pages).all(|page| model.contains_key(&page));
                 let result = space.mprotect(address(at), pages * PAGE, PROTECTIONS[protection]);
-                prop_assert_eq!(result, if covered { Ok(()) } else { Err(Errno::ENOMEM) });
+                prop_assert_eq!(result, if covered { Ok(()) } else { Err(SpaceError::NoMemory) });
                 // Up to the first hole.
                 each(address(at), pages)
                     .all(|page| model.get_mut(&page).map(|page| page.protection = PROTECTIONS[protection]).is_some());
@@ -187,7 +189,7 @@ impl World {
             Step::DontNeed { at, pages } => {
                 let covered = each(address(at), pages).all(|page| model.contains_key(&page));
                 let result = space.madvise_dontneed(cpu, address(at), pages * PAGE);
-                prop_assert_eq!(result, if covered { Ok(()) } else { Err(Errno::ENOMEM) });
+                prop_assert_eq!(result, if covered { Ok(()) } else { Err(SpaceError::NoMemory) });
                 for page in each(address(at), pages) {
                     if let Some(Page { backing: Backing::Private(value), .. }) = model.get_mut(&page) {
                         *value = 0;
@@ -208,7 +210,10 @@ impl World {
                 let mut present = vec![7; pages as usize];
                 let covered = each(address(at), pages).take_while(|page| model.contains_key(page)).count();
                 let result = space.mincore(address(at), &mut present);
-                prop_assert_eq!(result, if covered == 0 && pages != 0 { Err(Errno::ENOMEM) } else { Ok(covered) });
+                prop_assert_eq!(
+                    result,
+                    if covered == 0 && pages != 0 { Err(SpaceError::NoMemory) } else { Ok(covered) }
+                );
                 for (page, present) in each(address(at), pages).zip(&present).take(covered) {
                     // What was written is there; what is there may be zeros.
                     prop_assert!(*present == 1 || *present == 0 && model[&page].value() == 0);

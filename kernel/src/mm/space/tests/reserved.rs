@@ -6,7 +6,7 @@ use granule_arch::descriptor::{Descriptor, MemoryType, STAGE1, bits};
 use super::super::{Access, FaultError, RESERVED_END, RESERVED_START, Space, USER_END, handle_fault};
 use super::{PAGE, Rig, areas, private};
 use crate::mm::notifier::Subscription;
-use crate::mm::notifier::recording::{Recording, Told};
+use crate::mm::notifier::recording::{Notified, Recording};
 use crate::mm::space::{MapRequest, Placement, SpaceRef};
 
 /// Registers, which no frame record is about.
@@ -54,8 +54,8 @@ fn who_shares_the_tables_is_told_that_a_reserved_page_goes() {
     show(&rig, &space, RESERVED_END - PAGE);
     let listener = Subscription::<_, SpaceRef>::new(space.clone(), Recording::default(), 0).unwrap();
     space.hide_reserved(&rig.cpu, RESERVED_END - PAGE);
-    let told: Vec<_> = listener.take().iter().map(|call| (call.told, call.range)).collect();
-    assert!(told.contains(&(Told::SecondaryTlbs, (RESERVED_END.0 - PAGE, RESERVED_END.0))), "{told:?}");
+    let notified: Vec<_> = listener.take().iter().map(|call| (call.notified, call.range)).collect();
+    assert!(notified.contains(&(Notified::SecondaryTlbs, (RESERVED_END.0 - PAGE, RESERVED_END.0))), "{notified:?}");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::PageRange;
 
 use super::*;
-use crate::errno::Errno;
 use crate::mm::pool::PoolBox;
+use crate::mm::space::SpaceError;
 use crate::mm::space::area::Area;
 use crate::mm::space::{FaultError, Terms, USER_END, USER_START};
 
@@ -174,12 +174,12 @@ fn copy_on_write_needs_a_page() {
 #[test]
 fn a_mapping_needs_a_record_and_an_object_if_it_is_shared() {
     let nothing = |_: &Rig, _: &Space| ();
-    refused_until(1, Errno::ENOMEM, nothing, |rig, space| space.mmap(&rig.cpu, &at(START, 1)));
+    refused_until(1, SpaceError::NoMemory, nothing, |rig, space| space.mmap(&rig.cpu, &at(START, 1)));
     // The object's record, the root of its tables, the area's record.
     let shared = MapRequest { sharing: Sharing::Shared, ..at(START, 1) };
-    refused_until(3, Errno::ENOMEM, nothing, move |rig, space| space.mmap(&rig.cpu, &shared));
+    refused_until(3, SpaceError::NoMemory, nothing, move |rig, space| space.mmap(&rig.cpu, &shared));
     // In the middle of another one: two records, of one slab.
-    refused_until(1, Errno::ENOMEM, cut, |rig, space| {
+    refused_until(1, SpaceError::NoMemory, cut, |rig, space| {
         let read_only = MapRequest { protection: Protection::READ, ..at(START + 2 * PAGE, 1) };
         space.mmap(&rig.cpu, &read_only)
     });
@@ -207,7 +207,7 @@ fn populating_takes_what_there_is() {
         map(&rig, &space, &at(START, 1));
         let hoard = Hoard::leaving(&rig, left);
         let mapped = space.mmap(&rig.cpu, &MapRequest { populate: Populate::Now, ..at(START + PAGE, 8) });
-        assert_eq!(mapped, if left == 0 { Err(Errno::ENOMEM) } else { Ok(START + PAGE) });
+        assert_eq!(mapped, if left == 0 { Err(SpaceError::NoMemory) } else { Ok(START + PAGE) });
         let mut present = [0; 8];
         if mapped.is_ok() {
             space.mincore(START + PAGE, &mut present).unwrap();
@@ -222,25 +222,25 @@ fn populating_takes_what_there_is() {
 #[test]
 fn what_cuts_an_area_needs_records() {
     let middle = START + 2 * PAGE;
-    refused_until(1, Errno::ENOMEM, cut, move |rig, space| space.munmap(&rig.cpu, middle, PAGE));
-    refused_until(1, Errno::ENOMEM, cut, move |_, space| space.mprotect(middle, PAGE, Protection::READ));
-    refused_until(1, Errno::ENOMEM, cut, |_, space| space.mprotect(START, PAGE, Protection::READ));
+    refused_until(1, SpaceError::NoMemory, cut, move |rig, space| space.munmap(&rig.cpu, middle, PAGE));
+    refused_until(1, SpaceError::NoMemory, cut, move |_, space| space.mprotect(middle, PAGE, Protection::READ));
+    refused_until(1, SpaceError::NoMemory, cut, |_, space| space.mprotect(START, PAGE, Protection::READ));
     // At an edge, or as a whole, an area goes without one.
-    refused_until(0, Errno::ENOMEM, cut, |rig, space| space.munmap(&rig.cpu, START, PAGE));
-    refused_until(0, Errno::ENOMEM, cut, |rig, space| space.munmap(&rig.cpu, START + PAGE, 4 * PAGE));
-    refused_until(0, Errno::ENOMEM, cut, |rig, space| space.munmap(&rig.cpu, START, 5 * PAGE));
-    refused_until(0, Errno::ENOMEM, cut, |_, space| space.mprotect(START, 5 * PAGE, Protection::READ));
-    refused_until(0, Errno::ENOMEM, written, |rig, space| space.madvise_dontneed(&rig.cpu, START, 3 * PAGE));
+    refused_until(0, SpaceError::NoMemory, cut, |rig, space| space.munmap(&rig.cpu, START, PAGE));
+    refused_until(0, SpaceError::NoMemory, cut, |rig, space| space.munmap(&rig.cpu, START + PAGE, 4 * PAGE));
+    refused_until(0, SpaceError::NoMemory, cut, |rig, space| space.munmap(&rig.cpu, START, 5 * PAGE));
+    refused_until(0, SpaceError::NoMemory, cut, |_, space| space.mprotect(START, 5 * PAGE, Protection::READ));
+    refused_until(0, SpaceError::NoMemory, written, |rig, space| space.madvise_dontneed(&rig.cpu, START, 3 * PAGE));
 }
 
 #[test]
 fn a_fork_needs_records_and_a_table_for_each() {
     // The root, a slab for the space's record, one for the area's, three tables.
-    refused_until(5, Errno::ENOMEM, written, |rig, space| space.fork(&rig.cpu));
+    refused_until(5, SpaceError::NoMemory, written, |rig, space| space.fork(&rig.cpu));
     let two = |rig: &Rig, space: &Space| {
         written(rig, space);
         map(rig, space, &MapRequest { protection: Protection::READ, ..at(START + (1 << 30), 1) });
         rig.read(space, START + (1 << 30));
     };
-    refused_until(7, Errno::ENOMEM, two, |rig, space| space.fork(&rig.cpu));
+    refused_until(7, SpaceError::NoMemory, two, |rig, space| space.fork(&rig.cpu));
 }

@@ -101,7 +101,7 @@ fn meddle(rig: &Rig, space: &Space) {
     }
 }
 
-/// Says so when it goes, by whichever way.
+/// Counts when it is dropped, by whichever way.
 struct Done<'a>(&'a AtomicBool);
 
 impl Drop for Done<'_> {

@@ -1,4 +1,5 @@
-//! Every function here, by what it does to the machine and tells the subscriber, in order and complete: a row each.
+//! Every function here, by what it does to the machine and its calls to the subscriber, in order and complete: a row
+//! each.
 
 use std::boxed::Box;
 use std::vec;
@@ -6,7 +7,7 @@ use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
-use granule_arch::tlbi::{AddressOperand, Granule, Instruction, LevelHint, RangeOperand, RangeSupport};
+use granule_arch::tlbi::{AddressOperand, Asid, Granule, Instruction, LevelHint, RangeOperand, RangeSupport};
 use granule_arch::tlbi::{Operation as Planned, Plan};
 use granule_pgtable::host::Operation;
 use granule_pgtable::{Invalidation, PageRange, Tables, Tlb};
@@ -15,18 +16,19 @@ use super::{Batch, UserTlb};
 use crate::mm::asid::{AsidSlot, Asids};
 use crate::mm::kernel::Machine;
 use crate::mm::kernel::mmu::{LinearView, Metal};
-use crate::mm::notifier::recording::{Recording, Step, Told};
+use crate::mm::notifier::recording::{Notified, Recording, Step};
 use crate::mm::notifier::{NotifierChain, Subscription};
 use crate::platform::features::branch;
 use crate::smp::{Cpu, CpuId};
 
+const ASID: Asid = Asid::new(7, super::TOKEN);
 const START: VirtAddr = VirtAddr(0x40_0000);
 
 fn machine() -> Machine {
     Metal(LinearView { offset: 0 })
 }
 
-/// A space as its TLB functions see it, with somebody who listens.
+/// A space as its TLB functions see it, with a subscriber.
 struct Space {
     slot: AsidSlot,
     chain: &'static NotifierChain,
@@ -63,11 +65,11 @@ fn tlbi(instruction: Instruction) -> Step {
 }
 
 fn at(page: VirtAddr) -> AddressOperand {
-    AddressOperand::with_asid(page, 7, None)
+    AddressOperand::with_asid(page, ASID, None)
 }
 
-fn told(start: u64, end: u64) -> Step {
-    Step::Told(Told::SecondaryTlbs, (start, end))
+fn notified(start: u64, end: u64) -> Step {
+    Step::Notified(Notified::SecondaryTlbs, (start, end))
 }
 
 const BEFORE: Step = Step::Machine(Operation::DsbIshst);
@@ -80,8 +82,8 @@ type Row = (&'static str, fn(UserTlb<'_>, &Machine), Vec<Step>);
 
 #[test]
 fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
-    let one = || told(ONE_PAGE.0, ONE_PAGE.1);
-    let replaced = Step::Told(Told::Range, ONE_PAGE);
+    let one = || notified(ONE_PAGE.0, ONE_PAGE.1);
+    let replaced = Step::Notified(Notified::Range, ONE_PAGE);
     let rows: [Row; 10] = [
         (
             "flush_page",
@@ -100,7 +102,7 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
                 BEFORE,
                 tlbi(Instruction::Vale1is(at(START))),
                 tlbi(Instruction::Vale1is(at(START + 0x1000))),
-                told(START.0, START.0 + 0x2000),
+                notified(START.0, START.0 + 0x2000),
                 COMPLETE,
             ],
         ),
@@ -112,12 +114,12 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
         (
             "flush_range of more than is named page by page",
             |tlb, mmu| tlb.flush_range(mmu, pages(512), Tables::Kept, None),
-            vec![BEFORE, tlbi(Instruction::Aside1is(7)), told(START.0, START.0 + 0x20_0000), COMPLETE],
+            vec![BEFORE, tlbi(Instruction::Aside1is(ASID)), notified(START.0, START.0 + 0x20_0000), COMPLETE],
         ),
         (
             "flush_space",
             |tlb, mmu| tlb.flush_space(mmu),
-            vec![BEFORE, tlbi(Instruction::Aside1is(7)), told(0, u64::MAX), COMPLETE],
+            vec![BEFORE, tlbi(Instruction::Aside1is(ASID)), notified(0, u64::MAX), COMPLETE],
         ),
         (
             "Tlb::invalidate of two ranges",
@@ -133,7 +135,7 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
                 tlbi(Instruction::Vale1is(at(START))),
                 one(),
                 tlbi(Instruction::Vale1is(at(START + 0x5000))),
-                told(START.0 + 0x5000, START.0 + 0x6000),
+                notified(START.0 + 0x5000, START.0 + 0x6000),
                 COMPLETE,
             ],
         ),
@@ -150,7 +152,7 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
                 one(),
                 BEFORE,
                 tlbi(Instruction::Vale1is(at(START + 0x1000))),
-                told(START.0 + 0x1000, START.0 + 0x2000),
+                notified(START.0 + 0x1000, START.0 + 0x2000),
                 COMPLETE,
             ],
         ),
@@ -176,7 +178,7 @@ fn an_empty_batch_owes_nothing() {
     assert_eq!(Space::new(7).stream(|_, mmu| drop(Batch::new(mmu))), []);
 }
 
-/// A batch of several spaces, as reclaim makes them: at its end nobody knows whose pages they were.
+/// A batch of several spaces, as reclaim makes them: at its end the batch no longer has the spaces of its pages.
 #[test]
 fn a_batch_tells_the_notifiers_of_the_space_that_it_is_about() {
     let (space, other) = (Space::new(7), Space::new(3));
@@ -202,8 +204,8 @@ fn ranges_and_levels_are_named_where_all_cpus_have_them() {
             });
             let plan = Plan::new(START, count as u64, Granule::Size4K, RangeSupport::Yes);
             let expected = plan.map(|operation| {
-                let single = |page| AddressOperand::with_asid(page, 7, level.map(|level| (Granule::Size4K, level)));
-                let several = |first, span| RangeOperand::with_asid(first, Granule::Size4K, span, 7, level);
+                let single = |page| AddressOperand::with_asid(page, ASID, level.map(|level| (Granule::Size4K, level)));
+                let several = |first, span| RangeOperand::with_asid(first, Granule::Size4K, span, ASID, level);
                 tlbi(match (operation, tables) {
                     (Planned::Page(page), Tables::Kept) => Instruction::Vale1is(single(page)),
                     (Planned::Page(page), Tables::Unlinked) => Instruction::Vae1is(single(page)),
@@ -212,7 +214,7 @@ fn ranges_and_levels_are_named_where_all_cpus_have_them() {
                     (Planned::Everything, _) => panic!("{count} pages are not everything"),
                 })
             });
-            let end = [told(START.0, pages(count).end().0), COMPLETE];
+            let end = [notified(START.0, pages(count).end().0), COMPLETE];
             let expected: Vec<_> = [BEFORE].into_iter().chain(expected).chain(end).collect();
             assert_eq!(stream, expected, "{count} pages, tables {tables:?}");
         }
@@ -224,7 +226,7 @@ fn an_erratum_gets_one_more_invalidation() {
     let space = Space::new(7);
     let stream = host::with(&[branch::REPEAT_TLBI], || space.stream(|tlb, mmu| tlb.flush_page(mmu, START)));
     let repeated = tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
-    assert_eq!(stream[2..], [told(ONE_PAGE.0, ONE_PAGE.1), COMPLETE, repeated, COMPLETE]);
+    assert_eq!(stream[2..], [notified(ONE_PAGE.0, ONE_PAGE.1), COMPLETE, repeated, COMPLETE]);
 }
 
 /// A space that never ran has no number, but devices may use its tables all the same.

@@ -1,0 +1,123 @@
+//! The way down a tree: the only code that follows table descriptors.
+//!
+//! Arm ARM D8.2: from the root, each level's entry is a table (go on), a leaf, or nothing. No lock is taken. Each entry
+//! is read once, and what to do is decided on that copy; the tables on the way stay because there are leaves of the
+//! caller's below them, because the walk is announced ([`crate::announce`]), or because only the caller unlinks any.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, bits};
+
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::mmu::{Mmu, Table};
+use crate::tables::PageTables;
+
+/// What a walk does about tables on its way that are empty and about to be unlinked (see [`crate::reclaim`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Leaving {
+    /// Nothing: it finds what is there.
+    Ignored,
+    /// They stay: it takes their marks away. Only in announced walks.
+    Kept,
+}
+
+/// A table that was reached from the root.
+pub(crate) struct Cursor<'t, M: Mmu> {
+    mmu: &'t M,
+    table: Table,
+    /// The bits that any table descriptor on the way has: PXNTable and UXNTable hold for all below.
+    pub(crate) inherited: u64,
+}
+
+impl<'t, M: Mmu> Cursor<'t, M> {
+    /// The root.
+    #[inline(always)]
+    pub(crate) fn at_root(tables: &PageTables<'t, M>) -> Self {
+        debug_assert_eq!(tables.root().level(), M::Geometry::FIRST_LEVEL);
+        Self { mmu: tables.mmu(), table: tables.root(), inherited: 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn table(&self) -> Table {
+        self.table
+    }
+
+    #[inline(always)]
+    pub(crate) const fn level(&self) -> u8 {
+        self.table.level()
+    }
+
+    /// The entries of the table.
+    #[inline(always)]
+    pub(crate) fn cells(&self) -> &'t [M::Cell] {
+        self.mmu.table(self.table)
+    }
+
+    /// The entry for `address`.
+    #[inline(always)]
+    pub(crate) fn cell(&self, address: VirtAddr) -> &'t M::Cell {
+        &self.cells()[M::Geometry::index(address, self.level())]
+    }
+
+    /// Goes down if `entry`, which was read in the table, links one.
+    ///
+    /// # Errors
+    /// The entry, where it links none.
+    #[inline(always)]
+    pub(crate) fn follow(&mut self, entry: Descriptor) -> Result<(), Descriptor> {
+        self.follow_from(self.level(), entry)
+    }
+
+    /// Reads the entry for `address` and goes down if it links a table. `level` is that of the table: where it is a
+    /// constant, shifts and masks are.
+    ///
+    /// # Errors
+    /// The entry, where it links none.
+    #[inline(always)]
+    pub(crate) fn descend(&mut self, level: u8, address: VirtAddr, leaving: Leaving) -> Result<(), Descriptor> {
+        debug_assert_eq!(level, self.level());
+        let cell = &self.cells()[M::Geometry::index(address, level)];
+        let mut entry = self.mmu.load(cell);
+        if leaving == Leaving::Kept {
+            while entry.is_table() && entry.0 & bits::LEAVING != 0 {
+                self.mmu.clear_bits(cell, bits::LEAVING);
+                // Read again: the table may have been unlinked in between, and then clearing has changed nothing.
+                entry = self.mmu.load(cell);
+            }
+        }
+        self.follow_from(level, entry)
+    }
+
+    #[inline(always)]
+    fn follow_from(&mut self, level: u8, entry: Descriptor) -> Result<(), Descriptor> {
+        if level == LAST_LEVEL || !entry.is_table() {
+            return Err(entry);
+        }
+        self.table = Table::new(entry.address(), level + 1);
+        self.inherited |= entry.0;
+        Ok(())
+    }
+
+    /// Goes down to the table of `level` for `address`; `None` where the walk ends above that.
+    #[inline(always)]
+    pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, leaving: Leaving) -> Option<Self> {
+        let mut at = M::Geometry::FIRST_LEVEL;
+        while at != level {
+            self.descend(at, address, leaving).ok()?;
+            at += 1;
+        }
+        self.table = Table::new(self.table.address(), level);
+        Some(self)
+    }
+
+    /// Goes down to where the walk for `address` ends, and returns the entry there: no table descriptor.
+    #[inline(always)]
+    pub(crate) fn end_of_walk(mut self, address: VirtAddr, leaving: Leaving) -> (Self, Descriptor) {
+        let mut at = M::Geometry::FIRST_LEVEL;
+        loop {
+            if let Err(entry) = self.descend(at, address, leaving) {
+                return (self, entry);
+            }
+            at += 1;
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! The first look at a change: one walk, one pass over entries that lie in one table and are alike. It decides nearly
+//! every change, so it is inlined where a change is made, with what the compiler knows of that. Whatever is out of the
+//! ordinary is left to [`crate::update`], untouched.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, bits};
+use granule_arch::tlbi::LevelHint;
+
+use crate::code;
+use crate::cursor::{Cursor, Leaving};
+use crate::flush::{Flush, Invalidation, Tables};
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::lazy::Lazy;
+use crate::mmu::{Mmu, Survey};
+use crate::permission::Change;
+use crate::range::PageRange;
+use crate::split::{Cut, CutLeaves, RefuseSplits, Splitter, WholeLeaves, cuts_a_group};
+use crate::tables::PageTables;
+use crate::visit::{Run, SoleRun};
+
+impl<'t, M: Mmu> PageTables<'t, M> {
+    /// [`Self::update`] where one look is enough: the leaves of `range` are pages, or blocks, of one table and alike,
+    /// and nothing is in the way but a leaf that the splitter has split. `None`: nothing was changed.
+    #[inline(always)]
+    pub fn update_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: &Change,
+        splitter: &mut impl Splitter<M>,
+    ) -> Option<Flush<M::Geometry>> {
+        first_look(self, range, change, splitter, Now(lazy))
+    }
+
+    /// The same where no leaf is split, before anything has changed: for a change that others must come before.
+    #[inline(always)]
+    pub fn look(&self, range: PageRange<M::Geometry>, change: &Change) -> Option<Ready<'t, M>> {
+        first_look(self, range, change, &mut WholeLeaves, Later)
+    }
+}
+
+/// A change that may be made, of leaves that are alike and in one table.
+#[must_use = "nothing has changed yet"]
+pub struct Ready<'t, M: Mmu> {
+    mmu: &'t M,
+    cells: &'t [M::Cell],
+    /// The bits to flip in each entry; 0 where they are as they shall be.
+    flip: u64,
+    /// What one of them becomes, as far as a change may touch it.
+    to: Descriptor,
+    owed: Flush<M::Geometry>,
+}
+
+impl<'t, M: Mmu> Ready<'t, M> {
+    /// The entries.
+    pub const fn cells(&self) -> &'t [M::Cell] {
+        self.cells
+    }
+
+    /// Changes the entries.
+    #[inline(always)]
+    pub fn commit(self, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
+        if self.flip != 0 {
+            self.mmu.update_run(self.cells, self.flip);
+            lazy.wrote(self.to);
+        }
+        self.owed
+    }
+
+    /// Where the physical memory of the pages begins, where it is one piece.
+    #[inline(always)]
+    pub fn physical(&self) -> Option<PhysAddr> {
+        let at = |cell| self.mmu.load(cell).address().0;
+        let start = at(self.cells.first()?);
+        // Where the second does not follow, the others need not be asked.
+        if let Some(second) = self.cells.get(1)
+            && at(second) != start + M::Geometry::PAGE_SIZE
+        {
+            return None;
+        }
+        let (mut next, mut other) = (start, 0);
+        let mut take = |cell: &M::Cell| {
+            other |= self.mmu.load(cell).0 ^ next;
+            next += M::Geometry::PAGE_SIZE;
+        };
+        let (turns, rest) = self.cells.as_chunks::<8>();
+        for turn in turns {
+            turn.iter().for_each(&mut take);
+        }
+        rest.iter().for_each(&mut take);
+        (other & bits::ADDRESS == 0).then_some(PhysAddr(start))
+    }
+}
+
+/// What becomes of a change that a first look has found to be possible.
+pub(crate) trait Act<'t, M: Mmu + 't> {
+    type Done;
+
+    /// The entries are as they shall be.
+    fn unchanged(self, mmu: &'t M, cells: &'t [M::Cell]) -> Self::Done;
+    /// The one entry becomes `new`.
+    fn page(
+        self,
+        mmu: &'t M,
+        cell: &'t M::Cell,
+        old: Descriptor,
+        new: Descriptor,
+        owed: Flush<M::Geometry>,
+    ) -> Self::Done;
+    /// The bits `flip` change in each entry, which then has those of `to` that a change may touch.
+    fn run(self, mmu: &'t M, cells: &'t [M::Cell], flip: u64, to: Descriptor, owed: Flush<M::Geometry>) -> Self::Done;
+}
+
+/// It is made.
+pub(crate) struct Now<'a, 'm, M: Mmu>(pub(crate) &'a Lazy<'m, M>);
+
+impl<'t, M: Mmu + 't> Act<'t, M> for Now<'_, '_, M> {
+    type Done = Flush<M::Geometry>;
+
+    #[inline(always)]
+    fn unchanged(self, _: &'t M, _: &'t [M::Cell]) -> Self::Done {
+        Flush::NONE
+    }
+
+    #[inline(always)]
+    fn page(
+        self,
+        mmu: &'t M,
+        cell: &'t M::Cell,
+        _: Descriptor,
+        new: Descriptor,
+        owed: Flush<M::Geometry>,
+    ) -> Self::Done {
+        mmu.store(cell, new);
+        self.0.wrote(new);
+        owed
+    }
+
+    #[inline(always)]
+    fn run(self, mmu: &'t M, cells: &'t [M::Cell], flip: u64, to: Descriptor, owed: Flush<M::Geometry>) -> Self::Done {
+        mmu.update_run(cells, flip);
+        self.0.wrote(to);
+        owed
+    }
+}
+
+/// It waits.
+struct Later;
+
+impl<'t, M: Mmu<Cell: 't> + 't> Act<'t, M> for Later {
+    type Done = Ready<'t, M>;
+
+    #[inline(always)]
+    fn unchanged(self, mmu: &'t M, cells: &'t [M::Cell]) -> Self::Done {
+        Ready { mmu, cells, flip: 0, to: Descriptor::EMPTY, owed: Flush::NONE }
+    }
+
+    #[inline(always)]
+    fn page(
+        self,
+        mmu: &'t M,
+        cell: &'t M::Cell,
+        old: Descriptor,
+        to: Descriptor,
+        owed: Flush<M::Geometry>,
+    ) -> Self::Done {
+        Ready { mmu, cells: core::slice::from_ref(cell), flip: old.0 ^ to.0, to, owed }
+    }
+
+    #[inline(always)]
+    fn run(self, mmu: &'t M, cells: &'t [M::Cell], flip: u64, to: Descriptor, owed: Flush<M::Geometry>) -> Self::Done {
+        Ready { mmu, cells, flip, to, owed }
+    }
+}
+
+/// The first look at a range: see [`PageTables::update_at_once`].
+#[inline(always)]
+pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
+    tables: &PageTables<'t, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    splitter: &mut S,
+    act: A,
+) -> Option<A::Done> {
+    if !S::LIVE_SPLITS {
+        let run = tables.sole_run(range, Leaving::Ignored)?;
+        return look_at(tables, &run, LAST_LEVEL, range, change, splitter, act);
+    }
+    match tables.sole_run_of_leaves(range)? {
+        SoleRun::Pages(run) => look_at(tables, &run, LAST_LEVEL, range, change, splitter, act),
+        SoleRun::Blocks(run) => look_at(tables, &run, LAST_LEVEL - 1, range, change, splitter, act),
+    }
+}
+
+/// The first look at the entries of `run`, which are all of `range`, or a block that has it.
+#[inline(always)]
+fn look_at<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
+    tables: &PageTables<'t, M>,
+    run: &Run<'t, M>,
+    level: u8,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    splitter: &mut S,
+    act: A,
+) -> Option<A::Done> {
+    let (mmu, cells) = (tables.mmu(), run.cells());
+    if change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
+        return None;
+    }
+    let hint = if S::LIVE_SPLITS { None } else { LevelHint::new(level) };
+    // A page takes one load where a run takes a loop.
+    let found = if level == LAST_LEVEL && run.count == 1 {
+        match look_at_page::<M, S>(mmu, run.table, run.first, change) {
+            PageLook::Change { old, new } => {
+                return Some(act.page(mmu, run.entry(run.first), old, new, flush(range, change, hint)));
+            }
+            PageLook::Unchanged => return Some(act.unchanged(mmu, cells)),
+            PageLook::Undecided => return None,
+            PageLook::Cut(old) => Survey::NOTHING.with(old),
+        }
+    } else {
+        mmu.survey(cells)
+    };
+    let refused = if S::LIVE_SPLITS { 0 } else { bits::CONTIGUOUS };
+    if !may_change::<M::Geometry>(change, level, found, refused) {
+        return None;
+    }
+    let (from, to) = match Uniform::of(found, change) {
+        Uniform::Not => return None,
+        // What may be owed all the same is left to the general way.
+        Uniform::Unchanged if change.makes_invalid() => return None,
+        Uniform::Unchanged => return Some(act.unchanged(mmu, cells)),
+        Uniform::Flip { from, to } => (from, to),
+    };
+    if S::LIVE_SPLITS
+        && let Some(leaves) = cut_leaves(mmu, run, level, found)
+    {
+        let is_block = matches!(leaves, CutLeaves::Block);
+        let split = splitter.split(&Cut::new(*tables, range, leaves));
+        // What is there in the place of a block takes another look, and so does an error.
+        if is_block || split.is_err() {
+            return None;
+        }
+    }
+    if change.may_make_code_of(found.all) && !code::is_visible_as_stored(mmu) {
+        return None;
+    }
+    Some(act.run(mmu, cells, from.0 ^ to.0, to, flush(range, change, hint)))
+}
+
+/// What a look at a page has found.
+enum PageLook {
+    /// It may change.
+    Change { old: Descriptor, new: Descriptor },
+    /// It is as it shall be.
+    Unchanged,
+    /// It may be in a contiguous group, which a splitter may split.
+    Cut(Descriptor),
+    /// It takes more than a look.
+    Undecided,
+}
+
+#[inline(always)]
+fn look_at_page<M: Mmu, S: Splitter<M>>(mmu: &M, table: &[M::Cell], index: usize, change: &Change) -> PageLook {
+    let entry = |index: usize| mmu.load(&table[index]);
+    let old = entry(index);
+    // Where leaves are split, the last entry speaks for the group: see [`beyond`].
+    let last = if S::LIVE_SPLITS { entry(index | (M::Geometry::group_entries(LAST_LEVEL) - 1)).0 } else { 0 };
+    let found = Descriptor(old.0 | last & bits::CONTIGUOUS);
+    if !wanted(change, LAST_LEVEL, bits::CONTIGUOUS).iter().any(|wanted| wanted.is(found)) {
+        return if S::LIVE_SPLITS && found.is_contiguous() { PageLook::Cut(old) } else { PageLook::Undecided };
+    }
+    let new = change.apply(old);
+    if new == old {
+        return if change.makes_invalid() { PageLook::Undecided } else { PageLook::Unchanged };
+    }
+    if change.may_make_code_of(old.0) && !code::is_visible_as_stored(mmu) {
+        return PageLook::Undecided;
+    }
+    PageLook::Change { old, new }
+}
+
+/// The leaves of which the run is only a part, where these may be split.
+#[inline(always)]
+fn cut_leaves<'t, M: Mmu>(mmu: &M, run: &Run<'t, M>, level: u8, found: Survey) -> Option<CutLeaves<'t, M>> {
+    // Of a block that it cuts, the run is the block.
+    if level != LAST_LEVEL && run.left >> M::Geometry::shift(level) != run.count as u64 {
+        return Some(CutLeaves::Block);
+    }
+    let in_group = M::Geometry::group_entries(level) - 1;
+    if (run.first | (run.first + run.count)) & in_group == 0 || (found.any | beyond(mmu, run)) & bits::CONTIGUOUS == 0 {
+        return None;
+    }
+    let (table, first, last) = (run.table, run.first, run.first + run.count - 1);
+    // In one group, that is it that has the bit; else it may be one that lies between.
+    let is_cut = (first ^ last) & !in_group == 0 || cuts_a_group(mmu, table, first, last, level);
+    is_cut.then_some(CutLeaves::Groups { table, first, last, level })
+}
+
+/// The last-level table that was looked at last. Pages that change one by one mostly lie near one another: they are
+/// found without a walk for each.
+pub struct LastTable<'t, M: Mmu> {
+    mmu: &'t M,
+    /// The first address that it translates.
+    start: u64,
+    cells: &'t [M::Cell],
+}
+
+/// What [`LastTable::update_page`] has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageUpdate {
+    /// Nothing: the page was so before.
+    Unchanged,
+    /// It is changed.
+    Changed,
+    /// Nothing: it takes [`PageTables::update`].
+    TakesMore,
+}
+
+impl<'t, M: Mmu> PageTables<'t, M> {
+    /// A last-level table that translates nothing.
+    #[inline(always)]
+    pub const fn no_last_table(&self) -> LastTable<'t, M> {
+        // In neither half of the address space, and farther from both than a table reaches.
+        LastTable { mmu: self.mmu(), start: 1 << 62, cells: &[] }
+    }
+
+    /// The last-level table that translates `address`; `None` where there is a block, or nothing.
+    #[inline(never)]
+    pub fn last_table_of(&self, address: VirtAddr) -> Option<LastTable<'t, M>> {
+        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, Leaving::Ignored)?;
+        let start = address.align_down(M::Geometry::entry_size(LAST_LEVEL - 1)).0;
+        Some(LastTable { mmu: self.mmu(), start, cells: place.cells() })
+    }
+}
+
+impl<M: Mmu> Clone for LastTable<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Mmu> Copy for LastTable<'_, M> {}
+
+impl<M: Mmu> LastTable<'_, M> {
+    /// Whether it translates `address`.
+    #[inline(always)]
+    pub fn translates(&self, address: VirtAddr) -> bool {
+        address.0.wrapping_sub(self.start) >> M::Geometry::shift(LAST_LEVEL - 1) == 0
+    }
+
+    /// [`PageTables::update`] of one page, which the table translates and whose leaf others may have split, where that
+    /// takes a look. That an entry was written is noted by the caller, once for all ([`Lazy::wrote`]).
+    #[inline(always)]
+    pub fn update_page(&self, page: VirtAddr, change: &Change) -> PageUpdate {
+        let index = M::Geometry::index(page, LAST_LEVEL);
+        match look_at_page::<M, RefuseSplits>(self.mmu, self.cells, index, change) {
+            PageLook::Cut(_) | PageLook::Undecided => PageUpdate::TakesMore,
+            PageLook::Unchanged => PageUpdate::Unchanged,
+            PageLook::Change { new, .. } => {
+                self.mmu.store(&self.cells[index], new);
+                PageUpdate::Changed
+            }
+        }
+    }
+}
+
+/// What a change does to entries that are alike, in the bits that it touches.
+pub(crate) enum Uniform {
+    /// They are not alike.
+    Not,
+    /// They have the new permissions already.
+    Unchanged,
+    /// Each goes from one to the other.
+    Flip { from: Descriptor, to: Descriptor },
+}
+
+impl Uniform {
+    #[inline(always)]
+    pub(crate) fn of(found: Survey, change: &Change) -> Self {
+        // What decides how an entry changes, and whether a TLB may hold it.
+        let touched = change.set_mask() | change.clear_mask() | bits::VALID;
+        match found.common(touched).map(Descriptor) {
+            None => Self::Not,
+            Some(from) if change.apply(from) == from => Self::Unchanged,
+            Some(from) => Self::Flip { from, to: change.apply(from) },
+        }
+    }
+}
+
+/// What is owed where every entry changed: the range holds whole leaves only, so it is what they translate.
+#[inline(always)]
+pub(crate) fn flush<G: Geometry>(range: PageRange<G>, change: &Change, level: Option<LevelHint>) -> Flush<G> {
+    Flush::new(change.leaves_stale().then_some(Invalidation { range, tables: Tables::Kept, level }))
+}
+
+/// Bits of which entries have all, and bits of which they have none.
+#[derive(Clone, Copy)]
+struct Wanted {
+    all: u64,
+    none: u64,
+}
+
+impl Wanted {
+    /// Whether one entry is so.
+    #[inline(always)]
+    const fn is(self, entry: Descriptor) -> bool {
+        entry.0 & (self.all | self.none) == self.all
+    }
+
+    /// Whether all entries are so that `found` is of.
+    #[inline(always)]
+    const fn are(self, found: Survey) -> bool {
+        found.all & self.all == self.all && found.any & self.none == 0
+    }
+}
+
+/// What entries of `level` may be so that they may be changed: valid leaves, which nearly all are, or present-invalid
+/// ones, with what the change requires and without the bits `refused`.
+#[inline(always)]
+fn wanted(change: &Change, level: u8, refused: u64) -> [Wanted; 2] {
+    let required = change.required() | change.marks();
+    let (valid, table) = if level == LAST_LEVEL { (bits::VALID | bits::TABLE, 0) } else { (bits::VALID, bits::TABLE) };
+    [
+        Wanted { all: required | valid, none: table | refused },
+        Wanted { all: required | bits::PRESENT_INVALID, none: bits::VALID | refused },
+    ]
+}
+
+/// Whether entries of `level` may be changed, by what they have in common.
+#[inline(always)]
+pub(crate) fn may_change<G: Geometry>(change: &Change, level: u8, found: Survey, refused: u64) -> bool {
+    G::has_leaves(level) && wanted(change, level, refused).iter().any(|wanted| wanted.are(found))
+}
+
+/// The last entries of the groups that a run has only a part of, as bits that any of them has.
+///
+/// The last entry speaks for its group: whoever splits one clears it last ([`crate::split`]).
+#[inline(always)]
+pub(crate) fn beyond<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> u64 {
+    let in_group = M::Geometry::group_entries(run.level) - 1;
+    let end = run.first + run.count;
+    let mut any = 0;
+    if run.first & in_group != 0 {
+        any |= mmu.load(run.entry(run.first | in_group)).0;
+    }
+    if end & in_group != 0 {
+        any |= mmu.load(run.entry(end | in_group)).0;
+    }
+    any
+}

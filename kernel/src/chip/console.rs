@@ -1,0 +1,597 @@
+//! The serial console: what the kernel prints, and what a person types.
+//!
+//! Output is buffered ([`Output`]). One [`print`] adds its text under one hold of the lock, so that lines of two CPUs never
+//! mix; the lock, which masks interrupts, is then held for a few bytes at a time until the port has taken them or its FIFO
+//! is full: the transmit interrupt sends what is left. A print waits for room before it begins, not while it holds the lock;
+//! one that is longer than that room waits at the end of a line, where output of others may come in between. A caller that
+//! has interrupts masked cannot wait like that: where the buffer is full it polls the port. After a panic, and before there
+//! are interrupts, all output is polled. The lock has the last rank, so anything may print; formatting must not print in
+//! turn. `\n` becomes `\r\n` on the line.
+//!
+//! Input is driven by interrupts into a queue. When the queue is full, the bytes stay in the device and its interrupt
+//! is off until a reader has made room: nothing is dropped, and a sender that watches the device's FIFO, as QEMU does
+//! with a pipe, waits.
+//!
+//! While there is a [`Foreground`], Ctrl-C is no input but interrupts the thread that has it. While there is an
+//! [`EditedLine`], others' output erases that line first, and the thread that edits it draws it again below.
+//!
+//! No address is written before the device tree is read: on another machine there is memory, another device or nothing
+//! where a serial port was expected. Then the port that the tree names, or the boot argument `earlycon=`, is the *early*
+//! console ([`init_early`]), mapped by a fixed slot; [`init`] replaces it when there are kernel mappings.
+
+#![allow(unsafe_code, reason = "the terminal in its static, for a panic that found its lock held")]
+
+mod person;
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::{interrupts, wait};
+use heapless::Deque;
+use linkme::distributed_slice;
+use spin::Once;
+
+use super::interrupt::{self, InterruptError};
+use super::log::Ring;
+use super::output::{LINE_ROOM, Output, ROOM, with_line_ends};
+use super::timer::Deadline;
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+use crate::platform::Interrupt;
+use crate::sched::WaitQueue;
+use crate::smp::Cpu;
+use crate::sync::{IrqGuard, IrqLock, rank};
+
+use person::wake_foreground;
+pub use person::{EditedLine, Foreground};
+
+#[distributed_slice(PARAMETERS)]
+static EARLYCON: Parameter = Parameter {
+    name: "earlycon",
+    help: "the console until memory is set up: pl011,0xADDRESS; alone: the device tree's",
+    check: |value| parse_earlycon(value).map(drop),
+};
+
+/// What Ctrl-C sends.
+const INTERRUPT: u8 = 0x03;
+/// To the start of the line, and erase it to its end (ECMA-48).
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
+/// How often input is looked for where no interrupt tells of it: before a device's FIFO is full.
+#[cfg(target_os = "none")]
+const POLL: core::time::Duration = core::time::Duration::from_millis(1);
+
+/// Bytes typed ahead.
+const QUEUE: usize = 256;
+
+/// A serial port. All calls come with the console's lock held, or from the one CPU that is left after a panic.
+pub trait Console: Sync {
+    /// Sends the first of `bytes`, as many as the transmitter has room for now; returns how many.
+    fn write(&self, bytes: &[u8]) -> usize;
+    /// Whether bytes that the transmitter has taken are not on the line yet.
+    fn is_busy(&self) -> bool;
+    /// The next byte that the device has received, if any. Bytes that arrived damaged are skipped.
+    fn read(&self) -> Option<u8>;
+    /// Makes the device interrupt when there is something to [`read`](Self::read), or stop doing so.
+    fn set_receive_interrupt(&self, on: bool);
+    /// Makes the device interrupt when its FIFO, which was full, has room again, or stop doing so.
+    fn set_transmit_interrupt(&self, on: bool);
+}
+
+/// What the console's lock protects.
+pub(super) struct Terminal {
+    received: Deque<u8, QUEUE>,
+    /// The queue was full: the rest is in the device, whose interrupt is off.
+    held_back: bool,
+    /// What the port has not taken yet.
+    pub(super) output: Output,
+    /// The transmit interrupt is on: it sends what is in `output`.
+    transmits: bool,
+    /// The last lines of the log.
+    pub(super) ring: Ring,
+    /// There is a [`Foreground`].
+    has_foreground: bool,
+    /// Ctrl-C was received since [`Foreground::take_interrupt`].
+    interrupted: bool,
+    line: Edited,
+    /// The last byte of the output.
+    last: u8,
+}
+
+/// The line of an [`EditedLine`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Edited {
+    /// There is none.
+    None,
+    /// It is the last line of the output.
+    Shown,
+    /// It was erased before others' output, whose last line has ended or not.
+    Erased { ended: bool },
+}
+
+type Guard = IrqGuard<'static, Terminal, { rank::CONSOLE }>;
+
+static TERMINAL: IrqLock<Terminal, { rank::CONSOLE }> = IrqLock::new(Terminal::new());
+static EARLY: Once<&'static dyn Console> = Once::new();
+static PORT: Once<&'static dyn Console> = Once::new();
+/// The device's interrupts arrive; until then it is polled.
+static RECEIVING: AtomicBool = AtomicBool::new(false);
+/// Threads that wait for input.
+static READERS: WaitQueue<()> = WaitQueue::new();
+/// See [`take_over`].
+static TAKEN_OVER: AtomicBool = AtomicBool::new(false);
+
+/// What `earlycon=` names: the physical address of a PL011's registers. `None` where there is no such argument, it stands
+/// alone, or its value is bad, of which [`bootargs::check`] warns.
+pub fn earlycon() -> Option<PhysAddr> {
+    parse_earlycon(bootargs::get("earlycon")?).ok().flatten()
+}
+
+fn parse_earlycon(value: &str) -> Result<Option<PhysAddr>, Refused> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let digits = value.strip_prefix("pl011,").map(|rest| rest.strip_prefix("mmio32,").unwrap_or(rest));
+    let digits = digits.and_then(|digits| digits.strip_prefix("0x"));
+    let address = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let aligned = address.filter(|address| address.is_multiple_of(4)).map(PhysAddr);
+    aligned.map(Some).ok_or_else(|| Refused::because("pl011,0x and the address of its registers in hexadecimal"))
+}
+
+/// Whether there is a port that [`print`] prints on.
+pub fn is_connected() -> bool {
+    port().is_some()
+}
+
+/// Prints on `port` until [`init`] has the mapping that stays.
+pub fn init_early(port: &'static dyn Console) {
+    EARLY.call_once(|| port);
+}
+
+/// Prints on `port` from now on.
+pub fn init(port: &'static dyn Console) {
+    PORT.call_once(|| port);
+}
+
+/// Has input come, and output go, by interrupts, which `cpu`, this one, takes.
+///
+/// # Errors
+/// Those of [`interrupt::register`]; both are polled then, as before.
+pub fn start_receiving(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
+    interrupt::register(line, cpu, handle_interrupt)?;
+    let mut terminal = TERMINAL.lock();
+    if let Some(port) = port() {
+        RECEIVING.store(true, Ordering::Relaxed);
+        port.set_receive_interrupt(true);
+        // Input that came before may have raised no interrupt.
+        terminal.receive(port);
+    }
+    Ok(())
+}
+
+fn handle_interrupt(_: &Cpu) {
+    let Some(port) = port() else { return };
+    let (received, interrupted) = {
+        let mut terminal = TERMINAL.lock();
+        terminal.receive(port);
+        terminal.handle_transmit(port);
+        (!terminal.received.is_empty(), terminal.interrupted)
+    };
+    if received {
+        READERS.lock().wake_all();
+    }
+    if interrupted {
+        wake_foreground();
+    }
+}
+
+/// Prints, in one piece; see the module's documentation for what is longer than [`ROOM`].
+pub fn print(arguments: fmt::Arguments<'_>) {
+    add_output(|print| {
+        // Writing to the port does not fail; an error could only come from a `Display` that gives up.
+        let _ = print.write_fmt(arguments);
+    });
+}
+
+/// Prints for the thread that edits a line: an [`EditedLine`] is not erased. Else as [`print`].
+pub fn print_by_editor(arguments: fmt::Arguments<'_>) {
+    add_output_by(Author::Editor, |print| {
+        let _ = print.write_fmt(arguments);
+    });
+}
+
+/// Prints bytes as they are: no `\r` is added. For what has framing of its own.
+pub fn write_raw(bytes: &[u8]) {
+    add_output(|print| add(print.terminal.as_deref_mut(), bytes));
+}
+
+/// Prints bytes that need not be text, in one piece, with the line ends that a terminal wants.
+pub fn write_text(bytes: &[u8]) {
+    add_output(|print| print.write_bytes(bytes));
+}
+
+/// Sleeps until there is room for a print of [`ROOM`] bytes; returns false where the thread has a signal to handle first.
+#[cfg(target_os = "none")]
+pub fn wait_for_room() -> bool {
+    /// How often the thread looks: the port takes some bytes meanwhile.
+    const POLL: core::time::Duration = core::time::Duration::from_millis(1);
+    while !has_room() {
+        if crate::sched::sleep_until(Deadline::after(POLL)) == crate::sched::Woken::Interrupted {
+            return false;
+        }
+    }
+    true
+}
+
+/// Waits until there is room; on the host there are no signals.
+#[cfg(not(target_os = "none"))]
+pub fn wait_for_room() -> bool {
+    while !has_room() {
+        std::thread::yield_now();
+    }
+    true
+}
+
+/// Bytes that were printed and that the port has not taken yet.
+pub fn unsent() -> usize {
+    TERMINAL.lock().output.len()
+}
+
+/// Waits for a byte of input. The thread sleeps meanwhile: others run.
+pub fn read_byte() -> u8 {
+    loop {
+        if let Some(byte) = wait_for_byte() {
+            return byte;
+        }
+    }
+}
+
+/// Waits for a byte of input; `None` where the thread has a signal to see to first.
+#[cfg(target_os = "none")]
+pub fn wait_for_byte() -> Option<u8> {
+    loop {
+        let mut byte = try_read_byte();
+        if byte.is_some() {
+            return byte;
+        }
+        let woken = if RECEIVING.load(Ordering::Relaxed) {
+            let look = || {
+                byte = try_read_byte();
+                byte.is_some()
+            };
+            READERS.lock().wait_unless((), None, look)
+        } else {
+            Some(crate::sched::sleep_until(Deadline::after(POLL)))
+        };
+        if byte.is_some() || woken == Some(crate::sched::Woken::Interrupted) {
+            return byte;
+        }
+    }
+}
+
+/// Waits for a byte of input; on the host there is none.
+#[cfg(not(target_os = "none"))]
+fn wait_for_byte() -> Option<u8> {
+    std::thread::yield_now();
+    try_read_byte()
+}
+
+/// The next byte of input, if there is one.
+pub fn try_read_byte() -> Option<u8> {
+    let port = port()?;
+    let mut terminal = TERMINAL.lock();
+    let byte = terminal.next_byte(port);
+    let interrupted = terminal.interrupted;
+    drop(terminal);
+    if interrupted {
+        wake_foreground();
+    }
+    byte
+}
+
+/// Sends what has been printed, and from now on prints without the lock, whose holder will never release it. Returns
+/// whether this is the first call.
+///
+/// For a panic only, when every other CPU has been stopped, possibly in the middle of a line.
+pub fn take_over() -> bool {
+    let first = !TAKEN_OVER.swap(true, Ordering::Relaxed);
+    if first && let Some(port) = port() {
+        // SAFETY: the other CPUs have been stopped, and this one does not return to code that holds the lock. Wherever its
+        // holder was interrupted, the buffer's positions are counts and its bytes are bytes.
+        unsafe { &mut (*TERMINAL.as_mut_ptr()).output }.send_all(port);
+    }
+    first
+}
+
+/// Sends what has been printed, and returns when it is on the line. For the machine's end: interrupts are masked.
+pub fn flush() {
+    /// Tries for the lock. A CPU that was stopped while it held it never releases it.
+    const TRIES: usize = 1 << 20;
+    /// Longest time that the FIFO is waited for: 32 bytes at 9,600 baud take 33 ms.
+    const LONGEST: core::time::Duration = core::time::Duration::from_millis(100);
+    let Some(port) = port() else { return };
+    if !TAKEN_OVER.load(Ordering::Relaxed)
+        && let Some(mut terminal) = (0..TRIES).find_map(|_| TERMINAL.try_lock().or_else(none_yet))
+    {
+        terminal.output.send_all(port);
+    }
+    let deadline = Deadline::after(LONGEST);
+    while port.is_busy() && !deadline.has_passed() {
+        wait::relax();
+    }
+}
+
+fn none_yet() -> Option<Guard> {
+    wait::relax();
+    None
+}
+
+/// Runs `use_it` with the lock held; without the terminal where a panic has taken the console over.
+pub(super) fn with_terminal<R>(use_it: impl FnOnce(Option<&mut Terminal>) -> R) -> R {
+    if TAKEN_OVER.load(Ordering::Relaxed) {
+        return use_it(None);
+    }
+    use_it(Some(&mut TERMINAL.lock()))
+}
+
+/// Runs `add_it`, which adds output, and starts to send that.
+pub(super) fn add_output(add_it: impl FnOnce(&mut Print)) {
+    add_output_by(Author::Other, add_it);
+}
+
+fn add_output_by(author: Author, add_it: impl FnOnce(&mut Print)) {
+    if TAKEN_OVER.load(Ordering::Relaxed) {
+        return add_it(&mut Print { terminal: None, author });
+    }
+    let mut print = Print { terminal: None, author };
+    print.begin_piece();
+    add_it(&mut print);
+    print.end_piece();
+    let (Some(mut terminal), Some(port)) = (print.terminal.take(), port()) else { return };
+    let end = terminal.output.end();
+    let by_interrupt = RECEIVING.load(Ordering::Relaxed);
+    // Where the caller has interrupts masked, they stay so for the time that it needs, not for the port's.
+    let once = by_interrupt && !terminal.irqs_were_enabled();
+    while !terminal.transmit(port, end, by_interrupt, once) {
+        drop(terminal);
+        wait::relax();
+        terminal = TERMINAL.lock();
+    }
+}
+
+/// The terminal, with room for a print unless the caller has interrupts masked.
+fn lock_with_room() -> Guard {
+    let waits = interrupts::state().irqs_enabled();
+    loop {
+        let mut terminal = TERMINAL.lock();
+        let Some(port) = port() else { return terminal };
+        if terminal.output.room() >= ROOM || !waits {
+            return terminal;
+        }
+        terminal.output.send(port);
+        drop(terminal);
+        wait::relax();
+    }
+}
+
+/// Whether there is room for a print; if not, the port is given some bytes, should no interrupt do that.
+fn has_room() -> bool {
+    let mut terminal = TERMINAL.lock();
+    let Some(port) = port() else { return true };
+    let room = terminal.output.room() >= ROOM;
+    if !room {
+        terminal.output.send(port);
+    }
+    room
+}
+
+fn port() -> Option<&'static dyn Console> {
+    PORT.get().or_else(|| EARLY.get()).copied()
+}
+
+impl Terminal {
+    const fn new() -> Self {
+        Self {
+            received: Deque::new(),
+            held_back: false,
+            output: Output::new(),
+            transmits: false,
+            ring: Ring::new(),
+            has_foreground: false,
+            interrupted: false,
+            line: Edited::None,
+            last: b'\n',
+        }
+    }
+
+    /// The next byte of input, from the port too.
+    fn next_byte(&mut self, port: &dyn Console) -> Option<u8> {
+        if !RECEIVING.load(Ordering::Relaxed) {
+            self.fill(port);
+        }
+        let byte = self.received.pop_front();
+        if self.held_back {
+            self.receive(port);
+        }
+        byte
+    }
+
+    fn begin_foreground(&mut self) {
+        self.has_foreground = true;
+        for _ in 0..self.received.len() {
+            if let Some(byte) = self.received.pop_front() {
+                self.keep(byte);
+            }
+        }
+    }
+
+    fn end_foreground(&mut self) {
+        (self.has_foreground, self.interrupted) = (false, false);
+    }
+
+    /// Adds a byte to the input, for which there is room.
+    fn keep(&mut self, byte: u8) {
+        if self.has_foreground && byte == INTERRUPT {
+            self.interrupted = true;
+        } else {
+            // There is room.
+            let _ = self.received.push_back(byte);
+        }
+    }
+
+    /// Others' output begins: it takes the place of an [`EditedLine`].
+    fn erase_line(&mut self, port: &dyn Console) {
+        if self.line == Edited::Shown {
+            self.output.push(port, ERASE_LINE);
+            self.line = Edited::Erased { ended: true };
+        }
+    }
+
+    /// Others' output has ended, perhaps in the middle of a line.
+    fn end_output(&mut self) {
+        if let Edited::Erased { ended } = &mut self.line {
+            *ended = self.last == b'\n';
+        }
+    }
+
+    /// Gives the port a few bytes. Returns whether the caller has nothing more to do for the bytes before `end`: the port
+    /// has taken them, or, where interrupts arrive (`by_interrupt`), its FIFO is full, or this was to be done `once`, and
+    /// the transmit interrupt sends the rest.
+    fn transmit(&mut self, port: &dyn Console, end: u64, by_interrupt: bool, once: bool) -> bool {
+        let full = !self.output.send(port);
+        if self.output.is_sent(end) {
+            return true;
+        }
+        let leave = by_interrupt && (full || once);
+        if leave && !self.transmits {
+            self.transmits = true;
+            port.set_transmit_interrupt(true);
+        }
+        leave
+    }
+
+    /// Gives the port what its FIFO has room for, if the transmit interrupt is on; turns it off behind the last byte.
+    fn handle_transmit(&mut self, port: &dyn Console) {
+        if self.transmits {
+            self.output.send(port);
+            self.transmits = self.output.len() > 0;
+            if !self.transmits {
+                port.set_transmit_interrupt(false);
+            }
+        }
+    }
+
+    /// Moves bytes from the device to the queue, as many as there is room for.
+    fn receive(&mut self, port: &dyn Console) {
+        let was_held_back = core::mem::take(&mut self.held_back);
+        self.fill(port);
+        self.held_back = self.received.is_full();
+        if self.held_back != was_held_back {
+            port.set_receive_interrupt(!self.held_back);
+        }
+    }
+
+    fn fill(&mut self, port: &dyn Console) {
+        while !self.received.is_full() {
+            let Some(byte) = port.read() else { break };
+            self.keep(byte);
+        }
+    }
+}
+
+/// The origin of output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Author {
+    /// The thread that edits the [`EditedLine`], if there is one.
+    Editor,
+    /// Any other code.
+    Other,
+}
+
+/// A print under way: text is added to the output, with the line ends that a terminal wants.
+pub(super) struct Print {
+    /// `None` after a panic: bytes go to the port directly.
+    pub(super) terminal: Option<Guard>,
+    author: Author,
+}
+
+impl Print {
+    /// Locks the terminal, for output that others do not interrupt.
+    fn begin_piece(&mut self) {
+        let mut terminal = lock_with_room();
+        if let (Author::Other, Some(port)) = (self.author, port()) {
+            terminal.erase_line(port);
+        }
+        self.terminal = Some(terminal);
+    }
+
+    fn end_piece(&mut self) {
+        if let (Author::Other, Some(terminal)) = (self.author, &mut self.terminal) {
+            terminal.end_output();
+        }
+    }
+
+    /// Begins an [`EditedLine`], below the output before it.
+    fn begin_line(&mut self) {
+        let Some(terminal) = self.terminal.as_deref_mut() else { return };
+        let ended = match core::mem::replace(&mut terminal.line, Edited::Shown) {
+            // The editor may have printed behind it, which drawing the line overwrites.
+            Edited::Erased { ended } => ended,
+            Edited::None | Edited::Shown => terminal.last == b'\n',
+        };
+        if !ended {
+            add(Some(terminal), b"\r\n");
+        }
+    }
+
+    fn write_bytes(&mut self, bytes: &[u8]) {
+        with_line_ends(bytes, |bytes| {
+            add(self.terminal.as_deref_mut(), bytes);
+            let low = |terminal: &Guard| terminal.output.room() < LINE_ROOM && terminal.irqs_were_enabled();
+            if bytes.ends_with(b"\n") && self.terminal.as_ref().is_some_and(low) {
+                self.end_piece();
+                self.terminal = None;
+                self.begin_piece();
+            }
+        });
+    }
+}
+
+impl Write for Print {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.write_bytes(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Adds bytes to the output, as they are; without the terminal they go to the port directly.
+fn add(terminal: Option<&mut Terminal>, mut bytes: &[u8]) {
+    let Some(port) = port() else { return };
+    if let Some(terminal) = terminal {
+        return add_to(terminal, port, bytes);
+    }
+    while let Some(rest) = bytes.get(port.write(bytes)..).filter(|rest| !rest.is_empty()) {
+        bytes = rest;
+        wait::relax();
+    }
+}
+
+fn add_to(terminal: &mut Terminal, port: &dyn Console, bytes: &[u8]) {
+    terminal.last = bytes.last().copied().unwrap_or(terminal.last);
+    terminal.output.push(port, bytes);
+}
+
+/// Prints to the console.
+#[macro_export]
+macro_rules! print {
+    ($($argument:tt)*) => { $crate::chip::console::print(::core::format_args!($($argument)*)) };
+}
+
+/// Prints to the console, and ends the line.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::print!("\n") };
+    ($($argument:tt)*) => { $crate::chip::console::print(::core::format_args!("{}\n", ::core::format_args!($($argument)*))) };
+}
+
+#[cfg(test)]
+mod tests;

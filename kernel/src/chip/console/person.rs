@@ -1,0 +1,129 @@
+//! The console while a person waits for a program, or edits a line.
+
+use core::sync::atomic::Ordering;
+
+use super::{Author, Edited, Print, RECEIVING, TERMINAL, add_output_by, port, try_read_byte};
+#[cfg(target_os = "none")]
+use super::{Deadline, POLL, READERS};
+use crate::sched::ThreadRef;
+use crate::sync::{IrqLock, rank};
+
+/// The thread of the [`Foreground`].
+static FOREGROUND: IrqLock<Option<ThreadRef>, { rank::WAIT }> = IrqLock::new(None);
+
+/// Ends the pause of the thread that has the [`Foreground`].
+pub(super) fn wake_foreground() {
+    if let Some(thread) = FOREGROUND.lock().as_ref() {
+        thread.unpark();
+    }
+}
+
+/// As long as it exists, Ctrl-C is no input, but interrupts the thread that made it. One at a time: a second one takes
+/// Ctrl-C over from the first.
+#[derive(Debug)]
+pub struct Foreground(());
+
+impl Foreground {
+    /// For the running thread. A Ctrl-C that was typed ahead interrupts it too.
+    pub fn new() -> Self {
+        let before = FOREGROUND.lock().replace(crate::sched::current().to_ref());
+        // Without the lock: the last reference to a thread frees it.
+        drop(before);
+        TERMINAL.lock().begin_foreground();
+        Self(())
+    }
+
+    /// Whether Ctrl-C was typed since the last call.
+    pub fn take_interrupt(&self) -> bool {
+        let mut terminal = TERMINAL.lock();
+        if let Some(port) = port()
+            && !RECEIVING.load(Ordering::Relaxed)
+        {
+            terminal.fill(port);
+        }
+        core::mem::take(&mut terminal.interrupted)
+    }
+
+    /// Sleeps until the thread is unparked, which Ctrl-C does too. It may return for no reason.
+    pub fn pause(&self) {
+        #[cfg(target_os = "none")]
+        if !RECEIVING.load(Ordering::Relaxed) {
+            crate::sched::sleep_until(Deadline::after(POLL));
+            return;
+        }
+        crate::sched::park();
+    }
+}
+
+impl Default for Foreground {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        TERMINAL.lock().end_foreground();
+        let thread = FOREGROUND.lock().take();
+        drop(thread);
+    }
+}
+
+/// A line that the running thread edits, the last one on the screen: output of others erases it and stands above it. That
+/// thread prints with [`super::print_by_editor`], and draws the line again where [`Self::read_byte`] asks for it. One at a time.
+#[derive(Debug)]
+pub struct EditedLine(());
+
+impl EditedLine {
+    /// Below the output so far. The caller draws the line next.
+    pub fn new() -> Self {
+        add_output_by(Author::Editor, Print::begin_line);
+        Self(())
+    }
+
+    /// Waits for a byte of input. `None`: the line was erased for others' output, and the cursor is at the start of an
+    /// empty line; the caller draws it again.
+    pub fn read_byte(&self) -> Option<u8> {
+        loop {
+            if TERMINAL.lock().line != Edited::Shown {
+                add_output_by(Author::Editor, Print::begin_line);
+                return None;
+            }
+            if let Some(byte) = try_read_byte() {
+                return Some(byte);
+            }
+            wait_for_input();
+        }
+    }
+}
+
+impl Default for EditedLine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for EditedLine {
+    fn drop(&mut self) {
+        TERMINAL.lock().line = Edited::None;
+    }
+}
+
+/// Waits until there may be input, or others' output.
+#[cfg(target_os = "none")]
+fn wait_for_input() {
+    /// How soon a line that was erased is drawn again. A print may hold any lock, and so wakes no thread.
+    const ERASED_AT_MOST: core::time::Duration = core::time::Duration::from_millis(50);
+    if RECEIVING.load(Ordering::Relaxed) {
+        let is_received = || !TERMINAL.lock().received.is_empty();
+        READERS.lock().wait_unless((), Some(Deadline::after(ERASED_AT_MOST)), is_received);
+    } else {
+        crate::sched::sleep_until(Deadline::after(POLL));
+    }
+}
+
+/// Waits for nothing.
+#[cfg(not(target_os = "none"))]
+fn wait_for_input() {
+    std::thread::yield_now();
+}

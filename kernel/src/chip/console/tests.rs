@@ -1,0 +1,152 @@
+//! The terminal with a port that is none: output, input, and what a person sees of both.
+
+use granule_arch::addr::PhysAddr;
+
+use super::{Edited, QUEUE, Terminal, parse_earlycon};
+use crate::chip::output::tests::Fake;
+
+/// Adds output, as a print does; the position after it.
+fn print(terminal: &mut Terminal, port: &Fake, bytes: &[u8]) -> u64 {
+    terminal.output.push(port, bytes);
+    terminal.output.end()
+}
+
+#[test]
+fn no_hold_of_the_lock_waits_for_a_slow_port_and_its_interrupt_sends_what_is_left() {
+    for (depth, masked) in [(1, false), (16, false), (32, false), (16, true), (32, true), (4096, true)] {
+        let port = Fake::new(depth, 0);
+        let mut terminal = Terminal::new();
+        let mut printed = Vec::new();
+        for letter in b'a'..=b'd' {
+            let text = [letter; 256];
+            printed.extend(text);
+            let end = print(&mut terminal, &port, &text);
+            // Each of these is one hold of the lock.
+            let mut holds = 1;
+            while !terminal.transmit(&port, end, true, masked) {
+                assert_eq!(port.ticks(), 1);
+                holds += 1;
+                assert!(holds < 20 && !masked, "neither waits; a caller with interrupts masked does it once");
+            }
+            assert_eq!((port.ticks(), port.transmit_interrupt()), (1, Some(true)));
+        }
+        while port.transmit_interrupt() == Some(true) {
+            port.transmit();
+            terminal.handle_transmit(&port);
+            assert_eq!(port.ticks(), 1);
+        }
+        assert_eq!(port.sent(), printed);
+    }
+}
+
+#[test]
+fn where_no_interrupt_arrives_a_print_is_sent_by_its_own_caller() {
+    let port = Fake::new(16, 5);
+    let mut terminal = Terminal::new();
+    let first = print(&mut terminal, &port, &[1; 100]);
+    let second = print(&mut terminal, &port, &[2; 100]);
+    let mut holds = 0;
+    while !terminal.transmit(&port, second, false, false) {
+        holds += 1;
+        assert_eq!(port.ticks(), 1);
+    }
+    assert!(holds > 30, "{holds}");
+    assert!(terminal.transmit(&port, first, false, false));
+    assert_eq!(port.sent(), [[1; 100], [2; 100]].concat());
+    assert_eq!(port.transmit_interrupt(), None);
+}
+
+#[test]
+fn a_full_queue_leaves_the_rest_in_the_device_and_loses_nothing() {
+    let port = Fake::default();
+    let sent: Vec<u8> = (0..QUEUE + 40).map(|index| index as u8).collect();
+    port.receive(&sent);
+    let mut terminal = Terminal::new();
+    terminal.receive(&port);
+    assert!(terminal.held_back);
+    assert_eq!(port.receive_interrupt(), Some(false));
+
+    let mut got = Vec::new();
+    while let Some(byte) = terminal.received.pop_front() {
+        got.extend([byte]);
+        if terminal.held_back {
+            terminal.receive(&port);
+        }
+    }
+    assert_eq!(got, sent);
+    assert!(!terminal.held_back);
+    assert_eq!(port.receive_interrupt(), Some(true), "the interrupt is on again");
+}
+
+#[test]
+fn ctrl_c_is_input_only_where_nothing_is_in_the_foreground() {
+    let port = Fake::default();
+    let mut terminal = Terminal::new();
+    port.receive(b"a\x03b\x03");
+    terminal.receive(&port);
+    terminal.begin_foreground();
+    assert!(terminal.interrupted, "typed ahead");
+    terminal.interrupted = false;
+    port.receive(b"c\x03d");
+    terminal.receive(&port);
+    assert!(terminal.interrupted);
+    terminal.end_foreground();
+    port.receive(b"\x03");
+    terminal.receive(&port);
+    assert!(!terminal.interrupted);
+    assert_eq!(terminal.received.iter().copied().collect::<Vec<_>>(), b"abcd\x03");
+}
+
+#[test]
+fn ctrl_c_takes_no_place_in_the_queue() {
+    let port = Fake::default();
+    let mut terminal = Terminal::new();
+    terminal.begin_foreground();
+    port.receive(&[b'x'; QUEUE - 1]);
+    port.receive(b"\x03\x03\x03y");
+    terminal.receive(&port);
+    assert!(terminal.interrupted);
+    assert_eq!(terminal.received.back(), Some(&b'y'));
+}
+
+#[test]
+fn output_of_others_erases_the_edited_line_once() {
+    let port = Fake::new(4096, 4096);
+    let mut terminal = Terminal::new();
+    let others = |terminal: &mut Terminal, text: &[u8]| {
+        terminal.erase_line(&port);
+        super::add_to(terminal, &port, text);
+        terminal.end_output();
+        terminal.output.send_all(&port);
+    };
+    others(&mut terminal, b"before\n");
+    terminal.line = Edited::Shown;
+    others(&mut terminal, b"a");
+    assert_eq!(terminal.line, Edited::Erased { ended: false });
+    others(&mut terminal, b"b\n");
+    assert_eq!(terminal.line, Edited::Erased { ended: true });
+    assert_eq!(port.sent(), b"before\n\r\x1b[Kab\n");
+}
+
+#[test]
+fn earlycon_names_a_pl011_by_its_address() {
+    let parse = |value| parse_earlycon(value).ok();
+    assert_eq!(parse(""), Some(None));
+    assert_eq!(parse("pl011,0x9000000"), Some(Some(PhysAddr(0x900_0000))));
+    assert_eq!(parse("pl011,mmio32,0xfe201000"), Some(Some(PhysAddr(0xfe20_1000))));
+    for bad in
+        ["pl011", "pl011,", "pl011,9000000", "uart8250,0x9000000", "pl011,0x9000002", "pl011,0x1ffffffffffffffff"]
+    {
+        assert_eq!(parse(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn the_interrupt_is_left_alone_while_there_is_room() {
+    let port = Fake::default();
+    port.receive(b"help\n");
+    let mut terminal = Terminal::new();
+    terminal.receive(&port);
+    assert_eq!(port.receive_interrupt(), None);
+    assert_eq!(terminal.received.len(), 5);
+}

@@ -1,0 +1,143 @@
+//! The machine's ITS, started by the first request for an interrupt, and the handlers of its interrupts.
+
+#![allow(unsafe_code, reason = "registers of the ITS, and tables that it reads")]
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use spin::Once;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+
+use super::{EVENTS, FIRST, Its, ItsError, Lists, Memory, Registers};
+use crate::Kernel;
+use crate::chip::interrupt::InterruptHandler;
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::mmio;
+use crate::smp::Cpu;
+use crate::sync::{IrqLock, rank};
+
+/// Bytes of the frame of control registers.
+const CONTROL_FRAME: u64 = 0x1_0000;
+
+/// The control registers, mapped for ever.
+struct Mmio(VirtAddr);
+
+impl Mmio {
+    fn register(&self, offset: usize) -> VirtAddr {
+        self.0 + offset as u64
+    }
+}
+
+impl Registers for Mmio {
+    fn read32(&self, offset: usize) -> u32 {
+        // SAFETY: a register of the frame, which is mapped for ever; it has no side effects.
+        unsafe { mmio::read(self.register(offset)) }
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        // SAFETY: a register of the frame, which is mapped for ever. The tables that it names are the ITS's alone.
+        unsafe { mmio::write(self.register(offset), value) };
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        // SAFETY: as for `read32`.
+        unsafe { mmio::read(self.register(offset)) }
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        // SAFETY: as for `write32`.
+        unsafe { mmio::write(self.register(offset), value) };
+    }
+}
+
+/// The handler of an interrupt, and the vector that it gets.
+type Handling = (&'static dyn InterruptHandler, u16);
+
+type Locked = IrqLock<Its<Mmio>, { rank::DEVICE }>;
+
+/// The ITS, or why there is none: it is tried once.
+static ITS: Once<Result<Locked, ItsError>> = Once::new();
+static LISTS: SpinMutex<Lists> = SpinMutex::new(Lists::EMPTY);
+static HANDLERS: [IrqLock<Option<Handling>, { rank::INTERRUPT }>; EVENTS] = [const { IrqLock::new(None) }; EVENTS];
+
+/// What a device writes to [`doorbell`](super::doorbell), and which interrupt that is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Message {
+    /// The value.
+    pub event: u32,
+    /// The interrupt's number at the controller.
+    pub intid: u32,
+}
+
+/// Gives `device` a new event, which interrupts this CPU, `cpu`: then `handler` is called with `vector`. `last_device`
+/// is the largest DeviceID that will ever ask.
+///
+/// # Errors
+/// There is no ITS, or it cannot be used, or has no room.
+pub fn connect(
+    kernel: &'static Kernel,
+    cpu: &Cpu,
+    (device, last_device): (u32, u32),
+    handler: &'static dyn InterruptHandler,
+    vector: u16,
+) -> Result<Message, ItsError> {
+    let its = ITS.call_once(|| start(kernel, cpu, last_device)).as_ref().map_err(|error| *error)?;
+    let mut its = its.lock();
+    if device > last_device {
+        return Err(ItsError::NoSuchDevice(device));
+    }
+    let number = cpu.id.0;
+    if !its.is_cpu_connected(number) {
+        let (pending, configurations) = (its.pending_table()?, its.configurations);
+        let target = redistributor(cpu, [configurations.physical, pending.physical], its.is_by_address())?;
+        its.connect_cpu(number, target)?;
+    }
+    let event = its.add(device, number)?;
+    // The device knows nothing of it yet, so it has not arrived.
+    *HANDLERS[event].lock() = Some((handler, vector));
+    Ok(Message { event: event as u32, intid: FIRST + event as u32 })
+}
+
+/// Takes an event back: its interrupt arrives no more, but on another CPU its handler may still run.
+pub fn disconnect(message: Message) {
+    let Some(Ok(its)) = ITS.get() else { return };
+    let Some(handler) = HANDLERS.get(message.event as usize) else { return };
+    // Until the handler has gone: as soon as it can, the event has another owner and another handler.
+    let mut its = its.lock();
+    if let Err(error) = its.remove(message.event as usize) {
+        log::error!("interrupt {}: {error}", message.intid);
+    }
+    *handler.lock() = None;
+}
+
+/// Frames that the ITS keeps: for accounts of frames by owner.
+pub fn kept_frames() -> usize {
+    if let Some(Ok(_)) = ITS.get() { BLOCK_SIZE as usize / PAGE_SIZE } else { 0 }
+}
+
+/// Handles an LPI; false where it has no handler.
+pub(in crate::chip) fn handle(cpu: &Cpu, intid: u32) -> bool {
+    let slot = intid.checked_sub(FIRST).and_then(|event| HANDLERS.get(event as usize));
+    let Some((handler, vector)) = slot.and_then(|slot| *slot.lock()) else { return false };
+    handler.interrupt(cpu, vector);
+    true
+}
+
+fn start(kernel: &'static Kernel, cpu: &Cpu, last_device: u32) -> Result<Locked, ItsError> {
+    let its = kernel.platform.its.ok_or(ItsError::None)?;
+    let frame = PhysRange::from_size(its.registers.start(), CONTROL_FRAME);
+    let frame = frame.filter(|frame| frame.end() <= its.registers.end()).ok_or(ItsError::NotMapped)?;
+    let registers = kernel.space.map_device(cpu, frame).map_err(|_| ItsError::NotMapped)?;
+    let block = kernel.frames.alloc_blocks(cpu, 0)?;
+    // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled. The linear map shows it.
+    let memory = unsafe { Memory::new(kernel.frames.linear().address(block), block, BLOCK_SIZE) };
+    let its = Its::new(Mmio(registers), memory, SpinMutexGuard::leak(LISTS.lock()), last_device);
+    its.map(IrqLock::new).inspect_err(|_| kernel.frames.free_blocks(cpu, block, 0))
+}
+
+/// Gives this CPU's redistributor its tables. Returns what the ITS calls it.
+#[cfg(target_os = "none")]
+fn redistributor(cpu: &Cpu, tables: [PhysAddr; 2], by_address: bool) -> Result<u64, ItsError> {
+    crate::chip::gicv3::enable_lpis(cpu, tables, super::ID_BITS, by_address)
+}
+
+/// The host has none.
+#[cfg(not(target_os = "none"))]
+fn redistributor(_: &Cpu, _: [PhysAddr; 2], _: bool) -> Result<u64, ItsError> {
+    Err(ItsError::None)
+}

@@ -1,0 +1,19 @@
+//! What every machine has: console, interrupt controller, timer, power.
+//!
+//! Each kind has one interface, so that another driver can join: [`console::Console`],
+//! [`interrupt::InterruptController`]. The caller that starts a driver maps its registers; drivers know nothing of page
+//! tables.
+
+pub mod console;
+#[cfg(target_os = "none")]
+mod gicv2;
+#[cfg(target_os = "none")]
+mod gicv3;
+pub mod interrupt;
+pub mod its;
+pub mod log;
+mod output;
+#[cfg(target_os = "none")]
+pub mod pl011;
+pub mod power;
+pub mod timer;

@@ -1,0 +1,252 @@
+//! Time: the generic timer's counter as nanoseconds, and a deadline for each CPU and [`Purpose`].
+//!
+//! There is no tick. A CPU sets its virtual timer when something is due and is left alone otherwise; an idle CPU with
+//! nothing due sleeps in WFI until an interrupt.
+
+#![allow(unsafe_code, reason = "registers of the PMU, and a handler by the address that was registered")]
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::time::Duration;
+
+use granule_arch::{interrupts, timer, wait};
+
+use super::interrupt::{self, InterruptError};
+use crate::latency;
+use crate::platform::Interrupt;
+use crate::smp::{Cpu, this_cpu};
+
+/// The counter when the kernel was entered.
+static ENTRY: AtomicU64 = AtomicU64::new(0);
+
+/// What a CPU has due: part of its [`Cpu`], touched by it alone.
+pub struct Due([Slot; PURPOSES]);
+
+/// The users of a deadline. Each has one on each CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// The caller of [`set_deadline`].
+    Caller,
+    /// Slices and timeouts of threads.
+    #[cfg(target_os = "none")]
+    Threads,
+}
+
+const PURPOSES: usize = 2;
+
+struct Slot {
+    /// When, as the timer counts.
+    count: AtomicU64,
+    /// A [`Handler`], or zero for none.
+    handler: AtomicUsize,
+}
+
+/// What runs when a deadline is reached: in the interrupt, on the CPU that set it.
+pub type Handler = fn(&Cpu);
+
+impl Due {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self([const { Slot { count: AtomicU64::new(0), handler: AtomicUsize::new(0) } }; PURPOSES])
+    }
+}
+
+impl Default for Due {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Slot {
+    /// When it is due, if it is.
+    fn due(&self) -> Option<u64> {
+        (self.handler.load(Ordering::Relaxed) != 0).then(|| self.count.load(Ordering::Relaxed))
+    }
+}
+
+/// Sets the moment that [`uptime`] counts from.
+pub fn init(entry_count: u64) {
+    ENTRY.store(entry_count, Ordering::Relaxed);
+}
+
+/// Time since the kernel was entered.
+pub fn uptime() -> Duration {
+    to_duration(timer::count().wrapping_sub(ENTRY.load(Ordering::Relaxed)), timer::frequency())
+}
+
+/// How long so many counts of the timer are.
+pub fn duration_of(counts: u64) -> Duration {
+    to_duration(counts, timer::frequency())
+}
+
+/// Instructions that this CPU has retired since it was entered, modulo 2³² before PMUv3p5.
+///
+/// `None` where the PMU does not count them. Under QEMU it does with a fixed `-icount shift` only.
+pub fn instructions() -> Option<u64> {
+    #[cfg(target_os = "none")]
+    {
+        /// Event 8, INST_RETIRED, in PMCEID0_EL0.
+        const INST_RETIRED: u64 = 1 << 8;
+        use aarch64_cpu::registers::{ID_AA64DFR0_EL1, Readable as _};
+        // 0 is no PMU, 15 is one that is not the architecture's.
+        if matches!(ID_AA64DFR0_EL1.read(ID_AA64DFR0_EL1::PMUVer), 0 | 15) {
+            return None;
+        }
+        let (events, count): (u64, u64);
+        // SAFETY: a PMU is there (above), and the entry code set event counter 0 to this event and started it.
+        unsafe {
+            core::arch::asm!("mrs {0}, pmceid0_el0", "isb", "mrs {1}, pmevcntr0_el0", out(reg) events, out(reg) count,
+                options(nostack, preserves_flags));
+        }
+        (events & INST_RETIRED != 0).then_some(count)
+    }
+    #[cfg(not(target_os = "none"))]
+    None
+}
+
+/// Has `handler` run on this CPU when `after` has passed. It replaces what was due before.
+pub fn set_deadline(cpu: &Cpu, after: Duration, handler: Handler) {
+    set(cpu, Purpose::Caller, Some(Deadline::after(after)), handler);
+}
+
+/// Takes back what [`set_deadline`] has made due on this CPU.
+pub fn cancel_deadline(cpu: &Cpu) {
+    set(cpu, Purpose::Caller, None, |_| {});
+}
+
+/// Has `handler` run on this CPU at `deadline`, or not at all. It replaces what was due before for this purpose.
+pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: Handler) {
+    let masked = interrupts::mask();
+    let slot = &cpu.due.0[purpose as usize];
+    match deadline {
+        Some(deadline) => {
+            slot.count.store(deadline.0, Ordering::Relaxed);
+            slot.handler.store(handler as usize, Ordering::Relaxed);
+        }
+        None => slot.handler.store(0, Ordering::Relaxed),
+    }
+    program(cpu);
+    interrupts::restore(masked);
+}
+
+/// Sets the timer for what is due first. Interrupts masked.
+fn program(cpu: &Cpu) {
+    match cpu.due.0.iter().filter_map(Slot::due).min() {
+        Some(first) => timer::set_deadline(first),
+        None => timer::stop(),
+    }
+}
+
+/// Connects the virtual timer's interrupt, for all CPUs. Before this, deadlines do not arrive.
+///
+/// # Errors
+/// Those of [`interrupt::register`].
+pub fn start(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
+    interrupt::register(line, cpu, handle_interrupt)
+}
+
+fn handle_interrupt(cpu: &Cpu) {
+    // One shot: off before the handlers, which may set the next ones.
+    timer::stop();
+    for slot in &cpu.due.0 {
+        if slot.due().is_some_and(|due| due <= timer::count()) {
+            let handler = slot.handler.swap(0, Ordering::Relaxed);
+            // SAFETY: not zero, so `set` put it there: a `Handler`.
+            let handler = unsafe { core::mem::transmute::<usize, Handler>(handler) };
+            handler(cpu);
+        }
+    }
+    program(cpu);
+}
+
+/// Waits at least this long, without giving up the CPU. Interrupts stay as they are.
+pub fn delay(time: Duration) {
+    let deadline = Deadline::after(time);
+    while !deadline.has_passed() {
+        wait::relax();
+    }
+}
+
+/// Waits at least this long in WFI. Takes over this CPU's deadline; interrupts must be on.
+pub fn sleep(time: Duration) {
+    let deadline = Deadline::after(time);
+    set_deadline(this_cpu(), time, |_| {});
+    loop {
+        // Masked from the look at the time to the WFI: an interrupt that is taken between the two would not end it.
+        let masked = interrupts::mask();
+        let over = deadline.has_passed();
+        if !over {
+            latency::idles();
+            wait::wfi();
+            latency::idle_ends();
+        }
+        interrupts::restore(masked);
+        if over {
+            return;
+        }
+    }
+}
+
+/// A moment that a wait loop gives up at.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(u64);
+
+impl Deadline {
+    /// `time` from now.
+    pub fn after(time: Duration) -> Self {
+        Self(timer::count().saturating_add(to_counts(time, timer::frequency())))
+    }
+
+    /// When the timer's counter is `count`.
+    #[cfg(target_os = "none")]
+    pub(crate) fn at(count: u64) -> Self {
+        Self(count)
+    }
+
+    /// As the timer counts.
+    #[cfg(target_os = "none")]
+    pub(crate) fn count(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it has come.
+    pub fn has_passed(self) -> bool {
+        timer::count() >= self.0
+    }
+}
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+fn to_duration(counts: u64, frequency: u64) -> Duration {
+    let rest = u128::from(counts % frequency) * u128::from(NANOSECONDS) / u128::from(frequency);
+    // Less than a second, so that nothing saturates.
+    Duration::from_secs(counts / frequency).saturating_add(Duration::from_nanos(rest as u64))
+}
+
+/// Rounded up: a deadline is never early.
+fn to_counts(time: Duration, frequency: u64) -> u64 {
+    let counts = (time.as_nanos() * u128::from(frequency)).div_ceil(u128::from(NANOSECONDS));
+    u64::try_from(counts).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::{to_counts, to_duration};
+
+    #[test]
+    fn counts_become_time_at_any_frequency() {
+        assert_eq!(to_duration(62_500_000, 62_500_000), Duration::from_secs(1));
+        assert_eq!(to_duration(1, 62_500_000), Duration::from_nanos(16));
+        assert_eq!(to_duration(u64::MAX, 1_000_000_000), Duration::from_nanos(u64::MAX));
+        assert_eq!(to_duration(3, 1), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_deadline_is_never_early() {
+        assert_eq!(to_counts(Duration::from_nanos(17), 62_500_000), 2);
+        assert_eq!(to_counts(Duration::from_nanos(16), 62_500_000), 1);
+        assert_eq!(to_counts(Duration::MAX, 1_000_000_000), u64::MAX);
+        assert_eq!(to_counts(Duration::ZERO, 24_000_000), 0);
+    }
+}

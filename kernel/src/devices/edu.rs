@@ -1,0 +1,258 @@
+//! QEMU's teaching device (docs/specs/edu.rst): a page of memory of its own, and a DMA engine between it and the
+//! machine's.
+//!
+//! It performs its commands and nothing else, which makes it the check of what an SMMU lets through. A transfer takes
+//! 100 ms of the machine's time, so volume is for virtio's devices. It reports no errors: whether a transfer has
+//! arrived is asked of the faults, as for every device here.
+
+use core::ops::Range;
+use core::time::Duration;
+
+use granule_arch::barrier;
+use thiserror::Error;
+
+use super::pci::{Claim, Function, Id, MmioRegion, Vector};
+use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
+use crate::chip::timer::Deadline;
+use crate::iommu::{self, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Resolution};
+use crate::kernel;
+use crate::mm::space::{Access, FaultError};
+use crate::sched::RwSem;
+use crate::smp::{Cpu, this_cpu};
+
+static SLOTS: [Slot<Edu>; 2] = [const { Slot::new(()) }; 2];
+
+/// Its registers, in base address register 0.
+mod register {
+    pub(super) const IDENTIFICATION: u64 = 0x00;
+    /// Reads as the inverse of what was written.
+    pub(super) const LIVENESS: u64 = 0x04;
+    pub(super) const FACTORIAL: u64 = 0x08;
+    pub(super) const STATUS: u64 = 0x20;
+    pub(super) const INTERRUPT_STATUS: u64 = 0x24;
+    pub(super) const INTERRUPT_RAISE: u64 = 0x60;
+    pub(super) const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
+    pub(super) const DMA_SOURCE: u64 = 0x80;
+    pub(super) const DMA_DESTINATION: u64 = 0x88;
+    pub(super) const DMA_COUNT: u64 = 0x90;
+    pub(super) const DMA_COMMAND: u64 = 0x98;
+    /// Bytes up to here.
+    pub(super) const BYTES: u64 = 0xa0;
+}
+
+/// What INTERRUPT_STATUS has of an interrupt by RAISE is what was written there; of a DMA it is its own bit.
+const STATUS_COMPUTING: u32 = 1;
+const DMA_START: u64 = 1;
+const DMA_FROM_DEVICE: u64 = 2;
+const DMA_INTERRUPT: u64 = 4;
+
+/// Where the DMA engine knows the device's memory, and how much that is. **Beyond it QEMU ends the machine.**
+const MEMORY: u64 = 0x4_0000;
+/// Bytes of memory in the device.
+pub const MEMORY_BYTES: u64 = 4096;
+
+/// After so long the device is looked at though no interrupt has come.
+const LOOK: Duration = Duration::from_secs(1);
+/// After so long it is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The device.
+pub struct Edu {
+    registers: MmioRegion,
+    dma: DmaDevice,
+    vector: Option<Vector>,
+    arrivals: &'static Arrivals,
+    /// Held during each use: it does one thing at a time.
+    busy: RwSem<()>,
+    claim: Claim,
+}
+
+/// Why a transfer has failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum EduError {
+    /// Not inside the device.
+    #[error("{bytes} bytes at {offset:#x} are not in the device, which has {MEMORY_BYTES}")]
+    OutOfRange {
+        /// Where in the device.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// The device accessed what it cannot have.
+    #[error("the device's access failed: {0}")]
+    Fault(FaultError),
+    /// Each time its faults were served, and it met new ones.
+    #[error("the device met faults each of {0} times, though each was served")]
+    TooManyFaults(u32),
+    /// It did not end in time. It may still begin, so it was cut off from memory.
+    #[error("the device does not answer")]
+    TimedOut,
+}
+
+/// The `index`-th of the machine, started if it was not.
+///
+/// # Errors
+/// [`StartError`].
+pub fn edu(cpu: &Cpu, index: usize) -> Result<&'static Edu, StartError> {
+    slot::device(cpu, index)
+}
+
+impl Driver for Edu {
+    type Fixed = ();
+    const NAME: &'static str = "edu";
+    const IDS: &'static [Id] = &[Id { vendor: 0x1234, device: 0x11e8 }];
+    const SLOTS: &'static [Slot<Self>] = &SLOTS;
+
+    fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
+        /// Any number with both kinds of bits.
+        const PROBE: u32 = 0x1234_5678;
+        let registers = claim.map_bar(&kernel().space, cpu, 0)?;
+        let bytes = registers.bytes();
+        let registers = registers.part(0, register::BYTES).ok_or(StartError::Short(bytes, register::BYTES))?;
+        // 0xRRrr00ed, with the version in front.
+        let identification = registers.read32(register::IDENTIFICATION);
+        registers.write32(register::LIVENESS, PROBE);
+        if identification & 0xffff != 0xed || registers.read32(register::LIVENESS) != !PROBE {
+            return Err(StartError::Unknown(identification));
+        }
+        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
+        let doorbell = slot::doorbell(cpu, &dma)?;
+        claim.set_bus_master(true);
+        let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
+        let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();
+        Ok(Self { registers, dma, vector, arrivals: &slot.arrivals, busy: RwSem::new(()), claim })
+    }
+
+    fn function(&self) -> &'static Function {
+        self.claim.function()
+    }
+
+    fn acknowledge(&self) -> bool {
+        let reasons = self.registers.read32(register::INTERRUPT_STATUS);
+        self.registers.write32(register::INTERRUPT_ACKNOWLEDGE, reasons);
+        reasons != 0
+    }
+
+    fn while_idle(&self, change: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>) -> Result<(), BindRefused> {
+        let _alone = self.busy.write();
+        change(&self.dma)
+    }
+}
+
+impl Edu {
+    /// Its way to memory.
+    pub fn dma(&self) -> &DmaDevice {
+        &self.dma
+    }
+
+    /// How its interrupts arrive; `None` where it is polled.
+    pub fn vector(&self) -> Option<Vector> {
+        self.vector
+    }
+
+    /// Its interrupts.
+    pub fn arrivals(&self) -> &'static Arrivals {
+        self.arrivals
+    }
+
+    /// Copies `bytes` bytes from `address`, as the device knows it, to `offset` in the device; returns how many tries
+    /// it took. Sleeps.
+    ///
+    /// # Errors
+    /// [`EduError`].
+    pub fn copy_in(&self, address: DmaAddress, offset: u64, bytes: u64) -> Result<u32, EduError> {
+        self.copy(address, offset, bytes, Access::Read)
+    }
+
+    /// Copies `bytes` bytes from `offset` in the device to `address`, as the device knows it; returns how many tries it
+    /// took. Sleeps.
+    ///
+    /// # Errors
+    /// [`EduError`].
+    pub fn copy_out(&self, offset: u64, address: DmaAddress, bytes: u64) -> Result<u32, EduError> {
+        self.copy(address, offset, bytes, Access::Write)
+    }
+
+    /// Until the transfer has met no fault. `access` is what the device does with memory.
+    fn copy(&self, address: DmaAddress, offset: u64, bytes: u64, access: Access) -> Result<u32, EduError> {
+        let inside = offset.checked_add(bytes).is_some_and(|end| bytes > 0 && end <= MEMORY_BYTES);
+        if !inside {
+            return Err(EduError::OutOfRange { offset, bytes });
+        }
+        let _alone = self.busy.write();
+        let range = address.0..address.0.saturating_add(bytes);
+        for tries in 1..=MAX_TRIES {
+            match self.transfer(&range, offset, access)? {
+                Resolution::NoFault => return Ok(tries),
+                // The device has one transfer in flight: this one.
+                Resolution::Resolved | Resolution::Overflow => {}
+                Resolution::Failed(error) => return Err(EduError::Fault(error)),
+            }
+        }
+        Err(EduError::TooManyFaults(MAX_TRIES))
+    }
+
+    /// Runs the transfer once, and resolves it. **Its completion proves nothing.**
+    fn transfer(&self, range: &Range<u64>, offset: u64, access: Access) -> Result<Resolution, EduError> {
+        let (source, destination, direction) = match access {
+            Access::Write => (MEMORY + offset, range.start, DMA_FROM_DEVICE),
+            _ => (range.start, MEMORY + offset, 0),
+        };
+        // A transfer that was given up may still run: the device ignores commands meanwhile.
+        if self.is_transferring() {
+            return Err(EduError::TimedOut);
+        }
+        self.claim.set_bus_master(true);
+        self.registers.write64(register::DMA_SOURCE, source);
+        self.registers.write64(register::DMA_DESTINATION, destination);
+        self.registers.write64(register::DMA_COUNT, range.end - range.start);
+        // What was stored before is what the device reads.
+        barrier::dmb_oshst();
+        self.registers.write64(register::DMA_COMMAND, DMA_START | direction | DMA_INTERRUPT);
+        let patience = Deadline::after(PATIENCE);
+        loop {
+            let seen = self.arrivals.count();
+            if !self.is_transferring() {
+                break;
+            }
+            if patience.has_passed() {
+                self.claim.set_bus_master(false);
+                return Err(EduError::TimedOut);
+            }
+            let arrived = self.arrivals.wait(seen, LOOK);
+            if !arrived && self.vector.is_some() && !self.is_transferring() {
+                self.arrivals.note_missing();
+            }
+        }
+        // What the device wrote is read behind the look at its register.
+        barrier::dmb_oshld();
+        Ok(self.dma.resolve(this_cpu(), range.clone(), access))
+    }
+
+    fn is_transferring(&self) -> bool {
+        self.registers.read64(register::DMA_COMMAND) & DMA_START != 0
+    }
+
+    /// Has the device compute a factorial, modulo 2³²; `None` where it takes too long.
+    pub fn factorial(&self, of: u32) -> Option<u32> {
+        let _alone = self.busy.write();
+        self.registers.write32(register::STATUS, 0);
+        self.registers.write32(register::FACTORIAL, of);
+        let patience = Deadline::after(PATIENCE);
+        while self.registers.read32(register::STATUS) & STATUS_COMPUTING != 0 {
+            if patience.has_passed() {
+                return None;
+            }
+            granule_arch::wait::relax();
+        }
+        Some(self.registers.read32(register::FACTORIAL))
+    }
+
+    /// Has the device interrupt for the reasons `reasons`, each a bit, and waits for it; whether the interrupt came.
+    pub fn interrupt(&self, reasons: u32) -> bool {
+        let _alone = self.busy.write();
+        let seen = self.arrivals.count();
+        self.registers.write32(register::INTERRUPT_RAISE, reasons);
+        self.arrivals.wait(seen, LOOK)
+    }
+}

@@ -1,0 +1,9 @@
+//! Devices behind PCI Express, and how a driver claims one ([`pci`], [`slot`]).
+
+pub mod edu;
+pub mod nvme;
+pub mod pci;
+pub mod slot;
+pub mod virtio;
+pub mod virtio_blk;
+pub mod virtio_rng;

@@ -1,0 +1,336 @@
+//! The driver's half of a controller against one that obeys its registers, decoded here without a line of the driver's;
+//! and the ways in which a controller can lie.
+
+#![allow(unsafe_code, reason = "queues that the device reads and writes")]
+
+extern crate std;
+
+use std::boxed::Box;
+use std::cell::{Cell, RefCell};
+use std::vec::Vec;
+
+use granule_arch::addr::VirtAddr;
+
+use super::controller::{Controller, ControllerError, PAGES, Registers};
+use super::queue::{Page, Violation};
+use super::{READ, WRITE, command, piece};
+use crate::iommu::DmaAddress;
+
+/// What a controller does that it ought not to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    None,
+    /// It completes with the phase of the round before.
+    Phase,
+    /// These are added to what belongs there.
+    Identifier(u16),
+    Queue(u16),
+    Head(u16),
+    Status(u16),
+    NeverReady,
+    NeverIdle,
+    Fails,
+    Capabilities(u64),
+    NoNamespace,
+    Shift(u8),
+}
+
+const PAGE: usize = 4096;
+const STRIDE: u64 = 8;
+/// NVM commands, a stride of 8, 64 entries at most, 1 s.
+const CAPABILITIES: u64 = 1 << 37 | 1 << 32 | 2 << 24 | 63;
+
+#[repr(C, align(4096))]
+struct Frame([u8; PAGE]);
+
+/// A submission queue, its completion queue, and where the controller is in them.
+#[derive(Clone, Copy, Default)]
+struct Pair {
+    submissions: u64,
+    completions: u64,
+    entries: u16,
+    head: u16,
+    tail: u16,
+    round: u16,
+}
+
+/// What it was to read or write: opcode, sector, number of sectors, pointers.
+type Done = (u8, u64, u32, [u64; 2]);
+
+struct Model {
+    lie: Cell<Lie>,
+    pairs: RefCell<[Pair; 2]>,
+    enabled: Cell<bool>,
+    admin: Cell<[u64; 2]>,
+    done: RefCell<Vec<Done>>,
+}
+
+impl Model {
+    fn new(lie: Lie) -> Self {
+        let (pairs, enabled, admin, done) = Default::default();
+        Self { lie: Cell::new(lie), pairs, enabled, admin, done }
+    }
+
+    /// Memory at `address`: devices have the host's addresses here.
+    fn words(address: u64) -> *mut u32 {
+        assert_eq!(address % 4, 0);
+        core::ptr::with_exposed_provenance_mut(address as usize)
+    }
+
+    fn ring(&self, number: usize, tail: u16) {
+        let pair = self.pairs.borrow()[number];
+        assert!(tail < pair.entries && pair.entries > 1, "a doorbell of a queue that there is");
+        let at = pair.submissions + 64 * u64::from(pair.head);
+        // SAFETY: a command that the driver has written, into a page of the test's.
+        let words: [u32; 16] = unsafe { Self::words(at).cast::<[u32; 16]>().read() };
+        self.pairs.borrow_mut()[number].head = (pair.head + 1) % pair.entries;
+        assert_eq!(self.pairs.borrow()[number].head, tail, "one command at a time");
+        let status = self.execute(number, &words);
+        self.complete(number, (words[0] >> 16) as u16, status);
+    }
+
+    fn execute(&self, number: usize, words: &[u32; 16]) -> u16 {
+        let pointer = |at: usize| u64::from(words[at]) | u64::from(words[at + 1]) << 32;
+        let opcode = words[0] as u8;
+        let entries = (words[10] >> 16) as u16 + 1;
+        let mut pairs = self.pairs.borrow_mut();
+        match (number, opcode) {
+            (0, 6) => self.identify(words, pointer(6)),
+            // Contiguous, with interrupts by vector 0; then contiguous, into completion queue 1.
+            (0, 5) if words[10] as u16 == 1 && words[11] == 3 => {
+                pairs[1] = Pair { completions: pointer(6), ..pairs[1] }
+            }
+            (0, 1) if words[10] as u16 == 1 && words[11] == 1 << 16 | 1 => {
+                assert_ne!(pairs[1].completions, 0, "what it completes to is made first");
+                (pairs[1].submissions, pairs[1].entries) = (pointer(6), entries);
+            }
+            (1, READ | WRITE) if words[1] == 1 => {
+                let end = words[12] + 1;
+                self.done.borrow_mut().push((opcode, pointer(10), end, [pointer(6), pointer(8)]));
+            }
+            _ => return 1,
+        }
+        match self.lie.get() {
+            Lie::Status(status) => status,
+            _ => 0,
+        }
+    }
+
+    fn identify(&self, words: &[u32; 16], at: u64) {
+        let mut data = [0_u8; PAGE];
+        if words[10] == 1 {
+            data[4..24].copy_from_slice(b"a serial number     ");
+        } else if self.lie.get() != Lie::NoNamespace {
+            assert_eq!(words[1], 1);
+            data[..8].copy_from_slice(&8192_u64.to_le_bytes());
+            // The second format.
+            data[26] = 1;
+            data[128 + 4 + 2] = if let Lie::Shift(shift) = self.lie.get() { shift } else { 9 };
+        }
+        // SAFETY: the page that the driver has for it, of the test's.
+        unsafe { Self::words(at).cast::<[u8; PAGE]>().write(data) };
+    }
+
+    fn complete(&self, number: usize, identifier: u16, status: u16) {
+        let pair = &mut self.pairs.borrow_mut()[number];
+        let mut phase = (pair.round + 1) % 2;
+        let (mut queue, mut head, mut identifier) = (number as u16, pair.head, identifier);
+        match self.lie.get() {
+            Lie::Phase => phase ^= 1,
+            Lie::Identifier(more) => identifier = identifier.wrapping_add(more),
+            Lie::Queue(more) => queue += more,
+            Lie::Head(more) => head += more,
+            _ => {}
+        }
+        let at = Self::words(pair.completions + 16 * u64::from(pair.tail));
+        pair.tail += 1;
+        if pair.tail == pair.entries {
+            (pair.tail, pair.round) = (0, pair.round + 1);
+        }
+        let words = [0, 0, u32::from(queue) << 16 | u32::from(head), u32::from(status << 1 | phase) << 16];
+        // SAFETY: an entry of the driver's queue, in a page of the test's.
+        unsafe { at.cast::<[u32; 4]>().write([words[0], words[1], words[2], words[3] | u32::from(identifier)]) };
+    }
+}
+
+impl Registers for &Model {
+    fn bytes(&self) -> u64 {
+        0x4000
+    }
+    fn read32(&self, offset: u64) -> u32 {
+        assert_eq!(offset, 0x1c);
+        match self.lie.get() {
+            Lie::Fails => 2,
+            Lie::NeverReady => 0,
+            Lie::NeverIdle => 1,
+            _ => self.enabled.get().into(),
+        }
+    }
+    fn read64(&self, offset: u64) -> u64 {
+        assert_eq!(offset, 0);
+        if let Lie::Capabilities(value) = self.lie.get() { value } else { CAPABILITIES }
+    }
+    fn write32(&self, offset: u64, value: u32) {
+        match offset {
+            // Enabled with entries of 64 and 16 bytes, pages of 4 KiB; or not.
+            0x14 => {
+                assert!(value == 0 || value == 4 << 20 | 6 << 16 | 1);
+                self.enabled.set(value != 0);
+                let [submissions, completions] = self.admin.get();
+                let entries = self.pairs.borrow()[0].entries;
+                *self.pairs.borrow_mut() =
+                    [Pair { submissions, completions, entries, ..Pair::default() }, Pair::default()];
+            }
+            0x24 => {
+                assert_eq!(value >> 16, value & 0xffff);
+                self.pairs.borrow_mut()[0].entries = value as u16 + 1;
+            }
+            0x1000.. => {
+                let index = (offset - 0x1000) / STRIDE;
+                assert!(self.enabled.get() && offset.is_multiple_of(STRIDE) && index < 4);
+                if index.is_multiple_of(2) {
+                    self.ring(index as usize / 2, value as u16);
+                } else {
+                    let pair = self.pairs.borrow()[index as usize / 2];
+                    assert_eq!(value, u32::from(pair.tail), "all that is completed is taken");
+                }
+            }
+            _ => panic!("register {offset:#x}"),
+        }
+    }
+    fn write64(&self, offset: u64, value: u64) {
+        assert!(matches!(offset, 0x28 | 0x30) && !self.enabled.get());
+        let mut admin = self.admin.get();
+        admin[(offset as usize - 0x28) / 8] = value;
+        self.admin.set(admin);
+    }
+}
+
+/// Runs `test` with a controller that has not been started, and so much patience.
+fn with<T>(model: &Model, test: impl FnOnce(&mut Controller<&Model>) -> T) -> Result<T, ControllerError> {
+    let mut frames: Box<[Frame; PAGES]> = Box::new([const { Frame([0xff; PAGE]) }; PAGES]);
+    let start = frames.as_mut_ptr().expose_provenance() as u64;
+    let pages = core::array::from_fn(|number| {
+        let at = start + (number * PAGE) as u64;
+        Page { memory: VirtAddr(at), address: DmaAddress(at) }
+    });
+    // SAFETY: the frames live as long as the controller, which is not seen elsewhere.
+    let mut controller = unsafe { Controller::new(model, pages)? };
+    Ok(test(&mut controller))
+}
+
+fn patience() -> impl FnMut() -> bool {
+    let mut left = 3;
+    move || {
+        left -= 1;
+        left > 0
+    }
+}
+
+fn start(controller: &mut Controller<&Model>) -> Result<(), ControllerError> {
+    controller.disable(&mut patience())?;
+    controller.enable(true, &mut patience())
+}
+
+fn begun(model: &Model) -> Result<(), ControllerError> {
+    with(model, |controller| {
+        start(controller)?;
+        controller.identify(&mut patience()).map(|_| ())
+    })?
+}
+
+#[test]
+fn a_controller_is_started_says_what_it_is_and_does_what_it_is_told() {
+    let model = Model::new(Lie::None);
+    let run = |controller: &mut Controller<&Model>| {
+        assert_eq!(controller.patience(), 1000);
+        // The second time as one that is given up and begun anew.
+        for _ in 0..2 {
+            start(controller).unwrap();
+            let identity = controller.identify(&mut patience()).unwrap();
+            assert_eq!((identity.serial(), identity.sectors), ("a serial number", 8192));
+            for sector in 0..9 {
+                controller.submit(&command(READ, sector << 32 | 5, 0x1_2345_6000, 4096));
+                assert!(controller.has_some());
+                assert_eq!(controller.take(), Ok(Some(0)));
+                assert_eq!(controller.take(), Ok(None));
+            }
+        }
+    };
+    with(&model, run).unwrap();
+    let done = model.done.borrow();
+    assert_eq!(done.len(), 18);
+    assert!(
+        done.iter()
+            .zip((0..9).cycle())
+            .all(|(done, sector)| { *done == (READ, sector << 32 | 5, 8, [0x1_2345_6000, 0]) })
+    );
+}
+
+#[test]
+fn a_piece_is_whole_sectors_in_two_pages_at_most() {
+    for (address, bytes, expected, second) in [
+        (0x1000, 512, 512, 0),
+        (0x1000, 4096, 4096, 0),
+        (0x1000, 1 << 20, 8192, 0x2000),
+        (0x1e00, 512, 512, 0),
+        (0x1e04, 512, 512, 0x2000),
+        (0x1ffc, 1 << 20, 4096, 0x2000),
+        (0x1200, 1 << 20, 7680, 0x2000),
+    ] {
+        assert_eq!(piece(address, bytes), expected, "{address:#x}");
+        let command = command(WRITE, 7, address, expected);
+        assert_eq!((command.data, command.words), ([address, second], [7, 0, expected / 512 - 1]), "{address:#x}");
+    }
+}
+
+#[test]
+fn what_cannot_be_driven_is_refused() {
+    type Expected = ControllerError;
+    for (lie, expected) in [
+        (Lie::Capabilities(0), Expected::NoCommands(0)),
+        (Lie::Capabilities(CAPABILITIES | 1 << 48), Expected::PageSize(CAPABILITIES | 1 << 48)),
+        (Lie::Capabilities(u64::MAX), Expected::Doorbells(0x4000)),
+        (Lie::NeverReady, Expected::NotReady(0)),
+        (Lie::NeverIdle, Expected::NotReady(1)),
+        (Lie::Status(2), Expected::Refused(5, 2)),
+        (Lie::NoNamespace, Expected::NoNamespace),
+        (Lie::Shift(12), Expected::SectorSize(12)),
+        (Lie::Shift(255), Expected::SectorSize(255)),
+        (Lie::Phase, Expected::Silent(5)),
+    ] {
+        assert_eq!(begun(&Model::new(lie)), Err(expected));
+    }
+}
+
+#[test]
+fn a_controller_that_lies_is_found_out() {
+    type Expected = Result<Option<u16>, ControllerError>;
+    let violation = |violation: Violation| -> Expected { Err(violation.into()) };
+    for (lie, expected) in [
+        (Lie::Phase, Ok(None)),
+        (Lie::Identifier(1), violation(Violation::Identifier(2))),
+        (Lie::Identifier(u16::MAX), violation(Violation::Identifier(0))),
+        (Lie::Queue(1), violation(Violation::Queue(2))),
+        (Lie::Head(1), violation(Violation::Head(2))),
+        (Lie::Status(0x281), Ok(Some(0x281))),
+    ] {
+        let model = Model::new(Lie::None);
+        let run = |controller: &mut Controller<&Model>| {
+            start(controller).unwrap();
+            model.lie.set(lie);
+            controller.submit(&command(WRITE, 0, 0x1000, 512));
+            assert_eq!(controller.take(), expected);
+            // One that has failed besides reports it, and is restarted when it no longer does.
+            if lie == Lie::Phase {
+                model.lie.set(Lie::Fails);
+                assert_eq!(controller.take(), Err(ControllerError::Fatal(2)));
+            }
+            model.lie.set(Lie::None);
+            start(controller).unwrap();
+            controller.submit(&command(WRITE, 0, 0x1000, 512));
+            assert_eq!(controller.take(), Ok(Some(0)));
+        };
+        with(&model, run).unwrap();
+    }
+}

@@ -1,0 +1,263 @@
+//! Interrupts of functions: by messages, MSI-X or MSI, where the machine has an ITS; else by the pin, which functions
+//! share (PCI Local Bus Specification 3.0, 6.8; PCI Express Base Specification, 6.1).
+
+use heapless::Vec;
+use pci_types::capability::{MsixCapability, PciCapability};
+
+use super::claim::{Claim, Vector};
+use super::config::{self, ConfigSpace};
+use super::enumerate::{COMMAND, NO_PIN};
+use super::{Function, PciAddress, PciError, functions};
+use crate::Kernel;
+use crate::chip::interrupt::{self, InterruptError, InterruptHandler};
+use crate::chip::its::{self, Message};
+use crate::platform::Interrupt;
+use crate::smp::Cpu;
+use crate::sync::{IrqLock, rank};
+
+/// In the status register, the upper half of the word at COMMAND: the pin is held.
+const PIN_HELD: u32 = 1 << 19;
+/// Message control, the second half of the first word of both capabilities.
+const CONTROL: u16 = 2;
+/// Of MSI: it is on; 64-bit addresses; how many messages are used, 0 being one.
+const MSI_ON: u16 = 1 << 0;
+const MSI_WIDE: u16 = 1 << 7;
+const MSI_USED: u16 = 0b111 << 4;
+/// Of MSI-X: it is on; no vector may send.
+const MSIX_ON: u16 = 1 << 15;
+const MSIX_MASKED: u16 = 1 << 14;
+/// An entry of the table of MSI-X: address, data, and a word whose lowest bit keeps it silent.
+const ENTRY: u64 = 16;
+const SILENT: u32 = 1 << 0;
+
+const FULL: &str = "too many pins are in use";
+
+/// Connected vectors of all functions: as many as there are events for them.
+static MESSAGES: IrqLock<Vec<Connected, { its::EVENTS }>, { rank::DEVICE }> = IrqLock::new(Vec::new());
+/// Functions whose pins are listened to.
+static PINS: IrqLock<Vec<Pin, 32>, { rank::INTERRUPT }> = IrqLock::new(Vec::new());
+/// Interrupts that are theirs, for ever.
+static LINES: IrqLock<Vec<u32, 32>, { rank::DEVICE }> = IrqLock::new(Vec::new());
+
+struct Connected {
+    function: &'static Function,
+    vector: u16,
+    message: Message,
+}
+
+#[derive(Clone, Copy)]
+struct Pin {
+    function: &'static Function,
+    handler: &'static dyn InterruptHandler,
+}
+
+/// How a function can interrupt, the best that the machine can take.
+enum Way {
+    MsiX(MsixCapability, u16),
+    Msi(u16),
+    Pin,
+}
+
+impl Way {
+    fn of(function: &Function) -> Option<Self> {
+        let mut way = function.line().map(|_| Self::Pin);
+        if function.msi_device_id().is_none() {
+            return way;
+        }
+        for capability in function.capabilities() {
+            match capability {
+                PciCapability::MsiX(msix) => return Some(Self::MsiX(msix, capability.address().offset)),
+                PciCapability::Msi(_) => way = Some(Self::Msi(capability.address().offset)),
+                _ => {}
+            }
+        }
+        way
+    }
+
+    fn vectors(&self) -> u16 {
+        match self {
+            // Its word has 11 bits, and 0 is one.
+            Self::MsiX(msix, _) => msix.table_size(),
+            Self::Msi(_) | Self::Pin => 1,
+        }
+    }
+}
+
+pub(super) fn vectors(function: &Function) -> u16 {
+    Way::of(function).map_or(0, |way| way.vectors())
+}
+
+pub(super) fn set(
+    claim: &Claim,
+    kernel: &'static Kernel,
+    cpu: &Cpu,
+    vector: u16,
+    handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
+) -> Result<Vector, PciError> {
+    let function = claim.function();
+    let Some(way) = Way::of(function) else {
+        return Err(PciError::NoInterrupt(function.address, "it has no pin, or nothing takes what it sends"));
+    };
+    let count = way.vectors();
+    if vector >= count {
+        return Err(PciError::NoVector { function: function.address, vector, count });
+    }
+    match way {
+        Way::MsiX(msix, offset) => set_msix(claim, kernel, cpu, (msix, offset), vector, handler, doorbell),
+        Way::Msi(offset) => set_msi(claim, kernel, cpu, offset, handler, doorbell),
+        Way::Pin => set_pin(function, cpu, handler),
+    }
+}
+
+/// Gives a function's vector an event, which it sends to `doorbell` or, without one, to the ITS's own. The function is
+/// started by the caller.
+fn connect(
+    function: &'static Function,
+    kernel: &'static Kernel,
+    cpu: &Cpu,
+    vector: u16,
+    handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
+) -> Result<(u64, Message), PciError> {
+    let address = function.address;
+    let is_same = |other: &Connected| core::ptr::eq(other.function, function) && other.vector == vector;
+    if MESSAGES.lock().iter().any(is_same) {
+        return Err(PciError::VectorInUse(address, vector));
+    }
+    let none = || PciError::NoMessage(address, its::ItsError::None);
+    let own = its::doorbell(kernel.platform).ok_or_else(none)?;
+    let device = function.msi_device_id().ok_or_else(none)?;
+    let last = functions().iter().filter_map(Function::msi_device_id).max().unwrap_or(device);
+    let message = its::connect(kernel, cpu, (device, last), handler, vector)
+        .map_err(|error| PciError::NoMessage(address, error))?;
+    // There is room for each event, and each is there once.
+    let _ = MESSAGES.lock().push(Connected { function, vector, message });
+    Ok((doorbell.unwrap_or(own.0), message))
+}
+
+fn set_msix(
+    claim: &Claim,
+    kernel: &'static Kernel,
+    cpu: &Cpu,
+    (msix, offset): (MsixCapability, u16),
+    vector: u16,
+    handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
+) -> Result<Vector, PciError> {
+    let function = claim.function();
+    let bytes = u64::from(msix.table_size()) * ENTRY;
+    let table = claim.map_bar(&kernel.space, cpu, usize::from(msix.table_bar()))?;
+    let outside = PciError::NoInterrupt(function.address, "its table of messages is not inside its registers");
+    let table = table.part(u64::from(msix.table_offset()), bytes).ok_or(outside)?;
+    let (doorbell, message) = connect(function, kernel, cpu, vector, handler, doorbell)?;
+    let control = claim.read_config16(offset + CONTROL)?;
+    if control & MSIX_ON == 0 {
+        // What was there before must not be sent; while all are masked nothing is.
+        claim.write_config16(offset + CONTROL, control | MSIX_ON | MSIX_MASKED)?;
+        for entry in 0..u64::from(msix.table_size()) {
+            table.write32(entry * ENTRY + 12, SILENT);
+        }
+    }
+    let entry = u64::from(vector) * ENTRY;
+    table.write32(entry, doorbell as u32);
+    table.write32(entry + 4, (doorbell >> 32) as u32);
+    table.write32(entry + 8, message.event);
+    table.write32(entry + 12, 0);
+    claim.write_config16(offset + CONTROL, (control | MSIX_ON) & !MSIX_MASKED)?;
+    Ok(Vector::MsiX { intid: message.intid })
+}
+
+fn set_msi(
+    claim: &Claim,
+    kernel: &'static Kernel,
+    cpu: &Cpu,
+    offset: u16,
+    handler: &'static dyn InterruptHandler,
+    doorbell: Option<u64>,
+) -> Result<Vector, PciError> {
+    let (doorbell, message) = connect(claim.function(), kernel, cpu, 0, handler, doorbell)?;
+    let control = claim.read_config16(offset + CONTROL)?;
+    claim.write_config32(offset + 4, doorbell as u32)?;
+    let data = if control & MSI_WIDE != 0 {
+        claim.write_config32(offset + 8, (doorbell >> 32) as u32)?;
+        12
+    } else if doorbell >> 32 == 0 {
+        8
+    } else {
+        clear(claim.function());
+        return Err(PciError::NoInterrupt(claim.address, "its messages go below 4 GiB, and the ITS is above"));
+    };
+    claim.write_config16(offset + data, message.event as u16)?;
+    claim.write_config16(offset + CONTROL, control & !MSI_USED | MSI_ON)?;
+    Ok(Vector::Msi { intid: message.intid })
+}
+
+fn set_pin(function: &'static Function, cpu: &Cpu, handler: &'static dyn InterruptHandler) -> Result<Vector, PciError> {
+    let no_pin = |error| PciError::NoPin(function.address, error);
+    let line = function.line().ok_or(no_pin(InterruptError::NoController))?;
+    {
+        let mut pins = PINS.lock();
+        if pins.iter().any(|pin| core::ptr::eq(pin.function, function)) {
+            return Err(PciError::VectorInUse(function.address, 0));
+        }
+        pins.push(Pin { function, handler }).map_err(|_| PciError::NoInterrupt(function.address, FULL))?;
+    }
+    if let Err(error) = listen(line, cpu) {
+        clear(function);
+        return Err(no_pin(error));
+    }
+    function.change_command(NO_PIN, false);
+    Ok(Vector::Pin { intid: line.intid })
+}
+
+/// Registers for the interrupt that pins lead to, once.
+fn listen(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
+    let mut lines = LINES.lock();
+    if lines.contains(&line.intid) {
+        return Ok(());
+    }
+    interrupt::register(line, cpu, handle_pins)?;
+    // There are no more lines than entries in `interrupt-map`, of which as many are kept.
+    let _ = lines.push(line.intid);
+    Ok(())
+}
+
+/// Calls the handlers of all functions that assert their pins. Which line it was does not matter: each function's
+/// status has it.
+fn handle_pins(cpu: &Cpu) {
+    let mut index = 0;
+    // The lock is not held while a handler runs.
+    while let Some(pin) = { PINS.lock().get(index).copied() } {
+        if pin.function.host.config.read32(pin.function.address, COMMAND) & PIN_HELD != 0 {
+            pin.handler.interrupt(cpu, 0);
+        }
+        index += 1;
+    }
+}
+
+/// Has a function send no messages.
+pub(super) fn stop_messages(config: &dyn ConfigSpace, function: PciAddress) {
+    for capability in config::capabilities(config, function) {
+        let on = match capability {
+            PciCapability::MsiX(_) => MSIX_ON,
+            PciCapability::Msi(_) => MSI_ON,
+            _ => continue,
+        };
+        config::clear_bits(config, function, capability.address().offset + CONTROL, on);
+    }
+}
+
+/// Disconnects all interrupts of a function without a driver.
+pub(super) fn clear(function: &'static Function) {
+    function.change_command(NO_PIN, true);
+    PINS.lock().retain(|pin| !core::ptr::eq(pin.function, function));
+    stop_messages(function.host.config, function.address);
+    loop {
+        let mut messages = MESSAGES.lock();
+        let Some(index) = messages.iter().position(|other| core::ptr::eq(other.function, function)) else { return };
+        let Connected { message, .. } = messages.swap_remove(index);
+        drop(messages);
+        its::disconnect(message);
+    }
+}

@@ -1,0 +1,512 @@
+//! The walk over devices in memory: honest ones in every arrangement, and some that lie.
+
+use std::boxed::Box;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+use pci_types::PciAddress;
+use proptest::prelude::*;
+
+use self::model::{Kind, Model, Node, Plan, Want};
+use super::config::ConfigSpace;
+use super::enumerate::Walk;
+use super::{Bar, Function, Host, MmioRegion, NotIsolated, PciError};
+use crate::platform::{IdMap, InterruptLines, Pcie, Window, WindowKind};
+
+mod model;
+
+/// The windows of the host: below 4 GiB the CPU sees it elsewhere than the bus does.
+const LOW: Range<u64> = 0x1000_0000..0x2000_0000;
+const LOW_CPU: u64 = 0x5000_0000;
+const HIGH: Range<u64> = 0x80_0000_0000..0x90_0000_0000;
+
+fn host(config: impl ConfigSpace + 'static, last_bus: u8, low: Range<u64>) -> &'static Host {
+    host_with(config, last_bus, low, [false, false])
+}
+
+/// The same, with windows that may be prefetchable.
+fn host_with(
+    config: impl ConfigSpace + 'static,
+    last_bus: u8,
+    low: Range<u64>,
+    prefetchable: [bool; 2],
+) -> &'static Host {
+    host_between(config, last_bus, low, HIGH, prefetchable)
+}
+
+/// The same, with another window above.
+fn host_between(
+    config: impl ConfigSpace + 'static,
+    last_bus: u8,
+    low: Range<u64>,
+    high: Range<u64>,
+    prefetchable: [bool; 2],
+) -> &'static Host {
+    let window = |kind, bus: &Range<u64>, cpu: u64| Window {
+        kind,
+        prefetchable: prefetchable[usize::from(kind == WindowKind::Memory64)],
+        bus: bus.start,
+        cpu: PhysRange::from_size(PhysAddr(cpu), bus.end - bus.start).unwrap(),
+    };
+    let windows = [window(WindowKind::Memory32, &low, LOW_CPU), window(WindowKind::Memory64, &high, HIGH.start)];
+    let description = Pcie {
+        ecam: PhysRange::from_size(PhysAddr(0), 256 << 20).unwrap(),
+        buses: (0, last_bus),
+        windows: windows.into_iter().collect(),
+        streams: IdMap::default(),
+        devices: IdMap::default(),
+        lines: InterruptLines::default(),
+        coherent: true,
+    };
+    Box::leak(Box::new(Host { config: Box::leak(Box::new(config)), description: Box::leak(Box::new(description)) }))
+}
+
+fn walk(host: &'static Host) -> std::vec::Vec<Function> {
+    Walk::new(host, &mut |_| true).run().unwrap()
+}
+
+/// Plans of a host, and its last bus; the model is looked at behind the walk.
+fn walk_model(plans: &[Plan], last_bus: u8, low: Range<u64>) -> (std::vec::Vec<Function>, &'static Model) {
+    let model: &'static Model = Box::leak(Box::new(Model::new(plans)));
+    struct Shared(&'static Model);
+    impl ConfigSpace for Shared {
+        fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+            self.0.read32(function, offset)
+        }
+        fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+            self.0.write32(function, offset, value);
+        }
+        fn write16(&self, function: PciAddress, offset: u16, value: u16) {
+            self.0.write16(function, offset, value);
+        }
+    }
+    (walk(host(Shared(model), last_bus, low)), model)
+}
+
+fn memory(bits: u32) -> Want {
+    Want::Memory { bits, wide: false, prefetchable: false }
+}
+
+fn wide(bits: u32, prefetchable: bool) -> Want {
+    Want::Memory { bits, wide: true, prefetchable }
+}
+
+fn endpoint(wants: &[Want]) -> Plan {
+    Plan {
+        kind: Kind::Endpoint,
+        wants: wants.to_vec(),
+        prefetchable: false,
+        left_bus: 0,
+        acs: None,
+        behind: Vec::new(),
+    }
+}
+
+fn bridge(kind: Kind, behind: Vec<Plan>) -> Plan {
+    Plan { kind, wants: Vec::new(), prefetchable: true, left_bus: 0, acs: None, behind }
+}
+
+/// What every walk over honest devices must have made of them, by the registers alone.
+fn check(bus: &[Node], number: u64, windows: &[Range<u64>], functions: &[Function]) -> Result<(), TestCaseError> {
+    let overlap = |a: &Range<u64>, b: &Range<u64>| a.start.max(b.start) < a.end.min(b.end);
+    let mut taken: std::vec::Vec<Range<u64>> = Vec::new();
+    for (device, node) in bus.iter().enumerate() {
+        let here = |function: &&Function| {
+            let address = function.address();
+            (u64::from(address.bus()), usize::from(address.device())) == (number, device)
+        };
+        let Some(function) = functions.iter().find(here) else {
+            prop_assert!(false, "device {} of bus {} was not found", device, number);
+            continue;
+        };
+        prop_assert_eq!(function.bars().count(), node.wants.len());
+        let mut has_all = true;
+        for &(register, want) in &node.wants {
+            let Want::Memory { bits, .. } = want else { continue };
+            let bar = function.bar(register).unwrap();
+            prop_assert_eq!(bar.size, 1 << bits);
+            let Some(range) = bar.range else {
+                has_all = false;
+                continue;
+            };
+            let decoded = node.decoded(register, want);
+            prop_assert_eq!(range.size(), decoded.end - decoded.start);
+            let seen = if decoded.start < 1 << 32 { decoded.start - LOW.start + LOW_CPU } else { decoded.start };
+            prop_assert_eq!(range.start().0, seen);
+            prop_assert!(decoded.start.is_multiple_of(bar.size));
+            let inside = |window: &Range<u64>| window.start <= decoded.start && decoded.end <= window.end;
+            prop_assert!(
+                windows.iter().any(inside),
+                "{:x?} of bus {} is not forwarded: {:x?}",
+                decoded,
+                number,
+                windows
+            );
+            taken.push(decoded);
+        }
+        prop_assert_eq!(node.decodes_memory(), has_all || node.is_bridge());
+        if node.is_bridge() {
+            let forwards = node.forwards().map(|window| window.start..window.end.max(window.start));
+            if let Some(buses) = function.bridge() {
+                prop_assert_eq!(u64::from(buses.secondary)..u64::from(buses.subordinate) + 1, node.buses());
+                prop_assert!(node.buses().start > number);
+                // What the host forwards to it, and no more than all above it do.
+                let through: std::vec::Vec<Range<u64>> = forwards
+                    .iter()
+                    .flat_map(|inner| {
+                        windows.iter().map(|outer| inner.start.max(outer.start)..inner.end.min(outer.end))
+                    })
+                    .collect();
+                check(&node.behind, node.buses().start, &through, functions)?;
+            } else {
+                prop_assert!(forwards.iter().all(Range::is_empty), "closed, and forwards {:x?}", forwards);
+            }
+            taken.extend(forwards.into_iter().filter(|window| !window.is_empty()));
+        }
+    }
+    for (index, range) in taken.iter().enumerate() {
+        prop_assert!(
+            taken[..index].iter().all(|other| !overlap(other, range)),
+            "{:x?} twice on bus {}: {:x?}",
+            range,
+            number,
+            taken
+        );
+    }
+    Ok(())
+}
+
+fn count(plans: &[Plan]) -> usize {
+    plans.iter().map(|plan| 1 + count(&plan.behind)).sum()
+}
+
+fn wants() -> impl Strategy<Value = std::vec::Vec<Want>> {
+    let want = prop_oneof![
+        (2_u32..8).prop_map(Want::Io),
+        (4_u32..29, any::<bool>(), any::<bool>()).prop_map(|(bits, wide, prefetchable)| Want::Memory {
+            bits,
+            wide,
+            prefetchable
+        }),
+        (29_u32..33, any::<bool>()).prop_map(|(bits, prefetchable)| Want::Memory { bits, wide: true, prefetchable }),
+    ];
+    prop::collection::vec(want, 0..5)
+}
+
+fn plans() -> impl Strategy<Value = std::vec::Vec<Plan>> {
+    let leaf = wants().prop_map(|wants| endpoint(&wants));
+    let node = leaf.prop_recursive(4, 24, 4, |inner| {
+        let kind = prop_oneof![Just(Kind::RootPort), Just(Kind::ToConventional), Just(Kind::Conventional)];
+        (kind, wants(), any::<bool>(), prop::collection::vec(inner, 0..4)).prop_map(
+            |(kind, wants, prefetchable, mut behind)| {
+                // A link has one device.
+                if kind == Kind::RootPort {
+                    behind.truncate(1);
+                }
+                Plan { kind, wants, prefetchable, left_bus: 1, acs: None, behind }
+            },
+        )
+    });
+    prop::collection::vec(node, 0..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn whatever_is_there_is_found_and_gets_what_fits(plans in plans()) {
+        let (functions, model) = walk_model(&plans, 255, LOW);
+        prop_assert_eq!(functions.len(), count(&plans));
+        check(&model.0.lock().unwrap(), 0, &[LOW, HIGH], &functions)?;
+    }
+
+    #[test]
+    fn the_same_where_little_fits(plans in plans(), pages in 1_u64..64) {
+        let (functions, model) = walk_model(&plans, 255, LOW.start..LOW.start + pages * 0x5_0000);
+        check(&model.0.lock().unwrap(), 0, &[LOW, HIGH], &functions)?;
+    }
+
+    /// Each word that is read is another number; what was written does not matter.
+    #[test]
+    fn configuration_space_that_says_anything_ends_the_walk_somewhere(seed: u64, often in 0_u32..4) {
+        let functions = walk(host(Liar { state: AtomicU64::new(seed), often }, 3, LOW));
+        prop_assert!(functions.len() <= 4 * 256);
+        for function in functions.iter().take(32) {
+            prop_assert!(function.capabilities().count() <= 48);
+            let _ = (function.window(), function.prefetchable_window(), function.line());
+        }
+        for (index, range) in all_ranges(&functions) {
+            let mut others = all_ranges(&functions).filter(|(other, _)| *other != index);
+            prop_assert!(others.all(|(_, other)| !other.overlaps(range)), "{:?} twice", range);
+        }
+    }
+}
+
+fn all_ranges(functions: &[Function]) -> impl Iterator<Item = (usize, PhysRange)> {
+    functions.iter().flat_map(Function::bars).filter_map(|(_, bar): (usize, Bar)| bar.range).enumerate()
+}
+
+/// Random words; of four, `often` are ones that lead on: there is a bridge, there is a capability.
+struct Liar {
+    state: AtomicU64,
+    often: u32,
+}
+
+impl ConfigSpace for Liar {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        let old = self.state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mixed = (old ^ old >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let word = (mixed ^ mixed >> 31) as u32;
+        match (offset, (word >> 8) % 4 < self.often) {
+            // Few devices, or the list is long.
+            (0, _) if function.function() > 1 && word & 7 != 0 => !0,
+            (0x0c, true) => 0x0001_0000,
+            (0x34 | 0x40.., true) => word & 0xff_ff00ff | 0x4000,
+            _ => word,
+        }
+    }
+    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
+    fn write16(&self, _: PciAddress, _: u16, _: u16) {}
+}
+
+#[test]
+fn no_room_is_said_of_the_register_and_the_function_decodes_nothing() {
+    let plans = [endpoint(&[memory(12), memory(29)]), endpoint(&[memory(20)])];
+    let (functions, model) = walk_model(&plans, 255, LOW);
+    let [large, small] = functions.try_into().ok().unwrap();
+    assert_eq!(large.bar(1).unwrap().range, None);
+    assert!(small.bar(0).unwrap().range.is_some());
+    let bus = model.0.lock().unwrap();
+    assert_eq!([&bus[0], &bus[1]].map(Node::decodes_memory), [false, true]);
+    drop(bus);
+    let large = Box::leak(Box::new(large));
+    let claim = large.claim("a test").unwrap();
+    assert_eq!(claim.bar(2), Err(PciError::NoBar { function: claim.address(), index: 2 }));
+    assert_eq!(claim.bar(usize::MAX).unwrap_err(), PciError::NoBar { function: claim.address(), index: usize::MAX });
+}
+
+#[test]
+fn a_function_with_an_unknown_header_decodes_nothing() {
+    let model = Model::new(&[endpoint(&[memory(12)])]);
+    model.0.lock().unwrap()[0].set(0x0c, 0x0002_0000);
+    let host = host(model, 255, LOW);
+    let [function] = walk(host).try_into().ok().unwrap();
+    assert_eq!(function.bars().count(), 0);
+    assert_eq!(function.read_config16(0x04).unwrap() & 0b111, 0);
+}
+
+/// Of the last mebibyte, which begins inside the window: its end is beyond all numbers.
+#[test]
+fn a_bridge_may_forward_the_end_of_all_addresses() {
+    let end = u64::MAX - 0xffff;
+    let plans = [bridge(Kind::RootPort, vec![endpoint(&[wide(19, true); 3])])];
+    let low = LOW.start + 0x1000..LOW.start + 0x2000;
+    let functions = walk(host_between(Model::new(&plans), 255, low, end - (2 << 20)..end, [false, false]));
+    assert!([0, 2, 4].iter().all(|&index| functions[1].bar(index).unwrap().range.is_some()));
+    assert_eq!(functions[0].prefetchable_window().unwrap().size(), 2 << 20);
+}
+
+#[test]
+fn what_is_too_large_for_the_low_window_goes_above_if_it_may() {
+    let large = [wide(30, true), wide(30, false)];
+    let plans = [
+        endpoint(&large),
+        bridge(Kind::RootPort, vec![endpoint(&large)]),
+        bridge(Kind::Conventional, vec![endpoint(&large)]),
+        Plan { prefetchable: false, ..bridge(Kind::RootPort, vec![endpoint(&large)]) },
+    ];
+    let (functions, _) = walk_model(&plans, 255, LOW);
+    let high: std::vec::Vec<_> = functions
+        .iter()
+        .filter(|function| function.bridge().is_none())
+        .map(|function| [0, 2].map(|index| function.bar(index).unwrap().range.is_some()))
+        .collect();
+    // A conventional bridge may read ahead, and one without the window forwards nothing there.
+    assert_eq!(high, [[true, true], [true, true], [true, false], [false, false]]);
+}
+
+#[test]
+fn what_reads_have_effects_on_is_in_no_window_that_may_read_ahead() {
+    let wants = [memory(12), wide(30, true), wide(30, false)];
+    let ranges = |prefetchable| {
+        let functions = walk(host_with(Model::new(&[endpoint(&wants)]), 255, LOW, prefetchable));
+        [0, 1, 3].map(|index| functions[0].bar(index).unwrap().range.map(|range| range.start().0 >= HIGH.start))
+    };
+    assert_eq!(ranges([false, false]), [Some(false), Some(true), Some(true)]);
+    assert_eq!(ranges([false, true]), [Some(false), Some(true), None]);
+    assert_eq!(ranges([true, true]), [None, Some(true), None]);
+}
+
+#[test]
+fn requesters_and_pins_behind_bridges_are_those_of_the_bridges() {
+    let device = || endpoint(&[]);
+    let plans = [
+        device(),
+        bridge(Kind::RootPort, vec![device()]),
+        bridge(Kind::ToConventional, vec![device(), bridge(Kind::Conventional, vec![device(), device()])]),
+        bridge(Kind::Conventional, vec![device(), device()]),
+    ];
+    let (functions, _) = walk_model(&plans, 255, LOW);
+    let seen: std::vec::Vec<_> = functions
+        .iter()
+        .map(|function| {
+            (function.address.bus(), function.address.device(), function.requester_id(), function.pin.unwrap())
+        })
+        .collect();
+    // Each has pin A, 1. A pin is turned by the device's number wherever it crosses a bridge.
+    assert_eq!(
+        seen,
+        [
+            (0, 0, 0x0000, (0x0000, 1)),
+            (0, 1, 0x0008, (0x0008, 1)),
+            (1, 0, 0x0100, (0x0008, 1)),
+            (0, 2, 0x0010, (0x0010, 1)),
+            (2, 0, 0x0200, (0x0010, 1)),
+            (2, 1, 0x0200, (0x0010, 2)),
+            (3, 0, 0x0200, (0x0010, 2)),
+            (3, 1, 0x0200, (0x0010, 3)),
+            (0, 3, 0x0018, (0x0018, 1)),
+            (4, 0, 0x0018, (0x0018, 1)),
+            (4, 1, 0x0018, (0x0018, 2)),
+        ]
+    );
+}
+
+#[test]
+fn a_list_of_capabilities_ends_wherever_it_leads() {
+    let (functions, model) = walk_model(&[endpoint(&[])], 255, LOW);
+    let count = |first: u32, entries: &[(usize, u32)]| {
+        let mut bus = model.0.lock().unwrap();
+        bus[0].set(0x34, first);
+        entries.iter().for_each(|&(offset, value)| bus[0].set(offset, value));
+        drop(bus);
+        functions[0].capabilities().count()
+    };
+    assert_eq!(count(0x40, &[(0x40, 0x0000_5009), (0x50, 0x0000_0005)]), 2);
+    assert_eq!(count(0x40, &[(0x40, 0x0000_4009)]), 48, "round and round");
+    assert_eq!(count(0x40, &[(0x40, 0x0000_4000)]), 0, "the same, where the crate looks for what is none");
+    assert_eq!(count(0x40, &[(0x40, 0x0000_5300), (0x50, 0x0000_4009)]), 0, "not aligned");
+    assert_eq!(count(0xfc, &[(0xfc, 0x0000_0011)]), 1, "the table of MSI-X is beyond the end");
+    assert_eq!(count(0, &[]), 0);
+}
+
+#[test]
+fn bridges_nest_eight_deep_and_take_no_more_buses_than_there_are() {
+    let nested =
+        |depth| (0..depth).fold(vec![endpoint(&[memory(12)])], |behind, _| vec![bridge(Kind::Conventional, behind)]);
+    for (depth, last_bus, found) in [(8, 255, 9), (9, 255, 9), (3, 2, 3), (5, 0, 1)] {
+        let (functions, _) = walk_model(&nested(depth), last_bus, LOW);
+        assert_eq!(functions.len(), found, "{depth} deep, {last_bus} buses");
+        let closed = functions.iter().filter(|function| function.bridge().is_none()).count();
+        assert_eq!(closed, 1, "the endpoint, or the last bridge");
+    }
+}
+
+#[test]
+fn a_bridge_has_no_driver_and_a_function_has_one() {
+    let plans = [endpoint(&[memory(12)]), bridge(Kind::RootPort, vec![])];
+    let (functions, model) = walk_model(&plans, 255, LOW);
+    let functions = functions.leak();
+    assert_eq!(functions[1].claim("a").map(drop), Err(PciError::Bridge(functions[1].address())));
+    let claim = functions[0].claim("a").unwrap();
+    assert_eq!(functions[0].claim("b").map(drop), Err(PciError::Claimed(claim.address(), "a")));
+    claim.set_bus_master(true);
+    let command = || model.read32(functions[0].address(), 4) & 0x406;
+    assert_eq!(command(), 0x406, "memory, bus master, no pin");
+    assert_eq!(claim.write_config32(2, 0), Err(PciError::BadOffset(2, 4)));
+    assert_eq!(claim.write_config16(4096, 0), Err(PciError::BadOffset(4096, 2)));
+    assert_eq!(claim.read_config16(2), Ok(0x5678));
+    assert_eq!(claim.read_config16(1), Err(PciError::BadOffset(1, 2)));
+    drop(claim);
+    assert_eq!((command(), functions[0].owner()), (0x402, None));
+}
+
+/// Source Validation, Request Redirect, Completion Redirect, Upstream Forwarding.
+const ACS: u16 = 0b1_1101;
+
+fn each_node(bus: &[Node], look: &mut dyn FnMut(&Node)) {
+    for node in bus {
+        look(node);
+        each_node(&node.behind, look);
+    }
+}
+
+/// A boot loader that has used the machine leaves every bridge with the bus number that it gave it, or the same one.
+#[test]
+fn bridges_that_firmware_gave_one_bus_are_closed_before_the_walk_goes_behind_them() {
+    let port = |left_bus, behind| Plan { left_bus, ..bridge(Kind::RootPort, behind) };
+    let plans = [
+        port(1, vec![endpoint(&[memory(16)])]),
+        port(1, vec![endpoint(&[memory(12)])]),
+        port(2, vec![endpoint(&[memory(12)])]),
+    ];
+    // The model panics where two bridges answer for one bus.
+    let (functions, _) = walk_model(&plans, 255, LOW);
+    assert_eq!(functions.len(), 6);
+}
+
+#[test]
+fn what_firmware_left_on_is_off() {
+    let plans = [endpoint(&[memory(16)]), bridge(Kind::RootPort, vec![endpoint(&[wide(16, true)])])];
+    let before = Model::new(&plans);
+    each_node(&before.0.lock().unwrap(), &mut |node| assert_eq!(node.is_on().len(), 7));
+    let (_, model) = walk_model(&plans, 255, LOW);
+    each_node(&model.0.lock().unwrap(), &mut |node| assert_eq!(node.is_on(), [""; 0]));
+}
+
+/// Which functions are isolated, by their order in the walk, bridges left out.
+fn isolated(plans: &[Plan]) -> std::vec::Vec<Result<(), NotIsolated>> {
+    let (functions, _) = walk_model(plans, 255, LOW);
+    let functions = Box::leak(functions.into_boxed_slice());
+    let endpoints = || functions.iter().filter(|function| function.bridge().is_none());
+    endpoints()
+        .map(|function| function.isolation_among(endpoints().filter(|other| other.address() != function.address())))
+        .collect()
+}
+
+#[test]
+fn a_single_function_on_the_hosts_own_bus_is_isolated() {
+    assert_eq!(isolated(&[endpoint(&[]), endpoint(&[])]), [Ok(()), Ok(())]);
+}
+
+#[test]
+fn behind_a_port_acs_decides() {
+    let port = |acs, behind| Plan { acs, ..bridge(Kind::RootPort, behind) };
+    assert_eq!(isolated(&[port(Some(ACS), vec![endpoint(&[])])]), [Ok(())]);
+    // What the capability does not offer is wired to on.
+    assert_eq!(isolated(&[port(Some(ACS & !1), vec![endpoint(&[])])]), [Ok(())]);
+    let [Err(NotIsolated::Port(_, at))] = isolated(&[port(None, vec![endpoint(&[])])])[..] else { panic!() };
+    assert_eq!((at.bus(), at.device()), (0, 0));
+    // The first port on the way decides for all behind it.
+    let nested = port(None, vec![port(Some(ACS), vec![endpoint(&[])])]);
+    assert!(matches!(isolated(&[nested])[..], [Err(NotIsolated::Port(..))]));
+}
+
+#[test]
+fn functions_behind_a_conventional_bus_are_one_to_the_host() {
+    let bus = |devices: usize| bridge(Kind::ToConventional, vec![endpoint(&[]); devices]);
+    assert_eq!(isolated(&[bus(1)]), [Ok(())]);
+    assert!(matches!(isolated(&[bus(2)])[..], [Err(NotIsolated::SameRequester(..)), Err(_)]));
+    let nested = bridge(Kind::ToConventional, vec![endpoint(&[]), bridge(Kind::Conventional, vec![endpoint(&[])])]);
+    assert!(matches!(isolated(&[nested])[..], [Err(NotIsolated::SameRequester(..)), Err(_)]));
+}
+
+/// A function stays its driver's for as long as the driver has registers of it.
+#[test]
+#[allow(unsafe_code, reason = "registers of devices, mapped by the claim of a function")]
+fn registers_outlive_a_claim_and_the_function_is_no_other_drivers_meanwhile() {
+    let (functions, _) = walk_model(&[endpoint(&[memory(16)])], 255, LOW);
+    let function = &Box::leak(functions.into_boxed_slice())[0];
+    let claim = function.claim("one").unwrap();
+    // SAFETY: never accessed.
+    let region = unsafe { MmioRegion::of(claim.function(), VirtAddr(0x1000), 0x1000) };
+    let part = region.part(0x10, 0x10).unwrap();
+    drop(claim);
+    assert_eq!(function.owner(), Some("one"));
+    drop(region);
+    assert!(matches!(function.claim("two"), Err(PciError::Claimed(_, "one"))));
+    drop(part);
+    assert!(function.claim("two").is_ok());
+}

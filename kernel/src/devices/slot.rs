@@ -1,0 +1,243 @@
+//! A place for a device of one kind, from before it is found until the machine is turned off; and the interrupts that
+//! threads wait for.
+//!
+//! Devices are started when they are asked for first. Their places are statics, so that an interrupt finds its device
+//! without a lock.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use spin::Once;
+use thiserror::Error;
+
+use super::nvme::ControllerError;
+use super::pci::{self, Claim, Class, Function, Id, NotIsolated, PciAddress, PciError};
+use super::virtio::transport::TransportError;
+use crate::chip::interrupt::InterruptHandler;
+use crate::chip::timer::Deadline;
+use crate::iommu::{AttachError, BindError, DmaDevice, DmaError};
+use crate::mm::space::SpaceRef;
+use crate::sched::RwSem;
+#[cfg(target_os = "none")]
+use crate::sched::Woken;
+use crate::sched::{WaitQueue, Waiters};
+use crate::smp::Cpu;
+
+/// Why there is no such device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum StartError {
+    /// The machine has fewer of them.
+    #[error("the machine has no {0} of number {1}")]
+    None(&'static str, usize),
+    /// There are no places for so many.
+    #[error("no more than {1} devices of the kind {0} are driven")]
+    TooMany(&'static str, usize),
+    /// The function cannot be had.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// It has no way to memory.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// It has no page in common with its driver.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
+    /// It is no virtio device that this driver drives.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// It reads and writes memory past the CPUs' caches, which no driver here cleans.
+    #[error("{0} does not see what is in the CPUs' caches (the device tree's dma-coherent)")]
+    NotCoherent(PciAddress),
+    /// Its registers end too early.
+    #[error("the device has {0:#x} bytes of registers, and {1:#x} are needed")]
+    Short(u64, u64),
+    /// It is no NVMe controller that this driver drives.
+    #[error(transparent)]
+    Nvme(#[from] ControllerError),
+    /// Its identity is not that of such a device.
+    #[error("the device's identity is {0:#x}: it is another device")]
+    Unknown(u32),
+}
+
+/// Why a device was not bound, or not unbound. Nothing changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum BindRefused {
+    /// It is at work: its requests mean addresses of the space that it has now.
+    #[error("the device has {0} requests in flight")]
+    InFlight(usize),
+    /// Its accesses may be another function's, or reach one past the SMMU.
+    #[error(transparent)]
+    NotIsolated(#[from] NotIsolated),
+    /// The SMMU, or the want of one.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// It is not bound.
+    #[error("the device is not bound")]
+    NotBound,
+}
+
+/// A driver of one kind of device.
+pub trait Driver: Sized + Send + Sync + 'static {
+    /// What a device needs besides, and is too large to be on a stack on its way to its place.
+    type Fixed: Sync;
+    /// What the monitor calls such a device.
+    const NAME: &'static str;
+    /// Vendor and device number of those that the driver knows.
+    const IDS: &'static [Id];
+    /// The class whose devices it drives as well, whatever their numbers.
+    const CLASS: Option<Class> = None;
+    /// The places for them.
+    const SLOTS: &'static [Slot<Self>];
+
+    /// Starts the device of `claim`, in whose place, `slot`, its interrupts arrive. `cpu` is this CPU.
+    ///
+    /// # Errors
+    /// [`StartError`]: the device is left alone.
+    fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError>;
+
+    /// The function that it is.
+    fn function(&self) -> &'static Function;
+
+    /// Acknowledges the interrupt at the device; returns whether it was its interrupt. From the interrupt.
+    fn acknowledge(&self) -> bool;
+
+    /// Runs `change` on the device's way to memory, with nothing in flight.
+    ///
+    /// # Errors
+    /// [`BindRefused::InFlight`], and what `change` refuses.
+    fn while_idle(&self, change: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>) -> Result<(), BindRefused>;
+
+    /// Has the device use the addresses of `space`.
+    ///
+    /// # Errors
+    /// [`BindRefused`].
+    fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindRefused> {
+        self.function().isolation()?;
+        self.while_idle(&mut |dma| Ok(dma.bind(cpu, space)?))
+    }
+
+    /// Ends [`Self::bind`].
+    ///
+    /// # Errors
+    /// [`BindRefused`].
+    fn unbind(&self, cpu: &Cpu) -> Result<(), BindRefused> {
+        self.while_idle(&mut |dma| {
+            if !dma.is_bound() {
+                return Err(BindRefused::NotBound);
+            }
+            dma.unbind(cpu);
+            Ok(())
+        })
+    }
+}
+
+/// A place for a device.
+pub struct Slot<T: Driver> {
+    device: Once<T>,
+    /// What the device needs besides.
+    pub fixed: T::Fixed,
+    /// Its interrupts.
+    pub arrivals: Arrivals,
+}
+
+impl<T: Driver> Slot<T> {
+    /// A place without a device.
+    pub const fn new(fixed: T::Fixed) -> Self {
+        Self { device: Once::new(), fixed, arrivals: Arrivals::new() }
+    }
+}
+
+impl<T: Driver> InterruptHandler for Slot<T> {
+    fn interrupt(&self, _: &Cpu, _: u16) {
+        // Before the driver is there the device was not started: what arrives is a neighbour's at the same pin.
+        if self.device.get().is_some_and(Driver::acknowledge) {
+            self.arrivals.arrive();
+        }
+    }
+}
+
+/// The `index`-th device of a kind, started if it was not.
+///
+/// # Errors
+/// [`StartError`].
+pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartError> {
+    /// One start at a time. It may sleep.
+    static STARTING: RwSem<()> = RwSem::new(());
+    let slot = T::SLOTS.get(index).ok_or(StartError::TooMany(T::NAME, T::SLOTS.len()))?;
+    if let Some(device) = slot.device.get() {
+        return Ok(device);
+    }
+    let _alone = STARTING.write();
+    if let Some(device) = slot.device.get() {
+        return Ok(device);
+    }
+    let is_driven = |function: &&Function| T::IDS.contains(&function.id()) || T::CLASS == Some(function.class());
+    let mut functions = pci::functions().iter().filter(is_driven);
+    let function = functions.nth(index).ok_or(StartError::None(T::NAME, index))?;
+    if !function.is_coherent() {
+        return Err(StartError::NotCoherent(function.address()));
+    }
+    let device = T::start(cpu, function.claim(T::NAME)?, slot)?;
+    Ok(slot.device.call_once(|| device))
+}
+
+/// Interrupts of a device, counted for threads that wait for the next.
+pub struct Arrivals {
+    count: AtomicU64,
+    waiters: WaitQueue<()>,
+    /// How often a device was found to be done that had not interrupted.
+    missed: AtomicU64,
+}
+
+impl Arrivals {
+    const fn new() -> Self {
+        Self { count: AtomicU64::new(0), waiters: WaitQueue::new(), missed: AtomicU64::new(0) }
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// How many were missing.
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+
+    /// The device is done, and its interrupt was waited for in vain.
+    pub(super) fn note_missing(&self) {
+        self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn arrive(&self) {
+        let mut waiters = self.waiters.lock();
+        self.count.fetch_add(1, Ordering::Release);
+        waiters.wake_all();
+    }
+
+    /// Sleeps until there are more than `seen`, at most so long; whether there are.
+    pub(super) fn wait(&self, seen: u64, at_most: Duration) -> bool {
+        let waiters = self.waiters.lock();
+        // Under the lock: what arrives behind this look finds this thread in the queue.
+        self.count() != seen || sleep(waiters, Deadline::after(at_most))
+    }
+}
+
+/// Sleeps until this thread is woken, at most until `until`; returns whether it was.
+#[cfg(target_os = "none")]
+fn sleep(waiters: Waiters<'_, ()>, until: Deadline) -> bool {
+    waiters.wait_until((), Some(until)) == Woken::ByAnother
+}
+
+/// On the host there are no devices to wait for.
+#[cfg(not(target_os = "none"))]
+fn sleep(_: Waiters<'_, ()>, _: Deadline) -> bool {
+    false
+}
+
+/// The address by which a device with this way to memory reaches the doorbell of its messages; `None` where the machine
+/// takes no messages.
+pub(super) fn doorbell(cpu: &Cpu, dma: &DmaDevice) -> Result<Option<u64>, DmaError> {
+    let doorbell = crate::chip::its::doorbell(crate::kernel().platform);
+    let address = doorbell.map(|doorbell| dma.message_address(cpu, doorbell)).transpose()?;
+    Ok(address.map(|address| address.0))
+}

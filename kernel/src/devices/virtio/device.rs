@@ -1,0 +1,307 @@
+//! A virtio device with one queue, at work: requests, the interrupts that end them, and what is done when it fails.
+//!
+//! Threads hand requests over and wait for them; each that is woken looks after all that came back. A device that asks
+//! for a reset (NEEDS_RESET) gets one, and its requests once more: behind an SMMU that is what QEMU's devices do when
+//! a buffer of several pages meets faults. A device that breaks the rules of its queue is reset and left alone.
+//!
+//! The page of the queue and its requests' frames is the driver's for ever, at an address that the device knows it by
+//! whether it is bound to a process or not.
+
+#![allow(unsafe_code, reason = "rings and buffers that the device reads and writes")]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use super::queue::{Flow, Segment};
+use super::requests::{Frame, Patience, RequestError, Requests, Ticket, Transfer};
+use super::structures::Windows;
+use super::transport::{Doorbell, Translation, Transport, TransportError};
+use crate::chip::interrupt::InterruptHandler;
+use crate::chip::timer::Deadline;
+use crate::devices::pci::{Claim, Function, Vector};
+use crate::devices::slot::{self, Arrivals, BindRefused, StartError};
+use crate::iommu::{self, Coherent, DmaDevice, DmaMask, Resolution};
+use crate::kernel;
+use crate::mm::space::Access;
+use crate::sched::relax;
+use crate::sched::{RwSem, WriteGuard};
+use crate::smp::{Cpu, this_cpu};
+use granule_arch::addr::PAGE_SIZE;
+
+/// After so long a device is looked at though no interrupt has come.
+const LOOK: Duration = Duration::from_secs(1);
+/// And sooner where none can come.
+const POLL: Duration = Duration::from_millis(1);
+/// After so long a request is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The queue of the devices that are driven here.
+const QUEUE: u16 = 0;
+
+/// A device with one queue.
+pub struct Device {
+    transport: Transport<Windows>,
+    doorbell: Doorbell,
+    dma: DmaDevice,
+    page: Coherent,
+    vector: Option<Vector>,
+    requests: &'static RwSem<Requests>,
+    arrivals: &'static Arrivals,
+    resets: AtomicU64,
+    /// Keeps the function, and with it bus mastering and the interrupt.
+    claim: Claim,
+}
+
+impl Device {
+    /// Starts the device of `claim` with those of the features `wanted` that it offers. Its interrupts go to `handler`,
+    /// which counts in `arrivals`.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub(in crate::devices) fn start(
+        cpu: &Cpu,
+        claim: Claim,
+        wanted: u64,
+        handler: &'static dyn InterruptHandler,
+        requests: &'static RwSem<Requests>,
+        arrivals: &'static Arrivals,
+    ) -> Result<Self, StartError> {
+        let windows = Windows::map(&claim, cpu)?;
+        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
+        let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
+        let transport = Transport::start(windows, translation, wanted)?;
+        let doorbell = slot::doorbell(cpu, &dma)?;
+        // Behind what may fail and would not give it back.
+        let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
+        claim.set_bus_master(true);
+        let vector = claim.set_interrupt(kernel(), cpu, 0, handler, doorbell);
+        let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();
+        match Self::set_up(&transport, &page, vector, &mut requests.write()) {
+            Ok(doorbell) => {
+                transport.driver_ok();
+                Ok(Self {
+                    transport,
+                    doorbell,
+                    dma,
+                    page,
+                    vector,
+                    requests,
+                    arrivals,
+                    resets: AtomicU64::new(0),
+                    claim,
+                })
+            }
+            Err(error) => {
+                // It must have dropped the page before that is given back.
+                transport.reset()?;
+                dma.free_coherent(cpu, page);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn set_up(
+        transport: &Transport<Windows>,
+        page: &Coherent,
+        vector: Option<Vector>,
+        requests: &mut Requests,
+    ) -> Result<Doorbell, TransportError> {
+        let message = matches!(vector, Some(Vector::MsiX { .. })).then_some(0);
+        let (size, address) = (transport.queue_size(QUEUE)?, page.address().0);
+        let memory = NonNull::new(page.virt().as_ptr()).unwrap_or(NonNull::dangling());
+        // SAFETY: a page of its own, which the device reaches at this address, and uses again once it is started.
+        unsafe { requests.begin(memory, address, size) };
+        requests.set_interrupts(vector.is_some());
+        transport.set_up_queue(QUEUE, size, address, message)
+    }
+
+    /// Its registers, for what devices of its kind have.
+    pub(in crate::devices) fn transport(&self) -> &Transport<Windows> {
+        &self.transport
+    }
+
+    /// What it and its driver have agreed on.
+    pub fn features(&self) -> u64 {
+        self.transport.features()
+    }
+
+    /// How its interrupts arrive; `None` where it is polled.
+    pub fn vector(&self) -> Option<Vector> {
+        self.vector
+    }
+
+    /// The function that it is.
+    pub(in crate::devices) fn function(&self) -> &'static Function {
+        self.claim.function()
+    }
+
+    /// Its way to memory.
+    pub fn dma(&self) -> &DmaDevice {
+        &self.dma
+    }
+
+    /// Its interrupts.
+    pub fn arrivals(&self) -> &'static Arrivals {
+        self.arrivals
+    }
+
+    /// Requests that were handed over once more, since the start.
+    pub fn resubmitted(&self) -> u64 {
+        self.requests.read().resubmitted()
+    }
+
+    /// How often it was reset since the start.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Relaxed)
+    }
+
+    /// See [`crate::devices::slot::Driver::acknowledge`].
+    pub(in crate::devices) fn acknowledge(&self) -> bool {
+        // A message is this device's alone. A pin may be shared, and stays up until the reason was read.
+        !matches!(self.vector, Some(Vector::Pin { .. })) || self.transport.interrupt_reason() != 0
+    }
+
+    /// See [`crate::devices::slot::Driver::while_idle`].
+    pub(in crate::devices) fn while_idle(
+        &self,
+        change: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>,
+    ) -> Result<(), BindRefused> {
+        let mut requests = self.requests.write();
+        self.attend(&mut requests);
+        match requests.in_flight() {
+            0 => change(&self.dma),
+            some => Err(BindRefused::InFlight(some)),
+        }
+    }
+
+    /// Hands a request over, to be waited for by [`Self::wait`].
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing is handed over.
+    pub fn submit(&self, frame: Frame, segments: &[Segment]) -> Result<Ticket, RequestError> {
+        let mut requests = self.requests.write();
+        if self.is_cut_off() {
+            return Err(RequestError::Ended);
+        }
+        let ticket = requests.submit(frame, segments)?;
+        self.transport.notify(self.doorbell);
+        Ok(ticket)
+    }
+
+    /// Waits until the data of a request has arrived, or it has failed. Sleeps.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn wait(&self, ticket: Ticket) -> Result<Transfer, RequestError> {
+        let mut patience = Patience::new(Deadline::after(PATIENCE));
+        loop {
+            let seen = self.arrivals.count();
+            let mut requests = self.requests.write();
+            self.attend(&mut requests);
+            if let Some(result) = requests.take(ticket) {
+                return result;
+            }
+            patience.look(&requests, ticket, || Deadline::after(PATIENCE));
+            if self.is_cut_off() {
+                // It does not reach its rings any more, and what it has left off it must not go on with when it does.
+                self.restart_with(&mut requests, |requests| requests.abandon(RequestError::Ended));
+                continue;
+            }
+            if patience.until().has_passed() {
+                if !self.last_look(&mut requests, ticket) {
+                    requests.give_up(ticket, RequestError::TimedOut);
+                    self.restart(&mut requests);
+                }
+                continue;
+            }
+            drop(requests);
+            let at_most = if self.vector.is_some() { LOOK } else { POLL };
+            if !self.arrivals.wait(seen, at_most) && self.vector.is_some() && self.requests.read().has_some() {
+                self.arrivals.note_missing();
+            }
+        }
+    }
+
+    /// Looks after the device once more, many times; whether the request came back. An emulator whose time jumps to the
+    /// next deadline while all CPUs are idle gives a device no time of its host's: accesses to its registers do.
+    fn last_look(&self, requests: &mut WriteGuard<'_, Requests>, ticket: Ticket) -> bool {
+        const LOOKS: usize = 10_000;
+        (0..LOOKS).any(|_| {
+            let _ = self.transport.needs_reset();
+            relax();
+            self.attend(requests);
+            !requests.is_in_flight(ticket)
+        })
+    }
+
+    /// Hands a request over and waits for it.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn perform(&self, frame: Frame, segments: &[Segment]) -> Result<Transfer, RequestError> {
+        self.wait(self.submit(frame, segments)?)
+    }
+
+    /// Looks after what the device has handed back, and after the device.
+    fn attend(&self, requests: &mut WriteGuard<'_, Requests>) {
+        if !requests.has_some() {
+            if self.transport.needs_reset() {
+                log::debug!("virtio device {}: it asks for a reset", self.claim.address());
+                self.restart(requests);
+            }
+            return;
+        }
+        match requests.collect(&mut |segment| self.resolve(segment)) {
+            Ok(false) => {}
+            Ok(true) => self.transport.notify(self.doorbell),
+            Err(error) => {
+                log::error!("virtio device {}: {error}", self.claim.address());
+                // It has no chains after this; and the waiters get the error.
+                self.restart_with(requests, |requests| requests.abandon(RequestError::Device(error)));
+            }
+        }
+    }
+
+    /// Whether it is bound to a process that has ended.
+    fn is_cut_off(&self) -> bool {
+        self.dma.is_bound() && self.dma.space().is_none()
+    }
+
+    fn restart(&self, requests: &mut WriteGuard<'_, Requests>) {
+        self.restart_with(requests, |_| ());
+    }
+
+    /// Resets the device and begins anew; `first` runs while it is in reset.
+    fn restart_with(&self, requests: &mut WriteGuard<'_, Requests>, first: impl FnOnce(&mut Requests)) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+        let restarted = self.transport.restart().and_then(|()| {
+            first(requests);
+            Self::set_up(&self.transport, &self.page, self.vector, requests)
+        });
+        match restarted {
+            Ok(_) => {
+                requests.restart(&mut |segment| self.resolve(segment));
+                // Off where it did not come back before.
+                self.claim.set_bus_master(true);
+                self.transport.driver_ok();
+                self.transport.notify(self.doorbell);
+            }
+            Err(error) => {
+                log::error!("virtio device {}: {error}", self.claim.address());
+                // The reset may not have reached it: its access to memory is cut off.
+                self.claim.set_bus_master(false);
+                requests.abandon(RequestError::Gone(error));
+            }
+        }
+    }
+
+    fn resolve(&self, segment: Segment) -> Resolution {
+        let access = match segment.flow {
+            Flow::ToDevice => Access::Read,
+            Flow::FromDevice => Access::Write,
+        };
+        let end = segment.address.saturating_add(segment.bytes.into());
+        self.dma.resolve(this_cpu(), segment.address..end, access)
+    }
+}

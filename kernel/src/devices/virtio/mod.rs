@@ -1,0 +1,19 @@
+//! Virtio devices over PCI, as version 1 of the specification has them (Virtual I/O Device, version 1.2): no legacy.
+//!
+//! | file | what |
+//! |---|---|
+//! | `structures` | where a device's registers are, by its capabilities |
+//! | `transport` | the registers: status, features, queues, interrupts, configuration |
+//! | `queue` | the rings of a split queue, and what is believed of what a device writes into them: nothing |
+//! | `requests` | chains that are handed over until their data has arrived |
+//! | `device` | all of it at work: waiters, interrupts, resets |
+
+pub mod device;
+#[cfg(test)]
+mod model;
+pub mod queue;
+pub mod requests;
+pub mod structures;
+#[cfg(test)]
+mod tests;
+pub mod transport;

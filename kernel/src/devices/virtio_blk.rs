@@ -1,0 +1,183 @@
+//! Virtio disks (Virtual I/O Device, version 1.2, 5.2): sectors of 512 bytes, read and written through one queue.
+//!
+//! A request is a header, the data, and a status byte of the device. **That byte is the device's view and not the
+//! memory's**: where an access was refused on its way to memory it still reports success. What holds is
+//! [`super::virtio::requests`]'s look at the faults.
+
+use thiserror::Error;
+
+use super::pci::{Claim, Function, Id};
+use super::slot::{self, BindRefused, Driver, Slot, StartError};
+use super::virtio::device::Device;
+use super::virtio::queue::{Flow, Segment};
+use super::virtio::requests::{Frame, RequestError, Requests, Ticket, Transfer};
+use crate::iommu::{DmaAddress, DmaDevice};
+use crate::sched::RwSem;
+use crate::smp::Cpu;
+
+static SLOTS: [Slot<VirtioBlk>; 4] = [const { Slot::new(RwSem::new(Requests::NONE)) }; 4];
+
+/// Bytes of a sector.
+pub const SECTOR: u32 = 512;
+/// The most bytes of one request.
+pub const MAX_BYTES: u32 = 1 << 20;
+
+/// VIRTIO_BLK_F_RO: it cannot be written.
+const READ_ONLY: u64 = 1 << 5;
+/// VIRTIO_BLK_T_IN and VIRTIO_BLK_T_OUT.
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+/// Where its configuration has the number of sectors.
+const CAPACITY: u64 = 0;
+/// VIRTIO_BLK_S_OK and VIRTIO_BLK_S_IOERR.
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+
+/// A disk.
+pub struct VirtioBlk {
+    device: Device,
+    sectors: u64,
+}
+
+/// Why sectors were not read or not written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum BlkError {
+    /// There are no such sectors.
+    #[error("{bytes} bytes from sector {sector} on are not on the disk, which has {sectors} sectors")]
+    OutOfRange {
+        /// The first.
+        sector: u64,
+        /// Bytes.
+        bytes: u32,
+        /// Sectors of the disk.
+        sectors: u64,
+    },
+    /// Not a number of whole sectors, or too many at once.
+    #[error("{0} bytes at once: whole sectors of {SECTOR} bytes can be had, {MAX_BYTES} bytes at most")]
+    Size(u32),
+    /// The disk is not to be written.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// VIRTIO_BLK_S_IOERR.
+    #[error("the disk reports an I/O error")]
+    Failed,
+    /// VIRTIO_BLK_S_UNSUPP, or a status that no disk has.
+    #[error("the disk does no such requests: it reports status {0}")]
+    Unsupported(u8),
+    /// The device did not answer.
+    #[error("the disk has not answered")]
+    NoStatus,
+    /// The request failed on its way.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+/// The `index`-th disk of the machine, started if it was not.
+///
+/// # Errors
+/// [`StartError`].
+pub fn blk(cpu: &Cpu, index: usize) -> Result<&'static VirtioBlk, StartError> {
+    slot::device(cpu, index)
+}
+
+impl Driver for VirtioBlk {
+    type Fixed = RwSem<Requests>;
+    const NAME: &'static str = "blk";
+    const IDS: &'static [Id] = &[Id { vendor: 0x1af4, device: 0x1042 }];
+    const SLOTS: &'static [Slot<Self>] = &SLOTS;
+
+    fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
+        let device = Device::start(cpu, claim, READ_ONLY, slot, &slot.fixed, &slot.arrivals)?;
+        let sectors = device.transport().configuration_64(CAPACITY)?;
+        Ok(Self { device, sectors })
+    }
+
+    fn function(&self) -> &'static Function {
+        self.device.function()
+    }
+
+    fn acknowledge(&self) -> bool {
+        self.device.acknowledge()
+    }
+
+    fn while_idle(&self, change: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>) -> Result<(), BindRefused> {
+        self.device.while_idle(change)
+    }
+}
+
+impl VirtioBlk {
+    /// The virtio device that it is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// How many sectors it has.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Reads sectors from `sector` on into the `bytes` bytes at `address`, as the device knows it. Sleeps.
+    ///
+    /// # Errors
+    /// [`BlkError`]: what the memory holds is not known.
+    pub fn read(&self, sector: u64, address: DmaAddress, bytes: u32) -> Result<Transfer, BlkError> {
+        self.finish(self.start_read(sector, address, bytes)?)
+    }
+
+    /// Writes sectors from `sector` on with the `bytes` bytes at `address`, as the device knows it. Sleeps.
+    ///
+    /// # Errors
+    /// [`BlkError`]: what the sectors hold is not known.
+    pub fn write(&self, sector: u64, address: DmaAddress, bytes: u32) -> Result<Transfer, BlkError> {
+        self.finish(self.start_write(sector, address, bytes)?)
+    }
+
+    /// Begins what [`Self::read`] does; [`Self::finish`] ends it.
+    ///
+    /// # Errors
+    /// [`BlkError`]; nothing has begun.
+    pub fn start_read(&self, sector: u64, address: DmaAddress, bytes: u32) -> Result<Ticket, BlkError> {
+        self.begin(READ, sector, Segment { address: address.0, bytes, flow: Flow::FromDevice })
+    }
+
+    /// Begins what [`Self::write`] does; [`Self::finish`] ends it.
+    ///
+    /// # Errors
+    /// [`BlkError`]; nothing has begun.
+    pub fn start_write(&self, sector: u64, address: DmaAddress, bytes: u32) -> Result<Ticket, BlkError> {
+        if self.device.features() & READ_ONLY != 0 {
+            return Err(BlkError::ReadOnly);
+        }
+        self.begin(WRITE, sector, Segment { address: address.0, bytes, flow: Flow::ToDevice })
+    }
+
+    /// Waits for the end of what was begun. Sleeps.
+    ///
+    /// # Errors
+    /// [`BlkError`].
+    pub fn finish(&self, ticket: Ticket) -> Result<Transfer, BlkError> {
+        let transfer = self.device.wait(ticket)?;
+        match transfer.status {
+            OK => Ok(transfer),
+            u8::MAX => Err(BlkError::NoStatus),
+            IO_ERROR => Err(BlkError::Failed),
+            status => Err(BlkError::Unsupported(status)),
+        }
+    }
+
+    fn begin(&self, what: u32, sector: u64, data: Segment) -> Result<Ticket, BlkError> {
+        let (bytes, sectors) = (data.bytes, self.sectors);
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) || bytes > MAX_BYTES {
+            return Err(BlkError::Size(bytes));
+        }
+        let end = sector.checked_add(u64::from(bytes / SECTOR));
+        if end.is_none_or(|end| end > sectors) {
+            return Err(BlkError::OutOfRange { sector, bytes, sectors });
+        }
+        // struct virtio_blk_req: type, reserved, sector.
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&what.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        Ok(self.device.submit(Frame::Header(header), &[data])?)
+    }
+}

@@ -1,0 +1,35 @@
+//! The errors of system calls: Linux's, from the definition that programs share; and what the errors of the core are
+//! among them.
+
+pub use granule_abi::errno::Errno;
+
+use crate::mm::OutOfMemory;
+use crate::mm::space::SpaceError;
+use crate::uaccess::AccessError;
+
+impl From<OutOfMemory> for Errno {
+    fn from(_: OutOfMemory) -> Self {
+        Self::ENOMEM
+    }
+}
+
+impl From<AccessError> for Errno {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Fault => Self::EFAULT,
+            AccessError::Unaligned => Self::EINVAL,
+        }
+    }
+}
+
+impl From<SpaceError> for Errno {
+    fn from(error: SpaceError) -> Self {
+        match error {
+            SpaceError::Invalid => Self::EINVAL,
+            SpaceError::NoMemory => Self::ENOMEM,
+            SpaceError::NotPermitted => Self::EPERM,
+            SpaceError::InUse => Self::EEXIST,
+            SpaceError::NoArea => Self::EFAULT,
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Linux's interface for programs: a client of the core.
+//!
+//! - [`process`]: processes, threads, signals, from the initrd to their exit
+//! - `syscall`: the calls, by number
+//! - [`errno`]: what the core's errors are to a program
+//!
+//! It imports neither the iommu nor a device.
+
+pub mod errno;
+pub mod process;
+#[cfg(target_os = "none")]
+pub mod syscall;

@@ -1,0 +1,132 @@
+//! Clocks: the one that counts from the boot, whatever it is called, and CPU time of processes and threads.
+//!
+//! There is one measure of CPU time: how long threads had a CPU, at EL0 and in the kernel. Linux's older two (`PROF`,
+//! `VIRT` in a clock's number) are the same here.
+
+use core::time::Duration;
+
+use granule_abi::time::{
+    CLOCK_BOOTTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW, CLOCK_PROCESS_CPUTIME_ID,
+    CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI, CLOCK_THREAD_CPUTIME_ID,
+};
+use granule_arch::addr::VirtAddr;
+
+use super::task::Task;
+use super::tree::PROCESSES;
+use crate::chip::timer::{self, Deadline};
+use crate::linux::errno::Errno;
+use crate::sched::{self, Woken};
+use crate::smp;
+
+/// A clock that a call names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clock {
+    /// Time since the boot.
+    Uptime,
+    /// The same, under a name by which nothing sleeps.
+    UptimeToRead,
+    /// CPU time of a process, by its number.
+    Process(u32),
+    /// CPU time of a thread of the caller's process, by its number.
+    Thread(u32),
+    /// CPU time of the calling thread under the name by which nothing sleeps.
+    ThreadToRead,
+    /// A file that would be a clock: there is none.
+    File,
+    /// CPU time of what is not counted.
+    NotCounted,
+}
+
+impl Clock {
+    /// The clock with this number, for `task`. Negative numbers are a process's or a thread's, inverted, with the kind of
+    /// clock in the lowest three bits.
+    ///
+    /// # Errors
+    /// `EINVAL`: there is no such kind of clock.
+    pub fn new(number: u64, task: &Task) -> Result<Self, Errno> {
+        const THREAD: i32 = 0b100;
+        let number = number as u32;
+        let signed = number as i32;
+        if signed >= 0 {
+            return match u64::from(number) {
+                CLOCK_REALTIME | CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_TAI => Ok(Self::Uptime),
+                CLOCK_MONOTONIC_RAW | CLOCK_REALTIME_COARSE | CLOCK_MONOTONIC_COARSE => Ok(Self::UptimeToRead),
+                CLOCK_PROCESS_CPUTIME_ID => Ok(Self::Process(task.process().id())),
+                CLOCK_THREAD_CPUTIME_ID => Ok(Self::ThreadToRead),
+                _ => Err(Errno::EINVAL),
+            };
+        }
+        let of = !(signed >> 3) as u32;
+        Ok(match (signed & 0b111, of) {
+            (0b011, _) => Self::File,
+            (0b111, _) => Self::NotCounted,
+            (kind, 0) if kind & THREAD != 0 => Self::Thread(task.id()),
+            (kind, of) if kind & THREAD != 0 => Self::Thread(of),
+            (_, 0) => Self::Process(task.process().id()),
+            (_, of) => Self::Process(of),
+        })
+    }
+
+    /// What it shows, in nanoseconds.
+    ///
+    /// # Errors
+    /// `EINVAL`: there is no such process or thread, or nothing that could be read.
+    pub fn now(self, task: &Task) -> Result<u64, Errno> {
+        let counts = match self {
+            Self::Uptime | Self::UptimeToRead => return Ok(uptime()),
+            Self::Process(id) => Self::process_time(id, task),
+            Self::Thread(id) => task.process().lock().find(id).map(|task| task.thread().cpu_time()),
+            Self::ThreadToRead => Some(task.thread().cpu_time()),
+            Self::File | Self::NotCounted => None,
+        };
+        counts.map(|counts| timer::duration_of(counts).as_nanos() as u64).ok_or(Errno::EINVAL)
+    }
+
+    /// As Linux, a thread's own number stands for its process here.
+    fn process_time(id: u32, task: &Task) -> Option<u64> {
+        let own = task.process();
+        if id == task.id() || id == own.id() {
+            return Some(own.lock().cpu_time());
+        }
+        Some(PROCESSES.lock().find(id)?.lock().cpu_time())
+    }
+
+    /// Sleeps until it shows this.
+    ///
+    /// # Errors
+    /// `EINTR`; `EINVAL`, as [`Self::now`].
+    pub fn sleep_until(self, task: &Task, until: u64) -> Result<(), Errno> {
+        /// How often CPU time is looked at, at most: it goes on while the sleeper does not run.
+        const LEAST: Duration = Duration::from_millis(1);
+        loop {
+            let rest = Duration::from_nanos(until.saturating_sub(self.now(task)?));
+            if rest.is_zero() {
+                return Ok(());
+            }
+            let least = match self {
+                Self::Uptime | Self::UptimeToRead => rest,
+                // A process takes no more time than all CPUs together.
+                _ => (rest / smp::online().iter().count().max(1) as u32).max(LEAST),
+            };
+            if sched::sleep_until(Deadline::after(least)) == Woken::Interrupted {
+                return Err(Errno::EINTR);
+            }
+        }
+    }
+}
+
+/// Nanoseconds since the boot.
+pub fn uptime() -> u64 {
+    timer::uptime().as_nanos() as u64
+}
+
+/// A sleep that a signal interrupted.
+#[derive(Clone, Copy, Debug)]
+pub struct Sleep {
+    /// By which clock.
+    pub clock: Clock,
+    /// Until when.
+    pub until: u64,
+    /// Where the rest is stored if it is interrupted; nowhere if 0.
+    pub rest: VirtAddr,
+}

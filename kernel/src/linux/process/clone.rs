@@ -1,0 +1,322 @@
+//! New processes and threads: the first of a program, and those that `clone` makes.
+//!
+//! All that can fail comes first; then the process and its thread are put into the tree in one step, so that no signal
+//! finds the one without the other.
+
+#![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use aarch64_cpu::registers::{Readable as _, TPIDR_EL0};
+use granule_abi::process::{
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS, CLONE_IO, CLONE_PARENT,
+    CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_UNTRACED,
+    CLONE_VFORK, CLONE_VM, CSIGNAL,
+};
+use granule_abi::signal::SigStack;
+use granule_arch::addr::VirtAddr;
+use spin::Once;
+
+use super::counted::{Counted, Inner};
+use super::exec::Loaded;
+use super::limits::{Limits, ProcessSlot};
+use super::signal::{Set, Signal};
+use super::state::State;
+use super::status::Name;
+use super::task::Task;
+use super::tree::{Number, PROCESSES, Parent, Process, Tree};
+use crate::kernel;
+use crate::linux::errno::Errno;
+use crate::mm::OutOfMemory;
+use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::space::{SpaceRef, SpaceUser};
+use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, Work, current, park};
+use crate::smp::this_cpu;
+use crate::trap::TrapFrame;
+use crate::uaccess;
+
+/// What `clone` accepts. The flags for files, directories, semaphores, the scheduling of block devices and tracing have
+/// nothing to share here.
+const KNOWN: u64 = CSIGNAL
+    | CLONE_VM
+    | CLONE_FS
+    | CLONE_FILES
+    | CLONE_SIGHAND
+    | CLONE_PTRACE
+    | CLONE_VFORK
+    | CLONE_PARENT
+    | CLONE_THREAD
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID
+    | CLONE_DETACHED
+    | CLONE_UNTRACED
+    | CLONE_CHILD_SETTID
+    | CLONE_IO;
+
+/// The arguments of `clone`, in arm64's order.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// `CLONE_` flags, and the signal of the child's end.
+    pub flags: u64,
+    /// The child's SP; 0: as the caller's.
+    pub stack: u64,
+    /// Where the child's number goes for the parent.
+    pub parent_id: u64,
+    /// The child's thread pointer.
+    pub tls: u64,
+    /// The child's word that its number goes to, and that is zeroed at its end.
+    pub child_id: u64,
+}
+
+impl Request {
+    const fn has(&self, flag: u64) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Refuses what has no meaning, and what does not exist here. Linux does not look at the upper half of the flags.
+    fn check(&self) -> Result<Option<Signal>, Errno> {
+        if self.flags & u64::from(u32::MAX) & !KNOWN != 0
+            || self.has(CLONE_THREAD) && !self.has(CLONE_SIGHAND)
+            || self.has(CLONE_SIGHAND) && !self.has(CLONE_VM)
+        {
+            return Err(Errno::EINVAL);
+        }
+        match self.flags & CSIGNAL {
+            0 => Ok(None),
+            number => Signal::new(number).map(Some).ok_or(Errno::EINVAL),
+        }
+    }
+}
+
+static VFORKS: Once<Pool<Inner<Vfork>>> = Once::new();
+
+/// A thread that sleeps until the one that it made leaves the space that they share, by an exec or its exit.
+#[derive(Debug)]
+pub struct Vfork {
+    parent: ThreadRef,
+    done: AtomicBool,
+}
+
+impl Vfork {
+    #[inline(never)]
+    fn new() -> Result<Counted<Self>, OutOfMemory> {
+        let pool = VFORKS.call_once(|| Pool::new(kernel().frames));
+        Counted::try_new(pool, Self { parent: current().to_ref(), done: AtomicBool::new(false) })
+    }
+
+    /// The child has left the space.
+    pub fn finish(&self) {
+        self.done.store(true, Ordering::Release);
+        self.parent.unpark();
+    }
+
+    /// Sleeps until then, or until the thread is to exit. Other signals wait, as on Linux.
+    fn wait(&self, task: &Task, thread: &Thread) {
+        while !(self.done.load(Ordering::Acquire) || thread.has(Work::SIGNAL) && task.is_called_off()) {
+            park();
+        }
+    }
+}
+
+/// Frames that this keeps: for accounts of which frames are in use.
+pub fn kept_frames() -> usize {
+    VFORKS.get().map_or(0, |pool| pool.stats().frames)
+}
+
+/// The process of a thread to be.
+enum Host {
+    /// One that has threads.
+    Old(&'static Process),
+    /// One that is in no tree yet.
+    New(PoolBox<Process>),
+}
+
+/// A task that is in no list yet, its thread, which does not run yet, and its process, if that is new as well. Dropped
+/// without a lock.
+struct NewTask {
+    task: PoolBox<Task>,
+    thread: ThreadRef,
+    process: Option<PoolBox<Process>>,
+    number: Number,
+}
+
+/// What a thread begins with.
+struct Registers {
+    frame: TrapFrame,
+    tls: u64,
+    fp: Option<FpState>,
+}
+
+impl NewTask {
+    #[inline(never)]
+    fn new(
+        number: Number,
+        host: Host,
+        space: SpaceRef,
+        (blocked, name): (Set, Name),
+        registers: Registers,
+    ) -> Result<Self, Errno> {
+        let (process, new) = match host {
+            Host::Old(process) => (process, None),
+            // SAFETY: it stays where it is; the task, which alone keeps this reference, is dropped before the box, or
+            // goes into the tree together with it.
+            Host::New(process) => (unsafe { NonNull::from(&*process).as_ref() }, Some(process)),
+        };
+        let task = Task::new(number.get(), process, SpaceUser::new(space.clone()), blocked, name)?;
+        let thread = NewUserThread {
+            name: "program",
+            entry: &super::ENTRY,
+            frame: registers.frame,
+            tls: registers.tls,
+            space,
+            fp: registers.fp,
+            task: (&raw const *task).cast_mut().cast(),
+        };
+        let thread = thread.create(this_cpu())?;
+        task.set_thread(thread.clone());
+        Ok(Self { task, thread, process: new, number })
+    }
+
+    /// Puts it into the tree. A process that is new becomes a child of `parent`.
+    fn join(self, tree: &mut Tree, parent: Parent, exit_signal: Option<Signal>) -> ThreadRef {
+        if let Some(process) = self.process {
+            tree.add(process, parent, exit_signal);
+        }
+        tree.add_task(self.task);
+        self.number.keep();
+        self.thread
+    }
+}
+
+/// Starts a program as a new process, a child of `parent`, and returns its number.
+///
+/// # Errors
+/// `ENOMEM`, `EAGAIN`; nothing stays taken.
+#[inline(never)]
+pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
+    let limits = Limits::initial();
+    let place = ProcessSlot::take(&limits)?;
+    let number = Number::reserve()?;
+    let id = number.get();
+    let registers = Registers { frame: loaded.frame(), tls: 0, fp: None };
+    let state = State::new(id, loaded.name, loaded.space.clone(), loaded.handlers);
+    let host = Host::New(Process::new(id, state, limits, place)?);
+    let new_task = NewTask::new(number, host, loaded.space, (Set::EMPTY, loaded.name), registers)?;
+    let thread = new_task.join(&mut PROCESSES.lock(), parent, Some(Signal::CHLD));
+    thread.start();
+    Ok(id)
+}
+
+/// Makes a process or a thread that goes on where the caller does, with 0 as the answer; returns its number.
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM`, `EAGAIN`; nothing stays taken.
+pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request) -> Result<u32, Errno> {
+    let exit_signal = request.check()?;
+    let place = ProcessSlot::take(&task.process().limits)?;
+    let number = Number::reserve()?;
+    let id = number.get();
+    let vfork = if request.has(CLONE_VFORK) { Some(Vfork::new()?) } else { None };
+    let (host, space, place) = if request.has(CLONE_THREAD) {
+        (Host::Old(task.process()), task.space_ref(), Some(place))
+    } else {
+        let (host, space) = make_child(task, request, id, place)?;
+        (host, space, None)
+    };
+    if request.has(CLONE_CHILD_SETTID) {
+        // As on Linux it is no error if that is no place of the child's.
+        let _ = space.write_bytes(this_cpu(), VirtAddr(request.child_id), &id.to_le_bytes());
+    }
+    let new_task = copy_thread(task, thread, frame, request, number, host, space)?;
+    new_task.task.place.set(place);
+    new_task.task.vfork.set(vfork.clone());
+    let child = publish(task, request, exit_signal, new_task)?;
+    if request.has(CLONE_PARENT_SETTID) {
+        // In the parent's memory alone, and no error where that cannot be written, as on Linux.
+        let _ = uaccess::copy_to_user(VirtAddr(request.parent_id), &id.to_le_bytes());
+    }
+    child.start();
+    drop(child);
+    // What was short on the way was found elsewhere, or was not needed.
+    thread.take_shortage();
+    if let Some(vfork) = vfork {
+        vfork.wait(task, thread);
+    }
+    Ok(id)
+}
+
+/// Makes a process without a thread, and gets the space for its first one.
+#[inline(never)]
+fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Result<(Host, SpaceRef), Errno> {
+    let space = if request.has(CLONE_VM) { task.space_ref() } else { fork_space(task)? };
+    let own = task.process().lock().handlers.clone();
+    let handlers = if request.has(CLONE_SIGHAND) { own } else { own.copy()? };
+    let state = State::new(id, task.name.get(), space.clone(), handlers);
+    let process = Process::new(id, state, task.process().limits.copy(), place)?;
+    Ok((Host::New(process), space))
+}
+
+/// A copy of the task's space, with its heap.
+fn fork_space(task: &Task) -> Result<SpaceRef, Errno> {
+    // Locked over both, so that the heap's end is that of the areas.
+    let heap = task.space().heap().read();
+    let copy = task.space().fork(this_cpu())?;
+    *copy.heap().write() = *heap;
+    Ok(copy)
+}
+
+/// A thread that goes on where the caller does.
+#[inline(never)]
+fn copy_thread(
+    task: &Task,
+    thread: &Thread,
+    frame: &TrapFrame,
+    request: &Request,
+    number: Number,
+    host: Host,
+    space: SpaceRef,
+) -> Result<NewTask, Errno> {
+    let mut frame = frame.clone();
+    frame.x[0] = 0;
+    if request.stack != 0 {
+        frame.sp = request.stack;
+    }
+    let tls = if request.has(CLONE_SETTLS) { request.tls } else { TPIDR_EL0.get() };
+    let registers = Registers { frame, tls, fp: thread.fp_state() };
+    let new_task = NewTask::new(number, host, space, (task.blocked(), task.name.get()), registers)?;
+    new_task.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
+    // A stack for handlers cannot be two threads' at a time.
+    let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
+    new_task.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });
+    Ok(new_task)
+}
+
+/// Puts what a thread has made into the tree, unless the thread is to exit itself: a process that is ending gets no new
+/// threads, and none that is killed leaves a child that was not there yet.
+fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, new_task: NewTask) -> Result<ThreadRef, Errno> {
+    let joined = {
+        let mut tree = PROCESSES.lock();
+        if task.process().lock().is_ending(task) {
+            Err(new_task)
+        } else {
+            let (parent, exit_signal) = if request.has(CLONE_PARENT) {
+                // A parent that did not ask for this child gets the signal that it did ask for at its end.
+                match tree.parent(task.process()) {
+                    (Parent::Process(parent), signal) => (Parent::Process(parent), signal),
+                    (_, signal) => (Parent::None, signal),
+                }
+            } else {
+                (Parent::Process(task.process().id()), exit_signal)
+            };
+            if let Some(process) = &new_task.process {
+                process.descend_from(task.process());
+            }
+            Ok(new_task.join(&mut tree, parent, exit_signal))
+        }
+    };
+    // What does not join is dropped without the lock. The answer is one that nothing at EL0 sees.
+    joined.map_err(|_| Errno::EAGAIN)
+}

@@ -1,0 +1,91 @@
+//! Processes from outside: what the kernel itself does with them.
+
+use super::limits::Limits;
+use super::send::{self, Asked};
+use super::signal::{Cause, Signal};
+use super::stack::{Strings, Words};
+use super::status::{End, ExecError, Summary};
+use super::tree::{Child, PROCESSES, Parent, Tree};
+use super::{clone, exec};
+use crate::linux::errno::Errno;
+use crate::mm::space::SpaceRef;
+use crate::sched::{current, park};
+use crate::smp::this_cpu;
+
+/// Starts a program of the initrd; returns the process's number. Its status is kept until [`wait`] collects it.
+///
+/// # Errors
+/// [`ExecError`]; nothing stays taken.
+pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
+    let path = path.as_bytes();
+    let file = exec::open(path)?;
+    let add = |strings: &mut Strings<exec::InSpace<'_>>| words.add_to(strings);
+    let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), add)?;
+    Ok(clone::start(loaded, Parent::Kernel(current().to_ref()))?)
+}
+
+/// Waits until a process has ended that [`start`] started; how it did. `None`: there is no such process.
+pub fn wait(id: u32) -> Option<End> {
+    wait_with(id, park)
+}
+
+/// As [`wait`], but until then it calls `pause`, which sleeps until the thread is unparked, as the process's end does; it
+/// may return earlier.
+pub fn wait_with(id: u32, mut pause: impl FnMut()) -> Option<End> {
+    // The thread that waits is woken, not the one that started it.
+    if !PROCESSES.lock().wait_in_kernel(id, current().to_ref()) {
+        return None;
+    }
+    loop {
+        let child = PROCESSES.lock().collect_own(id);
+        match child {
+            Child::None => return None,
+            Child::Ended { status, process, .. } => {
+                drop(process);
+                return Some(status);
+            }
+            Child::Running => pause(),
+        }
+    }
+}
+
+/// Sends a process a signal, as the kernel.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
+    send::to_process(None, id, Asked(signal.number()), Cause::KERNEL)
+}
+
+/// Sends SIGINT to a process that [`start`] started and to all its descendants, as Ctrl-C does; also to those whose own
+/// parents have ended. There are no process groups that a descendant could leave.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn interrupt(id: u32) -> Result<(), Errno> {
+    let family = PROCESSES.lock().find(id).ok_or(Errno::ESRCH)?.family_birth();
+    send::to_all_where(Asked(granule_abi::signal::SIGINT), Cause::KERNEL, |process| process.family_birth() == family)
+}
+
+/// Calls `each` for every process, by number. Not under the lock: it may print, and its arguments may be old.
+pub fn for_each(each: &mut dyn FnMut(&Summary)) {
+    let mut after = 0;
+    loop {
+        let next = summary_after(&PROCESSES.lock(), after);
+        let Some(summary) = next else { return };
+        each(&summary);
+        after = summary.id;
+    }
+}
+
+fn summary_after(tree: &Tree, id: u32) -> Option<Summary> {
+    let process = tree.after(id)?;
+    let state = process.lock();
+    let (life, threads, name) = (state.life, state.threads(), state.name);
+    Some(Summary { id: process.id(), parent: process.parent_id(), life, threads, name })
+}
+
+/// The space of a process that has not ended.
+pub fn space_of(id: u32) -> Option<SpaceRef> {
+    PROCESSES.lock().find(id)?.lock().space.clone()
+}

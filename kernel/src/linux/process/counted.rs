@@ -1,0 +1,97 @@
+//! Kernel objects with several owners.
+
+#![allow(unsafe_code, reason = "reference counts of shared objects")]
+
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::mm::OutOfMemory;
+use crate::mm::pool::{Pool, PoolBox};
+
+/// An object of a pool, and how many owners it has.
+pub struct Inner<T> {
+    owners: AtomicU32,
+    object: T,
+}
+
+/// One owner's share of an object. The object is dropped with the last one.
+pub struct Counted<T>(NonNull<Inner<T>>);
+
+// SAFETY: the owners share the object, and the last one drops it, wherever each of them is.
+unsafe impl<T: Send + Sync> Send for Counted<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for Counted<T> {}
+
+impl<T> Counted<T> {
+    /// Moves `object` into the pool, with one owner.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; `object` is dropped.
+    #[inline]
+    pub fn try_new(pool: &'static Pool<Inner<T>>, object: T) -> Result<Self, OutOfMemory> {
+        Self::try_new_with(pool, || object)
+    }
+
+    /// Has `make` make an object in the pool, with one owner. No lock of the pool's is held meanwhile.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; `make` is not called.
+    #[inline]
+    pub fn try_new_with(pool: &'static Pool<Inner<T>>, make: impl FnOnce() -> T) -> Result<Self, OutOfMemory> {
+        let made = pool.try_new_with(|| Inner { owners: AtomicU32::new(1), object: make() })?;
+        Ok(Self(made.into_raw()))
+    }
+}
+
+impl<T> Clone for Counted<T> {
+    fn clone(&self) -> Self {
+        // SAFETY: the object is there while an owner is counted. Relaxed: this owner is, so the count is not on its way
+        // to 0. It cannot overflow: an owner is a process or a thread, of which there are fewer than 2^16.
+        unsafe { self.0.as_ref() }.owners.fetch_add(1, Ordering::Relaxed);
+        Self(self.0)
+    }
+}
+
+impl<T> Deref for Counted<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: the object is there while an owner is counted.
+        unsafe { &self.0.as_ref().object }
+    }
+}
+
+impl<T> Drop for Counted<T> {
+    fn drop(&mut self) {
+        // SAFETY: as above. Release: what this owner did with the object comes before its end; acquire, by the last: it
+        // comes after what all did.
+        if unsafe { self.0.as_ref() }.owners.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // SAFETY: `try_new` made it from a box, and this was the last owner.
+            drop(unsafe { PoolBox::from_raw(self.0) });
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the host has memory")]
+mod tests {
+    use std::boxed::Box;
+    use std::rc::Rc;
+
+    use super::Counted;
+    use crate::mm::frame::tests::leaked;
+    use crate::mm::pool::Pool;
+
+    #[test]
+    fn the_object_goes_with_its_last_owner() {
+        let pool = Box::leak(Box::new(Pool::new(leaked(2))));
+        let witness = Rc::new(());
+        let first = Counted::try_new(pool, witness.clone()).unwrap();
+        let second = first.clone();
+        drop(first);
+        assert!(Rc::ptr_eq(&second, &witness));
+        assert_eq!((Rc::strong_count(&witness), pool.stats().objects), (2, 1));
+        drop(second);
+        assert_eq!((Rc::strong_count(&witness), pool.stats().objects), (1, 0));
+    }
+}

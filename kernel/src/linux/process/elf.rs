@@ -1,0 +1,277 @@
+//! Programs: static ELF files for arm64, checked before anything is mapped.
+//!
+//! What is asked of a file is what Linux's `load_elf_binary` asks, and what it would find out later by a fault: that
+//! segments come in order of their addresses and share no page, that the file has what they load, that the entry is in
+//! code. The checks are here; the crate `elf` knows the format.
+
+use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP, PT_LOAD};
+use elf::endian::LittleEndian;
+use elf::file::{Class, FileHeader, parse_ident};
+use elf::segment::{ProgramHeader, SegmentTable};
+use granule_arch::addr::PAGE_SIZE;
+use thiserror::Error;
+
+/// The most segments that a program may load.
+pub const SEGMENTS: usize = 8;
+/// Bytes of a program header.
+const HEADER_SIZE: u16 = 56;
+const IDENT: usize = 16;
+const FILE_HEADER: usize = 64;
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// Why a file is no program that can run here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ProgramError {
+    /// Not even the beginning is right.
+    #[error("not an ELF file")]
+    NotElf,
+    /// 32 bits, big-endian, or of another machine.
+    #[error("not a little-endian 64-bit program for arm64")]
+    OtherMachine,
+    /// An object file, a core dump, ...
+    #[error("not an executable: ELF type {0}")]
+    NotExecutable(u16),
+    /// A table of program headers that is not one.
+    #[error("its program headers are outside of the file, or not of the size that they should have")]
+    BadHeaders,
+    /// It names an interpreter.
+    #[error("it needs a dynamic linker; only static programs run here")]
+    Dynamic,
+    /// No segment at all.
+    #[error("nothing to load")]
+    Empty,
+    /// More than [`SEGMENTS`].
+    #[error("more than {SEGMENTS} segments to load")]
+    TooManySegments,
+    /// A segment whose contents are not in the file.
+    #[error("the segment at {0:#x} is not in the file")]
+    CutOff(u64),
+    /// More in the file than in memory, or an address that wraps or is the kernel's.
+    #[error("the segment at {0:#x} has a size that is none")]
+    BadSize(u64),
+    /// Offset and address differ in their page offsets.
+    #[error("the segment at {0:#x} is not aligned as it is in the file")]
+    Misaligned(u64),
+    /// Not in order of addresses, or two in one page.
+    #[error("the segment at {0:#x} overlaps its predecessor, or lies before it")]
+    Overlap(u64),
+    /// The entry is in no segment that may be executed.
+    #[error("the entry {0:#x} is not in code")]
+    BadEntry(u64),
+}
+
+/// Where a program may lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Position {
+    /// At its own addresses.
+    Fixed,
+    /// Anywhere: its addresses count from where it is loaded.
+    Anywhere,
+}
+
+/// What may be done with a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentAccess {
+    /// It may be read.
+    pub read: bool,
+    /// It may be written.
+    pub write: bool,
+    /// It may be executed.
+    pub execute: bool,
+}
+
+/// A segment to load: whole pages from `start` to `end`, where `contents` are at `address` and the rest is zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment<'a> {
+    /// Its first byte.
+    pub address: u64,
+    /// What the file has of it, and where.
+    pub contents: &'a [u8],
+    offset: u64,
+    /// Its bytes in memory.
+    pub size: u64,
+    /// What may be done with it.
+    pub access: SegmentAccess,
+}
+
+impl Segment<'_> {
+    /// Its first page's address.
+    pub const fn start(&self) -> u64 {
+        self.address & !(PAGE - 1)
+    }
+
+    /// The first page after it.
+    pub const fn end(&self) -> u64 {
+        (self.address + self.size).next_multiple_of(PAGE)
+    }
+}
+
+/// A program: its segments can be mapped as they are, in order, below `limit`.
+#[derive(Clone, Debug)]
+pub struct Program<'a> {
+    /// Where it starts.
+    pub entry: u64,
+    /// Where it may lie.
+    pub position: Position,
+    /// What is to be loaded, by address; at least one.
+    pub segments: heapless::Vec<Segment<'a>, SEGMENTS>,
+    /// Where its program headers are in memory; 0 if they are in none of its segments. As Linux, by their offset in the
+    /// file: PT_PHDR is not believed.
+    pub headers: u64,
+    /// How many program headers.
+    pub header_count: u16,
+    /// Whether its stack is to be executable (PT_GNU_STACK).
+    pub executable_stack: bool,
+}
+
+impl<'a> Program<'a> {
+    /// Reads a file, for addresses below `limit`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    #[inline(never)]
+    pub fn parse(file: &'a [u8], limit: u64) -> Result<Self, ProgramError> {
+        let ident = file.get(..IDENT).ok_or(ProgramError::NotElf)?;
+        if !ident.starts_with(b"\x7fELF") {
+            return Err(ProgramError::NotElf);
+        }
+        let ident = parse_ident::<LittleEndian>(ident).map_err(|_| ProgramError::OtherMachine)?;
+        if ident.1 != Class::ELF64 {
+            return Err(ProgramError::OtherMachine);
+        }
+        let tail = file.get(IDENT..FILE_HEADER).ok_or(ProgramError::NotElf)?;
+        let header = FileHeader::parse_tail(ident, tail).map_err(|_| ProgramError::NotElf)?;
+        if header.e_machine != EM_AARCH64 {
+            return Err(ProgramError::OtherMachine);
+        }
+        let position = match header.e_type {
+            ET_EXEC => Position::Fixed,
+            ET_DYN => Position::Anywhere,
+            other => return Err(ProgramError::NotExecutable(other)),
+        };
+        let table = program_headers(&header, file)?;
+        let mut program = Self {
+            entry: header.e_entry,
+            position,
+            segments: heapless::Vec::new(),
+            headers: 0,
+            header_count: header.e_phnum,
+            executable_stack: false,
+        };
+        for header in table.iter() {
+            program.add(&header, file, limit)?;
+        }
+        program.check(position, &table)?;
+        program.headers = program.loaded_at(header.e_phoff).unwrap_or(0);
+        Ok(program)
+    }
+
+    /// The first page's address.
+    pub fn start(&self) -> u64 {
+        self.segments.first().map_or(0, Segment::start)
+    }
+
+    /// The first page's address behind everything: where the heap may begin.
+    pub fn end(&self) -> u64 {
+        self.segments.last().map_or(0, Segment::end)
+    }
+
+    /// What is added to each address of the program, modulo 2⁶⁴, where programs that lie anywhere begin at `anywhere`
+    /// and all end at `limit` or before. So a program may be linked above `anywhere` too.
+    ///
+    /// # Errors
+    /// [`ProgramError::BadSize`]: it does not fit.
+    pub fn base(&self, anywhere: u64, limit: u64) -> Result<u64, ProgramError> {
+        let base = match self.position {
+            Position::Fixed => 0,
+            Position::Anywhere => anywhere.wrapping_sub(self.start()),
+        };
+        let (start, size) = (self.start().wrapping_add(base), self.end() - self.start());
+        let fits = start.checked_add(size).is_some_and(|end| end <= limit);
+        if fits { Ok(base) } else { Err(ProgramError::BadSize(self.start())) }
+    }
+
+    fn add(&mut self, header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<(), ProgramError> {
+        match header.p_type {
+            PT_INTERP => return Err(ProgramError::Dynamic),
+            PT_GNU_STACK => self.executable_stack = header.p_flags & PF_X != 0,
+            PT_LOAD if header.p_memsz != 0 => {
+                let segment = load(header, file, limit)?;
+                if self.segments.last().is_some_and(|last| segment.start() < last.end()) {
+                    return Err(ProgramError::Overlap(segment.address));
+                }
+                self.segments.push(segment).map_err(|_| ProgramError::TooManySegments)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check(&self, position: Position, table: &SegmentTable<'_, LittleEndian>) -> Result<(), ProgramError> {
+        if self.segments.is_empty() {
+            return Err(ProgramError::Empty);
+        }
+        // A shared library has the same type as a program that lies anywhere; only the latter has an entry in code.
+        let dynamic = table.iter().any(|header| header.p_type == PT_DYNAMIC);
+        let code = |segment: &&Segment<'_>| segment.access.execute;
+        let inside = |segment: &Segment<'_>| (segment.address..segment.address + segment.size).contains(&self.entry);
+        match self.segments.iter().filter(code).any(inside) {
+            true => Ok(()),
+            false if dynamic && position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Dynamic),
+            false => Err(ProgramError::BadEntry(self.entry)),
+        }
+    }
+
+    /// Where the byte at this offset of the file is in memory.
+    fn loaded_at(&self, offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let inside = offset.checked_sub(segment.offset).filter(|&inside| inside < segment.contents.len() as u64)?;
+            Some(segment.address + inside)
+        })
+    }
+}
+
+fn program_headers<'a>(
+    header: &FileHeader<LittleEndian>,
+    file: &'a [u8],
+) -> Result<SegmentTable<'a, LittleEndian>, ProgramError> {
+    if header.e_phnum == 0 || header.e_phentsize != HEADER_SIZE {
+        return Err(ProgramError::BadHeaders);
+    }
+    let bytes = usize::from(header.e_phnum) * usize::from(HEADER_SIZE);
+    let start = usize::try_from(header.e_phoff).map_err(|_| ProgramError::BadHeaders)?;
+    let end = start.checked_add(bytes).ok_or(ProgramError::BadHeaders)?;
+    let table = file.get(start..end).ok_or(ProgramError::BadHeaders)?;
+    Ok(SegmentTable::new(header.endianness, header.class, table))
+}
+
+fn load<'a>(header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<Segment<'a>, ProgramError> {
+    let address = header.p_vaddr;
+    let end = address.checked_add(header.p_memsz).filter(|&end| end <= limit);
+    if end.is_none() || header.p_filesz > header.p_memsz {
+        return Err(ProgramError::BadSize(address));
+    }
+    // What has nothing in the file has no place there: linkers write any offset.
+    let (offset, contents) = match header.p_filesz {
+        0 => (0, Some(&[][..])),
+        _ if header.p_offset % PAGE != address % PAGE => return Err(ProgramError::Misaligned(address)),
+        bytes => (header.p_offset, part(file, header.p_offset, bytes)),
+    };
+    let has = |flag: u32| header.p_flags & flag != 0;
+    Ok(Segment {
+        address,
+        contents: contents.ok_or(ProgramError::CutOff(address))?,
+        offset,
+        size: header.p_memsz,
+        access: SegmentAccess { read: has(PF_R), write: has(PF_W), execute: has(PF_X) },
+    })
+}
+
+/// So many bytes of a file.
+fn part(file: &[u8], offset: u64, bytes: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    file.get(start..start.checked_add(usize::try_from(bytes).ok()?)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! From a file of the initrd to a program that runs: a fresh space with its segments, its stack, and its first registers.
+//!
+//! ```text
+//!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
+//!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere; then the heap
+//!   ... 0xffff_ffdf_e000     the stack, which grows as far as its limit goes
+//!   0xffff_ffdf_e000         two instructions, for handlers that name no way back
+//! ```
+//! All of it is anonymous memory: a segment's contents are copied, and from then on they are the program's. Nothing of
+//! the program before is touched until nothing can fail any more.
+
+#![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
+
+use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
+use granule_abi::process::{
+    AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_FLAGS, AT_GID, AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ,
+    AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP,
+};
+use granule_abi::{number, signal};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::descriptor::Protection;
+
+use super::counted::Counted;
+use super::elf::{Program, Segment};
+use super::exit;
+use super::initrd::{self, File};
+use super::signal::Actions;
+use super::stack::{self, Counts, Memory, Strings};
+use super::state::Handlers;
+use super::status::{ExecError, Name};
+use super::task::Task;
+use super::tree::PROCESSES;
+use crate::kernel;
+use crate::linux::errno::Errno;
+use crate::mm::space::{
+    FaultError, Heap, MapRequest, Placement, Populate, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser, Terms,
+    USER_END,
+};
+use crate::sched::{self, Thread};
+use crate::smp::{Cpu, this_cpu};
+use crate::trap::TrapFrame;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Where programs go that lie anywhere: two thirds of the space up, where Linux has them.
+const ANYWHERE: u64 = 0xaaaa_aaaa_a000;
+/// Where handlers return to that name no place of their own (`SA_RESTORER`).
+pub const TRAMPOLINE: VirtAddr = VirtAddr(USER_END.0 - 0x2000);
+/// The stack's end, and its size. Nothing is free above it, so that no small mapping comes to lie between.
+const STACK_TOP: u64 = TRAMPOLINE.0;
+const STACK_SIZE: u64 = 8 << 20;
+/// What a stack has below what the program finds on it, to begin with; it grows (Linux's `setup_arg_pages`).
+const STACK_BEGIN: u64 = 128 << 10;
+// The longest argument list leaves room.
+const _: () = assert!(stack::argument_space(u64::MAX) < STACK_SIZE);
+
+/// `mov x8, #rt_sigreturn`, `svc #0`.
+const TRAMPOLINE_CODE: [u32; 2] = [0xd280_0008 | (number::RT_SIGRETURN as u32) << 5, 0xd400_0001];
+
+/// A program, ready to run.
+pub struct Loaded {
+    /// Its space.
+    pub space: SpaceRef,
+    /// PC and SP at its first instruction.
+    pub entry: u64,
+    /// See `entry`.
+    pub stack: u64,
+    /// What happens on its signals: the default.
+    pub handlers: Counted<Handlers>,
+    /// What it is called.
+    pub name: Name,
+}
+
+impl Loaded {
+    /// The registers at its first instruction.
+    pub fn frame(&self) -> TrapFrame {
+        let mut frame = TrapFrame::default();
+        (frame.elr, frame.sp) = (self.entry, self.stack);
+        frame
+    }
+}
+
+/// The file that a path leads to, which [`load`] takes.
+///
+/// # Errors
+/// Those of the path.
+pub fn open(path: &[u8]) -> Result<File<'static>, ExecError> {
+    Ok(initrd::find(path)?)
+}
+
+/// The memory of a space that does not run yet.
+#[derive(Debug)]
+pub struct InSpace<'a>(&'a SpaceRef);
+
+impl Memory for InSpace<'_> {
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        write(this_cpu(), self.0, address, bytes)
+    }
+
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+        self.0.read_bytes(this_cpu(), VirtAddr(address), bytes).map_err(errno)
+    }
+}
+
+/// Puts the program of a file into a new space. `path` is its name for itself; `add` adds the strings of the environment
+/// and of the arguments to the new stack, as many as `counts` has and `limits`, the program's, allow.
+///
+/// What is wrong with the strings is found before what is wrong with the file, as on Linux.
+///
+/// # Errors
+/// [`ExecError`]; nothing stays taken.
+#[inline(never)]
+pub fn load(
+    cpu: &Cpu,
+    file: File<'_>,
+    path: &[u8],
+    limits: &SpaceLimits,
+    counts: Counts,
+    add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
+) -> Result<Loaded, ExecError> {
+    let program = Program::parse(file.contents, STACK_TOP - STACK_SIZE);
+    let space = kernel().spaces.create(cpu).map_err(Errno::from)?;
+    let executable = match &program {
+        Ok(program) if program.executable_stack => Protection::EXECUTE,
+        _ => Protection::NONE,
+    };
+    let protection = Protection::READ.and(Protection::WRITE).and(executable);
+    map_stack(cpu, &space, protection, limits).map_err(Errno::from)?;
+    let mut strings = Strings::new(InSpace(&space), STACK_TOP, limits.stack, counts)?;
+    strings.add(path)?;
+    add(&mut strings)?;
+
+    let program = program?;
+    let base = program.base(ANYWHERE, STACK_TOP - STACK_SIZE)?;
+    for segment in &program.segments {
+        map_segment(cpu, &space, segment, base)?;
+    }
+    map_trampoline(cpu, &space)?;
+    let mut random = [0; 16];
+    crate::random::stream(cpu).fill(&mut random);
+    let stack = strings.finish(path, &auxiliary(&program, base), random)?;
+    trim_stack(cpu, &space, stack, limits).map_err(Errno::from)?;
+    if !space.is_within(limits) {
+        return Err(Errno::ENOMEM.into());
+    }
+    let heap = program.end().wrapping_add(base);
+    *space.heap().write() = Heap { start: heap, end: heap };
+    Ok(Loaded {
+        entry: program.entry.wrapping_add(base),
+        stack,
+        handlers: Handlers::new(Actions::new()).map_err(Errno::from)?,
+        name: Name::of(path),
+        space,
+    })
+}
+
+/// The auxiliary vector, as far as it does not point into the stack.
+fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
+    [
+        (AT_HWCAP, hardware_capabilities()),
+        (AT_PAGESZ, PAGE),
+        (AT_CLKTCK, 100),
+        (AT_PHDR, if program.headers == 0 { 0 } else { program.headers.wrapping_add(base) }),
+        (AT_PHENT, 56),
+        (AT_PHNUM, u64::from(program.header_count)),
+        (AT_BASE, 0),
+        (AT_FLAGS, 0),
+        (AT_ENTRY, program.entry.wrapping_add(base)),
+        (AT_UID, 0),
+        (AT_EUID, 0),
+        (AT_GID, 0),
+        (AT_EGID, 0),
+        (AT_SECURE, 0),
+        (AT_HWCAP2, 0),
+        (AT_MINSIGSTKSZ, signal::MINSIGSTKSZ),
+    ]
+}
+
+/// Replaces the program of the running thread, the only one of its process. Nothing here fails.
+#[inline(never)]
+pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFrame) {
+    *frame = loaded.frame();
+    // A request that failed on the way was made again. The end of the old space is not to enlarge it.
+    thread.take_shortage();
+    // First: a vfork parent, which goes on from here, may wait for its child by the signal that it sends from now on.
+    PROCESSES.lock().become_normal(task.process());
+    exit::leave_memory(task);
+    let own = task.process().lock().handlers.clone();
+    let mut actions = own.with(|actions| actions.clone());
+    actions.exec();
+    loaded.handlers.with(|new| *new = actions);
+    let before = {
+        let mut state = task.process().lock();
+        state.name = loaded.name;
+        // What the process has shared with others stays theirs.
+        (core::mem::replace(&mut state.handlers, loaded.handlers), state.space.replace(loaded.space.clone()))
+    };
+    drop((own, before));
+    task.name.set(loaded.name);
+    task.stack.set(signal::SigStack::NONE);
+    thread.set_fp_state(None);
+    thread.set_tagged_addresses(false);
+    TPIDR_EL0.set(0);
+    let left = sched::set_space(Some(loaded.space.clone()));
+    // SAFETY: this is the task's own thread, and the old space is not used here.
+    let own = unsafe { task.replace_space(Some(SpaceUser::new(loaded.space))) };
+    drop((left, own));
+}
+
+fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) -> Result<(), Errno> {
+    let (start, bytes) = (segment.start().wrapping_add(base), segment.end() - segment.start());
+    let mut protection = Protection::NONE;
+    for (has, what) in [
+        (segment.access.read, Protection::READ),
+        (segment.access.write, Protection::WRITE),
+        (segment.access.execute, Protection::EXECUTE),
+    ] {
+        protection = if has { protection.and(what) } else { protection };
+    }
+    let writable = Protection::READ.and(Protection::WRITE);
+    map(cpu, space, Placement::FixedNoReplace(VirtAddr(start)), bytes, writable)?;
+    write(cpu, space, segment.address.wrapping_add(base), segment.contents)?;
+    if protection.bits() == writable.bits() {
+        return Ok(());
+    }
+    Ok(space.mprotect(VirtAddr(start), bytes, protection)?)
+}
+
+fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
+    let writable = Protection::READ.and(Protection::WRITE);
+    map(cpu, space, Placement::FixedNoReplace(TRAMPOLINE), PAGE, writable)?;
+    write(cpu, space, TRAMPOLINE.0, TRAMPOLINE_CODE.map(u32::to_le_bytes).as_flattened())?;
+    Ok(space.mprotect(TRAMPOLINE, PAGE, Protection::READ.and(Protection::EXECUTE))?)
+}
+
+/// Maps the stack, as large as what is to be copied to it may be.
+fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &SpaceLimits) -> Result<(), SpaceError> {
+    let request = MapRequest {
+        placement: Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)),
+        bytes: STACK_SIZE,
+        protection,
+        sharing: Sharing::Private,
+        populate: Populate::OnDemand,
+    };
+    // What is taken away again below it is free for it to grow.
+    let limits = SpaceLimits { stack: limits.stack.saturating_add(STACK_SIZE), ..SpaceLimits::NONE };
+    space.mmap_within(cpu, &request, &Terms { limits, ..Terms::NONE }, &|| false).map(drop)
+}
+
+/// Takes away what the stack has below `pointer` and what it begins with, or beyond its limit.
+fn trim_stack(cpu: &Cpu, space: &SpaceRef, pointer: u64, limits: &SpaceLimits) -> Result<(), SpaceError> {
+    let lowest = STACK_TOP.saturating_sub(limits.stack) & !(PAGE - 1);
+    let start = (pointer.saturating_sub(STACK_BEGIN) & !(PAGE - 1)).max(lowest).min(pointer & !(PAGE - 1));
+    match start.checked_sub(STACK_TOP - STACK_SIZE) {
+        Some(below) if below > 0 => space.munmap(cpu, VirtAddr(STACK_TOP - STACK_SIZE), below),
+        _ => Ok(()),
+    }
+}
+
+fn map(
+    cpu: &Cpu,
+    space: &SpaceRef,
+    placement: Placement,
+    bytes: u64,
+    protection: Protection,
+) -> Result<(), SpaceError> {
+    let request = MapRequest { placement, bytes, protection, sharing: Sharing::Private, populate: Populate::OnDemand };
+    space.mmap(cpu, &request).map(drop)
+}
+
+fn write(cpu: &Cpu, space: &SpaceRef, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    space.write_bytes(cpu, VirtAddr(address), bytes).map_err(errno)
+}
+
+const fn errno(error: FaultError) -> Errno {
+    match error {
+        FaultError::OutOfMemory => Errno::ENOMEM,
+        FaultError::NotMapped | FaultError::NotAllowed | FaultError::Unusable => Errno::EFAULT,
+    }
+}
+
+/// What all CPUs have that programs may use. SVE and SME are trapped, so they are not among it.
+fn hardware_capabilities() -> u64 {
+    let atomics = if kernel().features().cpus.lse() { HWCAP_ATOMICS } else { 0 };
+    HWCAP_FP | HWCAP_ASIMD | atomics
+}

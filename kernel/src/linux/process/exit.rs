@@ -1,0 +1,138 @@
+//! The end of threads and processes, and waiting for it.
+
+#![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
+
+use granule_abi::process::{WALL, WCLONE, WCONTINUED, WNOHANG, WNOTHREAD, WUNTRACED};
+use granule_arch::addr::VirtAddr;
+
+use super::futex;
+use super::state::Visit;
+use super::status::{End, Life};
+use super::task::Task;
+use super::tree::{Child, PROCESSES, Wanted};
+use crate::linux::errno::Errno;
+use crate::sched::{self, Thread, Work, park, relax};
+use crate::uaccess;
+
+/// What `wait4` understands. Nothing stops a process here, so there is nothing to report.
+const OPTIONS: u64 = WNOHANG | WUNTRACED | WCONTINUED | WNOTHREAD | WALL | WCLONE;
+
+/// Ends the running thread; the process with it if it was the last one.
+pub fn exit(task: &Task, code: u8) -> ! {
+    // As on Linux (`synchronize_group_exit`) the code of a process whose threads exit one by one is that of the last one
+    // to begin.
+    task.process().lock().code = code;
+    leave(task)
+}
+
+/// Ends the process of the running thread.
+pub fn exit_group(task: &Task, status: End) -> ! {
+    let visit = task.process().lock().end(status);
+    task.process().visit(visit);
+    leave(task)
+}
+
+/// Takes the running thread out of its process, which has the reason already, and ends it.
+pub fn leave(task: &Task) -> ! {
+    task.begin_leaving();
+    leave_memory(task);
+    let left = sched::set_space(None);
+    // SAFETY: this is the task's own thread, and nothing below accesses memory of EL0.
+    drop((left, unsafe { task.replace_space(None) }));
+    let process = task.process();
+    let (task, last) = PROCESSES.lock().remove_task(task);
+    drop(task);
+    if last {
+        let space = process.lock().space.take();
+        drop(space);
+        loop {
+            let orphans = PROCESSES.lock().orphan_children(process);
+            match orphans {
+                Some(remains) => remains.finish(),
+                None => break,
+            }
+            relax();
+        }
+        let remains = PROCESSES.lock().ended(process);
+        remains.finish();
+    }
+    sched::exit()
+}
+
+/// The running thread is about to leave its space: its waiters are woken.
+pub fn leave_memory(task: &Task) {
+    let word = VirtAddr(task.clear_at_exit.take());
+    // As on Linux (`mm_release`) nothing is written where none is left to see it.
+    // A word that is not aligned, which no futex is, is zeroed all the same.
+    let clear = || uaccess::put_u32(word, 0).or_else(|_| uaccess::copy_to_user(word, &0_u32.to_le_bytes()));
+    if word.0 != 0 && task.space_user().is_shared() && clear().is_ok() {
+        // A word that cannot be one for others has no sleepers that would have to know.
+        let _ = futex::wake(task.space(), word, 1, u32::MAX, futex::Scope::Any);
+    }
+    if let Some(vfork) = task.vfork.take() {
+        vfork.finish();
+    }
+}
+
+/// Leaves the running thread as the only one of its process, for an exec.
+///
+/// # Errors
+/// `EAGAIN`: another thread is doing the same, or the process is ending.
+pub fn kill_other_threads(task: &Task) -> Result<(), Errno> {
+    {
+        let mut state = task.process().lock();
+        if state.life != Life::Running || state.survivor.is_some() {
+            return Err(Errno::EAGAIN);
+        }
+        state.survivor = Some(task.id());
+    }
+    task.process().visit(Visit::EXIT);
+    while !PROCESSES.lock().take_process_id(task) {
+        park();
+    }
+    // From now on it has the process's.
+    task.place.set(None);
+    Ok(())
+}
+
+/// Waits for a child that has ended, as `wait4`: its number, or 0 where none has and the caller does not wait.
+///
+/// # Errors
+/// `EINVAL`, `ECHILD`, `ESRCH`, `EFAULT`; `ERESTARTSYS` where a signal came first.
+pub fn wait4(task: &Task, thread: &Thread, which: i32, status: VirtAddr, options: u64) -> Result<u32, Errno> {
+    if options & !OPTIONS != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if which == i32::MIN {
+        return Err(Errno::ESRCH);
+    }
+    let normal = options & (WALL | WCLONE) != WCLONE;
+    let clones = options & (WALL | WCLONE) != 0;
+    // There is one process group: 0 means any child, as -1 does, and other groups have no members.
+    let wanted = match which {
+        -1 | 0 => Wanted { id: None, normal, clones },
+        _ => Wanted { id: Some(u32::try_from(which).map_err(|_| Errno::ECHILD)?), normal, clones },
+    };
+    let process = task.process();
+    let child = process.wait_for_children(|| {
+        loop {
+            let child = PROCESSES.lock().collect(process, wanted);
+            if !matches!(child, Child::Running) || options & WNOHANG != 0 || thread.has(Work::SIGNAL) {
+                break child;
+            }
+            park();
+        }
+    });
+    match child {
+        Child::None => Err(Errno::ECHILD),
+        Child::Running if options & WNOHANG != 0 => Ok(0),
+        Child::Running => Err(Errno::ERESTARTSYS),
+        Child::Ended { id, status: how, process } => {
+            drop(process);
+            if status.0 != 0 {
+                uaccess::copy_to_user(status, &how.word().to_le_bytes())?;
+            }
+            Ok(id)
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Exceptions of a program that are no calls: faults are served, or become signals as on Linux.
+
+#![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
+
+use granule_abi::signal::{
+    BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTESERR, SI_KERNEL, TRAP_BRKPT,
+};
+use granule_arch::addr::VirtAddr;
+use granule_arch::esr::{self, Class, FaultStatus, Syndrome};
+
+use super::oom::{self, Relief};
+use super::signal::frame::FaultRecord;
+use super::signal::{Cause, Signal};
+use super::task::Task;
+use crate::mm::space::{self, FaultError, USER_END};
+use crate::sched::{Thread, Work, current};
+use crate::smp::this_cpu;
+use crate::trap::TrapFrame;
+
+/// What a program did that it may not do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Offence {
+    signal: Signal,
+    code: i32,
+}
+
+impl Offence {
+    const NOT_MAPPED: Self = Self { signal: Signal::SEGV, code: SEGV_MAPERR };
+    const NOT_ALLOWED: Self = Self { signal: Signal::SEGV, code: SEGV_ACCERR };
+    const MISALIGNED: Self = Self { signal: Signal::BUS, code: BUS_ADRALN };
+    const NO_MEMORY: Self = Self { signal: Signal::BUS, code: BUS_ADRERR };
+    const OTHER_TAG: Self = Self { signal: Signal::SEGV, code: SEGV_MTESERR };
+    const HARDWARE_ERROR: Self = Self { signal: Signal::BUS, code: BUS_OBJERR };
+    /// What a program cannot go on after.
+    const FATAL: Self = Self { signal: Signal::KILL, code: SI_KERNEL };
+    const NO_INSTRUCTION: Self = Self { signal: Signal::ILL, code: ILL_ILLOPC };
+    const BREAKPOINT: Self = Self { signal: Signal::TRAP, code: TRAP_BRKPT };
+}
+
+impl From<FaultError> for Offence {
+    fn from(error: FaultError) -> Self {
+        match error {
+            FaultError::NotMapped => Self::NOT_MAPPED,
+            FaultError::NotAllowed => Self::NOT_ALLOWED,
+            FaultError::OutOfMemory | FaultError::Unusable => Self::NO_MEMORY,
+        }
+    }
+}
+
+/// An abort of EL0. Returns whether it was served; else [`exception`] comes next.
+pub(super) extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
+    // Without the tag an address of the upper half is still outside of each space, by bit 55.
+    const TAG: u64 = 0xff << 56;
+    let Some(access) = frame.syndrome().page_fault_of_el0() else { return false };
+    // SAFETY: it came from EL0, so it has not left its process.
+    let task = unsafe { Task::of(thread) };
+    let address = VirtAddr(frame.fault_address().0 & !TAG);
+    space::handle_fault(task.space(), this_cpu(), address, of_space(access)).is_ok()
+}
+
+/// A synchronous exception of EL0 that is no call, and that could not be served as a fault: it is tried once more, and
+/// then is an offence.
+#[cold]
+pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
+    // SAFETY: it came from EL0, so it has not left its process.
+    let task = unsafe { Task::of(thread) };
+    let syndrome = frame.syndrome();
+    if let Err(offence) = serve(task, syndrome, frame.fault_address().untagged()) {
+        let (at, record) = report(frame, offence);
+        task.fault.set(record);
+        task.force(offence.signal, Cause::fault(offence.code, at), false);
+    }
+}
+
+/// Serves a fault, or returns what it is for the program.
+fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offence> {
+    if let Some(abort) = syndrome.abort() {
+        return match abort.status {
+            FaultStatus::Translation | FaultStatus::AccessFlag | FaultStatus::Permission => {
+                Ok(resolve_access(task, address, abort.access)?)
+            }
+            FaultStatus::Alignment => Err(Offence::MISALIGNED),
+            FaultStatus::TagCheck => Err(Offence::OTHER_TAG),
+            FaultStatus::SynchronousExternal | FaultStatus::ParityOrEcc | FaultStatus::UnsupportedExclusive => {
+                Err(Offence::HARDWARE_ERROR)
+            }
+            // The walk itself failed, or this kernel knows nothing of it: Linux's `fault_info` has SIGKILL.
+            _ => Err(Offence::FATAL),
+        };
+    }
+    Err(match syndrome.class() {
+        Some(Class::PCAlignmentFault | Class::SPAlignmentFault) => Offence::MISALIGNED,
+        Some(Class::Brk64 | Class::BreakpointLowerEL | Class::SoftwareStepLowerEL | Class::WatchpointLowerEL) => {
+            Offence::BREAKPOINT
+        }
+        _ => Offence::NO_INSTRUCTION,
+    })
+}
+
+/// What a signal's `si_addr` is, and what its frame has of the fault.
+///
+/// FAR_EL1 holds something for aborts, PC alignment faults and watchpoints alone (Arm ARM D24.2.42); else it is what an
+/// earlier exception of this CPU left, which may have been another program's. Linux has the address in the frame for
+/// faults of memory only, and the syndrome for these and for misaligned PC and SP; it is all zero for the rest.
+fn report(frame: &TrapFrame, offence: Offence) -> (u64, FaultRecord) {
+    const ALLOCATION_TAG: u64 = 0xf << 56;
+    let syndrome = frame.syndrome();
+    // With its tag, which goes later unless the handler wants it; but not what the hardware leaves open (Arm ARM
+    // D24.2.42): all of it after an external abort, the upper half after a tag check fault.
+    let tagged = frame.fault_address();
+    let address = tagged.untagged();
+    let without_address = FaultRecord { address: 0, esr: syndrome.0 };
+    if let Some(abort) = syndrome.abort() {
+        return match offence {
+            Offence::HARDWARE_ERROR | Offence::FATAL if !abort.address_valid => (0, without_address),
+            Offence::HARDWARE_ERROR | Offence::FATAL => (address.0, without_address),
+            _ => {
+                let kept = if offence == Offence::OTHER_TAG { ALLOCATION_TAG } else { u64::MAX };
+                (address.0 | tagged.0 & kept, FaultRecord { address: address.0, esr: visible(syndrome, address).0 })
+            }
+        };
+    }
+    match syndrome.class() {
+        Some(Class::PCAlignmentFault) => (tagged.0, without_address),
+        Some(Class::SPAlignmentFault) => (frame.sp, without_address),
+        Some(Class::WatchpointLowerEL) => (tagged.0, FaultRecord::default()),
+        _ => (frame.elr, FaultRecord::default()),
+    }
+}
+
+/// What an access is to a space.
+#[inline(always)]
+fn of_space(access: esr::Access) -> space::Access {
+    match access {
+        esr::Access::Fetch => space::Access::Execute,
+        esr::Access::Write => space::Access::Write,
+        // Maintenance by address asks for the right to read (Arm ARM D7.5.9.3).
+        esr::Access::Read | esr::Access::Maintenance => space::Access::Read,
+    }
+}
+
+/// The kernel's addresses need no question of their own: no area lies there.
+fn resolve_access(task: &Task, address: VirtAddr, access: esr::Access) -> Result<(), FaultError> {
+    let access = of_space(access);
+    space::handle_fault(task.space(), this_cpu(), address, access)
+        .or_else(|error| try_again(task, address, access, error))
+}
+
+/// Serves a fault once more that has failed for `error`, where that can be helped.
+#[cold]
+fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: FaultError) -> Result<(), FaultError> {
+    loop {
+        match error {
+            FaultError::OutOfMemory => match oom::relieve(task, &current()) {
+                Relief::Retry => {}
+                // It does not come to the access: the signal is first.
+                Relief::Ending => return Ok(()),
+                Relief::None => return Err(error),
+            },
+            FaultError::NotMapped => {
+                let limits = task.process().limits.of_space();
+                task.space().grow_stack(address, &limits).map_err(|_| error)?;
+            }
+            FaultError::NotAllowed | FaultError::Unusable => return Err(error),
+        }
+        match space::handle_fault(task.space(), this_cpu(), address, access) {
+            Ok(()) => return Ok(()),
+            Err(next) => error = next,
+        }
+    }
+}
+
+/// The kernel could not access memory of the program that it works for.
+///
+/// A page may be taken away again before the access is repeated, and again: so that such a call comes to an end, one
+/// whose answer will not be seen is given up, as Linux does (`fatal_signal_pending`).
+pub(super) fn resolve(thread: &Thread, address: VirtAddr, access: esr::Access) -> bool {
+    // SAFETY: it works for a program, so it has not left its process.
+    let task = unsafe { Task::of(thread) };
+    if thread.has(Work::SIGNAL) && task.is_called_off() {
+        return false;
+    }
+    resolve_access(task, address, access).is_ok()
+}
+
+/// The syndrome of an abort as a program may see it: of the kernel's addresses it learns nothing, not even what is
+/// mapped (Linux's `set_thread_esr`).
+fn visible(syndrome: Syndrome, address: VirtAddr) -> Syndrome {
+    /// Fault status code of a translation fault at level 0.
+    const TRANSLATION_0: u64 = 0b00_0100;
+    /// Class, length of the instruction; and for data, cache maintenance and direction.
+    const FETCH: u64 = 0x3f << 26 | 1 << 25;
+    const DATA: u64 = FETCH | 1 << 8 | 1 << 6;
+    if address < USER_END {
+        return syndrome;
+    }
+    let kept = if syndrome.class() == Some(Class::InstrAbortLowerEL) { FETCH } else { DATA };
+    Syndrome(syndrome.0 & kept | TRANSLATION_0)
+}

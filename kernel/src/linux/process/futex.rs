@@ -1,0 +1,261 @@
+//! Futexes: threads that sleep while a word of theirs has a value.
+//!
+//! A sleeper joins its queue first and looks at the word then. So a waker that changes the word and then wakes cannot
+//! come in between: either the sleeper sees the new value, or the waker sees the sleeper. The look may fault, and so
+//! sleep; a wake-up that comes meanwhile is kept in the sleeper's node.
+//!
+//! The sleepers of a word are found by its key, whatever else sleeps, in the order in which they came. A waker wakes
+//! [`BATCH`] of them under one hold of the lock, with interrupts masked, and goes on behind the last one.
+//!
+//! A node lies on its sleeper's stack. It is touched under the queue's lock alone; a waker does all of it under one hold,
+//! and a sleeper takes the lock once more before it returns.
+
+#![allow(unsafe_code, reason = "sleepers on stacks of their threads, under the lock of their queue")]
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::descriptor::Protection;
+use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
+
+use crate::chip::timer::Deadline;
+use crate::linux::errno::Errno;
+use crate::mm::space::{Backing, Space};
+use crate::sched::{ThreadRef, Woken, Work, current, park, relax, with_timeout};
+use crate::sync::{IrqLock, rank};
+use crate::uaccess;
+
+/// Queues, by the hash of what they wait for.
+const QUEUES: usize = 64;
+/// Sleepers that are looked at under one hold of a queue's lock.
+const BATCH: usize = 16;
+
+static SLEEPERS: [Queue; QUEUES] = [const { IrqLock::new(Sleepers { tree: RBTree::new(Link::NEW), next: 0 }) }; QUEUES];
+
+type Queue = IrqLock<Sleepers, { rank::WAIT }>;
+
+/// The sleepers of one queue.
+struct Sleepers {
+    tree: RBTree<Link>,
+    /// The number of the next one.
+    next: u64,
+}
+
+// SAFETY: its nodes are reached through the queue's lock alone, on whichever CPU holds it.
+unsafe impl Send for Sleepers {}
+
+/// Which word it is. The same word of shared memory has the same key in every space.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Key {
+    kind: KeyKind,
+    /// The space, or the object that is shared.
+    owner: usize,
+    /// The address, or the byte of the object.
+    offset: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum KeyKind {
+    /// A word that was called private. It is another than the same word called shared, as on Linux.
+    Private,
+    /// A word of private memory.
+    Anonymous,
+    /// A word of an object.
+    Object,
+}
+
+/// A thread that sleeps.
+struct Sleeper {
+    link: RBTreeLink,
+    key: Key,
+    /// Sleepers have ascending numbers.
+    number: u64,
+    /// It is woken by a waker whose set meets this.
+    bits: u32,
+    thread: ThreadRef,
+    woken: AtomicBool,
+}
+
+intrusive_adapter!(Link = UnsafeRef<Sleeper>: Sleeper { link => RBTreeLink });
+
+impl KeyAdapter<'_> for Link {
+    type Key = (Key, u64);
+    fn get_key(&self, sleeper: &Sleeper) -> (Key, u64) {
+        (sleeper.key, sleeper.number)
+    }
+}
+
+/// Which processes may share the word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// The space alone (`FUTEX_PRIVATE_FLAG`).
+    Private,
+    /// All that map the same memory.
+    Any,
+}
+
+impl Key {
+    /// The key of a word, as `get_futex_key` finds it.
+    ///
+    /// # Errors
+    /// `EINVAL` (not aligned), `EFAULT`: not an address of EL0; and where the scope is not private, nothing is mapped
+    /// there, it may not be accessed, or it is private memory that may not be written, which nothing would ever change.
+    fn of(space: &Space, word: VirtAddr, scope: Scope) -> Result<Self, Errno> {
+        if !word.is_aligned(size_of::<u32>() as u64) {
+            return Err(Errno::EINVAL);
+        }
+        if !uaccess::is_user_range(word, size_of::<u32>()) {
+            return Err(Errno::EFAULT);
+        }
+        let owner = core::ptr::from_ref(space).addr();
+        if scope == Scope::Private {
+            return Ok(Self { kind: KeyKind::Private, owner, offset: word.0 });
+        }
+        let untagged = word.untagged();
+        let key = space.with_area(untagged, |area| {
+            let writable = area.protection().contains(Protection::WRITE);
+            match area.backing() {
+                Backing::Private if writable => Some(Self { kind: KeyKind::Anonymous, owner, offset: word.0 }),
+                Backing::Shared { object, first_page } if writable || area.protection().contains(Protection::READ) => {
+                    let offset = first_page * PAGE_SIZE as u64 + (untagged.0 - area.start().0);
+                    Some(Self { kind: KeyKind::Object, owner: object.identity(), offset })
+                }
+                _ => None,
+            }
+        });
+        key.flatten().ok_or(Errno::EFAULT)
+    }
+
+    fn queue(self) -> &'static Queue {
+        // Words are four bytes, and neighbours are not to share a queue.
+        let hash = (self.owner as u64 ^ self.offset >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        &SLEEPERS[(hash >> 58) as usize]
+    }
+}
+
+const _: () = assert!(QUEUES == 1 << (64 - 58));
+
+/// A wait for a word.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    /// Where it is.
+    pub word: VirtAddr,
+    /// What it has as long as the thread may sleep.
+    pub value: u32,
+    /// Wakers wake the sleeper if their set meets this.
+    pub bits: u32,
+    /// When the sleep ends in any case.
+    pub until: Option<Deadline>,
+    /// Which processes may share the word.
+    pub scope: Scope,
+}
+
+/// Sleeps while the word has this value, until it is woken with a set that meets `bits`, or `until`.
+///
+/// # Errors
+/// `EAGAIN` (another value), `EFAULT`, `EINVAL` (not aligned), `ETIMEDOUT`, `EINTR`.
+pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
+    let &Wait { word, value, bits, until, scope } = wait;
+    // Bad addresses are refused before a thread could be woken for one.
+    let key = Key::of(space, word, scope)?;
+    if uaccess::get_u32(word)? != value {
+        return Err(Errno::EAGAIN);
+    }
+    let mut changed = Ok(());
+    let woken = sleep_unless(key, bits, until, || {
+        changed = match uaccess::get_u32(word) {
+            Ok(now) if now == value => Ok(()),
+            Ok(_) => Err(Errno::EAGAIN),
+            Err(error) => Err(error.into()),
+        };
+        changed.is_err()
+    });
+    match woken {
+        Some(Woken::ByAnother) => Ok(()),
+        Some(Woken::TimedOut) => Err(Errno::ETIMEDOUT),
+        Some(Woken::Interrupted) => Err(Errno::EINTR),
+        None => changed,
+    }
+}
+
+/// Wakes at most `count` sleepers of the word whose bits meet `bits`; returns how many.
+///
+/// # Errors
+/// `EFAULT`, `EINVAL` (not aligned).
+pub fn wake(space: &Space, word: VirtAddr, count: usize, bits: u32, scope: Scope) -> Result<usize, Errno> {
+    let key = Key::of(space, word, scope)?;
+    Ok(wake_key(key, count, bits))
+}
+
+fn wake_key(key: Key, count: usize, bits: u32) -> usize {
+    let queue = key.queue();
+    // Those that come later are not meant: else this might never end.
+    let end = queue.lock().next;
+    let (mut from, mut woken) = ((key, 0), 0);
+    loop {
+        let mut sleepers = queue.lock();
+        let mut cursor = sleepers.tree.lower_bound_mut(Bound::Included(&from));
+        for _ in 0..BATCH {
+            let Some(sleeper) = cursor.get() else { return woken };
+            if woken == count || sleeper.key != key || sleeper.number >= end {
+                return woken;
+            }
+            from = (key, sleeper.number + 1);
+            if sleeper.bits & bits == 0 {
+                cursor.move_next();
+            } else if let Some(sleeper) = cursor.remove() {
+                sleeper.woken.store(true, Ordering::Release);
+                sleeper.thread.unpark();
+                woken += 1;
+            }
+        }
+        drop(sleepers);
+        relax();
+    }
+}
+
+/// Sleeps until it is woken, `until` has come, or it has a signal to see to. `unless` is asked first, when this thread
+/// can be woken already; where it returns true the thread does not sleep: `None`. It may sleep itself.
+fn sleep_unless(key: Key, bits: u32, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
+    let queue = key.queue();
+    let (thread, woken) = (current().to_ref(), AtomicBool::new(false));
+    let mut sleeper = Sleeper { link: RBTreeLink::new(), key, number: 0, bits, thread, woken };
+    {
+        let mut sleepers = queue.lock();
+        sleeper.number = sleepers.next;
+        sleepers.next += 1;
+        // SAFETY: the node stays where it is until it is out of the tree, and a waker that took it out has dropped the
+        // lock.
+        sleepers.tree.insert(unsafe { UnsafeRef::from_raw(&raw const sleeper) });
+    }
+    let (mut unless, mut refused) = (Some(unless), false);
+    let sleep = |passed: &dyn Fn() -> bool| loop {
+        if sleeper.woken.load(Ordering::Acquire) {
+            break Woken::ByAnother;
+        }
+        refused = refused || unless.take().is_some_and(|unless| unless());
+        if refused || current().has(Work::SIGNAL) {
+            break Woken::Interrupted;
+        }
+        if passed() {
+            break Woken::TimedOut;
+        }
+        park();
+    };
+    let outcome = match until {
+        None => sleep_without_end(sleep),
+        Some(until) => with_timeout(until, sleep),
+    };
+    let mut sleepers = queue.lock();
+    if !sleeper.link.is_linked() {
+        // Also where it was woken only just now: that wake-up is not lost.
+        return Some(Woken::ByAnother);
+    }
+    // SAFETY: linked, and in this tree alone.
+    unsafe { sleepers.tree.cursor_mut_from_ptr(&raw const sleeper) }.remove();
+    (!refused).then_some(outcome)
+}
+
+fn sleep_without_end(sleep: impl FnOnce(&dyn Fn() -> bool) -> Woken) -> Woken {
+    sleep(&|| false)
+}

@@ -1,0 +1,372 @@
+//! The initrd: the files that programs are started from.
+//!
+//! A cpio archive in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst): for
+//! each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero, padding to
+//! a multiple of four, the contents, padding. `TRAILER!!!` is the last one. The archive comes from outside, so every
+//! number in it is doubted; what is wrong is said in words, and where.
+
+#![allow(unsafe_code, reason = "the initrd as bytes, mapped for the whole boot")]
+
+use alloc::vec::Vec;
+
+use granule_arch::addr::PhysRange;
+use thiserror::Error;
+
+use crate::bytes;
+use crate::linux::errno::Errno;
+use crate::mm::layout;
+
+/// Bytes of a header.
+const HEADER: usize = 110;
+/// Where the fields are that count here, each eight digits.
+const MODE: usize = 14;
+const SIZE: usize = 54;
+const NAME_SIZE: usize = 94;
+/// Mode bits of the kind of file, and their value for a regular one.
+const KIND: u32 = 0o170_000;
+const REGULAR: u32 = 0o100_000;
+const DIRECTORY: u32 = 0o040_000;
+/// Mode bits that allow execution: by owner, group or others. One is enough, since every program is root's.
+const EXECUTABLE: u32 = 0o111;
+/// Bytes of the longest name between two slashes (`NAME_MAX`).
+const NAME: usize = 255;
+/// The name that ends an archive.
+const END: &str = "TRAILER!!!";
+
+/// A file of the archive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct File<'a> {
+    /// Its name, without a `/` or `./` before it.
+    pub name: &'a str,
+    /// What is in it.
+    pub contents: &'a [u8],
+}
+
+/// What is wrong with an archive, and at which byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ArchiveError {
+    /// No header where there should be one.
+    #[error("the initrd has no cpio header (new ASCII) at byte {0}")]
+    NoHeader(usize),
+    /// A field with something else than digits.
+    #[error("the initrd's header at byte {0} has a field that is no number")]
+    NotANumber(usize),
+    /// A name that is empty or has no end, or no text.
+    #[error("the initrd's header at byte {0} has a name that is none")]
+    BadName(usize),
+    /// A file that would go on behind the archive.
+    #[error("the initrd ends inside the entry at byte {0}")]
+    CutOff(usize),
+}
+
+/// Why a path leads to no program, in Linux's words for each step of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum PathError {
+    /// A name that is not in its directory; an empty path.
+    #[error("the initrd has no such file")]
+    NotFound,
+    /// A name that is followed by others, and is a file.
+    #[error("a part of the path is no directory")]
+    NotDirectory,
+    /// A name of more than 255 bytes.
+    #[error("a name in the path is too long")]
+    NameTooLong,
+    /// A directory, a file whose mode allows no execution, or something else; symbolic links are not followed.
+    #[error("not a file that may be executed")]
+    NotExecutable,
+    /// No memory for the path.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// The archive is broken before the name was found.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+}
+
+impl PathError {
+    /// As execve answers.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::NotFound => Errno::ENOENT,
+            Self::NotDirectory => Errno::ENOTDIR,
+            Self::NameTooLong => Errno::ENAMETOOLONG,
+            Self::NotExecutable => Errno::EACCES,
+            Self::OutOfMemory => Errno::ENOMEM,
+            Self::Archive(_) => Errno::EIO,
+        }
+    }
+}
+
+/// The regular files of an archive, in its order. An error is the last thing that it gives.
+pub fn files(archive: &[u8]) -> Files<'_> {
+    Files { archive, position: Some(0) }
+}
+
+/// The files of an archive that may be executed, in its order. An error is the last thing that it gives.
+pub fn programs(archive: &[u8]) -> impl Iterator<Item = Result<File<'_>, ArchiveError>> {
+    let mut entries = files(archive);
+    core::iter::from_fn(move || {
+        loop {
+            match entries.next_entry()? {
+                Ok((file, mode)) if mode & KIND == REGULAR && mode & EXECUTABLE != 0 => return Some(Ok(file)),
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    })
+}
+
+/// See [`files`].
+#[derive(Clone, Debug)]
+pub struct Files<'a> {
+    archive: &'a [u8],
+    /// Where the next header is; `None` at the end.
+    position: Option<usize>,
+}
+
+impl<'a> Iterator for Files<'a> {
+    type Item = Result<File<'a>, ArchiveError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_entry()? {
+                Ok((file, mode)) if mode & KIND == REGULAR => return Some(Ok(file)),
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl<'a> Files<'a> {
+    /// The next entry of any kind, with its mode.
+    fn next_entry(&mut self) -> Option<Result<(File<'a>, u32), ArchiveError>> {
+        let (file, mode, next) = match entry(self.archive, self.position.take()?) {
+            Ok(entry) => entry,
+            Err(error) => return Some(Err(error)),
+        };
+        if file.name == END {
+            return None;
+        }
+        self.position = Some(next);
+        Some(Ok((file, mode)))
+    }
+}
+
+/// The entry whose header is at `at`: the file, its mode, and where the next header is.
+fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, u32, usize), ArchiveError> {
+    let header = archive.get(at..).and_then(|rest| rest.get(..HEADER)).ok_or(ArchiveError::NoHeader(at))?;
+    if !header.starts_with(b"070701") {
+        return Err(ArchiveError::NoHeader(at));
+    }
+    let field = |offset: usize| {
+        // Unlike `from_str_radix` alone, no sign.
+        let digits = header.get(offset..offset + 8).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let digits = digits.and_then(|digits| str::from_utf8(digits).ok());
+        digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).ok_or(ArchiveError::NotANumber(at))
+    };
+    let (mode, size, name_size) = (field(MODE)?, field(SIZE)? as usize, field(NAME_SIZE)? as usize);
+
+    // Sums of a position in memory and a few 32-bit numbers: they cannot wrap.
+    let name_start = at + HEADER;
+    let name = archive.get(name_start..name_start + name_size).ok_or(ArchiveError::CutOff(at))?;
+    let name = name.strip_suffix(&[0]).and_then(|name| str::from_utf8(name).ok()).filter(|name| !name.is_empty());
+    let name = bare(name.ok_or(ArchiveError::BadName(at))?);
+    let start = (name_start + name_size).next_multiple_of(4);
+    let contents = archive.get(start..start + size).ok_or(ArchiveError::CutOff(at))?;
+    Ok((File { name, contents }, mode, (start + size).next_multiple_of(4)))
+}
+
+/// A path without what may stand before it.
+fn bare(mut path: &str) -> &str {
+    while let Some(rest) = path.strip_prefix("./").or_else(|| path.strip_prefix('/')) {
+        path = rest;
+    }
+    path
+}
+
+/// The archive that the boot loader gave; empty if it gave none.
+pub fn archive() -> &'static [u8] {
+    let range = crate::try_kernel().and_then(|kernel| kernel.platform.initrd);
+    range.map_or(&[], |range: PhysRange| {
+        // SAFETY: the memory map reserves the range, it is in the linear map as all memory is, and it is never written.
+        unsafe { core::slice::from_raw_parts(layout::linear(range.start()).as_ptr(), range.size() as usize) }
+    })
+}
+
+/// The file that a path leads to, for execution.
+///
+/// Names are looked up one by one, as Linux does, from the root: there is no other directory to be in. A directory is
+/// there if it has an entry or if a file is in it.
+///
+/// # Errors
+/// [`PathError`].
+pub fn find(path: &[u8]) -> Result<File<'static>, PathError> {
+    find_in(archive(), path)
+}
+
+fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
+    if path.is_empty() {
+        return Err(PathError::NotFound);
+    }
+    // The names that lead to `found`, without `.` and `..`.
+    let mut way = Vec::new();
+    way.try_reserve(path.len()).map_err(|_| PathError::OutOfMemory)?;
+    let mut found = Found::Directory;
+    for name in path.split(|&byte| byte == b'/') {
+        if !matches!(found, Found::Directory) {
+            return Err(PathError::NotDirectory);
+        }
+        match name {
+            b"" | b"." => {}
+            b".." => {
+                let parent = way.iter().rposition(|&byte| byte == b'/');
+                way.truncate(parent.unwrap_or(0));
+            }
+            name if name.len() > NAME => return Err(PathError::NameTooLong),
+            name => {
+                if !way.is_empty() {
+                    bytes::append(&mut way, b"/").map_err(|_| PathError::OutOfMemory)?;
+                }
+                bytes::append(&mut way, name).map_err(|_| PathError::OutOfMemory)?;
+                found = look_up(archive, &way)?;
+            }
+        }
+    }
+    match found {
+        Found::File(file, mode) if mode & EXECUTABLE != 0 => Ok(file),
+        _ => Err(PathError::NotExecutable),
+    }
+}
+
+/// What a name leads to.
+enum Found<'a> {
+    Directory,
+    File(File<'a>, u32),
+    /// A device, a link, ...
+    Other,
+}
+
+/// The first entry with this name; a directory too if it has none and a name begins with it.
+fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<Found<'a>, PathError> {
+    if archive.is_empty() {
+        return Err(PathError::NotFound);
+    }
+    let mut entries = files(archive);
+    while let Some(entry) = entries.next_entry() {
+        let (file, mode) = entry?;
+        let Some(rest) = file.name.as_bytes().strip_prefix(wanted) else { continue };
+        match (rest.first(), mode & KIND) {
+            (None, REGULAR) => return Ok(Found::File(file, mode)),
+            (None, DIRECTORY) | (Some(b'/'), _) => return Ok(Found::Directory),
+            (None, _) => return Ok(Found::Other),
+            (Some(_), _) => {}
+        }
+    }
+    Err(PathError::NotFound)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::{ArchiveError, File, PathError, bare, files, find_in, programs};
+
+    pub(crate) fn add(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
+        let fields = [1, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        archive.extend_from_slice(b"070701");
+        archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
+        archive.extend(name.bytes().chain([0]));
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend_from_slice(contents);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    }
+
+    pub(crate) fn sample() -> Vec<u8> {
+        let mut archive = Vec::new();
+        add(&mut archive, ".", 0o040_755, b"");
+        add(&mut archive, "./bin/one", 0o100_755, b"first");
+        add(&mut archive, "two", 0o100_644, b"");
+        add(&mut archive, "link", 0o120_777, b"two");
+        add(&mut archive, "two", 0o100_644, b"another of the same name");
+        add(&mut archive, "TRAILER!!!", 0, b"");
+        archive.resize(archive.len().next_multiple_of(512), 0);
+        archive
+    }
+
+    #[test]
+    fn regular_files_are_found_by_their_paths() {
+        let archive = sample();
+        let names: Vec<_> = files(&archive).map(|file| file.unwrap().name).collect();
+        assert_eq!(names, ["bin/one", "two", "two"]);
+        let names: Vec<_> = programs(&archive).map(|file| file.unwrap().name).collect();
+        assert_eq!(names, ["bin/one"]);
+        assert!(programs(b"ustar").eq([Err(ArchiveError::NoHeader(0))]));
+        let file = File { name: "bin/one", contents: b"first" };
+        for path in ["bin/one", "/bin/one", "./bin/one", "bin/../two/../bin/one", "..//.//bin/./one"] {
+            assert_eq!(find_in(&archive, path.as_bytes()), if path.contains("two") { NOT_DIRECTORY } else { Ok(file) });
+        }
+        assert_eq!(bare("//././x/"), "x/");
+    }
+
+    const NOT_DIRECTORY: Result<File<'static>, PathError> = Err(PathError::NotDirectory);
+
+    #[test]
+    fn paths_are_refused_as_on_linux() {
+        let archive = sample();
+        let find = |path: &[u8]| find_in(&archive, path).map(drop);
+        for path in ["two", "link", "bin", "/", ".", "..", "bin/", "bin/.", "bin/..", "/..//"] {
+            assert_eq!(find(path.as_bytes()), Err(PathError::NotExecutable), "{path}");
+        }
+        for path in ["", "TRAILER!!!", "tw", "bin/on", "bi/one", "nosuch/../bin/one", "\u{ff}", "bin/one2"] {
+            assert_eq!(find(path.as_bytes()), Err(PathError::NotFound), "{path}");
+        }
+        for path in ["two/", "bin/one/", "bin/one/.", "bin/one/..", "bin/one/x", "link/x"] {
+            assert_eq!(find(path.as_bytes()), Err(PathError::NotDirectory), "{path}");
+        }
+        assert_eq!(find(&[b'x'; 255]), Err(PathError::NotFound));
+        assert_eq!(find(&[b'x'; 256]), Err(PathError::NameTooLong));
+        assert_eq!(find(&[b"two/".as_slice(), &[b'x'; 256]].concat()), Err(PathError::NotDirectory));
+        assert_eq!(find(&[b"x/".as_slice(), &[b'x'; 256]].concat()), Err(PathError::NotFound));
+        assert_eq!(find_in(&[], b"two"), Err(PathError::NotFound), "no initrd at all");
+        assert_eq!(find_in(&[], b"/"), Err(PathError::NotExecutable));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_words() {
+        let good = sample();
+        let broken = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut archive = good.clone();
+            change(&mut archive);
+            let error = files(&archive).find_map(Result::err).expect("an error");
+            assert!(files(&archive).skip_while(Result::is_ok).nth(1).is_none(), "the error is the last thing");
+            error
+        };
+        let second = 112;
+        assert_eq!(broken(&|archive| archive[0] = b'1'), ArchiveError::NoHeader(0));
+        assert_eq!(broken(&|archive| archive[second + 5] = b'2'), ArchiveError::NoHeader(second), "with checksums");
+        assert_eq!(broken(&|archive| archive[second + 54] = b'+'), ArchiveError::NotANumber(second));
+        assert_eq!(broken(&|archive| archive[second + 54] = b'f'), ArchiveError::CutOff(second));
+        assert_eq!(broken(&|archive| archive[second + 94] = b'f'), ArchiveError::CutOff(second));
+        assert_eq!(broken(&|archive| archive[second + 110] = 0xff), ArchiveError::BadName(second));
+        assert_eq!(broken(&|archive| archive[second + 101] = b'0'), ArchiveError::BadName(second));
+        let end = good.len() - 512;
+        assert_eq!(broken(&|archive| archive.truncate(end)).to_string().split_whitespace().next(), Some("the"));
+        assert_eq!(find_in(b"ustar", b"two"), Err(PathError::Archive(ArchiveError::NoHeader(0))));
+    }
+
+    proptest! {
+        #[test]
+        fn no_archive_is_read_beyond_its_end(
+            changes in prop::collection::vec((0..600_usize, any::<u8>()), 0..8),
+            end in 0..700_usize,
+        ) {
+            let mut archive = sample();
+            for (at, value) in changes {
+                archive[at] = value;
+            }
+            archive.truncate(end);
+            prop_assert!(files(&archive).count() <= 6);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The numbers of processes and threads: which are in use, and which is given next.
+
+/// One more than the largest number: `kernel.pid_max` of a Linux with few CPUs.
+pub const END: u32 = 32768;
+/// Where the search goes on behind the end: Linux's `RESERVED_PIDS`.
+const AGAIN: u32 = 300;
+/// Bits of a word.
+const WORD: u32 = u64::BITS;
+
+/// Which numbers are in use. A number is given again only after all larger ones that were free: one that has just been
+/// freed stays free for as long as possible, so that a late user of it finds no process, and not another one.
+pub struct Numbers {
+    used: [u64; (END / WORD) as usize],
+    last: u32,
+}
+
+impl Numbers {
+    /// None is in use. 0 is never given.
+    pub const fn new() -> Self {
+        Self { used: [0; (END / WORD) as usize], last: 0 }
+    }
+
+    /// Reserves the next number, 1 to [`END`] - 1; `None` if all are in use. Looks at each word of the set at most twice.
+    pub fn reserve(&mut self) -> Option<u32> {
+        let number = self.next_free(self.last + 1, END).or_else(|| self.next_free(AGAIN, self.last + 1))?;
+        *self.used.get_mut((number / WORD) as usize)? |= 1 << (number % WORD);
+        self.last = number;
+        Some(number)
+    }
+
+    /// Frees a number that [`Self::reserve`] gave.
+    pub fn release(&mut self, number: u32) {
+        if let Some(word) = self.used.get_mut((number / WORD) as usize) {
+            *word &= !(1 << (number % WORD));
+        }
+    }
+
+    /// The first free number from `from` up to `end`.
+    fn next_free(&self, from: u32, end: u32) -> Option<u32> {
+        let first = from / WORD;
+        let words =
+            self.used.iter().enumerate().skip(first as usize).take_while(|(index, _)| *index as u32 * WORD < end);
+        for (index, &word) in words {
+            let index = index as u32;
+            let below = if index == first { (1 << (from % WORD)) - 1 } else { 0 };
+            let number = index * WORD + (word | below).trailing_ones();
+            if number < (index + 1) * WORD {
+                return (number < end).then_some(number);
+            }
+        }
+        None
+    }
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::{AGAIN, END, Numbers};
+
+    #[test]
+    fn numbers_ascend_and_begin_again_above_the_reserved_ones() {
+        let mut numbers = Numbers::new();
+        for expected in 1..END {
+            assert_eq!(numbers.reserve(), Some(expected));
+            numbers.release(expected);
+        }
+        assert_eq!(numbers.reserve(), Some(AGAIN), "never more than i32 holds, never 0, and not those of the start");
+        assert_eq!(numbers.reserve(), Some(AGAIN + 1));
+    }
+
+    #[test]
+    fn a_number_in_use_is_never_given_and_none_is_given_when_all_are_used() {
+        let mut numbers = Numbers::new();
+        assert!((1..END).all(|number| numbers.reserve() == Some(number)));
+        assert_eq!(numbers.reserve(), None);
+        numbers.release(7);
+        assert_eq!(numbers.reserve(), None, "those below 300 are given once only");
+        numbers.release(END - 1);
+        numbers.release(5000);
+        assert_eq!(numbers.reserve(), Some(5000));
+        assert_eq!(numbers.reserve(), Some(END - 1));
+        numbers.release(END - 1);
+        assert_eq!(numbers.reserve(), Some(END - 1), "the last one as well, when no other is free");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// Against a set, and the rule that the next free one is given.
+        #[test]
+        fn the_next_free_number_is_given(steps in proptest::collection::vec((any::<bool>(), any::<u16>()), 1..400)) {
+            let (mut numbers, mut used, mut last) = (Numbers::new(), BTreeSet::new(), 0);
+            // Most of it is in use, so that there is something to skip.
+            for number in 1..END {
+                prop_assert_eq!(numbers.reserve(), Some(number));
+                used.insert(number);
+                last = number;
+            }
+            for (reserve, choice) in steps {
+                if reserve {
+                    let expected = (last + 1..END).chain(AGAIN..=last).find(|number| !used.contains(number));
+                    prop_assert_eq!(numbers.reserve(), expected);
+                    if let Some(number) = expected {
+                        prop_assert!(used.insert(number));
+                        last = number;
+                    }
+                } else {
+                    let chosen = used.range(u32::from(choice)..).next().copied();
+                    if let Some(number) = chosen {
+                        numbers.release(number);
+                        used.remove(&number);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Memory is gone: the program with the largest space ends, and what needed memory is tried again.
+//!
+//! [`relieve`] is called where a fault or a call of a program has failed for want of frames, with no lock held and
+//! nothing changed. It returns when there are frames again. One process ends at a time: as long as it is on its way,
+//! others wait for it, though not for ever; one that does not end in time is left out of the next choice. Ending takes no
+//! memory, nor does the choice: spaces are measured one after the other, found by number, and the lock of all processes
+//! is held for one step at a time.
+//!
+//! A fault of a device is no program's: it fails, and no process ends for it. The kernel's own threads have the
+//! [reserve](crate::mm::frame::FrameAllocator::reserve), and get an error beyond that.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use granule_arch::addr::PAGE_SIZE;
+
+use super::signal::{Cause, Signal};
+use super::status::{Life, Name};
+use super::task::Task;
+use super::tree::{Elsewhere, PROCESSES};
+use crate::chip::timer::Deadline;
+use crate::kernel;
+use crate::mm::space::{Footprint, SpaceRef};
+use crate::sched::{Thread, Work, relax, sleep_through};
+use crate::sync::{IrqLock, rank};
+
+/// How long others wait for a process that is to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often they look.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What came of a look for memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Relief {
+    /// There is memory: what failed is to be tried again.
+    Retry,
+    /// The caller's own process is ending: what failed is for nothing.
+    Ending,
+    /// It did not fail for want of memory, or nothing can be ended.
+    None,
+}
+
+/// The process that is on its way out.
+struct Dying {
+    id: u32,
+    until: Deadline,
+}
+
+struct Killer {
+    /// A thread is at the choice.
+    choosing: bool,
+    dying: Option<Dying>,
+}
+
+static KILLER: IrqLock<Killer, { rank::OUT_OF_MEMORY }> = IrqLock::new(Killer { choosing: false, dying: None });
+
+/// Waits until there is memory for what has just failed in the running thread, which is `task`'s; ends the largest
+/// program for that. Sleeps.
+#[cold]
+pub fn relieve(task: &Task, thread: &Thread) -> Relief {
+    let Some(wanted) = thread.take_shortage() else { return Relief::None };
+    let frames = kernel().frames;
+    if task.is_leaving() || wanted > frames.total() {
+        return Relief::None;
+    }
+    loop {
+        if frames.has_room_for(wanted) {
+            return Relief::Retry;
+        }
+        if thread.has(Work::SIGNAL) && task.is_called_off() {
+            return Relief::Ending;
+        }
+        if !begin_choice() {
+            sleep_through(Deadline::after(PAUSE));
+            continue;
+        }
+        let dying = choose();
+        let mut killer = KILLER.lock();
+        killer.choosing = false;
+        killer.dying = dying.map(|id| Dying { id, until: Deadline::after(PATIENCE) });
+        if killer.dying.is_none() {
+            return Relief::None;
+        }
+    }
+}
+
+/// Whether the running thread is to choose now: no other is at it, and no process is on its way out.
+fn begin_choice() -> bool {
+    let mut killer = KILLER.lock();
+    if killer.choosing {
+        return false;
+    }
+    if let Some(dying) = &killer.dying {
+        let tree = PROCESSES.lock();
+        let there = tree.find(dying.id).filter(|process| !process.outlives_its_end.load(Ordering::Relaxed));
+        if let Some(process) = there
+            && !matches!(process.lock().life, Life::Ended(_))
+        {
+            if !dying.until.has_passed() {
+                return false;
+            }
+            process.outlives_its_end.store(true, Ordering::Relaxed);
+        }
+    }
+    killer.dying = None;
+    killer.choosing = true;
+    true
+}
+
+/// What is found of one process.
+enum Found {
+    /// It is on its way out by itself.
+    Ending,
+    /// It could end.
+    Candidate(Candidate),
+    /// It has ended, or is not to be waited for any more.
+    Nothing,
+}
+
+struct Candidate {
+    id: u32,
+    name: Name,
+    space: SpaceRef,
+}
+
+/// The process with the next number above `id`; its number, and what it is. `None` behind the last.
+fn next_after(id: u32) -> Option<(u32, Found)> {
+    let tree = PROCESSES.lock();
+    let process = tree.after(id)?;
+    let id = process.id();
+    let state = process.lock();
+    let found = match (state.life, &state.space) {
+        (Life::Ended(_), _) => Found::Nothing,
+        _ if process.outlives_its_end.load(Ordering::Relaxed) => Found::Nothing,
+        (Life::Running, Some(space)) => Found::Candidate(Candidate { id, name: state.name, space: space.clone() }),
+        // Its last thread has left the space, which may just be freed.
+        (Life::Ending(_), _) | (Life::Running, None) => Found::Ending,
+    };
+    Some((id, found))
+}
+
+/// Chooses a process and ends it, or finds one that ends anyway; its number. `None`: there is none.
+fn choose() -> Option<u32> {
+    let mut largest: Option<(Candidate, Footprint)> = None;
+    let mut id = 0;
+    while let Some((next, found)) = next_after(id) {
+        id = next;
+        relax();
+        match found {
+            Found::Ending => return Some(id),
+            Found::Nothing => {}
+            Found::Candidate(candidate) => {
+                let footprint = candidate.space.footprint();
+                if largest.as_ref().is_none_or(|(_, other)| footprint.frames() > other.frames()) {
+                    largest = Some((candidate, footprint));
+                }
+            }
+        }
+    }
+    let (candidate, footprint) = largest?;
+    end_all_in(&candidate.space);
+    let kib = |frames: usize| frames * (PAGE_SIZE >> 10);
+    log::warn!(
+        "out of memory: ended process {} ({}), {} KiB of pages, {} KiB of tables and areas",
+        candidate.id,
+        candidate.name,
+        kib(footprint.pages),
+        kib(footprint.tables + footprint.areas),
+    );
+    Some(candidate.id)
+}
+
+/// Ends all processes that run in a space: its memory goes with the last of them.
+fn end_all_in(space: &SpaceRef) {
+    let mut id = 0;
+    loop {
+        let elsewhere = {
+            let tree = PROCESSES.lock();
+            let Some(process) = tree.after(id) else { return };
+            id = process.id();
+            let mut state = process.lock();
+            if state.space.as_ref().is_none_or(|other| !other.is(space)) {
+                continue;
+            }
+            Elsewhere::new(process, state.send(Signal::KILL, Cause::KERNEL))
+        };
+        elsewhere.finish();
+    }
+}

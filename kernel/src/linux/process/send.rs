@@ -1,0 +1,118 @@
+//! Signals that a program, or the kernel, sends to processes and threads by their numbers.
+//!
+//! As on Linux the number of the receiver is looked up before that of the signal is doubted.
+
+use super::signal::{Cause, Signal};
+use super::state::{State, Visit};
+use super::task::Task;
+use super::tree::{Elsewhere, PROCESSES, Process};
+use crate::linux::errno::Errno;
+use crate::sched::relax;
+
+/// A signal's number as a program gives it; 0 finds out whether one could be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asked(pub u32);
+
+impl Asked {
+    fn signal(self) -> Result<Option<Signal>, Errno> {
+        match self.0 {
+            0 => Ok(None),
+            number => Signal::new(u64::from(number)).map(Some).ok_or(Errno::EINVAL),
+        }
+    }
+
+    fn send(self, state: &mut State, cause: Cause) -> Result<Visit, Errno> {
+        Ok(self.signal()?.map_or(Visit::NONE, |signal| state.send(signal, cause)))
+    }
+
+    fn send_to(self, state: &mut State, thread: u32, cause: Cause) -> Result<Visit, Errno> {
+        Ok(self.signal()?.map_or(Visit::NONE, |signal| state.send_to(thread, signal, cause)))
+    }
+}
+
+/// Sends a signal to the process with this number; `own` is that of the caller, if it has one.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`.
+pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: Cause) -> Result<(), Errno> {
+    if let Some(own) = own.filter(|own| own.id() == id) {
+        let visit = signal.send(&mut own.lock(), cause)?;
+        own.visit(visit);
+        return Ok(());
+    }
+    let elsewhere = {
+        let tree = PROCESSES.lock();
+        let process = tree.find(id).ok_or(Errno::ESRCH)?;
+        let visit = signal.send(&mut process.lock(), cause)?;
+        Elsewhere::new(process, visit)
+    };
+    elsewhere.finish();
+    Ok(())
+}
+
+/// Sends a signal to all processes, or to all but `except`; each in turn, with no lock held in between. By their births:
+/// so none escapes that is born meanwhile, of one that has not had the signal yet.
+///
+/// # Errors
+/// `ESRCH` (there is none), `EINVAL`.
+pub fn to_all(except: Option<&Process>, signal: Asked, cause: Cause) -> Result<(), Errno> {
+    to_all_where(signal, cause, |process| except.is_none_or(|except| except.id() != process.id()))
+}
+
+/// Sends a signal to all processes that are `wanted`, as [`to_all`] does.
+///
+/// # Errors
+/// `ESRCH` (there is none), `EINVAL`.
+pub fn to_all_where(signal: Asked, cause: Cause, wanted: impl Fn(&Process) -> bool) -> Result<(), Errno> {
+    let (mut after, mut result) = (0, Err(Errno::ESRCH));
+    loop {
+        let elsewhere = {
+            let tree = PROCESSES.lock();
+            let Some(process) = tree.born_after(after) else { return result };
+            after = process.birth();
+            if !wanted(process) {
+                continue;
+            }
+            let sent = signal.send(&mut process.lock(), cause);
+            result = sent.as_ref().map(drop).map_err(|&error| error);
+            Elsewhere::new(process, sent.unwrap_or(Visit::NONE))
+        };
+        elsewhere.finish();
+        relax();
+    }
+}
+
+/// Sends a signal to the thread with this number, if it is one of `process`, or of any.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`.
+pub fn to_thread(own: &Task, process: Option<u32>, thread: u32, signal: Asked, cause: Cause) -> Result<(), Errno> {
+    let is_meant = |found: &Process| process.is_none_or(|id| id == found.id());
+    if is_meant(own.process()) {
+        let visit = {
+            let mut state = own.process().lock();
+            state.find(thread).is_some().then(|| signal.send_to(&mut state, thread, cause))
+        };
+        if let Some(visit) = visit {
+            own.process().visit(visit?);
+            return Ok(());
+        }
+    }
+    let elsewhere = {
+        let tree = PROCESSES.lock();
+        match tree.find_task(thread) {
+            Some(task) if is_meant(task.process()) => {
+                let visit = signal.send_to(&mut task.process().lock(), thread, cause)?;
+                Elsewhere::new(task.process(), visit)
+            }
+            Some(_) => return Err(Errno::ESRCH),
+            // The first thread of a process is there until the process's status is collected.
+            None => {
+                tree.find(thread).filter(|found| is_meant(found)).ok_or(Errno::ESRCH)?;
+                return signal.signal().map(drop);
+            }
+        }
+    };
+    elsewhere.finish();
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! On the way out to EL0: signals that wait come to their handlers, or to their default actions; and the way back.
+
+#![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
+
+use granule_abi::number;
+use granule_abi::signal::{
+    MINSIGSTKSZ, SA_EXPOSE_TAGBITS, SA_NODEFER, SA_ONSTACK, SA_RESTART, SA_RESTORER, SEGV_ACCERR, SEGV_MAPERR,
+    SS_DISABLE, SigAction, SigFrame, SigStack,
+};
+use granule_arch::addr::VirtAddr;
+
+use super::frame::{Image, Interrupted, Registers, Restored, is_on_stack, place, reported, restore};
+use super::{Cause, Effect, Set, Signal};
+use crate::linux::errno::Errno;
+use crate::linux::process::status::End;
+use crate::linux::process::task::{Restart, RestartKind, Task};
+use crate::linux::process::{exec, exit};
+use crate::sched::{FpState, Thread};
+use crate::trap::TrapFrame;
+use crate::uaccess;
+
+/// Bytes of an SVC: what a call that is made again goes back by.
+const INSTRUCTION: u64 = 4;
+
+/// What is to be done next on the way out.
+enum Next {
+    /// Enter EL0.
+    Nothing,
+    /// Leave the process.
+    Exit,
+    Deliver(Signal, Cause, Effect),
+}
+
+/// Sees to the signals of the running thread, until none is left.
+pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
+    // SAFETY: it is on its way to EL0, so it has not left its process.
+    let task = unsafe { Task::of(thread) };
+    loop {
+        match next(task) {
+            Next::Nothing => break,
+            Next::Exit => exit::leave(task),
+            Next::Deliver(_, _, Effect::Ignored) => {}
+            Next::Deliver(signal, _, Effect::Fatal) => {
+                log::debug!("{task:?}: {signal} at {:#x}, {:?}", frame.elr, task.fault.get());
+                exit::exit_group(task, End::Killed(signal));
+            }
+            Next::Deliver(signal, cause, Effect::Handled(action)) => {
+                finish_call(task, frame, Some(&action));
+                if enter(task, thread, frame, signal, cause, &action).is_err() {
+                    // No room for the frame: as on Linux a SIGSEGV, which ends the program if that was its own frame.
+                    task.force(Signal::SEGV, Cause::KERNEL, signal == Signal::SEGV);
+                }
+            }
+        }
+    }
+    finish_call(task, frame, None);
+}
+
+fn next(task: &Task) -> Next {
+    let state = task.process().lock();
+    if state.is_ending(task) {
+        return Next::Exit;
+    }
+    match state.take(task) {
+        None => Next::Nothing,
+        Some((signal, cause)) => Next::Deliver(signal, cause, state.handlers.with(|actions| actions.deliver(signal))),
+    }
+}
+
+/// A call that a signal interrupted is made again, unless a handler runs that does not want that.
+fn finish_call(task: &Task, frame: &mut TrapFrame, handler: Option<&SigAction>) {
+    let Some(Restart { kind, x0 }) = task.restart.take() else { return };
+    let again = match handler {
+        None => true,
+        Some(action) => kind == RestartKind::UnlessHandled && action.flags & SA_RESTART != 0,
+    };
+    if !again {
+        frame.x[0] = Errno::EINTR.returned();
+        return;
+    }
+    frame.x[0] = x0;
+    frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
+    if kind == RestartKind::Continued {
+        // As on Linux, x8 shows it.
+        frame.x[8] = number::RESTART_SYSCALL as u64;
+    }
+}
+
+/// Makes the thread go on in its handler. Not inlined: its frame of a few KiB is to be there only meanwhile.
+#[inline(never)]
+fn enter(
+    task: &Task,
+    thread: &Thread,
+    frame: &mut TrapFrame,
+    signal: Signal,
+    cause: Cause,
+    action: &SigAction,
+) -> Result<(), Errno> {
+    let blocked = task.blocked();
+    let stack = task.stack.get();
+    let before = Interrupted {
+        registers: Registers { x: frame.x, sp: frame.sp, pc: frame.elr, pstate: frame.spsr },
+        fp: thread.fp_state().unwrap_or(FpState::ZERO),
+        mask: blocked.0,
+        stack,
+    };
+    let switches = action.flags & SA_ONSTACK != 0 && stack.size != 0 && !is_on_stack(&stack, frame.sp);
+    // A stack may be anywhere: one that wraps has no room, as the copy will find.
+    let sp = if switches { stack.base.wrapping_add(stack.size) } else { frame.sp };
+    let (at, record) = place(sp).ok_or(Errno::EFAULT)?;
+    let info = if action.flags & SA_EXPOSE_TAGBITS == 0 { cause.untagged(signal) } else { cause }.info(signal);
+    uaccess::copy_to_user(VirtAddr(at), Image::new(&info, &before, task.fault.take()).bytes())?;
+    uaccess::copy_to_user(VirtAddr(record), [frame.x[29], frame.x[30]].map(u64::to_le_bytes).as_flattened())?;
+
+    let offset = |field: usize| at + field as u64;
+    frame.x[0] = u64::from(signal.number());
+    frame.x[1] = offset(core::mem::offset_of!(granule_abi::signal::SigFrame, info));
+    frame.x[2] = offset(core::mem::offset_of!(granule_abi::signal::SigFrame, context));
+    frame.x[29] = record;
+    frame.x[30] = if action.flags & SA_RESTORER != 0 { action.restorer } else { exec::TRAMPOLINE.0 };
+    frame.sp = at;
+    frame.elr = action.handler;
+    frame.spsr &= !BRANCH_TYPE;
+
+    let own = if action.flags & SA_NODEFER != 0 { Set::EMPTY } else { signal.set() };
+    task.set_blocked(blocked.with(Set(action.mask)).with(own));
+    Ok(())
+}
+
+/// PSTATE.BTYPE: a handler is not where a branch of the program went.
+const BRANCH_TYPE: u64 = 0b11 << 10;
+
+/// `rt_sigreturn`: the thread goes on with what the frame at SP has. A frame that is refused is SIGSEGV; as on Linux,
+/// mask and registers are the frame's all the same, as far as it could be read.
+#[inline(never)]
+pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
+    let at = frame.sp;
+    task.restart.set(None);
+    task.continuation.set(None);
+    if !at.is_multiple_of(16) || !uaccess::is_user_range(VirtAddr(at), size_of::<SigFrame>()) {
+        return refuse(task, at);
+    }
+    let Restored { mask, registers, rest } = restore(at, |from, to| Ok(uaccess::copy_from_user(to, VirtAddr(from))?));
+    let Registers { x, sp, pc, pstate } = registers;
+    (frame.x, frame.sp, frame.elr, frame.spsr) = (x, sp, pc, pstate);
+    if let Some(mask) = mask {
+        task.set_blocked(Set(mask));
+    }
+    let Ok((fp, stack)) = rest else { return refuse(task, sp) };
+    thread.set_fp_state(if fp == FpState::ZERO { None } else { Some(&fp) });
+    // A stack that it may not have leaves the one that it has, as on Linux.
+    let _ = set_stack(task, stack, sp);
+}
+
+/// The signal for a frame that is none, at this SP. As on Linux (`arm64_notify_segfault`), an address that has mapped
+/// memory anywhere above it counts as mapped.
+fn refuse(task: &Task, sp: u64) {
+    let mut below = false;
+    task.space().for_each_area(|area| below |= VirtAddr(sp) < area.end());
+    let code = if below { SEGV_ACCERR } else { SEGV_MAPERR };
+    task.force(Signal::SEGV, Cause::fault(code, sp), false);
+}
+
+/// Sets the stack for handlers.
+///
+/// # Errors
+/// `EPERM` (the thread is on the one it has), `EINVAL`, `ENOMEM` (too small).
+pub fn set_stack(task: &Task, stack: SigStack, sp: u64) -> Result<(), Errno> {
+    if is_on_stack(&task.stack.get(), sp) {
+        return Err(Errno::EPERM);
+    }
+    let stack = match stack.flags {
+        SS_DISABLE => SigStack::NONE,
+        // SS_ONSTACK is what a program may have read, and means nothing.
+        0 | granule_abi::signal::SS_ONSTACK if stack.size < MINSIGSTKSZ => return Err(Errno::ENOMEM),
+        0 | granule_abi::signal::SS_ONSTACK => SigStack { flags: 0, ..stack },
+        _ => return Err(Errno::EINVAL),
+    };
+    task.stack.set(stack);
+    Ok(())
+}
+
+/// The stack for handlers, as the program reads it.
+pub fn stack(task: &Task, sp: u64) -> SigStack {
+    reported(&task.stack.get(), sp)
+}

@@ -1,0 +1,441 @@
+//! Sets of signals, those that wait for their thread, and what happens on each.
+
+use core::cell::Cell;
+use core::fmt;
+
+use granule_abi::Errno;
+use granule_abi::signal::{
+    SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
+    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP, SIGSYS,
+    SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
+};
+use granule_arch::addr::VirtAddr;
+
+/// The number of a signal, 1 to 64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Signal(u32);
+
+impl Signal {
+    /// No such instruction.
+    pub const ILL: Self = Self(SIGILL);
+    /// A breakpoint.
+    pub const TRAP: Self = Self(SIGTRAP);
+    /// An access that cannot be made.
+    pub const BUS: Self = Self(SIGBUS);
+    /// The end, in any case.
+    pub const KILL: Self = Self(SIGKILL);
+    /// An access that is not allowed.
+    pub const SEGV: Self = Self(SIGSEGV);
+    /// A child has ended.
+    pub const CHLD: Self = Self(SIGCHLD);
+
+    /// The signal with this number.
+    pub const fn new(number: u64) -> Option<Self> {
+        if number >= 1 && number <= SIGNALS as u64 { Some(Self(number as u32)) } else { None }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The set of this one.
+    pub const fn set(self) -> Set {
+        Set(1 << (self.0 - 1))
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match granule_abi::signal::name(self.0) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "signal {}", self.0),
+        }
+    }
+}
+
+/// Signals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Set(pub u64);
+
+impl Set {
+    /// None.
+    pub const EMPTY: Self = Self(0);
+    /// Those that nothing blocks and no action changes.
+    const NEVER_BLOCKED: Self = Self(1 << (SIGKILL - 1) | 1 << (SIGSTOP - 1));
+
+    /// A set that may be blocked.
+    pub const fn blockable(self) -> Self {
+        self.without(Self::NEVER_BLOCKED)
+    }
+
+    /// Whether it has this one.
+    pub const fn has(self, signal: Signal) -> bool {
+        self.0 & signal.set().0 != 0
+    }
+
+    /// All of both.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those that are not in `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Those that are in both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Each of them, by number.
+    pub fn iter(self) -> impl Iterator<Item = Signal> {
+        (1..=SIGNALS as u64).filter_map(Signal::new).filter(move |signal| self.has(*signal))
+    }
+
+    /// The one that is delivered first: those of faults before others, then by number.
+    pub fn first(self) -> Option<Signal> {
+        // Linux's SYNCHRONOUS_MASK.
+        const SYNCHRONOUS: u64 = Signal::SEGV.set().0
+            | Signal::BUS.set().0
+            | Signal::ILL.set().0
+            | Signal::TRAP.set().0
+            | 1 << (SIGFPE - 1)
+            | 1 << (SIGSYS - 1);
+        let urgent = self.0 & SYNCHRONOUS;
+        let from = if urgent != 0 { urgent } else { self.0 };
+        Signal::new(u64::from(from.trailing_zeros()) + 1)
+    }
+}
+
+/// What comes with a signal, as far as it differs from sending to sending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cause {
+    /// One of the `SI_`, `SEGV_`, ... codes.
+    pub code: i32,
+    /// The first two words of what follows the code in [`SigInfo`].
+    pub fields: [u64; 2],
+}
+
+impl Cause {
+    /// The kernel, for no reason that has a code.
+    pub const KERNEL: Self = Self { code: granule_abi::signal::SI_KERNEL, fields: [0; 2] };
+
+    /// What stands where none is kept, and is never read there: zeros, which are stored at once.
+    const UNKEPT: Self = Self { code: 0, fields: [0; 2] };
+
+    /// A fault at an address.
+    pub const fn fault(code: i32, address: u64) -> Self {
+        Self { code, fields: [address, 0] }
+    }
+
+    /// The same without the tag of its address, if it is about one: as Linux hides it, which leaves that of a
+    /// breakpoint.
+    #[must_use]
+    pub fn untagged(self, signal: Signal) -> Self {
+        // The kernel's code of a fault: other senders have codes of 0 and below.
+        let is_fault = (1..granule_abi::signal::SI_KERNEL).contains(&self.code)
+            && [Signal::SEGV, Signal::BUS, Signal::ILL].contains(&signal);
+        let address = VirtAddr(self.fields[0]).untagged().0;
+        if is_fault { Self { fields: [address, self.fields[1]], ..self } } else { self }
+    }
+
+    /// A process, by one of the kill calls.
+    pub const fn process(code: i32, process: u32) -> Self {
+        Self { code, fields: [process as u64, 0] }
+    }
+
+    /// A child that ended so.
+    pub const fn child(code: i32, process: u32, status: i32) -> Self {
+        Self { code, fields: [process as u64, status as u32 as u64] }
+    }
+
+    /// What a handler of the signal is given.
+    pub const fn info(&self, signal: Signal) -> SigInfo {
+        let mut info = SigInfo::new(signal.number(), self.code);
+        info.fields[0] = self.fields[0];
+        info.fields[1] = self.fields[1];
+        info
+    }
+}
+
+/// Signals that wait to be delivered, each with the cause of its first sending: as for Linux's standard signals, a
+/// second one while the first waits is the same one.
+#[derive(Debug)]
+pub struct Pending {
+    set: Cell<Set>,
+    /// For the signals that have names; of the others, which only processes send, the sender is forgotten.
+    causes: [Cell<Cause>; Self::KEPT],
+}
+
+impl Pending {
+    const KEPT: usize = 31;
+
+    /// None.
+    pub const fn new() -> Self {
+        Self { set: Cell::new(Set::EMPTY), causes: [const { Cell::new(Cause::UNKEPT) }; Self::KEPT] }
+    }
+
+    /// Which.
+    pub const fn set(&self) -> Set {
+        self.set.get()
+    }
+
+    /// Adds one.
+    pub fn add(&self, signal: Signal, cause: Cause) {
+        if self.set().has(signal) {
+            return;
+        }
+        self.set.set(self.set().with(signal.set()));
+        if let Some(place) = self.causes.get(signal.number() as usize - 1) {
+            place.set(cause);
+        }
+    }
+
+    /// Takes one that is not blocked.
+    pub fn take(&self, blocked: Set) -> Option<(Signal, Cause)> {
+        let signal = self.set().without(blocked).first()?;
+        self.remove(signal);
+        let kept = self.causes.get(signal.number() as usize - 1).map(Cell::get);
+        Some((signal, kept.unwrap_or(Cause::process(granule_abi::signal::SI_USER, 0))))
+    }
+
+    /// Takes one away.
+    pub fn remove(&self, signal: Signal) {
+        self.set.set(self.set().without(signal.set()));
+    }
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a signal does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Nothing.
+    Ignored,
+    /// It ends the process.
+    Fatal,
+    /// The program's handler runs.
+    Handled(SigAction),
+}
+
+/// The flags that exist: Linux's `UAPI_SA_FLAGS`.
+const KNOWN_FLAGS: u64 = SA_NOCLDSTOP
+    | SA_NOCLDWAIT
+    | SA_SIGINFO
+    | SA_ONSTACK
+    | SA_RESTART
+    | SA_NODEFER
+    | SA_RESETHAND
+    | SA_EXPOSE_TAGBITS
+    | SA_RESTORER;
+
+/// What happens on each signal of a process.
+#[derive(Clone, Debug)]
+pub struct Actions([SigAction; SIGNALS as usize]);
+
+impl Actions {
+    /// The default for all.
+    pub const fn new() -> Self {
+        Self([SigAction { handler: SIG_DFL, flags: 0, restorer: 0, mask: 0 }; SIGNALS as usize])
+    }
+
+    /// What happens on a signal.
+    pub const fn get(&self, signal: Signal) -> SigAction {
+        self.0[signal.number() as usize - 1]
+    }
+
+    /// Changes what happens on a signal; returns what did before.
+    ///
+    /// # Errors
+    /// `EINVAL`: this one's cannot be changed.
+    pub fn set(&mut self, signal: Signal, action: SigAction) -> Result<SigAction, Errno> {
+        if Set::NEVER_BLOCKED.has(signal) {
+            return Err(Errno::EINVAL);
+        }
+        let mask = Set(action.mask).blockable().0;
+        // A program finds out by a flag's being cleared that it does not exist (sigaction(2), SA_UNSUPPORTED).
+        let flags = action.flags & KNOWN_FLAGS;
+        Ok(core::mem::replace(self.entry(signal), SigAction { mask, flags, ..action }))
+    }
+
+    /// The default action is back for one; its flags and mask stay, as on Linux.
+    pub fn reset(&mut self, signal: Signal) {
+        self.entry(signal).handler = SIG_DFL;
+    }
+
+    const fn entry(&mut self, signal: Signal) -> &mut SigAction {
+        &mut self.0[signal.number() as usize - 1]
+    }
+
+    /// What becomes of them by an exec: handlers are gone, what was ignored stays ignored.
+    pub fn exec(&mut self) {
+        for action in &mut self.0 {
+            let handler = if action.handler == SIG_IGN { SIG_IGN } else { SIG_DFL };
+            *action = SigAction { handler, ..SigAction::default() };
+        }
+    }
+
+    /// What a signal does. Nothing stops a process here, so what would stop one is ignored.
+    pub fn effect(&self, signal: Signal) -> Effect {
+        let action = self.get(signal);
+        match (action.handler, signal.number()) {
+            (SIG_IGN, _) => Effect::Ignored,
+            (SIG_DFL, SIGCHLD | SIGCONT | SIGURG | SIGWINCH) => Effect::Ignored,
+            (SIG_DFL, SIGSTOP | SIGTSTP | SIGTTIN | SIGTTOU) => Effect::Ignored,
+            (SIG_DFL, _) => Effect::Fatal,
+            _ => Effect::Handled(action),
+        }
+    }
+
+    /// What a signal that is being delivered does; a handler that is to be called only once is gone then, but for its
+    /// flags.
+    pub fn deliver(&mut self, signal: Signal) -> Effect {
+        let effect = self.effect(signal);
+        if let Effect::Handled(action) = effect
+            && action.flags & SA_RESETHAND != 0
+        {
+            self.reset(signal);
+        }
+        effect
+    }
+
+    /// Whether SIGCHLD is ignored, and not only by default.
+    pub const fn ignores_children(&self) -> bool {
+        self.get(Signal::CHLD).handler == SIG_IGN
+    }
+
+    /// Whether children that end leave nothing to wait for.
+    pub const fn reaps_children(&self) -> bool {
+        self.ignores_children() || self.get(Signal::CHLD).flags & SA_NOCLDWAIT != 0
+    }
+}
+
+impl Default for Actions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_abi::Errno;
+    use granule_abi::signal::{
+        SA_NOCLDWAIT, SA_RESETHAND, SEGV_MAPERR, SI_USER, SIG_DFL, SIG_IGN, SIGHUP, SIGSTOP, SIGUSR1, SIGUSR2,
+        SigAction,
+    };
+
+    use super::{Actions, Cause, Effect, Pending, Set, Signal};
+
+    const HUP: Signal = Signal(SIGHUP);
+    const USR1: Signal = Signal(SIGUSR1);
+    const USR2: Signal = Signal(SIGUSR2);
+    const STOP: Signal = Signal(SIGSTOP);
+
+    fn handler(flags: u64) -> SigAction {
+        SigAction { handler: 0x40_0000, flags, restorer: 0, mask: !0 }
+    }
+
+    #[test]
+    fn signals_are_1_to_64() {
+        assert_eq!(Signal::new(0), None);
+        assert_eq!(Signal::new(65), None);
+        assert_eq!(Signal::new(64).unwrap().set(), Set(1 << 63));
+        assert_eq!(Signal::new(1 << 32 | 1), None);
+    }
+
+    #[test]
+    fn faults_come_first_and_a_second_signal_is_the_same() {
+        let pending = Pending::new();
+        for signal in [HUP, USR1, Signal::new(64).unwrap()] {
+            pending.add(signal, Cause::process(SI_USER, 7));
+            pending.add(signal, Cause::process(SI_USER, 8));
+        }
+        let fault = Cause::fault(SEGV_MAPERR, 0x1234);
+        pending.add(Signal::SEGV, fault);
+        assert_eq!(pending.take(Set::EMPTY), Some((Signal::SEGV, fault)));
+        assert_eq!(pending.take(HUP.set()).unwrap().0, USR1);
+        let (first, cause) = pending.take(Set::EMPTY).unwrap();
+        assert_eq!((first, cause.info(first).process()), (HUP, 7), "the first sender");
+        assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), 64);
+        for number in [1, 31, 8, 11, 7, 5, 4] {
+            pending.add(Signal::new(number).unwrap(), Cause::KERNEL);
+        }
+        for number in [4, 5, 7, 8, 11, 31, 1] {
+            assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), number);
+        }
+        assert_eq!((pending.take(Set::EMPTY), pending.set()), (None, Set::EMPTY));
+    }
+
+    #[test]
+    fn kill_and_stop_are_never_blocked_handled_or_ignored() {
+        assert_eq!(Set(!0).blockable(), Set(!(1 << 8 | 1 << 18)));
+        let mut actions = Actions::new();
+        assert_eq!(actions.set(Signal::KILL, handler(0)), Err(Errno::EINVAL));
+        assert_eq!(actions.set(STOP, handler(0)), Err(Errno::EINVAL));
+        assert_eq!(actions.effect(Signal::KILL), Effect::Fatal);
+        actions.set(USR1, handler(0)).unwrap();
+        let blocked = Set(actions.get(USR1).mask);
+        assert!(!blocked.has(Signal::KILL));
+        assert!(!blocked.has(STOP));
+    }
+
+    #[test]
+    fn default_actions_are_linuxs_but_for_stopping() {
+        let actions = Actions::new();
+        let ignored = [17, 18, 19, 20, 21, 22, 23, 28];
+        for number in 1..=64 {
+            let expected = if ignored.contains(&number) { Effect::Ignored } else { Effect::Fatal };
+            assert_eq!(actions.effect(Signal::new(number).unwrap()), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_handler_for_once_is_called_once() {
+        let mut actions = Actions::new();
+        actions.set(USR1, handler(SA_RESETHAND)).unwrap();
+        assert!(matches!(actions.deliver(USR1), Effect::Handled(_)));
+        assert_eq!(actions.deliver(USR1), Effect::Fatal);
+        let left = actions.get(USR1);
+        assert_eq!((left.handler, left.flags), (SIG_DFL, SA_RESETHAND), "as on Linux, which resets the handler alone");
+    }
+
+    #[test]
+    fn flags_that_do_not_exist_are_cleared() {
+        let mut actions = Actions::new();
+        // SA_UNSUPPORTED, by which programs find out; one of the high half; one that exists.
+        actions.set(USR1, handler(0x400 | 1 << 40 | SA_RESETHAND)).unwrap();
+        assert_eq!(actions.get(USR1).flags, SA_RESETHAND);
+    }
+
+    #[test]
+    fn exec_forgets_handlers_and_keeps_what_is_ignored() {
+        let mut actions = Actions::new();
+        actions.set(USR1, handler(0)).unwrap();
+        actions.set(USR2, SigAction { handler: SIG_IGN, ..handler(0) }).unwrap();
+        actions.exec();
+        assert_eq!(actions.get(USR1).handler, SIG_DFL);
+        assert_eq!(actions.effect(USR2), Effect::Ignored);
+        assert_eq!(actions.get(USR2).mask, 0);
+    }
+
+    #[test]
+    fn children_may_leave_nothing() {
+        let mut actions = Actions::new();
+        assert!(!actions.reaps_children());
+        actions.set(Signal::CHLD, handler(SA_NOCLDWAIT)).unwrap();
+        assert!(actions.reaps_children());
+        actions.set(Signal::CHLD, SigAction { handler: SIG_IGN, ..handler(0) }).unwrap();
+        assert!(actions.reaps_children());
+    }
+}

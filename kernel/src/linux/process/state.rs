@@ -1,0 +1,345 @@
+//! What the lock of one process guards: its life, its threads, and the signals that are pending for it.
+//!
+//! # Which thread takes a signal of the process
+//! One that is pending for the process is taken by any thread that does not block it. One such thread is notified when
+//! the signal comes; when that thread blocks the signal or exits before it has taken it, others are notified instead
+//! (Linux: `complete_signal`, `retarget_shared_pending`). A signal whose action is fatal ends the process as soon as one
+//! thread could take it, whatever that thread is doing.
+//!
+//! # Visits
+//! Nothing visits all threads in one go, since the lock masks interrupts: a [`Visit`] goes on where it was when the
+//! lock was released. What it relies on is stored before it begins. A thread that is created meanwhile, or that changes
+//! which signals it blocks, finds that itself.
+
+#![allow(unsafe_code, reason = "a list of tasks, under the lock of their process")]
+
+use intrusive_collections::{Bound, RBTree, UnsafeRef};
+use spin::Once;
+
+use super::counted::{Counted, Inner};
+use super::signal::{Actions, Cause, Effect, Pending, Set, Signal};
+use super::status::{End, Life, Name};
+use super::task::{InProcess, Task};
+use crate::kernel;
+use crate::mm::OutOfMemory;
+use crate::mm::pool::Pool;
+use crate::mm::space::SpaceRef;
+use crate::sync::{IrqLock, rank};
+
+static HANDLERS: Once<Pool<Inner<Handlers>>> = Once::new();
+
+/// What happens on the signals of a process. Processes made with `CLONE_SIGHAND` share it.
+pub struct Handlers(IrqLock<Actions, { rank::ACTIONS }>);
+
+impl Handlers {
+    /// With these actions.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(actions: Actions) -> Result<Counted<Self>, OutOfMemory> {
+        Self::make(|| actions)
+    }
+
+    /// With the same actions, apart from now on.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn copy(&self) -> Result<Counted<Self>, OutOfMemory> {
+        Self::make(|| self.with(|actions| actions.clone()))
+    }
+
+    #[inline]
+    fn make(actions: impl FnOnce() -> Actions) -> Result<Counted<Self>, OutOfMemory> {
+        let pool = HANDLERS.call_once(|| Pool::new(kernel().frames));
+        Counted::try_new_with(pool, || Self(IrqLock::new(actions())))
+    }
+
+    /// Calls `look` with the actions, locked.
+    pub fn with<R>(&self, look: impl FnOnce(&mut Actions) -> R) -> R {
+        look(&mut self.0.lock())
+    }
+}
+
+/// Frames that the actions of processes keep: for accounts of which frames are in use.
+pub fn kept_frames() -> usize {
+    HANDLERS.get().map_or(0, |pool| pool.stats().frames)
+}
+
+/// What the lock of a process guards.
+pub struct State {
+    /// The process's number.
+    id: u32,
+    /// Where it is in its life.
+    pub life: Life,
+    /// The code of a process whose threads exit one by one: that of the last one to begin its exit.
+    pub code: u8,
+    tasks: RBTree<InProcess>,
+    threads: usize,
+    /// How long threads that have left had a CPU, in counts of the timer.
+    left_time: u64,
+    /// Signals for any thread that does not block them.
+    pub pending: Pending,
+    /// What happens on its signals.
+    pub handlers: Counted<Handlers>,
+    /// Its first thread's name.
+    pub name: Name,
+    /// Its address space, for others to look at; none once it is ending.
+    pub space: Option<SpaceRef>,
+    /// The thread that does an exec: all others are to exit.
+    pub survivor: Option<u32>,
+}
+
+impl State {
+    /// Of a process with this number, without threads.
+    pub const fn new(id: u32, name: Name, space: SpaceRef, handlers: Counted<Handlers>) -> Self {
+        Self {
+            id,
+            life: Life::Running,
+            code: 0,
+            tasks: RBTree::new(InProcess::NEW),
+            threads: 0,
+            left_time: 0,
+            pending: Pending::new(),
+            handlers,
+            name,
+            space: Some(space),
+            survivor: None,
+        }
+    }
+
+    /// Adds a thread.
+    ///
+    /// # Safety
+    /// The task is in no process's list, and stays where it is until [`Self::remove`].
+    pub unsafe fn add(&mut self, task: &Task) {
+        // SAFETY: the caller's promise.
+        self.tasks.insert(unsafe { UnsafeRef::from_raw(&raw const *task) });
+        self.threads += 1;
+    }
+
+    /// Removes a thread.
+    ///
+    /// # Safety
+    /// It was added to this process, and not removed since.
+    pub unsafe fn remove(&mut self, task: &Task) {
+        // SAFETY: the caller's promise.
+        let removed = unsafe { self.tasks.cursor_mut_from_ptr(task) }.remove();
+        self.threads -= usize::from(removed.is_some());
+    }
+
+    /// Counts the time of a thread that leaves.
+    pub fn add_time_of(&mut self, task: &Task) {
+        self.left_time = self.left_time.wrapping_add(task.thread().cpu_time());
+    }
+
+    /// How long its threads have had a CPU, those that have left included, in counts of the timer.
+    pub fn cpu_time(&self) -> u64 {
+        self.tasks.iter().fold(self.left_time, |sum, task| sum.wrapping_add(task.thread().cpu_time()))
+    }
+
+    /// How many threads it has.
+    pub const fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The thread with this number, if it is one of this process's.
+    pub fn find(&self, id: u32) -> Option<&Task> {
+        self.tasks.find(&id).get()
+    }
+
+    /// What a signal does.
+    pub fn effect(&self, signal: Signal) -> Effect {
+        self.handlers.with(|actions| actions.effect(signal))
+    }
+
+    /// The first of these signals whose action ends the process.
+    pub fn fatal(&self, mut signals: Set) -> Option<Signal> {
+        while let Some(signal) = signals.first() {
+            if self.effect(signal) == Effect::Fatal {
+                return Some(signal);
+            }
+            signals = signals.without(signal.set());
+        }
+        None
+    }
+
+    /// Whether this task of the process is to exit.
+    pub fn is_ending(&self, task: &Task) -> bool {
+        self.life != Life::Running || self.survivor.is_some_and(|survivor| survivor != task.id())
+    }
+
+    /// Has all threads exit. Nothing changes if they are exiting already.
+    pub fn end(&mut self, status: End) -> Visit {
+        if self.life != Life::Running {
+            return Visit::NONE;
+        }
+        self.life = Life::Ending(status);
+        Visit::EXIT
+    }
+
+    /// Sends the process a signal.
+    pub fn send(&mut self, signal: Signal, cause: Cause) -> Visit {
+        if self.life != Life::Running {
+            return Visit::NONE;
+        }
+        let main_blocks = self.find(self.id).is_some_and(|main| main.blocked().has(signal));
+        // An ignored signal becomes pending only where it is blocked: the action may be another when it is unblocked.
+        if !main_blocks && self.effect(signal) == Effect::Ignored {
+            return Visit::NONE;
+        }
+        self.pending.add(signal, cause);
+        let mut visit = Visit::offer(signal.set());
+        // The first thread takes it, if it can.
+        let outcome = self.find(self.id).map_or(Outcome::Next, |main| visit.at(self, main));
+        self.finish_step(&mut visit, outcome);
+        if !visit.is_done() {
+            self.step(&mut visit);
+        }
+        visit
+    }
+
+    /// Sends a signal to one of this process's threads.
+    pub fn send_to(&mut self, id: u32, signal: Signal, cause: Cause) -> Visit {
+        if self.life != Life::Running {
+            return Visit::NONE;
+        }
+        let effect = self.effect(signal);
+        let Some(task) = self.find(id) else { return Visit::NONE };
+        let open = !task.blocked().has(signal);
+        if open && effect == Effect::Ignored {
+            return Visit::NONE;
+        }
+        task.pending(self).add(signal, cause);
+        if open && effect == Effect::Fatal && !task.is_leaving() {
+            return self.end(End::Killed(signal));
+        }
+        if open {
+            task.kick();
+        }
+        Visit::NONE
+    }
+
+    /// Removes a signal that is pending, for the process or for one of its threads: some of its threads, and returns the
+    /// number of the last of them, or `None` when all are done.
+    pub fn forget(&mut self, signal: Signal, after: Option<u32>) -> Option<u32> {
+        self.pending.remove(signal);
+        let mut tasks =
+            after.map_or_else(|| self.tasks.front(), |after| self.tasks.lower_bound(Bound::Excluded(&after)));
+        let mut last = None;
+        for _ in 0..BATCH {
+            let task = tasks.get()?;
+            task.pending(self).remove(signal);
+            last = Some(task.id());
+            tasks.move_next();
+        }
+        last
+    }
+
+    /// Goes on with a visit: the next threads, a bounded number of them.
+    pub fn step(&mut self, visit: &mut Visit) {
+        let mut outcome = Outcome::Next;
+        {
+            let mut tasks = match visit.after {
+                None => self.tasks.front(),
+                Some(after) => self.tasks.lower_bound(Bound::Excluded(&after)),
+            };
+            for _ in 0..BATCH {
+                let Some(task) = tasks.get() else {
+                    *visit = Visit::NONE;
+                    return;
+                };
+                visit.after = Some(task.id());
+                outcome = visit.at(self, task);
+                if visit.is_done() || matches!(outcome, Outcome::Fatal(_)) {
+                    break;
+                }
+                tasks.move_next();
+            }
+        }
+        self.finish_step(visit, outcome);
+    }
+
+    fn finish_step(&mut self, visit: &mut Visit, outcome: Outcome) {
+        if let Outcome::Fatal(signal) = outcome {
+            *visit = self.end(End::Killed(signal));
+        }
+    }
+
+    /// Takes the next signal for a task of this process, its own before those of the process.
+    pub fn take(&self, task: &Task) -> Option<(Signal, Cause)> {
+        let blocked = task.blocked();
+        task.pending(self).take(blocked).or_else(|| self.pending.take(blocked))
+    }
+}
+
+/// Threads that are visited before the lock is released for a moment.
+const BATCH: usize = 16;
+
+/// What came of the visit to one thread.
+enum Outcome {
+    /// Go on.
+    Next,
+    /// The thread could take this signal, which ends the process.
+    Fatal(Signal),
+}
+
+/// What is still to be done at the threads of a process: see the head of this file.
+#[derive(Debug)]
+#[must_use = "some threads are still to be visited"]
+pub struct Visit {
+    /// The thread that was visited last.
+    after: Option<u32>,
+    /// Signals pending for the process, each for a thread that is still to be notified.
+    offer: Set,
+    /// Every thread is woken.
+    wake: bool,
+    /// Every thread that is to exit is notified.
+    exit: bool,
+}
+
+impl Visit {
+    /// Nothing to do.
+    pub const NONE: Self = Self { after: None, offer: Set::EMPTY, wake: false, exit: false };
+    /// Notify the threads that are to exit.
+    pub const EXIT: Self = Self { exit: true, ..Self::NONE };
+
+    /// Notify threads that do not block these signals, one for each.
+    pub const fn offer(offer: Set) -> Self {
+        Self { offer, ..Self::NONE }
+    }
+
+    /// The same, and all threads are woken: one of them waits for what has come.
+    pub const fn and_wake(self) -> Self {
+        Self { after: None, wake: true, ..self }
+    }
+
+    /// Whether nothing is left to do.
+    pub const fn is_done(&self) -> bool {
+        self.offer.is_empty() && !self.wake && !self.exit
+    }
+
+    fn at(&mut self, state: &State, task: &Task) -> Outcome {
+        if self.wake {
+            task.thread().unpark();
+        }
+        if task.is_leaving() {
+            return Outcome::Next;
+        }
+        if state.is_ending(task) {
+            if self.exit {
+                task.kick();
+            }
+            return Outcome::Next;
+        }
+        let open = self.offer.without(task.blocked());
+        if open.is_empty() {
+            return Outcome::Next;
+        }
+        if let Some(signal) = state.fatal(open) {
+            return Outcome::Fatal(signal);
+        }
+        self.offer = self.offer.without(open);
+        task.kick();
+        Outcome::Next
+    }
+}

@@ -1,0 +1,160 @@
+//! What can be said of a process: its name, whether it runs, and how it ended.
+
+use core::fmt;
+
+use granule_abi::process::NAME_LENGTH;
+use thiserror::Error;
+
+use super::elf::ProgramError;
+use super::initrd::PathError;
+use super::signal::Signal;
+use crate::linux::errno::Errno;
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It exited with this code.
+    Exited(u8),
+    /// This signal ended it.
+    Killed(Signal),
+}
+
+impl End {
+    /// As wait4 stores it.
+    pub const fn word(self) -> u32 {
+        match self {
+            Self::Exited(code) => granule_abi::process::exited(code),
+            Self::Killed(signal) => granule_abi::process::killed(signal.number()),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited with {code}"),
+            Self::Killed(signal) => write!(f, "killed by {signal}"),
+        }
+    }
+}
+
+/// Where a process is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// It runs.
+    Running,
+    /// Its threads are to exit.
+    Ending(End),
+    /// It has no threads any more.
+    Ended(End),
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Ending(_) => f.write_str("ending"),
+            Self::Ended(status) => write!(f, "{status}"),
+        }
+    }
+}
+
+/// What a process is called: the last part of its program's path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Name([u8; NAME_LENGTH]);
+
+impl Name {
+    /// The name for a path, cut off where it is too long.
+    pub fn of(path: &[u8]) -> Self {
+        Self::whole(path.rsplit(|&byte| byte == b'/').next().unwrap_or_default())
+    }
+
+    /// A name as it is given, cut off where it is too long.
+    pub fn whole(given: &[u8]) -> Self {
+        let mut name = [0; NAME_LENGTH];
+        // One byte stays zero.
+        name.iter_mut().take(NAME_LENGTH - 1).zip(given).for_each(|(place, &byte)| *place = byte);
+        Self(name)
+    }
+
+    /// All its bytes; at least the last one is zero.
+    pub const fn bytes(&self) -> &[u8; NAME_LENGTH] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0.split(|&byte| byte == 0).next().unwrap_or_default();
+        write!(f, "{}", bytes.escape_ascii())
+    }
+}
+
+/// A process, as seen from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Summary {
+    /// Its number.
+    pub id: u32,
+    /// Its parent's number; 0 where that is the kernel, or gone.
+    pub parent: u32,
+    /// Whether it runs.
+    pub life: Life,
+    /// How many threads it has.
+    pub threads: usize,
+    /// What it is called.
+    pub name: Name,
+}
+
+/// Why a program cannot be started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ExecError {
+    /// The path leads to no file that may be executed.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The file is no program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The words are too many, memory ran out, or the program wants what cannot be mapped.
+    #[error(transparent)]
+    Errno(#[from] Errno),
+}
+
+impl ExecError {
+    /// As execve returns it.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Path(error) => error.errno(),
+            Self::Program(_) => Errno::ENOEXEC,
+            Self::Errno(errno) => errno,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{End, ExecError, Life, Name, Signal};
+    use crate::linux::errno::Errno;
+
+    #[test]
+    fn a_status_is_what_wait4_stores() {
+        assert_eq!(End::Exited(3).word(), 0x300);
+        assert_eq!(End::Killed(Signal::SEGV).word(), 11);
+        assert_eq!(End::Exited(3).to_string(), "exited with 3");
+        assert_eq!(End::Killed(Signal::SEGV).to_string(), "killed by SIGSEGV");
+        assert_eq!(Life::Ended(End::Exited(0)).to_string(), "exited with 0");
+    }
+
+    #[test]
+    fn a_name_is_the_last_part_of_a_path_and_fits() {
+        assert_eq!(Name::of(b"/bin/hello").to_string(), "hello");
+        assert_eq!(Name::of(b"a-name-that-is-too-long").to_string(), "a-name-that-is-");
+        assert_eq!(Name::of(b"").to_string(), "");
+        assert_eq!(Name::whole(b"a/b\n").to_string(), "a/b\\n", "what is no text cannot break a line");
+    }
+
+    #[test]
+    fn what_is_no_program_is_enoexec() {
+        assert_eq!(ExecError::Program(super::ProgramError::NotElf).errno(), Errno::ENOEXEC);
+        assert_eq!(ExecError::Path(super::PathError::NotFound).errno(), Errno::ENOENT);
+    }
+}

@@ -1,0 +1,308 @@
+//! What a thread of a program has besides what the scheduler knows of it.
+
+#![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
+
+use core::cell::{Cell, UnsafeCell};
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use granule_abi::signal::SigStack;
+use intrusive_collections::{KeyAdapter, RBTreeLink, UnsafeRef};
+use spin::Once;
+
+use super::clone::Vfork;
+use super::counted::Counted;
+use super::limits::ProcessSlot;
+use super::signal::frame::FaultRecord;
+use super::signal::{Cause, Effect, Pending, Set, Signal};
+use super::state::{State, Visit};
+use super::status::Name;
+use super::tree::Process;
+use crate::kernel;
+use crate::mm::OutOfMemory;
+use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::space::{Space, SpaceRef, SpaceUser};
+use crate::sched::{Thread, ThreadRef, Work};
+
+static POOL: Once<Pool<Task>> = Once::new();
+
+/// A thread of a process. It is there from before the thread runs until the thread has left its process.
+///
+/// The cells are the thread's own: no other accesses them once it runs.
+pub struct Task {
+    /// Changed by an exec alone: the thread that is left takes the process's.
+    id: AtomicU32,
+    process: &'static Process,
+    thread: Once<ThreadRef>,
+    in_process: RBTreeLink,
+    by_id: RBTreeLink,
+    /// Blocked signals. Changed by its own thread, under the lock of its process.
+    blocked: AtomicU64,
+    /// Signals for this thread alone: see [`Self::pending`].
+    pending: Pending,
+    /// Whether the thread is on its way out of the process. Set by its own thread, under the lock of its process.
+    leaves: AtomicBool,
+    space: UnsafeCell<Option<SpaceUser>>,
+    /// The stack for handlers that ask for one.
+    pub stack: Cell<SigStack>,
+    /// The word that is zeroed when the thread exits; 0 for none.
+    pub clear_at_exit: Cell<u64>,
+    /// The call that a signal interrupted.
+    pub restart: Cell<Option<Restart>>,
+    /// What `restart_syscall` goes on with.
+    pub continuation: Cell<Option<Continuation>>,
+    /// Its place among all tasks, where it is not the process's first: that one's is the process's.
+    pub place: Cell<Option<ProcessSlot>>,
+    /// The last fault that a signal reported.
+    pub fault: Cell<FaultRecord>,
+    /// What `PR_SET_NAME` and `PR_GET_NAME` mean.
+    pub name: Cell<Name>,
+    /// The thread that sleeps until this one leaves the space that they share.
+    pub vfork: Cell<Option<Counted<Vfork>>>,
+}
+
+// SAFETY: the cells are touched by the task's own thread alone, `pending` and the links under locks.
+unsafe impl Sync for Task {}
+// SAFETY: nothing in it belongs to a CPU.
+unsafe impl Send for Task {}
+
+/// A call that a signal interrupted, and that may be made again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Restart {
+    /// When it is made again.
+    pub kind: RestartKind,
+    /// x0 as it was made.
+    pub x0: u64,
+}
+
+/// When an interrupted call is made again, if not always when no handler runs; with a handler it is `EINTR` otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RestartKind {
+    /// With a handler too, if that has `SA_RESTART` (Linux's `ERESTARTSYS`).
+    UnlessHandled,
+    /// Not with any handler (`ERESTARTNOHAND`).
+    WithoutHandler,
+    /// Likewise, and by `restart_syscall`: [`Task::continuation`] has what is left (`ERESTART_RESTARTBLOCK`).
+    Continued,
+}
+
+/// What is left of an interrupted call.
+#[derive(Clone, Copy, Debug)]
+pub enum Continuation {
+    /// A sleep.
+    Sleep(super::clock::Sleep),
+    /// A wait for a futex with a time limit.
+    Futex(super::futex::Wait),
+}
+
+mod adapter {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+    use super::{RBTreeLink, Task, UnsafeRef};
+    use intrusive_collections::intrusive_adapter;
+    intrusive_adapter!(pub InProcess = UnsafeRef<Task>: Task { in_process => RBTreeLink });
+    intrusive_adapter!(pub ById = UnsafeRef<Task>: Task { by_id => RBTreeLink });
+}
+pub use adapter::{ById, InProcess};
+
+impl<'a> KeyAdapter<'a> for InProcess {
+    type Key = u32;
+    fn get_key(&self, task: &'a Task) -> u32 {
+        task.id()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for ById {
+    type Key = u32;
+    fn get_key(&self, task: &'a Task) -> u32 {
+        task.id()
+    }
+}
+
+impl Task {
+    /// A task of `process` that has no thread yet, in no list.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing stays taken.
+    pub fn new(
+        id: u32,
+        process: &'static Process,
+        space: SpaceUser,
+        blocked: Set,
+        name: Name,
+    ) -> Result<PoolBox<Self>, OutOfMemory> {
+        POOL.call_once(|| Pool::new(kernel().frames)).try_new_with(|| Self {
+            id: AtomicU32::new(id),
+            process,
+            thread: Once::new(),
+            in_process: RBTreeLink::new(),
+            by_id: RBTreeLink::new(),
+            blocked: AtomicU64::new(blocked.0),
+            pending: Pending::new(),
+            leaves: AtomicBool::new(false),
+            space: UnsafeCell::new(Some(space)),
+            stack: Cell::new(SigStack::NONE),
+            clear_at_exit: Cell::new(0),
+            restart: Cell::new(None),
+            continuation: Cell::new(None),
+            place: Cell::new(None),
+            fault: Cell::new(FaultRecord::default()),
+            name: Cell::new(name),
+            vfork: Cell::new(None),
+        })
+    }
+
+    /// The task of a thread that runs a program.
+    ///
+    /// # Safety
+    /// The thread was made for a task, and has not left its process.
+    #[inline(always)]
+    pub unsafe fn of(thread: &Thread) -> &Self {
+        // SAFETY: by the caller's word the pointer is a task's that is still there.
+        unsafe { &*thread.task().cast() }
+    }
+
+    /// The number that programs know it by.
+    pub fn id(&self) -> u32 {
+        self.id.load(Ordering::Relaxed)
+    }
+
+    /// Gives it another number. It is in no tree meanwhile.
+    pub(super) fn set_id(&self, id: u32) {
+        self.id.store(id, Ordering::Relaxed);
+    }
+
+    /// Whether it is the thread that its process began with, or the one that an exec has left.
+    pub fn is_main(&self) -> bool {
+        self.id() == self.process.id()
+    }
+
+    /// Its process.
+    pub const fn process(&self) -> &'static Process {
+        self.process
+    }
+
+    /// Its thread.
+    ///
+    /// # Panics
+    /// Before it has one: such a task is in no list.
+    pub fn thread(&self) -> &ThreadRef {
+        self.thread.get().expect("a task in a list has a thread")
+    }
+
+    /// Gives it its thread.
+    pub fn set_thread(&self, thread: ThreadRef) {
+        self.thread.call_once(|| thread);
+    }
+
+    /// Its address space. For its own thread.
+    #[inline(always)]
+    pub fn space(&self) -> &Space {
+        self.space_user()
+    }
+
+    /// Its use of its address space. For its own thread.
+    #[inline(always)]
+    pub fn space_user(&self) -> &SpaceUser {
+        // SAFETY: only the task's own thread replaces it, in `replace_space`, when it has no reference to it.
+        let space = unsafe { &*self.space.get() };
+        space.as_ref().expect("a thread that runs a program has a space")
+    }
+
+    /// A reference to its address space, for others to keep. For its own thread.
+    pub fn space_ref(&self) -> SpaceRef {
+        SpaceRef::clone(self.space_user())
+    }
+
+    /// Gives its own thread another address space, or none; returns the one before.
+    ///
+    /// # Safety
+    /// Called by the task's own thread, which has no reference from [`Self::space`].
+    pub unsafe fn replace_space(&self, space: Option<SpaceUser>) -> Option<SpaceUser> {
+        // SAFETY: by the caller's contract there is no other access.
+        unsafe { core::mem::replace(&mut *self.space.get(), space) }
+    }
+
+    /// The signals that it blocks.
+    pub fn blocked(&self) -> Set {
+        Set(self.blocked.load(Ordering::Relaxed))
+    }
+
+    /// The signals that wait for it alone. They are guarded by the lock, which the holder of the process's state has.
+    pub fn pending<'s>(&'s self, _state: &'s State) -> &'s Pending {
+        &self.pending
+    }
+
+    /// Whether the thread is on its way out of the process: it takes no signals any more.
+    pub fn is_leaving(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
+    }
+
+    /// Its own thread takes no signals from now on; others are notified of those of the process that it could take.
+    pub(super) fn begin_leaving(&self) {
+        let visit = {
+            let state = self.process.lock();
+            self.leaves.store(true, Ordering::Relaxed);
+            Visit::offer(state.pending.set().without(self.blocked()))
+        };
+        self.process.visit(visit);
+    }
+
+    /// Whether what the thread does in the kernel is for nothing, because it will not see EL0 again. What it does to
+    /// leave is not.
+    pub fn is_called_off(&self) -> bool {
+        if self.is_leaving() {
+            return false;
+        }
+        let state = self.process.lock();
+        let waiting = self.pending(&state).set().with(state.pending.set()).without(self.blocked());
+        state.is_ending(self) || state.fatal(waiting).is_some()
+    }
+
+    /// Has the thread look for signals, also where it sleeps for something that a signal may interrupt.
+    pub fn kick(&self) {
+        self.thread().raise(Work::SIGNAL);
+        self.thread().unpark();
+    }
+
+    /// Sets which signals its own thread blocks; it looks at those that are pending and open now. Others are notified
+    /// of those of the process that it blocks from now on.
+    pub fn set_blocked(&self, blocked: Set) {
+        let visit = {
+            let state = self.process.lock();
+            let before = self.blocked();
+            let blocked = blocked.blockable();
+            self.blocked.store(blocked.0, Ordering::Relaxed);
+            let waiting = self.pending(&state).set().with(state.pending.set());
+            if !waiting.without(blocked).is_empty() {
+                self.thread().raise(Work::SIGNAL);
+            }
+            let closed = state.pending.set().and(blocked).without(before);
+            if state.threads() > 1 { Visit::offer(closed) } else { Visit::NONE }
+        };
+        self.process.visit(visit);
+    }
+
+    /// Sends its own thread a signal that it cannot escape: if it blocks or ignores it, the default action is back.
+    /// With `default`, it is back in any case.
+    pub fn force(&self, signal: Signal, cause: Cause, default: bool) {
+        let state = self.process.lock();
+        let blocked = self.blocked();
+        if default || blocked.has(signal) || state.effect(signal) == Effect::Ignored {
+            state.handlers.with(|actions| actions.reset(signal));
+            self.blocked.store(blocked.without(signal.set()).0, Ordering::Relaxed);
+        }
+        self.pending(&state).add(signal, cause);
+        self.kick();
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {} of {:?}", self.id(), self.process)
+    }
+}
+
+/// Frames that tasks keep: for accounts of frames by owner.
+pub fn kept_frames() -> usize {
+    POOL.get().map_or(0, |pool| pool.stats().frames)
+}

@@ -1,0 +1,695 @@
+//! All processes: their numbers, which threads have which, and which process is whose child.
+//!
+//! # Locks
+//! [`PROCESSES`] guards what is between processes: the numbers, the trees by which they are found, and whose child each
+//! is. The lock of each process ([`Process::lock`]) guards what is within it ([`State`]): its threads and signals; a
+//! thread that sends, blocks or handles a signal of its own process acquires that one alone. The order is `PROCESSES`,
+//! one process, its actions ([`crate::sync::rank`]). No fault and no call for memory acquires any of them. Nothing is
+//! allocated, freed or slept on under them; what was taken out of the tree is dropped when the locks are released.
+//!
+//! Whatever grows with the number of processes is found by its key, and what is to be done for each of several is done
+//! for a few at a time, with the lock released in between.
+//!
+//! # The end of a process
+//! Its last thread leaves the address space, then the list; only then is the process *ended*, so that a waiting parent
+//! finds its memory free. It stays in the tree until its status is collected. Where the parent ignores the status, or
+//! has gone itself, it is collected at once.
+
+#![allow(unsafe_code, reason = "nodes of the tree of processes, under its lock")]
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use granule_abi::signal::{CLD_EXITED, CLD_KILLED};
+use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
+use spin::Once;
+
+use super::limits::{Limits, ProcessSlot};
+use super::numbers::Numbers;
+use super::signal::{Cause, Signal};
+use super::state::{State, Visit};
+use super::status::{End, Life};
+use super::task::{self, Task};
+use crate::kernel;
+use crate::linux::errno::Errno;
+use crate::mm::OutOfMemory;
+use crate::mm::pool::{Pool, PoolBox};
+use crate::sched::ThreadRef;
+use crate::sync::{IrqGuard, IrqLock, rank};
+
+/// All processes.
+pub static PROCESSES: IrqLock<Tree, { rank::PROCESSES }> = IrqLock::new(Tree::new());
+
+static POOL: Once<Pool<Process>> = Once::new();
+
+/// What collects the status of a process.
+#[derive(Clone, Debug)]
+pub enum Parent {
+    /// Nothing: the process goes when it ends.
+    None,
+    /// The kernel; this thread is woken.
+    Kernel(ThreadRef),
+    /// The process with this number. It has a thread still.
+    Process(u32),
+}
+
+/// One process. It is in the tree from its birth until its status has been collected, and each of its tasks may rely on
+/// that.
+pub struct Process {
+    id: u32,
+    /// When it was born: births are counted. 0 before that.
+    birth: AtomicU64,
+    /// The birth of the process that the kernel started and that this one descends from. 0 before that.
+    family_birth: AtomicU64,
+    by_id: RBTreeLink,
+    by_birth: RBTreeLink,
+    /// Among its parent's children that have not ended.
+    running: LinkedListLink,
+    /// Among its parent's children that have.
+    ended: RBTreeLink,
+    /// The process of [`Family::parent`], for readers without the lock.
+    parent_id: AtomicU32,
+    /// Threads that wait for children. Looked at under the lock of the tree, and raised before that is acquired.
+    waiting: AtomicU32,
+    /// What it may have at most.
+    pub limits: Limits,
+    /// Its first task's; the other tasks have theirs.
+    _place: ProcessSlot,
+    /// It was to end because memory was gone, and did not within the time that others wait for that.
+    pub outlives_its_end: AtomicBool,
+    family: UnsafeCell<Family>,
+    state: IrqLock<State, { rank::PROCESS }>,
+}
+
+// SAFETY: `family` and the links are reached through the tree's key alone, which is behind the lock.
+unsafe impl Sync for Process {}
+// SAFETY: nothing in it belongs to a CPU.
+unsafe impl Send for Process {}
+
+/// What [`PROCESSES`] guards of each process.
+struct Family {
+    parent: Parent,
+    /// What its parent is sent at its end.
+    exit_signal: Option<Signal>,
+    /// How it ended.
+    status: Option<End>,
+    /// Its children that have not ended.
+    running: LinkedList<Running>,
+    /// Its children that send SIGCHLD at their end.
+    normal: Children,
+    /// Its children that do not (`__WCLONE`).
+    clones: Children,
+    /// It is to have no children any more.
+    gone: bool,
+}
+
+/// The children of a process that are of one kind.
+struct Children {
+    /// How many have not ended.
+    running: usize,
+    /// Those that have, the oldest first.
+    ended: RBTree<Ended>,
+}
+
+impl Children {
+    const fn new() -> Self {
+        Self { running: 0, ended: RBTree::new(Ended::NEW) }
+    }
+}
+
+impl Family {
+    const fn new() -> Self {
+        Self {
+            parent: Parent::None,
+            exit_signal: None,
+            status: None,
+            running: LinkedList::new(Running::NEW),
+            normal: Children::new(),
+            clones: Children::new(),
+            gone: false,
+        }
+    }
+
+    /// The children that send this at their end.
+    fn children(&mut self, exit_signal: Option<Signal>) -> &mut Children {
+        if exit_signal == Some(Signal::CHLD) { &mut self.normal } else { &mut self.clones }
+    }
+}
+
+mod adapter {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+    use super::{LinkedListLink, Process, RBTreeLink, UnsafeRef};
+    use intrusive_collections::intrusive_adapter;
+    intrusive_adapter!(pub(super) ById = UnsafeRef<Process>: Process { by_id => RBTreeLink });
+    intrusive_adapter!(pub(super) ByBirth = UnsafeRef<Process>: Process { by_birth => RBTreeLink });
+    intrusive_adapter!(pub(super) Running = UnsafeRef<Process>: Process { running => LinkedListLink });
+    intrusive_adapter!(pub(super) Ended = UnsafeRef<Process>: Process { ended => RBTreeLink });
+}
+use adapter::{ByBirth, ById, Ended, Running};
+
+impl<'a> KeyAdapter<'a> for ById {
+    type Key = u32;
+    fn get_key(&self, process: &'a Process) -> u32 {
+        process.id
+    }
+}
+
+impl<'a> KeyAdapter<'a> for ByBirth {
+    type Key = u64;
+    fn get_key(&self, process: &'a Process) -> u64 {
+        process.birth()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for Ended {
+    type Key = u64;
+    fn get_key(&self, process: &'a Process) -> u64 {
+        process.birth()
+    }
+}
+
+/// Opens what the lock guards of a process. There is one key, in the tree: its holder has the lock, and one family at a
+/// time.
+struct Key(());
+
+impl Process {
+    /// A process with this number, in no tree yet and without threads.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing stays taken.
+    #[inline(never)]
+    pub fn new(id: u32, state: State, limits: Limits, place: ProcessSlot) -> Result<PoolBox<Self>, OutOfMemory> {
+        POOL.call_once(|| Pool::new(kernel().frames)).try_new_with(|| Self {
+            id,
+            birth: AtomicU64::new(0),
+            family_birth: AtomicU64::new(0),
+            by_id: RBTreeLink::new(),
+            by_birth: RBTreeLink::new(),
+            running: LinkedListLink::new(),
+            ended: RBTreeLink::new(),
+            parent_id: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            limits,
+            _place: place,
+            outlives_its_end: AtomicBool::new(false),
+            family: UnsafeCell::new(Family::new()),
+            state: IrqLock::new(state),
+        })
+    }
+
+    /// Its number.
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Its parent's number; 0 where that is the kernel, or gone.
+    pub fn parent_id(&self) -> u32 {
+        self.parent_id.load(Ordering::Relaxed)
+    }
+
+    /// When it was born, in births. No two processes have the same.
+    pub fn birth(&self) -> u64 {
+        self.birth.load(Ordering::Relaxed)
+    }
+
+    /// The birth of the process that the kernel started and that this one descends from, over any number of parents that
+    /// may have ended.
+    pub fn family_birth(&self) -> u64 {
+        self.family_birth.load(Ordering::Relaxed)
+    }
+
+    /// Makes it a descendant of `creator`, before it is in the tree.
+    pub fn descend_from(&self, creator: &Self) {
+        self.family_birth.store(creator.family_birth(), Ordering::Relaxed);
+    }
+
+    /// Locks what is within the process. For its own threads, and for others that hold [`PROCESSES`]. Interrupts are
+    /// masked meanwhile.
+    pub fn lock(&self) -> IrqGuard<'_, State, { rank::PROCESS }> {
+        self.state.lock()
+    }
+
+    /// Does the rest of a visit. For threads of this process, without a lock.
+    pub fn visit(&self, mut visit: Visit) {
+        while !visit.is_done() {
+            self.lock().step(&mut visit);
+        }
+    }
+
+    /// Calls `wait`, which looks for children and sleeps: meanwhile their ends wake the thread.
+    pub fn wait_for_children<R>(&self, wait: impl FnOnce() -> R) -> R {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = wait();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    fn family<'k>(&'k self, _key: &'k mut Key) -> &'k mut Family {
+        // SAFETY: there is one key, borrowed for as long as the result.
+        unsafe { &mut *self.family.get() }
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.id)
+    }
+}
+
+/// Frames that processes keep: for accounts of frames by owner.
+pub fn kept_frames() -> usize {
+    POOL.get().map_or(0, |pool| pool.stats().frames)
+}
+
+/// See [`PROCESSES`].
+pub struct Tree {
+    by_id: RBTree<ById>,
+    by_birth: RBTree<ByBirth>,
+    tasks: RBTree<task::ById>,
+    numbers: Numbers,
+    births: u64,
+    key: Key,
+}
+
+// SAFETY: the processes are reached through the lock, on whichever CPU holds it.
+unsafe impl Send for Tree {}
+
+/// A process's end, as its parent's signal reports it.
+fn cause_of(id: u32, status: End) -> Cause {
+    match status {
+        End::Exited(code) => Cause::child(CLD_EXITED, id, i32::from(code)),
+        End::Killed(signal) => Cause::child(CLD_KILLED, id, signal.number() as i32),
+    }
+}
+
+/// Which children `wait4` means.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The one with this number alone.
+    pub id: Option<u32>,
+    /// Those that send SIGCHLD at their end.
+    pub normal: bool,
+    /// The others.
+    pub clones: bool,
+}
+
+impl Wanted {
+    fn has(&self, exit_signal: Option<Signal>) -> bool {
+        if exit_signal == Some(Signal::CHLD) { self.normal } else { self.clones }
+    }
+}
+
+/// What waiting for a child comes to.
+pub enum Child {
+    /// There is none to wait for.
+    None,
+    /// None has ended.
+    Running,
+    /// This one has. It is out of the tree.
+    Ended {
+        /// Its number.
+        id: u32,
+        /// How it ended.
+        status: End,
+        /// To be dropped without the lock.
+        process: PoolBox<Process>,
+    },
+}
+
+/// What is left to do without the lock.
+#[must_use = "dropped without the lock"]
+#[derive(Default)]
+pub struct Remains {
+    /// A process without a waiting parent.
+    process: Option<PoolBox<Process>>,
+    /// Another one's threads that are to be visited.
+    visit: Option<Elsewhere>,
+}
+
+impl Remains {
+    /// Does it.
+    pub fn finish(self) {
+        drop(self.process);
+        if let Some(visit) = self.visit {
+            visit.finish();
+        }
+    }
+}
+
+/// A visit to the threads of a process that is not the caller's, and may be gone before it is done.
+#[must_use = "some threads are still to be visited"]
+#[derive(Debug)]
+pub struct Elsewhere {
+    id: u32,
+    birth: u64,
+    visit: Visit,
+}
+
+impl Elsewhere {
+    /// Of this process.
+    pub fn new(process: &Process, visit: Visit) -> Self {
+        Self { id: process.id, birth: process.birth(), visit }
+    }
+
+    /// Does the rest of it, without a lock.
+    pub fn finish(mut self) {
+        while !self.visit.is_done() {
+            let tree = PROCESSES.lock();
+            match tree.find(self.id) {
+                Some(process) if process.birth() == self.birth => process.lock().step(&mut self.visit),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// A number of a process or thread to be, reserved. It is free again when this is dropped.
+#[derive(Debug)]
+pub struct Number(u32);
+
+impl Number {
+    /// The next one.
+    ///
+    /// # Errors
+    /// `EAGAIN`: all are in use.
+    pub fn reserve() -> Result<Self, Errno> {
+        PROCESSES.lock().numbers.reserve().map(Self).ok_or(Errno::EAGAIN)
+    }
+
+    /// The number.
+    pub const fn get(&self) -> u32 {
+        self.0
+    }
+
+    /// It belongs to a process or a thread in the tree now, and is freed with it.
+    pub fn keep(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        PROCESSES.lock().numbers.release(self.0);
+    }
+}
+
+impl Tree {
+    const fn new() -> Self {
+        Self {
+            by_id: RBTree::new(ById::NEW),
+            by_birth: RBTree::new(ByBirth::NEW),
+            tasks: RBTree::new(task::ById::NEW),
+            numbers: Numbers::new(),
+            births: 0,
+            key: Key(()),
+        }
+    }
+
+    /// Adds a process, as a child of `parent`. It stays until its status is collected.
+    pub fn add(&mut self, process: PoolBox<Process>, parent: Parent, exit_signal: Option<Signal>) {
+        let pointer = process.into_raw();
+        // SAFETY: the tree owns it from now on; it comes out again as a box in `remove`, and until then it stays there.
+        let (process, link) = unsafe { (pointer.as_ref(), || UnsafeRef::from_raw(pointer.as_ptr())) };
+        self.births += 1;
+        process.birth.store(self.births, Ordering::Relaxed);
+        if process.family_birth() == 0 {
+            process.family_birth.store(self.births, Ordering::Relaxed);
+        }
+        self.by_id.insert(link());
+        self.by_birth.insert(link());
+        if let Parent::Process(id) = parent
+            && let Some(parent) = self.by_id.find(&id).get()
+        {
+            process.parent_id.store(id, Ordering::Relaxed);
+            let family = parent.family(&mut self.key);
+            family.running.push_back(link());
+            family.children(exit_signal).running += 1;
+        }
+        let family = process.family(&mut self.key);
+        (family.parent, family.exit_signal) = (parent, exit_signal);
+    }
+
+    /// Adds a thread, to the process that it was made for.
+    pub fn add_task(&mut self, task: PoolBox<Task>) {
+        let pointer = task.into_raw();
+        // SAFETY: the lists own it from now on, until `remove_task`; it was in none.
+        unsafe {
+            self.tasks.insert(UnsafeRef::from_raw(pointer.as_ptr()));
+            let task = pointer.as_ref();
+            task.process().lock().add(task);
+        }
+    }
+
+    /// Removes a thread from its process, in which it runs; and whether that has none any more. The task is to be dropped
+    /// without the lock.
+    pub fn remove_task(&mut self, task: &Task) -> (PoolBox<Task>, bool) {
+        let mut state = task.process().lock();
+        state.add_time_of(task);
+        // SAFETY: `add_task` added it to both; it was made from a box there, and nothing refers to it any more.
+        let removed = unsafe {
+            self.tasks.cursor_mut_from_ptr(task).remove();
+            state.remove(task);
+            PoolBox::from_raw(core::ptr::NonNull::from(task))
+        };
+        if !removed.is_main() {
+            self.numbers.release(removed.id());
+        }
+        // Only now may the exec of another thread go on.
+        if let Some(waiting) = state.survivor.and_then(|survivor| state.find(survivor)) {
+            waiting.thread().unpark();
+        }
+        (removed, state.threads() == 0)
+    }
+
+    /// The thread that does an exec takes the process's number, if it is the only thread by now and is not to exit
+    /// itself; else `false`.
+    pub fn take_process_id(&mut self, task: &Task) -> bool {
+        let mut state = task.process().lock();
+        if state.threads() != 1 {
+            return false;
+        }
+        state.survivor = None;
+        if !task.is_main() {
+            // SAFETY: the task is in both, and goes back into both with its new number.
+            unsafe {
+                let link = self.tasks.cursor_mut_from_ptr(task).remove();
+                state.remove(task);
+                self.numbers.release(task.id());
+                task.set_id(task.process().id());
+                state.add(task);
+                if let Some(link) = link {
+                    self.tasks.insert(link);
+                }
+            }
+        }
+        true
+    }
+
+    /// The process with this number.
+    pub fn find(&self, id: u32) -> Option<&Process> {
+        self.by_id.find(&id).get()
+    }
+
+    /// The thread with this number.
+    pub fn find_task(&self, id: u32) -> Option<&Task> {
+        self.tasks.find(&id).get()
+    }
+
+    /// The process with the next larger number.
+    pub fn after(&self, id: u32) -> Option<&Process> {
+        self.by_id.lower_bound(Bound::Excluded(&id)).get()
+    }
+
+    /// The process that was born next: see [`Process::birth`].
+    pub fn born_after(&self, birth: u64) -> Option<&Process> {
+        self.by_birth.lower_bound(Bound::Excluded(&birth)).get()
+    }
+
+    /// Its parent, and what that is sent at its end.
+    pub fn parent(&mut self, process: &Process) -> (Parent, Option<Signal>) {
+        let family = process.family(&mut self.key);
+        (family.parent.clone(), family.exit_signal)
+    }
+
+    /// This thread of the kernel waits for a process of the kernel's: whether it is one.
+    pub fn wait_in_kernel(&mut self, id: u32, thread: ThreadRef) -> bool {
+        let Some(process) = self.by_id.find(&id).get() else { return false };
+        let family = process.family(&mut self.key);
+        let is_own = matches!(family.parent, Parent::Kernel(_));
+        if is_own {
+            family.parent = Parent::Kernel(thread);
+        }
+        is_own
+    }
+
+    /// With a new program a process is a child like others: its parent is sent SIGCHLD at its end.
+    pub fn become_normal(&mut self, process: &Process) {
+        let family = process.family(&mut self.key);
+        let before = family.exit_signal.replace(Signal::CHLD);
+        if let Parent::Process(parent) = family.parent
+            && let Some(parent) = self.by_id.find(&parent).get()
+        {
+            let family = parent.family(&mut self.key);
+            family.children(before).running -= 1;
+            family.normal.running += 1;
+        }
+    }
+
+    /// Takes a process out that has ended, and is in no list of its parent's.
+    fn remove(&mut self, process: &Process) -> Option<PoolBox<Process>> {
+        let pointer = core::ptr::from_ref(process);
+        // SAFETY: it is in both trees, from `add` on.
+        let removed = unsafe {
+            self.by_birth.cursor_mut_from_ptr(pointer).remove();
+            self.by_id.cursor_mut_from_ptr(pointer).remove()?
+        };
+        self.numbers.release(removed.id);
+        // SAFETY: `add` made it from a box, and no list has it any more.
+        Some(unsafe { PoolBox::from_raw(core::ptr::NonNull::new_unchecked(UnsafeRef::into_raw(removed))) })
+    }
+
+    /// A process has lost its last thread.
+    pub fn ended(&mut self, process: &Process) -> Remains {
+        let status = {
+            let mut state = process.lock();
+            let status = match state.life {
+                Life::Ending(status) | Life::Ended(status) => status,
+                Life::Running => End::Exited(state.code),
+            };
+            state.life = Life::Ended(status);
+            status
+        };
+        let family = process.family(&mut self.key);
+        family.status = Some(status);
+        let exit_signal = family.exit_signal;
+        let (kept, visit) = match family.parent.clone() {
+            Parent::None => (false, None),
+            Parent::Kernel(thread) => {
+                thread.unpark();
+                (true, None)
+            }
+            Parent::Process(parent) => self.notify_parent(process, parent, exit_signal, status),
+        };
+        Remains { process: if kept { None } else { self.remove(process) }, visit }
+    }
+
+    /// Moves a child to those that have ended, sends the parent its signal, and wakes it if it waits. Whether the status
+    /// is to be kept for it.
+    fn notify_parent(
+        &mut self,
+        child: &Process,
+        parent: u32,
+        exit_signal: Option<Signal>,
+        status: End,
+    ) -> (bool, Option<Elsewhere>) {
+        let Some(parent) = self.by_id.find(&parent).get() else { return (false, None) };
+        let mut state = parent.lock();
+        let (ignored, reaps) = state.handlers.with(|actions| (actions.ignores_children(), actions.reaps_children()));
+        let collected = exit_signal == Some(Signal::CHLD) && reaps;
+        let mut visit = match exit_signal {
+            // Linux sends none where it is ignored explicitly, also where it is blocked (`do_notify_parent`).
+            Some(Signal::CHLD) if ignored => Visit::NONE,
+            Some(signal) => state.send(signal, cause_of(child.id, status)),
+            None => Visit::NONE,
+        };
+        drop(state);
+
+        let family = parent.family(&mut self.key);
+        family.children(exit_signal).running -= 1;
+        // SAFETY: a child that has not ended is in this list; it is the tree's for as long as it is in another.
+        let link = unsafe { family.running.cursor_mut_from_ptr(child) }.remove();
+        let kept = !collected && !family.gone;
+        if kept && let Some(link) = link {
+            family.children(exit_signal).ended.insert(link);
+        }
+        if parent.waiting.load(Ordering::Relaxed) != 0 {
+            visit = visit.and_wake();
+        }
+        (kept, (!visit.is_done()).then(|| Elsewhere::new(parent, visit)))
+    }
+
+    /// A process is about to have no thread: its children have no parent from now on, and those that have ended are
+    /// removed. Some of them for each call; `None` when there is none any more.
+    pub fn orphan_children(&mut self, process: &Process) -> Option<Remains> {
+        /// Children for each call.
+        const BATCH: usize = 16;
+        process.family(&mut self.key).gone = true;
+        for _ in 0..BATCH {
+            let Some(child) = process.family(&mut self.key).running.pop_front() else { break };
+            child.family(&mut self.key).parent = Parent::None;
+            child.parent_id.store(0, Ordering::Relaxed);
+        }
+        let family = process.family(&mut self.key);
+        let ended = family.normal.ended.front_mut().remove();
+        if let Some(ended) = ended.or_else(|| family.clones.ended.front_mut().remove()) {
+            return Some(Remains { process: self.remove(&ended), visit: None });
+        }
+        (!family.running.is_empty()).then(Remains::default)
+    }
+
+    /// Looks for a child of `parent` that has ended, among those that are wanted.
+    pub fn collect(&mut self, parent: &Process, wanted: Wanted) -> Child {
+        match wanted.id {
+            Some(id) => self.collect_one(parent, id, wanted),
+            None => self.collect_any(parent, wanted),
+        }
+    }
+
+    fn collect_any(&mut self, parent: &Process, wanted: Wanted) -> Child {
+        let family = parent.family(&mut self.key);
+        let kinds = || {
+            let normal = wanted.normal.then_some(&family.normal);
+            normal.into_iter().chain(wanted.clones.then_some(&family.clones))
+        };
+        let oldest = kinds().filter_map(|children| children.ended.front().get()).min_by_key(|child| child.birth());
+        let (oldest, any_running) = (oldest.map(core::ptr::from_ref), kinds().any(|children| children.running != 0));
+        match oldest {
+            // SAFETY: it is the tree's, and stays there until it is removed.
+            Some(child) => self.take_ended(parent, unsafe { &*child }),
+            None if any_running => Child::Running,
+            None => Child::None,
+        }
+    }
+
+    fn collect_one(&mut self, parent: &Process, id: u32, wanted: Wanted) -> Child {
+        let Some(child) = self.by_id.find(&id).get() else { return Child::None };
+        let family = child.family(&mut self.key);
+        let is_own = matches!(family.parent, Parent::Process(number) if number == parent.id);
+        if !is_own || !wanted.has(family.exit_signal) {
+            return Child::None;
+        }
+        if family.status.is_none() {
+            return Child::Running;
+        }
+        // SAFETY: as above.
+        self.take_ended(parent, unsafe { &*core::ptr::from_ref(child) })
+    }
+
+    fn take_ended(&mut self, parent: &Process, child: &Process) -> Child {
+        let family = child.family(&mut self.key);
+        let (Some(status), exit_signal) = (family.status, family.exit_signal) else { return Child::Running };
+        let siblings = parent.family(&mut self.key).children(exit_signal);
+        // SAFETY: a child that has ended and is still in the tree is in its parent's list of its kind.
+        unsafe { siblings.ended.cursor_mut_from_ptr(child) }.remove();
+        self.removed(child, status)
+    }
+
+    /// Takes the status of a process of the kernel's, once it has ended.
+    pub fn collect_own(&mut self, id: u32) -> Child {
+        let Some(process) = self.by_id.find(&id).get() else { return Child::None };
+        match process.family(&mut self.key).status {
+            // SAFETY: as above.
+            Some(status) => self.removed(unsafe { &*core::ptr::from_ref(process) }, status),
+            None => Child::Running,
+        }
+    }
+
+    fn removed(&mut self, process: &Process, status: End) -> Child {
+        let id = process.id;
+        match self.remove(process) {
+            Some(process) => Child::Ended { id, status, process },
+            None => Child::None,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The console, which is all that descriptors 0, 1 and 2 can be: there are no files.
+
+use granule_abi::process::IoVec;
+use granule_arch::addr::VirtAddr;
+
+use super::{Answer, Call, MOST_AT_ONCE, read_quads};
+use crate::chip::console;
+use crate::linux::errno::Errno;
+use crate::sched::{Thread, Work, relax};
+use crate::uaccess;
+
+/// Pieces that `readv` and `writev` take.
+const PIECES: u64 = 1024;
+
+fn check_descriptor(descriptor: u64) -> Result<(), Errno> {
+    if descriptor as u32 <= 2 { Ok(()) } else { Err(Errno::EBADF) }
+}
+
+pub(super) fn write(call: &mut Call<'_>) -> Answer {
+    check_descriptor(call.argument::<0>())?;
+    check_range(call.address::<1>(), call.argument::<2>())?;
+    print(call.thread, call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
+}
+
+pub(super) fn read(call: &mut Call<'_>) -> Answer {
+    check_descriptor(call.argument::<0>())?;
+    check_range(call.address::<1>(), call.argument::<2>())?;
+    input(call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
+}
+
+/// All of the bytes have addresses of EL0, also of none and of more than are moved.
+fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
+    if uaccess::is_user_range(start, bytes as usize) { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+pub(super) fn writev(call: &mut Call<'_>) -> Answer {
+    let thread = call.thread;
+    each_piece(call, |from, bytes| print(thread, from, bytes))
+}
+
+pub(super) fn readv(call: &mut Call<'_>) -> Answer {
+    each_piece(call, input)
+}
+
+/// Checks a list of pieces whole, before any is moved: it can be read, its lengths are none that are negative, and then
+/// that all are of EL0 (`import_iovec`).
+fn check_pieces(array: VirtAddr, count: u64) -> Result<(), Errno> {
+    let mut of_el0 = Ok(());
+    // Of a single one, Linux looks only at what it moves.
+    let most = if count == 1 { MOST_AT_ONCE } else { u64::MAX };
+    for index in 0..count {
+        let [base, length] = read_piece(array, index)?;
+        if length > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+        of_el0 = of_el0.and(check_range(VirtAddr(base), length.min(most)));
+    }
+    of_el0
+}
+
+fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
+    read_quads(VirtAddr(array.0.wrapping_add(index.wrapping_mul(size_of::<IoVec>() as u64))))
+}
+
+/// Moves piece after piece, until one is not moved whole.
+fn each_piece(call: &Call<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> Answer {
+    check_descriptor(call.argument::<0>())?;
+    let (array, count) = (call.address::<1>(), call.argument::<2>());
+    if count > PIECES {
+        return Err(Errno::EINVAL);
+    }
+    check_pieces(array, count)?;
+    let mut moved = 0;
+    for index in 0..count {
+        // Each piece begins without a look for signals, and there are many.
+        if moved != 0 && call.thread.has(Work::SIGNAL) {
+            break;
+        }
+        // Read again, where it may have changed: nothing is believed because of the first look.
+        let answer = read_piece(array, index).and_then(|[base, length]| match length {
+            0 => Ok((0, 0)),
+            length if length > i64::MAX as u64 => Err(Errno::EINVAL),
+            length => transfer(VirtAddr(base), length.min(MOST_AT_ONCE - moved)).map(|done| (done, length)),
+        });
+        match answer {
+            Ok((done, length)) => {
+                moved += done;
+                if done < length {
+                    break;
+                }
+            }
+            Err(errno) if moved == 0 => return Err(errno),
+            Err(_) => break,
+        }
+    }
+    Ok(moved)
+}
+
+/// Writes to the console; how many bytes of EL0's could be read, and were written before a signal came.
+///
+/// As a terminal of Linux (`iterate_tty_write`), it takes 2048 bytes at once: where one of them cannot be read, none of
+/// them is written.
+fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
+    const AT_ONCE: usize = 2048;
+    /// What is written in one piece: others' output comes before it or behind it.
+    const CHUNK: usize = 256;
+    let mut buffer = [0; AT_ONCE];
+    let mut done = 0;
+    while done < bytes {
+        let Some(taken) = buffer.get_mut(..(bytes - done).min(AT_ONCE as u64) as usize) else { break };
+        if let Err(error) = uaccess::copy_from_user(taken, VirtAddr(from.0.wrapping_add(done))) {
+            return if done == 0 { Err(error.into()) } else { Ok(done) };
+        }
+        for chunk in taken.chunks(CHUNK) {
+            if done != 0 && thread.has(Work::SIGNAL) {
+                return Ok(done);
+            }
+            if !console::wait_for_room() {
+                return if done == 0 { Err(Errno::ERESTARTSYS) } else { Ok(done) };
+            }
+            console::write_text(chunk);
+            done += chunk.len() as u64;
+            relax();
+        }
+    }
+    Ok(done)
+}
+
+/// Waits for input, and takes what there is.
+fn input(to: VirtAddr, bytes: u64) -> Answer {
+    if bytes == 0 {
+        return Ok(0);
+    }
+    check_range(to, bytes)?;
+    let mut done = 0;
+    let mut next = Some(console::wait_for_byte().ok_or(Errno::ERESTARTSYS)?);
+    while let Some(byte) = next {
+        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &[byte])?;
+        relax();
+        done += 1;
+        next = if done < bytes { console::try_read_byte() } else { None };
+    }
+    Ok(done)
+}
+
+/// Nothing stays open or closed: the console is always there.
+pub(super) fn close(call: &mut Call<'_>) -> Answer {
+    check_descriptor(call.argument::<0>()).map(|()| 0)
+}
+
+/// The console has no settings that a program could ask for: it is no terminal by that.
+pub(super) fn ioctl(call: &mut Call<'_>) -> Answer {
+    check_descriptor(call.argument::<0>())?;
+    Err(Errno::ENOTTY)
+}

@@ -1,0 +1,200 @@
+//! System calls: Linux's for arm64, as far as they exist here.
+//!
+//! The number is in x8, arguments are in x0 to x5, the answer is x0: a value, or an error's number negated. A call that
+//! does not exist is `ENOSYS`, and said once for each number. The calls stand in one file per subject; [`TABLE`] is all
+//! of them.
+
+#![deny(clippy::disallowed_methods)]
+
+mod io;
+mod limits;
+mod memory;
+mod process;
+mod signal;
+mod system;
+mod time;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_abi::number;
+use granule_arch::addr::VirtAddr;
+
+use crate::linux::errno::Errno;
+use crate::linux::process::oom::{self, Relief};
+use crate::linux::process::task::{Restart, RestartKind, Task};
+use crate::sched::Thread;
+use crate::trap::TrapFrame;
+use crate::uaccess;
+
+/// One call in progress.
+pub struct Call<'a> {
+    /// The calling task.
+    task: &'a Task,
+    thread: &'a Thread,
+    /// The caller's registers.
+    frame: &'a mut TrapFrame,
+}
+
+impl Call<'_> {
+    /// Argument `N`.
+    #[inline(always)]
+    const fn argument<const N: usize>(&self) -> u64 {
+        self.frame.x[N]
+    }
+
+    /// Argument `N`, an address.
+    #[inline(always)]
+    const fn address<const N: usize>(&self) -> VirtAddr {
+        VirtAddr(self.frame.x[N])
+    }
+}
+
+/// The most bytes that one call moves (Linux's MAX_RW_COUNT).
+const MOST_AT_ONCE: u64 = 0x7fff_f000;
+
+/// A call's answer.
+type Answer = Result<u64, Errno>;
+
+/// A call from the registers to the registers.
+type Entry = extern "C" fn(&mut TrapFrame, &Thread);
+
+/// The entry of a call: a function for each, which the call is a part of, so that none is called by way of another.
+macro_rules! entry {
+    ($call:path) => {{
+        extern "C" fn enter(frame: &mut TrapFrame, thread: &Thread) {
+            perform(frame, thread, $call);
+        }
+        enter
+    }};
+}
+
+/// All calls, by number.
+static TABLE: [Entry; number::END] = {
+    let mut table: [Entry; number::END] = [entry!(unknown); number::END];
+    table[number::IOCTL] = entry!(io::ioctl);
+    table[number::CLOSE] = entry!(io::close);
+    table[number::READ] = entry!(io::read);
+    table[number::WRITE] = entry!(io::write);
+    table[number::READV] = entry!(io::readv);
+    table[number::WRITEV] = entry!(io::writev);
+    table[number::EXIT] = entry!(process::exit);
+    table[number::EXIT_GROUP] = entry!(process::exit_group);
+    table[number::SET_TID_ADDRESS] = entry!(process::set_tid_address);
+    table[number::FUTEX] = entry!(process::futex);
+    table[number::CLONE] = entry!(process::clone);
+    table[number::EXECVE] = entry!(process::execve);
+    table[number::WAIT4] = entry!(process::wait4);
+    table[number::GETRLIMIT] = entry!(limits::getrlimit);
+    table[number::SETRLIMIT] = entry!(limits::setrlimit);
+    table[number::PRLIMIT64] = entry!(limits::prlimit64);
+    table[number::SCHED_YIELD] = entry!(process::sched_yield);
+    table[number::GETPID] = entry!(process::getpid);
+    table[number::GETPPID] = entry!(process::getppid);
+    table[number::GETTID] = entry!(process::gettid);
+    table[number::GETUID] = entry!(process::root);
+    table[number::GETEUID] = entry!(process::root);
+    table[number::GETGID] = entry!(process::root);
+    table[number::GETEGID] = entry!(process::root);
+    table[number::PRCTL] = entry!(process::prctl);
+    table[number::NANOSLEEP] = entry!(time::nanosleep);
+    table[number::CLOCK_GETTIME] = entry!(time::clock_gettime);
+    table[number::CLOCK_GETRES] = entry!(time::clock_getres);
+    table[number::CLOCK_NANOSLEEP] = entry!(time::clock_nanosleep);
+    table[number::RESTART_SYSCALL] = entry!(time::restart_syscall);
+    table[number::KILL] = entry!(signal::kill);
+    table[number::TKILL] = entry!(signal::tkill);
+    table[number::TGKILL] = entry!(signal::tgkill);
+    table[number::SIGALTSTACK] = entry!(signal::sigaltstack);
+    table[number::RT_SIGACTION] = entry!(signal::rt_sigaction);
+    table[number::RT_SIGPROCMASK] = entry!(signal::rt_sigprocmask);
+    table[number::RT_SIGPENDING] = entry!(signal::rt_sigpending);
+    table[number::RT_SIGRETURN] = entry!(signal::rt_sigreturn);
+    table[number::UNAME] = entry!(system::uname);
+    table[number::GETCPU] = entry!(system::getcpu);
+    table[number::GETRANDOM] = entry!(system::getrandom);
+    table[number::BRK] = entry!(memory::brk);
+    table[number::MUNMAP] = entry!(memory::munmap);
+    table[number::MMAP] = entry!(memory::mmap);
+    table[number::MPROTECT] = entry!(memory::mprotect);
+    table[number::MINCORE] = entry!(memory::mincore);
+    table[number::MADVISE] = entry!(memory::madvise);
+    table
+};
+
+/// What SVC comes to.
+pub(crate) extern "C" fn on_syscall(frame: &mut TrapFrame, thread: &Thread) {
+    // Linux looks at w8 alone.
+    let entry = TABLE.get(frame.x[8] as u32 as usize).copied().unwrap_or(entry!(unknown));
+    entry(frame, thread);
+}
+
+#[inline(always)]
+#[allow(unsafe_code, reason = "the task that a program's thread belongs to")]
+fn perform(frame: &mut TrapFrame, thread: &Thread, call: impl Fn(&mut Call<'_>) -> Answer) {
+    // SAFETY: it came from EL0, so the thread runs a program and has not left its process.
+    let task = unsafe { Task::of(thread) };
+    let x0 = frame.x[0];
+    let answer = call(&mut Call { task, thread, frame });
+    frame.x[0] = match answer {
+        Ok(value) => value,
+        Err(errno) => failed(task, thread, frame, x0, errno),
+    };
+}
+
+#[cold]
+fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: Errno) -> u64 {
+    /// Bytes of an SVC.
+    const INSTRUCTION: u64 = 4;
+    // What fails has changed nothing: where memory was short and is not any more, the call is simply made again.
+    if errno == Errno::ENOMEM && oom::relieve(task, thread) == Relief::Retry {
+        frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
+        return x0;
+    }
+    // Whatever memory it was short of on the way is not why it failed.
+    thread.take_shortage();
+    let kind = match errno {
+        Errno::ERESTARTSYS => RestartKind::UnlessHandled,
+        Errno::ERESTARTNOHAND => RestartKind::WithoutHandler,
+        Errno::ERESTARTBLOCK => RestartKind::Continued,
+        _ => return errno.returned(),
+    };
+    // The signal that interrupted it is still to be seen to, and that decides.
+    task.restart.set(Some(Restart { kind, x0 }));
+    errno.returned()
+}
+
+fn unknown(call: &mut Call<'_>) -> Answer {
+    /// A bit for each number that has been warned of; the last one for all that do not fit.
+    static WARNED: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+    let number = call.frame.x[8] as u32;
+    let place = (number as usize).min(WARNED.len() * 64 - 1);
+    let bit = 1 << (place % 64);
+    if WARNED[place / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        log::warn!("{:?} made system call {number}, which does not exist here", call.task);
+    }
+    Err(Errno::ENOSYS)
+}
+
+/// A structure at an address of EL0, as its bytes.
+fn read_bytes<const N: usize>(from: VirtAddr) -> Result<[u8; N], Errno> {
+    let mut bytes = [0; N];
+    uaccess::copy_from_user(&mut bytes, from)?;
+    Ok(bytes)
+}
+
+/// Words at an address of EL0.
+fn read_quads<const N: usize>(from: VirtAddr) -> Result<[u64; N], Errno> {
+    let mut quads = [0; N];
+    for (index, quad) in quads.iter_mut().enumerate() {
+        *quad = u64::from_le_bytes(read_bytes(VirtAddr(from.0.wrapping_add(8 * index as u64)))?);
+    }
+    Ok(quads)
+}
+
+/// Stores words at an address of EL0.
+fn write_quads<const N: usize>(to: VirtAddr, quads: [u64; N]) -> Result<(), Errno> {
+    for (index, quad) in quads.iter().enumerate() {
+        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(8 * index as u64)), &quad.to_le_bytes())?;
+    }
+    Ok(())
+}

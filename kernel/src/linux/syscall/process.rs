@@ -1,0 +1,268 @@
+//! Calls for processes and threads.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use granule_abi::process::{
+    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
+    FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL,
+    PR_TAGGED_ADDR_ENABLE,
+};
+use granule_arch::addr::VirtAddr;
+
+use super::{Answer, Call, read_quads, time};
+use crate::bytes;
+use crate::chip::timer::Deadline;
+use crate::linux::errno::Errno;
+use crate::linux::process::futex::{Scope, Wait};
+use crate::linux::process::stack::{self, Counts, Memory, Strings};
+use crate::linux::process::status::{End, ExecError, Name};
+use crate::linux::process::task::{Continuation, Task};
+use crate::linux::process::{clone, exec, exit, futex as sleepers};
+use crate::sched::{self, Work};
+use crate::smp::this_cpu;
+use crate::uaccess;
+
+pub(super) fn getpid(call: &mut Call<'_>) -> Answer {
+    Ok(u64::from(call.task.process().id()))
+}
+
+pub(super) fn gettid(call: &mut Call<'_>) -> Answer {
+    Ok(u64::from(call.task.id()))
+}
+
+/// 0 where the parent is the kernel, or gone.
+pub(super) fn getppid(call: &mut Call<'_>) -> Answer {
+    Ok(call.task.process().parent_id().into())
+}
+
+/// There is one user, and one group.
+pub(super) fn root(_: &mut Call<'_>) -> Answer {
+    Ok(0)
+}
+
+pub(super) fn sched_yield(_: &mut Call<'_>) -> Answer {
+    sched::yield_now();
+    Ok(0)
+}
+
+pub(super) fn exit(call: &mut Call<'_>) -> Answer {
+    exit::exit(call.task, call.argument::<0>() as u8)
+}
+
+pub(super) fn exit_group(call: &mut Call<'_>) -> Answer {
+    exit::exit_group(call.task, End::Exited(call.argument::<0>() as u8))
+}
+
+pub(super) fn set_tid_address(call: &mut Call<'_>) -> Answer {
+    call.task.clear_at_exit.set(call.argument::<0>());
+    gettid(call)
+}
+
+pub(super) fn clone(call: &mut Call<'_>) -> Answer {
+    let request = clone::Request {
+        flags: call.argument::<0>(),
+        stack: call.argument::<1>(),
+        parent_id: call.argument::<2>(),
+        tls: call.argument::<3>(),
+        child_id: call.argument::<4>(),
+    };
+    clone::clone(call.task, call.thread, call.frame, &request).map(u64::from)
+}
+
+pub(super) fn wait4(call: &mut Call<'_>) -> Answer {
+    let (which, status, options) = (call.argument::<0>() as i32, call.address::<1>(), call.argument::<2>());
+    let usage = call.address::<3>();
+    let child = exit::wait4(call.task, call.thread, which, status, u64::from(options as u32))?;
+    if usage.0 != 0 && child != 0 {
+        /// Bytes of `struct rusage`: nothing is accounted.
+        const USAGE: usize = 144;
+        uaccess::clear_user(usage, USAGE)?;
+    }
+    Ok(u64::from(child))
+}
+
+pub(super) fn execve(call: &mut Call<'_>) -> Answer {
+    let (arguments, environment) = (call.address::<1>(), call.address::<2>());
+    let loaded = {
+        let path = read_path(call.address::<0>())?;
+        let file = exec::open(&path).map_err(ExecError::errno)?;
+        let limits = call.task.process().limits.of_space();
+        let pointers = |array| count_pointers(call, array, limits.stack);
+        let counts = Counts { arguments: pointers(arguments)?, environment: pointers(environment)? };
+        let add = |strings: &mut Strings<exec::InSpace<'_>>| {
+            copy_strings(call, environment, counts.environment, strings)?;
+            copy_strings(call, arguments, counts.arguments, strings)
+        };
+        exec::load(this_cpu(), file, &path, &limits, counts, add).map_err(ExecError::errno)?
+    };
+    exit::kill_other_threads(call.task)?;
+    exec::install(call.task, call.thread, loaded, call.frame);
+    // What a program finds in x0 at its first instruction.
+    Ok(0)
+}
+
+/// Copies a path (Linux's `getname`).
+fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
+    /// Bytes that a path may have, its final zero included.
+    const PATH: usize = 4096;
+    let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;
+    let mut path = bytes::zeros(length).map_err(|_| Errno::ENOMEM)?;
+    uaccess::copy_from_user(&mut path, from)?;
+    Ok(path)
+}
+
+/// The pointers of an array up to a null pointer; no array is an empty one.
+///
+/// More than an argument list can have are E2BIG at once, also where Linux would first come to a fault behind them.
+fn count_pointers(call: &Call<'_>, array: VirtAddr, stack_limit: u64) -> Result<usize, Errno> {
+    if array.0 == 0 {
+        return Ok(0);
+    }
+    for index in 0..=stack::most_pointers(stack_limit) {
+        if read_pointer(array, index)?.0 == 0 {
+            return Ok(index);
+        }
+        give_up_if_killed(call)?;
+    }
+    Err(Errno::E2BIG)
+}
+
+fn read_pointer(array: VirtAddr, index: usize) -> Result<VirtAddr, Errno> {
+    let [pointer] = read_quads(VirtAddr(array.0.wrapping_add(8 * index as u64)))?;
+    Ok(VirtAddr(pointer))
+}
+
+/// Copies the strings of an array of pointers to a new stack, the last one first.
+fn copy_strings<M: Memory>(
+    call: &Call<'_>,
+    array: VirtAddr,
+    count: usize,
+    strings: &mut Strings<M>,
+) -> Result<(), Errno> {
+    for index in (0..count).rev() {
+        let from = read_pointer(array, index)?;
+        let length = string_length(from, stack::STRING)?.ok_or(Errno::E2BIG)?;
+        strings.add_with(length + 1, |offset, to| {
+            give_up_if_killed(call)?;
+            Ok(uaccess::copy_from_user(to, VirtAddr(from.0.wrapping_add(offset as u64)))?)
+        })?;
+        give_up_if_killed(call)?;
+    }
+    Ok(())
+}
+
+/// A call that may take long ends where a signal waits that ends the process.
+fn give_up_if_killed(call: &Call<'_>) -> Result<(), Errno> {
+    if call.thread.has(Work::SIGNAL) && call.task.is_called_off() { Err(Errno::EINTR) } else { Ok(()) }
+}
+
+/// The length of a string without its final zero. `None`: with it, it is longer than `most`.
+fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>, Errno> {
+    /// What is looked at together: no piece crosses the end of a page, behind which there may be nothing.
+    const PIECE: usize = 256;
+    let mut buffer = [0; PIECE];
+    let mut done = 0;
+    while done < most {
+        let at = VirtAddr(from.0.wrapping_add(done as u64));
+        let bytes = (PIECE - at.0 as usize % PIECE).min(most - done);
+        let piece = buffer.get_mut(..bytes).unwrap_or_default();
+        uaccess::copy_from_user(piece, at)?;
+        if let Some(zero) = piece.iter().position(|&byte| byte == 0) {
+            return Ok(Some(done + zero));
+        }
+        done += bytes;
+    }
+    Ok(None)
+}
+
+pub(super) fn futex(call: &mut Call<'_>) -> Answer {
+    let (word, operation, value) = (call.address::<0>(), call.argument::<1>() as u32, call.argument::<2>() as u32);
+    let operation = u64::from(operation);
+    let scope = if operation & FUTEX_PRIVATE_FLAG != 0 { Scope::Private } else { Scope::Any };
+    let realtime = operation & FUTEX_CLOCK_REALTIME != 0;
+    let kind = operation & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
+    let bits = match kind {
+        FUTEX_WAIT_BITSET | FUTEX_WAKE_BITSET => call.argument::<5>() as u32,
+        _ => FUTEX_BITSET_MATCH_ANY,
+    };
+    let waits = kind == FUTEX_WAIT || kind == FUTEX_WAIT_BITSET;
+    // As on Linux, the limit is read first, where there is one, and before the operation is looked at.
+    let until = if waits { deadline(call.address::<3>(), kind == FUTEX_WAIT_BITSET)? } else { None };
+    if realtime && kind != FUTEX_WAIT_BITSET || !waits && kind != FUTEX_WAKE && kind != FUTEX_WAKE_BITSET {
+        return Err(Errno::ENOSYS);
+    }
+    if bits == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if waits {
+        return wait_for_futex(call.task, &Wait { word, value, bits, until, scope });
+    }
+    // Linux wakes one where it is asked for none, or for fewer.
+    let count = (value as i32).max(1) as usize;
+    sleepers::wake(call.task.space(), word, count, bits, scope).map(|woken| woken as u64)
+}
+
+/// Waits; a wait that a signal interrupts is made again, or goes on up to the same limit.
+pub(super) fn wait_for_futex(task: &Task, wait: &Wait) -> Answer {
+    match sleepers::wait(task.space(), wait) {
+        Err(Errno::EINTR) if wait.until.is_none() => Err(Errno::ERESTARTSYS),
+        Err(Errno::EINTR) => {
+            task.continuation.set(Some(Continuation::Futex(*wait)));
+            Err(Errno::ERESTARTBLOCK)
+        }
+        result => result.map(|()| 0),
+    }
+}
+
+/// A time limit at an address; none at address 0.
+fn deadline(limit: VirtAddr, absolute: bool) -> Result<Option<Deadline>, Errno> {
+    if limit.0 == 0 {
+        return Ok(None);
+    }
+    let nanoseconds = time::read_timespec(limit)?;
+    let from_now = if absolute { nanoseconds.saturating_sub(time::now()) } else { nanoseconds };
+    Ok(Some(Deadline::after(Duration::from_nanos(from_now))))
+}
+
+pub(super) fn prctl(call: &mut Call<'_>) -> Answer {
+    let at = call.address::<1>();
+    match u64::from(call.argument::<0>() as u32) {
+        PR_SET_NAME => {
+            // What is longer is cut off.
+            let length = string_length(at, NAME_LENGTH - 1)?.unwrap_or(NAME_LENGTH - 1);
+            let mut name = [0; NAME_LENGTH];
+            uaccess::copy_from_user(name.get_mut(..length).unwrap_or_default(), at)?;
+            let name = Name::whole(&name);
+            call.task.name.set(name);
+            if call.task.is_main() {
+                // The process is called what its first thread is.
+                call.task.process().lock().name = name;
+            }
+            Ok(0)
+        }
+        PR_SET_TAGGED_ADDR_CTRL => {
+            let control = call.argument::<1>();
+            // Programs have no memory with tags: there is nothing to check.
+            if control & !PR_TAGGED_ADDR_ENABLE != 0
+                || [call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 3]
+            {
+                return Err(Errno::EINVAL);
+            }
+            call.thread.set_tagged_addresses(control & PR_TAGGED_ADDR_ENABLE != 0);
+            Ok(0)
+        }
+        PR_GET_TAGGED_ADDR_CTRL => {
+            if [call.argument::<1>(), call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 4] {
+                return Err(Errno::EINVAL);
+            }
+            Ok(if call.thread.has_tagged_addresses() { PR_TAGGED_ADDR_ENABLE } else { 0 })
+        }
+        PR_GET_NAME => {
+            let name = call.task.name.get();
+            uaccess::copy_to_user(at, name.bytes())?;
+            Ok(0)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}

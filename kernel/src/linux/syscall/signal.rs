@@ -1,0 +1,140 @@
+//! Calls for signals.
+
+use granule_abi::signal::{SI_TKILL, SI_USER, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SigAction, SigStack};
+use granule_arch::addr::VirtAddr;
+
+use super::{Answer, Call, read_quads, write_quads};
+use crate::linux::errno::Errno;
+use crate::linux::process::send::{self, Asked};
+use crate::linux::process::signal::{Cause, Effect, Set, Signal, deliver};
+use crate::linux::process::tree::Process;
+
+/// Bytes of a set of signals, which each call passes.
+const SET: u64 = 8;
+
+pub(super) fn kill(call: &mut Call<'_>) -> Answer {
+    let signal = Asked(call.argument::<1>() as u32);
+    let own = call.task.process();
+    let cause = Cause::process(SI_USER, own.id());
+    match call.argument::<0>() as i32 {
+        // There is one process group, and -1 is every process but the sender.
+        0 => send::to_all(None, signal, cause),
+        -1 => send::to_all(Some(own), signal, cause),
+        id => send::to_process(Some(own), u32::try_from(id).map_err(|_| Errno::ESRCH)?, signal, cause),
+    }?;
+    Ok(0)
+}
+
+/// The number of a process or thread, of a call that takes positive ones alone.
+fn positive(number: u64) -> Result<u32, Errno> {
+    u32::try_from(number as i32).ok().filter(|&number| number != 0).ok_or(Errno::EINVAL)
+}
+
+pub(super) fn tkill(call: &mut Call<'_>) -> Answer {
+    let (thread, signal) = (positive(call.argument::<0>())?, Asked(call.argument::<1>() as u32));
+    let cause = Cause::process(SI_TKILL, call.task.process().id());
+    send::to_thread(call.task, None, thread, signal, cause).map(|()| 0)
+}
+
+pub(super) fn tgkill(call: &mut Call<'_>) -> Answer {
+    let (process, thread) = (positive(call.argument::<0>())?, positive(call.argument::<1>())?);
+    let signal = Asked(call.argument::<2>() as u32);
+    let cause = Cause::process(SI_TKILL, call.task.process().id());
+    send::to_thread(call.task, Some(process), thread, signal, cause).map(|()| 0)
+}
+
+pub(super) fn rt_sigaction(call: &mut Call<'_>) -> Answer {
+    let (new, old) = (call.address::<1>(), call.address::<2>());
+    if call.argument::<3>() != SET {
+        return Err(Errno::EINVAL);
+    }
+    let action = match new.0 {
+        0 => None,
+        _ => {
+            let [handler, flags, restorer, mask] = read_quads(new)?;
+            Some(SigAction { handler, flags, restorer, mask })
+        }
+    };
+    let signal = Signal::new(u64::from(call.argument::<0>() as u32)).ok_or(Errno::EINVAL)?;
+    let before = set_action(call.task.process(), signal, action)?;
+    if old.0 != 0 {
+        write_quads(old, [before.handler, before.flags, before.restorer, before.mask])?;
+    }
+    Ok(0)
+}
+
+/// Sets what happens on a signal, if there is something to set; returns what happened before.
+fn set_action(process: &Process, signal: Signal, action: Option<SigAction>) -> Result<SigAction, Errno> {
+    let (before, mut forget) = {
+        let mut state = process.lock();
+        let Some(action) = action else { return Ok(state.handlers.with(|actions| actions.get(signal))) };
+        let before = state.handlers.with(|actions| actions.set(signal, action))?;
+        // What is pending and ignored now is gone (POSIX, sigaction).
+        let ignored = state.effect(signal) == Effect::Ignored;
+        (before, if ignored { state.forget(signal, None) } else { None })
+    };
+    while forget.is_some() {
+        let mut state = process.lock();
+        // Another thread may have set another action in between: what has been sent since then stays pending.
+        forget = if state.effect(signal) == Effect::Ignored { state.forget(signal, forget) } else { None };
+    }
+    Ok(before)
+}
+
+pub(super) fn rt_sigprocmask(call: &mut Call<'_>) -> Answer {
+    let (how, new, old) = (call.argument::<0>(), call.address::<1>(), call.address::<2>());
+    if call.argument::<3>() != SET {
+        return Err(Errno::EINVAL);
+    }
+    let before = call.task.blocked();
+    if new.0 != 0 {
+        let [set] = read_quads(new)?;
+        let after = match u64::from(how as u32) {
+            SIG_BLOCK => before.with(Set(set)),
+            SIG_UNBLOCK => before.without(Set(set)),
+            SIG_SETMASK => Set(set),
+            _ => return Err(Errno::EINVAL),
+        };
+        call.task.set_blocked(after);
+    }
+    if old.0 != 0 {
+        write_quads(old, [before.0])?;
+    }
+    Ok(0)
+}
+
+pub(super) fn rt_sigpending(call: &mut Call<'_>) -> Answer {
+    let (to, size) = (call.address::<0>(), call.argument::<1>());
+    if size > SET {
+        return Err(Errno::EINVAL);
+    }
+    let waiting = {
+        let state = call.task.process().lock();
+        let own = call.task.pending(&state).set();
+        own.with(state.pending.set()).and(call.task.blocked()).0.to_le_bytes()
+    };
+    if let Some(part @ [_, ..]) = waiting.get(..size as usize) {
+        crate::uaccess::copy_to_user(to, part)?;
+    }
+    Ok(0)
+}
+
+pub(super) fn rt_sigreturn(call: &mut Call<'_>) -> Answer {
+    deliver::sigreturn(call.task, call.thread, call.frame);
+    Ok(call.argument::<0>())
+}
+
+pub(super) fn sigaltstack(call: &mut Call<'_>) -> Answer {
+    let (new, old) = (call.address::<0>(), call.address::<1>());
+    let sp = call.frame.sp;
+    let before = deliver::stack(call.task, sp);
+    if new.0 != 0 {
+        let [base, flags, size] = read_quads(new)?;
+        let stack = SigStack { base, flags: flags as u32 as i32, padding: 0, size };
+        deliver::set_stack(call.task, stack, sp)?;
+    }
+    if old.0 != 0 {
+        write_quads(VirtAddr(old.0), [before.base, u64::from(before.flags as u32), before.size])?;
+    }
+    Ok(0)
+}

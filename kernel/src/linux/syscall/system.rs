@@ -1,0 +1,69 @@
+//! Calls that ask what this is, and for numbers that cannot be foreseen.
+
+use granule_abi::process::UtsName;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+
+use super::{Answer, Call, MOST_AT_ONCE};
+use crate::linux::errno::Errno;
+use crate::random;
+use crate::sched::{Work, relax};
+use crate::smp::this_cpu;
+use crate::uaccess;
+
+/// The answer of `uname`. The release is Linux's whose interface this is: C libraries compare it.
+const NAMES: [&str; 6] =
+    ["Linux", "granule", "7.2.0-granule", concat!("Granule ", env!("CARGO_PKG_VERSION")), "aarch64", "(none)"];
+
+pub(super) fn uname(call: &mut Call<'_>) -> Answer {
+    const FIELD: usize = size_of::<UtsName>() / NAMES.len();
+    let mut bytes = [0; size_of::<UtsName>()];
+    for (field, name) in bytes.chunks_exact_mut(FIELD).zip(NAMES) {
+        field[..name.len()].copy_from_slice(name.as_bytes());
+    }
+    uaccess::copy_to_user(call.address::<0>(), &bytes)?;
+    Ok(0)
+}
+
+pub(super) fn getcpu(call: &mut Call<'_>) -> Answer {
+    let (cpu, node) = (call.address::<0>(), call.address::<1>());
+    if cpu.0 != 0 {
+        uaccess::copy_to_user(cpu, &this_cpu().id.0.to_le_bytes())?;
+    }
+    if node.0 != 0 {
+        uaccess::clear_user(node, 4)?;
+    }
+    Ok(0)
+}
+
+pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
+    /// `GRND_NONBLOCK`, `GRND_RANDOM`, `GRND_INSECURE`. The last two exclude each other.
+    const FLAGS: u32 = 0b111;
+    const RANDOM_AND_INSECURE: u32 = 0b110;
+    let (to, bytes, flags) = (call.address::<0>(), call.argument::<1>(), call.argument::<2>() as u32);
+    if flags & !FLAGS != 0 || flags & RANDOM_AND_INSECURE == RANDOM_AND_INSECURE {
+        return Err(Errno::EINVAL);
+    }
+    let bytes = bytes.min(MOST_AT_ONCE);
+    if !uaccess::is_user_range(to, bytes as usize) {
+        return Err(Errno::EFAULT);
+    }
+    let (mut done, mut stream, mut random) = (0, random::stream(this_cpu()), [0; 64]);
+    while done < bytes {
+        stream.fill(&mut random);
+        let piece = (bytes - done).min(random.len() as u64);
+        let random = random.get(..piece as usize).unwrap_or_default();
+        let copied = uaccess::copy_to_user_up_to(VirtAddr(to.0.wrapping_add(done)), random) as u64;
+        done += copied;
+        if copied < piece {
+            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
+        }
+        // As on Linux: at the end of each page.
+        if done.is_multiple_of(PAGE_SIZE as u64) {
+            relax();
+            if call.thread.has(Work::SIGNAL) {
+                break;
+            }
+        }
+    }
+    Ok(done)
+}

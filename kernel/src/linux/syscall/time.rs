@@ -1,0 +1,96 @@
+//! Calls for time.
+
+use granule_abi::time::{CLOCK_BOOTTIME_ALARM, CLOCK_REALTIME_ALARM, TIMER_ABSTIME, Timespec};
+use granule_arch::addr::VirtAddr;
+
+use super::process::wait_for_futex;
+use super::{Answer, Call, read_quads, write_quads};
+use crate::linux::errno::Errno;
+use crate::linux::process::clock::{Clock, Sleep, uptime};
+use crate::linux::process::task::{Continuation, Task};
+
+/// Nanoseconds since the boot.
+pub(super) fn now() -> u64 {
+    uptime()
+}
+
+/// The nanoseconds of a time at an address.
+pub(super) fn read_timespec(from: VirtAddr) -> Result<u64, Errno> {
+    let [seconds, nanoseconds] = read_quads(from)?;
+    let time = Timespec { seconds: seconds as i64, nanoseconds: nanoseconds as i64 };
+    time.to_nanoseconds().ok_or(Errno::EINVAL)
+}
+
+fn write_timespec(to: VirtAddr, nanoseconds: u64) -> Result<(), Errno> {
+    let time = Timespec::from_nanoseconds(nanoseconds);
+    write_quads(to, [time.seconds as u64, time.nanoseconds as u64])
+}
+
+pub(super) fn clock_gettime(call: &mut Call<'_>) -> Answer {
+    let now = Clock::new(call.argument::<0>(), call.task)?.now(call.task)?;
+    write_timespec(call.address::<1>(), now)?;
+    Ok(0)
+}
+
+pub(super) fn clock_getres(call: &mut Call<'_>) -> Answer {
+    // A clock is there if it can be read.
+    Clock::new(call.argument::<0>(), call.task)?.now(call.task)?;
+    if call.argument::<1>() != 0 {
+        write_timespec(call.address::<1>(), 1)?;
+    }
+    Ok(0)
+}
+
+pub(super) fn nanosleep(call: &mut Call<'_>) -> Answer {
+    let nanoseconds = read_timespec(call.address::<0>())?;
+    let until = now().saturating_add(nanoseconds);
+    sleep(call.task, Sleep { clock: Clock::Uptime, until, rest: call.address::<1>() })
+}
+
+pub(super) fn clock_nanosleep(call: &mut Call<'_>) -> Answer {
+    let number = u64::from(call.argument::<0>() as u32);
+    if number == CLOCK_REALTIME_ALARM || number == CLOCK_BOOTTIME_ALARM {
+        // As where Linux has no device that wakes the machine (`alarm_timer_nsleep`).
+        return read_timespec(call.address::<2>()).and(Err(Errno::ENOTSUP));
+    }
+    let clock = Clock::new(call.argument::<0>(), call.task)?;
+    if matches!(clock, Clock::UptimeToRead | Clock::ThreadToRead | Clock::File) {
+        return Err(Errno::ENOTSUP);
+    }
+    let nanoseconds = read_timespec(call.address::<2>())?;
+    // A thread that sleeps until it has run would sleep for ever.
+    if clock == Clock::Thread(call.task.id()) {
+        return Err(Errno::EINVAL);
+    }
+    let before = clock.now(call.task)?;
+    if call.argument::<1>() & TIMER_ABSTIME != 0 {
+        // A moment stays what it is: there is no rest to return, and without a handler the call is simply made again.
+        return match clock.sleep_until(call.task, nanoseconds) {
+            Err(Errno::EINTR) => Err(Errno::ERESTARTNOHAND),
+            answer => answer.map(|()| 0),
+        };
+    }
+    sleep(call.task, Sleep { clock, until: before.saturating_add(nanoseconds), rest: call.address::<3>() })
+}
+
+/// Sleeps; where a signal comes first, the rest is stored, and without a handler the sleep goes on.
+fn sleep(task: &Task, sleep: Sleep) -> Answer {
+    match sleep.clock.sleep_until(task, sleep.until) {
+        Err(Errno::EINTR) => {}
+        answer => return answer.map(|()| 0),
+    }
+    if sleep.rest.0 != 0 {
+        write_timespec(sleep.rest, sleep.until.saturating_sub(sleep.clock.now(task)?))?;
+    }
+    task.continuation.set(Some(Continuation::Sleep(sleep)));
+    Err(Errno::ERESTARTBLOCK)
+}
+
+/// Goes on with the call that a signal without a handler interrupted.
+pub(super) fn restart_syscall(call: &mut Call<'_>) -> Answer {
+    match call.task.continuation.take() {
+        Some(Continuation::Sleep(rest)) => sleep(call.task, rest),
+        Some(Continuation::Futex(rest)) => wait_for_futex(call.task, &rest),
+        None => Err(Errno::EINTR),
+    }
+}

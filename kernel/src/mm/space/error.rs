@@ -1,0 +1,31 @@
+//! Why a call on a space failed.
+
+use thiserror::Error;
+
+use crate::mm::OutOfMemory;
+
+/// Why a call on a space failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum SpaceError {
+    /// An argument is no page address, no length, or a range that no space has.
+    #[error("the range is no range of pages of a space")]
+    Invalid,
+    /// Memory, addresses or a limit ran out; or the range has pages that are in no area.
+    #[error("no memory, no addresses, or pages that are not mapped")]
+    NoMemory,
+    /// The range lies where a program may map nothing.
+    #[error("a program may map nothing there")]
+    NotPermitted,
+    /// The range is not free.
+    #[error("the range is in use")]
+    InUse,
+    /// The address is in no area, and no stack can grow to it.
+    #[error("the address is in no area")]
+    NoArea,
+}
+
+impl From<OutOfMemory> for SpaceError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::NoMemory
+    }
+}

@@ -1,0 +1,329 @@
+// QEMU TCG plugin: for each vCPU, the longest stretch with IRQs masked, and the longest in the kernel without a scheduling
+// point, in instructions of that vCPU alone. QEMU 9.1 or newer, system emulation, a host thread for each vCPU (no -icount:
+// there callbacks are given the vCPU that translated a block, not the one that runs it).
+//
+// A block of code is a few instructions with one entry. Each adds its length to its vCPU's count. The state (PSTATE) is
+// read where it may have changed: behind MSR DAIF*, ERET and WFI, and at addresses that exception vectors have.
+//
+// An interrupt that is pending when interrupts are unmasked is taken before the next instruction: between the MSR or ERET and
+// the vector no block is executed that would show PSTATE. So at a vector SPSR_EL1 has what PSTATE was: an exception from where
+// IRQs were on ends the masked stretch, and one from EL0 the one in the kernel.
+//
+// Instructions of loops that wait are counted apart: those between two executions of the same YIELD or WFE that are at most SPIN
+// instructions from each other. How many of these there are is decided by how the host schedules the threads of the vCPUs.
+//
+// The guest marks, in the kernel's half of the addresses (hints that do nothing on any CPU):
+//   hint #96    a scheduling point
+//   hint #97    a record ends, another begins: a line for each vCPU is written
+//
+// Arguments: out=FILE; blocks=FILE for the addresses of the blocks of each longest stretch, in the order in which they were
+// executed (the last TRACE of them), with the line that it has in the other file.
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// What is used of QEMU's qemu-plugin.h, version 4 (which distributions do not package), and of GLib.
+typedef uint64_t plugin_id;
+typedef struct { void *score; size_t offset; } entry;
+typedef struct { uint8_t *data; unsigned length; } byte_array;
+typedef struct { char *data; unsigned length; } array;
+typedef struct { void *handle; const char *name, *feature; } register_description;
+typedef void executed(unsigned vcpu, void *data);
+struct block;
+struct instruction;
+enum { NO_REGISTERS, READ_REGISTERS };
+enum { IF_NOT_EQUAL = 3 };
+enum { ADD_U64, STORE_U64 };
+#define EXPORT __attribute__((visibility("default")))
+EXPORT int qemu_plugin_version = 4;
+size_t qemu_plugin_tb_n_insns(const struct block *);
+uint64_t qemu_plugin_tb_vaddr(const struct block *);
+struct instruction *qemu_plugin_tb_get_insn(const struct block *, size_t);
+size_t qemu_plugin_insn_data(const struct instruction *, void *, size_t);
+uint64_t qemu_plugin_insn_vaddr(const struct instruction *);
+void *qemu_plugin_scoreboard_new(size_t);
+void *qemu_plugin_scoreboard_find(void *, unsigned);
+void qemu_plugin_register_vcpu_init_cb(plugin_id, void (*)(plugin_id, unsigned));
+void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, void (*)(plugin_id, struct block *));
+void qemu_plugin_register_vcpu_tb_exec_cb(struct block *, executed *, int, void *);
+void qemu_plugin_register_vcpu_tb_exec_cond_cb(struct block *, executed *, int, int, entry, uint64_t, void *);
+void qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(struct block *, int, entry, uint64_t);
+void qemu_plugin_register_vcpu_insn_exec_cb(struct instruction *, executed *, int, void *);
+void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct instruction *, int, entry, uint64_t);
+array *qemu_plugin_get_registers(void);
+int qemu_plugin_read_register(void *, byte_array *);
+byte_array *g_byte_array_new(void);
+byte_array *g_byte_array_set_size(byte_array *, unsigned);
+
+enum { VCPUS = 64, SPIN = 64, TRACE = 1 << 16 };
+enum kind { MASKED, IN_KERNEL, KINDS };
+// Stretches in which the CPU has waited are apart: what comes behind a wait depends on how long that took.
+static const char *const names[KINDS][2] = { { "masked", "masked-waits" }, { "kernel", "kernel-waits" } };
+
+struct longest { uint64_t own, waits, first, last, yield; size_t blocks; uint64_t *trace; };
+// What blocks change; a line of it for each vCPU.
+struct score {
+	uint64_t count;		// instructions executed
+	uint64_t look;		// PSTATE may have changed
+	uint64_t block;		// the last block's address
+};
+static struct vcpu {
+	uint64_t waits;		// of the count: in loops that wait
+	uint64_t yield, yielded;	// the last YIELD or WFE, and the count then
+	struct { bool open; uint64_t count, waits, first, executed; } now[KINDS];
+	struct longest longest[KINDS][2];
+	uint64_t executed, *trace;	// blocks of the kernel, and the last TRACE of them
+	byte_array *bytes;
+} vcpus[VCPUS];
+
+static void *scores;
+static void *cpsr, *spsr, *vbar;
+static FILE *out, *blocks;
+static bool recording;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	// of `longest`, and of the file
+
+static struct score *score_of(unsigned vcpu)
+{
+	return qemu_plugin_scoreboard_find(scores, vcpu);
+}
+
+static void begin(unsigned vcpu, enum kind kind, uint64_t first)
+{
+	struct vcpu *v = &vcpus[vcpu];
+	if (v->now[kind].open)
+		return;
+	v->now[kind].open = true;
+	v->now[kind].count = score_of(vcpu)->count;
+	v->now[kind].waits = v->waits;
+	v->now[kind].first = first;
+	v->now[kind].executed = v->executed;
+}
+
+// Copies the blocks of the stretch that ends.
+static void keep_blocks(struct vcpu *v, enum kind kind, struct longest *longest)
+{
+	uint64_t first = v->now[kind].executed;
+	if (v->executed - first > TRACE)
+		first = v->executed - TRACE;
+	longest->blocks = v->executed - first;
+	for (size_t i = 0; i < longest->blocks; i++)
+		longest->trace[i] = v->trace[(first + i) % TRACE];
+}
+
+static void end(unsigned vcpu, enum kind kind)
+{
+	struct vcpu *v = &vcpus[vcpu];
+	struct score *score = score_of(vcpu);
+	uint64_t waits = v->waits - v->now[kind].waits;
+	uint64_t own = score->count - v->now[kind].count - waits;
+	struct longest *longest = &v->longest[kind][waits > 0];
+	if (v->now[kind].open && recording && own > longest->own) {
+		pthread_mutex_lock(&lock);
+		*longest = (struct longest){ own, waits, v->now[kind].first, score->block, waits ? v->yield : 0, 0,
+			longest->trace };
+		if (blocks)
+			keep_blocks(v, kind, longest);
+		pthread_mutex_unlock(&lock);
+	}
+	v->now[kind].open = false;
+}
+
+// PSTATE and SPSR_EL1 have these in the same place.
+static bool has_irqs_masked(uint64_t pstate)
+{
+	return pstate & 1 << 7;
+}
+
+static bool is_of_kernel(uint64_t pstate)
+{
+	return pstate & 3 << 2;
+}
+
+static uint64_t value_of(void *handle, unsigned vcpu)
+{
+	struct vcpu *v = &vcpus[vcpu];
+	uint64_t value = 0;
+	g_byte_array_set_size(v->bytes, 0);
+	int size = handle ? qemu_plugin_read_register(handle, v->bytes) : 0;
+	if (size < 4 || size > 8) {
+		fprintf(stderr, "stretches: PSTATE, SPSR_EL1 or VBAR_EL1 cannot be read\n");
+		abort();
+	}
+	memcpy(&value, v->bytes->data, size);
+	return value;
+}
+
+// A block begins behind something that may have changed PSTATE.
+static void look(unsigned vcpu, void *address)
+{
+	uint64_t pstate = value_of(cpsr, vcpu);
+	score_of(vcpu)->look = 0;
+	bool masked = has_irqs_masked(pstate), kernel = is_of_kernel(pstate);
+	bool now[KINDS] = { [MASKED] = kernel && masked, [IN_KERNEL] = kernel };
+	for (enum kind kind = 0; kind < KINDS; kind++) {
+		if (now[kind])
+			begin(vcpu, kind, (uint64_t)address);
+		else
+			end(vcpu, kind);
+	}
+}
+
+// A block begins at an address that a vector may have.
+static void on_vector(unsigned vcpu, void *address)
+{
+	if (((uint64_t)address & ~0x7ffull) == value_of(vbar, vcpu)) {
+		uint64_t before = value_of(spsr, vcpu);
+		if (!is_of_kernel(before) || !has_irqs_masked(before))
+			end(vcpu, MASKED);
+		if (!is_of_kernel(before))
+			end(vcpu, IN_KERNEL);
+	}
+	look(vcpu, address);
+}
+
+static void on_block(unsigned vcpu, void *address)
+{
+	struct vcpu *v = &vcpus[vcpu];
+	v->trace[v->executed++ % TRACE] = (uint64_t)address;
+}
+
+static void on_point(unsigned vcpu, void *address)
+{
+	end(vcpu, IN_KERNEL);
+	begin(vcpu, IN_KERNEL, (uint64_t)address);
+}
+
+static void on_wfi(unsigned vcpu, void *address)
+{
+	(void)address;
+	end(vcpu, MASKED);
+	end(vcpu, IN_KERNEL);
+}
+
+static void on_yield(unsigned vcpu, void *address)
+{
+	struct vcpu *v = &vcpus[vcpu];
+	uint64_t count = score_of(vcpu)->count, since = count - v->yielded;
+	if (v->yield == (uint64_t)address && since <= SPIN)
+		v->waits += since;
+	v->yield = (uint64_t)address;
+	v->yielded = count;
+}
+
+static void on_record(unsigned vcpu, void *address)
+{
+	(void)vcpu, (void)address;
+	pthread_mutex_lock(&lock);
+	for (unsigned i = 0; i < VCPUS && vcpus[i].bytes; i++) {
+		for (unsigned j = 0; j < 2 * KINDS && recording; j++) {
+			struct longest *l = &vcpus[i].longest[j / 2][j % 2];
+			fprintf(out, "%u %s %ju %ju %#jx %#jx %#jx\n", i, names[j / 2][j % 2], (uintmax_t)l->own,
+				(uintmax_t)l->waits, (uintmax_t)l->first, (uintmax_t)l->last, (uintmax_t)l->yield);
+			if (blocks)
+				fprintf(blocks, "%u %s %ju %ju\n", i, names[j / 2][j % 2], (uintmax_t)l->own, (uintmax_t)l->waits);
+			for (size_t k = 0; k < l->blocks; k++)
+				fprintf(blocks, "%#jx\n", (uintmax_t)l->trace[k]);
+		}
+		for (unsigned j = 0; j < 2 * KINDS; j++) {
+			struct longest *l = &vcpus[i].longest[j / 2][j % 2];
+			*l = (struct longest){ .trace = l->trace };
+		}
+	}
+	if (blocks)
+		fprintf(blocks, "\n");
+	if (recording)
+		fprintf(out, "\n");
+	fflush(out);
+	recording = true;
+	pthread_mutex_unlock(&lock);
+}
+
+static void on_translation(plugin_id id, struct block *block)
+{
+	(void)id;
+	uint64_t address = qemu_plugin_tb_vaddr(block);
+	size_t length = qemu_plugin_tb_n_insns(block);
+	entry count = { scores, offsetof(struct score, count) }, change = { scores, offsetof(struct score, look) };
+	entry last = { scores, offsetof(struct score, block) };
+	bool kernel = address >> 63;
+	// Before the block is counted. A vector begins each 128 bytes.
+	if (kernel && address % 128 == 0)
+		qemu_plugin_register_vcpu_tb_exec_cb(block, on_vector, READ_REGISTERS, (void *)address);
+	else
+		qemu_plugin_register_vcpu_tb_exec_cond_cb(block, look, READ_REGISTERS, IF_NOT_EQUAL, change, 0, (void *)address);
+	qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, ADD_U64, count, length);
+	qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, STORE_U64, last, address);
+	if (kernel && blocks)
+		qemu_plugin_register_vcpu_tb_exec_cb(block, on_block, NO_REGISTERS, (void *)address);
+	for (size_t i = 0; i < length && kernel; i++) {
+		struct instruction *instruction = qemu_plugin_tb_get_insn(block, i);
+		void *at = (void *)qemu_plugin_insn_vaddr(instruction);
+		uint32_t word = 0;
+		qemu_plugin_insn_data(instruction, &word, sizeof word);
+		executed *call = NULL;
+		bool changes = false;
+		switch (word) {
+		case 0xd503203f: case 0xd503205f: call = on_yield; break;
+		case 0xd503207f: call = on_wfi; changes = true; break;
+		case 0xd5032c1f: call = on_point; break;
+		case 0xd5032c3f: call = on_record; break;
+		case 0xd69f03e0: changes = true; break;	// ERET
+		default:
+			// MSR DAIFSet and DAIFClr; MSR DAIF.
+			changes = (word & 0xfffff0df) == 0xd50340df || (word & 0xffffffe0) == 0xd51b4220;
+		}
+		if (call)
+			qemu_plugin_register_vcpu_insn_exec_cb(instruction, call, NO_REGISTERS, at);
+		if (changes)
+			qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(instruction, STORE_U64, change, 1);
+	}
+}
+
+static void on_vcpu(plugin_id id, unsigned vcpu)
+{
+	(void)id;
+	if (vcpu >= VCPUS) {
+		fprintf(stderr, "stretches: more than %d CPUs\n", VCPUS);
+		exit(1);
+	}
+	array *registers = qemu_plugin_get_registers();
+	register_description *description = (void *)registers->data;
+	for (unsigned i = 0; i < registers->length; i++) {
+		if (!strcmp(description[i].name, "cpsr"))
+			cpsr = description[i].handle;
+		if (!strcmp(description[i].name, "SPSR_EL1"))
+			spsr = description[i].handle;
+		if (!strcmp(description[i].name, "VBAR"))
+			vbar = description[i].handle;
+	}
+	struct vcpu *v = &vcpus[vcpu];
+	v->bytes = g_byte_array_new();
+	if (!blocks)
+		return;
+	v->trace = calloc(TRACE, sizeof *v->trace);
+	for (unsigned j = 0; j < 2 * KINDS; j++)
+		v->longest[j / 2][j % 2].trace = calloc(TRACE, sizeof *v->trace);
+}
+
+EXPORT int qemu_plugin_install(plugin_id id, const void *info, int arguments, char **argument)
+{
+	(void)info;
+	for (int i = 0; i < arguments; i++) {
+		if (!strncmp(argument[i], "out=", 4))
+			out = fopen(argument[i] + 4, "w");
+		if (!strncmp(argument[i], "blocks=", 7))
+			blocks = fopen(argument[i] + 7, "w");
+	}
+	if (!out) {
+		fprintf(stderr, "stretches: out=FILE, which can be written, is missing\n");
+		return -1;
+	}
+	scores = qemu_plugin_scoreboard_new(sizeof(struct score));
+	qemu_plugin_register_vcpu_init_cb(id, on_vcpu);
+	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
+	return 0;
+}

@@ -1,0 +1,314 @@
+//! `./x audit layers`: which modules of the kernel import which, held against the layers of `xtask/audit/layers.toml`.
+//!
+//! A module may import its own layer and lower ones. Every path that begins with `crate`, `super` or `self` counts,
+//! in a `use`, in code and in the arguments of a macro; what is compiled for tests alone does not. The table lists
+//! every module, so a new one fails until it has a layer.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use proc_macro2::{TokenStream, TokenTree};
+use serde::Deserialize;
+use syn::visit::{self, Visit};
+use syn::{Attribute, File, ItemMod, ItemUse, Macro, UseTree};
+
+use super::tables;
+
+/// The table.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Layers {
+    /// Lowest first.
+    #[serde(rename = "layer")]
+    pub(super) layers: Vec<Layer>,
+    /// What goes up all the same.
+    #[serde(rename = "upward", default)]
+    pub(super) upward: Vec<Upward>,
+    /// The most of these that may stand in the table.
+    pub(super) most_upward: usize,
+}
+
+/// One layer.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Layer {
+    pub(super) name: String,
+    /// Paths from the crate's root, each with all below it unless a longer one stands elsewhere.
+    pub(super) modules: Vec<String>,
+    /// Lower layers that it does not import.
+    #[serde(default)]
+    pub(super) never: Vec<String>,
+}
+
+/// One import that goes up, and why.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upward {
+    pub(super) from: String,
+    pub(super) to: String,
+    reason: String,
+}
+
+#[cfg(test)]
+impl Upward {
+    pub(super) fn new(from: &str, to: &str, reason: &str) -> Self {
+        Self { from: from.into(), to: to.into(), reason: reason.into() }
+    }
+}
+
+/// A module that names an item of another one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Import {
+    pub(super) from: String,
+    pub(super) to: String,
+}
+
+/// Reads the kernel's sources and fails where an import goes up that the table does not list. `verbose` prints the
+/// layers.
+///
+/// # Errors
+/// Such an import; a module without a layer; an entry of the table that fits nothing; a file that cannot be parsed.
+pub(super) fn audit(root: &Path, verbose: bool) -> Result<()> {
+    let layers: Layers = tables::read(&root.join("xtask/audit/layers.toml"))?;
+    let imports = imports(&root.join("kernel/src"))?;
+    if verbose {
+        for layer in &layers.layers {
+            println!("{:<8} {}", layer.name, layer.modules.join(" "));
+        }
+        for upward in &layers.upward {
+            println!("up: {} imports {}: {}", upward.from, upward.to, upward.reason);
+        }
+        println!("{} imports between modules, {} of them go up", imports.len(), layers.upward.len());
+    }
+    judge(&layers, &imports)
+}
+
+/// Fails where imports and table do not agree.
+pub(super) fn judge(layers: &Layers, imports: &BTreeSet<Import>) -> Result<()> {
+    if layers.upward.len() > layers.most_upward {
+        bail!("layers.toml lists {} imports that go up, at most {} may", layers.upward.len(), layers.most_upward);
+    }
+    let mut wrong = Vec::new();
+    let mut used = BTreeSet::new();
+    for import in imports {
+        let (from, to) = (layers.of(&import.from)?, layers.of(&import.to)?);
+        let (lower, upper) = (&layers.layers[from], &layers.layers[to]);
+        if to <= from && !lower.never.contains(&upper.name) {
+            continue;
+        }
+        match layers.upward.iter().position(|upward| upward.from == import.from && upward.to == import.to) {
+            Some(index) => drop(used.insert(index)),
+            None => wrong.push(format!("{} ({}) imports {} ({})", import.from, lower.name, import.to, upper.name)),
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("imports that layers.toml does not allow:\n  {}", wrong.join("\n  "));
+    }
+    if let Some(index) = (0..layers.upward.len()).find(|index| !used.contains(index)) {
+        let upward = &layers.upward[index];
+        bail!("layers.toml lists an import that is gone: {} of {}", upward.to, upward.from);
+    }
+    Ok(())
+}
+
+impl Layers {
+    /// The layer of what stands at `path`: that of the longest module in the table that it begins with.
+    fn of(&self, path: &str) -> Result<usize> {
+        let fits =
+            |module: &str| path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with("::"));
+        self.layers
+            .iter()
+            .enumerate()
+            .flat_map(|(index, layer)| layer.modules.iter().map(move |module| (index, module)))
+            .filter(|(_, module)| fits(module))
+            .max_by_key(|(_, module)| module.len())
+            .map(|(index, _)| index)
+            .ok_or_else(|| anyhow!("layers.toml has no layer for {path}"))
+    }
+}
+
+/// All imports of the crate whose `lib.rs` is in `source`.
+pub(super) fn imports(source: &Path) -> Result<BTreeSet<Import>> {
+    let mut found = BTreeSet::new();
+    let mut files = vec![(source.join("lib.rs"), source.to_owned(), Vec::new())];
+    while let Some((file, directory, module)) = files.pop() {
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let parsed = syn::parse_file(&text).with_context(|| format!("cannot parse {}", file.display()))?;
+        let mut reader = Reader { module, directory, files: Vec::new(), imports: Vec::new() };
+        reader.read(&parsed);
+        files.append(&mut reader.files);
+        found.extend(reader.imports);
+    }
+    Ok(found)
+}
+
+/// Reads one file.
+struct Reader {
+    /// The module that is being read.
+    module: Vec<String>,
+    /// Where the files of its modules are.
+    directory: PathBuf,
+    /// Files of modules that were declared: the file, the directory of its own modules, its path.
+    files: Vec<(PathBuf, PathBuf, Vec<String>)>,
+    imports: Vec<Import>,
+}
+
+impl Reader {
+    fn read(&mut self, file: &File) {
+        self.visit_file(file);
+    }
+
+    /// Notes a path: `segments` as they were written.
+    fn note(&mut self, segments: &[String]) {
+        let mut base = match segments.first().map(String::as_str) {
+            Some("crate") => Vec::new(),
+            Some("self") => self.module.clone(),
+            Some("super") => self.module[..self.module.len().saturating_sub(1)].to_vec(),
+            // The interface of programs is a crate of its own, and part of the personality all the same.
+            Some(abi @ "granule_abi") => vec![abi.into()],
+            _ => return,
+        };
+        let mut rest = &segments[1..];
+        while let [first, tail @ ..] = rest
+            && first == "super"
+        {
+            base.pop();
+            rest = tail;
+        }
+        base.extend(rest.iter().filter(|segment| *segment != "self" && *segment != "*").cloned());
+        // The crate's root itself composes all layers; only what is named in it counts.
+        if !self.module.is_empty() && !base.is_empty() {
+            self.imports.push(Import { from: self.module.join("::"), to: base.join("::") });
+        }
+    }
+
+    fn note_tree(&mut self, tree: &UseTree, before: &[String]) {
+        let with = |ident: &syn::Ident| [before, &[ident.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => self.note_tree(&path.tree, &with(&path.ident)),
+            UseTree::Group(group) => group.items.iter().for_each(|item| self.note_tree(item, before)),
+            UseTree::Name(name) => self.note(&with(&name.ident)),
+            UseTree::Rename(rename) => self.note(&with(&rename.ident)),
+            UseTree::Glob(_) => self.note(before),
+        }
+    }
+
+    /// Notes the paths among a macro's tokens.
+    fn note_tokens(&mut self, tokens: TokenStream) {
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        let mut at = 0;
+        while at < tokens.len() {
+            match &tokens[at] {
+                TokenTree::Group(group) => self.note_tokens(group.stream()),
+                TokenTree::Ident(first) if ["crate", "super"].contains(&first.to_string().as_str()) => {
+                    let mut segments = vec![first.to_string()];
+                    while let Some([TokenTree::Punct(a), TokenTree::Punct(b), TokenTree::Ident(next)]) =
+                        tokens.get(at + 1..at + 4)
+                        && a.as_char() == ':'
+                        && b.as_char() == ':'
+                    {
+                        segments.push(next.to_string());
+                        at += 3;
+                    }
+                    if segments.len() > 1 {
+                        self.note(&segments);
+                    }
+                }
+                _ => {}
+            }
+            at += 1;
+        }
+    }
+}
+
+/// Whether something is there for tests alone.
+fn is_for_tests(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("test")
+            || attribute.path().is_ident("cfg")
+                && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
+    })
+}
+
+/// The file that `#[path]` names.
+fn path_attribute(attributes: &[Attribute]) -> Option<String> {
+    attributes.iter().filter(|attribute| attribute.path().is_ident("path")).find_map(|attribute| {
+        let value = &attribute.meta.require_name_value().ok()?.value;
+        match value {
+            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => Some(text.value()),
+            _ => None,
+        }
+    })
+}
+
+impl<'ast> Visit<'ast> for Reader {
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        if is_for_tests(&item.attrs) {
+            return;
+        }
+        let name = item.ident.to_string();
+        let path = [self.module.as_slice(), std::slice::from_ref(&name)].concat();
+        if item.content.is_some() {
+            let (module, directory) = (self.module.clone(), self.directory.clone());
+            self.module = path;
+            self.directory.push(&name);
+            visit::visit_item_mod(self, item);
+            (self.module, self.directory) = (module, directory);
+            return;
+        }
+        let below = self.directory.join(&name);
+        let file = match path_attribute(&item.attrs) {
+            Some(file) => self.directory.join(file),
+            None => [self.directory.join(format!("{name}.rs")), below.join("mod.rs")]
+                .into_iter()
+                .find(|file| file.exists())
+                .unwrap_or_else(|| below.clone()),
+        };
+        self.files.push((file, below, path));
+    }
+
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        if !is_for_tests(&item.attrs) {
+            self.note_tree(&item.tree, &[]);
+        }
+    }
+
+    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        if !is_for_tests(&item.attrs) {
+            visit::visit_item_fn(self, item);
+        }
+    }
+
+    fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
+        if !is_for_tests(&item.attrs) {
+            visit::visit_item_impl(self, item);
+        }
+    }
+
+    fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+        if !is_for_tests(&item.attrs) {
+            visit::visit_impl_item_fn(self, item);
+        }
+    }
+
+    // Documentation may name what it likes.
+    fn visit_attribute(&mut self, _: &'ast Attribute) {}
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        if segments.len() > 1 {
+            self.note(&segments);
+        }
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, item: &'ast Macro) {
+        visit::visit_macro(self, item);
+        self.note_tokens(item.tokens.clone());
+    }
+
+    // `pub(super)` and `pub(in crate::mm)` import nothing.
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
+}

@@ -1,0 +1,188 @@
+//! What the documentation must keep: reasons for dependencies, links that resolve, sizes, names that exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::tools::{TARGET_PACKAGES, TRIPLE};
+
+const README: &str = include_str!("../../README.md");
+const ARCHITECTURE: &str = include_str!("../../docs/ARCHITECTURE.md");
+const BENCHMARKS: &str = include_str!("../../docs/BENCHMARKS.md");
+const DEPENDENCIES: &str = include_str!("../../docs/DEPENDENCIES.md");
+const REFERENCE: &str = include_str!("../../docs/REFERENCE.md");
+const TESTING: &str = include_str!("../../docs/TESTING.md");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn manifest(path: &Path) -> toml::Table {
+    fs::read_to_string(path).unwrap().parse().unwrap()
+}
+
+/// The folders of the workspace's members.
+fn members() -> Vec<PathBuf> {
+    let root = root();
+    let workspace = manifest(&root.join("Cargo.toml"));
+    let members = workspace["workspace"]["members"].as_array().unwrap();
+    members.iter().map(|member| root.join(member.as_str().unwrap())).collect()
+}
+
+/// The direct dependencies of a manifest that are not of this workspace, of all kinds and platforms.
+fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
+    const KINDS: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
+    let targets = manifest.get("target").and_then(toml::Value::as_table);
+    let platforms = targets.into_iter().flat_map(|targets| targets.values().filter_map(toml::Value::as_table));
+    std::iter::once(manifest)
+        .chain(platforms)
+        .flat_map(|table| KINDS.iter().filter_map(|kind| table.get(*kind)?.as_table()))
+        .flat_map(|table| table.keys().cloned())
+        .filter(|name| !name.starts_with("granule"))
+        .collect()
+}
+
+/// All files below a folder whose names end in `extension`.
+fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "build" {
+            files(&path, extension, found);
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+}
+
+/// The names in code style that begin the rows of a page's tables.
+fn rows(page: &str) -> BTreeSet<String> {
+    page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect()
+}
+
+#[test]
+fn each_direct_dependency_has_its_reason_and_each_reason_its_dependency() {
+    let named: BTreeSet<String> =
+        members().iter().flat_map(|member| dependencies(&manifest(&member.join("Cargo.toml")))).collect();
+    assert!(named.len() > 20, "{named:?}");
+    assert_eq!(named, rows(DEPENDENCIES));
+    let all: BTreeSet<String> = manifest(&root().join("Cargo.toml"))["workspace"]["dependencies"]
+        .as_table()
+        .unwrap()
+        .keys()
+        .filter(|name| !name.starts_with("granule"))
+        .cloned()
+        .collect();
+    assert_eq!(named, all, "the workspace's list has what no crate uses");
+}
+
+#[test]
+fn each_direct_dependency_occurs_in_the_sources_of_its_crate() {
+    let members = members();
+    let mut unused = Vec::new();
+    for member in &members {
+        let mut sources = Vec::new();
+        files(member, "rs", &mut sources);
+        // Members may lie in each other's folders.
+        let inner = |path: &PathBuf| {
+            members.iter().any(|other| other != member && other.starts_with(member) && path.starts_with(other))
+        };
+        let text: String =
+            sources.iter().filter(|path| !inner(path)).map(|path| fs::read_to_string(path).unwrap()).collect();
+        for name in dependencies(&manifest(&member.join("Cargo.toml"))) {
+            let path = name.replace('-', "_");
+            if ![format!("{path}::"), format!("use {path};"), format!("{path} as ")]
+                .iter()
+                .any(|form| text.contains(form))
+            {
+                unused.push(format!("{}: {name}", member.display()));
+            }
+        }
+    }
+    assert!(unused.is_empty(), "{unused:#?}");
+}
+
+#[test]
+fn links_between_pages_resolve() {
+    let mut pages = Vec::new();
+    files(&root(), "md", &mut pages);
+    assert!(pages.len() > 15, "{pages:?}");
+    let mut broken = Vec::new();
+    for page in &pages {
+        let text = fs::read_to_string(page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)) {
+            let file = link.split('#').next().unwrap_or_default();
+            if !file.is_empty() && !file.starts_with("http") && !page.parent().unwrap().join(file).exists() {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn pages_keep_their_size() {
+    for (name, page, lines) in [("README", README, 90), ("ARCHITECTURE", ARCHITECTURE, 200), ("TESTING", TESTING, 300)]
+    {
+        assert!(page.lines().count() <= lines, "{name}.md has more than {lines} lines");
+        let long: Vec<&str> = page.lines().filter(|line| line.chars().count() > 100).collect();
+        assert!(long.is_empty(), "{name}.md has lines of more than 100 columns: {long:#?}");
+    }
+}
+
+#[test]
+fn each_crate_has_a_readme() {
+    let without: Vec<PathBuf> = members().into_iter().filter(|member| !member.join("README.md").exists()).collect();
+    assert!(without.is_empty(), "{without:?}");
+}
+
+/// The row beside Linux is the one that was measured.
+#[test]
+fn the_readme_quotes_the_bench_table() {
+    let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let row = |page: &str| page.lines().find(|line| line.starts_with("| `set_memory_ro` |")).map(cells).unwrap();
+    let mut measured = row(BENCHMARKS);
+    // The README leaves out the bound, and whether it is met.
+    measured.remove(4);
+    measured.remove(2);
+    assert_eq!(row(README), measured);
+}
+
+#[test]
+fn the_reference_has_each_machine() {
+    let machines = granule_runner::machine::all().unwrap();
+    let missing: Vec<&str> = machines
+        .iter()
+        .map(|machine| machine.name.as_str())
+        .filter(|name| !REFERENCE.contains(&format!("`{name}`")))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// A page that names a module or file of this repository names one that exists.
+#[test]
+fn paths_in_the_pages_exist() {
+    let mut missing = BTreeMap::new();
+    for (name, page) in [("ARCHITECTURE", ARCHITECTURE), ("REFERENCE", REFERENCE), ("TESTING", TESTING)] {
+        // Paths are relative to the root or to one of these.
+        let bases = ["", "kernel/src", "kernel/model", "kernel/loom/tests", "tests-qemu", "tests-qemu/guest/src"];
+        for path in page.split('`').skip(1).step_by(2).filter(|text| text.ends_with(".rs") || text.ends_with(".toml")) {
+            if !bases.iter().any(|base| root().join(base).join(path).exists()) {
+                missing.insert(path, name);
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// rust-analyzer shows the packages that run on the target, as `./x build` compiles them.
+#[test]
+fn the_editor_checks_what_runs_on_the_target() {
+    let settings: serde_json::Value = serde_json::from_str(include_str!("../../.vscode/settings.json")).unwrap();
+    for key in ["rust-analyzer.check.overrideCommand", "rust-analyzer.cargo.buildScripts.overrideCommand"] {
+        let words: Vec<&str> = settings[key].as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
+        let packages: Vec<&str> = words.windows(2).filter(|pair| pair[0] == "-p").map(|pair| pair[1]).collect();
+        assert_eq!(packages, TARGET_PACKAGES, "{key}");
+        assert!(words.contains(&TRIPLE), "{key}");
+    }
+}
