@@ -105,9 +105,9 @@ pub mod bits {
     pub const VM_ALLOC: u64 = 1 << 56;
     /// Software, in a table descriptor (the hardware ignores bits 58 to 51 there): the table was empty, and is unlinked
     /// unless a walker that needs it clears this.
-    pub const LEAVING: u64 = 1 << 55;
+    pub const RECLAIM_MARK: u64 = 1 << 55;
     /// Software, in an entry that is neither valid nor present: a table was unlinked here that walk caches may still
-    /// have. Not [`LEAVING`], which a walker that needs the table clears without another look.
+    /// have. Not [`RECLAIM_MARK`], which a walker that needs the table clears without another look.
     pub const UNLINKED: u64 = 1 << 57;
     // Of user entries; the table of all that software gives a meaning, VALID or not, is in `descriptor::user`.
     /// Software, user leaves: it was written.

@@ -73,7 +73,7 @@ impl Decoded {
         for (set, name) in [
             (fields.is_set(STAGE1::PXNTABLE), ", PXNTable"),
             (fields.is_set(STAGE1::UXNTABLE), ", UXNTable"),
-            (descriptor.0 & bits::LEAVING != 0, ", leaving (software's)"),
+            (descriptor.0 & bits::RECLAIM_MARK != 0, ", marked for reclaim (software's)"),
         ] {
             f.write_str(if set { name } else { "" })?;
         }
@@ -117,7 +117,8 @@ impl Decoded {
 }
 
 /// Bits of a table descriptor that have a name above.
-const TABLE_FIELDS: u64 = bits::VALID | bits::TABLE | bits::ADDRESS | bits::PXNTABLE | bits::UXNTABLE | bits::LEAVING;
+const TABLE_FIELDS: u64 =
+    bits::VALID | bits::TABLE | bits::ADDRESS | bits::PXNTABLE | bits::UXNTABLE | bits::RECLAIM_MARK;
 
 /// Bits of a leaf that have a name above.
 const LEAF_FIELDS: u64 = bits::VALID

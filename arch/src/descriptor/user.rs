@@ -44,7 +44,7 @@ const fn used(mask: u64, places: Places) -> Use {
 /// Every one of them.
 const USES: [Use; 17] = [
     used(bits::VM_ALLOC, KERNEL_LEAF),
-    used(bits::LEAVING, TABLE),
+    used(bits::RECLAIM_MARK, TABLE),
     used(bits::UNLINKED, NOT_PRESENT),
     used(bits::DIRTY, USER_LEAF | PRESENT_INVALID),
     used(bits::SPECIAL, USER_LEAF | PRESENT_INVALID),

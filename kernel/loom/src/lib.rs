@@ -252,7 +252,7 @@ unsafe impl Mmu for Cpu<'_> {
     }
 
     fn load(&self, cell: &Cell) -> Descriptor {
-        let hidden = if self.machine.without == Without::Marks && self.number != 0 { bits::LEAVING } else { 0 };
+        let hidden = if self.machine.without == Without::Marks && self.number != 0 { bits::RECLAIM_MARK } else { 0 };
         Descriptor(cell.load(Ordering::Acquire) & !hidden)
     }
 

@@ -28,7 +28,7 @@
 //! let lazy = Lazy::new(&cpu);
 //! let data = Attributes::kernel_data(MemoryType::Normal);
 //! cpu.page_tables().map(&lazy, page, PhysAddr(0x4000_0000), data, Shape::PAGES, &mut model.frames())?;
-//! lazy.pay();
+//! lazy.flush_barriers();
 //! assert_eq!(cpu.access(page.start(), Access::Write), Ok(PhysAddr(0x4000_0000)));
 //!
 //! model.inject(Step::DsbIsh, 0, Sabotage::Lost); // the one that completes the TLBI

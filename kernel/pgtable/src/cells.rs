@@ -12,7 +12,7 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 
-use crate::cursor::{Cursor, Leaving};
+use crate::cursor::{Cursor, ReclaimMark};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
 use crate::range::PageRange;
@@ -116,7 +116,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         let mut place = Cursor::at_root(self);
         let mut level = M::Geometry::FIRST_LEVEL;
         while level != LAST_LEVEL {
-            place.descend(level, address, Leaving::Ignored).map_err(|entry| stop(entry, level))?;
+            place.descend(level, address, ReclaimMark::Keep).map_err(|entry| stop(entry, level))?;
             level += 1;
         }
         Ok(Table::new(place.table().address(), LAST_LEVEL))

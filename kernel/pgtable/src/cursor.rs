@@ -11,13 +11,13 @@ use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
 use crate::tables::PageTables;
 
-/// What a walk does about tables on its way that are empty and about to be unlinked (see [`crate::reclaim`]).
+/// What a walk does with the marks of reclaim on its path: see [`crate::reclaim`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Leaving {
-    /// Nothing: it finds what is there.
-    Ignored,
-    /// They stay: it takes their marks away. Only in announced walks.
-    Kept,
+pub(crate) enum ReclaimMark {
+    /// They stay.
+    Keep,
+    /// They are cleared, so that the marked tables stay linked. Only in announced walks.
+    Clear,
 }
 
 /// A table that was reached from the root.
@@ -73,13 +73,13 @@ impl<'t, M: Mmu> Cursor<'t, M> {
     /// # Errors
     /// The entry, where it links none.
     #[inline(always)]
-    pub(crate) fn descend(&mut self, level: u8, address: VirtAddr, leaving: Leaving) -> Result<(), Descriptor> {
+    pub(crate) fn descend(&mut self, level: u8, address: VirtAddr, mark: ReclaimMark) -> Result<(), Descriptor> {
         debug_assert_eq!(level, self.level());
         let cell = &self.cells()[M::Geometry::index(address, level)];
         let mut entry = self.mmu.load(cell);
-        if leaving == Leaving::Kept {
-            while entry.is_table() && entry.0 & bits::LEAVING != 0 {
-                self.mmu.clear_bits(cell, bits::LEAVING);
+        if mark == ReclaimMark::Clear {
+            while entry.is_table() && entry.0 & bits::RECLAIM_MARK != 0 {
+                self.mmu.clear_bits(cell, bits::RECLAIM_MARK);
                 // Read again: the table may have been unlinked in between, and then clearing has changed nothing.
                 entry = self.mmu.load(cell);
             }
@@ -99,10 +99,10 @@ impl<'t, M: Mmu> Cursor<'t, M> {
 
     /// Goes down to the table of `level` for `address`; `None` where the walk ends above that.
     #[inline(always)]
-    pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, leaving: Leaving) -> Option<Self> {
+    pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, mark: ReclaimMark) -> Option<Self> {
         let mut at = M::Geometry::FIRST_LEVEL;
         while at != level {
-            self.descend(at, address, leaving).ok()?;
+            self.descend(at, address, mark).ok()?;
             at += 1;
         }
         self.table = Table::new(self.table.address(), level);
@@ -111,10 +111,10 @@ impl<'t, M: Mmu> Cursor<'t, M> {
 
     /// Goes down to where the walk for `address` ends, and returns the entry there: no table descriptor.
     #[inline(always)]
-    pub(crate) fn end_of_walk(mut self, address: VirtAddr, leaving: Leaving) -> (Self, Descriptor) {
+    pub(crate) fn end_of_walk(mut self, address: VirtAddr, mark: ReclaimMark) -> (Self, Descriptor) {
         let mut at = M::Geometry::FIRST_LEVEL;
         loop {
-            if let Err(entry) = self.descend(at, address, leaving) {
+            if let Err(entry) = self.descend(at, address, mark) {
                 return (self, entry);
             }
             at += 1;

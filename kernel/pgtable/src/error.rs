@@ -39,7 +39,7 @@ pub enum Error {
     /// A page of the range is not mapped: the first such hole.
     #[error("nothing is mapped at {0}")]
     NotMapped(VirtAddr),
-    /// A page whose leaf lacks the mark that the change was limited to ([`crate::Change::only_where`]).
+    /// A page whose leaf lacks the mark that the change was limited to ([`crate::Change::require_bits`]).
     #[error("the page at {0} is not one that may be changed")]
     NotMarked(VirtAddr),
     /// A block or contiguous group that is partly inside the range.

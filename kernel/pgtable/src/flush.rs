@@ -39,7 +39,7 @@ impl<G: Geometry> Invalidation<G> {
 /// What a change owes to the TLBs; nothing where no entry that was valid changed.
 ///
 /// Issue it with [`crate::Lazy::invalidate`], several at once for one pair of barriers, or say why not with
-/// [`Flush::left_to_caller`]. Until it is issued, any CPU may still use the old translations.
+/// [`Flush::defer`]. Until it is issued, any CPU may still use the old translations.
 #[must_use = "until the invalidation is issued, any CPU may still use the old permissions"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flush<G: Geometry = Granule4K>(Option<Invalidation<G>>);
@@ -77,5 +77,5 @@ impl<G: Geometry> Flush<G> {
     }
 
     /// Lets go of the debt: for the `…_noflush` contracts, whose caller invalidates later.
-    pub const fn left_to_caller(self) {}
+    pub const fn defer(self) {}
 }

@@ -15,9 +15,9 @@ use crate::mmu::{Mmu, Tlb};
 
 /// What a store to a live table owes before its effect may be relied on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Owed {
+pub enum Pending {
     /// Nothing.
-    Nothing,
+    None,
     /// DSB ISHST, then ISB.
     Barriers,
 }
@@ -36,8 +36,8 @@ pub enum Owed {
 ///
 /// Another CPU may take one spurious translation fault on what became valid; no barrier on this side prevents that.
 #[inline(always)]
-pub fn owed_by(written: Descriptor, ets2: bool) -> Owed {
-    if written.is_valid() && !ets2 { Owed::Barriers } else { Owed::Nothing }
+pub fn pending_after(written: Descriptor, ets2: bool) -> Pending {
+    if written.is_valid() && !ets2 { Pending::Barriers } else { Pending::None }
 }
 
 /// A section of changes by this CPU, which pays on drop what they owe: at most one DSB ISHST and one ISB.
@@ -47,7 +47,7 @@ pub fn owed_by(written: Descriptor, ets2: bool) -> Owed {
 /// on there.
 pub struct Lazy<'a, M: Mmu> {
     mmu: &'a M,
-    owed: Cell<Owed>,
+    pending: Cell<Pending>,
     outer: Option<&'a Lazy<'a, M>>,
 }
 
@@ -55,14 +55,14 @@ impl<'a, M: Mmu> Lazy<'a, M> {
     /// Opens a section.
     #[inline(always)]
     pub const fn new(mmu: &'a M) -> Self {
-        Self { mmu, owed: Cell::new(Owed::Nothing), outer: None }
+        Self { mmu, pending: Cell::new(Pending::None), outer: None }
     }
 
     /// Opens a section inside this one.
     #[inline(always)]
     #[must_use]
     pub const fn nested(&'a self) -> Self {
-        Self { mmu: self.mmu, owed: Cell::new(Owed::Nothing), outer: Some(self) }
+        Self { mmu: self.mmu, pending: Cell::new(Pending::None), outer: Some(self) }
     }
 
     /// The CPU that it is for.
@@ -72,38 +72,38 @@ impl<'a, M: Mmu> Lazy<'a, M> {
     }
 
     /// What this section and those around it owe.
-    pub fn owed(&self) -> Owed {
-        match (self.owed.get(), self.outer) {
-            (Owed::Nothing, Some(outer)) => outer.owed(),
-            (owed, _) => owed,
+    pub fn pending(&self) -> Pending {
+        match (self.pending.get(), self.outer) {
+            (Pending::None, Some(outer)) => outer.pending(),
+            (pending, _) => pending,
         }
     }
 
     /// Notes that `written` was stored to a live table.
     #[inline(always)]
     pub fn wrote(&self, written: Descriptor) {
-        if owed_by(written, self.mmu.has_ets2()) == Owed::Barriers {
-            self.owed.set(Owed::Barriers);
+        if pending_after(written, self.mmu.has_ets2()) == Pending::Barriers {
+            self.pending.set(Pending::Barriers);
         }
     }
 
     /// Notes what a section of its own has left.
     #[inline(always)]
-    pub(crate) fn owe(&self, owed: Owed) {
-        if owed == Owed::Barriers {
-            self.owed.set(Owed::Barriers);
+    pub(crate) fn add(&self, pending: Pending) {
+        if pending == Pending::Barriers {
+            self.pending.set(Pending::Barriers);
         }
     }
 
     /// Ends the section without a barrier: what it owes is another's to pay.
-    pub(crate) fn into_owed(self) -> Owed {
-        self.owed.replace(Owed::Nothing)
+    pub(crate) fn into_pending(self) -> Pending {
+        self.pending.replace(Pending::None)
     }
 
     /// Issues the barriers that are owed, if any. The section goes on.
     #[inline]
-    pub fn pay(&self) {
-        if self.owed() == Owed::Barriers {
+    pub fn flush_barriers(&self) {
+        if self.pending() == Pending::Barriers {
             // DSB ISHST: the walkers see the stores. Then ISB: a fault that was speculated before the DSB is thrown
             // away. Neither alone is enough, nor the other order, nor a DMB.
             self.mmu.dsb_ishst();
@@ -138,11 +138,11 @@ impl<'a, M: Mmu> Lazy<'a, M> {
     /// A barrier covers everything that this CPU stored before it, whoever noted the debt.
     #[inline(always)]
     fn settle(&self) {
-        self.owed.set(Owed::Nothing);
+        self.pending.set(Pending::None);
         // This section itself is in no loop, so that it need not lie in memory.
         let mut outer = self.outer;
         while let Some(lazy) = outer {
-            lazy.owed.set(Owed::Nothing);
+            lazy.pending.set(Pending::None);
             outer = lazy.outer;
         }
     }
@@ -151,6 +151,6 @@ impl<'a, M: Mmu> Lazy<'a, M> {
 impl<M: Mmu> Drop for Lazy<'_, M> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.pay();
+        self.flush_barriers();
     }
 }

@@ -20,7 +20,7 @@
 //! let machine = HostMachine::<Granule4K>::new(16);
 //! let (mmu, tables) = (machine.mmu(), machine.page_tables());
 //! let range = PageRange::from_pages(VirtAddr(0xffff_8000_0000_0000), 3)?;
-//! let lazy = Lazy::new(mmu); // pays on drop what newly valid entries owe
+//! let lazy = Lazy::new(mmu); // flushes the barriers of newly valid entries on drop
 //! let data = Attributes::kernel_data(MemoryType::Normal);
 //! tables.map(&lazy, range, PhysAddr(0x4000_0000), data, Shape::PAGES, &mut machine.frames())?;
 //! let flush = tables.update(&lazy, range, Change::READ_ONLY, WholeLeaves)?;
@@ -79,7 +79,7 @@ pub use dump::{Extent, LeafTotals};
 pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};
 pub use geometry::{Geometry, Granule4K, Granule16K, Granule64K, Tiny};
-pub use lazy::{Lazy, Owed, owed_by};
+pub use lazy::{Lazy, Pending, pending_after};
 pub use look::{LastTable, PageUpdate, Ready};
 pub use map::{Execution, Leaves, Shape};
 pub use mmu::{Mmu, Survey, Table, Tlb};

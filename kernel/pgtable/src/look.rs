@@ -7,7 +7,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::LevelHint;
 
 use crate::code;
-use crate::cursor::{Cursor, Leaving};
+use crate::cursor::{Cursor, ReclaimMark};
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
@@ -183,7 +183,7 @@ pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
     act: A,
 ) -> Option<A::Done> {
     if !S::LIVE_SPLITS {
-        let run = tables.sole_run(range, Leaving::Ignored)?;
+        let run = tables.sole_run(range, ReclaimMark::Keep)?;
         return look_at(tables, &run, LAST_LEVEL, range, change, splitter, act);
     }
     match tables.sole_run_of_leaves(range)? {
@@ -328,7 +328,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// The last-level table that translates `address`; `None` where there is a block, or nothing.
     #[inline(never)]
     pub fn last_table_of(&self, address: VirtAddr) -> Option<LastTable<'t, M>> {
-        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, Leaving::Ignored)?;
+        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, ReclaimMark::Keep)?;
         let start = address.align_down(M::Geometry::entry_size(LAST_LEVEL - 1)).0;
         Some(LastTable { mmu: self.mmu(), start, cells: place.cells() })
     }
@@ -419,7 +419,7 @@ impl Wanted {
 /// ones, with what the change requires and without the bits `refused`.
 #[inline(always)]
 fn wanted(change: &Change, level: u8, refused: u64) -> [Wanted; 2] {
-    let required = change.required() | change.marks();
+    let required = change.required() | change.required_bits();
     let (valid, table) = if level == LAST_LEVEL { (bits::VALID | bits::TABLE, 0) } else { (bits::VALID, bits::TABLE) };
     [
         Wanted { all: required | valid, none: table | refused },

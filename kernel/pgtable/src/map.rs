@@ -8,7 +8,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 
 use crate::Error;
-use crate::cursor::Leaving;
+use crate::cursor::ReclaimMark;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
 use crate::mmu::Mmu;
@@ -166,7 +166,7 @@ fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
     let mut counting = Counting { fit: mapping.fit, executable: mapping.attributes.is_executable(), needed: 0 };
     // As in `update`, most ranges lie in one last-level table; if that is there, none is missing. It stays there like
     // what the first of two passes has counted on.
-    if let Some(run) = tables.sole_run(range, Leaving::Kept) {
+    if let Some(run) = tables.sole_run(range, ReclaimMark::Clear) {
         counting.visit(tables.mmu(), &run)?;
         Writing { lazy, mapping, spare: TableList::EMPTY }.write_pages(tables.mmu(), &run);
         return Ok(());
@@ -204,7 +204,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
     type Error = Error;
 
     /// What is not counted here must still be there in the second pass: see [`crate::reclaim`].
-    const LEAVING: Leaving = Leaving::Kept;
+    const MARK: ReclaimMark = ReclaimMark::Clear;
 
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
@@ -312,8 +312,7 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
     /// Links one of the tables that were taken.
     fn link_table(&mut self, mmu: &M, cell: &M::Cell, address: VirtAddr) {
         let Some(table) = self.spare.pop(mmu) else {
-            // The first pass took the marks of tables that were leaving away, so no more can be missing than it
-            // counted.
+            // The first pass cleared the reclaim marks on its path, so no more tables can be missing than it counted.
             unreachable!("the first pass counted every missing table")
         };
         let descriptor = Descriptor::kernel_table(table, self.mapping.execution == Execution::Forbidden);

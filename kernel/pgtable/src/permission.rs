@@ -96,14 +96,14 @@ impl Change {
     /// The same change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is
     /// not its own without a look at anything but the leaves.
     #[must_use]
-    pub const fn only_where(self, marks: u64) -> Self {
+    pub const fn require_bits(self, marks: u64) -> Self {
         assert!(marks & !bits::SOFTWARE == 0);
         Self { marked: marks, ..self }
     }
 
-    /// The software bits that each leaf must have: see [`Self::only_where`].
+    /// The software bits that each leaf must have: see [`Self::require_bits`].
     #[inline(always)]
-    pub const fn marks(self) -> u64 {
+    pub const fn required_bits(self) -> u64 {
         self.marked
     }
 

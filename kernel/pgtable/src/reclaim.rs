@@ -5,7 +5,7 @@
 //! [`PageTables::update`] runs in interrupts: none of them may be held up. So a table goes in three steps, with nobody
 //! waiting:
 //!
-//! 1. **Mark** the descriptors of empty tables ([`bits::LEAVING`], compare-exchange). Then a grace period.
+//! 1. **Mark** the descriptors of empty tables ([`bits::RECLAIM_MARK`], compare-exchange). Then a grace period.
 //! 2. **Look again**: where the table is still empty, and compare-exchange of the marked descriptor to empty works, it
 //!    is unlinked. DSB ISHST; TLBI, all levels; DSB ISH. Then a grace period.
 //! 3. **Free.**
@@ -36,7 +36,7 @@
 //! unlinking leaves [`bits::UNLINKED`] behind, invalid and not empty, until that DSB. A mapper that meets it does not
 //! wait: it invalidates the address itself, and makes its entry in the place of the mark.
 //!
-//! [`bits::LEAVING`]: granule_arch::descriptor::bits::LEAVING
+//! [`bits::RECLAIM_MARK`]: granule_arch::descriptor::bits::RECLAIM_MARK
 //! [`bits::UNLINKED`]: granule_arch::descriptor::bits::UNLINKED
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -44,7 +44,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::announce::{Grace, WalkWord};
-use crate::cursor::{Cursor, Leaving};
+use crate::cursor::{Cursor, ReclaimMark};
 use crate::flush::{Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table, Tlb};
@@ -178,9 +178,9 @@ fn mark<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> us
     let mut marked = 0;
     for_each_table(tables, range, |mmu, found| {
         if is_empty(mmu, found.table) {
-            let leaving = Descriptor(found.descriptor.0 | bits::LEAVING);
+            let marked_entry = Descriptor(found.descriptor.0 | bits::RECLAIM_MARK);
             // Only reclaim changes the descriptor of a table, except that a mapper takes marks away.
-            marked += usize::from(mmu.compare_exchange(found.cell, found.descriptor, leaving).is_ok());
+            marked += usize::from(mmu.compare_exchange(found.cell, found.descriptor, marked_entry).is_ok());
         }
     });
     marked
@@ -190,11 +190,11 @@ fn mark<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> us
 fn unlink<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> TableList {
     let mut unlinked = TableList::EMPTY;
     for_each_table(tables, range, |mmu, found| {
-        if found.descriptor.0 & bits::LEAVING == 0 {
+        if found.descriptor.0 & bits::RECLAIM_MARK == 0 {
             return;
         }
         if !is_empty(mmu, found.table) {
-            mmu.clear_bits(found.cell, bits::LEAVING);
+            mmu.clear_bits(found.cell, bits::RECLAIM_MARK);
         } else if mmu.compare_exchange(found.cell, found.descriptor, UNLINKED).is_ok() {
             let table = found.table.address();
             unlinked.push(mmu, table);
@@ -220,7 +220,7 @@ fn unlinked_at<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) 
 
 /// The end of step 2 for the table that translated `address`: the entry is free, unless a mapper has taken it already.
 fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
-    let (place, entry) = Cursor::at_root(tables).end_of_walk(address, Leaving::Ignored);
+    let (place, entry) = Cursor::at_root(tables).end_of_walk(address, ReclaimMark::Keep);
     if entry == UNLINKED {
         // Where this fails a mapper was here: it has invalidated the address itself.
         let _ = tables.mmu().compare_exchange(place.cell(address), UNLINKED, Descriptor::EMPTY);

@@ -13,7 +13,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_arch::tlbi::LevelHint;
 
 use crate::Error;
-use crate::cursor::Leaving;
+use crate::cursor::ReclaimMark;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
@@ -73,7 +73,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         unwanted: u64,
         released: impl FnMut(Leaf),
     ) -> bool {
-        if let Some(run) = self.sole_run(range, Leaving::Ignored)
+        if let Some(run) = self.sole_run(range, ReclaimMark::Keep)
             && let found = self.mmu().survey(run.cells())
             && found.any & (bits::CONTIGUOUS | unwanted) == 0
             && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL)
@@ -93,7 +93,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// As [`Self::unmap`].
     #[inline(never)]
     pub fn begin_unmap(&self, range: PageRange<M::Geometry>) -> Result<Unmapping<M::Geometry>, Error> {
-        let mut check = Check { range, found: Survey::NOTHING };
+        let mut check = WholeLeafCheck { range, found: Survey::NOTHING };
         self.visit(range, &mut check)?;
         Ok(Unmapping { range, found: check.found })
     }
@@ -135,13 +135,13 @@ impl<G: Geometry> Unmapping<G> {
 }
 
 /// Refuses a range that cuts a leaf.
-struct Check<G: Geometry> {
+struct WholeLeafCheck<G: Geometry> {
     range: PageRange<G>,
     /// What the entries have in common. A page that is not mapped may count, and then does no harm.
     found: Survey,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for Check<M::Geometry> {
+impl<'t, M: Mmu> Visitor<'t, M> for WholeLeafCheck<M::Geometry> {
     type Error = Error;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {

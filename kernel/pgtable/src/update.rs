@@ -15,7 +15,7 @@ use crate::Error;
 use crate::code;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::lazy::{Lazy, Owed};
+use crate::lazy::{Lazy, Pending};
 use crate::look::{Now, Uniform, beyond, first_look, flush, may_change};
 use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
@@ -54,8 +54,8 @@ impl<'t, M: Mmu> PageTables<'t, M> {
             None => {
                 // By value, and what is owed comes back the same way: so no section lies in memory for this.
                 let tables = *self;
-                let Updated { flush, owed } = update_tables(tables, range, change, splitter)?;
-                lazy.owe(owed);
+                let Updated { flush, pending } = update_tables(tables, range, change, splitter)?;
+                lazy.add(pending);
                 Ok(flush)
             }
         }
@@ -80,9 +80,9 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         read_only: impl FnOnce(Change) -> Result<(), Error>,
     ) -> Result<(), Error> {
         // Whatever speaks against the second step is found before the first.
-        let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.only_where(marks))?;
-        read_only(Change::READ_ONLY.only_where(marks))?;
-        let flush = self.update(lazy, range, Change::EXECUTABLE.only_where(marks), WholeLeaves)?;
+        let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.require_bits(marks))?;
+        read_only(Change::READ_ONLY.require_bits(marks))?;
+        let flush = self.update(lazy, range, Change::EXECUTABLE.require_bits(marks), WholeLeaves)?;
         lazy.invalidate(tlb, [flush]);
         Ok(())
     }
@@ -123,7 +123,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
 /// What [`update_tables`] leaves.
 struct Updated<G: Geometry> {
     flush: Flush<G>,
-    owed: Owed,
+    pending: Pending,
 }
 
 /// [`PageTables::update`] of any range: table by table, in two walks.
@@ -143,7 +143,7 @@ fn update_tables<M: Mmu, S: Splitter<M>>(
     };
     let lazy = Lazy::new(tables.mmu());
     let flush = apply(&tables, &lazy, range, &change, found);
-    Ok(Updated { flush: if S::LIVE_SPLITS { flush.without_level() } else { flush }, owed: lazy.into_owed() })
+    Ok(Updated { flush: if S::LIVE_SPLITS { flush.without_level() } else { flush }, pending: lazy.into_pending() })
 }
 
 /// What the first pass has found in a range: it may be changed.
@@ -185,7 +185,7 @@ fn check<M: Mmu, S: Splitter<M>>(
     range: PageRange<M::Geometry>,
     change: &Change,
 ) -> Result<Survey, Error> {
-    let mut check = Check { range, change, live_splits: S::LIVE_SPLITS, cut: None, found: Survey::NOTHING };
+    let mut check = PermissionCheck { range, change, live_splits: S::LIVE_SPLITS, cut: None, found: Survey::NOTHING };
     tables.visit(range, &mut check)?;
     let unchanged = || match Uniform::of(check.found, change) {
         Uniform::Unchanged => true,
@@ -234,7 +234,7 @@ fn update_each<M: Mmu>(
 }
 
 /// The first pass: whether the change may be made, and what the entries have in common.
-struct Check<'a, G: Geometry> {
+struct PermissionCheck<'a, G: Geometry> {
     range: PageRange<G>,
     change: &'a Change,
     /// See [`Splitter::LIVE_SPLITS`].
@@ -244,7 +244,7 @@ struct Check<'a, G: Geometry> {
     found: Survey,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for Check<'_, M::Geometry> {
+impl<'t, M: Mmu> Visitor<'t, M> for PermissionCheck<'_, M::Geometry> {
     type Error = Error;
 
     #[inline(always)]
@@ -320,7 +320,7 @@ fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize, change: &Change) -> Re
         if old.kind(M::Geometry::level_entries(run.level)) != Kind::Leaf {
             return Err(Error::NotMapped(address));
         }
-        if old.0 & change.marks() != change.marks() {
+        if old.0 & change.required_bits() != change.required_bits() {
             return Err(Error::NotMarked(address));
         }
         // Present-invalid leaves count too: making them valid later is not checked again.

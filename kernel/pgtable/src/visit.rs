@@ -9,7 +9,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 
 use crate::Error;
-use crate::cursor::{Cursor, Leaving};
+use crate::cursor::{Cursor, ReclaimMark};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::Mmu;
 use crate::range::PageRange;
@@ -79,8 +79,8 @@ pub(crate) trait Visitor<'t, M: Mmu> {
     /// Why the walk ended early.
     type Error;
 
-    /// What becomes of tables that are leaving.
-    const LEAVING: Leaving = Leaving::Ignored;
+    /// What the walk does with reclaim marks.
+    const MARK: ReclaimMark = ReclaimMark::Keep;
 
     /// Deals with the entries at the start of `run`.
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error>;
@@ -106,7 +106,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         let mut from = range.start();
         let mut left = range.size();
         while left != 0 {
-            let done = match Cursor::at_root(self).down_to(LAST_LEVEL, from, V::LEAVING) {
+            let done = match Cursor::at_root(self).down_to(LAST_LEVEL, from, V::MARK) {
                 Some(place) => visit_pages(self.mmu(), &place, from, left, visitor)?,
                 None => visit_upper(self, from, left, visitor)?,
             };
@@ -118,8 +118,8 @@ impl<'t, M: Mmu> PageTables<'t, M> {
 
     /// All of `range`, where it lies in one last-level table.
     #[inline(always)]
-    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, leaving: Leaving) -> Option<Run<'t, M>> {
-        let table = Cursor::at_root(self).down_to(LAST_LEVEL, range.start(), leaving)?;
+    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, mark: ReclaimMark) -> Option<Run<'t, M>> {
+        let table = Cursor::at_root(self).down_to(LAST_LEVEL, range.start(), mark)?;
         let run = page_run(&table, range.start(), range.size());
         (run.count == range.pages()).then_some(run)
     }
@@ -129,9 +129,9 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     pub(crate) fn sole_run_of_leaves(&self, range: PageRange<M::Geometry>) -> Option<SoleRun<'t, M>> {
         const ABOVE: u8 = LAST_LEVEL - 1;
         let (start, size) = (range.start(), range.size());
-        let mut place = Cursor::at_root(self).down_to(ABOVE, start, Leaving::Ignored)?;
+        let mut place = Cursor::at_root(self).down_to(ABOVE, start, ReclaimMark::Keep)?;
         let table = place.cells();
-        let Err(descriptor) = place.descend(ABOVE, start, Leaving::Ignored) else {
+        let Err(descriptor) = place.descend(ABOVE, start, ReclaimMark::Keep) else {
             let run = page_run(&place, start, size);
             return if run.count == range.pages() { Some(SoleRun::Pages(run)) } else { None };
         };
@@ -198,7 +198,7 @@ fn visit_upper<'t, M: Mmu, V: Visitor<'t, M>>(
     visitor: &mut V,
 ) -> Result<u64, V::Error> {
     let mmu = tables.mmu();
-    let (place, _) = Cursor::at_root(tables).end_of_walk(from, V::LEAVING);
+    let (place, _) = Cursor::at_root(tables).end_of_walk(from, V::MARK);
     let level = place.level();
     let shift = M::Geometry::shift(level);
     let table = place.cells();

@@ -5,7 +5,7 @@ use core::fmt;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
-use crate::cursor::{Cursor, Leaving};
+use crate::cursor::{Cursor, ReclaimMark};
 use crate::geometry::Geometry;
 use crate::mmu::Mmu;
 use crate::tables::PageTables;
@@ -100,7 +100,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// The entry where the walk for `address` ends, valid or not.
     pub fn entry(&self, address: VirtAddr) -> Entry<'a, M> {
-        let (place, descriptor) = Cursor::at_root(self).end_of_walk(address, Leaving::Ignored);
+        let (place, descriptor) = Cursor::at_root(self).end_of_walk(address, ReclaimMark::Keep);
         let (table, level, inherited) = (place.cells(), place.level(), place.inherited);
         Entry { table, index: M::Geometry::index(address, level), descriptor, level, inherited }
     }

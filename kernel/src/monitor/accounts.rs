@@ -96,7 +96,7 @@ fn show_areas(session: &mut Session<'_>, kernel: &Kernel) {
             AreaKind::Vmalloc => "vmalloc",
             AreaKind::Device => "device",
             AreaKind::Stack => "stack",
-            AreaKind::Leaving => "leaving",
+            AreaKind::Freeing => "being freed",
         };
         writeln!(session, "area      {start} {:>8} {kind}, {pages} page{}", Size(pages * PAGE), plural(pages));
         shown = start;

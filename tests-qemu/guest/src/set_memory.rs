@@ -22,7 +22,7 @@ use granule::trap::{Fault, probe};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::esr::{Access, FaultStatus};
 use granule_arch::wait;
-use granule_pgtable::{Change, Flush, Lazy, Owed, PageRange};
+use granule_pgtable::{Change, Flush, Lazy, PageRange, Pending};
 
 use crate::harness::{Test, target_test};
 
@@ -361,7 +361,7 @@ fn an_interrupt_inside_an_open_section_changes_pages_of_its_own(t: &mut Test) {
         let lazy = Lazy::new(&mmu);
         t.equal("made valid", space().tables().update(&lazy, range, Change::VALID), Ok(Flush::NONE));
         interrupt_now(t);
-        t.equal("the handler has not paid for it", lazy.owed(), Owed::Barriers);
+        t.equal("the handler has not paid for it", lazy.pending(), Pending::Barriers);
     }
     t.equal("valid", write(page), Ok(()));
 

@@ -80,7 +80,7 @@ fn change_beside_a_neighbour<const PAGE: u64>(machine: fn() -> Machine) {
     let changes = |cpu: Cpu<'_>| {
         let _walk = cpu.announce();
         let flush = cpu.tables().update(&Lazy::new(&cpu), pages(1, 2), Change::READ_ONLY, WholeLeaves);
-        flush.expect("the owner finds its pages whatever the neighbour does").left_to_caller();
+        flush.expect("the owner finds its pages whatever the neighbour does").defer();
     };
     every_order(machine, before, [|cpu| cpu.map(PAGE), changes], |machine| {
         let cpu = machine.cpu(0);

@@ -312,7 +312,7 @@ fn a_change_of_a_part_without_invalidation_is_caught() {
             let lazy = Lazy::new(&cpu);
             let flush =
                 cpu.tables().update(&lazy, pages(0, 2), Change::READ_ONLY, RefuseSplits).expect("a whole group");
-            flush.left_to_caller();
+            flush.defer();
             cpu.assert_nothing_stale(pages(0, 2));
         });
     });

@@ -28,7 +28,7 @@ fn read_only(sites: &[u16], pages: usize) -> Vec<String> {
     host::with(sites, || {
         let lazy = Lazy::new(&cpu);
         cpu.page_tables().map(&lazy, range, FRAME, DATA, Shape::PAGES, &mut model.frames()).unwrap();
-        lazy.pay();
+        lazy.flush_barriers();
         model.cpus().for_each(|cpu| cpu.isb());
         for cpu in model.cpus() {
             for page in 0..pages as u64 {

@@ -31,7 +31,7 @@ fn run(model: &Model<Granule4K>, operation: Operation, pages: PageRange) {
             // In a table that is still to be linked.
             let far = range(pages.start() + (1 << 30), 0x1000);
             cpu.page_tables().map(&lazy, far, FRAME, DATA, Shape::PAGES, &mut model.frames()).unwrap();
-            lazy.pay();
+            lazy.flush_barriers();
             return model.audit(0, far);
         }
         ReadOnly => {

@@ -42,7 +42,7 @@ fn map<G: Geometry>(model: &Model<G>, range: PageRange<G>, physical: PhysAddr, a
     let cpu = model.cpu(0);
     let lazy = Lazy::new(&cpu);
     cpu.page_tables().map(&lazy, range, physical, attributes, shape, &mut model.frames()).unwrap();
-    lazy.pay();
+    lazy.flush_barriers();
     model.cpus().for_each(|cpu| cpu.isb());
 }
 

@@ -169,7 +169,7 @@ fn hinted_change(before: Option<(u64, u64)>) -> Vec<String> {
         lazy.invalidate(&tlb, [flush]);
         let flush = cpu.page_tables().update(&lazy, range, Change::VALID, RefuseSplits).unwrap();
         assert!(flush.is_none());
-        lazy.pay();
+        lazy.flush_barriers();
         model.synchronise();
     }
     let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY, WholeLeaves).unwrap();

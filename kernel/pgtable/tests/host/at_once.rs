@@ -93,7 +93,7 @@ fn what_is_out_of_the_ordinary_is_left_alone_and_nothing_is_split_for_it() {
         (range(BASE + 2 * MIB, 32 * MIB + MIB), Change::READ_ONLY, "more than one leaf, and a part of one"),
         (range(BASE + GIB, 4 * KIB), Change::READ_ONLY, "nothing is mapped"),
         (page, Change::EXECUTABLE, "writable and executable"),
-        (page, Change::READ_ONLY.only_where(bits::VM_ALLOC), "not marked"),
+        (page, Change::READ_ONLY.require_bits(bits::VM_ALLOC), "not marked"),
         (range(BASE + BLOCK + 4 * KIB, 4 * KIB), Change::EXECUTABLE, "writable and executable in a block"),
     ] {
         let machine = machine(DATA);

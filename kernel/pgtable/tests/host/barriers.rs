@@ -233,11 +233,11 @@ fn the_end_of_an_inner_section_pays_for_those_around_it() {
             let inner = outer.nested();
             tables.map(&inner, page(1), PhysAddr(0), DATA, LARGEST, &mut machine.frames()).unwrap();
         }
-        inner_end += usize::from(outer.owed() == granule_pgtable::Owed::Nothing);
+        inner_end += usize::from(outer.pending() == granule_pgtable::Pending::None);
         // An empty inner section has nothing to add, but its end is a promise about what came before.
         tables.map(&outer, page(2), PhysAddr(0), DATA, LARGEST, &mut machine.frames()).unwrap();
         drop(outer.nested());
-        inner_end += usize::from(outer.owed() == granule_pgtable::Owed::Nothing);
+        inner_end += usize::from(outer.pending() == granule_pgtable::Pending::None);
     });
     assert_eq!(inner_end, 2);
     assert_eq!(count(&stream), Counts { dmb: 3, dsb: 2, isb: 2, tlbi: 0 });
@@ -250,9 +250,7 @@ fn a_flush_that_is_left_to_the_caller_leaves_the_barriers_owed() {
     map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
     update(&machine, range(BASE, 4 * KIB), Change::INVALID);
     let change = |change| {
-        section(&machine, |lazy| {
-            machine.page_tables().update(lazy, whole, change, WholeLeaves).unwrap().left_to_caller()
-        })
+        section(&machine, |lazy| machine.page_tables().update(lazy, whole, change, WholeLeaves).unwrap().defer())
     };
     // The first page stays invalid, the second was written and is valid.
     assert_eq!(count(&change(Change::READ_ONLY)), Counts { dsb: 1, isb: 1, ..NOTHING });

@@ -159,7 +159,7 @@ fn what_is_valid_to_be_cleaned_is_neither_writable_nor_executable() {
     update(&machine, whole, Change::EXECUTABLE);
     let stream = machine.record(|| {
         let lazy = Lazy::new(machine.mmu());
-        machine.page_tables().update(&lazy, whole, Change::VALID, WholeLeaves).unwrap().left_to_caller();
+        machine.page_tables().update(&lazy, whole, Change::VALID, WholeLeaves).unwrap().defer();
     });
     let writes: Vec<_> = stream
         .iter()

@@ -44,11 +44,7 @@ fn a_present_invalid_leaf_is_shown_as_neither_writable_nor_executable() {
     let machine = HostMachine::<Granule4K>::new(8);
     let page = range(BASE, 4 * KIB);
     map(&machine, page, 0, DATA, Shape::PAGES).unwrap();
-    machine
-        .page_tables()
-        .update(&Lazy::new(machine.mmu()), page, Change::INVALID, WholeLeaves)
-        .unwrap()
-        .left_to_caller();
+    machine.page_tables().update(&Lazy::new(machine.mmu()), page, Change::INVALID, WholeLeaves).unwrap().defer();
     let mut seen = 0;
     machine.page_tables().dump(page, |extent| {
         assert!(!extent.is_writable() && !extent.is_executable() && !extent.attributes.is_valid());

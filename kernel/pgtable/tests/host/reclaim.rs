@@ -105,7 +105,7 @@ fn present_invalid_leaves_keep_their_table() {
     let page = range(BASE, 4 * KIB);
     map(&machine, page, 0, DATA, Shape::PAGES).unwrap();
     let lazy = Lazy::new(machine.mmu());
-    machine.page_tables().update(&lazy, page, Change::INVALID, WholeLeaves).unwrap().left_to_caller();
+    machine.page_tables().update(&lazy, page, Change::INVALID, WholeLeaves).unwrap().defer();
     assert_eq!(reclaim(&machine, page), 0);
     assert!(machine.page_tables().translate(BASE).is_some_and(|found| !found.valid));
 }
@@ -130,7 +130,7 @@ fn the_order_is_mark_unlink_invalidate_free() {
     unmap(&machine, pages);
     let operations = machine.record(|| assert_eq!(reclaim(&machine, pages), 4));
     let told = |operation: &Operation| match *operation {
-        Operation::Write { old, new, .. } if new.0 == old.0 | bits::LEAVING => Some("mark".to_string()),
+        Operation::Write { old, new, .. } if new.0 == old.0 | bits::RECLAIM_MARK => Some("mark".to_string()),
         Operation::Write { old, new: Descriptor(bits::UNLINKED), .. } if old.is_valid() => Some("unlink".to_string()),
         Operation::Write { old: Descriptor(bits::UNLINKED), new: Descriptor::EMPTY, .. } => Some("settle".to_string()),
         // The list of tables, in tables that are not linked.
@@ -183,7 +183,7 @@ fn each_step_waits_for_the_walks_of_all_cpus() {
     reclaimer.start(page);
     let marked = |level: usize| {
         let step = machine.page_tables().walk(BASE).nth(level).unwrap();
-        step.descriptor.0 & bits::LEAVING != 0
+        step.descriptor.0 & bits::RECLAIM_MARK != 0
     };
     let walk = Announced::begin(&words[1]);
     assert_eq!(advance(&machine, &mut reclaimer, &words), (Progress::Waiting, 0));

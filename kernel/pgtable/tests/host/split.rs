@@ -200,7 +200,7 @@ fn present_invalid_leaves_and_software_bits_stay_what_they_are() {
         let (machine, _) = one_of_each(DATA.vm_alloc());
         let leaf = range(BASE + first, size);
         let tables = machine.page_tables();
-        tables.update(&Lazy::new(machine.mmu()), leaf, Change::INVALID, WholeLeaves).unwrap().left_to_caller();
+        tables.update(&Lazy::new(machine.mmu()), leaf, Change::INVALID, WholeLeaves).unwrap().defer();
         let page = range(leaf.start() + (size - 4 * KIB), 4 * KIB);
         assert!(!split(&machine, page).unwrap().is_none());
         tables.dump(leaf, |extent| {
@@ -229,7 +229,7 @@ fn a_new_table_forbids_execution_where_one_above_does() {
         let forbidding: Vec<bool> = tables.walk(page.start()).take(3).map(|step| forbids(&step)).collect();
         assert_eq!(forbidding, [execution == Execution::Forbidden; 3]);
         let lazy = Lazy::new(machine.mmu());
-        tables.update(&lazy, page, Change::READ_ONLY, RefuseSplits).unwrap().left_to_caller();
+        tables.update(&lazy, page, Change::READ_ONLY, RefuseSplits).unwrap().defer();
         let asked = tables.update(&lazy, page, Change::EXECUTABLE, RefuseSplits);
         assert_eq!(asked.is_ok(), execution == Execution::ByLeaf);
     }
@@ -260,7 +260,7 @@ fn running_out_of_tables_at_each_one_changes_nothing_and_gives_all_back() {
             let mut source = machine.frames_limited(available);
             let result = crate::update_splitting(&machine.page_tables(), &lazy, asked, Change::READ_ONLY, &mut source);
             if available == needed {
-                result.unwrap().0.left_to_caller();
+                result.unwrap().0.defer();
                 assert_eq!(machine.free_frames(), free - needed);
             } else {
                 assert_eq!(result, Err(Error::OutOfTables { needed, available }));
@@ -300,7 +300,7 @@ fn a_cut_leaf_that_is_as_asked_already_is_no_error() {
         let straddles = Error::Straddles { leaf: BASE + leaf, size };
         assert_eq!(update(&machine, page, Change::READ_ONLY), Err(straddles));
         // Where it may not be asked for at all it stays an error.
-        assert!(update(&machine, page, Change::READ_WRITE.only_where(bits::VM_ALLOC)).is_err());
+        assert!(update(&machine, page, Change::READ_WRITE.require_bits(bits::VM_ALLOC)).is_err());
     }
     // A hole is one, whatever the rest is like.
     let beyond = range(whole.last().align_down(4 * KIB), 8 * KIB);
@@ -331,7 +331,7 @@ fn a_group_counts_as_one_leaf_until_its_last_entry_is_clear() {
         table(&machine, 15);
         for part in [(0, 1), (3, 9), (15, 1), (0, 16)] {
             let part = range(group + part.0 * entry, part.1 * entry);
-            update(&machine, part, Change::READ_ONLY).unwrap().left_to_caller();
+            update(&machine, part, Change::READ_ONLY).unwrap().defer();
         }
     }
 }
@@ -441,7 +441,7 @@ fn a_plain_split_that_nothing_serialises_loses_the_neighbours_change() {
         // While entry 3 is read and not written yet.
         if windows.get() == 4 {
             split(&machine, theirs).unwrap();
-            update(&machine, theirs, Change::READ_ONLY).unwrap().left_to_caller();
+            update(&machine, theirs, Change::READ_ONLY).unwrap().defer();
         }
     };
     let mine = range(BASE + GROUP, 4 * KIB);

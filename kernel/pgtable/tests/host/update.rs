@@ -99,7 +99,7 @@ fn what_is_invalid_already_is_invalidated_where_it_is_to_be_gone() {
         let (machine, whole) = pages(many, DATA);
         let noflush = |range, change| {
             let lazy = Lazy::new(machine.mmu());
-            machine.page_tables().update(&lazy, range, change, RefuseSplits).unwrap().left_to_caller();
+            machine.page_tables().update(&lazy, range, change, RefuseSplits).unwrap().defer();
         };
         let owed = |flush: Flush| flush.invalidation().map(|owed| owed.range);
         noflush(whole, Change::INVALID);
@@ -213,12 +213,12 @@ fn writable_and_executable_is_refused() {
 fn a_leaf_without_the_mark_is_named_and_nothing_changes() {
     let (machine, whole) = pages(3, DATA.vm_alloc());
     map(&machine, range(BASE + 12 * KIB, 4 * KIB), 0, DATA, Shape::PAGES).unwrap();
-    let marked = Change::READ_ONLY.only_where(bits::VM_ALLOC);
+    let marked = Change::READ_ONLY.require_bits(bits::VM_ALLOC);
     let foreign = BASE + 12 * KIB;
     refused(&machine, range(BASE, 16 * KIB), marked, Error::NotMarked(foreign));
     refused(&machine, range(foreign, 4 * KIB), marked, Error::NotMarked(foreign));
     // The mark stays: what was changed once may be changed again, present-invalid in between or not.
     assert_eq!(update(&machine, whole, marked), stale(0, 3, 3));
-    assert_eq!(update(&machine, whole, Change::INVALID.only_where(bits::VM_ALLOC)), stale(0, 3, 3));
-    assert_eq!(update(&machine, whole, Change::VALID.only_where(bits::VM_ALLOC)), Ok(None));
+    assert_eq!(update(&machine, whole, Change::INVALID.require_bits(bits::VM_ALLOC)), stale(0, 3, 3));
+    assert_eq!(update(&machine, whole, Change::VALID.require_bits(bits::VM_ALLOC)), Ok(None));
 }

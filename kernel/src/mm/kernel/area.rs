@@ -26,8 +26,8 @@ pub enum AreaKind {
     Device,
     /// A CPU's stack: frames of its own, permissions fixed.
     Stack,
-    /// Somebody is taking its mappings away; its addresses are still taken.
-    Leaving,
+    /// Being unmapped; its addresses are still taken.
+    Freeing,
 }
 
 /// One area: `pages` mapped pages from `start` on, and the guard page behind them.
@@ -86,12 +86,12 @@ impl<'a> KeyAdapter<'a> for AreaAdapter {
 
 /// An area that nobody but the holder takes the mappings of away.
 ///
-/// Having one proves: the area is in the tree, of kind [`AreaKind::Leaving`], and stays there until this is given to
+/// Having one proves: the area is in the tree, of kind [`AreaKind::Freeing`], and stays there until this is given to
 /// [`AreaTree::remove`]. One that is dropped leaves its addresses taken for ever.
 #[must_use = "the area's addresses stay taken until it is removed"]
-pub struct Leaving(UnsafeRef<AreaNode>);
+pub struct FreeingArea(UnsafeRef<AreaNode>);
 
-impl Leaving {
+impl FreeingArea {
     /// First address.
     pub fn start(&self) -> VirtAddr {
         self.0.start()
@@ -215,23 +215,23 @@ impl AreaTree {
     ///
     /// # Errors
     /// What is there instead: an area of another kind, or nothing.
-    pub fn begin_leaving(&mut self, start: VirtAddr, kind: AreaKind) -> Result<Leaving, Option<AreaKind>> {
+    pub fn begin_free(&mut self, start: VirtAddr, kind: AreaKind) -> Result<FreeingArea, Option<AreaKind>> {
         let area = self.tree.find(&start.0).clone_pointer().ok_or(None)?;
         if area.kind.get() != kind {
             return Err(Some(area.kind.get()));
         }
-        area.kind.set(AreaKind::Leaving);
-        Ok(Leaving(area))
+        area.kind.set(AreaKind::Freeing);
+        Ok(FreeingArea(area))
     }
 
     /// Takes out an area that was let leave. It is not searched for again: the areas of devices, which stay, make the
     /// tree deep.
     ///
     /// # Safety
-    /// `leaving` is of this tree.
-    pub unsafe fn remove(&mut self, leaving: Leaving) -> UnsafeRef<AreaNode> {
-        // SAFETY: in this tree, by the caller's promise, since nobody else had the `Leaving` of it.
-        let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(leaving.0)) };
+    /// `freeing` is of this tree.
+    pub unsafe fn remove(&mut self, freeing: FreeingArea) -> UnsafeRef<AreaNode> {
+        // SAFETY: in this tree, by the caller's promise, since nobody else had the `FreeingArea` of it.
+        let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(freeing.0)) };
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start);
         self.aligned.1 = self.aligned.1.min(node.start);
@@ -337,13 +337,13 @@ mod tests {
 
     /// Takes the area at `start` out and frees its node.
     fn remove(tree: &mut AreaTree, start: VirtAddr) {
-        let leaving = tree.begin_leaving(start, AreaKind::Vmalloc).unwrap();
-        take_out(tree, leaving);
+        let freeing = tree.begin_free(start, AreaKind::Vmalloc).unwrap();
+        take_out(tree, freeing);
     }
 
-    fn take_out(tree: &mut AreaTree, leaving: Leaving) {
+    fn take_out(tree: &mut AreaTree, freeing: FreeingArea) {
         // SAFETY: each test has one tree.
-        free(unsafe { tree.remove(leaving) });
+        free(unsafe { tree.remove(freeing) });
     }
 
     fn free(node: UnsafeRef<AreaNode>) {
@@ -366,14 +366,14 @@ mod tests {
     fn an_area_leaves_once() {
         let mut tree = AreaTree::new(START, START + 64 * PAGE);
         let start = insert(&mut tree, 3, PAGE).unwrap();
-        assert_eq!(tree.begin_leaving(start, AreaKind::Stack).err(), Some(Some(AreaKind::Vmalloc)));
-        assert_eq!(tree.begin_leaving(start + PAGE, AreaKind::Vmalloc).err(), Some(None));
-        let leaving = tree.begin_leaving(start, AreaKind::Vmalloc).unwrap();
-        assert_eq!((leaving.start(), leaving.pages()), (start, 3));
-        assert_eq!(tree.begin_leaving(start, AreaKind::Vmalloc).err(), Some(Some(AreaKind::Leaving)));
+        assert_eq!(tree.begin_free(start, AreaKind::Stack).err(), Some(Some(AreaKind::Vmalloc)));
+        assert_eq!(tree.begin_free(start + PAGE, AreaKind::Vmalloc).err(), Some(None));
+        let freeing = tree.begin_free(start, AreaKind::Vmalloc).unwrap();
+        assert_eq!((freeing.start(), freeing.pages()), (start, 3));
+        assert_eq!(tree.begin_free(start, AreaKind::Vmalloc).err(), Some(Some(AreaKind::Freeing)));
         let second = insert(&mut tree, 3, PAGE).unwrap();
         assert!(second > start + 3 * PAGE, "its addresses are still taken");
-        take_out(&mut tree, leaving);
+        take_out(&mut tree, freeing);
         remove(&mut tree, second);
     }
 

@@ -17,7 +17,7 @@ use crate::mm::layout;
 impl DebugPagealloc for KernelSpace {
     fn show(&self, frames: Range<usize>) {
         if let Some(range) = linear(&frames) {
-            self.change_frames(range, Change::VALID).left_to_caller();
+            self.change_frames(range, Change::VALID).defer();
         }
     }
 

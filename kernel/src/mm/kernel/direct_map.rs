@@ -12,8 +12,9 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::patched_branch;
 use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, RefuseSplits, Tables};
 
+use super::KernelSpace;
+use super::owners::RangeOwnerCheck;
 use super::set_memory::{SetMemoryError, Validity, page_range};
-use super::{KernelSpace, owners};
 use crate::mm::layout;
 use crate::platform::features::branch;
 
@@ -74,11 +75,11 @@ impl KernelSpace {
         }
         let linear_map = PageRange::new(layout::LINEAR_BASE, layout::LINEAR_SIZE).map_err(SetMemoryError::Range)?;
         if let Some(page) = linear_map.part(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(frame.0)), 1) {
-            let _owner = owners::claim(page);
+            let _owner = RangeOwnerCheck::new(page);
             // Tables of the linear map are never freed, so this walk need not be announced.
             let (lazy, tables) = (Lazy::new(&self.mmu), PageTables::new(&self.mmu, self.root));
             if let Some(flush) = tables.update_at_once(&lazy, page, change, &mut RefuseSplits) {
-                flush.left_to_caller();
+                flush.defer();
                 return Ok(());
             }
         }
@@ -96,6 +97,6 @@ impl KernelSpace {
             return Err(SetMemoryError::Hole(range.start()));
         }
         let lazy = Lazy::new(&self.mmu);
-        self.update_range_lockless(&lazy, range, *change).map(Flush::left_to_caller)
+        self.update_range_lockless(&lazy, range, *change).map(Flush::defer)
     }
 }

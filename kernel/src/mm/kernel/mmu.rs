@@ -19,7 +19,7 @@ use granule_pgtable::host::{CacheOperation, Operation};
 use granule_pgtable::{Granule4K, Mmu, Table};
 
 #[cfg(target_os = "none")]
-use super::pairs;
+use super::bulk;
 #[cfg(not(target_os = "none"))]
 use super::record;
 use crate::lab;
@@ -102,12 +102,12 @@ impl<V: View> Metal<V> {
 }
 
 /// Bytes in the shortest cache lines of all CPUs: one CPU's register speaks for that CPU alone.
-struct Lines {
+struct CacheLines {
     data: u64,
     instruction: u64,
 }
 
-impl Lines {
+impl CacheLines {
     /// As all CPUs say; before they have, this CPU, which is then the only one.
     fn of_all_cpus() -> Self {
         match crate::try_kernel().and_then(|kernel| kernel.features.get()) {
@@ -123,7 +123,7 @@ impl Lines {
 // SAFETY: 1. `table` gives the frame at the address, 512 entries as the geometry says; a `Table` proves that it is one,
 // and both views show the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy atomic,
 // and accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those barriers, and
-// its assembly is a compiler barrier. 4. `pairs` deals with each entry of a run once, by the operation of the default.
+// its assembly is a compiler barrier. 4. `bulk` deals with each entry of a run once, by the operation of the default.
 #[allow(unsafe_code, reason = "the one place where page tables meet raw memory")]
 unsafe impl<V: View> Mmu for Metal<V> {
     type Geometry = Granule4K;
@@ -163,19 +163,19 @@ unsafe impl<V: View> Mmu for Metal<V> {
     #[cfg(target_os = "none")]
     #[inline]
     fn survey(&self, run: &[AtomicU64]) -> Survey {
-        pairs::survey(run)
+        bulk::survey(run)
     }
 
     #[cfg(target_os = "none")]
     #[inline]
     fn update_run(&self, run: &[AtomicU64], flip: u64) {
-        pairs::flip(run, flip);
+        bulk::flip(run, flip);
     }
 
     #[cfg(target_os = "none")]
     #[inline]
     fn fill(&self, table: &[AtomicU64], first: Descriptor, step: u64) {
-        pairs::fill(table, first.0, step);
+        bulk::fill(table, first.0, step);
     }
 
     #[inline(always)]
@@ -235,7 +235,7 @@ unsafe impl<V: View> Mmu for Metal<V> {
         }
         note!(Operation::Cache(CacheOperation::Clean { start, bytes }));
         // SAFETY: valid leaves of the caller's map all of it.
-        unsafe { cache::clean_to_unification(start, bytes, Lines::of_all_cpus().data) };
+        unsafe { cache::clean_to_unification(start, bytes, CacheLines::of_all_cpus().data) };
     }
 
     fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
@@ -244,7 +244,7 @@ unsafe impl<V: View> Mmu for Metal<V> {
         }
         note!(Operation::Cache(CacheOperation::Invalidate { start, bytes }));
         // SAFETY: valid leaves of the caller's map all of it.
-        unsafe { cache::invalidate_instructions(start, bytes, Lines::of_all_cpus().instruction) };
+        unsafe { cache::invalidate_instructions(start, bytes, CacheLines::of_all_cpus().instruction) };
     }
 
     fn invalidate_all_code(&self) {

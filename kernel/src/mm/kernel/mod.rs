@@ -9,6 +9,8 @@
 
 pub mod alias;
 pub mod area;
+#[cfg(target_os = "none")]
+mod bulk;
 mod debug_pagealloc;
 mod direct_map;
 #[cfg(any(target_os = "none", test))]
@@ -19,8 +21,6 @@ pub mod image;
 pub mod linear;
 pub mod mmu;
 pub mod owners;
-#[cfg(target_os = "none")]
-mod pairs;
 pub mod policy;
 pub mod reclaim;
 #[cfg(not(target_os = "none"))]

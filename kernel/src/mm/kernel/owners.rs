@@ -13,47 +13,43 @@ use granule_pgtable::PageRange;
 
 /// A range is on record as this CPU's while this lives. It is dropped where it was made.
 #[must_use = "the range is on record only while this lives"]
-pub(super) struct Owner {
+pub(super) struct RangeOwnerCheck {
     #[cfg(debug_assertions)]
-    claim: &'static record::Claim,
+    ranges: &'static record::OwnedRanges,
     not_send: core::marker::PhantomData<*const ()>,
 }
 
-/// Puts `range` on record as what this CPU is changing.
-///
-/// # Panics
-/// In debug builds, where a page of it is on record already: another CPU's, or what this handler has interrupted.
-#[inline(always)]
-pub(super) fn claim(range: PageRange) -> Owner {
-    let _ = range;
-    Owner {
-        #[cfg(debug_assertions)]
-        claim: record::claim(crate::smp::this_cpu(), range, |_| None),
-        not_send: core::marker::PhantomData,
+impl RangeOwnerCheck {
+    /// Puts `range` on record as what this CPU is changing.
+    ///
+    /// # Panics
+    /// In debug builds, where a page of it is on record already: another CPU's, or what this handler has interrupted.
+    #[inline(always)]
+    pub(super) fn new(range: PageRange) -> Self {
+        Self::with_alias(range, |_| None)
     }
-}
 
-/// The same for `range` and its alias: `alias` says where a page of it has one. The first runs of the alias are on
-/// record; the others are looked for among what other CPUs are changing, and that is all.
-///
-/// # Panics
-/// As [`claim`], for each page of the alias too.
-#[inline(always)]
-pub(super) fn claim_with_alias(range: PageRange, alias: impl Fn(VirtAddr) -> Option<VirtAddr>) -> Owner {
-    let _ = (range, &alias);
-    Owner {
-        #[cfg(debug_assertions)]
-        claim: record::claim(crate::smp::this_cpu(), range, alias),
-        not_send: core::marker::PhantomData,
+    /// The same for `range` and its alias: `alias` maps a page of the range to its other address. The first runs of the
+    /// alias are recorded; the others are only compared with the records of other CPUs.
+    ///
+    /// # Panics
+    /// As [`Self::new`], for each page of the alias too.
+    #[inline(always)]
+    pub(super) fn with_alias(range: PageRange, alias: impl Fn(VirtAddr) -> Option<VirtAddr>) -> Self {
+        let _ = (range, &alias);
+        Self {
+            #[cfg(debug_assertions)]
+            ranges: record::add(crate::smp::this_cpu(), range, alias),
+            not_send: core::marker::PhantomData,
+        }
     }
-}
 
-/// Takes what `owner` stands for off the record, if it is still there. Nothing in a release build, in which there is no
-/// record.
-#[inline(always)]
-pub(super) fn give_up(owner: &mut Option<Owner>) {
-    if cfg!(debug_assertions) {
-        *owner = None;
+    /// Removes the record of `check`, if it is still there. Nothing in a release build, which has no records.
+    #[inline(always)]
+    pub(super) fn end(check: &mut Option<Self>) {
+        if cfg!(debug_assertions) {
+            *check = None;
+        }
     }
 }
 
@@ -69,9 +65,9 @@ pub(super) fn check(range: PageRange) {
 }
 
 #[cfg(debug_assertions)]
-impl Drop for Owner {
+impl Drop for RangeOwnerCheck {
     fn drop(&mut self) {
-        self.claim.clear();
+        self.ranges.clear();
     }
 }
 
@@ -94,35 +90,35 @@ mod record {
 
     /// What one CPU is changing, each handler's after what it has interrupted.
     #[derive(Debug)]
-    pub struct Owners([Claim; DEPTH]);
+    pub struct Owners([OwnedRanges; DEPTH]);
 
     impl Owners {
         /// Nothing.
         #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
         pub const fn new() -> Self {
-            Self([const { Claim([const { Slot(AtomicU64::new(0)) }; RANGES]) }; DEPTH])
+            Self([const { OwnedRanges([const { RangeSlot(AtomicU64::new(0)) }; RANGES]) }; DEPTH])
         }
     }
 
     /// What one change is about; none where its first slot is empty.
     #[derive(Debug)]
-    pub(super) struct Claim([Slot; RANGES]);
+    pub(super) struct OwnedRanges([RangeSlot; RANGES]);
 
-    impl Claim {
+    impl OwnedRanges {
         pub(super) fn clear(&self) {
             // The first last: until then no handler takes the place.
-            self.0.iter().rev().for_each(Slot::clear);
+            self.0.iter().rev().for_each(RangeSlot::clear);
         }
 
         fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
-            self.0.iter().filter_map(Slot::get)
+            self.0.iter().filter_map(RangeSlot::get)
         }
     }
 
     /// One range, or 0. Only its CPU writes it, and others read it at any time: so both ends are in one word, the
     /// number of the first page above [`COUNT_BITS`] bits with the number of pages, which is never 0.
     #[derive(Debug)]
-    pub(super) struct Slot(AtomicU64);
+    pub(super) struct RangeSlot(AtomicU64);
 
     /// A terabyte of pages; the first so many of a longer range are on record.
     const COUNT_BITS: u32 = 28;
@@ -130,7 +126,7 @@ mod record {
     /// The upper half's bits above a page number that fits.
     const UPPER_HALF: u64 = !0 << (64 - COUNT_BITS + PAGE_SIZE.trailing_zeros());
 
-    impl Slot {
+    impl RangeSlot {
         fn set(&self, range: PageRange) {
             let pages = (range.pages() as u64).min(MOST_PAGES);
             self.0.store((range.start().0 / PAGE_SIZE as u64) << COUNT_BITS | pages, Ordering::Relaxed);
@@ -149,15 +145,15 @@ mod record {
         }
     }
 
-    pub(super) fn claim(
+    pub(super) fn add(
         cpu: &'static Cpu,
         range: PageRange,
         alias: impl Fn(VirtAddr) -> Option<VirtAddr>,
-    ) -> &'static Claim {
+    ) -> &'static OwnedRanges {
         refuse_overlap(cpu, range);
-        let claim = cpu.owners.0.iter().find(|claim| claim.0[0].get().is_none()).expect("handlers nest less deep");
-        claim.0[0].set(range);
-        let mut slots = claim.0[1..].iter();
+        let change = cpu.owners.0.iter().find(|change| change.0[0].get().is_none()).expect("handlers nest less deep");
+        change.0[0].set(range);
+        let mut slots = change.0[1..].iter();
         for_each_run(range, &alias, |run| {
             refuse_overlap(cpu, run);
             if let Some(slot) = slots.next() {
@@ -167,7 +163,7 @@ mod record {
         fence(Ordering::SeqCst);
         refuse_others(cpu, range);
         for_each_run(range, &alias, |run| refuse_others(cpu, run));
-        claim
+        change
     }
 
     pub(super) fn check(cpu: &Cpu, range: PageRange) {
@@ -200,7 +196,7 @@ mod record {
     }
 
     fn refuse_overlap(cpu: &Cpu, range: PageRange) {
-        for (start, last) in cpu.owners.0.iter().flat_map(Claim::ranges) {
+        for (start, last) in cpu.owners.0.iter().flat_map(OwnedRanges::ranges) {
             assert!(
                 last < range.start().0 || range.last().0 < start,
                 "{range:?} is to be changed without a lock, while CPU {} is changing {} to {}: one of them is not its \

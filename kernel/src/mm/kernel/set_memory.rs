@@ -18,8 +18,9 @@ use granule_pgtable::{Change, Error, Lazy, PageRange, WholeLeaves};
 use thiserror::Error;
 
 use super::alias::{ReadOnly, ReadWrite, Writability};
+use super::owners::RangeOwnerCheck;
 use super::split::LinearSplitter;
-use super::{KernelSpace, alias, owners};
+use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
 use crate::platform::features::branch;
@@ -121,11 +122,11 @@ impl KernelSpace {
         let (lazy, walk) = (Lazy::new(&self.mmu), self.tables());
         let tables = walk.get();
         let changed = if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
-            let _owner = self.claim_with_alias(range);
+            let _owner = self.check_owner_with_alias(range);
             let alias = &mut self.linear_alias();
             alias::update::update_to_code(&tables, &lazy, &self.tlb, range, bits::VM_ALLOC, alias)
         } else {
-            let _owner = owners::claim(range);
+            let _owner = RangeOwnerCheck::new(range);
             tables.update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC)
         };
         changed.map_err(|error| self.explain(error))
@@ -166,7 +167,7 @@ impl KernelSpace {
             return Ok(());
         }
         let lazy = Lazy::new(&self.mmu);
-        let _owner = owners::claim(range);
+        let _owner = RangeOwnerCheck::new(range);
         let tables = self.tables();
         let changed = tables.get().update_at_once(&lazy, range, change, &mut LinearSplitter(self));
         drop(tables);
@@ -202,10 +203,10 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        let _owner = owners::claim(range);
+        let _owner = RangeOwnerCheck::new(range);
         let lazy = Lazy::new(&self.mmu);
         let tables = self.tables();
-        let changed = tables.get().update(&lazy, range, change.only_where(bits::VM_ALLOC), WholeLeaves);
+        let changed = tables.get().update(&lazy, range, change.require_bits(bits::VM_ALLOC), WholeLeaves);
         // The pages are there, and keep their tables.
         drop(tables);
         match changed {

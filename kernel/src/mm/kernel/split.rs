@@ -18,9 +18,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use granule_arch::wait;
 use granule_pgtable::{Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, Serialise, Splits, Splitter};
 
+use super::owners::{self, RangeOwnerCheck};
 use super::policy::SplitMode;
 use super::set_memory::SetMemoryError;
-use super::{FrameSource, KernelSpace, Machine, Supply, owners};
+use super::{FrameSource, KernelSpace, Machine, Supply};
 use crate::lab;
 use crate::smp::this_cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
@@ -170,7 +171,7 @@ impl KernelSpace {
         range: PageRange,
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
-        let _owner = owners::claim(range);
+        let _owner = RangeOwnerCheck::new(range);
         let updated = self.tables().get().update(lazy, range, change, LinearSplitter(self));
         updated.map_err(|error| self.explain(error))
     }

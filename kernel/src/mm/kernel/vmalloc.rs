@@ -16,8 +16,9 @@ use granule_pgtable::{Lazy, Leaf, PageRange};
 use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
-use super::area::{AreaKind, AreaNode, Leaving, NotInserted};
-use super::{KernelSpace, alias, owners};
+use super::area::{AreaKind, AreaNode, FreeingArea, NotInserted};
+use super::owners::RangeOwnerCheck;
+use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
@@ -81,7 +82,7 @@ impl KernelArea {
         self.pages
     }
 
-    /// Lets go of the area without freeing it: whoever has the address can free it by [`KernelSpace::vfree_at`].
+    /// The area stays until its address is given to [`KernelSpace::vfree_at`].
     pub const fn into_start(self) -> VirtAddr {
         self.start
     }
@@ -125,12 +126,12 @@ impl KernelSpace {
     /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
     pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
         // Marked under the lock, so that of two who free the same area one is refused.
-        let leaving = self.areas.lock().begin_leaving(start, AreaKind::Vmalloc).map_err(|found| match found {
-            None | Some(AreaKind::Leaving) => VmallocError::NotAnArea(start),
+        let freeing = self.areas.lock().begin_free(start, AreaKind::Vmalloc).map_err(|found| match found {
+            None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
             Some(kind) => VmallocError::NotYours(start, kind),
         })?;
-        let pages = leaving.pages();
-        self.release(cpu, leaving)?;
+        let pages = freeing.pages();
+        self.release(cpu, freeing)?;
         self.reclaim_after(cpu, start, pages);
         Ok(pages)
     }
@@ -151,7 +152,7 @@ impl KernelSpace {
         match mapped {
             Ok(()) => Ok(start + (registers.start() - first)),
             Err(error) => {
-                self.give_addresses_back(self.begin_leaving(start, AreaKind::Device));
+                self.give_addresses_back(self.begin_free(start, AreaKind::Device));
                 Err(error.into())
             }
         }
@@ -175,9 +176,9 @@ impl KernelSpace {
     /// Where there is no such stack.
     pub fn free_stack(&self, cpu: &Cpu, top: VirtAddr) {
         let start = VirtAddr(top.0 - STACK_SIZE);
-        let leaving = self.begin_leaving(start, AreaKind::Stack);
-        let pages = leaving.pages();
-        self.release(cpu, leaving).expect("a stack is mapped from end to end");
+        let freeing = self.begin_free(start, AreaKind::Stack);
+        let pages = freeing.pages();
+        self.release(cpu, freeing).expect("a stack is mapped from end to end");
         self.reclaim_after(cpu, start, pages);
     }
 
@@ -208,7 +209,7 @@ impl KernelSpace {
         if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim_tables(cpu) != 0 {
             mapped = self.map_new_frames(cpu, start, pages, attributes);
         }
-        mapped.inspect_err(|_| self.give_addresses_back(self.begin_leaving(start, kind)))?;
+        mapped.inspect_err(|_| self.give_addresses_back(self.begin_free(start, kind)))?;
         Ok(start)
     }
 
@@ -221,7 +222,7 @@ impl KernelSpace {
         attributes: Attributes,
     ) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(start, pages as usize)?;
-        let _owner = owners::claim(range);
+        let _owner = RangeOwnerCheck::new(range);
         let mut frames = self.frames.alloc_list(cpu, pages as usize)?;
         let lazy = Lazy::new(&self.mmu);
         let mapped = self.tables().get().map_frames(
@@ -238,17 +239,17 @@ impl KernelSpace {
         Ok(())
     }
 
-    fn release(&self, cpu: &Cpu, leaving: Leaving) -> Result<(), VmallocError> {
-        let range = PageRange::from_pages(leaving.start(), leaving.pages() as usize)?;
-        let mut owner = Some(self.claim_with_alias(range));
+    fn release(&self, cpu: &Cpu, freeing: FreeingArea) -> Result<(), VmallocError> {
+        let range = PageRange::from_pages(freeing.start(), freeing.pages() as usize)?;
+        let mut owner = Some(self.check_owner_with_alias(range));
         let lazy = Lazy::new(&self.mmu);
         {
-            let mut freeing = self.frames.freeing(cpu);
+            let mut frames = self.frames.freeing(cpu);
             // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame. With the
             // first one the alias belongs to the allocator, which may change it.
             let released = |leaf: Leaf| {
-                owners::give_up(&mut owner);
-                freeing.add(leaf.physical);
+                RangeOwnerCheck::end(&mut owner);
+                frames.add(leaf.physical);
             };
             if patched_branch!(branch::ALIAS) {
                 let alias = &mut self.linear_alias();
@@ -257,7 +258,7 @@ impl KernelSpace {
                 self.tables().get().unmap(&lazy, &self.tlb, range, released)?;
             }
         }
-        self.give_addresses_back(leaving);
+        self.give_addresses_back(freeing);
         Ok(())
     }
 
@@ -285,13 +286,13 @@ impl KernelSpace {
 
     /// # Panics
     /// Where no such area starts at `start`.
-    fn begin_leaving(&self, start: VirtAddr, kind: AreaKind) -> Leaving {
-        self.areas.lock().begin_leaving(start, kind).expect("taken by the caller, who alone may give it back")
+    fn begin_free(&self, start: VirtAddr, kind: AreaKind) -> FreeingArea {
+        self.areas.lock().begin_free(start, kind).expect("taken by the caller, who alone may give it back")
     }
 
-    fn give_addresses_back(&self, leaving: Leaving) {
+    fn give_addresses_back(&self, freeing: FreeingArea) {
         // SAFETY: whatever is given here was let leave by this space, and so is of its tree.
-        drop_node(unsafe { self.areas.lock().remove(leaving) });
+        drop_node(unsafe { self.areas.lock().remove(freeing) });
     }
 }
 

@@ -15,7 +15,7 @@ use granule_pgtable::{Change, Cut, Error, Lazy, PageRange, PageTables, Ready, Sp
 
 pub use self::update::Alias;
 use self::update::AtOnce;
-use super::owners::{self, Owner};
+use super::owners::RangeOwnerCheck;
 use super::set_memory::{SetMemoryError, window_range};
 use super::split::LinearSplitter;
 use super::{KernelSpace, Machine};
@@ -68,14 +68,14 @@ impl KernelSpace {
 
     /// Puts `range`, in the vmalloc window, on record as this CPU's to change, with its alias where that goes along.
     #[inline(always)]
-    pub(super) fn claim_with_alias(&self, range: PageRange) -> Owner {
+    pub(super) fn check_owner_with_alias(&self, range: PageRange) -> RangeOwnerCheck {
         if cfg!(debug_assertions) && patched_branch!(branch::ALIAS) {
             let tables = self.tables();
-            owners::claim_with_alias(range, |page| {
+            RangeOwnerCheck::with_alias(range, |page| {
                 Some(layout::linear(tables.translate(page)?.physical.align_down(PAGE_SIZE as u64)))
             })
         } else {
-            owners::claim(range)
+            RangeOwnerCheck::new(range)
         }
     }
 
@@ -90,9 +90,9 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        let _owner = self.claim_with_alias(range);
+        let _owner = self.check_owner_with_alias(range);
         let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
-        let change = W::CHANGE.only_where(bits::VM_ALLOC);
+        let change = W::CHANGE.require_bits(bits::VM_ALLOC);
         match update::update_at_once(&tables.get(), &lazy, range, &change, &mut self.linear_alias()) {
             AtOnce::Done(flushes) => {
                 // The pages are there, and keep their tables.

@@ -8,8 +8,8 @@
 //! 3. change the alias, and then the range;
 //! 4. invalidate both, under one pair of barriers.
 //!
-//! Frames that follow one another are one run: one walk, one invalidation. Runs are not written down, beyond the first
-//! few: they are read from the range's own entries each time ([`Runs`]), so their number is bounded by nothing, and no
+//! Frames that follow one another are one run: one walk, one invalidation. FrameRuns are not written down, beyond the first
+//! few: they are read from the range's own entries each time ([`FrameRuns`]), so their number is bounded by nothing, and no
 //! memory is taken. In step 3 a run may still cut a contiguous group. Splitting that takes no table and cannot fail.
 //!
 //! Two cases are written out for themselves: one run that takes no more than a look ([`update_at_once`]), and frames of
@@ -34,9 +34,9 @@ pub trait Alias<M: Mmu>: Splitter<M> {
 
 /// Entries that are looked at in one turn of a loop.
 const TURN: usize = 8;
-/// Runs that are written down. More are read from the entries again.
+/// FrameRuns that are written down. More are read from the entries again.
 const KEPT: usize = 4;
-/// Runs of the alias that are invalidated one by one. Where there are more, everything from the first to the last of
+/// FrameRuns of the alias that are invalidated one by one. Where there are more, everything from the first to the last of
 /// them is: as many broadcasts as Linux and KVM think an invalidation may take.
 pub(super) const ONE_BY_ONE: usize = 512;
 
@@ -143,7 +143,7 @@ pub(super) fn update_in_steps<M: Mmu, A: Alias<M>>(
         pages.invalidate(lazy, tlb, flush, changed, alias);
         return Ok(());
     }
-    let runs = || Runs::<M, EVERY_PAGE>::new(tables, range);
+    let runs = || FrameRuns::<M, EVERY_PAGE>::new(tables, range);
     let found = prepare(tables, runs(), alias)?;
     let stale = found.change(tables, lazy, runs(), &of_alias, alias);
     let flush = tables.apply(lazy, checked);
@@ -207,7 +207,7 @@ fn unmap_in_steps<M: Mmu, A: Alias<M>>(
 ) -> Result<(), Error> {
     let unmapping = tables.begin_unmap(range)?;
     // Also once the range is present-invalid: that still gives which of its pages were read-only.
-    let runs = || Runs::<M, READ_ONLY_PAGES>::new(tables, range);
+    let runs = || FrameRuns::<M, READ_ONLY_PAGES>::new(tables, range);
     // Frames are handed out writable. What their alias takes for that is split now, while nothing has changed.
     let found = if unmapping.may_be_read_only() { Some(prepare(tables, runs(), alias)?) } else { None };
     let mut flush = unmapping.break_leaves(tables);
@@ -229,12 +229,12 @@ fn unmap_in_steps<M: Mmu, A: Alias<M>>(
 
 /// Frames one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Run {
+struct FrameRun {
     start: u64,
     end: u64,
 }
 
-impl Run {
+impl FrameRun {
     const EMPTY: Self = Self { start: 0, end: 0 };
 
     /// Their addresses in `alias`.
@@ -253,13 +253,13 @@ pub(super) fn pages<G: Geometry>(start: VirtAddr, size: u64) -> PageRange<G> {
     PageRange::new(start, size).expect("frames are whole pages, and so is their alias")
 }
 
-/// [`Runs`] of every page.
+/// [`FrameRuns`] of every page.
 const EVERY_PAGE: u64 = 0;
-/// [`Runs`] of read-only pages.
+/// [`FrameRuns`] of read-only pages.
 const READ_ONLY_PAGES: u64 = bits::RDONLY;
 
 /// The frames of a range in runs, by what its entries say; of pages only that have all bits of `MARKS`.
-struct Runs<'a, 't, M: Mmu, const MARKS: u64> {
+struct FrameRuns<'a, 't, M: Mmu, const MARKS: u64> {
     tables: &'a PageTables<'t, M>,
     /// What is left of the entries of one last-level table.
     cells: core::slice::Iter<'t, M::Cell>,
@@ -267,17 +267,17 @@ struct Runs<'a, 't, M: Mmu, const MARKS: u64> {
     from: VirtAddr,
     left: u64,
     /// The run that has begun.
-    run: Run,
+    run: FrameRun,
 }
 
-impl<'a, 't, M: Mmu, const MARKS: u64> Runs<'a, 't, M, MARKS> {
+impl<'a, 't, M: Mmu, const MARKS: u64> FrameRuns<'a, 't, M, MARKS> {
     fn new(tables: &'a PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
-        Self { tables, cells: [].iter(), from: range.start(), left: range.size(), run: Run::EMPTY }
+        Self { tables, cells: [].iter(), from: range.start(), left: range.size(), run: FrameRun::EMPTY }
     }
 
     /// Goes on to the next table, or to a block, whose frames in the range it returns.
     #[inline(never)]
-    fn next_table(&mut self) -> Option<Run> {
+    fn next_table(&mut self) -> Option<FrameRun> {
         let Entry { table, index, descriptor, level, .. } = self.tables.entry(self.from);
         let size = M::Geometry::entry_size(level);
         let bytes = if level == LAST_LEVEL {
@@ -291,7 +291,7 @@ impl<'a, 't, M: Mmu, const MARKS: u64> Runs<'a, 't, M, MARKS> {
         self.from = VirtAddr(self.from.0.wrapping_add(bytes));
         self.left -= bytes;
         let is_block = level != LAST_LEVEL && descriptor.0 & MARKS == MARKS;
-        is_block.then_some(Run { start, end: start + bytes })
+        is_block.then_some(FrameRun { start, end: start + bytes })
     }
 
     /// Takes entries in whole turns, as long as they go on with the run.
@@ -316,31 +316,31 @@ impl<'a, 't, M: Mmu, const MARKS: u64> Runs<'a, 't, M, MARKS> {
     }
 }
 
-impl<M: Mmu, const MARKS: u64> Iterator for Runs<'_, '_, M, MARKS> {
-    type Item = Run;
+impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, '_, M, MARKS> {
+    type Item = FrameRun;
 
     #[inline(always)]
-    fn next(&mut self) -> Option<Run> {
+    fn next(&mut self) -> Option<FrameRun> {
         loop {
             let next = if let Some(cell) = self.cells.next() {
                 let entry = self.tables.mmu().load(cell);
                 if entry.0 & MARKS != MARKS {
                     continue;
                 }
-                Run { start: entry.address().0, end: entry.address().0 + M::Geometry::PAGE_SIZE }
+                FrameRun { start: entry.address().0, end: entry.address().0 + M::Geometry::PAGE_SIZE }
             } else if self.left != 0 {
                 let Some(block) = self.next_table() else { continue };
                 block
             } else {
-                let last = core::mem::replace(&mut self.run, Run::EMPTY);
-                return (last != Run::EMPTY).then_some(last);
+                let last = core::mem::replace(&mut self.run, FrameRun::EMPTY);
+                return (last != FrameRun::EMPTY).then_some(last);
             };
             if next.start == self.run.end {
                 self.run.end = next.end;
                 self.take_turns();
             } else {
                 let run = core::mem::replace(&mut self.run, next);
-                if run != Run::EMPTY {
+                if run != FrameRun::EMPTY {
                     return Some(run);
                 }
             }
@@ -349,14 +349,14 @@ impl<M: Mmu, const MARKS: u64> Iterator for Runs<'_, '_, M, MARKS> {
 }
 
 /// The runs of a range, once the alias of each can change alone.
-struct Found<G: Geometry> {
+struct AliasRuns<G: Geometry> {
     count: usize,
-    kept: [Run; KEPT],
+    kept: [FrameRun; KEPT],
     geometry: core::marker::PhantomData<G>,
 }
 
 /// What TLBs may hold of the alias that is no longer true.
-enum Stale<G: Geometry> {
+enum StaleAlias<G: Geometry> {
     /// That of the runs that were written down: this.
     Kept([Flush<G>; KEPT]),
     /// Something in this range.
@@ -368,10 +368,10 @@ enum Stale<G: Geometry> {
 /// Step 2.
 fn prepare<M: Mmu, A: Alias<M>>(
     tables: &PageTables<'_, M>,
-    runs: impl Iterator<Item = Run>,
+    runs: impl Iterator<Item = FrameRun>,
     alias: &mut A,
-) -> Result<Found<M::Geometry>, Error> {
-    let mut found = Found { count: 0, kept: [Run::EMPTY; KEPT], geometry: core::marker::PhantomData };
+) -> Result<AliasRuns<M::Geometry>, Error> {
+    let mut found = AliasRuns { count: 0, kept: [FrameRun::EMPTY; KEPT], geometry: core::marker::PhantomData };
     let mut table = tables.no_last_table();
     for run in runs {
         if let Some(kept) = found.kept.get_mut(found.count) {
@@ -407,22 +407,22 @@ fn cuts_a_block<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry
     cut(range.start(), range.start()) || cut(range.last(), range.end())
 }
 
-impl<G: Geometry> Found<G> {
+impl<G: Geometry> AliasRuns<G> {
     /// Step 3, for the alias.
     fn change<M: Mmu<Geometry = G>, A: Alias<M>>(
         &self,
         tables: &PageTables<'_, M>,
         lazy: &Lazy<'_, M>,
-        runs: impl Iterator<Item = Run>,
+        runs: impl Iterator<Item = FrameRun>,
         change: &Change,
         alias: &mut A,
-    ) -> Stale<G> {
+    ) -> StaleAlias<G> {
         if let Some(kept) = self.kept.get(..self.count) {
             let mut flushes = [Flush::NONE; KEPT];
             for (run, flush) in kept.iter().zip(&mut flushes) {
                 *flush = change_run(tables, lazy, run.range(alias), *change, alias);
             }
-            return Stale::Kept(flushes);
+            return StaleAlias::Kept(flushes);
         }
         let mut hull: Option<PageRange<G>> = None;
         let mut table = tables.no_last_table();
@@ -441,7 +441,7 @@ impl<G: Geometry> Found<G> {
                 hull = Some(hull.map_or(range, |hull| hull.hull(range)));
             }
         }
-        hull.map_or(Stale::Nothing, Stale::Some)
+        hull.map_or(StaleAlias::Nothing, StaleAlias::Some)
     }
 
     /// Step 4: `flush` is what the range itself owes.
@@ -450,15 +450,15 @@ impl<G: Geometry> Found<G> {
         lazy: &Lazy<'_, M>,
         tlb: &impl Tlb<M>,
         flush: Flush<G>,
-        runs: impl Iterator<Item = Run>,
-        stale: &Stale<G>,
+        runs: impl Iterator<Item = FrameRun>,
+        stale: &StaleAlias<G>,
         alias: &impl Alias<M>,
     ) {
         match *stale {
-            Stale::Nothing => lazy.invalidate(tlb, [flush]),
-            Stale::Kept(flushes) => lazy.invalidate(tlb, core::iter::once(flush).chain(flushes)),
-            Stale::Some(hull) if self.count > ONE_BY_ONE => lazy.invalidate(tlb, [flush, owed(hull)]),
-            Stale::Some(_) => {
+            StaleAlias::Nothing => lazy.invalidate(tlb, [flush]),
+            StaleAlias::Kept(flushes) => lazy.invalidate(tlb, core::iter::once(flush).chain(flushes)),
+            StaleAlias::Some(hull) if self.count > ONE_BY_ONE => lazy.invalidate(tlb, [flush, owed(hull)]),
+            StaleAlias::Some(_) => {
                 lazy.invalidate(tlb, core::iter::once(flush).chain(runs.map(|run| owed(run.range(alias)))));
             }
         }

@@ -263,7 +263,7 @@ fn what_the_range_itself_refuses_leaves_the_alias_alone() {
     assert_eq!(refused, Err(Error::WritableAndExecutable(BASE + 4 * PAGE)));
     let hole = change(&machine, range(BASE, 21 * PAGE), Change::READ_ONLY, 64);
     assert_eq!(hole, Err(Error::NotMapped(BASE + 20 * PAGE)));
-    let unmarked = change(&machine, area, Change::READ_ONLY.only_where(bits::VM_ALLOC), 64);
+    let unmarked = change(&machine, area, Change::READ_ONLY.require_bits(bits::VM_ALLOC), 64);
     assert_eq!(unmarked, Err(Error::NotMarked(BASE)));
     assert_eq!(everything(&machine), before);
 }

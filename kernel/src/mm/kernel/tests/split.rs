@@ -6,10 +6,11 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::{Change, Lazy, PageRange, Shape};
 
+use super::super::KernelSpace;
+use super::super::owners::RangeOwnerCheck;
 use super::super::policy::{Policy, SplitMode};
 use super::super::set_memory::{SetMemoryError, Validity};
 use super::super::split::SplitCounts;
-use super::super::{KernelSpace, owners};
 use super::contracts::starve;
 use super::{PAGE, space};
 use crate::mm::frame::FrameAllocator;
@@ -184,17 +185,17 @@ fn pages(at: u64, count: usize) -> PageRange {
 fn two_owners_of_one_page_are_found() {
     let (space, _, _) = linear(SplitMode::Lock);
     // What the change is in the middle of when a handler makes the second one.
-    let _owner = owners::claim(pages(GROUP, 4));
+    let _owner = RangeOwnerCheck::new(pages(GROUP, 4));
     let _ = invalid(space, GROUP + 3 * PAGE, 2);
 }
 
 #[test]
 fn owners_of_neighbouring_pages_are_not() {
     let (space, _, _) = linear(SplitMode::Lock);
-    let _owner = owners::claim(pages(GROUP, 4));
+    let _owner = RangeOwnerCheck::new(pages(GROUP, 4));
     invalid(space, GROUP + 4 * PAGE, 1).unwrap();
     invalid(space, GROUP - PAGE, 1).unwrap();
     // One that has ended is none.
-    drop(owners::claim(pages(0, 1)));
+    drop(RangeOwnerCheck::new(pages(0, 1)));
     invalid(space, 0, 1).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Runs of table entries, two at a time: the bulk of every `set_memory_*`.
+//! Table entries in bulk, two at a time: most of the work of every `set_memory_*`.
 //!
 //! LDP and STP of 64-bit registers at an address that is a multiple of 8 are two single-copy atomic accesses, in no
 //! order between them (Arm ARM B2.2.1); an entry has 8 bytes, so no table walk sees half of one, and it does not matter
