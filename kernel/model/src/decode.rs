@@ -15,7 +15,7 @@ use granule_pgtable::Geometry;
 use crate::features::Features;
 use crate::tlb::{Held, Kind};
 
-/// Which TLBs hear of it.
+/// Which TLBs it reaches.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
 pub(crate) enum Scope {
     /// The issuing CPU's.
@@ -64,9 +64,9 @@ pub(crate) struct Decoded {
 pub(crate) enum Miss {
     /// It names other addresses.
     Elsewhere,
-    /// The other CPU did not hear of it.
+    /// It did not reach the other CPU.
     Local,
-    /// Its hint says this level.
+    /// Its hint has this level.
     Hint(u8),
     /// It takes leaves only, and this is a table.
     LastLevelOnly,

@@ -6,7 +6,7 @@ use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 
-/// One thing that a CPU did, or that the machine was told.
+/// One thing that a CPU did, or that was reported to the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
     /// The CPU that did it.

@@ -1,4 +1,4 @@
-//! Frames for tables, that the model is told of: zeroed when taken, and when given up, out of every walk and poisoned.
+//! Frames for tables, known to the model: zeroed when taken; when given up, out of every walk and poisoned.
 
 use granule_arch::addr::PhysAddr;
 use granule_pgtable::{Geometry, Granule4K, TableSource};

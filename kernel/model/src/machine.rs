@@ -24,7 +24,7 @@ use crate::story::Violation;
 /// A machine with some CPUs, one tree of tables in the upper half of the address space, and memory for more.
 ///
 /// What is wrong is noted and waits to be taken ([`Model::violations`]); a model that is dropped with violations that
-/// nobody took panics, so no test passes by not looking.
+/// were not taken panics, so no test passes by not looking.
 pub struct Model<G: Geometry = Granule4K> {
     arena: Arc<Arena>,
     root: Table,
@@ -57,7 +57,7 @@ impl<G: Geometry> Model<G> {
             free: std::collections::BTreeSet::new(),
             geometry: PhantomData,
         };
-        // SAFETY: the arena's first frame is zero, in nobody's free list, and lives as long as the model, which lends
+        // SAFETY: the arena's first frame is zero, in no free list, and lives as long as the model, which lends
         // its trees.
         #[allow(unsafe_code, reason = "vouching for the root")]
         let root = unsafe { Table::root::<G>(first) };
@@ -96,7 +96,7 @@ impl<G: Geometry> Model<G> {
         VirtAddr(base::<G>())
     }
 
-    /// Frames for tables, each told to the model when it is taken and given back.
+    /// Frames for tables, each noted by the model when it is taken and given back.
     pub const fn frames(&self) -> Frames<'_, G> {
         Frames::new(self, usize::MAX)
     }
@@ -139,7 +139,8 @@ impl<G: Geometry> Model<G> {
     }
 
     /// The frame at `frame` was taken by `cpu`, and zeroed by plain stores. What earlier owners stored comes before: a
-    /// frame goes from one to the next by locks, and who acquires orders what was released before its own stores.
+    /// frame goes from one to the next by locks, and the acquire orders what was released before the new owner's
+    /// stores.
     pub fn frame_taken(&self, cpu: usize, frame: PhysAddr) {
         let mut state = self.state();
         let now = state.note(cpu, Operation::FrameTaken(frame));
@@ -149,7 +150,7 @@ impl<G: Geometry> Model<G> {
     }
 
     /// The frame at `frame` is given up: no TLB may translate to it and no walk come to it any more. If it was a table
-    /// it is overwritten, so that who follows it anyway does not get far.
+    /// it is overwritten, so that a walk that follows it anyway does not get far.
     pub fn frame_freed(&self, cpu: usize, frame: PhysAddr) {
         let mut state = self.state();
         state.note(cpu, Operation::FrameFreed(frame));
@@ -163,7 +164,7 @@ impl<G: Geometry> Model<G> {
         state.free.insert(frame.0);
     }
 
-    /// The frame at `frame` is copied, to go on elsewhere: nobody may store to it any more.
+    /// The frame at `frame` is copied, to be used elsewhere: no CPU may store to it any more.
     pub fn frame_copied(&self, cpu: usize, frame: PhysAddr) {
         let mut state = self.state();
         state.note(cpu, Operation::FrameCopied(frame));
@@ -191,8 +192,8 @@ impl<G: Geometry> Model<G> {
         self.state().injections.is_empty()
     }
 
-    /// Asks what a call that returned on `caller` promises of `range`: no CPU may use anything there that the tables do
-    /// not say, and `caller` can use all that is valid.
+    /// Asks what a call that returned on `caller` promises of `range`: no CPU may use a translation that the tables
+    /// do not hold, and `caller` can use all that is valid.
     pub fn audit(&self, caller: usize, range: PageRange<G>) {
         self.state().audit(caller, range.start().0, range.last().0);
     }
@@ -235,7 +236,7 @@ impl<G: Geometry> Drop for Model<G> {
     fn drop(&mut self) {
         let violations = self.violations();
         if !violations.is_empty() && !std::thread::panicking() {
-            panic!("the model was dropped with violations that nobody looked at:\n{}", texts(&violations));
+            panic!("the model was dropped with violations that were not taken:\n{}", texts(&violations));
         }
     }
 }

@@ -61,7 +61,7 @@ struct MayFault {
     cell: PhysAddr,
 }
 
-/// What the tables say now: all stores seen, nothing cached.
+/// What the tables translate to now: all stores seen, nothing cached.
 pub(crate) struct Current {
     /// The cell that the walk ends in.
     pub(crate) cell: PhysAddr,
@@ -83,7 +83,7 @@ impl<G: Geometry> State<G> {
         }
     }
 
-    /// Whether `held` is what the tables say.
+    /// Whether `held` is what the tables hold.
     fn is_current(&self, held: &Held) -> bool {
         let is = |cell: PhysAddr| {
             let here = self.current(
@@ -95,7 +95,7 @@ impl<G: Geometry> State<G> {
         if held.grouped { self.group(held.cell).all(is) } else { is(held.cell) }
     }
 
-    /// Whether the tables say of all addresses in `first..=last` what `held` says. Its size may be another one, where
+    /// Whether the tables translate all addresses in `first..=last` as `held` does. Its size may be another one, where
     /// that may change under a live translation.
     fn is_true(&self, held: &Held, first: u64, last: u64) -> bool {
         if self.is_current(held) || !self.features.bbml2 {
@@ -230,11 +230,11 @@ impl<G: Geometry> State<G> {
         settled
     }
 
-    /// What a call that returned on `caller` promises of `first..=last`: no CPU holds anything that the tables do not
-    /// say, no group is mixed, and the caller itself can use what is valid.
+    /// What a call that returned on `caller` promises of `first..=last`: no CPU holds a translation that the tables do
+    /// not, no group is mixed, and the caller itself can use what is valid.
     pub(crate) fn audit(&mut self, caller: usize, first: u64, last: u64) {
         let state = |cpu: usize| self.cpus[cpu].tlb.overlapping(first, last).chain(&self.cpus[cpu].ahead);
-        // What walk caches have of tables is a matter of whoever frees the table.
+        // What walk caches have of tables is checked where the table is freed.
         let concerned = |held: &&Held| held.kind == Kind::Leaf && held.start <= last && first <= held.last();
         let stale = (0..self.cpus.len()).find_map(|cpu| {
             state(cpu).filter(concerned).find(|held| !self.is_true(held, first, last)).map(|held| (cpu, *held))
@@ -248,7 +248,7 @@ impl<G: Geometry> State<G> {
         let leaves: Vec<Held> = leaves.copied().collect();
         let mut asked = None;
         for leaf in leaves {
-            // One entry speaks for its group, and those of a group follow one another.
+            // One entry stands for its group, and those of a group follow one another.
             let group = self.group(leaf.cell).next();
             let first_of_group = asked != group;
             asked = group;

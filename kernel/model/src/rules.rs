@@ -41,7 +41,7 @@ fn conflict(old: &Held, new: &Held, bbml2: bool) -> Option<&'static str> {
     }
 }
 
-/// What becomes of a frame that nobody may reach, or nobody store to.
+/// What becomes of a frame that no CPU may reach, or store to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Use {
     /// Anyone may take it: no translation of it may be left.
@@ -90,8 +90,8 @@ impl<G: Geometry> State<G> {
         self.report(Violation::new(Rule::WriteXorExecute, headline, story));
     }
 
-    /// `writer` linked `table` at `place`. Returns whether there is a table that can be walked. `fresh` says that no
-    /// walk could reach it before, neither here nor anywhere.
+    /// `writer` linked `table` at `place`. Returns whether there is a table that can be walked. `fresh`: no walk
+    /// could reach it before, neither here nor anywhere.
     pub(crate) fn link(&mut self, writer: usize, table: PhysAddr, place: Place, now: Time, fresh: bool) -> bool {
         if !self.arena.range().contains(table) {
             let headline = format!("{table} is linked as a table, and is no memory");

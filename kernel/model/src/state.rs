@@ -174,7 +174,7 @@ impl<G: Geometry> State<G> {
         }
     }
 
-    /// Walks that come to `cell` can read `value` from now on, and if it is a table, all that is in it. `fresh` says
+    /// Walks that come to `cell` can read `value` from now on, and if it is a table, all that is in it. `fresh`:
     /// that no walk could reach that table before.
     fn became_visible(&mut self, writer: usize, cell: PhysAddr, value: u64, time: Time, fresh: bool) {
         let Some(place) = self.memory.place(cell) else { return };

@@ -151,7 +151,7 @@ impl Frame {
         self.cells.iter().map(|(&index, cell)| (index, cell))
     }
 
-    /// What was stored before can be read by nobody: each cell has its newest value and no past.
+    /// What was stored before can no longer be read: each cell has its newest value and no past.
     pub(crate) fn forget_past(&mut self) {
         self.cells.clear();
     }

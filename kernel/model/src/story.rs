@@ -1,4 +1,4 @@
-//! Violations, and the stories that they tell: which CPU, which entry, which store, which step is missing.
+//! Violations, and their reports: which CPU, which entry, which store, which step is missing.
 //!
 //! Nothing is noted in advance: a story is read off the recorded stream when something is wrong.
 

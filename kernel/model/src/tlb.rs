@@ -84,7 +84,7 @@ impl Held {
         self.target <= other.target + (other.size - 1) && other.target <= self.target + (self.size - 1)
     }
 
-    /// Whether the leaf says that it is one of a contiguous group.
+    /// Whether the leaf has the contiguous bit.
     pub(crate) fn is_contiguous(&self) -> bool {
         self.kind == Kind::Leaf && self.attributes & bits::CONTIGUOUS != 0
     }

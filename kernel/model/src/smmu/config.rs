@@ -39,7 +39,7 @@ impl ReadAs {
     }
 }
 
-/// A stream table entry, by what it says.
+/// A stream table entry, decoded.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Entry {
     /// It ends in C_BAD_STE, for this reason.
@@ -63,7 +63,7 @@ pub struct Stage1 {
     pub context: u64,
     /// How it is read.
     pub read_as: ReadAs,
-    /// PRIVCFG: 0 as the transaction says, 2 unprivileged, 3 privileged.
+    /// PRIVCFG: 0 by the transaction, 2 unprivileged, 3 privileged.
     pub privilege: u8,
     /// INSTCFG.
     pub instruction: u8,
@@ -80,7 +80,7 @@ pub struct Stage1 {
 const OWN_ATTRIBUTES: u64 = 1 << 12 | 1 << 17 | 0x1ff << 32 | 0b11 << 44 | 0b11 << 46 | 0b11 << 48 | 0b11 << 50;
 
 impl Entry {
-    /// What `words` say on `hardware`.
+    /// `words` as `hardware` decodes them.
     pub fn decode(words: &[u64; 8], hardware: &Hardware) -> Self {
         let [first, second, third, fourth, ..] = *words;
         if !bit(first, 0) {
@@ -120,7 +120,7 @@ impl Entry {
     }
 }
 
-/// A context descriptor, by what it says.
+/// A context descriptor, decoded.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Context {
     /// It ends in C_BAD_CD, for this reason.
@@ -144,7 +144,7 @@ pub struct Regime {
     pub ignores_young: bool,
     /// R: faults are recorded.
     pub records: bool,
-    /// A: a terminated transaction is told so.
+    /// A: a terminated transaction is aborted to the device.
     pub tells: bool,
     /// ASET, PAN, WXN, UWXN, TBI and EPD1, in place.
     pub rest: u64,
@@ -164,7 +164,7 @@ pub struct Tables {
 }
 
 impl Context {
-    /// What `words` say on `hardware`, reached by an entry that says `stage1`.
+    /// `words` as `hardware` decodes them, reached by an entry with `stage1`.
     pub fn decode(words: &[u64; 8], stage1: &Stage1, hardware: &Hardware) -> Self {
         let [first, second, third, fourth, rest @ ..] = *words;
         if !bit(first, 31) {

@@ -55,7 +55,7 @@ impl State {
         self.note(Operation::Event(record));
     }
 
-    /// A CPU reads PROD: what it reads of the records before a barrier says nothing.
+    /// A CPU reads PROD: what it reads of the records before a barrier is not ordered.
     pub(crate) const fn looked_at_event_prod(&mut self) {
         self.load_barriers = 0;
     }

@@ -1,4 +1,4 @@
-//! Which SMMU the model is: what its ID registers say, and how it behaves where the architecture leaves it a choice.
+//! Which SMMU the model is: the values of its ID registers, and what it does where the architecture leaves a choice.
 
 /// When commands are taken from the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,10 +11,10 @@ pub enum Pace {
     ByHand,
 }
 
-/// How an event queue that is full is told of.
+/// How a full event queue is reported.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Overflow {
-    /// By OVFLG in PROD, as the architecture says.
+    /// By OVFLG in PROD, as in the architecture.
     Flag,
     /// By the global error EVENTQ_ABT_ERR, as QEMU does.
     GlobalError,
@@ -35,7 +35,7 @@ pub struct Hardware {
     pub ats: bool,
     /// IDR0.STALL_MODEL.
     pub stall_model: u8,
-    /// A terminated transaction is always told so: a context without CD.A is illegal.
+    /// A terminated transaction is always aborted to the device: a context without CD.A is illegal.
     pub term_model: bool,
     /// It can override a transaction's privilege.
     pub overrides_privilege: bool,
@@ -51,12 +51,12 @@ pub struct Hardware {
     pub lag: u32,
     /// When it takes commands.
     pub pace: Pace,
-    /// How it tells of lost events.
+    /// How it reports lost events.
     pub overflow: Overflow,
 }
 
 impl Hardware {
-    /// QEMU 10.0's, as far as its registers can be told from outside; each acknowledgement takes a few looks.
+    /// QEMU 10.0's, as far as its registers show; each acknowledgement takes a few looks.
     pub const QEMU: Self = Self {
         coherent: true,
         two_levels: true,

@@ -24,7 +24,7 @@ impl Word {
         Self(AtomicU64::new(value))
     }
 
-    /// Runs `change` with the model looking on, if the word is memory of one, and tells it what the word has become.
+    /// Runs `change` with the model looking on, if the word is memory of one, and passes it the word's new value.
     fn observed<T>(&self, change: impl FnOnce(&AtomicU64) -> T) -> T {
         let address = std::ptr::from_ref(self).addr();
         let owner = {
@@ -88,7 +88,7 @@ impl Arena {
         self.words.len()
     }
 
-    /// Whether there is memory in which nobody sees stores.
+    /// Whether there is memory in which stores are not observed.
     pub(crate) const fn is_elsewhere(&self) -> bool {
         self.elsewhere.is_some()
     }
@@ -132,7 +132,8 @@ impl Arena {
         }
         let find = self.elsewhere.as_ref().expect("an index is that of memory");
         let word = find(Self::address(index)).expect("an index is that of memory");
-        // SAFETY: who brought the memory has promised that what it finds are words that stay (`SmmuModel::over`).
+        // SAFETY: the caller that brought the memory has promised that what `find` returns are words that stay
+        // (`SmmuModel::over`).
         #[allow(unsafe_code, reason = "memory that a test brings")]
         unsafe {
             word.as_ref()
@@ -142,8 +143,8 @@ impl Arena {
     /// The words of page `page`.
     pub(crate) fn page(&self, page: usize) -> &[AtomicU64] {
         let first = std::ptr::from_ref(self.at(page * PAGE_WORDS));
-        // SAFETY: the model's own memory is whole pages, and who brought other memory has promised that its pages are
-        // contiguous and stay.
+        // SAFETY: the model's own memory is whole pages, and the caller that brought other memory has promised that its
+        // pages are contiguous and stay.
         #[allow(unsafe_code, reason = "memory that a test brings")]
         unsafe {
             std::slice::from_raw_parts(first, PAGE_WORDS)

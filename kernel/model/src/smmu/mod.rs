@@ -3,17 +3,17 @@
 //! A driver that runs on it ([`SmmuModel::platform`]) is watched store by store. For each word of memory the model
 //! knows what it was; for each stream, since when its configuration may be cached; and it holds every translation that
 //! could be walked to since the last invalidation that covers it and was completed by a CMD_SYNC. So it has an answer
-//! to what *may* become of a transaction ([`SmmuModel::outcomes`]), and asserts that nothing but what memory says does
-//! ([`SmmuModel::audit`]).
+//! to what *may* become of a transaction ([`SmmuModel::outcomes`]), and asserts that it is what the tables in memory
+//! give ([`SmmuModel::audit`]).
 //!
-//! - commands do what their bits say, read as they were before where no barrier ordered them before CMDQ_PROD
+//! - commands have the effect of their bits, read as they were before where no barrier ordered them before CMDQ_PROD
 //! - entries of eight words are seen as any mixture of what each word was
 //! - memory that is given up must be out of reach ([`SmmuModel::freed`])
 //! - event records arrive when the driver's barrier makes sure of it, not before
 //! - registers that must not be written, orders of reset that let a transaction through, indices that run over
 //!
-//! What is wrong waits to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that nobody
-//! took panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
+//! What is wrong waits to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that were
+//! not taken panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
 //! [`SmmuModel::rewrite_commands`].
 //!
 //! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, stalls,
@@ -166,13 +166,13 @@ pub enum View {
     OffPasses,
     /// The stream table has no entry.
     NoStream,
-    /// As the entry says, which does not translate.
+    /// By the entry, which does not translate.
     Entry(Entry),
     /// They are translated. Where the context is does not matter, and is 0 here.
     Translate {
-        /// What the entry says.
+        /// By the entry.
         stage1: Stage1,
-        /// What the context says.
+        /// By the context.
         context: Context,
     },
 }
@@ -225,7 +225,7 @@ impl SmmuModel {
         Self::with_registers(hardware, Registers::out_of_reset(0x5a5a_5a5a), Arena::new(0, Some(elsewhere)))
     }
 
-    /// One that somebody else used before, translates, and has stopped at a command.
+    /// One that another kernel used before, translates, and has stopped at a command.
     pub fn in_use(hardware: Hardware) -> Self {
         Self::with_registers(hardware, Registers::in_use(), Arena::new(BYTES, None))
     }
@@ -295,7 +295,7 @@ impl SmmuModel {
         self.state().place_of_entry(stream).expect("the table has an entry for the stream")
     }
 
-    /// What memory says that they are treated as.
+    /// What they are treated as, by the tables in memory.
     pub fn view_now(&self, stream: u32) -> View {
         self.state().view_now(stream)
     }
@@ -310,7 +310,7 @@ impl SmmuModel {
         self.state().translated(stream, address)
     }
 
-    /// A transaction. Where it may come to several things it is what memory says, or, after
+    /// A transaction. Where several outcomes are possible it is that of the tables in memory, or, after
     /// [`SmmuModel::prefer_old`], another.
     pub fn transact(&self, stream: u32, address: u64, access: Access) -> Outcome {
         self.state().transact(stream, address, access)
@@ -321,7 +321,7 @@ impl SmmuModel {
         self.state().prefers_old = true;
     }
 
-    /// Nothing but what memory says may become of a transaction of `stream` to `address`.
+    /// The tables in memory alone decide what becomes of a transaction of `stream` to `address`.
     pub fn audit(&self, stream: u32, address: u64) {
         self.state().audit(stream, address);
     }
@@ -420,7 +420,7 @@ impl Drop for SmmuModel {
     fn drop(&mut self) {
         let violations = self.violations();
         if !violations.is_empty() && !std::thread::panicking() {
-            panic!("the model was dropped with violations that nobody looked at:\n{}", texts(&violations));
+            panic!("the model was dropped with violations that were not taken:\n{}", texts(&violations));
         }
     }
 }

@@ -22,8 +22,8 @@ impl ModelPlatform {
     }
 }
 
-/// How far the clock goes with each turn of a loop that waits for an SMMU that does not answer. Else it stands: how
-/// often somebody turns while others have the host's CPUs says nothing.
+/// How far the clock goes with each turn of a loop that waits for an SMMU that does not answer. Else it stands: the
+/// number of turns depends on the load of the host.
 const TURN_MICROSECONDS: u64 = 100;
 
 // SAFETY: (1) there is one SMMU behind it, and its lock makes accesses happen one after the other; (2) the model does

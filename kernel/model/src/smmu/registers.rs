@@ -16,7 +16,7 @@ const GBPA_UPDATE: u32 = 1 << 31;
 pub(crate) const CMDQ_ERR: u32 = 1 << 0;
 pub(crate) const EVENTQ_ABT_ERR: u32 = 1 << 2;
 
-/// A register that is written, and a second one that says later what is in force.
+/// A register that is written, and a second one that later shows the value in force.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Acknowledged {
     written: u32,
@@ -71,7 +71,7 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
-    /// As reset leaves them, but for those that it leaves unknown: those are what somebody else may have written.
+    /// As reset leaves them, but for those that it leaves unknown: those are what another kernel may have written.
     pub(crate) fn out_of_reset(unknown: u32) -> Self {
         let wide = u64::from(unknown) << 32 | u64::from(unknown);
         Self {
@@ -95,7 +95,7 @@ impl Registers {
         }
     }
 
-    /// As somebody left them who used the SMMU: it translates, by tables that are nobody's any more, and has stopped at
+    /// As another kernel left them: the SMMU translates, by tables that are no longer in use, and has stopped at
     /// a command.
     pub(crate) fn in_use() -> Self {
         let on = SMMUEN | EVENTQEN | CMDQEN;
@@ -112,7 +112,7 @@ impl Registers {
         self.gbpa & GBPA_ABORT != 0 && self.gbpa & GBPA_UPDATE == 0
     }
 
-    /// Global errors that nobody has acknowledged.
+    /// Global errors that have not been acknowledged.
     pub(crate) const fn active_errors(&self) -> u32 {
         self.gerror ^ self.gerrorn
     }

@@ -42,7 +42,7 @@ pub(crate) struct State {
     devices: BTreeSet<u32>,
     /// Pages whose words decide what can be walked to.
     pub(crate) watched: BTreeSet<usize>,
-    /// What the words of watched pages were at the last look, where nobody sees stores.
+    /// What the words of watched pages were at the last look, where stores are not observed.
     known: BTreeMap<usize, Box<[u64]>>,
     /// Pages that are tables of the last level of 4 KiB, with what they serve.
     last_level: HashMap<usize, Vec<(Regime, u64)>>,
@@ -167,7 +167,7 @@ impl State {
         self.watched.contains(&page)
     }
 
-    /// Finds out what has changed in memory where nobody sees stores, as far as it matters.
+    /// Finds out what has changed in memory where stores are not observed, as far as it matters.
     pub(crate) fn look(&mut self) {
         if !self.arena.is_elsewhere() {
             return;
@@ -197,7 +197,7 @@ impl State {
         self.know();
     }
 
-    /// Remembers what is in pages that are watched from now on, where nobody sees stores.
+    /// Remembers what is in pages that are watched from now on, where stores are not observed.
     fn know(&mut self) {
         if !self.arena.is_elsewhere() {
             return;

@@ -23,7 +23,7 @@ pub(crate) enum Covers {
         asid: Option<u16>,
         start: u64,
         last: u64,
-        /// The level of the leaves, where the command says it.
+        /// The level of the leaves, where the command has one.
         level: Option<u32>,
         /// Leaves alone, no tables.
         leaves: bool,

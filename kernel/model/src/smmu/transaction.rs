@@ -89,7 +89,7 @@ impl State {
         outcome
     }
 
-    /// Nothing but what memory says may become of a transaction to `address`.
+    /// The tables in memory alone decide what becomes of a transaction to `address`.
     pub(crate) fn audit(&mut self, stream: u32, address: u64) {
         let views = self.views(stream);
         if views.len() > 1 {
@@ -175,7 +175,7 @@ fn judge(reached: Reached, regime: &Regime, privilege: u8, access: Access) -> Ou
     if !flag(10) && !regime.ignores_young {
         return refused(F_ACCESS);
     }
-    // AP[2] forbids writes, whatever DBM says: flags are not updated here. AP[1] lets the unprivileged in.
+    // AP[2] forbids writes, whatever DBM is: flags are not updated here. AP[1] permits unprivileged accesses.
     let executable = if privileged { !flag(53) } else { !flag(54) };
     let allowed = (privileged || flag(6)) && !(access.write && flag(7)) && (!access.execute || executable);
     if allowed { Outcome::Reaches(leaf.target() + (address - leaf.start)) } else { refused(F_PERMISSION) }

@@ -102,7 +102,7 @@ impl Regime {
     }
 
     /// What the descriptor in word `source` is, at `level` of the walk for `start`; `None` where it is not valid, or
-    /// not to be kept.
+    /// may not be cached.
     pub(crate) fn step(&self, tables: &Tables, arena: &Arena, source: usize, level: u32, start: u64) -> Option<Step> {
         let descriptor = arena.read(source);
         if descriptor & 1 == 0 {

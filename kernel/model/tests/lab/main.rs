@@ -1,7 +1,7 @@
 //! The lab on the model: with a fix taken away, the kernel's own invalidation leaves something that a CPU may still
-//! use, and the model says what is missing. QEMU completes everything at once and shows none of it.
+//! use, and the model reports what is missing. QEMU completes everything at once and shows none of it.
 //!
-//! Each has its control: the same call with nothing taken away leaves the model nothing to say.
+//! Each has its control: the same call with nothing taken away leaves the model nothing to report.
 
 mod user;
 
@@ -17,7 +17,7 @@ use granule_pgtable::{Change, Granule4K, Lazy, Mmu, PageRange, Shape, WholeLeave
 const FRAME: PhysAddr = PhysAddr(0x4000_0000);
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 
-/// What the model has to say when CPU 0 makes `pages` pages read-only that both CPUs have written to, with these branch
+/// What the model reports when CPU 0 makes `pages` pages read-only that both CPUs have written to, with these branch
 /// sites taken.
 fn read_only(sites: &[u16], pages: usize) -> Vec<String> {
     let has = |feature| sites.contains(&feature);

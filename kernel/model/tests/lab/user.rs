@@ -59,7 +59,7 @@ impl Rig {
         }
     }
 
-    /// What the model has to say of all pages, once every CPU has been to the kernel and back.
+    /// What the model reports for all pages, once every CPU has been to the kernel and back.
     fn said(&self) -> Vec<String> {
         self.model.synchronise();
         self.model.audit(0, self.range);

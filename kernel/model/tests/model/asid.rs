@@ -29,7 +29,7 @@ enum Page {
     Global,
 }
 
-/// Two CPUs under [`OURS`], and two pages that both have read and that are invalid now, which no TLBI has told yet.
+/// Two CPUs under [`OURS`], and two pages that both have read and that are invalid now, without a TLBI so far.
 fn invalid(page: Page) -> (Model<Granule4K>, VirtAddr) {
     let model = Model::new(2, 8, Features::ALL);
     model.run_under(OURS);

@@ -60,7 +60,7 @@ fn ready(operation: Operation) -> (Model<Granule4K>, PageRange) {
     (model, pages)
 }
 
-/// What the model says of `operation` with its `nth` step of this kind sabotaged; and that it says nothing without.
+/// What the model reports for `operation` with its `nth` step of this kind sabotaged; it reports nothing without.
 #[track_caller]
 fn story(operation: Operation, step: Step, nth: usize, sabotage: Sabotage) -> (Rule, String) {
     let (model, pages) = ready(operation);
@@ -100,7 +100,7 @@ fn a_change_without_a_tlbi() {
     let texts =
         ["may still use an old translation of 0xffff000000204000", "is for other addresses", "missing: TLBI after #"];
     assert_told(ReadOnly, Step::Tlbi, 1, Lost, Rule::StaleTranslation, &texts);
-    // Over the stream of everything: who stored what.
+    // Over the stream of everything: which CPU stored what.
     let texts = ["CPU 0: store to 0x", " may hold page 0xffff000000203000 +0x1000 -> 0x40000000 rw nx"];
     assert_told(ReadOnly, Step::Tlbi, 0, Lost, Rule::StaleTranslation, &texts);
 }

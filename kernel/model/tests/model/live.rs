@@ -298,7 +298,7 @@ fn the_last_entry_of_a_group_speaks_for_all_behind_a_barrier() {
     // Without it the last may be seen clear first, and another be walked to as it was.
     assert_eq!(change_behind_a_look_at(15, |_| ()), [Rule::StaleTranslation]);
     assert_eq!(change_behind_a_look_at(15, |cpu| cpu.isb()), [Rule::StaleTranslation]);
-    // No other entry speaks for the last.
+    // No other entry stands for the last.
     for asked in [0, 7, 14] {
         assert_eq!(change_behind_a_look_at(asked, |cpu| cpu.dmb_ishst()), [Rule::StaleTranslation]);
     }

@@ -6,8 +6,8 @@
 //! - `live`: what must not change under a live translation; contiguous groups
 //! - `tables`: linking, unlinking, freeing
 //! - `split`: leaves split in use, with a step taken away, a hint too many, a table too few
-//! - `injected`: the operations of pgtable with one step taken away, weakened or misdirected, and the story that is
-//!   told
+//! - `injected`: the operations of pgtable with one step taken away, weakened or misdirected, and what is
+//!   reported
 
 mod asid;
 mod barriers;
@@ -60,7 +60,7 @@ fn write<G: Geometry>(cpu: ModelCpu<'_, G>, address: VirtAddr, entry: Descriptor
     cpu.store(cpu.entry(address), entry);
 }
 
-/// Whether an access can only come to what `expected` says.
+/// Whether an access can have no outcome but `expected`.
 fn is_certain<G: Geometry>(
     cpu: ModelCpu<'_, G>,
     address: VirtAddr,

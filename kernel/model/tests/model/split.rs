@@ -1,4 +1,4 @@
-//! Leaves that pgtable splits while they are in use: what it promises, and what is said where a step of it is missing.
+//! Leaves that pgtable splits while they are in use: what it promises, and what is reported where a step is missing.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_model::{Access, Event, Fault, Features, Model, Operation, PlanTlb, Rule, Sabotage, Step};
@@ -118,7 +118,7 @@ fn a_range_with_both_ends_in_the_middle_of_blocks() {
     assert!(change_of_a_leaf(1 << 30, from(0, 1 << 30), 0).is_none());
 }
 
-/// A page of a block becomes read-only, with the `nth` operation of its kind sabotaged; what is said then.
+/// A page of a block becomes read-only, with the `nth` operation of its kind sabotaged; what is reported then.
 fn story(step: Step, nth: usize, sabotage: Sabotage) -> String {
     let (model, start) = leaf::<Granule4K>(2 << 20);
     model.inject(step, nth, sabotage);
@@ -156,8 +156,8 @@ fn a_split_itself_issues_nothing_but_the_barrier_in_front_of_a_link_and_of_the_l
     model.audit(0, range(start, 1 << 30));
 }
 
-/// A page of a block that was split becomes read-only by a call that says the level of the page; before that, some
-/// pages of the block may have been invalidated. What is said.
+/// A page of a block that was split becomes read-only by a call that gives the level of the page; before that, some
+/// pages of the block may have been invalidated. What is reported.
 fn hinted_change(before: Option<(u64, u64)>) -> Vec<String> {
     let (model, start) = leaf::<Granule4K>(2 << 20);
     let (cpu, page) = (model.cpu(0), range(start + 0x7000, 0x1000));

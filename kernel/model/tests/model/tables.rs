@@ -162,7 +162,7 @@ fn a_linear_map_shows_free_frames_too() {
 }
 
 #[test]
-#[should_panic(expected = "violations that nobody looked at")]
+#[should_panic(expected = "violations that were not taken")]
 fn a_violation_cannot_be_overlooked() {
     let (model, _, above) = mapped();
     model.frame_freed(0, above.table);

@@ -12,8 +12,8 @@ use crate::{DATA, FRAME, LARGEST, is_certain, map, range, rules, write};
 
 const ALL: Features = Features::ALL;
 
-/// Two CPUs, and the pages from the returned address on mapped by pages; all of them made invalid, which no TLBI has
-/// told yet.
+/// Two CPUs, and the pages from the returned address on mapped by pages; all of them made invalid, without a TLBI so
+/// far.
 fn unmapped<G: Geometry>(features: Features, pages: u64, shape: Shape) -> (Model<G>, VirtAddr) {
     let model = Model::<G>::new(2, 12, features);
     let start = model.base() + G::entry_size(2);

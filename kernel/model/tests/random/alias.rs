@@ -2,7 +2,7 @@
 //!
 //! Each owns some pages of one area, and so the alias of their frames, wherever these lie: among those of the other, in
 //! one block, one contiguous group. After each change what every CPU may do to the caller's pages, here and by their
-//! alias, is what a plain list says; and whoever gets a frame back can write it by its alias at once.
+//! alias, is what a plain list has; and a frame that is given back can be written by its alias at once.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -219,7 +219,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         }
     }
 
-    /// The pages of `cpu`, here and by their alias, are what the list says, for every CPU.
+    /// The pages of `cpu`, here and by their alias, are what the list has, for every CPU.
     fn check(&self, cpu: usize) {
         self.model.assert_clean();
         let pages = *self.pages();
@@ -236,7 +236,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         }
     }
 
-    /// What lies beside the frames of the area, and is nobody's here, can be written.
+    /// What lies beside the frames of the area, and has no owner here, can be written.
     fn check_neighbours(&self) {
         let last = memory::<G>() / G::PAGE_SIZE - 1;
         let beside = self.frames.iter().flat_map(|&frame| [frame.saturating_sub(1), (frame + 1).min(last)]);

@@ -1,10 +1,10 @@
 //! Long sequences of calls by several CPUs on the model machine, against a plain map of page → attributes.
 //!
-//! After each call, what *every* CPU may see of what the caller owns is exactly what the map says: no old permission,
+//! After each call, what *every* CPU may see of what the caller owns is exactly what the map has: no old permission,
 //! no old address, no fault of its own making. Another CPU may take one fault on what has just become valid, until its
 //! next exception. A call of another CPU runs in the middle of each, and in the tests `…_in_turns` two CPUs take turns
 //! operation by operation; a map is tried with every number of tables that is too small; frames that are unmapped and
-//! tables that are reclaimed are given up at once, and nobody may reach them.
+//! tables that are reclaimed are given up at once, and no CPU may reach them.
 //!
 //! Leaves that both CPUs have a part of are in `split`, pages with an alias in such leaves in `alias`.
 //!

@@ -46,7 +46,7 @@ pub(crate) enum Patience {
 /// Whether leaves that both CPUs have a part of are split, and what keeps two splits apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Splits {
-    /// There are none, and changes say the level of the leaves that they find.
+    /// There are none, and changes give the level of the leaves that they find.
     NotShared,
     /// What would cut one is refused.
     Refused,
@@ -56,7 +56,7 @@ pub(crate) enum Splits {
     Lockless,
     /// Nothing, to see that something has to.
     Unserialised,
-    /// Atomic steps, but changes say the level of the leaves that they find, to see that they must not.
+    /// Atomic steps, but changes give the level of the leaves that they find, to see that they must not.
     Hinted,
 }
 
@@ -195,7 +195,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
     }
 
     /// With ever more tables, from `tables` on, until they suffice; each time that they do not, nothing has changed.
-    #[allow(clippy::too_many_arguments, reason = "those of `PageTables::map`, and who, and what else happens")]
+    #[allow(clippy::too_many_arguments, reason = "those of `PageTables::map`, the CPU, and what else happens")]
     fn map(
         &self,
         cpu: usize,
@@ -320,7 +320,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         self.model.audit(cpu, self.owned(cpu));
     }
 
-    /// What `cpu` owns is what the map says, for every CPU.
+    /// What `cpu` owns is what the map has, for every CPU.
     pub(crate) fn check(&self, cpu: usize) {
         self.audit(cpu);
         self.model.assert_clean();

@@ -1,7 +1,7 @@
 //! Changes by two CPUs that own parts of the same leaves, which are split for them.
 //!
 //! The window is mapped by the largest leaves there are, up to 1 GiB, so that the border between the two CPUs lies in
-//! some of them. After each change what *every* CPU may see of *every* page is what a plain map of pages says: the
+//! some of them. After each change what *every* CPU may see of *every* page is what a plain map of pages has: the
 //! caller's pages changed as soon as it returned, a neighbour's did not, in no leaf that a TLB may still hold. Tables
 //! run out at each allocation. A TLB obeys the level hints that it is given.
 

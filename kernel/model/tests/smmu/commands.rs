@@ -174,7 +174,7 @@ fn a_queue_that_could_not_be_read_is_read_again() {
     }
 }
 
-/// An SMMU that cannot be told is shut: what it has cached is of no use to anybody.
+/// An SMMU that takes no commands is shut: what it has cached is of no use.
 #[test]
 fn an_smmu_that_stops_answering_lets_nothing_pass() {
     let rig = Rig::new(Hardware::QEMU);

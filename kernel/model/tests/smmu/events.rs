@@ -56,7 +56,7 @@ fn an_overflow_is_told_once_and_survived() {
     }
 }
 
-/// Whoever acknowledges the global error does not take the news from whoever drains.
+/// An acknowledgement of the global error does not hide it from the drain.
 #[test]
 fn a_loss_is_told_after_its_error_was_acknowledged() {
     let mut rig = Rig::new(Hardware { overflow: Overflow::GlobalError, ..Hardware::QEMU });
@@ -217,7 +217,7 @@ fn every_kind_has_its_number() {
             Some((_, name)) => assert_eq!(event.kind.name(), *name),
             None => assert_eq!(event.kind, Kind::Other(number)),
         }
-        // Stage 1 faults on what was asked for, and nothing else, are somebody's page faults.
+        // Stage 1 faults on what was asked for, and nothing else, are page faults of the bound space.
         let class_input = Event::decode([number.into(), 0b10 << 40, 0, 0]);
         assert_eq!(class_input.is_page_fault(), matches!(number, 0x10 | 0x12 | 0x13));
     }

@@ -132,7 +132,7 @@ fn a_frame_may_be_reused_when_the_sync_was_taken() {
     }
 }
 
-/// The commands are in the queue, and the SMMU is told before they are certain to be seen: it takes what the slots
+/// The commands are in the queue, and PROD is written before they are certain to be seen: the SMMU takes what the slots
 /// were.
 #[test]
 fn commands_come_before_prod() {
@@ -203,7 +203,7 @@ fn global_entries_are_of_no_asid() {
 }
 
 /// A process that exits while its device is at work: translation ends first, then its translations are forgotten, then
-/// its tables may go; and nobody is told of the transactions in between.
+/// its tables may go; and the transactions in between are not reported.
 #[test]
 fn a_space_can_die_while_its_device_works() {
     let (mut rig, tables) = bound(Hardware::QEMU, PAGE_RW);
@@ -221,7 +221,7 @@ fn a_space_can_die_while_its_device_works() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Exactly the pages that have a byte in the range, by at most two commands where ranges can be said.
+    /// Exactly the pages that have a byte in the range, by at most two commands where there are range commands.
     #[test]
     fn a_range_is_covered_and_nothing_else(first in 0u64..96, count in 1u64..96, spare in 0u64..0x1000, ranges: bool) {
         let hardware = Hardware { range_invalidation: ranges, ..Hardware::QEMU };

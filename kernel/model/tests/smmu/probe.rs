@@ -76,7 +76,7 @@ fn an_smmu_that_does_not_fit_is_refused_and_lets_nothing_pass() {
     }
 }
 
-/// With IDR0.ATS a device may say of an address that it is translated already. No entry permits that.
+/// With IDR0.ATS a device may mark an address as translated already. No entry permits that.
 #[test]
 fn what_a_device_calls_translated_does_not_pass() {
     let forbidden = Outcome::Refused { event: Some(0x07) };
@@ -163,7 +163,7 @@ fn the_model_sees_a_reset_in_the_wrong_order() {
     assert!(model.expect_violation().text.contains("before CR0ACK answered"));
 }
 
-/// A base that is not aligned to the size is cut off by the SMMU, which then works elsewhere: QEMU does not say so.
+/// A base that is not aligned to the size is cut off by the SMMU, which then works elsewhere: QEMU does not report it.
 #[test]
 fn the_model_sees_a_queue_that_is_not_aligned_to_its_size() {
     for (base, enable) in [(offset::CMDQ_BASE, 1 << 3), (offset::EVENTQ_BASE, 1 << 2)] {

@@ -65,7 +65,7 @@ fn action() -> impl Strategy<Value = Action> {
 struct Story {
     rig: Rig,
     tables: [Tables; 2],
-    /// What the bound tables say, by page: the frame, and how.
+    /// What the bound tables map, by page: the frame, and how.
     oracle: [[Option<(u64, Mapped)>; PAGES as usize]; 2],
     bound: usize,
     asid: u16,
@@ -149,7 +149,7 @@ impl Story {
         gone.into_iter().for_each(|frame| self.rig.model.freed(PhysAddr(frame), 0x1000));
     }
 
-    /// Whether the device sees what the oracle says, at every page and at once.
+    /// Whether the device sees what the oracle has, at every page and at once.
     fn is_right(&self) -> bool {
         (0..PAGES).all(|page| {
             let [read, write] = match self.oracle[self.bound][page as usize] {

@@ -240,7 +240,7 @@ fn what_is_pointed_to_is_ordered_before_the_pointer() {
     }
 }
 
-/// An entry that somebody else wrote is replaced like any other.
+/// An entry that another kernel wrote is replaced like any other.
 #[test]
 fn an_entry_of_somebody_elses_is_replaced() {
     let mut rig = Rig::new(Hardware::PLAIN);
@@ -258,7 +258,7 @@ fn an_entry_of_somebody_elses_is_replaced() {
     rig.model.assert_clean();
 }
 
-/// An SMMU that cannot be told of a change may go on as before: so it lets nothing pass.
+/// An SMMU that takes no commands may go on as before a change: so all its streams are aborted.
 #[test]
 fn an_smmu_that_stops_answering_is_shut() {
     for bound in [false, true] {
