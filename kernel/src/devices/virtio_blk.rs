@@ -6,6 +6,7 @@
 
 use thiserror::Error;
 
+use super::disk::{self, SectorError};
 use super::pci::{Claim, Function, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
 use super::virtio::device::Device;
@@ -16,11 +17,6 @@ use crate::sched::RwSem;
 use crate::smp::Cpu;
 
 static SLOTS: [Slot<VirtioBlk>; 4] = [const { Slot::new(RwSem::new(Requests::NONE)) }; 4];
-
-/// Bytes of a sector.
-pub const SECTOR: u32 = 512;
-/// The most bytes of one request.
-pub const MAX_BYTES: u32 = 1 << 20;
 
 /// VIRTIO_BLK_F_RO: it cannot be written.
 const READ_ONLY: u64 = 1 << 5;
@@ -42,20 +38,10 @@ pub struct VirtioBlk {
 /// Why sectors were not read or not written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum BlkError {
-    /// There are no such sectors.
-    #[error("{bytes} bytes from sector {sector} on are not on the disk, which has {sectors} sectors")]
-    OutOfRange {
-        /// The first.
-        sector: u64,
-        /// Bytes.
-        bytes: u32,
-        /// Sectors of the disk.
-        sectors: u64,
-    },
-    /// Not a number of whole sectors, or too many at once.
-    #[error("{0} bytes at once: whole sectors of {SECTOR} bytes can be had, {MAX_BYTES} bytes at most")]
-    Size(u32),
-    /// The disk is not to be written.
+    /// No such sectors.
+    #[error(transparent)]
+    Sectors(#[from] SectorError),
+    /// VIRTIO_BLK_F_RO.
     #[error("the disk is read-only")]
     ReadOnly,
     /// VIRTIO_BLK_S_IOERR.
@@ -166,14 +152,7 @@ impl VirtioBlk {
     }
 
     fn begin(&self, what: u32, sector: u64, data: Segment) -> Result<Ticket, BlkError> {
-        let (bytes, sectors) = (data.bytes, self.sectors);
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) || bytes > MAX_BYTES {
-            return Err(BlkError::Size(bytes));
-        }
-        let end = sector.checked_add(u64::from(bytes / SECTOR));
-        if end.is_none_or(|end| end > sectors) {
-            return Err(BlkError::OutOfRange { sector, bytes, sectors });
-        }
+        disk::check(sector, data.bytes, self.sectors)?;
         // struct virtio_blk_req: type, reserved, sector.
         let mut header = [0; 16];
         header[..4].copy_from_slice(&what.to_le_bytes());

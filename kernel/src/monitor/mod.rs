@@ -33,6 +33,7 @@ use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::chip::power::Status;
 use crate::chip::{console, timer};
 use crate::devices::edu::EduError;
+use crate::devices::nvme::NvmeError;
 use crate::devices::slot::{BindRefused, StartError};
 use crate::devices::virtio::requests::RequestError;
 use crate::devices::virtio_blk::BlkError;
@@ -217,14 +218,18 @@ enum Refusal {
     #[error(transparent)]
     Bind(#[from] BindRefused),
     #[error(transparent)]
-    Disk(#[from] BlkError),
+    Blk(#[from] BlkError),
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
+    #[error("a disk is needed: blk or nvme, perhaps with a number")]
+    NoDisk,
     #[error(transparent)]
     Request(#[from] RequestError),
     #[error(transparent)]
     Edu(#[from] EduError),
     #[error(transparent)]
     Dma(#[from] DmaError),
-    /// What a device is to read or to write is nothing, or not to be had.
+    /// For a device: no memory there, or read-only memory that it is to write.
     #[error("{0} is no memory of the kernel's that a device could have for this")]
     NoMemory(VirtAddr),
     /// Where the monitor's own tests run.

@@ -1,8 +1,8 @@
-//! Commands that have devices do something: a disk, a source of random numbers, edu's DMA; and binding them to
-//! processes.
+//! Commands that transfer data by a device: disks, a source of random numbers, edu's DMA engine; and commands that bind
+//! a device to a process.
 //!
-//! While a device is bound, addresses are its process's, and pages come and go under it as under the process's own
-//! accesses. Otherwise they are the kernel's, and each page is shown to the device for the time of its transfer.
+//! While a device is bound, addresses are its process's, and its accesses fault and are served as the process's own.
+//! Otherwise they are the kernel's, and each page is mapped for the device during its transfer.
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 
@@ -10,9 +10,11 @@ use super::accounts::plural;
 use super::parse::{Args, ArgumentError, Keyword};
 use super::processes::process;
 use super::{Command, Failure, Refusal, Session, no_keywords};
+use crate::devices::disk::{MAX_BYTES, SECTOR};
 use crate::devices::edu::{Edu, MEMORY_BYTES, edu};
+use crate::devices::nvme::{Nvme, nvme};
 use crate::devices::slot::Driver;
-use crate::devices::virtio_blk::{MAX_BYTES, SECTOR, VirtioBlk, blk};
+use crate::devices::virtio_blk::{VirtioBlk, blk};
 use crate::devices::virtio_rng::{VirtioRng, rng};
 use crate::iommu::{Direction, DmaAddress, DmaDevice};
 use crate::linux::process;
@@ -44,12 +46,15 @@ pub(super) const COMMANDS: &[Command] = &[
     },
     Command {
         name: "blk",
-        words: "read|write SECTOR ADDR [BYTES]",
-        help: "read the disk into memory, or write it; 512 bytes by default",
-        run: disk,
+        words: "[DISK] read|write SECTOR ADDR [BYTES]",
+        help: "read a disk into memory, or write it; 512 bytes of blk by default",
+        run: transfer_sectors,
         complete: |place, take| {
             if place == 0 {
-                TRANSFERS.iter().for_each(|(keyword, _)| take(keyword));
+                DEVICES.iter().filter(|(_, (kind, _))| kind.is_disk()).for_each(|(keyword, _)| take(keyword));
+            }
+            if place <= 1 {
+                DIRECTIONS.iter().for_each(|(keyword, _)| take(keyword));
             }
         },
     },
@@ -57,7 +62,7 @@ pub(super) const COMMANDS: &[Command] = &[
         name: "rng",
         words: "ADDR BYTES",
         help: "fill memory from the random number device",
-        run: random,
+        run: fill_with_random,
         complete: no_keywords,
     },
     Command {
@@ -73,56 +78,47 @@ pub(super) const COMMANDS: &[Command] = &[
     },
 ];
 
-/// A kind of device, as it is typed.
 #[derive(Clone, Copy)]
-enum Kind {
+enum DeviceKind {
     Edu,
     Rng,
     Blk,
+    Nvme,
 }
 
-const ALLOWED: &str = "edu|rng|blk, perhaps with a number";
+impl DeviceKind {
+    fn is_disk(self) -> bool {
+        matches!(self, Self::Blk | Self::Nvme)
+    }
+}
 
-const DEVICES: &[Keyword<(Kind, usize)>] = &[
-    (Edu::NAME, (Kind::Edu, 0)),
-    (VirtioRng::NAME, (Kind::Rng, 0)),
-    (VirtioBlk::NAME, (Kind::Blk, 0)),
-    ("edu1", (Kind::Edu, 1)),
-    ("rng1", (Kind::Rng, 1)),
-    ("blk1", (Kind::Blk, 1)),
-    ("blk2", (Kind::Blk, 2)),
-    ("blk3", (Kind::Blk, 3)),
+const ALLOWED: &str = "edu|rng|blk|nvme, perhaps with a number";
+
+/// Each device by its kind and its number among those of its kind.
+const DEVICES: &[Keyword<(DeviceKind, usize)>] = &[
+    (Edu::NAME, (DeviceKind::Edu, 0)),
+    (VirtioRng::NAME, (DeviceKind::Rng, 0)),
+    (VirtioBlk::NAME, (DeviceKind::Blk, 0)),
+    (Nvme::NAME, (DeviceKind::Nvme, 0)),
+    ("edu1", (DeviceKind::Edu, 1)),
+    ("rng1", (DeviceKind::Rng, 1)),
+    ("blk1", (DeviceKind::Blk, 1)),
+    ("blk2", (DeviceKind::Blk, 2)),
+    ("blk3", (DeviceKind::Blk, 3)),
+    ("nvme1", (DeviceKind::Nvme, 1)),
 ];
 
 fn keywords(take: &mut dyn FnMut(&'static str)) {
     DEVICES.iter().for_each(|(keyword, _)| take(keyword));
 }
 
-#[derive(Clone, Copy)]
-enum Transfer {
-    Read,
-    Write,
-}
+/// As memory sees a disk's transfers.
+const DIRECTIONS: &[Keyword<Direction>] = &[("read", Direction::FromDevice), ("write", Direction::ToDevice)];
 
-const TRANSFERS: &[Keyword<Transfer>] = &[("read", Transfer::Read), ("write", Transfer::Write)];
-
-/// Runs `work` with the device that was named.
-fn with_device(
-    device: (Kind, usize),
-    work: &mut dyn FnMut(&dyn Bindable) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
-    let (cpu, (kind, index)) = (this_cpu(), device);
-    match kind {
-        Kind::Edu => work(edu(cpu, index)?),
-        Kind::Rng => work(rng(cpu, index)?),
-        Kind::Blk => work(blk(cpu, index)?),
-    }
-}
-
-/// What the monitor does with any device.
+/// Any device, for `bind`.
 trait Bindable {
     fn bind_to(&self, process: u32) -> Result<(), Refusal>;
-    fn let_go(&self) -> Result<(), Refusal>;
+    fn end_binding(&self) -> Result<(), Refusal>;
 }
 
 impl<T: Driver> Bindable for T {
@@ -131,60 +127,97 @@ impl<T: Driver> Bindable for T {
         Ok(self.bind(this_cpu(), &space)?)
     }
 
-    fn let_go(&self) -> Result<(), Refusal> {
+    fn end_binding(&self) -> Result<(), Refusal> {
         Ok(self.unbind(this_cpu())?)
+    }
+}
+
+fn device((kind, index): (DeviceKind, usize)) -> Result<&'static dyn Bindable, Refusal> {
+    let cpu = this_cpu();
+    Ok(match kind {
+        DeviceKind::Edu => edu(cpu, index)?,
+        DeviceKind::Rng => rng(cpu, index)?,
+        DeviceKind::Blk => blk(cpu, index)?,
+        DeviceKind::Nvme => nvme(cpu, index)?,
+    })
+}
+
+/// Any disk, for `blk`.
+trait Disk {
+    fn dma(&self) -> &DmaDevice;
+    /// Reads or writes sectors; returns how many tries that took.
+    fn transfer(&self, direction: Direction, sector: u64, address: DmaAddress, bytes: u32) -> Result<u32, Refusal>;
+}
+
+impl Disk for VirtioBlk {
+    fn dma(&self) -> &DmaDevice {
+        self.device().dma()
+    }
+
+    fn transfer(&self, direction: Direction, sector: u64, address: DmaAddress, bytes: u32) -> Result<u32, Refusal> {
+        let done = match direction {
+            Direction::ToDevice => self.write(sector, address, bytes)?,
+            _ => self.read(sector, address, bytes)?,
+        };
+        Ok(done.tries)
+    }
+}
+
+impl Disk for Nvme {
+    fn dma(&self) -> &DmaDevice {
+        self.dma()
+    }
+
+    fn transfer(&self, direction: Direction, sector: u64, address: DmaAddress, bytes: u32) -> Result<u32, Refusal> {
+        Ok(match direction {
+            Direction::ToDevice => self.write(sector, address, bytes)?,
+            _ => self.read(sector, address, bytes)?,
+        })
     }
 }
 
 fn bind<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
     let id = process(&mut args)?;
-    let device = args.keyword("DEVICE", ALLOWED, DEVICES)?;
+    let named = args.keyword("DEVICE", ALLOWED, DEVICES)?;
     args.finish()?;
-    with_device(device, &mut |device| device.bind_to(id))?;
+    device(named)?.bind_to(id)?;
     writeln!(session, "addresses are those of process {id}");
     Ok(())
 }
 
 fn unbind<'a>(_: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
-    let device = args.keyword("DEVICE", ALLOWED, DEVICES)?;
+    let named = args.keyword("DEVICE", ALLOWED, DEVICES)?;
     args.finish()?;
-    Ok(with_device(device, &mut |device| device.let_go())?)
+    Ok(device(named)?.end_binding()?)
 }
 
-fn disk<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
-    let what = args.keyword("read|write", "read|write", TRANSFERS)?;
+fn transfer_sectors<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let (kind, index) = args.optional_keyword(DEVICES).unwrap_or((DeviceKind::Blk, 0));
+    if !kind.is_disk() {
+        return Err(Refusal::NoDisk.into());
+    }
+    let direction = args.keyword("read|write", "read|write", DIRECTIONS)?;
     let sector = args.value("SECTOR")?;
     let start = args.address("ADDR")?;
     let bytes = if args.is_empty() { u64::from(SECTOR) } else { args.number("BYTES", 1..=MAX_BYTES.into())? };
     wraps("BYTES", start, bytes)?;
     args.finish()?;
-    let disk = blk(this_cpu(), 0).map_err(Refusal::Start)?;
-    let dma = disk.device().dma();
+    let disk: &dyn Disk = match kind {
+        DeviceKind::Nvme => nvme(this_cpu(), index).map_err(Refusal::Start)?,
+        _ => blk(this_cpu(), index).map_err(Refusal::Start)?,
+    };
     let mut next = sector;
-    let tries = each_piece(dma, start, bytes, what.direction(), &mut |address, piece| {
+    let tries = each_piece(disk.dma(), start, bytes, direction, &mut |address, piece| {
         let piece = piece as u32;
-        let done = match what {
-            Transfer::Read => disk.read(next, address, piece)?,
-            Transfer::Write => disk.write(next, address, piece)?,
-        };
+        let tries = disk.transfer(direction, next, address, piece)?;
         next += u64::from(piece / SECTOR);
-        Ok(done.tries)
+        Ok(tries)
     })?;
     report(session, bytes, tries);
     Ok(())
 }
 
-impl Transfer {
-    /// The same, as memory sees it.
-    fn direction(self) -> Direction {
-        match self {
-            Self::Read => Direction::FromDevice,
-            Self::Write => Direction::ToDevice,
-        }
-    }
-}
-
-fn random<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+fn fill_with_random<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
     let start = args.address("ADDR")?;
     let bytes = args.number("BYTES", 1..=MAX_BYTES.into())?;
     wraps("BYTES", start, bytes)?;
@@ -245,14 +278,14 @@ fn each_piece(
     let (mut at, mut sum) = (start, 0);
     while at < end {
         let piece = (PAGE_SIZE as u64 - at.0 % PAGE_SIZE as u64).min(end - at);
-        sum += shown(cpu, device, at, piece, direction, transfer)?;
+        sum += mapped(cpu, device, at, piece, direction, transfer)?;
         at = at + piece;
     }
     Ok(sum)
 }
 
-/// Shows the device a piece of a page of the kernel's while `transfer` runs.
-fn shown(
+/// Maps a piece of a kernel page for the device while `transfer` runs.
+fn mapped(
     cpu: &Cpu,
     device: &DmaDevice,
     at: VirtAddr,
@@ -267,7 +300,7 @@ fn shown(
     result
 }
 
-/// Where the kernel's page at `at` is, if there is one that may be written, or need not be; and if it is memory.
+/// The physical address of the kernel's page at `at`: memory, and writable if the device is to write it.
 fn physical(at: VirtAddr, direction: Direction) -> Option<PhysAddr> {
     let kernel = try_kernel()?;
     let found = kernel.space.tables().translate(at)?;

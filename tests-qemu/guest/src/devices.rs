@@ -4,12 +4,13 @@
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
+use granule::devices::disk::{SECTOR, SectorError};
 use granule::devices::edu::{EduError, edu};
 use granule::devices::pci::Vector;
 use granule::devices::slot::{Arrivals, StartError};
 use granule::devices::virtio::requests::{RequestError, Ticket};
 use granule::devices::virtio::transport::{ACCESS_PLATFORM, TransportError, VERSION_1};
-use granule::devices::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
+use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
 use granule::devices::virtio_rng::rng;
 use granule::iommu::{Direction, DmaAddress, DmaDevice};
 use granule::kernel;
@@ -115,12 +116,12 @@ fn disk_refuses_what_it_does_not_have(t: &mut Test) {
     let nowhere = DmaAddress(0);
     let sectors = disk.sectors();
     for (sector, bytes) in [(sectors, SECTOR), (sectors - 1, 2 * SECTOR), (u64::MAX, SECTOR)] {
-        let error = BlkError::OutOfRange { sector, bytes, sectors };
+        let error = BlkError::Sectors(SectorError::OutOfRange { sector, bytes, sectors });
         t.equal("read", disk.read(sector, nowhere, bytes), Err(error));
         t.equal("written", disk.write(sector, nowhere, bytes), Err(error));
     }
     for bytes in [0, 1, 511, 513, (1 << 20) + SECTOR, u32::MAX] {
-        t.equal("size", disk.read(0, nowhere, bytes), Err(BlkError::Size(bytes)));
+        t.equal("size", disk.read(0, nowhere, bytes), Err(BlkError::Sectors(SectorError::Size(bytes))));
     }
 }
 

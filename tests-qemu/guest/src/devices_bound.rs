@@ -5,10 +5,11 @@
 
 use core::ops::RangeBounds;
 
+use granule::devices::disk::SECTOR;
 use granule::devices::edu::{EduError, edu};
 use granule::devices::slot::{BindRefused, Driver};
 use granule::devices::virtio::requests::{RequestError, Transfer};
-use granule::devices::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
+use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
 use granule::devices::virtio_rng::rng;
 use granule::iommu::{BindError, DmaAddress};
 use granule::kernel;

@@ -1,6 +1,7 @@
 //! An NVMe disk: what it reads and writes, in the kernel's memory and in a process's.
 
-use granule::devices::nvme::{NvmeError, SECTOR, nvme};
+use granule::devices::disk::{SECTOR, SectorError};
+use granule::devices::nvme::{NvmeError, nvme};
 use granule::devices::pci::Vector;
 use granule::devices::slot::{BindRefused, Driver};
 use granule::iommu::{BindError, DmaAddress};
@@ -63,11 +64,11 @@ fn nvme_refuses_what_it_does_not_have(t: &mut Test) {
     let Some(buffer) = Buffer::new(t, disk.dma(), 0, 0) else { return };
     let (sectors, bytes) = (8192, PAGE as u32);
     for sector in [8192, 8192 - 7, u64::MAX] {
-        let refused = Err(NvmeError::OutOfRange { sector, bytes, sectors });
+        let refused = Err(NvmeError::Sectors(SectorError::OutOfRange { sector, bytes, sectors }));
         t.equal("beyond", disk.read(sector, buffer.address, bytes), refused);
     }
     for bytes in [0, 100, (1 << 20) + 512] {
-        t.equal("size", disk.write(0, buffer.address, bytes), Err(NvmeError::Size(bytes)));
+        t.equal("size", disk.write(0, buffer.address, bytes), Err(NvmeError::Sectors(SectorError::Size(bytes))));
     }
     for address in [buffer.address.0 + 2, u64::MAX - 511] {
         t.check("address", disk.read(0, DmaAddress(address), SECTOR).is_err());

@@ -21,12 +21,16 @@ fn run(machine: &Machine, text: &str) -> (Vec<String>, String) {
 fn lines(machine: &Machine) -> String {
     let has = |name| machine.has(name);
     let mut lines = String::from("vmalloc 2\n");
-    if has("virtio-blk") {
-        lines += "blk read 5 $ 8K\npeek $ = 5\npeek $+4088 = 12\npeek $+8184 = 20\n\
-                  poke $ 0x1234\nblk write 40 $\nblk read 40 $+4K\npeek $+4K = 0x1234\n\
-                  ! blk read 8192 $\n! blk read 0 $ 100\n! blk read 0 $+8K\n! blk read 0 $+4K 8K\n";
-    } else {
-        lines += "! blk read 5 $\n";
+    for (disk, name) in [("virtio-blk", "blk"), ("virtio-blk", "blk blk"), ("nvme", "blk nvme")] {
+        lines += &if has(disk) {
+            format!(
+                "{name} read 5 $ 8K\npeek $ = 5\npeek $+4088 = 12\npeek $+8184 = 20\n\
+                 poke $ 0x1234\n{name} write 40 $\n{name} read 40 $+4K\npeek $+4K = 0x1234\n\
+                 ! {name} read 8192 $\n! {name} read 0 $ 100\n! {name} read 0 $+8K\n! {name} read 0 $+4K 8K\n"
+            )
+        } else {
+            format!("! {name} read 5 $\n")
+        };
     }
     if has("virtio-rng") {
         lines += "poke $ 0\npoke $+8 0x77\nrng $ 8\npeek $+8 = 0x77\n! peek $ = 0\nset_memory ro $ 1\n! rng $ 8\nset_memory rw $ 1\n";
@@ -51,29 +55,38 @@ fn each_machines_devices_move_data_and_what_it_does_not_have_is_refused() {
 
 #[test]
 fn a_disk_is_given_a_processs_memory_and_nothing_else() {
+    for disk in ["blk", "nvme"] {
+        bound_to_a_process(disk);
+    }
+}
+
+fn bound_to_a_process(disk: &str) {
     // The program's first bytes are an ELF header's, in a page that may be executed, and read.
-    let text = "run spin &\n\
-                bind 1 blk\n\
-                smmu dump\n\
-                blk write 100 0x400000\n\
-                ! blk read 100 0x400000\n\
-                ! blk read 100 0x10000\n\
-                ! bind 1 blk\n\
-                unbind blk\n\
-                ! unbind blk\n\
-                ! bind 99 blk\n\
-                vmalloc 1\n\
-                blk read 100 $\n\
-                peek $ w = 0x464c457f\n\
-                bind 1 blk\n\
-                kill 1\n\
-                ! wait 1\n\
-                ! blk read 5 0x400000\n\
-                unbind blk\n\
-                blk read 5 $\n\
-                peek $ = 5";
-    let (wrong, session) = run(&machine::named("default").unwrap(), text);
-    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    let text = format!(
+        "run spin &\n\
+         bind 1 {disk}\n\
+         smmu dump\n\
+         blk {disk} write 100 0x400000\n\
+         ! blk {disk} read 100 0x400000\n\
+         ! blk {disk} read 100 0x10000\n\
+         smmu events\n\
+         ! bind 1 {disk}\n\
+         unbind {disk}\n\
+         ! unbind {disk}\n\
+         ! bind 99 {disk}\n\
+         vmalloc 1\n\
+         blk {disk} read 100 $\n\
+         peek $ w = 0x464c457f\n\
+         bind 1 {disk}\n\
+         kill 1\n\
+         ! wait 1\n\
+         ! blk {disk} read 5 0x400000\n\
+         unbind {disk}\n\
+         blk {disk} read 5 $\n\
+         peek $ = 5"
+    );
+    let (wrong, session) = run(&machine::named("default").unwrap(), &text);
+    assert!(wrong.is_empty(), "{disk}: {wrong:?}\n{session}");
     assert!(session.contains("bound: asid "), "{session}");
     for refusal in [
         "the device's access failed: not allowed there",
@@ -83,6 +96,7 @@ fn a_disk_is_given_a_processs_memory_and_nothing_else() {
         "there is no process 99, or it has ended",
         "the device is bound to a process that has ended",
     ] {
-        assert!(session.contains(&format!("refused: {refusal} (as expected)")), "{refusal}:\n{session}");
+        assert!(session.contains(&format!("refused: {refusal} (as expected)")), "{disk}, {refusal}:\n{session}");
     }
+    assert!(session.contains("F_TRANSLATION: nothing is mapped, write at 0x10"), "{disk}: {session}");
 }

@@ -10,8 +10,8 @@ use thiserror::Error;
 use tock_registers::LocalRegisterCopy;
 use tock_registers::register_bitfields;
 
-use super::SECTOR;
 use super::queue::{Command, ENTRIES, Page, QueuePair, Violation};
+use crate::devices::disk::SECTOR;
 use crate::devices::pci::MmioRegion;
 
 /// Pages that a controller and its driver have in common: four queues, and its identity.

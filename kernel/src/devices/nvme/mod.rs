@@ -18,6 +18,7 @@ use self::controller::{Controller, NAMESPACE, PAGES};
 pub use self::controller::{ControllerError, Identity};
 pub use self::queue::Violation;
 use self::queue::{Command, Page};
+use super::disk::{self, SECTOR, SectorError};
 use super::pci::{Claim, Class, Function, Id, MmioRegion, Vector};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::chip::timer::Deadline;
@@ -28,11 +29,6 @@ use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
 
 static SLOTS: [Slot<Nvme>; 2] = [const { Slot::new(()) }; 2];
-
-/// Bytes of a sector.
-pub const SECTOR: u32 = 512;
-/// The most bytes of one call.
-pub const MAX_BYTES: u32 = 1 << 20;
 
 /// What commands do, as their opcodes.
 const WRITE: u8 = 0x01;
@@ -67,21 +63,11 @@ struct QueueState {
 /// Why sectors were not read or not written. What the memory, or they, hold is not known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum NvmeError {
-    /// There are no such sectors.
-    #[error("{bytes} bytes from sector {sector} on are not on the disk, which has {sectors} sectors")]
-    OutOfRange {
-        /// The first.
-        sector: u64,
-        /// Bytes.
-        bytes: u32,
-        /// Sectors of the disk.
-        sectors: u64,
-    },
-    /// Not a number of whole sectors, or too many at once.
-    #[error("{0} bytes at once: whole sectors of {SECTOR} bytes can be had, {MAX_BYTES} bytes at most")]
-    Size(u32),
+    /// No such sectors.
+    #[error(transparent)]
+    Sectors(#[from] SectorError),
     /// Not what a controller takes.
-    #[error("address {0:#x}: multiples of 4 can be had, and memory that does not wrap")]
+    #[error("address {0:#x}: the controller takes multiples of 4, and memory that does not wrap")]
     Address(u64),
     /// It met no faults, and reports an error of its own.
     #[error("the controller reports status {0:#x}")]
@@ -236,13 +222,7 @@ impl Nvme {
     }
 
     fn transfer(&self, opcode: u8, sector: u64, address: DmaAddress, bytes: u32) -> Result<u32, NvmeError> {
-        let sectors = self.identity.sectors;
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) || bytes > MAX_BYTES {
-            return Err(NvmeError::Size(bytes));
-        }
-        if sector.checked_add((bytes / SECTOR).into()).is_none_or(|end| end > sectors) {
-            return Err(NvmeError::OutOfRange { sector, bytes, sectors });
-        }
+        disk::check(sector, bytes, self.identity.sectors)?;
         if !address.0.is_multiple_of(4) || address.0.checked_add(bytes.into()).is_none() {
             return Err(NvmeError::Address(address.0));
         }

@@ -314,11 +314,13 @@ fn devices_are_named_and_amounts_are_bounded() {
     for (line, error) in [
         ("bind 1", "DEVICE is missing"),
         ("bind blk 1", "PID: `blk` is no number: "),
-        ("bind 1 bkl", "DEVICE: `bkl` is none of edu|rng|blk, perhaps with a number; did you mean `blk`?"),
-        ("unbind blk9", "DEVICE: `blk9` is none of edu|rng|blk, perhaps with a number; did you mean `blk"),
+        ("bind 1 bkl", "DEVICE: `bkl` is none of edu|rng|blk|nvme, perhaps with a number; did you mean `blk`?"),
+        ("unbind blk9", "DEVICE: `blk9` is none of edu|rng|blk|nvme, perhaps with a number; did you mean `blk"),
         ("unbind blk now", "`now` is one argument too many"),
         ("blk", "read|write is missing"),
         ("blk erase 1 2", "read|write: `erase` is none of read|write"),
+        ("blk nvme1 erase 1 2", "read|write: `erase` is none of read|write"),
+        ("blk edu read 1 0x1000", "a disk is needed: blk or nvme"),
         ("blk read 1", "ADDR is missing"),
         ("blk read 1 0x1000 2M", "BYTES: 2097152 is out of range, 1 to 1048576 is allowed"),
         ("blk write 1 0xfffffffffffffff0", "BYTES: that many from "),
@@ -328,6 +330,7 @@ fn devices_are_named_and_amounts_are_bounded() {
         ("dma copy 1 2 4097", "BYTES: 4097 is out of range, 1 to 4096 is allowed"),
         // The host has no devices.
         ("blk read 1 0x1000", "the machine has no blk of number 0"),
+        ("blk nvme1 write 1 0x1000", "the machine has no nvme of number 1"),
         ("dma copy 1 2 3", "the machine has no edu of number 0"),
         ("unbind rng1", "the machine has no rng of number 1"),
     ] {

@@ -3,9 +3,9 @@
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
+use granule::devices::disk::SECTOR;
 use granule::devices::edu::edu;
 use granule::devices::slot::Driver;
-use granule::devices::virtio_blk::SECTOR;
 use granule::iommu::{Direction, DmaAddress, Mode, NotifyMode, iommu};
 use granule::mm::space::Sharing;
 use granule::smp::this_cpu;

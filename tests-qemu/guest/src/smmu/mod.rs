@@ -12,10 +12,11 @@ mod commands;
 mod ends;
 mod random;
 
+use granule::devices::disk::SECTOR;
 use granule::devices::edu::edu;
 use granule::devices::slot::{BindRefused, Driver};
 use granule::devices::virtio::requests::RequestError;
-use granule::devices::virtio_blk::{BlkError, SECTOR, VirtioBlk, blk};
+use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
 use granule::iommu::{BindError, DmaAddress};
 use granule::kernel;
 use granule::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};

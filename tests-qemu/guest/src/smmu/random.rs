@@ -4,7 +4,7 @@
 //! device writes is a sector that says its number; what it reads goes to a sector of its own, and those are read back
 //! together. So each access is one request, and each is checked by data.
 
-use granule::devices::virtio_blk::SECTOR;
+use granule::devices::disk::SECTOR;
 use granule::iommu::{DmaAddress, iommu};
 use granule::mm::space::{FaultError, MapRequest, Sharing, SpaceRef};
 use granule::smp::this_cpu;
