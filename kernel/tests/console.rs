@@ -63,8 +63,7 @@ fn lines_of_several_writers_arrive_whole_in_each_ones_order() {
                 for first in LINES / 2..LINES {
                     let line = Lines { writer, first, count: 1 };
                     match writer {
-                        0 => console::write_text(line.to_string().as_bytes()),
-                        1 => console::write_raw(line.to_string().replace('\n', "\r\n").as_bytes()),
+                        0 | 1 => console::write_text(line.to_string().as_bytes()),
                         _ => console::print(format_args!("{line}")),
                     }
                 }

@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn registers_of_devices_are_accessed_by_single_instructions() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        assert_eq!(unknown(root).unwrap(), Vec::<String>::new(), "use granule::mmio, or say that it is memory");
+        assert_eq!(unknown(root).unwrap(), Vec::<String>::new(), "use granule::mmio, or list the access in MEMORY");
     }
 
     #[test]

@@ -56,7 +56,7 @@ static EARLYCON: Parameter = Parameter {
 const INTERRUPT: u8 = 0x03;
 /// To the start of the line, and erase it to its end (ECMA-48).
 const ERASE_LINE: &[u8] = b"\r\x1b[K";
-/// How often input is looked for where no interrupt tells of it: before a device's FIFO is full.
+/// Between two polls: of a port without interrupts, before its FIFO overflows; of the room for output.
 #[cfg(target_os = "none")]
 const POLL: core::time::Duration = core::time::Duration::from_millis(1);
 
@@ -199,11 +199,6 @@ pub fn print_by_editor(arguments: fmt::Arguments<'_>) {
     });
 }
 
-/// Prints bytes as they are: no `\r` is added. For what has framing of its own.
-pub fn write_raw(bytes: &[u8]) {
-    add_output(|print| add(print.terminal.as_deref_mut(), bytes));
-}
-
 /// Prints bytes that need not be text, in one piece, with the line ends that a terminal wants.
 pub fn write_text(bytes: &[u8]) {
     add_output(|print| print.write_bytes(bytes));
@@ -212,8 +207,6 @@ pub fn write_text(bytes: &[u8]) {
 /// Sleeps until there is room for a print of [`ROOM`] bytes; returns false where the thread has a signal to handle first.
 #[cfg(target_os = "none")]
 pub fn wait_for_room() -> bool {
-    /// How often the thread looks: the port takes some bytes meanwhile.
-    const POLL: core::time::Duration = core::time::Duration::from_millis(1);
     while !has_room() {
         if crate::sched::sleep_until(Deadline::after(POLL)) == crate::sched::Woken::Interrupted {
             return false;

@@ -1,4 +1,4 @@
-//! Commands that show the SMMU: what it is, what becomes of each stream, what it refused, what it was told.
+//! Commands that show the SMMU: its features, the treatment of each stream, refused transactions, commands.
 
 use super::parse::{Args, Keyword};
 use super::{Command, Failure, Refusal, Session};
@@ -30,7 +30,7 @@ fn smmu<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
     args.finish()?;
     let mut number = 0;
     for iommu in iommu::iommus() {
-        // Most machines have one, of which nothing is said.
+        // A single SMMU has no heading.
         if iommu::iommus().nth(1).is_some() {
             writeln!(session, "SMMU {number}:");
         }
@@ -51,10 +51,10 @@ fn dump(session: &mut Session<'_>, iommu: &Iommu) {
         writeln!(session, "{name:<6} {value:#010x}");
     }
     let notify_mode = match iommu.notify_mode() {
-        NotifyMode::Tlb => "where the CPUs' TLBs are invalidated",
+        NotifyMode::Tlb => "with the CPUs' TLBs",
         NotifyMode::Events => "by the events around each change",
     };
-    writeln!(session, "it is told of changes in bound spaces {notify_mode}");
+    writeln!(session, "bound spaces: invalidated {notify_mode}");
     iommu.for_each_stream(|stream, entry, context| match context {
         Some(context) => writeln!(session, "stream {stream:#06x}  {entry}; {context}"),
         None => writeln!(session, "stream {stream:#06x}  {entry}"),
@@ -78,7 +78,7 @@ fn events(session: &mut Session<'_>, iommu: &Iommu) {
         writeln!(session, "{event}");
     });
     if !any {
-        writeln!(session, "no device was refused anything so far");
+        writeln!(session, "no transaction was refused so far");
     }
 }
 
@@ -89,7 +89,7 @@ fn stats(session: &mut Session<'_>, iommu: &Iommu) {
     let faults = iommu.fault_stats();
     writeln!(
         session,
-        "events    {}, {} of streams that nobody has; lost {} times, {} storms",
+        "events    {}, {} of unknown streams; lost {} times, {} storms",
         faults.events, faults.unknown_streams, faults.losses, faults.storms
     );
     writeln!(session, "faults    {} served, {} that could not be", faults.served, faults.failed);
