@@ -1,7 +1,7 @@
 //! The arm64 vocabulary of Granule.
 //!
 //! Barriers, TLB maintenance, descriptors, system registers, caches, timer, PSCI: each file is one
-//! part of the Arm Architecture Reference Manual (DDI 0487) said in Rust. There is no policy here, no allocation
+//! part of the Arm Architecture Reference Manual (DDI 0487) in Rust. There is no policy here, no allocation
 //! and no global state. The crate builds on the host as well, where what touches the hardware does
 //! nothing, so that everything above it can be tested there.
 

@@ -81,7 +81,7 @@ impl Events {
             platform.dmb_oshld();
             platform.write32(offset::EVENTQ_CONS, self.consumed);
         }
-        // Asked last, so that it speaks for all that was lost before the queue was found empty.
+        // Read last, so that it covers all that was lost before the queue was found empty.
         drained.lost |= smmu.lost_events(&mut self.lost);
         drained
     }

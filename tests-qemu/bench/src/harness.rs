@@ -1,4 +1,4 @@
-//! Measures the rows that the boot arguments choose, and tells the host what each took.
+//! Measures the rows that the boot arguments choose, and reports to the host what each took.
 //!
 //! The unit is the instruction, counted by event INST_RETIRED in event counter 0, which the entry code started. Under
 //! `-icount` it is exact, and it counts *all* CPUs, so the machine has one, and row `null` proves that nothing else
@@ -30,7 +30,7 @@ pub(crate) static BENCHES: [Record];
 
 /// The initrd's program that measures at EL0.
 const PROGRAM: &str = "bench";
-/// More points than any row has: what is above says that the program went wrong.
+/// More points than any row has: what is above is an error of the program.
 const MOST_POINTS: u8 = 16;
 
 /// Puts `fn function(bench: &mut Bench<'_>)` on the list, as a row: `bench!(zero, "memory/zero", "page", also("a72"));`

@@ -125,7 +125,7 @@ fn block_on(bench: &mut Bench<'_>) {
     by_block(bench, Validity::Valid);
 }
 
-/// Measures the change of one page by `set`: in `blocks`, a page that nobody has changed before each time, as `page`
+/// Measures the change of one page by `set`: in `blocks`, a page that was never changed before each time, as `page`
 /// counts them.
 fn first_changes(bench: &mut Bench<'_>, blocks: &Blocks, page: impl Fn(u64) -> u64) {
     let mut next = 0;
@@ -140,7 +140,7 @@ fn first_changes(bench: &mut Bench<'_>, blocks: &Blocks, page: impl Fn(u64) -> u
     );
 }
 
-// The first page of a block that nobody has changed, the first of its contiguous group of blocks: both are split.
+// The first page of a block that was never changed, the first of its contiguous group of blocks: both are split.
 bench!(split_block, "split_block", "page");
 fn split_block(bench: &mut Bench<'_>) {
     let blocks = Blocks::untouched((4 * GROUP_BLOCKS).ilog2());

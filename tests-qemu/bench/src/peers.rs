@@ -1,8 +1,8 @@
 //! The same changes by two other crates, on tables of the same shape in the same boot.
 //!
 //! Four levels of 4 KiB, the pages of a vmalloc area of that many pages: as many tables are walked and entries written
-//! as in [`set_memory`](crate::set_memory). The tables are not in a TTBR, which neither crate knows: both are told that
-//! they are live, and issue the barriers and invalidations of a live change. Nothing is mapped at the addresses but
+//! as in [`set_memory`](crate::set_memory). The tables are in no TTBR, which neither crate knows: both take
+//! them for live, and issue the barriers and invalidations of a live change. Nothing is mapped at the addresses but
 //! what the kernel has there.
 
 #![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
@@ -22,7 +22,7 @@ use page_table_multiarch::{MappingFlags, PagingHandler};
 use crate::harness::{Bench, PAGES, bench};
 use crate::set_memory::area;
 
-/// What the tables map; nobody reads it.
+/// What the tables map; it is never read.
 const MEMORY: usize = 0x4000_0000;
 
 /// Has `measure` measure a change of every size: it gets the bench, how many pages there are, and the first address.

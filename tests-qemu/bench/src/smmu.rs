@@ -1,4 +1,4 @@
-//! The suite `smmu`: what it costs to tell an SMMU of a change, and to show a device memory.
+//! The suite `smmu`: what it costs to invalidate an SMMU's TLB, and to map memory for a device.
 //!
 //! The streams are of no device: commands and tables are the same.
 
@@ -28,7 +28,7 @@ fn space() -> SpaceRef {
     granule::kernel().spaces.create(this_cpu()).expect("memory for a space")
 }
 
-// In a boot of its own: who had the SMMU before has it no more.
+// In a boot of its own: it takes the SMMU from its driver.
 bench!(probe, "smmu:smmu_probe", "SMMU", bootargs("smmu.notify=tlb"));
 fn probe(bench: &mut Bench<'_>) {
     let kernel = granule::kernel();
@@ -39,7 +39,7 @@ fn probe(bench: &mut Bench<'_>) {
     bench.point(1, || (), take, |probed| assert!(probed.is_ok()));
 }
 
-// The call that a bound device's subscriber gets, with the chain around it. By the form that is told of freed pages,
+// The call that a bound device's subscriber gets, with the chain around it. By the form for freed pages,
 // which anybody may call; the other one is the same to the instruction.
 bench!(notify, "smmu:notify_secondary_tlbs", "page", bootargs("smmu.notify=events"));
 fn notify(bench: &mut Bench<'_>) {
@@ -49,7 +49,7 @@ fn notify(bench: &mut Bench<'_>) {
     device.unbind(this_cpu());
 }
 
-// Numbers of pages that no one command can say.
+// Numbers of pages that no single command covers.
 bench!(notify_two, "smmu:notify_secondary_tlbs/two_commands", "page", bootargs("smmu.notify=events"));
 fn notify_two(bench: &mut Bench<'_>) {
     let (device, space) = (device(), space());

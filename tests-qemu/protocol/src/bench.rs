@@ -51,7 +51,7 @@ pub struct BenchRecord<F> {
 
 const _: () = assert!(size_of::<BenchRecord<u64>>() == BENCH_RECORD_BYTES);
 
-/// A record is made in a constant, so what is said of panics here means: such a bench does not compile.
+/// A record is made in a constant, so a panic here is an error of compilation.
 impl<F> BenchRecord<F> {
     /// A record of the row `name`, whose sizes count `unit`s.
     ///

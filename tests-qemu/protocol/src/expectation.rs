@@ -1,4 +1,4 @@
-//! What a guest says that it did with the translations of a device: lines of a test's output, which the runner holds
+//! What a guest prints that it did with the translations of a device: lines of a test's output, which the runner holds
 //! against QEMU's trace of the SMMU.
 //!
 //! ```text
@@ -38,7 +38,7 @@ pub enum Expectation {
         access: Access,
         /// The page, as the device knows it.
         page: u64,
-        /// What the CPU's tables say it is.
+        /// What it is by the CPU's tables.
         physical: u64,
     },
     /// A device accessed a page, and the SMMU let it not.
@@ -90,7 +90,7 @@ impl fmt::Display for Expectation {
 }
 
 impl Expectation {
-    /// Reads a line; `None` where it says nothing of the kind, `Some(None)` where it means to and cannot be read.
+    /// Reads a line; `None` where it is another line, `Some(None)` where it is one and cannot be read.
     pub fn read(line: &str) -> Option<Option<Self>> {
         let words = line.strip_prefix(MARKER)?;
         Some(Self::of(&mut words.split(' ')))

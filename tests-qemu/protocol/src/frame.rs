@@ -142,7 +142,7 @@ impl fmt::Display for Line {
 pub enum NotAFrame {
     /// It does not begin with [`MARKER`]: output of the test.
     Output,
-    /// It begins like one, and its checksum does not fit what it says.
+    /// It begins like one, and its checksum does not fit the rest.
     Checksum,
     /// It carries a nonce that is not this boot's.
     Nonce,

@@ -1,10 +1,10 @@
-//! What the test and bench images and their runner say to each other.
+//! What the test and bench images and their runner exchange.
 //!
 //! Two things, each defined here once for both sides: the [`Record`] of a test or the [`BenchRecord`] of a bench, which
 //! the runner reads from the image's ELF before anything boots, and the [`Frame`], one line on the serial port by which
-//! the guest says what it is doing. The rule behind both: the runner never learns from the guest *what* there is to
-//! run, only how it went, and believes even that only if sequence number, nonce and checksum fit. docs/TESTING.md tells
-//! the whole protocol. What a [`Expectation`] says is output of a test, held against what QEMU saw.
+//! the guest reports its progress. The rule behind both: the runner never learns from the guest *what* there is to
+//! run, only how it went, and believes even that only if sequence number, nonce and checksum fit. docs/TESTING.md has
+//! the whole protocol. An [`Expectation`] is output of a test, held against what QEMU saw.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -48,7 +48,7 @@ const _: () = assert!(size_of::<Record<u64>>() == RECORD_BYTES);
 /// The limit of a test that names none.
 const DEFAULT_LIMIT: u32 = 10;
 
-/// A record is made in a constant, so what is said of panics here means: such a test does not compile.
+/// A record is made in a constant, so a panic here is an error of compilation.
 impl<F> Record<F> {
     /// A record for the function `name` in `module` (a `module_path!()`, whose first part, the crate, is left out),
     /// with ten seconds to run on every machine.
@@ -102,7 +102,7 @@ impl<F> Record<F> {
         self
     }
 
-    /// The test misbehaves on purpose: the runner's own tests run it, nobody else.
+    /// The test misbehaves on purpose: only the runner's own tests run it.
     pub const fn selftest(mut self) -> Self {
         self.flags |= FLAG_SELFTEST;
         self

@@ -1,6 +1,6 @@
 //! A demo: a test on the target whose output is for people.
 //!
-//! It is a test of module `demo`, so what it says happened was checked, and `./x test` runs it with the others;
+//! It is a test of module `demo`, so what it prints was checked, and `./x test` runs it with the others;
 //! [`run`] runs it alone and hands over what it printed, which fits on a screen. A demo of a bug is booted with the fix
 //! away first: there the test checks that the bug shows.
 

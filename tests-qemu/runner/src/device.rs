@@ -71,7 +71,7 @@ pub(crate) fn make_disk(devices: &[String], disk: &Path) -> io::Result<()> {
     if !wanted || fs::metadata(disk).is_ok_and(|found| found.len() == size) {
         return Ok(());
     }
-    // Another process may be at it: who is last has written the same.
+    // Another process may write it too: both write the same.
     let unfinished = disk.with_extension(format!("{}", std::process::id()));
     fs::write(&unfinished, (0..SECTORS).flat_map(sector).collect::<Vec<u8>>())?;
     fs::rename(unfinished, disk)

@@ -66,7 +66,7 @@ impl Gdb {
     /// Connects, which stops the machine, and reads the target description.
     ///
     /// # Errors
-    /// When there is no stub, or it does not speak as expected.
+    /// When there is no stub, or its answers are not the protocol's.
     pub fn connect(socket: &Socket) -> Result<Self> {
         let deadline = Instant::now() + LIMIT;
         let output = loop {
@@ -180,7 +180,7 @@ impl Gdb {
         self.answer().with_context(|| format!("the stub's answer to `{packet}`"))
     }
 
-    /// Sends a packet, which the stub takes before it does what the packet says.
+    /// Sends a packet. The stub acknowledges it before it carries it out.
     fn send(&mut self, packet: &str) -> Result<()> {
         let sum = packet.bytes().fold(0u8, u8::wrapping_add);
         self.output.write_all(format!("${packet}#{sum:02x}").as_bytes())?;

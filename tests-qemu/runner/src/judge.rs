@@ -40,11 +40,11 @@ pub enum Ending {
     Exited(Option<i32>),
     /// A time limit passed and the runner stopped the machine.
     TimedOut(Duration),
-    /// The guest said what cannot be true, and the runner stopped the machine.
+    /// The guest printed what cannot be true, and the runner stopped the machine.
     Lied(Lie),
 }
 
-/// What was said that cannot be true.
+/// What was printed that cannot be true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lie(pub String);
 
@@ -104,7 +104,7 @@ impl Judge {
         if let State::Running(index, since) = self.state { Some((index, since)) } else { None }
     }
 
-    /// Whether the harness has said hello.
+    /// Whether the harness has sent its hello.
     pub fn has_started(&self) -> bool {
         self.state != State::Booting
     }

@@ -30,7 +30,7 @@ pub struct Test {
 /// Why a test does not run on a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// machines.toml says that the machine lacks this.
+    /// The machine lacks this, by machines.toml.
     Lacks(String),
     /// It is for another machine.
     OtherMachine(String),

@@ -60,7 +60,7 @@ impl Machine {
     }
 }
 
-/// A table of the file. What a variant does not say is as in the machine that it is like.
+/// A table of the file. What a variant leaves out is as in the machine that it is like.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -106,7 +106,7 @@ impl Entry {
 /// All machines and variants, `default` first, then the other machines and the variants, by name.
 ///
 /// # Errors
-/// When machines.toml does not say what it should.
+/// When machines.toml lacks something or cannot be parsed.
 pub fn all() -> Result<Vec<Machine>> {
     parse(MACHINES).context("tests-qemu/machines.toml")
 }

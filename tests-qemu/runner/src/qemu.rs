@@ -24,7 +24,7 @@ pub enum Serial {
 pub enum Reset {
     /// The machine starts again, as hardware would.
     Restarts,
-    /// QEMU ends: under a runner a reset nobody asked for must not look like a boot.
+    /// QEMU ends: under a runner an unexpected reset must not look like a boot.
     Ends,
 }
 
@@ -56,7 +56,7 @@ impl Qemu {
         }
         let disk = device::disk_of(kernel);
         if let Err(error) = device::make_disk(&machine.devices, &disk) {
-            // QEMU will say the same of a file that is not there, and ends.
+            // QEMU reports a file that is not there, and ends.
             eprintln!("x: cannot write {}: {error}", disk.display());
         }
         qemu.arguments.extend(device::arguments(&machine.devices, &disk));

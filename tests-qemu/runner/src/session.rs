@@ -17,7 +17,7 @@ use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
 use crate::serial::{Guest, Lines, Received};
 
-/// Until the harness says hello. A boot takes a fraction of a second; the rest is for a busy host.
+/// Until the harness's hello. A boot takes a fraction of a second; the rest is for a busy host.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// Between two tests, and from the totals to the exit.
 const STEP_LIMIT: Duration = Duration::from_secs(20);

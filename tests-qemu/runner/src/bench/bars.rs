@@ -47,8 +47,8 @@ impl fmt::Display for Bar {
     }
 }
 
-/// All bounds of `default`. Linux: `rodata=noalias` where the row says no alias, a linear map of pages, but for rows of the linear
-/// map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
+/// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
+/// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
 const BARS: [Bar; 38] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
@@ -84,7 +84,7 @@ const BARS: [Bar; 38] = [
     bar("madvise_dontneed", 500, 80, None, (786.0, 670.0)),
     bar("fork", 6_000, 40, None, (23_300.0, 164.0)),
     bar("mmap_populate", 1_500, 250, None, (5405.0, 1832.0)),
-    // Of the suite `smmu`. QEMU's SMMU executes a command as soon as it is told of it: nothing is waited for.
+    // Of the suite `smmu`. QEMU's SMMU executes a command as soon as PROD is written: there is no wait.
     bar("notify_secondary_tlbs", 200, 0, NO_TLBI, (788.0, 0.0)),
     bar("notify_secondary_tlbs/two_commands", 225, 0, NO_TLBI, (855.0, 0.0)),
     bar("notify_secondary_tlbs/none", 5, 0, NOTHING, (2.0, 0.0)),

@@ -46,7 +46,7 @@ impl Fit {
     }
 }
 
-/// `250 + 5.1 N`: as many digits of the slope as tell something, and none where it is flat.
+/// `250 + 5.1 N`: as many digits of the slope as are significant, and none where it is flat.
 impl fmt::Display for Fit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.slope.abs() < 0.0005 {

@@ -16,7 +16,7 @@ const END: &str = "<!-- up to here -->\n";
 /// The page with the tables of `run` in place of those that it has.
 ///
 /// # Errors
-/// When the page does not say where they are.
+/// When the page has no marks for their place.
 pub fn with_tables(page: &str, run: &Run) -> Result<String> {
     let (before, rest) = page.split_once(BEGIN).context("the page has no beginning of the tables")?;
     let (_, after) = rest.split_once(END).context("the page has no end of the tables")?;

@@ -14,7 +14,7 @@ pub(super) const PEERS: [&str; 2] = ["aarch64-paging", "page_table_multiarch"];
 pub fn table(measured: &Measured) -> String {
     let mut lines = vec![header()];
     lines.extend(measured.rows.iter().map(|row| cells(row, measured)));
-    // A column that says nothing here is left out.
+    // A column that is empty here is left out.
     let says = |column: &usize| lines[1..].iter().any(|line| !line[*column].is_empty());
     let shown: Vec<usize> = (0..lines[0].len()).filter(says).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);

@@ -1,7 +1,7 @@
 //! Barriers and invalidations, counted from outside: QEMU logs each executed instruction of the kinds that are looked
 //! for.
 //!
-//! The kernel counts nothing for it, so it costs nothing, and code of other crates is seen as well. QEMU is told to
+//! The kernel counts nothing for it, so it costs nothing, and code of other crates is seen as well. QEMU is made to
 //! translate instructions one at a time and to log the executed ones at a list of addresses: those at which the image
 //! has such an instruction, or one of the two markers between which a bench measures.
 
@@ -46,7 +46,7 @@ impl Kind {
             // CRm is the domain; the second is DSB nXS.
             _ if word & 0xffff_f0ff == 0xd503_309f || word & 0xffff_f3ff == 0xd503_323f => Some(Self::Dsb),
             _ if word & 0xffff_f0ff == 0xd503_30df => Some(Self::Isb),
-            // SYS with CRn 8, or 9 for the nXS forms: op1, CRm, op2 and the register say which.
+            // SYS with CRn 8, or 9 for the nXS forms: op1, CRm, op2 and the register give which.
             _ if word & 0xfff8_e000 == 0xd508_8000 => Some(Self::Tlbi),
             _ => None,
         }

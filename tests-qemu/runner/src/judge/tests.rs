@@ -1,4 +1,4 @@
-//! Guests that tell the truth, and every way not to.
+//! Honest guests, and every way of lying.
 
 use std::time::{Duration, Instant};
 

@@ -50,7 +50,7 @@ pub(super) enum Seen {
 
 const PAGE: u64 = 4096;
 
-/// Reads a line; `None` for one that says nothing that matters.
+/// Reads a line; `None` for one without anything that matters.
 pub(super) fn read(line: &str) -> Result<Option<Seen>> {
     seen(line).with_context(|| format!("a line of the trace cannot be read: {line}"))
 }
