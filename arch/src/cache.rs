@@ -78,6 +78,13 @@ by_address!(
     clean_and_invalidate_to_memory, "civac"
 );
 
+by_address!(
+    /// Drops the lines of the range without writing them back: the next read comes from memory. Around stores that
+    /// bypass the caches, such as those with the MMU off: before, so that no older line is written over them; after, so
+    /// that no line that speculation has fetched hides them. What the dropped lines held is lost.
+    invalidate_to_memory, "ivac"
+);
+
 macro_rules! by_line {
     ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
         $(#[$doc])*

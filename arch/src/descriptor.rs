@@ -134,7 +134,8 @@ pub mod bits {
     pub const ADDRESS: u64 = mask(STAGE1::ADDRESS);
 }
 
-/// The memory types that the kernel programs into MAIR_EL1, by index (Arm ARM D24.2.122).
+/// The memory types of [`MAIR`], by index. A kernel whose MAIR_EL1 is another names an index by
+/// [`Attributes::with_memory_index`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum MemoryType {
@@ -148,10 +149,55 @@ pub enum MemoryType {
     NormalTagged = 3,
 }
 
-/// MAIR_EL1 without MTE: index 3 is plain Normal.
-pub const MAIR: u64 = 0xff | 0x04 << 8 | 0x44 << 16 | 0xff << 24;
-/// MAIR_EL1 where `ID_AA64PFR1_EL1.MTE >= 2`: index 3 is Normal-Tagged (0xf0).
-pub const MAIR_MTE: u64 = 0xff | 0x04 << 8 | 0x44 << 16 | 0xf0 << 24;
+/// What MAIR_EL1 has at one index (Arm ARM D24.2.122).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryAttribute(pub u8);
+
+impl MemoryAttribute {
+    /// Device-nGnRnE.
+    pub const DEVICE_NGNRNE: Self = Self(0x00);
+    /// Device-nGnRE.
+    pub const DEVICE_NGNRE: Self = Self(0x04);
+    /// Device-nGRE.
+    pub const DEVICE_NGRE: Self = Self(0x08);
+    /// Device-GRE.
+    pub const DEVICE_GRE: Self = Self(0x0c);
+    /// Normal, inner and outer non-cacheable.
+    pub const NORMAL_NON_CACHEABLE: Self = Self(0x44);
+    /// Normal, inner and outer write-through, read-allocate.
+    pub const NORMAL_WRITE_THROUGH: Self = Self(0xaa);
+    /// Normal, inner and outer write-back, read- and write-allocate.
+    pub const NORMAL: Self = Self(0xff);
+    /// The same with allocation tags.
+    pub const NORMAL_TAGGED: Self = Self(0xf0);
+}
+
+/// MAIR_EL1 with these attributes from index 0 on; Device-nGnRnE at the others.
+pub const fn mair(attributes: &[MemoryAttribute]) -> u64 {
+    assert!(attributes.len() <= 8, "MAIR_EL1 has eight attributes");
+    let mut bytes = [0; 8];
+    let mut index = 0;
+    while index < attributes.len() {
+        bytes[index] = attributes[index].0;
+        index += 1;
+    }
+    u64::from_le_bytes(bytes)
+}
+
+/// MAIR_EL1 without MTE, by [`MemoryType`]: index 3 is plain Normal.
+pub const MAIR: u64 = mair(&[
+    MemoryAttribute::NORMAL,
+    MemoryAttribute::DEVICE_NGNRE,
+    MemoryAttribute::NORMAL_NON_CACHEABLE,
+    MemoryAttribute::NORMAL,
+]);
+/// MAIR_EL1 where `ID_AA64PFR1_EL1.MTE >= 2`: index 3 is Normal-Tagged.
+pub const MAIR_MTE: u64 = mair(&[
+    MemoryAttribute::NORMAL,
+    MemoryAttribute::DEVICE_NGNRE,
+    MemoryAttribute::NORMAL_NON_CACHEABLE,
+    MemoryAttribute::NORMAL_TAGGED,
+]);
 
 /// What a descriptor is at its level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -322,6 +368,14 @@ impl Attributes {
     #[must_use]
     pub const fn vm_alloc(self) -> Self {
         Self(self.0 | bits::VM_ALLOC)
+    }
+
+    /// The same with the memory type at `index` of MAIR_EL1, 0 to 7: for a kernel with another than [`MAIR`].
+    #[must_use]
+    pub const fn with_memory_index(self, index: u8) -> Self {
+        assert!(index < 8, "MAIR_EL1 has eight attributes");
+        let field = STAGE1::ATTR_INDEX;
+        Self(self.0 & !(field.mask << field.shift) | (index as u64) << field.shift)
     }
 
     /// The bits that the leaf carries, VALID among them, without address and type.

@@ -16,6 +16,7 @@ pub mod esr;
 pub mod features;
 pub mod interrupts;
 pub mod memory;
+pub mod mmu;
 pub mod psci;
 pub mod random;
 #[cfg(not(target_os = "none"))]

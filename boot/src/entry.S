@@ -3,11 +3,12 @@
 // Entered at EL2 or EL1 with the MMU off, at any 2 MiB aligned address, as Linux's arm64 boot protocol has it. In
 // order:
 //
-// drop_to_el1 EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1 build_tables boot
-// CPU: the image by pages with final permissions, the fixmap, the identity page configure_el1 MAIR, TCR, TTBRs and all
-// else that a previous stage may have left, from this CPU's ID registers enable_mmu the one page of code that lies at
-// the same address under both maps primary_high at the linked address: relocation, vectors, stack, bss, `kernel_main`
-// secondary_high at the linked address: the CPU's record, with its entry point
+//   drop_to_el1     EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1
+//   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page
+//   configure_el1   MAIR, TCR, TTBRs and all else that a previous stage may have left, from this CPU's ID registers
+//   turn_on         (granule_arch::mmu) the one page of code that lies at the same address under both maps
+//   primary_high    at the linked address: relocation, vectors, stack, bss, `kernel_main`
+//   secondary_high  at the linked address: the CPU's record, with its entry point
 //
 // Rules. With the MMU off: PC-relative addresses only, no stack, nothing exclusive or unaligned (all data accesses are
 // Device-nGnRnE). A register field is written, never modified: what was in it is not ours. No page is writable and
@@ -20,7 +21,7 @@
 //   x23  physical address of the image
 //   x26  SCTLR_EL1 with the MMU on
 //   x27  virtual address of the image: IMAGE_BASE plus the slide
-//   x28  where enable_mmu goes on
+//   x28  where it goes on with the MMU on
 //
 // Arm ARM: D1.3 (exception levels), D5 and D8 (translation), D7.5 (caches), D24 (registers).
 
@@ -164,7 +165,9 @@ primary_entry:
     bl      build_tables
     high_address x28, primary_high
     bl      configure_el1
-    b       enable_mmu
+    mov     x0, x26
+    mov     x30, x28
+    b       {TURN_ON}                       // returns to x28
 
     .globl  secondary_entry
 secondary_entry:
@@ -174,7 +177,9 @@ secondary_entry:
     find_image
     high_address x28, secondary_high
     bl      configure_el1
-    b       enable_mmu
+    mov     x0, x26
+    mov     x30, x28
+    b       {TURN_ON}                       // returns to x28
 
 // Leaves x21; clobbers x0 to x3. At EL1 the hypervisor or firmware above has decided all that EL2 could.
 drop_to_el1:
@@ -342,7 +347,7 @@ build_tables:
     ret
 
 // Sets every EL1 register that decides how this CPU runs but the one that turns the MMU on: that is left in x26.
-// Clobbers x0 to x3.
+// Clobbers x0 to x3 and x24.
 configure_el1:
     msr     spsel, #1
     msr     cpacr_el1, xzr                  // floating point, SVE and SME trap: the kernel has none
@@ -386,23 +391,11 @@ configure_el1:
     b       4f
 3:  orr     x26, x26, #{SCTLR_SPAN}
 
-    // Addresses of 48 bits; of physical ones what the CPU has, at most 48.
-4:  constant x1, {TCR_EL1}
-    id_field x0, id_aa64mmfr0_el1, {MMFR0_PARANGE}
-    mov     x2, #{IPS_48_BITS}
-    cmp     x0, x2
-    csel    x0, x0, x2, lo
-    bfi     x1, x0, #{TCR_IPS}, #3
-    id_field x0, id_aa64mmfr0_el1, {MMFR0_ASIDBITS}
-    cbz     x0, 5f
-    orr     x1, x1, #{TCR_AS}
-5:  id_field x0, id_aa64mmfr1_el1, {MMFR1_HAFDBS}
-    cbz     x0, 6f
-    orr     x1, x1, #{TCR_HA}
-6:  id_field x0, id_aa64mmfr2_el1, {MMFR2_E0PD}
-    cbz     x0, 7f
-    orr     x1, x1, #{TCR_E0PD1}
-7:  msr     tcr_el1, x1
+4:  constant x0, {TCR_EL1}
+    mov     x24, x30
+    bl      {TCR_OF_THIS_CPU}
+    mov     x30, x24
+    msr     tcr_el1, x0
     adrp    x0, root
     msr     ttbr1_el1, x0
     adrp    x0, identity_root
@@ -445,20 +438,6 @@ parked_vectors:
     .balign 0x80
     b       park
     .endr
-
-// ---------------------------------------------------------------- the page under both maps
-
-    .section .idmap.text, "ax"
-enable_mmu:
-    tlbi    vmalle1                         // what a previous stage translated must not be hit
-    dsb     nsh
-    isb
-    msr     sctlr_el1, x26
-    isb
-    ic      iallu                           // nor what it, or speculation past the caches, fetched
-    dsb     nsh
-    isb
-    br      x28
 
 // ---------------------------------------------------------------- at the linked address, MMU on
 

@@ -5,8 +5,8 @@
 use core::mem::offset_of;
 
 use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CNTKCTL_EL1, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1,
-    ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, SCTLR_EL1, SPSR_EL2, TCR_EL1,
+    CNTHCTL_EL2, CNTKCTL_EL1, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1,
+    SCTLR_EL1, SPSR_EL2, TCR_EL1,
 };
 use granule::boot_info::BootInfo;
 use granule::mm::layout;
@@ -14,31 +14,20 @@ use granule::smp::{BOOT_CPU, SecondaryBoot};
 use granule::trap::STACK_SIZE;
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
+use granule_arch::mmu;
 use granule_arch::sysreg::{
     CTR_EL0, EVENT_INST_RETIRED, HCRX_EL2, ID_AA64ISAR2_EL1, ID_AA64MMFR0_MORE, ID_AA64MMFR1_MORE, ID_AA64MMFR3_EL1,
-    ID_AA64PFR0_MORE, PMCR_EL0, SCTLR_EL1_MORE, TCR_EL1_MORE,
+    ID_AA64PFR0_MORE, PMCR_EL0, SCTLR_EL1_MORE,
 };
+use granule_pgtable::{Geometry, Granule4K};
 
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
 const EARLY_MAP_TABLES: usize = 4;
 
-/// SCTLR_EL1 with the MMU and caches off: what is RES1 on the oldest CPU that runs this, and nothing else.
-const SCTLR_EL1_MMU_OFF: u64 = SCTLR_EL1_MORE::LSMAOE::SET.value
-    | SCTLR_EL1_MORE::nTLSMD::SET.value
-    | SCTLR_EL1_MORE::SPAN::SET.value
-    | SCTLR_EL1_MORE::EIS::SET.value
-    | SCTLR_EL1_MORE::TSCXT::SET.value
-    | SCTLR_EL1_MORE::EOS::SET.value;
-
 /// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. EL0 may do what it
 /// may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the tables
 /// keep that rule, seen by the audit.
-const SCTLR_EL1_MMU_ON: u64 = SCTLR_EL1_MMU_OFF & !SCTLR_EL1_MORE::SPAN::SET.value
-    | SCTLR_EL1::M::Enable.value
-    | SCTLR_EL1::C::Cacheable.value
-    | SCTLR_EL1::I::Cacheable.value
-    | SCTLR_EL1::SA::Enable.value
-    | SCTLR_EL1::SA0::Enable.value
+const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SCTLR_EL1_MORE::SPAN::SET.value
     | SCTLR_EL1::UCI::DontTrap.value
     | SCTLR_EL1::UCT::DontTrap.value
     | SCTLR_EL1::DZE::DontTrap.value
@@ -65,19 +54,9 @@ const CNTHCTL_VHE: u64 = CNTHCTL << 10;
 /// VTCR_EL2: no stage 2; bit 31 is RES1.
 const VTCR_EL2: u64 = 1 << 31;
 
-/// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, walks write-back and inner shareable,
-/// the top byte ignored in the lower half alone, ASID from TTBR0_EL1.
-const TCR: u64 = TCR_EL1::T0SZ.val(16).value
-    | TCR_EL1::TBI0::Ignored.value
-    | TCR_EL1::T1SZ.val(16).value
-    | TCR_EL1::TG0::KiB_4.value
-    | TCR_EL1::TG1::KiB_4.value
-    | TCR_EL1::SH0::Inner.value
-    | TCR_EL1::SH1::Inner.value
-    | TCR_EL1::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
-    | TCR_EL1::IRGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
-    | TCR_EL1::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
-    | TCR_EL1::ORGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value;
+/// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, the top byte ignored in the lower half
+/// alone.
+const TCR: u64 = mmu::tcr(Granule4K::HALF, Granule4K::HALF) | TCR_EL1::TBI0::Ignored.value;
 
 /// CNTKCTL_EL1: EL0 may read the virtual counter, and nothing else of the timer.
 const CNTKCTL: u64 = CNTKCTL_EL1::EL0VCTEN::SET.value;
@@ -105,6 +84,8 @@ core::arch::global_asm!(
     BOOT_STACK_SIZE = const STACK_SIZE,
     EARLY_MAP_TABLES = const EARLY_MAP_TABLES,
     BOOT_CPU = sym BOOT_CPU,
+    TCR_OF_THIS_CPU = sym mmu::tcr_of_this_cpu,
+    TURN_ON = sym mmu::turn_on,
     // Descriptors.
     PAGE_TEXT = const page(Attributes::kernel_text(MemoryType::NormalTagged)),
     PAGE_RODATA = const page(Attributes::kernel_rodata(MemoryType::NormalTagged)),
@@ -112,7 +93,7 @@ core::arch::global_asm!(
     TABLE = const Descriptor::kernel_table(PhysAddr(0), false).0,
     TABLE_PXN = const Descriptor::kernel_table(PhysAddr(0), true).0,
     // Values of registers.
-    SCTLR_EL1_MMU_OFF = const SCTLR_EL1_MMU_OFF,
+    SCTLR_EL1_MMU_OFF = const mmu::SCTLR_MMU_OFF,
     SCTLR_EL1_MMU_ON = const SCTLR_EL1_MMU_ON,
     SCTLR_ATA = const SCTLR_EL1_MORE::ATA::SET.value,
     SCTLR_EPAN = const SCTLR_EL1_MORE::EPAN.shift,
@@ -134,11 +115,6 @@ core::arch::global_asm!(
     MAIR = const MAIR,
     MAIR_MTE = const MAIR_MTE,
     TCR_EL1 = const TCR,
-    TCR_IPS = const TCR_EL1::IPS.shift,
-    TCR_AS = const TCR_EL1::AS::ASID16Bits.value,
-    TCR_HA = const TCR_EL1::HA::Enable.value,
-    TCR_E0PD1 = const TCR_EL1_MORE::E0PD1::SET.value,
-    IPS_48_BITS = const TCR_EL1::IPS::Value::Bits_48 as u64,
     PMCR = const PMCR,
     PMCR_LP = const PMCR_EL0::LP::SET.value,
     PMCR_N = const PMCR_EL0::N.shift,
@@ -149,13 +125,9 @@ core::arch::global_asm!(
     PFR0_GIC = const ID_AA64PFR0_MORE::GIC.shift,
     PFR0_AMU = const ID_AA64PFR0_EL1::AMU.shift,
     PFR1_MTE = const ID_AA64PFR1_EL1::MTE.shift,
-    MMFR0_PARANGE = const ID_AA64MMFR0_EL1::PARange.shift,
-    MMFR0_ASIDBITS = const ID_AA64MMFR0_EL1::ASIDBits.shift,
     MMFR0_FGT = const ID_AA64MMFR0_MORE::FGT.shift,
-    MMFR1_HAFDBS = const ID_AA64MMFR1_EL1::HAFDBS.shift,
     MMFR1_PAN = const ID_AA64MMFR1_EL1::PAN.shift,
     MMFR1_HCX = const ID_AA64MMFR1_MORE::HCX.shift,
-    MMFR2_E0PD = const ID_AA64MMFR2_EL1::E0PD.shift,
     MMFR3_TCRX = const ID_AA64MMFR3_EL1::TCRX.shift,
     MMFR3_SCTLRX = const ID_AA64MMFR3_EL1::SCTLRX.shift,
     ISAR2_MOPS = const ID_AA64ISAR2_EL1::MOPS.shift,

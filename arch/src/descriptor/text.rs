@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use super::{Descriptor, Kind, LevelEntries, MAIR, MAIR_MTE, NonPresent, STAGE1, bits};
+use super::{Descriptor, Kind, LevelEntries, MAIR_MTE, MemoryAttribute, NonPresent, STAGE1, bits};
 
 /// The last level of the walk with the 4 KiB granule.
 const LAST_LEVEL: u8 = 3;
@@ -14,34 +14,51 @@ const LAST_LEVEL: u8 = 3;
 impl Descriptor {
     /// The entry in the Arm ARM's words, read at `level` of a walk with the 4 KiB granule.
     pub const fn decoded(self, level: u8) -> Decoded {
-        Decoded { descriptor: self, level }
+        Decoded { descriptor: self, level, mair: MAIR_MTE }
     }
 
     /// The attributes of a leaf as columns.
     pub const fn listed(self) -> Listed {
-        Listed(self)
+        Listed { descriptor: self, mair: MAIR_MTE }
     }
 
-    /// The memory type that AttrIndx selects, by the Arm ARM's name.
-    pub const fn memory_type_name(self) -> &'static str {
-        match self.0 >> 2 & 0b111 {
-            0 => "Normal write-back",
-            1 => "Device-nGnRE",
-            2 => "Normal non-cacheable",
-            3 => "Normal-Tagged write-back",
-            _ => "a memory type that MAIR_EL1 leaves at Device-nGnRnE",
-        }
+    /// What MAIR_EL1, being `mair`, has at the index of this leaf.
+    const fn memory_attribute(self, mair: u64) -> MemoryAttribute {
+        MemoryAttribute(mair.to_le_bytes()[(self.0 >> STAGE1::ATTR_INDEX.shift & 0b111) as usize])
     }
 }
 
-// The names above are those of what is written to MAIR_EL1, index by index.
-const _: () = assert!(MAIR == 0xff44_04ff && MAIR_MTE == 0xf044_04ff);
+impl MemoryAttribute {
+    /// The Arm ARM's name of it, and the one in the columns of [`Listed`].
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NORMAL => ("Normal write-back", "MEM/NORMAL"),
+            Self::NORMAL_TAGGED => ("Normal-Tagged write-back", "MEM/NORMAL-TAGGED"),
+            Self::NORMAL_NON_CACHEABLE => ("Normal non-cacheable", "MEM/NORMAL-NC"),
+            Self::NORMAL_WRITE_THROUGH => ("Normal write-through", "MEM/NORMAL-WT"),
+            Self::DEVICE_NGNRNE => ("Device-nGnRnE", "DEVICE/nGnRnE"),
+            Self::DEVICE_NGNRE => ("Device-nGnRE", "DEVICE/nGnRE"),
+            Self::DEVICE_NGRE => ("Device-nGRE", "DEVICE/nGRE"),
+            Self::DEVICE_GRE => ("Device-GRE", "DEVICE/GRE"),
+            _ => ("another memory type", "MEM/OTHER"),
+        }
+    }
+}
 
 /// A descriptor whose every field is named. Made by [`Descriptor::decoded`].
 #[derive(Clone, Copy, Debug)]
 pub struct Decoded {
     descriptor: Descriptor,
     level: u8,
+    mair: u64,
+}
+
+impl Decoded {
+    /// The same where MAIR_EL1 is `mair`, and not [`MAIR_MTE`].
+    #[must_use]
+    pub const fn with_mair(self, mair: u64) -> Self {
+        Self { mair, ..self }
+    }
 }
 
 impl fmt::Display for Decoded {
@@ -111,7 +128,12 @@ impl Decoded {
             f.write_str(if set { name } else { "" })?;
         }
         let named = software(f, descriptor)?;
-        write!(f, ", AttrIndx {} ({})", fields.read(STAGE1::ATTR_INDEX), descriptor.memory_type_name())?;
+        write!(
+            f,
+            ", AttrIndx {} ({})",
+            fields.read(STAGE1::ATTR_INDEX),
+            descriptor.memory_attribute(self.mair).names().0
+        )?;
         other_bits(f, descriptor, LEAF_FIELDS | named)
     }
 }
@@ -170,32 +192,37 @@ fn other_bits(f: &mut fmt::Formatter<'_>, descriptor: Descriptor, named: u64) ->
 
 /// The attributes of a leaf in the columns of Linux's ptdump. Made by [`Descriptor::listed`].
 #[derive(Clone, Copy, Debug)]
-pub struct Listed(Descriptor);
+pub struct Listed {
+    descriptor: Descriptor,
+    mair: u64,
+}
+
+impl Listed {
+    /// The same where MAIR_EL1 is `mair`, and not [`MAIR_MTE`].
+    #[must_use]
+    pub const fn with_mair(self, mair: u64) -> Self {
+        Self { mair, ..self }
+    }
+}
 
 impl fmt::Display for Listed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fields = self.0.fields();
+        let fields = self.descriptor.fields();
         for (set, yes, no) in [
-            (self.0.is_valid(), "  ", "F "),
+            (self.descriptor.is_valid(), "  ", "F "),
             (fields.is_set(STAGE1::USER), "USR ", "    "),
             (fields.is_set(STAGE1::RDONLY), "ro ", "RW "),
             (fields.is_set(STAGE1::PXN), "NX ", "x  "),
             (fields.is_set(STAGE1::SH), "SHD ", "    "),
             (fields.is_set(STAGE1::AF), "AF ", "   "),
-            (self.0.is_valid() && fields.is_set(STAGE1::NG), "NG ", "   "),
+            (self.descriptor.is_valid() && fields.is_set(STAGE1::NG), "NG ", "   "),
             (fields.is_set(STAGE1::CONTIGUOUS), "CON ", "    "),
             (fields.is_set(STAGE1::UXN), "UXN ", "    "),
             (fields.is_set(STAGE1::GP), "GP ", "   "),
         ] {
             f.write_str(if set { yes } else { no })?;
         }
-        f.write_str(match fields.read(STAGE1::ATTR_INDEX) {
-            0 => "MEM/NORMAL",
-            1 => "DEVICE/nGnRE",
-            2 => "MEM/NORMAL-NC",
-            3 => "MEM/NORMAL-TAGGED",
-            _ => "DEVICE/nGnRnE",
-        })
+        f.write_str(self.descriptor.memory_attribute(self.mair).names().1)
     }
 }
 

@@ -8,6 +8,8 @@ use core::fmt::Debug;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::LevelEntries;
+use granule_arch::mmu::Half;
+use granule_arch::tlbi::Granule;
 
 /// The last level of every geometry: entries there are pages.
 pub const LAST_LEVEL: u8 = 3;
@@ -37,6 +39,15 @@ pub trait Geometry: Copy + Debug + PartialEq + Eq + 'static {
     /// Bits of an address that the tree translates.
     const VA_BITS: u32 =
         Self::PAGE_SHIFT + Self::INDEX_BITS * (LAST_LEVEL - Self::FIRST_LEVEL) as u32 + Self::ROOT_BITS;
+    /// The granule of its pages, as TLBI operands and TCR_EL1 name it.
+    const GRANULE: Granule = match Self::PAGE_SHIFT {
+        12 => Granule::Size4K,
+        14 => Granule::Size16K,
+        16 => Granule::Size64K,
+        _ => panic!("no granule has such pages"),
+    };
+    /// A half of the address space that it translates: for [`granule_arch::mmu::tcr`].
+    const HALF: Half = Half::On { granule: Self::GRANULE, va_bits: Self::VA_BITS };
 
     /// log2 of the bytes that one entry of `level` translates.
     #[inline(always)]
@@ -121,6 +132,10 @@ geometry!(
     Granule4K: pages 12, index 9, root 9, levels 0, blocks 1, groups [0, 0, 4, 4]
 );
 geometry!(
+    /// The 4 KiB granule, 39-bit addresses: the same blocks and groups, and one level less.
+    Granule4KVa39: pages 12, index 9, root 9, levels 1, blocks 1, groups [0, 0, 4, 4]
+);
+geometry!(
     /// The 16 KiB granule, 48-bit addresses: 32 MiB blocks, groups of 32 of them (1 GiB) and of 128 pages (2 MiB).
     Granule16K: pages 14, index 11, root 1, levels 0, blocks 2, groups [0, 0, 5, 7]
 );
@@ -134,9 +149,9 @@ geometry!(
 );
 
 const _: () = {
-    // The three real ones translate the same 48 bits; a wrong constant shows here first.
+    // Those of 48 bits translate the same; a wrong constant shows here first.
     assert!(Granule4K::VA_BITS == 48 && Granule16K::VA_BITS == 48 && Granule64K::VA_BITS == 48);
-    assert!(Tiny::VA_BITS == 16);
+    assert!(Granule4KVa39::VA_BITS == 39 && Tiny::VA_BITS == 16);
 };
 
 #[cfg(test)]

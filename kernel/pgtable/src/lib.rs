@@ -78,7 +78,7 @@ pub use cells::{Cells, Dismantled, EnsureError};
 pub use dump::{Extent, LeafTotals};
 pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};
-pub use geometry::{Geometry, Granule4K, Granule16K, Granule64K, Tiny};
+pub use geometry::{Geometry, Granule4K, Granule4KVa39, Granule16K, Granule64K, Tiny};
 pub use lazy::{Lazy, Pending, pending_after};
 pub use look::{LastTable, PageUpdate, Ready};
 pub use map::{Execution, Leaves, Shape};
