@@ -15,10 +15,12 @@
 //! | what TLBs hold | a set for all CPUs, for tests that look pages up in hardware's place ([`Cpu::access`]) |
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
-//! The notifier chain of user spaces is generic over its atomics ([`Loom`]); it runs here with no table or with one
-//! entry. So is a thread's token ([`Sleeper`]), which runs here with a lock and a condition for its run queue; so are
-//! the lock whose waiters sleep and its queue ([`Waiting`]), which run here on such threads, and the command queue of an
-//! SMMU ([`Smmu`]), which runs here with a thread that consumes it.
+//! # The kernel's own files
+//! The notifier chain ([`notifier`]), a thread's token, the wait queue and the lock whose waiters sleep ([`sched`]) are
+//! the kernel's files, compiled here once more: what they name by `crate::sync`, `crate::sched`, `crate::mm`,
+//! `crate::alloc` and `crate::lab` is in this crate. The chain runs with no table or with one entry, a token with a lock
+//! and a condition for its run queue ([`Sleeper`]), the rest on such threads. The command queue of an SMMU is generic
+//! over its platform ([`Smmu`]); it runs with a thread that consumes it.
 //!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
 //! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
@@ -28,19 +30,16 @@
 //! order between CPUs that the kernel would not have. The tests named `canary` would fail if it did.
 //!
 //! # Rule: a checker is believed only when it is seen to fail
-//! [`Without`] takes one step away; each property has a twin that runs without a step and must be caught.
+//! [`Without`] and [`Omitted`] take one step away; each property has a twin that runs without a step and must be caught.
 
-mod cell;
-mod chain;
+pub mod notifier;
+pub mod sched;
 mod smmu;
+pub mod sync;
 mod tlb;
-mod token;
-mod waiting;
 
 use std::sync::Mutex;
 
-pub use cell::Cell;
-pub use chain::{LeftOut, Loom, leave_out};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
@@ -48,12 +47,63 @@ use granule_pgtable::{
     Announced, Entries, Execution, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress,
     Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord,
 };
-use loom::sync::atomic::{Ordering, fence};
-pub use smmu::{Consumer, Missing, Smmu, lack};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::fence;
+pub use sched::Sleeper;
+pub use smmu::{Consumer, Smmu};
+use sync::atomic::{AtomicU64, Ordering};
+pub use sync::atomic::{Omitted, omit};
 pub use tlb::Broadcast;
 use tlb::Tlbs;
-pub use token::{Fault, Sleeper};
-pub use waiting::{Omitted, Waiting, omit};
+
+/// What stands in the place of the kernel's `mm`.
+mod mm {
+    pub(crate) use granule::mm::OutOfMemory;
+}
+
+/// What stands in the place of `alloc`: memory is never given back, so that a call of a subscriber that has left does
+/// not read what was freed.
+#[allow(unsafe_code, reason = "keeps the signature of `dealloc`")]
+mod alloc {
+    pub(crate) mod alloc {
+        pub(crate) use std::alloc::{Layout, alloc};
+
+        pub(crate) unsafe fn dealloc(_: *mut u8, _: Layout) {}
+    }
+}
+
+/// What stands in the place of the kernel's `lab`: no switch is on.
+mod lab {
+    macro_rules! is_on {
+        ($lab:ident) => {
+            false
+        };
+    }
+    pub(crate) use is_on;
+}
+
+/// Memory whose users loom watches: it reports an access that is not ordered before or after another.
+#[derive(Default)]
+pub struct Watched<T>(UnsafeCell<T>);
+
+#[allow(unsafe_code, reason = "shares what loom watches")]
+// SAFETY: loom stops at an access that races.
+unsafe impl<T: Send> Sync for Watched<T> {}
+
+#[allow(unsafe_code, reason = "accesses what loom watches")]
+impl<T: Copy> Watched<T> {
+    /// Writes it.
+    pub fn write(&self, value: T) {
+        // SAFETY: loom stops at an access from elsewhere.
+        self.0.with_mut(|own| unsafe { *own = value });
+    }
+
+    /// Reads it.
+    pub fn read(&self) -> T {
+        // SAFETY: loom stops at a write from elsewhere.
+        self.0.with(|own| unsafe { *own })
+    }
+}
 
 /// The CPUs of the machine, each with a walk word.
 pub const CPUS: usize = 3;
@@ -91,7 +141,7 @@ pub enum Without {
 
 /// The machine: a root table, frames for more, and a walk word for each CPU.
 pub struct Machine {
-    frames: Vec<[Cell; ENTRIES]>,
+    frames: Vec<[AtomicU64; ENTRIES]>,
     /// Frames that nobody has.
     free: Mutex<Vec<PhysAddr>>,
     /// The reclaim of its tables, with how many it has freed. They never become tables again: a frame that goes from
@@ -107,12 +157,12 @@ pub struct Machine {
 impl Machine {
     /// A machine with `frames` frames for tables, full of what their last owner left in them.
     pub fn new(frames: usize, without: Without) -> Self {
-        let frame = |value| std::array::from_fn(|_| Cell::new(value));
+        let frame = |value| std::array::from_fn(|_| AtomicU64::new(value));
         Self {
             frames: std::iter::once(frame(0)).chain((0..frames).map(|_| frame(poison().0))).collect(),
             free: Mutex::new((1..=frames).rev().map(address).collect()),
             reclaim: Mutex::new((Reclaimer::new(), 0)),
-            words: std::array::from_fn(|_| Word { value: Cell::new(0), without }),
+            words: std::array::from_fn(|_| Word { value: AtomicU64::new(0), without }),
             tlbs: Tlbs::new(),
             split_lock: loom::sync::Mutex::new(()),
             without,
@@ -129,7 +179,7 @@ impl Machine {
         self.frames.len() - 1 - self.free.lock().unwrap().len() - self.reclaim.lock().unwrap().1
     }
 
-    fn cells(&self, frame: PhysAddr) -> &[Cell; ENTRIES] {
+    fn cells(&self, frame: PhysAddr) -> &[AtomicU64; ENTRIES] {
         &self.frames[(frame.0 >> Tiny::PAGE_SHIFT) as usize - 1]
     }
 }
@@ -245,22 +295,22 @@ impl<'m> Cpu<'m> {
 #[allow(unsafe_code, reason = "keeps the contract of `Mmu`")]
 unsafe impl Mmu for Cpu<'_> {
     type Geometry = Tiny;
-    type Cell = Cell;
+    type Cell = AtomicU64;
 
-    fn table(&self, table: Table) -> &[Cell] {
+    fn table(&self, table: Table) -> &[AtomicU64] {
         self.machine.cells(table.address())
     }
 
-    fn load(&self, cell: &Cell) -> Descriptor {
+    fn load(&self, cell: &AtomicU64) -> Descriptor {
         let hidden = if self.machine.without == Without::Marks && self.number != 0 { bits::RECLAIM_MARK } else { 0 };
         Descriptor(cell.load(Ordering::Acquire) & !hidden)
     }
 
-    fn store(&self, cell: &Cell, descriptor: Descriptor) {
+    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
         cell.store(descriptor.0, Ordering::Relaxed);
     }
 
-    fn compare_exchange(&self, cell: &Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         if self.machine.without == Without::AtomicExchange {
             let found = self.load(cell);
             if found != current {
@@ -273,7 +323,7 @@ unsafe impl Mmu for Cpu<'_> {
         result.map(drop).map_err(Descriptor)
     }
 
-    fn clear_bits(&self, cell: &Cell, mask: u64) -> Descriptor {
+    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
         if self.machine.without == Without::AtomicClear {
             let found = self.load(cell);
             self.store(cell, Descriptor(found.0 & !mask));
@@ -282,7 +332,7 @@ unsafe impl Mmu for Cpu<'_> {
         Descriptor(cell.fetch_and(!mask, Ordering::Acquire))
     }
 
-    fn update_run(&self, run: &[Cell], flip: u64) {
+    fn update_run(&self, run: &[AtomicU64], flip: u64) {
         let flip_one = |cell| self.store(cell, Descriptor(self.load(cell).0 ^ flip));
         if self.machine.without != Without::OwnEntries {
             return run.iter().for_each(flip_one);
@@ -366,7 +416,7 @@ impl Tlb<Cpu<'_>> for NoTlb {
 
 /// A CPU's walk word.
 pub struct Word {
-    value: Cell,
+    value: AtomicU64,
     without: Without,
 }
 

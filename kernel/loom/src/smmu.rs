@@ -13,71 +13,19 @@ use std::sync::Mutex;
 use granule_arch::addr::PhysAddr;
 use granule_smmuv3::registers::offset;
 use granule_smmuv3::{Command, CommandQueue, DmaMemory, Platform, Report, Step, Word};
-use loom::cell::UnsafeCell;
-use loom::sync::atomic::{Ordering, fence};
+use loom::sync::atomic::fence;
 
-use crate::Cell;
-
-/// What a thread does without.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Missing {
-    /// Nothing.
-    Nothing,
-    /// A step of the driver.
-    Step(Step),
-    /// DMB OSHLD.
-    DmbOshld,
-    /// Compare-exchange in one step: a load and a store.
-    Exchange,
-    /// That a store releases.
-    Release,
-    /// That a load acquires.
-    Acquire,
-}
-
-loom::thread_local! {
-    static LACKS: std::cell::Cell<Missing> = std::cell::Cell::new(Missing::Nothing);
-}
-
-/// From now on this thread does without `missing`.
-pub fn lack(missing: Missing) {
-    LACKS.with(|lacks| lacks.set(missing));
-}
-
-fn lacks(missing: Missing) -> bool {
-    LACKS.with(|lacks| lacks.get() == missing)
-}
-
-/// Memory whose users loom watches.
-#[derive(Default)]
-struct Watched(UnsafeCell<u64>);
-
-// SAFETY: loom reports an access that is not ordered before or after another, which is what the tests are for.
-unsafe impl Send for Watched {}
-// SAFETY: the same.
-unsafe impl Sync for Watched {}
-
-impl Watched {
-    fn write(&self, value: u64) {
-        // SAFETY: loom stops at an access from elsewhere.
-        self.0.with_mut(|own| unsafe { *own = value });
-    }
-
-    fn read(&self) -> u64 {
-        // SAFETY: the same.
-        self.0.with(|own| unsafe { *own })
-    }
-}
+use crate::Watched;
+use crate::sync::atomic::{AtomicU64, Omitted, Ordering, omits};
 
 /// A word of the driver, or half a slot, which is watched.
 struct SmmuWord {
-    cell: Cell,
-    slot: Option<Watched>,
+    cell: AtomicU64,
+    slot: Option<Watched<u64>>,
 }
 
 impl Word for SmmuWord {
     fn load(&self, order: Ordering) -> u64 {
-        let order = if lacks(Missing::Acquire) { Ordering::Relaxed } else { order };
         match &self.slot {
             Some(slot) => slot.read(),
             None => self.cell.load(order),
@@ -85,7 +33,6 @@ impl Word for SmmuWord {
     }
 
     fn store(&self, value: u64, order: Ordering) {
-        let order = if lacks(Missing::Release) { Ordering::Relaxed } else { order };
         match &self.slot {
             Some(slot) => slot.write(value),
             None => self.cell.store(value, order),
@@ -93,13 +40,6 @@ impl Word for SmmuWord {
     }
 
     fn exchange(&self, current: u64, new: u64, order: Ordering) -> bool {
-        if lacks(Missing::Exchange) {
-            let same = self.cell.load(Ordering::Relaxed) == current;
-            if same {
-                self.cell.store(new, order);
-            }
-            return same;
-        }
         self.cell.compare_exchange(current, new, order, Ordering::Relaxed).is_ok()
     }
 }
@@ -111,15 +51,15 @@ struct Port {
     consumes_when_seen: bool,
     /// Whether there can be errors. A register that never changes is not worth an order.
     errors: bool,
-    prod: Cell,
-    cons: Cell,
-    gerror: Cell,
-    gerrorn: Cell,
+    prod: AtomicU64,
+    cons: AtomicU64,
+    gerror: AtomicU64,
+    gerrorn: AtomicU64,
     /// Whose turn it is to write PROD.
-    turn: Watched,
+    turn: Watched<u64>,
     slots: Box<[SmmuWord]>,
     /// The pages that devices reach through it.
-    pages: [Watched; PAGES],
+    pages: [Watched<u64>; PAGES],
     /// What it has done. Not loom's: it orders nobody.
     device: Mutex<Device>,
     /// Illegal commands that were reported.
@@ -192,7 +132,7 @@ unsafe impl Platform for Port {
     type Word = SmmuWord;
 
     fn word(value: u64) -> SmmuWord {
-        SmmuWord { cell: Cell::new(value), slot: None }
+        SmmuWord { cell: AtomicU64::new(value), slot: None }
     }
 
     fn read32(&self, offset: usize) -> u32 {
@@ -236,7 +176,7 @@ unsafe impl Platform for Port {
     }
 
     fn dmb_oshld(&self) {
-        if !lacks(Missing::DmbOshld) {
+        if !omits(Omitted::DmbOshld) {
             fence(Ordering::Acquire);
         }
     }
@@ -255,7 +195,7 @@ unsafe impl Platform for Port {
     }
 
     fn leaves_out(&self, step: Step) -> bool {
-        lacks(Missing::Step(step))
+        omits(Omitted::Smmu(step))
     }
 }
 
@@ -279,7 +219,7 @@ pub struct Smmu<const BITS: u32> {
 impl<const BITS: u32> Smmu<BITS> {
     /// With an empty queue.
     pub fn new(consumer: Consumer) -> Self {
-        let slot = || SmmuWord { cell: Cell::default(), slot: Some(Watched::default()) };
+        let slot = || SmmuWord { cell: AtomicU64::default(), slot: Some(Watched::default()) };
         let port = Port {
             consumes_when_seen: consumer != Consumer::Thread,
             errors: consumer == Consumer::LooksAndStops,

@@ -4,8 +4,8 @@
 //! the event for upgrades. A [`Subscriber`] joins the [`NotifierChain`] of one space. It receives two kinds of calls:
 //!
 //! - **Events**, by a pair of calls around a change: [`Subscriber::invalidate_range_start`] while the pages are still
-//!   mapped, [`Subscriber::invalidate_range_end`] when they may be freed. No page-table lock is held, so it may sleep
-//!   where the range permits it. Between the two it must make no new translation in the range.
+//!   mapped, [`Subscriber::invalidate_range_end`] when they may be freed. No page-table lock is held, so it may sleep.
+//!   Between the two it must make no new translation in the range.
 //! - **Invalidations**, where the CPUs' TLBs are invalidated: [`Subscriber::invalidate_secondary_tlbs`], between the
 //!   TLBI and the DSB that completes it. Often under the page-table lock, so it must not sleep, allocate or look into
 //!   tables. A subscriber that shares the CPUs' tables needs no more than this.
@@ -26,7 +26,7 @@ use core::fmt;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
-pub use chain::{Atomics, Native, NotifierChain, Pointer, Section, SubscribeError, Subscription, Word};
+pub use chain::{NotifierChain, Section, SubscribeError, Subscription};
 
 /// Why a range is about to change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,19 +107,6 @@ impl EventSet {
     }
 }
 
-/// Whether a subscriber may sleep.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Patience {
-    /// It may, and must not refuse.
-    MaySleep,
-    /// It must not; where it would have to, it returns [`Again`].
-    MustNotSleep,
-}
-
-/// A subscriber would have to sleep for this range: the caller leaves it alone and tries later.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Again;
-
 /// What an event is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {
@@ -129,17 +116,15 @@ pub struct Range {
     pub start: VirtAddr,
     /// The first address behind it.
     pub end: VirtAddr,
-    /// Whether subscribers may sleep.
-    pub patience: Patience,
 }
 
 impl Range {
-    /// `start..end`, whose subscribers may sleep.
+    /// `start..end`.
     pub const fn new(event: Event, start: VirtAddr, end: VirtAddr) -> Self {
-        Self { event, start, end, patience: Patience::MaySleep }
+        Self { event, start, end }
     }
 
-    /// The page at `page`, whose subscribers may sleep.
+    /// The page at `page`.
     pub const fn page(event: Event, page: VirtAddr) -> Self {
         Self::new(event, page, VirtAddr(page.0 + PAGE_SIZE as u64))
     }
@@ -152,16 +137,10 @@ pub trait Subscriber: Send + Sync + 'static {
         EventSet::ALL
     }
 
-    /// `range` is about to change.
-    ///
-    /// # Errors
-    /// [`Again`] where it would have to sleep and must not: nothing changes then. It gets no end call; the subscribers
-    /// before it in the chain do.
-    fn invalidate_range_start(&self, _range: &Range) -> Result<(), Again> {
-        Ok(())
-    }
+    /// `range` is about to change. May sleep.
+    fn invalidate_range_start(&self, _range: &Range) {}
 
-    /// `range` has changed, or what its start announced was given up.
+    /// `range` has changed, or what its start announced was given up. May sleep.
     fn invalidate_range_end(&self, _range: &Range) {}
 
     /// Entries in `start..end` are empty, and will name other frames or their frames will be free when this returns:

@@ -43,6 +43,11 @@ pub fn park() {
     std::thread::park();
 }
 
+/// Lets other threads run for a moment.
+pub(crate) fn sleep_briefly() {
+    std::thread::yield_now();
+}
+
 /// There are no programs.
 pub(crate) const fn works_for_program(_cpu: &Cpu) -> bool {
     false

@@ -19,7 +19,6 @@ mod fp;
 mod fp_state;
 #[cfg(not(target_os = "none"))]
 mod host;
-pub mod primitives;
 #[cfg(target_os = "none")]
 mod queue;
 mod rwsem;
@@ -32,13 +31,15 @@ mod timeout;
 pub mod token;
 mod wait;
 
+use core::cell::UnsafeCell;
+
 #[cfg(target_os = "none")]
 pub(crate) use fp::first_use as first_use_of_fp;
 pub use fp_state::FpState;
 #[cfg(not(target_os = "none"))]
 pub use host::{ThreadRef, current, park, relax};
 #[cfg(not(target_os = "none"))]
-pub(crate) use host::{enlarge_shortage, note_shortage, works_for_program};
+pub(crate) use host::{enlarge_shortage, note_shortage, sleep_briefly, works_for_program};
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
@@ -54,7 +55,39 @@ pub use thread::{
 #[cfg(target_os = "none")]
 pub(crate) use thread::{enlarge_shortage, note_shortage, works_for_program};
 #[cfg(target_os = "none")]
-pub(crate) use timeout::with_timeout;
+pub use timeout::sleep_until;
 #[cfg(target_os = "none")]
-pub use timeout::{sleep_through, sleep_until};
+pub(crate) use timeout::{sleep_briefly, sleep_through, with_timeout};
 pub use wait::{WaitQueue, Waiters, Woken};
+
+use crate::sync::IrqLock;
+use crate::sync::atomic::AtomicU32;
+
+/// Threads that are woken under one hold of a lock.
+const WOKEN_AT_ONCE: usize = 16;
+
+// For statics. Here, because loom's atomics and locks are not made at compile time.
+
+impl token::Token {
+    /// Of a thread that may run.
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+}
+
+impl<T> WaitQueue<T> {
+    /// A queue without waiters.
+    pub const fn new() -> Self {
+        Self(IrqLock::new(wait::List::EMPTY))
+    }
+}
+
+impl<T> RwSem<T> {
+    /// A free lock.
+    pub const fn new(value: T) -> Self {
+        Self { word: AtomicU32::new(0), waiters: WaitQueue::new(), value: UnsafeCell::new(value) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -64,7 +64,7 @@ pub struct Thread {
     /// Bits of [`Work`]; others set them. The way out to EL0 looks at it, in assembly.
     pub(super) work: AtomicU32,
     /// Whether it sleeps.
-    pub(super) state: Token<AtomicU32>,
+    pub(super) state: Token,
     /// [`UserEntry::syscall`], for the assembly that calls it; never called in a kernel thread.
     pub(super) syscall: extern "C" fn(&mut TrapFrame, &Thread),
     /// [`UserEntry::fault`], likewise.
@@ -152,7 +152,7 @@ impl Thread {
         Self {
             sp: Cell::new(0),
             work: AtomicU32::new(0),
-            state: Token::new(AtomicU32::new(0)),
+            state: Token::new(),
             syscall: never,
             fault: never,
             entry: None,

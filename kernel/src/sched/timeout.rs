@@ -131,13 +131,18 @@ pub fn sleep_until(until: Deadline) -> Woken {
     })
 }
 
-/// Sleeps until then, whatever signals there are. For short times: nothing ends it earlier. And for a wait that ends by
-/// what other threads do, of this CPU as well: once a signal waits, [`sleep_until`] returns at once each time, and a loop
-/// of it would keep the CPU from them for ever, since EL1 is not preempted.
-pub fn sleep_through(until: Deadline) {
+/// Sleeps until then, whatever signals there are: for a short time, in a loop whose condition other threads change, also
+/// of this CPU. With a signal pending [`sleep_until`] returns at once, and a loop of it would keep the CPU from them for
+/// ever, since EL1 is not preempted.
+pub(crate) fn sleep_through(until: Deadline) {
     with_timeout(until, |passed| {
         while !passed() {
             park();
         }
     });
+}
+
+/// Lets other threads run for a moment.
+pub(crate) fn sleep_briefly() {
+    sleep_through(Deadline::after(Duration::from_micros(100)));
 }

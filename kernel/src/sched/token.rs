@@ -1,12 +1,12 @@
 //! Whether a thread runs or sleeps, and the token that a wake-up leaves to one that runs.
 //!
-//! Generic over the word, so that `kernel/loom` runs it in every order.
+//! **The rule of `PARKED`**: a thread enters and leaves this state only under the lock of its CPU's run queue. The
+//! token is set and taken without the lock: its word is changed only by read-modify-writes, and each is an acquire and
+//! a release, so that an acquirer of the token sees every store made before it was left or renewed.
 //!
-//! **The rule of `PARKED`**: a thread comes to it and goes from it under the lock of its CPU's run queue alone. The
-//! token comes and goes without the lock: its word is changed by read-modify-writes alone, and each is an acquire and a
-//! release, so that an acquirer of the token sees every store made before it was left or renewed.
+//! `kernel/loom` compiles this file on loom's atomics.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// It runs, or is in a run queue.
 const RUNNABLE: u32 = 0;
@@ -17,42 +17,11 @@ const PARKED: u32 = 2;
 /// It will not run any more.
 const DEAD: u32 = 3;
 
-/// The atomic that the token is in.
-pub trait StateWord {
-    /// As [`AtomicU32::load`].
-    fn load(&self, order: Ordering) -> u32;
-    /// As [`AtomicU32::swap`].
-    fn swap(&self, new: u32, order: Ordering) -> u32;
-    /// As [`AtomicU32::compare_exchange`].
-    ///
-    /// # Errors
-    /// What was found instead of `current`.
-    fn compare_exchange(&self, current: u32, new: u32, success: Ordering, failure: Ordering) -> Result<u32, u32>;
-}
-
-impl StateWord for AtomicU32 {
-    fn load(&self, order: Ordering) -> u32 {
-        self.load(order)
-    }
-
-    fn swap(&self, new: u32, order: Ordering) -> u32 {
-        self.swap(new, order)
-    }
-
-    fn compare_exchange(&self, current: u32, new: u32, success: Ordering, failure: Ordering) -> Result<u32, u32> {
-        self.compare_exchange(current, new, success, failure)
-    }
-}
-
 /// A thread's state.
-pub struct Token<W>(W);
+#[derive(Default)]
+pub struct Token(pub(super) AtomicU32);
 
-impl<W: StateWord> Token<W> {
-    /// `word` holds zero: the thread may run.
-    pub const fn new(word: W) -> Self {
-        Self(word)
-    }
-
+impl Token {
     /// The running thread wants to sleep. Whether it does from now on; else it had a token, and has it no more. Under
     /// the run queue's lock.
     pub fn park(&self) -> bool {

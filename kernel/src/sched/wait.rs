@@ -5,66 +5,62 @@
 //!
 //! **Access to a node** needs the queue's lock. A waker works under the lock throughout, and a waiter acquires the lock
 //! once more before it returns, and with it the node.
+//!
+//! `kernel/loom` compiles this file on loom's atomics and threads.
 
 #![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
 
-use core::sync::atomic::Ordering;
-
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
-use super::primitives::{Lock, Native, Primitives, Word};
+use super::{ThreadRef, current, park};
 #[cfg(target_os = "none")]
-use super::{Work, current, timeout};
+use super::{Work, timeout};
 #[cfg(target_os = "none")]
 use crate::chip::timer::Deadline;
-use crate::sync::IrqLock;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// A thread that waits.
-struct Waiter<T, P: Primitives> {
+struct Waiter<T> {
     link: LinkedListLink,
-    thread: P::Thread,
+    thread: ThreadRef,
     /// 1 once it is woken.
-    woken: P::Word,
+    woken: AtomicU32,
     value: T,
 }
 
 mod adapter {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-    use super::{LinkedListLink, Primitives, UnsafeRef, Waiter};
+    use super::{LinkedListLink, UnsafeRef, Waiter};
     use intrusive_collections::intrusive_adapter;
-    intrusive_adapter!(
-        pub(super) Adapter<T, P> = UnsafeRef<Waiter<T, P>>: Waiter<T, P> { link => LinkedListLink } where P: Primitives
-    );
+    intrusive_adapter!(pub(super) Adapter<T> = UnsafeRef<Waiter<T>>: Waiter<T> { link => LinkedListLink });
 }
 use adapter::Adapter;
 
 /// The waiters, in the order in which they came.
-struct List<T, P: Primitives>(LinkedList<Adapter<T, P>>);
+pub(super) struct List<T>(LinkedList<Adapter<T>>);
 
-// SAFETY: the nodes are reached through the queue's lock alone, on whichever CPU holds it, and hold what may be sent.
-unsafe impl<T: Send, P: Primitives> Send for List<T, P> {}
-
-/// Threads that wait, first come first served. Each waits with a value of type `T`.
-pub struct WaitQueue<T, P: Primitives = Native>(P::Lock<List<T, P>>);
-
-impl<T> WaitQueue<T> {
-    /// A queue without waiters.
-    pub const fn new() -> Self {
-        Self(IrqLock::new(List(LinkedList::new(Adapter::NEW))))
-    }
+impl<T> List<T> {
+    pub(super) const EMPTY: Self = Self(LinkedList::new(Adapter::NEW));
 }
 
-impl<T, P: Primitives> WaitQueue<T, P> {
+// SAFETY: the nodes are reached through the queue's lock alone, on whichever CPU holds it, and hold what may be sent.
+unsafe impl<T: Send> Send for List<T> {}
+
+/// Threads that wait, first come first served. Each waits with a value of type `T`.
+pub struct WaitQueue<T>(pub(super) IrqLock<List<T>, { rank::WAIT }>);
+
+impl<T> WaitQueue<T> {
     /// Locks the queue: no thread joins it or is woken until the result is dropped. The condition of its waiters is
     /// read, and changed, in between.
-    pub fn lock(&self) -> Waiters<'_, T, P> {
+    pub fn lock(&self) -> Waiters<'_, T> {
         Waiters { list: self.0.lock(), queue: self }
     }
 }
 
-impl<T, P: Primitives> Default for WaitQueue<T, P> {
+impl<T> Default for WaitQueue<T> {
     fn default() -> Self {
-        Self(Lock::new(List(LinkedList::new(Adapter::NEW))))
+        Self(IrqLock::new(List::EMPTY))
     }
 }
 
@@ -80,12 +76,12 @@ pub enum Woken {
 }
 
 /// A [`WaitQueue`], locked.
-pub struct Waiters<'a, T: 'a, P: Primitives = Native> {
-    list: <P::Lock<List<T, P>> as Lock<List<T, P>>>::Guard<'a>,
-    queue: &'a WaitQueue<T, P>,
+pub struct Waiters<'a, T> {
+    list: IrqGuard<'a, List<T>, { rank::WAIT }>,
+    queue: &'a WaitQueue<T>,
 }
 
-impl<T, P: Primitives> Waiters<'_, T, P> {
+impl<T> Waiters<'_, T> {
     /// Whether no thread waits.
     pub fn is_empty(&self) -> bool {
         self.list.0.is_empty()
@@ -129,7 +125,8 @@ impl<T, P: Primitives> Waiters<'_, T, P> {
     }
 
     fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
-        let waiter = Waiter { link: LinkedListLink::new(), thread: P::current(), woken: P::Word::default(), value };
+        let waiter =
+            Waiter { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicU32::new(0), value };
         let queue = self.queue;
         // SAFETY: the node stays where it is until it is out of the list, and the lock under which it was taken out is
         // released.
@@ -142,7 +139,7 @@ impl<T, P: Primitives> Waiters<'_, T, P> {
             if let Some(outcome) = otherwise() {
                 break outcome;
             }
-            P::park();
+            park();
         };
         let mut list = queue.0.lock();
         if !waiter.link.is_linked() {
@@ -189,7 +186,7 @@ impl<T> Waiters<'_, T> {
 }
 
 /// Wakes a waiter that is out of its list. The caller has the lock.
-fn wake<T, P: Primitives>(waiter: UnsafeRef<Waiter<T, P>>) {
+fn wake<T>(waiter: UnsafeRef<Waiter<T>>) {
     waiter.woken.store(1, Ordering::Release);
-    P::unpark(&waiter.thread);
+    waiter.thread.unpark();
 }

@@ -84,11 +84,6 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
     pub(crate) fn as_mut_ptr(&self) -> *mut T {
         self.inner.as_mut_ptr()
     }
-
-    /// Whether some CPU holds it now. For reports only: the answer may be old when it arrives.
-    pub fn is_locked(&self) -> bool {
-        self.inner.is_locked()
-    }
 }
 
 /// The lock, held. Dropping it releases the lock and puts the interrupt masks back as they were.

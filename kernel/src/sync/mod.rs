@@ -3,4 +3,6 @@
 mod lock;
 pub mod rank;
 
+/// The CPU's atomics. `kernel/loom` compiles the modules that take theirs from here on loom's.
+pub use core::sync::atomic;
 pub use lock::{IrqGuard, IrqLock};

@@ -11,7 +11,7 @@ use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::mm::kernel::Machine;
 use granule::mm::kernel::mmu::{LinearView, Metal};
-use granule::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
+use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
 use granule::sched::{self, Work, sleep_until};
 use granule::smp::{self, this_cpu};
@@ -108,7 +108,7 @@ static MEETING: Meeting = Meeting::new();
 struct Slow;
 
 impl Subscriber for Slow {
-    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, range: &Range) {
         if range.event == Event::ProtectionUpgrade {
             MEETING.calls.fetch_add(1, Ordering::Relaxed);
             MEETING.running.store(true, Ordering::Release);
@@ -117,7 +117,6 @@ impl Subscriber for Slow {
             sleep_until(Deadline::after(Duration::from_millis(20)));
             MEETING.too_early.store(MEETING.over.load(Ordering::Acquire), Ordering::Relaxed);
         }
-        Ok(())
     }
 }
 
@@ -250,11 +249,10 @@ fn leaving_with_a_signal_pending_lets_a_sleeping_call_of_this_cpu_end(t: &mut Te
 struct Mirror(AtomicU64);
 
 impl Subscriber for Mirror {
-    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, range: &Range) {
         if range.start <= START && START < range.end {
             self.0.store(0, Ordering::Relaxed);
         }
-        Ok(())
     }
 }
 

@@ -4,117 +4,109 @@
 
 use std::sync::Arc;
 
-use granule_loom::{Consumer, Missing, Smmu, lack};
+use granule_loom::{Consumer, Omitted, Smmu, omit};
 use granule_smmuv3::Step;
 
-use crate::assert_caught;
+use crate::{assert_caught, threads_with};
 
 /// What loom says of two accesses without an order.
 const RACE: &str = "Causality violation";
 
-/// Runs `model` in every order with at most so many preemptions.
-fn orders(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.max_branches = 10_000;
-    builder.check(model);
-}
-
 /// One CPU takes so many pages, by a queue of two slots, of which each call needs both, while the SMMU consumes.
-fn one_cpu(pages: usize, missing: Missing) {
-    orders(3, move || {
+fn one_cpu(pages: usize, omitted: Omitted) {
+    threads_with(3, move || {
         let smmu = Arc::new(Smmu::<1>::new(Consumer::Thread));
         let device = Arc::clone(&smmu);
-        let commands = if missing == Missing::Step(Step::Sync) { pages } else { 2 * pages };
+        let commands = if omitted == Omitted::Smmu(Step::Sync) { pages } else { 2 * pages };
         let consumes = loom::thread::spawn(move || device.consume(commands as u64));
-        lack(missing);
+        omit(omitted);
         (0..pages).for_each(|page| assert!(smmu.take(page)));
-        lack(Missing::Nothing);
+        omit(Omitted::Nothing);
         consumes.join().unwrap();
     });
 }
 
 /// Two CPUs take pages, so many each, by a queue of `2^BITS` slots.
-fn two_cpus<const BITS: u32>(pages: [usize; 2], missing: Missing) {
-    orders(3, move || {
+fn two_cpus<const BITS: u32>(pages: [usize; 2], omitted: Omitted) {
+    threads_with(3, move || {
         let smmu = Arc::new(Smmu::<BITS>::new(Consumer::Looks));
         let other = Arc::clone(&smmu);
         let inserts = loom::thread::spawn(move || {
-            lack(missing);
+            omit(omitted);
             (0..pages[1]).for_each(|page| assert!(other.take(pages[0] + page)));
         });
-        lack(missing);
+        omit(omitted);
         (0..pages[0]).for_each(|page| assert!(smmu.take(page)));
-        lack(Missing::Nothing);
+        omit(Omitted::Nothing);
         inserts.join().unwrap();
     });
 }
 
 #[test]
 fn a_call_returns_when_its_commands_are_complete() {
-    one_cpu(2, Missing::Nothing);
+    one_cpu(2, Omitted::Nothing);
 }
 
 #[test]
 fn two_calls_at_once_each_return_when_their_own_are() {
-    two_cpus::<2>([1, 1], Missing::Nothing);
+    two_cpus::<2>([1, 1], Omitted::Nothing);
 }
 
 /// One call fills the queue.
 #[test]
 fn calls_wait_for_room_and_go_round() {
-    two_cpus::<1>([1, 1], Missing::Nothing);
+    two_cpus::<1>([1, 1], Omitted::Nothing);
 }
 
 #[test]
 fn a_call_without_its_sync_is_caught() {
-    assert_caught(RACE, || one_cpu(1, Missing::Step(Step::Sync)));
+    assert_caught(RACE, || one_cpu(1, Omitted::Smmu(Step::Sync)));
 }
 
 #[test]
 fn a_call_that_does_not_wait_is_caught() {
-    assert_caught(RACE, || one_cpu(1, Missing::Step(Step::Wait)));
+    assert_caught(RACE, || one_cpu(1, Omitted::Smmu(Step::Wait)));
 }
 
 #[test]
 fn prod_before_the_commands_is_caught() {
-    assert_caught(RACE, || one_cpu(1, Missing::Step(Step::DmbBeforeProd)));
+    assert_caught(RACE, || one_cpu(1, Omitted::Smmu(Step::DmbBeforeProd)));
 }
 
 #[test]
 fn a_read_ahead_of_the_completion_is_caught() {
-    assert_caught(RACE, || one_cpu(1, Missing::DmbOshld));
+    assert_caught(RACE, || one_cpu(1, Omitted::DmbOshld));
 }
 
 #[test]
 fn a_turn_that_is_not_waited_for_is_caught() {
-    assert_caught(RACE, || two_cpus::<2>([1, 1], Missing::Step(Step::Turn)));
+    assert_caught(RACE, || two_cpus::<2>([1, 1], Omitted::Smmu(Step::Turn)));
 }
 
 #[test]
 fn a_turn_that_is_passed_on_too_early_is_caught() {
-    assert_caught(RACE, || two_cpus::<2>([1, 1], Missing::Release));
+    assert_caught(RACE, || two_cpus::<2>([1, 1], Omitted::Release));
 }
 
 #[test]
 fn a_turn_that_is_taken_too_early_is_caught() {
-    assert_caught(RACE, || two_cpus::<2>([1, 1], Missing::Acquire));
+    assert_caught(RACE, || two_cpus::<2>([1, 1], Omitted::Acquire));
 }
 
 #[test]
 fn slots_that_two_cpus_take_are_caught() {
-    assert_caught(RACE, || two_cpus::<2>([1, 1], Missing::Exchange));
+    assert_caught(RACE, || two_cpus::<2>([1, 1], Omitted::AtomicExchange));
 }
 
 #[test]
 fn slots_that_are_not_free_yet_are_caught() {
-    assert_caught(RACE, || two_cpus::<1>([1, 1], Missing::Step(Step::Room)));
+    assert_caught(RACE, || two_cpus::<1>([1, 1], Omitted::Smmu(Step::Room)));
 }
 
 /// Two CPUs and an SMMU that runs by itself, which are more orders than can be tried: those without a preemption.
 #[test]
 fn two_cpus_insert_while_the_smmu_consumes() {
-    orders(0, || {
+    threads_with(0, || {
         let smmu = Arc::new(Smmu::<1>::new(Consumer::Thread));
         let device = Arc::clone(&smmu);
         let other = Arc::clone(&smmu);
@@ -128,17 +120,17 @@ fn two_cpus_insert_while_the_smmu_consumes() {
 
 /// One CPU inserts what is no command, the other takes a page. The SMMU stops; whoever waits puts it right, once, and
 /// the caller hears of it.
-fn blunder(missing: Missing) {
-    orders(2, move || {
+fn blunder(omitted: Omitted) {
+    threads_with(2, move || {
         let smmu = Arc::new(Smmu::<2>::new(Consumer::LooksAndStops));
         let other = Arc::clone(&smmu);
         let blunders = loom::thread::spawn(move || {
-            lack(missing);
+            omit(omitted);
             assert!(!other.blunder(), "nobody was told");
         });
-        lack(missing);
+        omit(omitted);
         smmu.take(0);
-        lack(Missing::Nothing);
+        omit(Omitted::Nothing);
         blunders.join().unwrap();
         smmu.assert_reported(1);
     });
@@ -146,37 +138,37 @@ fn blunder(missing: Missing) {
 
 #[test]
 fn an_illegal_command_stops_nobody() {
-    blunder(Missing::Nothing);
+    blunder(Omitted::Nothing);
 }
 
 #[test]
 fn two_who_serve_an_error_at_once_are_caught() {
-    assert_caught("left == right", || blunder(Missing::Step(Step::Serving)));
+    assert_caught("left == right", || blunder(Omitted::Smmu(Step::Serving)));
 }
 
 /// Two CPUs find at once that the SMMU does not answer. One shuts it; the other uses a page after that.
-fn two_shut(missing: Missing) {
-    orders(3, move || {
+fn two_shut(omitted: Omitted) {
+    threads_with(3, move || {
         let smmu = Arc::new(Smmu::<1>::new(Consumer::Looks));
         let other = Arc::clone(&smmu);
         let shuts = loom::thread::spawn(move || {
-            lack(missing);
+            omit(omitted);
             other.shut(1);
         });
-        lack(missing);
+        omit(omitted);
         smmu.shut(0);
-        lack(Missing::Nothing);
+        omit(Omitted::Nothing);
         shuts.join().unwrap();
     });
 }
 
 #[test]
 fn a_second_call_returns_when_the_smmu_is_shut() {
-    two_shut(Missing::Nothing);
+    two_shut(Omitted::Nothing);
 }
 
 #[test]
 fn a_shut_that_is_not_seen_is_caught() {
-    assert_caught(RACE, || two_shut(Missing::Acquire));
-    assert_caught(RACE, || two_shut(Missing::Release));
+    assert_caught(RACE, || two_shut(Omitted::Acquire));
+    assert_caught(RACE, || two_shut(Omitted::Release));
 }

@@ -5,23 +5,25 @@
 
 use std::sync::Arc;
 
-use granule_loom::{Fault, Sleeper};
+use granule_loom::{Omitted, Sleeper, omit};
 use loom::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{assert_caught, threads};
 
-fn waits_for_two(fault: Fault) {
+fn waits_for_two(omitted: Omitted) {
     threads(move || {
-        let sleeper = Arc::new(Sleeper::new(fault));
+        let sleeper = Arc::new(Sleeper::default());
         let stored = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
         let others = [0, 1].map(|number| {
             let (sleeper, stored) = (Arc::clone(&sleeper), Arc::clone(&stored));
             loom::thread::spawn(move || {
+                omit(omitted);
                 // Relaxed: that it is seen is what the token promises.
                 stored[number].store(true, Ordering::Relaxed);
                 sleeper.unpark();
             })
         });
+        omit(omitted);
         while !stored.iter().all(|stored| stored.load(Ordering::Relaxed)) {
             sleeper.park();
         }
@@ -31,20 +33,20 @@ fn waits_for_two(fault: Fault) {
 
 #[test]
 fn no_wake_up_is_lost() {
-    waits_for_two(Fault::None);
+    waits_for_two(Omitted::Nothing);
 }
 
 #[test]
 fn a_token_that_is_taken_by_a_store_is_caught() {
-    assert_caught("deadlock", || waits_for_two(Fault::StoreForSwap));
+    assert_caught("deadlock", || waits_for_two(Omitted::AtomicSwap));
 }
 
 #[test]
 fn a_token_that_is_not_renewed_is_caught() {
-    assert_caught("deadlock", || waits_for_two(Fault::NoRenewal));
+    assert_caught("deadlock", || waits_for_two(Omitted::Renewal));
 }
 
 #[test]
 fn a_token_that_orders_nothing_is_caught() {
-    assert_caught("deadlock", || waits_for_two(Fault::Relaxed));
+    assert_caught("deadlock", || waits_for_two(Omitted::Order));
 }

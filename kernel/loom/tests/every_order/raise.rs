@@ -6,28 +6,11 @@
 
 use std::sync::Arc;
 
-use granule::sched::token::{StateWord, Token};
+use granule_loom::sched::Token;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use crate::{assert_caught, threads};
-
-/// A word of a token.
-struct State(AtomicU32);
-
-impl StateWord for State {
-    fn load(&self, order: Ordering) -> u32 {
-        self.0.load(order)
-    }
-
-    fn swap(&self, new: u32, order: Ordering) -> u32 {
-        self.0.swap(new, order)
-    }
-
-    fn compare_exchange(&self, current: u32, new: u32, success: Ordering, failure: Ordering) -> Result<u32, u32> {
-        self.0.compare_exchange(current, new, success, failure)
-    }
-}
 
 /// Which side has its barrier.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,7 +23,7 @@ enum Fences {
 /// What the CPUs know of a thread.
 struct Thread {
     work: AtomicU32,
-    token: Token<State>,
+    token: Token,
     home: AtomicU32,
     /// Whether each CPU is interrupted.
     interrupted: [AtomicBool; 2],
@@ -53,7 +36,7 @@ impl Thread {
     fn new(fences: Fences) -> Self {
         Self {
             work: AtomicU32::new(0),
-            token: Token::new(State(AtomicU32::new(0))),
+            token: Token::default(),
             home: AtomicU32::new(0),
             interrupted: [AtomicBool::new(false), AtomicBool::new(false)],
             queue: Mutex::new(()),

@@ -17,28 +17,29 @@
 use std::sync::Arc;
 
 use granule_arch::descriptor::{Descriptor, bits};
-use granule_loom::{Broadcast, Cell, Cpu, Machine, Without, pages};
+use granule_loom::sync::atomic::AtomicU64;
+use granule_loom::{Broadcast, Cpu, Machine, Without, pages};
 use granule_pgtable::{Invalidation, Mmu, PageRange, Serialise, Tables, Tiny, Tlb};
 
 use crate::assert_caught;
 
 /// The entries of the group.
-fn group<'m>(cpu: &'m Cpu<'m>) -> [&'m Cell; 2] {
+fn group<'m>(cpu: &'m Cpu<'m>) -> [&'m AtomicU64; 2] {
     let root = cpu.table(cpu.tables().root());
     [&root[0], &root[1]]
 }
 
-fn is_contiguous(cpu: Cpu<'_>, cell: &Cell) -> bool {
+fn is_contiguous(cpu: Cpu<'_>, cell: &AtomicU64) -> bool {
     cpu.load(cell).is_contiguous()
 }
 
 /// Takes the bit away by a plain load and store.
-fn clear_plainly(cpu: Cpu<'_>, cell: &Cell) {
+fn clear_plainly(cpu: Cpu<'_>, cell: &AtomicU64) {
     cpu.store(cell, Descriptor(cpu.load(cell).0 & !bits::CONTIGUOUS));
 }
 
 /// … in one step.
-fn clear_atomically(cpu: Cpu<'_>, cell: &Cell) {
+fn clear_atomically(cpu: Cpu<'_>, cell: &AtomicU64) {
     cpu.clear_bits(cell, bits::CONTIGUOUS);
 }
 

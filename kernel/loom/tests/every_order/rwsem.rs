@@ -4,13 +4,10 @@
 //! A hand-over that is lost is a deadlock, two who have the lock at once are accesses without an order; loom reports
 //! both.
 
-#![allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
-
 use std::sync::Arc;
 
-use granule::sched::{RwSem, WaitQueue};
-use granule_loom::{Omitted, Waiting, omit};
-use loom::cell::UnsafeCell;
+use granule_loom::sched::{RwSem, WaitQueue};
+use granule_loom::{Omitted, Watched, omit};
 use loom::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{assert_caught, threads_with};
@@ -21,14 +18,9 @@ const RACE: &str = "Causality violation";
 /// A lock, and what it guards, which loom watches.
 #[derive(Default)]
 struct Guarded {
-    lock: RwSem<(), Waiting>,
-    value: UnsafeCell<u32>,
+    lock: RwSem<()>,
+    value: Watched<u32>,
 }
-
-// SAFETY: loom reports an access that is not ordered before or after another, which is what the tests are for.
-unsafe impl Send for Guarded {}
-// SAFETY: the same.
-unsafe impl Sync for Guarded {}
 
 impl Guarded {
     fn write(&self) {
@@ -38,40 +30,42 @@ impl Guarded {
 
     fn read(&self) -> u32 {
         let _reader = self.lock.read();
-        self.look()
+        self.value.read()
     }
 
     fn write_and_read(&self) {
         let writer = self.lock.write();
         self.change();
         let _reader = writer.downgrade();
-        self.look();
+        self.value.read();
     }
 
     fn change(&self) {
-        // SAFETY: loom stops at an access from elsewhere.
-        self.value.with_mut(|value| unsafe { *value += 1 });
+        self.value.write(self.value.read() + 1);
     }
+}
 
-    fn look(&self) -> u32 {
-        // SAFETY: loom stops at a change from elsewhere.
-        self.value.with(|value| unsafe { *value })
-    }
+/// A thread that leaves `omitted` out.
+fn spawn(omitted: Omitted, work: impl FnOnce() + 'static) -> loom::thread::JoinHandle<()> {
+    loom::thread::spawn(move || {
+        omit(omitted);
+        work();
+    })
 }
 
 /// Two threads take the lock at once, each as told, and a third, which then looks what has become of the value.
 fn taken_at_once(omitted: Omitted, others: [fn(&Guarded); 2], own: fn(&Guarded), changes: u32) {
-    omit(omitted);
     threads_with(2, move || {
         let guarded = Arc::new(Guarded::default());
         let others = others.map(|other| {
             let guarded = Arc::clone(&guarded);
-            loom::thread::spawn(move || other(&guarded))
+            spawn(omitted, move || other(&guarded))
         });
+        omit(omitted);
         own(&guarded);
         others.into_iter().for_each(|other| other.join().unwrap());
         assert_eq!(guarded.read(), changes);
-        assert!(guarded.lock.try_write().is_some(), "nothing is left of those that waited");
+        assert!(guarded.lock.is_free(), "nothing is left of those that waited");
     });
 }
 
@@ -103,23 +97,22 @@ fn a_lock_that_orders_nothing_is_caught() {
 
 #[test]
 fn a_mark_for_waiters_that_is_not_set_in_one_step_is_caught() {
-    let two = || taken_at_once(Omitted::OneStep, [Guarded::write, read], Guarded::write, 2);
+    let two = || taken_at_once(Omitted::AtomicSet, [Guarded::write, read], Guarded::write, 2);
     assert_caught("deadlock", two);
 }
 
 #[test]
 fn a_waiter_that_does_not_wait_for_who_wakes_it_is_caught() {
-    assert_caught(RACE, || taken_at_once(Omitted::LastLook, [Guarded::write, read], read, 1));
+    assert_caught(RACE, || taken_at_once(Omitted::LastLock, [Guarded::write, read], read, 1));
 }
 
 /// Two threads wait for a word that is set once; who sets it wakes the first of them, who wakes the next.
 fn handed_on(omitted: Omitted, look: Look) {
-    omit(omitted);
     threads_with(2, move || {
-        let shared = Arc::new((WaitQueue::<(), Waiting>::default(), AtomicBool::new(false)));
+        let shared = Arc::new((WaitQueue::<()>::default(), AtomicBool::new(false)));
         let waiting = [(), ()].map(|()| {
             let shared = Arc::clone(&shared);
-            loom::thread::spawn(move || {
+            spawn(omitted, move || {
                 let (queue, is_set) = &*shared;
                 loop {
                     let early = is_set.load(Ordering::Relaxed);
@@ -134,6 +127,7 @@ fn handed_on(omitted: Omitted, look: Look) {
             })
         });
         let (queue, is_set) = &*shared;
+        omit(omitted);
         is_set.store(true, Ordering::Relaxed);
         queue.lock().wake_front();
         waiting.into_iter().for_each(|other| other.join().unwrap());
@@ -162,5 +156,5 @@ fn a_look_before_the_queue_is_locked_is_caught() {
 
 #[test]
 fn a_node_that_goes_before_who_wakes_its_owner_is_caught() {
-    assert_caught(RACE, || handed_on(Omitted::LastLook, Look::Locked));
+    assert_caught(RACE, || handed_on(Omitted::LastLock, Look::Locked));
 }

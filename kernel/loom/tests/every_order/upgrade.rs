@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use granule::mm::notifier::{Again, Event, Range, Subscriber};
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
-use granule_loom::Cell;
+use granule_loom::notifier::{Event, Range, Subscriber};
+use granule_loom::sync::atomic::AtomicU64;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,7 +25,7 @@ fn entry(protection: Protection) -> Descriptor {
 
 /// What a page's entry is in, and the lock of its table.
 struct Page {
-    entry: Cell,
+    entry: AtomicU64,
     lock: Mutex<()>,
     /// The frame is somebody else's.
     freed: AtomicBool,
@@ -86,7 +86,7 @@ impl Device {
 }
 
 impl Subscriber for Device {
-    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, range: &Range) {
         if range.event == Event::ProtectionUpgrade {
             match self.manners {
                 Manners::Forgets => self.forget(),
@@ -94,7 +94,6 @@ impl Subscriber for Device {
                 Manners::Looks => drop(self.page.lock.lock().unwrap()),
             }
         }
-        Ok(())
     }
 
     /// In the place of the invalidation of secondary TLBs, which the TLB functions alone may ask for.
@@ -171,7 +170,7 @@ fn exit(page: &Page, chain: &Chain) {
 fn late_event(change: Change, manners: Manners, told: Told) {
     threads(move || {
         let page = Arc::new(Page {
-            entry: Cell::new(entry(READ).0),
+            entry: AtomicU64::new(entry(READ).0),
             lock: Mutex::new(()),
             freed: AtomicBool::new(false),
             released: AtomicBool::new(false),
@@ -252,11 +251,11 @@ fn a_change_that_does_not_invalidate_is_caught() {
 
 #[test]
 fn an_end_of_the_space_that_waits_for_nobody_is_caught() {
-    use granule_loom::{LeftOut, leave_out};
+    use granule_loom::{Omitted, omit};
     fn hasty(page: &Page, chain: &Chain) {
-        leave_out(LeftOut::Fences);
+        omit(Omitted::Fences);
         exit(page, chain);
-        leave_out(LeftOut::Nothing);
+        omit(Omitted::Nothing);
     }
     assert_caught("a call after the release", || late_event(hasty, Manners::Forgets, Told::AfterUnlock));
 }

@@ -3,14 +3,14 @@
 //! So a test reads one stream of both: table updates, barriers and invalidations by
 //! [`record`], and between them the calls to the subscriber.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
 use granule_pgtable::host::Operation;
 
-use super::{Again, Event, EventSet, Patience, Range, Subscriber};
+use super::{Event, EventSet, Range, Subscriber};
 use crate::mm::kernel::record;
 use crate::smp::this_cpu;
 
@@ -56,7 +56,6 @@ pub enum Step {
 pub struct Recording {
     events: EventSet,
     calls: Mutex<Vec<Call>>,
-    refuses: AtomicBool,
 }
 
 impl Default for Recording {
@@ -68,12 +67,7 @@ impl Default for Recording {
 impl Recording {
     /// Of these events, and all invalidations.
     pub const fn of(events: EventSet) -> Self {
-        Self { events, calls: Mutex::new(Vec::new()), refuses: AtomicBool::new(false) }
-    }
-
-    /// Refuses from now on, or not, where it may not sleep.
-    pub fn refuse(&self, refuses: bool) {
-        self.refuses.store(refuses, Ordering::Relaxed);
+        Self { events, calls: Mutex::new(Vec::new()) }
     }
 
     /// Takes the calls so far.
@@ -110,10 +104,8 @@ impl Subscriber for Recording {
         self.events
     }
 
-    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, range: &Range) {
         self.note(Notified::Start(range.event), range.start, range.end);
-        let refuses = self.refuses.load(Ordering::Relaxed) && range.patience == Patience::MustNotSleep;
-        if refuses { Err(Again) } else { Ok(()) }
     }
 
     fn invalidate_range_end(&self, range: &Range) {

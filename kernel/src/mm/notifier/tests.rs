@@ -12,7 +12,7 @@ use granule_arch::alternative::host;
 use granule_arch::tlbi::UserTlbToken;
 
 use super::recording::{Call, Notified, Recording};
-use super::{Again, Event, EventSet, NotifierChain, Range, SubscribeError, Subscriber, Subscription};
+use super::{Event, EventSet, NotifierChain, Range, SubscribeError, Subscriber, Subscription};
 use crate::lab;
 
 // SAFETY: no device and no TLB is behind these chains.
@@ -84,9 +84,8 @@ fn an_upgrade_is_a_pair_for_exactly_the_page() {
 struct Named(&'static str, Arc<std::sync::Mutex<Vec<&'static str>>>);
 
 impl Subscriber for Named {
-    fn invalidate_range_start(&self, _: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, _: &Range) {
         self.1.lock().unwrap().push(self.0);
-        Ok(())
     }
 }
 
@@ -107,41 +106,6 @@ fn larger_priorities_are_told_first_and_among_equals_the_newest() {
     assert_eq!(core::mem::take(&mut *list.lock().unwrap()), ["new", "low"]);
     drop((low, new));
     assert!(chain.is_empty());
-}
-
-#[test]
-fn a_refusal_unwinds_exactly_those_who_were_told() {
-    let chain = chain();
-    let (first, refuser, last) = (listen(chain, 2), listen(chain, 1), listen(chain, 0));
-    refuser.refuse(true);
-    assert_eq!(chain.try_start(page(Event::Migrate)).err(), Some(Again));
-    let pair = [(Notified::Start(Event::Migrate), BYTES), (Notified::End(Event::Migrate), BYTES)];
-    assert_eq!(calls(first.take()), pair);
-    assert_eq!(calls(refuser.take()), pair[..1], "a subscriber that refuses gets no end");
-    assert_eq!(last.take(), []);
-    // Where it may sleep it does not refuse.
-    drop(chain.start(page(Event::Migrate)));
-    assert_eq!(calls(refuser.take()), pair);
-    refuser.refuse(false);
-    assert!(chain.try_start(page(Event::Migrate)).is_ok());
-}
-
-/// Refuses always, which it must not.
-struct Stubborn;
-
-impl Subscriber for Stubborn {
-    fn invalidate_range_start(&self, _: &Range) -> Result<(), Again> {
-        Err(Again)
-    }
-}
-
-#[test]
-#[should_panic(expected = "no subscriber refuses where it may sleep")]
-fn who_refuses_although_it_may_sleep_is_caught() {
-    let chain = chain();
-    // Never left: the panic comes in the middle of its call.
-    core::mem::forget(Listener::<Stubborn>::new(chain, Stubborn, 0).unwrap());
-    drop(chain.start(page(Event::Unmap)));
 }
 
 #[test]

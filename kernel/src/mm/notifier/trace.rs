@@ -2,7 +2,7 @@
 
 use granule_arch::addr::VirtAddr;
 
-use super::{Again, Range, Subscriber};
+use super::{Range, Subscriber};
 
 /// Prints every call, with the name of the space. It takes no lock but the console's, so it may be called anywhere.
 #[derive(Debug)]
@@ -15,9 +15,8 @@ pub struct Trace {
 pub const PRIORITY: i32 = i32::MAX;
 
 impl Subscriber for Trace {
-    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, range: &Range) {
         crate::println!("notify {}: start {} {:?}..{:?}", self.name, range.event, range.start, range.end);
-        Ok(())
     }
 
     fn invalidate_range_end(&self, range: &Range) {

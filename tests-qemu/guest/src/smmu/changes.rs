@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule::devices::slot::Driver;
 use granule::iommu::iommu;
-use granule::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
+use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::{FaultError, Sharing, SpaceRef};
 use granule::smp::this_cpu;
 use granule_arch::addr::PhysAddr;
@@ -133,10 +133,6 @@ struct Between {
 }
 
 impl Subscriber for Between {
-    fn invalidate_range_start(&self, _: &Range) -> Result<(), Again> {
-        Ok(())
-    }
-
     fn invalidate_range_end(&self, range: &Range) {
         if range.event != Event::Clear || range.start != START {
             return;

@@ -16,7 +16,7 @@ use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
 use super::super::{Access, PAGE, SpaceRef, handle_fault};
 use super::{READ_WRITE, Rig, private};
-use crate::mm::notifier::{Again, Event, Range, Subscriber, Subscription};
+use crate::mm::notifier::{Event, Range, Subscriber, Subscription};
 use crate::mm::space::{MapRequest, Placement, Sharing};
 use crate::smp::{Cpu, CpuId};
 
@@ -56,16 +56,15 @@ impl Device {
 }
 
 impl Subscriber for Device {
-    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, range: &Range) {
         if range.event != Event::ProtectionUpgrade {
-            return Ok(());
+            return;
         }
         match self.deaf {
             Deaf::ToUpgrades => {}
             Deaf::InstallsFromUpgrades => _ = self.kept.lock().unwrap().insert(range.start.0, UPGRADED),
             _ => self.forget(range.start, range.end),
         }
-        Ok(())
     }
 
     fn invalidate_secondary_tlbs(&self, start: VirtAddr, end: VirtAddr) {
@@ -277,11 +276,10 @@ struct Meddler {
 }
 
 impl Subscriber for Meddler {
-    fn invalidate_range_start(&self, range: &Range) -> Result<(), Again> {
+    fn invalidate_range_start(&self, range: &Range) {
         if range.event == Event::ProtectionUpgrade {
             (self.change)(&self.space);
         }
-        Ok(())
     }
 }
 

@@ -1,0 +1,59 @@
+//! What stands in the place of the kernel's `sync`.
+
+#![allow(unsafe_code, reason = "data that its holders share by the lock")]
+
+use std::cell::UnsafeCell;
+use std::ops::{Deref, DerefMut};
+
+use loom::sync::{Mutex, MutexGuard};
+
+pub use granule::sync::rank;
+
+use crate::sched::has_waited;
+use atomic::{Omitted, omits};
+
+pub mod atomic;
+
+/// A lock.
+pub struct IrqLock<T, const RANK: rank::Rank>(Mutex<()>, UnsafeCell<T>);
+
+// SAFETY: the value is reached by the lock's holder, or, where a test has it so, by one thread after the other.
+unsafe impl<T: Send, const RANK: rank::Rank> Sync for IrqLock<T, RANK> {}
+
+/// The lock, held; or not, where that is left out.
+pub struct IrqGuard<'a, T, const RANK: rank::Rank> {
+    _guard: Option<MutexGuard<'a, ()>>,
+    value: *mut T,
+}
+
+impl<T, const RANK: rank::Rank> IrqLock<T, RANK> {
+    /// A free lock.
+    pub fn new(value: T) -> Self {
+        Self(Mutex::new(()), UnsafeCell::new(value))
+    }
+
+    /// Waits for the lock.
+    ///
+    /// # Panics
+    /// Another of loom's threads has panicked.
+    pub fn lock(&self) -> IrqGuard<'_, T, RANK> {
+        let without = has_waited() && omits(Omitted::LastLock);
+        let guard = (!without).then(|| self.0.lock().expect("no thread has panicked"));
+        IrqGuard { _guard: guard, value: self.1.get() }
+    }
+}
+
+impl<T, const RANK: rank::Rank> Deref for IrqGuard<'_, T, RANK> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: the lock is held; without it loom's threads still run one at a time, and change in its functions alone.
+        unsafe { &*self.value }
+    }
+}
+
+impl<T, const RANK: rank::Rank> DerefMut for IrqGuard<'_, T, RANK> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as for `deref`.
+        unsafe { &mut *self.value }
+    }
+}

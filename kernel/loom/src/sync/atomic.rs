@@ -1,0 +1,209 @@
+//! The atomics that stand in the place of the CPU's: what the kernel names `crate::sync::atomic`.
+//!
+//! # Every access is preceded by another
+//! loom tries orders only for accesses that depend on each other, and for that remembers of each atomic the last access
+//! and no more. A CPU that reads an entry and then writes it, as every check before a change does, so hides another
+//! CPU's earlier read behind its own: the order in which its write comes first is never tried, and a test passes that
+//! must not. So each access here is preceded by a relaxed read-modify-write of a word beside the value. Those all
+//! depend on each other, and the last one is enough to remember; being relaxed they order nothing, as the canaries
+//! show.
+//!
+//! A store is a read-modify-write that drops what it read. For a plain store loom does not order it behind the
+//! bit-clear that took what the storing CPU had read before: the bit-clear could so undo the store, which is what being
+//! atomic rules out. Every order of stores is tried all the same, as another order of the CPUs. That the store goes on
+//! with what an earlier store of another CPU released is so on Arm, where stores to one cell order the CPUs, and not in
+//! C11.
+//!
+//! # Steps left out
+//! A thread can leave out one step ([`omit`]), so that a test sees that the step is needed.
+
+pub use loom::sync::atomic::Ordering;
+
+use granule_smmuv3::Step;
+
+/// A step that a thread leaves out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Omitted {
+    /// None.
+    Nothing,
+    /// The order of its accesses: all are relaxed.
+    Order,
+    /// The acquire of a load.
+    Acquire,
+    /// The release of a store or an addition.
+    Release,
+    /// Its full barriers.
+    Fences,
+    /// Its additions.
+    Additions,
+    /// Compare-exchange in one step: a load and a store.
+    AtomicExchange,
+    /// Swap in one step: the same.
+    AtomicSwap,
+    /// The setting of bits in one step: the same.
+    AtomicSet,
+    /// A compare-exchange that does not change the value.
+    Renewal,
+    /// The lock that a waiter acquires once more before it returns.
+    LastLock,
+    /// DMB OSHLD.
+    DmbOshld,
+    /// A step of the SMMU's driver.
+    Smmu(Step),
+}
+
+loom::thread_local! {
+    static OMITTED: std::cell::Cell<Omitted> = std::cell::Cell::new(Omitted::Nothing);
+}
+
+/// From now on this thread leaves `step` out.
+pub fn omit(step: Omitted) {
+    OMITTED.with(|omitted| omitted.set(step));
+}
+
+pub(crate) fn omits(step: Omitted) -> bool {
+    OMITTED.with(|omitted| omitted.get() == step)
+}
+
+/// A fence, unless full barriers are left out.
+pub fn fence(order: Ordering) {
+    if !omits(Omitted::Fences) {
+        loom::sync::atomic::fence(order);
+    }
+}
+
+/// `order`, unless orders are left out, or that of a load or store (`part`) is.
+fn ordered(order: Ordering, part: Omitted) -> Ordering {
+    if omits(Omitted::Order) || omits(part) { Ordering::Relaxed } else { order }
+}
+
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident: $value:ty;)*) => { $(
+        $(#[$doc])*
+        #[derive(Default)]
+        pub struct $name {
+            value: loom::sync::atomic::$name,
+            touched: loom::sync::atomic::AtomicU64,
+        }
+
+        #[allow(missing_docs, reason = "as in `core::sync::atomic`")]
+        impl $name {
+            pub fn new(value: $value) -> Self {
+                Self { value: loom::sync::atomic::$name::new(value), touched: Default::default() }
+            }
+
+            /// The value, behind an access that makes loom try another order.
+            fn touch(&self) -> &loom::sync::atomic::$name {
+                self.touched.fetch_add(1, Ordering::Relaxed);
+                &self.value
+            }
+
+            pub fn load(&self, order: Ordering) -> $value {
+                self.touch().load(ordered(order, Omitted::Acquire))
+            }
+
+            pub fn store(&self, value: $value, order: Ordering) {
+                self.touch().swap(value, ordered(order, Omitted::Release));
+            }
+
+            pub fn swap(&self, value: $value, order: Ordering) -> $value {
+                if omits(Omitted::AtomicSwap) {
+                    let before = self.touch().load(Ordering::Relaxed);
+                    self.value.store(value, Ordering::Relaxed);
+                    return before;
+                }
+                self.touch().swap(value, ordered(order, Omitted::Order))
+            }
+
+            pub fn fetch_add(&self, value: $value, order: Ordering) -> $value {
+                if omits(Omitted::Additions) {
+                    return 0;
+                }
+                let part = if order == Ordering::Release { Omitted::Release } else { Omitted::Order };
+                self.touch().fetch_add(value, ordered(order, part))
+            }
+
+            pub fn fetch_and(&self, mask: $value, order: Ordering) -> $value {
+                self.touch().fetch_and(mask, ordered(order, Omitted::Order))
+            }
+
+            pub fn fetch_or(&self, bits: $value, order: Ordering) -> $value {
+                let order = ordered(order, Omitted::Order);
+                if omits(Omitted::AtomicSet) {
+                    let before = self.touch().load(order);
+                    self.touch().store(before | bits, Ordering::Relaxed);
+                    return before;
+                }
+                self.touch().fetch_or(bits, order)
+            }
+
+            pub fn compare_exchange(
+                &self,
+                current: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                if omits(Omitted::Renewal) && current == new {
+                    return Ok(current);
+                }
+                if omits(Omitted::AtomicExchange) {
+                    let found = self.load(Ordering::Relaxed);
+                    if found != current {
+                        return Err(found);
+                    }
+                    self.store(new, success);
+                    return Ok(found);
+                }
+                let [success, failure] = [success, failure].map(|order| ordered(order, Omitted::Order));
+                self.touch().compare_exchange(current, new, success, failure)
+            }
+
+            /// Not weak: to fail for no reason adds orders, and nothing to see.
+            pub fn compare_exchange_weak(
+                &self,
+                current: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                self.compare_exchange(current, new, success, failure)
+            }
+        }
+    )* };
+}
+
+words! {
+    /// [`loom::sync::atomic::AtomicU32`], touched before each access.
+    AtomicU32: u32;
+    /// [`loom::sync::atomic::AtomicU64`], touched before each access.
+    AtomicU64: u64;
+}
+
+/// [`loom::sync::atomic::AtomicPtr`], touched before each access.
+pub struct AtomicPtr<T> {
+    value: loom::sync::atomic::AtomicPtr<T>,
+    touched: loom::sync::atomic::AtomicU64,
+}
+
+impl<T> Default for AtomicPtr<T> {
+    fn default() -> Self {
+        Self { value: Default::default(), touched: Default::default() }
+    }
+}
+
+#[allow(missing_docs, reason = "as in `core::sync::atomic`")]
+impl<T> AtomicPtr<T> {
+    fn touch(&self) -> &loom::sync::atomic::AtomicPtr<T> {
+        self.touched.fetch_add(1, Ordering::Relaxed);
+        &self.value
+    }
+
+    pub fn load(&self, order: Ordering) -> *mut T {
+        self.touch().load(order)
+    }
+
+    pub fn store(&self, value: *mut T, order: Ordering) {
+        self.touch().store(value, order);
+    }
+}
