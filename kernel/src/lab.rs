@@ -51,6 +51,7 @@ pub struct Lab {
 
 impl Lab {
     /// Identifiers of the branch sites that it takes.
+    #[cfg(not(target_os = "none"))]
     pub const fn sites(&self) -> [u16; 2] {
         [self.identifier, ANY]
     }

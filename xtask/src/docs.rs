@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::tools::{TARGET_PACKAGES, TRIPLE};
+use crate::tools::{TARGET_PACKAGES, TRIPLE, files, root};
 
 const README: &str = include_str!("../../README.md");
 const ARCHITECTURE: &str = include_str!("../../docs/ARCHITECTURE.md");
@@ -12,10 +12,6 @@ const BENCHMARKS: &str = include_str!("../../docs/BENCHMARKS.md");
 const DEPENDENCIES: &str = include_str!("../../docs/DEPENDENCIES.md");
 const REFERENCE: &str = include_str!("../../docs/REFERENCE.md");
 const TESTING: &str = include_str!("../../docs/TESTING.md");
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
 
 fn manifest(path: &Path) -> toml::Table {
     fs::read_to_string(path).unwrap().parse().unwrap()
@@ -40,19 +36,6 @@ fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
         .flat_map(|table| table.keys().cloned())
         .filter(|name| !name.starts_with("granule"))
         .collect()
-}
-
-/// All files below a folder whose names end in `extension`.
-fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "build" {
-            files(&path, extension, found);
-        } else if path.extension().is_some_and(|found| found == extension) {
-            found.push(path);
-        }
-    }
 }
 
 /// The names in code style that begin the rows of a page's tables.
@@ -81,8 +64,7 @@ fn each_direct_dependency_occurs_in_the_sources_of_its_crate() {
     let members = members();
     let mut unused = Vec::new();
     for member in &members {
-        let mut sources = Vec::new();
-        files(member, "rs", &mut sources);
+        let sources = files(member, "rs").unwrap();
         // Members may lie in each other's folders.
         let inner = |path: &PathBuf| {
             members.iter().any(|other| other != member && other.starts_with(member) && path.starts_with(other))
@@ -104,8 +86,7 @@ fn each_direct_dependency_occurs_in_the_sources_of_its_crate() {
 
 #[test]
 fn links_between_pages_resolve() {
-    let mut pages = Vec::new();
-    files(&root(), "md", &mut pages);
+    let pages = files(&root(), "md").unwrap();
     assert!(pages.len() > 15, "{pages:?}");
     let mut broken = Vec::new();
     for page in &pages {

@@ -8,11 +8,11 @@ use crate::audit;
 use crate::licences;
 use crate::tools::{Tools, run};
 
-/// clippy for host and target, rustfmt, the syntax of the shell scripts, layers, licences and sources of dependencies,
-/// and the audit of panics.
+/// clippy for host and target, rustfmt, the syntax of the shell scripts, layers, unused items, licences and sources of
+/// dependencies, and the audit of panics.
 ///
 /// # Errors
-/// When one of them has something to say.
+/// When one of them finds something.
 pub(crate) fn lint(tools: &Tools) -> Result<()> {
     println!("rustfmt");
     run(tools.format().arg("--check"), "rustfmt --check (./x fmt puts it right)")?;
@@ -26,8 +26,8 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
         run(Command::new(shell).arg("-n").arg(tools.root.join(script)), &format!("{shell} -n {script}"))?;
     }
-    println!("layers");
-    audit::check_layers(tools)?;
+    println!("layers, unused items");
+    audit::check_sources(tools)?;
     println!("licences and sources of dependencies");
     licences::check(tools)?;
     println!("panics that can be reached");

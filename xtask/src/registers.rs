@@ -4,9 +4,11 @@
 //! A volatile access may be one of memory that a device shares, and then it is in the list here.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
+
+use crate::tools::files;
 
 /// The crates of the kernel.
 const SOURCES: [&str; 3] = ["arch/src", "boot/src", "kernel"];
@@ -50,7 +52,8 @@ const HOST: [&str; 1] = ["kernel/src/devices/virtio/model.rs"];
 /// Where a source cannot be read.
 pub(crate) fn unknown(root: &Path) -> Result<Vec<String>> {
     let (mut found, mut seen) = (Vec::new(), [false; MEMORY.len()]);
-    for path in SOURCES.iter().map(|directory| sources(&root.join(directory))).collect::<Result<Vec<_>>>()?.concat() {
+    for path in SOURCES.iter().map(|directory| files(&root.join(directory), "rs")).collect::<Result<Vec<_>>>()?.concat()
+    {
         let name = path.strip_prefix(root)?.display().to_string();
         let text = fs::read_to_string(&path).with_context(|| name.clone())?;
         found.extend(in_source(&name, &text, &mut seen));
@@ -79,31 +82,14 @@ fn in_source(name: &str, text: &str, seen: &mut [bool]) -> Vec<String> {
     unknown
 }
 
-/// The sources below a directory, but for what was built.
-fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(sources(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::{MEMORY, in_source, unknown};
+    use crate::tools::root;
 
     #[test]
     fn registers_of_devices_are_accessed_by_single_instructions() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        assert_eq!(unknown(root).unwrap(), Vec::<String>::new(), "use granule::mmio, or list the access in MEMORY");
+        assert_eq!(unknown(&root()).unwrap(), Vec::<String>::new(), "use granule::mmio, or list the access in MEMORY");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Everything that changes what is built stands here, on a command line: nothing of the kind is in `.cargo/config.toml`
 //! or the environment.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,6 +53,31 @@ impl Profile {
             Self::Checked => "checked",
         }
     }
+}
+
+/// All files below a folder whose names end in `extension`, without what was built and hidden folders.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub(crate) fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "build" {
+            found.extend(files(&path, extension)?);
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The source tree, for tests.
+#[cfg(test)]
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 /// One toolchain, for everything that this invocation does.

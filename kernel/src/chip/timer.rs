@@ -8,12 +8,11 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
-use granule_arch::{interrupts, timer, wait};
+use granule_arch::{interrupts, timer};
 
 use super::interrupt::{self, InterruptError};
-use crate::latency;
 use crate::platform::Interrupt;
-use crate::smp::{Cpu, this_cpu};
+use crate::smp::Cpu;
 
 /// The counter when the kernel was entered.
 static ENTRY: AtomicU64 = AtomicU64::new(0);
@@ -108,11 +107,6 @@ pub fn set_deadline(cpu: &Cpu, after: Duration, handler: Handler) {
     set(cpu, Purpose::Caller, Some(Deadline::after(after)), handler);
 }
 
-/// Takes back what [`set_deadline`] has made due on this CPU.
-pub fn cancel_deadline(cpu: &Cpu) {
-    set(cpu, Purpose::Caller, None, |_| {});
-}
-
 /// Has `handler` run on this CPU at `deadline`, or not at all. It replaces what was due before for this purpose.
 pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: Handler) {
     let masked = interrupts::mask();
@@ -156,34 +150,6 @@ fn handle_interrupt(cpu: &Cpu) {
         }
     }
     program(cpu);
-}
-
-/// Waits at least this long, without giving up the CPU. Interrupts stay as they are.
-pub fn delay(time: Duration) {
-    let deadline = Deadline::after(time);
-    while !deadline.has_passed() {
-        wait::relax();
-    }
-}
-
-/// Waits at least this long in WFI. Takes over this CPU's deadline; interrupts must be on.
-pub fn sleep(time: Duration) {
-    let deadline = Deadline::after(time);
-    set_deadline(this_cpu(), time, |_| {});
-    loop {
-        // Masked from the look at the time to the WFI: an interrupt that is taken between the two would not end it.
-        let masked = interrupts::mask();
-        let over = deadline.has_passed();
-        if !over {
-            latency::idles();
-            wait::wfi();
-            latency::idle_ends();
-        }
-        interrupts::restore(masked);
-        if over {
-            return;
-        }
-    }
 }
 
 /// A moment that a wait loop gives up at.

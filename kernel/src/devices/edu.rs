@@ -27,8 +27,6 @@ mod register {
     pub(super) const IDENTIFICATION: u64 = 0x00;
     /// Reads as the inverse of what was written.
     pub(super) const LIVENESS: u64 = 0x04;
-    pub(super) const FACTORIAL: u64 = 0x08;
-    pub(super) const STATUS: u64 = 0x20;
     pub(super) const INTERRUPT_STATUS: u64 = 0x24;
     pub(super) const INTERRUPT_RAISE: u64 = 0x60;
     pub(super) const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
@@ -41,7 +39,6 @@ mod register {
 }
 
 /// What INTERRUPT_STATUS has of an interrupt by RAISE is what was written there; of a DMA it is its own bit.
-const STATUS_COMPUTING: u32 = 1;
 const DMA_START: u64 = 1;
 const DMA_FROM_DEVICE: u64 = 2;
 const DMA_INTERRUPT: u64 = 4;
@@ -231,21 +228,6 @@ impl Edu {
 
     fn is_transferring(&self) -> bool {
         self.registers.read64(register::DMA_COMMAND) & DMA_START != 0
-    }
-
-    /// Has the device compute a factorial, modulo 2³²; `None` where it takes too long.
-    pub fn factorial(&self, of: u32) -> Option<u32> {
-        let _alone = self.busy.write();
-        self.registers.write32(register::STATUS, 0);
-        self.registers.write32(register::FACTORIAL, of);
-        let patience = Deadline::after(PATIENCE);
-        while self.registers.read32(register::STATUS) & STATUS_COMPUTING != 0 {
-            if patience.has_passed() {
-                return None;
-            }
-            granule_arch::wait::relax();
-        }
-        Some(self.registers.read32(register::FACTORIAL))
     }
 
     /// Has the device interrupt for the reasons `reasons`, each a bit, and waits for it; whether the interrupt came.

@@ -97,11 +97,6 @@ impl VirtioBlk {
         &self.device
     }
 
-    /// How many sectors it has.
-    pub fn sectors(&self) -> u64 {
-        self.sectors
-    }
-
     /// Reads sectors from `sector` on into the `bytes` bytes at `address`, as the device knows it. Sleeps.
     ///
     /// # Errors

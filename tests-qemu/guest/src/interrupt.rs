@@ -9,7 +9,7 @@ use granule::platform::{Interrupt, Trigger};
 use granule::smp::{self, Cpu, this_cpu};
 use granule_arch::interrupts;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, delay, target_test};
 
 /// An interrupt that CPUs can send and the kernel has no use for.
 const OWN: Interrupt = Interrupt { intid: 15, trigger: Trigger::Edge };
@@ -44,11 +44,11 @@ fn a_masked_interrupt_stays_pending_and_arrives_once(t: &mut Test) {
     // Pending is one bit: the second adds nothing.
     t.equal("sent", interrupt::send(this_cpu(), OWN.intid), Ok(()));
     t.equal("sent", interrupt::send(this_cpu(), OWN.intid), Ok(()));
-    timer::delay(Duration::from_millis(2));
+    delay(Duration::from_millis(2));
     t.equal("while masked", ARRIVED.load(Ordering::Relaxed), 0);
     interrupts::restore(masked);
     t.check("it arrives", arrives(1));
-    timer::delay(Duration::from_millis(2));
+    delay(Duration::from_millis(2));
     t.equal("once", ARRIVED.load(Ordering::Relaxed), 1);
 
     for count in 2..100 {

@@ -13,7 +13,7 @@ use granule::smp::{Cpu, this_cpu};
 use granule::sync::{IrqLock, rank};
 use granule_arch::addr::PhysRange;
 
-use crate::harness::{Test, device, has, is_device, target_test};
+use crate::harness::{Test, delay, device, has, is_device, target_test};
 
 /// The bridge from the CPUs to the first bus, which every machine with PCI Express has.
 const HOST_BRIDGE: Id = Id { vendor: 0x1b36, device: 0x0008 };
@@ -171,7 +171,7 @@ fn edu_interrupts_by_message_or_pin(t: &mut Test) {
 
     drop(edu);
     registers.write32(RAISE, 1);
-    timer::delay(Duration::from_millis(2));
+    delay(Duration::from_millis(2));
     t.equal("none once the function is given back", COUNTER.arrived.swap(0, Ordering::Relaxed), 19);
     registers.write32(LOWER, !0);
     t.equal("still the driver's", function.owner(), Some("the test"));

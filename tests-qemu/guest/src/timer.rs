@@ -7,7 +7,7 @@ use granule::chip::timer;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule_arch::{interrupts, wait};
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, delay, target_test};
 
 const SOON: Duration = Duration::from_millis(5);
 
@@ -35,7 +35,7 @@ fn a_deadline_arrives_once_and_not_early(t: &mut Test) {
     timer::set_deadline(this_cpu(), SOON, fire);
     wait_for_it();
     t.check("not early", timer::uptime() - start >= SOON);
-    timer::delay(2 * SOON);
+    delay(2 * SOON);
     t.equal("once", FIRED.load(Ordering::Relaxed), 1);
     t.equal("here", ON.load(Ordering::Relaxed), this_cpu().id.0);
 }
@@ -48,25 +48,12 @@ fn a_deadline_that_has_passed_arrives_at_once(t: &mut Test) {
     t.equal("fired", FIRED.load(Ordering::Relaxed), 1);
 }
 
-target_test!(a_deadline_that_is_taken_back_does_not_arrive);
-fn a_deadline_that_is_taken_back_does_not_arrive(t: &mut Test) {
-    FIRED.store(0, Ordering::Relaxed);
-    timer::set_deadline(this_cpu(), SOON, fire);
-    timer::cancel_deadline(this_cpu());
-    timer::delay(2 * SOON);
-    t.equal("fired", FIRED.load(Ordering::Relaxed), 0);
-    // The positive control: the same deadline, left alone.
-    timer::set_deadline(this_cpu(), SOON, fire);
-    wait_for_it();
-    t.equal("fired", FIRED.load(Ordering::Relaxed), 1);
-}
-
 target_test!(a_deadline_waits_while_interrupts_are_masked);
 fn a_deadline_waits_while_interrupts_are_masked(t: &mut Test) {
     FIRED.store(0, Ordering::Relaxed);
     let masked = interrupts::mask();
     timer::set_deadline(this_cpu(), Duration::ZERO, fire);
-    timer::delay(SOON);
+    delay(SOON);
     t.equal("while masked", FIRED.load(Ordering::Relaxed), 0);
     // A pending interrupt ends WFI even so: this returns.
     wait::wfi();
@@ -83,15 +70,6 @@ fn each_cpu_has_a_deadline_of_its_own(t: &mut Test) {
         wait_for_it();
         t.equal("fired", FIRED.load(Ordering::Relaxed), 1);
         t.equal("there", ON.load(Ordering::Relaxed), id.0);
-    }
-}
-
-target_test!(sleep_ends_and_not_early);
-fn sleep_ends_and_not_early(t: &mut Test) {
-    for time in [Duration::ZERO, Duration::from_micros(50), SOON] {
-        let start = timer::uptime();
-        timer::sleep(time);
-        t.check("not early", timer::uptime() - start >= time);
     }
 }
 

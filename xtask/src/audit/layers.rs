@@ -1,25 +1,35 @@
-//! `./x audit layers`: which modules of the kernel import which, held against the layers of `xtask/audit/layers.toml`.
+//! `./x audit layers`: which modules of a crate import which, compared with the layers in `xtask/audit/layers.toml`.
 //!
 //! A module may import its own layer and lower ones. Every path that begins with `crate`, `super` or `self` counts,
 //! in a `use`, in code and in the arguments of a macro; what is compiled for tests alone does not. The table lists
 //! every module, so a new one fails until it has a layer.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use proc_macro2::{TokenStream, TokenTree};
 use serde::Deserialize;
 use syn::visit::{self, Visit};
-use syn::{Attribute, File, ItemMod, ItemUse, Macro, UseTree};
+use syn::{Attribute, ItemMod, ItemUse, Macro, UseTree};
 
+use super::modules::{self, ModuleFile, is_for_tests};
 use super::tables;
 
 /// The table.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Crates {
+    #[serde(rename = "crate")]
+    crates: Vec<Layers>,
+}
+
+/// The layers of one crate.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Layers {
+    /// The folder of its `lib.rs`, from the workspace's root.
+    pub(super) source: String,
     /// Lowest first.
     #[serde(rename = "layer")]
     pub(super) layers: Vec<Layer>,
@@ -65,24 +75,28 @@ pub(super) struct Import {
     pub(super) to: String,
 }
 
-/// Reads the kernel's sources and fails where an import goes up that the table does not list. `verbose` prints the
-/// layers.
+/// Reads the sources of the table's crates and fails where an import goes up that the table does not list. `verbose`
+/// prints the layers.
 ///
 /// # Errors
 /// Such an import; a module without a layer; an entry of the table that fits nothing; a file that cannot be parsed.
 pub(super) fn audit(root: &Path, verbose: bool) -> Result<()> {
-    let layers: Layers = tables::read(&root.join("xtask/audit/layers.toml"))?;
-    let imports = imports(&root.join("kernel/src"))?;
-    if verbose {
-        for layer in &layers.layers {
-            println!("{:<8} {}", layer.name, layer.modules.join(" "));
+    let table: Crates = tables::read(&root.join("xtask/audit/layers.toml"))?;
+    for layers in &table.crates {
+        let imports = imports(&root.join(&layers.source))?;
+        if verbose {
+            println!("{}", layers.source);
+            for layer in &layers.layers {
+                println!("  {:<8} {}", layer.name, layer.modules.join(" "));
+            }
+            for upward in &layers.upward {
+                println!("  up: {} imports {}: {}", upward.from, upward.to, upward.reason);
+            }
+            println!("  {} imports between modules, {} of them go up", imports.len(), layers.upward.len());
         }
-        for upward in &layers.upward {
-            println!("up: {} imports {}: {}", upward.from, upward.to, upward.reason);
-        }
-        println!("{} imports between modules, {} of them go up", imports.len(), layers.upward.len());
+        judge(layers, &imports).with_context(|| layers.source.clone())?;
     }
-    judge(&layers, &imports)
+    Ok(())
 }
 
 /// Fails where imports and table do not agree.
@@ -132,13 +146,9 @@ impl Layers {
 /// All imports of the crate whose `lib.rs` is in `source`.
 pub(super) fn imports(source: &Path) -> Result<BTreeSet<Import>> {
     let mut found = BTreeSet::new();
-    let mut files = vec![(source.join("lib.rs"), source.to_owned(), Vec::new())];
-    while let Some((file, directory, module)) = files.pop() {
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let parsed = syn::parse_file(&text).with_context(|| format!("cannot parse {}", file.display()))?;
-        let mut reader = Reader { module, directory, files: Vec::new(), imports: Vec::new() };
-        reader.read(&parsed);
-        files.append(&mut reader.files);
+    for ModuleFile { module, parsed, .. } in modules::files(source, is_for_tests)? {
+        let mut reader = Reader { module, imports: Vec::new() };
+        reader.visit_file(&parsed);
         found.extend(reader.imports);
     }
     Ok(found)
@@ -148,18 +158,10 @@ pub(super) fn imports(source: &Path) -> Result<BTreeSet<Import>> {
 struct Reader {
     /// The module that is being read.
     module: Vec<String>,
-    /// Where the files of its modules are.
-    directory: PathBuf,
-    /// Files of modules that were declared: the file, the directory of its own modules, its path.
-    files: Vec<(PathBuf, PathBuf, Vec<String>)>,
     imports: Vec<Import>,
 }
 
 impl Reader {
-    fn read(&mut self, file: &File) {
-        self.visit_file(file);
-    }
-
     /// Notes a path: `segments` as they were written.
     fn note(&mut self, segments: &[String]) {
         let mut base = match segments.first().map(String::as_str) {
@@ -223,50 +225,16 @@ impl Reader {
     }
 }
 
-/// Whether something is there for tests alone.
-fn is_for_tests(attributes: &[Attribute]) -> bool {
-    attributes.iter().any(|attribute| {
-        attribute.path().is_ident("test")
-            || attribute.path().is_ident("cfg")
-                && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
-    })
-}
-
-/// The file that `#[path]` names.
-fn path_attribute(attributes: &[Attribute]) -> Option<String> {
-    attributes.iter().filter(|attribute| attribute.path().is_ident("path")).find_map(|attribute| {
-        let value = &attribute.meta.require_name_value().ok()?.value;
-        match value {
-            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => Some(text.value()),
-            _ => None,
-        }
-    })
-}
-
 impl<'ast> Visit<'ast> for Reader {
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
         if is_for_tests(&item.attrs) {
             return;
         }
-        let name = item.ident.to_string();
-        let path = [self.module.as_slice(), std::slice::from_ref(&name)].concat();
         if item.content.is_some() {
-            let (module, directory) = (self.module.clone(), self.directory.clone());
-            self.module = path;
-            self.directory.push(&name);
+            self.module.push(item.ident.to_string());
             visit::visit_item_mod(self, item);
-            (self.module, self.directory) = (module, directory);
-            return;
+            self.module.pop();
         }
-        let below = self.directory.join(&name);
-        let file = match path_attribute(&item.attrs) {
-            Some(file) => self.directory.join(file),
-            None => [self.directory.join(format!("{name}.rs")), below.join("mod.rs")]
-                .into_iter()
-                .find(|file| file.exists())
-                .unwrap_or_else(|| below.clone()),
-        };
-        self.files.push((file, below, path));
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {

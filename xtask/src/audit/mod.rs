@@ -8,11 +8,13 @@
 mod code;
 mod image;
 mod layers;
+mod modules;
 mod reach;
 mod sources;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod unused;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,8 +35,10 @@ pub(crate) enum Audit {
     /// Panics that a program, a device, an interrupt or the device tree can reach; fails if one has no reason in
     /// xtask/audit/panics.toml
     Panics(Options),
-    /// Modules of the kernel that import what is above them; fails if one is not in xtask/audit/layers.toml
+    /// Modules of a crate that import a higher layer; fails if one is not in xtask/audit/layers.toml
     Layers,
+    /// Public items that only tests use; fails if one is not in xtask/audit/unused.toml
+    Unused,
 }
 
 /// What is printed.
@@ -66,15 +70,17 @@ pub(crate) fn run(audit: &Audit, tools: &Tools) -> Result<()> {
     match audit {
         Audit::Panics(options) => panics(tools, options),
         Audit::Layers => layers::audit(&tools.root, true),
+        Audit::Unused => unused::audit(&tools.root, true),
     }
 }
 
-/// The audit of layers, as [`crate::lint`] has it.
+/// The audits of layers and of unused items, as [`crate::lint`] has them.
 ///
 /// # Errors
-/// When an import goes up that is not listed, or the table is out of date.
-pub(crate) fn check_layers(tools: &Tools) -> Result<()> {
-    layers::audit(&tools.root, false)
+/// When an import goes up or an item is unused, and is not listed, or a table is out of date.
+pub(crate) fn check_sources(tools: &Tools) -> Result<()> {
+    layers::audit(&tools.root, false)?;
+    unused::audit(&tools.root, false)
 }
 
 /// The audit of panics over the release build, as [`crate::lint`] has it: quiet but for what is wrong.

@@ -1,19 +1,18 @@
-//! The audit of tests-qemu/guest/src/planted.rs, in the image of the tests as it was built last; and that of layers.
+//! The audit of tests-qemu/guest/src/planted.rs, in the image of the tests as it was built last; and those of layers and
+//! of unused items.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::image::Image;
 use super::layers::{Import, Layer, Layers, Upward};
 use super::reach::{Reached, reach};
 use super::sources::Sources;
 use super::tables::{Call, Calls, Panic, Panics, Root, Source};
+use super::unused::{Keep, Kept, Reader};
 use super::{judge, reason};
+use crate::tools::root;
 
 const FILE: &str = "tests-qemu/guest/src/planted.rs";
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
 
 fn call(targets: &[&str]) -> Call {
     let at = Source { file: FILE.into(), function: "root".into(), ..Source::default() };
@@ -85,6 +84,7 @@ fn layers(upward: &[(&str, &str)]) -> Layers {
         never: never.iter().map(|&name| name.into()).collect(),
     };
     Layers {
+        source: String::new(),
         layers: vec![layer("low", &[]), layer("beside", &[]), layer("high", &["beside"])],
         upward: upward.iter().map(|&(from, to)| Upward::new(from, to, "a test")).collect(),
         most_upward: 1,
@@ -137,4 +137,62 @@ fn imports_are_found_however_they_are_written() {
         ("a::k", "granule_abi::Errno"),
     ];
     assert_eq!(found, expected.map(|(from, to)| (from.to_owned(), to.to_owned())));
+}
+
+/// The public items of `text` without a use in it.
+fn unused(text: &str) -> Vec<String> {
+    let mut reader = Reader::default();
+    reader.module.push("crate".into());
+    syn::visit::Visit::visit_file(&mut reader, &syn::parse_file(text).unwrap());
+    reader.unused().into_iter().collect()
+}
+
+#[test]
+fn a_public_item_that_only_tests_or_itself_name_is_unused() {
+    for (text, expected) in [
+        ("pub fn f() { f() } pub(crate) const C: u8 = 1; fn private() {}", vec!["C", "f"]),
+        ("mod m { pub fn f() {} } #[cfg(test)] mod tests { fn t() { super::m::f() } #[test] fn u() {} }", vec!["m::f"]),
+        ("pub fn f() {} #[cfg(not(target_os = \"none\"))] fn host() { f() }", vec!["f"]),
+        ("pub struct S; impl S { pub fn new() -> Self { S } pub const K: u8 = 2; }", vec!["S", "S::K", "S::new"]),
+        ("pub use m::f; mod m { pub fn f() {} }", vec!["m::f"]),
+        // A field, a variable and a definition elsewhere are no calls of a method.
+        ("impl S { pub fn len(&self) {} } fn g(s: S) { let len = s.len; len }", vec!["S::len"]),
+        ("pub fn f() {} #[doc = \"f()\"] fn g() {} pub(in crate::a) fn h() {}", vec!["f"]),
+    ] {
+        let expected: Vec<String> = expected.iter().map(|name| format!("crate::{name}")).collect();
+        assert_eq!(unused(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_use_is_found_however_it_is_written() {
+    for text in [
+        "pub fn f() {} fn g() { f() }",
+        "pub fn f() {} use self::f as h;",
+        "impl S { pub fn m(&self) {} } fn g(s: S) { s.m() }",
+        "impl S { pub fn m(&self) {} } fn g() { each(S::m) }",
+        "impl S { pub fn m(&self) {} } pub(super) fn m(s: S) { s.m() }",
+        "impl S { pub const K: u8 = 2; } fn g() -> u8 { S::K }",
+        "pub const C: u8 = 1; fn g() { print!(\"{C}\") }",
+        "pub const C: u8 = 1; #[error(\"{C:#x}\")] struct E;",
+        "pub fn f() {} asm!(\"bl {0}\", sym f);",
+        "impl S { pub fn m(&self) {} } fn g(s: S) { check!(s.m()) }",
+        "pub trait T {} impl T for u8 {}",
+        "#[unsafe(no_mangle)] pub fn entry() {}",
+    ] {
+        assert_eq!(unused(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn unused_items_and_their_table_agree() {
+    let keep = |item: &str, reason: &str| Keep { items: vec![item.into()], reason: reason.into() };
+    let judge = |entries: Vec<Keep>| {
+        let unused = ["a::f".to_owned(), "b::g".to_owned()].into();
+        Kept { entries }.judge(&unused).map_err(|error| error.to_string())
+    };
+    assert_eq!(judge(vec![keep("a::*", "a test"), keep("b::g", "a test")]), Ok(()));
+    assert!(judge(vec![keep("a::*", "a test")]).unwrap_err().contains("b::g"));
+    assert!(judge(vec![keep("*", "a test"), keep("c", "a test")]).unwrap_err().contains("c fits no unused item"));
+    assert!(judge(vec![keep("*", " ")]).unwrap_err().contains("has no reason"));
 }

@@ -19,7 +19,6 @@ mod cells;
 mod code;
 mod dump;
 mod interrupt;
-mod layers;
 mod map;
 mod plain;
 mod random;

@@ -122,6 +122,7 @@ impl Driver for Nvme {
         });
         match started {
             Ok((controller, vector, identity)) => {
+                log::debug!("nvme: serial number {}, {} sectors", identity.serial(), identity.sectors);
                 let state = RwSem::new(QueueState { controller, is_sound: true });
                 Ok(Self { state, identity, dma, vector, arrivals: &slot.arrivals, claim })
             }

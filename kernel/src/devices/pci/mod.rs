@@ -244,12 +244,6 @@ impl Function {
         self.bridge
     }
 
-    /// What it calls itself when it accesses memory: its address, or its bridge's where its bus cannot carry one.
-    /// Functions with the same ID cannot be distinguished.
-    pub fn requester_id(&self) -> u16 {
-        self.requester
-    }
-
     /// Whether the host sees all that it accesses, and knows it from every other endpoint: what translating for it alone
     /// stands on.
     ///

@@ -9,7 +9,10 @@ mod features;
 mod plan;
 mod test;
 
+use core::time::Duration;
+
 use granule::bootargs::{PARAMETERS, Parameter};
+use granule::chip::timer::Deadline;
 use granule::chip::{console, power};
 use granule_protocol::{Event, Port, Record};
 use linkme::distributed_slice;
@@ -43,6 +46,14 @@ macro_rules! target_test {
     };
 }
 pub(crate) use target_test;
+
+/// Waits at least this long, without giving up the CPU. Interrupts stay as they are.
+pub(crate) fn delay(time: Duration) {
+    let deadline = Deadline::after(time);
+    while !deadline.has_passed() {
+        granule_arch::wait::relax();
+    }
+}
 
 #[distributed_slice(PARAMETERS)]
 static NONCE: Parameter = Parameter {

@@ -351,9 +351,7 @@ fn requesters_and_pins_behind_bridges_are_those_of_the_bridges() {
     let (functions, _) = walk_model(&plans, 255, LOW);
     let seen: std::vec::Vec<_> = functions
         .iter()
-        .map(|function| {
-            (function.address.bus(), function.address.device(), function.requester_id(), function.pin.unwrap())
-        })
+        .map(|function| (function.address.bus(), function.address.device(), function.requester, function.pin.unwrap()))
         .collect();
     // Each has pin A, 1. A pin is turned by the device's number wherever it crosses a bridge.
     assert_eq!(
