@@ -72,6 +72,8 @@ mod trap;
 #[cfg(target_os = "none")]
 mod turns;
 #[cfg(target_os = "none")]
+mod uaccess;
+#[cfg(target_os = "none")]
 mod user;
 #[cfg(target_os = "none")]
 mod vmalloc;
