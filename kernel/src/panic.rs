@@ -54,8 +54,7 @@ mod target {
     }
 
     fn report(cpu: &Cpu, headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
-        // What this CPU holds it holds for ever now; that must not end the report where locks are checked.
-        cpu.held_ranks.store(0, Ordering::Relaxed);
+        cpu.held_ranks.forget();
         let running = smp::stop_others();
         console::take_over();
         // The console cannot fail; an error of some `Display` on the way ends the details, not the shutdown.

@@ -179,12 +179,10 @@ fn round(layout: Layout) -> Option<Layout> {
 #[cfg(target_os = "none")]
 mod global {
     use core::alloc::{GlobalAlloc, Layout};
-    use core::sync::atomic::Ordering;
 
     use super::Heap;
     use crate::mm::layout::{HEAP_BASE, HEAP_SIZE};
-    use crate::mm::page_block::NodeArena;
-    use crate::smp::{Cpu, this_cpu};
+    use crate::smp::this_cpu;
     use crate::sync::rank;
 
     struct KernelAllocator {
@@ -199,21 +197,15 @@ mod global {
         &ALLOCATOR.heap
     }
 
-    /// Where `cpu` must allocate from because it is changing the buddy's sets.
-    fn arena(cpu: &Cpu) -> Option<&NodeArena> {
-        // SAFETY: the pointer is null or was set by a section that this CPU is still in, which borrows the arena.
-        unsafe { cpu.node_arena.load(Ordering::Relaxed).as_ref() }
-    }
-
     // SAFETY: heap and arena each keep the contract, and an address identifies which of them it came from.
     unsafe impl GlobalAlloc for KernelAllocator {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let cpu = this_cpu();
-            if let Some(arena) = arena(cpu) {
+            if let Some(arena) = cpu.node_arena.get() {
                 return arena.alloc(layout);
             }
             debug_assert!(
-                cpu.held_ranks.load(Ordering::Relaxed) >> rank::HEAP_GROWTH == 0,
+                cpu.held_ranks.bits() >> rank::HEAP_GROWTH == 0,
                 "allocation under a lock that the heap's growth may need",
             );
             self.heap.alloc(layout)
@@ -223,7 +215,7 @@ mod global {
             if self.heap.contains(object) {
                 // SAFETY: the object is in the heap's window, so it came from the heap; the caller keeps the contract.
                 unsafe { self.heap.dealloc(object, layout) };
-            } else if let Some(arena) = arena(this_cpu()) {
+            } else if let Some(arena) = this_cpu().node_arena.get() {
                 debug_assert!(arena.contains(object));
                 // SAFETY: what is not the heap's is a node of the sets that this CPU is changing.
                 unsafe { arena.dealloc(object) };

@@ -140,9 +140,9 @@ fn stats<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failur
     let kernel = kernel()?;
     writeln!(session, "cpu  interrupts        ipis       calls  probe faults  spurious faults");
     smp::for_each(|cpu| {
-        let [interrupts, ipis, calls, probes, spurious] =
-            [&cpu.interrupts, &cpu.ipis, &cpu.calls, &cpu.probe_faults, &cpu.spurious_faults]
-                .map(|count| count.load(Ordering::Relaxed));
+        let (ipis, calls) = (cpu.ipis.load(Ordering::Relaxed), cpu.calls_served());
+        let (interrupts, probes, spurious) =
+            (cpu.trap.interrupts(), cpu.trap.probe_faults(), cpu.trap.spurious_faults());
         writeln!(session, "{:>3}  {interrupts:>10}  {ipis:>10}  {calls:>10}  {probes:>12}  {spurious:>15}", cpu.id.0);
     });
     if maintenance::is_counting() {

@@ -125,7 +125,7 @@ static MAIN: Thread = Thread::new(0, "main");
 /// There is no memory for a stack.
 pub fn init(cpu: &'static Cpu, idle: extern "C" fn(usize)) -> Result<(), OutOfMemory> {
     switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
-    MAIN.stack_top.set(cpu.stack_top.load(Ordering::Relaxed));
+    MAIN.stack_top.set(cpu.trap.stack_top());
     let thread = cpu.id.of(&IDLE_THREADS);
     thread.stack_top.set(take_stack(cpu)?.0);
     switch::prepare_kernel(thread, idle, 0);
@@ -141,7 +141,7 @@ pub fn init_cpu(cpu: &'static Cpu) {
     fp::init_cpu();
     if cpu.sched.current.load(Ordering::Relaxed).is_null() {
         let thread = cpu.id.of(&IDLE_THREADS);
-        thread.stack_top.set(cpu.stack_top.load(Ordering::Relaxed));
+        thread.stack_top.set(cpu.trap.stack_top());
         thread.home.store(cpu.id.0, Ordering::Relaxed);
         cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
         cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
@@ -349,8 +349,8 @@ pub(crate) fn give_way(thread: &Thread) {
 pub fn relax() {
     latency::point();
     let cpu = this_cpu();
-    debug_assert!(cpu.held_ranks.load(Ordering::Relaxed) == 0, "a scheduling point with a lock held");
-    debug_assert!(cpu.walk.load(Ordering::Relaxed).is_multiple_of(2), "a scheduling point inside a walk");
+    debug_assert!(cpu.held_ranks.bits() == 0, "a scheduling point with a lock held");
+    debug_assert!(!cpu.walk.is_open(), "a scheduling point inside a walk");
     // SAFETY: null before there are threads; what runs is not freed.
     let thread = unsafe { cpu.sched.current.load(Ordering::Relaxed).as_ref() };
     if let Some(thread) = thread.filter(|thread| thread.has(Work::RESCHEDULE)) {

@@ -130,7 +130,7 @@ pub(super) fn to(
     next: NonNull<Thread>,
     queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
 ) {
-    debug_assert!(!interrupts::state().irqs_enabled() && cpu.interrupt_depth.load(Ordering::Relaxed) == 0);
+    debug_assert!(!interrupts::state().irqs_enabled() && !cpu.trap.is_in_handler());
     let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
     // Now the one that comes holds it.
     queue.hand_over();
@@ -155,7 +155,7 @@ fn leave(cpu: &Cpu, thread: &Thread) {
 
 fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
-    cpu.stack_top.store(thread.stack_top.get(), Ordering::Relaxed);
+    cpu.trap.set_stack_top(thread.stack_top.get());
     if thread.entry().is_some() {
         thread.time.start(timer::count_unordered());
         TPIDR_EL0.set(thread.tls.get());
@@ -235,7 +235,7 @@ pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
 pub fn park() {
     let cpu = this_cpu();
     let thread = current();
-    debug_assert!(cpu.held_ranks.load(Ordering::Relaxed) == 0, "sleeping with a lock held");
+    debug_assert!(cpu.held_ranks.bits() == 0, "sleeping with a lock held");
     debug_assert!(!queue::is_idle_thread(cpu, &thread), "the idle thread has no thread to run instead");
     let masked = interrupts::mask();
     let mut queue = cpu.sched.queue.lock();

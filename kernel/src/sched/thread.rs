@@ -419,7 +419,7 @@ fn working(cpu: &Cpu) -> Option<&Thread> {
     let current = cpu.sched.current.load(Ordering::Relaxed);
     // SAFETY: null before there are threads; else the thread that runs here, which is not freed meanwhile.
     let thread = unsafe { current.as_ref() };
-    thread.filter(|_| cpu.interrupt_depth.load(Ordering::Relaxed) == 0)
+    thread.filter(|_| !cpu.trap.is_in_handler())
 }
 
 /// What a user thread begins with.

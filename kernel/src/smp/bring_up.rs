@@ -145,8 +145,7 @@ fn start(
     };
     let steps = STEPS.get().ok_or(StartError::Method)?;
     let (stack_top, overflow_top) = (stack().ok_or(StartError::NoStack)?, stack().ok_or(StartError::NoStack)?);
-    cpu.stack_top.store(stack_top.0, Ordering::Relaxed);
-    cpu.overflow_stack_top.store(overflow_top.0, Ordering::Relaxed);
+    cpu.trap.set_stacks(stack_top.0, overflow_top.0);
     cpu.mpidr.store(node.mpidr, Ordering::Relaxed);
     CPUS.insert(cpu);
     record.stack_top.store(stack_top.0, Ordering::Relaxed);

@@ -10,7 +10,7 @@
 
 #![allow(unsafe_code, reason = "calls a function whose address another CPU stored")]
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::{interrupts, wait};
 
@@ -19,8 +19,18 @@ use super::{CPUS, Cpu, CpuId, CpuSet, Table, notify, this_cpu};
 /// What a call runs on each CPU: interrupts masked, as in a handler. It must not wait for another CPU.
 pub type Function = fn(&Cpu, usize);
 
+/// A CPU's calls: part of its [`Cpu`].
+pub(super) struct PerCpu {
+    /// The call that this CPU makes of others.
+    outgoing: Outgoing,
+    /// The CPUs whose call this CPU has to serve, a bit each. Others set bits, this CPU takes them.
+    incoming: AtomicU32,
+    /// Functions that it has run for other CPUs.
+    served: AtomicU64,
+}
+
 /// The call that a CPU makes. Written by it alone while `pending` is zero; the targets clear their bits.
-pub(super) struct Outgoing {
+struct Outgoing {
     /// A [`Function`].
     function: AtomicUsize,
     argument: AtomicUsize,
@@ -28,9 +38,18 @@ pub(super) struct Outgoing {
     pending: AtomicU32,
 }
 
-impl Outgoing {
+impl PerCpu {
     pub(super) const fn new() -> Self {
-        Self { function: AtomicUsize::new(0), argument: AtomicUsize::new(0), pending: AtomicU32::new(0) }
+        let outgoing =
+            Outgoing { function: AtomicUsize::new(0), argument: AtomicUsize::new(0), pending: AtomicU32::new(0) };
+        Self { outgoing, incoming: AtomicU32::new(0), served: AtomicU64::new(0) }
+    }
+}
+
+impl Cpu {
+    /// Functions that it has run for other CPUs.
+    pub fn calls_served(&self) -> u64 {
+        self.call.served.load(Ordering::Relaxed)
     }
 }
 
@@ -42,7 +61,7 @@ impl Outgoing {
 pub fn call(targets: CpuSet, function: Function, argument: usize) {
     let cpu = this_cpu();
     assert!(
-        interrupts::state().irqs_enabled() && cpu.interrupt_depth.load(Ordering::Relaxed) == 0,
+        interrupts::state().irqs_enabled() && !cpu.trap.is_in_handler(),
         "a call to other CPUs with interrupts masked: two such calls would wait for each other",
     );
     let targets = CpuSet::from_bits(targets.bits() & super::online().bits());
@@ -61,37 +80,37 @@ pub fn call(targets: CpuSet, function: Function, argument: usize) {
 /// Hands the call to its targets and has `notify` interrupt each.
 fn post(cpu: &Cpu, cpus: &Table, targets: CpuSet, function: Function, argument: usize, notify: impl Fn(&'static Cpu)) {
     debug_assert!(is_done(cpu), "one call at a time");
-    cpu.outgoing.function.store(function as usize, Ordering::Relaxed);
-    cpu.outgoing.argument.store(argument, Ordering::Relaxed);
-    cpu.outgoing.pending.store(targets.bits(), Ordering::Relaxed);
+    cpu.call.outgoing.function.store(function as usize, Ordering::Relaxed);
+    cpu.call.outgoing.argument.store(argument, Ordering::Relaxed);
+    cpu.call.outgoing.pending.store(targets.bits(), Ordering::Relaxed);
     for target in targets.iter().filter_map(|id| cpus.get(id)) {
         // Release: a CPU that sees the bit sees the call, and all that this CPU did before.
-        target.incoming.fetch_or(1 << cpu.id.0, Ordering::Release);
+        target.call.incoming.fetch_or(1 << cpu.id.0, Ordering::Release);
         notify(target);
     }
 }
 
 /// Whether every target has run this CPU's call. Acquire: what they stored is seen from here on.
 fn is_done(cpu: &Cpu) -> bool {
-    cpu.outgoing.pending.load(Ordering::Acquire) == 0
+    cpu.call.outgoing.pending.load(Ordering::Acquire) == 0
 }
 
 /// Runs what other CPUs want of this one. Interrupts masked.
 pub(super) fn serve(cpu: &Cpu, cpus: &Table) {
     // A caller may come while another is being served, and its interrupt may have been taken already: look again.
     loop {
-        let callers = CpuSet::from_bits(cpu.incoming.swap(0, Ordering::Acquire));
+        let callers = CpuSet::from_bits(cpu.call.incoming.swap(0, Ordering::Acquire));
         if callers.is_empty() {
             return;
         }
         for caller in callers.iter().filter_map(|id: CpuId| cpus.get(id)) {
-            let function = caller.outgoing.function.load(Ordering::Relaxed);
+            let function = caller.call.outgoing.function.load(Ordering::Relaxed);
             // SAFETY: the caller's bit was set after `post` stored a `Function` there, and it stays until this CPU's
             // bit in `pending` is cleared below.
             let function = unsafe { core::mem::transmute::<usize, Function>(function) };
-            function(cpu, caller.outgoing.argument.load(Ordering::Relaxed));
-            cpu.calls.fetch_add(1, Ordering::Relaxed);
-            caller.outgoing.pending.fetch_and(!(1 << cpu.id.0), Ordering::Release);
+            function(cpu, caller.call.outgoing.argument.load(Ordering::Relaxed));
+            cpu.call.served.fetch_add(1, Ordering::Relaxed);
+            caller.call.outgoing.pending.fetch_and(!(1 << cpu.id.0), Ordering::Release);
         }
     }
 }
@@ -146,7 +165,7 @@ mod tests {
         });
         let arguments: usize = (1..=COUNT as usize).sum();
         assert_eq!(SUM.load(Ordering::Relaxed), arguments * ROUNDS * (COUNT as usize - 1));
-        assert!(cpus.iter().all(|cpu| cpu.calls.load(Ordering::Relaxed) == ((COUNT as usize - 1) * ROUNDS) as u64));
+        assert!(cpus.iter().all(|cpu| cpu.calls_served() == ((COUNT as usize - 1) * ROUNDS) as u64));
     }
 
     #[test]
@@ -164,6 +183,6 @@ mod tests {
         assert!(!is_done(cpus[0]));
         cpus.iter().for_each(|cpu| serve(cpu, &table));
         assert!(is_done(cpus[0]));
-        assert_eq!(cpus[2].calls.load(Ordering::Relaxed), 0);
+        assert_eq!(cpus[2].calls_served(), 0);
     }
 }

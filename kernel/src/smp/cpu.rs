@@ -5,10 +5,9 @@
 
 #![allow(unsafe_code, reason = "per-CPU state by TPIDR_EL1, and entry of the other CPUs")]
 
-use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+use core::sync::atomic::AtomicU64;
 
-use super::call::Outgoing;
+use super::call;
 use super::idle::Work;
 use granule_arch::features::CpuFeatures;
 use spin::Once;
@@ -16,8 +15,11 @@ use spin::Once;
 use crate::chip::timer::Due;
 #[cfg(debug_assertions)]
 use crate::mm::kernel::owners::Owners;
+use crate::mm::kernel::reclaim::WalkSequence;
 use crate::mm::maintenance::Counters;
-use crate::mm::page_block::NodeArena;
+use crate::mm::page_block::CurrentArena;
+use crate::sync::rank::HeldRanks;
+use crate::trap;
 
 /// The most CPUs that one kernel starts.
 pub const MAX_CPUS: usize = 16;
@@ -35,47 +37,36 @@ impl CpuId {
 }
 
 /// The state of one CPU. TPIDR_EL1 points to it.
+///
+/// Each module defines its own part, and reaches the fields of no other: here they are put together, so that an access
+/// costs TPIDR_EL1 and a constant offset.
 #[repr(C, align(64))]
 pub struct Cpu {
-    /// Top of the stack that overflow reports and other last resorts run on. The vectors read it at offset 0.
-    pub overflow_stack_top: AtomicU64,
-    /// Top of this CPU's ordinary stack.
-    pub stack_top: AtomicU64,
+    /// Its stacks, and its exceptions.
+    pub trap: trap::PerCpu,
     /// Which CPU this is.
     pub id: CpuId,
-    /// Bit r is set while a lock of rank r is held (debug builds): see `sync::rank`.
-    pub held_ranks: AtomicU32,
-    /// How deep in interrupt handlers this CPU is.
-    pub interrupt_depth: AtomicU32,
+    /// The locks that it holds.
+    pub held_ranks: HeldRanks,
+    /// Its lockless walks.
+    pub walk: WalkSequence,
     /// MPIDR_EL1 without the bits that are not affinity.
     pub mpidr: AtomicU64,
-    /// The lockless walkers' sequence word: odd inside the outermost walk.
-    pub walk: AtomicU64,
     /// Its ID registers, once it has come up.
     pub features: Once<CpuFeatures>,
     /// What its timer waits for.
     pub due: Due,
-    /// The call that this CPU makes of others.
-    pub(super) outgoing: Outgoing,
-    /// The CPUs whose call this CPU has to serve, a bit each. Others set bits, this CPU takes them.
-    pub(super) incoming: AtomicU32,
+    /// Its calls of others, and theirs of it.
+    pub(super) call: call::PerCpu,
     /// What it is to do instead of idling.
     pub(super) work: Work,
+    /// Interrupts from other CPUs that it has taken.
+    pub ipis: AtomicU64,
     /// Its threads.
     #[cfg(target_os = "none")]
     pub(crate) sched: crate::sched::PerCpu,
-    /// Interrupts from other CPUs that it has taken.
-    pub ipis: AtomicU64,
-    /// Functions that it has run for other CPUs.
-    pub calls: AtomicU64,
-    /// While this CPU changes the buddy's sets: where the global allocator takes their nodes from. Else null.
-    pub node_arena: AtomicPtr<NodeArena>,
-    /// Interrupts taken.
-    pub interrupts: AtomicU64,
-    /// Faults that a probing access took and gave back as a value.
-    pub probe_faults: AtomicU64,
-    /// Translation faults that were gone when they were looked at, and so were retried.
-    pub spurious_faults: AtomicU64,
+    /// While it changes the buddy's sets: where the global allocator takes their nodes from.
+    pub node_arena: CurrentArena,
     /// Barriers and TLB invalidations that it has issued, while they are counted.
     pub maintenance: Counters,
     /// How long it has kept interrupts masked, and others waiting.
@@ -90,26 +81,19 @@ impl Cpu {
     /// A CPU that has not started.
     pub const fn new(id: CpuId) -> Self {
         Self {
-            overflow_stack_top: AtomicU64::new(0),
-            stack_top: AtomicU64::new(0),
+            trap: trap::PerCpu::new(),
             id,
-            held_ranks: AtomicU32::new(0),
-            interrupt_depth: AtomicU32::new(0),
+            held_ranks: HeldRanks::NONE,
+            walk: WalkSequence::NONE,
             mpidr: AtomicU64::new(0),
-            walk: AtomicU64::new(0),
             features: Once::new(),
             due: Due::new(),
-            outgoing: Outgoing::new(),
-            incoming: AtomicU32::new(0),
+            call: call::PerCpu::new(),
             work: Work::new(),
+            ipis: AtomicU64::new(0),
             #[cfg(target_os = "none")]
             sched: crate::sched::PerCpu::new(),
-            ipis: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
-            node_arena: AtomicPtr::new(null_mut()),
-            interrupts: AtomicU64::new(0),
-            probe_faults: AtomicU64::new(0),
-            spurious_faults: AtomicU64::new(0),
+            node_arena: CurrentArena::NONE,
             maintenance: Counters::new(),
             #[cfg(all(target_os = "none", feature = "latency"))]
             latency: crate::latency::PerCpu::new(),

@@ -5,8 +5,6 @@
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
-#[cfg(debug_assertions)]
-use core::sync::atomic::Ordering;
 
 use granule_arch::interrupts::{self, Daif};
 use spin::RelaxStrategy;
@@ -49,10 +47,7 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
     pub fn lock(&self) -> IrqGuard<'_, T, RANK> {
         let masked = interrupts::mask();
         #[cfg(debug_assertions)]
-        {
-            let held = this_cpu().held_ranks.load(Ordering::Relaxed);
-            assert!(held >> RANK == 0, "lock order: rank {RANK} taken while ranks {held:#b} are held",);
-        }
+        this_cpu().held_ranks.check(RANK);
         let guard = self.inner.lock();
         IrqGuard::new(guard, masked)
     }
@@ -75,7 +70,7 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
     #[cfg(target_os = "none")]
     pub(crate) unsafe fn release_handed_over(&self) {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.fetch_and(!(1 << RANK), Ordering::Relaxed);
+        this_cpu().held_ranks.remove(RANK);
         // SAFETY: it is locked, and the caller is the one to release it.
         unsafe { self.inner.force_unlock() };
     }
@@ -97,7 +92,7 @@ pub struct IrqGuard<'a, T, const RANK: Rank> {
 impl<'a, T, const RANK: Rank> IrqGuard<'a, T, RANK> {
     fn new(guard: TicketMutexGuard<'a, T, Yield>, masked: Daif) -> Self {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.fetch_or(1 << RANK, Ordering::Relaxed);
+        this_cpu().held_ranks.add(RANK);
         Self { guard: ManuallyDrop::new(guard), masked, not_send: PhantomData }
     }
 }
@@ -131,7 +126,7 @@ impl<T, const RANK: Rank> DerefMut for IrqGuard<'_, T, RANK> {
 impl<T, const RANK: Rank> Drop for IrqGuard<'_, T, RANK> {
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.fetch_and(!(1 << RANK), Ordering::Relaxed);
+        this_cpu().held_ranks.remove(RANK);
         // SAFETY: the guard is dropped here and nowhere else; the value is not used again.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
         interrupts::restore(self.masked);

@@ -4,8 +4,49 @@
 //! or below [`HEAP_GROWTH`]. The kernel's page tables have no lock: their owners' entries are disjoint
 //! (`granule_pgtable`), but for leaves that two own a part of.
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 /// A place in the order; smaller is taken first. At most 31.
 pub type Rank = u32;
+
+/// The ranks of the locks that a CPU holds, a bit each: part of its [`Cpu`](crate::smp::Cpu), kept in debug builds.
+#[derive(Debug)]
+pub struct HeldRanks(AtomicU32);
+
+impl HeldRanks {
+    /// None.
+    pub const NONE: Self = Self(AtomicU32::new(0));
+
+    /// The bits.
+    pub fn bits(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Before a lock of this rank is waited for.
+    ///
+    /// # Panics
+    /// A lock of the same or a later rank is held.
+    pub fn check(&self, rank: Rank) {
+        let held = self.bits();
+        assert!(held >> rank == 0, "lock order: rank {rank} taken while ranks {held:#b} are held");
+    }
+
+    /// A lock of this rank is acquired.
+    pub fn add(&self, rank: Rank) {
+        self.0.fetch_or(1 << rank, Ordering::Relaxed);
+    }
+
+    /// It is released.
+    pub fn remove(&self, rank: Rank) {
+        self.0.fetch_and(!(1 << rank), Ordering::Relaxed);
+    }
+
+    /// For a CPU that ends in a report: it keeps its locks for ever, which must not end the report.
+    #[cfg(target_os = "none")]
+    pub(crate) fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
 
 /// The tree of vmalloc areas.
 pub const VMALLOC: Rank = 2;

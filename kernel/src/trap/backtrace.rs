@@ -6,8 +6,6 @@
 
 use core::fmt;
 use core::ops::Range;
-#[cfg(target_os = "none")]
-use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 
@@ -33,7 +31,7 @@ pub(super) fn stack_around(sp: u64) -> Range<u64> {
 /// The ordinary stack of `cpu`.
 #[cfg(target_os = "none")]
 pub(super) fn stack_of(cpu: &Cpu) -> Range<u64> {
-    let top = cpu.stack_top.load(Ordering::Relaxed);
+    let top = cpu.trap.stack_top();
     top.saturating_sub(STACK_SIZE)..top
 }
 
@@ -107,7 +105,7 @@ impl Backtrace {
     ///
     /// SP may be what is broken: the CPU's own stack is believed as well.
     pub(super) fn new(fp: u64, sp: u64, cpu: &Cpu) -> Self {
-        let overflow_top = cpu.overflow_stack_top.load(Ordering::Relaxed);
+        let overflow_top = cpu.trap.overflow_stack_top();
         let overflow = overflow_top.saturating_sub(OVERFLOW_STACK_SIZE)..overflow_top;
         Self { fp, stacks: [overflow, stack_around(sp), stack_of(cpu)] }
     }

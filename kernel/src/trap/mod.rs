@@ -15,6 +15,7 @@ mod backtrace;
 #[cfg(any(target_os = "none", test))]
 mod extable;
 mod frame;
+mod per_cpu;
 pub mod probe;
 #[cfg(target_os = "none")]
 pub(crate) mod report;
@@ -30,6 +31,7 @@ use granule_arch::esr::{FaultStatus, Syndrome};
 use granule_arch::{barrier, translate};
 
 pub use frame::TrapFrame;
+pub use per_cpu::PerCpu;
 pub use probe::Fault;
 
 /// Bytes of every stack that the kernel runs on.
@@ -77,7 +79,6 @@ pub use target::init_cpu;
 #[cfg(target_os = "none")]
 mod target {
     use core::cell::UnsafeCell;
-    use core::sync::atomic::{AtomicU64, Ordering};
 
     use aarch64_cpu::registers::{Readable, SP};
     use granule_arch::interrupts;
@@ -111,10 +112,9 @@ mod target {
     /// The first thing that each CPU does in Rust. A secondary's stacks are in its [`Cpu`] before it starts.
     #[allow(unsafe_code, reason = "sets the exception vectors and their stack")]
     pub fn init_cpu(cpu: &Cpu) {
-        if cpu.overflow_stack_top.load(Ordering::Relaxed) == 0 {
+        if cpu.trap.overflow_stack_top() == 0 {
             let top = BOOT_OVERFLOW_STACK.0.get().addr() as u64 + OVERFLOW_STACK_SIZE;
-            cpu.overflow_stack_top.store(top, Ordering::Relaxed);
-            cpu.stack_top.store(stack_around(SP.get()).end, Ordering::Relaxed);
+            cpu.trap.set_stacks(stack_around(SP.get()).end, top);
         }
         // SAFETY: these are vectors, and the state that they need is complete: TPIDR_EL1 points to `cpu`, and SP is on
         // a stack of the kind that they expect. The ISB has them in place before an SError that is pending already can
@@ -145,12 +145,7 @@ mod target {
 
     pub(super) fn irq() {
         let cpu = this_cpu();
-        count(&cpu.interrupts);
-        // Only this CPU writes it, and every nested interrupt puts it back: no read-modify-write is needed.
-        let depth = cpu.interrupt_depth.load(Ordering::Relaxed);
-        cpu.interrupt_depth.store(depth + 1, Ordering::Relaxed);
-        interrupt::handle_irq(cpu);
-        cpu.interrupt_depth.store(depth, Ordering::Relaxed);
+        cpu.trap.handler(|| interrupt::handle_irq(cpu));
     }
 
     fn synchronous(frame: &mut TrapFrame) {
@@ -159,11 +154,11 @@ mod target {
         }
         // Before the exception table is asked: a probe's answer is that of the tables, never a spurious fault.
         if is_spurious(frame.syndrome(), frame.fault_address()) {
-            return count(&this_cpu().spurious_faults);
+            return this_cpu().trap.count_spurious_fault();
         }
         match extable::fixup(frame.elr).or_else(|| probe::refused_call(frame)) {
             Some(fixup) => {
-                count(&this_cpu().probe_faults);
+                this_cpu().trap.count_probe_fault();
                 resume_with_fault(frame, fixup);
             }
             None => report(frame, Cause::Synchronous),
@@ -200,11 +195,6 @@ mod target {
         frame.x[16] = frame.esr;
         frame.x[17] = if sets_far { frame.far } else { frame.elr };
         frame.elr = fixup;
-    }
-
-    /// Adds one to a counter that only this CPU writes, with every exception masked.
-    fn count(counter: &AtomicU64) {
-        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
 

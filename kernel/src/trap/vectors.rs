@@ -153,7 +153,7 @@ exception_stop:
     RECORD = const offset_of!(TrapFrame, record),
     STACK_SHIFT = const STACK_SIZE.trailing_zeros(),
     OVERFLOW_STACK_SIZE = const OVERFLOW_STACK_SIZE,
-    OVERFLOW_STACK_TOP = const offset_of!(Cpu, overflow_stack_top),
+    OVERFLOW_STACK_TOP = const offset_of!(Cpu, trap.overflow_stack_top),
     OVERFLOWED = const OVERFLOWED,
     CURRENT = const offset_of!(Cpu, sched.current),
     SYSCALL = const Thread::SYSCALL,

@@ -104,7 +104,7 @@ target_test!(work_runs_outside_of_interrupts_and_one_piece_at_a_time, needs("smp
 fn work_runs_outside_of_interrupts_and_one_piece_at_a_time(t: &mut Test) {
     static GO: AtomicU32 = AtomicU32::new(0);
     fn work(cpu: &Cpu, _: usize) {
-        let inside = !interrupts::state().irqs_enabled() || cpu.interrupt_depth.load(Ordering::Relaxed) != 0;
+        let inside = !interrupts::state().irqs_enabled() || cpu.trap.is_in_handler();
         WRONG.fetch_add(u32::from(inside), Ordering::Relaxed);
         while GO.load(Ordering::Acquire) == 0 {
             wait::relax();
@@ -136,7 +136,7 @@ fn a_call_waits_until_the_target_lets_interrupts_in(t: &mut Test) {
         while !patience.has_passed() {
             wait::relax();
         }
-        SEEN.store(cpu.calls.load(Ordering::Relaxed), Ordering::Relaxed);
+        SEEN.store(cpu.calls_served(), Ordering::Relaxed);
         interrupts::restore(state);
     }
     let Some(target) = smp::online().without(this_cpu().id).iter().find_map(smp::cpu) else { return };
@@ -145,10 +145,10 @@ fn a_call_waits_until_the_target_lets_interrupts_in(t: &mut Test) {
     while MASKED.load(Ordering::Acquire) == 0 {
         wait::relax();
     }
-    let before = target.calls.load(Ordering::Relaxed);
+    let before = target.calls_served();
     smp::call(CpuSet::of(target.id), hit, 0);
     smp::wait_for(CpuSet::of(target.id));
     t.equal("served while masked", SEEN.load(Ordering::Relaxed), before);
-    t.equal("served after", target.calls.load(Ordering::Relaxed), before + 1);
+    t.equal("served after", target.calls_served(), before + 1);
     take_hits();
 }

@@ -7,7 +7,7 @@
 //! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and whoever comes next
 //! goes on.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Attributes;
@@ -100,11 +100,25 @@ impl KernelTables<'_> {
     }
 }
 
+/// A CPU's sequence word of lockless walks, odd inside the outermost one: part of its [`Cpu`].
+#[derive(Debug)]
+pub struct WalkSequence(AtomicU64);
+
+impl WalkSequence {
+    /// No walk yet.
+    pub const NONE: Self = Self(AtomicU64::new(0));
+
+    /// Whether the CPU is inside a walk.
+    pub fn is_open(&self) -> bool {
+        !self.0.load(Ordering::Relaxed).is_multiple_of(2)
+    }
+}
+
 impl KernelSpace {
     /// The tables, to look at. What changes them goes through the functions of this type.
     #[inline(always)]
     pub fn tables(&self) -> KernelTables<'_> {
-        KernelTables { mmu: &self.mmu, root: self.root, _walk: Announced::begin(&this_cpu().walk) }
+        KernelTables { mmu: &self.mmu, root: self.root, _walk: Announced::begin(&this_cpu().walk.0) }
     }
 
     /// Frees the tables that areas have left empty, as far as that goes without waiting: a table that was found empty,
@@ -128,7 +142,7 @@ impl KernelSpace {
         let progress = if lab::is_on!(EARLY_TABLE_FREE) {
             reclaimer.advance(&tables, &Careless, |_| None::<&AtomicU64>, free)
         } else {
-            let words = |number| smp::cpu(CpuId(number as u32)).map(|cpu| &cpu.walk);
+            let words = |number| smp::cpu(CpuId(number as u32)).map(|cpu| &cpu.walk.0);
             reclaimer.advance(&tables, &self.tlb, words, free)
         };
         debug_assert!(progress == Progress::Waiting || reclaimer.is_idle());

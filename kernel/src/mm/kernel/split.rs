@@ -227,8 +227,7 @@ impl KernelSpace {
     #[inline]
     fn split_source(&self) -> FrameSource<'_> {
         let cpu = this_cpu();
-        let in_handler = cpu.interrupt_depth.load(Ordering::Relaxed) != 0;
-        let supply = if in_handler { Supply::Reserve } else { Supply::Any };
+        let supply = if cpu.trap.is_in_handler() { Supply::Reserve } else { Supply::Any };
         FrameSource { supply, ..self.table_source(cpu) }
     }
 

@@ -3,7 +3,6 @@
 //! So a test reads one stream of both: table updates, barriers and invalidations by
 //! [`record`], and between them the calls to the subscriber.
 
-use core::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::vec::Vec;
 
@@ -93,7 +92,7 @@ impl Recording {
 
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
     fn note(&self, notified: Notified, start: VirtAddr, end: VirtAddr) {
-        let ranks = this_cpu().held_ranks.load(Ordering::Relaxed);
+        let ranks = this_cpu().held_ranks.bits();
         let call = Call { notified, range: (start.0, end.0), ranks, position: record::position() };
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     }

@@ -45,6 +45,20 @@ pub struct NodeArena {
     used: AtomicUsize,
 }
 
+/// The arena that serves a CPU's allocations while it changes the buddy's sets: part of its [`Cpu`]; else null.
+pub struct CurrentArena(AtomicPtr<NodeArena>);
+
+impl CurrentArena {
+    /// None.
+    pub const NONE: Self = Self(AtomicPtr::new(null_mut()));
+
+    /// The arena.
+    pub fn get(&self) -> Option<&NodeArena> {
+        // SAFETY: null, or set by a section that this CPU is still in, which borrows the arena.
+        unsafe { self.0.load(Relaxed).as_ref() }
+    }
+}
+
 impl NodeArena {
     /// Bytes that an arena for `blocks` page blocks takes. A multiple of 16.
     pub(super) const fn required_bytes(blocks: usize) -> usize {
@@ -71,8 +85,8 @@ impl NodeArena {
     /// Lets the global allocator serve `cpu` from here until the value is dropped. The caller holds the page-block lock
     /// and runs on `cpu`.
     pub(super) fn enter<'a>(&'a self, cpu: &'a Cpu) -> Section<'a> {
-        debug_assert!(cpu.node_arena.load(Relaxed).is_null(), "page-block sections do not nest");
-        cpu.node_arena.store(ptr::from_ref(self).cast_mut(), Relaxed);
+        debug_assert!(cpu.node_arena.get().is_none(), "page-block sections do not nest");
+        cpu.node_arena.0.store(ptr::from_ref(self).cast_mut(), Relaxed);
         #[cfg(test)]
         tests::enter(self);
         Section { cpu }
@@ -136,7 +150,7 @@ pub(super) struct Section<'a> {
 
 impl Drop for Section<'_> {
     fn drop(&mut self) {
-        self.cpu.node_arena.store(null_mut(), Relaxed);
+        self.cpu.node_arena.0.store(null_mut(), Relaxed);
         #[cfg(test)]
         tests::leave();
     }

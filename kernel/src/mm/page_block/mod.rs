@@ -27,9 +27,9 @@ use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-pub use arena::NodeArena;
 #[cfg(test)]
 pub(in crate::mm) use arena::tests::host_allocations;
+pub use arena::{CurrentArena, NodeArena};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 pub use spans::Spans;
 

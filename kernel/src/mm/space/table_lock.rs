@@ -22,17 +22,14 @@ impl Space {
     #[inline(always)]
     pub(super) fn lock_table(&self, table: PhysAddr) -> TableGuard<'_> {
         #[cfg(debug_assertions)]
-        {
-            let held = this_cpu().held_ranks.load(Ordering::Relaxed);
-            assert!(held >> rank::TABLE == 0, "lock order: a table is locked while ranks {held:#b} are held");
-        }
+        this_cpu().held_ranks.check(rank::TABLE);
         let frame = self.common.record(table);
         let lock = &frame.table_lock;
         if lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             wait(lock);
         }
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.fetch_or(1 << rank::TABLE, Ordering::Relaxed);
+        this_cpu().held_ranks.add(rank::TABLE);
         TableGuard(frame)
     }
 }
@@ -59,7 +56,7 @@ impl Drop for TableGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.fetch_and(!(1 << rank::TABLE), Ordering::Relaxed);
+        this_cpu().held_ranks.remove(rank::TABLE);
         self.0.table_lock.store(0, Ordering::Release);
     }
 }

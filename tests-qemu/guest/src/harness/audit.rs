@@ -3,8 +3,6 @@
 //! A test that passes and leaves an interrupt masked or a frame taken has broken every test behind it, which would
 //! then fail far from the cause. What can be put right is, so that the next test starts sound.
 
-use core::sync::atomic::Ordering;
-
 use granule::chip::its;
 use granule::linux::process;
 use granule::mm::heap;
@@ -85,9 +83,9 @@ fn state_of_this_cpu() -> u32 {
     let masked = !interrupts::state().irqs_enabled();
     find("interrupts masked", masked);
     // Debug builds keep the ranks of the locks that are held.
-    find("a lock held", cpu.held_ranks.load(Ordering::Relaxed) != 0);
-    find("an interrupt unfinished", cpu.interrupt_depth.load(Ordering::Relaxed) != 0);
-    find("a lockless walk open", !cpu.walk.load(Ordering::Relaxed).is_multiple_of(2));
+    find("a lock held", cpu.held_ranks.bits() != 0);
+    find("an interrupt unfinished", cpu.trap.is_in_handler());
+    find("a lockless walk open", cpu.walk.is_open());
     if masked {
         interrupts::enable();
     }

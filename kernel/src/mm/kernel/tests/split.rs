@@ -1,7 +1,5 @@
 //! Changes in the linear map whose ranges cut leaves: which lock is taken, whose memory, and who is refused.
 
-use core::sync::atomic::Ordering;
-
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::{Change, Lazy, PageRange, Shape};
@@ -125,23 +123,23 @@ fn holes_in_the_linear_map_are_named_and_no_pages_are_no_error() {
 fn a_handler_has_the_reserve_of_its_cpu_and_no_more() {
     let (space, frames, cpu) = linear(SplitMode::Lock);
     frames.drain_cpu(&cpu);
-    this_cpu().interrupt_depth.store(1, Ordering::Relaxed);
-    let before = leaves(space);
     let refusal = SetMemoryError::OutOfTables { needed: 1, available: 0 };
-    assert_eq!(invalid(space, GROUP_OF_BLOCKS, 1), Err(refusal));
-    assert_eq!(leaves(space), before);
+    this_cpu().trap.handler(|| {
+        let before = leaves(space);
+        assert_eq!(invalid(space, GROUP_OF_BLOCKS, 1), Err(refusal));
+        assert_eq!(leaves(space), before);
+    });
     assert!(frames.stats().free_blocks > 0 || frames.stats().free > 0);
     // One frame in reserve is a table.
-    this_cpu().interrupt_depth.store(0, Ordering::Relaxed);
     let frame = frames.alloc(&cpu).unwrap();
     frames.drain_cpu(&cpu);
     frames.free(&cpu, frame);
-    this_cpu().interrupt_depth.store(1, Ordering::Relaxed);
-    invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
-    assert_eq!(invalid(space, BLOCK, 1), Err(refusal));
-    // What takes no table needs no memory.
-    invalid(space, GROUP_OF_BLOCKS + 5 * GROUP, 1).unwrap();
-    this_cpu().interrupt_depth.store(0, Ordering::Relaxed);
+    this_cpu().trap.handler(|| {
+        invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
+        assert_eq!(invalid(space, BLOCK, 1), Err(refusal));
+        // What takes no table needs no memory.
+        invalid(space, GROUP_OF_BLOCKS + 5 * GROUP, 1).unwrap();
+    });
     invalid(space, BLOCK, 1).unwrap();
 }
 
