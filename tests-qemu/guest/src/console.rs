@@ -1,4 +1,5 @@
-//! The console's output: what a caller cannot wait for is sent by the port's interrupt, and lines of several CPUs do not mix.
+//! The console's output: what a caller cannot wait for is sent by the port's interrupt, and lines of several CPUs do
+//! not mix.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;

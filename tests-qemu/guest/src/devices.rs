@@ -1,4 +1,5 @@
-//! Drivers of devices on PCI Express: what they report as done has been done to memory, and what they cannot do they say.
+//! Drivers of devices on PCI Express: what they report as done has been done to memory, and what they cannot do they
+//! say.
 //!
 //! Each check is of data, never of a device's status: it reports success also where nothing has arrived.
 

@@ -1,5 +1,5 @@
-//! Devices that use a process's addresses: what they read and write is the process's memory, whatever its pages are when
-//! they come; and what the process does not have they do not get.
+//! Devices that use a process's addresses: what they read and write is the process's memory, whatever its pages are
+//! when they come; and what the process does not have they do not get.
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 

@@ -343,8 +343,8 @@ fn in_use() -> usize {
     kernel().frames.stats().used - kept - kernel().space.kept_frames() - heap
 }
 
-// With k frames and no more a program either starts or does not, and is then killed or not; whatever it is, what it took
-// comes back. From some k on it runs to its end.
+// With k frames and no more a program either starts or does not, and is then killed or not; whatever it is, what it
+// took comes back. From some k on it runs to its end.
 target_test!(memory_may_run_out_at_any_step_of_a_programs_life, limit(120));
 fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
     // What is left to the program is what was given back, and nothing of that is kept from it.

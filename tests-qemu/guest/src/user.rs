@@ -1,7 +1,7 @@
 //! Threads at EL0, with programs of a few instructions: how they enter the kernel, make way, and keep what is theirs.
 //!
-//! What a thread's exceptions do is this file's ([`ENTRY`]): there are no processes here. A program gets its argument in
-//! x0 and calls with the number in x8; see [`syscall`].
+//! What a thread's exceptions do is this file's ([`ENTRY`]): there are no processes here. A program gets its argument
+//! in x0 and calls with the number in x8; see [`syscall`].
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
@@ -166,7 +166,8 @@ program_state:
     mov     x8, #{FINISH}
     svc     #0
 
-    // Its argument in the data page, looked at again and again once all have started: finishes with how often another was there.
+    // Its argument in the data page, looked at again and again once all have started: finishes with how often another
+    // was there.
 program_own_page:
     mov     x20, x0
     mov     x21, #0
@@ -485,8 +486,8 @@ fn floating_point_and_tpidr_are_each_threads_own(t: &mut Test) {
     t.equal("registers of another thread", FOUND.load(Ordering::Relaxed), 0);
 }
 
-// With `asids=` among the boot arguments there are fewer numbers than spaces, which a test of the host makes use of: two
-// spaces under one number would see each other's page, since nothing is flushed between them.
+// With `asids=` among the boot arguments there are fewer numbers than spaces, which a test of the host makes use of:
+// two spaces under one number would see each other's page, since nothing is flushed between them.
 target_test!(each_space_has_its_own_page_under_any_number, limit(60));
 fn each_space_has_its_own_page_under_any_number(t: &mut Test) {
     reset();

@@ -99,8 +99,8 @@ impl Walk<'_> {
 
 /// Makes one leaf of the sixteen of a contiguous group.
 ///
-/// A TLB may take any entry of a group for all of it (Arm ARM D8.7.1), and QEMU never does; so that a group is whole and
-/// of one piece is found out here or nowhere.
+/// A TLB may take any entry of a group for all of it (Arm ARM D8.7.1), and QEMU never does; so that a group is whole
+/// and of one piece is found out here or nowhere.
 fn merge_groups(entries: Vec<Entry>) -> Result<Vec<Leaf>> {
     const ENTRIES: usize = 16;
     let mut merged: Vec<Leaf> = Vec::new();

@@ -151,8 +151,8 @@ fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
     session.wait_for("\n").unwrap()
 }
 
-/// Where no tree names a console, no address is written: on a Raspberry Pi 4, whose loader gives no tree, there is memory
-/// where QEMU's virt machine has its serial port. The message goes to what answers semihosting calls.
+/// Where no tree names a console, no address is written: on a Raspberry Pi 4, whose loader gives no tree, there is
+/// memory where QEMU's virt machine has its serial port. The message goes to what answers semihosting calls.
 #[test]
 fn nothing_is_written_where_no_device_tree_names_a_console() {
     let mut machine = machine::named("a72").unwrap();

@@ -1,5 +1,5 @@
-//! How long the kernel keeps interrupts masked, and a CPU to itself: measured in the image that is made for it, on one CPU
-//! whose instructions are counted, so that each run is like the last.
+//! How long the kernel keeps interrupts masked, and a CPU to itself: measured in the image that is made for it, on one
+//! CPU whose instructions are counted, so that each run is like the last.
 
 #[path = "latency/plugin.rs"]
 mod plugin;

@@ -54,8 +54,8 @@ fn ptdump_is_true_on_el2() {
     assert_true_to_memory("el2", &["vmalloc 20", "set_memory rox $ 3"]);
 }
 
-/// Leaves of 1 GiB, of 2 MiB in groups and of pages in groups are split, at one end of a range and at both; what is left
-/// of every group is a group, or none.
+/// Leaves of 1 GiB, of 2 MiB in groups and of pages in groups are split, at one end of a range and at both; what is
+/// left of every group is a group, or none.
 #[test]
 fn ptdump_is_true_and_groups_are_whole_after_splits() {
     let splits = [

@@ -137,8 +137,8 @@ fn compute(id: u64, nanoseconds: u64) {
     while clock(id).expect("a clock") < end {}
 }
 
-/// CPU time of the thread, and then of the process. On a machine that is slow at times no time has an upper bound but the
-/// time that passed.
+/// CPU time of the thread, and then of the process. On a machine that is slow at times no time has an upper bound but
+/// the time that passed.
 fn cpu_times() -> (u64, u64) {
     let [thread, process] = [CLOCK_THREAD_CPUTIME_ID, CLOCK_PROCESS_CPUTIME_ID].map(|id| clock(id).unwrap_or(0));
     holds("a process has the time of its thread", process >= thread);

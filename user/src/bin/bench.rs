@@ -1,6 +1,6 @@
-//! Measures what memory costs a program: `bench ROW NONCE SEQUENCE INDEX WINDOW`, the row's name and, in
-//! hexadecimal, what its frames are to carry (tests-qemu/protocol). The bench image starts it, having let EL0 read event counter 0, which counts
-//! instructions; it exits with the number of points. docs/BENCHMARKS.md says what the rows are.
+//! Measures what memory costs a program: `bench ROW NONCE SEQUENCE INDEX WINDOW`, the row's name and, in hexadecimal,
+//! what its frames are to carry (tests-qemu/protocol). The bench image starts it, having let EL0 read event counter 0,
+//! which counts instructions; it exits with the number of points. docs/BENCHMARKS.md says what the rows are.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]

@@ -1,4 +1,5 @@
-//! execve: argument lists up to Linux's limits, empty ones, and what is answered for paths and pointers that are no good.
+//! execve: argument lists up to Linux's limits, empty ones, and what is answered for paths and pointers that are no
+//! good.
 //!
 //! The program executes itself: an environment of one variable says what the copy has to find.
 

@@ -162,8 +162,8 @@ fn zombies() {
     assert!(process::spawn(|| 0).is_ok(), "one more after one was waited for");
 }
 
-/// Has a child that spreads its pages, so that each has a table, and is copied from time to time. In the end a copy does
-/// not fit in what is free, though nothing else takes it: the kernel ends the child.
+/// Has a child that spreads its pages, so that each has a table, and is copied from time to time. In the end a copy
+/// does not fit in what is free, though nothing else takes it: the kernel ends the child.
 fn tables() {
     const TABLE: u64 = 2 << 20;
     const MOST: u64 = 40_000;

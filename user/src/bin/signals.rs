@@ -516,8 +516,8 @@ fn long_calls_make_way() {
     assert!(moved > 0, "{moved} bytes written");
 }
 
-/// What a call answers in a process that gets a signal about a millisecond after it has begun. The call gets the address
-/// of 32 MiB to write to.
+/// What a call answers in a process that gets a signal about a millisecond after it has begun. The call gets the
+/// address of 32 MiB to write to.
 fn moved_before_a_signal(call: &dyn Fn(u64) -> Result<u64, Errno>) -> u64 {
     // SAFETY: not at fixed addresses.
     let [room, page] = [32 << 20, memory::PAGE].map(|bytes| unsafe {

@@ -1,4 +1,5 @@
-//! Forks, stores, zaps and changes of protection at once on all CPUs, with every byte's value known: `stress SEED ROUNDS`.
+//! Forks, stores, zaps and changes of protection at once on all CPUs, with every byte's value known: `stress SEED
+//! ROUNDS`.
 //!
 //! Each worker is a process with threads. Its pages are one thread's each, which knows what it wrote there; forks copy
 //! them while the others write, and each copy is compared, changed and given up without the original noticing.

@@ -38,8 +38,8 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// The clock with this number, for `task`. Negative numbers are a process's or a thread's, inverted, with the kind of
-    /// clock in the lowest three bits.
+    /// The clock with this number, for `task`. Negative numbers are a process's or a thread's, inverted, with the kind
+    /// of clock in the lowest three bits.
     ///
     /// # Errors
     /// `EINVAL`: there is no such kind of clock.

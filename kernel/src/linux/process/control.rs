@@ -29,8 +29,8 @@ pub fn wait(id: u32) -> Option<End> {
     wait_with(id, park)
 }
 
-/// As [`wait`], but until then it calls `pause`, which sleeps until the thread is unparked, as the process's end does; it
-/// may return earlier.
+/// As [`wait`], but until then it calls `pause`, which sleeps until the thread is unparked, as the process's end does;
+/// it may return earlier.
 pub fn wait_with(id: u32, mut pause: impl FnMut()) -> Option<End> {
     // The thread that waits is woken, not the one that started it.
     if !PROCESSES.lock().wait_in_kernel(id, current().to_ref()) {

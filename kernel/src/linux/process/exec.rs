@@ -1,4 +1,5 @@
-//! From a file of the initrd to a program that runs: a fresh space with its segments, its stack, and its first registers.
+//! From a file of the initrd to a program that runs: a fresh space with its segments, its stack, and its first
+//! registers.
 //!
 //! ```text
 //!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
@@ -101,8 +102,8 @@ impl Memory for InSpace<'_> {
     }
 }
 
-/// Puts the program of a file into a new space. `path` is its name for itself; `add` adds the strings of the environment
-/// and of the arguments to the new stack, as many as `counts` has and `limits`, the program's, allow.
+/// Puts the program of a file into a new space. `path` is its name for itself; `add` adds the strings of the
+/// environment and of the arguments to the new stack, as many as `counts` has and `limits`, the program's, allow.
 ///
 /// What is wrong with the strings is found before what is wrong with the file, as on Linux.
 ///

@@ -19,8 +19,8 @@ const OPTIONS: u64 = WNOHANG | WUNTRACED | WCONTINUED | WNOTHREAD | WALL | WCLON
 
 /// Ends the running thread; the process with it if it was the last one.
 pub fn exit(task: &Task, code: u8) -> ! {
-    // As on Linux (`synchronize_group_exit`) the code of a process whose threads exit one by one is that of the last one
-    // to begin.
+    // As on Linux (`synchronize_group_exit`) the code of a process whose threads exit one by one is that of the last
+    // one to begin.
     task.process().lock().code = code;
     leave(task)
 }

@@ -7,8 +7,8 @@
 //! The sleepers of a word are found by its key, whatever else sleeps, in the order in which they came. A waker wakes
 //! [`BATCH`] of them under one hold of the lock, with interrupts masked, and goes on behind the last one.
 //!
-//! A node lies on its sleeper's stack. It is touched under the queue's lock alone; a waker does all of it under one hold,
-//! and a sleeper takes the lock once more before it returns.
+//! A node lies on its sleeper's stack. It is touched under the queue's lock alone; a waker does all of it under one
+//! hold, and a sleeper takes the lock once more before it returns.
 
 #![allow(unsafe_code, reason = "sleepers on stacks of their threads, under the lock of their queue")]
 

@@ -1,9 +1,9 @@
 //! The initrd: the files that programs are started from.
 //!
-//! A cpio archive in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst): for
-//! each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero, padding to
-//! a multiple of four, the contents, padding. `TRAILER!!!` is the last one. The archive comes from outside, so every
-//! number in it is doubted; what is wrong is said in words, and where.
+//! A cpio archive in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst):
+//! for each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero,
+//! padding to a multiple of four, the contents, padding. `TRAILER!!!` is the last one. The archive comes from outside,
+//! so every number in it is doubted; what is wrong is said in words, and where.
 
 #![allow(unsafe_code, reason = "the initrd as bytes, mapped for the whole boot")]
 

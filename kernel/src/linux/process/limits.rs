@@ -4,9 +4,9 @@
 //! address space, its data, the stack, and tasks. There is one user, whom Linux would call root: it may raise hard
 //! limits as root may, but, unlike root, is bound by `RLIMIT_NPROC`.
 //!
-//! A task counts from before it is made until its record is gone, so a process that has ended counts until its status is
-//! collected. Nothing else that a program leaves behind in the kernel is without a bound: a signal waits once, and areas
-//! have [one](crate::mm::space) of their own.
+//! A task counts from before it is made until its record is gone, so a process that has ended counts until its status
+//! is collected. Nothing else that a program leaves behind in the kernel is without a bound: a signal waits once, and
+//! areas have [one](crate::mm::space) of their own.
 
 #![allow(unsafe_code, reason = "words that are copied under the lock of their changes")]
 

@@ -20,7 +20,8 @@ impl Numbers {
         Self { used: [0; (END / WORD) as usize], last: 0 }
     }
 
-    /// Reserves the next number, 1 to [`END`] - 1; `None` if all are in use. Looks at each word of the set at most twice.
+    /// Reserves the next number, 1 to [`END`] - 1; `None` if all are in use. Looks at each word of the set at most
+    /// twice.
     pub fn reserve(&mut self) -> Option<u32> {
         let number = self.next_free(self.last + 1, END).or_else(|| self.next_free(AGAIN, self.last + 1))?;
         *self.used.get_mut((number / WORD) as usize)? |= 1 << (number % WORD);

@@ -2,9 +2,9 @@
 //!
 //! [`relieve`] is called where a fault or a call of a program has failed for want of frames, with no lock held and
 //! nothing changed. It returns when there are frames again. One process ends at a time: as long as it is on its way,
-//! others wait for it, though not for ever; one that does not end in time is left out of the next choice. Ending takes no
-//! memory, nor does the choice: spaces are measured one after the other, found by number, and the lock of all processes
-//! is held for one step at a time.
+//! others wait for it, though not for ever; one that does not end in time is left out of the next choice. Ending takes
+//! no memory, nor does the choice: spaces are measured one after the other, found by number, and the lock of all
+//! processes is held for one step at a time.
 //!
 //! A fault of a device is no program's: it fails, and no process ends for it. The kernel's own threads have the
 //! [reserve](crate::mm::frame::FrameAllocator::reserve), and get an error beyond that.

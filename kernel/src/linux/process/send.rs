@@ -50,8 +50,8 @@ pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: Cause) -
     Ok(())
 }
 
-/// Sends a signal to all processes, or to all but `except`; each in turn, with no lock held in between. By their births:
-/// so none escapes that is born meanwhile, of one that has not had the signal yet.
+/// Sends a signal to all processes, or to all but `except`; each in turn, with no lock held in between. By their
+/// births: so none escapes that is born meanwhile, of one that has not had the signal yet.
 ///
 /// # Errors
 /// `ESRCH` (there is none), `EINVAL`.

@@ -33,8 +33,8 @@ const POINTER: u64 = 8;
 /// Bytes that are read or written at once.
 const PIECE: usize = 512;
 
-/// Bytes that the strings, and the pointers to them, may have on a stack that may grow to `stack_limit` bytes: a quarter
-/// of it, at most three quarters of 8 MiB, and 128 KiB in any case (`bprm_stack_limits`).
+/// Bytes that the strings, and the pointers to them, may have on a stack that may grow to `stack_limit` bytes: a
+/// quarter of it, at most three quarters of 8 MiB, and 128 KiB in any case (`bprm_stack_limits`).
 pub const fn argument_space(stack_limit: u64) -> u64 {
     const MOST: u64 = (8 << 20) / 4 * 3;
     const LEAST: u64 = 128 << 10;

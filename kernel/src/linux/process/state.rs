@@ -3,8 +3,8 @@
 //! # Which thread takes a signal of the process
 //! One that is pending for the process is taken by any thread that does not block it. One such thread is notified when
 //! the signal comes; when that thread blocks the signal or exits before it has taken it, others are notified instead
-//! (Linux: `complete_signal`, `retarget_shared_pending`). A signal whose action is fatal ends the process as soon as one
-//! thread could take it, whatever that thread is doing.
+//! (Linux: `complete_signal`, `retarget_shared_pending`). A signal whose action is fatal ends the process as soon as
+//! one thread could take it, whatever that thread is doing.
 //!
 //! # Visits
 //! Nothing visits all threads in one go, since the lock masks interrupts: a [`Visit`] goes on where it was when the
@@ -219,8 +219,8 @@ impl State {
         Visit::NONE
     }
 
-    /// Removes a signal that is pending, for the process or for one of its threads: some of its threads, and returns the
-    /// number of the last of them, or `None` when all are done.
+    /// Removes a signal that is pending, for the process or for one of its threads: some of its threads, and returns
+    /// the number of the last of them, or `None` when all are done.
     pub fn forget(&mut self, signal: Signal, after: Option<u32>) -> Option<u32> {
         self.pending.remove(signal);
         let mut tasks =

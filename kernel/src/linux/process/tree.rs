@@ -213,8 +213,8 @@ impl Process {
         self.birth.load(Ordering::Relaxed)
     }
 
-    /// The birth of the process that the kernel started and that this one descends from, over any number of parents that
-    /// may have ended.
+    /// The birth of the process that the kernel started and that this one descends from, over any number of parents
+    /// that may have ended.
     pub fn family_birth(&self) -> u64 {
         self.family_birth.load(Ordering::Relaxed)
     }
@@ -441,8 +441,8 @@ impl Tree {
         }
     }
 
-    /// Removes a thread from its process, in which it runs; and whether that has none any more. The task is to be dropped
-    /// without the lock.
+    /// Removes a thread from its process, in which it runs; and whether that has none any more. The task is to be
+    /// dropped without the lock.
     pub fn remove_task(&mut self, task: &Task) -> (PoolBox<Task>, bool) {
         let mut state = task.process().lock();
         state.add_time_of(task);
@@ -574,8 +574,8 @@ impl Tree {
         Remains { process: if kept { None } else { self.remove(process) }, visit }
     }
 
-    /// Moves a child to those that have ended, sends the parent its signal, and wakes it if it waits. Whether the status
-    /// is to be kept for it.
+    /// Moves a child to those that have ended, sends the parent its signal, and wakes it if it waits. Whether the
+    /// status is to be kept for it.
     fn notify_parent(
         &mut self,
         child: &Process,

@@ -1,7 +1,7 @@
 //! Calls for memory: what Linux refuses before it looks at the space is refused here, the rest is the space's.
 //!
-//! Addresses of what is mapped lose their tag, whether or not the thread has asked for that; those at which mmap and brk
-//! are to map something keep it, and are refused with it (Documentation/arch/arm64/tagged-address-abi.rst).
+//! Addresses of what is mapped lose their tag, whether or not the thread has asked for that; those at which mmap and
+//! brk are to map something keep it, and are refused with it (Documentation/arch/arm64/tagged-address-abi.rst).
 
 use granule_abi::memory::{
     MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED,
@@ -179,8 +179,8 @@ pub(super) fn mincore(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-/// Moves the heap's end; the answer is where it is then, moved or not. It is never an error: a C library would take that
-/// for an address.
+/// Moves the heap's end; the answer is where it is then, moved or not. It is never an error: a C library would take
+/// that for an address.
 pub(super) fn brk(call: &mut Call<'_>) -> Answer {
     loop {
         let end = move_heap_end(call);

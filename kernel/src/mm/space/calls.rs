@@ -12,9 +12,8 @@ use super::entry::{State, state};
 use super::gather::{Gather, pages};
 use super::limits::{Terms, stack_guard};
 use super::zap::drop_area;
-use super::{PAGE, Space, USER_END, USER_START};
+use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::notifier::{Event, Range};
-use crate::mm::space::SpaceError;
 use crate::smp::Cpu;
 
 /// Where a mapping goes.
@@ -73,18 +72,19 @@ impl Space {
     /// Maps new memory; returns where.
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's), [`SpaceError::NoMemory`] (no addresses, or no memory for the records),
-    /// [`SpaceError::InUse`] (something is there that must not be replaced), [`SpaceError::NotPermitted`] (too near to address 0). Nothing was changed.
+    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's), [`SpaceError::NoMemory`] (no addresses, or no
+    /// memory for the records), [`SpaceError::InUse`] (something is there that must not be replaced),
+    /// [`SpaceError::NotPermitted`] (too near to address 0). Nothing was changed.
     pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, SpaceError> {
         self.mmap_within(cpu, request, &Terms::NONE, &|| false)
     }
 
-    /// The same for a program that has limits. [`Populate::Now`] ends early once `is_killed` returns true: a signal ends
-    /// the program, which will not read the pages.
+    /// The same for a program that has limits. [`Populate::Now`] ends early once `is_killed` returns true: a signal
+    /// ends the program, which will not read the pages.
     ///
     /// # Errors
-    /// As for [`Self::mmap`]; [`SpaceError::NoMemory`] also where it would have more than the limits allow, or asks for what can never
-    /// fit.
+    /// As for [`Self::mmap`]; [`SpaceError::NoMemory`] also where it would have more than the limits allow, or asks for
+    /// what can never fit.
     pub fn mmap_within(
         &self,
         cpu: &Cpu,
@@ -170,8 +170,9 @@ impl Space {
     /// Takes everything away that is mapped in the `bytes` bytes from `start` on. Holes are passed over.
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of the space), [`SpaceError::NoMemory`] (an area would be cut
-    /// in two, and there is no memory for the second). Nothing was changed.
+    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of the space),
+    /// [`SpaceError::NoMemory`] (an area would be cut in two, and there is no memory for the second). Nothing was
+    /// changed.
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
         let mut areas = self.areas.write();
@@ -212,8 +213,8 @@ impl Space {
     /// Gives up what is in the `bytes` bytes from `start` on: private pages are zeros again (`MADV_DONTNEED`).
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is not mapped; the rest was dealt
-    /// with, as Linux does).
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is
+    /// not mapped; the rest was dealt with, as Linux does).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
         let areas = self.areas.read();

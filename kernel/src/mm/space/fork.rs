@@ -12,10 +12,9 @@ use super::area::Area;
 use super::entry::{State, replace, state, unwritable};
 use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
-use super::{Cell, Machine, Space, SpaceRef, USER_END};
+use super::{Cell, Machine, Space, SpaceError, SpaceRef, USER_END};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
-use crate::mm::space::SpaceError;
 use crate::sched::relax;
 use crate::smp::Cpu;
 

@@ -139,8 +139,8 @@ impl<'s> Gather<'s> {
         debug_assert!(pushed.is_ok());
     }
 
-    /// A scheduling point between two tables of a long change: the caller holds no table's lock. Where much has gathered it
-    /// is invalidated and freed first, so that neither this nor the end of the gather takes long.
+    /// A scheduling point between two tables of a long change: the caller holds no table's lock. Where much has
+    /// gathered it is invalidated and freed first, so that neither this nor the end of the gather takes long.
     #[inline]
     pub(super) fn rest(&mut self) {
         self.tables_seen += 1;

@@ -1,8 +1,8 @@
 //! What a program's limits leave to its space, what can never fit in memory, and stacks that grow.
 //!
-//! As on Linux (`may_expand_vm`, `__vm_enough_memory` where memory may be promised twice, `expand_downwards`): a call is
-//! refused for what it would add, never for what is there. Nothing is promised: a single area that private stores could
-//! fill is refused where it is larger than all memory, and no other.
+//! As on Linux (`may_expand_vm`, `__vm_enough_memory` where memory may be promised twice, `expand_downwards`): a call
+//! is refused for what it would add, never for what is there. Nothing is promised: a single area that private stores
+//! could fill is refused where it is larger than all memory, and no other.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
@@ -10,8 +10,7 @@ use granule_pgtable::PageRange;
 
 use super::area::{Area, Areas, Held};
 use super::calls::STACK_GUARD;
-use super::{PAGE, Space, USER_START};
-use crate::mm::space::SpaceError;
+use super::{PAGE, Space, SpaceError, USER_START};
 
 /// The limits of the program that a call is for, in bytes; `u64::MAX` for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -142,8 +141,8 @@ impl Space {
     /// Extends the stack above `address`, which is in no area, so that it is in it.
     ///
     /// # Errors
-    /// [`SpaceError::NoArea`] (no stack is above), [`SpaceError::NotPermitted`] (too near to address 0), [`SpaceError::NoMemory`] (a limit, or too near to the area below).
-    /// Nothing was changed.
+    /// [`SpaceError::NoArea`] (no stack is above), [`SpaceError::NotPermitted`] (too near to address 0),
+    /// [`SpaceError::NoMemory`] (a limit, or too near to the area below). Nothing was changed.
     pub fn grow_stack(&self, address: VirtAddr, limits: &SpaceLimits) -> Result<(), SpaceError> {
         let page = address.align_down(PAGE);
         if self.areas.read().extended_by(page).is_none() {

@@ -211,7 +211,8 @@ impl Space {
         self.areas.read().iter().for_each(each);
     }
 
-    /// Calls `look` for the area that has `address`, with the areas' lock held for reading; `None` where nothing is mapped.
+    /// Calls `look` for the area that has `address`, with the areas' lock held for reading; `None` where nothing is
+    /// mapped.
     pub fn with_area<T>(&self, address: VirtAddr, look: impl FnOnce(&Area) -> T) -> Option<T> {
         self.areas.read().find(address).map(look)
     }
@@ -350,7 +351,8 @@ impl SpaceHandle {
         Self(space.0)
     }
 
-    /// The space, if it has not ended: `mmget_not_zero`. A space that was released has ended, whatever references are left.
+    /// The space, if it has not ended: `mmget_not_zero`. A space that was released has ended, whatever references are
+    /// left.
     #[allow(unsafe_code, reason = "a counted reference")]
     pub fn upgrade(&self) -> Option<SpaceRef> {
         if self.is_released() {

@@ -14,9 +14,8 @@ use super::calls::user_range;
 use super::entry::{State, attributes, is_settled, replace, state, unwritable};
 use super::gather::{Stale, pages};
 use super::limits::SpaceLimits;
-use super::{Machine, PAGE, Space, USER_END};
+use super::{Machine, PAGE, Space, SpaceError, USER_END};
 use crate::mm::notifier::{Event, Range};
-use crate::mm::space::SpaceError;
 use crate::sched::relax;
 
 /// Entries of one table.
@@ -46,8 +45,9 @@ impl Space {
     /// Gives the pages of the `bytes` bytes from `start` on another protection.
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (there is no memory to cut areas; nothing was changed, or a part
-    /// is not mapped: what lies before the first hole was changed, as Linux does).
+    /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (there is no memory to cut
+    /// areas; nothing was changed, or a part is not mapped: what lies before the first hole was changed, as Linux
+    /// does).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), SpaceError> {
         self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
     }
@@ -55,8 +55,8 @@ impl Space {
     /// The same for a program that has limits.
     ///
     /// # Errors
-    /// As for [`Self::mprotect`]; [`SpaceError::NoMemory`] also from the first area on that would be more data than the limits allow, or
-    /// more than can ever fit.
+    /// As for [`Self::mprotect`]; [`SpaceError::NoMemory`] also from the first area on that would be more data than the
+    /// limits allow, or more than can ever fit.
     pub fn mprotect_within(
         &self,
         start: VirtAddr,
@@ -109,7 +109,8 @@ impl Space {
         Ok(())
     }
 
-    /// The same where the range goes on behind the end of the space, which is a hole like others; what wraps is nothing.
+    /// The same where the range goes on behind the end of the space, which is a hole like others; what wraps is
+    /// nothing.
     #[cold]
     fn protect_to_the_end(
         &self,

@@ -2,8 +2,8 @@
 //!
 //! A device that shares a program's tables has nothing else to find memory by. What its driver needs it to find lies
 //! above all that programs may map, at addresses that no program can have, and is none of the program's business: EL0
-//! has no access, no area shows it, a fork does not copy it, and its frames are not the space's to count. They belong to
-//! one device at a time: a second one that used the same tables would reach the first one's rings.
+//! has no access, no area shows it, a fork does not copy it, and its frames are not the space's to count. They belong
+//! to one device at a time: a second one that used the same tables would reach the first one's rings.
 //!
 //! ```text
 //! USER_END        0xffff_ffe0_0000   ┐ what one last-level table translates: pages of the kernel

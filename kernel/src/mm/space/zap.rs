@@ -19,8 +19,8 @@ use crate::mm::pool::PoolBox;
 use crate::sched::{self, relax};
 use crate::smp::Cpu;
 
-/// Tables that are freed without a scheduling point, with their frames: those of memory that was full are scattered, and
-/// cost 140 instructions each to free.
+/// Tables that are freed without a scheduling point, with their frames: those of memory that was full are scattered,
+/// and cost 140 instructions each to free.
 pub(super) const TABLES: usize = 2;
 /// Frames, at most, of what a fork takes besides the space: records, a kernel stack and its tables.
 const OTHERS: usize = 16;
@@ -108,8 +108,9 @@ impl Space {
                     }
                 }
             };
-            // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no thread
-            // runs in the space, and the notifiers have returned. The flush takes all that is known of the space.
+            // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no
+            // thread runs in the space, and the notifiers have returned. The flush takes all that is known of the
+            // space.
             unsafe { self.page_tables().dismantle(|| self.tlb().flush_space(self.mmu()), out) };
         }
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
@@ -119,8 +120,8 @@ impl Space {
             records += size_of::<Area>();
             drop_area(area);
         });
-        // Where a fork or an exec has failed for want of memory, this was its space, and what is free now is what it had
-        // taken. With that and no more it would fail again, for ever.
+        // Where a fork or an exec has failed for want of memory, this was its space, and what is free now is what it
+        // had taken. With that and no more it would fail again, for ever.
         sched::enlarge_shortage(cpu, freed + tables + records.div_ceil(PAGE_SIZE) + OTHERS);
     }
 }

@@ -1,5 +1,5 @@
-//! What QEMU is asked whether it saw the same (`tests-qemu/host/tests/smmu_trace.rs`): changes and accesses of a device,
-//! each said in a line.
+//! What QEMU is asked whether it saw the same (`tests-qemu/host/tests/smmu_trace.rs`): changes and accesses of a
+//! device, each said in a line.
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 

@@ -10,8 +10,9 @@ use granule_smmuv3::{Command, CommandError, Scope};
 use super::{PAGE, START};
 use crate::harness::{Test, target_test};
 
-/// Calls of each CPU: some times round the queue. Not more, because CPUs take turns at telling the SMMU of their commands:
-/// where the host has fewer CPUs than this machine, the one whose turn it is may be the one that does not run.
+/// Calls of each CPU: some times round the queue. Not more, because CPUs take turns at telling the SMMU of their
+/// commands: where the host has fewer CPUs than this machine, the one whose turn it is may be the one that does not
+/// run.
 const ROUNDS: u16 = 150;
 /// Pages that are one command each: the second of three calls takes two.
 const RANGES: [(u64, u64); 3] = [(1, 1), (33, 2), (512, 1)];

@@ -34,8 +34,8 @@ pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
 const ANSWER: VirtAddr = VirtAddr(0x200_0000);
 /// A sector that the device writes with what it reads from memory.
 const WRITTEN: u64 = 2048;
-/// Sectors from here on hold what they were delivered with: each of their words is their number. No test of a boot writes
-/// them, wanted or not.
+/// Sectors from here on hold what they were delivered with: each of their words is their number. No test of a boot
+/// writes them, wanted or not.
 pub(crate) const DELIVERED: u64 = 4096;
 
 /// A disk that uses the addresses of a space.

@@ -1,8 +1,7 @@
 //! What each call does and refuses.
 
 use super::*;
-use crate::mm::space::SpaceError;
-use crate::mm::space::{FaultError, USER_END, USER_START};
+use crate::mm::space::{FaultError, SpaceError, USER_END, USER_START};
 
 #[test]
 fn pages_come_with_the_first_access_and_go_with_their_area() {
@@ -70,8 +69,8 @@ fn shared_memory_stays_shared_across_a_fork() {
     assert_eq!(rig.spaces.counts(), [0; 3]);
 }
 
-/// The architecture has no entry that lets stores through and no loads. A read of such an area once got an entry that let
-/// nothing through, and faulted for ever.
+/// The architecture has no entry that lets stores through and no loads. A read of such an area once got an entry that
+/// let nothing through, and faulted for ever.
 #[test]
 fn what_may_only_be_written_is_read_as_well() {
     let rig = Rig::new(8);

@@ -9,8 +9,7 @@ use granule_arch::descriptor::{Attributes, Descriptor, Markers, MemoryType, Migr
 use granule_pgtable::Mmu;
 
 use super::*;
-use crate::mm::space::FaultError;
-use crate::mm::space::SpaceError;
+use crate::mm::space::{FaultError, SpaceError};
 use crate::mm::space::entry::{attributes, written};
 
 const PROTECTIONS: [Protection; 5] =

@@ -18,8 +18,7 @@ use granule_pgtable::PageRange;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mm::space::SpaceError;
-use crate::mm::space::{FaultError, USER_END, USER_START};
+use crate::mm::space::{FaultError, SpaceError, USER_END, USER_START};
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;

@@ -11,9 +11,8 @@ use granule_pgtable::PageRange;
 
 use super::*;
 use crate::mm::pool::PoolBox;
-use crate::mm::space::SpaceError;
 use crate::mm::space::area::Area;
-use crate::mm::space::{FaultError, Terms, USER_END, USER_START};
+use crate::mm::space::{FaultError, SpaceError, Terms, USER_END, USER_START};
 
 /// Everything that a call could have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
