@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod asid;
+pub mod counted;
 pub mod early;
 pub mod frame;
 pub mod heap;

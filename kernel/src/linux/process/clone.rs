@@ -18,7 +18,7 @@ use granule_abi::signal::SigStack;
 use granule_arch::addr::VirtAddr;
 use spin::Once;
 
-use super::counted::{Counted, Inner};
+use crate::mm::counted::{Counted, Inner};
 use super::exec::Loaded;
 use super::limits::{Limits, ProcessSlot};
 use super::signal::{Set, Signal};

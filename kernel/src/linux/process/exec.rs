@@ -21,7 +21,7 @@ use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use super::counted::Counted;
+use crate::mm::counted::Counted;
 use super::elf::{Program, Segment};
 use super::exit;
 use super::initrd::{self, File};

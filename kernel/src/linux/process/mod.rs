@@ -21,7 +21,6 @@ pub mod clock;
 pub mod clone;
 #[cfg(target_os = "none")]
 mod control;
-pub mod counted;
 pub mod elf;
 #[cfg(target_os = "none")]
 pub mod exec;

@@ -16,7 +16,7 @@
 use intrusive_collections::{Bound, RBTree, UnsafeRef};
 use spin::Once;
 
-use super::counted::{Counted, Inner};
+use crate::mm::counted::{Counted, Inner};
 use super::signal::{Actions, Cause, Effect, Pending, Set, Signal};
 use super::status::{End, Life, Name};
 use super::task::{InProcess, Task};

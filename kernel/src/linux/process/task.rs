@@ -11,7 +11,7 @@ use intrusive_collections::{KeyAdapter, RBTreeLink, UnsafeRef};
 use spin::Once;
 
 use super::clone::Vfork;
-use super::counted::Counted;
+use crate::mm::counted::Counted;
 use super::limits::ProcessSlot;
 use super::signal::frame::FaultRecord;
 use super::signal::{Cause, Effect, Pending, Set, Signal};

@@ -25,8 +25,9 @@ use intrusive_collections::rbtree::CursorMut;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 use super::calls::STACK_GUARD;
-use super::shmem::{Object, ObjectRef};
+use super::shmem::Object;
 use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -66,7 +67,7 @@ pub struct Area {
     reserved: bool,
     protection: Cell<Protection>,
     /// What it shows, if it is shared, and from which page on.
-    object: Option<ObjectRef>,
+    object: Option<Counted<Object>>,
     first_page: Cell<u64>,
 }
 
@@ -78,7 +79,7 @@ impl Area {
     }
 
     /// An area of `range`, in no tree: of `object` from its first page on, or private.
-    pub(super) fn new(range: PageRange, protection: Protection, object: Option<ObjectRef>) -> Self {
+    pub(super) fn new(range: PageRange, protection: Protection, object: Option<Counted<Object>>) -> Self {
         Self::of(range.start(), range.end(), protection, object, 0)
     }
 
@@ -99,7 +100,7 @@ impl Area {
             .reserved(self.reserved)
     }
 
-    fn of(start: VirtAddr, end: VirtAddr, protection: Protection, object: Option<ObjectRef>, first_page: u64) -> Self {
+    fn of(start: VirtAddr, end: VirtAddr, protection: Protection, object: Option<Counted<Object>>, first_page: u64) -> Self {
         Self {
             by_address: RBTreeLink::new(),
             by_gap: RBTreeLink::new(),

@@ -44,7 +44,7 @@ mod zap;
 
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::{Granule4K, Mmu, PageTables, Table, TableSource};
@@ -63,10 +63,11 @@ use shmem::Object;
 
 use super::OutOfMemory;
 use super::asid::AsidSlot;
+use super::counted::{Counted, Inner};
 use super::frame::{Frame, FrameAllocator};
 use super::kernel::Machine;
 use super::notifier::NotifierChain;
-use super::pool::{Pool, PoolBox};
+use super::pool::Pool;
 use super::tlb::user::UserTlb;
 use crate::sched::{ReadGuard, RwSem};
 use crate::smp::{Cpu, this_cpu};
@@ -85,9 +86,9 @@ pub const USER_END: VirtAddr = RESERVED_START;
 pub struct Spaces {
     mmu: Machine,
     frames: &'static FrameAllocator,
-    spaces: Pool<Space>,
+    spaces: Pool<Inner<Space>>,
     areas: Pool<Area>,
-    objects: Pool<Object>,
+    objects: Pool<Inner<Object>>,
     /// A frame of zeros, which every page that was only read shows. It is not counted: its entries are special.
     zeros: PhysAddr,
 }
@@ -115,10 +116,9 @@ impl Spaces {
     #[allow(unsafe_code, reason = "the record of a frame that is held")]
     pub fn create(&'static self, cpu: &Cpu) -> Result<SpaceRef, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
-        let space = self.spaces.try_new(Space {
+        let space = Space {
             common: self,
             references: AtomicU32::new(1),
-            handles: AtomicU32::new(1),
             users: AtomicU32::new(0),
             heap: RwSem::new(Heap::default()),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
@@ -129,14 +129,8 @@ impl Spaces {
             reserved: AtomicUsize::new(0),
             has_device: AtomicBool::new(false),
             areas: RwSem::new(Areas::new(USER_START, USER_END)),
-        });
-        match space {
-            Ok(space) => Ok(SpaceRef(space.into_raw())),
-            Err(error) => {
-                self.frames.free(cpu, root);
-                Err(error)
-            }
-        }
+        };
+        Counted::try_new(&self.spaces, space).map(SpaceRef).inspect_err(|_| self.frames.free(cpu, root))
     }
 
     /// Frames that stay taken when all spaces are gone: those of the pools, and the page of zeros. For accounts of
@@ -164,8 +158,6 @@ pub struct Space {
     common: &'static Spaces,
     /// How many [`SpaceRef`]s there are.
     references: AtomicU32,
-    /// How many [`SpaceHandle`]s there are, and one more as long as there is a reference.
-    handles: AtomicU32,
     /// How many [`SpaceUser`]s there are.
     users: AtomicU32,
     /// Acquired before `areas`.
@@ -272,30 +264,22 @@ impl<'s> Deref for SpaceTables<'s> {
     }
 }
 
-/// A counted reference to a space. The last one that goes takes the space with it, and all that is mapped there.
-pub struct SpaceRef(core::ptr::NonNull<Space>);
-
-// SAFETY: a counted reference to what every CPU may use.
-#[allow(unsafe_code, reason = "shared between CPUs")]
-unsafe impl Send for SpaceRef {}
-// SAFETY: as above.
-#[allow(unsafe_code, reason = "shared between CPUs")]
-unsafe impl Sync for SpaceRef {}
+/// A reference to a space. The last one to be dropped unmaps everything and frees the tables; [`SpaceHandle`]s keep the
+/// record.
+pub struct SpaceRef(Counted<Space>);
 
 impl SpaceRef {
     /// Whether both are the same space.
     pub fn is(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.0.is(&other.0)
     }
 }
 
 impl Deref for SpaceRef {
     type Target = Space;
     #[inline(always)]
-    #[allow(unsafe_code, reason = "a counted reference")]
     fn deref(&self) -> &Space {
-        // SAFETY: the space is there while a reference is counted.
-        unsafe { self.0.as_ref() }
+        &self.0
     }
 }
 
@@ -303,105 +287,62 @@ impl Clone for SpaceRef {
     fn clone(&self) -> Self {
         // Relaxed: the caller has a reference, so the count cannot be on its way to 0.
         self.references.fetch_add(1, Ordering::Relaxed);
-        Self(self.0)
+        Self(self.0.clone())
     }
 }
 
 impl fmt::Debug for SpaceRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
+        self.0.fmt(f)
     }
 }
 
 impl Drop for SpaceRef {
     fn drop(&mut self) {
-        // What other CPUs did with the space comes before its end.
-        if self.references.fetch_sub(1, Ordering::Release) != 1 {
-            return;
+        // Release: what this reference did with the space comes before its end; acquire, by the last: it comes after
+        // what all did.
+        if self.references.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Drop has no argument for the CPU.
+            let cpu = this_cpu();
+            self.release(cpu);
+            self.common.frames.free(cpu, self.root());
         }
-        fence(Ordering::Acquire);
-        // Drop has no argument for the CPU.
-        let cpu = this_cpu();
-        self.release(cpu);
-        self.common.frames.free(cpu, self.root());
-        // The one that all references had together.
-        drop(SpaceHandle(self.0));
     }
 }
 
-/// Keeps the record of a space, and not the space: its memory goes with the last [`SpaceRef`]. What is left then are
-/// its notifiers, which make no more calls.
+/// Keeps the record of a space, and not the space: its memory is freed with the last [`SpaceRef`]. What is left then
+/// are its notifiers, which make no more calls.
 ///
 /// For a device that translates through its tables and must not keep a program's memory because of that (Linux's
 /// `mm_count` beside `mm_users`).
-pub struct SpaceHandle(core::ptr::NonNull<Space>);
-
-// SAFETY: a counted handle of what every CPU may use.
-#[allow(unsafe_code, reason = "shared between CPUs")]
-unsafe impl Send for SpaceHandle {}
-// SAFETY: as above.
-#[allow(unsafe_code, reason = "shared between CPUs")]
-unsafe impl Sync for SpaceHandle {}
+#[derive(Debug)]
+pub struct SpaceHandle(Counted<Space>);
 
 impl SpaceHandle {
     /// One of `space`.
     pub fn new(space: &SpaceRef) -> Self {
-        // Relaxed: while there is a reference, the handle of all references is counted.
-        space.handles.fetch_add(1, Ordering::Relaxed);
-        Self(space.0)
+        Self(space.0.clone())
     }
 
     /// The space, if it has not ended: `mmget_not_zero`. A space that was released has ended, whatever references are
     /// left.
-    #[allow(unsafe_code, reason = "a counted reference")]
     pub fn upgrade(&self) -> Option<SpaceRef> {
         if self.is_released() {
             return None;
         }
-        // SAFETY: the record is there while a handle is counted.
-        let references = unsafe { &self.0.as_ref().references };
         // Acquire: pairs with the release of the reference that was taken before.
-        let taken = references.fetch_update(Ordering::Acquire, Ordering::Relaxed, |count| {
+        let taken = self.0.references.fetch_update(Ordering::Acquire, Ordering::Relaxed, |count| {
             if count == 0 { None } else { Some(count + 1) }
         });
         // Lazily: a reference that is not counted must not be dropped either.
-        taken.is_ok().then(|| SpaceRef(self.0))
-    }
-
-    /// Whether it is one of `space`.
-    pub fn is_of(&self, space: &SpaceRef) -> bool {
-        self.0 == space.0
+        taken.is_ok().then(|| SpaceRef(self.0.clone()))
     }
 }
 
 impl Deref for SpaceHandle {
     type Target = NotifierChain;
-    #[allow(unsafe_code, reason = "a counted reference")]
     fn deref(&self) -> &NotifierChain {
-        // SAFETY: the record is there while a handle is counted.
-        unsafe { &self.0.as_ref().notifiers }
-    }
-}
-
-impl fmt::Debug for SpaceHandle {
-    #[allow(unsafe_code, reason = "a counted reference")]
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: as above; the root's address is only shown.
-        write!(f, "handle of {:?}", unsafe { self.0.as_ref() })
-    }
-}
-
-impl Drop for SpaceHandle {
-    #[allow(unsafe_code, reason = "a counted reference")]
-    fn drop(&mut self) {
-        // SAFETY: the record is there while a handle is counted.
-        let handles = unsafe { &self.0.as_ref().handles };
-        // As for references.
-        if handles.fetch_sub(1, Ordering::Release) == 1 {
-            fence(Ordering::Acquire);
-            // SAFETY: made from a box by `Spaces::create`; this was the last handle, and so there is no reference.
-            drop(unsafe { PoolBox::from_raw(self.0) });
-        }
+        &self.0.notifiers
     }
 }
 

@@ -6,18 +6,15 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
-use core::fmt;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
-use granule_pgtable::{Dismantled, Granule4K, Mmu, PageRange, PageTables, Table};
+use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
-use super::zap::TABLES;
 use super::{Cell, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
-use crate::mm::pool::PoolBox;
+use crate::mm::counted::Counted;
 use crate::sched::relax;
 use crate::smp::{Cpu, this_cpu};
 
@@ -25,7 +22,6 @@ use crate::smp::{Cpu, this_cpu};
 pub struct Object {
     common: &'static Spaces,
     identity: usize,
-    references: AtomicU32,
     root: Table,
     table_frames: AtomicUsize,
 }
@@ -33,28 +29,19 @@ pub struct Object {
 /// The number of the next object. 64 bits do not overflow.
 static NEXT_IDENTITY: AtomicUsize = AtomicUsize::new(0);
 
-/// A counted reference to an object. The last one that goes takes the object with it, and its frames.
-pub(super) struct ObjectRef(NonNull<Object>);
-
-// SAFETY: a counted reference to what every CPU may use.
-unsafe impl Send for ObjectRef {}
-// SAFETY: as above.
-unsafe impl Sync for ObjectRef {}
-
 impl Spaces {
     /// An object without frames.
-    pub(super) fn create_object(&'static self, cpu: &Cpu) -> Result<ObjectRef, OutOfMemory> {
+    pub(super) fn create_object(&'static self, cpu: &Cpu) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
-        let object = self.objects.try_new(Object {
+        // Where there is no memory for it, dropping it frees the root.
+        Counted::try_new(&self.objects, Object {
             common: self,
             // Relaxed: the numbers have to differ, and order nothing.
             identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
-            references: AtomicU32::new(1),
-            // SAFETY: a zeroed frame that is used for nothing else until the last reference to the object is gone.
+            // SAFETY: a zeroed frame that is used for nothing else until the object is dropped.
             root: unsafe { Table::root::<Granule4K>(root) },
             table_frames: AtomicUsize::new(0),
-        });
-        object.map(|object| ObjectRef(object.into_raw())).inspect_err(|_| self.frames.free(cpu, root))
+        })
     }
 }
 
@@ -122,66 +109,13 @@ impl Object {
     }
 }
 
-impl ObjectRef {
-    /// Whether both are the same object.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-
-impl core::ops::Deref for ObjectRef {
-    type Target = Object;
-    fn deref(&self) -> &Object {
-        // SAFETY: the object is there while a reference is counted.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl Clone for ObjectRef {
-    fn clone(&self) -> Self {
-        // Relaxed: the caller has a reference, so the count cannot be on its way to 0.
-        self.references.fetch_add(1, Ordering::Relaxed);
-        Self(self.0)
-    }
-}
-
-impl fmt::Debug for ObjectRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Object({})", self.root.address())
-    }
-}
-
-impl Drop for ObjectRef {
+impl Drop for Object {
     fn drop(&mut self) {
-        // What others did with the object comes before its end.
-        if self.references.fetch_sub(1, Ordering::Release) != 1 {
-            return;
-        }
-        fence(Ordering::Acquire);
-        let (common, root, cpu) = (self.common, self.root, this_cpu());
-        {
-            let mut freeing = common.frames.freeing(cpu);
-            let mut tables = 0;
-            let out = |out| match out {
-                Dismantled::Table(table) => {
-                    freeing.add(table);
-                    tables += 1;
-                    if tables % TABLES == 0 {
-                        freeing.flush();
-                        relax();
-                    }
-                }
-                Dismantled::Entry(entry) if common.record(entry.address()).let_go() => {
-                    freeing.add(entry.address());
-                }
-                Dismantled::Entry(_) => {}
-            };
-            // A frame may still be in a gather, which then frees it.
-            // SAFETY: this was the last reference, so nothing else reaches the tree, and no TLB knows it.
-            unsafe { PageTables::new(&common.mmu, root).dismantle(|| (), out) };
-            freeing.add(root.address());
-        }
-        // SAFETY: made from a box by `Spaces::create_object`, and this was the last reference.
-        drop(unsafe { PoolBox::from_raw(self.0) });
+        // Drop has no argument for the CPU.
+        let (cpu, tables) = (this_cpu(), PageTables::new(&self.common.mmu, self.root));
+        // A frame may still be in a gather, which then frees it.
+        // SAFETY: no owner is left, so nothing else reaches the tree, and no TLB has its translations.
+        unsafe { self.common.dismantle(cpu, tables, || ()) };
+        self.common.frames.free(cpu, self.root.address());
     }
 }

@@ -9,19 +9,19 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PAGE_SIZE;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{Dismantled, Mmu, PageRange};
+use granule_pgtable::{Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
 use super::entry::{State, state};
 use super::gather::{Gather, pages};
-use super::{Space, USER_END, USER_START};
+use super::{Machine, Space, Spaces, USER_END, USER_START};
 use crate::mm::pool::PoolBox;
 use crate::sched::{self, relax};
 use crate::smp::Cpu;
 
 /// Tables that are freed without a scheduling point, with their frames: those of memory that was full are scattered,
 /// and cost 140 instructions each to free.
-pub(super) const TABLES: usize = 2;
+const TABLES: usize = 2;
 /// Frames, at most, of what a fork takes besides the space: records, a kernel stack and its tables.
 const OTHERS: usize = 16;
 
@@ -88,31 +88,10 @@ impl Space {
     pub fn release(&self, cpu: &Cpu) {
         let mut areas = self.areas.write();
         self.notifiers.release();
-        let (common, mut tables, mut freed) = (self.common, 0, 0);
-        {
-            let mut freeing = common.frames.freeing(cpu);
-            let out = |out| match out {
-                Dismantled::Table(table) => {
-                    tables += 1;
-                    freeing.add(table);
-                    if tables % TABLES == 0 {
-                        freeing.flush();
-                        relax();
-                    }
-                }
-                Dismantled::Entry(entry) => {
-                    let counted = has_frame(entry) && !entry.is_special();
-                    if counted && common.record(entry.address()).let_go() {
-                        freed += 1;
-                        freeing.add(entry.address());
-                    }
-                }
-            };
-            // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no
-            // thread runs in the space, and the notifiers have returned. The flush takes all that is known of the
-            // space.
-            unsafe { self.page_tables().dismantle(|| self.tlb().flush_space(self.mmu()), out) };
-        }
+        // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no thread
+        // runs in the space, and the notifiers have returned. The flush invalidates everything of the space.
+        let (tables, freed) =
+            unsafe { self.common.dismantle(cpu, self.page_tables(), || self.tlb().flush_space(self.mmu())) };
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
         self.reserved.store(0, Ordering::Relaxed);
         let mut records = 0;
@@ -126,9 +105,42 @@ impl Space {
     }
 }
 
-/// Whether an entry names a frame, where `dismantle` has cleared VALID: a leaf is recognised by NG alone then.
-fn has_frame(entry: Descriptor) -> bool {
-    entry.is_present()
+impl Spaces {
+    /// Frees the tables below a root, and drops the references that entries have to frames; returns how many tables and
+    /// frames were freed.
+    ///
+    /// # Safety
+    /// As for [`PageTables::dismantle`].
+    pub(super) unsafe fn dismantle(
+        &self,
+        cpu: &Cpu,
+        tables: PageTables<'_, Machine>,
+        invalidate: impl FnOnce(),
+    ) -> (usize, usize) {
+        let (mut freed_tables, mut freed) = (0, 0);
+        let mut freeing = self.frames.freeing(cpu);
+        let out = |out| match out {
+            Dismantled::Table(table) => {
+                freed_tables += 1;
+                freeing.add(table);
+                if freed_tables % TABLES == 0 {
+                    freeing.flush();
+                    relax();
+                }
+            }
+            // VALID is clear by now: a leaf is recognised by NG alone.
+            Dismantled::Entry(entry) => {
+                let counted = entry.is_present() && !entry.is_special();
+                if counted && self.record(entry.address()).let_go() {
+                    freed += 1;
+                    freeing.add(entry.address());
+                }
+            }
+        };
+        // SAFETY: the caller keeps the contract.
+        unsafe { tables.dismantle(invalidate, out) };
+        (freed_tables, freed)
+    }
 }
 
 /// Drops an area that was taken out, and its hold of an object. An object may have many frames, and areas are many.

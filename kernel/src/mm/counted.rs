@@ -2,12 +2,13 @@
 
 #![allow(unsafe_code, reason = "reference counts of shared objects")]
 
+use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::mm::OutOfMemory;
-use crate::mm::pool::{Pool, PoolBox};
+use super::OutOfMemory;
+use super::pool::{Pool, PoolBox};
 
 /// An object of a pool, and how many owners it has.
 pub struct Inner<T> {
@@ -42,12 +43,17 @@ impl<T> Counted<T> {
         let made = pool.try_new_with(|| Inner { owners: AtomicU32::new(1), object: make() })?;
         Ok(Self(made.into_raw()))
     }
+
+    /// Whether both are the same object.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
 }
 
 impl<T> Clone for Counted<T> {
     fn clone(&self) -> Self {
         // SAFETY: the object is there while an owner is counted. Relaxed: this owner is, so the count is not on its way
-        // to 0. It cannot overflow: an owner is a process or a thread, of which there are fewer than 2^16.
+        // to 0. It cannot overflow: an owner takes more than a byte of memory, and 2^32 of them more than there is.
         unsafe { self.0.as_ref() }.owners.fetch_add(1, Ordering::Relaxed);
         Self(self.0)
     }
@@ -55,15 +61,22 @@ impl<T> Clone for Counted<T> {
 
 impl<T> Deref for Counted<T> {
     type Target = T;
+    #[inline(always)]
     fn deref(&self) -> &T {
         // SAFETY: the object is there while an owner is counted.
         unsafe { &self.0.as_ref().object }
     }
 }
 
+impl<T: fmt::Debug> fmt::Debug for Counted<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
 impl<T> Drop for Counted<T> {
     fn drop(&mut self) {
-        // SAFETY: as above. Release: what this owner did with the object comes before its end; acquire, by the last: it
+        // SAFETY: the object is there while an owner is counted. Release: what this owner did with the object comes before its end; acquire, by the last: it
         // comes after what all did.
         if unsafe { self.0.as_ref() }.owners.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: `try_new` made it from a box, and this was the last owner.
