@@ -16,7 +16,7 @@ use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::Words;
-use crate::linux::process::status::{End, ExecError, Summary};
+use crate::linux::process::status::{ExecError, ProcessEnd, Summary};
 use crate::linux::process::{self, initrd};
 use crate::mm::kernel::set_memory::{SetMemoryError, Validity};
 use crate::mm::kernel::vmalloc::{KernelArea, VmallocError};
@@ -135,7 +135,7 @@ impl Subject for Metal {
         process::start(file, words)
     }
 
-    fn wait(&mut self, process: u32) -> Option<End> {
+    fn wait(&mut self, process: u32) -> Option<ProcessEnd> {
         let foreground = console::Foreground::new();
         process::wait_with(process, || {
             if foreground.take_interrupt() {

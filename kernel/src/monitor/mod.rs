@@ -42,7 +42,7 @@ use crate::linux::errno::Errno;
 use crate::linux::process::initrd::ArchiveError;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::Words;
-use crate::linux::process::status::{End, ExecError, Summary};
+use crate::linux::process::status::{ExecError, ProcessEnd, Summary};
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::notifier::SubscribeError;
@@ -206,7 +206,7 @@ enum Refusal {
     NoProcess(u32),
     /// It ran, and not to its satisfaction.
     #[error("process {id} {status}")]
-    Ended { id: u32, status: End },
+    Ended { id: u32, status: ProcessEnd },
     #[error(transparent)]
     Subscribe(#[from] SubscribeError),
     #[error("no more than {0} processes can be traced at a time")]
@@ -276,7 +276,7 @@ trait Subject {
     fn programs(&self) -> &'static [u8];
     /// Waits for the end of a process that was started here; Ctrl-C on the console sends SIGINT to it and its descendants.
     /// `None`: there is no such process.
-    fn wait(&mut self, process: u32) -> Option<End>;
+    fn wait(&mut self, process: u32) -> Option<ProcessEnd>;
     /// Sends a process a signal.
     fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno>;
     /// Calls `each` for every process.

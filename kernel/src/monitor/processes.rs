@@ -10,8 +10,8 @@ use super::{Command, Failure, Refusal, Session, no_keywords};
 use crate::linux::process::initrd;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::Words;
-use crate::linux::process::status::{End, Summary};
-use crate::mm::space::{Area, Backing};
+use crate::linux::process::status::{ProcessEnd, Summary};
+use crate::mm::space::Area;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -100,7 +100,7 @@ fn wait<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
 /// Waits for a process. Only one that exits with 0 is a success.
 fn collect<'a>(session: &mut Session<'_>, id: u32) -> Result<(), Failure<'a>> {
     match session.subject.wait(id) {
-        Some(End::Exited(0)) => Ok(()),
+        Some(ProcessEnd::Exited(0)) => Ok(()),
         Some(status) => Err(Refusal::Ended { id, status }.into()),
         None => Err(Refusal::NoProcess(id).into()),
     }
@@ -179,8 +179,8 @@ impl fmt::Display for Line<'_> {
         let (execute, shared) = (letter(Protection::EXECUTE, 'x'), if area.is_shared() { 's' } else { 'p' });
         let size = Size(area.size());
         write!(f, "{:#014x}-{:#014x} {read}{write}{execute}{shared} {size:>8}", area.start().0, area.end().0)?;
-        if let Backing::Shared { first_page, .. } = area.backing() {
-            write!(f, " from page {first_page}")?;
+        if area.is_shared() {
+            write!(f, " from page {}", area.page_at(area.start()))?;
         }
         Ok(())
     }

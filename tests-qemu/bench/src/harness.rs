@@ -16,7 +16,7 @@ use granule::bootargs::{self, PARAMETERS, Parameter, Refused};
 use granule::chip::{console, power, timer};
 use granule::linux::process;
 use granule::linux::process::stack::Words;
-use granule::linux::process::status::End;
+use granule::linux::process::status::ProcessEnd;
 use granule::{sched, smp};
 use granule_protocol::{BenchRecord, Event, NULL_TURNS, Nonce, Port, REPETITIONS, text, windows_at_el0};
 use linkme::distributed_slice;
@@ -155,7 +155,7 @@ impl Bench<'_> {
         line.into_iter().try_for_each(|word| words.argument(word)).expect("room for six words");
         let threads = sched::thread_count();
         let points = match process::start(PROGRAM, words).map(process::wait) {
-            Ok(Some(End::Exited(points))) if points <= MOST_POINTS => u32::from(points),
+            Ok(Some(ProcessEnd::Exited(points))) if points <= MOST_POINTS => u32::from(points),
             otherwise => panic!("{PROGRAM} {name}: {otherwise:?}"),
         };
         // A process has ended before its last thread has left its kernel stack.

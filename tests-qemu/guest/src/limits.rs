@@ -6,7 +6,7 @@ use granule::chip::log as kernel_log;
 use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::linux::process::signal::Signal;
-use granule::linux::process::status::{End, Life};
+use granule::linux::process::status::{Life, ProcessEnd};
 use granule::linux::process::{self, limits};
 use granule::sched::{self, sleep_until};
 
@@ -57,7 +57,7 @@ fn reserve_stays_until_end_of(id: u32) -> bool {
 }
 
 /// Runs `hog` in this way beside a program that behaves, which is to go on to its good end. How the hog ended.
-fn beside_a_hog(t: &mut Test, way: &str) -> Option<End> {
+fn beside_a_hog(t: &mut Test, way: &str) -> Option<ProcessEnd> {
     let (threads, tasks) = (sched::thread_count(), limits::tasks());
     let good = t.ok("the program beside", start("hog beside"))?;
     sleep_until(Deadline::after(Duration::from_millis(50)));
@@ -65,7 +65,7 @@ fn beside_a_hog(t: &mut Test, way: &str) -> Option<End> {
     t.check("the reserve is not touched", reserve_stays_until_end_of(hog));
     let end = process::wait(hog);
     t.ok("SIGTERM", process::kill(good, Signal::new(TERM)?));
-    t.equal("the program beside", process::wait(good), Some(End::Exited(0)));
+    t.equal("the program beside", process::wait(good), Some(ProcessEnd::Exited(0)));
     settle(t, threads);
     t.equal("tasks", limits::tasks(), tasks);
     end
@@ -75,7 +75,7 @@ target_test!(a_program_that_takes_all_memory_ends_and_others_go_on, machine("sma
 fn a_program_that_takes_all_memory_ends_and_others_go_on(t: &mut Test) {
     let before = log_end();
     let end = beside_a_hog(t, "hog pages");
-    t.equal("how it ended", end, Signal::new(KILL).map(End::Killed));
+    t.equal("how it ended", end, Signal::new(KILL).map(ProcessEnd::Killed));
     t.equal("one line reports it", reports(before, b"(hog)"), (1, 1));
 }
 
@@ -83,7 +83,7 @@ target_test!(a_program_that_forks_without_end_harms_no_other, machine("small"), 
 fn a_program_that_forks_without_end_harms_no_other(t: &mut Test) {
     let before = log_end();
     let end = beside_a_hog(t, "hog forks");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
     t.check("memory was gone", reports(before, b"(hog)").0 > 0);
 }
 
@@ -92,7 +92,7 @@ fn a_copy_that_does_not_fit_ends_its_program(t: &mut Test) {
     // Alone: nothing else comes to a want of memory.
     let (threads, before) = (sched::thread_count(), log_end());
     let Some(id) = t.ok("hog tables", start("hog tables")) else { return };
-    t.equal("how it ended", process::wait(id), Some(End::Exited(0)));
+    t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     t.check("memory was gone", reports(before, b"(hog)").0 > 0);
     settle(t, threads);
 }
@@ -101,7 +101,7 @@ target_test!(threads_areas_signals_and_zombies_are_bounded, machine("small"), li
 fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
     for way in ["hog threads", "hog areas", "hog signals", "hog zombies"] {
         let end = beside_a_hog(t, way);
-        t.equal(way, end, Some(End::Exited(0)));
+        t.equal(way, end, Some(ProcessEnd::Exited(0)));
     }
 }
 
@@ -109,6 +109,6 @@ target_test!(limits_answer_as_on_linux, limit(60));
 fn limits_answer_as_on_linux(t: &mut Test) {
     let threads = sched::thread_count();
     let Some(id) = t.ok("limits", start("limits")) else { return };
-    t.equal("how it ended", process::wait(id), Some(End::Exited(0)));
+    t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     settle(t, threads);
 }

@@ -12,7 +12,7 @@ use granule::linux::errno::Errno;
 use granule::linux::process::initrd::PathError;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
-use granule::linux::process::status::{End, ExecError};
+use granule::linux::process::status::{ExecError, ProcessEnd};
 use granule::linux::process::tree::PROCESSES;
 use granule::linux::process::{self, initrd};
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
@@ -46,7 +46,7 @@ pub(crate) fn settle(t: &mut Test, threads: usize) {
 }
 
 /// Runs a program to its end; how it ended.
-fn run(t: &mut Test, line: &str) -> Option<End> {
+fn run(t: &mut Test, line: &str) -> Option<ProcessEnd> {
     let threads = sched::thread_count();
     let id = t.ok(line, start(line))?;
     let end = process::wait(id);
@@ -57,39 +57,39 @@ fn run(t: &mut Test, line: &str) -> Option<End> {
 target_test!(processes_live_and_die_as_on_linux, limit(60));
 fn processes_live_and_die_as_on_linux(t: &mut Test) {
     let end = run(t, "lifecycle");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(threads_wait_for_each_other_and_keep_their_registers, limit(60));
 fn threads_wait_for_each_other_and_keep_their_registers(t: &mut Test) {
     let end = run(t, "threads");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(signals_come_as_on_linux, limit(60));
 fn signals_come_as_on_linux(t: &mut Test) {
     let end = run(t, "signals");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(tasks_share_and_have_of_their_own_what_they_do_on_linux, limit(60));
 fn tasks_share_and_have_of_their_own_what_they_do_on_linux(t: &mut Test) {
     let end = run(t, "tasks");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(threads_that_never_ran_leave_nothing, needs("smp"), limit(60));
 fn threads_that_never_ran_leave_nothing(t: &mut Test) {
     let before = in_use();
     let end = run(t, "tasks losers 60");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
     t.equal("frames in use", in_use(), before);
 }
 
 target_test!(numbers_begin_again, limit(600), long());
 fn numbers_begin_again(t: &mut Test) {
     let end = run(t, "tasks numbers 70000");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(a_program_goes_on_while_all_processes_are_locked, needs("smp"), limit(60));
@@ -121,7 +121,7 @@ fn a_program_goes_on_while_all_processes_are_locked(t: &mut Test) {
     t.check("it counts", first > 0);
     t.check("faults, handlers, masks, signals to itself and calls for memory go on", last >= first + ROUNDS);
     t.ok("a signal", process::kill(id, Signal::KILL));
-    t.equal("how it ended", process::wait(id), Some(End::Killed(Signal::KILL)));
+    t.equal("how it ended", process::wait(id), Some(ProcessEnd::Killed(Signal::KILL)));
     drop(space);
     settle(t, threads);
 }
@@ -129,7 +129,7 @@ fn a_program_goes_on_while_all_processes_are_locked(t: &mut Test) {
 target_test!(a_signal_stops_calls_that_go_on_for_long, needs("smp"), limit(60));
 fn a_signal_stops_calls_that_go_on_for_long(t: &mut Test) {
     let end = run(t, "signals long");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 /// Where `lifecycle ask` has the kernel write, and `tasks handlers` counts.
@@ -170,7 +170,7 @@ fn an_access_of_the_kernel_that_never_ends_can_be_killed(t: &mut Test) {
         }
         t.check("it is at it", taken() >= 100);
         t.ok("a signal", process::kill(id, signal));
-        t.equal("how it ended", process::wait(id), Some(End::Killed(signal)));
+        t.equal("how it ended", process::wait(id), Some(ProcessEnd::Killed(signal)));
     }
     settle(t, threads);
 }
@@ -178,63 +178,63 @@ fn an_access_of_the_kernel_that_never_ends_can_be_killed(t: &mut Test) {
 target_test!(calls_answer_and_refuse_as_on_linux, limit(60));
 fn calls_answer_and_refuse_as_on_linux(t: &mut Test) {
     let end = run(t, "calls");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(edges_of_calls_are_where_linux_has_them, limit(60));
 fn edges_of_calls_are_where_linux_has_them(t: &mut Test) {
     let end = run(t, "answers");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(argument_lists_may_be_as_long_as_on_linux, limit(60));
 fn argument_lists_may_be_as_long_as_on_linux(t: &mut Test) {
     let end = run(t, "exec");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(signal_frames_tell_and_restore_what_linux_does, limit(60));
 fn signal_frames_tell_and_restore_what_linux_does(t: &mut Test) {
     let end = run(t, "frames");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(calls_for_memory_answer_as_on_linux, limit(60));
 fn calls_for_memory_answer_as_on_linux(t: &mut Test) {
     let has_execute_only = kernel().features().cpus.pan() == Pan::Epan;
     let end = run(t, if has_execute_only { "mappings execute-only" } else { "mappings" });
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(mmap_refuses_in_linuxs_order, limit(60));
 fn mmap_refuses_in_linuxs_order(t: &mut Test) {
     let end = run(t, "refusals");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(the_top_byte_of_addresses_is_ignored_as_on_linux);
 fn the_top_byte_of_addresses_is_ignored_as_on_linux(t: &mut Test) {
     let end = run(t, "tags");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(a_program_may_lie_anywhere);
 fn a_program_may_lie_anywhere(t: &mut Test) {
     let end = run(t, "pie");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(fork_exec_and_exit_leave_nothing, limit(120));
 fn fork_exec_and_exit_leave_nothing(t: &mut Test) {
     // What is left is for the audit to find.
     let end = run(t, "lifecycle rounds 300");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(fork_exec_and_exit_leave_nothing_in_ten_thousand_rounds, limit(600), long());
 fn fork_exec_and_exit_leave_nothing_in_ten_thousand_rounds(t: &mut Test) {
     let end = run(t, "lifecycle rounds 10000");
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(copies_keep_their_contents_while_others_write, limit(120));
@@ -250,7 +250,7 @@ fn copies_keep_their_contents_for_long(t: &mut Test) {
 fn stress(t: &mut Test, rounds: u32) {
     let line = format(format_args!("stress {} {rounds}", t.random()));
     let end = run(t, &line);
-    t.equal("how it ended", end, Some(End::Exited(0)));
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
 target_test!(hostile_calls_harm_nobody_else, limit(120));
@@ -273,7 +273,7 @@ fn fuzz(t: &mut Test, calls: usize) {
         ids.extend(t.ok(&line, start(&line)));
     }
     for id in ids {
-        t.equal("how it ended", process::wait(id), Some(End::Exited(0)));
+        t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     }
     settle(t, threads);
 }
@@ -350,7 +350,9 @@ fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
     // What is left to the program is what was given back, and nothing of that is kept from it.
     let reserve = kernel().frames.reserve();
     kernel().frames.set_reserve(0);
-    for (line, good, step) in [("lifecycle nonsense", End::Exited(2), 1), ("lifecycle rounds 1", End::Exited(0), 1)] {
+    for (line, good, step) in
+        [("lifecycle nonsense", ProcessEnd::Exited(2), 1), ("lifecycle rounds 1", ProcessEnd::Exited(0), 1)]
+    {
         let threads = sched::thread_count();
         let (mut refused, mut killed, mut ran) = (0, 0, false);
         let mut hoard = Hoard { first: None };

@@ -18,17 +18,17 @@ use granule_abi::signal::SigStack;
 use granule_arch::addr::VirtAddr;
 use spin::Once;
 
-use crate::mm::counted::{Counted, Inner};
 use super::exec::Loaded;
 use super::limits::{Limits, ProcessSlot};
 use super::signal::{Set, Signal};
-use super::state::State;
+use super::state::ProcessState;
 use super::status::Name;
 use super::task::Task;
 use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
+use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox};
 use crate::mm::space::{SpaceRef, SpaceUser};
 use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, Work, current, park};
@@ -127,7 +127,7 @@ pub fn kept_frames() -> usize {
 }
 
 /// The process of a thread to be.
-enum Host {
+enum TaskProcess {
     /// One that has threads.
     Old(&'static Process),
     /// One that is in no tree yet.
@@ -144,7 +144,7 @@ struct NewTask {
 }
 
 /// What a thread begins with.
-struct Registers {
+struct FirstRegisters {
     frame: TrapFrame,
     tls: u64,
     fp: Option<FpState>,
@@ -154,16 +154,16 @@ impl NewTask {
     #[inline(never)]
     fn new(
         number: Number,
-        host: Host,
+        host: TaskProcess,
         space: SpaceRef,
         (blocked, name): (Set, Name),
-        registers: Registers,
+        registers: FirstRegisters,
     ) -> Result<Self, Errno> {
         let (process, new) = match host {
-            Host::Old(process) => (process, None),
+            TaskProcess::Old(process) => (process, None),
             // SAFETY: it stays where it is; the task, which alone keeps this reference, is dropped before the box, or
             // goes into the tree together with it.
-            Host::New(process) => (unsafe { NonNull::from(&*process).as_ref() }, Some(process)),
+            TaskProcess::New(process) => (unsafe { NonNull::from(&*process).as_ref() }, Some(process)),
         };
         let task = Task::new(number.get(), process, SpaceUser::new(space.clone()), blocked, name)?;
         let thread = NewUserThread {
@@ -201,9 +201,9 @@ pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
     let place = ProcessSlot::take(&limits)?;
     let number = Number::reserve()?;
     let id = number.get();
-    let registers = Registers { frame: loaded.frame(), tls: 0, fp: None };
-    let state = State::new(id, loaded.name, loaded.space.clone(), loaded.handlers);
-    let host = Host::New(Process::new(id, state, limits, place)?);
+    let registers = FirstRegisters { frame: loaded.frame(), tls: 0, fp: None };
+    let state = ProcessState::new(id, loaded.name, loaded.space.clone(), loaded.handlers);
+    let host = TaskProcess::New(Process::new(id, state, limits, place)?);
     let new_task = NewTask::new(number, host, loaded.space, (Set::EMPTY, loaded.name), registers)?;
     let thread = new_task.join(&mut PROCESSES.lock(), parent, Some(Signal::CHLD));
     thread.start();
@@ -221,7 +221,7 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
     let id = number.get();
     let vfork = if request.has(CLONE_VFORK) { Some(Vfork::new()?) } else { None };
     let (host, space, place) = if request.has(CLONE_THREAD) {
-        (Host::Old(task.process()), task.space_ref(), Some(place))
+        (TaskProcess::Old(task.process()), task.space_ref(), Some(place))
     } else {
         let (host, space) = make_child(task, request, id, place)?;
         (host, space, None)
@@ -250,13 +250,13 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
 
 /// Makes a process without a thread, and gets the space for its first one.
 #[inline(never)]
-fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Result<(Host, SpaceRef), Errno> {
+fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Result<(TaskProcess, SpaceRef), Errno> {
     let space = if request.has(CLONE_VM) { task.space_ref() } else { fork_space(task)? };
     let own = task.process().lock().handlers.clone();
     let handlers = if request.has(CLONE_SIGHAND) { own } else { own.copy()? };
-    let state = State::new(id, task.name.get(), space.clone(), handlers);
+    let state = ProcessState::new(id, task.name.get(), space.clone(), handlers);
     let process = Process::new(id, state, task.process().limits.copy(), place)?;
-    Ok((Host::New(process), space))
+    Ok((TaskProcess::New(process), space))
 }
 
 /// A copy of the task's space, with its heap.
@@ -276,7 +276,7 @@ fn copy_thread(
     frame: &TrapFrame,
     request: &Request,
     number: Number,
-    host: Host,
+    host: TaskProcess,
     space: SpaceRef,
 ) -> Result<NewTask, Errno> {
     let mut frame = frame.clone();
@@ -285,7 +285,7 @@ fn copy_thread(
         frame.sp = request.stack;
     }
     let tls = if request.has(CLONE_SETTLS) { request.tls } else { TPIDR_EL0.get() };
-    let registers = Registers { frame, tls, fp: thread.fp_state() };
+    let registers = FirstRegisters { frame, tls, fp: thread.fp_state() };
     let new_task = NewTask::new(number, host, space, (task.blocked(), task.name.get()), registers)?;
     new_task.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
     // A stack for handlers cannot be two threads' at a time.

@@ -2,9 +2,9 @@
 
 use super::limits::Limits;
 use super::send::{self, Asked};
-use super::signal::{Cause, Signal};
+use super::signal::{Signal, SignalCause};
 use super::stack::{Strings, Words};
-use super::status::{End, ExecError, Summary};
+use super::status::{ExecError, ProcessEnd, Summary};
 use super::tree::{Child, PROCESSES, Parent, Tree};
 use super::{clone, exec};
 use crate::linux::errno::Errno;
@@ -25,13 +25,13 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// Waits until a process has ended that [`start`] started; how it did. `None`: there is no such process.
-pub fn wait(id: u32) -> Option<End> {
+pub fn wait(id: u32) -> Option<ProcessEnd> {
     wait_with(id, park)
 }
 
 /// As [`wait`], but until then it calls `pause`, which sleeps until the thread is unparked, as the process's end does;
 /// it may return earlier.
-pub fn wait_with(id: u32, mut pause: impl FnMut()) -> Option<End> {
+pub fn wait_with(id: u32, mut pause: impl FnMut()) -> Option<ProcessEnd> {
     // The thread that waits is woken, not the one that started it.
     if !PROCESSES.lock().wait_in_kernel(id, current().to_ref()) {
         return None;
@@ -54,7 +54,7 @@ pub fn wait_with(id: u32, mut pause: impl FnMut()) -> Option<End> {
 /// # Errors
 /// `ESRCH`.
 pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
-    send::to_process(None, id, Asked(signal.number()), Cause::KERNEL)
+    send::to_process(None, id, Asked(signal.number()), SignalCause::KERNEL)
 }
 
 /// Sends SIGINT to a process that [`start`] started and to all its descendants, as Ctrl-C does; also to those whose own
@@ -64,7 +64,9 @@ pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
 /// `ESRCH`.
 pub fn interrupt(id: u32) -> Result<(), Errno> {
     let family = PROCESSES.lock().find(id).ok_or(Errno::ESRCH)?.family_birth();
-    send::to_all_where(Asked(granule_abi::signal::SIGINT), Cause::KERNEL, |process| process.family_birth() == family)
+    send::to_all_where(Asked(granule_abi::signal::SIGINT), SignalCause::KERNEL, |process| {
+        process.family_birth() == family
+    })
 }
 
 /// Calls `each` for every process, by number. Not under the lock: it may print, and its arguments may be old.

@@ -82,7 +82,7 @@ pub struct SegmentAccess {
 
 /// A segment to load: whole pages from `start` to `end`, where `contents` are at `address` and the rest is zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Segment<'a> {
+pub struct ElfSegment<'a> {
     /// Its first byte.
     pub address: u64,
     /// What the file has of it, and where.
@@ -94,7 +94,7 @@ pub struct Segment<'a> {
     pub access: SegmentAccess,
 }
 
-impl Segment<'_> {
+impl ElfSegment<'_> {
     /// Its first page's address.
     pub const fn start(&self) -> u64 {
         self.address & !(PAGE - 1)
@@ -114,7 +114,7 @@ pub struct Program<'a> {
     /// Where it may lie.
     pub position: Position,
     /// What is to be loaded, by address; at least one.
-    pub segments: heapless::Vec<Segment<'a>, SEGMENTS>,
+    pub segments: heapless::Vec<ElfSegment<'a>, SEGMENTS>,
     /// Where its program headers are in memory; 0 if they are in none of its segments. As Linux, by their offset in the
     /// file: PT_PHDR is not believed.
     pub headers: u64,
@@ -168,12 +168,12 @@ impl<'a> Program<'a> {
 
     /// The first page's address.
     pub fn start(&self) -> u64 {
-        self.segments.first().map_or(0, Segment::start)
+        self.segments.first().map_or(0, ElfSegment::start)
     }
 
     /// The first page's address behind everything: where the heap may begin.
     pub fn end(&self) -> u64 {
-        self.segments.last().map_or(0, Segment::end)
+        self.segments.last().map_or(0, ElfSegment::end)
     }
 
     /// What is added to each address of the program, modulo 2⁶⁴, where programs that lie anywhere begin at `anywhere`
@@ -213,8 +213,8 @@ impl<'a> Program<'a> {
         }
         // A shared library has the same type as a program that lies anywhere; only the latter has an entry in code.
         let dynamic = table.iter().any(|header| header.p_type == PT_DYNAMIC);
-        let code = |segment: &&Segment<'_>| segment.access.execute;
-        let inside = |segment: &Segment<'_>| (segment.address..segment.address + segment.size).contains(&self.entry);
+        let code = |segment: &&ElfSegment<'_>| segment.access.execute;
+        let inside = |segment: &ElfSegment<'_>| (segment.address..segment.address + segment.size).contains(&self.entry);
         match self.segments.iter().filter(code).any(inside) {
             true => Ok(()),
             false if dynamic && position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Dynamic),
@@ -245,7 +245,7 @@ fn program_headers<'a>(
     Ok(SegmentTable::new(header.endianness, header.class, table))
 }
 
-fn load<'a>(header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<Segment<'a>, ProgramError> {
+fn load<'a>(header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<ElfSegment<'a>, ProgramError> {
     let address = header.p_vaddr;
     let end = address.checked_add(header.p_memsz).filter(|&end| end <= limit);
     if end.is_none() || header.p_filesz > header.p_memsz {
@@ -258,7 +258,7 @@ fn load<'a>(header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<Segmen
         bytes => (header.p_offset, part(file, header.p_offset, bytes)),
     };
     let has = |flag: u32| header.p_flags & flag != 0;
-    Ok(Segment {
+    Ok(ElfSegment {
         address,
         contents: contents.ok_or(ProgramError::CutOff(address))?,
         offset,

@@ -21,21 +21,21 @@ use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use crate::mm::counted::Counted;
-use super::elf::{Program, Segment};
+use super::elf::{ElfSegment, Program};
 use super::exit;
 use super::initrd::{self, File};
 use super::signal::Actions;
-use super::stack::{self, Counts, Memory, Strings};
+use super::stack::{self, StackMemory, StringCounts, Strings};
 use super::state::Handlers;
 use super::status::{ExecError, Name};
 use super::task::Task;
 use super::tree::PROCESSES;
 use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::mm::counted::Counted;
 use crate::mm::space::{
-    FaultError, Heap, MapRequest, Placement, Populate, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser, Terms,
-    USER_END,
+    FaultError, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser,
+    Terms, USER_END,
 };
 use crate::sched::{self, Thread};
 use crate::smp::{Cpu, this_cpu};
@@ -92,7 +92,7 @@ pub fn open(path: &[u8]) -> Result<File<'static>, ExecError> {
 #[derive(Debug)]
 pub struct InSpace<'a>(&'a SpaceRef);
 
-impl Memory for InSpace<'_> {
+impl StackMemory for InSpace<'_> {
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         write(this_cpu(), self.0, address, bytes)
     }
@@ -115,7 +115,7 @@ pub fn load(
     file: File<'_>,
     path: &[u8],
     limits: &SpaceLimits,
-    counts: Counts,
+    counts: StringCounts,
     add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
 ) -> Result<Loaded, ExecError> {
     let program = Program::parse(file.contents, STACK_TOP - STACK_SIZE);
@@ -144,7 +144,7 @@ pub fn load(
         return Err(Errno::ENOMEM.into());
     }
     let heap = program.end().wrapping_add(base);
-    *space.heap().write() = Heap { start: heap, end: heap };
+    *space.heap().write() = ProgramHeap { start: heap, end: heap };
     Ok(Loaded {
         entry: program.entry.wrapping_add(base),
         stack,
@@ -207,7 +207,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
     drop((left, own));
 }
 
-fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &Segment<'_>, base: u64) -> Result<(), Errno> {
+fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &ElfSegment<'_>, base: u64) -> Result<(), Errno> {
     let (start, bytes) = (segment.start().wrapping_add(base), segment.end() - segment.start());
     let mut protection = Protection::NONE;
     for (has, what) in [

@@ -7,7 +7,7 @@ use granule_arch::addr::VirtAddr;
 
 use super::futex;
 use super::state::Visit;
-use super::status::{End, Life};
+use super::status::{Life, ProcessEnd};
 use super::task::Task;
 use super::tree::{Child, PROCESSES, Wanted};
 use crate::linux::errno::Errno;
@@ -26,7 +26,7 @@ pub fn exit(task: &Task, code: u8) -> ! {
 }
 
 /// Ends the process of the running thread.
-pub fn exit_group(task: &Task, status: End) -> ! {
+pub fn exit_group(task: &Task, status: ProcessEnd) -> ! {
     let visit = task.process().lock().end(status);
     task.process().visit(visit);
     leave(task)

@@ -10,7 +10,7 @@ use granule_arch::esr::{self, Class, FaultStatus, Syndrome};
 
 use super::oom::{self, Relief};
 use super::signal::frame::FaultRecord;
-use super::signal::{Cause, Signal};
+use super::signal::{Signal, SignalCause};
 use super::task::Task;
 use crate::mm::space::{self, FaultError, USER_END};
 use crate::sched::{Thread, Work, current};
@@ -68,7 +68,7 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     if let Err(offence) = serve(task, syndrome, frame.fault_address().untagged()) {
         let (at, record) = report(frame, offence);
         task.fault.set(record);
-        task.force(offence.signal, Cause::fault(offence.code, at), false);
+        task.force(offence.signal, SignalCause::fault(offence.code, at), false);
     }
 }
 

@@ -20,7 +20,7 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, in
 
 use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
-use crate::mm::space::{Backing, Space};
+use crate::mm::space::Space;
 use crate::sched::{ThreadRef, Woken, Work, current, park, relax, with_timeout};
 use crate::sync::{IrqLock, rank};
 use crate::uaccess;
@@ -30,9 +30,10 @@ const QUEUES: usize = 64;
 /// Sleepers that are looked at under one hold of a queue's lock.
 const BATCH: usize = 16;
 
-static SLEEPERS: [Queue; QUEUES] = [const { IrqLock::new(Sleepers { tree: RBTree::new(Link::NEW), next: 0 }) }; QUEUES];
+static SLEEPERS: [SleeperQueue; QUEUES] =
+    [const { IrqLock::new(Sleepers { tree: RBTree::new(Link::NEW), next: 0 }) }; QUEUES];
 
-type Queue = IrqLock<Sleepers, { rank::WAIT }>;
+type SleeperQueue = IrqLock<Sleepers, { rank::WAIT }>;
 
 /// The sleepers of one queue.
 struct Sleepers {
@@ -46,7 +47,7 @@ unsafe impl Send for Sleepers {}
 
 /// Which word it is. The same word of shared memory has the same key in every space.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Key {
+struct FutexKey {
     kind: KeyKind,
     /// The space, or the object that is shared.
     owner: usize,
@@ -67,7 +68,7 @@ enum KeyKind {
 /// A thread that sleeps.
 struct Sleeper {
     link: RBTreeLink,
-    key: Key,
+    key: FutexKey,
     /// Sleepers have ascending numbers.
     number: u64,
     /// It is woken by a waker whose set meets this.
@@ -79,8 +80,8 @@ struct Sleeper {
 intrusive_adapter!(Link = UnsafeRef<Sleeper>: Sleeper { link => RBTreeLink });
 
 impl KeyAdapter<'_> for Link {
-    type Key = (Key, u64);
-    fn get_key(&self, sleeper: &Sleeper) -> (Key, u64) {
+    type Key = (FutexKey, u64);
+    fn get_key(&self, sleeper: &Sleeper) -> (FutexKey, u64) {
         (sleeper.key, sleeper.number)
     }
 }
@@ -94,7 +95,7 @@ pub enum Scope {
     Any,
 }
 
-impl Key {
+impl FutexKey {
     /// The key of a word, as `get_futex_key` finds it.
     ///
     /// # Errors
@@ -114,10 +115,10 @@ impl Key {
         let untagged = word.untagged();
         let key = space.with_area(untagged, |area| {
             let writable = area.protection().contains(Protection::WRITE);
-            match area.backing() {
-                Backing::Private if writable => Some(Self { kind: KeyKind::Anonymous, owner, offset: word.0 }),
-                Backing::Shared { object, first_page } if writable || area.protection().contains(Protection::READ) => {
-                    let offset = first_page * PAGE_SIZE as u64 + (untagged.0 - area.start().0);
+            match area.object() {
+                None if writable => Some(Self { kind: KeyKind::Anonymous, owner, offset: word.0 }),
+                Some(object) if writable || area.protection().contains(Protection::READ) => {
+                    let offset = area.page_at(untagged) * PAGE_SIZE as u64 + untagged.0 % PAGE_SIZE as u64;
                     Some(Self { kind: KeyKind::Object, owner: object.identity(), offset })
                 }
                 _ => None,
@@ -126,7 +127,7 @@ impl Key {
         key.flatten().ok_or(Errno::EFAULT)
     }
 
-    fn queue(self) -> &'static Queue {
+    fn queue(self) -> &'static SleeperQueue {
         // Words are four bytes, and neighbours are not to share a queue.
         let hash = (self.owner as u64 ^ self.offset >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         &SLEEPERS[(hash >> 58) as usize]
@@ -157,7 +158,7 @@ pub struct Wait {
 pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
     let &Wait { word, value, bits, until, scope } = wait;
     // Bad addresses are refused before a thread could be woken for one.
-    let key = Key::of(space, word, scope)?;
+    let key = FutexKey::of(space, word, scope)?;
     if uaccess::get_u32(word)? != value {
         return Err(Errno::EAGAIN);
     }
@@ -183,11 +184,11 @@ pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
 /// # Errors
 /// `EFAULT`, `EINVAL` (not aligned).
 pub fn wake(space: &Space, word: VirtAddr, count: usize, bits: u32, scope: Scope) -> Result<usize, Errno> {
-    let key = Key::of(space, word, scope)?;
+    let key = FutexKey::of(space, word, scope)?;
     Ok(wake_key(key, count, bits))
 }
 
-fn wake_key(key: Key, count: usize, bits: u32) -> usize {
+fn wake_key(key: FutexKey, count: usize, bits: u32) -> usize {
     let queue = key.queue();
     // Those that come later are not meant: else this might never end.
     let end = queue.lock().next;
@@ -216,7 +217,7 @@ fn wake_key(key: Key, count: usize, bits: u32) -> usize {
 
 /// Sleeps until it is woken, `until` has come, or it has a signal to see to. `unless` is asked first, when this thread
 /// can be woken already; where it returns true the thread does not sleep: `None`. It may sleep itself.
-fn sleep_unless(key: Key, bits: u32, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
+fn sleep_unless(key: FutexKey, bits: u32, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
     let queue = key.queue();
     let (thread, woken) = (current().to_ref(), AtomicBool::new(false));
     let mut sleeper = Sleeper { link: RBTreeLink::new(), key, number: 0, bits, thread, woken };

@@ -3,7 +3,7 @@
 use super::initrd::PathError;
 use super::signal::Signal;
 use super::stack::Words;
-use super::status::{End, ExecError, Summary};
+use super::status::{ExecError, ProcessEnd, Summary};
 use crate::linux::errno::Errno;
 use crate::mm::space::SpaceRef;
 
@@ -16,7 +16,7 @@ pub fn start(_path: &str, _words: Words) -> Result<u32, ExecError> {
 }
 
 /// Waits for nothing.
-pub fn wait_with(_id: u32, _pause: impl FnMut()) -> Option<End> {
+pub fn wait_with(_id: u32, _pause: impl FnMut()) -> Option<ProcessEnd> {
     None
 }
 

@@ -211,9 +211,9 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
     // The names that lead to `found`, without `.` and `..`.
     let mut way = Vec::new();
     way.try_reserve(path.len()).map_err(|_| PathError::OutOfMemory)?;
-    let mut found = Found::Directory;
+    let mut found = PathEntry::Directory;
     for name in path.split(|&byte| byte == b'/') {
-        if !matches!(found, Found::Directory) {
+        if !matches!(found, PathEntry::Directory) {
             return Err(PathError::NotDirectory);
         }
         match name {
@@ -233,13 +233,13 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
         }
     }
     match found {
-        Found::File(file, mode) if mode & EXECUTABLE != 0 => Ok(file),
+        PathEntry::File(file, mode) if mode & EXECUTABLE != 0 => Ok(file),
         _ => Err(PathError::NotExecutable),
     }
 }
 
 /// What a name leads to.
-enum Found<'a> {
+enum PathEntry<'a> {
     Directory,
     File(File<'a>, u32),
     /// A device, a link, ...
@@ -247,7 +247,7 @@ enum Found<'a> {
 }
 
 /// The first entry with this name; a directory too if it has none and a name begins with it.
-fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<Found<'a>, PathError> {
+fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
     if archive.is_empty() {
         return Err(PathError::NotFound);
     }
@@ -256,9 +256,9 @@ fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<Found<'a>, PathError>
         let (file, mode) = entry?;
         let Some(rest) = file.name.as_bytes().strip_prefix(wanted) else { continue };
         match (rest.first(), mode & KIND) {
-            (None, REGULAR) => return Ok(Found::File(file, mode)),
-            (None, DIRECTORY) | (Some(b'/'), _) => return Ok(Found::Directory),
-            (None, _) => return Ok(Found::Other),
+            (None, REGULAR) => return Ok(PathEntry::File(file, mode)),
+            (None, DIRECTORY) | (Some(b'/'), _) => return Ok(PathEntry::Directory),
+            (None, _) => return Ok(PathEntry::Other),
             (Some(_), _) => {}
         }
     }

@@ -14,7 +14,7 @@ use core::time::Duration;
 
 use granule_arch::addr::PAGE_SIZE;
 
-use super::signal::{Cause, Signal};
+use super::signal::{Signal, SignalCause};
 use super::status::{Life, Name};
 use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES};
@@ -108,7 +108,7 @@ fn begin_choice() -> bool {
 }
 
 /// What is found of one process.
-enum Found {
+enum OomCheck {
     /// It is on its way out by itself.
     Ending,
     /// It could end.
@@ -124,17 +124,17 @@ struct Candidate {
 }
 
 /// The process with the next number above `id`; its number, and what it is. `None` behind the last.
-fn next_after(id: u32) -> Option<(u32, Found)> {
+fn next_after(id: u32) -> Option<(u32, OomCheck)> {
     let tree = PROCESSES.lock();
     let process = tree.after(id)?;
     let id = process.id();
     let state = process.lock();
     let found = match (state.life, &state.space) {
-        (Life::Ended(_), _) => Found::Nothing,
-        _ if process.outlives_its_end.load(Ordering::Relaxed) => Found::Nothing,
-        (Life::Running, Some(space)) => Found::Candidate(Candidate { id, name: state.name, space: space.clone() }),
+        (Life::Ended(_), _) => OomCheck::Nothing,
+        _ if process.outlives_its_end.load(Ordering::Relaxed) => OomCheck::Nothing,
+        (Life::Running, Some(space)) => OomCheck::Candidate(Candidate { id, name: state.name, space: space.clone() }),
         // Its last thread has left the space, which may just be freed.
-        (Life::Ending(_), _) | (Life::Running, None) => Found::Ending,
+        (Life::Ending(_), _) | (Life::Running, None) => OomCheck::Ending,
     };
     Some((id, found))
 }
@@ -147,9 +147,9 @@ fn choose() -> Option<u32> {
         id = next;
         relax();
         match found {
-            Found::Ending => return Some(id),
-            Found::Nothing => {}
-            Found::Candidate(candidate) => {
+            OomCheck::Ending => return Some(id),
+            OomCheck::Nothing => {}
+            OomCheck::Candidate(candidate) => {
                 let footprint = candidate.space.footprint();
                 if largest.as_ref().is_none_or(|(_, other)| footprint.frames() > other.frames()) {
                     largest = Some((candidate, footprint));
@@ -182,7 +182,7 @@ fn end_all_in(space: &SpaceRef) {
             if state.space.as_ref().is_none_or(|other| !other.is(space)) {
                 continue;
             }
-            Elsewhere::new(process, state.send(Signal::KILL, Cause::KERNEL))
+            Elsewhere::new(process, state.send(Signal::KILL, SignalCause::KERNEL))
         };
         elsewhere.finish();
     }

@@ -2,8 +2,8 @@
 //!
 //! As on Linux the number of the receiver is looked up before that of the signal is doubted.
 
-use super::signal::{Cause, Signal};
-use super::state::{State, Visit};
+use super::signal::{Signal, SignalCause};
+use super::state::{ProcessState, Visit};
 use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES, Process};
 use crate::linux::errno::Errno;
@@ -21,11 +21,11 @@ impl Asked {
         }
     }
 
-    fn send(self, state: &mut State, cause: Cause) -> Result<Visit, Errno> {
+    fn send(self, state: &mut ProcessState, cause: SignalCause) -> Result<Visit, Errno> {
         Ok(self.signal()?.map_or(Visit::NONE, |signal| state.send(signal, cause)))
     }
 
-    fn send_to(self, state: &mut State, thread: u32, cause: Cause) -> Result<Visit, Errno> {
+    fn send_to(self, state: &mut ProcessState, thread: u32, cause: SignalCause) -> Result<Visit, Errno> {
         Ok(self.signal()?.map_or(Visit::NONE, |signal| state.send_to(thread, signal, cause)))
     }
 }
@@ -34,7 +34,7 @@ impl Asked {
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`.
-pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: Cause) -> Result<(), Errno> {
+pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
     if let Some(own) = own.filter(|own| own.id() == id) {
         let visit = signal.send(&mut own.lock(), cause)?;
         own.visit(visit);
@@ -55,7 +55,7 @@ pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: Cause) -
 ///
 /// # Errors
 /// `ESRCH` (there is none), `EINVAL`.
-pub fn to_all(except: Option<&Process>, signal: Asked, cause: Cause) -> Result<(), Errno> {
+pub fn to_all(except: Option<&Process>, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
     to_all_where(signal, cause, |process| except.is_none_or(|except| except.id() != process.id()))
 }
 
@@ -63,7 +63,7 @@ pub fn to_all(except: Option<&Process>, signal: Asked, cause: Cause) -> Result<(
 ///
 /// # Errors
 /// `ESRCH` (there is none), `EINVAL`.
-pub fn to_all_where(signal: Asked, cause: Cause, wanted: impl Fn(&Process) -> bool) -> Result<(), Errno> {
+pub fn to_all_where(signal: Asked, cause: SignalCause, wanted: impl Fn(&Process) -> bool) -> Result<(), Errno> {
     let (mut after, mut result) = (0, Err(Errno::ESRCH));
     loop {
         let elsewhere = {
@@ -86,7 +86,13 @@ pub fn to_all_where(signal: Asked, cause: Cause, wanted: impl Fn(&Process) -> bo
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`.
-pub fn to_thread(own: &Task, process: Option<u32>, thread: u32, signal: Asked, cause: Cause) -> Result<(), Errno> {
+pub fn to_thread(
+    own: &Task,
+    process: Option<u32>,
+    thread: u32,
+    signal: Asked,
+    cause: SignalCause,
+) -> Result<(), Errno> {
     let is_meant = |found: &Process| process.is_none_or(|id| id == found.id());
     if is_meant(own.process()) {
         let visit = {

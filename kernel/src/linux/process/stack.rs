@@ -54,7 +54,7 @@ pub const fn most_pointers(stack_limit: u64) -> usize {
 }
 
 /// The memory in which a stack is built.
-pub trait Memory {
+pub trait StackMemory {
     /// Writes at an address.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ pub trait Memory {
 
 /// How many strings a program gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Counts {
+pub struct StringCounts {
     /// Of `argv`.
     pub arguments: usize,
     /// Of `envp`.
@@ -81,7 +81,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Strings<M> {
     memory: M,
-    counts: Counts,
+    counts: StringCounts,
     /// The lowest byte so far, and the lowest that there may be.
     start: u64,
     lowest: u64,
@@ -91,12 +91,12 @@ pub struct Strings<M> {
     gathered: usize,
 }
 
-impl<M: Memory> Strings<M> {
+impl<M: StackMemory> Strings<M> {
     /// No strings yet, below `top`, of which `stack_limit` bytes may be used by the stack.
     ///
     /// # Errors
     /// `E2BIG`: the pointers alone are too many.
-    pub fn new(memory: M, top: u64, stack_limit: u64, counts: Counts) -> Result<Self, Errno> {
+    pub fn new(memory: M, top: u64, stack_limit: u64, counts: StringCounts) -> Result<Self, Errno> {
         // An empty list of arguments gets an empty string.
         let pointers = counts.arguments.max(1).checked_add(counts.environment).ok_or(Errno::E2BIG)? as u64;
         let pointers = pointers.checked_mul(POINTER).ok_or(Errno::E2BIG)?;
@@ -188,7 +188,7 @@ impl<M: Memory> Strings<M> {
             self.counts.arguments = 1;
         }
         self.flush()?;
-        let Counts { arguments, environment } = self.counts;
+        let StringCounts { arguments, environment } = self.counts;
         let random_at = self.start - PLATFORM.len() as u64 - RANDOM;
         self.memory.write(random_at, &random)?;
         self.memory.write(random_at + RANDOM, PLATFORM)?;
@@ -228,14 +228,14 @@ struct Vectors {
 }
 
 impl Vectors {
-    fn put(&mut self, memory: &mut impl Memory, word: u64) -> Result<(), Errno> {
+    fn put(&mut self, memory: &mut impl StackMemory, word: u64) -> Result<(), Errno> {
         if self.words.is_full() {
             self.flush(memory)?;
         }
         self.words.extend_from_slice(&word.to_le_bytes()).map_err(|_| Errno::E2BIG)
     }
 
-    fn flush(&mut self, memory: &mut impl Memory) -> Result<(), Errno> {
+    fn flush(&mut self, memory: &mut impl StackMemory) -> Result<(), Errno> {
         memory.write(self.at, &self.words)?;
         self.at += self.words.len() as u64;
         self.words.clear();
@@ -256,7 +256,7 @@ struct Scan {
 
 impl Scan {
     /// Goes to the next string, or to the end.
-    fn skip(&mut self, memory: &mut impl Memory) -> Result<(), Errno> {
+    fn skip(&mut self, memory: &mut impl StackMemory) -> Result<(), Errno> {
         loop {
             let rest = self.buffer.get(self.used..self.have).unwrap_or_default();
             let length = rest.iter().position(|&byte| byte == 0).map(|zero| zero + 1);
@@ -303,15 +303,15 @@ impl Words {
     }
 
     /// How many there are.
-    pub const fn counts(&self) -> Counts {
-        Counts { arguments: self.arguments, environment: 0 }
+    pub const fn counts(&self) -> StringCounts {
+        StringCounts { arguments: self.arguments, environment: 0 }
     }
 
     /// Adds all of them to a stack.
     ///
     /// # Errors
     /// Those of [`Strings::add`].
-    pub fn add_to<M: Memory>(&self, strings: &mut Strings<M>) -> Result<(), Errno> {
+    pub fn add_to<M: StackMemory>(&self, strings: &mut Strings<M>) -> Result<(), Errno> {
         let words = self.strings.strip_suffix(&[0]).unwrap_or_default();
         let words = words.rsplit(|&byte| byte == 0).take(self.arguments);
         words.into_iter().try_for_each(|word| strings.add(word))

@@ -16,12 +16,12 @@
 use intrusive_collections::{Bound, RBTree, UnsafeRef};
 use spin::Once;
 
-use crate::mm::counted::{Counted, Inner};
-use super::signal::{Actions, Cause, Effect, Pending, Set, Signal};
-use super::status::{End, Life, Name};
+use super::signal::{Actions, Effect, Pending, Set, Signal, SignalCause};
+use super::status::{Life, Name, ProcessEnd};
 use super::task::{InProcess, Task};
 use crate::kernel;
 use crate::mm::OutOfMemory;
+use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::Pool;
 use crate::mm::space::SpaceRef;
 use crate::sync::{IrqLock, rank};
@@ -66,7 +66,7 @@ pub fn kept_frames() -> usize {
 }
 
 /// What the lock of a process guards.
-pub struct State {
+pub struct ProcessState {
     /// The process's number.
     id: u32,
     /// Where it is in its life.
@@ -89,7 +89,7 @@ pub struct State {
     pub survivor: Option<u32>,
 }
 
-impl State {
+impl ProcessState {
     /// Of a process with this number, without threads.
     pub const fn new(id: u32, name: Name, space: SpaceRef, handlers: Counted<Handlers>) -> Self {
         Self {
@@ -169,7 +169,7 @@ impl State {
     }
 
     /// Has all threads exit. Nothing changes if they are exiting already.
-    pub fn end(&mut self, status: End) -> Visit {
+    pub fn end(&mut self, status: ProcessEnd) -> Visit {
         if self.life != Life::Running {
             return Visit::NONE;
         }
@@ -178,7 +178,7 @@ impl State {
     }
 
     /// Sends the process a signal.
-    pub fn send(&mut self, signal: Signal, cause: Cause) -> Visit {
+    pub fn send(&mut self, signal: Signal, cause: SignalCause) -> Visit {
         if self.life != Life::Running {
             return Visit::NONE;
         }
@@ -190,7 +190,7 @@ impl State {
         self.pending.add(signal, cause);
         let mut visit = Visit::offer(signal.set());
         // The first thread takes it, if it can.
-        let outcome = self.find(self.id).map_or(Outcome::Next, |main| visit.at(self, main));
+        let outcome = self.find(self.id).map_or(VisitOutcome::Next, |main| visit.at(self, main));
         self.finish_step(&mut visit, outcome);
         if !visit.is_done() {
             self.step(&mut visit);
@@ -199,7 +199,7 @@ impl State {
     }
 
     /// Sends a signal to one of this process's threads.
-    pub fn send_to(&mut self, id: u32, signal: Signal, cause: Cause) -> Visit {
+    pub fn send_to(&mut self, id: u32, signal: Signal, cause: SignalCause) -> Visit {
         if self.life != Life::Running {
             return Visit::NONE;
         }
@@ -211,7 +211,7 @@ impl State {
         }
         task.pending(self).add(signal, cause);
         if open && effect == Effect::Fatal && !task.is_leaving() {
-            return self.end(End::Killed(signal));
+            return self.end(ProcessEnd::Killed(signal));
         }
         if open {
             task.kick();
@@ -237,7 +237,7 @@ impl State {
 
     /// Goes on with a visit: the next threads, a bounded number of them.
     pub fn step(&mut self, visit: &mut Visit) {
-        let mut outcome = Outcome::Next;
+        let mut outcome = VisitOutcome::Next;
         {
             let mut tasks = match visit.after {
                 None => self.tasks.front(),
@@ -250,7 +250,7 @@ impl State {
                 };
                 visit.after = Some(task.id());
                 outcome = visit.at(self, task);
-                if visit.is_done() || matches!(outcome, Outcome::Fatal(_)) {
+                if visit.is_done() || matches!(outcome, VisitOutcome::Fatal(_)) {
                     break;
                 }
                 tasks.move_next();
@@ -259,14 +259,14 @@ impl State {
         self.finish_step(visit, outcome);
     }
 
-    fn finish_step(&mut self, visit: &mut Visit, outcome: Outcome) {
-        if let Outcome::Fatal(signal) = outcome {
-            *visit = self.end(End::Killed(signal));
+    fn finish_step(&mut self, visit: &mut Visit, outcome: VisitOutcome) {
+        if let VisitOutcome::Fatal(signal) = outcome {
+            *visit = self.end(ProcessEnd::Killed(signal));
         }
     }
 
     /// Takes the next signal for a task of this process, its own before those of the process.
-    pub fn take(&self, task: &Task) -> Option<(Signal, Cause)> {
+    pub fn take(&self, task: &Task) -> Option<(Signal, SignalCause)> {
         let blocked = task.blocked();
         task.pending(self).take(blocked).or_else(|| self.pending.take(blocked))
     }
@@ -276,7 +276,7 @@ impl State {
 const BATCH: usize = 16;
 
 /// What came of the visit to one thread.
-enum Outcome {
+enum VisitOutcome {
     /// Go on.
     Next,
     /// The thread could take this signal, which ends the process.
@@ -318,28 +318,28 @@ impl Visit {
         self.offer.is_empty() && !self.wake && !self.exit
     }
 
-    fn at(&mut self, state: &State, task: &Task) -> Outcome {
+    fn at(&mut self, state: &ProcessState, task: &Task) -> VisitOutcome {
         if self.wake {
             task.thread().unpark();
         }
         if task.is_leaving() {
-            return Outcome::Next;
+            return VisitOutcome::Next;
         }
         if state.is_ending(task) {
             if self.exit {
                 task.kick();
             }
-            return Outcome::Next;
+            return VisitOutcome::Next;
         }
         let open = self.offer.without(task.blocked());
         if open.is_empty() {
-            return Outcome::Next;
+            return VisitOutcome::Next;
         }
         if let Some(signal) = state.fatal(open) {
-            return Outcome::Fatal(signal);
+            return VisitOutcome::Fatal(signal);
         }
         self.offer = self.offer.without(open);
         task.kick();
-        Outcome::Next
+        VisitOutcome::Next
     }
 }

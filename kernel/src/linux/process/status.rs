@@ -12,14 +12,14 @@ use crate::linux::errno::Errno;
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
+pub enum ProcessEnd {
     /// It exited with this code.
     Exited(u8),
     /// This signal ended it.
     Killed(Signal),
 }
 
-impl End {
+impl ProcessEnd {
     /// As wait4 stores it.
     pub const fn word(self) -> u32 {
         match self {
@@ -29,7 +29,7 @@ impl End {
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for ProcessEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "exited with {code}"),
@@ -44,9 +44,9 @@ pub enum Life {
     /// It runs.
     Running,
     /// Its threads are to exit.
-    Ending(End),
+    Ending(ProcessEnd),
     /// It has no threads any more.
-    Ended(End),
+    Ended(ProcessEnd),
 }
 
 impl fmt::Display for Life {
@@ -132,16 +132,16 @@ impl ExecError {
 
 #[cfg(test)]
 mod tests {
-    use super::{End, ExecError, Life, Name, Signal};
+    use super::{ExecError, Life, Name, ProcessEnd, Signal};
     use crate::linux::errno::Errno;
 
     #[test]
     fn a_status_is_what_wait4_stores() {
-        assert_eq!(End::Exited(3).word(), 0x300);
-        assert_eq!(End::Killed(Signal::SEGV).word(), 11);
-        assert_eq!(End::Exited(3).to_string(), "exited with 3");
-        assert_eq!(End::Killed(Signal::SEGV).to_string(), "killed by SIGSEGV");
-        assert_eq!(Life::Ended(End::Exited(0)).to_string(), "exited with 0");
+        assert_eq!(ProcessEnd::Exited(3).word(), 0x300);
+        assert_eq!(ProcessEnd::Killed(Signal::SEGV).word(), 11);
+        assert_eq!(ProcessEnd::Exited(3).to_string(), "exited with 3");
+        assert_eq!(ProcessEnd::Killed(Signal::SEGV).to_string(), "killed by SIGSEGV");
+        assert_eq!(Life::Ended(ProcessEnd::Exited(0)).to_string(), "exited with 0");
     }
 
     #[test]

@@ -11,15 +11,15 @@ use intrusive_collections::{KeyAdapter, RBTreeLink, UnsafeRef};
 use spin::Once;
 
 use super::clone::Vfork;
-use crate::mm::counted::Counted;
 use super::limits::ProcessSlot;
 use super::signal::frame::FaultRecord;
-use super::signal::{Cause, Effect, Pending, Set, Signal};
-use super::state::{State, Visit};
+use super::signal::{Effect, Pending, Set, Signal, SignalCause};
+use super::state::{ProcessState, Visit};
 use super::status::Name;
 use super::tree::Process;
 use crate::kernel;
 use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox};
 use crate::mm::space::{Space, SpaceRef, SpaceUser};
 use crate::sched::{Thread, ThreadRef, Work};
@@ -228,7 +228,7 @@ impl Task {
     }
 
     /// The signals that wait for it alone. They are guarded by the lock, which the holder of the process's state has.
-    pub fn pending<'s>(&'s self, _state: &'s State) -> &'s Pending {
+    pub fn pending<'s>(&'s self, _state: &'s ProcessState) -> &'s Pending {
         &self.pending
     }
 
@@ -284,7 +284,7 @@ impl Task {
 
     /// Sends its own thread a signal that it cannot escape: if it blocks or ignores it, the default action is back.
     /// With `default`, it is back in any case.
-    pub fn force(&self, signal: Signal, cause: Cause, default: bool) {
+    pub fn force(&self, signal: Signal, cause: SignalCause, default: bool) {
         let state = self.process.lock();
         let blocked = self.blocked();
         if default || blocked.has(signal) || state.effect(signal) == Effect::Ignored {

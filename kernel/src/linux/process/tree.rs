@@ -2,7 +2,7 @@
 //!
 //! # Locks
 //! [`PROCESSES`] guards what is between processes: the numbers, the trees by which they are found, and whose child each
-//! is. The lock of each process ([`Process::lock`]) guards what is within it ([`State`]): its threads and signals; a
+//! is. The lock of each process ([`Process::lock`]) guards what is within it ([`ProcessState`]): its threads and signals; a
 //! thread that sends, blocks or handles a signal of its own process acquires that one alone. The order is `PROCESSES`,
 //! one process, its actions ([`crate::sync::rank`]). No fault and no call for memory acquires any of them. Nothing is
 //! allocated, freed or slept on under them; what was taken out of the tree is dropped when the locks are released.
@@ -27,9 +27,9 @@ use spin::Once;
 
 use super::limits::{Limits, ProcessSlot};
 use super::numbers::Numbers;
-use super::signal::{Cause, Signal};
-use super::state::{State, Visit};
-use super::status::{End, Life};
+use super::signal::{Signal, SignalCause};
+use super::state::{ProcessState, Visit};
+use super::status::{Life, ProcessEnd};
 use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -79,7 +79,7 @@ pub struct Process {
     /// It was to end because memory was gone, and did not within the time that others wait for that.
     pub outlives_its_end: AtomicBool,
     family: UnsafeCell<Family>,
-    state: IrqLock<State, { rank::PROCESS }>,
+    state: IrqLock<ProcessState, { rank::PROCESS }>,
 }
 
 // SAFETY: `family` and the links are reached through the tree's key alone, which is behind the lock.
@@ -93,7 +93,7 @@ struct Family {
     /// What its parent is sent at its end.
     exit_signal: Option<Signal>,
     /// How it ended.
-    status: Option<End>,
+    status: Option<ProcessEnd>,
     /// Its children that have not ended.
     running: LinkedList<Running>,
     /// Its children that send SIGCHLD at their end.
@@ -171,7 +171,7 @@ impl<'a> KeyAdapter<'a> for Ended {
 
 /// Opens what the lock guards of a process. There is one key, in the tree: its holder has the lock, and one family at a
 /// time.
-struct Key(());
+struct FamilyKey(());
 
 impl Process {
     /// A process with this number, in no tree yet and without threads.
@@ -179,7 +179,7 @@ impl Process {
     /// # Errors
     /// [`OutOfMemory`]; nothing stays taken.
     #[inline(never)]
-    pub fn new(id: u32, state: State, limits: Limits, place: ProcessSlot) -> Result<PoolBox<Self>, OutOfMemory> {
+    pub fn new(id: u32, state: ProcessState, limits: Limits, place: ProcessSlot) -> Result<PoolBox<Self>, OutOfMemory> {
         POOL.call_once(|| Pool::new(kernel().frames)).try_new_with(|| Self {
             id,
             birth: AtomicU64::new(0),
@@ -226,7 +226,7 @@ impl Process {
 
     /// Locks what is within the process. For its own threads, and for others that hold [`PROCESSES`]. Interrupts are
     /// masked meanwhile.
-    pub fn lock(&self) -> IrqGuard<'_, State, { rank::PROCESS }> {
+    pub fn lock(&self) -> IrqGuard<'_, ProcessState, { rank::PROCESS }> {
         self.state.lock()
     }
 
@@ -245,7 +245,7 @@ impl Process {
         result
     }
 
-    fn family<'k>(&'k self, _key: &'k mut Key) -> &'k mut Family {
+    fn family<'k>(&'k self, _key: &'k mut FamilyKey) -> &'k mut Family {
         // SAFETY: there is one key, borrowed for as long as the result.
         unsafe { &mut *self.family.get() }
     }
@@ -269,17 +269,17 @@ pub struct Tree {
     tasks: RBTree<task::ById>,
     numbers: Numbers,
     births: u64,
-    key: Key,
+    key: FamilyKey,
 }
 
 // SAFETY: the processes are reached through the lock, on whichever CPU holds it.
 unsafe impl Send for Tree {}
 
 /// A process's end, as its parent's signal reports it.
-fn cause_of(id: u32, status: End) -> Cause {
+fn cause_of(id: u32, status: ProcessEnd) -> SignalCause {
     match status {
-        End::Exited(code) => Cause::child(CLD_EXITED, id, i32::from(code)),
-        End::Killed(signal) => Cause::child(CLD_KILLED, id, signal.number() as i32),
+        ProcessEnd::Exited(code) => SignalCause::child(CLD_EXITED, id, i32::from(code)),
+        ProcessEnd::Killed(signal) => SignalCause::child(CLD_KILLED, id, signal.number() as i32),
     }
 }
 
@@ -311,7 +311,7 @@ pub enum Child {
         /// Its number.
         id: u32,
         /// How it ended.
-        status: End,
+        status: ProcessEnd,
         /// To be dropped without the lock.
         process: PoolBox<Process>,
     },
@@ -402,7 +402,7 @@ impl Tree {
             tasks: RBTree::new(task::ById::NEW),
             numbers: Numbers::new(),
             births: 0,
-            key: Key(()),
+            key: FamilyKey(()),
         }
     }
 
@@ -555,7 +555,7 @@ impl Tree {
             let mut state = process.lock();
             let status = match state.life {
                 Life::Ending(status) | Life::Ended(status) => status,
-                Life::Running => End::Exited(state.code),
+                Life::Running => ProcessEnd::Exited(state.code),
             };
             state.life = Life::Ended(status);
             status
@@ -581,7 +581,7 @@ impl Tree {
         child: &Process,
         parent: u32,
         exit_signal: Option<Signal>,
-        status: End,
+        status: ProcessEnd,
     ) -> (bool, Option<Elsewhere>) {
         let Some(parent) = self.by_id.find(&parent).get() else { return (false, None) };
         let mut state = parent.lock();
@@ -685,7 +685,7 @@ impl Tree {
         }
     }
 
-    fn removed(&mut self, process: &Process, status: End) -> Child {
+    fn removed(&mut self, process: &Process, status: ProcessEnd) -> Child {
         let id = process.id;
         match self.remove(process) {
             Some(process) => Child::Ended { id, status, process },

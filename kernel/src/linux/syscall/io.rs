@@ -3,7 +3,7 @@
 use granule_abi::process::IoVec;
 use granule_arch::addr::VirtAddr;
 
-use super::{Answer, Call, MOST_AT_ONCE, read_quads};
+use super::{Answer, MOST_AT_ONCE, Syscall, read_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::sched::{Thread, Work, relax};
@@ -16,13 +16,13 @@ fn check_descriptor(descriptor: u64) -> Result<(), Errno> {
     if descriptor as u32 <= 2 { Ok(()) } else { Err(Errno::EBADF) }
 }
 
-pub(super) fn write(call: &mut Call<'_>) -> Answer {
+pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
     check_range(call.address::<1>(), call.argument::<2>())?;
     print(call.thread, call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
 }
 
-pub(super) fn read(call: &mut Call<'_>) -> Answer {
+pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
     check_range(call.address::<1>(), call.argument::<2>())?;
     input(call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
@@ -33,12 +33,12 @@ fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
     if uaccess::is_user_range(start, bytes as usize) { Ok(()) } else { Err(Errno::EFAULT) }
 }
 
-pub(super) fn writev(call: &mut Call<'_>) -> Answer {
+pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
     let thread = call.thread;
     each_piece(call, |from, bytes| print(thread, from, bytes))
 }
 
-pub(super) fn readv(call: &mut Call<'_>) -> Answer {
+pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
     each_piece(call, input)
 }
 
@@ -63,7 +63,7 @@ fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
 }
 
 /// Moves piece after piece, until one is not moved whole.
-fn each_piece(call: &Call<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> Answer {
+fn each_piece(call: &Syscall<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> Answer {
     check_descriptor(call.argument::<0>())?;
     let (array, count) = (call.address::<1>(), call.argument::<2>());
     if count > PIECES {
@@ -144,12 +144,12 @@ fn input(to: VirtAddr, bytes: u64) -> Answer {
 }
 
 /// Nothing stays open or closed: the console is always there.
-pub(super) fn close(call: &mut Call<'_>) -> Answer {
+pub(super) fn close(call: &mut Syscall<'_>) -> Answer {
     check_descriptor(call.argument::<0>()).map(|()| 0)
 }
 
 /// The console has no settings that a program could ask for: it is no terminal by that.
-pub(super) fn ioctl(call: &mut Call<'_>) -> Answer {
+pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
     Err(Errno::ENOTTY)
 }

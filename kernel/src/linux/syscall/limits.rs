@@ -3,12 +3,12 @@
 use granule_abi::limits::RLimit;
 use granule_arch::addr::VirtAddr;
 
-use super::{Answer, Call, read_quads, write_quads};
+use super::{Answer, Syscall, read_quads, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::process::tree::PROCESSES;
 
 /// The limits of the process, or of the thread's, with this number; 0 for the caller's. In Linux's order of refusals.
-pub(super) fn prlimit64(call: &mut Call<'_>) -> Answer {
+pub(super) fn prlimit64(call: &mut Syscall<'_>) -> Answer {
     let (process, resource) = (call.argument::<0>() as i32, call.argument::<1>() as u32);
     let (new, old) = (call.address::<2>(), call.address::<3>());
     let new = if new.0 == 0 { None } else { Some(read_limit(new)?) };
@@ -22,12 +22,12 @@ pub(super) fn prlimit64(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn getrlimit(call: &mut Call<'_>) -> Answer {
+pub(super) fn getrlimit(call: &mut Syscall<'_>) -> Answer {
     let limit = call.task.process().limits.exchange(call.argument::<0>() as u32, None)?;
     write_limit(call.address::<1>(), limit)
 }
 
-pub(super) fn setrlimit(call: &mut Call<'_>) -> Answer {
+pub(super) fn setrlimit(call: &mut Syscall<'_>) -> Answer {
     let new = read_limit(call.address::<1>())?;
     call.task.process().limits.exchange(call.argument::<0>() as u32, Some(new)).map(|_| 0)
 }

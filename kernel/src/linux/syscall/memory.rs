@@ -11,7 +11,7 @@ use granule_abi::memory::{
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use super::{Answer, Call};
+use super::{Answer, Syscall};
 use crate::linux::errno::Errno;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceLimits, Terms};
@@ -31,7 +31,7 @@ fn protection(bits: u64) -> Protection {
 }
 
 /// The order of what is refused is Linux's: the file, then the place, then what is to be there.
-pub(super) fn mmap(call: &mut Call<'_>) -> Answer {
+pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     let (address, bytes, bits, flags) =
         (call.address::<0>(), call.argument::<1>(), call.argument::<2>(), call.argument::<3>());
     let offset = call.argument::<5>();
@@ -116,12 +116,12 @@ fn backing(flags: u64, bytes: u64, offset: u64) -> Result<Sharing, Errno> {
     }
 }
 
-pub(super) fn munmap(call: &mut Call<'_>) -> Answer {
+pub(super) fn munmap(call: &mut Syscall<'_>) -> Answer {
     call.task.space().munmap(this_cpu(), call.address::<0>().untagged(), call.argument::<1>())?;
     Ok(0)
 }
 
-pub(super) fn mprotect(call: &mut Call<'_>) -> Answer {
+pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
     let (start, bytes, bits) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>());
     if bits & PROT_GROWS == PROT_GROWS {
         return Err(Errno::EINVAL);
@@ -139,7 +139,7 @@ pub(super) fn mprotect(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn madvise(call: &mut Call<'_>) -> Answer {
+pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
     let (start, bytes) = (call.address::<0>().untagged(), call.argument::<1>());
     // An `int` on Linux.
     match u64::from(call.argument::<2>() as u32) {
@@ -152,7 +152,7 @@ pub(super) fn madvise(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn mincore(call: &mut Call<'_>) -> Answer {
+pub(super) fn mincore(call: &mut Syscall<'_>) -> Answer {
     /// Pages that are asked for at once.
     const CHUNK: u64 = 256;
     let (start, bytes, vector) = (call.address::<0>().untagged(), call.argument::<1>(), call.address::<2>());
@@ -181,7 +181,7 @@ pub(super) fn mincore(call: &mut Call<'_>) -> Answer {
 
 /// Moves the heap's end; the answer is where it is then, moved or not. It is never an error: a C library would take
 /// that for an address.
-pub(super) fn brk(call: &mut Call<'_>) -> Answer {
+pub(super) fn brk(call: &mut Syscall<'_>) -> Answer {
     loop {
         let end = move_heap_end(call);
         // Short on the way, or from a call before, and there all the same.
@@ -193,7 +193,7 @@ pub(super) fn brk(call: &mut Call<'_>) -> Answer {
 }
 
 /// Moves it if that can be; where it is then. A want of memory is noted in the thread.
-fn move_heap_end(call: &Call<'_>) -> u64 {
+fn move_heap_end(call: &Syscall<'_>) -> u64 {
     let wanted = call.argument::<0>();
     let space = call.task.space();
     let mut heap = space.heap().write();

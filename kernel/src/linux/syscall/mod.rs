@@ -27,7 +27,7 @@ use crate::trap::TrapFrame;
 use crate::uaccess;
 
 /// One call in progress.
-pub struct Call<'a> {
+pub struct Syscall<'a> {
     /// The calling task.
     task: &'a Task,
     thread: &'a Thread,
@@ -35,7 +35,7 @@ pub struct Call<'a> {
     frame: &'a mut TrapFrame,
 }
 
-impl Call<'_> {
+impl Syscall<'_> {
     /// Argument `N`.
     #[inline(always)]
     const fn argument<const N: usize>(&self) -> u64 {
@@ -56,7 +56,7 @@ const MOST_AT_ONCE: u64 = 0x7fff_f000;
 type Answer = Result<u64, Errno>;
 
 /// A call from the registers to the registers.
-type Entry = extern "C" fn(&mut TrapFrame, &Thread);
+type SyscallEntry = extern "C" fn(&mut TrapFrame, &Thread);
 
 /// The entry of a call: a function for each, which the call is a part of, so that none is called by way of another.
 macro_rules! entry {
@@ -69,8 +69,8 @@ macro_rules! entry {
 }
 
 /// All calls, by number.
-static TABLE: [Entry; number::END] = {
-    let mut table: [Entry; number::END] = [entry!(unknown); number::END];
+static TABLE: [SyscallEntry; number::END] = {
+    let mut table: [SyscallEntry; number::END] = [entry!(unknown); number::END];
     table[number::IOCTL] = entry!(io::ioctl);
     table[number::CLOSE] = entry!(io::close);
     table[number::READ] = entry!(io::read);
@@ -130,11 +130,11 @@ pub(crate) extern "C" fn on_syscall(frame: &mut TrapFrame, thread: &Thread) {
 
 #[inline(always)]
 #[allow(unsafe_code, reason = "the task that a program's thread belongs to")]
-fn perform(frame: &mut TrapFrame, thread: &Thread, call: impl Fn(&mut Call<'_>) -> Answer) {
+fn perform(frame: &mut TrapFrame, thread: &Thread, call: impl Fn(&mut Syscall<'_>) -> Answer) {
     // SAFETY: it came from EL0, so the thread runs a program and has not left its process.
     let task = unsafe { Task::of(thread) };
     let x0 = frame.x[0];
-    let answer = call(&mut Call { task, thread, frame });
+    let answer = call(&mut Syscall { task, thread, frame });
     frame.x[0] = match answer {
         Ok(value) => value,
         Err(errno) => failed(task, thread, frame, x0, errno),
@@ -163,7 +163,7 @@ fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: E
     errno.returned()
 }
 
-fn unknown(call: &mut Call<'_>) -> Answer {
+fn unknown(call: &mut Syscall<'_>) -> Answer {
     /// A bit for each number that has been warned of; the last one for all that do not fit.
     static WARNED: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
     let number = call.frame.x[8] as u32;

@@ -10,56 +10,56 @@ use granule_abi::process::{
 };
 use granule_arch::addr::VirtAddr;
 
-use super::{Answer, Call, read_quads, time};
+use super::{Answer, Syscall, read_quads, time};
 use crate::bytes;
 use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
 use crate::linux::process::futex::{Scope, Wait};
-use crate::linux::process::stack::{self, Counts, Memory, Strings};
-use crate::linux::process::status::{End, ExecError, Name};
+use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
+use crate::linux::process::status::{ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::sched::{self, Work};
 use crate::smp::this_cpu;
 use crate::uaccess;
 
-pub(super) fn getpid(call: &mut Call<'_>) -> Answer {
+pub(super) fn getpid(call: &mut Syscall<'_>) -> Answer {
     Ok(u64::from(call.task.process().id()))
 }
 
-pub(super) fn gettid(call: &mut Call<'_>) -> Answer {
+pub(super) fn gettid(call: &mut Syscall<'_>) -> Answer {
     Ok(u64::from(call.task.id()))
 }
 
 /// 0 where the parent is the kernel, or gone.
-pub(super) fn getppid(call: &mut Call<'_>) -> Answer {
+pub(super) fn getppid(call: &mut Syscall<'_>) -> Answer {
     Ok(call.task.process().parent_id().into())
 }
 
 /// There is one user, and one group.
-pub(super) fn root(_: &mut Call<'_>) -> Answer {
+pub(super) fn root(_: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn sched_yield(_: &mut Call<'_>) -> Answer {
+pub(super) fn sched_yield(_: &mut Syscall<'_>) -> Answer {
     sched::yield_now();
     Ok(0)
 }
 
-pub(super) fn exit(call: &mut Call<'_>) -> Answer {
+pub(super) fn exit(call: &mut Syscall<'_>) -> Answer {
     exit::exit(call.task, call.argument::<0>() as u8)
 }
 
-pub(super) fn exit_group(call: &mut Call<'_>) -> Answer {
-    exit::exit_group(call.task, End::Exited(call.argument::<0>() as u8))
+pub(super) fn exit_group(call: &mut Syscall<'_>) -> Answer {
+    exit::exit_group(call.task, ProcessEnd::Exited(call.argument::<0>() as u8))
 }
 
-pub(super) fn set_tid_address(call: &mut Call<'_>) -> Answer {
+pub(super) fn set_tid_address(call: &mut Syscall<'_>) -> Answer {
     call.task.clear_at_exit.set(call.argument::<0>());
     gettid(call)
 }
 
-pub(super) fn clone(call: &mut Call<'_>) -> Answer {
+pub(super) fn clone(call: &mut Syscall<'_>) -> Answer {
     let request = clone::Request {
         flags: call.argument::<0>(),
         stack: call.argument::<1>(),
@@ -70,7 +70,7 @@ pub(super) fn clone(call: &mut Call<'_>) -> Answer {
     clone::clone(call.task, call.thread, call.frame, &request).map(u64::from)
 }
 
-pub(super) fn wait4(call: &mut Call<'_>) -> Answer {
+pub(super) fn wait4(call: &mut Syscall<'_>) -> Answer {
     let (which, status, options) = (call.argument::<0>() as i32, call.address::<1>(), call.argument::<2>());
     let usage = call.address::<3>();
     let child = exit::wait4(call.task, call.thread, which, status, u64::from(options as u32))?;
@@ -82,14 +82,14 @@ pub(super) fn wait4(call: &mut Call<'_>) -> Answer {
     Ok(u64::from(child))
 }
 
-pub(super) fn execve(call: &mut Call<'_>) -> Answer {
+pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     let (arguments, environment) = (call.address::<1>(), call.address::<2>());
     let loaded = {
         let path = read_path(call.address::<0>())?;
         let file = exec::open(&path).map_err(ExecError::errno)?;
         let limits = call.task.process().limits.of_space();
         let pointers = |array| count_pointers(call, array, limits.stack);
-        let counts = Counts { arguments: pointers(arguments)?, environment: pointers(environment)? };
+        let counts = StringCounts { arguments: pointers(arguments)?, environment: pointers(environment)? };
         let add = |strings: &mut Strings<exec::InSpace<'_>>| {
             copy_strings(call, environment, counts.environment, strings)?;
             copy_strings(call, arguments, counts.arguments, strings)
@@ -115,7 +115,7 @@ fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
 /// The pointers of an array up to a null pointer; no array is an empty one.
 ///
 /// More than an argument list can have are E2BIG at once, also where Linux would first come to a fault behind them.
-fn count_pointers(call: &Call<'_>, array: VirtAddr, stack_limit: u64) -> Result<usize, Errno> {
+fn count_pointers(call: &Syscall<'_>, array: VirtAddr, stack_limit: u64) -> Result<usize, Errno> {
     if array.0 == 0 {
         return Ok(0);
     }
@@ -134,8 +134,8 @@ fn read_pointer(array: VirtAddr, index: usize) -> Result<VirtAddr, Errno> {
 }
 
 /// Copies the strings of an array of pointers to a new stack, the last one first.
-fn copy_strings<M: Memory>(
-    call: &Call<'_>,
+fn copy_strings<M: StackMemory>(
+    call: &Syscall<'_>,
     array: VirtAddr,
     count: usize,
     strings: &mut Strings<M>,
@@ -153,7 +153,7 @@ fn copy_strings<M: Memory>(
 }
 
 /// A call that may take long ends where a signal waits that ends the process.
-fn give_up_if_killed(call: &Call<'_>) -> Result<(), Errno> {
+fn give_up_if_killed(call: &Syscall<'_>) -> Result<(), Errno> {
     if call.thread.has(Work::SIGNAL) && call.task.is_called_off() { Err(Errno::EINTR) } else { Ok(()) }
 }
 
@@ -176,7 +176,7 @@ fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>, Errno> {
     Ok(None)
 }
 
-pub(super) fn futex(call: &mut Call<'_>) -> Answer {
+pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
     let (word, operation, value) = (call.address::<0>(), call.argument::<1>() as u32, call.argument::<2>() as u32);
     let operation = u64::from(operation);
     let scope = if operation & FUTEX_PRIVATE_FLAG != 0 { Scope::Private } else { Scope::Any };
@@ -225,7 +225,7 @@ fn deadline(limit: VirtAddr, absolute: bool) -> Result<Option<Deadline>, Errno> 
     Ok(Some(Deadline::after(Duration::from_nanos(from_now))))
 }
 
-pub(super) fn prctl(call: &mut Call<'_>) -> Answer {
+pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {
     let at = call.address::<1>();
     match u64::from(call.argument::<0>() as u32) {
         PR_SET_NAME => {

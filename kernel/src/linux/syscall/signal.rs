@@ -3,19 +3,19 @@
 use granule_abi::signal::{SI_TKILL, SI_USER, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SigAction, SigStack};
 use granule_arch::addr::VirtAddr;
 
-use super::{Answer, Call, read_quads, write_quads};
+use super::{Answer, Syscall, read_quads, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::process::send::{self, Asked};
-use crate::linux::process::signal::{Cause, Effect, Set, Signal, deliver};
+use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::tree::Process;
 
 /// Bytes of a set of signals, which each call passes.
 const SET: u64 = 8;
 
-pub(super) fn kill(call: &mut Call<'_>) -> Answer {
+pub(super) fn kill(call: &mut Syscall<'_>) -> Answer {
     let signal = Asked(call.argument::<1>() as u32);
     let own = call.task.process();
-    let cause = Cause::process(SI_USER, own.id());
+    let cause = SignalCause::process(SI_USER, own.id());
     match call.argument::<0>() as i32 {
         // There is one process group, and -1 is every process but the sender.
         0 => send::to_all(None, signal, cause),
@@ -30,20 +30,20 @@ fn positive(number: u64) -> Result<u32, Errno> {
     u32::try_from(number as i32).ok().filter(|&number| number != 0).ok_or(Errno::EINVAL)
 }
 
-pub(super) fn tkill(call: &mut Call<'_>) -> Answer {
+pub(super) fn tkill(call: &mut Syscall<'_>) -> Answer {
     let (thread, signal) = (positive(call.argument::<0>())?, Asked(call.argument::<1>() as u32));
-    let cause = Cause::process(SI_TKILL, call.task.process().id());
+    let cause = SignalCause::process(SI_TKILL, call.task.process().id());
     send::to_thread(call.task, None, thread, signal, cause).map(|()| 0)
 }
 
-pub(super) fn tgkill(call: &mut Call<'_>) -> Answer {
+pub(super) fn tgkill(call: &mut Syscall<'_>) -> Answer {
     let (process, thread) = (positive(call.argument::<0>())?, positive(call.argument::<1>())?);
     let signal = Asked(call.argument::<2>() as u32);
-    let cause = Cause::process(SI_TKILL, call.task.process().id());
+    let cause = SignalCause::process(SI_TKILL, call.task.process().id());
     send::to_thread(call.task, Some(process), thread, signal, cause).map(|()| 0)
 }
 
-pub(super) fn rt_sigaction(call: &mut Call<'_>) -> Answer {
+pub(super) fn rt_sigaction(call: &mut Syscall<'_>) -> Answer {
     let (new, old) = (call.address::<1>(), call.address::<2>());
     if call.argument::<3>() != SET {
         return Err(Errno::EINVAL);
@@ -81,7 +81,7 @@ fn set_action(process: &Process, signal: Signal, action: Option<SigAction>) -> R
     Ok(before)
 }
 
-pub(super) fn rt_sigprocmask(call: &mut Call<'_>) -> Answer {
+pub(super) fn rt_sigprocmask(call: &mut Syscall<'_>) -> Answer {
     let (how, new, old) = (call.argument::<0>(), call.address::<1>(), call.address::<2>());
     if call.argument::<3>() != SET {
         return Err(Errno::EINVAL);
@@ -103,7 +103,7 @@ pub(super) fn rt_sigprocmask(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn rt_sigpending(call: &mut Call<'_>) -> Answer {
+pub(super) fn rt_sigpending(call: &mut Syscall<'_>) -> Answer {
     let (to, size) = (call.address::<0>(), call.argument::<1>());
     if size > SET {
         return Err(Errno::EINVAL);
@@ -119,12 +119,12 @@ pub(super) fn rt_sigpending(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn rt_sigreturn(call: &mut Call<'_>) -> Answer {
+pub(super) fn rt_sigreturn(call: &mut Syscall<'_>) -> Answer {
     deliver::sigreturn(call.task, call.thread, call.frame);
     Ok(call.argument::<0>())
 }
 
-pub(super) fn sigaltstack(call: &mut Call<'_>) -> Answer {
+pub(super) fn sigaltstack(call: &mut Syscall<'_>) -> Answer {
     let (new, old) = (call.address::<0>(), call.address::<1>());
     let sp = call.frame.sp;
     let before = deliver::stack(call.task, sp);

@@ -3,7 +3,7 @@
 use granule_abi::process::UtsName;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
-use super::{Answer, Call, MOST_AT_ONCE};
+use super::{Answer, MOST_AT_ONCE, Syscall};
 use crate::linux::errno::Errno;
 use crate::random;
 use crate::sched::{Work, relax};
@@ -14,7 +14,7 @@ use crate::uaccess;
 const NAMES: [&str; 6] =
     ["Linux", "granule", "7.2.0-granule", concat!("Granule ", env!("CARGO_PKG_VERSION")), "aarch64", "(none)"];
 
-pub(super) fn uname(call: &mut Call<'_>) -> Answer {
+pub(super) fn uname(call: &mut Syscall<'_>) -> Answer {
     const FIELD: usize = size_of::<UtsName>() / NAMES.len();
     let mut bytes = [0; size_of::<UtsName>()];
     for (field, name) in bytes.chunks_exact_mut(FIELD).zip(NAMES) {
@@ -24,7 +24,7 @@ pub(super) fn uname(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn getcpu(call: &mut Call<'_>) -> Answer {
+pub(super) fn getcpu(call: &mut Syscall<'_>) -> Answer {
     let (cpu, node) = (call.address::<0>(), call.address::<1>());
     if cpu.0 != 0 {
         uaccess::copy_to_user(cpu, &this_cpu().id.0.to_le_bytes())?;
@@ -35,7 +35,7 @@ pub(super) fn getcpu(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn getrandom(call: &mut Call<'_>) -> Answer {
+pub(super) fn getrandom(call: &mut Syscall<'_>) -> Answer {
     /// `GRND_NONBLOCK`, `GRND_RANDOM`, `GRND_INSECURE`. The last two exclude each other.
     const FLAGS: u32 = 0b111;
     const RANDOM_AND_INSECURE: u32 = 0b110;

@@ -4,7 +4,7 @@ use granule_abi::time::{CLOCK_BOOTTIME_ALARM, CLOCK_REALTIME_ALARM, TIMER_ABSTIM
 use granule_arch::addr::VirtAddr;
 
 use super::process::wait_for_futex;
-use super::{Answer, Call, read_quads, write_quads};
+use super::{Answer, Syscall, read_quads, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::process::clock::{Clock, Sleep, uptime};
 use crate::linux::process::task::{Continuation, Task};
@@ -26,13 +26,13 @@ fn write_timespec(to: VirtAddr, nanoseconds: u64) -> Result<(), Errno> {
     write_quads(to, [time.seconds as u64, time.nanoseconds as u64])
 }
 
-pub(super) fn clock_gettime(call: &mut Call<'_>) -> Answer {
+pub(super) fn clock_gettime(call: &mut Syscall<'_>) -> Answer {
     let now = Clock::new(call.argument::<0>(), call.task)?.now(call.task)?;
     write_timespec(call.address::<1>(), now)?;
     Ok(0)
 }
 
-pub(super) fn clock_getres(call: &mut Call<'_>) -> Answer {
+pub(super) fn clock_getres(call: &mut Syscall<'_>) -> Answer {
     // A clock is there if it can be read.
     Clock::new(call.argument::<0>(), call.task)?.now(call.task)?;
     if call.argument::<1>() != 0 {
@@ -41,13 +41,13 @@ pub(super) fn clock_getres(call: &mut Call<'_>) -> Answer {
     Ok(0)
 }
 
-pub(super) fn nanosleep(call: &mut Call<'_>) -> Answer {
+pub(super) fn nanosleep(call: &mut Syscall<'_>) -> Answer {
     let nanoseconds = read_timespec(call.address::<0>())?;
     let until = now().saturating_add(nanoseconds);
     sleep(call.task, Sleep { clock: Clock::Uptime, until, rest: call.address::<1>() })
 }
 
-pub(super) fn clock_nanosleep(call: &mut Call<'_>) -> Answer {
+pub(super) fn clock_nanosleep(call: &mut Syscall<'_>) -> Answer {
     let number = u64::from(call.argument::<0>() as u32);
     if number == CLOCK_REALTIME_ALARM || number == CLOCK_BOOTTIME_ALARM {
         // As where Linux has no device that wakes the machine (`alarm_timer_nsleep`).
@@ -87,7 +87,7 @@ fn sleep(task: &Task, sleep: Sleep) -> Answer {
 }
 
 /// Goes on with the call that a signal without a handler interrupted.
-pub(super) fn restart_syscall(call: &mut Call<'_>) -> Answer {
+pub(super) fn restart_syscall(call: &mut Syscall<'_>) -> Answer {
     match call.task.continuation.take() {
         Some(Continuation::Sleep(rest)) => sleep(call.task, rest),
         Some(Continuation::Futex(rest)) => wait_for_futex(call.task, &rest),

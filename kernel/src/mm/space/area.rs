@@ -18,37 +18,24 @@ use core::cell::Cell;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
-use intrusive_collections::rbtree::CursorMut;
+use intrusive_collections::rbtree::{Cursor, CursorMut};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
+use super::PAGE;
 use super::calls::STACK_GUARD;
+use super::gather::pages;
 use super::shmem::Object;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox};
-
-const PAGE: u64 = PAGE_SIZE as u64;
+use crate::sched::relax;
 
 /// Addresses below are handed out on request only: programs are linked there, and a null pointer with an offset points
 /// there.
 pub(super) const SEARCH_START: VirtAddr = VirtAddr(1 << 32);
-
-/// Where an area's pages come from.
-#[derive(Clone, Copy)]
-pub enum Backing<'a> {
-    /// Zeros, of this space alone; after a fork, copies.
-    Private,
-    /// An object that several areas, of several spaces, may show.
-    Shared {
-        /// The object.
-        object: &'a Object,
-        /// Which page of it the area begins with.
-        first_page: u64,
-    },
-}
 
 /// One area: the pages from `start` to `end`, all alike.
 ///
@@ -100,7 +87,13 @@ impl Area {
             .reserved(self.reserved)
     }
 
-    fn of(start: VirtAddr, end: VirtAddr, protection: Protection, object: Option<Counted<Object>>, first_page: u64) -> Self {
+    fn of(
+        start: VirtAddr,
+        end: VirtAddr,
+        protection: Protection,
+        object: Option<Counted<Object>>,
+        first_page: u64,
+    ) -> Self {
         Self {
             by_address: RBTreeLink::new(),
             by_gap: RBTreeLink::new(),
@@ -143,19 +136,28 @@ impl Area {
         PageRange::new(self.start(), self.size()).expect("an area is made of whole pages of the lower half")
     }
 
+    /// Its pages in `range`, which it touches.
+    #[inline(always)]
+    pub(super) fn part_in(&self, range: PageRange) -> PageRange {
+        pages(self.start().max(range.start()), self.end().min(range.end()))
+    }
+
+    /// How many ends of `range` lie inside it.
+    #[inline(always)]
+    pub(super) fn cuts(&self, range: PageRange) -> usize {
+        usize::from(self.start() < range.start()) + usize::from(range.end() < self.end())
+    }
+
     /// What may be done with its pages.
     #[inline(always)]
     pub fn protection(&self) -> Protection {
         self.protection.get()
     }
 
-    /// Where its pages come from.
+    /// The object that its pages belong to; private pages, zeros at first and copied after a fork, belong to none.
     #[inline(always)]
-    pub fn backing(&self) -> Backing<'_> {
-        match &self.object {
-            None => Backing::Private,
-            Some(object) => Backing::Shared { object, first_page: self.first_page.get() },
-        }
+    pub fn object(&self) -> Option<&Object> {
+        self.object.as_deref()
     }
 
     /// Whether it shows an object.
@@ -185,7 +187,8 @@ impl Area {
     }
 
     /// Which page of its object is at `address`; of no meaning where it is private.
-    fn page_at(&self, address: VirtAddr) -> u64 {
+    #[inline(always)]
+    pub fn page_at(&self, address: VirtAddr) -> u64 {
         self.first_page.get() + (address - self.start()) / PAGE
     }
 
@@ -329,14 +332,9 @@ impl Areas {
         if self.count <= MOST { Ok(()) } else { Err(OutOfMemory) }
     }
 
-    /// Whether some area has more on both sides of `range`.
-    pub(super) fn cuts_one_in_two(&self, range: PageRange) -> bool {
-        self.find(range.start()).is_some_and(|area| area.start() < range.start() && range.end() < area.end())
-    }
-
-    /// The first area at `address` or above.
-    pub(super) fn first_above(&self, address: VirtAddr) -> Option<&Area> {
-        self.tree.lower_bound(Bound::Included(&address.0)).get()
+    /// How many areas there are.
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     /// All of them, by address.
@@ -353,15 +351,36 @@ impl Areas {
 
     /// Those that hold an address of `range`, by address.
     pub(super) fn touching(&self, range: PageRange) -> impl Iterator<Item = &Area> {
-        let mut cursor = self.tree.upper_bound(Bound::Included(&range.start().0));
-        if cursor.get().is_none_or(|area| area.end() <= range.start()) {
-            cursor.move_next();
-        }
+        let mut cursor = self.ending_above(range.start());
         core::iter::from_fn(move || {
             let area = cursor.get().filter(|area| area.start() <= range.last())?;
             cursor.move_next();
             Some(area)
         })
+    }
+
+    /// The first of those.
+    #[inline]
+    pub(super) fn first_touching(&self, range: PageRange) -> Option<Held> {
+        self.ending_above(range.start()).clone_pointer().filter(|area| area.start() <= range.last()).map(Held)
+    }
+
+    /// The area that holds all of `range`.
+    #[inline]
+    pub(super) fn holding(&self, range: PageRange) -> Option<Held> {
+        let cursor = self.tree.upper_bound(Bound::Included(&range.start().0));
+        let holds = cursor.get().is_some_and(|area| range.last() < area.end());
+        cursor.clone_pointer().filter(|_| holds).map(Held)
+    }
+
+    /// The first area that ends above `address`.
+    #[inline]
+    fn ending_above(&self, address: VirtAddr) -> Cursor<'_, ByAddress> {
+        let mut cursor = self.tree.upper_bound(Bound::Included(&address.0));
+        if cursor.get().is_none_or(|area| area.end() <= address) {
+            cursor.move_next();
+        }
+        cursor
     }
 
     /// Whether every page of `range` is in some area.
@@ -396,36 +415,6 @@ impl Areas {
         let last = self.tree.back().get().map_or(self.start, Area::end);
         let top = self.end.0.checked_sub(last.max(SEARCH_START).0)?;
         (top >= bytes).then(|| self.end - bytes)
-    }
-
-    /// The gap below `start` where the area in front ends at `end`.
-    fn gap_between(&self, end: VirtAddr, start: VirtAddr) -> u64 {
-        start.0.saturating_sub(end.max(SEARCH_START).0)
-    }
-
-    /// How many areas are cut in two where `range` gets boundaries of its own.
-    pub(super) fn cuts(&self, range: PageRange) -> usize {
-        let cuts = |at: VirtAddr| self.find(at).is_some_and(|area| area.start() < at);
-        usize::from(cuts(range.start())) + usize::from(cuts(range.end()))
-    }
-
-    /// The area that holds all of `range`.
-    #[inline]
-    pub(super) fn holding(&self, range: PageRange) -> Option<Held> {
-        let cursor = self.tree.upper_bound(Bound::Included(&range.start().0));
-        let holds = cursor.get().is_some_and(|area| range.last() < area.end());
-        cursor.clone_pointer().filter(|_| holds).map(Held)
-    }
-
-    /// Cuts areas at both ends of `range`, so that each lies wholly inside or outside. Takes [`Self::cuts`] spares.
-    pub(super) fn isolate(&mut self, range: PageRange, spares: &mut Spares) {
-        for at in [range.start(), range.end()] {
-            let cursor = self.tree.upper_bound(Bound::Included(&at.0));
-            let cut = cursor.get().is_some_and(|area| area.start() < at && at < area.end());
-            if cut && let Some(area) = cursor.clone_pointer() {
-                self.cut(&area, at, spares);
-            }
-        }
     }
 
     /// Makes two areas of `area`, which meet at `at`; returns the upper one.
@@ -484,31 +473,41 @@ impl Areas {
         Ok(())
     }
 
-    /// Takes all areas out that lie in `range`, each of which then goes to `removed`. None straddles an end.
-    pub(super) fn remove(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
-        while let Some(area) = self.tree.lower_bound(Bound::Included(&range.start().0)).clone_pointer()
-            && area.start() <= range.last()
-        {
-            removed(self.take(&area));
+    /// Removes `range` from the areas that it touches, of which `first` is the first. Where one is cut in two, takes a
+    /// spare.
+    #[inline(never)]
+    pub(super) fn remove(&mut self, first: Held, range: PageRange, spares: &mut Spares) {
+        let mut next = Some(first.0);
+        while let Some(area) = next {
+            let part = area.part_in(range);
+            next = None;
+            if part.end() != range.end() {
+                let above = self.cursor(&area).peek_next().clone_pointer();
+                next = above.filter(|above| above.start() <= range.last());
+            }
+            drop(self.remove_part(&Held(area), part, spares));
+            if next.is_some() {
+                // Areas are many, and one may be the last user of an object with many frames.
+                relax();
+            }
         }
     }
 
-    /// Takes `range` out of the area that holds all of it. Where that leaves two pieces it takes a spare.
-    pub(super) fn remove_held(&mut self, held: &Held, range: PageRange, spares: &mut Spares) -> Option<PoolBox<Area>> {
+    /// Removes `range` from the area that holds all of it, which is returned where nothing is left of it.
+    #[inline(always)]
+    pub(super) fn remove_part(&mut self, held: &Held, range: PageRange, spares: &mut Spares) -> Option<PoolBox<Area>> {
         let area = &held.0;
-        let (start, end) = (area.start(), area.end());
-        if start == range.start() && end == range.end() {
-            return Some(self.take(area));
-        }
-        if start < range.start() && range.end() < end {
-            self.cut(area, range.end(), spares);
+        match area.cuts(range) {
+            0 => return Some(self.take(area)),
+            2 => drop(self.cut(area, range.end(), spares)),
+            _ => {}
         }
         let gone = range.end() - range.start();
         self.total -= gone;
         if area.data() != 0 {
             self.data -= gone;
         }
-        if start < range.start() {
+        if area.start() < range.start() {
             area.end.set(range.start());
             self.gap_above_changed(area);
         } else {
@@ -517,6 +516,15 @@ impl Areas {
             self.gap_changed(area);
         }
         None
+    }
+
+    /// Removes all areas, each of which then goes to `removed`.
+    pub(super) fn clear(&mut self, mut removed: impl FnMut(PoolBox<Area>)) {
+        self.gaps.fast_clear();
+        (self.count, self.total, self.data) = (0, 0, 0);
+        while let Some(node) = self.tree.front_mut().remove() {
+            removed(into_box(node));
+        }
     }
 
     /// Takes one area out.
@@ -542,20 +550,9 @@ impl Areas {
         (below.get().map_or(self.start, Area::end), above.get().map_or(self.end, Area::start))
     }
 
-    /// Gives the areas that lie in `range` another protection. None straddles an end.
-    pub(super) fn protect(&mut self, range: PageRange, protection: Protection) {
-        let (mut before, mut after) = (0, 0);
-        for area in self.touching(range) {
-            before += area.data();
-            area.protection.set(protection);
-            after += area.data();
-        }
-        self.data = self.data - before + after;
-    }
-
     /// Gives the area that was found another protection.
     #[inline]
-    pub(super) fn protect_held(&mut self, held: &Held, protection: Protection) {
+    pub(super) fn protect(&mut self, held: &Held, protection: Protection) {
         let before = held.data();
         held.0.protection.set(protection);
         self.data = self.data - before + held.data();
@@ -574,33 +571,21 @@ impl Areas {
         Held(area)
     }
 
-    /// Makes one area of those that touch and are alike, from the one in front of `range` to the one behind it.
-    pub(super) fn merge(&mut self, range: PageRange, mut removed: impl FnMut(PoolBox<Area>)) {
-        let mut next = self.tree.upper_bound(Bound::Included(&range.start().0)).clone_pointer();
-        while let Some(area) = next.filter(|area| area.start() <= range.end()) {
-            let merged = self.merge_below(area, &mut removed);
-            next = self.cursor(&merged).peek_next().clone_pointer();
-        }
-    }
-
     /// Makes one area of `area` and the one in front and the one behind, as far as they touch and are alike.
-    pub(super) fn merge_held(&mut self, area: Held, mut removed: impl FnMut(PoolBox<Area>)) {
-        let area = self.merge_below(area.0, &mut removed);
+    pub(super) fn merge(&mut self, Held(mut area): Held) {
+        let below = self.cursor(&area).peek_prev().clone_pointer();
+        if let Some(below) = below
+            && below.continues_in(&area)
+        {
+            drop(self.join(&below, area));
+            area = below;
+        }
         let next = self.cursor(&area).peek_next().clone_pointer();
         if let Some(next) = next
             && area.continues_in(&next)
         {
-            removed(self.join(&area, next));
+            drop(self.join(&area, next));
         }
-    }
-
-    /// Makes one area of `area` and the one in front, if they touch and are alike; returns which holds `area` then.
-    #[inline]
-    fn merge_below(&mut self, area: UnsafeRef<Area>, removed: &mut impl FnMut(PoolBox<Area>)) -> UnsafeRef<Area> {
-        let below = self.cursor(&area).peek_prev().clone_pointer();
-        let Some(below) = below.filter(|below| below.continues_in(&area)) else { return area };
-        removed(self.join(&below, area));
-        below
     }
 
     /// Makes one area of two that touch and are alike; the upper one is taken out.
@@ -651,7 +636,7 @@ impl Areas {
     /// The gap below `area` is another one.
     fn gap_changed(&mut self, area: &UnsafeRef<Area>) {
         let below = self.cursor(area).peek_prev().get().map(Area::end);
-        let gap = self.gap_between(below.unwrap_or(self.start), area.start());
+        let gap = area.start().0.saturating_sub(below.unwrap_or(self.start).max(SEARCH_START).0);
         self.set_gap(area, gap.saturating_sub(area.guard.get()));
     }
 
@@ -677,10 +662,7 @@ impl Areas {
 
 impl Drop for Areas {
     fn drop(&mut self) {
-        self.gaps.fast_clear();
-        while let Some(node) = self.tree.front_mut().remove() {
-            drop(into_box(node));
-        }
+        self.clear(drop);
     }
 }
 

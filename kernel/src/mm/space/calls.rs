@@ -7,11 +7,10 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::{Mmu, PageRange};
 
-use super::area::{Area, Areas, Backing, Spares};
-use super::entry::{State, state};
+use super::area::{Area, Areas, Held, Spares};
+use super::entry::{EntryState, state};
 use super::gather::{Gather, pages};
 use super::limits::{Terms, stack_guard};
-use super::zap::drop_area;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::notifier::{Event, Range};
 use crate::smp::Cpu;
@@ -96,50 +95,34 @@ impl Space {
         let mut areas = self.areas.write();
         areas.room_for_mapping()?;
         let range = place(&areas, request.placement, bytes)?;
-        self.check_terms(&areas, request, range, terms)?;
-        let replaces = areas.touching(range).next().is_some();
-        let cuts = if replaces { areas.cuts(range) } else { 0 };
-        if replaces && areas.cuts_one_in_two(range) {
-            areas.room_for_cuts(1)?;
-        }
-        let object = match request.sharing {
-            Sharing::Private => None,
-            Sharing::Shared => Some(self.common.create_object(cpu)?),
-        };
-        let mut spares = Spares::take(&self.common.areas, cuts + 1)?;
-        if replaces {
-            self.unmap(cpu, &mut areas, range, &mut spares);
-        }
         let guard = match request.placement {
             Placement::Stack(_) => stack_guard(bytes, terms.limits.stack),
             _ if terms.grows => STACK_GUARD,
             _ => 0,
         };
+        let is_shared = request.sharing == Sharing::Shared;
+        let is_written = request.protection.contains(Protection::WRITE) && !is_shared;
+        if terms.fits_in_memory && (is_written || is_shared) && bytes > self.memory()
+            || !areas.may_add(range, is_written && guard == 0, &terms.limits)
+        {
+            return Err(SpaceError::NoMemory);
+        }
+        let replaced = areas.first_touching(range);
+        let split = usize::from(replaced.as_ref().is_some_and(|area| area.cuts(range) == 2));
+        areas.room_for_cuts(split)?;
+        let object = if is_shared { Some(self.common.create_object(cpu)?) } else { None };
+        let mut spares = Spares::take(&self.common.areas, split + 1)?;
+        if let Some(first) = replaced {
+            self.unmap(cpu, &mut areas, range, |areas| areas.remove(first, range, &mut spares));
+        }
         let area = Area::new(range, request.protection, object).guarded(guard).reserved(terms.fits_in_memory);
         let area = areas.insert(spares.make(area));
-        areas.merge_held(area, drop);
+        areas.merge(area);
         if request.populate == Populate::Now {
             let areas = areas.downgrade();
             self.populate(cpu, &areas, range, is_killed);
         }
         Ok(range.start())
-    }
-
-    /// Whether a mapping of `range` may be made on these terms.
-    fn check_terms(
-        &self,
-        areas: &Areas,
-        request: &MapRequest,
-        range: PageRange,
-        terms: &Terms,
-    ) -> Result<(), SpaceError> {
-        let is_shared = request.sharing == Sharing::Shared;
-        let is_written = request.protection.contains(Protection::WRITE) && !is_shared;
-        let grows = terms.grows || matches!(request.placement, Placement::Stack(_));
-        let too_large =
-            terms.fits_in_memory && (is_written || is_shared) && range.end() - range.start() > self.memory();
-        let allowed = areas.may_add(range, is_written && !grows, &terms.limits);
-        if allowed && !too_large { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
     /// Brings the pages that [`Populate::Now`] asked for and that were not there for want of memory.
@@ -176,31 +159,23 @@ impl Space {
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
         let mut areas = self.areas.write();
-        let Some(held) = areas.holding(range) else {
-            if areas.touching(range).next().is_some() {
-                // What is cut at one side only adds nothing to the count in the end.
-                let mut spares = Spares::take(&self.common.areas, areas.cuts(range))?;
-                self.unmap(cpu, &mut areas, range, &mut spares);
+        let Some(area) = areas.holding(range) else {
+            if let Some(first) = areas.first_touching(range) {
+                // Areas that are cut at one end become smaller, and none more.
+                let mut spares = Spares::take(&self.common.areas, 0)?;
+                self.unmap(cpu, &mut areas, range, |areas| areas.remove(first, range, &mut spares));
             }
             return Ok(());
         };
-        let middle = held.start() < range.start() && range.end() < held.end();
-        areas.room_for_cuts(middle.into())?;
-        let mut spares = Spares::take(&self.common.areas, middle.into())?;
-        self.unmap_with(cpu, &mut areas, range, |areas| drop(areas.remove_held(&held, range, &mut spares)));
+        let split = usize::from(area.cuts(range) == 2);
+        areas.room_for_cuts(split)?;
+        let mut spares = Spares::take(&self.common.areas, split)?;
+        self.unmap(cpu, &mut areas, range, |areas| drop(areas.remove_part(&area, range, &mut spares)));
         Ok(())
     }
 
-    /// The part of `munmap` that cannot fail.
-    fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, spares: &mut Spares) {
-        self.unmap_with(cpu, areas, range, |areas| {
-            areas.isolate(range, spares);
-            areas.remove(range, drop_area);
-        });
-    }
-
-    /// The same, where `remove` takes the areas out.
-    fn unmap_with(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, remove: impl FnOnce(&mut Areas)) {
+    /// The part of `munmap` that cannot fail; `remove` removes the areas.
+    fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, remove: impl FnOnce(&mut Areas)) {
         // Before the gather, so that it ends after it: the frames are free when the end is called.
         let _change = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
         let mut gather = Gather::without_faults(self, cpu, areas);
@@ -216,7 +191,7 @@ impl Space {
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is
     /// not mapped; the rest was dealt with, as Linux does).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
-        let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
+        let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         let areas = self.areas.read();
         let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
         let mut gather = Gather::among_faults(self, cpu, &areas);
@@ -230,7 +205,7 @@ impl Space {
     /// # Errors
     /// As [`Self::madvise_dontneed`].
     pub fn madvise_nothing(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
-        let Some((range, in_space)) = advised_range(start, bytes)? else { return Ok(()) };
+        let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         if in_space && self.areas.read().covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
@@ -257,11 +232,10 @@ impl Space {
         present.fill(0);
         let index = |address: VirtAddr| ((address - range.start()) / PAGE) as usize;
         for area in areas.touching(range) {
-            if let Backing::Shared { object, first_page } = area.backing() {
-                let from = area.start().max(range.start());
-                let end = area.end().min(range.end());
-                let object_pages = first_page + (from - area.start()) / PAGE..first_page + (end - area.start()) / PAGE;
-                for (place, page) in present.iter_mut().skip(index(from)).zip(object_pages) {
+            if let Some(object) = area.object() {
+                let part = area.part_in(range);
+                let object_pages = area.page_at(part.start())..area.page_at(part.end());
+                for (place, page) in present.iter_mut().skip(index(part.start())).zip(object_pages) {
                     *place = object.has(page).into();
                 }
             }
@@ -269,8 +243,8 @@ impl Space {
         self.page_tables().for_each_cells(range, |found| {
             for (place, cell) in present.iter_mut().skip(index(found.start)).zip(found.cells) {
                 *place |= match state(self.mmu().load(cell)) {
-                    State::Page | State::Inaccessible | State::Migration(_) => 1,
-                    State::Empty | State::Marker(_) | State::Damaged => 0,
+                    EntryState::Page | EntryState::Inaccessible | EntryState::Migration(_) => 1,
+                    EntryState::Empty | EntryState::Marker(_) | EntryState::Damaged => 0,
                 };
             }
         });
@@ -315,8 +289,8 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, S
             if !matches!(placement, Placement::Fixed(_)) && areas.touching(range).next().is_some() {
                 return Err(SpaceError::InUse);
             }
-            let is_near = |above: &Area| above.guarded_start() < range.end() + PAGE;
-            if matches!(placement, Placement::Heap(_)) && areas.first_above(range.end()).is_some_and(is_near) {
+            let is_near = |above: Held| above.guarded_start() < range.end() + PAGE;
+            if matches!(placement, Placement::Heap(_)) && areas.first_from(range.end()).is_some_and(is_near) {
                 return Err(SpaceError::InUse);
             }
             Ok(range)
@@ -330,14 +304,17 @@ pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
     (range.last() < USER_END).then_some(range)
 }
 
-/// The pages of a range that advice is given for, as far as the space goes, and whether that is all; none where it has
-/// no bytes.
-fn advised_range(start: VirtAddr, bytes: u64) -> Result<Option<(PageRange, bool)>, SpaceError> {
+/// The pages of `bytes` bytes from `start` on, as far as the space goes, and whether that is all; none where there are
+/// no bytes. `wraps` is the error for a range that wraps.
+pub(super) fn clamped_range(
+    start: VirtAddr,
+    bytes: u64,
+    wraps: SpaceError,
+) -> Result<Option<(PageRange, bool)>, SpaceError> {
     if !start.is_aligned(PAGE) {
         return Err(SpaceError::Invalid);
     }
-    let end =
-        bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).ok_or(SpaceError::Invalid)?;
+    let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).ok_or(wraps)?;
     if end == start.0 {
         return Ok(None);
     }

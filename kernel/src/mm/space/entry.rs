@@ -21,14 +21,14 @@ const ACCESS: u64 = bits::RDONLY | bits::AF | bits::WRITE | bits::DIRTY;
 ///
 /// | | a fault that its area permits | its frame | mincore |
 /// |---|---|---|---|
-/// | [`Empty`](State::Empty) | a page is installed | none | the object's answer |
-/// | [`Page`](State::Page) | access flag, dirt, copy on write | held, unless special | 1 |
-/// | [`Inaccessible`](State::Inaccessible) | becomes valid | held, unless special | 1 |
-/// | [`Marker`](State::Marker) | empty; SIGSEGV for a guard, SIGBUS where the memory is gone | none | 0 |
-/// | [`Migration`](State::Migration) | SIGBUS: nothing that would end it exists | none | 1 |
-/// | [`Damaged`](State::Damaged) | SIGBUS | none | 0 |
+/// | [`Empty`](EntryState::Empty) | a page is installed | none | the object's answer |
+/// | [`Page`](EntryState::Page) | access flag, dirt, copy on write | held, unless special | 1 |
+/// | [`Inaccessible`](EntryState::Inaccessible) | becomes valid | held, unless special | 1 |
+/// | [`Marker`](EntryState::Marker) | empty; SIGSEGV for a guard, SIGBUS where the memory is gone | none | 0 |
+/// | [`Migration`](EntryState::Migration) | SIGBUS: nothing that would end it exists | none | 1 |
+/// | [`Damaged`](EntryState::Damaged) | SIGBUS | none | 0 |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum State {
+pub(super) enum EntryState {
     /// Nothing.
     Empty,
     /// A leaf that the hardware uses.
@@ -45,31 +45,31 @@ pub(super) enum State {
 
 /// What `entry`, of the last level, is.
 #[inline(always)]
-pub(super) fn state(entry: Descriptor) -> State {
+pub(super) fn state(entry: Descriptor) -> EntryState {
     /// VALID without the other is reserved at the last level, and faults.
     const PAGE: u64 = bits::VALID | bits::TABLE;
     if entry.0 & PAGE == PAGE {
-        State::Page
+        EntryState::Page
     } else if entry == Descriptor::EMPTY {
-        State::Empty
+        EntryState::Empty
     } else {
         state_of_invalid(entry)
     }
 }
 
 #[cold]
-fn state_of_invalid(entry: Descriptor) -> State {
+fn state_of_invalid(entry: Descriptor) -> EntryState {
     if entry.is_valid() {
-        return State::Damaged;
+        return EntryState::Damaged;
     }
     if entry.is_present() {
-        return if entry.is_inaccessible() { State::Inaccessible } else { State::Damaged };
+        return if entry.is_inaccessible() { EntryState::Inaccessible } else { EntryState::Damaged };
     }
     match entry.non_present() {
-        NonPresent::Empty => State::Empty,
-        NonPresent::Marker(markers) => State::Marker(markers),
-        NonPresent::Migration(migration) => State::Migration(migration),
-        NonPresent::Unknown => State::Damaged,
+        NonPresent::Empty => EntryState::Empty,
+        NonPresent::Marker(markers) => EntryState::Marker(markers),
+        NonPresent::Migration(migration) => EntryState::Migration(migration),
+        NonPresent::Unknown => EntryState::Damaged,
     }
 }
 
@@ -77,7 +77,7 @@ fn state_of_invalid(entry: Descriptor) -> State {
 /// written becomes one for reading, as Linux's `copy_nonpresent_pte` has it.
 #[cold]
 pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
-    let State::Migration(migration) = state(entry) else { return entry };
+    let EntryState::Migration(migration) = state(entry) else { return entry };
     let access = match migration.access {
         MigrationAccess::Read => MigrationAccess::Read,
         MigrationAccess::ReadExclusive | MigrationAccess::Write if exclusive => MigrationAccess::ReadExclusive,

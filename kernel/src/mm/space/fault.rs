@@ -16,10 +16,10 @@ use granule_arch::patched_branch;
 use granule_pgtable::{EnsureError, Mmu};
 use thiserror::Error;
 
-use super::area::{Area, Areas, Backing};
+use super::area::{Area, Areas};
 use super::cow::Reuse;
-use super::entry::{State, attributes, set_access_flags, state, written};
-use super::{Cell, PAGE, Space};
+use super::entry::{EntryState, attributes, set_access_flags, state, written};
+use super::{EntryCell, PAGE, Space};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::platform::features::branch;
@@ -81,21 +81,21 @@ impl From<EnsureError> for FaultError {
 pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access) -> Result<(), FaultError> {
     let page = address.align_down(PAGE);
     match serve(space, cpu, page, access) {
-        Outcome::Served => Ok(()),
-        Outcome::Upgraded => {
+        FaultOutcome::Served => Ok(()),
+        FaultOutcome::Upgraded => {
             // No lock is held: a subscriber may sleep, or look anywhere. By now the page may be anything, or gone.
             if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
                 space.notifiers.upgraded(page);
             }
             Ok(())
         }
-        Outcome::Failed(error) => Err(error),
+        FaultOutcome::Failed(error) => Err(error),
     }
 }
 
 /// What became of a fault: one byte, where a `Result` of the first two would take two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Outcome {
+pub(super) enum FaultOutcome {
     /// It was served; what is to be notified was, on the way.
     Served,
     /// It was served: the entry was read-only or old, and became writable or young.
@@ -105,7 +105,7 @@ pub(super) enum Outcome {
 }
 
 #[inline(always)]
-fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Outcome {
+fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutcome {
     let areas = space.areas.read();
     let Some(area) = areas.find(page) else { return refuse(areas, FaultError::NotMapped) };
     if !allows(area.protection(), access) {
@@ -113,8 +113,8 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Outcome {
     }
     let Some((table, cell)) = space.page_tables().cell(page) else {
         return match space.first_page_of_table(cpu, area, page, access) {
-            Ok(()) => Outcome::Served,
-            Err(error) => Outcome::Failed(error),
+            Ok(()) => FaultOutcome::Served,
+            Err(error) => FaultOutcome::Failed(error),
         };
     };
     let entry = space.mmu().load(cell);
@@ -124,10 +124,10 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Outcome {
             Err(error) => return refuse(areas, error.into()),
         };
         space.install_or_drop(cpu, table, page, cell, new);
-        return Outcome::Served;
+        return FaultOutcome::Served;
     }
     // One for each use: those of what is inlined stay in registers.
-    let fault = || Fault { space, cpu, area, page, table, cell, access };
+    let fault = || AllowedFault { space, cpu, area, page, table, cell, access };
     if access == Access::Write && !entry.may_be_written() {
         return match fault().reuse() {
             Reuse::Done(outcome) => outcome,
@@ -140,9 +140,9 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Outcome {
 /// Drops the lock of the areas, which have no page for an access.
 #[cold]
 #[inline(never)]
-fn refuse(areas: ReadGuard<'_, Areas>, error: FaultError) -> Outcome {
+fn refuse(areas: ReadGuard<'_, Areas>, error: FaultError) -> FaultOutcome {
     drop(areas);
-    Outcome::Failed(error)
+    FaultOutcome::Failed(error)
 }
 
 /// Whether an area with `protection` lets `access` through: what may be written may be read, and what may be executed,
@@ -160,7 +160,7 @@ fn is_load_of_code(protection: Protection, access: Access) -> bool {
 /// A fault that an area allows, and where its entry is. Functions that are not inlined take it by value: only before
 /// their calls is it put into memory.
 #[derive(Clone, Copy)]
-pub(super) struct Fault<'a> {
+pub(super) struct AllowedFault<'a> {
     pub(super) space: &'a Space,
     pub(super) cpu: &'a Cpu,
     pub(super) area: &'a Area,
@@ -169,28 +169,28 @@ pub(super) struct Fault<'a> {
     /// The last-level table.
     pub(super) table: PhysAddr,
     /// The entry in it.
-    pub(super) cell: &'a Cell,
+    pub(super) cell: &'a EntryCell,
     pub(super) access: Access,
 }
 
-impl Fault<'_> {
+impl AllowedFault<'_> {
     /// The entry allows the access, as far as software knows.
     #[cold]
-    fn present(self) -> Outcome {
+    fn present(self) -> FaultOutcome {
         let mmu = self.space.mmu();
         let _locked = self.space.lock_table(self.table);
         let entry = mmu.load(self.cell);
         let is_write = self.access == Access::Write;
-        if state(entry) != State::Page {
+        if state(entry) != EntryState::Page {
             return self.not_a_page(entry);
         }
         if self.access == Access::Execute && !entry.is_user_executable() {
             // Entries follow their areas: this one does not, and a retry would fault for ever.
-            return Outcome::Failed(FaultError::Unusable);
+            return FaultOutcome::Failed(FaultError::Unusable);
         }
         if is_write && !entry.may_be_written() {
             // Another CPU has changed it: the next fault decides what it needs now.
-            return Outcome::Served;
+            return FaultOutcome::Served;
         }
         self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() })
     }
@@ -198,12 +198,12 @@ impl Fault<'_> {
     /// Serves what is no page: each state changes so that the retry gets further, or is an error. The table's lock is
     /// held.
     #[cold]
-    pub(super) fn not_a_page(self, entry: Descriptor) -> Outcome {
+    pub(super) fn not_a_page(self, entry: Descriptor) -> FaultOutcome {
         let mmu = self.space.mmu();
         match state(entry) {
             // Another CPU has emptied it: the retry finds it so.
-            State::Empty | State::Page => {}
-            State::Inaccessible => {
+            EntryState::Empty | EntryState::Page => {}
+            EntryState::Inaccessible => {
                 // No TLB has it. The next fault decides what a store needs beyond that.
                 let accessible = if entry.is_fault_on_access() {
                     entry.accessible()
@@ -215,46 +215,52 @@ impl Fault<'_> {
                 }
                 mmu.store(self.cell, accessible.young());
             }
-            State::Marker(markers) if markers.contains(Markers::GUARD) => {
-                return Outcome::Failed(FaultError::NotMapped);
+            EntryState::Marker(markers) if markers.contains(Markers::GUARD) => {
+                return FaultOutcome::Failed(FaultError::NotMapped);
             }
-            State::Marker(markers) if markers.contains(Markers::POISONED) => {
-                return Outcome::Failed(FaultError::Unusable);
+            EntryState::Marker(markers) if markers.contains(Markers::POISONED) => {
+                return FaultOutcome::Failed(FaultError::Unusable);
             }
             // Nothing watches the page that it was made for.
-            State::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
-            State::Migration(_) | State::Damaged => return Outcome::Failed(FaultError::Unusable),
+            EntryState::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
+            EntryState::Migration(_) | EntryState::Damaged => return FaultOutcome::Failed(FaultError::Unusable),
         }
-        Outcome::Served
+        FaultOutcome::Served
     }
 
     /// Makes `entry`, which is here, let more through; `wanted` does. Where it did already, the TLB was behind. The
     /// table's lock is held.
     #[inline(always)]
-    pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> Outcome {
+    pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> FaultOutcome {
         let mmu = self.space.mmu();
         if !set_access_flags(mmu, self.cell, entry, wanted) {
             self.space.tlb().fix_spurious(mmu, self.page);
-            return Outcome::Served;
+            return FaultOutcome::Served;
         }
         self.space.tlb().access_widened(mmu, self.page);
         if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
             self.space.notifiers.upgraded(self.page);
         }
-        Outcome::Upgraded
+        FaultOutcome::Upgraded
     }
 }
 
 impl Space {
     /// The entry for `page` of `area`, which has none yet, at its first `access`. It has a hold of its frame.
     #[inline(always)]
-    fn new_page(&self, cpu: &Cpu, area: &Area, page: VirtAddr, access: Access) -> Result<Descriptor, OutOfMemory> {
+    pub(super) fn new_page(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        page: VirtAddr,
+        access: Access,
+    ) -> Result<Descriptor, OutOfMemory> {
         let protection = area.protection();
-        Ok(match area.backing() {
-            Backing::Private if access == Access::Write => written(self.common.frames.alloc_zeroed(cpu)?, protection),
-            Backing::Private => Descriptor::page(self.common.zeros, attributes(protection.read_only())).special(),
-            Backing::Shared { object, first_page } => {
-                let frame = object.frame(cpu, first_page + (page - area.start()) / PAGE)?;
+        Ok(match area.object() {
+            None if access == Access::Write => written(self.common.frames.alloc_zeroed(cpu)?, protection),
+            None => Descriptor::page(self.common.zeros, attributes(protection.read_only())).special(),
+            Some(object) => {
+                let frame = object.frame(cpu, area.page_at(page))?;
                 if access == Access::Write {
                     written(frame, protection)
                 } else {
@@ -268,27 +274,28 @@ impl Space {
     #[cold]
     fn first_page_of_table(&self, cpu: &Cpu, area: &Area, page: VirtAddr, access: Access) -> Result<(), FaultError> {
         let mut made = None;
-        let prepare = || -> Result<(), FaultError> {
+        let ensured = self.page_tables().ensure_cell(page, &mut self.table_source(cpu), || {
             made = Some(self.new_page(cpu, area, page, access)?);
-            Ok(())
-        };
-        let ensured = self.page_tables().ensure_cell(page, &mut self.table_source(cpu), prepare);
-        match (ensured, made) {
-            (Ok(((table, cell), ())), Some(new)) => {
-                self.install_or_drop(cpu, table, page, cell, new);
-                Ok(())
-            }
-            (Err(error), Some(new)) => {
-                self.drop_new(cpu, new);
-                Err(error)
-            }
-            (ensured, None) => ensured.map(|_| ()),
+            Ok::<_, FaultError>(())
+        });
+        match (&ensured, made) {
+            (Ok(((table, cell), ())), Some(new)) => self.install_or_drop(cpu, *table, page, cell, new),
+            (_, Some(new)) => self.drop_new(cpu, new),
+            (_, None) => {}
         }
+        ensured.map(drop)
     }
 
     /// Puts `new` into `cell` of `table`, unless another CPU was faster.
     #[inline(always)]
-    fn install_or_drop(&self, cpu: &Cpu, table: PhysAddr, page: VirtAddr, cell: &Cell, new: Descriptor) {
+    pub(super) fn install_or_drop(
+        &self,
+        cpu: &Cpu,
+        table: PhysAddr,
+        page: VirtAddr,
+        cell: &EntryCell,
+        new: Descriptor,
+    ) {
         if !self.install(table, page, cell, new) {
             self.drop_new(cpu, new);
         }
@@ -303,7 +310,7 @@ impl Space {
 
     /// Puts `new` into `cell` of `table`, if nothing is there; whether so.
     #[inline(always)]
-    pub(super) fn install(&self, table: PhysAddr, page: VirtAddr, cell: &Cell, new: Descriptor) -> bool {
+    pub(super) fn install(&self, table: PhysAddr, page: VirtAddr, cell: &EntryCell, new: Descriptor) -> bool {
         let mmu = self.mmu();
         if new.is_user_executable() {
             self.make_code_visible(new);

@@ -3,7 +3,7 @@
 use granule_arch::addr::PAGE_SIZE;
 use granule_pgtable::Mmu;
 
-use super::area::{Area, Backing};
+use super::area::Area;
 use super::{PAGE, Space};
 use crate::sched::relax;
 
@@ -29,16 +29,16 @@ impl Space {
     /// How much memory the space keeps. Looks at every entry, and sleeps: other threads may change what was counted.
     pub fn footprint(&self) -> Footprint {
         let areas = self.areas.read();
-        let (mut pages, mut count) = (0, 0);
+        let mut pages = 0;
         for area in areas.iter() {
-            count += 1;
             relax();
-            pages += match area.backing() {
-                Backing::Private => self.own_pages(area),
-                Backing::Shared { object, first_page } => object.pages_in(first_page, area.size() / PAGE),
+            pages += match area.object() {
+                None => self.own_pages(area),
+                Some(object) => object.pages_in(area.page_at(area.start()), area.size() / PAGE),
             };
         }
-        Footprint { pages, tables: self.table_frames(), areas: (count * size_of::<Area>()).div_ceil(PAGE_SIZE) }
+        let areas = (areas.count() * size_of::<Area>()).div_ceil(PAGE_SIZE);
+        Footprint { pages, tables: self.table_frames(), areas }
     }
 
     fn own_pages(&self, area: &Area) -> usize {

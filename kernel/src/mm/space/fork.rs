@@ -6,13 +6,13 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{Cells, Mmu, PageRange};
+use granule_pgtable::{Mmu, PageRange};
 
 use super::area::Area;
-use super::entry::{State, replace, state, unwritable};
+use super::entry::{EntryState, replace, state, unwritable};
 use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
-use super::{Cell, Machine, Space, SpaceError, SpaceRef, USER_END};
+use super::{EntryCell, Space, SpaceError, SpaceRef, TableCells, USER_END};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
@@ -32,7 +32,7 @@ impl Space {
         if areas.total() > memory && areas.iter().any(|area| area.is_data_beyond(memory)) {
             return Err(SpaceError::NoMemory);
         }
-        let mut runs = Runs::NONE;
+        let mut runs = PrivateRuns::NONE;
         child.areas.write().copy_all(&areas, &self.common.areas, |area| {
             relax();
             runs.add(area).map_or(Ok(()), |run| self.prepare_tables(cpu, &child, run))
@@ -47,7 +47,7 @@ impl Space {
                 relax();
             });
         };
-        let mut runs = Runs::NONE;
+        let mut runs = PrivateRuns::NONE;
         areas.iter().filter_map(|area| runs.add(area)).for_each(&mut copy);
         copy(last);
         if protected {
@@ -71,7 +71,7 @@ impl Space {
 
     /// Copies the entries of `found` to the same place in `child`; whether one of this space's that was writable is not
     /// any more.
-    fn copy_entries(&self, child: &Space, found: &Cells<'_, Machine>) -> bool {
+    fn copy_entries(&self, child: &Space, found: &TableCells<'_>) -> bool {
         let mut protected = false;
         let locked = self.lock_table(found.table);
         let used = locked.used(self.mmu(), found);
@@ -88,14 +88,14 @@ impl Space {
 
     /// Copies the entry in `cell`; whether it was writable and is not any more.
     #[inline(always)]
-    fn copy_entry(&self, cell: &Cell, copy: &Cell) -> bool {
+    fn copy_entry(&self, cell: &EntryCell, copy: &EntryCell) -> bool {
         let mmu = self.mmu();
         let mut entry = mmu.load(cell);
         match state(entry) {
-            State::Page | State::Inaccessible => {}
-            State::Empty => return false,
+            EntryState::Page | EntryState::Inaccessible => {}
+            EntryState::Empty => return false,
             // What is remembered of a page that is not there holds no frame.
-            State::Marker(_) | State::Migration(_) | State::Damaged => {
+            EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => {
                 let unwritable = unwritable(entry, false);
                 if unwritable != entry {
                     mmu.store(cell, unwritable);
@@ -118,14 +118,14 @@ impl Space {
 
 /// The areas whose pages a child gets copies of, neighbours together: they have tables in common. The pages of others
 /// it finds in their objects.
-struct Runs {
+struct PrivateRuns {
     /// Where the first one starts; the end of all addresses before there is one.
     first: VirtAddr,
     /// The one that the next area may go on.
     last: Option<(VirtAddr, VirtAddr)>,
 }
 
-impl Runs {
+impl PrivateRuns {
     /// No area has been added.
     const NONE: Self = Self { first: USER_END, last: None };
 

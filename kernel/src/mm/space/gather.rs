@@ -41,12 +41,12 @@ struct FrameRun {
 }
 
 /// From the first to the last address whose entry was valid and changed.
-pub(super) struct Stale {
+pub(super) struct StaleRange {
     start: VirtAddr,
     end: VirtAddr,
 }
 
-impl Stale {
+impl StaleRange {
     /// None was.
     pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
 
@@ -80,7 +80,7 @@ pub(super) struct Gather<'s> {
     cpu: &'s Cpu,
     runs: heapless::Vec<FrameRun, RUNS>,
     /// Whose entries were emptied since the last invalidation.
-    stale: Stale,
+    stale: StaleRange,
     /// Whether tables are among the frames.
     tables: Tables,
     faults: Faults,
@@ -105,7 +105,7 @@ impl<'s> Gather<'s> {
             space,
             cpu,
             runs: heapless::Vec::new(),
-            stale: Stale::NONE,
+            stale: StaleRange::NONE,
             tables: Tables::Kept,
             faults,
             tables_seen: 0,
@@ -176,7 +176,7 @@ impl<'s> Gather<'s> {
     /// Invalidates what was noted.
     #[inline(always)]
     fn invalidate(&mut self) {
-        if let Some(stale) = core::mem::replace(&mut self.stale, Stale::NONE).range() {
+        if let Some(stale) = core::mem::replace(&mut self.stale, StaleRange::NONE).range() {
             let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
             self.space.tlb().flush_freed(self.space.mmu(), stale, self.tables, level);
             self.tables = Tables::Kept;

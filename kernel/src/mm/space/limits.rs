@@ -72,7 +72,7 @@ impl Areas {
         };
         let bytes = range.end() - range.start();
         // What is replaced is looked at only where it matters.
-        fits(bytes) || fits(bytes - self.touching(range).map(|area| area.overlap(range)).sum::<u64>())
+        fits(bytes) || fits(bytes - self.touching(range).map(|area| area.bytes_in(range)).sum::<u64>())
     }
 
     /// Where in `range`, which is covered, the first area begins that may not get `protection`; the range's end where
@@ -86,11 +86,11 @@ impl Areas {
     ) -> VirtAddr {
         let mut data = self.data();
         for area in self.touching(range).filter(|area| area.becomes_writable(protection)) {
-            let bytes = area.overlap(range);
+            let bytes = area.bytes_in(range);
             // As on Linux, which asks whether the area could be added again.
             let new_data = area.becomes_data(protection) && self.total().saturating_add(bytes) <= limits.space;
             if new_data && !limits.allow_data(data.saturating_add(bytes)) || area.is_reserved() && bytes > memory {
-                return area.start().max(range.start());
+                return area.part_in(range).start();
             }
             if area.becomes_data(protection) {
                 data = data.saturating_add(bytes);
@@ -107,9 +107,9 @@ impl Areas {
 
 impl Area {
     /// Bytes of it in `range`, which it touches.
-    fn overlap(&self, range: PageRange) -> u64 {
-        let (start, end) = (self.start().max(range.start()), self.end().min(range.end()));
-        if start < end { end - start } else { 0 }
+    fn bytes_in(&self, range: PageRange) -> u64 {
+        let part = self.part_in(range);
+        part.end() - part.start()
     }
 
     /// Whether it is more than could ever fit in `memory` bytes.

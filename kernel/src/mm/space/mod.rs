@@ -47,16 +47,16 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_pgtable::{Granule4K, Mmu, PageTables, Table, TableSource};
+use granule_pgtable::{Cells, Granule4K, Mmu, PageTables, Table, TableSource};
 
-pub use area::{Area, Backing};
+pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
 pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
 pub use limits::{SpaceLimits, Terms};
 pub use reserved::{RESERVED_END, RESERVED_START};
-pub use user::{Heap, SpaceUser};
+pub use user::{ProgramHeap, SpaceUser};
 
 use area::Areas;
 use shmem::Object;
@@ -75,7 +75,9 @@ use crate::smp::{Cpu, this_cpu};
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A live entry.
-type Cell = <Machine as Mmu>::Cell;
+type EntryCell = <Machine as Mmu>::Cell;
+/// Entries of one last-level table.
+type TableCells<'t> = Cells<'t, Machine>;
 
 /// The first address that a program may map: below, a null pointer with an offset always faults.
 pub const USER_START: VirtAddr = VirtAddr(0x1_0000);
@@ -120,7 +122,7 @@ impl Spaces {
             common: self,
             references: AtomicU32::new(1),
             users: AtomicU32::new(0),
-            heap: RwSem::new(Heap::default()),
+            heap: RwSem::new(ProgramHeap::default()),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
             root: unsafe { Table::root::<Granule4K>(root) },
             table_frames: AtomicUsize::new(0),
@@ -161,7 +163,7 @@ pub struct Space {
     /// How many [`SpaceUser`]s there are.
     users: AtomicU32,
     /// Acquired before `areas`.
-    heap: RwSem<Heap>,
+    heap: RwSem<ProgramHeap>,
     root: Table,
     /// Frames that are its tables, the root not counted.
     table_frames: AtomicUsize,

@@ -5,22 +5,19 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::memory::zero_page;
-use granule_pgtable::{Cells, Mmu, PageRange};
+use granule_pgtable::{Mmu, PageRange};
 
-use super::area::{Area, Areas, Backing};
-use super::entry::{State, attributes, state};
+use super::area::{Area, Areas};
+use super::entry::{EntryState, attributes, state};
 use super::fault::{Access, FaultError, allows, handle_fault};
 use super::gather::pages;
-use super::{Cell, Machine, PAGE, Space};
+use super::{EntryCell, PAGE, Space, TableCells};
 use crate::mm::OutOfMemory;
 use crate::sched::relax;
 use crate::smp::Cpu;
 
 /// How much is populated at a time, with the table locked: a part of what one table translates.
 const CHUNK: u64 = 64 * PAGE;
-
-/// Entries of one table.
-type Found<'t> = Cells<'t, Machine>;
 
 impl Space {
     /// Gives each page of `range` its frame, as the first access would, as far as memory goes: how far is not returned.
@@ -34,9 +31,10 @@ impl Space {
             return;
         }
         for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE) {
-            let (mut from, end) = (area.start().max(range.start()), area.end().min(range.end()));
-            while from < end {
-                let next = VirtAddr(from.0 | (CHUNK - 1)).min(end - 1) + 1;
+            let part = area.part_in(range);
+            let mut from = part.start();
+            while from < part.end() {
+                let next = VirtAddr(from.0 | (CHUNK - 1)).min(part.last()) + 1;
                 let populated = self.populate_chunk(cpu, area, pages(from, next));
                 relax();
                 if populated.is_err() || is_killed() {
@@ -55,19 +53,19 @@ impl Space {
         }
         let mut result = Ok(());
         tables.for_each_cells(range, |found| {
-            result = match area.backing() {
-                Backing::Private if area.protection().contains(Protection::WRITE) => {
+            result = match area.object() {
+                None if area.protection().contains(Protection::WRITE) => {
                     self.populate_written(cpu, area.protection(), &found)
                 }
-                Backing::Private => {
+                None => {
                     let zeros = Descriptor::page(self.common.zeros, attributes(area.protection())).special();
                     for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
                         self.install(found.table, found.address(index), cell, zeros);
                     }
                     Ok(())
                 }
-                Backing::Shared { object, first_page } => {
-                    let first = first_page + (found.start - area.start()) / PAGE;
+                Some(object) => {
+                    let first = area.page_at(found.start);
                     self.populate_shared(cpu, area.protection(), &found, |index| object.frame(cpu, first + index))
                 }
             };
@@ -75,7 +73,7 @@ impl Space {
         result
     }
 
-    fn populate_written(&self, cpu: &Cpu, protection: Protection, found: &Found<'_>) -> Result<(), OutOfMemory> {
+    fn populate_written(&self, cpu: &Cpu, protection: Protection, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
         let (frames, mmu) = (self.common.frames, self.mmu());
         let missing = found.cells.iter().filter(|cell| self.is_empty(cell)).count();
         let mut list = frames.alloc_list(cpu, missing)?;
@@ -105,7 +103,7 @@ impl Space {
         &self,
         cpu: &Cpu,
         protection: Protection,
-        found: &Found<'_>,
+        found: &TableCells<'_>,
         frame: impl Fn(u64) -> Result<PhysAddr, OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
         for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
@@ -119,10 +117,10 @@ impl Space {
     }
 
     #[inline(always)]
-    fn is_empty(&self, cell: &Cell) -> bool {
+    fn is_empty(&self, cell: &EntryCell) -> bool {
         let entry = self.mmu().load(cell);
         // Nearly always it is, and then one comparison is enough.
-        entry == Descriptor::EMPTY || state(entry) == State::Empty
+        entry == Descriptor::EMPTY || state(entry) == EntryState::Empty
     }
 
     /// Writes `bytes` at `address`, as the program could, whichever space this CPU has now.
@@ -183,7 +181,8 @@ impl Space {
         let _locked = self.lock_table(table);
         let entry = self.mmu().load(cell);
         // The linear map asks no entry, so that it is dirty and young already is for the program's own good.
-        if state(entry) != State::Page || access == Access::Write && !(entry.may_be_written() && entry.is_dirty()) {
+        if state(entry) != EntryState::Page || access == Access::Write && !(entry.may_be_written() && entry.is_dirty())
+        {
             return false;
         }
         work(self.common.frames.linear().address(entry.address()));

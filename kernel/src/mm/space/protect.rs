@@ -7,19 +7,16 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Cells, Mmu, PageRange, Tables};
+use granule_pgtable::{Mmu, PageRange, Tables};
 
 use super::area::{Areas, Held, Spares};
-use super::calls::user_range;
-use super::entry::{State, attributes, is_settled, replace, state, unwritable};
-use super::gather::{Stale, pages};
+use super::calls::{clamped_range, user_range};
+use super::entry::{EntryState, attributes, is_settled, replace, state, unwritable};
+use super::gather::{StaleRange, pages};
 use super::limits::SpaceLimits;
-use super::{Machine, PAGE, Space, SpaceError, USER_END};
+use super::{Space, SpaceError, TableCells};
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
-
-/// Entries of one table.
-type Found<'t> = Cells<'t, Machine>;
 
 /// What is to be allowed.
 #[derive(Clone, Copy)]
@@ -64,53 +61,61 @@ impl Space {
         protection: Protection,
         limits: &SpaceLimits,
     ) -> Result<(), SpaceError> {
-        if !start.is_aligned(PAGE) {
-            return Err(SpaceError::Invalid);
-        }
-        if bytes == 0 {
-            return Ok(());
-        }
         let Some(range) = user_range(start, bytes) else {
             return self.protect_to_the_end(start, bytes, protection, limits);
         };
         let mut areas = self.areas.write();
-        match areas.holding(range) {
-            _ if self.is_refused(&areas, range, protection, limits) => {
-                return self.protect_several(&mut areas, range, protection, limits);
-            }
-            Some(held) if held.protection() == protection => {}
-            Some(held) if held.start() == range.start() && held.end() == range.end() => {
-                self.protect_pages(range, protection, held.is_shared());
-                areas.protect_held(&held, protection);
-                areas.merge_held(held, drop);
-            }
-            Some(held) => return self.protect_part(&mut areas, held, range, protection),
-            None => return self.protect_several(&mut areas, range, protection, limits),
+        // Only what becomes writable is limited.
+        let is_limited = protection.contains(Protection::WRITE)
+            && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
+        let Some(area) = areas.holding(range).filter(|_| !is_limited) else {
+            return self.protect_several(&mut areas, range, protection, limits);
+        };
+        if area.protection() == protection {
+            return Ok(());
         }
+        if area.cuts(range) != 0 {
+            return self.protect_part(&mut areas, area, range, protection);
+        }
+        self.protect_pages(range, protection, area.is_shared());
+        areas.protect(&area, protection);
+        areas.merge(area);
         Ok(())
     }
 
-    /// The same where the range is a part of one area.
+    /// The same where `range` is a part of `area`.
     #[inline(never)]
     fn protect_part(
         &self,
         areas: &mut Areas,
-        held: Held,
+        area: Held,
         range: PageRange,
         protection: Protection,
     ) -> Result<(), SpaceError> {
-        let cuts = usize::from(held.start() < range.start()) + usize::from(range.end() < held.end());
+        let cuts = area.cuts(range);
         areas.room_for_cuts(cuts)?;
         let mut spares = Spares::take(&self.common.areas, cuts)?;
-        self.protect_pages(range, protection, held.is_shared());
-        let area = areas.cut_out(held, range, &mut spares);
-        areas.protect_held(&area, protection);
-        areas.merge_held(area, drop);
+        self.protect_cut(areas, area, range, protection, &mut spares);
         Ok(())
     }
 
-    /// The same where the range goes on behind the end of the space, which is a hole like others; what wraps is
-    /// nothing.
+    /// Cuts `range` out of `area`, which holds it, and gives it `protection`.
+    #[inline(always)]
+    fn protect_cut(
+        &self,
+        areas: &mut Areas,
+        area: Held,
+        range: PageRange,
+        protection: Protection,
+        spares: &mut Spares,
+    ) {
+        self.protect_pages(range, protection, area.is_shared());
+        let area = areas.cut_out(area, range, spares);
+        areas.protect(&area, protection);
+        areas.merge(area);
+    }
+
+    /// The same where the range has no bytes, or goes on behind the end of the space, which is a hole like others.
     #[cold]
     fn protect_to_the_end(
         &self,
@@ -119,14 +124,12 @@ impl Space {
         protection: Protection,
         limits: &SpaceLimits,
     ) -> Result<(), SpaceError> {
-        let wraps = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).is_none();
-        if !wraps && start < USER_END {
-            self.mprotect_within(start, USER_END - start, protection, limits)?;
-        }
+        let Some((range, _)) = clamped_range(start, bytes, SpaceError::NoMemory)? else { return Ok(()) };
+        self.mprotect_within(start, range.end() - start, protection, limits)?;
         Err(SpaceError::NoMemory)
     }
 
-    /// The same where the range is not in one area.
+    /// The same where the range is not in one area, or limited: up to the first hole, or the first area that is refused.
     #[inline(never)]
     fn protect_several(
         &self,
@@ -143,31 +146,28 @@ impl Space {
             return Err(SpaceError::NoMemory);
         }
         let range = pages(whole.start(), until);
-        let cuts = areas.cuts(range);
+        let changed = areas.touching(range).filter(|area| area.protection() != protection);
+        let cuts = changed.map(|area| area.cuts(range)).sum();
         areas.room_for_cuts(cuts)?;
         let mut spares = Spares::take(&self.common.areas, cuts)?;
-        areas.isolate(range, &mut spares);
-        for area in areas.touching(range).filter(|area| area.protection() != protection) {
-            self.protect_pages(area.range(), protection, area.is_shared());
-            relax();
+        let mut next = range.start();
+        while next < until {
+            let area = areas.first_touching(pages(next, until)).ok_or(SpaceError::NoMemory)?;
+            let part = area.part_in(range);
+            next = part.end();
+            if area.protection() != protection {
+                self.protect_cut(areas, area, part, protection, &mut spares);
+                relax();
+            }
         }
-        areas.protect(range, protection);
-        areas.merge(range, drop);
         if range == whole { Ok(()) } else { Err(SpaceError::NoMemory) }
-    }
-
-    /// Whether some part of `range` may not get `protection`.
-    fn is_refused(&self, areas: &Areas, range: PageRange, protection: Protection, limits: &SpaceLimits) -> bool {
-        protection.contains(Protection::WRITE)
-            && (limits.data != u64::MAX || range.end() - range.start() > self.memory())
-            && areas.may_protect_until(range, protection, limits, self.memory()) != range.end()
     }
 
     /// Changes the entries of `range`, which is of one area, and notifies what must know.
     #[inline]
     fn protect_pages(&self, range: PageRange, protection: Protection, is_shared: bool) {
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
-        let mut stale = Stale::NONE;
+        let mut stale = StaleRange::NONE;
         let allowed = Allowed { protection, is_shared };
         self.page_tables().for_each_cells(range, |found| {
             if found.start > range.start() {
@@ -183,7 +183,7 @@ impl Space {
 
     /// The same for entries of one table, whose lock is held, without telling.
     #[inline(always)]
-    fn protect_cells(&self, found: &Found<'_>, allowed: Allowed, stale: &mut Stale) {
+    fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
         let survey = self.mmu().survey(found.cells);
         // Nearly always they are alike, in all but their addresses.
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
@@ -209,14 +209,14 @@ impl Space {
     /// The same where entries differ, or there are none.
     #[cold]
     #[inline(never)]
-    fn protect_each(&self, found: &Found<'_>, allowed: Allowed, stale: &mut Stale) {
+    fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
         let mmu = self.mmu();
         for (index, cell) in found.cells.iter().enumerate() {
             let old = mmu.load(cell);
             match state(old) {
-                State::Page | State::Inaccessible => {}
-                State::Empty | State::Marker(_) | State::Damaged => continue,
-                State::Migration(_) => {
+                EntryState::Page | EntryState::Inaccessible => {}
+                EntryState::Empty | EntryState::Marker(_) | EntryState::Damaged => continue,
+                EntryState::Migration(_) => {
                     if !allowed.writable() {
                         mmu.store(cell, unwritable(old, true));
                     }
@@ -243,7 +243,7 @@ impl Space {
 
     /// Changes entries that are alike to one thing where the frame is shared, and another where it is not.
     #[inline(always)]
-    fn flip_own(&self, found: &Found<'_>, from: Descriptor, to: [Descriptor; 2]) {
+    fn flip_own(&self, found: &TableCells<'_>, from: Descriptor, to: [Descriptor; 2]) {
         let mmu = self.mmu();
         let flips = to.map(|to| from.0 ^ to.0);
         for cell in found.cells {
@@ -254,7 +254,7 @@ impl Space {
     }
 
     #[cold]
-    fn make_all_code_visible(&self, found: &Found<'_>) {
+    fn make_all_code_visible(&self, found: &TableCells<'_>) {
         found.cells.iter().for_each(|cell| self.make_code_visible(self.mmu().load(cell)));
     }
 

@@ -12,7 +12,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
-use super::{Cell, PAGE, SpaceSource, Spaces};
+use super::{EntryCell, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::sched::relax;
@@ -34,14 +34,17 @@ impl Spaces {
     pub(super) fn create_object(&'static self, cpu: &Cpu) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
         // Where there is no memory for it, dropping it frees the root.
-        Counted::try_new(&self.objects, Object {
-            common: self,
-            // Relaxed: the numbers have to differ, and order nothing.
-            identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
-            // SAFETY: a zeroed frame that is used for nothing else until the object is dropped.
-            root: unsafe { Table::root::<Granule4K>(root) },
-            table_frames: AtomicUsize::new(0),
-        })
+        Counted::try_new(
+            &self.objects,
+            Object {
+                common: self,
+                // Relaxed: the numbers have to differ, and order nothing.
+                identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
+                // SAFETY: a zeroed frame that is used for nothing else until the object is dropped.
+                root: unsafe { Table::root::<Granule4K>(root) },
+                table_frames: AtomicUsize::new(0),
+            },
+        )
     }
 }
 
@@ -75,7 +78,7 @@ impl Object {
     }
 
     /// Gives a page the frame `new`, unless another CPU was faster; returns which it has.
-    fn add(&self, cpu: &Cpu, cell: &Cell, new: PhysAddr) -> PhysAddr {
+    fn add(&self, cpu: &Cpu, cell: &EntryCell, new: PhysAddr) -> PhysAddr {
         let mmu = &self.common.mmu;
         // Its zeros before its address, for a reader that finds it here.
         mmu.dmb_ishst();

@@ -8,10 +8,10 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{Cells, Geometry, Granule4K, Mmu};
+use granule_pgtable::{Geometry, Granule4K, Mmu};
 
-use super::Machine;
 use super::table_lock::TableGuard;
+use super::{Machine, TableCells};
 use crate::mm::frame::Frame;
 
 /// Entries that have a bit together.
@@ -27,7 +27,7 @@ impl TableGuard<'_> {
 
     /// The bits of those among `found`, entries of this table, that may be in use.
     #[inline(always)]
-    pub(super) fn used(&self, mmu: &Machine, found: &Cells<'_, Machine>) -> u64 {
+    pub(super) fn used(&self, mmu: &Machine, found: &TableCells<'_>) -> u64 {
         let (first, last) = (index(found.start), index(found.start) + found.cells.len() - 1);
         let mask = (u64::MAX << (first / EIGHT)) & (u64::MAX >> (u64::BITS as usize - 1 - last / EIGHT));
         let used = self.frame().owner.load(Ordering::Relaxed) & mask;
@@ -50,7 +50,7 @@ pub(super) fn note_all_used(table: &Frame, bits: u64) {
 
 /// Calls `visit` with the places in `found` of those that have `bits`, neighbours together, in ascending order.
 #[inline(always)]
-pub(super) fn for_each_used(found: &Cells<'_, Machine>, mut bits: u64, mut visit: impl FnMut(Range<usize>)) {
+pub(super) fn for_each_used(found: &TableCells<'_>, mut bits: u64, mut visit: impl FnMut(Range<usize>)) {
     let (first, end) = (index(found.start), index(found.start) + found.cells.len());
     while bits != 0 {
         let start = bits.trailing_zeros();

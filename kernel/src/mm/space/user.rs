@@ -10,7 +10,7 @@ use crate::smp::this_cpu;
 /// The heap that `brk` moves the end of. It belongs to the space: all threads and processes that share the space share
 /// it (Linux: `mm->start_brk`, `mm->brk`).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Heap {
+pub struct ProgramHeap {
     /// Address of its first byte.
     pub start: u64,
     /// Its end as the program asked for it, in bytes: not rounded to pages.
@@ -59,7 +59,7 @@ impl Drop for SpaceUser {
 impl Space {
     /// The heap, behind its lock, which may be held over calls that change areas. Acquiring it may sleep.
     #[inline(always)]
-    pub fn heap(&self) -> &RwSem<Heap> {
+    pub fn heap(&self) -> &RwSem<ProgramHeap> {
         &self.heap
     }
 }

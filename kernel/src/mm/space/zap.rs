@@ -12,10 +12,9 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
-use super::entry::{State, state};
+use super::entry::{EntryState, state};
 use super::gather::{Gather, pages};
-use super::{Machine, Space, Spaces, USER_END, USER_START};
-use crate::mm::pool::PoolBox;
+use super::{Machine, Space, Spaces};
 use crate::sched::{self, relax};
 use crate::smp::Cpu;
 
@@ -40,15 +39,15 @@ impl Space {
             for (index, cell) in found.cells.iter().enumerate() {
                 let old = mmu.load(cell);
                 let has_frame = match state(old) {
-                    State::Empty => continue,
-                    State::Page => {
+                    EntryState::Empty => continue,
+                    EntryState::Page => {
                         first = first.min(index);
                         end = index + 1;
                         true
                     }
-                    State::Inaccessible => true,
+                    EntryState::Inaccessible => true,
                     // What is remembered of a page that is not there holds no frame.
-                    State::Marker(_) | State::Migration(_) | State::Damaged => false,
+                    EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => false,
                 };
                 mmu.store(cell, Descriptor::EMPTY);
                 if has_frame && !old.is_special() {
@@ -94,10 +93,11 @@ impl Space {
             unsafe { self.common.dismantle(cpu, self.page_tables(), || self.tlb().flush_space(self.mmu())) };
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
         self.reserved.store(0, Ordering::Relaxed);
-        let mut records = 0;
-        areas.remove(pages(USER_START, USER_END), |area| {
-            records += size_of::<Area>();
-            drop_area(area);
+        let records = areas.count() * size_of::<Area>();
+        areas.clear(|area| {
+            drop(area);
+            // An object may have many frames, and areas are many.
+            relax();
         });
         // Where a fork or an exec has failed for want of memory, this was its space, and what is free now is what it
         // had taken. With that and no more it would fail again, for ever.
@@ -141,10 +141,4 @@ impl Spaces {
         unsafe { tables.dismantle(invalidate, out) };
         (freed_tables, freed)
     }
-}
-
-/// Drops an area that was taken out, and its hold of an object. An object may have many frames, and areas are many.
-pub(super) fn drop_area(area: PoolBox<Area>) {
-    drop(area);
-    relax();
 }

@@ -13,7 +13,7 @@ use crate::linux::errno::Errno;
 use crate::linux::process::initrd::tests::sample;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::Words;
-use crate::linux::process::status::{End, ExecError, Life, Name, Summary};
+use crate::linux::process::status::{ExecError, Life, Name, ProcessEnd, Summary};
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::layout::VMALLOC_START;
@@ -34,7 +34,7 @@ pub(super) struct Model {
     /// By physical address; what was never written is 0.
     bytes: BTreeMap<u64, u8>,
     /// How its process will end, if it has one.
-    process: Option<End>,
+    process: Option<ProcessEnd>,
     /// Whether that one's notifiers are traced.
     traced: bool,
     /// How it was ended.
@@ -180,7 +180,7 @@ impl Subject for Model {
         if file != "exits" {
             return Err(ExecError::Path(crate::linux::process::initrd::PathError::NotFound));
         }
-        self.process = Some(End::Exited(words.counts().arguments as u8));
+        self.process = Some(ProcessEnd::Exited(words.counts().arguments as u8));
         Ok(7)
     }
 
@@ -188,7 +188,7 @@ impl Subject for Model {
         sample().leak()
     }
 
-    fn wait(&mut self, process: u32) -> Option<End> {
+    fn wait(&mut self, process: u32) -> Option<ProcessEnd> {
         if process == 7 { self.process.take() } else { None }
     }
 
@@ -196,7 +196,7 @@ impl Subject for Model {
         if process != 7 || self.process.is_none() {
             return Err(Errno::ESRCH);
         }
-        self.process = Some(End::Killed(signal));
+        self.process = Some(ProcessEnd::Killed(signal));
         Ok(())
     }
 

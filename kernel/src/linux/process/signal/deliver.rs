@@ -9,10 +9,10 @@ use granule_abi::signal::{
 };
 use granule_arch::addr::VirtAddr;
 
-use super::frame::{Image, Interrupted, Registers, Restored, is_on_stack, place, reported, restore};
-use super::{Cause, Effect, Set, Signal};
+use super::frame::{ContextRegisters, Image, Interrupted, Restored, is_on_stack, place, reported, restore};
+use super::{Effect, Set, Signal, SignalCause};
 use crate::linux::errno::Errno;
-use crate::linux::process::status::End;
+use crate::linux::process::status::ProcessEnd;
 use crate::linux::process::task::{Restart, RestartKind, Task};
 use crate::linux::process::{exec, exit};
 use crate::sched::{FpState, Thread};
@@ -28,7 +28,7 @@ enum Next {
     Nothing,
     /// Leave the process.
     Exit,
-    Deliver(Signal, Cause, Effect),
+    Deliver(Signal, SignalCause, Effect),
 }
 
 /// Sees to the signals of the running thread, until none is left.
@@ -42,13 +42,13 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
             Next::Deliver(_, _, Effect::Ignored) => {}
             Next::Deliver(signal, _, Effect::Fatal) => {
                 log::debug!("{task:?}: {signal} at {:#x}, {:?}", frame.elr, task.fault.get());
-                exit::exit_group(task, End::Killed(signal));
+                exit::exit_group(task, ProcessEnd::Killed(signal));
             }
             Next::Deliver(signal, cause, Effect::Handled(action)) => {
                 finish_call(task, frame, Some(&action));
                 if enter(task, thread, frame, signal, cause, &action).is_err() {
                     // No room for the frame: as on Linux a SIGSEGV, which ends the program if that was its own frame.
-                    task.force(Signal::SEGV, Cause::KERNEL, signal == Signal::SEGV);
+                    task.force(Signal::SEGV, SignalCause::KERNEL, signal == Signal::SEGV);
                 }
             }
         }
@@ -93,13 +93,13 @@ fn enter(
     thread: &Thread,
     frame: &mut TrapFrame,
     signal: Signal,
-    cause: Cause,
+    cause: SignalCause,
     action: &SigAction,
 ) -> Result<(), Errno> {
     let blocked = task.blocked();
     let stack = task.stack.get();
     let before = Interrupted {
-        registers: Registers { x: frame.x, sp: frame.sp, pc: frame.elr, pstate: frame.spsr },
+        registers: ContextRegisters { x: frame.x, sp: frame.sp, pc: frame.elr, pstate: frame.spsr },
         fp: thread.fp_state().unwrap_or(FpState::ZERO),
         mask: blocked.0,
         stack,
@@ -141,7 +141,7 @@ pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
         return refuse(task, at);
     }
     let Restored { mask, registers, rest } = restore(at, |from, to| Ok(uaccess::copy_from_user(to, VirtAddr(from))?));
-    let Registers { x, sp, pc, pstate } = registers;
+    let ContextRegisters { x, sp, pc, pstate } = registers;
     (frame.x, frame.sp, frame.elr, frame.spsr) = (x, sp, pc, pstate);
     if let Some(mask) = mask {
         task.set_blocked(Set(mask));
@@ -158,7 +158,7 @@ fn refuse(task: &Task, sp: u64) {
     let mut below = false;
     task.space().for_each_area(|area| below |= VirtAddr(sp) < area.end());
     let code = if below { SEGV_ACCERR } else { SEGV_MAPERR };
-    task.force(Signal::SEGV, Cause::fault(code, sp), false);
+    task.force(Signal::SEGV, SignalCause::fault(code, sp), false);
 }
 
 /// Sets the stack for handlers.

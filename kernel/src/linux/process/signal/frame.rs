@@ -16,7 +16,7 @@ use crate::sched::FpState;
 
 /// The registers of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Registers {
+pub struct ContextRegisters {
     /// x0 to x30.
     pub x: [u64; 31],
     /// SP.
@@ -40,7 +40,7 @@ pub struct FaultRecord {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Interrupted {
     /// The registers.
-    pub registers: Registers,
+    pub registers: ContextRegisters,
     /// Those of floating point.
     pub fp: FpState,
     /// The signals that were blocked.
@@ -93,7 +93,7 @@ impl Image {
     /// The frame for a handler that interrupts `before`.
     pub fn new(info: &SigInfo, before: &Interrupted, fault: FaultRecord) -> Self {
         let mut image = Self([0; WRITTEN]);
-        let Registers { x, sp, pc, pstate } = before.registers;
+        let ContextRegisters { x, sp, pc, pstate } = before.registers;
         let uc = offset_of!(SigFrame, context);
         let mc = uc + offset_of!(UContext, context);
         image.put(offset_of!(SigFrame, info), info_bytes(info));
@@ -163,20 +163,20 @@ pub struct Restored {
     /// The signals to block; `None` where they could not be read.
     pub mask: Option<u64>,
     /// The registers. Those that could not be read are 0, and PSTATE is one that a program may have.
-    pub registers: Registers,
+    pub registers: ContextRegisters,
     /// Floating point and the alternative stack; or `EFAULT`, or `EINVAL`: this is no frame, or it asks for what no
     /// program may have.
     pub rest: Result<(FpState, SigStack), Errno>,
 }
 
 /// A frame's fields, read in Linux's order (`restore_sigframe`).
-struct Reader<R> {
+struct FrameReader<R> {
     /// Where the frame is.
     frame: u64,
     read: R,
 }
 
-impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> Reader<R> {
+impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> FrameReader<R> {
     fn quad(&mut self, offset: usize) -> Result<u64, Errno> {
         let mut bytes = [0; 8];
         (self.read)(self.frame.wrapping_add(offset as u64), &mut bytes).map(|()| u64::from_le_bytes(bytes))
@@ -188,7 +188,7 @@ impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> Reader<R> {
     }
 
     /// The registers; and the error of the last one that could not be read, which is 0.
-    fn registers(&mut self) -> (Registers, Result<(), Errno>) {
+    fn registers(&mut self) -> (ContextRegisters, Result<(), Errno>) {
         const CONTEXT: usize = offset_of!(SigFrame, context) + offset_of!(UContext, context);
         let mut result = Ok(());
         let mut quad = |offset: usize| match self.quad(CONTEXT + offset) {
@@ -207,7 +207,7 @@ impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> Reader<R> {
         if pstate & MODE_AND_MASKS != 0 {
             result = Err(Errno::EINVAL);
         }
-        (Registers { x, sp, pc, pstate: pstate & FREE }, result)
+        (ContextRegisters { x, sp, pc, pstate: pstate & FREE }, result)
     }
 
     fn stack(&mut self) -> Result<SigStack, Errno> {
@@ -295,7 +295,7 @@ struct RecordsPlace {
 
 /// What the return from the handler of the frame at `frame` goes on with. `read` copies from an address.
 pub fn restore(frame: u64, read: impl FnMut(u64, &mut [u8]) -> Result<(), Errno>) -> Restored {
-    let mut reader = Reader { frame, read };
+    let mut reader = FrameReader { frame, read };
     let mask = reader.quad(offset_of!(SigFrame, context) + offset_of!(UContext, mask));
     let (registers, result) = reader.registers();
     let mut rest = || {
@@ -316,13 +316,15 @@ mod tests {
     };
     use proptest::prelude::*;
 
-    use super::{FaultRecord, FpState, Image, Interrupted, RECORDS, Registers, Restored, place, reported, restore};
+    use super::{
+        ContextRegisters, FaultRecord, FpState, Image, Interrupted, RECORDS, Restored, place, reported, restore,
+    };
 
     const STACK: SigStack = SigStack { base: 0x10_0000, flags: 0, padding: 0, size: 0x4000 };
 
     fn before() -> Interrupted {
         Interrupted {
-            registers: Registers {
+            registers: ContextRegisters {
                 x: core::array::from_fn(|index| 0x1_0000 + index as u64),
                 sp: 0x7fff_0000,
                 pc: 0x40_1234,
@@ -439,7 +441,7 @@ mod tests {
         let cut = all(&frame[..128 + 176 + 8 + 16]);
         let x = core::array::from_fn(|index| if index < 2 { before().registers.x[index] } else { 0 });
         assert_eq!((cut.mask, cut.rest), (Some(before().mask), Err(Errno::EFAULT)));
-        assert_eq!(cut.registers, Registers { x, sp: 0, pc: 0, pstate: 0 });
+        assert_eq!(cut.registers, ContextRegisters { x, sp: 0, pc: 0, pstate: 0 });
         assert_eq!(all(&frame[..168]).mask, None);
     }
 

@@ -11,4 +11,4 @@ pub mod set;
 
 #[cfg(target_os = "none")]
 pub(super) use deliver::deliver_signals;
-pub use set::{Actions, Cause, Effect, Pending, Set, Signal};
+pub use set::{Actions, Effect, Pending, Set, Signal, SignalCause};

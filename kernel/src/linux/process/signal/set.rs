@@ -116,14 +116,14 @@ impl Set {
 
 /// What comes with a signal, as far as it differs from sending to sending.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Cause {
+pub struct SignalCause {
     /// One of the `SI_`, `SEGV_`, ... codes.
     pub code: i32,
     /// The first two words of what follows the code in [`SigInfo`].
     pub fields: [u64; 2],
 }
 
-impl Cause {
+impl SignalCause {
     /// The kernel, for no reason that has a code.
     pub const KERNEL: Self = Self { code: granule_abi::signal::SI_KERNEL, fields: [0; 2] };
 
@@ -171,7 +171,7 @@ impl Cause {
 pub struct Pending {
     set: Cell<Set>,
     /// For the signals that have names; of the others, which only processes send, the sender is forgotten.
-    causes: [Cell<Cause>; Self::KEPT],
+    causes: [Cell<SignalCause>; Self::KEPT],
 }
 
 impl Pending {
@@ -179,7 +179,7 @@ impl Pending {
 
     /// None.
     pub const fn new() -> Self {
-        Self { set: Cell::new(Set::EMPTY), causes: [const { Cell::new(Cause::UNKEPT) }; Self::KEPT] }
+        Self { set: Cell::new(Set::EMPTY), causes: [const { Cell::new(SignalCause::UNKEPT) }; Self::KEPT] }
     }
 
     /// Which.
@@ -188,7 +188,7 @@ impl Pending {
     }
 
     /// Adds one.
-    pub fn add(&self, signal: Signal, cause: Cause) {
+    pub fn add(&self, signal: Signal, cause: SignalCause) {
         if self.set().has(signal) {
             return;
         }
@@ -199,11 +199,11 @@ impl Pending {
     }
 
     /// Takes one that is not blocked.
-    pub fn take(&self, blocked: Set) -> Option<(Signal, Cause)> {
+    pub fn take(&self, blocked: Set) -> Option<(Signal, SignalCause)> {
         let signal = self.set().without(blocked).first()?;
         self.remove(signal);
         let kept = self.causes.get(signal.number() as usize - 1).map(Cell::get);
-        Some((signal, kept.unwrap_or(Cause::process(granule_abi::signal::SI_USER, 0))))
+        Some((signal, kept.unwrap_or(SignalCause::process(granule_abi::signal::SI_USER, 0))))
     }
 
     /// Takes one away.
@@ -335,7 +335,7 @@ mod tests {
         SigAction,
     };
 
-    use super::{Actions, Cause, Effect, Pending, Set, Signal};
+    use super::{Actions, Effect, Pending, Set, Signal, SignalCause};
 
     const HUP: Signal = Signal(SIGHUP);
     const USR1: Signal = Signal(SIGUSR1);
@@ -358,10 +358,10 @@ mod tests {
     fn faults_come_first_and_a_second_signal_is_the_same() {
         let pending = Pending::new();
         for signal in [HUP, USR1, Signal::new(64).unwrap()] {
-            pending.add(signal, Cause::process(SI_USER, 7));
-            pending.add(signal, Cause::process(SI_USER, 8));
+            pending.add(signal, SignalCause::process(SI_USER, 7));
+            pending.add(signal, SignalCause::process(SI_USER, 8));
         }
-        let fault = Cause::fault(SEGV_MAPERR, 0x1234);
+        let fault = SignalCause::fault(SEGV_MAPERR, 0x1234);
         pending.add(Signal::SEGV, fault);
         assert_eq!(pending.take(Set::EMPTY), Some((Signal::SEGV, fault)));
         assert_eq!(pending.take(HUP.set()).unwrap().0, USR1);
@@ -369,7 +369,7 @@ mod tests {
         assert_eq!((first, cause.info(first).process()), (HUP, 7), "the first sender");
         assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), 64);
         for number in [1, 31, 8, 11, 7, 5, 4] {
-            pending.add(Signal::new(number).unwrap(), Cause::KERNEL);
+            pending.add(Signal::new(number).unwrap(), SignalCause::KERNEL);
         }
         for number in [4, 5, 7, 8, 11, 31, 1] {
             assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), number);

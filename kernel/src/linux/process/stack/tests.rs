@@ -6,7 +6,7 @@ use granule_abi::Errno;
 use granule_abi::process::{AT_EXECFN, AT_PAGESZ, AT_PLATFORM, AT_RANDOM};
 use proptest::prelude::*;
 
-use super::{Counts, Memory, STRING, Strings, Words, argument_space};
+use super::{STRING, StackMemory, StringCounts, Strings, Words, argument_space};
 
 const TOP: u64 = 0xffff_ffff_f000;
 const SIZE: usize = 8 << 20;
@@ -21,7 +21,7 @@ impl Stack<'_> {
     }
 }
 
-impl Memory for Stack<'_> {
+impl StackMemory for Stack<'_> {
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         let at = Self::offset(address);
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
@@ -70,7 +70,7 @@ impl Reader<'_> {
 fn build(stack: &mut Vec<u8>, arguments: &[&str], environment: &[&str]) -> Result<u64, Errno> {
     stack.clear();
     stack.resize(SIZE, 0);
-    let counts = Counts { arguments: arguments.len(), environment: environment.len() };
+    let counts = StringCounts { arguments: arguments.len(), environment: environment.len() };
     let mut strings = Strings::new(Stack(stack), TOP, SIZE as u64, counts)?;
     strings.add(PATH)?;
     for word in environment.iter().rev().chain(arguments.iter().rev()) {
@@ -157,7 +157,7 @@ fn the_limits_are_linuxs() {
 fn a_string_that_changes_meanwhile_spoils_itself_alone() {
     for (byte, expected) in [(b'x', ["xxx", "xxx"]), (0, ["", ""])] {
         let mut stack = vec![0; SIZE];
-        let counts = Counts { arguments: 2, environment: 0 };
+        let counts = StringCounts { arguments: 2, environment: 0 };
         let mut strings = Strings::new(Stack(&mut stack), TOP, SIZE as u64, counts).unwrap();
         strings.add(PATH).unwrap();
         for _ in 0..2 {

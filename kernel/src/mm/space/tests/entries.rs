@@ -9,8 +9,8 @@ use granule_arch::descriptor::{Attributes, Descriptor, Markers, MemoryType, Migr
 use granule_pgtable::Mmu;
 
 use super::*;
-use crate::mm::space::{FaultError, SpaceError};
 use crate::mm::space::entry::{attributes, written};
+use crate::mm::space::{FaultError, SpaceError};
 
 const PROTECTIONS: [Protection; 5] =
     [Protection::NONE, Protection::READ, READ_WRITE, READ_EXECUTE, READ_WRITE.and(Protection::EXECUTE)];
