@@ -1,8 +1,8 @@
-//! Which addresses of a space are taken, by what, and with which protection.
+//! Which addresses of a space are mapped, from which memory, and with which protection.
 //!
-//! Areas lie in an intrusive tree by address. A second tree holds the same nodes by the free addresses below each, so
-//! that a mapping finds the smallest gap that is large enough without looking at the others. Nodes come from a pool and
-//! are taken before anything changes ([`Spares`]); from then on nothing here can fail.
+//! Areas are nodes of an intrusive tree by address. A second tree has the same nodes by the free addresses below each,
+//! so that a mapping finds the smallest gap that is large enough without visiting the others. Nodes are allocated
+//! before a change begins ([`Spares`]); after that nothing here can fail.
 //!
 //! ```text
 //!         window.start        SEARCH_START                                     window.end
@@ -33,27 +33,27 @@ use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox};
 use crate::sched::relax;
 
-/// Addresses below are handed out on request only: programs are linked there, and a null pointer with an offset points
+/// The kernel chooses no address below this one: programs are linked there, and null pointers with an offset point
 /// there.
 pub(super) const SEARCH_START: VirtAddr = VirtAddr(1 << 32);
 
 /// One area: the pages from `start` to `end`, all alike.
 ///
-/// Readers hold the space's lock shared; what is in the cells changes only under the lock held alone.
+/// Readers hold the space's lock for reading. The `Cell`s change only under the lock for writing.
 pub struct Area {
     by_address: RBTreeLink,
     by_gap: RBTreeLink,
     start: Cell<VirtAddr>,
     end: Cell<VirtAddr>,
-    /// Free bytes below, as far as the kernel may choose them; in the tree of gaps where it is not 0.
+    /// Free bytes below that the kernel may choose. The area is in the tree of gaps unless this is 0.
     gap: Cell<u64>,
-    /// Free bytes below in which the kernel chooses nothing: what a stack grows into, or runs into where it may not. 0
-    /// where it is no stack.
+    /// Free bytes below that the kernel does not choose: room for a stack to grow, and its guard. 0 for an area that is
+    /// no stack.
     guard: Cell<u64>,
-    /// Whether it is refused to be writable where it is larger than all memory.
+    /// Whether it must fit in memory to be writable.
     reserved: bool,
     protection: Cell<Protection>,
-    /// What it shows, if it is shared, and from which page on.
+    /// The object of a shared area, and the page of it that the area begins with.
     object: Option<Counted<Object>>,
     first_page: Cell<u64>,
 }
@@ -70,12 +70,12 @@ impl Area {
         Self::of(range.start(), range.end(), protection, object, 0)
     }
 
-    /// The same with `bytes` bytes below that the kernel does not choose.
+    /// The same with `bytes` free bytes below that the kernel does not choose.
     pub(super) fn guarded(self, bytes: u64) -> Self {
         Self { guard: Cell::new(bytes), ..self }
     }
 
-    /// The same, which may be larger than all memory unless it is `reserved`.
+    /// The same; unless `reserved`, it may be larger than all memory.
     pub(super) fn reserved(self, reserved: bool) -> Self {
         Self { reserved, ..self }
     }
@@ -125,7 +125,7 @@ impl Area {
         self.end() - self.start()
     }
 
-    /// The lowest address that the heap keeps away from: below its start by the guard of a stack.
+    /// The lowest address that the heap may not reach: below the start of a stack by its guard.
     pub(super) fn guarded_start(&self) -> VirtAddr {
         let guard = if self.guard.get() == 0 { 0 } else { STACK_GUARD };
         VirtAddr(self.start().0.saturating_sub(guard))
@@ -142,7 +142,7 @@ impl Area {
         pages(self.start().max(range.start()), self.end().min(range.end()))
     }
 
-    /// How many ends of `range` lie inside it.
+    /// How many ends of `range` lie strictly inside it.
     #[inline(always)]
     pub(super) fn cuts(&self, range: PageRange) -> usize {
         usize::from(self.start() < range.start()) + usize::from(range.end() < self.end())
@@ -154,19 +154,19 @@ impl Area {
         self.protection.get()
     }
 
-    /// The object that its pages belong to; private pages, zeros at first and copied after a fork, belong to none.
+    /// The object that its pages belong to. Private pages (zeros at first, copied after a fork) belong to none.
     #[inline(always)]
     pub fn object(&self) -> Option<&Object> {
         self.object.as_deref()
     }
 
-    /// Whether it shows an object.
+    /// Whether its pages belong to an object.
     #[inline(always)]
     pub fn is_shared(&self) -> bool {
         self.object.is_some()
     }
 
-    /// Whether it is extended by accesses below it.
+    /// Whether an access below it extends it.
     pub(super) fn grows(&self) -> bool {
         self.guard.get() != 0
     }
@@ -176,7 +176,7 @@ impl Area {
         self.reserved
     }
 
-    /// Bytes of it that count as data: private ones that may be written, but for a stack's.
+    /// Bytes of it that count as data: private and writable, stacks excepted.
     #[inline(always)]
     pub(super) fn data(&self) -> u64 {
         if self.protection().contains(Protection::WRITE) && !self.is_shared() && !self.grows() {
@@ -186,20 +186,20 @@ impl Area {
         }
     }
 
-    /// Which page of its object is at `address`; of no meaning where it is private.
+    /// The page of its object at `address`. Without meaning in a private area.
     #[inline(always)]
     pub fn page_at(&self, address: VirtAddr) -> u64 {
         self.first_page.get() + (address - self.start()) / PAGE
     }
 
-    /// Whether `next` goes on where this one ends, alike in everything.
+    /// Whether `next` begins where this one ends, and is alike in everything.
     #[inline(always)]
     fn continues_in(&self, next: &Self) -> bool {
-        // What differs most often comes first.
+        // The most frequent difference first.
         self.protection() == next.protection() && self.end() == next.start() && self.is_like(next)
     }
 
-    /// Whether `next`, which begins where this one ends, shows what comes next, and differs in its protection at most.
+    /// Whether `next`, which begins where this one ends, continues its object, and differs at most in its protection.
     #[inline(never)]
     fn is_like(&self, next: &Self) -> bool {
         let same_object = match (&self.object, &next.object) {
@@ -227,24 +227,24 @@ impl<'a> KeyAdapter<'a> for ByAddress {
 }
 
 impl<'a> KeyAdapter<'a> for ByGap {
-    /// The size first; of gaps of one size, the lowest.
+    /// By size; gaps of one size by address.
     type Key = (u64, u64);
     fn get_key(&self, area: &'a Area) -> (u64, u64) {
         (area.gap.get(), area.start().0)
     }
 }
 
-/// The most areas of one space, as Linux has it (`vm.max_map_count`).
+/// The most areas of one space, as on Linux (`vm.max_map_count`).
 const MOST: usize = 65_530;
 
-/// Nodes that were taken before a change begins, for the areas that it will add.
+/// Nodes that were allocated before a change begins, for the areas that it adds.
 pub(super) struct Spares(heapless::Vec<PoolBox<Area>, 3>);
 
 impl Spares {
     /// Takes `count` nodes, at most three.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; none is kept.
+    /// [`OutOfMemory`]; no node stays allocated.
     #[inline]
     pub(super) fn take(pool: &'static Pool<Area>, count: usize) -> Result<Self, OutOfMemory> {
         if count == 0 { Ok(Self(heapless::Vec::new())) } else { Self::take_some(pool, count) }
@@ -264,7 +264,7 @@ impl Spares {
         self.0.pop().expect("as many nodes were taken as the change adds areas")
     }
 
-    /// A node for an area of its own.
+    /// A node that holds `area`.
     pub(super) fn make(&mut self, area: Area) -> PoolBox<Area> {
         let mut node = self.pop();
         *node = area;
@@ -272,7 +272,7 @@ impl Spares {
     }
 }
 
-/// An area that was found, for what is done with it next: until the areas change otherwise.
+/// An area that was found. Valid until the areas change otherwise.
 pub(super) struct Held(UnsafeRef<Area>);
 
 impl Deref for Held {
@@ -289,15 +289,15 @@ pub(super) struct Areas {
     start: VirtAddr,
     end: VirtAddr,
     count: usize,
-    /// Bytes of all.
+    /// Bytes of all areas.
     total: u64,
-    /// Those of them that count as data.
+    /// Bytes that count as data: [`Area::data`].
     data: u64,
 }
 
-// SAFETY: the trees alone reach their nodes, which come from a pool that every CPU may use; so they go where they go.
+// SAFETY: only the trees refer to their nodes, which come from a pool that every CPU may use, so they move together.
 unsafe impl Send for Areas {}
-// SAFETY: what changes through a shared reference is nothing: each method that sets a cell takes `&mut self`.
+// SAFETY: a shared reference changes nothing: each method that sets a `Cell` takes `&mut self`.
 unsafe impl Sync for Areas {}
 
 impl Areas {
@@ -314,7 +314,7 @@ impl Areas {
         }
     }
 
-    /// Whether areas may be cut so that there are `more`.
+    /// Fails if `more` areas by cuts would be too many.
     ///
     /// # Errors
     /// [`OutOfMemory`], as for a shortage of nodes.
@@ -323,7 +323,8 @@ impl Areas {
         if more == 0 || self.count + more <= MOST { Ok(()) } else { Err(OutOfMemory) }
     }
 
-    /// Whether a mapping may be added: as on Linux one more than by cuts, and whatever it replaces or is merged with.
+    /// Fails if a mapping would be one area too many: as on Linux one more than by cuts, even if it replaces or joins
+    /// others.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -337,7 +338,7 @@ impl Areas {
         self.count
     }
 
-    /// All of them, by address.
+    /// All areas, by address.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Area> {
         self.tree.iter()
     }
@@ -349,7 +350,7 @@ impl Areas {
         (address < area.end()).then_some(area)
     }
 
-    /// Those that hold an address of `range`, by address.
+    /// The areas with an address of `range`, by address.
     pub(super) fn touching(&self, range: PageRange) -> impl Iterator<Item = &Area> {
         let mut cursor = self.ending_above(range.start());
         core::iter::from_fn(move || {
@@ -383,7 +384,7 @@ impl Areas {
         cursor
     }
 
-    /// Whether every page of `range` is in some area.
+    /// Whether areas cover `range` without a hole.
     #[inline]
     pub(super) fn covers(&self, range: PageRange) -> bool {
         self.covered_until(range) == range.end()
@@ -407,7 +408,8 @@ impl Areas {
         range.start() >= self.start && range.last() < self.end
     }
 
-    /// Where `bytes` free bytes are that the kernel may choose: at the top of the smallest gap that has them.
+    /// The address of `bytes` free bytes that the kernel may choose: at the top of the smallest gap that is large
+    /// enough.
     pub(super) fn gap(&self, bytes: u64) -> Option<VirtAddr> {
         if let Some(above) = self.gaps.lower_bound(Bound::Included(&(bytes, 0))).get() {
             return Some(above.start() - above.guard.get() - bytes);
@@ -417,20 +419,20 @@ impl Areas {
         (top >= bytes).then(|| self.end - bytes)
     }
 
-    /// Makes two areas of `area`, which meet at `at`; returns the upper one.
+    /// Splits `area` at `at`; returns the upper part.
     fn cut(&mut self, area: &UnsafeRef<Area>, at: VirtAddr, spares: &mut Spares) -> UnsafeRef<Area> {
         let piece = Area::of(at, area.end(), area.protection(), area.object.clone(), area.page_at(at))
             .guarded(area.guard.get())
             .reserved(area.reserved);
         let upper = into_ref(spares.make(piece));
         area.end.set(at);
-        // The two touch, so that no gap changes.
+        // The parts touch, so no gap changes.
         self.cursor(area).insert_after(upper.clone());
         self.count += 1;
         upper
     }
 
-    /// Takes `area` in. Its addresses are free.
+    /// Inserts `area`, whose addresses are free.
     pub(super) fn insert(&mut self, area: PoolBox<Area>) -> Held {
         debug_assert!(self.in_window(area.range()) && self.touching(area.range()).next().is_none());
         let node = into_ref(area);
@@ -443,10 +445,10 @@ impl Areas {
         Held(node)
     }
 
-    /// Takes in copies of all areas of another space, and calls `copied` for each; this one has none yet.
+    /// Inserts copies of all areas of another space into this one, which is empty, and calls `copied` for each.
     ///
     /// # Errors
-    /// [`OutOfMemory`], also that of `copied`: some are missing then, and this is good for nothing but being dropped.
+    /// [`OutOfMemory`], also that of `copied`. Some areas are missing then, and the caller drops the space.
     #[inline]
     pub(super) fn copy_all(
         &mut self,
@@ -454,7 +456,7 @@ impl Areas {
         pool: &'static Pool<Area>,
         mut copied: impl FnMut(&Area) -> Result<(), OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
-        // Not counted one by one: they will be as many, and as large.
+        // The totals are those of the other space.
         (self.count, self.total, self.data) = (other.count, other.total, other.data);
         let mut last: Option<UnsafeRef<Area>> = None;
         for area in other.iter() {
@@ -463,7 +465,7 @@ impl Areas {
                 Some(last) => self.cursor(&last).insert_after(node.clone()),
                 None => self.tree.front_mut().insert_before(node.clone()),
             }
-            // As many addresses are free below it.
+            // The gap below it is the same.
             if area.gap.get() != 0 {
                 self.set_gap(&node, area.gap.get());
             }
@@ -473,8 +475,8 @@ impl Areas {
         Ok(())
     }
 
-    /// Removes `range` from the areas that it touches, of which `first` is the first. Where one is cut in two, takes a
-    /// spare.
+    /// Removes `range` from the areas that it touches, the first of which is `first`. Takes a spare where an area is
+    /// cut in two.
     #[inline(never)]
     pub(super) fn remove(&mut self, first: Held, range: PageRange, spares: &mut Spares) {
         let mut next = Some(first.0);
@@ -493,7 +495,7 @@ impl Areas {
         }
     }
 
-    /// Removes `range` from the area that holds all of it, which is returned where nothing is left of it.
+    /// Removes `range` from the area that holds all of it. Returns that area where nothing of it is left.
     #[inline(always)]
     pub(super) fn remove_part(&mut self, held: &Held, range: PageRange, spares: &mut Spares) -> Option<PoolBox<Area>> {
         let area = &held.0;
@@ -518,7 +520,7 @@ impl Areas {
         None
     }
 
-    /// Removes all areas, each of which then goes to `removed`.
+    /// Removes all areas, and passes each to `removed`.
     pub(super) fn clear(&mut self, mut removed: impl FnMut(PoolBox<Area>)) {
         self.gaps.fast_clear();
         (self.count, self.total, self.data) = (0, 0, 0);
@@ -527,7 +529,7 @@ impl Areas {
         }
     }
 
-    /// Takes one area out.
+    /// Removes one area.
     fn take(&mut self, area: &UnsafeRef<Area>) -> PoolBox<Area> {
         self.set_gap(area, 0);
         let mut cursor = self.cursor(area);
@@ -542,15 +544,15 @@ impl Areas {
         into_box(area.clone())
     }
 
-    /// The end of the area in front of `range` and the start of the one behind it, or those of the window. None is in
-    /// it.
+    /// The end of the last area below `range` and the start of the first above it, or the ends of the window. No area
+    /// is in `range`.
     pub(super) fn around(&self, range: PageRange) -> (VirtAddr, VirtAddr) {
         let above = self.tree.lower_bound(Bound::Included(&range.start().0));
         let below = if above.is_null() { self.tree.back() } else { above.peek_prev() };
         (below.get().map_or(self.start, Area::end), above.get().map_or(self.end, Area::start))
     }
 
-    /// Gives the area that was found another protection.
+    /// Changes the protection of an area.
     #[inline]
     pub(super) fn protect(&mut self, held: &Held, protection: Protection) {
         let before = held.data();
@@ -558,8 +560,7 @@ impl Areas {
         self.data = self.data - before + held.data();
     }
 
-    /// Makes an area of its own of `range`, which the area that was found holds. Takes a spare for each end at which
-    /// that is cut.
+    /// Makes `range`, which the area holds, an area of its own. Takes a spare for each end at which the area is cut.
     pub(super) fn cut_out(&mut self, held: Held, range: PageRange, spares: &mut Spares) -> Held {
         let mut area = held.0;
         if area.start() < range.start() {
@@ -571,7 +572,7 @@ impl Areas {
         Held(area)
     }
 
-    /// Makes one area of `area` and the one in front and the one behind, as far as they touch and are alike.
+    /// Joins `area` with the areas below and above it, where they touch and are alike.
     pub(super) fn merge(&mut self, Held(mut area): Held) {
         let below = self.cursor(&area).peek_prev().clone_pointer();
         if let Some(below) = below
@@ -588,11 +589,11 @@ impl Areas {
         }
     }
 
-    /// Makes one area of two that touch and are alike; the upper one is taken out.
+    /// Joins two areas that touch and are alike; returns the upper one's node.
     #[inline(never)]
     fn join(&mut self, below: &Area, above: UnsafeRef<Area>) -> PoolBox<Area> {
         below.end.set(above.end());
-        // They touched: the upper one had no gap, and what is behind it keeps its own.
+        // They touched: the upper one had no gap, and the gap above it does not change.
         debug_assert_eq!(above.gap.get(), 0);
         self.cursor(&above).remove();
         self.count -= 1;
@@ -619,7 +620,7 @@ impl Areas {
         self.tree.upper_bound(Bound::Excluded(&address.0)).get()
     }
 
-    /// Has a stack begin at `start`, below where it does; what is in between is free.
+    /// Extends a stack down to `start`. The addresses in between are free.
     pub(super) fn extend_down(&mut self, stack: &Held, start: VirtAddr) {
         let more = stack.start() - start;
         stack.0.start.set(start);
@@ -629,18 +630,18 @@ impl Areas {
     }
 
     fn cursor(&mut self, area: &UnsafeRef<Area>) -> CursorMut<'_, ByAddress> {
-        // SAFETY: a reference to an area is had from the tree, and not kept beyond its removal.
+        // SAFETY: references to areas come from the tree, and none is kept after the removal.
         unsafe { self.tree.cursor_mut_from_ptr(&raw const **area) }
     }
 
-    /// The gap below `area` is another one.
+    /// Updates the gap below `area`.
     fn gap_changed(&mut self, area: &UnsafeRef<Area>) {
         let below = self.cursor(area).peek_prev().get().map(Area::end);
         let gap = area.start().0.saturating_sub(below.unwrap_or(self.start).max(SEARCH_START).0);
         self.set_gap(area, gap.saturating_sub(area.guard.get()));
     }
 
-    /// The gap above `area` is another one.
+    /// Updates the gap above `area`.
     fn gap_above_changed(&mut self, area: &UnsafeRef<Area>) {
         let next = self.cursor(area).peek_next().clone_pointer();
         if let Some(next) = next {
@@ -667,12 +668,12 @@ impl Drop for Areas {
 }
 
 fn into_ref(node: PoolBox<Area>) -> UnsafeRef<Area> {
-    // SAFETY: a pool box is at a fixed address; what refers to it are the trees, which take and lose it together.
+    // SAFETY: a pool box has a fixed address. Only the trees refer to it, and lose it together.
     unsafe { UnsafeRef::from_raw(node.into_raw().as_ptr()) }
 }
 
 fn into_box(node: UnsafeRef<Area>) -> PoolBox<Area> {
     let node = NonNull::new(UnsafeRef::into_raw(node)).expect("a reference is not null");
-    // SAFETY: `into_ref` made it from a box, and it is out of both trees.
+    // SAFETY: `into_ref` made it from a box, and it is in neither tree.
     unsafe { PoolBox::from_raw(node) }
 }

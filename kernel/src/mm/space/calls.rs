@@ -1,7 +1,6 @@
-//! The memory calls that add and take areas: `mmap` and `munmap`; and those that only look or advise.
+//! The memory calls: `mmap` and `munmap`, which add and remove areas, and the calls that advise or read.
 //!
-//! What is refused, and with which error, is Linux's. Each call takes the nodes that it may need before it changes
-//! anything.
+//! Refusals and their errors are Linux's. Each call allocates the nodes that it may need before it changes anything.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
@@ -15,65 +14,64 @@ use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::notifier::{Event, Range};
 use crate::smp::Cpu;
 
-/// Where a mapping goes.
+/// The address of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Placement {
-    /// At this address if it is free, else wherever the kernel likes; 0 for no wish.
+    /// There if it is free, else at an address that the kernel chooses; 0 for no hint.
     Hint(VirtAddr),
-    /// Exactly there, in place of what is there (`MAP_FIXED`).
+    /// Exactly there, replacing other mappings (`MAP_FIXED`).
     Fixed(VirtAddr),
-    /// Exactly there, if nothing is (`MAP_FIXED_NOREPLACE`).
+    /// Exactly there, if it is free (`MAP_FIXED_NOREPLACE`).
     FixedNoReplace(VirtAddr),
     /// The same for the heap, which stays a page below the next mapping, and below the guard of a stack.
     Heap(VirtAddr),
-    /// The same for a stack, which grows down: in the [`STACK_GUARD`] below it the kernel chooses nothing.
+    /// The same for a stack, which grows down. The kernel chooses nothing in the [`STACK_GUARD`] below it.
     Stack(VirtAddr),
 }
 
-/// Bytes that the kernel leaves free below a stack, so that one that overflows ends in a fault (Linux's
-/// `stack_guard_gap`).
+/// Bytes that the kernel leaves free below a stack, so that an overflow faults (Linux's `stack_guard_gap`).
 pub(super) const STACK_GUARD: u64 = 256 * PAGE;
 
-/// Which processes see what is written.
+/// Which processes see a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sharing {
     /// This space alone (`MAP_PRIVATE`).
     Private,
-    /// Every space that has it by a fork (`MAP_SHARED`).
+    /// Every space that inherits it by a fork (`MAP_SHARED`).
     Shared,
 }
 
-/// When pages come.
+/// When pages are allocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Populate {
     /// At the first access.
     OnDemand,
-    /// At once, as far as memory goes (`MAP_POPULATE`).
+    /// At once, as far as there is memory (`MAP_POPULATE`).
     Now,
 }
 
-/// What `mmap` is to map: anonymous memory.
+/// A request for `mmap`, of anonymous memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MapRequest {
-    /// Where.
+    /// Its address.
     pub placement: Placement,
-    /// How many bytes; rounded up to pages.
+    /// Its size; rounded up to pages.
     pub bytes: u64,
-    /// What may be done with it.
+    /// The accesses that it permits.
     pub protection: Protection,
-    /// Which processes see what is written.
+    /// Which processes see a store.
     pub sharing: Sharing,
-    /// When pages come.
+    /// When pages are allocated.
     pub populate: Populate,
 }
 
 impl Space {
-    /// Maps new memory; returns where.
+    /// Maps new memory; returns its address.
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (no bytes, an address that is no page's), [`SpaceError::NoMemory`] (no addresses, or no
-    /// memory for the records), [`SpaceError::InUse`] (something is there that must not be replaced),
-    /// [`SpaceError::NotPermitted`] (too near to address 0). Nothing was changed.
+    /// memory for the records), [`SpaceError::InUse`] (another mapping is there), [`SpaceError::NotPermitted`] (too
+    /// near to address 0). Nothing was changed.
     pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, SpaceError> {
         self.mmap_within(cpu, request, &Terms::NONE, &|| false)
     }
@@ -82,8 +80,7 @@ impl Space {
     /// ends the program, which will not read the pages.
     ///
     /// # Errors
-    /// As for [`Self::mmap`]; [`SpaceError::NoMemory`] also where it would have more than the limits allow, or asks for
-    /// what can never fit.
+    /// As for [`Self::mmap`]; [`SpaceError::NoMemory`] also where the mapping would exceed the limits, or all memory.
     pub fn mmap_within(
         &self,
         cpu: &Cpu,
@@ -125,15 +122,15 @@ impl Space {
         Ok(range.start())
     }
 
-    /// Brings the pages that [`Populate::Now`] asked for and that were not there for want of memory.
-    /// `is_killed` is as for [`Self::mmap_within`].
+    /// Populates a mapping of [`Populate::Now`] again, after a shortage of memory. `is_killed` is as for
+    /// [`Self::mmap_within`].
     pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, is_killed: &dyn Fn() -> bool) {
         if let Some(range) = user_range(start, bytes) {
             self.populate(cpu, &self.areas.read(), range, is_killed);
         }
     }
 
-    /// What [`Self::mmap`] would refuse of `placement` and `bytes`, and nothing else: for a caller that refuses the
+    /// Fails as [`Self::mmap`] would for `placement` and `bytes`, and changes nothing. For a caller that refuses the
     /// request itself, after that.
     ///
     /// # Errors
@@ -145,12 +142,12 @@ impl Space {
         place(&areas, placement, bytes).map(drop)
     }
 
-    /// Whether something is mapped in the `bytes` bytes from `start` on; not where they are no range of the space.
+    /// Whether something is mapped in the `bytes` bytes from `start` on; `false` for a range that is not in the space.
     pub fn is_mapped_within(&self, start: VirtAddr, bytes: u64) -> bool {
         user_range(start, bytes).is_some_and(|range| self.areas.read().touching(range).next().is_some())
     }
 
-    /// Takes everything away that is mapped in the `bytes` bytes from `start` on. Holes are passed over.
+    /// Unmaps the `bytes` bytes from `start` on. Holes are skipped.
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of the space),
@@ -161,7 +158,7 @@ impl Space {
         let mut areas = self.areas.write();
         let Some(area) = areas.holding(range) else {
             if let Some(first) = areas.first_touching(range) {
-                // Areas that are cut at one end become smaller, and none more.
+                // Several areas are cut at one end each, which adds none.
                 let mut spares = Spares::take(&self.common.areas, 0)?;
                 self.unmap(cpu, &mut areas, range, |areas| areas.remove(first, range, &mut spares));
             }
@@ -176,20 +173,21 @@ impl Space {
 
     /// The part of `munmap` that cannot fail; `remove` removes the areas.
     fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, remove: impl FnOnce(&mut Areas)) {
-        // Before the gather, so that it ends after it: the frames are free when the end is called.
+        // Before the gather, so that it ends after it: the end event follows the freeing of the frames.
         let _change = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
         let mut gather = Gather::without_faults(self, cpu, areas);
         self.zap(&mut gather, range);
-        // An object that ends with its area drops frames that are in the gather still, which then frees them.
+        // An object that ends with its area drops its references to frames that are still in the gather, which then
+        // frees them.
         remove(areas);
         self.free_tables(&mut gather, areas, range);
     }
 
-    /// Gives up what is in the `bytes` bytes from `start` on: private pages are zeros again (`MADV_DONTNEED`).
+    /// Discards the pages of the `bytes` bytes from `start` on: private pages read as zeros again (`MADV_DONTNEED`).
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is
-    /// not mapped; the rest was dealt with, as Linux does).
+    /// not mapped; as on Linux the rest was discarded).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         let areas = self.areas.read();
@@ -199,8 +197,8 @@ impl Space {
         if in_space && areas.covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Does nothing with the `bytes` bytes from `start` on, but returns whether they are mapped: advice that changes
-    /// nothing here (`MADV_NORMAL`, `MADV_WILLNEED`, ...).
+    /// Advice without effect here (`MADV_NORMAL`, `MADV_WILLNEED`, ...): fails unless the `bytes` bytes from `start` on
+    /// are mapped.
     ///
     /// # Errors
     /// As [`Self::madvise_dontneed`].
@@ -209,7 +207,7 @@ impl Space {
         if in_space && self.areas.read().covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Whether there is a page: a byte for each, 1 or 0, from `start` on up to the first hole; returns how many.
+    /// Which pages are present: stores 1 or 0 for each, from `start` on up to the first hole; returns how many.
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (nothing is mapped at `start`).
@@ -252,7 +250,7 @@ impl Space {
     }
 }
 
-/// The bytes of the pages that a mapping of `bytes` bytes takes.
+/// `bytes` rounded up to pages.
 fn rounded(bytes: u64) -> Result<u64, SpaceError> {
     if bytes == 0 {
         return Err(SpaceError::Invalid);
@@ -260,7 +258,7 @@ fn rounded(bytes: u64) -> Result<u64, SpaceError> {
     bytes.checked_next_multiple_of(PAGE).ok_or(SpaceError::NoMemory)
 }
 
-/// Where a mapping of `bytes` bytes goes.
+/// Chooses the addresses of a mapping of `bytes` bytes.
 fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, SpaceError> {
     let at = |start: VirtAddr| PageRange::new(start, bytes).ok().filter(|range| range.last() < USER_END);
     match placement {
@@ -278,7 +276,7 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, S
         | Placement::FixedNoReplace(start)
         | Placement::Heap(start)
         | Placement::Stack(start) => {
-            // The end comes first, as on Linux.
+            // The end is checked first, as on Linux.
             if USER_END.0.checked_sub(bytes).is_none_or(|last| start.0 > last) {
                 return Err(SpaceError::NoMemory);
             }
@@ -298,14 +296,14 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, S
     }
 }
 
-/// The pages of `bytes` bytes from `start` on, at least one, in the lower half.
+/// The pages of `bytes` bytes from `start` on, at least one, if they are in the space.
 pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
     let range = PageRange::new(start, bytes.checked_next_multiple_of(PAGE)?).ok()?;
     (range.last() < USER_END).then_some(range)
 }
 
-/// The pages of `bytes` bytes from `start` on, as far as the space goes, and whether that is all; none where there are
-/// no bytes. `wraps` is the error for a range that wraps.
+/// The pages of `bytes` bytes from `start` on, cut at the end of the space, and whether nothing was cut; `None` where
+/// there are no bytes. `wraps` is the error for a range that wraps.
 pub(super) fn clamped_range(
     start: VirtAddr,
     bytes: u64,

@@ -1,7 +1,6 @@
-//! New code: what is in a frame must reach the fetches of every CPU before an entry lets it run.
+//! New code: the contents of a frame must be visible to instruction fetches of every CPU before an entry permits them.
 //!
-//! Once for each frame, as Linux does (`PG_dcache_clean`): what the program writes later is its own to maintain, which
-//! it can, from EL0.
+//! Once for each frame, as on Linux (`PG_dcache_clean`). Maintenance for later stores is the program's own, from EL0.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
@@ -14,15 +13,15 @@ use granule_pgtable::Mmu;
 use super::{PAGE, Space};
 use crate::lab;
 
-/// In the flags of a frame's record: fetches see what was in it when it first became executable.
+/// In the flags of a frame's record: its contents were made visible to fetches when it first became executable.
 const CODE_VISIBLE: u32 = 1;
 
 impl Space {
-    /// Makes what is in the frame of `entry` visible to fetches, if that was not done yet. The entry is not there yet,
-    /// or does not let EL0 execute.
+    /// Makes the contents of the frame of `entry` visible to fetches, unless that was done before. The entry is not
+    /// stored yet, or does not permit EL0 to execute.
     #[inline(never)]
     pub(super) fn make_code_visible(&self, entry: Descriptor) {
-        // The page of zeros stays as it was when it was made: no code.
+        // The page of zeros has no code.
         if !entry.is_special() && self.common.record(entry.address()).flags.load(Ordering::Acquire) & CODE_VISIBLE == 0
         {
             self.maintain(entry.address());
@@ -40,11 +39,11 @@ impl Space {
         }
         mmu.dsb_ish();
         if !mmu.has_dic() {
-            // By address that takes a mapping that fetches could use; there is none.
+            // Invalidation by address needs a mapping that permits fetches, and there is none.
             mmu.invalidate_all_code();
             mmu.dsb_ish();
         }
-        // Two CPUs may both do it, which does no harm.
+        // Two CPUs may both do it, which is harmless.
         self.common.record(frame).flags.fetch_or(CODE_VISIBLE, Ordering::Release);
     }
 
@@ -53,8 +52,8 @@ impl Space {
     pub(super) fn copy_frame(&self, from: PhysAddr, to: PhysAddr) {
         let linear = self.common.frames.linear();
         let [from, to] = [from, to].map(|frame| linear.address(frame).as_ptr::<u8>());
-        // SAFETY: the linear map shows both; the new frame has no other user, and the old one is held by an entry whose
-        // table is locked, and may not be written.
+        // SAFETY: the linear map has both frames. The new one has no other user; the old one is held by a read-only
+        // entry whose table is locked.
         unsafe { to.copy_from_nonoverlapping(from, PAGE as usize) };
     }
 }

@@ -1,9 +1,9 @@
-//! A store to a page that is not to be written: copied, or reused.
+//! Write-protection fault: copy the page, or reuse it.
 //!
-//! A frame with one holder is this page's alone: a fork, and nothing else, adds holders, and a fork keeps faults out.
-//! Then the entry becomes writable as it is. Otherwise the page gets a frame of its own. The entry then changes its
-//! address, which takes break-before-make (Arm ARM D8.17.1): empty, invalidate, new entry. So no CPU and no device ever
-//! reads the old frame after another has written to the new one.
+//! A frame with one reference belongs to this page alone: only a fork adds references, and a fork excludes faults. Then
+//! the entry becomes writable in place. Otherwise the page gets a frame of its own. The new entry has another output
+//! address, which takes break-before-make (Arm ARM D8.17.1): clear, invalidate, store. So no CPU and no device reads
+//! the old frame after another has written to the new one.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
@@ -16,16 +16,17 @@ use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::platform::features::branch;
 
-/// What becomes of a store to a read-only entry.
+/// What a store to a read-only entry needs.
 pub(super) enum Reuse {
-    /// It may be written as it is, or was changed by another CPU: the next fault decides what it needs then.
+    /// Nothing more: the entry is writable in place now, or another CPU has changed it and the retry decides.
     Done(FaultOutcome),
-    /// Others have the frame that this entry shows.
+    /// A copy: others use the frame of this entry.
     Copy(Descriptor),
 }
 
 impl AllowedFault<'_> {
-    /// Makes the entry writable as it is, if its frame is not shared, or all its users must see the store.
+    /// Makes the entry writable in place, if its frame is not shared, or if the area is shared and all its users see
+    /// the store.
     #[inline(always)]
     pub(super) fn reuse(&self) -> Reuse {
         let space = self.space;
@@ -34,7 +35,7 @@ impl AllowedFault<'_> {
         if state(entry) != EntryState::Page {
             return Reuse::Done(self.not_a_page(entry));
         }
-        // Under the lock the answer stays: a frame that has no other holder gets none while faults can come.
+        // Stable under the lock: a frame with one reference gets no other while faults are possible.
         let own = || !entry.is_special() && space.common.record(entry.address()).references() == 1;
         if !self.area.is_shared() && !own() {
             return Reuse::Copy(entry);
@@ -42,7 +43,7 @@ impl AllowedFault<'_> {
         Reuse::Done(self.allow_more(entry, entry.young().writable().dirty()))
     }
 
-    /// Gives the page a frame of its own, with what is in the one of `entry`.
+    /// Gives the page a frame of its own, with the contents of the frame of `entry`.
     #[inline(never)]
     pub(super) fn copy_on_write(self, entry: Descriptor) -> FaultOutcome {
         let (space, frames) = (self.space, self.space.common.frames);
@@ -54,26 +55,26 @@ impl AllowedFault<'_> {
         let _change = space.notifiers.start(Range::page(Event::Clear, self.page));
         let (unused, outcome) = self.copy(entry, new);
         if let Some(frame) = unused {
-            space.let_go(self.cpu, frame);
+            space.drop_frame(self.cpu, frame);
         }
         outcome
     }
 
-    /// Gives the page `new` for a frame, with what is in the one of `found`; returns the frame that the page does not
-    /// have then, if it is counted.
+    /// Replaces the frame of `found` by `new`, with the same contents. Returns the frame that the page does not use
+    /// afterwards, if it is counted.
     #[inline(always)]
     fn copy(&self, found: Descriptor, new: PhysAddr) -> (Option<PhysAddr>, FaultOutcome) {
         let (space, mmu) = (self.space, self.space.mmu());
         let written = written(new, self.area.protection());
         let _locked = space.lock_table(self.table);
         let entry = mmu.load(self.cell);
-        // The access flag may have been set meanwhile. After any other change the next fault decides what is needed.
+        // The access flag may have been set meanwhile. After any other change the retry decides.
         if entry.young() != found.young() {
             return (Some(new), FaultOutcome::Served);
         }
-        // Copying is an access, and of the last level's entries the hardware would have made this one young. Its
-        // invalidation is the one below: the lock is held until then. No subscriber is notified of it before, as in
-        // Linux's `__wp_page_copy_user`, whose `ptep_set_access_flags` without dirt invalidates nothing.
+        // The copy is an access, for which the hardware would have set the access flag of a last-level entry. The
+        // invalidation for that is the one below, under the same lock. As in Linux's `__wp_page_copy_user`, where
+        // `ptep_set_access_flags` without dirt invalidates nothing, no subscriber is notified before it.
         let outcome = if entry.is_young() || patched_branch!(branch::ACCESS_FLAG) {
             FaultOutcome::Served
         } else {
@@ -81,14 +82,14 @@ impl AllowedFault<'_> {
             FaultOutcome::Upgraded
         };
         if !entry.is_special() {
-            // Read-only everywhere, and held by this entry: it stays as it is while the lock is held.
+            // Read-only in every TLB and held by this entry: the contents do not change under the lock.
             space.copy_frame(entry.address(), new);
         }
         if written.is_user_executable() {
             space.make_code_visible(written);
         }
         mmu.store(self.cell, Descriptor::EMPTY);
-        // Also orders what is in the page before the entry that shows it.
+        // The invalidation also orders the contents of the page before the entry.
         if !lab::is_on!(STALE_COW) {
             space.tlb().flush_replaced(mmu, self.page);
         }

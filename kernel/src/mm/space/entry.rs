@@ -1,9 +1,9 @@
-//! How the entry of a user page changes while hardware and other CPUs use it.
+//! Changes of a user page's entry, while the hardware and other CPUs use it.
 //!
-//! The format of entries is in `granule_arch::descriptor::user`. Software changes one under the lock of its table; the
-//! hardware takes no lock, and writes an entry in two ways only: it sets AF where that is clear, and clears RDONLY
-//! where WRITE (DBM) is set. So an entry that is young, and dirty or not writable, is [settled](is_settled): software
-//! alone writes it, and plain stores lose nothing. Any other is changed by compare-exchange.
+//! The format of entries is in `granule_arch::descriptor::user`. Software changes an entry under the lock of its table.
+//! The hardware takes no lock, and changes an entry in two ways only: it sets AF where it is clear, and clears RDONLY
+//! where WRITE (DBM) is set. So an entry that is young, and dirty or not writable, is [settled](is_settled): only
+//! software writes it, and a plain store loses nothing. Any other entry is changed by compare-exchange.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{
@@ -14,10 +14,10 @@ use granule_pgtable::Mmu;
 
 use crate::platform::features::branch;
 
-/// What an access may change.
+/// The bits that an access may change.
 const ACCESS: u64 = bits::RDONLY | bits::AF | bits::WRITE | bits::DIRTY;
 
-/// What a last-level entry is. Every function that meets entries of a user space decides by this.
+/// The state of a last-level entry. Every function that reads entries of a user space decides by it.
 ///
 /// | | a fault that its area permits | its frame | mincore |
 /// |---|---|---|---|
@@ -25,28 +25,28 @@ const ACCESS: u64 = bits::RDONLY | bits::AF | bits::WRITE | bits::DIRTY;
 /// | [`Page`](EntryState::Page) | access flag, dirt, copy on write | held, unless special | 1 |
 /// | [`Inaccessible`](EntryState::Inaccessible) | becomes valid | held, unless special | 1 |
 /// | [`Marker`](EntryState::Marker) | empty; SIGSEGV for a guard, SIGBUS where the memory is gone | none | 0 |
-/// | [`Migration`](EntryState::Migration) | SIGBUS: nothing that would end it exists | none | 1 |
+/// | [`Migration`](EntryState::Migration) | SIGBUS: nothing exists that would end it | none | 1 |
 /// | [`Damaged`](EntryState::Damaged) | SIGBUS | none | 0 |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EntryState {
-    /// Nothing.
+    /// All zero.
     Empty,
     /// A leaf that the hardware uses.
     Page,
-    /// A leaf whose VALID is clear: its area permits no access, or the next one makes it valid.
+    /// A leaf whose VALID is clear: its area permits no access, or the next access makes it valid.
     Inaccessible,
-    /// What is remembered of a page that is not there.
+    /// A marker of a page that is not present.
     Marker(Markers),
-    /// A frame on its way to another.
+    /// A frame that is being migrated.
     Migration(Migration),
-    /// No encoding that means something.
+    /// No encoding with a meaning.
     Damaged,
 }
 
-/// What `entry`, of the last level, is.
+/// The state of `entry`, of the last level.
 #[inline(always)]
 pub(super) fn state(entry: Descriptor) -> EntryState {
-    /// VALID without the other is reserved at the last level, and faults.
+    /// VALID without TABLE is reserved at the last level, and faults.
     const PAGE: u64 = bits::VALID | bits::TABLE;
     if entry.0 & PAGE == PAGE {
         EntryState::Page
@@ -73,8 +73,8 @@ fn state_of_invalid(entry: Descriptor) -> EntryState {
     }
 }
 
-/// What a space that may not write gets of an entry that is not present: a migration that ends in a page that may be
-/// written becomes one for reading, as Linux's `copy_nonpresent_pte` has it.
+/// The entry that is not present, for a space without write permission: a migration that would end in a writable page
+/// becomes one for reading, as in Linux's `copy_nonpresent_pte`.
 #[cold]
 pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
     let EntryState::Migration(migration) = state(entry) else { return entry };
@@ -86,7 +86,7 @@ pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
     Migration { access, ..migration }.into()
 }
 
-/// Protections, which are numbers below it.
+/// The number of protections.
 const PROTECTIONS: usize = 8;
 
 /// The attributes of a page with each protection (Linux's `protection_map`).
@@ -102,7 +102,7 @@ static ATTRIBUTES: [Attributes; PROTECTIONS] = {
     map
 };
 
-/// The entry of a page of frame 0 that was written, with each protection that permits it.
+/// The entry of a written page of frame 0, for each protection that permits a store.
 static WRITTEN: [Descriptor; PROTECTIONS] = {
     let mut map = [Descriptor::EMPTY; PROTECTIONS];
     let mut bits = 0;
@@ -122,7 +122,7 @@ pub(super) fn attributes(protection: Protection) -> Attributes {
     ATTRIBUTES[protection.bits() as usize % PROTECTIONS]
 }
 
-/// The entry of a page in `frame` that is written for the first time, in an area whose `protection` permits that.
+/// The entry of a page in `frame` at its first store, in an area whose `protection` permits that.
 #[inline(always)]
 pub(super) fn written(frame: PhysAddr, protection: Protection) -> Descriptor {
     debug_assert!(protection.contains(Protection::WRITE));
@@ -135,17 +135,17 @@ pub(super) const fn is_settled(entry: Descriptor) -> bool {
     entry.0 & bits::AF != 0 && entry.0 & (bits::WRITE | bits::RDONLY) != bits::WRITE | bits::RDONLY
 }
 
-/// Lets an access through: takes the access flag, dirt and write permission of `wanted` over into `cell`, which was
-/// found as `found`. Whether that changed it.
+/// Widens the entry in `cell`, read as `found`, by the access flag, dirt and write permission of `wanted`; returns
+/// whether that changed it.
 ///
-/// `wanted` is `found` with more allowed. Only ever more is allowed, so what the hardware sets meanwhile is kept. The
-/// table's lock is held.
+/// `wanted` permits all that `found` does. The entry is only ever widened, so what the hardware sets meanwhile is kept.
+/// The table's lock is held.
 #[inline]
 pub(super) fn set_access_flags<M: Mmu>(mmu: &M, cell: &M::Cell, found: Descriptor, wanted: Descriptor) -> bool {
     if found == wanted {
         return false;
     }
-    // RDONLY counts the other way round: clear is more.
+    // RDONLY counts inverted: clear permits more.
     let more = (wanted.0 ^ bits::RDONLY) & ACCESS;
     let merged = |entry: Descriptor| Descriptor(((entry.0 ^ bits::RDONLY) | more) ^ bits::RDONLY);
     debug_assert!(merged(found) == wanted, "{found:?} does not become {wanted:?} by allowing more");
@@ -158,8 +158,8 @@ pub(super) fn set_access_flags<M: Mmu>(mmu: &M, cell: &M::Cell, found: Descripto
     }
 }
 
-/// Replaces what `cell` holds, found as `found`, by what `change` makes of it, and returns what it was last. The
-/// table's lock is held.
+/// Replaces the entry in `cell`, read as `found`, by `change` of it; returns the last value before. The table's lock is
+/// held.
 #[inline(always)]
 pub(super) fn replace<M: Mmu>(
     mmu: &M,

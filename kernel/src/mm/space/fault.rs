@@ -6,9 +6,9 @@
 //! old, clean     access flag and dirt by software, where the hardware has not set them
 //! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
 //! ```
-//! [`handle_fault`] is not tied to the program that runs: devices and the kernel's own accesses come here too. It holds
-//! the areas' lock for reading, so that what it found stays true but for other faults; the entry is looked at again
-//! under its table's lock, and memory is taken before that.
+//! [`handle_fault`] does not depend on the current program: faults of devices and accesses of the kernel use it too. It
+//! holds the areas' lock for reading, so only other faults can change what it has found. It allocates first, then reads
+//! the entry again under the lock of its table.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
@@ -26,7 +26,8 @@ use crate::platform::features::branch;
 use crate::sched::ReadGuard;
 use crate::smp::Cpu;
 
-/// What was tried. Its number is a set of protections, of which an area that permits it has one: see [`allows`].
+/// The kind of an access. Its number is a set of protections; an area that permits the access has one of them: see
+/// [`allows`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Access {
@@ -50,7 +51,7 @@ pub enum FaultError {
     /// There is no memory for the page.
     #[error("out of memory")]
     OutOfMemory,
-    /// The entry is none that an access can use: SIGBUS.
+    /// The entry cannot serve an access: SIGBUS.
     #[error("the page cannot be used")]
     Unusable,
 }
@@ -70,8 +71,8 @@ impl From<EnsureError> for FaultError {
     }
 }
 
-/// Serves a fault of `access` at `address`, or returns why it cannot be served. On success the access is tried again;
-/// it may fault again, where another CPU was faster or the hardware needs two steps.
+/// Serves a fault of `access` at `address`, or returns why it cannot be served. On success the access is retried. It
+/// may fault again, where another CPU was faster or the hardware needs two steps.
 ///
 /// Sleeps: not from interrupts. `cpu` is the CPU that this runs on.
 ///
@@ -83,7 +84,8 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
     match serve(space, cpu, page, access) {
         FaultOutcome::Served => Ok(()),
         FaultOutcome::Upgraded => {
-            // No lock is held: a subscriber may sleep, or look anywhere. By now the page may be anything, or gone.
+            // No lock is held: a subscriber may sleep, or walk the tables. By now the page may have changed, or be
+            // unmapped.
             if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
                 space.notifiers.upgraded(page);
             }
@@ -93,12 +95,12 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
     }
 }
 
-/// What became of a fault: one byte, where a `Result` of the first two would take two.
+/// The outcome of a fault in one byte, where a `Result` of the first two would take two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum FaultOutcome {
-    /// It was served; what is to be notified was, on the way.
+    /// Served. All events for it were sent on the way.
     Served,
-    /// It was served: the entry was read-only or old, and became writable or young.
+    /// Served: the entry was read-only or old, and became writable or young. An upgrade event is due.
     Upgraded,
     /// It cannot be served.
     Failed(FaultError),
@@ -126,7 +128,7 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutco
         space.install_or_drop(cpu, table, page, cell, new);
         return FaultOutcome::Served;
     }
-    // One for each use: those of what is inlined stay in registers.
+    // A value for each use: the fields that inlined code uses stay in registers.
     let fault = || AllowedFault { space, cpu, area, page, table, cell, access };
     if access == Access::Write && !entry.may_be_written() {
         return match fault().reuse() {
@@ -137,7 +139,7 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutco
     fault().present()
 }
 
-/// Drops the lock of the areas, which have no page for an access.
+/// Drops the areas' lock and fails. Out of line, to keep the path of a served fault short.
 #[cold]
 #[inline(never)]
 fn refuse(areas: ReadGuard<'_, Areas>, error: FaultError) -> FaultOutcome {
@@ -145,8 +147,8 @@ fn refuse(areas: ReadGuard<'_, Areas>, error: FaultError) -> FaultOutcome {
     FaultOutcome::Failed(error)
 }
 
-/// Whether an area with `protection` lets `access` through: what may be written may be read, and what may be executed,
-/// where the CPUs have no pages that may only be executed.
+/// Whether an area with `protection` permits `access`. A writable page is readable, and so is an executable one where
+/// the CPUs have no execute-only pages.
 #[inline(always)]
 pub(super) fn allows(protection: Protection, access: Access) -> bool {
     protection.bits() & access as u8 != 0 || is_load_of_code(protection, access)
@@ -157,8 +159,8 @@ fn is_load_of_code(protection: Protection, access: Access) -> bool {
     access == Access::Read && protection != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
 }
 
-/// A fault that an area allows, and where its entry is. Functions that are not inlined take it by value: only before
-/// their calls is it put into memory.
+/// A fault that an area permits, and its entry. Functions that are not inlined take it by value, so that it is stored
+/// to memory only before their calls.
 #[derive(Clone, Copy)]
 pub(super) struct AllowedFault<'a> {
     pub(super) space: &'a Space,
@@ -174,7 +176,7 @@ pub(super) struct AllowedFault<'a> {
 }
 
 impl AllowedFault<'_> {
-    /// The entry allows the access, as far as software knows.
+    /// Serves a fault whose entry permits the access already: access flag, dirt, or a stale TLB entry.
     #[cold]
     fn present(self) -> FaultOutcome {
         let mmu = self.space.mmu();
@@ -185,26 +187,26 @@ impl AllowedFault<'_> {
             return self.not_a_page(entry);
         }
         if self.access == Access::Execute && !entry.is_user_executable() {
-            // Entries follow their areas: this one does not, and a retry would fault for ever.
+            // Entries follow their areas. This one does not, and a retry would fault for ever.
             return FaultOutcome::Failed(FaultError::Unusable);
         }
         if is_write && !entry.may_be_written() {
-            // Another CPU has changed it: the next fault decides what it needs now.
+            // Another CPU has changed it: the retry decides.
             return FaultOutcome::Served;
         }
         self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() })
     }
 
-    /// Serves what is no page: each state changes so that the retry gets further, or is an error. The table's lock is
-    /// held.
+    /// Serves a fault on an entry that is no page: each state changes so that the retry makes progress, or is an error.
+    /// The table's lock is held.
     #[cold]
     pub(super) fn not_a_page(self, entry: Descriptor) -> FaultOutcome {
         let mmu = self.space.mmu();
         match state(entry) {
-            // Another CPU has emptied it: the retry finds it so.
+            // Another CPU has changed it: the retry decides.
             EntryState::Empty | EntryState::Page => {}
             EntryState::Inaccessible => {
-                // No TLB has it. The next fault decides what a store needs beyond that.
+                // It is in no TLB. A store may fault once more.
                 let accessible = if entry.is_fault_on_access() {
                     entry.accessible()
                 } else {
@@ -221,14 +223,14 @@ impl AllowedFault<'_> {
             EntryState::Marker(markers) if markers.contains(Markers::POISONED) => {
                 return FaultOutcome::Failed(FaultError::Unusable);
             }
-            // Nothing watches the page that it was made for.
+            // The marker is for a userfaultfd that no longer exists.
             EntryState::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
             EntryState::Migration(_) | EntryState::Damaged => return FaultOutcome::Failed(FaultError::Unusable),
         }
         FaultOutcome::Served
     }
 
-    /// Makes `entry`, which is here, let more through; `wanted` does. Where it did already, the TLB was behind. The
+    /// Widens `entry`, which is in the cell, to `wanted`. If it permits that much already, the TLB entry was stale. The
     /// table's lock is held.
     #[inline(always)]
     pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> FaultOutcome {
@@ -246,7 +248,7 @@ impl AllowedFault<'_> {
 }
 
 impl Space {
-    /// The entry for `page` of `area`, which has none yet, at its first `access`. It has a hold of its frame.
+    /// The entry for `page` of `area`, which has none yet, at its first `access`, with a reference to its frame.
     #[inline(always)]
     pub(super) fn new_page(
         &self,
@@ -270,7 +272,7 @@ impl Space {
         })
     }
 
-    /// Serves a fault where there is no table either.
+    /// Serves a fault where the last-level table is missing too.
     #[cold]
     fn first_page_of_table(&self, cpu: &Cpu, area: &Area, page: VirtAddr, access: Access) -> Result<(), FaultError> {
         let mut made = None;
@@ -286,7 +288,7 @@ impl Space {
         ensured.map(drop)
     }
 
-    /// Puts `new` into `cell` of `table`, unless another CPU was faster.
+    /// Stores `new` to `cell` of `table`, unless another CPU was faster.
     #[inline(always)]
     pub(super) fn install_or_drop(
         &self,
@@ -301,35 +303,34 @@ impl Space {
         }
     }
 
-    /// Gives up the hold of its frame that `new` has, which no entry has become.
+    /// Drops the reference of `new`, which was not stored, to its frame.
     fn drop_new(&self, cpu: &Cpu, new: Descriptor) {
         if !new.is_special() {
-            self.let_go(cpu, new.address());
+            self.drop_frame(cpu, new.address());
         }
     }
 
-    /// Puts `new` into `cell` of `table`, if nothing is there; whether so.
+    /// Stores `new` to `cell` of `table`, if that is empty; returns whether it was.
     #[inline(always)]
     pub(super) fn install(&self, table: PhysAddr, page: VirtAddr, cell: &EntryCell, new: Descriptor) -> bool {
         let mmu = self.mmu();
         if new.is_user_executable() {
             self.make_code_visible(new);
         }
-        // What is in the page before the entry that shows it: a read through the entry walks there first, which orders
-        // the two.
+        // The contents of the page before its entry. A read through the entry walks to it first, which orders the two.
         mmu.dmb_ishst();
         let locked = self.lock_table(table);
         let empty = mmu.load(cell) == Descriptor::EMPTY;
         if empty {
             locked.note_used(page);
-            // No barrier behind it: at worst the access faults once more, and finds the entry there.
+            // No barrier after it: at worst the access faults once more, and finds the entry.
             mmu.store(cell, new);
         }
         empty
     }
 
-    /// Drops one reference to `frame`, which no entry has any more, or none ever had.
-    pub(super) fn let_go(&self, cpu: &Cpu, frame: PhysAddr) {
+    /// Drops one reference to `frame`, which is in no entry.
+    pub(super) fn drop_frame(&self, cpu: &Cpu, frame: PhysAddr) {
         if self.common.record(frame).let_go() {
             self.common.frames.free(cpu, frame);
         }

@@ -1,4 +1,4 @@
-//! How much memory a space keeps from others: what would come back if it ended, but for what it shares.
+//! The memory that would be freed if a space ended, except what it shares.
 
 use granule_arch::addr::PAGE_SIZE;
 use granule_pgtable::Mmu;
@@ -7,14 +7,14 @@ use super::area::Area;
 use super::{PAGE, Space};
 use crate::sched::relax;
 
-/// Frames that a space keeps.
+/// Frames that a space uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footprint {
-    /// Pages that it shows, shared ones included, and those of shared objects that it may.
+    /// Mapped pages, shared ones included, and those of its shared objects.
     pub pages: usize,
     /// Its tables, the root counted.
     pub tables: usize,
-    /// What its areas take, rounded up.
+    /// Records of its areas, rounded up.
     pub areas: usize,
 }
 
@@ -26,7 +26,8 @@ impl Footprint {
 }
 
 impl Space {
-    /// How much memory the space keeps. Looks at every entry, and sleeps: other threads may change what was counted.
+    /// Counts the frames of the space. Visits every entry and sleeps: other threads may change what was counted
+    /// already.
     pub fn footprint(&self) -> Footprint {
         let areas = self.areas.read();
         let mut pages = 0;

@@ -1,8 +1,8 @@
-//! `fork`: a second space with the same pages, which both may only read until one of them writes.
+//! `fork`: a second space with the same pages, read-only in both until one of them writes.
 //!
-//! First everything that can run out is taken: the child's areas, and a table for each of the parent's that has private
-//! pages. Then the entries are copied, which cannot fail. The parent's lock is held alone: no fault comes between a
-//! page becoming read-only and the invalidation that makes every CPU see it.
+//! First everything that can fail is done: copies of the areas, and a table for each of the parent's that has private
+//! pages. Then the entries are copied, which cannot fail. The parent's areas are locked for writing: no fault is served
+//! between the change that makes a page read-only and its invalidation on every CPU.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
@@ -23,12 +23,12 @@ impl Space {
     /// write.
     ///
     /// # Errors
-    /// [`SpaceError::NoMemory`]; nothing stays taken.
+    /// [`SpaceError::NoMemory`]; nothing stays allocated.
     pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
         let child = self.common.create(cpu)?;
         let areas = self.areas.write();
         let memory = self.memory();
-        // As on Linux: areas that were made one by merging may be larger together than all memory.
+        // As on Linux. Areas that were joined may be larger together than all memory.
         if areas.total() > memory && areas.iter().any(|area| area.is_data_beyond(memory)) {
             return Err(SpaceError::NoMemory);
         }
@@ -51,13 +51,13 @@ impl Space {
         areas.iter().filter_map(|area| runs.add(area)).for_each(&mut copy);
         copy(last);
         if protected {
-            // Most of the space: one operation, and not one for each page.
+            // Most of the space: one operation, instead of one for each page.
             self.tlb().flush_space(self.mmu());
         }
         Ok(child)
     }
 
-    /// Links a table in `child` for each of this space's for `range`: it is there because it was used.
+    /// Links a table in `child` for each of this space's for `range`: they are in use.
     fn prepare_tables(&self, cpu: &Cpu, child: &Space, range: PageRange) -> Result<(), OutOfMemory> {
         let mut result = Ok(());
         self.page_tables().for_each_cells(range, |found| {
@@ -69,14 +69,14 @@ impl Space {
         result
     }
 
-    /// Copies the entries of `found` to the same place in `child`; whether one of this space's that was writable is not
-    /// any more.
+    /// Copies the entries of `found` to the same place in `child`; returns whether a writable one of this space became
+    /// read-only.
     fn copy_entries(&self, child: &Space, found: &TableCells<'_>) -> bool {
         let mut protected = false;
         let locked = self.lock_table(found.table);
         let used = locked.used(self.mmu(), found);
         let copies = child.page_tables().cells(found.start, found.cells.len()).expect("a table that was linked before");
-        // No other thread has the child's tables yet: they need no lock.
+        // No other thread uses the child's tables yet: they need no lock.
         note_all_used(self.common.record(copies.table), used);
         for_each_used(found, used, |places| {
             for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
@@ -86,7 +86,7 @@ impl Space {
         protected
     }
 
-    /// Copies the entry in `cell`; whether it was writable and is not any more.
+    /// Copies the entry in `cell`; returns whether it was writable and became read-only.
     #[inline(always)]
     fn copy_entry(&self, cell: &EntryCell, copy: &EntryCell) -> bool {
         let mmu = self.mmu();
@@ -94,7 +94,7 @@ impl Space {
         match state(entry) {
             EntryState::Page | EntryState::Inaccessible => {}
             EntryState::Empty => return false,
-            // What is remembered of a page that is not there holds no frame.
+            // An entry that is not present holds no frame.
             EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => {
                 let unwritable = unwritable(entry, false);
                 if unwritable != entry {
@@ -116,20 +116,20 @@ impl Space {
     }
 }
 
-/// The areas whose pages a child gets copies of, neighbours together: they have tables in common. The pages of others
-/// it finds in their objects.
+/// The private areas, whose pages a child gets copies of; neighbours together, since they have tables in common. Shared
+/// pages are found in their objects.
 struct PrivateRuns {
-    /// Where the first one starts; the end of all addresses before there is one.
+    /// The start of the first run; the end of all addresses before there is one.
     first: VirtAddr,
-    /// The one that the next area may go on.
+    /// The run that the next area may extend.
     last: Option<(VirtAddr, VirtAddr)>,
 }
 
 impl PrivateRuns {
-    /// No area has been added.
+    /// No areas.
     const NONE: Self = Self { first: USER_END, last: None };
 
-    /// Adds the next area by address; returns the run before it, if it begins another one.
+    /// Adds the next area by address; returns the run before it, if the area begins another one.
     #[inline]
     fn add(&mut self, area: &Area) -> Option<PageRange> {
         if area.is_shared() {
@@ -144,7 +144,7 @@ impl PrivateRuns {
         ended.map(|(start, end)| pages(start, end))
     }
 
-    /// From the first one's start to the last one's end, and the last one; `None` where there is none.
+    /// From the start of the first run to the end of the last, and the last run; `None` where there is none.
     fn end(self) -> Option<(PageRange, PageRange)> {
         self.last.map(|(start, end)| (pages(self.first, end), pages(start, end)))
     }

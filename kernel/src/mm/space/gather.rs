@@ -1,20 +1,20 @@
-//! Frames that entries were taken away from, until they can no longer be reached.
+//! Frames that were removed from entries, until no TLB can reach them.
 //!
-//! Arm ARM D8.17.1: an entry that was valid may be in a TLB until it is invalidated. So a frame whose entry is emptied
-//! goes into a [`Gather`], with the addresses that it was seen at, and is given back when these are invalidated: all at
-//! once at the end, or earlier where the list is full. The obligation is a value: dropping it pays.
+//! Arm ARM D8.17.1: a valid entry may be in a TLB until it is invalidated. So the frame of a cleared entry goes into a
+//! [`Gather`], with its addresses, and is freed after their invalidation: all frames at the end, or some earlier where
+//! the list is full. The obligation is a value: dropping it invalidates and frees.
 //!
 //! # When an entry may be filled again
-//! Between an entry that was valid and the next one in its place the invalidation completes, of CPUs and of secondary
-//! TLBs. A caller with the areas' lock for writing keeps faults out, and completes the invalidation before that lock is
-//! dropped. With the lock held for reading a fault may fill an entry as soon as the lock of its table is dropped, and a
-//! second caller that finds it empty may return: so there the invalidation completes before the table's lock is dropped
-//! ([`Gather::before_unlock`]). The two constructors distinguish the two cases by the lock that the caller holds.
+//! Between a valid entry and the next one in its place, the invalidation completes, in CPUs and in secondary TLBs. A
+//! caller with the areas' lock for writing excludes faults, and completes the invalidation before it drops that lock.
+//! Under the lock for reading, a fault may fill an entry as soon as the lock of its table is dropped, and a second
+//! caller that finds the entry empty may return. There the invalidation completes before the table's lock is dropped
+//! ([`Gather::before_unlock`]). The two constructors distinguish the cases by the lock that the caller holds.
 //! `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on write invalidates under
 //! the table's lock.
 //!
-//! Frames are listed as runs of neighbours, which those of one area mostly are, so that the list needs no memory. They
-//! cannot list themselves: another CPU may still write to them.
+//! Frames are listed as runs of neighbours, which the frames of one area mostly are, so the list needs no memory. It
+//! cannot be in the frames themselves: another CPU may still write to them.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::tlbi::LevelHint;
@@ -31,7 +31,7 @@ use crate::smp::Cpu;
 /// Runs in a gather: 512 bytes of stack.
 const RUNS: usize = 32;
 
-/// Last-level tables whose frames are freed at once: runs may be long.
+/// Last-level tables whose frames are freed together: runs may be long.
 const TABLES_GATHERED: usize = 4;
 
 /// Neighbours among frames, from `start` to `end`.
@@ -40,24 +40,24 @@ struct FrameRun {
     end: PhysAddr,
 }
 
-/// From the first to the last address whose entry was valid and changed.
+/// From the first to the last address whose valid entry was changed.
 pub(super) struct StaleRange {
     start: VirtAddr,
     end: VirtAddr,
 }
 
 impl StaleRange {
-    /// None was.
+    /// Nothing to invalidate.
     pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
 
-    /// Those from `start` to `end` did.
+    /// Adds the addresses from `start` to `end`.
     #[inline(always)]
     pub(super) fn note(&mut self, start: VirtAddr, end: VirtAddr) {
         self.start = self.start.min(start);
         self.end = self.end.max(end);
     }
 
-    /// What is to be invalidated, if anything.
+    /// The range to invalidate, if any.
     #[inline(always)]
     pub(super) fn range(self) -> Option<PageRange> {
         (self.start < self.end).then(|| pages(self.start, self.end))
@@ -73,24 +73,23 @@ enum Faults {
     Possible,
 }
 
-/// What was taken out of the tables of a space and is not free yet.
+/// Frames that were removed from the tables of a space and are not free yet.
 #[must_use = "dropping it invalidates and frees"]
 pub(super) struct Gather<'s> {
     space: &'s Space,
     cpu: &'s Cpu,
     runs: heapless::Vec<FrameRun, RUNS>,
-    /// Whose entries were emptied since the last invalidation.
+    /// The entries that were cleared since the last invalidation.
     stale: StaleRange,
     /// Whether tables are among the frames.
     tables: Tables,
     faults: Faults,
-    /// Last-level tables that were gone through.
+    /// Last-level tables that were visited.
     tables_seen: usize,
 }
 
 impl<'s> Gather<'s> {
-    /// Nothing yet. `cpu` is the CPU that this runs on. The areas are locked for writing, and stay so until the gather
-    /// is dropped.
+    /// An empty gather. `cpu` is the current CPU. The areas are locked for writing until the gather is dropped.
     pub(super) const fn without_faults(space: &'s Space, cpu: &'s Cpu, _areas: &mut Areas) -> Self {
         Self::new(space, cpu, Faults::Excluded)
     }
@@ -112,15 +111,15 @@ impl<'s> Gather<'s> {
         }
     }
 
-    /// Notes that entries from `start` to `end` were emptied that were valid.
+    /// Notes that valid entries from `start` to `end` were cleared.
     #[inline(always)]
     pub(super) fn stale(&mut self, start: VirtAddr, end: VirtAddr) {
         self.stale.note(start, end);
     }
 
-    /// Drops one reference to `frame`, later. Its entry is empty, and noted or about to be noted: where the list is
-    /// full, the pages of `emptied` are invalidated with the rest, and need not be noted any more: the addresses whose
-    /// entries were emptied and not noted yet.
+    /// Adds `frame`, one reference to which is dropped later. Its entry is clear, and noted or about to be noted. Where
+    /// the list is full, the addresses of `emptied`, whose entries are clear and not noted yet, are noted and
+    /// invalidated with the rest; the caller does not note them again.
     #[inline(always)]
     pub(super) fn add(&mut self, frame: PhysAddr, emptied: impl FnOnce() -> Option<(VirtAddr, VirtAddr)>) {
         if let Some(last) = self.runs.last_mut()
@@ -139,8 +138,8 @@ impl<'s> Gather<'s> {
         debug_assert!(pushed.is_ok());
     }
 
-    /// A scheduling point between two tables of a long change: the caller holds no table's lock. Where much has
-    /// gathered it is invalidated and freed first, so that neither this nor the end of the gather takes long.
+    /// A scheduling point between two tables of a long change, without a table's lock. A large gather is invalidated
+    /// and freed first, so that neither this nor the end takes long.
     #[inline]
     pub(super) fn rest(&mut self) {
         self.tables_seen += 1;
@@ -150,7 +149,7 @@ impl<'s> Gather<'s> {
         relax();
     }
 
-    /// Frees a table, later, that was taken out of the tree and translated addresses of `span` alone.
+    /// Adds a table, freed later, that was unlinked and translated addresses of `span` only.
     pub(super) fn add_table(&mut self, table: PhysAddr, span: PageRange) {
         self.tables = Tables::Unlinked;
         self.stale(span.start(), span.end());
@@ -164,8 +163,8 @@ impl<'s> Gather<'s> {
         bytes <= FEW as u64 * PAGE
     }
 
-    /// To be called before the lock of a table is dropped in which entries were emptied: completes their invalidation
-    /// where a fault could fill them.
+    /// Called before the lock of a table with cleared entries is dropped: completes their invalidation where a fault
+    /// could fill them.
     #[inline(always)]
     pub(super) fn before_unlock(&mut self) {
         if self.faults == Faults::Possible {
@@ -190,11 +189,11 @@ impl<'s> Gather<'s> {
             return;
         }
         let common = self.space.common;
-        // One alone is not worth a list.
+        // A single frame needs no list.
         if let [run] = &self.runs[..]
             && run.start + PAGE == run.end
         {
-            self.space.let_go(self.cpu, run.start);
+            self.space.drop_frame(self.cpu, run.start);
         } else if self.is_short() {
             let numbers = |run: &FrameRun| run.start.frame_number()..run.end.frame_number();
             common.frames.let_go_few(self.cpu, self.runs.iter().map(numbers));
@@ -203,7 +202,7 @@ impl<'s> Gather<'s> {
             for run in &self.runs {
                 let mut frame = run.start;
                 while frame != run.end {
-                    // The last hold goes with the frame.
+                    // A frame is freed with its last reference.
                     if common.record(frame).let_go() {
                         freeing.add(frame);
                     }
@@ -221,7 +220,7 @@ impl Drop for Gather<'_> {
     }
 }
 
-/// The range from `start` to `end`, which are page aligned and apart.
+/// The range from `start` to `end`, which are page aligned and differ.
 #[inline(always)]
 pub(super) fn pages(start: VirtAddr, end: VirtAddr) -> PageRange {
     PageRange::new(start, end - start).expect("page aligned, in order, and in the lower half")

@@ -1,8 +1,8 @@
-//! What a program's limits leave to its space, what can never fit in memory, and stacks that grow.
+//! The limits of a program for its space, what cannot fit in memory, and stacks that grow.
 //!
-//! As on Linux (`may_expand_vm`, `__vm_enough_memory` where memory may be promised twice, `expand_downwards`): a call
-//! is refused for what it would add, never for what is there. Nothing is promised: a single area that private stores
-//! could fill is refused where it is larger than all memory, and no other.
+//! As on Linux (`may_expand_vm`, `__vm_enough_memory` with overcommit, `expand_downwards`): a call is refused for what
+//! it would add, never for what is mapped already. Memory is not reserved: a call is refused for an area that private
+//! stores could fill and that is larger than all memory, and for no other.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
@@ -12,21 +12,21 @@ use super::area::{Area, Areas, Held};
 use super::calls::STACK_GUARD;
 use super::{PAGE, Space, SpaceError, USER_START};
 
-/// The limits of the program that a call is for, in bytes; `u64::MAX` for none.
+/// The limits of the calling program, in bytes; `u64::MAX` for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SpaceLimits {
-    /// All its areas (`RLIMIT_AS`).
+    /// All its areas together (`RLIMIT_AS`).
     pub space: u64,
-    /// Private areas that may be written, but for stacks (`RLIMIT_DATA`).
+    /// Its private writable areas, stacks excepted (`RLIMIT_DATA`).
     pub data: u64,
-    /// How far a program may raise `data`. It holds in its place where that is 0, as on Linux.
+    /// The limit up to which a program may raise `data`. It is used instead where `data` is 0, as on Linux.
     pub data_hard: u64,
     /// A stack (`RLIMIT_STACK`).
     pub stack: u64,
 }
 
 impl SpaceLimits {
-    /// None.
+    /// No limits.
     pub const NONE: Self = Self { space: u64::MAX, data: u64::MAX, data_hard: u64::MAX, stack: u64::MAX };
 
     fn allow_data(&self, bytes: u64) -> bool {
@@ -34,29 +34,29 @@ impl SpaceLimits {
     }
 }
 
-/// What a mapping is made with, beyond [`MapRequest`](super::MapRequest).
+/// The conditions of a mapping, beside its [`MapRequest`](super::MapRequest).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Terms {
     /// The program's limits.
     pub limits: SpaceLimits,
-    /// Whether it is refused where it is larger than all memory (not with `MAP_NORESERVE`).
+    /// Whether a mapping larger than all memory is refused (not with `MAP_NORESERVE`).
     pub fits_in_memory: bool,
-    /// Whether it is extended down by accesses below it (`MAP_GROWSDOWN`).
+    /// Whether accesses below it extend it (`MAP_GROWSDOWN`).
     pub grows: bool,
 }
 
 impl Terms {
-    /// What the kernel itself maps; of a stack nothing is known but that it grows.
+    /// For mappings of the kernel. The limit of a stack is not known here.
     pub const NONE: Self =
         Self { limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE }, fits_in_memory: true, grows: false };
 }
 
-/// The least that is kept free below the end of a program's stack, as on Linux, for what it may grow to.
+/// The least room to grow below a program's stack, as on Linux.
 pub(super) const STACK_GAP: u64 = 128 << 20;
 /// The most.
 const MOST_STACK_GAP: u64 = (1 << 48) / 6 * 5;
 
-/// Bytes below a stack of `bytes` bytes in which the kernel chooses nothing, where it may become as large as `limit`.
+/// Bytes below a stack of `bytes` bytes that the kernel does not choose, where it may grow to `limit`.
 pub(super) fn stack_guard(bytes: u64, limit: u64) -> u64 {
     let wanted = limit.saturating_add(STACK_GUARD).min(MOST_STACK_GAP);
     let gap = if wanted < STACK_GAP { STACK_GAP } else { wanted };
@@ -64,19 +64,19 @@ pub(super) fn stack_guard(bytes: u64, limit: u64) -> u64 {
 }
 
 impl Areas {
-    /// Whether an area may be added in `range`, in place of what is there.
+    /// Whether the limits permit an area in `range`, in place of the areas there.
     pub(super) fn may_add(&self, range: PageRange, is_data: bool, limits: &SpaceLimits) -> bool {
         let fits = |bytes: u64| {
             self.total().saturating_add(bytes) <= limits.space
                 && (!is_data || limits.allow_data(self.data().saturating_add(bytes)))
         };
         let bytes = range.end() - range.start();
-        // What is replaced is looked at only where it matters.
+        // The areas that it replaces are visited only where they matter.
         fits(bytes) || fits(bytes - self.touching(range).map(|area| area.bytes_in(range)).sum::<u64>())
     }
 
-    /// Where in `range`, which is covered, the first area begins that may not get `protection`; the range's end where
-    /// all may.
+    /// The start of the first area in `range`, which is covered, that may not get `protection`; the end of `range`
+    /// where all may.
     pub(super) fn may_protect_until(
         &self,
         range: PageRange,
@@ -87,7 +87,7 @@ impl Areas {
         let mut data = self.data();
         for area in self.touching(range).filter(|area| area.becomes_writable(protection)) {
             let bytes = area.bytes_in(range);
-            // As on Linux, which asks whether the area could be added again.
+            // As on Linux, which checks whether the area could be added again.
             let new_data = area.becomes_data(protection) && self.total().saturating_add(bytes) <= limits.space;
             if new_data && !limits.allow_data(data.saturating_add(bytes)) || area.is_reserved() && bytes > memory {
                 return area.part_in(range).start();
@@ -99,7 +99,7 @@ impl Areas {
         range.end()
     }
 
-    /// The area that is extended by an access at `page`, which is in none.
+    /// The area that an access at `page`, which is in none, extends.
     fn extended_by(&self, page: VirtAddr) -> Option<Held> {
         self.first_from(page).filter(|above| above.grows())
     }
@@ -112,7 +112,7 @@ impl Area {
         part.end() - part.start()
     }
 
-    /// Whether it is more than could ever fit in `memory` bytes.
+    /// Whether it cannot fit in `memory` bytes.
     pub(super) fn is_data_beyond(&self, memory: u64) -> bool {
         self.size() > memory && self.is_reserved() && !self.is_shared() && self.protection().contains(Protection::WRITE)
     }
@@ -132,13 +132,13 @@ impl Space {
         (self.common.frames.total() as u64).saturating_mul(PAGE)
     }
 
-    /// Whether what is mapped is within `limits`.
+    /// Whether the space is within `limits`.
     pub fn is_within(&self, limits: &SpaceLimits) -> bool {
         let areas = self.areas.read();
         areas.total() <= limits.space && limits.allow_data(areas.data())
     }
 
-    /// Extends the stack above `address`, which is in no area, so that it is in it.
+    /// Extends the stack above `address`, which is in no area, down to its page.
     ///
     /// # Errors
     /// [`SpaceError::NoArea`] (no stack is above), [`SpaceError::NotPermitted`] (too near to address 0),

@@ -1,11 +1,11 @@
 //! The address spaces of user programs.
 //!
-//! A [`Space`] is a tree of tables for the lower half, the areas that define what may be in it, and the two kinds of
-//! TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. The path of a
-//! fault: [`fault`] looks the area up, [`cow`] copies where a page is shared; of a call: [`calls`] cuts and merges
-//! areas, [`protect`] and [`zap`] change the entries, [`gather`] frees what can no longer be reached. [`populate`]
-//! brings pages before they are asked for, [`shmem`] has those that several spaces show, [`used`] knows which tables
-//! are sparse. [`reserved`] has the pages above that the kernel shows to devices.
+//! A [`Space`] is a tree of tables for the lower half, the areas that define what may be mapped in it, and the two
+//! kinds of TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. A fault:
+//! [`fault`] finds the area, [`cow`] copies a shared page. A call: [`calls`] cuts and merges areas, [`protect`] and
+//! [`zap`] change the entries, [`gather`] frees frames and tables after the invalidation. [`populate`] installs pages
+//! before the first access, [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table are
+//! in use, [`reserved`] holds pages that the kernel maps for devices.
 //!
 //! # Locks
 //! ```text
@@ -13,12 +13,12 @@
 //!     table lock      one in each last-level table, spins: what changes an entry holds it
 //! ```
 //! Under the areas' lock, for reading too, tables stay: they are linked at any time and unlinked only under the lock
-//! for writing. The hardware changes entries without any lock, where it sets the access flag or makes a writable-clean
-//! entry dirty; [`entry`] has when a plain store could lose that.
+//! for writing. The hardware changes entries without any lock: it sets the access flag, or makes a writable-clean entry
+//! dirty. [`entry`] explains when a plain store could lose that.
 //!
-//! Between an entry that was valid and another in its place an invalidation completes: when, [`gather`] has it.
+//! Between a valid entry and another one in its place, an invalidation completes; [`gather`] explains where.
 //!
-//! Nothing is allocated under a table lock, and what can fail is done before the first change.
+//! Nothing is allocated under a table lock, and everything that can fail happens before the first change.
 
 mod area;
 mod calls;
@@ -79,24 +79,24 @@ type EntryCell = <Machine as Mmu>::Cell;
 /// Entries of one last-level table.
 type TableCells<'t> = Cells<'t, Machine>;
 
-/// The first address that a program may map: below, a null pointer with an offset always faults.
+/// The first address that a program may map. Below it a null pointer with an offset always faults.
 pub const USER_START: VirtAddr = VirtAddr(0x1_0000);
-/// The end of what programs may map. What is left of the lower half is the kernel's: see [`reserved`].
+/// The end of the addresses that programs may map. The kernel uses the rest of the lower half: see [`reserved`].
 pub const USER_END: VirtAddr = RESERVED_START;
 
-/// What all spaces have in common: where their memory comes from. There is one.
+/// State that all spaces share: the source of their memory. There is one.
 pub struct Spaces {
     mmu: Machine,
     frames: &'static FrameAllocator,
     spaces: Pool<Inner<Space>>,
     areas: Pool<Area>,
     objects: Pool<Inner<Object>>,
-    /// A frame of zeros, which every page that was only read shows. It is not counted: its entries are special.
+    /// A frame of zeros, mapped at every page that was only read. It has no reference count: its entries are special.
     zeros: PhysAddr,
 }
 
 impl Spaces {
-    /// Spaces whose frames come from `frames`, which `mmu` reaches as tables.
+    /// Spaces whose frames come from `frames`, which `mmu` accesses as tables.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -111,10 +111,10 @@ impl Spaces {
         })
     }
 
-    /// A space with nothing in it.
+    /// An empty space.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; nothing stays taken.
+    /// [`OutOfMemory`]; nothing stays allocated.
     #[allow(unsafe_code, reason = "the record of a frame that is held")]
     pub fn create(&'static self, cpu: &Cpu) -> Result<SpaceRef, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
@@ -135,8 +135,8 @@ impl Spaces {
         Counted::try_new(&self.spaces, space).map(SpaceRef).inspect_err(|_| self.frames.free(cpu, root))
     }
 
-    /// Frames that stay taken when all spaces are gone: those of the pools, and the page of zeros. For accounts of
-    /// frames by owner.
+    /// Frames that stay allocated when all spaces are gone: those of the pools, and the page of zeros. For audits that
+    /// count frames by owner.
     pub fn kept_frames(&self) -> usize {
         self.spaces.stats().frames + self.areas.stats().frames + self.objects.stats().frames + 1
     }
@@ -150,7 +150,7 @@ impl Spaces {
     #[inline(always)]
     #[allow(unsafe_code, reason = "the record of a frame that is held")]
     fn record(&self, frame: PhysAddr) -> &Frame {
-        // SAFETY: only for frames of tables and objects and for those that entries have: held, each by itself.
+        // SAFETY: only for frames of tables and objects, and for frames in entries. Each of them is held by its user.
         unsafe { self.frames.held(frame) }
     }
 }
@@ -165,13 +165,13 @@ pub struct Space {
     /// Acquired before `areas`.
     heap: RwSem<ProgramHeap>,
     root: Table,
-    /// Frames that are its tables, the root not counted.
+    /// Frames that are its tables, without the root.
     table_frames: AtomicUsize,
     asid: AsidSlot,
     notifiers: NotifierChain,
-    /// Pages of the kernel above [`USER_END`].
+    /// Mapped pages of the kernel above [`USER_END`].
     reserved: AtomicUsize,
-    /// A device has them.
+    /// A device uses the reserved pages.
     has_device: AtomicBool,
     areas: RwSem<Areas>,
 }
@@ -182,19 +182,19 @@ impl Space {
         self.root.address()
     }
 
-    /// Its number in the TLBs.
+    /// Its ASID.
     #[inline(always)]
     pub fn asid(&self) -> &AsidSlot {
         &self.asid
     }
 
-    /// What else translates through its tables.
+    /// The secondary TLBs that translate through its tables.
     #[inline(always)]
     pub fn notifiers(&self) -> &NotifierChain {
         &self.notifiers
     }
 
-    /// What a change of its tables must notify.
+    /// The TLBs that a change of its tables invalidates.
     #[inline(always)]
     pub fn tlb(&self) -> UserTlb<'_> {
         UserTlb::new(&self.asid, &self.notifiers)
@@ -211,12 +211,12 @@ impl Space {
         self.areas.read().find(address).map(look)
     }
 
-    /// The tables, to look at: none is unlinked meanwhile.
+    /// The tables, for reading. None is unlinked while the value exists.
     pub fn tables(&self) -> SpaceTables<'_> {
         SpaceTables { tables: self.page_tables(), _areas: self.areas.read() }
     }
 
-    /// Frames that are its tables, the root counted.
+    /// Frames that are its tables, with the root.
     pub fn table_frames(&self) -> usize {
         self.table_frames.load(Ordering::Relaxed) + 1
     }
@@ -351,7 +351,7 @@ impl Deref for SpaceHandle {
 /// Frames for tables, from the frame allocator.
 struct SpaceSource<'a> {
     frames: &'a FrameAllocator,
-    /// How many are out.
+    /// How many are in use.
     taken: &'a AtomicUsize,
     cpu: &'a Cpu,
 }

@@ -1,4 +1,4 @@
-//! Pages before they are asked for: `MAP_POPULATE`, and what the kernel itself writes into a space.
+//! Pages before the first access: `MAP_POPULATE`, and writes of the kernel to a space.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
@@ -16,17 +16,17 @@ use crate::mm::OutOfMemory;
 use crate::sched::relax;
 use crate::smp::Cpu;
 
-/// How much is populated at a time, with the table locked: a part of what one table translates.
+/// Bytes that are populated under one hold of a table's lock: a part of one table.
 const CHUNK: u64 = 64 * PAGE;
 
 impl Space {
-    /// Gives each page of `range` its frame, as the first access would, as far as memory goes: how far is not returned.
-    /// Pages that may be written are there for writing.
+    /// Installs each page of `range` as the first access would, as far as there is memory; how far is not returned.
+    /// Writable pages are installed for writing.
     ///
     /// Between chunks other threads may run, and it ends early where `is_killed`, as Linux's `populate_vma_page_range`
     /// does for a fatal signal.
     pub(super) fn populate(&self, cpu: &Cpu, areas: &Areas, range: PageRange, is_killed: &dyn Fn() -> bool) {
-        // What cannot all be there is not worth beginning.
+        // A range that cannot fit is not populated at all.
         if range.pages() > self.common.frames.total() {
             return;
         }
@@ -45,7 +45,7 @@ impl Space {
         }
     }
 
-    /// The same for pages that have one last-level table.
+    /// The same for pages of one last-level table.
     fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), OutOfMemory> {
         let tables = self.page_tables();
         if tables.cell(range.start()).is_none() {
@@ -81,15 +81,15 @@ impl Space {
         {
             let locked = self.lock_table(found.table);
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
-                // Entries that were emptied meanwhile wait for an access.
+                // Entries that were cleared meanwhile are left to faults.
                 let Some(frame) = list.pop() else { break };
-                // SAFETY: the linear map shows the frame, writable, and it has no other user.
+                // SAFETY: the linear map has the frame, writable, and the frame has no other user.
                 unsafe { zero_page(frames.linear().address(frame)) };
                 let new = Descriptor::page(frame, attributes).dirty();
                 if new.is_user_executable() {
                     self.make_code_visible(new);
                 }
-                // The zeros before the entry that shows them.
+                // The zeros before their entry.
                 mmu.dmb_ishst();
                 locked.note_used(found.address(index));
                 mmu.store(cell, new);
@@ -110,7 +110,7 @@ impl Space {
             let frame = frame(index as u64)?;
             let new = Descriptor::page(frame, attributes(protection));
             if !self.install(found.table, found.address(index), cell, new) {
-                self.let_go(cpu, frame);
+                self.drop_frame(cpu, frame);
             }
         }
         Ok(())
@@ -119,14 +119,14 @@ impl Space {
     #[inline(always)]
     fn is_empty(&self, cell: &EntryCell) -> bool {
         let entry = self.mmu().load(cell);
-        // Nearly always it is, and then one comparison is enough.
+        // The most frequent case takes one comparison.
         entry == Descriptor::EMPTY || state(entry) == EntryState::Empty
     }
 
-    /// Writes `bytes` at `address`, as the program could, whichever space this CPU has now.
+    /// Writes `bytes` at `address`, with the program's permissions, whatever space the CPU has now.
     ///
     /// # Errors
-    /// [`FaultError`]; what came before the page that cannot be written is written.
+    /// [`FaultError`]; the bytes before the page that faults are written.
     pub fn write_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
         self.access_bytes(cpu, address, bytes.len(), Access::Write, |at, range| {
             // SAFETY: the page is writable in this space and stays, as `access_bytes` guarantees; the program may
@@ -135,10 +135,10 @@ impl Space {
         })
     }
 
-    /// Reads `bytes.len()` bytes from `address` on, as the program could, whichever space this CPU has now.
+    /// Reads `bytes.len()` bytes from `address` on, with the program's permissions, whatever space the CPU has now.
     ///
     /// # Errors
-    /// [`FaultError`]; what came before the page that cannot be read is read.
+    /// [`FaultError`]; the bytes before the page that faults are read.
     pub fn read_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
         let target = bytes.as_mut_ptr();
         self.access_bytes(cpu, address, bytes.len(), Access::Read, |at, range| {
@@ -148,8 +148,8 @@ impl Space {
         })
     }
 
-    /// Calls `copy` page by page, with where the linear map shows the bytes and which of them they are. The page's
-    /// entry allows the access and does not change meanwhile.
+    /// Calls `copy` for each page, with the linear address of the bytes and their range. The page's entry permits the
+    /// access and does not change meanwhile.
     fn access_bytes(
         &self,
         cpu: &Cpu,
@@ -173,14 +173,14 @@ impl Space {
         Ok(())
     }
 
-    /// Calls `work` with where the linear map shows `page`, if its entry allows `access`; whether it does.
+    /// Calls `work` with the linear address of `page`, if its entry permits `access`; returns whether it does.
     fn with_page(&self, page: VirtAddr, access: Access, work: impl FnOnce(VirtAddr)) -> bool {
         let areas = self.areas.read();
         let allowed = areas.find(page).is_some_and(|area| allows(area.protection(), access));
         let Some((table, cell)) = self.page_tables().cell(page).filter(|_| allowed) else { return false };
         let _locked = self.lock_table(table);
         let entry = self.mmu().load(cell);
-        // The linear map asks no entry, so that it is dirty and young already is for the program's own good.
+        // An access by the linear map sets neither the access flag nor dirt, so the entry must have both already.
         if state(entry) != EntryState::Page || access == Access::Write && !(entry.may_be_written() && entry.is_dirty())
         {
             return false;

@@ -1,7 +1,7 @@
-//! `mprotect`: what may be done with pages, changed for whole areas and in every entry.
+//! `mprotect`: changes the protection of areas, and of every entry in them.
 //!
-//! Where pages become writable, those that are not shared are writable at once: the next store takes no fault. Shared
-//! ones, and the page of zeros, stay read-only until a fault copies them.
+//! Where pages become writable, unshared ones become writable at once: the next store takes no fault. Shared ones and
+//! the page of zeros stay read-only until a fault copies them.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
@@ -18,7 +18,7 @@ use super::{Space, SpaceError, TableCells};
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
 
-/// What is to be allowed.
+/// The new permissions of a range.
 #[derive(Clone, Copy)]
 struct Allowed {
     protection: Protection,
@@ -31,7 +31,7 @@ impl Allowed {
         self.protection.contains(Protection::WRITE)
     }
 
-    /// The attributes of a page that others have too.
+    /// The attributes of a page that others use too.
     #[inline(always)]
     fn for_sharers(self) -> Attributes {
         attributes(self.protection.read_only())
@@ -39,12 +39,12 @@ impl Allowed {
 }
 
 impl Space {
-    /// Gives the pages of the `bytes` bytes from `start` on another protection.
+    /// Changes the protection of the `bytes` bytes from `start` on.
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (there is no memory to cut
-    /// areas; nothing was changed, or a part is not mapped: what lies before the first hole was changed, as Linux
-    /// does).
+    /// areas; nothing was changed), [`SpaceError::NoMemory`] (a part is not mapped; as on Linux everything before the
+    /// first hole was changed).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), SpaceError> {
         self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
     }
@@ -52,8 +52,8 @@ impl Space {
     /// The same for a program that has limits.
     ///
     /// # Errors
-    /// As for [`Self::mprotect`]; [`SpaceError::NoMemory`] also from the first area on that would be more data than the
-    /// limits allow, or more than can ever fit.
+    /// As for [`Self::mprotect`]; [`SpaceError::NoMemory`] also at the first area that would exceed the limits of data,
+    /// or all memory.
     pub fn mprotect_within(
         &self,
         start: VirtAddr,
@@ -65,7 +65,7 @@ impl Space {
             return self.protect_to_the_end(start, bytes, protection, limits);
         };
         let mut areas = self.areas.write();
-        // Only what becomes writable is limited.
+        // Limits apply only to what becomes writable.
         let is_limited = protection.contains(Protection::WRITE)
             && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
         let Some(area) = areas.holding(range).filter(|_| !is_limited) else {
@@ -83,7 +83,7 @@ impl Space {
         Ok(())
     }
 
-    /// The same where `range` is a part of `area`.
+    /// The same where the range is a part of `area`.
     #[inline(never)]
     fn protect_part(
         &self,
@@ -99,7 +99,7 @@ impl Space {
         Ok(())
     }
 
-    /// Cuts `range` out of `area`, which holds it, and gives it `protection`.
+    /// Makes `range`, which `area` holds, an area of its own with `protection`.
     #[inline(always)]
     fn protect_cut(
         &self,
@@ -115,7 +115,7 @@ impl Space {
         areas.merge(area);
     }
 
-    /// The same where the range has no bytes, or goes on behind the end of the space, which is a hole like others.
+    /// The same for a range that has no bytes, or exceeds the space: the addresses beyond are a hole.
     #[cold]
     fn protect_to_the_end(
         &self,
@@ -129,7 +129,7 @@ impl Space {
         Err(SpaceError::NoMemory)
     }
 
-    /// The same where the range is not in one area, or limited: up to the first hole, or the first area that is refused.
+    /// The same for several areas, or under a limit: up to the first hole, or the first area that is refused.
     #[inline(never)]
     fn protect_several(
         &self,
@@ -163,7 +163,7 @@ impl Space {
         if range == whole { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Changes the entries of `range`, which is of one area, and notifies what must know.
+    /// Changes the entries of `range`, which lies in one area, and invalidates and notifies.
     #[inline]
     fn protect_pages(&self, range: PageRange, protection: Protection, is_shared: bool) {
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
@@ -181,11 +181,11 @@ impl Space {
         }
     }
 
-    /// The same for entries of one table, whose lock is held, without telling.
+    /// Changes entries of one table, whose lock is held. The caller invalidates `stale`.
     #[inline(always)]
     fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
         let survey = self.mmu().survey(found.cells);
-        // Nearly always they are alike, in all but their addresses.
+        // Nearly always they differ in their addresses only.
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
         let to = from.modified(allowed.for_sharers());
@@ -206,7 +206,7 @@ impl Space {
         }
     }
 
-    /// The same where entries differ, or there are none.
+    /// The same where entries differ, or some are empty.
     #[cold]
     #[inline(never)]
     fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
@@ -241,7 +241,7 @@ impl Space {
         }
     }
 
-    /// Changes entries that are alike to one thing where the frame is shared, and another where it is not.
+    /// Changes entries that are alike: to `to[1]` where the frame is not shared, to `to[0]` where it is.
     #[inline(always)]
     fn flip_own(&self, found: &TableCells<'_>, from: Descriptor, to: [Descriptor; 2]) {
         let mmu = self.mmu();
@@ -258,20 +258,20 @@ impl Space {
         found.cells.iter().for_each(|cell| self.make_code_visible(self.mmu().load(cell)));
     }
 
-    /// Whether the frame of `entry` is not shared. The areas are locked for writing: it cannot become shared meanwhile.
+    /// Whether the frame of `entry` is not shared. The areas are locked for writing, so it cannot become shared
+    /// meanwhile.
     #[inline(always)]
     fn has_to_itself(&self, entry: Descriptor) -> bool {
         !entry.is_special() && self.common.record(entry.address()).references() == 1
     }
 }
 
-/// Whether entries with these bits may be changed together: pages that the hardware leaves alone, with frames that are
-/// counted.
+/// Whether entries with these bits may be changed together: settled pages with counted frames.
 const fn is_alike(entry: Descriptor) -> bool {
     entry.is_present() && is_settled(entry) && !entry.is_special()
 }
 
-/// The same page, which may be written, unless userfaultfd watches it: then the first store is a fault.
+/// The same page, writable. With a userfaultfd mark it stays read-only, so that the first store faults.
 #[inline(always)]
 const fn may_be_written(entry: Descriptor) -> Descriptor {
     if entry.is_uffd_wp() { entry } else { entry.writable() }

@@ -1,9 +1,9 @@
-//! Pages of the kernel in a program's space, for the devices that share it: rings, and where messages are written to.
+//! Pages of the kernel in a program's space, for the devices that share it: rings, and the targets of their messages.
 //!
-//! A device that shares a program's tables has nothing else to find memory by. What its driver needs it to find lies
-//! above all that programs may map, at addresses that no program can have, and is none of the program's business: EL0
-//! has no access, no area shows it, a fork does not copy it, and its frames are not the space's to count. They belong
-//! to one device at a time: a second one that used the same tables would reach the first one's rings.
+//! A device that shares a program's tables has no other translation. The pages that its driver needs lie above all that
+//! programs may map, so no program can have their addresses. EL0 has no access to them, no area has them, a fork does
+//! not copy them, and the space does not count their frames. They belong to one device at a time: a second device with
+//! the same tables would reach the rings of the first.
 //!
 //! ```text
 //! USER_END        0xffff_ffe0_0000   ┐ what one last-level table translates: pages of the kernel
@@ -23,24 +23,25 @@ use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::smp::Cpu;
 
-/// The first address that programs cannot have.
+/// The first address that programs cannot map.
 pub const RESERVED_START: VirtAddr = VirtAddr(RESERVED_END.0 - (2 << 20));
 /// The end of the lower half.
 pub const RESERVED_END: VirtAddr = VirtAddr(1 << 48);
 
 impl Space {
-    /// Takes the reserved pages for a device, until [`Self::disclaim_reserved`]; `false` where another has them.
+    /// Claims the reserved pages for a device, until [`Self::disclaim_reserved`]; `false` where another device has
+    /// them.
     pub fn claim_reserved(&self) -> bool {
         !self.has_device.swap(true, Ordering::Acquire)
     }
 
-    /// Ends [`Self::claim_reserved`]: the device shows nothing there any more and does not use the tables.
+    /// Ends [`Self::claim_reserved`]: the device has no pages there any more and does not use the tables.
     pub fn disclaim_reserved(&self) {
         self.has_device.store(false, Ordering::Release);
     }
 
-    /// Runs `work` while no change of the tables is announced and not yet over: a subscriber that joins in it gets
-    /// every change whole. (Of an upgrade the event comes later than the change, and is whole by itself.)
+    /// Runs `work` while no change of the tables is under way: a subscriber that joins in it gets both events of every
+    /// change. (An upgrade is one event, after the change.)
     ///
     /// Sleeps: not from interrupts.
     pub fn between_changes<T>(&self, work: impl FnOnce() -> T) -> T {
@@ -48,13 +49,13 @@ impl Space {
         work()
     }
 
-    /// Shows `frame` at `page`, a reserved one that shows nothing, to the kernel and to devices. The caller keeps the
+    /// Maps `frame` at `page`, a reserved page that is not mapped, for the kernel and devices. The caller keeps the
     /// frame until [`Self::hide_reserved`] or the end of the space.
     ///
     /// Sleeps: not from interrupts.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; nothing is shown.
+    /// [`OutOfMemory`]; nothing is mapped.
     pub fn show_reserved(
         &self,
         cpu: &Cpu,
@@ -63,7 +64,7 @@ impl Space {
         memory: MemoryType,
     ) -> Result<(), OutOfMemory> {
         assert!(page >= RESERVED_START && page < RESERVED_END && page.is_aligned(PAGE), "{page} is not reserved");
-        // For writing: tables are unlinked where no page is left.
+        // For writing: empty tables are unlinked by other calls.
         let _areas = self.areas.write();
         let mmu = self.mmu();
         let ((table, cell), ()) =
@@ -74,13 +75,13 @@ impl Space {
             locked.note_used(page);
             mmu.store(cell, Descriptor::page(frame, Attributes::reserved(memory)).special());
         }
-        // A device that is given the page finds it: it takes no fault and tries again.
+        // The entry is visible before the device gets the address: it takes no fault.
         mmu.dsb_ishst();
         self.reserved.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Ends [`Self::show_reserved`]. On return the frame cannot be reached by this address.
+    /// Ends [`Self::show_reserved`]. On return no TLB has the translation.
     pub fn hide_reserved(&self, cpu: &Cpu, page: VirtAddr) {
         let mut areas = self.areas.write();
         let range = pages(page, page + PAGE);
@@ -92,10 +93,10 @@ impl Space {
         }
     }
 
-    /// From where to where there is no leaf around `range`, in which there is none either.
+    /// The free addresses around `range`, which has no leaf itself: no leaf is between the two.
     pub(super) fn around(&self, areas: &Areas, range: PageRange) -> (VirtAddr, VirtAddr) {
         let (below, above) = areas.around(range);
-        // Reserved pages are of no area: the tables above them all are needed while there is one.
+        // No area has the reserved pages, and the tables above are in use while one is mapped.
         let unused = above >= RESERVED_START && self.reserved.load(Ordering::Relaxed) == 0;
         (below, if unused { RESERVED_END } else { above })
     }

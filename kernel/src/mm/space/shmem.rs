@@ -1,8 +1,8 @@
-//! Shared anonymous memory: an object that has the frames, so that each area that shows it shows the same ones.
+//! Shared anonymous memory: an object holds the frames, and every area of the object maps the same ones.
 //!
-//! An object is as large as the mapping that made it. Which frame a page of it has is written in a tree of tables that
-//! no hardware ever walks: so finding one is a walk, adding one a compare-exchange, and nothing else is needed. A frame
-//! stays with its object until that ends, so a holder of a reference may look it up without a lock.
+//! An object is as large as the mapping that created it. Its frames are in a tree of tables that no hardware walks: a
+//! lookup is a walk, an insertion a compare-exchange, and nothing else is needed. A frame stays with its object until
+//! the object is dropped, so a lookup needs a reference and no lock.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
@@ -18,7 +18,7 @@ use crate::mm::counted::Counted;
 use crate::sched::relax;
 use crate::smp::{Cpu, this_cpu};
 
-/// Memory that several areas may show.
+/// Memory that several areas may map.
 pub struct Object {
     common: &'static Spaces,
     identity: usize,
@@ -26,19 +26,19 @@ pub struct Object {
     table_frames: AtomicUsize,
 }
 
-/// The number of the next object. 64 bits do not overflow.
+/// The identity of the next object. 64 bits do not overflow.
 static NEXT_IDENTITY: AtomicUsize = AtomicUsize::new(0);
 
 impl Spaces {
     /// An object without frames.
     pub(super) fn create_object(&'static self, cpu: &Cpu) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
-        // Where there is no memory for it, dropping it frees the root.
+        // Where there is no memory for the object, its drop frees the root.
         Counted::try_new(
             &self.objects,
             Object {
                 common: self,
-                // Relaxed: the numbers have to differ, and order nothing.
+                // Relaxed: the numbers differ, and order nothing.
                 identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
                 // SAFETY: a zeroed frame that is used for nothing else until the object is dropped.
                 root: unsafe { Table::root::<Granule4K>(root) },
@@ -49,13 +49,13 @@ impl Spaces {
 }
 
 impl Object {
-    /// What distinguishes it from every other object, also from those that existed before: a futex may still sleep on a
-    /// word of one of these (Linux: `i_sequence`).
+    /// Distinguishes it from every other object, also from earlier ones: a futex may still sleep on a word of one of
+    /// those (Linux: `i_sequence`).
     pub const fn identity(&self) -> usize {
         self.identity
     }
 
-    /// The frame of `page`, with one more hold for the caller; a new one of zeros where there was none.
+    /// The frame of `page`, with a reference for the caller; a new frame of zeros if the page had none.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -77,10 +77,10 @@ impl Object {
         Ok(frame)
     }
 
-    /// Gives a page the frame `new`, unless another CPU was faster; returns which it has.
+    /// Gives a page the frame `new`, unless another CPU was faster; returns the frame that it has.
     fn add(&self, cpu: &Cpu, cell: &EntryCell, new: PhysAddr) -> PhysAddr {
         let mmu = &self.common.mmu;
-        // Its zeros before its address, for a reader that finds it here.
+        // The zeros before the entry, for a reader that finds it here.
         mmu.dmb_ishst();
         match mmu.compare_exchange(cell, Descriptor::EMPTY, Descriptor(new.0 | bits::PRESENT_INVALID)) {
             Ok(()) => new,

@@ -1,6 +1,6 @@
-//! The lock of a last-level table, in the record of the frame that it is in.
+//! The lock of a last-level table, in the record of the table's frame.
 //!
-//! It spins, and masks nothing: no interrupt handler takes one.
+//! It spins and masks no interrupts: no interrupt handler acquires one.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,7 +18,7 @@ use crate::sync::rank;
 pub(super) struct TableGuard<'a>(&'a Frame);
 
 impl Space {
-    /// Waits for the lock of `table`, which is one of this space.
+    /// Acquires the lock of `table`, which is one of this space.
     #[inline(always)]
     pub(super) fn lock_table(&self, table: PhysAddr) -> TableGuard<'_> {
         #[cfg(debug_assertions)]

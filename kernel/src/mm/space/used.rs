@@ -1,7 +1,7 @@
-//! Which parts of a last-level table have had entries: a bit for each eight, in the record of the table's frame.
+//! The used parts of a last-level table: a bit for each eight entries, in the record of the table's frame.
 //!
-//! Most tables are sparse, a stack's above all, and a fork should not look at every entry. A bit is set, under the
-//! table's lock, before the first entry of its eight is written, and stays.
+//! Most tables are sparse, those of stacks above all, and a fork skips unused parts. A bit is set under the table's
+//! lock, before the first of its eight entries is stored, and stays set.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -14,18 +14,18 @@ use super::table_lock::TableGuard;
 use super::{Machine, TableCells};
 use crate::mm::frame::Frame;
 
-/// Entries that have a bit together.
+/// Entries for each bit.
 const EIGHT: usize = 8;
 const _: () = assert!(1 << Granule4K::INDEX_BITS == EIGHT * u64::BITS as usize);
 
 impl TableGuard<'_> {
-    /// Notes that the table is about to have an entry for `page`.
+    /// Notes that an entry for `page` is about to be stored.
     #[inline(always)]
     pub(super) fn note_used(&self, page: VirtAddr) {
         note_all_used(self.frame(), 1 << (index(page) / EIGHT));
     }
 
-    /// The bits of those among `found`, entries of this table, that may be in use.
+    /// The bits of `found`, entries of this table, that may be in use.
     #[inline(always)]
     pub(super) fn used(&self, mmu: &Machine, found: &TableCells<'_>) -> u64 {
         let (first, last) = (index(found.start), index(found.start) + found.cells.len() - 1);
@@ -41,14 +41,14 @@ impl TableGuard<'_> {
     }
 }
 
-/// Notes that a table is about to have entries where these bits are. Its lock is held, or it is not linked yet.
+/// Notes that entries at these bits are about to be stored. The table's lock is held, or the table is not linked yet.
 #[inline(always)]
 pub(super) fn note_all_used(table: &Frame, bits: u64) {
-    // No atomic step: see above.
+    // No atomic operation: see above.
     table.owner.store(table.owner.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
 }
 
-/// Calls `visit` with the places in `found` of those that have `bits`, neighbours together, in ascending order.
+/// Calls `visit` with the indices in `found` of the entries at `bits`, neighbours together, in ascending order.
 #[inline(always)]
 pub(super) fn for_each_used(found: &TableCells<'_>, mut bits: u64, mut visit: impl FnMut(Range<usize>)) {
     let (first, end) = (index(found.start), index(found.start) + found.cells.len());

@@ -7,32 +7,32 @@ use super::{Space, SpaceRef};
 use crate::sched::RwSem;
 use crate::smp::this_cpu;
 
-/// The heap that `brk` moves the end of. It belongs to the space: all threads and processes that share the space share
-/// it (Linux: `mm->start_brk`, `mm->brk`).
+/// The heap, whose end `brk` moves. It belongs to the space: all threads and processes of the space share it (Linux:
+/// `mm->start_brk`, `mm->brk`).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ProgramHeap {
     /// Address of its first byte.
     pub start: u64,
-    /// Its end as the program asked for it, in bytes: not rounded to pages.
+    /// Its end as the program requested it, in bytes: not rounded to pages.
     pub end: u64,
 }
 
-/// A thread's use of a space (Linux: `mm_users`). What is mapped in the space is unmapped when the last one is dropped;
-/// a [`SpaceRef`] that remains then keeps the space, without its memory.
+/// A thread's use of a space (Linux: `mm_users`). Dropping the last one unmaps everything; a [`SpaceRef`] that remains
+/// then keeps the space, without its memory.
 ///
 /// Dropping it may sleep: never under a spinning lock.
 #[derive(Debug)]
 pub struct SpaceUser(SpaceRef);
 
 impl SpaceUser {
-    /// One more thread runs in `space`: in a new one, or in one that the caller itself is a user of.
+    /// Adds a thread to `space`: to a new one, or by a caller that is a user of it.
     pub fn new(space: SpaceRef) -> Self {
-        // Relaxed: the count of a space that was used cannot be on its way to 0, since the caller is a user.
+        // Relaxed: the caller is a user of a space that is in use, so the count is not on its way to 0.
         space.users.fetch_add(1, Ordering::Relaxed);
         Self(space)
     }
 
-    /// Whether it has other users now. The answer may be old when it arrives.
+    /// Whether it has other users now. The answer may be outdated on return.
     pub fn is_shared(&self) -> bool {
         self.0.users.load(Ordering::Relaxed) > 1
     }
@@ -57,7 +57,7 @@ impl Drop for SpaceUser {
 }
 
 impl Space {
-    /// The heap, behind its lock, which may be held over calls that change areas. Acquiring it may sleep.
+    /// The heap behind its lock, which may be held over calls that change areas. Acquiring it may sleep.
     #[inline(always)]
     pub fn heap(&self) -> &RwSem<ProgramHeap> {
         &self.heap

@@ -1,7 +1,7 @@
-//! Taking pages out of a space: `munmap`, `madvise(MADV_DONTNEED)`, and the end of the space.
+//! Unmapping pages: `munmap`, `madvise(MADV_DONTNEED)`, and the end of the space.
 //!
-//! Nothing is kept of what was written: the pages are anonymous, and an object has its frames itself. So it does not
-//! matter what the hardware still does to an entry while it is emptied.
+//! Contents are discarded: the pages are anonymous, and an object holds its own frames. So a change by the hardware to
+//! an entry that is being cleared does not matter.
 
 #![allow(unsafe_code, reason = "unlinks and dismantles tables of the space")]
 
@@ -18,23 +18,23 @@ use super::{Machine, Space, Spaces};
 use crate::sched::{self, relax};
 use crate::smp::Cpu;
 
-/// Tables that are freed without a scheduling point, with their frames: those of memory that was full are scattered,
-/// and cost 140 instructions each to free.
+/// Tables that are freed without a scheduling point, with their frames: in memory that was full the frames are
+/// scattered, and each takes 140 instructions to free.
 const TABLES: usize = 2;
-/// Frames, at most, of what a fork takes besides the space: records, a kernel stack and its tables.
+/// The most frames that a fork allocates besides the space: records, a kernel stack and its tables.
 const OTHERS: usize = 16;
 
 impl Space {
-    /// Empties the entries of `range`. The frames are in `gather`.
+    /// Clears the entries of `range`. The frames go to `gather`.
     pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange) {
         let mmu = self.mmu();
         self.page_tables().for_each_cells(range, |found| {
             if found.start > range.start() {
-                // Between two tables; the lock of neither is held.
+                // Between two tables; neither lock is held.
                 gather.rest();
             }
             let _locked = self.lock_table(found.table);
-            // From the first to the last that was valid, and is not invalidated yet.
+            // From the first to the last valid entry that was cleared and is not noted yet.
             let (mut first, mut end) = (usize::MAX, 0);
             for (index, cell) in found.cells.iter().enumerate() {
                 let old = mmu.load(cell);
@@ -46,7 +46,7 @@ impl Space {
                         true
                     }
                     EntryState::Inaccessible => true,
-                    // What is remembered of a page that is not there holds no frame.
+                    // An entry that is not present holds no frame.
                     EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => false,
                 };
                 mmu.store(cell, Descriptor::EMPTY);
@@ -65,8 +65,7 @@ impl Space {
         });
     }
 
-    /// Frees the tables that translated `range`, which no area has now, and no area needs. The caller has the areas to
-    /// itself.
+    /// Frees the tables that translated `range`, which no area has and no area needs. The areas are locked for writing.
     pub(super) fn free_tables(&self, gather: &mut Gather<'_>, areas: &Areas, range: PageRange) {
         let (below, above) = self.around(areas, range);
         let mut freed = 0;
@@ -83,7 +82,7 @@ impl Space {
         self.table_frames.fetch_sub(freed, Ordering::Relaxed);
     }
 
-    /// Makes the space empty, for good. No thread runs in it any more; its subscribers are released.
+    /// Empties the space, for good. No thread runs in it any more; its subscribers get the release event.
     pub fn release(&self, cpu: &Cpu) {
         let mut areas = self.areas.write();
         self.notifiers.release();
@@ -96,18 +95,18 @@ impl Space {
         let records = areas.count() * size_of::<Area>();
         areas.clear(|area| {
             drop(area);
-            // An object may have many frames, and areas are many.
+            // Areas are many, and one may be the last user of an object with many frames.
             relax();
         });
-        // Where a fork or an exec has failed for want of memory, this was its space, and what is free now is what it
-        // had taken. With that and no more it would fail again, for ever.
+        // After a fork or an exec that failed for want of memory, this was its space, and the memory that is free now
+        // is what it had allocated. With no more than that it would fail again, for ever.
         sched::enlarge_shortage(cpu, freed + tables + records.div_ceil(PAGE_SIZE) + OTHERS);
     }
 }
 
 impl Spaces {
-    /// Frees the tables below a root, and drops the references that entries have to frames; returns how many tables and
-    /// frames were freed.
+    /// Frees the tables below a root, and drops the references of entries to frames; returns how many tables and frames
+    /// were freed.
     ///
     /// # Safety
     /// As for [`PageTables::dismantle`].
