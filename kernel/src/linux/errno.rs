@@ -1,5 +1,5 @@
-//! The errors of system calls: Linux's, from the definition that programs share; and what the errors of the core are
-//! among them.
+//! The errors of system calls: Linux's, from the definition that programs share, and the conversions of the core's
+//! errors to them.
 
 pub use granule_abi::errno::Errno;
 

@@ -2,7 +2,7 @@
 //!
 //! - [`process`]: processes, threads, signals, from the initrd to their exit
 //! - `syscall`: the calls, by number
-//! - [`errno`]: what the core's errors are to a program
+//! - [`errno`]: the core's errors as a program sees them
 //!
 //! It imports neither the iommu nor a device.
 

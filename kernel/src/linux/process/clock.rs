@@ -1,7 +1,7 @@
-//! Clocks: the one that counts from the boot, whatever it is called, and CPU time of processes and threads.
+//! Clocks: the one that counts from the boot, under its several numbers, and CPU time of processes and threads.
 //!
 //! There is one measure of CPU time: how long threads had a CPU, at EL0 and in the kernel. Linux's older two (`PROF`,
-//! `VIRT` in a clock's number) are the same here.
+//! `VIRT` in a clock's number) return the same here.
 
 use core::time::Duration;
 
@@ -23,17 +23,17 @@ use crate::smp;
 pub enum Clock {
     /// Time since the boot.
     Uptime,
-    /// The same, under a name by which nothing sleeps.
+    /// The same, under a number that cannot be slept on.
     UptimeToRead,
     /// CPU time of a process, by its number.
     Process(u32),
     /// CPU time of a thread of the caller's process, by its number.
     Thread(u32),
-    /// CPU time of the calling thread under the name by which nothing sleeps.
+    /// CPU time of the calling thread, under a number that cannot be slept on.
     ThreadToRead,
-    /// A file that would be a clock: there is none.
+    /// A file that is a clock: there is none.
     File,
-    /// CPU time of what is not counted.
+    /// CPU time that is not counted.
     NotCounted,
 }
 
@@ -67,10 +67,10 @@ impl Clock {
         })
     }
 
-    /// What it shows, in nanoseconds.
+    /// Its time, in nanoseconds.
     ///
     /// # Errors
-    /// `EINVAL`: there is no such process or thread, or nothing that could be read.
+    /// `EINVAL`: there is no such process or thread, or the clock cannot be read.
     pub fn now(self, task: &Task) -> Result<u64, Errno> {
         let counts = match self {
             Self::Uptime | Self::UptimeToRead => return Ok(uptime()),
@@ -91,12 +91,12 @@ impl Clock {
         Some(PROCESSES.lock().find(id)?.lock().cpu_time())
     }
 
-    /// Sleeps until it shows this.
+    /// Sleeps until the clock shows this time.
     ///
     /// # Errors
     /// `EINTR`; `EINVAL`, as [`Self::now`].
     pub fn sleep_until(self, task: &Task, until: u64) -> Result<(), Errno> {
-        /// How often CPU time is looked at, at most: it goes on while the sleeper does not run.
+        /// The longest time between two readings of CPU time: it advances while the sleeper does not run.
         const LEAST: Duration = Duration::from_millis(1);
         loop {
             let rest = Duration::from_nanos(until.saturating_sub(self.now(task)?));
@@ -105,7 +105,7 @@ impl Clock {
             }
             let least = match self {
                 Self::Uptime | Self::UptimeToRead => rest,
-                // A process takes no more time than all CPUs together.
+                // A process uses no more time than all CPUs together.
                 _ => (rest / smp::online().iter().count().max(1) as u32).max(LEAST),
             };
             if sched::sleep_until(Deadline::after(least)) == Woken::Interrupted {
@@ -123,10 +123,10 @@ pub fn uptime() -> u64 {
 /// A sleep that a signal interrupted.
 #[derive(Clone, Copy, Debug)]
 pub struct Sleep {
-    /// By which clock.
+    /// The clock.
     pub clock: Clock,
-    /// Until when.
+    /// The end.
     pub until: u64,
-    /// Where the rest is stored if it is interrupted; nowhere if 0.
+    /// Where the rest is stored if it is interrupted; 0 for nowhere.
     pub rest: VirtAddr,
 }

@@ -1,7 +1,7 @@
-//! New processes and threads: the first of a program, and those that `clone` makes.
+//! New processes and threads: the first of a program, and those of `clone`.
 //!
-//! All that can fail comes first; then the process and its thread are put into the tree in one step, so that no signal
-//! finds the one without the other.
+//! Everything that can fail comes first. Then the process and its thread are added to the tree in one step, so that no
+//! signal finds one without the other.
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
@@ -36,8 +36,8 @@ use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
-/// What `clone` accepts. The flags for files, directories, semaphores, the scheduling of block devices and tracing have
-/// nothing to share here.
+/// The flags that `clone` accepts. Those for files, directories, semaphores, I/O contexts and tracing have no effect
+/// here.
 const KNOWN: u64 = CSIGNAL
     | CLONE_VM
     | CLONE_FS
@@ -63,11 +63,11 @@ pub struct Request {
     pub flags: u64,
     /// The child's SP; 0: as the caller's.
     pub stack: u64,
-    /// Where the child's number goes for the parent.
+    /// The address for the child's number in the parent.
     pub parent_id: u64,
     /// The child's thread pointer.
     pub tls: u64,
-    /// The child's word that its number goes to, and that is zeroed at its end.
+    /// The address in the child for its number, zeroed at its end.
     pub child_id: u64,
 }
 
@@ -76,7 +76,7 @@ impl Request {
         self.flags & flag != 0
     }
 
-    /// Refuses what has no meaning, and what does not exist here. Linux does not look at the upper half of the flags.
+    /// Refuses flags without meaning and flags that are not supported. Linux ignores the upper half.
     fn check(&self) -> Result<Option<Signal>, Errno> {
         if self.flags & u64::from(u32::MAX) & !KNOWN != 0
             || self.has(CLONE_THREAD) && !self.has(CLONE_SIGHAND)
@@ -93,7 +93,7 @@ impl Request {
 
 static VFORKS: Once<Pool<Inner<Vfork>>> = Once::new();
 
-/// A thread that sleeps until the one that it made leaves the space that they share, by an exec or its exit.
+/// A thread that sleeps until the child leaves the shared space, by an exec or its exit.
 #[derive(Debug)]
 pub struct Vfork {
     parent: ThreadRef,
@@ -113,7 +113,7 @@ impl Vfork {
         self.parent.unpark();
     }
 
-    /// Sleeps until then, or until the thread is to exit. Other signals wait, as on Linux.
+    /// Sleeps until then, or until the thread must exit. Other signals stay pending, as on Linux.
     fn wait(&self, task: &Task, thread: &Thread) {
         while !(self.done.load(Ordering::Acquire) || thread.has(Work::SIGNAL) && task.is_called_off()) {
             park();
@@ -121,20 +121,20 @@ impl Vfork {
     }
 }
 
-/// Frames that this keeps: for accounts of which frames are in use.
+/// Frames that the pool keeps: for audits that count frames by owner.
 pub fn kept_frames() -> usize {
     VFORKS.get().map_or(0, |pool| pool.stats().frames)
 }
 
-/// The process of a thread to be.
+/// The process of a new thread.
 enum TaskProcess {
-    /// One that has threads.
+    /// An existing one.
     Old(&'static Process),
-    /// One that is in no tree yet.
+    /// A new one, in no tree yet.
     New(PoolBox<Process>),
 }
 
-/// A task that is in no list yet, its thread, which does not run yet, and its process, if that is new as well. Dropped
+/// A task that is in no list yet, its thread, which does not run yet, and its process, if that is new too. Dropped
 /// without a lock.
 struct NewTask {
     task: PoolBox<Task>,
@@ -143,7 +143,7 @@ struct NewTask {
     number: Number,
 }
 
-/// What a thread begins with.
+/// The first registers of a thread.
 struct FirstRegisters {
     frame: TrapFrame,
     tls: u64,
@@ -161,8 +161,8 @@ impl NewTask {
     ) -> Result<Self, Errno> {
         let (process, new) = match host {
             TaskProcess::Old(process) => (process, None),
-            // SAFETY: it stays where it is; the task, which alone keeps this reference, is dropped before the box, or
-            // goes into the tree together with it.
+            // SAFETY: it does not move. Only the task keeps this reference, and is dropped before the box, or goes into
+            // the tree together with it.
             TaskProcess::New(process) => (unsafe { NonNull::from(&*process).as_ref() }, Some(process)),
         };
         let task = Task::new(number.get(), process, SpaceUser::new(space.clone()), blocked, name)?;
@@ -180,7 +180,7 @@ impl NewTask {
         Ok(Self { task, thread, process: new, number })
     }
 
-    /// Puts it into the tree. A process that is new becomes a child of `parent`.
+    /// Adds it to the tree. A new process becomes a child of `parent`.
     fn join(self, tree: &mut Tree, parent: Parent, exit_signal: Option<Signal>) -> ThreadRef {
         if let Some(process) = self.process {
             tree.add(process, parent, exit_signal);
@@ -194,7 +194,7 @@ impl NewTask {
 /// Starts a program as a new process, a child of `parent`, and returns its number.
 ///
 /// # Errors
-/// `ENOMEM`, `EAGAIN`; nothing stays taken.
+/// `ENOMEM`, `EAGAIN`; nothing stays allocated.
 #[inline(never)]
 pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
     let limits = Limits::initial();
@@ -210,10 +210,10 @@ pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
     Ok(id)
 }
 
-/// Makes a process or a thread that goes on where the caller does, with 0 as the answer; returns its number.
+/// Makes a process or a thread that continues where the caller does, with 0 as the result; returns its number.
 ///
 /// # Errors
-/// `EINVAL`, `ENOMEM`, `EAGAIN`; nothing stays taken.
+/// `EINVAL`, `ENOMEM`, `EAGAIN`; nothing stays allocated.
 pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request) -> Result<u32, Errno> {
     let exit_signal = request.check()?;
     let place = ProcessSlot::take(&task.process().limits)?;
@@ -227,7 +227,7 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
         (host, space, None)
     };
     if request.has(CLONE_CHILD_SETTID) {
-        // As on Linux it is no error if that is no place of the child's.
+        // As on Linux, a bad child_tid is ignored.
         let _ = space.write_bytes(this_cpu(), VirtAddr(request.child_id), &id.to_le_bytes());
     }
     let new_task = copy_thread(task, thread, frame, request, number, host, space)?;
@@ -235,12 +235,12 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
     new_task.task.vfork.set(vfork.clone());
     let child = publish(task, request, exit_signal, new_task)?;
     if request.has(CLONE_PARENT_SETTID) {
-        // In the parent's memory alone, and no error where that cannot be written, as on Linux.
+        // Stored in the parent's memory only; as on Linux, a bad address is ignored.
         let _ = uaccess::copy_to_user(VirtAddr(request.parent_id), &id.to_le_bytes());
     }
     child.start();
     drop(child);
-    // What was short on the way was found elsewhere, or was not needed.
+    // A shortage on the way was overcome.
     thread.take_shortage();
     if let Some(vfork) = vfork {
         vfork.wait(task, thread);
@@ -248,7 +248,7 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
     Ok(id)
 }
 
-/// Makes a process without a thread, and gets the space for its first one.
+/// Makes a process without a thread, and the space for its first one.
 #[inline(never)]
 fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Result<(TaskProcess, SpaceRef), Errno> {
     let space = if request.has(CLONE_VM) { task.space_ref() } else { fork_space(task)? };
@@ -261,14 +261,14 @@ fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Re
 
 /// A copy of the task's space, with its heap.
 fn fork_space(task: &Task) -> Result<SpaceRef, Errno> {
-    // Locked over both, so that the heap's end is that of the areas.
+    // Locked over both, so that the heap's end matches the areas.
     let heap = task.space().heap().read();
     let copy = task.space().fork(this_cpu())?;
     *copy.heap().write() = *heap;
     Ok(copy)
 }
 
-/// A thread that goes on where the caller does.
+/// A thread that continues where the caller does.
 #[inline(never)]
 fn copy_thread(
     task: &Task,
@@ -288,14 +288,14 @@ fn copy_thread(
     let registers = FirstRegisters { frame, tls, fp: thread.fp_state() };
     let new_task = NewTask::new(number, host, space, (task.blocked(), task.name.get()), registers)?;
     new_task.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
-    // A stack for handlers cannot be two threads' at a time.
+    // Two threads cannot share an alternative stack.
     let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
     new_task.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });
     Ok(new_task)
 }
 
-/// Puts what a thread has made into the tree, unless the thread is to exit itself: a process that is ending gets no new
-/// threads, and none that is killed leaves a child that was not there yet.
+/// Adds a new process or thread to the tree, unless the caller must exit itself: an ending process gets no new threads,
+/// and a killed one leaves no new child.
 fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, new_task: NewTask) -> Result<ThreadRef, Errno> {
     let joined = {
         let mut tree = PROCESSES.lock();
@@ -303,7 +303,7 @@ fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, new_task
             Err(new_task)
         } else {
             let (parent, exit_signal) = if request.has(CLONE_PARENT) {
-                // A parent that did not ask for this child gets the signal that it did ask for at its end.
+                // For a parent that did not create it, the child has the signal with which the creator was made itself.
                 match tree.parent(task.process()) {
                     (Parent::Process(parent), signal) => (Parent::Process(parent), signal),
                     (_, signal) => (Parent::None, signal),
@@ -317,6 +317,6 @@ fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, new_task
             Ok(new_task.join(&mut tree, parent, exit_signal))
         }
     };
-    // What does not join is dropped without the lock. The answer is one that nothing at EL0 sees.
+    // The unused task is dropped after the lock is released. EL0 never sees the result.
     joined.map_err(|_| Errno::EAGAIN)
 }

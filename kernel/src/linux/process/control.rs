@@ -1,4 +1,4 @@
-//! Processes from outside: what the kernel itself does with them.
+//! The kernel's own use of processes.
 
 use super::limits::Limits;
 use super::send::{self, Asked};
@@ -15,7 +15,7 @@ use crate::smp::this_cpu;
 /// Starts a program of the initrd; returns the process's number. Its status is kept until [`wait`] collects it.
 ///
 /// # Errors
-/// [`ExecError`]; nothing stays taken.
+/// [`ExecError`]; nothing stays allocated.
 pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
     let path = path.as_bytes();
     let file = exec::open(path)?;
@@ -24,7 +24,7 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
     Ok(clone::start(loaded, Parent::Kernel(current().to_ref()))?)
 }
 
-/// Waits until a process has ended that [`start`] started; how it did. `None`: there is no such process.
+/// Waits for the end of a process that [`start`] started; returns its status. `None`: there is no such process.
 pub fn wait(id: u32) -> Option<ProcessEnd> {
     wait_with(id, park)
 }
@@ -32,7 +32,7 @@ pub fn wait(id: u32) -> Option<ProcessEnd> {
 /// As [`wait`], but until then it calls `pause`, which sleeps until the thread is unparked, as the process's end does;
 /// it may return earlier.
 pub fn wait_with(id: u32, mut pause: impl FnMut()) -> Option<ProcessEnd> {
-    // The thread that waits is woken, not the one that started it.
+    // The waiting thread is woken, not the one that started it.
     if !PROCESSES.lock().wait_in_kernel(id, current().to_ref()) {
         return None;
     }
@@ -63,13 +63,13 @@ pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
 /// # Errors
 /// `ESRCH`.
 pub fn interrupt(id: u32) -> Result<(), Errno> {
-    let family = PROCESSES.lock().find(id).ok_or(Errno::ESRCH)?.family_birth();
+    let family = PROCESSES.lock().find(id).ok_or(Errno::ESRCH)?.family_serial();
     send::to_all_where(Asked(granule_abi::signal::SIGINT), SignalCause::KERNEL, |process| {
-        process.family_birth() == family
+        process.family_serial() == family
     })
 }
 
-/// Calls `each` for every process, by number. Not under the lock: it may print, and its arguments may be old.
+/// Calls `each` for every process, by number. Without the lock, so that it may print; the summaries may be outdated.
 pub fn for_each(each: &mut dyn FnMut(&Summary)) {
     let mut after = 0;
     loop {

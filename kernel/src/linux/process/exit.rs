@@ -14,7 +14,7 @@ use crate::linux::errno::Errno;
 use crate::sched::{self, Thread, Work, park, relax};
 use crate::uaccess;
 
-/// What `wait4` understands. Nothing stops a process here, so there is nothing to report.
+/// The options of `wait4`. Processes are never stopped here, so there is nothing to report for some.
 const OPTIONS: u64 = WNOHANG | WUNTRACED | WCONTINUED | WNOTHREAD | WALL | WCLONE;
 
 /// Ends the running thread; the process with it if it was the last one.
@@ -32,7 +32,7 @@ pub fn exit_group(task: &Task, status: ProcessEnd) -> ! {
     leave(task)
 }
 
-/// Takes the running thread out of its process, which has the reason already, and ends it.
+/// Removes the running thread from its process, which has its status already, and ends it.
 pub fn leave(task: &Task) -> ! {
     task.begin_leaving();
     leave_memory(task);
@@ -59,14 +59,14 @@ pub fn leave(task: &Task) -> ! {
     sched::exit()
 }
 
-/// The running thread is about to leave its space: its waiters are woken.
+/// Wakes the waiters of the running thread, which is about to leave its space.
 pub fn leave_memory(task: &Task) {
     let word = VirtAddr(task.clear_at_exit.take());
-    // As on Linux (`mm_release`) nothing is written where none is left to see it.
-    // A word that is not aligned, which no futex is, is zeroed all the same.
+    // As on Linux (`mm_release`) nothing is stored if no other thread uses the space. A misaligned word, which is no
+    // futex, is zeroed all the same.
     let clear = || uaccess::put_u32(word, 0).or_else(|_| uaccess::copy_to_user(word, &0_u32.to_le_bytes()));
     if word.0 != 0 && task.space_user().is_shared() && clear().is_ok() {
-        // A word that cannot be one for others has no sleepers that would have to know.
+        // A word that cannot be a shared futex has no sleepers to wake.
         let _ = futex::wake(task.space(), word, 1, u32::MAX, futex::Scope::Any);
     }
     if let Some(vfork) = task.vfork.take() {
@@ -74,7 +74,7 @@ pub fn leave_memory(task: &Task) {
     }
 }
 
-/// Leaves the running thread as the only one of its process, for an exec.
+/// Ends all other threads of the process, for an exec.
 ///
 /// # Errors
 /// `EAGAIN`: another thread is doing the same, or the process is ending.
@@ -90,12 +90,13 @@ pub fn kill_other_threads(task: &Task) -> Result<(), Errno> {
     while !PROCESSES.lock().take_process_id(task) {
         park();
     }
-    // From now on it has the process's.
+    // From now on it has the process's number.
     task.place.set(None);
     Ok(())
 }
 
-/// Waits for a child that has ended, as `wait4`: its number, or 0 where none has and the caller does not wait.
+/// Waits for a child that has ended, as `wait4`; returns its number, or 0 where none has ended and the caller does not
+/// wait.
 ///
 /// # Errors
 /// `EINVAL`, `ECHILD`, `ESRCH`, `EFAULT`; `ERESTARTSYS` where a signal came first.

@@ -17,7 +17,7 @@ use crate::sched::{Thread, Work, current};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 
-/// What a program did that it may not do.
+/// An exception that becomes a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Offence {
     signal: Signal,
@@ -31,7 +31,7 @@ impl Offence {
     const NO_MEMORY: Self = Self { signal: Signal::BUS, code: BUS_ADRERR };
     const OTHER_TAG: Self = Self { signal: Signal::SEGV, code: SEGV_MTESERR };
     const HARDWARE_ERROR: Self = Self { signal: Signal::BUS, code: BUS_OBJERR };
-    /// What a program cannot go on after.
+    /// An exception that no program survives.
     const FATAL: Self = Self { signal: Signal::KILL, code: SI_KERNEL };
     const NO_INSTRUCTION: Self = Self { signal: Signal::ILL, code: ILL_ILLOPC };
     const BREAKPOINT: Self = Self { signal: Signal::TRAP, code: TRAP_BRKPT };
@@ -47,22 +47,22 @@ impl From<FaultError> for Offence {
     }
 }
 
-/// An abort of EL0. Returns whether it was served; else [`exception`] comes next.
+/// Handles an abort of EL0. Returns whether it was served; if not, [`exception`] comes next.
 pub(super) extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
-    // Without the tag an address of the upper half is still outside of each space, by bit 55.
+    // Without its tag an address of the upper half is still outside every space, by bit 55.
     const TAG: u64 = 0xff << 56;
     let Some(access) = frame.syndrome().page_fault_of_el0() else { return false };
-    // SAFETY: it came from EL0, so it has not left its process.
+    // SAFETY: the exception is from EL0, so the thread has not left its process.
     let task = unsafe { Task::of(thread) };
     let address = VirtAddr(frame.fault_address().0 & !TAG);
     space::handle_fault(task.space(), this_cpu(), address, of_space(access)).is_ok()
 }
 
-/// A synchronous exception of EL0 that is no call, and that could not be served as a fault: it is tried once more, and
-/// then is an offence.
+/// Handles a synchronous exception of EL0 that is no call, and that was not served as a fault: it is retried once, and
+/// then becomes a signal.
 #[cold]
 pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
-    // SAFETY: it came from EL0, so it has not left its process.
+    // SAFETY: the exception is from EL0, so the thread has not left its process.
     let task = unsafe { Task::of(thread) };
     let syndrome = frame.syndrome();
     if let Err(offence) = serve(task, syndrome, frame.fault_address().untagged()) {
@@ -72,7 +72,7 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     }
 }
 
-/// Serves a fault, or returns what it is for the program.
+/// Serves a fault, or returns its signal.
 fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offence> {
     if let Some(abort) = syndrome.abort() {
         return match abort.status {
@@ -84,7 +84,7 @@ fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offen
             FaultStatus::SynchronousExternal | FaultStatus::ParityOrEcc | FaultStatus::UnsupportedExclusive => {
                 Err(Offence::HARDWARE_ERROR)
             }
-            // The walk itself failed, or this kernel knows nothing of it: Linux's `fault_info` has SIGKILL.
+            // A fault on the walk itself, or an unknown one: Linux's `fault_info` has SIGKILL.
             _ => Err(Offence::FATAL),
         };
     }
@@ -97,16 +97,16 @@ fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offen
     })
 }
 
-/// What a signal's `si_addr` is, and what its frame has of the fault.
+/// The `si_addr` of a signal, and the fault record of its frame.
 ///
-/// FAR_EL1 holds something for aborts, PC alignment faults and watchpoints alone (Arm ARM D24.2.42); else it is what an
-/// earlier exception of this CPU left, which may have been another program's. Linux has the address in the frame for
-/// faults of memory only, and the syndrome for these and for misaligned PC and SP; it is all zero for the rest.
+/// FAR_EL1 is valid for aborts, PC alignment faults and watchpoints only (Arm ARM D24.2.42); after others it holds the
+/// value of an earlier exception of this CPU, perhaps of another program. Linux has the address in the frame for memory
+/// faults only, and the syndrome for these and for misaligned PC and SP; for the rest all is zero.
 fn report(frame: &TrapFrame, offence: Offence) -> (u64, FaultRecord) {
     const ALLOCATION_TAG: u64 = 0xf << 56;
     let syndrome = frame.syndrome();
-    // With its tag, which goes later unless the handler wants it; but not what the hardware leaves open (Arm ARM
-    // D24.2.42): all of it after an external abort, the upper half after a tag check fault.
+    // With its tag, which is removed later unless the handler asked for it; but without the bits that the hardware
+    // leaves UNKNOWN (Arm ARM D24.2.42): all after an external abort, the upper half after a tag check fault.
     let tagged = frame.fault_address();
     let address = tagged.untagged();
     let without_address = FaultRecord { address: 0, esr: syndrome.0 };
@@ -128,32 +128,32 @@ fn report(frame: &TrapFrame, offence: Offence) -> (u64, FaultRecord) {
     }
 }
 
-/// What an access is to a space.
+/// The kind of access for the space.
 #[inline(always)]
 fn of_space(access: esr::Access) -> space::Access {
     match access {
         esr::Access::Fetch => space::Access::Execute,
         esr::Access::Write => space::Access::Write,
-        // Maintenance by address asks for the right to read (Arm ARM D7.5.9.3).
+        // Maintenance by address needs read permission (Arm ARM D7.5.9.3).
         esr::Access::Read | esr::Access::Maintenance => space::Access::Read,
     }
 }
 
-/// The kernel's addresses need no question of their own: no area lies there.
+/// The kernel's addresses need no check of their own: no area is there.
 fn resolve_access(task: &Task, address: VirtAddr, access: esr::Access) -> Result<(), FaultError> {
     let access = of_space(access);
     space::handle_fault(task.space(), this_cpu(), address, access)
         .or_else(|error| try_again(task, address, access, error))
 }
 
-/// Serves a fault once more that has failed for `error`, where that can be helped.
+/// Handles a fault that failed with `error`: grows a stack, or relieves a shortage, and retries.
 #[cold]
 fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: FaultError) -> Result<(), FaultError> {
     loop {
         match error {
             FaultError::OutOfMemory => match oom::relieve(task, &current()) {
                 Relief::Retry => {}
-                // It does not come to the access: the signal is first.
+                // The signal is delivered before the access is retried.
                 Relief::Ending => return Ok(()),
                 Relief::None => return Err(error),
             },
@@ -170,12 +170,12 @@ fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: F
     }
 }
 
-/// The kernel could not access memory of the program that it works for.
+/// Handles a fault of the kernel on memory of the program that it works for.
 ///
-/// A page may be taken away again before the access is repeated, and again: so that such a call comes to an end, one
-/// whose answer will not be seen is given up, as Linux does (`fatal_signal_pending`).
+/// A page may be unmapped again before the access is repeated, and again. So that such a call ends, it fails once a
+/// fatal signal is pending, as on Linux (`fatal_signal_pending`).
 pub(super) fn resolve(thread: &Thread, address: VirtAddr, access: esr::Access) -> bool {
-    // SAFETY: it works for a program, so it has not left its process.
+    // SAFETY: the thread works for a program, so it has not left its process.
     let task = unsafe { Task::of(thread) };
     if thread.has(Work::SIGNAL) && task.is_called_off() {
         return false;
@@ -183,8 +183,8 @@ pub(super) fn resolve(thread: &Thread, address: VirtAddr, access: esr::Access) -
     resolve_access(task, address, access).is_ok()
 }
 
-/// The syndrome of an abort as a program may see it: of the kernel's addresses it learns nothing, not even what is
-/// mapped (Linux's `set_thread_esr`).
+/// The syndrome of an abort as a program may see it. For the kernel's addresses it does not show what is mapped
+/// (Linux's `set_thread_esr`).
 fn visible(syndrome: Syndrome, address: VirtAddr) -> Syndrome {
     /// Fault status code of a translation fault at level 0.
     const TRANSLATION_0: u64 = 0b00_0100;

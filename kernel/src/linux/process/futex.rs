@@ -1,14 +1,14 @@
-//! Futexes: threads that sleep while a word of theirs has a value.
+//! Futexes: threads that sleep while a word of user memory has a value.
 //!
-//! A sleeper joins its queue first and looks at the word then. So a waker that changes the word and then wakes cannot
-//! come in between: either the sleeper sees the new value, or the waker sees the sleeper. The look may fault, and so
-//! sleep; a wake-up that comes meanwhile is kept in the sleeper's node.
+//! A sleeper joins its queue first and reads the word then. So no waker that changes the word and then wakes can come
+//! in between: either the sleeper reads the new value, or the waker finds the sleeper. The read may fault, and so
+//! sleep; a wake-up in the meantime is kept in the sleeper's node.
 //!
-//! The sleepers of a word are found by its key, whatever else sleeps, in the order in which they came. A waker wakes
-//! [`BATCH`] of them under one hold of the lock, with interrupts masked, and goes on behind the last one.
+//! The sleepers of a word are found by its key, in the order in which they came. A waker wakes [`BATCH`] of them under
+//! one hold of the lock, with interrupts masked, and continues after the last one.
 //!
-//! A node lies on its sleeper's stack. It is touched under the queue's lock alone; a waker does all of it under one
-//! hold, and a sleeper takes the lock once more before it returns.
+//! A node is on its sleeper's stack, and accessed only under the queue's lock. A waker finishes with it under one hold,
+//! and a sleeper acquires the lock once more before it returns.
 
 #![allow(unsafe_code, reason = "sleepers on stacks of their threads, under the lock of their queue")]
 
@@ -25,9 +25,9 @@ use crate::sched::{ThreadRef, Woken, Work, current, park, relax, with_timeout};
 use crate::sync::{IrqLock, rank};
 use crate::uaccess;
 
-/// Queues, by the hash of what they wait for.
+/// Queues, by the hash of the key.
 const QUEUES: usize = 64;
-/// Sleepers that are looked at under one hold of a queue's lock.
+/// Sleepers that are visited under one hold of a queue's lock.
 const BATCH: usize = 16;
 
 static SLEEPERS: [SleeperQueue; QUEUES] =
@@ -42,22 +42,22 @@ struct Sleepers {
     next: u64,
 }
 
-// SAFETY: its nodes are reached through the queue's lock alone, on whichever CPU holds it.
+// SAFETY: its nodes are accessed only under the queue's lock, on whichever CPU holds it.
 unsafe impl Send for Sleepers {}
 
-/// Which word it is. The same word of shared memory has the same key in every space.
+/// Identifies a word. The same word of shared memory has the same key in every space.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct FutexKey {
     kind: KeyKind,
-    /// The space, or the object that is shared.
+    /// The space, or the shared object.
     owner: usize,
-    /// The address, or the byte of the object.
+    /// The address, or the offset in the object.
     offset: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum KeyKind {
-    /// A word that was called private. It is another than the same word called shared, as on Linux.
+    /// A word of a private futex. As on Linux it differs from the same word of a shared futex.
     Private,
     /// A word of private memory.
     Anonymous,
@@ -65,13 +65,13 @@ enum KeyKind {
     Object,
 }
 
-/// A thread that sleeps.
+/// A sleeping thread.
 struct Sleeper {
     link: RBTreeLink,
     key: FutexKey,
     /// Sleepers have ascending numbers.
     number: u64,
-    /// It is woken by a waker whose set meets this.
+    /// A waker wakes it if its bits meet these.
     bits: u32,
     thread: ThreadRef,
     woken: AtomicBool,
@@ -96,11 +96,11 @@ pub enum Scope {
 }
 
 impl FutexKey {
-    /// The key of a word, as `get_futex_key` finds it.
+    /// The key of a word, as by `get_futex_key`.
     ///
     /// # Errors
     /// `EINVAL` (not aligned), `EFAULT`: not an address of EL0; and where the scope is not private, nothing is mapped
-    /// there, it may not be accessed, or it is private memory that may not be written, which nothing would ever change.
+    /// there, it may not be accessed, or it is private read-only memory, which would never change.
     fn of(space: &Space, word: VirtAddr, scope: Scope) -> Result<Self, Errno> {
         if !word.is_aligned(size_of::<u32>() as u64) {
             return Err(Errno::EINVAL);
@@ -128,7 +128,7 @@ impl FutexKey {
     }
 
     fn queue(self) -> &'static SleeperQueue {
-        // Words are four bytes, and neighbours are not to share a queue.
+        // Words have four bytes, and neighbours should not share a queue.
         let hash = (self.owner as u64 ^ self.offset >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         &SLEEPERS[(hash >> 58) as usize]
     }
@@ -139,13 +139,13 @@ const _: () = assert!(QUEUES == 1 << (64 - 58));
 /// A wait for a word.
 #[derive(Clone, Copy, Debug)]
 pub struct Wait {
-    /// Where it is.
+    /// Its address.
     pub word: VirtAddr,
-    /// What it has as long as the thread may sleep.
+    /// The value with which the thread may sleep.
     pub value: u32,
-    /// Wakers wake the sleeper if their set meets this.
+    /// Wakers wake the sleeper if their bits meet these.
     pub bits: u32,
-    /// When the sleep ends in any case.
+    /// The end of the sleep in any case.
     pub until: Option<Deadline>,
     /// Which processes may share the word.
     pub scope: Scope,
@@ -157,7 +157,7 @@ pub struct Wait {
 /// `EAGAIN` (another value), `EFAULT`, `EINVAL` (not aligned), `ETIMEDOUT`, `EINTR`.
 pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
     let &Wait { word, value, bits, until, scope } = wait;
-    // Bad addresses are refused before a thread could be woken for one.
+    // A bad address is refused before a waker could find the thread.
     let key = FutexKey::of(space, word, scope)?;
     if uaccess::get_u32(word)? != value {
         return Err(Errno::EAGAIN);
@@ -190,7 +190,7 @@ pub fn wake(space: &Space, word: VirtAddr, count: usize, bits: u32, scope: Scope
 
 fn wake_key(key: FutexKey, count: usize, bits: u32) -> usize {
     let queue = key.queue();
-    // Those that come later are not meant: else this might never end.
+    // Later sleepers are not woken: else this might never end.
     let end = queue.lock().next;
     let (mut from, mut woken) = ((key, 0), 0);
     loop {
@@ -215,8 +215,8 @@ fn wake_key(key: FutexKey, count: usize, bits: u32) -> usize {
     }
 }
 
-/// Sleeps until it is woken, `until` has come, or it has a signal to see to. `unless` is asked first, when this thread
-/// can be woken already; where it returns true the thread does not sleep: `None`. It may sleep itself.
+/// Sleeps until it is woken, `until` has come, or a signal is pending. `unless` is called first, when wakers find this
+/// thread already; if it returns true the thread does not sleep: `None`. It may sleep itself.
 fn sleep_unless(key: FutexKey, bits: u32, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
     let queue = key.queue();
     let (thread, woken) = (current().to_ref(), AtomicBool::new(false));
@@ -225,8 +225,7 @@ fn sleep_unless(key: FutexKey, bits: u32, until: Option<Deadline>, unless: impl 
         let mut sleepers = queue.lock();
         sleeper.number = sleepers.next;
         sleepers.next += 1;
-        // SAFETY: the node stays where it is until it is out of the tree, and a waker that took it out has dropped the
-        // lock.
+        // SAFETY: the node does not move until it is out of the tree, and a waker that removed it has dropped the lock.
         sleepers.tree.insert(unsafe { UnsafeRef::from_raw(&raw const sleeper) });
     }
     let (mut unless, mut refused) = (Some(unless), false);
@@ -249,7 +248,7 @@ fn sleep_unless(key: FutexKey, bits: u32, until: Option<Deadline>, unless: impl 
     };
     let mut sleepers = queue.lock();
     if !sleeper.link.is_linked() {
-        // Also where it was woken only just now: that wake-up is not lost.
+        // Also after a wake-up in the last moment, which is not lost.
         return Some(Woken::ByAnother);
     }
     // SAFETY: linked, and in this tree alone.

@@ -1,12 +1,12 @@
-//! What a process may have at most: `prlimit64`, and the number of tasks.
+//! The limits of a process: `prlimit64`, and the number of tasks.
 //!
-//! All of Linux's resources can be read and set, with Linux's defaults. Enforced are those for what exists here: the
-//! address space, its data, the stack, and tasks. There is one user, whom Linux would call root: it may raise hard
-//! limits as root may, but, unlike root, is bound by `RLIMIT_NPROC`.
+//! All of Linux's resources can be read and set, with Linux's defaults. Those of existing resources are enforced: the
+//! address space, its data, the stack, and tasks. The only user is root: it may raise hard limits, but, unlike Linux's
+//! root, is bound by `RLIMIT_NPROC`.
 //!
-//! A task counts from before it is made until its record is gone, so a process that has ended counts until its status
-//! is collected. Nothing else that a program leaves behind in the kernel is without a bound: a signal waits once, and
-//! areas have [one](crate::mm::space) of their own.
+//! A task counts from its creation until its record is freed, so a process that has ended counts until its status is
+//! collected. Everything else that a program leaves in the kernel is bounded too: a signal is pending once, and areas
+//! have [a limit](crate::mm::space) of their own.
 
 #![allow(unsafe_code, reason = "words that are copied under the lock of their changes")]
 
@@ -25,8 +25,8 @@ use crate::sync::{IrqLock, rank};
 /// The most open files that a limit may allow (`fs.nr_open`).
 const MOST_FILES: u64 = 1 << 20;
 
-/// Frames that a task is reckoned to take at least, its kernel stack, and the part of all frames that tasks may take:
-/// together the bound on all tasks, as Linux has it (`set_max_threads`).
+/// The frames that a task takes at least (its kernel stack), and the part of all frames that tasks may take: together
+/// the limit of all tasks, as on Linux (`set_max_threads`).
 const TASK_FRAMES: usize = 4;
 const TASKS_PART: usize = 8;
 
@@ -39,7 +39,7 @@ pub const fn most_tasks(frames: usize) -> usize {
 /// See [`init`].
 static MOST_TASKS: AtomicUsize = AtomicUsize::new(0);
 
-/// Sets how many tasks there may be at most. Once, at boot, with the number of all frames.
+/// Sets the limit of all tasks. Once, at boot, with the number of all frames.
 pub fn init(frames: usize) {
     MOST_TASKS.store(most_tasks(frames), Ordering::Relaxed);
 }
@@ -48,17 +48,17 @@ pub fn init(frames: usize) {
 pub struct Limits {
     soft: [AtomicU64; RLIM_NLIMITS],
     hard: [AtomicU64; RLIM_NLIMITS],
-    /// Held while both of a resource are read or changed together.
+    /// Held while soft and hard limit of a resource are read or changed together.
     changing: IrqLock<(), { rank::LIMITS }>,
 }
 
 impl Limits {
-    /// Those of a process that the kernel starts.
+    /// The limits of a process that the kernel starts.
     pub fn initial() -> Self {
         Self::of_machine(MOST_TASKS.load(Ordering::Relaxed))
     }
 
-    /// The same for a machine with at most so many tasks.
+    /// The same for a machine with this limit of all tasks.
     fn of_machine(most_tasks: usize) -> Self {
         let tasks = (most_tasks / 2) as u64;
         Self::with(|resource| match resource {
@@ -76,7 +76,7 @@ impl Limits {
     /// The same limits, for a child.
     pub fn copy(&self) -> Self {
         let _changing = self.changing.lock();
-        // SAFETY: the words are stored under the lock alone, so none changes meanwhile; others at most load them.
+        // SAFETY: the words are stored only under the lock, so none changes meanwhile; other threads only load them.
         let (soft, hard) = unsafe { ((&raw const self.soft).read(), (&raw const self.hard).read()) };
         Self { soft, hard, changing: IrqLock::new(()) }
     }
@@ -89,17 +89,17 @@ impl Limits {
         }
     }
 
-    /// The limit for a resource, one of the `RLIMIT_` numbers, as it holds now.
+    /// The current limit for a resource, one of the `RLIMIT_` numbers.
     pub fn soft(&self, resource: usize) -> u64 {
         self.soft.get(resource).map_or(RLIM_INFINITY, |limit| limit.load(Ordering::Relaxed))
     }
 
-    /// How far the limit for a resource may be raised.
+    /// The value up to which the limit for a resource may be raised.
     pub fn hard(&self, resource: usize) -> u64 {
         self.hard.get(resource).map_or(RLIM_INFINITY, |limit| limit.load(Ordering::Relaxed))
     }
 
-    /// Those for an address space.
+    /// The limits for an address space.
     pub fn of_space(&self) -> SpaceLimits {
         SpaceLimits {
             space: self.soft(RLIMIT_AS),
@@ -109,7 +109,7 @@ impl Limits {
         }
     }
 
-    /// The limits for a resource, and new ones in their place if there are any, as `prlimit64`.
+    /// The limits for a resource, and new ones in their place if given, as `prlimit64`.
     ///
     /// # Errors
     /// `EINVAL` (no such resource, or soft above hard), `EPERM` (more files than any process may have). Nothing was
@@ -140,15 +140,15 @@ impl Limits {
 /// Tasks that count.
 static TASKS: AtomicUsize = AtomicUsize::new(0);
 
-/// The place of one task among those that may be. Dropping it gives the place back.
+/// One of the tasks that may exist. Dropping it returns it.
 #[derive(Debug)]
 pub struct ProcessSlot(());
 
 impl ProcessSlot {
-    /// A place for a task of a process with these limits.
+    /// Reserves a task for a process with these limits.
     ///
     /// # Errors
-    /// `EAGAIN`: there are as many tasks as it may make, or as there may be at all.
+    /// `EAGAIN`: the process, or all processes together, may have no more tasks.
     pub fn take(limits: &Limits) -> Result<Self, Errno> {
         let most = limits.soft(RLIMIT_NPROC).min(MOST_TASKS.load(Ordering::Relaxed) as u64);
         let taken = TASKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tasks| {

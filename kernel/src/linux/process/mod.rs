@@ -1,15 +1,15 @@
 //! Processes: programs at EL0, from the initrd to their exit.
 //!
 //! - [`initrd`], [`elf`]: where programs come from
-//! - [`stack`], `exec`: what a program starts with, and how it comes to run
-//! - `tree`, `numbers`: all processes, and how they are found
+//! - [`stack`], `exec`: a program's first stack and registers, and how it starts
+//! - `tree`, `numbers`: all processes, and their lookup
 //! - `state`, `task`: one process, and one of its threads
 //! - `clone`, `exit`: fork, clone, exit, wait
-//! - `fault`, [`mod@signal`]: what a program did that it may not do, and the signals for it
-//! - [`limits`], `oom`: what a process may have, and which one ends when memory is gone
+//! - `fault`, [`mod@signal`]: faults of programs, and their signals
+//! - [`limits`], `oom`: the limits of a process, and the choice of one to end when memory is short
 //! - `send`: signals from one process to others
 //! - `futex`: how its threads wait for each other
-//! - [`start`], [`wait`], [`kill`], [`interrupt`], [`for_each`]: what the kernel itself does with processes
+//! - [`start`], [`wait`], [`kill`], [`interrupt`], [`for_each`]: the kernel's own use of processes
 //!
 //! The system calls that all of this serves are in `crate::linux::syscall`.
 
@@ -54,7 +54,7 @@ pub use control::{for_each, interrupt, kill, space_of, start, wait, wait_with};
 #[cfg(not(target_os = "none"))]
 pub use host::{for_each, interrupt, kill, space_of, start, wait_with};
 
-/// What a program's exceptions do.
+/// The handlers of a program's exceptions.
 #[cfg(target_os = "none")]
 static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     syscall: crate::linux::syscall::on_syscall,
@@ -64,7 +64,7 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     resolve: fault::resolve,
 };
 
-/// Frames that are kept for processes and threads to come: for accounts of frames by owner.
+/// Frames that pools keep for processes and threads: for audits that count frames by owner.
 #[cfg(target_os = "none")]
 pub fn kept_frames() -> usize {
     task::kept_frames() + tree::kept_frames() + state::kept_frames() + clone::kept_frames()

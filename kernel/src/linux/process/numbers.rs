@@ -1,27 +1,26 @@
-//! The numbers of processes and threads: which are in use, and which is given next.
+//! The numbers of processes and threads: the set of used ones, and the choice of the next.
 
 /// One more than the largest number: `kernel.pid_max` of a Linux with few CPUs.
 pub const END: u32 = 32768;
-/// Where the search goes on behind the end: Linux's `RESERVED_PIDS`.
+/// Where the search continues after the end: Linux's `RESERVED_PIDS`.
 const AGAIN: u32 = 300;
 /// Bits of a word.
 const WORD: u32 = u64::BITS;
 
-/// Which numbers are in use. A number is given again only after all larger ones that were free: one that has just been
-/// freed stays free for as long as possible, so that a late user of it finds no process, and not another one.
+/// The set of used numbers. A freed number is used again only after all larger free ones: it stays free for as long as
+/// possible, so that a late signal to it finds no process instead of another one.
 pub struct Numbers {
     used: [u64; (END / WORD) as usize],
     last: u32,
 }
 
 impl Numbers {
-    /// None is in use. 0 is never given.
+    /// No number is in use. 0 is never used.
     pub const fn new() -> Self {
         Self { used: [0; (END / WORD) as usize], last: 0 }
     }
 
-    /// Reserves the next number, 1 to [`END`] - 1; `None` if all are in use. Looks at each word of the set at most
-    /// twice.
+    /// Reserves the next number, 1 to [`END`] - 1; `None` if all are in use. Reads each word of the set at most twice.
     pub fn reserve(&mut self) -> Option<u32> {
         let number = self.next_free(self.last + 1, END).or_else(|| self.next_free(AGAIN, self.last + 1))?;
         *self.used.get_mut((number / WORD) as usize)? |= 1 << (number % WORD);
@@ -29,7 +28,7 @@ impl Numbers {
         Some(number)
     }
 
-    /// Frees a number that [`Self::reserve`] gave.
+    /// Frees a number from [`Self::reserve`].
     pub fn release(&mut self, number: u32) {
         if let Some(word) = self.used.get_mut((number / WORD) as usize) {
             *word &= !(1 << (number % WORD));
@@ -96,11 +95,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
-        /// Against a set, and the rule that the next free one is given.
+        /// Against a set, and the rule that the next free number is used.
         #[test]
         fn the_next_free_number_is_given(steps in proptest::collection::vec((any::<bool>(), any::<u16>()), 1..400)) {
             let (mut numbers, mut used, mut last) = (Numbers::new(), BTreeSet::new(), 0);
-            // Most of it is in use, so that there is something to skip.
+            // Most of it is in use, so that words are skipped.
             for number in 1..END {
                 prop_assert_eq!(numbers.reserve(), Some(number));
                 used.insert(number);

@@ -1,12 +1,12 @@
-//! Memory is gone: the program with the largest space ends, and what needed memory is tried again.
+//! Out of memory: the process with the largest space ends, and the fault or call that failed is retried.
 //!
-//! [`relieve`] is called where a fault or a call of a program has failed for want of frames, with no lock held and
-//! nothing changed. It returns when there are frames again. One process ends at a time: as long as it is on its way,
-//! others wait for it, though not for ever; one that does not end in time is left out of the next choice. Ending takes
-//! no memory, nor does the choice: spaces are measured one after the other, found by number, and the lock of all
-//! processes is held for one step at a time.
+//! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
+//! changed. It returns when there are frames again. One process ends at a time; others wait for it, but not for ever:
+//! one that does not end in time is excluded from the next choice. Neither ending nor the choice allocates memory:
+//! spaces are measured one after the other, found by number, and the lock of all processes is held for one step at a
+//! time.
 //!
-//! A fault of a device is no program's: it fails, and no process ends for it. The kernel's own threads have the
+//! A fault of a device belongs to no program: it fails, and no process ends for it. The kernel's own threads have the
 //! [reserve](crate::mm::frame::FrameAllocator::reserve), and get an error beyond that.
 
 use core::sync::atomic::Ordering;
@@ -24,38 +24,38 @@ use crate::mm::space::{Footprint, SpaceRef};
 use crate::sched::{Thread, Work, relax, sleep_through};
 use crate::sync::{IrqLock, rank};
 
-/// How long others wait for a process that is to end.
+/// How long others wait for the end of a process.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often they look.
+/// How often they check.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What came of a look for memory.
+/// The result of an attempt to find memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Relief {
-    /// There is memory: what failed is to be tried again.
+    /// There is memory: the caller retries.
     Retry,
-    /// The caller's own process is ending: what failed is for nothing.
+    /// The caller's own process is ending: a retry is useless.
     Ending,
-    /// It did not fail for want of memory, or nothing can be ended.
+    /// The reason was not a shortage of memory, or no process can be ended.
     None,
 }
 
-/// The process that is on its way out.
+/// The process that is ending.
 struct Dying {
     id: u32,
     until: Deadline,
 }
 
 struct Killer {
-    /// A thread is at the choice.
+    /// A thread is choosing.
     choosing: bool,
     dying: Option<Dying>,
 }
 
 static KILLER: IrqLock<Killer, { rank::OUT_OF_MEMORY }> = IrqLock::new(Killer { choosing: false, dying: None });
 
-/// Waits until there is memory for what has just failed in the running thread, which is `task`'s; ends the largest
-/// program for that. Sleeps.
+/// Waits until there is memory for what failed in the running thread, which is `task`'s; ends the largest process for
+/// that. Sleeps.
 #[cold]
 pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     let Some(wanted) = thread.take_shortage() else { return Relief::None };
@@ -84,7 +84,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     }
 }
 
-/// Whether the running thread is to choose now: no other is at it, and no process is on its way out.
+/// Whether the running thread should choose now: no other does, and no process is ending.
 fn begin_choice() -> bool {
     let mut killer = KILLER.lock();
     if killer.choosing {
@@ -107,13 +107,13 @@ fn begin_choice() -> bool {
     true
 }
 
-/// What is found of one process.
+/// Whether a process may be chosen.
 enum OomCheck {
-    /// It is on its way out by itself.
+    /// It is ending already.
     Ending,
     /// It could end.
     Candidate(Candidate),
-    /// It has ended, or is not to be waited for any more.
+    /// No: it has ended, or did not end in time.
     Nothing,
 }
 
@@ -123,7 +123,7 @@ struct Candidate {
     space: SpaceRef,
 }
 
-/// The process with the next number above `id`; its number, and what it is. `None` behind the last.
+/// The process with the next number above `id`; its number, and whether it may be chosen. `None` after the last.
 fn next_after(id: u32) -> Option<(u32, OomCheck)> {
     let tree = PROCESSES.lock();
     let process = tree.after(id)?;
@@ -133,13 +133,13 @@ fn next_after(id: u32) -> Option<(u32, OomCheck)> {
         (Life::Ended(_), _) => OomCheck::Nothing,
         _ if process.outlives_its_end.load(Ordering::Relaxed) => OomCheck::Nothing,
         (Life::Running, Some(space)) => OomCheck::Candidate(Candidate { id, name: state.name, space: space.clone() }),
-        // Its last thread has left the space, which may just be freed.
+        // Its last thread has left the space, which is perhaps being freed.
         (Life::Ending(_), _) | (Life::Running, None) => OomCheck::Ending,
     };
     Some((id, found))
 }
 
-/// Chooses a process and ends it, or finds one that ends anyway; its number. `None`: there is none.
+/// Chooses a process and ends it, or finds one that is ending; returns its number. `None`: there is none.
 fn choose() -> Option<u32> {
     let mut largest: Option<(Candidate, Footprint)> = None;
     let mut id = 0;
@@ -170,7 +170,7 @@ fn choose() -> Option<u32> {
     Some(candidate.id)
 }
 
-/// Ends all processes that run in a space: its memory goes with the last of them.
+/// Ends all processes of a space: its memory is freed with the last of them.
 fn end_all_in(space: &SpaceRef) {
     let mut id = 0;
     loop {

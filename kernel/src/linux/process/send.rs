@@ -1,6 +1,6 @@
 //! Signals that a program, or the kernel, sends to processes and threads by their numbers.
 //!
-//! As on Linux the number of the receiver is looked up before that of the signal is doubted.
+//! As on Linux the receiver is looked up before the signal's number is checked.
 
 use super::signal::{Signal, SignalCause};
 use super::state::{ProcessState, Visit};
@@ -9,7 +9,7 @@ use super::tree::{Elsewhere, PROCESSES, Process};
 use crate::linux::errno::Errno;
 use crate::sched::relax;
 
-/// A signal's number as a program gives it; 0 finds out whether one could be sent.
+/// A signal's number as a program passes it; 0 checks whether one could be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Asked(pub u32);
 
@@ -30,7 +30,7 @@ impl Asked {
     }
 }
 
-/// Sends a signal to the process with this number; `own` is that of the caller, if it has one.
+/// Sends a signal to the process with this number; `own` is the caller's process, if it has one.
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`.
@@ -50,8 +50,8 @@ pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: SignalCa
     Ok(())
 }
 
-/// Sends a signal to all processes, or to all but `except`; each in turn, with no lock held in between. By their
-/// births: so none escapes that is born meanwhile, of one that has not had the signal yet.
+/// Sends a signal to all processes, or to all but `except`; each in turn, with no lock held in between. In the order of
+/// their serial numbers, so that a child created meanwhile, of a parent without the signal, gets it too.
 ///
 /// # Errors
 /// `ESRCH` (there is none), `EINVAL`.
@@ -68,8 +68,8 @@ pub fn to_all_where(signal: Asked, cause: SignalCause, wanted: impl Fn(&Process)
     loop {
         let elsewhere = {
             let tree = PROCESSES.lock();
-            let Some(process) = tree.born_after(after) else { return result };
-            after = process.birth();
+            let Some(process) = tree.created_after(after) else { return result };
+            after = process.serial();
             if !wanted(process) {
                 continue;
             }
@@ -112,7 +112,7 @@ pub fn to_thread(
                 Elsewhere::new(task.process(), visit)
             }
             Some(_) => return Err(Errno::ESRCH),
-            // The first thread of a process is there until the process's status is collected.
+            // The first thread's number stays that of a process until the process's status is collected.
             None => {
                 tree.find(thread).filter(|found| is_meant(found)).ok_or(Errno::ESRCH)?;
                 return signal.signal().map(drop);

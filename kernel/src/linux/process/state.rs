@@ -1,15 +1,15 @@
-//! What the lock of one process guards: its life, its threads, and the signals that are pending for it.
+//! The state of a process under its lock: its life, its threads, and its pending signals.
 //!
-//! # Which thread takes a signal of the process
-//! One that is pending for the process is taken by any thread that does not block it. One such thread is notified when
-//! the signal comes; when that thread blocks the signal or exits before it has taken it, others are notified instead
-//! (Linux: `complete_signal`, `retarget_shared_pending`). A signal whose action is fatal ends the process as soon as
-//! one thread could take it, whatever that thread is doing.
+//! # Which thread handles a signal of the process
+//! A signal that is pending for the process is delivered to any thread that does not block it. One such thread is
+//! notified when the signal is sent. If that thread blocks the signal or exits before the delivery, others are notified
+//! instead (Linux: `complete_signal`, `retarget_shared_pending`). A fatal signal ends the process as soon as one thread
+//! could handle it, whatever that thread is doing.
 //!
 //! # Visits
-//! Nothing visits all threads in one go, since the lock masks interrupts: a [`Visit`] goes on where it was when the
-//! lock was released. What it relies on is stored before it begins. A thread that is created meanwhile, or that changes
-//! which signals it blocks, finds that itself.
+//! No operation visits all threads under one hold of the lock, since the lock masks interrupts: a [`Visit`] continues
+//! where it was when the lock was released. Its inputs are stored before it begins. A thread that is created meanwhile,
+//! or that changes its blocked signals, checks them itself.
 
 #![allow(unsafe_code, reason = "a list of tasks, under the lock of their process")]
 
@@ -28,7 +28,7 @@ use crate::sync::{IrqLock, rank};
 
 static HANDLERS: Once<Pool<Inner<Handlers>>> = Once::new();
 
-/// What happens on the signals of a process. Processes made with `CLONE_SIGHAND` share it.
+/// The signal actions of a process. Processes made with `CLONE_SIGHAND` share them.
 pub struct Handlers(IrqLock<Actions, { rank::ACTIONS }>);
 
 impl Handlers {
@@ -40,7 +40,7 @@ impl Handlers {
         Self::make(|| actions)
     }
 
-    /// With the same actions, apart from now on.
+    /// A copy of the actions.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -60,37 +60,37 @@ impl Handlers {
     }
 }
 
-/// Frames that the actions of processes keep: for accounts of which frames are in use.
+/// Frames that the pool of actions keeps: for audits that count frames by owner.
 pub fn kept_frames() -> usize {
     HANDLERS.get().map_or(0, |pool| pool.stats().frames)
 }
 
-/// What the lock of a process guards.
+/// The state that the lock of a process guards.
 pub struct ProcessState {
     /// The process's number.
     id: u32,
-    /// Where it is in its life.
+    /// The stage of its life.
     pub life: Life,
-    /// The code of a process whose threads exit one by one: that of the last one to begin its exit.
+    /// The exit code of a process whose threads exit one by one: that of the last one to begin its exit.
     pub code: u8,
     tasks: RBTree<InProcess>,
     threads: usize,
-    /// How long threads that have left had a CPU, in counts of the timer.
+    /// CPU time of threads that have exited, in counts of the timer.
     left_time: u64,
     /// Signals for any thread that does not block them.
     pub pending: Pending,
-    /// What happens on its signals.
+    /// The actions of its signals.
     pub handlers: Counted<Handlers>,
     /// Its first thread's name.
     pub name: Name,
-    /// Its address space, for others to look at; none once it is ending.
+    /// Its address space, for other processes and the monitor; none once it is ending.
     pub space: Option<SpaceRef>,
-    /// The thread that does an exec: all others are to exit.
+    /// The thread that does an exec: all others exit.
     pub survivor: Option<u32>,
 }
 
 impl ProcessState {
-    /// Of a process with this number, without threads.
+    /// The state of a process with this number, without threads.
     pub const fn new(id: u32, name: Name, space: SpaceRef, handlers: Counted<Handlers>) -> Self {
         Self {
             id,
@@ -110,9 +110,9 @@ impl ProcessState {
     /// Adds a thread.
     ///
     /// # Safety
-    /// The task is in no process's list, and stays where it is until [`Self::remove`].
+    /// The task is in no process's list, and does not move until [`Self::remove`].
     pub unsafe fn add(&mut self, task: &Task) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract.
         self.tasks.insert(unsafe { UnsafeRef::from_raw(&raw const *task) });
         self.threads += 1;
     }
@@ -122,17 +122,17 @@ impl ProcessState {
     /// # Safety
     /// It was added to this process, and not removed since.
     pub unsafe fn remove(&mut self, task: &Task) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract.
         let removed = unsafe { self.tasks.cursor_mut_from_ptr(task) }.remove();
         self.threads -= usize::from(removed.is_some());
     }
 
-    /// Counts the time of a thread that leaves.
+    /// Adds the CPU time of a thread that exits.
     pub fn add_time_of(&mut self, task: &Task) {
         self.left_time = self.left_time.wrapping_add(task.thread().cpu_time());
     }
 
-    /// How long its threads have had a CPU, those that have left included, in counts of the timer.
+    /// CPU time of its threads, exited ones included, in counts of the timer.
     pub fn cpu_time(&self) -> u64 {
         self.tasks.iter().fold(self.left_time, |sum, task| sum.wrapping_add(task.thread().cpu_time()))
     }
@@ -147,7 +147,7 @@ impl ProcessState {
         self.tasks.find(&id).get()
     }
 
-    /// What a signal does.
+    /// The effect of a signal.
     pub fn effect(&self, signal: Signal) -> Effect {
         self.handlers.with(|actions| actions.effect(signal))
     }
@@ -163,12 +163,12 @@ impl ProcessState {
         None
     }
 
-    /// Whether this task of the process is to exit.
+    /// Whether this task of the process must exit.
     pub fn is_ending(&self, task: &Task) -> bool {
         self.life != Life::Running || self.survivor.is_some_and(|survivor| survivor != task.id())
     }
 
-    /// Has all threads exit. Nothing changes if they are exiting already.
+    /// Makes all threads exit. Nothing changes if they are exiting already.
     pub fn end(&mut self, status: ProcessEnd) -> Visit {
         if self.life != Life::Running {
             return Visit::NONE;
@@ -183,13 +183,13 @@ impl ProcessState {
             return Visit::NONE;
         }
         let main_blocks = self.find(self.id).is_some_and(|main| main.blocked().has(signal));
-        // An ignored signal becomes pending only where it is blocked: the action may be another when it is unblocked.
+        // An ignored signal becomes pending only where it is blocked: its action may differ when it is unblocked.
         if !main_blocks && self.effect(signal) == Effect::Ignored {
             return Visit::NONE;
         }
         self.pending.add(signal, cause);
         let mut visit = Visit::offer(signal.set());
-        // The first thread takes it, if it can.
+        // The first thread handles it, if it can.
         let outcome = self.find(self.id).map_or(VisitOutcome::Next, |main| visit.at(self, main));
         self.finish_step(&mut visit, outcome);
         if !visit.is_done() {
@@ -219,8 +219,8 @@ impl ProcessState {
         Visit::NONE
     }
 
-    /// Removes a signal that is pending, for the process or for one of its threads: some of its threads, and returns
-    /// the number of the last of them, or `None` when all are done.
+    /// Removes a pending signal from the process and from some of its threads. Returns the number of the last of them,
+    /// or `None` when all are done.
     pub fn forget(&mut self, signal: Signal, after: Option<u32>) -> Option<u32> {
         self.pending.remove(signal);
         let mut tasks =
@@ -235,7 +235,7 @@ impl ProcessState {
         last
     }
 
-    /// Goes on with a visit: the next threads, a bounded number of them.
+    /// Continues a visit: the next threads, a bounded number of them.
     pub fn step(&mut self, visit: &mut Visit) {
         let mut outcome = VisitOutcome::Next;
         {
@@ -275,15 +275,15 @@ impl ProcessState {
 /// Threads that are visited before the lock is released for a moment.
 const BATCH: usize = 16;
 
-/// What came of the visit to one thread.
+/// The result of the visit to one thread.
 enum VisitOutcome {
-    /// Go on.
+    /// Continue.
     Next,
-    /// The thread could take this signal, which ends the process.
+    /// The thread could handle this signal, which ends the process.
     Fatal(Signal),
 }
 
-/// What is still to be done at the threads of a process: see the head of this file.
+/// What is left to do at the threads of a process: see the head of this file.
 #[derive(Debug)]
 #[must_use = "some threads are still to be visited"]
 pub struct Visit {
@@ -291,16 +291,16 @@ pub struct Visit {
     after: Option<u32>,
     /// Signals pending for the process, each for a thread that is still to be notified.
     offer: Set,
-    /// Every thread is woken.
+    /// Wake every thread.
     wake: bool,
-    /// Every thread that is to exit is notified.
+    /// Notify every thread that must exit.
     exit: bool,
 }
 
 impl Visit {
     /// Nothing to do.
     pub const NONE: Self = Self { after: None, offer: Set::EMPTY, wake: false, exit: false };
-    /// Notify the threads that are to exit.
+    /// Notify the threads that must exit.
     pub const EXIT: Self = Self { exit: true, ..Self::NONE };
 
     /// Notify threads that do not block these signals, one for each.
@@ -308,7 +308,7 @@ impl Visit {
         Self { offer, ..Self::NONE }
     }
 
-    /// The same, and all threads are woken: one of them waits for what has come.
+    /// The same, and wake all threads: one of them waits for the signal.
     pub const fn and_wake(self) -> Self {
         Self { after: None, wake: true, ..self }
     }

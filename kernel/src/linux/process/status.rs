@@ -1,4 +1,4 @@
-//! What can be said of a process: its name, whether it runs, and how it ended.
+//! The status of a process: its name, whether it runs, and how it ended.
 
 use core::fmt;
 
@@ -38,7 +38,7 @@ impl fmt::Display for ProcessEnd {
     }
 }
 
-/// Where a process is in its life.
+/// The stage of a process's life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Life {
     /// It runs.
@@ -59,17 +59,17 @@ impl fmt::Display for Life {
     }
 }
 
-/// What a process is called: the last part of its program's path.
+/// The name of a process: the last part of its program's path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Name([u8; NAME_LENGTH]);
 
 impl Name {
-    /// The name for a path, cut off where it is too long.
+    /// The name for a path, cut off if it is too long.
     pub fn of(path: &[u8]) -> Self {
         Self::whole(path.rsplit(|&byte| byte == b'/').next().unwrap_or_default())
     }
 
-    /// A name as it is given, cut off where it is too long.
+    /// A given name, cut off if it is too long.
     pub fn whole(given: &[u8]) -> Self {
         let mut name = [0; NAME_LENGTH];
         // One byte stays zero.
@@ -90,18 +90,18 @@ impl fmt::Display for Name {
     }
 }
 
-/// A process, as seen from outside.
+/// A summary of a process, for other processes and the monitor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Summary {
     /// Its number.
     pub id: u32,
-    /// Its parent's number; 0 where that is the kernel, or gone.
+    /// Its parent's number; 0 where that is the kernel, or has ended.
     pub parent: u32,
     /// Whether it runs.
     pub life: Life,
     /// How many threads it has.
     pub threads: usize,
-    /// What it is called.
+    /// Its name.
     pub name: Name,
 }
 
@@ -114,13 +114,13 @@ pub enum ExecError {
     /// The file is no program.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// The words are too many, memory ran out, or the program wants what cannot be mapped.
+    /// The words are too many, memory ran out, or the program's segments cannot be mapped.
     #[error(transparent)]
     Errno(#[from] Errno),
 }
 
 impl ExecError {
-    /// As execve returns it.
+    /// The error that execve returns.
     pub const fn errno(self) -> Errno {
         match self {
             Self::Path(error) => error.errno(),

@@ -1,4 +1,4 @@
-//! What a thread of a program has besides what the scheduler knows of it.
+//! The state of a program's thread, beside the scheduler's.
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
@@ -26,11 +26,11 @@ use crate::sched::{Thread, ThreadRef, Work};
 
 static POOL: Once<Pool<Task>> = Once::new();
 
-/// A thread of a process. It is there from before the thread runs until the thread has left its process.
+/// A thread of a process. It exists from before the thread runs until the thread has left its process.
 ///
-/// The cells are the thread's own: no other accesses them once it runs.
+/// Only the thread itself accesses the cells once it runs.
 pub struct Task {
-    /// Changed by an exec alone: the thread that is left takes the process's.
+    /// Changed only by an exec: the thread that remains gets the process's.
     id: AtomicU32,
     process: &'static Process,
     thread: Once<ThreadRef>,
@@ -38,55 +38,55 @@ pub struct Task {
     by_id: RBTreeLink,
     /// Blocked signals. Changed by its own thread, under the lock of its process.
     blocked: AtomicU64,
-    /// Signals for this thread alone: see [`Self::pending`].
+    /// Signals for this thread only: see [`Self::pending`].
     pending: Pending,
-    /// Whether the thread is on its way out of the process. Set by its own thread, under the lock of its process.
+    /// Whether the thread is leaving the process. Set by its own thread, under the lock of its process.
     leaves: AtomicBool,
     space: UnsafeCell<Option<SpaceUser>>,
-    /// The stack for handlers that ask for one.
+    /// The alternative stack for handlers.
     pub stack: Cell<SigStack>,
     /// The word that is zeroed when the thread exits; 0 for none.
     pub clear_at_exit: Cell<u64>,
     /// The call that a signal interrupted.
     pub restart: Cell<Option<Restart>>,
-    /// What `restart_syscall` goes on with.
+    /// The state for `restart_syscall`.
     pub continuation: Cell<Option<Continuation>>,
-    /// Its place among all tasks, where it is not the process's first: that one's is the process's.
+    /// Its reservation among all tasks, unless it is the process's first task, whose reservation the process has.
     pub place: Cell<Option<ProcessSlot>>,
     /// The last fault that a signal reported.
     pub fault: Cell<FaultRecord>,
-    /// What `PR_SET_NAME` and `PR_GET_NAME` mean.
+    /// The name for `PR_SET_NAME` and `PR_GET_NAME`.
     pub name: Cell<Name>,
     /// The thread that sleeps until this one leaves the space that they share.
     pub vfork: Cell<Option<Counted<Vfork>>>,
 }
 
-// SAFETY: the cells are touched by the task's own thread alone, `pending` and the links under locks.
+// SAFETY: only the task's own thread accesses the cells; `pending` and the links are accessed under locks.
 unsafe impl Sync for Task {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Task {}
 
-/// A call that a signal interrupted, and that may be made again.
+/// A call that a signal interrupted, and that may be repeated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Restart {
-    /// When it is made again.
+    /// When it is repeated.
     pub kind: RestartKind,
-    /// x0 as it was made.
+    /// x0 before the call.
     pub x0: u64,
 }
 
-/// When an interrupted call is made again, if not always when no handler runs; with a handler it is `EINTR` otherwise.
+/// When an interrupted call is repeated, beside always when no handler runs; else it fails with `EINTR`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RestartKind {
     /// With a handler too, if that has `SA_RESTART` (Linux's `ERESTARTSYS`).
     UnlessHandled,
     /// Not with any handler (`ERESTARTNOHAND`).
     WithoutHandler,
-    /// Likewise, and by `restart_syscall`: [`Task::continuation`] has what is left (`ERESTART_RESTARTBLOCK`).
+    /// Likewise, by `restart_syscall`: [`Task::continuation`] has the rest (`ERESTART_RESTARTBLOCK`).
     Continued,
 }
 
-/// What is left of an interrupted call.
+/// The rest of an interrupted call.
 #[derive(Clone, Copy, Debug)]
 pub enum Continuation {
     /// A sleep.
@@ -122,7 +122,7 @@ impl Task {
     /// A task of `process` that has no thread yet, in no list.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; nothing stays taken.
+    /// [`OutOfMemory`]; nothing stays allocated.
     pub fn new(
         id: u32,
         process: &'static Process,
@@ -157,21 +157,21 @@ impl Task {
     /// The thread was made for a task, and has not left its process.
     #[inline(always)]
     pub unsafe fn of(thread: &Thread) -> &Self {
-        // SAFETY: by the caller's word the pointer is a task's that is still there.
+        // SAFETY: by the caller's contract the pointer is to a task that still exists.
         unsafe { &*thread.task().cast() }
     }
 
-    /// The number that programs know it by.
+    /// Its number for programs.
     pub fn id(&self) -> u32 {
         self.id.load(Ordering::Relaxed)
     }
 
-    /// Gives it another number. It is in no tree meanwhile.
+    /// Changes its number. It is in no tree meanwhile.
     pub(super) fn set_id(&self, id: u32) {
         self.id.store(id, Ordering::Relaxed);
     }
 
-    /// Whether it is the thread that its process began with, or the one that an exec has left.
+    /// Whether it is its process's first thread, or the one that remained after an exec.
     pub fn is_main(&self) -> bool {
         self.id() == self.process.id()
     }
@@ -184,12 +184,12 @@ impl Task {
     /// Its thread.
     ///
     /// # Panics
-    /// Before it has one: such a task is in no list.
+    /// Before it has one; such a task is in no list.
     pub fn thread(&self) -> &ThreadRef {
         self.thread.get().expect("a task in a list has a thread")
     }
 
-    /// Gives it its thread.
+    /// Sets its thread.
     pub fn set_thread(&self, thread: ThreadRef) {
         self.thread.call_once(|| thread);
     }
@@ -208,12 +208,12 @@ impl Task {
         space.as_ref().expect("a thread that runs a program has a space")
     }
 
-    /// A reference to its address space, for others to keep. For its own thread.
+    /// A reference to its address space, for others. For its own thread.
     pub fn space_ref(&self) -> SpaceRef {
         SpaceRef::clone(self.space_user())
     }
 
-    /// Gives its own thread another address space, or none; returns the one before.
+    /// Replaces the address space of its own thread, or removes it; returns the one before.
     ///
     /// # Safety
     /// Called by the task's own thread, which has no reference from [`Self::space`].
@@ -227,17 +227,18 @@ impl Task {
         Set(self.blocked.load(Ordering::Relaxed))
     }
 
-    /// The signals that wait for it alone. They are guarded by the lock, which the holder of the process's state has.
+    /// The signals that are pending for it only. Guarded by the lock of the process, whose state the caller has.
     pub fn pending<'s>(&'s self, _state: &'s ProcessState) -> &'s Pending {
         &self.pending
     }
 
-    /// Whether the thread is on its way out of the process: it takes no signals any more.
+    /// Whether the thread is leaving the process: it handles no more signals.
     pub fn is_leaving(&self) -> bool {
         self.leaves.load(Ordering::Relaxed)
     }
 
-    /// Its own thread takes no signals from now on; others are notified of those of the process that it could take.
+    /// Stops its own thread from handling signals; other threads are notified of those of the process that it could
+    /// handle.
     pub(super) fn begin_leaving(&self) {
         let visit = {
             let state = self.process.lock();
@@ -247,8 +248,7 @@ impl Task {
         self.process.visit(visit);
     }
 
-    /// Whether what the thread does in the kernel is for nothing, because it will not see EL0 again. What it does to
-    /// leave is not.
+    /// Whether the thread's work in the kernel is useless, because it will not return to EL0. The work to leave is not.
     pub fn is_called_off(&self) -> bool {
         if self.is_leaving() {
             return false;
@@ -258,14 +258,14 @@ impl Task {
         state.is_ending(self) || state.fatal(waiting).is_some()
     }
 
-    /// Has the thread look for signals, also where it sleeps for something that a signal may interrupt.
+    /// Makes the thread check for signals, also if it sleeps interruptibly.
     pub fn kick(&self) {
         self.thread().raise(Work::SIGNAL);
         self.thread().unpark();
     }
 
-    /// Sets which signals its own thread blocks; it looks at those that are pending and open now. Others are notified
-    /// of those of the process that it blocks from now on.
+    /// Sets the blocked signals of its own thread; it checks those that are pending and open now. Other threads are
+    /// notified of those of the process that it blocks from now on.
     pub fn set_blocked(&self, blocked: Set) {
         let visit = {
             let state = self.process.lock();
@@ -282,8 +282,8 @@ impl Task {
         self.process.visit(visit);
     }
 
-    /// Sends its own thread a signal that it cannot escape: if it blocks or ignores it, the default action is back.
-    /// With `default`, it is back in any case.
+    /// Sends its own thread a signal that cannot be blocked or ignored: where it is, the default action is restored.
+    /// With `default` it is restored in any case.
     pub fn force(&self, signal: Signal, cause: SignalCause, default: bool) {
         let state = self.process.lock();
         let blocked = self.blocked();
@@ -302,7 +302,7 @@ impl fmt::Debug for Task {
     }
 }
 
-/// Frames that tasks keep: for accounts of frames by owner.
+/// Frames that pools keep for tasks: for audits that count frames by owner.
 pub fn kept_frames() -> usize {
     POOL.get().map_or(0, |pool| pool.stats().frames)
 }

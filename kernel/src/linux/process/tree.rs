@@ -1,19 +1,19 @@
-//! All processes: their numbers, which threads have which, and which process is whose child.
+//! All processes: their numbers, their threads, and their parents.
 //!
 //! # Locks
-//! [`PROCESSES`] guards what is between processes: the numbers, the trees by which they are found, and whose child each
-//! is. The lock of each process ([`Process::lock`]) guards what is within it ([`ProcessState`]): its threads and signals; a
-//! thread that sends, blocks or handles a signal of its own process acquires that one alone. The order is `PROCESSES`,
-//! one process, its actions ([`crate::sync::rank`]). No fault and no call for memory acquires any of them. Nothing is
-//! allocated, freed or slept on under them; what was taken out of the tree is dropped when the locks are released.
+//! [`PROCESSES`] guards relations between processes: the numbers, the trees for lookup, and parents and children. The
+//! lock of each process ([`Process::lock`]) guards its own state ([`ProcessState`]): its threads and signals. A thread
+//! that sends, blocks or handles a signal of its own process acquires only that one. The order is `PROCESSES`, one
+//! process, its actions ([`crate::sync::rank`]). No fault and no memory call acquires any of them. Nothing is
+//! allocated, freed or waited for under them; what was removed from the tree is dropped after they are released.
 //!
-//! Whatever grows with the number of processes is found by its key, and what is to be done for each of several is done
-//! for a few at a time, with the lock released in between.
+//! Everything that grows with the number of processes is found by a key. Work on several processes is done for a few at
+//! a time, with the lock released in between.
 //!
 //! # The end of a process
 //! Its last thread leaves the address space, then the list; only then is the process *ended*, so that a waiting parent
-//! finds its memory free. It stays in the tree until its status is collected. Where the parent ignores the status, or
-//! has gone itself, it is collected at once.
+//! finds its memory free. It stays in the tree until its status is collected. If the parent ignores the status, or has
+//! ended, it is collected at once.
 
 #![allow(unsafe_code, reason = "nodes of the tree of processes, under its lock")]
 
@@ -43,64 +43,63 @@ pub static PROCESSES: IrqLock<Tree, { rank::PROCESSES }> = IrqLock::new(Tree::ne
 
 static POOL: Once<Pool<Process>> = Once::new();
 
-/// What collects the status of a process.
+/// The collector of a process's status.
 #[derive(Clone, Debug)]
 pub enum Parent {
-    /// Nothing: the process goes when it ends.
+    /// None: the process is removed when it ends.
     None,
     /// The kernel; this thread is woken.
     Kernel(ThreadRef),
-    /// The process with this number. It has a thread still.
+    /// The process with this number, which still has a thread.
     Process(u32),
 }
 
-/// One process. It is in the tree from its birth until its status has been collected, and each of its tasks may rely on
-/// that.
+/// One process. It is in the tree until its status has been collected, and each of its tasks may rely on that.
 pub struct Process {
     id: u32,
-    /// When it was born: births are counted. 0 before that.
-    birth: AtomicU64,
-    /// The birth of the process that the kernel started and that this one descends from. 0 before that.
-    family_birth: AtomicU64,
+    /// Its serial number, in the order of creation; 0 before it is in the tree.
+    serial: AtomicU64,
+    /// The serial number of its first ancestor, which the kernel started. 0 before it is in the tree.
+    family_serial: AtomicU64,
     by_id: RBTreeLink,
-    by_birth: RBTreeLink,
-    /// Among its parent's children that have not ended.
+    by_serial: RBTreeLink,
+    /// In its parent's list of children that have not ended.
     running: LinkedListLink,
-    /// Among its parent's children that have.
+    /// In its parent's list of children that have ended.
     ended: RBTreeLink,
     /// The process of [`Family::parent`], for readers without the lock.
     parent_id: AtomicU32,
-    /// Threads that wait for children. Looked at under the lock of the tree, and raised before that is acquired.
+    /// Threads that wait for children. Read under the lock of the tree, and raised before that is acquired.
     waiting: AtomicU32,
-    /// What it may have at most.
+    /// Its limits.
     pub limits: Limits,
-    /// Its first task's; the other tasks have theirs.
+    /// The reservation of its first task; other tasks have their own.
     _place: ProcessSlot,
-    /// It was to end because memory was gone, and did not within the time that others wait for that.
+    /// It was chosen to end for want of memory, and did not end in time.
     pub outlives_its_end: AtomicBool,
     family: UnsafeCell<Family>,
     state: IrqLock<ProcessState, { rank::PROCESS }>,
 }
 
-// SAFETY: `family` and the links are reached through the tree's key alone, which is behind the lock.
+// SAFETY: `family` and the links are accessed only through the tree's key, which is behind the lock.
 unsafe impl Sync for Process {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Process {}
 
-/// What [`PROCESSES`] guards of each process.
+/// The part of each process that [`PROCESSES`] guards.
 struct Family {
     parent: Parent,
-    /// What its parent is sent at its end.
+    /// The signal to its parent at its end.
     exit_signal: Option<Signal>,
-    /// How it ended.
+    /// Its status, once it has ended.
     status: Option<ProcessEnd>,
     /// Its children that have not ended.
     running: LinkedList<Running>,
     /// Its children that send SIGCHLD at their end.
     normal: Children,
-    /// Its children that do not (`__WCLONE`).
+    /// Its children that send another signal, or none (`__WCLONE`).
     clones: Children,
-    /// It is to have no children any more.
+    /// It may have no more children.
     gone: bool,
 }
 
@@ -108,7 +107,7 @@ struct Family {
 struct Children {
     /// How many have not ended.
     running: usize,
-    /// Those that have, the oldest first.
+    /// Those that have ended, the oldest first.
     ended: RBTree<Ended>,
 }
 
@@ -131,7 +130,7 @@ impl Family {
         }
     }
 
-    /// The children that send this at their end.
+    /// The list of children with this signal.
     fn children(&mut self, exit_signal: Option<Signal>) -> &mut Children {
         if exit_signal == Some(Signal::CHLD) { &mut self.normal } else { &mut self.clones }
     }
@@ -142,11 +141,11 @@ mod adapter {
     use super::{LinkedListLink, Process, RBTreeLink, UnsafeRef};
     use intrusive_collections::intrusive_adapter;
     intrusive_adapter!(pub(super) ById = UnsafeRef<Process>: Process { by_id => RBTreeLink });
-    intrusive_adapter!(pub(super) ByBirth = UnsafeRef<Process>: Process { by_birth => RBTreeLink });
+    intrusive_adapter!(pub(super) BySerial = UnsafeRef<Process>: Process { by_serial => RBTreeLink });
     intrusive_adapter!(pub(super) Running = UnsafeRef<Process>: Process { running => LinkedListLink });
     intrusive_adapter!(pub(super) Ended = UnsafeRef<Process>: Process { ended => RBTreeLink });
 }
-use adapter::{ByBirth, ById, Ended, Running};
+use adapter::{ById, BySerial, Ended, Running};
 
 impl<'a> KeyAdapter<'a> for ById {
     type Key = u32;
@@ -155,37 +154,36 @@ impl<'a> KeyAdapter<'a> for ById {
     }
 }
 
-impl<'a> KeyAdapter<'a> for ByBirth {
+impl<'a> KeyAdapter<'a> for BySerial {
     type Key = u64;
     fn get_key(&self, process: &'a Process) -> u64 {
-        process.birth()
+        process.serial()
     }
 }
 
 impl<'a> KeyAdapter<'a> for Ended {
     type Key = u64;
     fn get_key(&self, process: &'a Process) -> u64 {
-        process.birth()
+        process.serial()
     }
 }
 
-/// Opens what the lock guards of a process. There is one key, in the tree: its holder has the lock, and one family at a
-/// time.
+/// Proves that the lock is held, and that one family is in use at a time. There is one key, in the tree.
 struct FamilyKey(());
 
 impl Process {
     /// A process with this number, in no tree yet and without threads.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; nothing stays taken.
+    /// [`OutOfMemory`]; nothing stays allocated.
     #[inline(never)]
     pub fn new(id: u32, state: ProcessState, limits: Limits, place: ProcessSlot) -> Result<PoolBox<Self>, OutOfMemory> {
         POOL.call_once(|| Pool::new(kernel().frames)).try_new_with(|| Self {
             id,
-            birth: AtomicU64::new(0),
-            family_birth: AtomicU64::new(0),
+            serial: AtomicU64::new(0),
+            family_serial: AtomicU64::new(0),
             by_id: RBTreeLink::new(),
-            by_birth: RBTreeLink::new(),
+            by_serial: RBTreeLink::new(),
             running: LinkedListLink::new(),
             ended: RBTreeLink::new(),
             parent_id: AtomicU32::new(0),
@@ -203,29 +201,28 @@ impl Process {
         self.id
     }
 
-    /// Its parent's number; 0 where that is the kernel, or gone.
+    /// Its parent's number; 0 where that is the kernel, or has ended.
     pub fn parent_id(&self) -> u32 {
         self.parent_id.load(Ordering::Relaxed)
     }
 
-    /// When it was born, in births. No two processes have the same.
-    pub fn birth(&self) -> u64 {
-        self.birth.load(Ordering::Relaxed)
+    /// Its serial number. No two processes have the same.
+    pub fn serial(&self) -> u64 {
+        self.serial.load(Ordering::Relaxed)
     }
 
-    /// The birth of the process that the kernel started and that this one descends from, over any number of parents
-    /// that may have ended.
-    pub fn family_birth(&self) -> u64 {
-        self.family_birth.load(Ordering::Relaxed)
+    /// The serial number of its first ancestor, which the kernel started, over any number of parents that may have
+    /// ended.
+    pub fn family_serial(&self) -> u64 {
+        self.family_serial.load(Ordering::Relaxed)
     }
 
     /// Makes it a descendant of `creator`, before it is in the tree.
     pub fn descend_from(&self, creator: &Self) {
-        self.family_birth.store(creator.family_birth(), Ordering::Relaxed);
+        self.family_serial.store(creator.family_serial(), Ordering::Relaxed);
     }
 
-    /// Locks what is within the process. For its own threads, and for others that hold [`PROCESSES`]. Interrupts are
-    /// masked meanwhile.
+    /// Locks its state. For its own threads, and for holders of [`PROCESSES`]. Interrupts are masked meanwhile.
     pub fn lock(&self) -> IrqGuard<'_, ProcessState, { rank::PROCESS }> {
         self.state.lock()
     }
@@ -257,7 +254,7 @@ impl fmt::Debug for Process {
     }
 }
 
-/// Frames that processes keep: for accounts of frames by owner.
+/// Frames that pools keep for processes: for audits that count frames by owner.
 pub fn kept_frames() -> usize {
     POOL.get().map_or(0, |pool| pool.stats().frames)
 }
@@ -265,17 +262,17 @@ pub fn kept_frames() -> usize {
 /// See [`PROCESSES`].
 pub struct Tree {
     by_id: RBTree<ById>,
-    by_birth: RBTree<ByBirth>,
+    by_serial: RBTree<BySerial>,
     tasks: RBTree<task::ById>,
     numbers: Numbers,
-    births: u64,
+    serials: u64,
     key: FamilyKey,
 }
 
-// SAFETY: the processes are reached through the lock, on whichever CPU holds it.
+// SAFETY: the processes are accessed only under the lock, on whichever CPU holds it.
 unsafe impl Send for Tree {}
 
-/// A process's end, as its parent's signal reports it.
+/// The end of a process, as the signal to its parent reports it.
 fn cause_of(id: u32, status: ProcessEnd) -> SignalCause {
     match status {
         ProcessEnd::Exited(code) => SignalCause::child(CLD_EXITED, id, i32::from(code)),
@@ -283,10 +280,10 @@ fn cause_of(id: u32, status: ProcessEnd) -> SignalCause {
     }
 }
 
-/// Which children `wait4` means.
+/// The children that `wait4` selects.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// The one with this number alone.
+    /// Only the one with this number.
     pub id: Option<u32>,
     /// Those that send SIGCHLD at their end.
     pub normal: bool,
@@ -300,30 +297,30 @@ impl Wanted {
     }
 }
 
-/// What waiting for a child comes to.
+/// The result of a wait for a child.
 pub enum Child {
-    /// There is none to wait for.
+    /// There is no such child.
     None,
     /// None has ended.
     Running,
-    /// This one has. It is out of the tree.
+    /// This one has ended. It is out of the tree.
     Ended {
         /// Its number.
         id: u32,
         /// How it ended.
         status: ProcessEnd,
-        /// To be dropped without the lock.
+        /// Dropped without the lock.
         process: PoolBox<Process>,
     },
 }
 
-/// What is left to do without the lock.
+/// Work that is left to do without the lock.
 #[must_use = "dropped without the lock"]
 #[derive(Default)]
 pub struct Remains {
-    /// A process without a waiting parent.
+    /// A process to drop: no parent waits for it.
     process: Option<PoolBox<Process>>,
-    /// Another one's threads that are to be visited.
+    /// The threads of another process to visit.
     visit: Option<Elsewhere>,
 }
 
@@ -337,19 +334,19 @@ impl Remains {
     }
 }
 
-/// A visit to the threads of a process that is not the caller's, and may be gone before it is done.
+/// A visit to the threads of another process, which may be removed before it is done.
 #[must_use = "some threads are still to be visited"]
 #[derive(Debug)]
 pub struct Elsewhere {
     id: u32,
-    birth: u64,
+    serial: u64,
     visit: Visit,
 }
 
 impl Elsewhere {
     /// Of this process.
     pub fn new(process: &Process, visit: Visit) -> Self {
-        Self { id: process.id, birth: process.birth(), visit }
+        Self { id: process.id, serial: process.serial(), visit }
     }
 
     /// Does the rest of it, without a lock.
@@ -357,14 +354,14 @@ impl Elsewhere {
         while !self.visit.is_done() {
             let tree = PROCESSES.lock();
             match tree.find(self.id) {
-                Some(process) if process.birth() == self.birth => process.lock().step(&mut self.visit),
+                Some(process) if process.serial() == self.serial => process.lock().step(&mut self.visit),
                 _ => return,
             }
         }
     }
 }
 
-/// A number of a process or thread to be, reserved. It is free again when this is dropped.
+/// The reserved number of a process or thread. Dropping it frees the number.
 #[derive(Debug)]
 pub struct Number(u32);
 
@@ -382,7 +379,7 @@ impl Number {
         self.0
     }
 
-    /// It belongs to a process or a thread in the tree now, and is freed with it.
+    /// The number belongs to a process or a thread in the tree now, and is freed with it.
     pub fn keep(self) {
         core::mem::forget(self);
     }
@@ -398,10 +395,10 @@ impl Tree {
     const fn new() -> Self {
         Self {
             by_id: RBTree::new(ById::NEW),
-            by_birth: RBTree::new(ByBirth::NEW),
+            by_serial: RBTree::new(BySerial::NEW),
             tasks: RBTree::new(task::ById::NEW),
             numbers: Numbers::new(),
-            births: 0,
+            serials: 0,
             key: FamilyKey(()),
         }
     }
@@ -409,15 +406,15 @@ impl Tree {
     /// Adds a process, as a child of `parent`. It stays until its status is collected.
     pub fn add(&mut self, process: PoolBox<Process>, parent: Parent, exit_signal: Option<Signal>) {
         let pointer = process.into_raw();
-        // SAFETY: the tree owns it from now on; it comes out again as a box in `remove`, and until then it stays there.
+        // SAFETY: the tree owns it from now on, at a fixed address, until `remove` makes a box of it again.
         let (process, link) = unsafe { (pointer.as_ref(), || UnsafeRef::from_raw(pointer.as_ptr())) };
-        self.births += 1;
-        process.birth.store(self.births, Ordering::Relaxed);
-        if process.family_birth() == 0 {
-            process.family_birth.store(self.births, Ordering::Relaxed);
+        self.serials += 1;
+        process.serial.store(self.serials, Ordering::Relaxed);
+        if process.family_serial() == 0 {
+            process.family_serial.store(self.serials, Ordering::Relaxed);
         }
         self.by_id.insert(link());
-        self.by_birth.insert(link());
+        self.by_serial.insert(link());
         if let Parent::Process(id) = parent
             && let Some(parent) = self.by_id.find(&id).get()
         {
@@ -430,7 +427,7 @@ impl Tree {
         (family.parent, family.exit_signal) = (parent, exit_signal);
     }
 
-    /// Adds a thread, to the process that it was made for.
+    /// Adds a thread to its process.
     pub fn add_task(&mut self, task: PoolBox<Task>) {
         let pointer = task.into_raw();
         // SAFETY: the lists own it from now on, until `remove_task`; it was in none.
@@ -441,12 +438,12 @@ impl Tree {
         }
     }
 
-    /// Removes a thread from its process, in which it runs; and whether that has none any more. The task is to be
-    /// dropped without the lock.
+    /// Removes a thread from its process; returns whether it was the last one. The caller drops the task without the
+    /// lock.
     pub fn remove_task(&mut self, task: &Task) -> (PoolBox<Task>, bool) {
         let mut state = task.process().lock();
         state.add_time_of(task);
-        // SAFETY: `add_task` added it to both; it was made from a box there, and nothing refers to it any more.
+        // SAFETY: `add_task` added it to both, and made it from a box; nothing refers to it any more.
         let removed = unsafe {
             self.tasks.cursor_mut_from_ptr(task).remove();
             state.remove(task);
@@ -455,14 +452,14 @@ impl Tree {
         if !removed.is_main() {
             self.numbers.release(removed.id());
         }
-        // Only now may the exec of another thread go on.
+        // Only now may the exec of another thread continue.
         if let Some(waiting) = state.survivor.and_then(|survivor| state.find(survivor)) {
             waiting.thread().unpark();
         }
         (removed, state.threads() == 0)
     }
 
-    /// The thread that does an exec takes the process's number, if it is the only thread by now and is not to exit
+    /// Gives the process's number to the thread that does an exec, if it is the only thread by now and is not exiting
     /// itself; else `false`.
     pub fn take_process_id(&mut self, task: &Task) -> bool {
         let mut state = task.process().lock();
@@ -501,18 +498,18 @@ impl Tree {
         self.by_id.lower_bound(Bound::Excluded(&id)).get()
     }
 
-    /// The process that was born next: see [`Process::birth`].
-    pub fn born_after(&self, birth: u64) -> Option<&Process> {
-        self.by_birth.lower_bound(Bound::Excluded(&birth)).get()
+    /// The process with the next serial number: see [`Process::serial`].
+    pub fn created_after(&self, serial: u64) -> Option<&Process> {
+        self.by_serial.lower_bound(Bound::Excluded(&serial)).get()
     }
 
-    /// Its parent, and what that is sent at its end.
+    /// Its parent, and the signal for the parent at its end.
     pub fn parent(&mut self, process: &Process) -> (Parent, Option<Signal>) {
         let family = process.family(&mut self.key);
         (family.parent.clone(), family.exit_signal)
     }
 
-    /// This thread of the kernel waits for a process of the kernel's: whether it is one.
+    /// Makes this kernel thread the waiter of a process; returns whether the kernel started that process.
     pub fn wait_in_kernel(&mut self, id: u32, thread: ThreadRef) -> bool {
         let Some(process) = self.by_id.find(&id).get() else { return false };
         let family = process.family(&mut self.key);
@@ -523,7 +520,7 @@ impl Tree {
         is_own
     }
 
-    /// With a new program a process is a child like others: its parent is sent SIGCHLD at its end.
+    /// Makes a process that has a new program a child like others: its end sends SIGCHLD.
     pub fn become_normal(&mut self, process: &Process) {
         let family = process.family(&mut self.key);
         let before = family.exit_signal.replace(Signal::CHLD);
@@ -536,12 +533,12 @@ impl Tree {
         }
     }
 
-    /// Takes a process out that has ended, and is in no list of its parent's.
+    /// Removes a process that has ended, and is in no list of its parent's.
     fn remove(&mut self, process: &Process) -> Option<PoolBox<Process>> {
         let pointer = core::ptr::from_ref(process);
         // SAFETY: it is in both trees, from `add` on.
         let removed = unsafe {
-            self.by_birth.cursor_mut_from_ptr(pointer).remove();
+            self.by_serial.cursor_mut_from_ptr(pointer).remove();
             self.by_id.cursor_mut_from_ptr(pointer).remove()?
         };
         self.numbers.release(removed.id);
@@ -549,7 +546,7 @@ impl Tree {
         Some(unsafe { PoolBox::from_raw(core::ptr::NonNull::new_unchecked(UnsafeRef::into_raw(removed))) })
     }
 
-    /// A process has lost its last thread.
+    /// Ends a process that has lost its last thread.
     pub fn ended(&mut self, process: &Process) -> Remains {
         let status = {
             let mut state = process.lock();
@@ -574,8 +571,8 @@ impl Tree {
         Remains { process: if kept { None } else { self.remove(process) }, visit }
     }
 
-    /// Moves a child to those that have ended, sends the parent its signal, and wakes it if it waits. Whether the
-    /// status is to be kept for it.
+    /// Moves a child to those that have ended, sends the parent its signal, and wakes the parent if it waits. Returns
+    /// whether the status is kept for it.
     fn notify_parent(
         &mut self,
         child: &Process,
@@ -597,7 +594,7 @@ impl Tree {
 
         let family = parent.family(&mut self.key);
         family.children(exit_signal).running -= 1;
-        // SAFETY: a child that has not ended is in this list; it is the tree's for as long as it is in another.
+        // SAFETY: a child that has not ended is in this list; the tree owns it as long as it is in a list.
         let link = unsafe { family.running.cursor_mut_from_ptr(child) }.remove();
         let kept = !collected && !family.gone;
         if kept && let Some(link) = link {
@@ -609,10 +606,10 @@ impl Tree {
         (kept, (!visit.is_done()).then(|| Elsewhere::new(parent, visit)))
     }
 
-    /// A process is about to have no thread: its children have no parent from now on, and those that have ended are
-    /// removed. Some of them for each call; `None` when there is none any more.
+    /// Prepares the end of a process: its children have no parent from now on, and those that have ended are removed.
+    /// Some of them for each call; `None` when there is none any more.
     pub fn orphan_children(&mut self, process: &Process) -> Option<Remains> {
-        /// Children for each call.
+        /// Children handled in each call.
         const BATCH: usize = 16;
         process.family(&mut self.key).gone = true;
         for _ in 0..BATCH {
@@ -628,7 +625,7 @@ impl Tree {
         (!family.running.is_empty()).then(Remains::default)
     }
 
-    /// Looks for a child of `parent` that has ended, among those that are wanted.
+    /// Finds a child of `parent` that has ended, among the selected ones.
     pub fn collect(&mut self, parent: &Process, wanted: Wanted) -> Child {
         match wanted.id {
             Some(id) => self.collect_one(parent, id, wanted),
@@ -642,10 +639,10 @@ impl Tree {
             let normal = wanted.normal.then_some(&family.normal);
             normal.into_iter().chain(wanted.clones.then_some(&family.clones))
         };
-        let oldest = kinds().filter_map(|children| children.ended.front().get()).min_by_key(|child| child.birth());
+        let oldest = kinds().filter_map(|children| children.ended.front().get()).min_by_key(|child| child.serial());
         let (oldest, any_running) = (oldest.map(core::ptr::from_ref), kinds().any(|children| children.running != 0));
         match oldest {
-            // SAFETY: it is the tree's, and stays there until it is removed.
+            // SAFETY: the tree owns it, and it stays there until it is removed.
             Some(child) => self.take_ended(parent, unsafe { &*child }),
             None if any_running => Child::Running,
             None => Child::None,
@@ -662,7 +659,7 @@ impl Tree {
         if family.status.is_none() {
             return Child::Running;
         }
-        // SAFETY: as above.
+        // SAFETY: the tree owns it, and it stays there until it is removed.
         self.take_ended(parent, unsafe { &*core::ptr::from_ref(child) })
     }
 
@@ -675,11 +672,11 @@ impl Tree {
         self.removed(child, status)
     }
 
-    /// Takes the status of a process of the kernel's, once it has ended.
+    /// Collects the status of a process that the kernel started, once it has ended.
     pub fn collect_own(&mut self, id: u32) -> Child {
         let Some(process) = self.by_id.find(&id).get() else { return Child::None };
         match process.family(&mut self.key).status {
-            // SAFETY: as above.
+            // SAFETY: the tree owns it, and it stays there until it is removed.
             Some(status) => self.removed(unsafe { &*core::ptr::from_ref(process) }, status),
             None => Child::Running,
         }

@@ -1,4 +1,4 @@
-//! The console, which is all that descriptors 0, 1 and 2 can be: there are no files.
+//! The console, the only file: descriptors 0, 1 and 2.
 
 use granule_abi::process::IoVec;
 use granule_arch::addr::VirtAddr;
@@ -28,7 +28,7 @@ pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
     input(call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
 }
 
-/// All of the bytes have addresses of EL0, also of none and of more than are moved.
+/// Checks that the range is of EL0, also if it is empty or longer than one call moves.
 fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
     if uaccess::is_user_range(start, bytes as usize) { Ok(()) } else { Err(Errno::EFAULT) }
 }
@@ -42,11 +42,11 @@ pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
     each_piece(call, input)
 }
 
-/// Checks a list of pieces whole, before any is moved: it can be read, its lengths are none that are negative, and then
-/// that all are of EL0 (`import_iovec`).
+/// Checks a list of pieces completely before any is moved: it can be read, no length is negative, and then all are of
+/// EL0 (`import_iovec`).
 fn check_pieces(array: VirtAddr, count: u64) -> Result<(), Errno> {
     let mut of_el0 = Ok(());
-    // Of a single one, Linux looks only at what it moves.
+    // Of a single piece, Linux checks only the part that it moves.
     let most = if count == 1 { MOST_AT_ONCE } else { u64::MAX };
     for index in 0..count {
         let [base, length] = read_piece(array, index)?;
@@ -62,7 +62,7 @@ fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
     read_quads(VirtAddr(array.0.wrapping_add(index.wrapping_mul(size_of::<IoVec>() as u64))))
 }
 
-/// Moves piece after piece, until one is not moved whole.
+/// Moves piece after piece, until one is not moved completely.
 fn each_piece(call: &Syscall<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> Answer {
     check_descriptor(call.argument::<0>())?;
     let (array, count) = (call.address::<1>(), call.argument::<2>());
@@ -72,11 +72,11 @@ fn each_piece(call: &Syscall<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) ->
     check_pieces(array, count)?;
     let mut moved = 0;
     for index in 0..count {
-        // Each piece begins without a look for signals, and there are many.
+        // A piece begins without a check for signals, and there are many.
         if moved != 0 && call.thread.has(Work::SIGNAL) {
             break;
         }
-        // Read again, where it may have changed: nothing is believed because of the first look.
+        // Read again: the memory may have changed since the check.
         let answer = read_piece(array, index).and_then(|[base, length]| match length {
             0 => Ok((0, 0)),
             length if length > i64::MAX as u64 => Err(Errno::EINVAL),
@@ -96,13 +96,13 @@ fn each_piece(call: &Syscall<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) ->
     Ok(moved)
 }
 
-/// Writes to the console; how many bytes of EL0's could be read, and were written before a signal came.
+/// Writes to the console; returns how many bytes of EL0's were read and written before a signal came.
 ///
-/// As a terminal of Linux (`iterate_tty_write`), it takes 2048 bytes at once: where one of them cannot be read, none of
-/// them is written.
+/// As Linux's terminal (`iterate_tty_write`), it copies 2048 bytes at once. If one of them cannot be read, none of them
+/// is written.
 fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
     const AT_ONCE: usize = 2048;
-    /// What is written in one piece: others' output comes before it or behind it.
+    /// Bytes written in one piece: other output comes before it or after it.
     const CHUNK: usize = 256;
     let mut buffer = [0; AT_ONCE];
     let mut done = 0;
@@ -126,7 +126,7 @@ fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
     Ok(done)
 }
 
-/// Waits for input, and takes what there is.
+/// Waits for input, and reads what is available.
 fn input(to: VirtAddr, bytes: u64) -> Answer {
     if bytes == 0 {
         return Ok(0);
@@ -143,12 +143,12 @@ fn input(to: VirtAddr, bytes: u64) -> Answer {
     Ok(done)
 }
 
-/// Nothing stays open or closed: the console is always there.
+/// Without effect: the console stays open.
 pub(super) fn close(call: &mut Syscall<'_>) -> Answer {
     check_descriptor(call.argument::<0>()).map(|()| 0)
 }
 
-/// The console has no settings that a program could ask for: it is no terminal by that.
+/// The console has no settings: it is not a terminal for programs.
 pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
     Err(Errno::ENOTTY)

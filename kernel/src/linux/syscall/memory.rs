@@ -1,7 +1,7 @@
-//! Calls for memory: what Linux refuses before it looks at the space is refused here, the rest is the space's.
+//! Calls for memory: the checks that Linux makes before it reads the space are here, the others are the space's.
 //!
-//! Addresses of what is mapped lose their tag, whether or not the thread has asked for that; those at which mmap and
-//! brk are to map something keep it, and are refused with it (Documentation/arch/arm64/tagged-address-abi.rst).
+//! Addresses of existing mappings lose their tag, even if the thread has not enabled that. Addresses for new mappings
+//! of mmap and brk keep it, and are refused with it (Documentation/arch/arm64/tagged-address-abi.rst).
 
 use granule_abi::memory::{
     MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED,
@@ -20,7 +20,7 @@ use crate::smp::this_cpu;
 use crate::uaccess;
 
 const PAGE: u64 = PAGE_SIZE as u64;
-/// Without effect here.
+/// Ignored here.
 const PROT_SEM: u64 = 8;
 /// `PROT_GROWSDOWN` and `PROT_GROWSUP`: both together are refused before all else.
 const PROT_GROWS: u64 = 0x0300_0000;
@@ -30,7 +30,7 @@ fn protection(bits: u64) -> Protection {
     one(PROT_READ, Protection::READ).and(one(PROT_WRITE, Protection::WRITE)).and(one(PROT_EXEC, Protection::EXECUTE))
 }
 
-/// The order of what is refused is Linux's: the file, then the place, then what is to be there.
+/// Refusals in Linux's order: the file, then the address, then the kind of memory.
 pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     let (address, bytes, bits, flags) =
         (call.address::<0>(), call.argument::<1>(), call.argument::<2>(), call.argument::<3>());
@@ -82,7 +82,8 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     Ok(address.0)
 }
 
-/// The bytes of a mapping of large pages, which there are none of: it is refused, and here is what comes before that.
+/// The bytes of a mapping of large pages. There are none, so the mapping is refused; this makes the checks that come
+/// first on Linux.
 fn large_bytes(bytes: u64, flags: u64) -> Result<u64, Errno> {
     /// log2 of the sizes that the architecture has with pages of 4 KiB; 0 is the default, 2 MiB.
     const SIZES: [(u64, u64); 5] = [(0, 21), (16, 16), (21, 21), (25, 25), (30, 30)];
@@ -94,7 +95,7 @@ fn large_bytes(bytes: u64, flags: u64) -> Result<u64, Errno> {
     bytes.checked_next_multiple_of(1 << shift).ok_or(Errno::EINVAL)
 }
 
-/// What mmap's flags ask for, where memory is placed already.
+/// The kind of memory that mmap's flags request. Checked after the address.
 fn backing(flags: u64, bytes: u64, offset: u64) -> Result<Sharing, Errno> {
     let kind = flags & MAP_TYPE;
     if flags & MAP_ANONYMOUS == 0 {
@@ -111,7 +112,7 @@ fn backing(flags: u64, bytes: u64, offset: u64) -> Result<Sharing, Errno> {
         MAP_PRIVATE | MAP_SHARED if flags & MAP_HUGETLB != 0 => Err(Errno::ENOMEM),
         MAP_PRIVATE => Ok(Sharing::Private),
         MAP_SHARED if flags & MAP_GROWSDOWN == 0 => Ok(Sharing::Shared),
-        // MAP_SHARED_VALIDATE is for files alone.
+        // MAP_SHARED_VALIDATE is for files only.
         _ => Err(Errno::EINVAL),
     }
 }
@@ -127,7 +128,7 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     if bits & !(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM) != 0 {
-        // As on Linux the range comes first: what has no bytes is well, what wraps is no memory.
+        // As on Linux the range is checked first: no bytes are a success, a range that wraps is ENOMEM.
         let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes));
         if end.is_some_and(|end| end != start.0) {
             return Err(Errno::EINVAL);
@@ -153,7 +154,7 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
 }
 
 pub(super) fn mincore(call: &mut Syscall<'_>) -> Answer {
-    /// Pages that are asked for at once.
+    /// Pages for each call of the space.
     const CHUNK: u64 = 256;
     let (start, bytes, vector) = (call.address::<0>().untagged(), call.argument::<1>(), call.address::<2>());
     if !start.is_aligned(PAGE) {
@@ -179,12 +180,12 @@ pub(super) fn mincore(call: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
-/// Moves the heap's end; the answer is where it is then, moved or not. It is never an error: a C library would take
-/// that for an address.
+/// Moves the heap's end, and returns where it is afterwards, moved or not. Never an error: a C library would take that
+/// for an address.
 pub(super) fn brk(call: &mut Syscall<'_>) -> Answer {
     loop {
         let end = move_heap_end(call);
-        // Short on the way, or from a call before, and there all the same.
+        // A shortage on the way, or in a call before, but the memory is there.
         let is_there = end == call.argument::<0>() || call.argument::<0>() == 0;
         if is_there || !call.thread.is_short() || oom::relieve(call.task, call.thread) != Relief::Retry {
             return Ok(end);
@@ -192,7 +193,7 @@ pub(super) fn brk(call: &mut Syscall<'_>) -> Answer {
     }
 }
 
-/// Moves it if that can be; where it is then. A want of memory is noted in the thread.
+/// Moves the end if possible; returns where it is afterwards. A shortage of memory is noted in the thread.
 fn move_heap_end(call: &Syscall<'_>) -> u64 {
     let wanted = call.argument::<0>();
     let space = call.task.space();
@@ -215,7 +216,7 @@ fn move_heap_end(call: &Syscall<'_>) -> u64 {
         };
         space.mmap_within(this_cpu(), &request, &Terms { limits, ..Terms::NONE }, &|| false).map(drop)
     } else if after < before {
-        // Where nothing is left of it, its end stays.
+        // If nothing of the heap is mapped there, its end stays.
         if !space.is_mapped_within(VirtAddr(after), before - after) {
             return heap.end;
         }

@@ -1,8 +1,8 @@
 //! System calls: Linux's for arm64, as far as they exist here.
 //!
-//! The number is in x8, arguments are in x0 to x5, the answer is x0: a value, or an error's number negated. A call that
-//! does not exist is `ENOSYS`, and said once for each number. The calls stand in one file per subject; [`TABLE`] is all
-//! of them.
+//! The number is in x8, arguments are in x0 to x5. The result is in x0: a value, or an error's number negated. An
+//! unknown call fails with `ENOSYS`, and is logged once for each number. The calls are in one file per subject;
+//! [`TABLE`] has all of them.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -52,13 +52,13 @@ impl Syscall<'_> {
 /// The most bytes that one call moves (Linux's MAX_RW_COUNT).
 const MOST_AT_ONCE: u64 = 0x7fff_f000;
 
-/// A call's answer.
+/// A call's result.
 type Answer = Result<u64, Errno>;
 
-/// A call from the registers to the registers.
+/// The entry of a call: reads the arguments from the registers and stores the result there.
 type SyscallEntry = extern "C" fn(&mut TrapFrame, &Thread);
 
-/// The entry of a call: a function for each, which the call is a part of, so that none is called by way of another.
+/// The entry of a call: a function for each, into which the call is inlined, so that no call goes through another.
 macro_rules! entry {
     ($call:path) => {{
         extern "C" fn enter(frame: &mut TrapFrame, thread: &Thread) {
@@ -121,9 +121,9 @@ static TABLE: [SyscallEntry; number::END] = {
     table
 };
 
-/// What SVC comes to.
+/// The handler of SVC.
 pub(crate) extern "C" fn on_syscall(frame: &mut TrapFrame, thread: &Thread) {
-    // Linux looks at w8 alone.
+    // As on Linux, only w8 counts.
     let entry = TABLE.get(frame.x[8] as u32 as usize).copied().unwrap_or(entry!(unknown));
     entry(frame, thread);
 }
@@ -131,7 +131,7 @@ pub(crate) extern "C" fn on_syscall(frame: &mut TrapFrame, thread: &Thread) {
 #[inline(always)]
 #[allow(unsafe_code, reason = "the task that a program's thread belongs to")]
 fn perform(frame: &mut TrapFrame, thread: &Thread, call: impl Fn(&mut Syscall<'_>) -> Answer) {
-    // SAFETY: it came from EL0, so the thread runs a program and has not left its process.
+    // SAFETY: the exception is from EL0, so the thread runs a program and has not left its process.
     let task = unsafe { Task::of(thread) };
     let x0 = frame.x[0];
     let answer = call(&mut Syscall { task, thread, frame });
@@ -145,12 +145,12 @@ fn perform(frame: &mut TrapFrame, thread: &Thread, call: impl Fn(&mut Syscall<'_
 fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: Errno) -> u64 {
     /// Bytes of an SVC.
     const INSTRUCTION: u64 = 4;
-    // What fails has changed nothing: where memory was short and is not any more, the call is simply made again.
+    // A failed call has changed nothing: after a shortage that was relieved, the call is repeated.
     if errno == Errno::ENOMEM && oom::relieve(task, thread) == Relief::Retry {
         frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
         return x0;
     }
-    // Whatever memory it was short of on the way is not why it failed.
+    // A shortage on the way is not the reason of the failure.
     thread.take_shortage();
     let kind = match errno {
         Errno::ERESTARTSYS => RestartKind::UnlessHandled,
@@ -158,13 +158,13 @@ fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: E
         Errno::ERESTARTBLOCK => RestartKind::Continued,
         _ => return errno.returned(),
     };
-    // The signal that interrupted it is still to be seen to, and that decides.
+    // The delivery of the signal that interrupted the call decides.
     task.restart.set(Some(Restart { kind, x0 }));
     errno.returned()
 }
 
 fn unknown(call: &mut Syscall<'_>) -> Answer {
-    /// A bit for each number that has been warned of; the last one for all that do not fit.
+    /// A bit for each number that was logged; the last one for all larger numbers.
     static WARNED: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
     let number = call.frame.x[8] as u32;
     let place = (number as usize).min(WARNED.len() * 64 - 1);

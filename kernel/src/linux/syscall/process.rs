@@ -31,7 +31,7 @@ pub(super) fn gettid(call: &mut Syscall<'_>) -> Answer {
     Ok(u64::from(call.task.id()))
 }
 
-/// 0 where the parent is the kernel, or gone.
+/// 0 where the parent is the kernel, or has ended.
 pub(super) fn getppid(call: &mut Syscall<'_>) -> Answer {
     Ok(call.task.process().parent_id().into())
 }
@@ -75,7 +75,7 @@ pub(super) fn wait4(call: &mut Syscall<'_>) -> Answer {
     let usage = call.address::<3>();
     let child = exit::wait4(call.task, call.thread, which, status, u64::from(options as u32))?;
     if usage.0 != 0 && child != 0 {
-        /// Bytes of `struct rusage`: nothing is accounted.
+        /// Bytes of `struct rusage`, which is zeroed: no usage is counted.
         const USAGE: usize = 144;
         uaccess::clear_user(usage, USAGE)?;
     }
@@ -98,13 +98,13 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     };
     exit::kill_other_threads(call.task)?;
     exec::install(call.task, call.thread, loaded, call.frame);
-    // What a program finds in x0 at its first instruction.
+    // The value of x0 at the program's first instruction.
     Ok(0)
 }
 
 /// Copies a path (Linux's `getname`).
 fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
-    /// Bytes that a path may have, its final zero included.
+    /// The most bytes of a path, its final zero included.
     const PATH: usize = 4096;
     let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;
     let mut path = bytes::zeros(length).map_err(|_| Errno::ENOMEM)?;
@@ -112,9 +112,9 @@ fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
     Ok(path)
 }
 
-/// The pointers of an array up to a null pointer; no array is an empty one.
+/// Counts the pointers of an array up to a null pointer; a null array is empty.
 ///
-/// More than an argument list can have are E2BIG at once, also where Linux would first come to a fault behind them.
+/// More than an argument list can have are E2BIG at once, also where Linux would first fault on a later one.
 fn count_pointers(call: &Syscall<'_>, array: VirtAddr, stack_limit: u64) -> Result<usize, Errno> {
     if array.0 == 0 {
         return Ok(0);
@@ -152,14 +152,14 @@ fn copy_strings<M: StackMemory>(
     Ok(())
 }
 
-/// A call that may take long ends where a signal waits that ends the process.
+/// Ends a long call when a signal is pending that ends the process.
 fn give_up_if_killed(call: &Syscall<'_>) -> Result<(), Errno> {
     if call.thread.has(Work::SIGNAL) && call.task.is_called_off() { Err(Errno::EINTR) } else { Ok(()) }
 }
 
-/// The length of a string without its final zero. `None`: with it, it is longer than `most`.
+/// The length of a string without its final zero; `None` if it is longer than `most` with it.
 fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>, Errno> {
-    /// What is looked at together: no piece crosses the end of a page, behind which there may be nothing.
+    /// Bytes read at once: no piece crosses the end of a page, after which nothing may be mapped.
     const PIECE: usize = 256;
     let mut buffer = [0; PIECE];
     let mut done = 0;
@@ -187,7 +187,7 @@ pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
         _ => FUTEX_BITSET_MATCH_ANY,
     };
     let waits = kind == FUTEX_WAIT || kind == FUTEX_WAIT_BITSET;
-    // As on Linux, the limit is read first, where there is one, and before the operation is looked at.
+    // As on Linux, the time limit is read first, if there is one, before the operation is checked.
     let until = if waits { deadline(call.address::<3>(), kind == FUTEX_WAIT_BITSET)? } else { None };
     if realtime && kind != FUTEX_WAIT_BITSET || !waits && kind != FUTEX_WAKE && kind != FUTEX_WAKE_BITSET {
         return Err(Errno::ENOSYS);
@@ -198,12 +198,12 @@ pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
     if waits {
         return wait_for_futex(call.task, &Wait { word, value, bits, until, scope });
     }
-    // Linux wakes one where it is asked for none, or for fewer.
+    // Linux wakes one for a count of 0 or below.
     let count = (value as i32).max(1) as usize;
     sleepers::wake(call.task.space(), word, count, bits, scope).map(|woken| woken as u64)
 }
 
-/// Waits; a wait that a signal interrupts is made again, or goes on up to the same limit.
+/// Waits. A wait that a signal interrupts is repeated, or continues up to the same limit.
 pub(super) fn wait_for_futex(task: &Task, wait: &Wait) -> Answer {
     match sleepers::wait(task.space(), wait) {
         Err(Errno::EINTR) if wait.until.is_none() => Err(Errno::ERESTARTSYS),
@@ -215,7 +215,7 @@ pub(super) fn wait_for_futex(task: &Task, wait: &Wait) -> Answer {
     }
 }
 
-/// A time limit at an address; none at address 0.
+/// Reads a time limit; none at address 0.
 fn deadline(limit: VirtAddr, absolute: bool) -> Result<Option<Deadline>, Errno> {
     if limit.0 == 0 {
         return Ok(None);
@@ -229,21 +229,21 @@ pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {
     let at = call.address::<1>();
     match u64::from(call.argument::<0>() as u32) {
         PR_SET_NAME => {
-            // What is longer is cut off.
+            // A longer name is cut off.
             let length = string_length(at, NAME_LENGTH - 1)?.unwrap_or(NAME_LENGTH - 1);
             let mut name = [0; NAME_LENGTH];
             uaccess::copy_from_user(name.get_mut(..length).unwrap_or_default(), at)?;
             let name = Name::whole(&name);
             call.task.name.set(name);
             if call.task.is_main() {
-                // The process is called what its first thread is.
+                // The process has the name of its first thread.
                 call.task.process().lock().name = name;
             }
             Ok(0)
         }
         PR_SET_TAGGED_ADDR_CTRL => {
             let control = call.argument::<1>();
-            // Programs have no memory with tags: there is nothing to check.
+            // Programs have no tagged memory: there is nothing to check.
             if control & !PR_TAGGED_ADDR_ENABLE != 0
                 || [call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 3]
             {

@@ -9,7 +9,7 @@ use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::tree::Process;
 
-/// Bytes of a set of signals, which each call passes.
+/// Bytes of a signal set, which each call passes.
 const SET: u64 = 8;
 
 pub(super) fn kill(call: &mut Syscall<'_>) -> Answer {
@@ -25,7 +25,7 @@ pub(super) fn kill(call: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
-/// The number of a process or thread, of a call that takes positive ones alone.
+/// The number of a process or thread, in calls that accept positive numbers only.
 fn positive(number: u64) -> Result<u32, Errno> {
     u32::try_from(number as i32).ok().filter(|&number| number != 0).ok_or(Errno::EINVAL)
 }
@@ -63,19 +63,19 @@ pub(super) fn rt_sigaction(call: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
-/// Sets what happens on a signal, if there is something to set; returns what happened before.
+/// Sets the action of a signal, if the call has one; returns the action before.
 fn set_action(process: &Process, signal: Signal, action: Option<SigAction>) -> Result<SigAction, Errno> {
     let (before, mut forget) = {
         let mut state = process.lock();
         let Some(action) = action else { return Ok(state.handlers.with(|actions| actions.get(signal))) };
         let before = state.handlers.with(|actions| actions.set(signal, action))?;
-        // What is pending and ignored now is gone (POSIX, sigaction).
+        // A pending signal that is ignored from now on is dropped (POSIX, sigaction).
         let ignored = state.effect(signal) == Effect::Ignored;
         (before, if ignored { state.forget(signal, None) } else { None })
     };
     while forget.is_some() {
         let mut state = process.lock();
-        // Another thread may have set another action in between: what has been sent since then stays pending.
+        // Another thread may have set another action in between: signals sent since then stay pending.
         forget = if state.effect(signal) == Effect::Ignored { state.forget(signal, forget) } else { None };
     }
     Ok(before)

@@ -1,4 +1,4 @@
-//! Calls that ask what this is, and for numbers that cannot be foreseen.
+//! Calls for the identity of the system, and for random numbers.
 
 use granule_abi::process::UtsName;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
@@ -10,7 +10,7 @@ use crate::sched::{Work, relax};
 use crate::smp::this_cpu;
 use crate::uaccess;
 
-/// The answer of `uname`. The release is Linux's whose interface this is: C libraries compare it.
+/// The result of `uname`. The release is that of the Linux whose interface this is: C libraries compare it.
 const NAMES: [&str; 6] =
     ["Linux", "granule", "7.2.0-granule", concat!("Granule ", env!("CARGO_PKG_VERSION")), "aarch64", "(none)"];
 

@@ -14,7 +14,7 @@ pub(super) fn now() -> u64 {
     uptime()
 }
 
-/// The nanoseconds of a time at an address.
+/// Reads a time, in nanoseconds.
 pub(super) fn read_timespec(from: VirtAddr) -> Result<u64, Errno> {
     let [seconds, nanoseconds] = read_quads(from)?;
     let time = Timespec { seconds: seconds as i64, nanoseconds: nanoseconds as i64 };
@@ -33,7 +33,7 @@ pub(super) fn clock_gettime(call: &mut Syscall<'_>) -> Answer {
 }
 
 pub(super) fn clock_getres(call: &mut Syscall<'_>) -> Answer {
-    // A clock is there if it can be read.
+    // A clock exists if it can be read.
     Clock::new(call.argument::<0>(), call.task)?.now(call.task)?;
     if call.argument::<1>() != 0 {
         write_timespec(call.address::<1>(), 1)?;
@@ -50,7 +50,7 @@ pub(super) fn nanosleep(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn clock_nanosleep(call: &mut Syscall<'_>) -> Answer {
     let number = u64::from(call.argument::<0>() as u32);
     if number == CLOCK_REALTIME_ALARM || number == CLOCK_BOOTTIME_ALARM {
-        // As where Linux has no device that wakes the machine (`alarm_timer_nsleep`).
+        // As on a Linux without a device that wakes the machine (`alarm_timer_nsleep`).
         return read_timespec(call.address::<2>()).and(Err(Errno::ENOTSUP));
     }
     let clock = Clock::new(call.argument::<0>(), call.task)?;
@@ -58,13 +58,13 @@ pub(super) fn clock_nanosleep(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::ENOTSUP);
     }
     let nanoseconds = read_timespec(call.address::<2>())?;
-    // A thread that sleeps until it has run would sleep for ever.
+    // A thread would sleep for ever until it has run.
     if clock == Clock::Thread(call.task.id()) {
         return Err(Errno::EINVAL);
     }
     let before = clock.now(call.task)?;
     if call.argument::<1>() & TIMER_ABSTIME != 0 {
-        // A moment stays what it is: there is no rest to return, and without a handler the call is simply made again.
+        // An absolute time has no rest to return; without a handler the call is repeated.
         return match clock.sleep_until(call.task, nanoseconds) {
             Err(Errno::EINTR) => Err(Errno::ERESTARTNOHAND),
             answer => answer.map(|()| 0),
@@ -73,7 +73,7 @@ pub(super) fn clock_nanosleep(call: &mut Syscall<'_>) -> Answer {
     sleep(call.task, Sleep { clock, until: before.saturating_add(nanoseconds), rest: call.address::<3>() })
 }
 
-/// Sleeps; where a signal comes first, the rest is stored, and without a handler the sleep goes on.
+/// Sleeps. If a signal interrupts it, the rest is stored, and the sleep continues unless a handler runs.
 fn sleep(task: &Task, sleep: Sleep) -> Answer {
     match sleep.clock.sleep_until(task, sleep.until) {
         Err(Errno::EINTR) => {}
@@ -86,7 +86,7 @@ fn sleep(task: &Task, sleep: Sleep) -> Answer {
     Err(Errno::ERESTARTBLOCK)
 }
 
-/// Goes on with the call that a signal without a handler interrupted.
+/// Continues the call that a signal without a handler interrupted.
 pub(super) fn restart_syscall(call: &mut Syscall<'_>) -> Answer {
     match call.task.continuation.take() {
         Some(Continuation::Sleep(rest)) => sleep(call.task, rest),
