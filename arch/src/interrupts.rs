@@ -2,17 +2,6 @@
 
 #![allow(unsafe_code, reason = "reads and writes PSTATE.DAIF")]
 
-/// What the kernel's measure of masked stretches provides (feature `latency`).
-#[cfg(all(target_os = "none", feature = "latency"))]
-mod hooks {
-    unsafe extern "Rust" {
-        /// IRQs have just been masked.
-        pub(super) safe fn granule_latency_masked();
-        /// IRQs are about to be unmasked.
-        pub(super) safe fn granule_latency_unmasked();
-    }
-}
-
 /// PSTATE.DAIF as it was, to be put back by [`restore`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
@@ -35,10 +24,6 @@ pub fn mask() -> Daif {
         unsafe {
             core::arch::asm!("mrs {0}, daif", "msr daifset, #3", out(reg) daif, options(nostack, preserves_flags));
         }
-        #[cfg(feature = "latency")]
-        if Daif(daif).irqs_enabled() {
-            hooks::granule_latency_masked();
-        }
         Daif(daif)
     }
     #[cfg(not(target_os = "none"))]
@@ -48,10 +33,6 @@ pub fn mask() -> Daif {
 /// Puts the masks back as [`mask`] found them.
 #[inline(always)]
 pub fn restore(state: Daif) {
-    #[cfg(all(target_os = "none", feature = "latency"))]
-    if state.irqs_enabled() {
-        hooks::granule_latency_unmasked();
-    }
     #[cfg(target_os = "none")]
     // SAFETY: the value came from DAIF; the caller that masked is done with what the mask protected.
     unsafe {
@@ -64,8 +45,6 @@ pub fn restore(state: Daif) {
 /// Lets this CPU take IRQs. For the end of a CPU's bring-up and the idle loop; elsewhere use [`restore`].
 #[inline(always)]
 pub fn enable() {
-    #[cfg(all(target_os = "none", feature = "latency"))]
-    hooks::granule_latency_unmasked();
     #[cfg(target_os = "none")]
     // SAFETY: the vectors and the interrupt controller of this CPU are set up before anyone calls this.
     unsafe {

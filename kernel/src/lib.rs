@@ -13,7 +13,6 @@ pub mod chip;
 pub mod devices;
 pub mod iommu;
 pub mod lab;
-pub mod latency;
 pub mod linux;
 pub mod mm;
 pub mod mmio;
@@ -25,6 +24,7 @@ pub mod sched;
 pub mod smp;
 #[cfg(target_os = "none")]
 pub mod start;
+mod stretches;
 pub mod suggest;
 pub mod symbols;
 pub mod sync;

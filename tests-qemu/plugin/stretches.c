@@ -1,6 +1,6 @@
 // QEMU TCG plugin: for each vCPU, the longest stretch with IRQs masked, and the longest in the kernel without a scheduling
-// point, in instructions of that vCPU alone. QEMU 9.1 or newer, system emulation, a host thread for each vCPU (no -icount:
-// there callbacks are given the vCPU that translated a block, not the one that runs it).
+// point, in instructions of that vCPU alone. QEMU 9.1 or newer, system emulation; a host thread for each vCPU, or one vCPU
+// (with -icount and several, callbacks are given the vCPU that translated a block, not the one that runs it).
 //
 // A block of code is a few instructions with one entry. Each adds its length to its vCPU's count. The state (PSTATE) is
 // read where it may have changed: behind MSR DAIF*, ERET and WFI, and at addresses that exception vectors have.
@@ -12,9 +12,9 @@
 // Instructions of loops that wait are counted apart: those between two executions of the same YIELD or WFE that are at most SPIN
 // instructions from each other. How many of these there are is decided by how the host schedules the threads of the vCPUs.
 //
-// The guest marks, in the kernel's half of the addresses (hints that do nothing on any CPU):
-//   hint #96    a scheduling point
-//   hint #97    a record ends, another begins: a line for each vCPU is written
+// The guest marks, in the kernel's half of the addresses (kernel/src/stretches.rs):
+//   orr xzr, xzr, xzr    a scheduling point
+//   orr wzr, wzr, wzr    a record ends, another begins: a line for each vCPU is written
 //
 // Arguments: out=FILE; blocks=FILE for the addresses of the blocks of each longest stretch, in the order in which they were
 // executed (the last TRACE of them), with the line that it has in the other file.
@@ -269,8 +269,8 @@ static void on_translation(plugin_id id, struct block *block)
 		switch (word) {
 		case 0xd503203f: case 0xd503205f: call = on_yield; break;
 		case 0xd503207f: call = on_wfi; changes = true; break;
-		case 0xd5032c1f: call = on_point; break;
-		case 0xd5032c3f: call = on_record; break;
+		case 0xaa1f03ff: call = on_point; break;
+		case 0x2a1f03ff: call = on_record; break;
 		case 0xd69f03e0: changes = true; break;	// ERET
 		default:
 			// MSR DAIFSet and DAIFClr; MSR DAIF.

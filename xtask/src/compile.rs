@@ -14,9 +14,6 @@ use crate::{image, initrd, symbols};
 /// The largest kernel image that is let through, in bytes.
 pub(crate) const IMAGE_LIMIT: usize = 1 << 20;
 
-/// The kernel with the measure of masked stretches.
-const MEASURE: &str = "granule-latency";
-
 /// What was built, in `build/`.
 #[derive(Debug)]
 pub(crate) struct Built {
@@ -26,8 +23,6 @@ pub(crate) struct Built {
     pub(crate) tests: Program,
     /// The kernel with measurements in place of the monitor.
     pub(crate) benches: Program,
-    /// The kernel that measures how long it keeps interrupts masked and a CPU to itself.
-    pub(crate) latency: Program,
     /// The program that measures at EL0, as ELF with its sections.
     pub(crate) bench_program: PathBuf,
     /// The programs for EL0.
@@ -60,14 +55,8 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     let bench_program = tools.build_directory().join("bench.elf");
     write(&bench_program, &fs::read(output.join("bench")).context("cannot read the program `bench`")?)?;
     let (tests, benches) = (program("granule-tests")?, program("granule-bench")?);
-    // Apart from the others: cargo compiles what several programs of one call have in common with all their features.
-    let mut cargo = tools.target_cargo_of("build", "target", &["granule-boot"]);
-    cargo.args(["--bin", MEASURE, "--features", "granule-boot/latency", "--profile", profile.name()]);
-    run(&mut cargo, "building the image that measures")?;
-    let latency = program(MEASURE)?;
-    check_measure(&[&kernel, &tests, &benches], &latency)?;
     build_plugin(tools)?;
-    let built = Built { kernel, tests, benches, latency, bench_program, initrd: archive };
+    let built = Built { kernel, tests, benches, bench_program, initrd: archive };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());
@@ -93,16 +82,6 @@ fn build_plugin(tools: &Tools) -> Result<()> {
     }
     run(compiler.arg("-o").arg(&fresh).arg(&source), "building QEMU's plugin")?;
     fs::rename(&fresh, &plugin).with_context(|| format!("cannot write {}", plugin.display()))
-}
-
-/// Refuses images with functions of the measure that are not to have them, and a measuring one without.
-fn check_measure(others: &[&Program], measure: &Program) -> Result<()> {
-    let counts = |program: &Program| image::measures(&fs::read(&program.elf)?);
-    for program in others {
-        ensure!(!counts(program)?, "{} measures how long interrupts stay masked", program.elf.display());
-    }
-    ensure!(counts(measure)?, "{} measures nothing", measure.elf.display());
-    Ok(())
 }
 
 /// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out.

@@ -57,16 +57,6 @@ pub(crate) fn check_tlbis(elf: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a program has code of the measure of masked stretches: a function whose name says so.
-///
-/// # Errors
-/// When it is no ELF file.
-pub(crate) fn measures(elf: &[u8]) -> Result<bool> {
-    let file: ElfFile64<'_> = ElfFile64::parse(elf)?;
-    let is_hook = |name: &str| name.starts_with("latency_") || name.contains("granule_latency_");
-    Ok(file.symbols().any(|symbol| symbol.name().is_ok_and(is_hook)))
-}
-
 /// Offsets of TLBI instructions that belong to EL2 or EL3: SYS (Arm ARM C5.1.3) with CRn 8, or 9 for the nXS forms, and
 /// op1 other than 0.
 fn tlbis_of_el2(text: &[u8]) -> impl Iterator<Item = usize> {

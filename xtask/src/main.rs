@@ -118,7 +118,7 @@ fn perform(task: Task) -> Result<()> {
     match task {
         Task::Build { debug } => {
             let built = compile::build(&tools, profile(debug))?;
-            for program in [built.kernel, built.tests, built.benches, built.latency] {
+            for program in [built.kernel, built.tests, built.benches] {
                 println!("{}\n{}", program.elf.display(), program.image.display());
             }
             println!("{}", built.initrd.display());

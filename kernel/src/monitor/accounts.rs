@@ -32,14 +32,10 @@ pub(super) const COMMANDS: &[Command] = &[
     },
     Command {
         name: "stats",
-        words: "[latency]",
-        help: "events of each CPU; counted barriers and TLBIs; longest stretches",
+        words: "",
+        help: "events of each CPU; counted barriers and TLBIs",
         run: stats,
-        complete: |place, take| {
-            if place == 0 {
-                take("latency");
-            }
-        },
+        complete: no_keywords,
     },
 ];
 
@@ -131,11 +127,7 @@ fn cpus<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>
     Ok(())
 }
 
-fn stats<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
-    if args.optional_keyword(&[("latency", ())]).is_some() {
-        args.finish()?;
-        return latency(session);
-    }
+fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
     args.finish()?;
     let kernel = kernel()?;
     writeln!(session, "cpu  interrupts        ipis       calls  probe faults  spurious faults");
@@ -152,29 +144,4 @@ fn stats<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failur
     writeln!(session, "leaves split: {}", kernel.space.split_counts());
     writeln!(session, "frees refused: {}", kernel.frames.stats().refused);
     Ok(())
-}
-
-/// The longest stretches since the last time that they were shown, at first since the boot.
-#[cfg(all(target_os = "none", feature = "latency"))]
-fn latency(session: &mut Session<'_>) -> Result<(), Failure<'static>> {
-    use crate::latency::{Kind, begin_anew, longest};
-    use crate::symbols::Named;
-
-    let unit = if crate::chip::timer::instructions().is_some() { "instructions" } else { "ns" };
-    smp::for_each(|cpu| {
-        for (kind, what) in [(Kind::Masked, "masked"), (Kind::InKernel, "in the kernel")] {
-            let stretch = longest(cpu, kind);
-            writeln!(session, "cpu {} longest {what}: {} {unit}", cpu.id.0, stretch.length);
-            for call in stretch.calls.iter().filter(|call| call.0 != 0) {
-                writeln!(session, "    {}", Named(*call));
-            }
-        }
-    });
-    begin_anew();
-    Ok(())
-}
-
-#[cfg(not(all(target_os = "none", feature = "latency")))]
-fn latency(_: &mut Session<'_>) -> Result<(), Failure<'static>> {
-    Err(Refusal::NotMeasured.into())
 }

@@ -74,9 +74,8 @@ pub fn run() -> ! {
     let mut session = Session::new(&mut screen, &mut subject);
     session.banner();
     session.boot_instructions = timer::instructions();
-    #[cfg(all(target_os = "none", feature = "latency"))]
-    crate::latency::begin_anew();
     loop {
+        crate::stretches::mark_record();
         match read_line(&mut editor, session.screen) {
             Some(line) => session.execute(&line),
             None => session.fail(format_args!("error: a line has at most {} characters", line::LINE)),
@@ -235,10 +234,6 @@ enum Refusal {
     /// Where the monitor's own tests run.
     #[error("there is no kernel")]
     NoKernel,
-    /// Only one image measures stretches.
-    #[cfg(not(all(target_os = "none", feature = "latency")))]
-    #[error("this image does not measure that; granule-latency does")]
-    NotMeasured,
 }
 
 fn nearest_command(name: &str) -> Option<&'static str> {

@@ -28,9 +28,9 @@ use super::timeout::Timeouts;
 use super::{fp, switch, timeout};
 use crate::chip::timer::{self, Deadline, Purpose};
 use crate::kernel;
-use crate::latency;
 use crate::mm::OutOfMemory;
 use crate::smp::{self, Cpu, CpuSet, MAX_CPUS, this_cpu};
+use crate::stretches;
 use crate::sync::{IrqLock, rank};
 
 /// How long a thread runs at EL0 while another waits.
@@ -347,7 +347,7 @@ pub(crate) fn give_way(thread: &Thread) {
 /// if it slept here. Sleeping locks may be held: their waiters sleep.
 #[inline]
 pub fn relax() {
-    latency::point();
+    stretches::mark_point();
     let cpu = this_cpu();
     debug_assert!(cpu.held_ranks.bits() == 0, "a scheduling point with a lock held");
     debug_assert!(!cpu.walk.is_open(), "a scheduling point inside a walk");

@@ -19,12 +19,12 @@ use granule_arch::{barrier, interrupts, patched_branch, timer};
 
 use super::queue::{self, RunQueue, WaitedFor};
 use super::thread::{Thread, ThreadRef, current};
-use crate::latency;
 use crate::mm::asid::{self, Asids};
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::space::{Space, SpaceRef};
 use crate::platform::features::branch;
 use crate::smp::{Cpu, this_cpu};
+use crate::stretches;
 use crate::sync::{IrqGuard, rank};
 
 /// The numbers by which TLBs know the spaces.
@@ -41,7 +41,6 @@ struct Saved {
 }
 
 global_asm!(
-    crate::latency::hooks!(),
     r#"
     .pushsection .text.context_switch, "ax", %progbits
     // x0: where SP of the thread that leaves goes; x1: SP of the one that comes. Returns in that one, with its CPU.
@@ -82,13 +81,11 @@ user_thread_start:
     .global kernel_thread_start
 kernel_thread_start:
     bl      {finish}
-    latency unmasked
     msr     daifclr, #7
     mov     x0, x20
     blr     x19
     bl      {exit}
     .popsection
-    .purgem latency
     "#,
     SAVED = const size_of::<Saved>(),
     CURRENT = const offset_of!(Cpu, sched.current),
@@ -169,7 +166,7 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
 
 /// The end of a switch, in the thread that came: releases the lock, and drops the thread that left if it has ended.
 extern "C" fn finish(cpu: &'static Cpu) {
-    latency::point();
+    stretches::mark_point();
     let ended = cpu.sched.ended.swap(null_mut(), Ordering::Relaxed);
     // SAFETY: the thread that left handed it over.
     unsafe { cpu.sched.queue.release_handed_over() };

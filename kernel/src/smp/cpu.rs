@@ -69,9 +69,6 @@ pub struct Cpu {
     pub node_arena: CurrentArena,
     /// Barriers and TLB invalidations that it has issued, while they are counted.
     pub maintenance: Counters,
-    /// How long it has kept interrupts masked, and others waiting.
-    #[cfg(all(target_os = "none", feature = "latency"))]
-    pub(crate) latency: crate::latency::PerCpu,
     /// The ranges that it is changing without a lock.
     #[cfg(debug_assertions)]
     pub owners: Owners,
@@ -95,8 +92,6 @@ impl Cpu {
             sched: crate::sched::PerCpu::new(),
             node_arena: CurrentArena::NONE,
             maintenance: Counters::new(),
-            #[cfg(all(target_os = "none", feature = "latency"))]
-            latency: crate::latency::PerCpu::new(),
             #[cfg(debug_assertions)]
             owners: Owners::new(),
         }

@@ -13,7 +13,6 @@ use granule_arch::{interrupts, wait};
 use thiserror::Error;
 
 use super::{Cpu, CpuId, CpuSet, Function, notify};
-use crate::latency;
 #[cfg(target_os = "none")]
 use crate::sched::{prepare_to_idle, run_ready};
 
@@ -86,9 +85,7 @@ pub(super) fn idle(cpu: &'static Cpu) -> ! {
         // and a pending interrupt ends WFI even while it is masked. It is taken at `enable`.
         let _ = interrupts::mask();
         if cpu.work.state.load(Ordering::Relaxed) != READY && prepare_to_idle(cpu) {
-            latency::idles();
             wait::wfi();
-            latency::idle_ends();
         }
         interrupts::enable();
         run(cpu);

@@ -90,7 +90,6 @@ mod target {
     use super::vectors::{OVERFLOWED, exception_vectors};
     use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe};
     use crate::chip::interrupt;
-    use crate::latency;
     use crate::smp::{Cpu, this_cpu};
     use crate::{sched, uaccess};
 
@@ -130,7 +129,6 @@ mod target {
     /// Where the vectors go once the registers are saved. Returning resumes at `frame`.
     pub(super) extern "C" fn handle_exception(frame: &mut TrapFrame, number: u64) {
         let vector = Vector::from_number(number);
-        latency::exception(frame.spsr);
         if number & OVERFLOWED != 0 {
             report(frame, Cause::StackOverflow);
         }
@@ -140,7 +138,6 @@ mod target {
             (Origin::El1h, ExceptionKind::SError) => report(frame, Cause::SError),
             (_, _) => report(frame, Cause::Unexpected(vector)),
         }
-        latency::exception_end(frame.spsr);
     }
 
     pub(super) fn irq() {

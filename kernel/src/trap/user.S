@@ -60,8 +60,6 @@
     .type   el0_syscall, %function
 el0_syscall:
     add     x29, sp, #{RECORD}
-    latency from_el0
-    latency unmasked
     msr     daifclr, #7
     ldr     x9, [x19, #{SYSCALL}]
     mov     x0, sp
@@ -71,11 +69,9 @@ el0_syscall:
     .global el0_return
 el0_return:
     msr     daifset, #3
-    latency masked
     ldr     w9, [x19, #{WORK}]
     cbnz    w9, el0_work
 el0_enter:
-    latency to_el0
     ldp     x22, x23, [sp, #{ELR}]
     ldp     x30, x21, [sp, #{X} + 240]
     msr     elr_el1, x22
@@ -104,8 +100,6 @@ el0_exception:
     mrs     x26, far_el1
     stp     x24, x26, [sp, #{ESR}]
     add     x29, sp, #{RECORD}
-    latency from_el0
-    latency unmasked
     msr     daifclr, #7
     mov     x0, sp
     mov     x1, x19
@@ -123,7 +117,6 @@ el0_exception:
     .type   el0_interrupt, %function
 el0_interrupt:
     add     x29, sp, #{RECORD}
-    latency from_el0
     bl      {user_interrupt}
     b       el0_return
 

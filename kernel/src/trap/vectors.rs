@@ -29,9 +29,7 @@ pub(super) const OVERFLOWED: u64 = 16;
 const _: () = assert!(STACK_SIZE.is_power_of_two() && OVERFLOW_STACK_SIZE.is_power_of_two());
 
 global_asm!(
-    crate::latency::hooks!(),
     include_str!("user.S"),
-    ".purgem latency",
     r#"
     .macro exception_vector number
     .balign 128
