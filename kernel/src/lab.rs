@@ -57,251 +57,87 @@ impl Lab {
     }
 }
 
-/// No TLB invalidation after a change of permissions.
-pub const SKIP_TLBI: Lab = Lab {
-    identifier: FIRST_LAB,
-    name: "skip-tlbi",
-    effect: "no TLB is invalidated: an old permission, or mapping, outlives the call",
-    witness: Witness::Target,
-};
+/// Defines the switches. The place of one in the list is the number of its branch sites, and its bit in [`Switches`].
+macro_rules! switches {
+    ($($name:ident $text:literal $witness:ident $effect:literal;)*) => {
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "places in the list")]
+        enum Place { $($name),* }
+        $(
+            #[doc = $effect]
+            pub const $name: Lab = Lab {
+                identifier: FIRST_LAB + Place::$name as u16,
+                name: $text,
+                effect: $effect,
+                witness: Witness::$witness,
+            };
+        )*
+        const ALL: &[Lab] = &[$($name),*];
+    };
+}
 
-/// TLB invalidation on the calling CPU only.
-pub const LOCAL_TLBI: Lab = Lab {
-    identifier: FIRST_LAB + 1,
-    name: "local-tlbi",
-    effect: "TLBs are invalidated on the calling CPU only: an old permission, or mapping, outlives the call on the others",
-    witness: Witness::Target,
-};
-
-/// A leaf that breaks W^X.
-pub const WX_LEAF: Lab = Lab {
-    identifier: FIRST_LAB + 2,
-    name: "wx-leaf",
-    effect: "vmalloc maps the first page of an area writable and executable: the audit must find it",
-    witness: Witness::Target,
-};
-
-/// TLB invalidation of all pages but the last.
-pub const SHORT_TLBI: Lab = Lab {
-    identifier: FIRST_LAB + 3,
-    name: "short-tlbi",
-    effect: "an invalidation ends a page early: the old permission of the last page outlives the call",
-    witness: Witness::Target,
-};
-
-/// No DSB between the stores and the invalidation.
-pub const SKIP_DSB_BEFORE_TLBI: Lab = Lab {
-    identifier: FIRST_LAB + 4,
-    name: "skip-dsb-before-tlbi",
-    effect: "no DSB before an invalidation: a walk right after it may bring the old entry back",
-    witness: Witness::Model,
-};
-
-/// No DSB after the invalidation.
-pub const SKIP_DSB_AFTER_TLBI: Lab = Lab {
-    identifier: FIRST_LAB + 5,
-    name: "skip-dsb-after-tlbi",
-    effect: "no DSB after an invalidation: it may still be under way when the call returns",
-    witness: Witness::Model,
-};
-
-/// No ISB after the invalidation.
-pub const SKIP_ISB: Lab = Lab {
-    identifier: FIRST_LAB + 6,
-    name: "skip-isb",
-    effect: "no ISB at the end of a change: this CPU may use what it translated ahead",
-    witness: Witness::Model,
-};
-
-/// No cache maintenance for new code.
-pub const SKIP_ICACHE: Lab = Lab {
-    identifier: FIRST_LAB + 7,
-    name: "skip-icache",
-    effect: "no cache maintenance where pages become executable: their old contents may run",
-    witness: Witness::Stream,
-};
-
-/// Tables are freed at once, without invalidation or a wait.
-pub const EARLY_TABLE_FREE: Lab = Lab {
-    identifier: FIRST_LAB + 8,
-    name: "early-table-free",
-    effect: "empty tables are freed without invalidation, and under the walks of other CPUs",
-    witness: Witness::Target,
-};
-
-/// Splits of one leaf by several CPUs are not kept apart.
-pub const PLAIN_SPLIT: Lab = Lab {
-    identifier: FIRST_LAB + 9,
-    name: "plain-split",
-    effect: "leaves are split by plain loads and stores and without a lock: a neighbour's change of permission is lost",
-    witness: Witness::Target,
-};
-
-/// The alias of read-only memory stays writable.
-pub const NO_ALIAS: Lab = Lab {
-    identifier: FIRST_LAB + 10,
-    name: "no-alias",
-    effect: "set_memory_ro leaves the alias alone: what is read-only can be written by its linear address",
-    witness: Witness::Target,
-};
-
-/// No event of an upgrade.
-pub const NO_UPGRADE_EVENT: Lab = Lab {
-    identifier: FIRST_LAB + 11,
-    name: "no-upgrade-event",
-    effect: "no event when a user page becomes writable or young: a mirror of the page keeps the old permission",
-    witness: Witness::Target,
-};
-
-/// The event of an upgrade under the lock of the table.
-pub const NOTIFY_BEFORE_UNLOCK: Lab = Lab {
-    identifier: FIRST_LAB + 12,
-    name: "notify-before-unlock",
-    effect: "the event of an upgrade comes under the lock of the page table: a subscriber that sleeps or walks hangs",
-    witness: Witness::Target,
-};
-
-/// No invalidation between the old page and its copy.
-pub const STALE_COW: Lab = Lab {
-    identifier: FIRST_LAB + 13,
-    name: "stale-cow",
-    effect: "no TLB is invalidated where a page is copied on write: other CPUs use the old page",
-    witness: Witness::Target,
-};
-
-/// No cache maintenance for new code of programs.
-pub const SKIP_ICACHE_USER: Lab = Lab {
-    identifier: FIRST_LAB + 14,
-    name: "skip-icache-user",
-    effect: "no cache maintenance where user pages become executable: their old contents may run",
-    witness: Witness::Stream,
-};
-
-/// The SMMU is not invalidated.
-pub const NO_SECONDARY_TLB: Lab = Lab {
-    identifier: FIRST_LAB + 15,
-    name: "no-secondary-tlb",
-    effect: "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation",
-    witness: Witness::Target,
-};
-
-/// A device's fault is taken for spurious.
-pub const DEVICE_DBM_SPURIOUS: Lab = Lab {
-    identifier: FIRST_LAB + 16,
-    name: "device-dbm-spurious",
-    effect: "a device's fault at an entry that a CPU could use counts as spurious: it recurs for ever",
-    witness: Witness::Target,
-};
-
-/// The SMMU is invalidated under the wrong ASID.
-pub const WRONG_ASID: Lab = Lab {
-    identifier: FIRST_LAB + 17,
-    name: "wrong-asid",
-    effect: "the SMMU is invalidated under another ASID: a device keeps the old translation",
-    witness: Witness::Target,
-};
-
-/// No CMD_CFGI after a change of configuration.
-pub const NO_CFGI: Lab = Lab {
-    identifier: FIRST_LAB + 18,
-    name: "no-cfgi",
-    effect: "no CMD_CFGI after a stream changes: a device keeps its old tables",
-    witness: Witness::Target,
-};
-
-/// An ASID is reused, not flushed.
-pub const BIND_WITHOUT_FLUSH: Lab = Lab {
-    identifier: FIRST_LAB + 19,
-    name: "bind-without-flush",
-    effect: "an ASID of the SMMU is bound again without a flush: a device reaches pages of the process before",
-    witness: Witness::Target,
-};
-
-/// Replaced pages are not invalidated under the lock.
-pub const START_END_ONLY: Lab = Lab {
-    identifier: FIRST_LAB + 20,
-    name: "start-end-only",
-    effect: "with smmu.notify=events replaced pages are invalidated at the end only: a device reads the page before the copy",
-    witness: Witness::Target,
-};
-
-/// No CMD_SYNC behind commands.
-pub const SKIP_SYNC: Lab = Lab {
-    identifier: FIRST_LAB + 21,
-    name: "skip-sync",
-    effect: "no CMD_SYNC: the call returns before the SMMU has completed its invalidation",
-    witness: Witness::Stream,
-};
-
-/// CMD_SYNC is not waited for.
-pub const FREE_BEFORE_SYNC: Lab = Lab {
-    identifier: FIRST_LAB + 22,
-    name: "free-before-sync",
-    effect: "CMD_SYNC is not waited for: a frame is free while a device may still reach it",
-    witness: Witness::Stream,
-};
-
-/// No barrier between commands and their index.
-pub const NO_DMB_BEFORE_PROD: Lab = Lab {
-    identifier: FIRST_LAB + 23,
-    name: "no-dmb-before-prod",
-    effect: "no DMB before CMDQ_PROD: the SMMU may fetch slots that are not written yet",
-    witness: Witness::Stream,
-};
-
-/// A device's own completion counts.
-pub const TRUST_COMPLETION: Lab = Lab {
-    identifier: FIRST_LAB + 24,
-    name: "trust-completion",
-    effect: "a virtio request is complete when the device reports it: data that the SMMU refused is lost",
-    witness: Witness::Target,
-};
-
-const ALL: [Lab; 25] = [
-    SKIP_TLBI,
-    LOCAL_TLBI,
-    WX_LEAF,
-    SHORT_TLBI,
-    SKIP_DSB_BEFORE_TLBI,
-    SKIP_DSB_AFTER_TLBI,
-    SKIP_ISB,
-    SKIP_ICACHE,
-    EARLY_TABLE_FREE,
-    PLAIN_SPLIT,
-    NO_ALIAS,
-    NO_UPGRADE_EVENT,
-    NOTIFY_BEFORE_UNLOCK,
-    STALE_COW,
-    SKIP_ICACHE_USER,
-    NO_SECONDARY_TLB,
-    DEVICE_DBM_SPURIOUS,
-    WRONG_ASID,
-    NO_CFGI,
-    BIND_WITHOUT_FLUSH,
-    START_END_ONLY,
-    SKIP_SYNC,
-    FREE_BEFORE_SYNC,
-    NO_DMB_BEFORE_PROD,
-    TRUST_COMPLETION,
-];
+switches! {
+    SKIP_TLBI "skip-tlbi" Target
+        "no TLB is invalidated: an old permission, or mapping, outlives the call";
+    LOCAL_TLBI "local-tlbi" Target
+        "TLBs are invalidated on the calling CPU only: an old permission, or mapping, outlives the call on the others";
+    WX_LEAF "wx-leaf" Target
+        "vmalloc maps the first page of an area writable and executable: the audit must find it";
+    SHORT_TLBI "short-tlbi" Target
+        "an invalidation ends a page early: the old permission of the last page outlives the call";
+    SKIP_DSB_BEFORE_TLBI "skip-dsb-before-tlbi" Model
+        "no DSB before an invalidation: a walk right after it may bring the old entry back";
+    SKIP_DSB_AFTER_TLBI "skip-dsb-after-tlbi" Model
+        "no DSB after an invalidation: it may still be under way when the call returns";
+    SKIP_ISB "skip-isb" Model
+        "no ISB at the end of a change: this CPU may use what it translated ahead";
+    SKIP_ICACHE "skip-icache" Stream
+        "no cache maintenance where pages become executable: their old contents may run";
+    EARLY_TABLE_FREE "early-table-free" Target
+        "empty tables are freed without invalidation, and under the walks of other CPUs";
+    PLAIN_SPLIT "plain-split" Target
+        "leaves are split by plain loads and stores and without a lock: a neighbour's change of permission is lost";
+    NO_ALIAS "no-alias" Target
+        "set_memory_ro leaves the alias alone: what is read-only can be written by its linear address";
+    NO_UPGRADE_EVENT "no-upgrade-event" Target
+        "no event when a user page becomes writable or young: a mirror of the page keeps the old permission";
+    NOTIFY_BEFORE_UNLOCK "notify-before-unlock" Target
+        "the event of an upgrade comes under the lock of the page table: a subscriber that sleeps or walks hangs";
+    STALE_COW "stale-cow" Target
+        "no TLB is invalidated where a page is copied on write: other CPUs use the old page";
+    SKIP_ICACHE_USER "skip-icache-user" Stream
+        "no cache maintenance where user pages become executable: their old contents may run";
+    NO_SECONDARY_TLB "no-secondary-tlb" Target
+        "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation";
+    DEVICE_DBM_SPURIOUS "device-dbm-spurious" Target
+        "a device's fault at an entry that a CPU could use counts as spurious: it recurs for ever";
+    WRONG_ASID "wrong-asid" Target
+        "the SMMU is invalidated under another ASID: a device keeps the old translation";
+    NO_CFGI "no-cfgi" Target
+        "no CMD_CFGI after a stream changes: a device keeps its old tables";
+    BIND_WITHOUT_FLUSH "bind-without-flush" Target
+        "an ASID of the SMMU is bound again without a flush: a device reaches pages of the process before";
+    START_END_ONLY "start-end-only" Target
+        "with smmu.notify=events replaced pages are invalidated at the end only: a device reads the page before the copy";
+    SKIP_SYNC "skip-sync" Stream
+        "no CMD_SYNC: the call returns before the SMMU has completed its invalidation";
+    FREE_BEFORE_SYNC "free-before-sync" Stream
+        "CMD_SYNC is not waited for: a frame is free while a device may still reach it";
+    NO_DMB_BEFORE_PROD "no-dmb-before-prod" Stream
+        "no DMB before CMDQ_PROD: the SMMU may fetch slots that are not written yet";
+    TRUST_COMPLETION "trust-completion" Target
+        "a virtio request is complete when the device reports it: data that the SMMU refused is lost";
+}
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot
 /// path, one leads to them.
 pub const ANY: u16 = FIRST_LAB + 63;
 
-// The set below is a word, and a switch's place in it is its place in the list.
-const _: () = {
-    let mut index = 0;
-    while index < ALL.len() {
-        assert!(ALL[index].identifier == FIRST_LAB + index as u16);
-        index += 1;
-    }
-    assert!(ALL.len() <= 63 && (ANY as usize) < IDENTIFIERS as usize);
-};
+// The set below is a word.
+const _: () = assert!(ALL.len() <= 63 && (ANY as usize) < IDENTIFIERS as usize);
 
 /// Every switch, in the order of the listing.
 pub fn all() -> &'static [Lab] {
-    &ALL
+    ALL
 }
 
 /// Whether a switch, or [`ANY`], is on, where the fix is: a patched branch.
@@ -424,7 +260,7 @@ mod tests {
 
     #[test]
     fn names_can_stand_in_a_list() {
-        for lab in &ALL {
+        for lab in ALL {
             assert!(lab.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{}", lab.name);
         }
     }
