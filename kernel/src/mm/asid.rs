@@ -80,7 +80,8 @@ struct AsidState {
 }
 
 impl Asids {
-    /// Eight bits, until [`Self::set_numbers`] knows better.
+    /// Eight bits, until [`Self::set_numbers`].
+    #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
     pub const fn new() -> Self {
         let mut used = [0; 1 << (MAX_BITS - 6)];
         used[0] = 1;
@@ -185,12 +186,6 @@ impl Asids {
         }
         state.stale = CpuSet::from_bits(u32::MAX);
         state.next = 1;
-    }
-}
-
-impl Default for Asids {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -42,27 +42,26 @@ struct Saved {
 
 global_asm!(
     r#"
+    .macro  saved_registers op
+    \op     x19, x20, [sp]
+    \op     x21, x22, [sp, #16]
+    \op     x23, x24, [sp, #32]
+    \op     x25, x26, [sp, #48]
+    \op     x27, x28, [sp, #64]
+    \op     x29, x30, [sp, #80]
+    .endm
+
     .pushsection .text.context_switch, "ax", %progbits
     // x0: where SP of the thread that leaves goes; x1: SP of the one that comes. Returns in that one, with its CPU.
     .type   context_switch, %function
     .global context_switch
 context_switch:
     sub     sp, sp, #{SAVED}
-    stp     x19, x20, [sp]
-    stp     x21, x22, [sp, #16]
-    stp     x23, x24, [sp, #32]
-    stp     x25, x26, [sp, #48]
-    stp     x27, x28, [sp, #64]
-    stp     x29, x30, [sp, #80]
+    saved_registers stp
     mov     x9, sp
     str     x9, [x0]
     mov     sp, x1
-    ldp     x19, x20, [sp]
-    ldp     x21, x22, [sp, #16]
-    ldp     x23, x24, [sp, #32]
-    ldp     x25, x26, [sp, #48]
-    ldp     x27, x28, [sp, #64]
-    ldp     x29, x30, [sp, #80]
+    saved_registers ldp
     add     sp, sp, #{SAVED}
     mrs     x0, tpidr_el1
     ret

@@ -97,23 +97,6 @@ impl<T> Waiters<'_, T> {
         self.list.0.pop_front().map(wake).is_some()
     }
 
-    /// Wakes the first threads whose value `matches`, at most `limit` of them; returns how many.
-    pub fn wake_where(&mut self, limit: usize, mut matches: impl FnMut(&T) -> bool) -> usize {
-        let mut woken = 0;
-        let mut cursor = self.list.0.front_mut();
-        while let Some(waiter) = cursor.get() {
-            if woken == limit {
-                break;
-            }
-            if matches(&waiter.value) {
-                woken += cursor.remove().map(wake).map_or(0, |()| 1);
-            } else {
-                cursor.move_next();
-            }
-        }
-        woken
-    }
-
     /// Wakes all waiters.
     pub fn wake_all(&mut self) {
         while self.wake_front() {}

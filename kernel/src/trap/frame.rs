@@ -51,6 +51,23 @@ impl TrapFrame {
     pub const fn fault_address(&self) -> VirtAddr {
         VirtAddr(self.far)
     }
+
+    /// Whether FAR_EL1 belongs to the exception (Arm ARM D24.2.43).
+    #[cfg(target_os = "none")]
+    pub(super) fn has_address(&self) -> bool {
+        use granule_arch::esr::Class;
+        let other = matches!(
+            self.syndrome().class(),
+            Some(Class::PCAlignmentFault | Class::WatchpointCurrentEL | Class::WatchpointLowerEL)
+        );
+        self.syndrome().abort().map_or(other, |abort| abort.address_valid)
+    }
+
+    /// The address that the exception was about, or else its instruction's.
+    #[cfg(target_os = "none")]
+    pub(super) fn exception_address(&self) -> VirtAddr {
+        if self.has_address() { self.fault_address() } else { VirtAddr(self.elr) }
+    }
 }
 
 /// All registers, as a report prints them.

@@ -185,12 +185,8 @@ mod target {
 
     /// Goes on at `fixup`, which finds the fault in x16 and x17.
     fn resume_with_fault(frame: &mut TrapFrame, fixup: u64) {
-        let sets_far = match frame.syndrome().abort() {
-            Some(abort) => abort.address_valid,
-            None => frame.syndrome().class() == Some(granule_arch::esr::Class::PCAlignmentFault),
-        };
         frame.x[16] = frame.esr;
-        frame.x[17] = if sets_far { frame.far } else { frame.elr };
+        frame.x[17] = frame.exception_address().0;
         frame.elr = fixup;
     }
 }

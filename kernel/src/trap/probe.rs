@@ -117,6 +117,13 @@ mod machine {
         if esr == 0 { Ok(()) } else { Err(Fault { syndrome: Syndrome(esr), address: VirtAddr(far) }) }
     }
 
+    /// An exception table's entry: after a fault of the instruction at `1`, `2` is next.
+    macro_rules! entry {
+        () => {
+            ".pushsection .extable, \"a\"\n.balign 4\n.long 1b - ., 2b - .\n.popsection"
+        };
+    }
+
     macro_rules! width {
         ($type:ty, $load:literal, $store:literal) => {
             impl sealed::Sealed for $type {}
@@ -131,10 +138,7 @@ mod machine {
                         asm!(
                             concat!("1: ", $load),
                             "2:",
-                            ".pushsection .extable, \"a\"",
-                            ".balign 4",
-                            ".long 1b - ., 2b - .",
-                            ".popsection",
+                            entry!(),
                             value = out(reg) value,
                             address = in(reg) address.0,
                             inout("x16") 0u64 => esr,
@@ -154,10 +158,7 @@ mod machine {
                         asm!(
                             concat!("1: ", $store),
                             "2:",
-                            ".pushsection .extable, \"a\"",
-                            ".balign 4",
-                            ".long 1b - ., 2b - .",
-                            ".popsection",
+                            entry!(),
                             value = in(reg) u64::from(value),
                             address = in(reg) address.0,
                             inout("x16") 0u64 => esr,
@@ -189,10 +190,7 @@ mod machine {
                 "1: blr x17",
                 "mov x16, xzr",
                 "2:",
-                ".pushsection .extable, \"a\"",
-                ".balign 4",
-                ".long 1b - ., 2b - .",
-                ".popsection",
+                entry!(),
                 out("x16") esr,
                 inout("x17") address.0 => far,
                 clobber_abi("C"),

@@ -6,7 +6,7 @@ use core::fmt::{self, Write};
 
 use aarch64_cpu::registers::{Readable, TTBR0_EL1, TTBR1_EL1};
 use granule_arch::addr::VirtAddr;
-use granule_arch::esr::{Access, Class, Syndrome};
+use granule_arch::esr::Access;
 
 use super::backtrace::{Backtrace, stack_around, stack_of};
 use super::frame::TrapFrame;
@@ -85,26 +85,12 @@ impl fmt::Display for Headline<'_> {
 
 /// The exception of `frame` as a fault with the address that it is about.
 fn fault(frame: &TrapFrame) -> Fault {
-    let address = if has_address(frame.syndrome()) { frame.fault_address() } else { VirtAddr(frame.elr) };
-    Fault { syndrome: frame.syndrome(), address }
-}
-
-/// Whether FAR_EL1 belongs to the exception (Arm ARM D24.2.43).
-fn has_address(syndrome: Syndrome) -> bool {
-    match syndrome.abort() {
-        Some(abort) => abort.address_valid,
-        None => {
-            matches!(
-                syndrome.class(),
-                Some(Class::PCAlignmentFault | Class::WatchpointCurrentEL | Class::WatchpointLowerEL)
-            )
-        }
-    }
+    Fault { syndrome: frame.syndrome(), address: frame.exception_address() }
 }
 
 fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     writeln!(out, "  ESR  {:?}", frame.syndrome())?;
-    if has_address(frame.syndrome()) {
+    if frame.has_address() {
         writeln!(out, "  FAR  {}", Named(frame.fault_address()))?;
     }
     writeln!(out, "registers:")?;

@@ -7,23 +7,28 @@
 // The way out looks at one word, the thread's work, with interrupts masked until the ERET: what sets a bit from then on
 // sends an interrupt, which is taken at EL0.
 
+    // x2 to x29 of the frame, with STP or LDP.
+    .macro  frame_registers op
+    \op     x2, x3, [sp, #{X} + 16]
+    \op     x4, x5, [sp, #{X} + 32]
+    \op     x6, x7, [sp, #{X} + 48]
+    \op     x8, x9, [sp, #{X} + 64]
+    \op     x10, x11, [sp, #{X} + 80]
+    \op     x12, x13, [sp, #{X} + 96]
+    \op     x14, x15, [sp, #{X} + 112]
+    \op     x16, x17, [sp, #{X} + 128]
+    \op     x18, x19, [sp, #{X} + 144]
+    \op     x20, x21, [sp, #{X} + 160]
+    \op     x22, x23, [sp, #{X} + 176]
+    \op     x24, x25, [sp, #{X} + 192]
+    \op     x26, x27, [sp, #{X} + 208]
+    \op     x28, x29, [sp, #{X} + 224]
+    .endm
+
     .macro  el0_save
     sub     sp, sp, #{FRAME_SIZE}
     stp     x0, x1, [sp, #{X}]
-    stp     x2, x3, [sp, #{X} + 16]
-    stp     x4, x5, [sp, #{X} + 32]
-    stp     x6, x7, [sp, #{X} + 48]
-    stp     x8, x9, [sp, #{X} + 64]
-    stp     x10, x11, [sp, #{X} + 80]
-    stp     x12, x13, [sp, #{X} + 96]
-    stp     x14, x15, [sp, #{X} + 112]
-    stp     x16, x17, [sp, #{X} + 128]
-    stp     x18, x19, [sp, #{X} + 144]
-    stp     x20, x21, [sp, #{X} + 160]
-    stp     x22, x23, [sp, #{X} + 176]
-    stp     x24, x25, [sp, #{X} + 192]
-    stp     x26, x27, [sp, #{X} + 208]
-    stp     x28, x29, [sp, #{X} + 224]
+    frame_registers stp
     mrs     x21, sp_el0
     mrs     x22, elr_el1
     mrs     x23, spsr_el1
@@ -78,20 +83,7 @@ el0_enter:
     msr     spsr_el1, x23
     msr     sp_el0, x21
     ldp     x0, x1, [sp, #{X}]
-    ldp     x2, x3, [sp, #{X} + 16]
-    ldp     x4, x5, [sp, #{X} + 32]
-    ldp     x6, x7, [sp, #{X} + 48]
-    ldp     x8, x9, [sp, #{X} + 64]
-    ldp     x10, x11, [sp, #{X} + 80]
-    ldp     x12, x13, [sp, #{X} + 96]
-    ldp     x14, x15, [sp, #{X} + 112]
-    ldp     x16, x17, [sp, #{X} + 128]
-    ldp     x18, x19, [sp, #{X} + 144]
-    ldp     x20, x21, [sp, #{X} + 160]
-    ldp     x22, x23, [sp, #{X} + 176]
-    ldp     x24, x25, [sp, #{X} + 192]
-    ldp     x26, x27, [sp, #{X} + 208]
-    ldp     x28, x29, [sp, #{X} + 224]
+    frame_registers ldp
     add     sp, sp, #{FRAME_SIZE}
     eret
 

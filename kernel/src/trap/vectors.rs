@@ -89,20 +89,7 @@ exception_vectors:
     .balign 128
     .type   exception_entry, %function
 exception_entry:
-    stp     x2, x3, [sp, #{X} + 16]
-    stp     x4, x5, [sp, #{X} + 32]
-    stp     x6, x7, [sp, #{X} + 48]
-    stp     x8, x9, [sp, #{X} + 64]
-    stp     x10, x11, [sp, #{X} + 80]
-    stp     x12, x13, [sp, #{X} + 96]
-    stp     x14, x15, [sp, #{X} + 112]
-    stp     x16, x17, [sp, #{X} + 128]
-    stp     x18, x19, [sp, #{X} + 144]
-    stp     x20, x21, [sp, #{X} + 160]
-    stp     x22, x23, [sp, #{X} + 176]
-    stp     x24, x25, [sp, #{X} + 192]
-    stp     x26, x27, [sp, #{X} + 208]
-    stp     x28, x29, [sp, #{X} + 224]
+    frame_registers stp
     stp     x30, x0, [sp, #{X} + 240]   // x30, sp
     mrs     x2, elr_el1
     mrs     x3, spsr_el1
@@ -120,20 +107,7 @@ exception_return:
     msr     elr_el1, x2
     msr     spsr_el1, x3
     ldp     x0, x1, [sp, #{X}]
-    ldp     x2, x3, [sp, #{X} + 16]
-    ldp     x4, x5, [sp, #{X} + 32]
-    ldp     x6, x7, [sp, #{X} + 48]
-    ldp     x8, x9, [sp, #{X} + 64]
-    ldp     x10, x11, [sp, #{X} + 80]
-    ldp     x12, x13, [sp, #{X} + 96]
-    ldp     x14, x15, [sp, #{X} + 112]
-    ldp     x16, x17, [sp, #{X} + 128]
-    ldp     x18, x19, [sp, #{X} + 144]
-    ldp     x20, x21, [sp, #{X} + 160]
-    ldp     x22, x23, [sp, #{X} + 176]
-    ldp     x24, x25, [sp, #{X} + 192]
-    ldp     x26, x27, [sp, #{X} + 208]
-    ldp     x28, x29, [sp, #{X} + 224]
+    frame_registers ldp
     ldr     x30, [sp, #{X} + 240]
     add     sp, sp, #{FRAME_SIZE}
     eret

@@ -4,13 +4,13 @@
 
 use granule::mm::asid::{AsidSlot, Asids};
 use granule::mm::notifier::NotifierChain;
-use granule::mm::tlb::user::{Batch, UserTlb};
+use granule::mm::tlb::user::UserTlb;
 use granule::platform::features::branch;
 use granule::smp::{Cpu, CpuId};
 use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
-use granule_arch::tlbi::{AddressOperand, Asid, Instruction, UserTlbToken};
+use granule_arch::tlbi::{AddressOperand, Asid, Instruction, LevelHint, UserTlbToken};
 use granule_model::{Access, Features, Model, ModelCpu, Rule, Sabotage, Step};
 use granule_pgtable::{Granule4K, Lazy, Mmu, PageRange, Shape, Tables};
 
@@ -70,14 +70,13 @@ impl Rig {
 /// A way to invalidate all pages of the rig, whose entries have changed.
 type Way = fn(&Rig, ModelCpu<'_>);
 
-const WAYS: [Way; 4] = [
-    |rig, cpu| (0..PAGES as u64).for_each(|page| rig.tlb().flush_page(&cpu, rig.page(page))),
-    |rig, cpu| rig.tlb().flush_range(&cpu, rig.range, Tables::Kept, granule_arch::tlbi::LevelHint::new(3)),
-    |rig, cpu| rig.tlb().flush_space(&cpu),
+const WAYS: [Way; 3] = [
     |rig, cpu| {
-        let mut batch = Batch::new(&cpu);
-        rig.tlb().add_to_batch(&mut batch, rig.range);
+        let page = |page| PageRange::from_pages(rig.page(page), 1).unwrap();
+        (0..PAGES as u64).for_each(|index| rig.tlb().flush_range(&cpu, page(index), Tables::Kept, LevelHint::new(3)));
     },
+    |rig, cpu| rig.tlb().flush_range(&cpu, rig.range, Tables::Kept, LevelHint::new(3)),
+    |rig, cpu| rig.tlb().flush_space(&cpu),
 ];
 
 /// CPUs with everything optional and with nothing, and the branch sites that they take.

@@ -112,7 +112,7 @@ fn writable_in_the_end_means_writable_for_the_device() {
             let _ = stage.resolve(0, Access::Read);
             if refused == OLD {
                 make_old(&stage, 0);
-                stage.space.tlb().flush_page(&mmu(&stage), at(0));
+                flush(&stage, 0);
             }
             assert_eq!(stage.rig.write(at(0)), refused, "{name}");
             assert_eq!(stage.resolve(0, Access::Write), Resolution::Resolved, "{name}");
@@ -133,7 +133,12 @@ fn make_old(stage: &Stage, page: u64) {
     let (_, cell) = tables.cell(at(page)).unwrap();
     mmu.store(cell, mmu.load(cell).old());
     drop(tables);
-    stage.space.tlb().flush_page(&mmu, at(page));
+    flush(stage, page);
+}
+
+fn flush(stage: &Stage, page: u64) {
+    let range = granule_pgtable::PageRange::from_pages(at(page), 1).unwrap();
+    stage.space.tlb().flush_range(&mmu(stage), range, granule_pgtable::Tables::Kept, None);
 }
 
 /// If it were called spurious because a CPU could write, it would repeat for ever.

@@ -368,7 +368,7 @@ impl FrameAllocator {
             batch[count] = frame;
             count += 1;
         }
-        self.blocks.put_frames(cpu, &batch[..count]);
+        self.blocks.put_runs(cpu, batch[..count].iter().map(|&frame| frame..frame + 1));
     }
 
     #[cold]

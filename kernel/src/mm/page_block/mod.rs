@@ -232,22 +232,9 @@ impl PageBlocks {
     /// fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their records
     /// are "free" until the caller changes that.
     pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize], left_free: usize) -> usize {
-        let mut lists = self.lists.lock();
-        let most = frames.len().min(lists.totals.free_frames.saturating_sub(left_free));
-        let frames = frames.get_mut(..most).unwrap_or_default();
-        let mut taken = 0;
-        while taken < frames.len() {
-            if lists.first == NONE && !self.cut_a_block(cpu, &mut lists) {
-                break;
-            }
-            let index = lists.first as usize;
-            taken += lists.blocks.at(index).take(&mut frames[taken..]);
-            if lists.blocks.at(index).free == 0 {
-                lists.unlink(index);
-            }
-        }
-        lists.totals.free_frames -= taken;
-        taken
+        let most = frames.len();
+        let mut places = frames.iter_mut();
+        self.take_runs(cpu, most, left_free, |run| run.zip(&mut places).for_each(|(frame, place)| *place = frame))
     }
 
     /// Takes a block from the buddy and cuts it. Whether there was one.
@@ -290,15 +277,8 @@ impl PageBlocks {
         taken
     }
 
-    /// Takes frames back. Each came from [`Self::take_frames`] or [`Self::take_runs`], and its record is "free" again.
-    pub fn put_frames(&self, cpu: &Cpu, frames: &[usize]) {
-        let mut lists = self.lists.lock();
-        for frame in frames {
-            self.put_word(cpu, &mut lists, frame / 64, 1 << (frame % 64));
-        }
-    }
-
-    /// The same for runs of neighbours, which go back by words of the bitmaps.
+    /// Takes runs of frames back, by words of the bitmaps. Each frame came from [`Self::take_frames`] or
+    /// [`Self::take_runs`], and its record is "free" again.
     pub fn put_runs(&self, cpu: &Cpu, runs: impl IntoIterator<Item = Range<usize>>) {
         /// Words for which the lock is held, and interrupts masked. A block that becomes whole takes as long as many.
         const AT_ONCE: usize = 32;
@@ -518,21 +498,6 @@ impl Lists {
 }
 
 impl PageBlock {
-    /// Moves free frames out of the bitmap to the front of `frames`, as many as fit; returns how many.
-    fn take(&mut self, frames: &mut [usize]) -> usize {
-        let first_frame = self.number as usize * BLOCK_FRAMES;
-        let mut taken = 0;
-        for (word, first_bit) in self.bitmap.iter_mut().zip((0..).step_by(64)) {
-            while *word != 0 && taken < frames.len() {
-                frames[taken] = first_frame + first_bit + word.trailing_zeros() as usize;
-                *word &= *word - 1;
-                taken += 1;
-            }
-        }
-        self.free -= taken as u16;
-        taken
-    }
-
     /// Moves up to `most` free frames out of the bitmap, run by run; returns how many.
     fn take_runs(&mut self, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
         let mut taken = 0;

@@ -9,10 +9,8 @@
 //! | [`UserTlb::flush_range`] | `(R)VALE1IS` or `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH |
 //! | [`UserTlb::flush_freed`] | the same | the range, in both forms | DSB ISH |
 //! | [`Tlb::issue`] | the same | the range | the caller's DSB ISH |
-//! | [`UserTlb::flush_page`] | `VALE1IS` | the page | DSB ISH |
-//! | [`UserTlb::flush_replaced`] | the same | the page, in both forms | DSB ISH |
+//! | [`UserTlb::flush_replaced`] | `VALE1IS` | the page, in both forms | DSB ISH |
 //! | [`UserTlb::flush_space`] | `ASIDE1IS` | everything | DSB ISH |
-//! | [`UserTlb::add_to_batch`] | as for a range | the range, at once | DSB ISH at the end of the [`Batch`] |
 //! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the page | DSB NSH |
 //! | [`UserTlb::fix_spurious`] | `VALE1`, on this CPU | none: nothing changed | DSB NSH |
 //!
@@ -55,15 +53,6 @@ impl<'a> UserTlb<'a> {
     #[inline(always)]
     pub const fn new(asid: &'a AsidSlot, notifiers: &'a NotifierChain) -> Self {
         Self { asid, notifiers }
-    }
-
-    /// One page whose last-level entry changed.
-    #[inline(always)]
-    pub fn flush_page<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
-        mmu.dsb_ishst();
-        mmu.tlbi(Instruction::Vale1is(self.operand(page, PAGES)));
-        self.notify_page(page);
-        complete(mmu);
     }
 
     /// One page whose last-level entry is empty now, and will name another frame. Also calls `invalidate_range`, as
@@ -112,14 +101,6 @@ impl<'a> UserTlb<'a> {
         mmu.tlbi(Instruction::Aside1is(self.asid()));
         self.notifiers.invalidate_secondary_tlbs(TOKEN, VirtAddr(0), VirtAddr(u64::MAX));
         complete(mmu);
-    }
-
-    /// Pages whose last-level entries changed, completed with all others at the end of `batch`, which may be of several
-    /// spaces. The notifiers are called now: at the end the batch no longer has the spaces of its pages.
-    pub fn add_to_batch<M: Mmu<Geometry = Granule4K>>(&self, batch: &mut Batch<'_, M>, range: PageRange) {
-        batch.mmu.dsb_ishst();
-        self.issue(batch.mmu, &Invalidation { range, tables: Tables::Kept, level: PAGES });
-        batch.issued = true;
     }
 
     /// A page that lets more through than before: writable, or young. Other CPUs may fault on a stale entry and drop it
@@ -201,29 +182,6 @@ impl UserTlb<'_> {
                     mmu.tlbi(Instruction::Rvae1is(several(first, span)));
                 }
             }
-        }
-    }
-}
-
-/// Invalidations of last-level entries that are under way, and are completed together when this is dropped. Frames that
-/// they are about are freed after that.
-#[must_use = "frames may be freed when it has been dropped"]
-pub struct Batch<'m, M: Mmu> {
-    mmu: &'m M,
-    issued: bool,
-}
-
-impl<'m, M: Mmu> Batch<'m, M> {
-    /// None yet, on this CPU, where it must end too.
-    pub const fn new(mmu: &'m M) -> Self {
-        Self { mmu, issued: false }
-    }
-}
-
-impl<M: Mmu> Drop for Batch<'_, M> {
-    fn drop(&mut self) {
-        if self.issued {
-            complete(self.mmu);
         }
     }
 }

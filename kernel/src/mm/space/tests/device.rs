@@ -10,7 +10,7 @@ use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, PageRange, Tables};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
@@ -196,7 +196,8 @@ impl<'r> Stage<'r> {
                     let entry = mmu.load(cell);
                     if entry.is_valid() {
                         mmu.store(cell, entry.old());
-                        space.tlb().flush_page(mmu, at(page));
+                        let range = PageRange::from_pages(at(page), 1).unwrap();
+                        space.tlb().flush_range(mmu, range, Tables::Kept, None);
                     }
                 }
             }

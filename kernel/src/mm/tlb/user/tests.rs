@@ -12,7 +12,7 @@ use granule_arch::tlbi::{Operation as Planned, Plan};
 use granule_pgtable::host::Operation;
 use granule_pgtable::{Invalidation, PageRange, Tables, Tlb};
 
-use super::{Batch, UserTlb};
+use super::UserTlb;
 use crate::mm::asid::{AsidSlot, Asids};
 use crate::mm::kernel::Machine;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -84,10 +84,10 @@ type Row = (&'static str, fn(UserTlb<'_>, &Machine), Vec<Step>);
 fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
     let one = || notified(ONE_PAGE.0, ONE_PAGE.1);
     let replaced = Step::Notified(Notified::Range, ONE_PAGE);
-    let rows: [Row; 10] = [
+    let rows: [Row; 9] = [
         (
-            "flush_page",
-            |tlb, mmu| tlb.flush_page(mmu, START),
+            "flush_range of one page",
+            |tlb, mmu| tlb.flush_range(mmu, pages(1), Tables::Kept, None),
             vec![BEFORE, tlbi(Instruction::Vale1is(at(START))), one(), COMPLETE],
         ),
         (
@@ -140,23 +140,6 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
             ],
         ),
         (
-            "add_to_batch, twice, and the end",
-            |tlb, mmu| {
-                let mut batch = Batch::new(mmu);
-                tlb.add_to_batch(&mut batch, pages(1));
-                tlb.add_to_batch(&mut batch, PageRange::from_pages(START + 0x1000, 1).unwrap());
-            },
-            vec![
-                BEFORE,
-                tlbi(Instruction::Vale1is(at(START))),
-                one(),
-                BEFORE,
-                tlbi(Instruction::Vale1is(at(START + 0x1000))),
-                notified(START.0 + 0x1000, START.0 + 0x2000),
-                COMPLETE,
-            ],
-        ),
-        (
             "access_widened",
             |tlb, mmu| tlb.access_widened(mmu, START),
             vec![BEFORE, tlbi(Instruction::Vale1(at(START))), one(), COMPLETE_HERE],
@@ -171,26 +154,6 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
     for (name, function, expected) in rows {
         assert_eq!(host::with(&[], || space.stream(function)), expected, "{name}");
     }
-}
-
-#[test]
-fn an_empty_batch_owes_nothing() {
-    assert_eq!(Space::new(7).stream(|_, mmu| drop(Batch::new(mmu))), []);
-}
-
-/// A batch of several spaces, as reclaim makes them: at its end the batch no longer has the spaces of its pages.
-#[test]
-fn a_batch_tells_the_notifiers_of_the_space_that_it_is_about() {
-    let (space, other) = (Space::new(7), Space::new(3));
-    let mmu = machine();
-    let mut batch = Batch::new(&mmu);
-    space.tlb().add_to_batch(&mut batch, pages(2));
-    assert_eq!(space.listener.take().len(), 1);
-    assert_eq!(other.listener.take(), []);
-    other.tlb().add_to_batch(&mut batch, pages(1));
-    assert_eq!(other.listener.take().len(), 1);
-    drop(batch);
-    assert_eq!((space.listener.take(), other.listener.take()), (vec![], vec![]));
 }
 
 #[test]
@@ -224,7 +187,9 @@ fn ranges_and_levels_are_named_where_all_cpus_have_them() {
 #[test]
 fn an_erratum_gets_one_more_invalidation() {
     let space = Space::new(7);
-    let stream = host::with(&[branch::REPEAT_TLBI], || space.stream(|tlb, mmu| tlb.flush_page(mmu, START)));
+    let stream = host::with(&[branch::REPEAT_TLBI], || {
+        space.stream(|tlb, mmu| tlb.flush_range(mmu, pages(1), Tables::Kept, None))
+    });
     let repeated = tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
     assert_eq!(stream[2..], [notified(ONE_PAGE.0, ONE_PAGE.1), COMPLETE, repeated, COMPLETE]);
 }
@@ -234,6 +199,6 @@ fn an_erratum_gets_one_more_invalidation() {
 fn devices_are_told_of_a_space_that_no_cpu_has_run() {
     let chain: &NotifierChain = Box::leak(Box::default());
     let listener = Subscription::new(chain, Recording::default(), 0).unwrap();
-    UserTlb::new(&AsidSlot::new(), chain).flush_page(&machine(), START);
+    UserTlb::new(&AsidSlot::new(), chain).flush_range(&machine(), pages(1), Tables::Kept, None);
     assert_eq!(listener.take().len(), 1);
 }
