@@ -16,11 +16,11 @@
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
 //! # The kernel's own files
-//! The notifier chain ([`notifier`]), a thread's token, the wait queue and the lock whose waiters sleep ([`sched`]) are
-//! the kernel's files, compiled here once more: what they name by `crate::sync`, `crate::sched`, `crate::mm`,
-//! `crate::alloc` and `crate::lab` is in this crate. The chain runs with no table or with one entry, a token with a lock
-//! and a condition for its run queue ([`Sleeper`]), the rest on such threads. The command queue of an SMMU is generic
-//! over its platform ([`Smmu`]); it runs with a thread that consumes it.
+//! The notifier chain ([`notifier`]), a thread's token, the wait queue and the lock whose
+//! waiters sleep ([`sched`]) are the kernel's files, compiled here once more: what they name by `crate::sync`,
+//! `crate::sched`, `crate::mm`, `crate::alloc` and `crate::lab` is in this crate. The chain runs with no table or with
+//! one entry, a token with a lock and a condition for its run queue ([`Sleeper`]), the rest on such threads. The
+//! command queue of an SMMU is generic over its platform ([`Smmu`]); it runs with a thread that consumes it.
 //!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
 //! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
@@ -30,7 +30,8 @@
 //! order between CPUs that the kernel would not have. The tests named `canary` would fail if it did.
 //!
 //! # Rule: a checker is believed only when it is seen to fail
-//! [`Without`] and [`Omitted`] take one step away; each property has a twin that runs without a step and must be caught.
+//! [`Without`] and [`Omitted`] take one step away; each
+//! property has a twin that runs without a step and must be caught.
 
 pub mod notifier;
 pub mod sched;
@@ -111,7 +112,7 @@ pub const CPUS: usize = 3;
 const ENTRIES: usize = 4;
 /// What a page is mapped to, less its number.
 const TARGET: u64 = 0x4000_0000;
-/// What a reused frame says where a walker takes it for a table.
+/// What a walker finds in a reused frame that it takes for a table.
 const POISON: u64 = 0xdead_f000_0000 & bits::ADDRESS;
 
 /// A step that the machine leaves out.
@@ -131,7 +132,7 @@ pub enum Without {
     Marks,
     /// Bulk changes that keep to the caller's entries: they write the other half of each pair as well, as they read it.
     OwnEntries,
-    /// The announcement of walks: nobody looks at the words.
+    /// The announcement of walks: no reclaimer reads the words.
     Grace,
     /// The full barrier after the word becomes odd.
     WalkBarrier,
@@ -142,7 +143,7 @@ pub enum Without {
 /// The machine: a root table, frames for more, and a walk word for each CPU.
 pub struct Machine {
     frames: Vec<[AtomicU64; ENTRIES]>,
-    /// Frames that nobody has.
+    /// Free frames.
     free: Mutex<Vec<PhysAddr>>,
     /// The reclaim of its tables, with how many it has freed. They never become tables again: a frame that goes from
     /// CPU to CPU is put in order by the frame allocator, which is not here.
@@ -188,7 +189,7 @@ fn address(frame: usize) -> PhysAddr {
     PhysAddr((frame as u64 + 1) << Tiny::PAGE_SHIFT)
 }
 
-/// A valid leaf, but nobody's.
+/// A valid leaf that no CPU has mapped.
 fn poison() -> Descriptor {
     Descriptor::page(PhysAddr(POISON), Attributes::kernel_data(MemoryType::Normal))
 }
@@ -216,7 +217,7 @@ impl<'m> Cpu<'m> {
         Announced::begin(self.word())
     }
 
-    /// The tables as it sees them. Whoever changes or reads them announces that.
+    /// The tables as it sees them. A caller that changes or reads them announces that.
     #[allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
     pub fn tables(&self) -> PageTables<'_, Self> {
         // SAFETY: frame 0 is zero at first, never free, and there as long as the machine.
@@ -272,8 +273,8 @@ impl<'m> Cpu<'m> {
         SplitLock(&self.machine.split_lock)
     }
 
-    /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table is at once somebody
-    /// else's. One CPU does this.
+    /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table has another owner at
+    /// once. One CPU does this.
     pub fn reclaim(&self) -> Progress {
         let (reclaimer, freed) = &mut *self.machine.reclaim.lock().unwrap();
         if reclaimer.is_idle() {
@@ -376,7 +377,7 @@ unsafe impl Mmu for Cpu<'_> {
 }
 
 // SAFETY: a frame is in `free` or has one user; the taker zeroes it by stores of its own, as the kernel does, and so
-// does whoever gives one back.
+// does the CPU that gives one back.
 #[allow(unsafe_code, reason = "keeps the contract of `TableSource`")]
 unsafe impl TableSource for Cpu<'_> {
     fn take(&mut self) -> Option<PhysAddr> {

@@ -73,7 +73,8 @@ pub(crate) fn has_waited() -> bool {
 /// The running thread.
 struct Current;
 
-/// A thread, in the node of a queue on its own stack. loom watches the node's memory: it is gone when its owner returns.
+/// A thread, in the node of a queue on its own stack. loom watches the node's memory: it is gone when its owner
+/// returns.
 struct ThreadRef {
     sleeper: Arc<Sleeper>,
     node: Watched<()>,
@@ -103,7 +104,7 @@ impl ThreadRef {
 
 impl Drop for ThreadRef {
     fn drop(&mut self) {
-        // Where a test has failed already, loom is not to be asked any more.
+        // After a failure loom's state must not be used.
         if !std::thread::panicking() {
             self.node.write(());
         }

@@ -1,9 +1,9 @@
-//! An SMMU as far as its command queue goes: the queue's words and registers, and who consumes it: a thread, or whoever
-//! looks at CMDQ_CONS, which is one thread less to put in order.
+//! An SMMU as far as its command queue goes: the queue's words and registers, and its consumer: a thread, or each read
+//! of CMDQ_CONS, which is one thread less to put in order.
 //!
-//! The queue is the driver's own source, generic over its [`Platform`]. Each slot is watched by loom: who fills it, and
-//! the SMMU that reads it, must be ordered one way or the other, each time. So is the right to write CMDQ_PROD.
-//! DMB OSHST is a release fence, DMB OSHLD an acquire fence, for the CPUs and the SMMU alike.
+//! The queue is the driver's own source, generic over its [`Platform`]. loom watches each slot: the CPU that fills it
+//! and the SMMU that reads it must be ordered one way or the other, each time. So is the right to write CMDQ_PROD. DMB
+//! OSHST is a release fence, DMB OSHLD an acquire fence, for the CPUs and the SMMU alike.
 
 #![allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
 
@@ -60,7 +60,7 @@ struct Port {
     slots: Box<[SmmuWord]>,
     /// The pages that devices reach through it.
     pages: [Watched<u64>; PAGES],
-    /// What it has done. Not loom's: it orders nobody.
+    /// What it has done. Not one of loom's types: it orders no thread.
     device: Mutex<Device>,
     /// Illegal commands that were reported.
     reports: Mutex<usize>,
@@ -81,12 +81,12 @@ struct Device {
 const PAGES: usize = 4;
 
 impl Port {
-    /// The SMMU goes on by one command; whether there was one. Until a CMD_SYNC behind a command that says to forget a
-    /// page, the page's device may use it.
+    /// The SMMU goes on by one command; whether there was one. Until a CMD_SYNC behind the invalidation of a page,
+    /// the page's device may use it.
     fn consume_one(&self, device: &mut Device) -> bool {
         let entries = self.slots.len() as u64 / 2;
         let Device { position, error, forgotten } = device;
-        // It has stopped, and nobody says that it may go on.
+        // It has stopped, and the error is not acknowledged.
         if self.errors && self.gerrorn.fetch_add(0, Ordering::Relaxed) != *error {
             return false;
         }
@@ -199,12 +199,12 @@ unsafe impl Platform for Port {
     }
 }
 
-/// Who consumes the commands of an [`Smmu`].
+/// What consumes the commands of an [`Smmu`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Consumer {
     /// A thread, by [`Smmu::consume`].
     Thread,
-    /// Whoever looks at CMDQ_CONS.
+    /// Each read of CMDQ_CONS.
     Looks,
     /// The same, and commands may be illegal.
     LooksAndStops,
@@ -226,19 +226,19 @@ impl<const BITS: u32> Smmu<BITS> {
             slots: (0..2 << BITS).map(|_| slot()).collect(),
             ..Port::default()
         };
-        // As many words as the bytes say, which are larger than a word: see `Platform`.
+        // As many words as the bytes hold on the metal; these words are larger: see `Platform`.
         let memory = DmaMemory { phys: PhysAddr(0), virt: NonNull::from(&*port.slots).cast(), bytes: 16 << BITS };
         Self { port, queue: CommandQueue::new(memory) }
     }
 
-    /// A CPU takes `page` from a device: it tells the SMMU, and uses it. Whether it was told that all went well.
+    /// A CPU takes `page` from a device: it invalidates, and uses the page. Whether the call succeeded.
     pub fn take(&self, page: usize) -> bool {
         let taken = self.queue.issue(&self.port, &[Command::tlbi_nh_asid(page as u16)]).is_ok();
         self.port.pages[page].write(1);
         taken
     }
 
-    /// A CPU issues what is no command; whether it was told that it went well.
+    /// A CPU issues an illegal command; whether the call succeeded.
     pub fn blunder(&self) -> bool {
         self.queue.issue(&self.port, &[BLUNDER]).is_ok()
     }
@@ -260,7 +260,7 @@ impl<const BITS: u32> Smmu<BITS> {
     /// The SMMU: consumes `count` commands.
     ///
     /// # Panics
-    /// Where PROD points where nobody can have told of commands, or a command comes twice.
+    /// Where PROD points beyond the issued commands, or a command comes twice.
     pub fn consume(&self, count: u64) {
         let mut device = Device::default();
         while device.position < count {

@@ -46,7 +46,8 @@ impl<T, const RANK: rank::Rank> IrqLock<T, RANK> {
 impl<T, const RANK: rank::Rank> Deref for IrqGuard<'_, T, RANK> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: the lock is held; without it loom's threads still run one at a time, and change in its functions alone.
+        // SAFETY: the lock is held; without it loom's threads still run one at a time, and change in its functions
+        // alone.
         unsafe { &*self.value }
     }
 }

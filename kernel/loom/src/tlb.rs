@@ -11,7 +11,7 @@ use loom::sync::Mutex;
 
 use crate::Cpu;
 
-/// The bits of an entry that say what may be done there.
+/// The bits of an entry that are permissions.
 const PERMISSIONS: u64 = bits::VALID | bits::RDONLY | bits::PXN;
 
 /// A translation that a CPU holds: of one entry, or of a whole contiguous group, made from one entry of it.
@@ -41,7 +41,7 @@ impl Held {
         range.contains(self.start) || range.start().0.wrapping_sub(self.start.0) < self.size
     }
 
-    /// Whether the tables say the same, which have `found` at `address`.
+    /// Whether the tables, which have `found` at `address`, hold the same.
     fn agrees(&self, address: VirtAddr, found: Option<Translation>) -> bool {
         let same = |found: Translation| {
             found.physical.0 - address.0 == self.target.0 - self.start.0
@@ -75,7 +75,7 @@ impl Cpu<'_> {
         }
     }
 
-    /// Asserts that no TLB has anything for `range`, whose owner this is, but what the tables say.
+    /// Asserts that no TLB has anything for `range`, whose owner this is, but what the tables hold.
     pub fn assert_nothing_stale(&self, range: PageRange<Tiny>) {
         let tlbs = self.machine.tlbs.0.lock().unwrap();
         let mut page = range.start();

@@ -1,6 +1,6 @@
-//! Memory before the allocators: what there is, what is spoken for, and the few runs that boot itself takes.
+//! Memory before the allocators: what there is, what is reserved, and the few runs that boot itself takes.
 //!
-//! The device tree's word is not trusted to be tidy. Banks may overlap, touch, come in any order and end in the middle
+//! The device tree may be untidy. Banks may overlap, touch, come in any order and end in the middle
 //! of a page; so may reserved ranges. [`MemoryMap::new`] turns that into two sorted lists: *memory*, every whole page
 //! of RAM that the linear map can show, and *free*, the part of it that is not in use.
 //!

@@ -152,7 +152,7 @@ fn issued_in_the_lab<M: Mmu<Geometry = Granule4K>>(mmu: &M, what: Invalidation) 
     false
 }
 
-/// The level of the leaves, where it may be said.
+/// The level hint, where all CPUs have FEAT_TTL.
 #[inline(always)]
 fn level_hint(level: Option<LevelHint>) -> Option<LevelHint> {
     if patched_branch!(branch::TLB_LEVEL) { level } else { None }

@@ -85,7 +85,7 @@ pub struct Thread {
     pub(super) space: UnsafeCell<Option<SpaceRef>>,
     pub(super) fp: FpArea,
     pub(super) time: CpuTime,
-    /// What [`NewUserThread::task`] said.
+    /// See [`NewUserThread::task`].
     task: AtomicPtr<()>,
     /// See [`works_for_program`].
     works_for_program: AtomicBool,

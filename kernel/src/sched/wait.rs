@@ -71,7 +71,7 @@ pub enum Woken {
     ByAnother,
     /// The moment came that it waited to at most.
     TimedOut,
-    /// It has a signal to see to.
+    /// It has a signal to deliver.
     Interrupted,
 }
 
@@ -126,7 +126,7 @@ impl<T> Waiters<'_, T> {
         };
         let mut list = queue.0.lock();
         if !waiter.link.is_linked() {
-            // Also where it was woken only just now: that wake-up is not to be lost.
+            // Also where it was woken only just now: that wake-up must not be lost.
             return Woken::ByAnother;
         }
         // SAFETY: linked, and in this list alone.

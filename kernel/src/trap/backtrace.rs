@@ -1,6 +1,6 @@
 //! The chain of calls, read from the frame records on the stack (AAPCS64 6.4.6).
 //!
-//! The chain may be corrupt: it is read when something has already gone wrong. So a record is believed only where it
+//! The chain may be corrupt: it is read when something has already gone wrong. So a record is accepted only where it
 //! lies on a stack of this CPU, above the one before it, and every read is one that may fault. The chain goes from one
 //! stack to another at most once, never back: so the walk ends whatever it reads.
 
@@ -103,7 +103,7 @@ pub(crate) struct Backtrace {
 impl Backtrace {
     /// The chain that starts with the record at `fp`, of code that had its stack pointer at `sp` on this CPU.
     ///
-    /// SP may be what is broken: the CPU's own stack is believed as well.
+    /// SP may be wrong: the CPU's own stack is accepted as well.
     pub(super) fn new(fp: u64, sp: u64, cpu: &Cpu) -> Self {
         let overflow_top = cpu.trap.overflow_stack_top();
         let overflow = overflow_top.saturating_sub(OVERFLOW_STACK_SIZE)..overflow_top;

@@ -93,7 +93,7 @@ fn canary_two_cpus_may_both_miss_the_others_store_unless_barriers_forbid_it() {
     assert_eq!(outcomes(strong, BUFFER), BTreeSet::from([[0, 2], [2, 0], [2, 2]]));
 }
 
-/// One CPU reads; the other reads the same entry and then writes it, as whoever checks before a change does. loom by
+/// One CPU reads; the other reads the same entry and then writes it, as a check before a change does. loom by
 /// itself does not try the order in which the write comes first: see [`granule_loom::sync::atomic`].
 #[test]
 fn canary_a_write_behind_a_read_of_the_same_entry_is_tried_in_every_order() {

@@ -9,7 +9,7 @@ use granule_smmuv3::Step;
 
 use crate::{assert_caught, threads_with};
 
-/// What loom says of two accesses without an order.
+/// What loom reports of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// One CPU takes so many pages, by a queue of two slots, of which each call needs both, while the SMMU consumes.
@@ -118,15 +118,15 @@ fn two_cpus_insert_while_the_smmu_consumes() {
     });
 }
 
-/// One CPU inserts what is no command, the other takes a page. The SMMU stops; whoever waits puts it right, once, and
-/// the caller hears of it.
+/// One CPU inserts an illegal command, the other takes a page. The SMMU stops; a waiter acknowledges the error, once,
+/// and the caller gets it.
 fn blunder(omitted: Omitted) {
     threads_with(2, move || {
         let smmu = Arc::new(Smmu::<2>::new(Consumer::LooksAndStops));
         let other = Arc::clone(&smmu);
         let blunders = loom::thread::spawn(move || {
             omit(omitted);
-            assert!(!other.blunder(), "nobody was told");
+            assert!(!other.blunder(), "the caller got no error");
         });
         omit(omitted);
         smmu.take(0);
@@ -137,12 +137,12 @@ fn blunder(omitted: Omitted) {
 }
 
 #[test]
-fn an_illegal_command_stops_nobody() {
+fn an_illegal_command_stops_no_caller() {
     blunder(Omitted::Nothing);
 }
 
 #[test]
-fn two_who_serve_an_error_at_once_are_caught() {
+fn two_waiters_that_serve_an_error_at_once_are_caught() {
     assert_caught("left == right", || blunder(Omitted::Smmu(Step::Serving)));
 }
 

@@ -1,4 +1,4 @@
-//! Subscribers that leave while others are told, and what they find when they have left.
+//! Subscribers that leave while calls run, and what may run when they have left.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{assert_caught, threads};
 pub(crate) type Chain = Arc<NotifierChain>;
 pub(crate) type Joined<S> = Subscription<S, Chain>;
 
-/// What loom says of two accesses without an order.
+/// What loom reports of two accesses without an order.
 const RACE: &str = "Causality violation";
 const PAGE: VirtAddr = VirtAddr(0x1000);
 
@@ -39,13 +39,13 @@ fn join<S: Subscriber>(chain: &Chain, subscriber: S, priority: i32) -> Joined<S>
     Subscription::new(Arc::clone(chain), subscriber, priority).expect("the host has memory")
 }
 
-/// A subscriber leaves, and reuses what its calls use, while another thread tells it something.
-fn leave_while_told(leaver: Omitted, walker: Omitted) {
+/// A subscriber leaves, and reuses what its calls use, while another thread calls it.
+fn leave_while_called(leaver: Omitted, walker: Omitted) {
     threads(move || {
         let chain = Chain::default();
         let own = Own::default();
         let joined = join(&chain, Busy(own.clone()), 0);
-        let told = loom::thread::spawn(move || {
+        let calls = loom::thread::spawn(move || {
             omit(walker);
             chain.invalidate_range(PAGE, PAGE + 0x1000);
         });
@@ -53,33 +53,33 @@ fn leave_while_told(leaver: Omitted, walker: Omitted) {
         drop(joined);
         own.write();
         omit(Omitted::Nothing);
-        told.join().unwrap();
+        calls.join().unwrap();
     });
 }
 
 #[test]
-fn who_leaves_waits_for_calls_that_run_and_gets_no_more() {
-    leave_while_told(Omitted::Nothing, Omitted::Nothing);
+fn a_leaver_waits_for_calls_that_run_and_gets_no_more() {
+    leave_while_called(Omitted::Nothing, Omitted::Nothing);
 }
 
 #[test]
 fn a_walker_that_is_not_counted_is_caught() {
-    assert_caught(RACE, || leave_while_told(Omitted::Nothing, Omitted::Additions));
+    assert_caught(RACE, || leave_while_called(Omitted::Nothing, Omitted::Additions));
 }
 
 #[test]
 fn a_walker_that_looks_before_it_is_counted_is_caught() {
-    assert_caught(RACE, || leave_while_told(Omitted::Nothing, Omitted::Fences));
+    assert_caught(RACE, || leave_while_called(Omitted::Nothing, Omitted::Fences));
 }
 
 #[test]
 fn a_leaver_that_looks_before_it_has_left_is_caught() {
-    assert_caught(RACE, || leave_while_told(Omitted::Fences, Omitted::Nothing));
+    assert_caught(RACE, || leave_while_called(Omitted::Fences, Omitted::Nothing));
 }
 
 #[test]
 fn a_call_whose_end_is_not_seen_is_caught() {
-    assert_caught(RACE, || leave_while_told(Omitted::Nothing, Omitted::Release));
+    assert_caught(RACE, || leave_while_called(Omitted::Nothing, Omitted::Release));
 }
 
 /// One leaves after the other, so that the counters are exchanged twice while one walk goes on.
@@ -88,13 +88,13 @@ fn a_walker_may_have_chosen_its_counter_two_phases_ago() {
     threads(|| {
         let chain = Chain::default();
         let joined = [0, 1].map(|priority| join(&chain, Busy(Own::default()), priority));
-        let told = loom::thread::spawn(move || chain.invalidate_range(PAGE, PAGE + 0x1000));
+        let calls = loom::thread::spawn(move || chain.invalidate_range(PAGE, PAGE + 0x1000));
         for joined in joined {
             let own = joined.0.clone();
             drop(joined);
             own.write();
         }
-        told.join().unwrap();
+        calls.join().unwrap();
     });
 }
 
@@ -112,7 +112,7 @@ impl Subscriber for Pairs {
     }
 }
 
-/// A translation of an entry that changes from 0 to 1, as a device that joins keeps it until it is told.
+/// A translation of an entry that changes from 0 to 1, as a device that joins keeps it until it is notified.
 struct Translation {
     entry: Arc<AtomicUsize>,
     kept: loom::sync::Mutex<usize>,
@@ -132,18 +132,18 @@ impl Subscriber for Translation {
     }
 }
 
-/// A subscriber joins, and translates, while an entry changes and only the end of the change is told; by `between` it
-/// waits for what holds off changes.
+/// A subscriber joins, and translates, while an entry changes and only the end of the change is notified; by `between`
+/// it waits for what holds off changes.
 fn join_while_changing(between: bool) {
     threads(move || {
         let (chain, areas) = (Chain::default(), Arc::new(loom::sync::Mutex::new(())));
-        // So that the chain is not empty: then nothing is told.
+        // So that the chain is not empty: then no subscriber is called.
         let first = join(&chain, Pairs::default(), 0);
         let entry = Arc::new(AtomicUsize::new(0));
         let (other, page, changes) = (Arc::clone(&chain), Arc::clone(&entry), Arc::clone(&areas));
         let changed = loom::thread::spawn(move || {
             let _areas = changes.lock().unwrap();
-            let _told = other.start(Range::page(Event::Unmap, PAGE));
+            let _section = other.start(Range::page(Event::Unmap, PAGE));
             page.store(1, Ordering::Relaxed);
         });
         let device = Translation { entry, kept: loom::sync::Mutex::new(0) };
@@ -163,22 +163,22 @@ fn a_subscriber_that_joins_between_changes_misses_none() {
     join_while_changing(true);
 }
 
-/// The chain alone does not see to it: see below.
+/// The chain alone does not prevent this: see below.
 #[test]
 fn a_subscriber_that_joins_in_the_middle_of_a_change_is_caught() {
     assert_caught("the translation of before", || join_while_changing(false));
 }
 
 #[test]
-fn a_subscriber_that_joins_in_the_middle_is_told_whole_changes_only() {
+fn a_subscriber_that_joins_in_the_middle_gets_whole_changes_only() {
     threads(|| {
         let chain = Chain::default();
-        // So that the chain is not empty: then nobody is told anything.
+        // So that the chain is not empty: then no subscriber is called.
         let first = join(&chain, Pairs::default(), 0);
         let other = Arc::clone(&chain);
-        let told = loom::thread::spawn(move || drop(other.start(Range::page(Event::Unmap, PAGE))));
+        let calls = loom::thread::spawn(move || drop(other.start(Range::page(Event::Unmap, PAGE))));
         let late = join(&chain, Pairs::default(), 1);
-        told.join().unwrap();
+        calls.join().unwrap();
         assert_eq!((late.0.load(Ordering::Relaxed), first.0.load(Ordering::Relaxed)), (0, 0));
     });
 }

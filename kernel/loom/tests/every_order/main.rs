@@ -1,7 +1,7 @@
 //! Every order in which a few CPUs can run the page-table algorithms, on the smallest tables there are.
 //!
 //! Each property comes with twins that lack one step ([`granule_loom::Without`]) and must be seen to fail: a checker
-//! that cannot fail says nothing.
+//! that cannot fail proves nothing.
 
 mod canary;
 mod command_queue;

@@ -1,6 +1,6 @@
 //! A thread that waits for two others sees both, and sleeps for ever in no order.
 //!
-//! Each of the others stores and then wakes it, as whoever lets go of a lock does. A wake-up that is lost is a deadlock,
+//! Each of the others stores and then wakes it, as the release of a lock does. A wake-up that is lost is a deadlock,
 //! which loom reports.
 
 use std::sync::Arc;

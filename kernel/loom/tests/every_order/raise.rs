@@ -1,5 +1,5 @@
-//! Work that is raised for a thread while it is woken, or goes to another CPU: either the thread sees the work on its way
-//! to EL0, or its CPU is interrupted there.
+//! Work that is raised for a thread while it is woken, or goes to another CPU: either the thread sees the work on its
+//! way to EL0, or its CPU is interrupted there.
 //!
 //! The steps of `Thread::raise`, `queue::wake` and `queue::steal` in a few lines, on the kernel's own token. Each side
 //! writes a word and reads the other's, so a full barrier stands between the two on both sides.
@@ -16,8 +16,8 @@ use crate::{assert_caught, threads};
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fences {
     Both,
-    NotWhoRaises,
-    NotWhoMoves,
+    NotInRaise,
+    NotInMove,
 }
 
 /// What the CPUs know of a thread.
@@ -46,7 +46,7 @@ impl Thread {
 
     fn raise(&self) {
         self.work.fetch_or(1, Ordering::Relaxed);
-        if self.fences != Fences::NotWhoRaises {
+        if self.fences != Fences::NotInRaise {
             fence(Ordering::SeqCst);
         }
         if !self.token.is_parked() {
@@ -56,7 +56,7 @@ impl Thread {
     }
 
     fn moved(&self) {
-        if self.fences != Fences::NotWhoMoves {
+        if self.fences != Fences::NotInMove {
             fence(Ordering::SeqCst);
         }
     }
@@ -101,25 +101,25 @@ fn raised_while(fences: Fences, sleeps: bool, moves: fn(&Thread)) {
 }
 
 #[test]
-fn who_is_woken_sees_its_work_or_is_interrupted() {
+fn a_woken_thread_sees_its_work_or_is_interrupted() {
     raised_while(Fences::Both, true, Thread::wake);
 }
 
 #[test]
-fn who_is_taken_to_another_cpu_sees_its_work_or_is_interrupted_there() {
+fn a_stolen_thread_sees_its_work_or_is_interrupted_there() {
     raised_while(Fences::Both, false, Thread::steal);
 }
 
 #[test]
 fn a_thread_that_is_looked_at_before_its_work_is_there_is_caught() {
     for (sleeps, moves) in [(true, Thread::wake as fn(&Thread)), (false, Thread::steal)] {
-        assert_caught("the work waits at EL0", || raised_while(Fences::NotWhoRaises, sleeps, moves));
+        assert_caught("the work waits at EL0", || raised_while(Fences::NotInRaise, sleeps, moves));
     }
 }
 
 #[test]
 fn work_that_is_looked_at_before_the_thread_has_moved_is_caught() {
     for (sleeps, moves) in [(true, Thread::wake as fn(&Thread)), (false, Thread::steal)] {
-        assert_caught("the work waits at EL0", || raised_while(Fences::NotWhoMoves, sleeps, moves));
+        assert_caught("the work waits at EL0", || raised_while(Fences::NotInMove, sleeps, moves));
     }
 }

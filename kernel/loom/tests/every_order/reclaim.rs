@@ -1,6 +1,6 @@
 //! Empty tables are taken away while others map into them and walk through them.
 //!
-//! Each freed table is filled with somebody else's entries at once, so whoever reads or writes it too late is noticed.
+//! Each freed table is filled with another owner's entries at once, so an access that comes too late is noticed.
 
 use granule_loom::{Cpu, Machine};
 use granule_pgtable::Progress;
@@ -18,7 +18,7 @@ fn reclaim(cpu: Cpu<'_>) {
     cpu.reclaim();
 }
 
-/// Nobody walks any more, so what is empty goes now.
+/// No walk is open any more, so empty tables go now.
 fn reclaim_the_rest(machine: &Machine) {
     assert_eq!(machine.cpu(0).reclaim(), Progress::Done);
 }
@@ -82,7 +82,7 @@ fn a_mapper_that_overlooks_the_mark_is_caught() {
 
 #[test]
 fn a_mark_taken_away_in_two_steps_is_caught() {
-    // The table comes back after it was unlinked, and is somebody else's when the mapper has counted on it.
+    // The table comes back after it was unlinked, and has another owner when the mapper has counted on it.
     assert_caught("in a table that is none", || map_while_reclaimed(without!(AtomicClear, 2), |cpu| cpu.map(2)));
 }
 

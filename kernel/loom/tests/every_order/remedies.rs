@@ -1,7 +1,7 @@
 //! The race of a split without a lock, as it was found in review for Linux, and the four remedies proposed there.
 //!
-//! Two CPUs own one entry each of a contiguous group. Each splits the group, and then makes its own entry read-only by a
-//! plain load and store, as an owner does. By plain loads and stores the split itself is not safe:
+//! Two CPUs own one entry each of a contiguous group. Each splits the group, and then makes its own entry read-only by
+//! a plain load and store, as an owner does. By plain loads and stores the split itself is not safe:
 //!
 //! ```text
 //!     CPU A, splitting                    CPU B, through with its split
@@ -101,7 +101,7 @@ fn a_split_by_plain_loads_and_stores_loses_an_update() {
     });
 }
 
-/// Also where nobody takes another's word for it: both go through the whole group, and one is done first.
+/// Also where neither relies on the other: both go through the whole group, and one is done first.
 #[test]
 fn so_does_a_split_of_all_entries_by_both() {
     assert_caught("an update was lost", || {
@@ -141,7 +141,7 @@ fn a_first_entry_that_is_asked_before_the_lock_is_taken_is_caught() {
 }
 
 /// Remedy 2: the bit is cleared in one step, in each entry. The change of permission needs none: the entries are clear
-/// by then, so whoever still clears them changes nothing.
+/// by then, so a CPU that still clears them changes nothing.
 #[test]
 fn an_atomic_clear_of_every_entry_holds() {
     race(|cpu, own| {
@@ -210,9 +210,9 @@ fn a_check_of_every_entry_with_plain_stores_behind_it_is_caught() {
     });
 }
 
-/// Remedy 4: a change that still finds the bit tries again. Who splits is decided in one step, on the first entry; all
-/// others wait until the last one is clear. It holds, but it waits for another CPU: a lock by another name, which an
-/// interrupt of that CPU would never get.
+/// Remedy 4: a change that still finds the bit tries again. The splitter is decided in one step, on the first entry;
+/// all others wait until the last one is clear. It holds, but it waits for another CPU: a lock by another name, which
+/// an interrupt of that CPU would never get.
 #[test]
 fn a_retry_until_the_group_is_split_holds() {
     race(|cpu, own| {
@@ -243,7 +243,7 @@ fn a_retry_without_a_decision_who_splits_is_caught() {
     });
 }
 
-/// Its own entry tells an owner nothing of the others, which walkers still read.
+/// From its own entry an owner learns nothing of the others, which walkers still read.
 #[test]
 fn a_retry_until_ones_own_entry_is_clear_is_caught() {
     assert_caught("may be translated by", || {

@@ -1,7 +1,7 @@
-//! The lock whose waiters sleep and its queue, the kernel's own source, in every order: it is one writer's or readers', is
-//! handed on to everybody who waits, and a waiter's node is nobody's any more when the waiter returns.
+//! The lock whose waiters sleep and its queue, the kernel's own source, in every order: it has one writer or readers,
+//! is handed on to every waiter, and no waker uses a waiter's node any more when the waiter returns.
 //!
-//! A hand-over that is lost is a deadlock, two who have the lock at once are accesses without an order; loom reports
+//! A lost hand-over is a deadlock, two holders at once are accesses without an order; loom reports
 //! both.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{assert_caught, threads_with};
 
-/// What loom says of two accesses without an order.
+/// What loom reports of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// A lock, and what it guards, which loom watches.
@@ -53,7 +53,7 @@ fn spawn(omitted: Omitted, work: impl FnOnce() + 'static) -> loom::thread::JoinH
     })
 }
 
-/// Two threads take the lock at once, each as told, and a third, which then looks what has become of the value.
+/// Two threads take the lock at once, and a third, which then checks the value.
 fn taken_at_once(omitted: Omitted, others: [fn(&Guarded); 2], own: fn(&Guarded), changes: u32) {
     threads_with(2, move || {
         let guarded = Arc::new(Guarded::default());
@@ -102,11 +102,11 @@ fn a_mark_for_waiters_that_is_not_set_in_one_step_is_caught() {
 }
 
 #[test]
-fn a_waiter_that_does_not_wait_for_who_wakes_it_is_caught() {
+fn a_waiter_that_does_not_wait_for_its_waker_is_caught() {
     assert_caught(RACE, || taken_at_once(Omitted::LastLock, [Guarded::write, read], read, 1));
 }
 
-/// Two threads wait for a word that is set once; who sets it wakes the first of them, who wakes the next.
+/// Two threads wait for a word that is set once; the setter wakes the first of them, which wakes the next.
 fn handed_on(omitted: Omitted, look: Look) {
     threads_with(2, move || {
         let shared = Arc::new((WaitQueue::<()>::default(), AtomicBool::new(false)));
@@ -145,7 +145,7 @@ enum Look {
 }
 
 #[test]
-fn a_queue_wakes_who_came_before_it_was_locked() {
+fn a_queue_wakes_waiters_that_came_before_it_was_locked() {
     handed_on(Omitted::Nothing, Look::Locked);
 }
 
@@ -155,6 +155,6 @@ fn a_look_before_the_queue_is_locked_is_caught() {
 }
 
 #[test]
-fn a_node_that_goes_before_who_wakes_its_owner_is_caught() {
+fn a_node_that_goes_before_its_waker_is_caught() {
     assert_caught(RACE, || handed_on(Omitted::LastLock, Look::Locked));
 }

@@ -1,9 +1,9 @@
 //! Leaves that are split while others use them: by two owners at once, with the TLBs full of the large leaf.
 //!
 //! As soon as a call has returned, a walker may go through all that belonged together, and finds nothing old for the
-//! pages of the caller: neither a permission of before nor, in the end, another owner's page changed. Each scenario runs
-//! with the lock around splits and without it, by atomic steps: with at most two preemptions, and with one where a walk
-//! and a change take many steps.
+//! pages of the caller: neither a permission of before nor, in the end, another owner's page changed. Each scenario
+//! runs with the lock around splits and without it, by atomic steps: with at most two preemptions, and with one where a
+//! walk and a change take many steps.
 
 use granule_arch::addr::VirtAddr;
 use granule_loom::{Broadcast, Cpu, Machine, SplitLock, pages};
@@ -273,7 +273,7 @@ fn a_walker_that_comes_to_a_table_before_its_entries_is_caught() {
 }
 
 /// The objection that x86 answers by `cpa_lock`: a CPU whose TLB has the large leaf changes a part of it, while another
-/// splits and changes the rest. Here the block has become a table already, which no TLB has been told.
+/// splits and changes the rest. Here the block has become a table already, without an invalidation.
 fn a_stale_large_leaf<H: How>(owner: fn(Cpu<'_>)) {
     let before = |cpu: Cpu<'_>| {
         leaf(cpu, 4);

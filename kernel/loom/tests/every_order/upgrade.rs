@@ -1,8 +1,8 @@
 //! The event of an upgrade comes late: `mprotect`, `munmap` and the end of the space between the unlock and the event.
 //!
-//! A page of one entry, which a fault makes writable under the table's lock; the event is told when the lock is
-//! dropped. A device walks the same table and keeps what it read until it is told to forget it. Whatever the order: it
-//! never ends up with something else than the entry says, and never with a page that is somebody else's.
+//! A page of one entry, which a fault makes writable under the table's lock; the event follows when the lock is
+//! dropped. A device walks the same table and keeps what it read until an invalidation. In no order does it end up
+//! with something else than the entry holds, or with a page that has another owner.
 
 use std::sync::Arc;
 
@@ -27,9 +27,9 @@ fn entry(protection: Protection) -> Descriptor {
 struct Page {
     entry: AtomicU64,
     lock: Mutex<()>,
-    /// The frame is somebody else's.
+    /// The frame has another owner.
     freed: AtomicBool,
-    /// Nobody may call the device any more.
+    /// The device must not be called any more.
     released: AtomicBool,
 }
 
@@ -45,12 +45,12 @@ impl Page {
     }
 }
 
-/// What the device does when it is told of an upgrade.
+/// What the device does at the event of an upgrade.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Manners {
+enum OnUpgrade {
     /// It forgets.
     Forgets,
-    /// It believes the event and makes its own entry writable.
+    /// It makes its own entry writable.
     Upgrades,
     /// It looks the entry up under the table's lock.
     Looks,
@@ -59,7 +59,7 @@ enum Manners {
 /// A device that walks the table.
 struct Device {
     page: Arc<Page>,
-    manners: Manners,
+    on_upgrade: OnUpgrade,
     /// What it has read and not forgotten.
     kept: Mutex<Option<Descriptor>>,
     /// It translates no more.
@@ -88,10 +88,10 @@ impl Device {
 impl Subscriber for Device {
     fn invalidate_range_start(&self, range: &Range) {
         if range.event == Event::ProtectionUpgrade {
-            match self.manners {
-                Manners::Forgets => self.forget(),
-                Manners::Upgrades => *self.kept.lock().unwrap() = Some(entry(WRITE)),
-                Manners::Looks => drop(self.page.lock.lock().unwrap()),
+            match self.on_upgrade {
+                OnUpgrade::Forgets => self.forget(),
+                OnUpgrade::Upgrades => *self.kept.lock().unwrap() = Some(entry(WRITE)),
+                OnUpgrade::Looks => drop(self.page.lock.lock().unwrap()),
             }
         }
     }
@@ -111,9 +111,9 @@ impl Subscriber for Device {
 const READ: Protection = Protection::READ;
 const WRITE: Protection = Protection::READ.and(Protection::WRITE);
 
-/// When the event of an upgrade is told.
+/// When the event of an upgrade comes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum EventTime {
     AfterUnlock,
     /// What `lab=notify-before-unlock` does.
     BeforeUnlock,
@@ -122,18 +122,18 @@ enum Told {
 }
 
 /// The fault of a store: the entry becomes writable, if it is still there.
-fn upgrade(page: &Page, chain: &Chain, told: Told) {
+fn upgrade(page: &Page, chain: &Chain, time: EventTime) {
     let locked = page.lock.lock().unwrap();
     let found = page.load();
     let changed = found.is_present() && !found.may_be_written();
     if changed {
         page.change(entry(WRITE));
-        if told == Told::BeforeUnlock {
+        if time == EventTime::BeforeUnlock {
             chain.upgraded(PAGE);
         }
     }
     drop(locked);
-    if changed && told == Told::AfterUnlock {
+    if changed && time == EventTime::AfterUnlock {
         chain.upgraded(PAGE);
     }
 }
@@ -167,7 +167,7 @@ fn exit(page: &Page, chain: &Chain) {
 
 /// A fault on one CPU, `change` on another, and a device that may walk in between. The space itself goes last, with
 /// the last reference to it.
-fn late_event(change: Change, manners: Manners, told: Told) {
+fn late_event(change: Change, on_upgrade: OnUpgrade, time: EventTime) {
     threads(move || {
         let page = Arc::new(Page {
             entry: AtomicU64::new(entry(READ).0),
@@ -178,7 +178,7 @@ fn late_event(change: Change, manners: Manners, told: Told) {
         let chain = Chain::default();
         let device = Device {
             page: Arc::clone(&page),
-            manners,
+            on_upgrade,
             kept: Mutex::new(Some(entry(READ))),
             stopped: AtomicBool::new(false),
         };
@@ -188,11 +188,11 @@ fn late_event(change: Change, manners: Manners, told: Told) {
             change(&other, &others);
             walks.access();
         });
-        upgrade(&page, &chain, told);
+        upgrade(&page, &chain, time);
         changing.join().unwrap();
         let kept = *device.kept.lock().unwrap();
         if let Some(kept) = kept {
-            assert!(!page.freed.load(Ordering::Relaxed), "the device has a page that is somebody else's");
+            assert!(!page.freed.load(Ordering::Relaxed), "the device has a page that has another owner");
             assert_eq!(kept, page.load(), "the device has what the entry does not say");
         }
     });
@@ -200,33 +200,33 @@ fn late_event(change: Change, manners: Manners, told: Told) {
 
 #[test]
 fn an_event_after_mprotect_only_invalidates() {
-    late_event(mprotect, Manners::Forgets, Told::AfterUnlock);
+    late_event(mprotect, OnUpgrade::Forgets, EventTime::AfterUnlock);
 }
 
 #[test]
 fn an_event_after_munmap_touches_nothing_freed() {
-    late_event(munmap, Manners::Forgets, Told::AfterUnlock);
+    late_event(munmap, OnUpgrade::Forgets, EventTime::AfterUnlock);
 }
 
 #[test]
-fn an_event_after_the_end_of_the_space_reaches_nobody() {
-    late_event(exit, Manners::Forgets, Told::AfterUnlock);
+fn an_event_after_the_end_of_the_space_reaches_no_subscriber() {
+    late_event(exit, OnUpgrade::Forgets, EventTime::AfterUnlock);
 }
 
 #[test]
 fn a_subscriber_that_upgrades_its_entry_from_the_event_is_caught() {
     for change in [mprotect as Change, munmap] {
-        assert_caught("the device has", || late_event(change, Manners::Upgrades, Told::AfterUnlock));
+        assert_caught("the device has", || late_event(change, OnUpgrade::Upgrades, EventTime::AfterUnlock));
     }
 }
 
 /// Nothing changes in between: what the device has is the old permission, for ever.
 #[test]
-fn an_upgrade_that_nobody_is_told_of_is_caught() {
+fn an_upgrade_without_an_event_is_caught() {
     fn nothing(_: &Page, _: &Chain) {}
-    late_event(nothing, Manners::Forgets, Told::AfterUnlock);
+    late_event(nothing, OnUpgrade::Forgets, EventTime::AfterUnlock);
     assert_caught("the device has what the entry does not say", || {
-        late_event(nothing, Manners::Forgets, Told::Never);
+        late_event(nothing, OnUpgrade::Forgets, EventTime::Never);
     });
 }
 
@@ -234,7 +234,7 @@ fn an_upgrade_that_nobody_is_told_of_is_caught() {
 #[test]
 fn an_event_under_the_lock_of_the_table_is_caught() {
     fn nothing(_: &Page, _: &Chain) {}
-    assert_caught("deadlock", || late_event(nothing, Manners::Looks, Told::BeforeUnlock));
+    assert_caught("deadlock", || late_event(nothing, OnUpgrade::Looks, EventTime::BeforeUnlock));
 }
 
 #[test]
@@ -245,17 +245,17 @@ fn a_change_that_does_not_invalidate_is_caught() {
         page.change(Descriptor::EMPTY);
     }
     assert_caught("the device has what the entry does not say", || {
-        late_event(silent, Manners::Forgets, Told::AfterUnlock);
+        late_event(silent, OnUpgrade::Forgets, EventTime::AfterUnlock);
     });
 }
 
 #[test]
-fn an_end_of_the_space_that_waits_for_nobody_is_caught() {
+fn an_end_of_the_space_that_does_not_wait_is_caught() {
     use granule_loom::{Omitted, omit};
     fn hasty(page: &Page, chain: &Chain) {
         omit(Omitted::Fences);
         exit(page, chain);
         omit(Omitted::Nothing);
     }
-    assert_caught("a call after the release", || late_event(hasty, Manners::Forgets, Told::AfterUnlock));
+    assert_caught("a call after the release", || late_event(hasty, OnUpgrade::Forgets, EventTime::AfterUnlock));
 }

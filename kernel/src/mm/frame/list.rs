@@ -87,7 +87,7 @@ impl FrameAllocator {
     /// # Errors
     /// [`OutOfMemory`]: there are not as many.
     pub fn alloc_list(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
-        // A hopeless wish touches no memory: the list would have written to free frames before it gave up.
+        // A request that cannot succeed touches no memory: the list would write to free frames before it failed.
         if count > BATCH && count > self.stats().free.saturating_sub(self.kept_from(cpu)) {
             return Err(self.missing(cpu, count));
         }

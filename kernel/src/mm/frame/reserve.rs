@@ -45,8 +45,8 @@ impl FrameAllocator {
         if sched::works_for_program(cpu) { self.reserve() } else { 0 }
     }
 
-    /// The error for a request of `count` frames, of which there are not as many. The running thread's, not to be
-    /// called for what no number of free frames would help.
+    /// The error for a request of `count` frames that are not there. Noted in the running thread, so only for a request
+    /// that more free frames would satisfy.
     #[cold]
     pub(super) fn missing(&self, cpu: &Cpu, count: usize) -> OutOfMemory {
         sched::note_shortage(cpu, count);
