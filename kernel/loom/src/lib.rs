@@ -148,7 +148,7 @@ pub struct Machine {
     /// The reclaim of its tables, with how many it has freed. They never become tables again: a frame that goes from
     /// CPU to CPU is put in order by the frame allocator, which is not here.
     reclaim: Mutex<(Reclaimer<Tiny, CPUS>, usize)>,
-    words: [Word; CPUS],
+    words: [CpuWord; CPUS],
     tlbs: Tlbs,
     /// What serialises splits, where they are serialised.
     split_lock: loom::sync::Mutex<()>,
@@ -163,7 +163,7 @@ impl Machine {
             frames: std::iter::once(frame(0)).chain((0..frames).map(|_| frame(poison().0))).collect(),
             free: Mutex::new((1..=frames).rev().map(address).collect()),
             reclaim: Mutex::new((Reclaimer::new(), 0)),
-            words: std::array::from_fn(|_| Word { value: AtomicU64::new(0), without }),
+            words: std::array::from_fn(|_| CpuWord { value: AtomicU64::new(0), without }),
             tlbs: Tlbs::new(),
             split_lock: loom::sync::Mutex::new(()),
             without,
@@ -208,12 +208,12 @@ pub struct Cpu<'m> {
 
 impl<'m> Cpu<'m> {
     /// Its walk word.
-    pub fn word(&self) -> &'m Word {
+    pub fn word(&self) -> &'m CpuWord {
         &self.machine.words[self.number]
     }
 
     /// Announces a walk.
-    pub fn announce(&self) -> Announced<'m, Word> {
+    pub fn announce(&self) -> Announced<'m, CpuWord> {
         Announced::begin(self.word())
     }
 
@@ -416,12 +416,12 @@ impl Tlb<Cpu<'_>> for NoTlb {
 }
 
 /// A CPU's walk word.
-pub struct Word {
+pub struct CpuWord {
     value: AtomicU64,
     without: Without,
 }
 
-impl WalkWord for Word {
+impl WalkWord for CpuWord {
     fn load(&self) -> u64 {
         self.value.load(Ordering::Relaxed)
     }

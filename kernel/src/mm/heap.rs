@@ -39,7 +39,7 @@ pub struct Heap {
     base: VirtAddr,
     size: u64,
     growth: IrqLock<Growth, { rank::HEAP_GROWTH }>,
-    list: IrqLock<List, { rank::HEAP }>,
+    list: IrqLock<HoleList, { rank::HEAP }>,
 }
 
 /// What growing needs and changes.
@@ -50,7 +50,7 @@ struct Growth {
     grow: Option<Grow>,
 }
 
-struct List {
+struct HoleList {
     holes: linked_list_allocator::Heap,
     allocations: usize,
 }
@@ -77,7 +77,7 @@ impl Heap {
             base,
             size,
             growth: IrqLock::new(Growth { mapped: 0, grow: None }),
-            list: IrqLock::new(List { holes: linked_list_allocator::Heap::empty(), allocations: 0 }),
+            list: IrqLock::new(HoleList { holes: linked_list_allocator::Heap::empty(), allocations: 0 }),
         }
     }
 

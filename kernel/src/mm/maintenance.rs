@@ -19,7 +19,7 @@ use crate::smp::{Cpu, this_cpu};
 /// What is counted separately.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
-pub enum Kind {
+pub enum MaintenanceOp {
     /// A DSB, whatever it waits for.
     Dsb,
     /// An ISB.
@@ -35,9 +35,9 @@ pub enum Kind {
 }
 
 const KINDS: usize = 6;
-const _: () = assert!(Kind::TlbiLocal as usize + 1 == KINDS);
+const _: () = assert!(MaintenanceOp::TlbiLocal as usize + 1 == KINDS);
 
-impl Kind {
+impl MaintenanceOp {
     /// What `instruction` counts as.
     #[inline(always)]
     pub const fn of(instruction: Instruction) -> Self {
@@ -71,7 +71,7 @@ impl Counters {
 
 /// Counts one, if counting is on.
 #[inline(always)]
-pub fn count(kind: Kind) {
+pub fn count(kind: MaintenanceOp) {
     if patched_branch!(branch::COUNT) {
         // Atomic for an interrupt in the middle, whose handler may change permissions too.
         this_cpu().maintenance.0[kind as usize].fetch_add(1, Ordering::Relaxed);
@@ -89,13 +89,16 @@ pub fn counts(cpu: &Cpu) -> Counts {
 
 impl Counts {
     /// How many of one kind.
-    pub const fn of(&self, kind: Kind) -> u64 {
+    pub const fn of(&self, kind: MaintenanceOp) -> u64 {
         self.0[kind as usize]
     }
 
     /// TLBIs of any kind.
     pub const fn tlbi(&self) -> u64 {
-        self.of(Kind::TlbiPage) + self.of(Kind::TlbiRange) + self.of(Kind::TlbiAll) + self.of(Kind::TlbiLocal)
+        self.of(MaintenanceOp::TlbiPage)
+            + self.of(MaintenanceOp::TlbiRange)
+            + self.of(MaintenanceOp::TlbiAll)
+            + self.of(MaintenanceOp::TlbiLocal)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::mm::notifier::Subscription;
 use crate::mm::notifier::trace::{self, Trace};
 use crate::mm::space::{Area, SpaceHandle};
 use crate::smp::{self, this_cpu};
-use crate::trap::probe::{self, Fault};
+use crate::trap::probe::{self, ProbeFault};
 
 /// The console as a place to write to.
 pub(super) struct Screen;
@@ -82,7 +82,7 @@ impl Subject for Metal {
         }
     }
 
-    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, Fault> {
+    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, ProbeFault> {
         match width {
             Width::Byte => probe::read::<u8>(address).map(u64::from),
             Width::Half => probe::read::<u16>(address).map(u64::from),
@@ -91,7 +91,7 @@ impl Subject for Metal {
         }
     }
 
-    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), Fault> {
+    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), ProbeFault> {
         // SAFETY: none can be given, and that is the command's purpose: the person at the console owns the machine, and
         // what is mapped writable may be broken by a store there. What is not, the probe gives back as a fault.
         unsafe {
@@ -107,7 +107,7 @@ impl Subject for Metal {
         Ok(())
     }
 
-    fn execute(&mut self, address: VirtAddr) -> Result<(), Fault> {
+    fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault> {
         // SAFETY: as for `write`: whoever types the address says that there is code that may be called.
         unsafe { probe::execute(address) }
     }

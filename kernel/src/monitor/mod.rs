@@ -49,7 +49,7 @@ use crate::mm::notifier::SubscribeError;
 use crate::mm::space::Area;
 use crate::smp;
 use crate::suggest::suggest;
-use crate::trap::probe::Fault;
+use crate::trap::probe::ProbeFault;
 use accounts::plural;
 use line::{Echo, Editor, Input, Line};
 use memory::{Permission, Width};
@@ -167,7 +167,7 @@ enum Failure<'a> {
     Refused(#[from] Refusal),
     /// The machine refused an access.
     #[error(transparent)]
-    Fault(#[from] Fault),
+    Fault(#[from] ProbeFault),
 }
 
 // By hand: `#[from]` makes it a source, which must not borrow the line.
@@ -256,11 +256,11 @@ trait Subject {
     /// Changes what may be done with this many pages.
     fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError>;
     /// Reads at any address.
-    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, Fault>;
+    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, ProbeFault>;
     /// Writes at any address, for instruction fetches to see.
-    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), Fault>;
+    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), ProbeFault>;
     /// Calls the code at any address.
-    fn execute(&mut self, address: VirtAddr) -> Result<(), Fault>;
+    fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault>;
     /// The walk for an address, one call for each level. `None`: there is no such process.
     fn walk(&self, whose: Half, address: VirtAddr, step: &mut dyn FnMut(&Step)) -> Option<()>;
     /// What is mapped in a range. `None`: there is no such process.

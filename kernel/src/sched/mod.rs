@@ -78,7 +78,7 @@ impl token::Token {
 impl<T> WaitQueue<T> {
     /// A queue without waiters.
     pub const fn new() -> Self {
-        Self(IrqLock::new(wait::List::EMPTY))
+        Self(IrqLock::new(wait::WaiterList::EMPTY))
     }
 }
 

@@ -38,17 +38,17 @@ mod adapter {
 use adapter::Adapter;
 
 /// The waiters, in the order in which they came.
-pub(super) struct List<T>(LinkedList<Adapter<T>>);
+pub(super) struct WaiterList<T>(LinkedList<Adapter<T>>);
 
-impl<T> List<T> {
+impl<T> WaiterList<T> {
     pub(super) const EMPTY: Self = Self(LinkedList::new(Adapter::NEW));
 }
 
 // SAFETY: the nodes are reached through the queue's lock alone, on whichever CPU holds it, and hold what may be sent.
-unsafe impl<T: Send> Send for List<T> {}
+unsafe impl<T: Send> Send for WaiterList<T> {}
 
 /// Threads that wait, first come first served. Each waits with a value of type `T`.
-pub struct WaitQueue<T>(pub(super) IrqLock<List<T>, { rank::WAIT }>);
+pub struct WaitQueue<T>(pub(super) IrqLock<WaiterList<T>, { rank::WAIT }>);
 
 impl<T> WaitQueue<T> {
     /// Locks the queue: no thread joins it or is woken until the result is dropped. The condition of its waiters is
@@ -60,7 +60,7 @@ impl<T> WaitQueue<T> {
 
 impl<T> Default for WaitQueue<T> {
     fn default() -> Self {
-        Self(IrqLock::new(List::EMPTY))
+        Self(IrqLock::new(WaiterList::EMPTY))
     }
 }
 
@@ -77,7 +77,7 @@ pub enum Woken {
 
 /// A [`WaitQueue`], locked.
 pub struct Waiters<'a, T> {
-    list: IrqGuard<'a, List<T>, { rank::WAIT }>,
+    list: IrqGuard<'a, WaiterList<T>, { rank::WAIT }>,
     queue: &'a WaitQueue<T>,
 }
 

@@ -37,7 +37,7 @@ pub(super) fn stack_of(cpu: &Cpu) -> Range<u64> {
 
 /// One step of the chain, from the innermost outwards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub(super) enum CallStep {
     /// A function that made a call; the address is that of the call.
     Call(VirtAddr),
     /// Code that an exception interrupted; the address is that of the instruction that it stopped at.
@@ -46,7 +46,7 @@ pub(super) enum Step {
 
 /// Why the chain ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum End {
+pub(super) enum ChainEnd {
     /// At the first function of this CPU or thread.
     Complete,
     /// The next record would be here, and that is no place for one.
@@ -62,8 +62,8 @@ pub(super) fn walk(
     stacks: &[Range<u64>],
     exception_return: u64,
     read: impl Fn(VirtAddr) -> Option<u64>,
-    mut visit: impl FnMut(Step),
-) -> End {
+    mut visit: impl FnMut(CallStep),
+) -> ChainEnd {
     let mut stacks = stacks.iter();
     let mut allowed = 0..0;
     let mut interrupted = false;
@@ -74,22 +74,22 @@ pub(super) fn walk(
         if !fits(&allowed) {
             match stacks.find(|stack| fits(stack)) {
                 Some(stack) => allowed = stack.clone(),
-                None => return End::Corrupt(VirtAddr(fp)),
+                None => return ChainEnd::Corrupt(VirtAddr(fp)),
             }
         }
         let (Some(next), Some(pc)) = (read(VirtAddr(fp)), read(VirtAddr(fp + 8))) else {
-            return End::Corrupt(VirtAddr(fp));
+            return ChainEnd::Corrupt(VirtAddr(fp));
         };
         if interrupted {
-            visit(Step::Interrupted(VirtAddr(pc)));
+            visit(CallStep::Interrupted(VirtAddr(pc)));
         } else if pc != 0 && pc != exception_return {
-            visit(Step::Call(VirtAddr(pc.wrapping_sub(4))));
+            visit(CallStep::Call(VirtAddr(pc.wrapping_sub(4))));
         }
         interrupted = pc == exception_return;
         allowed.start = fp + 16;
         fp = next;
     }
-    End::Complete
+    ChainEnd::Complete
 }
 
 /// The chain of calls of this CPU, printable.
@@ -119,8 +119,8 @@ impl fmt::Display for Backtrace {
         let end = walk(self.fp, &self.stacks, exception_return(), read, |step| lines.add(step));
         lines.finish()?;
         match end {
-            End::Complete => Ok(()),
-            End::Corrupt(fp) => writeln!(f, "  (ends here: no frame record can be at {fp})"),
+            ChainEnd::Complete => Ok(()),
+            ChainEnd::Corrupt(fp) => writeln!(f, "  (ends here: no frame record can be at {fp})"),
         }
     }
 }
@@ -128,14 +128,14 @@ impl fmt::Display for Backtrace {
 /// A step for each line. A recursive function's calls of itself take one line together.
 struct Lines<'a, 'f> {
     f: &'a mut fmt::Formatter<'f>,
-    last: Option<Step>,
+    last: Option<CallStep>,
     repeated: usize,
     printed: usize,
     result: fmt::Result,
 }
 
 impl Lines<'_, '_> {
-    fn add(&mut self, step: Step) {
+    fn add(&mut self, step: CallStep) {
         if self.last == Some(step) {
             self.repeated += 1;
             return;
@@ -145,8 +145,8 @@ impl Lines<'_, '_> {
         self.printed += 1;
         if self.printed <= LONGEST {
             match step {
-                Step::Call(pc) => self.print(format_args!("  {}", Named(pc))),
-                Step::Interrupted(pc) => self.print(format_args!("  --- exception ---\n  {}", Named(pc))),
+                CallStep::Call(pc) => self.print(format_args!("  {}", Named(pc))),
+                CallStep::Interrupted(pc) => self.print(format_args!("  --- exception ---\n  {}", Named(pc))),
             }
         }
     }
@@ -186,7 +186,7 @@ mod tests {
     const OVERFLOW: Range<u64> = 0xffff_8001_0010_0000..0xffff_8001_0010_4000;
     const EXCEPTION_RETURN: u64 = 0x9000;
 
-    fn steps(fp: u64, memory: &HashMap<u64, u64>) -> (Vec<Step>, End) {
+    fn steps(fp: u64, memory: &HashMap<u64, u64>) -> (Vec<CallStep>, ChainEnd) {
         let mut steps = Vec::new();
         let stacks = [OVERFLOW, stack_around(STACK + 0x100)];
         let read = |address: VirtAddr| memory.get(&address.0).copied();
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_whole_chain_is_read_to_its_end() {
         let memory = records(&[(STACK + 0x100, STACK + 0x200, 0x1004), (STACK + 0x200, 0, 0)]);
-        assert_eq!(steps(STACK + 0x100, &memory), (vec![Step::Call(VirtAddr(0x1000))], End::Complete));
+        assert_eq!(steps(STACK + 0x100, &memory), (vec![CallStep::Call(VirtAddr(0x1000))], ChainEnd::Complete));
     }
 
     #[test]
@@ -221,8 +221,8 @@ mod tests {
             (OVERFLOW.start + 0x180, STACK + 0x40, 0x2000),
             (STACK + 0x40, 0, 0x3004),
         ]);
-        let expected = vec![Step::Interrupted(VirtAddr(0x2000)), Step::Call(VirtAddr(0x3000))];
-        assert_eq!(steps(OVERFLOW.start + 0x100, &memory), (expected, End::Complete));
+        let expected = vec![CallStep::Interrupted(VirtAddr(0x2000)), CallStep::Call(VirtAddr(0x3000))];
+        assert_eq!(steps(OVERFLOW.start + 0x100, &memory), (expected, ChainEnd::Complete));
     }
 
     #[test]
@@ -239,9 +239,9 @@ mod tests {
         ] {
             let memory = records(&[(STACK + 0x100, bad, 0x1004), (OVERFLOW.start, STACK + 0x200, 0x1004)]);
             let (calls, end) = steps(STACK + 0x100, &memory);
-            assert_eq!((calls.len(), end), (1, End::Corrupt(VirtAddr(bad))), "{bad:#x}");
+            assert_eq!((calls.len(), end), (1, ChainEnd::Corrupt(VirtAddr(bad))), "{bad:#x}");
         }
-        assert_eq!(steps(STACK + 0x100, &HashMap::new()), (vec![], End::Corrupt(VirtAddr(STACK + 0x100))));
+        assert_eq!(steps(STACK + 0x100, &HashMap::new()), (vec![], ChainEnd::Corrupt(VirtAddr(STACK + 0x100))));
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
         impl fmt::Display for Printed {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut lines = Lines { f, last: None, repeated: 0, printed: 0, result: Ok(()) };
-                self.0.iter().for_each(|&pc| lines.add(Step::Call(VirtAddr(pc))));
+                self.0.iter().for_each(|&pc| lines.add(CallStep::Call(VirtAddr(pc))));
                 lines.finish()
             }
         }

@@ -12,7 +12,7 @@
 /// One entry, as `probe` writes it in assembly.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Entry {
+pub(super) struct ExtableEntry {
     /// The instruction that may fault, relative to this field.
     instruction: i32,
     /// Where to go on, relative to this field.
@@ -23,19 +23,19 @@ pub(super) struct Entry {
 #[cfg(target_os = "none")]
 pub(super) fn fixup(pc: u64) -> Option<u64> {
     unsafe extern "C" {
-        static __extable_start: Entry;
-        static __extable_end: Entry;
+        static __extable_start: ExtableEntry;
+        static __extable_end: ExtableEntry;
     }
     let start = &raw const __extable_start;
     let size = (&raw const __extable_end).addr() - start.addr();
     // SAFETY: the linker script lays the entries out between the two symbols, in memory that is never written.
-    let entries = unsafe { core::slice::from_raw_parts(start, size / size_of::<Entry>()) };
+    let entries = unsafe { core::slice::from_raw_parts(start, size / size_of::<ExtableEntry>()) };
     find(entries, start.addr() as u64, pc)
 }
 
 /// Looks `pc` up in a table that lies at `base`.
-fn find(entries: &[Entry], base: u64, pc: u64) -> Option<u64> {
-    entries.iter().zip((base..).step_by(size_of::<Entry>())).find_map(|(entry, at)| {
+fn find(entries: &[ExtableEntry], base: u64, pc: u64) -> Option<u64> {
+    entries.iter().zip((base..).step_by(size_of::<ExtableEntry>())).find_map(|(entry, at)| {
         let matches = at.wrapping_add_signed(i64::from(entry.instruction)) == pc;
         matches.then(|| (at + 4).wrapping_add_signed(i64::from(entry.fixup)))
     })
@@ -50,8 +50,8 @@ mod tests {
         let base = 0xffff_8000_8010_0000;
         // Instructions at base − 0x1000 and base + 0x2000, fixups four bytes after each.
         let table = [
-            Entry { instruction: -0x1000, fixup: -0x1004 + 4 },
-            Entry { instruction: 0x2000 - 8, fixup: 0x2000 - 12 + 4 },
+            ExtableEntry { instruction: -0x1000, fixup: -0x1004 + 4 },
+            ExtableEntry { instruction: 0x2000 - 8, fixup: 0x2000 - 12 + 4 },
         ];
         assert_eq!(find(&table, base, base - 0x1000), Some(base - 0x1000 + 4));
         assert_eq!(find(&table, base, base + 0x2000), Some(base + 0x2004));

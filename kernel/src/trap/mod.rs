@@ -32,7 +32,7 @@ use granule_arch::{barrier, translate};
 
 pub use frame::TrapFrame;
 pub use per_cpu::PerCpu;
-pub use probe::Fault;
+pub use probe::ProbeFault;
 
 /// Bytes of every stack that the kernel runs on.
 pub const STACK_SIZE: u64 = 16 << 10;

@@ -13,14 +13,14 @@ use granule_arch::esr::{Access, Syndrome};
 
 /// A synchronous exception that an access took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fault {
+pub struct ProbeFault {
     /// ESR_EL1: what happened.
     pub syndrome: Syndrome,
     /// FAR_EL1: the address that it happened at.
     pub address: VirtAddr,
 }
 
-impl Fault {
+impl ProbeFault {
     /// The level of the walk at which the fault was found, where it is a fault that has one.
     pub fn level(&self) -> Option<i8> {
         self.syndrome.abort()?.level
@@ -33,7 +33,7 @@ impl Fault {
 }
 
 /// "permission fault, level 3, on a write to 0xffff800100001000".
-impl fmt::Display for Fault {
+impl fmt::Display for ProbeFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let preposition = match self.syndrome.abort().map(|abort| abort.access) {
             Some(Access::Read) => "of",
@@ -45,7 +45,7 @@ impl fmt::Display for Fault {
     }
 }
 
-impl core::error::Error for Fault {}
+impl core::error::Error for ProbeFault {}
 
 mod sealed {
     pub trait Sealed {}
@@ -54,12 +54,12 @@ mod sealed {
 /// An integer that one instruction loads or stores: `u8`, `u16`, `u32`, `u64`.
 pub trait Width: Copy + sealed::Sealed {
     #[doc(hidden)]
-    fn load(address: VirtAddr) -> Result<Self, Fault>;
+    fn load(address: VirtAddr) -> Result<Self, ProbeFault>;
 
     /// # Safety
     /// That of [`write`].
     #[doc(hidden)]
-    unsafe fn store(address: VirtAddr, value: Self) -> Result<(), Fault>;
+    unsafe fn store(address: VirtAddr, value: Self) -> Result<(), ProbeFault>;
 }
 
 /// Reads a `T` at `address` by a single load.
@@ -69,7 +69,7 @@ pub trait Width: Copy + sealed::Sealed {
 ///
 /// # Errors
 /// The fault that the load took.
-pub fn read<T: Width>(address: VirtAddr) -> Result<T, Fault> {
+pub fn read<T: Width>(address: VirtAddr) -> Result<T, ProbeFault> {
     T::load(address)
 }
 
@@ -80,7 +80,7 @@ pub fn read<T: Width>(address: VirtAddr) -> Result<T, Fault> {
 ///
 /// # Errors
 /// The fault that the store took; nothing was written then.
-pub unsafe fn write<T: Width>(address: VirtAddr, value: T) -> Result<(), Fault> {
+pub unsafe fn write<T: Width>(address: VirtAddr, value: T) -> Result<(), ProbeFault> {
     // SAFETY: the caller's promise is the same.
     unsafe { T::store(address, value) }
 }
@@ -93,7 +93,7 @@ pub unsafe fn write<T: Width>(address: VirtAddr, value: T) -> Result<(), Fault> 
 /// # Errors
 /// The exception that the *first* instruction took, be it the fetch or the instruction itself. An exception further on
 /// is not the probe's any more: it is reported like any other of the kernel.
-pub unsafe fn execute(address: VirtAddr) -> Result<(), Fault> {
+pub unsafe fn execute(address: VirtAddr) -> Result<(), ProbeFault> {
     // SAFETY: the caller's promise is the same.
     unsafe { machine::call(address) }
 }
@@ -110,11 +110,11 @@ mod machine {
 
     use super::super::extable;
     use super::super::frame::TrapFrame;
-    use super::{Fault, Width, sealed};
+    use super::{ProbeFault, Width, sealed};
 
     /// What the rule of a fixup left in x16 and x17.
-    fn outcome(esr: u64, far: u64) -> Result<(), Fault> {
-        if esr == 0 { Ok(()) } else { Err(Fault { syndrome: Syndrome(esr), address: VirtAddr(far) }) }
+    fn outcome(esr: u64, far: u64) -> Result<(), ProbeFault> {
+        if esr == 0 { Ok(()) } else { Err(ProbeFault { syndrome: Syndrome(esr), address: VirtAddr(far) }) }
     }
 
     /// An exception table's entry: after a fault of the instruction at `1`, `2` is next.
@@ -130,7 +130,7 @@ mod machine {
 
             impl Width for $type {
                 #[inline(never)]
-                fn load(address: VirtAddr) -> Result<Self, Fault> {
+                fn load(address: VirtAddr) -> Result<Self, ProbeFault> {
                     let value: u64;
                     let (esr, far): (u64, u64);
                     // SAFETY: a load changes no memory, and where it faults the exception table ends it.
@@ -150,7 +150,7 @@ mod machine {
                 }
 
                 #[inline(never)]
-                unsafe fn store(address: VirtAddr, value: Self) -> Result<(), Fault> {
+                unsafe fn store(address: VirtAddr, value: Self) -> Result<(), ProbeFault> {
                     let (esr, far): (u64, u64);
                     // SAFETY: the caller may change what lies there, and where the store faults the exception table
                     // ends it.
@@ -180,7 +180,7 @@ mod machine {
     /// # Safety
     /// That of [`super::execute`].
     #[inline(never)]
-    pub(super) unsafe fn call(address: VirtAddr) -> Result<(), Fault> {
+    pub(super) unsafe fn call(address: VirtAddr) -> Result<(), ProbeFault> {
         let (esr, far): (u64, u64);
         // SAFETY: by the caller's contract the code may run; it keeps the procedure call standard, and every register
         // that the standard lets it change is declared. The ISB makes this CPU fetch under the tables as they are now.
@@ -218,10 +218,10 @@ mod machine {
     use granule_arch::addr::VirtAddr;
     use granule_arch::esr::Syndrome;
 
-    use super::{Fault, Width, sealed};
+    use super::{ProbeFault, Width, sealed};
 
-    fn fault(esr: u64, address: VirtAddr) -> Fault {
-        Fault { syndrome: Syndrome(esr), address }
+    fn fault(esr: u64, address: VirtAddr) -> ProbeFault {
+        ProbeFault { syndrome: Syndrome(esr), address }
     }
 
     macro_rules! width {
@@ -229,11 +229,11 @@ mod machine {
             impl sealed::Sealed for $type {}
 
             impl Width for $type {
-                fn load(address: VirtAddr) -> Result<Self, Fault> {
+                fn load(address: VirtAddr) -> Result<Self, ProbeFault> {
                     Err(fault(0x9600_0004, address))
                 }
 
-                unsafe fn store(address: VirtAddr, _value: Self) -> Result<(), Fault> {
+                unsafe fn store(address: VirtAddr, _value: Self) -> Result<(), ProbeFault> {
                     Err(fault(0x9600_0044, address))
                 }
             }
@@ -244,7 +244,7 @@ mod machine {
 
     /// # Safety
     /// None: nothing is called.
-    pub(super) unsafe fn call(address: VirtAddr) -> Result<(), Fault> {
+    pub(super) unsafe fn call(address: VirtAddr) -> Result<(), ProbeFault> {
         Err(fault(0x8600_0004, address))
     }
 }
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_fault_is_a_sentence() {
-        let fault = |esr| Fault { syndrome: Syndrome(esr), address: VirtAddr(0xffff_8001_0000_1000) }.to_string();
+        let fault = |esr| ProbeFault { syndrome: Syndrome(esr), address: VirtAddr(0xffff_8001_0000_1000) }.to_string();
         assert_eq!(fault(0x9600_004f), "permission fault, level 3, on a write to 0xffff800100001000");
         assert_eq!(fault(0x9600_0007), "translation fault, level 3, on a read of 0xffff800100001000");
         assert_eq!(fault(0x8600_000f), "permission fault, level 3, on an instruction fetch from 0xffff800100001000");

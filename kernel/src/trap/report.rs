@@ -10,7 +10,7 @@ use granule_arch::esr::Access;
 
 use super::backtrace::{Backtrace, stack_around, stack_of};
 use super::frame::TrapFrame;
-use super::probe::{self, Fault};
+use super::probe::{self, ProbeFault};
 use super::vector::{ExceptionKind, Vector};
 use crate::mm::kernel::describe_walk;
 use crate::panic::die;
@@ -84,8 +84,8 @@ impl fmt::Display for Headline<'_> {
 }
 
 /// The exception of `frame` as a fault with the address that it is about.
-fn fault(frame: &TrapFrame) -> Fault {
-    Fault { syndrome: frame.syndrome(), address: frame.exception_address() }
+fn fault(frame: &TrapFrame) -> ProbeFault {
+    ProbeFault { syndrome: frame.syndrome(), address: frame.exception_address() }
 }
 
 fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {

@@ -5,7 +5,7 @@
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::set_memory::Validity;
 use granule::mm::layout;
-use granule::mm::maintenance::{self, Counts, Kind};
+use granule::mm::maintenance::{self, Counts, MaintenanceOp};
 use granule::smp::this_cpu;
 use granule::trap::probe;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
@@ -89,7 +89,7 @@ fn an_invalid_page_is_used_until_it_is_flushed(t: &mut Test) {
     let mut result = Ok(());
     let counts = issued(|| result = space().set_direct_map_default_noflush(frame));
     t.equal("put back", result, Ok(()));
-    t.equal("DSB, ISB, TLBI", [counts.of(Kind::Dsb), counts.of(Kind::Isb), counts.tlbi()], [1, 1, 0]);
+    t.equal("DSB, ISB, TLBI", [counts.of(MaintenanceOp::Dsb), counts.of(MaintenanceOp::Isb), counts.tlbi()], [1, 1, 0]);
     t.check("written again", is_writable(page) && space().kernel_page_present(frame));
     block.free(t);
 }

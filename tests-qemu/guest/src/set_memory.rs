@@ -15,10 +15,10 @@ use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::KernelArea;
 use granule::mm::layout;
-use granule::mm::maintenance::{self, Counts, Kind};
+use granule::mm::maintenance::{self, Counts, MaintenanceOp};
 use granule::mm::tlb::KernelTlb;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
-use granule::trap::{Fault, probe};
+use granule::trap::{ProbeFault, probe};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::esr::{Access, FaultStatus};
 use granule_arch::wait;
@@ -50,23 +50,23 @@ fn area(t: &mut Test, pages: u64) -> Option<KernelArea> {
     Some(area)
 }
 
-fn write(address: VirtAddr) -> Result<(), Fault> {
+fn write(address: VirtAddr) -> Result<(), ProbeFault> {
     // SAFETY: a page of this test, or one that refuses.
     unsafe { probe::write(address, 0x5a5a_u64) }
 }
 
-fn execute(address: VirtAddr) -> Result<(), Fault> {
+fn execute(address: VirtAddr) -> Result<(), ProbeFault> {
     // SAFETY: a page that holds `ret`, or one that refuses.
     unsafe { probe::execute(address) }
 }
 
 /// Status, access and address of a fault.
-fn parts(fault: Fault) -> Option<(FaultStatus, Access, VirtAddr)> {
+fn parts(fault: ProbeFault) -> Option<(FaultStatus, Access, VirtAddr)> {
     fault.syndrome.abort().map(|abort| (abort.status, abort.access, fault.address))
 }
 
 #[track_caller]
-fn refused<T>(t: &mut Test, result: Result<T, Fault>, status: FaultStatus, access: Access, address: VirtAddr) {
+fn refused<T>(t: &mut Test, result: Result<T, ProbeFault>, status: FaultStatus, access: Access, address: VirtAddr) {
     t.equal("the fault", result.err().and_then(parts), Some((status, access, address)));
 }
 
@@ -423,8 +423,8 @@ fn what_a_call_issues_is_counted_while_counting_is_on(t: &mut Test) {
     let counted = issued(&data);
     let features = granule::kernel().features();
     let repeated = u64::from(features.repeat_tlbi.is_needed());
-    t.equal("DSB", counted.of(Kind::Dsb), 2 + repeated);
-    t.equal("ISB", counted.of(Kind::Isb), 1);
+    t.equal("DSB", counted.of(MaintenanceOp::Dsb), 2 + repeated);
+    t.equal("ISB", counted.of(MaintenanceOp::Isb), 1);
     t.equal("TLBI", counted.tlbi(), repeated + if features.cpus.tlb_range() { 2 } else { 3 });
     t.equal("nothing changed, nothing issued", issued(&data), Counts::default());
     code();

@@ -11,7 +11,7 @@ use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::mm::kernel::set_memory::Validity;
 use granule::smp::{self, CpuId, CpuSet, this_cpu};
-use granule::trap::{Fault, STACK_SIZE, is_spurious, probe};
+use granule::trap::{ProbeFault, STACK_SIZE, is_spurious, probe};
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{Access, Class, FaultStatus, Syndrome};
 
@@ -29,7 +29,7 @@ fn guard_page() -> VirtAddr {
 
 /// Checks that `result` is a fault of this kind, at this address.
 #[track_caller]
-fn expect(t: &mut Test, result: Result<(), Fault>, status: FaultStatus, access: Access, address: VirtAddr) {
+fn expect(t: &mut Test, result: Result<(), ProbeFault>, status: FaultStatus, access: Access, address: VirtAddr) {
     let found = result.err().and_then(|fault| Some((fault.syndrome.abort()?, fault.address)));
     let found = found.map(|(abort, address)| (abort.status, abort.access, address));
     t.equal("the fault", found, Some((status, access, address)));
@@ -90,7 +90,7 @@ fn execution_is_refused_as_a_value(t: &mut Test) {
     let code = returns as extern "C" fn() as usize as u64;
     let data = VirtAddr::from_ptr(&raw const VARIABLE);
     let constant = VirtAddr::from_ptr(&raw const CONSTANT);
-    let class = |result: Result<(), Fault>| result.err().map(|fault| (fault.syndrome.class(), fault.address));
+    let class = |result: Result<(), ProbeFault>| result.err().map(|fault| (fault.syndrome.class(), fault.address));
     VARIABLE.store(0, Ordering::Relaxed);
     // SAFETY: `returns` may be called; none of the others gets past its first instruction.
     unsafe {

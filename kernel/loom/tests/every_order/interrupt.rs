@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use granule_loom::{Cpu, Machine, Word};
+use granule_loom::{Cpu, CpuWord, Machine};
 use granule_pgtable::{Announced, WalkWord};
 
 use crate::{assert_caught, every_order, without};
@@ -78,7 +78,7 @@ impl WalkWord for Interrupted<'_> {
 
 /// The same word as the handler uses it.
 struct Nested<'m> {
-    word: &'m Word,
+    word: &'m CpuWord,
     handler: Handler,
 }
 

@@ -9,7 +9,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use super::magazine::BATCH;
 use super::{Frame, FrameAllocator, FreeError, LinearMap};
 use crate::mm::OutOfMemory;
-use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, State};
+use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, BlockState};
 use crate::smp::Cpu;
 
 /// Frames with one owner, in runs of neighbours: the first frame of each run has its end and the start of the next one,
@@ -196,7 +196,7 @@ impl FrameAllocator {
         debug_assert!(run.len() <= FEW);
         for frame in [run.start, run.end - 1] {
             if frame / BLOCK_FRAMES != *cut {
-                if self.blocks.state(frame) != State::Cut {
+                if self.blocks.state(frame) != BlockState::Cut {
                     self.refuse(PhysAddr::from_frame_number(run.start), FreeError::Foreign);
                     return None;
                 }
@@ -216,7 +216,7 @@ impl FrameAllocator {
             let first = released.end;
             // A block at a time: each has a state of its own.
             let end = run.end.min((first / BLOCK_FRAMES + 1) * BLOCK_FRAMES);
-            let wrong = if self.blocks.state(first) == State::Cut {
+            let wrong = if self.blocks.state(first) == BlockState::Cut {
                 // SAFETY: the records of a cut block are valid and stay mapped.
                 let records = unsafe { self.records.run(first..end) };
                 let failed = |(index, record): (usize, &Frame)| Some((first + index, record.release().err()?));

@@ -38,7 +38,7 @@ use spin::Once;
 
 use super::OutOfMemory;
 use super::early::MemoryMap;
-use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, PageBlocks, State};
+use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, PageBlocks};
 use crate::smp::{Cpu, MAX_CPUS};
 
 /// How the kernel reaches the contents of physical memory: the address at which the linear map shows it.
@@ -205,7 +205,7 @@ impl FrameAllocator {
     #[inline]
     pub fn free(&self, cpu: &Cpu, address: PhysAddr) {
         let released = match self.frame(address) {
-            Some((State::Cut, frame)) if address.is_aligned(PAGE_SIZE as u64) => frame.release(),
+            Some((BlockState::Cut, frame)) if address.is_aligned(PAGE_SIZE as u64) => frame.release(),
             _ => Err(FreeError::Foreign),
         };
         let number = address.frame_number();
@@ -246,7 +246,7 @@ impl FrameAllocator {
     pub fn free_blocks(&self, cpu: &Cpu, address: PhysAddr, order: u32) {
         let number = address.frame_number() / BLOCK_FRAMES;
         let released = match self.frame(address) {
-            Some((State::Head, frame))
+            Some((BlockState::Head, frame))
                 if address.is_aligned(BLOCK_SIZE) && self.blocks.order(number) == Some(order) =>
             {
                 frame.release()
@@ -265,11 +265,11 @@ impl FrameAllocator {
     /// The record of the frame that holds `address`, and what its block is used for; `None` where the block is not cut
     /// or the first of a run, in which case the frame is not one that anyone owns by itself.
     #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
-    pub fn frame(&self, address: PhysAddr) -> Option<(State, &Frame)> {
+    pub fn frame(&self, address: PhysAddr) -> Option<(BlockState, &Frame)> {
         let frame = address.frame_number();
         let state = self.blocks.state(frame);
         // SAFETY: the records of blocks in these states are valid and stay mapped.
-        matches!(state, State::Cut | State::Head).then(|| (state, unsafe { self.records.get(frame) }))
+        matches!(state, BlockState::Cut | BlockState::Head).then(|| (state, unsafe { self.records.get(frame) }))
     }
 
     /// The record of the frame at `address`, which is not looked up.

@@ -340,7 +340,7 @@ fn record_shows_the_owner_and_is_cleared_by_free() {
     let frames = machine.boot(&cpu, &[]);
     let address = frames.alloc(&cpu).unwrap();
     let (state, frame) = frames.frame(address).unwrap();
-    assert_eq!((state, frame.references()), (State::Cut, 1));
+    assert_eq!((state, frame.references()), (BlockState::Cut, 1));
     frame.owner.store(7, Ordering::Relaxed);
     frame.flags.store(1, Ordering::Relaxed);
     frames.free(&cpu, address);
@@ -471,7 +471,7 @@ fn only_the_first_frame_of_a_run_has_a_record_of_its_own() {
     let (machine, cpu) = small_machine();
     let frames = machine.boot(&cpu, &[]);
     let run = frames.alloc_blocks(&cpu, 1).unwrap();
-    assert_eq!(frames.frame(run).map(|(state, frame)| (state, frame.references())), Some((State::Head, 1)));
+    assert_eq!(frames.frame(run).map(|(state, frame)| (state, frame.references())), Some((BlockState::Head, 1)));
     assert!(frames.frame(run + BLOCK_SIZE).is_none());
     frames.free_blocks(&cpu, run, 1);
     assert!(frames.frame(run).is_none());

@@ -25,7 +25,7 @@ use super::record;
 use crate::lab;
 #[cfg(target_os = "none")]
 use crate::mm::layout;
-use crate::mm::maintenance::{Kind, count};
+use crate::mm::maintenance::{MaintenanceOp, count};
 use crate::platform::features::branch;
 
 const ENTRIES: usize = 512;
@@ -180,7 +180,7 @@ unsafe impl<V: View> Mmu for Metal<V> {
 
     #[inline(always)]
     fn tlbi(&self, instruction: Instruction) {
-        count(Kind::of(instruction));
+        count(MaintenanceOp::of(instruction));
         note!(Operation::Tlbi(instruction));
         instruction.execute();
     }
@@ -193,28 +193,28 @@ unsafe impl<V: View> Mmu for Metal<V> {
 
     #[inline(always)]
     fn dsb_ishst(&self) {
-        count(Kind::Dsb);
+        count(MaintenanceOp::Dsb);
         note!(Operation::DsbIshst);
         barrier::dsb_ishst();
     }
 
     #[inline(always)]
     fn dsb_ish(&self) {
-        count(Kind::Dsb);
+        count(MaintenanceOp::Dsb);
         note!(Operation::DsbIsh);
         barrier::dsb_ish();
     }
 
     #[inline(always)]
     fn dsb_nsh(&self) {
-        count(Kind::Dsb);
+        count(MaintenanceOp::Dsb);
         note!(Operation::DsbNsh);
         barrier::dsb_nsh();
     }
 
     #[inline(always)]
     fn isb(&self) {
-        count(Kind::Isb);
+        count(MaintenanceOp::Isb);
         note!(Operation::Isb);
         barrier::isb();
     }

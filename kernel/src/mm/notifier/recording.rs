@@ -43,7 +43,7 @@ pub struct Call {
 
 /// What happened, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
+pub enum RecordedStep {
     /// To the machine.
     Machine(Operation),
     /// To the subscriber.
@@ -76,16 +76,16 @@ impl Recording {
 
     /// What `work` did to the machine and its calls to this subscriber, as one stream.
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
-    pub fn stream(&self, work: impl FnOnce()) -> Vec<Step> {
+    pub fn stream(&self, work: impl FnOnce()) -> Vec<RecordedStep> {
         self.take();
         let machine = record::record(work);
         let mut calls = self.take().into_iter().peekable();
         let mut steps = Vec::new();
         for position in 0..=machine.len() {
             while let Some(call) = calls.next_if(|call| call.position <= position) {
-                steps.push(Step::Notified(call.notified, call.range));
+                steps.push(RecordedStep::Notified(call.notified, call.range));
             }
-            steps.extend(machine.get(position).copied().map(Step::Machine));
+            steps.extend(machine.get(position).copied().map(RecordedStep::Machine));
         }
         steps
     }

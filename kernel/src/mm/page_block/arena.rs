@@ -84,12 +84,12 @@ impl NodeArena {
 
     /// Lets the global allocator serve `cpu` from here until the value is dropped. The caller holds the page-block lock
     /// and runs on `cpu`.
-    pub(super) fn enter<'a>(&'a self, cpu: &'a Cpu) -> Section<'a> {
+    pub(super) fn enter<'a>(&'a self, cpu: &'a Cpu) -> ArenaSection<'a> {
         debug_assert!(cpu.node_arena.get().is_none(), "page-block sections do not nest");
         cpu.node_arena.0.store(ptr::from_ref(self).cast_mut(), Relaxed);
         #[cfg(test)]
         tests::enter(self);
-        Section { cpu }
+        ArenaSection { cpu }
     }
 
     /// A cell for `layout`; null where it is larger than a cell or, which [`Self::required_bytes`] rules out, none is
@@ -144,11 +144,11 @@ impl NodeArena {
 }
 
 /// This CPU is inside a page-block section: its allocations are nodes of the buddy allocator's sets.
-pub(super) struct Section<'a> {
+pub(super) struct ArenaSection<'a> {
     cpu: &'a Cpu,
 }
 
-impl Drop for Section<'_> {
+impl Drop for ArenaSection<'_> {
     fn drop(&mut self) {
         self.cpu.node_arena.0.store(null_mut(), Relaxed);
         #[cfg(test)]

@@ -53,7 +53,7 @@ pub type BlockNumber = usize;
 /// What a page block is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum State {
+pub enum BlockState {
     /// No frame of it was ever given to the allocator.
     Absent = 0,
     /// Whole, and in the buddy's sets.
@@ -71,7 +71,7 @@ const NONE: u32 = u32::MAX;
 /// 64-bit words in a bitmap.
 const WORDS: usize = BLOCK_FRAMES / 64;
 
-/// What is known about one page block besides its [`State`]. All zero is right for a block that was never used.
+/// What is known about one page block besides its [`BlockState`]. All zero is right for a block that was never used.
 struct PageBlock {
     /// Cut: bit f of word f / 64 is set while frame f is free.
     bitmap: [u64; WORDS],
@@ -159,7 +159,7 @@ impl PageBlocks {
         let spans = Spans::new(map);
         let count = spans.blocks();
         let arena_offset = Self::arena_offset(count, |_| 0);
-        // SAFETY: the storage is ours and at least this long; zero is a valid value of both arrays (`State::Absent`).
+        // SAFETY: the storage is ours and at least this long; zero is a valid value of both arrays (`BlockState::Absent`).
         let (blocks, states) = unsafe {
             ptr::write_bytes(storage.as_ptr::<u8>(), 0, arena_offset);
             let states = storage + (count * size_of::<PageBlock>()) as u64;
@@ -196,7 +196,7 @@ impl PageBlocks {
             let block = frame / BLOCK_FRAMES;
             let whole_end = frames.end / BLOCK_FRAMES;
             if frame.is_multiple_of(BLOCK_FRAMES) && block < whole_end {
-                self.set_states(block..whole_end, State::Free);
+                self.set_states(block..whole_end, BlockState::Free);
                 lists.totals.free_blocks += whole_end - block;
                 lists.with_buddy(cpu, |buddy| buddy.add_frame(block, whole_end));
                 frame = whole_end * BLOCK_FRAMES;
@@ -212,12 +212,12 @@ impl PageBlocks {
     /// Gives some frames of a block that can never be whole to the allocator.
     fn add_piece(&self, lists: &mut Lists, number: BlockNumber, bits: Range<usize>) {
         let Some(index) = self.spans.index(number) else { return };
-        if self.load_state(index) != State::Cut {
+        if self.load_state(index) != BlockState::Cut {
             self.prepare_records(lists, index, number);
             lists.blocks.at(index).number = number as u32;
             lists.totals.cut_blocks += 1;
             lists.link_first(index);
-            self.set_states(number..number + 1, State::Cut);
+            self.set_states(number..number + 1, BlockState::Cut);
         }
         let block = lists.blocks.at(index);
         block.free += bits.len() as u16;
@@ -250,7 +250,7 @@ impl PageBlocks {
         block.free = BLOCK_FRAMES as u16;
         block.number = number as u32;
         lists.link_last(index);
-        self.set_states(number..number + 1, State::Cut);
+        self.set_states(number..number + 1, BlockState::Cut);
         true
     }
 
@@ -324,7 +324,7 @@ impl PageBlocks {
         }
         if whole {
             lists.unlink(index);
-            self.set_states(number..number + 1, State::Free);
+            self.set_states(number..number + 1, BlockState::Free);
             lists.totals.cut_blocks -= 1;
             lists.totals.free_blocks += 1;
             lists.with_buddy(cpu, |buddy| buddy.dealloc(number, 1));
@@ -349,8 +349,8 @@ impl PageBlocks {
         lists.blocks.at(index).order = order as u8;
         lists.totals.free_blocks -= 1 << order;
         lists.totals.free_frames -= BLOCK_FRAMES << order;
-        self.set_states(number + 1..number + (1 << order), State::Tail);
-        self.set_states(number..number + 1, State::Head);
+        self.set_states(number + 1..number + (1 << order), BlockState::Tail);
+        self.set_states(number..number + 1, BlockState::Head);
         Some(number)
     }
 
@@ -358,15 +358,15 @@ impl PageBlocks {
     pub fn order(&self, first: BlockNumber) -> Option<u32> {
         let mut lists = self.lists.lock();
         let index = self.spans.index(first)?;
-        (self.load_state(index) == State::Head).then(|| u32::from(lists.blocks.at(index).order))
+        (self.load_state(index) == BlockState::Head).then(|| u32::from(lists.blocks.at(index).order))
     }
 
     /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record is "free"
     /// again.
     pub fn put_blocks(&self, cpu: &Cpu, first: BlockNumber, order: u32) {
         let mut lists = self.lists.lock();
-        debug_assert_eq!(self.state(first * BLOCK_FRAMES), State::Head);
-        self.set_states(first..first + (1 << order), State::Free);
+        debug_assert_eq!(self.state(first * BLOCK_FRAMES), BlockState::Head);
+        self.set_states(first..first + (1 << order), BlockState::Free);
         lists.totals.free_blocks += 1 << order;
         lists.totals.free_frames += BLOCK_FRAMES << order;
         lists.with_buddy(cpu, |buddy| buddy.dealloc(first, 1 << order));
@@ -375,8 +375,8 @@ impl PageBlocks {
     /// What the block that holds `frame` is used for, without the lock. The answer stays true while the caller owns a
     /// frame of the block; for anyone else it may be old.
     #[inline]
-    pub fn state(&self, frame: usize) -> State {
-        self.spans.index(frame / BLOCK_FRAMES).map_or(State::Absent, |index| self.load_state(index))
+    pub fn state(&self, frame: usize) -> BlockState {
+        self.spans.index(frame / BLOCK_FRAMES).map_or(BlockState::Absent, |index| self.load_state(index))
     }
 
     /// Calls `each`, under the lock, with the frames that are free here, in runs: those in magazines are not. For once
@@ -398,8 +398,8 @@ impl PageBlocks {
             for number in first / BLOCK_FRAMES..(first + count) / BLOCK_FRAMES {
                 let start = number * BLOCK_FRAMES;
                 match self.spans.index(number).map(|index| (index, self.load_state(index))) {
-                    Some((_, State::Free)) => add(start..start + BLOCK_FRAMES),
-                    Some((index, State::Cut)) => {
+                    Some((_, BlockState::Free)) => add(start..start + BLOCK_FRAMES),
+                    Some((index, BlockState::Cut)) => {
                         let bitmap = lists.blocks.at(index).bitmap;
                         let bit = |bit: usize| bitmap[bit / 64] >> (bit % 64) & 1 != 0;
                         (0..BLOCK_FRAMES)
@@ -432,19 +432,19 @@ impl PageBlocks {
         }
     }
 
-    fn load_state(&self, index: usize) -> State {
+    fn load_state(&self, index: usize) -> BlockState {
         // Acquire: a reader of Cut or Head sees the zeroed records.
         match self.states[index].load(Ordering::Acquire) {
-            1 => State::Free,
-            2 => State::Cut,
-            3 => State::Head,
-            4 => State::Tail,
-            _ => State::Absent,
+            1 => BlockState::Free,
+            2 => BlockState::Cut,
+            3 => BlockState::Head,
+            4 => BlockState::Tail,
+            _ => BlockState::Absent,
         }
     }
 
     /// Sets the state of consecutive blocks of one span. With the lock held.
-    fn set_states(&self, numbers: Range<BlockNumber>, state: State) {
+    fn set_states(&self, numbers: Range<BlockNumber>, state: BlockState) {
         if let Some(first) = self.spans.index(numbers.start) {
             for cell in &self.states[first..first + numbers.len()] {
                 cell.store(state as u8, Ordering::Release);

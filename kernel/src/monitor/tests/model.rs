@@ -20,7 +20,7 @@ use crate::mm::layout::VMALLOC_START;
 use crate::mm::space::Area;
 use crate::monitor::memory::{Permission, Width};
 use crate::monitor::{Half, Refusal, Subject};
-use crate::trap::probe::Fault;
+use crate::trap::probe::ProbeFault;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -70,11 +70,11 @@ enum Access {
 
 impl Model {
     /// Where the access goes, or the fault that it takes.
-    fn access(&self, address: VirtAddr, access: Access) -> Result<PhysAddr, Fault> {
+    fn access(&self, address: VirtAddr, access: Access) -> Result<PhysAddr, ProbeFault> {
         const TRANSLATION: u64 = 0b00_0100;
         const PERMISSION: u64 = 0b00_1100;
         let fault = |status: u64, level: u8| {
-            Err(Fault { syndrome: Syndrome(access as u64 | status | u64::from(level)), address })
+            Err(ProbeFault { syndrome: Syndrome(access as u64 | status | u64::from(level)), address })
         };
         let last = self.tables.page_tables().walk(address).last().expect("a walk reads the root");
         let descriptor = last.descriptor;
@@ -147,20 +147,20 @@ impl Subject for Model {
         Ok(())
     }
 
-    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, Fault> {
+    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, ProbeFault> {
         let physical = self.access(address, Access::Read)?;
         let byte = |index: u32| u64::from(self.bytes.get(&(physical.0 + u64::from(index))).copied().unwrap_or(0));
         Ok((0..width.bytes()).map(|index| byte(index) << (8 * index)).sum())
     }
 
-    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), Fault> {
+    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), ProbeFault> {
         let physical = self.access(address, Access::Write)?;
         let bytes = value.to_le_bytes();
         self.bytes.extend((physical.0..).zip(bytes).take(width.bytes() as usize));
         Ok(())
     }
 
-    fn execute(&mut self, address: VirtAddr) -> Result<(), Fault> {
+    fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault> {
         self.access(address, Access::Fetch).map(drop)
     }
 

@@ -16,7 +16,7 @@ use super::UserTlb;
 use crate::mm::asid::{AsidSlot, Asids};
 use crate::mm::kernel::Machine;
 use crate::mm::kernel::mmu::{LinearView, Metal};
-use crate::mm::notifier::recording::{Notified, Recording, Step};
+use crate::mm::notifier::recording::{Notified, RecordedStep, Recording};
 use crate::mm::notifier::{NotifierChain, Subscription};
 use crate::platform::features::branch;
 use crate::smp::{Cpu, CpuId};
@@ -51,7 +51,7 @@ impl Space {
         UserTlb::new(&self.slot, self.chain)
     }
 
-    fn stream(&self, work: impl FnOnce(UserTlb<'_>, &Machine)) -> Vec<Step> {
+    fn stream(&self, work: impl FnOnce(UserTlb<'_>, &Machine)) -> Vec<RecordedStep> {
         self.listener.stream(|| work(self.tlb(), &machine()))
     }
 }
@@ -60,30 +60,30 @@ fn pages(pages: usize) -> PageRange {
     PageRange::from_pages(START, pages).unwrap()
 }
 
-fn tlbi(instruction: Instruction) -> Step {
-    Step::Machine(Operation::Tlbi(instruction))
+fn tlbi(instruction: Instruction) -> RecordedStep {
+    RecordedStep::Machine(Operation::Tlbi(instruction))
 }
 
 fn at(page: VirtAddr) -> AddressOperand {
     AddressOperand::with_asid(page, ASID, None)
 }
 
-fn notified(start: u64, end: u64) -> Step {
-    Step::Notified(Notified::SecondaryTlbs, (start, end))
+fn notified(start: u64, end: u64) -> RecordedStep {
+    RecordedStep::Notified(Notified::SecondaryTlbs, (start, end))
 }
 
-const BEFORE: Step = Step::Machine(Operation::DsbIshst);
-const COMPLETE: Step = Step::Machine(Operation::DsbIsh);
-const COMPLETE_HERE: Step = Step::Machine(Operation::DsbNsh);
+const BEFORE: RecordedStep = RecordedStep::Machine(Operation::DsbIshst);
+const COMPLETE: RecordedStep = RecordedStep::Machine(Operation::DsbIsh);
+const COMPLETE_HERE: RecordedStep = RecordedStep::Machine(Operation::DsbNsh);
 const ONE_PAGE: (u64, u64) = (START.0, START.0 + 0x1000);
 
 /// A function, and all that it does to a space whose number is 7 on CPUs with nothing optional.
-type Row = (&'static str, fn(UserTlb<'_>, &Machine), Vec<Step>);
+type Row = (&'static str, fn(UserTlb<'_>, &Machine), Vec<RecordedStep>);
 
 #[test]
 fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
     let one = || notified(ONE_PAGE.0, ONE_PAGE.1);
-    let replaced = Step::Notified(Notified::Range, ONE_PAGE);
+    let replaced = RecordedStep::Notified(Notified::Range, ONE_PAGE);
     let rows: [Row; 9] = [
         (
             "flush_range of one page",
