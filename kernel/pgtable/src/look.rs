@@ -2,6 +2,8 @@
 //! every change, so it is inlined where a change is made, with what the compiler knows of that. Whatever is out of the
 //! ordinary is left to [`crate::update`], untouched.
 
+use core::slice;
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::LevelHint;
@@ -29,13 +31,13 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         change: &Change,
         splitter: &mut impl Splitter<M>,
     ) -> Option<Flush<M::Geometry>> {
-        first_look(self, range, change, splitter, Now(lazy))
+        first_look(self, range, change, splitter, |ready| ready.commit(lazy))
     }
 
     /// The same where no leaf is split, before anything has changed: for a change that others must come before.
     #[inline(always)]
     pub fn look(&self, range: PageRange<M::Geometry>, change: &Change) -> Option<Ready<'t, M>> {
-        first_look(self, range, change, &mut WholeLeaves, Later)
+        first_look(self, range, change, &mut WholeLeaves, |ready| ready)
     }
 }
 
@@ -44,11 +46,16 @@ impl<'t, M: Mmu> PageTables<'t, M> {
 pub struct Ready<'t, M: Mmu> {
     mmu: &'t M,
     cells: &'t [M::Cell],
-    /// The bits to flip in each entry; 0 where they are as they shall be.
+    /// The bits to flip in each entry; 0 where none changes.
     flip: u64,
-    /// What one of them becomes, as far as a change may touch it.
+    /// The new entry, of a page; of a run, as far as a change may touch it.
     to: Descriptor,
-    owed: Flush<M::Geometry>,
+    /// Whether it is one page, which is stored whole.
+    is_page: bool,
+    range: PageRange<M::Geometry>,
+    /// What [`flush`] needs of the change, and of the leaves.
+    leaves_stale: bool,
+    level: Option<LevelHint>,
 }
 
 impl<'t, M: Mmu> Ready<'t, M> {
@@ -60,19 +67,23 @@ impl<'t, M: Mmu> Ready<'t, M> {
     /// Changes the entries.
     #[inline(always)]
     pub fn commit(self, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
-        if self.flip != 0 {
-            self.mmu.update_run(self.cells, self.flip);
-            lazy.wrote(self.to);
+        if self.flip == 0 {
+            return Flush::NONE;
         }
-        self.owed
+        match self.cells {
+            [cell] if self.is_page => self.mmu.store(cell, self.to),
+            cells => self.mmu.update_run(cells, self.flip),
+        }
+        lazy.wrote(self.to);
+        flush(self.range, self.leaves_stale, self.level)
     }
 
-    /// Where the physical memory of the pages begins, where it is one piece.
+    /// Where the physical memory of the pages begins, if it is contiguous.
     #[inline(always)]
     pub fn physical(&self) -> Option<PhysAddr> {
         let at = |cell| self.mmu.load(cell).address().0;
         let start = at(self.cells.first()?);
-        // Where the second does not follow, the others need not be asked.
+        // Mostly the second entry decides.
         if let Some(second) = self.cells.get(1)
             && at(second) != start + M::Geometry::PAGE_SIZE
         {
@@ -92,97 +103,17 @@ impl<'t, M: Mmu> Ready<'t, M> {
     }
 }
 
-/// What becomes of a change that a first look has found to be possible.
-pub(crate) trait Act<'t, M: Mmu + 't> {
-    type Done;
-
-    /// The entries are as they shall be.
-    fn unchanged(self, mmu: &'t M, cells: &'t [M::Cell]) -> Self::Done;
-    /// The one entry becomes `new`.
-    fn page(
-        self,
-        mmu: &'t M,
-        cell: &'t M::Cell,
-        old: Descriptor,
-        new: Descriptor,
-        owed: Flush<M::Geometry>,
-    ) -> Self::Done;
-    /// The bits `flip` change in each entry, which then has those of `to` that a change may touch.
-    fn run(self, mmu: &'t M, cells: &'t [M::Cell], flip: u64, to: Descriptor, owed: Flush<M::Geometry>) -> Self::Done;
-}
-
-/// It is made.
-pub(crate) struct Now<'a, 'm, M: Mmu>(pub(crate) &'a Lazy<'m, M>);
-
-impl<'t, M: Mmu + 't> Act<'t, M> for Now<'_, '_, M> {
-    type Done = Flush<M::Geometry>;
-
-    #[inline(always)]
-    fn unchanged(self, _: &'t M, _: &'t [M::Cell]) -> Self::Done {
-        Flush::NONE
-    }
-
-    #[inline(always)]
-    fn page(
-        self,
-        mmu: &'t M,
-        cell: &'t M::Cell,
-        _: Descriptor,
-        new: Descriptor,
-        owed: Flush<M::Geometry>,
-    ) -> Self::Done {
-        mmu.store(cell, new);
-        self.0.wrote(new);
-        owed
-    }
-
-    #[inline(always)]
-    fn run(self, mmu: &'t M, cells: &'t [M::Cell], flip: u64, to: Descriptor, owed: Flush<M::Geometry>) -> Self::Done {
-        mmu.update_run(cells, flip);
-        self.0.wrote(to);
-        owed
-    }
-}
-
-/// It waits.
-struct Later;
-
-impl<'t, M: Mmu<Cell: 't> + 't> Act<'t, M> for Later {
-    type Done = Ready<'t, M>;
-
-    #[inline(always)]
-    fn unchanged(self, mmu: &'t M, cells: &'t [M::Cell]) -> Self::Done {
-        Ready { mmu, cells, flip: 0, to: Descriptor::EMPTY, owed: Flush::NONE }
-    }
-
-    #[inline(always)]
-    fn page(
-        self,
-        mmu: &'t M,
-        cell: &'t M::Cell,
-        old: Descriptor,
-        to: Descriptor,
-        owed: Flush<M::Geometry>,
-    ) -> Self::Done {
-        Ready { mmu, cells: core::slice::from_ref(cell), flip: old.0 ^ to.0, to, owed }
-    }
-
-    #[inline(always)]
-    fn run(self, mmu: &'t M, cells: &'t [M::Cell], flip: u64, to: Descriptor, owed: Flush<M::Geometry>) -> Self::Done {
-        Ready { mmu, cells, flip, to, owed }
-    }
-}
-
-/// The first look at a range: see [`PageTables::update_at_once`].
+/// The first look at a range, see [`PageTables::update_at_once`]: `act` is called where the change may be made. It is
+/// inlined for each kind of change, so that nothing of [`Ready`] lies in memory.
 #[inline(always)]
-pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
+pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, T>(
     tables: &PageTables<'t, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
     splitter: &mut S,
-    act: A,
-) -> Option<A::Done> {
-    if !S::LIVE_SPLITS {
+    act: impl FnOnce(Ready<'t, M>) -> T,
+) -> Option<T> {
+    if !S::SPLITS {
         let run = tables.sole_run(range, ReclaimMark::Keep)?;
         return look_at(tables, &run, LAST_LEVEL, range, change, splitter, act);
     }
@@ -194,29 +125,33 @@ pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
 
 /// The first look at the entries of `run`, which are all of `range`, or a block that has it.
 #[inline(always)]
-fn look_at<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
+fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
     tables: &PageTables<'t, M>,
     run: &Run<'t, M>,
     level: u8,
     range: PageRange<M::Geometry>,
     change: &Change,
     splitter: &mut S,
-    act: A,
-) -> Option<A::Done> {
+    act: impl FnOnce(Ready<'t, M>) -> T,
+) -> Option<T> {
     let (mmu, cells) = (tables.mmu(), run.cells());
     if change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
         return None;
     }
-    let hint = if S::LIVE_SPLITS { None } else { LevelHint::new(level) };
+    let level_hint = if S::LIVE_SPLITS { None } else { LevelHint::new(level) };
+    let leaves_stale = change.leaves_stale();
+    let ready =
+        |cells, flip, to, is_page| Ready { mmu, cells, flip, to, is_page, range, leaves_stale, level: level_hint };
     // A page takes one load where a run takes a loop.
     let found = if level == LAST_LEVEL && run.count == 1 {
         match look_at_page::<M, S>(mmu, run.table, run.first, change) {
             PageLook::Change { old, new } => {
-                return Some(act.page(mmu, run.entry(run.first), old, new, flush(range, change, hint)));
+                let cells = slice::from_ref(run.entry(run.first));
+                return Some(act(ready(cells, old.0 ^ new.0, new, true)));
             }
-            PageLook::Unchanged => return Some(act.unchanged(mmu, cells)),
-            PageLook::Undecided => return None,
-            PageLook::Cut(old) => Survey::NOTHING.with(old),
+            PageLook::Unchanged => return Some(act(ready(cells, 0, Descriptor::EMPTY, false))),
+            PageLook::Cut(old) if S::SPLITS => Survey::NOTHING.with(old),
+            PageLook::Cut(_) | PageLook::Undecided => return None,
         }
     } else {
         mmu.survey(cells)
@@ -225,19 +160,19 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
     if !may_change::<M::Geometry>(change, level, found, refused) {
         return None;
     }
-    let (from, to) = match Uniform::of(found, change) {
+    let (flip, to) = match Uniform::of(found, change) {
         Uniform::Not => return None,
-        // What may be owed all the same is left to the general way.
+        // An invalidation may be pending all the same: the general way decides.
         Uniform::Unchanged if change.makes_invalid() => return None,
-        Uniform::Unchanged => return Some(act.unchanged(mmu, cells)),
-        Uniform::Flip { from, to } => (from, to),
+        Uniform::Unchanged => return Some(act(ready(cells, 0, Descriptor::EMPTY, false))),
+        Uniform::Flip { from, to } => (from.0 ^ to.0, to),
     };
     if S::LIVE_SPLITS
         && let Some(leaves) = cut_leaves(mmu, run, level, found)
     {
         let is_block = matches!(leaves, CutLeaves::Block);
         let split = splitter.split(&Cut::new(*tables, range, leaves));
-        // What is there in the place of a block takes another look, and so does an error.
+        // The new table takes another look, and so does an error.
         if is_block || split.is_err() {
             return None;
         }
@@ -245,7 +180,7 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, A: Act<'t, M>>(
     if change.may_make_code_of(found.all) && !code::is_visible_as_stored(mmu) {
         return None;
     }
-    Some(act.run(mmu, cells, from.0 ^ to.0, to, flush(range, change, hint)))
+    Some(act(ready(cells, flip, to, false)))
 }
 
 /// What a look at a page has found.
@@ -264,11 +199,14 @@ enum PageLook {
 fn look_at_page<M: Mmu, S: Splitter<M>>(mmu: &M, table: &[M::Cell], index: usize, change: &Change) -> PageLook {
     let entry = |index: usize| mmu.load(&table[index]);
     let old = entry(index);
-    // Where leaves are split, the last entry speaks for the group: see [`beyond`].
-    let last = if S::LIVE_SPLITS { entry(index | (M::Geometry::group_entries(LAST_LEVEL) - 1)).0 } else { 0 };
-    let found = Descriptor(old.0 | last & bits::CONTIGUOUS);
-    if !wanted(change, LAST_LEVEL, bits::CONTIGUOUS).iter().any(|wanted| wanted.is(found)) {
-        return if S::LIVE_SPLITS && found.is_contiguous() { PageLook::Cut(old) } else { PageLook::Undecided };
+    // Where leaves are split, the last entry decides for the group: see [`beyond`].
+    if S::LIVE_SPLITS && (old.0 | entry(index | (M::Geometry::group_entries(LAST_LEVEL) - 1)).0) & bits::CONTIGUOUS != 0
+    {
+        return PageLook::Cut(old);
+    }
+    let refused = if S::LIVE_SPLITS { 0 } else { bits::CONTIGUOUS };
+    if !wanted(change, LAST_LEVEL, refused).iter().any(|wanted| wanted.is(old)) {
+        return PageLook::Undecided;
     }
     let new = change.apply(old);
     if new == old {
@@ -388,10 +326,10 @@ impl Uniform {
     }
 }
 
-/// What is owed where every entry changed: the range holds whole leaves only, so it is what they translate.
+/// The invalidation where every entry changed: the range holds whole leaves only, so it is what they translate.
 #[inline(always)]
-pub(crate) fn flush<G: Geometry>(range: PageRange<G>, change: &Change, level: Option<LevelHint>) -> Flush<G> {
-    Flush::new(change.leaves_stale().then_some(Invalidation { range, tables: Tables::Kept, level }))
+pub(crate) fn flush<G: Geometry>(range: PageRange<G>, leaves_stale: bool, level: Option<LevelHint>) -> Flush<G> {
+    Flush::new(leaves_stale.then_some(Invalidation { range, tables: Tables::Kept, level }))
 }
 
 /// Bits of which entries have all, and bits of which they have none.

@@ -120,15 +120,19 @@ pub trait Splitter<M: Mmu> {
     /// a neighbouring range.
     const LIVE_SPLITS: bool;
 
+    /// Whether [`Splitter::split`] ever splits.
+    const SPLITS: bool = Self::LIVE_SPLITS;
+
     /// Splits the leaves of `cut`.
     ///
     /// # Errors
-    /// [`Cut::error`] where they are not to be split, [`Error::OutOfTables`].
+    /// [`Cut::error`] where the splitter does not split them, [`Error::OutOfTables`].
     fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error>;
 }
 
 impl<M: Mmu, S: Splitter<M>> Splitter<M> for &mut S {
     const LIVE_SPLITS: bool = S::LIVE_SPLITS;
+    const SPLITS: bool = S::SPLITS;
 
     #[inline]
     fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
@@ -154,6 +158,7 @@ pub struct RefuseSplits;
 
 impl<M: Mmu> Splitter<M> for RefuseSplits {
     const LIVE_SPLITS: bool = true;
+    const SPLITS: bool = false;
 
     fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
         Err(cut.error())

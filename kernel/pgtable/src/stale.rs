@@ -4,7 +4,9 @@ use granule_arch::tlbi::LevelHint;
 
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::Geometry;
+use crate::mmu::Mmu;
 use crate::range::PageRange;
+use crate::visit::Run;
 
 /// What TLBs may hold of entries that were valid before: the hull of them, and their level while it is only one.
 pub(crate) struct Stale<G: Geometry> {
@@ -23,7 +25,27 @@ impl<G: Geometry> Stale<G> {
         self.levels.note(level);
     }
 
-    /// The invalidation that is owed for it.
+    /// Adds each leaf among the first `leaves` entries of `run` for which `visit` returns true, with all between them.
+    #[inline(always)]
+    pub(crate) fn note_each<M: Mmu<Geometry = G>>(
+        &mut self,
+        run: &Run<'_, M>,
+        leaves: usize,
+        mut visit: impl FnMut(&M::Cell) -> bool,
+    ) {
+        let mut hull = None;
+        for (index, cell) in run.leading(leaves).iter().enumerate() {
+            if visit(cell) {
+                hull = Some((hull.map_or(index, |(first, _)| first), index));
+            }
+        }
+        if let Some((first, last)) = hull {
+            let size = ((last - first) as u64 + 1) << G::shift(run.level);
+            self.note(PageRange::trusted(run.address(first), size), run.level);
+        }
+    }
+
+    /// The invalidation that is needed for it.
     #[inline(always)]
     pub(crate) fn flush(self) -> Flush<G> {
         let level = self.levels.sole();

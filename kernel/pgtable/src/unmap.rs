@@ -173,22 +173,15 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
             self.stale.note(PageRange::trusted(run.address(0), size), run.level);
             return Ok(Next::Entries(leaves));
         }
-        let mut hull = None;
-        for (index, cell) in run.leading(leaves).iter().enumerate() {
+        self.stale.note_each(run, leaves, |cell| {
             let old = mmu.load(cell);
-            if old.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
-                if old.is_valid() {
-                    mmu.store(cell, Change::INVALID.apply(old));
-                }
-                // One that is present-invalid already as well: it may have become so by a call that left the
-                // invalidation to its caller.
-                hull = Some((hull.map_or(index, |(first, _)| first), index));
+            let is_leaf = old.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf;
+            if is_leaf && old.is_valid() {
+                mmu.store(cell, Change::INVALID.apply(old));
             }
-        }
-        if let Some((first, last)) = hull {
-            let size = ((last - first) as u64 + 1) << M::Geometry::shift(run.level);
-            self.stale.note(PageRange::trusted(run.address(first), size), run.level);
-        }
+            // A present-invalid leaf counts too: the call that made it so may have deferred its invalidation.
+            is_leaf
+        });
         Ok(Next::Entries(leaves))
     }
 }

@@ -16,7 +16,7 @@ use crate::code;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::{Lazy, Pending};
-use crate::look::{Now, Uniform, beyond, first_look, flush, may_change};
+use crate::look::{Uniform, beyond, first_look, flush, may_change};
 use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
@@ -49,7 +49,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         change: Change,
         mut splitter: impl Splitter<M>,
     ) -> Result<Flush<M::Geometry>, Error> {
-        match first_look(self, range, &change, &mut splitter, Now(lazy)) {
+        match first_look(self, range, &change, &mut splitter, |ready| ready.commit(lazy)) {
             Some(flush) => Ok(flush),
             None => {
                 // By value, and what is owed comes back the same way: so no section lies in memory for this.
@@ -172,7 +172,7 @@ fn apply<M: Mmu>(
             let mut flipping = Flipping { flip: from.0 ^ to.0, levels: Levels::NONE };
             let Ok(()) = tables.visit(range, &mut flipping);
             lazy.wrote(to);
-            flush(range, change, flipping.levels.sole())
+            flush(range, change.leaves_stale(), flipping.levels.sole())
         }
     }
 }
@@ -364,24 +364,15 @@ impl<'t, M: Mmu> Visitor<'t, M> for Changing<'_, M> {
     /// invalid, see [`unchanged`].
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        let mut hull = None;
-        for (index, cell) in run.leading(leaves).iter().enumerate() {
+        self.stale.note_each(run, leaves, |cell| {
             let old = mmu.load(cell);
             let new = self.change.apply(old);
             if new != old {
                 mmu.store(cell, new);
                 self.lazy.wrote(new);
-            } else if !self.change.makes_invalid() {
-                continue;
             }
-            if self.change.leaves_stale() {
-                hull = Some((hull.map_or(index, |(first, _)| first), index));
-            }
-        }
-        if let Some((first, last)) = hull {
-            let size = ((last - first) as u64 + 1) << M::Geometry::shift(run.level);
-            self.stale.note(PageRange::trusted(run.address(first), size), run.level);
-        }
+            self.change.leaves_stale() && (new != old || self.change.makes_invalid())
+        });
         Ok(Next::Entries(leaves))
     }
 }

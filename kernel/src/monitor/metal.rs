@@ -6,7 +6,7 @@ use core::fmt::{self, Write};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::cache;
-use granule_pgtable::{Change, Extent, LeafTotals, PageRange, Step};
+use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
 
 use super::memory::{Permission, Width};
 use super::{Half, Refusal, Subject};
@@ -20,7 +20,6 @@ use crate::linux::process::status::{ExecError, ProcessEnd, Summary};
 use crate::linux::process::{self, initrd};
 use crate::mm::kernel::set_memory::{SetMemoryError, Validity};
 use crate::mm::kernel::vmalloc::{KernelArea, VmallocError};
-use crate::mm::layout::is_linear;
 use crate::mm::notifier::Subscription;
 use crate::mm::notifier::trace::{self, Trace};
 use crate::mm::space::{Area, SpaceHandle};
@@ -44,11 +43,6 @@ impl Write for Screen {
 
 /// Processes whose notifiers can be traced at a time.
 const TRACES: usize = 8;
-
-/// The pages that a command is about.
-fn range(start: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
-    PageRange::from_pages(start, pages as usize).map_err(SetMemoryError::Range)
-}
 
 /// This machine.
 #[derive(Default)]
@@ -74,9 +68,6 @@ impl Subject for Metal {
             Permission::Executable => space.set_memory_x(start, pages),
             Permission::NeverExecutable => space.set_memory_nx(start, pages),
             Permission::ReadOnlyExecutable => space.set_memory_rox(start, pages),
-            // Who types does not own the linear map.
-            Permission::Valid if is_linear(start) => space.change_range(range(start, pages)?, Change::VALID),
-            Permission::Invalid if is_linear(start) => space.change_range(range(start, pages)?, Change::INVALID),
             Permission::Valid => space.set_memory_valid(start, pages, Validity::Valid),
             Permission::Invalid => space.set_memory_valid(start, pages, Validity::Invalid),
         }

@@ -6,8 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use granule::mm::kernel::alias::Alias;
-use granule::mm::kernel::alias::update;
+use granule::mm::kernel::alias::{Alias, ReadOnly, ReadWrite, update};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_model::{Access, Fault, Features, Frames, Model, PlanTlb};
 use granule_pgtable::{
@@ -154,9 +153,17 @@ impl<'m, G: Geometry> Scene<'m, G> {
             for tables in 0.. {
                 let mut linear = self.linear(tables);
                 let tables = mmu.page_tables();
+                let linear = &mut linear;
                 let changed = match what {
-                    What::Change(change) => update::update(&tables, &lazy, &tlb, range, change, &mut linear),
-                    What::Code => update::update_to_code(&tables, &lazy, &tlb, range, 0, &mut linear),
+                    What::Change(Change::READ_ONLY) => update::update::<ReadOnly, _, _>(tables, &tlb, range, 0, linear),
+                    What::Change(Change::READ_WRITE) => {
+                        update::update::<ReadWrite, _, _>(tables, &tlb, range, 0, linear)
+                    }
+                    // Not about writing: the alias stays as it is.
+                    What::Change(change) => {
+                        tables.update(&lazy, range, change, WholeLeaves).map(|flush| lazy.invalidate(&tlb, [flush]))
+                    }
+                    What::Code => update::update_to_code(tables, &tlb, range, 0, linear),
                 };
                 match changed {
                     Err(Error::OutOfTables { .. }) => self.turns.step(cpu, || self.check(cpu)),
@@ -199,7 +206,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         };
         let unmapped = match self.forgets {
             Forgets::Restoring => mmu.page_tables().unmap(&lazy, &tlb, range, released),
-            _ => update::unmap(&mmu.page_tables(), &lazy, &tlb, range, &mut linear, released),
+            _ => update::unmap(mmu.page_tables(), &tlb, range, &mut linear, released),
         };
         unmapped.expect("what was changed with its alias needs no table");
         for page in &mut self.pages()[owned] {

@@ -38,7 +38,7 @@ impl KernelSpace {
     /// The frames are the allocator's, and so are their linear addresses.
     fn change_frames(&self, range: PageRange, change: Change) -> Flush {
         let lazy = Lazy::new(&self.mmu);
-        self.update_range_lockless(&lazy, range, change).unwrap_or_else(|error| {
+        self.update_linear(&lazy, range, change).unwrap_or_else(|error| {
             // Every frame of the allocator is a page of the linear map. Were one not, it could be used all the same.
             log::error!("debug_pagealloc: {range:?}: {error}");
             Flush::NONE

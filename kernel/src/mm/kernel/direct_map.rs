@@ -97,6 +97,6 @@ impl KernelSpace {
             return Err(SetMemoryError::Hole(range.start()));
         }
         let lazy = Lazy::new(&self.mmu);
-        self.update_range_lockless(&lazy, range, *change).map(Flush::defer)
+        self.update_linear(&lazy, range, *change).map(Flush::defer)
     }
 }

@@ -53,17 +53,6 @@ impl RangeOwnerCheck {
     }
 }
 
-/// Looks whether another CPU's owner is changing some of `range`, for a change by who is not its owner.
-///
-/// # Panics
-/// In debug builds, where one is.
-#[inline(always)]
-pub(super) fn check(range: PageRange) {
-    let _ = range;
-    #[cfg(debug_assertions)]
-    record::check(crate::smp::this_cpu(), range);
-}
-
 #[cfg(debug_assertions)]
 impl Drop for RangeOwnerCheck {
     fn drop(&mut self) {
@@ -164,10 +153,6 @@ mod record {
         refuse_others(cpu, range);
         for_each_run(range, &alias, |run| refuse_others(cpu, run));
         change
-    }
-
-    pub(super) fn check(cpu: &Cpu, range: PageRange) {
-        refuse_others(cpu, range);
     }
 
     /// Calls `each` with the pages that `alias` gives for those of `range`, in runs.

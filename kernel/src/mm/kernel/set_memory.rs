@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::alias::{ReadOnly, ReadWrite, Writability};
 use super::owners::RangeOwnerCheck;
-use super::split::LinearSplitter;
+use super::split::LinearMap;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
@@ -119,15 +119,14 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        let (lazy, walk) = (Lazy::new(&self.mmu), self.tables());
+        let walk = self.tables();
         let tables = walk.get();
         let changed = if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
             let _owner = self.check_owner_with_alias(range);
-            let alias = &mut self.linear_alias();
-            alias::update::update_to_code(&tables, &lazy, &self.tlb, range, bits::VM_ALLOC, alias)
+            alias::update::update_to_code(tables, &self.tlb, range, bits::VM_ALLOC, &mut LinearMap(self))
         } else {
             let _owner = RangeOwnerCheck::new(range);
-            tables.update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC)
+            tables.update_to_code(&Lazy::new(&self.mmu), &self.tlb, range, bits::VM_ALLOC)
         };
         changed.map_err(|error| self.explain(error))
     }
@@ -169,7 +168,7 @@ impl KernelSpace {
         let lazy = Lazy::new(&self.mmu);
         let _owner = RangeOwnerCheck::new(range);
         let tables = self.tables();
-        let changed = tables.get().update_at_once(&lazy, range, change, &mut LinearSplitter(self));
+        let changed = tables.get().update_at_once(&lazy, range, change, &mut LinearMap(self));
         drop(tables);
         match changed {
             Some(flush) => {
@@ -184,7 +183,7 @@ impl KernelSpace {
     #[inline(never)]
     fn set_linear_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
         let lazy = Lazy::new(&self.mmu);
-        let flush = self.tables().get().update(&lazy, range, *change, LinearSplitter(self));
+        let flush = self.tables().get().update(&lazy, range, *change, LinearMap(self));
         lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
         Ok(())
     }

@@ -1,16 +1,9 @@
-//! Changes of ranges whose leaves may have to be split: by whom, under which lock, with whose memory.
+//! Changes of the linear map, whose leaves may have to be split: how two CPUs that split one leaf are kept apart
+//! ([`SplitMode`], chosen by `split=`), and where the tables come from. [`granule_pgtable`] splits.
 //!
-//! `granule_pgtable` splits; what is decided here is how two CPUs that split one leaf are kept apart
-//! ([`SplitMode`], chosen by `split=`), where the tables come from, and which of two contracts a caller keeps:
-//!
-//! | | who calls it | the tables on the way | what is locked |
-//! |---|---|---|---|
-//! | [`KernelSpace::update_range_lockless`] | the one owner of the range, with no area behind it | cannot go | at most a split |
-//! | [`KernelSpace::update_range`] | anyone | cannot go | the whole change |
-//!
-//! The split lock is its own: whoever changes pages of vmalloc areas, or leaves that need no split, never comes near
-//! it. It is held with interrupts masked and while entries are changed, no longer; its holder waits for nobody, so a
-//! handler may wait for it, on whatever CPU it is held. It is never held on the CPU that the handler runs on.
+//! The split lock is a lock of its own: changes of pages of vmalloc areas, or of leaves that need no split, never
+//! acquire it. It is held with interrupts masked and only while entries change, and its holder waits for nothing. So a
+//! handler may wait for it: it is never held on the CPU that the handler runs on.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use granule_arch::wait;
 use granule_pgtable::{Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, Serialise, Splits, Splitter};
 
-use super::owners::{self, RangeOwnerCheck};
+use super::owners::RangeOwnerCheck;
 use super::policy::SplitMode;
 use super::set_memory::SetMemoryError;
 use super::{FrameSource, KernelSpace, Machine, Supply};
@@ -97,16 +90,6 @@ impl Serialise for Locking<'_> {
     }
 }
 
-/// Inside [`KernelSpace::update_range`], which has the lock.
-struct Locked;
-
-impl Serialise for Locked {
-    const ENTRIES: Entries = Entries::Alone;
-    type Section<'a> = ();
-
-    fn begin(&self) {}
-}
-
 /// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
 /// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays:
 /// two that went in step would both be through before either changes what the other has read.
@@ -126,101 +109,53 @@ impl Serialise for Unlocked {
     }
 }
 
-/// Splits leaves as the policy says.
+/// The linear map: splits its leaves as the policy says.
 #[derive(Clone, Copy)]
-pub(super) struct LinearSplitter<'s>(pub(super) &'s KernelSpace);
+pub(super) struct LinearMap<'s>(pub(super) &'s KernelSpace);
 
-impl Splitter<Machine> for LinearSplitter<'_> {
+impl Splitter<Machine> for LinearMap<'_> {
     const LIVE_SPLITS: bool = true;
 
     #[cold]
     #[inline(never)]
     fn split(&mut self, cut: &Cut<'_, Machine>) -> Result<(), Error> {
         let Self(space) = self;
-        space.split_by(cut, &Locking(&space.splitting))
-    }
-}
-
-/// The same inside [`KernelSpace::update_range`], which has the lock.
-struct LockedSplitter<'s>(&'s KernelSpace);
-
-impl Splitter<Machine> for LockedSplitter<'_> {
-    const LIVE_SPLITS: bool = true;
-
-    #[cold]
-    fn split(&mut self, cut: &Cut<'_, Machine>) -> Result<(), Error> {
-        self.0.split_by(cut, &Locked)
+        let mode = space.policy().split;
+        if mode == SplitMode::Refuse {
+            return Err(if cut.is_first_look() { cut.error() } else { space.refuse(cut.error()) });
+        }
+        let mut source = space.split_source();
+        let splits = match mode {
+            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Unlocked, &mut source),
+            SplitMode::Lockless => cut.split(&Lockless, &mut source),
+            _ => cut.split(&Locking(&space.splitting), &mut source),
+        };
+        space.splitting.count(&splits?);
+        Ok(())
     }
 }
 
 impl KernelSpace {
-    /// Changes the leaves of `range`, splitting those that it cuts, and says what invalidation is then owed.
+    /// Changes the leaves of `range`, splitting those that it cuts, and returns the invalidation that is then needed.
     ///
-    /// For the **exclusive owner** of the range: nobody else changes it meanwhile. There is **no area behind it** that
-    /// could be freed, so its tables cannot go: the linear map, above all. Takes no lock but for a split, never sleeps,
-    /// and may be called from interrupts, which have only what frames this CPU has in reserve for tables.
+    /// For the **exclusive owner** of the range, which has **no area behind it** that could be freed, so its tables
+    /// stay: the linear map. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
+    /// get only the frames that this CPU has in reserve for tables.
     ///
     /// # Errors
     /// [`SetMemoryError`]: every page is as it was.
     ///
     /// # Panics
     /// In debug builds, where two owners change ranges that overlap.
-    pub fn update_range_lockless(
+    pub fn update_linear(
         &self,
         lazy: &Lazy<'_, Machine>,
         range: PageRange,
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
         let _owner = RangeOwnerCheck::new(range);
-        let updated = self.tables().get().update(lazy, range, change, LinearSplitter(self));
+        let updated = self.tables().get().update(lazy, range, change, LinearMap(self));
         updated.map_err(|error| self.explain(error))
-    }
-
-    /// The same for callers that do not own the range: the whole change is made under the split lock, which keeps out
-    /// others that come this way, and splits. It cannot keep out the range's owner.
-    ///
-    /// # Errors
-    /// [`SetMemoryError`]: every page is as it was.
-    ///
-    /// # Panics
-    /// In debug builds, where an owner is changing some of the range.
-    pub fn update_range(
-        &self,
-        lazy: &Lazy<'_, Machine>,
-        range: PageRange,
-        change: Change,
-    ) -> Result<Flush, SetMemoryError> {
-        let _held = self.splitting.lock();
-        owners::check(range);
-        let updated = self.tables().get().update(lazy, range, change, LockedSplitter(self));
-        updated.map_err(|error| self.explain(error))
-    }
-
-    /// [`Self::update_range`] with its invalidation.
-    ///
-    /// # Errors
-    /// As [`Self::update_range`].
-    pub fn change_range(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
-        let lazy = Lazy::new(&self.mmu);
-        let flush = self.update_range(&lazy, range, change)?;
-        lazy.invalidate(&self.tlb, [flush]);
-        Ok(())
-    }
-
-    /// Splits the leaves of `cut` as the policy says; where that is under a lock, as `locked` does.
-    fn split_by(&self, cut: &Cut<'_, Machine>, locked: &impl Serialise) -> Result<(), Error> {
-        let mode = self.policy().split;
-        if mode == SplitMode::Refuse {
-            return Err(if cut.is_first_look() { cut.error() } else { self.refuse(cut.error()) });
-        }
-        let mut source = self.split_source();
-        let splits = match mode {
-            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Unlocked, &mut source),
-            SplitMode::Lockless => cut.split(&Lockless, &mut source),
-            _ => cut.split(locked, &mut source),
-        };
-        self.splitting.count(&splits?);
-        Ok(())
     }
 
     /// Frames for tables: in a handler what its CPU has in reserve, nothing that it would have to wait for.

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use super::area::{AreaKind, AreaNode, FreeingArea, NotInserted};
 use super::owners::RangeOwnerCheck;
+use super::split::LinearMap;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -242,7 +243,6 @@ impl KernelSpace {
     fn release(&self, cpu: &Cpu, freeing: FreeingArea) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(freeing.start(), freeing.pages() as usize)?;
         let mut owner = Some(self.check_owner_with_alias(range));
-        let lazy = Lazy::new(&self.mmu);
         {
             let mut frames = self.frames.freeing(cpu);
             // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame. With the
@@ -252,10 +252,9 @@ impl KernelSpace {
                 frames.add(leaf.physical);
             };
             if patched_branch!(branch::ALIAS) {
-                let alias = &mut self.linear_alias();
-                alias::update::unmap(&self.tables().get(), &lazy, &self.tlb, range, alias, released)?;
+                alias::update::unmap(self.tables().get(), &self.tlb, range, &mut LinearMap(self), released)?;
             } else {
-                self.tables().get().unmap(&lazy, &self.tlb, range, released)?;
+                self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, released)?;
             }
         }
         self.give_addresses_back(freeing);

@@ -128,7 +128,7 @@ fn a_read_only_page_in_a_block_refuses_writes_and_only_it(t: &mut Test) {
     let Some(range) = t.ok("the range", PageRange::from_pages(block.page(page), 2)) else { return };
     for (change, refused) in [(Change::READ_ONLY, true), (Change::READ_WRITE, false)] {
         let lazy = Lazy::new(&mmu);
-        let Some(flush) = t.ok("changed", space().update_range_lockless(&lazy, range, change)) else { return };
+        let Some(flush) = t.ok("changed", space().update_linear(&lazy, range, change)) else { return };
         lazy.invalidate(&KernelTlb, [flush]);
         let wrong = (0..BLOCK_PAGES).filter(|&other| {
             // SAFETY: memory of the test's own.
@@ -140,13 +140,13 @@ fn a_read_only_page_in_a_block_refuses_writes_and_only_it(t: &mut Test) {
         t.equal("pages that are wrong", wrong.count(), 0);
     }
     let lazy = Lazy::new(&mmu);
-    let read_only = space().update_range_lockless(&lazy, range, Change::READ_ONLY);
+    let read_only = space().update_linear(&lazy, range, Change::READ_ONLY);
     if let Some(flush) = t.ok("read-only again", read_only) {
         lazy.invalidate(&KernelTlb, [flush]);
     }
-    let executable = space().update_range_lockless(&lazy, range, Change::EXECUTABLE).map(|_| ());
+    let executable = space().update_linear(&lazy, range, Change::EXECUTABLE).map(|_| ());
     t.check("never executable", executable.is_err());
-    if let Some(flush) = t.ok("writable again", space().update_range_lockless(&lazy, range, Change::READ_WRITE)) {
+    if let Some(flush) = t.ok("writable again", space().update_linear(&lazy, range, Change::READ_WRITE)) {
         lazy.invalidate(&KernelTlb, [flush]);
     }
     drop(lazy);

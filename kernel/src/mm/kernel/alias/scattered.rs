@@ -7,24 +7,21 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Change, Flush, Geometry, LastTable, Lazy, Mmu, PageRange, PageTables, PageUpdate, Tlb};
+use granule_pgtable::{Flush, Geometry, LastTable, Lazy, Mmu, PageRange, PageTables, PageUpdate, Tlb};
 
-use super::update::{Alias, ONE_BY_ONE, change_run, owed, pages};
+use super::Writability;
+use super::update::{Alias, ONE_BY_ONE, change_run, flush_of, pages};
 
 /// The alias of a range of pages of which no two neighbours have frames that are.
-pub(super) struct ScatteredAlias<'a, 't, M: Mmu> {
-    tables: &'a PageTables<'t, M>,
+pub(super) struct ScatteredAlias<'t, M: Mmu> {
+    tables: PageTables<'t, M>,
     range: PageRange<M::Geometry>,
     /// Its entries, where they lie in one table.
     sole: Option<&'t [M::Cell]>,
 }
 
-impl<'a, 't, M: Mmu> ScatteredAlias<'a, 't, M> {
-    pub(super) fn new(
-        tables: &'a PageTables<'t, M>,
-        range: PageRange<M::Geometry>,
-        sole: Option<&'t [M::Cell]>,
-    ) -> Self {
+impl<'t, M: Mmu> ScatteredAlias<'t, M> {
+    pub(super) fn new(tables: PageTables<'t, M>, range: PageRange<M::Geometry>, sole: Option<&'t [M::Cell]>) -> Self {
         Self { tables, range, sole }
     }
 
@@ -54,7 +51,7 @@ impl<'a, 't, M: Mmu> ScatteredAlias<'a, 't, M> {
     }
 
     /// Whether it is such a range, and all of its alias is pages: then the table of the alias that was looked at last.
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn find(&self, alias: &impl Alias<M>) -> Option<LastTable<'t, M>> {
         let mut table = self.tables.no_last_table();
         // No frame follows on this.
@@ -76,25 +73,9 @@ impl<'a, 't, M: Mmu> ScatteredAlias<'a, 't, M> {
         Some(table)
     }
 
-    /// Changes the alias of each page; whether any was not so before.
-    #[inline(always)]
-    pub(super) fn change<A: Alias<M>>(
-        &self,
-        table: LastTable<'t, M>,
-        lazy: &Lazy<'_, M>,
-        change: Change,
-        alias: &mut A,
-    ) -> bool {
-        // One of two, each with masks that the compiler knows.
-        if change == Change::READ_ONLY {
-            self.change_to::<A, true>(&table, lazy, alias)
-        } else {
-            self.change_to::<A, false>(&table, lazy, alias)
-        }
-    }
-
+    /// Changes the alias of each page; whether any has changed.
     #[inline(never)]
-    fn change_to<A: Alias<M>, const READ_ONLY: bool>(
+    pub(super) fn change<W: Writability, A: Alias<M>>(
         &self,
         found: &LastTable<'t, M>,
         lazy: &Lazy<'_, M>,
@@ -102,7 +83,6 @@ impl<'a, 't, M: Mmu> ScatteredAlias<'a, 't, M> {
     ) -> bool {
         // A copy, which can stay in registers.
         let mut table = *found;
-        let change = if READ_ONLY { Change::READ_ONLY } else { Change::READ_WRITE };
         let mut changed = false;
         let visited = self.each_table(|cells| {
             for cell in cells {
@@ -110,12 +90,12 @@ impl<'a, 't, M: Mmu> ScatteredAlias<'a, 't, M> {
                 if !table.translates(address) {
                     table = self.tables.last_table_of(address)?;
                 }
-                match table.update_page(address, &change) {
+                match table.update_page(address, &W::CHANGE) {
                     PageUpdate::Unchanged => {}
                     PageUpdate::Changed => changed = true,
                     PageUpdate::TakesMore => {
                         let page = pages(address, M::Geometry::PAGE_SIZE);
-                        changed |= !change_run(self.tables, lazy, page, change, alias).is_none();
+                        changed |= !change_run(self.tables, lazy, page, W::CHANGE, alias).is_none();
                     }
                 }
             }
@@ -129,7 +109,7 @@ impl<'a, 't, M: Mmu> ScatteredAlias<'a, 't, M> {
         changed
     }
 
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn invalidate(
         &self,
         lazy: &Lazy<'_, M>,
@@ -159,7 +139,8 @@ impl<'a, 't, M: Mmu> ScatteredAlias<'a, 't, M> {
             count += 1;
             Some(())
         });
-        let hull = hull.map_or(Flush::NONE, |(first, last)| owed(pages(first, last - first + M::Geometry::PAGE_SIZE)));
+        let hull =
+            hull.map_or(Flush::NONE, |(first, last)| flush_of(pages(first, last - first + M::Geometry::PAGE_SIZE)));
         let [first, second] = parts;
         lazy.invalidate_with_pages(tlb, [flush, hull], first.iter().chain(second).map(page));
     }

@@ -9,12 +9,12 @@ use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
     Change, Cut, Error, Execution, Invalidation, Lazy, Leaf, Leaves, Lockless, PageRange, Serialise, Shape, Split,
-    Splitter, Tlb,
+    Splitter, Tlb, WholeLeaves,
 };
 use proptest::prelude::{any, proptest};
 use proptest::sample::Index;
 
-use crate::mm::kernel::alias::{Alias, update};
+use crate::mm::kernel::alias::{Alias, ReadOnly, ReadWrite, update};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -99,15 +99,22 @@ fn machine(frames: &[u64]) -> (HostMachine, PageRange) {
 }
 
 fn change(machine: &HostMachine, range: PageRange, change: Change, tables: usize) -> Result<(), Error> {
-    let lazy = Lazy::new(machine.mmu());
-    update::update(&machine.page_tables(), &lazy, machine.tlb(), range, change, &mut linear(machine, tables))
+    let (trees, tlb, required) = (machine.page_tables(), machine.tlb(), change.required_bits());
+    let alias = &mut linear(machine, tables);
+    match change.require_bits(0) {
+        Change::READ_ONLY => update::update::<ReadOnly, _, _>(trees, tlb, range, required, alias),
+        Change::READ_WRITE => update::update::<ReadWrite, _, _>(trees, tlb, range, required, alias),
+        // Not about writing: the alias stays as it is.
+        _ => {
+            let lazy = Lazy::new(machine.mmu());
+            trees.update(&lazy, range, change, WholeLeaves).map(|flush| lazy.invalidate(tlb, [flush]))
+        }
+    }
 }
 
 /// Read-only and executable, with the alias.
 fn to_code(machine: &HostMachine, range: PageRange, tables: usize) -> Result<(), Error> {
-    let lazy = Lazy::new(machine.mmu());
-    let alias = &mut linear(machine, tables);
-    update::update_to_code(&machine.page_tables(), &lazy, machine.tlb(), range, 0, alias)
+    update::update_to_code(machine.page_tables(), machine.tlb(), range, 0, &mut linear(machine, tables))
 }
 
 /// Attributes of every page, of the area and of the linear map: what a refusal must leave alone.
@@ -321,8 +328,7 @@ fn unmapping_makes_the_alias_writable_before_the_frames_are_handed_out() {
         let (tables, tlb) = (machine.page_tables(), Watched(Cell::new(0)));
         let mut released = Vec::new();
         let stream = machine.record(|| {
-            let lazy = Lazy::new(machine.mmu());
-            let unmapped = update::unmap(&tables, &lazy, &tlb, area, &mut linear(&machine, 0), |leaf| {
+            let unmapped = update::unmap(tables, &tlb, area, &mut linear(&machine, 0), |leaf| {
                 assert!(tlb.0.get() >= frames.len() + read_only.len());
                 assert!(is_writable(&machine, LINEAR + leaf.physical.0));
                 released.push(leaf.physical.0 / PAGE);
@@ -368,13 +374,12 @@ fn what_may_be_executed_is_writable_nowhere_until_it_is_gone_from_every_tlb() {
         assert_eq!(steps[steps.len() - 4..], ["read-only", "invalidated", "executable", "invalidated"], "{steps:?}");
         let mut released = Vec::new();
         let stream = machine.record(|| {
-            let lazy = Lazy::new(machine.mmu());
             let out = |leaf: Leaf| {
                 assert!(is_writable(&machine, LINEAR + leaf.physical.0));
                 released.push(leaf.physical.0 / PAGE);
             };
             let mut alias = linear(&machine, 0);
-            update::unmap(&machine.page_tables(), &lazy, machine.tlb(), area, &mut alias, out).unwrap();
+            update::unmap(machine.page_tables(), machine.tlb(), area, &mut alias, out).unwrap();
         });
         assert_eq!(moments(&stream), ["invalid", "invalidated", "writable", "invalidated", "empty"], "{frames:?}");
         assert_eq!((count(&stream).dsb, count(&stream).isb), (4, 2));
@@ -404,7 +409,7 @@ fn unmapping_writable_pages_costs_what_it_does_without_an_alias() {
             let lazy = Lazy::new(machine.mmu());
             let tables = machine.page_tables();
             if alias {
-                update::unmap(&tables, &lazy, machine.tlb(), area, &mut linear(&machine, 0), |_| ()).unwrap();
+                update::unmap(tables, machine.tlb(), area, &mut linear(&machine, 0), |_| ()).unwrap();
             } else {
                 tables.unmap(&lazy, machine.tlb(), area, |_| ()).unwrap();
             }
@@ -421,10 +426,9 @@ fn areas_of_blocks_have_an_alias_too() {
     let stream = machine.record(|| change(&machine, range(BASE, 4 * MIB + 8 * KIB), Change::READ_ONLY, 64).unwrap());
     assert_eq!(read_only_frames(&machine), (6 * MIB / PAGE..10 * MIB / PAGE + 2).collect::<Vec<_>>());
     assert_eq!(count(&stream).tlbi, 2);
-    let lazy = Lazy::new(machine.mmu());
     let mut linear = linear(&machine, 0);
     let whole = range(BASE, 4 * MIB + 8 * KIB);
-    update::unmap(&machine.page_tables(), &lazy, machine.tlb(), whole, &mut linear, |_| ()).unwrap();
+    update::unmap(machine.page_tables(), machine.tlb(), whole, &mut linear, |_| ()).unwrap();
     assert_eq!(read_only_frames(&machine), []);
 }
 

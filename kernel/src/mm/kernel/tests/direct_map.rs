@@ -66,7 +66,7 @@ fn default_is_valid_and_writable_whatever_it_was_and_never_executable() {
         for validity in [Validity::Valid, Validity::Invalid] {
             let lazy = granule_pgtable::Lazy::new(mmu);
             let read_only = granule_pgtable::Change::READ_ONLY;
-            space.update_range_lockless(&lazy, range, read_only).unwrap().defer();
+            space.update_linear(&lazy, range, read_only).unwrap().defer();
             space.set_direct_map_valid_noflush(FRAME, 1, validity).unwrap();
             space.set_direct_map_default_noflush(FRAME).unwrap();
             assert_eq!(leaf(space, FRAME), before);

@@ -96,12 +96,12 @@ fn where_nothing_is_split_a_part_is_refused_and_nothing_changes() {
         assert_eq!(invalid(space, at, pages), Err(refusal));
         let lazy = Lazy::new(&space.mmu);
         let range = PageRange::from_pages(layout::LINEAR_BASE + at, pages as usize).unwrap();
-        assert_eq!(space.update_range(&lazy, range, Change::INVALID), Err(refusal));
+        assert_eq!(space.update_linear(&lazy, range, Change::INVALID), Err(refusal));
         assert_eq!((leaves(space), frames.stats()), before);
     }
     assert_eq!(space.split_counts().refused, 8);
     invalid(space, GROUP_OF_BLOCKS, BLOCK / PAGE).unwrap();
-    assert_eq!(space.split_counts(), SplitCounts { locked: 4, refused: 8, ..SplitCounts::default() });
+    assert_eq!(space.split_counts(), SplitCounts { refused: 8, ..SplitCounts::default() });
 }
 
 #[test]
@@ -155,22 +155,6 @@ fn without_a_frame_for_a_table_nothing_changes() {
     assert_eq!(space.split_counts(), SplitCounts::default());
     taken.into_iter().for_each(|frame| frames.free(&cpu, frame));
     invalid(space, both_ends.0, both_ends.1).unwrap();
-}
-
-#[test]
-fn whoever_does_not_own_a_range_changes_it_under_the_lock() {
-    for mode in [SplitMode::Lock, SplitMode::Lockless] {
-        let (space, _, _) = linear(mode);
-        let lazy = Lazy::new(&space.mmu);
-        let page = PageRange::from_pages(layout::LINEAR_BASE + GROUP_OF_BLOCKS, 1).unwrap();
-        for change in [Change::READ_ONLY, Change::READ_WRITE] {
-            lazy.invalidate(&space.tlb, [space.update_range(&lazy, page, change).unwrap()]);
-        }
-        space.change_range(page, Change::INVALID).unwrap();
-        space.change_range(page, Change::VALID).unwrap();
-        let counts = SplitCounts { locked: 4, blocks: [0, 0, 1, 0], groups: [0, 0, 0, 1], refused: 0 };
-        assert_eq!(space.split_counts(), counts);
-    }
 }
 
 fn pages(at: u64, count: usize) -> PageRange {
