@@ -233,8 +233,13 @@ impl Descriptor {
     /// A table descriptor; `pxn` forbids execution at EL1 below it, execution at EL0 is always forbidden.
     /// Kernel tables only.
     pub const fn kernel_table(table: PhysAddr, pxn: bool) -> Self {
-        let pxn_table = if pxn { bits::PXNTABLE } else { 0 };
-        Self((table.0 & bits::ADDRESS) | bits::VALID | bits::TABLE | bits::UXNTABLE | pxn_table)
+        Self::table(table, bits::UXNTABLE | if pxn { bits::PXNTABLE } else { 0 })
+    }
+
+    /// A table descriptor that forbids below it what `limits` has: [`bits::PXNTABLE`], [`bits::UXNTABLE`].
+    pub const fn table(table: PhysAddr, limits: u64) -> Self {
+        debug_assert!(limits & !(bits::PXNTABLE | bits::UXNTABLE) == 0);
+        Self((table.0 & bits::ADDRESS) | bits::VALID | bits::TABLE | limits)
     }
 
     /// A page: a leaf of the last level.
@@ -386,6 +391,12 @@ impl Attributes {
     /// Whether EL1 may execute through it.
     pub const fn is_executable(self) -> bool {
         self.0 & bits::PXN == 0
+    }
+
+    /// Whether it is for a tree of EL0's: its entries belong to an ASID. Then EL1 executes nothing below its tables,
+    /// else EL0 does not.
+    pub const fn is_user(self) -> bool {
+        self.0 & bits::NG != 0
     }
 }
 

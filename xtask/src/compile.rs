@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use granule_runner::qemu;
 
 use crate::tools::{Profile, Tools, run};
-use crate::{image, initrd, symbols};
+use crate::{example, image, initrd, symbols};
 
 /// The largest kernel image that is let through, in bytes.
 pub(crate) const IMAGE_LIMIT: usize = 1 << 20;
@@ -23,6 +23,8 @@ pub(crate) struct Built {
     pub(crate) tests: Program,
     /// The kernel with measurements in place of the monitor.
     pub(crate) benches: Program,
+    /// The example on the metal, as ELF: nothing else boots it.
+    pub(crate) example: PathBuf,
     /// The program that measures at EL0, as ELF with its sections.
     pub(crate) bench_program: PathBuf,
     /// The programs for EL0.
@@ -54,9 +56,15 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     write(&archive, &initrd::pack(&tools.root.join("user/src/bin"), &output)?)?;
     let bench_program = tools.build_directory().join("bench.elf");
     write(&bench_program, &fs::read(output.join("bench")).context("cannot read the program `bench`")?)?;
+    let example = tools.build_directory().join("metal.elf");
+    let linked = fs::read(output.join("metal")).context("cannot read the example `metal`")?;
+    image::check_permissions(&linked)?;
+    image::check_tlbis(&linked)?;
+    example::check_mmu_off(&linked)?;
+    write(&example, &linked)?;
     let (tests, benches) = (program("granule-tests")?, program("granule-bench")?);
     build_plugin(tools)?;
-    let built = Built { kernel, tests, benches, bench_program, initrd: archive };
+    let built = Built { kernel, tests, benches, example, bench_program, initrd: archive };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());

@@ -8,6 +8,7 @@ mod compile;
 mod demo;
 #[cfg(test)]
 mod docs;
+mod example;
 mod image;
 mod initrd;
 mod licences;

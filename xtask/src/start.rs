@@ -23,6 +23,9 @@ pub(crate) struct Options {
     /// failed, the kernel panicked or the time limit passed
     #[arg(long, value_name = "FILE")]
     pub(crate) script: Option<PathBuf>,
+    /// Boot an example instead of the kernel, such as metal: it prints, and switches the machine off
+    #[arg(long, value_name = "NAME", value_parser = ["metal"], conflicts_with_all = ["script", "gdb"])]
+    pub(crate) example: Option<String>,
     /// Seconds that a script may take
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) time_limit: u64,
@@ -43,6 +46,9 @@ pub(crate) struct Options {
 /// When QEMU cannot be run, or the script did not go well.
 pub(crate) fn run(options: &Options, built: &Built) -> Result<()> {
     let machine = machine::named(&options.machine)?;
+    if options.example.is_some() {
+        return boot(&example(&machine, &built.example, &options.qemu));
+    }
     match &options.script {
         Some(file) => scripted(options, &machine, built, &read(file)?),
         None if std::io::stdin().is_terminal() || options.gdb => interactive(options, &machine, built),
@@ -75,6 +81,16 @@ fn interactive(options: &Options, machine: &Machine, built: &Built) -> Result<()
     eprintln!("x: {} — {}. Ctrl-A X leaves QEMU, `poweroff` ends the machine.", machine.name, machine.description);
     let image = &built.kernel.image;
     let qemu = Qemu::new(machine, image, Serial::Terminal, Reset::Restarts, &options.append, &extra);
+    boot(&qemu)
+}
+
+/// The command line that boots an example: an ELF, and nothing beside it.
+fn example(machine: &Machine, elf: &Path, extra: &[OsString]) -> Qemu {
+    let kernel = ["-kernel".into(), elf.into()];
+    Qemu::without_kernel(machine, Serial::Terminal, Reset::Ends, &[&kernel, extra].concat())
+}
+
+fn boot(qemu: &Qemu) -> Result<()> {
     let status = qemu.command().status().with_context(|| format!("cannot start {qemu}"))?;
     if !status.success() {
         bail!("QEMU ended with {status}");

@@ -169,6 +169,12 @@ impl Attributes {
         Self(base & !bits::UXN | data | write | bits::VALID | bits::USER)
     }
 
+    /// The same, written already where it may be written: stores succeed at once, in a kernel that tracks no dirty pages.
+    #[must_use]
+    pub const fn dirty(self) -> Self {
+        if self.0 & bits::WRITE == 0 { self } else { Self(self.0 & !bits::RDONLY | bits::DIRTY) }
+    }
+
     /// The same where EL0 may execute and nothing else: for CPUs with FEAT_PAN3, on others privileged accesses would
     /// pass by PAN.
     pub const fn execute_only(memory: MemoryType) -> Self {
@@ -289,7 +295,7 @@ impl From<Migration> for Descriptor {
 impl Descriptor {
     /// A table of a user space: EL1 never executes anything below.
     pub const fn user_table(table: PhysAddr) -> Self {
-        Self((table.0 & bits::ADDRESS) | bits::VALID | bits::TABLE | bits::PXNTABLE)
+        Self::table(table, bits::PXNTABLE)
     }
 
     /// Whether it maps something, even if each access faults.

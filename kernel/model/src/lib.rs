@@ -19,7 +19,8 @@
 //! # Example
 //! ```
 //! use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
-//! use granule_model::{Access, Features, Model, PlanTlb, Sabotage, Step};
+//! use granule_model::{Access, Features, Model, Sabotage, Step};
+//! use granule_pgtable::metal::KernelTlb;
 //! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape, WholeLeaves};
 //!
 //! let model = Model::<Granule4K>::new(2, 8, Features::BASE);
@@ -33,7 +34,7 @@
 //!
 //! model.inject(Step::DsbIsh, 0, Sabotage::Lost); // the one that completes the TLBI
 //! let flush = cpu.page_tables().update(&lazy, page, Change::READ_ONLY, WholeLeaves)?;
-//! lazy.invalidate(&PlanTlb::of(model.features()), [flush]);
+//! lazy.invalidate(&KernelTlb, [flush]);
 //! assert!(other.may(page.start(), Access::Write).contains(&Ok(PhysAddr(0x4000_0000)))); // the old permission
 //! model.audit(0, page);
 //! assert!(model.expect_violation().to_string().contains("missing: DSB ISH on CPU 0"));
@@ -50,7 +51,6 @@ mod frames;
 mod inject;
 mod machine;
 mod outcome;
-mod plan_tlb;
 mod rules;
 pub mod smmu;
 mod state;
@@ -64,7 +64,6 @@ pub use frames::Frames;
 pub use inject::{Sabotage, Step};
 pub use machine::{Model, ModelCpu};
 pub use outcome::{Access, Fault, Outcome};
-pub use plan_tlb::PlanTlb;
 pub use stores::MAX_CPUS;
 pub use story::{Rule, Violation};
 

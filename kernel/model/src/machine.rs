@@ -386,6 +386,14 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
         self.execute(Operation::Isb);
     }
 
+    fn has_tlb_range(&self) -> bool {
+        self.model.features.tlb_range
+    }
+
+    fn has_ttl(&self) -> bool {
+        self.model.features.ttl
+    }
+
     fn has_ets2(&self) -> bool {
         self.model.features.ets2
     }

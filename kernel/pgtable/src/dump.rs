@@ -1,6 +1,7 @@
 //! What is mapped, as ranges of like leaves.
 
 use core::convert::Infallible;
+use core::fmt::{self, Write as _};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
@@ -57,6 +58,45 @@ impl Extent {
     }
 }
 
+/// As Linux's ptdump prints it, with the leaves that map it: `0xffff…-0xffff…  2M  2M x 1  RW NX …`. Memory types are
+/// those of [`MAIR`](granule_arch::descriptor::MAIR).
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, size, leaf_size, attributes, execution_forbidden_above, .. } = *self;
+        let end = start.0.wrapping_add(size);
+        write!(f, "{:#018x}-{end:#018x} {:>8} {:>5} x {:<6}", start.0, Size(size), Size(leaf_size), size / leaf_size)?;
+        write!(f, "{}{}", attributes.listed(), if execution_forbidden_above { " PXNTABLE" } else { "" })
+    }
+}
+
+/// Bytes, printed in the largest unit in which they are a whole number: `64K`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = if self.0 == 0 { 0 } else { (self.0.trailing_zeros() / 10).min(3) };
+        let mut text = Text { bytes: [0; 24], used: 0 };
+        write!(text, "{}{}", self.0 >> (10 * unit), ["", "K", "M", "G"][unit as usize])?;
+        f.pad(core::str::from_utf8(&text.bytes[..text.used]).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Room for a number and its unit.
+struct Text {
+    bytes: [u8; 24],
+    used: usize,
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes.get_mut(self.used..self.used + text.len()).ok_or(fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.used += text.len();
+        Ok(())
+    }
+}
+
 /// How many leaves of each size were found, present-invalid ones included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LeafTotals {
@@ -83,6 +123,17 @@ impl LeafTotals {
     /// Bytes mapped, in leaves of all sizes.
     pub fn bytes(&self) -> u64 {
         self.bytes.iter().flatten().sum()
+    }
+}
+
+/// `total 6M: 3 x 2M, 16 x 4K`.
+impl fmt::Display for LeafTotals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "total {}", Size(self.bytes()))?;
+        for (index, (size, count)) in self.iter().enumerate() {
+            write!(f, "{} {count} x {}", if index == 0 { ":" } else { "," }, Size(size))?;
+        }
+        Ok(())
     }
 }
 

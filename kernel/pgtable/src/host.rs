@@ -14,63 +14,13 @@ use granule_arch::tlbi::{AddressOperand, Instruction};
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, Granule4K};
 use crate::mmu::{Mmu, Table, Tlb};
+pub use crate::operation::{CacheOperation, Operation};
 use crate::source::TableSource;
 use crate::tables::PageTables;
 use crate::walk::Step;
 
 /// Where the arena begins in the machine's physical memory: aligned for every granule, and not 0.
 const ARENA: u64 = 0x1_0000_0000;
-
-/// One thing that was done to the machine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Operation<G: Geometry = Granule4K> {
-    /// An entry was written, by store, compare-exchange or bit-clear.
-    Write {
-        /// Where the entry is.
-        cell: PhysAddr,
-        /// What it was.
-        old: Descriptor,
-        /// What it is now.
-        new: Descriptor,
-    },
-    /// DMB ISHST.
-    DmbIshst,
-    /// DSB ISHST.
-    DsbIshst,
-    /// DSB ISH.
-    DsbIsh,
-    /// DSB NSH.
-    DsbNsh,
-    /// ISB.
-    Isb,
-    /// What [`HostTlb`] was told to invalidate, without barriers.
-    Invalidate(Invalidation<G>),
-    /// A TLBI instruction.
-    Tlbi(Instruction),
-    /// Cache maintenance for new code.
-    Cache(CacheOperation),
-}
-
-/// Cache maintenance for new code.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CacheOperation {
-    /// DC CVAU, line by line.
-    Clean {
-        /// The first address.
-        start: VirtAddr,
-        /// How much.
-        bytes: u64,
-    },
-    /// IC IVAU, line by line.
-    Invalidate {
-        /// The first address.
-        start: VirtAddr,
-        /// How much.
-        bytes: u64,
-    },
-    /// IC IALLUIS.
-    InvalidateAll,
-}
 
 /// What CTR_EL0 says of the caches: which maintenance new code needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

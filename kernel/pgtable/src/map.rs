@@ -34,7 +34,8 @@ pub enum Leaves {
 pub enum Execution {
     /// Leaves decide.
     ByLeaf,
-    /// PXNTable: nothing below a table that this call links is ever executable at EL1, whatever a leaf says.
+    /// Nothing below a table that this call links is ever executable, whatever a leaf says: at EL1 by PXNTable, or for
+    /// [user](Attributes::is_user) attributes at EL0 by UXNTable. (Of the other exception level it never is.)
     Forbidden,
 }
 
@@ -81,7 +82,7 @@ impl<M: Mmu> PageTables<'_, M> {
             Some(last) if last >> 48 == 0 => {}
             _ => return Err(Error::PhysicalTooHigh(physical)),
         }
-        if shape.execution == Execution::Forbidden && attributes.is_executable() {
+        if shape.execution == Execution::Forbidden && forbidding(attributes) != 0 {
             return Err(Error::ExecutionForbidden(range.start()));
         }
         let fit = Fit { leaves: shape.leaves, delta: physical.0.wrapping_sub(range.start().0) };
@@ -148,6 +149,22 @@ impl Fit {
     }
 }
 
+/// The bits of a table above that would forbid the execution that `attributes` allow.
+#[inline(always)]
+const fn forbidding(attributes: Attributes) -> u64 {
+    let at_el0 = if attributes.is_user_executable() { bits::UXNTABLE } else { 0 };
+    if attributes.is_executable() { at_el0 | bits::PXNTABLE } else { at_el0 }
+}
+
+/// What a new table above leaves with `attributes` forbids.
+const fn limits(attributes: Attributes, execution: Execution) -> u64 {
+    match (execution, attributes.is_user()) {
+        (Execution::Forbidden, _) => bits::PXNTABLE | bits::UXNTABLE,
+        (Execution::ByLeaf, true) => bits::PXNTABLE,
+        (Execution::ByLeaf, false) => bits::UXNTABLE,
+    }
+}
+
 /// What is to be mapped, and how.
 struct Mapping<F> {
     fit: Fit,
@@ -163,7 +180,7 @@ fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
     mapping: Mapping<F>,
     source: &mut impl TableSource,
 ) -> Result<(), Error> {
-    let mut counting = Counting { fit: mapping.fit, executable: mapping.attributes.is_executable(), needed: 0 };
+    let mut counting = Counting { fit: mapping.fit, forbidding: forbidding(mapping.attributes), needed: 0 };
     // As in `update`, most ranges lie in one last-level table; if that is there, none is missing. It stays there like
     // what the first of two passes has counted on.
     if let Some(run) = tables.sole_run(range, ReclaimMark::Clear) {
@@ -196,7 +213,8 @@ fn map_tables<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
 /// The first pass: nothing is mapped, and how many tables are missing.
 struct Counting {
     fit: Fit,
-    executable: bool,
+    /// See [`forbidding`].
+    forbidding: u64,
     needed: usize,
 }
 
@@ -208,7 +226,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
 
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
-        if self.executable && run.inherited & bits::PXNTABLE != 0 {
+        if run.inherited & self.forbidding != 0 {
             return Err(Error::ExecutionForbidden(run.from));
         }
         if run.level == LAST_LEVEL {
@@ -315,7 +333,7 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
             // The first pass cleared the reclaim marks on its path, so no more tables can be missing than it counted.
             unreachable!("the first pass counted every missing table")
         };
-        let descriptor = Descriptor::kernel_table(table, self.mapping.execution == Execution::Forbidden);
+        let descriptor = Descriptor::table(table, limits(self.mapping.attributes, self.mapping.execution));
         // The table's zeroes, and the end of the list in its first entry, must be seen before the table is: a walker
         // follows the new descriptor as soon as it is there. Stores before stores is all that takes.
         mmu.dmb_ishst();

@@ -160,6 +160,18 @@ pub unsafe trait Mmu {
         true
     }
 
+    /// FEAT_TLBIRANGE on every CPU: TLBI by range.
+    #[inline(always)]
+    fn has_tlb_range(&self) -> bool {
+        false
+    }
+
+    /// FEAT_TTL on every CPU: a TLBI may carry the leaf's level.
+    #[inline(always)]
+    fn has_ttl(&self) -> bool {
+        false
+    }
+
     /// Whether FEAT_ETS2 holds on *every* CPU, by their ID registers: an entry that became valid is then seen by later
     /// accesses without any barrier.
     #[inline(always)]

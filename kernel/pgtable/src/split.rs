@@ -320,8 +320,11 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         };
         let table = mmu.table(Table::new(address, level + 1));
         mmu.fill(table, piece::<M::Geometry>(block, level + 1), M::Geometry::entry_size(level + 1));
-        // Execution is forbidden below as it was above, no more: a piece may be made executable if the block could.
-        let descriptor = Descriptor::kernel_table(address, inherited & bits::PXNTABLE != 0);
+        // Execution is forbidden below as it was above, no more: a piece may be made executable if the block could. No
+        // change makes a leaf executable at EL0.
+        let of_kernel = block.0 & bits::UXN != 0 && block.0 & bits::USER == 0;
+        let user = if of_kernel { bits::UXNTABLE } else { inherited & bits::UXNTABLE };
+        let descriptor = Descriptor::table(address, user | inherited & bits::PXNTABLE);
         // Whoever follows the descriptor finds the table filled.
         mmu.dmb_ishst();
         let linked = match S::ENTRIES {

@@ -1,19 +1,12 @@
-//! TLB maintenance, all of it. The caller passes what changed in a table; which instructions that takes is decided
-//! here.
-//!
-//! Arm ARM D8.17: invalidations are broadcast to the inner-shareable domain. A range of kernel addresses takes the
-//! fewest operations that cover exactly it ([`Plan`]), and where it is longer than those are worth, one that takes
-//! everything. Kernel entries are global, so the operations are those for every ASID. Where FEAT_TTL is on every CPU,
-//! the level goes along if all leaves are certain to be of one; a wrong one may invalidate nothing.
+//! TLB maintenance, all of it. The caller passes what changed in a table; [`metal`] has the TLBIs for it, and what comes
+//! around them is decided here.
 
 pub mod user;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
-use granule_arch::tlbi::{
-    AddressOperand, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport,
-};
-use granule_pgtable::{Granule4K, Invalidation, Mmu, Tables, Tlb};
+use granule_arch::tlbi::{AddressOperand, Instruction};
+use granule_pgtable::{Granule4K, Invalidation, Mmu, Tlb, metal};
 
 use crate::lab;
 use crate::platform::features::branch;
@@ -59,27 +52,7 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for KernelTlb {
         if lab::is_on!(ANY) && issued_in_the_lab(mmu, *what) {
             return;
         }
-        let level = level_hint(what.level);
-        // One page, which is what most are: nothing to plan.
-        if what.range.pages() == 1 && what.tables == Tables::Kept {
-            let operand = AddressOperand::new(what.range.start(), level.map(|level| (Granule::Size4K, level)));
-            return mmu.tlbi(Instruction::Vaale1is(operand));
-        }
-        let single = |page| AddressOperand::new(page, level.map(|level| (Granule::Size4K, level)));
-        let several = |first, span| RangeOperand::new(first, Granule::Size4K, span, level);
-        for operation in Plan::new(what.range.start(), what.range.pages() as u64, Granule::Size4K, range_support()) {
-            // Each arm issues its own, so that none is looked at twice.
-            match (operation, what.tables) {
-                (Operation::Everything, _) => mmu.tlbi(Instruction::Vmalle1is),
-                // Only leaves changed: entries of upper levels in walk caches stay right, so they may stay.
-                (Operation::Page(page), Tables::Kept) => mmu.tlbi(Instruction::Vaale1is(single(page))),
-                (Operation::Page(page), Tables::Unlinked) => mmu.tlbi(Instruction::Vaae1is(single(page))),
-                (Operation::Pages(first, span), Tables::Kept) => mmu.tlbi(Instruction::Rvaale1is(several(first, span))),
-                (Operation::Pages(first, span), Tables::Unlinked) => {
-                    mmu.tlbi(Instruction::Rvaae1is(several(first, span)))
-                }
-            }
-        }
+        metal::KernelTlb.issue(mmu, what);
     }
 }
 
@@ -150,15 +123,4 @@ fn issued_in_the_lab<M: Mmu<Geometry = Granule4K>>(mmu: &M, what: Invalidation) 
         return true;
     }
     false
-}
-
-/// The level hint, where all CPUs have FEAT_TTL.
-#[inline(always)]
-fn level_hint(level: Option<LevelHint>) -> Option<LevelHint> {
-    if patched_branch!(branch::TLB_LEVEL) { level } else { None }
-}
-
-#[inline(always)]
-fn range_support() -> RangeSupport {
-    if patched_branch!(branch::TLB_RANGE) { RangeSupport::Yes } else { RangeSupport::No }
 }

@@ -4,10 +4,10 @@ use granule_arch::addr::PhysRange;
 
 use super::accounts::{kernel, plural};
 use super::parse::Args;
-use super::tables::Size;
 use super::{Command, Failure, Session, no_keywords};
 use crate::devices::pci::capability::PciCapability;
 use crate::devices::pci::{self, BarKind, Class, Function};
+use granule_pgtable::Size;
 
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "lspci",

@@ -51,10 +51,10 @@ use crate::smp;
 use crate::suggest::suggest;
 use crate::trap::probe::ProbeFault;
 use accounts::plural;
+use granule_pgtable::Size;
 use line::{Echo, Editor, Input, Line};
 use memory::{Permission, Width};
 use parse::{Args, ArgumentError, DidYouMean};
-use tables::Size;
 
 const PROMPT: &str = "granule> ";
 

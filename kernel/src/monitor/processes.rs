@@ -5,7 +5,7 @@ use core::fmt;
 use granule_arch::descriptor::Protection;
 
 use super::parse::{Args, ArgumentError};
-use super::tables::Size;
+use granule_pgtable::Size;
 use super::{Command, Failure, Refusal, Session, no_keywords};
 use crate::linux::process::initrd;
 use crate::linux::process::signal::Signal;

@@ -3,11 +3,9 @@
 //! Both read the live tables without a lock, each entry once; what other CPUs change meanwhile may show half old, half
 //! new.
 
-use core::fmt::{self, Write};
-
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Kind, MemoryType, STAGE1};
-use granule_pgtable::{Extent, Geometry, Granule4K, LeafTotals, PageRange, Step};
+use granule_pgtable::{Geometry, Granule4K, PageRange, Step};
 
 use super::parse::{Args, ArgumentError};
 use super::processes::process;
@@ -113,9 +111,10 @@ fn ptdump<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failu
         if core::mem::replace(&mut region, here) != here {
             let _ = writeln!(screen, "---[ {here} ]---");
         }
-        let _ = writeln!(screen, "{}", Line(extent));
+        let _ = writeln!(screen, "{}", extent);
     });
-    print_totals(session, &check_found(whose, totals)?);
+    let totals = check_found(whose, totals)?;
+    writeln!(session, "{totals}");
     Ok(())
 }
 
@@ -142,36 +141,4 @@ fn range<'a>(args: &mut Args<'a>) -> Result<(Half, PageRange), Failure<'a>> {
         None => start,
     };
     Ok((whose, PageRange::new(first, (last.align_down(PAGE) - first) + PAGE).map_err(Refusal::from)?))
-}
-
-/// One range as Linux's ptdump prints it, with the leaves that map it.
-struct Line<'e>(&'e Extent);
-
-impl fmt::Display for Line<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Extent { start, size, leaf_size, attributes, execution_forbidden_above, .. } = *self.0;
-        let end = start.0.wrapping_add(size);
-        write!(f, "{:#018x}-{end:#018x} {:>8} {:>5} x {:<6}", start.0, Size(size), Size(leaf_size), size / leaf_size)?;
-        write!(f, "{}{}", attributes.listed(), if execution_forbidden_above { " PXNTABLE" } else { "" })
-    }
-}
-
-fn print_totals(session: &mut Session<'_>, totals: &LeafTotals) {
-    write!(session, "total {}", Size(totals.bytes()));
-    for (index, (size, count)) in totals.iter().enumerate() {
-        write!(session, "{} {count} x {}", if index == 0 { ":" } else { "," }, Size(size));
-    }
-    writeln!(session);
-}
-
-/// Bytes in the largest unit in which they are a whole number, in the form that the parser reads.
-pub(super) struct Size(pub(super) u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = if self.0 == 0 { 0 } else { (self.0.trailing_zeros() / 10).min(3) };
-        let mut text = heapless::String::<24>::new();
-        write!(text, "{}{}", self.0 >> (10 * unit), ["", "K", "M", "G"][unit as usize])?;
-        f.pad(&text)
-    }
 }

@@ -5,7 +5,7 @@
 //! is a `core::panic::Location`, whose address the code forms before it panics; the image has each of them, and one
 //! that no code is seen to use is an error.
 
-mod code;
+pub(crate) mod code;
 mod image;
 mod layers;
 mod modules;

@@ -3,13 +3,14 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::{AddressOperand, Instruction};
-use granule_model::{Features, Model, PlanTlb, Rule, Sabotage, Step};
+use granule_model::{Features, Model, Rule, Sabotage, Step};
+use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Reclaimer, Shape, TableSource, WholeLeaves};
 use std::sync::atomic::AtomicU64;
 
 use crate::{DATA, FRAME, map, range};
 
-const TLB: PlanTlb = PlanTlb::of(Features::BASE);
+const TLB: KernelTlb = KernelTlb;
 
 /// What an operation does to two pages that both CPUs have seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

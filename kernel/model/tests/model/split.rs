@@ -1,7 +1,8 @@
 //! Leaves that pgtable splits while they are in use: what it promises, and what is reported where a step is missing.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_model::{Access, Event, Fault, Features, Model, Operation, PlanTlb, Rule, Sabotage, Step};
+use granule_model::{Access, Event, Fault, Features, Model, Operation, Rule, Sabotage, Step};
+use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{
     Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Lockless, PageRange, RefuseSplits, Split, Splits,
     Tiny, WholeLeaves,
@@ -27,7 +28,7 @@ fn read_only<G: Geometry>(model: &Model<G>, pages: PageRange<G>, tables: usize) 
     let mut splitter = Split::new(&Lockless, &mut frames);
     let flush = cpu.page_tables().update(&lazy, pages, Change::READ_ONLY, &mut splitter)?;
     let splits = splitter.splits();
-    lazy.invalidate(&PlanTlb::of(model.features()), [flush]);
+    lazy.invalidate(&KernelTlb, [flush]);
     model.audit(0, pages);
     Ok(splits)
 }
@@ -162,7 +163,7 @@ fn hinted_change(before: Option<(u64, u64)>) -> Vec<String> {
     let (model, start) = leaf::<Granule4K>(2 << 20);
     let (cpu, page) = (model.cpu(0), range(start + 0x7000, 0x1000));
     cpu.page_tables().split(page, &Lockless, &mut model.frames()).unwrap();
-    let (lazy, tlb) = (Lazy::new(&cpu), PlanTlb::of(model.features()));
+    let (lazy, tlb) = (Lazy::new(&cpu), KernelTlb);
     if let Some((offset, size)) = before {
         let range = range(start + offset, size);
         let flush = cpu.page_tables().update(&lazy, range, Change::INVALID, RefuseSplits).unwrap();

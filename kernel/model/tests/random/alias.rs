@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use granule::mm::kernel::alias::{Alias, ReadOnly, ReadWrite, update};
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_model::{Access, Fault, Features, Frames, Model, PlanTlb};
+use granule_model::{Access, Fault, Features, Frames, Model};
+use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{
     Change, Cut, Error, Geometry, Granule4K, Lazy, Leaf, Lockless, PageRange, Splitter, Tiny, WholeLeaves,
 };
@@ -145,7 +146,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let pages = first..owned.end.min(first + count);
         let (range, what) = (self.area(first, pages.len()), CHANGES[change]);
         let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
-        let (lazy, tlb) = (Lazy::new(&mmu), PlanTlb::of(self.model.features()));
+        let (lazy, tlb) = (Lazy::new(&mmu), KernelTlb);
         if let (Forgets::Alias, What::Change(change)) = (self.forgets, what) {
             let flush = mmu.page_tables().update(&lazy, range, change, WholeLeaves);
             flush.into_iter().for_each(|flush| lazy.invalidate(&tlb, [flush]));
@@ -195,7 +196,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
     fn unmap(&self, cpu: usize) {
         let owned = self.owned(cpu);
         let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
-        let (lazy, tlb) = (Lazy::new(&mmu), PlanTlb::of(self.model.features()));
+        let (lazy, tlb) = (Lazy::new(&mmu), KernelTlb);
         let mut linear = self.linear(0);
         let range = self.area(owned.start, owned.len());
         let released = |leaf: Leaf| {

@@ -24,8 +24,8 @@ use granule::mm::tlb::KernelTlb;
 use granule::platform::features::branch;
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_model::{Features, Model, PlanTlb, Sabotage, Step};
-use granule_pgtable::{Execution, Geometry, Granule4K, Granule16K, Granule64K, Leaves, Shape, Tiny, Tlb};
+use granule_model::{Features, Model, Sabotage, Step};
+use granule_pgtable::{Execution, Geometry, Granule4K, Granule16K, Granule64K, Leaves, Shape, Tiny, Tlb, metal};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
@@ -92,7 +92,7 @@ fn run<G: Geometry>(
 /// Both CPUs make their calls at the same time, operation by operation in `turns`; CPU 0 reclaims tables as well.
 fn run_in_turns<G: Geometry>(features: Features, patience: Patience, border: u64, turns: Vec<u8>, calls: [&[Call]; 2]) {
     let model = Model::<G>::new(3, rig::FRAMES, features);
-    let rig = Rig::new(&model, PlanTlb::of(features), Kernel::Global, border).in_turns(Turns::new(turns), patience);
+    let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).in_turns(Turns::new(turns), patience);
     std::thread::scope(|scope| {
         for (cpu, calls) in calls.into_iter().enumerate() {
             let rig = &rig;
@@ -124,7 +124,7 @@ proptest! {
 
     #[test]
     fn with_4_kib_pages(features in features(), kernel in kernel(), border in 0_u64..40, actions in actions()) {
-        run::<Granule4K>(PlanTlb::of(features), features, kernel, border, &actions);
+        run::<Granule4K>(metal::KernelTlb, features, kernel, border, &actions);
     }
 
     #[test]
@@ -136,7 +136,7 @@ proptest! {
 
     #[test]
     fn with_16_kib_pages(features in features(), kernel in kernel(), border in 0_u64..40, actions in actions()) {
-        run::<Granule16K>(PlanTlb::of(features), features, kernel, border, &actions);
+        run::<Granule16K>(metal::KernelTlb, features, kernel, border, &actions);
     }
 
 }
@@ -156,7 +156,7 @@ proptest! {
 
     #[test]
     fn with_64_kib_pages(features in features(), kernel in kernel(), border in 0_u64..40, actions in actions()) {
-        run::<Granule64K>(PlanTlb::of(features), features, kernel, border, &actions);
+        run::<Granule64K>(metal::KernelTlb, features, kernel, border, &actions);
     }
 
     #[test]
@@ -172,7 +172,7 @@ proptest! {
 
     #[test]
     fn tiny(features in features(), kernel in kernel(), border in 0_u64..8, actions in actions()) {
-        run::<Tiny>(PlanTlb::of(features), features, kernel, border, &actions);
+        run::<Tiny>(metal::KernelTlb, features, kernel, border, &actions);
     }
 
     #[test]
@@ -195,7 +195,7 @@ proptest! {
         actions in actions(),
     ) {
         let model = Model::<Tiny>::new(2, rig::FRAMES, Features::BASE);
-        let rig = Rig::new(&model, PlanTlb::of(Features::BASE), Kernel::Global, 0);
+        let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, 0);
         model.inject(step, nth, Sabotage::Lost);
         for action in &actions {
             if step == Step::DmbIshst && !matches!(action.call, Call::Map { .. }) {

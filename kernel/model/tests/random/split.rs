@@ -7,8 +7,8 @@
 
 use granule::mm::tlb::KernelTlb;
 use granule_arch::alternative::host;
-use granule_model::{Features, Model, PlanTlb};
-use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Tiny, Tlb};
+use granule_model::{Features, Model};
+use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Tiny, Tlb, metal};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
@@ -71,7 +71,7 @@ fn run<G: Geometry>(
 /// Both CPUs make their changes at the same time, operation by operation in `turns`.
 fn run_in_turns<G: Geometry>(features: Features, splits: Splits, border: u64, turns: Vec<u8>, changes: [&[Call]; 2]) {
     let model = Model::<G>::new(3, rig::FRAMES, features);
-    let rig = Rig::new(&model, PlanTlb::of(features), Kernel::Global, border).sharing(splits);
+    let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).sharing(splits);
     let rig = rig.in_turns(Turns::new(turns), Patience::Waits);
     std::thread::scope(|scope| {
         for (cpu, changes) in changes.into_iter().enumerate() {
@@ -97,7 +97,7 @@ proptest! {
     fn tiny_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..8, actions in actions(),
     ) {
-        run::<Tiny>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+        run::<Tiny>(metal::KernelTlb, features, kernel, splits, border, &actions);
     }
 
     #[test]
@@ -116,7 +116,7 @@ proptest! {
     #[test]
     fn tiny_shared_and_refused(kernel in kernel(), border in 0_u64..8, actions in actions()) {
         let features = Features { bbml2: false, ..Features::ALL };
-        run::<Tiny>(PlanTlb::of(features), features, kernel, Splits::Refused, border, &actions);
+        run::<Tiny>(metal::KernelTlb, features, kernel, Splits::Refused, border, &actions);
     }
 }
 
@@ -127,7 +127,7 @@ proptest! {
     fn with_4_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {
-        run::<Granule4K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+        run::<Granule4K>(metal::KernelTlb, features, kernel, splits, border, &actions);
     }
 
     #[test]
@@ -159,14 +159,14 @@ proptest! {
     fn with_16_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {
-        run::<Granule16K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+        run::<Granule16K>(metal::KernelTlb, features, kernel, splits, border, &actions);
     }
 
     #[test]
     fn with_64_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {
-        run::<Granule64K>(PlanTlb::of(features), features, kernel, splits, border, &actions);
+        run::<Granule64K>(metal::KernelTlb, features, kernel, splits, border, &actions);
     }
 }
 

@@ -135,6 +135,14 @@ unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
         self.step(|| self.cpu.isb());
     }
 
+    fn has_tlb_range(&self) -> bool {
+        self.cpu.has_tlb_range()
+    }
+
+    fn has_ttl(&self) -> bool {
+        self.cpu.has_ttl()
+    }
+
     fn has_ets2(&self) -> bool {
         self.cpu.has_ets2()
     }

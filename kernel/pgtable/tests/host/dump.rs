@@ -69,3 +69,19 @@ fn a_walk_shows_each_level_and_ends_where_the_hardware_does() {
     let block = machine.page_tables().translate(BASE + 0x1234).unwrap();
     assert_eq!((block.physical, block.leaf_size), (PhysAddr(0x4000_1234), 2 * MIB));
 }
+
+#[test]
+fn extents_and_totals_print_as_ptdump_does() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    map(&machine, range(BASE, 2 * MIB + 8 * KIB), 0x4000_0000, DATA, LARGEST).unwrap();
+    let mut lines = Vec::new();
+    let totals = machine.page_tables().dump(range(BASE, GIB), |extent| lines.push(extent.to_string()));
+    assert_eq!(
+        lines,
+        [
+            "0xffff800000000000-0xffff800000200000       2M    2M x 1           RW NX SHD AF        UXN    MEM/NORMAL",
+            "0xffff800000200000-0xffff800000202000       8K    4K x 2           RW NX SHD AF        UXN    MEM/NORMAL",
+        ]
+    );
+    assert_eq!(totals.to_string(), "total 2056K: 1 x 2M, 2 x 4K");
+}

@@ -10,6 +10,7 @@
 //! - `reclaim`: which tables are empty, and when they are freed
 //! - `reserved`: encodings that mean nothing at their level
 //! - `code`: the stream of cache maintenance and writes where pages become executable
+//! - `metal`: the ready machine, with the MMU off and on
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
 mod at_once;
@@ -20,6 +21,7 @@ mod code;
 mod dump;
 mod interrupt;
 mod map;
+mod metal;
 mod plain;
 mod random;
 mod reclaim;

@@ -1,13 +1,15 @@
 //! What `map` makes, and what it refuses.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Kind, bits};
+use granule_arch::descriptor::{
+    Attributes, Descriptor, Kind, MemoryAttribute, MemoryType, Protection, STAGE1, bits, mair,
+};
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{
-    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny, WholeLeaves,
+    Change, Error, Execution, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny, WholeLeaves,
 };
 
-use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range};
+use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range, update_splitting};
 
 #[test]
 fn the_largest_leaf_is_taken_at_each_address() {
@@ -225,4 +227,72 @@ fn a_part_of_a_range_is_whole_pages_inside_it() {
         assert_eq!(whole.part(start, pages), None, "{start} {pages}");
     }
     assert_eq!(whole.part(granule_arch::addr::VirtAddr(BASE.0 - 4 * KIB), 2), None);
+}
+
+/// What the walk for a page that was mapped with `attributes` meets: the limits of all tables, and the leaf.
+fn walk_of(attributes: Attributes, shape: Shape) -> (u64, Descriptor) {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let page = range(VirtAddr(0x40_0000), 4 * KIB);
+    map(&machine, page, 0x4000_0000, attributes, shape).unwrap();
+    let steps: Vec<_> = machine.page_tables().walk(page.start()).collect();
+    let (leaf, tables) = steps.split_last().unwrap();
+    let limits = tables.iter().map(|step| step.descriptor.0 & (bits::PXNTABLE | bits::UXNTABLE));
+    (limits.reduce(|one, other| if one == other { one } else { u64::MAX }).unwrap(), leaf.descriptor)
+}
+
+#[test]
+fn tables_leave_to_user_leaves_what_el0_may_execute() {
+    let user = |protection| Attributes::user(MemoryType::Normal, protection);
+    let code = user(Protection::READ.and(Protection::EXECUTE));
+    let forbidden = Shape { execution: Execution::Forbidden, ..Shape::PAGES };
+    assert_eq!(walk_of(TEXT, Shape::PAGES).0, bits::UXNTABLE);
+    assert_eq!(walk_of(DATA, forbidden).0, bits::UXNTABLE | bits::PXNTABLE);
+    let (limits, leaf) = walk_of(code, Shape::PAGES);
+    assert_eq!((limits, leaf.0 & (bits::UXN | bits::PXN)), (bits::PXNTABLE, bits::PXN));
+    assert_eq!(walk_of(user(Protection::READ), forbidden).0, bits::UXNTABLE | bits::PXNTABLE);
+    // Stores succeed at once where the kernel asks for that.
+    let data = user(Protection::READ.and(Protection::WRITE));
+    assert!(!walk_of(data, Shape::PAGES).1.is_writable() && walk_of(data.dirty(), Shape::PAGES).1.is_writable());
+    assert_eq!(code.dirty(), code);
+}
+
+#[test]
+fn code_is_refused_where_a_table_forbids_it_at_its_exception_level() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let code = Attributes::user(MemoryType::Normal, Protection::READ.and(Protection::EXECUTE));
+    let pages = |page: u64| range::<Granule4K>(VirtAddr(0x40_0000 + page * 4 * KIB), 4 * KIB);
+    map(&machine, pages(0), 0, code, Shape::PAGES).unwrap();
+    map(&machine, pages(1), 0, code, Shape::PAGES).unwrap();
+    let refused = Err(Error::ExecutionForbidden(pages(2).start()));
+    assert_eq!(map(&machine, pages(2), 0, TEXT, Shape::PAGES), refused, "kernel text in a user table");
+    let forbidden = Shape { execution: Execution::Forbidden, ..Shape::PAGES };
+    assert_eq!(map(&machine, pages(2), 0, code, forbidden), refused);
+    let machine = HostMachine::<Granule4K>::new(8);
+    map(&machine, pages(0), 0, DATA, Shape::PAGES).unwrap();
+    assert_eq!(map(&machine, pages(2), 0, code, Shape::PAGES), refused, "user code in a kernel table");
+}
+
+#[test]
+fn a_split_leaves_to_user_leaves_what_el0_may_execute() {
+    let code = Attributes::user(MemoryType::Normal, Protection::READ.and(Protection::EXECUTE));
+    for (attributes, limits) in [(code, bits::PXNTABLE), (DATA, bits::UXNTABLE)] {
+        let machine = HostMachine::<Granule4K>::new(8);
+        let block = range(VirtAddr(2 * MIB), 2 * MIB);
+        map(&machine, block, 0, attributes, LARGEST).unwrap();
+        let (tables, lazy) = (machine.page_tables(), Lazy::new(machine.mmu()));
+        let page = range(VirtAddr(2 * MIB), 4 * KIB);
+        update_splitting(&tables, &lazy, page, Change::INVALID, &mut machine.frames()).unwrap().0.defer();
+        let step = tables.walk(page.start()).nth(2).unwrap();
+        assert_eq!(step.descriptor.0 & (bits::PXNTABLE | bits::UXNTABLE), limits);
+    }
+}
+
+/// Index 5 of a MAIR_EL1 that has write-through memory there.
+#[test]
+fn memory_types_of_another_mair() {
+    let mut types = [MemoryAttribute::DEVICE_NGNRNE; 8];
+    types[5] = MemoryAttribute::NORMAL_WRITE_THROUGH;
+    let (_, leaf) = walk_of(DATA.with_memory_index(5), Shape::PAGES);
+    assert_eq!(leaf.fields().read(STAGE1::ATTR_INDEX), 5);
+    assert!(leaf.decoded(3).with_mair(mair(&types)).to_string().ends_with("AttrIndx 5 (Normal write-through)"));
 }

@@ -8,7 +8,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
-    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny, WholeLeaves,
+    Change, Error, Geometry, Granule4K, Granule4KVa39, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny,
+    WholeLeaves,
 };
 use proptest::prelude::{Strategy, proptest};
 use proptest::test_runner::Config;
@@ -263,6 +264,11 @@ proptest! {
     #[test]
     fn with_4_kib_pages(calls in calls()) {
         run::<Granule4K>(&calls);
+    }
+
+    #[test]
+    fn with_39_bit_addresses(calls in calls()) {
+        run::<Granule4KVa39>(&calls);
     }
 
     #[test]

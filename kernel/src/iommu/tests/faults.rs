@@ -122,7 +122,7 @@ fn writable_in_the_end_means_writable_for_the_device() {
     });
 }
 
-fn mmu(stage: &Stage) -> Metal {
+fn mmu(stage: &Stage) -> Metal<LinearView> {
     Metal(LinearView { offset: stage.rig.frames.linear().address(granule_arch::addr::PhysAddr(0)).0 })
 }
 

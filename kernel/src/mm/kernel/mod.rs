@@ -9,8 +9,6 @@
 
 pub mod alias;
 pub mod area;
-#[cfg(target_os = "none")]
-mod bulk;
 mod debug_pagealloc;
 mod direct_map;
 #[cfg(any(target_os = "none", test))]
@@ -49,7 +47,7 @@ use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
 /// The machine that the page tables are for: this CPU, with tables seen through the linear map.
-pub type Machine = mmu::Metal;
+pub type Machine = mmu::Metal<mmu::LinearView>;
 
 /// The kernel's address space. There is one.
 pub struct KernelSpace {

@@ -22,12 +22,10 @@
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
-use granule_arch::tlbi::{
-    AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, UserTlbToken,
-};
+use granule_arch::tlbi::{AddressOperand, Asid, Granule, Instruction, LevelHint, UserTlbToken};
+use granule_pgtable::metal::{AsidTlb, level_hint};
 use granule_pgtable::{Granule4K, Invalidation, Mmu, PageRange, Tables, Tlb};
 
-use super::{level_hint, range_support};
 use crate::mm::asid::AsidSlot;
 use crate::mm::notifier::NotifierChain;
 use crate::platform::features::branch;
@@ -60,7 +58,7 @@ impl<'a> UserTlb<'a> {
     #[inline(always)]
     pub fn flush_replaced<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
         mmu.dsb_ishst();
-        mmu.tlbi(Instruction::Vale1is(self.operand(page, PAGES)));
+        mmu.tlbi(Instruction::Vale1is(self.operand(mmu, page, PAGES)));
         self.notifiers.invalidate_replaced(TOKEN, page, VirtAddr(page.0 + PAGE_SIZE as u64));
         complete(mmu);
     }
@@ -108,7 +106,7 @@ impl<'a> UserTlb<'a> {
     #[inline(always)]
     pub fn access_widened<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
         mmu.dsb_ishst();
-        mmu.tlbi(Instruction::Vale1(self.operand(page, PAGES)));
+        mmu.tlbi(Instruction::Vale1(self.operand(mmu, page, PAGES)));
         self.notify_page(page);
         mmu.dsb_nsh();
     }
@@ -117,7 +115,7 @@ impl<'a> UserTlb<'a> {
     #[inline(always)]
     pub fn fix_spurious<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
         // The change was another CPU's, and is as complete as the entry that was read under the lock.
-        mmu.tlbi(Instruction::Vale1(self.operand(page, PAGES)));
+        mmu.tlbi(Instruction::Vale1(self.operand(mmu, page, PAGES)));
         mmu.dsb_nsh();
     }
 
@@ -132,8 +130,8 @@ impl<'a> UserTlb<'a> {
     }
 
     #[inline(always)]
-    fn operand(&self, page: VirtAddr, level: Option<LevelHint>) -> AddressOperand {
-        let hint = level_hint(level).map(|level| (Granule::Size4K, level));
+    fn operand<M: Mmu>(&self, mmu: &M, page: VirtAddr, level: Option<LevelHint>) -> AddressOperand {
+        let hint = level_hint(mmu, level).map(|level| (Granule::Size4K, level));
         AddressOperand::with_asid(page, self.asid(), hint)
     }
 }
@@ -159,30 +157,7 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for UserTlb<'_> {
 impl UserTlb<'_> {
     #[inline(always)]
     fn issue_to_cpus<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
-        if what.range.pages() == 1 && what.tables == Tables::Kept {
-            mmu.tlbi(Instruction::Vale1is(self.operand(what.range.start(), what.level)));
-        } else {
-            self.issue_planned(mmu, what);
-        }
-    }
-
-    #[inline]
-    fn issue_planned<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
-        let asid = self.asid();
-        let level = level_hint(what.level);
-        let single = |page| self.operand(page, what.level);
-        let several = |first, span| RangeOperand::with_asid(first, Granule::Size4K, span, asid, level);
-        for operation in Plan::new(what.range.start(), what.range.pages() as u64, Granule::Size4K, range_support()) {
-            match (operation, what.tables) {
-                (Operation::Everything, _) => mmu.tlbi(Instruction::Aside1is(asid)),
-                (Operation::Page(page), Tables::Kept) => mmu.tlbi(Instruction::Vale1is(single(page))),
-                (Operation::Page(page), Tables::Unlinked) => mmu.tlbi(Instruction::Vae1is(single(page))),
-                (Operation::Pages(first, span), Tables::Kept) => mmu.tlbi(Instruction::Rvale1is(several(first, span))),
-                (Operation::Pages(first, span), Tables::Unlinked) => {
-                    mmu.tlbi(Instruction::Rvae1is(several(first, span)));
-                }
-            }
-        }
+        AsidTlb(self.asid()).issue(mmu, what);
     }
 }
 

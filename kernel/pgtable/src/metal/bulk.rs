@@ -11,14 +11,14 @@
 //! | [`flip`] | 2 (half a load, an exclusive OR, half a store), and 2 a turn |
 //! | [`fill`] | 1.5 (an addition, half a store), and 2 a turn |
 //!
-//! On the host a run is dealt with by the defaults of [`Mmu`](granule_pgtable::Mmu); a test on the target compares the
+//! On the host a run is dealt with by the defaults of [`Mmu`](crate::Mmu); a test on the target compares the
 //! two.
 
 #![allow(unsafe_code, reason = "entries of tables in pairs, in assembly")]
 
 use core::sync::atomic::AtomicU64;
 
-use granule_pgtable::Survey;
+use crate::mmu::Survey;
 
 /// The assembly that goes through `left` entries: `$pair` deals with two and moves on, `$single` with one.
 macro_rules! run {

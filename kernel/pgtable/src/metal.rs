@@ -1,0 +1,383 @@
+//! The machine itself, ready made: what a kernel needs beside its frames.
+//!
+//! - [`Metal`] is an [`Mmu`] whose methods are an instruction or two. It finds a table by what a [`Platform`] says; the
+//!   ready one is [`DirectMap`], all memory at one offset.
+//! - [`KernelTlb`] invalidates kernel addresses, [`AsidTlb`] those of an address space; both by the fewest TLBIs.
+//! - [`MmuOff`] builds tables before the MMU is on, [`FrameRange`] is a first source of tables.
+//!
+//! ```no_run
+//! use granule_pgtable::granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+//! use granule_pgtable::granule_arch::descriptor::{Attributes, MemoryType};
+//! use granule_pgtable::metal::{DirectMap, FrameRange, KernelTlb, Metal};
+//! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, PageTables, Shape, Table, WholeLeaves};
+//!
+//! # fn main() -> Result<(), granule_pgtable::Error> {
+//! # let (root, free) = (PhysAddr(0), PhysRange::from_size(PhysAddr(0), 0).unwrap());
+//! let mmu = Metal(DirectMap::<Granule4K>::new(0xffff_0000_0000_0000)); // physical + offset
+//! // SAFETY: `root` is a zeroed table of this kernel, and `free` is memory that nothing else uses.
+//! let (root, mut frames) = unsafe { (Table::root::<Granule4K>(root), FrameRange::new(&mmu, free)) };
+//! let tables = PageTables::new(&mmu, root);
+//!
+//! let range = PageRange::from_pages(VirtAddr(0xffff_8000_0000_0000), 16)?;
+//! let lazy = Lazy::new(&mmu);
+//! let data = Attributes::kernel_data(MemoryType::Normal);
+//! tables.map(&lazy, range, PhysAddr(0x4800_0000), data, Shape::PAGES, &mut frames)?;
+//! let flush = tables.update(&lazy, range, Change::READ_ONLY, WholeLeaves)?;
+//! lazy.invalidate(&KernelTlb, [flush]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Before the MMU is on
+//! With the MMU off every data access is one to Device-nGnRnE memory. An exclusive or atomic access to it (LDXR, STXR,
+//! CAS, SWP) is constrained unpredictable, a fault on some CPUs and a loop that never ends on others (Arm ARM B2.9.2,
+//! B2.9.5). [`MmuOff`] has plain loads and stores alone, so with it all of this crate may run then, on one CPU:
+//!
+//! 1. [`granule_arch::cache::invalidate_to_memory`] over the memory that will be tables: a dirty line of the previous
+//!    stage must not be evicted over what is written past the caches;
+//! 2. [`PageTables`](crate::PageTables) over an [`MmuOff`], and `map`, as anywhere else;
+//! 3. the same invalidation again, so that no line that speculation has fetched hides the tables from walks, which are
+//!    cached;
+//! 4. `granule_arch::mmu::enable`.
+//!
+//! From then on the same tree is used by way of [`Metal`].
+
+#![allow(unsafe_code, reason = "the one place where page tables meet raw memory")]
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::barrier;
+use granule_arch::cache::{self, CodeCaches};
+use granule_arch::descriptor::Descriptor;
+use granule_arch::features::CpuFeatures;
+use granule_arch::tlbi::{AddressOperand, Instruction};
+
+use crate::geometry::{Geometry, Granule4K};
+#[cfg(target_os = "none")]
+use crate::mmu::Survey;
+use crate::mmu::{Mmu, Table};
+use crate::operation::{CacheOperation, Operation};
+
+#[cfg(target_os = "none")]
+mod bulk;
+mod frames;
+mod mmu_off;
+mod tlb;
+
+pub use frames::FrameRange;
+pub use mmu_off::MmuOff;
+pub use tlb::{AsidTlb, KernelTlb, level_hint};
+
+/// What kernels on the metal differ in: where a table is seen, and what all CPUs have. Nothing but the first has to be
+/// there: without the others every CPU of the architecture is served.
+///
+/// # Safety
+/// [`Self::address`] maps each frame of the physical memory that tables lie in, writable and as Normal memory, always to
+/// the same memory. What `has_…` affirms holds on every CPU.
+pub unsafe trait Platform {
+    /// The shape of the tables.
+    type Geometry: Geometry;
+
+    /// Where this CPU sees the frame at `table`.
+    fn address(&self, table: PhysAddr) -> VirtAddr;
+
+    /// FEAT_TLBIRANGE.
+    #[inline(always)]
+    fn has_tlb_range(&self) -> bool {
+        false
+    }
+
+    /// FEAT_TTL.
+    #[inline(always)]
+    fn has_ttl(&self) -> bool {
+        false
+    }
+
+    /// FEAT_ETS2.
+    #[inline(always)]
+    fn has_ets2(&self) -> bool {
+        false
+    }
+
+    /// CTR_EL0.IDC.
+    #[inline(always)]
+    fn has_idc(&self) -> bool {
+        false
+    }
+
+    /// CTR_EL0.DIC.
+    #[inline(always)]
+    fn has_dic(&self) -> bool {
+        false
+    }
+
+    /// Whether an erratum of the CPUs asks for one more TLBI and DSB behind those that complete an invalidation.
+    #[inline(always)]
+    fn repeats_tlbi(&self) -> bool {
+        false
+    }
+
+    /// The shortest cache lines of all CPUs; by default this CPU's, which serves where all are alike.
+    fn code_caches(&self) -> CodeCaches {
+        CodeCaches::of_this_cpu()
+    }
+
+    /// Called before a barrier, a TLBI or cache maintenance is issued, for counters; `false` leaves it out, which only a
+    /// laboratory does. Inlined, with a constant variant.
+    #[inline(always)]
+    fn issues(&self, operation: Operation<Self::Geometry>) -> bool {
+        let _ = operation;
+        true
+    }
+
+    /// Called when an entry has been written, for a record on the host.
+    #[cfg(not(target_os = "none"))]
+    fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
+        let _ = (cell, old, new);
+    }
+}
+
+/// All memory at one offset: physical address `p` is seen at `p` plus the offset, wrapping.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectMap<G: Geometry = Granule4K> {
+    offset: u64,
+    tlb_range: bool,
+    ttl: bool,
+    ets2: bool,
+    code: Option<CodeCaches>,
+    geometry: PhantomData<G>,
+}
+
+impl<G: Geometry> DirectMap<G> {
+    /// With this offset, on CPUs of which nothing is known. [`Table::root`] and the sources of tables vouch for what is
+    /// seen there.
+    pub const fn new(offset: u64) -> Self {
+        Self { offset, tlb_range: false, ttl: false, ets2: false, code: None, geometry: PhantomData }
+    }
+
+    /// On CPUs that have `all`, the [least](CpuFeatures::least) of every CPU that runs: fewer TLBIs and barriers.
+    #[must_use]
+    pub fn with_features(self, all: &CpuFeatures) -> Self {
+        let code = Some(all.code_caches());
+        Self { tlb_range: all.tlb_range(), ttl: all.ttl(), ets2: all.ets2(), code, ..self }
+    }
+}
+
+// SAFETY: an offset is one to one; that there is memory behind it is vouched for with each table. `with_features` takes
+// what all CPUs have.
+unsafe impl<G: Geometry> Platform for DirectMap<G> {
+    type Geometry = G;
+
+    #[inline(always)]
+    fn address(&self, table: PhysAddr) -> VirtAddr {
+        VirtAddr(table.0.wrapping_add(self.offset))
+    }
+
+    fn has_tlb_range(&self) -> bool {
+        self.tlb_range
+    }
+
+    fn has_ttl(&self) -> bool {
+        self.ttl
+    }
+
+    fn has_ets2(&self) -> bool {
+        self.ets2
+    }
+
+    fn has_idc(&self) -> bool {
+        self.code.is_some_and(|code| code.idc)
+    }
+
+    fn has_dic(&self) -> bool {
+        self.code.is_some_and(|code| code.dic)
+    }
+
+    fn code_caches(&self) -> CodeCaches {
+        self.code.unwrap_or_else(CodeCaches::of_this_cpu)
+    }
+}
+
+/// This CPU. Cells are 64-bit atomics, which the architecture makes single-copy atomic (Arm ARM B2.2.1) and orders
+/// behind the load of their address (B2.3.3, address dependency).
+#[derive(Clone, Copy, Debug)]
+pub struct Metal<P>(pub P);
+
+impl<P: Platform> Metal<P> {
+    #[inline(always)]
+    fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
+        #[cfg(not(target_os = "none"))]
+        self.0.wrote(cell, old, new);
+        #[cfg(target_os = "none")]
+        let _ = (cell, old, new);
+    }
+}
+
+/// The entries of `table`, which is seen at `address`.
+///
+/// # Safety
+/// It is one, and stays one for as long as the reference is used.
+#[inline(always)]
+unsafe fn cells<'a, G: Geometry>(table: Table, address: VirtAddr) -> &'a [AtomicU64] {
+    // SAFETY: a table of this level, by the caller's word; its entries are only accessed as atomics.
+    unsafe { core::slice::from_raw_parts(address.as_ptr(), G::entries(table.level())) }
+}
+
+// SAFETY: 1. `table` gives the frame at the address, as many entries as the geometry has; a `Table` proves that it is
+// one, and a platform shows the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy
+// atomic, and accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those
+// barriers, and its assembly is a compiler barrier. 4. `bulk` deals with each entry of a run once, by the operation of
+// the default.
+unsafe impl<P: Platform> Mmu for Metal<P> {
+    type Geometry = P::Geometry;
+    type Cell = AtomicU64;
+
+    #[inline(always)]
+    fn table(&self, table: Table) -> &[AtomicU64] {
+        // SAFETY: a `Table` proves it.
+        unsafe { cells::<P::Geometry>(table, self.0.address(table.address())) }
+    }
+
+    #[inline(always)]
+    fn load(&self, cell: &AtomicU64) -> Descriptor {
+        Descriptor(cell.load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+        #[cfg(not(target_os = "none"))]
+        self.wrote(cell, self.load(cell), descriptor);
+        cell.store(descriptor.0, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+        cell.compare_exchange(current.0, new.0, Ordering::Relaxed, Ordering::Relaxed).map_err(Descriptor)?;
+        self.wrote(cell, current, new);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+        let old = Descriptor(cell.fetch_and(!mask, Ordering::Relaxed));
+        self.wrote(cell, old, Descriptor(old.0 & !mask));
+        old
+    }
+
+    #[cfg(target_os = "none")]
+    #[inline]
+    fn survey(&self, run: &[AtomicU64]) -> Survey {
+        bulk::survey(run)
+    }
+
+    #[cfg(target_os = "none")]
+    #[inline]
+    fn update_run(&self, run: &[AtomicU64], flip: u64) {
+        bulk::flip(run, flip);
+    }
+
+    #[cfg(target_os = "none")]
+    #[inline]
+    fn fill(&self, run: &[AtomicU64], first: Descriptor, step: u64) {
+        bulk::fill(run, first.0, step);
+    }
+
+    #[inline(always)]
+    fn tlbi(&self, instruction: Instruction) {
+        if self.0.issues(Operation::Tlbi(instruction)) {
+            instruction.execute();
+        }
+    }
+
+    #[inline(always)]
+    fn dmb_ishst(&self) {
+        if self.0.issues(Operation::DmbIshst) {
+            barrier::dmb_ishst();
+        }
+    }
+
+    #[inline(always)]
+    fn dsb_ishst(&self) {
+        if self.0.issues(Operation::DsbIshst) {
+            barrier::dsb_ishst();
+        }
+    }
+
+    #[inline(always)]
+    fn dsb_ish(&self) {
+        if self.0.issues(Operation::DsbIsh) {
+            barrier::dsb_ish();
+        }
+    }
+
+    #[inline(always)]
+    fn dsb_nsh(&self) {
+        if self.0.issues(Operation::DsbNsh) {
+            barrier::dsb_nsh();
+        }
+    }
+
+    #[inline(always)]
+    fn isb(&self) {
+        if self.0.issues(Operation::Isb) {
+            barrier::isb();
+        }
+    }
+
+    #[inline(always)]
+    fn complete_tlbi(&self) {
+        self.dsb_ish();
+        if self.0.repeats_tlbi() {
+            // What it names does not matter: its completion implies that of the first ones.
+            self.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
+            self.dsb_ish();
+        }
+    }
+
+    fn clean_code(&self, start: VirtAddr, bytes: u64) {
+        if self.0.issues(Operation::Cache(CacheOperation::Clean { start, bytes })) {
+            // SAFETY: valid leaves of the caller's map all of it.
+            unsafe { cache::clean_to_unification(start, bytes, self.0.code_caches().data_line) };
+        }
+    }
+
+    fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
+        if self.0.issues(Operation::Cache(CacheOperation::Invalidate { start, bytes })) {
+            // SAFETY: valid leaves of the caller's map all of it.
+            unsafe { cache::invalidate_instructions(start, bytes, self.0.code_caches().instruction_line) };
+        }
+    }
+
+    fn invalidate_all_code(&self) {
+        if self.0.issues(Operation::Cache(CacheOperation::InvalidateAll)) {
+            cache::invalidate_all_instructions();
+        }
+    }
+
+    #[inline(always)]
+    fn has_tlb_range(&self) -> bool {
+        self.0.has_tlb_range()
+    }
+
+    #[inline(always)]
+    fn has_ttl(&self) -> bool {
+        self.0.has_ttl()
+    }
+
+    #[inline(always)]
+    fn has_idc(&self) -> bool {
+        self.0.has_idc()
+    }
+
+    #[inline(always)]
+    fn has_dic(&self) -> bool {
+        self.0.has_dic()
+    }
+
+    #[inline(always)]
+    fn has_ets2(&self) -> bool {
+        self.0.has_ets2()
+    }
+}

@@ -1,0 +1,152 @@
+//! The TLBs of all CPUs: a range by the fewest TLBIs that cover exactly it.
+//!
+//! Arm ARM D8.17: invalidations are broadcast to the inner-shareable domain. A range longer than those are worth is one
+//! that takes everything. Where FEAT_TTL is on every CPU, the level goes along if all leaves are certain to be of one;
+//! a wrong one may invalidate nothing.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::tlbi::{
+    AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport, Span,
+};
+
+use crate::flush::{Invalidation, Tables};
+use crate::geometry::Geometry;
+use crate::mmu::{Mmu, Tlb};
+
+/// The TLBs of all CPUs, for kernel addresses: their entries are global, so the operations are those for every ASID.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KernelTlb;
+
+/// The TLBs of all CPUs, for the addresses of one ASID. Making an [`Asid`] takes the token of the module that also
+/// notifies devices: see [`granule_arch::tlbi::UserTlbToken`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AsidTlb(pub Asid);
+
+impl<M: Mmu> Tlb<M> for KernelTlb {
+    #[inline(always)]
+    fn issue(&self, mmu: &M, what: &Invalidation<M::Geometry>) {
+        issue(mmu, *self, what);
+    }
+}
+
+impl<M: Mmu> Tlb<M> for AsidTlb {
+    #[inline(always)]
+    fn issue(&self, mmu: &M, what: &Invalidation<M::Geometry>) {
+        issue(mmu, *self, what);
+    }
+}
+
+/// The level of the leaves for an operand, where the CPUs look at it.
+#[inline(always)]
+pub fn level_hint<M: Mmu>(mmu: &M, level: Option<LevelHint>) -> Option<LevelHint> {
+    if mmu.has_ttl() { level } else { None }
+}
+
+/// Whose entries an operation takes: the instructions that do.
+trait Scope: Copy {
+    fn everything(self) -> Instruction;
+    fn page(self, page: VirtAddr, hint: Option<(Granule, LevelHint)>, tables: Tables) -> Instruction;
+    fn pages(
+        self,
+        first: VirtAddr,
+        granule: Granule,
+        span: Span,
+        level: Option<LevelHint>,
+        tables: Tables,
+    ) -> Instruction;
+}
+
+impl Scope for KernelTlb {
+    #[inline(always)]
+    fn everything(self) -> Instruction {
+        Instruction::Vmalle1is
+    }
+
+    #[inline(always)]
+    fn page(self, page: VirtAddr, hint: Option<(Granule, LevelHint)>, tables: Tables) -> Instruction {
+        let operand = AddressOperand::new(page, hint);
+        match tables {
+            // Only leaves changed: entries of upper levels in walk caches stay right, so they may stay.
+            Tables::Kept => Instruction::Vaale1is(operand),
+            Tables::Unlinked => Instruction::Vaae1is(operand),
+        }
+    }
+
+    #[inline(always)]
+    fn pages(
+        self,
+        first: VirtAddr,
+        granule: Granule,
+        span: Span,
+        level: Option<LevelHint>,
+        tables: Tables,
+    ) -> Instruction {
+        let operand = RangeOperand::new(first, granule, span, level);
+        match tables {
+            Tables::Kept => Instruction::Rvaale1is(operand),
+            Tables::Unlinked => Instruction::Rvaae1is(operand),
+        }
+    }
+}
+
+impl Scope for AsidTlb {
+    #[inline(always)]
+    fn everything(self) -> Instruction {
+        Instruction::Aside1is(self.0)
+    }
+
+    #[inline(always)]
+    fn page(self, page: VirtAddr, hint: Option<(Granule, LevelHint)>, tables: Tables) -> Instruction {
+        let operand = AddressOperand::with_asid(page, self.0, hint);
+        match tables {
+            Tables::Kept => Instruction::Vale1is(operand),
+            Tables::Unlinked => Instruction::Vae1is(operand),
+        }
+    }
+
+    #[inline(always)]
+    fn pages(
+        self,
+        first: VirtAddr,
+        granule: Granule,
+        span: Span,
+        level: Option<LevelHint>,
+        tables: Tables,
+    ) -> Instruction {
+        let operand = RangeOperand::with_asid(first, granule, span, self.0, level);
+        match tables {
+            Tables::Kept => Instruction::Rvale1is(operand),
+            Tables::Unlinked => Instruction::Rvae1is(operand),
+        }
+    }
+}
+
+#[inline(always)]
+fn issue<M: Mmu, S: Scope>(mmu: &M, scope: S, what: &Invalidation<M::Geometry>) {
+    let granule = M::Geometry::GRANULE;
+    let level = level_hint(mmu, what.level);
+    // One page, which is what most are: nothing to plan.
+    if what.range.pages() == 1 && what.tables == Tables::Kept {
+        let hint = level.map(|level| (granule, level));
+        return mmu.tlbi(scope.page(what.range.start(), hint, Tables::Kept));
+    }
+    let support = if mmu.has_tlb_range() { RangeSupport::Yes } else { RangeSupport::No };
+    for operation in Plan::new(what.range.start(), what.range.pages() as u64, granule, support) {
+        // Each arm issues its own, so that none is looked at twice.
+        match (operation, what.tables) {
+            (Operation::Everything, _) => mmu.tlbi(scope.everything()),
+            (Operation::Page(page), Tables::Kept) => {
+                mmu.tlbi(scope.page(page, level.map(|level| (granule, level)), Tables::Kept));
+            }
+            (Operation::Page(page), Tables::Unlinked) => {
+                mmu.tlbi(scope.page(page, level.map(|level| (granule, level)), Tables::Unlinked));
+            }
+            (Operation::Pages(first, span), Tables::Kept) => {
+                mmu.tlbi(scope.pages(first, granule, span, level, Tables::Kept));
+            }
+            (Operation::Pages(first, span), Tables::Unlinked) => {
+                mmu.tlbi(scope.pages(first, granule, span, level, Tables::Unlinked));
+            }
+        }
+    }
+}
