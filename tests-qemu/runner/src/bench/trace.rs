@@ -92,7 +92,12 @@ impl Sites {
     pub fn windows(&self, log: &str) -> Result<Vec<Barriers>> {
         let mut windows = Vec::new();
         let mut open: Option<Barriers> = None;
-        for line in log.lines() {
+        let mut lines = log.lines().peekable();
+        while let Some(line) = lines.next() {
+            // An interrupt of the emulator's own came first: the block did not run, and is in the log again.
+            if lines.next_if(|next| next.starts_with(STOPPED)).is_some() {
+                continue;
+            }
             let Some(address) = executed(line) else { bail!("not a line of `-d exec`: {line}") };
             let kind =
                 self.0.get(&address).with_context(|| format!("{address:#x} is none of the addresses asked for"))?;
@@ -112,6 +117,9 @@ impl Sites {
         Ok(windows)
     }
 }
+
+/// How QEMU begins the line about a block that it has logged and then not run.
+const STOPPED: &str = "Stopped execution of TB chain before ";
 
 /// The address in `Trace 0: 0x7ff87401d580 [0010c004/ffff8000800020d8/00000141/ff022201] `.
 fn executed(line: &str) -> Option<u64> {
@@ -169,6 +177,13 @@ mod tests {
     fn only_what_is_between_the_markers_counts() {
         let windows = sites().windows(&log(&[2, 0, 3, 6, 2, 5, 1, 5, 0, 1])).unwrap();
         assert_eq!(windows, [Barriers { dsb: 2, isb: 1, tlbi: 1 }, Barriers::default()]);
+    }
+
+    #[test]
+    fn a_block_that_did_not_run_counts_once() {
+        let stopped = "Stopped execution of TB chain before 0x7f00 [0000000000001008] \n";
+        let text = format!("{}{stopped}{}", log(&[0, 2]), log(&[2, 1]));
+        assert_eq!(sites().windows(&text).unwrap(), [Barriers { dsb: 1, isb: 0, tlbi: 0 }]);
     }
 
     #[test]
