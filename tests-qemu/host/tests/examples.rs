@@ -15,7 +15,7 @@ fn the_metal_example_maps_itself_and_shows_its_fault() {
         let mut session = Session::of(&qemu).unwrap();
         session.wait_for("metal: MMU on, 39-bit addresses\n").unwrap();
         let dump = session.wait_for("\ntotal ").unwrap();
-        for line in ["x 1      RW NX SHD AF        UXN    DEVICE/nGnRE", "ro x  SHD AF        UXN    MEM/NORMAL"] {
+        for line in ["x 1           RW NX SHD AF        UXN    DEVICE/nGnRE", "ro x  SHD AF        UXN    MEM/NORMAL"] {
             assert!(dump.contains(line), "{name}: no {line:?} in {dump}");
         }
         let walk = session.wait_for("metal: a store to 0x").unwrap();
