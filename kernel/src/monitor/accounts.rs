@@ -5,13 +5,13 @@
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
+use granule_pgtable::Size;
 
 use super::parse::Args;
 use super::{Command, Failure, Refusal, Session, no_keywords};
 use crate::mm::kernel::area::AreaKind;
 use crate::mm::maintenance;
 use crate::{Kernel, smp};
-use granule_pgtable::Size;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 

@@ -1,13 +1,13 @@
 //! Commands about devices: what is on PCI Express.
 
 use granule_arch::addr::PhysRange;
+use granule_pgtable::Size;
 
 use super::accounts::{kernel, plural};
 use super::parse::Args;
 use super::{Command, Failure, Session, no_keywords};
 use crate::devices::pci::capability::PciCapability;
 use crate::devices::pci::{self, BarKind, Class, Function};
-use granule_pgtable::Size;
 
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "lspci",

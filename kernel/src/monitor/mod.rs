@@ -25,7 +25,7 @@ mod transfers;
 use core::fmt::{self, Write};
 
 use granule_arch::addr::VirtAddr;
-use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
+use granule_pgtable::{Extent, LeafTotals, PageRange, Size, Step};
 use linkme::distributed_slice;
 use thiserror::Error;
 
@@ -51,7 +51,6 @@ use crate::smp;
 use crate::suggest::suggest;
 use crate::trap::probe::ProbeFault;
 use accounts::plural;
-use granule_pgtable::Size;
 use line::{Echo, Editor, Input, Line};
 use memory::{Permission, Width};
 use parse::{Args, ArgumentError, DidYouMean};

@@ -3,9 +3,9 @@
 use core::fmt;
 
 use granule_arch::descriptor::Protection;
+use granule_pgtable::Size;
 
 use super::parse::{Args, ArgumentError};
-use granule_pgtable::Size;
 use super::{Command, Failure, Refusal, Session, no_keywords};
 use crate::linux::process::initrd;
 use crate::linux::process::signal::Signal;
