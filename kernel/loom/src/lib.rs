@@ -65,6 +65,7 @@ mod mm {
 /// What stands in the place of `alloc`: memory is never given back, so that a call of a subscriber that has left does
 /// not read what was freed.
 #[allow(unsafe_code, reason = "keeps the signature of `dealloc`")]
+#[allow(clippy::module_inception, reason = "the path is `crate::alloc::alloc`")]
 mod alloc {
     pub(crate) mod alloc {
         pub(crate) use std::alloc::{Layout, alloc};

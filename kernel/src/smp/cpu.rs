@@ -80,8 +80,8 @@ impl Cpu {
         Self {
             trap: trap::PerCpu::new(),
             id,
-            held_ranks: HeldRanks::NONE,
-            walk: WalkSequence::NONE,
+            held_ranks: HeldRanks::new(),
+            walk: WalkSequence::new(),
             mpidr: AtomicU64::new(0),
             features: Once::new(),
             due: Due::new(),
@@ -90,7 +90,7 @@ impl Cpu {
             ipis: AtomicU64::new(0),
             #[cfg(target_os = "none")]
             sched: crate::sched::PerCpu::new(),
-            node_arena: CurrentArena::NONE,
+            node_arena: CurrentArena::new(),
             maintenance: Counters::new(),
             #[cfg(debug_assertions)]
             owners: Owners::new(),

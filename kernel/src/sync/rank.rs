@@ -15,7 +15,9 @@ pub struct HeldRanks(AtomicU32);
 
 impl HeldRanks {
     /// None.
-    pub const NONE: Self = Self(AtomicU32::new(0));
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
 
     /// The bits.
     pub fn bits(&self) -> u32 {

@@ -106,7 +106,9 @@ pub struct WalkSequence(AtomicU64);
 
 impl WalkSequence {
     /// No walk yet.
-    pub const NONE: Self = Self(AtomicU64::new(0));
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
 
     /// Whether the CPU is inside a walk.
     pub fn is_open(&self) -> bool {

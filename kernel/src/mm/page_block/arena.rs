@@ -50,7 +50,9 @@ pub struct CurrentArena(AtomicPtr<NodeArena>);
 
 impl CurrentArena {
     /// None.
-    pub const NONE: Self = Self(AtomicPtr::new(null_mut()));
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(null_mut()))
+    }
 
     /// The arena.
     pub fn get(&self) -> Option<&NodeArena> {
