@@ -1,12 +1,13 @@
 //! `./x lint`, `./x fmt` and `./x doc`: all without a warning.
 
+use std::fs;
 use std::process::Command;
 
 use anyhow::Result;
 
 use crate::audit;
 use crate::licences;
-use crate::tools::{Tools, run};
+use crate::tools::{TRIPLE, Tools, run};
 
 /// clippy for host and target, rustfmt, the syntax of the shell scripts, layers, unused items, licences and sources of
 /// dependencies, and the audit of panics.
@@ -60,4 +61,41 @@ pub(crate) fn document(tools: &Tools) -> Result<()> {
     run(host.args(["--package", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
     println!("{}", tools.target_directory("doc").display());
     Ok(())
+}
+
+/// The public items of every library, target's and host's, in one folder, so that they have one list and one search.
+///
+/// # Errors
+/// When rustdoc warns, or the folder cannot be made.
+pub(crate) fn document_public(tools: &Tools) -> Result<()> {
+    const FLAGS: [&str; 4] = ["--lib", "--no-deps", "--config", r#"build.rustdocflags=["-Dwarnings"]"#];
+    let output = tools.target_directory("doc");
+    let target = output.join(TRIPLE).join("doc");
+    // The pages with private items are under the same names; and the host's crates go where the target's are.
+    for folder in [&target, &output.join("doc")] {
+        if folder.is_symlink() {
+            fs::remove_file(folder)?;
+        } else if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+    }
+    fs::create_dir_all(&target)?;
+    std::os::unix::fs::symlink(&target, output.join("doc"))?;
+    run(tools.target_cargo("doc", "doc").args(FLAGS), "rustdoc for the target")?;
+    let mut host = tools.host_cargo("doc", "doc");
+    run(host.args(["-p", "granule-model", "-p", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
+    println!("{}", target.join("granule_pgtable/index.html").display());
+    Ok(())
+}
+
+/// Packages the libraries for other kernels.
+///
+/// # Errors
+/// When one cannot be packaged.
+pub(crate) fn package(tools: &Tools) -> Result<()> {
+    let mut cargo = tools.host_cargo("package", "host");
+    for package in ["granule-arch", "granule-pgtable", "granule-smmuv3", "granule-model"] {
+        cargo.args(["-p", package]);
+    }
+    run(cargo.args(["--no-verify", "--allow-dirty", "--offline"]), "cargo package")
 }

@@ -93,7 +93,13 @@ enum Task {
     /// Format the sources
     Fmt,
     /// Build the documentation, without a warning
-    Doc,
+    Doc {
+        /// Public items alone, of all crates in one index, and print where it is
+        #[arg(long)]
+        open: bool,
+    },
+    /// Package the libraries that other kernels use, as `cargo publish` would, without a registry
+    Package,
 }
 
 /// The machines, as values that clap checks and suggests.
@@ -136,6 +142,8 @@ fn perform(task: Task) -> Result<()> {
         Task::Audit(audit) => audit::run(&audit, &tools),
         Task::Lint => lint::lint(&tools),
         Task::Fmt => lint::format(&tools),
-        Task::Doc => lint::document(&tools),
+        Task::Doc { open: true } => lint::document_public(&tools),
+        Task::Doc { open: false } => lint::document(&tools),
+        Task::Package => lint::package(&tools),
     }
 }

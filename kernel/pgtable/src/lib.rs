@@ -102,3 +102,6 @@ pub use walk::{Entry, Step, Translation, Walk};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[doc = include_str!("../COMING_FROM_AARCH64_PAGING.md")]
+pub mod coming_from_aarch64_paging {}
