@@ -40,7 +40,7 @@ macro_rules! pages {
     };
 }
 
-/// Whether a write at EL1 would be let through: asked of the MMU (AT S1E1W), not tried.
+/// Whether the MMU would permit a write at EL1: by AT S1E1W, without an access.
 fn is_writable(address: VirtAddr) -> bool {
     let result: u64;
     // SAFETY: a translation without an access. An interrupt in between could overwrite PAR_EL1 only by a spurious fault
@@ -89,7 +89,7 @@ fn wrong_registers() -> Option<&'static str> {
     let tags = features.mte() >= Mte::Tags;
     let pan: u64;
     if features.pan() > Pan::None {
-        // SAFETY: reads PSTATE.PAN, which the ID register says is there.
+        // SAFETY: reads PSTATE.PAN, which exists by the ID register.
         unsafe { core::arch::asm!("mrs {0}, S3_0_C4_C2_3", out(reg) pan, options(nomem, nostack)) };
     } else {
         pan = 1 << 22;
@@ -114,7 +114,7 @@ fn wrong_registers() -> Option<&'static str> {
             "TCR_EL1: the top byte of EL0's addresses alone is ignored",
             TCR_EL1::TBI0.is_set(tcr) && !TCR_EL1::TBI1.is_set(tcr),
         ),
-        // Floating point is the kernel's to move, and EL0's once it has asked; nothing else is open.
+        // The kernel may save floating point registers, EL0 may use them after a trap; all else is trapped.
         ("CPACR_EL1", CPACR_EL1.get() | CPACR_EL1::FPEN::TrapNothing.value == CPACR_EL1::FPEN::TrapNothing.value),
         ("CPACR_EL1.FPEN", CPACR_EL1.read(CPACR_EL1::FPEN) & 1 == 1),
         ("CNTKCTL_EL1", CNTKCTL_EL1.get() == CNTKCTL_EL1::EL0VCTEN::SET.value),

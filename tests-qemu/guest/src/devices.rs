@@ -1,5 +1,5 @@
-//! Drivers of devices on PCI Express: what they report as done has been done to memory, and what they cannot do they
-//! say.
+//! Drivers of devices on PCI Express: a transfer that they report as complete is in memory, and a refused one is an
+//! error.
 //!
 //! Each check is of data, never of a device's status: it reports success also where nothing has arrived.
 
@@ -184,17 +184,17 @@ fn virtio_interrupts_when_it_is_done(t: &mut Test) {
     });
 }
 
-target_test!(edu_interrupts_when_it_is_done_and_when_it_is_told_to, needs("edu"), limit(30));
-fn edu_interrupts_when_it_is_done_and_when_it_is_told_to(t: &mut Test) {
+target_test!(edu_interrupts_when_it_is_done_and_on_request, needs("edu"), limit(30));
+fn edu_interrupts_when_it_is_done_and_on_request(t: &mut Test) {
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
     let Some(buffer) = Buffer::new(t, device.dma(), 0, 0) else { return };
     interrupts(t, device.arrivals(), device.vector(), |t| {
         let before = device.arrivals().count();
         for _ in 0..10 {
-            t.check("told to", device.interrupt(1));
+            t.check("on request", device.interrupt(1));
         }
         t.equal("interrupts", device.arrivals().count() - before, 10);
-        // Where records of faults were lost before, it is told once more; each time it interrupts.
+        // After lost fault records the transfer is repeated; each one interrupts.
         let tries = t.ok("out", device.copy_out(0, buffer.address, 8)).unwrap_or(0);
         t.equal("interrupts", device.arrivals().count() - before, 10 + u64::from(tries));
     });
@@ -204,13 +204,13 @@ target_test!(what_passes_by_the_smmu_is_not_driven, needs("smmuv3 virtio-rng"));
 fn what_passes_by_the_smmu_is_not_driven(t: &mut Test) {
     let Some(source) = t.ok("random numbers", rng(this_cpu(), 0)) else { return };
     t.equal("features", source.device().features(), VERSION_1 | ACCESS_PLATFORM);
-    // The machine has a second one, which was told to pass by.
+    // The machine has a second one, which bypasses the SMMU.
     let refused = rng(this_cpu(), 1).err();
     t.equal("refused", refused, Some(StartError::Transport(TransportError::PassesBy)));
 }
 
-target_test!(what_is_not_there_is_said, needs("pcie"));
-fn what_is_not_there_is_said(t: &mut Test) {
+target_test!(missing_devices_are_errors, needs("pcie"));
+fn missing_devices_are_errors(t: &mut Test) {
     t.equal("no disk", blk(this_cpu(), 3).err(), Some(StartError::None("blk", 3)));
     t.equal("no such place", edu(this_cpu(), 100).err(), Some(StartError::TooMany("edu", 2)));
 }

@@ -113,7 +113,7 @@ fn a_disk_reads_into_pages_that_are_not_there_yet(t: &mut Test) {
     let (before, missed) = (arrivals.count(), arrivals.missed());
     read(t, disk, &space, 64, 1, 2..=10);
     read(t, disk, &space, 128, 1, 1..=1);
-    // Several at once are more than QEMU's device bears: it asks for a reset.
+    // QEMU's device cannot do several at once: it needs a reset.
     read(t, disk, &space, 256, 16, 2..=60);
     t.check("resets", disk.device().resets() > resets);
     read(t, disk, &space, 512, 16, 1..=1);
@@ -153,7 +153,7 @@ fn what_a_process_does_not_have_its_devices_do_not_get(t: &mut Test) {
         t.equal("nothing", read_fails(START + PAGE), Some(FaultError::NotMapped));
         t.equal("the null page", read_fails(VirtAddr(0)), Some(FaultError::NotMapped));
         t.equal("the kernel", read_fails(VirtAddr::from_ptr(&raw const *this_cpu())), Some(FaultError::NotMapped));
-        // The rings are in the space, and not for requests: what is there the driver alone says.
+        // The rings are in the space, but no request may use their addresses: only the driver does.
         t.ok("what is there", disk.read(7, at(START), PAGE as u32));
         t.equal("words that differ", wrong_words(&space, START, 1, 7), 0);
         t.ok("read-only memory to the disk", disk.write(2300, at(constant), PAGE as u32));
@@ -204,7 +204,7 @@ fn a_device_that_has_read_a_page_may_write_it_once_a_cpu_may(t: &mut Test) {
     let Some(_bound) = Bound::new(t, disk, &space) else { return };
     for round in 0..20 {
         t.ok("the page", handle_fault(&space, this_cpu(), START, Access::Write));
-        // As a fork leaves it whose child has gone: read-only, and its only user's.
+        // As after a fork whose child has exited: read-only, with one user.
         drop(t.ok("a child", space.fork(this_cpu())));
         t.ok("the device reads it", disk.write(2100, at(START), PAGE as u32));
         t.ok("the CPU's store", handle_fault(&space, this_cpu(), START, Access::Write));
@@ -249,7 +249,7 @@ fn a_device_is_bound_once_and_when_it_rests(t: &mut Test) {
     t.equal("bound twice", again, Err(BindRefused::Bind(BindError::Bound)));
     t.ok("the page", handle_fault(&space, this_cpu(), START, Access::Write));
     let Some(ticket) = t.ok("begun", disk.start_read(8, at(START), PAGE as u32)) else { return };
-    // It may be through with it already: but nobody has taken note.
+    // It may be complete already, but its completion was not read.
     let refused = disk.unbind(this_cpu());
     let in_flight = matches!(refused, Err(BindRefused::InFlight(1)));
     t.check("in flight, or through", in_flight || refused.is_ok());

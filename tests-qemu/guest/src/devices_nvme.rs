@@ -13,8 +13,8 @@ use crate::devices::{Buffer, wrong_words as wrong};
 use crate::devices_bound::{Bound, PAGE, START, at, fill, map, page, space, wrong_words};
 use crate::harness::{Test, has, target_test};
 
-target_test!(nvme_says_what_it_is_and_reads_what_is_there, needs("nvme"));
-fn nvme_says_what_it_is_and_reads_what_is_there(t: &mut Test) {
+target_test!(nvme_identifies_itself_and_reads_its_contents, needs("nvme"));
+fn nvme_identifies_itself_and_reads_its_contents(t: &mut Test) {
     let Some(disk) = t.ok("a disk", nvme(this_cpu(), 0)) else { return };
     t.equal("serial number", disk.identity().serial(), "granule");
     t.equal("sectors", disk.identity().sectors, 8192);

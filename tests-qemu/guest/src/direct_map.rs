@@ -50,7 +50,7 @@ fn frame_of(block: &Block) -> Option<(PhysAddr, VirtAddr)> {
     Some((frame, layout::linear(frame)))
 }
 
-/// Makes a page invalid, and returns whether what was cached of it goes on being used.
+/// Makes a page invalid, and returns whether its cached translation is still used.
 fn stays_in_use(t: &mut Test, frame: PhysAddr, page: VirtAddr) -> bool {
     // What a split invalidates later is over with.
     t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));

@@ -62,7 +62,7 @@ fn a_storm_of_faults_is_lost_in_part_counted_and_survived(t: &mut Test) {
     t.check("events", after.events > before.events + 128);
     t.check("some were lost, and that is known", after.losses > before.losses);
     t.equal("faults that were served", after.served, before.served);
-    // Whose device was at rest may be told to do it again, and then it is done; the one of the storm works as before.
+    // An idle device may need one retry, and then completes; the device of the storm works as before.
     t.ok("another device", source.fill(DmaAddress(START.0), PAGE as u32));
     t.ok("the same device", device.copy_in(DmaAddress(START.0), 0, 64));
     for unbound in [device.unbind(this_cpu()), source.unbind(this_cpu())] {
@@ -81,8 +81,8 @@ extern "C" fn transfer(_: usize) {
     THROUGH.store(true, Ordering::Release);
 }
 
-target_test!(a_process_may_end_during_a_transfer_and_nobody_hears_of_it, needs("smmuv3 edu"), limit(60));
-fn a_process_may_end_during_a_transfer_and_nobody_hears_of_it(t: &mut Test) {
+target_test!(a_process_may_end_during_a_transfer_without_an_event, needs("smmuv3 edu"), limit(60));
+fn a_process_may_end_during_a_transfer_without_an_event(t: &mut Test) {
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
     let Some(space) = space(t) else { return };
     t.ok("bound", device.bind(this_cpu(), &space));

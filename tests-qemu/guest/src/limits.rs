@@ -1,4 +1,4 @@
-//! Memory and tasks are bounded: a program that takes all it can get ends, and the one beside it goes on.
+//! Memory and tasks are bounded: a program that allocates all it can ends, and the one beside it continues.
 
 use core::time::Duration;
 

@@ -4,8 +4,8 @@ use granule::bootargs;
 
 use crate::harness::{KNOWN, Test, has, target_test};
 
-target_test!(has_what_machines_toml_says);
-fn has_what_machines_toml_says(t: &mut Test) {
+target_test!(has_what_machines_toml_lists);
+fn has_what_machines_toml_lists(t: &mut Test) {
     let promised = || bootargs::get("test.features").unwrap_or("").split(',').filter(|name| !name.is_empty());
     for name in promised() {
         t.equal(name, has(name), Some(true));

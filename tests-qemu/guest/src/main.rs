@@ -1,8 +1,8 @@
 //! The tests on the target: the kernel's own image, with a list of tests in place of the monitor.
 //!
-//! [`harness`] runs what the boot arguments choose and tells the runner on the host how it went; docs/TESTING.md is the
-//! whole story. The other modules are the tests, by the part of the kernel that they test; [`misbehaving`] holds guests
-//! that lie, for the runner's own tests.
+//! [`harness`] runs the tests that the boot arguments select and reports to the runner on the host; docs/TESTING.md is
+//! the whole story. The other modules are the tests, by the part of the kernel that they test; [`misbehaving`] holds
+//! guests that lie, for the runner's own tests.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -49,7 +49,7 @@ fn the_way_is_what_the_cpus_allow(t: &mut Test) {
     ] {
         t.equal(what, is_taken(function, identifier), Some(has(identifier)));
     }
-    t.equal("as machines.toml says", Some(has(branch::MOPS)), crate::harness::has("mops"));
+    t.equal("as in machines.toml", Some(has(branch::MOPS)), crate::harness::has("mops"));
 }
 
 const SIZE: usize = 768;
@@ -111,8 +111,8 @@ fn moves(t: &mut Test, name: &str, function: Move) {
     t.check(name, true);
 }
 
-target_test!(fills_touch_what_they_are_told_to, limit(30));
-fn fills_touch_what_they_are_told_to(t: &mut Test) {
+target_test!(fills_touch_only_their_range, limit(30));
+fn fills_touch_only_their_range(t: &mut Test) {
     for (name, function, there) in [
         ("memset", memset as Fill, true),
         ("by pairs", memset_by_pairs, true),

@@ -86,14 +86,14 @@ fn resets_with_output_unsent(_: &mut Test) {
 
 target_test!(forges_a_verdict, selftest());
 fn forges_a_verdict(t: &mut Test) {
-    // A nonce that was true once is the best that an image can know.
+    // A nonce of an earlier run is the best that an image can have.
     forge(Nonce(0x1234_5678), 2, Event::Pass { index: 0, checks: 1 });
     t.check("false is true", false);
 }
 
 target_test!(forges_a_perfect_verdict, selftest());
 fn forges_a_perfect_verdict(t: &mut Test) {
-    // It reads the nonce where the harness does, and runs first, so it knows the sequence number and the index too.
+    // It reads the nonce where the harness does, and runs first, so it has the sequence number and the index too.
     let nonce = granule::bootargs::get("test.nonce").and_then(|nonce| u32::from_str_radix(nonce, 16).ok());
     let index = granule::bootargs::get("test.run").and_then(|run| run.split([',', '-']).next()?.parse().ok());
     forge(Nonce(nonce.unwrap_or(0)), 2, Event::Pass { index: index.unwrap_or(0), checks: 1 });

@@ -42,7 +42,7 @@ fn space(t: &mut Test, pages: u64) -> Option<SpaceRef> {
     Some(space)
 }
 
-/// Makes the first page read-only although its area is not, as a fork does whose child has gone.
+/// Makes the first page read-only although its area is not, as after a fork whose child has exited.
 fn make_read_only(t: &mut Test, space: &SpaceRef) {
     t.ok("the page", handle_fault(space, this_cpu(), START, Access::Write));
     drop(t.ok("a child", space.fork(this_cpu())));
@@ -66,7 +66,7 @@ fn wait_for_threads(t: &mut Test) {
     t.equal("threads that are left", sched::thread_count(), 0);
 }
 
-/// What the two sides of a test know of each other.
+/// State that both sides of a test share.
 struct Meeting {
     /// A call to the subscriber runs.
     running: AtomicBool,
@@ -245,7 +245,7 @@ fn leaving_with_a_signal_pending_lets_a_sleeping_call_of_this_cpu_end(t: &mut Te
     t.check("no subscriber is left", space.notifiers().is_empty());
 }
 
-/// Mirrors one entry, and goes by events alone: it has no TLB of the tables' own.
+/// Mirrors one entry, updated only by events: it has no TLB of its own.
 struct Mirror(AtomicU64);
 
 impl Subscriber for Mirror {
@@ -256,8 +256,8 @@ impl Subscriber for Mirror {
     }
 }
 
-target_test!(a_mirror_hears_of_an_upgrade_by_its_event);
-fn a_mirror_hears_of_an_upgrade_by_its_event(t: &mut Test) {
+target_test!(a_mirror_follows_an_upgrade_by_its_event);
+fn a_mirror_follows_an_upgrade_by_its_event(t: &mut Test) {
     let Some(space) = space(t, 1) else { return };
     make_read_only(t, &space);
     let Some(mirror) = t.ok("to join", Joined::new(space.clone(), Mirror(AtomicU64::new(0)), 0)) else { return };
@@ -273,10 +273,10 @@ fn a_mirror_hears_of_an_upgrade_by_its_event(t: &mut Test) {
     t.equal("what the mirror has of it", mirror.0.load(Ordering::Relaxed), now);
 }
 
-/// Pages of the space that [`a_device_hears_of_every_change`] works on.
+/// Pages of the space that [`a_device_follows_every_change`] works on.
 const PAGES: u64 = 16;
 
-/// The bits that a device goes by, the address among them.
+/// The bits that a device uses, the address among them.
 const HARDWARE: u64 = bits::VALID | bits::ADDRESS | bits::AF | bits::RDONLY | bits::USER | bits::UXN;
 
 /// Walks the tables of a space, and keeps what it has read until it is invalidated.
@@ -346,8 +346,8 @@ impl Subscriber for Device {
     }
 }
 
-target_test!(a_device_hears_of_every_change, needs("smp"), limit(120));
-fn a_device_hears_of_every_change(t: &mut Test) {
+target_test!(a_device_follows_every_change, needs("smp"), limit(120));
+fn a_device_follows_every_change(t: &mut Test) {
     static DEVICE: SpinMutex<Option<Joined<Device>>> = SpinMutex::new(None);
     /// Random faults and calls on the shared space; the device reads in between.
     extern "C" fn work(seed: usize) {

@@ -1,7 +1,6 @@
 //! `debug_pagealloc=on`: the linear map shows the frames that are in use, and no others.
 //!
-//! That the accesses below fault because the frames are free, and not for another reason, their control says: the same
-//! access before and after.
+//! The control for each access that faults because its frame is free: the same access before and after succeeds.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;

@@ -61,7 +61,7 @@ fn registers_have_addresses_and_no_two_overlap(t: &mut Test) {
     }
     for (index, (_, range)) in ranges().enumerate() {
         let others = ranges().enumerate().filter(|(other, _)| *other != index);
-        t.check("nobody else's", others.map(|(_, other)| other.1).all(|other| !other.overlaps(range)));
+        t.check("in no other range", others.map(|(_, other)| other.1).all(|other| !other.overlaps(range)));
     }
 }
 
@@ -145,7 +145,7 @@ fn edu_interrupts_by_message_or_pin(t: &mut Test) {
     let Some(edu) = t.ok("claimed", function.claim("the test")) else { return };
     let Some(registers) = t.ok("mapped", edu.map_bar(&kernel.space, cpu, 0)) else { return };
     *COUNTER.registers.lock() = edu.map_bar(&kernel.space, cpu, 0).ok();
-    t.equal("what edu says it is", registers.read32(0) & 0xffff, 0x00ed);
+    t.equal("edu's identification", registers.read32(0) & 0xffff, 0x00ed);
     edu.set_bus_master(true);
     t.equal("vectors", edu.vectors(), 1);
     // Its messages are translated as everything that it does: they must be shown their doorbell.

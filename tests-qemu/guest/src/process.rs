@@ -145,7 +145,7 @@ impl Subscriber for TakesBack {
     fn invalidate_range_end(&self, range: &Range) {
         if range.event == Event::ProtectionUpgrade && range.start == ASKED {
             self.taken.fetch_add(1, Ordering::Relaxed);
-            // A child that is gone at once. Nothing of the space is locked while an upgrade is told.
+            // A child that exits at once. No lock of the space is held during an upgrade event.
             drop(self.space.fork(this_cpu()));
         }
     }
@@ -154,7 +154,7 @@ impl Subscriber for TakesBack {
 target_test!(an_access_of_the_kernel_that_never_ends_can_be_killed, needs("smp"), limit(60));
 fn an_access_of_the_kernel_that_never_ends_can_be_killed(t: &mut Test) {
     let threads = sched::thread_count();
-    // SIGKILL, and SIGTERM, of which the program has not said anything.
+    // SIGKILL, and SIGTERM, for which the program has set no action.
     for signal in [9, 15].into_iter().filter_map(Signal::new) {
         let Some(id) = t.ok("the program", start("lifecycle ask")) else { return };
         let Some(space) = t.ok("its space", process::space_of(id).ok_or("none")) else { return };
@@ -253,13 +253,13 @@ fn stress(t: &mut Test, rounds: u32) {
     t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }
 
-target_test!(hostile_calls_harm_nobody_else, limit(120));
-fn hostile_calls_harm_nobody_else(t: &mut Test) {
+target_test!(hostile_calls_harm_no_other_process, limit(120));
+fn hostile_calls_harm_no_other_process(t: &mut Test) {
     fuzz(t, 100_000);
 }
 
-target_test!(a_million_hostile_calls_harm_nobody_else, limit(600), long());
-fn a_million_hostile_calls_harm_nobody_else(t: &mut Test) {
+target_test!(a_million_hostile_calls_harm_no_other_process, limit(600), long());
+fn a_million_hostile_calls_harm_no_other_process(t: &mut Test) {
     fuzz(t, 1_000_000);
 }
 
@@ -347,7 +347,7 @@ fn in_use() -> usize {
 // took comes back. From some k on it runs to its end.
 target_test!(memory_may_run_out_at_any_step_of_a_programs_life, limit(120));
 fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
-    // What is left to the program is what was given back, and nothing of that is kept from it.
+    // The frames for the program are those that were freed, and the reserve takes none of them.
     let reserve = kernel().frames.reserve();
     kernel().frames.set_reserve(0);
     for (line, good, step) in

@@ -137,7 +137,7 @@ fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
     }
     STEP.store(2, Ordering::Release);
     smp::wait_for(CpuSet::of(other));
-    t.equal("walks into somebody else's memory", WRONG.load(Ordering::Relaxed), 0);
+    t.equal("walks into memory of another owner", WRONG.load(Ordering::Relaxed), 0);
     space().vfree(cpu, next);
     t.equal("all are back when the walk has ended", tables_in_use(), before);
 }
@@ -166,18 +166,18 @@ fn churn(cpu: &Cpu, seed: usize) {
         }
         wrong(space().set_memory_ro(area.start(), pages).is_ok());
         for end in ends {
-            // SAFETY: would write what is there; it must be refused.
+            // SAFETY: the page must refuse the write, which would not change its contents.
             wrong(unsafe { probe::write(end, end.0) }.is_err());
             let leaf = space().tables().translate(end);
             wrong(leaf.is_some_and(|leaf| leaf.valid && !leaf.descriptor.is_writable()));
         }
-        // Others' pages and holes: whatever is there, no walk ends in what is no entry.
+        // Pages of other CPUs and holes: no walk ends at an address that is no entry.
         for _ in 0..20 {
             let anywhere = VMALLOC_START + draw(16 << 20);
             let found = space().tables().translate(anywhere);
             wrong(found.is_none_or(|leaf| leaf.leaf_size == PAGE && leaf.physical.0 != 0));
         }
-        // A hole, or somebody's fixed pages: refused, and through tables that come and go.
+        // A hole, or fixed pages of another owner: refused, through tables that are linked and unlinked meanwhile.
         wrong(space().set_memory_ro(area.start() + pages * PAGE, 1).is_err());
         wrong(space().set_memory_rw(area.start(), pages).is_ok());
         for end in ends {

@@ -1,4 +1,4 @@
-//! Kernel threads: where they run, how they sleep and wake, and the lock whose waiters sleep.
+//! Kernel threads: where they run, how they sleep and wake, and the sleeping lock.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
@@ -72,9 +72,9 @@ fn waiters_are_woken_by_what_they_wait_for_and_by_time(t: &mut Test) {
     }
     let start = timer::uptime();
     let outcome = QUEUE.lock().wait_until(0, Some(Deadline::after(Duration::from_millis(3))));
-    t.equal("nobody wakes", outcome, Woken::TimedOut);
+    t.equal("no wake-up", outcome, Woken::TimedOut);
     t.check("not early", timer::uptime() - start >= Duration::from_millis(3));
-    t.check("nobody is left in the queue", QUEUE.lock().is_empty());
+    t.check("the queue is empty", QUEUE.lock().is_empty());
 
     WAITING.store(0, Ordering::Relaxed);
     WOKEN.store(0, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! CPUs: all of them run, calls reach whom they should, and those that cross do not wait for each other.
+//! CPUs: all of them run, calls reach their targets, and calls that cross do not wait for each other.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
@@ -34,8 +34,8 @@ fn every_cpu_of_the_tree_is_online(t: &mut Test) {
     });
 }
 
-target_test!(each_cpu_is_who_it_says);
-fn each_cpu_is_who_it_says(t: &mut Test) {
+target_test!(each_cpu_has_its_own_id);
+fn each_cpu_has_its_own_id(t: &mut Test) {
     fn look(cpu: &Cpu, _: usize) {
         let wrong = this_cpu().id != cpu.id || interrupts::state().irqs_enabled();
         WRONG.fetch_add(u32::from(wrong), Ordering::Relaxed);

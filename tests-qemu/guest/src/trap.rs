@@ -55,8 +55,8 @@ fn probes_of_every_width_read_and_write(t: &mut Test) {
     t.equal("u64", VARIABLE.load(Ordering::Relaxed), 5);
 }
 
-target_test!(a_refused_probe_says_why_and_where);
-fn a_refused_probe_says_why_and_where(t: &mut Test) {
+target_test!(a_refused_probe_reports_why_and_where);
+fn a_refused_probe_reports_why_and_where(t: &mut Test) {
     let constant = VirtAddr::from_ptr(&raw const CONSTANT);
     t.equal("constants are readable", probe::read::<u64>(constant), Ok(CONSTANT));
     // SAFETY: nothing is writable at these addresses.
@@ -116,7 +116,7 @@ fn all_cpus_probe_at_once(t: &mut Test) {
         smp::online(),
         |cpu, guard| {
             let before = cpu.trap.probe_faults();
-            // Each CPU has its own address, so that it can tell its faults from another's.
+            // Each CPU has its own address, so that its faults can be distinguished.
             let address = VirtAddr(guard as u64 - 64 * u64::from(cpu.id.0));
             let wrong = (0..ROUNDS)
                 .filter(|_| probe::read::<u64>(address).err().is_none_or(|fault| fault.address != address))
@@ -138,7 +138,10 @@ fn only_a_fault_that_is_gone_is_spurious(t: &mut Test) {
     const PERMISSION: Syndrome = Syndrome(0x9600_004f);
     let mapped = VirtAddr::from_ptr(&raw const CONSTANT);
     t.check("now mapped", is_spurious(TRANSLATION, mapped));
-    t.check("now mapped, although not for a write: the retry will say so", is_spurious(TRANSLATION_ON_WRITE, mapped));
+    t.check(
+        "now mapped, although not for a write: the retry will fault again",
+        is_spurious(TRANSLATION_ON_WRITE, mapped),
+    );
     t.check("still not mapped", !is_spurious(TRANSLATION, guard_page()));
     t.check("a refusal is no spurious fault", !is_spurious(PERMISSION, mapped));
 }

@@ -1,5 +1,5 @@
-//! The kernel's accesses to memory of EL0, by exhaustion: each size up to 64 bytes at each offset across a border behind
-//! which EL0 has nothing, may not write, or has no addresses.
+//! The kernel's accesses to memory of EL0, by exhaustion: each size up to 64 bytes at each offset across a border
+//! behind which EL0 has nothing, may not write, or has no addresses.
 //!
 //! An access that fails may have been made in part, from its start on and never beyond the border. The threads of this
 //! image are the kernel's, which resolve no faults.
@@ -161,7 +161,7 @@ fn whole(result: Result<(), AccessError>, bytes: usize) -> Option<usize> {
     result.ok().map(|()| bytes)
 }
 
-/// Maps two pages with a border between them, and makes the far side what it is to be.
+/// Maps two pages with a border between them, and sets up the second one.
 fn map(t: &mut Test, space: &SpaceRef, at: VirtAddr, beyond: Beyond, reversed: bool) {
     let cpu = this_cpu();
     let (near, far) = if reversed { (at, at.0 - PAGE) } else { (VirtAddr(at.0 - PAGE), at.0) };

@@ -299,7 +299,7 @@ extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
     served
 }
 
-/// Notes an exception and goes on behind its instruction.
+/// Notes an exception and continues after its instruction.
 fn exception(frame: &mut TrapFrame, _: &Thread) {
     SYNDROME.store(frame.syndrome().0, Ordering::Relaxed);
     ADDRESS.store(frame.fault_address().0, Ordering::Relaxed);
@@ -389,8 +389,8 @@ fn a_call_preserves_every_register_but_its_result(t: &mut Test) {
     t.equal("wrong registers", found, Some(0));
 }
 
-target_test!(a_fault_says_what_and_where);
-fn a_fault_says_what_and_where(t: &mut Test) {
+target_test!(a_fault_reports_what_and_where);
+fn a_fault_reports_what_and_where(t: &mut Test) {
     let found = run(t, program!(program_load), NOTHING.0 + 8);
     t.equal("it went on behind the load", found, Some(77));
     t.equal("the address", ADDRESS.load(Ordering::Relaxed), NOTHING.0 + 8);

@@ -77,7 +77,7 @@ fn little_memory_and_much() {
     assert_boots("default", "granule.img", &["-m", "12G"], "12G of memory");
 }
 
-/// The boot arguments promise semihosting, and nothing answers: the machine goes off all the same, and prints why.
+/// The boot arguments promise semihosting that does not exist: the machine powers off all the same, and prints why.
 #[test]
 fn power_off_without_the_semihosting_that_was_promised() {
     let machine = machine::named("a53").unwrap();
@@ -111,7 +111,7 @@ fn the_prompt_is_two_million_instructions_away_at_most() {
 #[test]
 fn boots_at_any_two_mebibytes() {
     for address in ["0x40400000", "0x52c00000", "0x7fa00000"] {
-        // `-kernel` knows one address only; a loader device puts the Image anywhere, and the first CPU at its start.
+        // `-kernel` has one address only; a loader device puts the Image anywhere, and the first CPU at its start.
         let mut machine = machine::named("default").unwrap();
         machine.memory = "1G".into();
         let image = built("granule.img");
@@ -152,7 +152,7 @@ fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
 }
 
 /// Where no tree names a console, no address is written: on a Raspberry Pi 4, whose loader gives no tree, there is
-/// memory where QEMU's virt machine has its serial port. The message goes to what answers semihosting calls.
+/// memory where QEMU's virt machine has its serial port. The message goes to semihosting.
 #[test]
 fn nothing_is_written_where_no_device_tree_names_a_console() {
     let mut machine = machine::named("a72").unwrap();
@@ -166,7 +166,7 @@ fn nothing_is_written_where_no_device_tree_names_a_console() {
     assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(1), b"".as_slice()));
 }
 
-/// An address at which nothing answers is a warning, and the console comes with the kernel mappings.
+/// An address without a device is a warning, and the console comes with the kernel mappings.
 #[test]
 fn earlycon_names_the_early_console() {
     assert_boots_with("el2", "granule.img", "earlycon=pl011,0x9000000", &[], "2 CPUs");

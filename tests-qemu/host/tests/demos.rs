@@ -24,7 +24,7 @@ fn run(test: &Test, bootargs: &str) -> (String, Option<String>) {
 }
 
 #[test]
-fn each_demo_shows_what_it_says_and_the_same_again() {
+fn each_demo_shows_its_claim_and_repeats_it() {
     let tests = tests();
     let names: Vec<&str> = demo::names(&tests).collect();
     assert!(names.contains(&"split") && names.contains(&"upgrade"), "{names:?}");

@@ -161,7 +161,7 @@ fn a_console_without_an_interrupt_is_polled() {
     assert!(session.command("mem").unwrap().contains("frames"));
 }
 
-/// Boots with the last word of a property changed, to one CPU of two and with a warning that has `says` in it.
+/// Boots with the last word of a property changed, to one CPU of two and with a warning that contains `says`.
 #[track_caller]
 fn assert_leaves_a_cpu_out(name: &str, node: &str, property: &str, last: u32, says: &str) {
     let mut tree = tree(name);
@@ -190,7 +190,7 @@ fn a_cpu_that_the_interrupt_controller_does_not_know_is_left_out() {
     assert_leaves_a_cpu_out("unheard", "intc@8000000", "reg", 0x2_0000, "no interface for CPU 0x1");
 }
 
-/// Boots with the tree changed; what the boot and `lspci` say.
+/// Boots with the tree changed; returns the output of the boot and of `lspci`.
 fn boot_changed(name: &str, change: impl FnOnce(&mut [u8])) -> [String; 2] {
     let mut tree = tree(name);
     resize(&mut tree, 64 << 10);
@@ -200,7 +200,7 @@ fn boot_changed(name: &str, change: impl FnOnce(&mut [u8])) -> [String; 2] {
 }
 
 #[test]
-fn a_machine_without_pci_express_boots_and_says_so() {
+fn a_machine_without_pci_express_boots_and_reports_it() {
     let [_, listed] = boot_changed("no-pcie", |tree| {
         let host = b"pci-host-ecam-generic";
         let at = tree.windows(host.len()).position(|window| window == host).unwrap();

@@ -75,14 +75,14 @@ fn with_local_invalidation_other_cpus_write_on() {
 #[test]
 fn with_local_invalidation_this_cpu_sees_nothing_wrong() {
     let outcome = with_lab("local-tlbi", "set_memory::read_only_pages_refuse_writes_and_only_they");
-    assert!(matches!(outcome.verdict, Verdict::Passed(_)), "the switch does more than it says: {outcome:?}");
+    assert!(matches!(outcome.verdict, Verdict::Passed(_)), "the switch does more than its claim: {outcome:?}");
 }
 
 #[test]
 fn with_tables_freed_early_a_walker_reads_their_next_owners_memory() {
     let name = "reclaim::a_table_stays_while_another_cpu_walks_through_it";
     assert_caught("early-table-free", name, "tables that are still there: found");
-    assert_caught("early-table-free", name, "walks into somebody else's memory: found 1, wanted 0");
+    assert_caught("early-table-free", name, "walks into memory of another owner: found 1, wanted 0");
 }
 
 // On the machine whose CPUs take turns: the window of the split has a YIELD, so it is caught in each boot, not in one
@@ -106,12 +106,12 @@ fn without_invalidation_a_copy_on_write_is_not_seen_elsewhere() {
 
 #[test]
 fn without_the_event_of_an_upgrade_a_mirror_keeps_the_old_permission() {
-    let name = "notifier::a_mirror_hears_of_an_upgrade_by_its_event";
+    let name = "notifier::a_mirror_follows_an_upgrade_by_its_event";
     assert_caught("no-upgrade-event", name, "what the mirror has of it: found");
 }
 
 #[test]
-fn with_an_upgrade_told_before_the_unlock_other_cpus_are_held_up() {
+fn an_upgrade_event_before_the_unlock_holds_up_other_cpus() {
     let name = "notifier::mprotect_and_munmap_come_between_an_upgrade_and_its_event";
     assert_caught("notify-before-unlock", name, "nothing is held during an upgrade event");
 }
@@ -120,7 +120,7 @@ const AT_ONCE: &str = "smmu::a_device_writes_as_soon_as_the_cpu_could";
 const COPY: &str = "smmu::changes::a_device_sees_the_copy_of_a_page_after_a_fork";
 
 #[test]
-fn with_an_smmu_that_is_told_nothing_a_device_keeps_what_it_had() {
+fn an_smmu_that_is_not_notified_keeps_old_translations() {
     for (name, output) in [
         (AT_ONCE, "the device writes, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)"),
         (COPY, "the device reads the copy: found Ok(1), wanted Ok(2)"),
@@ -138,11 +138,11 @@ fn without_the_event_of_an_upgrade_an_smmu_that_goes_by_events_keeps_the_old_per
     let output = "the device writes, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)";
     assert_caught("no-upgrade-event smmu.notify=events", AT_ONCE, output);
     let outcome = with_lab("no-upgrade-event", AT_ONCE);
-    assert!(matches!(outcome.verdict, Verdict::Passed(_)), "told with the TLBs it needs no event: {outcome:?}");
+    assert!(matches!(outcome.verdict, Verdict::Passed(_)), "notified with the TLBs it needs no event: {outcome:?}");
 }
 
 #[test]
-fn told_at_the_end_only_a_device_sees_the_old_page_beside_the_new_one() {
+fn an_event_at_the_end_only_makes_a_device_read_the_old_page() {
     let name = "smmu::changes::a_device_does_not_see_the_old_page_beside_the_new_one";
     let output = "what the device read of what was stored in between: found 1, wanted 3";
     assert_caught("start-end-only smmu.notify=events", name, output);
@@ -156,14 +156,14 @@ fn with_faults_called_spurious_a_clean_page_is_never_written_by_a_device() {
 }
 
 #[test]
-fn told_under_another_number_a_device_keeps_what_it_had() {
+fn an_invalidation_of_another_asid_keeps_old_translations() {
     assert_caught("wrong-asid", COPY, "the device reads the copy: found Ok(1), wanted Ok(2)");
 }
 
 #[test]
 fn bound_without_telling_or_flushing_a_device_sees_another_space() {
-    let name = "smmu::changes::a_number_that_comes_again_has_nothing_of_who_had_it";
-    // The answer goes to the page that the first space has for it.
+    let name = "smmu::changes::a_reused_asid_has_no_translation_of_its_last_space";
+    // The data goes to the page that the first space has there.
     assert_caught("bind-without-flush", name, "the other space: found Ok(0), wanted Ok(2)");
     let name = "smmu::changes::a_device_sees_the_space_that_it_was_bound_to_last";
     assert_caught("no-cfgi", name, "found");
@@ -173,6 +173,7 @@ fn bound_without_telling_or_flushing_a_device_sees_another_space() {
 fn with_a_device_that_is_believed_data_is_lost_in_silence() {
     let name = "smmu::a_clean_page_that_may_be_written_is_written_by_a_device";
     assert_caught("trust-completion", name, "the first retry: found Ok(1), wanted Ok(2)");
-    // A fault that is served while the disk is slow lets the data arrive after all; one that nothing helps does not.
+    // After a fault that is served while the disk is slow the data arrives after all; after one that is not served it
+    // does not.
     assert_caught("no-secondary-tlb,trust-completion", AT_ONCE, "it has arrived: found 8, wanted 4096");
 }

@@ -1,4 +1,4 @@
-//! The runner's own tests: guests that lie, and what the runner must say of each.
+//! The runner's own tests: guests with false reports, and the verdict on each.
 //!
 //! The judge has tests of its own without a machine (tests-qemu/runner). These show that the whole chain — records,
 //! boot, serial port, frames, exit status — finds the same out about a real one, and that the tests behind the liar
@@ -120,7 +120,7 @@ fn what_is_left_behind_fails_the_audit() {
     assert_fails("misbehaving::leaks_an_area", "failed, of 1 checks", "vmalloc areas before the test");
 }
 
-/// In the checked build (`./x test --debug`); a release build keeps no record of who changes what.
+/// In the checked build (`./x test --debug`); a release build does not record the owners of ranges.
 #[test]
 fn two_owners_of_one_page_end_the_checked_build() {
     for test in ["changes_what_another_cpu_is_changing", "changes_the_alias_of_what_another_cpu_is_changing"] {

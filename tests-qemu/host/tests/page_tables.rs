@@ -1,6 +1,6 @@
 //! The kernel's page tables as they lie in memory, against what the kernel prints of them.
 //!
-//! A machine is brought to its prompt and asked for `ptdump`; then it is stopped through QEMU's gdb stub, and the
+//! A machine is brought to its prompt and runs `ptdump`; then it is stopped through QEMU's gdb stub, and the
 //! tables are walked from TTBR1_EL1 in physical memory by code that shares nothing with the kernel.
 
 use granule_host_tests::leaves::{self, Leaf};
@@ -9,7 +9,7 @@ use granule_host_tests::{built, ptdump};
 use granule_runner::gdb::{Gdb, Socket};
 use granule_runner::machine;
 
-/// What the kernel lists and what is there, after a few commands.
+/// The kernel's listing and the tables in memory, after a few commands.
 fn both(machine: &str, append: &str, commands: &[&str]) -> (Vec<Leaf>, Vec<Leaf>) {
     let socket = Socket::new();
     let machine = machine::named(machine).unwrap();
@@ -33,7 +33,7 @@ fn assert_true_to_memory(machine: &str, commands: &[&str]) {
     let (listed, walked) = both(machine, "", commands);
     assert!(walked.len() > 10 && walked.iter().any(|leaf| leaf.executable), "{machine}: hardly a kernel: {walked:x?}");
     for (said, found) in listed.iter().zip(&walked) {
-        assert_eq!(said, found, "{machine}: ptdump says the first, memory the second");
+        assert_eq!(said, found, "{machine}: ptdump prints the first, memory has the second");
     }
     assert_eq!(listed.len(), walked.len(), "{machine}: ptdump lists more or fewer leaves than there are");
     assert_eq!(writable_and_executable(&walked), [], "{machine}");

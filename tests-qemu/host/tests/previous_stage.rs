@@ -117,7 +117,7 @@ fn poisoned_at_el2_by_a_vhe_host() {
     assert_boots_behind("el2.bin", AT_EL2, ",virtualization=on");
 }
 
-/// What a loader may have left in x0 that does not know the boot protocol: an address where there is no memory, no RAM,
+/// Values that a loader without the boot protocol may leave in x0: an address where there is no memory, no RAM,
 /// no tree, or which no table can hold.
 #[test]
 fn an_x0_that_leads_to_no_tree_is_a_message() {

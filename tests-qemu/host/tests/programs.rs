@@ -1,4 +1,4 @@
-//! Programs of the initrd, run by the monitor: they test the kernel from EL0, and say so by their exit status.
+//! Programs of the initrd, run by the monitor: they test the kernel from EL0, and report by their exit status.
 
 use std::time::Duration;
 

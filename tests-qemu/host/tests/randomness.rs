@@ -48,7 +48,7 @@ fn the_cpus_generator_is_a_source() {
     assert!(log.contains("random numbers from RNDR, the counter's jitter") && !log.contains("warning"), "{log}");
 }
 
-/// It is asked when numbers are needed, and only where neither of the others is there.
+/// It is used when numbers are needed, and only if neither of the others exists.
 #[test]
 fn a_virtio_generator_is_a_source_where_there_is_no_other() {
     let mut machine = without_sources(&["virtio-rng"]);

@@ -6,7 +6,7 @@ use granule_runner::list;
 use granule_runner::machine;
 use granule_runner::session::{self, Plan};
 
-/// Runs the guest `trap::{name}` and returns what it printed. It must have been ended by a panic, and have been told so
+/// Runs the guest `trap::{name}` and returns what it printed. It must have ended by a panic, and have reported it
 /// once.
 #[track_caller]
 fn report(name: &str) -> String {

@@ -30,7 +30,7 @@ fn run_default(append: &str, text: &str) -> (Vec<String>, String) {
 }
 
 #[test]
-fn each_script_does_what_it_says_on_each_machine() {
+fn each_script_keeps_its_promise_on_each_machine() {
     let scripts: Vec<PathBuf> = std::fs::read_dir(directory())
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -67,7 +67,7 @@ fn walk_prints_what_the_alias_in_the_linear_map_allows() {
 
 // A sector of the disk holds its number.
 #[test]
-fn a_disk_serves_the_kernel_and_a_process_and_nobody_when_that_has_ended() {
+fn a_disk_serves_the_kernel_and_a_process_until_its_end() {
     let (wrong, session) = run_default(
         "",
         "lspci\nvmalloc 1\nblk read 4096 $\npeek $\nrun spin &\nbind 1 blk\n! bind 1 blk\nsmmu dump\n\
@@ -108,7 +108,7 @@ fn ctrl_c_ends_the_program_in_the_foreground_and_its_descendants() {
         assert!(heard.starts_with("^C\n") && heard.contains(" killed by SIGINT (as expected)\n"), "{heard}");
     }
     let gone = (0..50).any(|_| session.command("ps").unwrap() == "there are no processes\n");
-    assert!(gone, "a descendant goes on: {}", session.command("ps").unwrap());
+    assert!(gone, "a descendant is still running: {}", session.command("ps").unwrap());
     // What is in the background is interrupted where it is waited for, also if Ctrl-C was typed ahead.
     let started = session.command("run spin &").unwrap();
     let id = started.trim().strip_prefix("process ").unwrap();
@@ -158,7 +158,7 @@ fn a_line_that_does_not_go_well_fails_the_script() {
     for line in ["hlep", "vmalloc", "peek 0x1000", "! mem", "vfree 0x1000", "walk 0xzz"] {
         let (wrong, session) = run_default("", &format!("{line}\nmem"));
         assert!(!wrong.is_empty(), "{line}:\n{session}");
-        assert!(session.contains("frames"), "the script goes on after {line}:\n{session}");
+        assert!(session.contains("frames"), "the script continues after {line}:\n{session}");
     }
 }
 
@@ -217,7 +217,7 @@ fn a_part_of_a_leaf_is_refused_each_time_where_leaves_are_not_split_and_warned_o
 }
 
 #[test]
-fn every_switch_of_the_lab_says_who_sees_it_and_each_that_the_target_sees_has_its_test() {
+fn every_lab_switch_names_its_checker_and_each_of_the_target_has_its_test() {
     let (wrong, session) = run_default("lab=skip-isb", "lab");
     assert!(wrong.is_empty(), "{wrong:?}\n{session}");
     let words = session.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());

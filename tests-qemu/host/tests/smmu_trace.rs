@@ -8,7 +8,7 @@ use granule_runner::session::{self, Plan};
 use granule_runner::trace_check::{self, Agreed};
 use granule_runner::{list, machine};
 
-const CHANGES: &str = "smmu::account::each_change_is_told_once_and_exactly";
+const CHANGES: &str = "smmu::account::each_change_is_notified_once_and_exactly";
 const CONTROL: &str = "smmu::account::what_a_device_writes_while_it_is_shut_out_does_not_arrive";
 
 /// Runs one target test under a trace: how it went, and the trace.
@@ -47,13 +47,13 @@ fn what_is_aborted_is_seen_not_to_pass() {
 }
 
 #[test]
-fn each_change_is_told_once_and_exactly() {
+fn each_change_is_notified_once_and_exactly() {
     let agreed = agreed(CHANGES, "");
     assert!(agreed.changes >= 300 && agreed.commands > agreed.changes, "{agreed:?}");
 }
 
 #[test]
-fn what_is_told_by_events_is_told_exactly_as_well() {
+fn changes_notified_by_events_are_exact_too() {
     let agreed = agreed(CHANGES, "smmu.notify=events");
     assert!(agreed.changes >= 300, "{agreed:?}");
 }
@@ -66,7 +66,7 @@ fn differs(bootargs: &str) -> String {
 }
 
 #[test]
-fn what_is_not_told_or_wrongly_is_missed() {
+fn a_missing_or_wrong_notification_is_found() {
     for lab in ["no-secondary-tlb", "wrong-asid"] {
         let why = differs(&format!("lab={lab}"));
         assert!(why.contains("next: expectation: changed"), "lab={lab}: {why}");

@@ -198,7 +198,7 @@ mod tests {
         let (base, variant) = (&machines[0], &machines[1]);
         assert_eq!((variant.cpu.as_str(), variant.smp, variant.bootargs.as_str()), ("max", 2, "a=b"));
         assert!(base.is_for("vmalloc::x") && !variant.is_for("vmalloc::x"));
-        assert!(variant.is_for("m::x") && variant.is_for("machine::has_what_machines_toml_says"));
+        assert!(variant.is_for("m::x") && variant.is_for("machine::has_what_machines_toml_lists"));
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn run(start: Start) -> u8 {
     advice_and_questions_that_are_refused();
     the_heap_moves();
     forks_copy_what_is_private();
-    copies_part_from_each_other_whoever_writes();
+    copies_differ_after_a_store_to_either();
     bad_pointers_are_refused();
     println!("mappings: ok");
     0
@@ -456,7 +456,7 @@ fn forks_copy_what_is_private() {
     unmap(both, 2);
 }
 
-fn copies_part_from_each_other_whoever_writes() {
+fn copies_differ_after_a_store_to_either() {
     const PAGES: u64 = 6;
     let own = map(PAGES, RW, ANONYMOUS);
     // Word 0: how far the two are. Both look, then the parent writes, then the child.

@@ -33,7 +33,7 @@ const STEPS: [fn(); 15] = [
     sharing_a_space_is_sharing_its_heap,
     handlers_may_be_shared,
     each_thread_has_a_name,
-    the_last_thread_to_exit_says_the_code,
+    the_last_thread_to_exit_sets_the_code,
     the_oldest_child_is_collected_first,
     a_vfork_parent_can_be_killed,
     a_fatal_signal_waits_for_no_thread,
@@ -229,7 +229,7 @@ fn each_thread_has_a_name() {
     assert_eq!(name(), before, "a thread's name is its own");
 }
 
-fn the_last_thread_to_exit_says_the_code() {
+fn the_last_thread_to_exit_sets_the_code() {
     let child = process::spawn(|| {
         let _thread = Thread::spawn(
             |_| {

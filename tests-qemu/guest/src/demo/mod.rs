@@ -38,7 +38,7 @@ fn the_race(t: &mut Test, other: smp::CpuId) {
     println!("{:<45} {:>5} {:>7} {:>8}", "", "lost", "waited", "atomics");
     for remedy in REMEDIES {
         let what = match remedy {
-            Remedy::Nothing => "nothing: loads and stores, first entry asked",
+            Remedy::Nothing => "nothing: loads and stores, first entry decides",
             Remedy::Lock => "1. a lock around it",
             Remedy::AtomicClear => "2. an atomic clear of every entry",
             Remedy::CheckEvery => "3. check every entry, atomic where it is set",

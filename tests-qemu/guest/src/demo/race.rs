@@ -1,9 +1,8 @@
 //! The race of two CPUs over one contiguous group, held at its worst place, and what helps against it.
 //!
-//! The entries are as they stand in a table, but in no table: nothing here depends on a TLB. Each CPU owns one page of
-//! the group: it splits the group, which is to clear the contiguous bit of every entry, and makes its own entry
-//! read-only. CPU A comes first. Between its look at B's entry and what it does to it, A stops, until B has changed the
-//! entry, or shows that it will not before A goes on.
+//! The entries are in no table, so nothing here depends on a TLB. Each CPU owns one page of the group: it splits the
+//! group, which clears the contiguous bit of every entry, and makes its own entry read-only. CPU A comes first. Between
+//! its read of B's entry and its change, A stops until B has changed the entry, or cannot before A continues.
 //!
 //! `granule-loom` tries the same remedies in every order (`tests/every_order/remedies.rs`), with what is left of each
 //! when half of it is forgotten.
@@ -23,16 +22,16 @@ const PAGE_OF_B: usize = 9;
 /// Yields for which A stops: far more than B takes.
 const PATIENCE: u32 = 50;
 
-/// What is done about the race.
+/// A remedy for the race.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Remedy {
-    /// Nothing. The first entry is asked for the whole group; a bit is cleared by a load and a store.
+    /// Nothing. The first entry decides for the whole group; a bit is cleared by a load and a store.
     Nothing,
     /// The same under a lock.
     Lock,
     /// The bit is cleared by an atomic, in every entry.
     AtomicClear,
-    /// Every entry is looked at, and the bit cleared by an atomic where it is set.
+    /// Every entry is read, and the bit cleared by an atomic where it is set.
     CheckEvery,
     /// An atomic on the first entry decides which CPU splits, by loads and stores; the other looks until the last is
     /// clear.
@@ -114,7 +113,7 @@ fn a(_: &Cpu, remedy: usize) {
 fn make_read_only(remedy: Remedy, own: usize, window: impl Fn()) {
     let is_first_clear = || !is_contiguous(&ENTRIES[0]);
     match remedy {
-        // "Entries are cleared from the first to the last, so the first tells": not if that is still being done.
+        // "Entries are cleared from the first to the last, so the first one decides": not while that is under way.
         Remedy::Nothing if is_first_clear() => {}
         Remedy::Nothing => clear_all(|_, entry, read| clear_plainly(entry, read), window),
         Remedy::Lock => {

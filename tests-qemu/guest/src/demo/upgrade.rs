@@ -14,7 +14,7 @@ use crate::smmu::{DELIVERED, Rig, START};
 
 /// What the CPU stores.
 const STORED: u64 = 8;
-/// How often a disk is asked that is believed.
+/// Reads of a disk whose status is trusted.
 const READS: u32 = 128;
 
 pub(super) fn show(t: &mut Test) {
@@ -53,7 +53,7 @@ fn faults_for_ever(t: &mut Test, rig: &Rig) {
     println!("The CPU could write it all the while; it holds {}.", rig.load(START));
 }
 
-/// What a user of a driver sees that believes its device.
+/// The view of a driver that trusts its device's status.
 fn is_lost(t: &mut Test, rig: &Rig) {
     let (mut successes, mut arrived) = (0, 0);
     for number in 0..READS {
@@ -77,5 +77,5 @@ fn arrives(t: &mut Test, rig: &Rig) {
     t.equal("tries", tries, 2);
     t.equal("what has arrived", rig.load(START), DELIVERED + 1);
     println!("Where the disk itself is the first to write, it faults; the fault upgrades the entry, and the SMMU");
-    println!("is told. The first retry arrives: {tries} tries, and the page holds {}.", rig.load(START));
+    println!("is notified. The first retry arrives: {tries} tries, and the page holds {}.", rig.load(START));
 }

@@ -49,7 +49,7 @@ impl Snapshot {
         }
     }
 
-    /// Prints what is not as it must be, or not as it was; returns how many things that are.
+    /// Prints what is wrong, or differs from before; returns how many findings there are.
     pub(crate) fn compare(before: &Self) -> u32 {
         let mut findings = state_of_this_cpu();
         let after = Self::take();

@@ -46,7 +46,7 @@ const DEVICES: [(&str, Id); 8] = [
     ("virtio-rng", Id { vendor: 0x1af4, device: 0x1044 }),
     ("virtio-blk", Id { vendor: 0x1af4, device: 0x1042 }),
     ("nvme", Id { vendor: 0x1b36, device: 0x0010 }),
-    // With `use-intel-id=on`: drivers know it by its class alone.
+    // With `use-intel-id=on`: drivers recognise it by its class only.
     ("nvme", Id { vendor: 0x8086, device: 0x5845 }),
     ("pcie-root-port", Id { vendor: 0x1b36, device: 0x000c }),
     ("pci-bridge", Id { vendor: 0x1b36, device: 0x0001 }),

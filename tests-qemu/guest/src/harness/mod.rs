@@ -1,8 +1,8 @@
-//! Runs the tests that the boot arguments choose, and tells the runner how each went.
+//! Runs the tests that the boot arguments select, and reports their results to the runner.
 //!
-//! What is said goes out as frames of [`granule_protocol`], each on a line of its own; everything else that is printed
-//! is output of the running test. After each test the kernel is looked over ([`audit`]); what a test leaves behind
-//! fails it. A test that made no check fails too: it has shown nothing.
+//! Results are frames of [`granule_protocol`], each on a line of its own; everything else that is printed is output of
+//! the running test. After each test the kernel is audited ([`audit`]); anything that a test leaves behind fails it. A
+//! test without a check fails too.
 
 mod audit;
 mod features;
@@ -67,13 +67,10 @@ static RUN: Parameter = Parameter { name: "test.run", help: "tests to run, by th
 static SEED: Parameter = Parameter { name: "test.seed", help: "seed for tests that draw numbers", check: plan::seed };
 #[distributed_slice(PARAMETERS)]
 static FEATURES: Parameter =
-    Parameter { name: "test.features", help: "what machines.toml says that this machine has", check: |_| Ok(()) };
+    Parameter { name: "test.features", help: "the features of this machine in machines.toml", check: |_| Ok(()) };
 #[distributed_slice(PARAMETERS)]
-static DEVICES: Parameter = Parameter {
-    name: "test.devices",
-    help: "the devices that machines.toml says are on PCI Express",
-    check: |_| Ok(()),
-};
+static DEVICES: Parameter =
+    Parameter { name: "test.devices", help: "the devices on PCI Express in machines.toml", check: |_| Ok(()) };
 
 /// What runs once the kernel is up.
 pub(crate) fn run() -> ! {

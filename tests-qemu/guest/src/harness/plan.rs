@@ -1,4 +1,4 @@
-//! What the boot arguments ask for.
+//! The tests that the boot arguments select.
 
 use granule::bootargs::{self, Refused};
 use granule_protocol::Nonce;
@@ -33,7 +33,7 @@ fn parse_nonce(text: &str) -> Option<Nonce> {
     u32::from_str_radix(text, 16).ok().map(Nonce)
 }
 
-/// First and last index of each range; `None` for what is no range.
+/// First and last index of each range; `None` for an invalid range.
 fn ranges(text: &str) -> impl Iterator<Item = Option<(u32, u32)>> {
     text.split(',').map(|word| {
         let (first, last) = word.split_once('-').unwrap_or((word, word));

@@ -1,5 +1,5 @@
-//! What QEMU is asked whether it saw the same (`tests-qemu/host/tests/smmu_trace.rs`): changes and accesses of a
-//! device, each said in a line.
+//! Changes and accesses of a device, each printed in a line, which a test compares with QEMU's trace
+//! (`tests-qemu/host/tests/smmu_trace.rs`).
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
@@ -112,8 +112,8 @@ fn what_a_device_writes_while_it_is_shut_out_does_not_arrive(t: &mut Test) {
     kernel().frames.free(cpu, frame);
 }
 
-target_test!(each_change_is_told_once_and_exactly, needs("smmuv3 virtio-blk"), limit(60));
-fn each_change_is_told_once_and_exactly(t: &mut Test) {
+target_test!(each_change_is_notified_once_and_exactly, needs("smmuv3 virtio-blk"), limit(60));
+fn each_change_is_notified_once_and_exactly(t: &mut Test) {
     let cpu = this_cpu();
     let Some(rig) = Rig::new(t, PAGES, Sharing::Private) else { return };
     let Some(stream) = rig.disk.device().dma().stream() else { return };
@@ -140,7 +140,8 @@ fn each_change_is_told_once_and_exactly(t: &mut Test) {
         account.changed(first, pages);
         account.writes(t, last);
         if let Some(child) = t.ok("a child", rig.space.fork(cpu)) {
-            // Whatever may be written became read-only: the TLBs forget everything, and events name what is private.
+            // All writable pages became read-only: the TLBs are invalidated completely, and events have the private
+            // ranges.
             if account.is_notified_by_events {
                 account.changed(START, PAGES);
             } else {
@@ -151,7 +152,7 @@ fn each_change_is_told_once_and_exactly(t: &mut Test) {
             account.writes(t, first);
             drop(child);
         }
-        // More might be given back in several steps, each told of.
+        // More might be unmapped in several steps, each with an event.
         let few = pages.min(32);
         t.ok("given up", rig.space.madvise_dontneed(cpu, first, few * PAGE));
         account.taken_away(first, few);

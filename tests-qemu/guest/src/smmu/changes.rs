@@ -70,7 +70,7 @@ fn a_device_finds_zeros_where_pages_were_given_up(t: &mut Test) {
     let Some(rig) = rig_with(t, 1) else { return };
     t.ok("given up", rig.space.madvise_dontneed(this_cpu(), START, PAGE));
     t.equal("zeros", rig.device_load(START), Ok(0));
-    // The page of zeros is everybody's: a store gets a page of its own.
+    // The page of zeros is shared: a store gets a page of its own.
     t.equal("a page of its own", rig.device_store(START, DELIVERED), Ok(2));
     t.equal("what is there", rig.load(START), DELIVERED);
 }
@@ -103,8 +103,8 @@ fn asid_of(stream: Option<u32>) -> Option<u16> {
     found
 }
 
-target_test!(a_number_that_comes_again_has_nothing_of_who_had_it, needs("smmuv3 virtio-blk"), limit(60));
-fn a_number_that_comes_again_has_nothing_of_who_had_it(t: &mut Test) {
+target_test!(a_reused_asid_has_no_translation_of_its_last_space, needs("smmuv3 virtio-blk"), limit(60));
+fn a_reused_asid_has_no_translation_of_its_last_space(t: &mut Test) {
     let Some(rig) = rig_with(t, 1) else { return };
     let (cpu, stream) = (this_cpu(), rig.disk.device().dma().stream());
     let asid = asid_of(stream);

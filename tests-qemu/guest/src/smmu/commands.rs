@@ -1,4 +1,4 @@
-//! The SMMU's command queue on the metal: several CPUs at once, and what is no command.
+//! The SMMU's command queue on the metal: several CPUs at once, and an illegal command.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,9 +10,8 @@ use granule_smmuv3::{Command, CommandError, Scope};
 use super::{PAGE, START};
 use crate::harness::{Test, target_test};
 
-/// Calls of each CPU: some times round the queue. Not more, because CPUs take turns at telling the SMMU of their
-/// commands: where the host has fewer CPUs than this machine, the one whose turn it is may be the one that does not
-/// run.
+/// Calls of each CPU: some times round the queue. Not more, because CPUs publish their commands to the SMMU in turn:
+/// where the host has fewer CPUs than this machine, the next CPU may be one that does not run.
 const ROUNDS: u16 = 150;
 /// Pages that are one command each: the second of three calls takes two.
 const RANGES: [(u64, u64); 3] = [(1, 1), (33, 2), (512, 1)];
@@ -64,7 +63,7 @@ fn an_illegal_command_is_shown_and_the_queue_goes_on(t: &mut Test) {
     let illegal = smmu.issue(&[asid, Command([0xff, 0x1234]), asid]);
     let next = smmu.issue(&[asid]);
     interrupts::restore(masked);
-    t.equal("it is known to whoever issued it", illegal, Err(CommandError::Illegal));
+    t.equal("its issuer gets an error", illegal, Err(CommandError::Illegal));
     t.equal("the next call", next, Ok(()));
     let after = smmu.stats();
     t.equal("illegal commands", after.illegal - before.illegal, 1);

@@ -1,4 +1,4 @@
-//! What becomes of a device whose process ends while it is at work.
+//! A device whose process ends during a transfer.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;

@@ -30,12 +30,12 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 /// The first page of a test's memory.
 pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
-/// A page where the device finds what it is asked what it has read; of an area of its own, which does not change.
+/// A page for the contents that the device has read; in an area of its own, which does not change.
 const ANSWER: VirtAddr = VirtAddr(0x200_0000);
 /// A sector that the device writes with what it reads from memory.
 const WRITTEN: u64 = 2048;
-/// Sectors from here on hold what they were delivered with: each of their words is their number. No test of a boot
-/// writes them, wanted or not.
+/// Sectors from here on have their initial contents: each of their words is their number. No test of a boot writes
+/// them.
 pub(crate) const DELIVERED: u64 = 4096;
 
 /// A disk that uses the addresses of a space.
@@ -113,8 +113,8 @@ impl Rig {
         self.entry(page).address()
     }
 
-    /// Makes the first page read-only although its area is not, with `value` in it and nobody else who has it, as a
-    /// fork does whose child has gone; and has the device read it.
+    /// Makes the first page read-only although its area is not, with `value` in it and one reference to its frame, as
+    /// after a fork whose child has exited; then the device reads it.
     pub(crate) fn read_only_page(&self, t: &mut Test, value: u64) {
         self.store(t, START, value);
         drop(t.ok("a child", self.space.fork(this_cpu())));
@@ -177,8 +177,8 @@ fn a_device_upgrades_a_page_by_its_fault(t: &mut Test) {
     t.check("in place", rig.physical(START) == before);
 }
 
-target_test!(every_device_is_told_of_its_own_process, needs("smmuv3 virtio-blk edu"), limit(30));
-fn every_device_is_told_of_its_own_process(t: &mut Test) {
+target_test!(every_device_is_notified_of_its_own_process, needs("smmuv3 virtio-blk edu"), limit(30));
+fn every_device_is_notified_of_its_own_process(t: &mut Test) {
     let Some(rig) = Rig::new(t, 1, Sharing::Private) else { return };
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
     // Its rings would be the disk's to write, and the other way round.

@@ -1,7 +1,7 @@
 //! Random changes and random accesses of a device, held against what it must see.
 //!
-//! The oracle is a few lines: of each page whether it is mapped, whether it may be written, and what is in it. What the
-//! device writes is a sector that says its number; what it reads goes to a sector of its own, and those are read back
+//! The oracle is a few lines: for each page whether it is mapped, whether it is writable, and its contents. The device
+//! writes sectors that contain their number; what it reads goes to a sector of its own, and those are read back
 //! together. So each access is one request, and each is checked by data.
 
 use granule::devices::disk::SECTOR;
@@ -183,7 +183,7 @@ fn play(t: &mut Test, rounds: u32) {
     if let Some(iommu) = iommu() {
         let (commands, faults) =
             (iommu.smmu().stats().calls - before.0.calls, iommu.fault_stats().events - before.1.events);
-        t.check("the SMMU was told of changes", commands > u64::from(rounds) / 20);
+        t.check("the SMMU was notified of changes", commands > u64::from(rounds) / 20);
         t.check("the device met faults", faults > u64::from(rounds) / 20);
     }
 }

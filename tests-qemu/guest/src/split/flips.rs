@@ -1,5 +1,5 @@
-//! All CPUs change pages of their own in shared blocks, each as fast as it can, and what is left is what each of them
-//! meant last.
+//! All CPUs change pages of their own in shared blocks, as fast as they can. In the end each page has the last change
+//! of its owner.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

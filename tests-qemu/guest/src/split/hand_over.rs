@@ -10,7 +10,7 @@ use granule_arch::wait;
 use super::{BLOCK_PAGES, Block, GROUP_PAGES, PAGE, faults, is_readable, is_refused, make_invalid};
 use crate::harness::{Test, target_test};
 
-/// What both CPUs know of the run.
+/// State that both CPUs share.
 static FIRST: AtomicU64 = AtomicU64::new(0);
 static PAGES: AtomicU64 = AtomicU64::new(0);
 static REFUSED: AtomicU32 = AtomicU32::new(0);

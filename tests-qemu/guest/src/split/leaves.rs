@@ -18,8 +18,8 @@ const GROUP: u64 = GROUP_PAGES * PAGE;
 const BLOCK: u64 = 2 * MIB;
 const BLOCKS: u64 = 16 * BLOCK;
 
-/// A number for what translates these pages, but for what a split changes: the leaf's size, and what says it. The
-/// translations would not fit on the stack.
+/// A hash of the translations of these pages, without what a split changes: the leaf's size, and the bits that encode
+/// it. The translations would not fit on the stack.
 fn fingerprint(block: &Block, pages: impl Iterator<Item = u64>) -> u64 {
     let attributes = |found: &Translation| found.descriptor.0 & !(bits::ADDRESS | bits::CONTIGUOUS | bits::TABLE);
     let words =
@@ -80,7 +80,7 @@ fn whole_leaves_are_changed_and_not_split(t: &mut Test) {
 target_test!(a_range_across_two_blocks_is_split_at_its_ends_only, needs("split"));
 fn a_range_across_two_blocks_is_split_at_its_ends_only(t: &mut Test) {
     let found = Block::find(2, |leaf| matches!(leaf >> 20, 2 | 32));
-    t.check("four blocks that nobody has split", found.is_some());
+    t.check("four blocks that are not split", found.is_some());
     let Some(block) = found else { return };
     change_and_compare(t, &block, BLOCK_PAGES - 1, 2 * BLOCK_PAGES + 2, 4 * BLOCK_PAGES, 7);
     let ends = [BLOCK_PAGES - 2, BLOCK_PAGES - 1, 3 * BLOCK_PAGES, 3 * BLOCK_PAGES + 1];
@@ -94,7 +94,7 @@ target_test!(a_page_in_a_gigabyte_leaves_the_rest_in_the_largest_pieces, machine
 fn a_page_in_a_gigabyte_leaves_the_rest_in_the_largest_pieces(t: &mut Test) {
     // 256 MiB at once, so that a few tries reach every GiB.
     let found = Block::find(7, |leaf| leaf == GIB);
-    t.check("a GiB that nobody has split", found.is_some());
+    t.check("a GiB that is not split", found.is_some());
     let Some(block) = found else { return };
     let pages = BLOCK_PAGES << 7;
     let page = 70 * BLOCK_PAGES + 5 * GROUP_PAGES + 3;

@@ -51,7 +51,7 @@ impl Block {
     pub(crate) fn fresh(t: &mut Test) -> Option<Self> {
         let large = crate::harness::has("split") == Some(true) || crate::harness::has("refuse") == Some(true);
         let found = Self::find(0, if large { |leaf| matches!(leaf >> 20, 2 | 32) } else { |leaf| leaf == PAGE });
-        t.check("a block that nobody has split", found.is_some());
+        t.check("a block that is not split", found.is_some());
         found
     }
 

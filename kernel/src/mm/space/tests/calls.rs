@@ -146,7 +146,7 @@ fn a_change_of_protection_ends_at_the_first_hole() {
 }
 
 #[test]
-fn advice_gives_contents_up_and_mincore_says_what_is_there() {
+fn advice_discards_contents_and_mincore_reports_what_is_present() {
     let rig = Rig::new(8);
     let space = rig.space();
     let start = rig.map(&space, 4);

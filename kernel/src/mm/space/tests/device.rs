@@ -315,7 +315,7 @@ fn stale_after_a_late_event(deaf: Deaf) -> [bool; 3] {
 /// No lock is held at an upgrade event, so the page may be protected or gone by then. The event invalidates, and does
 /// no more.
 #[test]
-fn an_upgrade_may_be_told_when_the_page_is_protected_or_gone() {
+fn an_upgrade_event_may_come_when_the_page_is_protected_or_gone() {
     assert_eq!(stale_after_a_late_event(Deaf::Never), [false; 3]);
 }
 

@@ -46,7 +46,7 @@ fn a_released_space_has_ended_though_a_reference_is_left() {
 
 /// An upgrade gets the space or fails, while the last reference goes.
 #[test]
-fn a_space_ends_once_whoever_upgrades_meanwhile() {
+fn a_space_ends_once_while_handles_are_upgraded() {
     let rig = Rig::new(4);
     for _ in 0..200 {
         let space = rig.space();

@@ -144,7 +144,7 @@ const COPY: &str = "start clear 0..1, write, dsb ishst, vale1is 0, tlbs 0..1 (lo
 const UPGRADE: &str = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, start upgrade 0..1, end upgrade 0..1";
 
 #[test]
-fn a_page_that_was_not_there_is_nobodys_to_hear_of() {
+fn a_page_that_was_not_present_is_not_notified() {
     for access in [Access::Read, Access::Write] {
         let stage = Stage::new(0);
         assert_events(&stage, || stage.fault(0, access), "dmb, write");
@@ -160,7 +160,7 @@ fn a_write_to_the_page_of_zeros_is_a_new_page() {
 }
 
 #[test]
-fn a_copy_is_told_between_the_old_page_and_the_new() {
+fn a_copy_is_notified_between_the_old_page_and_the_new() {
     let stage = Stage::new(1);
     let _child = stage.fork();
     assert_events(&stage, || stage.fault(0, Access::Write), COPY);
@@ -220,7 +220,7 @@ fn a_spurious_fault_is_this_cpus_own_business() {
 }
 
 #[test]
-fn mprotect_is_told_for_its_range_and_invalidates_what_changed() {
+fn mprotect_notifies_its_range_and_invalidates_what_changed() {
     let stage = Stage::new(2);
     let protect = |protection| stage.space.mprotect(stage.start, 4 * PAGE, protection).unwrap();
     assert_events(
@@ -261,7 +261,7 @@ fn munmap_ends_when_the_frames_are_free() {
 
 /// The tables go as well: walk caches of devices must not keep them.
 #[test]
-fn freed_tables_are_told_like_pages() {
+fn freed_tables_are_notified_like_pages() {
     let stage = Stage::new(1);
     let far = MapRequest { placement: Placement::Fixed(VirtAddr(0x4000_0000)), ..private(1) };
     let far = stage.space.mmap(&stage.rig.cpu, &far).unwrap();
@@ -294,7 +294,7 @@ fn madvise_clears() {
 
 /// More frames that are no neighbours than a gather lists: it pays in between.
 #[test]
-fn each_page_is_told_once_however_many_there_are() {
+fn each_page_is_notified_once_however_many_there_are() {
     const PAGES: u64 = 70;
     let stage = Stage::new(0);
     let start = stage.rig.map(&stage.space, PAGES);
@@ -380,7 +380,7 @@ fn assert_caught(lab: &Lab, stage: &Stage, work: impl FnOnce(), expected: &str) 
 }
 
 #[test]
-fn without_the_event_of_an_upgrade_nobody_hears_of_it_late() {
+fn without_its_event_an_upgrade_is_not_notified_late() {
     let stage = Stage::new(1);
     drop(stage.fork());
     let expected = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh";
@@ -388,7 +388,7 @@ fn without_the_event_of_an_upgrade_nobody_hears_of_it_late() {
 }
 
 #[test]
-fn an_upgrade_told_before_the_unlock_is_told_under_the_lock() {
+fn an_upgrade_event_before_the_unlock_comes_under_the_lock() {
     for old in [false, true] {
         let stage = Stage::new(1);
         if old {

@@ -48,7 +48,7 @@ fn a_reserved_page_is_the_kernels_and_no_area() {
 }
 
 #[test]
-fn who_shares_the_tables_is_told_that_a_reserved_page_goes() {
+fn sharers_of_the_tables_are_notified_that_a_reserved_page_is_unmapped() {
     let rig = Rig::new(4);
     let space = rig.space();
     show(&rig, &space, RESERVED_END - PAGE);
