@@ -3,7 +3,7 @@
 /// A static program at a fixed address, its parts on pages of their own.
 const LINK_ARGUMENTS: [&str; 4] = ["-e_start", "--image-base=0x400000", "-zmax-page-size=4096", "-znognustack"];
 
-/// The one program that runs wherever it is loaded. The last word on the image base counts.
+/// The one program that runs wherever it is loaded. The last setting of the image base counts.
 const PIE_ARGUMENTS: [&str; 4] = ["-pie", "--no-dynamic-linker", "--pack-dyn-relocs=relr", "--image-base=0"];
 
 fn main() {

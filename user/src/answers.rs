@@ -1,4 +1,4 @@
-//! Answers that are compared with Linux's: all of them are asked, and each that differs is printed.
+//! Results that are compared with Linux's: all are checked, and each that differs is printed.
 
 use core::fmt::Debug;
 use core::sync::atomic::{AtomicU32, Ordering};

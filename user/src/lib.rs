@@ -1,7 +1,7 @@
 //! What the programs for EL0 stand on: a start, system calls, threads, signals, printing.
 //!
-//! Nothing here knows Granule: these are static programs for Linux on arm64 that happen to be small enough to run on
-//! it, so that both kernels can be asked the same question. A program names its main function and returns its status:
+//! Nothing here depends on Granule: these are static programs for Linux on arm64, with calls that Granule has too, so
+//! that both kernels can be compared. A program names its main function and returns its status:
 //!
 //! ```
 //! granule_user::entry!(run);

@@ -17,9 +17,9 @@ pub const PAGE: u64 = 4096;
 /// The kernel's.
 ///
 /// # Safety
-/// With `MAP_FIXED`, what was there is the caller's.
+/// With `MAP_FIXED`, the mappings that it replaces are the caller's.
 pub unsafe fn mmap(address: u64, bytes: u64, protection: u64, flags: u64) -> Result<u64, Errno> {
-    // SAFETY: the caller's promise; without MAP_FIXED the kernel takes nothing that is in use.
+    // SAFETY: the caller's promise; without MAP_FIXED the kernel replaces no mapping.
     unsafe { sys::call(MMAP, [address, bytes, protection, flags, u64::MAX, 0]) }
 }
 
@@ -68,7 +68,7 @@ pub unsafe fn madvise(address: u64, bytes: u64, advice: u64) -> Result<(), Errno
     unsafe { sys::call(MADVISE, [address, bytes, advice, 0, 0, 0]) }.map(drop)
 }
 
-/// Asks which pages are in memory: a byte for each, whose lowest bit is set.
+/// Which pages are present: a byte for each, whose lowest bit is set.
 ///
 /// # Errors
 /// The kernel's.

@@ -23,7 +23,7 @@ static SIGNAL: AtomicU32 = AtomicU32::new(0);
 static CODE: AtomicI32 = AtomicI32::new(0);
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 
-/// Notes the fault and goes on: behind a load or store, and where a call would have returned to.
+/// Records the fault and continues: after a load or store, or where a call would have returned to.
 extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
     SIGNAL.store(signal, Ordering::Relaxed);
     CODE.store(info.code, Ordering::Relaxed);
@@ -59,7 +59,7 @@ pub fn read(address: u64) -> Result<u8, Fault> {
     #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
     let mut value = 0_u64;
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: a load changes nothing, and where it faults the handler goes on behind it.
+    // SAFETY: a load changes nothing, and where it faults the handler continues after it.
     unsafe {
         core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
     }
@@ -77,7 +77,7 @@ pub fn read(address: u64) -> Result<u8, Fault> {
 /// Where it may be written, it is the caller's, and there is no reference to it.
 pub unsafe fn write(address: u64, value: u8) -> Result<(), Fault> {
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: the caller's promise; where it faults the handler goes on behind it.
+    // SAFETY: the caller's promise; where it faults the handler continues after it.
     unsafe {
         core::arch::asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) address, options(nostack));
     }
@@ -86,7 +86,7 @@ pub unsafe fn write(address: u64, value: u8) -> Result<(), Fault> {
     outcome()
 }
 
-/// Calls what is at the address.
+/// Calls the code at the address.
 ///
 /// # Errors
 /// The access faulted.
@@ -95,7 +95,7 @@ pub unsafe fn write(address: u64, value: u8) -> Result<(), Fault> {
 /// Where it may be executed, a function is there that changes no registers but those that calls may change.
 pub unsafe fn call(address: u64) -> Result<(), Fault> {
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: the caller's promise; where the fetch faults the handler goes on behind the call.
+    // SAFETY: the caller's promise; where the fetch faults the handler continues after the call.
     unsafe {
         core::arch::asm!("blr {}", in(reg) address, clobber_abi("C"));
     }
@@ -110,7 +110,7 @@ macro_rules! offend {
     ($text:literal, $address:expr) => {{
         let address: u64 = $address;
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: the instruction faults, and the handler goes on behind it.
+        // SAFETY: the instruction faults, and the handler continues after it.
         unsafe {
             core::arch::asm!($text, in("x10") address, lateout("x9") _, options(nostack));
         }

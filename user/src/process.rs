@@ -68,7 +68,7 @@ pub fn fork() -> Result<u32, Errno> {
 #[cfg(target_arch = "aarch64")]
 pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
     let number: u64;
-    // SAFETY: the child goes to `child` at once, on the stack that it is given, and never comes back.
+    // SAFETY: the child calls `child` at once, on its own stack, and never returns.
     unsafe {
         core::arch::asm!(
             "svc #0", "cbnz x0, 2f", "mov x29, #0", "mov x30, #0", "br {child}", "2:",
@@ -105,14 +105,14 @@ pub fn spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
 /// Replaces the program by another. `arguments` and `environment` end with a null pointer each.
 ///
 /// # Errors
-/// It could not be done, and this program goes on.
+/// It failed, and this program continues.
 pub fn execve(path: &CStr, arguments: &[*const u8], environment: &[*const u8]) -> Errno {
     let arguments = [path.as_ptr() as u64, arguments.as_ptr() as u64, environment.as_ptr() as u64, 0, 0, 0];
     // SAFETY: where it succeeds nothing of this program is left.
     unsafe { sys::call(EXECVE, arguments) }.expect_err("execve does not return")
 }
 
-/// Waits for a child (-1: any): its number, and its status as wait4 stores it. With `WNOHANG`, number 0 says that none
+/// Waits for a child (-1: any): its number, and its status as wait4 stores it. With `WNOHANG`, number 0 means that none
 /// has ended yet.
 ///
 /// # Errors
@@ -139,7 +139,7 @@ pub fn wait(child: u32) -> u32 {
 /// # Errors
 /// The kernel's.
 pub fn kill(process: i32, signal: u32) -> Result<(), Errno> {
-    // SAFETY: what a signal does was said where its action was set.
+    // SAFETY: the effect of a signal is that of the action that was set.
     unsafe { sys::call(KILL, [process as i64 as u64, u64::from(signal), 0, 0, 0, 0]) }.map(drop)
 }
 
@@ -149,6 +149,6 @@ pub fn kill(process: i32, signal: u32) -> Result<(), Errno> {
 /// The kernel's.
 pub fn tgkill(process: u32, thread: u32, signal: u32) -> Result<(), Errno> {
     let arguments = [u64::from(process), u64::from(thread), u64::from(signal), 0, 0, 0];
-    // SAFETY: what a signal does was said where its action was set.
+    // SAFETY: the effect of a signal is that of the action that was set.
     unsafe { sys::call(TGKILL, arguments) }.map(drop)
 }

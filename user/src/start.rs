@@ -65,13 +65,13 @@ impl Start {
 /// It is such an array, and it and the strings are never changed.
 unsafe fn strings(mut pointer: *const u64) -> impl Iterator<Item = &'static str> {
     core::iter::from_fn(move || {
-        // SAFETY: by the caller's word this is an element, and the null pointer is not behind us.
+        // SAFETY: by the caller's contract this is an element, and the null pointer is not behind us.
         let string = unsafe { *pointer };
         if string == 0 {
             return None;
         }
         pointer = pointer.wrapping_add(1);
-        // SAFETY: by the caller's word a string with a final zero that stays as it is.
+        // SAFETY: by the caller's contract a string with a final zero that stays as it is.
         let string = unsafe { CStr::from_ptr(string as *const core::ffi::c_char) };
         Some(string.to_str().expect("an argument in UTF-8"))
     })
@@ -140,7 +140,7 @@ mod target {
     /// The dynamic section of a program linked at 0 and loaded at `base`, not relocated yet.
     unsafe fn apply(base: u64, mut dynamic: *const u64) {
         let (mut entries, mut bytes) = (0, 0);
-        // SAFETY: by the caller's word these are its pairs, up to key 0, and RELR names words of the image.
+        // SAFETY: by the caller's contract these are its pairs, up to key 0, and RELR names words of the image.
         unsafe {
             while *dynamic != 0 {
                 match *dynamic {

@@ -8,7 +8,7 @@ use granule_abi::Errno;
 ///
 /// # Safety
 /// The call does nothing that the program's Rust code does not expect: it maps, unmaps and writes no memory that
-/// belongs to somebody else.
+/// belongs to other code.
 #[inline(always)]
 pub unsafe fn raw(number: usize, arguments: [u64; 6]) -> u64 {
     #[cfg(target_arch = "aarch64")]

@@ -81,7 +81,7 @@ impl Thread {
                 id => drop(futex_wait(self.word(), id, None)),
             }
         }
-        // SAFETY: the thread has gone; the kernel writes nothing here after the word.
+        // SAFETY: the thread has exited; the kernel writes nothing here after the word.
         unsafe { memory::munmap(self.stack, STACK) }.expect("the stack to unmap");
     }
 
@@ -91,7 +91,7 @@ impl Thread {
     }
 }
 
-/// Sleeps while the word has this value, until someone wakes it.
+/// Sleeps while the word has this value, until it is woken.
 ///
 /// # Errors
 /// The kernel's: EAGAIN for another value, EINTR, ETIMEDOUT.
@@ -151,7 +151,7 @@ unsafe fn start(control: *mut Control) -> u64 {
         fn granule_user_clone(flags: u64, stack: u64, parent_id: u64, tls: u64, child_id: u64) -> u64;
     }
     let word = control as u64;
-    // SAFETY: the caller's promise. The thread pointer is the control block too: nothing uses it but what asks for it.
+    // SAFETY: the caller's promise. The thread pointer is the control block too: nothing else uses it.
     unsafe { granule_user_clone(FLAGS, control as u64, word, word, word) }
 }
 

@@ -23,7 +23,7 @@ macro_rules! errnos {
                 }
             }
 
-            /// What it says, in words.
+            /// A description.
             pub const fn text(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)*

@@ -9,13 +9,13 @@ pub const PROT_EXEC: u64 = 4;
 /// Pages may not be accessed.
 pub const PROT_NONE: u64 = 0;
 
-/// Stores are seen by all who map it.
+/// Stores are visible to every process that maps it.
 pub const MAP_SHARED: u64 = 1;
 /// Stores are this mapping's own.
 pub const MAP_PRIVATE: u64 = 2;
 /// As [`MAP_SHARED`], and unknown flags are refused.
 pub const MAP_SHARED_VALIDATE: u64 = 3;
-/// Which bits of the flags say how stores are shared.
+/// The bits of the flags for the kind of sharing.
 pub const MAP_TYPE: u64 = 0xf;
 /// At exactly this address, in place of whatever is there.
 pub const MAP_FIXED: u64 = 0x10;

@@ -1,6 +1,6 @@
 //! Processes and threads: `linux/sched.h`, `linux/wait.h`, `linux/futex.h`, `linux/auxvec.h`, `linux/prctl.h`.
 
-/// The signal that tells the parent of the end, in the low byte of clone's flags.
+/// The signal to the parent at the end, in the low byte of clone's flags.
 pub const CSIGNAL: u64 = 0xff;
 /// The child shares the address space.
 pub const CLONE_VM: u64 = 0x100;
@@ -24,7 +24,7 @@ pub const CLONE_SYSVSEM: u64 = 0x4_0000;
 pub const CLONE_SETTLS: u64 = 0x8_0000;
 /// The child's number is stored for the parent.
 pub const CLONE_PARENT_SETTID: u64 = 0x10_0000;
-/// When the child exits, its word is zeroed and whoever waits for it is woken.
+/// When the child exits, its word is zeroed and its waiters are woken.
 pub const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 /// Without effect since long ago.
 pub const CLONE_DETACHED: u64 = 0x40_0000;

@@ -93,7 +93,7 @@ pub const SI_KERNEL: i32 = 0x80;
 pub const SI_TKILL: i32 = -6;
 /// SIGSEGV: nothing is mapped there.
 pub const SEGV_MAPERR: i32 = 1;
-/// SIGSEGV: what is mapped there may not be accessed so.
+/// SIGSEGV: the mapping does not permit the access.
 pub const SEGV_ACCERR: i32 = 2;
 /// SIGSEGV: the pointer's tag is not the memory's.
 pub const SEGV_MTESERR: i32 = 9;
@@ -203,7 +203,7 @@ impl SigInfo {
     }
 }
 
-/// The interrupted registers, as the handler finds them and may change them: `struct sigcontext`.
+/// The interrupted registers, which the handler may change: `struct sigcontext`.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug)]
 pub struct SigContext {

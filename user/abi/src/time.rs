@@ -44,7 +44,7 @@ impl Timespec {
         Self { seconds: (nanoseconds / NANOSECONDS) as i64, nanoseconds: (nanoseconds % NANOSECONDS) as i64 }
     }
 
-    /// How many nanoseconds: `None` for what is no time by Linux's rule. What does not fit is as long as can be.
+    /// In nanoseconds: `None` for an invalid time by Linux's rule. A time that does not fit is cut to the longest.
     pub const fn to_nanoseconds(self) -> Option<u64> {
         if self.seconds < 0 || self.nanoseconds < 0 || self.nanoseconds as u64 >= NANOSECONDS {
             return None;

@@ -1,4 +1,4 @@
-//! Clocks, futexes, writes and random bytes, with what is at the edge of what they take: each answer is Linux's.
+//! Clocks, futexes, writes and random bytes, with arguments at the limits: each result is Linux's.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -53,7 +53,7 @@ fn run(_start: Start) -> u8 {
 fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
     let mut arguments = [0; 6];
     arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or what is refused.
+    // SAFETY: the callers here pass memory of their own, or an address that is refused.
     unsafe { sys::call(number, arguments) }
 }
 
@@ -87,7 +87,7 @@ fn clocks() {
         cpu_clock(0, 6),
         cpu_clock(u64::from(process::id()), 2),
         cpu_clock(u64::from(process::thread_id()), 6),
-        // The upper half of a register says nothing.
+        // The upper half of a register is ignored.
         1 << 32 | CLOCK_TAI,
     ];
     for id in there {
@@ -131,7 +131,7 @@ fn clocks() {
     equal("one that is gone", clock(cpu_clock(u64::from(child), 2)), Err(Errno::EINVAL));
 }
 
-/// Computes until this clock has gone on by so much.
+/// Computes until this clock has advanced by so much.
 fn compute(id: u64, nanoseconds: u64) {
     let end = clock(id).expect("a clock") + nanoseconds;
     while clock(id).expect("a clock") < end {}
@@ -186,7 +186,7 @@ fn sleeps() {
     for id in [cpu_clock(0, 6), cpu_clock(u64::from(process::thread_id()), 6)] {
         equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(Errno::EINVAL));
     }
-    // A process that sleeps in its only thread takes no time: another one has to.
+    // A process whose only thread sleeps uses no time: another one has to.
     let thread = Thread::spawn(|_| compute(CLOCK_THREAD_CPUTIME_ID, 60_000_000), 0).expect("a thread");
     let before = clock(CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0);
     let some = Timespec { seconds: 0, nanoseconds: 20_000_000 };
@@ -299,7 +299,7 @@ fn futexes_are_refused() {
     unsafe { munmap(none, PAGE).and_then(|()| munmap(read, PAGE)).and_then(|()| munmap(shared, PAGE)) }.expect("pages");
 }
 
-/// Wakes the one that sleeps on the word, or is about to.
+/// Wakes the thread that sleeps on the word, or is about to.
 fn wake_one(at: u64, private: u64) {
     let end = time::now() + 10_000_000_000;
     let mut woken = Ok(0);
@@ -473,7 +473,7 @@ fn random_bytes() {
     equal("into a hole", call(GETRANDOM, [pages + PAGE, 16, 0]), Err(Errno::EFAULT));
     equal("none into a hole", call(GETRANDOM, [pages + PAGE, 0, 0]), Ok(0));
     equal("none into the kernel", call(GETRANDOM, [KERNEL, 0, 0]), Err(Errno::EFAULT));
-    // Linux cuts off what is more than 2 GiB before it looks where it ends.
+    // Linux cuts a length above 2 GiB before it checks the end.
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     // SAFETY: nothing is there.
     let low = unsafe { mmap(0x10_0000_0000, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");

@@ -1,6 +1,6 @@
 //! Measures what memory costs a program: `bench ROW NONCE SEQUENCE INDEX WINDOW`, the row's name and, in hexadecimal,
 //! what its frames are to carry (tests-qemu/protocol). The bench image starts it, having let EL0 read event counter 0,
-//! which counts instructions; it exits with the number of points. docs/BENCHMARKS.md says what the rows are.
+//! which counts instructions; it exits with the number of points. docs/BENCHMARKS.md describes the rows.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -23,7 +23,7 @@ entry!(run);
 const FAULTS: [u64; 4] = [1, 8, 64, 512];
 /// Sizes of the rows of calls.
 const CALLS: [u64; 5] = [1, 8, 64, 512, 4096];
-/// Where the pages are: in the middle of a table, where the kernel puts nothing of its own choice.
+/// Where the pages are: in the middle of a table, where the kernel chooses no address.
 const START: u64 = 0x10_0010_0000;
 /// Room for them and what lies around.
 const ROOM: u64 = 32 << 20;
@@ -149,7 +149,7 @@ impl Bench {
     }
 }
 
-/// Maps private memory in place of what is there.
+/// Maps private memory in place of other mappings.
 #[inline(always)]
 fn fixed(start: u64, bytes: u64, protection: u64, flags: u64) {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags;
@@ -229,7 +229,7 @@ fn cow_copy_fault(bench: &mut Bench) {
 fn sleeping_child() -> u32 {
     // SAFETY: not at a fixed address.
     let page = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
-    // SAFETY: mapped above, zero, and of nobody but the two processes.
+    // SAFETY: mapped above, zero, and only of the two processes.
     let is_there = unsafe { &*(page as *const AtomicU32) };
     let child = process::spawn(|| {
         is_there.store(1, Ordering::Relaxed);
@@ -245,7 +245,7 @@ fn sleeping_child() -> u32 {
     child.expect("a child")
 }
 
-/// Pages that were shared with a child, which has gone.
+/// Pages that were shared with a child, which has exited.
 fn forked_before(bench: &Bench, pages: u64) -> Room {
     let room = bench.touched(pages);
     process::wait(process::spawn(|| 0).expect("a child"));

@@ -43,7 +43,7 @@ fn run(_start: Start) -> u8 {
 fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
     let mut arguments = [0; 6];
     arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or what is refused.
+    // SAFETY: the callers here pass memory of their own, or an address that is refused.
     unsafe { sys::call(number, arguments) }
 }
 
@@ -92,7 +92,7 @@ fn the_console_takes_bytes() {
     assert_eq!(call(WRITE, [1, NOWHERE, 0]), Ok(0), "nothing is looked at");
     assert_eq!((call(IOCTL, [1, 0x5401, 0]), call(IOCTL, [9])), (Err(Errno::ENOTTY), Err(Errno::EBADF)));
     assert_eq!((call(CLOSE, [2]), call(CLOSE, [77])), (Ok(0), Err(Errno::EBADF)));
-    // The end of what is mapped: as much as there is, in whole pieces, or nothing.
+    // At the end of the mapping: as many whole pieces as there are, or nothing.
     let page = map(2 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
     // SAFETY: they are this function's.
     unsafe { munmap(page + PAGE, PAGE) }.expect("a page to unmap");
@@ -118,7 +118,7 @@ fn the_heap_has_an_end() {
     let start = call(BRK, [0]).expect("an end");
     assert_eq!(call(BRK, [start + 3 * PAGE + 5]), Ok(start + 3 * PAGE + 5));
     for at in [start, start + 3 * PAGE + 4] {
-        // SAFETY: the heap is there now, and nobody else's.
+        // SAFETY: the heap is mapped now, and has no other user.
         unsafe { (at as *mut u8).write_volatile(7) };
     }
     assert_eq!(call(BRK, [start - 1]), Ok(start + 3 * PAGE + 5), "not below its start");
@@ -201,7 +201,7 @@ fn advice_and_presence() {
     assert_eq!(call(MADVISE, [at, 0, MADV_DONTNEED]), Ok(0));
 }
 
-/// Each call that takes a pointer, with pointers that lead nowhere.
+/// Each call that takes a pointer, with bad pointers.
 fn pointers_are_checked() {
     let one = Timespec { seconds: 0, nanoseconds: 1 };
     let word = &raw const one as u64;

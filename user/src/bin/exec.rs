@@ -1,7 +1,6 @@
-//! execve: argument lists up to Linux's limits, empty ones, and what is answered for paths and pointers that are no
-//! good.
+//! execve: argument lists up to Linux's limits, empty ones, and the errors for bad paths and pointers.
 //!
-//! The program executes itself: an environment of one variable says what the copy has to find.
+//! The program executes itself: an environment of one variable selects the checks of the copy.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]

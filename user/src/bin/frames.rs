@@ -112,7 +112,7 @@ fn seen() -> (u32, i32, bool, u64, u64, u64) {
 /// Calls an address that cannot be executed.
 fn jump(address: u64) {
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: the call faults at its target, and the handler goes on where it would have returned to.
+    // SAFETY: the call faults at its target, and the handler continues where it would have returned to.
     unsafe {
         core::arch::asm!("blr {}", in(reg) address, out("x30") _);
     }
@@ -189,7 +189,7 @@ const MARK: u64 = 0x1234_5678;
 /// What the handler for SIGSEGV of a refused frame compares with.
 static EXPECTED: AtomicU64 = AtomicU64::new(0);
 
-/// Ends the child; its status says what was not as on Linux.
+/// Ends the child; its status is the number of the check that differs from Linux.
 extern "C" fn refused(signal: u32, info: &SigInfo, context: &mut UContext) {
     let registers = &context.context;
     let at = core::mem::offset_of!(FpsimdContext, registers) + 9 * 16;
@@ -242,7 +242,7 @@ fn in_child(on_fault: Handler, main: impl FnOnce()) -> u32 {
     process::wait(child.expect("a fork"))
 }
 
-/// Raises SIGUSR1 with known values in v9 and x20; both as they are afterwards.
+/// Raises SIGUSR1 with known values in v9 and x20; returns both as they are afterwards.
 fn raise() -> (u64, u64) {
     #[cfg(target_arch = "aarch64")]
     {
@@ -348,7 +348,8 @@ fn refused_frames() {
     }
 }
 
-/// Puts the record of floating point behind a record that says so. `change` changes the latter's address and size.
+/// Moves the record of floating point behind a record that points to it. `change` changes the latter's address and
+/// size.
 fn extra(context: &mut UContext, change: (u64, u32)) {
     const HEAD: usize = 32;
     const START: usize = HEAD + 16;
@@ -502,7 +503,7 @@ fn stacks_that_are_not_there() {
     for (base, size) in [(u64::MAX - 0xffff, 0x1_0000), (u64::MAX - 0xffff, 0x2_0000), ((1 << 48) - 0x1_0000, 0x2_0000)]
     {
         let child = process::spawn(|| {
-            // SAFETY: what is not there harms nothing.
+            // SAFETY: a missing call has no effect.
             let old = unsafe { set_stack(&SigStack { base, flags: 0, padding: 0, size }) };
             holds("any stack can be set", old.is_ok());
             set(SIGUSR1, never, SA_ONSTACK, 0);

@@ -1,7 +1,7 @@
-//! System calls with arguments that nobody means well: `fuzz SEED CALLS`.
+//! System calls with hostile arguments: `fuzz SEED CALLS`.
 //!
-//! A child makes them, for it may well be ended by one; then another goes on with the count. What the kernel answers
-//! does not matter here, as long as it does answer, and as long as this process, which looks on, keeps what is its own.
+//! A child makes them, since one may end it; then another child continues the count. The results do not matter here, as
+//! long as calls return, and as long as this process, which watches, keeps its memory.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -29,7 +29,7 @@ const RW: u64 = PROT_READ | PROT_WRITE;
 const COUNT: u64 = 0x2345_6789_a000;
 /// A child that makes no call for so many looks, a millisecond apart, waits for something that never comes.
 const PATIENCE: u32 = 100;
-/// The page whose contents the calls must not change, and what is there.
+/// The page whose contents the calls must not change, and the contents.
 const KEPT: u64 = 0x5a5a_1234_8765_a5a5;
 
 fn run(start: Start) -> u8 {
@@ -70,7 +70,7 @@ fn count() -> &'static AtomicU64 {
     unsafe { &*(COUNT as *const AtomicU64) }
 }
 
-/// Waits for the child's end; brings it about where the child waits for ever, and tells that.
+/// Waits for the child's end; kills a child that waits for ever, and returns that.
 fn watch(child: u32) -> bool {
     let (mut last, mut quiet, mut killed) = (0, 0, false);
     loop {
@@ -206,7 +206,7 @@ impl Random {
         let mut set = |known: &[u64]| arguments[..known.len()].copy_from_slice(known);
         let number = match self.below(100) {
             0..18 => {
-                // Without a fixed address what is mapped would pile up, so most of these have one.
+                // Without a fixed address mappings would pile up, so most of these have one.
                 set(&[self.place(), self.length(), self.protection(), self.mmap_flags()]);
                 MMAP
             }
@@ -287,7 +287,7 @@ impl Random {
                 CLOCK_NANOSLEEP
             }
             82 if self.below(50) == 0 => RT_SIGRETURN,
-            // A few that do not exist: each is told of on the console once.
+            // A few that do not exist: each is logged once.
             82 => self.of(&[0, 1, 2, 1 << 20, usize::MAX, 1 << 32]),
             _ => {
                 let first = if self.below(2) == 0 { self.number() } else { self.pointer() };

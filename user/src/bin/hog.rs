@@ -1,4 +1,4 @@
-//! A program that takes all it can get, in one of several ways, and one beside it that behaves.
+//! A program that allocates all it can, in one of several ways, and a moderate one beside it.
 //!
 //! `hog pages` never returns: the kernel ends it. The others stop where the kernel refuses more, and exit with 0; what
 //! they held then is the kernel's to take back. `hog beside` works in a little memory until it is sent SIGTERM, and
@@ -125,7 +125,7 @@ fn areas() {
     assert_eq!(error, Some(Errno::ENOMEM), "so many areas");
 }
 
-/// Sends signals that nobody takes, to itself and to children that block them.
+/// Sends signals that stay pending, to itself and to children that block them.
 fn signals() {
     const ROUNDS: u32 = 20_000;
     let all = !signal::set_of(SIGKILL);
@@ -193,7 +193,7 @@ fn is_asked_to_end() -> bool {
     pending & signal::set_of(SIGTERM) != 0
 }
 
-/// Works in a little memory until it is asked to end.
+/// Works in a little memory until it must end.
 fn beside() -> u8 {
     const BYTES: u64 = 128 << 10;
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");

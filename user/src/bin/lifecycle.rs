@@ -57,7 +57,7 @@ fn rounds(count: u32) -> u8 {
     0
 }
 
-/// Has the kernel write to one page, for ever. The page's address is known to the test as well.
+/// Makes the kernel write to one page, for ever. The test has the page's address too.
 fn ask() -> ! {
     const PAGE: u64 = 0x7000_0000_0000;
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
@@ -232,7 +232,7 @@ extern "C" fn note(signal: u32, info: &SigInfo, _context: &mut UContext) {
     LAST.store(info.fields[0] as u32, Ordering::Relaxed);
 }
 
-/// What came since this was asked last: of SIGCHLD, SIGUSR1 and SIGUSR2.
+/// The signals since the last call: of SIGCHLD, SIGUSR1 and SIGUSR2.
 fn received() -> [u32; 3] {
     [SIGCHLD, SIGUSR1, SIGUSR2].map(|signal| RECEIVED[signal as usize].swap(0, Ordering::Relaxed))
 }
@@ -278,8 +278,8 @@ fn the_signal_of_an_end_is_the_one_asked_for() {
     }
 }
 
-/// CLONE_PARENT: the child's child is this process's, which gets the signal that it asked of the child at its end,
-/// whatever the child asked for.
+/// CLONE_PARENT: the child's child is this process's, which gets the signal of its own child at its end,
+/// whatever signal the child has set.
 fn a_child_for_the_parent(signal: u32, wanted: [u32; 3]) {
     // SAFETY: not at a fixed address.
     let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };

@@ -1,5 +1,5 @@
-//! Calls that take long, and much of what may be had many times: what lets a kernel keep a CPU to itself, or interrupts
-//! masked. `long WHAT COUNT`; each kind checks its answers.
+//! Long calls, and large numbers of threads, signals and areas: work during which a kernel may keep a CPU, or
+//! interrupts masked. `long WHAT COUNT`; each kind checks its answers.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -74,7 +74,7 @@ fn sleepers(count: u32) {
     all_there(count);
 }
 
-/// Threads that wait for one word and are woken together, and others of the same queue that are not meant.
+/// Threads that wait for one word and are woken together, and others of the same queue that are not woken.
 fn waiters(count: u32) {
     threads(count, |index| {
         THERE.fetch_add(1, Ordering::Release);

@@ -138,7 +138,7 @@ fn pages_come_when_they_are_asked_for() {
         }
     }
     let start = map(4, PROT_NONE, ANONYMOUS | MAP_POPULATE);
-    assert_eq!(present(start, 4), 0, "nobody may access it");
+    assert_eq!(present(start, 4), 0, "no access is permitted");
     unmap(start, 4);
 }
 
@@ -199,7 +199,7 @@ fn mappings_that_are_refused() {
     for (what, arguments, errno) in refused {
         assert_eq!(call(MMAP, arguments), Err(*errno), "{what}");
     }
-    // What mmap does not know of a protection it passes over, as Linux does.
+    // As on Linux, mmap ignores unknown bits of a protection.
     let start = call(MMAP, &[0, PAGE, RW | 0x100, ANONYMOUS, u64::MAX, 0]).expect("memory");
     assert_eq!(put(start, 1), Ok(()));
     unmap(start, 1);
@@ -365,7 +365,7 @@ fn contents_are_given_up() {
     assert_eq!(probe::read(start + PAGE), Ok(0));
     fill(start, 4, 1);
     unmap(start + PAGE, 1);
-    assert_eq!(dontneed(start, 4), Err(Errno::ENOMEM), "a hole is told of");
+    assert_eq!(dontneed(start, 4), Err(Errno::ENOMEM), "a hole is an error");
     assert_eq!((probe::read(start), probe::read(start + 3 * PAGE)), (Ok(0), Ok(0)), "and the rest given up");
     unmap(start, 4);
 

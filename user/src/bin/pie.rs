@@ -1,4 +1,4 @@
-//! A program that is linked to run anywhere: it finds out where, and that its constants were relocated.
+//! A program that is linked to run anywhere: it prints where, and checks that its constants were relocated.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -24,7 +24,7 @@ const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 const END: u64 = 1 << 48;
 /// Where nothing is.
 const NOWHERE: u64 = 0x7000_0000_0000;
-/// Where the program maps what is to be in the way.
+/// Where the program maps an obstacle.
 const TAKEN: u64 = 0x6000_0000_0000;
 const TAKEN_PAGES: u64 = 16;
 
@@ -131,7 +131,7 @@ fn mmap_refuses_in_linuxs_order() {
         END + 1,
         1 << 63,
         u64::MAX << 48,
-        // Above it Linux takes an address for an error that was found.
+        // Above it Linux treats an address as an error.
         u64::MAX - PAGE,
     ];
     const SIZES: [u64; 10] =
@@ -176,7 +176,7 @@ fn try_one(arguments: Arguments) {
     }
 }
 
-/// No large pages are set aside, as on Linux where nobody has asked for them.
+/// No large pages are set aside, as on Linux by default.
 fn large_pages_are_refused() {
     const LARGE: u64 = 2 << 20;
     let flags = ANONYMOUS | MAP_HUGETLB;
@@ -210,7 +210,7 @@ fn the_heap_ends_a_page_below_the_next_mapping() {
     assert_eq!(brk(next - PAGE), next - PAGE, "the same page");
     assert_eq!(brk(start), start);
     unmap(next, 1);
-    // The heap's end does not go back over a hole, and goes back over whatever is mapped.
+    // The heap's end does not move back over a hole, but moves back over any mapping.
     assert_eq!(brk(page + PAGE), page + PAGE);
     unmap(page, 1);
     assert_eq!(brk(start), page + PAGE);
@@ -237,7 +237,7 @@ fn mincore_answers_up_to_a_hole() {
     unmap(TAKEN, 6);
 }
 
-/// As many as `vm.max_map_count` says, and one more by mmap alone.
+/// As many as `vm.max_map_count`, and one more by mmap only.
 fn mappings_are_counted() {
     const MOST: u64 = 65_530;
     // Neighbours differ, so that each is one.

@@ -1,4 +1,5 @@
-//! Signals: how a fault is reported, what a handler finds and may change, what is blocked, interrupted and restarted.
+//! Signals: how a fault is reported, the state that a handler may read and change, blocked signals, interrupted and
+//! restarted calls.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -90,18 +91,18 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Notes what it sees and goes on.
+/// Records its arguments and continues.
 extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
     SEEN.note(signal, info, context);
 }
 
-/// Notes what it sees and goes on behind the instruction.
+/// Records its arguments and continues after the instruction.
 extern "C" fn skip(signal: u32, info: &SigInfo, context: &mut UContext) {
     SEEN.note(signal, info, context);
     context.context.pc += 4;
 }
 
-/// Makes the page of the fault writable and goes on.
+/// Makes the page of the fault writable and continues.
 extern "C" fn allow(signal: u32, info: &SigInfo, context: &mut UContext) {
     SEEN.note(signal, info, context);
     let page = info.address() & !(memory::PAGE - 1);
@@ -140,13 +141,13 @@ fn faults_tell_why_and_where() {
     unsafe { ((page + 48) as *mut u64).write_volatile(77) };
     assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_ACCERR), "it may not be written");
     assert_eq!(SEEN.address.load(Ordering::Relaxed), page + 48);
-    assert_ne!(SEEN.syndrome.load(Ordering::Relaxed) & 1 << 6, 0, "the syndrome says that it was a store");
+    assert_ne!(SEEN.syndrome.load(Ordering::Relaxed) & 1 << 6, 0, "the syndrome is that of a store");
     // SAFETY: mapped and writable now.
     assert_eq!(unsafe { ((page + 48) as *const u64).read_volatile() }, 77, "the store was made after all");
 
     set(SIGSEGV, come_back, 0, 0);
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: the call faults at its target, and the handler goes on where it would have returned to.
+    // SAFETY: the call faults at its target, and the handler continues where it would have returned to.
     unsafe {
         core::arch::asm!("blr {}", in(reg) page, out("x30") _);
     }
@@ -228,7 +229,7 @@ fn a_handler_runs_with_its_mask() {
     raise(SIGUSR1);
     assert_eq!(MASK.load(Ordering::Relaxed), 0, "SA_NODEFER");
     assert_eq!(mask(SIG_SETMASK, 0), Ok(0), "the mask is back");
-    // SAFETY: the default action is what is there already.
+    // SAFETY: the default action is in place already.
     let old = unsafe { set_action(SIGUSR1, &SigAction::default()) };
     assert_eq!(old.expect("an action").handler, 0, "SA_RESETHAND");
 }
@@ -259,7 +260,7 @@ fn threads_have_their_own() {
         process::sched_yield();
     }
     assert_eq!(TAKEN_BY.swap(0, Ordering::Relaxed), id, "the thread that it was sent to, also while it only computes");
-    // The process's signal goes to a thread that does not block it.
+    // A signal of the process is delivered to a thread that does not block it.
     mask(SIG_BLOCK, set_of(SIGUSR2)).expect("a mask");
     process::kill(process::id() as i32, SIGUSR2).expect("a signal to oneself");
     while TAKEN_BY.load(Ordering::Relaxed) == 0 {
@@ -269,7 +270,7 @@ fn threads_have_their_own() {
     mask(SIG_SETMASK, 0).expect("a mask");
     READY.store(2, Ordering::Relaxed);
     thread.join();
-    // Its word is cleared, and its joiner woken, a little before its number is gone, on Linux as well.
+    // Its word is cleared, and its joiner woken, a little before its number is freed, on Linux as well.
     let gone = loop {
         match process::tgkill(process::id(), id, SIGUSR2) {
             Ok(()) => process::sched_yield(),
@@ -366,7 +367,7 @@ fn calls_are_interrupted_or_restarted() {
 
 /// What `restart_syscall` answers, called by the program itself.
 fn restart() -> Result<u64, Errno> {
-    // SAFETY: what it goes on with is a sleep, which writes at most the rest, to a place that is still there.
+    // SAFETY: it continues a sleep, which writes at most the rest, to memory that is still mapped.
     unsafe { sys::call(RESTART_SYSCALL, [0; 6]) }
 }
 
@@ -450,7 +451,7 @@ fn floating_point_survives_a_handler() {
         unsafe {
             core::arch::asm!(".arch_extension fp", ".arch_extension simd", "movi v8.2d, #0", "msr fpsr, xzr");
         }
-        // v9 of what was interrupted.
+        // v9 of the interrupted code.
         let at = core::mem::offset_of!(FpsimdContext, registers) + 9 * 16;
         context.context.records.0[at] = 0x5a;
     }
@@ -485,7 +486,7 @@ fn a_handler_without_a_restorer_returns() {
     assert_eq!(SEEN.take().0, 1);
 }
 
-/// What goes on for long stops where it has come to, as on Linux. By itself, because it takes more than one CPU.
+/// Long calls stop where they are, as on Linux. By itself, because it takes more than one CPU.
 fn long_calls_make_way() {
     /// What is written: lines, so that other output does not come into the middle of one.
     const TEXT: usize = 512 << 10;

@@ -1,8 +1,9 @@
 //! Forks, stores, zaps and changes of protection at once on all CPUs, with every byte's value known: `stress SEED
 //! ROUNDS`.
 //!
-//! Each worker is a process with threads. Its pages are one thread's each, which knows what it wrote there; forks copy
-//! them while the others write, and each copy is compared, changed and given up without the original noticing.
+//! Each worker is a process with threads. Each of its pages belongs to one thread, which records what it wrote there;
+//! forks copy them while the others write, and each copy is compared, changed and given up without the original
+//! noticing.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -40,7 +41,7 @@ static SEED: AtomicU64 = AtomicU64::new(0);
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 static TOTAL: AtomicU64 = AtomicU64::new(0);
 /// The pages of the process's threads, one behind the other: none is mapped while the threads run, so that a gap in
-/// them is nobody else's.
+/// them belongs to no other thread.
 static BASE: AtomicU64 = AtomicU64::new(0);
 
 fn run(start: Start) -> u8 {

@@ -62,7 +62,7 @@ fn load(address: u64) -> u8 {
     #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
     let mut value = 0xff_u64;
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: a load; where it faults a handler goes on behind it.
+    // SAFETY: a load; where it faults a handler continues after it.
     unsafe {
         core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
     }
@@ -101,7 +101,7 @@ static CODE: AtomicI32 = AtomicI32::new(0);
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static RECORD: AtomicU64 = AtomicU64::new(0);
 
-/// Records its arguments and goes on behind the access; of a call, where that would have returned to.
+/// Records its arguments and continues after the access; after a call, where that would have returned to.
 extern "C" fn note(_: u32, info: &SigInfo, context: &mut UContext) {
     FAULTS.fetch_add(1, Ordering::Relaxed);
     CODE.store(info.code, Ordering::Relaxed);
@@ -223,7 +223,7 @@ fn calls_that_name_mappings_ignore_tags() {
     assert_eq!(call(MUNMAP, &[start | TAG, PAGE]), Ok(0));
     load(start);
     assert_eq!(taken(), (SEGV_MAPERR, start, start), "it was unmapped");
-    // Where something is to be mapped a tag is a part of the address.
+    // In the address of a new mapping a tag is a part of the address.
     let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
     assert_eq!(call(MMAP, &[start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(Errno::ENOMEM));
     let elsewhere = call(MMAP, &[start | TAG, PAGE, RW, anonymous, u64::MAX, 0]).expect("memory");

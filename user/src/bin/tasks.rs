@@ -24,7 +24,7 @@ entry!(run);
 /// The first number behind the last one that a process may have.
 const END_OF_NUMBERS: u32 = 32768;
 
-/// The questions, each of which can be asked alone: `tasks step NUMBER`.
+/// The checks, each of which can be run alone: `tasks step NUMBER`.
 const STEPS: [fn(); 15] = [
     flags_of_clone_are_linuxs,
     numbers_are_stored_where_the_parent_sees_them,
@@ -78,7 +78,7 @@ fn load(word: &AtomicU32) -> u32 {
     word.load(Ordering::Relaxed)
 }
 
-/// A clone that goes on here, on its own copy of the memory; its flags have the signal.
+/// A clone that continues here, on its own copy of the memory; its flags have the signal.
 fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, Errno> {
     let [parent_id, child_id] = words;
     // SAFETY: the child has memory of its own.
@@ -265,7 +265,7 @@ fn the_oldest_child_is_collected_first() {
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD));
 }
 
-/// In a child of its own: the first thread waits for a vfork child that goes on until it is stopped, and `others` runs
+/// In a child of its own: the first thread waits for a vfork child that runs until it is stopped, and `others` runs
 /// in another thread. What they share.
 struct Held {
     started: AtomicU32,
@@ -280,7 +280,7 @@ fn held() -> &'static Held {
     unsafe { &*(HELD.load(Ordering::Relaxed) as *const Held) }
 }
 
-/// Ends when it is stopped, or after 20 s: then a test that waits for it by mistake sees that.
+/// Ends when it is stopped, or after 20 s: then a test that waits for it by mistake fails.
 extern "C" fn until_released() -> ! {
     held().started.fetch_add(1, Ordering::Relaxed);
     let end = time::now() + 20_000_000_000;
@@ -293,7 +293,7 @@ extern "C" fn until_released() -> ! {
     process::exit(0)
 }
 
-/// The process of [`hold`] has ended; the vfork child, which goes on, is released.
+/// The process of [`hold`] has ended; the vfork child, which still runs, is released.
 fn release() {
     assert_eq!(held().release.swap(1, Ordering::Relaxed), 0, "it did not wait for the vfork child");
 }
@@ -391,7 +391,7 @@ fn a_signal_goes_to_another_when_its_thread_blocks_it() {
     assert_eq!(process::wait(child), exited(2), "the other thread took it, once");
 }
 
-/// Threads exit while signals come that they could take. The last one stays, and takes what others have left.
+/// Threads exit while signals come that they could handle. The last one stays, and handles what others have left.
 fn a_signal_goes_to_another_when_its_thread_exits() {
     const THREADS: usize = 64;
     static TURNS: [AtomicU32; THREADS + 1] = [const { AtomicU32::new(0) }; THREADS + 1];
@@ -464,7 +464,7 @@ fn actions_are_set_as_on_linux() {
     };
     assert_eq!(raw(RT_SIGACTION, [0, 8, 0, 8]), Err(Errno::EFAULT), "the action is read first");
     assert_eq!(raw(RT_SIGPENDING, [8, 0, 0, 0]), Ok(0), "nothing is written");
-    /// A flag that will never exist, for programs that want to know which do.
+    /// A flag that will never exist, for programs that check which do.
     const SA_UNSUPPORTED: u64 = 0x400;
     set(SIGUSR1, SA_UNSUPPORTED | SA_RESETHAND | 1 << 40, set_of(SIGUSR2));
     process::tgkill(process::id(), process::thread_id(), SIGUSR1).expect("a signal to oneself");
@@ -530,7 +530,7 @@ extern "C" fn skip(_: u32, _: &SigInfo, context: &mut UContext) {
 /// One access that faults, where [`skip`] handles that.
 fn fault() {
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: the instruction faults, and the handler goes on behind it.
+    // SAFETY: the instruction faults, and the handler continues after it.
     unsafe {
         core::arch::asm!("ldr x9, [{}]", in(reg) 8_u64, out("x9") _, options(nostack));
     }

@@ -84,9 +84,9 @@ fn futex_answers() {
     let before = time::now();
     assert_eq!(futex_wait(&word, 7, Some(3_000_000)), Err(Errno::ETIMEDOUT));
     assert!(time::now() - before >= 3_000_000, "it waited");
-    assert_eq!(futex_wake(&word, 1), Ok(0), "nobody sleeps");
+    assert_eq!(futex_wake(&word, 1), Ok(0), "no thread sleeps");
     let raw = |address: u64, operation: u64, value: u64| {
-        // SAFETY: it wakes and waits for nobody, or is refused.
+        // SAFETY: it wakes no thread and does not wait, or is refused.
         unsafe { sys::call(FUTEX, [address, operation, value, 0, 0, 0]) }
     };
     assert_eq!(raw(8, 0, 0), Err(Errno::EFAULT), "nothing is mapped there");

@@ -9,7 +9,7 @@ use super::*;
 use crate::mm::space::area::{Areas, SEARCH_START, Spares};
 use crate::mm::space::limits::STACK_GAP;
 
-/// Where the kernel may choose: 64 pages. Below are as many that must be asked for.
+/// The pages that the kernel may choose: 64. Below are as many for requests by address.
 const WINDOW: u64 = 64;
 
 fn page(number: u64) -> VirtAddr {

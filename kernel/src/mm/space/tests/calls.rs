@@ -1,4 +1,4 @@
-//! What each call does and refuses.
+//! The effects and the errors of each call.
 
 use super::*;
 use crate::mm::space::{FaultError, SpaceError, USER_END, USER_START};
@@ -69,7 +69,7 @@ fn shared_memory_stays_shared_across_a_fork() {
     assert_eq!(rig.spaces.counts(), [0; 3]);
 }
 
-/// The architecture has no entry that lets stores through and no loads. A read of such an area once got an entry that
+/// The architecture has no entry that permits stores and no loads. A read of such an area once got an entry that
 /// let nothing through, and faulted for ever.
 #[test]
 fn what_may_only_be_written_is_read_as_well() {

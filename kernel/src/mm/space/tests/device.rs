@@ -116,7 +116,7 @@ enum Call {
         page: u64,
     },
     Fork,
-    /// The child of the last fork goes.
+    /// Drop the child of the last fork.
     ChildExits,
     /// The device reads, and keeps what it has read.
     DeviceReads {
@@ -144,7 +144,7 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// The bits that a device without updates of its own goes by, the address among them.
+/// The bits that a device without updates of its own uses, the address among them.
 const HARDWARE: u64 = bits::VALID | bits::ADDRESS | bits::AF | bits::RDONLY | bits::USER | bits::UXN;
 
 /// A space, its children, and a device that shares its tables.

@@ -2,7 +2,8 @@
 //!
 //! An entry remembers that its page was used, that it was written, that its frame is not counted, that userfaultfd
 //! protects it, that an access is waited for. None of these may be lost, and none may come from nowhere, when its area
-//! gets another protection, when it is forked, when an access faults; and when it is zapped its frame is let go once.
+//! gets another protection, when it is forked, when an access faults; and when it is zapped one reference to its frame
+//! is dropped.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Markers, MemoryType, Migration, MigrationAccess, bits};
@@ -53,7 +54,7 @@ impl Memory {
     }
 }
 
-/// A space with one page, whose entry a test makes.
+/// A space with one page, whose entry the test stores.
 struct Stage {
     rig: Rig,
     space: SpaceRef,
@@ -117,7 +118,7 @@ fn each_entry(mut check: impl FnMut(&Stage, Protection, Descriptor)) {
             check(&stage, protection, entry);
             let Stage { rig, space, .. } = stage;
             drop(space);
-            assert_eq!(rig.used(), 0, "{entry:?}: its frame is let go once");
+            assert_eq!(rig.used(), 0, "{entry:?}: one reference to its frame is dropped");
         }
     }
 }
@@ -181,7 +182,7 @@ fn an_access_makes_a_page_young_and_a_store_makes_it_dirty() {
         }
         let after = stage.entry();
         let frame = if before.is_special() { after.address() } else { stage.frame };
-        // Nothing watches what userfaultfd has protected: the store goes on, and a page that stays keeps the mark.
+        // No userfaultfd watches the page: the store succeeds, and a page that stays keeps the mark.
         let uffd_wp = before.is_uffd_wp() && !before.is_special();
         let expected = Memory { frame, young: true, dirty: true, special: false, uffd_wp, waits: false };
         assert_eq!(Memory::of(after), expected, "{before:?}: {after:?}");
@@ -220,7 +221,7 @@ fn others(stage: &Stage) -> [(Descriptor, Result<(), FaultError>, u8); 10] {
         (Markers::GUARD.into(), Err(FaultError::NotMapped), 0),
         (MOVING.into(), unusable, 1),
         (Migration { access: MigrationAccess::Read, ..MOVING }.into(), unusable, 1),
-        // No such type; a reserved encoding; a leaf that does not say why it is not valid.
+        // No such type; a reserved encoding; a leaf that is invalid without a reason.
         (Descriptor(7 << 6), unusable, 0),
         (Descriptor(page.0 & !bits::TABLE), unusable, 0),
         (Descriptor(page.0 & !bits::VALID), unusable, 0),

@@ -28,7 +28,7 @@ fn a_subscriber_by_a_handle_does_not_keep_the_programs_memory() {
     let late = Listener::new(handle, Recording::default(), 0);
     assert!(matches!(late, Err(SubscribeError::Released)));
 
-    assert_eq!(rig.spaces.counts()[0], 1, "the record is there while somebody may leave the chain");
+    assert_eq!(rig.spaces.counts()[0], 1, "the record stays while a subscriber may leave the chain");
     drop(late);
     drop(listener);
     assert_eq!(rig.spaces.counts()[0], 0);

@@ -1,16 +1,16 @@
 //! Spaces on the host: their own frames and tables, on a metal that records and does nothing else.
 //!
-//! - `areas`: which gap a mapping gets
-//! - `calls`: what each call does and refuses
-//! - `device`: random calls, and a device that shares the tables and must get every change
+//! - `areas`: the gap that a mapping gets
+//! - `calls`: the effects and the errors of each call
+//! - `device`: random calls, and a device that shares the tables and must follow every change
 //! - `entries`: every legal entry, through everything that may happen to it
-//! - `handles`: what keeps a space, and what only its record
-//! - `order`: what other CPUs may do while an invalidation is under way
+//! - `handles`: references keep a space, handles only its record
+//! - `order`: other CPUs while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
 //! - `threads`: threads of one space, on several CPUs
-//! - `notified`: what each path reports to the TLBs and the notifiers, in which order and under which lock
+//! - `notified`: the invalidations and events of each path, their order and the lock that is held
 
 mod areas;
 mod calls;
@@ -36,7 +36,7 @@ use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::smp::{Cpu, CpuId};
 
-/// All that spaces need, for ever.
+/// Frames, a CPU and spaces, for ever.
 struct Rig {
     spaces: &'static Spaces,
     frames: &'static FrameAllocator,

@@ -324,7 +324,7 @@ fn fork_protects_the_parents_pages() {
     let expected = "start protection of pages -1..4, write, dsb ishst, aside1is, tlbs *, dsb ish, \
                     end protection of pages -1..4";
     assert_eq!(notified, expected);
-    assert!(child.unwrap().notifiers().is_empty(), "who listens to the parent knows nothing of the child");
+    assert!(child.unwrap().notifiers().is_empty(), "a subscriber of the parent is none of the child");
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn the_end_is_the_release_and_nothing_after_it() {
     let story = host::with(&[], || stage.story(|| stage.space.release(&stage.rig.cpu)));
     let (notified, rest) = story.split_once(", end release *").expect("the end of the release");
     assert_eq!(notified, "start release *, release");
-    assert!(!rest.contains(['.', '*']), "somebody was notified: {story}");
+    assert!(!rest.contains(['.', '*']), "a subscriber was notified: {story}");
     assert!(story.contains("aside1is"), "{story}");
 }
 

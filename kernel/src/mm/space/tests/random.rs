@@ -1,7 +1,7 @@
 //! Long sequences of calls on several spaces against plain maps of page → what it is, and everything compared after
 //! each: areas, entries, contents, and the holders of each frame.
 //!
-//! One byte stands for a page. The model knows nothing of frames: private pages have a value of their own, shared ones
+//! One byte stands for a page. The model has no frames: private pages have a value of their own, shared ones
 //! that of their object.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
@@ -251,7 +251,7 @@ impl World {
         for (frame, count) in holders {
             let held = self.rig.spaces.record(frame).references();
             if held != count {
-                return Err(format!("{count} entries have {frame}, which says that {held} do"));
+                return Err(format!("{count} entries have {frame}, whose count is {held}"));
             }
         }
         Ok(())

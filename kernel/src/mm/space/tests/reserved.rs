@@ -73,7 +73,7 @@ fn a_child_does_not_have_it_and_a_space_that_ends_leaves_its_frame_alone() {
     assert_eq!(entry(&child, RESERVED_START), Descriptor::EMPTY);
     assert!(entry(&child, USER_END - PAGE).is_valid());
     drop((space, child));
-    assert_eq!(rig.used(), used + 1, "the frame is whoever's it was");
+    assert_eq!(rig.used(), used + 1, "the caller still owns the frame");
     rig.frames.free(&rig.cpu, frame);
 }
 

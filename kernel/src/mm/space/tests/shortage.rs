@@ -224,7 +224,7 @@ fn what_cuts_an_area_needs_records() {
     refused_until(1, SpaceError::NoMemory, cut, move |rig, space| space.munmap(&rig.cpu, middle, PAGE));
     refused_until(1, SpaceError::NoMemory, cut, move |_, space| space.mprotect(middle, PAGE, Protection::READ));
     refused_until(1, SpaceError::NoMemory, cut, |_, space| space.mprotect(START, PAGE, Protection::READ));
-    // At an edge, or as a whole, an area goes without one.
+    // At an edge, or as a whole, an area is removed without one.
     refused_until(0, SpaceError::NoMemory, cut, |rig, space| space.munmap(&rig.cpu, START, PAGE));
     refused_until(0, SpaceError::NoMemory, cut, |rig, space| space.munmap(&rig.cpu, START + PAGE, 4 * PAGE));
     refused_until(0, SpaceError::NoMemory, cut, |rig, space| space.munmap(&rig.cpu, START, 5 * PAGE));

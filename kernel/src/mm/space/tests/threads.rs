@@ -1,6 +1,6 @@
 //! Threads of one space, on CPUs of their own, while another forks it, protects it and takes it apart.
 //!
-//! Each page belongs to one thread, which knows what is in it. Whatever the others do meanwhile (faults on the same
+//! Each page belongs to one thread, which records its contents. Whatever the others do meanwhile (faults on the same
 //! table, a fork that makes it read-only, a child that writes to its copy), what was written is there, until the thread
 //! itself gives it up.
 
@@ -16,7 +16,7 @@ use crate::mm::space::FaultError;
 const PAGES: u64 = 24;
 const START: VirtAddr = VirtAddr(0x10_0000_0000 - 12 * PAGE);
 const THREADS: u32 = 3;
-/// What each thread does at least, and what is done to the space.
+/// The least rounds of each thread, and the changes of the space.
 const ROUNDS: u64 = 400;
 const CHANGES: u64 = 80;
 
@@ -72,7 +72,7 @@ fn touch(space: &Space, number: u32, done: &AtomicBool) {
     }
 }
 
-/// Forks, and has the child write to every page; protects pages and lets them be written again.
+/// Forks, and makes the child write to every page; protects pages and makes them writable again.
 fn meddle(rig: &Rig, space: &Space) {
     let mut random = Random(99);
     let mut children: Vec<SpaceRef> = Vec::new();
