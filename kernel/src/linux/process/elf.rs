@@ -1,8 +1,8 @@
 //! Programs: static ELF files for arm64, checked before anything is mapped.
 //!
-//! What is asked of a file is what Linux's `load_elf_binary` asks, and what it would find out later by a fault: that
-//! segments come in order of their addresses and share no page, that the file has what they load, that the entry is in
-//! code. The checks are here; the crate `elf` knows the format.
+//! The checks are those of Linux's `load_elf_binary`, and those that Linux would make later by a fault: segments in the
+//! order of their addresses without a common page, their contents in the file, the entry in code. The checks are here;
+//! the crate `elf` reads the format.
 
 use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use elf::endian::LittleEndian;
@@ -19,10 +19,10 @@ const IDENT: usize = 16;
 const FILE_HEADER: usize = 64;
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Why a file is no program that can run here.
+/// Why a file is no program that runs here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum ProgramError {
-    /// Not even the beginning is right.
+    /// The header is wrong.
     #[error("not an ELF file")]
     NotElf,
     /// 32 bits, big-endian, or of another machine.
@@ -31,10 +31,10 @@ pub enum ProgramError {
     /// An object file, a core dump, ...
     #[error("not an executable: ELF type {0}")]
     NotExecutable(u16),
-    /// A table of program headers that is not one.
+    /// The table of program headers is wrong.
     #[error("its program headers are outside of the file, or not of the size that they should have")]
     BadHeaders,
-    /// It names an interpreter.
+    /// It needs an interpreter.
     #[error("it needs a dynamic linker; only static programs run here")]
     Dynamic,
     /// No segment at all.
@@ -60,16 +60,16 @@ pub enum ProgramError {
     BadEntry(u64),
 }
 
-/// Where a program may lie.
+/// The addresses of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Position {
-    /// At its own addresses.
+    /// Its own.
     Fixed,
-    /// Anywhere: its addresses count from where it is loaded.
+    /// Any: its addresses count from its base.
     Anywhere,
 }
 
-/// What may be done with a segment.
+/// The permissions of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SegmentAccess {
     /// It may be read.
@@ -85,12 +85,12 @@ pub struct SegmentAccess {
 pub struct ElfSegment<'a> {
     /// Its first byte.
     pub address: u64,
-    /// What the file has of it, and where.
+    /// Its contents in the file, and their address.
     pub contents: &'a [u8],
     offset: u64,
     /// Its bytes in memory.
     pub size: u64,
-    /// What may be done with it.
+    /// Its permissions.
     pub access: SegmentAccess,
 }
 
@@ -109,14 +109,14 @@ impl ElfSegment<'_> {
 /// A program: its segments can be mapped as they are, in order, below `limit`.
 #[derive(Clone, Debug)]
 pub struct Program<'a> {
-    /// Where it starts.
+    /// Its entry.
     pub entry: u64,
-    /// Where it may lie.
+    /// Its addresses.
     pub position: Position,
-    /// What is to be loaded, by address; at least one.
+    /// The segments to load, by address; at least one.
     pub segments: heapless::Vec<ElfSegment<'a>, SEGMENTS>,
-    /// Where its program headers are in memory; 0 if they are in none of its segments. As Linux, by their offset in the
-    /// file: PT_PHDR is not believed.
+    /// The address of its program headers in memory; 0 if they are in none of its segments. As on Linux, by their
+    /// offset in the file: PT_PHDR is ignored.
     pub headers: u64,
     /// How many program headers.
     pub header_count: u16,
@@ -128,7 +128,7 @@ impl<'a> Program<'a> {
     /// Reads a file, for addresses below `limit`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the file.
     #[inline(never)]
     pub fn parse(file: &'a [u8], limit: u64) -> Result<Self, ProgramError> {
         let ident = file.get(..IDENT).ok_or(ProgramError::NotElf)?;
@@ -171,13 +171,13 @@ impl<'a> Program<'a> {
         self.segments.first().map_or(0, ElfSegment::start)
     }
 
-    /// The first page's address behind everything: where the heap may begin.
+    /// The first page's address after everything: where the heap may begin.
     pub fn end(&self) -> u64 {
         self.segments.last().map_or(0, ElfSegment::end)
     }
 
-    /// What is added to each address of the program, modulo 2⁶⁴, where programs that lie anywhere begin at `anywhere`
-    /// and all end at `limit` or before. So a program may be linked above `anywhere` too.
+    /// The offset that is added to each address of the program, modulo 2⁶⁴: position-independent programs begin at
+    /// `anywhere`, and all end at `limit` or below. So a program may be linked above `anywhere` too.
     ///
     /// # Errors
     /// [`ProgramError::BadSize`]: it does not fit.
@@ -211,7 +211,7 @@ impl<'a> Program<'a> {
         if self.segments.is_empty() {
             return Err(ProgramError::Empty);
         }
-        // A shared library has the same type as a program that lies anywhere; only the latter has an entry in code.
+        // A shared library has the same type as a position-independent program; only the latter has its entry in code.
         let dynamic = table.iter().any(|header| header.p_type == PT_DYNAMIC);
         let code = |segment: &&ElfSegment<'_>| segment.access.execute;
         let inside = |segment: &ElfSegment<'_>| (segment.address..segment.address + segment.size).contains(&self.entry);
@@ -222,7 +222,7 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Where the byte at this offset of the file is in memory.
+    /// The address in memory of the byte at this offset of the file.
     fn loaded_at(&self, offset: u64) -> Option<u64> {
         self.segments.iter().find_map(|segment| {
             let inside = offset.checked_sub(segment.offset).filter(|&inside| inside < segment.contents.len() as u64)?;
@@ -251,7 +251,7 @@ fn load<'a>(header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<ElfSeg
     if end.is_none() || header.p_filesz > header.p_memsz {
         return Err(ProgramError::BadSize(address));
     }
-    // What has nothing in the file has no place there: linkers write any offset.
+    // A segment without contents has any offset: linkers do not set it.
     let (offset, contents) = match header.p_filesz {
         0 => (0, Some(&[][..])),
         _ if header.p_offset % PAGE != address % PAGE => return Err(ProgramError::Misaligned(address)),

@@ -7,8 +7,8 @@
 //!   ... 0xffff_ffdf_e000     the stack, which grows as far as its limit goes
 //!   0xffff_ffdf_e000         two instructions, for handlers that name no way back
 //! ```
-//! All of it is anonymous memory: a segment's contents are copied, and from then on they are the program's. Nothing of
-//! the program before is touched until nothing can fail any more.
+//! All of it is anonymous memory: a segment's contents are copied, and from then on belong to the program. The program
+//! before is not changed until nothing can fail any more.
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
@@ -42,14 +42,14 @@ use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
 
 const PAGE: u64 = PAGE_SIZE as u64;
-/// Where programs go that lie anywhere: two thirds of the space up, where Linux has them.
+/// The base of position-independent programs: two thirds of the space up, as on Linux.
 const ANYWHERE: u64 = 0xaaaa_aaaa_a000;
-/// Where handlers return to that name no place of their own (`SA_RESTORER`).
+/// The return address of handlers without one of their own (`SA_RESTORER`).
 pub const TRAMPOLINE: VirtAddr = VirtAddr(USER_END.0 - 0x2000);
-/// The stack's end, and its size. Nothing is free above it, so that no small mapping comes to lie between.
+/// The stack's end, and its size. Nothing above it is free, so that no small mapping is placed there.
 const STACK_TOP: u64 = TRAMPOLINE.0;
 const STACK_SIZE: u64 = 8 << 20;
-/// What a stack has below what the program finds on it, to begin with; it grows (Linux's `setup_arg_pages`).
+/// Bytes of the first stack below the program's SP; it grows (Linux's `setup_arg_pages`).
 const STACK_BEGIN: u64 = 128 << 10;
 // The longest argument list leaves room.
 const _: () = assert!(stack::argument_space(u64::MAX) < STACK_SIZE);
@@ -65,9 +65,9 @@ pub struct Loaded {
     pub entry: u64,
     /// See `entry`.
     pub stack: u64,
-    /// What happens on its signals: the default.
+    /// The actions of its signals: the defaults.
     pub handlers: Counted<Handlers>,
-    /// What it is called.
+    /// Its name.
     pub name: Name,
 }
 
@@ -80,7 +80,7 @@ impl Loaded {
     }
 }
 
-/// The file that a path leads to, which [`load`] takes.
+/// The file at a path, for [`load`].
 ///
 /// # Errors
 /// Those of the path.
@@ -102,13 +102,13 @@ impl StackMemory for InSpace<'_> {
     }
 }
 
-/// Puts the program of a file into a new space. `path` is its name for itself; `add` adds the strings of the
-/// environment and of the arguments to the new stack, as many as `counts` has and `limits`, the program's, allow.
+/// Loads the program of a file into a new space. `path` is its name in the auxiliary vector; `add` adds the strings of
+/// the environment and of the arguments to the new stack, as many as `counts` has and `limits`, the program's, allow.
 ///
-/// What is wrong with the strings is found before what is wrong with the file, as on Linux.
+/// Errors of the strings come before errors of the file, as on Linux.
 ///
 /// # Errors
-/// [`ExecError`]; nothing stays taken.
+/// [`ExecError`]; nothing stays allocated.
 #[inline(never)]
 pub fn load(
     cpu: &Cpu,
@@ -180,9 +180,9 @@ fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
 #[inline(never)]
 pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFrame) {
     *frame = loaded.frame();
-    // A request that failed on the way was made again. The end of the old space is not to enlarge it.
+    // A request that failed on the way was repeated. The end of the old space does not add to it.
     thread.take_shortage();
-    // First: a vfork parent, which goes on from here, may wait for its child by the signal that it sends from now on.
+    // First: a vfork parent, which continues from here, may wait for its child by the signal that it gets from now on.
     PROCESSES.lock().become_normal(task.process());
     exit::leave_memory(task);
     let own = task.process().lock().handlers.clone();
@@ -192,7 +192,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFra
     let before = {
         let mut state = task.process().lock();
         state.name = loaded.name;
-        // What the process has shared with others stays theirs.
+        // Actions that were shared stay with the other processes.
         (core::mem::replace(&mut state.handlers, loaded.handlers), state.space.replace(loaded.space.clone()))
     };
     drop((own, before));
@@ -233,7 +233,7 @@ fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
     Ok(space.mprotect(TRAMPOLINE, PAGE, Protection::READ.and(Protection::EXECUTE))?)
 }
 
-/// Maps the stack, as large as what is to be copied to it may be.
+/// Maps the stack, large enough for the strings and vectors.
 fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &SpaceLimits) -> Result<(), SpaceError> {
     let request = MapRequest {
         placement: Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)),
@@ -242,12 +242,12 @@ fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &Space
         sharing: Sharing::Private,
         populate: Populate::OnDemand,
     };
-    // What is taken away again below it is free for it to grow.
+    // The part below that is unmapped again is free for it to grow.
     let limits = SpaceLimits { stack: limits.stack.saturating_add(STACK_SIZE), ..SpaceLimits::NONE };
     space.mmap_within(cpu, &request, &Terms { limits, ..Terms::NONE }, &|| false).map(drop)
 }
 
-/// Takes away what the stack has below `pointer` and what it begins with, or beyond its limit.
+/// Unmaps the stack below `pointer` and its first size, or beyond its limit.
 fn trim_stack(cpu: &Cpu, space: &SpaceRef, pointer: u64, limits: &SpaceLimits) -> Result<(), SpaceError> {
     let lowest = STACK_TOP.saturating_sub(limits.stack) & !(PAGE - 1);
     let start = (pointer.saturating_sub(STACK_BEGIN) & !(PAGE - 1)).max(lowest).min(pointer & !(PAGE - 1));
@@ -279,7 +279,7 @@ const fn errno(error: FaultError) -> Errno {
     }
 }
 
-/// What all CPUs have that programs may use. SVE and SME are trapped, so they are not among it.
+/// The features of all CPUs that programs may use. SVE and SME are trapped, so they are excluded.
 fn hardware_capabilities() -> u64 {
     let atomics = if kernel().features().cpus.lse() { HWCAP_ATOMICS } else { 0 };
     HWCAP_FP | HWCAP_ASIMD | atomics

@@ -3,7 +3,7 @@
 //! A cpio archive in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst):
 //! for each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero,
 //! padding to a multiple of four, the contents, padding. `TRAILER!!!` is the last one. The archive comes from outside,
-//! so every number in it is doubted; what is wrong is said in words, and where.
+//! so every number in it is checked; errors have their position.
 
 #![allow(unsafe_code, reason = "the initrd as bytes, mapped for the whole boot")]
 
@@ -18,7 +18,7 @@ use crate::mm::layout;
 
 /// Bytes of a header.
 const HEADER: usize = 110;
-/// Where the fields are that count here, each eight digits.
+/// The offsets of the fields that are used, each eight digits.
 const MODE: usize = 14;
 const SIZE: usize = 54;
 const NAME_SIZE: usize = 94;
@@ -38,28 +38,28 @@ const END: &str = "TRAILER!!!";
 pub struct File<'a> {
     /// Its name, without a `/` or `./` before it.
     pub name: &'a str,
-    /// What is in it.
+    /// Its contents.
     pub contents: &'a [u8],
 }
 
-/// What is wrong with an archive, and at which byte.
+/// An error of an archive, and at which byte.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum ArchiveError {
-    /// No header where there should be one.
+    /// No header where one must be.
     #[error("the initrd has no cpio header (new ASCII) at byte {0}")]
     NoHeader(usize),
-    /// A field with something else than digits.
+    /// A field with other characters than digits.
     #[error("the initrd's header at byte {0} has a field that is no number")]
     NotANumber(usize),
     /// A name that is empty or has no end, or no text.
     #[error("the initrd's header at byte {0} has a name that is none")]
     BadName(usize),
-    /// A file that would go on behind the archive.
+    /// A file that exceeds the archive.
     #[error("the initrd ends inside the entry at byte {0}")]
     CutOff(usize),
 }
 
-/// Why a path leads to no program, in Linux's words for each step of it.
+/// Why a path leads to no program, with Linux's error for each step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum PathError {
     /// A name that is not in its directory; an empty path.
@@ -83,7 +83,7 @@ pub enum PathError {
 }
 
 impl PathError {
-    /// As execve answers.
+    /// The error of execve.
     pub const fn errno(self) -> Errno {
         match self {
             Self::NotFound => Errno::ENOENT,
@@ -96,12 +96,12 @@ impl PathError {
     }
 }
 
-/// The regular files of an archive, in its order. An error is the last thing that it gives.
+/// The regular files of an archive, in its order. An error is the last item.
 pub fn files(archive: &[u8]) -> Files<'_> {
     Files { archive, position: Some(0) }
 }
 
-/// The files of an archive that may be executed, in its order. An error is the last thing that it gives.
+/// The executable files of an archive, in its order. An error is the last item.
 pub fn programs(archive: &[u8]) -> impl Iterator<Item = Result<File<'_>, ArchiveError>> {
     let mut entries = files(archive);
     core::iter::from_fn(move || {
@@ -176,7 +176,7 @@ fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, u32, usize), ArchiveErr
     Ok((File { name, contents }, mode, (start + size).next_multiple_of(4)))
 }
 
-/// A path without what may stand before it.
+/// A path without a leading `/` or `./`.
 fn bare(mut path: &str) -> &str {
     while let Some(rest) = path.strip_prefix("./").or_else(|| path.strip_prefix('/')) {
         path = rest;
@@ -184,7 +184,7 @@ fn bare(mut path: &str) -> &str {
     path
 }
 
-/// The archive that the boot loader gave; empty if it gave none.
+/// The archive from the boot loader; empty if there is none.
 pub fn archive() -> &'static [u8] {
     let range = crate::try_kernel().and_then(|kernel| kernel.platform.initrd);
     range.map_or(&[], |range: PhysRange| {
@@ -193,10 +193,10 @@ pub fn archive() -> &'static [u8] {
     })
 }
 
-/// The file that a path leads to, for execution.
+/// The file at a path, for execution.
 ///
-/// Names are looked up one by one, as Linux does, from the root: there is no other directory to be in. A directory is
-/// there if it has an entry or if a file is in it.
+/// Names are looked up one by one from the root, as on Linux: there is no other working directory. A directory exists
+/// if it has an entry or if a file is in it.
 ///
 /// # Errors
 /// [`PathError`].
@@ -238,7 +238,7 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
     }
 }
 
-/// What a name leads to.
+/// The result of a lookup.
 enum PathEntry<'a> {
     Directory,
     File(File<'a>, u32),

@@ -1,4 +1,4 @@
-//! What a new program finds on its stack: argc, argv, envp and the auxiliary vector, and behind them the strings.
+//! The first stack of a program: argc, argv, envp and the auxiliary vector, and above them the strings.
 //!
 //! ```text
 //!   SP ->  argc
@@ -10,9 +10,9 @@
 //!          the strings of argv and envp, the program's path
 //!   top -> (8 bytes of zero)
 //! ```
-//! As Linux lays it out (`create_elf_tables`), and in Linux's order (`do_execveat_common`): the path, the environment
-//! and the arguments, each list from its last string to its first, go to the new stack as they are read; the vectors
-//! are written when all strings are there. So the kernel keeps no copy: the only memory is the new program's.
+//! The layout (`create_elf_tables`) and the order (`do_execveat_common`) are Linux's: the path, the environment and the
+//! arguments, each list from its last string to its first, are copied to the new stack as they are read; the vectors
+//! are written after all strings. So the kernel keeps no copy: the only memory is the new program's.
 
 use alloc::vec::Vec;
 
@@ -26,15 +26,15 @@ const PLATFORM: &[u8] = b"aarch64\0";
 const RANDOM: u64 = 16;
 /// SP is a multiple of this at a program's first instruction.
 const ALIGN: u64 = 16;
-/// What is left free at the top.
+/// Bytes that stay free at the top.
 const TOP: u64 = 8;
 /// Bytes of a pointer.
 const POINTER: u64 = 8;
 /// Bytes that are read or written at once.
 const PIECE: usize = 512;
 
-/// Bytes that the strings, and the pointers to them, may have on a stack that may grow to `stack_limit` bytes: a
-/// quarter of it, at most three quarters of 8 MiB, and 128 KiB in any case (`bprm_stack_limits`).
+/// The most bytes of the strings and the pointers to them, on a stack that may grow to `stack_limit` bytes: a quarter
+/// of it, at most three quarters of 8 MiB, and 128 KiB in any case (`bprm_stack_limits`).
 pub const fn argument_space(stack_limit: u64) -> u64 {
     const MOST: u64 = (8 << 20) / 4 * 3;
     const LEAST: u64 = 128 << 10;
@@ -61,14 +61,14 @@ pub trait StackMemory {
     /// `ENOMEM`, `EFAULT`.
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno>;
 
-    /// Reads what was written.
+    /// Reads back what was written.
     ///
     /// # Errors
     /// As for [`Self::write`].
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno>;
 }
 
-/// How many strings a program gets.
+/// The numbers of strings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StringCounts {
     /// Of `argv`.
@@ -86,7 +86,7 @@ pub struct Strings<M> {
     start: u64,
     lowest: u64,
     end: u64,
-    /// The bytes from `start` on that are not in memory yet: the last `gathered` of the buffer.
+    /// The bytes from `start` on that are not written yet: the last `gathered` of the buffer.
     buffer: [u8; PIECE],
     gathered: usize,
 }
@@ -116,8 +116,8 @@ impl<M: StackMemory> Strings<M> {
         self.prepend(bytes)
     }
 
-    /// Adds a string of `length` bytes, its final zero included, which `read` copies piece by piece: it is given the
-    /// piece's offset in the string. Whatever it copies, the last byte is zero.
+    /// Adds a string of `length` bytes, its final zero included, which `read` copies piece by piece, by the piece's
+    /// offset in the string. The last byte is zero, whatever `read` copies.
     ///
     /// # Errors
     /// `E2BIG`, and those of `read` and of the memory.
@@ -146,7 +146,7 @@ impl<M: StackMemory> Strings<M> {
         if length <= STRING && fits { Ok(()) } else { Err(Errno::E2BIG) }
     }
 
-    /// Puts bytes before those that are there.
+    /// Adds bytes below the others.
     fn prepend(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
         while !bytes.is_empty() {
             if self.gathered == PIECE {
@@ -170,8 +170,8 @@ impl<M: StackMemory> Strings<M> {
         Ok(())
     }
 
-    /// Writes everything else, for the program whose path was the first string; returns SP. `auxiliary` has the pairs
-    /// that do not point into the stack.
+    /// Writes the vectors, for the program whose path was the first string; returns SP. `auxiliary` has the pairs that
+    /// do not point into the stack.
     ///
     /// # Errors
     /// Those of the memory; `E2BIG`.
@@ -183,7 +183,7 @@ impl<M: StackMemory> Strings<M> {
         random: [u8; RANDOM as usize],
     ) -> Result<u64, Errno> {
         if self.counts.arguments == 0 {
-            // A program may take it for granted that there is argv[0] (CVE-2021-4034).
+            // Programs may rely on argv[0] (CVE-2021-4034).
             self.add(b"")?;
             self.counts.arguments = 1;
         }
@@ -220,9 +220,9 @@ impl<M: StackMemory> Strings<M> {
     }
 }
 
-/// Words on their way to memory.
+/// Words that are not written yet.
 struct Vectors {
-    /// Where the first of them goes.
+    /// The address of the first of them.
     at: u64,
     words: heapless::Vec<u8, PIECE>,
 }
@@ -243,19 +243,19 @@ impl Vectors {
     }
 }
 
-/// Goes over strings in memory.
+/// Iterates over strings in memory.
 struct Scan {
     /// Where the next string begins, and where all of them end.
     at: u64,
     end: u64,
-    /// What was read from `at - used` on.
+    /// The bytes that were read from `at - used` on.
     buffer: [u8; PIECE],
     have: usize,
     used: usize,
 }
 
 impl Scan {
-    /// Goes to the next string, or to the end.
+    /// Advances to the next string, or to the end.
     fn skip(&mut self, memory: &mut impl StackMemory) -> Result<(), Errno> {
         loop {
             let rest = self.buffer.get(self.used..self.have).unwrap_or_default();
@@ -273,7 +273,7 @@ impl Scan {
     }
 }
 
-/// Words for a program that the kernel starts by itself.
+/// The words of a program that the kernel starts.
 #[derive(Debug, Default)]
 pub struct Words {
     /// Argument after argument, each with a final zero.
@@ -302,7 +302,7 @@ impl Words {
         Ok(())
     }
 
-    /// How many there are.
+    /// Their number.
     pub const fn counts(&self) -> StringCounts {
         StringCounts { arguments: self.arguments, environment: 0 }
     }

@@ -1,4 +1,4 @@
-//! On the way out to EL0: signals that wait come to their handlers, or to their default actions; and the way back.
+//! The return to EL0: pending signals are delivered to their handlers or default actions; and the return from handlers.
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
@@ -19,10 +19,10 @@ use crate::sched::{FpState, Thread};
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
-/// Bytes of an SVC: what a call that is made again goes back by.
+/// Bytes of an SVC, by which PC moves back to repeat a call.
 const INSTRUCTION: u64 = 4;
 
-/// What is to be done next on the way out.
+/// The next step on the return to EL0.
 enum Next {
     /// Enter EL0.
     Nothing,
@@ -31,9 +31,9 @@ enum Next {
     Deliver(Signal, SignalCause, Effect),
 }
 
-/// Sees to the signals of the running thread, until none is left.
+/// Delivers the signals of the running thread, until none is pending.
 pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
-    // SAFETY: it is on its way to EL0, so it has not left its process.
+    // SAFETY: the thread returns to EL0, so it has not left its process.
     let task = unsafe { Task::of(thread) };
     loop {
         match next(task) {
@@ -47,7 +47,7 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
             Next::Deliver(signal, cause, Effect::Handled(action)) => {
                 finish_call(task, frame, Some(&action));
                 if enter(task, thread, frame, signal, cause, &action).is_err() {
-                    // No room for the frame: as on Linux a SIGSEGV, which ends the program if that was its own frame.
+                    // The frame did not fit: as on Linux a SIGSEGV, which ends the program if that was its own frame.
                     task.force(Signal::SEGV, SignalCause::KERNEL, signal == Signal::SEGV);
                 }
             }
@@ -67,7 +67,7 @@ fn next(task: &Task) -> Next {
     }
 }
 
-/// A call that a signal interrupted is made again, unless a handler runs that does not want that.
+/// Repeats a call that a signal interrupted, unless the handler forbids that.
 fn finish_call(task: &Task, frame: &mut TrapFrame, handler: Option<&SigAction>) {
     let Some(Restart { kind, x0 }) = task.restart.take() else { return };
     let again = match handler {
@@ -81,12 +81,12 @@ fn finish_call(task: &Task, frame: &mut TrapFrame, handler: Option<&SigAction>) 
     frame.x[0] = x0;
     frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
     if kind == RestartKind::Continued {
-        // As on Linux, x8 shows it.
+        // As on Linux, x8 has the number of the call.
         frame.x[8] = number::RESTART_SYSCALL as u64;
     }
 }
 
-/// Makes the thread go on in its handler. Not inlined: its frame of a few KiB is to be there only meanwhile.
+/// Makes the thread continue in its handler. Not inlined: its frame of a few KiB is on the stack only meanwhile.
 #[inline(never)]
 fn enter(
     task: &Task,
@@ -105,7 +105,7 @@ fn enter(
         stack,
     };
     let switches = action.flags & SA_ONSTACK != 0 && stack.size != 0 && !is_on_stack(&stack, frame.sp);
-    // A stack may be anywhere: one that wraps has no room, as the copy will find.
+    // A stack may be at any address: on one that wraps the copy fails.
     let sp = if switches { stack.base.wrapping_add(stack.size) } else { frame.sp };
     let (at, record) = place(sp).ok_or(Errno::EFAULT)?;
     let info = if action.flags & SA_EXPOSE_TAGBITS == 0 { cause.untagged(signal) } else { cause }.info(signal);
@@ -127,11 +127,11 @@ fn enter(
     Ok(())
 }
 
-/// PSTATE.BTYPE: a handler is not where a branch of the program went.
+/// PSTATE.BTYPE: the handler is not the target of a branch of the program.
 const BRANCH_TYPE: u64 = 0b11 << 10;
 
-/// `rt_sigreturn`: the thread goes on with what the frame at SP has. A frame that is refused is SIGSEGV; as on Linux,
-/// mask and registers are the frame's all the same, as far as it could be read.
+/// `rt_sigreturn`: the thread continues with the state in the frame at SP. A refused frame is SIGSEGV; as on Linux,
+/// mask and registers are taken from it all the same, as far as they could be read.
 #[inline(never)]
 pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
     let at = frame.sp;
@@ -148,12 +148,12 @@ pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
     }
     let Ok((fp, stack)) = rest else { return refuse(task, sp) };
     thread.set_fp_state(if fp == FpState::ZERO { None } else { Some(&fp) });
-    // A stack that it may not have leaves the one that it has, as on Linux.
+    // A stack that is refused leaves the current one, as on Linux.
     let _ = set_stack(task, stack, sp);
 }
 
-/// The signal for a frame that is none, at this SP. As on Linux (`arm64_notify_segfault`), an address that has mapped
-/// memory anywhere above it counts as mapped.
+/// The signal for a bad frame, at this SP. As on Linux (`arm64_notify_segfault`), an address counts as mapped if any
+/// area is above it.
 fn refuse(task: &Task, sp: u64) {
     let mut below = false;
     task.space().for_each_area(|area| below |= VirtAddr(sp) < area.end());
@@ -161,17 +161,17 @@ fn refuse(task: &Task, sp: u64) {
     task.force(Signal::SEGV, SignalCause::fault(code, sp), false);
 }
 
-/// Sets the stack for handlers.
+/// Sets the alternative stack.
 ///
 /// # Errors
-/// `EPERM` (the thread is on the one it has), `EINVAL`, `ENOMEM` (too small).
+/// `EPERM` (the thread runs on the current one), `EINVAL`, `ENOMEM` (too small).
 pub fn set_stack(task: &Task, stack: SigStack, sp: u64) -> Result<(), Errno> {
     if is_on_stack(&task.stack.get(), sp) {
         return Err(Errno::EPERM);
     }
     let stack = match stack.flags {
         SS_DISABLE => SigStack::NONE,
-        // SS_ONSTACK is what a program may have read, and means nothing.
+        // A program may pass SS_ONSTACK as it has read it; it has no meaning.
         0 | granule_abi::signal::SS_ONSTACK if stack.size < MINSIGSTKSZ => return Err(Errno::ENOMEM),
         0 | granule_abi::signal::SS_ONSTACK => SigStack { flags: 0, ..stack },
         _ => return Err(Errno::EINVAL),
@@ -180,7 +180,7 @@ pub fn set_stack(task: &Task, stack: SigStack, sp: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The stack for handlers, as the program reads it.
+/// The alternative stack, as the program reads it.
 pub fn stack(task: &Task, sp: u64) -> SigStack {
     reported(&task.stack.get(), sp)
 }

@@ -1,8 +1,8 @@
-//! What a handler finds on its stack, and what its return makes of it.
+//! The frame on a handler's stack, and its use at the return.
 //!
 //! The layout is Linux's `struct rt_sigframe` (`granule_abi::signal`), with the records for floating point and, after a
-//! fault, for its syndrome; above it lies a frame record, so that a backtrace goes from the handler to what it
-//! interrupted. A program may write whatever it likes there: what comes back is doubted.
+//! fault, for its syndrome. Above it is a frame record, so that a backtrace continues from the handler to the
+//! interrupted code. A program may write anything there, so everything is checked at the return.
 
 use core::mem::offset_of;
 
@@ -36,7 +36,7 @@ pub struct FaultRecord {
     pub esr: u64,
 }
 
-/// Everything that a handler interrupts.
+/// The state that a handler interrupts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Interrupted {
     /// The registers.
@@ -49,17 +49,17 @@ pub struct Interrupted {
     pub stack: SigStack,
 }
 
-/// Mode and masks of PSTATE; all of it 0 is EL0 in AArch64 with nothing masked.
+/// Mode and masks of PSTATE; all 0 is EL0 in AArch64 with nothing masked.
 const MODE_AND_MASKS: u64 = 0x1f | 0xf << 6;
 /// The bits of PSTATE that a program may choose: NZCV, DIT, SSBS, and the tag checks' TCO.
 const FREE: u64 = 0xf << 28 | 1 << 25 | 1 << 24 | 1 << 12;
-/// x29 and x30 of what was interrupted, above the frame.
+/// x29 and x30 of the interrupted code, above the frame.
 const FRAME_RECORD: u64 = 16;
 const ALIGN: u64 = 16;
-/// Where the records are in a frame, and how many bytes they may have.
+/// The offset of the records in a frame, and their most bytes.
 const RECORDS: usize = offset_of!(SigFrame, context) + offset_of!(UContext, context) + offset_of!(SigContext, records);
 const RECORDS_SIZE: usize = size_of::<Records>();
-/// Bytes of the longest frame that is written: no others of the 4 KiB are touched.
+/// Bytes of the longest frame that is written: the rest of the 4 KiB is not touched.
 const WRITTEN: usize = RECORDS + size_of::<FpsimdContext>() + size_of::<EsrContext>() + size_of::<ContextHeader>();
 
 /// Whether SP is on the alternative stack.
@@ -67,7 +67,7 @@ pub fn is_on_stack(stack: &SigStack, sp: u64) -> bool {
     sp > stack.base && sp - stack.base <= stack.size
 }
 
-/// The alternative stack as a program reads it: with the flags of now.
+/// The alternative stack as a program reads it, with its current flags.
 pub fn reported(stack: &SigStack, sp: u64) -> SigStack {
     let flags = match stack.size {
         0 => SS_DISABLE,
@@ -77,7 +77,7 @@ pub fn reported(stack: &SigStack, sp: u64) -> SigStack {
     SigStack { flags, ..*stack }
 }
 
-/// Where a frame goes: its address, which is the handler's SP, and the frame record's. `None` where there is no room
+/// The place of a frame: its address, which is the handler's SP, and the frame record's. `None` where it does not fit
 /// between address 0 and SP.
 pub fn place(sp: u64) -> Option<(u64, u64)> {
     let record = sp.checked_sub(FRAME_RECORD)? & !(ALIGN - 1);
@@ -157,14 +157,14 @@ fn info_bytes(info: &SigInfo) -> [u8; size_of::<SigInfo>()] {
     bytes
 }
 
-/// What a handler's return goes on with.
+/// The state after a handler's return.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Restored {
     /// The signals to block; `None` where they could not be read.
     pub mask: Option<u64>,
-    /// The registers. Those that could not be read are 0, and PSTATE is one that a program may have.
+    /// The registers. Those that could not be read are 0, and PSTATE is valid for EL0.
     pub registers: ContextRegisters,
-    /// Floating point and the alternative stack; or `EFAULT`, or `EINVAL`: this is no frame, or it asks for what no
+    /// Floating point and the alternative stack; or `EFAULT`, or `EINVAL`: the frame is invalid, or has state that no
     /// program may have.
     pub rest: Result<(FpState, SigStack), Errno>,
 }
@@ -187,7 +187,7 @@ impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> FrameReader<R> {
         (self.read)(address, &mut bytes).map(|()| u32::from_le_bytes(bytes))
     }
 
-    /// The registers; and the error of the last one that could not be read, which is 0.
+    /// The registers; and the error of the last one that could not be read, which is 0 then.
     fn registers(&mut self) -> (ContextRegisters, Result<(), Errno>) {
         const CONTEXT: usize = offset_of!(SigFrame, context) + offset_of!(UContext, context);
         let mut result = Ok(());
@@ -220,8 +220,8 @@ impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> FrameReader<R> {
         })
     }
 
-    /// The address of the record for floating point, which each frame has. One for a syndrome is passed over, and one
-    /// announces more records behind the frame; others are for what this kernel has not, and refused.
+    /// The address of the record for floating point, which each frame has. A record for a syndrome is skipped, and one
+    /// that points to more records behind the frame is followed; others are not supported here, and refused.
     fn find_fp(&mut self) -> Result<u64, Errno> {
         let mut records = RecordsPlace { start: self.frame.wrapping_add(RECORDS as u64), size: RECORDS_SIZE as u64 };
         let (mut fp, mut extra, mut offset) = (None, false, 0);
@@ -251,7 +251,7 @@ impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> FrameReader<R> {
         }
     }
 
-    /// Where the records go on that a record of this kind, `size` bytes at `at`, has behind the frame.
+    /// The address of the further records, which a record of this kind, `size` bytes at `at`, points to.
     fn extra(&mut self, at: u64, size: u64, left: u64) -> Result<RecordsPlace, Errno> {
         /// A header that ends records, with its padding.
         const END: u64 = 16;
@@ -287,13 +287,13 @@ impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> FrameReader<R> {
     }
 }
 
-/// Where records are, and how many bytes they may have.
+/// The place of records, and their most bytes.
 struct RecordsPlace {
     start: u64,
     size: u64,
 }
 
-/// What the return from the handler of the frame at `frame` goes on with. `read` copies from an address.
+/// Restores the state after the return from the handler of the frame at `frame`. `read` copies from an address.
 pub fn restore(frame: u64, read: impl FnMut(u64, &mut [u8]) -> Result<(), Errno>) -> Restored {
     let mut reader = FrameReader { frame, read };
     let mask = reader.quad(offset_of!(SigFrame, context) + offset_of!(UContext, mask));
@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(all(&frame[..168]).mask, None);
     }
 
-    /// A frame whose record of floating point is behind a record that announces it.
+    /// A frame whose record of floating point is behind a record that points to it.
     fn with_more(change: impl Fn(&mut [u32; 12])) -> Result<Interrupted, Errno> {
         let mut frame = bytes(FaultRecord::default());
         frame.copy_within(RECORDS..RECORDS + 544, RECORDS + 48);

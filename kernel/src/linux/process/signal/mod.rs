@@ -1,8 +1,8 @@
-//! Signals: which wait, what they do, and how a handler comes to run.
+//! Signals: pending ones, their actions, and the entry to handlers.
 //!
-//! - [`set`]: numbers, sets, actions, what waits
-//! - [`frame`]: what a handler finds on its stack
-//! - [`deliver`]: the way into a handler and back
+//! - [`set`]: numbers, sets, actions, pending signals
+//! - [`frame`]: the frame on a handler's stack
+//! - [`deliver`]: the entry to a handler, and the return
 
 #[cfg(target_os = "none")]
 pub mod deliver;

@@ -1,4 +1,4 @@
-//! Sets of signals, those that wait for their thread, and what happens on each.
+//! Sets of signals, pending signals, and actions.
 
 use core::cell::Cell;
 use core::fmt;
@@ -61,7 +61,7 @@ pub struct Set(pub u64);
 impl Set {
     /// None.
     pub const EMPTY: Self = Self(0);
-    /// Those that nothing blocks and no action changes.
+    /// The signals that cannot be blocked or handled.
     const NEVER_BLOCKED: Self = Self(1 << (SIGKILL - 1) | 1 << (SIGSTOP - 1));
 
     /// A set that may be blocked.
@@ -114,7 +114,7 @@ impl Set {
     }
 }
 
-/// What comes with a signal, as far as it differs from sending to sending.
+/// The information that comes with a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SignalCause {
     /// One of the `SI_`, `SEGV_`, ... codes.
@@ -124,10 +124,10 @@ pub struct SignalCause {
 }
 
 impl SignalCause {
-    /// The kernel, for no reason that has a code.
+    /// The kernel, without a code of its own.
     pub const KERNEL: Self = Self { code: granule_abi::signal::SI_KERNEL, fields: [0; 2] };
 
-    /// What stands where none is kept, and is never read there: zeros, which are stored at once.
+    /// A placeholder that is never read: zeros, which are stored at once.
     const UNKEPT: Self = Self { code: 0, fields: [0; 2] };
 
     /// A fault at an address.
@@ -135,11 +135,10 @@ impl SignalCause {
         Self { code, fields: [address, 0] }
     }
 
-    /// The same without the tag of its address, if it is about one: as Linux hides it, which leaves that of a
-    /// breakpoint.
+    /// The same without the tag of its address, if it has one: as on Linux, which keeps that of a breakpoint.
     #[must_use]
     pub fn untagged(self, signal: Signal) -> Self {
-        // The kernel's code of a fault: other senders have codes of 0 and below.
+        // Codes of faults are the kernel's: other senders have codes of 0 and below.
         let is_fault = (1..granule_abi::signal::SI_KERNEL).contains(&self.code)
             && [Signal::SEGV, Signal::BUS, Signal::ILL].contains(&signal);
         let address = VirtAddr(self.fields[0]).untagged().0;
@@ -151,12 +150,12 @@ impl SignalCause {
         Self { code, fields: [process as u64, 0] }
     }
 
-    /// A child that ended so.
+    /// A child that ended in this way.
     pub const fn child(code: i32, process: u32, status: i32) -> Self {
         Self { code, fields: [process as u64, status as u32 as u64] }
     }
 
-    /// What a handler of the signal is given.
+    /// The information for the handler of the signal.
     pub const fn info(&self, signal: Signal) -> SigInfo {
         let mut info = SigInfo::new(signal.number(), self.code);
         info.fields[0] = self.fields[0];
@@ -165,12 +164,12 @@ impl SignalCause {
     }
 }
 
-/// Signals that wait to be delivered, each with the cause of its first sending: as for Linux's standard signals, a
-/// second one while the first waits is the same one.
+/// Pending signals, each with the cause of its first sending: as for Linux's standard signals, a second one while the
+/// first is pending is the same one.
 #[derive(Debug)]
 pub struct Pending {
     set: Cell<Set>,
-    /// For the signals that have names; of the others, which only processes send, the sender is forgotten.
+    /// For the named signals. Others are sent by processes only, and their sender is not kept.
     causes: [Cell<SignalCause>; Self::KEPT],
 }
 
@@ -182,7 +181,7 @@ impl Pending {
         Self { set: Cell::new(Set::EMPTY), causes: [const { Cell::new(SignalCause::UNKEPT) }; Self::KEPT] }
     }
 
-    /// Which.
+    /// Their set.
     pub const fn set(&self) -> Set {
         self.set.get()
     }
@@ -218,7 +217,7 @@ impl Default for Pending {
     }
 }
 
-/// What a signal does.
+/// The effect of a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Nothing.
@@ -240,7 +239,7 @@ const KNOWN_FLAGS: u64 = SA_NOCLDSTOP
     | SA_EXPOSE_TAGBITS
     | SA_RESTORER;
 
-/// What happens on each signal of a process.
+/// The actions of a process.
 #[derive(Clone, Debug)]
 pub struct Actions([SigAction; SIGNALS as usize]);
 
@@ -250,26 +249,26 @@ impl Actions {
         Self([SigAction { handler: SIG_DFL, flags: 0, restorer: 0, mask: 0 }; SIGNALS as usize])
     }
 
-    /// What happens on a signal.
+    /// The action of a signal.
     pub const fn get(&self, signal: Signal) -> SigAction {
         self.0[signal.number() as usize - 1]
     }
 
-    /// Changes what happens on a signal; returns what did before.
+    /// Changes the action of a signal; returns the one before.
     ///
     /// # Errors
-    /// `EINVAL`: this one's cannot be changed.
+    /// `EINVAL`: it cannot be changed.
     pub fn set(&mut self, signal: Signal, action: SigAction) -> Result<SigAction, Errno> {
         if Set::NEVER_BLOCKED.has(signal) {
             return Err(Errno::EINVAL);
         }
         let mask = Set(action.mask).blockable().0;
-        // A program finds out by a flag's being cleared that it does not exist (sigaction(2), SA_UNSUPPORTED).
+        // A cleared flag shows a program that it is not supported (sigaction(2), SA_UNSUPPORTED).
         let flags = action.flags & KNOWN_FLAGS;
         Ok(core::mem::replace(self.entry(signal), SigAction { mask, flags, ..action }))
     }
 
-    /// The default action is back for one; its flags and mask stay, as on Linux.
+    /// Restores the default action of a signal; its flags and mask stay, as on Linux.
     pub fn reset(&mut self, signal: Signal) {
         self.entry(signal).handler = SIG_DFL;
     }
@@ -278,7 +277,7 @@ impl Actions {
         &mut self.0[signal.number() as usize - 1]
     }
 
-    /// What becomes of them by an exec: handlers are gone, what was ignored stays ignored.
+    /// The actions after an exec: handlers are removed, ignored signals stay ignored.
     pub fn exec(&mut self) {
         for action in &mut self.0 {
             let handler = if action.handler == SIG_IGN { SIG_IGN } else { SIG_DFL };
@@ -286,7 +285,7 @@ impl Actions {
         }
     }
 
-    /// What a signal does. Nothing stops a process here, so what would stop one is ignored.
+    /// The effect of a signal. Processes are never stopped here, so stop signals are ignored.
     pub fn effect(&self, signal: Signal) -> Effect {
         let action = self.get(signal);
         match (action.handler, signal.number()) {
@@ -298,8 +297,7 @@ impl Actions {
         }
     }
 
-    /// What a signal that is being delivered does; a handler that is to be called only once is gone then, but for its
-    /// flags.
+    /// The effect of a signal at its delivery; a handler that is called only once is removed then, except its flags.
     pub fn deliver(&mut self, signal: Signal) -> Effect {
         let effect = self.effect(signal);
         if let Effect::Handled(action) = effect
@@ -315,7 +313,7 @@ impl Actions {
         self.get(Signal::CHLD).handler == SIG_IGN
     }
 
-    /// Whether children that end leave nothing to wait for.
+    /// Whether children leave no status at their end.
     pub const fn reaps_children(&self) -> bool {
         self.ignores_children() || self.get(Signal::CHLD).flags & SA_NOCLDWAIT != 0
     }
