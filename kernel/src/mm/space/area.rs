@@ -15,7 +15,6 @@
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
 use core::cell::Cell;
-use core::ops::Deref;
 use core::ptr::NonNull;
 
 use granule_arch::addr::VirtAddr;
@@ -82,7 +81,13 @@ impl Area {
 
     /// The same area for another space.
     pub(super) fn copy(&self) -> Self {
-        Self::of(self.start(), self.end(), self.protection(), self.object.clone(), self.first_page.get())
+        self.piece(self.start(), self.end())
+    }
+
+    /// A copy of its part from `start` to `end`.
+    #[inline(always)]
+    fn piece(&self, start: VirtAddr, end: VirtAddr) -> Self {
+        Self::of(start, end, self.protection(), self.object.clone(), self.page_at(start))
             .guarded(self.guard.get())
             .reserved(self.reserved)
     }
@@ -238,10 +243,10 @@ impl<'a> KeyAdapter<'a> for ByGap {
 const MOST: usize = 65_530;
 
 /// Nodes that were allocated before a change begins, for the areas that it adds.
-pub(super) struct Spares(heapless::Vec<PoolBox<Area>, 3>);
+pub(super) struct Spares(heapless::Vec<PoolBox<Area>, 2>);
 
 impl Spares {
-    /// Takes `count` nodes, at most three.
+    /// Takes `count` nodes, at most two.
     ///
     /// # Errors
     /// [`OutOfMemory`]; no node stays allocated.
@@ -260,27 +265,16 @@ impl Spares {
         Ok(Self(nodes))
     }
 
-    fn pop(&mut self) -> PoolBox<Area> {
-        self.0.pop().expect("as many nodes were taken as the change adds areas")
-    }
-
     /// A node that holds `area`.
     pub(super) fn make(&mut self, area: Area) -> PoolBox<Area> {
-        let mut node = self.pop();
+        let mut node = self.0.pop().expect("as many nodes were taken as the change adds areas");
         *node = area;
         node
     }
 }
 
 /// An area that was found. Valid until the areas change otherwise.
-pub(super) struct Held(UnsafeRef<Area>);
-
-impl Deref for Held {
-    type Target = Area;
-    fn deref(&self) -> &Area {
-        &self.0
-    }
-}
+pub(super) type Held = UnsafeRef<Area>;
 
 /// The areas of one space.
 pub(super) struct Areas {
@@ -363,7 +357,7 @@ impl Areas {
     /// The first of those.
     #[inline]
     pub(super) fn first_touching(&self, range: PageRange) -> Option<Held> {
-        self.ending_above(range.start()).clone_pointer().filter(|area| area.start() <= range.last()).map(Held)
+        self.ending_above(range.start()).clone_pointer().filter(|area| area.start() <= range.last())
     }
 
     /// The area that holds all of `range`.
@@ -371,7 +365,7 @@ impl Areas {
     pub(super) fn holding(&self, range: PageRange) -> Option<Held> {
         let cursor = self.tree.upper_bound(Bound::Included(&range.start().0));
         let holds = cursor.get().is_some_and(|area| range.last() < area.end());
-        cursor.clone_pointer().filter(|_| holds).map(Held)
+        cursor.clone_pointer().filter(|_| holds)
     }
 
     /// The first area that ends above `address`.
@@ -421,10 +415,7 @@ impl Areas {
 
     /// Splits `area` at `at`; returns the upper part.
     fn cut(&mut self, area: &UnsafeRef<Area>, at: VirtAddr, spares: &mut Spares) -> UnsafeRef<Area> {
-        let piece = Area::of(at, area.end(), area.protection(), area.object.clone(), area.page_at(at))
-            .guarded(area.guard.get())
-            .reserved(area.reserved);
-        let upper = into_ref(spares.make(piece));
+        let upper = into_ref(spares.make(area.piece(at, area.end())));
         area.end.set(at);
         // The parts touch, so no gap changes.
         self.cursor(area).insert_after(upper.clone());
@@ -442,7 +433,7 @@ impl Areas {
         self.data += node.data();
         self.gap_changed(&node);
         self.gap_above_changed(&node);
-        Held(node)
+        node
     }
 
     /// Inserts copies of all areas of another space into this one, which is empty, and calls `copied` for each.
@@ -479,7 +470,7 @@ impl Areas {
     /// cut in two.
     #[inline(never)]
     pub(super) fn remove(&mut self, first: Held, range: PageRange, spares: &mut Spares) {
-        let mut next = Some(first.0);
+        let mut next = Some(first);
         while let Some(area) = next {
             let part = area.part_in(range);
             next = None;
@@ -487,7 +478,7 @@ impl Areas {
                 let above = self.cursor(&area).peek_next().clone_pointer();
                 next = above.filter(|above| above.start() <= range.last());
             }
-            drop(self.remove_part(&Held(area), part, spares));
+            drop(self.remove_part(&area, part, spares));
             if next.is_some() {
                 // Areas are many, and one may be the last user of an object with many frames.
                 relax();
@@ -497,8 +488,7 @@ impl Areas {
 
     /// Removes `range` from the area that holds all of it. Returns that area where nothing of it is left.
     #[inline(always)]
-    pub(super) fn remove_part(&mut self, held: &Held, range: PageRange, spares: &mut Spares) -> Option<PoolBox<Area>> {
-        let area = &held.0;
+    pub(super) fn remove_part(&mut self, area: &Held, range: PageRange, spares: &mut Spares) -> Option<PoolBox<Area>> {
         match area.cuts(range) {
             0 => return Some(self.take(area)),
             2 => drop(self.cut(area, range.end(), spares)),
@@ -556,24 +546,23 @@ impl Areas {
     #[inline]
     pub(super) fn protect(&mut self, held: &Held, protection: Protection) {
         let before = held.data();
-        held.0.protection.set(protection);
+        held.protection.set(protection);
         self.data = self.data - before + held.data();
     }
 
     /// Makes `range`, which the area holds, an area of its own. Takes a spare for each end at which the area is cut.
-    pub(super) fn cut_out(&mut self, held: Held, range: PageRange, spares: &mut Spares) -> Held {
-        let mut area = held.0;
+    pub(super) fn cut_out(&mut self, mut area: Held, range: PageRange, spares: &mut Spares) -> Held {
         if area.start() < range.start() {
             area = self.cut(&area, range.start(), spares);
         }
         if range.end() < area.end() {
             self.cut(&area, range.end(), spares);
         }
-        Held(area)
+        area
     }
 
     /// Joins `area` with the areas below and above it, where they touch and are alike.
-    pub(super) fn merge(&mut self, Held(mut area): Held) {
+    pub(super) fn merge(&mut self, mut area: Held) {
         let below = self.cursor(&area).peek_prev().clone_pointer();
         if let Some(below) = below
             && below.continues_in(&area)
@@ -612,7 +601,7 @@ impl Areas {
 
     /// The first area that begins at `address` or above.
     pub(super) fn first_from(&self, address: VirtAddr) -> Option<Held> {
-        self.tree.lower_bound(Bound::Included(&address.0)).clone_pointer().map(Held)
+        self.tree.lower_bound(Bound::Included(&address.0)).clone_pointer()
     }
 
     /// The last area that begins below `address`.
@@ -623,10 +612,10 @@ impl Areas {
     /// Extends a stack down to `start`. The addresses in between are free.
     pub(super) fn extend_down(&mut self, stack: &Held, start: VirtAddr) {
         let more = stack.start() - start;
-        stack.0.start.set(start);
-        stack.0.guard.set(stack.guard.get().saturating_sub(more).max(PAGE));
+        stack.start.set(start);
+        stack.guard.set(stack.guard.get().saturating_sub(more).max(PAGE));
         self.total += more;
-        self.gap_changed(&stack.0);
+        self.gap_changed(stack);
     }
 
     fn cursor(&mut self, area: &UnsafeRef<Area>) -> CursorMut<'_, ByAddress> {
