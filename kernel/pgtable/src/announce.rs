@@ -1,12 +1,12 @@
 //! Walks that announce themselves, so that tables can be freed without a lock that walkers would take.
 //!
-//! Each CPU has one sequence word: odd inside its outermost walk, even outside. Whoever has taken a table out of the
-//! tree looks at every word once ([`Grace::begin`]), and frees the table when each that was odd has changed
+//! Each CPU has one sequence word: odd inside its outermost walk, even outside. The CPU that has unlinked a table
+//! reads every word once ([`Grace::begin`]), and frees the table when each that was odd has changed
 //! ([`Grace::is_over`]). The two sides are the two halves of a store-buffering test (Arm ARM B2.3), which takes a full
 //! barrier on both:
 //!
 //! ```text
-//!     the walker                         whoever frees
+//!     the walker                         the CPU that frees
 //!     word ← odd                         descriptor ← empty (or marked)
 //!     DMB ISH                            DMB ISH, or a DSB ISH that is there anyway
 //!     reads the descriptor …             reads the word, with acquire
@@ -67,7 +67,7 @@ impl WalkWord for AtomicU64 {
 ///
 /// Having one proves: no table that the walk can reach from the root is freed while it lives. It stays on its CPU, and
 /// nothing waits for another CPU while it lives, but for the section of a split ([`crate::Serialise`]), whose holder
-/// waits for nobody.
+/// waits for nothing.
 #[must_use = "the walk is announced only while this lives"]
 pub struct Announced<'w, W: WalkWord> {
     word: &'w W,
@@ -81,8 +81,8 @@ impl<'w, W: WalkWord> Announced<'w, W> {
     /// Announces a walk on the CPU whose word this is.
     ///
     /// An interrupt between the read and the store below does no harm: it leaves the word even, and two more than was
-    /// read; the store then takes the word back to a value that was odd before. Whoever saw that odd value waits for a
-    /// second walk, longer than needed.
+    /// read; the store then takes the word back to a value that was odd before. A CPU that read that odd value waits
+    /// for a second walk, longer than needed.
     #[inline(always)]
     pub fn begin(word: &'w W) -> Self {
         let before = WalkWord::load(word);

@@ -6,7 +6,8 @@
 //!
 //! - leaves are pages, and every descriptor above is a table's or empty;
 //! - tables are linked at any time, by compare-exchange, so that several CPUs may need the same one;
-//! - tables are unlinked only by an owner who keeps everybody else out ([`PageTables::unlink_tables`]), so a table that
+//! - tables are unlinked only by an owner that excludes all other users ([`PageTables::unlink_tables`]), so a table
+//! that
 //!   was found stays.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -174,8 +175,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     ///
     /// # Safety
     /// Nothing but table walks of the hardware uses the tree meanwhile, and no cell of it that was found before
-    /// ([`Self::cell`] and its kin) is used afterwards where its table is handed out. A table is used for something else
-    /// when walk caches are invalidated for `range`, and not before.
+    /// ([`Self::cell`] and its kin) is used afterwards where its table is handed out. A table is used for something
+    /// else when walk caches are invalidated for `range`, and not before.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub unsafe fn unlink_tables(
         &self,
@@ -236,8 +237,9 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// tree in any TLB or walk cache. Each table comes after what was in it; the root stays.
     ///
     /// # Safety
-    /// Nothing but table walks of the hardware uses the tree meanwhile, `invalidate` does what is said here, and no cell
-    /// of the tree that was found before ([`Self::cell`] and its kin) is used afterwards, those of the root excepted.
+    /// Nothing but table walks of the hardware uses the tree meanwhile, `invalidate` does what this comment demands,
+    /// and no cell of the tree that was found before ([`Self::cell`] and its kin) is used afterwards, those of the root
+    /// excepted.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub unsafe fn dismantle(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {
         let mmu = self.mmu();
@@ -259,7 +261,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 pub enum Dismantled {
     /// A last-level entry that was not empty.
     Entry(Descriptor),
-    /// A table that nobody reaches any more.
+    /// A table that no walk reaches any more.
     Table(PhysAddr),
 }
 

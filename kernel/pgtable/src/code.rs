@@ -2,8 +2,9 @@
 //!
 //! Arm ARM B2.7.4.2 (synchronization of instruction and data caches): what was stored is cleaned to the point of
 //! unification unless CTR_EL0.IDC, then dropped from the instruction caches unless CTR_EL0.DIC, a DSB behind each.
-//! Before the entry and not after, or another CPU could run what the memory held before. The ISB that each CPU owes
-//! before it runs new code is for whoever hands the code over; on this CPU the one at the end of the change serves.
+//! Before the entry and not after, or another CPU could run what the memory held before. The ISB that each CPU needs
+//! before it runs new code is issued by the code that publishes it; on this CPU the one at the end of the change
+//! serves.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
@@ -32,7 +33,7 @@ pub(crate) fn make_visible<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<
 pub(crate) fn is_visible_as_stored<M: Mmu>(mmu: &M) -> bool {
     let coherent = mmu.has_idc() && mmu.has_dic();
     if coherent {
-        // Fetches read what loads read: that the instructions come before the entry is all that is left to say. A walk
+        // Fetches read what loads read: only the order of the instructions before the entry is left. A walk
         // that finds the entry comes before the fetch through it, so the order of the stores is enough.
         mmu.dmb_ishst();
     }
@@ -45,7 +46,7 @@ fn maintain<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, c
     let mut cleaning = Cleaning { change, found: None, unmapped: false };
     let Ok(()) = tables.visit(range, &mut cleaning);
     let Some(PageHull { first, last }) = cleaning.found else { return };
-    // The cleans are complete, or with IDC the stores themselves, before the instruction caches are told.
+    // The cleans are complete, or with IDC the stores themselves, before the instruction caches are invalidated.
     mmu.dsb_ish();
     if mmu.has_dic() {
         return;

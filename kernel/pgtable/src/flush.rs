@@ -1,4 +1,4 @@
-//! An invalidation that is owed: what a change leaves for its caller to issue.
+//! The invalidation that a change needs, for its caller to issue.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::LevelHint;
@@ -36,16 +36,16 @@ impl<G: Geometry> Invalidation<G> {
     }
 }
 
-/// What a change owes to the TLBs; nothing where no entry that was valid changed.
+/// The invalidation that a change needs; none where no entry that was valid changed.
 ///
-/// Issue it with [`crate::Lazy::invalidate`], several at once for one pair of barriers, or say why not with
-/// [`Flush::defer`]. Until it is issued, any CPU may still use the old translations.
+/// Issue it with [`crate::Lazy::invalidate`], several at once for one pair of barriers, or leave it to a later
+/// one with [`Flush::defer`]. Until it is issued, any CPU may still use the old translations.
 #[must_use = "until the invalidation is issued, any CPU may still use the old permissions"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flush<G: Geometry = Granule4K>(Option<Invalidation<G>>);
 
 impl<G: Geometry> From<Invalidation<G>> for Flush<G> {
-    /// For changes of several ranges, of which the caller knows what they owe together.
+    /// For changes of several ranges, of which the caller knows the common invalidation.
     #[inline(always)]
     fn from(owed: Invalidation<G>) -> Self {
         Self(Some(owed))
@@ -66,16 +66,16 @@ impl<G: Geometry> Flush<G> {
         Self(self.0.map(|owed| Invalidation { level: None, ..owed }))
     }
 
-    /// What is owed.
+    /// The invalidation that is needed.
     pub const fn invalidation(self) -> Option<Invalidation<G>> {
         self.0
     }
 
-    /// Whether nothing is owed.
+    /// Whether none is needed.
     pub const fn is_none(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Lets go of the debt: for the `…_noflush` contracts, whose caller invalidates later.
+    /// Leaves it to the caller: for the `…_noflush` contracts.
     pub const fn defer(self) {}
 }

@@ -149,7 +149,7 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
     }
 }
 
-/// The host has no TLB: what it is told goes into the record.
+/// The host has no TLB: its invalidations go into the record.
 pub struct HostTlb;
 
 impl<G: Geometry> Tlb<HostMmu<G>> for HostTlb {

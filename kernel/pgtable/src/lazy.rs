@@ -1,8 +1,8 @@
-//! Barriers that newly valid entries owe, put off to the end of a section.
+//! The barriers after entries become valid, deferred to the end of a section.
 //!
 //! Arm ARM B2.3.12 and D8.2.6: a store to a table is seen by this CPU's own walks after a DSB, and a translation fault
 //! that was already speculated is thrown away by an ISB. One pair serves any number of stores, so a [`Lazy`] section
-//! owes at most one of each, and where an invalidation follows, its barriers serve as well: two DSB and one ISB for a
+//! needs at most one of each, and where an invalidation follows, its barriers serve as well: two DSB and one ISB for a
 //! whole call.
 
 use core::cell::Cell;
@@ -13,7 +13,7 @@ use granule_arch::descriptor::Descriptor;
 use crate::flush::Flush;
 use crate::mmu::{Mmu, Tlb};
 
-/// What a store to a live table owes before its effect may be relied on.
+/// The barriers that a store to a live table needs before its effect may be relied on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pending {
     /// Nothing.
@@ -22,10 +22,10 @@ pub enum Pending {
     Barriers,
 }
 
-/// **The table of what each kind of descriptor write owes** (kernel mappings; user mappings may take a spurious fault
+/// **The barriers that each kind of descriptor write needs** (kernel mappings; user mappings may take a spurious fault
 /// instead).
 ///
-/// | written | owes | because |
+/// | written | needs | because |
 /// |---|---|---|
 /// | an entry that is not valid | nothing here | the invalidation that follows starts with its own DSB ISHST; where none follows, nothing was cached |
 /// | a valid leaf | DSB ISHST, ISB | this CPU's next access must not fault: the walker must see the store, and a fault speculated before it must go |
@@ -40,11 +40,11 @@ pub fn pending_after(written: Descriptor, ets2: bool) -> Pending {
     if written.is_valid() && !ets2 { Pending::Barriers } else { Pending::None }
 }
 
-/// A section of changes by this CPU, which pays on drop what they owe: at most one DSB ISHST and one ISB.
+/// A section of changes by this CPU, which issues on drop the barriers that they need: at most one DSB ISHST and one
+/// ISB.
 ///
-/// Sections nest: the end of an inner one pays what it and those around it owe at that point, so whoever ends a section
-/// can rely on what it wrote. An interrupt opens its own and pays its own: nothing of the interrupted section is relied
-/// on there.
+/// Sections nest: the end of an inner one issues the barriers that it and those around it need at that point, so its
+/// entries are in use from then on. An interrupt handler has its own section, and does not rely on the interrupted one.
 pub struct Lazy<'a, M: Mmu> {
     mmu: &'a M,
     pending: Cell<Pending>,
@@ -71,7 +71,7 @@ impl<'a, M: Mmu> Lazy<'a, M> {
         self.mmu
     }
 
-    /// What this section and those around it owe.
+    /// What this section and those around it need.
     pub fn pending(&self) -> Pending {
         match (self.pending.get(), self.outer) {
             (Pending::None, Some(outer)) => outer.pending(),
@@ -95,12 +95,12 @@ impl<'a, M: Mmu> Lazy<'a, M> {
         }
     }
 
-    /// Ends the section without a barrier: what it owes is another's to pay.
+    /// Ends the section without a barrier: the caller adds what is pending to its own section.
     pub(crate) fn into_pending(self) -> Pending {
         self.pending.replace(Pending::None)
     }
 
-    /// Issues the barriers that are owed, if any. The section goes on.
+    /// Issues the pending barriers, if any. The section goes on.
     #[inline]
     pub fn flush_barriers(&self) {
         if self.pending() == Pending::Barriers {
@@ -112,8 +112,8 @@ impl<'a, M: Mmu> Lazy<'a, M> {
         }
     }
 
-    /// Invalidates what `flushes` owe, under one pair of DSBs. The first of them, and the ISB at the end, pay for this
-    /// section too. Where none of them owes anything, nothing is issued and the section keeps its debt.
+    /// Invalidates what `flushes` need, under one pair of DSBs. The first of them, and the ISB at the end, serve this
+    /// section too. Where none is needed, nothing is issued and the section stays pending.
     #[inline(always)]
     pub fn invalidate<T: Tlb<M>>(&self, tlb: &T, flushes: impl IntoIterator<Item = Flush<M::Geometry>>) {
         let mut owed = flushes.into_iter().filter_map(Flush::invalidation).peekable();
@@ -135,7 +135,7 @@ impl<'a, M: Mmu> Lazy<'a, M> {
         self.settle();
     }
 
-    /// A barrier covers everything that this CPU stored before it, whoever noted the debt.
+    /// A barrier covers everything that this CPU stored before it, in whichever section.
     #[inline(always)]
     fn settle(&self) {
         self.pending.set(Pending::None);

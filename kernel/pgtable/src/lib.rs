@@ -1,7 +1,7 @@
 //! Page tables of the Arm architecture, changed exactly.
 //!
-//! Walk, map, unmap, change permissions, split and print, for VMSAv8-64 stage 1 tables (Arm ARM D8), each with the barriers
-//! and TLB invalidations that the architecture asks for and no more.
+//! Walk, map, unmap, change permissions, split and print, for VMSAv8-64 stage 1 tables (Arm ARM D8), each with the
+//! barriers and TLB invalidations that the architecture asks for and no more.
 //!
 //! - 4, 16 and 64 KiB granules, and a tiny geometry whose whole state space a test can visit
 //! - blocks and contiguous groups wherever alignment allows, and split while they are in use where a change needs it
@@ -29,9 +29,9 @@
 //! # Ok::<(), granule_pgtable::Error>(())
 //! ```
 //!
-//! # Who may do what at the same time
+//! # What may run at the same time
 //! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need
-//! no lock among them: entries of theirs are different cells, and a table that two need is linked by compare-exchange.
+//! no lock among them: their entries are different cells, and a table that two need is linked by compare-exchange.
 //! What they share is a block or contiguous group that both own a part of: [`PageTables::split`] makes it theirs.
 //! Reading (`walk`, `translate`, `dump`) is free at any time.
 //!

@@ -187,7 +187,7 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
 enum PageLook {
     /// It may change.
     Change { old: Descriptor, new: Descriptor },
-    /// It is as it shall be.
+    /// It has the new permissions already.
     Unchanged,
     /// It may be in a contiguous group, which a splitter may split.
     Cut(Descriptor),
@@ -373,7 +373,7 @@ pub(crate) fn may_change<G: Geometry>(change: &Change, level: u8, found: Survey,
 
 /// The last entries of the groups that a run has only a part of, as bits that any of them has.
 ///
-/// The last entry speaks for its group: whoever splits one clears it last ([`crate::split`]).
+/// If the last entry has no contiguous bit, none in the group has: a split clears it last ([`crate::split`]).
 #[inline(always)]
 pub(crate) fn beyond<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> u64 {
     let in_group = M::Geometry::group_entries(run.level) - 1;

@@ -29,7 +29,7 @@ pub enum Leaves {
     Pages,
 }
 
-/// What new tables say about code below them.
+/// Whether new tables forbid execution below them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Execution {
     /// Leaves decide.
@@ -44,7 +44,7 @@ pub enum Execution {
 pub struct Shape {
     /// Which leaves.
     pub leaves: Leaves,
-    /// What new tables say about code.
+    /// Whether new tables forbid execution.
     pub execution: Execution,
 }
 
@@ -58,8 +58,8 @@ impl Shape {
 impl<M: Mmu> PageTables<'_, M> {
     /// Maps `range` to the physical memory from `physical` on.
     ///
-    /// Nothing of the range may be mapped. Which leaves are used, and whether new tables forbid execution below them,
-    /// is `shape`'s to say. The entries are in use when `lazy` has paid.
+    /// Nothing of the range may be mapped. `shape` selects the leaves, and whether new tables forbid execution below
+    /// them. The entries are in use when `lazy` has issued its barriers.
     ///
     /// # Errors
     /// [`Error::AlreadyMapped`] (the first such page), [`Error::Unaligned`] or [`Error::PhysicalTooHigh`] for
@@ -230,7 +230,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
             return Err(Error::ExecutionForbidden(run.from));
         }
         if run.level == LAST_LEVEL {
-            // Nothing that is valid or says that it is present: then nothing is mapped, and no entry need be asked.
+            // No entry is valid or present-invalid: nothing is mapped, and no entry is read again.
             if mmu.survey(run.cells()).any & (bits::VALID | bits::PRESENT_INVALID) == 0 {
                 return Ok(Next::Entries(run.count));
             }

@@ -239,7 +239,8 @@ pub trait Tlb<M: Mmu> {
         mmu.isb();
     }
 
-    /// [`Tlb::invalidate`] of `whats`, and of the last-level entries of single `pages`. At least one of the two has one.
+    /// [`Tlb::invalidate`] of `whats`, and of the last-level entries of single `pages`. At least one of the two has
+    /// one.
     #[inline]
     fn invalidate_with_pages(
         &self,

@@ -12,7 +12,7 @@ use crate::geometry::{Geometry, Granule4K};
 ///
 /// Having one proves: it starts and ends on a page boundary of `G`, holds at least one page, does not wrap, and lies in
 /// one half of the address space (the bits above the translated ones are all 0 or all 1, so no tag is left in them). It
-/// proves nothing about what is mapped there, nor about who owns it.
+/// proves nothing about what is mapped there, nor about its owner.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PageRange<G: Geometry = Granule4K> {
     start: VirtAddr,

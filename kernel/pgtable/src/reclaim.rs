@@ -1,9 +1,9 @@
-//! Tables that nothing is mapped in any more: found, unlinked, and freed when nobody can reach them.
+//! Tables that nothing is mapped in any more: found, unlinked, and freed when no walk can reach them.
 //!
 //! Arm ARM D8.17.1 (a table is unlinked by break: invalid, DSB, TLBI of all levels, DSB) and D8.17.4 (which walk-cache
 //! entries a TLBI takes). Owners of disjoint ranges share tables, map and unmap without a lock, and
-//! [`PageTables::update`] runs in interrupts: none of them may be held up. So a table goes in three steps, with nobody
-//! waiting:
+//! [`PageTables::update`] runs in interrupts: none of them may wait. So a table is freed in three steps, and none
+//! of these waits either:
 //!
 //! 1. **Mark** the descriptors of empty tables ([`bits::RECLAIM_MARK`], compare-exchange). Then a grace period.
 //! 2. **Look again**: where the table is still empty, and compare-exchange of the marked descriptor to empty works, it
@@ -186,7 +186,7 @@ fn mark<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> us
     marked
 }
 
-/// Step 2 up to the invalidation. The second entry of each table in the list says which address it translated.
+/// Step 2 up to the invalidation. The second entry of each table in the list holds the address that it translated.
 fn unlink<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> TableList {
     let mut unlinked = TableList::EMPTY;
     for_each_table(tables, range, |mmu, found| {

@@ -2,7 +2,7 @@
 //!
 //! Arm ARM D8.17.1 and FEAT_BBM level 2: the size of a live translation may change without break-before-make, as long
 //! as both sizes translate alike; D8.7.1 for contiguous groups. A CPU must be known to raise no TLB conflict abort
-//! while it holds both sizes: whoever calls this knows that.
+//! while it holds both sizes: the caller checks that.
 //!
 //! A range has two ends, and only the leaves that these cut are split, from the top down to the largest legal pieces:
 //!
@@ -11,13 +11,13 @@
 //!     ─► the block at the end becomes a table of pages, in contiguous groups ─► the group at the end loses its bit
 //! ```
 //! Attributes, software bits and the present-invalid state go along. Nothing is invalidated and nothing broken: TLBs
-//! may go on holding the larger leaf, which says the same. It is the change after the split that invalidates, by
+//! may go on holding the larger leaf, which translates alike. It is the change after the split that invalidates, by
 //! address and **without a level hint**, because the level that a TLB holds is then not known.
 //!
 //! # Two splits of one leaf
 //! Owners of neighbouring ranges own one block or group together until it is split, and may both come to split it. What
 //! goes wrong where nothing serialises them is an old trap: the bit is cleared by a read and a write, and in between
-//! the neighbour, who had found it cleared already, changes its permission.
+//! the neighbour, which had found it cleared already, changes its permission.
 //!
 //! ```text
 //!     this CPU: splits                    the neighbour: splits, then changes entry 3
@@ -26,11 +26,11 @@
 //!                                         entry 3 ← read-only; DSB, TLBI, DSB; returns
 //!     entry 3 ← writable                                              … and its change is lost
 //! ```
-//! [`Serialise`] says which of two remedies is used: a lock around the split alone, or atomic steps.
+//! [`Serialise`] selects one of two remedies: a lock around the split alone, or atomic steps.
 //!
 //! # Why an owner may then change its entries by plain stores
 //! A splitter deals with **all** entries of a group in ascending order and with the last one last, behind a DMB ISHST.
-//! So who reads the last entry clear of the bit knows that all are, and that nobody will store to any but its owner.
+//! So if the last entry has no contiguous bit, none in the group has, and only the owner of an entry stores to it.
 //! The change comes behind that read by a control dependency, its TLBI behind the change by a DSB ISHST; so no walk
 //! that comes after the TLBI can find a neighbour that still has the bit, and cache the whole group with what this
 //! entry was. [`PageTables::update`] asks the last entry of the group at each end that is not a group's own.
@@ -49,7 +49,7 @@ use crate::walk::Entry;
 
 /// How splits of one leaf by several CPUs are kept apart.
 pub trait Serialise {
-    /// Which entries change under the hands of who splits.
+    /// What else may change the entries during a split.
     const ENTRIES: Entries;
 
     /// Held while entries are changed, and dropped after.
@@ -76,7 +76,7 @@ pub enum Entries {
     Unguarded,
 }
 
-/// No lock: atomic steps, and who loses takes its table back and looks again.
+/// No lock: atomic steps; the loser keeps its table and reads the entry again.
 #[derive(Clone, Copy, Debug)]
 pub struct Lockless;
 
@@ -116,8 +116,8 @@ impl Splits {
 /// How an update deals with leaves that its range cuts: not at all ([`WholeLeaves`], [`RefuseSplits`]), or by splitting
 /// them while they are in use ([`Split`]).
 pub trait Splitter<M: Mmu> {
-    /// Whether leaves in the range and around it may be split while they are in use, by this splitter or by the owner of
-    /// a neighbouring range.
+    /// Whether leaves in the range and around it may be split while they are in use, by this splitter or by the owner
+    /// of a neighbouring range.
     const LIVE_SPLITS: bool;
 
     /// Whether [`Splitter::split`] ever splits.
@@ -197,7 +197,7 @@ impl<M: Mmu> PageTables<'_, M> {
     /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that [`PageTables::update`] may
     /// change exactly the range. Nothing is split where it cuts none.
     ///
-    /// Every address translates as before at any moment, so nothing is owed: no barrier, no invalidation. The CPUs hold
+    /// Every address translates as before at any moment, so no barrier and no invalidation is needed. The CPUs hold
     /// leaves of both sizes for a while, and the caller knows that all of them can.
     ///
     /// # Errors
@@ -208,7 +208,8 @@ impl<M: Mmu> PageTables<'_, M> {
         how: &S,
         source: &mut impl TableSource,
     ) -> Result<Splits, Error> {
-        // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave some.
+        // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave
+        // some.
         split_with(self, range, missing_tables(self, range), how, source)
     }
 }
@@ -340,7 +341,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         if linked {
             self.done.blocks[level as usize] += 1;
         } else {
-            // Nobody has seen it. It goes back as it came.
+            // It was never linked. It is given back as it was taken.
             mmu.fill(table, Descriptor::EMPTY, 0);
             self.spare.push(mmu, address);
         }
@@ -351,14 +352,14 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
 fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell]) -> bool {
     let Some((last, others)) = group.split_last() else { return false };
     if S::ENTRIES == Entries::Alone {
-        // Whoever comes here leaves with all entries clear, so they are alike. Only leaves have the bit: what a table
+        // Each split clears all entries under the lock, so they are alike. Only leaves have the bit: what a table
         // descriptor has in its place means nothing, and is 0.
         let old = mmu.load(last);
         if !old.is_contiguous() {
             return false;
         }
         mmu.update_run(others, bits::CONTIGUOUS);
-        // Who finds the last entry clear takes all for clear.
+        // A clear last entry means that all are clear.
         mmu.dmb_ishst();
         mmu.store(last, Descriptor(old.0 & !bits::CONTIGUOUS));
         return true;
@@ -375,7 +376,7 @@ fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell]) -> boo
     cleared | clear(mmu, how, last)
 }
 
-/// Clears the contiguous bit where it is set, and says whether it was.
+/// Clears the contiguous bit where it is set; returns whether it was.
 #[inline(always)]
 fn clear<M: Mmu, S: Serialise>(mmu: &M, how: &S, cell: &M::Cell) -> bool {
     let old = mmu.load(cell);
@@ -444,7 +445,7 @@ impl<'t, M: Mmu> Cut<'t, M> {
         !matches!(self.leaves, CutLeaves::Ends(_))
     }
 
-    /// Splits it as [`PageTables::split`] does, and says what was split: nothing where others were faster.
+    /// Splits it as [`PageTables::split`] does, and returns what was split: nothing where others were faster.
     ///
     /// # Errors
     /// As [`PageTables::split`].

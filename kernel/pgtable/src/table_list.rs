@@ -1,6 +1,6 @@
 //! A list of tables that runs through their own first entries: no memory, and no bound on its length.
 //!
-//! The links are not valid as descriptors and not marked present, so whoever still reads such a table finds nothing
+//! The links are not valid as descriptors and not marked present, so a walk that still reads such a table finds nothing
 //! there.
 
 use granule_arch::addr::PhysAddr;

@@ -5,7 +5,7 @@ use crate::mmu::{Mmu, Table};
 
 /// A tree of tables as one CPU sees it: a root and that CPU's [`Mmu`].
 ///
-/// Two words, made anew where it is needed; the tree itself belongs to whoever vouched for the root.
+/// Two words, made anew where it is needed; the tree belongs to the code that vouched for the root.
 pub struct PageTables<'a, M: Mmu> {
     mmu: &'a M,
     root: Table,

@@ -1,4 +1,4 @@
-//! Taking mappings away, and giving their frames back only when nobody can use them.
+//! Unmapping, and releasing frames only when no CPU can use them.
 //!
 //! Arm ARM D8.17.1, and the order that the memory model asks for: invalid; DSB ISHST; TLBI; DSB ISH; then reuse. The
 //! list of frames to release needs no memory: the entries themselves keep it. The first pass makes each leaf
@@ -99,8 +99,8 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     }
 }
 
-/// A range that is being unmapped, for owners that have something to do between the steps: check, break, **invalidate**,
-/// release.
+/// A range that is being unmapped, for owners that have something to do between the steps: check, break,
+/// **invalidate**, release.
 #[must_use = "nothing is unmapped yet"]
 pub struct Unmapping<G: Geometry> {
     range: PageRange<G>,
@@ -127,8 +127,8 @@ impl<G: Geometry> Unmapping<G> {
         breaking.stale.flush()
     }
 
-    /// Empties the entries and hands out the leaves, when the invalidation that [`Self::break_leaves`] owes is complete,
-    /// and not before.
+    /// Empties the entries and hands out the leaves, when the invalidation that [`Self::break_leaves`] returned is
+    /// complete, and not before.
     pub fn release<M: Mmu<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
         let Ok(()) = tables.visit(self.range, &mut Releasing { released });
     }
@@ -213,7 +213,7 @@ impl<'t, M: Mmu, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
         for (index, cell) in run.leading(leaves).iter().enumerate() {
             let leaf = mmu.load(cell);
             if leaf.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
-                // Invalid to invalid: no barrier is owed, nothing can have cached it.
+                // Invalid to invalid: no barrier is needed, no TLB can hold it.
                 mmu.store(cell, Descriptor::EMPTY);
                 (self.released)(Leaf {
                     address: run.address(index),

@@ -26,13 +26,13 @@ use crate::tables::PageTables;
 use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
 
 impl<'t, M: Mmu> PageTables<'t, M> {
-    /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then owed: none where no
-    /// entry that was valid changed.
+    /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then needed: none where
+    /// no entry that was valid changed.
     ///
-    /// `splitter` says whether leaves may be split while they are in use, and splits those that the range cuts. With one
-    /// that does not, such a leaf is an error; where leaves may be split at all, it is none if nothing in the range would
-    /// change, a group that the range cuts counts as one leaf until *all* its entries are clear of the contiguous bit,
-    /// and the invalidation gives no level, because TLBs may hold a larger leaf than there is now.
+    /// `splitter` selects whether leaves may be split while they are in use, and splits those that the range cuts. With
+    /// one that does not, such a leaf is an error; where leaves may be split at all, it is none if nothing in the range
+    /// would change, a group that the range cuts counts as one leaf until *all* its entries are clear of the contiguous
+    /// bit, and the invalidation gives no level, because TLBs may hold a larger leaf than there is now.
     ///
     /// Nearly always one look is enough ([`Self::update_at_once`]), which is inlined, with a change that the compiler
     /// knows. Everything else is done out of line.
@@ -52,7 +52,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         match first_look(self, range, &change, &mut splitter, |ready| ready.commit(lazy)) {
             Some(flush) => Ok(flush),
             None => {
-                // By value, and what is owed comes back the same way: so no section lies in memory for this.
+                // By value, and what is pending is returned by value: so no section lies in memory for this.
                 let tables = *self;
                 let Updated { flush, pending } = update_tables(tables, range, change, splitter)?;
                 lazy.add(pending);
@@ -79,7 +79,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         marks: u64,
         read_only: impl FnOnce(Change) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        // Whatever speaks against the second step is found before the first.
+        // Both steps are checked before the first.
         let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.require_bits(marks))?;
         read_only(Change::READ_ONLY.require_bits(marks))?;
         let flush = self.update(lazy, range, Change::EXECUTABLE.require_bits(marks), WholeLeaves)?;
@@ -104,8 +104,8 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         })
     }
 
-    /// The first pass of [`Self::update`] alone, over a range of any kind: whether the change may be made, where no leaf
-    /// is ever split.
+    /// The first pass of [`Self::update`] alone, over a range of any kind: whether the change may be made, where no
+    /// leaf is ever split.
     ///
     /// # Errors
     /// As [`Self::update`]. Nothing was changed.
@@ -179,7 +179,7 @@ fn apply<M: Mmu>(
 
 /// The first pass: what the entries have in common, where the change may be made.
 ///
-/// A range that cuts a leaf that may be split need not, if all in it is as it shall be.
+/// A range that cuts a leaf that may be split is no error if every leaf in it has the new permissions already.
 fn check<M: Mmu, S: Splitter<M>>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
@@ -213,8 +213,8 @@ impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
     }
 }
 
-/// What is owed where no entry changed: the invalidation of leaves that are present-invalid already, which whoever made
-/// them so may have put off. The caller relies on their being gone from every TLB.
+/// The invalidation where no entry changed: that of leaves which are present-invalid already, and whose invalidation
+/// may have been deferred. The caller relies on their being gone from every TLB.
 #[inline(always)]
 fn unchanged<G: Geometry>(range: PageRange<G>, change: &Change) -> Flush<G> {
     Flush::new(change.makes_invalid().then_some(Invalidation { range, tables: Tables::Kept, level: None }))
@@ -264,7 +264,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for PermissionCheck<'_, M::Geometry> {
         // table.
         if self.live_splits {
             if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 {
-                // Anything else that speaks against the change comes first: nothing is split in vain.
+                // All other checks come first: nothing is split for a change that is refused.
                 self.cut = self.cut.or(whole_groups(mmu, self.range, run, leaves).err());
             }
         } else if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {

@@ -22,11 +22,11 @@ pub struct Step {
     pub index: usize,
     /// The entry.
     pub descriptor: Descriptor,
-    /// What it says at this level.
+    /// Its kind at this level.
     pub kind: Kind,
 }
 
-/// `level 3  0x40324000[1]  0x00f8000048001f0f  page 0x48001000, …`: where the entry is, its value, and what it says.
+/// `level 3  0x40324000[1]  0x00f8000048001f0f  page 0x48001000, …`: where the entry is, its value, and its meaning.
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { level, table, index, descriptor, .. } = self;

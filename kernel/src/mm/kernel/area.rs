@@ -4,7 +4,7 @@
 //! allocates nothing at all. Each area is followed by a guard page that is never mapped, and the window begins with
 //! one, so that running off either end of an area faults and no two areas touch.
 //!
-//! The tree says who has which addresses; what is mapped there is said by the page tables alone. `set_memory_*`
+//! The tree holds the owners of addresses, the page tables what is mapped there. `set_memory_*`
 //! never comes here: it reads the tables without a lock.
 
 #![allow(unsafe_code, reason = "nodes of an intrusive tree")]
@@ -17,7 +17,7 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, in
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// What an area is for, and so who gets its memory back.
+/// What an area is for, and so where its memory is given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AreaKind {
     /// Frames of its own, from `vmalloc`; its owner may change its permissions.
@@ -84,7 +84,7 @@ impl<'a> KeyAdapter<'a> for AreaAdapter {
     }
 }
 
-/// An area that nobody but the holder takes the mappings of away.
+/// An area that only the holder unmaps.
 ///
 /// Having one proves: the area is in the tree, of kind [`AreaKind::Freeing`], and stays there until this is given to
 /// [`AreaTree::remove`]. One that is dropped leaves its addresses taken for ever.
@@ -159,7 +159,7 @@ impl AreaTree {
 
     /// Gives `node` the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align`
     /// (a power of two of at least a page), and takes it in. A search that takes long ends early; the next call goes on
-    /// where `resume`, which it returned, says, and the tree may change in between.
+    /// at `resume`, which it returned, and the tree may change in between.
     ///
     /// # Errors
     /// [`NotInserted`].
@@ -210,7 +210,7 @@ impl AreaTree {
         (address < area.end()).then_some(area)
     }
 
-    /// Lets the caller, and nobody after them, take the mappings of the area at exactly `start` away, if it is of
+    /// Gives the caller alone the right to unmap the area at exactly `start`, if it is of
     /// `kind`. The caller then [`Self::remove`]s it.
     ///
     /// # Errors
@@ -230,7 +230,7 @@ impl AreaTree {
     /// # Safety
     /// `freeing` is of this tree.
     pub unsafe fn remove(&mut self, freeing: FreeingArea) -> UnsafeRef<AreaNode> {
-        // SAFETY: in this tree, by the caller's promise, since nobody else had the `FreeingArea` of it.
+        // SAFETY: in this tree, as the caller guarantees; the area's one `FreeingArea` is consumed.
         let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(freeing.0)) };
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start);
@@ -292,7 +292,7 @@ impl AreaNode {
     /// # Safety
     /// The node is in no tree and no other reference to it is used while this one lives.
     unsafe fn unique(node: &mut UnsafeRef<AreaNode>) -> &mut AreaNode {
-        // SAFETY: by the caller's promise nobody else looks at it; it stays where it is.
+        // SAFETY: the caller guarantees that there is no other reference; it stays where it is.
         unsafe { &mut *UnsafeRef::into_raw(node.clone()) }
     }
 }

@@ -1,9 +1,9 @@
 //! `debug_pagealloc=on`: the linear map without the frames that are free ([`DebugPagealloc`]).
 //!
 //! The linear map is made of pages then, so nothing is split and no memory is taken: a frame can come and go in any
-//! context, in the middle of another change as well. Each call is a section of its own and has paid when it returns, so
-//! who takes a frame inside a lazy section may touch it at once. A frame goes with an invalidation of its own, before it
-//! can be anyone else's; frames that are given back together share one.
+//! context, in the middle of another change as well. Each call is a section of its own, whose barriers are issued
+//! when it returns, so a frame that is taken inside a lazy section may be accessed at once. A freed frame is
+//! invalidated before it can have another owner; frames that are freed together share one invalidation.
 
 use core::ops::Range;
 

@@ -1,12 +1,12 @@
-//! `set_direct_map_*`: single pages of the linear map, taken out and put back by who owns their frames.
+//! `set_direct_map_*`: single pages of the linear map, made invalid and valid by the owners of their frames.
 //!
 //! Linux's contracts (`arch/arm64/mm/pageattr.c`). None of these ever invalidates a TLB: the caller changes as many
 //! pages as it has to, and then calls [`KernelSpace::flush_kernel_range`] once for all of them. An entry that was made
-//! invalid owes no barrier either, because that invalidation begins with one; one that was made valid is there when the
-//! call returns.
+//! invalid needs no barrier either, because that invalidation begins with one; one that was made valid is there when
+//! the call returns.
 //!
 //! Where permissions in the linear map are not managed ([`super::policy::Policy::direct_map`]), they succeed and do
-//! nothing: it may be made of leaves that nobody can split.
+//! nothing: it may be made of leaves that cannot be split.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::patched_branch;
@@ -19,7 +19,7 @@ use crate::mm::layout;
 use crate::platform::features::branch;
 
 impl KernelSpace {
-    /// Has the hardware fault on the linear address of `frame`, once who has it in a TLB has forgotten it.
+    /// Makes the linear address of `frame` fault, once no TLB holds it any more.
     ///
     /// # Errors
     /// [`SetMemoryError`]; the page is as it was.

@@ -4,7 +4,7 @@
 //! It is made once, piece by piece: a piece is memory between edges at which permission or presence changes. The tables
 //! for the first two come from a handful of pages inside the image, because nothing else is mapped yet: the one with
 //! the image's own tables, and the one with most free memory, as a rule the same. All further tables come from the
-//! latter, through the part of the map that then exists, so it matters to nobody how many pieces there are. Memory is
+//! latter, through the part of the map that then exists, so the number of pieces does not matter. Memory is
 //! writable and never executable here; the alias of the image's text and constants is read-only, at 4 KiB exactness, so
 //! that what is not writable there is not writable here either.
 //!
@@ -91,7 +91,7 @@ impl Nurseries {
 /// Maps all of `memory` and returns nothing but the certainty that it is mapped.
 ///
 /// # Errors
-/// [`LinearMapError`]; some of it may then be mapped already, which is of no use to anyone: the boot ends.
+/// [`LinearMapError`]; some of it may then be mapped already, which does not matter: the boot ends.
 #[inline(never)]
 pub fn map(boot: &BootInfo, root: Table, memory: &mut MemoryMap, plan: Plan<'_>) -> Result<(), LinearMapError> {
     let image = image::physical_range(boot);
@@ -225,7 +225,7 @@ impl<'a> BankSource<'a> {
 unsafe impl TableSource for BankSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let frame = self.memory.take_within(self.mapped, 1, PAGE_SIZE as u64).ok()?;
-        // SAFETY: a whole page, mapped writable by the linear map, and nobody else's.
+        // SAFETY: a whole page, mapped writable by the linear map, with no other owner.
         unsafe { granule_arch::memory::zero_page(layout::linear(frame)) };
         Some(frame)
     }

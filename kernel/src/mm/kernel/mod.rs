@@ -1,10 +1,10 @@
 //! What the kernel maps for itself: the fixmap, the linear map, vmalloc areas, and their permissions.
 //!
-//! [`KernelSpace`] is the tree in TTBR1_EL1 with everything that is needed to change it. Who may: the owner of an
-//! address range, for that range; which addresses are whose is the area tree's to say ([`area`]), or the layout's
-//! ([`super::layout`]) for what lies outside the vmalloc window.
+//! [`KernelSpace`] is the tree in TTBR1_EL1 with everything that is needed to change it. Only
+//! the owner of an address range changes that range; the area tree ([`area`]) holds the owners, and outside the vmalloc
+//! window the layout ([`super::layout`]).
 //!
-//! The path of a permission change: [`set_memory`] checks who asks for what, `granule_pgtable` checks the leaves and
+//! The path of a permission change: [`set_memory`] checks the request, `granule_pgtable` checks the leaves and
 //! changes them in place, [`super::tlb`] invalidates what changed.
 
 pub mod alias;
@@ -81,7 +81,7 @@ impl KernelSpace {
         }
     }
 
-    /// Says for good what is done to live mappings; only the first call counts. What of it is a patched branch is in
+    /// Decides for good what is done to live mappings; only the first call counts. What of it is a patched branch is in
     /// force once the sites are patched by it.
     pub fn set_policy(&self, policy: Policy) {
         self.policy.call_once(|| policy);
@@ -97,7 +97,7 @@ impl KernelSpace {
         self.areas.lock().iter().for_each(&mut each);
     }
 
-    /// Frames that the space keeps when areas go: tables, and the pool of area records. For accounts of who has which
+    /// Frames that the space keeps when areas go: tables, and the pool of area records. For the accounts of
     /// frames.
     pub fn kept_frames(&self) -> usize {
         self.table_frames.load(Ordering::Relaxed) + self.nodes.stats().frames

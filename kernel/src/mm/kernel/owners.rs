@@ -1,4 +1,4 @@
-//! Who is changing which range without a lock: on record in debug builds, so that two owners of one page are found.
+//! The ranges that each CPU changes without a lock, recorded in debug builds, so that two owners of one page are found.
 //!
 //! A lockless change has nothing to keep a second one out but that its caller owns the range. So each CPU writes down
 //! what it is changing and then looks what the others are:

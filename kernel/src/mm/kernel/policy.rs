@@ -26,12 +26,12 @@ pub enum SplitMode {
     Refuse,
 }
 
-/// Who may write what is read-only, by other addresses.
+/// Whether read-only memory is writable by other addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rodata {
-    /// Nobody: the alias in the linear map is read-only as well.
+    /// No: the alias in the linear map is read-only as well.
     On,
-    /// Whoever has the alias; that of the image excepted, which is always read-only.
+    /// By the alias; that of the image excepted, which is always read-only.
     NoAlias,
     /// Everybody: the image's constants are writable too. Its text never is.
     Off,
@@ -99,7 +99,7 @@ impl Wishes {
         }
     }
 
-    /// Who may write constants.
+    /// Whether constants are writable.
     pub const fn rodata(&self) -> Rodata {
         self.rodata
     }

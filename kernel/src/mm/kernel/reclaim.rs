@@ -1,11 +1,12 @@
 //! Walks of the kernel's tables, each announced, and the reclaim of tables that areas leave empty.
 //!
-//! [`granule_pgtable::reclaim`] says how a table goes and why nobody is hurt by it. What is decided here is when: after
-//! an area that held a whole table, and where memory runs out. Small areas leave tables behind that the next ones use,
-//! for addresses are handed out from the lowest on; looking for empty tables after each would cost more than it brings.
+//! [`granule_pgtable::reclaim`] describes how a table is freed, and why that is safe. What is decided here is when:
+//! after an area that held a whole table, and where memory runs out. Small areas leave tables behind that the next ones
+//! use, for addresses are handed out from the lowest on; looking for empty tables after each would cost more than it
+//! brings.
 //!
-//! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and whoever comes next
-//! goes on.
+//! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and the next
+//! call goes on.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,13 +26,13 @@ use crate::smp::{self, Cpu, CpuId, MAX_CPUS, this_cpu};
 /// What one last-level table translates.
 const TABLE_SPAN: u64 = 1 << (Granule4K::PAGE_SHIFT + Granule4K::INDEX_BITS);
 
-/// The one reclaimer. It is only ever tried: who does not get it leaves the work to who has it.
+/// The one reclaimer. Its lock is only ever tried: where that fails, the holder does the work.
 pub(super) type Reclaim = SpinMutex<Reclaimer<Granule4K, MAX_CPUS>>;
 
 /// The kernel's tables, in a walk that is announced for as long as this lives.
 ///
-/// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and whoever has
-/// it waits for nobody, but for a split by another CPU.
+/// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and the holder
+/// waits for nothing but a split by another CPU.
 pub struct KernelTables<'s> {
     mmu: &'s Machine,
     root: Table,
@@ -163,7 +164,7 @@ impl KernelSpace {
     }
 }
 
-/// `lab=early-table-free`: no invalidation, as nobody looks at the walk words.
+/// `lab=early-table-free`: no invalidation, and the walk words are not read.
 struct Careless;
 
 impl Tlb<Machine> for Careless {

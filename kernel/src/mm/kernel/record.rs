@@ -1,4 +1,4 @@
-//! On the host: what this thread's [`Metal`](super::mmu::Metal) was told to do, in order.
+//! On the host: what this thread's [`Metal`](super::mmu::Metal) did, in order.
 //!
 //! The metal obeys and forgets; the emulated one hides most of what is left out. Here nothing happens but cell
 //! accesses, so a test reads the stream of the kernel's own calls: which barrier, invalidation and cache maintenance
@@ -20,7 +20,7 @@ pub fn record(work: impl FnOnce()) -> Vec<Operation> {
     STREAM.take().unwrap_or_default()
 }
 
-/// How long this thread's record is, for who notes elsewhere what came in between.
+/// How long this thread's record is, for a test that notes elsewhere what came in between.
 pub fn position() -> usize {
     STREAM.with_borrow(|stream| stream.as_ref().map_or(0, Vec::len))
 }

@@ -10,7 +10,7 @@ use super::KernelSpace;
 use crate::mm::layout;
 
 impl KernelSpace {
-    /// Writes the walk for `address`, one line a level: the table that is read, the entry, what it says.
+    /// Writes the walk for `address`, one line a level: the table that is read, the entry, its meaning.
     ///
     /// # Errors
     /// Those of `out`.
@@ -35,7 +35,7 @@ impl KernelSpace {
         Ok(())
     }
 
-    /// Says why the linear map does not show `frame`.
+    /// Writes why the linear map does not show `frame`.
     fn describe_hidden(&self, frame: PhysAddr, out: &mut dyn Write) -> fmt::Result {
         let in_use = self.frames.frame(frame).is_some_and(|(_, record)| record.references() != 0);
         match in_use {
@@ -45,8 +45,8 @@ impl KernelSpace {
     }
 }
 
-/// [`KernelSpace::describe_walk`] for whoever has no kernel at hand, such as a fault report: before there is one, it
-/// says so.
+/// [`KernelSpace::describe_walk`] without a kernel at hand, as in a fault report; before there is one, the
+/// output states that.
 ///
 /// # Errors
 /// Those of `out`.

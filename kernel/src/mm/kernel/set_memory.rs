@@ -1,4 +1,4 @@
-//! `set_memory_*`: the permissions of pages that somebody owns, changed in place.
+//! `set_memory_*`: the permissions of pages, changed in place by their owner.
 //!
 //! Linux's contracts (`arch/arm64/mm/pageattr.c`), with what that page of the design calls "do better": a range is
 //! checked whole before the first store, so that an error leaves every page as it was; the check sees holes; `rox` is
@@ -8,7 +8,7 @@
 //! that serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
 //! costs nothing, and since an unmapped page lies between any two areas, a range without holes is inside one.
 //!
-//! Who may write pages is changed by their alias in the linear map, too, unless `rodata=` says otherwise: see
+//! Writability changes in their alias in the linear map, too, unless `rodata=` excludes it: see
 //! [`super::alias`].
 
 use granule_arch::addr::VirtAddr;
@@ -110,7 +110,7 @@ impl KernelSpace {
     }
 
     /// Makes pages read-only, and executable when no CPU can write them any more: an invalidation for each step that
-    /// changes something. What speaks against either is found before the first.
+    /// changes something. Both are checked before the first.
     ///
     /// # Errors
     /// As [`Self::set_memory_ro`].
@@ -133,7 +133,7 @@ impl KernelSpace {
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
     ///
-    /// In the linear map as well, where no area is asked for: the caller owns the memory. Leaves are split there if
+    /// In the linear map as well, where there are no areas: the caller owns the memory. Leaves are split there if
     /// need be.
     ///
     /// # Errors
@@ -146,8 +146,7 @@ impl KernelSpace {
         }
     }
 
-    // Functions of their own, each with a change that the compiler knows: whoever is asked for areas need not make room
-    // for them.
+    // Out of line, each with a change that the compiler knows, so that the path of areas keeps a small frame.
 
     #[inline(never)]
     fn set_linear_valid(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
@@ -227,7 +226,7 @@ impl KernelSpace {
         }
     }
 
-    /// Says which kind of hole a hole is. The area lock is only tried, so that this may run anywhere.
+    /// Finds which kind of hole a hole is. The area lock is only tried, so that this may run anywhere.
     #[cold]
     pub(super) fn explain(&self, error: Error) -> SetMemoryError {
         match error {

@@ -109,7 +109,7 @@ impl Serialise for Unlocked {
     }
 }
 
-/// The linear map: splits its leaves as the policy says.
+/// The linear map: splits its leaves by the policy.
 #[derive(Clone, Copy)]
 pub(super) struct LinearMap<'s>(pub(super) &'s KernelSpace);
 

@@ -1,7 +1,7 @@
 //! Memory that is contiguous virtually and nowhere else: `vmalloc`, device registers, stacks.
 //!
 //! An area is taken in the tree first and mapped then; it is unmapped first, everywhere, and given back then. So at no
-//! time can an address that somebody may still reach belong to somebody else. The frames of an area are written down in
+//! time does an address that a CPU may still reach have another owner. The frames of an area are written down in
 //! the page tables and nowhere else: `vfree` reads them there.
 
 #![allow(unsafe_code, reason = "intrusive nodes, and mappings that the caller vouches for")]
@@ -121,12 +121,12 @@ impl KernelSpace {
         self.vfree_at(cpu, area.start).expect("a KernelArea is in the tree and of its kind");
     }
 
-    /// Unmaps and frees the area that starts at `start`, whoever holds it. Returns how many pages it had.
+    /// Unmaps and frees the area that starts at `start`, with whatever owner. Returns how many pages it had.
     ///
     /// # Errors
     /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
     pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
-        // Marked under the lock, so that of two who free the same area one is refused.
+        // Marked under the lock, so that of two calls for the same area one is refused.
         let freeing = self.areas.lock().begin_free(start, AreaKind::Vmalloc).map_err(|found| match found {
             None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
             Some(kind) => VmallocError::NotYours(start, kind),
@@ -171,7 +171,7 @@ impl KernelSpace {
         Ok(base + STACK_SIZE)
     }
 
-    /// Unmaps and frees the stack with this top, which nobody runs on any more.
+    /// Unmaps and frees the stack with this top, on which no thread runs any more.
     ///
     /// # Panics
     /// Where there is no such stack.
@@ -245,7 +245,7 @@ impl KernelSpace {
         let mut owner = Some(self.check_owner_with_alias(range));
         {
             let mut frames = self.frames.freeing(cpu);
-            // Called leaf by leaf when the invalidation is complete: from then on nobody reaches the frame. With the
+            // Called leaf by leaf when the invalidation is complete: from then on no CPU reaches the frame. With the
             // first one the alias belongs to the allocator, which may change it.
             let released = |leaf: Leaf| {
                 RangeOwnerCheck::end(&mut owner);

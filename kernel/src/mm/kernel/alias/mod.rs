@@ -21,7 +21,7 @@ use super::{KernelSpace, Machine};
 use crate::mm::layout;
 use crate::platform::features::branch;
 
-/// A change of who may write, as a type: so that the compiler knows it.
+/// A change of writability, as a type: so that the compiler knows it.
 pub trait Writability {
     /// The change.
     const CHANGE: Change;
@@ -61,7 +61,7 @@ impl KernelSpace {
         }
     }
 
-    /// Changes who may write `pages` pages from `address` on, in the vmalloc window, here and by their alias.
+    /// Changes the writability of `pages` pages from `address` on, in the vmalloc window, here and by their alias.
     #[inline(never)]
     pub(super) fn set_memory_and_alias<W: Writability>(
         &self,

@@ -1,8 +1,8 @@
 //! Frames that lie one by one: no two pages that follow one another have frames that do.
 //!
-//! There are no runs to be found then, so each step goes over the entries as they stand: one load says where the alias
-//! of a page is. Frames that do not follow one another mostly lie near one another, so the last-level table of the alias
-//! that was looked at last stays at hand. Blocks of the alias are left to [`super::update`], which splits them.
+//! There are no runs to be found then, so each step goes over the entries as they stand: one load gives the alias
+//! of a page is. Frames that do not follow one another mostly lie near one another, so the last-level table of the
+//! alias that was looked at last stays at hand. Blocks of the alias are left to [`super::update`], which splits them.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
@@ -25,7 +25,7 @@ impl<'t, M: Mmu> ScatteredAlias<'t, M> {
         Self { tables, range, sole }
     }
 
-    /// Calls `visit` with the entries of each table; `None` where it says so, or a leaf is no page.
+    /// Calls `visit` with the entries of each table; `None` where it returns that, or a leaf is no page.
     #[inline(always)]
     fn each_table(&self, mut visit: impl FnMut(&'t [M::Cell]) -> Option<()>) -> Option<()> {
         let (mut from, mut left) = (self.range.start(), self.range.pages());

@@ -13,8 +13,8 @@
 //! are read from the range's own entries each time ([`FrameRuns`]), so that their number has no bound and they take no
 //! memory. In step 3 a run may still cut a contiguous group. Splitting that takes no table and cannot fail.
 //!
-//! Two cases have code of their own: one run for which one look is enough ([`update`]), and frames of which none follows
-//! another ([`ScatteredAlias`]).
+//! Two cases have code of their own: one run for which one look is enough ([`update`]), and frames of which none
+//! follows another ([`ScatteredAlias`]).
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
@@ -27,8 +27,8 @@ use granule_pgtable::{
 use super::scattered::ScatteredAlias;
 use super::{ReadOnly, ReadWrite, Writability};
 
-/// Where the frames of a range are mapped a second time: in the same tree, by leaves that it may split while they are in
-/// use. It never fails to split a contiguous group.
+/// Where the frames of a range are mapped a second time: in the same tree, by leaves that it may split while they are
+/// in use. It never fails to split a contiguous group.
 pub trait Alias<M: Mmu>: Splitter<M> {
     /// Where `frame` is mapped. Frames that follow one another are so there, too.
     fn address(&self, frame: PhysAddr) -> VirtAddr;
@@ -42,16 +42,16 @@ const KEPT: usize = 4;
 /// them is: as many broadcasts as Linux and KVM allow for one invalidation.
 pub(super) const ONE_BY_ONE: usize = 512;
 
-/// [`PageTables::update`] of a range whose frames are mapped a second time, by `alias`, with its invalidation: the alias
-/// becomes read-only or writable too, and one invalidation serves both. Leaves of the range without the software bits
-/// `required` are refused.
+/// [`PageTables::update`] of a range whose frames are mapped a second time, by `alias`, with its invalidation: the
+/// alias becomes read-only or writable too, and one invalidation serves both. Leaves of the range without the software
+/// bits `required` are refused.
 ///
-/// Nearly always the frames are one run, and one look at the range and one at the alias are enough: that is inlined, with
-/// a change that the compiler knows.
+/// Nearly always the frames are one run, and one look at the range and one at the alias are enough: that is inlined,
+/// with a change that the compiler knows.
 ///
 /// # Errors
-/// As [`PageTables::update`], and those of the alias's splits. Every page is as it was; leaves of the alias may have been
-/// split.
+/// As [`PageTables::update`], and those of the alias's splits. Every page is as it was; leaves of the alias may have
+/// been split.
 ///
 /// # Panics
 /// Where a frame of the range is not mapped by the alias, or executable there.
@@ -221,7 +221,7 @@ const EVERY_PAGE: u64 = 0;
 /// [`FrameRuns`] of read-only pages.
 const READ_ONLY_PAGES: u64 = bits::RDONLY;
 
-/// The frames of a range in runs, by what its entries say; of pages only that have all bits of `MARKS`.
+/// The frames of a range in runs, read from its entries; of pages only that have all bits of `MARKS`.
 struct FrameRuns<'t, M: Mmu, const MARKS: u64> {
     tables: PageTables<'t, M>,
     /// What is left of the entries of one last-level table.
