@@ -68,7 +68,12 @@ pub(crate) fn document(tools: &Tools) -> Result<()> {
 /// # Errors
 /// When rustdoc warns, or the folder cannot be made.
 pub(crate) fn document_public(tools: &Tools) -> Result<()> {
-    const FLAGS: [&str; 4] = ["--lib", "--no-deps", "--config", r#"build.rustdocflags=["-Dwarnings"]"#];
+    const FLAGS: [&str; 4] = [
+        "--lib",
+        "--no-deps",
+        "--config",
+        r#"build.rustdocflags=["-Dwarnings", "-Arustdoc::private_intra_doc_links"]"#,
+    ];
     let output = tools.target_directory("doc");
     let target = output.join(TRIPLE).join("doc");
     // The pages with private items are under the same names; and the host's crates go where the target's are.
