@@ -118,11 +118,11 @@ pub(super) mod tests {
     /// waiting for the port takes time here.
     #[derive(Default)]
     pub(in crate::chip) struct Fake {
-        state: Mutex<State>,
+        state: Mutex<FakeState>,
     }
 
     #[derive(Default)]
-    struct State {
+    struct FakeState {
         depth: usize,
         per_tick: usize,
         fifo: usize,
@@ -161,7 +161,7 @@ pub(super) mod tests {
     impl Fake {
         /// One whose FIFO has room for `depth` bytes.
         pub(in crate::chip) fn new(depth: usize, per_tick: usize) -> Self {
-            Self { state: Mutex::new(State { depth, per_tick, ..State::default() }) }
+            Self { state: Mutex::new(FakeState { depth, per_tick, ..FakeState::default() }) }
         }
         pub(in crate::chip) fn receive(&self, bytes: &[u8]) {
             self.state.lock().unwrap().received.extend(bytes);

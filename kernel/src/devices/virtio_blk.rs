@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::disk::{self, SectorError};
 use super::pci::{Claim, Function, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
-use super::virtio::device::Device;
+use super::virtio::device::VirtioDevice;
 use super::virtio::queue::{Flow, Segment};
 use super::virtio::requests::{Frame, RequestError, Requests, Ticket, Transfer};
 use crate::iommu::{DmaAddress, DmaDevice};
@@ -31,7 +31,7 @@ const IO_ERROR: u8 = 1;
 
 /// A disk.
 pub struct VirtioBlk {
-    device: Device,
+    device: VirtioDevice,
     sectors: u64,
 }
 
@@ -73,7 +73,7 @@ impl Driver for VirtioBlk {
     const SLOTS: &'static [Slot<Self>] = &SLOTS;
 
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
-        let device = Device::start(cpu, claim, READ_ONLY, slot, &slot.fixed, &slot.arrivals)?;
+        let device = VirtioDevice::start(cpu, claim, READ_ONLY, slot, &slot.fixed, &slot.arrivals)?;
         let sectors = device.transport().configuration_64(CAPACITY)?;
         Ok(Self { device, sectors })
     }
@@ -93,7 +93,7 @@ impl Driver for VirtioBlk {
 
 impl VirtioBlk {
     /// The virtio device that it is.
-    pub fn device(&self) -> &Device {
+    pub fn device(&self) -> &VirtioDevice {
         &self.device
     }
 

@@ -6,7 +6,7 @@ use spin::Once;
 
 use super::pci::{Claim, Function, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
-use super::virtio::device::Device;
+use super::virtio::device::VirtioDevice;
 use super::virtio::queue::{Flow, Segment};
 use super::virtio::requests::{Frame, RequestError, Requests};
 use crate::iommu::{Coherent, DmaAddress, DmaDevice};
@@ -17,7 +17,7 @@ static SLOTS: [Slot<VirtioRng>; 2] = [const { Slot::new(RwSem::new(Requests::NON
 
 /// A source of random numbers.
 pub struct VirtioRng {
-    device: Device,
+    device: VirtioDevice,
 }
 
 /// The `index`-th of the machine, started if it was not.
@@ -49,7 +49,7 @@ impl Driver for VirtioRng {
     const SLOTS: &'static [Slot<Self>] = &SLOTS;
 
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
-        Ok(Self { device: Device::start(cpu, claim, 0, slot, &slot.fixed, &slot.arrivals)? })
+        Ok(Self { device: VirtioDevice::start(cpu, claim, 0, slot, &slot.fixed, &slot.arrivals)? })
     }
 
     fn function(&self) -> &'static Function {
@@ -67,7 +67,7 @@ impl Driver for VirtioRng {
 
 impl VirtioRng {
     /// The virtio device that it is.
-    pub fn device(&self) -> &Device {
+    pub fn device(&self) -> &VirtioDevice {
         &self.device
     }
 

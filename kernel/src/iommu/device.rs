@@ -163,11 +163,11 @@ enum Path {
     /// Nothing.
     Direct(DmaMask),
     /// The SMMU.
-    Smmu(PoolBox<Device>),
+    Smmu(PoolBox<AttachedDevice>),
 }
 
 /// A device with an SMMU in front of it.
-pub(super) struct Device {
+pub(super) struct AttachedDevice {
     iommu: &'static Iommu,
     stream: u32,
     mask: DmaMask,
@@ -256,10 +256,10 @@ impl Iommu {
         cpu: &Cpu,
         (stream, mask): (u32, DmaMask),
         asid: u16,
-    ) -> Result<PoolBox<Device>, AttachError> {
+    ) -> Result<PoolBox<AttachedDevice>, AttachError> {
         let domain = Domain::new(cpu, self.mmu, self.frames, asid)?;
         let root = domain.root();
-        let device = self.pool.try_new(Device {
+        let device = self.pool.try_new(AttachedDevice {
             iommu: self,
             stream,
             mask,
@@ -272,7 +272,7 @@ impl Iommu {
         Ok(device.inspect_err(|_| self.frames.free(cpu, root))?)
     }
 
-    fn detach(&self, cpu: &Cpu, device: &Device) {
+    fn detach(&self, cpu: &Cpu, device: &AttachedDevice) {
         device.unbind(cpu);
         // Held to the end: the next attachment of the stream comes after all of this.
         let mut devices = self.devices.write();
@@ -338,7 +338,7 @@ impl Iommu {
     }
 }
 
-impl Device {
+impl AttachedDevice {
     pub(super) fn stream(&self) -> u32 {
         self.stream
     }
@@ -499,11 +499,11 @@ const fn whole_pages(start: u64, bytes: usize) -> (u64, usize) {
 impl DmaDevice {
     /// How the SMMU knows it; `None` where there is none.
     pub fn stream(&self) -> Option<u32> {
-        self.device().map(Device::stream)
+        self.device().map(AttachedDevice::stream)
     }
 
     #[inline(always)]
-    fn device(&self) -> Option<&Device> {
+    fn device(&self) -> Option<&AttachedDevice> {
         match &self.0 {
             Path::Direct(_) => None,
             Path::Smmu(device) => Some(device),

@@ -22,7 +22,7 @@ use core::time::Duration;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_smmuv3::{Event, Events};
 
-use super::device::{Device, Resolution};
+use super::device::{AttachedDevice, Resolution};
 use super::{Devices, Iommu, lab};
 use crate::mm::space::{Access, FaultError, Space, SpaceRef, handle_fault};
 use crate::smp::Cpu;
@@ -86,7 +86,7 @@ enum Outcome {
 
 /// A page that a device was refused.
 #[derive(Clone, Copy, Debug)]
-struct Fault {
+struct DeviceFault {
     page: VirtAddr,
     access: Access,
     /// The record that it is noted by, counted: the same page may be refused again while it is served.
@@ -96,7 +96,7 @@ struct Fault {
 
 /// The faults that a device has met, until its driver has asked.
 pub(super) struct Log {
-    faults: heapless::Vec<Fault, KEPT>,
+    faults: heapless::Vec<DeviceFault, KEPT>,
     /// How many records there were.
     records: u64,
     /// There were more faults than are kept.
@@ -112,8 +112,8 @@ impl Log {
 
     fn note(&mut self, page: VirtAddr, access: Access) {
         self.records += 1;
-        let noted = Fault { page, access, record: self.records, outcome: Outcome::Waiting };
-        let alike = |fault: &&mut Fault| fault.page == page && fault.access == access;
+        let noted = DeviceFault { page, access, record: self.records, outcome: Outcome::Waiting };
+        let alike = |fault: &&mut DeviceFault| fault.page == page && fault.access == access;
         if let Some(fault) = self.faults.iter_mut().find(alike) {
             // Again: what was done did not help, or came too late for it.
             *fault = noted;
@@ -128,7 +128,7 @@ impl Log {
     }
 
     /// Sets the outcome of `served`, unless that is reported already, or the page was refused again meanwhile.
-    fn set_outcome(&mut self, served: &Fault, outcome: Outcome) {
+    fn set_outcome(&mut self, served: &DeviceFault, outcome: Outcome) {
         if let Some(fault) = self.faults.iter_mut().find(|fault| fault.record == served.record) {
             fault.outcome = outcome;
         }
@@ -167,7 +167,7 @@ impl Log {
     }
 }
 
-fn touches(fault: &Fault, range: &Range<u64>, access: Access) -> bool {
+fn touches(fault: &DeviceFault, range: &Range<u64>, access: Access) -> bool {
     let page = fault.page.0;
     fault.access == access && page < range.end && range.start < page.saturating_add(PAGE_SIZE as u64)
 }
@@ -230,9 +230,9 @@ impl Iommu {
     }
 
     /// Serves the faults of `device` that wait, or those of them that touch what a transfer `access`ed.
-    fn serve(&self, cpu: &Cpu, device: &Device, transfer: Option<(&Range<u64>, Access)>) {
+    fn serve(&self, cpu: &Cpu, device: &AttachedDevice, transfer: Option<(&Range<u64>, Access)>) {
         loop {
-            let waiting = |fault: &&Fault| {
+            let waiting = |fault: &&DeviceFault| {
                 fault.outcome == Outcome::Waiting
                     && transfer.is_none_or(|(range, access)| touches(fault, range, access))
             };
@@ -252,7 +252,7 @@ impl Iommu {
     }
 
     /// What became of a transfer of `device` that `access`ed `range` and is complete.
-    pub(super) fn resolve(&self, cpu: &Cpu, device: &Device, range: &Range<u64>, access: Access) -> Resolution {
+    pub(super) fn resolve(&self, cpu: &Cpu, device: &AttachedDevice, range: &Range<u64>, access: Access) -> Resolution {
         self.drain(&self.devices.read());
         self.serve(cpu, device, Some((range, access)));
         device.faults().lock().take(range, access)

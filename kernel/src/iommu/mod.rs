@@ -68,7 +68,7 @@ use crate::mm::pool::Pool;
 use crate::platform::MAX_SMMUS;
 use crate::sched::RwSem;
 use crate::sync::{IrqLock, rank};
-use device::Device;
+use device::AttachedDevice;
 use window::Window;
 
 /// Devices that can be attached at a time.
@@ -85,7 +85,7 @@ pub struct Iommu {
     window: IrqLock<Window, { rank::DEVICE_ADDRESSES }>,
     /// Attached devices.
     devices: RwSem<Devices>,
-    pool: Pool<Device>,
+    pool: Pool<AttachedDevice>,
     needs: Needs,
     notify_mode: NotifyMode,
     /// The first address for single transfers.
@@ -98,7 +98,7 @@ pub struct Iommu {
 type Devices = heapless::Vec<DeviceRef, MOST>;
 
 /// A device in the list, which leaves it before it goes.
-struct DeviceRef(NonNull<Device>);
+struct DeviceRef(NonNull<AttachedDevice>);
 
 // SAFETY: devices are shared by every CPU, and in the list only while they are there.
 #[allow(unsafe_code, reason = "shared between CPUs")]
@@ -109,7 +109,7 @@ unsafe impl Sync for DeviceRef {}
 
 impl DeviceRef {
     #[allow(unsafe_code, reason = "references to devices, which leave the list before they end")]
-    fn get(&self) -> &Device {
+    fn get(&self) -> &AttachedDevice {
         // SAFETY: a device leaves the list, which takes the list's lock, before it goes.
         unsafe { self.0.as_ref() }
     }

@@ -147,7 +147,7 @@ fn maps<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
     let found = session.subject.areas(id, &mut |area| {
         areas += 1;
         bytes += area.size();
-        let _ = writeln!(screen, "{}", Line(area));
+        let _ = writeln!(screen, "{}", AreaLine(area));
     });
     found.ok_or(Refusal::NoProcess(id))?;
     writeln!(session, "total {} in {areas} areas", Size(bytes));
@@ -169,9 +169,9 @@ pub(super) fn process<'a>(args: &mut Args<'a>) -> Result<u32, ArgumentError<'a>>
 }
 
 /// An area as Linux's /proc/PID/maps has it.
-struct Line<'a>(&'a Area);
+struct AreaLine<'a>(&'a Area);
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for AreaLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let area = self.0;
         let letter = |what: Protection, letter| if area.protection().contains(what) { letter } else { '-' };

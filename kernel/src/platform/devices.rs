@@ -80,15 +80,6 @@ pub struct Uart {
     pub registers: PhysRange,
     /// Its interrupt; without one it is polled.
     pub interrupt: Option<Interrupt>,
-    /// What it is.
-    pub kind: UartKind,
-}
-
-/// The serial ports that there is a driver for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum UartKind {
-    /// Arm PrimeCell PL011.
-    Pl011,
 }
 
 /// The Interrupt Translation Service of a GICv3: it makes interrupts of what devices write (IHI 0069, 5).
@@ -125,7 +116,7 @@ pub(super) struct Found<'t> {
     conduit: Option<Conduit>,
     stdout: Option<UartNode<'t>>,
     uart: Option<UartNode<'t>>,
-    pcie: Option<pcie::Node<'t>>,
+    pcie: Option<pcie::HostBridgeNode<'t>>,
     smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
     /// How other nodes refer to them.
     references: References,
@@ -157,7 +148,9 @@ impl<'t> Found<'t> {
                     let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
                     *slot = slot.or_else(|| dispensable(UartNode::read(node)));
                 }
-                "pci-host-ecam-generic" if self.pcie.is_none() => self.pcie = dispensable(pcie::Node::read(node)),
+                "pci-host-ecam-generic" if self.pcie.is_none() => {
+                    self.pcie = dispensable(pcie::HostBridgeNode::read(node))
+                }
                 "arm,smmu-v3" => {
                     // Of one that is left out the phandle stays in maps, and by it devices behind it are refused.
                     if let Some(smmu) = dispensable(SmmuNode::read(node))
@@ -287,7 +280,7 @@ impl<'t> UartNode<'t> {
     /// Its interrupt may make no sense without harm: without one it is polled.
     fn resolve(self, gic: &Controller) -> Uart {
         let interrupt = dispensable(self.interrupts.get(0, gic)).flatten();
-        Uart { registers: self.registers, interrupt, kind: UartKind::Pl011 }
+        Uart { registers: self.registers, interrupt }
     }
 }
 

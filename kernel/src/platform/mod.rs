@@ -42,7 +42,7 @@ use crate::smp::MAX_CPUS;
 
 pub use devices::{
     Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Smmu,
-    Trigger, UART_BYTES, Uart, UartKind,
+    Trigger, UART_BYTES, Uart,
 };
 pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};

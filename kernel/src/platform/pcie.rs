@@ -130,7 +130,7 @@ pub(super) struct References {
 }
 
 /// A host bridge as its own node describes it.
-pub(super) struct Node<'t> {
+pub(super) struct HostBridgeNode<'t> {
     name: NodeName,
     ecam: PhysRange,
     buses: (u8, u8),
@@ -175,7 +175,7 @@ impl<'t> Maps<'t> {
     }
 }
 
-impl<'t> Node<'t> {
+impl<'t> HostBridgeNode<'t> {
     /// What the node has by itself.
     pub(super) fn read(node: &tree::Node<'t, '_>) -> Result<Self, PlatformError> {
         let ecam = node.first_registers()?;

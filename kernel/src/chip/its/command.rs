@@ -41,7 +41,7 @@ register_bitfields! { u64,
 
 /// A command as it stands in the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Command(pub(super) [u64; 4]);
+pub(super) struct ItsCommand(pub(super) [u64; 4]);
 
 /// What the ITS writes interrupts of a device's events into: a table of `1 << event_bits` entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,7 +70,7 @@ fn word2(fields: tock_registers::fields::FieldValue<u64, WORD2::Register>) -> u6
     word.get()
 }
 
-impl Command {
+impl ItsCommand {
     /// The table of a device's events. Its old one must not be in use.
     pub(super) fn map_device(device: u32, table: EventTable) -> Self {
         let mut size = LocalRegisterCopy::<u64, SIZE_WORD::Register>::new(0);
@@ -113,17 +113,17 @@ impl Command {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Command, EventTable};
+    use super::{EventTable, ItsCommand};
 
     /// A field by the table of 5.3, word and bits, as it stands in the 32 bytes.
-    fn field(command: Command, word: usize, high: u32, low: u32) -> u64 {
+    fn field(command: ItsCommand, word: usize, high: u32, low: u32) -> u64 {
         let bytes: Vec<u8> = command.0.iter().flat_map(|word| word.to_le_bytes()).collect();
         let word = u64::from_le_bytes(bytes[word * 8..][..8].try_into().unwrap());
         (word << (63 - high)) >> (63 - high) >> low
     }
 
     /// The command with these fields taken out: what is left must be zero.
-    fn rest(command: Command, fields: &[(usize, u32, u32)]) -> [u64; 4] {
+    fn rest(command: ItsCommand, fields: &[(usize, u32, u32)]) -> [u64; 4] {
         let mut rest = command.0;
         for &(word, high, low) in fields {
             rest[word] &= !((u64::MAX >> (63 - high)) & (u64::MAX << low));
@@ -143,7 +143,7 @@ mod tests {
             let get = |command, (word, high, low)| field(command, word, high, low);
             let device_field = u64::from(device);
 
-            let mapd = Command::map_device(device, EventTable { address: table << 8, event_bits });
+            let mapd = ItsCommand::map_device(device, EventTable { address: table << 8, event_bits });
             let (size, itt, valid) = ((1, 4, 0), (2, 51, 8), (2, 63, 63));
             prop_assert_eq!(
                 [opcode, of, size, itt, valid].map(|at| get(mapd, at)),
@@ -151,7 +151,7 @@ mod tests {
             );
             prop_assert_eq!(rest(mapd, &[opcode, of, size, itt, valid]), [0; 4]);
 
-            let mapc = Command::map_collection(collection, target);
+            let mapc = ItsCommand::map_collection(collection, target);
             let (icid, rdbase) = ((2, 15, 0), (2, 51, 16));
             prop_assert_eq!(get(mapc, opcode), 9);
             prop_assert_eq!(get(mapc, icid), u64::from(collection));
@@ -159,7 +159,7 @@ mod tests {
             prop_assert_eq!(get(mapc, valid), 1);
             prop_assert_eq!(rest(mapc, &[opcode, icid, rdbase, valid]), [0; 4]);
 
-            let mapti = Command::map_event(device, event, intid, collection);
+            let mapti = ItsCommand::map_event(device, event, intid, collection);
             let (event_at, intid_at) = ((1, 31, 0), (1, 63, 32));
             prop_assert_eq!(
                 [opcode, of, event_at, intid_at, icid].map(|at| get(mapti, at)),
@@ -167,14 +167,14 @@ mod tests {
             );
             prop_assert_eq!(rest(mapti, &[opcode, of, event_at, intid_at, icid]), [0; 4]);
 
-            for (command, code) in [(Command::invalidate(device, event), 12), (Command::discard(device, event), 15)] {
+            for (command, code) in [(ItsCommand::invalidate(device, event), 12), (ItsCommand::discard(device, event), 15)] {
                 prop_assert_eq!(
                     [opcode, of, event_at].map(|at| get(command, at)), [code, device_field, event.into()]
                 );
                 prop_assert_eq!(rest(command, &[opcode, of, event_at]), [0; 4]);
             }
 
-            let sync = Command::sync(target);
+            let sync = ItsCommand::sync(target);
             prop_assert_eq!([opcode, rdbase].map(|at| get(sync, at)), [5, target]);
             prop_assert_eq!(rest(sync, &[opcode, rdbase]), [0; 4]);
         }

@@ -26,7 +26,7 @@ use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 use crate::mm::OutOfMemory;
 use crate::platform::Platform;
-use command::{Command, EventTable};
+use command::{EventTable, ItsCommand};
 
 pub(super) use metal::handle;
 pub use metal::{Message, connect, disconnect, kept_frames};
@@ -101,7 +101,7 @@ const PATIENCE: u32 = 1_000_000;
 
 /// Bytes of the queue, the smallest that there can be, and of a command.
 const QUEUE: u64 = 4096;
-const COMMAND: u64 = size_of::<Command>() as u64;
+const COMMAND: u64 = size_of::<ItsCommand>() as u64;
 /// Tables of pending interrupts, and the queue, begin at multiples of it.
 const LARGE: u64 = 0x1_0000;
 /// Bytes of such a table: a bit for each number.
@@ -289,7 +289,7 @@ impl<R: Registers> Its<R> {
 
     /// Has interrupts of the collection of CPU number `cpu` go to the redistributor that is called `target`.
     fn connect_cpu(&mut self, cpu: u32, target: u64) -> Result<(), ItsError> {
-        self.issue(&[Command::map_collection(cpu as u16, target), Command::sync(target)])?;
+        self.issue(&[ItsCommand::map_collection(cpu as u16, target), ItsCommand::sync(target)])?;
         *self.target(cpu) = target;
         self.connected |= 1 << cpu;
         Ok(())
@@ -310,15 +310,15 @@ impl<R: Registers> Its<R> {
             let bytes = (self.kind.read(GITS_TYPER::EVENT_BYTES) + 1) << EVENT_BITS;
             let table = self.memory.take(bytes, 256)?;
             let table = EventTable { address: table.physical.0, event_bits: EVENT_BITS };
-            self.issue(&[Command::map_device(device, table)])?;
+            self.issue(&[ItsCommand::map_device(device, table)])?;
             // There is room: see above.
             let _ = self.lists.devices.push(device);
         }
         let (number, intid) = (event as u32, FIRST + event as u32);
         let target = *self.target(cpu);
         self.configure(event, PRIORITY | ON);
-        let map = Command::map_event(device, number, intid, cpu as u16);
-        self.issue(&[map, Command::invalidate(device, number), Command::sync(target)])?;
+        let map = ItsCommand::map_event(device, number, intid, cpu as u16);
+        self.issue(&[map, ItsCommand::invalidate(device, number), ItsCommand::sync(target)])?;
         self.lists.events[event] = Some(Event { device, cpu });
         Ok(event)
     }
@@ -330,10 +330,10 @@ impl<R: Registers> Its<R> {
         let number = event as u32;
         let target = *self.target(cpu);
         self.issue(&[
-            Command::invalidate(device, number),
-            Command::sync(target),
-            Command::discard(device, number),
-            Command::sync(target),
+            ItsCommand::invalidate(device, number),
+            ItsCommand::sync(target),
+            ItsCommand::discard(device, number),
+            ItsCommand::sync(target),
         ])?;
         self.lists.events[event] = None;
         Ok(())
@@ -348,7 +348,7 @@ impl<R: Registers> Its<R> {
 
     /// Has these commands done, and waits for that. They are fewer than the queue has room for, and it is empty.
     #[allow(unsafe_code, reason = "memory that the ITS reads")]
-    fn issue(&mut self, commands: &[Command]) -> Result<(), ItsError> {
+    fn issue(&mut self, commands: &[ItsCommand]) -> Result<(), ItsError> {
         for command in commands {
             let slot = (self.queue.start + self.written).as_ptr::<[u64; 4]>();
             // SAFETY: in the queue, which is this value's for ever; the ITS has done all that was there before.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use proptest::prelude::*;
 
-use super::command::Command;
+use super::command::ItsCommand;
 use super::{EVENTS, FIRST, Its, ItsError, Lists, Memory, Registers};
 
 const BLOCK: u64 = 2 << 20;
@@ -32,7 +32,7 @@ const QEMU: CommandKind =
 
 /// What its commands have set.
 #[derive(Default)]
-struct FileState {
+struct ModelState {
     enabled: bool,
     queue: u64,
     read: u64,
@@ -48,17 +48,17 @@ struct FileState {
     written: u64,
 }
 
-struct Model {
+struct ModelIts {
     kind: CommandKind,
-    state: RefCell<FileState>,
+    state: RefCell<ModelState>,
 }
 
-impl Model {
+impl ModelIts {
     fn new(kind: CommandKind) -> Self {
         Self { kind, state: RefCell::default() }
     }
 
-    fn run(&self, state: &mut FileState, words: [u64; 4]) {
+    fn run(&self, state: &mut ModelState, words: [u64; 4]) {
         let [first, second, third, _] = words;
         let (device, event) = (first >> 32, second & 0xffff_ffff);
         match first & 0xff {
@@ -91,7 +91,7 @@ impl Model {
     }
 }
 
-impl Registers for &Model {
+impl Registers for &ModelIts {
     fn read32(&self, offset: usize) -> u32 {
         assert_eq!(offset, 0);
         if self.state.borrow().enabled { 1 } else { 1 << 31 }
@@ -164,8 +164,8 @@ fn lists() -> &'static mut Lists {
     Box::leak(Box::new(Lists::EMPTY))
 }
 
-fn start(kind: CommandKind) -> (Its<&'static Model>, &'static Model) {
-    let model: &'static Model = Box::leak(Box::new(Model::new(kind)));
+fn start(kind: CommandKind) -> (Its<&'static ModelIts>, &'static ModelIts) {
+    let model: &'static ModelIts = Box::leak(Box::new(ModelIts::new(kind)));
     (Its::new(model, memory(BLOCK), lists(), 0xff).unwrap(), model)
 }
 
@@ -195,7 +195,7 @@ fn large_pages_are_taken_where_there_are_no_small_ones() {
 #[test]
 fn what_it_cannot_do_is_said() {
     let new = |kind, bytes, last| {
-        let model: &'static Model = Box::leak(Box::new(Model::new(kind)));
+        let model: &'static ModelIts = Box::leak(Box::new(ModelIts::new(kind)));
         Its::new(model, memory(bytes), lists(), last).map(|_| ()).unwrap_err()
     };
     assert_eq!(new(CommandKind { typer: QEMU.typer & !1, ..QEMU }, BLOCK, 0), ItsError::NoLpis);
@@ -279,5 +279,5 @@ proptest! {
 
 #[test]
 fn a_command_is_as_large_as_its_slot() {
-    assert_eq!(size_of::<Command>(), 32);
+    assert_eq!(size_of::<ItsCommand>(), 32);
 }

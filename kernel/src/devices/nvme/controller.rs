@@ -10,7 +10,7 @@ use thiserror::Error;
 use tock_registers::LocalRegisterCopy;
 use tock_registers::register_bitfields;
 
-use super::queue::{Command, ENTRIES, Page, QueuePair, Violation};
+use super::queue::{ENTRIES, NvmeCommand, QueuePair, SharedPage, Violation};
 use crate::devices::disk::SECTOR;
 use crate::devices::pci::MmioRegion;
 
@@ -170,7 +170,7 @@ pub(super) struct Controller<R> {
     capabilities: LocalRegisterCopy<u64, CAP::Register>,
     admin: QueuePair,
     io: QueuePair,
-    identity: Page,
+    identity: SharedPage,
 }
 
 impl<R: Registers> Controller<R> {
@@ -179,7 +179,7 @@ impl<R: Registers> Controller<R> {
     ///
     /// # Safety
     /// The pages are the controller's and this driver's alone, for as long as this is used.
-    pub(super) unsafe fn new(registers: R, pages: [Page; PAGES]) -> Result<Self, ControllerError> {
+    pub(super) unsafe fn new(registers: R, pages: [SharedPage; PAGES]) -> Result<Self, ControllerError> {
         let bytes = registers.bytes();
         if bytes <= offset::DOORBELLS {
             return Err(ControllerError::Doorbells(bytes));
@@ -241,10 +241,12 @@ impl<R: Registers> Controller<R> {
         let number = u32::from(self.io.number());
         let queue = (QUEUE::NUMBER.val(number) + QUEUE::ENTRIES_LESS_ONE.val(last)).value;
         let kind = (KIND::CONTIGUOUS::SET + KIND::INTERRUPTS.val(interrupts.into())).value;
-        let command = Command { opcode: CREATE_COMPLETION, data: [completions, 0], words: [queue, kind, 0], ..IDLE };
+        let command =
+            NvmeCommand { opcode: CREATE_COMPLETION, data: [completions, 0], words: [queue, kind, 0], ..IDLE };
         self.administer(&command, patience)?;
         let kind = (KIND::CONTIGUOUS::SET + KIND::COMPLETION_QUEUE.val(number)).value;
-        let command = Command { opcode: CREATE_SUBMISSION, data: [submissions, 0], words: [queue, kind, 0], ..IDLE };
+        let command =
+            NvmeCommand { opcode: CREATE_SUBMISSION, data: [submissions, 0], words: [queue, kind, 0], ..IDLE };
         self.administer(&command, patience)
     }
 
@@ -254,11 +256,11 @@ impl<R: Registers> Controller<R> {
     /// [`ControllerError`].
     pub(super) fn identify(&mut self, patience: &mut ReadyWait<'_>) -> Result<Identity, ControllerError> {
         let data = [self.identity.address.0, 0];
-        let command = Command { opcode: IDENTIFY, data, words: [OF_CONTROLLER, 0, 0], ..IDLE };
+        let command = NvmeCommand { opcode: IDENTIFY, data, words: [OF_CONTROLLER, 0, 0], ..IDLE };
         self.administer(&command, patience)?;
         let serial = core::array::from_fn(|index| self.identity_byte(SERIAL + index));
         let words = [OF_NAMESPACE, 0, 0];
-        self.administer(&Command { opcode: IDENTIFY, namespace: NAMESPACE, data, words }, patience)?;
+        self.administer(&NvmeCommand { opcode: IDENTIFY, namespace: NAMESPACE, data, words }, patience)?;
         // NSZE; one that is not there is all zeros. FLBAS has its index in the formats at 128; LBADS is its third byte.
         let sectors = u64::from_le_bytes(core::array::from_fn(|index| self.identity_byte(index)));
         let format = usize::from(self.identity_byte(26) & 0xf);
@@ -270,7 +272,7 @@ impl<R: Registers> Controller<R> {
     }
 
     /// Hands it a command for its namespace. It has none now.
-    pub(super) fn submit(&mut self, command: &Command) {
+    pub(super) fn submit(&mut self, command: &NvmeCommand) {
         let tail = self.io.submit(command);
         self.registers.write32(self.doorbell(self.io.number(), 0), tail.into());
     }
@@ -293,7 +295,7 @@ impl<R: Registers> Controller<R> {
     }
 
     /// Has an admin command done.
-    fn administer(&mut self, command: &Command, patience: &mut ReadyWait<'_>) -> Result<(), ControllerError> {
+    fn administer(&mut self, command: &NvmeCommand, patience: &mut ReadyWait<'_>) -> Result<(), ControllerError> {
         let tail = self.admin.submit(command);
         self.registers.write32(self.doorbell(0, 0), tail.into());
         loop {
@@ -342,4 +344,4 @@ impl<R: Registers> Controller<R> {
 }
 
 /// An empty command.
-const IDLE: Command = Command { opcode: 0, namespace: 0, data: [0; 2], words: [0; 3] };
+const IDLE: NvmeCommand = NvmeCommand { opcode: 0, namespace: 0, data: [0; 2], words: [0; 3] };

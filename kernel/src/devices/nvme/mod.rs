@@ -17,7 +17,7 @@ use thiserror::Error;
 use self::controller::{Controller, NAMESPACE, PAGES};
 pub use self::controller::{ControllerError, Identity};
 pub use self::queue::Violation;
-use self::queue::{Command, Page};
+use self::queue::{NvmeCommand, SharedPage};
 use super::disk::{self, SECTOR, SectorError};
 use super::pci::{Claim, Class, Function, Id, MmioRegion, Vector};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
@@ -150,11 +150,15 @@ impl Driver for Nvme {
 }
 
 /// The pages that the controller and its driver have in common; `pages` keeps them.
-fn allocate(cpu: &Cpu, dma: &DmaDevice, pages: &mut heapless::Vec<Coherent, PAGES>) -> Result<[Page; PAGES], DmaError> {
-    let mut common = [Page { memory: VirtAddr(0), address: DmaAddress(0) }; PAGES];
+fn allocate(
+    cpu: &Cpu,
+    dma: &DmaDevice,
+    pages: &mut heapless::Vec<Coherent, PAGES>,
+) -> Result<[SharedPage; PAGES], DmaError> {
+    let mut common = [SharedPage { memory: VirtAddr(0), address: DmaAddress(0) }; PAGES];
     for entry in &mut common {
         let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
-        *entry = Page { memory: page.virt(), address: page.address() };
+        *entry = SharedPage { memory: page.virt(), address: page.address() };
         let pushed = pages.push(page);
         debug_assert!(pushed.is_ok(), "there was room");
     }
@@ -239,7 +243,7 @@ impl Nvme {
     }
 
     /// Until the command has met no fault.
-    fn perform(&self, state: &mut QueueState, command: &Command, bytes: u32) -> Result<u32, NvmeError> {
+    fn perform(&self, state: &mut QueueState, command: &NvmeCommand, bytes: u32) -> Result<u32, NvmeError> {
         let access = if command.opcode == READ { Access::Write } else { Access::Read };
         let start = command.data[0];
         for tries in 1..=MAX_TRIES {
@@ -257,7 +261,7 @@ impl Nvme {
 
     /// Has the controller do it once; the status. Where it does not answer it is cut off from memory, and restarted by
     /// the next command.
-    fn attempt(&self, state: &mut QueueState, command: &Command) -> Result<u16, NvmeError> {
+    fn attempt(&self, state: &mut QueueState, command: &NvmeCommand) -> Result<u16, NvmeError> {
         if self.is_cut_off() {
             return Err(NvmeError::Ended);
         }
@@ -306,9 +310,9 @@ fn piece(address: u64, bytes: u32) -> u32 {
 }
 
 /// Reads or writes the sectors from `sector` on, with the `bytes` bytes at `address`, which are a [`piece`].
-fn command(opcode: u8, sector: u64, address: u64, bytes: u32) -> Command {
+fn command(opcode: u8, sector: u64, address: u64, bytes: u32) -> NvmeCommand {
     let second = address - address % PAGE + PAGE;
     let more = address + u64::from(bytes) > second;
     let words = [sector as u32, (sector >> 32) as u32, bytes / SECTOR - 1];
-    Command { opcode, namespace: NAMESPACE, data: [address, if more { second } else { 0 }], words }
+    NvmeCommand { opcode, namespace: NAMESPACE, data: [address, if more { second } else { 0 }], words }
 }

@@ -44,14 +44,14 @@ register_bitfields! { u32,
 
 /// A page that driver and controller have in common.
 #[derive(Clone, Copy)]
-pub(super) struct Page {
+pub(super) struct SharedPage {
     pub(super) memory: VirtAddr,
     pub(super) address: DmaAddress,
 }
 
 /// A command for a controller.
 #[derive(Clone, Copy)]
-pub(super) struct Command {
+pub(super) struct NvmeCommand {
     pub(super) opcode: u8,
     pub(super) namespace: u32,
     /// PRP1 and PRP2: the data, in two pages at most.
@@ -77,8 +77,8 @@ pub enum Violation {
 /// A pair of queues of one number.
 pub(super) struct QueuePair {
     number: u16,
-    submission: Page,
-    completion: Page,
+    submission: SharedPage,
+    completion: SharedPage,
     tail: u16,
     head: u16,
     /// What the next completion has for its phase: it changes with each round.
@@ -90,7 +90,7 @@ pub(super) struct QueuePair {
 impl QueuePair {
     /// # Safety
     /// The pages are these queues' alone, for as long as they are used.
-    pub(super) unsafe fn new(number: u16, submission: Page, completion: Page) -> Self {
+    pub(super) unsafe fn new(number: u16, submission: SharedPage, completion: SharedPage) -> Self {
         Self { number, submission, completion, tail: 0, head: 0, phase: true, identifier: 0 }
     }
 
@@ -113,7 +113,7 @@ impl QueuePair {
     }
 
     /// Writes a command; returns the tail for the doorbell. The controller has none of this pair.
-    pub(super) fn submit(&mut self, command: &Command) -> u16 {
+    pub(super) fn submit(&mut self, command: &NvmeCommand) -> u16 {
         self.identifier = self.identifier.wrapping_add(1);
         let first = COMMAND::OPCODE.val(command.opcode.into()) + COMMAND::IDENTIFIER.val(self.identifier.into());
         let mut words = [0; COMMAND_WORDS];

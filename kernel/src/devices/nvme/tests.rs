@@ -12,7 +12,7 @@ use std::vec::Vec;
 use granule_arch::addr::VirtAddr;
 
 use super::controller::{Controller, ControllerError, PAGES, Registers};
-use super::queue::{Page, Violation};
+use super::queue::{SharedPage, Violation};
 use super::{READ, WRITE, command, piece};
 use crate::iommu::DmaAddress;
 
@@ -57,7 +57,7 @@ struct Pair {
 /// What it was to read or write: opcode, sector, number of sectors, pointers.
 type Done = (u8, u64, u32, [u64; 2]);
 
-struct Model {
+struct ModelController {
     lie: Cell<Lie>,
     pairs: RefCell<[Pair; 2]>,
     enabled: Cell<bool>,
@@ -65,7 +65,7 @@ struct Model {
     done: RefCell<Vec<Done>>,
 }
 
-impl Model {
+impl ModelController {
     fn new(lie: Lie) -> Self {
         let (pairs, enabled, admin, done) = Default::default();
         Self { lie: Cell::new(lie), pairs, enabled, admin, done }
@@ -153,7 +153,7 @@ impl Model {
     }
 }
 
-impl Registers for &Model {
+impl Registers for &ModelController {
     fn bytes(&self) -> u64 {
         0x4000
     }
@@ -207,12 +207,15 @@ impl Registers for &Model {
 }
 
 /// Runs `test` with a controller that has not been started, and so much patience.
-fn with<T>(model: &Model, test: impl FnOnce(&mut Controller<&Model>) -> T) -> Result<T, ControllerError> {
+fn with<T>(
+    model: &ModelController,
+    test: impl FnOnce(&mut Controller<&ModelController>) -> T,
+) -> Result<T, ControllerError> {
     let mut frames: Box<[Frame; PAGES]> = Box::new([const { Frame([0xff; PAGE]) }; PAGES]);
     let start = frames.as_mut_ptr().expose_provenance() as u64;
     let pages = core::array::from_fn(|number| {
         let at = start + (number * PAGE) as u64;
-        Page { memory: VirtAddr(at), address: DmaAddress(at) }
+        SharedPage { memory: VirtAddr(at), address: DmaAddress(at) }
     });
     // SAFETY: the frames live as long as the controller, which is not seen elsewhere.
     let mut controller = unsafe { Controller::new(model, pages)? };
@@ -227,12 +230,12 @@ fn patience() -> impl FnMut() -> bool {
     }
 }
 
-fn start(controller: &mut Controller<&Model>) -> Result<(), ControllerError> {
+fn start(controller: &mut Controller<&ModelController>) -> Result<(), ControllerError> {
     controller.disable(&mut patience())?;
     controller.enable(true, &mut patience())
 }
 
-fn begun(model: &Model) -> Result<(), ControllerError> {
+fn begun(model: &ModelController) -> Result<(), ControllerError> {
     with(model, |controller| {
         start(controller)?;
         controller.identify(&mut patience()).map(|_| ())
@@ -241,8 +244,8 @@ fn begun(model: &Model) -> Result<(), ControllerError> {
 
 #[test]
 fn a_controller_is_started_says_what_it_is_and_does_what_it_is_told() {
-    let model = Model::new(Lie::None);
-    let run = |controller: &mut Controller<&Model>| {
+    let model = ModelController::new(Lie::None);
+    let run = |controller: &mut Controller<&ModelController>| {
         assert_eq!(controller.patience(), 1000);
         // The second time as one that is given up and begun anew.
         for _ in 0..2 {
@@ -299,7 +302,7 @@ fn what_cannot_be_driven_is_refused() {
         (Lie::Shift(255), Expected::SectorSize(255)),
         (Lie::Phase, Expected::Silent(5)),
     ] {
-        assert_eq!(begun(&Model::new(lie)), Err(expected));
+        assert_eq!(begun(&ModelController::new(lie)), Err(expected));
     }
 }
 
@@ -315,8 +318,8 @@ fn a_controller_that_lies_is_found_out() {
         (Lie::Head(1), violation(Violation::Head(2))),
         (Lie::Status(0x281), Ok(Some(0x281))),
     ] {
-        let model = Model::new(Lie::None);
-        let run = |controller: &mut Controller<&Model>| {
+        let model = ModelController::new(Lie::None);
+        let run = |controller: &mut Controller<&ModelController>| {
             start(controller).unwrap();
             model.lie.set(lie);
             controller.submit(&command(WRITE, 0, 0x1000, 512));

@@ -294,12 +294,12 @@ impl<'m> Walk<'m> {
         let behind = Bus {
             number,
             depth: bus.depth + 1,
-            is_link: matches!(kind, Port::Downstream),
+            is_link: matches!(kind, PortKind::Downstream),
             alias: match kind {
-                Port::Downstream | Port::Upstream => bus.alias,
+                PortKind::Downstream | PortKind::Upstream => bus.alias,
                 // It speaks for its devices with the number of the bus behind it, or with its own.
-                Port::ToConventional => bus.alias.or(Some(u16::from(number) << 8)),
-                Port::Conventional => bus.alias.or(Some(requester_id(address))),
+                PortKind::ToConventional => bus.alias.or(Some(u16::from(number) << 8)),
+                PortKind::Conventional => bus.alias.or(Some(requester_id(address))),
             },
             root: Some(match bus.root {
                 None => (requester_id(address) & !7, 0),
@@ -321,11 +321,11 @@ impl<'m> Walk<'m> {
 
     /// Whether a bridge sends what comes from behind it to the host, and never to a peer. What is behind a conventional
     /// bus is one to the host in any case: see [`Function::isolation`].
-    fn isolates(&self, address: PciAddress, kind: &Port, several: bool) -> bool {
+    fn isolates(&self, address: PciAddress, kind: &PortKind, several: bool) -> bool {
         match kind {
-            Port::Downstream => acs::enable(self.config(), address),
-            Port::Upstream => !several || acs::enable(self.config(), address),
-            Port::ToConventional | Port::Conventional => true,
+            PortKind::Downstream => acs::enable(self.config(), address),
+            PortKind::Upstream => !several || acs::enable(self.config(), address),
+            PortKind::ToConventional | PortKind::Conventional => true,
         }
     }
 
@@ -436,7 +436,7 @@ fn requester_id(address: PciAddress) -> u16 {
 }
 
 /// What a bridge leads to.
-enum Port {
+enum PortKind {
     /// From a root complex or a switch to a link.
     Downstream,
     /// Into a switch.
@@ -448,13 +448,13 @@ enum Port {
 }
 
 /// By the PCI Express capability, bits 7:4 of its second half (7.5.3.2).
-fn port_type(config: &'static dyn ConfigSpace, address: PciAddress) -> Port {
+fn port_type(config: &'static dyn ConfigSpace, address: PciAddress) -> PortKind {
     let express = capabilities(config, address)
         .find_map(|found| if let PciCapability::PciExpress(at) = found { Some(at.offset) } else { None });
     match express.map(|offset| config.read32(address, offset) >> 20 & 0xf) {
-        Some(4 | 6 | 8) => Port::Downstream,
-        Some(5) => Port::Upstream,
-        Some(7) => Port::ToConventional,
-        _ => Port::Conventional,
+        Some(4 | 6 | 8) => PortKind::Downstream,
+        Some(5) => PortKind::Upstream,
+        Some(7) => PortKind::ToConventional,
+        _ => PortKind::Conventional,
     }
 }

@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const QUEUE: u16 = 0;
 
 /// A device with one queue.
-pub struct Device {
+pub struct VirtioDevice {
     transport: Transport<Windows>,
     doorbell: Doorbell,
     dma: DmaDevice,
@@ -53,7 +53,7 @@ pub struct Device {
     claim: Claim,
 }
 
-impl Device {
+impl VirtioDevice {
     /// Starts the device of `claim` with those of the features `wanted` that it offers. Its interrupts go to `handler`,
     /// which counts in `arrivals`.
     ///

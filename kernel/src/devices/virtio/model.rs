@@ -21,7 +21,7 @@ pub(super) const PAGE: usize = 4096;
 
 /// What an access of a device asked for and did not get.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Fault {
+pub(super) struct ModelFault {
     pub(super) address: u64,
     pub(super) write: bool,
 }
@@ -34,7 +34,7 @@ pub(super) struct Memory {
     first: u64,
     unmapped: RefCell<BTreeSet<u64>>,
     /// What the device could not reach: the event queue.
-    pub(super) faults: RefCell<VecDeque<Fault>>,
+    pub(super) faults: RefCell<VecDeque<ModelFault>>,
 }
 
 impl Memory {
@@ -67,7 +67,7 @@ impl Memory {
         let offset = address.wrapping_sub(self.first);
         let is_there = offset < self.bytes as u64 && !self.unmapped.borrow().contains(&(address & !0xfff));
         if !is_there {
-            self.faults.borrow_mut().push_back(Fault { address, write });
+            self.faults.borrow_mut().push_back(ModelFault { address, write });
             return None;
         }
         // SAFETY: inside the allocation.
@@ -190,7 +190,7 @@ impl DeviceQueue {
 }
 
 /// A device whose registers are these (4.1.4.3), with one queue and eight bytes of configuration.
-pub(super) struct Device {
+pub(super) struct ModelDevice {
     pub(super) offered: Cell<u64>,
     pub(super) accepted: Cell<u64>,
     pub(super) status: Cell<u8>,
@@ -215,7 +215,7 @@ pub(super) struct Device {
     pub(super) sizes: Cell<[u64; 4]>,
 }
 
-impl Device {
+impl ModelDevice {
     pub(super) fn new() -> Rc<Self> {
         Rc::new(Self {
             offered: Cell::new(3 << 32 | 0xff),
@@ -266,7 +266,7 @@ fn set_half(value: &mut u64, high: bool, half: u32) {
     *value = *value & !(0xffff_ffff << shift) | u64::from(half) << shift;
 }
 
-impl Registers for Rc<Device> {
+impl Registers for Rc<ModelDevice> {
     fn bytes(&self, window: Window) -> u64 {
         let [common, notify, interrupt, device] = self.sizes.get();
         match window {
@@ -284,7 +284,7 @@ impl Registers for Rc<Device> {
     fn read(&self, window: Window, offset: u64, width: Width) -> u32 {
         assert!(offset < self.bytes(window), "{window:?} has no register at {offset:#x}");
         match (window, offset, width) {
-            (Window::Common, 0x04, Width::Word) => Device::half(self.offered.get(), self.selects.get().0),
+            (Window::Common, 0x04, Width::Word) => ModelDevice::half(self.offered.get(), self.selects.get().0),
             (Window::Common, 0x10 | 0x1a, Width::Half) => self.vector.get().into(),
             (Window::Common, 0x12, Width::Half) => self.queues.get().into(),
             (Window::Common, 0x14, Width::Byte) if self.stubborn.get() > 0 => {
@@ -302,7 +302,7 @@ impl Registers for Rc<Device> {
                     self.generation.set(self.generation.get().wrapping_add(1));
                     self.configuration.set(self.configuration.get().rotate_left(8));
                 }
-                Device::half(self.configuration.get(), (offset / 4) as u32)
+                ModelDevice::half(self.configuration.get(), (offset / 4) as u32)
             }
             other => panic!("read of {other:?}"),
         }

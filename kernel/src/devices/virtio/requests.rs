@@ -97,7 +97,7 @@ pub struct Ticket(u8);
 /// What has become of a request. By number, so that the first is 0: see [`Requests::NONE`].
 #[derive(Clone, Copy)]
 #[repr(u8)]
-enum State {
+enum RequestState {
     /// There is none.
     Free,
     /// The device has it.
@@ -107,8 +107,8 @@ enum State {
 }
 
 /// A place for a request.
-struct Entry {
-    state: State,
+struct RequestEntry {
+    state: RequestState,
     frame: Frame,
     segments: Vec<Segment, MAX_SEGMENTS>,
     tries: u32,
@@ -116,11 +116,12 @@ struct Entry {
     losses: u32,
 }
 
-impl Entry {
-    const FREE: Self = Self { state: State::Free, frame: Frame::None, segments: Vec::new(), tries: 0, losses: 0 };
+impl RequestEntry {
+    const FREE: Self =
+        Self { state: RequestState::Free, frame: Frame::None, segments: Vec::new(), tries: 0, losses: 0 };
 
     fn is_in_flight(&self) -> bool {
-        matches!(self.state, State::InFlight)
+        matches!(self.state, RequestState::InFlight)
     }
 }
 
@@ -131,7 +132,7 @@ pub struct Requests {
     frames: *mut u8,
     /// And as the device knows them.
     frames_address: u64,
-    entries: [Entry; MAX_REQUESTS],
+    entries: [RequestEntry; MAX_REQUESTS],
     /// Which request each chain in flight belongs to; [`NO_REQUEST`] of one whose request is over already.
     owners: [u8; MAX_SIZE as usize],
     losses: u32,
@@ -182,7 +183,7 @@ impl Requests {
         queue: VirtQueue::NONE,
         frames: null_mut(),
         frames_address: 0,
-        entries: [const { Entry::FREE }; MAX_REQUESTS],
+        entries: [const { RequestEntry::FREE }; MAX_REQUESTS],
         owners: [0; MAX_SIZE as usize],
         losses: 0,
         resubmitted: 0,
@@ -208,7 +209,7 @@ impl Requests {
 
     /// Whether the device has a request still.
     pub fn is_in_flight(&self, ticket: Ticket) -> bool {
-        self.entries.get(usize::from(ticket.0)).is_some_and(Entry::is_in_flight)
+        self.entries.get(usize::from(ticket.0)).is_some_and(RequestEntry::is_in_flight)
     }
 
     /// How often a request was handed over so far; 0 where there is none.
@@ -226,10 +227,10 @@ impl Requests {
     /// # Errors
     /// [`RequestError::Submit`], [`RequestError::TooManySegments`]; nothing is handed over.
     pub fn submit(&mut self, frame: Frame, segments: &[Segment]) -> Result<Ticket, RequestError> {
-        let is_free = |entry: &Entry| matches!(entry.state, State::Free);
+        let is_free = |entry: &RequestEntry| matches!(entry.state, RequestState::Free);
         let free = self.entries.iter().position(is_free).ok_or(SubmitError::Full)?;
         let segments = Vec::from_slice(segments).map_err(|_| RequestError::TooManySegments(segments.len()))?;
-        self.entries[free] = Entry { frame, segments, ..Entry::FREE };
+        self.entries[free] = RequestEntry { frame, segments, ..RequestEntry::FREE };
         self.hand_over(free)?;
         Ok(Ticket(free as u8))
     }
@@ -237,8 +238,8 @@ impl Requests {
     /// The result of a request, once, if it is over.
     pub fn take(&mut self, ticket: Ticket) -> Option<Result<Transfer, RequestError>> {
         let entry = self.entries.get_mut(usize::from(ticket.0))?;
-        let State::Over(result) = entry.state else { return None };
-        entry.state = State::Free;
+        let RequestState::Over(result) = entry.state else { return None };
+        entry.state = RequestState::Free;
         Some(result)
     }
 
@@ -263,8 +264,10 @@ impl Requests {
             let verdict = self.verdict(index, resolve);
             let entry = &mut self.entries[index];
             match verdict {
-                Verdict::Complete => entry.state = State::Over(Ok(Transfer { written, status, tries: entry.tries })),
-                Verdict::Failed(error) => entry.state = State::Over(Err(RequestError::Fault(error))),
+                Verdict::Complete => {
+                    entry.state = RequestState::Over(Ok(Transfer { written, status, tries: entry.tries }))
+                }
+                Verdict::Failed(error) => entry.state = RequestState::Over(Err(RequestError::Fault(error))),
                 Verdict::Again => again |= self.again(index),
             }
         }
@@ -279,7 +282,9 @@ impl Requests {
                 continue;
             }
             match self.verdict(index, resolve) {
-                Verdict::Failed(error) => self.entries[index].state = State::Over(Err(RequestError::Fault(error))),
+                Verdict::Failed(error) => {
+                    self.entries[index].state = RequestState::Over(Err(RequestError::Fault(error)))
+                }
                 // What the device has done of it is not known.
                 Verdict::Complete | Verdict::Again => _ = self.again(index),
             }
@@ -291,14 +296,14 @@ impl Requests {
     pub fn abandon(&mut self, error: RequestError) {
         self.owners.fill(NO_REQUEST);
         for entry in self.entries.iter_mut().filter(|entry| entry.is_in_flight()) {
-            entry.state = State::Over(Err(error));
+            entry.state = RequestState::Over(Err(error));
         }
     }
 
     /// Ends one request with `error`; the device is reset, and reaches nothing any more.
     pub fn give_up(&mut self, ticket: Ticket, error: RequestError) {
         if let Some(entry) = self.entries.get_mut(usize::from(ticket.0)).filter(|entry| entry.is_in_flight()) {
-            entry.state = State::Over(Err(error));
+            entry.state = RequestState::Over(Err(error));
         }
     }
 
@@ -351,7 +356,7 @@ impl Requests {
         self.resubmitted += 1;
         let outcome = if tries < MAX_TRIES { self.hand_over(index) } else { Err(RequestError::TooManyFaults(tries)) };
         if let Err(error) = outcome {
-            self.entries[index].state = State::Over(Err(error));
+            self.entries[index].state = RequestState::Over(Err(error));
         }
         outcome.is_ok()
     }
@@ -368,7 +373,7 @@ impl Requests {
         chain.extend(framed.then_some(status));
         let token = self.queue.submit(&chain)?;
         self.owners[token.index()] = index as u8;
-        (entry.state, entry.tries, entry.losses) = (State::InFlight, entry.tries + 1, self.losses);
+        (entry.state, entry.tries, entry.losses) = (RequestState::InFlight, entry.tries + 1, self.losses);
         Ok(())
     }
 

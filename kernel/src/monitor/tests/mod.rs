@@ -12,14 +12,14 @@ use super::{Command, Session, complete};
 use crate::bootargs::PARAMETERS;
 use crate::chip::power::Status;
 use crate::lab;
-use model::Model;
+use model::ModelMachine;
 
 /// Executes lines in one session: what was printed, and how many lines failed.
 fn session(lines: &str) -> (String, u32) {
-    session_with(&mut Model::default(), lines)
+    session_with(&mut ModelMachine::default(), lines)
 }
 
-fn session_with(model: &mut Model, lines: &str) -> (String, u32) {
+fn session_with(model: &mut ModelMachine, lines: &str) -> (String, u32) {
     let mut screen = String::new();
     let mut session = Session::new(&mut screen, model);
     lines.lines().for_each(|line| session.execute(line));
@@ -78,7 +78,7 @@ fn poweroff_says_whether_all_was_as_expected() {
         ("hlep\nhelp\npoweroff", Status::Failure),
         ("! help\npoweroff", Status::Failure),
     ] {
-        let mut model = Model::default();
+        let mut model = ModelMachine::default();
         session_with(&mut model, lines);
         assert_eq!(model.ended, Some(status), "{lines}");
     }
@@ -86,7 +86,7 @@ fn poweroff_says_whether_all_was_as_expected() {
 
 #[test]
 fn reboot_and_poweroff_insist_on_no_words() {
-    let mut model = Model::default();
+    let mut model = ModelMachine::default();
     assert_eq!(session_with(&mut model, "poweroff now\nreboot now").1, 2);
     assert_eq!((model.ended, model.resets), (None, 0));
     assert_eq!(session_with(&mut model, "reboot").1, 0);

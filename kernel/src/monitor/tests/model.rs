@@ -25,7 +25,7 @@ use crate::trap::probe::ProbeFault;
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// The model of a machine.
-pub(super) struct Model {
+pub(super) struct ModelMachine {
     tables: HostMachine<Granule4K>,
     /// Pages of each area, by its first address.
     areas: BTreeMap<u64, u64>,
@@ -43,7 +43,7 @@ pub(super) struct Model {
     pub(super) resets: usize,
 }
 
-impl Default for Model {
+impl Default for ModelMachine {
     fn default() -> Self {
         Self {
             tables: HostMachine::new(64),
@@ -62,15 +62,15 @@ impl Default for Model {
 /// What an access is, as the syndrome of its fault says it.
 #[derive(Clone, Copy)]
 #[repr(u64)]
-enum Access {
+enum ModelAccess {
     Read = 0x9600_0000,
     Write = 0x9600_0040,
     Fetch = 0x8600_0000,
 }
 
-impl Model {
+impl ModelMachine {
     /// Where the access goes, or the fault that it takes.
-    fn access(&self, address: VirtAddr, access: Access) -> Result<PhysAddr, ProbeFault> {
+    fn access(&self, address: VirtAddr, access: ModelAccess) -> Result<PhysAddr, ProbeFault> {
         const TRANSLATION: u64 = 0b00_0100;
         const PERMISSION: u64 = 0b00_1100;
         let fault = |status: u64, level: u8| {
@@ -82,9 +82,9 @@ impl Model {
             return fault(TRANSLATION, last.level);
         }
         let allowed = match access {
-            Access::Read => true,
-            Access::Write => descriptor.is_writable(),
-            Access::Fetch => descriptor.is_executable(),
+            ModelAccess::Read => true,
+            ModelAccess::Write => descriptor.is_writable(),
+            ModelAccess::Fetch => descriptor.is_executable(),
         };
         if allowed { Ok(descriptor.address() + (address.0 & (PAGE - 1))) } else { fault(PERMISSION, last.level) }
     }
@@ -95,7 +95,7 @@ impl Model {
     }
 }
 
-impl Subject for Model {
+impl Subject for ModelMachine {
     fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError> {
         let start = self.next_address;
         let range = PageRange::from_pages(start, pages as usize)?;
@@ -148,20 +148,20 @@ impl Subject for Model {
     }
 
     fn read(&self, address: VirtAddr, width: Width) -> Result<u64, ProbeFault> {
-        let physical = self.access(address, Access::Read)?;
+        let physical = self.access(address, ModelAccess::Read)?;
         let byte = |index: u32| u64::from(self.bytes.get(&(physical.0 + u64::from(index))).copied().unwrap_or(0));
         Ok((0..width.bytes()).map(|index| byte(index) << (8 * index)).sum())
     }
 
     fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), ProbeFault> {
-        let physical = self.access(address, Access::Write)?;
+        let physical = self.access(address, ModelAccess::Write)?;
         let bytes = value.to_le_bytes();
         self.bytes.extend((physical.0..).zip(bytes).take(width.bytes() as usize));
         Ok(())
     }
 
     fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault> {
-        self.access(address, Access::Fetch).map(drop)
+        self.access(address, ModelAccess::Fetch).map(drop)
     }
 
     fn walk(&self, whose: Half, address: VirtAddr, step: &mut dyn FnMut(&Step)) -> Option<()> {

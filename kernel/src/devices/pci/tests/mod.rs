@@ -8,7 +8,7 @@ use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use pci_types::PciAddress;
 use proptest::prelude::*;
 
-use self::model::{Kind, Model, Node, Plan, Want};
+use self::model::{ModelBus, ModelKind, ModelNode, Plan, Want};
 use super::config::ConfigSpace;
 use super::enumerate::Walk;
 use super::{Bar, Function, Host, MmioRegion, NotIsolated, PciError};
@@ -67,9 +67,9 @@ fn walk(host: &'static Host) -> std::vec::Vec<Function> {
 }
 
 /// Plans of a host, and its last bus; the model is looked at behind the walk.
-fn walk_model(plans: &[Plan], last_bus: u8, low: Range<u64>) -> (std::vec::Vec<Function>, &'static Model) {
-    let model: &'static Model = Box::leak(Box::new(Model::new(plans)));
-    struct Shared(&'static Model);
+fn walk_model(plans: &[Plan], last_bus: u8, low: Range<u64>) -> (std::vec::Vec<Function>, &'static ModelBus) {
+    let model: &'static ModelBus = Box::leak(Box::new(ModelBus::new(plans)));
+    struct Shared(&'static ModelBus);
     impl ConfigSpace for Shared {
         fn read32(&self, function: PciAddress, offset: u16) -> u32 {
             self.0.read32(function, offset)
@@ -94,7 +94,7 @@ fn wide(bits: u32, prefetchable: bool) -> Want {
 
 fn endpoint(wants: &[Want]) -> Plan {
     Plan {
-        kind: Kind::Endpoint,
+        kind: ModelKind::Endpoint,
         wants: wants.to_vec(),
         prefetchable: false,
         left_bus: 0,
@@ -103,12 +103,12 @@ fn endpoint(wants: &[Want]) -> Plan {
     }
 }
 
-fn bridge(kind: Kind, behind: Vec<Plan>) -> Plan {
+fn bridge(kind: ModelKind, behind: Vec<Plan>) -> Plan {
     Plan { kind, wants: Vec::new(), prefetchable: true, left_bus: 0, acs: None, behind }
 }
 
 /// What every walk over honest devices must have made of them, by the registers alone.
-fn check(bus: &[Node], number: u64, windows: &[Range<u64>], functions: &[Function]) -> Result<(), TestCaseError> {
+fn check(bus: &[ModelNode], number: u64, windows: &[Range<u64>], functions: &[Function]) -> Result<(), TestCaseError> {
     let overlap = |a: &Range<u64>, b: &Range<u64>| a.start.max(b.start) < a.end.min(b.end);
     let mut taken: std::vec::Vec<Range<u64>> = Vec::new();
     for (device, node) in bus.iter().enumerate() {
@@ -197,11 +197,12 @@ fn wants() -> impl Strategy<Value = std::vec::Vec<Want>> {
 fn plans() -> impl Strategy<Value = std::vec::Vec<Plan>> {
     let leaf = wants().prop_map(|wants| endpoint(&wants));
     let node = leaf.prop_recursive(4, 24, 4, |inner| {
-        let kind = prop_oneof![Just(Kind::RootPort), Just(Kind::ToConventional), Just(Kind::Conventional)];
+        let kind =
+            prop_oneof![Just(ModelKind::RootPort), Just(ModelKind::ToConventional), Just(ModelKind::Conventional)];
         (kind, wants(), any::<bool>(), prop::collection::vec(inner, 0..4)).prop_map(
             |(kind, wants, prefetchable, mut behind)| {
                 // A link has one device.
-                if kind == Kind::RootPort {
+                if kind == ModelKind::RootPort {
                     behind.truncate(1);
                 }
                 Plan { kind, wants, prefetchable, left_bus: 1, acs: None, behind }
@@ -279,7 +280,7 @@ fn no_room_is_said_of_the_register_and_the_function_decodes_nothing() {
     assert_eq!(large.bar(1).unwrap().range, None);
     assert!(small.bar(0).unwrap().range.is_some());
     let bus = model.0.lock().unwrap();
-    assert_eq!([&bus[0], &bus[1]].map(Node::decodes_memory), [false, true]);
+    assert_eq!([&bus[0], &bus[1]].map(ModelNode::decodes_memory), [false, true]);
     drop(bus);
     let large = Box::leak(Box::new(large));
     let claim = large.claim("a test").unwrap();
@@ -289,7 +290,7 @@ fn no_room_is_said_of_the_register_and_the_function_decodes_nothing() {
 
 #[test]
 fn a_function_with_an_unknown_header_decodes_nothing() {
-    let model = Model::new(&[endpoint(&[memory(12)])]);
+    let model = ModelBus::new(&[endpoint(&[memory(12)])]);
     model.0.lock().unwrap()[0].set(0x0c, 0x0002_0000);
     let host = host(model, 255, LOW);
     let [function] = walk(host).try_into().ok().unwrap();
@@ -301,9 +302,9 @@ fn a_function_with_an_unknown_header_decodes_nothing() {
 #[test]
 fn a_bridge_may_forward_the_end_of_all_addresses() {
     let end = u64::MAX - 0xffff;
-    let plans = [bridge(Kind::RootPort, vec![endpoint(&[wide(19, true); 3])])];
+    let plans = [bridge(ModelKind::RootPort, vec![endpoint(&[wide(19, true); 3])])];
     let low = LOW.start + 0x1000..LOW.start + 0x2000;
-    let functions = walk(host_between(Model::new(&plans), 255, low, end - (2 << 20)..end, [false, false]));
+    let functions = walk(host_between(ModelBus::new(&plans), 255, low, end - (2 << 20)..end, [false, false]));
     assert!([0, 2, 4].iter().all(|&index| functions[1].bar(index).unwrap().range.is_some()));
     assert_eq!(functions[0].prefetchable_window().unwrap().size(), 2 << 20);
 }
@@ -313,9 +314,9 @@ fn what_is_too_large_for_the_low_window_goes_above_if_it_may() {
     let large = [wide(30, true), wide(30, false)];
     let plans = [
         endpoint(&large),
-        bridge(Kind::RootPort, vec![endpoint(&large)]),
-        bridge(Kind::Conventional, vec![endpoint(&large)]),
-        Plan { prefetchable: false, ..bridge(Kind::RootPort, vec![endpoint(&large)]) },
+        bridge(ModelKind::RootPort, vec![endpoint(&large)]),
+        bridge(ModelKind::Conventional, vec![endpoint(&large)]),
+        Plan { prefetchable: false, ..bridge(ModelKind::RootPort, vec![endpoint(&large)]) },
     ];
     let (functions, _) = walk_model(&plans, 255, LOW);
     let high: std::vec::Vec<_> = functions
@@ -331,7 +332,7 @@ fn what_is_too_large_for_the_low_window_goes_above_if_it_may() {
 fn what_reads_have_effects_on_is_in_no_window_that_may_read_ahead() {
     let wants = [memory(12), wide(30, true), wide(30, false)];
     let ranges = |prefetchable| {
-        let functions = walk(host_with(Model::new(&[endpoint(&wants)]), 255, LOW, prefetchable));
+        let functions = walk(host_with(ModelBus::new(&[endpoint(&wants)]), 255, LOW, prefetchable));
         [0, 1, 3].map(|index| functions[0].bar(index).unwrap().range.map(|range| range.start().0 >= HIGH.start))
     };
     assert_eq!(ranges([false, false]), [Some(false), Some(true), Some(true)]);
@@ -344,9 +345,9 @@ fn requesters_and_pins_behind_bridges_are_those_of_the_bridges() {
     let device = || endpoint(&[]);
     let plans = [
         device(),
-        bridge(Kind::RootPort, vec![device()]),
-        bridge(Kind::ToConventional, vec![device(), bridge(Kind::Conventional, vec![device(), device()])]),
-        bridge(Kind::Conventional, vec![device(), device()]),
+        bridge(ModelKind::RootPort, vec![device()]),
+        bridge(ModelKind::ToConventional, vec![device(), bridge(ModelKind::Conventional, vec![device(), device()])]),
+        bridge(ModelKind::Conventional, vec![device(), device()]),
     ];
     let (functions, _) = walk_model(&plans, 255, LOW);
     let seen: std::vec::Vec<_> = functions
@@ -392,8 +393,9 @@ fn a_list_of_capabilities_ends_wherever_it_leads() {
 
 #[test]
 fn bridges_nest_eight_deep_and_take_no_more_buses_than_there_are() {
-    let nested =
-        |depth| (0..depth).fold(vec![endpoint(&[memory(12)])], |behind, _| vec![bridge(Kind::Conventional, behind)]);
+    let nested = |depth| {
+        (0..depth).fold(vec![endpoint(&[memory(12)])], |behind, _| vec![bridge(ModelKind::Conventional, behind)])
+    };
     for (depth, last_bus, found) in [(8, 255, 9), (9, 255, 9), (3, 2, 3), (5, 0, 1)] {
         let (functions, _) = walk_model(&nested(depth), last_bus, LOW);
         assert_eq!(functions.len(), found, "{depth} deep, {last_bus} buses");
@@ -404,7 +406,7 @@ fn bridges_nest_eight_deep_and_take_no_more_buses_than_there_are() {
 
 #[test]
 fn a_bridge_has_no_driver_and_a_function_has_one() {
-    let plans = [endpoint(&[memory(12)]), bridge(Kind::RootPort, vec![])];
+    let plans = [endpoint(&[memory(12)]), bridge(ModelKind::RootPort, vec![])];
     let (functions, model) = walk_model(&plans, 255, LOW);
     let functions = functions.leak();
     assert_eq!(functions[1].claim("a").map(drop), Err(PciError::Bridge(functions[1].address())));
@@ -424,7 +426,7 @@ fn a_bridge_has_no_driver_and_a_function_has_one() {
 /// Source Validation, Request Redirect, Completion Redirect, Upstream Forwarding.
 const ACS: u16 = 0b1_1101;
 
-fn each_node(bus: &[Node], look: &mut dyn FnMut(&Node)) {
+fn each_node(bus: &[ModelNode], look: &mut dyn FnMut(&ModelNode)) {
     for node in bus {
         look(node);
         each_node(&node.behind, look);
@@ -434,7 +436,7 @@ fn each_node(bus: &[Node], look: &mut dyn FnMut(&Node)) {
 /// A boot loader that has used the machine leaves every bridge with the bus number that it gave it, or the same one.
 #[test]
 fn bridges_that_firmware_gave_one_bus_are_closed_before_the_walk_goes_behind_them() {
-    let port = |left_bus, behind| Plan { left_bus, ..bridge(Kind::RootPort, behind) };
+    let port = |left_bus, behind| Plan { left_bus, ..bridge(ModelKind::RootPort, behind) };
     let plans = [
         port(1, vec![endpoint(&[memory(16)])]),
         port(1, vec![endpoint(&[memory(12)])]),
@@ -447,8 +449,8 @@ fn bridges_that_firmware_gave_one_bus_are_closed_before_the_walk_goes_behind_the
 
 #[test]
 fn what_firmware_left_on_is_off() {
-    let plans = [endpoint(&[memory(16)]), bridge(Kind::RootPort, vec![endpoint(&[wide(16, true)])])];
-    let before = Model::new(&plans);
+    let plans = [endpoint(&[memory(16)]), bridge(ModelKind::RootPort, vec![endpoint(&[wide(16, true)])])];
+    let before = ModelBus::new(&plans);
     each_node(&before.0.lock().unwrap(), &mut |node| assert_eq!(node.is_on().len(), 7));
     let (_, model) = walk_model(&plans, 255, LOW);
     each_node(&model.0.lock().unwrap(), &mut |node| assert_eq!(node.is_on(), [""; 0]));
@@ -471,7 +473,7 @@ fn a_single_function_on_the_hosts_own_bus_is_isolated() {
 
 #[test]
 fn behind_a_port_acs_decides() {
-    let port = |acs, behind| Plan { acs, ..bridge(Kind::RootPort, behind) };
+    let port = |acs, behind| Plan { acs, ..bridge(ModelKind::RootPort, behind) };
     assert_eq!(isolated(&[port(Some(ACS), vec![endpoint(&[])])]), [Ok(())]);
     // What the capability does not offer is wired to on.
     assert_eq!(isolated(&[port(Some(ACS & !1), vec![endpoint(&[])])]), [Ok(())]);
@@ -484,10 +486,11 @@ fn behind_a_port_acs_decides() {
 
 #[test]
 fn functions_behind_a_conventional_bus_are_one_to_the_host() {
-    let bus = |devices: usize| bridge(Kind::ToConventional, vec![endpoint(&[]); devices]);
+    let bus = |devices: usize| bridge(ModelKind::ToConventional, vec![endpoint(&[]); devices]);
     assert_eq!(isolated(&[bus(1)]), [Ok(())]);
     assert!(matches!(isolated(&[bus(2)])[..], [Err(NotIsolated::SameRequester(..)), Err(_)]));
-    let nested = bridge(Kind::ToConventional, vec![endpoint(&[]), bridge(Kind::Conventional, vec![endpoint(&[])])]);
+    let nested =
+        bridge(ModelKind::ToConventional, vec![endpoint(&[]), bridge(ModelKind::Conventional, vec![endpoint(&[])])]);
     assert!(matches!(isolated(&[nested])[..], [Err(NotIsolated::SameRequester(..)), Err(_)]));
 }
 

@@ -19,7 +19,7 @@ pub(super) enum Want {
 
 /// What a bridge is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum ModelKind {
     Endpoint,
     RootPort,
     ToConventional,
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 /// A function as a test describes it.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub(super) kind: Kind,
+    pub(super) kind: ModelKind,
     pub(super) wants: Vec<Want>,
     /// Of a bridge: its prefetchable window, with 64 bits if it has one.
     pub(super) prefetchable: bool,
@@ -41,15 +41,15 @@ pub(super) struct Plan {
 }
 
 /// One function: its registers, and which of their bits can be written.
-pub(super) struct Node {
-    pub(super) kind: Kind,
+pub(super) struct ModelNode {
+    pub(super) kind: ModelKind,
     registers: [u32; 128],
     writable: [u32; 128],
     pub(super) wants: Vec<(usize, Want)>,
-    pub(super) behind: Vec<Node>,
+    pub(super) behind: Vec<ModelNode>,
 }
 
-impl Node {
+impl ModelNode {
     fn new(plan: &Plan) -> Self {
         let mut node = Self {
             kind: plan.kind,
@@ -65,14 +65,14 @@ impl Node {
         node.registers[0x3c / 4] = 0x0100;
         node.registers[0x34 / 4] = 0x40;
         let express = match plan.kind {
-            Kind::RootPort => Some(4),
-            Kind::ToConventional => Some(7),
-            Kind::Endpoint | Kind::Conventional => None,
+            ModelKind::RootPort => Some(4),
+            ModelKind::ToConventional => Some(7),
+            ModelKind::Endpoint | ModelKind::Conventional => None,
         };
         node.registers[0x40 / 4] = express.map_or(0x0001, |kind| 0x0002_0010 | kind << 20);
         node.leave_on(plan);
         let mut register = 0x10 / 4;
-        let end = if plan.kind == Kind::Endpoint { 0x28 / 4 } else { 0x18 / 4 };
+        let end = if plan.kind == ModelKind::Endpoint { 0x28 / 4 } else { 0x18 / 4 };
         for &want in &plan.wants {
             let width = if matches!(want, Want::Memory { wide: true, .. }) { 2 } else { 1 };
             if register + width > end {
@@ -92,7 +92,7 @@ impl Node {
             }
             register += width;
         }
-        if plan.kind != Kind::Endpoint {
+        if plan.kind != ModelKind::Endpoint {
             node.registers[3] = 0x0001_0000;
             // Left by firmware: a window over everything.
             node.writable[0x18 / 4] = 0x00ff_ffff;
@@ -109,7 +109,7 @@ impl Node {
 
     /// What firmware may have left on: MSI-X, an expansion ROM, ATS, PRI, PASID, virtual functions; and ACS off.
     fn leave_on(&mut self, plan: &Plan) {
-        let rom = if plan.kind == Kind::Endpoint { 0x30 } else { 0x38 };
+        let rom = if plan.kind == ModelKind::Endpoint { 0x30 } else { 0x38 };
         (self.registers[rom / 4], self.writable[rom / 4]) = (0xfff0_0001, 0xffff_f801);
         // Behind the first capability, MSI-X, and behind that MSI.
         self.registers[0x40 / 4] |= 0x5000;
@@ -131,7 +131,7 @@ impl Node {
 
     /// What of that is still on.
     pub(super) fn is_on(&self) -> Vec<&'static str> {
-        let rom = if self.kind == Kind::Endpoint { 0x30 } else { 0x38 };
+        let rom = if self.kind == ModelKind::Endpoint { 0x30 } else { 0x38 };
         let bits = [
             ("ROM", rom, 1),
             ("MSI-X", 0x50, 1 << 31),
@@ -158,7 +158,7 @@ impl Node {
     }
 
     pub(super) fn is_bridge(&self) -> bool {
-        self.kind != Kind::Endpoint
+        self.kind != ModelKind::Endpoint
     }
 
     /// The buses behind it.
@@ -191,18 +191,18 @@ impl Node {
 }
 
 /// The devices behind a host bridge, their functions all being number 0.
-pub(super) struct Model(pub(super) Mutex<Vec<Node>>);
+pub(super) struct ModelBus(pub(super) Mutex<Vec<ModelNode>>);
 
-impl Model {
+impl ModelBus {
     pub(super) fn new(plans: &[Plan]) -> Self {
-        Self(Mutex::new(plans.iter().map(Node::new).collect()))
+        Self(Mutex::new(plans.iter().map(ModelNode::new).collect()))
     }
 }
 
 /// The function with that address, if the bridges lead there.
 /// # Panics
 /// Two bridges of one bus lead there: both would answer.
-fn find(bus: &mut [Node], number: u64, address: PciAddress) -> Option<&mut Node> {
+fn find(bus: &mut [ModelNode], number: u64, address: PciAddress) -> Option<&mut ModelNode> {
     let wanted = u64::from(address.bus());
     if wanted == number {
         let node = bus.get_mut(usize::from(address.device()))?;
@@ -216,7 +216,7 @@ fn find(bus: &mut [Node], number: u64, address: PciAddress) -> Option<&mut Node>
     if secondary <= number { None } else { find(&mut bridge.behind, secondary, address) }
 }
 
-impl ConfigSpace for Model {
+impl ConfigSpace for ModelBus {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         assert!(offset.is_multiple_of(4) && offset < 4096);
         let mut bus = self.0.lock().unwrap();

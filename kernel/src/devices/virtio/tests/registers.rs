@@ -4,17 +4,17 @@ extern crate std;
 
 use std::rc::Rc;
 
-use super::super::model::Device;
+use super::super::model::ModelDevice;
 use super::super::queue::Parts;
 use super::super::transport::{ACCESS_PLATFORM, Doorbell, Translation, Transport, TransportError, VERSION_1, Window};
 
-type Up = Result<Transport<Rc<Device>>, TransportError>;
+type Up = Result<Transport<Rc<ModelDevice>>, TransportError>;
 
-fn start(device: &Rc<Device>) -> Up {
+fn start(device: &Rc<ModelDevice>) -> Up {
     Transport::start(device.clone(), Translation::Required, 0x81)
 }
 
-fn set_up(device: &Rc<Device>, vector: Option<u16>) -> Result<(u16, Doorbell), TransportError> {
+fn set_up(device: &Rc<ModelDevice>, vector: Option<u16>) -> Result<(u16, Doorbell), TransportError> {
     let transport = start(device)?;
     let size = transport.queue_size(0)?;
     Ok((size, transport.set_up_queue(0, size, 0x4000_0000, vector)?))
@@ -22,7 +22,7 @@ fn set_up(device: &Rc<Device>, vector: Option<u16>) -> Result<(u16, Doorbell), T
 
 #[test]
 fn both_sides_agree_on_what_both_have() {
-    let device = Device::new();
+    let device = ModelDevice::new();
     device.offered.set(device.offered.get() & !0x80);
     let transport = start(&device).unwrap();
     assert_eq!(transport.features(), VERSION_1 | ACCESS_PLATFORM | 1);
@@ -38,7 +38,7 @@ fn both_sides_agree_on_what_both_have() {
 #[test]
 fn a_queue_is_told_where_it_is() {
     for (most, size) in [(256, 64), (64, 64), (8, 8), (6, 4)] {
-        let device = Device::new();
+        let device = ModelDevice::new();
         device.most.set(most);
         device.notify_offset.set(3);
         let (queue, _) = set_up(&device, Some(1)).unwrap();
@@ -53,7 +53,7 @@ fn a_queue_is_told_where_it_is() {
 
 #[test]
 fn what_passes_by_the_smmu_is_refused_where_there_is_one() {
-    let device = Device::new();
+    let device = ModelDevice::new();
     device.offered.set(VERSION_1);
     assert!(matches!(start(&device), Err(TransportError::PassesBy)));
     assert_eq!(device.status.get() & 0x80, 0x80, "it is told");
@@ -63,8 +63,8 @@ fn what_passes_by_the_smmu_is_refused_where_there_is_one() {
 
 #[test]
 fn each_reason_has_a_name() {
-    let refused = |prepare: &dyn Fn(&Device)| {
-        let device = Device::new();
+    let refused = |prepare: &dyn Fn(&ModelDevice)| {
+        let device = ModelDevice::new();
         prepare(&device);
         set_up(&device, Some(0)).err()
     };
@@ -78,7 +78,7 @@ fn each_reason_has_a_name() {
     assert_eq!(refused(&|device| device.most.set(0)), Some(TransportError::NoQueue(0)));
     assert_eq!(refused(&|device| device.vectors.set(0)), Some(TransportError::NoVector(0)));
     for (offset, multiplier) in [(1, 0x1000), (u16::MAX, u32::MAX), (1, 3), (0x7ff, 2)] {
-        let prepare = |device: &Device| {
+        let prepare = |device: &ModelDevice| {
             device.notify_offset.set(offset);
             device.multiplier.set(multiplier);
         };
@@ -94,7 +94,7 @@ fn each_reason_has_a_name() {
 
 #[test]
 fn a_device_that_is_started_again_has_to_agree_to_the_same() {
-    let device = Device::new();
+    let device = ModelDevice::new();
     let transport = start(&device).unwrap();
     device.status.set(0x4f);
     assert_eq!(transport.restart(), Ok(()));
@@ -105,7 +105,7 @@ fn a_device_that_is_started_again_has_to_agree_to_the_same() {
 
 #[test]
 fn a_configuration_is_read_in_one_piece() {
-    let device = Device::new();
+    let device = ModelDevice::new();
     let transport = start(&device).unwrap();
     assert_eq!(transport.configuration_64(0), Ok(0x0123_4567_89ab_cdef));
     device.restless.set(5);
