@@ -268,10 +268,10 @@ fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     random::set_device(virtio_rng::seed);
 }
 
-/// Starts the other CPUs, decides by all of them what the kernel may use, and lets them go.
+/// Starts the other CPUs, decides by all of them what the kernel may use, and releases them.
 ///
 /// Text is patched while they wait, so that no CPU ever sees half a decision; the identity map, which they came in by,
-/// ends on each CPU when it is let go.
+/// ends on each CPU when it is released.
 #[inline(never)]
 fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Result<(), BootError> {
     let own = cpu.features.call_once(CpuFeatures::read);

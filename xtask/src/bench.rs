@@ -127,7 +127,7 @@ fn check(run: &Run, reference: &Path) -> Result<()> {
     }
 }
 
-/// What `rustc -vV` says.
+/// What `rustc -vV` prints.
 fn compiler(tools: &Tools) -> Result<String> {
     let output = Command::new(tools.rustc()).arg("-vV").output().context("cannot run rustc")?;
     ensure!(output.status.success(), "rustc -vV failed");

@@ -35,7 +35,7 @@ pub(crate) fn run(options: &Options, built: &Built) -> Result<()> {
     let demo = demo::named(&tests, name)?;
     let machine = options.machine.as_deref().or(demo.machine.as_deref()).unwrap_or(DEFAULT);
     let described = machine::named(machine)?;
-    // Who says how it is to be booted wants one boot.
+    // With boot arguments of its own a demo is one boot.
     let boots = if options.append.is_empty() { demo::boots(demo) } else { &[options.append.as_str()][..] };
     let (output, wrong) = demo::run(demo, boots, |tests, bootargs| {
         let (machine, image) = (described.clone(), built.tests.image.clone());

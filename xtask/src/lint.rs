@@ -48,7 +48,7 @@ pub(crate) fn format(tools: &Tools) -> Result<()> {
 /// # Errors
 /// When rustdoc warns, as of a broken link.
 pub(crate) fn document(tools: &Tools) -> Result<()> {
-    // Private items too: who reads this works on the code, and the head comments refer to them.
+    // Private items too: these pages are for work on the code, and the head comments refer to them.
     const FLAGS: [&str; 5] = [
         "--lib",
         "--no-deps",

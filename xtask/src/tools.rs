@@ -204,7 +204,7 @@ impl Tools {
 /// Runs a command to its end.
 ///
 /// # Errors
-/// When it cannot be run or does not succeed: the message says `what`.
+/// When it cannot be run or does not succeed: the message names `what`.
 pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
     let program = Path::new(command.get_program()).display().to_string();
     let status = command.status().with_context(|| format!("cannot run {program}"))?;

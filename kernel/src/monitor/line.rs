@@ -189,7 +189,7 @@ impl Editor {
             (Escape::Control(_), b'0'..=b'9') => {
                 Escape::Control(parameter.saturating_mul(10).saturating_add(byte - b'0'))
             }
-            // A second parameter says which modifier was held: the key is the same.
+            // A second parameter is the modifier that was held: the key is the same.
             (Escape::Control(_), b' '..=b'?') => Escape::Control(parameter),
             _ => Escape::None,
         };

@@ -9,7 +9,7 @@ use super::accounts::plural;
 use super::parse::{Args, ArgumentError, Keyword};
 use super::{Command, Failure, Refusal, Session, no_keywords};
 
-/// The most pages that one `vmalloc` takes: 4 GiB, so that a slip of the finger is told from a wish.
+/// The most pages that one `vmalloc` takes: 4 GiB, more is a typing error.
 const MAX_PAGES: u64 = 1 << 20;
 /// The most values that one `peek` prints.
 const MAX_COUNT: u64 = 4096;

@@ -99,7 +99,7 @@ impl Subject for Metal {
     }
 
     fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault> {
-        // SAFETY: as for `write`: whoever types the address says that there is code that may be called.
+        // SAFETY: as for `write`: the person who types the address vouches for code there that may be called.
         unsafe { probe::execute(address) }
     }
 

@@ -5,7 +5,7 @@
 //! may depend on the monitor.
 //!
 //! A script must be able to fail, so each line has an outcome ([`Failure`]), and the status with which `poweroff` ends
-//! the machine says whether all were as expected. A line that starts with `!` expects the machine or the kernel to
+//! the machine's exit status tells whether all were as expected. A line that starts with `!` expects the machine or the kernel to
 //! refuse: `! poke $ 1` fails if the store went through, and without the `!` if it did not. A line that is *wrong* — an
 //! unknown command, a bad argument — fails either way, or a misspelt expectation would always hold. `#` starts a
 //! comment.
@@ -65,7 +65,7 @@ static SCRIPT: Parameter = Parameter {
     check: bootargs::flag,
 };
 
-/// Talks with whoever is on the console, until they turn the machine off.
+/// Runs the prompt on the console until the machine is turned off.
 pub fn run() -> ! {
     let echo = if bootargs::is_set("script") { Echo::Lines } else { Echo::Keys };
     let mut editor = Editor::new(PROMPT, echo);
@@ -152,7 +152,7 @@ impl fmt::Display for Command {
 /// A command whose words are all values has no keyword to offer.
 fn no_keywords(_place: usize, _take: &mut dyn FnMut(&'static str)) {}
 
-/// Why a line did not do what it says.
+/// Why a line failed.
 #[derive(Debug, Error)]
 enum Failure<'a> {
     /// There is no such command.
@@ -191,7 +191,7 @@ enum Refusal {
     /// Each process has a lower half of its own, and the kernel has none.
     #[error("{0} is below the kernel's half: say whose with a PID before it")]
     LowerHalf(VirtAddr),
-    /// And what is above a process's is nobody's, or the kernel's.
+    /// Above a process's addresses there are none, or the kernel's.
     #[error("{0} is no address of a process's")]
     NotUser(VirtAddr),
     #[error(transparent)]
@@ -277,9 +277,9 @@ trait Subject {
     fn processes(&self, each: &mut dyn FnMut(&Summary));
     /// Calls `each` for every area of a process. `None`: there is no such process.
     fn areas(&self, process: u32, each: &mut dyn FnMut(&Area)) -> Option<()>;
-    /// Begins to print what a process's notifiers are told, or ends it; which of the two.
+    /// Begins or ends printing the events of a process's notifiers; returns which.
     fn trace(&mut self, process: u32) -> Result<bool, Refusal>;
-    /// Ends the machine, with a status for whoever started it.
+    /// Ends the machine with a status.
     fn power_off(&mut self, status: Status);
     /// Starts the machine anew.
     fn reset(&mut self);
@@ -310,7 +310,7 @@ impl<'s> Session<'s> {
         Self { screen, subject, failures: 0, allocated: None, boot_instructions: None }
     }
 
-    /// One line that says what booted, and on what.
+    /// One line: what booted, and on what.
     fn banner(&mut self) {
         write!(self, "Granule {}", env!("CARGO_PKG_VERSION"));
         if let Some(kernel) = crate::try_kernel() {
@@ -331,13 +331,13 @@ impl<'s> Session<'s> {
         crate::sched::relax();
     }
 
-    /// Says what went wrong with a line, and counts it.
+    /// Prints what went wrong with a line, and counts it.
     fn fail(&mut self, what: fmt::Arguments<'_>) {
         self.failures += 1;
         writeln!(self, "{what}");
     }
 
-    /// Does what `line` says, and prints and counts it where that was not what the line expects.
+    /// Executes `line`; prints and counts a result that the line does not expect.
     fn execute(&mut self, line: &str) {
         let line = line.split('#').next().unwrap_or_default().trim_ascii();
         let (expectation, line) = match line.strip_prefix('!') {

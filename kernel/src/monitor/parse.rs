@@ -27,7 +27,7 @@ pub(super) enum NumberError {
     /// A character that is no digit of the number's base.
     #[error("unexpected `{0}`; numbers are decimal or 0x hexadecimal, `_` between digits, K, M or G at the end")]
     NotADigit(char),
-    /// Hexadecimal digits without the prefix that says so.
+    /// Hexadecimal digits without `0x`.
     #[error("hexadecimal numbers start with 0x")]
     NoPrefix,
     /// More than 64 bits.

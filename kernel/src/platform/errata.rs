@@ -106,7 +106,7 @@ impl fmt::Display for RepeatTlbi {
     }
 }
 
-/// The designs whose dirty state is not to be relied on.
+/// The designs whose hardware may lose dirty state.
 const LOSING_DIRT: [Design; 2] = [
     // 1024718.
     all("Cortex-A55", ARM, 0xd05),

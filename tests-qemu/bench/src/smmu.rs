@@ -21,7 +21,7 @@ const SOMEWHERE: PhysAddr = PhysAddr(0x4000_0000);
 const PAGES: [u64; 5] = [1, 8, 64, 512, 4096];
 
 fn device() -> DmaDevice {
-    iommu().expect("an SMMU").attach(this_cpu(), STREAM).expect("a stream that nobody has")
+    iommu().expect("an SMMU").attach(this_cpu(), STREAM).expect("a stream without a device")
 }
 
 fn space() -> SpaceRef {

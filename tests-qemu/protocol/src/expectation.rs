@@ -41,7 +41,7 @@ pub enum Expectation {
         /// What it is by the CPU's tables.
         physical: u64,
     },
-    /// A device accessed a page, and the SMMU let it not.
+    /// A device accessed a page, and the SMMU rejected it.
     Refused {
         /// The device.
         stream: u32,

@@ -1,4 +1,4 @@
-//! The frame: one line by which the guest says what it is doing.
+//! The frame: one line by which the guest reports an event.
 //!
 //! ```text
 //! @granule 5f3a9c01 17 pass 4 12 8d0c31f2
@@ -28,7 +28,7 @@ impl fmt::Display for Nonce {
     }
 }
 
-/// What the guest says. Tests are named by their record's index in the section.
+/// An event of the guest. Tests are named by their record's index in the section.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The harness runs and will run that many tests.
@@ -68,7 +68,7 @@ pub enum Event {
         /// Which of this boot's measured windows that was, counted from 0.
         window: u32,
     },
-    /// The machine lacks a feature that the record asks for; the line before says which. Nothing ran.
+    /// The machine lacks a feature that the record asks for; the line before names it. Nothing ran.
     Skip {
         /// Its record.
         index: u32,

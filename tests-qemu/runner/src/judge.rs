@@ -175,7 +175,7 @@ impl Judge {
             }
             (Event::Skip { index }, State::Running(running, since)) if index == running => {
                 self.skipped += 1;
-                let why = "needs a feature that machines.toml says this machine has, and did not find it";
+                let why = "needs a feature that machines.toml lists for this machine, and did not find it";
                 self.decide(index, Verdict::Failed(why.into()), now - since);
             }
             (Event::End { passed, failed, skipped }, State::Between) if self.expected.is_empty() => {

@@ -125,7 +125,7 @@ fn consume(port: &Port, slots: &[AtomicU64]) {
                 executed[cpu] = high;
             }
             0x46 => (0..CPUS).for_each(|cpu| port.completed[cpu].store(executed[cpu], Relaxed)),
-            _ => panic!("a slot that nobody filled: {low:#x} {high:#x}"),
+            _ => panic!("an empty slot: {low:#x} {high:#x}"),
         }
         position += 1;
         port.dmb_oshst();

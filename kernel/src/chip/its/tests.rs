@@ -176,7 +176,7 @@ fn it_gets_its_tables_before_it_is_enabled_and_interrupts_before_devices_know_th
     for table in [devices, collections] {
         assert!(table >> 63 == 1 && table >> 10 & 3 == 1 && table >> 59 & 7 == 7, "{table:#x}");
     }
-    assert_eq!(model.read64(0x108) >> 63, 0, "no table for what nobody uses");
+    assert_eq!(model.read64(0x108) >> 63, 0, "no table for an unused type");
     its.connect_cpu(3, 7).unwrap();
     let event = its.add(0x20, 3).unwrap();
     let state = model.state.borrow();

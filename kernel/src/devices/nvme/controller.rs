@@ -225,7 +225,7 @@ impl<R: Registers> Controller<R> {
         self.io.begin();
         barrier::dmb_oshst();
         if !interrupts {
-            // The pin is not waited for. Where messages are in use this register is not to be touched.
+            // The pin is not waited for. With messages this register must not be written.
             self.registers.write32(offset::INTMS, u32::MAX);
         }
         let last = u32::from(ENTRIES - 1);

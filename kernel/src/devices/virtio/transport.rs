@@ -136,7 +136,7 @@ pub struct Doorbell {
 /// What a device has to do with an SMMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Translation {
-    /// One stands in front of it, and is not to be passed by.
+    /// One stands in front of it, and the device must not bypass it.
     Required,
     /// There is none: DMA addresses are physical.
     None,

@@ -110,5 +110,5 @@ fn entry(space: &Space, page: VirtAddr) -> Descriptor {
 const UNMAPPED: Outcome = Outcome::Event(0x10);
 /// Not young.
 const OLD: Outcome = Outcome::Event(0x12);
-/// Not to be written.
+/// Read-only.
 const READ_ONLY: Outcome = Outcome::Event(0x13);

@@ -59,7 +59,7 @@ impl Default for ModelMachine {
     }
 }
 
-/// What an access is, as the syndrome of its fault says it.
+/// The kind of an access, as the syndrome of its fault has it.
 #[derive(Clone, Copy)]
 #[repr(u64)]
 enum ModelAccess {

@@ -15,8 +15,8 @@ pub fn table(measured: &Measured) -> String {
     let mut lines = vec![header()];
     lines.extend(measured.rows.iter().map(|row| cells(row, measured)));
     // A column that is empty here is left out.
-    let says = |column: &usize| lines[1..].iter().any(|line| !line[*column].is_empty());
-    let shown: Vec<usize> = (0..lines[0].len()).filter(says).collect();
+    let has_values = |column: &usize| lines[1..].iter().any(|line| !line[*column].is_empty());
+    let shown: Vec<usize> = (0..lines[0].len()).filter(has_values).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let mut text = format!("{}, 1 CPU: instructions of a call\n", measured.machine);
     for line in &lines {

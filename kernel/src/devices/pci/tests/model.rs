@@ -1,4 +1,4 @@
-//! Configuration space in memory: devices and bridges that do what the specification says with what is written.
+//! Configuration space in memory: devices and bridges that take writes as the specification defines.
 //!
 //! A read or write goes the way that it would go: through the bridges whose bus numbers lead there. What a bridge
 //! forwards is decoded here once more, from the registers alone.

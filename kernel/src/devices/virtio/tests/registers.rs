@@ -27,7 +27,7 @@ fn both_sides_agree_on_what_both_have() {
     let transport = start(&device).unwrap();
     assert_eq!(transport.features(), VERSION_1 | ACCESS_PLATFORM | 1);
     assert_eq!(device.accepted.get(), transport.features());
-    assert_eq!(device.status.get(), 0xb, "acknowledged, driven, agreed; not yet let go");
+    assert_eq!(device.status.get(), 0xb, "acknowledged, driven, agreed; not yet running");
     transport.driver_ok();
     assert_eq!(device.status.get(), 0xf);
     assert!(!transport.needs_reset());
@@ -56,7 +56,7 @@ fn what_passes_by_the_smmu_is_refused_where_there_is_one() {
     let device = ModelDevice::new();
     device.offered.set(VERSION_1);
     assert!(matches!(start(&device), Err(TransportError::PassesBy)));
-    assert_eq!(device.status.get() & 0x80, 0x80, "it is told");
+    assert_eq!(device.status.get() & 0x80, 0x80, "the device sees FAILED");
     let transport = Transport::start(device, Translation::None, 0).unwrap();
     assert_eq!(transport.features(), VERSION_1);
 }

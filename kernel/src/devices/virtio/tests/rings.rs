@@ -247,7 +247,7 @@ proptest! {
         }
     }
 
-    /// Whatever it does, the driver takes back what it has handed over and nothing else, or says what was wrong.
+    /// Whatever the device does, the driver takes back its own buffers and nothing else, or reports what was wrong.
     #[test]
     fn a_hostile_device_gets_errors(size in 0..7_u32, steps in prop::collection::vec(hostile(), 0..200)) {
         let Pair { memory, mut driver, mut device } = pair_of(1 << size);
