@@ -14,6 +14,14 @@ use crate::{example, image, initrd, symbols};
 /// The largest kernel image that is let through, in bytes.
 pub(crate) const IMAGE_LIMIT: usize = 1 << 20;
 
+/// The kernel with the tests.
+const TESTS: &str = "granule-tests";
+/// The sources of the programs for EL0.
+const PROGRAMS: &str = "user/src/bin";
+
+/// What fails where the sources do not compile for the target.
+pub(crate) const TARGET_BUILD: &str = "building for the target";
+
 /// What was built, in `build/`.
 #[derive(Debug)]
 pub(crate) struct Built {
@@ -47,13 +55,12 @@ pub(crate) struct Program {
 pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     let mut cargo = tools.target_cargo("build", "target");
     cargo.args(["--bins", "--profile", profile.name()]);
-    run(&mut cargo, "building for the target")?;
+    run(&mut cargo, TARGET_BUILD)?;
     fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
     let output = tools.target_output(profile);
     let program = |name: &str| finish(&output.join(name), &tools.build_directory().join(name));
     let kernel = program("granule")?;
-    let archive = qemu::initrd_of(&kernel.image);
-    write(&archive, &initrd::pack(&tools.root.join("user/src/bin"), &output)?)?;
+    let archive = pack(tools, &kernel, profile)?;
     let bench_program = tools.build_directory().join("bench.elf");
     write(&bench_program, &fs::read(output.join("bench")).context("cannot read the program `bench`")?)?;
     let example = tools.build_directory().join("metal.elf");
@@ -62,7 +69,7 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     image::check_tlbis(&linked)?;
     example::check_mmu_off(&linked)?;
     write(&example, &linked)?;
-    let (tests, benches) = (program("granule-tests")?, program("granule-bench")?);
+    let (tests, benches) = (program(TESTS)?, program("granule-bench")?);
     build_plugin(tools)?;
     let built = Built { kernel, tests, benches, example, bench_program, initrd: archive };
     if profile == Profile::Release {
@@ -70,6 +77,30 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());
     }
     Ok(built)
+}
+
+/// Builds the image of the tests alone, with the programs that it runs.
+///
+/// # Errors
+/// When the compiler fails, or a finished image breaks a rule.
+pub(crate) fn build_tests(tools: &Tools, profile: Profile) -> Result<Program> {
+    let mut cargo = tools.target_cargo("build", "target");
+    cargo.args(["--bin", TESTS, "--profile", profile.name()]);
+    for name in initrd::names(&tools.root.join(PROGRAMS))? {
+        cargo.args(["--bin", &name]);
+    }
+    run(&mut cargo, TARGET_BUILD)?;
+    fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
+    let tests = finish(&tools.target_output(profile).join(TESTS), &tools.build_directory().join(TESTS))?;
+    pack(tools, &tests, profile)?;
+    Ok(tests)
+}
+
+/// Packs the programs for EL0 into the initrd that a machine gets which boots `image`.
+fn pack(tools: &Tools, image: &Program, profile: Profile) -> Result<PathBuf> {
+    let archive = qemu::initrd_of(&image.image);
+    write(&archive, &initrd::pack(&tools.root.join(PROGRAMS), &tools.target_output(profile))?)?;
+    Ok(archive)
 }
 
 /// Builds the plugin by which QEMU counts instructions of stretches, for the host: `build/stretches.so`.

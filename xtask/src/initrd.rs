@@ -22,6 +22,22 @@ const PLAIN: (&str, u32, &[u8]) = ("plain", 0o100_644, b"a file that may not be 
 /// # Errors
 /// When one is not there, or is no program.
 pub(crate) fn pack(sources: &Path, output: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for name in &names(sources)? {
+        let path = output.join(name);
+        let elf = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.add(name, PROGRAM_MODE, &loaded(&elf).with_context(|| path.display().to_string())?);
+    }
+    let (name, mode, contents) = PLAIN;
+    archive.add(name, mode, contents);
+    Ok(archive.finish())
+}
+
+/// The programs whose sources lie in `sources`, sorted.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn names(sources: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(sources).with_context(|| format!("cannot read {}", sources.display()))?;
     let mut names = Vec::new();
     for entry in entries {
@@ -33,15 +49,7 @@ pub(crate) fn pack(sources: &Path, output: &Path) -> Result<Vec<u8>> {
         }
     }
     names.sort();
-    let mut archive = Archive::default();
-    for name in &names {
-        let path = output.join(name);
-        let elf = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.add(name, PROGRAM_MODE, &loaded(&elf).with_context(|| path.display().to_string())?);
-    }
-    let (name, mode, contents) = PLAIN;
-    archive.add(name, mode, contents);
-    Ok(archive.finish())
+    Ok(names)
 }
 
 /// The file up to the last byte that is loaded, with a header that knows of no sections.

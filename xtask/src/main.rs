@@ -13,6 +13,7 @@ mod image;
 mod initrd;
 mod licences;
 mod lint;
+mod mutants;
 #[cfg(test)]
 mod registers;
 mod start;
@@ -44,6 +45,7 @@ Examples:
   ./x bench set_memory                     what calls of this name cost, in instructions
   ./x bench --check                        fail if a row takes over 1 % more than docs/BENCHMARKS.json has
   ./x audit panics                         panics that programs, devices or the device tree may reach, with reasons
+  ./x mutants --count 10 kernel/pgtable    break the code at ten places, and show which of these no test sees
 
 Environment:
   GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
@@ -79,6 +81,8 @@ enum Task {
     Bench(bench::Options),
     /// Build, then show a bug or a race on the target in at most 30 lines; fail if it did not happen
     Demo(demo::Options),
+    /// Break the code by rules, one place at a time, and report which mutants no test sees; continues an earlier run
+    Mutants(mutants::Options),
     /// Print the exact QEMU command line
     Qemu {
         /// Machine of tests-qemu/machines.toml
@@ -132,7 +136,8 @@ fn perform(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
-        Task::Test(options) => test::run(&options, &tools, &compile::build(&tools, profile(options.debug))?),
+        Task::Test(options) => test::run(&options, &tools, profile(options.debug)),
+        Task::Mutants(options) => mutants::run(&options, &tools),
         Task::Bench(options) => bench::run(&options, &tools, &compile::build(&tools, Profile::Release)?),
         Task::Demo(options) => demo::run(&options, &compile::build(&tools, Profile::Release)?),
         Task::Qemu { machine } => {

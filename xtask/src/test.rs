@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use granule_runner::report::{self, Entry, Status};
 
-use crate::compile::Built;
-use crate::tools::Tools;
+use crate::compile;
+use crate::tools::{Profile, Tools};
 
 mod target;
 
@@ -48,13 +48,20 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// When one failed, or none is named as asked.
-pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()> {
+pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
+    let on_host = !options.target && options.machine.is_none();
+    // The tests on the host want all images, those on the target their own alone.
+    let tests = if options.host || on_host {
+        compile::build(tools, profile)?.tests
+    } else {
+        compile::build_tests(tools, profile)?
+    };
     let mut entries = Vec::new();
     let mut failed = Vec::new();
-    if !options.target && options.machine.is_none() && !host(options, tools, &mut entries)? {
+    if on_host && !host(options, tools, &mut entries)? {
         failed.push("on the host");
     }
-    if !options.host && !target::run(options, built, &mut entries)? {
+    if !options.host && !target::run(options, &tests, &mut entries)? {
         failed.push("on the target");
     }
     if let Some(path) = &options.junit {

@@ -113,6 +113,19 @@ impl Tools {
         })
     }
 
+    /// The same toolchain for another tree.
+    pub(crate) fn at(&self, root: &Path) -> Self {
+        Self { root: root.to_owned(), bin: self.bin.clone(), linker: self.linker.clone(), ..*self }
+    }
+
+    /// The toolchain that builds the tests, for a tree of theirs.
+    #[cfg(test)]
+    pub(crate) fn for_tests(root: &Path) -> Self {
+        let cargo = PathBuf::from(env!("CARGO"));
+        let bin = cargo.parent().map(Path::to_owned).unwrap_or_default();
+        Self { root: root.to_owned(), toolchain: Toolchain::Rustup, bin, linker: String::new() }
+    }
+
     /// Where finished images go.
     pub(crate) fn build_directory(&self) -> PathBuf {
         self.root.join("build")

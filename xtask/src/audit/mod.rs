@@ -25,6 +25,7 @@ use serde_json::json;
 use crate::compile;
 use crate::tools::{Profile, Tools};
 use image::Image;
+pub(crate) use modules::{files, is_unshipped};
 use reach::{Reached, reach};
 use sources::Sources;
 use tables::{Calls, Panics, Source};

@@ -4,23 +4,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use proc_macro2::TokenStream;
 use syn::{Attribute, File, Item, ItemMod};
 
 /// One file.
-pub(super) struct ModuleFile {
+pub(crate) struct ModuleFile {
+    pub(crate) path: PathBuf,
     /// The path of its module from the crate's root.
-    pub(super) module: Vec<String>,
-    pub(super) parsed: File,
+    pub(crate) module: Vec<String>,
+    pub(crate) parsed: File,
 }
 
 /// The files of the crate whose `lib.rs` is in `source`, without the modules with attributes that `skip` selects.
-pub(super) fn files(source: &Path, skip: fn(&[Attribute]) -> bool) -> Result<Vec<ModuleFile>> {
+pub(crate) fn files(source: &Path, skip: fn(&[Attribute]) -> bool) -> Result<Vec<ModuleFile>> {
     let mut found = Vec::new();
     let mut declared = vec![(source.join("lib.rs"), source.to_owned(), Vec::new())];
     while let Some((path, directory, module)) = declared.pop() {
         let parsed = parse(&path)?;
         declare(&parsed.items, &directory, &module, skip, &mut declared);
-        found.push(ModuleFile { module, parsed });
+        found.push(ModuleFile { path, module, parsed });
     }
     Ok(found)
 }
@@ -32,12 +34,23 @@ pub(super) fn parse(path: &Path) -> Result<File> {
 }
 
 /// Whether an item is compiled for tests alone.
-pub(super) fn is_for_tests(attributes: &[Attribute]) -> bool {
+pub(crate) fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("test")
             || attribute.path().is_ident("cfg")
                 && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
     })
+}
+
+/// Whether an item is compiled for tests, or for the host alone, where the kernel's code runs in tests only.
+pub(crate) fn is_unshipped(attributes: &[Attribute]) -> bool {
+    is_for_tests(attributes)
+        || attributes.iter().any(|attribute| {
+            attribute.path().is_ident("cfg")
+                && attribute.parse_args::<TokenStream>().is_ok_and(|condition| {
+                    condition.to_string().split_whitespace().collect::<String>() == r#"not(target_os="none")"#
+                })
+        })
 }
 
 /// Adds the files of the modules that `items`, in module `module`, declare: the file, the directory of its own modules,

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Ident, ImplItem, Item, Macro, UseTree, Visibility};
 
-use super::modules::{self, is_for_tests};
+use super::modules::{self, is_unshipped};
 use super::tables;
 use crate::tools::files;
 
@@ -203,17 +203,6 @@ impl Reader {
             self.use_name(&name);
         }
     }
-}
-
-/// Whether an item is compiled for tests, or for the host alone, where the kernel's code runs in tests only.
-fn is_unshipped(attributes: &[Attribute]) -> bool {
-    is_for_tests(attributes)
-        || attributes.iter().any(|attribute| {
-            attribute.path().is_ident("cfg")
-                && attribute.parse_args::<TokenStream>().is_ok_and(|condition| {
-                    condition.to_string().split_whitespace().collect::<String>() == r#"not(target_os="none")"#
-                })
-        })
 }
 
 /// Whether the linker, the compiler or a collection of the linker's names the item.

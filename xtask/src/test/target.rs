@@ -17,7 +17,7 @@ use granule_runner::session::{self, Plan};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use super::Options;
-use crate::compile::Built;
+use crate::compile::Program;
 
 /// Machines that run at the same time: as many as share a small host without one starving another's time limits.
 const MACHINES_AT_ONCE: usize = 2;
@@ -32,13 +32,13 @@ struct Job {
 type Entries = Arc<Mutex<Vec<Entry>>>;
 
 /// Runs or lists the tests; whether all passed.
-pub(crate) fn run(options: &Options, built: &Built, entries: &mut Vec<Entry>) -> Result<bool> {
-    let tests: Vec<Test> = list::read(&built.tests.elf)?.into_iter().filter(|test| !test.selftest).collect();
+pub(crate) fn run(options: &Options, image: &Program, entries: &mut Vec<Entry>) -> Result<bool> {
+    let tests: Vec<Test> = list::read(&image.elf)?.into_iter().filter(|test| !test.selftest).collect();
     let collected = Entries::default();
     let (mut trials, mut jobs) = (Vec::new(), Vec::new());
     for machine in machine::all()? {
         if options.machine.as_ref().is_none_or(|name| *name == machine.name) {
-            let (job, more) = prepare(options, built, machine, &tests, &collected);
+            let (job, more) = prepare(options, image, machine, &tests, &collected);
             trials.extend(more);
             jobs.push(job);
         }
@@ -54,11 +54,17 @@ pub(crate) fn run(options: &Options, built: &Built, entries: &mut Vec<Entry>) ->
 }
 
 /// One machine's share: its job, and a trial for every test that the filter lets through.
-fn prepare(options: &Options, built: &Built, machine: Machine, tests: &[Test], entries: &Entries) -> (Job, Vec<Trial>) {
+fn prepare(
+    options: &Options,
+    image: &Program,
+    machine: Machine,
+    tests: &[Test],
+    entries: &Entries,
+) -> (Job, Vec<Trial>) {
     let mut job = Job {
         plan: Plan {
             machine,
-            image: built.tests.image.clone(),
+            image: image.image.clone(),
             seed: options.seed.unwrap_or(0),
             bootargs: String::new(),
             extra: Vec::new(),

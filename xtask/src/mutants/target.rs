@@ -1,0 +1,128 @@
+//! Mutants under the tests on the target, on machine `default`, by `./x test --target` over the copy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::bounded::{self, End, Run};
+use super::draw::Mutant;
+use super::record::Verdict;
+use super::table::area_of;
+use super::tree::Tree;
+
+/// A build that takes longer hangs.
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+/// Tests that take longer hang; each has a limit of its own besides.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
+const MACHINE: &str = "default";
+
+/// The tests on the target.
+#[derive(Debug)]
+pub(super) struct Target<'a> {
+    /// This program, where no build replaces it.
+    pub(super) program: PathBuf,
+    pub(super) tree: &'a Tree,
+    pub(super) seed: u64,
+    /// The image without a mutant, once it has been built.
+    image: Option<Vec<u8>>,
+    /// Tests that fail without a mutant, by filter.
+    failing: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(program: PathBuf, tree: &'a Tree, seed: u64) -> Self {
+        Self { program, tree, seed, image: None, failing: BTreeMap::new() }
+    }
+
+    fn test(&self, more: &[&str], limit: Duration, stop: impl Fn(&str) -> Option<String>) -> Result<Run> {
+        let mut command = Command::new(&self.program);
+        command.env("GRANULE_ROOT", &self.tree.root).current_dir(&self.tree.root);
+        command.args(["test", "--target", "--machine", MACHINE, "--seed", &self.seed.to_string()]).args(more);
+        bounded::run(command, limit, stop)
+    }
+
+    /// Builds; the error, if it is one of the code.
+    fn build(&self) -> Result<Option<Verdict>> {
+        let run = self.test(&["--list"], BUILD_LIMIT, |_| None)?;
+        let why = run.output.iter().rev().find_map(|line| line.strip_prefix("x: "));
+        match (run.end, why) {
+            (End::Exit(status), _) if status.success() => Ok(None),
+            (End::Exit(_), Some(why)) if why.contains(crate::compile::TARGET_BUILD) => {
+                let error = run.output.iter().find(|line| line.starts_with("error"));
+                Ok(Some(Verdict::Invalid(error.cloned().unwrap_or_default())))
+            }
+            (End::Exit(_), Some(why)) => Ok(Some(Verdict::Killed(format!("the checks of the image: {why}")))),
+            (end, _) => bail!("building for the target failed ({end:?}):\n{}", run.output.join("\n")),
+        }
+    }
+
+    fn image(&self) -> Result<Vec<u8>> {
+        let path = self.tree.root.join("build/granule-tests.img");
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Makes sure that the tests which `mutant` needs were run without it.
+    fn prepare(&mut self, mutant: &Mutant) -> Result<()> {
+        let filters: Vec<&'static str> =
+            filters(mutant).iter().copied().filter(|it| !self.failing.contains_key(it)).collect();
+        if filters.is_empty() && self.image.is_some() {
+            return Ok(());
+        }
+        self.tree.write(&mutant.source.path, &mutant.source.text)?;
+        if let Some(wrong) = self.build()? {
+            bail!("the sources do not build for the target without a mutant: {wrong:?}");
+        }
+        self.image = Some(self.image()?);
+        for filter in filters {
+            let run = self.test(&[filter], RUN_LIMIT, |_| None)?;
+            if !matches!(run.end, End::Exit(_)) {
+                bail!("the tests {filter:?} on the target do not end without a mutant");
+            }
+            let failing: BTreeSet<String> = run.output.iter().filter_map(|line| failed(line)).collect();
+            failing.iter().for_each(|test| eprintln!("x: {test} fails without a mutant: it is not counted"));
+            self.failing.insert(filter, failing);
+        }
+        self.tree.write(&mutant.source.path, &mutant.text())
+    }
+
+    /// A mutant's verdict on the target, in the copy that has it.
+    ///
+    /// # Errors
+    /// When something other than the mutant goes wrong.
+    pub(super) fn judge(&mut self, mutant: &Mutant) -> Result<Verdict> {
+        self.prepare(mutant)?;
+        if let Some(verdict) = self.build()? {
+            return Ok(verdict);
+        }
+        if self.image.as_ref() == Some(&self.image()?) {
+            return Ok(Verdict::Invalid("the image for the target is the same".into()));
+        }
+        for filter in filters(mutant) {
+            let ignored = self.failing.get(filter);
+            let stop = |line: &str| failed(line).filter(|test| ignored.is_none_or(|tests| !tests.contains(test)));
+            let run = self.test(&[filter], RUN_LIMIT, stop)?;
+            match run.end {
+                End::Stopped(test) => return Ok(Verdict::Killed(test)),
+                End::TimeLimit => {
+                    return Ok(Verdict::Killed(format!("the time limit of {} s on the target", RUN_LIMIT.as_secs())));
+                }
+                End::Exit(_) => {}
+            }
+        }
+        Ok(Verdict::Survived)
+    }
+}
+
+fn filters(mutant: &Mutant) -> &'static [&'static str] {
+    area_of(&mutant.source.path).map_or(&[], |area| area.target)
+}
+
+/// A test on the target that failed, in a line of the report.
+fn failed(line: &str) -> Option<String> {
+    let (test, verdict) = line.strip_prefix("test ")?.rsplit_once("... ")?;
+    (verdict == "FAILED").then(|| test.trim_end().to_owned())
+}

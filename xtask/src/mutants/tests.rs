@@ -1,0 +1,348 @@
+//! Each rule by what it makes of a few lines; verdicts and resuming by a crate of a few lines and its tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::bounded::{self, End};
+use super::draw::{self, Mutant, Source};
+use super::host::Host;
+use super::record::{Records, Verdict};
+use super::rules::{self, Rule};
+use super::tree::Tree;
+use super::{Session, record};
+use crate::tools::Tools;
+
+/// What a rule makes of the body of a function: all bodies.
+fn bodies(rule: Rule, body: &str) -> Vec<String> {
+    let source = format!("fn f() {{{body}}}");
+    let whole = sources(rule, &source);
+    whole.into_iter().map(|text| text["fn f() {".len()..text.len() - 1].to_owned()).collect()
+}
+
+/// What a rule makes of a source.
+fn sources(rule: Rule, source: &str) -> Vec<String> {
+    let mutants = draw::of(Source { path: "a.rs".into(), text: source.into() }).unwrap();
+    mutants.iter().filter(|mutant| mutant.change.rule == rule).map(Mutant::text).collect()
+}
+
+#[test]
+fn barriers_are_dropped_and_weakened() {
+    assert_eq!(bodies(Rule::Barrier, "mmu.dsb_ish();"), ["();", "mmu.dsb_ishst();", "mmu.dsb_nsh();"]);
+    assert_eq!(bodies(Rule::Barrier, "a::isb();"), ["();"]);
+    assert_eq!(bodies(Rule::Barrier, "mmu.complete_tlbi();"), ["();", "mmu.dsb_nsh();"]);
+    assert_eq!(bodies(Rule::Barrier, "fence(Ordering::SeqCst);"), ["();"]);
+    let made = sources(Rule::Barrier, "barrier!(dsb_ish, dsb, ISH);");
+    assert_eq!(made, ["barrier!(dsb_ish, dsb, ISHST);"]);
+    let assembly = bodies(Rule::Barrier, r#"asm!("dsb ish", "tlbi vmalle1is", "isb");"#);
+    let expected = [
+        r#"asm!("dsb ishst", "tlbi vmalle1is", "isb");"#,
+        r#"asm!("nop", "tlbi vmalle1is", "isb");"#,
+        r#"asm!("dsb ish", "tlbi vmalle1is", "nop");"#,
+    ];
+    assert_eq!(assembly, expected);
+}
+
+#[test]
+fn invalidations_are_dropped_and_narrowed() {
+    assert_eq!(bodies(Rule::Tlbi, "vae1is(a);"), ["vae1(a);", "vale1is(a);", "();"]);
+    let value = bodies(Rule::Tlbi, "mmu.tlbi(Instruction::Vaae1is(a));");
+    assert_eq!(value, ["();", "mmu.tlbi(Instruction::Vaae1(a));", "mmu.tlbi(Instruction::Vaale1is(a));"]);
+    assert_eq!(bodies(Rule::Tlbi, "Tables::Unlinked"), ["Tables::Kept"]);
+    let word = sources(Rule::Tlbi, r#"tlbi!(vae1is, "sys #0, c8, c3, #1, {}");"#);
+    let expected = [r#"tlbi!(vae1is, "sys #0, c8, c7, #1, {}");"#, r#"tlbi!(vae1is, "sys #0, c8, c3, #5, {}");"#];
+    assert_eq!(word, expected);
+}
+
+#[test]
+fn orderings_are_relaxed() {
+    assert_eq!(bodies(Rule::Ordering, "a.load(Ordering::Acquire)"), ["a.load(Ordering::Relaxed)"]);
+    let both = bodies(Rule::Ordering, "a.swap(1, Ordering::AcqRel)");
+    assert_eq!(both, ["a.swap(1, Ordering::Acquire)", "a.swap(1, Ordering::Release)"]);
+    assert_eq!(bodies(Rule::Ordering, "fence(Ordering::SeqCst)"), ["fence(Ordering::AcqRel)"]);
+    assert_eq!(bodies(Rule::Ordering, "fence(Ordering::Release); a.load(Ordering::Relaxed)"), [""; 0]);
+}
+
+#[test]
+fn conditions_are_negated() {
+    assert_eq!(bodies(Rule::Condition, "if a() {}"), ["if !a() {}"]);
+    assert_eq!(bodies(Rule::Condition, "if a == b {}"), ["if !(a == b) {}"]);
+    assert_eq!(bodies(Rule::Condition, "a && b"), ["a || b"]);
+    assert_eq!(bodies(Rule::Condition, "if let Some(a) = b && a {}"), [""; 0]);
+    assert_eq!(bodies(Rule::Condition, "match a { b if c => d, _ => e }"), ["match a { b if !c => d, _ => e }"]);
+}
+
+#[test]
+fn bounds_are_moved_by_one() {
+    assert_eq!(bodies(Rule::Bound, "a < b"), ["a <= b"]);
+    assert_eq!(bodies(Rule::Bound, "a >= b"), ["a > b"]);
+    assert_eq!(bodies(Rule::Bound, "a - 1"), ["a - 0"]);
+    assert_eq!(bodies(Rule::Bound, "a + 1u64"), ["a + 0u64"]);
+    assert_eq!(bodies(Rule::Bound, "for a in b..c {}"), ["for a in b..c - 1 {}"]);
+    assert_eq!(bodies(Rule::Bound, "for a in b..=c {}"), ["for a in b..c {}"]);
+}
+
+#[test]
+fn operands_are_narrowed() {
+    assert_eq!(bodies(Rule::Operand, "a & 0xff"), ["a & 0x7f"]);
+    assert_eq!(bodies(Rule::Operand, "a << 48"), ["a << 47"]);
+    assert_eq!(bodies(Rule::Operand, "a >> 12"), ["a >> 13"]);
+    assert_eq!(bodies(Rule::Operand, "a.div_ceil(b)"), ["(a / b)"]);
+    assert_eq!(bodies(Rule::Operand, "a.max(b)"), ["a.min(b)"]);
+}
+
+#[test]
+fn neighbours_are_exchanged() {
+    assert_eq!(bodies(Rule::Exchange, "a();\n// Then.\nb = c;"), ["b = c;\n// Then.\na();"]);
+    assert_eq!(bodies(Rule::Exchange, "a(); let b = 1; c();"), [""; 0]);
+}
+
+#[test]
+fn calls_counts_and_undos_are_left_out() {
+    assert_eq!(bodies(Rule::Omission, "a.b();"), [""]);
+    assert_eq!(bodies(Rule::Omission, "*a += 1; c?;"), [" c?;"]);
+    assert_eq!(bodies(Rule::Omission, "self.undo(\na,\n)?;\n"), ["\n\n\n"]);
+    // What a block evaluates to, and what other rules have.
+    assert_eq!(bodies(Rule::Omission, "mmu.isb(); drop(a); b()"), [""; 0]);
+}
+
+#[test]
+fn guards_are_dropped_early() {
+    let made = bodies(Rule::EarlyDrop, "let mut a = b.lock(); a.c(); d(); e()");
+    assert_eq!(made, ["let mut a = b.lock(); a.c(); drop(a); d(); e()"]);
+    assert_eq!(bodies(Rule::EarlyDrop, "let _a = b(); c()"), ["let _a = b(); drop(_a); c()"]);
+    assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); c(a)"), [""; 0]);
+    assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); a.c(); drop(a); d()"), [""; 0]);
+}
+
+#[test]
+fn tests_doubles_and_messages_are_left_alone() {
+    let untouched = [
+        "#[cfg(test)] mod tests { fn f() { a(); } }",
+        "#[test] fn f() { a(); }",
+        "#[cfg(not(target_os = \"none\"))] fn f() { a(); }",
+        "impl fmt::Display for A { fn fmt(&self) { a(); } }",
+        "fn f() { #[cfg(not(target_os = \"none\"))] a(); }",
+    ];
+    for source in untouched {
+        assert_eq!(rules::changes(source).unwrap(), [], "{source}");
+    }
+    assert_eq!(rules::changes("#[cfg(target_os = \"none\")] fn f() { a(); }").unwrap().len(), 1);
+}
+
+#[test]
+fn a_patch_is_what_git_applies() {
+    let text = "fn f() {\n    a();\n    b(1);\n    c();\n    d();\n    e()\n}\n";
+    let mutants = draw::of(Source { path: "src/a.rs".into(), text: text.into() }).unwrap();
+    let mutant = mutants.iter().find(|mutant| mutant.change.rule == Rule::Omission && mutant.line() == 3).unwrap();
+    assert_eq!(mutant.place(), "src/a.rs:3");
+    let expected = "--- a/src/a.rs\n+++ b/src/a.rs\n@@ -1,6 +1,6 @@\n fn f() {\n     a();\n-    b(1);\n+    \n     c();\n     \
+                    d();\n     e()\n";
+    assert_eq!(mutant.patch(), expected);
+}
+
+#[test]
+fn a_seed_repeats_its_order_and_another_file_does_not_change_it() {
+    let of = |path: &str| {
+        let text = "fn f() { a(); if b { c(); d(); } if e < 1 { g() } }";
+        draw::of(Source { path: path.into(), text: text.into() }).unwrap()
+    };
+    let names = |mutants: Vec<Mutant>| -> Vec<String> { mutants.into_iter().map(|mutant| mutant.id).collect() };
+    let one = names(draw::order(of("arch/src/a.rs"), 1));
+    assert_eq!(one, names(draw::order(of("arch/src/a.rs"), 1)));
+    assert_ne!(one, names(draw::order(of("arch/src/a.rs"), 2)));
+    let mut two = names(draw::order([of("arch/src/a.rs"), of("kernel/src/mm/b.rs")].concat(), 1));
+    assert_eq!(two.len(), 2 * one.len());
+    two.retain(|name| one.contains(name));
+    assert_eq!(two.len(), one.len());
+    // Rules take turns: the first of them are all different.
+    let first: Vec<Rule> =
+        draw::order(of("arch/src/a.rs"), 1).iter().map(|mutant| mutant.change.rule).take(4).collect();
+    let distinct: std::collections::BTreeSet<Rule> = first.iter().copied().collect();
+    assert_eq!(distinct.len(), 4, "{first:?}");
+}
+
+#[test]
+fn bounds_end_a_command_and_what_it_started() {
+    let shell = |script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    };
+    let begin = std::time::Instant::now();
+    let run = bounded::run(shell("sleep 100 & sleep 100"), Duration::from_millis(300), |_| None).unwrap();
+    assert!(matches!(run.end, End::TimeLimit), "{run:?}");
+    let wanted = |line: &str| (line == "b").then(|| "seen".to_owned());
+    let run = bounded::run(shell("echo a; echo b; sleep 100"), Duration::from_secs(60), wanted).unwrap();
+    assert!(matches!(&run.end, End::Stopped(why) if why == "seen"), "{run:?}");
+    assert!(begin.elapsed() < Duration::from_secs(30));
+    let run = bounded::run(bounded::with_memory(&shell("ulimit -v"), 1 << 20), Duration::from_secs(60), |_| None);
+    assert_eq!(run.unwrap().output, ["1048576"]);
+}
+
+/// A git repository with one crate, in the place of an area of the kernel.
+struct Fake(PathBuf);
+
+impl Fake {
+    fn new(name: &str) -> Self {
+        let root = std::env::temp_dir().join(format!("granule-mutants-{name}-{}", std::process::id()));
+        let fake = Self(root);
+        let package = "[package]\nname = \"granule-arch\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\npath = \"arch/src/lib.rs\"\n";
+        fake.write("Cargo.toml", package);
+        fake.write("Cargo.lock", "version = 4\n[[package]]\nname = \"granule-arch\"\nversion = \"0.1.0\"\n");
+        fake.write(".gitignore", "/target/\n");
+        fake.write("arch/src/lib.rs", LIBRARY);
+        assert!(Command::new("git").args(["init", "-q"]).current_dir(&fake.0).status().unwrap().success());
+        fake
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn mutants(&self) -> Vec<Mutant> {
+        let text = fs::read_to_string(self.0.join("arch/src/lib.rs")).unwrap();
+        draw::order(draw::of(Source { path: "arch/src/lib.rs".into(), text }).unwrap(), 0)
+    }
+
+    /// The verdicts of all mutants, by the number of the line and the rule; only those of `Records` without a `Host`.
+    fn run(&self) -> Vec<(usize, &'static str, Verdict)> {
+        let tools = Tools::for_tests(&self.0);
+        let tree = Tree::copy(&self.0, &self.0.join("target/mutants/tree")).unwrap();
+        let here = tools.at(&tree.root);
+        let records = Records::open(&self.0.join("target/mutants/0"), &tree.hash).unwrap();
+        let host = Host { tools: &here, tree: &tree, seed: 0, packages: |_| &["granule-arch"] };
+        let mutants = self.mutants();
+        let mut session = Session { count: mutants.len(), records, host, target: None, baseline: None };
+        let mut verdicts: Vec<_> = session
+            .run(&mutants)
+            .unwrap()
+            .into_iter()
+            .map(|(mutant, verdict)| (mutant.line(), mutant.change.rule.name(), verdict))
+            .collect();
+        verdicts.sort_by_key(|(line, rule, _)| (*line, *rule));
+        verdicts
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A test sees `seen`; none calls `unseen`; one calls `ignored` and forgets to compare; one waits for `waited`.
+const LIBRARY: &str = "\
+pub fn seen(a: u32) -> u32 { a + 1 }
+pub fn unseen(a: u32) -> u32 { a + 1 }
+pub fn ignored(a: u32) -> u32 { a + 1 }
+pub fn waited(a: u32) -> u32 { a + 1 }
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn compares() { assert_eq!(super::seen(1), 2); }
+    #[test]
+    fn forgets() { super::ignored(1); }
+    #[test]
+    fn crashes() { if super::waited(1) != 2 { std::process::abort() } }
+}
+";
+
+#[test]
+fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
+    let fake = Fake::new("verdict");
+    let killed = |by: &str| Verdict::Killed(by.into());
+    let verdicts = fake.run();
+    assert_eq!(verdicts.len(), 4);
+    assert_eq!(verdicts[0], (1, "bound", killed("granule-arch granule_arch tests::compares")));
+    assert_eq!(verdicts[1], (2, "bound", Verdict::Survived));
+    assert_eq!(verdicts[2], (3, "bound", Verdict::Survived));
+    assert!(matches!(&verdicts[3].2, Verdict::Killed(by) if by.starts_with("a crash of granule-arch")), "{verdicts:?}");
+
+    // The place that no test reaches needs no build: its mutant is not tried on the host.
+    let text = fs::read_to_string(fake.0.join("target/mutants/0/reach.json")).unwrap();
+    let reached = fake.mutants().into_iter().map(|mutant| (mutant.line(), text.matches(&mutant.id).count()));
+    // Each name stands among those that have a probe, and once for the test that reaches it.
+    let reached: std::collections::BTreeMap<usize, usize> = reached.collect();
+    assert_eq!(reached.into_values().collect::<Vec<_>>(), [2, 1, 2, 2]);
+
+    // The user's own tree was only read.
+    assert_eq!(fs::read_to_string(fake.0.join("arch/src/lib.rs")).unwrap(), LIBRARY);
+
+    // A second run takes the verdicts as they are, even without anything to build.
+    let tree = fake.0.join("target/mutants/tree/target");
+    fs::remove_dir_all(&tree).unwrap();
+    assert_eq!(fake.run(), verdicts);
+    assert!(!tree.exists());
+
+    // With a test more, only what had survived is tried again.
+    let more = LIBRARY.replace("super::ignored(1);", "assert_eq!(super::ignored(1), 2);");
+    fake.write("arch/src/lib.rs", &more);
+    let again = fake.run();
+    assert_eq!(again[2].2, killed("granule-arch granule_arch tests::forgets"));
+    assert_eq!((&again[0], &again[1]), (&verdicts[0], &verdicts[1]));
+}
+
+#[test]
+fn what_does_not_compile_is_no_mutant_and_the_report_has_the_survivors() {
+    let fake = Fake::new("report");
+    fake.write("arch/src/lib.rs", "pub fn f(a: &str) -> u32 { let b = a.len(); b as u32 }\npub fn g() { f(\"\"); }\n");
+    let mutants = fake.mutants();
+    assert_eq!(mutants.len(), 1);
+    let killed = (mutants[0].clone(), Verdict::Killed("a test".into()));
+    let survived = (mutants[0].clone(), Verdict::Survived);
+    let invalid = (mutants[0].clone(), Verdict::Invalid("an error".into()));
+    let text = record::report(&[killed, survived, invalid]);
+    assert!(text.contains("survived: omission arch/src/lib.rs:2"), "{text}");
+    assert!(text.contains("-pub fn g() { f(\"\"); }"), "{text}");
+    assert!(text.contains("mutants: 1 of 2 died, 1 survived (50 %)"), "{text}");
+
+    let wrong = "pub fn f(a: bool, b: bool) -> usize { [0; 3 - 1].len() + usize::from(a && b) }\n\
+                 const _: [u8; 2] = [0; 3 - 1];\n#[cfg(test)] #[test] fn t() { f(true, true); }\n";
+    fake.write("arch/src/lib.rs", wrong);
+    let verdicts = fake.run();
+    assert!(
+        verdicts.iter().any(|(line, rule, verdict)| {
+            (*line, *rule) == (2, "bound")
+                && matches!(verdict, Verdict::Invalid(why) if why.contains("mismatched types"))
+        }),
+        "{verdicts:?}"
+    );
+}
+
+#[test]
+fn every_area_has_mutants_and_a_wrong_path_is_an_error() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for area in &super::table::AREAS {
+        assert!(draw::all(root, Some(area.path)).unwrap().len() > 100, "{}", area.path);
+        for package in area.host {
+            let folder = ["arch", "kernel", "kernel/pgtable", "kernel/smmuv3", "kernel/model", "kernel/loom"]
+                .into_iter()
+                .find(|folder| {
+                    let manifest = fs::read_to_string(root.join(folder).join("Cargo.toml")).unwrap();
+                    manifest.contains(&format!("name = \"{package}\""))
+                });
+            assert!(folder.is_some(), "{package}");
+        }
+    }
+    let error = draw::all(root, Some("docs")).unwrap_err().to_string();
+    assert!(error.starts_with("no mutant at \"docs\""), "{error}");
+    let line = draw::all(root, Some("arch/src/barrier.rs:25")).unwrap();
+    assert!(line.iter().all(|mutant| mutant.line() == 25) && !line.is_empty(), "{line:?}");
+}
+
+/// With `--long`: ten mutants of the whole kernel, on the host and on the target.
+#[test]
+#[ignore = "takes half an hour: ./x test --long"]
+fn ten_mutants_get_their_verdict_and_most_die() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let output = Command::new(root.join("x")).args(["mutants", "--seed", "1", "--count", "10"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let died: Option<usize> =
+        text.lines().find_map(|line| line.strip_prefix("mutants: ")?.split_once(" of 10 died")?.0.parse().ok());
+    assert!(died.is_some_and(|died| died >= 7), "{text}");
+}
