@@ -61,6 +61,9 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
         return Ok(());
     }
     let directory = tools.root.join("target/mutants");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let lock = fs::File::create(directory.join("lock")).context("cannot open the lock of target/mutants")?;
+    lock.try_lock().context("another `./x mutants` runs in this tree")?;
     let tree = Tree::copy(&tools.root, &directory.join("tree"))?;
     let records = Records::open(&directory.join(options.seed.to_string()), &tree.hash)?;
     let here = tools.at(&tree.root);
