@@ -253,6 +253,19 @@ fn is_assignment(operator: &BinOp) -> bool {
     )
 }
 
+/// The local variable that a statement assigns.
+fn assigned(statement: &Stmt) -> Option<String> {
+    let place = match statement {
+        Stmt::Expr(Expr::Assign(assign), _) => &assign.left,
+        Stmt::Expr(Expr::Binary(binary), _) if is_assignment(&binary.op) => &binary.left,
+        _ => return None,
+    };
+    match &**place {
+        Expr::Path(path) => path.path.get_ident().map(ToString::to_string),
+        _ => None,
+    }
+}
+
 /// Whether an expression binds names by `let`.
 fn has_let(expression: &Expr) -> bool {
     match expression {
@@ -346,6 +359,15 @@ impl Finder<'_> {
         self.text(statement).parse().unwrap_or_default()
     }
 
+    /// Whether two statements assign local variables, each one that the other does not mention: their order is no
+    /// matter.
+    fn is_independent(&self, first: &Stmt, second: &Stmt) -> bool {
+        match (assigned(first), assigned(second)) {
+            (Some(one), Some(other)) => !mentions(self.tokens(second), &one) && !mentions(self.tokens(first), &other),
+            _ => false,
+        }
+    }
+
     /// What a block's statements offer together.
     fn statements(&mut self, block: &Block) {
         for (index, statement) in block.stmts.iter().enumerate() {
@@ -362,6 +384,7 @@ impl Finder<'_> {
             }
             if let Some(next) = block.stmts.get(index + 1).filter(|next| does_something(next))
                 && !is_unshipped(attributes(next))
+                && !self.is_independent(statement, next)
             {
                 let (first, second) = (statement.span().byte_range(), next.span().byte_range());
                 let between = self.source.get(first.end..second.start).unwrap_or_default();
