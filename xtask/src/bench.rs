@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use granule_runner::bench::boot::{self, Chosen, Images};
 use granule_runner::bench::list::{self, Bench};
-use granule_runner::bench::reference::Run;
+use granule_runner::bench::reference::{Run, Scope};
 use granule_runner::bench::{BOOT, page, table};
 use granule_runner::machine::{self, Machine};
 
@@ -31,7 +31,8 @@ pub(crate) struct Options {
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
-    /// Fail if a row takes over 1 % more than in docs/BENCHMARKS.json, for the same compiler
+    /// Fail if a row misses its bound or has vanished, takes more barriers than in docs/BENCHMARKS.json or, with the same
+    /// compiler, over 1 % more instructions
     #[arg(long)]
     pub(crate) check: bool,
     /// Write docs/BENCHMARKS.json and the tables of docs/BENCHMARKS.md
@@ -70,7 +71,9 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     if options.update {
         update(&run, &tools.root)?;
     }
-    if options.check { check(&run, &tools.root.join(REFERENCE)) } else { Ok(()) }
+    let is_part = !filter.is_empty() || options.machine.is_some();
+    let scope = if is_part { Scope::Part } else { Scope::Whole };
+    if options.check { check(&run, scope, &tools.root.join(REFERENCE)) } else { Ok(()) }
 }
 
 /// Which rows on which machine: those that were asked for there; else all on the first, and on others what is theirs
@@ -108,23 +111,23 @@ fn update(run: &Run, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compares with the reference.
-fn check(run: &Run, reference: &Path) -> Result<()> {
+/// Compares with the bounds and with the reference.
+fn check(run: &Run, scope: Scope, reference: &Path) -> Result<()> {
     let text = std::fs::read_to_string(reference).with_context(|| format!("cannot read {}", reference.display()))?;
     let reference = Run::from_json(&text).with_context(|| reference.display().to_string())?;
-    match run.grown_since(&reference) {
-        Err(why) => {
-            eprintln!("x: nothing was compared: {why}");
-            Ok(())
-        }
-        Ok(grown) if grown.is_empty() => {
-            eprintln!("x: nothing grew over 1 % since {REFERENCE}");
-            Ok(())
-        }
-        Ok(grown) => {
-            bail!("grown since {REFERENCE}:\n  {}\nIf that is worth it: ./x bench --update", grown.join("\n  "))
-        }
+    if let Some(why) = run.differs_in_compiler(&reference) {
+        eprintln!("x: instructions were not compared: {why}");
     }
+    let missed = run.missed();
+    ensure!(missed.is_empty(), "bounds that are missed:\n  {}", missed.join("\n  "));
+    let grown = run.grown_since(&reference, scope);
+    ensure!(
+        grown.is_empty(),
+        "grown since {REFERENCE}:\n  {}\nIf that is worth it: ./x bench --update",
+        grown.join("\n  ")
+    );
+    eprintln!("x: all bounds are kept, and nothing grew since {REFERENCE}");
+    Ok(())
 }
 
 /// What `rustc -vV` prints.

@@ -1,14 +1,25 @@
 //! The run that is checked in, and what grew since.
 //!
-//! Another compiler makes other code, so numbers are compared only where `rustc -vV` prints the same.
+//! Another compiler makes other code, so instructions are compared only where `rustc -vV` prints the same. Barriers and
+//! TLBIs are the sources', whatever compiles them; so are rows and sizes, none of which may vanish.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::bars::Bar;
 use super::{Measured, Row};
 
 /// More than this is growth.
 const TOLERANCE: f64 = 0.01;
+
+/// What a run has measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// All rows on all machines: each row of the reference must be there.
+    Whole,
+    /// Those that were asked for.
+    Part,
+}
 
 /// A run: what `./x bench --json` prints, and what docs/BENCHMARKS.json holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,30 +74,48 @@ impl Run {
         measured.rows.iter().find(|row| row.name == name)
     }
 
-    /// What this run took more of than `reference`; empty: nothing.
-    ///
-    /// # Errors
-    /// Why the two cannot be compared.
-    pub fn grown_since(&self, reference: &Self) -> Result<Vec<String>, String> {
-        if self.rustc != reference.rustc {
-            let (here, there) = (self.rustc.lines().next(), reference.rustc.lines().next());
-            return Err(format!(
-                "the reference was compiled by {}, this by {}, and other compilers make other code",
-                there.unwrap_or("nothing that is known"),
-                here.unwrap_or("nothing that is known")
-            ));
-        }
+    /// Why the instructions of the two cannot be compared, if they cannot.
+    pub fn differs_in_compiler(&self, reference: &Self) -> Option<String> {
+        let name = |run: &Self| run.rustc.lines().next().unwrap_or("nothing that is known").to_owned();
+        (self.rustc != reference.rustc).then(|| {
+            let (here, there) = (name(self), name(reference));
+            format!("the reference was compiled by {there}, this by {here}, and other compilers make other code")
+        })
+    }
+
+    /// What this run took more of than `reference`, and what of it this run lacks; empty: nothing.
+    pub fn grown_since(&self, reference: &Self, scope: Scope) -> Vec<String> {
+        let same_compiler = self.differs_in_compiler(reference).is_none();
         let mut grown = Vec::new();
         for measured in self.machines() {
             for row in &measured.rows {
                 let place = format!("{} on {}", row.name, measured.machine);
                 match reference.row(&measured.machine, &row.name) {
                     None => grown.push(format!("{place}: not in the reference")),
-                    Some(before) => grown.extend(growth(&place, before, row)),
+                    Some(before) => {
+                        if same_compiler {
+                            grown.extend(growth(&place, before, row));
+                        }
+                        grown.extend(vanished(&place, before, row));
+                        grown.extend(more_barriers(&place, before, row));
+                    }
                 }
             }
         }
-        Ok(grown)
+        for measured in reference.machines().filter(|_| scope == Scope::Whole) {
+            let gone = measured.rows.iter().filter(|row| self.row(&measured.machine, &row.name).is_none());
+            grown.extend(gone.map(|row| format!("{} on {}: not measured any more", row.name, measured.machine)));
+        }
+        grown
+    }
+
+    /// The rows that miss their bounds.
+    pub fn missed(&self) -> Vec<String> {
+        let bars = |measured: &Measured, row: &Row| -> Option<String> {
+            let bar = Bar::on(&measured.machine, &row.name)?;
+            (!bar.is_met(row)).then(|| format!("{} on {}: misses its bound, {bar}", row.name, measured.machine))
+        };
+        self.machines().flat_map(|measured| measured.rows.iter().filter_map(|row| bars(measured, row))).collect()
     }
 }
 
@@ -107,12 +136,25 @@ fn growth(place: &str, before: &Row, now: &Row) -> Vec<String> {
             Some(_) => {}
         }
     }
+    grown
+}
+
+/// Sizes that were measured once.
+fn vanished(place: &str, before: &Row, now: &Row) -> Vec<String> {
+    let gone = before.points.iter().filter(|(size, _)| now.at(*size).is_none());
+    gone.map(|(size, _)| format!("{place}: size {size} is not measured any more")).collect()
+}
+
+fn more_barriers(place: &str, before: &Row, now: &Row) -> Vec<String> {
+    let mut grown = Vec::new();
     for (what, was, is) in [("DSB", before.dsb, now.dsb), ("ISB", before.isb, now.isb), ("TLBI", before.tlbi, now.tlbi)]
     {
-        if let (Some(was), Some(is)) = (was, is)
-            && is > was
-        {
-            grown.push(format!("{place}: {is} {what} a call, {was} in the reference"));
+        match (was, is) {
+            (Some(was), Some(is)) if is > was => {
+                grown.push(format!("{place}: {is} {what} a call, {was} in the reference"));
+            }
+            (Some(was), None) => grown.push(format!("{place}: no number of {what}, {was} in the reference")),
+            _ => {}
         }
     }
     grown
@@ -121,7 +163,7 @@ fn growth(place: &str, before: &Row, now: &Row) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::trace::Barriers;
-    use super::{Measured, Row, Run};
+    use super::{Measured, Row, Run, Scope};
 
     fn run(points: &[(u32, u32)], tlbi: u32) -> Run {
         let barriers = vec![Barriers { dsb: 2, isb: 1, tlbi }; points.len()];
@@ -133,36 +175,63 @@ mod tests {
     #[test]
     fn the_same_has_not_grown_and_less_has_not_either() {
         let before = run(&[(1, 400), (512, 4000)], 1);
-        assert_eq!(before.grown_since(&before), Ok(vec![]));
-        assert_eq!(run(&[(1, 404), (512, 4040)], 1).grown_since(&before), Ok(vec![]));
-        assert_eq!(run(&[(1, 300), (512, 10)], 0).grown_since(&before), Ok(vec![]));
+        assert_eq!(before.grown_since(&before, Scope::Whole), [""; 0]);
+        assert_eq!(run(&[(1, 404), (512, 4040)], 1).grown_since(&before, Scope::Whole), [""; 0]);
+        assert_eq!(run(&[(1, 300), (512, 10)], 0).grown_since(&before, Scope::Whole), [""; 0]);
     }
 
     #[test]
     fn one_percent_more_at_one_size_is_growth() {
         let before = run(&[(1, 400), (512, 4000)], 1);
-        let grown = run(&[(1, 405), (512, 4000)], 1).grown_since(&before).unwrap();
+        let grown = run(&[(1, 405), (512, 4000)], 1).grown_since(&before, Scope::Part);
         assert_eq!(grown[0], "a on default: 405 instructions at size 1, 400 in the reference");
         assert_eq!(grown.len(), 4, "{grown:?}");
-        assert_eq!(run(&[(1, 400), (512, 4041)], 1).grown_since(&before).unwrap().len(), 4);
+        assert_eq!(run(&[(1, 400), (512, 4041)], 1).grown_since(&before, Scope::Part).len(), 4);
     }
 
     #[test]
     fn a_barrier_more_a_row_more_and_a_size_more_are_growth() {
         let before = run(&[(1, 400)], 1);
-        assert!(run(&[(1, 400)], 2).grown_since(&before).unwrap()[0].contains("2 TLBI a call, 1 in the reference"));
-        assert!(run(&[(1, 400), (2, 1)], 1).grown_since(&before).unwrap()[0].contains("size 2"));
+        let grown = |run: &Run, before: &Run| run.grown_since(before, Scope::Part);
+        assert!(grown(&run(&[(1, 400)], 2), &before)[0].contains("2 TLBI a call, 1 in the reference"));
+        assert!(grown(&run(&[(1, 400), (2, 1)], 1), &before)[0].contains("size 2"));
         let mut fewer = before.clone();
         fewer.also.clear();
-        assert!(before.grown_since(&fewer).unwrap()[0].contains("a on a72: not in the reference"));
+        assert!(grown(&before, &fewer)[0].contains("a on a72: not in the reference"));
     }
 
     #[test]
-    fn another_compiler_is_not_compared() {
+    fn what_is_not_measured_any_more_is_noticed() {
+        let before = run(&[(1, 400), (512, 4000)], 1);
+        let fewer_sizes = run(&[(1, 400)], 1).grown_since(&before, Scope::Part);
+        assert_eq!(fewer_sizes.len(), 4, "{fewer_sizes:?}");
+        assert_eq!(fewer_sizes[0], "a on default: size 512 is not measured any more");
+        let mut fewer_rows = before.clone();
+        fewer_rows.also[0].rows.pop();
+        assert_eq!(fewer_rows.grown_since(&before, Scope::Whole), ["b/c on a72: not measured any more"]);
+        assert_eq!(fewer_rows.grown_since(&before, Scope::Part), [""; 0]);
+    }
+
+    #[test]
+    fn of_another_compiler_instructions_are_not_compared_and_barriers_are() {
         let before = run(&[(1, 400)], 1);
         let now = Run { rustc: "rustc 1.96.0".into(), ..run(&[(1, 500)], 1) };
-        let why = now.grown_since(&before).unwrap_err();
+        let why = now.differs_in_compiler(&before).unwrap();
         assert!(why.contains("rustc 1.95.0, this by rustc 1.96.0"), "{why}");
+        assert_eq!(now.grown_since(&before, Scope::Whole), [""; 0]);
+        let now = Run { rustc: "rustc 1.96.0".into(), ..run(&[(1, 500)], 2) };
+        assert_eq!(now.grown_since(&before, Scope::Whole).len(), 4);
+    }
+
+    #[test]
+    fn a_bound_that_is_missed_is_named() {
+        let barriers = vec![Barriers { dsb: 2, isb: 1, tlbi: 1 }];
+        let run = |taken| {
+            let row = Row::new("set_memory_x", "page", vec![(1, taken)], barriers.clone());
+            Run::new(vec![Measured { machine: "default".into(), rows: vec![row] }], String::new()).unwrap()
+        };
+        assert_eq!(run(257).missed(), [""; 0]);
+        assert_eq!(run(258).missed(), ["set_memory_x on default: misses its bound, 250 + 7 N"]);
     }
 
     #[test]
