@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use granule_runner::qemu;
 
 use crate::tools::{Profile, Tools, run};
-use crate::{example, image, initrd, symbols};
+use crate::{example, image, initrd, symbols, words};
 
 /// The largest kernel image that is let through, in bytes.
 pub(crate) const IMAGE_LIMIT: usize = 1 << 20;
@@ -70,6 +70,10 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     example::check_mmu_off(&linked)?;
     write(&example, &linked)?;
     let (tests, benches) = (program(TESTS)?, program("granule-bench")?);
+    // The checked build calls what reports an overflow, which issues instructions of its own.
+    if profile == Profile::Release {
+        words::check(&fs::read(&tests.elf)?).with_context(|| tests.elf.display().to_string())?;
+    }
     build_plugin(tools)?;
     let built = Built { kernel, tests, benches, example, bench_program, initrd: archive };
     if profile == Profile::Release {

@@ -20,6 +20,7 @@ mod start;
 mod symbols;
 mod test;
 mod tools;
+mod words;
 
 use std::process::ExitCode;
 

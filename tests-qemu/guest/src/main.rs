@@ -77,5 +77,7 @@ mod uaccess;
 mod user;
 #[cfg(target_os = "none")]
 mod vmalloc;
+#[cfg(target_os = "none")]
+mod words;
 
 granule_boot::entry!(crate::harness::run);

@@ -1,0 +1,113 @@
+//! Each wrapper of an instruction, alone in a function, for `./x build`: it compares the words that the compiler made of
+//! it with a table by hand (xtask/src/words.rs). Nothing here runs.
+
+#![allow(unsafe_code, reason = "calls of what must not run, under names that are found in the ELF")]
+
+use aarch64_cpu::registers::{Readable, Writeable};
+use granule_arch::addr::VirtAddr;
+use granule_arch::cache::{self, CodeCaches};
+use granule_arch::interrupts::Daif;
+use granule_arch::sysreg;
+use granule_arch::tlbi::{AddressOperand, Asid, RangeOperand};
+use granule_arch::{barrier, interrupts, random, timer, tlbi, translate, wait};
+
+/// `name(arguments): expression`; the name is that of the row in the table, behind `word_`.
+macro_rules! words {
+    ($($name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?: $body:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        fn $name($($argument: $type),*) $(-> $result)? {
+            $body
+        }
+        const _: () = {
+            #[used]
+            static KEEP: fn($($type),*) $(-> $result)? = $name;
+        };
+    )*};
+}
+
+words! {
+    word_dsb_ishst(): barrier::dsb_ishst();
+    word_dsb_ish(): barrier::dsb_ish();
+    word_dsb_nsh(): barrier::dsb_nsh();
+    word_dsb_sy(): barrier::dsb_sy();
+    word_dmb_ishst(): barrier::dmb_ishst();
+    word_dmb_ish(): barrier::dmb_ish();
+    word_dmb_oshst(): barrier::dmb_oshst();
+    word_dmb_oshld(): barrier::dmb_oshld();
+    word_dmb_osh(): barrier::dmb_osh();
+    word_isb(): barrier::isb();
+    word_vmalle1is(): tlbi::vmalle1is();
+    word_vmalle1(): tlbi::vmalle1();
+    word_aside1is(asid: Asid): tlbi::aside1is(asid);
+    word_aside1(asid: Asid): tlbi::aside1(asid);
+    word_vae1is(operand: AddressOperand): tlbi::vae1is(operand);
+    word_vale1is(operand: AddressOperand): tlbi::vale1is(operand);
+    word_vaae1is(operand: AddressOperand): tlbi::vaae1is(operand);
+    word_vaale1is(operand: AddressOperand): tlbi::vaale1is(operand);
+    word_vae1(operand: AddressOperand): tlbi::vae1(operand);
+    word_vale1(operand: AddressOperand): tlbi::vale1(operand);
+    word_vaae1(operand: AddressOperand): tlbi::vaae1(operand);
+    word_vaale1(operand: AddressOperand): tlbi::vaale1(operand);
+    word_rvae1is(operand: RangeOperand): tlbi::rvae1is(operand);
+    word_rvale1is(operand: RangeOperand): tlbi::rvale1is(operand);
+    word_rvaae1is(operand: RangeOperand): tlbi::rvaae1is(operand);
+    word_rvaale1is(operand: RangeOperand): tlbi::rvaale1is(operand);
+    word_rvaale1(operand: RangeOperand): tlbi::rvaale1(operand);
+    word_execute_vmalle1is(): tlbi::Instruction::Vmalle1is.execute();
+    word_execute_vmalle1(): tlbi::Instruction::Vmalle1.execute();
+    word_execute_vaae1is(operand: AddressOperand): tlbi::Instruction::Vaae1is(operand).execute();
+    word_execute_vaale1is(operand: AddressOperand): tlbi::Instruction::Vaale1is(operand).execute();
+    word_execute_vaae1(operand: AddressOperand): tlbi::Instruction::Vaae1(operand).execute();
+    word_execute_vaale1(operand: AddressOperand): tlbi::Instruction::Vaale1(operand).execute();
+    word_execute_aside1is(asid: Asid): tlbi::Instruction::Aside1is(asid).execute();
+    word_execute_vae1is(operand: AddressOperand): tlbi::Instruction::Vae1is(operand).execute();
+    word_execute_vale1is(operand: AddressOperand): tlbi::Instruction::Vale1is(operand).execute();
+    word_execute_vale1(operand: AddressOperand): tlbi::Instruction::Vale1(operand).execute();
+    word_execute_rvaae1is(operand: RangeOperand): tlbi::Instruction::Rvaae1is(operand).execute();
+    word_execute_rvaale1is(operand: RangeOperand): tlbi::Instruction::Rvaale1is(operand).execute();
+    word_execute_rvae1is(operand: RangeOperand): tlbi::Instruction::Rvae1is(operand).execute();
+    word_execute_rvale1is(operand: RangeOperand): tlbi::Instruction::Rvale1is(operand).execute();
+    // SAFETY: as all of these, it does not run.
+    word_clean_to_memory(start: VirtAddr, bytes: u64): unsafe { cache::clean_to_memory(start, bytes) };
+    // SAFETY: as above.
+    word_clean_and_invalidate_to_memory(start: VirtAddr, bytes: u64):
+        unsafe { cache::clean_and_invalidate_to_memory(start, bytes) };
+    // SAFETY: as above.
+    word_invalidate_to_memory(start: VirtAddr, bytes: u64): unsafe { cache::invalidate_to_memory(start, bytes) };
+    // SAFETY: as above.
+    word_clean_to_unification(start: VirtAddr, bytes: u64): unsafe { cache::clean_to_unification(start, bytes, 64) };
+    // SAFETY: as above.
+    word_invalidate_instructions(start: VirtAddr, bytes: u64):
+        unsafe { cache::invalidate_instructions(start, bytes, 64) };
+    word_invalidate_all_instructions(): cache::invalidate_all_instructions();
+    // SAFETY: as above.
+    word_sync_code(start: VirtAddr): unsafe { cache::sync_code(start, 64, LINES) };
+    word_read_at_el1(address: VirtAddr) -> bool: translate::read_at_el1(address).is_ok();
+    word_relax(): wait::relax();
+    word_wfe(): wait::wfe();
+    word_sev(): wait::sev();
+    word_wfi(): wait::wfi();
+    word_mask() -> Daif: interrupts::mask();
+    word_restore(state: Daif): interrupts::restore(state);
+    word_enable(): interrupts::enable();
+    word_state() -> Daif: interrupts::state();
+    word_rndr() -> Option<u64>: random::rndr();
+    word_count_unordered() -> u64: timer::count_unordered();
+    word_count() -> u64: timer::count();
+    word_frequency() -> u64: timer::frequency();
+    word_set_deadline(deadline: u64): timer::set_deadline(deadline);
+    word_stop(): timer::stop();
+    word_id_aa64isar2_el1() -> u64: sysreg::ID_AA64ISAR2_EL1.get();
+    word_id_aa64mmfr3_el1() -> u64: sysreg::ID_AA64MMFR3_EL1.get();
+    word_id_aa64mmfr4_el1() -> u64: sysreg::ID_AA64MMFR4_EL1.get();
+    word_ctr_el0() -> u64: sysreg::CTR_EL0.get();
+    word_dczid_el0() -> u64: sysreg::DCZID_EL0.get();
+    word_pmceid0_el0() -> u64: sysreg::PMCEID0_EL0.get();
+    word_pmcr_el0() -> u64: sysreg::PMCR_EL0.get();
+    word_set_pmcr_el0(value: u64): sysreg::PMCR_EL0.set(value);
+    word_pmevcntr0_el0() -> u64: sysreg::PMEVCNTR0_EL0.get();
+}
+
+/// Caches for which everything is done, in one line each.
+const LINES: CodeCaches = CodeCaches { data_line: 64, instruction_line: 64, idc: false, dic: false };
