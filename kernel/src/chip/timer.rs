@@ -107,6 +107,11 @@ pub fn set_deadline(cpu: &Cpu, after: Duration, handler: Handler) {
     set(cpu, Purpose::Caller, Some(Deadline::after(after)), handler);
 }
 
+/// Whether something is due of [`set_deadline`] on `cpu`.
+pub fn has_deadline(cpu: &Cpu) -> bool {
+    cpu.due.0[Purpose::Caller as usize].due().is_some()
+}
+
 /// Has `handler` run on this CPU at `deadline`, or not at all. It replaces what was due before for this purpose.
 pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: Handler) {
     let masked = interrupts::mask();

@@ -128,14 +128,23 @@ pub fn iommu() -> Option<&'static Iommu> {
     iommus().next()
 }
 
-/// Frames that are kept for devices, with what tables attached ones have: for accounts of frames by owner.
+/// Frames that are kept for devices, with the tables of attached ones: for accounts of frames by owner.
 pub fn kept_frames() -> usize {
-    let mut frames = device::direct_pages();
+    let mut frames = 0;
     for iommu in iommus() {
         frames += iommu.pool.stats().frames;
-        iommu.for_each_device(|device| frames += device.table_frames + device.coherent_pages);
+        iommu.for_each_device(|device| frames += device.table_frames);
     }
     frames
+}
+
+/// Pages that drivers have in common with devices: for the same accounts.
+pub fn coherent_pages() -> usize {
+    let mut pages = device::direct_pages();
+    for iommu in iommus() {
+        iommu.for_each_device(|device| pages += device.coherent_pages);
+    }
+    pages
 }
 
 impl Iommu {

@@ -40,7 +40,7 @@ pub struct Pool<T> {
 }
 
 /// How large a pool is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PoolStats {
     /// Objects in use.
     pub objects: usize,

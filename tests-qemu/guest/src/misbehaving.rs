@@ -4,15 +4,20 @@
 //! them and assert the verdict that it must get. [`innocent`] stands among them to show that the rest still runs.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
 
-use granule::chip::{console, power};
+use granule::chip::{console, power, timer};
+use granule::devices::pci::{self, Function};
+use granule::iommu::{self, DmaMask};
 use granule::mm::kernel::set_memory::Validity;
+use granule::sched;
 use granule::smp::{self, Cpu, this_cpu};
+use granule::sync::{IrqLock, rank};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::{interrupts, wait};
 use granule_protocol::{Event, Frame, Nonce};
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, is_device, target_test};
 use crate::split::Block;
 
 target_test!(innocent, selftest());
@@ -128,7 +133,88 @@ fn leaks_an_object(t: &mut Test) {
 target_test!(leaks_an_area, selftest());
 fn leaks_an_area(t: &mut Test) {
     // Dropping a `KernelArea` frees nothing: its owner must call `vfree`.
-    t.ok("an area", granule::kernel().space.vmalloc(this_cpu(), 1));
+    t.ok("an area", granule::kernel().space.vmalloc(this_cpu(), 1024));
+}
+
+target_test!(frees_a_frame_twice, selftest());
+fn frees_a_frame_twice(t: &mut Test) {
+    let (frames, cpu) = (&granule::kernel().frames, this_cpu());
+    let Some(frame) = t.ok("a frame", frames.alloc(cpu)) else { return };
+    frames.free(cpu, frame);
+    frames.free(cpu, frame);
+}
+
+target_test!(logs_an_error, selftest());
+fn logs_an_error(t: &mut Test) {
+    t.check("all is well", true);
+    log::error!("as a test of the runner");
+}
+
+target_test!(leaks_a_thread, selftest());
+fn leaks_a_thread(t: &mut Test) {
+    extern "C" fn sleep(_: usize) {
+        loop {
+            sched::park();
+        }
+    }
+    t.ok("a thread", sched::spawn_kernel(this_cpu(), "leaked", sleep, 0));
+}
+
+target_test!(leaks_a_space, selftest());
+fn leaks_a_space(t: &mut Test) {
+    core::mem::forget(t.ok("a space", granule::kernel().spaces.create(this_cpu())));
+}
+
+target_test!(leaves_a_walk_open, selftest());
+fn leaves_a_walk_open(t: &mut Test) {
+    t.check("all is well", true);
+    core::mem::forget(granule::kernel().space.tables());
+}
+
+target_test!(leaves_another_cpu_in_a_walk, selftest());
+fn leaves_another_cpu_in_a_walk(t: &mut Test) {
+    fn walk(_: &Cpu, _: usize) {
+        core::mem::forget(granule::kernel().space.tables());
+    }
+    let others = smp::online().without(this_cpu().id);
+    for id in others.iter() {
+        t.ok("started", smp::run_on(id, walk, 0));
+    }
+    smp::wait_for(others);
+}
+
+target_test!(leaves_a_lock_held, selftest());
+fn leaves_a_lock_held(t: &mut Test) {
+    granule::println!("ranks are on record: {}", cfg!(debug_assertions));
+    static LOCK: IrqLock<(), { rank::POOL }> = IrqLock::new(());
+    t.check("all is well", true);
+    core::mem::forget(LOCK.lock());
+    // The audit of a release build would find the mask alone.
+    interrupts::enable();
+}
+
+target_test!(leaves_a_deadline, selftest());
+fn leaves_a_deadline(t: &mut Test) {
+    t.check("all is well", true);
+    timer::set_deadline(this_cpu(), Duration::from_secs(60), |_| {});
+}
+
+/// A device that moves data.
+fn edu() -> Option<&'static Function> {
+    pci::functions().iter().find(|function| is_device("edu", function))
+}
+
+target_test!(leaks_a_bus_master, selftest(), needs("edu"));
+fn leaks_a_bus_master(t: &mut Test) {
+    let Some(claim) = edu().and_then(|function| t.ok("a claim", function.claim("leak"))) else { return };
+    claim.set_bus_master(true);
+    core::mem::forget(claim);
+}
+
+target_test!(leaks_a_device, selftest(), needs("edu smmuv3"));
+fn leaks_a_device(t: &mut Test) {
+    let stream = edu().and_then(Function::stream_id);
+    core::mem::forget(t.ok("attached", iommu::attach(this_cpu(), stream, DmaMask::ALL)));
 }
 
 // The owner of an area changes its frames' pages of the linear map as well, which another CPU takes for its own.

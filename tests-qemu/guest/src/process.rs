@@ -338,7 +338,8 @@ impl Drop for Hoard {
 /// Frames in use, but for those that are kept for objects to come.
 fn in_use() -> usize {
     sched::trim(this_cpu());
-    let kept = sched::kept_frames() + process::kept_frames() + kernel().spaces.kept_frames();
+    let processes: usize = process::pools().iter().map(|(_, pool)| pool.frames).sum();
+    let kept = sched::kept_frames() + processes + kernel().spaces.kept_frames();
     let heap = heap::kernel_heap().stats().total / PAGE_SIZE;
     kernel().frames.stats().used - kept - kernel().space.kept_frames() - heap
 }

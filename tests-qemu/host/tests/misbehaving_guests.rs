@@ -10,9 +10,14 @@ use granule_runner::list::{self, Test};
 use granule_runner::machine;
 use granule_runner::session::{self, Plan};
 
-/// Runs one misbehaving guest with the innocent one; the verdict on the first. The other must pass.
+/// Runs one misbehaving guest with the innocent one on `el2`; the verdict on the first. The other must pass.
 #[track_caller]
 fn judge(name: &str) -> Outcome {
+    judge_on("el2", name)
+}
+
+#[track_caller]
+fn judge_on(machine: &str, name: &str) -> Outcome {
     let tests = list::read(&built("granule-tests.elf")).unwrap();
     let find = |name: &str| -> Test {
         tests.iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no record {name}")).clone()
@@ -20,7 +25,7 @@ fn judge(name: &str) -> Outcome {
     let (liar, innocent) = (find(name), find("misbehaving::innocent"));
     let chosen = [liar, innocent.clone()];
     let plan = Plan {
-        machine: machine::named("el2").unwrap(),
+        machine: machine::named(machine).unwrap(),
         image: built("granule-tests.img"),
         seed: 0,
         bootargs: String::new(),
@@ -37,7 +42,12 @@ fn judge(name: &str) -> Outcome {
 
 #[track_caller]
 fn assert_fails(name: &str, reason: &str, output: &str) {
-    let outcome = judge(name);
+    assert_fails_on("el2", name, reason, output);
+}
+
+#[track_caller]
+fn assert_fails_on(machine: &str, name: &str, reason: &str, output: &str) {
+    let outcome = judge_on(machine, name);
     let Verdict::Failed(why) = &outcome.verdict else { panic!("{name} passed: {outcome:?}") };
     assert!(why.contains(reason), "{name}: {why}; wanted: {reason}");
     assert!(outcome.output.contains(output), "{name} printed: {}; wanted: {output}", outcome.output);
@@ -117,7 +127,55 @@ fn interrupts_left_masked_fail_the_audit() {
 fn what_is_left_behind_fails_the_audit() {
     assert_fails("misbehaving::leaks_a_frame", "1 failed, of 1 checks", "frames in use before the test");
     assert_fails("misbehaving::leaks_an_object", "1 failed, of 1 checks", "objects on the heap before the test");
-    assert_fails("misbehaving::leaks_an_area", "failed, of 1 checks", "vmalloc areas before the test");
+    for what in ["vmalloc areas before the test", "frames of kernel tables before the test"] {
+        assert_fails("misbehaving::leaks_an_area", "failed, of 1 checks", what);
+    }
+    assert_fails("misbehaving::leaks_a_thread", "failed, of 1 checks", "0 threads before the test, 1 after it");
+    assert_fails("misbehaving::leaks_a_space", "failed, of 1 checks", "0 spaces before the test, 1 after it");
+}
+
+#[test]
+fn what_a_device_is_left_with_fails_the_audit() {
+    for what in ["0 claimed functions before the test, 1 after it", "0 bus masters before the test, 1 after it"] {
+        assert_fails_on("default", "misbehaving::leaks_a_bus_master", "2 failed, of 1 checks", what);
+    }
+    for what in ["0 devices behind an SMMU before the test", "0 streams that are not aborted before the test"] {
+        assert_fails_on("default", "misbehaving::leaks_a_device", "failed, of 1 checks", what);
+    }
+}
+
+#[test]
+fn what_a_cpu_is_left_with_fails_the_audit() {
+    for (test, what) in [
+        ("leaves_a_walk_open", "a lockless walk open on CPU 0"),
+        ("leaves_another_cpu_in_a_walk", "a lockless walk open on CPU 1"),
+        ("leaves_a_deadline", "a deadline on CPU 0"),
+    ] {
+        assert_fails(&format!("misbehaving::{test}"), "1 failed, of 1 checks", what);
+    }
+}
+
+/// In the checked build; a release build keeps no ranks.
+#[test]
+fn a_lock_that_stays_held_fails_the_audit_of_the_checked_build() {
+    let outcome = judge("misbehaving::leaves_a_lock_held");
+    let checked = outcome.output.contains("ranks are on record: true");
+    assert_eq!(matches!(outcome.verdict, Verdict::Failed(_)), checked, "{outcome:?}");
+    assert_eq!(outcome.output.contains("a lock held on CPU 0"), checked, "{outcome:?}");
+}
+
+/// A release build counts it, the checked build panics.
+#[test]
+fn a_frame_that_is_freed_twice_fails() {
+    let outcome = judge("misbehaving::frees_a_frame_twice");
+    let Verdict::Failed(why) = &outcome.verdict else { panic!("{outcome:?}") };
+    let counted = outcome.output.contains("0 frees of frames refused before the test, 1 after it");
+    assert!(counted || why == "the kernel panicked", "{outcome:?}");
+}
+
+#[test]
+fn a_logged_error_fails() {
+    assert_fails("misbehaving::logs_an_error", "the kernel logged an error", "error: as a test of the runner");
 }
 
 /// In the checked build (`./x test --debug`); a release build does not record the owners of ranges.

@@ -110,6 +110,11 @@ pub fn kept_frames() -> usize {
     if let Some(Ok(_)) = ITS.get() { BLOCK_SIZE as usize / PAGE_SIZE } else { 0 }
 }
 
+/// Messages that are connected: for accounts.
+pub fn connections() -> usize {
+    HANDLERS.iter().filter(|handler| handler.lock().is_some()).count()
+}
+
 /// Handles an LPI; false where it has no handler.
 pub(in crate::chip) fn handle(cpu: &Cpu, intid: u32) -> bool {
     let slot = intid.checked_sub(FIRST).and_then(|event| HANDLERS.get(event as usize));

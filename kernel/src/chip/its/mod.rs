@@ -29,7 +29,7 @@ use crate::platform::Platform;
 use command::{EventTable, ItsCommand};
 
 pub(super) use metal::handle;
-pub use metal::{Message, connect, disconnect, kept_frames};
+pub use metal::{Message, connect, connections, disconnect, kept_frames};
 
 /// Interrupts of devices that there can be at a time.
 pub const EVENTS: usize = 1 << EVENT_BITS;

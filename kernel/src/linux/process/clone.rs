@@ -29,7 +29,7 @@ use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
-use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{SpaceRef, SpaceUser};
 use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, Work, current, park};
 use crate::smp::this_cpu;
@@ -121,9 +121,9 @@ impl Vfork {
     }
 }
 
-/// Frames that the pool keeps: for audits that count frames by owner.
-pub fn kept_frames() -> usize {
-    VFORKS.get().map_or(0, |pool| pool.stats().frames)
+/// The records of parents that wait for a vfork.
+pub fn pool_stats() -> PoolStats {
+    VFORKS.get().map_or_else(PoolStats::default, Pool::stats)
 }
 
 /// The process of a new thread.

@@ -64,8 +64,13 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     resolve: fault::resolve,
 };
 
-/// Frames that pools keep for processes and threads: for audits that count frames by owner.
+/// The pools of processes, tasks, tables of handlers and vforks: for audits that count objects and frames by owner.
 #[cfg(target_os = "none")]
-pub fn kept_frames() -> usize {
-    task::kept_frames() + tree::kept_frames() + state::kept_frames() + clone::kept_frames()
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 4] {
+    [
+        ("processes", tree::pool_stats()),
+        ("tasks", task::pool_stats()),
+        ("tables of handlers", state::pool_stats()),
+        ("vforks", clone::pool_stats()),
+    ]
 }

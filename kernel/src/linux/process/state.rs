@@ -22,7 +22,7 @@ use super::task::{InProcess, Task};
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
-use crate::mm::pool::Pool;
+use crate::mm::pool::{Pool, PoolStats};
 use crate::mm::space::SpaceRef;
 use crate::sync::{IrqLock, rank};
 
@@ -60,9 +60,9 @@ impl Handlers {
     }
 }
 
-/// Frames that the pool of actions keeps: for audits that count frames by owner.
-pub fn kept_frames() -> usize {
-    HANDLERS.get().map_or(0, |pool| pool.stats().frames)
+/// The tables of handlers.
+pub fn pool_stats() -> PoolStats {
+    HANDLERS.get().map_or_else(PoolStats::default, Pool::stats)
 }
 
 /// The state that the lock of a process guards.

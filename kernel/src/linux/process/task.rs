@@ -20,7 +20,7 @@ use super::tree::Process;
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
-use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{Space, SpaceRef, SpaceUser};
 use crate::sched::{Thread, ThreadRef, Work};
 
@@ -302,7 +302,7 @@ impl fmt::Debug for Task {
     }
 }
 
-/// Frames that pools keep for tasks: for audits that count frames by owner.
-pub fn kept_frames() -> usize {
-    POOL.get().map_or(0, |pool| pool.stats().frames)
+/// Tasks.
+pub fn pool_stats() -> PoolStats {
+    POOL.get().map_or_else(PoolStats::default, Pool::stats)
 }

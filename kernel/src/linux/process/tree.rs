@@ -34,7 +34,7 @@ use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
-use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::sched::ThreadRef;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
@@ -254,9 +254,9 @@ impl fmt::Debug for Process {
     }
 }
 
-/// Frames that pools keep for processes: for audits that count frames by owner.
-pub fn kept_frames() -> usize {
-    POOL.get().map_or(0, |pool| pool.stats().frames)
+/// Processes.
+pub fn pool_stats() -> PoolStats {
+    POOL.get().map_or_else(PoolStats::default, Pool::stats)
 }
 
 /// See [`PROCESSES`].

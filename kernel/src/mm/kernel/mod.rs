@@ -103,6 +103,12 @@ impl KernelSpace {
         self.table_frames.load(Ordering::Relaxed) + self.nodes.stats().frames
     }
 
+    /// Frames of tables, but for those that blocks of the linear map were split to, which stay.
+    pub fn area_table_frames(&self) -> usize {
+        let split: u64 = self.split_counts().blocks.iter().sum();
+        self.table_frames.load(Ordering::Relaxed).saturating_sub(split as usize)
+    }
+
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {
         FrameSource { frames: self.frames, supply: Supply::Any, taken: &self.table_frames, cpu }
     }

@@ -3,93 +3,165 @@
 //! A test that passes and leaves an interrupt masked or a frame taken has broken every test behind it, which would
 //! then fail far from the cause. What can be put right is, so that the next test starts sound.
 
+use core::time::Duration;
+
 use granule::chip::its;
+use granule::chip::timer::{self, Deadline};
+use granule::devices::pci::{self, Function};
 use granule::linux::process;
 use granule::mm::heap;
 use granule::mm::kernel::area::AreaKind;
-use granule::smp::{self, CpuSet, this_cpu};
+use granule::smp::{self, Cpu, this_cpu};
 use granule::{iommu, sched};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
-use granule_arch::interrupts;
+use granule_arch::{interrupts, wait};
 use granule_pgtable::PageRange;
 
+/// The owners of devices that their drivers keep.
+const DRIVERS: [&str; 4] = ["blk", "edu", "nvme", "rng"];
+/// How long another CPU may take for what it is in the middle of.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The kernel's half of the addresses.
 const UPPER_HALF: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
 
+/// An account: what it counts, and how much of that there is.
+type Account = (&'static str, usize);
+
 /// What must be the same before a test and after it.
 pub(crate) struct Snapshot {
-    /// Frames in use, without those that the kernel keeps when their users go: tables, pools, the heap's pages.
-    frames: usize,
-    /// Objects on the heap.
-    allocations: usize,
-    areas: usize,
-    /// Spaces of programs, areas in them, and shared objects.
-    spaces: [usize; 3],
-    cpus: CpuSet,
+    accounts: heapless::Vec<Account, 32>,
+    /// What devices have. A driver of the kernel keeps its device for ever, from its first user on.
+    devices: heapless::Vec<Account, 16>,
+    drivers: usize,
+    /// Frames of tables of the vmalloc window. Registers of devices are mapped there for ever, by their first user.
+    tables: usize,
+    device_areas: usize,
 }
 
 impl Snapshot {
     /// The kernel as it is now.
     pub(crate) fn take() -> Self {
-        let kernel = granule::kernel();
-        let heap = heap::kernel_heap().stats();
-        sched::trim(this_cpu());
-        let programs = sched::kept_frames() + kernel.spaces.kept_frames() + process::kept_frames();
-        let devices = its::kept_frames() + iommu::kept_frames();
-        let kept = kernel.space.kept_frames() + devices + programs + heap.total / PAGE_SIZE;
-        let mut areas = 0;
-        // Registers of devices are mapped for ever, by their first user.
-        kernel.space.for_each_area(|area| areas += usize::from(area.kind() != AreaKind::Device));
-        Self {
-            frames: kernel.frames.stats().used - kept,
-            allocations: heap.allocations,
-            areas,
-            spaces: kernel.spaces.counts(),
-            cpus: smp::online(),
+        let (kernel, cpu) = (granule::kernel(), this_cpu());
+        sched::trim(cpu);
+        while kernel.space.reclaim_tables(cpu) != 0 {}
+        let (mut areas, mut device_areas) = (0, 0);
+        kernel.space.for_each_area(|area| match area.kind() {
+            AreaKind::Device => device_areas += 1,
+            _ => areas += 1,
+        });
+        let mut accounts = heapless::Vec::new();
+        let mut count = |what, how_many| {
+            // There is room for all of them.
+            let _ = accounts.push((what, how_many));
+        };
+        let (heap, frames, pools) = (heap::kernel_heap().stats(), kernel.frames.stats(), process::pools());
+        // What the kernel keeps when its users go: tables, pools, the heap's pages.
+        let programs = sched::kept_frames() + kernel.spaces.kept_frames();
+        let programs = programs + pools.iter().map(|(_, pool)| pool.frames).sum::<usize>();
+        let devices = its::kept_frames() + iommu::kept_frames() + iommu::coherent_pages();
+        count("frames in use", frames.used - kernel.space.kept_frames() - devices - programs - heap.total / PAGE_SIZE);
+        count("frees of frames refused", frames.refused as usize);
+        count("objects on the heap", heap.allocations);
+        count("vmalloc areas", areas);
+        let [spaces, areas_of_spaces, objects] = kernel.spaces.counts();
+        count("spaces", spaces);
+        count("areas of spaces", areas_of_spaces);
+        count("shared objects", objects);
+        count("threads", sched::thread_count());
+        pools.iter().for_each(|(what, pool)| count(what, pool.objects));
+        count("CPUs", smp::online().iter().count());
+        let mut devices = heapless::Vec::new();
+        let mut count = |what, how_many| {
+            let _ = devices.push((what, how_many));
+        };
+        let (mut attached, mut bound, mut streams) = (0, 0, 0);
+        for iommu in iommu::iommus() {
+            iommu.for_each_device(|device| {
+                attached += 1;
+                bound += usize::from(device.bound.is_some());
+            });
+            iommu.for_each_stream(|_, _, _| streams += 1);
         }
+        count("pages shared with devices", iommu::coherent_pages());
+        count("devices behind an SMMU", attached);
+        count("devices bound to a space", bound);
+        count("streams that are not aborted", streams);
+        count("connected messages", its::connections());
+        count("claimed functions", pci::functions().iter().filter(|function| function.owner().is_some()).count());
+        count("bus masters", pci::functions().iter().filter(|function| is_bus_master(function)).count());
+        let is_driver = |name: &'static str| DRIVERS.contains(&name);
+        let drivers = pci::functions().iter().filter_map(Function::owner).filter(|name| is_driver(name)).count();
+        Self { accounts, devices, drivers, tables: kernel.space.area_table_frames(), device_areas }
     }
 
     /// Prints what is wrong, or differs from before; returns how many findings there are.
     pub(crate) fn compare(before: &Self) -> u32 {
-        let mut findings = state_of_this_cpu();
+        let mut findings: u32 = smp::online().iter().filter_map(smp::cpu).map(state_of).sum();
+        findings += state_of_this_cpu();
         let after = Self::take();
-        let mut compare = |what: &str, before: usize, after: usize| {
+        let mut compare = |(what, before): Account, after: usize| {
             if before != after {
                 findings += 1;
                 granule::println!("audit: {before} {what} before the test, {after} after it");
             }
         };
-        compare("frames in use", before.frames, after.frames);
-        compare("objects on the heap", before.allocations, after.allocations);
-        compare("vmalloc areas", before.areas, after.areas);
-        for (what, index) in [("spaces", 0), ("areas of spaces", 1), ("shared objects", 2)] {
-            compare(what, before.spaces[index], after.spaces[index]);
+        before.accounts.iter().zip(&after.accounts).for_each(|(before, after)| compare(*before, after.1));
+        if before.drivers == after.drivers {
+            before.devices.iter().zip(&after.devices).for_each(|(before, after)| compare(*before, after.1));
         }
-        compare("CPUs", before.cpus.iter().count(), after.cpus.iter().count());
+        if before.device_areas == after.device_areas {
+            compare(("frames of kernel tables", before.tables), after.tables);
+        }
         findings + writable_and_executable()
     }
 }
 
-/// What must hold between tests whatever was before them.
-fn state_of_this_cpu() -> u32 {
-    let cpu = this_cpu();
+/// Whether a device may access memory. Bridges always may, for those behind them.
+fn is_bus_master(function: &Function) -> bool {
+    const COMMAND: u16 = 4;
+    const MASTER: u16 = 1 << 2;
+    function.bridge().is_none() && function.read_config16(COMMAND).is_ok_and(|command| command & MASTER != 0)
+}
+
+/// What must hold on each CPU between tests, whatever was before them. Another CPU that is in an interrupt, or looks
+/// for threads, is done with that in a moment.
+fn state_of(cpu: &Cpu) -> u32 {
     let mut findings = 0;
-    let mut find = |what: &str, wrong: bool| {
-        if wrong {
-            findings += 1;
-            granule::println!("audit: the test left {what}");
+    for (what, wrong) in WRONG {
+        let patience = Deadline::after(PATIENCE);
+        while wrong(cpu) && !patience.has_passed() {
+            wait::relax();
         }
-    };
-    let masked = !interrupts::state().irqs_enabled();
-    find("interrupts masked", masked);
-    // Debug builds keep the ranks of the locks that are held.
-    find("a lock held", cpu.held_ranks.bits() != 0);
-    find("an interrupt unfinished", cpu.trap.is_in_handler());
-    find("a lockless walk open", cpu.walk.is_open());
-    if masked {
-        interrupts::enable();
+        if wrong(cpu) {
+            findings += 1;
+            granule::println!("audit: the test left {what} on CPU {}", cpu.id.0);
+        }
     }
     findings
+}
+
+/// What is wrong with a CPU between tests. Debug builds keep the ranks of the locks that are held.
+const WRONG: [(&str, fn(&Cpu) -> bool); 4] = [
+    ("a lock held", |cpu| cpu.held_ranks.bits() != 0),
+    ("an interrupt unfinished", |cpu| cpu.trap.is_in_handler()),
+    ("a lockless walk open", |cpu| cpu.walk.is_open()),
+    ("a deadline", timer::has_deadline),
+];
+
+/// Whether another test may run on these CPUs: what is wrong with one cannot be put right.
+pub(crate) fn is_sound() -> bool {
+    smp::online().iter().filter_map(smp::cpu).all(|cpu| !WRONG.iter().any(|(_, wrong)| wrong(cpu)))
+}
+
+/// That this CPU takes interrupts, and the others do: a CPU that takes none never serves the call, and the test hangs.
+fn state_of_this_cpu() -> u32 {
+    let masked = !interrupts::state().irqs_enabled();
+    if masked {
+        granule::println!("audit: the test left interrupts masked");
+        interrupts::enable();
+    }
+    smp::call(smp::online().without(this_cpu().id), |_, _| {}, 0);
+    masked.into()
 }
 
 /// Leaves that are writable and executable: never one, whatever a test does.

@@ -90,6 +90,10 @@ pub(crate) fn run() -> ! {
             _ => failed += 1,
         }
         port.send(verdict);
+        if matches!(verdict, Event::Fail { .. }) && !audit::is_sound() {
+            // The runner boots anew for the other tests.
+            power::off(power::Status::Failure);
+        }
     }
     port.send(Event::End { passed, failed, skipped });
     let clean = failed + skipped == 0;
