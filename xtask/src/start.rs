@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
+use granule_runner::serial::Limit;
 
 use crate::compile::Built;
 use crate::symbols;
@@ -103,7 +104,7 @@ fn scripted(options: &Options, machine: &Machine, built: &Built, script: &str) -
     let image = &built.kernel.image;
     let qemu = Qemu::new(machine, image, Serial::Pipes, Reset::Ends, bootargs.trim(), &options.qemu);
     let commands = script::commands(script);
-    let limit = Duration::from_secs(options.time_limit);
+    let limit = Limit::Clock(Duration::from_secs(options.time_limit));
     let wrong = script::run(&qemu, &commands, limit, &mut std::io::stdout().lock())?;
     if !wrong.is_empty() {
         println!();

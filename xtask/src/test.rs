@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use granule_runner::report::{self, Entry, Status};
+use granule_runner::session;
 
 use crate::compile;
 use crate::tools::{Profile, Tools};
@@ -36,7 +37,7 @@ pub(crate) struct Options {
     /// Test the checked build: lock order, arithmetic, debug assertions
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Seed for tests that draw numbers, host and target; without it the target's is 0 and the host's fresh
+    /// Seed for tests that draw numbers, host and target; without it a fresh one, which is printed
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Write a JUnit report as well
@@ -56,12 +57,16 @@ pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<
     } else {
         compile::build_tests(tools, profile)?
     };
+    let seed = options.seed.unwrap_or_else(session::fresh_seed);
+    if !options.list {
+        println!("seed {seed}: `./x test --seed {seed}` draws the same numbers");
+    }
     let mut entries = Vec::new();
     let mut failed = Vec::new();
-    if on_host && !host(options, tools, &mut entries)? {
+    if on_host && !host(options, seed, tools, &mut entries)? {
         failed.push("on the host");
     }
-    if !options.host && !target::run(options, &tests, &mut entries)? {
+    if !options.host && !target::run(options, seed, &tests, &mut entries)? {
         failed.push("on the target");
     }
     if let Some(path) = &options.junit {
@@ -72,21 +77,24 @@ pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<
     }
     if let Some(filter) = &options.filter
         && !options.list
-        && entries.is_empty()
     {
-        // A typing error in a filter must not look like a success.
-        bail!("no test has {filter:?} in its name; `./x test --list` has all names");
+        // A typing error in a filter must not look like a success, nor a test that did not run.
+        ensure!(!entries.is_empty(), "no test has {filter:?} in its name; `./x test --list` has all names");
+        ensure!(entries.iter().any(ran), "no test with {filter:?} in its name ran here: all were skipped");
     }
     Ok(())
 }
 
+/// Whether the test ran.
+fn ran(entry: &Entry) -> bool {
+    !matches!(entry.status, Status::Skipped(_))
+}
+
 /// `cargo test` over the workspace; whether all passed.
-fn host(options: &Options, tools: &Tools, entries: &mut Vec<Entry>) -> Result<bool> {
+fn host(options: &Options, seed: u64, tools: &Tools, entries: &mut Vec<Entry>) -> Result<bool> {
     let mut cargo = tools.host_cargo("test", "host");
     cargo.args(["--workspace", "--no-fail-fast"]);
-    if let Some(seed) = options.seed {
-        cargo.env("PROPTEST_RNG_SEED", seed.to_string());
-    }
+    cargo.env("PROPTEST_RNG_SEED", seed.to_string());
     cargo.arg("--").args(&options.filter);
     if options.list {
         cargo.arg("--list");

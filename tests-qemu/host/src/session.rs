@@ -2,16 +2,18 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use granule_runner::machine::Machine;
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
-use granule_runner::serial::{Guest, Received};
+use granule_runner::serial::{Guest, Limit, Received};
 
-/// How long a boot or a command may take on a busy host.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long a boot or a command may take.
+const LIMIT: Limit = Limit::work(30);
+/// From `poweroff` to QEMU's end.
+const EXIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// A machine, and all that it has printed.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ impl Session {
     /// # Errors
     /// When the machine ends or stays silent instead: with all that it printed.
     pub fn wait_for(&mut self, text: &str) -> Result<String> {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = self.guest.deadline(LIMIT);
         loop {
             if let Some(at) = self.transcript[self.taken..].find(text) {
                 let end = self.taken + at + text.len();
@@ -58,7 +60,7 @@ impl Session {
                 Received::Closed => {
                     bail!("the machine ended before it printed {text:?}; it printed:\n{}", self.transcript)
                 }
-                Received::Silence => bail!("no {text:?} in {} s; printed:\n{}", LIMIT.as_secs(), self.transcript),
+                Received::Silence => bail!("no {text:?} in {} s; printed:\n{}", LIMIT.seconds(), self.transcript),
             }
         }
     }
@@ -94,6 +96,6 @@ impl Session {
     /// Those of the operating system.
     pub fn power_off(mut self) -> Result<Option<i32>> {
         self.guest.send("poweroff\n");
-        Ok(self.guest.status(LIMIT)?.and_then(|status| status.code()))
+        Ok(self.guest.status(EXIT_LIMIT)?.and_then(|status| status.code()))
     }
 }

@@ -1,13 +1,12 @@
 //! Devices by the monitor: data that they move, and a process's own memory.
 
-use std::time::Duration;
-
 use granule_host_tests::built;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
+use granule_runner::serial::Limit;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Limit = Limit::work(60);
 
 /// Runs lines at the monitor: what went wrong, and the session.
 fn run(machine: &Machine, text: &str) -> (Vec<String>, String) {

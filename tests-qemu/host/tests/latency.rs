@@ -6,12 +6,12 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use granule_host_tests::built;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
+use granule_runner::serial::Limit;
 
 /// Instructions.
 const MOST_MASKED: u64 = 20_000;
@@ -82,7 +82,7 @@ fn count(machine: &Machine, lines: &[&str], limit: u64) -> (Vec<String>, String,
     let qemu = Qemu::new(machine, &built("granule.img"), Serial::Pipes, Reset::Ends, script::BOOTARGS, &extra);
     let mut session = Vec::new();
     let commands = script::commands(&lines.join("\n"));
-    let wrong = script::run(&qemu, &commands, Duration::from_secs(limit), &mut session).unwrap();
+    let wrong = script::run(&qemu, &commands, Limit::work(limit), &mut session).unwrap();
     let text = fs::read_to_string(&file).unwrap();
     fs::remove_file(&file).unwrap();
     let records: Vec<Vec<_>> =

@@ -1,13 +1,12 @@
 //! Programs of the initrd, run by the monitor: they test the kernel from EL0, and report by their exit status.
 
-use std::time::Duration;
-
 use granule_host_tests::built;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
+use granule_runner::serial::Limit;
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Limit = Limit::work(120);
 
 /// Runs lines at the monitor: what went wrong, and the session.
 fn run(machine: &Machine, text: &str) -> (Vec<String>, String) {

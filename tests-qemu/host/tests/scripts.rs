@@ -8,8 +8,9 @@ use granule_host_tests::session::Session;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
+use granule_runner::serial::Limit;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Limit = Limit::work(60);
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts")

@@ -21,5 +21,6 @@ pub use bench::{
 pub use expectation::{Access, Expectation};
 pub use frame::{Event, Frame, MARKER, Nonce, NotAFrame, Port};
 pub use record::{
-    FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text,
+    FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
+    Record, SECTION, text,
 };

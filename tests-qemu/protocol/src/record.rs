@@ -11,6 +11,8 @@ pub const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"GTST");
 pub const FLAG_LONG: u32 = 1 << 0;
 /// Misbehaves on purpose: run by the runner's own tests alone.
 pub const FLAG_SELFTEST: u32 = 1 << 1;
+/// [`Record::flags`]: the test has the kernel log an error.
+pub const FLAG_LOGS_ERRORS: u32 = 1 << 2;
 
 /// Room for a name, NUL included.
 pub const NAME_BYTES: usize = 120;
@@ -27,9 +29,9 @@ pub const RECORD_BYTES: usize = 256;
 pub struct Record<F> {
     /// [`RECORD_MAGIC`].
     pub magic: u32,
-    /// [`FLAG_LONG`], [`FLAG_SELFTEST`].
+    /// [`FLAG_LONG`], [`FLAG_SELFTEST`], [`FLAG_LOGS_ERRORS`].
     pub flags: u32,
-    /// Seconds from the begin frame to the verdict, at the end of which the runner stops the machine. Not 0.
+    /// Seconds of CPU time, for each CPU, from the begin frame to the verdict, at the end of which the runner stops the machine. Not 0.
     pub limit: u32,
     /// 0.
     pub reserved: u32,
@@ -86,7 +88,7 @@ impl<F> Record<F> {
         self
     }
 
-    /// The test may take that many seconds, 1 or more.
+    /// The test may take that many seconds of CPU time, for each CPU; 1 or more.
     ///
     /// # Panics
     /// On 0.
@@ -99,6 +101,12 @@ impl<F> Record<F> {
     /// The test runs only where `--long` was asked for.
     pub const fn long(mut self) -> Self {
         self.flags |= FLAG_LONG;
+        self
+    }
+
+    /// The test has the kernel log an error on purpose, which fails any other.
+    pub const fn logs_errors(mut self) -> Self {
+        self.flags |= FLAG_LOGS_ERRORS;
         self
     }
 

@@ -90,7 +90,16 @@ mod tests {
     use crate::list::Test;
 
     fn test(name: &str) -> Test {
-        Test { index: 0, name: name.into(), needs: Vec::new(), machine: None, limit: 1, long: false, selftest: false }
+        Test {
+            index: 0,
+            name: name.into(),
+            needs: Vec::new(),
+            machine: None,
+            limit: 1,
+            long: false,
+            selftest: false,
+            logs_errors: false,
+        }
     }
 
     fn wrong(verdict: Verdict, lines: usize) -> Option<String> {

@@ -48,6 +48,23 @@ pub enum Ending {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lie(pub String);
 
+impl Outcome {
+    /// Fails it where the kernel has logged an error: a test that provokes one says so in its record.
+    pub fn without_errors(mut self) -> Self {
+        if matches!(self.verdict, Verdict::Passed(_)) && self.output.lines().any(is_logged_error) {
+            self.verdict = Verdict::Failed("the kernel logged an error".into());
+        }
+        self
+    }
+}
+
+/// Whether a line is one of the kernel's log with the level of an error: `[    1.234567] error: ...`.
+fn is_logged_error(line: &str) -> bool {
+    let Some((stamp, text)) = line.strip_prefix('[').and_then(|line| line.split_once("] ")) else { return false };
+    let is_stamp = stamp.trim_start().chars().all(|char| char.is_ascii_digit() || char == '.');
+    is_stamp && text.starts_with("error: ")
+}
+
 /// What one boot brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Boot {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use granule_protocol::{FLAG_LONG, FLAG_SELFTEST, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text};
+use granule_protocol::{FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text};
 use object::{Object, ObjectSection};
 
 use crate::machine::{self, Machine};
@@ -25,6 +25,8 @@ pub struct Test {
     pub long: bool,
     /// Misbehaves on purpose, for the runner's own tests.
     pub selftest: bool,
+    /// Has the kernel log an error on purpose.
+    pub logs_errors: bool,
 }
 
 /// Why a test does not run on a machine.
@@ -81,6 +83,8 @@ fn check(tests: &[Test], machines: &[Machine], features: &[String]) -> Result<()
             };
             ensure!(machine.is_for(&test.name), "{} is for {name}, which does not run it", test.name);
         }
+        let runs = |machine: &Machine| machine.is_for(&test.name) && test.skipped_on(machine, true).is_none();
+        ensure!(machines.iter().any(runs), "{} needs what no machine has that runs it: {:?}", test.name, test.needs);
     }
     for machine in machines {
         let idle = |begin: &&String| !tests.iter().any(|test| test.name.starts_with(begin.as_str()));
@@ -116,6 +120,7 @@ fn one(index: u32, record: &[u8]) -> Result<Test> {
         limit: word(std::mem::offset_of!(Layout, limit)),
         long: flags & FLAG_LONG != 0,
         selftest: flags & FLAG_SELFTEST != 0,
+        logs_errors: flags & FLAG_LOGS_ERRORS != 0,
     })
 }
 
@@ -147,6 +152,7 @@ mod tests {
             limit: 1,
             long,
             selftest: false,
+            logs_errors: false,
         }
     }
 
@@ -183,6 +189,8 @@ mod tests {
         assert!(idle.contains("with which no test's name begins"), "{idle}");
         for (more, why) in [
             (vec![test(&["warp"], None, false)], "which no machine in machines.toml has"),
+            (vec![test(&["gicv2", "mte"], None, false)], "needs what no machine has that runs it"),
+            (vec![test(&["mte"], Some("a53"), false)], "needs what no machine has that runs it"),
             (vec![test(&[], Some("pdp11"), false)], "which is not in machines.toml"),
             (vec![test(&[], Some("icount"), false)], "which does not run it"),
             (vec![test(&[], None, false), test(&[], None, true)], "two tests are called a::b"),

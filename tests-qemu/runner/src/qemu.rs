@@ -32,6 +32,7 @@ pub enum Reset {
 #[derive(Clone, Debug)]
 pub struct Qemu {
     program: PathBuf,
+    cpus: u32,
     arguments: Vec<OsString>,
 }
 
@@ -71,7 +72,7 @@ impl Qemu {
 
     /// The command line of `machine` with nothing to run but what `extra` loads, and without its devices.
     pub fn without_kernel(machine: &Machine, serial: Serial, reset: Reset, extra: &[OsString]) -> Self {
-        let mut qemu = Self { program: program(), arguments: Vec::new() };
+        let mut qemu = Self { program: program(), cpus: machine.smp, arguments: Vec::new() };
         qemu.pair("-machine", &machine.machine);
         qemu.pair("-cpu", &machine.cpu);
         qemu.pair("-smp", &machine.smp.to_string());
@@ -95,7 +96,12 @@ impl Qemu {
     /// Any program in QEMU's place.
     #[cfg(test)]
     pub(crate) fn stand_in(program: &str, arguments: &[&str]) -> Self {
-        Self { program: program.into(), arguments: arguments.iter().map(Into::into).collect() }
+        Self { program: program.into(), cpus: 1, arguments: arguments.iter().map(Into::into).collect() }
+    }
+
+    /// CPUs of the machine.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
     }
 
     /// The command, ready to start.

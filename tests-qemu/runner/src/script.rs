@@ -6,13 +6,13 @@
 //! expected.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::judge::PANIC_MARKER;
 use crate::qemu::Qemu;
-use crate::serial::{Guest, Lines, Received};
+use crate::serial::{Guest, Limit, Lines, Received};
 
 /// What the monitor prints when it waits for a command.
 pub const PROMPT: &str = "granule> ";
@@ -23,7 +23,7 @@ const EXPECTED: &str = "(as expected)";
 /// Boot arguments for a session from a script.
 pub const BOOTARGS: &str = "script semihosting";
 /// From the last command to QEMU's end.
-const EXIT_LIMIT: Duration = Duration::from_secs(10);
+const EXIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The commands of a script: no blank lines, no comments, `poweroff` at the end.
 pub fn commands(script: &str) -> Vec<String> {
@@ -40,10 +40,10 @@ pub fn commands(script: &str) -> Vec<String> {
 ///
 /// # Errors
 /// When QEMU cannot be run or `out` not be written.
-pub fn run(qemu: &Qemu, commands: &[String], limit: Duration, out: &mut dyn Write) -> Result<Vec<String>> {
+pub fn run(qemu: &Qemu, commands: &[String], limit: Limit, out: &mut dyn Write) -> Result<Vec<String>> {
     let mut guest = Guest::start(qemu)?;
     let mut session = Session::new(commands);
-    let deadline = Instant::now() + limit;
+    let deadline = guest.deadline(limit);
     // A boot that failed early knows neither the firmware nor the boot arguments: nothing ends the machine.
     while !session.is_hopeless {
         match guest.receive(deadline) {
@@ -56,7 +56,7 @@ pub fn run(qemu: &Qemu, commands: &[String], limit: Duration, out: &mut dyn Writ
                 }
             }
             Received::Silence => {
-                session.wrong.push(format!("the time limit of {} s passed{}", limit.as_secs(), session.place()));
+                session.wrong.push(format!("the time limit of {} s passed{}", limit.seconds(), session.place()));
                 break;
             }
             Received::Closed => {
@@ -126,23 +126,24 @@ mod tests {
 
     use super::{Session, commands, run};
     use crate::qemu::Qemu;
+    use crate::serial::Limit;
 
     /// What went wrong in a session with a machine that is this shell script.
-    fn wrong_with(machine: &str, limit: Duration) -> Vec<String> {
+    fn wrong_with(machine: &str, limit: Limit) -> Vec<String> {
         run(&Qemu::stand_in("sh", &["-c", machine]), &commands("mem"), limit, &mut std::io::sink()).unwrap()
     }
 
     #[test]
     fn a_machine_that_says_nothing_or_never_pauses_runs_into_the_time_limit() {
         for machine in ["exec sleep 100", "while :; do echo more; done"] {
-            let wrong = wrong_with(machine, Duration::from_secs(1));
+            let wrong = wrong_with(machine, Limit::Clock(Duration::from_secs(1)));
             assert_eq!(wrong, ["the time limit of 1 s passed before the first command"], "{machine}");
         }
     }
 
     #[test]
     fn a_boot_that_failed_is_not_waited_for() {
-        let wrong = wrong_with("echo 'boot failed: no device tree'; exec sleep 100", Duration::from_secs(60));
+        let wrong = wrong_with("echo 'boot failed: no device tree'; exec sleep 100", Limit::work(60));
         assert_eq!(wrong, ["boot failed: no device tree"]);
     }
 

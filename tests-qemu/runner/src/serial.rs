@@ -1,4 +1,7 @@
 //! A machine that runs: QEMU as a child process, its serial port on pipes.
+//!
+//! The time limits of tests count QEMU's own CPU time: a busy host makes a test longer by the clock, and a test that
+//! hangs is not longer for it.
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
@@ -20,6 +23,43 @@ pub enum Received {
     Silence,
 }
 
+/// How long a machine may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Limit {
+    /// By the clock, for a person who waits.
+    Clock(Duration),
+    /// QEMU's own CPU time, for each CPU of the machine; a machine that stands still has [`STANDING_STILL`] times as
+    /// long by the clock.
+    Work(Duration),
+}
+
+/// How much longer a machine may take that uses no CPU time, or on a host that does not let it run.
+const STANDING_STILL: u32 = 10;
+/// How often the CPU time is looked at while a machine prints nothing.
+const POLL: Duration = Duration::from_millis(50);
+
+impl Limit {
+    /// `seconds` of work.
+    pub const fn work(seconds: u64) -> Self {
+        Self::Work(Duration::from_secs(seconds))
+    }
+
+    /// The seconds, as reports name them.
+    pub const fn seconds(self) -> u64 {
+        match self {
+            Self::Clock(limit) | Self::Work(limit) => limit.as_secs(),
+        }
+    }
+}
+
+/// When a [`Limit`] that began at some moment is over: the first of the two.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    clock: Instant,
+    /// QEMU's CPU time since its start.
+    work: Option<Duration>,
+}
+
 /// Pieces of output that wait for their reader. A machine that prints faster than it is read is held up, not stored.
 const PIECES: usize = 64;
 
@@ -34,6 +74,8 @@ enum Source {
 #[derive(Debug)]
 pub struct Guest {
     child: Child,
+    /// CPUs of the machine.
+    cpus: u32,
     input: Option<ChildStdin>,
     output: Receiver<(Source, Vec<u8>)>,
     merged: Merged,
@@ -65,21 +107,53 @@ impl Guest {
                 }
             });
         }
-        Ok(Self { child, input, output, merged: Merged::default() })
+        Ok(Self { child, cpus: qemu.cpus(), input, output, merged: Merged::default() })
+    }
+
+    /// When `limit` is over that begins now.
+    pub fn deadline(&self, limit: Limit) -> Deadline {
+        let now = Instant::now();
+        match limit {
+            Limit::Clock(limit) => Deadline { clock: now + limit, work: None },
+            Limit::Work(limit) => {
+                Deadline { clock: now + STANDING_STILL * limit, work: self.work().map(|work| work + self.cpus * limit) }
+            }
+        }
+    }
+
+    /// CPUs of the machine.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
+    }
+
+    /// QEMU's CPU time until now, of all its threads; `None` where the host has no Linux's `/proc`.
+    pub fn work(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        // The name may have blanks, but ends at the last parenthesis; utime and stime are fields 14 and 15, in units
+        // of 1/100 s.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        let mut ticks = || fields.next()?.parse::<u64>().ok();
+        Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
+    }
+
+    fn has_passed(&self, deadline: Deadline) -> bool {
+        Instant::now() >= deadline.clock
+            || deadline.work.is_some_and(|limit| self.work().is_some_and(|work| work >= limit))
     }
 
     /// The next output of the machine.
-    pub fn receive(&mut self, deadline: Instant) -> Received {
-        let left = deadline.saturating_duration_since(Instant::now());
-        // Asked first: a machine that never pauses would outlive every limit.
-        if left.is_zero() {
-            return Received::Silence;
-        }
-        let received = match self.output.recv_timeout(left) {
-            Ok((Source::Serial, bytes)) => return Received::Bytes(self.merged.serial(bytes)),
-            Ok((Source::Errors, bytes)) => return Received::Bytes(self.merged.errors(&bytes)),
-            Err(RecvTimeoutError::Timeout) => Received::Silence,
-            Err(RecvTimeoutError::Disconnected) => Received::Closed,
+    pub fn receive(&mut self, deadline: Deadline) -> Received {
+        let received = loop {
+            // Asked first: a machine that never pauses would outlive every limit.
+            if self.has_passed(deadline) {
+                break Received::Silence;
+            }
+            match self.output.recv_timeout(deadline.clock.saturating_duration_since(Instant::now()).min(POLL)) {
+                Ok((Source::Serial, bytes)) => return Received::Bytes(self.merged.serial(bytes)),
+                Ok((Source::Errors, bytes)) => return Received::Bytes(self.merged.errors(&bytes)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break Received::Closed,
+            }
         };
         match self.merged.rest() {
             rest if rest.is_empty() => received,
@@ -185,17 +259,42 @@ impl Lines {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Guest, Lines, Merged, Received};
+    use super::{Guest, Limit, Lines, Merged, Received};
     use crate::qemu::Qemu;
+
+    fn shell(script: &str) -> Guest {
+        Guest::start(&Qemu::stand_in("sh", &["-c", script])).unwrap()
+    }
 
     #[test]
     fn a_machine_that_never_pauses_reaches_its_deadline() {
-        let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", "while :; do echo more; done"])).unwrap();
-        let start = Instant::now();
-        let deadline = start + Duration::from_millis(200);
-        while !matches!(guest.receive(deadline), Received::Silence) {
-            assert!(start.elapsed() < Duration::from_secs(20), "it is listened to for ever");
+        for limit in [Limit::Clock(Duration::from_millis(200)), Limit::Work(Duration::from_millis(200))] {
+            let mut guest = shell("while :; do echo more; done");
+            let (start, deadline) = (Instant::now(), guest.deadline(limit));
+            while !matches!(guest.receive(deadline), Received::Silence) {
+                assert!(start.elapsed() < Duration::from_secs(20), "it is listened to for ever");
+            }
         }
+    }
+
+    #[test]
+    fn a_machine_that_computes_in_silence_reaches_its_deadline_by_its_work() {
+        let mut guest = shell("while :; do :; done");
+        let (before, deadline) = (guest.work().unwrap(), guest.deadline(Limit::Work(Duration::from_millis(100))));
+        assert!(matches!(guest.receive(deadline), Received::Silence));
+        assert!(guest.work().unwrap() - before >= Duration::from_millis(100), "by the clock");
+    }
+
+    /// On a busy host a machine waits for its turn: that is not its time.
+    #[test]
+    fn time_that_a_machine_does_not_run_counts_a_tenth() {
+        let limit = Limit::Work(Duration::from_millis(400));
+        let mut guest = shell("sleep 1; echo late; exec sleep 100");
+        let deadline = guest.deadline(limit);
+        assert!(matches!(guest.receive(deadline), Received::Bytes(bytes) if bytes == b"late\n"));
+        let start = Instant::now();
+        assert!(matches!(guest.receive(deadline), Received::Silence));
+        assert!(start.elapsed() > Duration::from_secs(2), "it was not waited for");
     }
 
     #[test]
@@ -224,7 +323,7 @@ mod tests {
     fn what_a_machine_says_last_is_received() {
         let machine = "printf 'the prompt> '; sleep 0.1; echo 'killed' >&2; exit 1";
         let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", machine])).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = guest.deadline(Limit::work(20));
         let mut received = Vec::new();
         while let Received::Bytes(bytes) = guest.receive(deadline) {
             received.extend(bytes);

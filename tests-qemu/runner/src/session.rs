@@ -15,12 +15,16 @@ use crate::judge::{Boot, Ending, Judge, Outcome, Verdict};
 use crate::list::{Test, ranges};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
-use crate::serial::{Guest, Lines, Received};
+use crate::serial::{Guest, Limit, Lines, Received};
 
-/// Until the harness's hello. A boot takes a fraction of a second; the rest is for a busy host.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
-/// Between two tests, and from the totals to the exit.
-const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// Until the harness's hello. A boot takes a fraction of a second, of the checked build a few.
+const BOOT_LIMIT: Limit = Limit::work(20);
+/// Between two tests, and from the totals to the end of the output.
+const STEP_LIMIT: Limit = Limit::work(10);
+/// From the end of the output to QEMU's.
+const EXIT_LIMIT: Duration = Duration::from_secs(60);
+/// How many times as much as it needs a test's limit is to be.
+const MARGIN: u32 = 4;
 /// Boots in a row that reach no test before the rest is given up.
 const FAILED_BOOTS: u32 = 2;
 
@@ -90,45 +94,71 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     let mut judge = Judge::new(nonce, indices);
     let ending = watch(&mut guest, &mut judge, tests)?;
     drop(guest);
-    Ok(judge.end(&ending))
+    let mut boot = judge.end(&ending);
+    let provokes = |index| tests.iter().any(|test| test.index == index && test.logs_errors);
+    for (index, outcome) in &mut boot.outcomes {
+        if !provokes(*index) {
+            *outcome = outcome.clone().without_errors();
+        }
+    }
+    Ok(boot)
 }
 
 /// Listens until the machine ends, or must be ended.
 fn watch(guest: &mut Guest, judge: &mut Judge, tests: &[&Test]) -> Result<Ending> {
     let mut lines = Lines::default();
-    let mut step = Instant::now();
+    let test = |index: u32| tests.iter().find(|test| test.index == index);
+    let (mut limit, mut begin) = (BOOT_LIMIT, guest.work());
+    let mut deadline = guest.deadline(limit);
     loop {
-        let limit = |index: u32| tests.iter().find(|test| test.index == index).map_or(0, |test| test.limit);
-        let (since, limit) = match judge.running() {
-            Some((index, since)) => (since, Duration::from_secs(limit(index).into())),
-            None if judge.has_started() => (step, STEP_LIMIT),
-            None => (step, BOOT_LIMIT),
-        };
-        match guest.receive(since + limit) {
+        match guest.receive(deadline) {
             Received::Bytes(bytes) => {
                 for line in lines.feed(&bytes) {
-                    let before = judge.running();
+                    let before = (judge.running(), judge.has_started());
                     if let Err(lie) = judge.line(&line, Instant::now()) {
                         return Ok(Ending::Lied(lie));
                     }
-                    if judge.running() != before {
-                        step = Instant::now();
+                    if (judge.running(), judge.has_started()) == before {
+                        continue;
                     }
+                    if let Some(ended) = before.0.and_then(|(index, _)| test(index)) {
+                        report_margin(ended, guest, begin);
+                    }
+                    begin = guest.work();
+                    limit = match judge.running() {
+                        Some((index, _)) => Limit::work(test(index).map_or(0, |test| test.limit.into())),
+                        None => STEP_LIMIT,
+                    };
+                    deadline = guest.deadline(limit);
                 }
             }
             Received::Silence => {
                 judge.rest(&lines.partial());
-                return Ok(Ending::TimedOut(limit));
+                return Ok(Ending::TimedOut(Duration::from_secs(limit.seconds())));
             }
             Received::Closed => {
                 judge.rest(&lines.partial());
-                return Ok(match guest.status(STEP_LIMIT)? {
+                return Ok(match guest.status(EXIT_LIMIT)? {
                     Some(status) => Ending::Exited(status.code()),
-                    None => Ending::TimedOut(STEP_LIMIT),
+                    None => Ending::TimedOut(EXIT_LIMIT),
                 });
             }
         }
     }
+}
+
+/// Prints where a test took more than its share of its limit: a slower host takes more CPU time, too.
+fn report_margin(test: &Test, guest: &Guest, begin: Option<Duration>) {
+    let (Some(begin), Some(end)) = (begin, guest.work()) else { return };
+    let limit = Duration::from_secs(test.limit.into()) * guest.cpus();
+    if (end - begin) * MARGIN > limit {
+        eprintln!("x: {} took {:?} of {limit:?} of CPU time: its limit is too near", test.name, end - begin);
+    }
+}
+
+/// A seed that no earlier run had, short enough to type.
+pub fn fresh_seed() -> u64 {
+    fresh_nonce().0.into()
 }
 
 /// A number that no earlier boot had and the image cannot know. `RandomState` is the standard library's source of one.
@@ -155,6 +185,7 @@ mod tests {
             limit: 1,
             long: false,
             selftest: false,
+            logs_errors: false,
         };
         (0..count).map(test).collect()
     }

@@ -32,13 +32,13 @@ struct Job {
 type Entries = Arc<Mutex<Vec<Entry>>>;
 
 /// Runs or lists the tests; whether all passed.
-pub(crate) fn run(options: &Options, image: &Program, entries: &mut Vec<Entry>) -> Result<bool> {
+pub(crate) fn run(options: &Options, seed: u64, image: &Program, entries: &mut Vec<Entry>) -> Result<bool> {
     let tests: Vec<Test> = list::read(&image.elf)?.into_iter().filter(|test| !test.selftest).collect();
     let collected = Entries::default();
     let (mut trials, mut jobs) = (Vec::new(), Vec::new());
     for machine in machine::all()? {
         if options.machine.as_ref().is_none_or(|name| *name == machine.name) {
-            let (job, more) = prepare(options, image, machine, &tests, &collected);
+            let (job, more) = prepare(options, seed, image, machine, &tests, &collected);
             trials.extend(more);
             jobs.push(job);
         }
@@ -56,19 +56,14 @@ pub(crate) fn run(options: &Options, image: &Program, entries: &mut Vec<Entry>) 
 /// One machine's share: its job, and a trial for every test that the filter lets through.
 fn prepare(
     options: &Options,
+    seed: u64,
     image: &Program,
     machine: Machine,
     tests: &[Test],
     entries: &Entries,
 ) -> (Job, Vec<Trial>) {
     let mut job = Job {
-        plan: Plan {
-            machine,
-            image: image.image.clone(),
-            seed: options.seed.unwrap_or(0),
-            bootargs: String::new(),
-            extra: Vec::new(),
-        },
+        plan: Plan { machine, image: image.image.clone(), seed, bootargs: String::new(), extra: Vec::new() },
         tests: Vec::new(),
         verdicts: BTreeMap::new(),
     };

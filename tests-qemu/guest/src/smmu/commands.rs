@@ -53,7 +53,7 @@ fn several_cpus_insert_commands_at_once(t: &mut Test) {
     t.equal("errors", (after.errors, after.illegal), (before.errors, before.illegal));
 }
 
-target_test!(an_illegal_command_is_shown_and_the_queue_goes_on, needs("smmuv3"));
+target_test!(an_illegal_command_is_shown_and_the_queue_goes_on, needs("smmuv3"), logs_errors());
 fn an_illegal_command_is_shown_and_the_queue_goes_on(t: &mut Test) {
     let Some(smmu) = iommu().map(|iommu| iommu.smmu()) else { return };
     let before = smmu.stats();

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use granule_protocol::{Event, Frame, Nonce, NotAFrame};
@@ -18,11 +18,11 @@ use super::{BOOT, Measured, Row};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
 use crate::script;
-use crate::serial::{Guest, Lines, Received};
+use crate::serial::{Guest, Limit, Lines, Received};
 use crate::session::fresh_nonce;
 
 /// For a boot and all its rows, on a busy host.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Limit = Limit::work(300);
 /// Memory of the machine whose boot is measured.
 const BOOT_MEMORY: &str = "1G";
 /// What row `null` may take besides its loop: the branch over it.
@@ -154,17 +154,17 @@ fn one_boot(
         append.push_str(&format!(" {bootargs}"));
     }
     let mut guest = Guest::start(&Qemu::new(machine, image, Serial::Pipes, Reset::Ends, &append, extra))?;
-    let deadline = Instant::now() + LIMIT;
+    let deadline = guest.deadline(LIMIT);
     let mut lines = Lines::default();
     let mut transcript = Vec::new();
     loop {
         match guest.receive(deadline) {
             Received::Bytes(bytes) => transcript.extend(lines.feed(&bytes)),
             Received::Closed => break,
-            Received::Silence => bail!("the benches on {} took longer than {} s", machine.name, LIMIT.as_secs()),
+            Received::Silence => bail!("the benches on {} took longer than {} s", machine.name, LIMIT.seconds()),
         }
     }
-    let status = guest.status(Duration::from_secs(10))?.and_then(|status| status.code());
+    let status = guest.status(Duration::from_secs(60))?.and_then(|status| status.code());
     let received = || format!("the benches on {}, of which was received:\n{}", machine.name, transcript.join("\n"));
     ensure!(status == Some(0), "status {status:?} of {}", received());
     let rows = chosen.rows.iter().map(|row| row.index);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use granule_protocol::{Event, Frame, Nonce};
 use proptest::prelude::{Strategy, any, prop, prop_assert, proptest};
 
-use super::{Boot, Ending, Judge, Lie, Verdict};
+use super::{Boot, Ending, Judge, Lie, Outcome, Verdict};
 
 const NONCE: Nonce = Nonce(0x5eed);
 
@@ -221,5 +221,16 @@ proptest! {
         indices.sort_unstable();
         indices.dedup();
         prop_assert!(all == indices.len());
+    }
+}
+
+#[test]
+fn a_logged_error_fails_what_passed() {
+    let after = |output: &str| {
+        Outcome { verdict: Verdict::Passed(1), output: output.into(), time: Duration::ZERO }.without_errors().verdict
+    };
+    assert_eq!(after("[    1.234567] error: free of 0x1000\n"), Verdict::Failed("the kernel logged an error".into()));
+    for sound in ["", "[    1.234567] warning: late\n", "error: process 1 exited with 2\n", "[x] error: no\n"] {
+        assert_eq!(after(sound), Verdict::Passed(1), "{sound}");
     }
 }
