@@ -7,8 +7,7 @@
 //! - leaves are pages, and every descriptor above is a table's or empty;
 //! - tables are linked at any time, by compare-exchange, so that several CPUs may need the same one;
 //! - tables are unlinked only by an owner that excludes all other users ([`PageTables::unlink_tables`]), so a table
-//! that
-//!   was found stays.
+//!   that was found stays.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
