@@ -70,15 +70,15 @@ words! {
     word_execute_rvale1is(operand: RangeOperand): tlbi::Instruction::Rvale1is(operand).execute();
     // SAFETY: as all of these, it does not run.
     word_clean_to_memory(start: VirtAddr, bytes: u64): unsafe { cache::clean_to_memory(start, bytes) };
-    // SAFETY: as above.
     word_clean_and_invalidate_to_memory(start: VirtAddr, bytes: u64):
+        // SAFETY: as above.
         unsafe { cache::clean_and_invalidate_to_memory(start, bytes) };
     // SAFETY: as above.
     word_invalidate_to_memory(start: VirtAddr, bytes: u64): unsafe { cache::invalidate_to_memory(start, bytes) };
     // SAFETY: as above.
     word_clean_to_unification(start: VirtAddr, bytes: u64): unsafe { cache::clean_to_unification(start, bytes, 64) };
-    // SAFETY: as above.
     word_invalidate_instructions(start: VirtAddr, bytes: u64):
+        // SAFETY: as above.
         unsafe { cache::invalidate_instructions(start, bytes, 64) };
     word_invalidate_all_instructions(): cache::invalidate_all_instructions();
     // SAFETY: as above.

@@ -140,8 +140,11 @@ fn state_of(cpu: &Cpu) -> u32 {
     findings
 }
 
+/// Whether something is wrong with a CPU.
+type Wrong = fn(&Cpu) -> bool;
+
 /// What is wrong with a CPU between tests. Debug builds keep the ranks of the locks that are held.
-const WRONG: [(&str, fn(&Cpu) -> bool); 4] = [
+const WRONG: [(&str, Wrong); 4] = [
     ("a lock held", |cpu| cpu.held_ranks.bits() != 0),
     ("an interrupt unfinished", |cpu| cpu.trap.is_in_handler()),
     ("a lockless walk open", |cpu| cpu.walk.is_open()),
