@@ -253,17 +253,14 @@ fn is_assignment(operator: &BinOp) -> bool {
     )
 }
 
-/// The local variable that a statement assigns.
-fn assigned(statement: &Stmt) -> Option<String> {
+/// The variable, or the field of one, that a statement assigns.
+fn assigned(statement: &Stmt) -> Option<&Expr> {
     let place = match statement {
-        Stmt::Expr(Expr::Assign(assign), _) => &assign.left,
-        Stmt::Expr(Expr::Binary(binary), _) if is_assignment(&binary.op) => &binary.left,
+        Stmt::Expr(Expr::Assign(assign), _) => &*assign.left,
+        Stmt::Expr(Expr::Binary(binary), _) if is_assignment(&binary.op) => &*binary.left,
         _ => return None,
     };
-    match &**place {
-        Expr::Path(path) => path.path.get_ident().map(ToString::to_string),
-        _ => None,
-    }
+    matches!(place, Expr::Path(_) | Expr::Field(_)).then_some(place)
 }
 
 /// Whether an expression binds names by `let`.
@@ -359,11 +356,13 @@ impl Finder<'_> {
         self.text(statement).parse().unwrap_or_default()
     }
 
-    /// Whether two statements assign local variables, each one that the other does not mention: their order is no
+    /// Whether two statements assign plain variables, each one that the other does not mention: their order is no
     /// matter.
     fn is_independent(&self, first: &Stmt, second: &Stmt) -> bool {
         match (assigned(first), assigned(second)) {
-            (Some(one), Some(other)) => !mentions(self.tokens(second), &one) && !mentions(self.tokens(first), &other),
+            (Some(one), Some(other)) => {
+                !self.text(second).contains(self.text(one)) && !self.text(first).contains(self.text(other))
+            }
             _ => false,
         }
     }

@@ -97,7 +97,7 @@ fn neighbours_are_exchanged() {
     assert_eq!(bodies(Rule::Exchange, "a();\n// Then.\nb = c;"), ["b = c;\n// Then.\na();"]);
     assert_eq!(bodies(Rule::Exchange, "a(); let b = 1; c();"), [""; 0]);
     assert_eq!(bodies(Rule::Exchange, "a += b; c = a;"), ["c = a; a += b;"]);
-    assert_eq!(bodies(Rule::Exchange, "a += b; c -= b;"), [""; 0]);
+    assert_eq!(bodies(Rule::Exchange, "self.a += b; self.c -= b;"), [""; 0]);
 }
 
 #[test]
