@@ -43,14 +43,10 @@ fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnM
 }
 
 macro_rules! by_address {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal $(, after $barrier:ident)?) => {
         $(#[$doc])*
-        ///
-        /// Complete when the function returns.
-        ///
-        /// # Safety
-        /// The range is mapped; for a clean with read permission at least.
         pub unsafe fn $name(start: VirtAddr, bytes: u64) {
+            $(barrier::$barrier();)?
             for_each_line(start, bytes, data_line(), |line| {
                 #[cfg(target_os = "none")]
                 // SAFETY: by the caller's contract the line is mapped; the operation changes no value that a coherent
@@ -71,10 +67,20 @@ macro_rules! by_address {
 by_address!(
     /// Writes dirty lines of the range back to memory (point of coherency): what a device or a CPU with its caches off
     /// reads is what was written here.
+    ///
+    /// Complete when the function returns.
+    ///
+    /// # Safety
+    /// The range is mapped with read permission at least.
     clean_to_memory, "cvac"
 );
 by_address!(
     /// Writes dirty lines of the range back to memory and drops all of its lines: the next read comes from memory.
+    ///
+    /// Complete when the function returns.
+    ///
+    /// # Safety
+    /// The range is mapped with read permission at least.
     clean_and_invalidate_to_memory, "civac"
 );
 
@@ -82,7 +88,14 @@ by_address!(
     /// Drops the lines of the range without writing them back: the next read comes from memory. Around stores that
     /// bypass the caches, such as those with the MMU off: before, so that no older line is written over them; after, so
     /// that no line that speculation has fetched hides them. What the dropped lines held is lost.
-    invalidate_to_memory, "ivac"
+    ///
+    /// Begins with a DSB: nothing else orders DC IVAC behind stores to Device memory (Arm ARM D7.5.9). Complete when
+    /// the function returns.
+    ///
+    /// # Safety
+    /// The range is mapped writable, or the MMU is off. No cache holds the only copy of a value in one of its lines,
+    /// also where the first and last line reach beyond the range.
+    invalidate_to_memory, "ivac", after dsb_sy
 );
 
 macro_rules! by_line {
@@ -182,8 +195,9 @@ mod tests {
     extern crate std;
     use std::vec::Vec;
 
-    use super::for_each_line;
+    use super::{for_each_line, invalidate_to_memory};
     use crate::addr::VirtAddr;
+    use crate::recorded;
 
     fn lines(start: u64, bytes: u64) -> Vec<u64> {
         let mut lines = Vec::new();
@@ -197,6 +211,14 @@ mod tests {
         assert_eq!(lines(0x1000, 65), [0x1000, 0x1040]);
         assert_eq!(lines(0x103f, 2), [0x1000, 0x1040]);
         assert_eq!(lines(0x1020, 0), []);
+    }
+
+    /// Stores of before must be in memory when the first line is dropped.
+    #[test]
+    fn an_invalidation_is_between_two_barriers() {
+        // SAFETY: the host drops no line.
+        let issued = recorded::record(|| unsafe { invalidate_to_memory(VirtAddr(0x1000), 64) });
+        assert_eq!(issued, ["dsb_sy", "dsb_sy"]);
     }
 
     #[test]

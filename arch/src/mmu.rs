@@ -154,8 +154,9 @@ mod metal {
     ///
     /// # Safety
     /// 1. TCR_EL1, MAIR_EL1 and the TTBRs that TCR_EL1 leaves on are written, and an ISB was issued.
-    /// 2. The tables are complete in memory: written with the MMU off, or cleaned to the point of coherency; no cache
-    ///    holds an older line of them; a DSB SY came behind.
+    /// 2. The tables are complete in memory: written with the MMU off, or cleaned to the point of coherency; a DSB SY
+    ///    came behind. No cache holds an older line of them, nor of anything else that was written with the MMU off and
+    ///    is read with it on, such as the stack.
     /// 3. They map this function at the address that it runs at, executable at EL1, and what is at x30.
     #[unsafe(naked)]
     #[unsafe(link_section = ".text.idmap")]
@@ -190,7 +191,8 @@ mod metal {
         pub sctlr: u64,
     }
 
-    /// Writes all of them and turns the MMU on. The caller goes on at the address that it runs at.
+    /// Writes all of them and turns the MMU on. The caller goes on at the address that it runs at, and returns by what
+    /// its stack holds: the stack's lines are of those that the second condition of [`turn_on`] is about.
     ///
     /// # Safety
     /// The tables map what runs, and all that it uses, at the address that they have with the MMU off; and the second

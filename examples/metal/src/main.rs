@@ -83,7 +83,8 @@ mod kernel {
             upper: PhysAddr(0),
             sctlr: mmu::SCTLR_MMU_ON,
         };
-        // SAFETY: the tables map the image, its stack and the serial port where they are, and are clean in memory.
+        // SAFETY: the tables map the image, its stack and the serial port where they are; no cache holds an older
+        // line of any of it.
         unsafe { mmu::enable(&registers) };
         println!("metal: MMU on, {}-bit addresses", Granule4KVa39::VA_BITS);
         make_read_only(root).expect("the page is mapped by a page");
@@ -94,8 +95,10 @@ mod kernel {
     #[inline(never)]
     fn build_tables() -> Result<Table, Error> {
         let memory = tables_memory();
-        // SAFETY: the memory is for tables alone, and holds nothing yet.
-        unsafe { cache::invalidate_to_memory(VirtAddr(memory.start().0), memory.size()) };
+        // Variables, the stack and the tables.
+        let written = between(&raw const __data_start, &raw const __tables_end);
+        // SAFETY: the image was loaded into memory, not into caches alone, and every access since has bypassed them.
+        unsafe { cache::invalidate_to_memory(VirtAddr(written.start().0), written.size()) };
         // SAFETY: so it is, and no other CPU runs.
         let mmu = unsafe { MmuOff::<Granule4KVa39>::new() };
         // SAFETY: see above; it lies in the image.
@@ -119,8 +122,8 @@ mod kernel {
         let uart = PageRange::from_pages(VirtAddr(UART), 1)?;
         tables.map(&lazy, uart, PhysAddr(UART), Attributes::device(), Shape::PAGES, &mut frames)?;
         drop(lazy);
-        // SAFETY: the stores bypassed the caches; what these hold of the tables is older.
-        unsafe { cache::invalidate_to_memory(VirtAddr(memory.start().0), memory.size()) };
+        // SAFETY: the stores bypassed the caches; what these hold is older.
+        unsafe { cache::invalidate_to_memory(VirtAddr(written.start().0), written.size()) };
         Ok(root)
     }
 
@@ -131,7 +134,9 @@ mod kernel {
     static mut PAGE: Page = Page([0; 512]);
 
     fn make_read_only(root: Table) -> Result<(), Error> {
-        let mmu = Metal(DirectMap::<Granule4KVa39>::new(0).with_features(&CpuFeatures::read()));
+        // SAFETY: virtual is physical, and this is the only CPU.
+        let memory = unsafe { DirectMap::<Granule4KVa39>::new(0).with_features(&CpuFeatures::read()) };
+        let mmu = Metal(memory);
         let tables = PageTables::new(&mmu, root);
         let all = PageRange::new(VirtAddr(0), 1 << Granule4KVa39::VA_BITS)?;
         let totals = tables.dump(all, |extent| println!("{extent}"));

@@ -13,7 +13,8 @@
 //!
 //! # fn main() -> Result<(), granule_pgtable::Error> {
 //! # let (root, free) = (PhysAddr(0), PhysRange::from_size(PhysAddr(0), 0).unwrap());
-//! let mmu = Metal(DirectMap::<Granule4K>::new(0xffff_0000_0000_0000)); // physical + offset
+//! // SAFETY: all memory is mapped there, physical + offset.
+//! let mmu = Metal(unsafe { DirectMap::<Granule4K>::new(0xffff_0000_0000_0000) });
 //! // SAFETY: `root` is a zeroed table of this kernel, and `free` is memory that nothing else uses.
 //! let (root, mut frames) = unsafe { (Table::root::<Granule4K>(root), FrameRange::new(&mmu, free)) };
 //! let tables = PageTables::new(&mmu, root);
@@ -33,11 +34,12 @@
 //! CAS, SWP) is constrained unpredictable, a fault on some CPUs and a loop that never ends on others (Arm ARM B2.9.2,
 //! B2.9.5). [`MmuOff`] has plain loads and stores alone, so with it all of this crate may run then, on one CPU:
 //!
-//! 1. [`granule_arch::cache::invalidate_to_memory`] over the memory that will be tables: a dirty line of the previous
-//!    stage must not be evicted over what is written past the caches;
+//! 1. [`granule_arch::cache::invalidate_to_memory`] over the memory that will be tables, the stack, and what else is
+//!    written before the MMU is on: a dirty line of the previous stage must not be evicted over what is written past
+//!    the caches;
 //! 2. [`PageTables`](crate::PageTables) over an [`MmuOff`], and `map`, as anywhere else;
 //! 3. the same invalidation again, so that no line that speculation has fetched hides the tables from walks, which are
-//!    cached;
+//!    cached, nor the stack from the code that goes on;
 //! 4. `granule_arch::mmu::enable`.
 //!
 //! From then on the same tree is used by way of [`Metal`].
@@ -70,12 +72,12 @@ pub use frames::FrameRange;
 pub use mmu_off::MmuOff;
 pub use tlb::{AsidTlb, KernelTlb, level_hint};
 
-/// What kernels on the metal differ in: where a table is seen, and what all CPUs have. Nothing but the first has to be
-/// there: without the others every CPU of the architecture is served.
+/// What kernels on the metal differ in: where a table is seen, and what all CPUs have. Only the first is required:
+/// without the others every CPU of the architecture is served, but for the erratum of [`Self::repeats_tlbi`].
 ///
 /// # Safety
 /// [`Self::address`] maps each frame of the physical memory that tables lie in, writable and as Normal memory, always to
-/// the same memory. What `has_…` affirms holds on every CPU.
+/// the same memory. What `has_…` affirms holds on every CPU, and `repeats_tlbi` affirms what one of them needs.
 pub unsafe trait Platform {
     /// The shape of the tables.
     type Geometry: Geometry;
@@ -146,27 +148,49 @@ pub struct DirectMap<G: Geometry = Granule4K> {
     tlb_range: bool,
     ttl: bool,
     ets2: bool,
+    repeats_tlbi: bool,
     code: Option<CodeCaches>,
     geometry: PhantomData<G>,
 }
 
 impl<G: Geometry> DirectMap<G> {
-    /// With this offset, on CPUs of which nothing is known. [`Table::root`] and the sources of tables vouch for what is
-    /// seen there.
-    pub const fn new(offset: u64) -> Self {
-        Self { offset, tlb_range: false, ttl: false, ets2: false, code: None, geometry: PhantomData }
+    /// With this offset, on CPUs of which nothing is known.
+    ///
+    /// # Safety
+    /// For as long as it is used, it is used with trees of geometry `G` alone, whose tables are seen there, writable
+    /// and as Normal memory. CPUs that need [`Self::repeating_tlbi`] have it.
+    pub const unsafe fn new(offset: u64) -> Self {
+        Self {
+            offset,
+            tlb_range: false,
+            ttl: false,
+            ets2: false,
+            repeats_tlbi: false,
+            code: None,
+            geometry: PhantomData,
+        }
     }
 
-    /// On CPUs that have `all`, the [least](CpuFeatures::least) of every CPU that runs: fewer TLBIs and barriers.
+    /// On CPUs with an erratum that [`Platform::repeats_tlbi`] works around, such as Cortex-A76 and Neoverse-N1:
+    /// Linux's `ARM64_WORKAROUND_REPEAT_TLBI`.
     #[must_use]
-    pub fn with_features(self, all: &CpuFeatures) -> Self {
+    pub const fn repeating_tlbi(self) -> Self {
+        Self { repeats_tlbi: true, ..self }
+    }
+
+    /// On CPUs that have `all`: fewer TLBIs and barriers.
+    ///
+    /// # Safety
+    /// Every CPU that runs has at least these: see [`CpuFeatures::least`].
+    #[must_use]
+    pub unsafe fn with_features(self, all: &CpuFeatures) -> Self {
         let code = Some(all.code_caches());
         Self { tlb_range: all.tlb_range(), ttl: all.ttl(), ets2: all.ets2(), code, ..self }
     }
 }
 
-// SAFETY: an offset is one to one; that there is memory behind it is vouched for with each table. `with_features` takes
-// what all CPUs have.
+// SAFETY: an offset is one to one; what is seen behind it, and that all CPUs have the features, is by the contracts of
+// `new` and `with_features`.
 unsafe impl<G: Geometry> Platform for DirectMap<G> {
     type Geometry = G;
 
@@ -185,6 +209,10 @@ unsafe impl<G: Geometry> Platform for DirectMap<G> {
 
     fn has_ets2(&self) -> bool {
         self.ets2
+    }
+
+    fn repeats_tlbi(&self) -> bool {
+        self.repeats_tlbi
     }
 
     fn has_idc(&self) -> bool {

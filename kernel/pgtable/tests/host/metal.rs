@@ -63,13 +63,16 @@ fn with_the_mmu_off_and_on<G: Geometry>() {
     let (root, built) = build(&mmu_off, off.range());
     // With the MMU on the same tree is seen at an offset.
     const OFFSET: u64 = 0x10_0000_0000;
-    let mmu = Metal(DirectMap::<G>::new(OFFSET));
+    // SAFETY: the memory below, at this offset.
+    let mmu = Metal(unsafe { DirectMap::<G>::new(OFFSET) });
     let moved = |range: PhysRange| PhysRange::from_size(range.start() - OFFSET, range.size()).unwrap();
     assert_eq!(build(&mmu, moved(on.range())).1, built);
     assert!(built.len() >= 4, "{built:x?}");
     // SAFETY: the tree above, which goes on at the addresses that it was built at.
     let root = unsafe { Table::root::<G>(root.address()) };
-    assert_eq!(contents(&PageTables::new(&Metal(DirectMap::<G>::new(0)), root)), built);
+    // SAFETY: the host's addresses.
+    let mmu = Metal(unsafe { DirectMap::<G>::new(0) });
+    assert_eq!(contents(&PageTables::new(&mmu, root)), built);
 }
 
 #[test]
@@ -100,7 +103,8 @@ fn steps_of_two_accesses_have_the_effect_of_one() {
 #[test]
 fn frames_are_whole_zeroed_and_given_once() {
     let memory = Memory::<Granule4K>::new();
-    let mmu = Metal(DirectMap::<Granule4K>::new(0));
+    // SAFETY: the host's addresses.
+    let mmu = Metal(unsafe { DirectMap::<Granule4K>::new(0) });
     // From an address that is no frame's.
     let odd = PhysRange::new(memory.range().start().align_up(4096).unwrap() + 8, memory.range().end()).unwrap();
     // SAFETY: the test's memory.
@@ -130,10 +134,13 @@ fn each_tlb_issues_the_fewest_operations_of_its_own() {
     // SAFETY: there is no device.
     let token = unsafe { UserTlbToken::new() };
     let user = AsidTlb(Asid::new(3, token));
-    let plain = Metal(DirectMap::<Granule4K>::new(0));
+    // SAFETY: there are no tables.
+    let plain = unsafe { DirectMap::<Granule4K>::new(0) };
     // ID_AA64ISAR0_EL1.TLB = 2.
     let ranges = CpuFeatures { isar0: 2 << 56, ..CpuFeatures::default() };
-    let with_ranges = Metal(DirectMap::<Granule4K>::new(0).with_features(&ranges));
+    // SAFETY: there is no CPU.
+    let with_ranges = Metal(unsafe { plain.with_features(&ranges) });
+    let plain = Metal(plain);
     for (stream, page, pages, table) in [
         (issued(&plain, &KernelTlb), "vaale1is", None, "vaae1is"),
         (issued(&with_ranges, &KernelTlb), "vaale1is", Some("rvaale1is"), "vaae1is"),
@@ -144,4 +151,6 @@ fn each_tlb_issues_the_fewest_operations_of_its_own() {
         let expected = [&["dsb_ishst"], &operations[..], &[table, "dsb_ish", "isb"]].concat();
         assert_eq!(stream, expected);
     }
+    let repeated = issued(&Metal(plain.0.repeating_tlbi()), &KernelTlb);
+    assert!(repeated.ends_with(&["vaae1is", "dsb_ish", "vale1is", "dsb_ish", "isb"]), "{repeated:?}");
 }
