@@ -97,6 +97,11 @@ impl VirtioBlk {
         &self.device
     }
 
+    /// Its sectors.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
     /// Reads sectors from `sector` on into the `bytes` bytes at `address`, as the device knows it. Sleeps.
     ///
     /// # Errors

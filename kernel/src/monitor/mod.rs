@@ -32,6 +32,7 @@ use thiserror::Error;
 use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::chip::power::Status;
 use crate::chip::{console, timer};
+use crate::devices::disk::SectorError;
 use crate::devices::edu::EduError;
 use crate::devices::nvme::NvmeError;
 use crate::devices::slot::{BindRefused, StartError};
@@ -215,6 +216,8 @@ enum Refusal {
     Start(#[from] StartError),
     #[error(transparent)]
     Bind(#[from] BindRefused),
+    #[error(transparent)]
+    Sectors(#[from] SectorError),
     #[error(transparent)]
     Blk(#[from] BlkError),
     #[error(transparent)]

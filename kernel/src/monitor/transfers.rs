@@ -10,7 +10,7 @@ use super::accounts::plural;
 use super::parse::{Args, ArgumentError, Keyword};
 use super::processes::process;
 use super::{Command, Failure, Refusal, Session, no_keywords};
-use crate::devices::disk::{MAX_BYTES, SECTOR};
+use crate::devices::disk::{self, MAX_BYTES, SECTOR};
 use crate::devices::edu::{Edu, MEMORY_BYTES, edu};
 use crate::devices::nvme::{Nvme, nvme};
 use crate::devices::slot::Driver;
@@ -145,6 +145,7 @@ fn device((kind, index): (DeviceKind, usize)) -> Result<&'static dyn Bindable, R
 /// Any disk, for `blk`.
 trait Disk {
     fn dma(&self) -> &DmaDevice;
+    fn sectors(&self) -> u64;
     /// Reads or writes sectors; returns how many tries that took.
     fn transfer(&self, direction: Direction, sector: u64, address: DmaAddress, bytes: u32) -> Result<u32, Refusal>;
 }
@@ -152,6 +153,10 @@ trait Disk {
 impl Disk for VirtioBlk {
     fn dma(&self) -> &DmaDevice {
         self.device().dma()
+    }
+
+    fn sectors(&self) -> u64 {
+        self.sectors()
     }
 
     fn transfer(&self, direction: Direction, sector: u64, address: DmaAddress, bytes: u32) -> Result<u32, Refusal> {
@@ -166,6 +171,10 @@ impl Disk for VirtioBlk {
 impl Disk for Nvme {
     fn dma(&self) -> &DmaDevice {
         self.dma()
+    }
+
+    fn sectors(&self) -> u64 {
+        self.identity().sectors
     }
 
     fn transfer(&self, direction: Direction, sector: u64, address: DmaAddress, bytes: u32) -> Result<u32, Refusal> {
@@ -206,6 +215,8 @@ fn transfer_sectors<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result
         DeviceKind::Nvme => nvme(this_cpu(), index).map_err(Refusal::Start)?,
         _ => blk(this_cpu(), index).map_err(Refusal::Start)?,
     };
+    // Of the whole transfer: of its pieces, those before the one that is refused would be written.
+    disk::check(sector, bytes as u32, disk.sectors()).map_err(Refusal::Sectors)?;
     let mut next = sector;
     let tries = each_piece(disk.dma(), start, bytes, direction, &mut |address, piece| {
         let piece = piece as u32;

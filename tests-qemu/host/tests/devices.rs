@@ -25,6 +25,8 @@ fn lines(machine: &Machine) -> String {
             format!(
                 "{name} read 5 $ 8K\npeek $ = 5\npeek $+4088 = 12\npeek $+8184 = 20\n\
                  poke $ 0x1234\n{name} write 40 $\n{name} read 40 $+4K\npeek $+4K = 0x1234\n\
+                 poke $ 0x77\n! {name} write 40 $ 4600\n{name} read 40 $+4K\npeek $+4K = 0x1234\n\
+                 ! {name} write 8184 $ 8K\n{name} read 8184 $+4K\npeek $+4K = 8184\n\
                  ! {name} read 8192 $\n! {name} read 0 $ 100\n! {name} read 0 $+8K\n! {name} read 0 $+4K 8K\n"
             )
         } else {

@@ -144,6 +144,9 @@ pub enum ControllerError {
     /// Of another size than is driven.
     #[error("the namespace has sectors of 2^{0} bytes: {SECTOR} can be had")]
     SectorSize(u8),
+    /// A transfer would have more bytes than its sectors, or access memory at the metadata pointer, which is 0.
+    #[error("the namespace has {0} bytes of metadata in each sector: the driver transfers none")]
+    Metadata(u16),
 }
 
 /// A controller's identity.
@@ -261,11 +264,14 @@ impl<R: Registers> Controller<R> {
         let serial = core::array::from_fn(|index| self.identity_byte(SERIAL + index));
         let words = [OF_NAMESPACE, 0, 0];
         self.administer(&NvmeCommand { opcode: IDENTIFY, namespace: NAMESPACE, data, words }, patience)?;
-        // NSZE; one that is not there is all zeros. FLBAS has its index in the formats at 128; LBADS is its third byte.
+        // NSZE; one that is not there is all zeros. FLBAS has its index in the formats at 128: MS in two bytes, then
+        // LBADS.
         let sectors = u64::from_le_bytes(core::array::from_fn(|index| self.identity_byte(index)));
-        let format = usize::from(self.identity_byte(26) & 0xf);
-        match self.identity_byte(128 + 4 * format + 2) {
+        let format = 128 + 4 * usize::from(self.identity_byte(26) & 0xf);
+        let metadata = u16::from_le_bytes([self.identity_byte(format), self.identity_byte(format + 1)]);
+        match self.identity_byte(format + 2) {
             _ if sectors == 0 => Err(ControllerError::NoNamespace),
+            _ if metadata != 0 => Err(ControllerError::Metadata(metadata)),
             size if 1_u32.checked_shl(size.into()) == Some(SECTOR) => Ok(Identity { serial, sectors }),
             size => Err(ControllerError::SectorSize(size)),
         }

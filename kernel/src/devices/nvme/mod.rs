@@ -25,7 +25,7 @@ use crate::chip::timer::Deadline;
 use crate::iommu::{self, Coherent, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
 use crate::kernel;
 use crate::mm::space::{Access, FaultError};
-use crate::sched::RwSem;
+use crate::sched::{RwSem, relax};
 use crate::smp::{Cpu, this_cpu};
 
 static SLOTS: [Slot<Nvme>; 2] = [const { Slot::new(()) }; 2];
@@ -170,19 +170,20 @@ fn is_message(vector: &Vector) -> bool {
     !matches!(vector, Vector::Pin { .. })
 }
 
-/// Restarts the controller; it reaches memory only after it has dropped what it had.
+/// Restarts the controller; it reaches memory only after it has dropped what it had, and not where that fails.
 fn restart(controller: &mut Controller<MmioRegion>, claim: &Claim, messages: bool) -> Result<(), ControllerError> {
     let mut patience = patience(controller.patience());
     controller.disable(&mut patience)?;
     claim.set_bus_master(true);
-    controller.enable(messages, &mut patience)
+    controller.enable(messages, &mut patience).inspect_err(|_| claim.set_bus_master(false))
 }
 
-/// For so many milliseconds.
+/// For so many milliseconds, which the controller chooses: up to two minutes, with other threads in between.
 fn patience(milliseconds: u64) -> impl FnMut() -> bool {
     let until = Deadline::after(Duration::from_millis(milliseconds));
     move || {
         granule_arch::wait::relax();
+        relax();
         !until.has_passed()
     }
 }

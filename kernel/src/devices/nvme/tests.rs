@@ -33,6 +33,7 @@ enum Lie {
     Capabilities(u64),
     NoNamespace,
     Shift(u8),
+    Metadata(u16),
 }
 
 const PAGE: usize = 4096;
@@ -125,6 +126,9 @@ impl ModelController {
             data[..8].copy_from_slice(&8192_u64.to_le_bytes());
             // The second format.
             data[26] = 1;
+            if let Lie::Metadata(bytes) = self.lie.get() {
+                data[128 + 4..][..2].copy_from_slice(&bytes.to_le_bytes());
+            }
             data[128 + 4 + 2] = if let Lie::Shift(shift) = self.lie.get() { shift } else { 9 };
         }
         // SAFETY: the page that the driver has for it, of the test's.
@@ -300,6 +304,8 @@ fn what_cannot_be_driven_is_refused() {
         (Lie::NoNamespace, Expected::NoNamespace),
         (Lie::Shift(12), Expected::SectorSize(12)),
         (Lie::Shift(255), Expected::SectorSize(255)),
+        (Lie::Metadata(8), Expected::Metadata(8)),
+        (Lie::Metadata(0x100), Expected::Metadata(0x100)),
         (Lie::Phase, Expected::Silent(5)),
     ] {
         assert_eq!(begun(&ModelController::new(lie)), Err(expected));
