@@ -167,3 +167,50 @@ fn the_editor_checks_what_runs_on_the_target() {
         assert!(words.contains(&TRIPLE), "{key}");
     }
 }
+
+/// STYLE.md has the reason and what stands for each instead.
+#[test]
+fn comments_and_pages_use_the_fields_words() {
+    const NOT_USED: [&[&str]; 10] = [
+        &["whoever"],
+        &["nobody"],
+        &["somebody"],
+        &["hears"],
+        &["is", "told"],
+        &["are", "told"],
+        &["was", "told"],
+        &["not", "to", "be"],
+        &["lets", "go"],
+        &["let", "go", "of"],
+    ];
+    let mut found = Vec::new();
+    for extension in ["rs", "S", "c", "md", "toml", "ld"] {
+        let paths = files(&root(), extension).unwrap();
+        // STYLE.md names what is not used, and this file does.
+        for path in paths.iter().filter(|path| !path.ends_with("STYLE.md") && !path.ends_with("xtask/src/docs.rs")) {
+            let text = fs::read_to_string(path).unwrap();
+            let prose = |line| match extension {
+                "rs" | "S" | "c" => str::split_once(line, "//").map_or("", |(_, comment)| comment),
+                "toml" | "ld" => str::split_once(line, '#').map_or("", |(_, comment)| comment),
+                _ => line,
+            };
+            let words: Vec<(usize, String)> = text
+                .lines()
+                .enumerate()
+                .flat_map(|(number, line)| {
+                    prose(line).split(|c: char| !c.is_alphanumeric()).map(move |word| (number, word))
+                })
+                .filter(|(_, word)| !word.is_empty())
+                .map(|(number, word)| (number + 1, word.to_lowercase()))
+                .collect();
+            for phrase in NOT_USED {
+                let here = words.windows(phrase.len()).filter(|window| {
+                    let near = window.last().unwrap().0 - window[0].0 <= 1;
+                    near && window.iter().map(|(_, word)| word.as_str()).eq(phrase.iter().copied())
+                });
+                found.extend(here.map(|window| format!("{}:{}: {}", path.display(), window[0].0, phrase.join(" "))));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{} of them: {found:#?}", found.len());
+}

@@ -20,6 +20,8 @@ mod start;
 mod symbols;
 mod test;
 mod tools;
+#[cfg(test)]
+mod tour;
 mod words;
 
 use std::process::ExitCode;

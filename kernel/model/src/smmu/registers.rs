@@ -33,7 +33,7 @@ impl Acknowledged {
         }
     }
 
-    /// Somebody looks.
+    /// The driver reads it.
     fn look(&mut self) -> u32 {
         if self.in_force != self.written {
             match self.looks.checked_sub(1) {

@@ -128,7 +128,7 @@ fn a_table_is_not_replaced_by_another() {
 fn what_a_walk_cache_holds_is_walked_as_it_is_now() {
     let (model, page, above) = mapped();
     unlink(&model, &above, &last_level(page));
-    // Whoever reuses the frame writes what looks like a page.
+    // The next owner of the frame writes what looks like a page.
     let cpu = model.cpu(0);
     let cell = model.cell(above.table + ((page.0 >> 12) & 511) * 8);
     cpu.store(cell, Descriptor::EMPTY);

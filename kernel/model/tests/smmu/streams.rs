@@ -276,7 +276,7 @@ fn an_smmu_that_stops_answering_is_shut() {
     }
 }
 
-/// Somebody else's illegal commands neither fail a change nor leave it half done.
+/// Illegal commands of another kernel neither fail a change nor leave it half done.
 #[test]
 fn changes_go_on_among_illegal_commands() {
     let mut rig = Rig::new(Hardware { pace: Pace::PerLook(1), ..Hardware::QEMU });
