@@ -31,13 +31,13 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         change: &Change,
         splitter: &mut impl Splitter<M>,
     ) -> Option<Flush<M::Geometry>> {
-        first_look(self, range, change, splitter, |ready| ready.commit(lazy))
+        first_look(self, range, change, splitter, Commit(lazy))
     }
 
     /// The same where no leaf is split, before anything has changed: for a change that others must come before.
     #[inline(always)]
     pub fn look(&self, range: PageRange<M::Geometry>, change: &Change) -> Option<Ready<'t, M>> {
-        first_look(self, range, change, &mut WholeLeaves, |ready| ready)
+        first_look(self, range, change, &mut WholeLeaves, Keep)
     }
 }
 
@@ -103,6 +103,31 @@ impl<'t, M: Mmu> Ready<'t, M> {
     }
 }
 
+/// The caller's part of a first look, in place of a closure: these are always inlined, closures are not.
+pub(crate) trait Act<'t, M: Mmu, T> {
+    fn take(self, ready: Ready<'t, M>) -> T;
+}
+
+/// The change is made.
+pub(crate) struct Commit<'a, 'm, M: Mmu>(pub(crate) &'a Lazy<'m, M>);
+
+impl<'t, M: Mmu> Act<'t, M, Flush<M::Geometry>> for Commit<'_, '_, M> {
+    #[inline(always)]
+    fn take(self, ready: Ready<'t, M>) -> Flush<M::Geometry> {
+        ready.commit(self.0)
+    }
+}
+
+/// The change is made later.
+struct Keep;
+
+impl<'t, M: Mmu> Act<'t, M, Ready<'t, M>> for Keep {
+    #[inline(always)]
+    fn take(self, ready: Ready<'t, M>) -> Ready<'t, M> {
+        ready
+    }
+}
+
 /// The first look at a range, see [`PageTables::update_at_once`]: `act` is called where the change may be made. It is
 /// inlined for each kind of change, so that nothing of [`Ready`] lies in memory.
 #[inline(always)]
@@ -111,7 +136,7 @@ pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, T>(
     range: PageRange<M::Geometry>,
     change: &Change,
     splitter: &mut S,
-    act: impl FnOnce(Ready<'t, M>) -> T,
+    act: impl Act<'t, M, T>,
 ) -> Option<T> {
     if !S::SPLITS {
         let run = tables.sole_run(range, ReclaimMark::Keep)?;
@@ -132,7 +157,7 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
     range: PageRange<M::Geometry>,
     change: &Change,
     splitter: &mut S,
-    act: impl FnOnce(Ready<'t, M>) -> T,
+    act: impl Act<'t, M, T>,
 ) -> Option<T> {
     let (mmu, cells) = (tables.mmu(), run.cells());
     if change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
@@ -147,9 +172,9 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
         match look_at_page::<M, S>(mmu, run.table, run.first, change) {
             PageLook::Change { old, new } => {
                 let cells = slice::from_ref(run.entry(run.first));
-                return Some(act(ready(cells, old.0 ^ new.0, new, true)));
+                return Some(act.take(ready(cells, old.0 ^ new.0, new, true)));
             }
-            PageLook::Unchanged => return Some(act(ready(cells, 0, Descriptor::EMPTY, false))),
+            PageLook::Unchanged => return Some(act.take(ready(cells, 0, Descriptor::EMPTY, false))),
             PageLook::Cut(old) if S::SPLITS => Survey::NOTHING.with(old),
             PageLook::Cut(_) | PageLook::Undecided => return None,
         }
@@ -164,7 +189,7 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
         Uniform::Not => return None,
         // An invalidation may be pending all the same: the general way decides.
         Uniform::Unchanged if change.makes_invalid() => return None,
-        Uniform::Unchanged => return Some(act(ready(cells, 0, Descriptor::EMPTY, false))),
+        Uniform::Unchanged => return Some(act.take(ready(cells, 0, Descriptor::EMPTY, false))),
         Uniform::Flip { from, to } => (from.0 ^ to.0, to),
     };
     if S::LIVE_SPLITS
@@ -180,7 +205,7 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
     if change.may_make_code_of(found.all) && !code::is_visible_as_stored(mmu) {
         return None;
     }
-    Some(act(ready(cells, flip, to, false)))
+    Some(act.take(ready(cells, flip, to, false)))
 }
 
 /// What a look at a page has found.

@@ -16,7 +16,7 @@ use crate::code;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::{Lazy, Pending};
-use crate::look::{Uniform, beyond, first_look, flush, may_change};
+use crate::look::{Commit, Uniform, beyond, first_look, flush, may_change};
 use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
@@ -49,7 +49,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         change: Change,
         mut splitter: impl Splitter<M>,
     ) -> Result<Flush<M::Geometry>, Error> {
-        match first_look(self, range, &change, &mut splitter, |ready| ready.commit(lazy)) {
+        match first_look(self, range, &change, &mut splitter, Commit(lazy)) {
             Some(flush) => Ok(flush),
             None => {
                 // By value, and what is pending is returned by value: so no section lies in memory for this.
