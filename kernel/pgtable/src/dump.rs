@@ -64,7 +64,14 @@ impl fmt::Display for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { start, size, leaf_size, attributes, execution_forbidden_above, .. } = *self;
         let end = start.0.wrapping_add(size);
-        write!(f, "{:#018x}-{end:#018x} {:>8} {:>5} x {:<6}", start.0, Size(size), Size(leaf_size), size / leaf_size)?;
+        write!(
+            f,
+            "{:#018x}-{end:#018x} {:>8} {:>5} x {:<6}",
+            start.0,
+            Size(size),
+            Size(leaf_size),
+            size.checked_div(leaf_size).unwrap_or_default()
+        )?;
         write!(f, "{}{}", attributes.listed(), if execution_forbidden_above { " PXNTABLE" } else { "" })
     }
 }
@@ -78,7 +85,7 @@ impl fmt::Display for Size {
         let unit = if self.0 == 0 { 0 } else { (self.0.trailing_zeros() / 10).min(3) };
         let mut text = Text { bytes: [0; 24], used: 0 };
         write!(text, "{}{}", self.0 >> (10 * unit), ["", "K", "M", "G"][unit as usize])?;
-        f.pad(core::str::from_utf8(&text.bytes[..text.used]).map_err(|_| fmt::Error)?)
+        f.pad(core::str::from_utf8(text.bytes.get(..text.used).unwrap_or_default()).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -117,7 +124,10 @@ impl LeafTotals {
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         let kinds =
             |level: usize| [(self.sizes[level][1], self.bytes[level][1]), (self.sizes[level][0], self.bytes[level][0])];
-        (0..self.sizes.len()).flat_map(kinds).filter(|&(_, bytes)| bytes != 0).map(|(size, bytes)| (size, bytes / size))
+        (0..self.sizes.len())
+            .flat_map(kinds)
+            .filter(|&(_, bytes)| bytes != 0)
+            .filter_map(|(size, bytes)| Some((size, bytes.checked_div(size)?)))
     }
 
     /// Bytes mapped, in leaves of all sizes.
