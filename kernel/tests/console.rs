@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use granule::chip::console::{self, Console};
 
-/// A port whose FIFO has room for 16 bytes and sends one each time somebody looks.
+/// A port whose FIFO has room for 16 bytes and sends one each time the driver reads its flags.
 struct Slow(Mutex<(usize, Vec<u8>)>);
 
 impl Console for Slow {

@@ -38,7 +38,7 @@ fn stops() -> Vec<Stop<'static>> {
 }
 
 /// The lines of the item that `head` begins (`fn name`, `impl … for …`), its documentation and attributes included;
-/// `//!` is the file's own documentation. `None` where there is no such item, or several. For sources as rustfmt
+/// `//!` is the file's own documentation. `None` where there is no such item, or several at one depth. For sources as rustfmt
 /// leaves them.
 fn item(source: &str, head: &str) -> Option<RangeInclusive<usize>> {
     let lines: Vec<&str> = source.lines().collect();
@@ -53,9 +53,13 @@ fn item(source: &str, head: &str) -> Option<RangeInclusive<usize>> {
                 && !after.starts_with(|next: char| next.is_alphanumeric() || next == '_')
         })
     };
-    let mut heads = (0..lines.len()).filter(|&at| begins(&lines[at]));
-    let (at, None) = (heads.next()?, heads.next()) else { return None };
-    let indent = lines[at].len() - lines[at].trim_start().len();
+    let indent = |at: usize| lines[at].len() - lines[at].trim_start().len();
+    let mut heads: Vec<usize> = (0..lines.len()).filter(|&at| begins(&lines[at])).collect();
+    // An item of the file before a method of that name.
+    let outermost = heads.iter().map(|&at| indent(at)).min()?;
+    heads.retain(|&at| indent(at) == outermost);
+    let [at] = heads[..] else { return None };
+    let indent = outermost;
     let leads = |line: &str| ["///", "#["].iter().any(|start| line.trim_start().starts_with(start));
     let first = (0..at).rev().take_while(|&line| leads(lines[line])).last().unwrap_or(at);
     let opens = (at..lines.len()).find(|&line| lines[line].ends_with(['{', ';', '}']))?;
@@ -104,4 +108,5 @@ fn an_item_is_found_with_its_documentation_to_its_last_line() {
     assert_eq!(item(source, "fn oneself"), Some(19..=20));
     assert_eq!(item(source, "fn ones"), None);
     assert_eq!(item("fn a() {}\nfn a() {}\n", "fn a"), None);
+    assert_eq!(item("impl A {\n    fn a() {}\n}\nfn a() {}\n", "fn a"), Some(4..=4));
 }

@@ -326,7 +326,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         let of_kernel = block.0 & bits::UXN != 0 && block.0 & bits::USER == 0;
         let user = if of_kernel { bits::UXNTABLE } else { inherited & bits::UXNTABLE };
         let descriptor = Descriptor::table(address, user | inherited & bits::PXNTABLE);
-        // Whoever follows the descriptor finds the table filled.
+        // A walk that follows the descriptor finds the table filled.
         mmu.dmb_ishst();
         let linked = match S::ENTRIES {
             Entries::Shared => mmu.compare_exchange(cell, block, descriptor).is_ok(),

@@ -296,7 +296,7 @@ enum Expectation {
     Refusal,
 }
 
-/// Somebody's conversation with the machine.
+/// One session at the prompt.
 struct Session<'s> {
     screen: &'s mut dyn Write,
     subject: &'s mut dyn Subject,

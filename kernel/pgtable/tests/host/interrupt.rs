@@ -97,7 +97,7 @@ unsafe impl Mmu for Interrupted<'_> {
     }
 }
 
-/// Records what it is told on the host machine behind it.
+/// Records its invalidations on the host machine behind it.
 struct RecordingTlb;
 
 impl<'m> Tlb<Interrupted<'m>> for RecordingTlb {

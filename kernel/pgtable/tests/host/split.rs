@@ -17,7 +17,7 @@ use crate::barriers::count;
 use crate::interrupt::Interrupted;
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, leaf_sizes, map, range};
 
-/// What a lock gives: nobody else splits. There is only one CPU here.
+/// What a lock gives: no other CPU splits. There is only one CPU here.
 struct Locked;
 
 impl Serialise for Locked {

@@ -1,4 +1,4 @@
-//! What `unmap` takes away, and when it lets go of the frames.
+//! What `unmap` takes away, and when it returns the frames.
 
 use core::cell::Cell;
 

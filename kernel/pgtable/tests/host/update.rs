@@ -52,7 +52,7 @@ fn each_change_sets_and_clears_its_bits_and_no_others() {
     }
 }
 
-/// The present-invalid mark and nG are one bit: whoever sets before clearing breaks this for mappings with nG.
+/// The present-invalid mark and nG are one bit: setting before clearing breaks this for mappings with nG.
 #[test]
 fn invalid_and_valid_again_is_bit_identical_with_and_without_ng() {
     for (change, extra) in [(Change::VALID, 0), (Change::VALID_NON_GLOBAL, bits::NG)] {

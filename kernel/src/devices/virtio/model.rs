@@ -183,7 +183,7 @@ impl DeviceQueue {
         memory.write(self.used + 2, &index.to_le_bytes());
     }
 
-    /// Asks not to be interrupted.
+    /// Whether the driver has interrupts off.
     pub(super) fn is_quiet(&self, memory: &Memory) -> bool {
         memory.read16(self.available) & 1 != 0
     }

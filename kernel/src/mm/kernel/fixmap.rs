@@ -132,7 +132,7 @@ pub unsafe fn unmap_device_tree() {
 /// The mapping is never executable and is gone on return. Cache maintenance for changed code is the caller's.
 ///
 /// # Safety
-/// `target` is in the image, word-aligned, and whoever executes or reads it can stand either value.
+/// `target` is in the image, word-aligned, and CPUs that execute or read it work with either value.
 pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
     let offset = target - VirtAddr::from_ptr(&raw const __image_start);
     let physical = PhysAddr(boot.image_start + offset);

@@ -356,7 +356,7 @@ proptest! {
                     let frame = if which.is_multiple_of(2) { Frame::None } else { Frame::Header([1; 16]) };
                     waiting.push((page, bench.requests.submit(frame, &[bench.page(page)]).unwrap()));
                 }
-                // Nobody takes a page away whose data has arrived and whose request is not over.
+                // A page whose data has arrived and whose request is not over stays mapped.
                 2 if bench.with_device.iter().any(|chain| chain.pieces.iter().any(|of| of.0 == bench.page(page).address)) => {
                     bench.unmap(page);
                 }
