@@ -2,7 +2,7 @@
 //! (D8.2.12).
 //!
 //! Values that hold on every CPU are constants; what depends on the CPU is added from its ID registers by
-//! [`tcr_of_this_cpu`]. The functions use no stack and no memory, and clobber x0 to x3 alone, so assembly that runs
+//! `tcr_of_this_cpu`. The functions use no stack and no memory, and clobber x0 to x3 alone, so assembly that runs
 //! with the MMU off may call them. They do nothing that moves with the image: all addresses are relative to the PC.
 //!
 //! ```
@@ -56,7 +56,7 @@ impl Half {
     }
 }
 
-/// TCR_EL1 but for what [`tcr_of_this_cpu`] adds: walks are write-back and inner shareable, the ASID is that of
+/// TCR_EL1 but for what `tcr_of_this_cpu` adds: walks are write-back and inner shareable, the ASID is that of
 /// TTBR0_EL1, no address has a tag.
 pub const fn tcr(lower: Half, upper: Half) -> u64 {
     let lower_granule = match lower.granule() {

@@ -158,7 +158,7 @@ impl Protection {
 
 impl Attributes {
     /// A page of a user space: it belongs to an ASID, EL1 never executes it, and it is young. Writable pages start
-    /// clean, so the first store faults or sets them dirty; see [`Descriptor::dirty`].
+    /// clean, so the first store faults or sets them dirty; a kernel that tracks no dirty pages adds [`Self::dirty`].
     pub const fn user(memory: MemoryType, protection: Protection) -> Self {
         let base = bits::NG | bits::AF | bits::PXN | bits::UXN | bits::RDONLY | SHARED | Self::index(memory);
         if protection.bits() == Protection::NONE.bits() {
