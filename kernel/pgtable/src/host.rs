@@ -22,7 +22,7 @@ use crate::walk::Step;
 /// Where the arena begins in the machine's physical memory: aligned for every granule, and not 0.
 const ARENA: u64 = 0x1_0000_0000;
 
-/// What CTR_EL0 says of the caches: which maintenance new code needs.
+/// The caches as CTR_EL0 reports them: which maintenance new code needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caches {
     /// IDC: no clean.

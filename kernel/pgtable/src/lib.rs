@@ -9,8 +9,8 @@
 //! - a permission change over N pages costs two DSB, one ISB and the fewest TLBIs; one that only makes entries valid,
 //!   none
 //! - each call checks and takes its tables first, then changes; the changing half cannot fail
-//! - no writable and executable leaf can be asked for: neither [`Attributes`] nor [`Change`] has a value for it
-//! - no allocation, no statics, no unsafe code: the two contracts that callers and machines keep are `unsafe` to make
+//! - no value of [`Attributes`] or [`Change`] makes a leaf writable and executable at EL1
+//! - no allocation, no statics; raw memory is accessed by [`metal`] alone, and each contract is `unsafe` to make
 //!
 //! # Example, on the host machine
 //! ```

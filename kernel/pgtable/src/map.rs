@@ -34,7 +34,7 @@ pub enum Leaves {
 pub enum Execution {
     /// Leaves decide.
     ByLeaf,
-    /// Nothing below a table that this call links is ever executable, whatever a leaf says: at EL1 by PXNTable, or for
+    /// Nothing below a table that this call links is ever executable, whatever its leaf allows: at EL1 by PXNTable, or for
     /// [user](Attributes::is_user) attributes at EL0 by UXNTable. (Of the other exception level it never is.)
     Forbidden,
 }

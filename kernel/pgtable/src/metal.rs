@@ -1,6 +1,6 @@
 //! The machine itself, ready made: what a kernel needs beside its frames.
 //!
-//! - [`Metal`] is an [`Mmu`] whose methods are an instruction or two. It finds a table by what a [`Platform`] says; the
+//! - [`Metal`] is an [`Mmu`] whose methods are an instruction or two. A [`Platform`] gives the address of a table; the
 //!   ready one is [`DirectMap`], all memory at one offset.
 //! - [`KernelTlb`] invalidates kernel addresses, [`AsidTlb`] those of an address space; both by the fewest TLBIs.
 //! - [`MmuOff`] builds tables before the MMU is on, [`FrameRange`] is a first source of tables.

@@ -1,6 +1,6 @@
 //! Which writes, barriers and invalidations each call makes, in which order.
 //!
-//! [`check`] reads a recorded stream and says what is missing in it, or too much. It is believed because it is seen to
+//! [`check`] reads a recorded stream and reports what is missing in it, or too much. It is believed because it is seen to
 //! fail: every barrier and invalidation is taken out of a good stream in turn, and moved, and it objects each time.
 
 use granule_arch::addr::PhysAddr;

@@ -1,6 +1,6 @@
 //! Long sequences of calls against a plain map of page → attributes.
 //!
-//! The map knows nothing of tables, leaves or barriers. After each call: the tables say what the map says; a refusal
+//! The map knows nothing of tables, leaves or barriers. After each call: the tables hold what the map holds; a refusal
 //! had a reason and changed nothing; contiguous groups are whole, aligned and alike; the stream of operations is in
 //! order and as short as it can be; frames for tables are neither lost nor made.
 

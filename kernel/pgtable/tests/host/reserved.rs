@@ -13,7 +13,7 @@ use granule_pgtable::{
 
 use crate::{BASE, DATA, map, range};
 
-/// The level of the entry for [`BASE`] is `level`, and it says `entry`.
+/// The level of the entry for [`BASE`] is `level`, and it holds `entry`.
 fn machine<G: Geometry>(level: u8, entry: Descriptor) -> HostMachine<G> {
     let machine = HostMachine::<G>::new(8);
     // Tables down to that level, by a page of the same table that is not the one asked for.
