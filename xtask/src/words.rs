@@ -65,7 +65,8 @@ const WORDS: [(&str, &[u32]); 72] = [
     // MRS CTR_EL0, DC, DSB SY.
     ("clean_to_memory", &[0xd53b_0020, 0xd50b_7a20, 0xd503_3f80]),
     ("clean_and_invalidate_to_memory", &[0xd53b_0020, 0xd50b_7e20, 0xd503_3f80]),
-    ("invalidate_to_memory", &[0xd53b_0020, 0xd508_7620, 0xd503_3f80]),
+    // DSB SY, MRS CTR_EL0, DC, DSB SY.
+    ("invalidate_to_memory", &[0xd503_3f80, 0xd53b_0020, 0xd508_7620, 0xd503_3f80]),
     ("clean_to_unification", &[0xd50b_7b20]),
     ("invalidate_instructions", &[0xd50b_7520]),
     ("invalidate_all_instructions", &[0xd508_7100]),

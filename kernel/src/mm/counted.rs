@@ -53,7 +53,7 @@ impl<T> Counted<T> {
 impl<T> Clone for Counted<T> {
     fn clone(&self) -> Self {
         // SAFETY: the object is there while an owner is counted. Relaxed: this owner is, so the count is not on its way
-        // to 0. It cannot overflow: an owner takes more than a byte of memory, and 2^32 of them more than there is.
+        // to 0. It cannot overflow: of 2^15 processes each has at most 65,530 areas and a few references besides.
         unsafe { self.0.as_ref() }.owners.fetch_add(1, Ordering::Relaxed);
         Self(self.0)
     }
@@ -76,8 +76,8 @@ impl<T: fmt::Debug> fmt::Debug for Counted<T> {
 
 impl<T> Drop for Counted<T> {
     fn drop(&mut self) {
-        // SAFETY: the object is there while an owner is counted. Release: what this owner did with the object comes before its end; acquire, by the last: it
-        // comes after what all did.
+        // SAFETY: the object is there while an owner is counted. Release: what this owner did with the object comes
+        // before its end; acquire, by the last: it comes after what all did.
         if unsafe { self.0.as_ref() }.owners.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: `try_new` made it from a box, and this was the last owner.
             drop(unsafe { PoolBox::from_raw(self.0) });

@@ -9,7 +9,7 @@ use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Mmu, PageRange, Tables};
 
-use super::area::{Areas, Held, Spares};
+use super::area::{Area, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
 use super::entry::{EntryState, attributes, is_settled, replace, state, unwritable};
 use super::gather::{StaleRange, pages};
@@ -146,8 +146,12 @@ impl Space {
             return Err(SpaceError::NoMemory);
         }
         let range = pages(whole.start(), until);
-        let changed = areas.touching(range).filter(|area| area.protection() != protection);
-        let cuts = changed.map(|area| area.cuts(range)).sum();
+        // Only the areas at the two ends can be cut.
+        let is_cut = |at: VirtAddr, cuts: fn(&Area, PageRange) -> bool| {
+            areas.find(at).is_some_and(|area| area.protection() != protection && cuts(area, range))
+        };
+        let cuts = usize::from(is_cut(range.start(), |area, range| area.start() < range.start()))
+            + usize::from(is_cut(range.last(), |area, range| range.end() < area.end()));
         areas.room_for_cuts(cuts)?;
         let mut spares = Spares::take(&self.common.areas, cuts)?;
         let mut next = range.start();
