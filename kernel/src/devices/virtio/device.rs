@@ -226,7 +226,7 @@ impl VirtioDevice {
     /// Looks after the device once more, many times; whether the request came back. An emulator whose time jumps to the
     /// next deadline while all CPUs are idle gives a device no time of its host's: accesses to its registers do.
     fn last_look(&self, requests: &mut WriteGuard<'_, Requests>, ticket: Ticket) -> bool {
-        const LOOKS: usize = 10_000;
+        const LOOKS: usize = 200_000;
         (0..LOOKS).any(|_| {
             let _ = self.transport.needs_reset();
             relax();
