@@ -49,7 +49,7 @@ pub enum Ending {
 pub struct Lie(pub String);
 
 impl Outcome {
-    /// Fails it where the kernel has logged an error: a test that provokes one says so in its record.
+    /// Fails it where the kernel has logged an error: a test that provokes one has it in its record.
     pub fn without_errors(mut self) -> Self {
         if matches!(self.verdict, Verdict::Passed(_)) && self.output.lines().any(is_logged_error) {
             self.verdict = Verdict::Failed("the kernel logged an error".into());
