@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Run the long tests as well
     #[arg(long)]
     pub(crate) long: bool,
+    /// Run one long test of the host and one of the target as well, drawn by the seed: runs in a row take turns
+    #[arg(long, conflicts_with = "long")]
+    pub(crate) turn: bool,
     /// Test the checked build: lock order, arithmetic, debug assertions
     #[arg(long)]
     pub(crate) debug: bool,
@@ -102,6 +105,18 @@ fn host(options: &Options, seed: u64, tools: &Tools, entries: &mut Vec<Entry>) -
     if options.long {
         cargo.arg("--include-ignored");
     }
+    let passed = run_and_read(cargo, entries)?;
+    let Some(name) = options.turn.then(|| long_in_turn(options, seed, tools)).transpose()?.flatten() else {
+        return Ok(passed);
+    };
+    println!("the long test of the host whose turn it is: {name}");
+    let mut cargo = tools.host_cargo("test", "host");
+    cargo.args(["--workspace", "--", "--ignored", "--exact", &name]);
+    Ok(run_and_read(cargo, entries)? && passed)
+}
+
+/// Prints what cargo prints, and adds the verdicts; whether it succeeded.
+fn run_and_read(mut cargo: Command, entries: &mut Vec<Entry>) -> Result<bool> {
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;
     for line in BufReader::new(output).lines() {
@@ -110,6 +125,26 @@ fn host(options: &Options, seed: u64, tools: &Tools, entries: &mut Vec<Entry>) -
         entries.extend(parse(&line));
     }
     Ok(child.wait()?.success())
+}
+
+/// The long test of the host that the seed draws, of those that the filter lets through.
+fn long_in_turn(options: &Options, seed: u64, tools: &Tools) -> Result<Option<String>> {
+    /// Takes half an hour: `--long` only.
+    const MUTANTS: &str = "ten_mutants";
+    let mut cargo = tools.host_cargo("test", "host");
+    cargo
+        .args(["--workspace", "--", "--ignored", "--list", "--format", "terse", "--skip", MUTANTS])
+        .args(&options.filter);
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "cargo cannot list the long tests");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let names: Vec<&str> = text.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    Ok(drawn(&names, seed).map(|name| (*name).to_owned()))
+}
+
+/// The entry that the seed draws; `None` where there is none.
+fn drawn<T>(list: &[T], seed: u64) -> Option<&T> {
+    list.get(seed.checked_rem(list.len() as u64)? as usize)
 }
 
 /// A verdict in cargo's output: `test path::name ... ok`.
@@ -127,6 +162,13 @@ fn parse(line: &str) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use granule_runner::report::Status;
+
+    #[test]
+    fn each_long_test_has_its_turn() {
+        let drawn = |seed| super::drawn(&['a', 'b', 'c'], seed).copied();
+        assert_eq!([0, 1, 2, 3, u64::MAX].map(drawn), ['a', 'b', 'c', 'a', 'a'].map(Some));
+        assert_eq!(super::drawn::<char>(&[], 7), None);
+    }
 
     #[test]
     fn verdicts_of_cargo_are_read() {

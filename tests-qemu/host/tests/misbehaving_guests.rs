@@ -18,6 +18,14 @@ fn judge(name: &str) -> Outcome {
 
 #[track_caller]
 fn judge_on(machine: &str, name: &str) -> Outcome {
+    let (liar, innocent) = outcomes(machine, "", name);
+    assert_eq!(innocent.verdict, Verdict::Passed(1), "{innocent:?}");
+    liar
+}
+
+/// The outcomes of the misbehaving guest and of the innocent one.
+#[track_caller]
+fn outcomes(machine: &str, bootargs: &str, name: &str) -> (Outcome, Outcome) {
     let tests = list::read(&built("granule-tests.elf")).unwrap();
     let find = |name: &str| -> Test {
         tests.iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no record {name}")).clone()
@@ -28,16 +36,15 @@ fn judge_on(machine: &str, name: &str) -> Outcome {
         machine: machine::named(machine).unwrap(),
         image: built("granule-tests.img"),
         seed: 0,
-        bootargs: String::new(),
+        bootargs: bootargs.into(),
         extra: Vec::new(),
     };
     let mut outcomes = Vec::new();
     session::run(&chosen, |left| session::boot(&plan, left), |test, outcome| outcomes.push((test.index, outcome)));
     assert_eq!(outcomes.len(), 2, "each test has exactly one verdict: {outcomes:?}");
-    let (innocents, mut liars): (Vec<_>, Vec<_>) =
-        outcomes.into_iter().partition(|(index, _)| *index == innocent.index);
-    assert_eq!(innocents[0].1.verdict, Verdict::Passed(1), "{innocents:?}");
-    liars.remove(0).1
+    outcomes.sort_by_key(|(index, _)| *index == innocent.index);
+    let innocent = outcomes.remove(1).1;
+    (outcomes.remove(0).1, innocent)
 }
 
 #[track_caller]
@@ -110,8 +117,8 @@ fn a_forged_verdict_fails() {
 }
 
 #[test]
-fn a_perfectly_forged_verdict_fails() {
-    assert_fails("misbehaving::forges_a_perfect_verdict", "out of sequence", "");
+fn forging_all_frames_that_remain_fails() {
+    assert_fails("misbehaving::forges_all_frames_that_remain", "a nonce that is not this boot's", "");
 }
 
 #[test]
@@ -131,7 +138,20 @@ fn what_is_left_behind_fails_the_audit() {
         assert_fails("misbehaving::leaks_an_area", "failed, of 1 checks", what);
     }
     assert_fails("misbehaving::leaks_a_thread", "failed, of 1 checks", "0 threads before the test, 1 after it");
+    for what in ["0 processes before the test, 1 after it", "0 tasks before the test, 1 after it"] {
+        assert_fails("misbehaving::leaks_a_process", "failed, of 1 checks", what);
+    }
     assert_fails("misbehaving::leaks_a_space", "failed, of 1 checks", "0 spaces before the test, 1 after it");
+}
+
+/// The kernel makes such a page itself where that fix is taken away. It stays, so every later test fails too.
+#[test]
+fn a_page_that_is_writable_and_executable_fails_the_audit() {
+    let (liar, innocent) = outcomes("el2", "lab=wx-leaf", "misbehaving::leaks_an_area");
+    for outcome in [liar, innocent] {
+        assert!(matches!(outcome.verdict, Verdict::Failed(_)), "{outcome:?}");
+        assert!(outcome.output.contains("are writable and executable"), "{outcome:?}");
+    }
 }
 
 #[test]

@@ -9,8 +9,9 @@
 //!                   sequence number: 0, 1, 2, ... in each boot
 //! ```
 //!
-//! The nonce is new for each boot and comes by the boot arguments, so that nothing that was linked into the image, and
-//! no output of an earlier boot, can pass for a frame. The checksum finds lines that two writers mixed or that a dying
+//! The nonce is new for each boot. The harness asks for it with the line [`ASK`], and the runner types it once, before the
+//! first frame: it is in no boot argument, so nothing that was linked into the image, no output of an earlier boot and
+//! nothing that a test can look up passes for a frame. The checksum finds lines that two writers mixed or that a dying
 //! machine cut short.
 
 use core::fmt::{self, Write};
@@ -18,7 +19,10 @@ use core::fmt::{self, Write};
 /// What a frame begins with, at the start of a line.
 pub const MARKER: &str = "@granule ";
 
-/// The number that a boot's frames carry; boot argument `test.nonce=`, in hexadecimal.
+/// The line by which the harness asks for the boot's nonce: eight hexadecimal digits and an end of line answer it.
+pub const ASK: &str = "@granule?";
+
+/// The number that a boot's frames carry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Nonce(pub u32);
 

@@ -19,7 +19,7 @@ pub use bench::{
     BenchRecord, NULL_TURNS, REPETITIONS, windows_at_el0,
 };
 pub use expectation::{Access, Expectation};
-pub use frame::{Event, Frame, MARKER, Nonce, NotAFrame, Port};
+pub use frame::{ASK, Event, Frame, MARKER, Nonce, NotAFrame, Port};
 pub use record::{
     FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
     Record, SECTION, text,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use granule_protocol::Nonce;
+use granule_protocol::{ASK, Nonce};
 
 use crate::device;
 use crate::judge::{Boot, Ending, Judge, Outcome, Verdict};
@@ -79,7 +79,7 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     let nonce = fresh_nonce();
     let indices: Vec<u32> = tests.iter().map(|test| test.index).collect();
     let mut bootargs = format!(
-        "semihosting test.nonce={nonce} test.run={} test.features={} test.devices={} test.seed={}",
+        "semihosting test.run={} test.features={} test.devices={} test.seed={}",
         ranges(&indices),
         plan.machine.features.join(","),
         plan.machine.devices.iter().map(|device| device::name(device)).collect::<Vec<_>>().join(","),
@@ -92,7 +92,7 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     let qemu = Qemu::new(&plan.machine, &plan.image, Serial::Pipes, Reset::Ends, &bootargs, &plan.extra);
     let mut guest = Guest::start(&qemu)?;
     let mut judge = Judge::new(nonce, indices);
-    let ending = watch(&mut guest, &mut judge, tests)?;
+    let ending = watch(&mut guest, &mut judge, nonce, tests)?;
     drop(guest);
     let mut boot = judge.end(&ending);
     let provokes = |index| tests.iter().any(|test| test.index == index && test.logs_errors);
@@ -105,8 +105,10 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
 }
 
 /// Listens until the machine ends, or must be ended.
-fn watch(guest: &mut Guest, judge: &mut Judge, tests: &[&Test]) -> Result<Ending> {
+fn watch(guest: &mut Guest, judge: &mut Judge, nonce: Nonce, tests: &[&Test]) -> Result<Ending> {
     let mut lines = Lines::default();
+    // Only the first to ask gets it: the harness, before it runs a test.
+    let mut answer = Some(format!("{nonce}\n"));
     let test = |index: u32| tests.iter().find(|test| test.index == index);
     let (mut limit, mut begin) = (BOOT_LIMIT, guest.work());
     let mut deadline = guest.deadline(limit);
@@ -114,6 +116,11 @@ fn watch(guest: &mut Guest, judge: &mut Judge, tests: &[&Test]) -> Result<Ending
         match guest.receive(deadline) {
             Received::Bytes(bytes) => {
                 for line in lines.feed(&bytes) {
+                    if line == ASK
+                        && let Some(answer) = answer.take()
+                    {
+                        guest.send(&answer);
+                    }
                     let before = (judge.running(), judge.has_started());
                     if let Err(lie) = judge.line(&line, Instant::now()) {
                         return Ok(Ending::Lied(lie));

@@ -36,12 +36,17 @@ pub(crate) fn run(options: &Options, seed: u64, image: &Program, entries: &mut V
     let tests: Vec<Test> = list::read(&image.elf)?.into_iter().filter(|test| !test.selftest).collect();
     let collected = Entries::default();
     let (mut trials, mut jobs) = (Vec::new(), Vec::new());
-    for machine in machine::all()? {
-        if options.machine.as_ref().is_none_or(|name| *name == machine.name) {
-            let (job, more) = prepare(options, seed, image, machine, &tests, &collected);
-            trials.extend(more);
-            jobs.push(job);
-        }
+    let mut machines = machine::all()?;
+    machines.retain(|machine| options.machine.as_ref().is_none_or(|name| *name == machine.name));
+    let turn = options.turn.then(|| long_in_turn(options, seed, &machines, &tests)).flatten();
+    if let Some(name) = &turn {
+        println!("the long test of the target whose turn it is: {name}");
+    }
+    for machine in machines {
+        let long = |name: &str| options.long || turn.as_deref() == Some(name);
+        let (job, more) = prepare(options, seed, image, machine, &tests, &long, &collected);
+        trials.extend(more);
+        jobs.push(job);
     }
     let arguments =
         Arguments { list: options.list, filter: options.filter.clone(), test_threads: Some(1), ..Arguments::default() };
@@ -53,6 +58,22 @@ pub(crate) fn run(options: &Options, seed: u64, image: &Program, entries: &mut V
     Ok(passed)
 }
 
+/// A trial's name.
+fn name(machine: &Machine, test: &Test) -> String {
+    format!("{}::{}", machine.name, test.name)
+}
+
+/// The long trial that the seed draws, of those that the filter lets through.
+fn long_in_turn(options: &Options, seed: u64, machines: &[Machine], tests: &[Test]) -> Option<String> {
+    let names = machines.iter().flat_map(|machine| {
+        let here = tests.iter().filter(|test| machine.is_for(&test.name));
+        here.filter(|test| test.skipped_on(machine, false) == Some(Skip::Long)).map(|test| name(machine, test))
+    });
+    let names: Vec<_> =
+        names.filter(|name| options.filter.as_ref().is_none_or(|filter| name.contains(filter))).collect();
+    super::drawn(&names, seed).cloned()
+}
+
 /// One machine's share: its job, and a trial for every test that the filter lets through.
 fn prepare(
     options: &Options,
@@ -60,6 +81,7 @@ fn prepare(
     image: &Program,
     machine: Machine,
     tests: &[Test],
+    long: &dyn Fn(&str) -> bool,
     entries: &Entries,
 ) -> (Job, Vec<Trial>) {
     let mut job = Job {
@@ -69,11 +91,11 @@ fn prepare(
     };
     let mut trials = Vec::new();
     for test in tests.iter().filter(|test| job.plan.machine.is_for(&test.name)) {
-        let name = format!("{}::{}", job.plan.machine.name, test.name);
+        let name = name(&job.plan.machine, test);
         let entries = Arc::clone(entries);
         let suite = job.plan.machine.name.clone();
         let test_name = test.name.clone();
-        if let Some(skip) = test.skipped_on(&job.plan.machine, options.long) {
+        if let Some(skip) = test.skipped_on(&job.plan.machine, long(&name)) {
             trials.push(Trial::ignorable_test(name, move || Ok(skipped(&entries, suite, test_name, &skip))));
             continue;
         }

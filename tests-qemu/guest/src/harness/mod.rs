@@ -14,7 +14,7 @@ use core::time::Duration;
 use granule::bootargs::{PARAMETERS, Parameter};
 use granule::chip::timer::Deadline;
 use granule::chip::{console, power};
-use granule_protocol::{Event, Port, Record};
+use granule_protocol::{ASK, Event, Nonce, Port, Record};
 use linkme::distributed_slice;
 
 use audit::Snapshot;
@@ -56,12 +56,6 @@ pub(crate) fn delay(time: Duration) {
 }
 
 #[distributed_slice(PARAMETERS)]
-static NONCE: Parameter = Parameter {
-    name: "test.nonce",
-    help: "number that the frames of this boot carry, 8 hexadecimal digits",
-    check: plan::nonce,
-};
-#[distributed_slice(PARAMETERS)]
 static RUN: Parameter = Parameter { name: "test.run", help: "tests to run, by their records: 0-3,7", check: plan::run };
 #[distributed_slice(PARAMETERS)]
 static SEED: Parameter = Parameter { name: "test.seed", help: "seed for tests that draw numbers", check: plan::seed };
@@ -74,11 +68,13 @@ static DEVICES: Parameter =
 
 /// What runs once the kernel is up.
 pub(crate) fn run() -> ! {
-    let Some(plan) = Plan::from_bootargs() else {
-        granule::println!("this is the test image: `./x test` boots it, with test.nonce= and test.run=");
+    let Some((plan, nonce)) = Plan::from_bootargs().and_then(|plan| Some((plan, ask_for_nonce()?))) else {
+        granule::println!(
+            "this is the test image: `./x test` boots it, with test.run=, and types the nonce of its frames"
+        );
         power::off(power::Status::Failure)
     };
-    let mut port = Port::new(plan.nonce, console::print);
+    let mut port = Port::new(nonce, console::print);
     port.send(Event::Hello { tests: plan.indices().count() as u32 });
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for index in plan.indices() {
@@ -98,6 +94,22 @@ pub(crate) fn run() -> ! {
     port.send(Event::End { passed, failed, skipped });
     let clean = failed + skipped == 0;
     power::off(if clean { power::Status::Success } else { power::Status::Failure })
+}
+
+/// What the runner answers when it is asked for this boot's nonce, which it does once. No test can ask again.
+pub(crate) fn ask_for_nonce() -> Option<Nonce> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    console::print(format_args!("\n{ASK}\n"));
+    let deadline = Deadline::after(PATIENCE);
+    let mut digits: heapless::String<8> = heapless::String::new();
+    while !deadline.has_passed() {
+        match console::try_read_byte() {
+            Some(b'\n' | b'\r') => return u32::from_str_radix(&digits, 16).ok().map(Nonce),
+            Some(byte) => digits.push(byte.into()).ok()?,
+            None => granule_arch::wait::relax(),
+        }
+    }
+    None
 }
 
 /// Runs one test, from the features that it needs to the audit behind it.

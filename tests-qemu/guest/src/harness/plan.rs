@@ -1,12 +1,8 @@
 //! The tests that the boot arguments select.
 
 use granule::bootargs::{self, Refused};
-use granule_protocol::Nonce;
-
 /// What to run.
 pub(crate) struct Plan {
-    /// What frames of this boot carry.
-    pub(crate) nonce: Nonce,
     /// For tests that draw numbers.
     pub(crate) seed: u64,
     /// The ranges, as text that has been checked: a list of them would take its place on the stack of every test.
@@ -17,7 +13,6 @@ impl Plan {
     /// The plan, if there is a sound one.
     pub(crate) fn from_bootargs() -> Option<Self> {
         Some(Self {
-            nonce: parse_nonce(bootargs::get("test.nonce")?)?,
             seed: bootargs::get("test.seed").map_or(Some(0), |seed| seed.parse().ok())?,
             ranges: bootargs::get("test.run").filter(|text| ranges(text).all(|range| range.is_some()))?,
         })
@@ -29,20 +24,12 @@ impl Plan {
     }
 }
 
-fn parse_nonce(text: &str) -> Option<Nonce> {
-    u32::from_str_radix(text, 16).ok().map(Nonce)
-}
-
 /// First and last index of each range; `None` for an invalid range.
 fn ranges(text: &str) -> impl Iterator<Item = Option<(u32, u32)>> {
     text.split(',').map(|word| {
         let (first, last) = word.split_once('-').unwrap_or((word, word));
         Some((first.parse().ok()?, last.parse().ok()?))
     })
-}
-
-pub(super) fn nonce(value: &str) -> Result<(), Refused> {
-    parse_nonce(value).map(|_| ()).ok_or_else(|| Refused::because("it is a hexadecimal number of up to 8 digits"))
 }
 
 pub(super) fn run(value: &str) -> Result<(), Refused> {
