@@ -66,7 +66,14 @@ struct Passed {
 enum Build {
     Suites(Vec<Suite>),
     /// The first error.
-    Error(String),
+    Error(BuildError),
+}
+
+/// What the compiler refuses.
+struct BuildError {
+    why: String,
+    /// From the root of the tree.
+    file: Option<String>,
 }
 
 /// The tests on the host, in the copy.
@@ -90,7 +97,9 @@ impl Host<'_> {
         let (mut suites, mut error) = (Vec::new(), None);
         for message in messages {
             if message["message"]["level"] == "error" && error.is_none() {
-                error = message["message"]["message"].as_str().map(str::to_owned);
+                let file = message["message"]["spans"][0]["file_name"].as_str().map(str::to_owned);
+                let why = message["message"]["message"].as_str().unwrap_or_default().to_owned();
+                error = Some(BuildError { why, file });
             }
             let directory =
                 message["manifest_path"].as_str().and_then(|path| PathBuf::from(path).parent().map(PathBuf::from));
@@ -103,8 +112,10 @@ impl Host<'_> {
         }
         match run.end {
             End::Exit(status) if status.success() => Ok(Build::Suites(suites)),
-            End::Exit(_) if error.is_some() => Ok(Build::Error(error.unwrap_or_default())),
-            end => bail!("building the tests of {package} failed ({end:?}):\n{}", run.output.join("\n")),
+            end => match error {
+                Some(error) if matches!(end, End::Exit(_)) => Ok(Build::Error(error)),
+                _ => bail!("building the tests of {package} failed ({end:?}):\n{}", run.output.join("\n")),
+            },
         }
     }
 
@@ -126,14 +137,21 @@ impl Host<'_> {
         let mut probed: Vec<&Mutant> = mutants.iter().copied().filter(|mutant| mutant.change.block.is_some()).collect();
         self.place(mutants, &probed)?;
         let mut built = self.build_all(&packages)?;
-        if let Err(why) = built {
-            // Code that takes no probe, such as that of a constant, is not worth finding.
-            eprintln!("x: no probes ({why}): every test runs on every mutant");
-            probed.clear();
+        while let Err(BuildError { why, file }) = &built
+            && !probed.is_empty()
+        {
+            // Code that takes no probe: a file that another crate includes, or that is evaluated at compile time.
+            let (all, in_file) = (probed.len(), |mutant: &&Mutant| Some(&mutant.source.path) == file.as_ref());
+            probed.retain(|mutant| !in_file(mutant));
+            if probed.len() == all {
+                probed.clear();
+            }
+            let place = file.as_deref().filter(|_| !probed.is_empty()).unwrap_or("all files");
+            eprintln!("x: no probes in {place} ({why}): every test runs on their mutants");
             self.place(mutants, &probed)?;
             built = self.build_all(&packages)?;
         }
-        let suites = built.map_err(|why| anyhow::anyhow!("the sources do not build: {why}"))?;
+        let suites = built.map_err(|error| anyhow::anyhow!("the sources do not build: {}", error.why))?;
         for (package, suites) in suites {
             for suite in suites {
                 let passed = self.measure(&suite)?;
@@ -145,12 +163,12 @@ impl Host<'_> {
         Ok(baseline)
     }
 
-    fn build_all(&self, packages: &BTreeSet<&str>) -> Result<Result<BTreeMap<String, Vec<Suite>>, String>> {
+    fn build_all(&self, packages: &BTreeSet<&str>) -> Result<Result<BTreeMap<String, Vec<Suite>>, BuildError>> {
         let mut all = BTreeMap::new();
         for package in packages {
             match self.build(package)? {
                 Build::Suites(suites) => drop(all.insert((*package).to_owned(), suites)),
-                Build::Error(why) => return Ok(Err(why)),
+                Build::Error(error) => return Ok(Err(error)),
             }
         }
         Ok(Ok(all))
@@ -210,7 +228,7 @@ impl Host<'_> {
             }
             let built = match self.build(package)? {
                 Build::Suites(suites) => suites,
-                Build::Error(why) => return Ok(Verdict::Invalid(why)),
+                Build::Error(error) => return Ok(Verdict::Invalid(error.why)),
             };
             for suite in built {
                 let Some(passed) = suites.get(&suite.name) else { continue };

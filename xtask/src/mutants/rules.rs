@@ -335,6 +335,13 @@ impl Finder<'_> {
         }
     }
 
+    /// Visits what is, or is not, evaluated at compile time.
+    fn in_constant(&mut self, constant: bool, visit: impl FnOnce(&mut Self)) {
+        let outer = std::mem::replace(&mut self.constant, constant);
+        visit(self);
+        self.constant = outer;
+    }
+
     /// `drop(guard)` behind the last statement that uses a guard.
     fn early_drop(&mut self, block: &Block, index: usize) {
         let Stmt::Local(local) = &block.stmts[index] else { return };
@@ -473,18 +480,38 @@ impl<'ast> Visit<'ast> for Finder<'_> {
 
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
         if !is_unshipped(&item.attrs) {
-            let outer = std::mem::replace(&mut self.constant, item.sig.constness.is_some());
-            visit::visit_item_fn(self, item);
-            self.constant = outer;
+            self.in_constant(item.sig.constness.is_some(), |finder| visit::visit_item_fn(finder, item));
         }
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
         if !is_unshipped(&item.attrs) {
-            let outer = std::mem::replace(&mut self.constant, item.sig.constness.is_some());
-            visit::visit_impl_item_fn(self, item);
-            self.constant = outer;
+            self.in_constant(item.sig.constness.is_some(), |finder| visit::visit_impl_item_fn(finder, item));
         }
+    }
+
+    fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
+        self.in_constant(true, |finder| visit::visit_item_const(finder, item));
+    }
+
+    fn visit_item_static(&mut self, item: &'ast syn::ItemStatic) {
+        self.in_constant(true, |finder| visit::visit_item_static(finder, item));
+    }
+
+    fn visit_impl_item_const(&mut self, item: &'ast syn::ImplItemConst) {
+        self.in_constant(true, |finder| visit::visit_impl_item_const(finder, item));
+    }
+
+    fn visit_trait_item_const(&mut self, item: &'ast syn::TraitItemConst) {
+        self.in_constant(true, |finder| visit::visit_trait_item_const(finder, item));
+    }
+
+    fn visit_expr_const(&mut self, item: &'ast syn::ExprConst) {
+        self.in_constant(true, |finder| visit::visit_expr_const(finder, item));
+    }
+
+    fn visit_expr_closure(&mut self, item: &'ast syn::ExprClosure) {
+        self.in_constant(false, |finder| visit::visit_expr_closure(finder, item));
     }
 
     fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {

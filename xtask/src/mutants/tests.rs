@@ -14,6 +14,19 @@ use super::tree::Tree;
 use super::{Session, record};
 use crate::tools::Tools;
 
+/// What is evaluated at compile time cannot print that it was reached.
+#[test]
+fn constants_take_no_probe() {
+    let source = "const A: bool = { 1 < 1 }; static B: bool = { 1 < 1 }; const fn f() -> bool { 1 < 1 } \
+                  fn g() { const { 1 < 1 }; 2 < 2 } static C: fn() -> bool = || { 2 < 2 };";
+    let changes = rules::changes(source).unwrap();
+    assert!(changes.iter().any(|change| change.block.is_none()) && changes.iter().any(|change| change.block.is_some()));
+    for change in changes {
+        let digit = source[change.range.start..].chars().find(char::is_ascii_digit);
+        assert_eq!(change.block.is_some(), digit == Some('2'), "{change:?}");
+    }
+}
+
 /// What a rule makes of the body of a function: all bodies.
 fn bodies(rule: Rule, body: &str) -> Vec<String> {
     let source = format!("fn f() {{{body}}}");
