@@ -1,8 +1,8 @@
 //! Mutants under the tests on the host, and which of these tests reach a mutant's place.
 //!
-//! Reach: one build has a probe in the innermost block around each mutant's place, which prints the mutant's name once
-//! for each thread. The test harness keeps the output of each test apart, that of the threads it starts included, so
-//! one run of all tests tells which of them reach which place. The others cannot see the mutant.
+//! Reach: one build has a probe in the innermost block around each mutant's place, which prints the mutant's name and the
+//! thread's once for each thread. A test's thread has the test's name, so one run of all tests tells which of them reach
+//! which place. The others cannot see the mutant; what threads with other names reach is taken to be reached by all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -195,7 +195,7 @@ impl Host<'_> {
         let mut passed = Passed::default();
         for memory_kib in MEMORY_KIB {
             let begin = Instant::now();
-            let command = bounded::with_memory(&self.command(suite, &["--show-output"]), memory_kib);
+            let command = bounded::with_memory(&self.command(suite, &[]), memory_kib);
             let run = bounded::run(command, BUILD_LIMIT, |_| None)?;
             passed = read(&run.output);
             passed.seconds = begin.elapsed().as_secs() + 1;
@@ -292,34 +292,34 @@ fn failed(line: &str) -> Option<&str> {
 /// Tests that passed, and what each reached, in the output of a run with `--show-output`.
 fn read(output: &[String]) -> Passed {
     let mut passed = Passed::default();
-    let mut current: Option<&str> = None;
+    let mut names = BTreeSet::new();
     let mut reached: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for line in output {
         let verdict = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "));
-        if let Some((test, "ok")) = verdict {
+        if let Some((test, verdict)) = verdict {
             let test = test.strip_suffix(" - should panic").unwrap_or(test);
-            passed.tests.insert(test.to_owned(), BTreeSet::new());
-        } else if let Some(test) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
-            current = Some(test);
-        } else if ["successes:", "failures:"].contains(&line.as_str()) {
-            current = None;
-        } else if let Some((_, id)) = line.split_once(MARK) {
-            match current {
-                Some(test) => drop(reached.entry(test).or_default().insert(id.to_owned())),
-                None => drop(passed.anywhere.insert(id.to_owned())),
+            names.insert(test);
+            if verdict == "ok" {
+                passed.tests.insert(test.to_owned(), BTreeSet::new());
             }
+        } else if let Some((id, thread)) = line.strip_prefix(MARK).and_then(|rest| rest.split_once(' ')) {
+            reached.entry(thread).or_default().insert(id.to_owned());
         }
     }
-    for (test, ids) in reached {
-        let test = test.strip_suffix(" - should panic").unwrap_or(test);
-        if let Some(found) = passed.tests.get_mut(test) {
-            found.extend(ids);
+    for (thread, ids) in reached {
+        match passed.tests.get_mut(thread) {
+            Some(found) => found.extend(ids),
+            None if names.contains(thread) => {}
+            None => passed.anywhere.extend(ids),
         }
     }
     passed
 }
 
 /// A source with probes behind the given places, which are sorted; its lines keep their numbers.
+///
+/// A probe takes no memory, since it may be where there is none or where another allocator serves, and writes its line in
+/// one piece.
 fn with_probes(text: &str, places: &[(usize, &str)]) -> String {
     let (mut result, mut from) = (String::new(), 0);
     for (place, id) in places {
@@ -327,7 +327,10 @@ fn with_probes(text: &str, places: &[(usize, &str)]) -> String {
         result += &format!(
             " {{ extern crate std as probe_std; probe_std::thread_local! {{ static SEEN: ::core::cell::Cell<bool> = \
              const {{ ::core::cell::Cell::new(false) }}; }} if !SEEN.replace(true) {{ \
-             probe_std::eprintln!(\"\\n{MARK}{id}\"); }} }}"
+             use probe_std::io::Write as _; let mut line = [0u8; 256]; let room = line.len(); \
+             let mut rest = &mut line[..]; let thread = probe_std::thread::current(); \
+             let _ = probe_std::write!(rest, \"\\n{MARK}{id} {{}}\\n\", thread.name().unwrap_or(\"?\")); \
+             let written = room - rest.len(); let _ = probe_std::io::stderr().write_all(&line[..written]); }} }}"
         );
         from = *place;
     }
