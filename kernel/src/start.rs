@@ -307,7 +307,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();
     smp::leave_identity_map(empty);
-    sched::init(cpu, smp::boot_cpu_idles)?;
+    sched::init(cpu)?;
     sched::init_cpu(cpu);
     let frames = kernel.frames.total();
     kernel.frames.set_reserve(usual_reserve(frames));

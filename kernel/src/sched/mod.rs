@@ -43,7 +43,7 @@ pub(crate) use host::{enlarge_shortage, note_shortage, sleep_briefly, works_for_
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
-pub use queue::{init, init_cpu, prepare_to_idle, relax, run_ready, trim, yield_now};
+pub use queue::{idle, init, init_cpu, relax, trim, yield_now};
 pub use rwsem::{ReadGuard, RwSem, WriteGuard};
 #[cfg(target_os = "none")]
 pub use switch::{asid_generation, exit, park, set_space};

@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::interrupts;
+use granule_arch::{interrupts, wait};
 use intrusive_collections::{LinkedList, UnsafeRef, intrusive_adapter};
 
 use super::thread::{Thread, ThreadRef, Work, current};
@@ -123,12 +123,15 @@ static MAIN: Thread = Thread::new(0, "main");
 ///
 /// # Errors
 /// There is no memory for a stack.
-pub fn init(cpu: &'static Cpu, idle: extern "C" fn(usize)) -> Result<(), OutOfMemory> {
+pub fn init(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
+    extern "C" fn run(_: usize) {
+        idle(this_cpu())
+    }
     switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
     MAIN.stack_top.set(cpu.trap.stack_top());
     let thread = cpu.id.of(&IDLE_THREADS);
     thread.stack_top.set(take_stack(cpu)?.0);
-    switch::prepare_kernel(thread, idle, 0);
+    switch::prepare_kernel(thread, run, 0);
     cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     cpu.sched.current.store((&raw const MAIN).cast_mut(), Ordering::Relaxed);
     Ok(())
@@ -276,8 +279,22 @@ fn wake_idle(cpu: &Cpu) {
     }
 }
 
+/// What a CPU does that has nothing to do: it waits for interrupts, and runs threads that come.
+pub fn idle(cpu: &'static Cpu) -> ! {
+    loop {
+        // Masked from the look to the WFI: an interrupt in between stays pending, which ends WFI even while it is masked.
+        // It is taken at `enable`.
+        let _ = interrupts::mask();
+        if prepare_to_idle(cpu) {
+            wait::wfi();
+        }
+        interrupts::enable();
+        run_ready(cpu);
+    }
+}
+
 /// Announces that this CPU is about to idle, interrupts masked. Returns whether it may: there is nothing for it to run.
-pub fn prepare_to_idle(cpu: &Cpu) -> bool {
+fn prepare_to_idle(cpu: &Cpu) -> bool {
     IDLE.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
     fence(Ordering::SeqCst);
     let queue = cpu.sched.queue.lock();
@@ -290,8 +307,8 @@ pub(super) fn is_idle_thread(cpu: &Cpu, thread: &Thread) -> bool {
     cpu.sched.idle.load(Ordering::Relaxed).cast_const() == &raw const *thread
 }
 
-/// Runs threads until there is none for this CPU any more. Called by its idle thread.
-pub fn run_ready(cpu: &'static Cpu) {
+/// Runs threads until there is none for this CPU any more.
+fn run_ready(cpu: &'static Cpu) {
     IDLE.fetch_and(!(1 << cpu.id.0), Ordering::Relaxed);
     let masked = interrupts::mask();
     while let Some((next, queue)) = {

@@ -17,7 +17,6 @@ use granule_arch::{barrier, interrupts, psci, tlbi, wait};
 use linkme::distributed_slice;
 use spin::Once;
 
-use super::idle::idle;
 use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::interrupt::{self, InterruptError};
@@ -210,10 +209,12 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     }
     #[cfg(target_os = "none")]
     crate::sched::init_cpu(cpu);
-    cpu.work.open();
     ONLINE.fetch_or(1 << cpu.id.0, Ordering::Release);
     interrupts::enable();
-    idle(cpu)
+    #[cfg(target_os = "none")]
+    crate::sched::idle(cpu);
+    #[cfg(not(target_os = "none"))]
+    power::stop()
 }
 
 fn own_affinity() -> u64 {

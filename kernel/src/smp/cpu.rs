@@ -8,7 +8,6 @@
 use core::sync::atomic::AtomicU64;
 
 use super::call;
-use super::idle::Work;
 use granule_arch::features::CpuFeatures;
 use spin::Once;
 
@@ -58,8 +57,6 @@ pub struct Cpu {
     pub due: Due,
     /// Its calls of others, and theirs of it.
     pub(super) call: call::PerCpu,
-    /// What it is to do instead of idling.
-    pub(super) work: Work,
     /// Interrupts from other CPUs that it has taken.
     pub ipis: AtomicU64,
     /// Its threads.
@@ -86,7 +83,6 @@ impl Cpu {
             features: Once::new(),
             due: Due::new(),
             call: call::PerCpu::new(),
-            work: Work::new(),
             ipis: AtomicU64::new(0),
             #[cfg(target_os = "none")]
             sched: crate::sched::PerCpu::new(),

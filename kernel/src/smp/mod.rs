@@ -4,13 +4,11 @@
 //! - [`mod@bring_up`], [`release`]: from PSCI to the idle loop, held in between until the boot CPU knows what all can
 //!   do
 //! - [`mod@call`]: a function on other CPUs, to its end
-//! - [`run_on`]: work for a CPU that idles
 //! - [`stop_others`]: for the end of the machine
 
 mod bring_up;
 mod call;
 mod cpu;
-mod idle;
 mod set;
 
 use core::ptr::null_mut;
@@ -29,9 +27,6 @@ pub use call::{Function, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
-#[cfg(target_os = "none")]
-pub(crate) use idle::boot_cpu_idles;
-pub use idle::{NotIdle, run_on, wait_for};
 pub use set::CpuSet;
 
 /// How long [`stop_others`] waits for CPUs that may never answer, because they spin with interrupts masked.
@@ -130,7 +125,7 @@ fn connect(cpu: &Cpu) -> Result<(), InterruptError> {
     })
 }
 
-/// Interrupts `target`: it looks at its calls and its work, and at what it runs.
+/// Interrupts `target`: it looks at its calls, and at what it runs.
 pub(crate) fn notify(target: &Cpu) {
     // Without a controller no other CPU has started.
     let _ = interrupt::send(target, Ipi::Call as u32);

@@ -79,5 +79,7 @@ mod user;
 mod vmalloc;
 #[cfg(target_os = "none")]
 mod words;
+#[cfg(target_os = "none")]
+mod work;
 
 granule_boot::entry!(crate::harness::run);

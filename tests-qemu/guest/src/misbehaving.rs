@@ -20,6 +20,7 @@ use granule_protocol::{Event, Frame, Nonce};
 
 use crate::harness::{Test, ask_for_nonce, is_device, target_test};
 use crate::split::Block;
+use crate::work;
 
 target_test!(innocent, selftest());
 fn innocent(t: &mut Test) {
@@ -198,9 +199,9 @@ fn leaves_another_cpu_in_a_walk(t: &mut Test) {
     }
     let others = smp::online().without(this_cpu().id);
     for id in others.iter() {
-        t.ok("started", smp::run_on(id, walk, 0));
+        t.ok("started", work::run_on(id, walk, 0));
     }
-    smp::wait_for(others);
+    work::wait_for(others);
 }
 
 target_test!(leaves_a_lock_held, selftest());
@@ -256,14 +257,14 @@ fn changes_the_alias_of_what_another_cpu_is_changing(t: &mut Test) {
     FRAME.store(space.tables().translate(start).map_or(0, |found| found.physical.0), Ordering::Relaxed);
     let others = smp::online().without(cpu.id);
     for id in others.iter() {
-        t.equal("started", smp::run_on(id, change, 0), Ok(()));
+        t.equal("started", work::run_on(id, change, 0), Ok(()));
     }
     for _ in 0..ROUNDS {
         let _ = space.set_memory_ro(start, 64);
         let _ = space.set_memory_rw(start, 64);
     }
     DONE.store(true, Ordering::Relaxed);
-    smp::wait_for(others);
+    work::wait_for(others);
     t.ok("writable", space.set_memory_rw(start, 64));
     space.vfree(cpu, area);
 }
@@ -285,9 +286,9 @@ fn changes_what_another_cpu_is_changing(t: &mut Test) {
     let others = smp::online().without(this_cpu().id);
     PAGE.store(block.page(0).0, Ordering::Relaxed);
     for id in others.iter() {
-        t.equal("started", smp::run_on(id, change, 0), Ok(()));
+        t.equal("started", work::run_on(id, change, 0), Ok(()));
     }
     change(this_cpu(), 0);
-    smp::wait_for(others);
+    work::wait_for(others);
     block.free(t);
 }

@@ -14,6 +14,7 @@ use granule_arch::interrupts;
 use granule_arch::wait;
 
 use crate::harness::{Test, target_test};
+use crate::work;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages of an area that has seven whole tables of 512 entries to itself, wherever it begins.
@@ -124,7 +125,7 @@ fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
     WALKED.store((area.start() + LARGE / 2 * PAGE).0, Ordering::Relaxed);
     STEP.store(0, Ordering::Relaxed);
     let Some(other) = smp::online().without(cpu.id).iter().next() else { return };
-    t.equal("work", smp::run_on(other, walk, 0), Ok(()));
+    t.equal("work", work::run_on(other, walk, 0), Ok(()));
     wait_for_step(1);
     space().vfree(cpu, area);
     space().reclaim_tables(cpu);
@@ -136,7 +137,7 @@ fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
         unsafe { next.start().as_ptr::<u8>().wrapping_add((page * PAGE) as usize).write_bytes(0xff, PAGE_SIZE) };
     }
     STEP.store(2, Ordering::Release);
-    smp::wait_for(CpuSet::of(other));
+    work::wait_for(CpuSet::of(other));
     t.equal("walks into memory of another owner", WRONG.load(Ordering::Relaxed), 0);
     space().vfree(cpu, next);
     t.equal("all are back when the walk has ended", tables_in_use(), before);
@@ -195,10 +196,10 @@ fn cpus_that_map_change_walk_and_unmap_at_once_lose_nothing(t: &mut Test) {
     let others = smp::online().without(this_cpu().id);
     let seed = t.random() as usize;
     for id in others.iter() {
-        t.equal("work", smp::run_on(id, churn, seed), Ok(()));
+        t.equal("work", work::run_on(id, churn, seed), Ok(()));
     }
     churn(this_cpu(), seed);
-    smp::wait_for(others);
+    work::wait_for(others);
     t.equal("things that were not as they must be", WRONG.load(Ordering::Relaxed), 0);
     t.equal("all tables are back", tables_in_use(), before);
 }

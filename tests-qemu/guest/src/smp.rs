@@ -8,6 +8,7 @@ use granule::smp::{self, Cpu, CpuId, CpuSet, MAX_CPUS, this_cpu};
 use granule_arch::{interrupts, wait};
 
 use crate::harness::{Test, target_test};
+use crate::work;
 
 /// What each CPU did, by its number.
 static HITS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
@@ -92,16 +93,16 @@ fn cpus_that_all_call_each_other_all_get_through(t: &mut Test) {
     take_hits();
     let others = smp::online().without(this_cpu().id);
     for id in others.iter() {
-        t.equal("work", smp::run_on(id, call_all, 0), Ok(()));
+        t.equal("work", work::run_on(id, call_all, 0), Ok(()));
     }
     call_all(this_cpu(), 0);
-    smp::wait_for(others);
+    work::wait_for(others);
     let cpus = smp::online().len() as u32;
     t.check("every call arrived", take_hits().iter().all(|&(_, hits)| hits == ROUNDS * cpus));
 }
 
-target_test!(work_runs_outside_of_interrupts_and_one_piece_at_a_time, needs("smp"));
-fn work_runs_outside_of_interrupts_and_one_piece_at_a_time(t: &mut Test) {
+target_test!(a_kernel_thread_runs_outside_of_interrupts_and_its_cpu_serves_calls, needs("smp"));
+fn a_kernel_thread_runs_outside_of_interrupts_and_its_cpu_serves_calls(t: &mut Test) {
     static GO: AtomicU32 = AtomicU32::new(0);
     fn work(cpu: &Cpu, _: usize) {
         let inside = !interrupts::state().irqs_enabled() || cpu.trap.is_in_handler();
@@ -113,16 +114,14 @@ fn work_runs_outside_of_interrupts_and_one_piece_at_a_time(t: &mut Test) {
     let Some(target) = smp::online().without(this_cpu().id).iter().next() else { return };
     WRONG.store(0, Ordering::Relaxed);
     GO.store(0, Ordering::Relaxed);
-    t.equal("idle", smp::run_on(target, work, 0), Ok(()));
-    t.check("not idle any more", smp::run_on(target, work, 0).is_err());
-    // Work does not keep its CPU from serving calls.
+    t.equal("idle", work::run_on(target, work, 0), Ok(()));
+    // The thread does not keep its CPU from serving calls.
     take_hits();
     smp::call(CpuSet::of(target), hit, 0);
     t.equal("called meanwhile", take_hits().len(), 1);
     GO.store(1, Ordering::Release);
-    smp::wait_for(CpuSet::of(target));
+    work::wait_for(CpuSet::of(target));
     t.equal("outside of interrupts", WRONG.load(Ordering::Relaxed), 0);
-    t.check("the boot CPU takes no work", smp::run_on(this_cpu().id, work, 0).is_err());
 }
 
 target_test!(a_call_waits_until_the_target_lets_interrupts_in, needs("smp"));
@@ -141,13 +140,13 @@ fn a_call_waits_until_the_target_lets_interrupts_in(t: &mut Test) {
     }
     let Some(target) = smp::online().without(this_cpu().id).iter().find_map(smp::cpu) else { return };
     MASKED.store(0, Ordering::Relaxed);
-    t.equal("work", smp::run_on(target.id, masked, 0), Ok(()));
+    t.equal("work", work::run_on(target.id, masked, 0), Ok(()));
     while MASKED.load(Ordering::Acquire) == 0 {
         wait::relax();
     }
     let before = target.calls_served();
     smp::call(CpuSet::of(target.id), hit, 0);
-    smp::wait_for(CpuSet::of(target.id));
+    work::wait_for(CpuSet::of(target.id));
     t.equal("served while masked", SEEN.load(Ordering::Relaxed), before);
     t.equal("served after", target.calls_served(), before + 1);
     take_hits();

@@ -6,6 +6,7 @@ use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule_arch::wait;
 
 use crate::harness::{Test, target_test};
+use crate::work;
 
 /// Races.
 const ROUNDS: usize = 100;
@@ -32,7 +33,7 @@ target_test!(a_yield_between_a_load_and_a_store_loses_the_other_cpus_change_each
 fn a_yield_between_a_load_and_a_store_loses_the_other_cpus_change_each_time(t: &mut Test) {
     ROUND.store(0, Ordering::Relaxed);
     let Some(other) = smp::online().without(this_cpu().id).iter().next() else { return };
-    t.equal("started", smp::run_on(other, change_in_each_round, 0), Ok(()));
+    t.equal("started", work::run_on(other, change_in_each_round, 0), Ok(()));
     let mut lost = 0;
     for round in 1..=ROUNDS {
         WORD.store(0, Ordering::Relaxed);
@@ -45,6 +46,6 @@ fn a_yield_between_a_load_and_a_store_loses_the_other_cpus_change_each_time(t: &
         }
         lost += usize::from(WORD.load(Ordering::Relaxed) == 1);
     }
-    smp::wait_for(CpuSet::of(other));
+    work::wait_for(CpuSet::of(other));
     t.equal("changes that were lost", lost, ROUNDS);
 }

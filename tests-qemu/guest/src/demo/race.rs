@@ -9,7 +9,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use granule::smp::{self, Cpu, CpuId, CpuSet, NotIdle};
+use crate::work::{self, NotIdle};
+use granule::smp::{Cpu, CpuId, CpuSet};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::wait;
@@ -71,13 +72,13 @@ pub(super) fn run(other: CpuId, remedy: Remedy, rounds: u32) -> Result<Outcome, 
             entry.store(writable(page).contiguous().0, Ordering::Relaxed);
         }
         CHANGED.store(false, Ordering::Relaxed);
-        smp::run_on(other, a, remedy as usize)?;
+        work::run_on(other, a, remedy as usize)?;
         while is_contiguous(&ENTRIES[0]) {
             wait::relax();
         }
         make_read_only(remedy, PAGE_OF_B, || {});
         CHANGED.store(true, Ordering::Release);
-        smp::wait_for(CpuSet::of(other));
+        work::wait_for(CpuSet::of(other));
         let entries = || ENTRIES.iter().map(|entry| Descriptor(entry.load(Ordering::Relaxed))).enumerate();
         let is_owned = |page| matches!(page, PAGE_OF_A | PAGE_OF_B);
         let right = |page| if is_owned(page) { read_only(writable(page)) } else { writable(page) };

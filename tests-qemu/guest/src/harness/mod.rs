@@ -74,6 +74,10 @@ pub(crate) fn run() -> ! {
         );
         power::off(power::Status::Failure)
     };
+    if let Err(error) = crate::work::init() {
+        granule::println!("no threads for the other CPUs: {error}");
+        power::off(power::Status::Failure)
+    }
     let mut port = Port::new(nonce, console::print);
     port.send(Event::Hello { tests: plan.indices().count() as u32 });
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);

@@ -9,6 +9,7 @@ use granule_smmuv3::{Command, CommandError, Scope};
 
 use super::{PAGE, START};
 use crate::harness::{Test, target_test};
+use crate::work;
 
 /// Calls of each CPU: some times round the queue. Not more, because CPUs publish their commands to the SMMU in turn:
 /// where the host has fewer CPUs than this machine, the next CPU may be one that does not run.
@@ -42,10 +43,10 @@ fn several_cpus_insert_commands_at_once(t: &mut Test) {
     let before = smmu.stats();
     BEGUN.store(0, Ordering::Release);
     for id in others.iter() {
-        t.equal("work", smp::run_on(id, invalidate_all_the_time, cpus), Ok(()));
+        t.equal("work", work::run_on(id, invalidate_all_the_time, cpus), Ok(()));
     }
     invalidate_all_the_time(this_cpu(), cpus);
-    smp::wait_for(others);
+    work::wait_for(others);
     let after = smmu.stats();
     t.equal("calls", after.calls - before.calls, cpus as u64 * u64::from(ROUNDS));
     let each: u64 = (0..usize::from(ROUNDS)).map(|round| RANGES[round % RANGES.len()].1 + 1).sum();

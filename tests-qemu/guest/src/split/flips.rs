@@ -9,6 +9,7 @@ use granule_arch::wait;
 
 use super::{BLOCK_PAGES, Block, PAGE, faults, is_readable, is_refused, make_invalid, make_valid};
 use crate::harness::{Test, target_test};
+use crate::work;
 
 /// Changes, of all CPUs together.
 const FLIPS: u64 = 100_000;
@@ -65,10 +66,10 @@ fn pages_that_all_cpus_flip_are_as_their_owners_left_them(t: &mut Test) {
         REFUSED.store(u32::from(is_refused(&block)), Ordering::Relaxed);
         ARRIVED.store(0, Ordering::Relaxed);
         for id in others.iter() {
-            t.equal("started", smp::run_on(id, flip_own_pages, id.0 as usize), Ok(()));
+            t.equal("started", work::run_on(id, flip_own_pages, id.0 as usize), Ok(()));
         }
         flip_own_pages(this_cpu(), this_cpu().id.0 as usize);
-        smp::wait_for(others);
+        work::wait_for(others);
         block.free(t);
     }
     t.equal(

@@ -9,6 +9,7 @@ use granule_arch::wait;
 
 use super::{BLOCK_PAGES, Block, GROUP_PAGES, PAGE, faults, is_readable, is_refused, make_invalid};
 use crate::harness::{Test, target_test};
+use crate::work;
 
 /// State that both CPUs share.
 static FIRST: AtomicU64 = AtomicU64::new(0);
@@ -105,9 +106,9 @@ fn on_two(t: &mut Test, block: &Block, first: u64, pages: u64, work: fn(&Cpu, us
         count.store(0, Ordering::Relaxed);
     }
     WRONG.store(0, Ordering::Relaxed);
-    t.equal("started", smp::run_on(other, work, 1), Ok(()));
+    t.equal("started", work::run_on(other, work, 1), Ok(()));
     work(this_cpu(), 0);
-    smp::wait_for(CpuSet::of(other));
+    work::wait_for(CpuSet::of(other));
     let wrong = WRONG.load(Ordering::Relaxed);
     t.equal("pages that were not as they must be", wrong, 0);
     wrong

@@ -11,6 +11,7 @@ use granule_arch::wait;
 
 use super::{BLOCK_PAGES, Block, PAGE, make_invalid, make_valid};
 use crate::harness::{Test, target_test};
+use crate::work;
 
 static FIRST: AtomicU64 = AtomicU64::new(0);
 static STOP: AtomicU32 = AtomicU32::new(0);
@@ -44,7 +45,7 @@ fn readers_of_other_pages_notice_nothing(t: &mut Test) {
         STOP.store(0, Ordering::Relaxed);
         ROUNDS.store(0, Ordering::Relaxed);
         for id in others.iter() {
-            t.equal("started", smp::run_on(id, read_on, 0), Ok(()));
+            t.equal("started", work::run_on(id, read_on, 0), Ok(()));
         }
         while ROUNDS.load(Ordering::Acquire) == 0 {
             wait::relax();
@@ -53,7 +54,7 @@ fn readers_of_other_pages_notice_nothing(t: &mut Test) {
             t.ok("made invalid", make_invalid(block.page(page), 1));
         }
         STOP.store(1, Ordering::Release);
-        smp::wait_for(others);
+        work::wait_for(others);
         t.ok("made valid", make_valid(block.page(0), BLOCK_PAGES));
         block.free(t);
     }
