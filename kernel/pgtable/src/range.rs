@@ -61,7 +61,9 @@ impl<G: Geometry> PageRange<G> {
     pub const fn part(self, start: VirtAddr, pages: u64) -> Option<Self> {
         let offset = start.0.wrapping_sub(self.start.0);
         let aligned = offset & (G::PAGE_SIZE - 1) == 0;
-        if aligned && offset < self.size && pages != 0 && pages <= (self.size - offset) >> G::PAGE_SHIFT {
+        // In pages: so nothing is left to compare for a single one.
+        let (first, all) = (offset >> G::PAGE_SHIFT, self.size >> G::PAGE_SHIFT);
+        if aligned && first < all && pages != 0 && pages <= all - first {
             Some(Self { start, size: pages << G::PAGE_SHIFT, geometry: PhantomData })
         } else {
             None
