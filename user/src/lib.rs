@@ -23,6 +23,7 @@ pub mod memory;
 pub mod print;
 pub mod probe;
 pub mod process;
+pub mod random;
 pub mod signal;
 mod start;
 pub mod sys;

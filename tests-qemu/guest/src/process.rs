@@ -255,21 +255,38 @@ fn stress(t: &mut Test, rounds: u32) {
 
 target_test!(hostile_calls_harm_no_other_process, limit(120));
 fn hostile_calls_harm_no_other_process(t: &mut Test) {
-    fuzz(t, 100_000);
+    fuzz(t, 100_000, "", None);
 }
 
 target_test!(a_million_hostile_calls_harm_no_other_process, limit(600), long());
 fn a_million_hostile_calls_harm_no_other_process(t: &mut Test) {
-    fuzz(t, 1_000_000);
+    fuzz(t, 1_000_000, "", None);
+}
+
+target_test!(threads_that_race_with_well_formed_calls_harm_no_other_process, limit(120));
+fn threads_that_race_with_well_formed_calls_harm_no_other_process(t: &mut Test) {
+    race(t, 3_000);
+}
+
+target_test!(a_million_well_formed_calls_that_race_harm_no_other_process, limit(600), long());
+fn a_million_well_formed_calls_that_race_harm_no_other_process(t: &mut Test) {
+    race(t, 1_000_000);
+}
+
+/// The calls of threads that share a space, beside a program that knows the contents of its memory.
+fn race(t: &mut Test, calls: usize) {
+    let neighbour = format(format_args!("stress {} 2", t.random()));
+    fuzz(t, calls, "together", Some(&neighbour));
 }
 
 /// Makes so many calls, from as many programs at once as there are CPUs.
-fn fuzz(t: &mut Test, calls: usize) {
+fn fuzz(t: &mut Test, calls: usize, how: &str, neighbour: Option<&str>) {
     let threads = sched::thread_count();
     let programs = smp::online().iter().count();
     let mut ids = heapless::Vec::<u32, 8>::new();
-    for _ in 0..programs.min(ids.capacity()) {
-        let line = format(format_args!("fuzz {} {}", t.random(), calls.div_ceil(programs)));
+    ids.extend(neighbour.and_then(|line| t.ok(line, start(line))));
+    for _ in 0..programs.min(ids.capacity() - 1) {
+        let line = format(format_args!("fuzz {} {} {how}", t.random(), calls.div_ceil(programs)));
         ids.extend(t.ok(&line, start(&line)));
     }
     for id in ids {

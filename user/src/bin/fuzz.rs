@@ -6,21 +6,30 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use granule_user::abi::limits::{RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_NPROC, RLIMIT_STACK, RLimit};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, EXECVE, FUTEX, GETCPU, GETRANDOM, IOCTL, KILL,
-    MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, PRCTL, READ, READV, RT_SIGACTION, RT_SIGPENDING,
+    MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, PRCTL, PRLIMIT64, READ, READV, RT_SIGACTION, RT_SIGPENDING,
     RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SIGALTSTACK, TGKILL, TKILL, UNAME, WAIT4, WRITE,
     WRITEV,
 };
-use granule_user::abi::process::{CLONE_VM, FUTEX_WAKE, WNOHANG};
-use granule_user::abi::signal::SIGKILL;
+use granule_user::abi::process::{
+    AT_EXECFN, CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
+    FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, WNOHANG,
+};
+use granule_user::abi::signal::{
+    MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN, SIGCHLD, SIGKILL, SIGUSR1,
+    SIGUSR2, SS_DISABLE, SS_ONSTACK, SigAction, SigFrame, SigInfo, SigStack, UContext,
+};
+use granule_user::abi::time::Timespec;
 use granule_user::memory::{PAGE, mmap};
-use granule_user::{Start, entry, memory, println, process, sys, time};
+use granule_user::thread::Thread;
+use granule_user::{Start, entry, memory, println, process, random, signal, sys, time};
 
 entry!(run);
 
@@ -35,6 +44,14 @@ const KEPT: u64 = 0x5a5a_1234_8765_a5a5;
 fn run(start: Start) -> u8 {
     let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
     let (Some(Ok(seed)), Some(Ok(calls))) = (numbers.next(), numbers.next()) else { return 2 };
+    let together = start.arguments().nth(3) == Some("together");
+    PATH.store(start.auxiliary(AT_EXECFN).unwrap_or_default(), Ordering::Relaxed);
+    for number in [SIGUSR1, SIGCHLD] {
+        // SAFETY: the handler touches atomics alone.
+        if unsafe { signal::handle(number, note, 0, 0) }.is_err() {
+            return 3;
+        }
+    }
     // SAFETY: nothing else is there.
     let at = unsafe { mmap(COUNT, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE) };
     if at != Ok(COUNT) {
@@ -47,12 +64,24 @@ fn run(start: Start) -> u8 {
     let (mut children, mut killed, mut done) = (0_u64, 0, 0);
     while done < calls {
         children += 1;
-        let Ok(child) = process::spawn(|| fuzz(seed.wrapping_add(children << 32), calls)) else { return 3 };
-        killed += u32::from(watch(child));
+        let (greetings, ends) = (GREETINGS.load(Ordering::Relaxed), ENDS.load(Ordering::Relaxed));
+        let parent = process::id();
+        let task = || {
+            if process::tgkill(parent, parent, SIGUSR1).is_err() {
+                return 3;
+            }
+            let seed = seed.wrapping_add(children << 32);
+            if together { fuzz_together(seed, calls) } else { fuzz(seed, calls) }
+        };
+        let Ok(child) = process::spawn(task) else { return 3 };
+        let never_came_back = watch(child);
+        killed += u32::from(never_came_back);
+        assert!(never_came_back || GREETINGS.load(Ordering::Relaxed) != greetings, "the child's signal was lost");
+        assert!(ENDS.load(Ordering::Relaxed) != ends, "SIGCHLD was lost");
         // A child that went on at a random place, with random registers, may have counted anything: then none of its
-        // calls count. Each child that comes to the end counts one too many.
+        // calls count. Each thread that comes to the end counts one too many.
         match count().load(Ordering::Relaxed) {
-            now if (done..=calls + children).contains(&now) => done = now,
+            now if (done..=calls + children * THREADS as u64).contains(&now) => done = now,
             _ => count().store(done, Ordering::Relaxed),
         }
         // Children's children that were made this process's own.
@@ -63,6 +92,15 @@ fn run(start: Start) -> u8 {
     assert!((0..PAGE as usize / 8).all(intact), "a child's calls changed its parent's memory");
     println!("fuzz: {calls} calls with seed {seed} by {children} children, of which {killed} never came back");
     0
+}
+
+/// Signals that children sent, and SIGCHLDs: several that wait are one.
+static GREETINGS: AtomicU32 = AtomicU32::new(0);
+static ENDS: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn note(signal: u32, _info: &SigInfo, _context: &mut UContext) {
+    let count = if signal == SIGCHLD { &ENDS } else { &GREETINGS };
+    count.fetch_add(1, Ordering::Relaxed);
 }
 
 fn count() -> &'static AtomicU64 {
@@ -89,9 +127,9 @@ fn watch(child: u32) -> bool {
     }
 }
 
-/// Numbers to draw (SplitMix64), and the arguments that are made of them.
+/// Numbers to draw, and the arguments that are made of them.
 struct Random {
-    state: u64,
+    numbers: random::Random,
     /// Pages to be handled as the calls like.
     pages: u64,
 }
@@ -101,11 +139,7 @@ const PAGES: u64 = 64;
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.numbers.next()
     }
 
     fn below(&mut self, limit: u64) -> u64 {
@@ -314,14 +348,253 @@ impl Random {
 /// Makes calls until there were enough, or one ends this process.
 fn fuzz(seed: u64, calls: u64) -> u8 {
     let Ok(pages) = memory::map(PAGES * PAGE, RW) else { return 3 };
-    let mut random = Random { state: seed, pages };
+    let mut random = Random { numbers: random::Random(seed), pages };
     while count().fetch_add(1, Ordering::Relaxed) < calls {
-        let (number, arguments) = random.call();
+        random.call_once();
+    }
+    0
+}
+
+/// What the threads of a child have in common.
+static PATH: AtomicU64 = AtomicU64::new(0);
+static SEED: AtomicU64 = AtomicU64::new(0);
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static SHARED_PAGES: AtomicU64 = AtomicU64::new(0);
+/// Where signal frames are moved to: two pages.
+static FRAMES: AtomicU64 = AtomicU64::new(0);
+
+/// Threads of a child under `together`, its first one included.
+const THREADS: usize = 3;
+
+/// As [`fuzz`], by several threads at once.
+fn fuzz_together(seed: u64, calls: u64) -> u8 {
+    let (Ok(pages), Ok(frames)) = (memory::map(PAGES * PAGE, RW), memory::map(2 * PAGE, RW)) else { return 3 };
+    SEED.store(seed, Ordering::Relaxed);
+    CALLS.store(calls, Ordering::Relaxed);
+    SHARED_PAGES.store(pages, Ordering::Relaxed);
+    FRAMES.store(frames, Ordering::Relaxed);
+    for number in HANDLED {
+        // SAFETY: the parent expects this process to end at any signal.
+        let _ = unsafe { signal::handle(number, mutate, 0, 0) };
+    }
+    // They end with the process: none is joined.
+    (1..THREADS).for_each(|index| drop(Thread::spawn(race, index)));
+    race(0);
+    0
+}
+
+fn race(index: usize) {
+    let seed = SEED.load(Ordering::Relaxed) ^ (index as u64) << 56;
+    let (calls, pages) = (CALLS.load(Ordering::Relaxed), SHARED_PAGES.load(Ordering::Relaxed));
+    let mut random = Random { numbers: random::Random(seed), pages };
+    while count().fetch_add(1, Ordering::Relaxed) < calls {
+        if random.below(2) == 0 { random.call_once() } else { random.structured() }
+    }
+}
+
+/// Signals that have a handler at first.
+const HANDLED: [u32; 4] = [SIGUSR1, SIGUSR2, 34, 64];
+
+/// Returns through a frame that it changed, or that it moved.
+extern "C" fn mutate(_signal: u32, info: &SigInfo, context: &mut UContext) {
+    let mut random = random::Random(SEED.fetch_add(1, Ordering::Relaxed) ^ context.context.pc);
+    match random.next() % 8 {
+        0..3 => {}
+        3 => context.mask = random.next(),
+        4 => context.context.pstate ^= 1 << (random.next() % 64),
+        5 => context.stack.size ^= 1 << (random.next() % 64),
+        _ => {
+            let at = random.next() as usize % 640;
+            let bits = random.next() >> (random.next() % 64);
+            context.context.records.0[at..at + 8].iter_mut().zip(bits.to_le_bytes()).for_each(|(byte, by)| *byte ^= by);
+        }
+    }
+    if random.next() % 4 == 0 {
+        let to = FRAMES.load(Ordering::Relaxed) + [0, 0, 16, 32, 1, 4, 8, PAGE - 64][random.next() as usize % 8];
+        // SAFETY: the frame begins with `info`; two pages of this process's own have room for it at each of these places.
+        unsafe { core::ptr::copy(core::ptr::from_ref(info).cast::<u8>(), to as *mut u8, size_of::<SigFrame>()) };
+        return_through(to);
+    }
+}
+
+/// rt_sigreturn with a frame at this address.
+fn return_through(frame: u64) -> ! {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: it continues as the frame says, or ends the process.
+    unsafe {
+        core::arch::asm!(
+            "mov sp, {}", "svc #0", "udf #0",
+            in(reg) frame, in("x8") RT_SIGRETURN, options(noreturn)
+        );
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    unreachable!("{frame:#x}: these programs run on arm64 alone")
+}
+
+/// The end of a child that clone made on this one's memory.
+extern "C" fn leave() -> ! {
+    process::exit(0)
+}
+
+impl Random {
+    fn call_once(&mut self) {
+        let (number, arguments) = self.call();
         // SAFETY: what it does to memory it does to this process's, and the parent expects that to end at any call.
         let answer = unsafe { sys::raw(number, arguments) };
         if number == CLONE && answer == 0 {
             process::exit_group(0);
         }
     }
-    0
+
+    /// A call whose arguments are the structures that it expects.
+    fn structured(&mut self) {
+        match self.below(64) {
+            0 => self.execute(),
+            1..3 => self.copy_and_kill(),
+            3..9 => self.clone_with(),
+            9..15 => self.limit(),
+            15..21 => self.act(),
+            21..27 => self.alternative_stack(),
+            27..33 => self.block(),
+            33..45 => self.signal(),
+            _ => self.futex(),
+        }
+    }
+
+    /// In a copy of the process: execve with lists that are empty, long, of long strings, or that lead nowhere.
+    fn execute(&mut self) {
+        let count = self.of(&[0, 1, 1, 2, 511, 512, 4097, 60_000]) as usize;
+        let length = if count < 3 { self.of(&[0, 1, 4095, 4096, 131_000, 131_071, 131_072]) as usize } else { 3 };
+        let path = if self.below(8) == 0 { self.pointer() } else { PATH.load(Ordering::Relaxed) };
+        let broken = (self.below(4) == 0).then(|| (self.below(count as u64 + 1) as usize, self.pointer()));
+        let (null, environment) = (self.below(8) == 0, self.below(2) == 0);
+        let child = process::spawn(|| {
+            let bytes = (count as u64 + 2) * 8 + length as u64 + 1;
+            let Ok(list) = memory::map(bytes.next_multiple_of(PAGE), RW) else { return 3 };
+            let string = list + (count as u64 + 2) * 8;
+            // SAFETY: fresh memory with room for the list, its null pointer and the string, which ends with a zero.
+            unsafe {
+                core::ptr::write_bytes(string as *mut u8, b'x', length);
+                (0..count).for_each(|index| (list as *mut u64).add(index).write(string));
+                if let Some((index, pointer)) = broken {
+                    (list as *mut u64).add(index).write(pointer);
+                }
+            }
+            let list = if null { 0 } else { list };
+            // SAFETY: where it succeeds nothing of this program is left.
+            unsafe { sys::raw(EXECVE, [path, list, if environment { list } else { 0 }, 0, 0, 0]) };
+            0
+        });
+        if let Ok(child) = child {
+            let _ = process::wait4(child as i32, 0);
+        }
+    }
+
+    /// A copy of the process that makes calls until it is killed, at any of them.
+    fn copy_and_kill(&mut self) {
+        let (seed, pages) = (self.next(), self.pages);
+        let child = process::spawn(|| {
+            let mut random = Random { numbers: random::Random(seed), pages };
+            (0..32).for_each(|_| random.call_once());
+            0
+        });
+        let Ok(child) = child else { return };
+        if self.below(2) == 0 {
+            let _ = time::sleep(self.below(500_000));
+        }
+        let _ = process::kill(child as i32, SIGKILL);
+        let _ = process::wait4(child as i32, 0);
+    }
+
+    /// Any flags; those that make a thread, and a process on the same memory, more often.
+    fn clone_with(&mut self) {
+        const THREAD: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+        let base = self.of(&[0, THREAD, THREAD, CLONE_VM, CLONE_VM | CLONE_VFORK]);
+        let odd = 1 << self.below(32) | 1 << self.below(32);
+        let flags = base ^ if self.below(2) == 0 { odd } else { 0 };
+        if flags & CLONE_VM == 0 {
+            // SAFETY: memory of its own, and it ends at once.
+            if unsafe { sys::raw(CLONE, [flags, 0, self.pointer(), self.pointer(), self.pointer(), 0]) } == 0 {
+                process::exit_group(0);
+            }
+            return;
+        }
+        let Ok(stack) = memory::map(4 * PAGE, RW) else { return };
+        // SAFETY: fresh memory, the child's alone.
+        let _ = unsafe { process::clone_onto(flags, stack + 4 * PAGE, leave) };
+    }
+
+    /// A limit that lasts for a few calls, as the next one is soon set.
+    fn limit(&mut self) {
+        let soft = self.of(&[0, PAGE, 1 << 20, 1 << 26, RLIM_INFINITY, RLIM_INFINITY]);
+        let new = RLimit { soft, hard: if self.below(64) == 0 { soft } else { RLIM_INFINITY } };
+        let resource = self.of(&[RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_NPROC]) as u64;
+        let old = if self.below(2) == 0 { 0 } else { self.pointer() };
+        // SAFETY: as for each call: the parent expects this process to end.
+        unsafe { sys::raw(PRLIMIT64, [0, resource, &raw const new as u64, old, 0, 0]) };
+    }
+
+    fn some_signal(&mut self) -> u32 {
+        if self.below(32) == 0 { self.below(66) as u32 } else { self.of(&HANDLED) }
+    }
+
+    fn act(&mut self) {
+        let flags = self.of(&[0, SA_ONSTACK, SA_NODEFER, SA_RESETHAND, SA_RESTART, SA_ONSTACK | SA_NODEFER]);
+        let (number, mask) = (self.some_signal(), self.number());
+        // SAFETY: as for each call.
+        let _ = unsafe {
+            match self.below(32) {
+                0 => {
+                    let handler = self.of(&[SIG_DFL, SIG_IGN, self.pages]);
+                    let action = SigAction { handler, flags: self.number(), restorer: self.pointer(), mask };
+                    signal::set_action(number, &action)
+                }
+                _ => signal::handle(number, mutate, flags, mask),
+            }
+        };
+    }
+
+    fn alternative_stack(&mut self) {
+        let size = self.of(&[0, MINSIGSTKSZ - 1, MINSIGSTKSZ, 4 * PAGE, 16 * PAGE, u64::MAX]);
+        let flags = self.of(&[0, 0, SS_DISABLE, SS_ONSTACK, i32::MIN]);
+        let stack = SigStack { base: self.page() + self.of(&[0, 0, 1, 8]), flags, padding: 0, size };
+        // SAFETY: as for each call.
+        let _ = unsafe { signal::set_stack(&stack) };
+    }
+
+    fn block(&mut self) {
+        let set = self.number();
+        let _ = signal::mask(self.below(4), set);
+    }
+
+    /// To this process alone: as one, or to a thread.
+    fn signal(&mut self) {
+        let (number, own) = (self.some_signal(), process::id());
+        let thread = if self.below(2) == 0 { process::thread_id() } else { own + self.below(THREADS as u64) as u32 };
+        let _ = match self.below(2) {
+            0 => process::kill(own as i32, number),
+            _ => process::tgkill(own, thread, number),
+        };
+    }
+
+    /// At addresses of every kind, and with a time-out, but for a few.
+    fn futex(&mut self) {
+        let operation = self.of(&[FUTEX_WAIT, FUTEX_WAKE, 3, 4, 5, FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET]);
+        let flags = self.of(&[0, FUTEX_PRIVATE_FLAG, FUTEX_CLOCK_REALTIME]);
+        let word = match self.below(8) {
+            0 => self.pointer(),
+            1 => COUNT + PAGE / 2,
+            _ => self.pages + self.of(&[0, 0, 4, 2, PAGE - 4, PAGE - 1, PAGE]),
+        };
+        let value = self.of(&[0, 0, 0, 1, u64::MAX]);
+        let limit = Timespec::from_nanoseconds(self.below(200_000));
+        let limit = match self.below(512) {
+            0 => 0,
+            1..8 => self.pointer(),
+            _ => &raw const limit as u64,
+        };
+        let bits = self.of(&[0, 1, u64::MAX]);
+        // SAFETY: as for each call.
+        unsafe { sys::raw(FUTEX, [word, operation | flags, value, limit, self.page(), bits]) };
+    }
 }

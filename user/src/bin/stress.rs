@@ -15,6 +15,7 @@ use granule_user::abi::memory::{
 };
 use granule_user::abi::process::exited;
 use granule_user::memory::{PAGE, madvise, mmap, mprotect, munmap};
+use granule_user::random::Random;
 use granule_user::thread::Thread;
 use granule_user::{Start, entry, memory, println, process};
 
@@ -79,23 +80,6 @@ fn work() -> u8 {
     thread(0);
     threads.into_iter().for_each(Thread::join);
     0
-}
-
-/// Numbers to draw (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
 }
 
 /// A thread's pages, and what it wrote to each: 0 for a page that is zeros.
