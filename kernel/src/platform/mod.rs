@@ -28,6 +28,8 @@ mod structure;
 mod tree;
 
 #[cfg(test)]
+mod mutated;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tree_builder;

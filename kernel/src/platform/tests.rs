@@ -14,15 +14,15 @@ fn range(start: u64, end: u64) -> PhysRange {
 }
 
 /// What a test changes about the machine.
-struct Machine {
-    gic: fn(&mut TreeBuilder),
-    memory: Vec<u8>,
-    cpus: u32,
-    psci: &'static str,
-    chosen: fn(&mut TreeBuilder),
-    more: fn(&mut TreeBuilder),
+pub(super) struct Machine {
+    pub(super) gic: fn(&mut TreeBuilder),
+    pub(super) memory: Vec<u8>,
+    pub(super) cpus: u32,
+    pub(super) psci: &'static str,
+    pub(super) chosen: fn(&mut TreeBuilder),
+    pub(super) more: fn(&mut TreeBuilder),
     /// A property of the PCIe host bridge that has this value instead.
-    broken: (&'static str, Vec<u8>),
+    pub(super) broken: (&'static str, Vec<u8>),
 }
 
 impl Default for Machine {
@@ -57,7 +57,7 @@ fn gic_v3(tree: &mut TreeBuilder) {
     });
 }
 
-fn gic_v2(tree: &mut TreeBuilder) {
+pub(super) fn gic_v2(tree: &mut TreeBuilder) {
     tree.node("intc@8000000", |tree| {
         tree.property("reg", &cells(&[0, 0x800_0000, 0, 0x1_0000, 0, 0x801_0000, 0, 0x1_0000]));
         tree.property("compatible", &text(&["arm,cortex-a15-gic"]));
@@ -75,7 +75,7 @@ fn chosen(tree: &mut TreeBuilder) {
 }
 
 /// The tree of QEMU's virt machine, without its virtio transports.
-fn virt(machine: &Machine) -> Vec<u8> {
+pub(super) fn virt(machine: &Machine) -> Vec<u8> {
     let mut tree = TreeBuilder::default();
     tree.reserve(0x4000_0000, 0x1234);
     tree.node("", |tree| {

@@ -26,10 +26,20 @@ impl TreeBuilder {
 
     /// Adds a node with what `fill` puts into it. The root's name is empty.
     pub(super) fn node(&mut self, name: &str, fill: impl FnOnce(&mut Self)) {
+        self.open(name);
+        fill(self);
+        self.close();
+    }
+
+    /// Begins a node that [`Self::close`] ends.
+    pub(super) fn open(&mut self, name: &str) {
         self.word(1);
         self.structure.extend(name.bytes().chain([0]));
         self.pad();
-        fill(self);
+    }
+
+    /// Ends the innermost open node.
+    pub(super) fn close(&mut self) {
         self.word(2);
     }
 
