@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
+use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::controller::{Controller, ControllerError, PAGES, Registers};
 use super::queue::{SharedPage, Violation};
@@ -34,6 +35,8 @@ enum Lie {
     NoNamespace,
     Shift(u8),
     Metadata(u16),
+    /// Completions and what it says it is have bits of this, turned by where they are, that do not belong there.
+    Noise(u64),
 }
 
 const PAGE: usize = 4096;
@@ -64,12 +67,14 @@ struct ModelController {
     enabled: Cell<bool>,
     admin: Cell<[u64; 2]>,
     done: RefCell<Vec<Done>>,
+    /// What the noise changed in the last completion.
+    noise: Cell<[u32; 4]>,
 }
 
 impl ModelController {
     fn new(lie: Lie) -> Self {
-        let (pairs, enabled, admin, done) = Default::default();
-        Self { lie: Cell::new(lie), pairs, enabled, admin, done }
+        let (pairs, enabled, admin, done, noise) = Default::default();
+        Self { lie: Cell::new(lie), pairs, enabled, admin, done, noise }
     }
 
     /// Memory at `address`: devices have the host's addresses here.
@@ -131,6 +136,11 @@ impl ModelController {
             }
             data[128 + 4 + 2] = if let Lie::Shift(shift) = self.lie.get() { shift } else { 9 };
         }
+        if let Lie::Noise(bits) = self.lie.get() {
+            for (at, byte) in data.iter_mut().enumerate() {
+                *byte ^= bits.rotate_left(at as u32 * 7) as u8 & bits.rotate_left(at as u32 * 11) as u8;
+            }
+        }
         // SAFETY: the page that the driver has for it, of the test's.
         unsafe { Self::words(at).cast::<[u8; PAGE]>().write(data) };
     }
@@ -151,9 +161,17 @@ impl ModelController {
         if pair.tail == pair.entries {
             (pair.tail, pair.round) = (0, pair.round + 1);
         }
-        let words = [0, 0, u32::from(queue) << 16 | u32::from(head), u32::from(status << 1 | phase) << 16];
+        let mut words = [0, 0, u32::from(queue) << 16 | u32::from(head), u32::from(status << 1 | phase) << 16];
+        words[3] |= u32::from(identifier);
+        if let Lie::Noise(bits) = self.lie.get() {
+            // One bit or two of one word, or of none.
+            let noise = 1_u32 << (bits % 32) | 1 << (bits >> 8) % 32;
+            let noise = core::array::from_fn(|at| if at as u64 == bits >> 16 & 7 { noise } else { 0 });
+            self.noise.set(noise);
+            words.iter_mut().zip(noise).for_each(|(word, noise)| *word ^= noise);
+        }
         // SAFETY: an entry of the driver's queue, in a page of the test's.
-        unsafe { at.cast::<[u32; 4]>().write([words[0], words[1], words[2], words[3] | u32::from(identifier)]) };
+        unsafe { at.cast::<[u32; 4]>().write(words) };
     }
 }
 
@@ -341,5 +359,47 @@ fn a_controller_that_lies_is_found_out() {
             assert_eq!(controller.take(), Ok(Some(0)));
         };
         with(&model, run).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// What is taken belongs to the command, whatever the controller writes; all else is an error, or not there yet.
+    #[test]
+    fn what_a_noisy_controller_completes_is_taken_or_refused(noises in prop::collection::vec(any::<u64>(), 1..20)) {
+        let model = ModelController::new(Lie::None);
+        let mut taken = Vec::new();
+        with(&model, |controller| {
+            for &bits in &noises {
+                model.lie.set(Lie::None);
+                start(controller).unwrap();
+                model.lie.set(Lie::Noise(bits));
+                controller.submit(&command(WRITE, 0, 0x1000, 512));
+                taken.push((model.noise.get(), controller.take()));
+            }
+        })
+        .unwrap();
+        for (noise, result) in taken {
+            // Without the bits that say whether to try again, and when.
+            let status = noise[3] >> 17 & 0x7ff;
+            let belongs = noise[2] == 0 && noise[3] & 0x1_ffff == 0;
+            prop_assert_eq!(result.is_ok_and(|status| status.is_some()), belongs, "{:x?}: {:?}", noise, result);
+            if belongs {
+                prop_assert_eq!(result, Ok(Some(status as u16)));
+            }
+        }
+    }
+
+    /// What it says it is, random: an error or a namespace that can be driven.
+    #[test]
+    fn what_a_noisy_controller_says_it_is_never_panics(bits: u64) {
+        let model = ModelController::new(Lie::None);
+        let identity = with(&model, |controller| {
+            start(controller)?;
+            model.lie.set(Lie::Noise(bits | 0xff_0000));
+            controller.identify(&mut patience()).map(|identity| identity.serial().len())
+        });
+        prop_assert!(identity.is_ok_and(|identity| identity.is_ok_and(|serial| serial <= 20) || identity.is_err()));
     }
 }
