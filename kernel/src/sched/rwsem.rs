@@ -132,8 +132,9 @@ impl<T: ?Sized> RwSem<T> {
     #[inline(never)]
     fn hand_on(&self) {
         let waiters = self.waiters.lock();
-        // A waiter that came in between may have found it free, and taken it.
-        if self.word.load(Ordering::Acquire) == WAITING {
+        // A waiter that came in between may have found it free, and taken it. If it has released it again, the steps of
+        // `grant` acquire that.
+        if self.word.load(Ordering::Relaxed) == WAITING {
             self.grant(waiters);
         }
     }

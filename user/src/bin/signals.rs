@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
-use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, WRITE};
+use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, TKILL, WRITE};
 use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{
     BUS_ADRALN, CLD_EXITED, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, ILL_ILLOPC, SA_NODEFER, SA_ONSTACK,
@@ -32,6 +32,8 @@ fn run(start: Start) -> u8 {
     a_handler_runs_with_its_mask();
     threads_have_their_own();
     handlers_have_a_stack();
+    #[cfg(target_arch = "aarch64")]
+    a_handlers_frame_record_leads_to_what_it_interrupted();
     calls_are_interrupted_or_restarted();
     sleeps_go_on_where_they_were();
     children_tell_of_their_end();
@@ -278,6 +280,48 @@ fn threads_have_their_own() {
         }
     };
     assert_eq!(gone, Errno::ESRCH);
+}
+
+/// X29 of the handler, and the frame record there.
+#[cfg(target_arch = "aarch64")]
+static FRAME_RECORD: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".text",
+    ".type note_frame_record, %function",
+    "note_frame_record:",
+    "adrp x9, {record}",
+    "add x9, x9, :lo12:{record}",
+    "ldp x10, x11, [x29]",
+    "str x29, [x9]",
+    "stp x10, x11, [x9, #8]",
+    "ret",
+    ".size note_frame_record, . - note_frame_record",
+    record = sym FRAME_RECORD,
+);
+
+/// What an unwinder follows: X29 of a handler points above its frame, to X29 and X30 of the interrupted code.
+#[cfg(target_arch = "aarch64")]
+fn a_handlers_frame_record_leads_to_what_it_interrupted() {
+    unsafe extern "C" {
+        safe fn note_frame_record(signal: u32, info: &SigInfo, context: &mut UContext);
+    }
+    set(SIGUSR1, note_frame_record, 0, 0);
+    let (sp, fp, lr, result): (u64, u64, u64, u64);
+    // SAFETY: the signal comes before the call returns; its handler changes what a function may.
+    unsafe {
+        core::arch::asm!(
+            "mov {sp}, sp", "mov {fp}, x29", "mov {lr}, x30", "svc #0",
+            sp = out(reg) sp, fp = out(reg) fp, lr = out(reg) lr,
+            in("x8") TKILL, inlateout("x0") u64::from(process::thread_id()) => result, in("x1") u64::from(SIGUSR1),
+        );
+    }
+    assert_eq!(result, 0);
+    let [record, caller, address] = FRAME_RECORD.each_ref().map(|word| word.load(Ordering::Relaxed));
+    assert!(record < sp && record.is_multiple_of(16), "on the stack: {record:#x}, {sp:#x}");
+    assert_eq!([caller, address], [fp, lr]);
+    set(SIGUSR1, note, 0, 0);
 }
 
 fn handlers_have_a_stack() {
