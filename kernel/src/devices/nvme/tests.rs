@@ -7,9 +7,11 @@ extern crate std;
 
 use std::boxed::Box;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::recorded::at_each;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::controller::{Controller, ControllerError, PAGES, Registers};
@@ -360,6 +362,70 @@ fn a_controller_that_lies_is_found_out() {
         };
         with(&model, run).unwrap();
     }
+}
+
+/// What the controller finds in memory at each barrier: empty queues before it is enabled, a command before its
+/// doorbell (DMB OSHST), and the rest of a completion no earlier than behind its phase (DMB OSHLD).
+#[test]
+fn barriers_are_between_queues_and_registers_and_behind_the_phase() {
+    type Seen = Rc<RefCell<Vec<(&'static str, bool, bool)>>>;
+    let model: &'static ModelController = Box::leak(Box::new(ModelController::new(Lie::None)));
+    /// A word of a page of the test's.
+    fn word(address: u64) -> *mut u32 {
+        ModelController::words(address)
+    }
+    let run = |controller: &mut Controller<&ModelController>| {
+        let seen = Seen::default();
+        // Begun before, so that the queues are where the model knows, and not empty.
+        start(controller).unwrap();
+        let pages = {
+            let io = model.pairs.borrow()[1];
+            let [submissions, completions] = model.admin.get();
+            [submissions, completions, io.submissions, io.completions]
+        };
+        controller.disable(&mut patience()).unwrap();
+        let at_barrier = {
+            let seen = seen.clone();
+            move |barrier| {
+                // SAFETY: pages of the test's, which outlive the controller.
+                let is_empty =
+                    pages.iter().all(|&page| unsafe { word(page).read() == 0 && word(page + 12).read() == 0 });
+                seen.borrow_mut().push((barrier, is_empty, model.enabled.get()));
+            }
+        };
+        at_each(at_barrier, || controller.enable(true, &mut patience())).unwrap();
+        assert_eq!(seen.borrow()[0], ("dmb_oshst", true, false), "empty queues, and not yet enabled");
+
+        seen.take();
+        let before = model.done.borrow().len();
+        let [submissions, completions] = [model.pairs.borrow()[1].submissions, model.pairs.borrow()[1].completions];
+        let at_barrier = {
+            let (seen, head) = (seen.clone(), u64::from(model.pairs.borrow()[1].head));
+            move |barrier| {
+                // SAFETY: as above.
+                let opcode = unsafe { word(submissions + 64 * head).read() } as u8;
+                seen.borrow_mut().push((barrier, opcode == WRITE, model.done.borrow().len() == before));
+            }
+        };
+        // The queue of the completion is another, until the barrier.
+        model.lie.set(Lie::Queue(1));
+        at_each(at_barrier, || controller.submit(&command(WRITE, 0, 0x1000, 512)));
+        assert_eq!(*seen.borrow(), [("dmb_oshst", true, true)], "the command, and no doorbell yet");
+        assert_eq!(model.done.borrow().len(), before + 1);
+
+        seen.take();
+        let at_barrier = {
+            let seen = seen.clone();
+            move |barrier| {
+                seen.borrow_mut().push((barrier, true, true));
+                // SAFETY: as above; word 2 of the first completion: its queue, and the head of that.
+                unsafe { word(completions + 8).write(1 << 16) };
+            }
+        };
+        assert_eq!(at_each(at_barrier, || controller.take()), Ok(Some(0)));
+        assert_eq!(*seen.borrow(), [("dmb_oshld", true, true)]);
+    };
+    with(model, run).unwrap();
 }
 
 proptest! {

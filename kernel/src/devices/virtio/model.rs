@@ -129,7 +129,7 @@ impl Chain {
 }
 
 /// The device's side of a split queue (2.7).
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct DeviceQueue {
     pub(super) size: u16,
     pub(super) descriptors: u64,
@@ -153,6 +153,12 @@ impl DeviceQueue {
         chains
     }
 
+    /// The driver's index, and the chain at the place of the next one, whether that is handed over or not.
+    pub(super) fn peek(&self, memory: &Memory) -> (u16, Chain) {
+        let head = memory.read16(self.available + 4 + 2 * u64::from(self.taken % self.size));
+        (memory.read16(self.available + 2), Chain { head, pieces: self.pieces(memory, head) })
+    }
+
     fn pieces(&self, memory: &Memory, head: u16) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let mut index = head;
@@ -171,10 +177,15 @@ impl DeviceQueue {
 
     /// Hands something back, whether it is a chain or not.
     pub(super) fn give_back(&mut self, memory: &Memory, id: u32, written: u32) {
-        let element = self.used + 4 + 8 * u64::from(self.returned % self.size);
+        self.set_element(memory, self.returned, id, written);
+        self.set_index(memory, self.returned.wrapping_add(1));
+    }
+
+    /// Writes the element that belongs to `index`.
+    pub(super) fn set_element(&self, memory: &Memory, index: u16, id: u32, written: u32) {
+        let element = self.used + 4 + 8 * u64::from(index % self.size);
         memory.write(element, &id.to_le_bytes());
         memory.write(element + 4, &written.to_le_bytes());
-        self.set_index(memory, self.returned.wrapping_add(1));
     }
 
     /// Moves the index of the used ring to any value.

@@ -4,10 +4,12 @@
 
 extern crate std;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::vec::Vec;
 
+use granule_arch::recorded::{at_each, record};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::super::model::{Chain, DeviceQueue, Memory};
@@ -106,6 +108,70 @@ fn interrupts_can_be_turned_off() {
     assert!(pair.device.is_quiet(&pair.memory));
     pair.driver.set_interrupts(true);
     assert!(!pair.device.is_quiet(&pair.memory));
+}
+
+/// What the device finds in memory at each barrier of a submission: DMB OSHST twice (2.7.13.3, 2.7.13.4).
+#[test]
+fn a_chain_is_there_before_its_index_and_that_before_the_notification() {
+    let Pair { memory, mut driver, mut device } = pair();
+    // Ahead of it another, so that neither its head nor its place is zero.
+    driver.submit(&one()).unwrap();
+    device.fetch(&memory);
+    let segments = [segment(0x3000, 7, Flow::ToDevice), segment(0x4000, 9, Flow::FromDevice)];
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let at_barrier = {
+        let (seen, memory, device) = (seen.clone(), memory.clone(), device.clone());
+        move |barrier| seen.borrow_mut().push((barrier, device.peek(&memory)))
+    };
+    let token = at_each(at_barrier, || driver.submit(&segments)).unwrap();
+    let chain = Chain { head: token.index() as u16, pieces: [(0x3000, 7, false), (0x4000, 9, true)].to_vec() };
+    assert_eq!(*seen.borrow(), [("dmb_oshst", (1, chain.clone())), ("dmb_oshst", (2, chain))]);
+}
+
+/// DMB OSHLD between the used index and what it announces (2.7.14): an element that the device shows no earlier than
+/// there is the one that is taken.
+#[test]
+fn a_used_element_is_read_behind_the_index() {
+    let Pair { memory, mut driver, mut device } = pair();
+    let first = driver.submit(&one()).unwrap();
+    let second = driver.submit(&one()).unwrap();
+    assert_eq!(record(|| assert_eq!(driver.take(), Ok(None))), [""; 0], "nothing to order");
+    // Until the barrier the element is the stale one of the first chain.
+    device.set_element(&memory, 0, first.index() as u32, 3);
+    device.set_index(&memory, 1);
+    let barriers = Rc::new(RefCell::new(Vec::new()));
+    let at_barrier = {
+        let (barriers, memory, device) = (barriers.clone(), memory.clone(), device.clone());
+        move |barrier| {
+            barriers.borrow_mut().push(barrier);
+            device.set_element(&memory, 0, second.index() as u32, 9);
+        }
+    };
+    let taken = at_each(at_barrier, || driver.take());
+    assert_eq!(taken, Ok(Some(Completion { token: second, written: 9 })));
+    assert_eq!(*barriers.borrow(), ["dmb_oshld"]);
+}
+
+/// DMB OSH between the store of the flag and the look at the used index that follows: a chain that the device hands back
+/// there, the flag in its sight or not yet, is found by that look.
+#[test]
+fn the_flag_of_interrupts_is_stored_before_the_look_that_follows() {
+    for wanted in [false, true] {
+        let Pair { memory, mut driver, device } = pair();
+        driver.set_interrupts(!wanted);
+        driver.submit(&one()).unwrap();
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let at_barrier = {
+            let (seen, memory, mut device) = (seen.clone(), memory.clone(), device);
+            move |barrier| {
+                seen.borrow_mut().push((barrier, !device.is_quiet(&memory)));
+                device.give_back(&memory, 0, 0);
+            }
+        };
+        at_each(at_barrier, || driver.set_interrupts(wanted));
+        assert_eq!(*seen.borrow(), [("dmb_osh", wanted)]);
+        assert!(driver.has_used());
+    }
 }
 
 /// Each lie is an error of its own, and nothing is taken from the liar afterwards, true or not.
