@@ -3,28 +3,39 @@
 //!
 //! A row is written as it happens: `start`, `end`, `range`, `tlbs` and `release` are calls to the subscriber with pages
 //! counted from the first of the mapping, `*` for everything; `(locked)` means that the table's lock was held. Changes
-//! of entries are `write`, however many in a row.
+//! of entries are `write`, however many in a row, or `link` where a table is linked. A TLBI has the page, or the pages,
+//! of its operand, and the level if that names one; that the ASID is the space's is checked for each.
 
+#![allow(unsafe_code, reason = "looks at pages by their linear addresses")]
+
+use std::cell::RefCell;
 use std::format;
+use std::rc::Rc;
 use std::string::{String, ToString};
+use std::sync::Mutex;
 use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
-use granule_arch::descriptor::{Descriptor, Protection};
+use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::tlbi::Instruction;
+use granule_pgtable::Mmu;
 use granule_pgtable::host::{CacheOperation, Operation};
-use granule_pgtable::{Granule4K, Mmu};
 
 use super::super::{Access, PAGE, SpaceRef, handle_fault};
 use super::{READ_EXECUTE, READ_WRITE, Rig, private};
 use crate::lab::{self, Lab};
-use crate::mm::kernel::record::record;
+use crate::mm::asid::{AsidSlot, Asids};
+use crate::mm::frame::FrameAllocator;
+use crate::mm::kernel::record::{at_each, record};
 use crate::mm::notifier::recording::{Call, Notified, Recording};
-use crate::mm::notifier::{EventSet, Subscription};
-use crate::mm::space::{MapRequest, Placement, Sharing};
+use crate::mm::notifier::{EventSet, Subscriber, Subscription};
+use crate::mm::space::{MapRequest, Placement, Populate, Sharing};
 use crate::platform::features::branch;
 use crate::sync::rank;
+
+/// The low bits of an entry that links a table: no leaf has these without attributes.
+const TABLE: u64 = bits::VALID | bits::TABLE;
 
 type Listener = Subscription<Recording, SpaceRef>;
 
@@ -41,6 +52,10 @@ impl Stage {
     fn new(touched: u64) -> Self {
         let rig = Rig::new(4);
         let space = rig.space();
+        // A number that is not that of a space that never ran.
+        let asids = Asids::new();
+        (0..3).for_each(|_| _ = asids.activate(&rig.cpu, space.mmu(), &AsidSlot::new()));
+        asids.activate(&rig.cpu, space.mmu(), space.asid());
         let start = rig.map(&space, 4);
         // So that the table is there, and stays.
         rig.map(&space, 1);
@@ -112,23 +127,52 @@ impl Stage {
     }
 
     fn operation(&self, operation: &Operation) -> String {
-        let page = |operand: u64| {
-            let address = (operand & ((1 << 44) - 1)) << 12;
-            address.wrapping_sub(self.start.0) / PAGE
-        };
         match operation {
+            // A table has no attributes.
+            Operation::Write { new, .. } if new.0 & 0xfff == TABLE => "link".to_string(),
             Operation::Write { .. } => "write".to_string(),
             Operation::DmbIshst => "dmb".to_string(),
             Operation::DsbIshst => "dsb ishst".to_string(),
             Operation::DsbIsh => "dsb ish".to_string(),
             Operation::DsbNsh => "dsb nsh".to_string(),
             Operation::Isb => "isb".to_string(),
-            Operation::Tlbi(Instruction::Vale1is(operand)) => format!("vale1is {}", page(operand.bits())),
-            Operation::Tlbi(Instruction::Vae1is(operand)) => format!("vae1is {}", page(operand.bits())),
-            Operation::Tlbi(Instruction::Vale1(operand)) => format!("vale1 {}", page(operand.bits())),
-            Operation::Tlbi(Instruction::Aside1is(_)) => "aside1is".to_string(),
-            other => format!("{other:?}"),
+            Operation::Tlbi(instruction) => self.tlbi(*instruction),
+            Operation::Cache(CacheOperation::Clean { bytes: PAGE, .. }) => "clean page".to_string(),
+            Operation::Cache(CacheOperation::InvalidateAll) => "ic ialluis".to_string(),
+            other => panic!("no path of a space does {other:?}"),
         }
+    }
+
+    /// The instruction, the page or pages that its operand names, and the level where that names one. Each is for this
+    /// space's ASID.
+    fn tlbi(&self, instruction: Instruction) -> String {
+        let (name, operand, is_range) = match instruction {
+            Instruction::Vale1is(operand) => ("vale1is", operand.bits(), false),
+            Instruction::Vae1is(operand) => ("vae1is", operand.bits(), false),
+            Instruction::Vale1(operand) => ("vale1", operand.bits(), false),
+            Instruction::Rvale1is(operand) => ("rvale1is", operand.bits(), true),
+            Instruction::Rvae1is(operand) => ("rvae1is", operand.bits(), true),
+            Instruction::Aside1is(asid) => ("aside1is", u64::from(asid.number()) << 48, false),
+            other => panic!("no path of a space issues {other:?}"),
+        };
+        let field = |first: u32, bits: u32| operand >> first & ((1 << bits) - 1);
+        assert_eq!(field(48, 16) as u16, self.space.asid().number(), "{name}");
+        if matches!(instruction, Instruction::Aside1is(_)) {
+            return name.to_string();
+        }
+        let page = |base: u64| ((base << 12).wrapping_sub(self.start.0)).cast_signed() / PAGE.cast_signed();
+        // Arm ARM C5.5: TG, SCALE, NUM, TTL and BaseADDR; or TTL with the granule, and VA.
+        let (what, level) = if is_range {
+            assert_eq!(field(46, 2), 1, "4 KiB");
+            let first = page(field(0, 37));
+            let pages = (field(39, 5) + 1) << (5 * field(44, 2) + 1);
+            (format!("{name} {first}..{}", first + pages.cast_signed()), field(37, 2))
+        } else {
+            let hint = field(44, 4);
+            assert!(hint == 0 || hint >> 2 == 1, "4 KiB");
+            (format!("{name} {}", page(field(0, 44))), hint & 3)
+        };
+        if level == 0 { what } else { format!("{what} level {level}") }
     }
 }
 
@@ -141,6 +185,7 @@ fn assert_events(stage: &Stage, work: impl FnOnce(), expected: &str) {
 
 const COPY: &str = "start clear 0..1, write, dsb ishst, vale1is 0, tlbs 0..1 (locked), range 0..1 (locked), dsb ish, \
                     write, end clear 0..1";
+const CODE: &str = "clean page, dsb ish, ic ialluis, dsb ish";
 const UPGRADE: &str = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, start upgrade 0..1, end upgrade 0..1";
 
 #[test]
@@ -259,21 +304,128 @@ fn munmap_ends_when_the_frames_are_free() {
     );
 }
 
-/// The tables go as well: walk caches of devices must not keep them.
+/// The tables go as well, so walk caches must not keep them: an invalidation that is not of the last level alone, and
+/// names no level; and frames, tables among them, are free only behind it.
 #[test]
-fn freed_tables_are_notified_like_pages() {
+fn freed_tables_are_invalidated_with_their_pages_and_then_free() {
+    /// How many frames are in use while an invalidation is under way.
+    struct InUse(&'static FrameAllocator, Mutex<Vec<usize>>);
+    impl Subscriber for InUse {
+        fn invalidate_secondary_tlbs(&self, _: VirtAddr, _: VirtAddr) {
+            self.1.lock().unwrap().push(self.0.stats().used);
+        }
+    }
+    for (features, tlbi) in [
+        (&[][..], "vae1is 0, vae1is 1"),
+        (&[branch::TLB_LEVEL], "vae1is 0, vae1is 1"),
+        (&[branch::TLB_LEVEL, branch::TLB_RANGE], "rvae1is 0..2"),
+    ] {
+        let mut stage = Stage::new(1);
+        stage.start = VirtAddr(0x4000_0000);
+        let far = MapRequest { placement: Placement::Fixed(stage.start), ..private(2) };
+        stage.space.mmap(&stage.rig.cpu, &far).unwrap();
+        (0..2).for_each(|page| stage.rig.write(&stage.space, stage.page(page), 1));
+        let frames = stage.rig.frames;
+        let in_use = Subscription::new(stage.space.clone(), InUse(frames, Mutex::default()), 0).unwrap();
+        let (tables, used) = (stage.space.table_frames(), frames.stats().used);
+        let unmap = || stage.space.munmap(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap();
+        let story = host::with(features, || stage.story(unmap));
+        let freed = tables - stage.space.table_frames();
+        assert!(freed > 0);
+        let expected =
+            format!("start unmap 0..2, write, dsb ishst, {tlbi}, tlbs 0..2, range 0..2, dsb ish, end unmap 0..2");
+        assert_eq!(story, expected, "{features:?}");
+        assert_eq!(in_use.1.lock().unwrap()[..], [used], "before the invalidation is complete");
+        assert_eq!(frames.stats().used, used - freed - 2);
+    }
+}
+
+/// Where tables stay: leaves alone, at the level that they are of, where the CPUs take a level; and a range at once.
+#[test]
+fn pages_are_invalidated_as_leaves_of_the_last_level() {
+    for (features, tlbi) in [
+        (&[branch::TLB_LEVEL][..], "vale1is 0 level 3, vale1is 1 level 3"),
+        (&[branch::TLB_RANGE], "rvale1is 0..2"),
+        (&[branch::TLB_LEVEL, branch::TLB_RANGE], "rvale1is 0..2 level 3"),
+    ] {
+        let with = |stage: &Stage, work: &dyn Fn()| host::with(features, || stage.story(work));
+        let stage = Stage::new(2);
+        let protect = || stage.space.mprotect(stage.start, 2 * PAGE, Protection::READ).unwrap();
+        let expected = format!(
+            "start protection of areas 0..2, write, dsb ishst, {tlbi}, tlbs 0..2, dsb ish, end protection of areas 0..2"
+        );
+        assert_eq!(with(&stage, &protect), expected);
+        let zap = || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap();
+        let expected = format!(
+            "start clear 0..2, write, dsb ishst, {tlbi}, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, end clear 0..2"
+        );
+        assert_eq!(with(&stage, &zap), expected);
+        let stage = Stage::new(2);
+        let unmap = || stage.space.munmap(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap();
+        let expected =
+            format!("start unmap 0..2, write, dsb ishst, {tlbi}, tlbs 0..2, range 0..2, dsb ish, end unmap 0..2");
+        assert_eq!(with(&stage, &unmap), expected);
+    }
+}
+
+/// The zeros before each entry, and for shared memory before the entry of the object too.
+#[test]
+fn populated_pages_are_zero_before_their_entries() {
+    let stage = Stage::new(0);
+    let request = |sharing, protection| MapRequest {
+        placement: Placement::Fixed(stage.start - 8 * PAGE),
+        sharing,
+        protection,
+        populate: Populate::Now,
+        ..private(2)
+    };
+    let populate = |request: &MapRequest| {
+        stage.space.mmap(&stage.rig.cpu, request).unwrap();
+    };
+    let remove = || stage.space.munmap(&stage.rig.cpu, stage.start - 8 * PAGE, 2 * PAGE).unwrap();
+    assert_events(&stage, || populate(&request(Sharing::Private, READ_WRITE)), "dmb, write, dmb, write");
+    remove();
+    assert_events(&stage, || populate(&request(Sharing::Private, Protection::READ)), "dmb, write, dmb, write");
+    remove();
+    let all = Protection::READ.and(Protection::WRITE).and(Protection::EXECUTE);
+    let expected = format!("{CODE}, dmb, write, {CODE}, dmb, write");
+    assert_events(&stage, || populate(&request(Sharing::Private, all)), &expected);
+    remove();
+    // The first access makes the object's tables too: each has its contents before its link.
+    let shared = request(Sharing::Shared, READ_WRITE);
+    let expected = format!("{}dmb, write, dmb, write, dmb, write, dmb, write", "write, dmb, link, ".repeat(3));
+    assert_events(&stage, || populate(&shared), &expected);
+    // Pages that the object has, in other entries.
+    let zap = || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start - 8 * PAGE, PAGE).unwrap();
+    zap();
+    let again = || handle_fault(&stage.space, &stage.rig.cpu, stage.start - 8 * PAGE, Access::Write).unwrap();
+    assert_events(&stage, again, "dmb, write");
+}
+
+/// A page of code is cleaned with what was copied to it, and fetched by no CPU before.
+#[test]
+fn copied_code_is_visible_before_its_entry() {
+    let all = Protection::READ.and(Protection::WRITE).and(Protection::EXECUTE);
     let stage = Stage::new(1);
-    let far = MapRequest { placement: Placement::Fixed(VirtAddr(0x4000_0000)), ..private(1) };
-    let far = stage.space.mmap(&stage.rig.cpu, &far).unwrap();
-    stage.rig.write(&stage.space, far, 1);
-    let tables = stage.space.table_frames();
+    stage.space.mprotect(stage.start, PAGE, all).unwrap();
+    let _child = stage.fork();
+    let cleaned = Rc::new(RefCell::new(Vec::new()));
+    let look = {
+        let cleaned = cleaned.clone();
+        move |operation: &Operation| {
+            if let Operation::Cache(CacheOperation::Clean { start, .. }) = operation {
+                // SAFETY: a page of the linear map, which this thread alone uses.
+                cleaned.borrow_mut().push(unsafe { start.as_ptr::<u8>().read_volatile() });
+            }
+        }
+    };
     stage.listener.take();
-    host::with(&[], || stage.space.munmap(&stage.rig.cpu, far, PAGE).unwrap());
-    assert!(stage.space.table_frames() < tables);
-    let notified = stage.listener.take();
-    let covered =
-        |call: &&Call| call.notified == Notified::SecondaryTlbs && call.range.0 <= far.0 && far.0 < call.range.1;
-    assert_eq!(notified.iter().filter(covered).count(), 1, "{notified:?}");
+    let copy = || stage.fault(0, Access::Write);
+    let machine = host::with(&[], || at_each(look, copy));
+    let words: Vec<_> = machine.iter().map(|operation| stage.operation(operation)).collect();
+    assert_eq!(words.join(", "), format!("{CODE}, write, dsb ishst, vale1is 0, dsb ish, write"));
+    assert_eq!(*cleaned.borrow(), [1], "the copy, and not what was in the frame before");
+    assert_eq!(stage.rig.read(&stage.space, stage.start), 1);
 }
 
 #[test]
@@ -319,7 +471,7 @@ fn fork_protects_the_parents_pages() {
     let story = host::with(&[], || stage.story(|| child = Some(stage.fork())));
     // Before it, the child's tables are made.
     let (tables, notified) = story.split_at(story.find("start ").expect("the change is announced"));
-    assert!(tables.split(", ").all(|step| ["write", "dmb", ""].contains(&step)), "{story}");
+    assert!(tables.split(", ").all(|step| ["write", "link", "dmb", ""].contains(&step)), "{story}");
     // The areas beside each other are one.
     let expected = "start protection of pages -1..4, write, dsb ishst, aside1is, tlbs *, dsb ish, \
                     end protection of pages -1..4";
@@ -359,13 +511,8 @@ fn code_is_visible_before_its_entry_lets_it_run() {
     assert_eq!(story, format!("start protection of areas 0..1, {changed}"), "lab=skip-icache-user");
 
     let stage = Stage::new(1);
-    let frame = stage.entry(0).address();
     let run = || stage.space.mprotect(stage.start, PAGE, READ_EXECUTE).unwrap();
-    let start = stage.space.common.frames.linear().address(frame);
-    let clean = Operation::<Granule4K>::Cache(CacheOperation::Clean { start, bytes: PAGE });
-    let drop_all = Operation::<Granule4K>::Cache(CacheOperation::InvalidateAll);
-    let maintained = format!("{clean:?}, dsb ish, {drop_all:?}, dsb ish");
-    assert_events(&stage, run, &format!("start protection of areas 0..1, {maintained}, {changed}"));
+    assert_events(&stage, run, &format!("start protection of areas 0..1, {CODE}, {changed}"));
     // Once for each frame.
     stage.space.mprotect(stage.start, PAGE, Protection::READ).unwrap();
     let run = || stage.space.mprotect(stage.start, PAGE, READ_EXECUTE).unwrap();
