@@ -236,29 +236,6 @@ fn a_space_ends_under_a_device_quietly_and_at_once() {
     });
 }
 
-/// Its end and `unbind` at once: whichever comes first, the device has its own tables, and nothing stays.
-#[test]
-fn a_space_may_end_while_its_device_is_being_unbound() {
-    in_order(|| {
-        let rig = Rig::new(NotifyMode::Tlb);
-        let device = rig.attach();
-        let page = device.alloc_coherent(&rig.cpu, 8).unwrap();
-        let own = rig.smmu.access(STREAM, page.address().0, true);
-        for _ in 0..200 {
-            let space = rig.space(1);
-            device.bind(&rig.cpu, &space).unwrap();
-            std::thread::scope(|scope| {
-                scope.spawn(|| drop(space));
-                scope.spawn(|| device.unbind(&rig.cpu));
-            });
-            assert_eq!(rig.smmu.access(STREAM, page.address().0, true), own);
-            assert_eq!(rig.read(at(0)), UNMAPPED);
-            assert_eq!(rig.spaces.counts()[0], 0);
-        }
-        device.free_coherent(&rig.cpu, page);
-    });
-}
-
 /// A change of a bound space, and what the device must not reach or be refused afterwards.
 struct Case {
     name: &'static str,

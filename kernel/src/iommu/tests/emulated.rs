@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
 
+use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
@@ -71,10 +72,13 @@ struct ModelState {
     reports: Vec<std::string::String>,
 }
 
+type Hook = Box<dyn FnMut() + Send>;
+
 /// The SMMU, for the test and for the driver.
 #[derive(Clone)]
 pub(super) struct Emulated {
     state: Arc<Mutex<ModelState>>,
+    hook: Arc<Mutex<Option<Hook>>>,
     frames: &'static FrameAllocator,
 }
 
@@ -83,7 +87,7 @@ impl Emulated {
         // As QEMU's: IDR0, IDR1, IDR3, IDR5, AIDR.
         let registers = [(0, 0x0d44_101b), (4, 0x0273_0010), (0xc, 0x1414), (0x14, 0x74), (0x1c, 1)];
         let state = ModelState { registers: registers.into_iter().collect(), ..ModelState::default() };
-        Self { state: Arc::new(Mutex::new(state)), frames }
+        Self { state: Arc::new(Mutex::new(state)), hook: Arc::default(), frames }
     }
 
     fn state(&self) -> MutexGuard<'_, ModelState> {
@@ -107,6 +111,20 @@ impl Emulated {
     /// What the driver did since the last call: barriers, and its accesses to the command queue's indices.
     pub(super) fn take_stream(&self) -> Vec<&'static str> {
         core::mem::take(&mut self.state().stream)
+    }
+
+    /// Runs `work`, and `hook` at each DMB OSHST: what was stored before is visible, and what is commanded behind it has
+    /// not begun.
+    pub(super) fn at_each_barrier<T>(&self, hook: impl FnMut() + Send + 'static, work: impl FnOnce() -> T) -> T {
+        *self.hook.lock().unwrap() = Some(Box::new(hook));
+        let result = work();
+        *self.hook.lock().unwrap() = None;
+        result
+    }
+
+    /// What the driver has stored to a register.
+    pub(super) fn register(&self, offset: usize) -> u64 {
+        self.state().registers.get(&offset).copied().unwrap_or(0)
     }
 
     /// It takes no commands any more.
@@ -310,6 +328,12 @@ impl Hardware for Emulated {
 
     fn dmb_oshst(&self) {
         self.state().stream.push("dmb oshst");
+        // Taken out: what it does itself runs none.
+        let hook = self.hook.lock().unwrap().take();
+        if let Some(mut hook) = hook {
+            hook();
+            *self.hook.lock().unwrap() = Some(hook);
+        }
     }
 
     fn dmb_oshld(&self) {

@@ -5,6 +5,7 @@
 //! - `domain`: what a device reaches that is not bound
 //! - `bound`: what one reaches that is, while its space changes and ends, and the switches of the lab
 //! - `faults`: what becomes of accesses that are refused
+//! - `order`: what has happened at each step of a call, and what has not
 //! - `shortage`: memory running out at every step
 
 mod allowed;
@@ -12,6 +13,7 @@ mod bound;
 mod domain;
 mod emulated;
 mod faults;
+mod order;
 mod shortage;
 
 use std::boxed::Box;

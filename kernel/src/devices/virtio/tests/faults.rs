@@ -157,6 +157,28 @@ fn a_fault_is_every_requests_that_has_the_page() {
     }
 }
 
+/// A record is of a page: a request with another part of it may have met the same fault, and has no record of its own.
+#[test]
+fn a_fault_is_every_requests_that_has_a_part_of_the_page() {
+    let mut bench = Bench::new();
+    let page = bench.page(0);
+    let part = |at: u64, bytes: u32| Segment { address: page.address + at, bytes, ..page };
+    // The second reaches into the next page, where the third is; the fourth is read by the device.
+    let parts =
+        [part(0x100, 16), part(0xff0, 32), part(0x1010, 16), Segment { flow: Flow::ToDevice, ..part(0x200, 16) }];
+    let tickets = parts.map(|part| bench.requests.submit(Frame::None, &[part]).unwrap());
+    bench.fetch();
+    (0..parts.len()).for_each(|_| bench.perform(0));
+    let mut recorded = true;
+    let mut resolve = |segment: Segment| match segment.address == parts[0].address && core::mem::take(&mut recorded) {
+        true => Resolution::Resolved,
+        false => Resolution::NoFault,
+    };
+    assert_eq!(bench.requests.collect(&mut resolve), Ok(true));
+    assert_eq!(tickets.map(|ticket| bench.requests.tries(ticket)), [2, 2, 1, 1]);
+    assert_eq!(tickets.map(|ticket| bench.requests.is_in_flight(ticket)), [true, true, false, false]);
+}
+
 #[test]
 fn a_frame_goes_around_the_data() {
     let mut bench = Bench::new();
