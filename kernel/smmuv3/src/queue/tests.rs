@@ -31,9 +31,17 @@ struct Port {
     /// The last command of each CPU that a CMD_SYNC has completed.
     completed: [AtomicU64; CPUS],
     stop: AtomicBool,
+    /// Looks at CONS, and barriers, once it is a record.
+    stream: Mutex<Option<Vec<&'static str>>>,
 }
 
 impl Port {
+    fn note(&self, step: &'static str) {
+        if let Some(stream) = &mut *self.stream.lock().unwrap() {
+            stream.push(step);
+        }
+    }
+
     fn register(&self, offset: usize) -> &AtomicU32 {
         let index = [CMDQ_PROD, CMDQ_CONS, GERROR, GERRORN].iter().position(|&known| known == offset);
         &self.registers[index.expect("a register of the command queue")]
@@ -49,6 +57,9 @@ unsafe impl Platform for Port {
     }
 
     fn read32(&self, offset: usize) -> u32 {
+        if offset == CMDQ_CONS {
+            self.note("read CONS");
+        }
         self.register(offset).load(Relaxed)
     }
 
@@ -65,10 +76,12 @@ unsafe impl Platform for Port {
     }
 
     fn dmb_oshst(&self) {
+        self.note("dmb oshst");
         fence(Ordering::SeqCst);
     }
 
     fn dmb_oshld(&self) {
+        self.note("dmb oshld");
         fence(Ordering::SeqCst);
     }
 
@@ -140,11 +153,35 @@ fn port() -> Port {
         since: Instant::now(),
         completed: Default::default(),
         stop: AtomicBool::new(false),
+        stream: Mutex::default(),
     }
 }
 
 fn queue(slots: &[AtomicU64]) -> CommandQueue<Port, BITS> {
     CommandQueue::new(DmaMemory { phys: PhysAddr(0), virt: NonNull::from(slots).cast(), bytes: 16 << BITS })
+}
+
+/// Slots are written anew, the stopped command is read and pages are reused behind the look at CONS: by a DMB OSHLD each,
+/// which no run on a host misses.
+#[test]
+fn what_the_smmu_has_consumed_is_used_behind_a_barrier() {
+    let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
+    let (port, queue) = (port(), queue(&slots));
+    let room = 1 << BITS;
+    queue.insert::<true>(&port, room - 1, |_| command(0, 1)).unwrap();
+    port.write32(CMDQ_CONS, 4);
+    *port.stream.lock().unwrap() = Some(Vec::new());
+    let recorded = || port.stream.lock().unwrap().replace(Vec::new()).unwrap();
+    queue.make_room(&port, 4).unwrap();
+    assert_eq!(recorded(), ["read CONS", "dmb oshld"], "a slot is free");
+    assert_eq!(queue.stopped_at(&port), 4);
+    assert_eq!(recorded(), ["read CONS", "dmb oshld"], "a command is looked at");
+    let call = queue.insert::<true>(&port, 2, |_| command(0, 1)).unwrap();
+    assert_eq!(recorded(), ["dmb oshst"], "the slots before PROD");
+    port.write32(CMDQ_CONS, port.read32(CMDQ_PROD));
+    recorded();
+    assert!(queue.is_complete(&port, call) && queue.verdict(&port, call).is_ok());
+    assert_eq!(recorded(), ["read CONS", "dmb oshld"], "a page is reused");
 }
 
 /// Calls of four CPUs, all in the queue when the SMMU begins: the illegal command of the third is the third's alone.
