@@ -1,31 +1,15 @@
 //! Cache maintenance by virtual address (Arm ARM D7.5), and what makes new code executable (B2.7.4).
 //!
 //! CTR_EL0 has the length of a line and what can be left out. All operations here reach the point they name for every
-//! CPU of the inner-shareable domain. On the host they do nothing.
+//! CPU of the inner-shareable domain. On the host they are recorded.
 
 #![allow(unsafe_code, reason = "cache maintenance by address")]
 
-use tock_registers::LocalRegisterCopy;
 use tock_registers::interfaces::Readable;
 
 use crate::addr::VirtAddr;
 use crate::barrier;
 use crate::sysreg::CTR_EL0;
-
-/// The cache type register of this CPU.
-pub fn cache_type() -> LocalRegisterCopy<u64, CTR_EL0::Register> {
-    LocalRegisterCopy::new(CTR_EL0.get())
-}
-
-/// Bytes in the smallest data cache line.
-pub fn data_line() -> u64 {
-    4 << cache_type().read(CTR_EL0::DminLine)
-}
-
-/// Bytes in the smallest instruction cache line.
-pub fn instruction_line() -> u64 {
-    4 << cache_type().read(CTR_EL0::IminLine)
-}
 
 /// Calls `operation` for each line that has a byte in the `bytes` from `start` on.
 fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnMut(u64)) {
@@ -47,7 +31,7 @@ macro_rules! by_address {
         $(#[$doc])*
         pub unsafe fn $name(start: VirtAddr, bytes: u64) {
             $(barrier::$barrier();)?
-            for_each_line(start, bytes, data_line(), |line| {
+            for_each_line(start, bytes, CodeCaches::of_this_cpu().data_line, |line| {
                 #[cfg(target_os = "none")]
                 // SAFETY: by the caller's contract the line is mapped; the operation changes no value that a coherent
                 // observer sees, unless the caller discards lines, which is what it then asked for.
@@ -57,7 +41,10 @@ macro_rules! by_address {
                     );
                 }
                 #[cfg(not(target_os = "none"))]
-                let _ = line;
+                {
+                    let _ = line;
+                    crate::recorded::note(concat!("dc ", $instruction));
+                }
             });
             barrier::dsb_sy();
         }
@@ -115,7 +102,10 @@ macro_rules! by_line {
                     core::arch::asm!(concat!($instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags));
                 }
                 #[cfg(not(target_os = "none"))]
-                let _ = line;
+                {
+                    let _ = line;
+                    crate::recorded::note($instruction);
+                }
             });
         }
     };
@@ -157,12 +147,16 @@ pub struct CodeCaches {
 impl CodeCaches {
     /// This CPU's, where it is the only one that runs.
     pub fn of_this_cpu() -> Self {
-        let cache = cache_type();
+        Self::of(CTR_EL0.get())
+    }
+
+    /// What a value of CTR_EL0 says.
+    pub fn of(ctr: u64) -> Self {
         Self {
-            data_line: data_line(),
-            instruction_line: instruction_line(),
-            idc: cache.is_set(CTR_EL0::IDC),
-            dic: cache.is_set(CTR_EL0::DIC),
+            data_line: 4 << CTR_EL0::DminLine.read(ctr),
+            instruction_line: 4 << CTR_EL0::IminLine.read(ctr),
+            idc: CTR_EL0::IDC.is_set(ctr),
+            dic: CTR_EL0::DIC.is_set(ctr),
         }
     }
 }
@@ -195,7 +189,7 @@ mod tests {
     extern crate std;
     use std::vec::Vec;
 
-    use super::{for_each_line, invalidate_to_memory};
+    use super::{CodeCaches, for_each_line, invalidate_to_memory, sync_code};
     use crate::addr::VirtAddr;
     use crate::recorded;
 
@@ -218,7 +212,32 @@ mod tests {
     fn an_invalidation_is_between_two_barriers() {
         // SAFETY: the host drops no line.
         let issued = recorded::record(|| unsafe { invalidate_to_memory(VirtAddr(0x1000), 64) });
-        assert_eq!(issued, ["dsb_sy", "dsb_sy"]);
+        assert_eq!(issued, [&["dsb_sy"][..], &["dc ivac"; 16], &["dsb_sy"]].concat());
+    }
+
+    /// IminLine and DminLine are of different caches.
+    #[test]
+    fn the_fields_of_ctr_el0_are_not_taken_for_each_other() {
+        let caches = |data_line, instruction_line, idc, dic| CodeCaches { data_line, instruction_line, idc, dic };
+        assert_eq!(CodeCaches::of(0x8444_c004), caches(64, 64, false, false));
+        assert_eq!(CodeCaches::of(0x9444_c003), caches(64, 32, true, false));
+        assert_eq!(CodeCaches::of(0xa443_c005), caches(32, 128, false, true));
+    }
+
+    /// Each cache by its own line, and nothing that the caches make superfluous.
+    #[test]
+    fn new_code_is_cleaned_by_data_lines_and_invalidated_by_instruction_lines() {
+        let issued = |idc, dic| {
+            let caches = CodeCaches { data_line: 32, instruction_line: 128, idc, dic };
+            // SAFETY: the host maintains no cache.
+            recorded::record(|| unsafe { sync_code(VirtAddr(0x1000), 256, caches) })
+        };
+        let (clean, invalidate) = (["dc cvau"; 8], ["ic ivau"; 2]);
+        let behind = [&["dsb_ish"][..], &invalidate, &["dsb_ish", "isb"]].concat();
+        assert_eq!(issued(false, false), [&clean[..], &behind].concat());
+        assert_eq!(issued(true, false), behind);
+        assert_eq!(issued(false, true), [&clean[..], &["dsb_ish", "isb"]].concat());
+        assert_eq!(issued(true, true), ["dsb_ish", "isb"]);
     }
 
     #[test]

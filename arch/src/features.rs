@@ -331,32 +331,7 @@ impl CpuFeatures {
 
     /// What new code takes to be seen by fetches.
     pub fn code_caches(&self) -> CodeCaches {
-        CodeCaches {
-            data_line: self.data_line(),
-            instruction_line: self.instruction_line(),
-            idc: self.idc(),
-            dic: self.dic(),
-        }
-    }
-
-    /// CTR_EL0.IDC: instruction fetches see what was stored without a clean.
-    pub fn idc(&self) -> bool {
-        CTR_EL0::IDC.is_set(self.ctr)
-    }
-
-    /// CTR_EL0.DIC: they see it without an invalidation.
-    pub fn dic(&self) -> bool {
-        CTR_EL0::DIC.is_set(self.ctr)
-    }
-
-    /// Bytes in the shortest data cache line.
-    pub fn data_line(&self) -> u64 {
-        4 << CTR_EL0::DminLine.read(self.ctr)
-    }
-
-    /// Bytes in the shortest instruction cache line.
-    pub fn instruction_line(&self) -> u64 {
-        4 << CTR_EL0::IminLine.read(self.ctr)
+        CodeCaches::of(self.ctr)
     }
 
     /// Bytes that DC ZVA zeroes; `None` where it is prohibited.

@@ -97,8 +97,8 @@ impl SystemFeatures {
         match identifier {
             branch::TLB_RANGE => self.cpus.tlb_range(),
             branch::TLB_LEVEL => self.cpus.ttl(),
-            branch::IDC => self.cpus.idc(),
-            branch::DIC => self.cpus.dic(),
+            branch::IDC => self.cpus.code_caches().idc,
+            branch::DIC => self.cpus.code_caches().dic,
             branch::CNP => self.cpus.cnp(),
             branch::EXECUTE_ONLY => self.cpus.pan() == Pan::Epan,
             branch::ACCESS_FLAG => self.cpus.hafdbs() >= HardwareUpdates::AccessFlag,

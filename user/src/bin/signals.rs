@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
-use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, TKILL, WRITE};
+use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, WRITE};
 use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{
     BUS_ADRALN, CLD_EXITED, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, ILL_ILLOPC, SA_NODEFER, SA_ONSTACK,
@@ -314,7 +314,7 @@ fn a_handlers_frame_record_leads_to_what_it_interrupted() {
         core::arch::asm!(
             "mov {sp}, sp", "mov {fp}, x29", "mov {lr}, x30", "svc #0",
             sp = out(reg) sp, fp = out(reg) fp, lr = out(reg) lr,
-            in("x8") TKILL, inlateout("x0") u64::from(process::thread_id()) => result, in("x1") u64::from(SIGUSR1),
+            in("x8") granule_user::abi::number::TKILL, inlateout("x0") u64::from(process::thread_id()) => result, in("x1") u64::from(SIGUSR1),
         );
     }
     assert_eq!(result, 0);
