@@ -45,7 +45,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
-    Announced, Entries, Execution, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress,
+    Announced, Entries, Execution, Feature, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress,
     Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord,
 };
 use loom::cell::UnsafeCell;
@@ -372,8 +372,8 @@ unsafe impl Mmu for Cpu<'_> {
     fn isb(&self) {}
 
     /// So that the end of a section pays no barrier that would order what the code under test does not.
-    fn has_ets2(&self) -> bool {
-        true
+    fn has(&self, feature: Feature) -> bool {
+        matches!(feature, Feature::Ets2 | Feature::Idc | Feature::Dic)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
-use granule_pgtable::{Geometry, Granule4K, Mmu, PageRange, PageTables, Table};
+use granule_pgtable::{Feature, Geometry, Granule4K, Mmu, PageRange, PageTables, Table};
 
 use crate::arena::Arena;
 use crate::event::{Event, Operation};
@@ -386,15 +386,13 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
         self.execute(Operation::Isb);
     }
 
-    fn has_tlb_range(&self) -> bool {
-        self.model.features.tlb_range
-    }
-
-    fn has_ttl(&self) -> bool {
-        self.model.features.ttl
-    }
-
-    fn has_ets2(&self) -> bool {
-        self.model.features.ets2
+    fn has(&self, feature: Feature) -> bool {
+        let features = self.model.features;
+        match feature {
+            Feature::TlbRange => features.tlb_range,
+            Feature::Ttl => features.ttl,
+            Feature::Ets2 => features.ets2,
+            Feature::Idc | Feature::Dic => true,
+        }
     }
 }

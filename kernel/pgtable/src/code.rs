@@ -10,7 +10,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
-use crate::mmu::Mmu;
+use crate::mmu::{Feature, Mmu};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
@@ -31,7 +31,7 @@ pub(crate) fn make_visible<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<
 /// Whether the caches need no maintenance for code to be seen by what comes after this.
 #[inline(always)]
 pub(crate) fn is_visible_as_stored<M: Mmu>(mmu: &M) -> bool {
-    let coherent = mmu.has_idc() && mmu.has_dic();
+    let coherent = mmu.has(Feature::Idc) && mmu.has(Feature::Dic);
     if coherent {
         // Fetches read what loads read: only the order of the instructions before the entry is left. A walk
         // that finds the entry comes before the fetch through it, so the order of the stores is enough.
@@ -48,7 +48,7 @@ fn maintain<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, c
     let Some(PageHull { first, last }) = cleaning.found else { return };
     // The cleans are complete, or with IDC the stores themselves, before the instruction caches are invalidated.
     mmu.dsb_ish();
-    if mmu.has_dic() {
+    if mmu.has(Feature::Dic) {
         return;
     }
     let bytes = last.0 - first.0 + 1;
@@ -91,7 +91,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Cleaning<'_> {
             }
             let first = run.address(index);
             let last = VirtAddr(first.0 + (size - 1));
-            if !mmu.has_idc() {
+            if !mmu.has(Feature::Idc) {
                 if old.is_valid() {
                     mmu.clean_code(first, size);
                 } else {

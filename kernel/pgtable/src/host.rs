@@ -13,7 +13,7 @@ use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, Granule4K};
-use crate::mmu::{Mmu, Table, Tlb};
+use crate::mmu::{Feature, Mmu, Table, Tlb};
 pub use crate::operation::{CacheOperation, Operation};
 use crate::source::TableSource;
 use crate::tables::PageTables;
@@ -136,16 +136,13 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
         self.note(Operation::Cache(CacheOperation::InvalidateAll));
     }
 
-    fn has_idc(&self) -> bool {
-        self.caches.idc
-    }
-
-    fn has_dic(&self) -> bool {
-        self.caches.dic
-    }
-
-    fn has_ets2(&self) -> bool {
-        self.ets2
+    fn has(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::Idc => self.caches.idc,
+            Feature::Dic => self.caches.dic,
+            Feature::Ets2 => self.ets2,
+            Feature::TlbRange | Feature::Ttl => false,
+        }
     }
 }
 

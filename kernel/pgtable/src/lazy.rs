@@ -11,7 +11,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 
 use crate::flush::Flush;
-use crate::mmu::{Mmu, Tlb};
+use crate::mmu::{Feature, Mmu, Tlb};
 
 /// The barriers that a store to a live table needs before its effect may be relied on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,7 +82,7 @@ impl<'a, M: Mmu> Lazy<'a, M> {
     /// Notes that `written` was stored to a live table.
     #[inline(always)]
     pub fn wrote(&self, written: Descriptor) {
-        if pending_after(written, self.mmu.has_ets2()) == Pending::Barriers {
+        if pending_after(written, self.mmu.has(Feature::Ets2)) == Pending::Barriers {
             self.pending.set(Pending::Barriers);
         }
     }

@@ -59,7 +59,7 @@ use granule_arch::tlbi::{AddressOperand, Instruction};
 use crate::geometry::{Geometry, Granule4K};
 #[cfg(target_os = "none")]
 use crate::mmu::Survey;
-use crate::mmu::{Mmu, Table};
+use crate::mmu::{Feature, Mmu, Table};
 use crate::operation::{CacheOperation, Operation};
 
 #[cfg(target_os = "none")]
@@ -77,7 +77,7 @@ pub use tlb::{AsidTlb, KernelTlb, level_hint};
 ///
 /// # Safety
 /// [`Self::address`] maps each frame of the physical memory that tables lie in, writable and as Normal memory, always to
-/// the same memory. What `has_…` affirms holds on every CPU, and `repeats_tlbi` affirms what one of them needs.
+/// the same memory. What `has` affirms holds on every CPU, and `repeats_tlbi` affirms what one of them needs.
 pub unsafe trait Platform {
     /// The shape of the tables.
     type Geometry: Geometry;
@@ -85,33 +85,10 @@ pub unsafe trait Platform {
     /// Where this CPU sees the frame at `table`.
     fn address(&self, table: PhysAddr) -> VirtAddr;
 
-    /// FEAT_TLBIRANGE.
+    /// Whether every CPU has a feature.
     #[inline(always)]
-    fn has_tlb_range(&self) -> bool {
-        false
-    }
-
-    /// FEAT_TTL.
-    #[inline(always)]
-    fn has_ttl(&self) -> bool {
-        false
-    }
-
-    /// FEAT_ETS2.
-    #[inline(always)]
-    fn has_ets2(&self) -> bool {
-        false
-    }
-
-    /// CTR_EL0.IDC.
-    #[inline(always)]
-    fn has_idc(&self) -> bool {
-        false
-    }
-
-    /// CTR_EL0.DIC.
-    #[inline(always)]
-    fn has_dic(&self) -> bool {
+    fn has(&self, feature: Feature) -> bool {
+        let _ = feature;
         false
     }
 
@@ -199,28 +176,18 @@ unsafe impl<G: Geometry> Platform for DirectMap<G> {
         VirtAddr(table.0.wrapping_add(self.offset))
     }
 
-    fn has_tlb_range(&self) -> bool {
-        self.tlb_range
-    }
-
-    fn has_ttl(&self) -> bool {
-        self.ttl
-    }
-
-    fn has_ets2(&self) -> bool {
-        self.ets2
+    fn has(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::TlbRange => self.tlb_range,
+            Feature::Ttl => self.ttl,
+            Feature::Ets2 => self.ets2,
+            Feature::Idc => self.code.is_some_and(|code| code.idc),
+            Feature::Dic => self.code.is_some_and(|code| code.dic),
+        }
     }
 
     fn repeats_tlbi(&self) -> bool {
         self.repeats_tlbi
-    }
-
-    fn has_idc(&self) -> bool {
-        self.code.is_some_and(|code| code.idc)
-    }
-
-    fn has_dic(&self) -> bool {
-        self.code.is_some_and(|code| code.dic)
     }
 
     fn code_caches(&self) -> CodeCaches {
@@ -385,27 +352,7 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     }
 
     #[inline(always)]
-    fn has_tlb_range(&self) -> bool {
-        self.0.has_tlb_range()
-    }
-
-    #[inline(always)]
-    fn has_ttl(&self) -> bool {
-        self.0.has_ttl()
-    }
-
-    #[inline(always)]
-    fn has_idc(&self) -> bool {
-        self.0.has_idc()
-    }
-
-    #[inline(always)]
-    fn has_dic(&self) -> bool {
-        self.0.has_dic()
-    }
-
-    #[inline(always)]
-    fn has_ets2(&self) -> bool {
-        self.0.has_ets2()
+    fn has(&self, feature: Feature) -> bool {
+        self.0.has(feature)
     }
 }

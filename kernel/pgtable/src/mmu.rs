@@ -147,37 +147,26 @@ pub unsafe trait Mmu {
     #[inline]
     fn invalidate_all_code(&self) {}
 
-    /// CTR_EL0.IDC on every CPU: fetches see what was stored without [`Mmu::clean_code`]. So it is on machines that
-    /// fetch nothing from what they map.
+    /// Whether every CPU has a feature. On machines that fetch nothing from what they map caches are always coherent.
     #[inline(always)]
-    fn has_idc(&self) -> bool {
-        true
+    fn has(&self, feature: Feature) -> bool {
+        matches!(feature, Feature::Idc | Feature::Dic)
     }
+}
 
-    /// CTR_EL0.DIC on every CPU: fetches see it without [`Mmu::invalidate_code`].
-    #[inline(always)]
-    fn has_dic(&self) -> bool {
-        true
-    }
-
-    /// FEAT_TLBIRANGE on every CPU: TLBI by range.
-    #[inline(always)]
-    fn has_tlb_range(&self) -> bool {
-        false
-    }
-
-    /// FEAT_TTL on every CPU: a TLBI may carry the leaf's level.
-    #[inline(always)]
-    fn has_ttl(&self) -> bool {
-        false
-    }
-
-    /// Whether FEAT_ETS2 holds on *every* CPU, by their ID registers: an entry that became valid is then seen by later
-    /// accesses without any barrier.
-    #[inline(always)]
-    fn has_ets2(&self) -> bool {
-        false
-    }
+/// What saves a machine instructions where all CPUs have it, by their ID registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Feature {
+    /// CTR_EL0.IDC: fetches see what was stored without [`Mmu::clean_code`].
+    Idc,
+    /// CTR_EL0.DIC: fetches see it without [`Mmu::invalidate_code`].
+    Dic,
+    /// FEAT_TLBIRANGE: TLBI by range.
+    TlbRange,
+    /// FEAT_TTL: a TLBI may carry the leaf's level.
+    Ttl,
+    /// FEAT_ETS2: an entry that became valid is seen by later accesses without any barrier.
+    Ets2,
 }
 
 /// What some entries are like, taken together: two words that say whether a bit is the same in all of them.

@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 use granule_model::ModelCpu;
-use granule_pgtable::{Geometry, Mmu, PageTables, Table};
+use granule_pgtable::{Feature, Geometry, Mmu, PageTables, Table};
 
 /// Whose turn it is, of two CPUs.
 pub(crate) struct Turns {
@@ -135,15 +135,7 @@ unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
         self.step(|| self.cpu.isb());
     }
 
-    fn has_tlb_range(&self) -> bool {
-        self.cpu.has_tlb_range()
-    }
-
-    fn has_ttl(&self) -> bool {
-        self.cpu.has_ttl()
-    }
-
-    fn has_ets2(&self) -> bool {
-        self.cpu.has_ets2()
+    fn has(&self, feature: Feature) -> bool {
+        self.cpu.has(feature)
     }
 }

@@ -11,7 +11,7 @@ use granule_arch::tlbi::{
 
 use crate::flush::{Invalidation, Tables};
 use crate::geometry::Geometry;
-use crate::mmu::{Mmu, Tlb};
+use crate::mmu::{Feature, Mmu, Tlb};
 
 /// The TLBs of all CPUs, for kernel addresses: their entries are global, so the operations are those for every ASID.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +39,7 @@ impl<M: Mmu> Tlb<M> for AsidTlb {
 /// The level of the leaves for an operand, where the CPUs look at it.
 #[inline(always)]
 pub fn level_hint<M: Mmu>(mmu: &M, level: Option<LevelHint>) -> Option<LevelHint> {
-    if mmu.has_ttl() { level } else { None }
+    if mmu.has(Feature::Ttl) { level } else { None }
 }
 
 /// Whose entries an operation takes: the instructions that do.
@@ -130,7 +130,7 @@ fn issue<M: Mmu, S: Scope>(mmu: &M, scope: S, what: &Invalidation<M::Geometry>) 
         let hint = level.map(|level| (granule, level));
         return mmu.tlbi(scope.page(what.range.start(), hint, Tables::Kept));
     }
-    let support = if mmu.has_tlb_range() { RangeSupport::Yes } else { RangeSupport::No };
+    let support = if mmu.has(Feature::TlbRange) { RangeSupport::Yes } else { RangeSupport::No };
     for operation in Plan::new(what.range.start(), what.range.pages() as u64, granule, support) {
         // Each arm issues its own, so that none is looked at twice.
         match (operation, what.tables) {

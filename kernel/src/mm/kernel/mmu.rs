@@ -16,7 +16,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 pub use granule_pgtable::metal::Metal;
 use granule_pgtable::metal::Platform;
-use granule_pgtable::{Granule4K, Operation};
+use granule_pgtable::{Feature, Granule4K, Operation};
 
 #[cfg(not(target_os = "none"))]
 use super::record;
@@ -48,23 +48,15 @@ unsafe impl Platform for LinearView {
     }
 
     #[inline(always)]
-    fn has_tlb_range(&self) -> bool {
-        patched_branch!(branch::TLB_RANGE)
-    }
-
-    #[inline(always)]
-    fn has_ttl(&self) -> bool {
-        patched_branch!(branch::TLB_LEVEL)
-    }
-
-    #[inline(always)]
-    fn has_idc(&self) -> bool {
-        patched_branch!(branch::IDC)
-    }
-
-    #[inline(always)]
-    fn has_dic(&self) -> bool {
-        patched_branch!(branch::DIC)
+    fn has(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::TlbRange => patched_branch!(branch::TLB_RANGE),
+            Feature::Ttl => patched_branch!(branch::TLB_LEVEL),
+            Feature::Idc => patched_branch!(branch::IDC),
+            Feature::Dic => patched_branch!(branch::DIC),
+            // Never relied upon: QEMU and the CPUs that are tested do not promise it.
+            Feature::Ets2 => false,
+        }
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::Mmu;
+use granule_pgtable::{Feature, Mmu};
 
 use super::{PAGE, Space};
 use crate::lab;
@@ -34,11 +34,11 @@ impl Space {
             return;
         }
         let mmu = self.mmu();
-        if !mmu.has_idc() {
+        if !mmu.has(Feature::Idc) {
             mmu.clean_code(self.common.frames.linear().address(frame), PAGE);
         }
         mmu.dsb_ish();
-        if !mmu.has_dic() {
+        if !mmu.has(Feature::Dic) {
             // Invalidation by address needs a mapping that permits fetches, and there is none.
             mmu.invalidate_all_code();
             mmu.dsb_ish();
