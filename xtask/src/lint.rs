@@ -93,7 +93,7 @@ pub(crate) fn document_public(tools: &Tools) -> Result<()> {
     Ok(())
 }
 
-/// Packages the libraries for other kernels.
+/// Packages the libraries for other kernels, and compiles each from its package, for the host.
 ///
 /// # Errors
 /// When one cannot be packaged.
@@ -102,5 +102,5 @@ pub(crate) fn package(tools: &Tools) -> Result<()> {
     for package in ["granule-arch", "granule-pgtable", "granule-smmuv3", "granule-model"] {
         cargo.args(["-p", package]);
     }
-    run(cargo.args(["--no-verify", "--allow-dirty", "--offline"]), "cargo package")
+    run(cargo.args(["--allow-dirty", "--offline"]), "cargo package")
 }
