@@ -164,12 +164,8 @@ impl Iommu {
         space: &SpaceRef,
         asid: u16,
     ) -> Result<Binding, BindError> {
-        for (index, page) in own.iter().enumerate() {
-            if let Err(error) = space.show_reserved(cpu, page.at, page.physical, page.memory) {
-                hide(cpu, space, &own[..index]);
-                return Err(error.into());
-            }
-        }
+        // Only the first may lack memory: they are in one table, which stays while one of them is shown.
+        own.iter().try_for_each(|page| space.show_reserved(cpu, page.at, page.physical, page.memory))?;
         let notify = Notify { iommu: self, stream, asid, notify_mode: self.notify_mode };
         // Not in the middle of a change, which was announced to others: by events alone this subscriber would miss it.
         let bound = space

@@ -2,11 +2,13 @@
 
 use std::vec::Vec;
 
+use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
+use granule_arch::descriptor::Descriptor;
 
 use super::super::{Direction, DmaDevice, NotifyMode};
 use super::{Outcome, Rig, STREAM, UNMAPPED, at, entry};
-use crate::mm::space::SpaceRef;
+use crate::mm::space::{RESERVED_START, SpaceRef};
 
 /// Leaves `count` frames, and gives back what it took when it is dropped.
 struct Scarce<'r> {
@@ -95,8 +97,14 @@ fn an_smmu_that_does_not_answer_is_shut() {
                 rig.smmu.grow_deaf();
                 assert!(rig.iommu.attach(&rig.cpu, STREAM + 8).is_err());
             } else {
+                let own = [(); 2].map(|()| device.alloc_coherent(&rig.cpu, 8).unwrap());
                 rig.smmu.grow_deaf();
                 assert!(device.bind(&rig.cpu, &space).is_err() && space.notifiers().is_empty());
+                for page in own {
+                    let at = VirtAddr(page.address().0);
+                    assert!(at >= RESERVED_START && entry(&space, at) == Descriptor::EMPTY, "shown after all: {at}");
+                    device.free_coherent(&rig.cpu, page);
+                }
             }
             assert_eq!(rig.write(at(0)), Outcome::Nothing);
             still_ends(&rig, device, space);
