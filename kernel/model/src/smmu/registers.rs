@@ -7,6 +7,12 @@ use super::violation::SmmuRule;
 /// Bits of CR0.
 pub(crate) const SMMUEN: u32 = 1 << 0;
 pub(crate) const EVENTQEN: u32 = 1 << 2;
+/// CR1: shareability and cacheability of tables and queues.
+const CR1_ATTRIBUTES: u32 = 0xfff;
+/// Inner shareable, write-back inside and outside, both.
+const CR1_COHERENT: u32 = 0b11_01_01_11_01_01;
+/// CR2.PTM: TLBIs that CPUs broadcast are ignored.
+const PTM: u32 = 1 << 2;
 pub(crate) const CMDQEN: u32 = 1 << 3;
 pub(crate) const ATSCHK: u32 = 1 << 4;
 /// Bits of GBPA.
@@ -306,6 +312,16 @@ impl State {
             if missing {
                 self.report(SmmuRule::RegisterOrder, format!("SMMUEN is set, and there was no {what} before"));
             }
+        }
+        let Registers { cr1, cr2, .. } = self.registers;
+        if cr1 & CR1_ATTRIBUTES != CR1_COHERENT {
+            let text =
+                format!("CR1 is {cr1:#x}: tables and queues are read past the caches in which their writers have them");
+            self.report(SmmuRule::RegisterOrder, text);
+        }
+        if cr2 & PTM == 0 {
+            let text = format!("CR2 is {cr2:#x}: CPUs broadcast TLBIs under ASIDs that are not this SMMU's (PTM)");
+            self.report(SmmuRule::RegisterOrder, text);
         }
         let (base, config) = (self.registers.table_base & ((1 << 52) - 1) & !0x3f, self.registers.table_config);
         let (bits, two_levels) = (config & 0x3f, config >> 16 & 3 == 1);

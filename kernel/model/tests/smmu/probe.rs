@@ -151,9 +151,11 @@ fn the_model_sees_a_reset_in_the_wrong_order() {
     let platform = model.platform();
     platform.write32(offset::GBPA, 1 << 31 | 1 << 20);
     while platform.read32(offset::GBPA) & 1 << 31 != 0 {}
+    platform.write32(offset::CR1, 0xd75 ^ 0x800);
+    platform.write32(offset::CR2, !(1 << 2));
     platform.write32(offset::CR0, 1);
     let rules: Vec<_> = model.violations();
-    for missing in ["CMD_CFGI_ALL", "CMD_TLBI_NSNH_ALL", "EVENTQEN"] {
+    for missing in ["CMD_CFGI_ALL", "CMD_TLBI_NSNH_ALL", "EVENTQEN", "CR1 is 0x575", "(PTM)"] {
         assert!(rules.iter().any(|violation| violation.text.contains(missing)), "{missing}: {rules:?}");
     }
     assert!(rules.iter().any(|violation| violation.rule == SmmuRule::Misaligned));
