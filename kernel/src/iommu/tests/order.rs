@@ -258,7 +258,7 @@ fn a_bind_that_fails_late_hides_its_pages() {
             }
             assert!(space.table_frames() <= frames && space.notifiers().is_empty() && space.claim_reserved());
             space.disclaim_reserved();
-            pages.map(|page| device.free_coherent(&rig.cpu, page));
+            pages.into_iter().for_each(|page| device.free_coherent(&rig.cpu, page));
         }
     });
 }
