@@ -409,7 +409,7 @@ extern "C" fn mutate(_signal: u32, info: &SigInfo, context: &mut UContext) {
             context.context.records.0[at..at + 8].iter_mut().zip(bits.to_le_bytes()).for_each(|(byte, by)| *byte ^= by);
         }
     }
-    if random.next() % 4 == 0 {
+    if random.next().is_multiple_of(4) {
         let to = FRAMES.load(Ordering::Relaxed) + [0, 0, 16, 32, 1, 4, 8, PAGE - 64][random.next() as usize % 8];
         // SAFETY: the frame begins with `info`; two pages of this process's own have room for it at each of these places.
         unsafe { core::ptr::copy(core::ptr::from_ref(info).cast::<u8>(), to as *mut u8, size_of::<SigFrame>()) };

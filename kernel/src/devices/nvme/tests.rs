@@ -167,7 +167,7 @@ impl ModelController {
         words[3] |= u32::from(identifier);
         if let Lie::Noise(bits) = self.lie.get() {
             // One bit or two of one word, or of none.
-            let noise = 1_u32 << (bits % 32) | 1 << (bits >> 8) % 32;
+            let noise = 1_u32 << (bits % 32) | 1 << ((bits >> 8) % 32);
             let noise = core::array::from_fn(|at| if at as u64 == bits >> 16 & 7 { noise } else { 0 });
             self.noise.set(noise);
             words.iter_mut().zip(noise).for_each(|(word, noise)| *word ^= noise);
