@@ -424,8 +424,11 @@ impl Instruction {
 mod tests {
     extern crate std;
 
-    use super::{AddressOperand, Asid, Granule, LevelHint, Operation, Plan, RangeOperand, RangeSupport, Span};
+    use super::{
+        AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport, Span,
+    };
     use crate::addr::VirtAddr;
+    use crate::recorded;
     use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
     use std::vec;
     use std::vec::Vec;
@@ -441,6 +444,38 @@ mod tests {
                 Operation::Everything => panic!("{pages} pages are not everything"),
             })
             .collect()
+    }
+
+    /// As a value it is the instruction of its name, and no other. The words of each are compared in the image of the tests.
+    #[test]
+    fn each_instruction_issues_itself() {
+        let page = AddressOperand::new(VirtAddr(0x1000), None);
+        let Operation::Pages(start, span) =
+            Plan::new(VirtAddr(0), 2, Granule::Size4K, RangeSupport::Yes).next().unwrap()
+        else {
+            panic!("two pages are a range")
+        };
+        let range = RangeOperand::new(start, Granule::Size4K, span, None);
+        for instruction in [
+            Instruction::Vmalle1is,
+            Instruction::Vmalle1,
+            Instruction::Vaae1is(page),
+            Instruction::Vaale1is(page),
+            Instruction::Vaae1(page),
+            Instruction::Vaale1(page),
+            Instruction::Aside1is(Asid(1)),
+            Instruction::Vae1is(page),
+            Instruction::Vale1is(page),
+            Instruction::Vale1(page),
+            Instruction::Rvaae1is(range),
+            Instruction::Rvaale1is(range),
+            Instruction::Rvae1is(range),
+            Instruction::Rvale1is(range),
+        ] {
+            let shown = std::format!("{instruction:?}").to_lowercase();
+            let name = shown.split('(').next().unwrap();
+            assert_eq!(recorded::record(|| instruction.execute()), [name]);
+        }
     }
 
     #[test]
