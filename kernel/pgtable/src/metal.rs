@@ -111,6 +111,13 @@ pub unsafe trait Platform {
         true
     }
 
+    /// Called when an entry has been read, and nothing was done with it yet: the hardware and other CPUs may change it
+    /// here, in a test on the host.
+    #[cfg(not(target_os = "none"))]
+    fn has_read(&self, cell: &AtomicU64) {
+        let _ = cell;
+    }
+
     /// Called when an entry has been written, for a record on the host.
     #[cfg(not(target_os = "none"))]
     fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
@@ -202,6 +209,14 @@ pub struct Metal<P>(pub P);
 
 impl<P: Platform> Metal<P> {
     #[inline(always)]
+    fn has_read(&self, cell: &AtomicU64) {
+        #[cfg(not(target_os = "none"))]
+        self.0.has_read(cell);
+        #[cfg(target_os = "none")]
+        let _ = cell;
+    }
+
+    #[inline(always)]
     fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
         #[cfg(not(target_os = "none"))]
         self.0.wrote(cell, old, new);
@@ -237,19 +252,24 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
 
     #[inline(always)]
     fn load(&self, cell: &AtomicU64) -> Descriptor {
-        Descriptor(cell.load(Ordering::Relaxed))
+        let found = Descriptor(cell.load(Ordering::Relaxed));
+        self.has_read(cell);
+        found
     }
 
     #[inline(always)]
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
         #[cfg(not(target_os = "none"))]
-        self.wrote(cell, self.load(cell), descriptor);
+        self.wrote(cell, Descriptor(cell.load(Ordering::Relaxed)), descriptor);
         cell.store(descriptor.0, Ordering::Relaxed);
     }
 
     #[inline(always)]
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
-        cell.compare_exchange(current.0, new.0, Ordering::Relaxed, Ordering::Relaxed).map_err(Descriptor)?;
+        if let Err(found) = cell.compare_exchange(current.0, new.0, Ordering::Relaxed, Ordering::Relaxed) {
+            self.has_read(cell);
+            return Err(Descriptor(found));
+        }
         self.wrote(cell, current, new);
         Ok(())
     }

@@ -88,6 +88,11 @@ unsafe impl Platform for LinearView {
     }
 
     #[cfg(not(target_os = "none"))]
+    fn has_read(&self, cell: &AtomicU64) {
+        record::note_read(cell);
+    }
+
+    #[cfg(not(target_os = "none"))]
     fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
         let cell = PhysAddr(VirtAddr::from_ptr(cell).0.wrapping_sub(self.offset));
         record::note(Operation::Write { cell, old, new });

@@ -3,11 +3,14 @@
 //! The metal obeys and forgets; the emulated one hides most of what is left out. Here nothing happens but cell
 //! accesses, so a test reads the stream of the kernel's own calls: which barrier, invalidation and cache maintenance
 //! came before and after which store. [`at_each`] besides runs a test's code in the place of each operation, which may
-//! look at memory as it is then.
+//! look at memory as it is then; [`at_each_moment`] also between a load of an entry and what is made of it, where the
+//! hardware or another CPU may change the entry.
 
 use std::boxed::Box;
 use std::cell::RefCell;
 use std::vec::Vec;
+
+use core::sync::atomic::AtomicU64;
 
 use granule_pgtable::host::Operation;
 
@@ -16,11 +19,30 @@ std::thread_local! {
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
 }
 
-type Hook = Box<dyn FnMut(&Operation)>;
+type Hook = Box<dyn FnMut(Moment<'_>)>;
+
+/// When a hook runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment<'a> {
+    /// The entry in a cell has been read, also by a compare-exchange that failed, and nothing was made of it yet.
+    Read(&'a AtomicU64),
+    /// In the place of an operation. A plain store has not happened yet.
+    Operation(&'a Operation),
+}
 
 /// What `work` did on this thread; in the place of each operation `hook` ran.
+pub fn at_each(mut hook: impl FnMut(&Operation) + 'static, work: impl FnOnce()) -> Vec<Operation> {
+    let at_operations = move |moment: Moment<'_>| {
+        if let Moment::Operation(operation) = moment {
+            hook(operation);
+        }
+    };
+    at_each_moment(at_operations, work)
+}
+
+/// The same where the hook also runs behind each load of an entry. What the hook itself does runs no hook.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a hook")]
-pub fn at_each(hook: impl FnMut(&Operation) + 'static, work: impl FnOnce()) -> Vec<Operation> {
+pub fn at_each_moment(hook: impl FnMut(Moment<'_>) + 'static, work: impl FnOnce()) -> Vec<Operation> {
     HOOK.set(Some(Box::new(hook)));
     let stream = record(work);
     HOOK.set(None);
@@ -43,8 +65,20 @@ pub fn position() -> usize {
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
 pub(super) fn note(operation: Operation) {
     STREAM.with_borrow_mut(|stream| stream.iter_mut().for_each(|stream| stream.push(operation)));
+    run_hook(Moment::Operation(&operation));
+}
+
+/// An entry was read.
+pub(super) fn note_read(cell: &AtomicU64) {
+    if HOOK.with_borrow(Option::is_some) {
+        run_hook(Moment::Read(cell));
+    }
+}
+
+fn run_hook(moment: Moment<'_>) {
+    // Taken out: what it does itself runs none.
     if let Some(mut hook) = HOOK.take() {
-        hook(&operation);
+        hook(moment);
         HOOK.set(Some(hook));
     }
 }

@@ -55,16 +55,16 @@ impl Memory {
 }
 
 /// A space with one page, whose entry the test stores.
-struct Stage {
-    rig: Rig,
-    space: SpaceRef,
-    start: VirtAddr,
-    frame: PhysAddr,
+pub(super) struct Stage {
+    pub(super) rig: Rig,
+    pub(super) space: SpaceRef,
+    pub(super) start: VirtAddr,
+    pub(super) frame: PhysAddr,
 }
 
 impl Stage {
     /// With a frame that the entry has, or that of zeros.
-    fn new(protection: Protection, special: bool) -> Self {
+    pub(super) fn new(protection: Protection, special: bool) -> Self {
         let rig = Rig::new(2);
         let space = rig.space();
         let start = space.mmap(&rig.cpu, &MapRequest { protection, ..private(1) }).unwrap();
@@ -73,18 +73,24 @@ impl Stage {
         Self { rig, space, start, frame }
     }
 
-    fn set(&self, entry: Descriptor) {
+    pub(super) fn set(&self, entry: Descriptor) {
         let (table, cell) = self.space.page_tables().cell(self.start).unwrap();
         self.space.lock_table(table).note_used(self.start);
         self.space.mmu().store(cell, entry);
     }
 
-    fn entry_in(&self, space: &Space) -> Descriptor {
+    /// Where the entry is.
+    pub(super) fn cell_address(&self) -> usize {
+        let (_, cell) = self.space.page_tables().cell(self.start).unwrap();
+        core::ptr::from_ref(cell).addr()
+    }
+
+    pub(super) fn entry_in(&self, space: &Space) -> Descriptor {
         let (_, cell) = space.page_tables().cell(self.start).unwrap();
         space.mmu().load(cell)
     }
 
-    fn entry(&self) -> Descriptor {
+    pub(super) fn entry(&self) -> Descriptor {
         self.entry_in(&self.space)
     }
 }

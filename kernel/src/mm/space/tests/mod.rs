@@ -5,6 +5,8 @@
 //! - `device`: random calls, and a device that shares the tables and must follow every change
 //! - `entries`: every legal entry, through everything that may happen to it
 //! - `handles`: references keep a space, handles only its record
+//! - `hardware`: the hardware's access flag and dirt, between each load of an entry and its store
+//! - `meeting`: another CPU at each step of a fault and of populate
 //! - `order`: other CPUs while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
 //! - `reserved`: pages of the kernel above all that programs may map
@@ -17,6 +19,8 @@ mod calls;
 mod device;
 mod entries;
 mod handles;
+mod hardware;
+mod meeting;
 mod notified;
 mod order;
 mod random;

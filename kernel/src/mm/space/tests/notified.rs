@@ -8,6 +8,8 @@
 
 #![allow(unsafe_code, reason = "looks at pages by their linear addresses")]
 
+mod ends;
+
 use std::cell::RefCell;
 use std::format;
 use std::rc::Rc;
