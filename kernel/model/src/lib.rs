@@ -8,6 +8,8 @@
 //! - stores reach walkers at any time, certainly after the DSB that orders them
 //! - a TLBI takes what its operand's bits cover, where no walk can read it again; the DSB ISH of the same CPU completes
 //!   it; an ISB ends what that CPU had looked up ahead
+//! - between any two operations, whatever any TLB may hold: nothing is writable by one translation and executable by
+//!   another, and an entry that was emptied is filled again when its invalidation is complete
 //! - break-before-make, BBML2, contiguous groups, tables linked before their contents, frames and tables reused too
 //!   early
 //! - [`Model::inject`] takes a barrier or an invalidation away, so that each rule is seen to fail

@@ -53,7 +53,6 @@ impl<G: Geometry> Model<G> {
             injections: Vec::new(),
             violations: Vec::new(),
             shows_all: Vec::new(),
-            write_xor_execute: false,
             free: std::collections::BTreeSet::new(),
             geometry: PhantomData,
         };
@@ -125,12 +124,6 @@ impl<G: Geometry> Model<G> {
     /// memory accesses.
     pub fn offset(&self) -> u64 {
         self.arena.offset()
-    }
-
-    /// From now on it is a violation if at any moment one CPU may write, through anything that it may hold, what a CPU
-    /// may execute, by the same address or another.
-    pub fn demand_write_xor_execute(&self) {
-        self.state().write_xor_execute = true;
     }
 
     /// Addresses that map all frames, free or not: a linear map. That a frame is free does not forbid them.

@@ -68,18 +68,39 @@ impl<G: Geometry> State<G> {
         self.report(Violation::new(Rule::BreakBeforeMake, headline, story));
     }
 
-    /// `new` may be held from now on: what some CPU may write through anything that it holds, none may execute.
+    /// `new` fills an entry that was empty: what was there before is gone from every TLB, and so is what was below it
+    /// if it was a table. An empty entry is given up, and its next owner relies on that, even if it makes the same.
+    /// (Present-invalid entries are their owner's, which may make them valid again at any time.)
+    pub(crate) fn check_fill(&mut self, writer: usize, new: &[Held], now: Time) {
+        let bbml2 = self.features.bbml2;
+        // Steps of the walk to the entry itself are as they were; what must not change at all, `check_make` reports.
+        let is_left = |old: &Held, new: &Held| {
+            !old.grouped && (old.kind == Kind::Leaf || old.level >= new.level) && conflict(old, new, bbml2).is_none()
+        };
+        let found = new.iter().filter(|new| !new.grouped).find_map(|new| {
+            self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
+                let mut held = cpu.tlb.overlapping(new.start, new.last());
+                held.find(|old| is_left(old, new)).map(|old| (holder, *old, *new))
+            })
+        });
+        let Some((holder, old, new)) = found else { return };
+        let mut story = vec![format!("CPU {holder} may hold {old}")];
+        story.push(format!("{now} CPU {writer} makes it {new}"));
+        story.extend(self.why_held(holder, &old));
+        let headline = format!("an emptied entry is filled before its invalidation is complete, at {:#x}", new.start);
+        self.report(Violation::new(Rule::EarlyFill, headline, story));
+    }
+
+    /// `new` may be held from now on: what some CPU may write through anything that it holds, by whatever address, none
+    /// may execute at EL1.
     pub(crate) fn check_write_xor_execute(&mut self, writer: usize, new: &[Held], now: Time) {
-        if !self.write_xor_execute {
-            return;
-        }
         let clash = |new: &Held, old: &Held| {
             new.shares_memory(old)
                 && (new.is_writable() && old.is_executable() || new.is_executable() && old.is_writable())
         };
         let found = new.iter().filter(|new| new.kind == Kind::Leaf).find_map(|new| {
             self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
-                let mut held = cpu.tlb.all().chain(&cpu.ahead);
+                let mut held = cpu.tlb.translating_to(new.target, new.target + (new.size - 1)).chain(&cpu.ahead);
                 held.find(|old| clash(new, old)).map(|old| (holder, *old, *new))
             })
         });
@@ -172,7 +193,7 @@ impl<G: Geometry> State<G> {
         };
         let found = self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
             let exempt = |held: &&Held| self.shows_all.iter().any(|range| range.contains(&held.start));
-            cpu.tlb.all().filter(maps).find(|held| !exempt(held)).map(|held| (holder, *held))
+            cpu.tlb.translating_to(frame, last).filter(maps).find(|held| !exempt(held)).map(|held| (holder, *held))
         });
         let Some((holder, held)) = found else { return };
         let mut story = vec![format!("CPU {holder} may hold {held}")];

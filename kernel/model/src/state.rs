@@ -53,8 +53,6 @@ pub(crate) struct State<G: Geometry> {
     pub(crate) violations: Vec<Violation>,
     /// Addresses that may map frames that are free: a linear map.
     pub(crate) shows_all: Vec<RangeInclusive<u64>>,
-    /// Whether nothing may be writable and executable at one moment, by whatever addresses.
-    pub(crate) write_xor_execute: bool,
     /// Frames, by address, that are free.
     pub(crate) free: BTreeSet<u64>,
     pub(crate) geometry: PhantomData<fn() -> G>,
@@ -170,6 +168,9 @@ impl<G: Geometry> State<G> {
         };
         self.memory.store(cell, old.0, new.0, cpu, time, self.cpus[cpu].last_barrier);
         if place.is_some() {
+            if old.is_vacant() {
+                self.check_fill(cpu, &self.entries(cell, new.0, time), time);
+            }
             self.became_visible(cpu, cell, new.0, time, fresh);
         }
     }

@@ -20,6 +20,8 @@ use crate::tlb::{Held, Kind};
 pub enum Rule {
     /// Something changed under a live translation that must not.
     BreakBeforeMake,
+    /// An entry that was emptied is filled again although some TLB may still hold what it was.
+    EarlyFill,
     /// A contiguous group was used whose entries differ.
     MixedGroup,
     /// A table was linked before its contents.

@@ -115,6 +115,9 @@ pub(crate) struct MayHold {
     slots: BTreeMap<Key, Vec<Slot>>,
     sizes: BTreeSet<u64>,
     doomed: BTreeSet<Key>,
+    /// Size and output address of the leaves, with the starts of those that translate there: which they are without a
+    /// look at every one.
+    outputs: BTreeMap<(u64, u64), BTreeSet<u64>>,
 }
 
 impl MayHold {
@@ -122,6 +125,9 @@ impl MayHold {
     pub(crate) fn insert(&mut self, held: Held) {
         let key = (held.size, held.start);
         self.sizes.insert(held.size);
+        if held.kind == Kind::Leaf {
+            self.outputs.entry((held.size, held.target.0)).or_default().insert(held.start);
+        }
         let slots = self.slots.entry(key).or_default();
         match slots.iter_mut().find(|slot| slot.held.same(&held)) {
             Some(slot) => *slot = Slot { held, dooms: Vec::new() },
@@ -140,6 +146,19 @@ impl MayHold {
     /// All of them.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Held> {
         self.slots.values().flatten().map(|slot| &slot.held)
+    }
+
+    /// The leaves that translate to some of the memory in `first..=last`.
+    pub(crate) fn translating_to(&self, first: PhysAddr, last: PhysAddr) -> impl Iterator<Item = &Held> {
+        let ranges = self.sizes.iter().map(move |&size| (size, first.0.saturating_sub(size - 1))..=(size, last.0));
+        let outputs = ranges.flat_map(|range| self.outputs.range(range));
+        outputs.flat_map(move |(&(size, target), starts)| {
+            let slots = starts.iter().filter_map(move |&start| self.slots.get(&(size, start)));
+            slots
+                .flatten()
+                .map(|slot| &slot.held)
+                .filter(move |held| held.kind == Kind::Leaf && held.target == PhysAddr(target))
+        })
     }
 
     /// The walk-cache entry for the entry of a table that translates `size` bytes from `start` on.
@@ -169,10 +188,11 @@ impl MayHold {
     /// CPU `by` completed its invalidations of `scope` and less; returns what is gone, with those that took it as well
     /// and are not through: the CPU and the scope.
     pub(crate) fn complete(&mut self, by: usize, scope: Scope) -> Vec<(Held, Vec<(usize, Scope)>)> {
-        let mut gone = Vec::new();
+        let mut gone: Vec<(Held, Vec<(usize, Scope)>)> = Vec::new();
         let mut left = BTreeSet::new();
         for key in std::mem::take(&mut self.doomed) {
             let Some(slots) = self.slots.get_mut(&key) else { continue };
+            let before = gone.len();
             slots.retain(|slot| {
                 let taken = slot.dooms.iter().any(|doom| doom.by == by && doom.scope <= scope);
                 if taken {
@@ -181,6 +201,14 @@ impl MayHold {
                 }
                 !taken
             });
+            for (held, _) in &gone[before..] {
+                // Another slot may translate there in another way.
+                if let Some(starts) = self.outputs.get_mut(&(held.size, held.target.0))
+                    && !slots.iter().any(|slot| slot.held.target == held.target)
+                {
+                    starts.remove(&held.start);
+                }
+            }
             if slots.iter().any(|slot| !slot.dooms.is_empty()) {
                 left.insert(key);
             }

@@ -184,6 +184,24 @@ fn an_output_address_changes_by_break_before_make() {
     }
 }
 
+/// By the same entry as by another: what is empty has no owner, and the next one relies on that.
+#[test]
+fn an_emptied_entry_is_filled_again_by_dsb_ishst_tlbi_dsb_ish() {
+    for new in [page_of(DATA), READ_ONLY] {
+        for (before, after) in pairs() {
+            let (model, page) = one_page(Features::ALL);
+            write(model.cpu(0), page, Descriptor::EMPTY);
+            before.run(model.cpu(0));
+            model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
+            after.run(model.cpu(0));
+            // On whichever CPU.
+            write(model.cpu(1), page, new);
+            let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::EarlyFill] };
+            assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; fill");
+        }
+    }
+}
+
 #[test]
 fn a_read_only_break_is_none_and_one_without_the_access_flag_is_one() {
     let young = READ_ONLY.0;

@@ -19,9 +19,12 @@ enum Operation {
     ReadOnly,
     Unmap,
     Reclaim,
+    /// The same frames again where they were.
+    Remap,
+    Code,
 }
 
-use Operation::{Map, ReadOnly, Reclaim, Unmap};
+use Operation::{Code, Map, ReadOnly, Reclaim, Remap, Unmap};
 
 /// Runs `operation` on CPU 0 of `model` and asks what it promises.
 fn run(model: &Model<Granule4K>, operation: Operation, pages: PageRange) {
@@ -40,6 +43,12 @@ fn run(model: &Model<Granule4K>, operation: Operation, pages: PageRange) {
             lazy.invalidate(&TLB, [flush]);
         }
         Unmap => cpu.page_tables().unmap(&lazy, &TLB, pages, |leaf| model.frame_freed(0, leaf.physical)).unwrap(),
+        Remap => {
+            cpu.page_tables().unmap(&lazy, &TLB, pages, |_| ()).unwrap();
+            cpu.page_tables().map(&lazy, pages, FRAME, DATA, Shape::PAGES, &mut model.frames()).unwrap();
+            lazy.flush_barriers();
+        }
+        Code => cpu.page_tables().update_to_code(&lazy, &TLB, pages, 0).unwrap(),
         Reclaim => {
             let mut reclaimer = Reclaimer::<Granule4K, 2>::new();
             let (words, mut frames) = ([AtomicU64::new(0), AtomicU64::new(0)], model.frames());
@@ -190,6 +199,35 @@ fn an_unmap_whose_frames_are_still_in_use() {
     ] {
         let texts = ["frame 0x40000000 is freed while CPU 0 may reach it at 0xffff000000203000", text];
         assert_told(Unmap, step, 0, sabotage, Rule::FrameInUse, &texts);
+    }
+}
+
+#[test]
+fn entries_that_are_filled_while_tlbs_have_what_they_were() {
+    for (step, sabotage, text) in [
+        (Step::DsbIshst, Lost, "came before a DSB ISHST made"),
+        (Step::Tlbi, Lost, "is for other addresses"),
+        (Step::Tlbi, Rewritten(local), "is for CPU 0 alone"),
+        (Step::DsbIsh, Lost, "missing: DSB ISH on CPU 0"),
+        (Step::DsbIsh, OnCpu(1), "missing: DSB ISH on CPU 0"),
+    ] {
+        let texts = ["an emptied entry is filled before its invalidation is complete, at 0xffff000000203000", text];
+        assert_told(Remap, step, 0, sabotage, Rule::EarlyFill, &texts);
+    }
+}
+
+/// Between the two steps, while nothing else is asked.
+#[test]
+fn code_while_tlbs_have_it_writable() {
+    for (step, sabotage, text) in [
+        (Step::DsbIshst, Lost, "came before a DSB ISHST made"),
+        (Step::Tlbi, Lost, "is for other addresses"),
+        (Step::Tlbi, Rewritten(local), "is for CPU 0 alone"),
+        (Step::DsbIsh, Lost, "missing: DSB ISH on CPU 0"),
+        (Step::DsbIsh, OnCpu(1), "missing: DSB ISH on CPU 0"),
+    ] {
+        let texts = ["0x40000000 may be written and executed at one moment", text];
+        assert_told(Code, step, 0, sabotage, Rule::WriteXorExecute, &texts);
     }
 }
 

@@ -21,9 +21,7 @@ fn story_of(features: Features, new: Descriptor) -> Option<String> {
 
 #[test]
 fn permissions_change_in_place() {
-    for attributes in [RODATA, granule_arch::descriptor::Attributes::kernel_text(MemoryType::Normal)] {
-        assert_eq!(story_of(Features::BASE, Descriptor::page(FRAME, attributes)), None);
-    }
+    assert_eq!(story_of(Features::BASE, Descriptor::page(FRAME, RODATA)), None);
     assert_eq!(story_of(Features::BASE, Descriptor::EMPTY), None);
 }
 
@@ -63,7 +61,6 @@ fn code_and_alias() -> (Model<Granule4K>, VirtAddr, VirtAddr) {
         Shape::PAGES,
     );
     map(&model, range(alias, 0x1000), FRAME, RODATA, Shape::PAGES);
-    model.demand_write_xor_execute();
     (model, code, alias)
 }
 
@@ -113,12 +110,10 @@ fn what_may_be_executed_by_one_address_is_not_writable_by_another_under_one_inva
 fn what_was_writable_is_executable_only_when_no_tlb_has_it_so() {
     let text = Descriptor::page(FRAME, granule_arch::descriptor::Attributes::kernel_text(MemoryType::Normal));
     let (model, page) = one_page(Features::BASE);
-    model.demand_write_xor_execute();
     write(model.cpu(0), page, text);
     invalidate(model.cpu(0), [page, page]);
     assert_eq!(rules(&model), [Rule::WriteXorExecute], "in one step");
     let (model, page) = one_page(Features::BASE);
-    model.demand_write_xor_execute();
     write(model.cpu(0), page, Descriptor::page(FRAME, RODATA));
     invalidate(model.cpu(0), [page, page]);
     write(model.cpu(0), page, text);

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use granule::mm::kernel::alias::{Alias, ReadOnly, ReadWrite, update};
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_model::{Access, Fault, Features, Frames, Model};
+use granule_model::{Access, Fault, Features, Frames, Model, Rule, Sabotage, Step};
 use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{
     Change, Cut, Error, Geometry, Granule4K, Lazy, Leaf, Lockless, PageRange, Splitter, Tiny, WholeLeaves,
@@ -41,6 +41,9 @@ const CHANGES: [What; 5] = [
     What::Change(Change::NO_EXECUTE),
     What::Change(Change::EXECUTABLE),
 ];
+
+/// [`What::Code`] in it.
+const CODE: usize = 2;
 
 /// What a page of the area should be.
 #[derive(Clone, Copy, Default)]
@@ -111,7 +114,6 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let (lazy, tables) = (Lazy::new(&cpu), cpu.page_tables());
         let linear = PageRange::new(model.base(), memory::<G>()).unwrap();
         model.shows_all(linear.start()..=linear.last());
-        model.demand_write_xor_execute();
         tables.map(&lazy, linear, PhysAddr(MEMORY), DATA, LARGEST, &mut model.frames()).unwrap();
         let mut next = scene.frames.iter();
         let frame = |_| PhysAddr(MEMORY + next.next().unwrap() * G::PAGE_SIZE);
@@ -333,6 +335,36 @@ proptest! {
         second in calls(),
     ) {
         run::<Granule4K>(features, frames, border, turns, [&first, &second], Forgets::Nothing);
+    }
+}
+
+/// What the model reports first when pages of CPU 0 become code, or code of it is unmapped, with a step taken away.
+fn first_broken(unmaps: bool, step: Step) -> Option<Rule> {
+    let model = Model::<Tiny>::new(2, 24, Features::ALL);
+    let scene = Scene::new(&model, (0..PAGES as u64).collect(), 3, vec![1], Forgets::Nothing);
+    drop(scene.turns.thread(1));
+    if unmaps {
+        scene.change(0, (0, PAGES, CODE));
+        model.assert_clean();
+    }
+    model.inject(step, 0, Sabotage::Lost);
+    if unmaps {
+        scene.unmap(0)
+    } else {
+        scene.change(0, (0, PAGES, CODE))
+    }
+    assert!(model.all_struck(), "there is no {step:?}");
+    model.violations().first().map(|violation| violation.rule)
+}
+
+/// The alias is no longer writable when its frames become code, and becomes so when they are none any more: for every
+/// CPU, in what its TLB may hold, between any two steps.
+#[test]
+fn code_and_a_writable_alias_are_two_completed_steps_apart() {
+    for unmaps in [false, true] {
+        for step in [Step::DsbIshst, Step::Tlbi, Step::DsbIsh] {
+            assert_eq!(first_broken(unmaps, step), Some(Rule::WriteXorExecute), "{step:?}, unmapped: {unmaps}");
+        }
     }
 }
 

@@ -178,10 +178,14 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
-    /// Whether `call` of `cpu` unmaps pages of which none is valid. It cannot know that they have been invalidated since
-    /// they became so, and does it again.
-    pub(crate) fn unmaps_only_invalid(&self, cpu: usize, call: Call) -> bool {
-        let Call::Unmap(place) = call else { return false };
+    /// Whether `call` of `cpu` is for pages of which none is valid, and leaves them so. It cannot know that they have
+    /// been invalidated since they became so, and does it again.
+    pub(crate) fn is_for_invalid_pages(&self, cpu: usize, call: Call) -> bool {
+        let place = match call {
+            Call::Unmap(place) => place,
+            Call::Update(place, change) if CHANGES[change] != Change::VALID => place,
+            Call::Update(..) | Call::Map { .. } => return false,
+        };
         let pieces = |range: PageRange<G>| self.plain().pieces(self.low(range.start()), self.low(range.last()) + 1);
         let pieces = self.range(cpu, place).map(pieces).unwrap_or_default();
         pieces.iter().all(|(_, piece)| piece.attributes & bits::VALID == 0)
