@@ -17,8 +17,11 @@ mod target;
 /// Which tests, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Run only tests whose name contains FILTER; on the target a name is MACHINE::AREA::TEST
-    pub(crate) filter: Option<String>,
+    /// Run only tests whose name contains a FILTER; on the target a name is MACHINE::AREA::TEST
+    pub(crate) filter: Vec<String>,
+    /// Leave out tests whose name contains FILTER
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) skip: Vec<String>,
     /// Run the target's tests on this machine only
     #[arg(long, short, value_name = "MACHINE", value_parser = crate::machine_names())]
     pub(crate) machine: Option<String>,
@@ -46,6 +49,20 @@ pub(crate) struct Options {
     /// Write a JUnit report as well
     #[arg(long, value_name = "FILE")]
     pub(crate) junit: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether a test of this name is asked for.
+    fn wants(&self, name: &str) -> bool {
+        let is_named = |filters: &[String]| filters.iter().any(|filter| name.contains(filter));
+        (self.filter.is_empty() || is_named(&self.filter)) && !is_named(&self.skip)
+    }
+
+    /// The same, as arguments of a test program.
+    fn names(&self) -> Vec<&str> {
+        let skipped = self.skip.iter().flat_map(|filter| ["--skip", filter]);
+        self.filter.iter().map(String::as_str).chain(skipped).collect()
+    }
 }
 
 /// Runs the tests.
@@ -78,9 +95,8 @@ pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<
     if !failed.is_empty() {
         bail!("tests failed {}", failed.join(" and "));
     }
-    if let Some(filter) = &options.filter
-        && !options.list
-    {
+    if !options.filter.is_empty() && !options.list {
+        let filter = options.filter.join(" or ");
         // A typing error in a filter must not look like a success, nor a test that did not run.
         ensure!(!entries.is_empty(), "no test has {filter:?} in its name; `./x test --list` has all names");
         ensure!(entries.iter().any(ran), "no test with {filter:?} in its name ran here: all were skipped");
@@ -98,7 +114,7 @@ fn host(options: &Options, seed: u64, tools: &Tools, entries: &mut Vec<Entry>) -
     let mut cargo = tools.host_cargo("test", "host");
     cargo.args(["--workspace", "--no-fail-fast"]);
     cargo.env("PROPTEST_RNG_SEED", seed.to_string());
-    cargo.arg("--").args(&options.filter);
+    cargo.arg("--").args(options.names());
     if options.list {
         cargo.arg("--list");
     }
@@ -134,7 +150,7 @@ fn long_in_turn(options: &Options, seed: u64, tools: &Tools) -> Result<Option<St
     let mut cargo = tools.host_cargo("test", "host");
     cargo
         .args(["--workspace", "--", "--ignored", "--list", "--format", "terse", "--skip", MUTANTS])
-        .args(&options.filter);
+        .args(options.names());
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     ensure!(output.status.success(), "cargo cannot list the long tests");
     let text = String::from_utf8_lossy(&output.stdout);

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -59,6 +60,16 @@ impl Mutant {
         patch(&self.source.path, &self.source.text, &self.text())
     }
 
+    /// The lines that change, and what becomes of them, each in one and without what indents them.
+    pub(super) fn lines(&self) -> (String, String) {
+        let (text, Range { start, end }) = (&self.source.text, self.change.range.clone());
+        let first = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let last = text[end..].find('\n').map_or(text.len(), |newline| end + newline);
+        let plain = |lines: &str| lines.split_whitespace().collect::<Vec<_>>().join(" ");
+        let changed = format!("{}{}{}", &text[first..start], self.change.replacement, &text[end..last]);
+        (plain(&text[first..last]), plain(&changed))
+    }
+
     fn group(&self) -> (usize, Rule) {
         let area = AREAS.iter().position(|area| self.source.path.starts_with(area.path));
         (area.unwrap_or(AREAS.len()), self.change.rule)
@@ -105,7 +116,20 @@ pub(super) fn hash(parts: &[&str]) -> u64 {
 /// When it cannot be parsed.
 pub(super) fn of(source: Source) -> Result<Vec<Mutant>> {
     let changes = rules::changes(&source.text).with_context(|| source.path.clone())?;
-    let source = Rc::new(source);
+    Ok(named(Rc::new(source), changes))
+}
+
+/// The mutant that puts `to` at `range` of a file.
+///
+/// # Errors
+/// When the file cannot be parsed.
+pub(super) fn by_hand(source: Source, range: Range<usize>, to: &str) -> Result<Mutant> {
+    let change = rules::by_hand(&source.text, range, to).with_context(|| source.path.clone())?;
+    named(Rc::new(source), vec![change]).pop().context("a mutant that changes nothing")
+}
+
+/// Changes of a file, each with its name.
+fn named(source: Rc<Source>, changes: Vec<Change>) -> Vec<Mutant> {
     let mut names = BTreeSet::new();
     let mut mutants = Vec::new();
     for change in changes {
@@ -119,7 +143,7 @@ pub(super) fn of(source: Source) -> Result<Vec<Mutant>> {
         mutant.id = id;
         mutants.push(mutant);
     }
-    Ok(mutants)
+    mutants
 }
 
 /// The order in which `seed` draws.

@@ -3,6 +3,10 @@
 //! Reach: one build has a probe in the innermost block around each mutant's place, which prints the mutant's name and the
 //! thread's once for each thread. A test's thread has the test's name, so one run of all tests tells which of them reach
 //! which place. The others cannot see the mutant; what threads with other names reach is taken to be reached by all.
+//!
+//! That run also tells how long each test takes. Only programs with a test that reaches the place are built; in each, the
+//! quick tests run first. The slow ones follow once every quick one has passed, quickest first, as far as the bound of
+//! time for a mutant goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -14,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::bounded::{self, End};
 use super::draw::Mutant;
-use super::record::Verdict;
-use super::table::area_of;
+use super::record::{Spent, Verdict};
+use super::table::{OTHERS, area_of};
 use super::tree::Tree;
 use crate::tools::Tools;
 
@@ -26,13 +30,17 @@ const MEMORY_KIB: [u64; 2] = [8 << 20, 24 << 20];
 /// What the tests of a program may take longer than without a mutant: this often, and this long.
 const SLOWER: u32 = 4;
 const GRACE: Duration = Duration::from_secs(30);
+/// A test that takes longer is slow: it runs once all others have passed.
+const QUICK: f64 = 2.0;
+/// What the tests of one mutant on the host may take without it, in seconds; those beyond are left out, and counted.
+const BUDGET: f64 = 150.0;
 /// What a probe prints before the mutant's name.
 const MARK: &str = "@reached ";
 /// The harness runs a single thread's tests on its own one, which has no name and keeps its locals.
 const THREADS: &str = "--test-threads=2";
 
 /// A program of tests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Suite {
     /// `package name`.
     name: String,
@@ -54,12 +62,19 @@ pub(super) struct Baseline {
 /// What passes in a suite.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Passed {
-    /// The tests, each with the mutants whose places it reaches.
-    tests: BTreeMap<String, BTreeSet<String>>,
+    /// The tests, each with what it does.
+    tests: BTreeMap<String, Test>,
     /// Reached outside every test.
     anywhere: BTreeSet<String>,
-    seconds: u64,
     memory_kib: u64,
+}
+
+/// A test without a mutant.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Test {
+    /// The mutants whose places it reaches.
+    reached: BTreeSet<String>,
+    seconds: f64,
 }
 
 /// What a build came to.
@@ -88,10 +103,23 @@ pub(super) struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// Builds the tests of a package.
-    fn build(&self, package: &str) -> Result<Build> {
+    /// Builds tests of a package: the programs of these names, all of them without any.
+    fn build(&self, package: &str, names: &[&str]) -> Result<Build> {
         let mut cargo = self.tools.host_cargo("test", "host");
-        cargo.args(["--no-run", "--lib", "--tests", "--message-format=json", "--package", package]);
+        cargo.args(["--no-run", "--message-format=json", "--package", package]);
+        // No debugger follows these programs, and linking them is what takes the time.
+        cargo.args(["--config", "profile.dev.debug=0", "--config", "profile.dev.package.\"*\".debug=2"]);
+        if names.is_empty() {
+            cargo.args(["--lib", "--tests"]);
+        }
+        for name in names {
+            // A library's program has the name of its crate.
+            if package.replace('-', "_") == *name {
+                cargo.arg("--lib")
+            } else {
+                cargo.args(["--test", name])
+            };
+        }
         let run = bounded::run(cargo, BUILD_LIMIT, |_| None)?;
         let messages = run.output.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let (mut suites, mut error) = (Vec::new(), None);
@@ -166,7 +194,7 @@ impl Host<'_> {
     fn build_all(&self, packages: &BTreeSet<&str>) -> Result<Result<BTreeMap<String, Vec<Suite>>, BuildError>> {
         let mut all = BTreeMap::new();
         for package in packages {
-            match self.build(package)? {
+            match self.build(package, &[])? {
                 Build::Suites(suites) => drop(all.insert((*package).to_owned(), suites)),
                 Build::Error(error) => return Ok(Err(error)),
             }
@@ -194,11 +222,11 @@ impl Host<'_> {
     fn measure(&self, suite: &Suite) -> Result<Passed> {
         let mut passed = Passed::default();
         for memory_kib in MEMORY_KIB {
-            let begin = Instant::now();
-            let command = bounded::with_memory(&self.command(suite, &[]), memory_kib);
-            let run = bounded::run(command, BUILD_LIMIT, |_| None)?;
+            let mut command = self.command(suite, &["-Zunstable-options", "--report-time"]);
+            // The harness gives times away for this alone.
+            command.env("RUSTC_BOOTSTRAP", "1");
+            let run = bounded::run(bounded::with_memory(&command, memory_kib), BUILD_LIMIT, |_| None)?;
             passed = read(&run.output);
-            passed.seconds = begin.elapsed().as_secs() + 1;
             passed.memory_kib = memory_kib;
             let is_last = MEMORY_KIB.last() == Some(&memory_kib);
             match run.end {
@@ -219,38 +247,66 @@ impl Host<'_> {
     ///
     /// # Errors
     /// When something other than the mutant goes wrong.
-    pub(super) fn judge(&self, mutant: &Mutant, baseline: &Baseline) -> Result<Verdict> {
-        let is_probed = baseline.probed.contains(&mutant.id);
+    pub(super) fn judge(&self, mutant: &Mutant, baseline: &Baseline, spent: &mut Spent) -> Result<Verdict> {
+        let mut slow = Vec::new();
         for package in (self.packages)(mutant) {
-            let Some(suites) = baseline.suites.get(*package) else { continue };
-            if suites.values().all(|passed| passed.see(mutant, is_probed).is_empty()) {
+            let seen = baseline.seen(package, mutant);
+            let names: Vec<&str> = seen.keys().filter_map(|name| Some(name.split_once(' ')?.1)).collect();
+            if names.is_empty() {
                 continue;
             }
-            let built = match self.build(package)? {
+            let begin = Instant::now();
+            let built = self.build(package, &names)?;
+            spent.host_build += begin.elapsed();
+            let built = match built {
                 Build::Suites(suites) => suites,
                 Build::Error(error) => return Ok(Verdict::Invalid(error.why)),
             };
             for suite in built {
-                let Some(passed) = suites.get(&suite.name) else { continue };
-                let tests = passed.see(mutant, is_probed);
-                if tests.is_empty() {
-                    continue;
+                let Some(tests) = seen.get(suite.name.as_str()) else { continue };
+                let (quick, others): (Vec<_>, Vec<_>) =
+                    tests.iter().copied().partition(|(_, seconds)| *seconds <= QUICK);
+                slow.extend(others.into_iter().map(|(test, seconds)| (seconds, suite.clone(), *package, test)));
+                if let Some(killed) = self.run(&suite, &quick, baseline.memory(package, &suite), spent)? {
+                    return Ok(killed);
                 }
-                let limit = Duration::from_secs(passed.seconds) * SLOWER + GRACE;
-                let command = self.command(&suite, &[&["--exact"], &tests[..]].concat());
-                let first = |line: &str| failed(line).map(str::to_owned);
-                let run = bounded::run(bounded::with_memory(&command, passed.memory_kib), limit, first)?;
-                let why = match &run.end {
-                    End::Stopped(test) => format!("{} {test}", suite.name),
-                    End::TimeLimit => format!("the time limit of {} s in {}", limit.as_secs(), suite.name),
-                    End::Exit(status) if status.success() => continue,
-                    End::Exit(_) if run.lacked_memory() => format!("the memory limit in {}", suite.name),
-                    End::Exit(status) => format!("a crash of {} ({status})", suite.name),
-                };
-                return Ok(Verdict::Killed(why));
+            }
+        }
+        slow.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
+        let mut budget = BUDGET;
+        for (seconds, suite, package, test) in slow {
+            budget -= seconds;
+            if budget < 0.0 {
+                spent.left_out += 1;
+            } else if let Some(killed) =
+                self.run(&suite, &[(test, seconds)], baseline.memory(package, &suite), spent)?
+            {
+                return Ok(killed);
             }
         }
         Ok(Verdict::Survived)
+    }
+
+    /// Runs tests of a suite, each with its time without a mutant; what killed the mutant, if one did.
+    fn run(&self, suite: &Suite, tests: &[(&str, f64)], memory_kib: u64, spent: &mut Spent) -> Result<Option<Verdict>> {
+        if tests.is_empty() {
+            return Ok(None);
+        }
+        let seconds: f64 = tests.iter().map(|(_, seconds)| seconds).sum();
+        let limit = Duration::from_secs_f64(seconds) * SLOWER + GRACE;
+        let names: Vec<&str> = tests.iter().map(|(test, _)| *test).collect();
+        let command = self.command(suite, &[&["--exact"], &names[..]].concat());
+        let first = |line: &str| failed(line).map(str::to_owned);
+        let begin = Instant::now();
+        let run = bounded::run(bounded::with_memory(&command, memory_kib), limit, first)?;
+        spent.host_tests += begin.elapsed();
+        Ok(Some(Verdict::Killed(match &run.end {
+            End::Stopped(test) => format!("{} {test}", suite.name),
+            End::TimeLimit => format!("the time limit of {} s in {}", limit.as_secs(), suite.name),
+            End::Exit(status) if status.success() => return Ok(None),
+            End::Exit(_) if run.lacked_memory() => format!("the memory limit in {}", suite.name),
+            End::Exit(status) => format!("a crash of {} ({status})", suite.name),
+        })))
     }
 }
 
@@ -262,34 +318,49 @@ impl Baseline {
 
     /// Whether any test on the host may see a mutant.
     pub(super) fn sees(&self, mutant: &Mutant) -> bool {
+        self.suites.keys().any(|package| !self.seen(package, mutant).is_empty())
+    }
+
+    /// The suites of a package that may see a mutant, each with the tests that do and their times.
+    fn seen(&self, package: &str, mutant: &Mutant) -> BTreeMap<&str, Vec<(&str, f64)>> {
         let is_probed = self.probed.contains(&mutant.id);
-        self.suites.values().flat_map(BTreeMap::values).any(|passed| !passed.see(mutant, is_probed).is_empty())
+        let suites = self.suites.get(package).into_iter().flatten();
+        let seen = suites.map(|(name, passed)| (name.as_str(), passed.see(mutant, is_probed)));
+        seen.filter(|(_, tests)| !tests.is_empty()).collect()
+    }
+
+    /// The address space that a suite needs.
+    fn memory(&self, package: &str, suite: &Suite) -> u64 {
+        let passed = self.suites.get(package).and_then(|suites| suites.get(&suite.name));
+        passed.map_or(MEMORY_KIB[0], |passed| passed.memory_kib)
     }
 }
 
 impl Passed {
-    /// The tests that may see a mutant.
-    fn see(&self, mutant: &Mutant, is_probed: bool) -> Vec<&str> {
+    /// The tests that may see a mutant, each with its time.
+    fn see(&self, mutant: &Mutant, is_probed: bool) -> Vec<(&str, f64)> {
         let all = !is_probed || self.anywhere.contains(&mutant.id);
         self.tests
             .iter()
-            .filter(|(_, reached)| all || reached.contains(&mutant.id))
-            .map(|(test, _)| test.as_str())
+            .filter(|(_, test)| all || test.reached.contains(&mutant.id))
+            .map(|(name, test)| (name.as_str(), test.seconds))
             .collect()
     }
 }
 
 /// The packages whose tests may see a mutant, by the table.
 pub(super) fn packages(mutant: &Mutant) -> &'static [&'static str] {
-    area_of(&mutant.source.path).map_or(&[], |area| area.host)
+    area_of(&mutant.source.path).unwrap_or(&OTHERS).host
 }
 
 /// A test of cargo's that failed, in a line of its output.
 fn failed(line: &str) -> Option<&str> {
-    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+    let (test, verdict) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    // Behind it the time may stand.
+    verdict.starts_with("FAILED").then_some(test)
 }
 
-/// Tests that passed, and what each reached, in the output of a run with `--show-output`.
+/// Tests that passed, how long each took and what it reached, in the output of a run with `--report-time`.
 fn read(output: &[String]) -> Passed {
     let mut passed = Passed::default();
     let mut names = BTreeSet::new();
@@ -299,8 +370,10 @@ fn read(output: &[String]) -> Passed {
         if let Some((test, verdict)) = verdict {
             let test = test.strip_suffix(" - should panic").unwrap_or(test);
             names.insert(test);
-            if verdict == "ok" {
-                passed.tests.insert(test.to_owned(), BTreeSet::new());
+            if let Some(time) = verdict.strip_prefix("ok") {
+                let seconds = time.trim().strip_prefix('<').and_then(|time| time.strip_suffix("s>")?.parse().ok());
+                let seconds = seconds.unwrap_or_default();
+                passed.tests.insert(test.to_owned(), Test { seconds, ..Test::default() });
             }
         } else if let Some((id, thread)) = line.strip_prefix(MARK).and_then(|rest| rest.split_once(' ')) {
             reached.entry(thread).or_default().insert(id.to_owned());
@@ -308,7 +381,7 @@ fn read(output: &[String]) -> Passed {
     }
     for (thread, ids) in reached {
         match passed.tests.get_mut(thread) {
-            Some(found) => found.extend(ids),
+            Some(test) => test.reached.extend(ids),
             None if names.contains(thread) => {}
             None => passed.anywhere.extend(ids),
         }

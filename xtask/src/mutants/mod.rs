@@ -7,6 +7,7 @@
 mod bounded;
 mod draw;
 mod host;
+mod known;
 mod record;
 mod rules;
 mod table;
@@ -17,14 +18,14 @@ mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::tools::Tools;
 use draw::Mutant;
 use host::{Baseline, Host};
-use record::{Records, Verdict};
+use known::Known;
+use record::{Records, Spent, Verdict};
 use target::Target;
 use tree::Tree;
 
@@ -42,6 +43,12 @@ pub(crate) struct Options {
     /// Only the tests on the host
     #[arg(long)]
     pub(crate) host: bool,
+    /// The mutants that xtask/audit/mutants.toml lists, instead of drawn ones
+    #[arg(long, conflicts_with_all = ["path", "count"])]
+    pub(crate) listed: bool,
+    /// The mutants that xtask/audit/mutants.toml explains, instead of drawn ones; one that dies is an error
+    #[arg(long, conflicts_with_all = ["path", "count", "listed"])]
+    pub(crate) explained: bool,
     /// Print the patches in the order in which they would be tried, and run nothing
     #[arg(long)]
     pub(crate) list: bool,
@@ -50,14 +57,24 @@ pub(crate) struct Options {
 /// Draws, tries and reports.
 ///
 /// # Errors
-/// When there is no such mutant, or the sources do not build or pass without one. A mutant that survives is no error.
+/// When there is no such mutant, the sources do not build or pass without one, or a row of the table is stale. A drawn
+/// mutant that survives is no error.
 pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
-    let drawn = draw::order(draw::all(&tools.root, options.path.as_deref())?, options.seed);
+    let known = Known::read(&tools.root)?;
+    let explained = known.explained(&tools.root)?;
+    let drawn = if options.listed {
+        known.listed(&tools.root)?
+    } else if options.explained {
+        explained
+    } else {
+        draw::order(draw::all(&tools.root, options.path.as_deref())?, options.seed)
+    };
+    let count = if options.listed || options.explained { drawn.len() } else { options.count };
     if options.list {
-        for mutant in drawn.iter().take(options.count) {
+        for mutant in drawn.iter().take(count) {
             println!("{} {} ({})\n{}", mutant.change.rule.name(), mutant.place(), mutant.id, mutant.patch());
         }
-        println!("{} of {} mutants", options.count.min(drawn.len()), drawn.len());
+        println!("{} of {} mutants", count.min(drawn.len()), drawn.len());
         return Ok(());
     }
     let directory = tools.root.join("target/mutants");
@@ -74,12 +91,19 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
         // A build of xtask meanwhile replaces its program, but not this copy.
         Some(Target::new(keep_program(&directory)?, &tree, options.seed))
     };
-    let results = Session { count: options.count, records, host, target, baseline: None }.run(&drawn)?;
+    let known = (!options.explained).then_some(known);
+    let results = Session { count, known, records, host, target, baseline: None }.run(&drawn)?;
     let text = record::report(&results);
     print!("{text}");
     let path = directory.join(options.seed.to_string()).join("report.txt");
     record::replace(&path, &text)?;
     println!("every patch with its verdict: {}", path.parent().unwrap_or(&path).display());
+    let died = |(_, verdict): &&(Mutant, Verdict)| matches!(verdict, Verdict::Killed(_));
+    if options.explained
+        && let Some((mutant, _)) = results.iter().find(died)
+    {
+        bail!("{}: a test sees the mutant of {}", known::TABLE, mutant.place());
+    }
     Ok(())
 }
 
@@ -95,6 +119,8 @@ fn keep_program(directory: &Path) -> Result<PathBuf> {
 #[derive(Debug)]
 struct Session<'a> {
     count: usize,
+    /// None where the explained ones are tried.
+    known: Option<Known>,
     records: Records,
     host: Host<'a>,
     /// None with `--host`.
@@ -106,46 +132,54 @@ impl Session<'_> {
     /// Tries mutants until `count` have died or survived.
     fn run(&mut self, drawn: &[Mutant]) -> Result<Vec<(Mutant, Verdict)>> {
         let mut results = Vec::new();
-        let mut counted = 0;
+        let (mut counted, mut tried, mut all) = (0, 0, Spent::default());
         for mutant in drawn {
             if counted == self.count {
                 break;
             }
-            let (verdict, seconds) = match self.records.find(mutant) {
+            if let Some(reason) = self.known.as_ref().and_then(|known| known.reason(mutant)) {
+                results.push((mutant.clone(), Verdict::Explained(reason.to_owned())));
+                continue;
+            }
+            let (verdict, spent) = match self.records.find(mutant) {
                 Some(verdict) => (verdict, None),
                 None => {
-                    let begin = Instant::now();
-                    let verdict = self.judge(mutant, drawn)?;
-                    let seconds = begin.elapsed().as_secs();
-                    self.records.write(mutant, &verdict, seconds)?;
-                    (verdict, Some(seconds))
+                    let mut spent = Spent::default();
+                    let verdict = self.judge(mutant, drawn, &mut spent)?;
+                    self.records.write(mutant, &verdict, &spent)?;
+                    (verdict, Some(spent))
                 }
             };
             counted += usize::from(!matches!(verdict, Verdict::Invalid(_)));
-            println!("{}", line(counted, self.count, mutant, &verdict, seconds));
+            println!("{}", line(counted, self.count, mutant, &verdict, spent.as_ref()));
+            if let Some(spent) = &spent {
+                all.add(spent);
+                tried += 1;
+            }
             results.push((mutant.clone(), verdict));
         }
+        println!("{tried} mutants tried in {all}");
         Ok(results)
     }
 
     /// Tries one mutant: host first.
-    fn judge(&mut self, mutant: &Mutant, drawn: &[Mutant]) -> Result<Verdict> {
+    fn judge(&mut self, mutant: &Mutant, drawn: &[Mutant], spent: &mut Spent) -> Result<Verdict> {
         self.measure(drawn)?;
         self.host.tree.write(&mutant.source.path, &mutant.text())?;
-        let verdict = self.judge_here(mutant);
+        let verdict = self.judge_here(mutant, spent);
         self.host.tree.write(&mutant.source.path, &mutant.source.text)?;
         verdict
     }
 
-    fn judge_here(&mut self, mutant: &Mutant) -> Result<Verdict> {
+    fn judge_here(&mut self, mutant: &Mutant, spent: &mut Spent) -> Result<Verdict> {
         if let Some(baseline) = self.baseline.as_ref().filter(|baseline| baseline.sees(mutant)) {
-            let verdict = self.host.judge(mutant, baseline)?;
+            let verdict = self.host.judge(mutant, baseline, spent)?;
             if verdict != Verdict::Survived {
                 return Ok(verdict);
             }
         }
         match &mut self.target {
-            Some(target) => target.judge(mutant),
+            Some(target) => target.judge(mutant, spent),
             None => Ok(Verdict::Survived),
         }
     }
@@ -174,11 +208,12 @@ impl Session<'_> {
 }
 
 /// A verdict as it is printed.
-fn line(counted: usize, count: usize, mutant: &Mutant, verdict: &Verdict, seconds: Option<u64>) -> String {
+fn line(counted: usize, count: usize, mutant: &Mutant, verdict: &Verdict, spent: Option<&Spent>) -> String {
     let what = format!("{} {}", mutant.change.rule.name(), mutant.place());
-    let time = seconds.map_or("before".into(), |seconds| format!("{seconds} s"));
+    let time = spent.map_or("before".into(), Spent::to_string);
     match verdict {
         Verdict::Killed(by) => format!("{counted}/{count} killed    {what} by {by} ({time})"),
+        Verdict::Explained(why) => format!("{counted}/{count} explained {what}: {why}"),
         Verdict::Survived => format!("{counted}/{count} survived  {what} ({time})"),
         Verdict::Invalid(why) => format!("{counted}/{count} no mutant {what}: {why} ({time})"),
     }

@@ -1,8 +1,10 @@
 //! What became of each mutant: one file each, so that a run can be resumed, and the report.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -15,6 +17,8 @@ pub(super) enum Verdict {
     Killed(String),
     /// Every test passed that can see the place.
     Survived,
+    /// The table says why no test can see it; it was not tried.
+    Explained(String),
     /// It does not compile, or changes nothing: another is drawn in its place.
     Invalid(String),
 }
@@ -24,8 +28,47 @@ impl Verdict {
         match self {
             Self::Killed(by) => ("killed", by),
             Self::Survived => ("survived", ""),
+            Self::Explained(why) => ("explained", why),
             Self::Invalid(why) => ("invalid", why),
         }
+    }
+}
+
+/// Where the time of a verdict went.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Spent {
+    pub(super) host_build: Duration,
+    pub(super) host_tests: Duration,
+    pub(super) target_build: Duration,
+    pub(super) target_tests: Duration,
+    /// Slow tests on the host that had no time left.
+    pub(super) left_out: usize,
+}
+
+impl Spent {
+    fn all(&self) -> Duration {
+        self.host_build + self.host_tests + self.target_build + self.target_tests
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.host_build += other.host_build;
+        self.host_tests += other.host_tests;
+        self.target_build += other.target_build;
+        self.target_tests += other.target_tests;
+        self.left_out += other.left_out;
+    }
+}
+
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [self.host_build, self.host_tests, self.target_build, self.target_tests].map(|time| time.as_secs());
+        let [host_build, host_tests, target_build, target_tests] = parts;
+        write!(f, "{} s: host {host_build} build, {host_tests} tests", self.all().as_secs())?;
+        write!(f, "; target {target_build} build, {target_tests} tests")?;
+        if self.left_out > 0 {
+            write!(f, "; {} slow tests left out", self.left_out)?;
+        }
+        Ok(())
     }
 }
 
@@ -72,10 +115,10 @@ impl Records {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn write(&self, mutant: &Mutant, verdict: &Verdict, seconds: u64) -> Result<()> {
+    pub(super) fn write(&self, mutant: &Mutant, verdict: &Verdict, spent: &Spent) -> Result<()> {
         let (word, why) = verdict.words();
         let head = format!(
-            "verdict: {word}\nby: {why}\nrule: {}\nplace: {}\nseconds: {seconds}\ntree: {}\n",
+            "verdict: {word}\nby: {why}\nrule: {}\nplace: {}\ntime: {spent}\ntree: {}\n",
             mutant.change.rule.name(),
             mutant.place(),
             self.tree
@@ -108,10 +151,14 @@ pub(super) fn replace(path: &Path, text: &str) -> Result<()> {
 pub(super) fn report(results: &[(Mutant, Verdict)]) -> String {
     let mut rules: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     let mut text = String::new();
-    let (mut all, mut died) = (0, 0);
+    let (mut all, mut died, mut explained) = (0, 0, 0);
     for (mutant, verdict) in results {
         let is_dead = match verdict {
             Verdict::Invalid(_) => continue,
+            Verdict::Explained(_) => {
+                explained += 1;
+                continue;
+            }
             Verdict::Killed(_) => true,
             Verdict::Survived => false,
         };
@@ -134,5 +181,8 @@ pub(super) fn report(results: &[(Mutant, Verdict)]) -> String {
         text += &format!("\n{rule:<10} {died:>3} of {all:>3} died");
     }
     let percent = if all == 0 { 0.0 } else { 100.0 * died as f64 / all as f64 };
-    text + &format!("\n\nmutants: {died} of {all} died, {} survived ({percent:.0} %)\n", all - died)
+    text + &format!(
+        "\n\nmutants: {died} of {all} died, {} survived ({percent:.0} %), {explained} explained\n",
+        all - died
+    )
 }

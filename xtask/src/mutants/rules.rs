@@ -2,7 +2,11 @@
 //!
 //! The common ones (a condition, a bound, a call left out) are those of other mutation testers. Barriers, words of TLB
 //! maintenance, `Ordering`s and locks are this kernel's: they are found by the names of `granule-arch`, of core's
-//! atomics and of the guards. Code of tests, of the host's doubles and of `Debug` and `Display` stays as it is.
+//! atomics and of the guards.
+//!
+//! What cannot be seen is not drawn, so that a survivor means something: code of tests, of the host's doubles and of the
+//! lab, debug assertions, text for people, tables of constants, bounds of deadlines and capacities; two statements that
+//! share nothing and order nothing stay as they stand, and so does a guard behind which nothing is called.
 //!
 //! A mutant keeps the number of its file's lines, so that a panic's line, which the image holds, tells two images apart
 //! only where the code does.
@@ -13,7 +17,7 @@ use anyhow::{Context, Result};
 use proc_macro2::{TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
-use syn::{Attribute, BinOp, Block, Expr, Lit, Pat, RangeLimits, Stmt};
+use syn::{Attribute, BinOp, Block, Expr, Lit, Member, Pat, RangeLimits, Stmt, UnOp};
 
 use crate::audit::is_unshipped;
 
@@ -38,6 +42,8 @@ pub(super) enum Rule {
     Omission,
     /// A lock or another guard is dropped early.
     EarlyDrop,
+    /// What the table of mutants says.
+    ByHand,
 }
 
 impl Rule {
@@ -53,6 +59,7 @@ impl Rule {
             Self::Exchange => "exchange",
             Self::Omission => "omission",
             Self::EarlyDrop => "early-drop",
+            Self::ByHand => "by-hand",
         }
     }
 }
@@ -79,6 +86,64 @@ pub(super) fn changes(source: &str) -> Result<Vec<Change>> {
     finder.changes.sort_by_key(|change| (change.range.start, change.range.end));
     finder.changes.dedup();
     Ok(finder.changes)
+}
+
+/// The change that puts `to` at `range`.
+///
+/// # Errors
+/// When the source cannot be parsed.
+pub(super) fn by_hand(source: &str, range: Range<usize>, to: &str) -> Result<Change> {
+    let file = syn::parse_file(source).context("cannot parse")?;
+    let mut blocks = Blocks { at: range.start, constant: false, innermost: None };
+    blocks.visit_file(&file);
+    let lines = |text: &str| text.matches('\n').count();
+    let missing = lines(&source[range.clone()]).saturating_sub(lines(to));
+    Ok(Change {
+        rule: Rule::ByHand,
+        range,
+        replacement: to.to_owned() + &"\n".repeat(missing),
+        block: blocks.innermost,
+    })
+}
+
+/// Finds the innermost block of a function that may take a probe.
+struct Blocks {
+    at: usize,
+    /// In a `const fn`.
+    constant: bool,
+    innermost: Option<usize>,
+}
+
+impl Blocks {
+    fn function(&mut self, signature: &syn::Signature, block: &Block) {
+        let outer = std::mem::replace(&mut self.constant, signature.constness.is_some());
+        self.visit_block(block);
+        self.constant = outer;
+    }
+}
+
+impl<'ast> Visit<'ast> for Blocks {
+    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        self.function(&item.sig, &item.block);
+    }
+
+    fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+        self.function(&item.sig, &item.block);
+    }
+
+    fn visit_item_const(&mut self, _: &'ast syn::ItemConst) {}
+    fn visit_item_static(&mut self, _: &'ast syn::ItemStatic) {}
+    fn visit_impl_item_const(&mut self, _: &'ast syn::ImplItemConst) {}
+    fn visit_trait_item_const(&mut self, _: &'ast syn::TraitItemConst) {}
+    fn visit_type(&mut self, _: &'ast syn::Type) {}
+
+    fn visit_block(&mut self, block: &'ast Block) {
+        let (begin, end) = (block.brace_token.span.open().byte_range().end, block.span().byte_range().end);
+        if (begin..end).contains(&self.at) && !self.constant {
+            self.innermost = Some(begin);
+        }
+        visit::visit_block(self, block);
+    }
 }
 
 /// A barrier, and the barriers that are weaker.
@@ -133,6 +198,131 @@ const UPWARD: [(&str, &str); 5] = [
     ("max", "min"),
     ("min", "max"),
     ("saturating_add", "saturating_sub"),
+];
+
+/// Words in the names of calls whose place among others matters, whatever they share: stores, locks, maintenance, and
+/// what gives memory away or lets others run. A word of a name stands between underscores.
+const ORDERING_WORDS: [&str; 38] = [
+    "dsb",
+    "dmb",
+    "asm",
+    "unsafe",
+    "fence",
+    "store",
+    "swap",
+    "exchange",
+    "fetch",
+    "volatile",
+    "write",
+    "set",
+    "clear",
+    "lock",
+    "unlock",
+    "enter",
+    "leave",
+    "tlbi",
+    "flush",
+    "invalidate",
+    "clean",
+    "sync",
+    "complete",
+    "barrier",
+    "publish",
+    "unpublish",
+    "install",
+    "link",
+    "unlink",
+    "map",
+    "unmap",
+    "free",
+    "retire",
+    "release",
+    "wake",
+    "notify",
+    "enable",
+    "disable",
+];
+
+/// Words of what is compared with a time or a capacity: one more or less changes nothing that is promised.
+const UNPROMISED: [&str; 19] = [
+    "now",
+    "until",
+    "deadline",
+    "deadlines",
+    "timeout",
+    "timeouts",
+    "elapsed",
+    "expires",
+    "expired",
+    "expiry",
+    "capacity",
+    "ticks",
+    "nanos",
+    "nanoseconds",
+    "micros",
+    "microseconds",
+    "millis",
+    "milliseconds",
+    "seconds",
+];
+
+/// Calls that take a hint of how much room will be needed.
+const ROOM: [&str; 5] = ["with_capacity", "try_with_capacity", "reserve", "reserve_exact", "try_reserve"];
+
+/// Macros that print, or that check in debug builds alone.
+const TEXT: [&str; 12] = [
+    "print",
+    "println",
+    "debug",
+    "info",
+    "warn",
+    "error",
+    "trace",
+    "write",
+    "writeln",
+    "debug_assert",
+    "debug_assert_eq",
+    "debug_assert_ne",
+];
+
+/// Calls that choose or wrap a value and do nothing else: a guard is not missed in them.
+const PURE: [&str; 36] = [
+    "Ok",
+    "Err",
+    "Some",
+    "PhysAddr",
+    "VirtAddr",
+    "Range",
+    "from",
+    "into",
+    "new",
+    "map",
+    "map_err",
+    "ok",
+    "ok_or",
+    "ok_or_else",
+    "and_then",
+    "then",
+    "then_some",
+    "unwrap_or",
+    "unwrap_or_default",
+    "unwrap_or_else",
+    "expect",
+    "clone",
+    "cloned",
+    "copied",
+    "len",
+    "is_empty",
+    "is_some",
+    "is_none",
+    "is_ok",
+    "is_err",
+    "is_some_and",
+    "is_none_or",
+    "min",
+    "max",
+    "contains",
+    "default",
 ];
 
 /// `name` with fewer CPUs or levels, as far as there are such operations.
@@ -253,14 +443,134 @@ fn is_assignment(operator: &BinOp) -> bool {
     )
 }
 
-/// The variable, or the field of one, that a statement assigns.
-fn assigned(statement: &Stmt) -> Option<&Expr> {
-    let place = match statement {
-        Stmt::Expr(Expr::Assign(assign), _) => &*assign.left,
-        Stmt::Expr(Expr::Binary(binary), _) if is_assignment(&binary.op) => &*binary.left,
-        _ => return None,
+/// A variable, or a field of one: `a.b.c`.
+fn place(expression: &Expr) -> Option<String> {
+    match expression {
+        Expr::Path(path) => path.path.get_ident().map(ToString::to_string),
+        Expr::Field(field) => {
+            let member = match &field.member {
+                Member::Named(name) => name.to_string(),
+                Member::Unnamed(index) => index.index.to_string(),
+            };
+            Some(format!("{}.{member}", place(&field.base)?))
+        }
+        Expr::Index(index) => place(&index.expr),
+        Expr::Paren(inner) => place(&inner.expr),
+        Expr::Reference(inner) => place(&inner.expr),
+        Expr::Unary(unary) if matches!(unary.op, UnOp::Deref(_)) => place(&unary.expr),
+        _ => None,
+    }
+}
+
+/// What a statement names: each place, and those that it may change.
+#[derive(Default)]
+struct Places {
+    named: Vec<String>,
+    changed: Vec<String>,
+}
+
+impl Places {
+    fn of(statement: &Stmt) -> Self {
+        let mut places = Self::default();
+        places.visit_stmt(statement);
+        places
+    }
+
+    /// Whether one may change what the other names: a variable, or a field of it.
+    fn meet(&self, other: &Self) -> bool {
+        let is_within = |one: &str, whole: &str| {
+            one.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let meets = |changed: &[String], named: &[String]| {
+            changed.iter().any(|one| named.iter().any(|other| is_within(one, other) || is_within(other, one)))
+        };
+        meets(&self.changed, &other.named) || meets(&other.changed, &self.named)
+    }
+}
+
+impl<'ast> Visit<'ast> for Places {
+    fn visit_expr(&mut self, expression: &'ast Expr) {
+        let changed: Vec<&Expr> = match expression {
+            Expr::Assign(assign) => vec![&assign.left],
+            Expr::Binary(binary) if is_assignment(&binary.op) => vec![&binary.left],
+            // By way of a shared reference too: a cell, a lock, an atomic.
+            Expr::MethodCall(call) => [&*call.receiver].into_iter().chain(&call.args).collect(),
+            Expr::Call(call) => call.args.iter().collect(),
+            _ => Vec::new(),
+        };
+        self.changed.extend(changed.into_iter().filter_map(place));
+        if let Expr::Path(_) | Expr::Field(_) = expression
+            && let Some(named) = place(expression)
+        {
+            self.named.push(named);
+            return;
+        }
+        if let Expr::Call(call) = expression {
+            // The function itself is no place.
+            call.args.iter().for_each(|argument| self.visit_expr(argument));
+        } else {
+            visit::visit_expr(self, expression);
+        }
+    }
+}
+
+/// The words of names in a piece of code, in lower case.
+fn words(code: &str) -> impl Iterator<Item = String> {
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.flat_map(|line| line.split(|sign: char| !sign.is_alphanumeric())).map(str::to_lowercase)
+}
+
+/// Whether there is a call that does more than to choose or wrap a value.
+fn calls(statement: &Stmt) -> bool {
+    struct Calls(bool);
+    impl<'ast> Visit<'ast> for Calls {
+        fn visit_expr(&mut self, expression: &'ast Expr) {
+            let direct =
+                if matches!(expression, Expr::Call(_) | Expr::MethodCall(_)) { called(expression) } else { None };
+            self.0 |= direct.is_some_and(|name| !PURE.contains(&name.as_str()));
+            visit::visit_expr(self, expression);
+        }
+
+        fn visit_macro(&mut self, item: &'ast syn::Macro) {
+            self.0 |= !is_text(item);
+        }
+    }
+    let mut found = Calls(false);
+    found.visit_stmt(statement);
+    found.0
+}
+
+/// Whether a macro prints, or checks in debug builds alone.
+fn is_text(item: &syn::Macro) -> bool {
+    item.path.segments.last().is_some_and(|last| TEXT.iter().any(|name| last.ident == name))
+}
+
+/// Whether a block does nothing but print and check.
+fn is_text_alone(block: &Block) -> bool {
+    let is_text = |statement: &Stmt| match statement {
+        Stmt::Macro(call) => is_text(&call.mac),
+        Stmt::Expr(Expr::Macro(call), _) => is_text(&call.mac),
+        _ => false,
     };
-    matches!(place, Expr::Path(_) | Expr::Field(_)).then_some(place)
+    !block.stmts.is_empty() && block.stmts.iter().all(is_text)
+}
+
+/// Whether an item is no part of what runs: code of tests, of the host's doubles, of debug builds.
+fn is_left_alone(attributes: &[Attribute]) -> bool {
+    is_unshipped(attributes)
+        || attributes.iter().any(|attribute| {
+            let condition = || attribute.parse_args::<syn::Ident>().is_ok_and(|name| name == "debug_assertions");
+            attribute.path().is_ident("cfg") && condition()
+        })
+}
+
+/// Whether a type is that of a table: an array, or a slice behind a reference.
+fn is_table(kind: &syn::Type) -> bool {
+    match kind {
+        syn::Type::Array(_) | syn::Type::Slice(_) => true,
+        syn::Type::Reference(inner) => is_table(&inner.elem),
+        _ => false,
+    }
 }
 
 /// Whether an expression binds names by `let`.
@@ -353,7 +663,7 @@ impl Finder<'_> {
         // Behind the block's last statement it would be dropped anyway.
         let last = used.map_or(index, |used| index + 1 + used);
         let is_dropped = self.text(&block.stmts[last]).starts_with("drop(");
-        if is_guard && !is_dropped && last + 1 < block.stmts.len() {
+        if is_guard && !is_dropped && block.stmts[last + 1..].iter().any(calls) {
             let end = block.stmts[last].span().byte_range().end;
             self.add(Rule::EarlyDrop, end..end, format!(" drop({name});"));
         }
@@ -363,21 +673,20 @@ impl Finder<'_> {
         self.text(statement).parse().unwrap_or_default()
     }
 
-    /// Whether two statements assign plain variables, each one that the other does not mention: their order is no
-    /// matter.
-    fn is_independent(&self, first: &Stmt, second: &Stmt) -> bool {
-        match (assigned(first), assigned(second)) {
-            (Some(one), Some(other)) => {
-                !self.text(second).contains(self.text(one)) && !self.text(first).contains(self.text(other))
-            }
-            _ => false,
-        }
+    /// Whether the order of two statements can matter: one may change what the other names, or one is a store, a lock, a
+    /// barrier or another call whose name says that its place matters.
+    fn is_ordered(&self, first: &Stmt, second: &Stmt) -> bool {
+        let orders = |statement: &Stmt| {
+            let mut words = words(self.text(statement));
+            words.any(|word| is_instruction(&word) || ORDERING_WORDS.contains(&word.as_str()))
+        };
+        orders(first) || orders(second) || Places::of(first).meet(&Places::of(second))
     }
 
     /// What a block's statements offer together.
     fn statements(&mut self, block: &Block) {
         for (index, statement) in block.stmts.iter().enumerate() {
-            if is_unshipped(attributes(statement)) {
+            if is_left_alone(attributes(statement)) {
                 continue;
             }
             self.early_drop(block, index);
@@ -389,8 +698,8 @@ impl Finder<'_> {
                 self.replace(Rule::Omission, statement, "");
             }
             if let Some(next) = block.stmts.get(index + 1).filter(|next| does_something(next))
-                && !is_unshipped(attributes(next))
-                && !self.is_independent(statement, next)
+                && !is_left_alone(attributes(next))
+                && self.is_ordered(statement, next)
             {
                 let (first, second) = (statement.span().byte_range(), next.span().byte_range());
                 let between = self.source.get(first.end..second.start).unwrap_or_default();
@@ -423,6 +732,36 @@ impl Finder<'_> {
         }
     }
 
+    /// Whether a function writes text for people: it has somewhere to write it.
+    fn writes_text(&self, signature: &syn::Signature) -> bool {
+        let is_writer =
+            |input: &syn::FnArg| words(self.text(input)).any(|word| ["formatter", "write"].contains(&word.as_str()));
+        signature.inputs.iter().any(is_writer)
+    }
+
+    /// Whether a condition asks for the lab or for a debug build.
+    fn asks_aside(&self, condition: &Expr) -> bool {
+        let text = self.text(condition);
+        text.contains("lab::") || text.contains("debug_assertions")
+    }
+
+    /// Whether a condition holds in the lab or in a debug build alone.
+    fn holds_aside(&self, condition: &Expr) -> bool {
+        match condition {
+            Expr::Paren(inner) => self.holds_aside(&inner.expr),
+            Expr::Binary(binary) if matches!(binary.op, BinOp::And(_)) => {
+                self.holds_aside(&binary.left) || self.holds_aside(&binary.right)
+            }
+            Expr::Macro(_) => self.asks_aside(condition),
+            _ => false,
+        }
+    }
+
+    /// Whether a time or a capacity is compared.
+    fn is_unpromised(&self, binary: &syn::ExprBinary) -> bool {
+        words(self.text(binary)).any(|word| UNPROMISED.contains(&word.as_str()))
+    }
+
     /// A binary operation: a bound, a condition, an operand.
     fn binary(&mut self, binary: &syn::ExprBinary) {
         let other = match binary.op {
@@ -434,7 +773,10 @@ impl Finder<'_> {
             BinOp::Or(_) => Some((Rule::Condition, "&&")),
             _ => None,
         };
-        if let Some((rule, operator)) = other {
+        if let Some((rule, operator)) = other
+            && !(rule == Rule::Bound && self.is_unpromised(binary))
+            && !(rule == Rule::Condition && (self.asks_aside(&binary.left) || self.asks_aside(&binary.right)))
+        {
             self.replace(rule, &binary.op, operator);
         }
         let Expr::Lit(syn::ExprLit { lit: Lit::Int(literal), .. }) = &*binary.right else { return };
@@ -473,33 +815,39 @@ impl Finder<'_> {
 
 impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        if !is_unshipped(&item.attrs) {
+        if !is_left_alone(&item.attrs) {
             visit::visit_item_mod(self, item);
         }
     }
 
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
-        if !is_unshipped(&item.attrs) {
+        if !is_left_alone(&item.attrs) && !self.writes_text(&item.sig) {
             self.in_constant(item.sig.constness.is_some(), |finder| visit::visit_item_fn(finder, item));
         }
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
-        if !is_unshipped(&item.attrs) {
+        if !is_left_alone(&item.attrs) && !self.writes_text(&item.sig) {
             self.in_constant(item.sig.constness.is_some(), |finder| visit::visit_impl_item_fn(finder, item));
         }
     }
 
     fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
-        self.in_constant(true, |finder| visit::visit_item_const(finder, item));
+        if !is_table(&item.ty) {
+            self.in_constant(true, |finder| visit::visit_item_const(finder, item));
+        }
     }
 
     fn visit_item_static(&mut self, item: &'ast syn::ItemStatic) {
-        self.in_constant(true, |finder| visit::visit_item_static(finder, item));
+        if !is_table(&item.ty) {
+            self.in_constant(true, |finder| visit::visit_item_static(finder, item));
+        }
     }
 
     fn visit_impl_item_const(&mut self, item: &'ast syn::ImplItemConst) {
-        self.in_constant(true, |finder| visit::visit_impl_item_const(finder, item));
+        if !is_table(&item.ty) {
+            self.in_constant(true, |finder| visit::visit_impl_item_const(finder, item));
+        }
     }
 
     fn visit_trait_item_const(&mut self, item: &'ast syn::TraitItemConst) {
@@ -520,7 +868,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             .as_ref()
             .and_then(|(path, ..)| path.segments.last())
             .is_some_and(|segment| ["Debug", "Display", "LowerHex"].iter().any(|name| segment.ident == name));
-        if !shows && !is_unshipped(&item.attrs) {
+        if !shows && !is_left_alone(&item.attrs) {
             visit::visit_item_impl(self, item);
         }
     }
@@ -533,7 +881,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     }
 
     fn visit_stmt(&mut self, statement: &'ast Stmt) {
-        if !is_unshipped(attributes(statement)) {
+        if !is_left_alone(attributes(statement)) {
             visit::visit_stmt(self, statement);
         }
     }
@@ -545,8 +893,34 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         self.macro_tokens(item.tokens.clone());
     }
 
+    fn visit_arm(&mut self, arm: &'ast syn::Arm) {
+        let guard = if let Pat::Guard(guarded) = &arm.pat { Some(&guarded.guard) } else { None };
+        if !guard.is_some_and(|guard| self.asks_aside(guard)) {
+            visit::visit_arm(self, arm);
+        }
+    }
+
     fn visit_expr(&mut self, expression: &'ast Expr) {
         match expression {
+            Expr::If(branch) if is_text_alone(&branch.then_branch) && branch.else_branch.is_none() => return,
+            // What runs without the lab, and in a release build.
+            Expr::If(branch) if self.asks_aside(&branch.cond) => {
+                if !self.holds_aside(&branch.cond) {
+                    self.visit_block(&branch.then_branch);
+                }
+                let denied = if let Expr::Unary(unary) = &*branch.cond { Some(&*unary.expr) } else { None };
+                if let Some((_, other)) = &branch.else_branch
+                    && !denied.is_some_and(|denied| self.holds_aside(denied))
+                {
+                    self.visit_expr(other);
+                }
+                return;
+            }
+            Expr::Call(_) | Expr::MethodCall(_)
+                if called(expression).is_some_and(|name| ROOM.contains(&name.as_str())) =>
+            {
+                return;
+            }
             Expr::Call(call) => {
                 if let Expr::Path(path) = &*call.func
                     && let Some(last) = path.path.segments.last()

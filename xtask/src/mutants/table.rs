@@ -38,6 +38,9 @@ pub(super) const AREAS: [Area; 8] = [
     Area { path: "kernel/src/linux/process/", host: KERNEL, target: &["process::", "limits::", "user::"] },
 ];
 
+/// What sees the rest of the kernel, from which none is drawn.
+pub(super) const OTHERS: Area = Area { path: "kernel/src/", host: KERNEL, target: &["process::", ""] };
+
 /// The part that a file is in.
 pub(super) fn area_of(path: &str) -> Option<&'static Area> {
     AREAS.iter().find(|area| path.starts_with(area.path))

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::bounded::{self, End, Run};
 use super::draw::Mutant;
-use super::record::Verdict;
-use super::table::area_of;
+use super::record::{Spent, Verdict};
+use super::table::{OTHERS, area_of};
 use super::tree::Tree;
 
 /// A build that takes longer hangs.
@@ -19,6 +19,9 @@ const BUILD_LIMIT: Duration = Duration::from_secs(900);
 /// Tests that take longer hang; each has a limit of its own besides.
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 const MACHINE: &str = "default";
+
+/// Arguments of `./x test` that choose tests which run together, in one boot as long as none crashes.
+type Group = Vec<&'static str>;
 
 /// The tests on the target.
 #[derive(Debug)]
@@ -29,8 +32,8 @@ pub(super) struct Target<'a> {
     pub(super) seed: u64,
     /// The image without a mutant, once it has been built.
     image: Option<Vec<u8>>,
-    /// Tests that fail without a mutant, by filter.
-    failing: BTreeMap<&'static str, BTreeSet<String>>,
+    /// Tests that fail without a mutant, by group.
+    failing: BTreeMap<Group, BTreeSet<String>>,
 }
 
 impl<'a> Target<'a> {
@@ -67,9 +70,8 @@ impl<'a> Target<'a> {
 
     /// Makes sure that the tests which `mutant` needs were run without it.
     fn prepare(&mut self, mutant: &Mutant) -> Result<()> {
-        let filters: Vec<&'static str> =
-            filters(mutant).iter().copied().filter(|it| !self.failing.contains_key(it)).collect();
-        if filters.is_empty() && self.image.is_some() {
+        let groups: Vec<Group> = groups(mutant).into_iter().filter(|group| !self.failing.contains_key(group)).collect();
+        if groups.is_empty() && self.image.is_some() {
             return Ok(());
         }
         self.tree.write(&mutant.source.path, &mutant.source.text)?;
@@ -77,14 +79,14 @@ impl<'a> Target<'a> {
             bail!("the sources do not build for the target without a mutant: {wrong:?}");
         }
         self.image = Some(self.image()?);
-        for filter in filters {
-            let run = self.test(&[filter], RUN_LIMIT, |_| None)?;
+        for group in groups {
+            let run = self.test(&group, RUN_LIMIT, |_| None)?;
             if !matches!(run.end, End::Exit(_)) {
-                bail!("the tests {filter:?} on the target do not end without a mutant");
+                bail!("the tests {group:?} on the target do not end without a mutant");
             }
             let failing: BTreeSet<String> = run.output.iter().filter_map(|line| failed(line)).collect();
             failing.iter().for_each(|test| eprintln!("x: {test} fails without a mutant: it is not counted"));
-            self.failing.insert(filter, failing);
+            self.failing.insert(group, failing);
         }
         self.tree.write(&mutant.source.path, &mutant.text())
     }
@@ -93,18 +95,23 @@ impl<'a> Target<'a> {
     ///
     /// # Errors
     /// When something other than the mutant goes wrong.
-    pub(super) fn judge(&mut self, mutant: &Mutant) -> Result<Verdict> {
+    pub(super) fn judge(&mut self, mutant: &Mutant, spent: &mut Spent) -> Result<Verdict> {
         self.prepare(mutant)?;
-        if let Some(verdict) = self.build()? {
+        let begin = Instant::now();
+        let wrong = self.build()?;
+        spent.target_build += begin.elapsed();
+        if let Some(verdict) = wrong {
             return Ok(verdict);
         }
         if self.image.as_ref() == Some(&self.image()?) {
             return Ok(Verdict::Invalid("the image for the target is the same".into()));
         }
-        for filter in filters(mutant) {
-            let ignored = self.failing.get(filter);
+        for group in groups(mutant) {
+            let ignored = self.failing.get(&group);
             let stop = |line: &str| failed(line).filter(|test| ignored.is_none_or(|tests| !tests.contains(test)));
-            let run = self.test(&[filter], RUN_LIMIT, stop)?;
+            let begin = Instant::now();
+            let run = self.test(&group, RUN_LIMIT, stop)?;
+            spent.target_tests += begin.elapsed();
             match run.end {
                 End::Stopped(test) => return Ok(Verdict::Killed(test)),
                 End::TimeLimit => {
@@ -117,8 +124,13 @@ impl<'a> Target<'a> {
     }
 }
 
-fn filters(mutant: &Mutant) -> &'static [&'static str] {
-    area_of(&mutant.source.path).map_or(&[], |area| area.target)
+/// The tests of a mutant's part, then all others where the table says so.
+fn groups(mutant: &Mutant) -> Vec<Group> {
+    let parts = area_of(&mutant.source.path).unwrap_or(&OTHERS).target;
+    let named: Group = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+    let others: Group = named.iter().flat_map(|part| ["--skip", *part]).collect();
+    let has_others = named.len() < parts.len();
+    [(!named.is_empty()).then_some(named), has_others.then_some(others)].into_iter().flatten().collect()
 }
 
 /// A test on the target that failed, in a line of the report.

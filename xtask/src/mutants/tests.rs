@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::bounded::{self, End};
 use super::draw::{self, Mutant, Source};
 use super::host::Host;
+use super::known::{self, Known};
 use super::record::{Records, Verdict};
 use super::rules::{self, Rule};
 use super::tree::Tree;
@@ -107,10 +108,22 @@ fn operands_are_narrowed() {
 
 #[test]
 fn neighbours_are_exchanged() {
-    assert_eq!(bodies(Rule::Exchange, "a();\n// Then.\nb = c;"), ["b = c;\n// Then.\na();"]);
+    assert_eq!(bodies(Rule::Exchange, "a(b);\n// Then.\nb = c;"), ["b = c;\n// Then.\na(b);"]);
     assert_eq!(bodies(Rule::Exchange, "a(); let b = 1; c();"), [""; 0]);
     assert_eq!(bodies(Rule::Exchange, "a += b; c = a;"), ["c = a; a += b;"]);
     assert_eq!(bodies(Rule::Exchange, "self.a += b; self.c -= b;"), [""; 0]);
+    // What the first may change, the second names; or one orders by its name.
+    assert_eq!(bodies(Rule::Exchange, "a.push(1); b(a);"), ["b(a); a.push(1);"]);
+    assert_eq!(bodies(Rule::Exchange, "self.a.push(1); self.b(2);"), ["self.b(2); self.a.push(1);"]);
+    assert_eq!(bodies(Rule::Exchange, "f(&mut a.b); a.b.c = 1;"), ["a.b.c = 1; f(&mut a.b);"]);
+    assert_eq!(bodies(Rule::Exchange, "a.unmap(); b();"), ["b(); a.unmap();"]);
+    assert_eq!(bodies(Rule::Exchange, "a.b.load(); c.d.store(1);"), ["c.d.store(1); a.b.load();"]);
+    assert_eq!(bodies(Rule::Exchange, "mmu.dsb_ishst(); a.b = c;"), ["a.b = c; mmu.dsb_ishst();"]);
+    assert_eq!(bodies(Rule::Exchange, "unsafe { a() }; b();"), ["b(); unsafe { a() };"]);
+    for independent in ["self.a.push(1); self.b.push(2);", "a(1); b(2);", "a.push(1); b.c = d;", "ab.push(1); a.c(2);"]
+    {
+        assert_eq!(bodies(Rule::Exchange, independent), [""; 0], "{independent}");
+    }
 }
 
 #[test]
@@ -129,6 +142,9 @@ fn guards_are_dropped_early() {
     assert_eq!(bodies(Rule::EarlyDrop, "let _a = b(); c()"), ["let _a = b(); drop(_a); c()"]);
     assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); c(a)"), [""; 0]);
     assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); a.c(); drop(a); d()"), [""; 0]);
+    // Nothing is called behind it that could miss it.
+    assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); let c = a.c(); Ok(c.map(PhysAddr))"), [""; 0]);
+    assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); let c = a.c(); c.is_some()"), [""; 0]);
 }
 
 #[test]
@@ -139,11 +155,42 @@ fn tests_doubles_and_messages_are_left_alone() {
         "#[cfg(not(target_os = \"none\"))] fn f() { a(); }",
         "impl fmt::Display for A { fn fmt(&self) { a(); } }",
         "fn f() { #[cfg(not(target_os = \"none\"))] a(); }",
+        "fn f() { #[cfg(debug_assertions)] a(); }",
+        "fn f() { debug_assert!(a < b); if cfg!(debug_assertions) { a(); } }",
+        "fn f() { if a < b { warn!(\"c\"); } }",
+        "fn f(out: &mut dyn fmt::Write) { a(); }",
+        "fn f() { if lab::is_on!(A) { b(); } else if !lab::is_on!(C) {} }",
+        "fn f() { match a { _ if lab::is_on!(B) => c(), _ => d } }",
+        "const A: [u32; 2] = [1 << 2, 3 & 7]; static B: &[bool] = &[1 < 2];",
     ];
     for source in untouched {
         assert_eq!(rules::changes(source).unwrap(), [], "{source}");
     }
     assert_eq!(rules::changes("#[cfg(target_os = \"none\")] fn f() { a(); }").unwrap().len(), 1);
+}
+
+/// What no lab has is left, in the branch of those without it.
+#[test]
+fn code_beside_the_lab_is_broken() {
+    assert_eq!(
+        bodies(Rule::Omission, "if lab::is_on!(A) { b(); } else { c(); }"),
+        ["if lab::is_on!(A) { b(); } else {  }"]
+    );
+    assert_eq!(
+        bodies(Rule::Omission, "if !lab::is_on!(A) { b(); } else { c(); }"),
+        ["if !lab::is_on!(A) {  } else { c(); }"]
+    );
+    assert_eq!(bodies(Rule::Omission, "if lab::is_on!(A) || b { c(); }"), ["if lab::is_on!(A) || b {  }"]);
+    assert_eq!(bodies(Rule::Condition, "if d && !lab::is_on!(A) { }"), [""; 0]);
+}
+
+/// A deadline or a capacity holds as well with one more.
+#[test]
+fn times_and_capacities_have_no_bounds() {
+    assert_eq!(bodies(Rule::Bound, "now() < self.deadline; Some(until) >= a; a.len() > b.capacity()"), [""; 0]);
+    assert_eq!(bodies(Rule::Bound, "unknown < a"), ["unknown <= a"]);
+    assert_eq!(bodies(Rule::Bound, "Vec::with_capacity(a + 1)"), [""; 0]);
+    assert_eq!(bodies(Rule::Operand, "a.try_reserve(b.max(c))?;"), [""; 0]);
 }
 
 #[test]
@@ -160,7 +207,7 @@ fn a_patch_is_what_git_applies() {
 #[test]
 fn a_seed_repeats_its_order_and_another_file_does_not_change_it() {
     let of = |path: &str| {
-        let text = "fn f() { a(); if b { c(); d(); } if e < 1 { g() } }";
+        let text = "fn f() { a(); if b { c(e); d(e); } if e < 1 { g() } }";
         draw::of(Source { path: path.into(), text: text.into() }).unwrap()
     };
     let names = |mutants: Vec<Mutant>| -> Vec<String> { mutants.into_iter().map(|mutant| mutant.id).collect() };
@@ -231,7 +278,7 @@ impl Fake {
         let records = Records::open(&self.0.join("target/mutants/0"), &tree.hash).unwrap();
         let host = Host { tools: &here, tree: &tree, seed: 0, packages: |_| &["granule-arch"] };
         let mutants = self.mutants();
-        let mut session = Session { count: mutants.len(), records, host, target: None, baseline: None };
+        let mut session = Session { count: mutants.len(), known: None, records, host, target: None, baseline: None };
         let mut verdicts: Vec<_> = session
             .run(&mutants)
             .unwrap()
@@ -313,10 +360,10 @@ fn what_does_not_compile_is_no_mutant_and_the_report_has_the_survivors() {
     let text = record::report(&[killed, survived, invalid]);
     assert!(text.contains("survived: omission arch/src/lib.rs:2"), "{text}");
     assert!(text.contains("-pub fn g() { f(\"\"); }"), "{text}");
-    assert!(text.contains("mutants: 1 of 2 died, 1 survived (50 %)"), "{text}");
+    assert!(text.contains("mutants: 1 of 2 died, 1 survived (50 %), 0 explained"), "{text}");
 
     let wrong = "pub fn f(a: bool, b: bool) -> usize { [0; 3 - 1].len() + usize::from(a && b) }\n\
-                 const _: [u8; 2] = [0; 3 - 1];\n#[cfg(test)] #[test] fn t() { f(true, true); }\n";
+                 const N: usize = 3 - 1; const _: [u8; 2] = [0; N];\n#[cfg(test)] #[test] fn t() { f(true, true); }\n";
     fake.write("arch/src/lib.rs", wrong);
     let verdicts = fake.run();
     assert!(
@@ -347,6 +394,52 @@ fn every_area_has_mutants_and_a_wrong_path_is_an_error() {
     assert!(error.starts_with("no mutant at \"docs\""), "{error}");
     let line = draw::all(root, Some("arch/src/barrier.rs:25")).unwrap();
     assert!(line.iter().all(|mutant| mutant.line() == 25) && !line.is_empty(), "{line:?}");
+}
+
+/// A row that no longer fits fails here, and not first when mutants are drawn.
+#[test]
+fn every_row_of_the_table_fits_a_mutant_of_today() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let known = Known::read(root).unwrap();
+    for mutant in known.explained(root).unwrap() {
+        assert!(known.reason(&mutant).is_some_and(|reason| !reason.is_empty()), "{}", mutant.place());
+    }
+    let listed = known.listed(root).unwrap();
+    assert!(listed.iter().all(|mutant| mutant.text() != mutant.source.text), "a row that changes nothing");
+}
+
+#[test]
+fn rows_explain_survivors_and_list_mutants_and_stale_ones_fail() {
+    let fake = Fake::new("known");
+    let table = |rows: &str| {
+        fake.write(known::TABLE, rows);
+        Known::read(&fake.0).unwrap()
+    };
+    let row = |kind: &str, from: &str, rest: &str| {
+        format!("[[{kind}]]\nfile = \"arch/src/lib.rs\"\nfrom = '{from}'\n{rest}\n")
+    };
+    let from = "pub fn unseen(a: u32) -> u32 { a + 1 }";
+    let harmless = row("harmless", from, "to = 'pub fn unseen(a: u32) -> u32 { a + 0u32 }'\nreason = 'no test'");
+    let harmless = harmless.replace("0u32", "0");
+    let known = table(&harmless);
+    let explained = known.explained(&fake.0).unwrap();
+    assert_eq!(explained.iter().map(|mutant| mutant.line()).collect::<Vec<_>>(), [2]);
+    let reasons: Vec<_> = fake.mutants().iter().filter_map(|mutant| known.reason(mutant).map(str::to_owned)).collect();
+    assert_eq!(reasons, ["no test"]);
+    let error = table(&harmless.replace("a + 0", "a + 2")).explained(&fake.0).unwrap_err().to_string();
+    assert!(error.contains("no mutant of arch/src/lib.rs makes"), "{error}");
+
+    let listed = |rows: &str| table(rows).listed(&fake.0);
+    let lines = |what: &str| format!("a + {what} }}\\npub fn waited");
+    let by_hand = row("listed", &lines("1"), &format!("to = '{}'\nwhat = ''", lines("2"))).replace('\'', "\"");
+    let by_hand = listed(&by_hand).unwrap();
+    let text = LIBRARY.replace("ignored(a: u32) -> u32 { a + 1", "ignored(a: u32) -> u32 { a + 2");
+    assert_eq!((by_hand.len(), by_hand[0].text()), (1, text));
+    assert!(by_hand[0].change.block.is_some_and(|block| LIBRARY[..block].ends_with("ignored(a: u32) -> u32 {")));
+    let by_rule = listed(&row("listed", "fn waited(a: u32) -> u32 { a + 1 }", "what = ''")).unwrap();
+    assert_eq!(by_rule.iter().map(|mutant| mutant.line()).collect::<Vec<_>>(), [4]);
+    let error = listed(&row("listed", "a + 1", "what = ''")).unwrap_err().to_string();
+    assert!(error.contains("4 times"), "{error}");
 }
 
 /// With `--long`: ten mutants of the whole kernel, on the host and on the target.

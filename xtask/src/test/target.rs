@@ -48,8 +48,9 @@ pub(crate) fn run(options: &Options, seed: u64, image: &Program, entries: &mut V
         trials.extend(more);
         jobs.push(job);
     }
-    let arguments =
-        Arguments { list: options.list, filter: options.filter.clone(), test_threads: Some(1), ..Arguments::default() };
+    // What is not wanted is counted as filtered out.
+    let skip = trials.iter().map(Trial::name).filter(|name| !options.wants(name)).map(str::to_owned).collect();
+    let arguments = Arguments { list: options.list, skip, exact: true, test_threads: Some(1), ..Arguments::default() };
     if !options.list {
         start(jobs);
     }
@@ -69,8 +70,7 @@ fn long_in_turn(options: &Options, seed: u64, machines: &[Machine], tests: &[Tes
         let here = tests.iter().filter(|test| machine.is_for(&test.name));
         here.filter(|test| test.skipped_on(machine, false) == Some(Skip::Long)).map(|test| name(machine, test))
     });
-    let names: Vec<_> =
-        names.filter(|name| options.filter.as_ref().is_none_or(|filter| name.contains(filter))).collect();
+    let names: Vec<_> = names.filter(|name| options.wants(name)).collect();
     super::drawn(&names, seed).cloned()
 }
 
@@ -99,7 +99,7 @@ fn prepare(
             trials.push(Trial::ignorable_test(name, move || Ok(skipped(&entries, suite, test_name, &skip))));
             continue;
         }
-        if options.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+        if !options.wants(&name) {
             // Counted as filtered out; never run.
             trials.push(Trial::test(name, || Err(Failed::without_message())));
             continue;
