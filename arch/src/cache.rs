@@ -5,11 +5,10 @@
 
 #![allow(unsafe_code, reason = "cache maintenance by address")]
 
-use tock_registers::interfaces::Readable;
+use arm_sysregs::el0::registers::CtrEl0;
 
 use crate::addr::VirtAddr;
 use crate::barrier;
-use crate::sysreg::CTR_EL0;
 
 /// Calls `operation` for each line that has a byte in the `bytes` from `start` on.
 fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnMut(u64)) {
@@ -147,16 +146,20 @@ pub struct CodeCaches {
 impl CodeCaches {
     /// This CPU's, where it is the only one that runs.
     pub fn of_this_cpu() -> Self {
-        Self::of(CTR_EL0.get())
+        #[cfg(target_os = "none")]
+        return Self::of(arm_sysregs::el0::accessors::read_ctr_el0().bits());
+        #[cfg(not(target_os = "none"))]
+        Self::of(0)
     }
 
     /// What a value of CTR_EL0 says.
     pub fn of(ctr: u64) -> Self {
+        let ctr = CtrEl0::from_bits_retain(ctr);
         Self {
-            data_line: 4 << CTR_EL0::DminLine.read(ctr),
-            instruction_line: 4 << CTR_EL0::IminLine.read(ctr),
-            idc: CTR_EL0::IDC.is_set(ctr),
-            dic: CTR_EL0::DIC.is_set(ctr),
+            data_line: 4 << ctr.dminline(),
+            instruction_line: 4 << ctr.iminline(),
+            idc: ctr.contains(CtrEl0::IDC),
+            dic: ctr.contains(CtrEl0::DIC),
         }
     }
 }

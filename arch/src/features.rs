@@ -6,13 +6,13 @@
 
 use core::fmt;
 
-use aarch64_cpu::registers::{ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR1_EL1};
-use tock_registers::fields::Field;
+use arm_sysregs::el0::registers::CtrEl0;
+use arm_sysregs::el1::registers::{
+    IdAa64dfr0El1, IdAa64isar0El1, IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr2El1, IdAa64pfr1El1,
+};
 
 use crate::cache::CodeCaches;
-use crate::sysreg::{
-    CTR_EL0, DCZID_EL0, ID_AA64ISAR0_MORE, ID_AA64ISAR2_EL1, ID_AA64MMFR1_MORE, ID_AA64PFR1_MORE, PMCEID0_EL0,
-};
+use crate::sysreg::{DCZID_EL0, PMCEID0_EL0};
 
 /// The identification registers of a CPU, or of the least of several.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -148,32 +148,30 @@ impl CpuFeatures {
     /// Reads the registers of this CPU.
     #[cfg(target_os = "none")]
     pub fn read() -> Self {
-        use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64PFR0_EL1, MIDR_EL1};
-        use tock_registers::interfaces::Readable;
+        use arm_sysregs::{el0::accessors::read_ctr_el0, el1::accessors::*};
 
-        use crate::sysreg::{ID_AA64MMFR3_EL1, ID_AA64MMFR4_EL1};
+        use crate::sysreg::{read_dczid_el0, read_pmceid0_el0};
 
-        let mut dfr0 = ID_AA64DFR0_EL1.get();
-        let pmu = ID_AA64DFR0_EL1::PMUVer;
-        if pmu.read(dfr0) == 0xf {
-            dfr0 &= !(pmu.mask << pmu.shift);
+        let mut dfr0 = read_id_aa64dfr0_el1();
+        if dfr0.pmuver() == 0xf {
+            dfr0.set_pmuver(0);
         }
         Self {
-            midr: MIDR_EL1.get(),
-            isar0: ID_AA64ISAR0_EL1.get(),
-            isar1: ID_AA64ISAR1_EL1.get(),
-            isar2: ID_AA64ISAR2_EL1.get(),
-            mmfr0: ID_AA64MMFR0_EL1.get(),
-            mmfr1: ID_AA64MMFR1_EL1.get(),
-            mmfr2: ID_AA64MMFR2_EL1.get(),
-            mmfr3: ID_AA64MMFR3_EL1.get(),
-            mmfr4: ID_AA64MMFR4_EL1.get(),
-            pfr0: ID_AA64PFR0_EL1.get(),
-            pfr1: ID_AA64PFR1_EL1.get(),
-            dfr0,
-            ctr: CTR_EL0.get(),
-            dczid: DCZID_EL0.get(),
-            pmceid0: if pmu.read(dfr0) == 0 { 0 } else { PMCEID0_EL0.get() },
+            midr: read_midr_el1().bits(),
+            isar0: read_id_aa64isar0_el1().bits(),
+            isar1: read_id_aa64isar1_el1().bits(),
+            isar2: read_id_aa64isar2_el1().bits(),
+            mmfr0: read_id_aa64mmfr0_el1().bits(),
+            mmfr1: read_id_aa64mmfr1_el1().bits(),
+            mmfr2: read_id_aa64mmfr2_el1().bits(),
+            mmfr3: read_id_aa64mmfr3_el1().bits(),
+            mmfr4: read_id_aa64mmfr4_el1().bits(),
+            pfr0: read_id_aa64pfr0_el1().bits(),
+            pfr1: read_id_aa64pfr1_el1().bits(),
+            dfr0: dfr0.bits(),
+            ctr: read_ctr_el0().bits(),
+            dczid: read_dczid_el0(),
+            pmceid0: if dfr0.pmuver() == 0 { 0 } else { read_pmceid0_el0() },
         }
     }
 
@@ -200,45 +198,32 @@ impl CpuFeatures {
     }
 
     /// Bits of a physical address.
-    pub fn pa_bits(&self) -> u32 {
-        match ID_AA64MMFR0_EL1::PARange.read(self.mmfr0) {
-            0 => 32,
-            1 => 36,
-            2 => 40,
-            3 => 42,
-            4 => 44,
-            5 => 48,
-            6 => 52,
-            _ => 56,
-        }
+    pub const fn pa_bits(&self) -> u32 {
+        by_number(field(self.mmfr0, IdAa64mmfr0El1::PARANGE_SHIFT), [32, 36, 40, 42, 44, 48, 52, 56])
     }
 
     /// Bits of a virtual address that the CPU could translate (the kernel uses 48).
-    pub fn va_bits(&self) -> u32 {
-        match ID_AA64MMFR2_EL1::VARange.read(self.mmfr2) {
-            0 => 48,
-            1 => 52,
-            _ => 56,
-        }
+    pub const fn va_bits(&self) -> u32 {
+        by_number(field(self.mmfr2, IdAa64mmfr2El1::VARANGE_SHIFT), [48, 52, 56])
     }
 
     /// The granules of stage 1.
     pub fn granules(&self) -> Granules {
         Granules {
-            k4: ID_AA64MMFR0_EL1::TGran4.read(self.mmfr0) < 8,
-            k16: ID_AA64MMFR0_EL1::TGran16.read(self.mmfr0) != 0,
-            k64: ID_AA64MMFR0_EL1::TGran64.read(self.mmfr0) < 8,
+            k4: field(self.mmfr0, IdAa64mmfr0El1::TGRAN4_SHIFT) < 8,
+            k16: field(self.mmfr0, IdAa64mmfr0El1::TGRAN16_SHIFT) != 0,
+            k64: field(self.mmfr0, IdAa64mmfr0El1::TGRAN64_SHIFT) < 8,
         }
     }
 
     /// Bits of an ASID.
     pub fn asid_bits(&self) -> u32 {
-        if has(self.mmfr0, ID_AA64MMFR0_EL1::ASIDBits, 2) { 16 } else { 8 }
+        if field(self.mmfr0, IdAa64mmfr0El1::ASIDBITS_SHIFT) >= 2 { 16 } else { 8 }
     }
 
     /// What the hardware writes into descriptors by itself.
     pub fn hafdbs(&self) -> HardwareUpdates {
-        match ID_AA64MMFR1_EL1::HAFDBS.read(self.mmfr1) {
+        match field(self.mmfr1, IdAa64mmfr1El1::HAFDBS_SHIFT) {
             0 => HardwareUpdates::None,
             1 => HardwareUpdates::AccessFlag,
             2 => HardwareUpdates::Dirty,
@@ -248,7 +233,7 @@ impl CpuFeatures {
 
     /// Privileged access never.
     pub fn pan(&self) -> Pan {
-        match ID_AA64MMFR1_EL1::PAN.read(self.mmfr1) {
+        match field(self.mmfr1, IdAa64mmfr1El1::PAN_SHIFT) {
             0 => Pan::None,
             1 => Pan::Pan,
             2 => Pan::Pan2,
@@ -258,22 +243,22 @@ impl CpuFeatures {
 
     /// FEAT_E0PD: accesses of EL0 to the kernel's half can fault without a walk.
     pub fn e0pd(&self) -> bool {
-        has(self.mmfr2, ID_AA64MMFR2_EL1::E0PD, 1)
+        field(self.mmfr2, IdAa64mmfr2El1::E0PD_SHIFT) >= 1
     }
 
     /// FEAT_TTCNP: CPUs may mark their tables as shared.
     pub fn cnp(&self) -> bool {
-        has(self.mmfr2, ID_AA64MMFR2_EL1::CnP, 1)
+        field(self.mmfr2, IdAa64mmfr2El1::CNP_SHIFT) >= 1
     }
 
     /// FEAT_ETS2: a walk sees an entry that an earlier access in program order has seen.
     pub fn ets2(&self) -> bool {
-        has(self.mmfr1, ID_AA64MMFR1_MORE::ETS, 2)
+        field(self.mmfr1, IdAa64mmfr1El1::ETS_SHIFT) >= 2
     }
 
     /// The ID register's level for a change of size of a live entry. Whether that is trusted is the kernel's decision.
     pub fn bbm(&self) -> BreakBeforeMake {
-        match ID_AA64MMFR2_EL1::BBM.read(self.mmfr2) {
+        match field(self.mmfr2, IdAa64mmfr2El1::BBM_SHIFT) {
             0 => BreakBeforeMake::Required,
             1 => BreakBeforeMake::BlockTranslation,
             2 => BreakBeforeMake::NotRequired,
@@ -283,17 +268,17 @@ impl CpuFeatures {
 
     /// FEAT_TLBIRANGE: TLBI by range.
     pub fn tlb_range(&self) -> bool {
-        has(self.isar0, ID_AA64ISAR0_MORE::TLB, 2)
+        field(self.isar0, IdAa64isar0El1::TLB_SHIFT) >= 2
     }
 
     /// FEAT_TTL: a TLBI may carry the leaf's level.
     pub fn ttl(&self) -> bool {
-        has(self.mmfr2, ID_AA64MMFR2_EL1::TTL, 1)
+        field(self.mmfr2, IdAa64mmfr2El1::TTL_SHIFT) >= 1
     }
 
     /// The memory tagging extension.
     pub fn mte(&self) -> Mte {
-        match ID_AA64PFR1_EL1::MTE.read(self.pfr1) {
+        match field(self.pfr1, IdAa64pfr1El1::MTE_SHIFT) {
             0 => Mte::None,
             1 => Mte::Instructions,
             2 => Mte::Tags,
@@ -303,27 +288,27 @@ impl CpuFeatures {
 
     /// FEAT_LSE: atomic instructions.
     pub fn lse(&self) -> bool {
-        has(self.isar0, ID_AA64ISAR0_MORE::ATOMIC, 2)
+        field(self.isar0, IdAa64isar0El1::ATOMIC_SHIFT) >= 2
     }
 
     /// FEAT_RNG: the CPU has a random number generator.
     pub fn rng(&self) -> bool {
-        has(self.isar0, ID_AA64ISAR0_MORE::RNDR, 1)
+        field(self.isar0, IdAa64isar0El1::RNDR_SHIFT) >= 1
     }
 
     /// FEAT_MOPS: memory copy and set instructions.
     pub fn mops(&self) -> bool {
-        has(self.isar2, ID_AA64ISAR2_EL1::MOPS, 1)
+        field(self.isar2, IdAa64isar2El1::MOPS_SHIFT) >= 1
     }
 
     /// FEAT_BTI: branch target identification.
     pub fn bti(&self) -> bool {
-        has(self.pfr1, ID_AA64PFR1_MORE::BT, 1)
+        field(self.pfr1, IdAa64pfr1El1::BT_SHIFT) >= 1
     }
 
     /// The performance monitors.
     pub fn pmu(&self) -> Option<Pmu> {
-        match ID_AA64DFR0_EL1::PMUVer.read(self.dfr0) as u8 {
+        match field(self.dfr0, IdAa64dfr0El1::PMUVER_SHIFT) as u8 {
             0 => None,
             version => Some(Pmu { version, instructions: PMCEID0_EL0::INST_RETIRED.is_set(self.pmceid0) }),
         }
@@ -340,26 +325,29 @@ impl CpuFeatures {
     }
 }
 
-/// Whether a field of an ID register is at least `value`. For unsigned fields.
-fn has<R: tock_registers::RegisterLongName>(register: u64, field: Field<u64, R>, value: u64) -> bool {
-    (register >> field.shift) & field.mask >= value
+/// A field of an ID register.
+const fn field(register: u64, shift: u32) -> u64 {
+    register >> shift & 0xf
+}
+
+/// What the value of a field means: the last of `meanings` is also that of the values which are greater.
+const fn by_number<T: Copy, const N: usize>(value: u64, meanings: [T; N]) -> T {
+    meanings[if value < N as u64 { value as usize } else { N - 1 }]
 }
 
 /// CTR_EL0: the shorter line, and maintenance left out only where both may; of the granules the larger, unknown (0)
 /// before all.
 fn least_cache_type(a: u64, b: u64) -> u64 {
-    let both = a & b;
-    let smaller = |field: Field<u64, CTR_EL0::Register>| field.val(field.read(a).min(field.read(b))).value;
-    let granule = |field: Field<u64, CTR_EL0::Register>| {
-        let (x, y) = (field.read(a), field.read(b));
-        field.val(if x == 0 || y == 0 { 0 } else { x.max(y) }).value
+    let smaller = |shift| field(a, shift).min(field(b, shift)) << shift;
+    let granule = |shift| match (field(a, shift), field(b, shift)) {
+        (0, _) | (_, 0) => 0,
+        (x, y) => x.max(y) << shift,
     };
-    CTR_EL0::DIC.val(CTR_EL0::DIC.read(both)).value
-        | CTR_EL0::IDC.val(CTR_EL0::IDC.read(both)).value
-        | smaller(CTR_EL0::DminLine)
-        | smaller(CTR_EL0::IminLine)
-        | granule(CTR_EL0::CWG)
-        | granule(CTR_EL0::ERG)
+    a & b & (CtrEl0::DIC | CtrEl0::IDC).bits()
+        | smaller(CtrEl0::DMINLINE_SHIFT)
+        | smaller(CtrEl0::IMINLINE_SHIFT)
+        | granule(CtrEl0::CWG_SHIFT)
+        | granule(CtrEl0::ERG_SHIFT)
 }
 
 /// DCZID_EL0: usable only where both zero blocks of the same size.

@@ -17,8 +17,8 @@
 #![allow(unsafe_code, reason = "writes the registers of translation")]
 
 use aarch64_cpu::registers::{SCTLR_EL1, TCR_EL1};
+use arm_sysregs::el1::registers::SctlrEl1;
 
-use crate::sysreg::SCTLR_EL1_MORE;
 use crate::tlbi::Granule;
 
 /// A half of the address space, as TCR_EL1 describes it.
@@ -86,12 +86,13 @@ pub const fn tcr(lower: Half, upper: Half) -> u64 {
 }
 
 /// SCTLR_EL1 with the MMU and caches off: what is RES1 on the oldest CPU (Armv8.0), and nothing else.
-pub const SCTLR_MMU_OFF: u64 = SCTLR_EL1_MORE::LSMAOE::SET.value
-    | SCTLR_EL1_MORE::nTLSMD::SET.value
-    | SCTLR_EL1_MORE::SPAN::SET.value
-    | SCTLR_EL1_MORE::EIS::SET.value
-    | SCTLR_EL1_MORE::TSCXT::SET.value
-    | SCTLR_EL1_MORE::EOS::SET.value;
+pub const SCTLR_MMU_OFF: u64 = SctlrEl1::LSMAOE
+    .union(SctlrEl1::NTLSMD)
+    .union(SctlrEl1::SPAN)
+    .union(SctlrEl1::EIS)
+    .union(SctlrEl1::TSCXT)
+    .union(SctlrEl1::EOS)
+    .bits();
 
 /// The same with the MMU, both caches, and the check of the stack's alignment on. EL0 may do nothing that EL1 can
 /// withhold, and PSTATE.PAN stays as it is when an exception is taken (SPAN).
@@ -108,9 +109,9 @@ pub use metal::{Registers, enable, tcr_of_this_cpu, turn_on};
 #[cfg(target_os = "none")]
 mod metal {
     use aarch64_cpu::registers::{ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, TCR_EL1};
+    use arm_sysregs::el1::registers::TcrEl1;
 
     use crate::addr::PhysAddr;
-    use crate::sysreg::TCR_EL1_MORE;
 
     /// `tcr` with what this CPU has: its physical addresses, 48 bits of them at most; ASIDs of 16 bits; the access flag
     /// set by the hardware (FEAT_HAFDBS); accesses of EL0 to the upper half fault without a walk (FEAT_E0PD).
@@ -143,7 +144,7 @@ mod metal {
             hafdbs = const ID_AA64MMFR1_EL1::HAFDBS.shift,
             access_flag = const TCR_EL1::HA::Enable.value,
             e0pd = const ID_AA64MMFR2_EL1::E0PD.shift,
-            e0pd1 = const TCR_EL1_MORE::E0PD1::SET.value,
+            e0pd1 = const TcrEl1::E0PD1.bits(),
         )
     }
 

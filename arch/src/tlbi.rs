@@ -275,125 +275,37 @@ impl Iterator for Plan {
     }
 }
 
-macro_rules! tlbi {
-    ($(#[$doc:meta])* $name:ident ($($operand:ident: $type:ty = $bits:expr)?), $instruction:literal) => {
-        $(#[$doc])*
-        #[inline(always)]
-        pub fn $name($($operand: $type)?) {
-            #[cfg(target_os = "none")]
-            // SAFETY: forgetting cached translations changes no translation; what they must agree with is the page
-            // tables' business. No `nomem`: the compiler must not move stores to tables across it.
-            unsafe {
-                core::arch::asm!($instruction, $(in(reg) $bits,)? options(nostack, preserves_flags));
-            }
-            #[cfg(not(target_os = "none"))]
-            {
-                $(let _ = $bits;)?
-                crate::recorded::note(stringify!($name));
-            }
-        }
-    };
-}
-
-tlbi!(
-    /// TLBI VMALLE1IS: everything of EL1&0, on all CPUs.
-    vmalle1is(), "sys #0, c8, c3, #0, xzr"
-);
-tlbi!(
-    /// TLBI VMALLE1: everything of EL1&0, on this CPU.
-    vmalle1(), "sys #0, c8, c7, #0, xzr"
-);
-tlbi!(
-    /// TLBI ASIDE1IS: everything of one ASID, on all CPUs.
-    aside1is(asid: Asid = u64::from(asid.0) << 48), "sys #0, c8, c3, #2, {}"
-);
-tlbi!(
-    /// TLBI ASIDE1: everything of one ASID, on this CPU.
-    aside1(asid: Asid = u64::from(asid.0) << 48), "sys #0, c8, c7, #2, {}"
-);
-tlbi!(
-    /// TLBI VAE1IS: an address of one ASID, every level, on all CPUs.
-    vae1is(operand: AddressOperand = operand.0), "sys #0, c8, c3, #1, {}"
-);
-tlbi!(
-    /// TLBI VALE1IS: an address of one ASID, the last level, on all CPUs.
-    vale1is(operand: AddressOperand = operand.0), "sys #0, c8, c3, #5, {}"
-);
-tlbi!(
-    /// TLBI VAAE1IS: an address in every ASID, every level, on all CPUs.
-    vaae1is(operand: AddressOperand = operand.0), "sys #0, c8, c3, #3, {}"
-);
-tlbi!(
-    /// TLBI VAALE1IS: an address in every ASID, the last level, on all CPUs.
-    vaale1is(operand: AddressOperand = operand.0), "sys #0, c8, c3, #7, {}"
-);
-tlbi!(
-    /// TLBI VAE1: an address of one ASID, every level, on this CPU.
-    vae1(operand: AddressOperand = operand.0), "sys #0, c8, c7, #1, {}"
-);
-tlbi!(
-    /// TLBI VALE1: an address of one ASID, the last level, on this CPU.
-    vale1(operand: AddressOperand = operand.0), "sys #0, c8, c7, #5, {}"
-);
-tlbi!(
-    /// TLBI VAAE1: an address in every ASID, every level, on this CPU.
-    vaae1(operand: AddressOperand = operand.0), "sys #0, c8, c7, #3, {}"
-);
-tlbi!(
-    /// TLBI VAALE1: an address in every ASID, the last level, on this CPU.
-    vaale1(operand: AddressOperand = operand.0), "sys #0, c8, c7, #7, {}"
-);
-tlbi!(
-    /// TLBI RVAE1IS: a range of one ASID, every level, on all CPUs.
-    rvae1is(operand: RangeOperand = operand.0), "sys #0, c8, c2, #1, {}"
-);
-tlbi!(
-    /// TLBI RVALE1IS: a range of one ASID, the last level, on all CPUs.
-    rvale1is(operand: RangeOperand = operand.0), "sys #0, c8, c2, #5, {}"
-);
-tlbi!(
-    /// TLBI RVAAE1IS: a range in every ASID, every level, on all CPUs.
-    rvaae1is(operand: RangeOperand = operand.0), "sys #0, c8, c2, #3, {}"
-);
-tlbi!(
-    /// TLBI RVAALE1IS: a range in every ASID, the last level, on all CPUs.
-    rvaale1is(operand: RangeOperand = operand.0), "sys #0, c8, c2, #7, {}"
-);
-tlbi!(
-    /// TLBI RVAALE1: a range in every ASID, the last level, on this CPU.
-    rvaale1(operand: RangeOperand = operand.0), "sys #0, c8, c6, #7, {}"
-);
-
 /// A TLBI of the EL1&0 regime with its operand, as a value: an instruction for a machine, be it the metal or a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Instruction {
-    /// [`vmalle1is`].
+    /// TLBI VMALLE1IS: everything of EL1&0, on all CPUs.
     Vmalle1is,
-    /// [`vmalle1`].
+    /// TLBI VMALLE1: everything of EL1&0, on this CPU.
     Vmalle1,
-    /// [`vaae1is`].
+    /// TLBI VAAE1IS: an address in every ASID, every level, on all CPUs.
     Vaae1is(AddressOperand),
-    /// [`vaale1is`].
+    /// TLBI VAALE1IS: an address in every ASID, the last level, on all CPUs.
     Vaale1is(AddressOperand),
-    /// [`vaae1`].
+    /// TLBI VAAE1: an address in every ASID, every level, on this CPU.
     Vaae1(AddressOperand),
-    /// [`vaale1`].
+    /// TLBI VAALE1: an address in every ASID, the last level, on this CPU.
     Vaale1(AddressOperand),
-    /// [`aside1is`].
+    /// TLBI ASIDE1IS: everything of one ASID, on all CPUs.
     Aside1is(Asid),
-    /// [`vae1is`].
+    /// TLBI VAE1IS: an address of one ASID, every level, on all CPUs.
     Vae1is(AddressOperand),
-    /// [`vale1is`]: also the least that some errata ask to be repeated.
+    /// TLBI VALE1IS: an address of one ASID, the last level, on all CPUs; also the least that some errata ask to be
+    /// repeated.
     Vale1is(AddressOperand),
-    /// [`vale1`].
+    /// TLBI VALE1: an address of one ASID, the last level, on this CPU.
     Vale1(AddressOperand),
-    /// [`rvaae1is`].
+    /// TLBI RVAAE1IS: a range in every ASID, every level, on all CPUs.
     Rvaae1is(RangeOperand),
-    /// [`rvaale1is`].
+    /// TLBI RVAALE1IS: a range in every ASID, the last level, on all CPUs.
     Rvaale1is(RangeOperand),
-    /// [`rvae1is`].
+    /// TLBI RVAE1IS: a range of one ASID, every level, on all CPUs.
     Rvae1is(RangeOperand),
-    /// [`rvale1is`].
+    /// TLBI RVALE1IS: a range of one ASID, the last level, on all CPUs.
     Rvale1is(RangeOperand),
 }
 
@@ -401,21 +313,37 @@ impl Instruction {
     /// Issues it. With a constant variant this is the one instruction.
     #[inline(always)]
     pub fn execute(self) {
+        /// The instruction of this name. On the host it is recorded.
+        macro_rules! tlbi {
+            ($name:literal, $instruction:literal $(, $operand:expr)?) => {{
+                #[cfg(target_os = "none")]
+                // SAFETY: forgetting cached translations changes no translation; what they must agree with is the page
+                // tables' business. No `nomem`: the compiler must not move stores to tables across it.
+                unsafe {
+                    core::arch::asm!($instruction, $(in(reg) $operand,)? options(nostack, preserves_flags));
+                }
+                #[cfg(not(target_os = "none"))]
+                {
+                    $(let _ = $operand;)?
+                    crate::recorded::note($name);
+                }
+            }};
+        }
         match self {
-            Self::Vmalle1is => vmalle1is(),
-            Self::Vmalle1 => vmalle1(),
-            Self::Vaae1is(operand) => vaae1is(operand),
-            Self::Vaale1is(operand) => vaale1is(operand),
-            Self::Vaae1(operand) => vaae1(operand),
-            Self::Vaale1(operand) => vaale1(operand),
-            Self::Aside1is(asid) => aside1is(asid),
-            Self::Vae1is(operand) => vae1is(operand),
-            Self::Vale1is(operand) => vale1is(operand),
-            Self::Vale1(operand) => vale1(operand),
-            Self::Rvaae1is(operand) => rvaae1is(operand),
-            Self::Rvaale1is(operand) => rvaale1is(operand),
-            Self::Rvae1is(operand) => rvae1is(operand),
-            Self::Rvale1is(operand) => rvale1is(operand),
+            Self::Vmalle1is => tlbi!("vmalle1is", "sys #0, c8, c3, #0, xzr"),
+            Self::Vmalle1 => tlbi!("vmalle1", "sys #0, c8, c7, #0, xzr"),
+            Self::Vaae1is(operand) => tlbi!("vaae1is", "sys #0, c8, c3, #3, {}", operand.0),
+            Self::Vaale1is(operand) => tlbi!("vaale1is", "sys #0, c8, c3, #7, {}", operand.0),
+            Self::Vaae1(operand) => tlbi!("vaae1", "sys #0, c8, c7, #3, {}", operand.0),
+            Self::Vaale1(operand) => tlbi!("vaale1", "sys #0, c8, c7, #7, {}", operand.0),
+            Self::Aside1is(asid) => tlbi!("aside1is", "sys #0, c8, c3, #2, {}", u64::from(asid.0) << 48),
+            Self::Vae1is(operand) => tlbi!("vae1is", "sys #0, c8, c3, #1, {}", operand.0),
+            Self::Vale1is(operand) => tlbi!("vale1is", "sys #0, c8, c3, #5, {}", operand.0),
+            Self::Vale1(operand) => tlbi!("vale1", "sys #0, c8, c7, #5, {}", operand.0),
+            Self::Rvaae1is(operand) => tlbi!("rvaae1is", "sys #0, c8, c2, #3, {}", operand.0),
+            Self::Rvaale1is(operand) => tlbi!("rvaale1is", "sys #0, c8, c2, #7, {}", operand.0),
+            Self::Rvae1is(operand) => tlbi!("rvae1is", "sys #0, c8, c2, #1, {}", operand.0),
+            Self::Rvale1is(operand) => tlbi!("rvale1is", "sys #0, c8, c2, #5, {}", operand.0),
         }
     }
 }

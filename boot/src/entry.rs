@@ -8,6 +8,10 @@ use aarch64_cpu::registers::{
     CNTHCTL_EL2, CNTKCTL_EL1, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1,
     SCTLR_EL1, SPSR_EL2, TCR_EL1,
 };
+use arm_sysregs::el0::registers::{CtrEl0, PmcrEl0};
+use arm_sysregs::el1::registers::{
+    IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr3El1, IdAa64pfr0El1, SctlrEl1,
+};
 use granule::boot_info::BootInfo;
 use granule::mm::layout;
 use granule::smp::{BOOT_CPU, SecondaryBoot};
@@ -15,10 +19,7 @@ use granule::trap::STACK_SIZE;
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
 use granule_arch::mmu;
-use granule_arch::sysreg::{
-    CTR_EL0, EVENT_INST_RETIRED, HCRX_EL2, ID_AA64ISAR2_EL1, ID_AA64MMFR0_MORE, ID_AA64MMFR1_MORE, ID_AA64MMFR3_EL1,
-    ID_AA64PFR0_MORE, PMCR_EL0, SCTLR_EL1_MORE,
-};
+use granule_arch::sysreg::{EVENT_INST_RETIRED, HCRX_EL2};
 use granule_pgtable::{Geometry, Granule4K};
 
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
@@ -27,7 +28,7 @@ const EARLY_MAP_TABLES: usize = 4;
 /// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. EL0 may do what it
 /// may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the tables
 /// keep that rule, seen by the audit.
-const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SCTLR_EL1_MORE::SPAN::SET.value
+const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SctlrEl1::SPAN.bits()
     | SCTLR_EL1::UCI::DontTrap.value
     | SCTLR_EL1::UCT::DontTrap.value
     | SCTLR_EL1::DZE::DontTrap.value
@@ -69,7 +70,7 @@ const SPSR_EL1H_MASKED: u64 = SPSR_EL2::M::EL1h.value
     | SPSR_EL2::F::Masked.value;
 
 /// PMCR_EL0: counting, from zero.
-const PMCR: u64 = PMCR_EL0::E::SET.value | PMCR_EL0::P::SET.value | PMCR_EL0::C::SET.value | PMCR_EL0::LC::SET.value;
+const PMCR: u64 = PmcrEl0::E.union(PmcrEl0::P).union(PmcrEl0::C).union(PmcrEl0::LC).bits();
 
 /// A page descriptor without its address. The image's memory is of the type that can carry tags.
 const fn page(attributes: Attributes) -> u64 {
@@ -95,9 +96,9 @@ core::arch::global_asm!(
     // Values of registers.
     SCTLR_EL1_MMU_OFF = const mmu::SCTLR_MMU_OFF,
     SCTLR_EL1_MMU_ON = const SCTLR_EL1_MMU_ON,
-    SCTLR_ATA = const SCTLR_EL1_MORE::ATA::SET.value,
-    SCTLR_EPAN = const SCTLR_EL1_MORE::EPAN.shift,
-    SCTLR_SPAN = const SCTLR_EL1_MORE::SPAN::SET.value,
+    SCTLR_ATA = const SctlrEl1::ATA.bits(),
+    SCTLR_EPAN = const SctlrEl1::EPAN_SHIFT,
+    SCTLR_SPAN = const SctlrEl1::SPAN.bits(),
     SCTLR_EL2_MMU_OFF = const SCTLR_EL2_MMU_OFF,
     HCR_EL2 = const HCR,
     HCR_E2H_SHIFT = const HCR_EL2::E2H.shift,
@@ -116,21 +117,21 @@ core::arch::global_asm!(
     MAIR_MTE = const MAIR_MTE,
     TCR_EL1 = const TCR,
     PMCR = const PMCR,
-    PMCR_LP = const PMCR_EL0::LP::SET.value,
-    PMCR_N = const PMCR_EL0::N.shift,
+    PMCR_LP = const PmcrEl0::LP.bits(),
+    PMCR_N = const PmcrEl0::N_SHIFT,
     EVENT_INST_RETIRED = const EVENT_INST_RETIRED,
-    CTR_DMINLINE = const CTR_EL0::DminLine.shift,
+    CTR_DMINLINE = const CtrEl0::DMINLINE_SHIFT,
     // Where the fields of the ID registers begin.
     DFR0_PMUVER = const ID_AA64DFR0_EL1::PMUVer.shift,
-    PFR0_GIC = const ID_AA64PFR0_MORE::GIC.shift,
+    PFR0_GIC = const IdAa64pfr0El1::GIC_SHIFT,
     PFR0_AMU = const ID_AA64PFR0_EL1::AMU.shift,
     PFR1_MTE = const ID_AA64PFR1_EL1::MTE.shift,
-    MMFR0_FGT = const ID_AA64MMFR0_MORE::FGT.shift,
+    MMFR0_FGT = const IdAa64mmfr0El1::FGT_SHIFT,
     MMFR1_PAN = const ID_AA64MMFR1_EL1::PAN.shift,
-    MMFR1_HCX = const ID_AA64MMFR1_MORE::HCX.shift,
-    MMFR3_TCRX = const ID_AA64MMFR3_EL1::TCRX.shift,
-    MMFR3_SCTLRX = const ID_AA64MMFR3_EL1::SCTLRX.shift,
-    ISAR2_MOPS = const ID_AA64ISAR2_EL1::MOPS.shift,
+    MMFR1_HCX = const IdAa64mmfr1El1::HCX_SHIFT,
+    MMFR3_TCRX = const IdAa64mmfr3El1::TCRX_SHIFT,
+    MMFR3_SCTLRX = const IdAa64mmfr3El1::SCTLRX_SHIFT,
+    ISAR2_MOPS = const IdAa64isar2El1::MOPS_SHIFT,
     // The record that `kernel_main` is given, on a stack that stays aligned to 16.
     BOOT_INFO_SPACE = const size_of::<BootInfo>().next_multiple_of(16),
     INFO_DEVICE_TREE = const offset_of!(BootInfo, device_tree),

@@ -13,7 +13,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::{barrier, interrupts, psci, tlbi, wait};
+use granule_arch::tlbi::Instruction;
+use granule_arch::{barrier, interrupts, psci, wait};
 use linkme::distributed_slice;
 use spin::Once;
 
@@ -127,7 +128,7 @@ pub fn leave_identity_map(empty_root: PhysAddr) {
     let _ = empty_root;
     // New walks use the new table from the ISB on; only then is what is invalidated not filled in again.
     barrier::isb();
-    tlbi::vmalle1();
+    Instruction::Vmalle1.execute();
     barrier::dsb_nsh();
     barrier::isb();
 }

@@ -6,6 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, CurrentEL, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1};
+use arm_sysregs::el1::registers::{SctlrEl1, TcrEl1};
 use granule::bootargs;
 use granule::platform::errata::DirtyState;
 use granule::smp::{self, Cpu, this_cpu};
@@ -14,7 +15,6 @@ use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::{MAIR, MAIR_MTE};
 use granule_arch::esr::FaultStatus;
 use granule_arch::features::{CpuFeatures, HardwareUpdates, Mte, Pan};
-use granule_arch::sysreg::{SCTLR_EL1_MORE, TCR_EL1_MORE};
 
 use crate::harness::{Test, target_test};
 
@@ -101,15 +101,15 @@ fn wrong_registers() -> Option<&'static str> {
         ("CurrentEL", CurrentEL.read(CurrentEL::EL) == 1),
         ("SCTLR_EL1: MMU, caches, stack alignment", sctlr & on == on),
         ("SCTLR_EL1: WXN, A, EE", sctlr & (1 << 19 | 1 << 1 | 1 << 25) == 0),
-        ("SCTLR_EL1.ATA", SCTLR_EL1_MORE::ATA.is_set(sctlr) == tags),
-        ("SCTLR_EL1.SPAN", SCTLR_EL1_MORE::SPAN.is_set(sctlr) == (features.pan() == Pan::None)),
+        ("SCTLR_EL1.ATA", SctlrEl1::from_bits_retain(sctlr).contains(SctlrEl1::ATA) == tags),
+        ("SCTLR_EL1.SPAN", SctlrEl1::from_bits_retain(sctlr).contains(SctlrEl1::SPAN) == (features.pan() == Pan::None)),
         ("PSTATE.PAN", pan != 0),
         ("MAIR_EL1", MAIR_EL1.get() == if tags { MAIR_MTE } else { MAIR }),
         ("TCR_EL1: 48 bits", TCR_EL1::T0SZ.read(tcr) == 16 && TCR_EL1::T1SZ.read(tcr) == 16),
         ("TCR_EL1.AS", TCR_EL1::AS.is_set(tcr) == (features.asid_bits() == 16)),
         ("TCR_EL1.HA", TCR_EL1::HA.is_set(tcr) == (features.hafdbs() > HardwareUpdates::None)),
         ("TCR_EL1.HD", TCR_EL1::HD.is_set(tcr) == (granule::kernel().features().dirty_state == DirtyState::Hardware)),
-        ("TCR_EL1.E0PD1", TCR_EL1_MORE::E0PD1.is_set(tcr) == features.e0pd()),
+        ("TCR_EL1.E0PD1", TcrEl1::from_bits_retain(tcr).contains(TcrEl1::E0PD1) == features.e0pd()),
         (
             "TCR_EL1: the top byte of EL0's addresses alone is ignored",
             TCR_EL1::TBI0.is_set(tcr) && !TCR_EL1::TBI1.is_set(tcr),

@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code, reason = "calls of what must not run, under names that are found in the ELF")]
 
-use aarch64_cpu::registers::{Readable, Writeable};
 use granule_arch::addr::VirtAddr;
 use granule_arch::cache::{self, CodeCaches};
 use granule_arch::interrupts::Daif;
@@ -37,23 +36,6 @@ words! {
     word_dmb_oshld(): barrier::dmb_oshld();
     word_dmb_osh(): barrier::dmb_osh();
     word_isb(): barrier::isb();
-    word_vmalle1is(): tlbi::vmalle1is();
-    word_vmalle1(): tlbi::vmalle1();
-    word_aside1is(asid: Asid): tlbi::aside1is(asid);
-    word_aside1(asid: Asid): tlbi::aside1(asid);
-    word_vae1is(operand: AddressOperand): tlbi::vae1is(operand);
-    word_vale1is(operand: AddressOperand): tlbi::vale1is(operand);
-    word_vaae1is(operand: AddressOperand): tlbi::vaae1is(operand);
-    word_vaale1is(operand: AddressOperand): tlbi::vaale1is(operand);
-    word_vae1(operand: AddressOperand): tlbi::vae1(operand);
-    word_vale1(operand: AddressOperand): tlbi::vale1(operand);
-    word_vaae1(operand: AddressOperand): tlbi::vaae1(operand);
-    word_vaale1(operand: AddressOperand): tlbi::vaale1(operand);
-    word_rvae1is(operand: RangeOperand): tlbi::rvae1is(operand);
-    word_rvale1is(operand: RangeOperand): tlbi::rvale1is(operand);
-    word_rvaae1is(operand: RangeOperand): tlbi::rvaae1is(operand);
-    word_rvaale1is(operand: RangeOperand): tlbi::rvaale1is(operand);
-    word_rvaale1(operand: RangeOperand): tlbi::rvaale1(operand);
     word_execute_vmalle1is(): tlbi::Instruction::Vmalle1is.execute();
     word_execute_vmalle1(): tlbi::Instruction::Vmalle1.execute();
     word_execute_vaae1is(operand: AddressOperand): tlbi::Instruction::Vaae1is(operand).execute();
@@ -98,15 +80,8 @@ words! {
     word_frequency() -> u64: timer::frequency();
     word_set_deadline(deadline: u64): timer::set_deadline(deadline);
     word_stop(): timer::stop();
-    word_id_aa64isar2_el1() -> u64: sysreg::ID_AA64ISAR2_EL1.get();
-    word_id_aa64mmfr3_el1() -> u64: sysreg::ID_AA64MMFR3_EL1.get();
-    word_id_aa64mmfr4_el1() -> u64: sysreg::ID_AA64MMFR4_EL1.get();
-    word_ctr_el0() -> u64: sysreg::CTR_EL0.get();
-    word_dczid_el0() -> u64: sysreg::DCZID_EL0.get();
-    word_pmceid0_el0() -> u64: sysreg::PMCEID0_EL0.get();
-    word_pmcr_el0() -> u64: sysreg::PMCR_EL0.get();
-    word_set_pmcr_el0(value: u64): sysreg::PMCR_EL0.set(value);
-    word_pmevcntr0_el0() -> u64: sysreg::PMEVCNTR0_EL0.get();
+    word_dczid_el0() -> u64: sysreg::read_dczid_el0();
+    word_pmceid0_el0() -> u64: sysreg::read_pmceid0_el0();
 }
 
 /// Caches for which everything is done, in one line each.

@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::barrier;
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
-use granule_arch::tlbi::{self, AddressOperand};
+use granule_arch::tlbi::{AddressOperand, Instruction};
 use spin::Once;
 
 use crate::boot_info::BootInfo;
@@ -123,7 +123,7 @@ pub unsafe fn unmap_device_tree() {
     // The stores must be seen by every walk before the invalidation, or a walk could bring the old entry back.
     barrier::dsb_ishst();
     // Once per boot, so one instruction for everything and not a page-exact range.
-    tlbi::vmalle1is();
+    Instruction::Vmalle1is.execute();
     complete_tlbi();
 }
 
@@ -150,7 +150,7 @@ pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
 fn unmap_patch() {
     store(FixmapSlot::Patch.first(), 0);
     barrier::dsb_ishst();
-    tlbi::vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None));
+    Instruction::Vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None)).execute();
     complete_tlbi();
 }
 
@@ -160,7 +160,7 @@ fn unmap_patch() {
 /// one is here is not known before the branches are patched, and patching is what this is for.
 fn complete_tlbi() {
     barrier::dsb_ish();
-    tlbi::vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None));
+    Instruction::Vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None)).execute();
     barrier::dsb_ish();
     barrier::isb();
 }
