@@ -9,11 +9,11 @@ use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, Granule4K};
-use crate::mmu::{Feature, Mmu, Table, Tlb};
+use crate::metal::{Metal, Platform};
+use crate::mmu::{Feature, Table, Tlb};
 pub use crate::operation::{CacheOperation, Operation};
 use crate::source::TableSource;
 use crate::tables::PageTables;
@@ -31,8 +31,11 @@ pub struct Caches {
     pub dic: bool,
 }
 
-/// The host's way to touch tables.
-pub struct HostMmu<G: Geometry = Granule4K> {
+/// The host's way to touch tables: the metal's, with tables in the arena and a record in the place of instructions.
+pub type HostMmu<G = Granule4K> = Metal<HostPlatform<G>>;
+
+/// The arena, and the record.
+pub struct HostPlatform<G: Geometry = Granule4K> {
     cells: Vec<AtomicU64>,
     operations: Mutex<Option<Vec<Operation<G>>>>,
     ets2: bool,
@@ -40,7 +43,7 @@ pub struct HostMmu<G: Geometry = Granule4K> {
     caches: Caches,
 }
 
-impl<G: Geometry> HostMmu<G> {
+impl<G: Geometry> HostPlatform<G> {
     const CELLS_PER_FRAME: usize = G::PAGE_SIZE as usize / size_of::<u64>();
 
     fn note(&self, operation: Operation<G>) {
@@ -49,91 +52,19 @@ impl<G: Geometry> HostMmu<G> {
         }
     }
 
-    fn note_write(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
-        let offset = core::ptr::from_ref(cell).addr() - self.cells.as_ptr().addr();
-        self.note(Operation::Write { cell: PhysAddr(ARENA + offset as u64), old, new });
-    }
-
     fn frame(&self, address: PhysAddr) -> &[AtomicU64] {
         let first = (address.0 - ARENA) as usize / size_of::<u64>();
         &self.cells[first..first + Self::CELLS_PER_FRAME]
     }
 }
 
-// SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire; (3) one CPU
-// and sequential code: barriers have nothing to order; (4) the bulk methods are the defaults.
-#[allow(unsafe_code, reason = "implementing the contract of `Mmu`")]
-unsafe impl<G: Geometry> Mmu for HostMmu<G> {
+// SAFETY: each frame is a fixed part of the arena.
+#[allow(unsafe_code, reason = "implementing the contract of `Platform`")]
+unsafe impl<G: Geometry> Platform for HostPlatform<G> {
     type Geometry = G;
-    type Cell = AtomicU64;
 
-    fn table(&self, table: Table) -> &[AtomicU64] {
-        &self.frame(table.address())[..G::entries(table.level())]
-    }
-
-    fn load(&self, cell: &AtomicU64) -> Descriptor {
-        Descriptor(cell.load(Ordering::Acquire))
-    }
-
-    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
-        let old = Descriptor(cell.swap(descriptor.0, Ordering::Relaxed));
-        self.note_write(cell, old, descriptor);
-    }
-
-    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
-        cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire).map_err(Descriptor)?;
-        self.note_write(cell, current, new);
-        Ok(())
-    }
-
-    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
-        let old = Descriptor(cell.fetch_and(!mask, Ordering::AcqRel));
-        self.note_write(cell, old, Descriptor(old.0 & !mask));
-        old
-    }
-
-    fn tlbi(&self, instruction: Instruction) {
-        self.note(Operation::Tlbi(instruction));
-    }
-
-    fn dmb_ishst(&self) {
-        self.note(Operation::DmbIshst);
-    }
-
-    fn dsb_ishst(&self) {
-        self.note(Operation::DsbIshst);
-    }
-
-    fn dsb_ish(&self) {
-        self.note(Operation::DsbIsh);
-    }
-
-    fn dsb_nsh(&self) {
-        self.note(Operation::DsbNsh);
-    }
-
-    fn isb(&self) {
-        self.note(Operation::Isb);
-    }
-
-    fn complete_tlbi(&self) {
-        self.dsb_ish();
-        if self.repeats_tlbi {
-            self.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
-            self.dsb_ish();
-        }
-    }
-
-    fn clean_code(&self, start: VirtAddr, bytes: u64) {
-        self.note(Operation::Cache(CacheOperation::Clean { start, bytes }));
-    }
-
-    fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
-        self.note(Operation::Cache(CacheOperation::Invalidate { start, bytes }));
-    }
-
-    fn invalidate_all_code(&self) {
-        self.note(Operation::Cache(CacheOperation::InvalidateAll));
+    fn address(&self, table: PhysAddr) -> VirtAddr {
+        VirtAddr::from_ptr(self.frame(table))
     }
 
     fn has(&self, feature: Feature) -> bool {
@@ -144,6 +75,20 @@ unsafe impl<G: Geometry> Mmu for HostMmu<G> {
             Feature::TlbRange | Feature::Ttl => false,
         }
     }
+
+    fn repeats_tlbi(&self) -> bool {
+        self.repeats_tlbi
+    }
+
+    fn issues(&self, operation: Operation<G>) -> bool {
+        self.note(operation);
+        false
+    }
+
+    fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
+        let offset = core::ptr::from_ref(cell).addr() - self.cells.as_ptr().addr();
+        self.note(Operation::Write { cell: PhysAddr(ARENA + offset as u64), old, new });
+    }
 }
 
 /// The host has no TLB: its invalidations go into the record.
@@ -151,7 +96,7 @@ pub struct HostTlb;
 
 impl<G: Geometry> Tlb<HostMmu<G>> for HostTlb {
     fn issue(&self, mmu: &HostMmu<G>, what: &Invalidation<G>) {
-        mmu.note(Operation::Invalidate(*what));
+        mmu.0.note(Operation::Invalidate(*what));
     }
 }
 
@@ -165,14 +110,14 @@ pub struct HostMachine<G: Geometry = Granule4K> {
 impl<G: Geometry> HostMachine<G> {
     /// A machine with an empty root table and `frames` frames for more.
     pub fn new(frames: usize) -> Self {
-        let cells = (frames + 1) * HostMmu::<G>::CELLS_PER_FRAME;
-        let mmu = HostMmu {
+        let cells = (frames + 1) * HostPlatform::<G>::CELLS_PER_FRAME;
+        let mmu = Metal(HostPlatform {
             cells: core::iter::repeat_with(AtomicU64::default).take(cells).collect(),
             operations: Mutex::new(None),
             ets2: false,
             repeats_tlbi: false,
             caches: Caches { idc: true, dic: true },
-        };
+        });
         let free = (1..=frames as u64).rev().map(|frame| PhysAddr(ARENA + frame * G::PAGE_SIZE)).collect();
         // SAFETY: the arena's first frame is zero, never in `free`, and lives as long as the machine, which lends its
         // trees.
@@ -184,21 +129,21 @@ impl<G: Geometry> HostMachine<G> {
     /// The same machine with FEAT_ETS2.
     #[must_use]
     pub fn with_ets2(mut self) -> Self {
-        self.mmu.ets2 = true;
+        self.mmu.0.ets2 = true;
         self
     }
 
     /// The same machine with the erratum of which one more TLBI is the workaround.
     #[must_use]
     pub fn with_repeated_tlbi(mut self) -> Self {
-        self.mmu.repeats_tlbi = true;
+        self.mmu.0.repeats_tlbi = true;
         self
     }
 
     /// The same machine with these caches; without, fetches see stores at once.
     #[must_use]
     pub fn with_caches(mut self, caches: Caches) -> Self {
-        self.mmu.caches = caches;
+        self.mmu.0.caches = caches;
         self
     }
 
@@ -234,19 +179,19 @@ impl<G: Geometry> HostMachine<G> {
 
     /// The entry that a walk has read, for tests that write what no call does.
     pub fn entry(&self, step: &Step) -> &AtomicU64 {
-        &self.mmu.frame(step.table)[step.index]
+        &self.mmu.0.frame(step.table)[step.index]
     }
 
     /// How many operations the record has so far.
     pub fn recorded(&self) -> usize {
-        lock(&self.mmu.operations).as_ref().map_or(0, Vec::len)
+        lock(&self.mmu.0.operations).as_ref().map_or(0, Vec::len)
     }
 
     /// What `work` did to the machine, in order.
     pub fn record(&self, work: impl FnOnce()) -> Vec<Operation<G>> {
-        *lock(&self.mmu.operations) = Some(Vec::new());
+        *lock(&self.mmu.0.operations) = Some(Vec::new());
         work();
-        lock(&self.mmu.operations).take().unwrap_or_default()
+        lock(&self.mmu.0.operations).take().unwrap_or_default()
     }
 }
 
@@ -266,7 +211,7 @@ unsafe impl<G: Geometry> TableSource for HostFrames<'_, G> {
     }
 
     fn give_back(&mut self, table: PhysAddr) {
-        assert!(self.machine.mmu.frame(table).iter().all(|cell| cell.load(Ordering::Relaxed) == 0), "not zeroed");
+        assert!(self.machine.mmu.0.frame(table).iter().all(|cell| cell.load(Ordering::Relaxed) == 0), "not zeroed");
         self.left = self.left.saturating_add(1);
         lock(&self.machine.free).push(table);
     }

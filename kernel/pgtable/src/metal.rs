@@ -202,6 +202,12 @@ unsafe impl<G: Geometry> Platform for DirectMap<G> {
     }
 }
 
+/// The architecture orders an access through a loaded address behind the load; C11, by which the host goes, only where
+/// the load acquires.
+const LOAD: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } else { Ordering::Acquire };
+/// Of an atomic read and write, likewise.
+const EXCHANGE: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } else { Ordering::AcqRel };
+
 /// This CPU. Cells are 64-bit atomics, which the architecture makes single-copy atomic (Arm ARM B2.2.1) and orders
 /// behind the load of their address (B2.3.3, address dependency).
 #[derive(Clone, Copy, Debug)]
@@ -252,7 +258,7 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
 
     #[inline(always)]
     fn load(&self, cell: &AtomicU64) -> Descriptor {
-        let found = Descriptor(cell.load(Ordering::Relaxed));
+        let found = Descriptor(cell.load(LOAD));
         self.has_read(cell);
         found
     }
@@ -260,13 +266,14 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     #[inline(always)]
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
         #[cfg(not(target_os = "none"))]
-        self.wrote(cell, Descriptor(cell.load(Ordering::Relaxed)), descriptor);
+        self.wrote(cell, Descriptor(cell.swap(descriptor.0, Ordering::Relaxed)), descriptor);
+        #[cfg(target_os = "none")]
         cell.store(descriptor.0, Ordering::Relaxed);
     }
 
     #[inline(always)]
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
-        if let Err(found) = cell.compare_exchange(current.0, new.0, Ordering::Relaxed, Ordering::Relaxed) {
+        if let Err(found) = cell.compare_exchange(current.0, new.0, EXCHANGE, LOAD) {
             self.has_read(cell);
             return Err(Descriptor(found));
         }
@@ -276,7 +283,7 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
 
     #[inline(always)]
     fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
-        let old = Descriptor(cell.fetch_and(!mask, Ordering::Relaxed));
+        let old = Descriptor(cell.fetch_and(!mask, EXCHANGE));
         self.wrote(cell, old, Descriptor(old.0 & !mask));
         old
     }
