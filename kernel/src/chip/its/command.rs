@@ -1,6 +1,6 @@
 //! Commands of the ITS: 32 bytes each (IHI 0069, 5.3).
 
-use tock_registers::LocalRegisterCopy;
+use tock_registers::fields::FieldValue;
 use tock_registers::register_bitfields;
 
 register_bitfields! { u64,
@@ -52,61 +52,45 @@ pub(super) struct EventTable {
     pub(super) event_bits: u32,
 }
 
-fn word0(fields: tock_registers::fields::FieldValue<u64, WORD0::Register>) -> u64 {
-    let mut word = LocalRegisterCopy::<u64, WORD0::Register>::new(0);
-    word.modify(fields);
-    word.get()
-}
-
-fn word1(event: u32, intid: u32) -> u64 {
-    let mut word = LocalRegisterCopy::<u64, WORD1::Register>::new(0);
-    word.modify(WORD1::EVENT.val(event.into()) + WORD1::INTID.val(intid.into()));
-    word.get()
-}
-
-fn word2(fields: tock_registers::fields::FieldValue<u64, WORD2::Register>) -> u64 {
-    let mut word = LocalRegisterCopy::<u64, WORD2::Register>::new(0);
-    word.modify(fields);
-    word.get()
-}
-
 impl ItsCommand {
     /// The table of a device's events. Its old one must not be in use.
     pub(super) fn map_device(device: u32, table: EventTable) -> Self {
-        let mut size = LocalRegisterCopy::<u64, SIZE_WORD::Register>::new(0);
-        size.modify(SIZE_WORD::EVENT_BITS_LESS_ONE.val(u64::from(table.event_bits) - 1));
-        let mut address = LocalRegisterCopy::<u64, TABLE_WORD::Register>::new(0);
-        address.modify(TABLE_WORD::ADDRESS.val(table.address >> 8));
-        let what = word0(WORD0::OPCODE::MAPD + WORD0::DEVICE.val(device.into()));
-        Self([what, size.get(), address.get() | word2(WORD2::VALID::SET), 0])
+        let size = SIZE_WORD::EVENT_BITS_LESS_ONE.val(u64::from(table.event_bits) - 1);
+        let address = TABLE_WORD::ADDRESS.val(table.address >> 8).value | WORD2::VALID::SET.value;
+        Self([about(WORD0::OPCODE::MAPD, device), size.value, address, 0])
     }
 
     /// The redistributor that a collection's interrupts go to.
     pub(super) fn map_collection(collection: u16, target: u64) -> Self {
         let to = WORD2::COLLECTION.val(collection.into()) + WORD2::TARGET.val(target) + WORD2::VALID::SET;
-        Self([word0(WORD0::OPCODE::MAPC), 0, word2(to), 0])
+        Self([WORD0::OPCODE::MAPC.value, 0, to.value, 0])
     }
 
     /// The interrupt that an event is, and its collection.
     pub(super) fn map_event(device: u32, event: u32, intid: u32, collection: u16) -> Self {
-        let what = word0(WORD0::OPCODE::MAPTI + WORD0::DEVICE.val(device.into()));
-        Self([what, word1(event, intid), word2(WORD2::COLLECTION.val(collection.into())), 0])
+        let which = WORD1::EVENT.val(event.into()) + WORD1::INTID.val(intid.into());
+        Self([about(WORD0::OPCODE::MAPTI, device), which.value, WORD2::COLLECTION.val(collection.into()).value, 0])
     }
 
     /// What was written about an event's interrupt in the table of configurations counts from now on.
     pub(super) fn invalidate(device: u32, event: u32) -> Self {
-        Self([word0(WORD0::OPCODE::INV + WORD0::DEVICE.val(device.into())), word1(event, 0), 0, 0])
+        Self([about(WORD0::OPCODE::INV, device), WORD1::EVENT.val(event.into()).value, 0, 0])
     }
 
     /// An event is no interrupt any more, and one that is pending goes.
     pub(super) fn discard(device: u32, event: u32) -> Self {
-        Self([word0(WORD0::OPCODE::DISCARD + WORD0::DEVICE.val(device.into())), word1(event, 0), 0, 0])
+        Self([about(WORD0::OPCODE::DISCARD, device), WORD1::EVENT.val(event.into()).value, 0, 0])
     }
 
     /// What was said before about this redistributor has taken effect when this is done.
     pub(super) fn sync(target: u64) -> Self {
-        Self([word0(WORD0::OPCODE::SYNC), 0, word2(WORD2::TARGET.val(target)), 0])
+        Self([WORD0::OPCODE::SYNC.value, 0, WORD2::TARGET.val(target).value, 0])
     }
+}
+
+/// The first word of a command about a device.
+fn about(opcode: FieldValue<u64, WORD0::Register>, device: u32) -> u64 {
+    (opcode + WORD0::DEVICE.val(device.into())).value
 }
 
 #[cfg(test)]
