@@ -8,7 +8,7 @@ use heapless::Vec;
 use super::interrupts::{Controller, Interrupts};
 pub use super::interrupts::{Interrupt, Trigger};
 use super::pcie::{self, References};
-use super::tree::{Node, cell, number, strings};
+use super::tree::{Node, cell, strings};
 use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
 
 /// A CPU in the tree.
@@ -213,8 +213,7 @@ fn enable_method(node: &Node<'_, '_>) -> Result<EnableMethod, PlatformError> {
     match node.string("enable-method") {
         Some("psci") => Ok(EnableMethod::Psci),
         Some("spin-table") => {
-            let address = node.property("cpu-release-addr").ok_or_else(|| node.missing("cpu-release-addr"))?;
-            let address = number(address).ok_or_else(|| node.bad("cpu-release-addr"))?;
+            let address = node.number("cpu-release-addr")?.ok_or_else(|| node.missing("cpu-release-addr"))?;
             Ok(EnableMethod::SpinTable(PhysAddr(address)))
         }
         _ => Ok(EnableMethod::Unknown),
@@ -242,10 +241,7 @@ fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
         let full = PlatformError::TooMany { what: "redistributor regions", limit: regions.capacity() };
         regions.push(region).map_err(|_| full)?;
     }
-    let stride = match node.property("redistributor-stride") {
-        Some(value) => Some(number(value).ok_or_else(|| node.bad("redistributor-stride"))?),
-        None => None,
-    };
+    let stride = node.number("redistributor-stride")?;
     // Each CPU has at least two frames of 64 KiB, and the stride is a whole number of frames.
     if count == 0 || stride.is_some_and(|stride| stride < 0x2_0000 || !stride.is_multiple_of(0x1_0000)) {
         return Err(node.bad("redistributor-stride"));

@@ -3,7 +3,7 @@
 use dtoolkit::fdt::Fdt;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 
-use super::tree::{Node, number, string};
+use super::tree::{Node, string};
 use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, NodeName, Platform, PlatformError};
 use crate::mm::layout::LINEAR_SIZE;
 
@@ -105,18 +105,17 @@ pub(super) fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(),
         let full = PlatformError::TooMany { what: "bytes of bootargs", limit: MAX_BOOTARGS };
         platform.bootargs.push_str(arguments).map_err(|_| full)?;
     }
-    if let Some(start) = node.property("linux,initrd-start") {
-        let end = node.property("linux,initrd-end").ok_or_else(|| node.missing("linux,initrd-end"))?;
-        let start = number(start).ok_or_else(|| node.bad("linux,initrd-start"))?;
-        let range = number(end).and_then(|end| PhysRange::new(PhysAddr(start), PhysAddr(end)));
+    if let Some(start) = node.number("linux,initrd-start")? {
+        let end = node.number("linux,initrd-end")?.ok_or_else(|| node.missing("linux,initrd-end"))?;
+        let range = PhysRange::new(PhysAddr(start), PhysAddr(end));
         platform.initrd = Some(range.ok_or_else(|| node.bad("linux,initrd-end"))?).filter(|range| !range.is_empty());
     }
     if let Some(seed) = node.property("rng-seed") {
         platform.rng_seed = seed.iter().copied().take(MAX_RNG_SEED).collect();
     }
-    if let Some(seed) = node.property("kaslr-seed") {
+    if let Some(seed) = node.number("kaslr-seed")? {
         // A firmware without entropy leaves zero, which is no seed.
-        platform.kaslr_seed = Some(number(seed).ok_or_else(|| node.bad("kaslr-seed"))?).filter(|&seed| seed != 0);
+        platform.kaslr_seed = Some(seed).filter(|&seed| seed != 0);
     }
     Ok(())
 }

@@ -8,9 +8,9 @@
 use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
+use super::PlatformError;
 use super::interrupts::{Controller, Interrupt, interrupt_of};
 use super::tree::{self, cell, number};
-use super::{NodeName, PlatformError};
 
 /// Bytes of the configuration space of one bus.
 const BUS: u64 = 1 << 20;
@@ -131,56 +131,17 @@ pub(super) struct References {
 
 /// A host bridge as its own node describes it.
 pub(super) struct HostBridgeNode<'t> {
-    name: NodeName,
+    node: tree::Detached<'t>,
     ecam: PhysRange,
     buses: (u8, u8),
     windows: Vec<Window, 4>,
-    coherent: bool,
-    maps: Maps<'t>,
-}
-
-/// The properties of the node that no other node has. Raw values.
-#[derive(Default)]
-struct Maps<'t> {
-    bus_range: Option<&'t [u8]>,
-    iommu_map: Option<&'t [u8]>,
-    iommu_map_mask: Option<&'t [u8]>,
-    msi_map: Option<&'t [u8]>,
-    msi_map_mask: Option<&'t [u8]>,
-    msi_parent: Option<&'t [u8]>,
-    interrupt_map: Option<&'t [u8]>,
-    interrupt_map_mask: Option<&'t [u8]>,
-    coherent: bool,
-}
-
-impl<'t> Maps<'t> {
-    fn of(node: &tree::Node<'t, '_>) -> Self {
-        let mut maps = Self::default();
-        node.each_property(|name, value| {
-            let slot = match name {
-                "bus-range" => &mut maps.bus_range,
-                "iommu-map" => &mut maps.iommu_map,
-                "iommu-map-mask" => &mut maps.iommu_map_mask,
-                "msi-map" => &mut maps.msi_map,
-                "msi-map-mask" => &mut maps.msi_map_mask,
-                "msi-parent" => &mut maps.msi_parent,
-                "interrupt-map" => &mut maps.interrupt_map,
-                "interrupt-map-mask" => &mut maps.interrupt_map_mask,
-                "dma-coherent" => return maps.coherent = true,
-                _ => return,
-            };
-            *slot = Some(value);
-        });
-        maps
-    }
 }
 
 impl<'t> HostBridgeNode<'t> {
     /// What the node has by itself.
     pub(super) fn read(node: &tree::Node<'t, '_>) -> Result<Self, PlatformError> {
         let ecam = node.first_registers()?;
-        let maps = Maps::of(node);
-        let buses = match maps.bus_range {
+        let buses = match node.property("bus-range") {
             Some(range) => bus_range(range).ok_or_else(|| node.bad("bus-range"))?,
             None => (0, 255),
         };
@@ -188,31 +149,32 @@ impl<'t> HostBridgeNode<'t> {
         let room = (ecam.size() / BUS).checked_sub(1).ok_or_else(|| node.bad("reg"))?;
         let last = u64::from(buses.0).saturating_add(room).min(u64::from(buses.1));
         let buses = (buses.0, u8::try_from(last).unwrap_or(buses.1));
-        let windows = windows(node)?;
-        Ok(Self { name: node.name().into(), ecam, buses, windows, coherent: maps.coherent, maps })
+        Ok(Self { node: node.detached(), ecam, buses, windows: windows(node)? })
     }
 
     /// The host bridge, now that the nodes are known that it refers to.
     pub(super) fn resolve(self, references: &References) -> Result<Pcie, PlatformError> {
-        let Self { name, ecam, buses, windows, coherent, maps } = self;
-        let bad = |property| PlatformError::Bad { node: name.clone(), property };
-        let streams = id_map(maps.iommu_map, maps.iommu_map_mask, |_| true).ok_or_else(|| bad("iommu-map"))?;
+        let Self { node, ecam, buses, windows } = self;
+        let map = |name, mask, wanted: &dyn Fn(u32) -> bool| {
+            id_map(node.property(name), node.property(mask), wanted).ok_or_else(|| node.bad(name))
+        };
+        let streams = map("iommu-map", "iommu-map-mask", &|_| true)?;
         let its = |phandle| references.its == Some(phandle);
-        let devices = match (maps.msi_map, maps.msi_parent.and_then(|parent| cell(parent.get(..4)?))) {
+        let parent = node.property("msi-parent").and_then(|parent| cell(parent.get(..4)?));
+        let devices = match (node.property("msi-map"), parent) {
             (None, Some(phandle)) if its(phandle) => {
                 let all = IdRange { first: 0, length: 1 << 16, phandle, output: 0 };
                 IdMap { mask: !0, ranges: Vec::from_iter([all]) }
             }
-            (map, _) => {
-                let map = map.filter(|_| references.its.is_some());
-                id_map(map, maps.msi_map_mask, its).ok_or_else(|| bad("msi-map"))?
-            }
+            _ if references.its.is_none() => IdMap::default(),
+            _ => map("msi-map", "msi-map-mask", &its)?,
         };
-        let lines = match maps.interrupt_map {
-            Some(map) => interrupt_lines(map, maps.interrupt_map_mask, &references.gic),
+        let lines = match node.property("interrupt-map") {
+            Some(map) => interrupt_lines(map, node.property("interrupt-map-mask"), &references.gic),
             None => Some(InterruptLines::default()),
         };
-        let lines = lines.ok_or_else(|| bad("interrupt-map"))?;
+        let lines = lines.ok_or_else(|| node.bad("interrupt-map"))?;
+        let coherent = node.property("dma-coherent").is_some();
         Ok(Pcie { ecam, buses, windows, streams, devices, lines, coherent })
     }
 }
@@ -257,7 +219,7 @@ fn windows(node: &tree::Node<'_, '_>) -> Result<Vec<Window, 4>, PlatformError> {
 }
 
 /// `iommu-map` or `msi-map`, as far as it refers to phandles that are `wanted`. Missing is an empty map.
-fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, wanted: impl Fn(u32) -> bool) -> Option<IdMap> {
+fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, wanted: &dyn Fn(u32) -> bool) -> Option<IdMap> {
     const ENTRY: usize = 16;
     let Some(map) = map else { return Some(IdMap::default()) };
     let mask = mask.map_or(Some(!0), cell)?;

@@ -80,6 +80,21 @@ pub(super) struct Node<'t, 'b> {
     pub(super) properties: Properties<'t>,
 }
 
+/// A node without its bus.
+pub(super) struct Detached<'t>(FdtNode<'t>);
+
+impl<'t> Detached<'t> {
+    /// Any property's raw value.
+    pub(super) fn property(&self, name: &str) -> Option<&'t [u8]> {
+        self.0.property(name).and_then(|property| property.value_as().ok())
+    }
+
+    /// The error that `property` makes no sense.
+    pub(super) fn bad(&self, property: &'static str) -> PlatformError {
+        PlatformError::Bad { node: NodeName::from(self.0.name()), property }
+    }
+}
+
 /// The root of the tree, with the bus that it makes.
 pub(super) struct Root<'t> {
     node: FdtNode<'t>,
@@ -95,7 +110,7 @@ impl<'t> Root<'t> {
 
     /// What the machine calls itself: `model` (2.3.2).
     pub(super) fn model(&self) -> Option<&'t str> {
-        self.node.property("model").and_then(|property| property.value_as().ok()).and_then(string)
+        Detached(self.node).property("model").and_then(string)
     }
 
     /// The children of the root with these names, whatever their unit addresses; the first of each name.
@@ -161,16 +176,20 @@ impl<'t, 'b> Node<'t, 'b> {
 
     /// Any property's raw value.
     pub(super) fn property(&self, name: &str) -> Option<&'t [u8]> {
-        self.node.property(name).and_then(|property| property.value_as().ok())
+        self.detached().property(name)
     }
 
-    /// Calls `each` with the name and the raw value of each property, in one pass.
-    pub(super) fn each_property(&self, mut each: impl FnMut(&str, &'t [u8])) {
-        for property in self.node.properties() {
-            if let Ok(value) = property.value_as() {
-                each(property.name(), value);
-            }
-        }
+    /// A property that is one number, where it is there.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(super) fn number(&self, name: &'static str) -> Result<Option<u64>, PlatformError> {
+        self.property(name).map(|value| number(value).ok_or_else(|| self.bad(name))).transpose()
+    }
+
+    /// The node without its bus, for what is read later.
+    pub(super) fn detached(&self) -> Detached<'t> {
+        Detached(self.node)
     }
 
     /// What other nodes refer to it by (2.3.3).
@@ -314,7 +333,7 @@ impl<'t, 'b> Node<'t, 'b> {
 
     /// The error that `property` makes no sense.
     pub(super) fn bad(&self, property: &'static str) -> PlatformError {
-        PlatformError::Bad { node: NodeName::from(self.name()), property }
+        self.detached().bad(property)
     }
 
     /// The error that `property` is missing.
