@@ -6,7 +6,6 @@
 //! and is recognised by `PRESENT_INVALID` (the nG bit where VALID = 0).
 
 use core::fmt;
-use tock_registers::LocalRegisterCopy;
 
 use crate::addr::PhysAddr;
 
@@ -15,89 +14,40 @@ mod user;
 pub use text::{Decoded, Listed};
 pub use user::{Markers, Migration, MigrationAccess, NonPresent, Protection};
 
-mod stage1 {
-    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-
-    use tock_registers::register_bitfields;
-
-    register_bitfields! {u64,
-        /// Stage 1 table, block and page descriptors, 4 KiB granule, 48-bit output addresses.
-        pub STAGE1 [
-            /// 0: the walk ends here in a translation fault.
-            VALID OFFSET(0) NUMBITS(1) [],
-            /// With VALID: 1 is a table (levels 0 to 2) or a page (level 3), 0 a block.
-            TABLE OFFSET(1) NUMBITS(1) [],
-            /// Which of the eight memory types of MAIR_EL1, see [`MemoryType`].
-            ATTR_INDEX OFFSET(2) NUMBITS(3) [],
-            /// AP[1]: EL0 may access.
-            USER OFFSET(6) NUMBITS(1) [],
-            /// AP[2]: no writes.
-            RDONLY OFFSET(7) NUMBITS(1) [],
-            /// Shareability.
-            SH OFFSET(8) NUMBITS(2) [
-                NonShareable = 0b00,
-                OuterShareable = 0b10,
-                InnerShareable = 0b11
-            ],
-            /// Access flag.
-            AF OFFSET(10) NUMBITS(1) [],
-            /// Not global: the entry belongs to an ASID. Where VALID = 0: present but invalid.
-            NG OFFSET(11) NUMBITS(1) [],
-            /// Output address, in units of 4 KiB.
-            ADDRESS OFFSET(12) NUMBITS(36) [],
-            /// Guarded page (FEAT_BTI).
-            GP OFFSET(50) NUMBITS(1) [],
-            /// DBM: may be written; with RDONLY a writable-clean entry.
-            WRITE OFFSET(51) NUMBITS(1) [],
-            /// One of a naturally aligned group of 16 entries that translate alike.
-            CONTIGUOUS OFFSET(52) NUMBITS(1) [],
-            /// No execution at EL1.
-            PXN OFFSET(53) NUMBITS(1) [],
-            /// No execution at EL0.
-            UXN OFFSET(54) NUMBITS(1) [],
-            /// Table descriptors: no execution at EL1 through anything below.
-            PXNTABLE OFFSET(59) NUMBITS(1) [],
-            /// Table descriptors: no execution at EL0 through anything below.
-            UXNTABLE OFFSET(60) NUMBITS(1) []
-        ]
-    }
-}
-pub use stage1::STAGE1;
-
-/// The fields as masks, for set-and-clear changes in bulk.
+/// The fields of table, block and page descriptors as masks: 4 KiB granule, 48-bit output addresses.
 pub mod bits {
-    use tock_registers::fields::Field;
-
-    use super::STAGE1;
-
-    const fn mask(field: Field<u64, STAGE1::Register>) -> u64 {
-        field.mask << field.shift
-    }
-
-    /// The walk goes on or ends in a translation.
-    pub const VALID: u64 = mask(STAGE1::VALID);
-    /// With [`VALID`]: a table, or a page at the last level.
-    pub const TABLE: u64 = mask(STAGE1::TABLE);
-    /// AP\[1\].
-    pub const USER: u64 = mask(STAGE1::USER);
-    /// AP\[2\].
-    pub const RDONLY: u64 = mask(STAGE1::RDONLY);
+    /// 0: the walk ends here in a translation fault.
+    pub const VALID: u64 = 1 << 0;
+    /// With [`VALID`]: 1 is a table (levels 0 to 2) or a page (level 3), 0 a block.
+    pub const TABLE: u64 = 1 << 1;
+    /// Which of the eight memory types of MAIR_EL1, see [`MemoryType`](super::MemoryType).
+    pub const ATTR_INDEX: u64 = 0b111 << 2;
+    /// AP\[1\]: EL0 may access.
+    pub const USER: u64 = 1 << 6;
+    /// AP\[2\]: no writes.
+    pub const RDONLY: u64 = 1 << 7;
+    /// Shareability; 0b00 is non-shareable.
+    pub const SH: u64 = 0b11 << 8;
+    /// [`SH`]: outer shareable.
+    pub const SH_OUTER: u64 = 0b10 << 8;
+    /// [`SH`]: inner shareable.
+    pub const SH_INNER: u64 = 0b11 << 8;
     /// Access flag.
-    pub const AF: u64 = mask(STAGE1::AF);
-    /// Not global.
-    pub const NG: u64 = mask(STAGE1::NG);
+    pub const AF: u64 = 1 << 10;
+    /// Not global: the entry belongs to an ASID.
+    pub const NG: u64 = 1 << 11;
     /// Present although VALID = 0: all other fields still describe the mapping.
     pub const PRESENT_INVALID: u64 = NG;
-    /// Guarded page.
-    pub const GP: u64 = mask(STAGE1::GP);
-    /// DBM.
-    pub const WRITE: u64 = mask(STAGE1::WRITE);
-    /// Contiguous.
-    pub const CONTIGUOUS: u64 = mask(STAGE1::CONTIGUOUS);
+    /// Guarded page (FEAT_BTI).
+    pub const GP: u64 = 1 << 50;
+    /// DBM: may be written; with [`RDONLY`] a writable-clean entry.
+    pub const WRITE: u64 = 1 << 51;
+    /// One of a naturally aligned group of 16 entries that translate alike.
+    pub const CONTIGUOUS: u64 = 1 << 52;
     /// No execution at EL1.
-    pub const PXN: u64 = mask(STAGE1::PXN);
+    pub const PXN: u64 = 1 << 53;
     /// No execution at EL0.
-    pub const UXN: u64 = mask(STAGE1::UXN);
+    pub const UXN: u64 = 1 << 54;
     /// What the hardware leaves to software in a leaf: bits 58 to 55 and 63.
     pub const SOFTWARE: u64 = 1 << 63 | 0b1111 << 55;
     /// Software: the page belongs to a vmalloc area, whose owner may change its permissions (Linux's flag of that
@@ -125,13 +75,13 @@ pub mod bits {
     pub const FAULT_ON_ACCESS: u64 = 1 << 60;
     /// Software, user entries that are not present: [`UFFD_WP`] of the page that was there.
     pub const SWAP_UFFD_WP: u64 = 1 << 3;
-    /// PXNTable.
-    pub const PXNTABLE: u64 = mask(STAGE1::PXNTABLE);
-    /// UXNTable.
-    pub const UXNTABLE: u64 = mask(STAGE1::UXNTABLE);
+    /// Table descriptors: no execution at EL1 through anything below.
+    pub const PXNTABLE: u64 = 1 << 59;
+    /// Table descriptors: no execution at EL0 through anything below.
+    pub const UXNTABLE: u64 = 1 << 60;
     /// Bits 47:12, the output address of a page or table with the 4 KiB granule; larger granules have its low bits
     /// zero.
-    pub const ADDRESS: u64 = mask(STAGE1::ADDRESS);
+    pub const ADDRESS: u64 = ((1 << 36) - 1) << 12;
 }
 
 /// The memory types of [`MAIR`], by index. A kernel whose MAIR_EL1 is another names an index by
@@ -324,9 +274,9 @@ impl Descriptor {
         PhysAddr(self.0 & bits::ADDRESS)
     }
 
-    /// The fields by name.
-    pub const fn fields(self) -> LocalRegisterCopy<u64, STAGE1::Register> {
-        LocalRegisterCopy::new(self.0)
+    /// The index of its memory type in MAIR_EL1.
+    pub const fn memory_index(self) -> u8 {
+        ((self.0 & bits::ATTR_INDEX) >> bits::ATTR_INDEX.trailing_zeros()) as u8
     }
 }
 
@@ -343,10 +293,10 @@ impl fmt::Debug for Descriptor {
 pub struct Attributes(u64);
 
 impl Attributes {
-    const KERNEL: u64 = bits::VALID | bits::AF | bits::UXN | STAGE1::SH::InnerShareable.value;
+    const KERNEL: u64 = bits::VALID | bits::AF | bits::UXN | bits::SH_INNER;
 
     const fn index(memory: MemoryType) -> u64 {
-        (memory as u64) << STAGE1::ATTR_INDEX.shift
+        (memory as u64) << bits::ATTR_INDEX.trailing_zeros()
     }
 
     /// Kernel data: readable and writable, never executable. Created young and dirty.
@@ -379,8 +329,7 @@ impl Attributes {
     #[must_use]
     pub const fn with_memory_index(self, index: u8) -> Self {
         assert!(index < 8, "MAIR_EL1 has eight attributes");
-        let field = STAGE1::ATTR_INDEX;
-        Self(self.0 & !(field.mask << field.shift) | (index as u64) << field.shift)
+        Self(self.0 & !bits::ATTR_INDEX | (index as u64) << bits::ATTR_INDEX.trailing_zeros())
     }
 
     /// The bits that the leaf carries, VALID among them, without address and type.

@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use super::{Descriptor, Kind, LevelEntries, MAIR_MTE, MemoryAttribute, NonPresent, STAGE1, bits};
+use super::{Descriptor, Kind, LevelEntries, MAIR_MTE, MemoryAttribute, NonPresent, bits};
 
 /// The last level of the walk with the 4 KiB granule.
 const LAST_LEVEL: u8 = 3;
@@ -24,7 +24,7 @@ impl Descriptor {
 
     /// What MAIR_EL1, being `mair`, has at the index of this leaf.
     const fn memory_attribute(self, mair: u64) -> MemoryAttribute {
-        MemoryAttribute(mair.to_le_bytes()[(self.0 >> STAGE1::ATTR_INDEX.shift & 0b111) as usize])
+        MemoryAttribute(mair.to_le_bytes()[self.memory_index() as usize])
     }
 }
 
@@ -85,104 +85,84 @@ impl fmt::Display for Decoded {
 
 impl Decoded {
     fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (descriptor, fields) = (self.descriptor, self.descriptor.fields());
-        write!(f, "table {}", descriptor.address())?;
-        for (set, name) in [
-            (fields.is_set(STAGE1::PXNTABLE), ", PXNTable"),
-            (fields.is_set(STAGE1::UXNTABLE), ", UXNTable"),
-            (descriptor.0 & bits::RECLAIM_MARK != 0, ", marked for reclaim (software's)"),
-        ] {
-            f.write_str(if set { name } else { "" })?;
-        }
-        other_bits(f, descriptor, TABLE_FIELDS)
+        write!(f, "table {}", self.descriptor.address())?;
+        let named = fmt_bits(f, self.descriptor, &TABLE_BITS)?;
+        other_bits(f, self.descriptor, bits::VALID | bits::TABLE | bits::ADDRESS | named)
     }
 
     fn leaf(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (descriptor, fields) = (self.descriptor, self.descriptor.fields());
+        let descriptor = self.descriptor;
         let present = descriptor.is_valid();
         let size = if self.level == LAST_LEVEL { "page" } else { "block" };
         write!(f, "{}{size} {}", if present { "" } else { "present but invalid: " }, descriptor.address())?;
-        let (user, writable) = (fields.is_set(STAGE1::USER), !fields.is_set(STAGE1::RDONLY));
-        f.write_str(match (user, writable) {
+        f.write_str(match (descriptor.0 & bits::USER != 0, descriptor.is_writable()) {
             (false, true) => ", AP read/write at EL1",
             (false, false) => ", AP read-only at EL1",
             (true, true) => ", AP read/write at EL1 and EL0",
             (true, false) => ", AP read-only at EL1 and EL0",
         })?;
-        f.write_str(match fields.read_as_enum(STAGE1::SH) {
-            Some(STAGE1::SH::Value::InnerShareable) => ", SH inner shareable",
-            Some(STAGE1::SH::Value::OuterShareable) => ", SH outer shareable",
-            Some(STAGE1::SH::Value::NonShareable) => ", SH non-shareable",
-            None => ", SH reserved",
+        f.write_str(match descriptor.0 & bits::SH {
+            bits::SH_INNER => ", SH inner shareable",
+            bits::SH_OUTER => ", SH outer shareable",
+            0 => ", SH non-shareable",
+            _ => ", SH reserved",
         })?;
-        for (set, name) in [
-            (fields.is_set(STAGE1::AF), ", AF"),
-            // The same bit, where the entry is not valid, means "present".
-            (present && fields.is_set(STAGE1::NG), ", nG"),
-            (fields.is_set(STAGE1::GP), ", GP"),
-            (fields.is_set(STAGE1::WRITE), ", DBM"),
-            (fields.is_set(STAGE1::CONTIGUOUS), ", Contiguous"),
-            (fields.is_set(STAGE1::PXN), ", PXN"),
-            (fields.is_set(STAGE1::UXN), ", UXN"),
-        ] {
-            f.write_str(if set { name } else { "" })?;
-        }
-        let named = software(f, descriptor)?;
-        write!(
-            f,
-            ", AttrIndx {} ({})",
-            fields.read(STAGE1::ATTR_INDEX),
-            descriptor.memory_attribute(self.mair).names().0
-        )?;
-        other_bits(f, descriptor, LEAF_FIELDS | named)
+        // Where the entry is not valid, the bit of nG means "present".
+        let shown = if present { descriptor } else { Descriptor(descriptor.0 & !bits::NG) };
+        let named = fmt_bits(f, shown, &LEAF_BITS)? | fmt_bits(f, descriptor, software(descriptor))?;
+        let memory = descriptor.memory_attribute(self.mair).names().0;
+        write!(f, ", AttrIndx {} ({memory})", descriptor.memory_index())?;
+        let fields =
+            bits::VALID | bits::TABLE | bits::ATTR_INDEX | bits::USER | bits::RDONLY | bits::SH | bits::ADDRESS;
+        other_bits(f, descriptor, fields | named)
     }
 }
 
-/// Bits of a table descriptor that have a name above.
-const TABLE_FIELDS: u64 =
-    bits::VALID | bits::TABLE | bits::ADDRESS | bits::PXNTABLE | bits::UXNTABLE | bits::RECLAIM_MARK;
+/// Bits of a table descriptor, and what is printed for each.
+const TABLE_BITS: [(u64, &str); 3] = [
+    (bits::PXNTABLE, "PXNTable"),
+    (bits::UXNTABLE, "UXNTable"),
+    (bits::RECLAIM_MARK, "marked for reclaim (software's)"),
+];
 
-/// Bits of a leaf that have a name above.
-const LEAF_FIELDS: u64 = bits::VALID
-    | bits::TABLE
-    | 0b111 << 2
-    | bits::USER
-    | bits::RDONLY
-    | 0b11 << 8
-    | bits::AF
-    | bits::NG
-    | bits::ADDRESS
-    | 1 << 50
-    | bits::WRITE
-    | bits::CONTIGUOUS
-    | bits::PXN
-    | bits::UXN;
+/// Bits of a leaf, likewise.
+const LEAF_BITS: [(u64, &str); 7] = [
+    (bits::AF, "AF"),
+    (bits::NG, "nG"),
+    (bits::GP, "GP"),
+    (bits::WRITE, "DBM"),
+    (bits::CONTIGUOUS, "Contiguous"),
+    (bits::PXN, "PXN"),
+    (bits::UXN, "UXN"),
+];
 
-/// What software means by its bits in a leaf; returns those that it has named. In a leaf of a user space they mean
-/// something else than in the kernel's.
-fn software(f: &mut fmt::Formatter<'_>, leaf: Descriptor) -> Result<u64, fmt::Error> {
-    const KERNEL: [(u64, &str); 1] = [(bits::VM_ALLOC, "VM_ALLOC")];
-    const USER: [(u64, &str); 3] = [(bits::DIRTY, "dirty"), (bits::SPECIAL, "special"), (bits::UFFD_WP, "uffd-wp")];
-    const USER_INVALID: [(u64, &str); 5] = [
-        (bits::DIRTY, "dirty"),
-        (bits::SPECIAL, "special"),
-        (bits::UFFD_WP_INVALID, "uffd-wp"),
-        (bits::PROT_NONE, "inaccessible"),
-        (bits::FAULT_ON_ACCESS, "fault on access"),
-    ];
-    let names: &[_] = match (leaf.is_valid(), leaf.is_inaccessible()) {
-        (true, _) if leaf.0 & bits::NG != 0 => &USER,
-        (false, true) => &USER_INVALID,
-        _ => &KERNEL,
-    };
-    let mut named = 0;
-    for &(bit, name) in names {
-        named |= bit;
-        if leaf.0 & bit != 0 {
-            write!(f, ", {name} (software's)")?;
+/// Prints those of `names` that are set; returns the bits of all.
+fn fmt_bits(f: &mut fmt::Formatter<'_>, entry: Descriptor, names: &[(u64, &str)]) -> Result<u64, fmt::Error> {
+    for (bit, name) in names {
+        if entry.0 & bit != 0 {
+            write!(f, ", {name}")?;
         }
     }
-    Ok(named)
+    Ok(names.iter().fold(0, |all, (bit, _)| all | bit))
+}
+
+/// What software means by its bits in a leaf. In a leaf of a user space they mean something else than in the kernel's.
+const fn software(leaf: Descriptor) -> &'static [(u64, &'static str)] {
+    match (leaf.is_valid(), leaf.is_inaccessible()) {
+        (true, _) if leaf.0 & bits::NG != 0 => &[
+            (bits::DIRTY, "dirty (software's)"),
+            (bits::SPECIAL, "special (software's)"),
+            (bits::UFFD_WP, "uffd-wp (software's)"),
+        ],
+        (false, true) => &[
+            (bits::DIRTY, "dirty (software's)"),
+            (bits::SPECIAL, "special (software's)"),
+            (bits::UFFD_WP_INVALID, "uffd-wp (software's)"),
+            (bits::PROT_NONE, "inaccessible (software's)"),
+            (bits::FAULT_ON_ACCESS, "fault on access (software's)"),
+        ],
+        _ => &[(bits::VM_ALLOC, "VM_ALLOC (software's)")],
+    }
 }
 
 fn other_bits(f: &mut fmt::Formatter<'_>, descriptor: Descriptor, named: u64) -> fmt::Result {
@@ -207,18 +187,18 @@ impl Listed {
 
 impl fmt::Display for Listed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fields = self.descriptor.fields();
+        let has = |bit| self.descriptor.0 & bit != 0;
         for (set, yes, no) in [
-            (self.descriptor.is_valid(), "  ", "F "),
-            (fields.is_set(STAGE1::USER), "USR ", "    "),
-            (fields.is_set(STAGE1::RDONLY), "ro ", "RW "),
-            (fields.is_set(STAGE1::PXN), "NX ", "x  "),
-            (fields.is_set(STAGE1::SH), "SHD ", "    "),
-            (fields.is_set(STAGE1::AF), "AF ", "   "),
-            (self.descriptor.is_valid() && fields.is_set(STAGE1::NG), "NG ", "   "),
-            (fields.is_set(STAGE1::CONTIGUOUS), "CON ", "    "),
-            (fields.is_set(STAGE1::UXN), "UXN ", "    "),
-            (fields.is_set(STAGE1::GP), "GP ", "   "),
+            (has(bits::VALID), "  ", "F "),
+            (has(bits::USER), "USR ", "    "),
+            (has(bits::RDONLY), "ro ", "RW "),
+            (has(bits::PXN), "NX ", "x  "),
+            (has(bits::SH), "SHD ", "    "),
+            (has(bits::AF), "AF ", "   "),
+            (has(bits::VALID) && has(bits::NG), "NG ", "   "),
+            (has(bits::CONTIGUOUS), "CON ", "    "),
+            (has(bits::UXN), "UXN ", "    "),
+            (has(bits::GP), "GP ", "   "),
         ] {
             f.write_str(if set { yes } else { no })?;
         }

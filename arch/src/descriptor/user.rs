@@ -15,7 +15,7 @@
 //! [`USES`] has every bit with the places in which it means something; no two meet in one place, nor with a field of
 //! the hardware: that is asserted when this is compiled.
 
-use super::{Attributes, Descriptor, MemoryType, STAGE1, bits};
+use super::{Attributes, Descriptor, MemoryType, bits};
 use crate::addr::PhysAddr;
 
 /// Where a bit has its meaning, as a set.
@@ -112,7 +112,7 @@ const TYPE_MIGRATION_WRITE: u64 = 27;
 const TYPE_MARKER: u64 = 31;
 
 /// Caches of all CPUs, and of devices, show the same.
-const SHARED: u64 = STAGE1::SH::InnerShareable.value;
+const SHARED: u64 = bits::SH_INNER;
 
 /// What a mapping lets EL0 do: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -493,13 +493,8 @@ impl Descriptor {
     /// What userfaultfd protects does not become writable.
     #[must_use]
     pub const fn modified(self, attributes: Attributes) -> Self {
-        const PERMISSIONS: u64 = bits::USER
-            | bits::RDONLY
-            | bits::WRITE
-            | bits::PXN
-            | bits::UXN
-            | bits::GP
-            | STAGE1::ATTR_INDEX.mask << STAGE1::ATTR_INDEX.shift;
+        const PERMISSIONS: u64 =
+            bits::USER | bits::RDONLY | bits::WRITE | bits::PXN | bits::UXN | bits::GP | bits::ATTR_INDEX;
         let dirty = self.is_dirty();
         let fields = Self(self.0 & !PERMISSIONS | attributes.bits() & PERMISSIONS);
         let waits = self.is_fault_on_access();

@@ -4,7 +4,7 @@
 //! new.
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Kind, MemoryType, STAGE1};
+use granule_arch::descriptor::{Kind, MemoryType};
 use granule_pgtable::{Geometry, Granule4K, PageRange, Step};
 
 use super::parse::{Args, ArgumentError};
@@ -82,7 +82,7 @@ fn say_where(session: &mut Session<'_>, address: VirtAddr, leaf: &Step) {
     } else {
         writeln!(session, "{address} was made invalid: translation fault, level {}; it kept {physical}", leaf.level);
     }
-    let device = leaf.descriptor.fields().read(STAGE1::ATTR_INDEX) == MemoryType::DeviceNGnRE as u64;
+    let device = leaf.descriptor.memory_index() == MemoryType::DeviceNGnRE as u8;
     if layout::region_name(address) == "vmalloc" && !device {
         let alias = layout::linear(physical);
         let access = match last_step(session, alias) {

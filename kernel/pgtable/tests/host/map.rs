@@ -1,9 +1,7 @@
 //! What `map` makes, and what it refuses.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{
-    Attributes, Descriptor, Kind, MemoryAttribute, MemoryType, Protection, STAGE1, bits, mair,
-};
+use granule_arch::descriptor::{Attributes, Descriptor, Kind, MemoryAttribute, MemoryType, Protection, bits, mair};
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{
     Change, Error, Execution, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny, WholeLeaves,
@@ -293,6 +291,6 @@ fn memory_types_of_another_mair() {
     let mut types = [MemoryAttribute::DEVICE_NGNRNE; 8];
     types[5] = MemoryAttribute::NORMAL_WRITE_THROUGH;
     let (_, leaf) = walk_of(DATA.with_memory_index(5), Shape::PAGES);
-    assert_eq!(leaf.fields().read(STAGE1::ATTR_INDEX), 5);
+    assert_eq!(leaf.memory_index(), 5);
     assert!(leaf.decoded(3).with_mair(mair(&types)).to_string().ends_with("AttrIndx 5 (Normal write-through)"));
 }

@@ -45,10 +45,8 @@ fn a_bound_device_uses_the_addresses_of_the_space_and_an_unbound_one_its_own() {
         let second = device.alloc_coherent(&rig.cpu, 8).unwrap();
         let doorbell = device.message_address(&rig.cpu, granule_arch::addr::PhysAddr(0x0809_0040)).unwrap();
         assert_eq!(
-            entry(&space, granule_arch::addr::VirtAddr(doorbell.0 & !(PAGE - 1)))
-                .fields()
-                .read(granule_arch::descriptor::STAGE1::ATTR_INDEX),
-            MemoryType::DeviceNGnRE as u64
+            entry(&space, granule_arch::addr::VirtAddr(doorbell.0 & !(PAGE - 1))).memory_index(),
+            MemoryType::DeviceNGnRE as u8
         );
         assert!(matches!(rig.smmu.access(STREAM, second.address().0, true), Outcome::Reaches(_)));
 

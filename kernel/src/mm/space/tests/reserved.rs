@@ -1,7 +1,7 @@
 //! Pages of the kernel above all that programs may map.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, MemoryType, STAGE1, bits};
+use granule_arch::descriptor::{Descriptor, MemoryType, bits};
 
 use super::super::{Access, FaultError, RESERVED_END, RESERVED_START, Space, USER_END, handle_fault};
 use super::{PAGE, Rig, areas, private};
@@ -28,7 +28,7 @@ fn a_reserved_page_is_the_kernels_and_no_area() {
     show(&rig, &space, RESERVED_START);
     let shown = entry(&space, RESERVED_START);
     assert_eq!(shown.address(), DOORBELL);
-    assert_eq!(shown.fields().read(STAGE1::ATTR_INDEX), MemoryType::DeviceNGnRE as u64);
+    assert_eq!(shown.memory_index(), MemoryType::DeviceNGnRE as u8);
     assert!(shown.is_valid() && shown.is_writable() && shown.is_special());
     let never = bits::UXN | bits::PXN | bits::NG | bits::AF;
     assert_eq!(shown.0 & (bits::USER | never), never, "not for EL0, not global, nothing to execute, nothing to set");
