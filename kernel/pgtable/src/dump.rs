@@ -1,7 +1,7 @@
 //! What is mapped, as ranges of like leaves.
 
 use core::convert::Infallible;
-use core::fmt::{self, Write as _};
+use core::fmt;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
@@ -76,31 +76,16 @@ impl fmt::Display for Extent {
     }
 }
 
-/// Bytes, printed in the largest unit in which they are a whole number: `64K`.
+/// Bytes, printed in the largest unit in which they are a whole number, at the right end of the width: `64K`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = if self.0 == 0 { 0 } else { (self.0.trailing_zeros() / 10).min(3) };
-        let mut text = Text { bytes: [0; 24], used: 0 };
-        write!(text, "{}{}", self.0 >> (10 * unit), ["", "K", "M", "G"][unit as usize])?;
-        f.pad(core::str::from_utf8(text.bytes.get(..text.used).unwrap_or_default()).map_err(|_| fmt::Error)?)
-    }
-}
-
-/// Room for a number and its unit.
-struct Text {
-    bytes: [u8; 24],
-    used: usize,
-}
-
-impl fmt::Write for Text {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.bytes.get_mut(self.used..self.used + text.len()).ok_or(fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.used += text.len();
-        Ok(())
+        let power = if self.0 == 0 { 0 } else { (self.0.trailing_zeros() / 10).min(3) };
+        let unit = ["", "K", "M", "G"][power as usize];
+        let width = f.width().unwrap_or(0).saturating_sub(unit.len());
+        write!(f, "{:width$}{unit}", self.0 >> (10 * power))
     }
 }
 

@@ -129,11 +129,9 @@ pub unsafe trait Platform {
 #[derive(Clone, Copy, Debug)]
 pub struct DirectMap<G: Geometry = Granule4K> {
     offset: u64,
-    tlb_range: bool,
-    ttl: bool,
-    ets2: bool,
     repeats_tlbi: bool,
-    code: Option<CodeCaches>,
+    /// What all CPUs have, as far as that is known.
+    features: Option<CpuFeatures>,
     geometry: PhantomData<G>,
 }
 
@@ -144,15 +142,7 @@ impl<G: Geometry> DirectMap<G> {
     /// For as long as it is used, it is used with trees of geometry `G` alone, whose tables are seen there, writable
     /// and as Normal memory. CPUs that need [`Self::repeating_tlbi`] have it.
     pub const unsafe fn new(offset: u64) -> Self {
-        Self {
-            offset,
-            tlb_range: false,
-            ttl: false,
-            ets2: false,
-            repeats_tlbi: false,
-            code: None,
-            geometry: PhantomData,
-        }
+        Self { offset, repeats_tlbi: false, features: None, geometry: PhantomData }
     }
 
     /// On CPUs with an erratum that [`Platform::repeats_tlbi`] works around, such as Cortex-A76 and Neoverse-N1:
@@ -168,8 +158,7 @@ impl<G: Geometry> DirectMap<G> {
     /// Every CPU that runs has at least these: see [`CpuFeatures::least`].
     #[must_use]
     pub unsafe fn with_features(self, all: &CpuFeatures) -> Self {
-        let code = Some(all.code_caches());
-        Self { tlb_range: all.tlb_range(), ttl: all.ttl(), ets2: all.ets2(), code, ..self }
+        Self { features: Some(*all), ..self }
     }
 }
 
@@ -184,13 +173,13 @@ unsafe impl<G: Geometry> Platform for DirectMap<G> {
     }
 
     fn has(&self, feature: Feature) -> bool {
-        match feature {
-            Feature::TlbRange => self.tlb_range,
-            Feature::Ttl => self.ttl,
-            Feature::Ets2 => self.ets2,
-            Feature::Idc => self.code.is_some_and(|code| code.idc),
-            Feature::Dic => self.code.is_some_and(|code| code.dic),
-        }
+        self.features.as_ref().is_some_and(|all| match feature {
+            Feature::TlbRange => all.tlb_range(),
+            Feature::Ttl => all.ttl(),
+            Feature::Ets2 => all.ets2(),
+            Feature::Idc => all.code_caches().idc,
+            Feature::Dic => all.code_caches().dic,
+        })
     }
 
     fn repeats_tlbi(&self) -> bool {
@@ -198,7 +187,7 @@ unsafe impl<G: Geometry> Platform for DirectMap<G> {
     }
 
     fn code_caches(&self) -> CodeCaches {
-        self.code.unwrap_or_else(CodeCaches::of_this_cpu)
+        self.features.as_ref().map_or_else(CodeCaches::of_this_cpu, CpuFeatures::code_caches)
     }
 }
 
