@@ -124,6 +124,29 @@ mod machine {
         };
     }
 
+    /// One load or store, of what is in `value` and to there.
+    macro_rules! access {
+        ($instruction:literal, $address:expr, $value:expr) => {{
+            let mut value: u64 = $value;
+            let (esr, far): (u64, u64);
+            // SAFETY: a load changes no memory, and what lies where a store goes its caller may change; where either
+            // faults the exception table ends it.
+            unsafe {
+                asm!(
+                    concat!("1: ", $instruction),
+                    "2:",
+                    entry!(),
+                    value = inout(reg) value,
+                    address = in(reg) $address.0,
+                    inout("x16") 0u64 => esr,
+                    out("x17") far,
+                    options(nostack, preserves_flags),
+                );
+            }
+            outcome(esr, far).map(|()| value)
+        }};
+    }
+
     macro_rules! width {
         ($type:ty, $load:literal, $store:literal) => {
             impl sealed::Sealed for $type {}
@@ -131,42 +154,12 @@ mod machine {
             impl Width for $type {
                 #[inline(never)]
                 fn load(address: VirtAddr) -> Result<Self, ProbeFault> {
-                    let value: u64;
-                    let (esr, far): (u64, u64);
-                    // SAFETY: a load changes no memory, and where it faults the exception table ends it.
-                    unsafe {
-                        asm!(
-                            concat!("1: ", $load),
-                            "2:",
-                            entry!(),
-                            value = out(reg) value,
-                            address = in(reg) address.0,
-                            inout("x16") 0u64 => esr,
-                            out("x17") far,
-                            options(nostack, preserves_flags),
-                        );
-                    }
-                    outcome(esr, far).map(|()| value as $type)
+                    access!($load, address, 0).map(|value| value as $type)
                 }
 
                 #[inline(never)]
                 unsafe fn store(address: VirtAddr, value: Self) -> Result<(), ProbeFault> {
-                    let (esr, far): (u64, u64);
-                    // SAFETY: the caller may change what lies there, and where the store faults the exception table
-                    // ends it.
-                    unsafe {
-                        asm!(
-                            concat!("1: ", $store),
-                            "2:",
-                            entry!(),
-                            value = in(reg) u64::from(value),
-                            address = in(reg) address.0,
-                            inout("x16") 0u64 => esr,
-                            out("x17") far,
-                            options(nostack, preserves_flags),
-                        );
-                    }
-                    outcome(esr, far)
+                    access!($store, address, value.into()).map(drop)
                 }
             }
         };
