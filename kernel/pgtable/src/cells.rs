@@ -69,16 +69,14 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// [`Self::ensure_cell`] refuses.
     #[inline(always)]
     pub fn cell(&self, address: VirtAddr) -> Option<(PhysAddr, &'a M::Cell)> {
-        let table = self.last_table(address).ok()?;
-        Some((table.address(), &self.mmu().table(table)[M::Geometry::index(address, LAST_LEVEL)]))
+        let place = self.last_table(address).ok()?;
+        Some((place.table().address(), place.cell(address)))
     }
 
     /// The entries of `count` pages from `start` on, which one table translates; `None` where there is no table.
     #[inline(always)]
     pub fn cells(&self, start: VirtAddr, count: usize) -> Option<Cells<'a, M>> {
-        let table = self.last_table(start).ok()?;
-        let first = M::Geometry::index(start, LAST_LEVEL);
-        Some(Cells { table: table.address(), cells: &self.mmu().table(table)[first..first + count], start })
+        Some(cells_in(&self.last_table(start).ok()?, start, count))
     }
 
     /// Calls `visit` with the entries of `range`, table by table, in ascending order. Where there is no table nothing
@@ -91,16 +89,13 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         let mut from = range.start();
         loop {
             let level = match self.last_table(from) {
-                Ok(table) => {
-                    let first = M::Geometry::index(from, LAST_LEVEL);
+                Ok(place) => {
                     let pages = ((range.last().0 - from.0) >> M::Geometry::PAGE_SHIFT) as usize + 1;
-                    let count = pages.min(M::Geometry::entries(LAST_LEVEL) - first);
-                    let cells = &self.mmu().table(table)[first..first + count];
-                    visit(Cells { table: table.address(), cells, start: from });
+                    let left = M::Geometry::entries(LAST_LEVEL) - M::Geometry::index(from, LAST_LEVEL);
+                    visit(cells_in(&place, from, pages.min(left)));
                     LAST_LEVEL - 1
                 }
-                Err(Stop::Missing(level)) => level,
-                Err(Stop::Block(level)) => block_in_the_way(from, level),
+                Err(stop) => stop.missing_at(from),
             };
             let last = VirtAddr(from.0 | (M::Geometry::entry_size(level) - 1));
             if last >= range.last() {
@@ -112,14 +107,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// The last-level table for `address`, or where the walk for it ends.
     #[inline(always)]
-    fn last_table(&self, address: VirtAddr) -> Result<Table, Stop> {
-        let mut place = Cursor::at_root(self);
-        let mut level = M::Geometry::FIRST_LEVEL;
-        while level != LAST_LEVEL {
-            place.descend(level, address, ReclaimMark::Keep).map_err(|entry| stop(entry, level))?;
-            level += 1;
-        }
-        Ok(Table::new(place.table().address(), LAST_LEVEL))
+    fn last_table(&self, address: VirtAddr) -> Result<Cursor<'a, M>, Stop> {
+        Cursor::at_root(self).down_to(LAST_LEVEL, address, ReclaimMark::Keep).map_err(stop)
     }
 
     /// The entry of the page at `address`, and its table, which is linked first where it is missing; and what `prepare`
@@ -154,7 +143,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
             let cell = place.cell(address);
             let mut entry = mmu.load(cell);
             if !entry.is_table()
-                && let Stop::Missing(_) = stop(entry, place.level())
+                && let Stop::Missing(_) = stop((entry, place.level()))
             {
                 entry = link(mmu, cell, &mut spare);
             }
@@ -216,20 +205,10 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// The entry of `level` for `address`, which links a table, or the level at which the walk to it ends.
     fn table_cell(&self, address: VirtAddr, level: u8) -> Result<&'a M::Cell, u8> {
-        let mut place = Cursor::at_root(self);
-        loop {
-            let (cell, at) = (place.cell(address), place.level());
-            let entry = self.mmu().load(cell);
-            if place.follow(entry).is_err() {
-                return match stop(entry, at) {
-                    Stop::Missing(missing) => Err(missing),
-                    Stop::Block(level) => block_in_the_way(address, level),
-                };
-            }
-            if at == level {
-                return Ok(cell);
-            }
-        }
+        let missing = |end| stop(end).missing_at(address);
+        let cell = Cursor::at_root(self).down_to(level, address, ReclaimMark::Keep).map_err(missing)?.cell(address);
+        let entry = self.mmu().load(cell);
+        if entry.is_table() { Ok(cell) } else { Err(missing((entry, level))) }
     }
 
     /// Takes everything out of the tree, and hands it out when `invalidate` is done, which must leave nothing of the
@@ -293,15 +272,31 @@ fn for_each_used<M: Mmu>(mmu: &M, cells: &[M::Cell], mut visit: impl FnMut(&M::C
     }
 }
 
-/// What a walk ends at: `entry`, of `level`, links no table.
+/// The entries of `count` pages from `start` on, in the last-level table of `place`.
+#[inline(always)]
+fn cells_in<'t, M: Mmu>(place: &Cursor<'t, M>, start: VirtAddr, count: usize) -> Cells<'t, M> {
+    let first = M::Geometry::index(start, LAST_LEVEL);
+    Cells { table: place.table().address(), cells: &place.cells()[first..first + count], start }
+}
+
+/// What a walk ends at: an entry, of this level, that links no table.
 #[cold]
-fn stop(entry: Descriptor, level: u8) -> Stop {
+fn stop((entry, level): (Descriptor, u8)) -> Stop {
     if entry.is_vacant() { Stop::Missing(level) } else { Stop::Block(level) }
 }
 
-#[cold]
-fn block_in_the_way(address: VirtAddr, level: u8) -> ! {
-    panic!("a block of level {level} at {address}, in a tree whose leaves are pages");
+impl Stop {
+    /// The level of the entry for `address` that links no table.
+    ///
+    /// # Panics
+    /// At a block: to pass over it would leave its pages as they are.
+    #[inline(always)]
+    fn missing_at(self, address: VirtAddr) -> u8 {
+        match self {
+            Self::Missing(level) => level,
+            Self::Block(level) => panic!("a block of level {level} at {address}, in a tree whose leaves are pages"),
+        }
+    }
 }
 
 /// Links a spare table in `cell`, where nothing is yet; returns what is there then: this table, or what another CPU

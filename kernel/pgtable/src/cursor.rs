@@ -97,16 +97,19 @@ impl<'t, M: Mmu> Cursor<'t, M> {
         Ok(())
     }
 
-    /// Goes down to the table of `level` for `address`; `None` where the walk ends above that.
+    /// Goes down to the table of `level` for `address`.
+    ///
+    /// # Errors
+    /// The entry where the walk ends above that, and its level.
     #[inline(always)]
-    pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, mark: ReclaimMark) -> Option<Self> {
+    pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, mark: ReclaimMark) -> Result<Self, (Descriptor, u8)> {
         let mut at = M::Geometry::FIRST_LEVEL;
         while at != level {
-            self.descend(at, address, mark).ok()?;
+            self.descend(at, address, mark).map_err(|entry| (entry, at))?;
             at += 1;
         }
         self.table = Table::new(self.table.address(), level);
-        Some(self)
+        Ok(self)
     }
 
     /// Goes down to where the walk for `address` ends, and returns the entry there: no table descriptor.

@@ -291,7 +291,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// The last-level table that translates `address`; `None` where there is a block, or nothing.
     #[inline(never)]
     pub fn last_table_of(&self, address: VirtAddr) -> Option<LastTable<'t, M>> {
-        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, ReclaimMark::Keep)?;
+        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, ReclaimMark::Keep).ok()?;
         let start = address.align_down(M::Geometry::entry_size(LAST_LEVEL - 1)).0;
         Some(LastTable { mmu: self.mmu(), start, cells: place.cells() })
     }

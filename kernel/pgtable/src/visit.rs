@@ -107,8 +107,8 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         let mut left = range.size();
         while left != 0 {
             let done = match Cursor::at_root(self).down_to(LAST_LEVEL, from, V::MARK) {
-                Some(place) => visit_pages(self.mmu(), &place, from, left, visitor)?,
-                None => visit_upper(self, from, left, visitor)?,
+                Ok(place) => visit_pages(self.mmu(), &place, from, left, visitor)?,
+                Err(_) => visit_upper(self, from, left, visitor)?,
             };
             from = VirtAddr(from.0.wrapping_add(done));
             left -= done;
@@ -119,7 +119,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// All of `range`, where it lies in one last-level table.
     #[inline(always)]
     pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, mark: ReclaimMark) -> Option<Run<'t, M>> {
-        let table = Cursor::at_root(self).down_to(LAST_LEVEL, range.start(), mark)?;
+        let table = Cursor::at_root(self).down_to(LAST_LEVEL, range.start(), mark).ok()?;
         let run = page_run(&table, range.start(), range.size());
         (run.count == range.pages()).then_some(run)
     }
@@ -129,7 +129,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     pub(crate) fn sole_run_of_leaves(&self, range: PageRange<M::Geometry>) -> Option<SoleRun<'t, M>> {
         const ABOVE: u8 = LAST_LEVEL - 1;
         let (start, size) = (range.start(), range.size());
-        let mut place = Cursor::at_root(self).down_to(ABOVE, start, ReclaimMark::Keep)?;
+        let mut place = Cursor::at_root(self).down_to(ABOVE, start, ReclaimMark::Keep).ok()?;
         let table = place.cells();
         let Err(descriptor) = place.descend(ABOVE, start, ReclaimMark::Keep) else {
             let run = page_run(&place, start, size);
