@@ -9,40 +9,18 @@ use core::fmt;
 use aarch64_cpu::registers::ESR_EL1;
 use tock_registers::LocalRegisterCopy;
 
-pub use self::fields::ISS_ABORT;
-
 /// The exception class, by the Arm ARM's names.
 pub type Class = ESR_EL1::EC::Value;
 
-mod fields {
-    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-
-    use tock_registers::register_bitfields;
-
-    register_bitfields! {u64,
-        /// The syndrome of a data or instruction abort (ISS encodings in D24.2.41).
-        pub ISS_ABORT [
-            /// DFSC or IFSC: the fault's status code.
-            STATUS OFFSET(0) NUMBITS(6) [],
-            /// Data aborts: the access was a write.
-            WNR OFFSET(6) NUMBITS(1) [],
-            /// The fault was taken on a stage 2 translation of a stage 1 walk.
-            S1PTW OFFSET(7) NUMBITS(1) [],
-            /// Data aborts: the access was cache maintenance or an address translation; WNR has no meaning then.
-            CM OFFSET(8) NUMBITS(1) [],
-            /// External aborts: what an implementation adds.
-            EA OFFSET(9) NUMBITS(1) [],
-            /// FAR_EL1 is not valid (external aborts only).
-            FNV OFFSET(10) NUMBITS(1) [],
-            /// Data aborts: bits 23:14 describe the access.
-            ISV OFFSET(24) NUMBITS(1) [],
-            /// log2 of the size of the access, with ISV.
-            SAS OFFSET(22) NUMBITS(2) [],
-            /// The register that was loaded or stored, with ISV.
-            SRT OFFSET(16) NUMBITS(5) []
-        ]
-    }
-}
+// Of the syndrome of a data or instruction abort (ISS encodings in D24.2.41).
+/// DFSC or IFSC: the fault's status code.
+const STATUS: u64 = 0b11_1111;
+/// WnR, of data aborts: the access was a write.
+const WNR: u64 = 1 << 6;
+/// CM, of data aborts: the access was cache maintenance or an address translation; WnR has no meaning then.
+const CM: u64 = 1 << 8;
+/// FnV: FAR_EL1 is not valid (external aborts only).
+const FNV: u64 = 1 << 10;
 
 /// A copy of ESR_EL1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -142,7 +120,6 @@ impl Syndrome {
     /// for the page-fault path: some shifts and masks.
     #[inline(always)]
     pub const fn page_fault_of_el0(self) -> Option<Access> {
-        const STATUS: u64 = ISS_ABORT::STATUS.mask;
         const DATA: u64 = Class::DataAbortLowerEL as u64;
         const FETCH: u64 = Class::InstrAbortLowerEL as u64;
         const FIRST: u64 = 0b00_0100;
@@ -152,9 +129,7 @@ impl Syndrome {
             return None;
         }
         match self.0 >> 26 & 0x3f {
-            DATA if self.0 & ISS_ABORT::CM::SET.value != 0 => Some(Access::Maintenance),
-            DATA if self.0 & ISS_ABORT::WNR::SET.value != 0 => Some(Access::Write),
-            DATA => Some(Access::Read),
+            DATA => Some(self.data_access()),
             FETCH => Some(Access::Fetch),
             _ => None,
         }
@@ -162,22 +137,23 @@ impl Syndrome {
 
     /// The details of a data or instruction abort; `None` for every other class.
     pub fn abort(self) -> Option<Abort> {
-        let iss = LocalRegisterCopy::<u64, ISS_ABORT::Register>::new(self.iss());
         let access = match self.class()? {
             Class::InstrAbortLowerEL | Class::InstrAbortCurrentEL => Access::Fetch,
-            Class::DataAbortLowerEL | Class::DataAbortCurrentEL => {
-                if iss.is_set(ISS_ABORT::CM) {
-                    Access::Maintenance
-                } else if iss.is_set(ISS_ABORT::WNR) {
-                    Access::Write
-                } else {
-                    Access::Read
-                }
-            }
+            Class::DataAbortLowerEL | Class::DataAbortCurrentEL => self.data_access(),
             _ => return None,
         };
-        let (status, level) = fault_status(iss.read(ISS_ABORT::STATUS) as u8);
-        Some(Abort { status, level, access, address_valid: !iss.is_set(ISS_ABORT::FNV) })
+        let (status, level) = fault_status((self.0 & STATUS) as u8);
+        Some(Abort { status, level, access, address_valid: self.0 & FNV == 0 })
+    }
+
+    /// What a data abort's instruction attempted.
+    #[inline(always)]
+    const fn data_access(self) -> Access {
+        match self.0 & (CM | WNR) {
+            0 => Access::Read,
+            WNR => Access::Write,
+            _ => Access::Maintenance,
+        }
     }
 }
 
