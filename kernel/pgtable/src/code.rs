@@ -45,7 +45,7 @@ fn maintain<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, c
     let mmu = tables.mmu();
     let mut cleaning = Cleaning { change, found: None, unmapped: false };
     let Ok(()) = tables.visit(range, &mut cleaning);
-    let Some(PageHull { first, last }) = cleaning.found else { return };
+    let Some((first, last)) = cleaning.found else { return };
     // The cleans are complete, or with IDC the stores themselves, before the instruction caches are invalidated.
     mmu.dsb_ish();
     if mmu.has(Feature::Dic) {
@@ -63,16 +63,11 @@ fn maintain<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, c
     mmu.dsb_ish();
 }
 
-/// The first and the last address of what becomes executable.
-struct PageHull {
-    first: VirtAddr,
-    last: VirtAddr,
-}
-
 /// Cleans each stretch of leaves that become executable.
 struct Cleaning<'a> {
     change: &'a Change,
-    found: Option<PageHull>,
+    /// The first and the last address of what becomes executable.
+    found: Option<(VirtAddr, VirtAddr)>,
     /// Whether the range has a leaf that is not valid.
     unmapped: bool,
 }
@@ -98,7 +93,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Cleaning<'_> {
                     clean_invalid(mmu, cell, old, first, size, self.change);
                 }
             }
-            self.found = Some(PageHull { first: self.found.as_ref().map_or(first, |hull| hull.first), last });
+            self.found = Some((self.found.map_or(first, |(first, _)| first), last));
         }
         Ok(Next::Entries(leaves))
     }

@@ -133,19 +133,6 @@ impl Change {
         self.required
     }
 
-    /// The change that the alias of these pages takes with it: what may be written here and there. `None` where this is
-    /// not about writing.
-    #[inline(always)]
-    pub const fn writability(&self) -> Option<Self> {
-        if self.set & bits::RDONLY != 0 {
-            Some(Self::READ_ONLY)
-        } else if self.clear & bits::RDONLY != 0 {
-            Some(Self::READ_WRITE)
-        } else {
-            None
-        }
-    }
-
     /// Whether leaves become executable at EL1.
     #[inline(always)]
     pub const fn makes_executable(self) -> bool {

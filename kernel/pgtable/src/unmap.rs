@@ -93,9 +93,9 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// As [`Self::unmap`].
     #[inline(never)]
     pub fn begin_unmap(&self, range: PageRange<M::Geometry>) -> Result<Unmapping<M::Geometry>, Error> {
-        let mut check = WholeLeafCheck { range, found: Survey::NOTHING };
-        self.visit(range, &mut check)?;
-        Ok(Unmapping { range, found: check.found })
+        let mut unmapping = Unmapping { range, found: Survey::NOTHING };
+        self.visit(range, &mut unmapping)?;
+        Ok(unmapping)
     }
 }
 
@@ -135,13 +135,7 @@ impl<G: Geometry> Unmapping<G> {
 }
 
 /// Refuses a range that cuts a leaf.
-struct WholeLeafCheck<G: Geometry> {
-    range: PageRange<G>,
-    /// What the entries have in common. A page that is not mapped may count, and then does no harm.
-    found: Survey,
-}
-
-impl<'t, M: Mmu> Visitor<'t, M> for WholeLeafCheck<M::Geometry> {
+impl<'t, M: Mmu> Visitor<'t, M> for Unmapping<M::Geometry> {
     type Error = Error;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {

@@ -54,7 +54,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
             None => {
                 // By value, and what is pending is returned by value: so no section lies in memory for this.
                 let tables = *self;
-                let Updated { flush, pending } = update_tables(tables, range, change, splitter)?;
+                let (flush, pending) = update_tables(tables, range, change, splitter)?;
                 lazy.add(pending);
                 Ok(flush)
             }
@@ -120,12 +120,6 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     }
 }
 
-/// What [`update_tables`] leaves.
-struct Updated<G: Geometry> {
-    flush: Flush<G>,
-    pending: Pending,
-}
-
 /// [`PageTables::update`] of any range: table by table, in two walks.
 #[inline(never)]
 fn update_tables<M: Mmu, S: Splitter<M>>(
@@ -133,7 +127,7 @@ fn update_tables<M: Mmu, S: Splitter<M>>(
     range: PageRange<M::Geometry>,
     change: Change,
     mut splitter: S,
-) -> Result<Updated<M::Geometry>, Error> {
+) -> Result<(Flush<M::Geometry>, Pending), Error> {
     let found = match check::<M, S>(&tables, range, &change) {
         Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
             splitter.split(&Cut::new(tables, range, CutLeaves::Ends(cut)))?;
@@ -143,7 +137,7 @@ fn update_tables<M: Mmu, S: Splitter<M>>(
     };
     let lazy = Lazy::new(tables.mmu());
     let flush = apply(&tables, &lazy, range, &change, found);
-    Ok(Updated { flush: if S::LIVE_SPLITS { flush.without_level() } else { flush }, pending: lazy.into_pending() })
+    Ok((if S::LIVE_SPLITS { flush.without_level() } else { flush }, lazy.into_pending()))
 }
 
 /// What the first pass has found in a range: it may be changed.
