@@ -57,7 +57,6 @@ const INTERRUPT: u8 = 0x03;
 /// To the start of the line, and erase it to its end (ECMA-48).
 const ERASE_LINE: &[u8] = b"\r\x1b[K";
 /// Between two polls: of a port without interrupts, before its FIFO overflows; of the room for output.
-#[cfg(target_os = "none")]
 const POLL: core::time::Duration = core::time::Duration::from_millis(1);
 
 /// Bytes typed ahead.
@@ -205,21 +204,11 @@ pub fn write_text(bytes: &[u8]) {
 }
 
 /// Sleeps until there is room for a print of [`ROOM`] bytes; returns false where the thread has a signal to handle first.
-#[cfg(target_os = "none")]
 pub fn wait_for_room() -> bool {
     while !has_room() {
         if crate::sched::sleep_until(Deadline::after(POLL)) == crate::sched::Woken::Interrupted {
             return false;
         }
-    }
-    true
-}
-
-/// Waits until there is room; on the host there are no signals.
-#[cfg(not(target_os = "none"))]
-pub fn wait_for_room() -> bool {
-    while !has_room() {
-        std::thread::yield_now();
     }
     true
 }

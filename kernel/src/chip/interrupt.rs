@@ -111,28 +111,24 @@ pub fn init(
     init_cpu(cpu)
 }
 
-#[cfg(target_os = "none")]
 fn probe(
     description: &GicDescription,
     cpus: usize,
     map: &mut dyn FnMut(PhysRange) -> Option<VirtAddr>,
 ) -> Result<&'static dyn InterruptController, InterruptError> {
-    match description {
+    #[cfg(target_os = "none")]
+    return match description {
         GicDescription::V2 { distributor, cpu_interface } => super::gicv2::init(*distributor, *cpu_interface, map),
         GicDescription::V3 { distributor, redistributors } => {
             super::gicv3::init(*distributor, redistributors, cpus, map)
         }
+    };
+    // The host has no registers to map.
+    #[cfg(not(target_os = "none"))]
+    {
+        let _ = (description, cpus, map);
+        Err(InterruptError::NoController)
     }
-}
-
-/// The host has no registers to map.
-#[cfg(not(target_os = "none"))]
-fn probe(
-    _: &GicDescription,
-    _: usize,
-    _: &mut dyn FnMut(PhysRange) -> Option<VirtAddr>,
-) -> Result<&'static dyn InterruptController, InterruptError> {
-    Err(InterruptError::NoController)
 }
 
 /// Makes this CPU take interrupts, with the private ones that have handlers. Its DAIF stays as it is.

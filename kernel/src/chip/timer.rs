@@ -44,14 +44,8 @@ pub type Handler = fn(&Cpu);
 
 impl Due {
     /// Nothing.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self([const { Slot { count: AtomicU64::new(0), handler: AtomicUsize::new(0) } }; PURPOSES])
-    }
-}
-
-impl Default for Due {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -127,7 +127,7 @@ impl Subject for Metal {
     }
 
     fn wait(&mut self, process: u32) -> Option<ProcessEnd> {
-        let foreground = console::Foreground::new();
+        let foreground = console::Foreground::begin();
         process::wait_with(process, || {
             if foreground.take_interrupt() {
                 crate::println!("^C");

@@ -86,7 +86,7 @@ pub fn run() -> ! {
 /// The next line; `None` for one that is too long.
 fn read_line(editor: &mut Editor, screen: &mut dyn Write) -> Option<Line> {
     // A script's session is a log, in which nothing is erased.
-    let shown = editor.erases().then(console::EditedLine::new);
+    let shown = editor.erases().then(console::EditedLine::begin);
     editor.prompt(screen);
     loop {
         let Some(byte) = shown.as_ref().map_or_else(|| Some(console::read_byte()), console::EditedLine::read_byte)

@@ -166,7 +166,7 @@ impl fmt::Display for NodeName {
 
 impl Platform {
     /// A machine with nothing in it, to be filled by [`read`](Self::read). `const`, so that it can be a static.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             model: String::new(),
             memory: Vec::new(),
@@ -231,12 +231,6 @@ impl Platform {
         let mut platform = Self::new();
         platform.read(blob)?;
         Ok(platform)
-    }
-}
-
-impl Default for Platform {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -107,15 +107,8 @@ impl PerCpu {
 /// The CPUs that idle, or are about to.
 static IDLE: AtomicU32 = AtomicU32::new(0);
 
-macro_rules! idle_threads {
-    ($($id:literal)*) => { [$({
-        let _ = $id;
-        Thread::new(0, "idle")
-    }),*] };
-}
-
 /// A thread for each CPU that runs when no other does. Those of the secondaries have the stacks that these started on.
-static IDLE_THREADS: [Thread; MAX_CPUS] = idle_threads!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+static IDLE_THREADS: [Thread; MAX_CPUS] = [const { Thread::new(0, "idle") }; MAX_CPUS];
 /// What the boot CPU has run since it was entered.
 static MAIN: Thread = Thread::new(0, "main");
 

@@ -140,31 +140,30 @@ impl<T> Waiters<'_, T> {
     /// Joins the queue, unlocks it, and sleeps until this thread is woken, `until` has come, or it has a signal to
     /// deliver.
     pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
-        let interrupted = || current().has(Work::SIGNAL).then_some(Woken::Interrupted);
-        match until {
-            None => self.wait_while(value, interrupted),
-            Some(until) => timeout::with_timeout(until, |passed| {
-                self.wait_while(value, || interrupted().or_else(|| passed().then_some(Woken::TimedOut)))
-            }),
-        }
+        self.wait_refusable(value, until, || false)
     }
 
     /// As [`Self::wait_until`]; but `unless` is called first, when this thread is in the queue already, and where it
     /// returns true, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
     pub fn wait_unless(self, value: T, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
         let (mut unless, mut refused) = (Some(unless), false);
-        let mut otherwise = |passed: &dyn Fn() -> bool| {
+        let woken = self.wait_refusable(value, until, || {
             refused = refused || unless.take().is_some_and(|unless| unless());
-            if refused || current().has(Work::SIGNAL) {
-                return Some(Woken::Interrupted);
-            }
-            passed().then_some(Woken::TimedOut)
-        };
-        let woken = match until {
-            None => self.wait_while(value, || otherwise(&|| false)),
-            Some(until) => timeout::with_timeout(until, |passed| self.wait_while(value, || otherwise(passed))),
-        };
+            refused
+        });
         (!refused || woken == Woken::ByAnother).then_some(woken)
+    }
+
+    /// As [`Self::wait_until`], or until `refused` returns true.
+    #[inline(always)]
+    fn wait_refusable(self, value: T, until: Option<Deadline>, mut refused: impl FnMut() -> bool) -> Woken {
+        let mut interrupted = || (refused() || current().has(Work::SIGNAL)).then_some(Woken::Interrupted);
+        match until {
+            None => self.wait_while(value, interrupted),
+            Some(until) => timeout::with_timeout(until, |passed| {
+                self.wait_while(value, || interrupted().or_else(|| passed().then_some(Woken::TimedOut)))
+            }),
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{Author, Edited, Print, RECEIVING, TERMINAL, add_output_by, port, try_read_byte};
 #[cfg(target_os = "none")]
-use super::{Deadline, POLL, READERS};
+use super::READERS;
+use super::{Author, Deadline, Edited, POLL, Print, RECEIVING, TERMINAL, add_output_by, port, try_read_byte};
 use crate::sched::ThreadRef;
 use crate::sync::{IrqLock, rank};
 
@@ -25,7 +25,7 @@ pub struct Foreground(());
 
 impl Foreground {
     /// For the running thread. A Ctrl-C that was typed ahead interrupts it too.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         let before = FOREGROUND.lock().replace(crate::sched::current().to_ref());
         // Without the lock: the last reference to a thread frees it.
         drop(before);
@@ -46,18 +46,11 @@ impl Foreground {
 
     /// Sleeps until the thread is unparked, which Ctrl-C does too. It may return for no reason.
     pub fn pause(&self) {
-        #[cfg(target_os = "none")]
-        if !RECEIVING.load(Ordering::Relaxed) {
+        if RECEIVING.load(Ordering::Relaxed) {
+            crate::sched::park();
+        } else {
             crate::sched::sleep_until(Deadline::after(POLL));
-            return;
         }
-        crate::sched::park();
-    }
-}
-
-impl Default for Foreground {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -76,7 +69,7 @@ pub struct EditedLine(());
 
 impl EditedLine {
     /// Below the output so far. The caller draws the line next.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         add_output_by(Author::Editor, Print::begin_line);
         Self(())
     }
@@ -97,12 +90,6 @@ impl EditedLine {
     }
 }
 
-impl Default for EditedLine {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Drop for EditedLine {
     fn drop(&mut self) {
         TERMINAL.lock().line = Edited::None;
@@ -110,20 +97,14 @@ impl Drop for EditedLine {
 }
 
 /// Waits until there may be input, or others' output.
-#[cfg(target_os = "none")]
 fn wait_for_input() {
-    /// How soon a line that was erased is drawn again. A print may hold any lock, and so wakes no thread.
-    const ERASED_AT_MOST: core::time::Duration = core::time::Duration::from_millis(50);
+    #[cfg(target_os = "none")]
     if RECEIVING.load(Ordering::Relaxed) {
+        /// How soon a line that was erased is drawn again. A print may hold any lock, and so wakes no thread.
+        const ERASED_AT_MOST: core::time::Duration = core::time::Duration::from_millis(50);
         let is_received = || !TERMINAL.lock().received.is_empty();
         READERS.lock().wait_unless((), Some(Deadline::after(ERASED_AT_MOST)), is_received);
-    } else {
-        crate::sched::sleep_until(Deadline::after(POLL));
+        return;
     }
-}
-
-/// Waits for nothing.
-#[cfg(not(target_os = "none"))]
-fn wait_for_input() {
-    std::thread::yield_now();
+    crate::sched::sleep_until(Deadline::after(POLL));
 }

@@ -136,13 +136,13 @@ fn start(kernel: &'static Kernel, cpu: &Cpu, last_device: u32) -> Result<Locked,
 }
 
 /// Gives this CPU's redistributor its tables. Returns what the ITS calls it.
-#[cfg(target_os = "none")]
 fn redistributor(cpu: &Cpu, tables: [PhysAddr; 2], by_address: bool) -> Result<u64, ItsError> {
-    crate::chip::gicv3::enable_lpis(cpu, tables, super::ID_BITS, by_address)
-}
-
-/// The host has none.
-#[cfg(not(target_os = "none"))]
-fn redistributor(_: &Cpu, _: [PhysAddr; 2], _: bool) -> Result<u64, ItsError> {
-    Err(ItsError::None)
+    #[cfg(target_os = "none")]
+    return crate::chip::gicv3::enable_lpis(cpu, tables, super::ID_BITS, by_address);
+    // The host has none.
+    #[cfg(not(target_os = "none"))]
+    {
+        let _ = (cpu, tables, by_address);
+        Err(ItsError::None)
+    }
 }
