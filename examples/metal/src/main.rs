@@ -33,6 +33,7 @@ mod kernel {
     core::arch::global_asm!(
         ".section .head.text, \"ax\"",
         ".globl _start",
+        ".type _start, %function",
         "_start:",
         "adrp x0, __stack_end",
         "mov sp, x0",
@@ -40,7 +41,10 @@ mod kernel {
         "add x0, x0, :lo12:vectors",
         "msr vbar_el1, x0",
         "isb",
+        // The build follows this call for accesses that need the MMU.
+        "bl {turn_mmu_on}",
         "b {start}",
+        ".size _start, . - _start",
         // Every exception ends here: no register need be kept.
         ".balign 0x800",
         "vectors:",
@@ -50,6 +54,7 @@ mod kernel {
         "mrs x1, far_el1",
         "b {exception}",
         ".endr",
+        turn_mmu_on = sym turn_mmu_on,
         start = sym start,
         exception = sym exception,
     );
@@ -73,26 +78,32 @@ mod kernel {
         between(&raw const __tables_start, &raw const __tables_end)
     }
 
-    extern "C" fn start() -> ! {
+    /// All that runs with the MMU off: loads and stores, and nothing exclusive. Returns the address of the root table.
+    #[inline(never)]
+    extern "C" fn turn_mmu_on() -> u64 {
         println!("metal: MMU off");
-        let root = build_tables().expect("tables for the image and the serial port");
+        let root = build_tables().expect("tables for the image and the serial port").address();
         let registers = Registers {
             mair: MAIR,
             tcr: mmu::tcr_of_this_cpu(TCR),
-            lower: root.address(),
+            lower: root,
             upper: PhysAddr(0),
             sctlr: mmu::SCTLR_MMU_ON,
         };
         // SAFETY: the tables map the image, its stack and the serial port where they are; no cache holds an older
         // line of any of it.
         unsafe { mmu::enable(&registers) };
+        root.0
+    }
+
+    extern "C" fn start(root: u64) -> ! {
         println!("metal: MMU on, {}-bit addresses", Granule4KVa39::VA_BITS);
+        // SAFETY: `build_tables` made it, and it stays the root.
+        let root = unsafe { Table::root::<Granule4KVa39>(PhysAddr(root)) };
         make_read_only(root).expect("the page is mapped by a page");
         panic!("the store to a read-only page was not refused");
     }
 
-    /// The MMU is off: loads and stores, and nothing exclusive.
-    #[inline(never)]
     fn build_tables() -> Result<Table, Error> {
         let memory = tables_memory();
         // Variables, the stack and the tables.
