@@ -25,100 +25,84 @@ fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnM
     }
 }
 
-macro_rules! by_address {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal $(, after $barrier:ident)?) => {
-        $(#[$doc])*
-        pub unsafe fn $name(start: VirtAddr, bytes: u64) {
-            $(barrier::$barrier();)?
-            for_each_line(start, bytes, CodeCaches::of_this_cpu().data_line, |line| {
-                #[cfg(target_os = "none")]
-                // SAFETY: by the caller's contract the line is mapped; the operation changes no value that a coherent
-                // observer sees, unless the caller discards lines, which is what it then asked for.
-                unsafe {
-                    core::arch::asm!(
-                        concat!("dc ", $instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags)
-                    );
-                }
-                #[cfg(not(target_os = "none"))]
-                {
-                    let _ = line;
-                    crate::recorded::note(concat!("dc ", $instruction));
-                }
-            });
-            barrier::dsb_sy();
-        }
+/// The instruction for each line that has a byte in the range.
+macro_rules! each_line {
+    ($instruction:literal, $start:expr, $bytes:expr, $line:expr) => {
+        for_each_line($start, $bytes, $line, |line| {
+            #[cfg(target_os = "none")]
+            // SAFETY: by the caller's contract the line is mapped. No value that a coherent observer sees changes,
+            // unless the caller discards lines, which is what it then asked for; what is dropped is fetched again.
+            unsafe {
+                core::arch::asm!(concat!($instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_os = "none"))]
+            {
+                let _ = line;
+                crate::recorded::note($instruction);
+            }
+        })
     };
 }
 
-by_address!(
-    /// Writes dirty lines of the range back to memory (point of coherency): what a device or a CPU with its caches off
-    /// reads is what was written here.
-    ///
-    /// Complete when the function returns.
-    ///
-    /// # Safety
-    /// The range is mapped with read permission at least.
-    clean_to_memory, "cvac"
-);
-by_address!(
-    /// Writes dirty lines of the range back to memory and drops all of its lines: the next read comes from memory.
-    ///
-    /// Complete when the function returns.
-    ///
-    /// # Safety
-    /// The range is mapped with read permission at least.
-    clean_and_invalidate_to_memory, "civac"
-);
-
-by_address!(
-    /// Drops the lines of the range without writing them back: the next read comes from memory. Around stores that
-    /// bypass the caches, such as those with the MMU off: before, so that no older line is written over them; after, so
-    /// that no line that speculation has fetched hides them. What the dropped lines held is lost.
-    ///
-    /// Begins with a DSB: nothing else orders DC IVAC behind stores to Device memory (Arm ARM D7.5.9). Complete when
-    /// the function returns.
-    ///
-    /// # Safety
-    /// The range is mapped writable, or the MMU is off. No cache holds the only copy of a value in one of its lines,
-    /// also where the first and last line reach beyond the range.
-    invalidate_to_memory, "ivac", after dsb_sy
-);
-
-macro_rules! by_line {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
-        $(#[$doc])*
-        ///
-        /// No barrier is issued. `line` is at most the shortest line of all CPUs, in bytes.
-        ///
-        /// # Safety
-        /// The range is mapped with read permission at least.
-        pub unsafe fn $name(start: VirtAddr, bytes: u64, line: u64) {
-            for_each_line(start, bytes, line, |line| {
-                #[cfg(target_os = "none")]
-                // SAFETY: the line is mapped, by the caller's contract; no value changes, and what is dropped is
-                // fetched again.
-                unsafe {
-                    core::arch::asm!(concat!($instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags));
-                }
-                #[cfg(not(target_os = "none"))]
-                {
-                    let _ = line;
-                    crate::recorded::note($instruction);
-                }
-            });
-        }
-    };
+/// Writes dirty lines of the range back to memory (point of coherency): what a device or a CPU with its caches off
+/// reads is what was written here.
+///
+/// Complete when the function returns.
+///
+/// # Safety
+/// The range is mapped with read permission at least.
+pub unsafe fn clean_to_memory(start: VirtAddr, bytes: u64) {
+    each_line!("dc cvac", start, bytes, CodeCaches::of_this_cpu().data_line);
+    barrier::dsb_sy();
 }
 
-by_line!(
-    /// DC CVAU: writes dirty lines of the range back to the point of unification, where instruction fetches look.
-    clean_to_unification, "dc cvau"
-);
-by_line!(
-    /// IC IVAU: drops the range from the instruction caches of all CPUs. By the address that it is executed at: an
-    /// instruction cache may be indexed by virtual address, and another alias may miss it.
-    invalidate_instructions, "ic ivau"
-);
+/// Writes dirty lines of the range back to memory and drops all of its lines: the next read comes from memory.
+///
+/// Complete when the function returns.
+///
+/// # Safety
+/// The range is mapped with read permission at least.
+pub unsafe fn clean_and_invalidate_to_memory(start: VirtAddr, bytes: u64) {
+    each_line!("dc civac", start, bytes, CodeCaches::of_this_cpu().data_line);
+    barrier::dsb_sy();
+}
+
+/// Drops the lines of the range without writing them back: the next read comes from memory. Around stores that
+/// bypass the caches, such as those with the MMU off: before, so that no older line is written over them; after, so
+/// that no line that speculation has fetched hides them. What the dropped lines held is lost.
+///
+/// Begins with a DSB: nothing else orders DC IVAC behind stores to Device memory (Arm ARM D7.5.9). Complete when
+/// the function returns.
+///
+/// # Safety
+/// The range is mapped writable, or the MMU is off. No cache holds the only copy of a value in one of its lines,
+/// also where the first and last line reach beyond the range.
+pub unsafe fn invalidate_to_memory(start: VirtAddr, bytes: u64) {
+    barrier::dsb_sy();
+    each_line!("dc ivac", start, bytes, CodeCaches::of_this_cpu().data_line);
+    barrier::dsb_sy();
+}
+
+/// DC CVAU: writes dirty lines of the range back to the point of unification, where instruction fetches look.
+///
+/// No barrier is issued. `line` is at most the shortest line of all CPUs, in bytes.
+///
+/// # Safety
+/// The range is mapped with read permission at least.
+pub unsafe fn clean_to_unification(start: VirtAddr, bytes: u64, line: u64) {
+    each_line!("dc cvau", start, bytes, line);
+}
+
+/// IC IVAU: drops the range from the instruction caches of all CPUs. By the address that it is executed at: an
+/// instruction cache may be indexed by virtual address, and another alias may miss it.
+///
+/// No barrier is issued. `line` is at most the shortest line of all CPUs, in bytes.
+///
+/// # Safety
+/// The range is mapped with read permission at least.
+pub unsafe fn invalidate_instructions(start: VirtAddr, bytes: u64, line: u64) {
+    each_line!("ic ivau", start, bytes, line);
+}
 
 /// IC IALLUIS: empties the instruction caches of all CPUs. No barrier is issued.
 pub fn invalidate_all_instructions() {

@@ -12,7 +12,7 @@ use arm_sysregs::el1::registers::{
 };
 
 use crate::cache::CodeCaches;
-use crate::sysreg::{DCZID_EL0, PMCEID0_EL0};
+use crate::sysreg::{DCZID_EL0_DZP, EVENT_INST_RETIRED};
 
 /// The identification registers of a CPU, or of the least of several.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -310,7 +310,7 @@ impl CpuFeatures {
     pub fn pmu(&self) -> Option<Pmu> {
         match field(self.dfr0, IdAa64dfr0El1::PMUVER_SHIFT) as u8 {
             0 => None,
-            version => Some(Pmu { version, instructions: PMCEID0_EL0::INST_RETIRED.is_set(self.pmceid0) }),
+            version => Some(Pmu { version, instructions: self.pmceid0 & 1 << EVENT_INST_RETIRED != 0 }),
         }
     }
 
@@ -321,7 +321,7 @@ impl CpuFeatures {
 
     /// Bytes that DC ZVA zeroes; `None` where it is prohibited.
     pub fn dc_zva(&self) -> Option<usize> {
-        if DCZID_EL0::DZP.is_set(self.dczid) { None } else { Some(4 << DCZID_EL0::BS.read(self.dczid)) }
+        if self.dczid & DCZID_EL0_DZP == 0 { Some(4 << field(self.dczid, 0)) } else { None }
     }
 }
 
@@ -352,7 +352,7 @@ fn least_cache_type(a: u64, b: u64) -> u64 {
 
 /// DCZID_EL0: usable only where both zero blocks of the same size.
 fn least_block_zero(a: u64, b: u64) -> u64 {
-    if a == b { a } else { DCZID_EL0::DZP::SET.value }
+    if a == b { a } else { DCZID_EL0_DZP }
 }
 
 impl fmt::Display for Granules {

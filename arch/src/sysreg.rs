@@ -4,32 +4,16 @@
 //! whether a CPU has a register, and the caller reads them first.
 
 #![allow(unsafe_code, reason = "reads system registers")]
-#![allow(missing_docs, reason = "field names are Arm's, the macro writes the items")]
 
-use tock_registers::register_bitfields;
-
-register_bitfields! {u64,
-    pub HCRX_EL2 [
-        /// EL1 may access SCTLR2_EL1.
-        SCTLR2En OFFSET(15) NUMBITS(1) [],
-        /// EL1 may access TCR2_EL1.
-        TCR2En OFFSET(14) NUMBITS(1) [],
-        /// EL1 and EL0 may execute memory copy and set instructions.
-        MSCEn OFFSET(11) NUMBITS(1) []
-    ],
-    pub DCZID_EL0 [
-        /// DC ZVA is prohibited.
-        DZP OFFSET(4) NUMBITS(1) [],
-        /// log2 of the words that DC ZVA zeroes.
-        BS OFFSET(0) NUMBITS(4) []
-    ],
-    pub PMCEID0_EL0 [
-        /// Event 8 is counted: instructions architecturally executed.
-        INST_RETIRED OFFSET(8) NUMBITS(1) []
-    ]
-}
-
-/// The number of the PMU event "instruction architecturally executed".
+/// HCRX_EL2: EL1 and EL0 may execute memory copy and set instructions.
+pub const HCRX_EL2_MSCEN: u64 = 1 << 11;
+/// HCRX_EL2: EL1 may access TCR2_EL1.
+pub const HCRX_EL2_TCR2EN: u64 = 1 << 14;
+/// HCRX_EL2: EL1 may access SCTLR2_EL1.
+pub const HCRX_EL2_SCTLR2EN: u64 = 1 << 15;
+/// DCZID_EL0: DC ZVA is prohibited. Bits 3:0 are log2 of the words that it zeroes.
+pub const DCZID_EL0_DZP: u64 = 1 << 4;
+/// The number of the PMU event "instruction architecturally executed", and of its bit in PMCEID0_EL0.
 pub const EVENT_INST_RETIRED: u64 = 8;
 
 // What DC ZVA zeroes.

@@ -19,7 +19,7 @@ use granule::trap::STACK_SIZE;
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
 use granule_arch::mmu;
-use granule_arch::sysreg::{EVENT_INST_RETIRED, HCRX_EL2};
+use granule_arch::sysreg::{EVENT_INST_RETIRED, HCRX_EL2_MSCEN, HCRX_EL2_SCTLR2EN, HCRX_EL2_TCR2EN};
 use granule_pgtable::{Geometry, Granule4K};
 
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
@@ -102,9 +102,9 @@ core::arch::global_asm!(
     SCTLR_EL2_MMU_OFF = const SCTLR_EL2_MMU_OFF,
     HCR_EL2 = const HCR,
     HCR_E2H_SHIFT = const HCR_EL2::E2H.shift,
-    HCRX_MSCEN = const HCRX_EL2::MSCEn::SET.value,
-    HCRX_TCR2EN = const HCRX_EL2::TCR2En::SET.value,
-    HCRX_SCTLR2EN = const HCRX_EL2::SCTLR2En::SET.value,
+    HCRX_MSCEN = const HCRX_EL2_MSCEN,
+    HCRX_TCR2EN = const HCRX_EL2_TCR2EN,
+    HCRX_SCTLR2EN = const HCRX_EL2_SCTLR2EN,
     CPTR_EL2 = const CPTR_EL2,
     CPTR_EL2_VHE = const CPTR_EL2_VHE,
     CNTHCTL_EL2 = const CNTHCTL,

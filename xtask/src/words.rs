@@ -181,7 +181,12 @@ mod tests {
                 count += 1;
             }
         }
-        let tlbi = std::fs::read_to_string(crate::tools::root().join("arch/src/tlbi.rs")).unwrap();
+        let read = |source| std::fs::read_to_string(crate::tools::root().join("arch/src").join(source)).unwrap();
+        for name in read("cache.rs").split("\npub unsafe fn ").skip(1).filter_map(|rest| rest.split('(').next()) {
+            assert!(is_listed(name), "xtask/src/words.rs lacks {name} of cache.rs");
+            count += 1;
+        }
+        let tlbi = read("tlbi.rs");
         for name in tlbi.split("tlbi!(\"").skip(1).filter_map(|rest| rest.split('"').next()) {
             assert!(is_listed(&format!("execute_{name}")), "xtask/src/words.rs lacks {name} of tlbi.rs");
             count += 1;

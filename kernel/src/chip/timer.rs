@@ -77,9 +77,8 @@ pub fn duration_of(counts: u64) -> Duration {
 pub fn instructions() -> Option<u64> {
     #[cfg(target_os = "none")]
     {
-        /// Event 8, INST_RETIRED, in PMCEID0_EL0.
-        const INST_RETIRED: u64 = 1 << 8;
         use aarch64_cpu::registers::{ID_AA64DFR0_EL1, Readable as _};
+        use granule_arch::sysreg::EVENT_INST_RETIRED;
         // 0 is no PMU, 15 is one that is not the architecture's.
         if matches!(ID_AA64DFR0_EL1.read(ID_AA64DFR0_EL1::PMUVer), 0 | 15) {
             return None;
@@ -90,7 +89,7 @@ pub fn instructions() -> Option<u64> {
             core::arch::asm!("mrs {0}, pmceid0_el0", "isb", "mrs {1}, pmevcntr0_el0", out(reg) events, out(reg) count,
                 options(nostack, preserves_flags));
         }
-        (events & INST_RETIRED != 0).then_some(count)
+        (events & 1 << EVENT_INST_RETIRED != 0).then_some(count)
     }
     #[cfg(not(target_os = "none"))]
     None
