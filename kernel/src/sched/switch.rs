@@ -142,7 +142,7 @@ pub(super) fn to(
 
 /// Saves what only user threads have in registers.
 fn leave(cpu: &Cpu, thread: &Thread) {
-    if thread.entry().is_some() {
+    if thread.entry.is_some() {
         thread.time.stop(timer::count_unordered());
         thread.tls.set(TPIDR_EL0.get());
         thread.fp.leave(cpu, thread);
@@ -152,7 +152,7 @@ fn leave(cpu: &Cpu, thread: &Thread) {
 fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     cpu.trap.set_stack_top(thread.stack_top.get());
-    if thread.entry().is_some() {
+    if thread.entry.is_some() {
         thread.time.start(timer::count_unordered());
         TPIDR_EL0.set(thread.tls.get());
         thread.fp.enter(cpu, thread);

@@ -69,7 +69,8 @@ pub struct Thread {
     pub(super) syscall: extern "C" fn(&mut TrapFrame, &Thread),
     /// [`UserEntry::fault`], likewise.
     pub(super) fault: extern "C" fn(&mut TrapFrame, &Thread) -> bool,
-    entry: Option<&'static UserEntry>,
+    /// Whether it runs at EL0, and what its exceptions do then.
+    pub entry: Option<&'static UserEntry>,
     /// In its CPU's run queue.
     pub(super) link: LinkedListLink,
     /// Its CPU: see the rule in [`super`].
@@ -176,21 +177,6 @@ impl Thread {
     /// How long it has had a CPU, at EL0 and in the kernel, in counts of the timer. For user threads.
     pub fn cpu_time(&self) -> u64 {
         self.time.sum(granule_arch::timer::count)
-    }
-
-    /// Its number.
-    pub const fn id(&self) -> ThreadId {
-        self.id
-    }
-
-    /// What it is called.
-    pub const fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// Whether it runs at EL0, and what its exceptions do then.
-    pub const fn entry(&self) -> Option<&'static UserEntry> {
-        self.entry
     }
 
     /// Whether its system calls accept addresses with a tag in the top byte: Linux's tagged address ABI, off at first,

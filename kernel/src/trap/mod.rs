@@ -176,7 +176,7 @@ mod target {
             return false;
         }
         let thread = sched::current();
-        let Some(entry) = thread.entry() else { return false };
+        let Some(entry) = thread.entry else { return false };
         interrupts::enable();
         let resolved = (entry.resolve)(&thread, address, abort.access);
         let _ = interrupts::mask();

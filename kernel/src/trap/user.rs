@@ -26,7 +26,7 @@ pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) 
 
 /// The functions of a thread that was at EL0.
 fn entry_of(thread: &Thread) -> &'static UserEntry {
-    thread.entry().expect("a thread at EL0 has one")
+    thread.entry.expect("a thread at EL0 has one")
 }
 
 /// An interrupt. Interrupts masked, before as after.
