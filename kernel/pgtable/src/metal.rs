@@ -113,13 +113,13 @@ pub unsafe trait Platform {
 
     /// Called when an entry has been read, and nothing was done with it yet: the hardware and other CPUs may change it
     /// here, in a test on the host.
-    #[cfg(not(target_os = "none"))]
+    #[inline(always)]
     fn has_read(&self, cell: &AtomicU64) {
         let _ = cell;
     }
 
-    /// Called when an entry has been written, for a record on the host.
-    #[cfg(not(target_os = "none"))]
+    /// Called when an entry has been written, for a record: always on the host, on the metal not for plain stores.
+    #[inline(always)]
     fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
         let _ = (cell, old, new);
     }
@@ -202,24 +202,6 @@ const EXCHANGE: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } els
 #[derive(Clone, Copy, Debug)]
 pub struct Metal<P>(pub P);
 
-impl<P: Platform> Metal<P> {
-    #[inline(always)]
-    fn has_read(&self, cell: &AtomicU64) {
-        #[cfg(not(target_os = "none"))]
-        self.0.has_read(cell);
-        #[cfg(target_os = "none")]
-        let _ = cell;
-    }
-
-    #[inline(always)]
-    fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
-        #[cfg(not(target_os = "none"))]
-        self.0.wrote(cell, old, new);
-        #[cfg(target_os = "none")]
-        let _ = (cell, old, new);
-    }
-}
-
 /// The entries of `table`, which is seen at `address`.
 ///
 /// # Safety
@@ -248,14 +230,14 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     #[inline(always)]
     fn load(&self, cell: &AtomicU64) -> Descriptor {
         let found = Descriptor(cell.load(LOAD));
-        self.has_read(cell);
+        self.0.has_read(cell);
         found
     }
 
     #[inline(always)]
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
         #[cfg(not(target_os = "none"))]
-        self.wrote(cell, Descriptor(cell.swap(descriptor.0, Ordering::Relaxed)), descriptor);
+        self.0.wrote(cell, Descriptor(cell.swap(descriptor.0, Ordering::Relaxed)), descriptor);
         #[cfg(target_os = "none")]
         cell.store(descriptor.0, Ordering::Relaxed);
     }
@@ -263,17 +245,17 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     #[inline(always)]
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         if let Err(found) = cell.compare_exchange(current.0, new.0, EXCHANGE, LOAD) {
-            self.has_read(cell);
+            self.0.has_read(cell);
             return Err(Descriptor(found));
         }
-        self.wrote(cell, current, new);
+        self.0.wrote(cell, current, new);
         Ok(())
     }
 
     #[inline(always)]
     fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
         let old = Descriptor(cell.fetch_and(!mask, EXCHANGE));
-        self.wrote(cell, old, Descriptor(old.0 & !mask));
+        self.0.wrote(cell, old, Descriptor(old.0 & !mask));
         old
     }
 
