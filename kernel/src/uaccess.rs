@@ -135,7 +135,7 @@ mod machine {
 \label: \instruction
     .pushsection .extable, "a"
     .balign 4
-    .long   \label\()b - ., 9f - .
+    .long   \label\()b - ., user_faulted - .
     .popsection
     .endm
 
@@ -179,8 +179,6 @@ user_copy_from:
 5:
     mov     x0, #0
     ret
-9:  mov     x0, #1
-    ret
 
     // x0: to, of EL0; x1: from; x2: bytes.
     .type   user_copy_to, %function
@@ -221,8 +219,6 @@ user_copy_to:
 5:
     mov     x0, #0
     ret
-9:  mov     x0, #1
-    ret
 
     // x0: to, of EL0; x1: bytes.
     .type   user_clear, %function
@@ -249,8 +245,6 @@ user_clear:
 5:
     mov     x0, #0
     ret
-9:  mov     x0, #1
-    ret
 
     // x0: to; x1: from, of EL0.
     .type   user_get_word, %function
@@ -260,8 +254,6 @@ user_get_word:
     str     w3, [x0]
     mov     x0, #0
     ret
-9:  mov     x0, #1
-    ret
 
     // x0: to, of EL0; x1: the value.
     .type   user_put_word, %function
@@ -270,7 +262,10 @@ user_put_word:
     user    10, sttr w1, [x0]
     mov     x0, #0
     ret
-9:  mov     x0, #1
+
+    // Where each of them goes on after a fault.
+user_faulted:
+    mov     x0, #1
     ret
     .popsection
     .purgem user

@@ -65,22 +65,6 @@ pub enum StructureError {
 /// # Errors
 /// What is wrong with it; nothing else of it has been looked at then.
 pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
-    let header = header(blob)?;
-    let strings = header.strings(blob)?;
-    check_reservations(blob, header.reservations)?;
-    Structure { blob, strings, at: header.structure }.check()?;
-    Ok(Fdt::new_unchecked(blob))
-}
-
-/// The words of the header that lead further.
-struct Header {
-    structure: usize,
-    strings: usize,
-    strings_size: usize,
-    reservations: usize,
-}
-
-fn header(blob: &[u8]) -> Result<Header, StructureError> {
     let words: &[u8; HEADER] = blob.first_chunk().ok_or(StructureError::NoMagic)?;
     let mut cells = words.chunks_exact(4).map_while(|cell| cell.try_into().ok().map(u32::from_be_bytes));
     let mut next = || cells.next().ok_or(StructureError::NoMagic);
@@ -99,16 +83,11 @@ fn header(blob: &[u8]) -> Result<Header, StructureError> {
     if !structure.is_multiple_of(4) || (reservations as usize) < HEADER {
         return Err(StructureError::Header);
     }
-    let [structure, strings, strings_size, reservations] =
-        [structure, strings, strings_size, reservations].map(|word| word as usize);
-    Ok(Header { structure, strings, strings_size, reservations })
-}
-
-impl Header {
-    fn strings<'t>(&self, blob: &'t [u8]) -> Result<&'t [u8], StructureError> {
-        let strings = blob.get(self.strings..).and_then(|rest| rest.get(..self.strings_size));
-        strings.ok_or(StructureError::Header)
-    }
+    let strings = blob.get(strings as usize..).and_then(|rest| rest.get(..strings_size as usize));
+    let strings = strings.ok_or(StructureError::Header)?;
+    check_reservations(blob, reservations as usize)?;
+    Structure { blob, strings, at: structure as usize }.check()?;
+    Ok(Fdt::new_unchecked(blob))
 }
 
 /// The block ends with an entry of which both words are zero (5.3).
