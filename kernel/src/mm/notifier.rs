@@ -18,8 +18,8 @@
 //! be gone by then. **A subscriber must never install or upgrade an entry from it**, only forget what it has.
 
 mod chain;
-#[cfg(not(target_os = "none"))]
-pub mod recording;
+#[cfg(test)]
+pub(in crate::mm) mod recording;
 pub mod trace;
 
 use core::fmt;

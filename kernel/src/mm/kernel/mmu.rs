@@ -6,19 +6,19 @@
 
 #![allow(unsafe_code, reason = "vouches for where tables are seen")]
 
-#[cfg(not(target_os = "none"))]
+#[cfg(test)]
 use core::sync::atomic::AtomicU64;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::cache::CodeCaches;
-#[cfg(not(target_os = "none"))]
+#[cfg(test)]
 use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 pub use granule_pgtable::metal::Metal;
 use granule_pgtable::metal::Platform;
 use granule_pgtable::{Feature, Granule4K, Operation};
 
-#[cfg(not(target_os = "none"))]
+#[cfg(test)]
 use super::record;
 use crate::lab;
 #[cfg(target_os = "none")]
@@ -82,17 +82,17 @@ unsafe impl Platform for LinearView {
             Operation::Cache(_) if lab::is_on!(SKIP_ICACHE) => return false,
             _ => {}
         }
-        #[cfg(not(target_os = "none"))]
+        #[cfg(test)]
         record::note(operation);
         true
     }
 
-    #[cfg(not(target_os = "none"))]
+    #[cfg(test)]
     fn has_read(&self, cell: &AtomicU64) {
         record::note_read(cell);
     }
 
-    #[cfg(not(target_os = "none"))]
+    #[cfg(test)]
     fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
         let cell = PhysAddr(VirtAddr::from_ptr(cell).0.wrapping_sub(self.offset));
         record::note(Operation::Write { cell, old, new });

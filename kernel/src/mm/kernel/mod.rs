@@ -21,8 +21,8 @@ pub mod mmu;
 pub mod owners;
 pub mod policy;
 pub mod reclaim;
-#[cfg(not(target_os = "none"))]
-pub mod record;
+#[cfg(test)]
+pub(crate) mod record;
 mod report;
 pub use report::describe_walk;
 pub mod set_memory;

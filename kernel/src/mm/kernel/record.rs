@@ -1,4 +1,4 @@
-//! On the host: what this thread's [`Metal`](super::mmu::Metal) did, in order.
+//! In host tests: what this thread's [`Metal`](super::mmu::Metal) did, in order.
 //!
 //! The metal obeys and forgets; the emulated one hides most of what is left out. Here nothing happens but cell
 //! accesses, so a test reads the stream of the kernel's own calls: which barrier, invalidation and cache maintenance
@@ -23,7 +23,7 @@ type Hook = Box<dyn FnMut(Moment<'_>)>;
 
 /// When a hook runs.
 #[derive(Clone, Copy, Debug)]
-pub enum Moment<'a> {
+pub(crate) enum Moment<'a> {
     /// The entry in a cell has been read, also by a compare-exchange that failed, and nothing was made of it yet.
     Read(&'a AtomicU64),
     /// In the place of an operation. A plain store has not happened yet.
@@ -31,7 +31,7 @@ pub enum Moment<'a> {
 }
 
 /// What `work` did on this thread; in the place of each operation `hook` ran.
-pub fn at_each(mut hook: impl FnMut(&Operation) + 'static, work: impl FnOnce()) -> Vec<Operation> {
+pub(crate) fn at_each(mut hook: impl FnMut(&Operation) + 'static, work: impl FnOnce()) -> Vec<Operation> {
     let at_operations = move |moment: Moment<'_>| {
         if let Moment::Operation(operation) = moment {
             hook(operation);
@@ -42,7 +42,7 @@ pub fn at_each(mut hook: impl FnMut(&Operation) + 'static, work: impl FnOnce()) 
 
 /// The same where the hook also runs behind each load of an entry. What the hook itself does runs no hook.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a hook")]
-pub fn at_each_moment(hook: impl FnMut(Moment<'_>) + 'static, work: impl FnOnce()) -> Vec<Operation> {
+pub(crate) fn at_each_moment(hook: impl FnMut(Moment<'_>) + 'static, work: impl FnOnce()) -> Vec<Operation> {
     HOOK.set(Some(Box::new(hook)));
     let stream = record(work);
     HOOK.set(None);
@@ -50,14 +50,14 @@ pub fn at_each_moment(hook: impl FnMut(Moment<'_>) + 'static, work: impl FnOnce(
 }
 
 /// What `work` did on this thread.
-pub fn record(work: impl FnOnce()) -> Vec<Operation> {
+pub(crate) fn record(work: impl FnOnce()) -> Vec<Operation> {
     STREAM.set(Some(Vec::new()));
     work();
     STREAM.take().unwrap_or_default()
 }
 
 /// How long this thread's record is, for a test that notes elsewhere what came in between.
-pub fn position() -> usize {
+pub(crate) fn position() -> usize {
     STREAM.with_borrow(|stream| stream.as_ref().map_or(0, Vec::len))
 }
 

@@ -1,4 +1,4 @@
-//! On the host: a subscriber that records its calls, where in the record of the machine, and under which locks.
+//! In host tests: a subscriber that records its calls, where in the record of the machine, and under which locks.
 //!
 //! So a test reads one stream of both: table updates, barriers and invalidations by
 //! [`record`], and between them the calls to the subscriber.
@@ -15,7 +15,7 @@ use crate::smp::this_cpu;
 
 /// One call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Notified {
+pub(crate) enum Notified {
     /// [`Subscriber::invalidate_range_start`].
     Start(Event),
     /// [`Subscriber::invalidate_range_end`].
@@ -30,20 +30,20 @@ pub enum Notified {
 
 /// A call with its circumstances.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// Which.
-    pub notified: Notified,
+    pub(crate) notified: Notified,
     /// The addresses, as numbers; of a release nothing.
-    pub range: (u64, u64),
+    pub(crate) range: (u64, u64),
     /// The locks that the caller held, a bit for each rank: in debug builds.
-    pub ranks: u32,
+    pub(crate) ranks: u32,
     /// How much the machine had done by then, in this thread's record.
-    pub position: usize,
+    pub(crate) position: usize,
 }
 
 /// What happened, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RecordedStep {
+pub(crate) enum RecordedStep {
     /// To the machine.
     Machine(Operation),
     /// To the subscriber.
@@ -52,7 +52,7 @@ pub enum RecordedStep {
 
 /// Remembers every call.
 #[derive(Debug)]
-pub struct Recording {
+pub(crate) struct Recording {
     events: EventSet,
     calls: Mutex<Vec<Call>>,
 }
@@ -65,18 +65,18 @@ impl Default for Recording {
 
 impl Recording {
     /// Of these events, and all invalidations.
-    pub const fn of(events: EventSet) -> Self {
+    pub(crate) const fn of(events: EventSet) -> Self {
         Self { events, calls: Mutex::new(Vec::new()) }
     }
 
     /// Takes the calls so far.
-    pub fn take(&self) -> Vec<Call> {
+    pub(crate) fn take(&self) -> Vec<Call> {
         core::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What `work` did to the machine and its calls to this subscriber, as one stream.
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
-    pub fn stream(&self, work: impl FnOnce()) -> Vec<RecordedStep> {
+    pub(crate) fn stream(&self, work: impl FnOnce()) -> Vec<RecordedStep> {
         self.take();
         let machine = record::record(work);
         let mut calls = self.take().into_iter().peekable();
