@@ -11,7 +11,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::CpuFeatures;
 use granule_arch::interrupts;
-use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table};
+use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table, WholeLeaves};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 use thiserror::Error;
@@ -331,7 +331,7 @@ fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) 
 fn open_constants(kernel: &Kernel) -> Result<(), BootError> {
     let mmu = Metal(LinearView {});
     let lazy = Lazy::new(&mmu);
-    let flush = kernel.space.tables().update(&lazy, image::constants(), Change::READ_WRITE)?;
+    let flush = kernel.space.tables().get().update(&lazy, image::constants(), Change::READ_WRITE, WholeLeaves)?;
     lazy.invalidate(&KernelTlb, [flush]);
     Ok(())
 }

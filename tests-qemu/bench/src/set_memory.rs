@@ -98,10 +98,10 @@ fn exchange_frames(area: &KernelArea, frame: impl Fn(u64) -> PhysAddr) {
     let (mmu, tables) = (Metal(LinearView {}), space().tables());
     let lazy = Lazy::new(&mmu);
     let whole = PageRange::from_pages(area.start(), area.pages() as usize).expect("an area is a range");
-    tables.unmap(&lazy, &KernelTlb, whole, |_| ()).expect("an area is made of pages");
+    tables.get().unmap(&lazy, &KernelTlb, whole, |_| ()).expect("an area is made of pages");
     let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
     let frames = |page: VirtAddr| frame((page - area.start()) / PAGE);
-    tables.map_frames(&lazy, whole, frames, attributes, &mut NoTables).expect("the tables are there");
+    tables.get().map_frames(&lazy, whole, frames, attributes, &mut NoTables).expect("the tables are there");
 }
 
 /// The tables are there.

@@ -16,7 +16,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_arch::esr::FaultStatus;
 use granule_arch::wait;
-use granule_pgtable::{Change, Lazy, PageRange};
+use granule_pgtable::{Change, Lazy, PageRange, WholeLeaves};
 
 use crate::harness::{Test, target_test};
 
@@ -122,7 +122,7 @@ fn a_frame_can_be_taken_and_used_inside_a_lazy_section(t: &mut Test) {
     let range = PageRange::from_pages(area.start(), 2).expect("an area is a range");
     let mmu = Metal(LinearView {});
     let lazy = Lazy::new(&mmu);
-    let owed = space().tables().update(&lazy, range, Change::INVALID);
+    let owed = space().tables().get().update(&lazy, range, Change::INVALID, WholeLeaves);
     let Some(frame) = t.ok("a frame", frames.alloc_zeroed(cpu)) else { return };
     t.equal("it can be used", found(layout::linear(frame)), Some(true));
     frames.free(cpu, frame);

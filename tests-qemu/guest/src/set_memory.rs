@@ -22,7 +22,7 @@ use granule::trap::{ProbeFault, probe};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::esr::{Access, FaultStatus};
 use granule_arch::wait;
-use granule_pgtable::{Change, Flush, Lazy, PageRange, Pending};
+use granule_pgtable::{Change, Flush, Lazy, PageRange, Pending, WholeLeaves};
 
 use crate::harness::{Test, target_test};
 
@@ -233,16 +233,20 @@ fn a_stale_permission_lasts_until_it_is_invalidated(t: &mut Test) {
     let lazy = Lazy::new(&mmu);
     let Some(range) = t.ok("the range", PageRange::from_pages(page, 1)) else { return };
     t.equal("cached as writable", write(page), Ok(()));
-    let Some(flush) = t.ok("made read-only", space().tables().update(&lazy, range, Change::READ_ONLY)) else { return };
+    let Some(flush) =
+        t.ok("made read-only", space().tables().get().update(&lazy, range, Change::READ_ONLY, WholeLeaves))
+    else {
+        return;
+    };
     t.equal("stale: written all the same", write(page), Ok(()));
     let missing = flush.is_none();
     lazy.invalidate(&KernelTlb, [flush]);
     t.check("something was to be invalidated", !missing);
     refused(t, write(page), FaultStatus::Permission, Access::Write, page);
 
-    let again = space().tables().update(&lazy, range, Change::READ_ONLY);
+    let again = space().tables().get().update(&lazy, range, Change::READ_ONLY, WholeLeaves);
     t.equal("nothing is left to invalidate", again, Ok(Flush::NONE));
-    let valid = space().tables().update(&lazy, range, Change::VALID);
+    let valid = space().tables().get().update(&lazy, range, Change::VALID, WholeLeaves);
     t.equal("nor where entries only become valid", valid, Ok(Flush::NONE));
     drop(lazy);
     space().vfree(this_cpu(), area);
@@ -359,14 +363,18 @@ fn an_interrupt_inside_an_open_section_changes_pages_of_its_own(t: &mut Test) {
     t.ok("made invalid", space().set_memory_valid(page, 2, Validity::Invalid));
     {
         let lazy = Lazy::new(&mmu);
-        t.equal("made valid", space().tables().update(&lazy, range, Change::VALID), Ok(Flush::NONE));
+        t.equal("made valid", space().tables().get().update(&lazy, range, Change::VALID, WholeLeaves), Ok(Flush::NONE));
         interrupt_now(t);
         t.equal("the handler has not paid for it", lazy.pending(), Pending::Barriers);
     }
     t.equal("valid", write(page), Ok(()));
 
     let lazy = Lazy::new(&mmu);
-    let Some(flush) = t.ok("made read-only", space().tables().update(&lazy, range, Change::READ_ONLY)) else { return };
+    let Some(flush) =
+        t.ok("made read-only", space().tables().get().update(&lazy, range, Change::READ_ONLY, WholeLeaves))
+    else {
+        return;
+    };
     interrupt_now(t);
     lazy.invalidate(&KernelTlb, [flush]);
     refused(t, write(page), FaultStatus::Permission, Access::Write, page);

@@ -10,12 +10,11 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::Attributes;
+use granule_arch::addr::VirtAddr;
 use granule_arch::interrupts;
 use granule_pgtable::{
-    Announced, Change, Error, Extent, Flush, Geometry, Granule4K, Invalidation, Lazy, Leaf, LeafTotals, PageRange,
-    PageTables, Progress, Reclaimer, Table, TableSource, Tlb, Translation, Walk, WholeLeaves,
+    Announced, Extent, Geometry, Granule4K, Invalidation, LeafTotals, PageRange, PageTables, Progress, Reclaimer,
+    Table, TableSource, Tlb, Translation, Walk,
 };
 use spin::mutex::SpinMutex;
 
@@ -41,9 +40,9 @@ pub struct KernelTables<'s> {
 
 impl KernelTables<'_> {
     /// The tables, no longer than the walk is announced: nothing that is found through them, a cell above all, outlives
-    /// this. For the space's own functions, which know whose range they change, and keep no root.
+    /// this. Only the owner of a range changes it, and the root is not kept.
     #[inline(always)]
-    pub(super) fn get(&self) -> PageTables<'_, Machine> {
+    pub fn get(&self) -> PageTables<'_, Machine> {
         PageTables::new(self.mmu, self.root)
     }
 
@@ -60,44 +59,6 @@ impl KernelTables<'_> {
     /// [`PageTables::dump`].
     pub fn dump(&self, range: PageRange, extent: impl FnMut(&Extent)) -> LeafTotals {
         self.get().dump(range, extent)
-    }
-
-    /// [`PageTables::update`], for the owner of `range`.
-    ///
-    /// # Errors
-    /// As there; nothing was changed.
-    #[inline]
-    pub fn update(&self, lazy: &Lazy<'_, Machine>, range: PageRange, change: Change) -> Result<Flush, Error> {
-        self.get().update(lazy, range, change, WholeLeaves)
-    }
-
-    /// [`PageTables::map_frames`], for the owner of `range`.
-    ///
-    /// # Errors
-    /// As there; nothing was changed.
-    pub fn map_frames(
-        &self,
-        lazy: &Lazy<'_, Machine>,
-        range: PageRange,
-        frame: impl FnMut(VirtAddr) -> PhysAddr,
-        attributes: Attributes,
-        source: &mut impl TableSource,
-    ) -> Result<(), Error> {
-        self.get().map_frames(lazy, range, frame, attributes, source)
-    }
-
-    /// [`PageTables::unmap`], for the owner of `range`.
-    ///
-    /// # Errors
-    /// As there; nothing was changed.
-    pub fn unmap(
-        &self,
-        lazy: &Lazy<'_, Machine>,
-        tlb: &impl Tlb<Machine>,
-        range: PageRange,
-        released: impl FnMut(Leaf),
-    ) -> Result<(), Error> {
-        self.get().unmap(lazy, tlb, range, released)
     }
 }
 
