@@ -148,15 +148,6 @@ impl<T> Pool<T> {
         self.slabs.lock().stats
     }
 
-    /// Returns the frame that is kept without objects. For audits that count frames.
-    pub fn trim(&self) {
-        let mut slabs = self.slabs.lock();
-        let spare = slabs.spare.take();
-        slabs.stats.frames -= usize::from(spare.is_some());
-        drop(slabs);
-        self.return_slab(spare);
-    }
-
     /// Makes a slab of a fresh frame.
     #[cold]
     fn new_slab(&'static self) -> Result<UnsafeRef<Slab>, OutOfMemory> {
@@ -283,6 +274,22 @@ impl<T> PoolBox<T> {
     pub unsafe fn from_raw(object: NonNull<T>) -> Self {
         Self { object, owns: PhantomData }
     }
+
+    /// Gives the object up to an intrusive collection; [`Self::from_ref`] makes it a box again.
+    pub fn into_ref(self) -> UnsafeRef<T> {
+        // SAFETY: the object stays where it is, and the reference owns it from now on.
+        unsafe { UnsafeRef::from_raw(self.into_raw().as_ptr()) }
+    }
+
+    /// The box that [`Self::into_ref`] gave up.
+    ///
+    /// # Safety
+    /// As for [`Self::from_raw`]: no collection has the object, and no other reference to it is used any more.
+    pub unsafe fn from_ref(object: UnsafeRef<T>) -> Self {
+        let object = NonNull::new(UnsafeRef::into_raw(object)).expect("a reference is not null");
+        // SAFETY: as the caller guarantees.
+        unsafe { Self::from_raw(object) }
+    }
 }
 
 impl<T> Deref for PoolBox<T> {
@@ -324,6 +331,17 @@ mod tests {
 
     use super::*;
     use crate::mm::frame::tests::leaked;
+
+    impl<T> Pool<T> {
+        /// Returns the frame that is kept without objects.
+        fn trim(&self) {
+            let mut slabs = self.slabs.lock();
+            let spare = slabs.spare.take();
+            slabs.stats.frames -= usize::from(spare.is_some());
+            drop(slabs);
+            self.return_slab(spare);
+        }
+    }
 
     fn pool<T>() -> (&'static Pool<T>, &'static FrameAllocator) {
         let frames = leaked(2);
@@ -407,13 +425,12 @@ mod tests {
         let mut tree = RBTree::new(ByStart::new());
         for start in [30, 10, 20] {
             let area = pool.try_new(Area { start, link: RBTreeLink::new() }).unwrap();
-            // SAFETY: the pointer owns the area until it is made a box again.
-            tree.insert(unsafe { UnsafeRef::from_raw(area.into_raw().as_ptr()) });
+            tree.insert(area.into_ref());
         }
         assert_eq!(tree.iter().map(|area| area.start).collect::<Vec<_>>(), [10, 20, 30]);
         let removed = tree.find_mut(&20).remove().unwrap();
         // SAFETY: the tree has dropped it.
-        let area = unsafe { PoolBox::from_raw(NonNull::new(UnsafeRef::into_raw(removed)).unwrap()) };
+        let area = unsafe { PoolBox::from_ref(removed) };
         assert_eq!((area.start, pool.stats().objects), (20, 3));
         drop(area);
         assert_eq!(pool.stats().objects, 2);

@@ -543,7 +543,7 @@ impl Tree {
         };
         self.numbers.release(removed.id);
         // SAFETY: `add` made it from a box, and no list has it any more.
-        Some(unsafe { PoolBox::from_raw(core::ptr::NonNull::new_unchecked(UnsafeRef::into_raw(removed))) })
+        Some(unsafe { PoolBox::from_ref(removed) })
     }
 
     /// Ends a process that has lost its last thread.

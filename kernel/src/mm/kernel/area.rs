@@ -33,26 +33,27 @@ pub enum AreaKind {
 /// One area: `pages` mapped pages from `start` on, and the guard page behind them.
 pub struct AreaNode {
     link: RBTreeLink,
-    start: VirtAddr,
-    pages: u64,
-    /// Changed only through the tree.
+    // Changed only through the tree.
+    start: Cell<VirtAddr>,
+    pages: Cell<u64>,
     kind: Cell<AreaKind>,
 }
 
 impl AreaNode {
     /// An area that is not in a tree and has no address yet.
     pub fn new(kind: AreaKind) -> Self {
-        Self { link: RBTreeLink::new(), start: VirtAddr(0), pages: 0, kind: Cell::new(kind) }
+        let (start, pages) = (Cell::new(VirtAddr(0)), Cell::new(0));
+        Self { link: RBTreeLink::new(), start, pages, kind: Cell::new(kind) }
     }
 
     /// First address.
     pub fn start(&self) -> VirtAddr {
-        self.start
+        self.start.get()
     }
 
     /// Pages that are mapped, the guard page not counted.
     pub fn pages(&self) -> u64 {
-        self.pages
+        self.pages.get()
     }
 
     /// What it is for.
@@ -62,7 +63,7 @@ impl AreaNode {
 
     /// First address after the mapped pages: the guard page.
     pub fn end(&self) -> VirtAddr {
-        self.start + self.pages * PAGE
+        self.start() + self.pages() * PAGE
     }
 
     fn guard_end(&self) -> VirtAddr {
@@ -80,7 +81,7 @@ use adapter::AreaAdapter;
 impl<'a> KeyAdapter<'a> for AreaAdapter {
     type Key = u64;
     fn get_key(&self, area: &'a AreaNode) -> u64 {
-        area.start.0
+        area.start().0
     }
 }
 
@@ -123,15 +124,8 @@ type Shape = (u64, u64);
 /// Areas that one search looks at: the tree is locked meanwhile, and interrupts masked.
 const LOOKED_AT: usize = 128;
 
-/// Why an area has no addresses. The node comes back.
-pub enum NotInserted {
-    /// No gap is large enough.
-    NoGap(UnsafeRef<AreaNode>),
-    /// None up to an address; the search goes on there.
-    GoOn(UnsafeRef<AreaNode>, Resume),
-}
-
 /// Where a search goes on that ended early.
+#[derive(Clone, Copy)]
 pub struct Resume {
     from: VirtAddr,
     /// Areas that had been removed when it began: since then there may be another gap below.
@@ -157,51 +151,38 @@ impl AreaTree {
         }
     }
 
-    /// Gives `node` the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align`
-    /// (a power of two of at least a page), and takes it in. A search that takes long ends early; the next call goes on
-    /// at `resume`, which it returned, and the tree may change in between.
-    ///
-    /// # Errors
-    /// [`NotInserted`].
+    /// Searches for the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align` (a
+    /// power of two of at least a page). A search that takes long ends early; the next call goes on at `resume`, which
+    /// it returned, and the tree may change in between. What is found is given to [`Self::insert`].
     ///
     /// # Panics
     /// In debug builds, where `pages` is 0 or `align` is not a power of two.
-    pub fn insert(
-        &mut self,
-        mut node: UnsafeRef<AreaNode>,
-        pages: u64,
-        align: u64,
-        resume: Option<Resume>,
-    ) -> Result<VirtAddr, NotInserted> {
+    pub fn search(&mut self, pages: u64, align: u64, resume: Option<Resume>) -> Gap {
         debug_assert!(pages > 0 && align.is_power_of_two() && align >= PAGE);
-        let Some(size) = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE)) else {
-            return Err(NotInserted::NoGap(node));
-        };
+        let Some(size) = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE)) else { return Gap::None };
         let shape = (size, align);
-        let Resume { from, removals } =
-            resume.unwrap_or(Resume { from: self.first_candidate(shape), removals: self.removals });
-        let start = match self.gap(shape, from) {
-            Gap::At(start) => start,
+        let begin = Resume { from: self.first_candidate(shape), removals: self.removals };
+        let resume = resume.unwrap_or(begin);
+        match self.gap(shape, resume) {
             // An area that was removed during the search may have left a gap below: it begins anew.
-            Gap::None if removals != self.removals => {
-                let resume = Resume { from: self.first_candidate(shape), removals: self.removals };
-                return Err(NotInserted::GoOn(node, resume));
+            Gap::None if resume.removals != self.removals => Gap::GoOn(begin),
+            Gap::At(start) if align > PAGE && resume.removals == self.removals => {
+                self.aligned = (shape, start + size);
+                Gap::At(start)
             }
-            Gap::None => return Err(NotInserted::NoGap(node)),
-            Gap::GoOn(from) => return Err(NotInserted::GoOn(node, Resume { from, removals })),
-        };
-        if align > PAGE && removals == self.removals {
-            self.aligned = (shape, start + size);
+            found => found,
         }
-        // SAFETY: the node is in no tree yet, so this reference to it is the only one.
-        let area = unsafe { AreaNode::unique(&mut node) };
-        area.start = start;
-        area.pages = pages;
+    }
+
+    /// Takes in `node`, which is in no tree, as `pages` pages from `start` on: addresses that [`Self::search`] has just
+    /// found.
+    pub fn insert(&mut self, node: UnsafeRef<AreaNode>, start: VirtAddr, pages: u64) {
+        node.start.set(start);
+        node.pages.set(pages);
         if start == self.hint {
-            self.hint = area.guard_end();
+            self.hint = node.guard_end();
         }
         self.tree.insert(node);
-        Ok(start)
     }
 
     /// The area that holds `address`, guard page not counted.
@@ -233,10 +214,10 @@ impl AreaTree {
         // SAFETY: in this tree, as the caller guarantees; the area's one `FreeingArea` is consumed.
         let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(freeing.0)) };
         let node = cursor.remove().expect("it stands on an area");
-        self.hint = self.hint.min(node.start);
-        self.aligned.1 = self.aligned.1.min(node.start);
+        self.hint = self.hint.min(node.start());
+        self.aligned.1 = self.aligned.1.min(node.start());
         self.removals += 1;
-        self.left = (self.left.0.min(node.start), self.left.1.max(node.end()));
+        self.left = (self.left.0.min(node.start()), self.left.1.max(node.end()));
         node
     }
 
@@ -256,9 +237,9 @@ impl AreaTree {
         if self.aligned.0 == shape { self.hint.max(self.aligned.1) } else { self.hint }
     }
 
-    /// The lowest aligned address from `from` on with `size` free bytes behind it.
-    fn gap(&self, (size, align): Shape, from: VirtAddr) -> Gap {
-        let Some(mut candidate) = from.align_up(align) else { return Gap::None };
+    /// The lowest aligned address from `resume` on with `size` free bytes behind it.
+    fn gap(&self, (size, align): Shape, resume: Resume) -> Gap {
+        let Some(mut candidate) = resume.from.align_up(align) else { return Gap::None };
         // From the last area that starts at or below the candidate: it may reach over it.
         let mut area = self.tree.upper_bound(Bound::Included(&candidate.0));
         if area.is_null() {
@@ -268,7 +249,7 @@ impl AreaTree {
             let Some(end) = candidate.checked_add(size).filter(|end| *end <= self.end) else { return Gap::None };
             match area.get() {
                 Some(taken) if taken.guard_end() <= candidate => {}
-                Some(taken) if taken.start < end => match taken.guard_end().align_up(align) {
+                Some(taken) if taken.start() < end => match taken.guard_end().align_up(align) {
                     Some(next) => candidate = next,
                     None => return Gap::None,
                 },
@@ -276,25 +257,18 @@ impl AreaTree {
             }
             area.move_next();
         }
-        Gap::GoOn(candidate)
+        Gap::GoOn(Resume { from: candidate, ..resume })
     }
 }
 
 /// What a search has found.
-enum Gap {
+pub enum Gap {
+    /// Free addresses.
     At(VirtAddr),
+    /// None: no gap is large enough.
     None,
-    /// Nothing below this address.
-    GoOn(VirtAddr),
-}
-
-impl AreaNode {
-    /// # Safety
-    /// The node is in no tree and no other reference to it is used while this one lives.
-    unsafe fn unique(node: &mut UnsafeRef<AreaNode>) -> &mut AreaNode {
-        // SAFETY: the caller guarantees that there is no other reference; it stays where it is.
-        unsafe { &mut *UnsafeRef::into_raw(node.clone()) }
-    }
+    /// None up to an address; the search goes on there.
+    GoOn(Resume),
 }
 
 #[cfg(test)]
@@ -307,30 +281,20 @@ mod tests {
 
     const START: VirtAddr = VirtAddr(0xffff_8001_0000_0000);
 
-    fn node() -> UnsafeRef<AreaNode> {
-        UnsafeRef::from_box(Box::new(AreaNode::new(AreaKind::Vmalloc)))
-    }
-
     /// Takes a new area in, as callers do.
     fn insert(tree: &mut AreaTree, pages: u64, align: u64) -> Option<VirtAddr> {
-        finish(tree, node(), pages, align, None)
+        finish(tree, pages, align, None)
     }
 
-    fn finish(
-        tree: &mut AreaTree,
-        mut area: UnsafeRef<AreaNode>,
-        pages: u64,
-        align: u64,
-        mut resume: Option<Resume>,
-    ) -> Option<VirtAddr> {
+    fn finish(tree: &mut AreaTree, pages: u64, align: u64, mut resume: Option<Resume>) -> Option<VirtAddr> {
         loop {
-            match tree.insert(area, pages, align, resume) {
-                Ok(start) => return Some(start),
-                Err(NotInserted::NoGap(node)) => {
-                    free(node);
-                    return None;
+            match tree.search(pages, align, resume) {
+                Gap::At(start) => {
+                    tree.insert(UnsafeRef::from_box(Box::new(AreaNode::new(AreaKind::Vmalloc))), start, pages);
+                    return Some(start);
                 }
-                Err(NotInserted::GoOn(node, next)) => (area, resume) = (node, Some(next)),
+                Gap::None => return None,
+                Gap::GoOn(next) => resume = Some(next),
             }
         }
     }
@@ -342,13 +306,8 @@ mod tests {
     }
 
     fn take_out(tree: &mut AreaTree, freeing: FreeingArea) {
-        // SAFETY: each test has one tree.
-        free(unsafe { tree.remove(freeing) });
-    }
-
-    fn free(node: UnsafeRef<AreaNode>) {
-        // SAFETY: made by `from_box`, and out of every tree.
-        drop(unsafe { UnsafeRef::into_box(node) });
+        // SAFETY: each test has one tree; the node was made by `from_box`, and is out of every tree.
+        drop(unsafe { UnsafeRef::into_box(tree.remove(freeing)) });
     }
 
     #[test]
@@ -391,11 +350,10 @@ mod tests {
         remove(&mut tree, first);
         assert_eq!(insert(&mut tree, 4, 8 * PAGE), Some(first));
         remove(&mut tree, last);
-        let Err(NotInserted::GoOn(node, Resume { from, .. })) = tree.insert(node(), 5, 4 * PAGE, None) else {
+        let Gap::GoOn(Resume { from, .. }) = tree.search(5, 4 * PAGE, None) else {
             panic!("a search as long as that is made in pieces")
         };
         assert!(from > first && from < last);
-        free(node);
         assert_eq!(insert(&mut tree, 5, 4 * PAGE), Some(last - 8 * PAGE + 4 * PAGE + 4 * PAGE));
         remove(&mut tree, last);
         areas.into_iter().for_each(|start| remove(&mut tree, start));
@@ -409,11 +367,9 @@ mod tests {
         let low = areas[0];
         remove(&mut tree, areas[1]);
         assert_eq!(insert(&mut tree, 4, 8 * PAGE), Some(areas[1]));
-        let Err(NotInserted::GoOn(node, resume)) = tree.insert(node(), 4, 8 * PAGE, None) else {
-            panic!("it goes past all the others")
-        };
+        let Gap::GoOn(resume) = tree.search(4, 8 * PAGE, None) else { panic!("it goes past all the others") };
         remove(&mut tree, low);
-        areas.push(finish(&mut tree, node, 4, 8 * PAGE, Some(resume)).unwrap());
+        areas.push(finish(&mut tree, 4, 8 * PAGE, Some(resume)).unwrap());
         assert_eq!(insert(&mut tree, 4, 8 * PAGE), Some(low));
         areas.into_iter().for_each(|start| remove(&mut tree, start));
     }

@@ -113,11 +113,10 @@ impl KernelSpace {
         freed
     }
 
-    /// Reclaims after the area at `start` is gone, where it is worth it.
-    pub(super) fn reclaim_after(&self, cpu: &Cpu, start: VirtAddr, pages: u64) {
-        let whole = start.align_up(TABLE_SPAN).is_some_and(|first| {
-            first.checked_add(TABLE_SPAN).is_some_and(|end| end <= start + pages * Granule4K::PAGE_SIZE)
-        });
+    /// Reclaims after an area is gone, where it is worth it.
+    pub(super) fn reclaim_after(&self, cpu: &Cpu, area: PageRange) {
+        let first = area.start().align_up(TABLE_SPAN);
+        let whole = first.and_then(|first| first.checked_add(TABLE_SPAN)).is_some_and(|end| end <= area.end());
         // Some thousand instructions for each table: not where interrupts are to wait for it.
         if whole && interrupts::state().irqs_enabled() {
             self.reclaim_tables(cpu);

@@ -6,17 +6,15 @@
 
 #![allow(unsafe_code, reason = "intrusive nodes, and mappings that the caller vouches for")]
 
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::patched_branch;
 use granule_pgtable::{Lazy, Leaf, PageRange};
-use intrusive_collections::UnsafeRef;
 use thiserror::Error;
 
-use super::area::{AreaKind, AreaNode, FreeingArea, NotInserted};
+use super::area::{AreaKind, AreaNode, FreeingArea, Gap};
 use super::owners::RangeOwnerCheck;
 use super::split::LinearMap;
 use super::{KernelSpace, alias};
@@ -98,7 +96,8 @@ impl KernelSpace {
     /// [`VmallocError`]; nothing stays taken.
     pub fn vmalloc(&'static self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
-        let start = self.allocate(cpu, AreaKind::Vmalloc, pages, PAGE_SIZE as u64, attributes)?;
+        let map = |start| self.map_new_frames(cpu, start, pages, attributes);
+        let start = self.allocate(cpu, AreaKind::Vmalloc, pages, PAGE_SIZE as u64, map)?;
         if lab::is_on!(WX_LEAF) {
             self.make_writable_and_executable(start);
         }
@@ -131,10 +130,7 @@ impl KernelSpace {
             None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
             Some(kind) => VmallocError::NotYours(start, kind),
         })?;
-        let pages = freeing.pages();
-        self.release(cpu, freeing)?;
-        self.reclaim_after(cpu, start, pages);
-        Ok(pages)
+        self.release(cpu, freeing)
     }
 
     /// Maps device registers, for ever: nGnRE, never executable. Returns where `registers` begins.
@@ -144,19 +140,14 @@ impl KernelSpace {
     pub fn map_device(&'static self, cpu: &Cpu, registers: PhysRange) -> Result<VirtAddr, VmallocError> {
         let first = registers.start().align_down(PAGE_SIZE as u64);
         let pages = (registers.end() - first).div_ceil(PAGE_SIZE as u64);
-        let start = self.take_addresses(AreaKind::Device, pages, PAGE_SIZE as u64)?;
-        let mapped = PageRange::from_pages(start, pages as usize).and_then(|range| {
-            let lazy = Lazy::new(&self.mmu);
-            let shape = granule_pgtable::Shape::PAGES;
-            self.tables().get().map(&lazy, range, first, Attributes::device(), shape, &mut self.table_source(cpu))
-        });
-        match mapped {
-            Ok(()) => Ok(start + (registers.start() - first)),
-            Err(error) => {
-                self.give_addresses_back(self.begin_free(start, AreaKind::Device));
-                Err(error.into())
-            }
-        }
+        let map = |start| {
+            let range = PageRange::from_pages(start, pages as usize)?;
+            let (tables, lazy) = (self.tables(), Lazy::new(&self.mmu));
+            let (device, shape) = (Attributes::device(), granule_pgtable::Shape::PAGES);
+            Ok(tables.get().map(&lazy, range, first, device, shape, &mut self.table_source(cpu))?)
+        };
+        let start = self.allocate(cpu, AreaKind::Device, pages, PAGE_SIZE as u64, map)?;
+        Ok(start + (registers.start() - first))
     }
 
     /// A new stack of [`STACK_SIZE`] bytes, with one page below that is never mapped; what lies below that page may be
@@ -167,7 +158,8 @@ impl KernelSpace {
     pub fn alloc_stack(&'static self, cpu: &Cpu) -> Result<VirtAddr, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
         let pages = STACK_SIZE / PAGE_SIZE as u64;
-        let base = self.allocate(cpu, AreaKind::Stack, pages, STACK_ALIGN, attributes)?;
+        let map = |start| self.map_new_frames(cpu, start, pages, attributes);
+        let base = self.allocate(cpu, AreaKind::Stack, pages, STACK_ALIGN, map)?;
         Ok(base + STACK_SIZE)
     }
 
@@ -176,11 +168,8 @@ impl KernelSpace {
     /// # Panics
     /// Where there is no such stack.
     pub fn free_stack(&self, cpu: &Cpu, top: VirtAddr) {
-        let start = VirtAddr(top.0 - STACK_SIZE);
-        let freeing = self.begin_free(start, AreaKind::Stack);
-        let pages = freeing.pages();
+        let freeing = self.begin_free(VirtAddr(top.0 - STACK_SIZE), AreaKind::Stack);
         self.release(cpu, freeing).expect("a stack is mapped from end to end");
-        self.reclaim_after(cpu, start, pages);
     }
 
     /// Maps `pages` new frames from `start` on, outside the vmalloc window, for ever: more heap.
@@ -196,19 +185,20 @@ impl KernelSpace {
         })
     }
 
+    /// Takes addresses for `pages` pages, and has `map` map them.
     fn allocate(
         &'static self,
         cpu: &Cpu,
         kind: AreaKind,
         pages: u64,
         align: u64,
-        attributes: Attributes,
+        map: impl Fn(VirtAddr) -> Result<(), VmallocError>,
     ) -> Result<VirtAddr, VmallocError> {
         let start = self.take_addresses(kind, pages, align)?;
-        let mut mapped = self.map_new_frames(cpu, start, pages, attributes);
+        let mut mapped = map(start);
         // Tables that small areas have left empty are the last memory that can be had.
         if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim_tables(cpu) != 0 {
-            mapped = self.map_new_frames(cpu, start, pages, attributes);
+            mapped = map(start);
         }
         mapped.inspect_err(|_| self.give_addresses_back(self.begin_free(start, kind)))?;
         Ok(start)
@@ -240,7 +230,8 @@ impl KernelSpace {
         Ok(())
     }
 
-    fn release(&self, cpu: &Cpu, freeing: FreeingArea) -> Result<(), VmallocError> {
+    /// Unmaps and frees an area; returns how many pages it had.
+    fn release(&self, cpu: &Cpu, freeing: FreeingArea) -> Result<u64, VmallocError> {
         let range = PageRange::from_pages(freeing.start(), freeing.pages() as usize)?;
         let mut owner = Some(self.check_owner_with_alias(range));
         {
@@ -258,7 +249,8 @@ impl KernelSpace {
             }
         }
         self.give_addresses_back(freeing);
-        Ok(())
+        self.reclaim_after(cpu, range);
+        Ok(range.pages() as u64)
     }
 
     fn take_addresses(&'static self, kind: AreaKind, pages: u64, align: u64) -> Result<VirtAddr, VmallocError> {
@@ -266,19 +258,17 @@ impl KernelSpace {
             return Err(VmallocError::NoPages);
         }
         let node = self.nodes.try_new(AreaNode::new(kind))?;
-        // SAFETY: a pool box is at a fixed address and ours alone until it comes back out of the tree.
-        let mut node = unsafe { UnsafeRef::from_raw(node.into_raw().as_ptr()) };
         let mut resume = None;
         loop {
             // Locked anew for each piece of the search: interrupts come in between.
-            let taken = self.areas.lock().insert(node, pages, align, resume);
-            match taken {
-                Ok(start) => return Ok(start),
-                Err(NotInserted::NoGap(node)) => {
-                    drop_node(node);
-                    return Err(VmallocError::NoAddresses { pages });
+            let mut areas = self.areas.lock();
+            match areas.search(pages, align, resume) {
+                Gap::At(start) => {
+                    areas.insert(node.into_ref(), start, pages);
+                    return Ok(start);
                 }
-                Err(NotInserted::GoOn(same, next)) => (node, resume) = (same, Some(next)),
+                Gap::None => return Err(VmallocError::NoAddresses { pages }),
+                Gap::GoOn(next) => resume = Some(next),
             }
         }
     }
@@ -290,13 +280,9 @@ impl KernelSpace {
     }
 
     fn give_addresses_back(&self, freeing: FreeingArea) {
-        // SAFETY: whatever is given here was let leave by this space, and so is of its tree.
-        drop_node(unsafe { self.areas.lock().remove(freeing) });
+        // SAFETY: whatever is given here was let leave by this space, and so is of its tree; the node was a pool box, is
+        // out of the tree, and this is the last reference.
+        let node = unsafe { PoolBox::from_ref(self.areas.lock().remove(freeing)) };
+        drop(node);
     }
-}
-
-fn drop_node(node: UnsafeRef<AreaNode>) {
-    let node = NonNull::new(UnsafeRef::into_raw(node)).expect("a reference is not null");
-    // SAFETY: `take_addresses` made it from a pool box; it is out of the tree, and this was the last reference.
-    drop(unsafe { PoolBox::from_raw(node) });
 }

@@ -15,7 +15,6 @@
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
 use core::cell::Cell;
-use core::ptr::NonNull;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
@@ -415,7 +414,7 @@ impl Areas {
 
     /// Splits `area` at `at`; returns the upper part.
     fn cut(&mut self, area: &UnsafeRef<Area>, at: VirtAddr, spares: &mut Spares) -> UnsafeRef<Area> {
-        let upper = into_ref(spares.make(area.piece(at, area.end())));
+        let upper = spares.make(area.piece(at, area.end())).into_ref();
         area.end.set(at);
         // The parts touch, so no gap changes.
         self.cursor(area).insert_after(upper.clone());
@@ -426,7 +425,7 @@ impl Areas {
     /// Inserts `area`, whose addresses are free.
     pub(super) fn insert(&mut self, area: PoolBox<Area>) -> Held {
         debug_assert!(self.in_window(area.range()) && self.touching(area.range()).next().is_none());
-        let node = into_ref(area);
+        let node = area.into_ref();
         self.tree.insert(node.clone());
         self.count += 1;
         self.total += node.size();
@@ -451,7 +450,7 @@ impl Areas {
         (self.count, self.total, self.data) = (other.count, other.total, other.data);
         let mut last: Option<UnsafeRef<Area>> = None;
         for area in other.iter() {
-            let node = into_ref(pool.try_new_with(|| area.copy())?);
+            let node = pool.try_new_with(|| area.copy())?.into_ref();
             match last {
                 Some(last) => self.cursor(&last).insert_after(node.clone()),
                 None => self.tree.front_mut().insert_before(node.clone()),
@@ -656,13 +655,7 @@ impl Drop for Areas {
     }
 }
 
-fn into_ref(node: PoolBox<Area>) -> UnsafeRef<Area> {
-    // SAFETY: a pool box has a fixed address. Only the trees refer to it, and lose it together.
-    unsafe { UnsafeRef::from_raw(node.into_raw().as_ptr()) }
-}
-
 fn into_box(node: UnsafeRef<Area>) -> PoolBox<Area> {
-    let node = NonNull::new(UnsafeRef::into_raw(node)).expect("a reference is not null");
-    // SAFETY: `into_ref` made it from a box, and it is in neither tree.
-    unsafe { PoolBox::from_raw(node) }
+    // SAFETY: all nodes were boxes, only the trees refer to them, and it is in neither.
+    unsafe { PoolBox::from_ref(node) }
 }
