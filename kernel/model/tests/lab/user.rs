@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
 
+use std::iter::once;
+
 use granule::mm::asid::{AsidSlot, Asids};
 use granule::mm::notifier::NotifierChain;
 use granule::mm::tlb::user::UserTlb;
@@ -12,7 +14,7 @@ use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
 use granule_arch::tlbi::{AddressOperand, Asid, Instruction, LevelHint, UserTlbToken};
 use granule_model::{Access, Features, Model, ModelCpu, Rule, Sabotage, Step};
-use granule_pgtable::{Granule4K, Lazy, Mmu, PageRange, Shape, Tables};
+use granule_pgtable::{Granule4K, Invalidation, Lazy, Mmu, PageRange, Shape, Tables, Tlb};
 
 use super::FRAME;
 
@@ -73,9 +75,17 @@ type Way = fn(&Rig, ModelCpu<'_>);
 const WAYS: [Way; 3] = [
     |rig, cpu| {
         let page = |page| PageRange::from_pages(rig.page(page), 1).unwrap();
-        (0..PAGES as u64).for_each(|index| rig.tlb().flush_range(&cpu, page(index), Tables::Kept, LevelHint::new(3)));
+        (0..PAGES as u64).for_each(|index| {
+            rig.tlb().invalidate(
+                &cpu,
+                once(Invalidation { range: page(index), tables: Tables::Kept, level: LevelHint::new(3) }),
+            )
+        });
     },
-    |rig, cpu| rig.tlb().flush_range(&cpu, rig.range, Tables::Kept, LevelHint::new(3)),
+    |rig, cpu| {
+        rig.tlb()
+            .invalidate(&cpu, once(Invalidation { range: rig.range, tables: Tables::Kept, level: LevelHint::new(3) }))
+    },
     |rig, cpu| rig.tlb().flush_space(&cpu),
 ];
 
@@ -181,7 +191,7 @@ fn a_table_is_free_when_every_level_was_invalidated() {
                 let table = last.table;
                 rig.change(cpu, 0..PAGES as u64, |_| Descriptor::EMPTY);
                 cpu.store(rig.model.cell(above.table + above.index as u64 * 8), Descriptor::EMPTY);
-                rig.tlb().flush_range(&cpu, rig.range, tables, None);
+                rig.tlb().invalidate(&cpu, once(Invalidation { range: rig.range, tables, level: None }));
                 rig.model.synchronise();
                 rig.model.frame_freed(0, table);
                 let violations = rig.model.violations();

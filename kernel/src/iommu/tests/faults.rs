@@ -1,8 +1,10 @@
 //! What becomes of accesses that the SMMU refuses.
 
+use std::iter::once;
+
 use granule_arch::alternative::host;
 use granule_arch::descriptor::Protection;
-use granule_pgtable::Mmu;
+use granule_pgtable::{Invalidation, Mmu, Tables, Tlb};
 
 use super::super::{DmaDevice, NotifyMode, Resolution};
 use super::{OLD, Outcome, PAGE, READ_ONLY, READ_WRITE, Rig, STREAM, UNMAPPED, at, entry};
@@ -138,7 +140,7 @@ fn make_old(stage: &Stage, page: u64) {
 
 fn flush(stage: &Stage, page: u64) {
     let range = granule_pgtable::PageRange::from_pages(at(page), 1).unwrap();
-    stage.space.tlb().flush_range(&mmu(stage), range, granule_pgtable::Tables::Kept, None);
+    stage.space.tlb().invalidate(&mmu(stage), once(Invalidation { range, tables: Tables::Kept, level: None }));
 }
 
 /// If it were called spurious because a CPU could write, it would repeat for ever.

@@ -16,10 +16,12 @@
 //! Frames are listed as runs of neighbours, which the frames of one area mostly are, so the list needs no memory. It
 //! cannot be in the frames themselves: another CPU may still write to them.
 
+use core::ops::Range;
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{PageRange, Tables};
+use granule_pgtable::{Invalidation, PageRange, Tables};
 
 use super::area::Areas;
 use super::{PAGE, Space};
@@ -33,12 +35,6 @@ const RUNS: usize = 32;
 
 /// Last-level tables whose frames are freed together: runs may be long.
 const TABLES_GATHERED: usize = 4;
-
-/// Neighbours among frames, from `start` to `end`.
-struct FrameRun {
-    start: PhysAddr,
-    end: PhysAddr,
-}
 
 /// From the first to the last address whose valid entry was changed.
 pub(super) struct StaleRange {
@@ -78,7 +74,7 @@ enum Faults {
 pub(super) struct Gather<'s> {
     space: &'s Space,
     cpu: &'s Cpu,
-    runs: heapless::Vec<FrameRun, RUNS>,
+    runs: heapless::Vec<Range<PhysAddr>, RUNS>,
     /// The entries that were cleared since the last invalidation.
     stale: StaleRange,
     /// Whether tables are among the frames.
@@ -134,7 +130,7 @@ impl<'s> Gather<'s> {
             }
             self.pay();
         }
-        let pushed = self.runs.push(FrameRun { start: frame, end: frame + PAGE });
+        let pushed = self.runs.push(frame..frame + PAGE);
         debug_assert!(pushed.is_ok());
     }
 
@@ -175,9 +171,9 @@ impl<'s> Gather<'s> {
     /// Invalidates what was noted.
     #[inline(always)]
     fn invalidate(&mut self) {
-        if let Some(stale) = core::mem::replace(&mut self.stale, StaleRange::NONE).range() {
+        if let Some(range) = core::mem::replace(&mut self.stale, StaleRange::NONE).range() {
             let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
-            self.space.tlb().flush_freed(self.space.mmu(), stale, self.tables, level);
+            self.space.tlb().flush_freed(self.space.mmu(), &Invalidation { range, tables: self.tables, level });
             self.tables = Tables::Kept;
         }
     }
@@ -195,7 +191,7 @@ impl<'s> Gather<'s> {
         {
             self.space.drop_frame(self.cpu, run.start);
         } else if self.is_short() {
-            let numbers = |run: &FrameRun| run.start.frame_number()..run.end.frame_number();
+            let numbers = |run: &Range<PhysAddr>| run.start.frame_number()..run.end.frame_number();
             common.frames.let_go_few(self.cpu, self.runs.iter().map(numbers));
         } else {
             let mut freeing = common.frames.freeing(self.cpu);

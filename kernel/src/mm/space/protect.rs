@@ -7,7 +7,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Mmu, PageRange, Tables};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Tables, Tlb};
 
 use super::area::{Area, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
@@ -180,8 +180,9 @@ impl Space {
             let _locked = self.lock_table(found.table);
             self.protect_cells(&found, allowed, &mut stale);
         });
-        if let Some(stale) = stale.range() {
-            self.tlb().flush_range(self.mmu(), stale, Tables::Kept, LevelHint::new(LAST_LEVEL));
+        if let Some(range) = stale.range() {
+            let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
+            self.tlb().invalidate(self.mmu(), core::iter::once(changed));
         }
     }
 

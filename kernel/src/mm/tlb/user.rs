@@ -6,7 +6,7 @@
 //!
 //! | function | TLBI | notified | completed by |
 //! |---|---|---|---|
-//! | [`UserTlb::flush_range`] | `(R)VALE1IS` or `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH |
+//! | [`Tlb::invalidate`] | `(R)VALE1IS` or `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH |
 //! | [`UserTlb::flush_freed`] | the same | the range, in both forms | DSB ISH |
 //! | [`Tlb::issue`] | the same | the range | the caller's DSB ISH |
 //! | [`UserTlb::flush_replaced`] | `VALE1IS` | the page, in both forms | DSB ISH |
@@ -24,7 +24,7 @@ use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::{AddressOperand, Asid, Granule, Instruction, LevelHint, UserTlbToken};
 use granule_pgtable::metal::{AsidTlb, level_hint};
-use granule_pgtable::{Granule4K, Invalidation, Mmu, PageRange, Tables, Tlb};
+use granule_pgtable::{Granule4K, Invalidation, Mmu, Tlb};
 
 use crate::mm::asid::AsidSlot;
 use crate::mm::notifier::NotifierChain;
@@ -63,33 +63,13 @@ impl<'a> UserTlb<'a> {
         complete(mmu);
     }
 
-    /// Pages whose entries changed, all of `level` where that is known. With [`Tables::Unlinked`] tables went too.
+    /// [`Tlb::invalidate`] of pages whose frames, and perhaps tables, are free when this returns. Also calls
+    /// `invalidate_range`: the end of the change comes too late.
     #[inline(always)]
-    pub fn flush_range<M: Mmu<Geometry = Granule4K>>(
-        &self,
-        mmu: &M,
-        range: PageRange,
-        tables: Tables,
-        level: Option<LevelHint>,
-    ) {
+    pub fn flush_freed<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
         mmu.dsb_ishst();
-        self.issue(mmu, &Invalidation { range, tables, level });
-        complete(mmu);
-    }
-
-    /// The same for pages whose frames, and perhaps tables, are free when this returns. Also calls `invalidate_range`:
-    /// the end of the change comes too late.
-    #[inline(always)]
-    pub fn flush_freed<M: Mmu<Geometry = Granule4K>>(
-        &self,
-        mmu: &M,
-        range: PageRange,
-        tables: Tables,
-        level: Option<LevelHint>,
-    ) {
-        mmu.dsb_ishst();
-        self.issue_to_cpus(mmu, &Invalidation { range, tables, level });
-        self.notifiers.invalidate_replaced(TOKEN, range.start(), range.start() + range.size());
+        AsidTlb(self.asid()).issue(mmu, what);
+        self.notifiers.invalidate_replaced(TOKEN, what.range.start(), what.range.end());
         complete(mmu);
     }
 
@@ -107,7 +87,7 @@ impl<'a> UserTlb<'a> {
     pub fn access_widened<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
         mmu.dsb_ishst();
         mmu.tlbi(Instruction::Vale1(self.operand(mmu, page, PAGES)));
-        self.notify_page(page);
+        self.notifiers.invalidate_secondary_tlbs(TOKEN, page, VirtAddr(page.0 + PAGE_SIZE as u64));
         mmu.dsb_nsh();
     }
 
@@ -117,11 +97,6 @@ impl<'a> UserTlb<'a> {
         // The change was another CPU's, and is as complete as the entry that was read under the lock.
         mmu.tlbi(Instruction::Vale1(self.operand(mmu, page, PAGES)));
         mmu.dsb_nsh();
-    }
-
-    #[inline(always)]
-    fn notify_page(&self, page: VirtAddr) {
-        self.notifiers.invalidate_secondary_tlbs(TOKEN, page, VirtAddr(page.0 + PAGE_SIZE as u64));
     }
 
     #[inline(always)]
@@ -148,16 +123,8 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for UserTlb<'_> {
 
     #[inline(always)]
     fn issue(&self, mmu: &M, what: &Invalidation) {
-        self.issue_to_cpus(mmu, what);
-        let start = what.range.start();
-        self.notifiers.invalidate_secondary_tlbs(TOKEN, start, start + what.range.size());
-    }
-}
-
-impl UserTlb<'_> {
-    #[inline(always)]
-    fn issue_to_cpus<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
         AsidTlb(self.asid()).issue(mmu, what);
+        self.notifiers.invalidate_secondary_tlbs(TOKEN, what.range.start(), what.range.end());
     }
 }
 

@@ -5,12 +5,13 @@
 //! allowed now.
 
 use std::collections::BTreeMap;
+use std::iter::once;
 use std::sync::Mutex;
 use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
-use granule_pgtable::{Mmu, PageRange, Tables};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Tables, Tlb};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
@@ -197,7 +198,7 @@ impl<'r> Stage<'r> {
                     if entry.is_valid() {
                         mmu.store(cell, entry.old());
                         let range = PageRange::from_pages(at(page), 1).unwrap();
-                        space.tlb().flush_range(mmu, range, Tables::Kept, None);
+                        space.tlb().invalidate(mmu, once(Invalidation { range, tables: Tables::Kept, level: None }));
                     }
                 }
             }

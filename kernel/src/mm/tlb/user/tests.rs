@@ -2,6 +2,7 @@
 //! each.
 
 use std::boxed::Box;
+use std::iter::once;
 use std::vec;
 use std::vec::Vec;
 
@@ -86,8 +87,8 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
     let replaced = RecordedStep::Notified(Notified::Range, ONE_PAGE);
     let rows: [Row; 9] = [
         (
-            "flush_range of one page",
-            |tlb, mmu| tlb.flush_range(mmu, pages(1), Tables::Kept, None),
+            "invalidate of one page",
+            |tlb, mmu| tlb.invalidate(mmu, once(Invalidation { range: pages(1), tables: Tables::Kept, level: None })),
             vec![BEFORE, tlbi(Instruction::Vale1is(at(START))), one(), COMPLETE],
         ),
         (
@@ -96,8 +97,8 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
             vec![BEFORE, tlbi(Instruction::Vale1is(at(START))), one(), replaced, COMPLETE],
         ),
         (
-            "flush_range of leaves",
-            |tlb, mmu| tlb.flush_range(mmu, pages(2), Tables::Kept, None),
+            "invalidate of leaves",
+            |tlb, mmu| tlb.invalidate(mmu, once(Invalidation { range: pages(2), tables: Tables::Kept, level: None })),
             vec![
                 BEFORE,
                 tlbi(Instruction::Vale1is(at(START))),
@@ -107,13 +108,15 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
             ],
         ),
         (
-            "flush_range of a table",
-            |tlb, mmu| tlb.flush_range(mmu, pages(1), Tables::Unlinked, None),
+            "invalidate of a table",
+            |tlb, mmu| {
+                tlb.invalidate(mmu, once(Invalidation { range: pages(1), tables: Tables::Unlinked, level: None }))
+            },
             vec![BEFORE, tlbi(Instruction::Vae1is(at(START))), one(), COMPLETE],
         ),
         (
-            "flush_range of more than is named page by page",
-            |tlb, mmu| tlb.flush_range(mmu, pages(512), Tables::Kept, None),
+            "invalidate of more than is named page by page",
+            |tlb, mmu| tlb.invalidate(mmu, once(Invalidation { range: pages(512), tables: Tables::Kept, level: None })),
             vec![BEFORE, tlbi(Instruction::Aside1is(ASID)), notified(START.0, START.0 + 0x20_0000), COMPLETE],
         ),
         (
@@ -163,7 +166,7 @@ fn ranges_and_levels_are_named_where_all_cpus_have_them() {
     for tables in [Tables::Kept, Tables::Unlinked] {
         for count in [1, 2, 3, 64, 100, 513] {
             let stream = host::with(&[branch::TLB_RANGE, branch::TLB_LEVEL], || {
-                space.stream(|tlb, mmu| tlb.flush_range(mmu, pages(count), tables, level))
+                space.stream(|tlb, mmu| tlb.invalidate(mmu, once(Invalidation { range: pages(count), tables, level })))
             });
             let plan = Plan::new(START, count as u64, Granule::Size4K, RangeSupport::Yes);
             let expected = plan.map(|operation| {
@@ -188,7 +191,9 @@ fn ranges_and_levels_are_named_where_all_cpus_have_them() {
 fn an_erratum_gets_one_more_invalidation() {
     let space = Space::new(7);
     let stream = host::with(&[branch::REPEAT_TLBI], || {
-        space.stream(|tlb, mmu| tlb.flush_range(mmu, pages(1), Tables::Kept, None))
+        space.stream(|tlb, mmu| {
+            tlb.invalidate(mmu, once(Invalidation { range: pages(1), tables: Tables::Kept, level: None }))
+        })
     });
     let repeated = tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
     assert_eq!(stream[2..], [notified(ONE_PAGE.0, ONE_PAGE.1), COMPLETE, repeated, COMPLETE]);
@@ -199,6 +204,7 @@ fn an_erratum_gets_one_more_invalidation() {
 fn devices_are_told_of_a_space_that_no_cpu_has_run() {
     let chain: &NotifierChain = Box::leak(Box::default());
     let listener = Subscription::new(chain, Recording::default(), 0).unwrap();
-    UserTlb::new(&AsidSlot::new(), chain).flush_range(&machine(), pages(1), Tables::Kept, None);
+    UserTlb::new(&AsidSlot::new(), chain)
+        .invalidate(&machine(), once(Invalidation { range: pages(1), tables: Tables::Kept, level: None }));
     assert_eq!(listener.take().len(), 1);
 }
