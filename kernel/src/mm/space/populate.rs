@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::memory::zero_page;
 use granule_pgtable::{Mmu, PageRange};
@@ -57,17 +57,7 @@ impl Space {
                 None if area.protection().contains(Protection::WRITE) => {
                     self.populate_written(cpu, area.protection(), &found)
                 }
-                None => {
-                    let zeros = Descriptor::page(self.common.zeros, attributes(area.protection())).special();
-                    for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
-                        self.install(found.table, found.address(index), cell, zeros);
-                    }
-                    Ok(())
-                }
-                Some(object) => {
-                    let first = area.page_at(found.start);
-                    self.populate_shared(cpu, area.protection(), &found, |index| object.frame(cpu, first + index))
-                }
+                _ => self.populate_read(cpu, area, &found),
             };
         });
         result
@@ -99,19 +89,12 @@ impl Space {
         Ok(())
     }
 
-    fn populate_shared(
-        &self,
-        cpu: &Cpu,
-        protection: Protection,
-        found: &TableCells<'_>,
-        frame: impl Fn(u64) -> Result<PhysAddr, OutOfMemory>,
-    ) -> Result<(), OutOfMemory> {
+    /// Installs what the first read would.
+    fn populate_read(&self, cpu: &Cpu, area: &Area, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
         for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
-            let frame = frame(index as u64)?;
-            let new = Descriptor::page(frame, attributes(protection));
-            if !self.install(found.table, found.address(index), cell, new) {
-                self.drop_frame(cpu, frame);
-            }
+            let page = found.address(index);
+            let new = self.new_page(cpu, area, page, Access::Read)?;
+            self.install_or_drop(cpu, found.table, page, cell, new);
         }
         Ok(())
     }
