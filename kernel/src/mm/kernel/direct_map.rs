@@ -47,10 +47,7 @@ impl KernelSpace {
         pages: u64,
         validity: Validity,
     ) -> Result<(), SetMemoryError> {
-        match validity {
-            Validity::Valid => self.set_direct_map(frame, pages, &Change::VALID),
-            Validity::Invalid => self.set_direct_map(frame, pages, &Change::INVALID),
-        }
+        self.set_direct_map(frame, pages, &validity.change())
     }
 
     /// Whether the hardware would use the linear address of `frame`. What another CPU has in its TLB is another
