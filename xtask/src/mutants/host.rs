@@ -9,7 +9,8 @@
 //! time for a mutant goes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -18,13 +19,15 @@ use serde::{Deserialize, Serialize};
 
 use super::bounded::{self, End};
 use super::draw::Mutant;
-use super::record::{Spent, Verdict};
+use super::record::{self, Spent, Verdict};
 use super::table::{OTHERS, area_of};
 use super::tree::Tree;
 use crate::tools::Tools;
 
 /// A build that takes longer hangs.
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
+/// And so do tests of a program without a mutant.
+const BASELINE_LIMIT: Duration = Duration::from_secs(3600);
 /// Address space of a program of tests, in KiB: the first in which all passes that passes in the last.
 const MEMORY_KIB: [u64; 2] = [8 << 20, 24 << 20];
 /// What the tests of a program may take longer than without a mutant: this often, and this long.
@@ -53,6 +56,8 @@ struct Suite {
 pub(super) struct Baseline {
     /// What it was measured for.
     key: String,
+    /// All suites are there: else a run ended in the middle, and the others follow.
+    complete: bool,
     /// By package and suite.
     suites: BTreeMap<String, BTreeMap<String, Passed>>,
     /// Mutants that have a probe.
@@ -155,12 +160,18 @@ impl Host<'_> {
         command
     }
 
-    /// Builds with a probe for each mutant, runs all tests that may see one, and notes which reach which.
+    /// Builds with a probe for each mutant, runs all tests that may see one, and notes which reach which: in `path`, a
+    /// suite after another, so that a run which was ended continues there.
     ///
     /// # Errors
     /// When the sources do not build without a mutant.
-    pub(super) fn baseline(&self, key: &str, mutants: &[&Mutant]) -> Result<Baseline> {
-        let mut baseline = Baseline { key: key.to_owned(), ..Baseline::default() };
+    pub(super) fn baseline(&self, key: &str, mutants: &[&Mutant], path: &Path) -> Result<Baseline> {
+        let earlier = load(path).filter(|earlier| earlier.key == key);
+        let mut baseline = earlier.unwrap_or_else(|| Baseline { key: key.to_owned(), ..Baseline::default() });
+        if baseline.complete {
+            return Ok(baseline);
+        }
+        println!("which tests on the host reach the mutants' places: one run of all");
         let packages: BTreeSet<&str> = mutants.iter().flat_map(|mutant| (self.packages)(mutant)).copied().collect();
         let mut probed: Vec<&Mutant> = mutants.iter().copied().filter(|mutant| mutant.change.block.is_some()).collect();
         self.place(mutants, &probed)?;
@@ -182,11 +193,20 @@ impl Host<'_> {
         let suites = built.map_err(|error| anyhow::anyhow!("the sources do not build: {}", error.why))?;
         for (package, suites) in suites {
             for suite in suites {
+                if baseline.suites.get(&package).is_some_and(|measured| measured.contains_key(&suite.name)) {
+                    continue;
+                }
                 let passed = self.measure(&suite)?;
+                let (tests, seconds) =
+                    (passed.tests.len(), passed.tests.values().map(|test| test.seconds).sum::<f64>());
+                println!("{}: {tests} tests of {seconds:.0} s", suite.name);
                 baseline.suites.entry(package.clone()).or_default().insert(suite.name, passed);
+                store(&baseline, path)?;
             }
         }
         baseline.probed = probed.iter().map(|mutant| mutant.id.clone()).collect();
+        baseline.complete = true;
+        store(&baseline, path)?;
         self.place(mutants, &[])?;
         Ok(baseline)
     }
@@ -218,15 +238,19 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// What passes in a suite that has probes.
+    /// What passes in a suite that has probes. Tests that do not pass within the first bound of memory have the second.
     fn measure(&self, suite: &Suite) -> Result<Passed> {
+        let listed = bounded::run(self.command(suite, &["--list"]), BUILD_LIMIT, |_| None)?;
+        let names: Vec<&str> = listed.output.iter().filter_map(|line| line.strip_suffix(": test")).collect();
         let mut passed = Passed::default();
         for memory_kib in MEMORY_KIB {
-            let mut command = self.command(suite, &["-Zunstable-options", "--report-time"]);
+            let left: Vec<&str> = names.iter().copied().filter(|name| !passed.tests.contains_key(*name)).collect();
+            let options = ["--exact", "-Zunstable-options", "--report-time"];
+            let mut command = self.command(suite, &[&options, &left[..]].concat());
             // The harness gives times away for this alone.
             command.env("RUSTC_BOOTSTRAP", "1");
-            let run = bounded::run(bounded::with_memory(&command, memory_kib), BUILD_LIMIT, |_| None)?;
-            passed = read(&run.output);
+            let run = bounded::run(bounded::with_memory(&command, memory_kib), BASELINE_LIMIT, |_| None)?;
+            passed.add(read(&run.output));
             passed.memory_kib = memory_kib;
             let is_last = MEMORY_KIB.last() == Some(&memory_kib);
             match run.end {
@@ -311,11 +335,6 @@ impl Host<'_> {
 }
 
 impl Baseline {
-    /// Whether it was measured for that.
-    pub(super) fn is_for(&self, key: &str) -> bool {
-        self.key == key
-    }
-
     /// Whether any test on the host may see a mutant.
     pub(super) fn sees(&self, mutant: &Mutant) -> bool {
         self.suites.keys().any(|package| !self.seen(package, mutant).is_empty())
@@ -337,6 +356,12 @@ impl Baseline {
 }
 
 impl Passed {
+    /// What passes in a further run.
+    fn add(&mut self, other: Self) {
+        self.tests.extend(other.tests);
+        self.anywhere.extend(other.anywhere);
+    }
+
     /// The tests that may see a mutant, each with its time.
     fn see(&self, mutant: &Mutant, is_probed: bool) -> Vec<(&str, f64)> {
         let all = !is_probed || self.anywhere.contains(&mutant.id);
@@ -411,14 +436,14 @@ fn with_probes(text: &str, places: &[(usize, &str)]) -> String {
 }
 
 /// Reads what an earlier run measured.
-pub(super) fn load(path: &std::path::Path) -> Option<Baseline> {
-    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+fn load(path: &Path) -> Option<Baseline> {
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
 /// Keeps it for a later one.
 ///
 /// # Errors
 /// When it cannot be written.
-pub(super) fn store(baseline: &Baseline, path: &std::path::Path) -> Result<()> {
-    super::record::replace(path, &serde_json::to_string(baseline).context("cannot write what tests reach")?)
+fn store(baseline: &Baseline, path: &Path) -> Result<()> {
+    record::replace(path, &serde_json::to_string(baseline).context("cannot write what tests reach")?)
 }

@@ -193,16 +193,7 @@ impl Session<'_> {
         let names: Vec<&str> = mutants.iter().map(|mutant| mutant.id.as_str()).collect();
         let key = format!("{} {:016x}", self.host.tree.hash, draw::hash(&names));
         let path = self.records.file("reach.json");
-        let baseline = match host::load(&path).filter(|baseline| baseline.is_for(&key)) {
-            Some(baseline) => baseline,
-            None => {
-                println!("which tests on the host reach the mutants' places: one run of all");
-                let baseline = self.host.baseline(&key, &mutants)?;
-                host::store(&baseline, &path)?;
-                baseline
-            }
-        };
-        self.baseline = Some(baseline);
+        self.baseline = Some(self.host.baseline(&key, &mutants, &path)?);
         Ok(())
     }
 }
