@@ -33,9 +33,13 @@
 //! [`Without`] and [`Omitted`] take one step away; each
 //! property has a twin that runs without a step and must be caught.
 
+pub mod chip;
+pub mod devices;
+pub mod mm;
 pub mod notifier;
 pub mod sched;
 mod smmu;
+pub mod smp;
 pub mod sync;
 mod tlb;
 
@@ -56,11 +60,6 @@ use sync::atomic::{AtomicU64, Ordering};
 pub use sync::atomic::{Omitted, omit};
 pub use tlb::Broadcast;
 use tlb::Tlbs;
-
-/// What stands in the place of the kernel's `mm`.
-mod mm {
-    pub(crate) use granule::mm::OutOfMemory;
-}
 
 /// What stands in the place of `alloc`: memory is never given back, so that a call of a subscriber that has left does
 /// not read what was freed.
@@ -151,6 +150,8 @@ pub struct Machine {
     reclaim: Mutex<(Reclaimer<Tiny, CPUS>, usize)>,
     words: [CpuWord; CPUS],
     tlbs: Tlbs,
+    /// How often each CPU has emptied its own TLB.
+    emptied: [std::sync::atomic::AtomicUsize; CPUS],
     /// What serialises splits, where they are serialised.
     split_lock: loom::sync::Mutex<()>,
     without: Without,
@@ -165,7 +166,8 @@ impl Machine {
             free: Mutex::new((1..=frames).rev().map(address).collect()),
             reclaim: Mutex::new((Reclaimer::new(), 0)),
             words: std::array::from_fn(|_| CpuWord { value: AtomicU64::new(0), without }),
-            tlbs: Tlbs::new(),
+            tlbs: Tlbs::default(),
+            emptied: Default::default(),
             split_lock: loom::sync::Mutex::new(()),
             without,
         }
@@ -211,6 +213,11 @@ impl<'m> Cpu<'m> {
     /// Its walk word.
     pub fn word(&self) -> &'m CpuWord {
         &self.machine.words[self.number]
+    }
+
+    /// How often it has emptied its TLB.
+    pub fn emptied(&self) -> usize {
+        self.machine.emptied[self.number].load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Announces a walk.
@@ -351,7 +358,11 @@ unsafe impl Mmu for Cpu<'_> {
         }
     }
 
-    fn tlbi(&self, _instruction: Instruction) {}
+    fn tlbi(&self, instruction: Instruction) {
+        if instruction == Instruction::Vmalle1 {
+            self.machine.emptied[self.number].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
 
     fn dmb_ishst(&self) {
         if self.machine.without != Without::DmbIshst {
@@ -368,6 +379,9 @@ unsafe impl Mmu for Cpu<'_> {
             fence(Ordering::SeqCst);
         }
     }
+
+    /// For the CPU itself: it orders nothing with others.
+    fn dsb_nsh(&self) {}
 
     fn isb(&self) {}
 

@@ -1,20 +1,28 @@
 //! Threads that sleep and wake, and the kernel's own tokens, queues and sleeping locks on them.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use loom::sync::{Condvar, Mutex};
 
 use crate::Watched;
-use crate::sync::atomic::Ordering;
+use crate::chip::timer::Deadline;
+use crate::smp::{Cpu, this_cpu};
+use crate::sync::IrqLock;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[path = "../../src/sched/rwsem.rs"]
 mod rwsem;
+#[allow(dead_code, reason = "what sleeps briefly here only lets others run")]
+#[path = "../../src/sched/timeout.rs"]
+mod timeout;
 #[path = "../../src/sched/token.rs"]
 mod token;
 #[path = "../../src/sched/wait.rs"]
 mod wait;
 
 pub use rwsem::RwSem;
+pub use timeout::sleep_until;
 pub use token::Token;
 pub use wait::{WaitQueue, Waiters, Woken};
 
@@ -28,9 +36,36 @@ pub struct Sleeper {
     /// Whether it is in the run queue.
     queue: Mutex<bool>,
     runs: Condvar,
+    /// Whether it has a signal to deliver.
+    signal: AtomicU32,
+}
+
+/// What the kernel calls it.
+type Thread = Sleeper;
+
+/// What a thread has to do before it enters EL0.
+struct Work;
+
+impl Work {
+    const SIGNAL: Self = Self;
 }
 
 impl Sleeper {
+    /// The running thread.
+    pub fn current() -> Arc<Self> {
+        SELF.with(Arc::clone)
+    }
+
+    /// `Thread::raise` of a signal, for a thread that the caller wakes.
+    pub fn signal(&self) {
+        self.signal.fetch_or(1, Ordering::SeqCst);
+        self.unpark();
+    }
+
+    fn has(&self, _: Work) -> bool {
+        self.signal.load(Ordering::Acquire) != 0
+    }
+
     /// `sched::park`.
     ///
     /// # Panics
@@ -71,7 +106,14 @@ pub(crate) fn has_waited() -> bool {
 }
 
 /// The running thread.
-struct Current;
+struct Current(Arc<Sleeper>);
+
+impl Deref for Current {
+    type Target = Sleeper;
+    fn deref(&self) -> &Sleeper {
+        &self.0
+    }
+}
 
 /// A thread, in the node of a queue on its own stack. loom watches the node's memory: it is gone when its owner
 /// returns.
@@ -82,17 +124,17 @@ struct ThreadRef {
 
 fn current() -> Current {
     HAS_WAITED.with(|waited| waited.set(true));
-    Current
+    Current(Sleeper::current())
 }
 
 impl Current {
     fn to_ref(&self) -> ThreadRef {
-        ThreadRef { sleeper: SELF.with(Arc::clone), node: Watched::default() }
+        ThreadRef { sleeper: Arc::clone(&self.0), node: Watched::default() }
     }
 }
 
 fn park() {
-    SELF.with(Arc::clone).park();
+    Sleeper::current().park();
 }
 
 impl ThreadRef {
@@ -121,4 +163,86 @@ impl<T> RwSem<T> {
     pub fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) == 0
     }
+}
+
+/// A CPU's part of the timeouts, with its timer.
+pub(crate) struct PerCpu {
+    timeouts: IrqLock<timeout::Timeouts, { crate::sync::rank::TIMEOUTS }>,
+    next_timeout: AtomicU64,
+    timer: Mutex<Timer>,
+    timer_set: Condvar,
+}
+
+/// What a timer waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Timer {
+    /// This moment.
+    At(u64),
+    /// Nothing comes any more.
+    Stopped,
+}
+
+impl Default for PerCpu {
+    fn default() -> Self {
+        Self {
+            timeouts: IrqLock::new(timeout::Timeouts::new()),
+            next_timeout: AtomicU64::new(queue::NEVER),
+            timer: Mutex::new(Timer::At(queue::NEVER)),
+            timer_set: Condvar::new(),
+        }
+    }
+}
+
+/// The run queue's part of the timer.
+mod queue {
+    use super::{Cpu, Ordering, Timer};
+
+    pub(super) const NEVER: u64 = u64::MAX;
+
+    pub(super) fn program(cpu: &Cpu) {
+        let mut timer = cpu.sched.timer.lock().unwrap();
+        if *timer != Timer::Stopped {
+            *timer = Timer::At(cpu.sched.next_timeout.load(Ordering::Relaxed));
+            cpu.sched.timer_set.notify_one();
+        }
+    }
+}
+
+/// The timer's interrupts at `now`, until [`stop_timer`]: each when it is due by then.
+///
+/// # Panics
+/// Another of loom's threads has panicked.
+pub fn run_timer(now: u64) {
+    let per_cpu = &this_cpu().sched;
+    loop {
+        let mut timer = per_cpu.timer.lock().unwrap();
+        while matches!(*timer, Timer::At(due) if due > now) {
+            timer = per_cpu.timer_set.wait(timer).unwrap();
+        }
+        if *timer == Timer::Stopped {
+            return;
+        }
+        *timer = Timer::At(queue::NEVER);
+        drop(timer);
+        timeout::expire(this_cpu(), now);
+        // As `when_due` does; the lock stands for what the handler interrupts.
+        let _masked = per_cpu.timeouts.lock();
+        queue::program(this_cpu());
+    }
+}
+
+/// Sleeps until then, whatever signals there are.
+pub fn sleep_through(until: Deadline) {
+    timeout::sleep_through(until);
+}
+
+/// Ends [`run_timer`].
+///
+/// # Panics
+/// Where a thread still waits for a moment, or the timer does.
+pub fn stop_timer() {
+    let per_cpu = &this_cpu().sched;
+    assert_eq!(per_cpu.next_timeout.load(Ordering::Relaxed), queue::NEVER, "a timeout is left");
+    *per_cpu.timer.lock().unwrap() = Timer::Stopped;
+    per_cpu.timer_set.notify_one();
 }

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use granule_arch::addr::PhysAddr;
 use granule_smmuv3::registers::offset;
-use granule_smmuv3::{Command, CommandQueue, DmaMemory, Platform, Report, Step, Word};
+use granule_smmuv3::{Command, CommandError, CommandQueue, DmaMemory, LIMIT_MS, Platform, Report, Step, Word};
 use loom::sync::atomic::fence;
 
 use crate::Watched;
@@ -60,6 +60,9 @@ struct Port {
     slots: Box<[SmmuWord]>,
     /// The pages that devices reach through it.
     pages: [Watched<u64>; PAGES],
+    /// Whether the SMMU does not answer, and the clock shows that it does not.
+    is_dead: bool,
+    clock: std::sync::atomic::AtomicU64,
     /// What it has done. Not one of loom's types: it orders no thread.
     device: Mutex<Device>,
     /// Illegal commands that were reported.
@@ -131,6 +134,9 @@ const BLUNDER: Command = Command([0xff, 0]);
 unsafe impl Platform for Port {
     type Word = SmmuWord;
 
+    /// So that the clock is looked at in few turns.
+    const TURNS_PER_LOOK: u64 = 2;
+
     fn word(value: u64) -> SmmuWord {
         SmmuWord { cell: AtomicU64::new(value), slot: None }
     }
@@ -186,7 +192,11 @@ unsafe impl Platform for Port {
     }
 
     fn microseconds(&self) -> u64 {
-        0
+        if !self.is_dead {
+            return 0;
+        }
+        // Each look finds that the limit has passed since the last one.
+        self.clock.fetch_add(2000 * LIMIT_MS, std::sync::atomic::Ordering::Relaxed)
     }
 
     fn report(&self, report: &Report) {
@@ -208,6 +218,10 @@ pub enum Consumer {
     Looks,
     /// The same, and commands may be illegal.
     LooksAndStops,
+    /// Nothing, and the clock runs out.
+    Dead,
+    /// Nothing, and the clock stands still: only the end of the SMMU's use ends a wait.
+    Silent,
 }
 
 /// An SMMU with a command queue of `2^BITS` slots.
@@ -221,7 +235,8 @@ impl<const BITS: u32> Smmu<BITS> {
     pub fn new(consumer: Consumer) -> Self {
         let slot = || SmmuWord { cell: AtomicU64::default(), slot: Some(Watched::default()) };
         let port = Port {
-            consumes_when_seen: consumer != Consumer::Thread,
+            consumes_when_seen: matches!(consumer, Consumer::Looks | Consumer::LooksAndStops),
+            is_dead: consumer == Consumer::Dead,
             errors: consumer == Consumer::LooksAndStops,
             slots: (0..2 << BITS).map(|_| slot()).collect(),
             ..Port::default()
@@ -236,6 +251,26 @@ impl<const BITS: u32> Smmu<BITS> {
         let taken = self.queue.issue(&self.port, &[Command::tlbi_nh_asid(page as u16)]).is_ok();
         self.port.pages[page].write(1);
         taken
+    }
+
+    /// A CPU takes `page` from a device by a call that fails, since the SMMU does not answer.
+    ///
+    /// # Panics
+    /// The call did not fail.
+    pub fn take_in_vain(&self, page: usize) {
+        let result = self.queue.issue(&self.port, &[Command::tlbi_nh_asid(page as u16)]);
+        assert_eq!(result, Err(CommandError::Timeout));
+        self.shut(page);
+    }
+
+    /// The same by a CPU that relies on the call's word that the SMMU is shut, and does not shut it.
+    ///
+    /// # Panics
+    /// The call did not fail.
+    pub fn take_when_shut(&self, page: usize) {
+        let result = self.queue.issue(&self.port, &[Command::tlbi_nh_asid(page as u16)]);
+        assert_eq!(result, Err(CommandError::Timeout));
+        self.port.pages[page].write(1);
     }
 
     /// A CPU issues an illegal command; whether the call succeeded.

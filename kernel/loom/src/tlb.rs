@@ -1,15 +1,16 @@
 //! What the TLBs of the CPUs hold: each translation that a CPU has looked up, until an invalidation takes it.
 //!
-//! Nothing is ever evicted. A walk and an invalidation exclude each other, since the DSB that completes a TLBI waits
-//! for the walks that are under way; so a walk behind an invalidation reads what was stored before it. That a barrier
-//! between store and invalidation is needed for that is the model machine's to show, not loom's.
+//! Nothing is ever evicted. The DSB that completes a TLBI waits for the walks that are under way; a walk behind a TLBI
+//! reads what was stored before the barrier that precedes it.
+
+use std::sync::Mutex;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_pgtable::{Geometry, Invalidation, PageRange, Tiny, Tlb, Translation};
-use loom::sync::Mutex;
 
 use crate::Cpu;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The bits of an entry that are permissions.
 const PERMISSIONS: u64 = bits::VALID | bits::RDONLY | bits::PXN;
@@ -52,24 +53,44 @@ impl Held {
 }
 
 /// What all of them hold together: every invalidation is for all.
-pub(crate) struct Tlbs(Mutex<Vec<Held>>);
+///
+/// The books are in `std`'s types, so that they make no order between the CPUs. Each use of them is one step, without an
+/// access that loom schedules in between.
+#[derive(Default)]
+pub(crate) struct Tlbs {
+    books: Mutex<Books>,
+    /// Changed by each invalidation: all that orders a walk behind it, and no more than the barrier before it does.
+    issued: AtomicU64,
+}
 
-impl Tlbs {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(Vec::new()))
-    }
+#[derive(Default)]
+struct Books {
+    held: Vec<Held>,
+    /// Invalidations so far.
+    invalidated: Vec<Invalidation<Tiny>>,
+}
+
+/// Whether `what` takes `held` away. Only with a level hint are translations of other levels left.
+fn takes(what: &Invalidation<Tiny>, held: &Held) -> bool {
+    held.overlaps(what.range) && what.level.is_none_or(|hint| hint.level() == held.level)
 }
 
 impl Cpu<'_> {
     /// The hardware looks `pages` up, and the TLB keeps what it finds, beside whatever else it holds.
     pub fn access(&self, pages: &[u64]) {
-        let mut tlbs = self.machine.tlbs.0.lock().unwrap();
+        let tlbs = &self.machine.tlbs;
         for address in pages.iter().map(|page| VirtAddr(page << Tiny::PAGE_SHIFT)) {
+            // The last value, as an addition of nothing reads it: a walk behind an invalidation finds what was stored
+            // before the barrier that was before it.
+            tlbs.issued.fetch_add(0, Ordering::Acquire);
+            let before = tlbs.books.lock().unwrap().invalidated.len();
             let Some(found) = self.tables().translate(address).filter(|found| found.valid) else { continue };
+            let Books { held, invalidated } = &mut *tlbs.books.lock().unwrap();
             for size in [Tiny::entry_size(found.level), found.leaf_size] {
-                let held = Held::new(address, &found, size);
-                if !tlbs.contains(&held) {
-                    tlbs.push(held);
+                let new = Held::new(address, &found, size);
+                // An invalidation that came during the walk has waited for it, and taken what it found.
+                if !held.contains(&new) && !invalidated[before..].iter().any(|what| takes(what, &new)) {
+                    held.push(new);
                 }
             }
         }
@@ -77,12 +98,12 @@ impl Cpu<'_> {
 
     /// Asserts that no TLB has anything for `range`, whose owner this is, but what the tables hold.
     pub fn assert_nothing_stale(&self, range: PageRange<Tiny>) {
-        let tlbs = self.machine.tlbs.0.lock().unwrap();
+        let held = self.machine.tlbs.books.lock().unwrap().held.clone();
         let mut page = range.start();
         while range.contains(page) {
             let found = self.tables().translate(page);
             let next = page + found.map_or(Tiny::PAGE_SIZE, |found| found.leaf_size);
-            for held in tlbs.iter().filter(|held| held.overlaps(PageRange::new(page, next.0 - page.0).expect("pages")))
+            for held in held.iter().filter(|held| held.overlaps(PageRange::new(page, next.0 - page.0).expect("pages")))
             {
                 assert!(held.agrees(page, found), "{page} may be translated by {held:?}, not by {found:?}");
             }
@@ -91,12 +112,15 @@ impl Cpu<'_> {
     }
 }
 
-/// Invalidates them. Only with a level hint are translations of other levels left.
+/// Invalidates them.
 pub struct Broadcast;
 
 impl Tlb<Cpu<'_>> for Broadcast {
     fn issue(&self, cpu: &Cpu<'_>, what: &Invalidation<Tiny>) {
-        let hinted = |held: &Held| what.level.is_none_or(|hint| hint.level() == held.level);
-        cpu.machine.tlbs.0.lock().unwrap().retain(|held| !(held.overlaps(what.range) && hinted(held)));
+        let tlbs = &cpu.machine.tlbs;
+        tlbs.issued.fetch_add(1, Ordering::Relaxed);
+        let books = &mut *tlbs.books.lock().unwrap();
+        books.held.retain(|held| !takes(what, held));
+        books.invalidated.push(what.clone());
     }
 }

@@ -74,6 +74,10 @@ pub unsafe trait Platform: Sync {
     /// A word that is shared.
     type Word: Word;
 
+    /// Turns of a waiting loop between two looks at the clock and at errors, which cost more than a look at CMDQ_CONS;
+    /// at least 2.
+    const TURNS_PER_LOOK: u64 = 32;
+
     /// A shared word of the driver's own, not in DMA memory.
     fn word(value: u64) -> Self::Word;
 

@@ -369,9 +369,6 @@ struct TimeLimit {
 }
 
 impl TimeLimit {
-    /// Turns between two looks at the clock and at errors, which cost more than a look at CMDQ_CONS.
-    const LOOK: u64 = 32;
-
     fn is_new(&self) -> bool {
         self.turns == 0
     }
@@ -387,7 +384,7 @@ impl TimeLimit {
             return Err(CommandError::Timeout);
         }
         self.turns += 1;
-        if self.turns % Self::LOOK == 1 {
+        if self.turns % P::TURNS_PER_LOOK == 1 {
             let now = platform.microseconds();
             if self.turns == 1 || self.position != position {
                 (self.since, self.position) = (now, position);

@@ -1,5 +1,6 @@
 //! Devices behind PCI Express, and how a driver claims one ([`pci`], [`slot`]).
 
+mod arrivals;
 pub mod disk;
 pub mod edu;
 pub mod nvme;

@@ -1,15 +1,12 @@
-//! A place for a device of one kind, from before it is found until the machine is turned off; and the interrupts that
-//! threads wait for.
+//! A place for a device of one kind, from before it is found until the machine is turned off.
 //!
 //! Devices are started when they are asked for first. Their places are statics, so that an interrupt finds its device
 //! without a lock.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-use core::time::Duration;
-
 use spin::Once;
 use thiserror::Error;
 
+pub use super::arrivals::Arrivals;
 use super::nvme::ControllerError;
 use super::pci::{self, Claim, Class, Function, Id, NotIsolated, PciAddress, PciError};
 use super::virtio::transport::TransportError;
@@ -22,6 +19,7 @@ use crate::sched::RwSem;
 use crate::sched::Woken;
 use crate::sched::{WaitQueue, Waiters};
 use crate::smp::Cpu;
+use crate::sync::atomic::AtomicU64;
 
 /// Why there is no such device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -180,57 +178,22 @@ pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartErr
     Ok(slot.device.call_once(|| device))
 }
 
-/// Interrupts of a device, counted for threads that wait for the next.
-pub struct Arrivals {
-    count: AtomicU64,
-    waiters: WaitQueue<()>,
-    /// How often a device was found to be done that had not interrupted.
-    missed: AtomicU64,
-}
-
 impl Arrivals {
+    /// None yet. Here, because loom's atomics are not made at compile time.
     const fn new() -> Self {
         Self { count: AtomicU64::new(0), waiters: WaitQueue::new(), missed: AtomicU64::new(0) }
-    }
-
-    /// How many there were.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Acquire)
-    }
-
-    /// How many were missing.
-    pub fn missed(&self) -> u64 {
-        self.missed.load(Ordering::Relaxed)
-    }
-
-    /// The device is done, and its interrupt was waited for in vain.
-    pub(super) fn note_missing(&self) {
-        self.missed.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn arrive(&self) {
-        let mut waiters = self.waiters.lock();
-        self.count.fetch_add(1, Ordering::Release);
-        waiters.wake_all();
-    }
-
-    /// Sleeps until there are more than `seen`, at most so long; whether there are.
-    pub(super) fn wait(&self, seen: u64, at_most: Duration) -> bool {
-        let waiters = self.waiters.lock();
-        // Under the lock: what arrives behind this look finds this thread in the queue.
-        self.count() != seen || sleep(waiters, Deadline::after(at_most))
     }
 }
 
 /// Sleeps until this thread is woken, at most until `until`; returns whether it was.
 #[cfg(target_os = "none")]
-fn sleep(waiters: Waiters<'_, ()>, until: Deadline) -> bool {
+pub(super) fn sleep(waiters: Waiters<'_, ()>, until: Deadline) -> bool {
     waiters.wait_until((), Some(until)) == Woken::ByAnother
 }
 
 /// On the host there are no devices to wait for.
 #[cfg(not(target_os = "none"))]
-fn sleep(_: Waiters<'_, ()>, _: Deadline) -> bool {
+pub(super) fn sleep(_: Waiters<'_, ()>, _: Deadline) -> bool {
     false
 }
 

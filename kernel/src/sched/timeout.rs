@@ -7,23 +7,22 @@
 //! timer for them: the interrupted code has come to a scheduling point by then, however slow the CPU is. A short pause by
 //! the clock may have passed when the handler returns. Woken threads may sleep on, for a lock whose holder waits for its
 //! timeout, so there is a pause as well: [`PAUSE`], which is long.
+//!
+//! `kernel/loom` compiles this file on loom's atomics and threads.
 
 #![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
 
 use core::cell::Cell;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use granule_arch::timer;
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 use super::queue::{self, NEVER};
-use super::switch::park;
-use super::thread::{Thread, Work, current};
-use super::wait::Woken;
+use super::{Thread, Waiters, Woken, Work, current, park};
 use crate::chip::timer::Deadline;
 use crate::smp::{Cpu, this_cpu};
+use crate::sync::atomic::Ordering;
 
 /// Threads that one interrupt wakes, and how long after it the next one comes at the latest where more are due.
 const BATCH: usize = 16;
@@ -112,8 +111,39 @@ pub(super) fn expire(cpu: &Cpu, now: u64) {
     }
     let next = timeouts.next();
     // Each thread that was woken sets the timer when it leaves `with_timeout`.
-    let next = if next <= timer::count() { Deadline::after(PAUSE).count() } else { next };
+    let next = if Deadline::at(next).has_passed() { Deadline::after(PAUSE).count() } else { next };
     cpu.sched.next_timeout.store(next, Ordering::Relaxed);
+}
+
+impl<T> Waiters<'_, T> {
+    /// Joins the queue, unlocks it, and sleeps until this thread is woken, `until` has come, or it has a signal to
+    /// deliver.
+    pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
+        self.wait_refusable(value, until, || false)
+    }
+
+    /// As [`Self::wait_until`]; but `unless` is called first, when this thread is in the queue already, and where it
+    /// returns true, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
+    pub fn wait_unless(self, value: T, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
+        let (mut unless, mut refused) = (Some(unless), false);
+        let woken = self.wait_refusable(value, until, || {
+            refused = refused || unless.take().is_some_and(|unless| unless());
+            refused
+        });
+        (!refused || woken == Woken::ByAnother).then_some(woken)
+    }
+
+    /// As [`Self::wait_until`], or until `refused` returns true.
+    #[inline(always)]
+    fn wait_refusable(self, value: T, until: Option<Deadline>, mut refused: impl FnMut() -> bool) -> Woken {
+        let mut interrupted = || (refused() || current().has(Work::SIGNAL)).then_some(Woken::Interrupted);
+        match until {
+            None => self.wait_while(value, interrupted),
+            Some(until) => with_timeout(until, |passed| {
+                self.wait_while(value, || interrupted().or_else(|| passed().then_some(Woken::TimedOut)))
+            }),
+        }
+    }
 }
 
 /// Sleeps until then, or until there is a signal.

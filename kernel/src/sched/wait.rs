@@ -13,10 +13,6 @@
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
 use super::{ThreadRef, current, park};
-#[cfg(target_os = "none")]
-use super::{Work, timeout};
-#[cfg(target_os = "none")]
-use crate::chip::timer::Deadline;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
@@ -107,7 +103,9 @@ impl<T> Waiters<'_, T> {
         self.wait_while(value, || None);
     }
 
-    fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
+    /// The same, or until `otherwise` has an outcome; it is asked before each sleep. Woken by another in any case where
+    /// the waker has taken this thread out of the queue.
+    pub(super) fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
         let waiter =
             Waiter { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicU32::new(0), value };
         let queue = self.queue;
@@ -132,38 +130,6 @@ impl<T> Waiters<'_, T> {
         // SAFETY: linked, and in this list alone.
         unsafe { list.0.cursor_mut_from_ptr(&raw const waiter) }.remove();
         outcome
-    }
-}
-
-#[cfg(target_os = "none")]
-impl<T> Waiters<'_, T> {
-    /// Joins the queue, unlocks it, and sleeps until this thread is woken, `until` has come, or it has a signal to
-    /// deliver.
-    pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
-        self.wait_refusable(value, until, || false)
-    }
-
-    /// As [`Self::wait_until`]; but `unless` is called first, when this thread is in the queue already, and where it
-    /// returns true, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
-    pub fn wait_unless(self, value: T, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
-        let (mut unless, mut refused) = (Some(unless), false);
-        let woken = self.wait_refusable(value, until, || {
-            refused = refused || unless.take().is_some_and(|unless| unless());
-            refused
-        });
-        (!refused || woken == Woken::ByAnother).then_some(woken)
-    }
-
-    /// As [`Self::wait_until`], or until `refused` returns true.
-    #[inline(always)]
-    fn wait_refusable(self, value: T, until: Option<Deadline>, mut refused: impl FnMut() -> bool) -> Woken {
-        let mut interrupted = || (refused() || current().has(Work::SIGNAL)).then_some(Woken::Interrupted);
-        match until {
-            None => self.wait_while(value, interrupted),
-            Some(until) => timeout::with_timeout(until, |passed| {
-                self.wait_while(value, || interrupted().or_else(|| passed().then_some(Woken::TimedOut)))
-            }),
-        }
     }
 }
 

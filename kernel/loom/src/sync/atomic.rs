@@ -80,7 +80,7 @@ fn ordered(order: Ordering, part: Omitted) -> Ordering {
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident: $value:ty;)*) => { $(
         $(#[$doc])*
-        #[derive(Default)]
+        #[derive(Debug, Default)]
         pub struct $name {
             value: loom::sync::atomic::$name,
             touched: loom::sync::atomic::AtomicU64,
@@ -157,6 +157,22 @@ macro_rules! words {
                 }
                 let [success, failure] = [success, failure].map(|order| ordered(order, Omitted::Order));
                 self.touch().compare_exchange(current, new, success, failure)
+            }
+
+            pub fn fetch_update(
+                &self,
+                success: Ordering,
+                failure: Ordering,
+                mut change: impl FnMut($value) -> Option<$value>,
+            ) -> Result<$value, $value> {
+                let mut found = self.load(failure);
+                while let Some(new) = change(found) {
+                    match self.compare_exchange(found, new, success, failure) {
+                        Ok(before) => return Ok(before),
+                        Err(now) => found = now,
+                    }
+                }
+                Err(found)
             }
 
             /// Not weak: to fail for no reason adds orders, and nothing to see.

@@ -7,10 +7,12 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_loom::{Cpu, Machine, Without};
-use granule_pgtable::{Mmu, TableSource};
+use granule_loom::{Broadcast, Cpu, Machine, Watched, Without};
+use granule_pgtable::{Invalidation, Mmu, TableSource, Tlb};
+
+use crate::{assert_caught, threads};
 
 const DATA: usize = 1;
 const FLAG: usize = 2;
@@ -31,10 +33,19 @@ fn outcomes(machine: fn() -> Machine, cpus: [fn(Cpu<'_>) -> u64; 2]) -> BTreeSet
     all.lock().unwrap().clone()
 }
 
-/// The machine's bookkeeping, all of it.
+/// The machine's bookkeeping, all of it: frames, what TLBs hold, invalidations.
 fn keep_books(mut cpu: Cpu<'_>) {
     let table: PhysAddr = cpu.take().expect("each CPU has a frame");
     cpu.give_back(table);
+    cpu.access(&[0]);
+    Broadcast.issue(&cpu, &Invalidation::page(VirtAddr(0)));
+}
+
+/// A machine that lacks a step, in which a page is mapped.
+fn mapped(without: Without) -> Machine {
+    let machine = Machine::new(3, without);
+    machine.cpu(0).map(0);
+    machine
 }
 
 fn write(cpu: Cpu<'_>, entry: usize) {
@@ -79,16 +90,14 @@ const BUFFER: [fn(Cpu<'_>) -> u64; 2] = [
 
 #[test]
 fn canary_a_flag_may_be_seen_before_its_data_unless_a_barrier_forbids_it() {
-    let [weak, strong] =
-        [(|| Machine::new(2, Without::DmbIshst)) as fn() -> Machine, || Machine::new(2, Without::Nothing)];
+    let [weak, strong] = [(|| mapped(Without::DmbIshst)) as fn() -> Machine, || mapped(Without::Nothing)];
     assert_eq!(outcomes(weak, MESSAGE), BTreeSet::from([[0, 0], [0, 2], [0, 20], [0, 22]]));
     assert_eq!(outcomes(strong, MESSAGE), BTreeSet::from([[0, 0], [0, 2], [0, 22]]));
 }
 
 #[test]
 fn canary_two_cpus_may_both_miss_the_others_store_unless_barriers_forbid_it() {
-    let [weak, strong] =
-        [(|| Machine::new(2, Without::DsbIsh)) as fn() -> Machine, || Machine::new(2, Without::Nothing)];
+    let [weak, strong] = [(|| mapped(Without::DsbIsh)) as fn() -> Machine, || mapped(Without::Nothing)];
     assert_eq!(outcomes(weak, BUFFER), BTreeSet::from([[0, 0], [0, 2], [2, 0], [2, 2]]));
     assert_eq!(outcomes(strong, BUFFER), BTreeSet::from([[0, 2], [2, 0], [2, 2]]));
 }
@@ -107,4 +116,24 @@ fn canary_a_write_behind_a_read_of_the_same_entry_is_tried_in_every_order() {
         outcomes(|| Machine::new(0, Without::Nothing), [reads, reads_and_writes]),
         BTreeSet::from([[0, 0], [2, 0]])
     );
+}
+
+/// Data that one CPU writes and the other reads, with nothing but the books in between: a race, which loom must see.
+#[test]
+fn canary_data_is_not_protected_by_the_books() {
+    let race = || {
+        threads(|| {
+            let shared = Arc::new((mapped(Without::Nothing), Watched::default()));
+            let other = Arc::clone(&shared);
+            let writes = loom::thread::spawn(move || {
+                other.1.write(1);
+                keep_books(other.0.cpu(1));
+            });
+            let (machine, data) = &*shared;
+            keep_books(machine.cpu(0));
+            data.read();
+            writes.join().unwrap();
+        });
+    };
+    assert_caught("Causality violation", race);
 }

@@ -28,7 +28,12 @@ fn one_cpu(pages: usize, omitted: Omitted) {
 
 /// Two CPUs take pages, so many each, by a queue of `2^BITS` slots.
 fn two_cpus<const BITS: u32>(pages: [usize; 2], omitted: Omitted) {
-    threads_with(3, move || {
+    two_cpus_with::<BITS>(3, pages, omitted);
+}
+
+/// The same with at most so many preemptions.
+fn two_cpus_with<const BITS: u32>(preemptions: usize, pages: [usize; 2], omitted: Omitted) {
+    threads_with(preemptions, move || {
         let smmu = Arc::new(Smmu::<BITS>::new(Consumer::Looks));
         let other = Arc::clone(&smmu);
         let inserts = loom::thread::spawn(move || {
@@ -56,6 +61,18 @@ fn two_calls_at_once_each_return_when_their_own_are() {
 #[test]
 fn calls_wait_for_room_and_go_round() {
     two_cpus::<1>([1, 1], Omitted::Nothing);
+}
+
+/// The slots of a third call are those of the first: the CPU that takes them may find from the other that they are free.
+#[test]
+fn slots_that_another_cpu_has_found_free_are_written_behind_the_smmus_reads() {
+    two_cpus_with::<1>(1, [2, 1], Omitted::Nothing);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn slots_that_another_cpu_has_found_free_with_three_preemptions() {
+    two_cpus_with::<1>(3, [2, 1], Omitted::Nothing);
 }
 
 #[test]
@@ -171,4 +188,63 @@ fn a_second_call_returns_when_the_smmu_is_shut() {
 fn a_shut_that_is_not_seen_is_caught() {
     assert_caught(RACE, || two_shut(Omitted::Acquire));
     assert_caught(RACE, || two_shut(Omitted::Release));
+}
+
+/// Two CPUs take pages from an SMMU that does not answer, by a queue of `2^BITS` slots.
+fn two_in_vain<const BITS: u32>(omitted: Omitted) {
+    threads_with(2, move || {
+        let smmu = Arc::new(Smmu::<BITS>::new(Consumer::Dead));
+        let other = Arc::clone(&smmu);
+        let takes = loom::thread::spawn(move || {
+            omit(omitted);
+            other.take_in_vain(1);
+        });
+        omit(omitted);
+        smmu.take_in_vain(0);
+        omit(Omitted::Nothing);
+        takes.join().unwrap();
+    });
+}
+
+#[test]
+fn calls_to_an_smmu_that_does_not_answer_end_and_shut_it() {
+    two_in_vain::<2>(Omitted::Nothing);
+}
+
+/// The second call waits for room.
+#[test]
+fn a_call_that_finds_no_room_in_a_dead_queue_ends() {
+    two_in_vain::<1>(Omitted::Nothing);
+}
+
+#[test]
+fn a_dead_smmu_whose_shut_is_not_seen_is_caught() {
+    assert_caught(RACE, || two_in_vain::<2>(Omitted::Order));
+}
+
+/// One CPU waits while another shuts the SMMU. No clock runs.
+fn shut_while_waiting<const BITS: u32>(omitted: Omitted) {
+    threads_with(2, move || {
+        let smmu = Arc::new(Smmu::<BITS>::new(Consumer::Silent));
+        let other = Arc::clone(&smmu);
+        let shuts = loom::thread::spawn(move || {
+            omit(omitted);
+            other.shut(1);
+        });
+        omit(omitted);
+        smmu.take_when_shut(0);
+        omit(Omitted::Nothing);
+        shuts.join().unwrap();
+    });
+}
+
+#[test]
+fn a_call_that_waits_returns_when_the_smmu_is_shut() {
+    shut_while_waiting::<2>(Omitted::Nothing);
+}
+
+#[test]
+fn a_waiter_that_uses_a_page_before_the_smmu_is_shut_is_caught() {
+    assert_caught(RACE, || shut_while_waiting::<2>(Omitted::Acquire));
+    assert_caught(RACE, || shut_while_waiting::<2>(Omitted::Release));
 }

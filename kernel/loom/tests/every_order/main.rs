@@ -3,8 +3,11 @@
 //! Each property comes with twins that lack one step ([`granule_loom::Without`]) and must be seen to fail: a checker
 //! that cannot fail proves nothing.
 
+mod arrivals;
+mod asid;
 mod canary;
 mod command_queue;
+mod frame;
 mod interrupt;
 mod leaving;
 mod map;
@@ -14,6 +17,7 @@ mod reclaim;
 mod remedies;
 mod rwsem;
 mod split;
+mod timeout;
 mod upgrade;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::vec::Vec;
 
+use granule_arch::tlbi::Instruction;
 use granule_pgtable::host::Operation;
 use proptest::prelude::{any, proptest};
 
-use super::{AsidSlot, Asids, FEWEST, Instruction, parse};
+use super::{AsidSlot, Asids, FEWEST, parse};
 use crate::mm::kernel::Machine;
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::record::record;

@@ -396,3 +396,5 @@ impl fmt::Display for FrameStats {
 }
 
 const _: () = assert!(CAPACITY > BATCH);
+// A block's records fill whole pages, so the array's parts can be mapped block by block.
+const _: () = assert!(size_of::<Frame>() == 24 && (512 * size_of::<Frame>()).is_multiple_of(4096));

@@ -3,15 +3,18 @@
 //! The array is virtually contiguous, so a record is found by arithmetic; only the parts for page blocks that hold
 //! memory are mapped. A record of zeros means that the frame is free. Records are zeroed a block at a time when the
 //! block is first used; before that they hold whatever the memory held, and are not read.
+//!
+//! `kernel/loom` compiles this file on loom's atomics.
 
 #![allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
 
 use core::mem::size_of;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::{ptr, slice};
 
 use granule_arch::addr::VirtAddr;
+
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What the kernel knows about one 4 KiB frame. All zero: free.
 #[derive(Debug, Default)]
@@ -27,9 +30,6 @@ pub struct Frame {
     /// The lock of the page table that the frame holds, if it holds one; 0 means not held.
     pub table_lock: AtomicU32,
 }
-
-// A block's records fill whole pages, so the array's parts can be mapped block by block.
-const _: () = assert!(size_of::<Frame>() == 24 && (512 * size_of::<Frame>()).is_multiple_of(4096));
 
 /// Why a frame cannot be freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -1,0 +1,132 @@
+//! Records of frames, the kernel's own source: the last of a frame's holders frees it, once, and uses it behind all that
+//! the others did with it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use granule_loom::mm::frame::{Frame, FreeError};
+use granule_loom::{Omitted, Watched, omit};
+
+use crate::{assert_caught, threads};
+
+/// What loom reports of two accesses without an order.
+const RACE: &str = "Causality violation";
+
+/// A frame, and its contents, which loom watches.
+#[derive(Default)]
+struct Page {
+    record: Frame,
+    contents: Watched<u32>,
+    /// How often it was freed. Not one of loom's: it orders nothing.
+    freed: AtomicUsize,
+}
+
+impl Page {
+    /// What its next owner does.
+    fn reuse(&self) {
+        self.contents.write(0);
+        self.freed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// A holder looks at it, and drops its hold as many are dropped.
+    fn drop_of_many(&self) {
+        self.contents.read();
+        if self.record.drop_hold().unwrap() {
+            self.reuse();
+        }
+    }
+
+    /// The same as one is dropped.
+    fn drop_one(&self) {
+        self.contents.read();
+        if self.record.let_go() {
+            self.record.free().unwrap();
+            self.reuse();
+        }
+    }
+
+    /// A holder adds another, and both drop their hold.
+    fn share_and_drop(&self) {
+        self.record.share();
+        self.drop_of_many();
+        self.drop_one();
+    }
+
+    /// A holder writes to it in place where it is the only one, as after a fork, and drops its hold.
+    fn write_alone(&self) {
+        if self.record.references() == 1 {
+            self.contents.write(1);
+        }
+        self.drop_one();
+    }
+}
+
+/// Three holders at once.
+fn held_by_three(omitted: Omitted, holders: [fn(&Page); 3]) {
+    threads(move || {
+        let page = Arc::new(Page::default());
+        page.record.hand_out();
+        page.record.share();
+        page.record.share();
+        let spawn = |holder: fn(&Page)| {
+            let page = Arc::clone(&page);
+            loom::thread::spawn(move || {
+                omit(omitted);
+                holder(&page);
+            })
+        };
+        let others = [holders[1], holders[2]].map(spawn);
+        omit(omitted);
+        holders[0](&page);
+        omit(Omitted::Nothing);
+        others.into_iter().for_each(|other| other.join().unwrap());
+        assert_eq!(page.freed.load(std::sync::atomic::Ordering::Relaxed), 1, "it was not freed once");
+        assert_eq!(page.record.references(), 0);
+    });
+}
+
+#[test]
+fn the_last_of_three_holders_frees_it_once() {
+    held_by_three(Omitted::Nothing, [Page::drop_of_many; 3]);
+    held_by_three(Omitted::Nothing, [Page::drop_one; 3]);
+    held_by_three(Omitted::Nothing, [Page::drop_one, Page::drop_of_many, Page::drop_one]);
+}
+
+#[test]
+fn a_holder_that_comes_while_others_go_keeps_it() {
+    held_by_three(Omitted::Nothing, [Page::share_and_drop, Page::drop_of_many, Page::drop_one]);
+}
+
+#[test]
+fn a_holder_that_finds_itself_alone_writes_behind_the_reads_of_the_others() {
+    held_by_three(Omitted::Nothing, [Page::write_alone, Page::drop_of_many, Page::drop_of_many]);
+    held_by_three(Omitted::Nothing, [Page::write_alone, Page::write_alone, Page::drop_one]);
+}
+
+#[test]
+fn counts_that_order_nothing_are_caught() {
+    let ways: [[fn(&Page); 3]; 3] =
+        [[Page::drop_of_many; 3], [Page::drop_one; 3], [Page::write_alone, Page::drop_one, Page::drop_one]];
+    for holders in ways {
+        assert_caught(RACE, || held_by_three(Omitted::Order, holders));
+    }
+}
+
+#[test]
+fn a_count_that_is_not_changed_in_one_step_is_caught() {
+    assert_caught("it was not freed once", || held_by_three(Omitted::AtomicExchange, [Page::drop_of_many; 3]));
+}
+
+/// Two CPUs free a frame that one of them does not own.
+#[test]
+fn of_two_frees_at_once_one_is_refused() {
+    threads(|| {
+        let page = Arc::new(Page::default());
+        page.record.hand_out();
+        let other = Arc::clone(&page);
+        let frees = loom::thread::spawn(move || other.record.free());
+        let mut results = [page.record.free(), frees.join().unwrap()];
+        results.sort_by_key(Result::is_err);
+        assert_eq!(results, [Ok(()), Err(FreeError::DoubleFree)]);
+    });
+}

@@ -1,0 +1,127 @@
+//! Waits that end at a moment, the kernel's own source: of a wake-up, the timeout and a signal one ends the wait, and
+//! nothing is left of it in a queue.
+//!
+//! A timer that is not set, or a wake-up that is lost, is a deadlock, which loom reports.
+
+use std::sync::Arc;
+
+use granule_loom::chip::timer::Deadline;
+use granule_loom::sched::{WaitQueue, Woken, run_timer, sleep_through, sleep_until, stop_timer};
+use granule_loom::{Sleeper, Watched};
+use loom::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{assert_caught, threads_with};
+
+/// When all is due.
+const DUE: u64 = 1;
+
+fn due() -> Deadline {
+    Deadline::at(DUE)
+}
+
+/// What wakes a thread that waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    ByAnother,
+    BySignal,
+}
+
+/// A thread waits in a queue, until a moment if `timed`; another wakes it or signals it.
+fn wait(timed: bool, ends: &'static [Ends]) {
+    threads_with(2, move || {
+        let queue = Arc::new(WaitQueue::<()>::default());
+        let timer = timed.then(|| loom::thread::spawn(|| run_timer(DUE)));
+        let sleeper = Sleeper::current();
+        let other = Arc::clone(&queue);
+        let wakes = loom::thread::spawn(move || {
+            let mut woken = false;
+            for end in ends {
+                match end {
+                    Ends::ByAnother => woken |= other.lock().wake_front(),
+                    Ends::BySignal => sleeper.signal(),
+                }
+            }
+            woken
+        });
+        let outcome = queue.lock().wait_until((), timed.then(due));
+        if timed {
+            stop_timer();
+        }
+        let woken = wakes.join().unwrap();
+        timer.into_iter().for_each(|timer| timer.join().unwrap());
+        assert_eq!(outcome == Woken::ByAnother, woken, "the waker and the waiter disagree: {outcome:?}");
+        assert!(queue.lock().is_empty(), "the waiter is left in the queue");
+    });
+}
+
+#[test]
+fn of_a_wake_up_and_a_timeout_one_ends_the_wait() {
+    wait(true, &[Ends::ByAnother]);
+}
+
+#[test]
+fn of_a_wake_up_and_a_signal_one_ends_the_wait() {
+    wait(false, &[Ends::ByAnother, Ends::BySignal]);
+    wait(false, &[Ends::BySignal, Ends::ByAnother]);
+}
+
+#[test]
+fn of_a_wake_up_a_signal_and_a_timeout_one_ends_the_wait() {
+    wait(true, &[Ends::BySignal, Ends::ByAnother]);
+}
+
+/// Two threads of a CPU sleep until the same moment, one of them in spite of a signal.
+#[test]
+fn two_sleepers_wake_when_their_moment_comes() {
+    threads_with(2, || {
+        let timer = loom::thread::spawn(|| run_timer(DUE));
+        let sleeps = loom::thread::spawn(|| sleep_through(due()));
+        assert_eq!(sleep_until(due()), Woken::TimedOut);
+        sleeps.join().unwrap();
+        stop_timer();
+        timer.join().unwrap();
+    });
+}
+
+/// A thread sleeps while a word has a value, as in FUTEX_WAIT: the word is looked at when the thread is in the queue.
+fn wait_unless(look: Look) {
+    threads_with(3, move || {
+        let shared = Arc::new((WaitQueue::<()>::default(), AtomicU64::new(0), Watched::default()));
+        let other = Arc::clone(&shared);
+        // Not loom's first thread: after a deadlock that one would drop a queue whose waiters are gone.
+        let waits = loom::thread::spawn(move || {
+            let (queue, word, data) = &*other;
+            let early = word.load(Ordering::Acquire) != 0;
+            let refused = || if look == Look::Early { early } else { word.load(Ordering::Acquire) != 0 };
+            let outcome = queue.lock().wait_unless((), None, refused);
+            data.read();
+            outcome
+        });
+        let (queue, word, data) = &*shared;
+        data.write(1);
+        word.store(1, Ordering::Release);
+        let woken = queue.lock().wake_front();
+        let outcome = waits.join().unwrap();
+        assert_eq!(outcome, woken.then_some(Woken::ByAnother));
+        assert!(queue.lock().is_empty());
+    });
+}
+
+/// When a waiter looks at the word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// When it is in the queue.
+    Queued,
+    /// Before.
+    Early,
+}
+
+#[test]
+fn a_word_that_changes_while_a_thread_joins_the_queue_ends_the_wait() {
+    wait_unless(Look::Queued);
+}
+
+#[test]
+fn a_look_before_the_queue_is_joined_is_caught() {
+    assert_caught("deadlock", || wait_unless(Look::Early));
+}
