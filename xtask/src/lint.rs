@@ -64,6 +64,7 @@ pub(crate) fn document(tools: &Tools) -> Result<()> {
 }
 
 /// The public items of every library, target's and host's, in one folder, so that they have one list and one search.
+/// Opens them in the browser, where there is one.
 ///
 /// # Errors
 /// When rustdoc warns, or the folder cannot be made.
@@ -89,7 +90,11 @@ pub(crate) fn document_public(tools: &Tools) -> Result<()> {
     run(tools.target_cargo("doc", "doc").args(FLAGS), "rustdoc for the target")?;
     let mut host = tools.host_cargo("doc", "doc");
     run(host.args(["-p", "granule-model", "-p", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
-    println!("{}", target.join("granule_pgtable/index.html").display());
+    let page = target.join("granule_pgtable/index.html");
+    println!("{}", page.display());
+    if let Err(error) = open::that_detached(&page) {
+        println!("not opened in a browser: {error}");
+    }
     Ok(())
 }
 

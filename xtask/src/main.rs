@@ -101,7 +101,7 @@ enum Task {
     Fmt,
     /// Build the documentation, without a warning
     Doc {
-        /// Public items alone, of all crates in one index, and print where it is
+        /// Public items alone, of all crates in one index: print where it is, and open it in a browser
         #[arg(long)]
         open: bool,
     },

@@ -26,7 +26,9 @@ impl Table {
     /// # Safety
     /// `address` holds a table of `G::FIRST_LEVEL` (all zero at first), used for nothing else, reachable through
     /// [`Mmu::table`], for as long as a [`crate::PageTables`] with it exists. Entries are written by this crate only,
-    /// or by code that keeps its rules (the boot code before, under the same geometry).
+    /// or by code that keeps its rules (the boot code before, under the same geometry). It is given to an [`Mmu`] of
+    /// [`Mmu::Geometry`] `G` alone: the table has its level on record, not its shape, and with another one what is a
+    /// page's address here is a table's there.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub const unsafe fn root<G: Geometry>(address: PhysAddr) -> Self {
         Self { address, level: G::FIRST_LEVEL }
