@@ -27,6 +27,15 @@ pub enum Operation {
         /// What it is now.
         new: Descriptor,
     },
+    /// The hardware set the access flag, or cleared RDONLY of a leaf with DBM, for an access by this CPU.
+    SetFlags {
+        /// Where the entry is.
+        cell: PhysAddr,
+        /// What it was.
+        old: Descriptor,
+        /// What it is now.
+        new: Descriptor,
+    },
     /// DMB ISHST.
     DmbIshst,
     /// DSB ISHST.
@@ -69,6 +78,7 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Write { cell, old, new } => write!(f, "store to {cell}: {old:?} -> {new:?}"),
+            Self::SetFlags { cell, old, new } => write!(f, "flags set in {cell}: {old:?} -> {new:?}"),
             Self::DmbIshst => f.write_str("DMB ISHST"),
             Self::DsbIshst => f.write_str("DSB ISHST"),
             Self::DsbIsh => f.write_str("DSB ISH"),

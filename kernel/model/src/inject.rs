@@ -23,6 +23,8 @@ pub enum Step {
     Isb,
     /// Any TLBI.
     Tlbi,
+    /// A compare-exchange, which becomes a load, a comparison and a plain store, whatever the sabotage.
+    CompareExchange,
 }
 
 /// What becomes of the one that is hit.
@@ -61,6 +63,7 @@ impl Step {
 
     fn operation(self) -> Operation {
         match self {
+            Self::CompareExchange => unreachable!("no barrier becomes one"),
             Self::DmbIshst => Operation::DmbIshst,
             Self::DsbIshst => Operation::DsbIshst,
             Self::DsbIsh => Operation::DsbIsh,
@@ -73,8 +76,22 @@ impl Step {
 
 /// What really happens when `cpu` asks for `operation`; nothing where it is lost. Each injection strikes once.
 pub(crate) fn strike(injections: &mut Vec<Injection>, cpu: usize, operation: Operation) -> Option<(usize, Operation)> {
-    let mut happens = Some((cpu, operation));
-    let Some(step) = Step::of(operation) else { return happens };
+    let happens = Some((cpu, operation));
+    let Some(sabotage) = Step::of(operation).and_then(|step| struck(injections, step)) else { return happens };
+    match (sabotage, operation) {
+        (Sabotage::Lost, _) => None,
+        (Sabotage::Becomes(other), _) => Some((cpu, other.operation())),
+        (Sabotage::OnCpu(other), _) => Some((other, operation)),
+        (Sabotage::Rewritten(rewrite), Operation::Tlbi(instruction)) => {
+            Some((cpu, Operation::Tlbi(rewrite(instruction))))
+        }
+        (Sabotage::Rewritten(_), _) => happens,
+    }
+}
+
+/// A step of this kind happens: what strikes it, if anything does.
+pub(crate) fn struck(injections: &mut Vec<Injection>, step: Step) -> Option<Sabotage> {
+    let mut sabotage = None;
     injections.retain_mut(|injection| {
         if injection.step != step {
             return true;
@@ -83,16 +100,8 @@ pub(crate) fn strike(injections: &mut Vec<Injection>, cpu: usize, operation: Ope
             injection.nth = left;
             return true;
         }
-        happens = match (injection.sabotage, operation) {
-            (Sabotage::Lost, _) => None,
-            (Sabotage::Becomes(other), _) => Some((cpu, other.operation())),
-            (Sabotage::OnCpu(other), _) => Some((other, operation)),
-            (Sabotage::Rewritten(rewrite), Operation::Tlbi(instruction)) => {
-                Some((cpu, Operation::Tlbi(rewrite(instruction))))
-            }
-            (Sabotage::Rewritten(_), _) => happens,
-        };
+        sabotage = Some(injection.sabotage);
         false
     });
-    happens
+    sabotage
 }

@@ -10,6 +10,7 @@
 //!   it; an ISB ends what that CPU had looked up ahead
 //! - between any two operations, whatever any TLB may hold: nothing is writable by one translation and executable by
 //!   another, and an entry that was emptied is filled again when its invalidation is complete
+//! - with FEAT_HAFDBS the hardware sets flags between any load and store of software, and TLBs may hold what it makes
 //! - break-before-make, BBML2, contiguous groups, tables linked before their contents, frames and tables reused too
 //!   early
 //! - [`Model::inject`] takes a barrier or an invalidation away, so that each rule is seen to fail

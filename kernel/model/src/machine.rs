@@ -14,7 +14,7 @@ use crate::arena::Arena;
 use crate::event::{Event, Operation};
 use crate::features::Features;
 use crate::frames::Frames;
-use crate::inject::{Injection, Sabotage, Step};
+use crate::inject::{Injection, Sabotage, Step, struck};
 use crate::outcome::{Access, Outcome};
 use crate::rules::Use;
 use crate::state::{CpuState, State};
@@ -40,7 +40,7 @@ impl<G: Geometry> Model<G> {
         assert!((1..=MAX_CPUS).contains(&cpus), "a model has 1 to {MAX_CPUS} CPUs");
         let arena = Arc::new(Arena::new((frames as u64 + 1) * G::PAGE_SIZE));
         let first = arena.range().start();
-        let mut memory = Memory::new(G::PAGE_SHIFT, cpus);
+        let mut memory = Memory::new(G::PAGE_SHIFT, cpus, features);
         memory.frame_mut(first).place = Some(Place { level: G::FIRST_LEVEL, start: base::<G>(), parent: None });
         let state = State {
             features,
@@ -335,16 +335,23 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
 
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
         let mut state = self.model.state();
+        let address = self.model.arena.address(cell);
+        state.check_flags_kept(self.index, address, Descriptor(cell.load(Ordering::Acquire)), descriptor);
         let old = Descriptor(cell.swap(descriptor.0, Ordering::AcqRel));
-        state.store(self.index, self.model.arena.address(cell), old, descriptor);
+        state.store(self.index, address, old, descriptor);
     }
 
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         let mut state = self.model.state();
-        let now = state.now();
-        state.memory.observe(self.model.arena.address(cell), self.index, now);
+        let (now, address) = (state.now(), self.model.arena.address(cell));
+        match struck(&mut state.injections, Step::CompareExchange) {
+            // Between its comparison and its store is what must be kept.
+            Some(_) => state.check_flags_kept(self.index, address, current, new),
+            None => state.use_leaf(self.index, address),
+        }
+        state.memory.observe(address, self.index, now);
         cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire).map_err(Descriptor)?;
-        state.store(self.index, self.model.arena.address(cell), current, new);
+        state.store(self.index, address, current, new);
         Ok(())
     }
 

@@ -175,7 +175,7 @@ impl<G: Geometry> State<G> {
         if ahead {
             found.push(MayFault { fault: Fault::Translation, cell });
         }
-        for version in old.iter().filter(|version| faults(version.value, level)) {
+        for version in old.iter().filter(|version| faults(version.value, level, self.features)) {
             let leaf = entry_kind(version.value, level) == EntryKind::Leaf;
             found.push(MayFault { fault: if leaf { Fault::AccessFlag } else { Fault::Translation }, cell });
         }

@@ -183,6 +183,30 @@ impl<G: Geometry> State<G> {
         }
     }
 
+    /// `writer` stores `new` over `old`, which it read before: the hardware may have set flags in between, which `new`
+    /// must have then. What is discarded has none.
+    pub(crate) fn check_flags_kept(&mut self, writer: usize, cell: PhysAddr, old: Descriptor, new: Descriptor) {
+        let Some(used) = self.used_leaf(cell, old) else { return };
+        let keeps = |flags: u64| used.0 & flags == old.0 & flags;
+        let what = if !new.is_present() || new.address() != old.address() {
+            return;
+        } else if !keeps(bits::AF) && new.0 & bits::AF == 0 {
+            "access flag"
+        } else if !keeps(bits::RDONLY) && !new.is_dirty() {
+            "dirty state"
+        } else {
+            return;
+        };
+        let place =
+            self.memory.place(cell).map_or(0, |place| place.start + (self.index(cell) << G::shift(place.level)));
+        let headline = format!("CPU {writer} overwrites the {what} that the hardware may just have set, at {place:#x}");
+        let story = vec![
+            format!("a plain store to {cell}: {old:?} -> {new:?}"),
+            "missing: compare-exchange, of an entry that is not young, or writable and clean".to_owned(),
+        ];
+        self.report(Violation::new(Rule::LostUpdate, headline, story));
+    }
+
     /// The frame at `frame` gets another use: no TLB may translate to it, but where everything is mapped anyway.
     pub(crate) fn check_untranslated(&mut self, frame: PhysAddr, becomes: Use) {
         let last = frame + (G::PAGE_SIZE - 1);
@@ -213,7 +237,7 @@ impl<G: Geometry> State<G> {
         if G::group_entries(place.level) == 1 {
             return None;
         }
-        let values: Vec<u64> = self.group(cell).map(|cell| self.arena.value(cell)).collect();
+        let values: Vec<u64> = self.group(cell).map(|cell| self.features.used(self.arena.value(cell))).collect();
         let is_leaf = |value: u64| entry_kind(value, place.level) == EntryKind::Leaf;
         let contiguous = |value: u64| is_leaf(value) && value & bits::CONTIGUOUS != 0;
         let (witness, &model) = values.iter().enumerate().find(|&(_, &value)| contiguous(value))?;

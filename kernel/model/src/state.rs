@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
@@ -102,6 +103,7 @@ impl<G: Geometry> State<G> {
             Operation::Tlbi(instruction) => self.tlbi(cpu, instruction, now),
             Operation::HandOver(to) => self.memory.hand_over(cpu, to, now),
             Operation::Write { .. }
+            | Operation::SetFlags { .. }
             | Operation::FrameTaken(_)
             | Operation::FrameCopied(_)
             | Operation::FrameFreed(_) => {}
@@ -158,9 +160,32 @@ impl<G: Geometry> State<G> {
         }
     }
 
+    /// What the hardware may make of `leaf` in `cell`, where a walk comes to it and that is something else.
+    pub(crate) fn used_leaf(&self, cell: PhysAddr, leaf: Descriptor) -> Option<Descriptor> {
+        let used = Descriptor(self.features.used(leaf.0));
+        let level = self.memory.place(cell).filter(|_| used != leaf)?.level;
+        let is_used = entry_kind(leaf.0, level) == EntryKind::Leaf && self.is_reachable(self.frame_of(cell));
+        is_used.then_some(used)
+    }
+
+    /// The last moment before `cpu` exchanges what is in `cell`: the hardware sets flags there, as an access of any CPU
+    /// makes it do.
+    pub(crate) fn use_leaf(&mut self, cpu: usize, cell: PhysAddr) {
+        let leaf = Descriptor(self.arena.value(cell));
+        if let Some(used) = self.used_leaf(cell, leaf) {
+            self.arena.cells(cell, 1)[0].store(used.0, Ordering::Release);
+            let time = self.note(cpu, Operation::SetFlags { cell, old: leaf, new: used });
+            self.stored(cpu, cell, leaf, used, time);
+        }
+    }
+
     /// `cpu` wrote `new` over `old`.
     pub(crate) fn store(&mut self, cpu: usize, cell: PhysAddr, old: Descriptor, new: Descriptor) {
         let time = self.note(cpu, Operation::Write { cell, old, new });
+        self.stored(cpu, cell, old, new, time);
+    }
+
+    fn stored(&mut self, cpu: usize, cell: PhysAddr, old: Descriptor, new: Descriptor, time: Time) {
         let place = self.memory.place(cell);
         let fresh = match place {
             Some(place) if entry_kind(new.0, place.level) == EntryKind::Table => !self.is_reachable(new.address()),
@@ -232,6 +257,7 @@ impl<G: Geometry> State<G> {
     pub(crate) fn entries(&self, cell: PhysAddr, value: u64, stored: Time) -> Vec<Held> {
         let Some(place) = self.memory.place(cell) else { return Vec::new() };
         let level = place.level;
+        let value = if entry_kind(value, level) == EntryKind::Leaf { self.features.used(value) } else { value };
         let descriptor = Descriptor(value);
         let index = self.index(cell);
         let start = place.start + (index << G::shift(level));

@@ -19,6 +19,7 @@ use granule_pgtable::geometry::LAST_LEVEL;
 
 use crate::arena::Arena;
 use crate::event::Time;
+use crate::features::Features;
 
 /// The most CPUs that a model may have.
 pub const MAX_CPUS: usize = 8;
@@ -92,15 +93,15 @@ impl CellState {
     }
 
     /// The walkers of `cpus` read the versions that `which` picks, or later ones, from now on.
-    fn settle(&mut self, cpus: CpuSet, level: Option<u8>, now: Time, which: impl Fn(&Version) -> bool) {
+    fn settle(&mut self, cpus: CpuSet, walks: Option<(u8, Features)>, now: Time, which: impl Fn(&Version) -> bool) {
         let before: Vec<Vec<Version>> = (0..MAX_CPUS).map(|cpu| self.visible(cpu).to_vec()).collect();
         for version in self.versions.iter_mut().filter(|version| which(version)) {
             version.certain.0 |= cpus.0;
         }
-        if let Some(level) = level {
+        if let Some((level, features)) = walks {
             for (cpu, before) in before.iter().enumerate() {
                 let dropped = before.len() - self.visible(cpu).len();
-                if before[..dropped].iter().any(|version| faults(version.value, level)) {
+                if before[..dropped].iter().any(|version| faults(version.value, level, features)) {
                     self.faulted_until[cpu] = now;
                 }
             }
@@ -110,11 +111,11 @@ impl CellState {
     }
 }
 
-/// Whether a walk that reads `value` at `level` ends in a fault that no TLB keeps: not valid, or AF = 0.
-pub(crate) fn faults(value: u64, level: u8) -> bool {
+/// Whether a walk that reads `value` at `level` ends in a fault that no TLB keeps: not valid, or AF = 0 and left so.
+pub(crate) fn faults(value: u64, level: u8, features: Features) -> bool {
     match entry_kind(value, level) {
         EntryKind::Table => false,
-        EntryKind::Leaf => value & bits::AF == 0,
+        EntryKind::Leaf => features.used(value) & bits::AF == 0,
         EntryKind::None => true,
     }
 }
@@ -195,6 +196,7 @@ impl Pending {
 /// All frames, and all stores that are under way.
 pub(crate) struct Memory {
     page_shift: u32,
+    features: Features,
     frames: HashMap<u64, Frame>,
     /// Frames, by number, that were zeroed by plain stores when they were taken, and are in no use yet.
     zeroed: BTreeMap<u64, Time>,
@@ -202,8 +204,9 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(page_shift: u32, cpus: usize) -> Self {
-        Self { page_shift, frames: HashMap::new(), zeroed: BTreeMap::new(), pending: vec![Pending::default(); cpus] }
+    pub(crate) fn new(page_shift: u32, cpus: usize, features: Features) -> Self {
+        let (frames, zeroed) = (HashMap::new(), BTreeMap::new());
+        Self { page_shift, features, frames, zeroed, pending: vec![Pending::default(); cpus] }
     }
 
     fn split(&self, cell: PhysAddr) -> (u64, u16) {
@@ -310,9 +313,9 @@ impl Memory {
     fn settle(&mut self, cell: PhysAddr, cpus: CpuSet, now: Time, which: impl Fn(&Version) -> bool) {
         let (frame, index) = self.split(cell);
         let Some(frame) = self.frames.get_mut(&frame) else { return };
-        let level = frame.place.map(|place| place.level);
+        let walks = frame.place.map(|place| (place.level, self.features));
         if let Some(state) = frame.cells.get_mut(&index) {
-            state.settle(cpus, level, now, which);
+            state.settle(cpus, walks, now, which);
         }
     }
 }

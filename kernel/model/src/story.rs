@@ -22,6 +22,8 @@ pub enum Rule {
     BreakBeforeMake,
     /// An entry that was emptied is filled again although some TLB may still hold what it was.
     EarlyFill,
+    /// A store overwrites a flag that the hardware may have set since the entry was read.
+    LostUpdate,
     /// A contiguous group was used whose entries differ.
     MixedGroup,
     /// A table was linked before its contents.
@@ -114,7 +116,9 @@ impl<G: Geometry> State<G> {
         }
         let after = self.stream.iter().enumerate().skip(held.stored.0);
         let stores = after.filter_map(|(index, event)| match event.operation {
-            Operation::Write { cell, old, new } if cells.contains(&cell) && old != new => {
+            Operation::Write { cell, old, new } | Operation::SetFlags { cell, old, new }
+                if cells.contains(&cell) && old != new =>
+            {
                 Some((cell, new, Time(index + 1), event.cpu))
             }
             _ => None,

@@ -57,7 +57,11 @@ impl Rig {
     fn change(&self, cpu: ModelCpu<'_>, pages: core::ops::Range<u64>, change: impl Fn(Descriptor) -> Descriptor) {
         for page in pages {
             let cell = cpu.entry(self.page(page));
-            cpu.store(cell, change(cpu.load(cell)));
+            let mut found = cpu.load(cell);
+            // The hardware sets flags meanwhile.
+            while let Err(now) = cpu.compare_exchange(cell, found, change(found)) {
+                found = now;
+            }
         }
     }
 

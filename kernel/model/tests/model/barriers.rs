@@ -206,7 +206,7 @@ fn an_emptied_entry_is_filled_again_by_dsb_ishst_tlbi_dsb_ish() {
 fn a_read_only_break_is_none_and_one_without_the_access_flag_is_one() {
     let young = READ_ONLY.0;
     for (broken, expected) in [(young, false), (young & !bits::AF, true)] {
-        let (model, page) = one_page(Features::ALL);
+        let (model, page) = one_page(Features { access_flag: false, ..Features::ALL });
         let cpu = model.cpu(0);
         write(cpu, page, Descriptor(broken));
         cpu.dsb_ishst();

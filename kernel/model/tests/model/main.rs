@@ -3,6 +3,7 @@
 //! - `asid`: operations of one address space, and what completes those of one CPU
 //! - `barriers`: which barrier, and that no weaker one will do: the rows of Arm's memory model, by sweeping every slot
 //! - `tlbi`: operands as the hardware reads them
+//! - `flags`: hardware that sets the access flag and the dirty state between any two steps
 //! - `live`: what must not change under a live translation; contiguous groups
 //! - `tables`: linking, unlinking, freeing
 //! - `split`: leaves split in use, with a step taken away, a hint too many, a table too few
@@ -11,6 +12,7 @@
 
 mod asid;
 mod barriers;
+mod flags;
 mod injected;
 mod live;
 mod split;

@@ -7,6 +7,7 @@
 //! - `handles`: references keep a space, handles only its record
 //! - `hardware`: the hardware's access flag and dirt, between each load of an entry and its store
 //! - `meeting`: another CPU at each step of a fault and of populate
+//! - `model`: entries on the model machine, whose hardware sets flags between a load and a store
 //! - `order`: other CPUs while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
 //! - `reserved`: pages of the kernel above all that programs may map
@@ -21,6 +22,7 @@ mod entries;
 mod handles;
 mod hardware;
 mod meeting;
+mod model;
 mod notified;
 mod order;
 mod random;
