@@ -1,4 +1,5 @@
-//! The memory that tables live in: host memory that code under test may also reach by plain pointers.
+//! The memory that tables live in: host memory that code under test may also reach by plain pointers, the model's own or
+//! that of a machine that it watches.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,10 +12,15 @@ const ALIGN: usize = 64 << 10;
 
 /// Cells of the machine's memory, and their physical addresses.
 pub(crate) struct Arena {
-    memory: Vec<AtomicU64>,
-    /// Cells before the first aligned one.
-    skip: usize,
-    cells: usize,
+    range: PhysRange,
+    cells: Cells,
+}
+
+enum Cells {
+    /// Behind `skip` cells that are not aligned.
+    Own { memory: Vec<AtomicU64>, skip: usize },
+    /// What to add to a physical address, wrapping, for that of the host.
+    Foreign { offset: u64 },
 }
 
 impl Arena {
@@ -24,31 +30,56 @@ impl Arena {
         let memory: Vec<AtomicU64> =
             std::iter::repeat_with(AtomicU64::default).take(cells + ALIGN / size_of::<u64>()).collect();
         let skip = (memory.as_ptr().addr().next_multiple_of(ALIGN) - memory.as_ptr().addr()) / size_of::<u64>();
-        Self { memory, skip, cells }
+        let range = PhysRange::from_size(PhysAddr(BASE), cells as u64 * 8).expect("the arena is small");
+        Self { range, cells: Cells::Own { memory, skip } }
+    }
+
+    /// The memory of another machine, whose addresses are `offset` higher on the host.
+    ///
+    /// # Safety
+    /// All of `range` stays mapped as long as this exists, and tables in it are accessed as atomics.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub(crate) unsafe fn foreign(range: PhysRange, offset: u64) -> Self {
+        Self { range, cells: Cells::Foreign { offset } }
     }
 
     /// The physical memory that it stands for.
     pub(crate) fn range(&self) -> PhysRange {
-        PhysRange::from_size(PhysAddr(BASE), self.cells as u64 * 8).expect("the arena is small")
+        self.range
     }
 
     /// What to add to a physical address, wrapping, for a pointer of the host.
     pub(crate) fn offset(&self) -> u64 {
-        let first = self.memory[self.skip..].as_ptr();
-        (first.expose_provenance() as u64).wrapping_sub(BASE)
+        match &self.cells {
+            Cells::Own { memory, skip } => {
+                (memory[*skip..].as_ptr().expose_provenance() as u64).wrapping_sub(self.range.start().0)
+            }
+            Cells::Foreign { offset } => *offset,
+        }
     }
 
     /// `count` cells from `address` on.
+    #[allow(unsafe_code, reason = "the cells of another machine")]
     pub(crate) fn cells(&self, address: PhysAddr, count: usize) -> &[AtomicU64] {
-        assert!(self.range().contains(address), "{address} is outside the model's memory {:?}", self.range());
-        let first = self.skip + ((address.0 - BASE) / 8) as usize;
-        &self.memory[first..first + count]
+        let bytes = count as u64 * 8;
+        let is_inside = self.range.contains(address) && bytes <= self.range.end().0 - address.0;
+        assert!(is_inside, "{address} is outside the model's memory {:?}", self.range);
+        match &self.cells {
+            Cells::Own { memory, skip } => {
+                let first = skip + ((address.0 - self.range.start().0) / 8) as usize;
+                &memory[first..first + count]
+            }
+            Cells::Foreign { offset } => {
+                let first = std::ptr::with_exposed_provenance(address.0.wrapping_add(*offset) as usize);
+                // SAFETY: inside the range that the maker of this vouched for.
+                unsafe { std::slice::from_raw_parts(first, count) }
+            }
+        }
     }
 
     /// Where `cell` is.
     pub(crate) fn address(&self, cell: &AtomicU64) -> PhysAddr {
-        let offset = std::ptr::from_ref(cell).addr() - self.memory[self.skip..].as_ptr().addr();
-        PhysAddr(BASE + offset as u64)
+        PhysAddr((std::ptr::from_ref(cell).addr() as u64).wrapping_sub(self.offset()))
     }
 
     /// The value of the cell at `address` as plain memory has it.

@@ -8,7 +8,6 @@
 
 use std::ops::RangeInclusive;
 
-use granule_arch::descriptor::bits;
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::Geometry;
 
@@ -38,10 +37,8 @@ enum Levels {
 enum Space {
     /// All of them, and global ones.
     Any,
-    /// That of the ASID that the CPUs run under; by address, global ones as well.
-    Ours,
-    /// That of another ASID; by address, global ones as well.
-    Another,
+    /// That of one ASID; by address, global ones as well.
+    Of(u16),
 }
 
 /// What an instruction asks for.
@@ -76,23 +73,18 @@ pub(crate) enum Miss {
     Void(&'static str),
 }
 
-/// Reads `instruction` as a machine with `features` and tables of `G` does, whose CPUs run under the ASID `ours`.
+/// Reads `instruction` as a machine with `features` and tables of `G` does.
 ///
 /// # Errors
 /// What is not defined on that machine.
-pub(crate) fn decode<G: Geometry>(
-    instruction: Instruction,
-    features: &Features,
-    ours: u16,
-) -> Result<Decoded, &'static str> {
+pub(crate) fn decode<G: Geometry>(instruction: Instruction, features: &Features) -> Result<Decoded, &'static str> {
     use Levels::{All, Last};
     use Scope::{InnerShareable, Local};
     let everything =
         |scope| Decoded { scope, levels: All, addresses: None, space: Space::Any, level: None, void: None };
-    let space = |asid| if asid == ours { Space::Ours } else { Space::Another };
     // An operation of one ASID, which bits 63:48 of its operand name; the rest is read like that for every ASID.
     let of_asid = |bits: u64, decode: &dyn Fn(u64) -> Result<Decoded, &'static str>| {
-        Ok(Decoded { space: space((bits >> 48) as u16), ..decode(bits << 16 >> 16)? })
+        Ok(Decoded { space: Space::Of((bits >> 48) as u16), ..decode(bits << 16 >> 16)? })
     };
     match instruction {
         Instruction::Vmalle1is => Ok(everything(InnerShareable)),
@@ -101,7 +93,7 @@ pub(crate) fn decode<G: Geometry>(
         Instruction::Vaale1is(operand) => address::<G>(operand.bits(), InnerShareable, Last, features),
         Instruction::Vaae1(operand) => address::<G>(operand.bits(), Local, All, features),
         Instruction::Vaale1(operand) => address::<G>(operand.bits(), Local, Last, features),
-        Instruction::Aside1is(asid) => Ok(Decoded { space: space(asid.number()), ..everything(InnerShareable) }),
+        Instruction::Aside1is(asid) => Ok(Decoded { space: Space::Of(asid.number()), ..everything(InnerShareable) }),
         Instruction::Vae1is(operand) => {
             of_asid(operand.bits(), &|bits| address::<G>(bits, InnerShareable, All, features))
         }
@@ -187,11 +179,10 @@ impl Decoded {
         }
         // Steps of a walk belong to the space, and so do leaves that are not global; global ones are any ASID's to take
         // by address, and none's to take as a whole.
-        let global = held.kind == Kind::Leaf && held.attributes & bits::NG == 0;
-        match self.space {
-            Space::Ours if global && self.addresses.is_none() => return Err(Miss::Asid),
-            Space::Another if !global || self.addresses.is_none() => return Err(Miss::Asid),
-            _ => {}
+        if let Space::Of(asid) = self.space
+            && (if held.is_global() { self.addresses.is_none() } else { held.asid != asid })
+        {
+            return Err(Miss::Asid);
         }
         match held.kind {
             Kind::Table if self.levels == Levels::Last => return Err(Miss::LastLevelOnly),

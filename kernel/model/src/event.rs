@@ -50,6 +50,13 @@ pub enum Operation {
     Tlbi(Instruction),
     /// This CPU released what it did, and the CPU named acquired it: a lock, a flag.
     HandOver(usize),
+    /// TTBR0 or TTBR1 was written, and an ISB.
+    Runs {
+        /// The root of the tree.
+        root: PhysAddr,
+        /// What its entries that are not global belong to from now on.
+        asid: u16,
+    },
     /// A frame was taken, and zeroed by plain stores.
     FrameTaken(PhysAddr),
     /// A frame was copied, to go on elsewhere.
@@ -85,6 +92,7 @@ impl fmt::Display for Operation {
             Self::DsbNsh => f.write_str("DSB NSH"),
             Self::Isb => f.write_str("ISB"),
             Self::Tlbi(instruction) => write!(f, "TLBI {}", Mnemonic(*instruction)),
+            Self::Runs { root, asid } => write!(f, "runs the tree of {root} under ASID {asid}"),
             Self::HandOver(to) => write!(f, "released, and acquired by CPU {to}"),
             Self::FrameTaken(frame) => write!(f, "took frame {frame}"),
             Self::FrameCopied(frame) => write!(f, "copied frame {frame}"),

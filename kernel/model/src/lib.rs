@@ -15,9 +15,12 @@
 //!   early
 //! - [`Model::inject`] takes a barrier or an invalidation away, so that each rule is seen to fail
 //!
+//! - several trees under ASIDs: a CPU keeps what it holds of one that it runs no more ([`Model::run`])
+//! - [`Model::watching`] has no tables of its own and judges those of another machine, by the operations done on them:
+//!   the kernel's spaces run under it as they ship
+//!
 //! The rules of barriers are those of Arm's own memory model (herd7 with VMSA), row by row in `tests/barriers.rs`. Not
-//! modelled: ASIDs and a second tree, stage 2, shareability of barriers, C11 order of software's own accesses to cells
-//! (loom has that).
+//! modelled: stage 2, shareability of barriers, C11 order of software's own accesses to cells (loom has that).
 //!
 //! # Example
 //! ```

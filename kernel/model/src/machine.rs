@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
-use granule_pgtable::{Feature, Geometry, Granule4K, Mmu, PageRange, PageTables, Table};
+use granule_pgtable::{Feature, Geometry, Granule4K, Mmu, PageRange, PageTables, Table, host};
 
 use crate::arena::Arena;
 use crate::event::{Event, Operation};
@@ -18,7 +18,7 @@ use crate::inject::{Injection, Sabotage, Step, struck};
 use crate::outcome::{Access, Outcome};
 use crate::rules::Use;
 use crate::state::{CpuState, State};
-use crate::stores::{MAX_CPUS, Memory, Place};
+use crate::stores::{MAX_CPUS, Memory};
 use crate::story::Violation;
 
 /// A machine with some CPUs, one tree of tables in the upper half of the address space, and memory for more.
@@ -27,7 +27,8 @@ use crate::story::Violation;
 /// were not taken panics, so no test passes by not looking.
 pub struct Model<G: Geometry = Granule4K> {
     arena: Arc<Arena>,
-    root: Table,
+    /// Its own tree; none where it watches another machine.
+    root: Option<Table>,
     features: Features,
     cpus: usize,
     state: Mutex<State<G>>,
@@ -37,17 +38,43 @@ pub struct Model<G: Geometry = Granule4K> {
 impl<G: Geometry> Model<G> {
     /// A machine of `cpus` CPUs with an empty root table, and `frames` frames for more.
     pub fn new(cpus: usize, frames: usize, features: Features) -> Self {
-        assert!((1..=MAX_CPUS).contains(&cpus), "a model has 1 to {MAX_CPUS} CPUs");
         let arena = Arc::new(Arena::new((frames as u64 + 1) * G::PAGE_SIZE));
         let first = arena.range().start();
-        let mut memory = Memory::new(G::PAGE_SHIFT, cpus, features);
-        memory.frame_mut(first).place = Some(Place { level: G::FIRST_LEVEL, start: base::<G>(), parent: None });
+        // SAFETY: the arena's first frame is zero, in no free list, and lives as long as the model, which lends
+        // its trees.
+        #[allow(unsafe_code, reason = "vouching for the root")]
+        let root = unsafe { Table::root::<G>(first) };
+        let free = (1..=frames as u64).rev().map(|frame| first + frame * G::PAGE_SIZE).collect();
+        let model = Self::with(arena, Some(root), cpus, features, free);
+        model.run_under(0);
+        model
+    }
+
+    /// A machine that has no tables of its own and watches another's, whose memory is `memory` and found on the host at
+    /// addresses that are `offset` higher: what the other does goes to [`Self::watch`], in order.
+    ///
+    /// # Safety
+    /// All of `memory` stays mapped as long as the model exists, and tables in it are accessed as atomics.
+    #[allow(unsafe_code, reason = "passes on the contract of the memory")]
+    pub unsafe fn watching(memory: PhysRange, offset: u64, cpus: usize, features: Features) -> Self {
+        // SAFETY: the caller keeps the contract.
+        let arena = unsafe { Arena::foreign(memory, offset) };
+        Self::with(Arc::new(arena), None, cpus, features, Vec::new())
+    }
+
+    fn with(
+        arena: Arc<Arena>,
+        root: Option<Table>,
+        cpus: usize,
+        features: Features,
+        free_tables: Vec<PhysAddr>,
+    ) -> Self {
+        assert!((1..=MAX_CPUS).contains(&cpus), "a model has 1 to {MAX_CPUS} CPUs");
         let state = State {
             features,
             arena: Arc::clone(&arena),
-            root: first,
-            asid: 0,
-            memory,
+            trees: Vec::new(),
+            memory: Memory::new(G::PAGE_SHIFT, cpus, features),
             cpus: std::iter::repeat_with(CpuState::default).take(cpus).collect(),
             stream: Vec::new(),
             injections: Vec::new(),
@@ -56,12 +83,7 @@ impl<G: Geometry> Model<G> {
             free: std::collections::BTreeSet::new(),
             geometry: PhantomData,
         };
-        // SAFETY: the arena's first frame is zero, in no free list, and lives as long as the model, which lends
-        // its trees.
-        #[allow(unsafe_code, reason = "vouching for the root")]
-        let root = unsafe { Table::root::<G>(first) };
-        let free = (1..=frames as u64).rev().map(|frame| first + frame * G::PAGE_SIZE).collect();
-        Self { arena, root, features, cpus, state: Mutex::new(state), free_tables: Mutex::new(free) }
+        Self { arena, root, features, cpus, state: Mutex::new(state), free_tables: Mutex::new(free_tables) }
     }
 
     /// One of its CPUs.
@@ -80,14 +102,58 @@ impl<G: Geometry> Model<G> {
         self.features
     }
 
-    /// All CPUs run under `asid` from the start; it is 0 otherwise.
+    /// All CPUs run the machine's own tree under `asid`; it is 0 otherwise.
     pub fn run_under(&self, asid: u16) {
-        self.state().asid = asid;
+        (0..self.cpus).for_each(|cpu| self.run(cpu, self.base(), Some((self.root().address(), asid))));
     }
 
-    /// The root of the tree.
+    /// `cpu` writes TTBR0 or TTBR1, for the addresses from `start` on, and does an ISB: it walks the tree of this root
+    /// under this ASID from now on, or none. It keeps what it holds of others.
+    pub fn run(&self, cpu: usize, start: VirtAddr, tree: Option<(PhysAddr, u16)>) {
+        self.state().run(cpu, start.0, tree);
+    }
+
+    /// Whether `cpu` runs the tree of `root`.
+    pub fn runs(&self, cpu: usize, root: PhysAddr) -> bool {
+        self.state().asid_of(cpu, root).is_some()
+    }
+
+    /// The tree of `root` is no more: no CPU runs it, nor will again.
+    pub fn forget(&self, root: PhysAddr) {
+        let mut state = self.state();
+        state.check_unreachable(root, "is a root and freed");
+        state.trees.retain(|tree| tree.root != root);
+        state.memory.frame_mut(root).place = None;
+    }
+
+    /// What `cpu` of the machine that this one watches did. A plain store may still be to come.
+    pub fn watch(&self, cpu: usize, operation: &host::Operation<G>) {
+        let mut state = self.state();
+        let operation = match *operation {
+            host::Operation::Write { cell, old, new } => return state.store(cpu, cell, old, new),
+            host::Operation::DmbIshst => Operation::DmbIshst,
+            host::Operation::DsbIshst => Operation::DsbIshst,
+            host::Operation::DsbIsh => Operation::DsbIsh,
+            host::Operation::DsbNsh => Operation::DsbNsh,
+            host::Operation::Isb => Operation::Isb,
+            host::Operation::Tlbi(instruction) => Operation::Tlbi(instruction),
+            host::Operation::Invalidate(_) | host::Operation::Cache(_) => return,
+        };
+        state.execute(cpu, operation);
+    }
+
+    /// Asks `is_held` of each frame that some CPU may reach by what it may hold, now or when it runs a tree again, as a
+    /// page or as a table: one that is free is a violation.
+    pub fn check_held(&self, is_held: impl Fn(PhysAddr) -> bool) {
+        self.state().check_held(&is_held);
+    }
+
+    /// The root of its own tree.
+    ///
+    /// # Panics
+    /// Where it watches another machine.
     pub const fn root(&self) -> Table {
-        self.root
+        self.root.expect("a model that watches another has no tree of its own")
     }
 
     /// The first address of the tree: the upper half.
@@ -245,13 +311,6 @@ fn base<G: Geometry>() -> u64 {
     u64::MAX << G::VA_BITS
 }
 
-impl<G: Geometry> State<G> {
-    /// The first address of the tree.
-    pub(crate) fn base(&self) -> u64 {
-        base::<G>()
-    }
-}
-
 /// A panic in one test must not hide behind a poisoned lock in another.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -284,7 +343,7 @@ impl<'m, G: Geometry> ModelCpu<'m, G> {
 
     /// The machine's tree, as this CPU sees it.
     pub const fn page_tables(&self) -> PageTables<'_, Self> {
-        PageTables::new(self, self.model.root)
+        PageTables::new(self, self.model.root())
     }
 
     /// The entry in which the walk for `address` ends: for tests that write entries themselves.

@@ -9,7 +9,7 @@ use granule_arch::descriptor::{Descriptor, Kind as EntryKind, bits};
 use granule_pgtable::Geometry;
 
 use crate::rules::address_of;
-use crate::state::State;
+use crate::state::{State, Tree};
 use crate::stores::{Version, entry_kind, faults};
 use crate::story::{Rule, Violation};
 use crate::tlb::{Held, Kind};
@@ -70,9 +70,15 @@ pub(crate) struct Current {
 }
 
 impl<G: Geometry> State<G> {
-    /// The walk for `address`, with all stores seen.
-    pub(crate) fn current(&self, address: u64) -> Current {
-        let (mut table, mut level) = (self.root, G::FIRST_LEVEL);
+    /// The tree in which `cpu` walks for `address`.
+    fn tree(&self, cpu: usize, address: u64) -> Option<Tree> {
+        let translates = |tree: &&Tree| address >> G::VA_BITS == tree.start >> G::VA_BITS;
+        self.cpus[cpu].runs.iter().find(translates).copied()
+    }
+
+    /// The walk for `address` in the tree of `root`, with all stores seen.
+    fn current(&self, root: PhysAddr, address: u64) -> Current {
+        let (mut table, mut level) = (root, G::FIRST_LEVEL);
         loop {
             let cell = table + G::index(VirtAddr(address), level) as u64 * 8;
             let value = self.arena.value(cell);
@@ -87,10 +93,11 @@ impl<G: Geometry> State<G> {
     fn is_current(&self, held: &Held) -> bool {
         let is = |cell: PhysAddr| {
             let here = self.current(
+                held.root,
                 self.memory.place(cell).map_or(0, |place| place.start + (self.index(cell) << G::shift(place.level))),
             );
             let reached = here.cell == cell || held.kind == Kind::Table && self.is_on_the_way(cell);
-            reached && self.entries(cell, self.arena.value(cell), held.stored).iter().any(|new| new.same(held))
+            reached && self.entries(cell, self.arena.value(cell), held.stored).iter().any(|new| new.same_entry(held))
         };
         if held.grouped { self.group(held.cell).all(is) } else { is(held.cell) }
     }
@@ -103,7 +110,7 @@ impl<G: Geometry> State<G> {
         }
         let (mut address, last) = (first.max(held.start), last.min(held.last()));
         loop {
-            let Current { cell, value, level } = self.current(address);
+            let Current { cell, value, level } = self.current(held.root, address);
             // Pages have the bit of tables, and blocks do not.
             let of_size = bits::CONTIGUOUS | bits::TABLE;
             let alike = |now: &Held| {
@@ -125,11 +132,11 @@ impl<G: Geometry> State<G> {
     }
 
     /// Whether the table that `cell` is in is linked now, all the way up.
-    fn is_on_the_way(&self, cell: PhysAddr) -> bool {
+    pub(crate) fn is_on_the_way(&self, cell: PhysAddr) -> bool {
         let table = self.frame_of(cell);
         match self.memory.place(table).map(|place| (place, place.parent)) {
             None => false,
-            Some((_, None)) => table == self.root,
+            Some((_, None)) => self.trees.iter().any(|tree| tree.root == table),
             Some((place, Some(parent))) => {
                 let value = self.arena.value(parent);
                 entry_kind(value, place.level - 1) == EntryKind::Table
@@ -139,23 +146,54 @@ impl<G: Geometry> State<G> {
         }
     }
 
+    /// Asks `is_held` of the frame of each leaf and table that some CPU may come to, now or when it runs the tree again.
+    pub(crate) fn check_held(&mut self, is_held: &dyn Fn(PhysAddr) -> bool) {
+        let leaf = self.cpus.iter().enumerate().find_map(|(cpu, state)| {
+            let pages = |held: &Held| (0..held.size / G::PAGE_SIZE).map(|page| page * G::PAGE_SIZE);
+            let is_free = |held: &&Held| pages(held).any(|offset| !is_held(held.target + offset));
+            let mut held = state.tlb.all().filter(|held| held.kind == Kind::Leaf && self.is_of_use(cpu, held));
+            held.find(is_free).map(|held| (cpu, *held))
+        });
+        if let Some((cpu, held)) = leaf {
+            let headline = format!("{} is free while CPU {cpu} may reach it at {:#x}", held.target, held.start);
+            let mut story = vec![format!("CPU {cpu} may hold {held}")];
+            story.extend(self.why_held(cpu, &held));
+            self.report(Violation::new(Rule::FrameInUse, headline, story));
+        }
+        let free: Vec<PhysAddr> = self.memory.frames().filter(|&frame| !is_held(frame)).collect();
+        for frame in free {
+            if let Some(cpu) = (0..self.cpus.len()).find(|&cpu| self.reaches(cpu, frame, |_| false)) {
+                let headline = format!("table {frame} is free while a walk of CPU {cpu} may come to it");
+                let story = self.why_reached(cpu, frame);
+                self.report(Violation::new(Rule::TableInUse, headline, story));
+            } else {
+                // Whatever it becomes, what was stored there is not read again.
+                self.memory.forget(frame);
+            }
+        }
+    }
+
     /// The translations of `address` that an access of `cpu` may use.
     fn usable(&self, cpu: usize, address: u64) -> Vec<Held> {
         let state = &self.cpus[cpu];
         let ahead = state.ahead.iter().filter(|held| held.start <= address && address <= held.last());
-        state.tlb.overlapping(address, address).chain(ahead).filter(|held| held.kind == Kind::Leaf).copied().collect()
+        let is_usable = |held: &&Held| {
+            held.kind == Kind::Leaf && (held.is_global() || state.runs.iter().any(|tree| tree.asid == held.asid))
+        };
+        state.tlb.overlapping(address, address).chain(ahead).filter(is_usable).copied().collect()
     }
 
     /// The ways in which a walk of `cpu` for `address` may fault, or have faulted ahead of the access.
     fn may_fault(&self, cpu: usize, address: u64) -> Vec<MayFault> {
         let mut faults = Vec::new();
-        if address >> G::VA_BITS != self.base() >> G::VA_BITS {
-            faults.push(MayFault { fault: Fault::Translation, cell: self.root });
+        let Some(tree) = self.tree(cpu, address) else {
+            // No walk is made.
+            faults.push(MayFault { fault: Fault::Translation, cell: PhysAddr(0) });
             return faults;
-        }
-        self.walk(cpu, self.root, G::FIRST_LEVEL, address, &mut faults);
-        let cached: Vec<Held> =
-            self.cpus[cpu].tlb.overlapping(address, address).filter(|held| held.kind == Kind::Table).copied().collect();
+        };
+        self.walk(cpu, tree.root, G::FIRST_LEVEL, address, &mut faults);
+        let steps = |held: &&Held| held.kind == Kind::Table && held.asid == tree.asid;
+        let cached: Vec<Held> = self.cpus[cpu].tlb.overlapping(address, address).filter(steps).copied().collect();
         for held in cached {
             self.walk(cpu, held.target, held.level + 1, address, &mut faults);
         }
@@ -195,11 +233,9 @@ impl<G: Geometry> State<G> {
     }
 
     /// What the access comes to once every store and every invalidation has taken effect.
-    pub(crate) fn settled(&self, address: u64, access: Access) -> Outcome {
-        if address >> G::VA_BITS != self.base() >> G::VA_BITS {
-            return Err(Fault::Translation);
-        }
-        let Current { cell, value, level } = self.current(address);
+    fn settled(&self, cpu: usize, address: u64, access: Access) -> Outcome {
+        let Some(tree) = self.tree(cpu, address) else { return Err(Fault::Translation) };
+        let Current { cell, value, level } = self.current(tree.root, address);
         match self.entries(cell, value, self.now()).first() {
             Some(held) if held.kind == Kind::Leaf => judge(held, address, access),
             _ if entry_kind(value, level) == EntryKind::Leaf => Err(Fault::AccessFlag),
@@ -209,14 +245,16 @@ impl<G: Geometry> State<G> {
 
     /// An access is made: only one outcome may be possible, its group must not be mixed, its frame not free.
     pub(crate) fn access(&mut self, cpu: usize, address: u64, access: Access) -> Outcome {
-        let settled = self.settled(address, access);
+        let settled = self.settled(cpu, address, access);
         let other = self.usable(cpu, address).into_iter().find(|held| judge(held, address, access) != settled);
         if let Some(held) = other {
             self.report_stale(cpu, &held);
         } else if settled.is_ok() {
             self.check_no_fault(cpu, address);
         }
-        if let Some(mixed) = self.mixed_group(self.current(address).cell) {
+        if let Some(tree) = self.tree(cpu, address)
+            && let Some(mixed) = self.mixed_group(self.current(tree.root, address).cell)
+        {
             let headline = format!("CPU {cpu} uses {address:#x} in a group whose entries differ");
             self.report(Violation::new(Rule::MixedGroup, headline, vec![mixed]));
         }

@@ -9,7 +9,7 @@ use granule_pgtable::Geometry;
 use granule_pgtable::geometry::LAST_LEVEL;
 
 use crate::event::Time;
-use crate::state::State;
+use crate::state::{State, Tree};
 use crate::stores::{Place, entry_kind};
 use crate::story::{Rule, Violation, entry};
 use crate::tlb::{Held, Kind};
@@ -51,12 +51,31 @@ pub(crate) enum Use {
 }
 
 impl<G: Geometry> State<G> {
+    /// Whether `holder` may come to use `old` and `new` for one access: both are of one tree, or it runs that of `new`
+    /// under what `old` belongs to.
+    fn meets(&self, holder: usize, old: &Held, new: &Held) -> bool {
+        let runs = self.asid_of(holder, new.root);
+        self.is_of_use(holder, old)
+            && (old.root == new.root || runs.is_some_and(|asid| old.asid == asid || old.is_global() || new.is_global()))
+    }
+
+    /// `cpu` is about to walk `tree`: no other tree's entries are left to it under that ASID.
+    pub(crate) fn check_asid(&mut self, cpu: usize, tree: Tree, now: Time) {
+        let is_left = |held: &&Held| held.asid == tree.asid && held.root != tree.root && !held.is_global();
+        let in_half = |held: &&Held| held.start >> G::VA_BITS == tree.start >> G::VA_BITS;
+        let Some(held) = self.cpus[cpu].tlb.all().filter(is_left).find(in_half).copied() else { return };
+        let mut story = vec![format!("CPU {cpu} may hold {held}"), self.line(now)];
+        story.extend(self.why_held(cpu, &held));
+        let headline = format!("ASID {} is another tree's, of which CPU {cpu} may hold entries", tree.asid);
+        self.report(Violation::new(Rule::AsidInUse, headline, story));
+    }
+
     /// `new` is about to be readable by walks: no TLB may hold something that must not be there beside it.
     pub(crate) fn check_make(&mut self, writer: usize, new: &[Held], now: Time) {
         let bbml2 = self.features.bbml2;
         let found = new.iter().find_map(|new| {
             self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
-                let mut held = cpu.tlb.overlapping(new.start, new.last());
+                let mut held = cpu.tlb.overlapping(new.start, new.last()).filter(|old| self.meets(holder, old, new));
                 held.find_map(|old| conflict(old, new, bbml2).map(|what| (holder, *old, *new, what)))
             })
         });
@@ -80,7 +99,7 @@ impl<G: Geometry> State<G> {
         let found = new.iter().filter(|new| !new.grouped).find_map(|new| {
             self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
                 let mut held = cpu.tlb.overlapping(new.start, new.last());
-                held.find(|old| is_left(old, new)).map(|old| (holder, *old, *new))
+                held.find(|old| is_left(old, new) && self.meets(holder, old, new)).map(|old| (holder, *old, *new))
             })
         });
         let Some((holder, old, new)) = found else { return };
@@ -217,7 +236,8 @@ impl<G: Geometry> State<G> {
         };
         let found = self.cpus.iter().enumerate().find_map(|(holder, cpu)| {
             let exempt = |held: &&Held| self.shows_all.iter().any(|range| range.contains(&held.start));
-            cpu.tlb.translating_to(frame, last).filter(maps).find(|held| !exempt(held)).map(|held| (holder, *held))
+            let mut held = cpu.tlb.translating_to(frame, last).filter(maps);
+            held.find(|held| self.is_of_use(holder, held) && !exempt(held)).map(|held| (holder, *held))
         });
         let Some((holder, held)) = found else { return };
         let mut story = vec![format!("CPU {holder} may hold {held}")];

@@ -29,6 +29,8 @@ use crate::tlb::{Doom, Held, Kind, MayHold};
 #[derive(Default)]
 pub(crate) struct CpuState {
     pub(crate) tlb: MayHold,
+    /// The trees that it walks, one for each half of the addresses at most.
+    pub(crate) runs: Vec<Tree>,
     /// Translations that are invalidated, and that this CPU may have looked up ahead for accesses to come: until its
     /// next ISB.
     pub(crate) ahead: Vec<Held>,
@@ -40,13 +42,21 @@ pub(crate) struct CpuState {
     pub(crate) last_barrier: Time,
 }
 
+/// A tree of tables, and what its entries that are not global belong to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: PhysAddr,
+    /// The first address that it translates.
+    pub(crate) start: u64,
+    pub(crate) asid: u16,
+}
+
 /// Everything behind the lock.
 pub(crate) struct State<G: Geometry> {
     pub(crate) features: Features,
     pub(crate) arena: Arc<Arena>,
-    pub(crate) root: PhysAddr,
-    /// What the CPUs run under.
-    pub(crate) asid: u16,
+    /// All trees, each under the ASID that a CPU ran it under last.
+    pub(crate) trees: Vec<Tree>,
     pub(crate) memory: Memory,
     pub(crate) cpus: Vec<CpuState>,
     pub(crate) stream: Vec<Event>,
@@ -104,6 +114,7 @@ impl<G: Geometry> State<G> {
             Operation::HandOver(to) => self.memory.hand_over(cpu, to, now),
             Operation::Write { .. }
             | Operation::SetFlags { .. }
+            | Operation::Runs { .. }
             | Operation::FrameTaken(_)
             | Operation::FrameCopied(_)
             | Operation::FrameFreed(_) => {}
@@ -136,7 +147,7 @@ impl<G: Geometry> State<G> {
     }
 
     fn tlbi(&mut self, issuer: usize, instruction: Instruction, now: Time) {
-        let decoded = match decode::<G>(instruction, &self.features, self.asid) {
+        let decoded = match decode::<G>(instruction, &self.features) {
             Ok(decoded) => decoded,
             Err(why) => return self.undefined(issuer, now, why),
         };
@@ -192,7 +203,8 @@ impl<G: Geometry> State<G> {
             _ => false,
         };
         self.memory.store(cell, old.0, new.0, cpu, time, self.cpus[cpu].last_barrier);
-        if place.is_some() {
+        // Not what was a table once, and is something else now.
+        if place.is_some() && (self.is_on_the_way(cell) || self.is_reachable(self.frame_of(cell))) {
             if old.is_vacant() {
                 self.check_fill(cpu, &self.entries(cell, new.0, time), time);
             }
@@ -207,7 +219,7 @@ impl<G: Geometry> State<G> {
         let kind = entry_kind(value, place.level);
         if kind == EntryKind::Table {
             let start = place.start + (self.index(cell) << G::shift(place.level));
-            let child = Place { level: place.level + 1, start, parent: Some(cell) };
+            let child = Place { level: place.level + 1, start, parent: Some(cell), root: place.root };
             if !self.link(writer, Descriptor(value).address(), child, time, fresh) {
                 return;
             }
@@ -218,8 +230,10 @@ impl<G: Geometry> State<G> {
             self.check_zeroed(writer, leaf, time);
         }
         for cpu in 0..self.cpus.len() {
-            if self.reaches(cpu, self.frame_of(cell), |_| false) {
-                entries.iter().for_each(|&held| self.cpus[cpu].tlb.insert(held));
+            if let Some(asid) = self.asid_of(cpu, place.root)
+                && self.reaches(cpu, self.frame_of(cell), |_| false)
+            {
+                entries.iter().for_each(|&held| self.cpus[cpu].tlb.insert(Held { asid, ..held }));
             }
         }
         self.check_write_xor_execute(writer, &entries, time);
@@ -276,6 +290,8 @@ impl<G: Geometry> State<G> {
             attributes: descriptor.without_address().0,
             inherited: self.inherited(place),
             grouped: false,
+            root: place.root,
+            asid: 0,
             cell,
             stored,
         };
@@ -313,34 +329,97 @@ impl<G: Geometry> State<G> {
         (0..self.cpus.len()).any(|cpu| self.reaches(cpu, table, |_| false))
     }
 
+    /// What `cpu` runs the tree of `root` under, if it does.
+    pub(crate) fn asid_of(&self, cpu: usize, root: PhysAddr) -> Option<u16> {
+        self.cpus[cpu].runs.iter().find(|tree| tree.root == root).map(|tree| tree.asid)
+    }
+
+    /// Whether `cpu` may use what it holds without another invalidation: it is global, or of an ASID that the CPU runs
+    /// under, or that its tree still has. What an ASID was in a generation that is past is used by none.
+    pub(crate) fn is_of_use(&self, cpu: usize, held: &Held) -> bool {
+        let has = |tree: &Tree| tree.asid == held.asid;
+        held.is_global()
+            || self.cpus[cpu].runs.iter().any(has)
+            || self.trees.iter().any(|tree| tree.root == held.root && has(tree))
+    }
+
+    /// `cpu` runs the tree of `root` under `asid` from now on, instead of that for the same addresses, and has done an
+    /// ISB; or none, where there is no root.
+    pub(crate) fn run(&mut self, cpu: usize, start: u64, tree: Option<(PhysAddr, u16)>) {
+        self.cpus[cpu].runs.retain(|tree| tree.start != start);
+        self.execute_unharmed(cpu, Operation::Isb);
+        let Some((root, asid)) = tree else { return };
+        let now = self.note(cpu, Operation::Runs { root, asid });
+        let tree = Tree { root, start, asid };
+        self.trees.retain(|tree| tree.root != root);
+        self.trees.push(tree);
+        self.check_asid(cpu, tree, now);
+        self.cpus[cpu].runs.push(tree);
+        let place = Place { level: G::FIRST_LEVEL, start, parent: None, root };
+        self.memory.frame_mut(root).place = Some(place);
+        // What a walk can come to goes into its TLB, from the root and from what its walk cache has.
+        let held: Vec<Held> = self.cpus[cpu].tlb.all().copied().collect();
+        let cached = held.iter().filter(|held| held.kind == Kind::Table && held.root == root && held.asid == asid);
+        let tables: BTreeSet<PhysAddr> = cached.map(|held| held.target).chain([root]).collect();
+        tables.into_iter().for_each(|table| self.walk_in(cpu, asid, table, now));
+    }
+
+    /// What a walk of `cpu` can read in `table` and below goes into its TLB, under `asid`.
+    fn walk_in(&mut self, cpu: usize, asid: u16, table: PhysAddr, now: Time) {
+        let Some(place) = self.memory.place(table) else { return };
+        for index in 0..G::entries(place.level) as u64 {
+            let cell = table + index * 8;
+            for Version { value, time, .. } in self.memory.visible(&self.arena, cpu, cell) {
+                let entries = self.entries(cell, value, time);
+                if !entries.is_empty() {
+                    self.check_make(cpu, &entries, now);
+                    entries.iter().for_each(|&held| self.cpus[cpu].tlb.insert(Held { asid, ..held }));
+                    self.check_write_xor_execute(cpu, &entries, now);
+                }
+                if entry_kind(value, place.level) == EntryKind::Table {
+                    let below = Descriptor(value).address();
+                    // It may have been linked before any CPU ran the tree.
+                    let start = place.start + (index << G::shift(place.level));
+                    let child = Place { level: place.level + 1, start, parent: Some(cell), root: place.root };
+                    self.memory.frame_mut(below).place = Some(child);
+                    self.walk_in(cpu, asid, below, now);
+                }
+            }
+        }
+    }
+
     /// Whether a walk of `cpu` can come to `table`, from the root or from what its walk cache may hold and `cut` does
-    /// not take.
+    /// not take: a step for which it may be walking, or when it runs the tree again.
     pub(crate) fn reaches(&self, cpu: usize, table: PhysAddr, cut: impl Fn(&Held) -> bool + Copy) -> bool {
         let Some(place) = self.memory.place(table) else { return false };
-        let Some(parent) = place.parent else { return table == self.root };
+        let Some(parent) = place.parent else { return self.asid_of(cpu, table).is_some() };
         let above = place.level - 1;
         let points_here = |version: &Version| {
             entry_kind(version.value, above) == EntryKind::Table && Descriptor(version.value).address() == table
         };
         let linked = || self.memory.visible(&self.arena, cpu, parent).iter().any(points_here);
         let mut cached = self.cpus[cpu].tlb.tables(place.start, G::entry_size(above));
-        cached.any(|held| held.target == table && !cut(held))
+        cached.any(|held| held.target == table && !cut(held) && self.is_of_use(cpu, held))
             || (linked() && self.reaches(cpu, self.frame_of(parent), cut))
     }
 
     /// Whether a walk of `cpu` can read what makes `held`, with those steps that `cut` takes gone from its walk cache.
     pub(crate) fn is_walkable(&self, cpu: usize, held: &Held, cut: impl Fn(&Held) -> bool + Copy) -> bool {
+        if self.asid_of(cpu, held.root) != Some(held.asid) {
+            return false;
+        }
         let cells: Vec<PhysAddr> = if held.grouped { self.group(held.cell).collect() } else { vec![held.cell] };
         cells.into_iter().any(|cell| {
             let versions = self.memory.visible(&self.arena, cpu, cell);
-            let makes =
-                |version: &Version| self.entries(cell, version.value, held.stored).iter().any(|new| new.same(held));
+            let makes = |version: &Version| {
+                self.entries(cell, version.value, held.stored).iter().any(|new| new.same_entry(held))
+            };
             versions.iter().any(makes) && self.reaches(cpu, self.frame_of(cell), cut)
         })
     }
 
     /// The TLBI at `time`, as it was decoded.
     pub(crate) fn decoded(&self, instruction: Instruction) -> Option<Decoded> {
-        decode::<G>(instruction, &self.features, self.asid).ok()
+        decode::<G>(instruction, &self.features).ok()
     }
 }

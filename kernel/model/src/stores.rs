@@ -135,6 +135,8 @@ pub(crate) struct Place {
     pub(crate) start: u64,
     /// The cell that points to it; the root has none.
     pub(crate) parent: Option<PhysAddr>,
+    /// The root of the tree.
+    pub(crate) root: PhysAddr,
 }
 
 /// What is known of a frame.
@@ -242,6 +244,16 @@ impl Memory {
     pub(crate) fn cell(&self, cell: PhysAddr) -> Option<&CellState> {
         let (frame, index) = self.split(cell);
         self.frames.get(&frame)?.cells.get(&index)
+    }
+
+    /// The frames that are tables, or were.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = PhysAddr> {
+        self.frames.keys().map(|&frame| PhysAddr(frame << self.page_shift))
+    }
+
+    /// Nothing is known of the frame at `frame` any more.
+    pub(crate) fn forget(&mut self, frame: PhysAddr) {
+        self.frames.remove(&(frame.0 >> self.page_shift));
     }
 
     /// The values that a walk of `cpu` may read in `cell`.

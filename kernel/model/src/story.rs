@@ -38,6 +38,8 @@ pub enum Rule {
     FrameInUse,
     /// A table was given up, or used twice, that some walk may still come to.
     TableInUse,
+    /// An ASID is given to another tree although the TLB may still hold entries of the one that had it before.
+    AsidInUse,
     /// What one CPU may write through what it holds, a CPU may execute.
     WriteXorExecute,
     /// An instruction or operand that the machine does not define.
@@ -123,7 +125,8 @@ impl<G: Geometry> State<G> {
             }
             _ => None,
         });
-        let remakes = |cell, new: Descriptor, time| self.entries(cell, new.0, time).iter().any(|new| new.same(held));
+        let remakes =
+            |cell, new: Descriptor, time| self.entries(cell, new.0, time).iter().any(|new| new.same_entry(held));
         let mut untrue = stores.filter(|&(cell, new, time, _)| !remakes(cell, new, time));
         untrue.next().map(|(_, _, time, cpu)| (time, cpu))
     }

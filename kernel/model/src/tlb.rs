@@ -41,6 +41,10 @@ pub(crate) struct Held {
     pub(crate) inherited: u64,
     /// Whether it is a whole contiguous group, made from one entry of it.
     pub(crate) grouped: bool,
+    /// The root of the tree that it was read in.
+    pub(crate) root: PhysAddr,
+    /// What the CPU ran that tree under; 0 as long as no CPU holds it.
+    pub(crate) asid: u16,
     /// The cell that it was read from.
     pub(crate) cell: PhysAddr,
     /// When what it was read from was stored.
@@ -56,6 +60,16 @@ impl Held {
     /// Whether both are the same translation, wherever they were read.
     pub(crate) fn same(&self, other: &Self) -> bool {
         Self { cell: other.cell, stored: other.stored, ..*self } == *other
+    }
+
+    /// The same, under whatever ASID.
+    pub(crate) fn same_entry(&self, other: &Self) -> bool {
+        Self { asid: other.asid, ..*self }.same(other)
+    }
+
+    /// Whether every ASID may use it. Steps of a walk belong to one.
+    pub(crate) fn is_global(&self) -> bool {
+        self.kind == Kind::Leaf && self.attributes & bits::NG == 0
     }
 
     /// Where `address` translates to.

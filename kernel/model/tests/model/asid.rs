@@ -1,14 +1,14 @@
-//! Operations of one address space: which entries are its, and what completes an operation of one CPU.
+//! Address spaces: which entries are whose, of several trees; and what completes an operation of one CPU.
 
 #![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
 use granule_arch::tlbi::{
     AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport, UserTlbToken,
 };
 use granule_model::{Access, Fault, Features, Model, Rule};
-use granule_pgtable::{Granule4K, Mmu, Shape};
+use granule_pgtable::{Geometry, Granule4K, Mmu, Shape, TableSource};
 
 use crate::{FRAME, is_certain, map, range, write};
 
@@ -168,4 +168,91 @@ fn a_dsb_nsh_before_a_broadcast_is_caught() {
     cpu.tlbi(Instruction::Vale1is(AddressOperand::new(page, None)));
     cpu.dsb_ish();
     assert!(!is_gone(&model, 1, page));
+}
+
+/// A second tree of the model, by its root, with `entry` at `page`: as [`Model::run`] takes it.
+fn second_tree(model: &Model<Granule4K>, page: VirtAddr, entry: Descriptor) -> PhysAddr {
+    let mut frames = model.frames();
+    let tables: Vec<PhysAddr> = std::iter::repeat_with(|| frames.take().unwrap()).take(4).collect();
+    let cpu = model.cpu(0);
+    for level in (0..4).rev() {
+        let index = Granule4K::index(page, level as u8) as u64;
+        let next = tables.get(level + 1).map_or(entry, |&table| Descriptor::user_table(table));
+        cpu.dmb_ishst();
+        cpu.store(model.cell(tables[level] + index * 8), next);
+    }
+    cpu.dsb_ishst();
+    tables[0]
+}
+
+/// Both CPUs have read the page in the model's own tree, under [`OURS`]; a second one has another frame there.
+fn two_trees() -> (Model<Granule4K>, VirtAddr, PhysAddr) {
+    let model = Model::new(2, 16, Features::BASE);
+    model.run_under(OURS);
+    let page = model.base() + 0x20_3000;
+    map(&model, range(page, 0x1000), FRAME, USER, Shape::PAGES);
+    let second = second_tree(&model, page, Descriptor::page(FRAME + 0x1000, USER));
+    (model, page, second)
+}
+
+#[test]
+fn each_tree_has_its_own_under_its_asid() {
+    let (model, page, second) = two_trees();
+    model.run(1, model.base(), Some((second, OURS + 1)));
+    assert!(is_certain(model.cpu(0), page, Access::Read, Ok(FRAME)));
+    assert!(is_certain(model.cpu(1), page, Access::Read, Ok(FRAME + 0x1000)));
+    // And back, with what it held of it.
+    model.run(1, model.base(), Some((model.root().address(), OURS)));
+    assert!(is_certain(model.cpu(1), page, Access::Read, Ok(FRAME)));
+    model.assert_clean();
+}
+
+#[test]
+fn an_asid_of_two_trees_is_caught_unless_the_cpu_has_forgotten_the_first() {
+    for forgets in [false, true] {
+        let (model, _, second) = two_trees();
+        let cpu = model.cpu(1);
+        model.run(1, model.base(), None);
+        if forgets {
+            cpu.tlbi(Instruction::Vmalle1);
+            cpu.dsb_nsh();
+        }
+        model.run(1, model.base(), Some((second, OURS)));
+        let broken = model.violations();
+        assert_eq!(broken.first().map(|violation| violation.rule), (!forgets).then_some(Rule::AsidInUse));
+    }
+}
+
+/// Without nG a page of one tree is every tree's.
+#[test]
+fn a_global_page_is_used_in_another_tree() {
+    let model = Model::<Granule4K>::new(1, 16, Features::BASE);
+    model.run_under(OURS);
+    let page = model.base() + 0x20_3000;
+    map(&model, range(page, 0x1000), FRAME, Attributes::kernel_rodata(MemoryType::Normal), Shape::PAGES);
+    let second = second_tree(&model, page, Descriptor::page(FRAME + 0x1000, USER));
+    model.run(0, model.base(), Some((second, OURS + 1)));
+    assert_eq!(model.expect_violation().rule, Rule::BreakBeforeMake);
+}
+
+/// What a CPU held when it ran a tree last, it has when it does so again.
+#[test]
+fn a_cpu_that_comes_back_late_has_what_was_not_invalidated() {
+    for scope in [Instruction::Vale1, Instruction::Vale1is] {
+        let (model, page, second) = two_trees();
+        model.run(1, model.base(), Some((second, OURS + 1)));
+        let cpu = model.cpu(0);
+        write(cpu, page, Descriptor::EMPTY);
+        cpu.dsb_ishst();
+        cpu.tlbi(scope(AddressOperand::with_asid(page, asid(OURS), None)));
+        cpu.dsb_ish();
+        cpu.isb();
+        let is_local = matches!(scope(AddressOperand::new(page, None)), Instruction::Vale1(_));
+        assert!(is_certain(model.cpu(1), page, Access::Read, Ok(FRAME + 0x1000)), "it runs the other");
+        // Its frame is not free as long as that is so.
+        model.frame_freed(0, FRAME);
+        assert_eq!(model.violations().iter().any(|violation| violation.rule == Rule::FrameInUse), is_local);
+        model.run(1, model.base(), Some((model.root().address(), OURS)));
+        assert_eq!(is_gone(&model, 1, page), !is_local);
+    }
 }

@@ -13,6 +13,7 @@
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
 //! - `threads`: threads of one space, on several CPUs
+//! - `watched`: the model machine holds all that CPUs may of several spaces, while they change
 //! - `notified`: the invalidations and events of each path, their order and the lock that is held
 
 mod areas;
@@ -29,6 +30,7 @@ mod random;
 mod reserved;
 mod shortage;
 mod threads;
+mod watched;
 
 use std::boxed::Box;
 use std::vec::Vec;

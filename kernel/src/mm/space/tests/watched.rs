@@ -1,0 +1,418 @@
+//! The model machine watches all that spaces do: each store, barrier and TLBI of the calls that ship, with CPUs that run
+//! several spaces under ASIDs and hold all that they may of each, in TLBs and walk caches, also when they run it no more.
+//!
+//! Between any two operations: break-before-make; an emptied entry is filled when its invalidation is complete; no frame
+//! is free that a TLB or a walk may lead to; no ASID is given on while its entries are left. After each call no CPU
+//! reaches what the space does not map.
+
+#![allow(unsafe_code, reason = "the model reads the tables of the machine that it watches")]
+
+use core::sync::atomic::Ordering;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::string::{String, ToString};
+use std::sync::Arc;
+use std::{format, thread, vec};
+
+use granule_arch::addr::PhysRange;
+use granule_arch::descriptor::bits;
+use granule_arch::tlbi::{AddressOperand, Instruction};
+use granule_model::{Access as Wants, Features, Model, Rule, Sabotage, Step};
+use granule_pgtable::host::Operation;
+use proptest::prelude::*;
+
+use super::*;
+use crate::mm::asid::Asids;
+use crate::mm::kernel::record::at_each;
+
+/// Two tables' pages: the boundary is in the middle.
+const PAGES: u64 = 8;
+const START: VirtAddr = VirtAddr(0x10_0000_0000 - PAGES / 2 * PAGE);
+const MIB: u64 = 4;
+const CPUS: usize = 2;
+/// Two bits of ASIDs: one number that no space has, and three.
+const ASID_BITS: u32 = 2;
+const MOST_SPACES: usize = 5;
+
+/// What a CPU does to a space.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Map {
+        sharing: Sharing,
+        protection: Protection,
+    },
+    Unmap,
+    Protect(Protection),
+    Discard,
+    Touch(Access),
+    Fork,
+    Exit,
+    /// The CPU runs the space from now on.
+    Run,
+    /// It runs none.
+    Idle,
+}
+
+/// By which CPU, in which space, from which page on, and how many.
+#[derive(Clone, Copy, Debug)]
+struct Action {
+    cpu: usize,
+    space: usize,
+    page: u64,
+    count: u64,
+    call: Call,
+}
+
+struct Watched {
+    rig: Rig,
+    cpus: [Cpu; CPUS],
+    model: Arc<Model>,
+    asids: Asids,
+    spaces: Vec<SpaceRef>,
+}
+
+/// What is asked at each moment.
+fn check_held(model: &Model, frames: &FrameAllocator) {
+    model.check_held(|frame| frames.frame(frame).is_some_and(|(_, record)| record.references() != 0));
+}
+
+/// Runs `work` as CPU `cpu`, with the model looking at each operation.
+fn watch(model: &Arc<Model>, frames: &'static FrameAllocator, cpu: usize, work: impl FnOnce()) {
+    let hook = {
+        let model = model.clone();
+        move |operation: &Operation| {
+            check_held(&model, frames);
+            model.watch(cpu, operation);
+        }
+    };
+    at_each(hook, work);
+    check_held(model, frames);
+}
+
+impl Watched {
+    /// One space, which no CPU runs.
+    fn new() -> Self {
+        let rig = Rig::new(MIB);
+        let memory = PhysRange::from_size(PhysAddr(0x4000_0000), MIB << 20).unwrap();
+        let offset = rig.frames.linear().address(PhysAddr(0)).0;
+        // SAFETY: the rig's memory is leaked, and its tables are atomics.
+        let model = Arc::new(unsafe { Model::watching(memory, offset, CPUS, Features::BASE) });
+        let asids = Asids::new();
+        asids.set_numbers(ASID_BITS);
+        let spaces = vec![rig.space()];
+        Self { rig, cpus: core::array::from_fn(|cpu| Cpu::new(CpuId(cpu as u32))), model, asids, spaces }
+    }
+
+    /// Runs `work` on `cpu`, with the model looking at each operation.
+    fn watch(&self, cpu: usize, work: impl FnOnce(&Cpu)) {
+        watch(&self.model, self.rig.frames, cpu, || work(&self.cpus[cpu]));
+    }
+
+    /// `cpu` runs `space` from now on, as the scheduler has it: a number, then TTBR0_EL1 and an ISB.
+    fn run(&self, cpu: usize, space: &Space) {
+        let number = Cell::new(0);
+        self.watch(cpu, |cpu| number.set(self.asids.activate(cpu, space.mmu(), space.asid())));
+        self.model.run(cpu, VirtAddr(0), Some((space.root(), number.get())));
+    }
+
+    fn idle(&self, cpu: usize) {
+        self.model.run(cpu, VirtAddr(0), None);
+    }
+
+    fn perform(&mut self, Action { cpu, space, page, count, call }: Action) {
+        let index = space % self.spaces.len();
+        let space = self.spaces[index].clone();
+        let (start, bytes) = (START + page * PAGE, count.min(PAGES - page) * PAGE);
+        match call {
+            Call::Map { sharing, protection } => {
+                let placement = Placement::Fixed(start);
+                let request = MapRequest { placement, bytes, sharing, protection, populate: Populate::OnDemand };
+                self.watch(cpu, |cpu| _ = space.mmap(cpu, &request));
+            }
+            Call::Unmap => self.watch(cpu, |cpu| _ = space.munmap(cpu, start, bytes)),
+            Call::Protect(protection) => self.watch(cpu, |_| _ = space.mprotect(start, bytes, protection)),
+            Call::Discard => self.watch(cpu, |cpu| _ = space.madvise_dontneed(cpu, start, bytes)),
+            Call::Touch(access) => self.watch(cpu, |cpu| _ = handle_fault(&space, cpu, start, access)),
+            Call::Fork if self.spaces.len() < MOST_SPACES => {
+                let child = Rc::new(Cell::new(None));
+                self.watch(cpu, |cpu| child.set(space.fork(cpu).ok()));
+                self.spaces.extend(child.take());
+            }
+            Call::Exit if self.spaces.len() > 1 => {
+                let root = space.root();
+                (0..CPUS).filter(|&cpu| self.model.runs(cpu, root)).for_each(|cpu| self.idle(cpu));
+                self.spaces.remove(index);
+                self.watch(cpu, |_| drop(space));
+                self.model.forget(root);
+            }
+            Call::Fork | Call::Exit => {}
+            Call::Run => self.run(cpu, &space),
+            Call::Idle => self.idle(cpu),
+        }
+        // On the way back to EL0.
+        self.model.synchronise();
+    }
+
+    /// What some CPU may reach that the space that it runs does not map.
+    fn stale(&self) -> Option<String> {
+        for space in &self.spaces {
+            for page in (0..PAGES).map(|page| START + page * PAGE) {
+                let found =
+                    space.tables().translate(page).map(|found| found.descriptor).filter(|entry| entry.is_valid());
+                for cpu in (0..CPUS).filter(|&cpu| self.model.runs(cpu, space.root())) {
+                    for access in [Wants::Read, Wants::Write] {
+                        let refused = if access == Wants::Write { bits::RDONLY } else { 0 };
+                        let permitted = found.filter(|entry| entry.0 & refused == 0).map(|entry| entry.address());
+                        let mut reached = self.model.cpu(cpu).may(page, access).into_iter().flatten();
+                        if let Some(strange) = reached.find(|&reached| Some(reached) != permitted) {
+                            return Some(format!(
+                                "CPU {cpu}: {access:?} of {page} reaches {strange}, not {permitted:?}"
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn check(&self) {
+        self.model.assert_clean();
+        assert_eq!(self.stale(), None);
+    }
+}
+
+fn protection() -> impl Strategy<Value = Protection> {
+    prop_oneof![1 => Just(Protection::NONE), 1 => Just(Protection::READ), 3 => Just(READ_WRITE)]
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let sharing = prop_oneof![3 => Just(Sharing::Private), 1 => Just(Sharing::Shared)];
+    let access = prop_oneof![1 => Just(Access::Read), 2 => Just(Access::Write)];
+    prop_oneof![
+        3 => (sharing, protection()).prop_map(|(sharing, protection)| Call::Map { sharing, protection }),
+        2 => Just(Call::Unmap),
+        2 => protection().prop_map(Call::Protect),
+        3 => Just(Call::Discard),
+        10 => access.prop_map(Call::Touch),
+        2 => Just(Call::Fork),
+        1 => Just(Call::Exit),
+        6 => Just(Call::Run),
+        1 => Just(Call::Idle),
+    ]
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = (0..CPUS, 0..MOST_SPACES, 0..PAGES, 1..=PAGES, call());
+    let action = action.prop_map(|(cpu, space, page, count, call)| Action { cpu, space, page, count, call });
+    proptest::collection::vec(action, 1..40)
+}
+
+/// A space with all pages written, which both CPUs run.
+fn written() -> Watched {
+    let mut watched = Watched::new();
+    let all = |cpu, call| Action { cpu, space: 0, page: 0, count: PAGES, call };
+    watched.perform(all(0, Call::Map { sharing: Sharing::Private, protection: READ_WRITE }));
+    (0..CPUS).for_each(|cpu| watched.perform(all(cpu, Call::Run)));
+    (0..PAGES).for_each(|page| watched.perform(Action { page, ..all(0, Call::Touch(Access::Write)) }));
+    watched.check();
+    watched
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_cpu_holds_what_a_space_has_given_up(actions in actions()) {
+        let mut watched = written();
+        for action in actions {
+            watched.perform(action);
+            watched.check();
+        }
+        (0..CPUS).for_each(|cpu| watched.idle(cpu));
+    }
+}
+
+/// What is wrong after `call` on [`written`] pages of one table, with a step of it taken away: a rule, or something stale.
+fn wrong(call: Call, step: Step, sabotage: Option<Sabotage>) -> (Vec<Rule>, bool) {
+    let mut watched = written();
+    sabotage.into_iter().for_each(|sabotage| watched.model.inject(step, 0, sabotage));
+    watched.perform(Action { cpu: 0, space: 0, page: 0, count: PAGES / 2, call });
+    assert!(watched.model.all_struck(), "there is no {step:?} in {call:?}");
+    let stale = watched.stale().is_some();
+    (watched.model.violations().iter().map(|violation| violation.rule).collect(), stale)
+}
+
+#[test]
+fn each_step_of_a_call_is_missed_when_it_is_not_there() {
+    // What is found: a page that is free and in a TLB, or nothing but a permission that is left.
+    let rows = [
+        (Call::Discard, Some(Rule::FrameInUse)),
+        (Call::Unmap, Some(Rule::FrameInUse)),
+        (Call::Protect(Protection::READ), None),
+        (Call::Fork, None),
+    ];
+    let sabotages = [
+        (Step::DsbIshst, Sabotage::Lost),
+        (Step::DsbIshst, Sabotage::Becomes(Step::DmbIshst)),
+        (Step::DsbIshst, Sabotage::OnCpu(1)),
+        (Step::Tlbi, Sabotage::Lost),
+        (Step::DsbIsh, Sabotage::Lost),
+        (Step::DsbIsh, Sabotage::Becomes(Step::DsbNsh)),
+        (Step::DsbIsh, Sabotage::OnCpu(1)),
+    ];
+    for (call, expected) in rows {
+        assert_eq!(wrong(call, Step::Tlbi, None), (vec![], false), "{call:?}");
+        for (step, sabotage) in sabotages {
+            let (rules, stale) = wrong(call, step, Some(sabotage));
+            let is_seen = expected.map_or(stale, |rule| rules.contains(&rule));
+            assert!(is_seen, "{call:?} with {sabotage:?} of {step:?}: {rules:?}, {stale}");
+        }
+    }
+}
+
+/// The leaves alone, where tables are freed.
+#[test]
+fn a_table_that_walk_caches_keep_is_not_freed() {
+    fn leaves(instruction: Instruction) -> Instruction {
+        match instruction {
+            Instruction::Vae1is(operand) => Instruction::Vale1is(operand),
+            Instruction::Rvae1is(operand) => Instruction::Rvale1is(operand),
+            other => other,
+        }
+    }
+    let mut watched = written();
+    // Each TLBI of it.
+    (0..PAGES as usize).for_each(|nth| watched.model.inject(Step::Tlbi, nth, Sabotage::Rewritten(leaves)));
+    watched.perform(Action { cpu: 0, space: 0, page: 0, count: PAGES, call: Call::Unmap });
+    let violations = watched.model.violations();
+    let told: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    assert!(violations.iter().any(|violation| violation.rule == Rule::TableInUse), "{told:#?}");
+    assert!(told.iter().any(|story| story.contains("takes leaves only, no tables")), "{told:#?}");
+}
+
+/// CPU 0 discards all pages; at the `nth` operation at which nothing has the table of page 1 locked CPU 1 writes to that
+/// page. Whether there was such an operation, and what is wrong.
+fn filled_meanwhile(nth: usize, sabotage: Option<Sabotage>) -> (bool, Vec<Rule>) {
+    let watched = written();
+    sabotage.into_iter().for_each(|sabotage| watched.model.inject(Step::DsbIsh, 0, sabotage));
+    let (page, left) = (START + PAGE, Rc::new(Cell::new(Some(nth))));
+    let hook = {
+        let (model, frames, space, left) =
+            (watched.model.clone(), watched.rig.frames, watched.spaces[0].clone(), left.clone());
+        move |operation: &Operation| {
+            check_held(&model, frames);
+            model.watch(0, operation);
+            let (table, _) = space.page_tables().cell(page).expect("tables stay");
+            let is_locked = space.common.record(table).table_lock.load(Ordering::Relaxed) != 0;
+            if let Some(now) = left.get().filter(|_| !is_locked) {
+                left.set(now.checked_sub(1));
+                if now == 0 {
+                    let fault = || handle_fault(&space, &Cpu::new(CpuId(1)), page, Access::Write).unwrap();
+                    // A thread, since locks have an order in each.
+                    thread::scope(|scope| scope.spawn(|| watch(&model, frames, 1, fault)).join().unwrap());
+                }
+            }
+        }
+    };
+    at_each(hook, || watched.spaces[0].madvise_dontneed(&watched.cpus[0], START, PAGES * PAGE).unwrap());
+    (left.get().is_none(), watched.model.violations().iter().map(|violation| violation.rule).collect())
+}
+
+/// Also when a call has not returned, and is at another table.
+#[test]
+fn a_page_is_filled_again_when_its_invalidation_is_complete() {
+    let mut seen = [0; 2];
+    for sabotage in [None, Some(Sabotage::Lost)] {
+        for nth in 0.. {
+            let (met, rules) = filled_meanwhile(nth, sabotage);
+            if !met {
+                assert!(nth > 2, "there are such moments");
+                break;
+            }
+            seen[usize::from(sabotage.is_some())] += usize::from(rules.contains(&Rule::BreakBeforeMake));
+            assert!(sabotage.is_some() || rules.is_empty(), "at {nth}: {rules:?}");
+        }
+    }
+    assert!(seen[0] == 0 && seen[1] > 2, "{seen:?}");
+}
+
+/// CPU 1 runs the parent no more, and keeps what it had of it, when CPU 0 takes pages away.
+#[test]
+fn a_cpu_that_comes_back_late_holds_nothing_old() {
+    for sabotage in [
+        None,
+        Some(Sabotage::Lost),
+        Some(Sabotage::Rewritten(|instruction| match instruction {
+            Instruction::Vale1is(operand) => Instruction::Vale1(operand),
+            Instruction::Aside1is(_) => Instruction::Vmalle1,
+            other => other,
+        })),
+    ] {
+        let mut watched = written();
+        let one = |cpu, call| Action { cpu, space: 0, page: 1, count: 1, call };
+        watched.perform(one(1, Call::Idle));
+        if let Some(sabotage) = sabotage {
+            watched.model.inject(Step::Tlbi, 0, sabotage);
+        }
+        watched.perform(one(0, Call::Protect(Protection::READ)));
+        assert!(watched.model.all_struck());
+        assert_eq!(watched.stale().is_some(), matches!(sabotage, Some(Sabotage::Lost)), "{sabotage:?}: CPU 0");
+        watched.perform(one(1, Call::Run));
+        assert_eq!(watched.stale().is_some(), sabotage.is_some(), "{sabotage:?}: CPU 1");
+        watched.model.violations();
+    }
+}
+
+/// More spaces than there are numbers: a CPU forgets those of the generation before.
+#[test]
+fn an_asid_is_given_on_when_its_entries_are_forgotten() {
+    for sabotage in [None, Some(Sabotage::Lost)] {
+        let mut watched = written();
+        let all = |cpu, space, call| Action { cpu, space, page: 0, count: PAGES, call };
+        for _ in 1..MOST_SPACES {
+            watched.perform(all(0, 0, Call::Fork));
+        }
+        // The first number is the first space's; two more are left, then a generation begins.
+        let mut rules = Vec::new();
+        for space in 1..MOST_SPACES {
+            if space == 3
+                && let Some(sabotage) = sabotage
+            {
+                watched.model.inject(Step::Tlbi, 0, sabotage);
+            }
+            watched.perform(all(0, space, Call::Run));
+            watched.perform(all(0, space, Call::Touch(Access::Read)));
+            rules.extend(watched.model.violations().iter().map(|violation| violation.rule));
+        }
+        assert!(watched.model.all_struck() && watched.asids.generation() > 1, "numbers ran out");
+        assert_eq!(rules.contains(&Rule::AsidInUse), sabotage.is_some(), "{rules:?}");
+    }
+}
+
+/// The operand of another ASID takes nothing.
+#[test]
+fn an_invalidation_of_another_asid_is_none() {
+    fn other(instruction: Instruction) -> Instruction {
+        match instruction {
+            Instruction::Vale1is(operand) => {
+                let page = VirtAddr(operand.bits() << 20 >> 8);
+                let number = (operand.bits() >> 48) as u16 + 1;
+                // SAFETY: no device translates by the model.
+                let token = unsafe { granule_arch::tlbi::UserTlbToken::new() };
+                Instruction::Vale1is(AddressOperand::with_asid(
+                    page,
+                    granule_arch::tlbi::Asid::new(number, token),
+                    None,
+                ))
+            }
+            other => panic!("{other:?} for one page"),
+        }
+    }
+    let mut watched = written();
+    watched.model.inject(Step::Tlbi, 0, Sabotage::Rewritten(other));
+    watched.perform(Action { cpu: 0, space: 0, page: 2, count: 1, call: Call::Discard });
+    let violations = watched.model.violations();
+    let told: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|story| story.contains("is for another ASID")), "{told:#?}");
+}
