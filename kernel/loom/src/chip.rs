@@ -4,6 +4,10 @@
 pub mod timer {
     use std::time::Duration;
 
+    use loom::sync::{Condvar, Mutex};
+
+    use crate::smp::Cpu;
+
     /// A moment.
     #[derive(Clone, Copy, Debug)]
     pub struct Deadline(u64);
@@ -25,6 +29,57 @@ pub mod timer {
 
         pub(crate) fn has_passed(self) -> bool {
             self.0 == 0
+        }
+    }
+
+    /// What the timer is set for.
+    pub(crate) enum Purpose {
+        Threads,
+    }
+
+    pub(crate) fn set(cpu: &Cpu, _: Purpose, deadline: Option<Deadline>, _: fn(&Cpu)) {
+        cpu.timer.set(deadline.map(Deadline::count));
+    }
+
+    /// A CPU's timer: an interrupt is due then.
+    #[derive(Default)]
+    pub(crate) struct Timer(Mutex<Due>, Condvar);
+
+    #[derive(Default, PartialEq)]
+    enum Due {
+        #[default]
+        Never,
+        At(u64),
+        Stopped,
+    }
+
+    impl Timer {
+        fn set(&self, count: Option<u64>) {
+            let mut due = self.0.lock().unwrap();
+            if *due != Due::Stopped {
+                *due = count.map_or(Due::Never, Due::At);
+                self.1.notify_one();
+            }
+        }
+
+        /// Waits until it is due by `now`; `false` once it is stopped.
+        pub(crate) fn wait(&self, now: u64) -> bool {
+            let mut due = self.0.lock().unwrap();
+            loop {
+                match *due {
+                    Due::At(count) if count <= now => {
+                        *due = Due::Never;
+                        return true;
+                    }
+                    Due::Stopped => return false,
+                    _ => due = self.1.wait(due).unwrap(),
+                }
+            }
+        }
+
+        pub(crate) fn stop(&self) {
+            *self.0.lock().unwrap() = Due::Stopped;
+            self.1.notify_one();
         }
     }
 }

@@ -16,18 +16,20 @@
 //! | a CPU that has a stale walk cache | nothing: that is the model machine's part |
 //!
 //! # The kernel's own files
-//! The notifier chain ([`notifier`]), a thread's token, the wait queue and the lock whose
-//! waiters sleep ([`sched`]) are the kernel's files, compiled here once more: what they name by `crate::sync`,
-//! `crate::sched`, `crate::mm`, `crate::alloc` and `crate::lab` is in this crate. The chain runs with no table or with
-//! one entry, a token with a lock and a condition for its run queue ([`Sleeper`]), the rest on such threads. The
-//! command queue of an SMMU is generic over its platform ([`Smmu`]); it runs with a thread that consumes it.
+//! The notifier chain ([`notifier`]), tokens, run queues, wait queues, timeouts and the lock whose waiters sleep
+//! ([`sched`]), address space identifiers and records of frames ([`mm`]), and the interrupts of devices that threads
+//! wait for ([`devices`]) are the kernel's files, compiled here once more: what they name by `crate::sync`,
+//! `crate::smp`, `crate::chip` and so on is in this crate. The chain runs with no table or with one entry, what sleeps on
+//! threads with a lock and a condition for their run queue or on the kernel's run queues ([`Sleeper`]). The command
+//! queue of an SMMU is generic over its platform ([`Smmu`]); it runs with a thread that consumes it, or with nothing that
+//! does and a clock that runs out.
 //!
 //! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
 //! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
 //! walker reads.
 //!
-//! The machine's own bookkeeping (which frames are free) is in plain `std` types, which loom does not see: it makes no
-//! order between CPUs that the kernel would not have. The tests named `canary` would fail if it did.
+//! The machine's own bookkeeping (which frames are free, what TLBs hold) is in plain `std` types, which loom does not see:
+//! it makes no order between CPUs that the kernel would not have. The tests named `canary` would fail if it did.
 //!
 //! # Rule: a checker is believed only when it is seen to fail
 //! [`Without`] and [`Omitted`] take one step away; each
@@ -71,6 +73,11 @@ mod alloc {
 
         pub(crate) unsafe fn dealloc(_: *mut u8, _: Layout) {}
     }
+}
+
+/// What stands in the place of the kernel's `stretches`.
+mod stretches {
+    pub(crate) fn mark_point() {}
 }
 
 /// What stands in the place of the kernel's `lab`: no switch is on.

@@ -1,16 +1,28 @@
-//! Threads that sleep and wake, and the kernel's own tokens, queues and sleeping locks on them.
+//! Threads that sleep and wake, and the kernel's own tokens, queues and sleeping locks on them; and its run queues.
+//!
+//! A thread is one of two kinds. [`Sleeper::default`] has a CPU to itself: its run queue is a lock and a condition.
+//! [`Sleeper::on`] is on a CPU that others have too, by the kernel's own run queues: it runs while it has the CPU, which
+//! [`switch`] gives to the next one.
 
+#![allow(unsafe_code, reason = "threads in intrusive lists, as the kernel has them")]
+
+use std::cell::Cell;
 use std::ops::Deref;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use intrusive_collections::LinkedListLink;
 use loom::sync::{Condvar, Mutex};
 
 use crate::Watched;
 use crate::chip::timer::Deadline;
-use crate::smp::{Cpu, this_cpu};
+use crate::smp::{self, Cpu, CpuId, this_cpu};
 use crate::sync::IrqLock;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+#[allow(dead_code, unreachable_pub, reason = "nothing comes from EL0 here, and no slice ends")]
+#[path = "../../src/sched/queue.rs"]
+mod queue;
 #[path = "../../src/sched/rwsem.rs"]
 mod rwsem;
 #[allow(dead_code, reason = "what sleeps briefly here only lets others run")]
@@ -21,6 +33,7 @@ mod token;
 #[path = "../../src/sched/wait.rs"]
 mod wait;
 
+pub(crate) use queue::PerCpu;
 pub use rwsem::RwSem;
 pub use timeout::sleep_until;
 pub use token::Token;
@@ -29,41 +42,100 @@ pub use wait::{WaitQueue, Waiters, Woken};
 /// So that a grant goes on in the readers that were granted, as with many of them.
 const WOKEN_AT_ONCE: usize = 1;
 
-/// A thread, as far as it sleeps and wakes, with the lock of its CPU's run queue.
-#[derive(Default)]
+/// A thread, as far as it sleeps and wakes.
 pub struct Sleeper {
-    token: Token,
-    /// Whether it is in the run queue.
-    queue: Mutex<bool>,
+    state: Token,
+    /// Bits of [`Work`].
+    work: AtomicU32,
+    /// In the run queue of its CPU.
+    link: LinkedListLink,
+    home: AtomicU32,
+    /// Whether it has a CPU to itself.
+    is_alone: bool,
+    /// Where it waits for a CPU: whether it is in the run queue that it has to itself, or which CPU it was given.
+    turn: Mutex<Turn>,
     runs: Condvar,
-    /// Whether it has a signal to deliver.
-    signal: AtomicU32,
+    /// The CPU that it runs on.
+    cpu: Cell<Option<&'static Cpu>>,
+    /// What it has in registers while it runs, and in memory while it does not.
+    registers: Watched<()>,
 }
+
+// SAFETY: as in the kernel: the cells belong to the CPU that runs the thread, or to the run queue's lock.
+unsafe impl Sync for Sleeper {}
+// SAFETY: nothing in it belongs to a CPU.
+unsafe impl Send for Sleeper {}
 
 /// What the kernel calls it.
 type Thread = Sleeper;
 
+#[derive(Clone, Copy)]
+enum Turn {
+    Waits,
+    Ready,
+    Given(&'static Cpu),
+    Runs,
+}
+
 /// What a thread has to do before it enters EL0.
-struct Work;
+#[derive(Clone, Copy)]
+struct Work(u32);
 
 impl Work {
-    const SIGNAL: Self = Self;
+    const RESCHEDULE: Self = Self(1);
+    const SIGNAL: Self = Self(2);
+}
+
+impl Default for Sleeper {
+    fn default() -> Self {
+        Self {
+            state: Token::default(),
+            work: AtomicU32::new(0),
+            link: LinkedListLink::new(),
+            home: AtomicU32::new(0),
+            is_alone: true,
+            turn: Mutex::new(Turn::Waits),
+            runs: Condvar::new(),
+            cpu: Cell::new(None),
+            registers: Watched::default(),
+        }
+    }
 }
 
 impl Sleeper {
+    /// A thread of `cpu`, which does not run yet.
+    pub fn on(cpu: u32) -> Arc<Self> {
+        Arc::new(Self { is_alone: false, home: AtomicU32::new(cpu), ..Self::default() })
+    }
+
     /// The running thread.
     pub fn current() -> Arc<Self> {
-        SELF.with(Arc::clone)
+        SELF.with(|own| Arc::clone(&own.borrow()))
     }
 
     /// `Thread::raise` of a signal, for a thread that the caller wakes.
     pub fn signal(&self) {
-        self.signal.fetch_or(1, Ordering::SeqCst);
+        self.work.fetch_or(Work::SIGNAL.0, Ordering::SeqCst);
         self.unpark();
     }
 
-    fn has(&self, _: Work) -> bool {
-        self.signal.load(Ordering::Acquire) != 0
+    /// `Thread::raise` of a signal.
+    pub fn raise(&self) {
+        self.work.fetch_or(Work::SIGNAL.0, Ordering::SeqCst);
+        queue::interrupt(self);
+    }
+
+    /// On its way to EL0: whether it has a signal to deliver.
+    pub fn has_signal(&self) -> bool {
+        self.has(Work::SIGNAL)
+    }
+
+    fn has(&self, work: Work) -> bool {
+        self.work.load(Ordering::Acquire) & work.0 != 0
+    }
+
+    fn home(&self) -> CpuId {
+        CpuId(self.home.load(Ordering::Relaxed))
     }
 
     /// `sched::park`.
@@ -71,31 +143,177 @@ impl Sleeper {
     /// # Panics
     /// Another of loom's threads has panicked.
     pub fn park(&self) {
-        let mut queue = self.queue.lock().unwrap();
-        if self.token.park() {
-            while !*queue {
-                queue = self.runs.wait(queue).unwrap();
+        if !self.is_alone {
+            return queue::park();
+        }
+        let mut turn = self.turn.lock().unwrap();
+        if self.state.park() {
+            while !matches!(*turn, Turn::Ready) {
+                turn = self.runs.wait(turn).unwrap();
             }
-            *queue = false;
+            *turn = Turn::Waits;
         }
     }
 
     /// `Thread::unpark`.
     pub fn unpark(&self) {
-        self.token.leave(|| {
-            let mut queue = self.queue.lock().unwrap();
-            let woken = self.token.unpark();
+        self.state.leave(|| {
+            if !self.is_alone {
+                return queue::wake(self);
+            }
+            let mut turn = self.turn.lock().unwrap();
+            let woken = self.state.unpark();
             if woken {
-                *queue = true;
+                *turn = Turn::Ready;
                 self.runs.notify_one();
             }
             woken
         });
     }
+
+    /// The CPU that it runs on, if others may run there.
+    pub(crate) fn cpu(&self) -> Option<&'static Cpu> {
+        self.cpu.get()
+    }
+
+    /// Gives it a CPU.
+    fn give(&self, cpu: &'static Cpu) {
+        let mut turn = self.turn.lock().unwrap();
+        assert!(matches!(*turn, Turn::Waits), "a thread has two CPUs");
+        *turn = Turn::Given(cpu);
+        self.runs.notify_one();
+    }
+
+    /// Waits until it is given a CPU.
+    fn wait_for_cpu(&self) {
+        let mut turn = self.turn.lock().unwrap();
+        let cpu = loop {
+            if let Turn::Given(cpu) = *turn {
+                break cpu;
+            }
+            turn = self.runs.wait(turn).unwrap();
+        };
+        *turn = Turn::Runs;
+        drop(turn);
+        self.registers.read();
+        self.cpu.set(Some(cpu));
+    }
+
+    /// What it has in registers goes to memory; from now on another CPU may run it. Under the run queue's lock.
+    fn leave(&self) {
+        self.registers.write(());
+        *self.turn.lock().unwrap() = Turn::Waits;
+    }
+
+    /// What loom's thread runs as this one, which `cpu` runs already.
+    ///
+    /// # Panics
+    /// Another of loom's threads has panicked.
+    pub fn runs_on(self: &Arc<Self>, cpu: u32) {
+        let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
+        cpu.sched.current.store(Arc::as_ptr(self).cast_mut(), Ordering::Relaxed);
+        *self.turn.lock().unwrap() = Turn::Given(cpu);
+        self.begin();
+    }
+
+    /// What loom's thread runs as this one, once it has a CPU.
+    pub fn begin(self: &Arc<Self>) {
+        SELF.with(|own| *own.borrow_mut() = Arc::clone(self));
+        self.wait_for_cpu();
+    }
+
+    /// `sched::exit`.
+    ///
+    /// # Panics
+    /// Another of loom's threads has panicked.
+    pub fn exit(&self) {
+        let cpu = this_cpu();
+        let mut queue = cpu.sched.queue.lock();
+        self.state.end();
+        let next = queue.pick_or_idle(cpu);
+        switch::hand_over(cpu, self, next, queue);
+    }
+
+    /// Lets this new thread, which goes on at EL0, run: on the running CPU, or on one that idles.
+    pub fn start(self: &Arc<Self>) {
+        queue::start(ThreadRef { sleeper: Arc::clone(self), node: Watched::default() });
+    }
+
+    /// Makes it what `cpu` runs when no other does.
+    ///
+    /// # Panics
+    /// There is no such CPU.
+    pub fn is_idle_thread_of(self: &Arc<Self>, cpu: u32) {
+        let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
+        cpu.sched.idle.store(Arc::as_ptr(self).cast_mut(), Ordering::Relaxed);
+    }
+}
+
+/// What a CPU does that has nothing to do, as `sched::idle` does it, until the test stops it.
+pub fn idle() {
+    let cpu = this_cpu();
+    loop {
+        if queue::prepare_to_idle(cpu) && cpu.wait_for_interrupt() {
+            return;
+        }
+        queue::run_ready(cpu);
+    }
+}
+
+/// Begins what [`idle`] does: the running CPU runs threads until there is none for it.
+pub fn run_ready() {
+    queue::run_ready(this_cpu());
+}
+
+/// The place of the idle CPUs' set.
+mod start {
+    use crate::sync::atomic::AtomicU32;
+
+    loom::lazy_static! {
+        pub(super) static ref IDLE: AtomicU32 = AtomicU32::new(0);
+    }
+}
+
+/// What stands in the place of the switch from one stack to another.
+mod switch {
+    use std::ptr::NonNull;
+
+    use super::Thread;
+    use super::queue::{self, RunQueue, WaitedFor};
+    use crate::smp::Cpu;
+    use crate::sync::atomic::Ordering;
+    use crate::sync::{IrqGuard, rank};
+
+    pub(super) fn to(
+        cpu: &'static Cpu,
+        thread: &Thread,
+        next: NonNull<Thread>,
+        queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
+    ) {
+        hand_over(cpu, thread, next, queue);
+        thread.wait_for_cpu();
+    }
+
+    /// The same for a thread that does not come back.
+    pub(super) fn hand_over(
+        cpu: &'static Cpu,
+        thread: &Thread,
+        next: NonNull<Thread>,
+        queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
+    ) {
+        let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
+        thread.leave();
+        // SAFETY: it was taken from the queue, so it has not ended.
+        let next = unsafe { next.as_ref() };
+        cpu.sched.current.store(std::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
+        queue::begin_slice(cpu, waited_for);
+        next.give(cpu);
+        drop(queue);
+    }
 }
 
 loom::thread_local! {
-    static SELF: Arc<Sleeper> = Arc::default();
+    static SELF: std::cell::RefCell<Arc<Sleeper>> = std::cell::RefCell::default();
     /// Whether the next lock is the one that a waiter takes last.
     static HAS_WAITED: std::cell::Cell<bool> = std::cell::Cell::new(false);
 }
@@ -137,7 +355,20 @@ fn park() {
     Sleeper::current().park();
 }
 
+impl Deref for ThreadRef {
+    type Target = Sleeper;
+    fn deref(&self) -> &Sleeper {
+        &self.sleeper
+    }
+}
+
 impl ThreadRef {
+    fn into_raw(self) -> NonNull<Thread> {
+        let thread = NonNull::from(&*self.sleeper);
+        std::mem::forget(self);
+        thread
+    }
+
     fn unpark(&self) {
         self.sleeper.unpark();
         self.node.read();
@@ -165,45 +396,19 @@ impl<T> RwSem<T> {
     }
 }
 
-/// A CPU's part of the timeouts, with its timer.
-pub(crate) struct PerCpu {
-    timeouts: IrqLock<timeout::Timeouts, { crate::sync::rank::TIMEOUTS }>,
-    next_timeout: AtomicU64,
-    timer: Mutex<Timer>,
-    timer_set: Condvar,
-}
-
-/// What a timer waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Timer {
-    /// This moment.
-    At(u64),
-    /// Nothing comes any more.
-    Stopped,
-}
-
 impl Default for PerCpu {
     fn default() -> Self {
         Self {
+            current: AtomicPtr::default(),
+            idle: AtomicPtr::default(),
+            queue: IrqLock::new(queue::RunQueue::EMPTY),
+            ready: AtomicU32::new(0),
             timeouts: IrqLock::new(timeout::Timeouts::new()),
+            ended: AtomicPtr::default(),
+            fp_owner: AtomicPtr::default(),
+            no_tables: AtomicU64::new(0),
+            slice_end: AtomicU64::new(queue::NEVER),
             next_timeout: AtomicU64::new(queue::NEVER),
-            timer: Mutex::new(Timer::At(queue::NEVER)),
-            timer_set: Condvar::new(),
-        }
-    }
-}
-
-/// The run queue's part of the timer.
-mod queue {
-    use super::{Cpu, Ordering, Timer};
-
-    pub(super) const NEVER: u64 = u64::MAX;
-
-    pub(super) fn program(cpu: &Cpu) {
-        let mut timer = cpu.sched.timer.lock().unwrap();
-        if *timer != Timer::Stopped {
-            *timer = Timer::At(cpu.sched.next_timeout.load(Ordering::Relaxed));
-            cpu.sched.timer_set.notify_one();
         }
     }
 }
@@ -213,21 +418,12 @@ mod queue {
 /// # Panics
 /// Another of loom's threads has panicked.
 pub fn run_timer(now: u64) {
-    let per_cpu = &this_cpu().sched;
-    loop {
-        let mut timer = per_cpu.timer.lock().unwrap();
-        while matches!(*timer, Timer::At(due) if due > now) {
-            timer = per_cpu.timer_set.wait(timer).unwrap();
-        }
-        if *timer == Timer::Stopped {
-            return;
-        }
-        *timer = Timer::At(queue::NEVER);
-        drop(timer);
-        timeout::expire(this_cpu(), now);
+    let cpu = this_cpu();
+    while cpu.timer.wait(now) {
+        timeout::expire(cpu, now);
         // As `when_due` does; the lock stands for what the handler interrupts.
-        let _masked = per_cpu.timeouts.lock();
-        queue::program(this_cpu());
+        let _masked = cpu.sched.timeouts.lock();
+        queue::program(cpu);
     }
 }
 
@@ -239,10 +435,9 @@ pub fn sleep_through(until: Deadline) {
 /// Ends [`run_timer`].
 ///
 /// # Panics
-/// Where a thread still waits for a moment, or the timer does.
+/// Where a timeout is left.
 pub fn stop_timer() {
-    let per_cpu = &this_cpu().sched;
-    assert_eq!(per_cpu.next_timeout.load(Ordering::Relaxed), queue::NEVER, "a timeout is left");
-    *per_cpu.timer.lock().unwrap() = Timer::Stopped;
-    per_cpu.timer_set.notify_one();
+    let cpu = this_cpu();
+    assert_eq!(cpu.sched.next_timeout.load(Ordering::Relaxed), queue::NEVER, "a timeout is left");
+    cpu.timer.stop();
 }

@@ -1,5 +1,10 @@
 //! What stands in the place of the kernel's `smp`: CPUs, as far as the files that are compiled here reach them.
 
+use loom::sync::{Condvar, Mutex};
+
+use crate::chip::timer::Timer;
+use crate::sched::PerCpu;
+
 #[path = "../../src/smp/set.rs"]
 mod set;
 
@@ -24,21 +29,107 @@ pub struct Cpu {
     /// Which it is.
     pub id: CpuId,
     /// Its threads.
-    pub(crate) sched: crate::sched::PerCpu,
+    pub(crate) sched: PerCpu,
+    pub(crate) timer: Timer,
+    pub(crate) held_ranks: NoRanks,
+    pub(crate) walk: NoWalk,
+    interrupts: Mutex<Interrupts>,
+    interrupted: Condvar,
+}
+
+/// Interrupts of a CPU from others.
+#[derive(Default)]
+struct Interrupts {
+    is_pending: bool,
+    count: usize,
+    is_stopped: bool,
+}
+
+/// What stands in the place of the ranks of its locks.
+pub(crate) struct NoRanks;
+
+impl NoRanks {
+    pub(crate) fn bits(&self) -> u32 {
+        0
+    }
+}
+
+/// What stands in the place of its walks.
+pub(crate) struct NoWalk;
+
+impl NoWalk {
+    pub(crate) fn is_open(&self) -> bool {
+        false
+    }
 }
 
 impl Cpu {
     /// A CPU of that number.
     pub fn new(id: u32) -> Self {
-        Self { id: CpuId(id), sched: Default::default() }
+        Self {
+            id: CpuId(id),
+            sched: PerCpu::default(),
+            timer: Timer::default(),
+            held_ranks: NoRanks,
+            walk: NoWalk,
+            interrupts: Mutex::default(),
+            interrupted: Condvar::new(),
+        }
+    }
+
+    /// WFI, and the interrupt that ends it; whether the CPU is stopped.
+    pub(crate) fn wait_for_interrupt(&self) -> bool {
+        let mut interrupts = self.interrupts.lock().unwrap();
+        while !interrupts.is_pending && !interrupts.is_stopped {
+            interrupts = self.interrupted.wait(interrupts).unwrap();
+        }
+        interrupts.is_pending = false;
+        interrupts.is_stopped
+    }
+
+    /// How often others have interrupted it.
+    ///
+    /// # Panics
+    /// Another of loom's threads has panicked.
+    pub fn interruptions(&self) -> usize {
+        self.interrupts.lock().unwrap().count
     }
 }
 
 loom::lazy_static! {
-    static ref THIS: Cpu = Cpu::new(0);
+    static ref TABLE: [Cpu; MAX_CPUS] = std::array::from_fn(|id| Cpu::new(id as u32));
 }
 
-/// The CPU of all threads that sleep: it has one timer.
+/// The state of a CPU.
+pub fn cpu(id: CpuId) -> Option<&'static Cpu> {
+    TABLE.get(id.0 as usize)
+}
+
+/// All of them.
+pub(crate) fn online() -> CpuSet {
+    CpuSet::from_bits((1 << MAX_CPUS) - 1)
+}
+
+/// Interrupts `target`.
+pub(crate) fn notify(target: &Cpu) {
+    let mut interrupts = target.interrupts.lock().unwrap();
+    interrupts.is_pending = true;
+    interrupts.count += 1;
+    target.interrupted.notify_one();
+}
+
+/// The end of a test: CPUs that idle stop.
+///
+/// # Panics
+/// Another of loom's threads has panicked.
+pub fn stop_all() {
+    for cpu in TABLE.iter() {
+        cpu.interrupts.lock().unwrap().is_stopped = true;
+        cpu.interrupted.notify_one();
+    }
+}
+
+/// The CPU of the running thread; the first one, with its timer, for all that have a CPU to themselves.
 pub(crate) fn this_cpu() -> &'static Cpu {
-    &THIS
+    crate::sched::Sleeper::current().cpu().unwrap_or(&TABLE[0])
 }

@@ -23,6 +23,8 @@ mod host;
 mod queue;
 mod rwsem;
 #[cfg(target_os = "none")]
+mod start;
+#[cfg(target_os = "none")]
 mod switch;
 #[cfg(target_os = "none")]
 mod thread;
@@ -43,10 +45,12 @@ pub(crate) use host::{enlarge_shortage, note_shortage, sleep_briefly, works_for_
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
-pub use queue::{idle, init, init_cpu, relax, trim, yield_now};
+pub use queue::{park, relax, yield_now};
 pub use rwsem::{ReadGuard, RwSem, WriteGuard};
 #[cfg(target_os = "none")]
-pub use switch::{asid_generation, exit, park, set_space};
+pub use start::{idle, init, init_cpu, trim};
+#[cfg(target_os = "none")]
+pub use switch::{asid_generation, exit, set_space};
 #[cfg(target_os = "none")]
 pub use thread::{
     NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel, spawn_service,

@@ -12,25 +12,25 @@
 //! masked, and a CPU that queues a thread there sends an interrupt afterwards, which ends WFI all the same. For threads
 //! that it may steal it gets an interrupt if its bit is in [`IDLE`]; it sets the bit before it looks, and the others
 //! look at the bit after they have queued: one of the two sees the other.
+//!
+//! `kernel/loom` compiles this file on loom's atomics and threads.
 
 #![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
 
-use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
+use core::ptr::NonNull;
 use core::time::Duration;
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::{interrupts, wait};
+use granule_arch::interrupts;
 use intrusive_collections::{LinkedList, UnsafeRef, intrusive_adapter};
 
-use super::thread::{Thread, ThreadRef, Work, current};
+use super::start::IDLE;
 use super::timeout::Timeouts;
-use super::{fp, switch, timeout};
+use super::{Thread, ThreadRef, Work, current, switch, timeout};
 use crate::chip::timer::{self, Deadline, Purpose};
-use crate::kernel;
-use crate::mm::OutOfMemory;
-use crate::smp::{self, Cpu, CpuSet, MAX_CPUS, this_cpu};
+use crate::smp::{self, Cpu, CpuSet, this_cpu};
 use crate::stretches;
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::{IrqLock, rank};
 
 /// How long a thread runs at EL0 while another waits.
@@ -52,7 +52,7 @@ pub(super) struct RunQueue {
     slice_is_over: bool,
     /// Woken threads that have gone past one that is ready.
     in_a_row: u32,
-    spare_stacks: heapless::Vec<VirtAddr, SPARE_STACKS>,
+    pub(super) spare_stacks: heapless::Vec<VirtAddr, SPARE_STACKS>,
 }
 
 // SAFETY: its threads are reached through the lock alone, on whichever CPU holds it.
@@ -63,10 +63,10 @@ pub(crate) struct PerCpu {
     /// The thread that runs. Changed under the queue's lock.
     pub(crate) current: AtomicPtr<Thread>,
     /// The thread that runs when no other does.
-    idle: AtomicPtr<Thread>,
+    pub(super) idle: AtomicPtr<Thread>,
     pub(super) queue: IrqLock<RunQueue, { rank::RUN_QUEUE }>,
     /// How many there are in `ready`, for readers without the lock.
-    ready: AtomicU32,
+    pub(super) ready: AtomicU32,
     pub(super) timeouts: IrqLock<Timeouts, { rank::TIMEOUTS }>,
     /// The thread that has just ended, until the one after it has seen to it.
     pub(super) ended: AtomicPtr<Thread>,
@@ -75,76 +75,20 @@ pub(crate) struct PerCpu {
     /// What TTBR0_EL1 is without a user space.
     pub(super) no_tables: AtomicU64,
     /// When the slice ends, as the timer counts; only this CPU uses it.
-    slice_end: AtomicU64,
+    pub(super) slice_end: AtomicU64,
     /// When the first timeout is due; only this CPU uses it.
     pub(super) next_timeout: AtomicU64,
 }
 
-impl PerCpu {
-    pub(crate) const fn new() -> Self {
-        let queue = RunQueue {
-            woken: LinkedList::new(Link::NEW),
-            ready: LinkedList::new(Link::NEW),
-            slice_is_over: false,
-            in_a_row: 0,
-            spare_stacks: heapless::Vec::new(),
-        };
-        Self {
-            current: AtomicPtr::new(null_mut()),
-            idle: AtomicPtr::new(null_mut()),
-            queue: IrqLock::new(queue),
-            ready: AtomicU32::new(0),
-            timeouts: IrqLock::new(Timeouts::new()),
-            ended: AtomicPtr::new(null_mut()),
-            fp_owner: AtomicPtr::new(null_mut()),
-            no_tables: AtomicU64::new(0),
-            slice_end: AtomicU64::new(NEVER),
-            next_timeout: AtomicU64::new(NEVER),
-        }
-    }
-}
-
-/// The CPUs that idle, or are about to.
-static IDLE: AtomicU32 = AtomicU32::new(0);
-
-/// A thread for each CPU that runs when no other does. Those of the secondaries have the stacks that these started on.
-static IDLE_THREADS: [Thread; MAX_CPUS] = [const { Thread::new(0, "idle") }; MAX_CPUS];
-/// What the boot CPU has run since it was entered.
-static MAIN: Thread = Thread::new(0, "main");
-
-/// Makes what the boot CPU, this one, runs a thread, and gives it another for when it idles.
-///
-/// # Errors
-/// There is no memory for a stack.
-pub fn init(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
-    extern "C" fn run(_: usize) {
-        idle(this_cpu())
-    }
-    switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
-    MAIN.stack_top.set(cpu.trap.stack_top());
-    let thread = cpu.id.of(&IDLE_THREADS);
-    thread.stack_top.set(take_stack(cpu)?.0);
-    switch::prepare_kernel(thread, run, 0);
-    cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
-    cpu.sched.current.store((&raw const MAIN).cast_mut(), Ordering::Relaxed);
-    Ok(())
-}
-
-/// Prepares this CPU for threads: TTBR0_EL1 has no user space now. On a CPU other than the boot CPU what runs becomes
-/// its idle thread.
-pub fn init_cpu(cpu: &'static Cpu) {
-    cpu.sched.no_tables.store(switch::tables_register(), Ordering::Relaxed);
-    fp::init_cpu();
-    if cpu.sched.current.load(Ordering::Relaxed).is_null() {
-        let thread = cpu.id.of(&IDLE_THREADS);
-        thread.stack_top.set(cpu.trap.stack_top());
-        thread.home.store(cpu.id.0, Ordering::Relaxed);
-        cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
-        cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
-    }
-}
-
 impl RunQueue {
+    pub(super) const EMPTY: Self = Self {
+        woken: LinkedList::new(Link::NEW),
+        ready: LinkedList::new(Link::NEW),
+        slice_is_over: false,
+        in_a_row: 0,
+        spare_stacks: heapless::Vec::new(),
+    };
+
     /// Takes the thread that runs next.
     fn pick(&mut self, cpu: &Cpu) -> Option<NonNull<Thread>> {
         self.slice_is_over = false;
@@ -250,7 +194,7 @@ fn notify_other(cpu: &'static Cpu) {
 /// Has `thread` look at its work soon, if it is at EL0.
 pub(super) fn interrupt(thread: &Thread) {
     // Where it has woken or moved meanwhile, it has looked on its way: the work was raised before this looks at the
-    // thread, and `wake` and `steal` have changed the thread before it looks at its work. (`kernel/loom`: `raise.rs`.)
+    // thread, and `wake` and `steal` have changed the thread before it looks at its work.
     fence(Ordering::SeqCst);
     if !thread.state.is_parked()
         && let Some(cpu) = smp::cpu(thread.home())
@@ -272,22 +216,8 @@ fn wake_idle(cpu: &Cpu) {
     }
 }
 
-/// What a CPU does that has nothing to do: it waits for interrupts, and runs threads that come.
-pub fn idle(cpu: &'static Cpu) -> ! {
-    loop {
-        // Masked from the look to the WFI: an interrupt in between stays pending, which ends WFI even while it is masked.
-        // It is taken at `enable`.
-        let _ = interrupts::mask();
-        if prepare_to_idle(cpu) {
-            wait::wfi();
-        }
-        interrupts::enable();
-        run_ready(cpu);
-    }
-}
-
 /// Announces that this CPU is about to idle, interrupts masked. Returns whether it may: there is nothing for it to run.
-fn prepare_to_idle(cpu: &Cpu) -> bool {
+pub(super) fn prepare_to_idle(cpu: &Cpu) -> bool {
     IDLE.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
     fence(Ordering::SeqCst);
     let queue = cpu.sched.queue.lock();
@@ -301,7 +231,7 @@ pub(super) fn is_idle_thread(cpu: &Cpu, thread: &Thread) -> bool {
 }
 
 /// Runs threads until there is none for this CPU any more.
-fn run_ready(cpu: &'static Cpu) {
+pub(super) fn run_ready(cpu: &'static Cpu) {
     IDLE.fetch_and(!(1 << cpu.id.0), Ordering::Relaxed);
     let masked = interrupts::mask();
     while let Some((next, queue)) = {
@@ -333,6 +263,23 @@ fn steal(cpu: &Cpu) -> Option<NonNull<Thread>> {
         }
     }
     None
+}
+
+/// Sleeps until [`Thread::unpark`] is called; returns at once where it was called since the last time.
+pub fn park() {
+    let cpu = this_cpu();
+    let thread = current();
+    debug_assert!(cpu.held_ranks.bits() == 0, "sleeping with a lock held");
+    debug_assert!(!is_idle_thread(cpu, &thread), "the idle thread has no thread to run instead");
+    let masked = interrupts::mask();
+    let mut queue = cpu.sched.queue.lock();
+    if thread.state.park() {
+        let next = queue.pick_or_idle(cpu);
+        switch::to(cpu, &thread, next, queue);
+    } else {
+        drop(queue);
+    }
+    interrupts::restore(masked);
 }
 
 /// The running thread is about to enter EL0 and is to let others go first. It may be on another CPU afterwards.
@@ -442,32 +389,4 @@ fn when_due(cpu: &Cpu) {
         timeout::expire(cpu, now);
     }
     program(cpu);
-}
-
-/// A kernel stack: its top.
-pub(super) fn take_stack(cpu: &Cpu) -> Result<VirtAddr, OutOfMemory> {
-    let spare = cpu.sched.queue.lock().spare_stacks.pop();
-    match spare {
-        Some(stack) => Ok(stack),
-        None => kernel().space.alloc_stack(cpu).map_err(|_| OutOfMemory),
-    }
-}
-
-/// Takes back what [`take_stack`] gave.
-pub(super) fn free_stack(cpu: &Cpu, stack: VirtAddr) {
-    let kept = cpu.sched.queue.lock().spare_stacks.push(stack);
-    if kept.is_err() {
-        kernel().space.free_stack(cpu, stack);
-    }
-}
-
-/// Frees the stacks that are kept for threads to come. For audits that count frames.
-pub fn trim(cpu: &Cpu) {
-    smp::for_each(|other| {
-        loop {
-            let spare = other.sched.queue.lock().spare_stacks.pop();
-            let Some(stack) = spare else { break };
-            kernel().space.free_stack(cpu, stack);
-        }
-    });
 }

@@ -18,6 +18,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::{barrier, interrupts, patched_branch, timer};
 
 use super::queue::{self, RunQueue, WaitedFor};
+use super::start;
 use super::thread::{Thread, ThreadRef, current};
 use crate::mm::asid::{self, Asids};
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -172,7 +173,7 @@ extern "C" fn finish(cpu: &'static Cpu) {
     if let Some(ended) = NonNull::new(ended) {
         // SAFETY: the reference that the thread had to itself; it has ended.
         let thread = unsafe { ThreadRef::from_raw(ended) };
-        queue::free_stack(cpu, VirtAddr(thread.stack_top.replace(0)));
+        start::free_stack(cpu, VirtAddr(thread.stack_top.replace(0)));
     }
 }
 
@@ -225,23 +226,6 @@ pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
     install(this_cpu(), unsafe { &*thread.space.get() }.as_deref());
     interrupts::restore(masked);
     old
-}
-
-/// Sleeps until [`Thread::unpark`] is called; returns at once where it was called since the last time.
-pub fn park() {
-    let cpu = this_cpu();
-    let thread = current();
-    debug_assert!(cpu.held_ranks.bits() == 0, "sleeping with a lock held");
-    debug_assert!(!queue::is_idle_thread(cpu, &thread), "the idle thread has no thread to run instead");
-    let masked = interrupts::mask();
-    let mut queue = cpu.sched.queue.lock();
-    if thread.state.park() {
-        let next = queue.pick_or_idle(cpu);
-        to(cpu, &thread, next, queue);
-    } else {
-        drop(queue);
-    }
-    interrupts::restore(masked);
 }
 
 /// Ends the running thread, which drops its space. What else it holds it holds for ever, so it should hold nothing.

@@ -16,7 +16,7 @@ use spin::Once;
 
 use super::fp::FpArea;
 use super::token::Token;
-use super::{queue, switch};
+use super::{queue, start, switch};
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
@@ -336,7 +336,7 @@ impl Drop for ThreadRef {
             let stack = thread.stack_top.get();
             if stack != 0 {
                 // Drop has no argument for the CPU.
-                queue::free_stack(this_cpu(), VirtAddr(stack));
+                start::free_stack(this_cpu(), VirtAddr(stack));
             }
             drop(thread);
             // Last: a reader of the new count finds all that was the thread's free.
@@ -489,7 +489,7 @@ pub fn spawn_service(
 
 /// Gives a thread its place, and its stack.
 fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
-    let stack = queue::take_stack(cpu)?;
+    let stack = start::take_stack(cpu)?;
     thread.stack_top.set(stack.0);
     match THREADS.call_once(|| Pool::new(kernel().frames)).try_new(thread) {
         Ok(thread) => {
@@ -497,7 +497,7 @@ fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
             Ok(ThreadRef(thread.into_raw()))
         }
         Err(error) => {
-            queue::free_stack(cpu, stack);
+            start::free_stack(cpu, stack);
             Err(error)
         }
     }

@@ -123,6 +123,10 @@ macro_rules! words {
                 self.touch().fetch_add(value, ordered(order, part))
             }
 
+            pub fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
+                self.touch().fetch_sub(value, ordered(order, Omitted::Order))
+            }
+
             pub fn fetch_and(&self, mask: $value, order: Ordering) -> $value {
                 self.touch().fetch_and(mask, ordered(order, Omitted::Order))
             }

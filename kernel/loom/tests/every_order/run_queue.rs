@@ -1,0 +1,194 @@
+//! Run queues, the kernel's own source: a thread that is woken or started runs, once, on whichever CPU; and work that is
+//! raised for it is seen on its way to EL0, or interrupts its CPU there.
+//!
+//! A wake-up that is lost while a CPU goes idle is a deadlock; a thread that two CPUs run has two CPUs, or its registers
+//! race. loom reports each.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use granule_loom::smp::{self, CpuId};
+use granule_loom::{Omitted, Sleeper, omit, sched};
+
+use crate::{assert_caught, threads_with};
+
+/// CPU `cpu` idles in a thread of loom's own.
+fn idle_on(cpu: u32, omitted: Omitted) -> loom::thread::JoinHandle<()> {
+    let idle = Sleeper::on(cpu);
+    idle.is_idle_thread_of(cpu);
+    loom::thread::spawn(move || {
+        omit(omitted);
+        idle.runs_on(cpu);
+        sched::idle();
+    })
+}
+
+/// The running thread is what `cpu` runs.
+fn run_on(cpu: u32) -> Arc<Sleeper> {
+    let main = Sleeper::on(cpu);
+    main.is_idle_thread_of(cpu);
+    main.runs_on(cpu);
+    main
+}
+
+/// A thread that counts how often it runs, when it has a CPU.
+fn thread(
+    cpu: u32,
+    omitted: Omitted,
+    body: impl FnOnce(&Sleeper) + 'static,
+) -> (Arc<Sleeper>, loom::thread::JoinHandle<()>) {
+    let thread = Sleeper::on(cpu);
+    let own = Arc::clone(&thread);
+    let runs = loom::thread::spawn(move || {
+        omit(omitted);
+        own.begin();
+        body(&own);
+        own.exit();
+    });
+    (thread, runs)
+}
+
+/// CPU 0 starts a thread, and is busy; CPU 1 is about to idle.
+fn started_while_idle(omitted: Omitted) {
+    threads_with(2, move || {
+        let idles = idle_on(1, omitted);
+        let (thread, runs) = thread(0, omitted, |_| {});
+        run_on(0);
+        omit(omitted);
+        thread.start();
+        runs.join().unwrap();
+        omit(Omitted::Nothing);
+        smp::stop_all();
+        idles.join().unwrap();
+    });
+}
+
+#[test]
+fn a_cpu_that_goes_idle_takes_the_thread_that_another_starts() {
+    started_while_idle(Omitted::Nothing);
+}
+
+#[test]
+fn a_look_at_idle_cpus_without_a_barrier_is_caught() {
+    assert_caught("deadlock", || started_while_idle(Omitted::Fences));
+}
+
+/// A thread sleeps on CPU 0, which idles; CPU 1 wakes it, twice.
+#[test]
+fn a_cpu_that_goes_idle_runs_the_thread_that_another_wakes() {
+    threads_with(2, || {
+        let idle = Sleeper::on(0);
+        idle.is_idle_thread_of(0);
+        let idles = loom::thread::spawn(move || {
+            idle.begin();
+            sched::idle();
+        });
+        run_on(1);
+        let sleeper = Sleeper::on(0);
+        let own = Arc::clone(&sleeper);
+        let sleeps = loom::thread::spawn(move || {
+            own.runs_on(0);
+            own.park();
+            own.exit();
+        });
+        sleeper.unpark();
+        sleeps.join().unwrap();
+        smp::stop_all();
+        idles.join().unwrap();
+    });
+}
+
+/// A thread that CPU 0 is about to run, and CPU 1 to steal, runs once.
+#[test]
+fn of_two_cpus_one_runs_a_ready_thread() {
+    threads_with(2, || {
+        let ran = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&ran);
+        let (thread, runs) = thread(0, Omitted::Nothing, move |_| _ = count.fetch_add(1, Ordering::Relaxed));
+        run_on(0);
+        thread.start();
+        let idles = idle_on(1, Omitted::Nothing);
+        sched::run_ready();
+        runs.join().unwrap();
+        smp::stop_all();
+        idles.join().unwrap();
+        assert_eq!(ran.load(Ordering::Relaxed), 1);
+    });
+}
+
+/// Work is raised by CPU 0, for a thread that CPU 1 steals from it.
+fn raised_while_stolen(omitted: Omitted, raiser: Omitted) {
+    threads_with(2, move || {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let sees = Arc::clone(&seen);
+        let (thread, runs) = thread(0, omitted, move |own| sees.store(own.has_signal().into(), Ordering::Relaxed));
+        run_on(0);
+        thread.start();
+        let idles = idle_on(1, omitted);
+        let before = smp::cpu(CpuId(1)).unwrap().interruptions();
+        omit(raiser);
+        thread.raise();
+        omit(Omitted::Nothing);
+        runs.join().unwrap();
+        smp::stop_all();
+        idles.join().unwrap();
+        let interrupted = smp::cpu(CpuId(1)).unwrap().interruptions() > before;
+        assert!(seen.load(Ordering::Relaxed) != 0 || interrupted, "the work waits at EL0");
+    });
+}
+
+#[test]
+fn a_stolen_thread_sees_its_work_or_is_interrupted() {
+    raised_while_stolen(Omitted::Nothing, Omitted::Nothing);
+}
+
+#[test]
+fn work_and_thread_that_are_looked_at_without_barriers_are_caught() {
+    assert_caught("the work waits at EL0", || raised_while_stolen(Omitted::Fences, Omitted::Nothing));
+    assert_caught("the work waits at EL0", || raised_while_stolen(Omitted::Nothing, Omitted::Fences));
+}
+
+/// Work is raised by CPU 1 for a thread of CPU 0, which an interrupt there wakes.
+fn raised_while_woken(omitted: Omitted, raiser: Omitted) {
+    threads_with(2, move || {
+        let sleeper = Sleeper::on(0);
+        let seen = Arc::new(AtomicUsize::new(0));
+        let (own, sees) = (Arc::clone(&sleeper), Arc::clone(&seen));
+        let idle = Sleeper::on(0);
+        idle.is_idle_thread_of(0);
+        let wakes = {
+            let sleeper = Arc::clone(&sleeper);
+            loom::thread::spawn(move || {
+                omit(omitted);
+                idle.begin();
+                sleeper.unpark();
+                sched::run_ready();
+            })
+        };
+        let sleeps = loom::thread::spawn(move || {
+            own.runs_on(0);
+            own.park();
+            sees.store(own.has_signal().into(), Ordering::Relaxed);
+            own.exit();
+        });
+        run_on(1);
+        omit(raiser);
+        sleeper.raise();
+        omit(Omitted::Nothing);
+        sleeps.join().unwrap();
+        wakes.join().unwrap();
+        let interrupted = smp::cpu(CpuId(0)).unwrap().interruptions() > 0;
+        assert!(seen.load(Ordering::Relaxed) != 0 || interrupted, "the work waits at EL0");
+    });
+}
+
+#[test]
+fn a_woken_thread_sees_its_work_or_is_interrupted() {
+    raised_while_woken(Omitted::Nothing, Omitted::Nothing);
+}
+
+#[test]
+fn work_that_is_looked_at_before_the_thread_has_woken_is_caught() {
+    assert_caught("the work waits at EL0", || raised_while_woken(Omitted::Fences, Omitted::Nothing));
+    assert_caught("the work waits at EL0", || raised_while_woken(Omitted::Nothing, Omitted::Fences));
+}
