@@ -202,7 +202,7 @@ const UPWARD: [(&str, &str); 5] = [
 
 /// Words in the names of calls whose place among others matters, whatever they share: stores, locks, maintenance, and
 /// what gives memory away or lets others run. A word of a name stands between underscores.
-const ORDERING_WORDS: [&str; 38] = [
+const ORDERING_WORDS: [&str; 36] = [
     "dsb",
     "dmb",
     "asm",
@@ -214,8 +214,6 @@ const ORDERING_WORDS: [&str; 38] = [
     "fetch",
     "volatile",
     "write",
-    "set",
-    "clear",
     "lock",
     "unlock",
     "enter",
@@ -446,7 +444,8 @@ fn is_assignment(operator: &BinOp) -> bool {
 /// A variable, or a field of one: `a.b.c`.
 fn place(expression: &Expr) -> Option<String> {
     match expression {
-        Expr::Path(path) => path.path.get_ident().map(ToString::to_string),
+        // A variant is no variable.
+        Expr::Path(path) => path.path.get_ident().map(ToString::to_string).filter(|name| !is_of_type(name)),
         Expr::Field(field) => {
             let member = match &field.member {
                 Member::Named(name) => name.to_string(),
@@ -460,6 +459,11 @@ fn place(expression: &Expr) -> Option<String> {
         Expr::Unary(unary) if matches!(unary.op, UnOp::Deref(_)) => place(&unary.expr),
         _ => None,
     }
+}
+
+/// Whether a name is written as types and variants are: `Relaxed`.
+fn is_of_type(name: &str) -> bool {
+    name.starts_with(char::is_uppercase) && name.contains(char::is_lowercase)
 }
 
 /// What a statement names: each place, and those that it may change.
@@ -512,6 +516,13 @@ impl<'ast> Visit<'ast> for Places {
             visit::visit_expr(self, expression);
         }
     }
+}
+
+/// What a statement fills one field of, and by which method: the fields of one value are filled in any order.
+fn filled(statement: &Stmt) -> Option<(String, String)> {
+    let Stmt::Expr(Expr::MethodCall(call), _) = statement else { return None };
+    let method = call.method.to_string();
+    ["modify", "put"].contains(&method.as_str()).then(|| Some((place(&call.receiver)?, method)))?
 }
 
 /// The words of names in a piece of code, in lower case.
@@ -680,7 +691,17 @@ impl Finder<'_> {
             let mut words = words(self.text(statement));
             words.any(|word| is_instruction(&word) || ORDERING_WORDS.contains(&word.as_str()))
         };
-        orders(first) || orders(second) || Places::of(first).meet(&Places::of(second))
+        // No CPU keeps two relaxed accesses of different variables in order.
+        let is_relaxed = self.is_relaxed(first) && self.is_relaxed(second);
+        let fills = [first, second].map(|statement| filled(statement));
+        let is_filled = fills[0].is_some() && fills[0] == fills[1];
+        !is_filled && (!is_relaxed && (orders(first) || orders(second)) || Places::of(first).meet(&Places::of(second)))
+    }
+
+    /// Whether a statement accesses atomics, and orders nothing.
+    fn is_relaxed(&self, statement: &Stmt) -> bool {
+        let text = self.text(statement);
+        text.contains("Relaxed") && !["Acquire", "Release", "AcqRel", "SeqCst"].iter().any(|name| text.contains(name))
     }
 
     /// What a block's statements offer together.
