@@ -5,6 +5,10 @@
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+
+use granule::chip::timer::Deadline;
 use granule::devices::disk::{SECTOR, SectorError};
 use granule::devices::edu::{EduError, edu};
 use granule::devices::pci::Vector;
@@ -15,10 +19,12 @@ use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
 use granule::devices::virtio_rng::rng;
 use granule::iommu::{Direction, DmaAddress, DmaDevice};
 use granule::kernel;
+use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 
 use crate::harness::{Test, has, target_test};
+use crate::sched::wait_until_alone;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -154,6 +160,46 @@ fn edu_copies_both_ways(t: &mut Test) {
         let refused = Err(EduError::OutOfRange { offset, bytes });
         t.equal("not in the device", device.copy_in(out.address, offset, bytes), refused);
         t.equal("not in the device", device.copy_out(offset, out.address, bytes), refused);
+    }
+}
+
+/// What the other thread's copies came to: none yet, failed, done.
+static COPIES: AtomicU32 = AtomicU32::new(0);
+
+/// Copies 64 bytes at `address`, as the device knows it, in and back out behind them.
+extern "C" fn copy_twice(address: usize) {
+    let (from, to) = (DmaAddress(address as u64), DmaAddress(address as u64 + 64));
+    let copied = edu(this_cpu(), 0)
+        .is_ok_and(|device| device.copy_in(from, 0, 64).is_ok() && device.copy_out(0, to, 64).is_ok());
+    COPIES.store(1 + u32::from(copied), Ordering::Release);
+}
+
+target_test!(transfers_of_two_threads_take_turns, needs("edu"), limit(30));
+fn transfers_of_two_threads_take_turns(t: &mut Test) {
+    let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
+    let (Some(mut mine), Some(mut other)) = (Buffer::new(t, device.dma(), 0, 0), Buffer::new(t, device.dma(), 0, 0))
+    else {
+        return;
+    };
+    for buffer in [&mut mine, &mut other] {
+        buffer.words()[..8].fill_with(|| t.random());
+    }
+    COPIES.store(0, Ordering::Relaxed);
+    t.ok("a thread", sched::spawn_kernel(this_cpu(), "copy", copy_twice, other.address.0 as usize));
+    // The device takes 100 ms for each transfer: it is in the middle.
+    sleep_until(Deadline::after(Duration::from_millis(30)));
+    t.equal("the other is under way", COPIES.load(Ordering::Acquire), 0);
+    t.ok("in", device.copy_in(mine.address, 2048, 64));
+    t.ok("out", device.copy_out(2048, DmaAddress(mine.address.0 + 64), 64));
+    let patience = Deadline::after(Duration::from_secs(20));
+    while COPIES.load(Ordering::Acquire) == 0 && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    t.equal("the other has copied", COPIES.load(Ordering::Acquire), 2);
+    wait_until_alone(t);
+    for (buffer, what) in [(&mut mine, "this thread's words"), (&mut other, "the other's words")] {
+        let words = buffer.words();
+        t.check(what, words[..8] == words[8..16]);
     }
 }
 
