@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::bounded::{self, End};
@@ -56,8 +56,8 @@ struct Suite {
 pub(super) struct Baseline {
     /// What it was measured for.
     key: String,
-    /// All suites are there: else a run ended in the middle, and the others follow.
-    complete: bool,
+    /// Packages of which all suites are there.
+    measured: BTreeSet<String>,
     /// By package and suite.
     suites: BTreeMap<String, BTreeMap<String, Passed>>,
     /// Mutants that have a probe.
@@ -160,76 +160,62 @@ impl Host<'_> {
         command
     }
 
-    /// Builds with a probe for each mutant, runs all tests that may see one, and notes which reach which: in `path`, a
+    /// What was measured before, in `path`, for the same sources and mutants; else nothing so far.
+    pub(super) fn baseline(&self, key: &str, mutants: &[&Mutant], path: &Path) -> Baseline {
+        let with_probe = mutants.iter().filter(|mutant| mutant.change.block.is_some());
+        let probed = with_probe.map(|mutant| mutant.id.clone()).collect();
+        let fresh = || Baseline { key: key.to_owned(), probed, ..Baseline::default() };
+        load(path).filter(|earlier| earlier.key == key).unwrap_or_else(fresh)
+    }
+
+    /// Builds a package with a probe for each of the mutants, runs its tests, and notes which reach which: in `path`, a
     /// suite after another, so that a run which was ended continues there.
     ///
     /// # Errors
     /// When the sources do not build without a mutant.
-    pub(super) fn baseline(&self, key: &str, mutants: &[&Mutant], path: &Path) -> Result<Baseline> {
-        let earlier = load(path).filter(|earlier| earlier.key == key);
-        let mut baseline = earlier.unwrap_or_else(|| Baseline { key: key.to_owned(), ..Baseline::default() });
-        if baseline.complete {
-            return Ok(baseline);
-        }
-        println!("which tests on the host reach the mutants' places: one run of all");
-        let packages: BTreeSet<&str> = mutants.iter().flat_map(|mutant| (self.packages)(mutant)).copied().collect();
-        let mut probed: Vec<&Mutant> = mutants.iter().copied().filter(|mutant| mutant.change.block.is_some()).collect();
-        self.place(mutants, &probed)?;
-        let mut built = self.build_all(&packages)?;
-        while let Err(BuildError { why, file }) = &built
-            && !probed.is_empty()
-        {
+    fn reach(&self, package: &str, mutants: &[&Mutant], path: &Path, baseline: &mut Baseline) -> Result<()> {
+        println!("which tests of {package} reach the mutants' places: one run of all");
+        let suites = loop {
+            self.place(mutants, &baseline.probed)?;
+            let BuildError { why, file } = match self.build(package, &[])? {
+                Build::Suites(suites) => break suites,
+                Build::Error(error) => error,
+            };
+            ensure!(!baseline.probed.is_empty(), "the sources do not build: {why}");
             // Code that takes no probe: a file that another crate includes, or that is evaluated at compile time.
-            let (all, in_file) = (probed.len(), |mutant: &&Mutant| Some(&mutant.source.path) == file.as_ref());
-            probed.retain(|mutant| !in_file(mutant));
-            if probed.len() == all {
-                probed.clear();
+            let all = baseline.probed.len();
+            for mutant in mutants.iter().filter(|mutant| Some(&mutant.source.path) == file.as_ref()) {
+                baseline.probed.remove(&mutant.id);
             }
-            let place = file.as_deref().filter(|_| !probed.is_empty()).unwrap_or("all files");
+            if baseline.probed.len() == all {
+                baseline.probed.clear();
+            }
+            let place = file.as_deref().filter(|_| !baseline.probed.is_empty()).unwrap_or("all files");
             eprintln!("x: no probes in {place} ({why}): every test runs on their mutants");
-            self.place(mutants, &probed)?;
-            built = self.build_all(&packages)?;
-        }
-        let suites = built.map_err(|error| anyhow::anyhow!("the sources do not build: {}", error.why))?;
-        for (package, suites) in suites {
-            for suite in suites {
-                if baseline.suites.get(&package).is_some_and(|measured| measured.contains_key(&suite.name)) {
-                    continue;
-                }
-                let passed = self.measure(&suite)?;
-                let (tests, seconds) =
-                    (passed.tests.len(), passed.tests.values().map(|test| test.seconds).sum::<f64>());
-                println!("{}: {tests} tests of {seconds:.0} s", suite.name);
-                baseline.suites.entry(package.clone()).or_default().insert(suite.name, passed);
-                store(&baseline, path)?;
+        };
+        for suite in suites {
+            if baseline.suites.get(package).is_some_and(|measured| measured.contains_key(&suite.name)) {
+                continue;
             }
+            let passed = self.measure(&suite)?;
+            let (tests, seconds) = (passed.tests.len(), passed.tests.values().map(|test| test.seconds).sum::<f64>());
+            println!("{}: {tests} tests of {seconds:.0} s", suite.name);
+            baseline.suites.entry(package.to_owned()).or_default().insert(suite.name, passed);
+            store(baseline, path)?;
         }
-        baseline.probed = probed.iter().map(|mutant| mutant.id.clone()).collect();
-        baseline.complete = true;
-        store(&baseline, path)?;
-        self.place(mutants, &[])?;
-        Ok(baseline)
-    }
-
-    fn build_all(&self, packages: &BTreeSet<&str>) -> Result<Result<BTreeMap<String, Vec<Suite>>, BuildError>> {
-        let mut all = BTreeMap::new();
-        for package in packages {
-            match self.build(package, &[])? {
-                Build::Suites(suites) => drop(all.insert((*package).to_owned(), suites)),
-                Build::Error(error) => return Ok(Err(error)),
-            }
-        }
-        Ok(Ok(all))
+        baseline.measured.insert(package.to_owned());
+        store(baseline, path)?;
+        self.place(mutants, &BTreeSet::new())
     }
 
     /// Puts probes into the files of `mutants`, for those of `probed`.
-    fn place(&self, mutants: &[&Mutant], probed: &[&Mutant]) -> Result<()> {
+    fn place(&self, mutants: &[&Mutant], probed: &BTreeSet<String>) -> Result<()> {
         let files: BTreeMap<&str, &str> =
             mutants.iter().map(|mutant| (mutant.source.path.as_str(), mutant.source.text.as_str())).collect();
         for (path, text) in files {
-            let mut places: Vec<(usize, &str)> = probed
+            let mut places: Vec<(usize, &str)> = mutants
                 .iter()
-                .filter(|mutant| mutant.source.path == path)
+                .filter(|mutant| mutant.source.path == path && probed.contains(&mutant.id))
                 .filter_map(|mutant| Some((mutant.change.block?, mutant.id.as_str())))
                 .collect();
             places.sort_unstable();
@@ -267,13 +253,27 @@ impl Host<'_> {
         Ok(passed)
     }
 
-    /// A mutant's verdict on the host, in the copy that has it.
+    /// A mutant's verdict on the host. A package that may see it is measured with `others`, which may be tried too, when
+    /// it is first needed.
     ///
     /// # Errors
     /// When something other than the mutant goes wrong.
-    pub(super) fn judge(&self, mutant: &Mutant, baseline: &Baseline, spent: &mut Spent) -> Result<Verdict> {
+    pub(super) fn judge(
+        &self,
+        mutant: &Mutant,
+        others: &[&Mutant],
+        path: &Path,
+        baseline: &mut Baseline,
+        spent: &mut Spent,
+    ) -> Result<Verdict> {
         let mut slow = Vec::new();
-        for package in (self.packages)(mutant) {
+        let mut packages = (self.packages)(mutant).to_vec();
+        packages.sort_by_key(|package| !baseline.measured.contains(*package));
+        for package in packages {
+            if !baseline.measured.contains(package) {
+                self.reach(package, others, path, baseline)?;
+            }
+            self.tree.write(&mutant.source.path, &mutant.text())?;
             let seen = baseline.seen(package, mutant);
             let names: Vec<&str> = seen.keys().filter_map(|name| Some(name.split_once(' ')?.1)).collect();
             if names.is_empty() {
@@ -288,9 +288,10 @@ impl Host<'_> {
             };
             for suite in built {
                 let Some(tests) = seen.get(suite.name.as_str()) else { continue };
-                let (quick, others): (Vec<_>, Vec<_>) =
-                    tests.iter().copied().partition(|(_, seconds)| *seconds <= QUICK);
-                slow.extend(others.into_iter().map(|(test, seconds)| (seconds, suite.clone(), *package, test)));
+                let (quick, late): (Vec<_>, Vec<_>) = tests.iter().copied().partition(|(_, seconds)| *seconds <= QUICK);
+                slow.extend(
+                    late.into_iter().map(|(test, seconds)| (seconds, suite.clone(), package, test.to_owned())),
+                );
                 if let Some(killed) = self.run(&suite, &quick, baseline.memory(package, &suite), spent)? {
                     return Ok(killed);
                 }
@@ -303,7 +304,7 @@ impl Host<'_> {
             if budget < 0.0 {
                 spent.left_out += 1;
             } else if let Some(killed) =
-                self.run(&suite, &[(test, seconds)], baseline.memory(package, &suite), spent)?
+                self.run(&suite, &[(&test, seconds)], baseline.memory(package, &suite), spent)?
             {
                 return Ok(killed);
             }
@@ -335,11 +336,6 @@ impl Host<'_> {
 }
 
 impl Baseline {
-    /// Whether any test on the host may see a mutant.
-    pub(super) fn sees(&self, mutant: &Mutant) -> bool {
-        self.suites.keys().any(|package| !self.seen(package, mutant).is_empty())
-    }
-
     /// The suites of a package that may see a mutant, each with the tests that do and their times.
     fn seen(&self, package: &str, mutant: &Mutant) -> BTreeMap<&str, Vec<(&str, f64)>> {
         let is_probed = self.probed.contains(&mutant.id);

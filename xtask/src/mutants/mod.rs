@@ -164,37 +164,27 @@ impl Session<'_> {
 
     /// Tries one mutant: host first.
     fn judge(&mut self, mutant: &Mutant, drawn: &[Mutant], spent: &mut Spent) -> Result<Verdict> {
-        self.measure(drawn)?;
-        self.host.tree.write(&mutant.source.path, &mutant.text())?;
-        let verdict = self.judge_here(mutant, spent);
+        let verdict = self.judge_here(mutant, drawn, spent);
         self.host.tree.write(&mutant.source.path, &mutant.source.text)?;
         verdict
     }
 
-    fn judge_here(&mut self, mutant: &Mutant, spent: &mut Spent) -> Result<Verdict> {
-        if let Some(baseline) = self.baseline.as_ref().filter(|baseline| baseline.sees(mutant)) {
-            let verdict = self.host.judge(mutant, baseline, spent)?;
-            if verdict != Verdict::Survived {
-                return Ok(verdict);
-            }
-        }
-        match &mut self.target {
-            Some(target) => target.judge(mutant, spent),
-            None => Ok(Verdict::Survived),
-        }
-    }
-
-    /// Finds out which tests reach which of the mutants that may be tried: more than are wanted, as some do not compile.
-    fn measure(&mut self, drawn: &[Mutant]) -> Result<()> {
-        if self.baseline.is_some() {
-            return Ok(());
-        }
-        let mutants: Vec<&Mutant> = drawn.iter().take(2 * self.count).collect();
-        let names: Vec<&str> = mutants.iter().map(|mutant| mutant.id.as_str()).collect();
-        let key = format!("{} {:016x}", self.host.tree.hash, draw::hash(&names));
+    fn judge_here(&mut self, mutant: &Mutant, drawn: &[Mutant], spent: &mut Spent) -> Result<Verdict> {
+        // More than are wanted, as some do not compile.
+        let tried: Vec<&Mutant> = drawn.iter().take(2 * self.count).collect();
         let path = self.records.file("reach.json");
-        self.baseline = Some(self.host.baseline(&key, &mutants, &path)?);
-        Ok(())
+        let baseline = self.baseline.get_or_insert_with(|| {
+            let names: Vec<&str> = tried.iter().map(|mutant| mutant.id.as_str()).collect();
+            self.host.baseline(&format!("{} {:016x}", self.host.tree.hash, draw::hash(&names)), &tried, &path)
+        });
+        let verdict = self.host.judge(mutant, &tried, &path, baseline, spent)?;
+        match &mut self.target {
+            Some(target) if verdict == Verdict::Survived => {
+                self.host.tree.write(&mutant.source.path, &mutant.text())?;
+                target.judge(mutant, spent)
+            }
+            _ => Ok(verdict),
+        }
     }
 }
 
