@@ -6,11 +6,13 @@
 use core::sync::atomic::Ordering;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Mutex;
 
 use granule_pgtable::host::Operation;
 
 use super::*;
 use crate::mm::kernel::record::{Moment, at_each, at_each_moment};
+use crate::mm::notifier::{Range, Subscriber, Subscription};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const PAGES: u64 = 4;
@@ -160,6 +162,44 @@ fn a_copy_that_comes_late_is_freed() {
         let all = ours.iter().chain(&theirs);
         assert!(all.map(|&(frame, _)| rig.spaces.record(frame).references()).all(|references| references == 1));
     });
+}
+
+/// Both have found the page shared and made a copy: one of the two copies is freed, and a store between them stays.
+#[test]
+fn a_copy_that_another_cpu_was_faster_with_is_freed() {
+    /// Another CPU's copy, and its store, in front of the first one's.
+    struct Faster(Mutex<Option<(SpaceRef, Work)>>);
+    impl Subscriber for Faster {
+        fn invalidate_range_start(&self, _: &Range) {
+            let other = self.0.lock().unwrap().take();
+            if let Some((space, other)) = other {
+                let cpu = Cpu::new(CpuId(1));
+                other(&space, &cpu);
+                space.common.frames.drain_cpu(&cpu);
+            }
+        }
+    }
+    const STORE: Work = |space, cpu| space.write_bytes(cpu, START + LOOK, &[9]).unwrap();
+    for (other, expected, copies) in [(STORE, 9, 1), (DISCARD, 0, 1), (READ, 1, 1)] {
+        let rig = Rig::new(2);
+        let base = rig.used();
+        let space = mapped(&rig, &private(PAGES));
+        space.write_bytes(&rig.cpu, START + LOOK, &[1]).unwrap();
+        let child = space.fork(&rig.cpu).unwrap();
+        let faster = Faster(Mutex::new(Some((space.clone(), other))));
+        let faster = Subscription::new(space.clone(), faster, 0).unwrap();
+        let used = rig.used();
+        WRITE(&space, &rig.cpu);
+        assert!(faster.0.lock().unwrap().is_none(), "they met");
+        let mut byte = [7];
+        space.read_bytes(&rig.cpu, START + LOOK, &mut byte).unwrap();
+        assert_eq!(byte, [expected]);
+        let copied = shown(&rig, &space);
+        assert!(copied.iter().all(|&(frame, _)| rig.spaces.record(frame).references() == 1));
+        assert!(rig.used() <= used + copies);
+        drop((faster, space, child));
+        assert_eq!(rig.used(), base, "a copy is leaked");
+    }
 }
 
 /// At the barrier in front of each new entry the frame that it is to show is zero: at the first barrier one of the
