@@ -17,6 +17,10 @@ use super::violation::{SmmuRule, SmmuViolation};
 use super::walk::{self, Step};
 use super::{Barrier, Operation, Recorded, Rewrite, Time, View};
 
+/// Operations that are recorded at most, some 100 MiB of them: a driver that waits for what never comes ends in a
+/// verdict.
+const MOST_RECORDED: usize = 1 << 21;
+
 pub(crate) struct State {
     pub(crate) hardware: Hardware,
     pub(crate) arena: Arc<Arena>,
@@ -128,6 +132,7 @@ impl State {
 
     /// Something happens.
     pub(crate) fn note(&mut self, operation: Operation) -> Time {
+        assert!(self.recorded.len() < MOST_RECORDED, "the driver does not come to an end, or a long test does not forget");
         self.time += 1;
         self.recorded.push(Recorded { time: self.time, operation });
         self.time

@@ -2,12 +2,14 @@
 //!
 //! - `probe`: from any state to translating; orders that let something through; machines that do not answer
 //! - `commands`: the queue around its end, full, in error
+//! - `barriers`: each barrier, by what it stands between
 //! - `entries`: every pair of stream table entries and of context descriptors, store by store
 //! - `streams`: the same by the driver; leaves, contexts, what is not cached
 //! - `invalidation`: what a device may still reach, with each step taken away
 //! - `events`: what records mean, their order, what is lost
 //! - `random`: tables changed at random under a device that uses them, against an oracle
 
+mod barriers;
 mod commands;
 mod entries;
 mod events;
