@@ -12,12 +12,15 @@ use core::ptr::NonNull;
 use granule_arch::addr::VirtAddr;
 use safe_mmio::UniqueMmioPointer;
 
+#[cfg(test)]
+pub mod watched;
+
 mod sealed {
     pub trait Sealed {}
 }
 
 /// An integer that one instruction loads or stores: `u8`, `u16`, `u32`, `u64`.
-pub trait Register: Copy + sealed::Sealed {
+pub trait Register: Copy + Into<u64> + sealed::Sealed {
     #[doc(hidden)]
     unsafe fn load(at: NonNull<Self>) -> Self;
     #[doc(hidden)]
@@ -51,6 +54,8 @@ register!(u8 u16 u32 u64);
 /// A register of this size is mapped there as device memory, and whatever a read of it does may be done.
 #[inline(always)]
 pub unsafe fn read<T: Register>(address: VirtAddr) -> T {
+    #[cfg(test)]
+    watched::note(watched::MmioAccess::Read(address));
     // SAFETY: what is mapped is not at address zero; the rest is the caller's promise.
     unsafe { T::load(NonNull::new_unchecked(address.as_ptr())) }
 }
@@ -62,5 +67,7 @@ pub unsafe fn read<T: Register>(address: VirtAddr) -> T {
 #[inline(always)]
 pub unsafe fn write<T: Register>(address: VirtAddr, value: T) {
     // SAFETY: as for `read`.
-    unsafe { T::store(NonNull::new_unchecked(address.as_ptr()), value) }
+    unsafe { T::store(NonNull::new_unchecked(address.as_ptr()), value) };
+    #[cfg(test)]
+    watched::note(watched::MmioAccess::Write(address, value.into()));
 }

@@ -20,6 +20,9 @@ use crate::mm::space::{Access, FaultError};
 use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
 
+#[cfg(test)]
+mod tests;
+
 static SLOTS: [Slot<Edu>; 2] = [const { Slot::new(()) }; 2];
 
 /// Its registers, in base address register 0.

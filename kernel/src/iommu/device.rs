@@ -497,6 +497,12 @@ const fn whole_pages(start: u64, bytes: usize) -> (u64, usize) {
 }
 
 impl DmaDevice {
+    /// One in front of which there is nothing.
+    #[cfg(test)]
+    pub(crate) fn without_smmu() -> Self {
+        Self(Path::Direct(DmaMask::ALL))
+    }
+
     /// How the SMMU knows it; `None` where there is none.
     pub fn stream(&self) -> Option<u32> {
         self.device().map(AttachedDevice::stream)

@@ -7,7 +7,7 @@ use pci_types::capability::{MsixCapability, PciCapability};
 use super::claim::{Claim, Vector};
 use super::config::{self, ConfigSpace};
 use super::enumerate::{COMMAND, NO_PIN};
-use super::{Function, PciAddress, PciError, functions};
+use super::{Function, MmioRegion, PciAddress, PciError, functions};
 use crate::Kernel;
 use crate::chip::interrupt::{self, InterruptError, InterruptHandler};
 use crate::chip::its::{self, Message};
@@ -151,21 +151,33 @@ fn set_msix(
     let outside = PciError::NoInterrupt(function.address, "its table of messages is not inside its registers");
     let table = table.part(u64::from(msix.table_offset()), bytes).ok_or(outside)?;
     let (doorbell, message) = connect(function, kernel, cpu, vector, handler, doorbell)?;
+    write_msix(claim, offset, (&table, msix.table_size()), vector, (doorbell, message.event))?;
+    Ok(Vector::MsiX { intid: message.intid })
+}
+
+/// Has `vector` of the capability at `offset`, whose `table` has so many entries, send `message`: an address, and what
+/// it writes there. No entry is ever on with half of a message in it.
+pub(super) fn write_msix(
+    claim: &Claim,
+    offset: u16,
+    (table, entries): (&MmioRegion, u16),
+    vector: u16,
+    message: (u64, u32),
+) -> Result<(), PciError> {
     let control = claim.read_config16(offset + CONTROL)?;
     if control & MSIX_ON == 0 {
         // What was there before must not be sent; while all are masked nothing is.
         claim.write_config16(offset + CONTROL, control | MSIX_ON | MSIX_MASKED)?;
-        for entry in 0..u64::from(msix.table_size()) {
+        for entry in 0..u64::from(entries) {
             table.write32(entry * ENTRY + 12, SILENT);
         }
     }
-    let entry = u64::from(vector) * ENTRY;
+    let (entry, (doorbell, event)) = (u64::from(vector) * ENTRY, message);
     table.write32(entry, doorbell as u32);
     table.write32(entry + 4, (doorbell >> 32) as u32);
-    table.write32(entry + 8, message.event);
+    table.write32(entry + 8, event);
     table.write32(entry + 12, 0);
-    claim.write_config16(offset + CONTROL, (control | MSIX_ON) & !MSIX_MASKED)?;
-    Ok(Vector::MsiX { intid: message.intid })
+    claim.write_config16(offset + CONTROL, (control | MSIX_ON) & !MSIX_MASKED)
 }
 
 fn set_msi(
@@ -177,6 +189,15 @@ fn set_msi(
     doorbell: Option<u64>,
 ) -> Result<Vector, PciError> {
     let (doorbell, message) = connect(claim.function(), kernel, cpu, 0, handler, doorbell)?;
+    if let Err(error) = write_msi(claim, offset, (doorbell, message.event)) {
+        clear(claim.function());
+        return Err(error);
+    }
+    Ok(Vector::Msi { intid: message.intid })
+}
+
+/// Has the capability at `offset` send `message`: an address, and what it writes there. It is on when that is whole.
+pub(super) fn write_msi(claim: &Claim, offset: u16, (doorbell, event): (u64, u32)) -> Result<(), PciError> {
     let control = claim.read_config16(offset + CONTROL)?;
     claim.write_config32(offset + 4, doorbell as u32)?;
     let data = if control & MSI_WIDE != 0 {
@@ -185,12 +206,10 @@ fn set_msi(
     } else if doorbell >> 32 == 0 {
         8
     } else {
-        clear(claim.function());
         return Err(PciError::NoInterrupt(claim.address, "its messages go below 4 GiB, and the ITS is above"));
     };
-    claim.write_config16(offset + data, message.event as u16)?;
-    claim.write_config16(offset + CONTROL, control & !MSI_USED | MSI_ON)?;
-    Ok(Vector::Msi { intid: message.intid })
+    claim.write_config16(offset + data, event as u16)?;
+    claim.write_config16(offset + CONTROL, control & !MSI_USED | MSI_ON)
 }
 
 fn set_pin(function: &'static Function, cpu: &Cpu, handler: &'static dyn InterruptHandler) -> Result<Vector, PciError> {

@@ -26,7 +26,7 @@ mod enumerate;
 mod interrupt;
 mod mmio;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};

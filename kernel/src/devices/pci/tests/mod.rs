@@ -11,9 +11,10 @@ use proptest::prelude::*;
 use self::model::{ModelBus, ModelKind, ModelNode, Plan, Want};
 use super::config::ConfigSpace;
 use super::enumerate::Walk;
-use super::{Bar, Function, Host, MmioRegion, NotIsolated, PciError};
+use super::{Bar, Claim, Function, Host, MmioRegion, NotIsolated, PciError};
 use crate::platform::{IdMap, InterruptLines, Pcie, Window, WindowKind};
 
+mod interrupt;
 mod model;
 
 /// The windows of the host: below 4 GiB the CPU sees it elsewhere than the bus does.
@@ -82,6 +83,12 @@ fn walk_model(plans: &[Plan], last_bus: u8, low: Range<u64>) -> (std::vec::Vec<F
         }
     }
     (walk(host(Shared(model), last_bus, low)), model)
+}
+
+/// A function that is claimed.
+pub(in super::super) fn claimed() -> Claim {
+    let (functions, _) = walk_model(&[endpoint(&[memory(16)])], 255, LOW);
+    functions.leak()[0].claim("test").unwrap()
 }
 
 fn memory(bits: u32) -> Want {
