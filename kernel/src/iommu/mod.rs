@@ -147,6 +147,11 @@ pub fn coherent_pages() -> usize {
     pages
 }
 
+/// ASIDs of all SMMUs that are in use: for accounts.
+pub fn asids_in_use() -> usize {
+    iommus().map(|iommu| iommu.asids.lock().in_use()).sum()
+}
+
 impl Iommu {
     /// What is made of an SMMU that was just taken into use: nothing is attached.
     fn new(probed: Probed<Port>, mmu: Machine, frames: &'static FrameAllocator, setup: Setup) -> Self {

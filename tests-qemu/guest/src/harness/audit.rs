@@ -85,6 +85,7 @@ impl Snapshot {
         count("pages shared with devices", iommu::coherent_pages());
         count("devices behind an SMMU", attached);
         count("devices bound to a space", bound);
+        count("ASIDs of SMMUs", iommu::asids_in_use());
         count("streams that are not aborted", streams);
         count("connected messages", its::connections());
         count("claimed functions", pci::functions().iter().filter(|function| function.owner().is_some()).count());
