@@ -26,7 +26,7 @@ type Hook = Box<dyn FnMut(Moment<'_>)>;
 pub(crate) enum Moment<'a> {
     /// The entry in a cell has been read, also by a compare-exchange that failed, and nothing was made of it yet.
     Read(&'a AtomicU64),
-    /// In the place of an operation. A plain store has not happened yet.
+    /// In the place of an operation, or just behind a store.
     Operation(&'a Operation),
 }
 
