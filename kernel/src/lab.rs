@@ -110,6 +110,8 @@ switches! {
         "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation";
     DEVICE_DBM_SPURIOUS "device-dbm-spurious" Target
         "a device's fault at an entry that a CPU could use counts as spurious: it recurs for ever";
+    TRUST_HW_DIRTY "trust-hw-dirty" Target
+        "an entry that a CPU's hardware made writable counts as written already: a device keeps the read-only one";
     WRONG_ASID "wrong-asid" Target
         "the SMMU is invalidated under another ASID: a device keeps the old translation";
     NO_CFGI "no-cfgi" Target

@@ -92,6 +92,13 @@ program_load:
     mov     x8, #{FINISH}
     svc     #0
 
+    // Stores to x0, and finishes with 0.
+program_store:
+    str     x0, [x0]
+    mov     x0, #0
+    mov     x8, #{FINISH}
+    svc     #0
+
     // For ever.
 program_loop:
     b       program_loop
@@ -240,6 +247,7 @@ programs!(
     user_programs_end,
     program_registers,
     program_load,
+    program_store,
     program_loop,
     program_count,
     program_wait,
@@ -325,7 +333,7 @@ fn finish(found: u64) -> ! {
 }
 
 /// A space with the programs and a page of data.
-fn make_space(t: &mut Test) -> Option<SpaceRef> {
+pub(crate) fn make_space(t: &mut Test) -> Option<SpaceRef> {
     let cpu = this_cpu();
     let space = t.ok("a space", kernel().spaces.create(cpu))?;
     let map = |at, protection| MapRequest {
@@ -381,6 +389,14 @@ fn run(t: &mut Test, program: VirtAddr, argument: u64) -> Option<u64> {
     start(t, &space, program, argument)?;
     wait_for(t, 1);
     Some(FOUND.load(Ordering::Relaxed))
+}
+
+/// A store of EL0 to `address` of a space that has the programs: the address itself.
+pub(crate) fn store(t: &mut Test, space: &SpaceRef, address: VirtAddr) {
+    reset();
+    drop(start(t, space, program!(program_store), address.0));
+    wait_for(t, 1);
+    t.equal("the store", FOUND.load(Ordering::Relaxed), 0);
 }
 
 target_test!(a_call_preserves_every_register_but_its_result);

@@ -156,6 +156,15 @@ fn with_faults_called_spurious_a_clean_page_is_never_written_by_a_device() {
 }
 
 #[test]
+fn with_the_hardwares_dirt_trusted_a_device_never_writes_what_the_hardware_made_writable() {
+    let name = "smmu::dirty::what_the_hardware_made_writable_is_written_by_a_device";
+    let output = "the first retry: found Err(Request(TooManyFaults(128))), wanted Ok(2)";
+    for switch in ["trust-hw-dirty", "trust-hw-dirty smmu.notify=events", "device-dbm-spurious"] {
+        assert_caught(switch, name, output);
+    }
+}
+
+#[test]
 fn an_invalidation_of_another_asid_keeps_old_translations() {
     assert_caught("wrong-asid", COPY, "the device reads the copy: found Ok(1), wanted Ok(2)");
 }

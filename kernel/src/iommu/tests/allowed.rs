@@ -1,5 +1,6 @@
 //! A device on the model SMMU, which may have cached all that the architecture permits, while its space changes at
-//! random: after each call a transaction may reach what the entry of its page maps, and nothing else.
+//! random: after each call a transaction may reach what the entry of its page maps, and nothing else. The exception is
+//! what a CPU's hardware makes writable, which may be read-only to the SMMU until its device has faulted once.
 //!
 //! QEMU keeps what was used, and does each command at once. The model keeps all that could have been used, until a
 //! CMD_SYNC has been taken: so a missing one, or a wait left out, is seen here.
@@ -15,15 +16,18 @@ use core::ptr::NonNull;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::alternative::host;
-use granule_arch::descriptor::Protection;
+use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_model::smmu::{Access as Wants, Hardware as Kind, ModelPlatform, Outcome, Pace, SmmuModel};
+use granule_pgtable::Mmu;
 use granule_smmuv3::{DmaMemory, Platform, Report};
 
+use super::super::Resolution;
 use super::super::host::Hardware;
 use super::emulated::Emulated;
 use super::{DmaDevice, Iommu, NotifyMode, PAGE, READ_WRITE, START, STREAM, at, entry};
 use crate::lab::{self, Lab};
 use crate::mm::frame::tests::leaked;
+use crate::mm::kernel::Machine;
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::space::{Access, MapRequest, Placement, Populate, Sharing, SpaceRef, Spaces, handle_fault};
 use crate::smp::{Cpu, CpuId};
@@ -73,18 +77,22 @@ impl Hardware for Registers {
     }
 }
 
-struct Story {
-    cpu: Cpu,
+pub(super) struct Story {
+    pub(super) cpu: Cpu,
     spaces: &'static Spaces,
-    model: Arc<SmmuModel>,
-    device: DmaDevice,
-    space: SpaceRef,
+    pub(super) model: Arc<SmmuModel>,
+    pub(super) device: DmaDevice,
+    pub(super) space: SpaceRef,
     children: Vec<SpaceRef>,
+    mmu: Machine,
     random: u64,
+    /// A fault was served, and the retry may fault again.
+    is_stuck: bool,
 }
 
 impl Story {
-    fn new(notify_mode: NotifyMode, pace: Pace, seed: u64) -> Self {
+    /// A device that is not bound yet.
+    pub(super) fn attached(notify_mode: NotifyMode, kind: Kind, seed: u64) -> Self {
         let (frames, cpu) = (leaked(MIB), Cpu::new(CpuId(0)));
         let mmu = Metal(LinearView { offset: frames.linear().address(PhysAddr(0)).0 });
         let spaces = Box::leak(Box::new(Spaces::new(&cpu, mmu, frames).unwrap()));
@@ -95,14 +103,22 @@ impl Story {
         };
         // SAFETY: the machine's memory is never given back. Frames of tables and of the SMMU are used by atomics, and
         // zeroed while this, the only thread, is not in the model.
-        let model = Arc::new(unsafe { SmmuModel::over(Kind { pace, ..Kind::QEMU }, Box::new(find)) });
+        let model = Arc::new(unsafe { SmmuModel::over(kind, Box::new(find)) });
         let hardware = Registers { platform: model.platform(), memory: Emulated::new(frames) };
         let iommu = Iommu::on_host(Box::new(hardware), mmu, frames, notify_mode).unwrap();
         let device = iommu.attach(&cpu, STREAM).unwrap();
         model.add_device(STREAM);
+        // What the SMMU may have kept counts against a transaction.
+        model.prefer_old();
         let space = spaces.create(&cpu).unwrap();
-        let mut story = Self { cpu, spaces, model, device, space, children: Vec::new(), random: seed };
-        story.map(0, PAGES);
+        let mut story =
+            Self { cpu, spaces, model, device, space, children: Vec::new(), mmu, random: seed, is_stuck: false };
+        story.map(0, PAGES, Sharing::Private);
+        story
+    }
+
+    pub(super) fn new(notify_mode: NotifyMode, kind: Kind, seed: u64) -> Self {
+        let story = Self::attached(notify_mode, kind, seed);
         story.device.bind(&story.cpu, &story.space).unwrap();
         story
     }
@@ -115,16 +131,28 @@ impl Story {
         self.random % below
     }
 
-    fn map(&mut self, first: u64, count: u64) {
+    /// Private pages are written, shared ones read: those are writable and clean.
+    fn map(&mut self, first: u64, count: u64, sharing: Sharing) {
         let request = MapRequest {
             placement: Placement::Fixed(at(first)),
             bytes: count * PAGE,
             protection: READ_WRITE,
-            sharing: Sharing::Private,
+            sharing,
             populate: Populate::OnDemand,
         };
         self.space.mmap(&self.cpu, &request).unwrap();
-        (first..first + count).for_each(|page| self.space.write_bytes(&self.cpu, at(page), &[page as u8]).unwrap());
+        let access = if sharing == Sharing::Shared { Access::Read } else { Access::Write };
+        (first..first + count).for_each(|page| handle_fault(&self.space, &self.cpu, at(page), access).unwrap());
+    }
+
+    /// A store of a CPU with FEAT_HAFDBS: a writable-clean entry becomes writable, and nothing is invalidated.
+    fn store_by_hardware(&mut self, page: u64) {
+        let tables = self.space.tables();
+        let Some((_, cell)) = tables.cell(at(page)) else { return };
+        let found = self.mmu.load(cell);
+        if found.is_valid() && found.is_young() && found.may_be_written() {
+            self.mmu.store(cell, Descriptor(found.0 & !bits::RDONLY));
+        }
     }
 
     /// One call of mm's, or one transaction, on some pages.
@@ -132,9 +160,9 @@ impl Story {
         let first = self.draw(PAGES);
         let count = 1 + self.draw(3).min(PAGES - first - 1);
         let (start, bytes) = (at(first), count * PAGE);
-        match self.draw(16) {
+        match self.draw(20) {
             0 | 1 => self.space.munmap(&self.cpu, start, bytes).unwrap(),
-            2..=4 => self.map(first, count),
+            2..=4 => self.map(first, count, Sharing::Private),
             // What is not mapped cannot be changed.
             5 => _ = self.space.mprotect(start, bytes, Protection::READ),
             6 | 7 => _ = self.space.mprotect(start, bytes, READ_WRITE),
@@ -146,6 +174,8 @@ impl Story {
             10 => self.children.clear(),
             11 => _ = handle_fault(&self.space, &self.cpu, start, Access::Write),
             12 | 13 => self.transact(first),
+            15 | 16 => self.map(first, count, Sharing::Shared),
+            17 | 18 => self.store_by_hardware(first),
             14 => {
                 self.device.unbind(&self.cpu);
                 self.device.bind(&self.cpu, &self.space).unwrap();
@@ -159,7 +189,10 @@ impl Story {
     fn transact(&mut self, page: u64) {
         let address = at(page).0;
         if let Outcome::Refused { .. } = self.model.transact(STREAM, address, Wants::WRITE) {
-            _ = self.device.resolve(&self.cpu, address..address + 8, Access::Write);
+            let resolution = self.device.resolve(&self.cpu, address..address + 8, Access::Write);
+            let reaches = Outcome::Reaches(entry(&self.space, at(page)).address().0);
+            self.is_stuck |= resolution == Resolution::Resolved
+                && self.model.outcomes(STREAM, address, Wants::WRITE) != BTreeSet::from([reaches]);
         }
     }
 
@@ -171,12 +204,15 @@ impl Story {
         let after = self.model.outcomes(STREAM, START.0, Wants::READ);
         assert_eq!(after, BTreeSet::from([Outcome::Refused { event: None }]));
         self.device.unbind(&self.cpu);
-        self.map(0, PAGES);
+        self.map(0, PAGES, Sharing::Private);
         self.device.bind(&self.cpu, &self.space).unwrap();
     }
 
     /// Whether transactions may reach what the entries map, and nothing else.
     fn is_right(&self) -> bool {
+        if self.is_stuck {
+            return false;
+        }
         (0..PAGES).map(at).all(|page| {
             let descriptor = entry(&self.space, page);
             let refused = |event| Outcome::Refused { event: Some(event) };
@@ -189,14 +225,19 @@ impl Story {
                 }
             };
             let only = |wants, outcome| self.model.outcomes(STREAM, page.0, wants) == BTreeSet::from([outcome]);
-            only(Wants::READ, read) && only(Wants::WRITE, write)
+            let is_hardwares = descriptor.is_writable() && descriptor.0 & bits::DIRTY == 0;
+            let mut writes = self.model.outcomes(STREAM, page.0, Wants::WRITE);
+            if is_hardwares {
+                writes.remove(&refused(0x13));
+            }
+            only(Wants::READ, read) && writes == BTreeSet::from([write])
         })
     }
 }
 
 /// Rounds until something is wrong, at most `rounds`.
 fn wrong_after(notify_mode: NotifyMode, pace: Pace, rounds: usize, lab: Option<&Lab>) -> Option<usize> {
-    let mut story = Story::new(notify_mode, pace, 0x2545_f491_4f6c_dd1d);
+    let mut story = Story::new(notify_mode, Kind { pace, ..Kind::QEMU }, 0x2545_f491_4f6c_dd1d);
     assert!(story.is_right());
     let sites = lab.map(|lab| lab.sites());
     sites.iter().flatten().for_each(|&site| host::set(site, true));
@@ -230,6 +271,8 @@ fn each_switch_of_the_lab_is_seen() {
     host::with(&[], || {
         for (mode, pace, lab) in [
             (NotifyMode::Tlb, Pace::AtOnce, &lab::NO_SECONDARY_TLB),
+            (NotifyMode::Tlb, Pace::AtOnce, &lab::TRUST_HW_DIRTY),
+            (NotifyMode::Events, Pace::AtOnce, &lab::TRUST_HW_DIRTY),
             (NotifyMode::Tlb, Pace::AtOnce, &lab::WRONG_ASID),
             (NotifyMode::Tlb, Pace::AtOnce, &lab::SKIP_SYNC),
             (NotifyMode::Tlb, Pace::PerLook(1), &lab::FREE_BEFORE_SYNC),

@@ -3,10 +3,10 @@
 use std::iter::once;
 
 use granule_arch::alternative::host;
-use granule_arch::descriptor::Protection;
+use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Invalidation, Mmu, Tables, Tlb};
 
-use super::super::{DmaDevice, NotifyMode, Resolution};
+use super::super::{DmaDevice, MAX_TRIES, NotifyMode, Resolution};
 use super::{OLD, Outcome, PAGE, READ_ONLY, READ_WRITE, Rig, STREAM, UNMAPPED, at, entry};
 use crate::lab;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -20,7 +20,11 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let rig = Rig::new(NotifyMode::Tlb);
+        Self::notified_by(NotifyMode::Tlb)
+    }
+
+    fn notified_by(notify_mode: NotifyMode) -> Self {
+        let rig = Rig::new(notify_mode);
         let (device, space) = (rig.attach(), rig.space(4));
         device.bind(&rig.cpu, &space).unwrap();
         Self { rig, device, space }
@@ -138,6 +142,16 @@ fn make_old(stage: &Stage, page: u64) {
     flush(stage, page);
 }
 
+/// As a store of a CPU with FEAT_HAFDBS: AP[2] is cleared, and nothing is invalidated.
+fn store_by_hardware(stage: &Stage, page: u64) {
+    let mmu = mmu(stage);
+    let tables = stage.space.tables();
+    let (_, cell) = tables.cell(at(page)).unwrap();
+    let clean = mmu.load(cell);
+    assert!(clean.may_be_written() && !clean.is_writable() && clean.is_young(), "{clean:?}");
+    mmu.store(cell, Descriptor(clean.0 & !bits::RDONLY));
+}
+
 fn flush(stage: &Stage, page: u64) {
     let range = granule_pgtable::PageRange::from_pages(at(page), 1).unwrap();
     stage.space.tlb().invalidate(&mmu(stage), once(Invalidation { range, tables: Tables::Kept, level: None }));
@@ -155,6 +169,44 @@ fn a_writable_clean_entry_that_is_called_spurious_faults_for_ever() {
             assert_eq!(stage.resolve(0, Access::Write), Resolution::Resolved);
         }
         assert_eq!(stage.rig.write(at(0)), READ_ONLY);
+    });
+}
+
+/// A shared page that the device has read, and that a CPU then made writable by itself.
+fn written_by_hardware(notify_mode: NotifyMode) -> Stage {
+    let stage = Stage::notified_by(notify_mode);
+    stage.map(0, Sharing::Shared, READ_WRITE);
+    crate::mm::space::handle_fault(&stage.space, &stage.rig.cpu, at(0), Access::Read).unwrap();
+    assert_eq!(stage.rig.read(at(0)), Outcome::Reaches(entry(&stage.space, at(0)).address()));
+    store_by_hardware(&stage, 0);
+    stage
+}
+
+#[test]
+fn what_the_hardware_made_writable_is_written_at_the_first_retry() {
+    host::with(&[], || {
+        for mode in [NotifyMode::Tlb, NotifyMode::Events] {
+            let stage = written_by_hardware(mode);
+            assert_eq!(stage.rig.write(at(0)), READ_ONLY, "by the entry that the SMMU has, {mode:?}");
+            assert_eq!(stage.resolve(0, Access::Write), Resolution::Resolved, "{mode:?}");
+            let now = Outcome::Reaches(entry(&stage.space, at(0)).address());
+            assert_eq!([stage.rig.write(at(0)), stage.rig.read(at(0))], [now; 2], "{mode:?}");
+            assert_eq!(stage.resolve(0, Access::Write), Resolution::NoFault, "{mode:?}");
+        }
+    });
+}
+
+#[test]
+fn what_the_hardware_made_writable_faults_for_ever_where_that_is_trusted() {
+    host::with(&lab::TRUST_HW_DIRTY.sites(), || {
+        for mode in [NotifyMode::Tlb, NotifyMode::Events] {
+            let stage = written_by_hardware(mode);
+            for _ in 0..MAX_TRIES {
+                assert_eq!(stage.rig.write(at(0)), READ_ONLY, "{mode:?}");
+                assert_eq!(stage.resolve(0, Access::Write), Resolution::Resolved, "{mode:?}");
+            }
+            assert_eq!(stage.rig.write(at(0)), READ_ONLY, "{mode:?}");
+        }
     });
 }
 

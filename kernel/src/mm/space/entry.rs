@@ -4,6 +4,9 @@
 //! The hardware takes no lock, and changes an entry in two ways only: it sets AF where it is clear, and clears RDONLY
 //! where WRITE (DBM) is set. So an entry that is young, and dirty or not writable, is [settled](is_settled): only
 //! software writes it, and a plain store loses nothing. Any other entry is changed by compare-exchange.
+//!
+//! Software alone sets DIRTY, and invalidates the page in every secondary TLB as it does. So where DIRTY is clear in an
+//! entry without RDONLY, an SMMU may still have the read-only entry, and its fault sets DIRTY.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{

@@ -194,7 +194,10 @@ impl AllowedFault<'_> {
             // Another CPU has changed it: the retry decides.
             return FaultOutcome::Served;
         }
-        self.allow_more(entry, if is_write { entry.young().dirty() } else { entry.young() })
+        // Hardware that makes an entry writable invalidates nothing, and leaves DIRTY clear. So a device that still has
+        // the read-only entry changes this one by its fault, and the invalidation follows.
+        let is_trusted = lab::is_on!(TRUST_HW_DIRTY) && entry.is_dirty();
+        self.allow_more(entry, if is_write && !is_trusted { entry.young().dirty() } else { entry.young() })
     }
 
     /// Serves a fault on an entry that is no page: each state changes so that the retry makes progress, or is an error.

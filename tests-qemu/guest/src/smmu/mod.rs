@@ -9,6 +9,7 @@
 mod account;
 mod changes;
 mod commands;
+mod dirty;
 mod ends;
 mod random;
 
@@ -59,11 +60,15 @@ fn pages(start: VirtAddr, pages: u64) -> MapRequest {
 pub(crate) fn space(t: &mut Test, count: u64, sharing: Sharing) -> Option<SpaceRef> {
     let space = t.ok("a space", kernel().spaces.create(this_cpu()))?;
     t.ok("its pages", space.mmap(this_cpu(), &MapRequest { sharing, ..pages(START, count) }))?;
-    // Shared: no fork takes it from the device. Written, so that it is dirty.
+    map_answer(t, &space)?;
+    Some(space)
+}
+
+/// Maps [`ANSWER`]. Shared: no fork takes it from the device. Written, so that it is dirty.
+fn map_answer(t: &mut Test, space: &SpaceRef) -> Option<()> {
     let answer = MapRequest { sharing: Sharing::Shared, ..pages(ANSWER, 1) };
     t.ok("a page for answers", space.mmap(this_cpu(), &answer))?;
-    t.ok("it is there", space.write_bytes(this_cpu(), ANSWER, &[0]))?;
-    Some(space)
+    t.ok("it is there", space.write_bytes(this_cpu(), ANSWER, &[0]))
 }
 
 impl Rig {
