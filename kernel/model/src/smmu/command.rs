@@ -152,7 +152,22 @@ impl State {
                 let Some(covers) = self.range(asid, command) else { return true };
                 self.tlb.begin(covers, time);
             }
+            0x40 if self.hardware.ats => {
+                let (size, address) = (high & 0x3f, high & !0xfff);
+                // 52 and more: everything.
+                let bytes = 0x1000_u64.checked_shl(size as u32).filter(|bytes| *bytes >= 0x1000);
+                let (start, last) = match bytes {
+                    Some(bytes) => (address, address.saturating_add(bytes - 1)),
+                    None => (0, u64::MAX),
+                };
+                if bytes.is_some_and(|bytes| !address.is_multiple_of(bytes)) {
+                    let text = format!("CMD_ATC_INV of {address:#x} is not aligned to its size: {low:#x} {high:#x}");
+                    self.report(SmmuRule::Undefined, text);
+                }
+                self.atc.begin(stream, (start, last), &self.tlb);
+            }
             0x46 => self.complete(command),
+            // CMD_ATC_INV without ATS among them (4.5.1).
             _ => return false,
         }
         true
@@ -204,7 +219,9 @@ impl State {
             }
         }
         self.tlb.complete();
+        self.atc.complete();
         self.fill();
+        std::mem::take(&mut self.delayed).into_iter().for_each(|record| self.record(record));
         match low >> 12 & 3 {
             1 => {
                 // The interrupt is a store.

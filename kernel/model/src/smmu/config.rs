@@ -63,7 +63,7 @@ pub struct Stage1 {
     pub context: u64,
     /// How it is read.
     pub read_as: ReadAs,
-    /// PRIVCFG: 0 by the transaction, 2 unprivileged, 3 privileged.
+    /// PRIVCFG: 0 by the transaction, 2 unprivileged, 3 privileged. 0 where privilege cannot be overridden (5.2).
     pub privilege: u8,
     /// INSTCFG.
     pub instruction: u8,
@@ -109,7 +109,7 @@ impl Entry {
         let stage1 = Stage1 {
             context: first & ((1 << 52) - 1) & !0x3f,
             read_as: ReadAs::new(second, 2),
-            privilege: bits(second, 49, 48) as u8,
+            privilege: if hardware.overrides_privilege { bits(second, 49, 48) as u8 } else { 0 },
             instruction: bits(second, 51, 50) as u8,
             world: bits(second, 31, 30) as u8,
             never_stalls,

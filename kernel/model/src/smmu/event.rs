@@ -27,7 +27,8 @@ impl State {
             | u64::from(!access.write) << 35
             | 0b10 << 40;
         let (second, third) = if describes { (flags, address) } else { (0, 0) };
-        self.record([u64::from(kind) | u64::from(stream) << 32, second, third, 0]);
+        let record = [u64::from(kind) | u64::from(stream) << 32, second, third, 0];
+        if self.delays_events { self.delayed.push(record) } else { self.record(record) }
     }
 
     /// Puts `record` into the queue.

@@ -37,8 +37,10 @@ pub struct Hardware {
     pub stall_model: u8,
     /// A terminated transaction is always aborted to the device: a context without CD.A is illegal.
     pub term_model: bool,
-    /// It can override a transaction's privilege.
+    /// It can override a transaction's privilege (IDR1.ATTR_PERMS_OVR). Else PRIVCFG does not count.
     pub overrides_privilege: bool,
+    /// What is EL1's can be reached by transactions that are not privileged, as on QEMU's. Its IIDR is 0.
+    pub ignores_privilege: bool,
     /// IDR5.OAS.
     pub output: u8,
     /// log2 of the longest command queue.
@@ -66,6 +68,7 @@ impl Hardware {
         stall_model: 1,
         term_model: true,
         overrides_privilege: false,
+        ignores_privilege: true,
         output: 4,
         command_bits: 19,
         event_bits: 19,
@@ -84,6 +87,7 @@ impl Hardware {
         stall_model: 0,
         term_model: false,
         overrides_privilege: true,
+        ignores_privilege: false,
         minor: 0,
         pace: Pace::PerLook(1),
         overflow: Overflow::Flag,
@@ -108,7 +112,9 @@ impl Hardware {
             | flag(self.overrides_privilege, 26);
         let idr3 = 1 << 2 | 1 << 4 | flag(self.range_invalidation, 10) | 0b10 << 11;
         let idr5 = self.output as u32 | 0b111 << 4;
-        [idr0, idr1, 0, idr3, 0, idr5, 0, self.minor as u32]
+        // Arm's number for implementers.
+        let iidr = if self.ignores_privilege { 0 } else { 0x43b };
+        [idr0, idr1, 0, idr3, 0, idr5, iidr, self.minor as u32]
     }
 
     /// Bits of a physical address.

@@ -16,9 +16,12 @@
 //! not taken panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
 //! [`SmmuModel::rewrite_commands`].
 //!
-//! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, stalls,
-//! and of ATS all but transactions that are called translated.
+//! - what devices translate ahead and keep (ATS), and CMD_ATC_INV for it
+//! - tables that lead to themselves, and runs without end: a verdict, and no hang
+//!
+//! It decodes by shifts of its own and shares no layout with the driver. Not modelled: stage 2, substreams, stalls.
 
+mod ats;
 mod command;
 mod config;
 mod event;
@@ -334,6 +337,11 @@ impl SmmuModel {
     /// The SMMU writes `record` into its event queue.
     pub fn raise_event(&self, record: [u64; 4]) {
         self.state().record(record);
+    }
+
+    /// Events of transactions come late: those before a CMD_SYNC are in the queue when it completes, and not earlier.
+    pub fn delay_events(&self) {
+        self.state().delays_events = true;
     }
 
     /// EVENTQ_PROD is `value`, whatever was recorded.

@@ -7,6 +7,7 @@ use std::thread::{self, ThreadId};
 
 use granule_smmuv3::Step as DriverStep;
 
+use super::ats::{Atc, EATS, FULL_ATS};
 use super::command::Pending;
 use super::config::{Context, Regime};
 use super::hardware::Hardware;
@@ -29,6 +30,8 @@ pub(crate) struct State {
     pub(crate) clock: u64,
     pub(crate) recorded: Vec<Recorded>,
     pub(crate) violations: Vec<SmmuViolation>,
+    /// Tables lead to themselves: what can be walked to is not followed any more.
+    is_endless: bool,
     pub(crate) reports: Vec<String>,
     /// Blocks of memory that were given out, by their first word.
     pub(crate) allocated: BTreeMap<usize, usize>,
@@ -42,6 +45,7 @@ pub(crate) struct State {
     pub(crate) fetched: Since,
     pub(crate) pending: Vec<Pending>,
     pub(crate) tlb: Tlb,
+    pub(crate) atc: Atc,
     /// Streams whose transactions may come at any time.
     devices: BTreeSet<u32>,
     /// Pages whose words decide what can be walked to.
@@ -52,6 +56,9 @@ pub(crate) struct State {
     last_level: HashMap<usize, Vec<(Regime, u64)>>,
     /// Records that the SMMU has announced, and a CPU may read too early.
     pub(crate) late_records: Vec<(usize, [u64; 4])>,
+    /// Events of transactions wait in `delayed` for a CMD_SYNC.
+    pub(crate) delays_events: bool,
+    pub(crate) delayed: Vec<[u64; 4]>,
     /// Load barriers since the event queue's PROD was read, and events that it announced.
     pub(crate) load_barriers: usize,
     /// CMD_TLBI_NSNH_ALL was completed once.
@@ -100,6 +107,7 @@ impl State {
             clock: 0,
             recorded: Vec::new(),
             violations: Vec::new(),
+            is_endless: false,
             reports: Vec::new(),
             allocated: BTreeMap::new(),
             next_free: Arena::first(),
@@ -109,11 +117,14 @@ impl State {
             fetched: Since::default(),
             pending: Vec::new(),
             tlb: Tlb::default(),
+            atc: Atc::default(),
             devices: BTreeSet::new(),
             watched: BTreeSet::new(),
             known: BTreeMap::new(),
             last_level: HashMap::new(),
             late_records: Vec::new(),
+            delays_events: false,
+            delayed: Vec::new(),
             load_barriers: 0,
             translations_invalidated: false,
             left_out: Vec::new(),
@@ -131,8 +142,14 @@ impl State {
     }
 
     /// Something happens.
+    ///
+    /// # Panics
+    /// Too much has happened: see [`MOST_RECORDED`].
     pub(crate) fn note(&mut self, operation: Operation) -> Time {
-        assert!(self.recorded.len() < MOST_RECORDED, "the driver does not come to an end, or a long test does not forget");
+        assert!(
+            self.recorded.len() < MOST_RECORDED,
+            "the driver does not come to an end, or a long test does not forget: {operation:x?}"
+        );
         self.time += 1;
         self.recorded.push(Recorded { time: self.time, operation });
         self.time
@@ -167,6 +184,7 @@ impl State {
                 .collect();
             self.tlb.ends(index, time);
             leaves.into_iter().for_each(|leaf| self.tlb.may_hold(leaf));
+            self.atc.ask(&self.tlb);
             return false;
         }
         self.watched.contains(&page)
@@ -281,22 +299,35 @@ impl State {
 
     /// What can be walked to may have changed: the TLB may have what is new, and keeps what is gone.
     pub(crate) fn fill(&mut self) {
+        if self.is_endless {
+            return;
+        }
         self.time += 1;
         self.watched.clear();
         self.last_level.clear();
         let mut regimes = BTreeSet::new();
+        let mut with_ats = Vec::new();
         for stream in self.devices.clone() {
             for view in self.views(stream) {
-                if let View::Translate { context: Context::Regime(regime), .. } = view {
+                if let View::Translate { stage1, context: Context::Regime(regime) } = view {
                     regimes.insert(regime);
+                    if self.hardware.ats && stage1.rest[0] & EATS == FULL_ATS {
+                        with_ats.push((stream, regime));
+                    }
                 }
             }
         }
         let regimes: Vec<Regime> = regimes.into_iter().collect();
-        for regime in &regimes {
+        let steps: Vec<Vec<Step>> = regimes.iter().map(|regime| regime.all(&self.arena)).collect();
+        for (regime, steps) in regimes.iter().zip(&steps) {
             let Some(tables) = &regime.tables else { continue };
+            if steps.len() >= walk::MOST_STEPS {
+                let text = format!("the tables at {:#x} have {} entries and more", tables.root, walk::MOST_STEPS);
+                self.is_endless = true;
+                return self.report(SmmuRule::Endless, text);
+            }
             self.watched.extend(self.arena.index(tables.root).map(|index| index / PAGE_WORDS));
-            for step in regime.all(&self.arena).into_iter().filter(|step| !step.is_leaf) {
+            for step in steps.iter().filter(|step| !step.is_leaf) {
                 let Some(page) = self.arena.index(step.target()).map(|index| index / PAGE_WORDS) else { continue };
                 self.watched.insert(page);
                 if tables.page_shift == 12 && step.level == 2 {
@@ -304,9 +335,11 @@ impl State {
                 }
             }
         }
-        let walkable = walk::walkable(&regimes, &self.arena);
+        let all = regimes.iter().zip(&steps);
+        let walkable = walk::walkable(all.flat_map(|(regime, steps)| steps.iter().map(move |step| (regime, step))));
         let found = |step: &Step| walkable.get(&(step.asid, step.start, step.source)) == Some(step);
         self.tlb.walks_find(found, walkable.values().copied(), self.time);
+        self.atc.serve(with_ats, &self.tlb);
         self.know();
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::config::{Context, Entry, Regime};
+use super::ats::{EATS, FULL_ATS};
+use super::config::{Context, Entry, Regime, Stage1};
 use super::registers::ATSCHK;
 use super::state::State;
 use super::tlb::Held;
@@ -30,7 +31,7 @@ impl State {
     pub(crate) fn settled(&mut self, stream: u32, address: u64, access: Access) -> Outcome {
         match self.view_now(stream) {
             View::Translate { stage1, context: Context::Regime(regime) } => {
-                judge(self.walk(&regime, address), &regime, stage1.privilege, access)
+                judge(self.walk(&regime, address), &regime, self.as_overridden(&stage1, access))
             }
             other => self.outcomes_of(&other, address, access)[0],
         }
@@ -42,8 +43,7 @@ impl State {
         match self.view_now(stream) {
             View::OffAborts | View::OffPasses => self.settled(stream, address, Access::READ),
             _ if self.hardware.ats && !self.registers.is_on(ATSCHK) => Outcome::Reaches(address),
-            // EATS of 1 is full ATS.
-            View::Translate { stage1, .. } if self.hardware.ats && stage1.rest[0] >> 28 & 0b11 == 1 => {
+            View::Translate { stage1, .. } if self.hardware.ats && stage1.rest[0] & EATS == FULL_ATS => {
                 Outcome::Reaches(address)
             }
             View::Translate { .. } | View::Entry(Entry::Bypass(_)) => forbidden,
@@ -59,6 +59,16 @@ impl State {
         }
     }
 
+    /// `access` with the privilege that it has by the entry.
+    fn as_overridden(&self, stage1: &Stage1, access: Access) -> Access {
+        let privileged = match stage1.privilege {
+            2 => false,
+            3 => true,
+            _ => access.privileged,
+        };
+        Access { privileged: privileged || self.hardware.ignores_privilege, ..access }
+    }
+
     fn outcomes_of(&self, view: &View, address: u64, access: Access) -> Vec<Outcome> {
         vec![match view {
             View::OffAborts | View::Entry(Entry::Abort) => Outcome::Refused { event: None },
@@ -67,10 +77,11 @@ impl State {
             View::Entry(_) => Outcome::Refused { event: Some(C_BAD_STE) },
             View::Translate { context: Context::Bad(_), .. } => Outcome::Refused { event: Some(C_BAD_CD) },
             View::Translate { stage1, context: Context::Regime(regime) } => {
-                let mut all = vec![judge(self.walk(regime, address), regime, stage1.privilege, access)];
+                let access = self.as_overridden(stage1, access);
+                let mut all = vec![judge(self.walk(regime, address), regime, access)];
                 let in_range = regime.tables.is_some_and(|tables| address >> tables.input_bits == 0);
                 let held = self.tlb.held().filter(|held| in_range && held.serves(regime, address));
-                all.extend(held.map(|held| judge(Reached::Leaf(held.step, address), regime, stage1.privilege, access)));
+                all.extend(held.map(|held| judge(Reached::Leaf(held.step, address), regime, access)));
                 return all;
             }
         }]
@@ -108,6 +119,10 @@ impl State {
                 format!("{access:?} of stream {stream:#x} at {address:#x} is {settled:x?}, and may be {other:x?}{why}");
             return self.report(SmmuRule::StaleTranslation, text);
         }
+        let kept = self.atc.stale(&self.tlb).find(|(asked, step)| *asked == stream && step.covers(address));
+        if let Some((_, step)) = kept.filter(|_| self.atc.serves(stream)) {
+            self.report(SmmuRule::StaleTranslation, why_kept(stream, &step));
+        }
     }
 
     /// `bytes` at `address` get another use: no TLB may lead there.
@@ -119,6 +134,10 @@ impl State {
         if let Some(held) = found {
             let text = format!("{address:#x} is given up: {}", self.why_held(&held));
             self.report(SmmuRule::MemoryInUse, text);
+        }
+        let kept = self.atc.stale(&self.tlb).find(|(stream, step)| self.atc.serves(*stream) && leads(step));
+        if let Some((stream, step)) = kept {
+            self.report(SmmuRule::MemoryInUse, format!("{address:#x} is given up: {}", why_kept(stream, &step)));
         }
     }
 
@@ -137,6 +156,14 @@ impl State {
     }
 }
 
+fn why_kept(stream: u32, step: &Step) -> String {
+    let Step { start, size, descriptor, .. } = step;
+    format!(
+        "the device of stream {stream:#x} may keep {start:#x} +{size:#x}, {descriptor:#x}, and no CMD_ATC_INV behind \
+         the CMD_SYNC of its CMD_TLBI covers it"
+    )
+}
+
 /// How a translation ends.
 enum Reached {
     Leaf(Step, u64),
@@ -146,7 +173,7 @@ enum Reached {
 
 impl Held {
     fn serves(&self, regime: &Regime, address: u64) -> bool {
-        self.step.is_leaf && (self.step.asid == regime.asid || self.step.is_global()) && self.step.covers(address)
+        self.step.is_leaf && regime.uses(&self.step) && self.step.covers(address)
     }
 }
 
@@ -156,7 +183,7 @@ impl Step {
     }
 }
 
-fn judge(reached: Reached, regime: &Regime, privilege: u8, access: Access) -> Outcome {
+fn judge(reached: Reached, regime: &Regime, access: Access) -> Outcome {
     let refused = |kind| Outcome::Refused { event: regime.records.then_some(kind) };
     let (leaf, address) = match reached {
         Reached::Nothing => return refused(F_TRANSLATION),
@@ -164,11 +191,6 @@ fn judge(reached: Reached, regime: &Regime, privilege: u8, access: Access) -> Ou
         Reached::Leaf(leaf, address) => (leaf, address),
     };
     let flag = |at: u32| leaf.descriptor >> at & 1 != 0;
-    let privileged = match privilege {
-        2 => false,
-        3 => true,
-        _ => access.privileged,
-    };
     if leaf.target() >> regime.output_bits != 0 {
         return refused(F_ADDR_SIZE);
     }
@@ -176,7 +198,7 @@ fn judge(reached: Reached, regime: &Regime, privilege: u8, access: Access) -> Ou
         return refused(F_ACCESS);
     }
     // AP[2] forbids writes, whatever DBM is: flags are not updated here. AP[1] permits unprivileged accesses.
-    let executable = if privileged { !flag(53) } else { !flag(54) };
-    let allowed = (privileged || flag(6)) && !(access.write && flag(7)) && (!access.execute || executable);
+    let executable = if access.privileged { !flag(53) } else { !flag(54) };
+    let allowed = (access.privileged || flag(6)) && !(access.write && flag(7)) && (!access.execute || executable);
     if allowed { Outcome::Reaches(leaf.target() + (address - leaf.start)) } else { refused(F_PERMISSION) }
 }

@@ -27,6 +27,8 @@ pub enum SmmuRule {
     StaleTranslation,
     /// Memory was given up that the SMMU may still reach.
     MemoryInUse,
+    /// Tables have more entries than any space of a test: they lead to themselves.
+    Endless,
 }
 
 /// One thing that is wrong.

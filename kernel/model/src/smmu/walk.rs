@@ -66,8 +66,11 @@ impl Tables {
     }
 }
 
+/// Entries of one space's tables that are looked at: more are those of tables that lead to themselves.
+pub(crate) const MOST_STEPS: usize = 1 << 14;
+
 impl Regime {
-    /// Every valid leaf, and every table on the way.
+    /// Every valid leaf, and every table on the way; [`MOST_STEPS`] of them, if there are more.
     pub(crate) fn all(&self, arena: &Arena) -> Vec<Step> {
         let mut found = Vec::new();
         if let Some(tables) = &self.tables {
@@ -90,7 +93,7 @@ impl Regime {
         found: &mut Vec<Step>,
     ) {
         for entry in 0..entries {
-            let Some(source) = arena.index(table + entry * 8) else { return };
+            let Some(source) = arena.index(table + entry * 8).filter(|_| found.len() < MOST_STEPS) else { return };
             let size = 1 << tables.shift(level);
             let Some(step) = self.step(tables, arena, source, level, start + entry * size) else { continue };
             found.push(step);
@@ -142,11 +145,8 @@ pub(crate) fn is_young(step: &Step, regime: &Regime) -> bool {
     regime.ignores_young || step.descriptor >> 10 & 1 != 0
 }
 
-/// Everything that is walkable now in some of `regimes`, by the word that it comes from.
-pub(crate) fn walkable(regimes: &[Regime], arena: &Arena) -> BTreeMap<(u16, u64, usize), Step> {
-    let steps = regimes.iter().flat_map(|regime| {
-        let young = move |step: &Step| !step.is_leaf || is_young(step, regime);
-        regime.all(arena).into_iter().filter(young)
-    });
-    steps.map(|step| ((step.asid, step.start, step.source), step)).collect()
+/// Everything of `steps`, each with its regime, that a TLB may hold, by the word that it comes from.
+pub(crate) fn walkable<'a>(steps: impl Iterator<Item = (&'a Regime, &'a Step)>) -> BTreeMap<(u16, u64, usize), Step> {
+    let young = steps.filter(|(regime, step)| !step.is_leaf || is_young(step, regime)).map(|(_, step)| *step);
+    young.map(|step| ((step.asid, step.start, step.source), step)).collect()
 }

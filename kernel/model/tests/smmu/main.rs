@@ -6,14 +6,18 @@
 //! - `entries`: every pair of stream table entries and of context descriptors, store by store
 //! - `streams`: the same by the driver; leaves, contexts, what is not cached
 //! - `invalidation`: what a device may still reach, with each step taken away
+//! - `ats`: what devices translate ahead, and the command that takes it from them
+//! - `limits`: runs without end
 //! - `events`: what records mean, their order, what is lost
 //! - `random`: tables changed at random under a device that uses them, against an oracle
 
+mod ats;
 mod barriers;
 mod commands;
 mod entries;
 mod events;
 mod invalidation;
+mod limits;
 mod probe;
 mod random;
 mod rig;

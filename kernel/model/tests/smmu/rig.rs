@@ -109,6 +109,11 @@ impl Tables {
         self.write(rig, page, frame | attributes);
     }
 
+    /// The first table.
+    pub(crate) fn root(&self) -> PhysAddr {
+        self.root.phys
+    }
+
     /// The table of the last level.
     pub(crate) fn last(&self) -> PhysAddr {
         self.last.phys

@@ -56,6 +56,27 @@ fn privilege_decides_about_pages_of_el1() {
     assert_eq!(rig.model.transact(STREAM, 0x3000, Access::WRITE), Outcome::Reaches(0x1_2340_0000));
 }
 
+/// Where PRIVCFG is not looked at (IDR1.ATTR_PERMS_OVR is 0) the transaction's own privilege decides, or none, as on
+/// QEMU's.
+#[test]
+fn privilege_that_cannot_be_overridden_is_the_transactions() {
+    let decides = Hardware { overrides_privilege: false, ignores_privilege: false, ..Hardware::PLAIN };
+    let (frame, refused) = (Outcome::Reaches(0x1_2340_0000), crate::rig::F_PERMISSION);
+    for (hardware, incoming) in [(decides, refused), (Hardware::QEMU, frame)] {
+        let mut rig = Rig::new(hardware);
+        assert_eq!(rig.parts.smmu.features().ignores_privilege(), hardware.ignores_privilege);
+        let tables = Tables::new(&rig);
+        tables.map(&rig, 3, 0x1_2340_0000, PAGE_RW & !(1 << 6));
+        let context = tables.context(ASID);
+        for privilege in [Privilege::Incoming, Privilege::Privileged] {
+            rig.set(STREAM, Stream::Translate { context: &context, privilege });
+            assert_eq!(rig.model.transact(STREAM, 0x3000, Access::WRITE), incoming, "{privilege:?}");
+            assert_eq!(rig.model.transact(STREAM, 0x3000, Access::PRIVILEGED_WRITE), frame, "{privilege:?}");
+        }
+        rig.model.assert_clean();
+    }
+}
+
 /// Every pair of kinds: at every store the SMMU may only see the one before, the one after, or a refusal that is
 /// allowed.
 #[test]
