@@ -17,7 +17,7 @@ use super::fault::Log;
 use super::iova::{Addresses, SIZE};
 use super::sva::Binding;
 use super::window::OwnPage;
-use super::{DeviceRef, Iommu, iommus};
+use super::{DeviceRef, Devices, Iommu, iommus};
 use crate::kernel;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::PoolBox;
@@ -453,29 +453,31 @@ impl AttachedDevice {
         }
     }
 
-    /// Takes from the event queue what the device, which has nothing in flight, has met under the tables that it has
-    /// now: under other ones it would be another page's fault.
-    fn collect_records(&self) {
-        self.iommu.drain(&self.iommu.devices.read());
+    /// Forgets what the device has met under other tables than it has now, where it would be another page's fault. The
+    /// CMD_SYNC of the change is behind: no transaction uses the others, and no record of one comes later.
+    fn forget_records(&self, devices: &Devices) {
+        self.iommu.drain(devices);
+        self.faults.lock().clear();
     }
 
     fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindError> {
         if !self.mask.has_window() {
             return Err(BindError::Narrow(self.mask.last()));
         }
-        self.collect_records();
+        // Before the state, as in the thread that serves faults.
+        let devices = self.iommu.devices.read();
         let mut state = self.state.write();
         if state.binding.is_some() {
             return Err(BindError::Bound);
         }
         state.binding = Some(self.iommu.bind(cpu, self.stream, &state.own, space)?);
         self.bound.store(true, Ordering::Relaxed);
-        self.faults.lock().clear();
+        self.forget_records(&devices);
         Ok(())
     }
 
     fn unbind(&self, cpu: &Cpu) {
-        self.collect_records();
+        let devices = self.iommu.devices.read();
         let mut state = self.state.write();
         let Some(binding) = state.binding.take() else { return };
         if let Err(error) = self.set_unbound(state.mode) {
@@ -484,7 +486,7 @@ impl AttachedDevice {
         }
         self.iommu.unbind(cpu, self.stream, &state.own, binding);
         self.bound.store(false, Ordering::Relaxed);
-        self.faults.lock().clear();
+        self.forget_records(&devices);
     }
 }
 
