@@ -14,6 +14,7 @@ use super::enumerate::Walk;
 use super::{Bar, Claim, Function, Host, MmioRegion, NotIsolated, PciError};
 use crate::platform::{IdMap, InterruptLines, Pcie, Window, WindowKind};
 
+mod enabled;
 mod interrupt;
 mod model;
 
@@ -153,6 +154,7 @@ fn check(bus: &[ModelNode], number: u64, windows: &[Range<u64>], functions: &[Fu
             taken.push(decoded);
         }
         prop_assert_eq!(node.decodes_memory(), has_all || node.is_bridge());
+        prop_assert!(node.wrong.is_empty(), "device {} of bus {}: {:?}", device, number, node.wrong);
         if node.is_bridge() {
             let forwards = node.forwards().map(|window| window.start..window.end.max(window.start));
             if let Some(buses) = function.bridge() {

@@ -1,7 +1,8 @@
 //! Configuration space in memory: devices and bridges that take writes as the specification defines.
 //!
 //! A read or write goes the way that it would go: through the bridges whose bus numbers lead there. What a bridge
-//! forwards is decoded here once more, from the registers alone.
+//! forwards is decoded here once more, from the registers alone. Each write is judged by what the function does at that
+//! moment ([`Enabled`]); what is wrong with one is in [`ModelNode::wrong`].
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -26,6 +27,21 @@ pub(super) enum ModelKind {
     Conventional,
 }
 
+/// What a function does by itself, as its registers have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Enabled {
+    /// It decodes memory.
+    pub(super) memory: bool,
+    pub(super) bus_master: bool,
+    /// It may assert its interrupt pin.
+    pub(super) pin: bool,
+    pub(super) msi: bool,
+    pub(super) msix: bool,
+}
+
+/// Status bits that a one clears (7.5.1.1.4), in the word with the half above them.
+const CLEARED_BY_ONES: u32 = 0xf900_0000;
+
 /// A function as a test describes it.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -47,6 +63,10 @@ pub(super) struct ModelNode {
     writable: [u32; 128],
     pub(super) wants: Vec<(usize, Want)>,
     pub(super) behind: Vec<ModelNode>,
+    /// What it did after each write that changed that.
+    pub(super) history: Vec<Enabled>,
+    /// Writes that came at the wrong moment.
+    pub(super) wrong: Vec<&'static str>,
 }
 
 impl ModelNode {
@@ -57,10 +77,13 @@ impl ModelNode {
             writable: [0; 128],
             wants: Vec::new(),
             behind: plan.behind.iter().map(Self::new).collect(),
+            history: Vec::new(),
+            wrong: Vec::new(),
         };
         node.registers[0] = 0x5678_1234;
-        // A list of capabilities, status bit 4, and what the firmware may have left: everything decoded.
-        node.registers[1] = 0x0010_0007;
+        // A list of capabilities, status bit 4, and what the firmware may have left: everything decoded, and errors
+        // that it met.
+        node.registers[1] = 0x3010_0007;
         node.writable[1] = 0x0000_0547;
         node.registers[0x3c / 4] = 0x0100;
         node.registers[0x34 / 4] = 0x40;
@@ -115,6 +138,7 @@ impl ModelNode {
         self.registers[0x40 / 4] |= 0x5000;
         (self.registers[0x50 / 4], self.writable[0x50 / 4]) = (0x8003_6011, 0xc000_0000);
         (self.registers[0x60 / 4], self.writable[0x60 / 4]) = (0x0001_0005, 0x0071_0000);
+        (self.writable[0x64 / 4], self.writable[0x68 / 4]) = (!0b11, 0xffff);
         let lists = [(0x100, 0x0f, 4, 1 << 31), (0x110, 0x13, 4, 1), (0x120, 0x1b, 4, 1 << 16), (0x130, 0x10, 8, 9)];
         for (at, identifier, control, on) in lists {
             self.registers[at / 4] = identifier | 1 << 16 | (at as u32 + 0x10) << 20;
@@ -142,6 +166,61 @@ impl ModelNode {
             ("SR-IOV", 0x138, 9),
         ];
         bits.iter().filter(|(_, at, bit)| self.word(*at) & bit != 0).map(|(name, ..)| *name).collect()
+    }
+
+    pub(super) fn enabled(&self) -> Enabled {
+        let is_set = |offset, bit: u32| self.word(offset) >> bit & 1 != 0;
+        Enabled {
+            memory: is_set(4, 1),
+            bus_master: is_set(4, 2),
+            pin: !is_set(4, 10),
+            msi: is_set(0x60, 16),
+            // On, and not all masked.
+            msix: is_set(0x50, 31) && !is_set(0x50, 30),
+        }
+    }
+
+    /// Writes the bits `lanes` of a word.
+    fn write(&mut self, index: usize, value: u32, lanes: u32) {
+        let (Some(&old), Some(&writable)) = (self.registers.get(index), self.writable.get(index)) else { return };
+        let (offset, before) = (index * 4, self.enabled());
+        let has_status = offset == 4 || offset == 0x1c && self.is_bridge();
+        let cleared = if has_status { value & lanes & CLEARED_BY_ONES } else { 0 };
+        let writable = writable & lanes;
+        let new = (old & !writable | value & writable) & !cleared;
+        let registers = if self.is_bridge() { 0x10..0x18 } else { 0x10..0x28 };
+        let rom = if self.is_bridge() { 0x38 } else { 0x30 };
+        for (is_wrong, what) in [
+            (cleared != 0, "status bits are cleared by the way"),
+            (
+                new != old && before.memory && (registers.contains(&offset) || offset == rom),
+                "a base address register changes while the function decodes memory",
+            ),
+            (
+                new != old && self.is_bridge() && before.bus_master && (0x18..0x34).contains(&offset),
+                "a bridge's buses or windows change while it forwards",
+            ),
+            (
+                new != old && before.msi && (0x64..0x70).contains(&offset),
+                "a message changes while the function may send it",
+            ),
+        ] {
+            if is_wrong {
+                self.wrong.push(what);
+            }
+        }
+        self.registers[index] = new;
+        let after = self.enabled();
+        if after == before {
+            return;
+        }
+        self.history.push(after);
+        if after.pin && (after.msi || after.msix) {
+            self.wrong.push("the pin is open beside messages");
+        }
+        if after.bus_master && !before.bus_master && !after.memory {
+            self.wrong.push("bus mastering is on before the function decodes memory");
+        }
     }
 
     fn word(&self, offset: usize) -> u64 {
@@ -197,6 +276,12 @@ impl ModelBus {
     pub(super) fn new(plans: &[Plan]) -> Self {
         Self(Mutex::new(plans.iter().map(ModelNode::new).collect()))
     }
+
+    fn write(&self, function: PciAddress, offset: u16, value: u32, lanes: u32) {
+        if let Some(node) = find(&mut self.0.lock().unwrap(), 0, function) {
+            node.write(usize::from(offset) / 4, value, lanes);
+        }
+    }
 }
 
 /// The function with that address, if the bridges lead there.
@@ -226,18 +311,12 @@ impl ConfigSpace for ModelBus {
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
         assert!(offset.is_multiple_of(4) && offset < 4096);
-        let index = usize::from(offset) / 4;
-        let mut bus = self.0.lock().unwrap();
-        if let Some(node) = find(&mut bus, 0, function)
-            && let (Some(register), Some(writable)) = (node.registers.get_mut(index), node.writable.get(index))
-        {
-            *register = *register & !writable | value & writable;
-        }
+        self.write(function, offset, value, !0);
     }
 
     fn write16(&self, function: PciAddress, offset: u16, value: u16) {
+        assert!(offset.is_multiple_of(2) && offset < 4096);
         let shift = offset % 4 * 8;
-        let old = self.read32(function, offset & !3);
-        self.write32(function, offset & !3, old & !(0xffff << shift) | u32::from(value) << shift);
+        self.write(function, offset & !3, u32::from(value) << shift, 0xffff << shift);
     }
 }
