@@ -127,6 +127,11 @@ impl Log {
         }
     }
 
+    /// Whether `fault` is not reported yet, and the page was not refused again meanwhile.
+    fn has(&self, fault: &DeviceFault) -> bool {
+        self.faults.iter().any(|known| known.record == fault.record)
+    }
+
     /// Sets the outcome of `served`, unless that is reported already, or the page was refused again meanwhile.
     fn set_outcome(&mut self, served: &DeviceFault, outcome: Outcome) {
         if let Some(fault) = self.faults.iter_mut().find(|fault| fault.record == served.record) {
@@ -238,7 +243,12 @@ impl Iommu {
             };
             let next = device.faults().lock().faults.iter().find(waiting).copied();
             let Some(fault) = next else { return };
-            let served = match device.bound_space() {
+            let space = device.bound_space();
+            // That may have waited for a bind or an unbind, which forgets what was met before: the space is another.
+            if !device.faults().lock().has(&fault) {
+                continue;
+            }
+            let served = match space {
                 Some(space) => serve_fault(&space, cpu, fault.page, fault.access),
                 None => Err(FaultError::NotMapped),
             };

@@ -1,12 +1,19 @@
 //! What belongs to whom on the model SMMU: events that come late, and pages that are EL1's.
 
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use core::time::Duration;
+
 use granule_arch::alternative::host;
+use granule_arch::descriptor::{Descriptor, Protection};
 use granule_model::smmu::{Access as Wants, Hardware, Outcome};
 
 use super::super::{BindError, NotifyMode, Resolution, Unfit};
 use super::allowed::Story;
-use super::{STREAM, at};
+use super::{Rig, STREAM, UNMAPPED, at, entry};
 use crate::mm::space::{Access, FaultError};
+use crate::smp::{Cpu, CpuId};
 
 /// The page that a device is refused, which is mapped nowhere.
 const PAGE: u64 = 100;
@@ -40,8 +47,40 @@ fn an_event_that_comes_late_is_not_the_next_owners() {
         assert_eq!(resolution(&story), Resolution::NoFault, "unbound since");
         // The positive control: another CMD_SYNC, and the same owner.
         let story = refused(true);
-        story.space.mprotect(at(0), super::PAGE, granule_arch::descriptor::Protection::READ).unwrap();
+        story.space.mprotect(at(0), super::PAGE, Protection::READ).unwrap();
         assert_eq!(resolution(&story), Resolution::Failed(FaultError::NotMapped), "the same owner");
+    });
+}
+
+/// Another thread has taken a fault from the record to serve it, and finds the device being bound.
+#[test]
+fn a_fault_that_is_being_served_is_not_the_next_owners() {
+    host::with(&[], || {
+        let rig = Rig::new(NotifyMode::Tlb);
+        let (device, other) = (Arc::new(rig.attach()), rig.iommu.attach(&rig.cpu, STREAM + 8).unwrap());
+        let (space, range) = (rig.space(PAGE + 1), at(PAGE).0..at(PAGE + 1).0);
+        space.madvise_dontneed(&rig.cpu, at(PAGE), super::PAGE).unwrap();
+        // A write by its own tables, which any device's driver takes from the queue.
+        assert_eq!(rig.write(at(PAGE)), UNMAPPED);
+        assert_eq!(other.resolve(&rig.cpu, 0..1, Access::Read), Resolution::NoFault);
+        let serving = Arc::new(Mutex::new(None));
+        let serve = {
+            let (serving, device) = (serving.clone(), device.clone());
+            move || {
+                let mut serving = serving.lock().unwrap();
+                if serving.is_none() {
+                    let (device, range) = (device.clone(), range.clone());
+                    let resolve = move || device.resolve(&Cpu::new(CpuId(1)), range, Access::Write);
+                    *serving = Some(thread::spawn(resolve));
+                    // Until it waits for the binding, which nothing shows.
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        };
+        rig.smmu.at_each_barrier(serve, || device.bind(&rig.cpu, &space).unwrap());
+        let resolution = serving.lock().unwrap().take().unwrap().join().unwrap();
+        assert_eq!(resolution, Resolution::NoFault);
+        assert_eq!((rig.iommu.fault_stats().served, entry(&space, at(PAGE))), (0, Descriptor::EMPTY));
     });
 }
 
