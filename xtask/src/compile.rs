@@ -19,6 +19,9 @@ const TESTS: &str = "granule-tests";
 /// The sources of the programs for EL0.
 const PROGRAMS: &str = "user/src/bin";
 
+/// Plugins of QEMU: what counts instructions of stretches, and what records executed blocks.
+const PLUGINS: [&str; 2] = ["stretches", "blocks"];
+
 /// What fails where the sources do not compile for the target.
 pub(crate) const TARGET_BUILD: &str = "building for the target";
 
@@ -74,7 +77,7 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     if profile == Profile::Release {
         words::check(&fs::read(&tests.elf)?).with_context(|| tests.elf.display().to_string())?;
     }
-    build_plugin(tools)?;
+    PLUGINS.iter().try_for_each(|name| build_plugin(tools, name))?;
     let built = Built { kernel, tests, benches, example, bench_program, initrd: archive };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
@@ -107,10 +110,10 @@ fn pack(tools: &Tools, image: &Program, profile: Profile) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Builds the plugin by which QEMU counts instructions of stretches, for the host: `build/stretches.so`.
-fn build_plugin(tools: &Tools) -> Result<()> {
-    let source = tools.root.join("tests-qemu/plugin/stretches.c");
-    let plugin = tools.build_directory().join("stretches.so");
+/// Builds a plugin of QEMU, for the host: `build/NAME.so`.
+fn build_plugin(tools: &Tools, name: &str) -> Result<()> {
+    let source = tools.root.join(format!("tests-qemu/plugin/{name}.c"));
+    let plugin = tools.build_directory().join(format!("{name}.so"));
     let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
     if time(&plugin).is_ok_and(|built| time(&source).is_ok_and(|changed| changed < built)) {
         return Ok(());
@@ -123,7 +126,7 @@ fn build_plugin(tools: &Tools) -> Result<()> {
     if cfg!(target_os = "macos") {
         compiler.args(["-undefined", "dynamic_lookup"]);
     }
-    run(compiler.arg("-o").arg(&fresh).arg(&source), "building QEMU's plugin")?;
+    run(compiler.arg("-o").arg(&fresh).arg(&source), "building a plugin of QEMU")?;
     fs::rename(&fresh, &plugin).with_context(|| format!("cannot write {}", plugin.display()))
 }
 

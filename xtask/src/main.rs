@@ -9,6 +9,7 @@ mod demo;
 #[cfg(test)]
 mod docs;
 mod example;
+mod fuzz;
 mod image;
 mod initrd;
 mod licences;
@@ -49,6 +50,7 @@ Examples:
   ./x bench --check                        fail if a row takes over 1 % more than docs/BENCHMARKS.json has
   ./x audit panics                         panics that programs, devices or the device tree may reach, with reasons
   ./x mutants --count 10 kernel/pgtable    break the code at ten places, and show which of these no test sees
+  ./x fuzz --seed 7                        hostile system calls, and the blocks of the kernel that they reach
 
 Environment:
   GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
@@ -86,6 +88,8 @@ enum Task {
     Demo(demo::Options),
     /// Break the code by rules, one place at a time, and report which mutants no test sees; continues an earlier run
     Mutants(mutants::Options),
+    /// Build, then make system calls that are guided by the blocks of the kernel that they reach; report these
+    Fuzz(fuzz::Options),
     /// Print the exact QEMU command line
     Qemu {
         /// Machine of tests-qemu/machines.toml
@@ -141,6 +145,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
         Task::Test(options) => test::run(&options, &tools, profile(options.debug)),
         Task::Mutants(options) => mutants::run(&options, &tools),
+        Task::Fuzz(options) => fuzz::run(&options, &tools),
         Task::Bench(options) => bench::run(&options, &tools, &compile::build(&tools, Profile::Release)?),
         Task::Demo(options) => demo::run(&options, &compile::build(&tools, Profile::Release)?),
         Task::Qemu { machine } => {

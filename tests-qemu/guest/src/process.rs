@@ -255,7 +255,7 @@ fn stress(t: &mut Test, rounds: u32) {
 
 target_test!(hostile_calls_harm_no_other_process, limit(120));
 fn hostile_calls_harm_no_other_process(t: &mut Test) {
-    fuzz(t, 100_000, "", None);
+    fuzz(t, 50_000, "", None);
 }
 
 target_test!(a_million_hostile_calls_harm_no_other_process, limit(600), long());
@@ -265,7 +265,7 @@ fn a_million_hostile_calls_harm_no_other_process(t: &mut Test) {
 
 target_test!(threads_that_race_with_well_formed_calls_harm_no_other_process, limit(120));
 fn threads_that_race_with_well_formed_calls_harm_no_other_process(t: &mut Test) {
-    race(t, 3_000);
+    race(t, 2_000);
 }
 
 target_test!(a_million_well_formed_calls_that_race_harm_no_other_process, limit(600), long());

@@ -3,13 +3,15 @@
 //! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`]
 //! writes the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of
 //! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
-//! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`demo`] runs one test for its output,
+//! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`blocks`] does so and records which blocks
+//! of the kernel are executed, [`demo`] runs one test for its output,
 //! [`trace_check`] checks a test's account of the SMMU against QEMU's trace, [`gdb`] talks to QEMU's stub, and
 //! [`bench`](mod@bench) measures.
 
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod blocks;
 pub mod demo;
 pub mod device;
 pub mod gdb;

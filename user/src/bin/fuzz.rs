@@ -1,35 +1,41 @@
-//! System calls with hostile arguments: `fuzz SEED CALLS`.
+//! System calls with hostile arguments: `fuzz SEED CALLS [together]` and `fuzz play [together] [short] STEP...`.
 //!
-//! A child makes them, since one may end it; then another child continues the count. The results do not matter here, as
-//! long as calls return, and as long as this process, which watches, keeps its memory.
+//! A child makes them, since one may end it; then another child continues behind that call. The results do not matter
+//! here, as long as calls return, and as long as this process, which watches, keeps its memory.
+//!
+//! Each call follows from its seed and its number in it alone. A STEP such as `7r0-63` is calls 0 to 63 of seed 7: `r`
+//! with arguments of any kind, `s` with the structures that a call expects, `m` either. SEED CALLS is a step of kind `r`;
+//! with `together`, where three threads of the child make the calls, of kind `m`. With `short` other children take all
+//! memory that there is, again and again.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use granule_user::abi::limits::{RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_NPROC, RLIMIT_STACK, RLimit};
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_NORESERVE,
+    MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
-    BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, EXECVE, FUTEX, GETCPU, GETRANDOM, IOCTL, KILL,
-    MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, PRCTL, PRLIMIT64, READ, READV, RT_SIGACTION, RT_SIGPENDING,
-    RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SIGALTSTACK, TGKILL, TKILL, UNAME, WAIT4, WRITE,
-    WRITEV,
+    BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, EXECVE, FUTEX, GETCPU, GETRANDOM, GETRLIMIT,
+    IOCTL, KILL, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, PRCTL, PRLIMIT64, READ, READV, RESTART_SYSCALL,
+    RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK,
+    TGKILL, TKILL, UNAME, WAIT4, WRITE, WRITEV,
 };
 use granule_user::abi::process::{
     AT_EXECFN, CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
     FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, WNOHANG,
 };
 use granule_user::abi::signal::{
-    MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN, SIGCHLD, SIGKILL, SIGUSR1,
+    MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN, SIGCHLD, SIGKILL, SIGURG, SIGUSR1,
     SIGUSR2, SS_DISABLE, SS_ONSTACK, SigAction, SigFrame, SigInfo, SigStack, UContext,
 };
-use granule_user::abi::time::Timespec;
+use granule_user::abi::time::{TIMER_ABSTIME, Timespec};
 use granule_user::memory::{PAGE, mmap};
 use granule_user::thread::Thread;
-use granule_user::{Start, entry, memory, println, process, random, signal, sys, time};
+use granule_user::{Start, entry, memory, offend, println, probe, process, random, signal, sys, time};
 
 entry!(run);
 
@@ -38,13 +44,95 @@ const RW: u64 = PROT_READ | PROT_WRITE;
 const COUNT: u64 = 0x2345_6789_a000;
 /// A child that makes no call for so many looks, a millisecond apart, waits for something that never comes.
 const PATIENCE: u32 = 100;
+/// Calls that are left out where a child spoilt the count.
+const GIVEN_UP: u64 = 16;
 /// The page whose contents the calls must not change, and the contents.
 const KEPT: u64 = 0x5a5a_1234_8765_a5a5;
 
+/// Calls of a seed.
+#[derive(Clone, Copy)]
+struct Step {
+    seed: u64,
+    kind: Kind,
+    first: u64,
+    calls: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Raw,
+    Structured,
+    Mixed,
+}
+
+impl Step {
+    /// `7r0-63`.
+    fn parse(word: &str) -> Option<Self> {
+        let at = word.find(['r', 's', 'm'])?;
+        let (first, last) = word[at + 1..].split_once('-')?;
+        let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+        let kind = match word.as_bytes()[at] {
+            b'r' => Kind::Raw,
+            b's' => Kind::Structured,
+            _ => Kind::Mixed,
+        };
+        Some(Self { seed: word[..at].parse().ok()?, kind, first, calls: last.checked_sub(first)?.checked_add(1)? })
+    }
+}
+
+/// All that is done, in this order.
+struct Plan {
+    steps: [Step; STEPS],
+    together: bool,
+    short: bool,
+}
+
+const STEPS: usize = 16;
+
+impl Plan {
+    fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let none = Step { seed: 0, kind: Kind::Raw, first: 0, calls: 0 };
+        let mut plan = Self { steps: [none; STEPS], together: false, short: false };
+        let first = words.next()?;
+        if first != "play" {
+            let (seed, calls) = (first.parse().ok()?, words.next()?.parse().ok()?);
+            plan.together = words.next() == Some("together");
+            let kind = if plan.together { Kind::Mixed } else { Kind::Raw };
+            plan.steps[0] = Step { seed, kind, first: 0, calls };
+            return Some(plan);
+        }
+        let mut free = plan.steps.iter_mut();
+        for word in words {
+            match word {
+                "together" => plan.together = true,
+                "short" => plan.short = true,
+                _ => *free.next()? = Step::parse(word)?,
+            }
+        }
+        Some(plan)
+    }
+
+    fn calls(&self) -> u64 {
+        self.steps.iter().map(|step| step.calls).sum()
+    }
+
+    /// The call with this number among all: its numbers to draw, and its kind.
+    fn call(&self, mut number: u64) -> Option<(random::Random, Kind)> {
+        let step = self.steps.iter().find(|step| match number.checked_sub(step.calls) {
+            Some(rest) => {
+                number = rest;
+                false
+            }
+            None => true,
+        })?;
+        let mut mixed = random::Random(step.seed.wrapping_add((step.first + number) << 32));
+        Some((random::Random(mixed.next()), step.kind))
+    }
+}
+
 fn run(start: Start) -> u8 {
-    let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
-    let (Some(Ok(seed)), Some(Ok(calls))) = (numbers.next(), numbers.next()) else { return 2 };
-    let together = start.arguments().nth(3) == Some("together");
+    let Some(plan) = Plan::parse(start.arguments().skip(1)) else { return 2 };
+    let calls = plan.calls();
     PATH.store(start.auxiliary(AT_EXECFN).unwrap_or_default(), Ordering::Relaxed);
     for number in [SIGUSR1, SIGCHLD] {
         // SAFETY: the handler touches atomics alone.
@@ -61,6 +149,7 @@ fn run(start: Start) -> u8 {
     let own = own as *mut u64;
     // SAFETY: fresh memory of this process's own.
     unsafe { (0..PAGE as usize / 8).for_each(|index| own.add(index).write(KEPT.wrapping_mul(index as u64))) };
+    let mut hogs = [0; HOGS];
     let (mut children, mut killed, mut done) = (0_u64, 0, 0);
     while done < calls {
         children += 1;
@@ -70,28 +159,61 @@ fn run(start: Start) -> u8 {
             if process::tgkill(parent, parent, SIGUSR1).is_err() {
                 return 3;
             }
-            let seed = seed.wrapping_add(children << 32);
-            if together { fuzz_together(seed, calls) } else { fuzz(seed, calls) }
+            fuzz(&plan)
         };
-        let Ok(child) = process::spawn(task) else { return 3 };
-        let never_came_back = watch(child);
-        killed += u32::from(never_came_back);
-        assert!(never_came_back || GREETINGS.load(Ordering::Relaxed) != greetings, "the child's signal was lost");
+        let Some(child) = spawn(task) else { return 3 };
+        let was_killed = watch(child, if plan.short { &mut hogs } else { &mut [] });
+        killed += u32::from(was_killed);
+        assert!(was_killed || GREETINGS.load(Ordering::Relaxed) != greetings, "the child's signal was lost");
         assert!(ENDS.load(Ordering::Relaxed) != ends, "SIGCHLD was lost");
-        // A child that went on at a random place, with random registers, may have counted anything: then none of its
-        // calls count. Each thread that comes to the end counts one too many.
+        // A child that went on at a random place, with random registers, may have counted anything: then the next one
+        // begins a few calls on, since the same calls would do the same again. Each thread that comes to the end counts
+        // one too many.
         match count().load(Ordering::Relaxed) {
-            now if (done..=calls + children * THREADS as u64).contains(&now) => done = now,
-            _ => count().store(done, Ordering::Relaxed),
+            now if (done + 1..=calls + children * THREADS as u64).contains(&now) => done = now,
+            _ => {
+                done += GIVEN_UP;
+                count().store(done, Ordering::Relaxed);
+            }
         }
         // Children's children that were made this process's own.
         while let Ok((1.., _)) = process::wait4(-1, WNOHANG) {}
     }
+    for hog in hogs.into_iter().filter(|hog| *hog != 0) {
+        let _ = process::kill(hog as i32, SIGKILL);
+        let _ = process::wait4(hog as i32, 0);
+    }
     // SAFETY: as above.
     let intact = |index| unsafe { own.add(index).read_volatile() } == KEPT.wrapping_mul(index as u64);
     assert!((0..PAGE as usize / 8).all(intact), "a child's calls changed its parent's memory");
-    println!("fuzz: {calls} calls with seed {seed} by {children} children, of which {killed} never came back");
+    println!("fuzz: {calls} calls by {children} children, of which {killed} were killed");
     0
+}
+
+/// A child, once there is memory for one.
+fn spawn(task: impl Fn() -> u8) -> Option<u32> {
+    for _ in 0..PATIENCE {
+        if let Ok(child) = process::spawn(&task) {
+            return Some(child);
+        }
+        let _ = time::sleep(1_000_000);
+    }
+    None
+}
+
+/// How many children take memory under `short`: one of them ends for each shortage.
+const HOGS: usize = 4;
+
+/// Takes pages until this process is killed.
+fn take_all() -> u8 {
+    loop {
+        let Ok(pages) = memory::map(PAGES * PAGE, RW) else {
+            let _ = time::sleep(1_000_000);
+            continue;
+        };
+        // SAFETY: fresh memory of this process's own.
+        (0..PAGES).for_each(|index| unsafe { ((pages + index * PAGE) as *mut u8).write_volatile(1) });
+    }
 }
 
 /// Signals that children sent, and SIGCHLDs: several that wait are one.
@@ -108,20 +230,23 @@ fn count() -> &'static AtomicU64 {
     unsafe { &*(COUNT as *const AtomicU64) }
 }
 
-/// Waits for the child's end; kills a child that waits for ever, and returns that.
-fn watch(child: u32) -> bool {
-    let (mut last, mut quiet, mut killed) = (0, 0, false);
+/// Waits for the child's end, whether by SIGKILL: it is killed if it waits for ever. `hogs` are started again as they end.
+fn watch(child: u32, hogs: &mut [u32]) -> bool {
+    let (mut last, mut quiet) = (0, 0);
     loop {
         match process::wait4(child as i32, WNOHANG) {
             Ok((0, _)) => {}
-            _ => return killed,
+            Ok((_, status)) => return status & 0x7f == SIGKILL,
+            Err(_) => return false,
         }
         let now = count().load(Ordering::Relaxed);
         quiet = if now == last { quiet + 1 } else { 0 };
         last = now;
         if quiet == PATIENCE {
-            killed = true;
             let _ = process::kill(child as i32, SIGKILL);
+        }
+        for hog in hogs.iter_mut().filter(|hog| **hog == 0 || process::wait4(**hog as i32, WNOHANG) != Ok((0, 0))) {
+            *hog = process::spawn(take_all).unwrap_or(0);
         }
         let _ = time::sleep(1_000_000);
     }
@@ -345,50 +470,47 @@ impl Random {
     }
 }
 
-/// Makes calls until there were enough, or one ends this process.
-fn fuzz(seed: u64, calls: u64) -> u8 {
-    let Ok(pages) = memory::map(PAGES * PAGE, RW) else { return 3 };
-    let mut random = Random { numbers: random::Random(seed), pages };
-    while count().fetch_add(1, Ordering::Relaxed) < calls {
-        random.call_once();
-    }
-    0
-}
-
-/// What the threads of a child have in common.
+/// What the threads of a child have in common, with signal handlers.
 static PATH: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
-static CALLS: AtomicU64 = AtomicU64::new(0);
 static SHARED_PAGES: AtomicU64 = AtomicU64::new(0);
 /// Where signal frames are moved to: two pages.
 static FRAMES: AtomicU64 = AtomicU64::new(0);
+/// The [`Plan`], of the parent's copy.
+static PLAN: AtomicUsize = AtomicUsize::new(0);
 
 /// Threads of a child under `together`, its first one included.
 const THREADS: usize = 3;
 
-/// As [`fuzz`], by several threads at once.
-fn fuzz_together(seed: u64, calls: u64) -> u8 {
+/// Makes calls until there were enough, or one ends this process.
+fn fuzz(plan: &Plan) -> u8 {
     let (Ok(pages), Ok(frames)) = (memory::map(PAGES * PAGE, RW), memory::map(2 * PAGE, RW)) else { return 3 };
-    SEED.store(seed, Ordering::Relaxed);
-    CALLS.store(calls, Ordering::Relaxed);
     SHARED_PAGES.store(pages, Ordering::Relaxed);
     FRAMES.store(frames, Ordering::Relaxed);
+    PLAN.store(core::ptr::from_ref(plan).expose_provenance(), Ordering::Relaxed);
     for number in HANDLED {
         // SAFETY: the parent expects this process to end at any signal.
         let _ = unsafe { signal::handle(number, mutate, 0, 0) };
     }
     // They end with the process: none is joined.
-    (1..THREADS).for_each(|index| drop(Thread::spawn(race, index)));
-    race(0);
+    (1..if plan.together { THREADS } else { 1 }).for_each(|index| drop(Thread::spawn(make_calls, index)));
+    make_calls(0);
     0
 }
 
-fn race(index: usize) {
-    let seed = SEED.load(Ordering::Relaxed) ^ (index as u64) << 56;
-    let (calls, pages) = (CALLS.load(Ordering::Relaxed), SHARED_PAGES.load(Ordering::Relaxed));
-    let mut random = Random { numbers: random::Random(seed), pages };
-    while count().fetch_add(1, Ordering::Relaxed) < calls {
-        if random.below(2) == 0 { random.call_once() } else { random.structured() }
+fn make_calls(_thread: usize) {
+    // SAFETY: the parent's plan, on whose stack this child's first thread runs until it ends.
+    let plan = unsafe { &*core::ptr::with_exposed_provenance::<Plan>(PLAN.load(Ordering::Relaxed)) };
+    let pages = SHARED_PAGES.load(Ordering::Relaxed);
+    while let Some((numbers, kind)) = plan.call(count().fetch_add(1, Ordering::Relaxed)) {
+        SEED.store(numbers.0, Ordering::Relaxed);
+        let mut random = Random { numbers, pages };
+        let structured = match kind {
+            Kind::Raw => false,
+            Kind::Structured => true,
+            Kind::Mixed => random.below(2) == 0,
+        };
+        if structured { random.structured() } else { random.call_once() }
     }
 }
 
@@ -431,6 +553,17 @@ fn return_through(frame: u64) -> ! {
     unreachable!("{frame:#x}: these programs run on arm64 alone")
 }
 
+/// An exception that no call makes.
+fn offend_by(which: u64, at: u64) {
+    match which {
+        0 => offend!("brk #0", at),
+        1 => offend!("udf #0", at),
+        2 => offend!("msr vbar_el1, x10", at),
+        3 => offend!("mov x9, sp; sub sp, sp, #8; str x10, [sp]; mov sp, x9", at),
+        _ => offend!("ldar x9, [x10]", at),
+    }
+}
+
 /// The end of a child that clone made on this one's memory.
 extern "C" fn leave() -> ! {
     process::exit(0)
@@ -448,24 +581,170 @@ impl Random {
 
     /// A call whose arguments are the structures that it expects.
     fn structured(&mut self) {
-        match self.below(64) {
+        match self.below(96) {
             0 => self.execute(),
             1..3 => self.copy_and_kill(),
-            3..9 => self.clone_with(),
-            9..15 => self.limit(),
-            15..21 => self.act(),
-            21..27 => self.alternative_stack(),
-            27..33 => self.block(),
-            33..45 => self.signal(),
-            _ => self.futex(),
+            3..6 => self.touch(),
+            6..8 => self.fill(),
+            8..14 => self.clone_with(),
+            14..20 => self.limit(),
+            20..26 => self.act(),
+            26..32 => self.alternative_stack(),
+            32..38 => self.block(),
+            38..50 => self.signal(),
+            50..66 => self.futex(),
+            66..72 => self.rest(),
+            72..76 => self.wait(),
+            76..90 => self.memory(),
+            90..94 => self.pieces(),
+            _ => self.fill(),
         }
+    }
+
+    /// Where a call stores something that it returns: nowhere, in a page, or anywhere.
+    fn place_for_result(&mut self) -> u64 {
+        match self.below(4) {
+            0 => self.pointer(),
+            1 => self.page() + self.below(PAGE / 8) * 8,
+            _ => 0,
+        }
+    }
+
+    /// In a copy of the process: loads, stores and jumps to its pages and beside them, which may fault; code that it
+    /// writes and calls; exceptions that no call makes.
+    fn touch(&mut self) {
+        let (mut random, prepared) = (Random { numbers: self.numbers, pages: self.pages }, self.below(4) != 0);
+        self.next();
+        let child = process::spawn(|| {
+            if prepared {
+                probe::prepare();
+            }
+            let code = random.page();
+            for _ in 0..16 {
+                let at = if random.below(8) == 0 { random.nowhere() } else { random.page() + random.below(PAGE) };
+                match random.below(16) {
+                    0..6 => _ = probe::read(at),
+                    // SAFETY: the copy's memory, which ends with it, whatever becomes of it.
+                    6..12 => _ = unsafe { probe::write(at, 1) },
+                    // SAFETY: as above.
+                    12 => _ = unsafe { probe::call(random.nowhere() & !3) },
+                    13 => random.call_code(code),
+                    14 => offend_by(random.below(5), at),
+                    _ => _ = random.call_once(),
+                }
+            }
+            0
+        });
+        if let Ok(child) = child {
+            let _ = process::wait4(child as i32, 0);
+        }
+    }
+
+    /// A function that only returns, in a page that is written, then executable, then writable again.
+    fn call_code(&mut self, at: u64) {
+        const RET: u32 = 0xd65f_03c0;
+        let flags = MAP_FIXED | MAP_ANONYMOUS | if self.below(2) == 0 { MAP_PRIVATE } else { MAP_SHARED };
+        // SAFETY: a page to be handled as the calls like.
+        unsafe {
+            if mmap(at, PAGE, RW | PROT_EXEC, flags).is_err() {
+                return;
+            }
+            for (at, byte) in (at..).zip(RET.to_le_bytes()) {
+                let _ = probe::write(at, byte);
+            }
+            for protection in [PROT_READ | PROT_EXEC, PROT_EXEC, RW | PROT_EXEC] {
+                let _ = memory::mprotect(at, PAGE, protection);
+                let _ = probe::call(at);
+            }
+        }
+    }
+
+    /// A sleep on any clock, which a signal may interrupt.
+    fn rest(&mut self) {
+        let clock = self.below(13);
+        let time = Timespec::from_nanoseconds(self.below(300_000));
+        let rest = self.place_for_result();
+        let call = match self.below(4) {
+            0 => (NANOSLEEP, [&raw const time as u64, rest, 0, 0, 0, 0]),
+            1 => (RESTART_SYSCALL, [0; 6]),
+            _ => (CLOCK_NANOSLEEP, [clock, self.below(2) * TIMER_ABSTIME, &raw const time as u64, rest, 0, 0]),
+        };
+        // SAFETY: as for each call.
+        unsafe { sys::raw(call.0, call.1) };
+    }
+
+    /// For children of every kind, which there may be; never for one that has not ended.
+    fn wait(&mut self) {
+        let which = self.of(&[-1, 0, i64::from(i32::MIN), -i64::from(process::id()), 1 << 21]) as u64;
+        let options = WNOHANG | self.of(&[0, 0, 2, 8, 1 << 29, 1 << 30, 1 << 31, 16]);
+        let (status, usage) = (self.place_for_result(), self.place_for_result());
+        // SAFETY: as for each call.
+        unsafe { sys::raw(WAIT4, [which, status, options, usage, 0, 0]) };
+    }
+
+    /// Calls for memory that succeed more often than not.
+    fn memory(&mut self) {
+        let (at, pages) = (self.page(), self.below(16) + 1);
+        let length = pages * PAGE - if self.below(4) == 0 { self.below(PAGE) } else { 0 };
+        let protection = self.of(&[0, PROT_READ, RW, RW, RW, PROT_EXEC, PROT_READ | PROT_EXEC, RW | PROT_EXEC]);
+        let sharing = self.of(&[MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE]);
+        let odd = self.of(&[0, 0, MAP_POPULATE, MAP_POPULATE, MAP_GROWSDOWN, MAP_STACK, MAP_NORESERVE, MAP_HUGETLB]);
+        let (number, arguments) = match self.below(16) {
+            0..6 => (MMAP, [at, length, protection, MAP_ANONYMOUS | MAP_FIXED | sharing | odd, u64::MAX, 0]),
+            6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
+            7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
+            8..11 => (MPROTECT, [at, length, protection, 0, 0, 0]),
+            11 => (MADVISE, [at, length, self.of(&[0, 1, 2, 3, MADV_DONTNEED, 8, 14, 23]), 0, 0, 0]),
+            12 => (MINCORE, [at, length, self.page(), 0, 0, 0]),
+            _ => {
+                // SAFETY: it changes nothing.
+                let end = unsafe { sys::raw(BRK, [0; 6]) };
+                let by = self.of(&[PAGE, 16 * PAGE, 1, 1 << 30]);
+                (BRK, [if self.below(2) == 0 { end + by } else { end - by.min(end) }, 0, 0, 0, 0, 0])
+            }
+        };
+        // SAFETY: as for each call.
+        unsafe { sys::raw(number, arguments) };
+    }
+
+    /// Reads and writes of several pieces: none, empty ones, and some that lead nowhere. Nothing is printed.
+    fn pieces(&mut self) {
+        let pieces = [(); 4].map(|()| match self.of(&[0, 0, 0, u64::MAX, 8]) {
+            8 => [self.next() | 0xffff << 48, 8],
+            length => [self.pointer(), length],
+        });
+        let (file, count) = (self.of(&[0, 1, 2, 3]), self.of(&[0, 1, 2, 4, 1025]));
+        let number = self.of(&[READV, WRITEV]);
+        // SAFETY: as for each call.
+        unsafe { sys::raw(number, [file, pieces.as_ptr() as u64, count, 0, 0, 0]) };
+    }
+
+    /// A call that stores much: random numbers, or what is known of the system.
+    fn fill(&mut self) {
+        let to = self.place_for_result();
+        let (number, arguments) = match self.below(8) {
+            0..4 => (GETRANDOM, [self.page(), self.below(24) * PAGE / 2, self.of(&[0, 1, 2, 4]), 0]),
+            4 => (UNAME, [to, 0, 0, 0]),
+            5 => (GETCPU, [to, self.place_for_result(), 0, 0]),
+            6 => (self.of(&[CLOCK_GETTIME, CLOCK_GETRES]), [self.below(13), to, 0, 0]),
+            _ => (self.of(&[GETRLIMIT, SETRLIMIT]), [self.below(17), to, 0, 0]),
+        };
+        let [x0, x1, x2, x3] = arguments;
+        // SAFETY: as for each call.
+        unsafe { sys::raw(number, [x0, x1, x2, x3, 0, 0]) };
     }
 
     /// In a copy of the process: execve with lists that are empty, long, of long strings, or that lead nowhere.
     fn execute(&mut self) {
         let count = self.of(&[0, 1, 1, 2, 511, 512, 4097, 60_000]) as usize;
         let length = if count < 3 { self.of(&[0, 1, 4095, 4096, 131_000, 131_071, 131_072]) as usize } else { 3 };
-        let path = if self.below(8) == 0 { self.pointer() } else { PATH.load(Ordering::Relaxed) };
+        const PATHS: [&core::ffi::CStr; 8] =
+            [c"/", c"", c"nosuch", c"./plain", c"/../fuzz", c"fuzz/", c"fuzz/.", c"plain/x"];
+        let path = match self.below(8) {
+            0 => self.pointer(),
+            1..4 => self.of(&PATHS).as_ptr() as u64,
+            _ => PATH.load(Ordering::Relaxed),
+        };
         let broken = (self.below(4) == 0).then(|| (self.below(count as u64 + 1) as usize, self.pointer()));
         let (null, environment) = (self.below(8) == 0, self.below(2) == 0);
         let child = process::spawn(|| {
@@ -527,11 +806,20 @@ impl Random {
     /// A limit that lasts for a few calls, as the next one is soon set.
     fn limit(&mut self) {
         let soft = self.of(&[0, PAGE, 1 << 20, 1 << 26, RLIM_INFINITY, RLIM_INFINITY]);
-        let new = RLimit { soft, hard: if self.below(64) == 0 { soft } else { RLIM_INFINITY } };
-        let resource = self.of(&[RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_NPROC]) as u64;
-        let old = if self.below(2) == 0 { 0 } else { self.pointer() };
+        let hard = match self.below(64) {
+            0 => soft,
+            1..4 => soft.wrapping_sub(1),
+            _ => RLIM_INFINITY,
+        };
+        let new = RLimit { soft, hard };
+        let resource = match self.below(8) {
+            0 => self.below(17),
+            _ => self.of(&[RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_NPROC]) as u64,
+        };
+        let process = self.of(&[0, 0, 0, u64::from(process::id()), 1 << 21]);
+        let (new, old) = (if self.below(8) == 0 { 0 } else { &raw const new as u64 }, self.place_for_result());
         // SAFETY: as for each call: the parent expects this process to end.
-        unsafe { sys::raw(PRLIMIT64, [0, resource, &raw const new as u64, old, 0, 0]) };
+        unsafe { sys::raw(PRLIMIT64, [process, resource, new, old, 0, 0]) };
     }
 
     fn some_signal(&mut self) -> u32 {
@@ -562,17 +850,30 @@ impl Random {
         let _ = unsafe { signal::set_stack(&stack) };
     }
 
+    /// Also what it was, and which signals wait.
     fn block(&mut self) {
-        let set = self.number();
-        let _ = signal::mask(self.below(4), set);
+        let (set, old) = (self.number(), self.place_for_result());
+        let new = if self.below(4) == 0 { 0 } else { &raw const set as u64 };
+        let (number, arguments) = match self.below(8) {
+            0 => (RT_SIGPENDING, [old, 8, 0, 0, 0, 0]),
+            1 => (RT_SIGACTION, [self.below(66), 0, old, 8, 0, 0]),
+            2 => (SIGALTSTACK, [0, old, 0, 0, 0, 0]),
+            _ => (RT_SIGPROCMASK, [self.below(4), new, old, 8, 0, 0]),
+        };
+        // SAFETY: as for each call.
+        unsafe { sys::raw(number, arguments) };
     }
 
     /// To this process alone: as one, or to a thread.
     fn signal(&mut self) {
         let (number, own) = (self.some_signal(), process::id());
         let thread = if self.below(2) == 0 { process::thread_id() } else { own + self.below(THREADS as u64) as u32 };
-        let _ = match self.below(2) {
-            0 => process::kill(own as i32, number),
+        // All processes ignore these two.
+        let ignored = self.of(&[0, SIGURG]);
+        let _ = match self.below(16) {
+            0 => process::kill(self.of(&[0, -1, i32::MIN]), ignored),
+            1 => process::kill(-(own as i32), ignored),
+            2..8 => process::kill(own as i32, number),
             _ => process::tgkill(own, thread, number),
         };
     }

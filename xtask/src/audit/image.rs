@@ -67,6 +67,8 @@ pub(crate) struct Image<'a> {
     pub(crate) pointed_to: BTreeMap<String, BTreeSet<usize>>,
     /// `core::panic::Location`s by address.
     pub(crate) places: BTreeMap<u64, Line>,
+    /// The sections with instructions, each by its address.
+    code: Vec<(u64, &'a [u8])>,
     lines: addr2line::Context<gimli::EndianSlice<'a, gimli::LittleEndian>>,
     /// The workspace's path, as the debug information has it, with a slash at its end.
     root: String,
@@ -111,7 +113,7 @@ impl<'a> Image<'a> {
             let found = pointers.range(range).filter_map(|(_, pointer)| entry(&functions, *pointer));
             pointed_to.insert(section.name()?.to_owned(), found.collect());
         }
-        let mut image = Self { functions, pointed_to, taken, places, lines: lines(&file)?, root };
+        let mut image = Self { functions, pointed_to, taken, places, code, lines: lines(&file)?, root };
         image.check_places()?;
         image.name_shims()?;
         Ok(image)
@@ -134,6 +136,11 @@ impl<'a> Image<'a> {
             });
         }
         Ok(found)
+    }
+
+    /// A function's instructions, each with its address.
+    pub(crate) fn instructions(&self, function: &Function) -> impl Iterator<Item = (u64, u32)> + '_ {
+        words(&self.code, function.start, function.end)
     }
 
     /// A closure or a function that is called by a pointer may be in a function of the toolchain's, whose name is the
@@ -231,7 +238,7 @@ fn entry(functions: &[Function], address: u64) -> Option<usize> {
 }
 
 /// The function that an address lies in.
-fn containing(functions: &[Function], address: u64) -> Option<usize> {
+pub(crate) fn containing(functions: &[Function], address: u64) -> Option<usize> {
     let index = functions.partition_point(|function| function.start <= address).checked_sub(1)?;
     (address < functions[index].end).then_some(index)
 }

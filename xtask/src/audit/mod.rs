@@ -6,12 +6,12 @@
 //! that no code is seen to use is an error.
 
 pub(crate) mod code;
-mod image;
+pub(crate) mod image;
 mod layers;
 mod modules;
-mod reach;
-mod sources;
-mod tables;
+pub(crate) mod reach;
+pub(crate) mod sources;
+pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 mod unused;

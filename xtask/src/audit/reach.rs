@@ -146,7 +146,7 @@ fn kind(function: &Function) -> &str {
 
 /// The functions that do nothing but panic in their caller's name: [`ENDS`], and those of the toolchain that call one,
 /// have no place of their own and do not return.
-fn panic_functions(image: &Image<'_>) -> BTreeSet<usize> {
+pub(crate) fn panic_functions(image: &Image<'_>) -> BTreeSet<usize> {
     let named = |function: &Function, test: &dyn Fn(&str) -> bool| function.names.iter().any(|name| test(name));
     let all = || image.functions.iter().enumerate();
     let mut panics: BTreeSet<usize> = all()

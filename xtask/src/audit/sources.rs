@@ -100,7 +100,7 @@ impl Sources {
 }
 
 /// Whether a file is the toolchain's.
-fn is_toolchain(file: &str) -> bool {
+pub(crate) fn is_toolchain(file: &str) -> bool {
     ["core/src/", "alloc/src/", "compiler-builtins/"].iter().any(|start| file.starts_with(start))
 }
 

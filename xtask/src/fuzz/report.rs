@@ -1,0 +1,88 @@
+//! What was reached, of how much, and the list of the rest.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::blocks::{PARTS, Place, Reached};
+use super::{Fuzzer, table};
+use crate::audit::tables::{self, Source};
+
+/// `tests-qemu/fuzz/unreached.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reasons {
+    #[serde(rename = "unreached", default)]
+    lines: Vec<Unreached>,
+}
+
+/// Lines that no program reaches.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unreached {
+    #[serde(flatten)]
+    at: Source,
+    reason: String,
+}
+
+/// The table of reasons.
+///
+/// # Errors
+/// When it cannot be read, or an entry has no reason.
+pub(super) fn reasons(root: &Path) -> Result<Reasons> {
+    let reasons: Reasons = tables::read(&table(root))?;
+    for entry in &reasons.lines {
+        ensure!(!entry.at.file.is_empty() && !entry.reason.trim().is_empty(), "an entry lacks a part: {:?}", entry.at);
+    }
+    Ok(reasons)
+}
+
+impl Reasons {
+    fn of(&self, place: &Place) -> Option<&str> {
+        self.lines.iter().find(|entry| entry.at.fits(&place.source)).map(|entry| entry.reason.as_str())
+    }
+}
+
+/// Prints what each part has of blocks and how many were reached; writes the list of the others to `unreached.txt`.
+pub(super) fn print(fuzzer: &Fuzzer<'_>, reasons: &Reasons) -> Result<()> {
+    let all = fuzzer.reached();
+    println!("{:<10} {:>6} {:>15} {:>15} {:>15} {:>15}", "", "blocks", "programs", "inputs", "both", "or a reason");
+    for (part, (name, _)) in PARTS.iter().enumerate() {
+        let places = || fuzzer.blocks.places.iter().filter(|place| place.part == part);
+        let blocks: usize = places().map(Place::blocks).sum();
+        let share = |count: usize| format!("{count} ({:.1} %)", 100.0 * count as f64 / blocks as f64);
+        let count = |reached: &Reached| share(places().map(|place| place.reached(reached)).sum());
+        let accounted = |place: &Place| if reasons.of(place).is_some() { place.blocks() } else { place.reached(&all) };
+        println!(
+            "{name:<10} {blocks:>6} {:>15} {:>15} {:>15} {:>15}",
+            count(&fuzzer.by_programs),
+            count(&fuzzer.by_inputs),
+            count(&all),
+            share(places().map(accounted).sum()),
+        );
+    }
+    println!("{} blocks, {} reached, each copy of an inlined one counted", fuzzer.blocks.count(), all.count());
+    let path = fuzzer.directory.join("unreached.txt");
+    let text = unreached(&fuzzer.blocks.places, &all, reasons);
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("lines of the blocks that were not reached: {}", path.display());
+    Ok(())
+}
+
+/// Each place that has blocks that were not reached: how many of how many, those without a reason first.
+fn unreached(places: &[Place], reached: &Reached, reasons: &Reasons) -> String {
+    let missing = |place: &Place| place.blocks() - place.reached(reached);
+    let mut found: Vec<&Place> = places.iter().filter(|place| missing(place) > 0).collect();
+    found.sort_by_key(|place| reasons.of(place).is_some());
+    let mut text = String::new();
+    for place in found {
+        let Source { file, function, text: line } = &place.source;
+        let why = reasons.of(place).map_or(String::new(), |reason| format!("\n    {reason}"));
+        let (missing, all) = (missing(place), place.blocks());
+        text +=
+            &format!("{file}:{}:{} {function} ({missing} of {all}): {line}{why}\n", place.line.line, place.line.column);
+    }
+    text
+}
