@@ -289,9 +289,7 @@ impl Host<'_> {
             for suite in built {
                 let Some(tests) = seen.get(suite.name.as_str()) else { continue };
                 let (quick, late): (Vec<_>, Vec<_>) = tests.iter().copied().partition(|(_, seconds)| *seconds <= QUICK);
-                slow.extend(
-                    late.into_iter().map(|(test, seconds)| (seconds, suite.clone(), package, test.to_owned())),
-                );
+                slow.extend(late.into_iter().map(|(test, seconds)| (seconds, suite.clone(), package, test.to_owned())));
                 if let Some(killed) = self.run(&suite, &quick, baseline.memory(package, &suite), spent)? {
                     return Ok(killed);
                 }

@@ -82,7 +82,8 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
     let lock = fs::File::create(directory.join("lock")).context("cannot open the lock of target/mutants")?;
     lock.try_lock().context("another `./x mutants` runs in this tree")?;
     let tree = Tree::copy(&tools.root, &directory.join("tree"))?;
-    let records = Records::open(&directory.join(options.seed.to_string()), &tree.hash)?;
+    let tests = if options.host { record::HOST } else { record::ALL };
+    let records = Records::open(&directory.join(options.seed.to_string()), &tree.hash, tests)?;
     let here = tools.at(&tree.root);
     let host = Host { tools: &here, tree: &tree, seed: options.seed, packages: host::packages };
     let target = if options.host {

@@ -10,6 +10,10 @@ use anyhow::{Context, Result};
 
 use super::draw::Mutant;
 
+/// Which tests run: of the host alone, or all.
+pub(super) const HOST: &str = "host";
+pub(super) const ALL: &str = "host and target";
+
 /// What became of a mutant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
@@ -78,6 +82,8 @@ pub(super) struct Records {
     directory: PathBuf,
     /// What the sources are now.
     tree: String,
+    /// Which tests run: a mutant that survived those of the host may still die on the target.
+    tests: &'static str,
 }
 
 impl Records {
@@ -85,9 +91,9 @@ impl Records {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(super) fn open(directory: &Path, tree: &str) -> Result<Self> {
+    pub(super) fn open(directory: &Path, tree: &str, tests: &'static str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self { directory: directory.to_owned(), tree: tree.to_owned() })
+        Ok(Self { directory: directory.to_owned(), tree: tree.to_owned(), tests })
     }
 
     /// A file of the directory.
@@ -105,7 +111,7 @@ impl Records {
         let is_same = field("tree")? == self.tree;
         match field("verdict")? {
             "killed" if lines(patch) == lines(&mutant.patch()) => Some(Verdict::Killed(why)),
-            "survived" if is_same => Some(Verdict::Survived),
+            "survived" if is_same && (field("tests")? == ALL || self.tests == HOST) => Some(Verdict::Survived),
             "invalid" if is_same => Some(Verdict::Invalid(why)),
             _ => None,
         }
@@ -118,9 +124,10 @@ impl Records {
     pub(super) fn write(&self, mutant: &Mutant, verdict: &Verdict, spent: &Spent) -> Result<()> {
         let (word, why) = verdict.words();
         let head = format!(
-            "verdict: {word}\nby: {why}\nrule: {}\nplace: {}\ntime: {spent}\ntree: {}\n",
+            "verdict: {word}\nby: {why}\nrule: {}\nplace: {}\ntime: {spent}\ntests: {}\ntree: {}\n",
             mutant.change.rule.name(),
             mutant.place(),
+            self.tests,
             self.tree
         );
         replace(&self.path(mutant), &format!("{head}\n{}", mutant.patch()))

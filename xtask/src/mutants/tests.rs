@@ -282,7 +282,7 @@ impl Fake {
         let tools = Tools::for_tests(&self.0);
         let tree = Tree::copy(&self.0, &self.0.join("target/mutants/tree")).unwrap();
         let here = tools.at(&tree.root);
-        let records = Records::open(&self.0.join("target/mutants/0"), &tree.hash).unwrap();
+        let records = Records::open(&self.0.join("target/mutants/0"), &tree.hash, record::HOST).unwrap();
         let host = Host { tools: &here, tree: &tree, seed: 0, packages: |_| &["granule-arch"] };
         let mutants = self.mutants();
         let mut session = Session { count: mutants.len(), known: None, records, host, target: None, baseline: None };
@@ -346,6 +346,15 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     fs::remove_dir_all(&tree).unwrap();
     assert_eq!(fake.run(), verdicts);
     assert!(!tree.exists());
+
+    // What survived on the host has not survived on the target.
+    let hash = Tree::copy(&fake.0, &fake.0.join("target/mutants/tree")).unwrap().hash;
+    let known = |tests| {
+        let records = Records::open(&fake.0.join("target/mutants/0"), &hash, tests).unwrap();
+        fake.mutants().iter().filter(|mutant| records.find(mutant).is_some()).count()
+    };
+    assert_eq!((known(record::HOST), known(record::ALL)), (4, 2));
+    fs::remove_dir_all(fake.0.join("target/mutants/tree")).unwrap();
 
     // With a test more, only what had survived is tried again.
     let more = LIBRARY.replace("super::ignored(1);", "assert_eq!(super::ignored(1), 2);");
