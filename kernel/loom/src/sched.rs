@@ -239,6 +239,15 @@ impl Sleeper {
         queue::start(ThreadRef { sleeper: Arc::clone(self), node: Watched::default() });
     }
 
+    /// Lets this new thread, which goes on in the kernel, run on `cpu`.
+    ///
+    /// # Panics
+    /// There is no such CPU.
+    pub fn start_kernel(self: &Arc<Self>, cpu: u32) {
+        let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
+        queue::start_kernel(cpu, ThreadRef { sleeper: Arc::clone(self), node: Watched::default() });
+    }
+
     /// Makes it what `cpu` runs when no other does.
     ///
     /// # Panics
@@ -247,6 +256,17 @@ impl Sleeper {
         let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
         cpu.sched.idle.store(Arc::as_ptr(self).cast_mut(), Ordering::Relaxed);
     }
+}
+
+/// The threads that wait for `cpu`, in the order in which they get it.
+///
+/// # Panics
+/// There is no such CPU.
+pub fn take_all(cpu: u32) -> Vec<*const Sleeper> {
+    let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
+    let mut queue = cpu.sched.queue.lock();
+    let all = std::iter::from_fn(|| (!queue.is_empty()).then(|| queue.pick_or_idle(cpu).as_ptr().cast_const()));
+    all.collect()
 }
 
 /// What a CPU does that has nothing to do, as `sched::idle` does it, until the test stops it.

@@ -253,10 +253,13 @@ fn steal(cpu: &Cpu) -> Option<NonNull<Thread>> {
         if other.sched.ready.load(Ordering::Relaxed) == 0 {
             continue;
         }
-        let taken = other.sched.queue.lock().take_ready(other);
-        if let Some(thread) = taken {
-            // Its registers are all in memory: the lock was held until they were.
+        let mut queue = other.sched.queue.lock();
+        if let Some(thread) = queue.take_ready(other) {
+            // Its registers are all in memory: the lock was held until they were. Under the lock, so that `wake`, which
+            // may still take the thread for one of `other`, finds there that it has gone: it may sleep on this CPU by
+            // then.
             thread.home.store(cpu.id.0, Ordering::Relaxed);
+            drop(queue);
             // For `interrupt`, as in `wake`.
             fence(Ordering::SeqCst);
             return NonNull::new(UnsafeRef::into_raw(thread));

@@ -114,7 +114,8 @@ impl<T> Waiters<'_, T> {
         self.list.0.push_back(unsafe { UnsafeRef::from_raw(&raw const waiter) });
         drop(self);
         let outcome = loop {
-            if waiter.woken.load(Ordering::Acquire) != 0 {
+            // Relaxed: the lock, below, orders what the waker did.
+            if waiter.woken.load(Ordering::Relaxed) != 0 {
                 break Woken::ByAnother;
             }
             if let Some(outcome) = otherwise() {
@@ -135,6 +136,6 @@ impl<T> Waiters<'_, T> {
 
 /// Wakes a waiter that is out of its list. The caller has the lock.
 fn wake<T>(waiter: UnsafeRef<Waiter<T>>) {
-    waiter.woken.store(1, Ordering::Release);
+    waiter.woken.store(1, Ordering::Relaxed);
     waiter.thread.unpark();
 }

@@ -116,6 +116,21 @@ fn of_two_cpus_one_runs_a_ready_thread() {
     });
 }
 
+/// A thread that CPU 1 steals from CPU 0 sleeps there; CPU 0, which may still take it for its own, wakes it.
+#[test]
+fn a_thread_is_woken_where_it_sleeps() {
+    threads_with(2, || {
+        let (thread, runs) = thread(0, Omitted::Nothing, Sleeper::park);
+        run_on(0);
+        thread.start();
+        let idles = idle_on(1, Omitted::Nothing);
+        thread.unpark();
+        runs.join().unwrap();
+        smp::stop_all();
+        idles.join().unwrap();
+    });
+}
+
 /// Work is raised by CPU 0, for a thread that CPU 1 steals from it.
 fn raised_while_stolen(omitted: Omitted, raiser: Omitted) {
     threads_with(2, move || {
@@ -191,4 +206,24 @@ fn a_woken_thread_sees_its_work_or_is_interrupted() {
 fn work_that_is_looked_at_before_the_thread_has_woken_is_caught() {
     assert_caught("the work waits at EL0", || raised_while_woken(Omitted::Fences, Omitted::Nothing));
     assert_caught("the work waits at EL0", || raised_while_woken(Omitted::Nothing, Omitted::Fences));
+}
+
+/// Threads that were woken go first, but sixteen of them at most past one that is ready.
+#[test]
+fn ready_threads_do_not_starve_behind_woken_ones() {
+    const WOKEN: usize = 40;
+    threads_with(0, || {
+        run_on(0);
+        let [ready, woken] = [2, WOKEN].map(|count| (0..count).map(|_| Sleeper::on(0)).collect::<Vec<_>>());
+        ready.iter().for_each(|thread| thread.start());
+        woken.iter().for_each(|thread| thread.start_kernel(0));
+        let order = sched::take_all(0);
+        assert_eq!(order.len(), ready.len() + woken.len());
+        let places = |threads: &[Arc<Sleeper>]| {
+            let place = |thread| order.iter().position(|&other| other == Arc::as_ptr(thread));
+            threads.iter().map(place).collect::<Option<Vec<_>>>().expect("each gets the CPU")
+        };
+        assert_eq!(places(&ready), [16, 33]);
+        assert!(places(&woken).is_sorted(), "first come, first served");
+    });
 }
