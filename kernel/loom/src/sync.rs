@@ -13,6 +13,7 @@ use crate::sched::has_waited;
 use atomic::{Omitted, omits};
 
 pub mod atomic;
+pub mod interrupts;
 
 /// A lock.
 pub struct IrqLock<T, const RANK: rank::Rank>(Mutex<()>, UnsafeCell<T>);

@@ -5,4 +5,6 @@ pub mod rank;
 
 /// The CPU's atomics. `kernel/loom` compiles the modules that take theirs from here on loom's.
 pub use core::sync::atomic;
+/// This CPU's interrupt masks, replaced there likewise.
+pub use granule_arch::interrupts;
 pub use lock::{IrqGuard, IrqLock};

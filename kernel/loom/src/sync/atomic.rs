@@ -48,6 +48,8 @@ pub enum Omitted {
     LastLock,
     /// DMB OSHLD.
     DmbOshld,
+    /// The masks of interrupts.
+    Masks,
     /// A step of the SMMU's driver.
     Smmu(Step),
 }
@@ -94,6 +96,7 @@ macro_rules! words {
 
             /// The value, behind an access that makes loom try another order.
             fn touch(&self) -> &loom::sync::atomic::$name {
+                super::interrupts::point();
                 self.touched.fetch_add(1, Ordering::Relaxed);
                 &self.value
             }
@@ -198,6 +201,8 @@ words! {
     AtomicU32: u32;
     /// [`loom::sync::atomic::AtomicU64`], touched before each access.
     AtomicU64: u64;
+    /// [`loom::sync::atomic::AtomicUsize`], touched before each access.
+    AtomicUsize: usize;
 }
 
 /// [`loom::sync::atomic::AtomicPtr`], touched before each access.

@@ -1,10 +1,12 @@
 //! Records of frames, the kernel's own source: the last of a frame's holders frees it, once, and uses it behind all that
-//! the others did with it.
+//! the others did with it. And a CPU's magazine of free frames, which an interrupt handler uses in between.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
 
-use granule_loom::mm::frame::{Frame, FreeError};
+use granule_loom::mm::frame::{CpuMagazine, Frame, FreeError};
+use granule_loom::sync::interrupts;
 use granule_loom::{Omitted, Watched, omit};
 
 use crate::{assert_caught, threads};
@@ -40,6 +42,8 @@ impl Page {
     fn drop_one(&self) {
         self.contents.read();
         if self.record.let_go() {
+            // Alone with it from here on.
+            self.contents.write(1);
             self.record.free().unwrap();
             self.reuse();
         }
@@ -129,4 +133,46 @@ fn of_two_frees_at_once_one_is_refused() {
         results.sort_by_key(Result::is_err);
         assert_eq!(results, [Ok(()), Err(FreeError::DoubleFree)]);
     });
+}
+
+/// A CPU takes two frames and gives one back, and a handler that comes behind so many accesses takes one and gives back
+/// another. Whether it came.
+fn interrupted(omitted: Omitted, accesses: usize) -> bool {
+    let came = Arc::new(AtomicBool::new(false));
+    let comes = Arc::clone(&came);
+    threads(move || {
+        let (magazine, taken) = (Arc::new(CpuMagazine::default()), Arc::new(Mutex::new(Vec::new())));
+        assert!((1..4).all(|frame| magazine.give(frame)));
+        omit(omitted);
+        let (own, takes) = (Arc::clone(&magazine), Arc::clone(&taken));
+        interrupts::interrupt_after(accesses, move || {
+            takes.lock().unwrap().extend(own.take());
+            assert!(own.give(4));
+        });
+        let [first, second] = [(), ()].map(|()| magazine.take().expect("there are enough"));
+        assert!(magazine.give(first));
+        comes.store(!interrupts::cancel(), std::sync::atomic::Ordering::Relaxed);
+        omit(Omitted::Nothing);
+        if !comes.load(std::sync::atomic::Ordering::Relaxed) {
+            return;
+        }
+        let mut frames = taken.lock().unwrap().clone();
+        frames.push(second);
+        frames.extend(std::iter::from_fn(|| magazine.take()));
+        assert_eq!(frames.len(), 4, "a frame was lost, or handed out twice: {frames:?}");
+        assert_eq!(BTreeSet::from_iter(frames), BTreeSet::from([1, 2, 3, 4]));
+    });
+    came.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+#[test]
+fn a_handler_that_uses_the_magazine_at_any_access_takes_no_frame_twice() {
+    let points = (1..).take_while(|&accesses| interrupted(Omitted::Nothing, accesses)).count();
+    assert!(points > 9, "only {points} accesses were interrupted");
+}
+
+#[test]
+fn a_magazine_that_is_used_with_interrupts_on_is_caught() {
+    let all = || (1..).take_while(|&accesses| interrupted(Omitted::Masks, accesses)).for_each(drop);
+    assert_caught(if cfg!(debug_assertions) { "two CPUs use one CPU number" } else { "frame" }, all);
 }

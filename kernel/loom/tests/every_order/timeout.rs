@@ -26,9 +26,15 @@ enum Ends {
     BySignal,
 }
 
+/// Runs `model` with at most two preemptions, not in loom's first thread: after a deadlock that one would drop a queue
+/// whose waiters are gone.
+fn in_a_thread(model: impl Fn() + Clone + Send + Sync + 'static) {
+    threads_with(2, move || loom::thread::spawn(model.clone()).join().unwrap());
+}
+
 /// A thread waits in a queue, until a moment if `timed`; another wakes it or signals it.
 fn wait(timed: bool, ends: &'static [Ends]) {
-    threads_with(2, move || {
+    in_a_thread(move || {
         let queue = Arc::new(WaitQueue::<()>::default());
         let timer = timed.then(|| loom::thread::spawn(|| run_timer(DUE)));
         let sleeper = Sleeper::current();
@@ -73,7 +79,7 @@ fn of_a_wake_up_a_signal_and_a_timeout_one_ends_the_wait() {
 /// Two threads of a CPU sleep until the same moment, one of them in spite of a signal.
 #[test]
 fn two_sleepers_wake_when_their_moment_comes() {
-    threads_with(2, || {
+    in_a_thread(|| {
         let timer = loom::thread::spawn(|| run_timer(DUE));
         let sleeps = loom::thread::spawn(|| sleep_through(due()));
         assert_eq!(sleep_until(due()), Woken::TimedOut);

@@ -6,9 +6,13 @@
 //! one out twice.
 //!
 //! The fields are atomics only so that statistics may read them from elsewhere; every access is relaxed.
+//!
+//! `kernel/loom` compiles this file on loom's atomics.
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use crate::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use crate::sync::interrupts;
 
 /// Frames moved at once between a magazine and the page blocks.
 pub(super) const BATCH: usize = 32;
@@ -19,11 +23,11 @@ pub(super) const CAPACITY: usize = 2 * BATCH;
 /// Free frames, the one freed last on top: it is the likeliest to be in the cache. All zero: empty.
 #[repr(align(64))]
 pub(super) struct Magazine {
-    count: AtomicUsize,
-    frames: [AtomicUsize; CAPACITY],
+    pub(super) count: AtomicUsize,
+    pub(super) frames: [AtomicUsize; CAPACITY],
     /// Set while a CPU is at work, to catch two CPUs (on the host: threads) that claim one number.
     #[cfg(debug_assertions)]
-    busy: core::sync::atomic::AtomicBool,
+    pub(super) busy: core::sync::atomic::AtomicBool,
 }
 
 impl Magazine {
@@ -64,14 +68,17 @@ impl Magazine {
         true
     }
 
-    /// Runs `work` and checks, in debug builds, that no other CPU is in the magazine meanwhile.
+    /// Runs `work` with interrupts masked, because a handler may want the magazine too. Debug builds check that no other
+    /// CPU is in it meanwhile.
     #[inline(always)]
     pub(super) fn alone<R>(&self, work: impl FnOnce(&Self) -> R) -> R {
+        let masked = interrupts::mask();
         #[cfg(debug_assertions)]
         assert!(!self.busy.swap(true, core::sync::atomic::Ordering::Acquire), "two CPUs use one CPU number");
         let result = work(self);
         #[cfg(debug_assertions)]
         self.busy.store(false, core::sync::atomic::Ordering::Release);
+        interrupts::restore(masked);
         result
     }
 }

@@ -28,7 +28,6 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub use debug_pagealloc::DebugPagealloc;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_arch::interrupts;
 use granule_arch::memory::zero_page;
 pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
@@ -322,13 +321,10 @@ impl FrameAllocator {
         }
     }
 
-    /// Runs `work` on this CPU's magazine with interrupts masked, because a handler may want it too.
+    /// Runs `work` on this CPU's magazine: see [`Magazine::alone`].
     #[inline(always)]
     fn on_magazine<R>(&self, cpu: &Cpu, work: impl FnOnce(&Magazine) -> R) -> R {
-        let masked = interrupts::mask();
-        let result = cpu.id.of(self.magazines).alone(work);
-        interrupts::restore(masked);
-        result
+        cpu.id.of(self.magazines).alone(work)
     }
 
     /// Fills an empty magazine with a batch and takes one frame of it.
