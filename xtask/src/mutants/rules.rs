@@ -693,7 +693,7 @@ impl Finder<'_> {
         };
         // No CPU keeps two relaxed accesses of different variables in order.
         let is_relaxed = self.is_relaxed(first) && self.is_relaxed(second);
-        let fills = [first, second].map(|statement| filled(statement));
+        let fills = [first, second].map(filled);
         let is_filled = fills[0].is_some() && fills[0] == fills[1];
         !is_filled && (!is_relaxed && (orders(first) || orders(second)) || Places::of(first).meet(&Places::of(second)))
     }
