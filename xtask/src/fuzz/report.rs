@@ -86,3 +86,23 @@ fn unreached(places: &[Place], reached: &Reached, reasons: &Reasons) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::tools::root;
+
+    /// Else a reason would stay behind when its line goes.
+    #[test]
+    fn each_reason_is_of_lines_that_exist() {
+        for entry in super::reasons(&root()).unwrap().lines {
+            let at = &entry.at;
+            let text = fs::read_to_string(root().join(&at.file)).expect(&at.file);
+            assert!(text.lines().any(|line| at.text.is_empty() || line.trim() == at.text), "{at:?}");
+            let named = |line: &str| line.split_once("fn ").is_some_and(|(_, rest)| rest.starts_with(&at.function));
+            assert!(at.function.is_empty() || text.lines().any(named), "{at:?}");
+            assert!(!at.function.is_empty() || !at.text.is_empty(), "a whole file: {at:?}");
+        }
+    }
+}
