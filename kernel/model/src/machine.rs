@@ -113,6 +113,12 @@ impl<G: Geometry> Model<G> {
         self.state().run(cpu, start.0, tree);
     }
 
+    /// `cpu` is off, and out of reset with its MMU off, until it runs a tree: invalidations of others do not reach it, and
+    /// what its TLB holds for the addresses from `start` on is unknown. It has to invalidate that itself.
+    pub fn turn_off(&self, cpu: usize, start: VirtAddr) {
+        self.state().turn_off(cpu, start.0);
+    }
+
     /// Whether `cpu` runs the tree of `root`.
     pub fn runs(&self, cpu: usize, root: PhysAddr) -> bool {
         self.state().asid_of(cpu, root).is_some()
@@ -126,7 +132,7 @@ impl<G: Geometry> Model<G> {
         state.memory.frame_mut(root).place = None;
     }
 
-    /// What `cpu` of the machine that this one watches did. A plain store may still be to come.
+    /// What `cpu` of the machine that this one watches did: a store that is done, or is about to be.
     pub fn watch(&self, cpu: usize, operation: &host::Operation<G>) {
         let mut state = self.state();
         let operation = match *operation {

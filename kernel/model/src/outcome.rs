@@ -275,7 +275,8 @@ impl<G: Geometry> State<G> {
         // What walk caches have of tables is checked where the table is freed.
         let concerned = |held: &&Held| held.kind == Kind::Leaf && held.start <= last && first <= held.last();
         let stale = (0..self.cpus.len()).find_map(|cpu| {
-            state(cpu).filter(concerned).find(|held| !self.is_true(held, first, last)).map(|held| (cpu, *held))
+            let mut held = state(cpu).filter(concerned).filter(|_| !self.cpus[cpu].is_off);
+            held.find(|held| !self.is_true(held, first, last)).map(|held| (cpu, *held))
         });
         if let Some((cpu, held)) = stale {
             return self.report_stale(cpu, &held);

@@ -31,6 +31,8 @@ pub(crate) struct CpuState {
     pub(crate) tlb: MayHold,
     /// The trees that it walks, one for each half of the addresses at most.
     pub(crate) runs: Vec<Tree>,
+    /// It is off: no invalidation of others reaches it.
+    pub(crate) is_off: bool,
     /// Translations that are invalidated, and that this CPU may have looked up ahead for accesses to come: until its
     /// next ISB.
     pub(crate) ahead: Vec<Held>,
@@ -50,6 +52,9 @@ pub(crate) struct Tree {
     pub(crate) start: u64,
     pub(crate) asid: u16,
 }
+
+/// An address that is no memory and no table's.
+const UNKNOWN: PhysAddr = PhysAddr(0xf_0000_0000_0000);
 
 /// Everything behind the lock.
 pub(crate) struct State<G: Geometry> {
@@ -153,6 +158,9 @@ impl<G: Geometry> State<G> {
         };
         let (first, last) = decoded.bounds();
         for holder in 0..self.cpus.len() {
+            if self.cpus[holder].is_off && holder != issuer {
+                continue;
+            }
             let taken: Vec<Held> = self.cpus[holder]
                 .tlb
                 .overlapping(first, last)
@@ -338,15 +346,40 @@ impl<G: Geometry> State<G> {
     /// under, or that its tree still has. What an ASID was in a generation that is past is used by none.
     pub(crate) fn is_of_use(&self, cpu: usize, held: &Held) -> bool {
         let has = |tree: &Tree| tree.asid == held.asid;
+        if self.cpus[cpu].is_off {
+            return false;
+        }
         held.is_global()
             || self.cpus[cpu].runs.iter().any(has)
             || self.trees.iter().any(|tree| tree.root == held.root && has(tree))
+    }
+
+    /// `cpu` is off until it runs a tree. What its TLB holds out of reset is unknown (Arm ARM D8.16): for all addresses
+    /// from `start` on something that no tree has.
+    pub(crate) fn turn_off(&mut self, cpu: usize, start: u64) {
+        let unknown = Held {
+            start,
+            size: 1 << G::VA_BITS,
+            level: G::FIRST_LEVEL,
+            kind: Kind::Leaf,
+            target: UNKNOWN,
+            attributes: bits::VALID | bits::AF,
+            inherited: 0,
+            grouped: false,
+            root: UNKNOWN,
+            asid: 0,
+            cell: UNKNOWN,
+            stored: Time(0),
+        };
+        self.cpus[cpu] = CpuState { is_off: true, ..CpuState::default() };
+        self.cpus[cpu].tlb.insert(unknown);
     }
 
     /// `cpu` runs the tree of `root` under `asid` from now on, instead of that for the same addresses, and has done an
     /// ISB; or none, where there is no root.
     pub(crate) fn run(&mut self, cpu: usize, start: u64, tree: Option<(PhysAddr, u16)>) {
         self.cpus[cpu].runs.retain(|tree| tree.start != start);
+        self.cpus[cpu].is_off = false;
         self.execute_unharmed(cpu, Operation::Isb);
         let Some((root, asid)) = tree else { return };
         let now = self.note(cpu, Operation::Runs { root, asid });

@@ -256,3 +256,54 @@ fn a_cpu_that_comes_back_late_has_what_was_not_invalidated() {
         assert_eq!(is_gone(&model, 1, page), !is_local);
     }
 }
+
+/// A CPU that comes online late: neither what others have invalidated meanwhile counts for it, nor half of its own.
+#[test]
+fn a_cpu_out_of_reset_invalidates_its_own_tlb_before_its_mmu_is_on() {
+    type Steps = fn(&Model<Granule4K>);
+    let rows: [(Steps, bool); 5] = [
+        (|_| (), false),
+        (
+            |model| {
+                model.cpu(0).tlbi(Instruction::Vmalle1is);
+                model.cpu(0).dsb_ish();
+            },
+            false,
+        ),
+        (|model| model.cpu(1).tlbi(Instruction::Vmalle1), false),
+        (
+            |model| {
+                model.cpu(1).tlbi(Instruction::Vmalle1);
+                model.cpu(0).dsb_ish();
+            },
+            false,
+        ),
+        (
+            |model| {
+                model.cpu(1).tlbi(Instruction::Vmalle1);
+                model.cpu(1).dsb_nsh();
+            },
+            true,
+        ),
+    ];
+    for (index, (steps, is_enough)) in rows.into_iter().enumerate() {
+        let (model, page) = crate::one_page(Features::BASE);
+        let root = model.root().address();
+        model.turn_off(1, model.base());
+        // The others go on as if it were not there.
+        write(model.cpu(0), page, Descriptor::EMPTY);
+        model.cpu(0).dsb_ishst();
+        model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
+        model.cpu(0).dsb_ish();
+        model.cpu(0).isb();
+        write(model.cpu(0), page, Descriptor::page(FRAME + 0x1000, Attributes::kernel_rodata(MemoryType::Normal)));
+        model.cpu(0).dsb_ishst();
+        model.cpu(0).isb();
+        model.audit(0, range(page, 0x1000));
+        model.assert_clean();
+        steps(&model);
+        model.run(1, model.base(), Some((root, 0)));
+        assert_eq!(model.violations().is_empty(), is_enough, "row {index}");
+        assert_eq!(is_certain(model.cpu(1), page, Access::Read, Ok(FRAME + 0x1000)), is_enough, "row {index}");
+    }
+}

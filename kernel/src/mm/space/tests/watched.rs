@@ -219,17 +219,31 @@ fn written() -> Watched {
     watched
 }
 
+fn play(actions: Vec<Action>) {
+    let mut watched = written();
+    for action in actions {
+        watched.perform(action);
+        watched.check();
+    }
+    (0..CPUS).for_each(|cpu| watched.idle(cpu));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn no_cpu_holds_what_a_space_has_given_up(actions in actions()) {
-        let mut watched = written();
-        for action in actions {
-            watched.perform(action);
-            watched.check();
-        }
-        (0..CPUS).for_each(|cpu| watched.idle(cpu));
+        play(actions);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    #[ignore = "takes minutes: ./x test --long"]
+    fn no_cpu_holds_what_a_space_has_given_up_at_length(actions in actions()) {
+        play(actions);
     }
 }
 
