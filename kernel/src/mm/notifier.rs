@@ -50,20 +50,6 @@ pub enum Event {
     Release,
 }
 
-impl Event {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Unmap,
-        Self::Clear,
-        Self::ProtectionVma,
-        Self::ProtectionPage,
-        Self::ProtectionUpgrade,
-        Self::Migrate,
-        Self::Exclusive,
-        Self::Release,
-    ];
-}
-
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -88,12 +74,6 @@ impl EventSet {
     pub const NONE: Self = Self(0);
     /// All.
     pub const ALL: Self = Self(u8::MAX);
-
-    /// These and `event`.
-    #[must_use]
-    pub const fn with(self, event: Event) -> Self {
-        Self(self.0 | 1 << event as u8)
-    }
 
     /// These but not `event`.
     #[must_use]

@@ -342,27 +342,20 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain>>> Subscription<S, C> {
     /// # Errors
     /// There is no memory, or the space has ended; nothing has changed.
     pub fn new(chain: C, subscriber: S, priority: i32) -> Result<Self, SubscribeError> {
-        let layout = Layout::new::<ChainNode<S>>();
-        // SAFETY: a place is not empty.
-        let memory = unsafe { alloc(layout) }.cast::<ChainNode<S>>();
-        let place = NonNull::new(memory).ok_or(OutOfMemory)?;
         let to: &NotifierChain = chain.as_ref();
         let changing = Changing::begin(to);
+        if to.is_released() {
+            return Err(SubscribeError::Released);
+        }
+        // SAFETY: a place is not empty.
+        let memory = unsafe { alloc(Layout::new::<ChainNode<S>>()) }.cast::<ChainNode<S>>();
+        let place = NonNull::new(memory).ok_or(OutOfMemory)?;
         let joined = to.joined.load(Ordering::Relaxed) + 1;
         // SAFETY: only the address of a field is taken.
         let subscriber_at = unsafe { NonNull::new_unchecked(&raw mut (*memory).subscriber) };
         let node = Node { next: AtomicPtr::default(), priority, joined, subscriber: subscriber_at };
         // SAFETY: memory for one, just allocated.
         unsafe { place.write(ChainNode { node, subscriber }) };
-        if to.released.load(Ordering::Relaxed) != 0 {
-            drop(changing);
-            // SAFETY: written above, never linked, and used nowhere else.
-            unsafe {
-                place.drop_in_place();
-                dealloc(memory.cast(), layout);
-            }
-            return Err(SubscribeError::Released);
-        }
         let node = place.cast::<Node>();
         // SAFETY: this one lives until its `Subscription` ends; those in the list do while `changing` is held.
         unsafe {

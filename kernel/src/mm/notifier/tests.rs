@@ -20,6 +20,17 @@ const TOKEN: UserTlbToken = unsafe { UserTlbToken::new() };
 const PAGE: VirtAddr = VirtAddr(0x7000);
 const BYTES: (u64, u64) = (0x7000, 0x8000);
 
+const EVENTS: [Event; 8] = [
+    Event::Unmap,
+    Event::Clear,
+    Event::ProtectionVma,
+    Event::ProtectionPage,
+    Event::ProtectionUpgrade,
+    Event::Migrate,
+    Event::Exclusive,
+    Event::Release,
+];
+
 type Listener<S = Recording> = Subscription<S, &'static NotifierChain>;
 
 fn chain() -> &'static NotifierChain {
@@ -42,7 +53,7 @@ fn page(event: Event) -> Range {
 fn each_event_is_told_around_the_change() {
     let chain = chain();
     let listener = listen(chain, 0);
-    for event in Event::ALL {
+    for event in EVENTS {
         let section = chain.start(page(event));
         assert_eq!(calls(listener.take()), [(Notified::Start(event), BYTES)]);
         drop(section);
@@ -55,7 +66,7 @@ fn a_subscriber_hears_only_of_the_events_that_it_wants() {
     let chain = chain();
     let wanted = EventSet::ALL.without(Event::ProtectionUpgrade).without(Event::Clear);
     let listener: Listener = Subscription::new(chain, Recording::of(wanted), 0).unwrap();
-    for event in Event::ALL {
+    for event in EVENTS {
         drop(chain.start(page(event)));
         assert_eq!(listener.take().is_empty(), !wanted.contains(event), "{event}");
     }
@@ -65,7 +76,7 @@ fn a_subscriber_hears_only_of_the_events_that_it_wants() {
     chain.invalidate_secondary_tlbs(TOKEN, PAGE, PAGE + 0x1000);
     chain.invalidate_range(PAGE, PAGE + 0x1000);
     assert_eq!(calls(listener.take()), [(Notified::SecondaryTlbs, BYTES), (Notified::Range, BYTES)]);
-    assert!(!EventSet::NONE.contains(Event::Unmap) && EventSet::NONE.with(Event::Unmap).contains(Event::Unmap));
+    assert!(EVENTS.into_iter().all(|event| !EventSet::NONE.contains(event)));
 }
 
 #[test]
