@@ -85,29 +85,15 @@ mod record {
         /// Nothing.
         #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
         pub const fn new() -> Self {
-            Self([const { OwnedRanges([const { RangeSlot(AtomicU64::new(0)) }; RANGES]) }; DEPTH])
+            Self([const { OwnedRanges([const { AtomicU64::new(0) }; RANGES]) }; DEPTH])
         }
     }
 
-    /// What one change is about; none where its first slot is empty.
+    /// What one change is about: ranges, or 0; none where the first is 0. Only their CPU writes them, and others read
+    /// them at any time: so both ends are in one word, the number of the first page above [`COUNT_BITS`] bits with the
+    /// number of pages, which is never 0.
     #[derive(Debug)]
-    pub(super) struct OwnedRanges([RangeSlot; RANGES]);
-
-    impl OwnedRanges {
-        pub(super) fn clear(&self) {
-            // The first last: until then no handler takes the place.
-            self.0.iter().rev().for_each(RangeSlot::clear);
-        }
-
-        fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
-            self.0.iter().filter_map(RangeSlot::get)
-        }
-    }
-
-    /// One range, or 0. Only its CPU writes it, and others read it at any time: so both ends are in one word, the
-    /// number of the first page above [`COUNT_BITS`] bits with the number of pages, which is never 0.
-    #[derive(Debug)]
-    pub(super) struct RangeSlot(AtomicU64);
+    pub(super) struct OwnedRanges([AtomicU64; RANGES]);
 
     /// A terabyte of pages; the first so many of a longer range are on record.
     const COUNT_BITS: u32 = 28;
@@ -115,23 +101,25 @@ mod record {
     /// The upper half's bits above a page number that fits.
     const UPPER_HALF: u64 = !0 << (64 - COUNT_BITS + PAGE_SIZE.trailing_zeros());
 
-    impl RangeSlot {
-        fn set(&self, range: PageRange) {
-            let pages = (range.pages() as u64).min(MOST_PAGES);
-            self.0.store((range.start().0 / PAGE_SIZE as u64) << COUNT_BITS | pages, Ordering::Relaxed);
+    impl OwnedRanges {
+        pub(super) fn clear(&self) {
+            // Release: the change that they were for comes before. The first last: until then no handler takes the
+            // place.
+            self.0.iter().rev().for_each(|slot| slot.store(0, Ordering::Release));
         }
 
-        fn clear(&self) {
-            // Release: the change that it was for comes before.
-            self.0.store(0, Ordering::Release);
+        /// The first and the last address of each.
+        fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+            self.0.iter().map(|slot| slot.load(Ordering::Acquire)).filter(|&word| word != 0).map(|word| {
+                let start = word >> COUNT_BITS << PAGE_SIZE.trailing_zeros() | UPPER_HALF;
+                (start, start + (word & MOST_PAGES) * PAGE_SIZE as u64 - 1)
+            })
         }
+    }
 
-        /// The first and the last address.
-        fn get(&self) -> Option<(u64, u64)> {
-            let word = self.0.load(Ordering::Acquire);
-            let start = word >> COUNT_BITS << PAGE_SIZE.trailing_zeros() | UPPER_HALF;
-            (word != 0).then(|| (start, start + (word & MOST_PAGES) * PAGE_SIZE as u64 - 1))
-        }
+    fn set(slot: &AtomicU64, range: PageRange) {
+        let pages = (range.pages() as u64).min(MOST_PAGES);
+        slot.store((range.start().0 / PAGE_SIZE as u64) << COUNT_BITS | pages, Ordering::Relaxed);
     }
 
     pub(super) fn add(
@@ -140,13 +128,14 @@ mod record {
         alias: impl Fn(VirtAddr) -> Option<VirtAddr>,
     ) -> &'static OwnedRanges {
         refuse_overlap(cpu, range);
-        let change = cpu.owners.0.iter().find(|change| change.0[0].get().is_none()).expect("handlers nest less deep");
-        change.0[0].set(range);
+        let change =
+            cpu.owners.0.iter().find(|change| change.ranges().next().is_none()).expect("handlers nest less deep");
+        set(&change.0[0], range);
         let mut slots = change.0[1..].iter();
         for_each_run(range, &alias, |run| {
             refuse_overlap(cpu, run);
             if let Some(slot) = slots.next() {
-                slot.set(run);
+                set(slot, run);
             }
         });
         fence(Ordering::SeqCst);

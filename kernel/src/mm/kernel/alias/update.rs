@@ -16,6 +16,8 @@
 //! Two cases have code of their own: one run for which one look is enough ([`update`]), and frames of which none
 //! follows another ([`ScatteredAlias`]).
 
+use core::ops::Range;
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
@@ -190,21 +192,13 @@ fn unmap_in_steps<M: Mmu, A: Alias<M>>(
     Ok(())
 }
 
-/// Frames one after the other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct FrameRun {
-    start: u64,
-    end: u64,
-}
+/// Frames one after the other, by their addresses.
+type FrameRun = Range<u64>;
 
-impl FrameRun {
-    const EMPTY: Self = Self { start: 0, end: 0 };
-
-    /// Their addresses in `alias`.
-    #[inline(always)]
-    fn range<M: Mmu>(self, alias: &impl Alias<M>) -> PageRange<M::Geometry> {
-        pages(alias.address(PhysAddr(self.start)), self.end - self.start)
-    }
+/// The addresses of `run` in `alias`.
+#[inline(always)]
+fn range_of<M: Mmu>(run: &FrameRun, alias: &impl Alias<M>) -> PageRange<M::Geometry> {
+    pages(alias.address(PhysAddr(run.start)), run.end - run.start)
 }
 
 /// The alias of frames.
@@ -235,7 +229,7 @@ struct FrameRuns<'t, M: Mmu, const MARKS: u64> {
 
 impl<'t, M: Mmu, const MARKS: u64> FrameRuns<'t, M, MARKS> {
     fn new(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
-        Self { tables, cells: [].iter(), from: range.start(), left: range.size(), run: FrameRun::EMPTY }
+        Self { tables, cells: [].iter(), from: range.start(), left: range.size(), run: 0..0 }
     }
 
     /// Goes on to the next table, or to a block, whose frames in the range it returns.
@@ -254,7 +248,7 @@ impl<'t, M: Mmu, const MARKS: u64> FrameRuns<'t, M, MARKS> {
         self.from = VirtAddr(self.from.0.wrapping_add(bytes));
         self.left -= bytes;
         let is_block = level != LAST_LEVEL && descriptor.0 & MARKS == MARKS;
-        is_block.then_some(FrameRun { start, end: start + bytes })
+        is_block.then_some(start..start + bytes)
     }
 
     /// Takes entries in whole turns, as long as they go on with the run.
@@ -290,20 +284,20 @@ impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
                 if entry.0 & MARKS != MARKS {
                     continue;
                 }
-                FrameRun { start: entry.address().0, end: entry.address().0 + M::Geometry::PAGE_SIZE }
+                entry.address().0..entry.address().0 + M::Geometry::PAGE_SIZE
             } else if self.left != 0 {
                 let Some(block) = self.next_table() else { continue };
                 block
             } else {
-                let last = core::mem::replace(&mut self.run, FrameRun::EMPTY);
-                return (last != FrameRun::EMPTY).then_some(last);
+                let last = core::mem::replace(&mut self.run, 0..0);
+                return (!last.is_empty()).then_some(last);
             };
             if next.start == self.run.end {
                 self.run.end = next.end;
                 self.take_turns();
             } else {
                 let run = core::mem::replace(&mut self.run, next);
-                if run != FrameRun::EMPTY {
+                if !run.is_empty() {
                     return Some(run);
                 }
             }
@@ -336,14 +330,14 @@ impl<'t, M: Mmu, const MARKS: u64> AliasRuns<'t, M, MARKS> {
         range: PageRange<M::Geometry>,
         alias: &mut impl Alias<M>,
     ) -> Result<Self, Error> {
-        let mut found = Self { tables, range, count: 0, kept: [FrameRun::EMPTY; KEPT] };
+        let mut found = Self { tables, range, count: 0, kept: [const { 0..0 }; KEPT] };
         let mut table = tables.no_last_table();
         for run in found.runs() {
+            let range = range_of(&run, alias);
             if let Some(kept) = found.kept.get_mut(found.count) {
                 *kept = run;
             }
             found.count += 1;
-            let range = run.range(alias);
             // Where there is a last-level table, each of its pages can change alone.
             if !find(tables, &mut table, range) && cuts_a_block(tables, range) {
                 alias.split(&Cut::at_ends(tables, range))?;
@@ -362,14 +356,14 @@ impl<'t, M: Mmu, const MARKS: u64> AliasRuns<'t, M, MARKS> {
         if let Some(kept) = self.kept.get(..self.count) {
             let mut flushes = [Flush::NONE; KEPT];
             for (run, flush) in kept.iter().zip(&mut flushes) {
-                *flush = change_run(self.tables, lazy, run.range(alias), change, alias);
+                *flush = change_run(self.tables, lazy, range_of(run, alias), change, alias);
             }
             return StaleAlias::Kept(flushes);
         }
         let mut hull: Option<PageRange<M::Geometry>> = None;
         let mut table = self.tables.no_last_table();
         for run in self.runs() {
-            let range = run.range(alias);
+            let range = range_of(&run, alias);
             let single = range.pages() == 1 && find(self.tables, &mut table, range);
             let stale = match if single { table.update_page(range.start(), &change) } else { PageUpdate::TakesMore } {
                 PageUpdate::Unchanged => false,
@@ -400,7 +394,7 @@ impl<'t, M: Mmu, const MARKS: u64> AliasRuns<'t, M, MARKS> {
             StaleAlias::Kept(flushes) => lazy.invalidate(tlb, core::iter::once(flush).chain(flushes)),
             StaleAlias::Some(hull) if self.count > ONE_BY_ONE => lazy.invalidate(tlb, [flush, flush_of(hull)]),
             StaleAlias::Some(_) => {
-                let of_runs = self.runs().map(|run| flush_of(run.range(alias)));
+                let of_runs = self.runs().map(|run| flush_of(range_of(&run, alias)));
                 lazy.invalidate(tlb, core::iter::once(flush).chain(of_runs));
             }
         }
