@@ -185,7 +185,7 @@ fn set_up_memory(
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
     let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
     let leaves = linear_leaves(cpu.features.call_once(CpuFeatures::read));
-    let read_only = image::read_only_range(boot, Wishes::read().rodata());
+    let read_only = image::read_only_range(boot, Wishes::read().rodata);
     linear::map(boot, root, &mut memory, linear::Plan { no_map: &platform.no_map, read_only, leaves })?;
     map_frame_records(root, &mut memory)?;
 
@@ -291,7 +291,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     }
     features.size_change = features.size_change.or_as_told();
     decide_policy(kernel, &features, own);
-    if Wishes::read().rodata() == Rodata::Off {
+    if Wishes::read().rodata == Rodata::Off {
         open_constants(kernel)?;
     }
     kernel.features.call_once(|| features);

@@ -117,10 +117,7 @@ impl Heap {
     /// How full the heap is now.
     pub fn stats(&self) -> HeapStats {
         let list = self.list.lock();
-        let (total, used) = match list.holes.bottom().is_null() {
-            true => (0, 0),
-            false => (list.holes.size(), list.holes.used()),
-        };
+        let (total, used) = (list.holes.size(), list.holes.used());
         HeapStats { total, used, free: total - used, allocations: list.allocations }
     }
 
@@ -185,20 +182,16 @@ mod global {
     use crate::smp::this_cpu;
     use crate::sync::rank;
 
-    struct KernelAllocator {
-        heap: Heap,
-    }
-
     #[global_allocator]
-    static ALLOCATOR: KernelAllocator = KernelAllocator { heap: Heap::new(HEAP_BASE, HEAP_SIZE) };
+    static HEAP: Heap = Heap::new(HEAP_BASE, HEAP_SIZE);
 
     /// The kernel's heap, to start it and to ask how full it is.
     pub fn kernel_heap() -> &'static Heap {
-        &ALLOCATOR.heap
+        &HEAP
     }
 
     // SAFETY: heap and arena each keep the contract, and an address identifies which of them it came from.
-    unsafe impl GlobalAlloc for KernelAllocator {
+    unsafe impl GlobalAlloc for Heap {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let cpu = this_cpu();
             if let Some(arena) = cpu.node_arena.get() {
@@ -208,13 +201,13 @@ mod global {
                 cpu.held_ranks.bits() >> rank::HEAP_GROWTH == 0,
                 "allocation under a lock that the heap's growth may need",
             );
-            self.heap.alloc(layout)
+            Self::alloc(self, layout)
         }
 
         unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
-            if self.heap.contains(object) {
+            if self.contains(object) {
                 // SAFETY: the object is in the heap's window, so it came from the heap; the caller keeps the contract.
-                unsafe { self.heap.dealloc(object, layout) };
+                unsafe { Self::dealloc(self, object, layout) };
             } else if let Some(arena) = this_cpu().node_arena.get() {
                 debug_assert!(arena.contains(object));
                 // SAFETY: what is not the heap's is a node of the sets that this CPU is changing.

@@ -81,7 +81,8 @@ static DEBUG_PAGEALLOC: Parameter = Parameter {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wishes {
     split: Option<SplitMode>,
-    rodata: Rodata,
+    /// Whether constants are writable.
+    pub rodata: Rodata,
     debug_pagealloc: bool,
 }
 
@@ -97,11 +98,6 @@ impl Wishes {
             rodata: get("rodata").and_then(|word| named(RODATA, word)).unwrap_or(Rodata::On),
             debug_pagealloc: get("debug_pagealloc").and_then(|word| named(SWITCH, word)).unwrap_or(false),
         }
-    }
-
-    /// Whether constants are writable.
-    pub const fn rodata(&self) -> Rodata {
-        self.rodata
     }
 
     /// Whether leaves may be split where live leaves may change size, or not.

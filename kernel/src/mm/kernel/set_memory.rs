@@ -207,13 +207,8 @@ impl KernelSpace {
         let changed = tables.get().update(&lazy, range, change.require_bits(bits::VM_ALLOC), WholeLeaves);
         // The pages are there, and keep their tables.
         drop(tables);
-        match changed {
-            Ok(flush) => {
-                lazy.invalidate(&self.tlb, Some(flush));
-                Ok(())
-            }
-            Err(error) => Err(self.explain(error)),
-        }
+        lazy.invalidate(&self.tlb, [changed.map_err(|error| self.explain(error))?]);
+        Ok(())
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.

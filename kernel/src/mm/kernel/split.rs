@@ -55,12 +55,6 @@ impl Splitting {
         }
     }
 
-    fn lock(&self) -> IrqGuard<'_, (), { rank::SPLIT }> {
-        let guard = self.lock.lock();
-        self.locked.fetch_add(1, Ordering::Relaxed);
-        guard
-    }
-
     fn count(&self, splits: &Splits) {
         let add = |counter: &AtomicU64, count: u8| {
             if count != 0 {
@@ -87,7 +81,9 @@ impl Serialise for Locking<'_> {
 
     #[inline]
     fn begin(&self) -> Self::Section<'_> {
-        self.0.lock()
+        let guard = self.0.lock.lock();
+        self.0.locked.fetch_add(1, Ordering::Relaxed);
+        guard
     }
 }
 

@@ -281,11 +281,13 @@ pub(super) struct Areas {
     gaps: RBTree<ByGap>,
     start: VirtAddr,
     end: VirtAddr,
-    count: usize,
+    // For the rest of the space to read: they change with the trees.
+    /// How many areas there are.
+    pub(super) count: usize,
     /// Bytes of all areas.
-    total: u64,
+    pub(super) total: u64,
     /// Bytes that count as data: [`Area::data`].
-    data: u64,
+    pub(super) data: u64,
 }
 
 // SAFETY: only the trees refer to their nodes, which come from a pool that every CPU may use, so they move together.
@@ -324,11 +326,6 @@ impl Areas {
     #[inline]
     pub(super) fn room_for_mapping(&self) -> Result<(), OutOfMemory> {
         if self.count <= MOST { Ok(()) } else { Err(OutOfMemory) }
-    }
-
-    /// How many areas there are.
-    pub(super) fn count(&self) -> usize {
-        self.count
     }
 
     /// All areas, by address.
@@ -586,16 +583,6 @@ impl Areas {
         self.cursor(&above).remove();
         self.count -= 1;
         into_box(above)
-    }
-
-    /// Bytes of all areas.
-    pub(super) fn total(&self) -> u64 {
-        self.total
-    }
-
-    /// Bytes of those that are private, may be written, and are no stacks.
-    pub(super) fn data(&self) -> u64 {
-        self.data
     }
 
     /// The first area that begins at `address` or above.

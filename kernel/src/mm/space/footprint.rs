@@ -38,7 +38,7 @@ impl Space {
                 Some(object) => object.pages_in(area.page_at(area.start()), area.size() / PAGE),
             };
         }
-        let areas = (areas.count() * size_of::<Area>()).div_ceil(PAGE_SIZE);
+        let areas = (areas.count * size_of::<Area>()).div_ceil(PAGE_SIZE);
         Footprint { pages, tables: self.table_frames(), areas }
     }
 

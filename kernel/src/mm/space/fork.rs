@@ -29,7 +29,7 @@ impl Space {
         let areas = self.areas.write();
         let memory = self.memory();
         // As on Linux. Areas that were joined may be larger together than all memory.
-        if areas.total() > memory && areas.iter().any(|area| area.is_data_beyond(memory)) {
+        if areas.total > memory && areas.iter().any(|area| area.is_data_beyond(memory)) {
             return Err(SpaceError::NoMemory);
         }
         let mut runs = PrivateRuns::NONE;

@@ -67,8 +67,8 @@ impl Areas {
     /// Whether the limits permit an area in `range`, in place of the areas there.
     pub(super) fn may_add(&self, range: PageRange, is_data: bool, limits: &SpaceLimits) -> bool {
         let fits = |bytes: u64| {
-            self.total().saturating_add(bytes) <= limits.space
-                && (!is_data || limits.allow_data(self.data().saturating_add(bytes)))
+            self.total.saturating_add(bytes) <= limits.space
+                && (!is_data || limits.allow_data(self.data.saturating_add(bytes)))
         };
         let bytes = range.end() - range.start();
         // The areas that it replaces are visited only where they matter.
@@ -84,11 +84,11 @@ impl Areas {
         limits: &SpaceLimits,
         memory: u64,
     ) -> VirtAddr {
-        let mut data = self.data();
+        let mut data = self.data;
         for area in self.touching(range).filter(|area| area.becomes_writable(protection)) {
             let bytes = area.bytes_in(range);
             // As on Linux, which checks whether the area could be added again.
-            let new_data = area.becomes_data(protection) && self.total().saturating_add(bytes) <= limits.space;
+            let new_data = area.becomes_data(protection) && self.total.saturating_add(bytes) <= limits.space;
             if new_data && !limits.allow_data(data.saturating_add(bytes)) || area.is_reserved() && bytes > memory {
                 return area.part_in(range).start();
             }
@@ -135,7 +135,7 @@ impl Space {
     /// Whether the space is within `limits`.
     pub fn is_within(&self, limits: &SpaceLimits) -> bool {
         let areas = self.areas.read();
-        areas.total() <= limits.space && limits.allow_data(areas.data())
+        areas.total <= limits.space && limits.allow_data(areas.data)
     }
 
     /// Extends the stack above `address`, which is in no area, down to its page.
@@ -161,7 +161,7 @@ impl Space {
         let is_near =
             |below: &Area| !below.grows() && below.protection() != Protection::NONE && page - below.end() < STACK_GUARD;
         if areas.last_below(page).is_some_and(is_near)
-            || areas.total().saturating_add(more) > limits.space
+            || areas.total.saturating_add(more) > limits.space
             || size > limits.stack
             || more > self.memory()
         {

@@ -92,7 +92,7 @@ impl Space {
             unsafe { self.common.dismantle(cpu, self.page_tables(), || self.tlb().flush_space(self.mmu())) };
         self.table_frames.fetch_sub(tables, Ordering::Relaxed);
         self.reserved.store(0, Ordering::Relaxed);
-        let records = areas.count() * size_of::<Area>();
+        let records = areas.count * size_of::<Area>();
         areas.clear(|area| {
             drop(area);
             // Areas are many, and one may be the last user of an object with many frames.

@@ -87,8 +87,8 @@ proptest! {
             }
             drop(spares);
             prop_assert_eq!(rig.spaces.counts()[1], areas.iter().count());
-            prop_assert_eq!(areas.total(), areas.iter().map(Area::size).sum());
-            prop_assert_eq!(areas.data(), areas.iter().map(Area::data).sum());
+            prop_assert_eq!(areas.total, areas.iter().map(Area::size).sum());
+            prop_assert_eq!(areas.data, areas.iter().map(Area::data).sum());
             for pages in [1, 2, 3, 7, 20, WINDOW, WINDOW + 1] {
                 prop_assert_eq!(areas.gap(pages * PAGE), expected_gap(&taken, pages), "{} pages", pages);
             }

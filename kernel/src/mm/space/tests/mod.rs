@@ -100,8 +100,8 @@ fn private(pages: u64) -> MapRequest {
 fn areas(space: &Space) -> Vec<(u64, u64, u8)> {
     {
         let counted = space.areas.read();
-        assert_eq!(counted.total(), counted.iter().map(Area::size).sum());
-        assert_eq!(counted.data(), counted.iter().map(Area::data).sum());
+        assert_eq!(counted.total, counted.iter().map(Area::size).sum());
+        assert_eq!(counted.data, counted.iter().map(Area::data).sum());
     }
     let mut areas = Vec::new();
     space.for_each_area(|area| areas.push((area.start().0, area.end().0, area.protection().bits())));
