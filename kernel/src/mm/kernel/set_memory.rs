@@ -207,7 +207,7 @@ impl KernelSpace {
         let changed = tables.get().update(&lazy, range, change.require_bits(bits::VM_ALLOC), WholeLeaves);
         // The pages are there, and keep their tables.
         drop(tables);
-        lazy.invalidate(&self.tlb, [changed.map_err(|error| self.explain(error))?]);
+        lazy.invalidate(&self.tlb, Some(changed.map_err(|error| self.explain(error))?));
         Ok(())
     }
 
@@ -246,10 +246,7 @@ impl KernelSpace {
 /// The pages that a call is about; one where it is about none, so that a bad address is refused all the same.
 #[inline(always)]
 pub(super) fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
-    usize::try_from(pages.max(1))
-        .map_err(|_| Error::Wraps { start: address, size: u64::MAX })
-        .and_then(|count| PageRange::from_pages(address, count))
-        .map_err(SetMemoryError::Range)
+    PageRange::from_pages(address, pages.max(1) as usize).map_err(SetMemoryError::Range)
 }
 
 /// The same, all of it where areas are.
