@@ -139,6 +139,30 @@ fn what_a_device_meets_while_it_is_detached_is_not_its_successors() {
     });
 }
 
+/// What the SMMU has cached under the number of a device's tables goes when they do, since the number is another's
+/// then; and the tables are free no earlier.
+#[test]
+fn what_is_cached_of_a_device_goes_before_its_tables() {
+    host::with(&[], || {
+        let rig = Rig::new(NotifyMode::Tlb);
+        let device = rig.attach();
+        let address = device.map(&rig.cpu, MEMORY, 8, Direction::Both).unwrap();
+        let before = rig.smmu.cached_asids();
+        assert_eq!(rig.smmu.access(STREAM, address.0, true), Outcome::Reaches(MEMORY));
+        assert!(rig.smmu.cached_asids().len() > before.len());
+        let (used, seen) = (rig.frames.stats().used, Arc::new(Mutex::new(Vec::new())));
+        let look = {
+            let (seen, frames) = (seen.clone(), rig.frames);
+            move || seen.lock().unwrap().push(frames.stats().used)
+        };
+        rig.smmu.at_each_barrier(look, || drop(device));
+        let seen = core::mem::take(&mut *seen.lock().unwrap());
+        assert!(seen.len() >= 2 && seen.iter().all(|&now| now == used), "{used}: {seen:?}");
+        assert!(rig.frames.stats().used < used);
+        assert_eq!(rig.smmu.cached_asids(), before);
+    });
+}
+
 /// The number of a binding is its own until its subscriber has gone and its pages are hidden.
 #[test]
 fn a_number_is_free_when_nothing_issues_commands_under_it() {
@@ -244,7 +268,7 @@ fn a_bind_that_fails_late_hides_its_pages() {
             let rig = Rig::new(NotifyMode::Tlb);
             let (device, space) = (rig.attach(), rig.space(1));
             let pages = [(); 2].map(|()| device.alloc_coherent(&rig.cpu, 8).unwrap());
-            let frames = space.table_frames();
+            let (frames, numbers) = (space.table_frames(), rig.iommu.asids.lock().in_use());
             if deaf {
                 rig.smmu.grow_deaf();
                 assert!(matches!(device.bind(&rig.cpu, &space), Err(BindError::Stream(_))));
@@ -258,6 +282,7 @@ fn a_bind_that_fails_late_hides_its_pages() {
             }
             assert!(space.table_frames() <= frames && space.notifiers().is_empty() && space.claim_reserved());
             space.disclaim_reserved();
+            assert_eq!(rig.iommu.asids.lock().in_use(), numbers, "deaf: {deaf}");
             pages.into_iter().for_each(|page| device.free_coherent(&rig.cpu, page));
         }
     });

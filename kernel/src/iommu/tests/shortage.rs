@@ -69,6 +69,58 @@ fn attaching_mapping_and_binding_fail_whole() {
     });
 }
 
+/// The frame of its tables and its number are another's, and the addresses of a transfer that was not mapped are those
+/// of the next.
+#[test]
+fn what_fails_for_want_of_memory_keeps_no_number_and_no_address() {
+    host::with(&[], || {
+        let map = |rig: &Rig, device: &DmaDevice| {
+            device.map(&rig.cpu, granule_arch::addr::PhysAddr(0x4000_0000), 8, Direction::Both)
+        };
+        let other = Rig::new(NotifyMode::Tlb);
+        let own = other.attach();
+        let first = map(&other, &own).unwrap();
+        let page = own.alloc_coherent(&other.cpu, 8).unwrap();
+        let first_page = page.address();
+        own.free_coherent(&other.cpu, page);
+
+        let rig = Rig::new(NotifyMode::Tlb);
+        let accounts = || (rig.used(), rig.iommu.asids.lock().in_use());
+        let before = accounts();
+        // For the root of its tables, and then for its record, which nothing has needed so far.
+        for count in 0..2 {
+            let scarce = Scarce::leaving(&rig, count);
+            assert!(rig.iommu.attach(&rig.cpu, STREAM).is_err(), "with {count} frames");
+            drop(scarce);
+            assert_eq!(accounts(), before, "with {count} frames");
+        }
+        // The SMMU's own memory for this bus is there from now on.
+        drop(rig.attach());
+        let settled = accounts();
+        assert_eq!(settled.1, before.1);
+        let device = rig.attach();
+        let scarce = Scarce::leaving(&rig, 0);
+        assert!(map(&rig, &device).is_err());
+        drop(scarce);
+        assert_eq!(map(&rig, &device), Ok(first));
+        // A page of its own, which its tables have and then the space's: after each failure neither has it.
+        let space = rig.space(1);
+        device.bind(&rig.cpu, &space).unwrap();
+        let needed = (0..20).find(|&count| {
+            let scarce = Scarce::leaving(&rig, count);
+            let Ok(page) = device.alloc_coherent(&rig.cpu, 8) else { return false };
+            drop(scarce);
+            assert_eq!(page.address(), first_page);
+            device.free_coherent(&rig.cpu, page);
+            true
+        });
+        assert!(needed.is_some_and(|needed| needed > 3), "{needed:?}");
+        device.unbind(&rig.cpu);
+        drop((device, space));
+        assert_eq!(accounts(), settled);
+    });
+}
+
 #[test]
 fn without_memory_for_the_stream_table_a_device_is_not_attached() {
     let rig = Rig::new(NotifyMode::Tlb);
