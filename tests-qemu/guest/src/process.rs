@@ -7,6 +7,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use granule::chip::timer::Deadline;
+use granule::devices::edu::{Edu, edu};
+use granule::devices::slot::Driver;
+use granule::iommu::DmaAddress;
 use granule::kernel;
 use granule::linux::errno::Errno;
 use granule::linux::process::initrd::PathError;
@@ -294,6 +297,126 @@ fn fuzz(t: &mut Test, calls: usize, how: &str, neighbour: Option<&str>) {
     }
     settle(t, threads);
 }
+
+target_test!(calls_that_race_go_on_whatever_happens_meanwhile, needs("smmuv3 edu"), limit(120));
+fn calls_that_race_go_on_whatever_happens_meanwhile(t: &mut Test) {
+    besiege(t, 300, 10);
+}
+
+target_test!(a_million_calls_go_on_whatever_happens_meanwhile, needs("smmuv3 edu"), limit(900), long());
+fn a_million_calls_go_on_whatever_happens_meanwhile(t: &mut Test) {
+    besiege(t, 1_000_000, 4_000);
+}
+
+/// The calls of [`race`], while memory runs out, a device is bound to one of the programs and copies from and to its
+/// pages, and any of the processes is killed: so many times each. A program that ends by that is started again.
+fn besiege(t: &mut Test, calls: usize, times: u32) {
+    let threads = sched::thread_count();
+    let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
+    // So that little is left to take.
+    let mut rest = Hoard { first: None };
+    rest.fill();
+    rest.give_back(FREE);
+    let programs = smp::online().iter().count().min(4);
+    let start_one = |t: &mut Test| {
+        let line = format(format_args!("fuzz {} {} together", t.random(), calls.div_ceil(programs)));
+        t.ok(&line, start(&line))
+    };
+    let mut ids = heapless::Vec::<u32, 4>::new();
+    (0..programs).for_each(|_| ids.extend(start_one(t)));
+    let mut siege = Siege { left: 3 * times, bound: 0, copied: 0, killed: 0 };
+    let (mut ended, mut restarted) = (0, 0);
+    while let Some(&id) = ids.first() {
+        // Once it is over the programs come to their end.
+        let end = process::wait_with(id, || siege.go_on(t, &ids, device));
+        ids.swap_remove(0);
+        match end {
+            Some(ProcessEnd::Killed(Signal::KILL)) => restarted += 1,
+            end => ended += u32::from(t.equal("how it ended", end, Some(ProcessEnd::Exited(0)))),
+        }
+        if siege.left > 0 {
+            ids.extend(start_one(t));
+        }
+    }
+    settle(t, threads);
+    drop(rest);
+    let Siege { bound, copied, killed, .. } = siege;
+    granule::println!("{ended} programs came to their end, {restarted} did not; {killed} processes were killed");
+    granule::println!("edu was bound {bound} times and made {copied} copies");
+    t.check("some come to their end", ended > 0);
+    t.check("processes were killed", killed > times / 4);
+    t.check("a device worked on their pages", bound > times / 4 && copied > 0);
+}
+
+/// What goes on beside the calls.
+struct Siege {
+    left: u32,
+    bound: u32,
+    copied: u32,
+    killed: u32,
+}
+
+impl Siege {
+    /// Does the next of it, at any moment.
+    fn go_on(&mut self, t: &mut Test, ids: &[u32], device: &Edu) {
+        sleep_until(Deadline::after(Duration::from_micros(t.random() % 3000)));
+        let Some(left) = self.left.checked_sub(1) else { return };
+        self.left = left;
+        match left % 3 {
+            0 => {
+                let mut hoard = Hoard { first: None };
+                hoard.fill();
+                hoard.give_back(t.random() as usize % 64);
+                sleep_until(Deadline::after(Duration::from_micros(t.random() % 3000)));
+            }
+            1 => self.bind(t, ids, device),
+            _ => self.kill(t, ids),
+        }
+    }
+
+    /// A device works on the pages of a program or of one of its children, whose mappings and pages change all the time.
+    fn bind(&mut self, t: &mut Test, ids: &[u32], device: &Edu) {
+        let child = other_than(t, ids).filter(|_| !t.random().is_multiple_of(4));
+        let Some(id) = child.or(ids.first().copied()) else { return };
+        let Some(space) = process::space_of(id) else { return };
+        if device.bind(this_cpu(), &space).is_err() {
+            return;
+        }
+        self.bound += 1;
+        for at in [COUNT, 0x40_0000, t.random() % (1 << 47) & !7] {
+            self.copied += u32::from(device.copy_in(DmaAddress(at), 0, 64).is_ok());
+            // The programs know what their own memory holds; what a child does may be wrong in any way.
+            if child.is_some() && at != COUNT {
+                let _ = device.copy_out(0, DmaAddress(at), 64);
+            }
+        }
+        drop(space);
+        t.ok("unbound", device.unbind(this_cpu()));
+    }
+
+    /// Kills any process but the programs, which watch the others.
+    fn kill(&mut self, t: &mut Test, ids: &[u32]) {
+        let Some(id) = other_than(t, ids) else { return };
+        self.killed += u32::from(process::kill(id, Signal::KILL).is_ok());
+    }
+}
+
+/// One of the processes that are not among these.
+fn other_than(t: &mut Test, ids: &[u32]) -> Option<u32> {
+    let mut others = heapless::Vec::<u32, 64>::new();
+    process::for_each(&mut |summary| {
+        if !ids.contains(&summary.id) {
+            let _ = others.push(summary.id);
+        }
+    });
+    let index = (t.random() as usize).checked_rem(others.len())?;
+    others.get(index).copied()
+}
+
+/// Frames that the programs have together, until memory runs out.
+const FREE: usize = 8192;
+/// A page that each `fuzz` has.
+const COUNT: u64 = 0x2345_6789_a000;
 
 fn format(arguments: fmt::Arguments<'_>) -> heapless::String<64> {
     let mut line = heapless::String::new();
