@@ -121,6 +121,6 @@ impl Tlb<Cpu<'_>> for Broadcast {
         tlbs.issued.fetch_add(1, Ordering::Relaxed);
         let books = &mut *tlbs.books.lock().unwrap();
         books.held.retain(|held| !takes(what, held));
-        books.invalidated.push(what.clone());
+        books.invalidated.push(*what);
     }
 }
