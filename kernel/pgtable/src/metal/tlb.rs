@@ -6,7 +6,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::{
-    AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport,
+    AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport, Span,
 };
 
 use crate::flush::{Invalidation, Tables};
@@ -25,14 +25,14 @@ pub struct AsidTlb(pub Asid);
 impl<M: Mmu> Tlb<M> for KernelTlb {
     #[inline(always)]
     fn issue(&self, mmu: &M, what: &Invalidation<M::Geometry>) {
-        issue(mmu, None, what);
+        issue(mmu, *self, what);
     }
 }
 
 impl<M: Mmu> Tlb<M> for AsidTlb {
     #[inline(always)]
     fn issue(&self, mmu: &M, what: &Invalidation<M::Geometry>) {
-        issue(mmu, Some(self.0), what);
+        issue(mmu, *self, what);
     }
 }
 
@@ -42,58 +42,110 @@ pub fn level_hint<M: Mmu>(mmu: &M, level: Option<LevelHint>) -> Option<LevelHint
     if mmu.has(Feature::Ttl) { level } else { None }
 }
 
-/// The instruction for a page, of `asid` or, for kernel addresses, of every ASID.
-#[inline(always)]
-fn page(at: VirtAddr, granule: Granule, asid: Option<Asid>, level: Option<LevelHint>, tables: Tables) -> Instruction {
-    // Here, where it is used: the compiler keeps what is formed before, in seven instructions.
-    let hint = level.map(|level| (granule, level));
-    let operand = match asid {
-        Some(asid) => AddressOperand::with_asid(at, asid, hint),
-        None => AddressOperand::new(at, hint),
-    };
-    match (asid, tables) {
-        // Only leaves changed: entries of upper levels in walk caches stay right, so they may stay.
-        (None, Tables::Kept) => Instruction::Vaale1is(operand),
-        (None, Tables::Unlinked) => Instruction::Vaae1is(operand),
-        (Some(_), Tables::Kept) => Instruction::Vale1is(operand),
-        (Some(_), Tables::Unlinked) => Instruction::Vae1is(operand),
+/// Whose entries an operation takes: the instructions that do.
+trait Scope: Copy {
+    fn everything(self) -> Instruction;
+    fn page(self, page: VirtAddr, hint: Option<(Granule, LevelHint)>, tables: Tables) -> Instruction;
+    fn pages(
+        self,
+        first: VirtAddr,
+        granule: Granule,
+        span: Span,
+        level: Option<LevelHint>,
+        tables: Tables,
+    ) -> Instruction;
+}
+
+impl Scope for KernelTlb {
+    #[inline(always)]
+    fn everything(self) -> Instruction {
+        Instruction::Vmalle1is
+    }
+
+    #[inline(always)]
+    fn page(self, page: VirtAddr, hint: Option<(Granule, LevelHint)>, tables: Tables) -> Instruction {
+        let operand = AddressOperand::new(page, hint);
+        match tables {
+            // Only leaves changed: entries of upper levels in walk caches stay right, so they may stay.
+            Tables::Kept => Instruction::Vaale1is(operand),
+            Tables::Unlinked => Instruction::Vaae1is(operand),
+        }
+    }
+
+    #[inline(always)]
+    fn pages(
+        self,
+        first: VirtAddr,
+        granule: Granule,
+        span: Span,
+        level: Option<LevelHint>,
+        tables: Tables,
+    ) -> Instruction {
+        let operand = RangeOperand::new(first, granule, span, level);
+        match tables {
+            Tables::Kept => Instruction::Rvaale1is(operand),
+            Tables::Unlinked => Instruction::Rvaae1is(operand),
+        }
     }
 }
 
-/// The same for a range.
-#[inline(always)]
-fn pages(operand: RangeOperand, asid: Option<Asid>, tables: Tables) -> Instruction {
-    match (asid, tables) {
-        (None, Tables::Kept) => Instruction::Rvaale1is(operand),
-        (None, Tables::Unlinked) => Instruction::Rvaae1is(operand),
-        (Some(_), Tables::Kept) => Instruction::Rvale1is(operand),
-        (Some(_), Tables::Unlinked) => Instruction::Rvae1is(operand),
+impl Scope for AsidTlb {
+    #[inline(always)]
+    fn everything(self) -> Instruction {
+        Instruction::Aside1is(self.0)
+    }
+
+    #[inline(always)]
+    fn page(self, page: VirtAddr, hint: Option<(Granule, LevelHint)>, tables: Tables) -> Instruction {
+        let operand = AddressOperand::with_asid(page, self.0, hint);
+        match tables {
+            Tables::Kept => Instruction::Vale1is(operand),
+            Tables::Unlinked => Instruction::Vae1is(operand),
+        }
+    }
+
+    #[inline(always)]
+    fn pages(
+        self,
+        first: VirtAddr,
+        granule: Granule,
+        span: Span,
+        level: Option<LevelHint>,
+        tables: Tables,
+    ) -> Instruction {
+        let operand = RangeOperand::with_asid(first, granule, span, self.0, level);
+        match tables {
+            Tables::Kept => Instruction::Rvale1is(operand),
+            Tables::Unlinked => Instruction::Rvae1is(operand),
+        }
     }
 }
 
-/// Issues what takes `what`, of `asid` or, for kernel addresses, of every ASID.
 #[inline(always)]
-fn issue<M: Mmu>(mmu: &M, asid: Option<Asid>, what: &Invalidation<M::Geometry>) {
+fn issue<M: Mmu, S: Scope>(mmu: &M, scope: S, what: &Invalidation<M::Geometry>) {
     let granule = M::Geometry::GRANULE;
     let level = level_hint(mmu, what.level);
     // One page, which is what most are: nothing to plan.
     if what.range.pages() == 1 && what.tables == Tables::Kept {
-        return mmu.tlbi(page(what.range.start(), granule, asid, level, Tables::Kept));
+        let hint = level.map(|level| (granule, level));
+        return mmu.tlbi(scope.page(what.range.start(), hint, Tables::Kept));
     }
-    let operand = |first, span| match asid {
-        Some(asid) => RangeOperand::with_asid(first, granule, span, asid, level),
-        None => RangeOperand::new(first, granule, span, level),
-    };
     let support = if mmu.has(Feature::TlbRange) { RangeSupport::Yes } else { RangeSupport::No };
     for operation in Plan::new(what.range.start(), what.range.pages() as u64, granule, support) {
         // Each arm issues its own, so that none is looked at twice.
         match (operation, what.tables) {
-            (Operation::Everything, _) => mmu.tlbi(asid.map_or(Instruction::Vmalle1is, Instruction::Aside1is)),
-            (Operation::Page(at), Tables::Kept) => mmu.tlbi(page(at, granule, asid, level, Tables::Kept)),
-            (Operation::Page(at), Tables::Unlinked) => mmu.tlbi(page(at, granule, asid, level, Tables::Unlinked)),
-            (Operation::Pages(first, span), Tables::Kept) => mmu.tlbi(pages(operand(first, span), asid, Tables::Kept)),
+            (Operation::Everything, _) => mmu.tlbi(scope.everything()),
+            (Operation::Page(page), Tables::Kept) => {
+                mmu.tlbi(scope.page(page, level.map(|level| (granule, level)), Tables::Kept));
+            }
+            (Operation::Page(page), Tables::Unlinked) => {
+                mmu.tlbi(scope.page(page, level.map(|level| (granule, level)), Tables::Unlinked));
+            }
+            (Operation::Pages(first, span), Tables::Kept) => {
+                mmu.tlbi(scope.pages(first, granule, span, level, Tables::Kept));
+            }
             (Operation::Pages(first, span), Tables::Unlinked) => {
-                mmu.tlbi(pages(operand(first, span), asid, Tables::Unlinked));
+                mmu.tlbi(scope.pages(first, granule, span, level, Tables::Unlinked));
             }
         }
     }
