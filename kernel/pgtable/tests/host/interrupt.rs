@@ -172,3 +172,15 @@ fn an_interrupt_pays_for_itself_and_for_nothing_else_wherever_it_comes() {
         assert!(interrupts > 60, "{interrupts}");
     }
 }
+
+/// What stands in for the barriers that a machine does not have is no weaker.
+#[test]
+fn a_machine_without_local_or_repeated_barriers_has_dsb_ish_in_their_place() {
+    let machine = HostMachine::new(1);
+    let stream = machine.record(|| {
+        let cpu = Interrupted::at(usize::MAX, machine.mmu(), || {});
+        cpu.dsb_nsh();
+        cpu.complete_tlbi();
+    });
+    assert_eq!(stream, [Operation::DsbIsh, Operation::DsbIsh]);
+}
