@@ -163,16 +163,30 @@ fn remove(list: &mut Vec<PhysRange, MAX_RANGES>, hole: PhysRange) -> Result<(), 
     if hole.is_empty() {
         return Ok(());
     }
-    let mut left = Vec::new();
-    for range in list.iter() {
-        // What lies below the hole and what lies above it; both are something where the hole is strictly inside.
-        let pieces = [(range.start(), range.end().min(hole.start())), (range.start().max(hole.end()), range.end())];
-        let pieces = pieces.into_iter().filter_map(|(start, end)| PhysRange::new(start, end));
-        for piece in pieces.filter(|piece| !piece.is_empty()) {
-            left.push(piece).map_err(|_| MemoryMapError::TooManyRanges)?;
+    // A hole strictly inside one range makes two of it; this is the only case that needs room.
+    let is_full = list.is_full();
+    let around = |range: &PhysRange| range.start() < hole.start() && hole.end() < range.end();
+    if let Some((index, range)) = list.iter_mut().enumerate().find(|(_, range)| around(range)) {
+        let (Some(below), Some(above)) =
+            (PhysRange::new(range.start(), hole.start()), PhysRange::new(hole.end(), range.end()))
+        else {
+            return Ok(());
+        };
+        if is_full {
+            return Err(MemoryMapError::TooManyRanges);
         }
+        *range = below;
+        return list.insert(index + 1, above).map_err(|_| MemoryMapError::TooManyRanges);
     }
-    *list = left;
+    for range in list.iter_mut().filter(|range| range.overlaps(hole)) {
+        let kept = if range.start() < hole.start() {
+            PhysRange::new(range.start(), hole.start())
+        } else {
+            PhysRange::new(hole.end().min(range.end()), range.end())
+        };
+        *range = kept.unwrap_or(*range);
+    }
+    list.retain(|range| !range.is_empty());
     Ok(())
 }
 
