@@ -58,10 +58,10 @@ mod target {
         let running = smp::stop_others();
         console::take_over();
         // The console cannot fail; an error of some `Display` on the way ends the details, not the shutdown.
-        let _ =
-            writeln!(Console, "\nkernel panic on CPU {}: {headline}", cpu.id.0).and_then(|()| details(&mut Console));
+        let _ = writeln!(ConsoleWriter, "\nkernel panic on CPU {}: {headline}", cpu.id.0)
+            .and_then(|()| details(&mut ConsoleWriter));
         if !running.is_empty() {
-            let _ = writeln!(Console, "CPUs that could not be stopped: {running:?}");
+            let _ = writeln!(ConsoleWriter, "CPUs that could not be stopped: {running:?}");
         }
         power::off(Status::Failure)
     }
@@ -71,7 +71,7 @@ mod target {
         match FAILURES.fetch_add(1, Ordering::Relaxed) {
             0 => {
                 console::take_over();
-                let _ = writeln!(Console, "\nkernel panic, and then while it was reported: {headline}");
+                let _ = writeln!(ConsoleWriter, "\nkernel panic, and then while it was reported: {headline}");
                 power::off(Status::Failure)
             }
             1 => power::off(Status::Failure),
@@ -80,9 +80,9 @@ mod target {
     }
 
     /// The console, printed to piece by piece: a report that faults half-way has printed its first half.
-    struct Console;
+    struct ConsoleWriter;
 
-    impl Write for Console {
+    impl Write for ConsoleWriter {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             console::print(format_args!("{text}"));
             Ok(())

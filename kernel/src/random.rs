@@ -1,6 +1,6 @@
 //! Random numbers that one process cannot predict for another, nor from those that it has been given.
 //!
-//! A key of 32 bytes ([`Pool`]) is all that is kept. What comes from a source is absorbed into it; a caller gets a
+//! A key of 32 bytes ([`KeyPool`]) is all that is kept. What comes from a source is absorbed into it; a caller gets a
 //! ChaCha20 generator ([`Stream`]) under a key that the pool derives, and the pool replaces its own in the same step, so
 //! that neither the pool nor a stream leads back to what was given before (fast key erasure, as in Linux's
 //! `drivers/char/random.c`).
@@ -30,7 +30,7 @@ const RESEED: u64 = 300;
 /// Times that the counter is read for its jitter. Of each reading a fraction of a bit is taken to be unknown.
 const JITTER_READINGS: usize = 256;
 
-static POOL: IrqLock<Pool, { rank::RANDOM }> = IrqLock::new(Pool::new());
+static POOL: IrqLock<KeyPool, { rank::RANDOM }> = IrqLock::new(KeyPool::new());
 /// Whether the CPUs have RNDR.
 static HAS_RNDR: Once<bool> = Once::new();
 static DEVICE: Once<DeviceSource> = Once::new();
@@ -92,12 +92,12 @@ impl fmt::Display for Sources {
 }
 
 /// The key, and what went into it.
-struct Pool {
+struct KeyPool {
     key: [u8; KEY],
     sources: Sources,
 }
 
-impl Pool {
+impl KeyPool {
     const fn new() -> Self {
         Self { key: [0; KEY], sources: Sources(0) }
     }
@@ -230,17 +230,17 @@ fn jitter(count: impl Fn() -> u64) -> [u8; KEY] {
 mod tests {
     use core::cell::Cell;
 
-    use super::{Pool, Source, Sources, Stream, jitter};
+    use super::{KeyPool, Source, Sources, Stream, jitter};
     use rand_chacha::ChaCha20Rng;
     use rand_chacha::rand_core::SeedableRng as _;
 
-    fn pool(absorbed: &[&[u8]]) -> Pool {
-        let mut pool = Pool::new();
+    fn pool(absorbed: &[&[u8]]) -> KeyPool {
+        let mut pool = KeyPool::new();
         absorbed.iter().for_each(|bytes| pool.absorb(bytes));
         pool
     }
 
-    fn draw(pool: &mut Pool, bytes: usize) -> Vec<u8> {
+    fn draw(pool: &mut KeyPool, bytes: usize) -> Vec<u8> {
         let mut drawn = vec![0; bytes];
         Stream(ChaCha20Rng::from_seed(pool.derive(&[0; 16]))).fill(&mut drawn);
         drawn
@@ -268,7 +268,7 @@ mod tests {
         let next = pool.derive(&[0; 16]);
         assert_ne!(next, given);
         // The state after the first number gives the second, and no number that was given before.
-        let mut later = Pool { key: pool.key, sources: Sources(0) };
+        let mut later = KeyPool { key: pool.key, sources: Sources(0) };
         assert_ne!(later.derive(&[0; 16]), next);
     }
 

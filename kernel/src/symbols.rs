@@ -45,7 +45,7 @@ pub fn resolve(address: VirtAddr) -> Option<Symbol> {
         return None;
     }
     let offset = u32::try_from(address.0 - image_start()).ok()?;
-    let (name, start) = Table::parse(filled())?.lookup(offset)?;
+    let (name, start) = SymbolTable::parse(filled())?.lookup(offset)?;
     Some(Symbol { name, offset: u64::from(offset - start) })
 }
 
@@ -128,12 +128,12 @@ impl core::fmt::Display for Named {
 }
 
 /// A table whose header is consistent with its length. Its entries are checked one by one, as they are used.
-struct Table<'a> {
+struct SymbolTable<'a> {
     entries: &'a [u8],
     names: &'a [u8],
 }
 
-impl<'a> Table<'a> {
+impl<'a> SymbolTable<'a> {
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, rest) = bytes.split_at_checked(HEADER_SIZE)?;
         if !header.starts_with(MAGIC) || word(header, 4)? != VERSION {
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn an_address_belongs_to_the_last_function_before_it() {
         let bytes = table(&FUNCTIONS);
-        let table = Table::parse(&bytes).unwrap();
+        let table = SymbolTable::parse(&bytes).unwrap();
         assert_eq!(table.lookup(0), None);
         assert_eq!(table.lookup(0xfff), None);
         assert_eq!(table.lookup(0x1000), Some(("_start", 0x1000)));
@@ -209,17 +209,17 @@ mod tests {
 
     #[test]
     fn a_table_that_was_not_filled_has_no_names() {
-        assert!(Table::parse(&[0; RESERVED_SIZE]).is_none());
-        assert!(Table::parse(filled()).is_none());
+        assert!(SymbolTable::parse(&[0; RESERVED_SIZE]).is_none());
+        assert!(SymbolTable::parse(filled()).is_none());
         assert_eq!(resolve(VirtAddr(0xffff_8000_8000_1000)), None);
-        assert_eq!(Table::parse(&table(&[])).unwrap().lookup(5), None);
+        assert_eq!(SymbolTable::parse(&table(&[])).unwrap().lookup(5), None);
     }
 
     #[test]
     fn a_table_cut_short_is_refused() {
         let bytes = table(&FUNCTIONS);
         for length in 0..bytes.len() {
-            assert!(Table::parse(&bytes[..length]).is_none(), "{length}");
+            assert!(SymbolTable::parse(&bytes[..length]).is_none(), "{length}");
         }
     }
 
@@ -237,7 +237,7 @@ mod tests {
                 bytes[8..12].copy_from_slice(&count.to_le_bytes());
                 bytes[12..16].copy_from_slice(&(names % 256).to_le_bytes());
             }
-            if let Some((name, start)) = Table::parse(&bytes).and_then(|table| table.lookup(offset)) {
+            if let Some((name, start)) = SymbolTable::parse(&bytes).and_then(|table| table.lookup(offset)) {
                 prop_assert!(start <= offset && name.len() < 256);
             }
         }
@@ -247,7 +247,7 @@ mod tests {
             let mut bytes = table(&FUNCTIONS);
             let at = at.index(bytes.len());
             bytes[at] = value;
-            let _ = Table::parse(&bytes).map(|table| table.lookup(offset));
+            let _ = SymbolTable::parse(&bytes).map(|table| table.lookup(offset));
         }
     }
 }

@@ -40,7 +40,7 @@ pub trait Entry: Copy {
 
 /// What to do next to an entry in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
+pub enum EntryStep {
     /// Write this word, by one store of 64 bits.
     Store {
         /// Which, from 0.
@@ -52,7 +52,7 @@ pub enum Step {
     Invalidate,
 }
 
-/// The way from one value of an entry to another: [`Step`]s in order.
+/// The way from one value of an entry to another: [`EntryStep`]s in order.
 ///
 /// It is at most three images of the entry. From image to image the words that differ are stored, in any order, for no
 /// mixture of two neighbours is anything but one of them; an invalidation ends each.
@@ -102,9 +102,9 @@ impl Update {
 }
 
 impl Iterator for Update {
-    type Item = Step;
+    type Item = EntryStep;
 
-    fn next(&mut self) -> Option<Step> {
+    fn next(&mut self) -> Option<EntryStep> {
         while let Some(image) = self.images.get(self.image) {
             while let Some((&value, now)) = image.get(self.word).zip(self.current.get_mut(self.word)) {
                 let word = self.word;
@@ -112,12 +112,12 @@ impl Iterator for Update {
                 if *now != value {
                     *now = value;
                     self.dirty = true;
-                    return Some(Step::Store { word, value });
+                    return Some(EntryStep::Store { word, value });
                 }
             }
             (self.image, self.word) = (self.image + 1, 0);
             if core::mem::take(&mut self.dirty) {
-                return Some(Step::Invalidate);
+                return Some(EntryStep::Invalidate);
             }
         }
         None
@@ -137,8 +137,8 @@ pub fn carry_out<E: Entry, W: Word, Failure>(
 ) -> Result<(), Failure> {
     for step in Update::new(&read(cells), target) {
         match step {
-            Step::Store { word, value } => cells[word].store(value, Ordering::Relaxed),
-            Step::Invalidate => invalidate()?,
+            EntryStep::Store { word, value } => cells[word].store(value, Ordering::Relaxed),
+            EntryStep::Invalidate => invalidate()?,
         }
     }
     Ok(())

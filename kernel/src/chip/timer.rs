@@ -18,7 +18,7 @@ use crate::smp::Cpu;
 static ENTRY: AtomicU64 = AtomicU64::new(0);
 
 /// What a CPU has due: part of its [`Cpu`], touched by it alone.
-pub struct Due([Slot; PURPOSES]);
+pub struct Due([DeadlineSlot; PURPOSES]);
 
 /// The users of a deadline. Each has one on each CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,24 +32,24 @@ pub enum Purpose {
 
 const PURPOSES: usize = 2;
 
-struct Slot {
+struct DeadlineSlot {
     /// When, as the timer counts.
     count: AtomicU64,
-    /// A [`Handler`], or zero for none.
+    /// A [`DeadlineHandler`], or zero for none.
     handler: AtomicUsize,
 }
 
 /// What runs when a deadline is reached: in the interrupt, on the CPU that set it.
-pub type Handler = fn(&Cpu);
+pub type DeadlineHandler = fn(&Cpu);
 
 impl Due {
     /// Nothing.
     pub(crate) const fn new() -> Self {
-        Self([const { Slot { count: AtomicU64::new(0), handler: AtomicUsize::new(0) } }; PURPOSES])
+        Self([const { DeadlineSlot { count: AtomicU64::new(0), handler: AtomicUsize::new(0) } }; PURPOSES])
     }
 }
 
-impl Slot {
+impl DeadlineSlot {
     /// When it is due, if it is.
     fn due(&self) -> Option<u64> {
         (self.handler.load(Ordering::Relaxed) != 0).then(|| self.count.load(Ordering::Relaxed))
@@ -96,7 +96,7 @@ pub fn instructions() -> Option<u64> {
 }
 
 /// Has `handler` run on this CPU when `after` has passed. It replaces what was due before.
-pub fn set_deadline(cpu: &Cpu, after: Duration, handler: Handler) {
+pub fn set_deadline(cpu: &Cpu, after: Duration, handler: DeadlineHandler) {
     set(cpu, Purpose::Caller, Some(Deadline::after(after)), handler);
 }
 
@@ -106,7 +106,7 @@ pub fn has_deadline(cpu: &Cpu) -> bool {
 }
 
 /// Has `handler` run on this CPU at `deadline`, or not at all. It replaces what was due before for this purpose.
-pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: Handler) {
+pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: DeadlineHandler) {
     let masked = interrupts::mask();
     let slot = &cpu.due.0[purpose as usize];
     match deadline {
@@ -122,7 +122,7 @@ pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handl
 
 /// Sets the timer for what is due first. Interrupts masked.
 fn program(cpu: &Cpu) {
-    match cpu.due.0.iter().filter_map(Slot::due).min() {
+    match cpu.due.0.iter().filter_map(DeadlineSlot::due).min() {
         Some(first) => timer::set_deadline(first),
         None => timer::stop(),
     }
@@ -142,8 +142,8 @@ fn handle_interrupt(cpu: &Cpu) {
     for slot in &cpu.due.0 {
         if slot.due().is_some_and(|due| due <= timer::count()) {
             let handler = slot.handler.swap(0, Ordering::Relaxed);
-            // SAFETY: not zero, so `set` put it there: a `Handler`.
-            let handler = unsafe { core::mem::transmute::<usize, Handler>(handler) };
+            // SAFETY: not zero, so `set` put it there: a `DeadlineHandler`.
+            let handler = unsafe { core::mem::transmute::<usize, DeadlineHandler>(handler) };
             handler(cpu);
         }
     }

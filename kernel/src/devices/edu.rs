@@ -11,7 +11,7 @@ use core::time::Duration;
 use granule_arch::barrier;
 use thiserror::Error;
 
-use super::pci::{Claim, Function, Id, MmioRegion, Vector};
+use super::pci::{Claim, Function, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::chip::timer::Deadline;
 use crate::iommu::{self, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Resolution};
@@ -60,7 +60,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Edu {
     registers: MmioRegion,
     dma: DmaDevice,
-    vector: Option<Vector>,
+    vector: Option<InterruptVector>,
     arrivals: &'static Arrivals,
     /// Held during each use: it does one thing at a time.
     busy: RwSem<()>,
@@ -146,7 +146,7 @@ impl Edu {
     }
 
     /// How its interrupts arrive; `None` where it is polled.
-    pub fn vector(&self) -> Option<Vector> {
+    pub fn vector(&self) -> Option<InterruptVector> {
         self.vector
     }
 

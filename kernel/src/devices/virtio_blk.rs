@@ -11,7 +11,7 @@ use super::pci::{Claim, Function, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
 use super::virtio::device::VirtioDevice;
 use super::virtio::queue::{Flow, Segment};
-use super::virtio::requests::{Frame, RequestError, Requests, Ticket, Transfer};
+use super::virtio::requests::{RequestError, RequestFrame, Requests, Ticket, Transfer};
 use crate::iommu::{DmaAddress, DmaDevice};
 use crate::sched::RwSem;
 use crate::smp::Cpu;
@@ -157,6 +157,6 @@ impl VirtioBlk {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&what.to_le_bytes());
         header[8..].copy_from_slice(&sector.to_le_bytes());
-        Ok(self.device.submit(Frame::Header(header), &[data])?)
+        Ok(self.device.submit(RequestFrame::Header(header), &[data])?)
     }
 }

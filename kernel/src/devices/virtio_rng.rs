@@ -8,7 +8,7 @@ use super::pci::{Claim, Function, Id};
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
 use super::virtio::device::VirtioDevice;
 use super::virtio::queue::{Flow, Segment};
-use super::virtio::requests::{Frame, RequestError, Requests};
+use super::virtio::requests::{RequestError, RequestFrame, Requests};
 use crate::iommu::{Coherent, DmaAddress, DmaDevice};
 use crate::sched::RwSem;
 use crate::smp::Cpu;
@@ -84,7 +84,7 @@ impl VirtioRng {
                 bytes: bytes - filled,
                 flow: Flow::FromDevice,
             };
-            let transfer = self.device.perform(Frame::None, &[segment])?;
+            let transfer = self.device.perform(RequestFrame::None, &[segment])?;
             // It may give less than it was asked for, but not nothing (5.4.6.1).
             if transfer.written == 0 {
                 return Err(RequestError::TimedOut);

@@ -50,7 +50,7 @@ impl Queue {
 
 /// How often what happened.
 #[derive(Default)]
-pub(super) struct Counters {
+pub(super) struct FaultCounters {
     events: AtomicU64,
     served: AtomicU64,
     failed: AtomicU64,
@@ -180,7 +180,7 @@ fn touches(fault: &DeviceFault, range: &Range<u64>, access: Access) -> bool {
 impl Iommu {
     /// How often what happened.
     pub fn fault_stats(&self) -> FaultStats {
-        let Counters { events, served, failed, losses, storms, unknown_streams } = &self.counters;
+        let FaultCounters { events, served, failed, losses, storms, unknown_streams } = &self.counters;
         let [events, served, failed, losses, storms, unknown_streams] =
             [events, served, failed, losses, storms, unknown_streams].map(|counter| counter.load(Ordering::Relaxed));
         FaultStats { events, served, failed, losses, storms, unknown_streams }

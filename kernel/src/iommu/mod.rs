@@ -69,7 +69,7 @@ use crate::platform::MAX_SMMUS;
 use crate::sched::RwSem;
 use crate::sync::{IrqLock, rank};
 use device::AttachedDevice;
-use window::Window;
+use window::IovaWindow;
 
 /// Devices that can be attached at a time.
 const MOST: usize = 64;
@@ -82,7 +82,7 @@ pub struct Iommu {
     streams: IrqLock<Streams<Port>, { rank::STREAMS }>,
     events: IrqLock<fault::Queue, { rank::EVENTS }>,
     asids: IrqLock<Asids, { rank::DEVICE_ADDRESSES }>,
-    window: IrqLock<Window, { rank::DEVICE_ADDRESSES }>,
+    window: IrqLock<IovaWindow, { rank::DEVICE_ADDRESSES }>,
     /// Attached devices.
     devices: RwSem<Devices>,
     pool: Pool<AttachedDevice>,
@@ -92,7 +92,7 @@ pub struct Iommu {
     transfers: VirtAddr,
     mmu: Machine,
     frames: &'static FrameAllocator,
-    counters: fault::Counters,
+    counters: fault::FaultCounters,
 }
 
 type Devices = heapless::Vec<DeviceRef, MOST>;
@@ -162,7 +162,7 @@ impl Iommu {
             streams: IrqLock::new(streams),
             events: IrqLock::new(fault::Queue::new(events)),
             asids: IrqLock::new(asids),
-            window: IrqLock::new(Window::new()),
+            window: IrqLock::new(IovaWindow::new()),
             devices: RwSem::new(Devices::new()),
             pool: Pool::new(frames),
             needs: setup.needs,
@@ -170,7 +170,7 @@ impl Iommu {
             transfers: setup.transfers,
             mmu,
             frames,
-            counters: fault::Counters::default(),
+            counters: fault::FaultCounters::default(),
         }
     }
 

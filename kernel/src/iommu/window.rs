@@ -12,7 +12,7 @@ const PAGES: usize = ((RESERVED_END.0 - RESERVED_START.0) / PAGE_SIZE as u64) as
 const BITS: usize = u64::BITS as usize;
 
 /// Which of the addresses have an owner.
-pub(super) struct Window([u64; PAGES / BITS]);
+pub(super) struct IovaWindow([u64; PAGES / BITS]);
 
 /// A page of a device.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ pub(super) struct OwnPage {
     pub(super) memory: MemoryType,
 }
 
-impl Window {
+impl IovaWindow {
     /// None has.
     pub(super) const fn new() -> Self {
         Self([0; PAGES / BITS])
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn each_page_has_one_owner() {
-        let mut window = Window::new();
+        let mut window = IovaWindow::new();
         let all: std::collections::BTreeSet<_> = core::iter::from_fn(|| window.take()).collect();
         assert_eq!(all.len(), PAGES);
         assert!(all.iter().all(|page| (RESERVED_START..RESERVED_END).contains(page)));

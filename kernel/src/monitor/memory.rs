@@ -90,7 +90,7 @@ const PERMISSIONS: [Keyword<Permission>; 7] = [
 
 /// How many bytes one access takes, by the letter that the A64 instruction has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Width {
+pub(super) enum AccessWidth {
     /// LDRB, STRB
     Byte,
     /// LDRH, STRH
@@ -101,9 +101,10 @@ pub(super) enum Width {
     Quad,
 }
 
-const WIDTHS: [Keyword<Width>; 4] = [("b", Width::Byte), ("h", Width::Half), ("w", Width::Word), ("q", Width::Quad)];
+const WIDTHS: [Keyword<AccessWidth>; 4] =
+    [("b", AccessWidth::Byte), ("h", AccessWidth::Half), ("w", AccessWidth::Word), ("q", AccessWidth::Quad)];
 
-impl Width {
+impl AccessWidth {
     pub(super) const fn bytes(self) -> u32 {
         match self {
             Self::Byte => 1,
@@ -164,7 +165,7 @@ fn set_memory<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), F
 
 fn peek<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
     let start = args.address("ADDR")?;
-    let width = args.optional_keyword(&WIDTHS).unwrap_or(Width::Quad);
+    let width = args.optional_keyword(&WIDTHS).unwrap_or(AccessWidth::Quad);
     if args.optional_keyword(&[("=", ())]).is_some() {
         let expected = value(&mut args, width)?;
         args.finish()?;
@@ -191,7 +192,12 @@ fn peek<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
 }
 
 /// Prints the values from `start` to `last`, as many as can be read.
-fn show_line(session: &mut Session<'_>, start: VirtAddr, last: u64, width: Width) -> Result<(), Failure<'static>> {
+fn show_line(
+    session: &mut Session<'_>,
+    start: VirtAddr,
+    last: u64,
+    width: AccessWidth,
+) -> Result<(), Failure<'static>> {
     let columns = width.columns();
     for address in (start.0..=last).step_by(width.bytes() as usize).map(VirtAddr) {
         match session.subject.read(address, width) {
@@ -214,7 +220,7 @@ fn poke<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
     let mut after = args.clone();
     after.value("VALUE")?;
     let width = match after.is_empty() {
-        true => Width::Quad,
+        true => AccessWidth::Quad,
         false => after.keyword("WIDTH", "b|h|w|q", &WIDTHS)?,
     };
     let value = value(&mut args, width)?;
@@ -223,7 +229,7 @@ fn poke<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
 }
 
 /// The next word as a value that fits `width`.
-fn value<'a>(args: &mut Args<'a>, width: Width) -> Result<u64, ArgumentError<'a>> {
+fn value<'a>(args: &mut Args<'a>, width: AccessWidth) -> Result<u64, ArgumentError<'a>> {
     let value = args.value("VALUE")?;
     let bytes = width.bytes();
     if width.holds(value) { Ok(value) } else { Err(ArgumentError::TooWide { name: "VALUE", value, bytes }) }

@@ -8,7 +8,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::cache;
 use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
 
-use super::memory::{Permission, Width};
+use super::memory::{AccessWidth, Permission};
 use super::{Half, Refusal, Subject};
 use crate::chip::console;
 use crate::chip::power::{self, Status};
@@ -73,24 +73,24 @@ impl Subject for Metal {
         }
     }
 
-    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, ProbeFault> {
+    fn read(&self, address: VirtAddr, width: AccessWidth) -> Result<u64, ProbeFault> {
         match width {
-            Width::Byte => probe::read::<u8>(address).map(u64::from),
-            Width::Half => probe::read::<u16>(address).map(u64::from),
-            Width::Word => probe::read::<u32>(address).map(u64::from),
-            Width::Quad => probe::read(address),
+            AccessWidth::Byte => probe::read::<u8>(address).map(u64::from),
+            AccessWidth::Half => probe::read::<u16>(address).map(u64::from),
+            AccessWidth::Word => probe::read::<u32>(address).map(u64::from),
+            AccessWidth::Quad => probe::read(address),
         }
     }
 
-    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), ProbeFault> {
+    fn write(&mut self, address: VirtAddr, width: AccessWidth, value: u64) -> Result<(), ProbeFault> {
         // SAFETY: none can be given, and that is the command's purpose: the person at the console owns the machine, and
         // what is mapped writable may be broken by a store there. What is not, the probe gives back as a fault.
         unsafe {
             match width {
-                Width::Byte => probe::write(address, value as u8),
-                Width::Half => probe::write(address, value as u16),
-                Width::Word => probe::write(address, value as u32),
-                Width::Quad => probe::write(address, value),
+                AccessWidth::Byte => probe::write(address, value as u8),
+                AccessWidth::Half => probe::write(address, value as u16),
+                AccessWidth::Word => probe::write(address, value as u32),
+                AccessWidth::Quad => probe::write(address, value),
             }?;
             // Written through, so it is mapped and readable: nothing here faults.
             cache::sync_code(address, u64::from(width.bytes()), kernel().features().cpus.code_caches());

@@ -53,7 +53,7 @@ use crate::suggest::suggest;
 use crate::trap::probe::ProbeFault;
 use accounts::plural;
 use line::{Echo, Editor, Input, Line};
-use memory::{Permission, Width};
+use memory::{AccessWidth, Permission};
 use parse::{Args, ArgumentError, DidYouMean};
 
 const PROMPT: &str = "granule> ";
@@ -258,9 +258,9 @@ trait Subject {
     /// Changes what may be done with this many pages.
     fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError>;
     /// Reads at any address.
-    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, ProbeFault>;
+    fn read(&self, address: VirtAddr, width: AccessWidth) -> Result<u64, ProbeFault>;
     /// Writes at any address, for instruction fetches to see.
-    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), ProbeFault>;
+    fn write(&mut self, address: VirtAddr, width: AccessWidth, value: u64) -> Result<(), ProbeFault>;
     /// Calls the code at any address.
     fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault>;
     /// The walk for an address, one call for each level. `None`: there is no such process.

@@ -5,7 +5,7 @@ use granule_arch::addr::{PhysAddr, PhysRange};
 pub use granule_arch::psci::Conduit;
 use heapless::Vec;
 
-use super::interrupts::{Controller, Interrupts};
+use super::interrupts::{GicNode, Interrupts};
 pub use super::interrupts::{Interrupt, Trigger};
 use super::pcie::{self, References};
 use super::tree::{Node, cell, strings};
@@ -129,14 +129,14 @@ impl<'t> Found<'t> {
             match compatible {
                 "arm,gic-v3" if self.gic.is_none() => {
                     self.gic = Some(gic_v3(node)?);
-                    self.references.gic = Controller::of(node)?;
+                    self.references.gic = GicNode::of(node)?;
                 }
                 "arm,gic-400" | "arm,cortex-a15-gic" | "arm,cortex-a7-gic" | "arm,cortex-a9-gic" | "qcom,msm-qgic2"
                     if self.gic.is_none() =>
                 {
                     let (distributor, cpu_interface) = (node.first_registers()?, node.nth_registers(1)?);
                     self.gic = Some(GicDescription::V2 { distributor, cpu_interface });
-                    self.references.gic = Controller::of(node)?;
+                    self.references.gic = GicNode::of(node)?;
                 }
                 "arm,gic-v3-its" if self.its.is_none() => {
                     self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
@@ -274,7 +274,7 @@ impl<'t> UartNode<'t> {
     }
 
     /// Its interrupt may make no sense without harm: without one it is polled.
-    fn resolve(self, gic: &Controller) -> Uart {
+    fn resolve(self, gic: &GicNode) -> Uart {
         let interrupt = dispensable(self.interrupts.get(0, gic)).flatten();
         Uart { registers: self.registers, interrupt }
     }
@@ -295,7 +295,7 @@ impl<'t> SmmuNode<'t> {
     }
 
     /// Each of its interrupts may make no sense without harm: what it would report is polled.
-    fn resolve(self, gic: &Controller) -> Smmu {
+    fn resolve(self, gic: &GicNode) -> Smmu {
         let named = |name: &str| {
             let index = self.names.into_iter().flat_map(strings).position(|entry| entry == name)?;
             dispensable(self.interrupts.get(index, gic)).flatten()

@@ -4,7 +4,7 @@
 //! `interrupts` lists lines of the controller that `interrupt-parent` names, on the node or on the way up;
 //! `interrupts-extended` names the controller of each line, and counts where both are there. How many cells a line
 //! takes is defined by the controller, which the tree may have behind the node. So a node's interrupts are kept as they
-//! stand ([`Interrupts`]) and read when the GIC ([`Controller`]) is known.
+//! stand ([`Interrupts`]) and read when the GIC ([`GicNode`]) is known.
 
 use super::tree::{self, cell};
 use super::{NodeName, PlatformError};
@@ -28,7 +28,7 @@ pub struct Interrupt {
 }
 
 /// The GIC as other nodes refer to it.
-pub(super) struct Controller {
+pub(super) struct GicNode {
     /// `None` where the GIC has none: then no node can name it, and all that name no other are taken to lead there.
     pub(super) phandle: Option<u32>,
     /// Of its own bus; each entry of an `interrupt-map` has as many, which mean nothing.
@@ -42,13 +42,13 @@ const MEANINGFUL: u32 = 3;
 /// Cells of a line at most: more have no meaning in any binding.
 const MAX_CELLS: u32 = 8;
 
-impl Default for Controller {
+impl Default for GicNode {
     fn default() -> Self {
         Self { phandle: None, address_cells: 0, interrupt_cells: MEANINGFUL }
     }
 }
 
-impl Controller {
+impl GicNode {
     /// The GIC's node.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Interrupts<'_> {
     ///
     /// # Errors
     /// The line leads to another controller than the GIC, or is none of the GIC's.
-    pub(super) fn get(&self, index: usize, gic: &Controller) -> Result<Option<Interrupt>, PlatformError> {
+    pub(super) fn get(&self, index: usize, gic: &GicNode) -> Result<Option<Interrupt>, PlatformError> {
         if let Some(list) = self.extended {
             return self.get_extended(list, index, gic);
         }
@@ -108,7 +108,7 @@ impl Interrupts<'_> {
 
     /// As [`get`](Self::get), where each line begins with its controller. What another controller's lines take is not
     /// known here, so that a line behind one of those is not found.
-    fn get_extended(&self, list: &[u8], index: usize, gic: &Controller) -> Result<Option<Interrupt>, PlatformError> {
+    fn get_extended(&self, list: &[u8], index: usize, gic: &GicNode) -> Result<Option<Interrupt>, PlatformError> {
         let bad = || self.bad("interrupts-extended");
         let mut entries = list.chunks(4 + gic.line_size());
         for _ in 0..index {
@@ -152,12 +152,12 @@ pub(super) fn interrupt_of(cells: &[u8]) -> Option<Interrupt> {
 #[cfg(test)]
 mod tests {
     use super::super::tree_builder::cells;
-    use super::{Controller, Interrupt, Interrupts, PlatformError, Trigger};
+    use super::{GicNode, Interrupt, Interrupts, PlatformError, Trigger};
 
     const GIC: u32 = 7;
 
-    fn gic(interrupt_cells: u32) -> Controller {
-        Controller { phandle: Some(GIC), address_cells: 2, interrupt_cells }
+    fn gic(interrupt_cells: u32) -> GicNode {
+        GicNode { phandle: Some(GIC), address_cells: 2, interrupt_cells }
     }
 
     /// The INTID of line `index` of a node with these properties.

@@ -1,5 +1,5 @@
 //! A PCIe host bridge with its configuration space in memory (the bindings `host-generic-pci`, `pci-iommu`, `pci-msi`;
-//! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI Bus Binding for addresses of three cells).
+//! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI BusNode Binding for addresses of three cells).
 //!
 //! A function is named by its *requester ID*, bus, device and function in 16 bits. What the SMMU and the ITS call the
 //! same function is defined by the maps here. They refer to other nodes, which the tree may have behind the bridge; so
@@ -9,7 +9,7 @@ use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
 use super::PlatformError;
-use super::interrupts::{Controller, Interrupt, interrupt_of};
+use super::interrupts::{GicNode, Interrupt, interrupt_of};
 use super::tree::{self, cell, number};
 
 /// Bytes of the configuration space of one bus.
@@ -125,7 +125,7 @@ impl InterruptLines {
 /// What other nodes refer to, as far as the tree was read.
 #[derive(Default)]
 pub(super) struct References {
-    pub(super) gic: Controller,
+    pub(super) gic: GicNode,
     pub(super) its: Option<u32>,
 }
 
@@ -241,7 +241,7 @@ fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, wanted: &dyn Fn(u32) -> bool)
 }
 
 /// `interrupt-map`: an address of the PCI bus and a pin; the controller, an address of its bus, and its interrupt.
-fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &Controller) -> Option<InterruptLines> {
+fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &GicNode) -> Option<InterruptLines> {
     const PIN: usize = 1;
     let field = |of: &[u8], at: usize| of.get(at * 4..at * 4 + 4).and_then(cell);
     let mask = match mask {

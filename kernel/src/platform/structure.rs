@@ -86,7 +86,7 @@ pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
     let strings = blob.get(strings as usize..).and_then(|rest| rest.get(..strings_size as usize));
     let strings = strings.ok_or(StructureError::Header)?;
     check_reservations(blob, reservations as usize)?;
-    Structure { blob, strings, at: structure as usize }.check()?;
+    StructureBlock { blob, strings, at: structure as usize }.check()?;
     Ok(Fdt::new_unchecked(blob))
 }
 
@@ -98,13 +98,13 @@ fn check_reservations(blob: &[u8], at: usize) -> Result<(), StructureError> {
 }
 
 /// Where the check has come to in the structure block.
-struct Structure<'t> {
+struct StructureBlock<'t> {
     blob: &'t [u8],
     strings: &'t [u8],
     at: usize,
 }
 
-impl Structure<'_> {
+impl StructureBlock<'_> {
     fn check(&mut self) -> Result<(), StructureError> {
         // The first token is the root's: dtoolkit does not step over a NOP there.
         self.expect(BEGIN_NODE)?;

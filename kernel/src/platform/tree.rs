@@ -18,12 +18,13 @@ use super::{NodeName, PlatformError};
 const MAX_DEPTH: u32 = 8;
 
 /// What is done with each node: see [`Root::visit`].
-pub(super) type Visit<'v, 't, 'p> = dyn for<'n> FnMut(&Node<'t, 'n>, Option<&'p str>) -> Result<(), PlatformError> + 'v;
+pub(super) type VisitNode<'v, 't, 'p> =
+    dyn for<'n> FnMut(&Node<'t, 'n>, Option<&'p str>) -> Result<(), PlatformError> + 'v;
 
 /// The bus that a node makes for its children.
-pub(super) struct Bus<'t, 'b> {
+pub(super) struct BusNode<'t, 'b> {
     /// The bus that the node itself is on; `None` for the root.
-    parent: Option<&'b Bus<'t, 'b>>,
+    parent: Option<&'b BusNode<'t, 'b>>,
     address_cells: u32,
     size_cells: u32,
     /// `ranges`, raw; `None` where there is none.
@@ -76,7 +77,7 @@ impl<'t> Properties<'t> {
 /// A node, and the bus it is on.
 pub(super) struct Node<'t, 'b> {
     node: FdtNode<'t>,
-    bus: &'b Bus<'t, 'b>,
+    bus: &'b BusNode<'t, 'b>,
     pub(super) properties: Properties<'t>,
 }
 
@@ -98,7 +99,7 @@ impl<'t> Detached<'t> {
 /// The root of the tree, with the bus that it makes.
 pub(super) struct Root<'t> {
     node: FdtNode<'t>,
-    bus: Bus<'t, 't>,
+    bus: BusNode<'t, 't>,
 }
 
 impl<'t> Root<'t> {
@@ -130,7 +131,11 @@ impl<'t> Root<'t> {
     ///
     /// # Errors
     /// The first that `visit` returns.
-    pub(super) fn visit<'p>(&self, path: Option<&'p str>, visit: &mut Visit<'_, 't, 'p>) -> Result<(), PlatformError> {
+    pub(super) fn visit<'p>(
+        &self,
+        path: Option<&'p str>,
+        visit: &mut VisitNode<'_, 't, 'p>,
+    ) -> Result<(), PlatformError> {
         for child in self.node.children() {
             Node::new(child, &self.bus).visit(path, visit)?;
         }
@@ -138,8 +143,8 @@ impl<'t> Root<'t> {
     }
 }
 
-fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b Bus<'t, 'b>>) -> Bus<'t, 'b> {
-    Bus {
+fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b BusNode<'t, 'b>>) -> BusNode<'t, 'b> {
+    BusNode {
         parent,
         // The defaults are the specification's (2.3.5).
         address_cells: properties.address_cells.and_then(cell).unwrap_or(2),
@@ -151,7 +156,7 @@ fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b Bus<'t, 'b>>) 
 }
 
 /// The node's own `interrupt-parent`, else that of the bus that it is on.
-fn interrupt_parent_of(properties: &Properties<'_>, bus: Option<&Bus<'_, '_>>) -> Option<u32> {
+fn interrupt_parent_of(properties: &Properties<'_>, bus: Option<&BusNode<'_, '_>>) -> Option<u32> {
     properties.interrupt_parent.and_then(cell).or_else(|| bus?.interrupt_parent)
 }
 
@@ -161,7 +166,7 @@ fn base_name(name: &str) -> &str {
 }
 
 impl<'t, 'b> Node<'t, 'b> {
-    fn new(node: FdtNode<'t>, bus: &'b Bus<'t, 'b>) -> Self {
+    fn new(node: FdtNode<'t>, bus: &'b BusNode<'t, 'b>) -> Self {
         Self { node, bus, properties: Properties::of(&node) }
     }
 
@@ -264,7 +269,7 @@ impl<'t, 'b> Node<'t, 'b> {
         Ok(())
     }
 
-    fn visit<'p>(&self, path: Option<&'p str>, visit: &mut Visit<'_, 't, 'p>) -> Result<(), PlatformError> {
+    fn visit<'p>(&self, path: Option<&'p str>, visit: &mut VisitNode<'_, 't, 'p>) -> Result<(), PlatformError> {
         if !self.is_available() || self.bus.depth >= MAX_DEPTH {
             return Ok(());
         }
@@ -342,7 +347,7 @@ impl<'t, 'b> Node<'t, 'b> {
     }
 }
 
-impl Bus<'_, '_> {
+impl BusNode<'_, '_> {
     /// Where the CPU sees the `size` bytes at `address` of this bus; `None` where it does not.
     fn to_cpu(&self, mut address: u64, size: u64) -> Option<u64> {
         let mut bus = self;
@@ -353,7 +358,7 @@ impl Bus<'_, '_> {
         Some(address)
     }
 
-    fn to_parent(&self, parent: &Bus<'_, '_>, address: u64, size: u64) -> Option<u64> {
+    fn to_parent(&self, parent: &BusNode<'_, '_>, address: u64, size: u64) -> Option<u64> {
         let ranges = self.ranges?;
         if ranges.is_empty() {
             return Some(address);

@@ -139,12 +139,12 @@ fn start(
     cpu: &'static Cpu,
     record: &'static SecondaryBoot,
     stack: &mut dyn FnMut() -> Option<VirtAddr>,
-) -> Result<(), StartError> {
+) -> Result<(), CpuStartError> {
     let (EnableMethod::Psci, Some(conduit)) = (node.enable_method, platform.conduit) else {
-        return Err(StartError::Method);
+        return Err(CpuStartError::Method);
     };
-    let steps = STEPS.get().ok_or(StartError::Method)?;
-    let (stack_top, overflow_top) = (stack().ok_or(StartError::NoStack)?, stack().ok_or(StartError::NoStack)?);
+    let steps = STEPS.get().ok_or(CpuStartError::Method)?;
+    let (stack_top, overflow_top) = (stack().ok_or(CpuStartError::NoStack)?, stack().ok_or(CpuStartError::NoStack)?);
     cpu.trap.set_stacks(stack_top.0, overflow_top.0);
     cpu.mpidr.store(node.mpidr, Ordering::Relaxed);
     CPUS.insert(cpu);
@@ -154,12 +154,12 @@ fn start(
     record.entry.store(entry as usize as u64, Ordering::Relaxed);
     // The record is read with the other CPU's caches on, so it need not be cleaned; it must only be there in time.
     barrier::dsb_ishst();
-    psci::cpu_on(conduit, node.mpidr, steps.entry.0, VirtAddr::from_ptr(record).0).map_err(StartError::Psci)
+    psci::cpu_on(conduit, node.mpidr, steps.entry.0, VirtAddr::from_ptr(record).0).map_err(CpuStartError::Psci)
 }
 
 /// Why a CPU was not started.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-enum StartError {
+enum CpuStartError {
     #[error("the device tree gives no way that this kernel knows")]
     Method,
     #[error("no memory for its stacks")]

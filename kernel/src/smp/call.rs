@@ -14,10 +14,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::{interrupts, wait};
 
-use super::{CPUS, Cpu, CpuId, CpuSet, Table, notify, this_cpu};
+use super::{CPUS, Cpu, CpuId, CpuSet, CpuTable, notify, this_cpu};
 
 /// What a call runs on each CPU: interrupts masked, as in a handler. It must not wait for another CPU.
-pub type Function = fn(&Cpu, usize);
+pub type CallFunction = fn(&Cpu, usize);
 
 /// A CPU's calls: part of its [`Cpu`].
 pub(super) struct PerCpu {
@@ -31,7 +31,7 @@ pub(super) struct PerCpu {
 
 /// The call that a CPU makes. Written by it alone while `pending` is zero; the targets clear their bits.
 struct Outgoing {
-    /// A [`Function`].
+    /// A [`CallFunction`].
     function: AtomicUsize,
     argument: AtomicUsize,
     /// The CPUs that have not run it yet.
@@ -58,7 +58,7 @@ impl Cpu {
 ///
 /// # Panics
 /// Interrupts are masked, or this is an interrupt handler.
-pub fn call(targets: CpuSet, function: Function, argument: usize) {
+pub fn call(targets: CpuSet, function: CallFunction, argument: usize) {
     let cpu = this_cpu();
     assert!(
         interrupts::state().irqs_enabled() && !cpu.trap.is_in_handler(),
@@ -78,7 +78,14 @@ pub fn call(targets: CpuSet, function: Function, argument: usize) {
 }
 
 /// Hands the call to its targets and has `notify` interrupt each.
-fn post(cpu: &Cpu, cpus: &Table, targets: CpuSet, function: Function, argument: usize, notify: impl Fn(&'static Cpu)) {
+fn post(
+    cpu: &Cpu,
+    cpus: &CpuTable,
+    targets: CpuSet,
+    function: CallFunction,
+    argument: usize,
+    notify: impl Fn(&'static Cpu),
+) {
     debug_assert!(is_done(cpu), "one call at a time");
     cpu.call.outgoing.function.store(function as usize, Ordering::Relaxed);
     cpu.call.outgoing.argument.store(argument, Ordering::Relaxed);
@@ -96,7 +103,7 @@ fn is_done(cpu: &Cpu) -> bool {
 }
 
 /// Runs what other CPUs want of this one. Interrupts masked.
-pub(super) fn serve(cpu: &Cpu, cpus: &Table) {
+pub(super) fn serve(cpu: &Cpu, cpus: &CpuTable) {
     // A caller may come while another is being served, and its interrupt may have been taken already: look again.
     loop {
         let callers = CpuSet::from_bits(cpu.call.incoming.swap(0, Ordering::Acquire));
@@ -105,9 +112,9 @@ pub(super) fn serve(cpu: &Cpu, cpus: &Table) {
         }
         for caller in callers.iter().filter_map(|id: CpuId| cpus.get(id)) {
             let function = caller.call.outgoing.function.load(Ordering::Relaxed);
-            // SAFETY: the caller's bit was set after `post` stored a `Function` there, and it stays until this CPU's
+            // SAFETY: the caller's bit was set after `post` stored a `CallFunction` there, and it stays until this CPU's
             // bit in `pending` is cleared below.
-            let function = unsafe { core::mem::transmute::<usize, Function>(function) };
+            let function = unsafe { core::mem::transmute::<usize, CallFunction>(function) };
             function(cpu, caller.call.outgoing.argument.load(Ordering::Relaxed));
             cpu.call.served.fetch_add(1, Ordering::Relaxed);
             caller.call.outgoing.pending.fetch_and(!(1 << cpu.id.0), Ordering::Release);
@@ -120,13 +127,13 @@ mod tests {
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::{Cpu, CpuId, CpuSet, Function, Table, is_done, post, serve};
+    use super::{CallFunction, Cpu, CpuId, CpuSet, CpuTable, is_done, post, serve};
 
     const COUNT: u32 = 4;
     const ROUNDS: usize = 500;
 
-    fn table() -> (Table, Vec<&'static Cpu>) {
-        let table = Table::new();
+    fn table() -> (CpuTable, Vec<&'static Cpu>) {
+        let table = CpuTable::new();
         let cpus: Vec<&'static Cpu> =
             (0..COUNT).map(|id| &*Vec::leak(vec![Cpu::new(CpuId(id))])).map(|cpu| &cpu[0]).collect();
         cpus.iter().for_each(|cpu| table.insert(cpu));
@@ -137,7 +144,7 @@ mod tests {
     #[test]
     fn cpus_that_call_each_other_all_get_through() {
         static SUM: AtomicUsize = AtomicUsize::new(0);
-        let add: Function = |_, argument| {
+        let add: CallFunction = |_, argument| {
             SUM.fetch_add(argument, Ordering::Relaxed);
         };
         let (table, cpus) = table();

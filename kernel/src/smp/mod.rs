@@ -23,7 +23,7 @@ use crate::chip::timer::Deadline;
 use crate::platform::{Interrupt, Trigger};
 
 pub use bring_up::{Secondaries, bring_up, init, leave_identity_map, release};
-pub use call::{Function, call};
+pub use call::{CallFunction, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
@@ -42,9 +42,9 @@ enum Ipi {
 }
 
 /// The CPUs that exist, by their numbers.
-pub(crate) struct Table([AtomicPtr<Cpu>; MAX_CPUS]);
+pub(crate) struct CpuTable([AtomicPtr<Cpu>; MAX_CPUS]);
 
-impl Table {
+impl CpuTable {
     const fn new() -> Self {
         Self([const { AtomicPtr::new(null_mut()) }; MAX_CPUS])
     }
@@ -63,7 +63,7 @@ impl Table {
     }
 }
 
-static CPUS: Table = Table::new();
+static CPUS: CpuTable = CpuTable::new();
 /// The CPUs that take calls.
 static ONLINE: AtomicU32 = AtomicU32::new(1);
 /// The CPUs that [`stop_others`] has seen the end of.

@@ -11,7 +11,7 @@ use core::time::Duration;
 use granule::chip::timer::Deadline;
 use granule::devices::disk::{SECTOR, SectorError};
 use granule::devices::edu::{EduError, edu};
-use granule::devices::pci::Vector;
+use granule::devices::pci::InterruptVector;
 use granule::devices::slot::{Arrivals, StartError};
 use granule::devices::virtio::requests::{RequestError, Ticket};
 use granule::devices::virtio::transport::{ACCESS_PLATFORM, TransportError, VERSION_1};
@@ -204,11 +204,11 @@ fn transfers_of_two_threads_take_turns(t: &mut Test) {
 }
 
 /// What `work` makes of a device's interrupts: there are some, and none is missing.
-fn interrupts(t: &mut Test, arrivals: &Arrivals, vector: Option<Vector>, work: impl FnOnce(&mut Test)) {
+fn interrupts(t: &mut Test, arrivals: &Arrivals, vector: Option<InterruptVector>, work: impl FnOnce(&mut Test)) {
     let kind = match vector {
-        Some(Vector::MsiX { .. }) => "its",
-        Some(Vector::Msi { .. }) => "its",
-        Some(Vector::Pin { .. }) => "pin",
+        Some(InterruptVector::MsiX { .. }) => "its",
+        Some(InterruptVector::Msi { .. }) => "its",
+        Some(InterruptVector::Pin { .. }) => "pin",
         None => "none",
     };
     t.equal("they arrive by", kind, if has("its") == Some(true) { "its" } else { "pin" });

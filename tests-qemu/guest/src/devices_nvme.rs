@@ -2,7 +2,7 @@
 
 use granule::devices::disk::{SECTOR, SectorError};
 use granule::devices::nvme::{NvmeError, nvme};
-use granule::devices::pci::Vector;
+use granule::devices::pci::InterruptVector;
 use granule::devices::slot::{BindRefused, Driver};
 use granule::iommu::{BindError, DmaAddress};
 use granule::mm::space::FaultError;
@@ -18,7 +18,7 @@ fn nvme_identifies_itself_and_reads_its_contents(t: &mut Test) {
     let Some(disk) = t.ok("a disk", nvme(this_cpu(), 0)) else { return };
     t.equal("serial number", disk.identity().serial(), "granule");
     t.equal("sectors", disk.identity().sectors, 8192);
-    t.equal("a message", matches!(disk.vector(), Some(Vector::MsiX { .. })), has("its") == Some(true));
+    t.equal("a message", matches!(disk.vector(), Some(InterruptVector::MsiX { .. })), has("its") == Some(true));
     let before = (disk.arrivals().count(), disk.arrivals().missed());
     for (sector, order, commands) in [(3, 0, 1), (5000, 2, 2), (8192 - 8, 0, 1)] {
         let Some(mut buffer) = Buffer::new(t, disk.dma(), order, !0) else { return };

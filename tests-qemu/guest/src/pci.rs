@@ -7,7 +7,7 @@ use granule::bootargs;
 use granule::chip::interrupt::{self, InterruptHandler};
 use granule::chip::its;
 use granule::chip::timer;
-use granule::devices::pci::{self, BarKind, Function, Id, MmioRegion, PciError, Vector};
+use granule::devices::pci::{self, BarKind, Function, Id, InterruptVector, MmioRegion, PciError};
 use granule::iommu::{self, DmaMask};
 use granule::smp::{Cpu, this_cpu};
 use granule::sync::{IrqLock, rank};
@@ -156,7 +156,7 @@ fn edu_interrupts_by_message_or_pin(t: &mut Test) {
     let none = edu.set_interrupt(kernel, cpu, 1, &COUNTER, doorbell);
     t.equal("beyond", none, Err(PciError::NoVector { function: edu.address(), vector: 1, count: 1 }));
     let vector = t.ok("connected", edu.set_interrupt(kernel, cpu, 0, &COUNTER, doorbell));
-    let by_message = matches!(vector, Some(Vector::Msi { intid: 8192.. }));
+    let by_message = matches!(vector, Some(InterruptVector::Msi { intid: 8192.. }));
     t.equal("by a message where there is an ITS", by_message, has("its") == Some(true));
     let again = edu.set_interrupt(kernel, cpu, 0, &COUNTER, doorbell);
     t.equal("again", again, Err(PciError::VectorInUse(edu.address(), 0)));

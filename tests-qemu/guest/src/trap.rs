@@ -201,7 +201,7 @@ fn overflows_its_stack(t: &mut Test) {
 target_test!(overflows_another_cpus_stack, selftest());
 fn overflows_another_cpus_stack(t: &mut Test) {
     let other = smp::online().without(this_cpu().id);
-    let overflow: smp::Function = |_, depth| {
+    let overflow: smp::CallFunction = |_, depth| {
         core::hint::black_box(recurse(depth as u64));
     };
     smp::call(other, overflow, 1000);

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use granule::mm::OutOfMemory;
 use granule::sched::{self, ThreadRef};
-use granule::smp::{self, CpuId, CpuSet, Function, MAX_CPUS, this_cpu};
+use granule::smp::{self, CallFunction, CpuId, CpuSet, MAX_CPUS, this_cpu};
 use granule_arch::wait;
 use spin::Once;
 
@@ -25,7 +25,7 @@ const RUNNING: u32 = 3;
 /// A CPU's room for work.
 struct Slot {
     state: AtomicU32,
-    /// A [`Function`], while the state is ready or running.
+    /// A [`CallFunction`], while the state is ready or running.
     function: AtomicUsize,
     argument: AtomicUsize,
     thread: Once<ThreadRef>,
@@ -53,8 +53,9 @@ pub(crate) fn init() -> Result<(), OutOfMemory> {
                 sched::park();
                 continue;
             }
-            // SAFETY: the slot was ready, so `run_on` put a `Function` there, and it does not change while it runs.
-            let function = unsafe { core::mem::transmute::<usize, Function>(slot.function.load(Ordering::Relaxed)) };
+            // SAFETY: the slot was ready, so `run_on` put a `CallFunction` there, and it does not change while it runs.
+            let function =
+                unsafe { core::mem::transmute::<usize, CallFunction>(slot.function.load(Ordering::Relaxed)) };
             function(this_cpu(), slot.argument.load(Ordering::Relaxed));
             slot.state.store(IDLE, Ordering::Release);
         }
@@ -68,7 +69,7 @@ pub(crate) fn init() -> Result<(), OutOfMemory> {
 
 /// Has the CPU `target` run `function` with `argument`, and does not wait for it. What this CPU stored before is seen
 /// there.
-pub(crate) fn run_on(target: CpuId, function: Function, argument: usize) -> Result<(), NotIdle> {
+pub(crate) fn run_on(target: CpuId, function: CallFunction, argument: usize) -> Result<(), NotIdle> {
     let slot = SLOTS.get(target.0 as usize).ok_or(NotIdle(target))?;
     let thread = slot.thread.get().ok_or(NotIdle(target))?;
     slot.state.compare_exchange(IDLE, FILLING, Ordering::Acquire, Ordering::Relaxed).map_err(|_| NotIdle(target))?;

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use granule_arch::addr::PhysAddr;
 use granule_arch::tlbi::Granule;
 use granule_model::smmu::{Context, Entry, Hardware, ReadAs, Regime, Stage1, Tables};
-use granule_smmuv3::hitless::{Entry as _, Step, Update, Words};
+use granule_smmuv3::hitless::{Entry as _, EntryStep, Update, Words};
 use granule_smmuv3::{ContextDescriptor, EntryFormat, OutputSize, Privilege, StreamTableEntry, Translation};
 use proptest::prelude::*;
 
@@ -187,8 +187,8 @@ fn go<E: granule_smmuv3::hitless::Entry, V: Ord + Debug>(
     let mut syncs = 0;
     for step in update {
         match step {
-            Step::Store { word, value } => seen.0[word].push(value),
-            Step::Invalidate => {
+            EntryStep::Store { word, value } => seen.0[word].push(value),
+            EntryStep::Invalidate => {
                 seen = Seen::new(&seen.now());
                 syncs += 1;
             }

@@ -6,7 +6,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use super::{EVENTS, FIRST, Its, ItsError, Lists, Memory, Registers};
+use super::{EVENTS, FIRST, ItsError, ItsLists, ItsRegisters, ItsUnit, TableMemory};
 use crate::Kernel;
 use crate::chip::interrupt::InterruptHandler;
 use crate::mm::page_block::BLOCK_SIZE;
@@ -26,7 +26,7 @@ impl Mmio {
     }
 }
 
-impl Registers for Mmio {
+impl ItsRegisters for Mmio {
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: a register of the frame, which is mapped for ever; it has no side effects.
         unsafe { mmio::read(self.register(offset)) }
@@ -48,11 +48,11 @@ impl Registers for Mmio {
 /// The handler of an interrupt, and the vector that it gets.
 type Handling = (&'static dyn InterruptHandler, u16);
 
-type Locked = IrqLock<Its<Mmio>, { rank::DEVICE }>;
+type Locked = IrqLock<ItsUnit<Mmio>, { rank::DEVICE }>;
 
 /// The ITS, or why there is none: it is tried once.
 static ITS: Once<Result<Locked, ItsError>> = Once::new();
-static LISTS: SpinMutex<Lists> = SpinMutex::new(Lists::EMPTY);
+static LISTS: SpinMutex<ItsLists> = SpinMutex::new(ItsLists::EMPTY);
 static HANDLERS: [IrqLock<Option<Handling>, { rank::INTERRUPT }>; EVENTS] = [const { IrqLock::new(None) }; EVENTS];
 
 /// What a device writes to [`doorbell`](super::doorbell), and which interrupt that is.
@@ -130,8 +130,8 @@ fn start(kernel: &'static Kernel, cpu: &Cpu, last_device: u32) -> Result<Locked,
     let registers = kernel.space.map_device(cpu, frame).map_err(|_| ItsError::NotMapped)?;
     let block = kernel.frames.alloc_blocks(cpu, 0)?;
     // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled. The linear map shows it.
-    let memory = unsafe { Memory::new(kernel.frames.linear().address(block), block, BLOCK_SIZE) };
-    let its = Its::new(Mmio(registers), memory, SpinMutexGuard::leak(LISTS.lock()), last_device);
+    let memory = unsafe { TableMemory::new(kernel.frames.linear().address(block), block, BLOCK_SIZE) };
+    let its = ItsUnit::new(Mmio(registers), memory, SpinMutexGuard::leak(LISTS.lock()), last_device);
     its.map(IrqLock::new).inspect_err(|_| kernel.frames.free_blocks(cpu, block, 0))
 }
 

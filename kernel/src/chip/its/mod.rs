@@ -149,7 +149,7 @@ pub enum ItsError {
 }
 
 /// The registers of the first frame: the metal's, or in tests a model's.
-trait Registers {
+trait ItsRegisters {
     fn read32(&self, offset: usize) -> u32;
     fn write32(&self, offset: usize, value: u32);
     fn read64(&self, offset: usize) -> u64;
@@ -157,7 +157,7 @@ trait Registers {
 }
 
 /// Memory that tables are made of, from its start to its end; none is given back.
-struct Memory {
+struct TableMemory {
     start: VirtAddr,
     physical: PhysAddr,
     bytes: u64,
@@ -171,7 +171,7 @@ struct Part {
     physical: PhysAddr,
 }
 
-impl Memory {
+impl TableMemory {
     /// # Safety
     /// The `bytes` at `start` are mapped, cacheable, at `physical`, and belong to this value for ever.
     #[allow(unsafe_code, reason = "memory that the ITS reads")]
@@ -193,9 +193,9 @@ impl Memory {
 }
 
 /// An ITS at work.
-struct Its<R> {
+struct ItsUnit<R> {
     registers: R,
-    memory: Memory,
+    memory: TableMemory,
     kind: LocalRegisterCopy<u64, GITS_TYPER::Register>,
     queue: Part,
     /// Where the next command goes.
@@ -205,32 +205,37 @@ struct Its<R> {
     /// What each CPU's redistributor is called; 0 bits in `connected` have none.
     targets: [u64; crate::smp::MAX_CPUS],
     connected: u32,
-    lists: &'static mut Lists,
+    lists: &'static mut ItsLists,
 }
 
 /// What an ITS is used for. It is too large for a stack on its way into the ITS, so it has its place before.
-struct Lists {
+struct ItsLists {
     /// Devices that have a table.
     devices: Vec<u32, DEVICES>,
     /// For each event whose it is.
-    events: [Option<Event>; EVENTS],
+    events: [Option<ItsEvent>; EVENTS],
 }
 
-impl Lists {
+impl ItsLists {
     const EMPTY: Self = Self { devices: Vec::new(), events: [None; EVENTS] };
 }
 
 /// An event in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Event {
+struct ItsEvent {
     device: u32,
     /// The number of its CPU.
     cpu: u32,
 }
 
-impl<R: Registers> Its<R> {
+impl<R: ItsRegisters> ItsUnit<R> {
     /// Resets it and gives it tables from `memory`, and `lists`, which are empty, for DeviceIDs up to `last_device`.
-    fn new(registers: R, memory: Memory, lists: &'static mut Lists, last_device: u32) -> Result<Self, ItsError> {
+    fn new(
+        registers: R,
+        memory: TableMemory,
+        lists: &'static mut ItsLists,
+        last_device: u32,
+    ) -> Result<Self, ItsError> {
         let kind = LocalRegisterCopy::new(registers.read64(TYPER));
         if !kind.is_set(GITS_TYPER::PHYSICAL) || kind.read(GITS_TYPER::EVENT_BITS) as u32 + 1 < EVENT_BITS {
             return Err(ItsError::NoLpis);
@@ -319,13 +324,13 @@ impl<R: Registers> Its<R> {
         self.configure(event, PRIORITY | ON);
         let map = ItsCommand::map_event(device, number, intid, cpu as u16);
         self.issue(&[map, ItsCommand::invalidate(device, number), ItsCommand::sync(target)])?;
-        self.lists.events[event] = Some(Event { device, cpu });
+        self.lists.events[event] = Some(ItsEvent { device, cpu });
         Ok(event)
     }
 
     /// Takes back what [`add`](Self::add) made.
     fn remove(&mut self, event: usize) -> Result<(), ItsError> {
-        let Some(Event { device, cpu }) = self.lists.events.get(event).copied().flatten() else { return Ok(()) };
+        let Some(ItsEvent { device, cpu }) = self.lists.events.get(event).copied().flatten() else { return Ok(()) };
         self.configure(event, PRIORITY);
         let number = event as u32;
         let target = *self.target(cpu);
@@ -366,8 +371,8 @@ impl<R: Registers> Its<R> {
 
 /// Gives the ITS the table that this register is for, if it is of a kind that there must be one of.
 fn set_up_table(
-    registers: &impl Registers,
-    memory: &mut Memory,
+    registers: &impl ItsRegisters,
+    memory: &mut TableMemory,
     offset: usize,
     last_device: u32,
 ) -> Result<(), ItsError> {
@@ -396,7 +401,7 @@ fn set_up_table(
     if table.matches_all(GITS_BASER::SHAREABILITY::Inner) { Ok(()) } else { Err(ItsError::NotCoherent) }
 }
 
-fn stuck(registers: &impl Registers, written: u64) -> ItsError {
+fn stuck(registers: &impl ItsRegisters, written: u64) -> ItsError {
     ItsError::Stuck { read: registers.read64(CREADR), written }
 }
 

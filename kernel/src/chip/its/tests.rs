@@ -10,7 +10,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use proptest::prelude::*;
 
 use super::command::ItsCommand;
-use super::{EVENTS, FIRST, Its, ItsError, Lists, Memory, Registers};
+use super::{EVENTS, FIRST, ItsError, ItsLists, ItsRegisters, ItsUnit, TableMemory};
 
 const BLOCK: u64 = 2 << 20;
 
@@ -91,7 +91,7 @@ impl ModelIts {
     }
 }
 
-impl Registers for &ModelIts {
+impl ItsRegisters for &ModelIts {
     fn read32(&self, offset: usize) -> u32 {
         assert_eq!(offset, 0);
         if self.state.borrow().enabled { 1 } else { 1 << 31 }
@@ -150,23 +150,23 @@ impl Registers for &ModelIts {
 }
 
 /// Memory for tables, as large as the metal's; it is not given back.
-fn memory(bytes: u64) -> Memory {
+fn memory(bytes: u64) -> TableMemory {
     let layout = Layout::from_size_align(BLOCK as usize, BLOCK as usize).unwrap();
     // SAFETY: the layout is not empty, and what is allocated is the value's for ever.
     unsafe {
         let start = alloc(layout);
         start.write_bytes(0xa5, BLOCK as usize);
-        Memory::new(VirtAddr::from_ptr(start), PhysAddr(start as u64), bytes)
+        TableMemory::new(VirtAddr::from_ptr(start), PhysAddr(start as u64), bytes)
     }
 }
 
-fn lists() -> &'static mut Lists {
-    Box::leak(Box::new(Lists::EMPTY))
+fn lists() -> &'static mut ItsLists {
+    Box::leak(Box::new(ItsLists::EMPTY))
 }
 
-fn start(kind: CommandKind) -> (Its<&'static ModelIts>, &'static ModelIts) {
+fn start(kind: CommandKind) -> (ItsUnit<&'static ModelIts>, &'static ModelIts) {
     let model: &'static ModelIts = Box::leak(Box::new(ModelIts::new(kind)));
-    (Its::new(model, memory(BLOCK), lists(), 0xff).unwrap(), model)
+    (ItsUnit::new(model, memory(BLOCK), lists(), 0xff).unwrap(), model)
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn large_pages_are_taken_where_there_are_no_small_ones() {
 fn what_it_cannot_do_is_said() {
     let new = |kind, bytes, last| {
         let model: &'static ModelIts = Box::leak(Box::new(ModelIts::new(kind)));
-        Its::new(model, memory(bytes), lists(), last).map(|_| ()).unwrap_err()
+        ItsUnit::new(model, memory(bytes), lists(), last).map(|_| ()).unwrap_err()
     };
     assert_eq!(new(CommandKind { typer: QEMU.typer & !1, ..QEMU }, BLOCK, 0), ItsError::NoLpis);
     assert_eq!(new(CommandKind { typer: QEMU.typer & !(31 << 8) | 6 << 8, ..QEMU }, BLOCK, 0), ItsError::NoLpis);

@@ -85,7 +85,7 @@ const SERIAL_BYTES: usize = 20;
 const SERIAL: usize = 4;
 
 /// Registers of a controller.
-pub(super) trait Registers {
+pub(super) trait NvmeRegisters {
     fn bytes(&self) -> u64;
     fn read32(&self, offset: u64) -> u32;
     fn read64(&self, offset: u64) -> u64;
@@ -93,7 +93,7 @@ pub(super) trait Registers {
     fn write64(&self, offset: u64, value: u64);
 }
 
-impl Registers for MmioRegion {
+impl NvmeRegisters for MmioRegion {
     fn bytes(&self) -> u64 {
         MmioRegion::bytes(self)
     }
@@ -176,7 +176,7 @@ pub(super) struct Controller<R> {
     identity: SharedPage,
 }
 
-impl<R: Registers> Controller<R> {
+impl<R: NvmeRegisters> Controller<R> {
     /// # Errors
     /// [`ControllerError`]: it cannot be driven.
     ///

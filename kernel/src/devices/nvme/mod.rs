@@ -19,7 +19,7 @@ pub use self::controller::{ControllerError, Identity};
 pub use self::queue::Violation;
 use self::queue::{NvmeCommand, SharedPage};
 use super::disk::{self, SECTOR, SectorError};
-use super::pci::{Claim, Class, Function, Id, MmioRegion, Vector};
+use super::pci::{Claim, Class, Function, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::chip::timer::Deadline;
 use crate::iommu::{self, Coherent, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
@@ -49,7 +49,7 @@ pub struct Nvme {
     state: RwSem<QueueState>,
     identity: Identity,
     dma: DmaDevice,
-    vector: Option<Vector>,
+    vector: Option<InterruptVector>,
     arrivals: &'static Arrivals,
     claim: Claim,
 }
@@ -166,8 +166,8 @@ fn allocate(
 }
 
 /// A pin stays up until the completions are taken, which an interrupt does not do: it is masked at the controller.
-fn is_message(vector: &Vector) -> bool {
-    !matches!(vector, Vector::Pin { .. })
+fn is_message(vector: &InterruptVector) -> bool {
+    !matches!(vector, InterruptVector::Pin { .. })
 }
 
 /// Restarts the controller; it reaches memory only after it has dropped what it had, and not where that fails.
@@ -200,7 +200,7 @@ impl Nvme {
     }
 
     /// How its interrupts arrive; `None` where it is polled.
-    pub fn vector(&self) -> Option<Vector> {
+    pub fn vector(&self) -> Option<InterruptVector> {
         self.vector
     }
 

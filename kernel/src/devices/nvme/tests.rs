@@ -14,7 +14,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::recorded::at_each;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
-use super::controller::{Controller, ControllerError, PAGES, Registers};
+use super::controller::{Controller, ControllerError, NvmeRegisters, PAGES};
 use super::queue::{SharedPage, Violation};
 use super::{READ, WRITE, command, piece};
 use crate::iommu::DmaAddress;
@@ -177,7 +177,7 @@ impl ModelController {
     }
 }
 
-impl Registers for &ModelController {
+impl NvmeRegisters for &ModelController {
     fn bytes(&self) -> u64 {
         0x4000
     }

@@ -26,7 +26,7 @@ pub struct Claim {
 
 /// How an interrupt of a function reaches the CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Vector {
+pub enum InterruptVector {
     /// A message by the table of MSI-X, number `intid` at the interrupt controller.
     MsiX {
         /// That number.
@@ -120,7 +120,7 @@ impl Claim {
         vector: u16,
         handler: &'static dyn InterruptHandler,
         doorbell: Option<u64>,
-    ) -> Result<Vector, PciError> {
+    ) -> Result<InterruptVector, PciError> {
         interrupt::set(self, kernel, cpu, vector, handler, doorbell)
     }
 }

@@ -62,13 +62,13 @@ const CLOSED: u32 = 0x0000_fff0;
 
 /// Addresses that are still free in a window of the host, from `next` on.
 #[derive(Clone, Copy, Debug)]
-struct Pool {
+struct FreeWindow {
     window: Window,
     next: u64,
     end: u64,
 }
 
-impl Pool {
+impl FreeWindow {
     /// The first of the windows that is `wanted`.
     fn of(windows: &[Window], wanted: impl Fn(&Window) -> bool) -> Option<Self> {
         let window = *windows.iter().find(|window| wanted(window))?;
@@ -102,7 +102,7 @@ impl Pool {
 }
 
 /// A bus as the walk sees it.
-struct Bus {
+struct PciBus {
     number: u8,
     depth: u32,
     /// Only device 0 can be there: what is behind a port of PCI Express is a link.
@@ -125,16 +125,16 @@ pub(super) struct Walk<'m> {
     map: &'m mut dyn FnMut(u8) -> bool,
     functions: Vec<Function>,
     last_bus: u8,
-    low: Option<Pool>,
-    high: Option<Pool>,
+    low: Option<FreeWindow>,
+    high: Option<FreeWindow>,
 }
 
 impl<'m> Walk<'m> {
     pub(super) fn new(host: &'static Host, map: &'m mut dyn FnMut(u8) -> bool) -> Self {
         let windows = &host.description.windows;
         // Anything may lie below, so reads must have their effects there.
-        let low = Pool::of(windows, |window| window.kind == WindowKind::Memory32 && !window.prefetchable);
-        let high = Pool::of(windows, |window| window.kind == WindowKind::Memory64);
+        let low = FreeWindow::of(windows, |window| window.kind == WindowKind::Memory32 && !window.prefetchable);
+        let high = FreeWindow::of(windows, |window| window.kind == WindowKind::Memory64);
         Self { host, map, functions: Vec::new(), last_bus: host.description.buses.0, low, high }
     }
 
@@ -149,7 +149,7 @@ impl<'m> Walk<'m> {
         }
         let has_high = self.high.is_some();
         let bus =
-            Bus { number, depth: 0, is_link: false, alias: None, root: None, has_low: true, has_high, leak: None };
+            PciBus { number, depth: 0, is_link: false, alias: None, root: None, has_low: true, has_high, leak: None };
         self.bus(&bus)?;
         Ok(self.functions)
     }
@@ -160,7 +160,7 @@ impl<'m> Walk<'m> {
 
     // What is put down about a function, and not what comes back here, has the large frames (`inline(never)`): the walk
     // runs on a boot stack.
-    fn bus(&mut self, bus: &Bus) -> Result<(), OutOfMemory> {
+    fn bus(&mut self, bus: &PciBus) -> Result<(), OutOfMemory> {
         let config = self.config();
         each_function(config, bus, &mut |address, header, _| {
             quiet(config, address, header);
@@ -180,7 +180,7 @@ impl<'m> Walk<'m> {
 
     /// Puts a function on the list; returns its place there.
     #[inline(never)]
-    fn function(&mut self, bus: &Bus, address: PciAddress, header: u8, several: bool) -> Result<usize, OutOfMemory> {
+    fn function(&mut self, bus: &PciBus, address: PciAddress, header: u8, several: bool) -> Result<usize, OutOfMemory> {
         let config = self.config();
         let (id, class) = (config.read32(address, 0), config.read32(address, CLASS));
         let id = Id { vendor: id as u16, device: (id >> 16) as u16 };
@@ -214,7 +214,7 @@ impl<'m> Walk<'m> {
     }
 
     /// Gives a function's base address registers addresses, and has it decode them if all have some.
-    fn assign(&mut self, bus: &Bus, address: PciAddress, count: usize) -> [Option<Bar>; bar::COUNT] {
+    fn assign(&mut self, bus: &PciBus, address: PciAddress, count: usize) -> [Option<Bar>; bar::COUNT] {
         let mut bars = [None; bar::COUNT];
         let (mut index, mut has_all) = (0, true);
         while index < count {
@@ -242,9 +242,9 @@ impl<'m> Walk<'m> {
     }
 
     /// Takes addresses for a register and writes them there. `None`: there are none, or it does not keep them.
-    fn place(&mut self, bus: &Bus, address: PciAddress, index: usize, bar: Bar) -> Option<PhysRange> {
+    fn place(&mut self, bus: &PciBus, address: PciAddress, index: usize, bar: Bar) -> Option<PhysRange> {
         let BarKind::Memory { wide, prefetchable } = bar.kind else { return None };
-        let take = |pool: &mut Option<Pool>| {
+        let take = |pool: &mut Option<FreeWindow>| {
             let pool = pool.as_mut()?;
             Some((pool.take(bar.size)?, *pool))
         };
@@ -267,7 +267,7 @@ impl<'m> Walk<'m> {
 
     /// Where a function's pin leads on the host's own bus. Each bridge on the way turns the pins by its device number,
     /// so that not all first pins meet (PCI-to-PCI Bridge Architecture Specification, 9.1).
-    fn pin(&self, bus: &Bus, address: PciAddress) -> Option<(u16, u8)> {
+    fn pin(&self, bus: &PciBus, address: PciAddress) -> Option<(u16, u8)> {
         let pin = (self.config().read32(address, INTERRUPT) >> 8) as u8;
         if !(1..=4).contains(&pin) {
             return None;
@@ -279,7 +279,7 @@ impl<'m> Walk<'m> {
     }
 
     /// Walks the bus behind a bridge, and opens the bridge for it.
-    fn bridge(&mut self, bus: &Bus, address: PciAddress, several: bool) -> Result<Option<Buses>, OutOfMemory> {
+    fn bridge(&mut self, bus: &PciBus, address: PciAddress, several: bool) -> Result<Option<Buses>, OutOfMemory> {
         let config = self.config();
         let Some(number) = self.next_bus(bus.depth) else {
             log::warn!("PCI {address}: no bus number is left for what is behind it");
@@ -290,8 +290,9 @@ impl<'m> Walk<'m> {
         config.write32(address, BUSES, u32::from(self.host.description.buses.1) << 16 | numbers);
         let kind = port_type(config, address);
         let high_base = config.read32(address, PREFETCHABLE_WINDOW);
-        let (low, high) = (self.low.as_mut().and_then(Pool::align), self.high.as_mut().and_then(Pool::align));
-        let behind = Bus {
+        let (low, high) =
+            (self.low.as_mut().and_then(FreeWindow::align), self.high.as_mut().and_then(FreeWindow::align));
+        let behind = PciBus {
             number,
             depth: bus.depth + 1,
             is_link: matches!(kind, PortKind::Downstream),
@@ -341,7 +342,7 @@ impl<'m> Walk<'m> {
     /// Makes a bridge forward what its devices have taken since the windows were at `low` and `high`.
     fn open(&mut self, address: PciAddress, low: Option<u64>, high: Option<u64>) {
         let config = self.config();
-        let used = |pool: &mut Option<Pool>, start: Option<u64>| {
+        let used = |pool: &mut Option<FreeWindow>, start: Option<u64>| {
             let pool = pool.as_mut()?;
             let start = start.filter(|start| pool.next > *start)?;
             // Behind the end of the host's window nothing is handed out, so a bridge may forward it as well.
@@ -368,7 +369,7 @@ impl<'m> Walk<'m> {
 type Each<'e> = dyn FnMut(PciAddress, u8, bool) -> Result<(), OutOfMemory> + 'e;
 
 /// Calls `each` for the functions of a bus that answer.
-fn each_function(config: &dyn ConfigSpace, bus: &Bus, each: &mut Each<'_>) -> Result<(), OutOfMemory> {
+fn each_function(config: &dyn ConfigSpace, bus: &PciBus, each: &mut Each<'_>) -> Result<(), OutOfMemory> {
     let devices = if bus.is_link { 1 } else { 32 };
     for device in 0..devices {
         let mut several = false;

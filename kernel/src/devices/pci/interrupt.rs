@@ -4,7 +4,7 @@
 use heapless::Vec;
 use pci_types::capability::{MsixCapability, PciCapability};
 
-use super::claim::{Claim, Vector};
+use super::claim::{Claim, InterruptVector};
 use super::config::{self, ConfigSpace};
 use super::enumerate::{COMMAND, NO_PIN};
 use super::{Function, MmioRegion, PciAddress, PciError, functions};
@@ -94,7 +94,7 @@ pub(super) fn set(
     vector: u16,
     handler: &'static dyn InterruptHandler,
     doorbell: Option<u64>,
-) -> Result<Vector, PciError> {
+) -> Result<InterruptVector, PciError> {
     let function = claim.function();
     let Some(way) = Way::of(function) else {
         return Err(PciError::NoInterrupt(function.address, "it has no pin, or nothing takes what it sends"));
@@ -144,7 +144,7 @@ fn set_msix(
     vector: u16,
     handler: &'static dyn InterruptHandler,
     doorbell: Option<u64>,
-) -> Result<Vector, PciError> {
+) -> Result<InterruptVector, PciError> {
     let function = claim.function();
     let bytes = u64::from(msix.table_size()) * ENTRY;
     let table = claim.map_bar(&kernel.space, cpu, usize::from(msix.table_bar()))?;
@@ -152,7 +152,7 @@ fn set_msix(
     let table = table.part(u64::from(msix.table_offset()), bytes).ok_or(outside)?;
     let (doorbell, message) = connect(function, kernel, cpu, vector, handler, doorbell)?;
     write_msix(claim, offset, (&table, msix.table_size()), vector, (doorbell, message.event))?;
-    Ok(Vector::MsiX { intid: message.intid })
+    Ok(InterruptVector::MsiX { intid: message.intid })
 }
 
 /// Has `vector` of the capability at `offset`, whose `table` has so many entries, send `message`: an address, and what
@@ -187,13 +187,13 @@ fn set_msi(
     offset: u16,
     handler: &'static dyn InterruptHandler,
     doorbell: Option<u64>,
-) -> Result<Vector, PciError> {
+) -> Result<InterruptVector, PciError> {
     let (doorbell, message) = connect(claim.function(), kernel, cpu, 0, handler, doorbell)?;
     if let Err(error) = write_msi(claim, offset, (doorbell, message.event)) {
         clear(claim.function());
         return Err(error);
     }
-    Ok(Vector::Msi { intid: message.intid })
+    Ok(InterruptVector::Msi { intid: message.intid })
 }
 
 /// Has the capability at `offset` send `message`: an address, and what it writes there. It is on when that is whole.
@@ -212,7 +212,11 @@ pub(super) fn write_msi(claim: &Claim, offset: u16, (doorbell, event): (u64, u32
     claim.write_config16(offset + CONTROL, control & !MSI_USED | MSI_ON)
 }
 
-fn set_pin(function: &'static Function, cpu: &Cpu, handler: &'static dyn InterruptHandler) -> Result<Vector, PciError> {
+fn set_pin(
+    function: &'static Function,
+    cpu: &Cpu,
+    handler: &'static dyn InterruptHandler,
+) -> Result<InterruptVector, PciError> {
     let no_pin = |error| PciError::NoPin(function.address, error);
     let line = function.line().ok_or(no_pin(InterruptError::NoController))?;
     {
@@ -227,7 +231,7 @@ fn set_pin(function: &'static Function, cpu: &Cpu, handler: &'static dyn Interru
         return Err(no_pin(error));
     }
     function.change_command(NO_PIN, false);
-    Ok(Vector::Pin { intid: line.intid })
+    Ok(InterruptVector::Pin { intid: line.intid })
 }
 
 /// Registers for the interrupt that pins lead to, once.

@@ -37,7 +37,7 @@ use spin::Once;
 use thiserror::Error;
 
 pub use bar::{Bar, BarKind};
-pub use claim::{Claim, Vector};
+pub use claim::{Claim, InterruptVector};
 pub use mmio::MmioRegion;
 pub use pci_types::PciAddress;
 pub use pci_types::capability;

@@ -14,12 +14,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use super::queue::{Flow, Segment};
-use super::requests::{Frame, Patience, RequestError, Requests, Ticket, Transfer};
+use super::requests::{Patience, RequestError, RequestFrame, Requests, Ticket, Transfer};
 use super::structures::Windows;
 use super::transport::{Doorbell, Translation, Transport, TransportError};
 use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
-use crate::devices::pci::{Claim, Function, Vector};
+use crate::devices::pci::{Claim, Function, InterruptVector};
 use crate::devices::slot::{self, Arrivals, BindRefused, StartError};
 use crate::iommu::{self, Coherent, DmaDevice, DmaMask, Resolution};
 use crate::kernel;
@@ -45,7 +45,7 @@ pub struct VirtioDevice {
     doorbell: Doorbell,
     dma: DmaDevice,
     page: Coherent,
-    vector: Option<Vector>,
+    vector: Option<InterruptVector>,
     requests: &'static RwSem<Requests>,
     arrivals: &'static Arrivals,
     resets: AtomicU64,
@@ -104,10 +104,10 @@ impl VirtioDevice {
     fn set_up(
         transport: &Transport<Windows>,
         page: &Coherent,
-        vector: Option<Vector>,
+        vector: Option<InterruptVector>,
         requests: &mut Requests,
     ) -> Result<Doorbell, TransportError> {
-        let message = matches!(vector, Some(Vector::MsiX { .. })).then_some(0);
+        let message = matches!(vector, Some(InterruptVector::MsiX { .. })).then_some(0);
         let (size, address) = (transport.queue_size(QUEUE)?, page.address().0);
         let memory = NonNull::new(page.virt().as_ptr()).unwrap_or(NonNull::dangling());
         // SAFETY: a page of its own, which the device reaches at this address, and uses again once it is started.
@@ -127,7 +127,7 @@ impl VirtioDevice {
     }
 
     /// How its interrupts arrive; `None` where it is polled.
-    pub fn vector(&self) -> Option<Vector> {
+    pub fn vector(&self) -> Option<InterruptVector> {
         self.vector
     }
 
@@ -159,7 +159,7 @@ impl VirtioDevice {
     /// See [`crate::devices::slot::Driver::acknowledge`].
     pub(in crate::devices) fn acknowledge(&self) -> bool {
         // A message is this device's alone. A pin may be shared, and stays up until the reason was read.
-        !matches!(self.vector, Some(Vector::Pin { .. })) || self.transport.interrupt_reason() != 0
+        !matches!(self.vector, Some(InterruptVector::Pin { .. })) || self.transport.interrupt_reason() != 0
     }
 
     /// See [`crate::devices::slot::Driver::while_idle`].
@@ -179,7 +179,7 @@ impl VirtioDevice {
     ///
     /// # Errors
     /// [`RequestError`]; nothing is handed over.
-    pub fn submit(&self, frame: Frame, segments: &[Segment]) -> Result<Ticket, RequestError> {
+    pub fn submit(&self, frame: RequestFrame, segments: &[Segment]) -> Result<Ticket, RequestError> {
         let mut requests = self.requests.write();
         if self.is_cut_off() {
             return Err(RequestError::Ended);
@@ -239,7 +239,7 @@ impl VirtioDevice {
     ///
     /// # Errors
     /// [`RequestError`].
-    pub fn perform(&self, frame: Frame, segments: &[Segment]) -> Result<Transfer, RequestError> {
+    pub fn perform(&self, frame: RequestFrame, segments: &[Segment]) -> Result<Transfer, RequestError> {
         self.wait(self.submit(frame, segments)?)
     }
 

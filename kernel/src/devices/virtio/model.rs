@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::vec::Vec;
 
-use super::transport::{Registers, Width, Window};
+use super::transport::{RegisterGroup, RegisterWidth, Registers};
 
 pub(super) const PAGE: usize = 4096;
 
@@ -278,13 +278,13 @@ fn set_half(value: &mut u64, high: bool, half: u32) {
 }
 
 impl Registers for Rc<ModelDevice> {
-    fn bytes(&self, window: Window) -> u64 {
+    fn bytes(&self, window: RegisterGroup) -> u64 {
         let [common, notify, interrupt, device] = self.sizes.get();
         match window {
-            Window::Common => common,
-            Window::Notify => notify,
-            Window::Interrupt => interrupt,
-            Window::Device => device,
+            RegisterGroup::Common => common,
+            RegisterGroup::Notify => notify,
+            RegisterGroup::Interrupt => interrupt,
+            RegisterGroup::Device => device,
         }
     }
 
@@ -292,22 +292,24 @@ impl Registers for Rc<ModelDevice> {
         self.multiplier.get()
     }
 
-    fn read(&self, window: Window, offset: u64, width: Width) -> u32 {
+    fn read(&self, window: RegisterGroup, offset: u64, width: RegisterWidth) -> u32 {
         assert!(offset < self.bytes(window), "{window:?} has no register at {offset:#x}");
         match (window, offset, width) {
-            (Window::Common, 0x04, Width::Word) => ModelDevice::half(self.offered.get(), self.selects.get().0),
-            (Window::Common, 0x10 | 0x1a, Width::Half) => self.vector.get().into(),
-            (Window::Common, 0x12, Width::Half) => self.queues.get().into(),
-            (Window::Common, 0x14, Width::Byte) if self.stubborn.get() > 0 => {
+            (RegisterGroup::Common, 0x04, RegisterWidth::Word) => {
+                ModelDevice::half(self.offered.get(), self.selects.get().0)
+            }
+            (RegisterGroup::Common, 0x10 | 0x1a, RegisterWidth::Half) => self.vector.get().into(),
+            (RegisterGroup::Common, 0x12, RegisterWidth::Half) => self.queues.get().into(),
+            (RegisterGroup::Common, 0x14, RegisterWidth::Byte) if self.stubborn.get() > 0 => {
                 self.stubborn.set(self.stubborn.get() - 1);
                 0x0f
             }
-            (Window::Common, 0x14, Width::Byte) => self.status.get().into(),
-            (Window::Common, 0x15, Width::Byte) => self.generation.get().into(),
-            (Window::Common, 0x18, Width::Half) => self.queue.borrow().size.into(),
-            (Window::Common, 0x1e, Width::Half) => self.notify_offset.get().into(),
-            (Window::Interrupt, 0, Width::Byte) => 1,
-            (Window::Device, 0 | 4, Width::Word) => {
+            (RegisterGroup::Common, 0x14, RegisterWidth::Byte) => self.status.get().into(),
+            (RegisterGroup::Common, 0x15, RegisterWidth::Byte) => self.generation.get().into(),
+            (RegisterGroup::Common, 0x18, RegisterWidth::Half) => self.queue.borrow().size.into(),
+            (RegisterGroup::Common, 0x1e, RegisterWidth::Half) => self.notify_offset.get().into(),
+            (RegisterGroup::Interrupt, 0, RegisterWidth::Byte) => 1,
+            (RegisterGroup::Device, 0 | 4, RegisterWidth::Word) => {
                 if self.restless.get() > 0 {
                     self.restless.set(self.restless.get() - 1);
                     self.generation.set(self.generation.get().wrapping_add(1));
@@ -319,31 +321,37 @@ impl Registers for Rc<ModelDevice> {
         }
     }
 
-    fn write(&self, window: Window, offset: u64, width: Width, value: u32) {
+    fn write(&self, window: RegisterGroup, offset: u64, width: RegisterWidth, value: u32) {
         assert!(offset < self.bytes(window), "{window:?} has no register at {offset:#x}");
         let (device_half, driver_half) = self.selects.get();
         let mut queue = self.queue.borrow_mut();
         let vector = if value < self.vectors.get().into() { value as u16 } else { 0xffff };
         match (window, offset, width) {
-            (Window::Common, 0x00, Width::Word) => self.selects.set((value, driver_half)),
-            (Window::Common, 0x08, Width::Word) => self.selects.set((device_half, value)),
-            (Window::Common, 0x0c, Width::Word) => {
+            (RegisterGroup::Common, 0x00, RegisterWidth::Word) => self.selects.set((value, driver_half)),
+            (RegisterGroup::Common, 0x08, RegisterWidth::Word) => self.selects.set((device_half, value)),
+            (RegisterGroup::Common, 0x0c, RegisterWidth::Word) => {
                 let mut accepted = self.accepted.get();
                 set_half(&mut accepted, driver_half == 1, value);
                 self.accepted.set(accepted);
             }
-            (Window::Common, 0x10 | 0x1a, Width::Half) => self.vector.set(vector),
-            (Window::Common, 0x14, Width::Byte) => {
+            (RegisterGroup::Common, 0x10 | 0x1a, RegisterWidth::Half) => self.vector.set(vector),
+            (RegisterGroup::Common, 0x14, RegisterWidth::Byte) => {
                 drop(queue);
                 self.store_status(value as u8);
             }
-            (Window::Common, 0x16, Width::Half) => assert!(value < self.queues.get().into()),
-            (Window::Common, 0x18, Width::Half) => queue.size = value as u16,
-            (Window::Common, 0x1c, Width::Half) => self.enabled.set(value == 1),
-            (Window::Common, 0x20 | 0x24, Width::Word) => set_half(&mut queue.descriptors, offset == 0x24, value),
-            (Window::Common, 0x28 | 0x2c, Width::Word) => set_half(&mut queue.available, offset == 0x2c, value),
-            (Window::Common, 0x30 | 0x34, Width::Word) => set_half(&mut queue.used, offset == 0x34, value),
-            (Window::Notify, _, Width::Half) => {
+            (RegisterGroup::Common, 0x16, RegisterWidth::Half) => assert!(value < self.queues.get().into()),
+            (RegisterGroup::Common, 0x18, RegisterWidth::Half) => queue.size = value as u16,
+            (RegisterGroup::Common, 0x1c, RegisterWidth::Half) => self.enabled.set(value == 1),
+            (RegisterGroup::Common, 0x20 | 0x24, RegisterWidth::Word) => {
+                set_half(&mut queue.descriptors, offset == 0x24, value)
+            }
+            (RegisterGroup::Common, 0x28 | 0x2c, RegisterWidth::Word) => {
+                set_half(&mut queue.available, offset == 0x2c, value)
+            }
+            (RegisterGroup::Common, 0x30 | 0x34, RegisterWidth::Word) => {
+                set_half(&mut queue.used, offset == 0x34, value)
+            }
+            (RegisterGroup::Notify, _, RegisterWidth::Half) => {
                 assert!(self.enabled.get() && self.status.get() & 4 != 0 && value == 0);
                 self.notified.set(self.notified.get() + 1);
             }

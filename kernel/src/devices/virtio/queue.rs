@@ -157,9 +157,9 @@ pub enum DeviceError {
 
 /// A chain that the device has, by its first descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Token(u16);
+pub struct ChainHead(u16);
 
-impl Token {
+impl ChainHead {
     /// A number below [`MAX_SIZE`], which no other chain in flight has.
     pub fn index(self) -> usize {
         usize::from(self.0)
@@ -170,14 +170,14 @@ impl Token {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Completion {
     /// Which.
-    pub token: Token,
+    pub token: ChainHead,
     /// Bytes that the device reports written, no more than there was room for.
     pub written: u32,
 }
 
 /// What the driver knows of a descriptor.
 #[derive(Clone, Copy)]
-struct Slot {
+struct DescriptorState {
     /// The next of its chain, or of the free ones.
     next: u16,
     /// Of the first of a chain in flight: how many there are; else 0.
@@ -186,7 +186,7 @@ struct Slot {
     room: u32,
 }
 
-impl Slot {
+impl DescriptorState {
     const FREE: Self = Self { next: NONE, chain: 0, room: 0 };
 }
 
@@ -196,7 +196,7 @@ pub struct VirtQueue {
     rings: *mut Rings,
     /// Descriptors: a power of two. The arrays of a smaller queue are parts of those of the largest.
     size: u16,
-    slots: [Slot; MAX_SIZE as usize],
+    slots: [DescriptorState; MAX_SIZE as usize],
     /// The first free descriptor.
     free: u16,
     free_count: u16,
@@ -246,7 +246,7 @@ impl VirtQueue {
     pub const NONE: Self = Self {
         rings: null_mut(),
         size: 0,
-        slots: [Slot { next: 0, chain: 0, room: 0 }; MAX_SIZE as usize],
+        slots: [DescriptorState { next: 0, chain: 0, room: 0 }; MAX_SIZE as usize],
         free: 0,
         free_count: 0,
         in_flight: 0,
@@ -268,7 +268,7 @@ impl VirtQueue {
         self.size = Self::size_for(most).unwrap_or(0);
         (self.free, self.free_count, self.in_flight) = (0, self.size, 0);
         (self.available_index, self.used_index, self.broken) = (0, 0, false);
-        self.slots = [Slot::FREE; MAX_SIZE as usize];
+        self.slots = [DescriptorState::FREE; MAX_SIZE as usize];
         for (index, slot) in (1..self.size).zip(self.slots.iter_mut()) {
             slot.next = index;
         }
@@ -293,7 +293,7 @@ impl VirtQueue {
     ///
     /// # Errors
     /// See [`SubmitError`].
-    pub fn submit(&mut self, segments: &[Segment]) -> Result<Token, SubmitError> {
+    pub fn submit(&mut self, segments: &[Segment]) -> Result<ChainHead, SubmitError> {
         let bad = SubmitError::BadChain(segments.len());
         let count = u16::try_from(segments.len()).map_err(|_| bad)?;
         let ordered = segments.is_sorted_by_key(|segment| segment.flow == Flow::FromDevice);
@@ -334,7 +334,7 @@ impl VirtQueue {
         self.store_available_index(self.available_index);
         // And the store to the device's notification register comes behind the index.
         barrier::dmb_oshst();
-        Ok(Token(head))
+        Ok(ChainHead(head))
     }
 
     /// Takes the next chain that the device has handed back; `None` while there is none.
@@ -366,7 +366,7 @@ impl VirtQueue {
         let element = self.load_used(self.place(self.used_index));
         let unknown = DeviceError::NotInFlight(element.id);
         let head = u16::try_from(element.id).ok().filter(|&head| head < self.size).ok_or(unknown)?;
-        let Slot { chain, room, .. } = *self.slot(head);
+        let DescriptorState { chain, room, .. } = *self.slot(head);
         if chain == 0 {
             return Err(unknown);
         }
@@ -376,7 +376,7 @@ impl VirtQueue {
         self.free_chain(head);
         self.used_index = self.used_index.wrapping_add(1);
         self.in_flight -= 1;
-        Ok(Some(Completion { token: Token(head), written: element.bytes }))
+        Ok(Some(Completion { token: ChainHead(head), written: element.bytes }))
     }
 
     /// Whether the device has handed something back, or has broken the rules.
@@ -394,7 +394,7 @@ impl VirtQueue {
     }
 
     /// What there is of a descriptor. Links and heads are this side's own; what the device hands back is below `size`.
-    fn slot(&mut self, index: u16) -> &mut Slot {
+    fn slot(&mut self, index: u16) -> &mut DescriptorState {
         &mut self.slots[usize::from(index)]
     }
 

@@ -42,7 +42,7 @@ const _: () = assert!(HEADER_BYTES < FRAME_BYTES && RING_BYTES + MAX_REQUESTS * 
 
 /// What a device reads in front of the data, and answers behind it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Frame {
+pub enum RequestFrame {
     /// Nothing.
     None,
     /// This header, and a byte.
@@ -109,7 +109,7 @@ enum RequestState {
 /// A place for a request.
 struct RequestEntry {
     state: RequestState,
-    frame: Frame,
+    frame: RequestFrame,
     segments: Vec<Segment, MAX_SEGMENTS>,
     tries: u32,
     /// How often records of faults had been lost when it was handed over.
@@ -118,7 +118,7 @@ struct RequestEntry {
 
 impl RequestEntry {
     const FREE: Self =
-        Self { state: RequestState::Free, frame: Frame::None, segments: Vec::new(), tries: 0, losses: 0 };
+        Self { state: RequestState::Free, frame: RequestFrame::None, segments: Vec::new(), tries: 0, losses: 0 };
 
     fn is_in_flight(&self) -> bool {
         matches!(self.state, RequestState::InFlight)
@@ -226,7 +226,7 @@ impl Requests {
     ///
     /// # Errors
     /// [`RequestError::Submit`], [`RequestError::TooManySegments`]; nothing is handed over.
-    pub fn submit(&mut self, frame: Frame, segments: &[Segment]) -> Result<Ticket, RequestError> {
+    pub fn submit(&mut self, frame: RequestFrame, segments: &[Segment]) -> Result<Ticket, RequestError> {
         let is_free = |entry: &RequestEntry| matches!(entry.state, RequestState::Free);
         let free = self.entries.iter().position(is_free).ok_or(SubmitError::Full)?;
         let segments = Vec::from_slice(segments).map_err(|_| RequestError::TooManySegments(segments.len()))?;
@@ -365,7 +365,7 @@ impl Requests {
         let (header, status) = self.frame_segments(index);
         self.write_frame(index);
         let entry = &mut self.entries[index];
-        let framed = entry.frame != Frame::None;
+        let framed = entry.frame != RequestFrame::None;
         let mut chain: Vec<Segment, { MAX_SEGMENTS + 2 }> = Vec::new();
         // There is room for all of them, by the sizes above.
         chain.extend(framed.then_some(header));
@@ -386,7 +386,7 @@ impl Requests {
     }
 
     fn write_frame(&mut self, index: usize) {
-        let Frame::Header(header) = self.entries[index].frame else { return };
+        let RequestFrame::Header(header) = self.entries[index].frame else { return };
         // SAFETY: the frame of one of the requests, which the device does not have now.
         unsafe {
             let at = self.frames.add(index * FRAME_BYTES);
@@ -396,7 +396,7 @@ impl Requests {
     }
 
     fn status(&self, index: usize) -> u8 {
-        if self.entries[index].frame == Frame::None {
+        if self.entries[index].frame == RequestFrame::None {
             return NO_STATUS;
         }
         // SAFETY: as for `write_frame`.

@@ -3,7 +3,7 @@
 //! Their contents are input: a capability of a kind that is not known, or in a base address register that there cannot
 //! be, is passed over, and of each kind the first counts (4.1.4.1).
 
-use super::transport::{Registers, Width, Window};
+use super::transport::{RegisterGroup, RegisterWidth, Registers};
 use crate::devices::pci::{Claim, MmioRegion, PciError, capability::PciCapability};
 use crate::{kernel, smp::Cpu};
 
@@ -68,7 +68,7 @@ impl Structures {
 
 /// The registers of a device, mapped.
 pub struct Windows {
-    /// In the order of [`Window`].
+    /// In the order of [`RegisterGroup`].
     regions: [Option<MmioRegion>; 4],
     multiplier: u32,
 }
@@ -96,31 +96,31 @@ impl Windows {
         Ok(Self { regions, multiplier })
     }
 
-    fn region(&self, window: Window) -> Option<&MmioRegion> {
+    fn region(&self, window: RegisterGroup) -> Option<&MmioRegion> {
         self.regions.get(window as usize)?.as_ref()
     }
 }
 
 impl Registers for Windows {
-    fn bytes(&self, window: Window) -> u64 {
+    fn bytes(&self, window: RegisterGroup) -> u64 {
         self.region(window).map_or(0, MmioRegion::bytes)
     }
 
-    fn read(&self, window: Window, offset: u64, width: Width) -> u32 {
+    fn read(&self, window: RegisterGroup, offset: u64, width: RegisterWidth) -> u32 {
         let Some(region) = self.region(window) else { return 0 };
         match width {
-            Width::Byte => region.read8(offset).into(),
-            Width::Half => region.read16(offset).into(),
-            Width::Word => region.read32(offset),
+            RegisterWidth::Byte => region.read8(offset).into(),
+            RegisterWidth::Half => region.read16(offset).into(),
+            RegisterWidth::Word => region.read32(offset),
         }
     }
 
-    fn write(&self, window: Window, offset: u64, width: Width, value: u32) {
+    fn write(&self, window: RegisterGroup, offset: u64, width: RegisterWidth, value: u32) {
         let Some(region) = self.region(window) else { return };
         match width {
-            Width::Byte => region.write8(offset, value as u8),
-            Width::Half => region.write16(offset, value as u16),
-            Width::Word => region.write32(offset, value),
+            RegisterWidth::Byte => region.write8(offset, value as u8),
+            RegisterWidth::Half => region.write16(offset, value as u16),
+            RegisterWidth::Word => region.write32(offset, value),
         }
     }
 

@@ -54,7 +54,7 @@ mod common {
 
 /// A group of registers, each somewhere in a BAR (4.1.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Window {
+pub enum RegisterGroup {
     /// What all virtio devices have.
     Common,
     /// What a driver stores to so that the device looks at a queue.
@@ -67,7 +67,7 @@ pub enum Window {
 
 /// How wide a register is. Each is accessed as a whole (4.1.3.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Width {
+pub enum RegisterWidth {
     /// 8 bits.
     Byte,
     /// 16 bits.
@@ -79,11 +79,11 @@ pub enum Width {
 /// The way to a device's registers.
 pub trait Registers {
     /// Bytes in a window; 0 where the device has none.
-    fn bytes(&self, window: Window) -> u64;
+    fn bytes(&self, window: RegisterGroup) -> u64;
     /// Reads a register inside the window.
-    fn read(&self, window: Window, offset: u64, width: Width) -> u32;
+    fn read(&self, window: RegisterGroup, offset: u64, width: RegisterWidth) -> u32;
     /// Writes a register inside the window.
-    fn write(&self, window: Window, offset: u64, width: Width, value: u32);
+    fn write(&self, window: RegisterGroup, offset: u64, width: RegisterWidth, value: u32);
     /// By how much the places for notifications of two queues differ, for each step of their offsets.
     fn notify_multiplier(&self) -> u32;
 }
@@ -93,7 +93,7 @@ pub trait Registers {
 pub enum TransportError {
     /// Windows that are too small.
     #[error("the {0:?} registers are missing, or cut short")]
-    NoRegisters(Window),
+    NoRegisters(RegisterGroup),
     /// A device from before version 1.
     #[error("the device offers no VERSION_1: a legacy device, which is not driven")]
     Legacy,
@@ -149,7 +149,9 @@ impl<R: Registers> Transport<R> {
     /// # Errors
     /// [`TransportError`]; the device's FAILED status is set, where it was accessed.
     pub fn start(registers: R, translation: Translation, wanted: u64) -> Result<Self, TransportError> {
-        for (window, bytes) in [(Window::Common, common::BYTES), (Window::Notify, 2), (Window::Interrupt, 1)] {
+        for (window, bytes) in
+            [(RegisterGroup::Common, common::BYTES), (RegisterGroup::Notify, 2), (RegisterGroup::Interrupt, 1)]
+        {
             if registers.bytes(window) < bytes {
                 return Err(TransportError::NoRegisters(window));
             }
@@ -181,8 +183,8 @@ impl<R: Registers> Transport<R> {
         }
         let features = offered & (wanted | VERSION_1 | ACCESS_PLATFORM);
         for half in 0..2_u32 {
-            self.write(common::DRIVER_FEATURE_SELECT, Width::Word, half);
-            self.write(common::DRIVER_FEATURE, Width::Word, (features >> (32 * half)) as u32);
+            self.write(common::DRIVER_FEATURE_SELECT, RegisterWidth::Word, half);
+            self.write(common::DRIVER_FEATURE, RegisterWidth::Word, (features >> (32 * half)) as u32);
         }
         self.add_status(status::FEATURES_OK);
         if self.status() & status::FEATURES_OK == 0 {
@@ -196,7 +198,7 @@ impl<R: Registers> Transport<R> {
     /// # Errors
     /// [`TransportError::NoReset`].
     pub fn reset(&self) -> Result<(), TransportError> {
-        self.write(common::STATUS, Width::Byte, 0);
+        self.write(common::STATUS, RegisterWidth::Byte, 0);
         for _ in 0..RESET_READS {
             if self.status() == 0 {
                 return Ok(());
@@ -217,11 +219,11 @@ impl<R: Registers> Transport<R> {
     /// [`TransportError::NoQueue`].
     pub fn queue_size(&self, index: u16) -> Result<u16, TransportError> {
         let none = TransportError::NoQueue(index);
-        if u32::from(index) >= self.read(common::QUEUES, Width::Half) {
+        if u32::from(index) >= self.read(common::QUEUES, RegisterWidth::Half) {
             return Err(none);
         }
-        self.write(common::QUEUE_SELECT, Width::Half, index.into());
-        VirtQueue::size_for(self.read(common::QUEUE_SIZE, Width::Half) as u16).ok_or(none)
+        self.write(common::QUEUE_SELECT, RegisterWidth::Half, index.into());
+        VirtQueue::size_for(self.read(common::QUEUE_SIZE, RegisterWidth::Half) as u16).ok_or(none)
     }
 
     /// Gives the device queue `index`, of `size` descriptors, whose page it finds at `page`, and has it interrupt by
@@ -236,26 +238,26 @@ impl<R: Registers> Transport<R> {
         page: u64,
         vector: Option<u16>,
     ) -> Result<Doorbell, TransportError> {
-        self.write(common::QUEUE_SELECT, Width::Half, index.into());
-        let steps = u64::from(self.read(common::QUEUE_NOTIFY_OFFSET, Width::Half) as u16);
+        self.write(common::QUEUE_SELECT, RegisterWidth::Half, index.into());
+        let steps = u64::from(self.read(common::QUEUE_NOTIFY_OFFSET, RegisterWidth::Half) as u16);
         let offset = steps * u64::from(self.registers.notify_multiplier());
-        if !offset.is_multiple_of(2) || offset + 2 > self.registers.bytes(Window::Notify) {
+        if !offset.is_multiple_of(2) || offset + 2 > self.registers.bytes(RegisterGroup::Notify) {
             return Err(TransportError::NotifyOutside(index));
         }
         let Parts { descriptors, driver, device } = Parts::at(page);
-        self.write(common::QUEUE_SIZE, Width::Half, size.into());
+        self.write(common::QUEUE_SIZE, RegisterWidth::Half, size.into());
         self.write_64(common::QUEUE_DESCRIPTORS, descriptors);
         self.write_64(common::QUEUE_DRIVER, driver);
         self.write_64(common::QUEUE_DEVICE, device);
         if let Some(vector) = vector {
             for register in [common::QUEUE_VECTOR, common::CONFIG_VECTOR] {
-                self.write(register, Width::Half, vector.into());
-                if self.read(register, Width::Half) as u16 == NO_VECTOR {
+                self.write(register, RegisterWidth::Half, vector.into());
+                if self.read(register, RegisterWidth::Half) as u16 == NO_VECTOR {
                     return Err(TransportError::NoVector(vector));
                 }
             }
         }
-        self.write(common::QUEUE_ENABLE, Width::Half, 1);
+        self.write(common::QUEUE_ENABLE, RegisterWidth::Half, 1);
         Ok(Doorbell { queue: index, offset })
     }
 
@@ -276,12 +278,12 @@ impl<R: Registers> Transport<R> {
 
     /// Has the device look at its queue. What was stored before, it sees: [`VirtQueue::submit`] has seen to that.
     pub fn notify(&self, doorbell: Doorbell) {
-        self.registers.write(Window::Notify, doorbell.offset, Width::Half, doorbell.queue.into());
+        self.registers.write(RegisterGroup::Notify, doorbell.offset, RegisterWidth::Half, doorbell.queue.into());
     }
 
     /// Why the device interrupted by its line, which it deasserts: 0 where it was another's.
     pub fn interrupt_reason(&self) -> u8 {
-        self.registers.read(Window::Interrupt, 0, Width::Byte) as u8
+        self.registers.read(RegisterGroup::Interrupt, 0, RegisterWidth::Byte) as u8
     }
 
     /// Eight bytes of the configuration of this kind of device, from a moment at which it did not change (2.5.3).
@@ -290,11 +292,11 @@ impl<R: Registers> Transport<R> {
     /// [`TransportError::NoConfiguration`].
     pub fn configuration_64(&self, offset: u64) -> Result<u64, TransportError> {
         const TRIES: usize = 100;
-        if offset.checked_add(8).is_none_or(|end| end > self.registers.bytes(Window::Device)) {
+        if offset.checked_add(8).is_none_or(|end| end > self.registers.bytes(RegisterGroup::Device)) {
             return Err(TransportError::NoConfiguration(offset));
         }
-        let generation = || self.read(common::GENERATION, Width::Byte);
-        let read = |at| u64::from(self.registers.read(Window::Device, at, Width::Word));
+        let generation = || self.read(common::GENERATION, RegisterWidth::Byte);
+        let read = |at| u64::from(self.registers.read(RegisterGroup::Device, at, RegisterWidth::Word));
         for _ in 0..TRIES {
             let before = generation();
             let value = read(offset) | read(offset + 4) << 32;
@@ -307,31 +309,31 @@ impl<R: Registers> Transport<R> {
 
     fn offered(&self) -> u64 {
         let half = |half: u32| {
-            self.write(common::DEVICE_FEATURE_SELECT, Width::Word, half);
-            u64::from(self.read(common::DEVICE_FEATURE, Width::Word))
+            self.write(common::DEVICE_FEATURE_SELECT, RegisterWidth::Word, half);
+            u64::from(self.read(common::DEVICE_FEATURE, RegisterWidth::Word))
         };
         half(0) | half(1) << 32
     }
 
     fn status(&self) -> u8 {
-        self.read(common::STATUS, Width::Byte) as u8
+        self.read(common::STATUS, RegisterWidth::Byte) as u8
     }
 
     fn add_status(&self, bits: u8) {
-        self.write(common::STATUS, Width::Byte, u32::from(self.status() | bits));
+        self.write(common::STATUS, RegisterWidth::Byte, u32::from(self.status() | bits));
     }
 
-    fn read(&self, offset: u64, width: Width) -> u32 {
-        self.registers.read(Window::Common, offset, width)
+    fn read(&self, offset: u64, width: RegisterWidth) -> u32 {
+        self.registers.read(RegisterGroup::Common, offset, width)
     }
 
-    fn write(&self, offset: u64, width: Width, value: u32) {
-        self.registers.write(Window::Common, offset, width, value);
+    fn write(&self, offset: u64, width: RegisterWidth, value: u32) {
+        self.registers.write(RegisterGroup::Common, offset, width, value);
     }
 
     /// The 64-bit registers are written in two halves (4.1.3.1).
     fn write_64(&self, offset: u64, value: u64) {
-        self.write(offset, Width::Word, value as u32);
-        self.write(offset + 4, Width::Word, (value >> 32) as u32);
+        self.write(offset, RegisterWidth::Word, value as u32);
+        self.write(offset + 4, RegisterWidth::Word, (value >> 32) as u32);
     }
 }

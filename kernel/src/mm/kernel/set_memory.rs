@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::alias::{ReadOnly, ReadWrite, Writability};
 use super::owners::RangeOwnerCheck;
-use super::split::LinearMap;
+use super::split::LinearMapSplitter;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
@@ -123,7 +123,7 @@ impl KernelSpace {
         let tables = walk.get();
         let changed = if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
             let _owner = self.check_owner_with_alias(range);
-            alias::update::update_to_code(tables, &self.tlb, range, bits::VM_ALLOC, &mut LinearMap(self))
+            alias::update::update_to_code(tables, &self.tlb, range, bits::VM_ALLOC, &mut LinearMapSplitter(self))
         } else {
             let _owner = RangeOwnerCheck::new(range);
             tables.update_to_code(&Lazy::new(&self.mmu), &self.tlb, range, bits::VM_ALLOC)
@@ -167,7 +167,7 @@ impl KernelSpace {
         let lazy = Lazy::new(&self.mmu);
         let _owner = RangeOwnerCheck::new(range);
         let tables = self.tables();
-        let changed = tables.get().update_at_once(&lazy, range, change, &mut LinearMap(self));
+        let changed = tables.get().update_at_once(&lazy, range, change, &mut LinearMapSplitter(self));
         drop(tables);
         match changed {
             Some(flush) => {
@@ -182,7 +182,7 @@ impl KernelSpace {
     #[inline(never)]
     fn set_linear_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
         let lazy = Lazy::new(&self.mmu);
-        let flush = self.tables().get().update(&lazy, range, *change, LinearMap(self));
+        let flush = self.tables().get().update(&lazy, range, *change, LinearMapSplitter(self));
         lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
         Ok(())
     }
@@ -207,8 +207,13 @@ impl KernelSpace {
         let changed = tables.get().update(&lazy, range, change.require_bits(bits::VM_ALLOC), WholeLeaves);
         // The pages are there, and keep their tables.
         drop(tables);
-        lazy.invalidate(&self.tlb, Some(changed.map_err(|error| self.explain(error))?));
-        Ok(())
+        match changed {
+            Ok(flush) => {
+                lazy.invalidate(&self.tlb, Some(flush));
+                Ok(())
+            }
+            Err(error) => Err(self.explain(error)),
+        }
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.

@@ -108,9 +108,9 @@ impl Serialise for Unlocked {
 
 /// The linear map: splits its leaves by the policy.
 #[derive(Clone, Copy)]
-pub(super) struct LinearMap<'s>(pub(super) &'s KernelSpace);
+pub(super) struct LinearMapSplitter<'s>(pub(super) &'s KernelSpace);
 
-impl Splitter<Machine> for LinearMap<'_> {
+impl Splitter<Machine> for LinearMapSplitter<'_> {
     const LIVE_SPLITS: bool = true;
 
     #[cold]
@@ -151,7 +151,7 @@ impl KernelSpace {
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
         let _owner = RangeOwnerCheck::new(range);
-        let updated = self.tables().get().update(lazy, range, change, LinearMap(self));
+        let updated = self.tables().get().update(lazy, range, change, LinearMapSplitter(self));
         updated.map_err(|error| self.explain(error))
     }
 

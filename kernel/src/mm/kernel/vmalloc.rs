@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::area::{AreaKind, AreaNode, FreeingArea, Gap};
 use super::owners::RangeOwnerCheck;
-use super::split::LinearMap;
+use super::split::LinearMapSplitter;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -243,7 +243,7 @@ impl KernelSpace {
                 frames.add(leaf.physical);
             };
             if patched_branch!(branch::ALIAS) {
-                alias::update::unmap(self.tables().get(), &self.tlb, range, &mut LinearMap(self), released)?;
+                alias::update::unmap(self.tables().get(), &self.tlb, range, &mut LinearMapSplitter(self), released)?;
             } else {
                 self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, released)?;
             }

@@ -57,7 +57,7 @@ pub enum SubscribeError {
 }
 
 /// A subscriber's place in the chain.
-struct Node {
+struct ChainLink {
     next: AtomicPtr<Self>,
     /// Larger ones are called first; among equals, the one that joined later.
     priority: i32,
@@ -70,11 +70,11 @@ struct Node {
 /// A node with its subscriber.
 #[repr(C)]
 struct ChainNode<S> {
-    node: Node,
+    node: ChainLink,
     subscriber: S,
 }
 
-impl Node {
+impl ChainLink {
     fn subscriber(&self) -> &dyn Subscriber {
         // SAFETY: it lives in the same allocation as this node.
         unsafe { self.subscriber.as_ref() }
@@ -84,7 +84,7 @@ impl Node {
 /// The subscribers of one space.
 #[derive(Default)]
 pub struct NotifierChain {
-    first: AtomicPtr<Node>,
+    first: AtomicPtr<ChainLink>,
     /// How many have joined; written under `changing`, when the new one can be found.
     joined: AtomicU64,
     /// Walkers inside, by the counter that they chose.
@@ -256,7 +256,7 @@ impl<'a> Inside<'a> {
         Self { chain, counter }
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Node> {
+    fn nodes(&self) -> impl Iterator<Item = &ChainLink> {
         let mut next = &self.chain.first;
         core::iter::from_fn(move || {
             // Acquire: the node was written before it was linked.
@@ -272,7 +272,7 @@ impl<'a> Inside<'a> {
     /// Of the first `joined` that joined, those that subscribe to `event`.
     fn subscribers(&self, event: Event, joined: u64) -> impl Iterator<Item = &dyn Subscriber> {
         let nodes = self.nodes().filter(move |node| node.joined <= joined);
-        nodes.map(Node::subscriber).filter(move |subscriber| subscriber.events().contains(event))
+        nodes.map(ChainLink::subscriber).filter(move |subscriber| subscriber.events().contains(event))
     }
 }
 
@@ -353,10 +353,10 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain>>> Subscription<S, C> {
         let joined = to.joined.load(Ordering::Relaxed) + 1;
         // SAFETY: only the address of a field is taken.
         let subscriber_at = unsafe { NonNull::new_unchecked(&raw mut (*memory).subscriber) };
-        let node = Node { next: AtomicPtr::default(), priority, joined, subscriber: subscriber_at };
+        let node = ChainLink { next: AtomicPtr::default(), priority, joined, subscriber: subscriber_at };
         // SAFETY: memory for one, just allocated.
         unsafe { place.write(ChainNode { node, subscriber }) };
-        let node = place.cast::<Node>();
+        let node = place.cast::<ChainLink>();
         // SAFETY: this one lives until its `Subscription` ends; those in the list do while `changing` is held.
         unsafe {
             let link = link_before(to, |other| other.priority <= priority);
@@ -377,7 +377,7 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain>>> Subscription<S, C> {
 ///
 /// # Safety
 /// The caller holds `changing`.
-unsafe fn link_before(chain: &NotifierChain, found: impl Fn(&Node) -> bool) -> &AtomicPtr<Node> {
+unsafe fn link_before(chain: &NotifierChain, found: impl Fn(&ChainLink) -> bool) -> &AtomicPtr<ChainLink> {
     let mut link = &chain.first;
     loop {
         let node = link.load(Ordering::Relaxed);
@@ -402,7 +402,7 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain>>> Drop for Subscriptio
     fn drop(&mut self) {
         let chain: &NotifierChain = self.chain.as_ref();
         let changing = Changing::begin(chain);
-        let node = self.place.cast::<Node>();
+        let node = self.place.cast::<ChainLink>();
         // SAFETY: `changing` is held; the node is this subscription's own.
         unsafe {
             let link = link_before(chain, |other| ptr::eq(other, node.as_ptr()));

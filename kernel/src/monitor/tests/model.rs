@@ -18,7 +18,7 @@ use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::layout::VMALLOC_START;
 use crate::mm::space::Area;
-use crate::monitor::memory::{Permission, Width};
+use crate::monitor::memory::{AccessWidth, Permission};
 use crate::monitor::{Half, Refusal, Subject};
 use crate::trap::probe::ProbeFault;
 
@@ -147,13 +147,13 @@ impl Subject for ModelMachine {
         Ok(())
     }
 
-    fn read(&self, address: VirtAddr, width: Width) -> Result<u64, ProbeFault> {
+    fn read(&self, address: VirtAddr, width: AccessWidth) -> Result<u64, ProbeFault> {
         let physical = self.access(address, ModelAccess::Read)?;
         let byte = |index: u32| u64::from(self.bytes.get(&(physical.0 + u64::from(index))).copied().unwrap_or(0));
         Ok((0..width.bytes()).map(|index| byte(index) << (8 * index)).sum())
     }
 
-    fn write(&mut self, address: VirtAddr, width: Width, value: u64) -> Result<(), ProbeFault> {
+    fn write(&mut self, address: VirtAddr, width: AccessWidth, value: u64) -> Result<(), ProbeFault> {
         let physical = self.access(address, ModelAccess::Write)?;
         let bytes = value.to_le_bytes();
         self.bytes.extend((physical.0..).zip(bytes).take(width.bytes() as usize));

@@ -39,7 +39,7 @@ fn change_own_page_without_reserve(cpu: &Cpu) {
 }
 
 /// Has `handler` interrupt this CPU after a while, for `page`.
-fn interrupt_after(time: Duration, page: VirtAddr, handler: timer::Handler) {
+fn interrupt_after(time: Duration, page: VirtAddr, handler: timer::DeadlineHandler) {
     OWN.store(page.0, Ordering::Relaxed);
     RESULT.store(PENDING, Ordering::Relaxed);
     timer::set_deadline(this_cpu(), time, handler);

@@ -11,7 +11,7 @@ use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, 
 
 use super::super::model::{Chain, DeviceQueue, Memory, PAGE};
 use super::super::queue::{DeviceError, Flow, MAX_SIZE, Parts, Segment};
-use super::super::requests::{Frame, MAX_SEGMENTS, Patience, RequestError, Requests, Ticket, Transfer};
+use super::super::requests::{MAX_SEGMENTS, Patience, RequestError, RequestFrame, Requests, Ticket, Transfer};
 use crate::iommu::{MAX_TRIES, Resolution};
 use crate::mm::space::FaultError;
 
@@ -140,7 +140,7 @@ fn a_fault_is_every_requests_that_has_the_page() {
     bench.unmap(0);
     let submit = |bench: &mut Bench| {
         let page = bench.page(0);
-        bench.requests.submit(Frame::Header([7; 16]), &[page]).unwrap()
+        bench.requests.submit(RequestFrame::Header([7; 16]), &[page]).unwrap()
     };
     let tickets = [submit(&mut bench), submit(&mut bench)];
     bench.fetch();
@@ -166,7 +166,7 @@ fn a_fault_is_every_requests_that_has_a_part_of_the_page() {
     // The second reaches into the next page, where the third is; the fourth is read by the device.
     let parts =
         [part(0x100, 16), part(0xff0, 32), part(0x1010, 16), Segment { flow: Flow::ToDevice, ..part(0x200, 16) }];
-    let tickets = parts.map(|part| bench.requests.submit(Frame::None, &[part]).unwrap());
+    let tickets = parts.map(|part| bench.requests.submit(RequestFrame::None, &[part]).unwrap());
     bench.fetch();
     (0..parts.len()).for_each(|_| bench.perform(0));
     let mut recorded = true;
@@ -183,7 +183,7 @@ fn a_fault_is_every_requests_that_has_a_part_of_the_page() {
 fn a_frame_goes_around_the_data() {
     let mut bench = Bench::new();
     let header = [7; 16];
-    let ticket = bench.requests.submit(Frame::Header(header), &[bench.page(0)]).unwrap();
+    let ticket = bench.requests.submit(RequestFrame::Header(header), &[bench.page(0)]).unwrap();
     bench.fetch();
     let pieces = bench.with_device[0].pieces.clone();
     assert_eq!(pieces.len(), 3);
@@ -198,9 +198,9 @@ fn a_frame_goes_around_the_data() {
 #[test]
 fn a_device_that_does_not_answer_has_not_said_that_all_is_well() {
     let mut bench = Bench::new();
-    let first = bench.requests.submit(Frame::Header([0; 16]), &[bench.page(0)]).unwrap();
+    let first = bench.requests.submit(RequestFrame::Header([0; 16]), &[bench.page(0)]).unwrap();
     assert!(matches!(bench.finish(first), Some(Ok(Transfer { status: 0, .. }))));
-    let second = bench.requests.submit(Frame::Header([0; 16]), &[bench.page(0)]).unwrap();
+    let second = bench.requests.submit(RequestFrame::Header([0; 16]), &[bench.page(0)]).unwrap();
     bench.fetch();
     let chain = bench.with_device.remove(0);
     bench.device.give_back(&bench.memory, chain.head.into(), 0);
@@ -213,7 +213,7 @@ fn data_that_did_not_arrive_is_asked_for_again() {
     let mut bench = Bench::new();
     bench.unmap(0);
     bench.unmap(1);
-    let ticket = bench.requests.submit(Frame::None, &[bench.page(0), bench.page(1)]).unwrap();
+    let ticket = bench.requests.submit(RequestFrame::None, &[bench.page(0), bench.page(1)]).unwrap();
     let Some(Ok(transfer)) = bench.finish(ticket) else { panic!("it failed") };
     assert_eq!(transfer.tries, 2);
     assert!(bench.has_arrived(0) && bench.has_arrived(1));
@@ -225,7 +225,7 @@ fn data_that_did_not_arrive_is_asked_for_again() {
 fn who_believes_the_device_loses_data() {
     let mut bench = Bench::new();
     bench.unmap(0);
-    let ticket = bench.requests.submit(Frame::Header([0; 16]), &[bench.page(0)]).unwrap();
+    let ticket = bench.requests.submit(RequestFrame::Header([0; 16]), &[bench.page(0)]).unwrap();
     bench.fetch();
     bench.perform(0);
     assert_eq!(bench.requests.collect(&mut |_| Resolution::NoFault), Ok(false));
@@ -240,8 +240,8 @@ fn what_cannot_be_served_is_an_error_of_its_request_alone() {
     let mut bench = Bench::new();
     bench.unmap(0);
     bench.forbidden.push(0);
-    let bad = bench.requests.submit(Frame::None, &[bench.page(0)]).unwrap();
-    let good = bench.requests.submit(Frame::None, &[bench.page(1)]).unwrap();
+    let bad = bench.requests.submit(RequestFrame::None, &[bench.page(0)]).unwrap();
+    let good = bench.requests.submit(RequestFrame::None, &[bench.page(1)]).unwrap();
     assert_eq!(bench.finish(bad), Some(Err(RequestError::Fault(FaultError::NotMapped))));
     assert!(matches!(bench.finish(good), Some(Ok(_))));
 }
@@ -249,7 +249,7 @@ fn what_cannot_be_served_is_an_error_of_its_request_alone() {
 #[test]
 fn a_fault_that_comes_again_and_again_is_an_error() {
     let mut bench = Bench::new();
-    let ticket = bench.requests.submit(Frame::None, &[bench.page(0)]).unwrap();
+    let ticket = bench.requests.submit(RequestFrame::None, &[bench.page(0)]).unwrap();
     for round in 1..=MAX_TRIES {
         bench.unmap(0);
         bench.fetch();
@@ -264,7 +264,7 @@ fn a_fault_that_comes_again_and_again_is_an_error() {
 #[test]
 fn a_request_is_waited_for_by_its_own_tries() {
     let mut bench = Bench::new();
-    let stuck = bench.requests.submit(Frame::None, &[bench.page(1)]).unwrap();
+    let stuck = bench.requests.submit(RequestFrame::None, &[bench.page(1)]).unwrap();
     bench.fetch();
     let kept = bench.with_device.remove(0);
     let mut patience = Patience::new(0);
@@ -272,7 +272,7 @@ fn a_request_is_waited_for_by_its_own_tries() {
     assert_eq!(patience.until(), 1, "it was handed over");
     for round in 2..100 {
         bench.unmap(0);
-        let other = bench.requests.submit(Frame::None, &[bench.page(0)]).unwrap();
+        let other = bench.requests.submit(RequestFrame::None, &[bench.page(0)]).unwrap();
         assert!(matches!(bench.finish(other), Some(Ok(Transfer { tries: 2, .. }))));
         patience.look(&bench.requests, stuck, || round);
         assert_eq!(patience.until(), 1, "others were handed over again {} times", bench.requests.resubmitted());
@@ -290,12 +290,13 @@ fn a_request_is_waited_for_by_its_own_tries() {
 #[test]
 fn lost_records_make_everything_in_flight_doubtful() {
     let mut bench = Bench::new();
-    let tickets: Vec<_> = (0..3).map(|page| bench.requests.submit(Frame::None, &[bench.page(page)]).unwrap()).collect();
+    let tickets: Vec<_> =
+        (0..3).map(|page| bench.requests.submit(RequestFrame::None, &[bench.page(page)]).unwrap()).collect();
     bench.fetch();
     bench.overflow = true;
     bench.perform(0);
     assert_eq!(bench.collect(), Ok(true));
-    let later = bench.requests.submit(Frame::None, &[bench.page(3)]).unwrap();
+    let later = bench.requests.submit(RequestFrame::None, &[bench.page(3)]).unwrap();
     bench.fetch();
     while !bench.with_device.is_empty() {
         bench.perform(0);
@@ -312,7 +313,8 @@ fn lost_records_make_everything_in_flight_doubtful() {
 fn a_reset_loses_nothing() {
     let mut bench = Bench::new();
     bench.unmap(1);
-    let tickets: Vec<_> = (0..3).map(|page| bench.requests.submit(Frame::None, &[bench.page(page)]).unwrap()).collect();
+    let tickets: Vec<_> =
+        (0..3).map(|page| bench.requests.submit(RequestFrame::None, &[bench.page(page)]).unwrap()).collect();
     bench.fetch();
     bench.perform(0);
     // What it did is forgotten with the rest.
@@ -332,27 +334,27 @@ fn a_reset_loses_nothing() {
 #[test]
 fn what_is_abandoned_has_its_reason() {
     let mut bench = Bench::new();
-    let ticket = bench.requests.submit(Frame::None, &[bench.page(0)]).unwrap();
-    let other = bench.requests.submit(Frame::None, &[bench.page(1)]).unwrap();
+    let ticket = bench.requests.submit(RequestFrame::None, &[bench.page(0)]).unwrap();
+    let other = bench.requests.submit(RequestFrame::None, &[bench.page(1)]).unwrap();
     bench.requests.give_up(ticket, RequestError::TimedOut);
     assert_eq!(bench.requests.take(other), None);
     bench.requests.abandon(RequestError::Device(DeviceError::Broken));
     assert_eq!(bench.requests.take(ticket), Some(Err(RequestError::TimedOut)));
     assert_eq!(bench.requests.take(other), Some(Err(RequestError::Device(DeviceError::Broken))));
     let many = [bench.page(0); MAX_SEGMENTS + 1];
-    assert_eq!(bench.requests.submit(Frame::None, &many), Err(RequestError::TooManySegments(MAX_SEGMENTS + 1)));
+    assert_eq!(bench.requests.submit(RequestFrame::None, &many), Err(RequestError::TooManySegments(MAX_SEGMENTS + 1)));
 }
 
 /// The reset that was to take it from the device failed, so the queue is what it was.
 #[test]
 fn what_comes_back_of_an_abandoned_request_is_not_the_next_ones() {
     let mut bench = Bench::new();
-    let first = bench.requests.submit(Frame::None, &[bench.page(0)]).unwrap();
+    let first = bench.requests.submit(RequestFrame::None, &[bench.page(0)]).unwrap();
     bench.fetch();
     bench.perform(0);
     bench.requests.abandon(RequestError::TimedOut);
     assert_eq!(bench.requests.take(first), Some(Err(RequestError::TimedOut)));
-    let next = bench.requests.submit(Frame::None, &[bench.page(1)]).unwrap();
+    let next = bench.requests.submit(RequestFrame::None, &[bench.page(1)]).unwrap();
     assert_eq!(bench.collect(), Ok(false));
     assert_eq!(bench.requests.take(next), None);
     assert!(matches!(bench.finish(next), Some(Ok(_))) && bench.has_arrived(1));
@@ -375,7 +377,7 @@ proptest! {
                     let (host, _) = bench.memory.page(1 + page);
                     // SAFETY: a page of the memory, which the device does not have now.
                     unsafe { host.write_bytes(0, PAGE) };
-                    let frame = if which.is_multiple_of(2) { Frame::None } else { Frame::Header([1; 16]) };
+                    let frame = if which.is_multiple_of(2) { RequestFrame::None } else { RequestFrame::Header([1; 16]) };
                     waiting.push((page, bench.requests.submit(frame, &[bench.page(page)]).unwrap()));
                 }
                 // A page whose data has arrived and whose request is not over stays mapped.

@@ -6,7 +6,9 @@ use std::rc::Rc;
 
 use super::super::model::ModelDevice;
 use super::super::queue::Parts;
-use super::super::transport::{ACCESS_PLATFORM, Doorbell, Translation, Transport, TransportError, VERSION_1, Window};
+use super::super::transport::{
+    ACCESS_PLATFORM, Doorbell, RegisterGroup, Translation, Transport, TransportError, VERSION_1,
+};
 
 type Up = Result<Transport<Rc<ModelDevice>>, TransportError>;
 
@@ -85,9 +87,11 @@ fn each_reason_has_a_name() {
         let outside = (offset, multiplier) != (0x7ff, 2);
         assert_eq!(refused(&prepare), outside.then_some(TransportError::NotifyOutside(0)));
     }
-    for (sizes, window) in
-        [([0x37, 2, 1, 8], Window::Common), ([0x38, 1, 1, 8], Window::Notify), ([0x38, 2, 0, 8], Window::Interrupt)]
-    {
+    for (sizes, window) in [
+        ([0x37, 2, 1, 8], RegisterGroup::Common),
+        ([0x38, 1, 1, 8], RegisterGroup::Notify),
+        ([0x38, 2, 0, 8], RegisterGroup::Interrupt),
+    ] {
         assert_eq!(refused(&|device| device.sizes.set(sizes)), Some(TransportError::NoRegisters(window)));
     }
 }

@@ -14,7 +14,7 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_assert, 
 
 use super::super::model::{Chain, DeviceQueue, Memory};
 use super::super::queue::{
-    Completion, DeviceError, Flow, MAX_SIZE as SIZE, Parts, Segment, SubmitError, Token, VirtQueue,
+    ChainHead, Completion, DeviceError, Flow, MAX_SIZE as SIZE, Parts, Segment, SubmitError, VirtQueue,
 };
 
 /// Where the device knows the memory.
@@ -271,7 +271,7 @@ proptest! {
     #[test]
     fn chains_arrive_and_come_back(size in 0..7_u32, steps in prop::collection::vec(honest(), 0..300)) {
         let Pair { memory, mut driver, mut device } = pair_of(1 << size);
-        let mut submitted: BTreeMap<usize, (Token, Vec<Segment>)> = BTreeMap::new();
+        let mut submitted: BTreeMap<usize, (ChainHead, Vec<Segment>)> = BTreeMap::new();
         let mut with_device: Vec<Chain> = Vec::new();
         let mut returned: Vec<(usize, u32)> = Vec::new();
         for step in steps {
