@@ -148,7 +148,12 @@ impl CpuFeatures {
     /// Reads the registers of this CPU.
     #[cfg(target_os = "none")]
     pub fn read() -> Self {
-        use arm_sysregs::{el0::accessors::read_ctr_el0, el1::accessors::*};
+        use arm_sysregs::el0::accessors::read_ctr_el0;
+        use arm_sysregs::el1::accessors::{
+            read_id_aa64dfr0_el1, read_id_aa64isar0_el1, read_id_aa64isar1_el1, read_id_aa64isar2_el1,
+            read_id_aa64mmfr0_el1, read_id_aa64mmfr1_el1, read_id_aa64mmfr2_el1, read_id_aa64mmfr3_el1,
+            read_id_aa64mmfr4_el1, read_id_aa64pfr0_el1, read_id_aa64pfr1_el1, read_midr_el1,
+        };
 
         use crate::sysreg::{read_dczid_el0, read_pmceid0_el0};
 

@@ -383,7 +383,7 @@ impl Siege {
             return;
         }
         self.bound += 1;
-        for at in [COUNT, 0x40_0000, t.random() % (1 << 47) & !7] {
+        for at in [COUNT, 0x40_0000, (t.random() % (1 << 47)) & !7] {
             self.copied += u32::from(device.copy_in(DmaAddress(at), 0, 64).is_ok());
             // The programs know what their own memory holds; what a child does may be wrong in any way.
             if child.is_some() && at != COUNT {

@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn records_are_divided_by_empty_lines() {
-        let records = parse("1000 4\n\n20 1\n1000 2\n\n\n4").unwrap();
-        assert_eq!(records, [&[0x1000..0x1010][..], &[0x20..0x24, 0x1000..0x1008], &[], &[]]);
+        let records = parse("1000 4\n30 1\n\n20 1\n1000 2\n\n\n4").unwrap();
+        assert_eq!(records, [vec![0x1000..0x1010, 0x30..0x34], vec![0x20..0x24, 0x1000..0x1008], vec![], vec![]]);
     }
 }

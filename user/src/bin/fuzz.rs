@@ -630,7 +630,7 @@ impl Random {
                     12 => _ = unsafe { probe::call(random.nowhere() & !3) },
                     13 => random.call_code(code),
                     14 => offend_by(random.below(5), at),
-                    _ => _ = random.call_once(),
+                    _ => random.call_once(),
                 }
             }
             0

@@ -8,14 +8,13 @@ use granule_arch::addr::PhysAddr;
 use granule_pgtable::TableSource;
 
 use super::FrameAllocator;
-use crate::mm::OutOfMemory;
 use crate::smp::Cpu;
 
 /// Frames for the tables of one tree.
 pub struct FrameSource<'a> {
     frames: &'a FrameAllocator,
-    /// How one is taken: [`FrameAllocator::alloc_zeroed`], or [`FrameAllocator::alloc_zeroed_reserved`].
-    alloc: fn(&FrameAllocator, &Cpu) -> Result<PhysAddr, OutOfMemory>,
+    /// Whether only what this CPU has in its magazine is taken.
+    reserved: bool,
     taken: &'a AtomicUsize,
     cpu: &'a Cpu,
 }
@@ -23,7 +22,7 @@ pub struct FrameSource<'a> {
 impl FrameAllocator {
     /// Frames for the tables of a tree, which counts in `taken` how many it has. `cpu` is the CPU that this runs on.
     pub fn table_source<'a>(&'a self, cpu: &'a Cpu, taken: &'a AtomicUsize) -> FrameSource<'a> {
-        FrameSource { frames: self, alloc: Self::alloc_zeroed, taken, cpu }
+        FrameSource { frames: self, reserved: false, taken, cpu }
     }
 }
 
@@ -31,14 +30,18 @@ impl FrameSource<'_> {
     /// The same, only of what this CPU has in its magazine, so that no lock is waited for: in interrupt handlers.
     #[must_use]
     pub fn reserved(self) -> Self {
-        Self { alloc: FrameAllocator::alloc_zeroed_reserved, ..self }
+        Self { reserved: true, ..self }
     }
 }
 
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
 unsafe impl TableSource for FrameSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
-        let table = (self.alloc)(self.frames, self.cpu).ok()?;
+        let table = match self.reserved {
+            false => self.frames.alloc_zeroed(self.cpu),
+            true => self.frames.alloc_zeroed_reserved(self.cpu),
+        };
+        let table = table.ok()?;
         self.taken.fetch_add(1, Ordering::Relaxed);
         Some(table)
     }
