@@ -32,16 +32,12 @@ impl FrameAllocator {
         self.blocks.for_each_free(|frames| debug_pagealloc.hide(&[frames]));
     }
 
-    /// What hides free frames, if they are hidden.
-    #[inline(always)]
-    fn hidden_by(&self) -> Option<&'static dyn DebugPagealloc> {
-        if patched_branch!(branch::DEBUG_PAGEALLOC) { self.debug_pagealloc.get().copied() } else { None }
-    }
-
     /// These frames were taken.
     #[inline(always)]
     pub(super) fn show(&self, frames: Range<usize>) {
-        if let Some(debug_pagealloc) = self.hidden_by() {
+        if patched_branch!(branch::DEBUG_PAGEALLOC)
+            && let Some(debug_pagealloc) = self.debug_pagealloc.get()
+        {
             debug_pagealloc.show(frames);
         }
     }
@@ -49,13 +45,15 @@ impl FrameAllocator {
     /// Whether free frames are hidden.
     #[inline(always)]
     pub(super) fn hides(&self) -> bool {
-        self.hidden_by().is_some()
+        patched_branch!(branch::DEBUG_PAGEALLOC) && self.debug_pagealloc.get().is_some()
     }
 
     /// These frames are about to be given back. Their records are "free".
     #[inline(always)]
     pub(super) fn hide(&self, frames: &[Range<usize>]) {
-        if let Some(debug_pagealloc) = self.hidden_by() {
+        if patched_branch!(branch::DEBUG_PAGEALLOC)
+            && let Some(debug_pagealloc) = self.debug_pagealloc.get()
+        {
             debug_pagealloc.hide(frames);
         }
     }

@@ -144,18 +144,17 @@ impl FrameAllocator {
         Freeing { frames: self, cpu, end: END, runs: heapless::Vec::new() }
     }
 
-    /// Takes one hold of each of these frames away, runs of frame numbers; those that are no longer held are free. `cpu`
-    /// is the CPU that this runs on.
+    /// Takes one hold of each of these frames away, runs of frame numbers, at most [`FEW`] frames in all; those that
+    /// are no longer held are free. `cpu` is the CPU that this runs on.
     ///
-    /// A few go in one pass, frame by frame into the magazine, with interrupts masked. That is shorter than
-    /// [`Self::freeing`], which makes a list first, and takes the lock where the magazine has no room for all of it.
+    /// One pass, frame by frame into the magazine. Where there are few that is shorter than [`Self::freeing`], which
+    /// makes a list first, and takes the lock where the magazine has no room for all of it.
     ///
     /// # Panics
     /// As [`Self::free`].
-    pub(in crate::mm) fn let_go(&self, cpu: &Cpu, runs: impl DoubleEndedIterator<Item = Range<usize>> + Clone) {
-        // Free frames are not hidden with interrupts masked, nor one by one.
-        if self.hides() || runs.clone().map(|run| run.len()).sum::<usize>() > FEW {
-            return self.let_go_many(cpu, runs);
+    pub(in crate::mm) fn let_go_few(&self, cpu: &Cpu, runs: impl DoubleEndedIterator<Item = Range<usize>>) {
+        if self.hides() {
+            return self.let_go_hidden(cpu, runs);
         }
         let mut cut = NO_BLOCK;
         self.on_magazine(cpu, |magazine| {
@@ -173,20 +172,17 @@ impl FrameAllocator {
         });
     }
 
-    /// The same of any number, with interrupts as they are.
-    #[inline(never)]
-    fn let_go_many(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
+    /// The same where free frames are hidden, which is not done with interrupts masked, nor one by one.
+    #[cold]
+    fn let_go_hidden(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
         let mut cut = NO_BLOCK;
         let mut freeing = self.freeing(cpu);
-        for Range { start, end } in runs {
-            for first in (start..end).step_by(FEW) {
-                let part = first..end.min(first + FEW);
-                let Some(records) = self.records_of_few(part.clone(), &mut cut) else { continue };
-                for (frame, record) in part.zip(records) {
-                    // The last hold goes with the frame.
-                    if record.let_go() {
-                        freeing.add(PhysAddr::from_frame_number(frame));
-                    }
+        for run in runs.filter(|run| !run.is_empty()) {
+            let Some(records) = self.records_of_few(run.clone(), &mut cut) else { continue };
+            for (frame, record) in run.zip(records) {
+                // The last hold goes with the frame.
+                if record.let_go() {
+                    freeing.add(PhysAddr::from_frame_number(frame));
                 }
             }
         }
@@ -240,8 +236,8 @@ impl FrameAllocator {
     }
 }
 
-/// The most frames that [`FrameAllocator::let_go`] takes in one pass: interrupts are masked meanwhile.
-pub(super) const FEW: usize = BATCH;
+/// The most frames for [`FrameAllocator::let_go_few`]: interrupts are masked meanwhile.
+pub(in crate::mm) const FEW: usize = BATCH;
 const _: () = assert!(FEW <= BLOCK_FRAMES);
 
 /// No block's number.

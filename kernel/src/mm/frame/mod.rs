@@ -29,6 +29,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub use debug_pagealloc::DebugPagealloc;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::memory::zero_page;
+pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};

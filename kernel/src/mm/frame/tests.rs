@@ -14,7 +14,6 @@ use std::vec::Vec;
 use granule_arch::addr::PhysRange;
 use proptest::prelude::*;
 
-use super::list::FEW;
 use super::*;
 use crate::mm::page_block::{MAX_ORDER, host_allocations};
 use crate::smp::CpuId;
@@ -124,7 +123,7 @@ enum FrameStep {
         count: usize,
     },
     /// The first ones from `which` on, some of which have another holder that drops them later.
-    LetGo {
+    LetGoFew {
         cpu: usize,
         which: usize,
         count: usize,
@@ -133,9 +132,6 @@ enum FrameStep {
         cpu: usize,
     },
 }
-
-/// Frames of one [`FrameStep::LetGo`]: few in one pass, or more.
-const LET_GO: usize = 3 * FEW;
 
 fn steps() -> impl Strategy<Value = Vec<FrameStep>> {
     let step = prop_oneof![
@@ -146,7 +142,7 @@ fn steps() -> impl Strategy<Value = Vec<FrameStep>> {
         4 => (0..3_usize, any::<usize>(), 1..900_usize).prop_map(|(cpu, which, count)| FrameStep::Free { cpu, which, count }),
         4 => (0..3_usize, any::<usize>(), 1..900_usize)
             .prop_map(|(cpu, which, count)| FrameStep::FreeMany { cpu, which, count }),
-        4 => (0..3_usize, any::<usize>(), 0..=LET_GO).prop_map(|(cpu, which, count)| FrameStep::LetGo { cpu, which, count }),
+        4 => (0..3_usize, any::<usize>(), 0..=FEW).prop_map(|(cpu, which, count)| FrameStep::LetGoFew { cpu, which, count }),
         1 => (0..3_usize).prop_map(|cpu| FrameStep::Drain { cpu }),
     ];
     prop::collection::vec(step, 1..40)
@@ -245,12 +241,12 @@ proptest! {
                         }
                     }
                 }
-                FrameStep::LetGo { cpu, which, count } => {
+                FrameStep::LetGoFew { cpu, which, count } => {
                     let single = in_use.iter().filter(|(_, (_, order))| order.is_none());
                     let skipped = which % (in_use.len() + 1);
-                    let few: heapless::Vec<_, LET_GO> =
+                    let few: heapless::Vec<_, FEW> =
                         single.map(|(start, _)| *start).skip(skipped).take(count).collect();
-                    let mut runs = heapless::Vec::<Range<usize>, LET_GO>::new();
+                    let mut runs = heapless::Vec::<Range<usize>, FEW>::new();
                     for start in &few {
                         in_use.remove(start);
                         let number = PhysAddr(*start).frame_number();
@@ -259,16 +255,16 @@ proptest! {
                             _ => runs.push(number..number + 1).unwrap(),
                         }
                     }
-                    let shared: heapless::Vec<_, LET_GO> =
+                    let shared: heapless::Vec<_, FEW> =
                         few.iter().copied().filter(|start| (start >> 12) % 3 == 0).collect();
                     let references = |start: &u64| frames.frame(PhysAddr(*start)).unwrap().1.references();
                     for start in &shared {
                         frames.frame(PhysAddr(*start)).unwrap().1.share();
                     }
-                    frames.let_go(&cpus[cpu], runs.into_iter());
+                    frames.let_go_few(&cpus[cpu], runs.into_iter());
                     prop_assert!(shared.iter().all(|start| references(start) == 1), "freed under a holder");
                     let numbers = shared.iter().map(|start| PhysAddr(*start).frame_number());
-                    frames.let_go(&cpus[cpu], numbers.map(|number| number..number + 1));
+                    frames.let_go_few(&cpus[cpu], numbers.map(|number| number..number + 1));
                 }
                 FrameStep::Drain { cpu } => frames.drain_cpu(&cpus[cpu]),
             }
@@ -416,11 +412,11 @@ fn holds_that_nobody_has_are_refused_where_few_are_let_go() {
         let mut list = frames.alloc_list(cpu, 3).unwrap();
         let mine = [(); 3].map(|()| list.pop().unwrap().frame_number());
         frames.free(cpu, PhysAddr::from_frame_number(mine[1]));
-        frames.let_go(cpu, mine.map(|frame| frame..frame + 1).into_iter());
+        frames.let_go_few(cpu, mine.map(|frame| frame..frame + 1).into_iter());
         assert_eq!(frames.stats().used, 0, "the others are free");
     });
-    refused(|frames, cpu| frames.let_go(cpu, core::iter::once(0x4_0000..0x4_0001)));
-    refused(|frames, cpu| frames.let_go(cpu, core::iter::once(0x4_0200..0x4_0202)));
+    refused(|frames, cpu| frames.let_go_few(cpu, core::iter::once(0x4_0000..0x4_0001)));
+    refused(|frames, cpu| frames.let_go_few(cpu, core::iter::once(0x4_0200..0x4_0202)));
 }
 
 #[test]
@@ -429,7 +425,7 @@ fn few_that_are_let_go_come_out_in_their_order() {
     let frames = machine.boot(&cpu, &[]);
     let all: Vec<_> = (0..FEW).map(|_| frames.alloc(&cpu).unwrap().frame_number()).collect();
     let runs: Vec<_> = all.iter().map(|frame| *frame..frame + 1).collect();
-    frames.let_go(&cpu, runs.into_iter());
+    frames.let_go_few(&cpu, runs.into_iter());
     let again: Vec<_> = (0..FEW).map(|_| frames.alloc(&cpu).unwrap().frame_number()).collect();
     assert_eq!(again, all, "in the order in which they were listed");
 }

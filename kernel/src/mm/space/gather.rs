@@ -25,6 +25,7 @@ use granule_pgtable::{Invalidation, PageRange, Tables};
 
 use super::area::Areas;
 use super::{PAGE, Space};
+use crate::mm::frame::FEW;
 use crate::sched::ReadGuard;
 use crate::sched::relax;
 use crate::smp::Cpu;
@@ -151,6 +152,13 @@ impl<'s> Gather<'s> {
         self.add(table, || None);
     }
 
+    /// Whether the frames are few.
+    #[inline(always)]
+    fn is_short(&self) -> bool {
+        let bytes: u64 = self.runs.iter().map(|run| run.end.0 - run.start.0).sum();
+        bytes <= FEW as u64 * PAGE
+    }
+
     /// Called before the lock of a table with cleared entries is dropped: completes their invalidation where a fault
     /// could fill them.
     #[inline(always)]
@@ -182,9 +190,21 @@ impl<'s> Gather<'s> {
             && run.start + PAGE == run.end
         {
             self.space.drop_frame(self.cpu, run.start);
-        } else {
+        } else if self.is_short() {
             let numbers = |run: &Range<PhysAddr>| run.start.frame_number()..run.end.frame_number();
-            common.frames.let_go(self.cpu, self.runs.iter().map(numbers));
+            common.frames.let_go_few(self.cpu, self.runs.iter().map(numbers));
+        } else {
+            let mut freeing = common.frames.freeing(self.cpu);
+            for run in &self.runs {
+                let mut frame = run.start;
+                while frame != run.end {
+                    // A frame is freed with its last reference.
+                    if common.record(frame).let_go() {
+                        freeing.add(frame);
+                    }
+                    frame = frame + PAGE;
+                }
+            }
         }
         self.runs.clear();
     }
