@@ -300,7 +300,7 @@ impl FrameAllocator {
     pub fn drain_cpu(&self, cpu: &Cpu) {
         self.on_magazine(cpu, |magazine| {
             while magazine.len() > 0 {
-                self.drain(cpu, magazine);
+                self.drain(cpu, magazine, BATCH);
             }
         });
     }
@@ -331,15 +331,11 @@ impl FrameAllocator {
     #[cold]
     fn refill(&self, cpu: &Cpu, magazine: &Magazine) -> Option<usize> {
         let mut batch = [0; BATCH];
-        let mut take = |most, left_free| {
-            let mut places = batch.iter_mut();
-            let keep = |run: Range<usize>| run.zip(&mut places).for_each(|(frame, place)| *place = frame);
-            self.blocks.take_runs(cpu, most, left_free, keep)
-        };
         // A batch never comes from the reserve: what is left in the magazine is for every caller.
-        let mut count = take(BATCH, self.reserve());
+        let mut count = self.blocks.take_frames(cpu, &mut batch, self.reserve());
         if count == 0 && self.kept_from(cpu) == 0 {
-            count = take(1, 0);
+            let (one, _) = batch.split_at_mut(1);
+            count = self.blocks.take_frames(cpu, one, 0);
         }
         // Pushed in descending order, so that frames are handed out in ascending order and neighbours stay neighbours.
         for frame in batch.iter().take(count).rev() {
@@ -353,17 +349,24 @@ impl FrameAllocator {
     #[inline(always)]
     fn keep(&self, cpu: &Cpu, magazine: &Magazine, frame: usize) {
         if let Err(frame) = magazine.push(frame) {
-            self.drain(cpu, magazine);
+            self.drain(cpu, magazine, BATCH);
             // There is room now.
             let _ = magazine.push(frame);
         }
     }
 
-    /// Gives up to [`BATCH`] frames of the magazine back to their blocks.
+    /// Gives up to `most` frames of the magazine back to their blocks, at most [`BATCH`].
     #[cold]
-    fn drain(&self, cpu: &Cpu, magazine: &Magazine) {
-        let frames = core::iter::from_fn(|| magazine.pop()).take(BATCH);
-        self.blocks.put_runs(cpu, frames.map(|frame| frame..frame + 1));
+    fn drain(&self, cpu: &Cpu, magazine: &Magazine, most: usize) {
+        let mut batch = [0; BATCH];
+        let mut count = 0;
+        while count < most.min(BATCH)
+            && let Some(frame) = magazine.pop()
+        {
+            batch[count] = frame;
+            count += 1;
+        }
+        self.blocks.put_runs(cpu, batch[..count].iter().map(|&frame| frame..frame + 1));
     }
 
     #[cold]

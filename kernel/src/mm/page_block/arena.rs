@@ -41,6 +41,8 @@ pub struct NodeArena {
     end: usize,
     /// Cells that were used and given back, each holding the address of the next.
     free: AtomicPtr<*mut u8>,
+    /// Cells in use.
+    used: AtomicUsize,
 }
 
 /// The arena that serves a CPU's allocations while it changes the buddy's sets: part of its [`Cpu`]; else null.
@@ -73,7 +75,13 @@ impl NodeArena {
     pub(super) unsafe fn new(start: VirtAddr, size: usize) -> Self {
         debug_assert!(start.is_aligned(16));
         let start = start.0 as usize;
-        Self { unused: AtomicUsize::new(start), start, end: start + size, free: AtomicPtr::new(null_mut()) }
+        Self {
+            unused: AtomicUsize::new(start),
+            start,
+            end: start + size,
+            free: AtomicPtr::new(null_mut()),
+            used: AtomicUsize::new(0),
+        }
     }
 
     /// Lets the global allocator serve `cpu` from here until the value is dropped. The caller holds the page-block lock
@@ -95,17 +103,20 @@ impl NodeArena {
             return null_mut();
         }
         let recycled = self.free.load(Relaxed);
-        if !recycled.is_null() {
+        let cell = if !recycled.is_null() {
             // SAFETY: a cell on the free list holds the address of the next one, and only this CPU is in the section.
             self.free.store(unsafe { recycled.read() }.cast(), Relaxed);
-            return recycled.cast();
-        }
-        let unused = self.unused.load(Relaxed);
-        if unused + CELL > self.end {
-            return null_mut();
-        }
-        self.unused.store(unused + CELL, Relaxed);
-        VirtAddr(unused as u64).as_ptr()
+            recycled.cast()
+        } else {
+            let unused = self.unused.load(Relaxed);
+            if unused + CELL > self.end {
+                return null_mut();
+            }
+            self.unused.store(unused + CELL, Relaxed);
+            VirtAddr(unused as u64).as_ptr()
+        };
+        self.used.store(self.used.load(Relaxed) + 1, Relaxed);
+        cell
     }
 
     /// Takes a cell back.
@@ -119,6 +130,7 @@ impl NodeArena {
         // SAFETY: the cell is the arena's again, large enough and aligned for a pointer.
         unsafe { cell.write(self.free.load(Relaxed).cast()) };
         self.free.store(cell, Relaxed);
+        self.used.store(self.used.load(Relaxed) - 1, Relaxed);
     }
 
     /// Whether `pointer` is to a cell of this arena.
@@ -129,14 +141,7 @@ impl NodeArena {
     /// Cells in use.
     #[cfg(test)]
     pub(super) fn used(&self) -> usize {
-        let mut next = self.free.load(Relaxed);
-        let recycled = core::iter::from_fn(|| {
-            // SAFETY: a cell on the free list holds the address of the next one, and the test has the arena to itself.
-            let cell = unsafe { next.as_ref() }?;
-            next = cell.cast();
-            Some(())
-        });
-        (self.unused.load(Relaxed) - self.start) / CELL - recycled.count()
+        self.used.load(Relaxed)
     }
 }
 

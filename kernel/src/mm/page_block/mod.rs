@@ -1,7 +1,7 @@
 //! Page blocks: physical memory in pieces of 2 MiB, whole or cut into frames.
 //!
 //! ```text
-//!              take_blocks(order)                       take_runs
+//!              take_blocks(order)                       take_frames
 //!   Free  ─────────────────────────►  Head, Tail…        Free ──► Cut   one bit per frame, set = free
 //!  (buddy) ◄─────────────────────────                   (buddy) ◄──     when the last frame comes back
 //! ```
@@ -36,7 +36,7 @@ pub use spans::Spans;
 use super::early::MemoryMap;
 use super::frame::FrameRecords;
 use crate::smp::Cpu;
-use crate::sync::{IrqLock, rank};
+use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// Bytes in a page block: what one level-2 block descriptor maps.
 pub const BLOCK_SIZE: u64 = 2 << 20;
@@ -66,11 +66,12 @@ pub enum BlockState {
     Tail = 4,
 }
 
+/// The end of a list.
+const NONE: u32 = u32::MAX;
 /// 64-bit words in a bitmap.
 const WORDS: usize = BLOCK_FRAMES / 64;
 
 /// What is known about one page block besides its [`BlockState`]. All zero is right for a block that was never used.
-#[derive(Clone)]
 struct PageBlock {
     /// Cut: bit f of word f / 64 is set while frame f is free.
     bitmap: [u64; WORDS],
@@ -88,8 +89,8 @@ struct PageBlock {
 }
 
 const _: () = assert!(size_of::<PageBlock>() == 80 && size_of::<PageBlock>().is_multiple_of(16));
-// A block number fits in `PageBlock::number`, and in the links an index, that of the list's end too.
-const _: () = assert!(super::layout::LINEAR_SIZE / BLOCK_SIZE < u32::MAX as u64);
+// A block number fits in `PageBlock::number`, an index in the links with NONE to spare.
+const _: () = assert!(super::layout::LINEAR_SIZE / BLOCK_SIZE < NONE as u64);
 
 /// All page blocks.
 pub struct PageBlocks {
@@ -105,10 +106,22 @@ struct Lists {
     arena: NodeArena,
     /// Never dropped: its nodes are the arena's cells, which no global allocator would know outside a section.
     buddy: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
-    /// The blocks, by their indices, and behind them the end of the list of cut blocks with a free frame: its links
-    /// are the first and the last of those, or itself.
-    blocks: &'static mut [PageBlock],
+    blocks: Blocks,
+    /// First and last cut block with a free frame.
+    first: u32,
+    last: u32,
     totals: Totals,
+}
+
+/// The blocks, by their indices.
+struct Blocks(&'static mut [PageBlock]);
+
+impl Blocks {
+    /// The block of an index of the spans or of a link in the list.
+    #[inline(always)]
+    fn at(&mut self, index: usize) -> &mut PageBlock {
+        &mut self.0[index]
+    }
 }
 
 /// How much is free, and how much there is.
@@ -132,7 +145,7 @@ impl PageBlocks {
 
     /// Where the arena begins among the arrays for `blocks` blocks, plus `more` of it.
     fn arena_offset(blocks: usize, more: fn(usize) -> usize) -> usize {
-        ((blocks + 1) * size_of::<PageBlock>() + blocks).next_multiple_of(16) + more(blocks)
+        (blocks * (size_of::<PageBlock>() + 1)).next_multiple_of(16) + more(blocks)
     }
 
     /// Takes all the free memory of `map`. `cpu` is the CPU that this runs on.
@@ -149,22 +162,23 @@ impl PageBlocks {
         // SAFETY: the storage is ours and at least this long; zero is a valid value of both arrays (`BlockState::Absent`).
         let (blocks, states) = unsafe {
             ptr::write_bytes(storage.as_ptr::<u8>(), 0, arena_offset);
-            let states = storage + ((count + 1) * size_of::<PageBlock>()) as u64;
+            let states = storage + (count * size_of::<PageBlock>()) as u64;
             (
-                slice::from_raw_parts_mut::<PageBlock>(storage.as_ptr(), count + 1),
+                slice::from_raw_parts_mut(storage.as_ptr(), count),
                 slice::from_raw_parts(states.as_ptr::<AtomicU8>().cast_const(), count),
             )
         };
         // SAFETY: the arena's part of the storage follows the arrays.
         let arena = unsafe { NodeArena::new(storage + arena_offset as u64, NodeArena::required_bytes(count)) };
         check_node_size(cpu, &arena);
-        let mut lists = Lists {
+        let lists = Lists {
             arena,
             buddy: ManuallyDrop::new(buddy_system_allocator::FrameAllocator::new()),
-            blocks,
+            blocks: Blocks(blocks),
+            first: NONE,
+            last: NONE,
             totals: Totals::default(),
         };
-        (lists.at(count).next, lists.at(count).previous) = (count as u32, count as u32);
         let this = Self { spans, states, records, lists: IrqLock::new(lists) };
         for range in map.free() {
             this.add(cpu, range.start().frame_number()..range.end().frame_number());
@@ -199,10 +213,13 @@ impl PageBlocks {
     fn add_piece(&self, lists: &mut Lists, number: BlockNumber, bits: Range<usize>) {
         let Some(index) = self.spans.index(number) else { return };
         if self.load_state(index) != BlockState::Cut {
-            let next = lists.first();
-            self.cut(lists, index, number, next);
+            self.prepare_records(lists, index, number);
+            lists.blocks.at(index).number = number as u32;
+            lists.totals.cut_blocks += 1;
+            lists.link_first(index);
+            self.set_states(number..number + 1, BlockState::Cut);
         }
-        let block = lists.at(index);
+        let block = lists.blocks.at(index);
         block.free += bits.len() as u16;
         for (word, first_bit) in block.bitmap.iter_mut().zip((0..).step_by(64)) {
             let from = bits.start.clamp(first_bit, first_bit + 64) - first_bit;
@@ -211,25 +228,29 @@ impl PageBlocks {
         }
     }
 
-    /// Makes a block one that is cut, and puts it before `next` in the list.
-    fn cut(&self, lists: &mut Lists, index: usize, number: BlockNumber, next: usize) {
-        self.prepare_records(lists, index, number);
-        lists.at(index).number = number as u32;
-        lists.totals.cut_blocks += 1;
-        lists.link(index, next);
-        self.set_states(number..number + 1, BlockState::Cut);
+    /// Takes up to `frames.len()` frames, writes their numbers to the front of `frames`, and returns how many it got:
+    /// fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their records
+    /// are "free" until the caller changes that.
+    pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize], left_free: usize) -> usize {
+        let most = frames.len();
+        let mut places = frames.iter_mut();
+        self.take_runs(cpu, most, left_free, |run| run.zip(&mut places).for_each(|(frame, place)| *place = frame))
     }
 
     /// Takes a block from the buddy and cuts it. Whether there was one.
-    fn cut_a_block(&self, cpu: &Cpu, lists: &mut Lists) -> bool {
+    fn cut_a_block(&self, cpu: &Cpu, lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>) -> bool {
         let Some(number) = lists.with_buddy(cpu, |buddy| buddy.alloc(1)) else { return false };
         // The buddy knows no blocks but those of the spans.
         let Some(index) = self.spans.index(number) else { return false };
+        self.prepare_records(lists, index, number);
         lists.totals.free_blocks -= 1;
-        lists.at(index).bitmap = [u64::MAX; WORDS];
-        lists.at(index).free = BLOCK_FRAMES as u16;
-        let end = lists.end();
-        self.cut(lists, index, number, end);
+        lists.totals.cut_blocks += 1;
+        let block = lists.blocks.at(index);
+        block.bitmap = [u64::MAX; WORDS];
+        block.free = BLOCK_FRAMES as u16;
+        block.number = number as u32;
+        lists.link_last(index);
+        self.set_states(number..number + 1, BlockState::Cut);
         true
     }
 
@@ -243,12 +264,12 @@ impl PageBlocks {
         let most = most.min(lists.totals.free_frames.saturating_sub(left_free));
         let mut taken = 0;
         while taken < most {
-            if lists.first() == lists.end() && !self.cut_a_block(cpu, &mut lists) {
+            if lists.first == NONE && !self.cut_a_block(cpu, &mut lists) {
                 break;
             }
-            let index = lists.first();
-            taken += lists.at(index).take_runs(most - taken, &mut each);
-            if lists.at(index).free == 0 {
+            let index = lists.first as usize;
+            taken += lists.blocks.at(index).take_runs(most - taken, &mut each);
+            if lists.blocks.at(index).free == 0 {
                 lists.unlink(index);
             }
         }
@@ -256,8 +277,8 @@ impl PageBlocks {
         taken
     }
 
-    /// Takes runs of frames back, by words of the bitmaps. Each frame came from [`Self::take_runs`],
-    /// and its record is "free" again.
+    /// Takes runs of frames back, by words of the bitmaps. Each frame came from [`Self::take_frames`] or
+    /// [`Self::take_runs`], and its record is "free" again.
     pub fn put_runs(&self, cpu: &Cpu, runs: impl IntoIterator<Item = Range<usize>>) {
         /// Words for which the lock is held, and interrupts masked. A block that becomes whole takes as long as many.
         const AT_ONCE: usize = 32;
@@ -280,10 +301,16 @@ impl PageBlocks {
     }
 
     /// Takes back the frames whose `bits` are set of the 64 from frame `word` × 64 on; whether their block is whole now.
-    fn put_word(&self, cpu: &Cpu, lists: &mut Lists, word: usize, bits: u64) -> bool {
+    fn put_word(
+        &self,
+        cpu: &Cpu,
+        lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>,
+        word: usize,
+        bits: u64,
+    ) -> bool {
         let number = word / WORDS;
         let Some(index) = self.spans.index(number) else { return false };
-        let block = lists.at(index);
+        let block = lists.blocks.at(index);
         let cell = &mut block.bitmap[word % WORDS];
         debug_assert!(*cell & bits == 0, "frames {bits:#x} of word {word:#x} are free already");
         *cell |= bits;
@@ -293,7 +320,7 @@ impl PageBlocks {
         lists.totals.free_frames += bits.count_ones() as usize;
         if had_none {
             // At the end of the list: the blocks in front are used up first, and this one may become whole.
-            lists.link(index, lists.end());
+            lists.link_last(index);
         }
         if whole {
             lists.unlink(index);
@@ -319,7 +346,7 @@ impl PageBlocks {
         let number = lists.with_buddy(cpu, |buddy| buddy.alloc(1 << order))?;
         let index = self.spans.index(number)?;
         self.prepare_records(&mut lists, index, number);
-        lists.at(index).order = order as u8;
+        lists.blocks.at(index).order = order as u8;
         lists.totals.free_blocks -= 1 << order;
         lists.totals.free_frames -= BLOCK_FRAMES << order;
         self.set_states(number + 1..number + (1 << order), BlockState::Tail);
@@ -331,7 +358,7 @@ impl PageBlocks {
     pub fn order(&self, first: BlockNumber) -> Option<u32> {
         let mut lists = self.lists.lock();
         let index = self.spans.index(first)?;
-        (self.load_state(index) == BlockState::Head).then(|| u32::from(lists.at(index).order))
+        (self.load_state(index) == BlockState::Head).then(|| u32::from(lists.blocks.at(index).order))
     }
 
     /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record is "free"
@@ -356,19 +383,35 @@ impl PageBlocks {
     /// at boot; it looks at every block.
     pub fn for_each_free(&self, mut each: impl FnMut(Range<usize>)) {
         let mut lists = self.lists.lock();
-        for (first, count) in self.spans.clone().into_frames() {
-            for start in (first..first + count).step_by(BLOCK_FRAMES) {
-                match self.state(start) {
-                    BlockState::Free => each(start..start + BLOCK_FRAMES),
-                    BlockState::Cut => {
-                        // Taken from a copy, so that the frames stay where they are.
-                        if let Some(index) = self.spans.index(start / BLOCK_FRAMES) {
-                            lists.at(index).clone().take_runs(BLOCK_FRAMES, &mut each);
-                        }
-                    }
-                    BlockState::Absent | BlockState::Head | BlockState::Tail => {}
+        let mut run = 0..0;
+        let mut add = |frames: Range<usize>| {
+            if frames.start == run.end {
+                run.end = frames.end;
+            } else {
+                let found = core::mem::replace(&mut run, frames);
+                if !found.is_empty() {
+                    each(found);
                 }
             }
+        };
+        for (first, count) in self.spans.clone().into_frames() {
+            for number in first / BLOCK_FRAMES..(first + count) / BLOCK_FRAMES {
+                let start = number * BLOCK_FRAMES;
+                match self.spans.index(number).map(|index| (index, self.load_state(index))) {
+                    Some((_, BlockState::Free)) => add(start..start + BLOCK_FRAMES),
+                    Some((index, BlockState::Cut)) => {
+                        let bitmap = lists.blocks.at(index).bitmap;
+                        let bit = |bit: usize| bitmap[bit / 64] >> (bit % 64) & 1 != 0;
+                        (0..BLOCK_FRAMES)
+                            .filter(|&frame| bit(frame))
+                            .for_each(|frame| add(start + frame..start + frame + 1));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if !run.is_empty() {
+            each(run);
         }
     }
 
@@ -381,11 +424,11 @@ impl PageBlocks {
     /// all memory at boot would cost more than the rest of the boot.
     #[allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
     fn prepare_records(&self, lists: &mut Lists, index: usize, number: BlockNumber) {
-        if !lists.at(index).records_valid {
+        if !lists.blocks.at(index).records_valid {
             // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and are not read before the
             // block's state is Cut or Head, which comes after.
             unsafe { self.records.zero(number * BLOCK_FRAMES, BLOCK_FRAMES) };
-            lists.at(index).records_valid = true;
+            lists.blocks.at(index).records_valid = true;
         }
     }
 
@@ -421,36 +464,36 @@ impl Lists {
         work(&mut self.buddy)
     }
 
-    /// The block of an index of the spans or of a link in the list.
-    #[inline(always)]
-    fn at(&mut self, index: usize) -> &mut PageBlock {
-        &mut self.blocks[index]
+    fn link_first(&mut self, index: usize) {
+        let old = core::mem::replace(&mut self.first, index as u32);
+        self.blocks.at(index).next = old;
+        self.blocks.at(index).previous = NONE;
+        match old {
+            NONE => self.last = index as u32,
+            old => self.blocks.at(old as usize).previous = index as u32,
+        }
     }
 
-    /// The end of the list of cut blocks.
-    #[inline(always)]
-    fn end(&self) -> usize {
-        self.blocks.len() - 1
+    fn link_last(&mut self, index: usize) {
+        let old = core::mem::replace(&mut self.last, index as u32);
+        self.blocks.at(index).next = NONE;
+        self.blocks.at(index).previous = old;
+        match old {
+            NONE => self.first = index as u32,
+            old => self.blocks.at(old as usize).next = index as u32,
+        }
     }
 
-    /// The first of the list; its end where it is empty.
-    #[inline(always)]
-    fn first(&mut self) -> usize {
-        self.at(self.end()).next as usize
-    }
-
-    /// Puts a block into the list, before `next`.
-    fn link(&mut self, index: usize, next: usize) {
-        let previous = core::mem::replace(&mut self.at(next).previous, index as u32);
-        self.at(previous as usize).next = index as u32;
-        (self.at(index).next, self.at(index).previous) = (next as u32, previous);
-    }
-
-    /// Takes a block out of the list.
     fn unlink(&mut self, index: usize) {
-        let PageBlock { next, previous, .. } = *self.at(index);
-        self.at(previous as usize).next = next;
-        self.at(next as usize).previous = previous;
+        let PageBlock { next, previous, .. } = *self.blocks.at(index);
+        match previous {
+            NONE => self.first = next,
+            previous => self.blocks.at(previous as usize).next = next,
+        }
+        match next {
+            NONE => self.last = previous,
+            next => self.blocks.at(next as usize).previous = previous,
+        }
     }
 }
 
