@@ -14,7 +14,9 @@ use granule_arch::descriptor::{Attributes, Descriptor};
 use granule_arch::interrupts;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Dismantled, Geometry, Granule4K, Invalidation, Mmu, PageRange, PageTables, Table, Tables, Tlb};
+use granule_pgtable::{
+    Dismantled, Geometry, Granule4K, Invalidation, Mmu, PageRange, PageTables, Table, TableSource, Tables, Tlb,
+};
 use granule_smmuv3::{Scope, Smmu};
 
 use super::Port;
@@ -96,7 +98,7 @@ impl Domain {
 
     #[cold]
     fn make_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
-        self.page_tables().ensure_cell(address, &mut self.frames.table_source(cpu, &self.tables), || Ok(())).map(drop)
+        self.page_tables().ensure_cell(address, &mut Source { domain: self, cpu }, || Ok(())).map(drop)
     }
 
     /// Ends [`Self::map`]. On return the device does not reach the memory.
@@ -169,5 +171,25 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for DomainTlb<'_> {
         for what in whats {
             self.issue(mmu, &what);
         }
+    }
+}
+
+/// Frames for tables.
+struct Source<'a> {
+    domain: &'a Domain,
+    cpu: &'a Cpu,
+}
+
+// SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+unsafe impl TableSource for Source<'_> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        let table = self.domain.frames.alloc_zeroed(self.cpu).ok()?;
+        self.domain.tables.fetch_add(1, Ordering::Relaxed);
+        Some(table)
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        self.domain.tables.fetch_sub(1, Ordering::Relaxed);
+        self.domain.frames.free(self.cpu, table);
     }
 }

@@ -16,7 +16,6 @@ mod list;
 mod magazine;
 mod record;
 mod reserve;
-mod table_source;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -35,7 +34,6 @@ use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
 pub use reserve::usual_reserve;
 use spin::Once;
-pub use table_source::FrameSource;
 
 use super::OutOfMemory;
 use super::early::MemoryMap;

@@ -33,12 +33,13 @@ pub mod vmalloc;
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use granule_pgtable::{Reclaimer, Table};
+use granule_arch::addr::PhysAddr;
+use granule_pgtable::{Reclaimer, Table, TableSource};
 use spin::Once;
 
 use self::area::{AreaNode, AreaTree};
 use self::policy::Policy;
-use super::frame::{FrameAllocator, FrameSource};
+use super::frame::FrameAllocator;
 use super::layout;
 use super::pool::Pool;
 use super::tlb::KernelTlb;
@@ -109,6 +110,43 @@ impl KernelSpace {
     }
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {
-        self.frames.table_source(cpu, &self.table_frames)
+        FrameSource { frames: self.frames, supply: Supply::Any, taken: &self.table_frames, cpu }
+    }
+}
+
+/// Which frames may be taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Supply {
+    /// Any that are free.
+    Any,
+    /// What this CPU has in its magazine, so that no lock is waited for: in interrupt handlers.
+    Reserve,
+}
+
+/// Frames for tables, from the frame allocator.
+struct FrameSource<'a> {
+    frames: &'a FrameAllocator,
+    supply: Supply,
+    /// How many are out.
+    taken: &'a AtomicUsize,
+    cpu: &'a Cpu,
+}
+
+// SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+#[allow(unsafe_code, reason = "keeps the contract of `TableSource`")]
+unsafe impl TableSource for FrameSource<'_> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        let table = match self.supply {
+            Supply::Any => self.frames.alloc_zeroed(self.cpu),
+            Supply::Reserve => self.frames.alloc_zeroed_reserved(self.cpu),
+        };
+        let table = table.ok()?;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(table)
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.frames.free(self.cpu, table);
     }
 }

@@ -14,9 +14,8 @@ use granule_pgtable::{Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRa
 use super::owners::RangeOwnerCheck;
 use super::policy::SplitMode;
 use super::set_memory::SetMemoryError;
-use super::{KernelSpace, Machine};
+use super::{FrameSource, KernelSpace, Machine, Supply};
 use crate::lab;
-use crate::mm::frame::FrameSource;
 use crate::smp::this_cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
@@ -159,8 +158,8 @@ impl KernelSpace {
     #[inline]
     fn split_source(&self) -> FrameSource<'_> {
         let cpu = this_cpu();
-        let source = self.table_source(cpu);
-        if cpu.trap.is_in_handler() { source.reserved() } else { source }
+        let supply = if cpu.trap.is_in_handler() { Supply::Reserve } else { Supply::Any };
+        FrameSource { supply, ..self.table_source(cpu) }
     }
 
     /// `split=refuse`, by wish or because the CPUs are not trusted with anything else.

@@ -47,7 +47,7 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_pgtable::{Cells, Granule4K, Mmu, PageTables, Table};
+use granule_pgtable::{Cells, Granule4K, Mmu, PageTables, Table, TableSource};
 
 pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
@@ -64,7 +64,7 @@ use shmem::Object;
 use super::OutOfMemory;
 use super::asid::AsidSlot;
 use super::counted::{Counted, Inner};
-use super::frame::{Frame, FrameAllocator, FrameSource};
+use super::frame::{Frame, FrameAllocator};
 use super::kernel::Machine;
 use super::notifier::NotifierChain;
 use super::pool::Pool;
@@ -236,8 +236,8 @@ impl Space {
         self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop)
     }
 
-    fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {
-        self.common.frames.table_source(cpu, &self.table_frames)
+    fn table_source<'a>(&'a self, cpu: &'a Cpu) -> SpaceSource<'a> {
+        SpaceSource { frames: self.common.frames, taken: &self.table_frames, cpu }
     }
 }
 
@@ -345,5 +345,28 @@ impl Deref for SpaceHandle {
     type Target = NotifierChain;
     fn deref(&self) -> &NotifierChain {
         &self.0.notifiers
+    }
+}
+
+/// Frames for tables, from the frame allocator.
+struct SpaceSource<'a> {
+    frames: &'a FrameAllocator,
+    /// How many are in use.
+    taken: &'a AtomicUsize,
+    cpu: &'a Cpu,
+}
+
+// SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+#[allow(unsafe_code, reason = "keeps the contract of `TableSource`")]
+unsafe impl TableSource for SpaceSource<'_> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        let table = self.frames.alloc_zeroed(self.cpu).ok()?;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(table)
+    }
+
+    fn give_back(&mut self, table: PhysAddr) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.frames.free(self.cpu, table);
     }
 }

@@ -12,7 +12,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
-use super::{EntryCell, PAGE, Spaces};
+use super::{EntryCell, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::sched::relax;
@@ -68,7 +68,7 @@ impl Object {
             Some((_, entry)) if entry != Descriptor::EMPTY => entry.address(),
             Some((cell, _)) => self.add(cpu, cell, frames.alloc_zeroed(cpu)?),
             None => {
-                let mut source = frames.table_source(cpu, &self.table_frames);
+                let mut source = SpaceSource { frames, taken: &self.table_frames, cpu };
                 let ((_, cell), new) = tables.ensure_cell(address, &mut source, || frames.alloc_zeroed(cpu))?;
                 self.add(cpu, cell, new)
             }
