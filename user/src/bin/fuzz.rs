@@ -630,14 +630,22 @@ impl Random {
                     12 => _ = unsafe { probe::call(random.nowhere() & !3) },
                     13 => random.call_code(code),
                     14 => offend_by(random.below(5), at),
-                    _ => random.call_once(),
+                    // No call that may wait for ever: the copy would be left where this process is killed.
+                    _ => random.memory(),
                 }
             }
             0
         });
-        if let Ok(child) = child {
-            let _ = process::wait4(child as i32, 0);
+        let Ok(child) = child else { return };
+        for _ in 0..PATIENCE / 4 {
+            if process::wait4(child as i32, WNOHANG) != Ok((0, 0)) {
+                return;
+            }
+            let _ = time::sleep(1_000_000);
         }
+        // What it has jumped to does not end.
+        let _ = process::kill(child as i32, SIGKILL);
+        let _ = process::wait4(child as i32, 0);
     }
 
     /// A function that only returns, in a page that is written, then executable, then writable again.
