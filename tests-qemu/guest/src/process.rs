@@ -309,7 +309,8 @@ fn a_million_calls_go_on_whatever_happens_meanwhile(t: &mut Test) {
 }
 
 /// The calls of [`race`], while memory runs out, a device is bound to one of the programs and copies from and to its
-/// pages, and any of the processes is killed: so many times each. A program that ends by that is started again.
+/// pages, and any of the processes is killed: so many times each, and on until some of each was of effect. A program that
+/// ends by that is started again.
 fn besiege(t: &mut Test, calls: usize, times: u32) {
     let threads = sched::thread_count();
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
@@ -324,7 +325,7 @@ fn besiege(t: &mut Test, calls: usize, times: u32) {
     };
     let mut ids = heapless::Vec::<u32, 4>::new();
     (0..programs).for_each(|_| ids.extend(start_one(t)));
-    let mut siege = Siege { left: 3 * times, bound: 0, copied: 0, killed: 0 };
+    let mut siege = Siege { rounds: 0, times, bound: 0, copied: 0, killed: 0 };
     let (mut ended, mut restarted) = (0, 0);
     while let Some(&id) = ids.first() {
         // Once it is over the programs come to their end.
@@ -334,7 +335,7 @@ fn besiege(t: &mut Test, calls: usize, times: u32) {
             Some(ProcessEnd::Killed(Signal::KILL)) => restarted += 1,
             end => ended += u32::from(t.equal("how it ended", end, Some(ProcessEnd::Exited(0)))),
         }
-        if siege.left > 0 {
+        if !siege.is_over() {
             ids.extend(start_one(t));
         }
     }
@@ -350,19 +351,31 @@ fn besiege(t: &mut Test, calls: usize, times: u32) {
 
 /// What goes on beside the calls.
 struct Siege {
-    left: u32,
+    rounds: u32,
+    /// How often each is to be done.
+    times: u32,
     bound: u32,
     copied: u32,
     killed: u32,
 }
 
 impl Siege {
+    /// Whether it has gone on long enough. A device finds pages that it may reach only now and then: a program may end,
+    /// or have no memory, at any moment.
+    fn is_over(&self) -> bool {
+        let least = self.times / 4;
+        let is_enough = self.killed > least && self.bound > least && self.copied > 0;
+        self.rounds >= 3 * self.times && (is_enough || self.rounds >= 100 * self.times)
+    }
+
     /// Does the next of it, at any moment.
     fn go_on(&mut self, t: &mut Test, ids: &[u32], device: &Edu) {
         sleep_until(Deadline::after(Duration::from_micros(t.random() % 3000)));
-        let Some(left) = self.left.checked_sub(1) else { return };
-        self.left = left;
-        match left % 3 {
+        if self.is_over() {
+            return;
+        }
+        self.rounds += 1;
+        match self.rounds % 3 {
             0 => {
                 let mut hoard = Hoard { first: None };
                 hoard.fill();
