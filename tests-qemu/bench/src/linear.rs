@@ -44,7 +44,7 @@ impl Blocks {
     }
 
     /// Blocks of which every page has been changed alone.
-    fn by_pages(order: u32) -> Self {
+    pub(crate) fn by_pages(order: u32) -> Self {
         let blocks = Self::take(order);
         for page in 0..BLOCK_PAGES << order {
             blocks.set(page, 1, Validity::Invalid);

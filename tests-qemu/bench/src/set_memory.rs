@@ -68,7 +68,8 @@ fn point(
     );
 }
 
-/// The same on areas whose frames lie in one piece of memory, that of page n at place `place(n)`.
+/// The same on areas whose frames lie in one piece of memory, that of page n at place `place(n)`, and which the linear
+/// map shows by pages, whatever ran before.
 fn row_of_frames(
     bench: &mut Bench<'_>,
     place: fn(u64) -> u64,
@@ -76,7 +77,7 @@ fn row_of_frames(
     call: impl Fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>,
 ) {
     for pages in PAGES {
-        let blocks = Blocks::take((pages * 2).div_ceil(BLOCK_PAGES).next_power_of_two().ilog2());
+        let blocks = Blocks::by_pages((pages * 2).div_ceil(BLOCK_PAGES).next_power_of_two().ilog2());
         let area = area(pages);
         let own: Vec<PhysAddr> = (0..pages).map(|page| frame(area.start() + page * PAGE)).collect();
         exchange_frames(&area, |page| blocks.frame(place(page)));
