@@ -13,6 +13,7 @@
 //! - with FEAT_HAFDBS the hardware sets flags between any load and store of software, and TLBs may hold what it makes
 //! - break-before-make, BBML2, contiguous groups, tables linked before their contents, frames and tables reused too
 //!   early
+//! - loads by software find late what other CPUs store, where a test wants that ([`Model::late_loads`])
 //! - [`Model::inject`] takes a barrier or an invalidation away, so that each rule is seen to fail
 //!
 //! - several trees under ASIDs: a CPU keeps what it holds of one that it runs no more ([`Model::run`])
@@ -20,7 +21,7 @@
 //!   the kernel's spaces run under it as they ship
 //!
 //! The rules of barriers are those of Arm's own memory model (herd7 with VMSA), row by row in `tests/barriers.rs`. Not
-//! modelled: stage 2, shareability of barriers, C11 order of software's own accesses to cells (loom has that).
+//! modelled: stage 2, shareability of barriers, loads by software that are done early (loom has C11's order).
 //!
 //! # Example
 //! ```

@@ -78,6 +78,7 @@ impl<G: Geometry> Model<G> {
             cpus: std::iter::repeat_with(CpuState::default).take(cpus).collect(),
             stream: Vec::new(),
             injections: Vec::new(),
+            late_loads: None,
             violations: Vec::new(),
             shows_all: Vec::new(),
             free: std::collections::BTreeSet::new(),
@@ -252,6 +253,12 @@ impl<G: Geometry> Model<G> {
         self.state().injections.push(Injection { step, nth, sabotage });
     }
 
+    /// From now on loads by software, too, may find what was there before. `draw` is given how many stores a load may
+    /// find, and says which it finds: 0 is the oldest. Without this loads find the newest.
+    pub fn late_loads(&self, draw: impl FnMut(usize) -> usize + Send + 'static) {
+        self.state().late_loads = Some(Box::new(draw));
+    }
+
     /// Whether every injected fault has struck.
     pub fn all_struck(&self) -> bool {
         self.state().injections.is_empty()
@@ -380,8 +387,8 @@ impl<'m, G: Geometry> ModelCpu<'m, G> {
 }
 
 // SAFETY: (1) a table's cells are a fixed part of the arena, atomics all; (2) they are loaded with acquire, and changed
-// and noted under one lock; (3) barriers order what walkers may see, which is what the model models: cells themselves
-// are sequentially consistent; (4) the bulk methods are the defaults.
+// and noted under one lock; (3) barriers order what walkers, and late loads, may see, which is what the model models;
+// (4) the bulk methods are the defaults.
 #[allow(unsafe_code, reason = "implementing the contract of `Mmu`")]
 unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
     type Geometry = G;
@@ -393,9 +400,8 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
 
     fn load(&self, cell: &AtomicU64) -> Descriptor {
         let mut state = self.model.state();
-        let now = state.now();
-        state.memory.observe(self.model.arena.address(cell), self.index, now);
-        Descriptor(cell.load(Ordering::Acquire))
+        let newest = Descriptor(cell.load(Ordering::Acquire));
+        state.load(self.index, self.model.arena.address(cell), newest)
     }
 
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {

@@ -25,6 +25,9 @@ use crate::stores::{Memory, Place, Version, entry_kind};
 use crate::story::Violation;
 use crate::tlb::{Doom, Held, Kind, MayHold};
 
+/// See [`Model::late_loads`](crate::Model::late_loads).
+pub(crate) type LateLoads = Box<dyn FnMut(usize) -> usize + Send>;
+
 /// One CPU.
 #[derive(Default)]
 pub(crate) struct CpuState {
@@ -66,6 +69,8 @@ pub(crate) struct State<G: Geometry> {
     pub(crate) cpus: Vec<CpuState>,
     pub(crate) stream: Vec<Event>,
     pub(crate) injections: Vec<Injection>,
+    /// Which of so many stores a load finds, where it may be late.
+    pub(crate) late_loads: Option<LateLoads>,
     pub(crate) violations: Vec<Violation>,
     /// Addresses that may map frames that are free: a linear map.
     pub(crate) shows_all: Vec<RangeInclusive<u64>>,
@@ -88,6 +93,20 @@ impl<G: Geometry> State<G> {
     /// What happened at `time`.
     pub(crate) fn event(&self, time: Time) -> Option<&Event> {
         self.stream.get(time.0.checked_sub(1)?)
+    }
+
+    /// What `cpu` finds when it loads `cell`, which has the value `newest`.
+    pub(crate) fn load(&mut self, cpu: usize, cell: PhysAddr, newest: Descriptor) -> Descriptor {
+        let (mut found, mut until) = (newest, self.now());
+        if let Some(draw) = &mut self.late_loads {
+            let stores = self.memory.readable(cell, cpu);
+            if stores.len() > 1 {
+                let store = stores[draw(stores.len())];
+                (found, until) = (Descriptor(store.value), store.time);
+            }
+        }
+        self.memory.observe(cell, cpu, until);
+        found
     }
 
     /// A barrier or an invalidation, unless a test takes it away.

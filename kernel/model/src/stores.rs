@@ -10,6 +10,13 @@
 //! Who reads a store has read what comes before it, too: what its maker stored in front of a barrier, or knew.
 //!
 //! Until then a walker may read the old value as well as the new, again and again, in any order.
+//!
+//! A load by software may read an old value as well ([`Memory::readable`]), but
+//! - never one older than what it has read there, or stored itself;
+//! - not from before a DSB of the CPU that stored, or an acquire of what that has released;
+//! - not behind a DSB ISH or an ISB of its own, where it had read what comes after.
+//!
+//! No other load orders a load. None is done before it stands, so this has fewer outcomes than the architecture.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -168,6 +175,8 @@ struct Pending {
     observed: Known,
     /// What it had known then.
     ordered: Known,
+    /// What it certainly finds when it loads there.
+    found: Known,
 }
 
 /// Cells, with the time up to which the stores of others there are known.
@@ -272,22 +281,35 @@ impl Memory {
         self.pending[writer].stores(cell);
     }
 
-    /// `reader` loaded the newest value of `cell`, and so knows what comes before that.
-    pub(crate) fn observe(&mut self, cell: PhysAddr, reader: usize, now: Time) {
+    /// The stores to `cell` of which a load by `reader` may find any, the oldest first; empty where there is only one
+    /// value.
+    pub(crate) fn readable(&self, cell: PhysAddr, reader: usize) -> &[Version] {
+        let Some(state) = self.cell(cell) else { return &[] };
+        let found = self.pending[reader].found.0.get(&cell).copied().unwrap_or(Time(0));
+        let is_certain =
+            |version: &Version| version.writer == reader || version.certain.contains(reader) || version.time <= found;
+        let first = state.versions.iter().rposition(is_certain);
+        &state.versions[first.unwrap_or(0)..]
+    }
+
+    /// `reader` found what was stored to `cell` at `until`, and so knows what comes before that.
+    pub(crate) fn observe(&mut self, cell: PhysAddr, reader: usize, until: Time) {
         let others = self.pending.iter().enumerate().filter(|&(cpu, _)| cpu != reader);
         // Loads are many, and mostly nothing is under way.
         if others.into_iter().all(|(_, pending)| pending.own.is_empty()) {
             return;
         }
         let Some(state) = self.cell(cell) else { return };
-        let read: Vec<Version> = state.undrained().filter(|version| version.writer != reader).copied().collect();
+        let is_read = |version: &&Version| version.writer != reader && version.time <= until;
+        let read: Vec<Version> = state.undrained().filter(is_read).copied().collect();
+        self.pending[reader].found.note(cell, until);
         for Version { writer, time, barrier, .. } in read {
             let writer = &self.pending[writer];
             let stored = writer.own.iter().filter(|_| barrier != Time(0)).map(|&cell| (cell, barrier));
             let before: Vec<_> = stored.chain(writer.known().map(|(cell, until)| (cell, until.min(time)))).collect();
             let observed = &mut self.pending[reader].observed;
             before.into_iter().for_each(|(cell, until)| observed.note(cell, until));
-            observed.note(cell, now);
+            observed.note(cell, time);
         }
     }
 
@@ -295,13 +317,16 @@ impl Memory {
     pub(crate) fn hand_over(&mut self, from: usize, to: usize, now: Time) {
         let from = &self.pending[from];
         let known: Vec<_> = from.own.iter().map(|&cell| (cell, now)).chain(from.known()).collect();
-        known.into_iter().for_each(|(cell, until)| self.pending[to].observed.note(cell, until));
+        let found: Vec<_> = from.found.0.iter().map(|(&cell, &until)| (cell, until)).collect();
+        let to = &mut self.pending[to];
+        known.iter().for_each(|&(cell, until)| to.observed.note(cell, until));
+        known.into_iter().chain(found).for_each(|(cell, until)| to.found.note(cell, until));
     }
 
     /// A DSB of `cpu`: its stores are seen by all walkers, and what it knew when it made them; with `loads` all that it
     /// knows.
     pub(crate) fn drain(&mut self, cpu: usize, loads: bool, now: Time) {
-        let Pending { own, mut observed, mut ordered } = std::mem::take(&mut self.pending[cpu]);
+        let Pending { own, mut observed, mut ordered, found } = std::mem::take(&mut self.pending[cpu]);
         for cell in own {
             self.settle(cell, CpuSet::ALL, now, |version| version.writer == cpu);
         }
@@ -311,7 +336,7 @@ impl Memory {
         for (cell, until) in ordered.0 {
             self.settle(cell, CpuSet::ALL, now, |version| version.time <= until);
         }
-        self.pending[cpu].observed = observed;
+        (self.pending[cpu].observed, self.pending[cpu].found) = (observed, found);
     }
 
     /// An ISB of `cpu`: its walks from now on see what it had observed.

@@ -5,6 +5,7 @@
 //! - `tlbi`: operands as the hardware reads them
 //! - `flags`: hardware that sets the access flag and the dirty state between any two steps
 //! - `live`: what must not change under a live translation; contiguous groups
+//! - `loads`: which store a load by software may find
 //! - `tables`: linking, unlinking, freeing
 //! - `split`: leaves split in use, with a step taken away, a hint too many, a table too few
 //! - `injected`: the operations of pgtable with one step taken away, weakened or misdirected, and what is
@@ -15,6 +16,7 @@ mod barriers;
 mod flags;
 mod injected;
 mod live;
+mod loads;
 mod split;
 mod tables;
 mod tlbi;

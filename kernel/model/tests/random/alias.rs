@@ -18,8 +18,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 
 use crate::rig::Unserialised;
 use crate::split::features;
-use crate::turns::{Gated, Turns};
-use crate::{DATA, LARGEST, turns};
+use crate::turns::{Gated, Turns, late_loads};
+use crate::{DATA, Interleaving, LARGEST, turns};
 
 /// Pages in the area.
 const PAGES: usize = 8;
@@ -120,6 +120,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         tables.map_frames(&lazy, scene.area(0, PAGES), frame, DATA, &mut model.frames()).unwrap();
         drop(lazy);
         model.synchronise();
+        model.hand_over(0, 1);
         scene
     }
 
@@ -266,11 +267,12 @@ fn run<G: Geometry>(
     features: Features,
     frames: Vec<u64>,
     border: usize,
-    turns: Vec<u8>,
+    (turns, late): Interleaving,
     calls: [&[Call]; 2],
     forgets: Forgets,
 ) {
     let model = Model::<G>::new(3, 24, features);
+    late.into_iter().for_each(|seed| model.late_loads(late_loads(seed)));
     let scene = Scene::new(&model, frames, border, turns, forgets);
     std::thread::scope(|scope| {
         for (cpu, calls) in calls.into_iter().enumerate() {

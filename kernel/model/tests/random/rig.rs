@@ -8,7 +8,7 @@ use granule_arch::descriptor::{Attributes, bits};
 use granule_model::{Access, Fault, Model, Outcome};
 use granule_pgtable::{
     Announced, Change, Entries, Error, Flush, Geometry, Lazy, Lockless, PageRange, Progress, Reclaimer, RefuseSplits,
-    Serialise, Shape, Split, TableSource, Tlb, WholeLeaves,
+    Serialise, Shape, Split, TableSource, Tlb, WalkWord, WholeLeaves,
 };
 
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
@@ -39,6 +39,8 @@ pub(crate) enum Kernel {
 pub(crate) enum Patience {
     /// It looks at the walk words.
     Waits,
+    /// It looks at them without acquire: to see that it takes one.
+    Unordered,
     /// It does not: to see that it has to.
     None,
 }
@@ -102,6 +104,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         };
         self.map(0, range.expect("the window is around a boundary"), PhysAddr(MEMORY), DATA, LARGEST, FRAMES, &|| ());
         self.model.synchronise();
+        self.model.hand_over(0, 1);
         Self { splits, ..self }
     }
 
@@ -311,7 +314,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let mut reclaimer = Reclaimer::<G, 3>::new();
         reclaimer.start(self.owned(cpu));
         let mut frames = self.model.frames();
-        let words = |cpu| self.words.get(cpu).filter(|_| self.patience == Patience::Waits);
+        let seen: [_; 3] = core::array::from_fn(|owner| SeenWord { rig: self, owner, reader: cpu });
+        let words = |cpu| seen.get(cpu).filter(|_| self.patience != Patience::None);
         let mut advance = || reclaimer.advance(&mmu.page_tables(), &self.tlb, words, |table| frames.give_back(table));
         while advance() == Progress::Waiting {
             // A thread is in a walk, and gets its turn.
@@ -391,6 +395,39 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         } else {
             Ok(PhysAddr(piece.physical))
         }
+    }
+}
+
+/// The walk word of CPU `owner`, as CPU `reader` reads it: with acquire, so what `owner` has released becomes known.
+struct SeenWord<'r, 'm, G: Geometry, T> {
+    rig: &'r Rig<'m, G, T>,
+    owner: usize,
+    reader: usize,
+}
+
+impl<G: Geometry, T> WalkWord for SeenWord<'_, '_, G, T> {
+    fn load(&self) -> u64 {
+        WalkWord::load(&self.rig.words[self.owner])
+    }
+
+    fn load_acquire(&self) -> u64 {
+        let value = self.rig.words[self.owner].load_acquire();
+        if self.owner != self.reader && self.rig.patience == Patience::Waits {
+            self.rig.model.hand_over(self.owner, self.reader);
+        }
+        value
+    }
+
+    fn store(&self, _: u64) {
+        unreachable!("only its own CPU writes it");
+    }
+
+    fn store_release(&self, _: u64) {
+        unreachable!("only its own CPU writes it");
+    }
+
+    fn full_barrier(&self) {
+        unreachable!("the reclaimer has a DSB ISH");
     }
 }
 

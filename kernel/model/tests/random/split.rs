@@ -14,8 +14,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 
 use crate::calls::{CHANGES, Call, Place, place};
 use crate::rig::{self, Kernel, Patience, Rig, Splits};
-use crate::turns::{Gated, Turns};
-use crate::{kernel, switches, turns};
+use crate::turns::{Gated, Turns, late_loads};
+use crate::{Interleaving, kernel, switches, turns};
 
 /// What a CPU changes, and what the other does before the first invalidates.
 #[derive(Clone, Copy, Debug)]
@@ -69,8 +69,15 @@ fn run<G: Geometry>(
 }
 
 /// Both CPUs make their changes at the same time, operation by operation in `turns`.
-fn run_in_turns<G: Geometry>(features: Features, splits: Splits, border: u64, turns: Vec<u8>, changes: [&[Call]; 2]) {
+fn run_in_turns<G: Geometry>(
+    features: Features,
+    splits: Splits,
+    border: u64,
+    (turns, late): Interleaving,
+    changes: [&[Call]; 2],
+) {
     let model = Model::<G>::new(3, rig::FRAMES, features);
+    late.into_iter().for_each(|seed| model.late_loads(late_loads(seed)));
     let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).sharing(splits);
     let rig = rig.in_turns(Turns::new(turns), Patience::Waits);
     std::thread::scope(|scope| {
@@ -171,7 +178,7 @@ proptest! {
 }
 
 /// A page each on both sides of the border, in one leaf, made read-only at the same time.
-fn contended(splits: Splits, border: u64, turns: Vec<u8>) {
+fn contended(splits: Splits, border: u64, turns: Interleaving) {
     let page = |start| Call::Update(Place { unit: 0, start, count: 1, ragged: (0, 0) }, 0);
     run_in_turns::<Tiny>(Features::ALL, splits, border, turns, [&[page(border + 3)], &[page(border + 4)]]);
 }

@@ -14,6 +14,16 @@ use granule_arch::tlbi::Instruction;
 use granule_model::ModelCpu;
 use granule_pgtable::{Feature, Geometry, Mmu, PageTables, Table};
 
+/// Which store each late load finds: drawn, the same for the same seed.
+pub(crate) fn late_loads(seed: u64) -> impl FnMut(usize) -> usize + Send {
+    let mut state = seed;
+    move |count| {
+        // Knuth's MMIX generator; its upper bits are good.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % count
+    }
+}
+
 /// Whose turn it is, of two CPUs.
 pub(crate) struct Turns {
     /// How many operations in a row each time: of CPU 0, of CPU 1, of CPU 0, and over again.
