@@ -17,30 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 
-// What is used of QEMU's qemu-plugin.h, version 4 (which distributions do not package).
-typedef uint64_t plugin_id;
-typedef struct { void *score; size_t offset; } entry;
-typedef void executed(unsigned vcpu, void *data);
-struct block;
-struct instruction;
-enum { NO_REGISTERS };
-enum { IF_LESS = 4 };
-enum { STORE_U64 = 1 };
-#define EXPORT __attribute__((visibility("default")))
-EXPORT int qemu_plugin_version = 4;
-size_t qemu_plugin_tb_n_insns(const struct block *);
-uint64_t qemu_plugin_tb_vaddr(const struct block *);
-struct instruction *qemu_plugin_tb_get_insn(const struct block *, size_t);
-size_t qemu_plugin_insn_data(const struct instruction *, void *, size_t);
-uint64_t qemu_plugin_insn_vaddr(const struct instruction *);
-void *qemu_plugin_scoreboard_new(size_t);
-void *qemu_plugin_scoreboard_find(void *, unsigned);
-int qemu_plugin_num_vcpus(void);
-void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, void (*)(plugin_id, struct block *));
-void qemu_plugin_register_vcpu_tb_exec_cond_cb(struct block *, executed *, int, int, entry, uint64_t, void *);
-void qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(struct block *, int, entry, uint64_t);
-void qemu_plugin_register_vcpu_insn_exec_cb(struct instruction *, executed *, int, void *);
-void qemu_plugin_register_atexit_cb(plugin_id, void (*)(plugin_id, void *), void *);
+#include "qemu.h"
 
 enum { IMAGE = 2 << 20, LENGTH_BITS = 12 };
 static const uint64_t LINKED = 0xffff800080000000, SLIDES = 1 << 30;

@@ -21,6 +21,8 @@ const PROGRAMS: &str = "user/src/bin";
 
 /// Plugins of QEMU: what counts instructions of stretches, and what records executed blocks.
 const PLUGINS: [&str; 2] = ["stretches", "blocks"];
+/// Their sources, and the header that both include.
+const PLUGIN_SOURCES: &str = "tests-qemu/plugin";
 
 /// What fails where the sources do not compile for the target.
 pub(crate) const TARGET_BUILD: &str = "building for the target";
@@ -112,10 +114,12 @@ fn pack(tools: &Tools, image: &Program, profile: Profile) -> Result<PathBuf> {
 
 /// Builds a plugin of QEMU, for the host: `build/NAME.so`.
 fn build_plugin(tools: &Tools, name: &str) -> Result<()> {
-    let source = tools.root.join(format!("tests-qemu/plugin/{name}.c"));
+    let folder = tools.root.join(PLUGIN_SOURCES);
+    let (source, header) = (folder.join(format!("{name}.c")), folder.join("qemu.h"));
     let plugin = tools.build_directory().join(format!("{name}.so"));
     let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    if time(&plugin).is_ok_and(|built| time(&source).is_ok_and(|changed| changed < built)) {
+    let is_older = |source: &Path, built| time(source).is_ok_and(|changed| changed < built);
+    if time(&plugin).is_ok_and(|built| is_older(&source, built) && is_older(&header, built)) {
         return Ok(());
     }
     // A machine may have the old one mapped: it keeps that.
