@@ -202,15 +202,18 @@ fn an_unmap_whose_frames_are_still_in_use() {
     }
 }
 
+/// A break of which one step is missing or weaker, and why it is not complete.
+const BROKEN_BREAKS: [(Step, Sabotage, &str); 5] = [
+    (Step::DsbIshst, Lost, "came before a DSB ISHST made"),
+    (Step::Tlbi, Lost, "is for other addresses"),
+    (Step::Tlbi, Rewritten(local), "is for CPU 0 alone"),
+    (Step::DsbIsh, Lost, "missing: DSB ISH on CPU 0"),
+    (Step::DsbIsh, OnCpu(1), "missing: DSB ISH on CPU 0"),
+];
+
 #[test]
 fn entries_that_are_filled_while_tlbs_have_what_they_were() {
-    for (step, sabotage, text) in [
-        (Step::DsbIshst, Lost, "came before a DSB ISHST made"),
-        (Step::Tlbi, Lost, "is for other addresses"),
-        (Step::Tlbi, Rewritten(local), "is for CPU 0 alone"),
-        (Step::DsbIsh, Lost, "missing: DSB ISH on CPU 0"),
-        (Step::DsbIsh, OnCpu(1), "missing: DSB ISH on CPU 0"),
-    ] {
+    for (step, sabotage, text) in BROKEN_BREAKS {
         let texts = ["an emptied entry is filled before its invalidation is complete, at 0xffff000000203000", text];
         assert_told(Remap, step, 0, sabotage, Rule::EarlyFill, &texts);
     }
@@ -219,13 +222,7 @@ fn entries_that_are_filled_while_tlbs_have_what_they_were() {
 /// Between the two steps, while nothing else is asked.
 #[test]
 fn code_while_tlbs_have_it_writable() {
-    for (step, sabotage, text) in [
-        (Step::DsbIshst, Lost, "came before a DSB ISHST made"),
-        (Step::Tlbi, Lost, "is for other addresses"),
-        (Step::Tlbi, Rewritten(local), "is for CPU 0 alone"),
-        (Step::DsbIsh, Lost, "missing: DSB ISH on CPU 0"),
-        (Step::DsbIsh, OnCpu(1), "missing: DSB ISH on CPU 0"),
-    ] {
+    for (step, sabotage, text) in BROKEN_BREAKS {
         let texts = ["0x40000000 may be written and executed at one moment", text];
         assert_told(Code, step, 0, sabotage, Rule::WriteXorExecute, &texts);
     }
