@@ -4,7 +4,7 @@
 //! accept exactly what the architecture accepts. Loads and plain flags between CPUs are a hand-over; DMB ISHLD and DSB
 //! ISHLD are no part of `Mmu`.
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_model::{Access, Fault, Features, Model, ModelCpu, Rule};
@@ -69,14 +69,20 @@ fn another_cpu_loses_a_permission_by_dsb_ishst_tlbi_dsb_ish() {
     }
 }
 
+/// A mapped page whose break CPU 0 has made: an entry emptied, invalidated between the barriers `before` and `after`.
+fn broken(features: Features, before: Slot, after: Slot) -> (Model<Granule4K>, VirtAddr) {
+    let (model, page) = one_page(features);
+    write(model.cpu(0), page, Descriptor::EMPTY);
+    before.run(model.cpu(0));
+    model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
+    after.run(model.cpu(0));
+    (model, page)
+}
+
 #[test]
 fn another_cpu_loses_a_mapping_by_dsb_ishst_tlbi_dsb_ish() {
     for (before, after) in pairs() {
-        let (model, page) = one_page(Features::BASE);
-        write(model.cpu(0), page, Descriptor::EMPTY);
-        before.run(model.cpu(0));
-        model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
-        after.run(model.cpu(0));
+        let (model, page) = broken(Features::BASE, before, after);
         let gone = is_certain(model.cpu(1), page, Access::Read, Err(Fault::Translation));
         assert_eq!(gone, before.drains() && after == DsbIsh, "{before:?}; TLBI; {after:?}");
     }
@@ -104,7 +110,7 @@ fn the_own_cpu_needs_an_isb_as_well_unless_ets2() {
 }
 
 /// Both CPUs have seen that the page next to the mapped one is not mapped.
-fn one_hole(features: Features) -> (Model<Granule4K>, granule_arch::addr::VirtAddr) {
+fn one_hole(features: Features) -> (Model<Granule4K>, VirtAddr) {
     let (model, page) = one_page(features);
     (model, page + 0x1000)
 }
@@ -173,11 +179,7 @@ fn a_batch_of_removals_misses_no_address() {
 fn an_output_address_changes_by_break_before_make() {
     let moved = Descriptor::page(FRAME + 0x1000, DATA);
     for (before, after) in pairs() {
-        let (model, page) = one_page(Features::ALL);
-        write(model.cpu(0), page, Descriptor::EMPTY);
-        before.run(model.cpu(0));
-        model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
-        after.run(model.cpu(0));
+        let (model, page) = broken(Features::ALL, before, after);
         write(model.cpu(0), page, moved);
         let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::BreakBeforeMake] };
         assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; make");
@@ -189,11 +191,7 @@ fn an_output_address_changes_by_break_before_make() {
 fn an_emptied_entry_is_filled_again_by_dsb_ishst_tlbi_dsb_ish() {
     for new in [page_of(DATA), READ_ONLY] {
         for (before, after) in pairs() {
-            let (model, page) = one_page(Features::ALL);
-            write(model.cpu(0), page, Descriptor::EMPTY);
-            before.run(model.cpu(0));
-            model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
-            after.run(model.cpu(0));
+            let (model, page) = broken(Features::ALL, before, after);
             // On whichever CPU.
             write(model.cpu(1), page, new);
             let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::EarlyFill] };
@@ -266,11 +264,7 @@ fn a_page_is_zeroed_then_mapped_behind_any_barrier_that_orders_stores() {
 #[test]
 fn a_live_page_is_copied_once_its_break_is_complete() {
     for (before, after) in pairs() {
-        let (model, page) = one_page(Features::BASE);
-        write(model.cpu(0), page, Descriptor::EMPTY);
-        before.run(model.cpu(0));
-        model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
-        after.run(model.cpu(0));
+        let (model, _) = broken(Features::BASE, before, after);
         model.frame_copied(0, FRAME);
         let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::FrameInUse] };
         assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; copy");
@@ -288,11 +282,7 @@ fn a_live_page_is_copied_once_its_break_is_complete() {
 #[test]
 fn a_frame_is_free_after_dsb_ishst_tlbi_dsb_ish() {
     for (before, after) in pairs() {
-        let (model, page) = one_page(Features::BASE);
-        write(model.cpu(0), page, Descriptor::EMPTY);
-        before.run(model.cpu(0));
-        model.cpu(0).tlbi(Instruction::Vaale1is(AddressOperand::new(page, None)));
-        after.run(model.cpu(0));
+        let (model, _) = broken(Features::BASE, before, after);
         model.frame_freed(0, FRAME);
         let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::FrameInUse] };
         assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; free");
