@@ -39,6 +39,9 @@ use crate::sync::rank;
 /// The low bits of an entry that links a table: no leaf has these without attributes.
 const TABLE: u64 = bits::VALID | bits::TABLE;
 
+/// Pages that [`Stage::map_scattered`] maps: more than a gather lists.
+const SCATTERED: u64 = 70;
+
 type Listener = Subscription<Recording, SpaceRef>;
 
 /// A space with four pages mapped, of which some were touched, and a subscriber.
@@ -65,6 +68,18 @@ impl Stage {
         handle_fault(&space, &rig.cpu, start + 3 * PAGE, Access::Read).unwrap();
         let listener = Listener::new(space.clone(), Recording::default(), 0).unwrap();
         Self { rig, space, start, listener }
+    }
+
+    /// Maps [`SCATTERED`] pages in the space and writes to them; the space that is returned with the first page's address
+    /// holds the frames between theirs.
+    fn map_scattered(&self) -> (VirtAddr, SpaceRef) {
+        let (start, other) = (self.rig.map(&self.space, SCATTERED), self.rig.space());
+        let between = self.rig.map(&other, SCATTERED);
+        for page in 0..SCATTERED {
+            self.rig.write(&self.space, start + page * PAGE, 1);
+            self.rig.write(&other, between + page * PAGE, 1);
+        }
+        (start, other)
     }
 
     fn page(&self, page: u64) -> VirtAddr {
@@ -449,17 +464,10 @@ fn madvise_clears() {
 /// More frames that are no neighbours than a gather lists: it pays in between.
 #[test]
 fn each_page_is_notified_once_however_many_there_are() {
-    const PAGES: u64 = 70;
     let stage = Stage::new(0);
-    let start = stage.rig.map(&stage.space, PAGES);
-    let other = stage.rig.space();
-    let between = stage.rig.map(&other, PAGES);
-    for page in 0..PAGES {
-        stage.rig.write(&stage.space, start + page * PAGE, 1);
-        stage.rig.write(&other, between + page * PAGE, 1);
-    }
+    let (start, _other) = stage.map_scattered();
     stage.listener.take();
-    stage.space.madvise_dontneed(&stage.rig.cpu, start, PAGES * PAGE).unwrap();
+    stage.space.madvise_dontneed(&stage.rig.cpu, start, SCATTERED * PAGE).unwrap();
     let notified = stage.listener.take().into_iter().filter(|call| call.notified == Notified::SecondaryTlbs);
     let pages = |address: u64| (address - start.0) / PAGE;
     let notified: Vec<_> = notified.map(|call| (pages(call.range.0), pages(call.range.1))).collect();

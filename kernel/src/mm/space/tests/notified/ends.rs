@@ -171,19 +171,12 @@ fn each_table_is_invalidated_before_its_lock_is_dropped() {
 /// More runs of frames than a gather lists: it frees what it has behind an invalidation of all that it has noted.
 #[test]
 fn a_full_gather_frees_behind_its_invalidation() {
-    const PAGES: u64 = 70;
     let stage = Stage::new(0);
-    let start = stage.rig.map(&stage.space, PAGES);
-    let other = stage.rig.space();
-    let between = stage.rig.map(&other, PAGES);
-    for page in 0..PAGES {
-        stage.rig.write(&stage.space, start + page * PAGE, 1);
-        stage.rig.write(&other, between + page * PAGE, 1);
-    }
+    let (start, _other) = stage.map_scattered();
     let used = stage.rig.frames.stats().used;
-    let unmap = || stage.space.munmap(&stage.rig.cpu, start, PAGES * PAGE).unwrap();
+    let unmap = || stage.space.munmap(&stage.rig.cpu, start, SCATTERED * PAGE).unwrap();
     assert_eq!(used_at(&stage, Operation::DsbIsh, unmap), [used, used - 32, used - 64]);
-    assert_eq!(stage.rig.frames.stats().used, used - PAGES as usize);
+    assert_eq!(stage.rig.frames.stats().used, used - SCATTERED as usize);
 }
 
 /// What no TLB holds is freed without an invalidation: mprotect has invalidated it.
