@@ -163,20 +163,28 @@ fn two_waiters_that_serve_an_error_at_once_are_caught() {
     assert_caught("left == right", || blunder(Omitted::Smmu(Step::Serving)));
 }
 
-/// Two CPUs find at once that the SMMU does not answer. One shuts it; the other uses a page after that.
-fn two_shut(omitted: Omitted) {
-    threads_with(3, move || {
-        let smmu = Arc::new(Smmu::<1>::new(Consumer::Looks));
+/// What a CPU does with the SMMU and a page.
+type Call<const BITS: u32> = fn(&Smmu<BITS>, usize);
+
+/// Two CPUs make their calls at once, for a page each, on an SMMU that does not consume by itself.
+fn two_calls<const BITS: u32>(preemptions: usize, consumer: Consumer, calls: [Call<BITS>; 2], omitted: Omitted) {
+    threads_with(preemptions, move || {
+        let smmu = Arc::new(Smmu::<BITS>::new(consumer));
         let other = Arc::clone(&smmu);
-        let shuts = loom::thread::spawn(move || {
+        let second = loom::thread::spawn(move || {
             omit(omitted);
-            other.shut(1);
+            calls[1](&other, 1);
         });
         omit(omitted);
-        smmu.shut(0);
+        calls[0](&smmu, 0);
         omit(Omitted::Nothing);
-        shuts.join().unwrap();
+        second.join().unwrap();
     });
+}
+
+/// Two CPUs find at once that the SMMU does not answer. One shuts it; the other uses a page after that.
+fn two_shut(omitted: Omitted) {
+    two_calls::<1>(3, Consumer::Looks, [Smmu::shut; 2], omitted);
 }
 
 #[test]
@@ -192,18 +200,7 @@ fn a_shut_that_is_not_seen_is_caught() {
 
 /// Two CPUs take pages from an SMMU that does not answer, by a queue of `2^BITS` slots.
 fn two_in_vain<const BITS: u32>(omitted: Omitted) {
-    threads_with(2, move || {
-        let smmu = Arc::new(Smmu::<BITS>::new(Consumer::Dead));
-        let other = Arc::clone(&smmu);
-        let takes = loom::thread::spawn(move || {
-            omit(omitted);
-            other.take_in_vain(1);
-        });
-        omit(omitted);
-        smmu.take_in_vain(0);
-        omit(Omitted::Nothing);
-        takes.join().unwrap();
-    });
+    two_calls::<BITS>(2, Consumer::Dead, [Smmu::take_in_vain; 2], omitted);
 }
 
 #[test]
@@ -224,18 +221,7 @@ fn a_dead_smmu_whose_shut_is_not_seen_is_caught() {
 
 /// One CPU waits while another shuts the SMMU. No clock runs.
 fn shut_while_waiting<const BITS: u32>(omitted: Omitted) {
-    threads_with(2, move || {
-        let smmu = Arc::new(Smmu::<BITS>::new(Consumer::Silent));
-        let other = Arc::clone(&smmu);
-        let shuts = loom::thread::spawn(move || {
-            omit(omitted);
-            other.shut(1);
-        });
-        omit(omitted);
-        smmu.take_when_shut(0);
-        omit(Omitted::Nothing);
-        shuts.join().unwrap();
-    });
+    two_calls::<BITS>(2, Consumer::Silent, [Smmu::take_when_shut, Smmu::shut], omitted);
 }
 
 #[test]
