@@ -684,8 +684,8 @@ impl Finder<'_> {
         self.text(statement).parse().unwrap_or_default()
     }
 
-    /// Whether the order of two statements can matter: one may change what the other names, or one is a store, a lock, a
-    /// barrier or another call whose name says that its place matters.
+    /// Whether the order of two statements can matter: one may change what the other names, or one is an instruction or
+    /// has one of [`ORDERING_WORDS`] in it.
     fn is_ordered(&self, first: &Stmt, second: &Stmt) -> bool {
         let orders = |statement: &Stmt| {
             let mut words = words(self.text(statement));

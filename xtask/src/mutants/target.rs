@@ -124,7 +124,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The tests of a mutant's part, then all others where the table says so.
+/// The tests of a mutant's part; then all others if the list of that part in the table has an empty name.
 fn groups(mutant: &Mutant) -> Vec<Group> {
     let parts = area_of(&mutant.source.path).unwrap_or(&OTHERS).target;
     let named: Group = parts.iter().copied().filter(|part| !part.is_empty()).collect();

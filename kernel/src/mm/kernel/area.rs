@@ -205,7 +205,7 @@ impl AreaTree {
         Ok(FreeingArea(area))
     }
 
-    /// Takes out an area that was let leave. It is not searched for again: the areas of devices, which stay, make the
+    /// Takes out an area whose freeing has begun. It is not searched for again: the areas of devices, which stay, make the
     /// tree deep.
     ///
     /// # Safety

@@ -280,8 +280,8 @@ impl KernelSpace {
     }
 
     fn give_addresses_back(&self, freeing: FreeingArea) {
-        // SAFETY: whatever is given here was let leave by this space, and so is of its tree; the node was a pool box, is
-        // out of the tree, and this is the last reference.
+        // SAFETY: every caller passes what this space's `begin_free` returned, so the area is in this tree; the node was a
+        // pool box, is out of the tree, and this is the last reference.
         let node = unsafe { PoolBox::from_ref(self.areas.lock().remove(freeing)) };
         drop(node);
     }
