@@ -244,16 +244,16 @@ impl<'m> Walk<'m> {
     /// Takes addresses for a register and writes them there. `None`: there are none, or it does not keep them.
     fn place(&mut self, bus: &PciBus, address: PciAddress, index: usize, bar: Bar) -> Option<PhysRange> {
         let BarKind::Memory { wide, prefetchable } = bar.kind else { return None };
-        let take = |pool: &mut Option<FreeWindow>| {
-            let pool = pool.as_mut()?;
-            Some((pool.take(bar.size)?, *pool))
+        let take = |free: &mut Option<FreeWindow>| {
+            let free = free.as_mut()?;
+            Some((free.take(bar.size)?, *free))
         };
         // The host may read ahead above, if its window is prefetchable, and a conventional bridge in its prefetchable
         // window.
-        let reads_ahead = bus.alias.is_some() || self.high.is_some_and(|pool| pool.window.prefetchable);
+        let reads_ahead = bus.alias.is_some() || self.high.is_some_and(|free| free.window.prefetchable);
         let high = wide && bus.has_high && (prefetchable || !reads_ahead);
         let low = if bus.has_low { take(&mut self.low) } else { None };
-        let (start, pool) = low.or_else(|| if high { take(&mut self.high) } else { None })?;
+        let (start, free) = low.or_else(|| if high { take(&mut self.high) } else { None })?;
         let offset = bar::FIRST + 4 * index as u16;
         let config = self.config();
         config.write32(address, offset, start as u32);
@@ -262,7 +262,7 @@ impl<'m> Walk<'m> {
             config.write32(address, offset + 4, (start >> 32) as u32);
             kept |= u64::from(config.read32(address, offset + 4)) << 32;
         }
-        pool.cpu(start, bar.size).filter(|_| kept == start)
+        free.cpu(start, bar.size).filter(|_| kept == start)
     }
 
     /// Where a function's pin leads on the host's own bus. Each bridge on the way turns the pins by its device number,
@@ -342,13 +342,13 @@ impl<'m> Walk<'m> {
     /// Makes a bridge forward what its devices have taken since the windows were at `low` and `high`.
     fn open(&mut self, address: PciAddress, low: Option<u64>, high: Option<u64>) {
         let config = self.config();
-        let used = |pool: &mut Option<FreeWindow>, start: Option<u64>| {
-            let pool = pool.as_mut()?;
-            let start = start.filter(|start| pool.next > *start)?;
+        let used = |free: &mut Option<FreeWindow>, start: Option<u64>| {
+            let free = free.as_mut()?;
+            let start = start.filter(|start| free.next > *start)?;
             // Behind the end of the host's window nothing is handed out, so a bridge may forward it as well.
-            let end = pool.align().unwrap_or_else(|| {
-                pool.next = pool.end;
-                pool.end
+            let end = free.align().unwrap_or_else(|| {
+                free.next = free.end;
+                free.end
             });
             Some((start, (end - 1) & !(MEBIBYTE - 1)))
         };

@@ -170,7 +170,7 @@ impl ChainHead {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Completion {
     /// Which.
-    pub token: ChainHead,
+    pub head: ChainHead,
     /// Bytes that the device reports written, no more than there was room for.
     pub written: u32,
 }
@@ -196,7 +196,7 @@ pub struct VirtQueue {
     rings: *mut Rings,
     /// Descriptors: a power of two. The arrays of a smaller queue are parts of those of the largest.
     size: u16,
-    slots: [DescriptorState; MAX_SIZE as usize],
+    descriptors: [DescriptorState; MAX_SIZE as usize],
     /// The first free descriptor.
     free: u16,
     free_count: u16,
@@ -246,7 +246,7 @@ impl VirtQueue {
     pub const NONE: Self = Self {
         rings: null_mut(),
         size: 0,
-        slots: [DescriptorState { next: 0, chain: 0, room: 0 }; MAX_SIZE as usize],
+        descriptors: [DescriptorState { next: 0, chain: 0, room: 0 }; MAX_SIZE as usize],
         free: 0,
         free_count: 0,
         in_flight: 0,
@@ -268,9 +268,9 @@ impl VirtQueue {
         self.size = Self::size_for(most).unwrap_or(0);
         (self.free, self.free_count, self.in_flight) = (0, self.size, 0);
         (self.available_index, self.used_index, self.broken) = (0, 0, false);
-        self.slots = [DescriptorState::FREE; MAX_SIZE as usize];
-        for (index, slot) in (1..self.size).zip(self.slots.iter_mut()) {
-            slot.next = index;
+        self.descriptors = [DescriptorState::FREE; MAX_SIZE as usize];
+        for (index, descriptor) in (1..self.size).zip(self.descriptors.iter_mut()) {
+            descriptor.next = index;
         }
     }
 
@@ -312,7 +312,7 @@ impl VirtQueue {
         let head = self.free;
         let (mut index, mut last) = (head, head);
         for (at, segment) in segments.iter().enumerate() {
-            let next = self.slot(index).next;
+            let next = self.descriptor(index).next;
             let more = at + 1 < segments.len();
             let write = if segment.flow == Flow::FromDevice { WRITE } else { 0 };
             let (flags, link) = if more { (write | NEXT, next) } else { (write, 0) };
@@ -322,9 +322,9 @@ impl VirtQueue {
         }
         self.free = index;
         self.free_count -= count;
-        self.slot(last).next = NONE;
-        let slot = self.slot(head);
-        (slot.chain, slot.room) = (count, room);
+        self.descriptor(last).next = NONE;
+        let first = self.descriptor(head);
+        (first.chain, first.room) = (count, room);
         self.in_flight += 1;
 
         self.store_available(self.place(self.available_index), head);
@@ -366,7 +366,7 @@ impl VirtQueue {
         let element = self.load_used(self.place(self.used_index));
         let unknown = DeviceError::NotInFlight(element.id);
         let head = u16::try_from(element.id).ok().filter(|&head| head < self.size).ok_or(unknown)?;
-        let DescriptorState { chain, room, .. } = *self.slot(head);
+        let DescriptorState { chain, room, .. } = *self.descriptor(head);
         if chain == 0 {
             return Err(unknown);
         }
@@ -376,7 +376,7 @@ impl VirtQueue {
         self.free_chain(head);
         self.used_index = self.used_index.wrapping_add(1);
         self.in_flight -= 1;
-        Ok(Some(Completion { token: ChainHead(head), written: element.bytes }))
+        Ok(Some(Completion { head: ChainHead(head), written: element.bytes }))
     }
 
     /// Whether the device has handed something back, or has broken the rules.
@@ -393,9 +393,9 @@ impl VirtQueue {
         barrier::dmb_osh();
     }
 
-    /// What there is of a descriptor. Links and heads are this side's own; what the device hands back is below `size`.
-    fn slot(&mut self, index: u16) -> &mut DescriptorState {
-        &mut self.slots[usize::from(index)]
+    /// What the driver knows of a descriptor. Links and heads are this side's own; what the device hands back is below `size`.
+    fn descriptor(&mut self, index: u16) -> &mut DescriptorState {
+        &mut self.descriptors[usize::from(index)]
     }
 
     /// Where in a ring an index is.
@@ -406,11 +406,11 @@ impl VirtQueue {
 
     fn free_chain(&mut self, head: u16) {
         let mut last = head;
-        while self.slot(last).next != NONE {
-            last = self.slot(last).next;
+        while self.descriptor(last).next != NONE {
+            last = self.descriptor(last).next;
         }
-        self.free_count += core::mem::replace(&mut self.slot(head).chain, 0);
-        self.slot(last).next = self.free;
+        self.free_count += core::mem::replace(&mut self.descriptor(head).chain, 0);
+        self.descriptor(last).next = self.free;
         self.free = head;
     }
 

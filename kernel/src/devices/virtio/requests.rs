@@ -254,8 +254,8 @@ impl Requests {
     /// The device broke the rules: it is to be reset, and [`Self::restart`] called.
     pub fn collect(&mut self, resolve: &mut Resolve<'_>) -> Result<bool, DeviceError> {
         let mut again = false;
-        while let Some(Completion { token, written }) = self.queue.take()? {
-            let owner = self.owners[token.index()];
+        while let Some(Completion { head, written }) = self.queue.take()? {
+            let owner = self.owners[head.index()];
             if owner == NO_REQUEST {
                 continue;
             }
@@ -371,8 +371,8 @@ impl Requests {
         chain.extend(framed.then_some(header));
         chain.extend(entry.segments.iter().copied());
         chain.extend(framed.then_some(status));
-        let token = self.queue.submit(&chain)?;
-        self.owners[token.index()] = index as u8;
+        let head = self.queue.submit(&chain)?;
+        self.owners[head.index()] = index as u8;
         (entry.state, entry.tries, entry.losses) = (RequestState::InFlight, entry.tries + 1, self.losses);
         Ok(())
     }

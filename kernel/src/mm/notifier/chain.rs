@@ -67,10 +67,10 @@ struct ChainLink {
     subscriber: NonNull<dyn Subscriber>,
 }
 
-/// A node with its subscriber.
+/// A link with its subscriber.
 #[repr(C)]
 struct ChainNode<S> {
-    node: ChainLink,
+    link: ChainLink,
     subscriber: S,
 }
 
@@ -353,9 +353,9 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain>>> Subscription<S, C> {
         let joined = to.joined.load(Ordering::Relaxed) + 1;
         // SAFETY: only the address of a field is taken.
         let subscriber_at = unsafe { NonNull::new_unchecked(&raw mut (*memory).subscriber) };
-        let node = ChainLink { next: AtomicPtr::default(), priority, joined, subscriber: subscriber_at };
+        let link = ChainLink { next: AtomicPtr::default(), priority, joined, subscriber: subscriber_at };
         // SAFETY: memory for one, just allocated.
-        unsafe { place.write(ChainNode { node, subscriber }) };
+        unsafe { place.write(ChainNode { link, subscriber }) };
         let node = place.cast::<ChainLink>();
         // SAFETY: this one lives until its `Subscription` ends; those in the list do while `changing` is held.
         unsafe {

@@ -91,11 +91,11 @@ fn a_queue_is_as_large_as_the_device_bears() {
 fn indices_wrap() {
     let mut pair = pair_of(8);
     for round in 0..70_000_u32 {
-        let token = pair.driver.submit(&one()).unwrap();
+        let head = pair.driver.submit(&one()).unwrap();
         let chains = pair.device.fetch(&pair.memory);
         assert_eq!(chains.len(), 1);
         pair.device.give_back(&pair.memory, chains[0].head.into(), round % 17);
-        assert_eq!(pair.driver.take(), Ok(Some(Completion { token, written: round % 17 })));
+        assert_eq!(pair.driver.take(), Ok(Some(Completion { head, written: round % 17 })));
         assert_eq!(pair.driver.take(), Ok(None));
     }
 }
@@ -123,8 +123,8 @@ fn a_chain_is_there_before_its_index_and_that_before_the_notification() {
         let (seen, memory, device) = (seen.clone(), memory.clone(), device.clone());
         move |barrier| seen.borrow_mut().push((barrier, device.peek(&memory)))
     };
-    let token = at_each(at_barrier, || driver.submit(&segments)).unwrap();
-    let chain = Chain { head: token.index() as u16, pieces: [(0x3000, 7, false), (0x4000, 9, true)].to_vec() };
+    let head = at_each(at_barrier, || driver.submit(&segments)).unwrap();
+    let chain = Chain { head: head.index() as u16, pieces: [(0x3000, 7, false), (0x4000, 9, true)].to_vec() };
     assert_eq!(*seen.borrow(), [("dmb_oshst", (1, chain.clone())), ("dmb_oshst", (2, chain))]);
 }
 
@@ -148,7 +148,7 @@ fn a_used_element_is_read_behind_the_index() {
         }
     };
     let taken = at_each(at_barrier, || driver.take());
-    assert_eq!(taken, Ok(Some(Completion { token: second, written: 9 })));
+    assert_eq!(taken, Ok(Some(Completion { head: second, written: 9 })));
     assert_eq!(*barriers.borrow(), ["dmb_oshld"]);
 }
 
@@ -214,12 +214,12 @@ fn a_lie_is_an_error_and_the_last_word() {
 #[test]
 fn a_chain_comes_back_once() {
     let mut pair = pair();
-    let token = pair.driver.submit(&one()).unwrap();
+    let first = pair.driver.submit(&one()).unwrap();
     pair.driver.submit(&one()).unwrap();
     let head = pair.device.fetch(&pair.memory)[0].head;
     pair.device.give_back(&pair.memory, head.into(), 0);
     pair.device.give_back(&pair.memory, head.into(), 0);
-    assert_eq!(pair.driver.take(), Ok(Some(Completion { token, written: 0 })));
+    assert_eq!(pair.driver.take(), Ok(Some(Completion { head: first, written: 0 })));
     assert_eq!(pair.driver.take(), Err(DeviceError::NotInFlight(head.into())));
 }
 
@@ -280,7 +280,7 @@ proptest! {
                     let segments = chain(&segments);
                     let free = usize::from(driver.free_count());
                     match driver.submit(&segments) {
-                        Ok(token) => prop_assert!(submitted.insert(token.index(), (token, segments)).is_none()),
+                        Ok(head) => prop_assert!(submitted.insert(head.index(), (head, segments)).is_none()),
                         Err(SubmitError::BadChain(_)) => {
                             prop_assert!(segments.is_empty() || segments.len() > usize::from(driver.size()));
                         }
@@ -301,7 +301,7 @@ proptest! {
                 }
                 Step::Take => {
                     let expected = (!returned.is_empty()).then(|| returned.remove(0)).map(|(head, written)| {
-                        Completion { token: submitted.remove(&head).unwrap().0, written }
+                        Completion { head: submitted.remove(&head).unwrap().0, written }
                     });
                     prop_assert_eq!(driver.take(), Ok(expected));
                 }
@@ -325,7 +325,7 @@ proptest! {
                     let segments = chain(&segments);
                     let room = segments.iter().filter(|of| of.flow == Flow::FromDevice).map(|of| of.bytes).sum();
                     match driver.submit(&segments) {
-                        Ok(token) => prop_assert!(!broken && submitted.insert(token.index(), room).is_none()),
+                        Ok(head) => prop_assert!(!broken && submitted.insert(head.index(), room).is_none()),
                         Err(SubmitError::Broken) => prop_assert!(broken),
                         Err(_) => {}
                     }
@@ -335,8 +335,8 @@ proptest! {
                     device.give_back(&memory, head as u32, written % 20_000);
                 }
                 Step::Take => match driver.take() {
-                    Ok(Some(Completion { token, written })) => {
-                        let room = submitted.remove(&token.index());
+                    Ok(Some(Completion { head, written })) => {
+                        let room = submitted.remove(&head.index());
                         prop_assert!(!broken && room.is_some_and(|room| written <= room));
                     }
                     Ok(None) => prop_assert!(!broken),
