@@ -110,8 +110,13 @@ pub(super) fn set(
     }
 }
 
-/// Gives a function's vector an event, which it sends to `doorbell` or, without one, to the ITS's own. The function is
-/// started by the caller.
+/// Whether `vector` of a function has an event.
+pub(super) fn is_connected(function: &'static Function, vector: u16) -> bool {
+    MESSAGES.lock().iter().any(|other| core::ptr::eq(other.function, function) && other.vector == vector)
+}
+
+/// Gives a function's vector an event, which it sends to `doorbell` or, without one, to the ITS's own: the caller has it
+/// do so by [`start_sending`].
 fn connect(
     function: &'static Function,
     kernel: &'static Kernel,
@@ -121,8 +126,7 @@ fn connect(
     doorbell: Option<u64>,
 ) -> Result<(u64, Message), PciError> {
     let address = function.address;
-    let is_same = |other: &Connected| core::ptr::eq(other.function, function) && other.vector == vector;
-    if MESSAGES.lock().iter().any(is_same) {
+    if is_connected(function, vector) {
         return Err(PciError::VectorInUse(address, vector));
     }
     let none = || PciError::NoMessage(address, its::ItsError::None);
@@ -131,9 +135,31 @@ fn connect(
     let last = functions().iter().filter_map(Function::msi_device_id).max().unwrap_or(device);
     let message = its::connect(kernel, cpu, (device, last), handler, vector)
         .map_err(|error| PciError::NoMessage(address, error))?;
+    Ok((doorbell.unwrap_or(own.0), message))
+}
+
+/// Has `write` make `vector` of a function send `message`. Where that fails the event goes back, and no other.
+pub(super) fn start_sending(
+    function: &'static Function,
+    vector: u16,
+    message: Message,
+    write: impl FnOnce() -> Result<(), PciError>,
+) -> Result<(), PciError> {
     // There is room for each event, and each is there once.
     let _ = MESSAGES.lock().push(Connected { function, vector, message });
-    Ok((doorbell.unwrap_or(own.0), message))
+    write().inspect_err(|_| disconnect(function, |other| other == vector))
+}
+
+/// Gives back the events of those vectors of a function that `is_meant` holds for.
+fn disconnect(function: &'static Function, is_meant: impl Fn(u16) -> bool) {
+    loop {
+        let mut messages = MESSAGES.lock();
+        let is_one = |other: &Connected| core::ptr::eq(other.function, function) && is_meant(other.vector);
+        let Some(index) = messages.iter().position(is_one) else { return };
+        let Connected { message, .. } = messages.swap_remove(index);
+        drop(messages);
+        its::disconnect(message);
+    }
 }
 
 fn set_msix(
@@ -151,7 +177,8 @@ fn set_msix(
     let outside = PciError::NoInterrupt(function.address, "its table of messages is not inside its registers");
     let table = table.part(u64::from(msix.table_offset()), bytes).ok_or(outside)?;
     let (doorbell, message) = connect(function, kernel, cpu, vector, handler, doorbell)?;
-    write_msix(claim, offset, (&table, msix.table_size()), vector, (doorbell, message.event))?;
+    let write = || write_msix(claim, offset, (&table, msix.table_size()), vector, (doorbell, message.event));
+    start_sending(function, vector, message, write)?;
     Ok(InterruptVector::MsiX { intid: message.intid })
 }
 
@@ -189,10 +216,7 @@ fn set_msi(
     doorbell: Option<u64>,
 ) -> Result<InterruptVector, PciError> {
     let (doorbell, message) = connect(claim.function(), kernel, cpu, 0, handler, doorbell)?;
-    if let Err(error) = write_msi(claim, offset, (doorbell, message.event)) {
-        clear(claim.function());
-        return Err(error);
-    }
+    start_sending(claim.function(), 0, message, || write_msi(claim, offset, (doorbell, message.event)))?;
     Ok(InterruptVector::Msi { intid: message.intid })
 }
 
@@ -276,11 +300,5 @@ pub(super) fn clear(function: &'static Function) {
     function.change_command(NO_PIN, true);
     PINS.lock().retain(|pin| !core::ptr::eq(pin.function, function));
     stop_messages(function.host.config, function.address);
-    loop {
-        let mut messages = MESSAGES.lock();
-        let Some(index) = messages.iter().position(|other| core::ptr::eq(other.function, function)) else { return };
-        let Connected { message, .. } = messages.swap_remove(index);
-        drop(messages);
-        its::disconnect(message);
-    }
+    disconnect(function, |_| true);
 }

@@ -13,10 +13,11 @@ use granule_arch::addr::VirtAddr;
 use pci_types::PciAddress;
 
 use super::super::config::ConfigSpace;
-use super::super::interrupt::{self, write_msi, write_msix};
+use super::super::interrupt::{self, is_connected, start_sending, write_msi, write_msix};
 use super::super::{Claim, MmioRegion, PciError};
 use super::model::ModelBus;
 use super::{LOW, endpoint, host, memory, walk};
+use crate::chip::its::Message;
 use crate::mmio::watched::{MmioAccess, at_each_access};
 
 /// The capability of MSI-X in the model, and that of MSI.
@@ -139,6 +140,26 @@ fn a_message_of_msi_is_whole_before_it_is_on() {
     let written = take(stage.1);
     assert_eq!(written[..2], [(MSI + 4, low), (MSI + 8, 7)]);
     assert_eq!((written[2].0, written[2].1 & 0x71, written.len()), (MSI + CONTROL, 1, 3));
+}
+
+/// The way to a message that is not whole leaves no event behind, nor takes another vector's.
+#[test]
+fn a_message_that_cannot_be_written_gives_its_event_back() {
+    let (claim, _) = stage();
+    let function = claim.function();
+    let message = |event| Message { event, intid: 8192 + event };
+    let connected = || [0, 1].map(|vector| is_connected(function, vector));
+    start_sending(function, 0, message(7), || write_msi(&claim, MSI, (0x1000, 7))).unwrap();
+    assert_eq!(connected(), [true, false]);
+    // A table that is never reached: no capability lies at an odd offset.
+    // SAFETY: no byte of it is accessed.
+    let table = unsafe { MmioRegion::new(VirtAddr(0), 0) };
+    let write = || write_msix(&claim, MSIX + 1, (&table, 0), 1, (DOORBELL, 9));
+    let refused = start_sending(function, 1, message(9), write);
+    assert!(matches!(refused, Err(PciError::BadOffset(..))), "{refused:?}");
+    assert_eq!(connected(), [true, false]);
+    interrupt::clear(function);
+    assert_eq!(connected(), [false, false]);
 }
 
 /// A function without a driver asserts no pin and sends nothing: off before its handlers go.
