@@ -16,7 +16,7 @@ use core::time::Duration;
 use super::queue::{Flow, Segment};
 use super::requests::{Patience, RequestError, RequestFrame, Requests, Ticket, Transfer};
 use super::structures::Windows;
-use super::transport::{Doorbell, Translation, Transport, TransportError};
+use super::transport::{Doorbell, Registers, Translation, Transport, TransportError};
 use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
 use crate::devices::pci::{Claim, Function, InterruptVector};
@@ -93,10 +93,8 @@ impl VirtioDevice {
                 })
             }
             Err(error) => {
-                // It must have dropped the page before that is given back.
-                transport.reset()?;
-                dma.free_coherent(cpu, page);
-                Err(error.into())
+                let ended = end_start(&transport, &claim, error, || dma.free_coherent(cpu, page));
+                Err(ended.into())
             }
         }
     }
@@ -304,4 +302,20 @@ impl VirtioDevice {
         let end = segment.address.saturating_add(segment.bytes.into());
         self.dma.resolve(this_cpu(), segment.address..end, access)
     }
+}
+
+/// Ends a start that failed with `error`: `give_back` runs once the device accesses no memory. Returns `error`, or that
+/// the device does not come out of its reset.
+pub(super) fn end_start<R: Registers>(
+    transport: &Transport<R>,
+    claim: &Claim,
+    error: TransportError,
+    give_back: impl FnOnce(),
+) -> TransportError {
+    // A device that ignores the reset is cut off all the same. The reads of its status come back behind its earlier
+    // writes (PCI Express Base Specification, 2.4.1).
+    claim.set_bus_master(false);
+    let reset = transport.reset();
+    give_back();
+    reset.err().unwrap_or(error)
 }

@@ -4,11 +4,13 @@ extern crate std;
 
 use std::rc::Rc;
 
+use super::super::device::end_start;
 use super::super::model::ModelDevice;
 use super::super::queue::Parts;
 use super::super::transport::{
     ACCESS_PLATFORM, Doorbell, RegisterGroup, Translation, Transport, TransportError, VERSION_1,
 };
+use crate::devices::pci::tests::claimed;
 
 type Up = Result<Transport<Rc<ModelDevice>>, TransportError>;
 
@@ -105,6 +107,27 @@ fn a_device_that_is_started_again_has_to_agree_to_the_same() {
     assert_eq!((device.status.get(), device.accepted.get()), (0xb, transport.features()));
     device.offered.set(device.offered.get() & !1);
     assert_eq!(transport.restart(), Err(TransportError::FeaturesRefused(transport.features())));
+}
+
+/// Its page is given back whether it takes the reset or not, and it accesses no memory then.
+#[test]
+fn a_device_that_failed_to_start_is_cut_off_before_its_page_is_given_back() {
+    const COMMAND: u16 = 4;
+    const BUS_MASTER: u16 = 1 << 2;
+    let no_queue = TransportError::NoQueue(0);
+    for (stubborn, expected) in [(0, no_queue), (u32::MAX, TransportError::NoReset(0xf))] {
+        let (device, claim) = (ModelDevice::new(), claimed());
+        let transport = start(&device).unwrap();
+        claim.set_bus_master(true);
+        device.stubborn.set(stubborn);
+        let mut given_back = 0;
+        let ended = end_start(&transport, &claim, no_queue, || {
+            given_back += 1;
+            assert_eq!(claim.read_config16(COMMAND).unwrap() & BUS_MASTER, 0);
+            assert_eq!(device.status.get(), 0, "it was reset before");
+        });
+        assert_eq!((ended, given_back), (expected, 1));
+    }
 }
 
 #[test]
