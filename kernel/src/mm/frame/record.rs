@@ -69,12 +69,13 @@ impl Frame {
     /// Takes the caller's hold away unless it is the last; whether it is. Then the caller frees the frame.
     #[inline(always)]
     pub fn let_go(&self) -> bool {
-        // Acquire and release: what other holders did to the frame comes before its end, on any CPU.
+        // Acquire: what the holders that have left did to the frame comes before its end, on any CPU.
         let mut references = self.references.load(Ordering::Acquire);
         while references != 1 {
             debug_assert_ne!(references, 0, "a free frame is released");
-            match self.references.compare_exchange_weak(references, references - 1, Ordering::AcqRel, Ordering::Acquire)
-            {
+            // Release: this holder does not look at the frame again; the last one acquires.
+            let left = references - 1;
+            match self.references.compare_exchange_weak(references, left, Ordering::Release, Ordering::Acquire) {
                 Ok(_) => return false,
                 Err(now) => references = now,
             }
