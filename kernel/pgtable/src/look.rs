@@ -81,25 +81,20 @@ impl<'t, M: Mmu> Ready<'t, M> {
     /// Where the physical memory of the pages begins, if it is contiguous.
     #[inline(always)]
     pub fn physical(&self) -> Option<PhysAddr> {
-        let at = |cell| self.mmu.load(cell).address().0;
-        let start = at(self.cells.first()?);
-        // Mostly the second entry decides.
-        if let Some(second) = self.cells.get(1)
-            && at(second) != start + M::Geometry::PAGE_SIZE
-        {
-            return None;
+        let (first, mut left) = self.cells.split_first()?;
+        let start = self.mmu.load(first).address();
+        let mut next = start.0 + M::Geometry::PAGE_SIZE;
+        while let Some(cell) = left.first() {
+            let entry = self.mmu.load(cell);
+            // Mostly the second entry decides.
+            if entry.address().0 != next {
+                return None;
+            }
+            let count = self.mmu.filled(left, entry, M::Geometry::PAGE_SIZE);
+            next += (count as u64) << M::Geometry::PAGE_SHIFT;
+            left = &left[count..];
         }
-        let (mut next, mut other) = (start, 0);
-        let mut take = |cell: &M::Cell| {
-            other |= self.mmu.load(cell).0 ^ next;
-            next += M::Geometry::PAGE_SIZE;
-        };
-        let (turns, rest) = self.cells.as_chunks::<8>();
-        for turn in turns {
-            turn.iter().for_each(&mut take);
-        }
-        rest.iter().for_each(&mut take);
-        (other & bits::ADDRESS == 0).then_some(PhysAddr(start))
+        Some(start)
     }
 }
 

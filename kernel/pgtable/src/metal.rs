@@ -215,8 +215,8 @@ unsafe fn cells<'a, G: Geometry>(table: Table, address: VirtAddr) -> &'a [Atomic
 // SAFETY: 1. `table` gives the frame at the address, as many entries as the geometry has; a `Table` proves that it is
 // one, and a platform shows the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy
 // atomic, and accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those
-// barriers, and its assembly is a compiler barrier. 4. `bulk` deals with each entry of a run once, by the operation of
-// the default.
+// barriers, and its assembly is a compiler barrier. 4. `bulk` deals with the entries of a run by the operation of the
+// default.
 unsafe impl<P: Platform> Mmu for Metal<P> {
     type Geometry = P::Geometry;
     type Cell = AtomicU64;
@@ -275,6 +275,12 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     #[inline]
     fn fill(&self, run: &[AtomicU64], first: Descriptor, step: u64) {
         bulk::fill(run, first.0, step);
+    }
+
+    #[cfg(target_os = "none")]
+    #[inline]
+    fn filled(&self, run: &[AtomicU64], first: Descriptor, step: u64) -> usize {
+        bulk::filled(run, first.0, step)
     }
 
     #[inline(always)]

@@ -62,7 +62,8 @@ impl Table {
 ///    order).
 /// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them
 ///    otherwise.
-/// 4. `survey`, `update_run` and `fill`, where overridden, have the effect of the defaults, cell by cell in any order.
+/// 4. `survey`, `update_run`, `fill` and `filled`, where overridden, have the effect of the defaults, cell by cell in
+///    any order.
 #[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
 pub unsafe trait Mmu {
     /// The shape of its tables.
@@ -111,6 +112,14 @@ pub unsafe trait Mmu {
         for (index, cell) in run.iter().enumerate() {
             self.store(cell, Descriptor(first.0 + index as u64 * step));
         }
+    }
+
+    /// How many entries at the start of `run` are as [`Mmu::fill`] with `first` and `step` stores them. With a page as
+    /// `step`: pages whose frames follow one another and that are alike in all else. The metal reads pairs.
+    #[inline]
+    fn filled(&self, run: &[Self::Cell], first: Descriptor, step: u64) -> usize {
+        let is_filled = |&(index, cell): &(usize, _)| self.load(cell).0 == first.0.wrapping_add(index as u64 * step);
+        run.iter().enumerate().take_while(is_filled).count()
     }
 
     /// Issues a TLB invalidation, without a barrier before or after. The operand is the hardware's, so that a model

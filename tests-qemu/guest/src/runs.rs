@@ -81,3 +81,24 @@ fn a_fill_writes_every_entry_once_and_no_other(t: &mut Test) {
     }
     t.check("all fills", true);
 }
+
+target_test!(what_is_filled_ends_at_the_first_other_entry);
+fn what_is_filled_ends_at_the_first_other_entry(t: &mut Test) {
+    let mmu = Metal(LinearView {});
+    for (first, length) in runs() {
+        let (value, step) = (t.random(), t.random());
+        for other in 0..=ENTRIES {
+            let entries: [AtomicU64; ENTRIES] = core::array::from_fn(|index| {
+                let filled = value.wrapping_add(step.wrapping_mul((index as u64).wrapping_sub(first as u64)));
+                AtomicU64::new(if index == other { !filled } else { filled })
+            });
+            let found = mmu.filled(&entries[first..first + length], Descriptor(value), step);
+            let expected = if other < first { length } else { length.min(other - first) };
+            if found != expected {
+                t.equal("first, length, the other entry, found", Some((first, length, other, found)), None);
+                return;
+            }
+        }
+    }
+    t.check("all runs", true);
+}

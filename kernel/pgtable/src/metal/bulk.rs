@@ -10,6 +10,7 @@
 //! | [`survey`] | 2.5 (half a load, an AND, an OR), and 2 a turn |
 //! | [`flip`] | 2 (half a load, an exclusive OR, half a store), and 2 a turn |
 //! | [`fill`] | 1.5 (an addition, half a store), and 2 a turn |
+//! | [`filled`] | 3 (half a load, a comparison, half a branch, an addition), and 2 a turn |
 //!
 //! On the host a run is dealt with by the defaults of [`Mmu`](crate::Mmu); a test on the target compares the
 //! two.
@@ -139,4 +140,45 @@ pub(super) fn fill(run: &[AtomicU64], first: u64, step: u64) {
             options(nostack)
         );
     }
+}
+
+/// How many entries at the start of `run` are `first`, and each further one `step` more.
+#[inline]
+pub(super) fn filled(run: &[AtomicU64], first: u64, step: u64) -> usize {
+    let end: *const AtomicU64;
+    // SAFETY: reads entries of `run` and nothing else, each whole, as relaxed atomic loads would.
+    unsafe {
+        core::arch::asm!(
+            concat!(
+                run!(
+                    "ldp {a}, {b}, [{at}], #16
+                     cmp {a}, {first}
+                     ccmp {b}, {second}, #0, eq
+                     b.ne 8f
+                     add {first}, {first}, {two_steps}
+                     add {second}, {second}, {two_steps}
+                    ",
+                    "add {at}, {at}, #16
+                     b 8f
+                    "
+                ),
+                // The first entry of the last pair may go on, or the single one.
+                "b 9f
+                 8: ldr {a}, [{at}, #-16]!
+                 cmp {a}, {first}
+                 b.ne 9f
+                 add {at}, {at}, #8
+                 9:"
+            ),
+            at = inout(reg) run.as_ptr() => end,
+            left = inout(reg) run.len() => _,
+            first = inout(reg) first => _,
+            second = inout(reg) first.wrapping_add(step) => _,
+            two_steps = in(reg) step.wrapping_mul(2),
+            a = out(reg) _,
+            b = out(reg) _,
+            options(readonly, nostack)
+        );
+    }
+    (end.addr() - run.as_ptr().addr()) / size_of::<AtomicU64>()
 }

@@ -1,7 +1,7 @@
 //! Frames that lie one by one: no two pages that follow one another have frames that do.
 //!
 //! There are no runs to be found then, so each step goes over the entries as they stand: one load gives the alias
-//! of a page is. Frames that do not follow one another mostly lie near one another, so the last-level table of the
+//! of a page. Frames that do not follow one another mostly lie near one another, so the last-level table of the
 //! alias that was looked at last stays at hand. Blocks of the alias are left to [`super::update`], which splits them.
 
 use granule_arch::addr::VirtAddr;

@@ -36,8 +36,6 @@ pub trait Alias<M: Mmu>: Splitter<M> {
     fn address(&self, frame: PhysAddr) -> VirtAddr;
 }
 
-/// Entries that are read in one turn of a loop.
-const TURN: usize = 8;
 /// Runs that are kept. More are read from the entries again.
 const KEPT: usize = 4;
 /// Runs of the alias that are invalidated one by one. Where there are more, everything from the first to the last of
@@ -219,7 +217,7 @@ const READ_ONLY_PAGES: u64 = bits::RDONLY;
 struct FrameRuns<'t, M: Mmu, const MARKS: u64> {
     tables: PageTables<'t, M>,
     /// What is left of the entries of one last-level table.
-    cells: core::slice::Iter<'t, M::Cell>,
+    cells: &'t [M::Cell],
     /// Where the range goes on behind these, and for how many bytes.
     from: VirtAddr,
     left: u64,
@@ -229,7 +227,7 @@ struct FrameRuns<'t, M: Mmu, const MARKS: u64> {
 
 impl<'t, M: Mmu, const MARKS: u64> FrameRuns<'t, M, MARKS> {
     fn new(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
-        Self { tables, cells: [].iter(), from: range.start(), left: range.size(), run: 0..0 }
+        Self { tables, cells: &[], from: range.start(), left: range.size(), run: 0..0 }
     }
 
     /// Goes on to the next table, or to a block, whose frames in the range it returns.
@@ -239,7 +237,7 @@ impl<'t, M: Mmu, const MARKS: u64> FrameRuns<'t, M, MARKS> {
         let size = M::Geometry::entry_size(level);
         let bytes = if level == LAST_LEVEL {
             let count = ((self.left >> M::Geometry::PAGE_SHIFT) as usize).min(table.len() - index);
-            self.cells = table[index..index + count].iter();
+            self.cells = &table[index..index + count];
             (count as u64) << M::Geometry::PAGE_SHIFT
         } else {
             self.left.min(size - (self.from.0 & (size - 1)))
@@ -250,27 +248,6 @@ impl<'t, M: Mmu, const MARKS: u64> FrameRuns<'t, M, MARKS> {
         let is_block = level != LAST_LEVEL && descriptor.0 & MARKS == MARKS;
         is_block.then_some(start..start + bytes)
     }
-
-    /// Takes entries in whole turns, as long as they go on with the run.
-    #[inline(always)]
-    fn take_turns(&mut self) {
-        while self.cells.len().is_multiple_of(TURN)
-            && let Some(turn) = self.cells.as_slice().first_chunk::<TURN>()
-        {
-            let (mut end, mut other, mut all) = (self.run.end, 0, MARKS);
-            for cell in turn {
-                let entry = self.tables.mmu().load(cell).0;
-                other |= entry ^ end;
-                all &= entry;
-                end += M::Geometry::PAGE_SIZE;
-            }
-            if other & bits::ADDRESS != 0 || all != MARKS {
-                return;
-            }
-            self.run.end = end;
-            self.cells = self.cells.as_slice()[TURN..].iter();
-        }
-    }
 }
 
 impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
@@ -279,12 +256,18 @@ impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
     #[inline(always)]
     fn next(&mut self) -> Option<FrameRun> {
         loop {
-            let next = if let Some(cell) = self.cells.next() {
-                let entry = self.tables.mmu().load(cell);
+            let next = if let Some(cell) = self.cells.first() {
+                let mmu = self.tables.mmu();
+                let entry = mmu.load(cell);
+                let start = entry.address().0;
+                // Where one goes on with the run, further ones mostly do.
+                let goes_on = start == self.run.end;
+                let count = if goes_on { mmu.filled(self.cells, entry, M::Geometry::PAGE_SIZE) } else { 1 };
+                self.cells = &self.cells[count..];
                 if entry.0 & MARKS != MARKS {
                     continue;
                 }
-                entry.address().0..entry.address().0 + M::Geometry::PAGE_SIZE
+                start..start + ((count as u64) << M::Geometry::PAGE_SHIFT)
             } else if self.left != 0 {
                 let Some(block) = self.next_table() else { continue };
                 block
@@ -294,7 +277,6 @@ impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
             };
             if next.start == self.run.end {
                 self.run.end = next.end;
-                self.take_turns();
             } else {
                 let run = core::mem::replace(&mut self.run, next);
                 if !run.is_empty() {
