@@ -263,7 +263,7 @@ impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
                 // Where one goes on with the run, further ones mostly do.
                 let goes_on = start == self.run.end;
                 let count = if goes_on { mmu.filled(self.cells, entry, M::Geometry::PAGE_SIZE) } else { 1 };
-                self.cells = &self.cells[count..];
+                self.cells = self.cells.get(count..).unwrap_or_default();
                 if entry.0 & MARKS != MARKS {
                     continue;
                 }
