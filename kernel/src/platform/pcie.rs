@@ -155,26 +155,33 @@ impl<'t> HostBridgeNode<'t> {
     /// The host bridge, now that the nodes are known that it refers to.
     pub(super) fn resolve(self, references: &References) -> Result<Pcie, PlatformError> {
         let Self { node, ecam, buses, windows } = self;
-        let map = |name, mask, wanted: &dyn Fn(u32) -> bool| {
-            id_map(node.property(name), node.property(mask), wanted).ok_or_else(|| node.bad(name))
-        };
-        let streams = map("iommu-map", "iommu-map-mask", &|_| true)?;
+        let [stream_map, stream_mask, message_map, message_mask, parent, line_map, line_mask, coherent] = node
+            .properties([
+                "iommu-map",
+                "iommu-map-mask",
+                "msi-map",
+                "msi-map-mask",
+                "msi-parent",
+                "interrupt-map",
+                "interrupt-map-mask",
+                "dma-coherent",
+            ]);
+        let streams = id_map(stream_map, stream_mask, &|_| true).ok_or_else(|| node.bad("iommu-map"))?;
         let its = |phandle| references.its == Some(phandle);
-        let parent = node.property("msi-parent").and_then(|parent| cell(parent.get(..4)?));
-        let devices = match (node.property("msi-map"), parent) {
+        let devices = match (message_map, parent.and_then(|parent| cell(parent.get(..4)?))) {
             (None, Some(phandle)) if its(phandle) => {
                 let all = IdRange { first: 0, length: 1 << 16, phandle, output: 0 };
                 IdMap { mask: !0, ranges: Vec::from_iter([all]) }
             }
             _ if references.its.is_none() => IdMap::default(),
-            _ => map("msi-map", "msi-map-mask", &its)?,
+            _ => id_map(message_map, message_mask, &its).ok_or_else(|| node.bad("msi-map"))?,
         };
-        let lines = match node.property("interrupt-map") {
-            Some(map) => interrupt_lines(map, node.property("interrupt-map-mask"), &references.gic),
+        let lines = match line_map {
+            Some(map) => interrupt_lines(map, line_mask, &references.gic),
             None => Some(InterruptLines::default()),
         };
         let lines = lines.ok_or_else(|| node.bad("interrupt-map"))?;
-        let coherent = node.property("dma-coherent").is_some();
+        let coherent = coherent.is_some();
         Ok(Pcie { ecam, buses, windows, streams, devices, lines, coherent })
     }
 }

@@ -90,6 +90,17 @@ impl<'t> Detached<'t> {
         self.0.property(name).and_then(|property| property.value_as().ok())
     }
 
+    /// The raw values of several properties, from one pass over all.
+    pub(super) fn properties<const COUNT: usize>(&self, names: [&str; COUNT]) -> [Option<&'t [u8]>; COUNT] {
+        let mut found = [None; COUNT];
+        for property in self.0.properties() {
+            if let Some(place) = names.iter().zip(&mut found).find(|(name, _)| **name == property.name()) {
+                *place.1 = property.value_as().ok();
+            }
+        }
+        found
+    }
+
     /// The error that `property` makes no sense.
     pub(super) fn bad(&self, property: &'static str) -> PlatformError {
         PlatformError::Bad { node: NodeName::from(self.0.name()), property }
