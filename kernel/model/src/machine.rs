@@ -253,8 +253,8 @@ impl<G: Geometry> Model<G> {
         self.state().injections.push(Injection { step, nth, sabotage });
     }
 
-    /// From now on loads by software, too, may find what was there before. `draw` is given how many stores a load may
-    /// find, and says which it finds: 0 is the oldest. Without this loads find the newest.
+    /// From now on loads by software, too, may find what was there before. `draw` takes the number of stores that a load
+    /// may find and returns the index of the one that it finds, 0 for the oldest. Without this each finds the newest.
     pub fn late_loads(&self, draw: impl FnMut(usize) -> usize + Send + 'static) {
         self.state().late_loads = Some(Box::new(draw));
     }

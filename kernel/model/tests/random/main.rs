@@ -29,11 +29,11 @@ use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_model::{Features, Model, Sabotage, Step};
 use granule_pgtable::{Execution, Geometry, Granule4K, Granule16K, Granule64K, Leaves, Shape, Tiny, Tlb, metal};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use proptest::test_runner::{Config, TestRunner};
 
 use calls::{Call, call};
 use rig::{Kernel, Patience, Rig};
-use turns::{Gated, Turns, late_loads};
+use turns::{Gated, Turns, is_seen, machine};
 
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 const RODATA: Attributes = Attributes::kernel_rodata(MemoryType::Normal);
@@ -99,8 +99,7 @@ fn run_in_turns<G: Geometry>(
     (turns, late): Interleaving,
     calls: [&[Call]; 2],
 ) {
-    let model = Model::<G>::new(3, rig::FRAMES, features);
-    late.into_iter().for_each(|seed| model.late_loads(late_loads(seed)));
+    let model = machine::<G>(rig::FRAMES, features, late);
     let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).in_turns(Turns::new(turns), patience);
     std::thread::scope(|scope| {
         for (cpu, calls) in calls.into_iter().enumerate() {
@@ -281,24 +280,18 @@ proptest! {
 }
 
 /// Whether one of many draws of turns shows what is wrong with `patience`.
-fn is_seen(features: Features, patience: Patience) -> bool {
-    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(4096) };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    let run = runner.run(&turns(), |turns| {
-        contended(features, patience, turns);
-        Ok(())
-    });
-    matches!(run, Err(TestError::Fail(..)))
+fn lack_is_seen(features: Features, patience: Patience) -> bool {
+    is_seen(4096, &turns(), |turns| contended(features, patience, turns))
 }
 
 /// Turns are fine enough to bring a mapper between two steps of a reclaim: without grace periods it loses its table.
 #[test]
 fn turns_show_a_reclaim_that_waits_for_no_walk() {
-    assert!(is_seen(Features::BASE, Patience::None));
+    assert!(lack_is_seen(Features::BASE, Patience::None));
 }
 
 /// A late load finds a table empty that the walk before has filled. With FEAT_ETS2 no DSB comes behind the map.
 #[test]
 fn late_loads_show_a_reclaim_that_does_not_acquire_the_walk_words() {
-    assert!(is_seen(Features { ets2: true, ..Features::BASE }, Patience::Unordered));
+    assert!(lack_is_seen(Features { ets2: true, ..Features::BASE }, Patience::Unordered));
 }

@@ -10,11 +10,11 @@ use granule_arch::alternative::host;
 use granule_model::{Features, Model};
 use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Tiny, Tlb, metal};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use proptest::test_runner::Config;
 
 use crate::calls::{CHANGES, Call, Place, place};
 use crate::rig::{self, Kernel, Patience, Rig, Splits};
-use crate::turns::{Gated, Turns, late_loads};
+use crate::turns::{Gated, Turns, is_seen, machine};
 use crate::{Interleaving, kernel, switches, turns};
 
 /// What a CPU changes, and what the other does before the first invalidates.
@@ -76,8 +76,7 @@ fn run_in_turns<G: Geometry>(
     (turns, late): Interleaving,
     changes: [&[Call]; 2],
 ) {
-    let model = Model::<G>::new(3, rig::FRAMES, features);
-    late.into_iter().for_each(|seed| model.late_loads(late_loads(seed)));
+    let model = machine::<G>(rig::FRAMES, features, late);
     let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).sharing(splits);
     let rig = rig.in_turns(Turns::new(turns), Patience::Waits);
     std::thread::scope(|scope| {
@@ -184,26 +183,20 @@ fn contended(splits: Splits, border: u64, turns: Interleaving) {
 }
 
 /// Whether one of some draws of turns shows what is wrong with `splits`.
-fn is_seen(splits: Splits, border: u64) -> bool {
-    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(64) };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    let run = runner.run(&turns(), |turns| {
-        contended(splits, border, turns);
-        Ok(())
-    });
-    matches!(run, Err(TestError::Fail(..)))
+fn are_seen(splits: Splits, border: u64) -> bool {
+    is_seen(64, &turns(), |turns| contended(splits, border, turns))
 }
 
 /// Both cut the group of blocks, a block and a group of pages; or, on a boundary, less of it.
 #[test]
 fn turns_show_splits_that_nothing_keeps_apart() {
     for (border, shares) in [(0, false), (1, true), (2, true), (3, true)] {
-        assert_eq!(is_seen(Splits::Unserialised, border), shares, "border {border}");
+        assert_eq!(are_seen(Splits::Unserialised, border), shares, "border {border}");
     }
-    assert!(!is_seen(Splits::Locked, 1) && !is_seen(Splits::Lockless, 1));
+    assert!(!are_seen(Splits::Locked, 1) && !are_seen(Splits::Lockless, 1));
 }
 
 #[test]
 fn turns_show_a_level_hint_for_what_was_split() {
-    assert!(is_seen(Splits::Hinted, 1));
+    assert!(are_seen(Splits::Hinted, 1));
 }

@@ -11,17 +11,34 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
-use granule_model::ModelCpu;
+use granule_model::{Features, Model, ModelCpu};
 use granule_pgtable::{Feature, Geometry, Mmu, PageTables, Table};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-/// Which store each late load finds: drawn, the same for the same seed.
-pub(crate) fn late_loads(seed: u64) -> impl FnMut(usize) -> usize + Send {
-    let mut state = seed;
-    move |count| {
-        // Knuth's MMIX generator; its upper bits are good.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % count
+/// A machine of three CPUs with so many frames for tables. With `late`, which store each load finds is drawn from that
+/// seed.
+pub(crate) fn machine<G: Geometry>(frames: usize, features: Features, late: Option<u64>) -> Model<G> {
+    let model = Model::new(3, frames, features);
+    if let Some(mut state) = late {
+        model.late_loads(move |count| {
+            // Knuth's MMIX generator; its upper bits are good.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % count
+        });
     }
+    model
+}
+
+/// Whether `test` fails for one of so many draws, which are the same in each run.
+pub(crate) fn is_seen<S: Strategy>(cases: u32, draws: &S, test: impl Fn(S::Value)) -> bool {
+    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(cases) };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let run = runner.run(draws, |drawn| {
+        test(drawn);
+        Ok(())
+    });
+    matches!(run, Err(TestError::Fail(..)))
 }
 
 /// Whose turn it is, of two CPUs.
