@@ -73,14 +73,14 @@ fn loaded(elf: &[u8]) -> Result<Vec<u8>> {
 
 /// A cpio archive in the making.
 #[derive(Default)]
-struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     files: u32,
 }
 
 impl Archive {
     /// Adds a file. Header with name, and contents, are padded to four bytes each.
-    fn add(&mut self, name: &str, mode: u32, contents: &[u8]) {
+    pub(crate) fn add(&mut self, name: &str, mode: u32, contents: &[u8]) {
         self.files += 1;
         // inode, mode, user, group, links, time, size, device (2), device of a device file (2), name's size, checksum.
         let fields = [self.files, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
@@ -99,8 +99,13 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
+    /// The archive, with the files of another one behind its own.
+    pub(crate) fn before(self, other: &[u8]) -> Vec<u8> {
+        [&self.bytes, other].concat()
+    }
+
     /// The archive, with the entry that ends it.
-    fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.add("TRAILER!!!", 0, &[]);
         self.bytes
     }

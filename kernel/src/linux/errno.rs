@@ -23,6 +23,9 @@ impl From<AccessError> for Errno {
 }
 
 impl From<SpaceError> for Errno {
+    // Once for all calls, off their path of success.
+    #[cold]
+    #[inline(never)]
     fn from(error: SpaceError) -> Self {
         match error {
             SpaceError::Invalid => Self::EINVAL,

@@ -271,9 +271,10 @@ fn threads_that_race_with_well_formed_calls_harm_no_other_process(t: &mut Test) 
     race(t, 2_000);
 }
 
-target_test!(a_million_well_formed_calls_that_race_harm_no_other_process, limit(600), long());
+target_test!(a_million_well_formed_calls_that_race_harm_no_other_process, limit(2400), long());
 fn a_million_well_formed_calls_that_race_harm_no_other_process(t: &mut Test) {
-    race(t, 1_000_000);
+    // Half of them are well formed.
+    race(t, 2_020_000);
 }
 
 /// The calls of threads that share a space, beside a program that knows the contents of its memory.

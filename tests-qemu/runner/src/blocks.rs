@@ -38,11 +38,12 @@ pub fn repeatable(machine: &Machine) -> Machine {
     }
 }
 
-/// Types the lines at the monitor of `image`; `plugin` and the file that it writes are beside the image.
+/// Types the lines at the monitor of `image`; the plugin and the file that it writes are beside the image. `initrd` is
+/// given to the machine in place of the image's own.
 ///
 /// # Errors
 /// When QEMU cannot be run, or the plugin's file is not of its form.
-pub fn play(machine: &Machine, image: &Path, lines: &[String], limit: Limit) -> Result<Played> {
+pub fn play(machine: &Machine, image: &Path, initrd: Option<&Path>, lines: &[String], limit: Limit) -> Result<Played> {
     // Sessions run side by side: a file for each.
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let run = RUNS.fetch_add(1, Ordering::Relaxed);
@@ -50,7 +51,10 @@ pub fn play(machine: &Machine, image: &Path, lines: &[String], limit: Limit) -> 
     let plugin = format!("{},out={}", image.with_file_name("blocks.so").display(), file.display());
     // The clock of the day begins at the same second in each run.
     let clock = ["-rtc", "base=2024-01-01T00:00:00,clock=vm"].map(Into::into);
-    let extra = [&["-plugin".into(), plugin.into()], &clock[..]].concat();
+    let mut extra = [&["-plugin".into(), plugin.into()], &clock[..]].concat();
+    if let Some(initrd) = initrd {
+        extra.extend(["-initrd".into(), initrd.into()]);
+    }
     let qemu = Qemu::new(machine, image, Serial::Pipes, Reset::Ends, script::BOOTARGS, &extra);
     let mut session = Vec::new();
     let wrong = script::run(&qemu, &script::commands(&lines.join("\n")), limit, &mut session);

@@ -1,6 +1,7 @@
 //! execve: argument lists up to Linux's limits, empty ones, and the errors for bad paths and pointers.
 //!
-//! The program executes itself: an environment of one variable selects the checks of the copy.
+//! The program executes itself: an environment of one variable selects the checks of the copy. `exec FILE` executes
+//! another, and exits with the error's number.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -31,6 +32,11 @@ const KERNEL: u64 = 0xffff_8000_8000_0000;
 fn run(start: Start) -> u8 {
     if let Some(what) = start.environment().next().and_then(|word| word.strip_prefix("FIND=")) {
         return look(&start, what);
+    }
+    if let Some(file) = start.arguments().nth(1) {
+        // A zero follows each argument.
+        let list = [file.as_ptr(), null()];
+        return answer(file.as_ptr() as u64, list.as_ptr() as u64, 0);
     }
     let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
     // SAFETY: the kernel put it there, and nothing changes it.

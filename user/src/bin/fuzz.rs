@@ -26,7 +26,8 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{
     AT_EXECFN, CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
-    FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, WNOHANG,
+    FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET,
+    PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, WNOHANG,
 };
 use granule_user::abi::signal::{
     MINSIGSTKSZ, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN, SIGCHLD, SIGKILL, SIGURG, SIGUSR1,
@@ -150,6 +151,7 @@ fn run(start: Start) -> u8 {
     // SAFETY: fresh memory of this process's own.
     unsafe { (0..PAGE as usize / 8).for_each(|index| own.add(index).write(KEPT.wrapping_mul(index as u64))) };
     let mut hogs = [0; HOGS];
+    let share = if plan.short { free_pages().saturating_sub(LEFT) / HOGS as u64 } else { 0 };
     let (mut children, mut killed, mut done) = (0_u64, 0, 0);
     while done < calls {
         children += 1;
@@ -162,7 +164,7 @@ fn run(start: Start) -> u8 {
             fuzz(&plan)
         };
         let Some(child) = spawn(task) else { return 3 };
-        let was_killed = watch(child, if plan.short { &mut hogs } else { &mut [] });
+        let was_killed = watch(child, if plan.short { &mut hogs } else { &mut [] }, share);
         killed += u32::from(was_killed);
         assert!(was_killed || GREETINGS.load(Ordering::Relaxed) != greetings, "the child's signal was lost");
         assert!(ENDS.load(Ordering::Relaxed) != ends, "SIGCHLD was lost");
@@ -201,19 +203,46 @@ fn spawn(task: impl Fn() -> u8) -> Option<u32> {
     None
 }
 
-/// How many children take memory under `short`: one of them ends for each shortage.
-const HOGS: usize = 4;
+/// How many children take memory under `short`: the largest ends for each shortage. They are alike, so it had little.
+const HOGS: usize = 24;
+/// Pages that they do not take at once.
+const LEFT: u64 = 1024;
 
-/// Takes pages until this process is killed.
-fn take_all() -> u8 {
+/// Takes so many pages at once, then one at a time until this process is killed. The others run between two of these, so
+/// that most shortages are theirs.
+fn take_all(share: u64) -> u8 {
+    (0..share / PAGES).for_each(|_| populate());
     loop {
         let Ok(pages) = memory::map(PAGES * PAGE, RW) else {
             let _ = time::sleep(1_000_000);
             continue;
         };
-        // SAFETY: fresh memory of this process's own.
-        (0..PAGES).for_each(|index| unsafe { ((pages + index * PAGE) as *mut u8).write_volatile(1) });
+        for index in 0..PAGES {
+            // SAFETY: fresh memory of this process's own.
+            unsafe { ((pages + index * PAGE) as *mut u8).write_volatile(1) };
+            process::sched_yield();
+        }
     }
+}
+
+/// Maps pages that are there at once.
+fn populate() {
+    // SAFETY: not at a fixed address.
+    let _ = unsafe { mmap(0, PAGES * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE) };
+}
+
+/// How many pages a process can get: as many as one had that was killed for them.
+fn free_pages() -> u64 {
+    // SAFETY: mapped behind the count, which nothing else uses yet.
+    let taken = unsafe { &*((COUNT + 8) as *const AtomicU64) };
+    let task = || loop {
+        populate();
+        taken.fetch_add(PAGES, Ordering::Relaxed);
+    };
+    spawn(task).map_or(0, |child| {
+        process::wait(child);
+        taken.load(Ordering::Relaxed)
+    })
 }
 
 /// Signals that children sent, and SIGCHLDs: several that wait are one.
@@ -231,7 +260,7 @@ fn count() -> &'static AtomicU64 {
 }
 
 /// Waits for the child's end, whether by SIGKILL: it is killed if it waits for ever. `hogs` are started again as they end.
-fn watch(child: u32, hogs: &mut [u32]) -> bool {
+fn watch(child: u32, hogs: &mut [u32], share: u64) -> bool {
     let (mut last, mut quiet) = (0, 0);
     loop {
         match process::wait4(child as i32, WNOHANG) {
@@ -246,7 +275,7 @@ fn watch(child: u32, hogs: &mut [u32]) -> bool {
             let _ = process::kill(child as i32, SIGKILL);
         }
         for hog in hogs.iter_mut().filter(|hog| **hog == 0 || process::wait4(**hog as i32, WNOHANG) != Ok((0, 0))) {
-            *hog = process::spawn(take_all).unwrap_or(0);
+            *hog = process::spawn(|| take_all(share)).unwrap_or(0);
         }
         let _ = time::sleep(1_000_000);
     }
@@ -303,13 +332,14 @@ impl Random {
         }
     }
 
-    /// An address to read from or to write to.
+    /// An address to read from or to write to, which may have a tag.
     fn pointer(&mut self) -> u64 {
-        match self.below(8) {
+        let pointer = match self.below(8) {
             0..4 => self.page() + self.below(2 * PAGE),
             4 => self.page() + PAGE - self.below(16),
             _ => self.nowhere(),
-        }
+        };
+        if self.below(8) == 0 { pointer | self.next() << 56 } else { pointer }
     }
 
     /// An address to change what is mapped at: the pages, and hardly ever anything else.
@@ -585,7 +615,8 @@ impl Random {
             0 => self.execute(),
             1..3 => self.copy_and_kill(),
             3..6 => self.touch(),
-            6..8 => self.fill(),
+            6 => self.large(),
+            7 => self.control(),
             8..14 => self.clone_with(),
             14..20 => self.limit(),
             20..26 => self.act(),
@@ -667,9 +698,47 @@ impl Random {
         }
     }
 
+    /// A thread's name, and whether its pointers may have tags.
+    fn control(&mut self) {
+        let what = self.of(&[PR_SET_NAME, PR_GET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_SET_TAGGED_ADDR_CTRL]);
+        let first = if what == PR_SET_TAGGED_ADDR_CTRL { self.of(&[0, 1, 1, 2]) } else { self.pointer() };
+        let odd = if self.below(8) == 0 { self.number() } else { 0 };
+        let what = if self.below(8) == 0 { PR_GET_TAGGED_ADDR_CTRL } else { what };
+        // SAFETY: as for each call.
+        unsafe { sys::raw(PRCTL, [what, first, 0, 0, odd, 0]) };
+    }
+
+    /// More memory at once than may be free; or none, where large pages are asked for.
+    fn large(&mut self) {
+        let length = self.of(&[1 << 20, 1 << 22, 1 << 24]);
+        let sharing = self.of(&[MAP_PRIVATE, MAP_SHARED]);
+        let size = self.of(&[0, 16, 21, 25, 30, 31]) << 26;
+        let flags = match self.below(4) {
+            0 => sharing | MAP_HUGETLB | size | self.of(&[0, MAP_ANONYMOUS]),
+            _ => sharing | MAP_ANONYMOUS | MAP_POPULATE,
+        };
+        // SAFETY: not at a fixed address.
+        if let Ok(start) = unsafe { mmap(0, length, RW, flags) } {
+            // SAFETY: memory of this function's own.
+            let _ = unsafe { memory::munmap(start, length) };
+        }
+    }
+
+    /// The number of a clock: Linux's own, of a process or of a thread.
+    fn clock(&mut self) -> u64 {
+        match self.below(4) {
+            0 => {
+                let of = self.of(&[0, process::id(), process::thread_id(), process::parent_id(), 1 << 21]);
+                u64::from(!of << 3 | self.below(8) as u32)
+            }
+            1 => self.number(),
+            _ => self.below(13),
+        }
+    }
+
     /// A sleep on any clock, which a signal may interrupt.
     fn rest(&mut self) {
-        let clock = self.below(13);
+        let clock = self.clock();
         let time = Timespec::from_nanoseconds(self.below(300_000));
         let rest = self.place_for_result();
         let call = match self.below(4) {
@@ -734,7 +803,7 @@ impl Random {
             0..4 => (GETRANDOM, [self.page(), self.below(24) * PAGE / 2, self.of(&[0, 1, 2, 4]), 0]),
             4 => (UNAME, [to, 0, 0, 0]),
             5 => (GETCPU, [to, self.place_for_result(), 0, 0]),
-            6 => (self.of(&[CLOCK_GETTIME, CLOCK_GETRES]), [self.below(13), to, 0, 0]),
+            6 => (self.of(&[CLOCK_GETTIME, CLOCK_GETRES]), [self.clock(), to, 0, 0]),
             _ => (self.of(&[GETRLIMIT, SETRLIMIT]), [self.below(17), to, 0, 0]),
         };
         let [x0, x1, x2, x3] = arguments;

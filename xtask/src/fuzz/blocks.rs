@@ -99,6 +99,12 @@ impl Place {
         let in_copy = |copy: &Vec<usize>| copy.iter().filter(|block| reached.0.contains(block)).count();
         self.copies.iter().map(in_copy).max().unwrap_or(0)
     }
+
+    /// The addresses of the blocks that were not reached, in the largest copy: for a disassembler.
+    pub(crate) fn missing(&self, blocks: &Blocks, reached: &Reached) -> Vec<u64> {
+        let copy = self.copies.iter().max_by_key(|copy| copy.len()).into_iter().flatten();
+        copy.filter(|block| !reached.0.contains(block)).map(|&block| LINKED + blocks.offsets[block]).collect()
+    }
 }
 
 /// What distinguishes the copies of a block: the function of the image, and the calls in it that were inlined.

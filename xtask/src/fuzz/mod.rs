@@ -1,13 +1,15 @@
 //! `./x fuzz`: system calls that are guided by the blocks of the kernel that they reach, in the image that ships.
 //!
-//! First the programs of the target tests run, then the inputs of the corpus, then rounds of inputs that are mutated from
+//! First the programs of the target tests run ([`sessions`]), then the inputs of the corpus, then rounds of inputs that are mutated from
 //! it. Each round is one boot, each input a line of its script or a few; an input that reaches a block that none before it
 //! reached joins the corpus, `build/fuzz/corpus`. What fails is reduced to a script for `./x run --script`. With one CPU
 //! (all but `--cpus`) instructions are counted, so that runs differ only by when QEMU delivers what is typed.
 
 mod blocks;
+mod files;
 mod input;
 mod report;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,7 @@ use crate::compile::{self, Built};
 use crate::tools::{Profile, Tools};
 use blocks::{Blocks, Reached};
 use input::Input;
+use sessions::Session;
 
 /// What to fuzz, and for how long.
 #[derive(Debug, clap::Args)]
@@ -48,29 +51,10 @@ pub(crate) struct Options {
     fresh: bool,
 }
 
-/// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 16] = [
-    "run calls",
-    "run mappings",
-    "run refusals",
-    "run tags",
-    "run lifecycle",
-    "run lifecycle rounds 10",
-    "run threads",
-    "run signals",
-    "run frames",
-    "run tasks",
-    "run tasks losers 20",
-    "run exec",
-    "run answers",
-    "run limits",
-    "run pie",
-    "run stress 1 4",
-];
 /// Inputs of one boot.
 const ROUND: usize = 16;
-/// Of the machine, for all programs, and for an input: QEMU's own seconds.
-const PROGRAMS_LIMIT: u64 = 300;
+/// Of the machine, for a session, and for an input: QEMU's own seconds.
+const SESSION_LIMIT: u64 = 400;
 const INPUT_LIMIT: u64 = 30;
 /// Boots that may be spent on making a failure smaller.
 const REDUCTIONS: u32 = 60;
@@ -141,27 +125,26 @@ fn parse(text: &str) -> Result<Vec<Input>> {
 }
 
 impl Fuzzer<'_> {
-    /// The programs of the target tests: what they reach is counted apart.
+    /// The sessions that every run begins with: what they reach is counted apart.
     fn programs(&mut self) -> Result<()> {
-        // Where the CPU has FEAT_PAN3, which of QEMU's have only these, pages may be executable and not readable.
-        let has_execute_only = self.machine.cpu == "max";
-        let line = |line: &&str| match *line {
-            "run mappings" if has_execute_only => "run mappings execute-only".to_owned(),
-            line => line.to_owned(),
-        };
-        let lines: Vec<String> = PROGRAMS.iter().map(line).collect();
-        let played = self.play(&lines, PROGRAMS_LIMIT)?;
-        if !played.wrong.is_empty() {
-            bail!("the programs of the target tests fail: {:?}\n{}", played.wrong, played.session);
-        }
-        for executed in &played.records {
-            self.by_programs.add(&Reached::new(self.blocks, executed));
+        let image = &self.built.kernel.image;
+        for session in sessions::all(&self.machine, image, &self.directory)? {
+            let Session { machine, initrd, lines, .. } = &session;
+            let played = play(machine, image, initrd.as_deref(), lines, Limit::work(SESSION_LIMIT))?;
+            let wrong = session.wrong(played.wrong);
+            if !wrong.is_empty() {
+                bail!("a session on {} fails: {wrong:?}\n{}", machine.name, played.session);
+            }
+            for executed in &played.records {
+                self.by_programs.add(&Reached::new(self.blocks, executed));
+            }
+            println!("{}: {} lines, {} blocks", machine.name, lines.len(), self.by_programs.count());
         }
         Ok(())
     }
 
     fn play(&self, lines: &[String], seconds: u64) -> Result<Played> {
-        play(&self.machine, &self.built.kernel.image, lines, Limit::work(seconds))
+        play(&self.machine, &self.built.kernel.image, None, lines, Limit::work(seconds))
     }
 
     /// Plays mutated inputs until they made so many calls.

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::blocks::{PARTS, Place, Reached};
+use super::blocks::{Blocks, PARTS, Place, Reached};
 use super::{Fuzzer, table};
 use crate::audit::tables::{self, Source};
 
@@ -65,24 +65,25 @@ pub(super) fn print(fuzzer: &Fuzzer<'_>, reasons: &Reasons) -> Result<()> {
     }
     println!("{} blocks, {} reached, each copy of an inlined one counted", fuzzer.blocks.count(), all.count());
     let path = fuzzer.directory.join("unreached.txt");
-    let text = unreached(&fuzzer.blocks.places, &all, reasons);
+    let text = unreached(fuzzer.blocks, &all, reasons);
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     println!("lines of the blocks that were not reached: {}", path.display());
     Ok(())
 }
 
-/// Each place that has blocks that were not reached: how many of how many, those without a reason first.
-fn unreached(places: &[Place], reached: &Reached, reasons: &Reasons) -> String {
+/// Each place that has blocks that were not reached: how many of how many, and where; those without a reason first.
+fn unreached(blocks: &Blocks, reached: &Reached, reasons: &Reasons) -> String {
     let missing = |place: &Place| place.blocks() - place.reached(reached);
-    let mut found: Vec<&Place> = places.iter().filter(|place| missing(place) > 0).collect();
+    let mut found: Vec<&Place> = blocks.places.iter().filter(|place| missing(place) > 0).collect();
     found.sort_by_key(|place| reasons.of(place).is_some());
     let mut text = String::new();
     for place in found {
         let Source { file, function, text: line } = &place.source;
         let why = reasons.of(place).map_or(String::new(), |reason| format!("\n    {reason}"));
         let (missing, all) = (missing(place), place.blocks());
-        text +=
-            &format!("{file}:{}:{} {function} ({missing} of {all}): {line}{why}\n", place.line.line, place.line.column);
+        let at: String = place.missing(blocks, reached).iter().map(|at| format!(" {at:x}")).collect();
+        let place = format!("{file}:{}:{}", place.line.line, place.line.column);
+        text += &format!("{place} {function} ({missing} of {all}): {line}\n   {at}{why}\n");
     }
     text
 }

@@ -159,10 +159,9 @@ fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, u32, usize), ArchiveErr
         return Err(ArchiveError::NoHeader(at));
     }
     let field = |offset: usize| {
-        // Unlike `from_str_radix` alone, no sign.
-        let digits = header.get(offset..offset + 8).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-        let digits = digits.and_then(|digits| str::from_utf8(digits).ok());
-        digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).ok_or(ArchiveError::NotANumber(at))
+        let mut digits = header.iter().skip(offset).take(8).map(|&byte| char::from(byte).to_digit(16));
+        let number = digits.try_fold(0, |number: u32, digit| Some(number << 4 | digit?));
+        number.ok_or(ArchiveError::NotANumber(at))
     };
     let (mode, size, name_size) = (field(MODE)?, field(SIZE)? as usize, field(NAME_SIZE)? as usize);
 

@@ -20,14 +20,16 @@ impl Asked {
             number => Signal::new(u64::from(number)).map(Some).ok_or(Errno::EINVAL),
         }
     }
+}
 
-    fn send(self, state: &mut ProcessState, cause: SignalCause) -> Result<Visit, Errno> {
-        Ok(self.signal()?.map_or(Visit::NONE, |signal| state.send(signal, cause)))
-    }
+/// Sends a process a signal, if there is one.
+fn send(state: &mut ProcessState, signal: Option<Signal>, cause: SignalCause) -> Visit {
+    signal.map_or(Visit::NONE, |signal| state.send(signal, cause))
+}
 
-    fn send_to(self, state: &mut ProcessState, thread: u32, cause: SignalCause) -> Result<Visit, Errno> {
-        Ok(self.signal()?.map_or(Visit::NONE, |signal| state.send_to(thread, signal, cause)))
-    }
+/// The same for one of its threads.
+fn send_to(state: &mut ProcessState, thread: u32, signal: Option<Signal>, cause: SignalCause) -> Visit {
+    signal.map_or(Visit::NONE, |signal| state.send_to(thread, signal, cause))
 }
 
 /// Sends a signal to the process with this number; `own` is the caller's process, if it has one.
@@ -36,14 +38,16 @@ impl Asked {
 /// `ESRCH`, `EINVAL`.
 pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
     if let Some(own) = own.filter(|own| own.id() == id) {
-        let visit = signal.send(&mut own.lock(), cause)?;
+        let signal = signal.signal()?;
+        let visit = send(&mut own.lock(), signal, cause);
         own.visit(visit);
         return Ok(());
     }
     let elsewhere = {
         let tree = PROCESSES.lock();
         let process = tree.find(id).ok_or(Errno::ESRCH)?;
-        let visit = signal.send(&mut process.lock(), cause)?;
+        let signal = signal.signal()?;
+        let visit = send(&mut process.lock(), signal, cause);
         Elsewhere::new(process, visit)
     };
     elsewhere.finish();
@@ -73,9 +77,10 @@ pub fn to_all_where(signal: Asked, cause: SignalCause, wanted: impl Fn(&Process)
             if !wanted(process) {
                 continue;
             }
-            let sent = signal.send(&mut process.lock(), cause);
-            result = sent.as_ref().map(drop).map_err(|&error| error);
-            Elsewhere::new(process, sent.unwrap_or(Visit::NONE))
+            let signal = signal.signal()?;
+            result = Ok(());
+            let visit = send(&mut process.lock(), signal, cause);
+            Elsewhere::new(process, visit)
         };
         elsewhere.finish();
         relax();
@@ -97,10 +102,13 @@ pub fn to_thread(
     if is_meant(own.process()) {
         let visit = {
             let mut state = own.process().lock();
-            state.find(thread).is_some().then(|| signal.send_to(&mut state, thread, cause))
+            match state.find(thread) {
+                Some(_) => Some(send_to(&mut state, thread, signal.signal()?, cause)),
+                None => None,
+            }
         };
         if let Some(visit) = visit {
-            own.process().visit(visit?);
+            own.process().visit(visit);
             return Ok(());
         }
     }
@@ -108,7 +116,8 @@ pub fn to_thread(
         let tree = PROCESSES.lock();
         match tree.find_task(thread) {
             Some(task) if is_meant(task.process()) => {
-                let visit = signal.send_to(&mut task.process().lock(), thread, cause)?;
+                let signal = signal.signal()?;
+                let visit = send_to(&mut task.process().lock(), thread, signal, cause);
                 Elsewhere::new(task.process(), visit)
             }
             Some(_) => return Err(Errno::ESRCH),

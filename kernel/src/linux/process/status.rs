@@ -86,7 +86,7 @@ impl Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.0.split(|&byte| byte == 0).next().unwrap_or_default();
-        write!(f, "{}", bytes.escape_ascii())
+        bytes.iter().try_for_each(|byte| write!(f, "{}", byte.escape_ascii()))
     }
 }
 

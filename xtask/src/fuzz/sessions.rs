@@ -1,0 +1,210 @@
+//! What runs before the inputs: a boot for each session.
+//!
+//! A session is lines of the monitor on one machine. Those of the programs run on three: the code for CPUs that set no
+//! access and dirty flags runs on `a53` alone, and what threads do at once needs two CPUs. Files that are no programs and
+//! archives that are none are in initrds of their own.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use granule_runner::blocks::{play, repeatable};
+use granule_runner::machine::{self, Machine};
+use granule_runner::qemu;
+use granule_runner::serial::Limit;
+
+use super::{SESSION_LIMIT, files};
+
+/// Programs of target tests, as they run at the monitor.
+const PROGRAMS: [&str; 18] = [
+    "run calls",
+    "run mappings",
+    "run refusals",
+    "run tags",
+    "run lifecycle",
+    "run lifecycle rounds 10",
+    "run threads",
+    "run signals",
+    "run frames",
+    "run tasks",
+    "run tasks losers 20",
+    "run exec",
+    "run answers",
+    "run limits",
+    "run pie",
+    "run random",
+    "run stress 1 4",
+    "run tasks numbers 33000",
+];
+
+/// Programs that take all that they can get, beside one that works meanwhile, and large numbers of everything.
+const SHORTAGE: [&str; 18] = [
+    "run hog beside &",
+    "! run hog pages",
+    "run hog forks",
+    "run hog tables",
+    "run hog threads",
+    "run hog areas",
+    "run hog signals",
+    "run hog zombies",
+    "kill 1 15",
+    "wait 1",
+    "run long sleepers 300",
+    "run long waiters 300",
+    "run long readers 100",
+    "run long processes 200",
+    "run long memory 32",
+    "run long fork 32",
+    "run long random 2",
+    "run long killed 32",
+];
+
+/// What the monitor asks of processes, and what it does to them.
+const MONITOR: [&str; 44] = [
+    "ls",
+    "ps",
+    "run spin computes &",
+    "run lifecycle ask &",
+    "run tasks handlers &",
+    "run spin family &",
+    "run spin named &",
+    "run hello one two",
+    "run spin crowd &",
+    "ps",
+    "maps 1",
+    "ptdump 1",
+    "walk 1 0x400000",
+    "notify trace 1",
+    "notify trace 1",
+    "bind 3 edu",
+    "unbind edu",
+    "kill 3 10",
+    "kill 3",
+    "! wait 3",
+    "! kill 3",
+    "bind 2 rng",
+    "rng 0x700000000000 64",
+    "unbind rng",
+    "bind 2 nvme",
+    "blk nvme read 0 0x700000000000",
+    "unbind nvme",
+    "bind 2 blk",
+    "blk read 0 0x700000000000",
+    "kill 2 15",
+    "! wait 2",
+    "! blk read 0 0x700000000000",
+    "unbind blk",
+    "kill 1",
+    "ps",
+    "! wait 1",
+    "kill 4",
+    "! wait 4",
+    "ps",
+    "! wait 99",
+    "! maps 99",
+    "! run nosuch",
+    "! run plain",
+    "! run plain/x",
+];
+
+/// Threads at once: two CPUs.
+const RACES: [&str; 7] = [
+    "run threads",
+    "run signals",
+    "run signals long",
+    "run tasks",
+    "run tasks losers 20",
+    "run stress 1 4",
+    "run fuzz 1 2000 together",
+];
+
+/// Lines to be typed at the monitor of a machine.
+pub(super) struct Session {
+    pub(super) machine: Machine,
+    /// In place of the image's own.
+    pub(super) initrd: Option<PathBuf>,
+    pub(super) lines: Vec<String>,
+    /// Lines may fail.
+    pub(super) may_fail: bool,
+}
+
+impl Session {
+    /// What went wrong of what was reported, without what may.
+    pub(super) fn wrong(&self, reported: Vec<String>) -> Vec<String> {
+        let is_line = |wrong: &str| wrong.starts_with("error: ") || wrong.ends_with("exit status: 1 in `poweroff`");
+        reported.into_iter().filter(|wrong| !(self.may_fail && is_line(wrong))).collect()
+    }
+}
+
+/// Lines that leave a program less memory each time: the first allocation that fails is an earlier one. `free` frames are
+/// free at the prompt.
+fn steps(free: usize) -> Vec<String> {
+    /// Frames that the first area leaves, with its tables.
+    const ROOM: usize = 1000;
+    /// What a second area takes, so that a program's calls fail; and its start, which may use the kernel's reserve.
+    const CALLS: Range<usize> = 430..590;
+    const START: Range<usize> = 830..950;
+    let mut lines = vec![format!("vmalloc {}", free.saturating_sub(ROOM))];
+    for (range, program) in [
+        (CALLS, "lifecycle rounds 1"),
+        (CALLS, "lifecycle"),
+        (CALLS, "tasks"),
+        (CALLS, "limits"),
+        (CALLS, "mappings"),
+        (START, "hello"),
+    ] {
+        for taken in range {
+            lines.extend([format!("vmalloc {taken}"), format!("run {program}"), "vfree $".to_owned()]);
+        }
+    }
+    lines
+}
+
+/// The free frames that `mem` printed.
+fn free_frames(session: &str) -> Option<usize> {
+    let words: Vec<&str> = session.lines().find(|line| line.starts_with("frames "))?.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "free")?;
+    words.get(at.checked_sub(1)?)?.parse().ok()
+}
+
+/// All sessions: `machine` is that of the inputs. Initrds are written to `directory`; the others' is beside `image`.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub(super) fn all(machine: &Machine, image: &Path, directory: &Path) -> Result<Vec<Session>> {
+    let one_cpu = repeatable(&machine::named("default")?);
+    let on = |machine: &Machine, lines: &[&str]| Session {
+        machine: machine.clone(),
+        initrd: None,
+        lines: lines.iter().map(|&line| line.to_owned()).collect(),
+        may_fail: false,
+    };
+    // Where the CPU has FEAT_PAN3, which of QEMU's have only these, pages may be executable and not readable.
+    let programs = |machine: &Machine| {
+        let mut session = on(machine, &PROGRAMS);
+        if machine.cpu == "max" {
+            session.lines.push("run mappings execute-only".to_owned());
+            session.lines.retain(|line| line != "run mappings");
+        }
+        session
+    };
+    let mut sessions = vec![
+        programs(machine),
+        programs(&repeatable(&machine::named("a53")?)),
+        on(&Machine { smp: 2, memory: "256M".into(), ..machine::named("default")? }, &RACES),
+        on(&one_cpu, &SHORTAGE),
+        on(&one_cpu, &MONITOR),
+    ];
+    let asked = play(&one_cpu, image, None, &["mem".to_owned()], Limit::work(SESSION_LIMIT))?;
+    let free = free_frames(&asked.session).with_context(|| format!("no free frames in\n{}", asked.session))?;
+    sessions.push(Session { machine: one_cpu.clone(), initrd: None, lines: steps(free), may_fail: true });
+    let own = qemu::initrd_of(image);
+    let own = fs::read(&own).with_context(|| format!("cannot read {}", own.display()))?;
+    for (index, (initrd, lines)) in files::initrds(&own).into_iter().enumerate() {
+        let path = directory.join(format!("initrd-{index}.cpio"));
+        fs::write(&path, initrd).with_context(|| format!("cannot write {}", path.display()))?;
+        sessions.push(Session { machine: one_cpu.clone(), initrd: Some(path), lines, may_fail: false });
+    }
+    Ok(sessions)
+}
