@@ -17,7 +17,9 @@
 //! release of the even word and the acquire of it put the walker's last access before the free.
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_arch::barrier;
 
 /// A CPU's sequence word. Only its own CPU writes it, interrupts on that CPU included.
 ///
@@ -58,8 +60,10 @@ impl WalkWord for AtomicU64 {
 
     #[inline(always)]
     fn full_barrier(&self) {
-        // DMB ISH on the metal; on the host it orders the threads that stand for CPUs.
-        fence(Ordering::SeqCst);
+        barrier::dmb_ish();
+        // On the host that is recorded alone; this orders the threads that stand for CPUs.
+        #[cfg(not(target_os = "none"))]
+        core::sync::atomic::fence(Ordering::SeqCst);
     }
 }
 
@@ -165,6 +169,15 @@ mod tests {
         assert!(grace.is_over(at));
         drop((later, again));
         assert!(Grace::<3>::begin(at).is_over(at));
+    }
+
+    #[test]
+    fn a_walk_begins_with_a_full_barrier_inside_another_one_too() {
+        use granule_arch::recorded::record;
+        let word = AtomicU64::new(0);
+        assert_eq!(record(|| drop(Announced::begin(&word))), ["dmb_ish"]);
+        let _outer = Announced::begin(&word);
+        assert_eq!(record(|| drop(Announced::begin(&word))), ["dmb_ish"]);
     }
 
     #[test]
