@@ -495,7 +495,10 @@ impl Places {
 impl<'ast> Visit<'ast> for Places {
     fn visit_expr(&mut self, expression: &'ast Expr) {
         let changed: Vec<&Expr> = match expression {
-            Expr::Assign(assign) => vec![&assign.left],
+            Expr::Assign(assign) => match &*assign.left {
+                Expr::Tuple(tuple) => tuple.elems.iter().collect(),
+                one => vec![one],
+            },
             Expr::Binary(binary) if is_assignment(&binary.op) => vec![&binary.left],
             // By way of a shared reference too: a cell, a lock, an atomic.
             Expr::MethodCall(call) => [&*call.receiver].into_iter().chain(&call.args).collect(),
@@ -684,12 +687,13 @@ impl Finder<'_> {
         self.text(statement).parse().unwrap_or_default()
     }
 
-    /// Whether the order of two statements can matter: one may change what the other names, or one is an instruction or
-    /// has one of [`ORDERING_WORDS`] in it.
+    /// Whether the order of two statements can matter: one may change what the other names, or one calls
+    /// something, and is an instruction or has one of [`ORDERING_WORDS`] in it.
     fn is_ordered(&self, first: &Stmt, second: &Stmt) -> bool {
         let orders = |statement: &Stmt| {
             let mut words = words(self.text(statement));
-            words.any(|word| is_instruction(&word) || ORDERING_WORDS.contains(&word.as_str()))
+            // A field's name orders nothing.
+            calls(statement) && words.any(|word| is_instruction(&word) || ORDERING_WORDS.contains(&word.as_str()))
         };
         // No CPU keeps two relaxed accesses of different variables in order.
         let is_relaxed = self.is_relaxed(first) && self.is_relaxed(second);

@@ -120,6 +120,7 @@ fn neighbours_are_exchanged() {
     assert_eq!(bodies(Rule::Exchange, "a.b.load(); c.d.store(1);"), ["c.d.store(1); a.b.load();"]);
     assert_eq!(bodies(Rule::Exchange, "mmu.dsb_ishst(); a.b = c;"), ["a.b = c; mmu.dsb_ishst();"]);
     assert_eq!(bodies(Rule::Exchange, "unsafe { a() }; b();"), ["b(); unsafe { a() };"]);
+    assert_eq!(bodies(Rule::Exchange, "(a.b, c) = (1, 2); d = a.b;"), ["d = a.b; (a.b, c) = (1, 2);"]);
     assert_eq!(bodies(Rule::Exchange, "a.b.store(1, Relaxed); c.store(1, Release);").len(), 1);
     assert_eq!(bodies(Rule::Exchange, "a.store(1, Relaxed); a.store(2, Relaxed);").len(), 1);
     for fields in
@@ -127,8 +128,14 @@ fn neighbours_are_exchanged() {
     {
         assert_eq!(bodies(Rule::Exchange, fields), [""; 0], "{fields}");
     }
-    for independent in ["self.a.push(1); self.b.push(2);", "a(1); b(2);", "a.push(1); b.c = d;", "ab.push(1); a.c(2);"]
-    {
+    for independent in [
+        "self.a.push(1); self.b.push(2);",
+        "a(1); b(2);",
+        "a.push(1); b.c = d;",
+        "ab.push(1); a.c(2);",
+        "self.free = 0; self.used = 0;",
+        "(self.free, self.used) = (0, 1); self.broken = false;",
+    ] {
         assert_eq!(bodies(Rule::Exchange, independent), [""; 0], "{independent}");
     }
 }
