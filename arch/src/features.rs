@@ -144,6 +144,15 @@ const SIGNED_MMFR4: u64 = 0xf << 24;
 /// ID_AA64PFR0_EL1: AdvSIMD and FP are signed.
 const SIGNED_PFR0: u64 = 0xff << 16;
 
+/// The register with a PMU that is not Arm's (PMUVer 0xf) as none (0).
+#[cfg(any(target_os = "none", test))]
+fn with_pmu_of_arm(mut dfr0: IdAa64dfr0El1) -> IdAa64dfr0El1 {
+    if dfr0.pmuver() == 0xf {
+        dfr0.set_pmuver(0);
+    }
+    dfr0
+}
+
 impl CpuFeatures {
     /// Reads the registers of this CPU.
     #[cfg(target_os = "none")]
@@ -157,10 +166,7 @@ impl CpuFeatures {
 
         use crate::sysreg::{read_dczid_el0, read_pmceid0_el0};
 
-        let mut dfr0 = read_id_aa64dfr0_el1();
-        if dfr0.pmuver() == 0xf {
-            dfr0.set_pmuver(0);
-        }
+        let dfr0 = with_pmu_of_arm(read_id_aa64dfr0_el1());
         Self {
             midr: read_midr_el1().bits(),
             isar0: read_id_aa64isar0_el1().bits(),

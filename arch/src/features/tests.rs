@@ -5,7 +5,10 @@ use std::string::ToString;
 
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
-use super::{BreakBeforeMake, CpuFeatures, Granules, HardwareUpdates, Mte, Pan, Pmu, SIGNED_MMFR0, least_fields};
+use super::{
+    BreakBeforeMake, CpuFeatures, Granules, HardwareUpdates, IdAa64dfr0El1, Mte, Pan, Pmu, SIGNED_MMFR0, least_fields,
+    with_pmu_of_arm,
+};
 
 /// Cortex-A53.
 const A53: CpuFeatures = CpuFeatures {
@@ -55,6 +58,13 @@ fn an_old_core_has_next_to_nothing() {
     assert!(!(A53.e0pd() || A53.cnp() || A53.ets2() || A53.tlb_range() || A53.ttl() || A53.lse() || A53.mops()));
     assert_eq!(A53.dc_zva(), Some(64));
     assert_eq!(A53.pmu(), Some(Pmu { version: 1, instructions: true }));
+}
+
+#[test]
+fn a_pmu_that_is_not_arms_is_none() {
+    for (read, seen) in [(0x1030_5f06, 0x1030_5006), (0x1030_5106, 0x1030_5106), (0x0e00, 0x0e00), (0, 0)] {
+        assert_eq!(with_pmu_of_arm(IdAa64dfr0El1::from_bits_retain(read)).bits(), seen);
+    }
 }
 
 #[test]
