@@ -17,6 +17,8 @@ mod mm;
 #[cfg(target_os = "none")]
 mod peers;
 #[cfg(target_os = "none")]
+mod scale;
+#[cfg(target_os = "none")]
 mod set_memory;
 #[cfg(target_os = "none")]
 mod smmu;

@@ -13,6 +13,7 @@ mod bench;
 mod expectation;
 mod frame;
 mod record;
+mod scale;
 
 pub use bench::{
     BENCH_BOOTARGS_BYTES, BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES,
@@ -24,3 +25,4 @@ pub use record::{
     FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
     Record, SECTION, text,
 };
+pub use scale::ScaleWindow;
