@@ -1,5 +1,7 @@
 //! `./x bench`: measures on the target, and compares with what is checked in.
 
+mod scale;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -7,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use granule_runner::bench::boot::{self, Chosen, Images};
 use granule_runner::bench::list::{self, Bench};
 use granule_runner::bench::reference::{Run, Scope};
+use granule_runner::bench::scale::SUITE;
 use granule_runner::bench::{BOOT, page, table};
 use granule_runner::machine::{self, Machine};
 
@@ -36,8 +39,11 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) check: bool,
     /// Write docs/BENCHMARKS.json and the tables of docs/BENCHMARKS.md
-    #[arg(long, conflicts_with_all = ["name", "machine", "json", "check"])]
+    #[arg(long, conflicts_with_all = ["machine", "json", "check"])]
     pub(crate) update: bool,
+    /// Of the suite scale: 8 CPUs and what they do in turn, alone
+    #[arg(long, conflicts_with = "update")]
+    pub(crate) brief: bool,
 }
 
 /// Measures, prints, compares.
@@ -45,6 +51,11 @@ pub(crate) struct Options {
 /// # Errors
 /// When a boot goes wrong, no row has that name, or something grew.
 pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()> {
+    if options.name.as_deref() == Some(SUITE) {
+        return scale::run(options, tools, built);
+    }
+    ensure!(!options.brief, "--brief is of `./x bench {SUITE}`");
+    ensure!(!options.update || options.name.is_none(), "--update takes all rows, or those of the suite {SUITE}");
     let rows = list::read(&built.benches.elf)?;
     let filter = options.name.as_deref().unwrap_or_default();
     let mut machines = Vec::new();
@@ -58,7 +69,7 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
         bail!("no row's name contains `{filter}`; there are: {}, {BOOT}", names.join(", "));
     }
     let rustc = compiler(tools)?;
-    let Some(run) = Run::new(machines, rustc) else { bail!("nothing was measured") };
+    let Some(mut run) = Run::new(machines, rustc) else { bail!("nothing was measured") };
     if options.json {
         print!("{}", run.to_json()?);
     } else {
@@ -69,11 +80,18 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
         println!("{} has {size} bytes of at most {}", built.kernel.image.display(), crate::compile::IMAGE_LIMIT);
     }
     if options.update {
+        let before = reference(&tools.root)?;
+        // Of another compiler they would not be what this one's reference is compared with.
+        if before.rustc == run.rustc {
+            run.scale = before.scale;
+        } else {
+            eprintln!("x: another compiler: `./x bench {SUITE} --update` is due as well");
+        }
         update(&run, &tools.root)?;
     }
     let is_part = !filter.is_empty() || options.machine.is_some();
     let scope = if is_part { Scope::Part } else { Scope::Whole };
-    if options.check { check(&run, scope, &tools.root.join(REFERENCE)) } else { Ok(()) }
+    if options.check { check(&run, scope, &reference(&tools.root)?) } else { Ok(()) }
 }
 
 /// Which rows on which machine: those that were asked for there; else all on the first, and on others what is theirs
@@ -111,16 +129,20 @@ fn update(run: &Run, root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The run that is checked in.
+fn reference(root: &Path) -> Result<Run> {
+    let text = std::fs::read_to_string(root.join(REFERENCE)).with_context(|| format!("cannot read {REFERENCE}"))?;
+    Run::from_json(&text).context(REFERENCE)
+}
+
 /// Compares with the bounds and with the reference.
-fn check(run: &Run, scope: Scope, reference: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(reference).with_context(|| format!("cannot read {}", reference.display()))?;
-    let reference = Run::from_json(&text).with_context(|| reference.display().to_string())?;
-    if let Some(why) = run.differs_in_compiler(&reference) {
+fn check(run: &Run, scope: Scope, reference: &Run) -> Result<()> {
+    if let Some(why) = run.differs_in_compiler(reference) {
         eprintln!("x: instructions were not compared: {why}");
     }
     let missed = run.missed();
     ensure!(missed.is_empty(), "bounds that are missed:\n  {}", missed.join("\n  "));
-    let grown = run.grown_since(&reference, scope);
+    let grown = run.grown_since(reference, scope);
     ensure!(
         grown.is_empty(),
         "grown since {REFERENCE}:\n  {}\nIf that is worth it: ./x bench --update",

@@ -21,6 +21,8 @@ const PROGRAMS: &str = "user/src/bin";
 
 /// Plugins of QEMU: what counts instructions of stretches, and what records executed blocks.
 const PLUGINS: [&str; 2] = ["stretches", "blocks"];
+/// The plugin that counts cache lines, for the benches of the suite `scale` alone.
+const LINES: &str = "lines";
 /// Their sources, and the header that both include.
 const PLUGIN_SOURCES: &str = "tests-qemu/plugin";
 
@@ -42,6 +44,8 @@ pub(crate) struct Built {
     pub(crate) bench_program: PathBuf,
     /// The programs for EL0.
     pub(crate) initrd: PathBuf,
+    /// The plugin of QEMU that counts cache lines, where it can be built.
+    pub(crate) lines: Option<PathBuf>,
 }
 
 /// One program in both forms.
@@ -79,8 +83,9 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     if profile == Profile::Release {
         words::check(&fs::read(&tests.elf)?).with_context(|| tests.elf.display().to_string())?;
     }
-    PLUGINS.iter().try_for_each(|name| build_plugin(tools, name))?;
-    let built = Built { kernel, tests, benches, example, bench_program, initrd: archive };
+    PLUGINS.iter().try_for_each(|name| build_plugin(tools, name).map(drop))?;
+    let lines = build_plugin(tools, LINES).inspect_err(|error| eprintln!("x: {error:#}: `./x bench scale` is skipped"));
+    let built = Built { kernel, tests, benches, example, bench_program, initrd: archive, lines: lines.ok() };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());
@@ -113,14 +118,14 @@ fn pack(tools: &Tools, image: &Program, profile: Profile) -> Result<PathBuf> {
 }
 
 /// Builds a plugin of QEMU, for the host: `build/NAME.so`.
-fn build_plugin(tools: &Tools, name: &str) -> Result<()> {
+fn build_plugin(tools: &Tools, name: &str) -> Result<PathBuf> {
     let folder = tools.root.join(PLUGIN_SOURCES);
     let (source, header) = (folder.join(format!("{name}.c")), folder.join("qemu.h"));
     let plugin = tools.build_directory().join(format!("{name}.so"));
     let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
     let is_older = |source: &Path, built| time(source).is_ok_and(|changed| changed < built);
     if time(&plugin).is_ok_and(|built| is_older(&source, built) && is_older(&header, built)) {
-        return Ok(());
+        return Ok(plugin);
     }
     // A machine may have the old one mapped: it keeps that.
     let fresh = plugin.with_extension(format!("new{}", std::process::id()));
@@ -131,7 +136,8 @@ fn build_plugin(tools: &Tools, name: &str) -> Result<()> {
         compiler.args(["-undefined", "dynamic_lookup"]);
     }
     run(compiler.arg("-o").arg(&fresh).arg(&source), "building a plugin of QEMU")?;
-    fs::rename(&fresh, &plugin).with_context(|| format!("cannot write {}", plugin.display()))
+    fs::rename(&fresh, &plugin).with_context(|| format!("cannot write {}", plugin.display()))?;
+    Ok(plugin)
 }
 
 /// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out.

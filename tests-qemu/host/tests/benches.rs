@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use granule_host_tests::built;
 use granule_runner::bench::boot::{self, Chosen, Images};
+use granule_runner::bench::scale::boot::{Part, Scale};
+use granule_runner::bench::scale::rows::ROWS;
 use granule_runner::bench::{Measured, list};
 use granule_runner::machine;
 
@@ -48,4 +50,19 @@ fn rows_at_el0_count_what_the_kernel_does_for_them() {
     let counts: Vec<_> = measured.rows.iter().map(|row| (row.dsb, row.isb, row.tlbi)).collect();
     assert_eq!(counts, [(Some(0), Some(0), Some(0)), (Some(2), Some(0), Some(1))]);
     assert!(measured.rows.iter().all(|row| row.points.iter().all(|(_, taken)| *taken > 20)), "{measured:?}");
+}
+
+/// Accesses with a known answer are counted as such in each boot, and two boots count the same: else [`Scale::measure`]
+/// fails. Beyond that: one CPU moves nothing, and two that take turns do.
+#[test]
+fn lines_that_move_between_cpus_are_counted() {
+    let machine = machine::named("default").unwrap();
+    let [image, plugin] = ["granule-bench.img", "lines.so"].map(built);
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let scale = Scale { machine: &machine, image: &image, plugin: &plugin, scratch };
+    let [alone, two] = [1, 2].map(|cpus| scale.measure(Part::Kernel, cpus).unwrap());
+    for row in ROWS.iter().filter(|row| row.part == Part::Kernel) {
+        assert_eq!(row.cost(&alone), Some(0.0), "{}", row.name);
+        assert!(row.cost(&two).unwrap() > 0.0, "{}", row.name);
+    }
 }

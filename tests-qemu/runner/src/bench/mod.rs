@@ -4,7 +4,7 @@
 //! takes the points; [`trace`] finds the barriers and invalidations of each in a second boot, whose points must be the
 //! same to the instruction; [`fit`] draws a line through them; [`table`] prints them beside what they must be
 //! ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and [`page`] shows that one in
-//! docs/BENCHMARKS.md.
+//! docs/BENCHMARKS.md. [`scale`](mod@scale) is apart: cache lines on several CPUs.
 
 pub mod bars;
 pub mod boot;
@@ -12,6 +12,7 @@ pub mod fit;
 pub mod list;
 pub mod page;
 pub mod reference;
+pub mod scale;
 pub mod table;
 pub mod trace;
 

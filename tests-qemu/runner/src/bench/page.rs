@@ -5,6 +5,8 @@ use anyhow::{Context, Result};
 use super::bars::Bar;
 use super::fit::Fit;
 use super::reference::Run;
+use super::scale::rows::Definition;
+use super::scale::{BOUNDED_AT, CPUS, judge};
 use super::table::{PEERS, peer};
 use super::{Measured, Row};
 
@@ -20,7 +22,7 @@ const END: &str = "<!-- up to here -->\n";
 pub fn with_tables(page: &str, run: &Run) -> Result<String> {
     let (before, rest) = page.split_once(BEGIN).context("the page has no beginning of the tables")?;
     let (_, after) = rest.split_once(END).context("the page has no end of the tables")?;
-    Ok(format!("{before}{BEGIN}\n{}\n{}\n{END}{after}", bounded(run), unbounded(run)))
+    Ok(format!("{before}{BEGIN}\n{}\n{}\n{}\n{END}{after}", bounded(run), unbounded(run), lines_moved(run)))
 }
 
 /// Rows that have bounds, and what others take.
@@ -60,6 +62,24 @@ fn unbounded(run: &Run) -> String {
     text
 }
 
+/// The suite `scale`: a column for each number of CPUs.
+fn lines_moved(run: &Run) -> String {
+    let cpus = CPUS.map(|cpus| cpus.to_string()).join(" | ");
+    let mut text =
+        format!("| cache lines moved, by CPUs | {cpus} | must, {BOUNDED_AT} | | Linux 7.2.13, {BOUNDED_AT} |\n");
+    text.push_str(&format!("|---|{}---|---|---|\n", "---|".repeat(CPUS.len())));
+    for row in &run.scale {
+        let Some(definition) = Definition::of(&row.name) else { continue };
+        let shown = |cost: Option<f64>| cost.map_or_else(|| "–".into(), |cost| judge::number(cost, definition.what));
+        let points = CPUS.map(|cpus| shown(row.at(cpus))).join(" | ");
+        let must = definition.must.map_or_else(|| "–".into(), |must| format!("≤ {must}"));
+        let verdict = judge::verdict(row);
+        let verdict = if verdict == "missed" { "**missed**" } else { verdict };
+        text.push_str(&format!("| `{}` | {points} | {must} | {verdict} | {} |\n", row.name, shown(definition.linux)));
+    }
+    text
+}
+
 /// The fit, or the one point that there is.
 fn line(row: &Row) -> String {
     match row.points[..] {
@@ -93,6 +113,9 @@ mod tests {
     fn other_numbers_make_another_page() {
         let mut run = Run::from_json(REFERENCE).unwrap();
         run.first.rows[0].points[0].1 += 1000;
+        assert!(with_tables(PAGE, &run).unwrap() != PAGE);
+        let mut run = Run::from_json(REFERENCE).unwrap();
+        run.scale[0].points[3].1 += 0.01;
         assert!(with_tables(PAGE, &run).unwrap() != PAGE);
         assert!(with_tables("no tables here", &run).is_err());
     }

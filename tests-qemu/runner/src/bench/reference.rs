@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::bars::Bar;
+use super::scale::{ScaleRow, lines};
 use super::{Measured, Row};
 
 /// More than this is growth.
@@ -30,6 +31,9 @@ pub struct Run {
     /// Rows of further machines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Measured>,
+    /// Rows of the suite [`scale`](mod@super::scale), on the first machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scale: Vec<ScaleRow>,
     /// What `rustc -vV` prints of the compiler.
     pub rustc: String,
 }
@@ -38,7 +42,7 @@ impl Run {
     /// A run of some machines, in this order; `None` if there is none.
     pub fn new(mut machines: Vec<Measured>, rustc: String) -> Option<Self> {
         let also = machines.split_off(1.min(machines.len()));
-        Some(Self { first: machines.pop()?, also, rustc })
+        Some(Self { first: machines.pop()?, also, scale: Vec::new(), rustc })
     }
 
     /// All machines.
@@ -64,6 +68,9 @@ impl Run {
             let also: Vec<String> =
                 self.also.iter().map(|measured| Ok(format!("{{{}}}", machine(measured)?))).collect::<Result<_>>()?;
             text.push_str(&format!(",\n\"also\":[{}]", also.join(",\n")));
+        }
+        if !self.scale.is_empty() {
+            text.push_str(&format!(",\n\"scale\":[\n{}\n]", lines(&self.scale)?));
         }
         text.push_str(&format!(",\n\"rustc\":{}}}\n", serde_json::to_string(&self.rustc)?));
         Ok(text)
@@ -163,7 +170,7 @@ fn more_barriers(place: &str, before: &Row, now: &Row) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::trace::Barriers;
-    use super::{Measured, Row, Run, Scope};
+    use super::{Measured, Row, Run, ScaleRow, Scope};
 
     fn run(points: &[(u32, u32)], tlbi: u32) -> Run {
         let barriers = vec![Barriers { dsb: 2, isb: 1, tlbi }; points.len()];
@@ -236,7 +243,8 @@ mod tests {
 
     #[test]
     fn json_is_as_it_is_promised_and_is_read_back() {
-        let run = run(&[(1, 400), (512, 4000)], 1);
+        let row = ScaleRow { name: "scale/x".into(), unit: "cpus".into(), points: vec![(1, 0.0), (2, 2.25)] };
+        let run = Run { scale: vec![row], ..run(&[(1, 400), (512, 4000)], 1) };
         let text = run.to_json().unwrap();
         let mut wanted = Run::from_json(&text).unwrap();
         for (measured, read) in [(&run.first, &mut wanted.first), (&run.also[0], &mut wanted.also[0])] {
@@ -253,6 +261,8 @@ mod tests {
             "\"dsb\":2,\"isb\":1,\"tlbi\":1},\n"
         );
         assert!(text.starts_with(start), "{text}");
+        let row = "\"scale\":[\n{\"name\":\"scale/x\",\"unit\":\"cpus\",\"points\":[[1,0.0],[2,2.25]]}\n],\n";
+        assert!(text.contains(row), "{text}");
         assert!(Run::from_json("{}").is_err());
     }
 }

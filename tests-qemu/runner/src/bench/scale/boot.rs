@@ -1,0 +1,237 @@
+//! A boot of the bench image with the plugin that counts lines.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use granule_protocol::ScaleWindow as Window;
+
+use crate::machine::Machine;
+use crate::qemu::{Qemu, Reset, Serial};
+use crate::serial::{Guest, Limit, Lines, Received};
+
+/// For a boot and all its operations, for each CPU.
+const LIMIT: Limit = Limit::work(300);
+/// Memory of the machines: what they do depends on nothing beyond.
+const MEMORY: &str = "1G";
+/// A timer of the emulator that ends the turn of a vCPU after 1000 instructions, divided by the CPUs: a network without
+/// a card, whose packets would be held back for a microsecond.
+const TURNS: [&str; 4] =
+    ["-netdev", "hubport,id=hub,hubid=0", "-object", "filter-buffer,id=turns,netdev=hub,interval=1"];
+
+/// What a boot runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Calls of the kernel, in turn.
+    Kernel,
+    /// Calls and faults of a program's threads, then of processes, in turn.
+    Program,
+    /// Those of threads, all at once.
+    Loose,
+}
+
+impl Part {
+    /// All, in the order in which they run.
+    pub const ALL: [Self; 3] = [Self::Kernel, Self::Program, Self::Loose];
+
+    /// The boot argument that asks for it.
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Kernel => "bench.scale=kernel",
+            Self::Program => "bench.scale=program",
+            Self::Loose => "bench.scale=loose",
+        }
+    }
+
+    /// The checks that it makes: the kernel has no atomic of its own for the first.
+    fn checks(self) -> &'static [(Window, u64)] {
+        if self == Self::Kernel { &Window::CHECKS[1..] } else { &Window::CHECKS }
+    }
+}
+
+/// What the plugin counted of a window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Count {
+    /// How often it was there.
+    pub operations: u64,
+    /// Instructions of all of them.
+    pub instructions: u64,
+    /// Lines that loads moved.
+    pub loads: u64,
+    /// Lines that stores moved.
+    pub stores: u64,
+    /// Lines of pages that are zeroed.
+    pub contents: u64,
+    /// Lines that the cheapest moved, without contents.
+    least: u64,
+    /// Lines that the dearest moved.
+    most: u64,
+}
+
+/// What a boot counted, by window.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counts(BTreeMap<u64, Count>);
+
+impl Counts {
+    /// Of a window that was there.
+    pub fn get(&self, window: Window) -> Option<&Count> {
+        self.0.get(&(window as u64))
+    }
+
+    /// Reads what the plugin wrote: a line for each window.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let mut counts = BTreeMap::new();
+        for line in text.lines() {
+            let numbers: Option<Vec<u64>> = line.split(' ').map(|word| word.parse().ok()).collect();
+            let Some(&[window, operations, instructions, loads, stores, contents, least, most]) = numbers.as_deref()
+            else {
+                bail!("not a line of the plugin: {line}");
+            };
+            ensure!(operations > 0, "a window that was never there: {line}");
+            counts.insert(window, Count { operations, instructions, loads, stores, contents, least, most });
+        }
+        Ok(Self(counts))
+    }
+
+    /// Holds accesses against what they are known to move: with one CPU nothing.
+    fn check(&self, part: Part, cpus: u32) -> Result<()> {
+        for &(window, moved) in part.checks() {
+            let wanted = if cpus == 1 { 0 } else { moved };
+            let count = self.get(window).with_context(|| format!("{window:?} is not there"))?;
+            let (least, most) = (count.least, count.most);
+            ensure!(
+                (least, most) == (wanted, wanted) && count.loads + count.stores == wanted * count.operations,
+                "{window:?} moves {least} to {most} lines by the plugin, and must move {wanted}: it counts wrongly"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What to boot.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale<'a> {
+    /// The machine, whose number of CPUs changes.
+    pub machine: &'a Machine,
+    /// The bench image.
+    pub image: &'a Path,
+    /// The plugin.
+    pub plugin: &'a Path,
+    /// Where the plugin may write.
+    pub scratch: &'a Path,
+}
+
+impl Scale<'_> {
+    /// Counts what the windows of a part cost with so many CPUs, in two boots.
+    ///
+    /// # Errors
+    /// When a boot does not end as it should or does not repeat the other, or the plugin miscounts what is known.
+    pub fn measure(&self, part: Part, cpus: u32) -> Result<Counts> {
+        let (counts, again) = (self.boot(part, cpus, &[])?.0, self.boot(part, cpus, &[])?.0);
+        ensure!(counts == again, "two boots of {part:?} with {cpus} CPUs counted different lines");
+        Ok(counts)
+    }
+
+    /// Counts in one boot, with which instructions moved which lines: the plugin's own file, a line for each.
+    ///
+    /// # Errors
+    /// As [`Self::measure`].
+    pub fn sources(&self, part: Part, cpus: u32) -> Result<(Counts, String)> {
+        let (counts, moves) = self.boot(part, cpus, &["moves"])?;
+        Ok((counts, moves.into_iter().next().unwrap_or_default()))
+    }
+
+    /// Boots, with files of the plugin for each of `more` beside its counts.
+    fn boot(&self, part: Part, cpus: u32, more: &[&str]) -> Result<(Counts, Vec<String>)> {
+        // One for each of this process: tests measure at the same time.
+        static FILES: AtomicU32 = AtomicU32::new(0);
+        let number = FILES.fetch_add(1, Ordering::Relaxed);
+        let file = |kind: &str| self.scratch.join(format!("lines-{}-{number}.{kind}", std::process::id()));
+        let mut plugin = OsString::from(self.plugin);
+        for kind in ["out"].iter().chain(more) {
+            plugin.push(format!(",{kind}={}", file(kind).display()));
+        }
+        let machine = Machine {
+            smp: cpus,
+            icount: true,
+            memory: MEMORY.into(),
+            devices: Vec::new(),
+            machine: format!("{},dtb-randomness=off", self.machine.machine),
+            ..self.machine.clone()
+        };
+        let mut extra = vec!["-plugin".into(), plugin];
+        if part == Part::Loose {
+            extra.extend(TURNS.map(Into::into));
+        }
+        let append = format!("semihosting {}", part.argument());
+        let ended = run(&Qemu::new(&machine, self.image, Serial::Pipes, Reset::Ends, &append, &extra));
+        let read = |kind: &&str| {
+            let text = fs::read_to_string(file(kind));
+            // It is not there where QEMU did not start.
+            let _ = fs::remove_file(file(kind));
+            text
+        };
+        let (counted, moves) = (read(&"out"), more.iter().map(read).collect::<Result<_, _>>());
+        ended.with_context(|| format!("{part:?} with {cpus} CPUs"))?;
+        let counts = Counts::parse(&counted?)?;
+        counts.check(part, cpus)?;
+        Ok((counts, moves?))
+    }
+}
+
+/// Runs a machine to its end.
+fn run(qemu: &Qemu) -> Result<()> {
+    let mut guest = Guest::start(qemu)?;
+    let deadline = guest.deadline(LIMIT);
+    let (mut lines, mut transcript) = (Lines::default(), Vec::new());
+    loop {
+        match guest.receive(deadline) {
+            Received::Bytes(bytes) => transcript.extend(lines.feed(&bytes)),
+            Received::Closed => break,
+            Received::Silence => bail!("it took longer than {} s:\n{}", LIMIT.seconds(), transcript.join("\n")),
+        }
+    }
+    let status = guest.status(Duration::from_secs(60))?.and_then(|status| status.code());
+    transcript.push(lines.partial());
+    ensure!(status == Some(0), "status {status:?}:\n{}", transcript.join("\n"));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, Part, Window};
+
+    /// What an honest plugin counts of the checks with several CPUs.
+    fn honest() -> String {
+        let line = |(window, moved): &(Window, u64)| {
+            format!("{} 48 480 {} {} 0 {moved} {moved}\n", *window as u8, 48 * (moved / 2), 48 * (moved - moved / 2))
+        };
+        Window::CHECKS.iter().map(line).collect()
+    }
+
+    #[test]
+    fn a_plugin_that_miscounts_is_found() {
+        let checked = |text: &str, cpus| Counts::parse(text).unwrap().check(Part::Program, cpus);
+        assert!(checked(&honest(), 8).is_ok());
+        let error = checked(&honest(), 1).unwrap_err().to_string();
+        assert!(error.contains("CheckAtomic moves 1 to 1 lines by the plugin, and must move 0"), "{error}");
+        for (right, wrong) in [(" 48 0 1 1", " 49 0 1 1"), (" 48 0 1 1", " 48 0 0 2"), (" 0 0 0 0 0", " 1 0 0 0 1")] {
+            assert!(honest().contains(right));
+            assert!(checked(&honest().replacen(right, wrong, 1), 8).is_err(), "{wrong}");
+        }
+        let short = honest().lines().skip(1).collect::<Vec<_>>().join("\n");
+        assert!(checked(&short, 8).unwrap_err().to_string().contains("CheckAtomic is not there"));
+        assert!(Counts::parse(&short).unwrap().check(Part::Kernel, 8).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_count_is_refused() {
+        for text in ["1 2 3", "1 2 3 4 5 6 7 x", "1 0 0 0 0 0 0 0", "\n"] {
+            assert!(Counts::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Which windows make a row, what it must be, and what Linux has.
+
+use granule_protocol::ScaleWindow as Window;
+
+use super::boot::{Counts, Part};
+use super::{ScaleRow, UNIT};
+
+/// What of its windows a row is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// Lines that moved, but for contents of pages that are zeroed.
+    Lines,
+    /// Lines of pages that are zeroed.
+    Contents,
+    /// Instructions.
+    Instructions,
+}
+
+/// A row's definition.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    /// Its name.
+    pub name: &'static str,
+    /// The boot that measures it.
+    pub part: Part,
+    /// What of the windows counts.
+    pub what: What,
+    /// Windows, and how many of each are an operation.
+    windows: &'static [(Window, u32)],
+    /// What it must not exceed with [`BOUNDED_AT`](super::BOUNDED_AT) CPUs, where it has a bound.
+    pub must: Option<f64>,
+    /// The same operation of Linux 7.2.13 with so many CPUs, counted alike.
+    pub linux: Option<f64>,
+}
+
+const fn lines(
+    name: &'static str,
+    part: Part,
+    windows: &'static [(Window, u32)],
+    must: f64,
+    linux: Option<f64>,
+) -> Definition {
+    Definition { name, part, what: What::Lines, windows, must: Some(must), linux }
+}
+
+const fn instructions(
+    name: &'static str,
+    windows: &'static [(Window, u32)],
+    must: Option<f64>,
+    linux: f64,
+) -> Definition {
+    Definition { name, part: Part::Loose, what: What::Instructions, windows, must, linux: Some(linux) }
+}
+
+const fn contents(name: &'static str, windows: &'static [(Window, u32)]) -> Definition {
+    Definition { name, part: Part::Program, what: What::Contents, windows, must: Some(0.0), linux: Some(0.0) }
+}
+
+use Part::{Kernel, Loose, Program};
+use Window::{
+    DontneedOwn, FaultBig, FaultOneArea, FaultOwn, FaultProcess, MmapAny, MmapOwn, MprotectOwn, MunmapAny, MunmapOwn,
+    SetMemory, SmmuInvalidate, TouchAny, TouchOwn, Vfree, Vmalloc,
+};
+
+/// All rows, in the order of reports.
+pub const ROWS: [Definition; 22] = [
+    lines("scale/write_fault/own", Program, &[(FaultOwn, 1)], 0.05, Some(0.18)),
+    lines("scale/write_fault/one_area", Program, &[(FaultOneArea, 1)], 1.1, Some(3.19)),
+    lines("scale/write_fault/big", Program, &[(FaultBig, 1)], 0.1, Some(0.52)),
+    contents("scale/write_fault/big_contents", &[(FaultBig, 1)]),
+    lines("scale/write_fault/processes", Program, &[(FaultProcess, 1)], 0.1, Some(0.42)),
+    contents("scale/write_fault/processes_contents", &[(FaultProcess, 1)]),
+    lines("scale/dontneed/own", Program, &[(DontneedOwn, 1)], 0.05, Some(3.69)),
+    lines("scale/mprotect/own", Program, &[(MprotectOwn, 1)], 1.0, Some(8.0)),
+    lines("scale/map_touch_unmap/own", Program, &[(MmapOwn, 1), (TouchOwn, 16), (MunmapOwn, 1)], 10.0, Some(43.0)),
+    lines("scale/map_touch_unmap/any", Program, &[(MmapAny, 1), (TouchAny, 16), (MunmapAny, 1)], 12.0, Some(111.7)),
+    lines("scale/set_memory/own", Kernel, &[(SetMemory, 1)], 0.5, None),
+    lines("scale/vmalloc/own", Kernel, &[(Vmalloc, 1)], 4.0, None),
+    lines("scale/vfree/own", Kernel, &[(Vfree, 1)], 4.0, None),
+    lines("scale/smmu_invalidate/own", Kernel, &[(SmmuInvalidate, 1)], 5.0, None),
+    lines("scale/loose/write_fault", Loose, &[(TouchOwn, 1)], 1.0, Some(1.9)),
+    instructions("scale/loose/write_fault/instructions", &[(TouchOwn, 1)], Some(400.0), 2045.0),
+    lines("scale/loose/mmap", Loose, &[(MmapOwn, 1)], 12.0, Some(34.0)),
+    instructions("scale/loose/mmap/instructions", &[(MmapOwn, 1)], None, 7466.0),
+    lines("scale/loose/munmap", Loose, &[(MunmapOwn, 1)], 12.0, Some(59.0)),
+    instructions("scale/loose/munmap/instructions", &[(MunmapOwn, 1)], None, 19300.0),
+    lines("scale/loose/mprotect", Loose, &[(MprotectOwn, 1)], 4.0, Some(32.0)),
+    instructions("scale/loose/mprotect/instructions", &[(MprotectOwn, 1)], None, 8594.0),
+];
+
+impl Definition {
+    /// The row of that name.
+    pub fn of(name: &str) -> Option<&'static Self> {
+        ROWS.iter().find(|row| row.name == name)
+    }
+
+    /// What an operation costs by these counts; `None`: its windows are not all there.
+    pub fn cost(&self, counts: &Counts) -> Option<f64> {
+        let cost = |&(window, times): &(Window, u32)| {
+            let count = counts.get(window)?;
+            let total = match self.what {
+                What::Lines => count.loads + count.stores,
+                What::Contents => count.contents,
+                What::Instructions => count.instructions,
+            };
+            Some(f64::from(times) * total as f64 / count.operations as f64)
+        };
+        let sum: Option<f64> = self.windows.iter().map(cost).sum();
+        sum.map(|cost| (cost * 100.0).round() / 100.0)
+    }
+
+    /// The windows.
+    pub fn windows(&self) -> impl Iterator<Item = (Window, u32)> + use<> {
+        self.windows.iter().copied()
+    }
+
+    /// The row, of machines with so many CPUs each, as far as they had its windows.
+    pub fn row(&self, measured: &[(u32, Part, Counts)]) -> ScaleRow {
+        let own = measured.iter().filter(|(_, part, _)| *part == self.part);
+        let points = own.filter_map(|(cpus, _, counts)| Some((*cpus, self.cost(counts)?))).collect();
+        ScaleRow { name: self.name.into(), unit: UNIT.into(), points }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, Definition, Part, ROWS, Window};
+
+    #[test]
+    fn a_row_sums_its_windows_by_operation() {
+        let text = format!(
+            "{} 8 800 4 12 80 0 4\n{} 128 12800 0 256 0 2 2\n{} 8 160 8 8 0 2 2\n",
+            Window::MmapOwn as u8,
+            Window::TouchOwn as u8,
+            Window::MunmapOwn as u8
+        );
+        let counts = Counts::parse(&text).unwrap();
+        let whole = Definition::of("scale/map_touch_unmap/own").unwrap();
+        // 16 / 8, 16 times 256 / 128, 16 / 8.
+        assert_eq!(whole.cost(&counts), Some(36.0));
+        assert_eq!(Definition::of("scale/loose/mmap/instructions").unwrap().cost(&counts), Some(100.0));
+        assert_eq!(Definition::of("scale/mprotect/own").unwrap().cost(&counts), None);
+        let row = whole.row(&[(2, Part::Program, counts.clone()), (2, Part::Loose, counts)]);
+        assert_eq!(row.points, [(2, 36.0)]);
+    }
+
+    #[test]
+    fn names_are_different_and_each_has_something_to_compare_with() {
+        for (index, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..index].iter().all(|other| other.name != row.name), "{}", row.name);
+            assert!(row.must.is_some() || row.linux.is_some(), "{}", row.name);
+        }
+    }
+}
