@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// Write docs/BENCHMARKS.json and the tables of docs/BENCHMARKS.md
     #[arg(long, conflicts_with_all = ["machine", "json", "check"])]
     pub(crate) update: bool,
+    /// Of the suite scale: which lines of source move how many cache lines of the row ROW, with 8 CPUs
+    #[arg(long, value_name = "ROW", conflicts_with_all = ["json", "check", "update", "brief"])]
+    pub(crate) sources: Option<String>,
     /// Of the suite scale: 8 CPUs and what they do in turn, alone
     #[arg(long, conflicts_with = "update")]
     pub(crate) brief: bool,
@@ -54,7 +57,7 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     if options.name.as_deref() == Some(SUITE) {
         return scale::run(options, tools, built);
     }
-    ensure!(!options.brief, "--brief is of `./x bench {SUITE}`");
+    ensure!(!options.brief && options.sources.is_none(), "--brief and --sources are of `./x bench {SUITE}`");
     ensure!(!options.update || options.name.is_none(), "--update takes all rows, or those of the suite {SUITE}");
     let rows = list::read(&built.benches.elf)?;
     let filter = options.name.as_deref().unwrap_or_default();

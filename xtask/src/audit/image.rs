@@ -69,7 +69,12 @@ pub(crate) struct Image<'a> {
     pub(crate) places: BTreeMap<u64, Line>,
     /// The sections with instructions, each by its address.
     code: Vec<(u64, &'a [u8])>,
-    lines: addr2line::Context<gimli::EndianSlice<'a, gimli::LittleEndian>>,
+    lines: DebugLines<'a>,
+}
+
+/// The debug information of an image: which lines of source an instruction is of.
+pub(crate) struct DebugLines<'a> {
+    context: addr2line::Context<gimli::EndianSlice<'a, gimli::LittleEndian>>,
     /// The workspace's path, as the debug information has it, with a slash at its end.
     root: String,
 }
@@ -106,36 +111,24 @@ impl<'a> Image<'a> {
                 functions[from_function].does.calls.push((from, to));
             }
         }
-        let root = format!("{}/", root.display());
         let mut pointed_to: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
         for section in file.sections() {
             let range = section.address()..section.address() + section.size();
             let found = pointers.range(range).filter_map(|(_, pointer)| entry(&functions, *pointer));
             pointed_to.insert(section.name()?.to_owned(), found.collect());
         }
-        let mut image = Self { functions, pointed_to, taken, places, code, lines: lines(&file)?, root };
+        let mut image = Self { functions, pointed_to, taken, places, code, lines: DebugLines::of(&file, root)? };
         image.check_places()?;
         image.name_shims()?;
         Ok(image)
     }
 
-    /// The functions that are inlined at `address`, the innermost first, and the one that it lies in.
+    /// [`DebugLines::frames`].
     ///
     /// # Errors
-    /// When the debug information cannot be read.
+    /// As there.
     pub(crate) fn frames(&self, address: u64) -> Result<Vec<Frame>> {
-        let mut found = Vec::new();
-        let mut frames = self.lines.find_frames(address).skip_all_loads()?;
-        while let Some(frame) = frames.next()? {
-            let name = frame.function.map(|name| anyhow::Ok(demangled(name.raw_name()?.as_ref()))).transpose()?;
-            let Some(place) = frame.location else { continue };
-            let path = place.file.map_or("", |file| file.strip_prefix(&self.root).unwrap_or(file));
-            found.push(Frame {
-                function: name.unwrap_or_default(),
-                line: Line::new(path, place.line.unwrap_or(0), place.column.unwrap_or(0)),
-            });
-        }
-        Ok(found)
+        self.lines.frames(address)
     }
 
     /// A function's instructions, each with its address.
@@ -350,15 +343,41 @@ fn linked(file: &ElfFile64<'_, LittleEndian>, section: &str, record: usize) -> R
     Ok(records.map(|(at, bytes)| (field(bytes, at), field(&bytes[4..], at + 4))).collect())
 }
 
-/// The debug information.
-fn lines<'a>(
-    file: &ElfFile64<'a, LittleEndian>,
-) -> Result<addr2line::Context<gimli::EndianSlice<'a, gimli::LittleEndian>>> {
-    let dwarf = gimli::Dwarf::load(|id| {
-        let data = file.section_by_name(id.name()).map_or(Ok(&[][..]), |section| section.data())?;
-        Ok::<_, object::Error>(gimli::EndianSlice::new(data, gimli::LittleEndian))
-    })?;
-    Ok(addr2line::Context::from_dwarf(dwarf)?)
+impl<'a> DebugLines<'a> {
+    /// Of an ELF with line tables.
+    ///
+    /// # Errors
+    /// When it is not such a file.
+    pub(crate) fn read(elf: &'a [u8], root: &Path) -> Result<Self> {
+        Self::of(&ElfFile64::parse(elf)?, root)
+    }
+
+    fn of(file: &ElfFile64<'a, LittleEndian>, root: &Path) -> Result<Self> {
+        let dwarf = gimli::Dwarf::load(|id| {
+            let data = file.section_by_name(id.name()).map_or(Ok(&[][..]), |section| section.data())?;
+            Ok::<_, object::Error>(gimli::EndianSlice::new(data, gimli::LittleEndian))
+        })?;
+        Ok(Self { context: addr2line::Context::from_dwarf(dwarf)?, root: format!("{}/", root.display()) })
+    }
+
+    /// The functions that are inlined at `address`, the innermost first, and the one that it lies in.
+    ///
+    /// # Errors
+    /// When the debug information cannot be read.
+    pub(crate) fn frames(&self, address: u64) -> Result<Vec<Frame>> {
+        let mut found = Vec::new();
+        let mut frames = self.context.find_frames(address).skip_all_loads()?;
+        while let Some(frame) = frames.next()? {
+            let name = frame.function.map(|name| anyhow::Ok(demangled(name.raw_name()?.as_ref()))).transpose()?;
+            let Some(place) = frame.location else { continue };
+            let path = place.file.map_or("", |file| file.strip_prefix(&self.root).unwrap_or(file));
+            found.push(Frame {
+                function: name.unwrap_or_default(),
+                line: Line::new(path, place.line.unwrap_or(0), place.column.unwrap_or(0)),
+            });
+        }
+        Ok(found)
+    }
 }
 
 /// Whether a name is one of the toolchain's traits for calls.

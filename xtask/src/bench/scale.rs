@@ -1,13 +1,16 @@
 //! `./x bench scale`: cache lines that operations move between CPUs.
 
-use anyhow::{Result, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
 use granule_runner::bench::reference::Run;
 use granule_runner::bench::scale::boot::{Counts, Part, Scale};
-use granule_runner::bench::scale::rows::ROWS;
+use granule_runner::bench::scale::rows::{Definition, ROWS};
 use granule_runner::bench::scale::{BOUNDED_AT, CPUS, ScaleRow, ScaleRun, judge};
 use granule_runner::machine;
 
 use super::{DEFAULT, Options, REFERENCE, compiler, reference, update};
+use crate::audit::image::{DebugLines, Frame};
 use crate::compile::Built;
 use crate::tools::Tools;
 
@@ -22,6 +25,9 @@ pub(super) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     };
     let machine = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;
     let scale = Scale { machine: &machine, image: &built.benches.image, plugin, scratch: &tools.root };
+    if let Some(row) = &options.sources {
+        return print_sources(row, &scale, tools, &std::fs::read(&built.benches.elf)?);
+    }
     let (cpus, parts): (&[u32], &[Part]) =
         if options.brief { (&[BOUNDED_AT], &[Part::Kernel, Part::Program]) } else { (&CPUS, &Part::ALL) };
     let mut measured: Vec<(u32, Part, Counts)> = Vec::new();
@@ -64,4 +70,49 @@ fn check(run: &ScaleRun, reference: &Run) -> Result<()> {
     let missed = run.rows.iter().filter(|row| judge::is_met(row) == Some(false)).count();
     eprintln!("x: nothing grew since {REFERENCE}; bounds that are missed, which fails nothing yet: {missed}");
     Ok(())
+}
+
+/// The kernel's image is linked there, is no larger than this, and slides by multiples of it, less than this far.
+const LINKED: u64 = 0xffff_8000_8000_0000;
+const IMAGE: u64 = 2 << 20;
+const SLIDES: u64 = 1 << 30;
+/// Places in the sources that are shown of an instruction: the innermost, and what it is inlined into.
+const PLACES: usize = 3;
+
+/// Prints which lines of source move the lines of a row, the most first.
+fn print_sources(name: &str, scale: &Scale<'_>, tools: &Tools, elf: &[u8]) -> Result<()> {
+    let row = Definition::of(name).with_context(|| {
+        let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+        format!("there is no row `{name}`; there are: {}", names.join(", "))
+    })?;
+    let (counts, moves) = scale.sources(row.part, BOUNDED_AT)?;
+    let cost = row.cost(&counts).with_context(|| format!("{name} was not measured"))?;
+    let debug = DebugLines::read(elf, &tools.root)?;
+    let mut found: BTreeMap<(&str, String), (f64, BTreeSet<u64>)> = BTreeMap::new();
+    for moved in row.moves(&counts, &moves)? {
+        let image = moved.pc.wrapping_sub(LINKED) < SLIDES;
+        let place = if image { place(&debug.frames(LINKED + moved.pc % IMAGE)?) } else { "the program".into() };
+        let (times, lines) = found.entry((moved.kind, place)).or_default();
+        *times += moved.times;
+        lines.insert(moved.line);
+    }
+    let mut found: Vec<_> = found.into_iter().collect();
+    found.sort_by(|(_, (a, _)), (_, (b, _))| b.total_cmp(a));
+    println!("{name}: {cost} of an operation with {BOUNDED_AT} CPUs; times, kind, different lines, place");
+    for ((kind, place), (times, lines)) in found {
+        println!("{times:8.3}  {kind:8}  {:4}  {place}", lines.len());
+    }
+    Ok(())
+}
+
+/// Where an instruction is in the sources of this workspace; where it is in none, the innermost function's place.
+fn place(frames: &[Frame]) -> String {
+    let own = frames.iter().filter(|frame| !frame.line.path.starts_with('/'));
+    let shown = own.take(PLACES).map(|frame| format!("{}:{}", frame.line.file, frame.line.line));
+    let shown: Vec<String> = shown.collect();
+    match frames.first() {
+        Some(frame) if shown.is_empty() => format!("{} {}:{}", frame.function, frame.line.file, frame.line.line),
+        Some(_) => shown.join(" < "),
+        None => "assembly".into(),
+    }
 }

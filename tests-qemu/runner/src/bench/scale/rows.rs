@@ -1,5 +1,6 @@
 //! Which windows make a row, what it must be, and what Linux has.
 
+use anyhow::{Context, Result, bail, ensure};
 use granule_protocol::ScaleWindow as Window;
 
 use super::boot::{Counts, Part};
@@ -14,6 +15,19 @@ pub enum What {
     Contents,
     /// Instructions.
     Instructions,
+}
+
+/// An instruction that moved a line.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Move<'a> {
+    /// `load`, `store` or `contents`.
+    pub kind: &'a str,
+    /// The line's physical address.
+    pub line: u64,
+    /// The instruction's address, as it ran.
+    pub pc: u64,
+    /// How often, in an operation.
+    pub times: f64,
 }
 
 /// A row's definition.
@@ -109,9 +123,28 @@ impl Definition {
         sum.map(|cost| (cost * 100.0).round() / 100.0)
     }
 
-    /// The windows.
-    pub fn windows(&self) -> impl Iterator<Item = (Window, u32)> + use<> {
-        self.windows.iter().copied()
+    /// What moved the row's lines, each so often as an operation of the row does it; `moves` is the plugin's file.
+    ///
+    /// # Errors
+    /// When the row is of no lines, or the file is not the plugin's.
+    pub fn moves<'a>(&self, counts: &Counts, moves: &'a str) -> Result<Vec<Move<'a>>> {
+        ensure!(self.what != What::Instructions, "{} counts instructions", self.name);
+        let mut found = Vec::new();
+        for text in moves.lines() {
+            let [window, kind, line, pc, times] = *text.split(' ').collect::<Vec<_>>() else {
+                bail!("not a line of the plugin: {text}");
+            };
+            let address = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16);
+            let window: u64 = window.parse()?;
+            let own = self.windows.iter().find(|(own, _)| *own as u64 == window);
+            let Some(&(window, weight)) = own.filter(|_| (kind == "contents") == (self.what == What::Contents)) else {
+                continue;
+            };
+            let operations = counts.get(window).context("a window that was not counted")?.operations as f64;
+            let times = f64::from(weight) * times.parse::<u32>().map(f64::from)? / operations;
+            found.push(Move { kind, line: address(line)?, pc: address(pc)?, times });
+        }
+        Ok(found)
     }
 
     /// The row, of machines with so many CPUs each, as far as they had its windows.
@@ -124,7 +157,7 @@ impl Definition {
 
 #[cfg(test)]
 mod tests {
-    use super::{Counts, Definition, Part, ROWS, Window};
+    use super::{Counts, Definition, Move, Part, ROWS, Window};
 
     #[test]
     fn a_row_sums_its_windows_by_operation() {
@@ -142,6 +175,20 @@ mod tests {
         assert_eq!(Definition::of("scale/mprotect/own").unwrap().cost(&counts), None);
         let row = whole.row(&[(2, Part::Program, counts.clone()), (2, Part::Loose, counts)]);
         assert_eq!(row.points, [(2, 36.0)]);
+    }
+
+    #[test]
+    fn moves_are_those_of_the_row_by_operation() {
+        let counts = Counts::parse(&format!("{} 8 800 4 12 80 0 4", Window::FaultBig as u8)).unwrap();
+        let number = Window::FaultBig as u8;
+        let text = format!("{number} store 0x40 0x1000 4\n{number} contents 0x80 0x2000 8\n1 load 0x40 0x3000 9\n");
+        let moves = |name| Definition::of(name).unwrap().moves(&counts, &text);
+        let [lines, contents] =
+            ["scale/write_fault/big", "scale/write_fault/big_contents"].map(|name| moves(name).unwrap());
+        assert_eq!(lines, [Move { kind: "store", line: 0x40, pc: 0x1000, times: 0.5 }]);
+        assert_eq!(contents, [Move { kind: "contents", line: 0x80, pc: 0x2000, times: 1.0 }]);
+        assert!(moves("scale/loose/mmap/instructions").is_err());
+        assert!(Definition::of("scale/write_fault/big").unwrap().moves(&counts, "1 2").is_err());
     }
 
     #[test]
