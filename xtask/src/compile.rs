@@ -79,10 +79,7 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     example::check_mmu_off(&linked)?;
     write(&example, &linked)?;
     let (tests, benches) = (program(TESTS)?, program("granule-bench")?);
-    // The checked build calls what reports an overflow, which issues instructions of its own.
-    if profile == Profile::Release {
-        words::check(&fs::read(&tests.elf)?).with_context(|| tests.elf.display().to_string())?;
-    }
+    check_words(&tests, profile)?;
     PLUGINS.iter().try_for_each(|name| build_plugin(tools, name).map(drop))?;
     let lines = build_plugin(tools, LINES).inspect_err(|error| eprintln!("x: {error:#}: `./x bench scale` is skipped"));
     let built = Built { kernel, tests, benches, example, bench_program, initrd: archive, lines: lines.ok() };
@@ -106,8 +103,18 @@ pub(crate) fn build_tests(tools: &Tools, profile: Profile) -> Result<Program> {
     run(&mut cargo, TARGET_BUILD)?;
     fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
     let tests = finish(&tools.target_output(profile).join(TESTS), &tools.build_directory().join(TESTS))?;
+    check_words(&tests, profile)?;
     pack(tools, &tests, profile)?;
     Ok(tests)
+}
+
+/// Compares the wrappers of instructions in the image of the tests with the table of their words.
+fn check_words(tests: &Program, profile: Profile) -> Result<()> {
+    // The checked build calls what reports an overflow, which issues instructions of its own.
+    if profile == Profile::Release {
+        words::check(&fs::read(&tests.elf)?).with_context(|| tests.elf.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// Packs the programs for EL0 into the initrd that a machine gets which boots `image`.
