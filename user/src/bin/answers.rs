@@ -412,6 +412,13 @@ fn lists_of_buffers() {
     // SAFETY: the last 16 bytes before the hole.
     unsafe { ((pages + PAGE - 16) as *mut IoVec).write(IoVec { base: text, length: 1 }) };
     equal("a list that ends in a hole", call(WRITEV, [1, pages + PAGE - 16, 2]), Err(Errno::EFAULT));
+    // A terminal takes 2048 bytes at once, or none of them, whichever pieces they are of.
+    let (end, hole) = (pages + PAGE - 2048, pages + PAGE);
+    equal("one that is there, one in a hole", writev(&[(text, 1), (hole, 8)]), Err(Errno::EFAULT));
+    equal("one up to a hole and behind it", writev(&[(end, 2 * PAGE)]), Ok(2048));
+    equal("the same behind another", writev(&[(text, 1), (end, 2 * PAGE)]), Ok(2048));
+    equal("2048 bytes, then a hole", writev(&[(end, 1000), (text, 0), (end, 1048), (hole, 1)]), Ok(2048));
+    equal("2047 bytes, then a hole", writev(&[(end, 1000), (text, 0), (end, 1047), (hole, 1)]), Err(Errno::EFAULT));
     unmap_page(pages);
 }
 

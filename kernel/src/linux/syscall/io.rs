@@ -18,8 +18,10 @@ fn check_descriptor(descriptor: u64) -> Result<(), Errno> {
 
 pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
     check_descriptor(call.argument::<0>())?;
-    check_range(call.address::<1>(), call.argument::<2>())?;
-    print(call.thread, call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
+    let (base, length) = (call.address::<1>(), call.argument::<2>());
+    check_range(base, length)?;
+    let mut from = UserBytes { base: base.0, left: length, ..UserBytes::default() };
+    print(call.thread, length.min(MOST_AT_ONCE), &mut from)
 }
 
 pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
@@ -34,18 +36,20 @@ fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
 }
 
 pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
-    let thread = call.thread;
-    each_piece(call, |from, bytes| print(thread, from, bytes))
-}
-
-pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
-    each_piece(call, input)
+    let bytes = check_pieces(call)?;
+    let (array, count) = (call.address::<1>(), call.argument::<2>());
+    print(call.thread, bytes.min(MOST_AT_ONCE), &mut UserBytes { array, count, ..UserBytes::default() })
 }
 
 /// Checks a list of pieces completely before any is moved: it can be read, no length is negative, and then all are of
-/// EL0 (`import_iovec`).
-fn check_pieces(array: VirtAddr, count: u64) -> Result<(), Errno> {
-    let mut of_el0 = Ok(());
+/// EL0 (`import_iovec`). Returns the bytes of all.
+fn check_pieces(call: &Syscall<'_>) -> Result<u64, Errno> {
+    check_descriptor(call.argument::<0>())?;
+    let (array, count) = (call.address::<1>(), call.argument::<2>());
+    if count > PIECES {
+        return Err(Errno::EINVAL);
+    }
+    let (mut bytes, mut of_el0) = (0_u64, Ok(()));
     // Of a single piece, Linux checks only the part that it moves.
     let most = if count == 1 { MOST_AT_ONCE } else { u64::MAX };
     for index in 0..count {
@@ -53,23 +57,54 @@ fn check_pieces(array: VirtAddr, count: u64) -> Result<(), Errno> {
         if length > i64::MAX as u64 {
             return Err(Errno::EINVAL);
         }
+        bytes = bytes.saturating_add(length);
         of_el0 = of_el0.and(check_range(VirtAddr(base), length.min(most)));
     }
-    of_el0
+    of_el0.map(|()| bytes)
 }
 
 fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
     read_quads(VirtAddr(array.0.wrapping_add(index.wrapping_mul(size_of::<IoVec>() as u64))))
 }
 
-/// Moves piece after piece, until one is not moved completely.
-fn each_piece(call: &Syscall<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) -> Answer {
-    check_descriptor(call.argument::<0>())?;
-    let (array, count) = (call.address::<1>(), call.argument::<2>());
-    if count > PIECES {
-        return Err(Errno::EINVAL);
+/// Bytes of EL0's, one after the other: of one piece, then of those of a list.
+#[derive(Default)]
+struct UserBytes {
+    base: u64,
+    left: u64,
+    array: VirtAddr,
+    count: u64,
+    next: u64,
+}
+
+impl UserBytes {
+    /// Copies the next bytes.
+    fn copy(&mut self, mut to: &mut [u8]) -> Result<(), Errno> {
+        while !to.is_empty() {
+            if self.left == 0 {
+                // Read again: the memory may have changed since the check, and the list be shorter.
+                if self.next == self.count {
+                    return Err(Errno::EFAULT);
+                }
+                [self.base, self.left] = read_piece(self.array, self.next)?;
+                self.next += 1;
+                relax();
+                continue;
+            }
+            let bytes = self.left.min(to.len() as u64);
+            let (part, rest) = to.split_at_mut_checked(bytes as usize).unwrap_or_default();
+            uaccess::copy_from_user(part, VirtAddr(self.base))?;
+            (self.base, self.left) = (self.base.wrapping_add(bytes), self.left - bytes);
+            to = rest;
+        }
+        Ok(())
     }
-    check_pieces(array, count)?;
+}
+
+/// Reads piece after piece, until one is not filled.
+pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
+    check_pieces(call)?;
+    let (array, count) = (call.address::<1>(), call.argument::<2>());
     let mut moved = 0;
     for index in 0..count {
         // A piece begins without a check for signals, and there are many.
@@ -80,7 +115,7 @@ fn each_piece(call: &Syscall<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) ->
         let answer = read_piece(array, index).and_then(|[base, length]| match length {
             0 => Ok((0, 0)),
             length if length > i64::MAX as u64 => Err(Errno::EINVAL),
-            length => transfer(VirtAddr(base), length.min(MOST_AT_ONCE - moved)).map(|done| (done, length)),
+            length => input(VirtAddr(base), length.min(MOST_AT_ONCE - moved)).map(|done| (done, length)),
         });
         match answer {
             Ok((done, length)) => {
@@ -98,9 +133,9 @@ fn each_piece(call: &Syscall<'_>, transfer: impl Fn(VirtAddr, u64) -> Answer) ->
 
 /// Writes to the console; returns how many bytes of EL0's were read and written before a signal came.
 ///
-/// As Linux's terminal (`iterate_tty_write`), it copies 2048 bytes at once. If one of them cannot be read, none of them
-/// is written.
-fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
+/// As Linux's terminal (`iterate_tty_write`), it copies 2048 bytes at once, of as many pieces as have them. If one of them
+/// cannot be read, none of them is written.
+fn print(thread: &Thread, bytes: u64, from: &mut UserBytes) -> Answer {
     const AT_ONCE: usize = 2048;
     /// Bytes written in one piece: other output comes before it or after it.
     const CHUNK: usize = 256;
@@ -108,8 +143,8 @@ fn print(thread: &Thread, from: VirtAddr, bytes: u64) -> Answer {
     let mut done = 0;
     while done < bytes {
         let Some(taken) = buffer.get_mut(..(bytes - done).min(AT_ONCE as u64) as usize) else { break };
-        if let Err(error) = uaccess::copy_from_user(taken, VirtAddr(from.0.wrapping_add(done))) {
-            return if done == 0 { Err(error.into()) } else { Ok(done) };
+        if let Err(error) = from.copy(taken) {
+            return if done == 0 { Err(error) } else { Ok(done) };
         }
         for chunk in taken.chunks(CHUNK) {
             if done != 0 && thread.has(Work::SIGNAL) {
