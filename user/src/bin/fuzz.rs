@@ -612,7 +612,7 @@ impl Random {
     /// A call whose arguments are the structures that it expects.
     fn structured(&mut self) {
         match self.below(96) {
-            0 => self.execute(),
+            0 => self.execute_apart(),
             1..3 => self.copy_and_kill(),
             3..6 => self.touch(),
             6 => self.large(),
@@ -624,7 +624,8 @@ impl Random {
             32..38 => self.block(),
             38..50 => self.signal(),
             50..66 => self.futex(),
-            66..72 => self.rest(),
+            66..71 => self.rest(),
+            71 => self.interrupted(),
             72..76 => self.wait(),
             76..90 => self.memory(),
             90..94 => self.pieces(),
@@ -750,6 +751,32 @@ impl Random {
         unsafe { sys::raw(call.0, call.1) };
     }
 
+    /// Sleeps and waits that a child's signal interrupts, and what continues them.
+    fn interrupted(&mut self) {
+        let own = process::id();
+        let (after, signal) = (self.below(200_000), self.of(&[SIGUSR1, SIGUSR1, SIGURG, SIGCHLD]));
+        let child = process::spawn(|| {
+            let _ = time::sleep(after);
+            let _ = process::kill(own as i32, signal);
+            0
+        });
+        let time = Timespec::from_nanoseconds(1_000_000);
+        let (clock, rest) = (self.clock(), self.place_for_result());
+        let (number, arguments) = match self.below(4) {
+            0 => (NANOSLEEP, [&raw const time as u64, rest, 0, 0, 0, 0]),
+            1 => (FUTEX, [self.pages, FUTEX_WAIT, 0, &raw const time as u64, 0, 0]),
+            _ => (CLOCK_NANOSLEEP, [clock, self.below(2) * TIMER_ABSTIME, &raw const time as u64, rest, 0, 0]),
+        };
+        // SAFETY: as for each call.
+        unsafe {
+            sys::raw(number, arguments);
+            sys::raw(RESTART_SYSCALL, [0; 6]);
+        }
+        if let Ok(child) = child {
+            let _ = process::wait4(child as i32, 0);
+        }
+    }
+
     /// For children of every kind, which there may be; never for one that has not ended.
     fn wait(&mut self) {
         let which = self.of(&[-1, 0, i64::from(i32::MIN), -i64::from(process::id()), 1 << 21]) as u64;
@@ -811,7 +838,7 @@ impl Random {
         unsafe { sys::raw(number, [x0, x1, x2, x3, 0, 0]) };
     }
 
-    /// In a copy of the process: execve with lists that are empty, long, of long strings, or that lead nowhere.
+    /// execve with lists that are empty, long, of long strings, or that lead nowhere.
     fn execute(&mut self) {
         let count = self.of(&[0, 1, 1, 2, 511, 512, 4097, 60_000]) as usize;
         let length = if count < 3 { self.of(&[0, 1, 4095, 4096, 131_000, 131_071, 131_072]) as usize } else { 3 };
@@ -824,21 +851,28 @@ impl Random {
         };
         let broken = (self.below(4) == 0).then(|| (self.below(count as u64 + 1) as usize, self.pointer()));
         let (null, environment) = (self.below(8) == 0, self.below(2) == 0);
-        let child = process::spawn(|| {
-            let bytes = (count as u64 + 2) * 8 + length as u64 + 1;
-            let Ok(list) = memory::map(bytes.next_multiple_of(PAGE), RW) else { return 3 };
-            let string = list + (count as u64 + 2) * 8;
-            // SAFETY: fresh memory with room for the list, its null pointer and the string, which ends with a zero.
-            unsafe {
-                core::ptr::write_bytes(string as *mut u8, b'x', length);
-                (0..count).for_each(|index| (list as *mut u64).add(index).write(string));
-                if let Some((index, pointer)) = broken {
-                    (list as *mut u64).add(index).write(pointer);
-                }
+        let Ok(list) = memory::map(((count as u64 + 2) * 8 + length as u64 + 1).next_multiple_of(PAGE), RW) else {
+            return;
+        };
+        let string = list + (count as u64 + 2) * 8;
+        // SAFETY: fresh memory with room for the list, its null pointer and the string, which ends with a zero.
+        unsafe {
+            core::ptr::write_bytes(string as *mut u8, b'x', length);
+            (0..count).for_each(|index| (list as *mut u64).add(index).write(string));
+            if let Some((index, pointer)) = broken {
+                (list as *mut u64).add(index).write(pointer);
             }
-            let list = if null { 0 } else { list };
-            // SAFETY: where it succeeds nothing of this program is left.
-            unsafe { sys::raw(EXECVE, [path, list, if environment { list } else { 0 }, 0, 0, 0]) };
+        }
+        let list = if null { 0 } else { list };
+        // SAFETY: where it succeeds nothing of this program is left.
+        unsafe { sys::raw(EXECVE, [path, list, if environment { list } else { 0 }, 0, 0, 0]) };
+    }
+
+    /// The same in a copy of the process, which is waited for.
+    fn execute_apart(&mut self) {
+        let (seed, pages) = (self.next(), self.pages);
+        let child = process::spawn(|| {
+            Random { numbers: random::Random(seed), pages }.execute();
             0
         });
         if let Ok(child) = child {
@@ -851,12 +885,17 @@ impl Random {
         let (seed, pages) = (self.next(), self.pages);
         let child = process::spawn(|| {
             let mut random = Random { numbers: random::Random(seed), pages };
-            (0..32).for_each(|_| random.call_once());
+            match random.below(4) {
+                0 => (0..8).for_each(|_| random.execute()),
+                1 => (0..32).for_each(|_| random.memory()),
+                _ => (0..32).for_each(|_| random.call_once()),
+            }
             0
         });
         let Ok(child) = child else { return };
         if self.below(2) == 0 {
-            let _ = time::sleep(self.below(500_000));
+            let most = self.of(&[500_000, 5_000_000]);
+            let _ = time::sleep(self.below(most));
         }
         let _ = process::kill(child as i32, SIGKILL);
         let _ = process::wait4(child as i32, 0);

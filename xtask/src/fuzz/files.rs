@@ -157,12 +157,16 @@ pub(super) fn initrds(own: &[u8]) -> Vec<(Vec<u8>, Vec<String>)> {
         odd.add(&format!("odd/{name}"), PROGRAM, &contents);
         lines.push(format!("! run odd/{name}"));
     }
+    odd.add("./dotted", PROGRAM, &program(&[]));
+    odd.add("//./rooted", PROGRAM, &program(&[]));
     odd.add("deep/er/plain", PROGRAM, &program(&[]));
     odd.add("deep/er/eight", PROGRAM, &segments(8));
     for line in [
         "run /deep/er/eight",
         "run ./deep//er/.././er/plain",
         "run ../odd/plain",
+        "run dotted",
+        "run /rooted",
         "! run deep",
         "! run deep/er/",
         "! run deep/e",

@@ -67,7 +67,8 @@ struct Fuzzer<'a> {
     /// By the programs, and by the inputs.
     by_programs: Reached,
     by_inputs: Reached,
-    corpus: Vec<Input>,
+    /// Inputs, and what each reached.
+    corpus: Vec<(Input, Reached)>,
     failures: Vec<PathBuf>,
     directory: PathBuf,
 }
@@ -109,8 +110,12 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
     }
     println!("the corpus: {} inputs, {} blocks", fuzzer.corpus.len(), fuzzer.by_inputs.count());
     fuzzer.fuzz(&mut Random(seed), options.calls)?;
-    let text: String = fuzzer.corpus.iter().map(|input| format!("{input}\n")).collect();
-    fs::write(&kept, text).with_context(|| format!("cannot write {}", kept.display()))?;
+    let text = |inputs: &mut dyn Iterator<Item = &Input>| inputs.map(|input| format!("{input}\n")).collect::<String>();
+    fs::write(&kept, text(&mut fuzzer.corpus.iter().map(|(input, _)| input)))
+        .with_context(|| format!("cannot write {}", kept.display()))?;
+    let needed = kept.with_file_name("corpus-needed");
+    fs::write(&needed, text(&mut fuzzer.needed().into_iter()))
+        .with_context(|| format!("cannot write {}", needed.display()))?;
     report::print(&fuzzer, &report::reasons(&tools.root)?)?;
     if !fuzzer.failures.is_empty() {
         let scripts: Vec<String> = fuzzer.failures.iter().map(|path| path.display().to_string()).collect();
@@ -168,7 +173,7 @@ impl Fuzzer<'_> {
         if self.corpus.is_empty() || random.below(4) == 0 {
             return Input::draw(random);
         }
-        let [one, other] = [(); 2].map(|()| &self.corpus[random.below(self.corpus.len())]);
+        let [one, other] = [(); 2].map(|()| &self.corpus[random.below(self.corpus.len())].0);
         one.mutate(other, random)
     }
 
@@ -191,7 +196,7 @@ impl Fuzzer<'_> {
                 let reached = Reached::new(self.blocks, executed);
                 if self.by_inputs.lacks(&reached) {
                     self.by_inputs.add(&reached);
-                    self.corpus.push((*input).clone());
+                    self.corpus.push(((*input).clone(), reached));
                 }
             }
             if !played.wrong.is_empty() {
@@ -199,6 +204,25 @@ impl Fuzzer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Inputs that reach, with the programs, all that was reached: each time the one that adds most.
+    fn needed(&self) -> Vec<&Input> {
+        let (mut reached, mut needed) = (self.by_programs.clone(), Vec::new());
+        loop {
+            let adds = |of: &Reached| {
+                let mut with = reached.clone();
+                with.add(of);
+                with.count() - reached.count()
+            };
+            match self.corpus.iter().map(|(input, of)| (adds(of), input, of)).max_by_key(|(adds, ..)| *adds) {
+                Some((1.., input, of)) => {
+                    needed.push(input);
+                    reached.add(of);
+                }
+                _ => return needed,
+            }
+        }
     }
 
     /// What the programs and the inputs reached.

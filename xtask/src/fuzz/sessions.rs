@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 17] = [
     "run calls",
     "run mappings",
     "run refusals",
@@ -35,11 +35,10 @@ const PROGRAMS: [&str; 18] = [
     "run pie",
     "run random",
     "run stress 1 4",
-    "run tasks numbers 33000",
 ];
 
 /// Programs that take all that they can get, beside one that works meanwhile, and large numbers of everything.
-const SHORTAGE: [&str; 18] = [
+const SHORTAGE: [&str; 19] = [
     "run hog beside &",
     "! run hog pages",
     "run hog forks",
@@ -58,10 +57,11 @@ const SHORTAGE: [&str; 18] = [
     "run long fork 32",
     "run long random 2",
     "run long killed 32",
+    "run tasks numbers 33000",
 ];
 
 /// What the monitor asks of processes, and what it does to them.
-const MONITOR: [&str; 44] = [
+const MONITOR: [&str; 49] = [
     "ls",
     "ps",
     "run spin computes &",
@@ -78,6 +78,9 @@ const MONITOR: [&str; 44] = [
     "notify trace 1",
     "notify trace 1",
     "bind 3 edu",
+    "unbind edu",
+    "bind 3 edu",
+    "! dma copy 0x10 0x700000000000 64",
     "unbind edu",
     "kill 3 10",
     "kill 3",
@@ -101,6 +104,8 @@ const MONITOR: [&str; 44] = [
     "kill 4",
     "! wait 4",
     "ps",
+    "run spin reads",
+    "typed",
     "! wait 99",
     "! maps 99",
     "! run nosuch",
@@ -108,8 +113,13 @@ const MONITOR: [&str; 44] = [
     "! run plain/x",
 ];
 
-/// Threads at once: two CPUs.
-const RACES: [&str; 7] = [
+/// Threads at once, on several CPUs; and a device that uses the tables of one of the programs.
+const RACES: [&str; 12] = [
+    "run stress 1 4 &",
+    "bind 1 edu",
+    "wait 1",
+    "unbind edu",
+    "run stress 2 8",
     "run threads",
     "run signals",
     "run signals long",
@@ -146,14 +156,7 @@ fn steps(free: usize) -> Vec<String> {
     const CALLS: Range<usize> = 430..590;
     const START: Range<usize> = 830..950;
     let mut lines = vec![format!("vmalloc {}", free.saturating_sub(ROOM))];
-    for (range, program) in [
-        (CALLS, "lifecycle rounds 1"),
-        (CALLS, "lifecycle"),
-        (CALLS, "tasks"),
-        (CALLS, "limits"),
-        (CALLS, "mappings"),
-        (START, "hello"),
-    ] {
+    for (range, program) in [(CALLS, "lifecycle rounds 1"), (CALLS, "lifecycle"), (START, "hello")] {
         for taken in range {
             lines.extend([format!("vmalloc {taken}"), format!("run {program}"), "vfree $".to_owned()]);
         }
@@ -173,7 +176,11 @@ fn free_frames(session: &str) -> Option<usize> {
 /// # Errors
 /// When a file cannot be read or written.
 pub(super) fn all(machine: &Machine, image: &Path, directory: &Path) -> Result<Vec<Session>> {
-    let one_cpu = repeatable(&machine::named("default")?);
+    let default = machine::named("default")?;
+    let one_cpu = repeatable(&default);
+    // Several CPUs that set no access and dirty flags, beside an SMMU.
+    let machine_without_tags = format!("{},mte=off", default.machine);
+    let older = Machine { cpu: "cortex-a72".into(), machine: machine_without_tags, ..default.clone() };
     let on = |machine: &Machine, lines: &[&str]| Session {
         machine: machine.clone(),
         initrd: None,
@@ -192,7 +199,8 @@ pub(super) fn all(machine: &Machine, image: &Path, directory: &Path) -> Result<V
     let mut sessions = vec![
         programs(machine),
         programs(&repeatable(&machine::named("a53")?)),
-        on(&Machine { smp: 2, memory: "256M".into(), ..machine::named("default")? }, &RACES),
+        on(&default, &RACES),
+        on(&older, &RACES),
         on(&one_cpu, &SHORTAGE),
         on(&one_cpu, &MONITOR),
     ];
