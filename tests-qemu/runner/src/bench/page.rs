@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use super::bars::Bar;
 use super::fit::Fit;
 use super::reference::Run;
-use super::scale::rows::Definition;
+use super::scale::rows::{Definition, What};
 use super::scale::{BOUNDED_AT, CPUS, judge};
 use super::table::{PEERS, peer};
 use super::{Measured, Row};
@@ -22,7 +22,9 @@ const END: &str = "<!-- up to here -->\n";
 pub fn with_tables(page: &str, run: &Run) -> Result<String> {
     let (before, rest) = page.split_once(BEGIN).context("the page has no beginning of the tables")?;
     let (_, after) = rest.split_once(END).context("the page has no end of the tables")?;
-    Ok(format!("{before}{BEGIN}\n{}\n{}\n{}\n{END}{after}", bounded(run), unbounded(run), lines_moved(run)))
+    let (bounded, unbounded) = (bounded(run), unbounded(run));
+    let (lines_moved, picture) = (lines_moved(run), picture(run));
+    Ok(format!("{before}{BEGIN}\n{bounded}\n{unbounded}\n{lines_moved}\n{picture}\n{END}{after}"))
 }
 
 /// Rows that have bounds, and what others take.
@@ -80,6 +82,40 @@ fn lines_moved(run: &Run) -> String {
     text
 }
 
+/// The same as a picture: a row's lines with more and more CPUs, and Linux's, by powers of two.
+fn picture(run: &Run) -> String {
+    let rows = run.scale.iter().filter_map(|row| Some((row, Definition::of(&row.name)?)));
+    let rows: Vec<_> = rows.filter(|(_, definition)| definition.what != What::Instructions).collect();
+    let width = rows.iter().map(|(row, _)| row.name.len()).max().unwrap_or(0);
+    let bounds: Vec<String> = STEPS.iter().zip(1..).map(|(step, power)| format!("{step} < {}", 1 << power)).collect();
+    let mut text = format!("```\ncache lines moved: · none, {}\n", bounds.join(", "));
+    text.push_str(&format!(
+        "{:<width$}  with {} CPUs; Linux with {BOUNDED_AT}\n",
+        "",
+        CPUS.map(|n| n.to_string()).join(", ")
+    ));
+    for (row, definition) in rows {
+        let bars: String = CPUS.iter().map(|cpus| row.at(*cpus).map_or(' ', step)).collect();
+        let linux = definition.linux.map_or(' ', step);
+        text.push_str(format!("{:<width$}  {bars}   {linux}", row.name).trim_end());
+        text.push('\n');
+    }
+    text.push_str("```\n");
+    text
+}
+
+/// How many lines a cell of the picture stands for: fewer than 2, 4, 8 and so on.
+const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// The cell of so many lines.
+fn step(lines: f64) -> char {
+    if lines == 0.0 {
+        return '·';
+    }
+    let fits = (1..).zip(STEPS).find(|(power, _)| lines < f64::from(1_u32 << power));
+    fits.map_or(STEPS[STEPS.len() - 1], |(_, step)| step)
+}
+
 /// The fit, or the one point that there is.
 fn line(row: &Row) -> String {
     match row.points[..] {
@@ -107,6 +143,12 @@ mod tests {
     fn the_page_shows_what_is_in_the_reference() {
         let wanted = with_tables(PAGE, &Run::from_json(REFERENCE).unwrap()).unwrap();
         assert!(PAGE == wanted, "run ./x bench --update; docs/BENCHMARKS.md is not but should be:\n{wanted}");
+    }
+
+    #[test]
+    fn a_step_of_the_picture_is_twice_the_last() {
+        let steps = [0.0, 0.05, 1.99, 2.0, 3.0, 127.9, 128.0, 1000.0].map(super::step);
+        assert_eq!(steps, ['·', '▁', '▁', '▂', '▂', '▇', '█', '█']);
     }
 
     #[test]
