@@ -1,7 +1,7 @@
 //! Never ends by itself: without an argument it sleeps, with `family` a grandchild, whose parent ends, does too, with
-//! `reads` it prints the monitor's prompt and reads what is typed there, with
 //! `named` it has a name that is no text, with `crowd` all the threads that it may have, with `print` it prints a line from
-//! time to time, with another it computes.
+//! time to time, with another it computes. Only with `reads` it ends: it prints the monitor's prompt, and reads what is
+//! typed there.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls")]
@@ -23,7 +23,7 @@ fn run(start: Start) -> u8 {
             }
             sleep(|| {})
         }
-        Some("reads") => return reads(),
+        Some("reads") => reads(),
         Some("named") => {
             let name = c"\t\n\r'\"\\\x01\x7f\xffa";
             // SAFETY: the call reads the name up to its zero.

@@ -58,7 +58,7 @@ pub(crate) enum Setting {
     Alone,
     /// Three threads of one process do.
     Together,
-    /// Three threads, beside a program that takes all memory: frames run out at any call.
+    /// One thread, beside programs that take the last free pages: frames run out at any call.
     Short,
     /// Three threads of a process that a device is bound to.
     Bound,
