@@ -117,7 +117,9 @@ impl<'a> Target<'a> {
                 End::TimeLimit => {
                     return Ok(Verdict::Killed(format!("the time limit of {} s on the target", RUN_LIMIT.as_secs())));
                 }
-                End::Exit(_) => {}
+                End::Exit(_) if run.output.iter().any(|line| line.starts_with("test result: ")) => {}
+                // A run that does not come to its end says nothing about the mutant.
+                end @ End::Exit(_) => bail!("the tests {group:?} did not run ({end:?}):\n{}", run.output.join("\n")),
             }
         }
         Ok(Verdict::Survived)
