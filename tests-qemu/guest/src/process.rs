@@ -271,7 +271,7 @@ fn threads_that_race_with_well_formed_calls_harm_no_other_process(t: &mut Test) 
     race(t, 2_000);
 }
 
-target_test!(a_million_well_formed_calls_that_race_harm_no_other_process, limit(2400), long());
+target_test!(a_million_well_formed_calls_that_race_harm_no_other_process, limit(3000), long());
 fn a_million_well_formed_calls_that_race_harm_no_other_process(t: &mut Test) {
     // Half of them are well formed.
     race(t, 2_020_000);
