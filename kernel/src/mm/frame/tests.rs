@@ -588,6 +588,33 @@ fn many_cpus_never_share_a_frame() {
     assert_eq!((stats.used, stats.free, stats.in_magazines), (0, total, 0));
 }
 
+#[test]
+fn cpus_that_cut_and_join_blocks_at_once_lose_none() {
+    const CPUS: u32 = 4;
+    let machine = Machine::new(&[range(0x4000_0000, 0x4400_0000)]);
+    let cpu = Cpu::new(CpuId(0));
+    let frames = &machine.boot(&cpu, &[]);
+    let at_boot = frames.stats();
+    std::thread::scope(|scope| {
+        for id in 0..CPUS {
+            scope.spawn(move || {
+                let cpu = Cpu::new(CpuId(id));
+                for round in 0..1000 {
+                    let list = frames.alloc_list(&cpu, 3 * BLOCK_FRAMES).unwrap();
+                    frames.free_list(&cpu, list);
+                    if round % 3 == 0
+                        && let Ok(blocks) = frames.alloc_blocks(&cpu, 1)
+                    {
+                        frames.free_blocks(&cpu, blocks, 1);
+                    }
+                }
+                frames.drain_cpu(&cpu);
+            });
+        }
+    });
+    assert_eq!(frames.stats(), at_boot);
+}
+
 /// The order in which start.rs brings memory up, step by step, on a machine like QEMU's with 64 MiB in two banks.
 #[test]
 fn boot_in_the_order_of_start() {

@@ -242,8 +242,7 @@ impl PageBlocks {
             let whole_end = frames.end / BLOCK_FRAMES;
             if frame.is_multiple_of(BLOCK_FRAMES) && block < whole_end {
                 self.set_states(block..whole_end, BlockState::Free as u8);
-                self.buddy.lock().with_sets(cpu, |sets| sets.add_frame(block, whole_end));
-                change(&self.free_blocks, (whole_end - block) as isize);
+                self.buddy.lock().add(cpu, block..whole_end, &self.free_blocks);
                 frame = whole_end * BLOCK_FRAMES;
             } else {
                 let end = frames.end.min((block + 1) * BLOCK_FRAMES);
@@ -318,8 +317,7 @@ impl PageBlocks {
 
     /// Takes a block from the buddy and cuts it, for this CPU. Whether there was one.
     fn cut_a_block(&self, cpu: &Cpu, own: &CutBlocks, list: &mut List) -> bool {
-        let Some(number) = self.buddy.lock().with_sets(cpu, |sets| sets.alloc(1)) else { return false };
-        change(&self.free_blocks, -1);
+        let Some(number) = self.buddy.lock().take(cpu, 1, &self.free_blocks) else { return false };
         // The buddy knows no blocks but those of the spans.
         let Some(index) = self.spans.index(number) else { return false };
         // In no other list, and not in the buddy's sets.
@@ -390,8 +388,7 @@ impl PageBlocks {
         change(&home.free, -(BLOCK_FRAMES as isize));
         let mut buddy = self.buddy.lock();
         self.set_states(number..number + 1, BlockState::Free as u8);
-        change(&self.free_blocks, 1);
-        buddy.with_sets(cpu, |sets| sets.dealloc(number, 1));
+        buddy.put(cpu, number, 1, &self.free_blocks);
     }
 
     /// Gives the whole block that `of` has kept back to the buddy, if there is one. `cpu` is the CPU that this runs on.
@@ -412,12 +409,11 @@ impl PageBlocks {
             return None;
         }
         let mut buddy = self.buddy.lock();
-        let number = buddy.with_sets(cpu, |sets| sets.alloc(1 << order))?;
+        let number = buddy.take(cpu, 1 << order, &self.free_blocks)?;
         let index = self.spans.index(number)?;
         let block = buddy.blocks.at(index);
         self.prepare_records(block, number);
         block.order = order as u8;
-        change(&self.free_blocks, -(1 << order));
         self.set_states(number + 1..number + (1 << order), BlockState::Tail as u8);
         self.set_states(number..number + 1, BlockState::Head as u8);
         Some(number)
@@ -436,8 +432,7 @@ impl PageBlocks {
         let mut buddy = self.buddy.lock();
         debug_assert_eq!(self.state(first * BLOCK_FRAMES), BlockState::Head);
         self.set_states(first..first + (1 << order), BlockState::Free as u8);
-        change(&self.free_blocks, 1 << order);
-        buddy.with_sets(cpu, |sets| sets.dealloc(first, 1 << order));
+        buddy.put(cpu, first, 1 << order, &self.free_blocks);
     }
 
     /// What the block that holds `frame` is used for, without a lock. The answer stays true while the caller owns a
@@ -544,7 +539,24 @@ fn change(count: &AtomicUsize, by: isize) {
     count.store(count.load(Ordering::Relaxed).wrapping_add_signed(by), Ordering::Relaxed);
 }
 
+/// `free` is the count of the blocks in the sets, which changes with them.
 impl Buddy {
+    fn add(&mut self, cpu: &Cpu, blocks: Range<BlockNumber>, free: &AtomicUsize) {
+        change(free, blocks.len() as isize);
+        self.with_sets(cpu, |sets| sets.add_frame(blocks.start, blocks.end));
+    }
+
+    fn take(&mut self, cpu: &Cpu, count: usize, free: &AtomicUsize) -> Option<BlockNumber> {
+        let first = self.with_sets(cpu, |sets| sets.alloc(count))?;
+        change(free, -(count as isize));
+        Some(first)
+    }
+
+    fn put(&mut self, cpu: &Cpu, first: BlockNumber, count: usize, free: &AtomicUsize) {
+        change(free, count as isize);
+        self.with_sets(cpu, |sets| sets.dealloc(first, count));
+    }
+
     /// Runs `work` on the sets, with their nodes served from the arena.
     fn with_sets<R>(
         &mut self,
