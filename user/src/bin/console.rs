@@ -1,0 +1,65 @@
+//! What the monitor and its console meet in programs: `named` sleeps under a name that is no text, `crowd` with all the
+//! threads that it may have; `reads` prints the monitor's prompt, and reads what is typed there.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls")]
+
+use granule_user::abi::number::{PRCTL, READ};
+use granule_user::abi::process::{PR_SET_NAME, killed};
+use granule_user::abi::signal::SIGKILL;
+use granule_user::thread::Thread;
+use granule_user::{Errno, Start, entry, println, process, sys, time};
+
+entry!(run);
+
+fn run(start: Start) -> u8 {
+    match start.arguments().nth(1) {
+        Some("named") => {
+            let name = c"\t\n\r'\"\\\x01\x7f\xffa";
+            // SAFETY: the call reads the name up to its zero.
+            let _ = unsafe { sys::call(PRCTL, [PR_SET_NAME, name.as_ptr() as u64, 0, 0, 0, 0]) };
+            sleep()
+        }
+        Some("crowd") => {
+            // They end with the process.
+            while Thread::spawn(|_| _ = sleep(), 0).is_ok() {}
+            sleep()
+        }
+        Some("reads") => reads(),
+        _ => 2,
+    }
+}
+
+/// Reads a line, after reads that fail: of a byte to where nothing is, and of a child that is killed meanwhile.
+fn reads() -> u8 {
+    let read = |to: u64, bytes: u64| {
+        // SAFETY: memory of this program's own, or none.
+        unsafe { sys::call(READ, [0, to, bytes, 0, 0, 0]) }
+    };
+    let mut line = [0_u8; 64];
+    let at = line.as_mut_ptr() as u64;
+    let Ok(child) = process::spawn(|| read(at, 1).is_ok().into()) else { return 3 };
+    let _ = time::sleep(10_000_000);
+    let _ = process::kill(child as i32, SIGKILL);
+    if process::wait(child) != killed(SIGKILL) {
+        return 1;
+    }
+    println!("granule> ");
+    if read(0x1000, 1) != Err(Errno::EFAULT) {
+        return 1;
+    }
+    let mut length = 0;
+    while !line[..length].ends_with(b"\n") && !line[..length].ends_with(b"\r") {
+        match read(at + length as u64, (line.len() - length) as u64) {
+            Ok(bytes @ 1..) => length += bytes as usize,
+            _ => return 1,
+        }
+    }
+    u8::from(!line.starts_with(b"yped"))
+}
+
+/// Sleeps until a signal ends the process.
+fn sleep() -> u8 {
+    while time::sleep(200_000_000).is_ok() {}
+    1
+}
