@@ -81,14 +81,12 @@ pub const DEVICE_ADDRESSES: Rank = 13;
 pub const POOL: Rank = 14;
 /// Memory that the SMMU uses.
 pub const IOMMU_MEMORY: Rank = 15;
-/// The page blocks that one CPU has cut: their bitmaps. One at a time.
+/// Page blocks: the buddy allocator and the blocks' bitmaps.
 pub const PAGE_BLOCK: Rank = 16;
 /// The faults that a device has met.
 pub const DEVICE_FAULTS: Rank = 17;
 /// The limits of one process.
 pub const LIMITS: Rank = 18;
-/// The free page blocks: the buddy allocator.
-pub const BUDDY: Rank = 19;
 /// The heap's list.
 pub const HEAP: Rank = 20;
 /// Whose a device is.

@@ -38,7 +38,7 @@ use spin::Once;
 use super::OutOfMemory;
 use super::early::MemoryMap;
 use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, PageBlocks};
-use crate::smp::{Cpu, CpuId, MAX_CPUS};
+use crate::smp::{Cpu, MAX_CPUS};
 
 /// How the kernel reaches the contents of physical memory: the address at which the linear map shows it.
 #[derive(Clone, Copy, Debug)]
@@ -226,10 +226,9 @@ impl FrameAllocator {
         let kept = self.kept_from(cpu);
         let number = match self.blocks.take_blocks(cpu, order, kept) {
             Some(number) => number,
-            // This CPU's own magazine may hold the last frames of a block, and each CPU a block that is whole.
+            // This CPU's own magazine may hold the last frames of a block.
             None => {
                 self.drain_cpu(cpu);
-                (0..MAX_CPUS as u32).for_each(|other| self.blocks.give_back(cpu, CpuId(other)));
                 self.blocks.take_blocks(cpu, order, kept).ok_or(OutOfMemory)?
             }
         };
@@ -294,7 +293,7 @@ impl FrameAllocator {
         self.linear
     }
 
-    /// Gives all frames in this CPU's magazine back to their blocks, and the whole block that it keeps. Tests and audits do so on each CPU before they
+    /// Gives all frames in this CPU's magazine back to their blocks. Tests and audits do so on each CPU before they
     /// compare [`Self::stats`].
     pub fn drain_cpu(&self, cpu: &Cpu) {
         self.on_magazine(cpu, |magazine| {
@@ -302,7 +301,6 @@ impl FrameAllocator {
                 self.drain(cpu, magazine, BATCH);
             }
         });
-        self.blocks.give_back(cpu, cpu.id);
     }
 
     /// Where the frames are.
@@ -396,4 +394,4 @@ impl fmt::Display for FrameStats {
 
 const _: () = assert!(CAPACITY > BATCH);
 // A block's records fill whole pages, so the array's parts can be mapped block by block.
-const _: () = assert!(size_of::<Frame>() == 32 && (512 * size_of::<Frame>()).is_multiple_of(4096));
+const _: () = assert!(size_of::<Frame>() == 24 && (512 * size_of::<Frame>()).is_multiple_of(4096));

@@ -17,10 +17,8 @@ use granule_arch::addr::VirtAddr;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What the kernel knows about one 4 KiB frame. All zero: free.
-///
-/// In one cache line: a fault that stores an entry writes the lock and the owner of its table.
 #[derive(Debug, Default)]
-#[repr(C, align(32))]
+#[repr(C)]
 pub struct Frame {
     /// Holders of the frame; 0 means free. Only the methods write it.
     references: AtomicU32,

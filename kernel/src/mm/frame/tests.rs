@@ -319,55 +319,6 @@ fn last_frames_of_a_block_in_the_own_magazine_do_not_stop_alloc_blocks() {
 }
 
 #[test]
-fn cpus_take_frames_from_blocks_of_their_own() {
-    let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);
-    let cpus = [0, 1, 2].map(|id| Cpu::new(CpuId(id)));
-    let frames = machine.boot(&cpus[0], &[]);
-    let block = |frame: PhysAddr| frame.0 / BLOCK_SIZE;
-    let mut owners = BTreeMap::new();
-    for (turn, cpu) in cpus.iter().cycle().take(3 * 400).enumerate() {
-        let frame = frames.alloc(cpu).unwrap();
-        assert_eq!(*owners.entry(block(frame)).or_insert(cpu.id), cpu.id, "turn {turn}");
-    }
-    assert_eq!(owners.len(), 3);
-    // What is left, of others too where no block is free.
-    let left = frames.stats().free - frames.stats().in_magazines;
-    let own_magazine = |cpu: &Cpu| cpu.id.of(frames.magazines).len();
-    let count = left + own_magazine(&cpus[2]);
-    let list = frames.alloc_list(&cpus[2], count).expect("frames of other CPUs");
-    assert_eq!(frames.stats().free, own_magazine(&cpus[0]) + own_magazine(&cpus[1]));
-    // They go back to the blocks that they came from.
-    frames.free_list(&cpus[2], list);
-    cpus.iter().for_each(|cpu| frames.drain_cpu(cpu));
-    for cpu in cpus.iter().cycle().take(3 * 100) {
-        let frame = frames.alloc(cpu).unwrap();
-        assert_eq!(*owners.entry(block(frame)).or_insert(cpu.id), cpu.id);
-    }
-}
-
-#[test]
-fn a_whole_block_stays_with_its_cpu_until_a_block_is_wanted() {
-    let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);
-    let cpus = [0, 1].map(|id| Cpu::new(CpuId(id)));
-    let frames = machine.boot(&cpus[0], &[]);
-    let at_boot = frames.stats();
-    let all = at_boot.free_blocks;
-    for cpu in &cpus {
-        let list = frames.alloc_list(cpu, BLOCK_FRAMES).unwrap();
-        frames.free_list(cpu, list);
-    }
-    assert_eq!(frames.stats().free_blocks, all - 2, "one with each");
-    let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_blocks(&cpus[0], 0).ok()).collect();
-    assert_eq!(blocks.len(), all, "that of the other CPU too");
-    assert_eq!(frames.stats().cut_blocks, at_boot.cut_blocks);
-    blocks.iter().for_each(|block| frames.free_blocks(&cpus[1], *block, 0));
-    // Freed by another CPU it joins the free ones at once.
-    let list = frames.alloc_list(&cpus[0], BLOCK_FRAMES).unwrap();
-    frames.free_list(&cpus[1], list);
-    assert_eq!(frames.stats(), at_boot);
-}
-
-#[test]
 fn zeroed_frames_are_zero_whatever_they_held() {
     let (machine, cpu) = small_machine();
     let frames = machine.boot(&cpu, &[]);
@@ -588,33 +539,6 @@ fn many_cpus_never_share_a_frame() {
     assert_eq!((stats.used, stats.free, stats.in_magazines), (0, total, 0));
 }
 
-#[test]
-fn cpus_that_cut_and_join_blocks_at_once_lose_none() {
-    const CPUS: u32 = 4;
-    let machine = Machine::new(&[range(0x4000_0000, 0x4400_0000)]);
-    let cpu = Cpu::new(CpuId(0));
-    let frames = &machine.boot(&cpu, &[]);
-    let at_boot = frames.stats();
-    std::thread::scope(|scope| {
-        for id in 0..CPUS {
-            scope.spawn(move || {
-                let cpu = Cpu::new(CpuId(id));
-                for round in 0..1000 {
-                    let list = frames.alloc_list(&cpu, 3 * BLOCK_FRAMES).unwrap();
-                    frames.free_list(&cpu, list);
-                    if round % 3 == 0
-                        && let Ok(blocks) = frames.alloc_blocks(&cpu, 1)
-                    {
-                        frames.free_blocks(&cpu, blocks, 1);
-                    }
-                }
-                frames.drain_cpu(&cpu);
-            });
-        }
-    });
-    assert_eq!(frames.stats(), at_boot);
-}
-
 /// The order in which start.rs brings memory up, step by step, on a machine like QEMU's with 64 MiB in two banks.
 #[test]
 fn boot_in_the_order_of_start() {
@@ -635,11 +559,8 @@ fn boot_in_the_order_of_start() {
         .iter()
         .map(|(_, frames)| map.take(FrameRecords::bytes(*frames) / PAGE_SIZE, PAGE_SIZE as u64).unwrap())
         .collect();
-    // At a page boundary, as they are mapped.
-    let bytes = FrameRecords::bytes(0x4_6000 - 0x4_0000) + PAGE_SIZE;
-    let mapped: Vec<u64> = vec![0xa5a5_a5a5_a5a5_a5a5; bytes / 8];
-    let first = VirtAddr::from_ptr(mapped.as_ptr()).0.next_multiple_of(PAGE_SIZE as u64);
-    let base = VirtAddr(first.wrapping_sub(FrameRecords::bytes(0x4_0000) as u64));
+    let mapped: Vec<u64> = vec![0xa5a5_a5a5_a5a5_a5a5; FrameRecords::bytes(0x4_6000 - 0x4_0000) / 8];
+    let base = VirtAddr(VirtAddr::from_ptr(mapped.as_ptr()).0.wrapping_sub(FrameRecords::bytes(0x4_0000) as u64));
     // 4. Page blocks and their arena.
     let storage = map.take(FrameAllocator::required_bytes(&map) / PAGE_SIZE, PAGE_SIZE as u64).unwrap();
     let left: u64 = map.free().iter().map(|range| range.size()).sum();
