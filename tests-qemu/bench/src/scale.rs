@@ -24,9 +24,6 @@ use granule_arch::wait;
 use granule_protocol::ScaleWindow as Window;
 use linkme::distributed_slice;
 
-/// Rounds that fill what later ones find filled; then those that count.
-const WARM: u32 = 6;
-const ROUNDS: u32 = 12;
 /// The stream of the first CPU's device, on a bus that no machine has.
 const STREAMS: u32 = 0xfe00;
 /// Memory that every machine has, of which only the address matters.
@@ -148,7 +145,7 @@ fn calls() {
 
 /// For each round, whether it is to warm up.
 fn rounds() -> impl Iterator<Item = bool> {
-    (0..WARM + ROUNDS).map(|round| round < WARM)
+    (0..Window::WARM + Window::ROUNDS).map(|round| round < Window::WARM)
 }
 
 /// Accesses of which is known what they move.

@@ -63,6 +63,10 @@ impl ScaleWindow {
         (Self::CheckOwn, 0),
         (Self::CheckShared, 0),
     ];
+    /// Rounds that fill what later ones find filled, where nothing else is stated.
+    pub const WARM: u32 = 6;
+    /// Rounds that count.
+    pub const ROUNDS: u32 = 12;
     /// Pages of an area, where nothing else is stated.
     pub const PAGES: u64 = 16;
     /// Pages of a big area.

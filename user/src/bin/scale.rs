@@ -1,8 +1,8 @@
 //! Memory calls and faults by a thread, then a process, on each CPU: `scale CPUS`, or `scale CPUS loose`. QEMU's plugin
 //! `tests-qemu/plugin/lines.c` counts which cache lines they move; docs/BENCHMARKS.md describes the rows.
 //!
-//! In turn: a token goes from CPU to CPU, and who has it does one operation, so each comes after one of every other CPU.
-//! Loose: all at once. Nothing is printed: what is measured stands between markers.
+//! In turn: a token goes from CPU to CPU, and the CPU that holds it does one operation, so each comes after one of every
+//! other CPU. Loose: all at once. Nothing is printed: what is measured stands between markers.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -22,9 +22,8 @@ entry!(run);
 
 /// More than the machine may have.
 const MOST_CPUS: usize = 32;
-/// Rounds that fill what later ones find filled; then those that count.
-const WARM: u32 = 6;
-const ROUNDS: u32 = 12;
+const WARM: u32 = Window::WARM;
+const ROUNDS: u32 = Window::ROUNDS;
 /// The same for big areas.
 const BIG_WARM: u32 = 2;
 const BIG_ROUNDS: u32 = 2;

@@ -72,6 +72,9 @@ pub(crate) struct Image<'a> {
     lines: DebugLines<'a>,
 }
 
+/// Where an image is linked.
+pub(crate) const LINKED: u64 = 0xffff_8000_8000_0000;
+
 /// The debug information of an image: which lines of source an instruction is of.
 pub(crate) struct DebugLines<'a> {
     context: addr2line::Context<gimli::EndianSlice<'a, gimli::LittleEndian>>,

@@ -10,7 +10,7 @@ use granule_runner::bench::scale::{BOUNDED_AT, CPUS, ScaleRow, ScaleRun, judge};
 use granule_runner::machine;
 
 use super::{DEFAULT, Options, REFERENCE, compiler, reference, update};
-use crate::audit::image::{DebugLines, Frame};
+use crate::audit::image::{DebugLines, Frame, LINKED};
 use crate::compile::Built;
 use crate::tools::Tools;
 
@@ -72,8 +72,7 @@ fn check(run: &ScaleRun, reference: &Run) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's image is linked there, is no larger than this, and slides by multiples of it, less than this far.
-const LINKED: u64 = 0xffff_8000_8000_0000;
+/// The kernel's image is no larger than this, and slides by multiples of it, less than this far.
 const IMAGE: u64 = 2 << 20;
 const SLIDES: u64 = 1 << 30;
 /// Places in the sources that are shown of an instruction: the innermost, and what it is inlined into.

@@ -14,7 +14,7 @@ use std::ops::Range;
 use anyhow::Result;
 
 use crate::audit::code::{Flow, flow};
-use crate::audit::image::{Image, Line, containing};
+use crate::audit::image::{Image, LINKED, Line, containing};
 use crate::audit::reach;
 use crate::audit::sources::{Sources, is_toolchain};
 use crate::audit::tables::Source;
@@ -25,9 +25,6 @@ pub(crate) const PARTS: [(&str, &str); 3] = [
     ("process", "kernel/src/linux/process/"),
     ("mm/space", "kernel/src/mm/space/"),
 ];
-
-/// Where the image is linked.
-const LINKED: u64 = 0xffff_8000_8000_0000;
 
 /// A place in the source of one of the [`PARTS`], at which blocks begin.
 #[derive(Debug)]

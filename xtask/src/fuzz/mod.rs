@@ -1,9 +1,10 @@
 //! `./x fuzz`: system calls that are guided by the blocks of the kernel that they reach, in the image that ships.
 //!
-//! First the programs of the target tests run ([`sessions`]), then the inputs of the corpus, then rounds of inputs that are mutated from
-//! it. Each round is one boot, each input a line of its script or a few; an input that reaches a block that none before it
-//! reached joins the corpus, `build/fuzz/corpus`. What fails is reduced to a script for `./x run --script`. With one CPU
-//! (all but `--cpus`) instructions are counted, so that runs differ only by when QEMU delivers what is typed.
+//! First the programs of the target tests run ([`sessions`]), then the inputs of the corpus, then rounds of inputs that
+//! are mutated from it. Each round is one boot, each input a line of its script or a few; an input that reaches a block
+//! that none before it reached joins the corpus, `build/fuzz/corpus`. What fails is reduced to a script for
+//! `./x run --script`. With one CPU (all but `--cpus`) instructions are counted, so that runs differ only by when QEMU
+//! delivers what is typed.
 
 mod blocks;
 mod files;

@@ -1,7 +1,7 @@
 //! The suite `scale`: how many cache lines an operation moves between CPUs, on machines of 1 to 16.
 //!
 //! QEMU's plugin `tests-qemu/plugin/lines.c` counts; [`boot`] boots the bench image with it and gathers what it counted,
-//! [`rows`] says which windows make a row, and [`judge`] compares with the run that is checked in.
+//! [`rows`] defines a row by its windows, and [`judge`] compares it with the run that is checked in.
 
 pub mod boot;
 pub mod judge;
