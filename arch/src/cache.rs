@@ -176,7 +176,9 @@ mod tests {
     extern crate std;
     use std::vec::Vec;
 
-    use super::{CodeCaches, for_each_line, invalidate_to_memory, sync_code};
+    use super::{
+        CodeCaches, clean_and_invalidate_to_memory, clean_to_memory, for_each_line, invalidate_to_memory, sync_code,
+    };
     use crate::addr::VirtAddr;
     use crate::recorded;
 
@@ -200,6 +202,17 @@ mod tests {
         // SAFETY: the host drops no line.
         let issued = recorded::record(|| unsafe { invalidate_to_memory(VirtAddr(0x1000), 64) });
         assert_eq!(issued, [&["dsb_sy"][..], &["dc ivac"; 16], &["dsb_sy"]].concat());
+    }
+
+    /// Every line, and complete at the end, for what no cache of the CPUs serves.
+    #[test]
+    fn what_goes_to_memory_goes_line_by_line_before_the_barrier() {
+        // SAFETY: the host maintains no cache.
+        let cleaned = recorded::record(|| unsafe { clean_to_memory(VirtAddr(0x1000), 64) });
+        assert_eq!(cleaned, [&["dc cvac"; 16][..], &["dsb_sy"]].concat());
+        // SAFETY: the same.
+        let dropped = recorded::record(|| unsafe { clean_and_invalidate_to_memory(VirtAddr(0x1000), 64) });
+        assert_eq!(dropped, [&["dc civac"; 16][..], &["dsb_sy"]].concat());
     }
 
     /// IminLine and DminLine are of different caches.

@@ -144,7 +144,10 @@ fn perform(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
-        Task::Test(options) => test::run(&options, &tools, profile(options.debug)),
+        Task::Test(options) => {
+            let profile = if options.incremental { Profile::Incremental } else { profile(options.debug) };
+            test::run(&options, &tools, profile)
+        }
         Task::Mutants(options) => mutants::run(&options, &tools),
         Task::Fuzz(options) => fuzz::run(&options, &tools),
         Task::Bench(options) => bench::run(&options, &tools, &compile::build(&tools, Profile::Release)?),

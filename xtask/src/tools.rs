@@ -44,6 +44,8 @@ pub(crate) enum Profile {
     Release,
     /// The same with every check switched on.
     Checked,
+    /// What is shipped, compiled again in parts.
+    Incremental,
 }
 
 impl Profile {
@@ -52,6 +54,7 @@ impl Profile {
         match self {
             Self::Release => "release",
             Self::Checked => "checked",
+            Self::Incremental => "incremental",
         }
     }
 }

@@ -46,6 +46,10 @@ const COPY: u64 = 3;
 global_asm!(
     r#"
     .pushsection .rodata.user_programs, "a", %progbits
+    // Other units of code name these.
+    .globl  user_programs_start, user_programs_end
+    .globl  program_registers, program_load, program_store, program_loop, program_count, program_wait
+    .globl  program_calls, program_state, program_own_page, program_copy, program_allowed
     .balign 8
 user_programs_start:
 

@@ -5,8 +5,8 @@
 //! which place. The others cannot see the mutant; what threads with other names reach is taken to be reached by all.
 //!
 //! That run also tells how long each test takes. Only programs with a test that reaches the place are built; in each, the
-//! quick tests run first. The slow ones follow once every quick one has passed, quickest first, as far as the bound of
-//! time for a mutant goes.
+//! quick tests run first. The slow ones follow once every quick one has passed and the image's checks have, quickest first,
+//! as far as the bound of time for a mutant goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,16 +29,20 @@ const BUILD_LIMIT: Duration = Duration::from_secs(900);
 /// And so do tests of a program without a mutant.
 const BASELINE_LIMIT: Duration = Duration::from_secs(3600);
 /// Address space of a program of tests, in KiB: the first in which all passes that passes in the last.
-const MEMORY_KIB: [u64; 2] = [8 << 20, 24 << 20];
+const MEMORY_KIB: [u64; 2] = [12 << 20, 24 << 20];
 /// What the tests of a program may take longer than without a mutant: this often, and this long.
 const SLOWER: u32 = 4;
 const GRACE: Duration = Duration::from_secs(30);
 /// A test that takes longer is slow: it runs once all others have passed.
 const QUICK: f64 = 2.0;
-/// What the tests of one mutant on the host may take without it, in seconds; those beyond are left out, and counted.
-const BUDGET: f64 = 150.0;
+/// What the slow tests of one mutant may take without it, in seconds; those beyond are left out, and counted. Most of
+/// them try every order of some steps, so a mutant of an order gets more.
+const BUDGET: f64 = 50.0;
+const BUDGET_OF_ORDERS: f64 = 150.0;
 /// What a probe prints before the mutant's name.
 const MARK: &str = "@reached ";
+/// So many tests share a process, at most: a test's machine lives until the process ends.
+const TOGETHER: usize = 100;
 /// The harness runs a single thread's tests on its own one, which has no name and keeps its locals.
 const THREADS: &str = "--test-threads=2";
 
@@ -49,6 +53,24 @@ struct Suite {
     name: String,
     executable: PathBuf,
     directory: PathBuf,
+}
+
+/// A test that takes long.
+#[derive(Debug)]
+pub(super) struct Slow {
+    suite: Suite,
+    test: String,
+    /// Without a mutant.
+    seconds: f64,
+    memory_kib: u64,
+}
+
+/// What the quick tests say of a mutant.
+#[derive(Debug)]
+pub(super) enum Quick {
+    Judged(Verdict),
+    /// They pass; these are left, the shortest first.
+    Passed(Vec<Slow>),
 }
 
 /// What the tests do without a mutant.
@@ -230,31 +252,32 @@ impl Host<'_> {
         let names: Vec<&str> = listed.output.iter().filter_map(|line| line.strip_suffix(": test")).collect();
         let mut passed = Passed::default();
         for memory_kib in MEMORY_KIB {
-            let left: Vec<&str> = names.iter().copied().filter(|name| !passed.tests.contains_key(*name)).collect();
-            let options = ["--exact", "-Zunstable-options", "--report-time"];
-            let mut command = self.command(suite, &[&options, &left[..]].concat());
-            // The harness gives times away for this alone.
-            command.env("RUSTC_BOOTSTRAP", "1");
-            let run = bounded::run(bounded::with_memory(&command, memory_kib), BASELINE_LIMIT, |_| None)?;
-            passed.add(read(&run.output));
-            passed.memory_kib = memory_kib;
             let is_last = MEMORY_KIB.last() == Some(&memory_kib);
-            match run.end {
-                End::Exit(status) if status.success() => break,
-                End::Exit(status) if status.code().is_some() && is_last => {
-                    for test in run.output.iter().filter_map(|line| failed(line)) {
-                        eprintln!("x: {} {test} fails without a mutant: it is not counted", suite.name);
-                    }
+            let left: Vec<&str> = names.iter().copied().filter(|name| !passed.tests.contains_key(*name)).collect();
+            if !left.is_empty() {
+                passed.memory_kib = memory_kib;
+            }
+            for together in left.chunks(TOGETHER) {
+                let options = ["--exact", "-Zunstable-options", "--report-time"];
+                let mut command = self.command(suite, &[&options, together].concat());
+                // The harness gives times away for this alone.
+                command.env("RUSTC_BOOTSTRAP", "1");
+                let run = bounded::run(bounded::with_memory(&command, memory_kib), BASELINE_LIMIT, |_| None)?;
+                passed.add(read(&run.output));
+                match run.end {
+                    End::Exit(status) if status.code().is_some() || !is_last => {}
+                    end => bail!("{} does not end within bounds without a mutant ({end:?})", suite.name),
                 }
-                End::Exit(_) if !is_last => {}
-                end => bail!("{} does not end within bounds without a mutant ({end:?})", suite.name),
+                for test in run.output.iter().filter_map(|line| failed(line)).filter(|_| is_last) {
+                    eprintln!("x: {} {test} fails without a mutant: it is not counted", suite.name);
+                }
             }
         }
         Ok(passed)
     }
 
-    /// A mutant's verdict on the host. A package that may see it is measured with `others`, which may be tried too, when
-    /// it is first needed.
+    /// Runs the quick tests on a mutant. A package that may see it is measured with `others`, which may be tried too,
+    /// when it is first needed.
     ///
     /// # Errors
     /// When something other than the mutant goes wrong.
@@ -265,7 +288,7 @@ impl Host<'_> {
         path: &Path,
         baseline: &mut Baseline,
         spent: &mut Spent,
-    ) -> Result<Verdict> {
+    ) -> Result<Quick> {
         let mut slow = Vec::new();
         let mut packages = (self.packages)(mutant).to_vec();
         packages.sort_by_key(|package| !baseline.measured.contains(*package));
@@ -284,26 +307,36 @@ impl Host<'_> {
             spent.host_build += begin.elapsed();
             let built = match built {
                 Build::Suites(suites) => suites,
-                Build::Error(error) => return Ok(Verdict::Invalid(error.why)),
+                Build::Error(error) => return Ok(Quick::Judged(Verdict::Invalid(error.why))),
             };
             for suite in built {
                 let Some(tests) = seen.get(suite.name.as_str()) else { continue };
                 let (quick, late): (Vec<_>, Vec<_>) = tests.iter().copied().partition(|(_, seconds)| *seconds <= QUICK);
-                slow.extend(late.into_iter().map(|(test, seconds)| (seconds, suite.clone(), package, test.to_owned())));
-                if let Some(killed) = self.run(&suite, &quick, baseline.memory(package, &suite), spent)? {
-                    return Ok(killed);
+                let memory_kib = baseline.memory(package, &suite);
+                slow.extend(late.into_iter().map(|(test, seconds)| {
+                    let (suite, test) = (suite.clone(), test.to_owned());
+                    Slow { suite, test, seconds, memory_kib }
+                }));
+                if let Some(killed) = self.run(&suite, &quick, memory_kib, spent)? {
+                    return Ok(Quick::Judged(killed));
                 }
             }
         }
-        slow.sort_by(|(one, ..), (other, ..)| one.total_cmp(other));
-        let mut budget = BUDGET;
-        for (seconds, suite, package, test) in slow {
+        slow.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
+        Ok(Quick::Passed(slow))
+    }
+
+    /// Runs the slow tests on a mutant that the quick ones passed, as far as its time goes.
+    ///
+    /// # Errors
+    /// When something other than the mutant goes wrong.
+    pub(super) fn judge_slowly(&self, mutant: &Mutant, slow: Vec<Slow>, spent: &mut Spent) -> Result<Verdict> {
+        let mut budget = if mutant.change.rule.is_of_order() { BUDGET_OF_ORDERS } else { BUDGET };
+        for Slow { suite, test, seconds, memory_kib } in slow {
             budget -= seconds;
             if budget < 0.0 {
                 spent.left_out += 1;
-            } else if let Some(killed) =
-                self.run(&suite, &[(&test, seconds)], baseline.memory(package, &suite), spent)?
-            {
+            } else if let Some(killed) = self.run(&suite, &[(&test, seconds)], memory_kib, spent)? {
                 return Ok(killed);
             }
         }
@@ -312,9 +345,23 @@ impl Host<'_> {
 
     /// Runs tests of a suite, each with its time without a mutant; what killed the mutant, if one did.
     fn run(&self, suite: &Suite, tests: &[(&str, f64)], memory_kib: u64, spent: &mut Spent) -> Result<Option<Verdict>> {
-        if tests.is_empty() {
-            return Ok(None);
+        for together in tests.chunks(TOGETHER) {
+            let killed = self.run_together(suite, together, memory_kib, spent)?;
+            if killed.is_some() {
+                return Ok(killed);
+            }
         }
+        Ok(None)
+    }
+
+    /// The same in one process.
+    fn run_together(
+        &self,
+        suite: &Suite,
+        tests: &[(&str, f64)],
+        memory_kib: u64,
+        spent: &mut Spent,
+    ) -> Result<Option<Verdict>> {
         let seconds: f64 = tests.iter().map(|(_, seconds)| seconds).sum();
         let limit = Duration::from_secs_f64(seconds) * SLOWER + GRACE;
         let names: Vec<&str> = tests.iter().map(|(test, _)| *test).collect();

@@ -1,7 +1,8 @@
 //! `./x mutants`: breaks the code by rules, one place at a time, and reports which of these mutants no test sees.
 //!
-//! Mutants are built in a copy of the sources below `target/mutants/tree`, whose builds are reused. The tests on the
-//! host that reach a mutant's place run first, then, where these pass, those of its part of the kernel on the target.
+//! Mutants are built in a copy of the sources below `target/mutants/tree`, whose builds are reused. The quick tests on the
+//! host that reach a mutant's place run first, then the checks of the image for the target, the slow tests on the host,
+//! and those of its part of the kernel on the target.
 //! Each verdict is written at once, so that a run that was ended continues where it was: `target/mutants/SEED`.
 
 mod bounded;
@@ -23,7 +24,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::tools::Tools;
 use draw::Mutant;
-use host::{Baseline, Host};
+use host::{Baseline, Host, Quick};
 use known::Known;
 use record::{Records, Spent, Verdict};
 use target::Target;
@@ -163,7 +164,7 @@ impl Session<'_> {
         Ok(results)
     }
 
-    /// Tries one mutant: host first.
+    /// Tries one mutant: what takes least time first.
     fn judge(&mut self, mutant: &Mutant, drawn: &[Mutant], spent: &mut Spent) -> Result<Verdict> {
         let verdict = self.judge_here(mutant, drawn, spent);
         self.host.tree.write(&mutant.source.path, &mutant.source.text)?;
@@ -178,12 +179,19 @@ impl Session<'_> {
             let names: Vec<&str> = tried.iter().map(|mutant| mutant.id.as_str()).collect();
             self.host.baseline(&format!("{} {:016x}", self.host.tree.hash, draw::hash(&names)), &tried, &path)
         });
-        let verdict = self.host.judge(mutant, &tried, &path, baseline, spent)?;
-        match &mut self.target {
-            Some(target) if verdict == Verdict::Survived => {
-                self.host.tree.write(&mutant.source.path, &mutant.text())?;
-                target.judge(mutant, spent)
-            }
+        let slow = match self.host.judge(mutant, &tried, &path, baseline, spent)? {
+            Quick::Judged(verdict) => return Ok(verdict),
+            Quick::Passed(slow) => slow,
+        };
+        self.host.tree.write(&mutant.source.path, &mutant.text())?;
+        if let Some(target) = &mut self.target
+            && let Some(verdict) = target.judge_image(mutant, spent)?
+        {
+            return Ok(verdict);
+        }
+        let verdict = self.host.judge_slowly(mutant, slow, spent)?;
+        match &self.target {
+            Some(target) if verdict == Verdict::Survived => target.judge(mutant, spent),
             _ => Ok(verdict),
         }
     }

@@ -62,6 +62,11 @@ impl Rule {
             Self::ByHand => "by-hand",
         }
     }
+
+    /// Whether it changes what follows what, for other CPUs and devices. One by hand may.
+    pub(super) fn is_of_order(self) -> bool {
+        matches!(self, Self::Barrier | Self::Tlbi | Self::Ordering | Self::EarlyDrop | Self::ByHand)
+    }
 }
 
 /// One change of a file.

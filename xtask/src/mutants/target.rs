@@ -44,7 +44,9 @@ impl<'a> Target<'a> {
     fn test(&self, more: &[&str], limit: Duration, stop: impl Fn(&str) -> Option<String>) -> Result<Run> {
         let mut command = Command::new(&self.program);
         command.env("GRANULE_ROOT", &self.tree.root).current_dir(&self.tree.root);
-        command.args(["test", "--target", "--machine", MACHINE, "--seed", &self.seed.to_string()]).args(more);
+        command
+            .args(["test", "--target", "--incremental", "--machine", MACHINE, "--seed", &self.seed.to_string()])
+            .args(more);
         bounded::run(command, limit, stop)
     }
 
@@ -91,21 +93,24 @@ impl<'a> Target<'a> {
         self.tree.write(&mutant.source.path, &mutant.text())
     }
 
-    /// A mutant's verdict on the target, in the copy that has it.
+    /// Builds the image of a mutant, in the copy that has it; the verdict, if that gives one.
     ///
     /// # Errors
     /// When something other than the mutant goes wrong.
-    pub(super) fn judge(&mut self, mutant: &Mutant, spent: &mut Spent) -> Result<Verdict> {
+    pub(super) fn judge_image(&mut self, mutant: &Mutant, spent: &mut Spent) -> Result<Option<Verdict>> {
         self.prepare(mutant)?;
         let begin = Instant::now();
         let wrong = self.build()?;
         spent.target_build += begin.elapsed();
-        if let Some(verdict) = wrong {
-            return Ok(verdict);
-        }
-        if self.image.as_ref() == Some(&self.image()?) {
-            return Ok(Verdict::Invalid("the image for the target is the same".into()));
-        }
+        let is_same = wrong.is_none() && self.image.as_ref() == Some(&self.image()?);
+        Ok(wrong.or_else(|| is_same.then(|| Verdict::Invalid("the image for the target is the same".into()))))
+    }
+
+    /// A mutant's verdict by the tests on its image, which [`Self::judge_image`] has built.
+    ///
+    /// # Errors
+    /// When something other than the mutant goes wrong.
+    pub(super) fn judge(&self, mutant: &Mutant, spent: &mut Spent) -> Result<Verdict> {
         for group in groups(mutant) {
             let ignored = self.failing.get(&group);
             let stop = |line: &str| failed(line).filter(|test| ignored.is_none_or(|tests| !tests.contains(test)));
