@@ -242,6 +242,9 @@ fn interrupted_sleeps() {
         });
         equal(("a sleep for", flags), answer, Err(Errno::EINTR));
         holds("a rest", rest > Timespec::default() && rest < length);
+        let answer =
+            interrupted(flags, || call(CLOCK_NANOSLEEP, [CLOCK_MONOTONIC, 0, &raw const length as u64, NOWHERE]));
+        equal(("a sleep whose rest has no place", flags), answer, Err(Errno::EFAULT));
         let word = AtomicU32::new(0);
         let answer = interrupted(flags, || futex(word.as_ptr() as u64, FUTEX_WAIT, 0, &raw const length as u64, 0));
         equal(("a futex with a limit", flags), answer, Err(Errno::EINTR));

@@ -4,8 +4,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls")]
 
-use granule_user::abi::number::{PRCTL, READ};
-use granule_user::abi::process::{PR_SET_NAME, killed};
+use granule_user::abi::number::{PRCTL, READ, READV};
+use granule_user::abi::process::{IoVec, PR_SET_NAME, killed};
 use granule_user::abi::signal::SIGKILL;
 use granule_user::thread::Thread;
 use granule_user::{Errno, Start, entry, println, process, sys, time};
@@ -30,7 +30,7 @@ fn run(start: Start) -> u8 {
     }
 }
 
-/// Reads a line, after reads that fail: of a byte to where nothing is, and of a child that is killed meanwhile.
+/// Reads a line in pieces, after reads that fail: of bytes to where nothing is, and of a child that is killed meanwhile.
 fn reads() -> u8 {
     let read = |to: u64, bytes: u64| {
         // SAFETY: memory of this program's own, or none.
@@ -44,18 +44,31 @@ fn reads() -> u8 {
     if process::wait(child) != killed(SIGKILL) {
         return 1;
     }
+    let read_pieces = |pieces: &[(u64, usize)]| {
+        let mut list = [IoVec { base: 0, length: 0 }; 4];
+        for (place, &(base, length)) in list.iter_mut().zip(pieces) {
+            *place = IoVec { base, length: length as u64 };
+        }
+        // SAFETY: as above.
+        unsafe { sys::call(READV, [0, list.as_ptr() as u64, pieces.len() as u64, 0, 0, 0]) }
+    };
     println!("granule> ");
-    if read(0x1000, 1) != Err(Errno::EFAULT) {
+    // What is typed comes at once or not, and a byte that is read to nowhere is lost.
+    if read(0x1000, 1) != Err(Errno::EFAULT) || read_pieces(&[(0x1000, 1), (at, 1)]) != Err(Errno::EFAULT) {
         return 1;
     }
-    let mut length = 0;
+    if read_pieces(&[(at, 1), (0x1000, 1)]) != Ok(1) {
+        return 1;
+    }
+    let mut length = 1;
     while !line[..length].ends_with(b"\n") && !line[..length].ends_with(b"\r") {
-        match read(at + length as u64, (line.len() - length) as u64) {
+        let next = at + length as u64;
+        match read_pieces(&[(0x1000, 0), (next, 1), (next + 1, line.len() - length - 1)]) {
             Ok(bytes @ 1..) => length += bytes as usize,
             _ => return 1,
         }
     }
-    u8::from(!line.starts_with(b"yped"))
+    u8::from(!line.starts_with(b"pd by pieces"))
 }
 
 /// Sleeps until a signal ends the process.

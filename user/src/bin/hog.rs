@@ -7,10 +7,13 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
-use granule_user::abi::number::RT_SIGPENDING;
-use granule_user::abi::process::{WNOHANG, exited, killed};
-use granule_user::abi::signal::{SIG_BLOCK, SIGKILL, SIGTERM, SIGUSR1};
+use granule_user::abi::memory::{
+    MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ,
+    PROT_WRITE,
+};
+use granule_user::abi::number::{BRK, RT_SIGPENDING};
+use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
+use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
 use granule_user::memory::{self, PAGE};
 use granule_user::{Errno, Start, entry, println, process, signal, sys, thread, time};
 
@@ -27,6 +30,10 @@ fn run(start: Start) -> u8 {
         Some("signals") => signals(),
         Some("zombies") => zombies(),
         Some("tables") => tables(),
+        Some("vforks") => vforks(),
+        Some("heap") => heap(),
+        Some("shared") => shared(),
+        Some("populated") => populated(),
         Some("beside") => return beside(),
         _ => return 2,
     }
@@ -183,6 +190,61 @@ fn tables() {
         0
     });
     assert_eq!(process::wait(child.expect("a fork")), killed(SIGKILL));
+}
+
+/// Has a vfork child, which has one itself, and so on, until there may not be more.
+fn vforks() {
+    extern "C" fn next() -> ! {
+        vforks();
+        process::exit_group(0)
+    }
+    const STACK: u64 = 4 * PAGE;
+    let Ok(stack) = memory::map(STACK, PROT_READ | PROT_WRITE) else { return };
+    // SAFETY: the stack was just mapped, for the child alone.
+    match unsafe { process::clone_onto(CLONE_VM | CLONE_VFORK | u64::from(SIGCHLD), stack + STACK, next) } {
+        Ok(child) => assert_eq!(process::wait(child), exited(0)),
+        Err(error) => assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "{error:?}"),
+    }
+}
+
+/// Moves the heap's end up until it stays. Each page is protected otherwise than the last one, so that it is an area.
+fn heap() {
+    // SAFETY: nothing uses the heap.
+    let end_at = |end: u64| unsafe { sys::call(BRK, [end, 0, 0, 0, 0, 0]) }.expect("brk has no errors");
+    let start = end_at(0).next_multiple_of(PAGE);
+    for page in 0.. {
+        let (last, end) = (start + page * PAGE, start + (page + 1) * PAGE);
+        let protection = if page % 2 == 0 { PROT_READ } else { PROT_NONE };
+        // SAFETY: as above.
+        if end_at(end) != end || unsafe { memory::mprotect(last, PAGE, protection) }.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes shared memory, an object for each page, until there may not be more.
+fn shared() {
+    loop {
+        // SAFETY: not at a fixed address.
+        if let Err(error) = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) } {
+            return assert_eq!(error, Errno::ENOMEM);
+        }
+    }
+}
+
+/// Makes memory that is there at once until there may not be more: pages far apart, and a range now and then.
+fn populated() {
+    const APART: u64 = 2 << 20;
+    const FIRST: u64 = 0x1000_0000_0000;
+    for index in 0..20_000 {
+        let (flags, bytes) = if index % 8 == 7 { (MAP_SHARED, 9 * PAGE) } else { (MAP_PRIVATE, PAGE) };
+        let flags = flags | MAP_ANONYMOUS | MAP_POPULATE | MAP_FIXED_NOREPLACE;
+        // SAFETY: nothing is there.
+        let piece = unsafe { memory::mmap(FIRST + index * APART, bytes, PROT_READ | PROT_WRITE, flags) };
+        if let Err(error) = piece {
+            return assert_eq!(error, Errno::ENOMEM);
+        }
+    }
 }
 
 /// Whether SIGTERM has come, which is blocked.

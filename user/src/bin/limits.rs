@@ -38,6 +38,7 @@ fn run(start: Start) -> u8 {
     others();
     limits_are_inherited(start);
     a_program_has_no_more_stack(start);
+    a_program_has_no_more_memory(start);
     what_cannot_fit();
     apart(the_address_space);
     apart(data);
@@ -163,28 +164,41 @@ fn limits_are_inherited(start: Start) {
             assert_eq!(get(RLIMIT_CPU), Ok(RLimit { soft: 1000, hard: 2000 }));
             set(RLIMIT_CPU, 500, 600).expect("a limit");
         });
-        let child = process::spawn(|| {
-            let path = start.auxiliary(AT_EXECFN).expect("a path") as *const core::ffi::c_char;
-            // SAFETY: a string that the kernel has put there.
-            let path = unsafe { CStr::from_ptr(path) };
-            let arguments = [path.as_ptr().cast(), c"child".as_ptr().cast(), core::ptr::null()];
-            process::execve(path, &arguments, &[core::ptr::null()]) as u8
-        });
+        let child = process::spawn(|| run_again(start, c"child"));
         assert_eq!(process::wait(child.expect("a fork")), exited(1), "exec keeps them");
     });
+}
+
+/// Runs this program as `way` in the place of this process; the exit status where that fails.
+fn run_again(start: Start, way: &CStr) -> u8 {
+    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const core::ffi::c_char;
+    // SAFETY: a string that the kernel has put there.
+    let path = unsafe { CStr::from_ptr(path) };
+    process::execve(path, &[path.as_ptr().cast(), way.as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]) as u8
 }
 
 fn a_program_has_no_more_stack(start: Start) {
     for (limit, status) in [(256 << 10, exited(0)), (32 << 10, SIGSEGV)] {
         let child = process::spawn(|| {
             set(RLIMIT_STACK, limit, RLIM_INFINITY).expect("a limit");
-            let path = start.auxiliary(AT_EXECFN).expect("a path") as *const core::ffi::c_char;
-            // SAFETY: a string that the kernel has put there.
-            let path = unsafe { CStr::from_ptr(path) };
-            let arguments = [path.as_ptr().cast(), c"stack".as_ptr().cast(), core::ptr::null()];
-            process::execve(path, &arguments, &[core::ptr::null()]) as u8
+            run_again(start, c"stack")
         });
         assert_eq!(process::wait(child.expect("a fork")), status, "{limit}");
+    }
+}
+
+/// A program that is larger than it may be: the exec fails, or what has become of it is killed.
+fn a_program_has_no_more_memory(start: Start) {
+    const ENOUGH: u64 = 64 << 20;
+    for (resource, limit, runs) in
+        [(RLIMIT_AS, PAGE, false), (RLIMIT_DATA, 0, false), (RLIMIT_AS, ENOUGH, true), (RLIMIT_DATA, ENOUGH, true)]
+    {
+        let child = process::spawn(|| {
+            set(resource, limit, limit).expect("a limit");
+            run_again(start, c"child")
+        });
+        let end = process::wait(child.expect("a fork"));
+        assert_eq!(end == exited(0), runs, "{resource} of {limit}: {end:#x}");
     }
 }
 

@@ -15,8 +15,8 @@ use granule_user::abi::number::{
     BRK, CLOCK_GETTIME, FUTEX, GETRANDOM, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, RT_SIGACTION,
     RT_SIGPROCMASK, SIGALTSTACK, UNAME, WRITE, WRITEV,
 };
-use granule_user::abi::process::{FUTEX_PRIVATE_FLAG, exited};
-use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGSEGV};
+use granule_user::abi::process::{AT_PHDR, FUTEX_PRIVATE_FLAG, exited};
+use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGCHLD, SIGSEGV};
 use granule_user::memory::{PAGE, madvise, mincore, mmap, mprotect, munmap};
 use granule_user::probe::{self, Fault};
 use granule_user::{Errno, Start, entry, memory, println, process, sys};
@@ -43,6 +43,9 @@ fn run(start: Start) -> u8 {
     addresses_are_as_asked_for();
     mappings_that_are_refused();
     holes_are_made_anywhere();
+    ranges_end_inside_other_areas();
+    nothing_lies_below_or_above(start);
+    a_program_may_be_one_page();
     every_protection_is_kept();
     protections_that_are_refused();
     protections_change_up_to_the_first_hole();
@@ -50,6 +53,7 @@ fn run(start: Start) -> u8 {
     advice_and_questions_that_are_refused();
     the_heap_moves();
     forks_copy_what_is_private();
+    areas_may_be_larger_than_tables_reach();
     copies_differ_after_a_store_to_either();
     bad_pointers_are_refused();
     println!("mappings: ok");
@@ -242,6 +246,166 @@ fn holes_are_made_anywhere() {
     unmap(start, 2);
 }
 
+fn ranges_end_inside_other_areas() {
+    const PAGES: u64 = 6;
+    for flags in [ANONYMOUS, SHARED] {
+        // Two areas of three pages; a range begins in the first and ends in the second.
+        for (first, last) in (0..3).flat_map(|first| (3..PAGES).map(move |last| (first, last))) {
+            let two_areas = || {
+                let start = map(PAGES, RW, flags);
+                fill(start, PAGES, 1);
+                protect(start, 3, PROT_READ);
+                start
+            };
+            let start = two_areas();
+            unmap(start + first * PAGE, last + 1 - first);
+            for page in 0..PAGES {
+                let address = start + page * PAGE;
+                let is_gone = (first..=last).contains(&page);
+                let wanted = if is_gone { Err(not_mapped(address)) } else { Ok(page as u8 + 1) };
+                assert_eq!(probe::read(address), wanted, "flags {flags:#x}, {first} to {last}, page {page}");
+            }
+            unmap(start, PAGES);
+            let start = two_areas();
+            protect(start + first * PAGE, last + 1 - first, PROT_NONE);
+            for page in 0..PAGES {
+                let address = start + page * PAGE;
+                let is_changed = (first..=last).contains(&page);
+                let wanted = if is_changed { Err(not_allowed(address)) } else { Ok(page as u8 + 1) };
+                assert_eq!(probe::read(address), wanted, "flags {flags:#x}, {first} to {last}, page {page}");
+                let may_be_written = page >= 3 && !is_changed;
+                let wanted = if may_be_written { Ok(()) } else { Err(not_allowed(address)) };
+                assert_eq!(put(address, 1), wanted, "flags {flags:#x}, {first} to {last}, page {page}");
+            }
+            unmap(start, PAGES);
+        }
+    }
+}
+
+/// Where the last area of a program ends that has unmapped all others above; the kernel may choose what is there.
+const LOW: u64 = 8 << 30;
+const LOW_PAGES: u64 = 16;
+
+/// Runs with its stack as the last area.
+extern "C" fn with_nothing_above() -> ! {
+    assert_eq!(call(MUNMAP, &[LOW, END - KERNEL_KEEPS - LOW]), Ok(0));
+    for (number, last) in [(MPROTECT, PROT_READ), (MADVISE, MADV_DONTNEED), (MINCORE, 0)] {
+        assert_eq!(call(number, &[LOW, PAGE, last]), Err(Errno::ENOMEM), "call {number}");
+    }
+    assert_eq!(probe::read(LOW), Err(not_mapped(LOW)));
+    let heap = call(BRK, &[0]).expect("the heap's end");
+    assert_eq!(call(BRK, &[heap + PAGE]), Ok(heap + PAGE));
+    // It fits nowhere below.
+    let start = map(2 * LOW / PAGE, PROT_NONE, ANONYMOUS | MAP_NORESERVE);
+    assert!(start >= LOW, "{start:#x}");
+    unmap(start, 2 * LOW / PAGE);
+    assert_eq!(
+        call(MPROTECT, &[LOW - PAGE, 2 * PAGE, PROT_READ]),
+        Err(Errno::ENOMEM),
+        "up to the end of the last area"
+    );
+    assert_eq!(put(LOW - PAGE, 1), Err(not_allowed(LOW - PAGE)));
+    // The last area may end earlier.
+    unmap(LOW - PAGE, 1);
+    assert_eq!(probe::read(LOW - PAGE), Err(not_mapped(LOW - PAGE)));
+    process::exit_group(0)
+}
+
+fn nothing_lies_below_or_above(start: Start) {
+    let headers = start.auxiliary(AT_PHDR).expect("where the program's headers are") & !(PAGE - 1);
+    assert_eq!(call(MPROTECT, &[headers - PAGE, 2 * PAGE, PROT_NONE]), Err(Errno::ENOMEM), "it begins in nothing");
+
+    let stack = LOW - LOW_PAGES * PAGE;
+    // SAFETY: nothing is there.
+    assert_eq!(unsafe { mmap(stack, LOW_PAGES * PAGE, RW, ANONYMOUS | MAP_FIXED_NOREPLACE) }, Ok(stack));
+    // SAFETY: the stack is the copy's own, which has no other; its last page is not used.
+    let child = unsafe { process::clone_onto(u64::from(SIGCHLD), LOW - PAGE, with_nothing_above) };
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    unmap(stack, LOW_PAGES);
+}
+
+// Unmaps all but the page at x0, which it is in, up to x1; forks; waits for the copy, which unmaps that page as well.
+// Exits with 42.
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".text",
+    ".global mappings_one_page, mappings_one_page_end",
+    "mappings_one_page:",
+    "mov x19, x0",
+    "mov x20, x1",
+    "mov x0, {first}",
+    "sub x1, x19, x0",
+    "mov x8, {munmap}",
+    "svc #0",
+    "cbnz x0, 2f",
+    "add x0, x19, {page}",
+    "sub x1, x20, x0",
+    "svc #0",
+    "cbnz x0, 2f",
+    "mov x0, {sigchld}",
+    "mov x1, #0",
+    "mov x2, #0",
+    "mov x3, #0",
+    "mov x4, #0",
+    "mov x8, {clone}",
+    "svc #0",
+    "tbnz x0, #63, 2f",
+    "cbz x0, 4f",
+    "mov x1, #0",
+    "mov x8, {wait4}",
+    "svc #0",
+    "tbnz x0, #63, 2f",
+    "mov x0, #42",
+    "b 3f",
+    "2:",
+    "mov x0, #1",
+    "3:",
+    "mov x8, {exit_group}",
+    "svc #0",
+    "4:",
+    "mov x0, x19",
+    "mov x1, {page}",
+    "mov x8, {munmap}",
+    "svc #0",
+    "mappings_one_page_end:",
+    first = const 0x1_0000,
+    page = const PAGE,
+    sigchld = const SIGCHLD,
+    munmap = const MUNMAP,
+    clone = const granule_user::abi::number::CLONE,
+    wait4 = const granule_user::abi::number::WAIT4,
+    exit_group = const granule_user::abi::number::EXIT_GROUP,
+);
+
+/// The code of a program of one page.
+#[cfg(target_arch = "aarch64")]
+fn one_page() -> &'static [u8] {
+    unsafe extern "C" {
+        static mappings_one_page: u8;
+        static mappings_one_page_end: u8;
+    }
+    let (start, end) = (&raw const mappings_one_page, &raw const mappings_one_page_end);
+    // SAFETY: the code between the two.
+    unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
+}
+
+fn a_program_may_be_one_page() {
+    #[cfg(target_arch = "aarch64")]
+    for flags in [ANONYMOUS, SHARED] {
+        let page = map(1, RW, flags);
+        one_page().iter().zip(page..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
+        protect(page, 1, PROT_READ | PROT_EXEC);
+        let child = process::spawn(|| {
+            // SAFETY: the code uses no other memory, and does not come back.
+            unsafe {
+                core::arch::asm!("br {0}", in(reg) page, in("x0") page, in("x1") END - KERNEL_KEEPS, options(noreturn))
+            }
+        });
+        assert_eq!(process::wait(child.expect("a fork")), exited(42), "flags {flags:#x}");
+        unmap(page, 1);
+    }
+}
+
 fn every_protection_is_kept() {
     /// `ret`
     const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
@@ -315,6 +479,7 @@ fn protections_that_are_refused() {
         ("a size that wraps, and no such protection", start, u64::MAX, 0x100, Err(Errno::ENOMEM)),
         ("nothing there", NOWHERE, PAGE, PROT_READ, Err(Errno::ENOMEM)),
         ("a hole at the beginning", start + 2 * PAGE, 2 * PAGE, PROT_READ, Err(Errno::ENOMEM)),
+        ("below all mappings", 0x1_0000, 0x40_0000, PROT_READ, Err(Errno::ENOMEM)),
         ("beyond the end", END, PAGE, PROT_READ, Err(Errno::ENOMEM)),
         ("the kernel's half", u64::MAX << 48, PAGE, PROT_READ, Err(Errno::ENOMEM)),
     ];
@@ -390,6 +555,9 @@ fn advice_and_questions_that_are_refused() {
         ("a size that rounds up to nothing", start, u64::MAX, MADV_DONTNEED, Err(Errno::EINVAL)),
         ("a hole", start, 2 * PAGE, MADV_WILLNEED, Err(Errno::ENOMEM)),
         ("nothing there", NOWHERE, PAGE, MADV_DONTNEED, Err(Errno::ENOMEM)),
+        ("behind the last address", END, PAGE, MADV_DONTNEED, Err(Errno::ENOMEM)),
+        ("behind the last address, to be read soon", END, PAGE, MADV_WILLNEED, Err(Errno::ENOMEM)),
+        ("behind the last address, as usual", END, PAGE, MADV_NORMAL, Err(Errno::ENOMEM)),
     ];
     for (what, address, bytes, advice, wanted) in answers {
         assert_eq!(call(MADVISE, &[address, bytes, advice]), wanted, "{what}");
@@ -454,6 +622,32 @@ fn forks_copy_what_is_private() {
     assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)));
     unmap(own, 4);
     unmap(both, 2);
+}
+
+fn areas_may_be_larger_than_tables_reach() {
+    // Pages at both ends of an area, of which the tables between are missing.
+    const BYTES: u64 = 3 << 39;
+    // SAFETY: nothing is there.
+    let start = unsafe { mmap(NOWHERE, BYTES, PROT_NONE, ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE) };
+    assert_eq!(start, Ok(NOWHERE));
+    let ends = [NOWHERE, NOWHERE + (1 << 30), NOWHERE + BYTES - PAGE];
+    for (address, value) in ends.into_iter().zip(1..) {
+        // SAFETY: a part of the area.
+        let part = unsafe { mmap(address, PAGE, RW, ANONYMOUS | MAP_FIXED | MAP_POPULATE) };
+        assert_eq!(part, Ok(address));
+        assert_eq!(present(address, 1), 1);
+        assert_eq!(put(address, value), Ok(()));
+        protect(address, 1, PROT_NONE);
+    }
+    let child = process::spawn(|| {
+        for (address, value) in ends.into_iter().zip(1..) {
+            protect(address, 1, PROT_READ);
+            assert_eq!(probe::read(address), Ok(value), "{address:#x}");
+        }
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    unmap(NOWHERE, BYTES / PAGE);
 }
 
 fn copies_differ_after_a_store_to_either() {

@@ -12,9 +12,11 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{BRK, FUTEX, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, PRCTL, RT_SIGPROCMASK, UNAME};
+use granule_user::abi::number::{
+    BRK, FUTEX, GETRANDOM, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, PRCTL, READ, RT_SIGPROCMASK, UNAME, WRITEV,
+};
 use granule_user::abi::process::{
-    FUTEX_WAIT, PR_GET_TAGGED_ADDR_CTRL, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, exited,
+    FUTEX_WAIT, IoVec, PR_GET_TAGGED_ADDR_CTRL, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, exited,
 };
 use granule_user::abi::signal::{
     BUS_ADRALN, SA_EXPOSE_TAGBITS, SEGV_MAPERR, SIGBUS, SIGSEGV, SIGUSR1, SigInfo, UContext,
@@ -281,9 +283,31 @@ fn calls_take_tagged_pointers_when_asked() {
     for address in [NOWHERE | TAG, NOWHERE, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
         assert_eq!(call(UNAME, &[address]), Err(Errno::EFAULT), "{address:#x}");
     }
+    pieces_end_below_the_end();
     // A signal's frame goes to the stack, whose address has a tag.
     assert_eq!(on_a_tagged_stack(NOWHERE), 0x77);
     assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE));
+}
+
+/// Bytes from a tagged pointer are taken, unless they go on behind the last address.
+fn pieces_end_below_the_end() {
+    let mut bytes = [b'\n'; 8];
+    let there = (&raw mut bytes).expose_provenance() as u64 | TAG;
+    let last = ((1 << 48) - 8) | TAG;
+    assert_eq!(call(GETRANDOM, &[there, 8, 0]), Ok(8));
+    assert_eq!(call(GETRANDOM, &[last, 9, 0]), Err(Errno::EFAULT));
+    assert_eq!(call(READ, &[0, last, 9]), Err(Errno::EFAULT));
+    assert_eq!(call(MINCORE, &[0, 9 * PAGE, last]), Err(Errno::EFAULT));
+    bytes.fill(b'\n');
+    for (pieces, count, answer) in [
+        ([(there, 1), (there, 1)], 1, Ok(1)),
+        ([(there, 1), (there, 1)], 2, Ok(2)),
+        ([(last, 9), (there, 1)], 1, Err(Errno::EFAULT)),
+        ([(there, 1), (last, 9)], 2, Err(Errno::EFAULT)),
+    ] {
+        let pieces = pieces.map(|(base, length)| IoVec { base, length });
+        assert_eq!(call(WRITEV, &[1, pieces.as_ptr().expose_provenance() as u64, count]), answer);
+    }
 }
 
 fn the_mode_is_inherited_until_an_exec(path: &str) {

@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING, SET_TID_ADDRESS};
 use granule_user::abi::process::{
-    CLONE_CHILD_CLEARTID, CLONE_IO, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK,
-    CLONE_VM, PR_GET_NAME, PR_SET_NAME, WNOHANG, exited, killed,
+    CLONE_CHILD_CLEARTID, CLONE_IO, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND, CLONE_THREAD,
+    CLONE_VFORK, CLONE_VM, PR_GET_NAME, PR_SET_NAME, WALL, WNOHANG, exited, killed,
 };
 use granule_user::abi::signal::{
     SA_RESETHAND, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV, SIGTERM, SIGUSR1, SIGUSR2,
@@ -25,10 +25,11 @@ entry!(run);
 const END_OF_NUMBERS: u32 = 32768;
 
 /// The checks, each of which can be run alone: `tasks step NUMBER`.
-const STEPS: [fn(); 15] = [
+const STEPS: [fn(); 16] = [
     flags_of_clone_are_linuxs,
     numbers_are_stored_where_the_parent_sees_them,
     a_word_is_cleared_only_for_others,
+    a_sibling_has_the_same_parent,
     a_thread_may_be_waited_for_like_a_vfork,
     sharing_a_space_is_sharing_its_heap,
     handlers_may_be_shared,
@@ -137,6 +138,42 @@ fn a_word_is_cleared_only_for_others() {
         u8::from(WORDS.each_ref().map(load) != [0xff, 0xffff_ff00])
     });
     assert_eq!(process::wait(child.expect("a fork")), exited(0));
+}
+
+/// `CLONE_PARENT`: of the program itself, which another one or the kernel started; of a child; and of an orphan.
+fn a_sibling_has_the_same_parent() {
+    fn sibling() {
+        let parent = shared::<AtomicU32>();
+        parent.store(u32::MAX, Ordering::Relaxed);
+        let child = copy(CHILD | CLONE_PARENT, [0; 2], || {
+            parent.store(process::parent_id(), Ordering::Relaxed);
+            0
+        });
+        child.expect("a clone");
+        wait_until("the sibling", || load(parent) != u32::MAX);
+        assert_eq!(load(parent), process::parent_id());
+        assert_eq!(process::wait4(-1, WNOHANG), Err(Errno::ECHILD), "it is no child");
+    }
+    sibling();
+    let child = process::spawn(|| {
+        sibling();
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    assert_eq!(process::wait4(-1, 0).map(|(_, status)| status), Ok(exited(0)), "the child's sibling");
+    let done = shared::<AtomicU32>();
+    let child = process::spawn(|| {
+        let parent = process::id();
+        let orphan = process::spawn(|| {
+            wait_until("the parent's end", || process::parent_id() != parent);
+            sibling();
+            done.store(1, Ordering::Relaxed);
+            0
+        });
+        orphan.is_err().into()
+    });
+    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    wait_until("the orphan's sibling", || load(done) == 1);
 }
 
 fn a_thread_may_be_waited_for_like_a_vfork() {
@@ -263,6 +300,24 @@ fn the_oldest_child_is_collected_first() {
     assert_eq!(process::wait4(-1, 0), Ok((first, exited(3))), "the oldest, not the one that ended first");
     assert_eq!(process::wait4(-1, 0), Ok((second, exited(1))));
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD));
+    // Also of both kinds together, each of which the kernel has in a list of its own.
+    for flags in [[CHILD, 0, CHILD], [0, CHILD, 0]] {
+        let go = shared::<AtomicU32>();
+        let children = flags.map(|flags| {
+            copy(flags, [0; 2], || {
+                wait_until("its turn", || load(go) == 1);
+                7
+            })
+            .expect("a clone")
+        });
+        assert_eq!(process::wait4(-1, WALL | WNOHANG), Ok((0, 0)), "none has ended");
+        go.store(1, Ordering::Relaxed);
+        time::sleep(50_000_000).expect("a sleep");
+        for child in children {
+            assert_eq!(process::wait4(-1, WALL), Ok((child, exited(7))));
+        }
+        assert_eq!(process::wait4(-1, WALL), Err(Errno::ECHILD));
+    }
 }
 
 /// In a child of its own: the first thread waits for a vfork child that runs until it is stopped, and `others` runs
@@ -500,26 +555,58 @@ fn losers(count: u32) -> u8 {
     0
 }
 
-/// So many processes come and go, while one stays: numbers are used again, never that one's.
+/// So many processes come and go, while others stay: numbers are used again, never those of what stays.
 fn numbers(count: u32) -> u8 {
-    let stays = process::spawn(|| {
-        loop {
-            let _ = time::sleep(1_000_000_000);
-        }
-    });
-    let stays = stays.expect("a fork");
+    /// Where numbers begin again.
+    const AGAIN: u32 = 300;
     let (mut last, mut turns) = (0, 0);
-    for _ in 0..count {
+    let mut next = |taken: &[&Crowd]| {
         let number = copy(CHILD, [0; 2], || 0).expect("a clone");
-        assert!(number < END_OF_NUMBERS && number != stays && number != process::id(), "{number}");
+        let is_taken = taken.iter().flat_map(|crowd| crowd.iter()).any(|id| load(id) == number);
+        assert!(number < END_OF_NUMBERS && number != process::id() && !is_taken, "{number}");
         turns += u32::from(number < last);
         last = number;
         assert_eq!(process::wait(number), exited(0));
+        number
+    };
+    // After a boot, the first has those at which numbers begin again, and the others come to the second.
+    let crowds = [AGAIN - 1, 2 * AGAIN - 1].map(|before| {
+        while next(&[]) < before {}
+        crowd()
+    });
+    for _ in 0..count {
+        next(&crowds);
     }
-    process::kill(stays as i32, SIGKILL).expect("a signal");
-    assert_eq!(process::wait(stays), killed(SIGKILL));
+    for [stays, ..] in crowds {
+        process::kill(load(stays) as i32, SIGKILL).expect("a signal");
+        assert_eq!(process::wait(load(stays)), killed(SIGKILL));
+    }
     assert_eq!(turns, count / END_OF_NUMBERS, "they ascend until they begin again");
     0
+}
+
+/// The numbers of a process and of its threads, more than the kernel looks at at once.
+type Crowd = [AtomicU32; 150];
+
+/// A process and its threads that sleep until it is killed.
+fn crowd() -> &'static Crowd {
+    fn sleep() -> ! {
+        loop {
+            let _ = time::sleep(1_000_000_000);
+        }
+    }
+    let numbers = shared::<Crowd>();
+    let [.., last] = numbers;
+    let child = process::spawn(|| {
+        for number in &numbers[1..] {
+            let thread = Thread::spawn(|_| sleep(), 0).expect("a thread");
+            number.store(thread.id(), Ordering::Relaxed);
+        }
+        sleep()
+    });
+    numbers[0].store(child.expect("a fork"), Ordering::Relaxed);
+    wait_until("the threads", || load(last) != 0);
+    numbers
 }
 
 /// Goes on behind the instruction that faulted.

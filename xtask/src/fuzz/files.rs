@@ -157,6 +157,9 @@ pub(super) fn initrds(own: &[u8]) -> Vec<(Vec<u8>, Vec<String>)> {
         odd.add(&format!("odd/{name}"), PROGRAM, &contents);
         lines.push(format!("! run odd/{name}"));
     }
+    // SUB SP, SP, #1 and LDR X0, [SP]: a fault of its own class.
+    odd.add("odd/stack-pointer", PROGRAM, &program(&[(4, CODE, 0xd100_07ff), (4, CODE + 4, 0xf940_03e0)]));
+    lines.push("! run odd/stack-pointer".to_owned());
     odd.add("./dotted", PROGRAM, &program(&[]));
     odd.add("//./rooted", PROGRAM, &program(&[]));
     odd.add("deep/er/plain", PROGRAM, &program(&[]));

@@ -38,7 +38,7 @@ const PROGRAMS: [&str; 17] = [
 ];
 
 /// Programs that take all that they can get, beside one that works meanwhile, and large numbers of everything.
-const SHORTAGE: [&str; 19] = [
+const SHORTAGE: [&str; 18] = [
     "run hog beside &",
     "! run hog pages",
     "run hog forks",
@@ -57,11 +57,22 @@ const SHORTAGE: [&str; 19] = [
     "run long fork 32",
     "run long random 2",
     "run long killed 32",
+];
+
+/// After a boot, numbers of tasks as they begin again; then as many tasks as there may be, and one more.
+const CROWD: [&str; 8] = [
     "run tasks numbers 33000",
+    "run console crowd &",
+    "ps",
+    "run hello",
+    "run hello",
+    "run hello",
+    "run hello",
+    "run hello",
 ];
 
 /// What the monitor asks of processes, and what it does to them.
-const MONITOR: [&str; 49] = [
+const MONITOR: [&str; 50] = [
     "ls",
     "ps",
     "run spin computes &",
@@ -81,6 +92,7 @@ const MONITOR: [&str; 49] = [
     "unbind edu",
     "bind 3 edu",
     "! dma copy 0x10 0x700000000000 64",
+    "! dma copy 0x400000 0x400100 64",
     "unbind edu",
     "kill 3 10",
     "kill 3",
@@ -98,14 +110,14 @@ const MONITOR: [&str; 49] = [
     "! wait 2",
     "! blk read 0 0x700000000000",
     "unbind blk",
-    "kill 1",
+    "kill 1 40",
     "ps",
     "! wait 1",
     "kill 4",
     "! wait 4",
     "ps",
     "run console reads",
-    "typed",
+    "typed by pieces",
     "! wait 99",
     "! maps 99",
     "! run nosuch",
@@ -164,6 +176,28 @@ fn steps(free: usize) -> Vec<String> {
     lines
 }
 
+/// Lines that leave programs little memory, in which they take what there is: where it ends depends on how little.
+fn little(free: usize) -> Vec<String> {
+    /// Frames that the first area leaves, with its tables.
+    const ROOM: usize = 1000;
+    /// What a second area takes: the rest is for a program.
+    const HOGS: [&str; 10] =
+        ["vforks", "threads", "forks", "zombies", "areas", "tables", "heap", "shared", "populated", "signals"];
+    const TAKEN: Range<usize> = 400..416;
+    /// Objects of shared memory share their frames with few others.
+    const SHARED: Range<usize> = 416..500;
+    let mut lines = vec![format!("vmalloc {}", free.saturating_sub(ROOM))];
+    for taken in TAKEN {
+        for hog in HOGS {
+            lines.extend([format!("vmalloc {taken}"), format!("run hog {hog}"), "vfree $".to_owned()]);
+        }
+    }
+    for taken in SHARED {
+        lines.extend([format!("vmalloc {taken}"), "run hog shared".to_owned(), "vfree $".to_owned()]);
+    }
+    lines
+}
+
 /// The free frames that `mem` printed.
 fn free_frames(session: &str) -> Option<usize> {
     let words: Vec<&str> = session.lines().find(|line| line.starts_with("frames "))?.split_whitespace().collect();
@@ -206,7 +240,10 @@ pub(super) fn all(machine: &Machine, image: &Path, directory: &Path) -> Result<V
     ];
     let asked = play(&one_cpu, image, None, &["mem".to_owned()], Limit::work(SESSION_LIMIT))?;
     let free = free_frames(&asked.session).with_context(|| format!("no free frames in\n{}", asked.session))?;
-    sessions.push(Session { machine: one_cpu.clone(), initrd: None, lines: steps(free), may_fail: true });
+    let crowd = CROWD.map(str::to_owned).to_vec();
+    for lines in [steps(free), little(free), crowd] {
+        sessions.push(Session { machine: one_cpu.clone(), initrd: None, lines, may_fail: true });
+    }
     let own = qemu::initrd_of(image);
     let own = fs::read(&own).with_context(|| format!("cannot read {}", own.display()))?;
     for (index, (initrd, lines)) in files::initrds(&own).into_iter().enumerate() {

@@ -1,5 +1,6 @@
 //! The status of a process: its name, whether it runs, and how it ended.
 
+use core::ffi::CStr;
 use core::fmt;
 
 use granule_abi::process::NAME_LENGTH;
@@ -85,7 +86,7 @@ impl Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.0.split(|&byte| byte == 0).next().unwrap_or_default();
+        let bytes = CStr::from_bytes_until_nul(&self.0).map_or(&[][..], CStr::to_bytes);
         bytes.iter().try_for_each(|byte| write!(f, "{}", byte.escape_ascii()))
     }
 }

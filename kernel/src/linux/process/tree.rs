@@ -635,13 +635,19 @@ impl Tree {
 
     fn collect_any(&mut self, parent: &Process, wanted: Wanted) -> Child {
         let family = parent.family(&mut self.key);
-        let kinds = || {
-            let normal = wanted.normal.then_some(&family.normal);
-            normal.into_iter().chain(wanted.clones.then_some(&family.clones))
-        };
-        let oldest = kinds().filter_map(|children| children.ended.front().get()).min_by_key(|child| child.serial());
-        let (oldest, any_running) = (oldest.map(core::ptr::from_ref), kinds().any(|children| children.running != 0));
-        match oldest {
+        let (mut oldest, mut any_running): (Option<&Process>, _) = (None, false);
+        for (is_wanted, children) in [(wanted.normal, &family.normal), (wanted.clones, &family.clones)] {
+            if !is_wanted {
+                continue;
+            }
+            any_running |= children.running != 0;
+            if let Some(child) = children.ended.front().get()
+                && oldest.is_none_or(|oldest| child.serial() < oldest.serial())
+            {
+                oldest = Some(child);
+            }
+        }
+        match oldest.map(core::ptr::from_ref) {
             // SAFETY: the tree owns it, and it stays there until it is removed.
             Some(child) => self.take_ended(parent, unsafe { &*child }),
             None if any_running => Child::Running,
