@@ -76,7 +76,7 @@ pub trait Console: Sync {
     fn set_transmit_interrupt(&self, on: bool);
 }
 
-/// What the console's lock protects.
+/// What the console's lock protects. All zeros at first: the image does not contain it.
 pub(super) struct Terminal {
     received: Deque<u8, QUEUE>,
     /// The queue was full: the rest is in the device, whose interrupt is off.
@@ -92,8 +92,10 @@ pub(super) struct Terminal {
     /// Ctrl-C was received since [`Foreground::take_interrupt`].
     interrupted: bool,
     line: Edited,
-    /// The last byte of the output.
-    last: u8,
+    /// The last line of the output has not ended.
+    in_line: bool,
+    /// The same of others' output, in front of which the edited line was erased.
+    others_in_line: bool,
 }
 
 /// The line of an [`EditedLine`].
@@ -103,8 +105,8 @@ enum Edited {
     None,
     /// It is the last line of the output.
     Shown,
-    /// It was erased before others' output, whose last line has ended or not.
-    Erased { ended: bool },
+    /// It was erased before others' output.
+    Erased,
 }
 
 type Guard = IrqGuard<'static, Terminal, { rank::CONSOLE }>;
@@ -381,7 +383,8 @@ impl Terminal {
             has_foreground: false,
             interrupted: false,
             line: Edited::None,
-            last: b'\n',
+            in_line: false,
+            others_in_line: false,
         }
     }
 
@@ -424,14 +427,14 @@ impl Terminal {
     fn erase_line(&mut self, port: &dyn Console) {
         if self.line == Edited::Shown {
             self.output.push(port, ERASE_LINE);
-            self.line = Edited::Erased { ended: true };
+            (self.line, self.others_in_line) = (Edited::Erased, false);
         }
     }
 
     /// Others' output has ended, perhaps in the middle of a line.
     fn end_output(&mut self) {
-        if let Edited::Erased { ended } = &mut self.line {
-            *ended = self.last == b'\n';
+        if self.line == Edited::Erased {
+            self.others_in_line = self.in_line;
         }
     }
 
@@ -515,12 +518,12 @@ impl Print {
     /// Begins an [`EditedLine`], below the output before it.
     fn begin_line(&mut self) {
         let Some(terminal) = self.terminal.as_deref_mut() else { return };
-        let ended = match core::mem::replace(&mut terminal.line, Edited::Shown) {
+        let in_line = match core::mem::replace(&mut terminal.line, Edited::Shown) {
             // The editor may have printed behind it, which drawing the line overwrites.
-            Edited::Erased { ended } => ended,
-            Edited::None | Edited::Shown => terminal.last == b'\n',
+            Edited::Erased => terminal.others_in_line,
+            Edited::None | Edited::Shown => terminal.in_line,
         };
-        if !ended {
+        if in_line {
             add(Some(terminal), b"\r\n");
         }
     }
@@ -558,7 +561,7 @@ fn add(terminal: Option<&mut Terminal>, mut bytes: &[u8]) {
 }
 
 fn add_to(terminal: &mut Terminal, port: &dyn Console, bytes: &[u8]) {
-    terminal.last = bytes.last().copied().unwrap_or(terminal.last);
+    terminal.in_line = bytes.last().map_or(terminal.in_line, |&last| last != b'\n');
     terminal.output.push(port, bytes);
 }
 

@@ -122,9 +122,9 @@ fn output_of_others_erases_the_edited_line_once() {
     others(&mut terminal, b"before\n");
     terminal.line = Edited::Shown;
     others(&mut terminal, b"a");
-    assert_eq!(terminal.line, Edited::Erased { ended: false });
+    assert_eq!((terminal.line, terminal.others_in_line), (Edited::Erased, true));
     others(&mut terminal, b"b\n");
-    assert_eq!(terminal.line, Edited::Erased { ended: true });
+    assert_eq!((terminal.line, terminal.others_in_line), (Edited::Erased, false));
     assert_eq!(port.sent(), b"before\n\r\x1b[Kab\n");
 }
 
