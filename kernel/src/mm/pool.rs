@@ -17,7 +17,8 @@
 
 use core::cell::Cell;
 use core::marker::PhantomData;
-use core::mem::{align_of, forget, size_of};
+use core::mem::{MaybeUninit, align_of, forget, size_of};
+use core::num::NonZero;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
@@ -26,7 +27,7 @@ use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_ada
 
 use super::OutOfMemory;
 use super::frame::FrameAllocator;
-use crate::smp::this_cpu;
+use crate::smp::{Cpu, MAX_CPUS, this_cpu};
 use crate::sync::{IrqLock, rank};
 
 /// What a slot's first two bytes hold when it is the last on its slab's list of free slots.
@@ -37,6 +38,49 @@ pub struct Pool<T> {
     frames: &'static FrameAllocator,
     slabs: IrqLock<Slabs, { rank::POOL }>,
     objects: PhantomData<fn(T) -> T>,
+}
+
+/// A pool for each CPU: what a CPU takes and gives back itself lies in lines of its own.
+pub struct CpuPools<T: 'static> {
+    /// In a frame.
+    each: &'static [Line<Pool<T>>; MAX_CPUS],
+}
+
+/// What has cache lines of its own.
+#[repr(align(64))]
+struct Line<T>(T);
+
+impl<T> CpuPools<T> {
+    /// Empty pools that take their slabs from `frames`. The boot stack has no room for them.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(cpu: &Cpu, frames: &'static FrameAllocator) -> Result<Self, OutOfMemory> {
+        const { assert!(size_of::<[Line<Pool<T>>; MAX_CPUS]>() <= PAGE_SIZE) };
+        let each: *mut Line<Pool<T>> = frames.linear().address(frames.alloc(cpu)?).as_ptr();
+        for number in 0..MAX_CPUS {
+            // SAFETY: inside the frame, which stays these pools', and is aligned for them.
+            unsafe { each.add(number).write(Line(Pool::new(frames))) };
+        }
+        // SAFETY: each was just written.
+        Ok(Self { each: unsafe { &*each.cast() } })
+    }
+
+    /// The pool from which `cpu` takes objects. Any CPU may give them back.
+    #[inline(always)]
+    pub fn of(&self, cpu: &Cpu) -> &'static Pool<T> {
+        &cpu.id.of(self.each).0
+    }
+
+    /// Objects in use.
+    pub fn objects(&self) -> usize {
+        self.each.iter().map(|pool| pool.0.stats().objects).sum()
+    }
+
+    /// Frames that the pools have, with the one that they are in.
+    pub fn frames(&self) -> usize {
+        1 + self.each.iter().map(|pool| pool.0.stats().frames).sum::<usize>()
+    }
 }
 
 /// How large a pool is.
@@ -92,6 +136,7 @@ impl<T> Pool<T> {
     /// A free slot holds a `u16`, so it is at least as large and as aligned as one.
     const SLOT_ALIGN: usize = if align_of::<T>() > 2 { align_of::<T>() } else { 2 };
     const SLOT: usize = if size_of::<T>() > 2 { size_of::<T>().next_multiple_of(Self::SLOT_ALIGN) } else { 2 };
+    const SLOT_SIZE: NonZero<usize> = NonZero::new(Self::SLOT).expect("a slot has two bytes at least");
     const FIRST: usize = size_of::<Slab>().next_multiple_of(Self::SLOT_ALIGN);
     /// Objects in a slab.
     const CAPACITY: u16 = {
@@ -127,6 +172,15 @@ impl<T> Pool<T> {
         // SAFETY: the slot was free and is now ours, sized and aligned for a `T`.
         unsafe { slot.write(make()) };
         Ok(PoolBox { object: slot, owns: PhantomData })
+    }
+
+    /// Room for a value, which [`PoolBox::write`] moves into it: for what may not fail later.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: every slab is full and no frame is free.
+    #[inline]
+    pub fn try_new_uninit(&'static self) -> Result<PoolBox<MaybeUninit<T>>, OutOfMemory> {
+        Ok(PoolBox { object: self.take_slot()?.cast(), owns: PhantomData })
     }
 
     /// Takes a slot, of a new slab where no other has one.
@@ -171,17 +225,41 @@ impl<T> Pool<T> {
     ///
     /// # Safety
     /// The slot belongs to this pool and is in use.
+    #[inline(always)]
     unsafe fn put(&self, slot: NonNull<T>) {
+        let shape = Shape { first: Self::FIRST, slot: Self::SLOT_SIZE, capacity: Self::CAPACITY };
         // SAFETY: every object of a pool is inside a slab, at whose page boundary the header lies.
-        let surplus = unsafe { self.slabs.lock().put(slot) };
-        self.return_slab(surplus);
+        unsafe { put(self.frames, &self.slabs, slot.cast(), shape) };
     }
+}
 
-    fn return_slab(&self, slab: Option<UnsafeRef<Slab>>) {
-        if let Some(slab) = slab {
-            // Drop has no argument for the CPU.
-            self.frames.free(this_cpu(), slab.frame);
-        }
+/// Where the slots of a slab are: the offset of the first, the bytes of each, and how many there are.
+struct Shape {
+    first: usize,
+    slot: NonZero<usize>,
+    capacity: u16,
+}
+
+/// [`Pool::put`], for objects of every type.
+///
+/// # Safety
+/// As there; the slots of the pool are as `shape` says.
+#[inline(never)]
+unsafe fn put(
+    frames: &'static FrameAllocator,
+    slabs: &IrqLock<Slabs, { rank::POOL }>,
+    slot: NonNull<u16>,
+    shape: Shape,
+) {
+    // SAFETY: as the caller guarantees.
+    let surplus = unsafe { slabs.lock().put(slot, shape) };
+    return_slab(frames, surplus);
+}
+
+fn return_slab(frames: &FrameAllocator, slab: Option<UnsafeRef<Slab>>) {
+    if let Some(slab) = slab {
+        // Drop has no argument for the CPU.
+        frames.free(this_cpu(), slab.frame);
     }
 }
 
@@ -218,18 +296,18 @@ impl Slabs {
     ///
     /// # Safety
     /// The slot is in use, in a slab of this pool.
-    unsafe fn put<T>(&mut self, slot: NonNull<T>) -> Option<UnsafeRef<Slab>> {
+    unsafe fn put(&mut self, slot: NonNull<u16>, shape: Shape) -> Option<UnsafeRef<Slab>> {
         let address = VirtAddr::from_ptr(slot.as_ptr());
         let header = address.align_down(PAGE_SIZE as u64);
         // SAFETY: the slab was made by `new_slab` and is not returned before its last object.
         let slab: UnsafeRef<Slab> = unsafe { UnsafeRef::from_raw(header.as_ptr()) };
         // SAFETY: the slot is free now, and at least a `u16` large.
-        unsafe { slot.cast::<u16>().write(slab.free.get()) };
-        slab.free.set(((address - header) as usize - Pool::<T>::FIRST).div_euclid(Pool::<T>::SLOT) as u16);
+        unsafe { slot.write(slab.free.get()) };
+        slab.free.set((((address - header) as usize - shape.first) / shape.slot) as u16);
         let used = slab.used.get() - 1;
         slab.used.set(used);
         self.stats.objects -= 1;
-        let was_full = used + 1 == Pool::<T>::CAPACITY;
+        let was_full = used + 1 == shape.capacity;
         if used > 0 {
             if was_full {
                 self.partial.push_front(slab);
@@ -292,6 +370,14 @@ impl<T> PoolBox<T> {
     }
 }
 
+impl<T> PoolBox<MaybeUninit<T>> {
+    /// Moves `value` into the room.
+    pub fn write(mut self, value: T) -> PoolBox<T> {
+        MaybeUninit::write(&mut self, value);
+        PoolBox { object: self.into_raw().cast(), owns: PhantomData }
+    }
+}
+
 impl<T> Deref for PoolBox<T> {
     type Target = T;
     fn deref(&self) -> &T {
@@ -310,8 +396,9 @@ impl<T> DerefMut for PoolBox<T> {
 impl<T> Drop for PoolBox<T> {
     fn drop(&mut self) {
         let header = VirtAddr::from_ptr(self.object.as_ptr()).align_down(PAGE_SIZE as u64);
-        // SAFETY: the header names the pool that the slot is from, a `Pool<T>` that lives for ever; the object is
-        // dropped here and nowhere else, before its slot is given back.
+        // SAFETY: the header names the pool that the slot is from, a `Pool<T>` that lives for ever, or where `T` is room
+        // for a value, the pool of such values, which differs in nothing; the object is dropped here and nowhere else,
+        // before its slot is given back.
         unsafe {
             let pool = &*(*header.as_ptr::<Slab>()).pool.cast::<Pool<T>>();
             self.object.drop_in_place();
@@ -339,7 +426,7 @@ mod tests {
             let spare = slabs.spare.take();
             slabs.stats.frames -= usize::from(spare.is_some());
             drop(slabs);
-            self.return_slab(spare);
+            return_slab(self.frames, spare);
         }
     }
 
@@ -391,6 +478,19 @@ mod tests {
         pool.trim();
         assert_eq!(pool.stats(), PoolStats { objects: 0, frames: 0 });
         assert_eq!(frames.stats().free, free);
+    }
+
+    #[test]
+    fn room_becomes_an_object_or_is_given_back() {
+        let (pool, _) = pool();
+        let witness = Rc::new(());
+        let room = pool.try_new_uninit().unwrap();
+        drop(pool.try_new_uninit().unwrap());
+        assert_eq!(pool.stats().objects, 1);
+        let object = room.write(witness.clone());
+        assert!(Rc::ptr_eq(&object, &witness));
+        drop(object);
+        assert_eq!((Rc::strong_count(&witness), pool.stats().objects), (1, 0));
     }
 
     #[test]
