@@ -50,7 +50,9 @@ impl HeldRanks {
     }
 }
 
-/// The tree of vmalloc areas.
+/// A sleeping lock that is read under for a moment: nothing sleeps behind it.
+pub const BRIEF: Rank = 1;
+/// The vmalloc areas of one CPU's part of the window.
 pub const VMALLOC: Rank = 2;
 /// Which process ends because memory is gone.
 pub const OUT_OF_MEMORY: Rank = 3;
@@ -81,27 +83,33 @@ pub const DEVICE_ADDRESSES: Rank = 13;
 pub const POOL: Rank = 14;
 /// Memory that the SMMU uses.
 pub const IOMMU_MEMORY: Rank = 15;
-/// Page blocks: the buddy allocator and the blocks' bitmaps.
-pub const PAGE_BLOCK: Rank = 16;
+/// The taking of frames where few are left.
+pub const SCARCE: Rank = 16;
+/// The page blocks that one CPU has cut: their bitmaps. One at a time.
+pub const PAGE_BLOCK: Rank = 17;
 /// The faults that a device has met.
-pub const DEVICE_FAULTS: Rank = 17;
+pub const DEVICE_FAULTS: Rank = 18;
 /// The limits of one process.
-pub const LIMITS: Rank = 18;
+pub const LIMITS: Rank = 19;
+/// The free page blocks: the buddy allocator.
+pub const BUDDY: Rank = 20;
 /// The heap's list.
-pub const HEAP: Rank = 20;
+pub const HEAP: Rank = 21;
 /// Whose a device is.
-pub const DEVICE: Rank = 21;
+pub const DEVICE: Rank = 22;
 /// A queue of threads that wait. Anything above may wake them.
-pub const WAIT: Rank = 22;
+pub const WAIT: Rank = 23;
 /// The moments that threads of a CPU wait for.
-pub const TIMEOUTS: Rank = 23;
+pub const TIMEOUTS: Rank = 24;
 /// The threads that wait for a CPU.
-pub const RUN_QUEUE: Rank = 24;
+pub const RUN_QUEUE: Rank = 25;
 /// Address space identifiers.
-pub const ASID: Rank = 25;
+pub const ASID: Rank = 26;
 /// The interrupt controller.
-pub const INTERRUPT: Rank = 26;
+pub const INTERRUPT: Rank = 27;
 /// The key of the random numbers. Nothing else is taken under it.
-pub const RANDOM: Rank = 27;
+pub const RANDOM: Rank = 28;
+/// Which parts the areas of a space are in.
+pub const PARTS: Rank = 29;
 /// The console: last, so that anything may print.
 pub const CONSOLE: Rank = 30;

@@ -24,9 +24,9 @@ fn space() -> &'static KernelSpace {
     &granule::kernel().space
 }
 
-/// Tables and area records, but for the tables that blocks of the linear map were split to: those stay.
+/// Tables, but for those that blocks of the linear map were split to, which stay.
 fn tables() -> usize {
-    space().kept_frames() - space().split_counts().blocks.iter().sum::<u64>() as usize
+    space().area_table_frames()
 }
 
 /// Tables that are left from before are not this test's.

@@ -88,7 +88,11 @@ impl FrameAllocator {
     /// [`OutOfMemory`]: there are not as many.
     pub fn alloc_list(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
         // A request that cannot succeed touches no memory: the list would write to free frames before it failed.
-        if count > BATCH && count > self.stats().free.saturating_sub(self.kept_from(cpu)) {
+        let kept = || self.kept_from(cpu);
+        if count > BATCH
+            && !self.blocks.has_blocks_for(count.saturating_add(kept()))
+            && count > self.stats().free.saturating_sub(kept())
+        {
             return Err(self.missing(cpu, count));
         }
         let mut list = FrameList::new(self.linear());
@@ -112,7 +116,7 @@ impl FrameAllocator {
         });
         self.claim_into(&mut list, run);
         if left > 0 {
-            left -= self.blocks.take_runs(cpu, left, self.kept_from(cpu), |run| self.claim_into(&mut list, run));
+            left -= self.blocks.take_runs(cpu, left, kept(), |run| self.claim_into(&mut list, run));
         }
         if left > 0 {
             self.free_list(cpu, list);

@@ -38,7 +38,7 @@ use spin::Once;
 use super::OutOfMemory;
 use super::early::MemoryMap;
 use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, PageBlocks};
-use crate::smp::{Cpu, MAX_CPUS};
+use crate::smp::{Cpu, CpuId, MAX_CPUS};
 
 /// How the kernel reaches the contents of physical memory: the address at which the linear map shows it.
 #[derive(Clone, Copy, Debug)]
@@ -89,9 +89,9 @@ pub struct FrameStats {
     pub free: usize,
     /// Free frames in the CPUs' magazines.
     pub in_magazines: usize,
-    /// Whole free page blocks, 512 frames each.
+    /// Free page blocks in the buddy's sets, 512 frames each.
     pub free_blocks: usize,
-    /// Page blocks cut into frames.
+    /// Page blocks cut into frames. A whole one that its CPU keeps is among them.
     pub cut_blocks: usize,
     /// Frees refused because the caller did not own the frame. Anything but 0 is a bug somewhere.
     pub refused: u64,
@@ -226,9 +226,10 @@ impl FrameAllocator {
         let kept = self.kept_from(cpu);
         let number = match self.blocks.take_blocks(cpu, order, kept) {
             Some(number) => number,
-            // This CPU's own magazine may hold the last frames of a block.
+            // This CPU's own magazine may hold the last frames of a block, and each CPU a block that is whole.
             None => {
                 self.drain_cpu(cpu);
+                (0..MAX_CPUS as u32).for_each(|other| self.blocks.give_back(cpu, CpuId(other)));
                 self.blocks.take_blocks(cpu, order, kept).ok_or(OutOfMemory)?
             }
         };
@@ -283,6 +284,11 @@ impl FrameAllocator {
         unsafe { self.records.get(address.frame_number()) }
     }
 
+    /// Where the records are.
+    pub(super) fn records(&self) -> FrameRecords {
+        self.records
+    }
+
     /// Frames that the allocator manages, free or not.
     pub fn total(&self) -> usize {
         self.total
@@ -293,14 +299,15 @@ impl FrameAllocator {
         self.linear
     }
 
-    /// Gives all frames in this CPU's magazine back to their blocks. Tests and audits do so on each CPU before they
-    /// compare [`Self::stats`].
+    /// Gives the frames in this CPU's magazine, and the whole block that the CPU keeps, back. Tests and audits call it
+    /// on each CPU before they compare [`Self::stats`].
     pub fn drain_cpu(&self, cpu: &Cpu) {
         self.on_magazine(cpu, |magazine| {
             while magazine.len() > 0 {
                 self.drain(cpu, magazine, BATCH);
             }
         });
+        self.blocks.give_back(cpu, cpu.id);
     }
 
     /// Where the frames are.
@@ -322,6 +329,8 @@ impl FrameAllocator {
     /// Runs `work` on this CPU's magazine: see [`Magazine::alone`].
     #[inline(always)]
     fn on_magazine<R>(&self, cpu: &Cpu, work: impl FnOnce(&Magazine) -> R) -> R {
+        #[cfg(target_os = "none")]
+        debug_assert!(core::ptr::eq(cpu, crate::smp::this_cpu()), "the magazine of another CPU");
         cpu.id.of(self.magazines).alone(work)
     }
 
@@ -394,4 +403,4 @@ impl fmt::Display for FrameStats {
 
 const _: () = assert!(CAPACITY > BATCH);
 // A block's records fill whole pages, so the array's parts can be mapped block by block.
-const _: () = assert!(size_of::<Frame>() == 24 && (512 * size_of::<Frame>()).is_multiple_of(4096));
+const _: () = assert!(size_of::<Frame>() == 32 && (512 * size_of::<Frame>()).is_multiple_of(4096));

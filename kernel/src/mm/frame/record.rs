@@ -17,8 +17,10 @@ use granule_arch::addr::VirtAddr;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What the kernel knows about one 4 KiB frame. All zero: free.
+///
+/// In one cache line: a fault that stores an entry writes the lock and the owner of its table.
 #[derive(Debug, Default)]
-#[repr(C)]
+#[repr(C, align(32))]
 pub struct Frame {
     /// Holders of the frame; 0 means free. Only the methods write it.
     references: AtomicU32,
@@ -151,7 +153,7 @@ impl FrameRecords {
     /// # Safety
     /// It has been zeroed, and stays mapped.
     #[inline]
-    pub(super) unsafe fn get(self, frame: usize) -> &'static Frame {
+    pub(in crate::mm) unsafe fn get(self, frame: usize) -> &'static Frame {
         // SAFETY: the caller vouches for the record; all its fields are atomics, so it is shared by nature.
         unsafe { &*self.address(frame).as_ptr() }
     }

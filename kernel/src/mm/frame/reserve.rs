@@ -37,7 +37,8 @@ impl FrameAllocator {
 
     /// Whether a thread that works for a program would get `count` more frames now.
     pub fn has_room_for(&self, count: usize) -> bool {
-        self.blocks.totals().free_frames >= self.reserve().saturating_add(count)
+        let needed = self.reserve().saturating_add(count);
+        self.blocks.has_blocks_for(needed) || self.blocks.totals().free_frames >= needed
     }
 
     /// Frames that the running thread does not get.

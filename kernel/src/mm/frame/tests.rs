@@ -4,18 +4,21 @@
 #![allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::boxed::Box;
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::vec;
 use std::vec::Vec;
 
 use granule_arch::addr::PhysRange;
+use granule_arch::alternative::host;
 use proptest::prelude::*;
 
 use super::*;
 use crate::mm::page_block::{MAX_ORDER, host_allocations};
+use crate::platform::features::branch;
 use crate::smp::CpuId;
 
 /// Memory and records for a machine whose physical addresses have nothing to do with the host's.
@@ -319,6 +322,55 @@ fn last_frames_of_a_block_in_the_own_magazine_do_not_stop_alloc_blocks() {
 }
 
 #[test]
+fn cpus_take_frames_from_blocks_of_their_own() {
+    let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);
+    let cpus = [0, 1, 2].map(|id| Cpu::new(CpuId(id)));
+    let frames = machine.boot(&cpus[0], &[]);
+    let block = |frame: PhysAddr| frame.0 / BLOCK_SIZE;
+    let mut owners = BTreeMap::new();
+    for (turn, cpu) in cpus.iter().cycle().take(3 * 400).enumerate() {
+        let frame = frames.alloc(cpu).unwrap();
+        assert_eq!(*owners.entry(block(frame)).or_insert(cpu.id), cpu.id, "turn {turn}");
+    }
+    assert_eq!(owners.len(), 3);
+    // What is left, of others too where no block is free.
+    let left = frames.stats().free - frames.stats().in_magazines;
+    let own_magazine = |cpu: &Cpu| cpu.id.of(frames.magazines).len();
+    let count = left + own_magazine(&cpus[2]);
+    let list = frames.alloc_list(&cpus[2], count).expect("frames of other CPUs");
+    assert_eq!(frames.stats().free, own_magazine(&cpus[0]) + own_magazine(&cpus[1]));
+    // They go back to the blocks that they came from.
+    frames.free_list(&cpus[2], list);
+    cpus.iter().for_each(|cpu| frames.drain_cpu(cpu));
+    for cpu in cpus.iter().cycle().take(3 * 100) {
+        let frame = frames.alloc(cpu).unwrap();
+        assert_eq!(*owners.entry(block(frame)).or_insert(cpu.id), cpu.id);
+    }
+}
+
+#[test]
+fn a_whole_block_stays_with_its_cpu_until_a_block_is_wanted() {
+    let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);
+    let cpus = [0, 1].map(|id| Cpu::new(CpuId(id)));
+    let frames = machine.boot(&cpus[0], &[]);
+    let at_boot = frames.stats();
+    let all = at_boot.free_blocks;
+    for cpu in &cpus {
+        let list = frames.alloc_list(cpu, BLOCK_FRAMES).unwrap();
+        frames.free_list(cpu, list);
+    }
+    assert_eq!(frames.stats().free_blocks, all - 2, "one with each");
+    let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_blocks(&cpus[0], 0).ok()).collect();
+    assert_eq!(blocks.len(), all, "that of the other CPU too");
+    assert_eq!(frames.stats().cut_blocks, at_boot.cut_blocks);
+    blocks.iter().for_each(|block| frames.free_blocks(&cpus[1], *block, 0));
+    // Freed by another CPU it joins the free ones at once.
+    let list = frames.alloc_list(&cpus[0], BLOCK_FRAMES).unwrap();
+    frames.free_list(&cpus[1], list);
+    assert_eq!(frames.stats(), at_boot);
+}
+
+#[test]
 fn zeroed_frames_are_zero_whatever_they_held() {
     let (machine, cpu) = small_machine();
     let frames = machine.boot(&cpu, &[]);
@@ -539,6 +591,138 @@ fn many_cpus_never_share_a_frame() {
     assert_eq!((stats.used, stats.free, stats.in_magazines), (0, total, 0));
 }
 
+#[test]
+fn cpus_that_cut_and_join_blocks_at_once_lose_none() {
+    const CPUS: u32 = 4;
+    let machine = Machine::new(&[range(0x4000_0000, 0x4400_0000)]);
+    let cpu = Cpu::new(CpuId(0));
+    let frames = &machine.boot(&cpu, &[]);
+    let at_boot = frames.stats();
+    std::thread::scope(|scope| {
+        for id in 0..CPUS {
+            scope.spawn(move || {
+                let cpu = Cpu::new(CpuId(id));
+                for round in 0..1000 {
+                    let list = frames.alloc_list(&cpu, 3 * BLOCK_FRAMES).unwrap();
+                    frames.free_list(&cpu, list);
+                    if round % 3 == 0
+                        && let Ok(blocks) = frames.alloc_blocks(&cpu, 1)
+                    {
+                        frames.free_blocks(&cpu, blocks, 1);
+                    }
+                }
+                frames.drain_cpu(&cpu);
+            });
+        }
+    });
+    assert_eq!(frames.stats(), at_boot);
+}
+
+/// Notes how many frames are free whenever some are hidden.
+struct FreeWhenHidden(&'static FrameAllocator, Mutex<Vec<usize>>);
+
+impl DebugPagealloc for FreeWhenHidden {
+    fn show(&self, _frames: Range<usize>) {}
+
+    fn hide(&self, _frames: &[Range<usize>]) {
+        self.1.lock().unwrap().push(self.0.stats().free);
+    }
+}
+
+/// Behind that, another CPU may take and show a frame that is hidden then.
+#[test]
+fn frames_are_hidden_before_they_are_free() {
+    host::with(&[branch::DEBUG_PAGEALLOC], || {
+        let (frames, cpu) = (leaked(8), Cpu::new(CpuId(0)));
+        let watch: &FreeWhenHidden = Box::leak(Box::new(FreeWhenHidden(frames, Mutex::default())));
+        frames.hide_free_frames(&cpu, watch);
+        let [one, other, last] = [0; 3].map(|_| frames.alloc(&cpu).unwrap());
+        let (list, block) = (frames.alloc_list(&cpu, 8).unwrap(), frames.alloc_blocks(&cpu, 0).unwrap());
+        let hidden_first = |what: &str, give_back: &mut dyn FnMut()| {
+            watch.1.lock().unwrap().clear();
+            let free = frames.stats().free;
+            give_back();
+            assert!(frames.stats().free > free);
+            assert_eq!(*watch.1.lock().unwrap(), [free], "{what}");
+        };
+        hidden_first("a frame", &mut || frames.free(&cpu, one));
+        hidden_first("frames", &mut || frames.freeing(&cpu).add(other));
+        let mut list = Some(list);
+        hidden_first("a list", &mut || frames.free_list(&cpu, list.take().unwrap()));
+        hidden_first("a block", &mut || frames.free_blocks(&cpu, block, 0));
+        let number = last.frame_number();
+        hidden_first("a hold", &mut || frames.let_go_few(&cpu, core::iter::once(number..number + 1)));
+    });
+}
+
+/// A block that becomes whole, and one that is cut, is in some count and in some place at each moment.
+#[test]
+fn frames_that_stay_free_are_found_while_blocks_are_cut_and_joined() {
+    const ROUNDS: usize = 20_000;
+    let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);
+    let cpu = Cpu::new(CpuId(0));
+    let frames = &machine.boot(&cpu, &[]);
+    // All blocks but one are taken. Of that, two CPUs have a frame each at most.
+    let held = frames.alloc_list(&cpu, frames.stats().free - BLOCK_FRAMES).unwrap();
+    frames.drain_cpu(&cpu);
+    assert_eq!(frames.stats().free, BLOCK_FRAMES);
+    let is_ended = &AtomicBool::new(false);
+    let missed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let [home, other] = [1, 2].map(|id| Cpu::new(CpuId(id)));
+            while !is_ended.load(Ordering::Relaxed) {
+                let mut frame = [0];
+                assert_eq!(frames.blocks.take_frames(&home, &mut frame, 0), 1);
+                // By another CPU than the block's home: it goes to the buddy.
+                frames.blocks.put_runs(&other, core::iter::once(frame[0]..frame[0] + 1));
+            }
+        });
+        let mut missed = [0, 0];
+        for _ in 0..ROUNDS {
+            missed[0] += usize::from(frames.blocks.totals().free_frames < BLOCK_FRAMES - 2);
+            let mut frame = [0];
+            if frames.blocks.take_frames(&cpu, &mut frame, 0) == 0 {
+                missed[1] += 1;
+            } else {
+                frames.blocks.put_runs(&cpu, core::iter::once(frame[0]..frame[0] + 1));
+            }
+        }
+        is_ended.store(true, Ordering::Relaxed);
+        missed
+    });
+    assert_eq!(missed, [0, 0], "by the counts, by a search");
+    frames.free_list(&cpu, held);
+}
+
+#[test]
+fn cpus_that_take_all_at_once_leave_what_is_to_stay() {
+    const CPUS: u32 = 4;
+    const LEFT: usize = 1000;
+    let machine = Machine::new(&[range(0x4000_0000, 0x4400_0000)]);
+    let cpu = Cpu::new(CpuId(0));
+    let frames = &machine.boot(&cpu, &[]);
+    let at_boot = frames.stats();
+    for round in 0..20 {
+        std::thread::scope(|scope| {
+            let takers: Vec<_> = (0..CPUS)
+                .map(|id| {
+                    scope.spawn(move || {
+                        let cpu = Cpu::new(CpuId(id));
+                        let mut runs = Vec::new();
+                        while frames.blocks.take_runs(&cpu, 1 + 64 * id as usize, LEFT, |run| runs.push(run)) > 0 {}
+                        runs
+                    })
+                })
+                .collect();
+            let runs: Vec<_> = takers.into_iter().flat_map(|taker| taker.join().unwrap()).collect();
+            assert_eq!(frames.stats().free, LEFT, "round {round}");
+            frames.blocks.put_runs(&cpu, runs);
+        });
+    }
+    frames.drain_cpu(&cpu);
+    assert_eq!(frames.stats(), at_boot);
+}
+
 /// The order in which start.rs brings memory up, step by step, on a machine like QEMU's with 64 MiB in two banks.
 #[test]
 fn boot_in_the_order_of_start() {
@@ -559,8 +743,11 @@ fn boot_in_the_order_of_start() {
         .iter()
         .map(|(_, frames)| map.take(FrameRecords::bytes(*frames) / PAGE_SIZE, PAGE_SIZE as u64).unwrap())
         .collect();
-    let mapped: Vec<u64> = vec![0xa5a5_a5a5_a5a5_a5a5; FrameRecords::bytes(0x4_6000 - 0x4_0000) / 8];
-    let base = VirtAddr(VirtAddr::from_ptr(mapped.as_ptr()).0.wrapping_sub(FrameRecords::bytes(0x4_0000) as u64));
+    // At a page boundary, as they are mapped.
+    let bytes = FrameRecords::bytes(0x4_6000 - 0x4_0000) + PAGE_SIZE;
+    let mapped: Vec<u64> = vec![0xa5a5_a5a5_a5a5_a5a5; bytes / 8];
+    let first = VirtAddr::from_ptr(mapped.as_ptr()).0.next_multiple_of(PAGE_SIZE as u64);
+    let base = VirtAddr(first.wrapping_sub(FrameRecords::bytes(0x4_0000) as u64));
     // 4. Page blocks and their arena.
     let storage = map.take(FrameAllocator::required_bytes(&map) / PAGE_SIZE, PAGE_SIZE as u64).unwrap();
     let left: u64 = map.free().iter().map(|range| range.size()).sum();

@@ -6,7 +6,7 @@
 //! can ever need at once, reserved at boot.
 //!
 //! How the nodes find their way: the sets ask the global allocator, and that asks this CPU whether it is inside a
-//! page-block section ([`NodeArena::enter`]). A section runs under the page-block lock with interrupts masked, so
+//! section of the buddy ([`NodeArena::enter`]). A section runs under the buddy's lock with interrupts masked, so
 //! nothing else on this CPU can allocate in it, and no other CPU is in one.
 //!
 //! Why the cells suffice. The elements of all sets are disjoint non-empty sets of blocks, so there are at most as many
@@ -33,7 +33,7 @@ const FEWEST: usize = 5;
 /// Cells for the nodes of the buddy allocator's sets.
 ///
 /// The fields are atomics because the global allocator reaches them by a pointer in [`Cpu`] while the section's owner
-/// holds the buddy; the page-block lock orders them, so every access is relaxed.
+/// holds the buddy; the buddy's lock orders them, so every access is relaxed.
 pub struct NodeArena {
     /// The first cell that was never used. Cells are not linked up at boot: that would touch all of them.
     unused: AtomicUsize,
@@ -84,10 +84,12 @@ impl NodeArena {
         }
     }
 
-    /// Lets the global allocator serve `cpu` from here until the value is dropped. The caller holds the page-block lock
+    /// Lets the global allocator serve `cpu` from here until the value is dropped. The caller holds the buddy's lock
     /// and runs on `cpu`.
     pub(super) fn enter<'a>(&'a self, cpu: &'a Cpu) -> ArenaSection<'a> {
-        debug_assert!(cpu.node_arena.get().is_none(), "page-block sections do not nest");
+        #[cfg(target_os = "none")]
+        debug_assert!(ptr::eq(cpu, crate::smp::this_cpu()), "the global allocator asks the CPU that it runs on");
+        debug_assert!(cpu.node_arena.get().is_none(), "sections of the buddy do not nest");
         cpu.node_arena.0.store(ptr::from_ref(self).cast_mut(), Relaxed);
         #[cfg(test)]
         tests::enter(self);
@@ -145,7 +147,7 @@ impl NodeArena {
     }
 }
 
-/// This CPU is inside a page-block section: its allocations are nodes of the buddy allocator's sets.
+/// This CPU is inside a section of the buddy: its allocations are nodes of the buddy allocator's sets.
 pub(super) struct ArenaSection<'a> {
     cpu: &'a Cpu,
 }

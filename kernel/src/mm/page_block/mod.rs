@@ -1,7 +1,7 @@
 //! Page blocks: physical memory in pieces of 2 MiB, whole or cut into frames.
 //!
 //! ```text
-//!              take_blocks(order)                       take_frames
+//!              take_blocks(order)                       take_runs
 //!   Free  ─────────────────────────►  Head, Tail…        Free ──► Cut   one bit per frame, set = free
 //!  (buddy) ◄─────────────────────────                   (buddy) ◄──     when the last frame comes back
 //! ```
@@ -11,31 +11,51 @@
 //! frame are in a list, linked through the records themselves, so taking and putting back are O(1) in the size of
 //! memory, and neither ever allocates (the buddy's sets live in a [`NodeArena`]).
 //!
+//! # Each CPU has cut blocks of its own
+//! A block is cut by a CPU, which is its home until it is whole again. A CPU takes frames from its own blocks, and cuts
+//! the next one where they are used up; only where no block is free it takes frames of others. So CPUs contend once in
+//! [`BLOCK_FRAMES`] frames, and the records and cached contents of one CPU's frames share no line with another's. A CPU
+//! keeps one block that became whole by its own free.
+//!
+//! ```text
+//!     lock of a CPU's blocks    its list, and bitmap, count and links of the blocks cut by that CPU
+//!     lock of the buddy         the sets, and what is kept of blocks that are not cut; taken under the former, or alone
+//! ```
+//! The home of a cut block changes only while all its frames are free, so the holder of one finds it without a lock.
+//!
 //! A block of which some frames are not ours (the edge of a bank, reserved, taken by boot) is cut from the start, with
 //! only its free frames in the bitmap. It can never be whole, so it never goes to the buddy; and the list has it in
 //! front, because a frame taken from it breaks nothing.
+//!
+//! # What stays free is exact
+//! A caller names how many frames stay free. While `MAX_CPUS` blocks (32 MiB) are free beyond that, a CPU takes frames
+//! under its own lock alone, at most a block's for each look at the count of free blocks. Else CPUs take frames one at a
+//! time (`scarcity.rs`).
 //!
 //! The rule: a frame is free in exactly one place: inside a free block, as a bit of a cut block, or in a magazine
 //! above.
 
 mod arena;
+mod scarcity;
 mod spans;
+
 use alloc::collections::BTreeSet;
 use core::mem::{ManuallyDrop, size_of};
 use core::ops::Range;
 use core::ptr;
 use core::slice;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 #[cfg(test)]
 pub(in crate::mm) use arena::tests::host_allocations;
 pub use arena::{CurrentArena, NodeArena};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use scarcity::Scarcity;
 pub use spans::Spans;
 
 use super::early::MemoryMap;
 use super::frame::FrameRecords;
-use crate::smp::Cpu;
+use crate::smp::{Cpu, CpuId, MAX_CPUS};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// Bytes in a page block: what one level-2 block descriptor maps.
@@ -66,12 +86,19 @@ pub enum BlockState {
     Tail = 4,
 }
 
+/// What a cut block has as its state: this, and the number of the CPU that is its home.
+const CUT: u8 = 16;
+const _: () = assert!(BlockState::Tail as u8 + 1 < CUT && CUT as usize + MAX_CPUS <= 256);
+
 /// The end of a list.
 const NONE: u32 = u32::MAX;
 /// 64-bit words in a bitmap.
 const WORDS: usize = BLOCK_FRAMES / 64;
 
 /// What is known about one page block besides its [`BlockState`]. All zero is right for a block that was never used.
+///
+/// In a cache line or two of its own: its neighbour may be another CPU's.
+#[repr(align(64))]
 struct PageBlock {
     /// Cut: bit f of word f / 64 is set while frame f is free.
     bitmap: [u64; WORDS],
@@ -88,39 +115,68 @@ struct PageBlock {
     previous: u32,
 }
 
-const _: () = assert!(size_of::<PageBlock>() == 80 && size_of::<PageBlock>().is_multiple_of(16));
+const _: () = assert!(size_of::<PageBlock>() == 128);
 // A block number fits in `PageBlock::number`, an index in the links with NONE to spare.
 const _: () = assert!(super::layout::LINEAR_SIZE / BLOCK_SIZE < NONE as u64);
 
 /// All page blocks.
 pub struct PageBlocks {
     spans: Spans,
-    /// One per block, readable without the lock: see [`Self::state`].
+    /// One per block, readable without a lock: see [`Self::state`]. [`CUT`] and the home of a block that is cut.
     states: &'static [AtomicU8],
     records: FrameRecords,
-    lists: IrqLock<Lists, { rank::PAGE_BLOCK }>,
+    /// By CPU number.
+    cut: &'static [CutBlocks; MAX_CPUS],
+    buddy: IrqLock<Buddy, { rank::BUDDY }>,
+    /// Blocks in the buddy's sets. Written under its lock.
+    free_blocks: AtomicUsize,
+    scarcity: Scarcity,
+    /// See [`Totals::frames`].
+    frames: usize,
 }
 
-/// What the lock protects.
-struct Lists {
+/// The blocks that are free.
+struct Buddy {
+    blocks: Blocks,
     arena: NodeArena,
     /// Never dropped: its nodes are the arena's cells, which no global allocator would know outside a section.
-    buddy: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
-    blocks: Blocks,
-    /// First and last cut block with a free frame.
-    first: u32,
-    last: u32,
-    totals: Totals,
+    sets: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
 }
 
-/// The blocks, by their indices.
-struct Blocks(&'static mut [PageBlock]);
+/// The blocks that a CPU has cut.
+#[repr(align(64))]
+struct CutBlocks {
+    list: IrqLock<List, { rank::PAGE_BLOCK }>,
+    /// Free frames of these blocks, and how many blocks they are. Written under the lock.
+    free: AtomicUsize,
+    count: AtomicUsize,
+}
+
+/// Cut blocks with a free frame.
+struct List {
+    blocks: Blocks,
+    first: u32,
+    last: u32,
+    /// The one that is whole, if there is one.
+    whole: u32,
+}
+
+/// The blocks, by their indices: for the lists, each the blocks of which it is the home, and for the buddy, those that
+/// are not cut.
+struct Blocks(*mut PageBlock, usize);
+
+// SAFETY: a block is reached by the list or the buddy that has it, under its lock.
+#[allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
+unsafe impl Send for Blocks {}
 
 impl Blocks {
-    /// The block of an index of the spans or of a link in the list.
+    /// The block of an index of the spans or of a link in the list. It is the caller's: see above.
     #[inline(always)]
+    #[allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
     fn at(&mut self, index: usize) -> &mut PageBlock {
-        &mut self.0[index]
+        assert!(index < self.1);
+        // SAFETY: inside the array, and the caller has the list or the buddy that the block belongs to to itself.
+        unsafe { &mut *self.0.add(index) }
     }
 }
 
@@ -131,95 +187,96 @@ pub struct Totals {
     pub frames: usize,
     /// Free frames, in free blocks and cut ones. Frames in magazines are not among them.
     pub free_frames: usize,
-    /// Free whole blocks.
+    /// Free blocks in the buddy's sets.
     pub free_blocks: usize,
-    /// Cut blocks that have a free frame or will have one: those that cannot become whole included.
+    /// Cut blocks that have a free frame or will have one: those that cannot become whole included, and a whole one that
+    /// its CPU keeps.
     pub cut_blocks: usize,
 }
 
 impl PageBlocks {
-    /// Bytes of the array, the states and the arena for the memory of `map`; a multiple of [`PAGE_SIZE`].
+    /// Bytes of the arrays and the arena for the memory of `map`; a multiple of [`PAGE_SIZE`].
     pub fn required_bytes(map: &MemoryMap) -> usize {
         Self::arena_offset(Spans::new(map).blocks(), NodeArena::required_bytes).next_multiple_of(PAGE_SIZE)
     }
 
     /// Where the arena begins among the arrays for `blocks` blocks, plus `more` of it.
     fn arena_offset(blocks: usize, more: fn(usize) -> usize) -> usize {
-        (blocks * (size_of::<PageBlock>() + 1)).next_multiple_of(16) + more(blocks)
+        size_of::<[CutBlocks; MAX_CPUS]>() + (blocks * (size_of::<PageBlock>() + 1)).next_multiple_of(16) + more(blocks)
     }
 
     /// Takes all the free memory of `map`. `cpu` is the CPU that this runs on.
     ///
     /// # Safety
-    /// - The [`Self::required_bytes`] at `storage`, 16-byte aligned, and the records of all blocks ([`FrameRecords`])
-    ///   are mapped, writable and exclusive, for ever. They need not be zero.
+    /// - The [`Self::required_bytes`] at `storage`, page aligned, and the records of all blocks ([`FrameRecords`]) are
+    ///   mapped, writable and exclusive, for ever. They need not be zero.
     /// - The memory in `map.free()` is unused.
     #[allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
     pub unsafe fn new(cpu: &Cpu, map: &MemoryMap, storage: VirtAddr, records: FrameRecords) -> Self {
         let spans = Spans::new(map);
         let count = spans.blocks();
         let arena_offset = Self::arena_offset(count, |_| 0);
-        // SAFETY: the storage is ours and at least this long; zero is a valid value of both arrays (`BlockState::Absent`).
-        let (blocks, states) = unsafe {
+        let blocks = (storage + size_of::<[CutBlocks; MAX_CPUS]>() as u64).as_ptr::<PageBlock>();
+        // SAFETY: the storage is ours and at least this long, aligned for all of it; zero is a valid value of both
+        // arrays (`BlockState::Absent`), and each of the lists is written.
+        let (cut, states) = unsafe {
             ptr::write_bytes(storage.as_ptr::<u8>(), 0, arena_offset);
-            let states = storage + (count * size_of::<PageBlock>()) as u64;
-            (
-                slice::from_raw_parts_mut(storage.as_ptr(), count),
-                slice::from_raw_parts(states.as_ptr::<AtomicU8>().cast_const(), count),
-            )
+            let cut = storage.as_ptr::<CutBlocks>();
+            for home in 0..MAX_CPUS {
+                let blocks = Blocks(blocks, count);
+                let list = List { blocks, first: NONE, last: NONE, whole: NONE };
+                let (free, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
+                cut.add(home).write(CutBlocks { list: IrqLock::new(list), free, count });
+            }
+            (&*cut.cast::<[CutBlocks; MAX_CPUS]>(), slice::from_raw_parts(blocks.add(count).cast::<AtomicU8>(), count))
         };
         // SAFETY: the arena's part of the storage follows the arrays.
         let arena = unsafe { NodeArena::new(storage + arena_offset as u64, NodeArena::required_bytes(count)) };
         check_node_size(cpu, &arena);
-        let lists = Lists {
-            arena,
-            buddy: ManuallyDrop::new(buddy_system_allocator::FrameAllocator::new()),
-            blocks: Blocks(blocks),
-            first: NONE,
-            last: NONE,
-            totals: Totals::default(),
-        };
-        let this = Self { spans, states, records, lists: IrqLock::new(lists) };
+        let sets = ManuallyDrop::new(buddy_system_allocator::FrameAllocator::new());
+        let buddy = IrqLock::new(Buddy { blocks: Blocks(blocks, count), arena, sets });
+        let (free_blocks, scarcity) = (AtomicUsize::new(0), Scarcity::new());
+        let mut this = Self { spans, states, records, cut, buddy, free_blocks, scarcity, frames: 0 };
         for range in map.free() {
             this.add(cpu, range.start().frame_number()..range.end().frame_number());
         }
         this
     }
 
-    /// Gives `frames`, all of them inside one span, to the allocator.
-    fn add(&self, cpu: &Cpu, frames: Range<usize>) {
-        let mut lists = self.lists.lock();
-        lists.totals.frames += frames.len();
-        lists.totals.free_frames += frames.len();
+    /// Gives `frames`, all of them inside one span, to the allocator. Pieces are this CPU's.
+    fn add(&mut self, cpu: &Cpu, frames: Range<usize>) {
+        self.frames += frames.len();
         let mut frame = frames.start;
         while frame < frames.end {
             let block = frame / BLOCK_FRAMES;
             let whole_end = frames.end / BLOCK_FRAMES;
             if frame.is_multiple_of(BLOCK_FRAMES) && block < whole_end {
-                self.set_states(block..whole_end, BlockState::Free);
-                lists.totals.free_blocks += whole_end - block;
-                lists.with_buddy(cpu, |buddy| buddy.add_frame(block, whole_end));
+                self.set_states(block..whole_end, BlockState::Free as u8);
+                self.buddy.lock().add(cpu, block..whole_end, &self.free_blocks);
                 frame = whole_end * BLOCK_FRAMES;
             } else {
                 let end = frames.end.min((block + 1) * BLOCK_FRAMES);
                 let first_bit = frame % BLOCK_FRAMES;
-                self.add_piece(&mut lists, block, first_bit..first_bit + (end - frame));
+                self.add_piece(cpu, block, first_bit..first_bit + (end - frame));
                 frame = end;
             }
         }
     }
 
     /// Gives some frames of a block that can never be whole to the allocator.
-    fn add_piece(&self, lists: &mut Lists, number: BlockNumber, bits: Range<usize>) {
+    fn add_piece(&self, cpu: &Cpu, number: BlockNumber, bits: Range<usize>) {
         let Some(index) = self.spans.index(number) else { return };
+        let cut = cpu.id.of(self.cut);
+        let mut list = cut.list.lock();
         if self.load_state(index) != BlockState::Cut {
-            self.prepare_records(lists, index, number);
-            lists.blocks.at(index).number = number as u32;
-            lists.totals.cut_blocks += 1;
-            lists.link_first(index);
-            self.set_states(number..number + 1, BlockState::Cut);
+            self.prepare_records(list.blocks.at(index), number);
+            list.blocks.at(index).number = number as u32;
+            change(&cut.count, 1);
+            list.link_first(index);
+            self.set_states(number..number + 1, cut_by(cpu.id));
         }
-        let block = lists.blocks.at(index);
+        change(&cut.free, bits.len() as isize);
+        let block = list.blocks.at(index);
         block.free += bits.len() as u16;
         for (word, first_bit) in block.bitmap.iter_mut().zip((0..).step_by(64)) {
             let from = bits.start.clamp(first_bit, first_bit + 64) - first_bit;
@@ -229,107 +286,159 @@ impl PageBlocks {
     }
 
     /// Takes up to `frames.len()` frames, writes their numbers to the front of `frames`, and returns how many it got:
-    /// fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their records
-    /// are "free" until the caller changes that.
+    /// see [`Self::take_runs`].
     pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize], left_free: usize) -> usize {
         let most = frames.len();
         let mut places = frames.iter_mut();
         self.take_runs(cpu, most, left_free, |run| run.zip(&mut places).for_each(|(frame, place)| *place = frame))
     }
 
-    /// Takes a block from the buddy and cuts it. Whether there was one.
-    fn cut_a_block(&self, cpu: &Cpu, lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>) -> bool {
-        let Some(number) = lists.with_buddy(cpu, |buddy| buddy.alloc(1)) else { return false };
-        // The buddy knows no blocks but those of the spans.
-        let Some(index) = self.spans.index(number) else { return false };
-        self.prepare_records(lists, index, number);
-        lists.totals.free_blocks -= 1;
-        lists.totals.cut_blocks += 1;
-        let block = lists.blocks.at(index);
-        block.bitmap = [u64::MAX; WORDS];
-        block.free = BLOCK_FRAMES as u16;
-        block.number = number as u32;
-        lists.link_last(index);
-        self.set_states(number..number + 1, BlockState::Cut);
-        true
-    }
-
     /// Takes up to `most` frames in runs of neighbours, calls `each` with every run, and returns how many frames those
     /// are: fewer than asked for only where no more are free beyond `left_free`, a number of frames that stay. Their
     /// records are "free" until the caller changes that.
     ///
-    /// `each` is called under the lock.
+    /// `each` is called under a lock. `cpu` is the CPU that this runs on.
     pub fn take_runs(&self, cpu: &Cpu, most: usize, left_free: usize, mut each: impl FnMut(Range<usize>)) -> usize {
-        let mut lists = self.lists.lock();
-        let most = most.min(lists.totals.free_frames.saturating_sub(left_free));
+        let own = cpu.id.of(self.cut);
         let mut taken = 0;
         while taken < most {
-            if lists.first == NONE && !self.cut_a_block(cpu, &mut lists) {
+            let Some(mut list) = self.scarcity.open(&own.list, || self.has_plenty(left_free)) else { break };
+            let some = self.take_own(cpu, &mut list, (most - taken).min(BLOCK_FRAMES), &mut each);
+            if some == 0 {
                 break;
             }
-            let index = lists.first as usize;
-            taken += lists.blocks.at(index).take_runs(most - taken, &mut each);
-            if lists.blocks.at(index).free == 0 {
-                lists.unlink(index);
+            taken += some;
+        }
+        while taken < most {
+            let some = self.alone(left_free, || {
+                let free = self.totals().free_frames.saturating_sub(left_free);
+                self.take_anywhere(cpu, (most - taken).min(BLOCK_FRAMES).min(free), &mut each)
+            });
+            if some == 0 {
+                break;
+            }
+            taken += some;
+        }
+        taken
+    }
+
+    /// Whether each CPU may take a block's frames, and `left_free` stay.
+    fn has_plenty(&self, left_free: usize) -> bool {
+        self.has_blocks_for(left_free.saturating_add(MAX_CPUS * BLOCK_FRAMES))
+    }
+
+    /// Whether free blocks alone have as many frames: a look that costs less than [`Self::totals`].
+    #[inline(always)]
+    pub fn has_blocks_for(&self, frames: usize) -> bool {
+        self.free_blocks.load(Ordering::Relaxed) * BLOCK_FRAMES >= frames
+    }
+
+    /// Runs `work` while no other CPU takes frames.
+    fn alone<R>(&self, left_free: usize, work: impl FnOnce() -> R) -> R {
+        let pass = || self.cut.iter().for_each(|cut| drop(cut.list.lock()));
+        self.scarcity.alone(pass, work, || self.has_plenty(left_free))
+    }
+
+    /// Takes up to `most` frames out of this CPU's blocks, whose list this is, and cuts more of them; how many it got.
+    fn take_own(&self, cpu: &Cpu, list: &mut List, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
+        let own = cpu.id.of(self.cut);
+        let mut taken = 0;
+        while taken < most && (list.first != NONE || self.cut_a_block(cpu, own, list)) {
+            taken += own.take_runs(list, most - taken, each);
+        }
+        taken
+    }
+
+    /// The same, and where no block is free out of other CPUs' blocks. No other CPU takes any meanwhile.
+    fn take_anywhere(&self, cpu: &Cpu, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
+        let own = cpu.id.of(self.cut);
+        let mut taken = self.take_own(cpu, &mut own.list.lock(), most, each);
+        for other in self.cut.iter().filter(|other| !ptr::eq(*other, own)) {
+            if taken == most {
+                return taken;
+            }
+            let mut list = other.list.lock();
+            while taken < most && list.first != NONE {
+                taken += other.take_runs(&mut list, most - taken, each);
             }
         }
-        lists.totals.free_frames -= taken;
-        taken
+        // A block that became whole meanwhile has left its list for the buddy, and stays there.
+        taken + self.take_own(cpu, &mut own.list.lock(), most - taken, each)
+    }
+
+    /// Takes a block from the buddy and cuts it, for this CPU. Whether there was one.
+    fn cut_a_block(&self, cpu: &Cpu, own: &CutBlocks, list: &mut List) -> bool {
+        let mut buddy = self.buddy.lock();
+        let Some(number) = buddy.take(cpu, 0, &self.free_blocks) else { return false };
+        change(&own.free, BLOCK_FRAMES as isize);
+        drop(buddy);
+        // The buddy knows no blocks but those of the spans.
+        let Some(index) = self.spans.index(number) else { return false };
+        // In no other list, and not in the buddy's sets.
+        let block = list.blocks.at(index);
+        self.prepare_records(block, number);
+        block.bitmap = [u64::MAX; WORDS];
+        block.free = BLOCK_FRAMES as u16;
+        block.number = number as u32;
+        change(&own.count, 1);
+        list.link_last(index);
+        self.set_states(number..number + 1, cut_by(cpu.id));
+        true
     }
 
     /// Takes runs of frames back, by words of the bitmaps. Each frame came from [`Self::take_frames`] or
     /// [`Self::take_runs`], and its record is "free" again.
     pub fn put_runs(&self, cpu: &Cpu, runs: impl IntoIterator<Item = Range<usize>>) {
-        /// Words for which the lock is held, and interrupts masked. A block that becomes whole takes as long as many.
+        /// Words for which a lock is held, and interrupts masked. A block that becomes whole takes as long as many.
         const AT_ONCE: usize = 32;
-        let (mut lists, mut words) = (self.lists.lock(), 0);
+        let mut held: Option<(&CutBlocks, IrqGuard<'_, List, { rank::PAGE_BLOCK }>)> = None;
+        let mut words = 0;
         for Range { mut start, end } in runs {
             while start < end {
-                if words == AT_ONCE {
-                    drop(lists);
-                    (lists, words) = (self.lists.lock(), 0);
-                }
-                words += 1;
                 let word = start / 64;
                 let next = end.min((word + 1) * 64);
-                if self.put_word(cpu, &mut lists, word, mask_below(next - start) << (start % 64)) {
-                    words = AT_ONCE;
-                }
+                let bits = mask_below(next - start) << (start % 64);
                 start = next;
+                let number = word / WORDS;
+                let Some(index) = self.spans.index(number) else { continue };
+                let Some(home) = self.home(index) else { continue };
+                if words >= AT_ONCE || held.as_ref().is_none_or(|(cut, _)| !ptr::eq(*cut, home)) {
+                    drop(held.take());
+                    words = 0;
+                }
+                let (_, list) = held.get_or_insert_with(|| (home, home.list.lock()));
+                words += 1;
+                if home.put(list, index, word % WORDS, bits) {
+                    words = AT_ONCE;
+                    if list.whole == NONE && ptr::eq(home, cpu.id.of(self.cut)) {
+                        list.whole = index as u32;
+                    } else {
+                        self.join(cpu, home, list, index);
+                    }
+                }
             }
         }
     }
 
-    /// Takes back the frames whose `bits` are set of the 64 from frame `word` × 64 on; whether their block is whole now.
-    fn put_word(
-        &self,
-        cpu: &Cpu,
-        lists: &mut IrqGuard<'_, Lists, { rank::PAGE_BLOCK }>,
-        word: usize,
-        bits: u64,
-    ) -> bool {
-        let number = word / WORDS;
-        let Some(index) = self.spans.index(number) else { return false };
-        let block = lists.blocks.at(index);
-        let cell = &mut block.bitmap[word % WORDS];
-        debug_assert!(*cell & bits == 0, "frames {bits:#x} of word {word:#x} are free already");
-        *cell |= bits;
-        let had_none = block.free == 0;
-        block.free += bits.count_ones() as u16;
-        let whole = block.free as usize == BLOCK_FRAMES;
-        lists.totals.free_frames += bits.count_ones() as usize;
-        if had_none {
-            // At the end of the list: the blocks in front are used up first, and this one may become whole.
-            lists.link_last(index);
+    /// Gives `index`, a block of that list that is whole and linked, back to the buddy.
+    fn join(&self, cpu: &Cpu, home: &CutBlocks, list: &mut List, index: usize) {
+        let number = list.blocks.at(index).number as usize;
+        list.unlink(index);
+        let mut buddy = self.buddy.lock();
+        change(&home.count, -1);
+        change(&home.free, -(BLOCK_FRAMES as isize));
+        self.set_states(number..number + 1, BlockState::Free as u8);
+        buddy.put(cpu, number, 1, &self.free_blocks);
+    }
+
+    /// Gives the whole block that `of` has kept back to the buddy, if there is one. `cpu` is the CPU that this runs on.
+    pub fn give_back(&self, cpu: &Cpu, of: CpuId) {
+        let home = of.of(self.cut);
+        let mut list = home.list.lock();
+        let whole = core::mem::replace(&mut list.whole, NONE);
+        if whole != NONE {
+            self.join(cpu, home, &mut list, whole as usize);
         }
-        if whole {
-            lists.unlink(index);
-            self.set_states(number..number + 1, BlockState::Free);
-            lists.totals.cut_blocks -= 1;
-            lists.totals.free_blocks += 1;
-            lists.with_buddy(cpu, |buddy| buddy.dealloc(number, 1));
-        }
-        whole
     }
 
     /// Takes 2^`order` contiguous blocks, aligned to their size; `None` where there is no such run, fewer than
@@ -339,50 +448,60 @@ impl PageBlocks {
         if order > MAX_ORDER {
             return None;
         }
-        let mut lists = self.lists.lock();
-        if lists.totals.free_frames < left_free.saturating_add(BLOCK_FRAMES << order) {
-            return None;
+        if order == 0 {
+            // No more than a CPU takes of frames between two looks.
+            let own = &cpu.id.of(self.cut).list;
+            if let Some(_own) = self.scarcity.open(own, || self.has_plenty(left_free)) {
+                return self.take_free(cpu, order);
+            }
         }
-        let number = lists.with_buddy(cpu, |buddy| buddy.alloc(1 << order))?;
+        self.alone(left_free, || {
+            if self.totals().free_frames < left_free.saturating_add(BLOCK_FRAMES << order) {
+                return None;
+            }
+            self.take_free(cpu, order)
+        })
+    }
+
+    /// Takes a run of 2^`order` free blocks.
+    fn take_free(&self, cpu: &Cpu, order: u32) -> Option<BlockNumber> {
+        let mut buddy = self.buddy.lock();
+        let number = buddy.take(cpu, order, &self.free_blocks)?;
         let index = self.spans.index(number)?;
-        self.prepare_records(&mut lists, index, number);
-        lists.blocks.at(index).order = order as u8;
-        lists.totals.free_blocks -= 1 << order;
-        lists.totals.free_frames -= BLOCK_FRAMES << order;
-        self.set_states(number + 1..number + (1 << order), BlockState::Tail);
-        self.set_states(number..number + 1, BlockState::Head);
+        let block = buddy.blocks.at(index);
+        self.prepare_records(block, number);
+        block.order = order as u8;
+        self.set_states(number + 1..number + (1 << order), BlockState::Tail as u8);
+        self.set_states(number..number + 1, BlockState::Head as u8);
         Some(number)
     }
 
     /// log2 of the blocks in the run that begins at block `first`; `None` where none does.
     pub fn order(&self, first: BlockNumber) -> Option<u32> {
-        let mut lists = self.lists.lock();
+        let mut buddy = self.buddy.lock();
         let index = self.spans.index(first)?;
-        (self.load_state(index) == BlockState::Head).then(|| u32::from(lists.blocks.at(index).order))
+        (self.load_state(index) == BlockState::Head).then(|| u32::from(buddy.blocks.at(index).order))
     }
 
     /// Takes a run back: `first` and `order` as [`Self::take_blocks`] had them, and the first frame's record is "free"
     /// again.
     pub fn put_blocks(&self, cpu: &Cpu, first: BlockNumber, order: u32) {
-        let mut lists = self.lists.lock();
+        let mut buddy = self.buddy.lock();
         debug_assert_eq!(self.state(first * BLOCK_FRAMES), BlockState::Head);
-        self.set_states(first..first + (1 << order), BlockState::Free);
-        lists.totals.free_blocks += 1 << order;
-        lists.totals.free_frames += BLOCK_FRAMES << order;
-        lists.with_buddy(cpu, |buddy| buddy.dealloc(first, 1 << order));
+        self.set_states(first..first + (1 << order), BlockState::Free as u8);
+        buddy.put(cpu, first, 1 << order, &self.free_blocks);
     }
 
-    /// What the block that holds `frame` is used for, without the lock. The answer stays true while the caller owns a
+    /// What the block that holds `frame` is used for, without a lock. The answer stays true while the caller owns a
     /// frame of the block; for anyone else it may be old.
     #[inline]
     pub fn state(&self, frame: usize) -> BlockState {
         self.spans.index(frame / BLOCK_FRAMES).map_or(BlockState::Absent, |index| self.load_state(index))
     }
 
-    /// Calls `each`, under the lock, with the frames that are free here, in runs: those in magazines are not. For once
-    /// at boot; it looks at every block.
+    /// Calls `each` with the frames that are free here, in runs: those in magazines are not. For once at boot, while no
+    /// other CPU runs; it looks at every block.
     pub fn for_each_free(&self, mut each: impl FnMut(Range<usize>)) {
-        let mut lists = self.lists.lock();
         let mut run = 0..0;
         let mut add = |frames: Range<usize>| {
             if frames.start == run.end {
@@ -397,16 +516,15 @@ impl PageBlocks {
         for (first, count) in self.spans.clone().into_frames() {
             for number in first / BLOCK_FRAMES..(first + count) / BLOCK_FRAMES {
                 let start = number * BLOCK_FRAMES;
-                match self.spans.index(number).map(|index| (index, self.load_state(index))) {
-                    Some((_, BlockState::Free)) => add(start..start + BLOCK_FRAMES),
-                    Some((index, BlockState::Cut)) => {
-                        let bitmap = lists.blocks.at(index).bitmap;
-                        let bit = |bit: usize| bitmap[bit / 64] >> (bit % 64) & 1 != 0;
-                        (0..BLOCK_FRAMES)
-                            .filter(|&frame| bit(frame))
-                            .for_each(|frame| add(start + frame..start + frame + 1));
-                    }
-                    _ => {}
+                let Some(index) = self.spans.index(number) else { continue };
+                if self.load_state(index) == BlockState::Free {
+                    add(start..start + BLOCK_FRAMES);
+                } else if let Some(home) = self.home(index) {
+                    let bitmap = home.list.lock().blocks.at(index).bitmap;
+                    let bit = |bit: usize| bitmap[bit / 64] >> (bit % 64) & 1 != 0;
+                    (0..BLOCK_FRAMES)
+                        .filter(|&frame| bit(frame))
+                        .for_each(|frame| add(start + frame..start + frame + 1));
                 }
             }
         }
@@ -415,55 +533,138 @@ impl PageBlocks {
         }
     }
 
-    /// How much is free now.
+    /// How much is free now: exact where no other CPU takes or gives back any. A block that moves between a list and the
+    /// buddy is counted once.
     pub fn totals(&self) -> Totals {
-        self.lists.lock().totals
+        let sum = |count: fn(&CutBlocks) -> &AtomicUsize| {
+            self.cut.iter().map(|cut| count(cut).load(Ordering::Relaxed)).sum::<usize>()
+        };
+        // Under this lock a block moves from one count to the other.
+        let _buddy = self.buddy.lock();
+        let free_blocks = self.free_blocks.load(Ordering::Relaxed);
+        Totals {
+            frames: self.frames,
+            free_frames: free_blocks * BLOCK_FRAMES + sum(|cut| &cut.free),
+            free_blocks,
+            cut_blocks: sum(|cut| &cut.count),
+        }
     }
 
     /// Zeroes the records of a block when it is first used; afterwards its last owners leave them zero. Doing it for
     /// all memory at boot would cost more than the rest of the boot.
     #[allow(unsafe_code, reason = "nodes and records in memory that the allocator owns")]
-    fn prepare_records(&self, lists: &mut Lists, index: usize, number: BlockNumber) {
-        if !lists.blocks.at(index).records_valid {
+    fn prepare_records(&self, block: &mut PageBlock, number: BlockNumber) {
+        if !block.records_valid {
             // SAFETY: the records of a block of the spans are mapped and ours (see `new`), and are not read before the
             // block's state is Cut or Head, which comes after.
             unsafe { self.records.zero(number * BLOCK_FRAMES, BLOCK_FRAMES) };
-            lists.blocks.at(index).records_valid = true;
+            block.records_valid = true;
         }
     }
 
     fn load_state(&self, index: usize) -> BlockState {
         // Acquire: a reader of Cut or Head sees the zeroed records.
-        match self.states[index].load(Ordering::Acquire) {
-            1 => BlockState::Free,
-            2 => BlockState::Cut,
-            3 => BlockState::Head,
-            4 => BlockState::Tail,
-            _ => BlockState::Absent,
-        }
+        let state = self.states[index].load(Ordering::Acquire);
+        let plain = [BlockState::Absent, BlockState::Free, BlockState::Head, BlockState::Tail];
+        plain.into_iter().find(|&plain| plain as u8 == state).unwrap_or(BlockState::Cut)
     }
 
-    /// Sets the state of consecutive blocks of one span. With the lock held.
-    fn set_states(&self, numbers: Range<BlockNumber>, state: BlockState) {
+    /// The blocks that `index` is among, if it is cut.
+    #[inline(always)]
+    fn home(&self, index: usize) -> Option<&CutBlocks> {
+        self.cut.get(usize::from(self.states.get(index)?.load(Ordering::Acquire).checked_sub(CUT)?))
+    }
+
+    /// Sets the state of consecutive blocks of one span, under the lock of the list or the buddy that has them; at boot,
+    /// under none.
+    fn set_states(&self, numbers: Range<BlockNumber>, state: u8) {
         if let Some(first) = self.spans.index(numbers.start) {
             for cell in &self.states[first..first + numbers.len()] {
-                cell.store(state as u8, Ordering::Release);
+                cell.store(state, Ordering::Release);
             }
         }
     }
 }
 
-impl Lists {
-    /// Runs `work` on the buddy with its sets' nodes served from the arena.
-    fn with_buddy<R>(
+/// The state of a block that `cpu` has cut.
+fn cut_by(cpu: CpuId) -> u8 {
+    CUT + cpu.0 as u8
+}
+
+/// Changes a count, with the lock held under which it is written.
+fn change(count: &AtomicUsize, by: isize) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add_signed(by), Ordering::Relaxed);
+}
+
+/// `free` is the count of the blocks in the sets, which changes with them.
+impl Buddy {
+    fn add(&mut self, cpu: &Cpu, blocks: Range<BlockNumber>, free: &AtomicUsize) {
+        change(free, blocks.len() as isize);
+        self.with_sets(cpu, |sets| sets.add_frame(blocks.start, blocks.end));
+    }
+
+    /// Takes a run of 2^`order` blocks, at most [`MAX_ORDER`].
+    fn take(&mut self, cpu: &Cpu, order: u32, free: &AtomicUsize) -> Option<BlockNumber> {
+        debug_assert!(order <= MAX_ORDER);
+        // So that the compiler sees it: larger runs have no set.
+        let count = 1 << order.min(MAX_ORDER);
+        let first = self.with_sets(cpu, |sets| sets.alloc(count))?;
+        change(free, -(count as isize));
+        Some(first)
+    }
+
+    fn put(&mut self, cpu: &Cpu, first: BlockNumber, count: usize, free: &AtomicUsize) {
+        change(free, count as isize);
+        self.with_sets(cpu, |sets| sets.dealloc(first, count));
+    }
+
+    /// Runs `work` on the sets, with their nodes served from the arena.
+    fn with_sets<R>(
         &mut self,
         cpu: &Cpu,
         work: impl FnOnce(&mut buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>) -> R,
     ) -> R {
         let _section = self.arena.enter(cpu);
-        work(&mut self.buddy)
+        work(&mut self.sets)
+    }
+}
+
+impl CutBlocks {
+    /// Moves up to `most` free frames out of the first block of `list`, which is these blocks'; returns how many.
+    fn take_runs(&self, list: &mut List, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
+        let index = list.first;
+        if list.whole == index {
+            list.whole = NONE;
+        }
+        let block = list.blocks.at(index as usize);
+        let taken = block.take_runs(most, each);
+        if block.free == 0 {
+            list.unlink(index as usize);
+        }
+        change(&self.free, -(taken as isize));
+        taken
     }
 
+    /// Takes back the frames whose `bits` are set of 64 of block `index`, which is in `list`; whether the block is whole
+    /// now.
+    fn put(&self, list: &mut List, index: usize, word: usize, bits: u64) -> bool {
+        let block = list.blocks.at(index);
+        let cell = &mut block.bitmap[word];
+        debug_assert!(*cell & bits == 0, "frames {bits:#x} of block {index} are free already");
+        *cell |= bits;
+        let had_none = block.free == 0;
+        block.free += bits.count_ones() as u16;
+        let is_whole = block.free as usize == BLOCK_FRAMES;
+        change(&self.free, bits.count_ones() as isize);
+        if had_none {
+            // At the end of the list: the blocks in front are used up first, and this one may become whole.
+            list.link_last(index);
+        }
+        is_whole
+    }
+}
+
+impl List {
     fn link_first(&mut self, index: usize) {
         let old = core::mem::replace(&mut self.first, index as u32);
         self.blocks.at(index).next = old;
