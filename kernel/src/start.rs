@@ -196,7 +196,7 @@ fn set_up_memory(
     // SAFETY: the storage was just taken and the linear map shows it; the records are mapped; all memory is in the
     // linear map, and what is free in the map is not in use.
     let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
-    let space = KernelSpace::new(Metal(LinearView {}), KernelTlb, root, frames);
+    let space = KernelSpace::new(cpu, Metal(LinearView {}), KernelTlb, root, frames)?;
     let spaces = Spaces::new(cpu, Metal(LinearView {}), frames)?;
     let kernel = KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space, spaces });
     // SAFETY: the window in the layout is the heap's alone, and nothing unmaps what it maps.

@@ -1,4 +1,4 @@
-//! Which parts of the vmalloc window are taken.
+//! Which addresses of a part of the vmalloc window are taken.
 //!
 //! Areas lie in an intrusive tree by address, so taking one allocates nothing but its node, and giving one back
 //! allocates nothing at all. Each area is followed by a guard page that is never mapped, and the window begins with

@@ -30,6 +30,7 @@ pub mod split;
 #[cfg(test)]
 mod tests;
 pub mod vmalloc;
+mod window;
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -37,14 +38,13 @@ use granule_arch::addr::PhysAddr;
 use granule_pgtable::{Reclaimer, Table, TableSource};
 use spin::Once;
 
-use self::area::{AreaNode, AreaTree};
+use self::area::AreaNode;
 use self::policy::Policy;
+use self::window::Window;
+use super::OutOfMemory;
 use super::frame::FrameAllocator;
-use super::layout;
-use super::pool::Pool;
 use super::tlb::KernelTlb;
 use crate::smp::Cpu;
-use crate::sync::{IrqLock, rank};
 
 /// The machine that the page tables are for: this CPU, with tables seen through the linear map.
 pub type Machine = mmu::Metal<mmu::LinearView>;
@@ -55,8 +55,7 @@ pub struct KernelSpace {
     tlb: KernelTlb,
     root: Table,
     frames: &'static FrameAllocator,
-    areas: IrqLock<AreaTree, { rank::VMALLOC }>,
-    nodes: Pool<AreaNode>,
+    areas: Window,
     /// Frames that were taken for tables since the boot and are not free again.
     table_frames: AtomicUsize,
     reclaim: reclaim::Reclaim,
@@ -66,19 +65,27 @@ pub struct KernelSpace {
 
 impl KernelSpace {
     /// The space under `root`, which maps what the entry code and [`linear`] mapped and nothing in the vmalloc window.
-    pub fn new(mmu: Machine, tlb: KernelTlb, root: Table, frames: &'static FrameAllocator) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(
+        cpu: &Cpu,
+        mmu: Machine,
+        tlb: KernelTlb,
+        root: Table,
+        frames: &'static FrameAllocator,
+    ) -> Result<Self, OutOfMemory> {
+        Ok(Self {
             mmu,
             tlb,
             root,
             frames,
-            areas: IrqLock::new(AreaTree::new(layout::VMALLOC_START, layout::VMALLOC_END)),
-            nodes: Pool::new(frames),
+            areas: Window::new(cpu, frames)?,
             table_frames: AtomicUsize::new(0),
             reclaim: reclaim::Reclaim::new(Reclaimer::new()),
             policy: Once::new(),
             splitting: split::Splitting::new(),
-        }
+        })
     }
 
     /// Decides for good what is done to live mappings; only the first call counts. What of it is a patched branch is in
@@ -92,15 +99,15 @@ impl KernelSpace {
         self.policy.get().copied().unwrap_or(Policy::UNDECIDED)
     }
 
-    /// Calls `each` for every area, by address, with the area lock held: it prints nothing and allocates nothing.
-    pub fn for_each_area(&self, mut each: impl FnMut(&AreaNode)) {
-        self.areas.lock().iter().for_each(&mut each);
+    /// Calls `each` for every area, by address, with a lock of areas held: it prints nothing and allocates nothing.
+    pub fn for_each_area(&self, each: impl FnMut(&AreaNode)) {
+        self.areas.for_each(each);
     }
 
-    /// Frames that the space keeps when areas go: tables, and the pool of area records. For the accounts of
-    /// frames.
+    /// Frames that the space keeps when areas go: tables, and those of the window and its areas' records. For the
+    /// accounts of frames.
     pub fn kept_frames(&self) -> usize {
-        self.table_frames.load(Ordering::Relaxed) + self.nodes.stats().frames
+        self.table_frames.load(Ordering::Relaxed) + self.areas.frames()
     }
 
     /// Frames of tables, but for those that blocks of the linear map were split to, which stay.

@@ -88,12 +88,17 @@ impl KernelSpace {
     /// Frees the tables that areas have left empty, as far as that goes without waiting: a table that was found empty,
     /// or unlinked, while another CPU was in a walk stays for the next call. Returns how many were freed.
     ///
-    /// Not from interrupt handlers: it takes the area lock.
+    /// Not from interrupt handlers: it takes locks of areas.
     pub fn reclaim_tables(&self, cpu: &Cpu) -> usize {
-        let Some(mut reclaimer) = self.reclaim.try_lock() else { return 0 };
+        // Each CPU's part of the window may have some.
+        (0..MAX_CPUS).map_while(|_| self.reclaim_once(cpu)).sum()
+    }
+
+    /// The same in one range where areas were; `None` where there is none, or another CPU reclaims.
+    fn reclaim_once(&self, cpu: &Cpu) -> Option<usize> {
+        let mut reclaimer = self.reclaim.try_lock()?;
         if reclaimer.is_idle() {
-            let Some(range) = self.areas.lock().take_left() else { return 0 };
-            reclaimer.start(range);
+            reclaimer.start(self.areas.take_left(cpu)?);
         }
         let (mut source, mut freed) = (self.table_source(cpu), 0);
         // Not a part of a walk, but reads the tables all the same: only a reclaimer takes tables away, and that is this
@@ -110,7 +115,7 @@ impl KernelSpace {
             reclaimer.advance(&tables, &self.tlb, words, free)
         };
         debug_assert!(progress == Progress::Waiting || reclaimer.is_idle());
-        freed
+        Some(freed)
     }
 
     /// Reclaims after an area is gone, where it is worth it.
@@ -119,7 +124,7 @@ impl KernelSpace {
         let whole = first.and_then(|first| first.checked_add(TABLE_SPAN)).is_some_and(|end| end <= area.end());
         // Some thousand instructions for each table: not where interrupts are to wait for it.
         if whole && interrupts::state().irqs_enabled() {
-            self.reclaim_tables(cpu);
+            self.reclaim_once(cpu);
         }
     }
 }

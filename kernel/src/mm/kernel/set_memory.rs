@@ -226,17 +226,16 @@ impl KernelSpace {
         }
     }
 
-    /// Finds which kind of hole a hole is. The area lock is only tried, so that this may run anywhere.
+    /// Finds which kind of hole a hole is. The lock of areas is only tried, so that this may run anywhere.
     #[cold]
     pub(super) fn explain(&self, error: Error) -> SetMemoryError {
         match error {
             Error::NotMapped(hole) => {
-                let area = self.areas.try_lock().and_then(|areas| {
-                    areas
-                        .find(VirtAddr(hole.0.wrapping_sub(1)))
-                        .filter(|area| area.end() == hole)
-                        .map(|area| area.start())
-                });
+                let below = VirtAddr(hole.0.wrapping_sub(1));
+                let area = self
+                    .areas
+                    .try_lock(below)
+                    .and_then(|areas| areas.find(below).filter(|area| area.end() == hole).map(|area| area.start()));
                 area.map_or(SetMemoryError::Hole(hole), |area| SetMemoryError::GuardPage { guard: hole, area })
             }
             Error::NotMarked(page) => SetMemoryError::NotVmalloc(page),

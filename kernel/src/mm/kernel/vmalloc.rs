@@ -1,10 +1,10 @@
 //! Memory that is contiguous virtually and nowhere else: `vmalloc`, device registers, stacks.
 //!
-//! An area is taken in the tree first and mapped then; it is unmapped first, everywhere, and given back then. So at no
+//! An area is taken in a tree first and mapped then; it is unmapped first, everywhere, and given back then. So at no
 //! time does an address that a CPU may still reach have another owner. The frames of an area are written down in
 //! the page tables and nowhere else: `vfree` reads them there.
 
-#![allow(unsafe_code, reason = "intrusive nodes, and mappings that the caller vouches for")]
+#![allow(unsafe_code, reason = "an entry that the lab breaks behind the tables' back")]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,13 +14,12 @@ use granule_arch::patched_branch;
 use granule_pgtable::{Lazy, Leaf, PageRange};
 use thiserror::Error;
 
-use super::area::{AreaKind, AreaNode, FreeingArea, Gap};
+use super::area::{AreaKind, FreeingArea};
 use super::owners::RangeOwnerCheck;
 use super::split::LinearMapSplitter;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::OutOfMemory;
-use crate::mm::pool::PoolBox;
 use crate::platform::features::branch;
 use crate::smp::Cpu;
 use crate::trap::{STACK_ALIGN, STACK_SIZE};
@@ -90,11 +89,11 @@ impl KernelArea {
 impl KernelSpace {
     /// Maps `pages` new frames, one page each, wherever addresses are free. Their contents are undefined.
     ///
-    /// Sleeps for nothing and may be called with interrupts masked, not from handlers (it takes the area lock).
+    /// Sleeps for nothing and may be called with interrupts masked, not from handlers (it takes a lock of areas).
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
-    pub fn vmalloc(&'static self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
+    pub fn vmalloc(&self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
         let map = |start| self.map_new_frames(cpu, start, pages, attributes);
         let start = self.allocate(cpu, AreaKind::Vmalloc, pages, PAGE_SIZE as u64, map)?;
@@ -126,7 +125,7 @@ impl KernelSpace {
     /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
     pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
         // Marked under the lock, so that of two calls for the same area one is refused.
-        let freeing = self.areas.lock().begin_free(start, AreaKind::Vmalloc).map_err(|found| match found {
+        let freeing = self.areas.begin_free(start, AreaKind::Vmalloc).map_err(|found| match found {
             None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
             Some(kind) => VmallocError::NotYours(start, kind),
         })?;
@@ -137,7 +136,7 @@ impl KernelSpace {
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
-    pub fn map_device(&'static self, cpu: &Cpu, registers: PhysRange) -> Result<VirtAddr, VmallocError> {
+    pub fn map_device(&self, cpu: &Cpu, registers: PhysRange) -> Result<VirtAddr, VmallocError> {
         let first = registers.start().align_down(PAGE_SIZE as u64);
         let pages = (registers.end() - first).div_ceil(PAGE_SIZE as u64);
         let map = |start| {
@@ -155,7 +154,7 @@ impl KernelSpace {
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
-    pub fn alloc_stack(&'static self, cpu: &Cpu) -> Result<VirtAddr, VmallocError> {
+    pub fn alloc_stack(&self, cpu: &Cpu) -> Result<VirtAddr, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
         let pages = STACK_SIZE / PAGE_SIZE as u64;
         let map = |start| self.map_new_frames(cpu, start, pages, attributes);
@@ -187,20 +186,20 @@ impl KernelSpace {
 
     /// Takes addresses for `pages` pages, and has `map` map them.
     fn allocate(
-        &'static self,
+        &self,
         cpu: &Cpu,
         kind: AreaKind,
         pages: u64,
         align: u64,
         map: impl Fn(VirtAddr) -> Result<(), VmallocError>,
     ) -> Result<VirtAddr, VmallocError> {
-        let start = self.take_addresses(kind, pages, align)?;
+        let start = self.areas.take(cpu, kind, pages, align)?;
         let mut mapped = map(start);
         // Tables that small areas have left empty are the last memory that can be had.
         if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim_tables(cpu) != 0 {
             mapped = map(start);
         }
-        mapped.inspect_err(|_| self.give_addresses_back(self.begin_free(start, kind)))?;
+        mapped.inspect_err(|_| self.areas.remove(self.begin_free(start, kind)))?;
         Ok(start)
     }
 
@@ -248,41 +247,14 @@ impl KernelSpace {
                 self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, released)?;
             }
         }
-        self.give_addresses_back(freeing);
+        self.areas.remove(freeing);
         self.reclaim_after(cpu, range);
         Ok(range.pages() as u64)
-    }
-
-    fn take_addresses(&'static self, kind: AreaKind, pages: u64, align: u64) -> Result<VirtAddr, VmallocError> {
-        if pages == 0 {
-            return Err(VmallocError::NoPages);
-        }
-        let node = self.nodes.try_new(AreaNode::new(kind))?;
-        let mut resume = None;
-        loop {
-            // Locked anew for each piece of the search: interrupts come in between.
-            let mut areas = self.areas.lock();
-            match areas.search(pages, align, resume) {
-                Gap::At(start) => {
-                    areas.insert(node.into_ref(), start, pages);
-                    return Ok(start);
-                }
-                Gap::None => return Err(VmallocError::NoAddresses { pages }),
-                Gap::GoOn(next) => resume = Some(next),
-            }
-        }
     }
 
     /// # Panics
     /// Where no such area starts at `start`.
     fn begin_free(&self, start: VirtAddr, kind: AreaKind) -> FreeingArea {
-        self.areas.lock().begin_free(start, kind).expect("taken by the caller, who alone may give it back")
-    }
-
-    fn give_addresses_back(&self, freeing: FreeingArea) {
-        // SAFETY: every caller passes what this space's `begin_free` returned, so the area is in this tree; the node was a
-        // pool box, is out of the tree, and this is the last reference.
-        let node = unsafe { PoolBox::from_ref(self.areas.lock().remove(freeing)) };
-        drop(node);
+        self.areas.begin_free(start, kind).expect("taken by the caller, who alone may give it back")
     }
 }

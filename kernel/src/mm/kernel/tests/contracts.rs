@@ -15,7 +15,7 @@ use super::{KernelSpace, PAGE, space};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::layout::{HEAP_BASE, VMALLOC_END, VMALLOC_START};
 use crate::mm::{OutOfMemory, layout};
-use crate::smp::Cpu;
+use crate::smp::{Cpu, CpuId};
 use crate::trap::STACK_SIZE;
 
 /// Everything that a call could have changed: leaves by address, areas, and frames in use beside those that the space
@@ -129,6 +129,20 @@ fn what_vmalloc_cannot_have_leaves_nothing_behind() {
         assert!(refusals.contains(&refusal), "{pages} pages: {refusal}");
         assert_eq!(everything(space, frames), before, "{pages} pages");
     }
+}
+
+#[test]
+fn each_cpu_has_addresses_of_its_own_and_each_may_free_them() {
+    let (space, frames, cpu) = space(4);
+    let other = Cpu::new(CpuId(3));
+    let before = everything(space, frames);
+    let [first, second] = [&cpu, &other].map(|cpu| space.vmalloc(cpu, 3).unwrap());
+    assert_eq!(first.start(), VMALLOC_START + PAGE);
+    assert!(second.start() > first.start() + (1 << 40), "no table of the last level is shared: {}", second.start());
+    assert_eq!(space.vfree_at(&other, second.start() + PAGE), Err(VmallocError::NotAnArea(second.start() + PAGE)));
+    space.vfree(&other, first);
+    space.vfree(&cpu, second);
+    assert_eq!(everything(space, frames), before);
 }
 
 type Call = fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>;

@@ -38,5 +38,5 @@ fn space(mib: u64) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
     // SAFETY: a zeroed frame that is used for nothing else, shown by the view for ever.
     let root = unsafe { Table::root::<Granule4K>(root) };
     let view = LinearView { offset: frames.linear().address(PhysAddr(0)).0 };
-    (Box::leak(Box::new(KernelSpace::new(Metal(view), KernelTlb, root, frames))), frames, cpu)
+    (Box::leak(Box::new(KernelSpace::new(&cpu, Metal(view), KernelTlb, root, frames).unwrap())), frames, cpu)
 }
