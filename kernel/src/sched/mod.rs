@@ -46,7 +46,7 @@ pub(crate) use host::{enlarge_shortage, note_shortage, sleep_briefly, works_for_
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
 pub use queue::{park, relax, yield_now};
-pub use rwsem::{ReadGuard, RwSem, WriteGuard};
+pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
 #[cfg(target_os = "none")]
 pub use start::{idle, init, init_cpu, trim};
 #[cfg(target_os = "none")]
@@ -64,8 +64,9 @@ pub use timeout::sleep_until;
 pub(crate) use timeout::{sleep_briefly, sleep_through, with_timeout};
 pub use wait::{WaitQueue, Waiters, Woken};
 
+use crate::smp::CpuId;
 use crate::sync::IrqLock;
-use crate::sync::atomic::AtomicU32;
+use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 /// Threads that are woken under one hold of a lock.
 const WOKEN_AT_ONCE: usize = 16;
@@ -86,10 +87,17 @@ impl<T> WaitQueue<T> {
     }
 }
 
+impl BriefSlot {
+    /// Of this CPU, which reads under no lock.
+    pub(crate) const fn new(id: CpuId) -> Self {
+        Self { lock: AtomicUsize::new(0), bit: 1 << (rwsem::BRIEF_SHIFT + id.0) }
+    }
+}
+
 impl<T> RwSem<T> {
     /// A free lock.
     pub const fn new(value: T) -> Self {
-        Self { word: AtomicU32::new(0), waiters: WaitQueue::new(), value: UnsafeCell::new(value) }
+        Self { word: AtomicU64::new(0), waiters: WaitQueue::new(), value: UnsafeCell::new(value) }
     }
 }
 

@@ -5,12 +5,25 @@
 //! the first of them, or to all readers at the front. They own it before they wake, so they need not try again.
 //!
 //! ```text
-//! bit 31   a writer has it        bit 30   the queue may have waiters        bits 29 to 0   readers that have it
+//! bit 63       bit 62                       bits 61 to 46                          bits 45 to 0
+//! a writer     the queue may have waiters   CPUs that may be reading for a moment  readers that have it
 //! ```
 //!
 //! **The rule of `WAITING`**: it is set and cleared under the queue's lock alone, and while it is set the lock is taken
 //! under the queue's lock alone. A release is an atomic without it: the setter of `WAITING` looks at the word that this
 //! very step replaced, so either it sees that the lock is free, or the last holder sees `WAITING`.
+//!
+//! # Readers for a moment write nothing that they share
+//! A reader that does not sleep ([`RwSem::read_briefly`]) stores the lock's address into a slot of its CPU and looks at the
+//! word again: no writer, and this CPU's bit still set, so it is a reader. The bit is set by its CPU's first such reader
+//! behind a writer of another. A writer takes the word, with it the bits of the others, and waits for the CPUs of these
+//! bits to leave its lock.
+//!
+//! ```text
+//! reader   store slot (release)   load word (acquire)        writer   exchange word (release)   load slots (acquire)
+//! ```
+//! Of the two at least one sees the other: a load-acquire is not before a store-release that precedes it in the program
+//! (Arm ARM B2.3.7). Both are Rust's `SeqCst`, as `Acquire` may be a load that is not held back (LDAPR).
 //!
 //! `kernel/loom` compiles this file on loom's atomics and threads.
 
@@ -22,11 +35,18 @@ use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 
 use super::{WOKEN_AT_ONCE, WaitQueue, Waiters};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::smp::{self, Cpu, CpuId, this_cpu};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+#[cfg(debug_assertions)]
+use crate::sync::rank;
+use crate::sync::spin;
 
-pub(super) const WRITER: u32 = 1 << 31;
-const WAITING: u32 = 1 << 30;
-const READERS: u32 = WAITING - 1;
+pub(super) const WRITER: u64 = 1 << 63;
+const WAITING: u64 = 1 << 62;
+pub(super) const BRIEF_SHIFT: u32 = 46;
+pub(super) const BRIEF: u64 = 0xffff << BRIEF_SHIFT;
+const READERS: u64 = (1 << BRIEF_SHIFT) - 1;
+const _: () = assert!(smp::MAX_CPUS <= 16);
 
 /// What a waiter wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,9 +59,19 @@ pub(super) enum Want {
 /// lock.
 #[derive(Default)]
 pub struct RwSem<T: ?Sized> {
-    pub(super) word: AtomicU32,
+    pub(super) word: AtomicU64,
     pub(super) waiters: WaitQueue<Want>,
     pub(super) value: UnsafeCell<T>,
+}
+
+/// What a CPU reads under for a moment. Part of its [`Cpu`].
+#[derive(Debug)]
+#[allow(unreachable_pub, reason = "part of the kernel's `Cpu`, which is public; `kernel/loom` has its own")]
+pub struct BriefSlot {
+    /// The lock, by its address; 0 for none.
+    pub(super) lock: AtomicUsize,
+    /// The CPU's bit in the words of locks.
+    pub(super) bit: u64,
 }
 
 // SAFETY: the value goes with the lock.
@@ -53,33 +83,103 @@ impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be read.
     #[inline(always)]
     pub fn read(&self) -> ReadGuard<'_, T> {
-        if !self.try_take(Want::Read) {
+        if self.try_take(Want::Read).is_none() {
             self.wait(Want::Read);
         }
         ReadGuard { sem: self, not_send: PhantomData }
     }
 
+    /// Waits until the value may be read for a moment, in which the thread does not sleep. While no writer comes, nothing
+    /// that CPUs share is written.
+    ///
+    /// Sleeps while a writer has the lock or threads wait: not from interrupts, and under no spinning lock.
+    ///
+    /// # Safety
+    /// `cpu` is the CPU that this runs on. While the thread has the guard it does not sleep, unless the guard
+    /// [says](BriefGuard::may_sleep) that it may, and takes no other such guard.
+    #[inline(always)]
+    pub unsafe fn read_briefly<'a>(&'a self, cpu: &'a Cpu) -> BriefGuard<'a, T> {
+        if !smp::ARE_FOUND_BY_NUMBER {
+            return self.read_counted();
+        }
+        self.try_read_briefly(cpu).unwrap_or_else(|| self.read_announced(cpu))
+    }
+
+    /// Reads by the slot, if no writer comes and this CPU's bit is set.
+    #[inline(always)]
+    fn try_read_briefly<'a>(&'a self, cpu: &'a Cpu) -> Option<BriefGuard<'a, T>> {
+        #[cfg(debug_assertions)]
+        {
+            cpu.held_ranks.check(rank::BRIEF);
+            cpu.held_ranks.add(rank::BRIEF);
+        }
+        let BriefSlot { lock, bit } = &cpu.brief;
+        lock.store(self.name(), Ordering::SeqCst);
+        let guard = BriefGuard { sem: self, cpu: Some(cpu), not_send: PhantomData };
+        (self.word.load(Ordering::SeqCst) & (WRITER | WAITING | bit) == *bit).then_some(guard)
+    }
+
+    /// The same where this CPU's bit may be missing; by the count of readers where a writer comes.
+    #[cold]
+    #[inline(never)]
+    fn read_announced<'a>(&'a self, cpu: &'a Cpu) -> BriefGuard<'a, T> {
+        let free = |word: u64| (word & (WRITER | WAITING) == 0).then_some(word | cpu.brief.bit);
+        let is_announced = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).is_ok();
+        is_announced.then(|| self.try_read_briefly(cpu)).flatten().unwrap_or_else(|| self.read_counted())
+    }
+
+    /// The same guard for a reader that is counted: the thread may sleep while it has it.
+    #[cold]
+    pub fn read_counted(&self) -> BriefGuard<'_, T> {
+        core::mem::forget(self.read());
+        BriefGuard { sem: self, cpu: None, not_send: PhantomData }
+    }
+
+    /// What slots have for this lock.
+    fn name(&self) -> usize {
+        core::ptr::from_ref(&self.word).addr()
+    }
+
+    /// Waits until the CPUs that were announced in `word`, which this writer has replaced, have left the lock.
+    #[cold]
+    fn wait_for_brief(&self, word: u64) {
+        let mut left = (word & BRIEF) >> BRIEF_SHIFT;
+        while left != 0 {
+            let number = left.trailing_zeros();
+            left &= left - 1;
+            let Some(cpu) = smp::cpu(CpuId(number)) else { continue };
+            // What it read comes before this writer's changes.
+            while cpu.brief.lock.load(Ordering::SeqCst) == self.name() {
+                spin();
+            }
+        }
+    }
+
     /// Waits until the value may be changed.
     #[inline(always)]
     pub fn write(&self) -> WriteGuard<'_, T> {
-        if !self.try_take(Want::Write) {
-            self.wait(Want::Write);
+        match self.try_take(Want::Write) {
+            // On this CPU a reader for a moment has ended before this thread went on: its bit stays.
+            Some(word) if word & BRIEF & !this_cpu().brief.bit == 0 => {}
+            Some(word) => self.wait_for_brief(word),
+            None => self.wait(Want::Write),
         }
         WriteGuard { sem: self, not_send: PhantomData }
     }
 
-    /// Takes the lock if it is free for `want` and no thread waits.
+    /// Takes the lock if it is free for `want` and no thread waits; the word that this replaced.
     #[inline(always)]
-    pub(super) fn try_take(&self, want: Want) -> bool {
+    pub(super) fn try_take(&self, want: Want) -> Option<u64> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             let taken = match want {
                 Want::Read if word & (WRITER | WAITING) == 0 => word + 1,
-                Want::Write if word == 0 => WRITER,
-                _ => return false,
+                Want::Write if word & !BRIEF == 0 => WRITER | this_cpu().brief.bit,
+                _ => return None,
             };
-            match self.word.compare_exchange_weak(word, taken, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
+            let order = if want == Want::Write { Ordering::SeqCst } else { Ordering::Acquire };
+            match self.word.compare_exchange_weak(word, taken, order, Ordering::Relaxed) {
+                Ok(_) => return Some(word),
                 Err(found) => word = found,
             }
         }
@@ -101,12 +201,21 @@ impl<T: ?Sized> RwSem<T> {
                 Want::Write => WRITER,
             };
             self.word.fetch_add(taken.wrapping_sub(WAITING), Ordering::Acquire);
-            return;
+            drop(waiters);
+            return self.wait_behind_word(want);
         }
         // The thread that hands the lock on has stored this thread's share into the word before the wake-up.
         waiters.wait(want);
         if want == Want::Read && self.word.load(Ordering::Relaxed) & WAITING != 0 {
             self.grant_more();
+        }
+        self.wait_behind_word(want);
+    }
+
+    /// Takes the other CPUs' bits, as a writer that has the word.
+    fn wait_behind_word(&self, want: Want) {
+        if want == Want::Write {
+            self.wait_for_brief(self.word.fetch_and(!BRIEF | this_cpu().brief.bit, Ordering::SeqCst));
         }
     }
 
@@ -120,9 +229,9 @@ impl<T: ?Sized> RwSem<T> {
     }
 
     #[inline(always)]
-    pub(super) fn release(&self, held: u32) {
+    pub(super) fn release(&self, held: u64) {
         let word = self.word.fetch_add(held.wrapping_neg(), Ordering::Release).wrapping_sub(held);
-        if word == WAITING {
+        if word & !BRIEF == WAITING {
             self.hand_on();
         }
     }
@@ -134,7 +243,7 @@ impl<T: ?Sized> RwSem<T> {
         let waiters = self.waiters.lock();
         // A waiter that came in between may have found it free, and taken it. If it has released it again, the steps of
         // `grant` acquire that.
-        if self.word.load(Ordering::Relaxed) == WAITING {
+        if self.word.load(Ordering::Relaxed) & !BRIEF == WAITING {
             self.grant(waiters);
         }
     }
@@ -175,6 +284,16 @@ pub struct ReadGuard<'a, T: ?Sized> {
     not_send: PhantomData<*const ()>,
 }
 
+/// The right to read for a moment, in which the thread does not sleep. Dropping it releases the lock.
+#[must_use = "dropping it releases the lock"]
+pub struct BriefGuard<'a, T: ?Sized> {
+    sem: &'a RwSem<T>,
+    /// The CPU in whose slot it is; none where it is one of the readers that are counted.
+    cpu: Option<&'a Cpu>,
+    /// Held by the thread that took it.
+    not_send: PhantomData<*const ()>,
+}
+
 /// The right to change. Dropping it releases the lock.
 #[must_use = "dropping it releases the lock"]
 pub struct WriteGuard<'a, T: ?Sized> {
@@ -208,6 +327,22 @@ impl<T: ?Sized> Deref for ReadGuard<'_, T> {
     }
 }
 
+impl<T: ?Sized> BriefGuard<'_, T> {
+    /// Whether the thread may sleep all the same: it is one of the readers that are counted.
+    pub fn may_sleep(&self) -> bool {
+        self.cpu.is_none()
+    }
+}
+
+impl<T: ?Sized> Deref for BriefGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: a writer waits for the slot, which has this lock until the guard is dropped (`read_briefly`), or for
+        // the readers that are counted.
+        unsafe { &*self.sem.value.get() }
+    }
+}
+
 impl<T: ?Sized> Deref for WriteGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
@@ -227,6 +362,16 @@ impl<T: ?Sized> Drop for ReadGuard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
         self.sem.release(1);
+    }
+}
+
+impl<T: ?Sized> Drop for BriefGuard<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let Some(cpu) = self.cpu else { return self.sem.release(1) };
+        cpu.brief.lock.store(0, Ordering::Release);
+        #[cfg(debug_assertions)]
+        cpu.held_ranks.remove(rank::BRIEF);
     }
 }
 

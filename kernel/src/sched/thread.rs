@@ -462,7 +462,8 @@ pub fn spawn_kernel(
     function: extern "C" fn(usize),
     argument: usize,
 ) -> Result<ThreadRef, OutOfMemory> {
-    let thread = allocate(cpu, Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), name))?;
+    // Its stack is of this CPU's frames, wherever it will run.
+    let thread = allocate(this_cpu(), Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), name))?;
     thread.home.store(cpu.id.0, Ordering::Relaxed);
     switch::prepare_kernel(&thread, function, argument);
     queue::start_kernel(cpu, thread.clone());

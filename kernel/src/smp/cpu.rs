@@ -28,10 +28,10 @@ pub const MAX_CPUS: usize = 16;
 pub struct CpuId(pub u32);
 
 impl CpuId {
-    /// What there is of this CPU among what there is of each.
+    /// What there is of this CPU among what there is of each. The remainder is the number itself.
     #[inline(always)]
     pub fn of<T>(self, each: &[T; MAX_CPUS]) -> &T {
-        &each[self.0 as usize]
+        &each[self.0 as usize % MAX_CPUS]
     }
 }
 
@@ -49,6 +49,8 @@ pub struct Cpu {
     pub held_ranks: HeldRanks,
     /// Its lockless walks.
     pub walk: WalkSequence,
+    /// The sleeping lock that it reads under for a moment.
+    pub brief: crate::sched::BriefSlot,
     /// MPIDR_EL1 without the bits that are not affinity.
     pub mpidr: AtomicU64,
     /// Its ID registers, once it has come up.
@@ -79,6 +81,7 @@ impl Cpu {
             id,
             held_ranks: HeldRanks::new(),
             walk: WalkSequence::new(),
+            brief: crate::sched::BriefSlot::new(id),
             mpidr: AtomicU64::new(0),
             features: Once::new(),
             due: Due::new(),

@@ -29,6 +29,8 @@ pub use cpu::BOOT_CPU;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
 pub use set::CpuSet;
 
+/// Whether [`cpu()`] finds each of them. On the host every thread is one, with the same number.
+pub(crate) const ARE_FOUND_BY_NUMBER: bool = cfg!(target_os = "none");
 /// How long [`stop_others`] waits for CPUs that may never answer, because they spin with interrupts masked.
 const STOP_PATIENCE: Duration = Duration::from_millis(100);
 

@@ -20,10 +20,7 @@ pub(super) struct Yield;
 impl RelaxStrategy for Yield {
     #[inline(always)]
     fn relax() {
-        #[cfg(target_os = "none")]
-        granule_arch::wait::relax();
-        #[cfg(not(target_os = "none"))]
-        std::thread::yield_now();
+        super::spin();
     }
 }
 

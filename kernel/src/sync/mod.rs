@@ -8,3 +8,12 @@ pub use core::sync::atomic;
 /// This CPU's interrupt masks, replaced there likewise.
 pub use granule_arch::interrupts;
 pub use lock::{IrqGuard, IrqLock};
+
+/// Waits a moment for another CPU.
+#[inline(always)]
+pub(crate) fn spin() {
+    #[cfg(target_os = "none")]
+    granule_arch::wait::relax();
+    #[cfg(not(target_os = "none"))]
+    std::thread::yield_now();
+}
