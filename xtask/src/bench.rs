@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     let filter = options.name.as_deref().unwrap_or_default();
     let mut machines = Vec::new();
     for (machine, chosen) in choose(options, &rows, filter)? {
-        machines.push(boot::measure(&machine, images(tools, built), &chosen, "")?);
+        machines.push(boot::measure(&machine, images(&tools.build_directory(), built), &chosen, "")?);
     }
     if machines.is_empty() {
         let mut names: Vec<&str> =
@@ -113,13 +113,13 @@ fn choose<'a>(options: &Options, rows: &'a [Bench], filter: &str) -> Result<Vec<
     Ok(chosen)
 }
 
-fn images<'a>(tools: &'a Tools, built: &'a Built) -> Images<'a> {
+fn images<'a>(scratch: &'a Path, built: &'a Built) -> Images<'a> {
     Images {
         elf: &built.benches.elf,
         program: &built.bench_program,
         image: &built.benches.image,
         kernel: &built.kernel.image,
-        scratch: &tools.root,
+        scratch,
     }
 }
 

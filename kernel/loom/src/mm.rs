@@ -2,5 +2,7 @@
 
 pub mod asid;
 pub mod frame;
+pub mod page_block;
+pub mod space;
 
 pub(crate) use granule::mm::OutOfMemory;

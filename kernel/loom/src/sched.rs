@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code, reason = "threads in intrusive lists, as the kernel has them")]
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::Watched;
 use crate::chip::timer::Deadline;
 use crate::smp::{self, Cpu, CpuId, this_cpu};
 use crate::sync::IrqLock;
-use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 #[allow(dead_code, unreachable_pub, reason = "nothing comes from EL0 here, and no slice ends")]
 #[path = "../../src/sched/queue.rs"]
@@ -34,7 +34,8 @@ mod token;
 mod wait;
 
 pub(crate) use queue::PerCpu;
-pub use rwsem::RwSem;
+pub(crate) use rwsem::BriefSlot;
+pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 pub use timeout::sleep_until;
 pub use token::Token;
 pub use wait::{WaitQueue, Waiters, Woken};
@@ -410,9 +411,21 @@ pub(crate) fn sleep_briefly() {
 }
 
 impl<T> RwSem<T> {
+    /// A free lock.
+    pub fn new(value: T) -> Self {
+        Self { word: AtomicU64::default(), waiters: WaitQueue::default(), value: UnsafeCell::new(value) }
+    }
+
     /// Whether no thread has the lock or waits for it.
     pub fn is_free(&self) -> bool {
-        self.word.load(Ordering::Relaxed) == 0
+        self.word.load(Ordering::Relaxed) & !rwsem::BRIEF == 0
+    }
+}
+
+impl BriefSlot {
+    /// Of this CPU, which reads under no lock.
+    pub(crate) fn new(id: CpuId) -> Self {
+        Self { lock: AtomicUsize::new(0), bit: 1 << (rwsem::BRIEF_SHIFT + id.0) }
     }
 }
 

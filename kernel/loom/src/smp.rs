@@ -3,7 +3,8 @@
 use loom::sync::{Condvar, Mutex};
 
 use crate::chip::timer::Timer;
-use crate::sched::PerCpu;
+use crate::sched::{BriefSlot, PerCpu};
+use crate::sync::rank::Rank;
 
 #[path = "../../src/smp/set.rs"]
 mod set;
@@ -12,6 +13,9 @@ pub use set::CpuSet;
 
 /// The most CPUs of a test.
 pub const MAX_CPUS: usize = 2;
+
+/// Whether [`cpu`] finds each of them.
+pub(crate) const ARE_FOUND_BY_NUMBER: bool = true;
 
 /// The number of a CPU.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -33,6 +37,7 @@ pub struct Cpu {
     pub(crate) timer: Timer,
     pub(crate) held_ranks: NoRanks,
     pub(crate) walk: NoWalk,
+    pub(crate) brief: BriefSlot,
     interrupts: Mutex<Interrupts>,
     interrupted: Condvar,
 }
@@ -52,6 +57,12 @@ impl NoRanks {
     pub(crate) fn bits(&self) -> u32 {
         0
     }
+
+    pub(crate) fn check(&self, _rank: Rank) {}
+
+    pub(crate) fn add(&self, _rank: Rank) {}
+
+    pub(crate) fn remove(&self, _rank: Rank) {}
 }
 
 /// What stands in the place of its walks.
@@ -72,6 +83,7 @@ impl Cpu {
             timer: Timer::default(),
             held_ranks: NoRanks,
             walk: NoWalk,
+            brief: BriefSlot::new(CpuId(id)),
             interrupts: Mutex::default(),
             interrupted: Condvar::new(),
         }

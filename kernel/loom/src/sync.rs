@@ -15,6 +15,11 @@ use atomic::{Omitted, omits};
 pub mod atomic;
 pub mod interrupts;
 
+/// Another thread's turn.
+pub(crate) fn spin() {
+    loom::thread::yield_now();
+}
+
 /// A lock.
 pub struct IrqLock<T, const RANK: rank::Rank>(Mutex<()>, UnsafeCell<T>);
 
@@ -38,7 +43,7 @@ impl<T, const RANK: rank::Rank> IrqLock<T, RANK> {
     /// # Panics
     /// Another of loom's threads has panicked.
     pub fn lock(&self) -> IrqGuard<'_, T, RANK> {
-        let without = has_waited() && omits(Omitted::LastLock);
+        let without = has_waited() && omits(Omitted::LastLock) || RANK == rank::PARTS && omits(Omitted::IndexLock);
         let guard = (!without).then(|| self.0.lock().expect("no thread has panicked"));
         IrqGuard { _guard: guard, value: self.1.get() }
     }

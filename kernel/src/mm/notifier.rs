@@ -4,8 +4,9 @@
 //! the event for upgrades. A [`Subscriber`] joins the [`NotifierChain`] of one space. It receives two kinds of calls:
 //!
 //! - **Events**, by a pair of calls around a change: [`Subscriber::invalidate_range_start`] while the pages are still
-//!   mapped, [`Subscriber::invalidate_range_end`] when they may be freed. No page-table lock is held, so it may sleep.
-//!   Between the two it must make no new translation in the range.
+//!   mapped, [`Subscriber::invalidate_range_end`] when they may be freed. No page-table lock is held, so it may sleep;
+//!   but a lock of the space's areas is, so it must not take one. Between the two it must make no new translation in the
+//!   range.
 //! - **Invalidations**, where the CPUs' TLBs are invalidated: [`Subscriber::invalidate_secondary_tlbs`], between the
 //!   TLBI and the DSB that completes it. Often under the page-table lock, so it must not sleep, allocate or look into
 //!   tables. A subscriber that shares the CPUs' tables needs no more than this.

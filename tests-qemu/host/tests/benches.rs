@@ -63,6 +63,8 @@ fn lines_that_move_between_cpus_are_counted() {
     let [alone, two] = [1, 2].map(|cpus| scale.measure(Part::Kernel, cpus).unwrap());
     for row in ROWS.iter().filter(|row| row.part == Part::Kernel) {
         assert_eq!(row.cost(&alone), Some(0.0), "{}", row.name);
-        assert!(row.cost(&two).unwrap() > 0.0, "{}", row.name);
+        // The command queue is one; areas are each CPU's own.
+        let is_shared = row.name.contains("smmu");
+        assert_eq!(row.cost(&two).unwrap() > 0.0, is_shared, "{}", row.name);
     }
 }

@@ -75,18 +75,9 @@ impl Sources {
         index.and_then(|index| lines.get(index)).map_or_else(String::new, |text| text.trim().to_owned())
     }
 
-    /// The function that a line is in: the nearest before it with less space in front, or the line's own.
     fn function(&self, line: &Line) -> String {
         let lines = self.file(&line.path);
-        let index = (line.line as usize).min(lines.len());
-        let space = |text: &str| text.len() - text.trim_start().len();
-        let depth = index.checked_sub(1).map_or(0, |index| space(&lines[index]));
-        let above = lines[..index].iter().rev().enumerate();
-        let mut functions = above.filter_map(|(distance, text)| {
-            let name = declared(text)?;
-            (distance == 0 || space(text) < depth).then(|| name.to_owned())
-        });
-        functions.next().unwrap_or_default()
+        function(&lines[..(line.line as usize).min(lines.len())]).unwrap_or_default().to_owned()
     }
 
     fn file(&self, file: &str) -> Rc<Vec<String>> {
@@ -102,6 +93,22 @@ impl Sources {
 /// Whether a file is the toolchain's.
 pub(crate) fn is_toolchain(file: &str) -> bool {
     ["core/src/", "alloc/src/", "compiler-builtins/"].iter().any(|start| file.starts_with(start))
+}
+
+/// The function that the last of these lines is in: the nearest before it with less space in front, the line's own, or
+/// that whose end it is.
+fn function(lines: &[String]) -> Option<&str> {
+    let space = |text: &str| text.len() - text.trim_start().len();
+    let (line, above) = lines.split_last()?;
+    let depth = space(line);
+    // Up to the end of what stands before it at the same depth.
+    let mut is_end = line.trim() == "}";
+    declared(line).or_else(|| {
+        above.iter().rev().find_map(|text| {
+            is_end &= text.trim() != "}" || space(text) != depth;
+            declared(text).filter(|_| space(text) < depth || is_end && space(text) == depth)
+        })
+    })
 }
 
 /// The name of the function that a line declares.
@@ -149,6 +156,17 @@ mod tests {
         assert_eq!(declared("    /// A fn of this"), None);
         assert_eq!(declared("    work: impl Fn(u8)"), None);
         assert_eq!(declared("    exit: extern \"C\" fn(u8)"), None);
+    }
+
+    #[test]
+    fn lines_are_of_the_function_around_them() {
+        let text =
+            "fn first() {\n    fn inner() {\n        1\n    }\n    if inner() {\n    }\n}\n\nfn second() {\n}\nuse x;";
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let functions: Vec<&str> = (0..=lines.len()).map(|end| function(&lines[..end]).unwrap_or("")).collect();
+        let expected = ["", "first", "inner", "inner", "inner", "first", "first", "first"];
+        assert_eq!(functions[..8], expected);
+        assert_eq!(functions[8..], ["", "second", "second", ""]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
         return Ok(());
     };
     let machine = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;
-    let scale = Scale { machine: &machine, image: &built.benches.image, plugin, scratch: &tools.root };
+    let scale = Scale { machine: &machine, image: &built.benches.image, plugin, scratch: &tools.build_directory() };
     if let Some(row) = &options.sources {
         return print_sources(row, &scale, tools, &std::fs::read(&built.benches.elf)?);
     }

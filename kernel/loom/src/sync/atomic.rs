@@ -46,6 +46,8 @@ pub enum Omitted {
     Renewal,
     /// The lock that a waiter acquires once more before it returns.
     LastLock,
+    /// The lock of the index of a space's parts.
+    IndexLock,
     /// DMB OSHLD.
     DmbOshld,
     /// The masks of interrupts.
@@ -79,6 +81,34 @@ fn ordered(order: Ordering, part: Omitted) -> Ordering {
     if omits(Omitted::Order) || omits(part) { Ordering::Relaxed } else { order }
 }
 
+loom::thread_local! {
+    /// Whether the thread's last store was a store-release.
+    static HAS_RELEASED: std::cell::Cell<bool> = std::cell::Cell::new(false);
+}
+
+/// The order of a store, which is noted: [`ordered`].
+fn storing(order: Ordering, part: Omitted) -> Ordering {
+    let order = ordered(order, part);
+    stored(order);
+    order
+}
+
+/// Notes a store of that order.
+fn stored(order: Ordering) {
+    let is_release = matches!(order, Ordering::Release | Ordering::AcqRel | Ordering::SeqCst);
+    HAS_RELEASED.with(|has_released| has_released.set(is_release));
+}
+
+/// Arm's load-acquire is behind each store-release before it (LDAR, STLR): here behind one that is the thread's last
+/// store, which is less. Loom's are not, so a fence stands between the two. Rust's `SeqCst` load is LDAR; its `Acquire`
+/// may be LDAPR, which is not held back.
+fn behind_release(order: Ordering) {
+    let has_released = HAS_RELEASED.with(|has_released| has_released.get());
+    if order == Ordering::SeqCst && has_released && !omits(Omitted::Order) && !omits(Omitted::Fences) {
+        loom::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident: $value:ty;)*) => { $(
         $(#[$doc])*
@@ -102,11 +132,12 @@ macro_rules! words {
             }
 
             pub fn load(&self, order: Ordering) -> $value {
+                behind_release(order);
                 self.touch().load(ordered(order, Omitted::Acquire))
             }
 
             pub fn store(&self, value: $value, order: Ordering) {
-                self.touch().swap(value, ordered(order, Omitted::Release));
+                self.touch().swap(value, storing(order, Omitted::Release));
             }
 
             pub fn swap(&self, value: $value, order: Ordering) -> $value {
@@ -115,7 +146,7 @@ macro_rules! words {
                     self.value.store(value, Ordering::Relaxed);
                     return before;
                 }
-                self.touch().swap(value, ordered(order, Omitted::Order))
+                self.touch().swap(value, storing(order, Omitted::Order))
             }
 
             pub fn fetch_add(&self, value: $value, order: Ordering) -> $value {
@@ -123,15 +154,15 @@ macro_rules! words {
                     return 0;
                 }
                 let part = if order == Ordering::Release { Omitted::Release } else { Omitted::Order };
-                self.touch().fetch_add(value, ordered(order, part))
+                self.touch().fetch_add(value, storing(order, part))
             }
 
             pub fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
-                self.touch().fetch_sub(value, ordered(order, Omitted::Order))
+                self.touch().fetch_sub(value, storing(order, Omitted::Order))
             }
 
             pub fn fetch_and(&self, mask: $value, order: Ordering) -> $value {
-                self.touch().fetch_and(mask, ordered(order, Omitted::Order))
+                self.touch().fetch_and(mask, storing(order, Omitted::Order))
             }
 
             pub fn fetch_or(&self, bits: $value, order: Ordering) -> $value {
@@ -141,6 +172,7 @@ macro_rules! words {
                     self.touch().store(before | bits, Ordering::Relaxed);
                     return before;
                 }
+                stored(order);
                 self.touch().fetch_or(bits, order)
             }
 
@@ -163,7 +195,11 @@ macro_rules! words {
                     return Ok(found);
                 }
                 let [success, failure] = [success, failure].map(|order| ordered(order, Omitted::Order));
-                self.touch().compare_exchange(current, new, success, failure)
+                let found = self.touch().compare_exchange(current, new, success, failure);
+                if found.is_ok() {
+                    stored(success);
+                }
+                found
             }
 
             pub fn fetch_update(

@@ -4,9 +4,12 @@
 //! A lost hand-over is a deadlock, two holders at once are accesses without an order; loom reports
 //! both.
 
+#![allow(unsafe_code, reason = "a guard by the slot of a CPU")]
+
 use std::sync::Arc;
 
 use granule_loom::sched::{RwSem, WaitQueue};
+use granule_loom::smp::{self, CpuId};
 use granule_loom::{Omitted, Watched, omit};
 use loom::sync::atomic::{AtomicBool, Ordering};
 
@@ -31,6 +34,13 @@ impl Guarded {
     fn read(&self) -> u32 {
         let _reader = self.lock.read();
         self.value.read()
+    }
+
+    /// Without a sleep, on a CPU of its own: all others are on the first.
+    fn read_briefly(&self) {
+        // SAFETY: no other thread reads so on that CPU, and this one does not sleep before the guard is dropped.
+        let _reader = unsafe { self.lock.read_briefly(smp::cpu(CpuId(1)).expect("a second CPU")) };
+        self.value.read();
     }
 
     fn write_and_read(&self) {
@@ -88,6 +98,58 @@ fn readers_and_writers_have_it_in_turn() {
 fn a_writer_that_goes_on_as_a_reader_lets_readers_in_and_writers_wait() {
     taken_at_once(Omitted::Nothing, [Guarded::write_and_read, read], Guarded::write, 2);
     taken_at_once(Omitted::Nothing, [Guarded::write_and_read, read], read, 1);
+}
+
+/// The second time the CPU's bit is set already, unless a writer came.
+fn read_briefly_twice(guarded: &Guarded) {
+    guarded.read_briefly();
+    guarded.read_briefly();
+}
+
+/// One thread changes the value while another reads it for a moment.
+fn changed_beside(omitted: Omitted, change: fn(&Guarded), look: fn(&Guarded)) {
+    threads_with(3, move || {
+        let guarded = Arc::new(Guarded::default());
+        let changed = Arc::clone(&guarded);
+        let other = spawn(omitted, move || change(&changed));
+        omit(omitted);
+        look(&guarded);
+        other.join().unwrap();
+        assert_eq!(guarded.read(), 1);
+        assert!(guarded.lock.is_free(), "nothing is left of those that waited");
+    });
+}
+
+#[test]
+fn a_reader_for_a_moment_and_a_writer_have_it_in_turn() {
+    changed_beside(Omitted::Nothing, Guarded::write, read_briefly_twice);
+    changed_beside(Omitted::Nothing, Guarded::write_and_read, read_briefly_twice);
+}
+
+#[test]
+fn a_writer_that_waited_also_waits_for_readers_for_a_moment() {
+    taken_at_once(Omitted::Nothing, [Guarded::write, Guarded::read_briefly], read, 1);
+}
+
+/// The second writer finds the word without the bit that the first one took: a reader looks for its bit as well.
+#[test]
+fn a_reader_for_a_moment_whose_bit_is_gone_is_none() {
+    threads_with(3, move || {
+        let guarded = Arc::new(Guarded::default());
+        let changed = Arc::clone(&guarded);
+        let other = spawn(Omitted::Nothing, move || {
+            changed.write();
+            changed.write();
+        });
+        read_briefly_twice(&guarded);
+        other.join().unwrap();
+        assert_eq!(guarded.read(), 2);
+    });
+}
+
+#[test]
+fn a_slot_that_is_stored_behind_the_look_at_the_word_is_caught() {
+    assert_caught(RACE, || changed_beside(Omitted::Fences, Guarded::write, read_briefly_twice));
 }
 
 #[test]

@@ -125,6 +125,16 @@ impl NotifierChain {
         Section { chain: self, event, start, end, joined }
     }
 
+    /// As [`Self::start`]; `None` where there is a subscriber, which may sleep, and the caller must not.
+    #[inline(always)]
+    pub fn try_start(&self, may_sleep: bool, range: Range) -> Option<Section<'_>> {
+        let Range { event, start, end } = range;
+        if may_sleep {
+            return Some(self.start(range));
+        }
+        self.is_empty().then_some(Section { chain: self, event, start, end, joined: 0 })
+    }
+
     /// How many had joined; of these, the subscribers to this event were called.
     #[cold]
     #[inline(never)]

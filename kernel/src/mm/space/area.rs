@@ -11,10 +11,16 @@
 //!         │       │ area │    │    gap of B      │  B   │ gap of │   C     │    │
 //! ```
 //! Two areas that touch and are alike are one: [`Areas::merge`] is called wherever a change may have made them so.
+//!
+//! Where CPUs change areas in turn, their [part](super::parts) is [divided](divide) between them.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
+mod divide;
+
 use core::cell::Cell;
+use core::mem::MaybeUninit;
+use core::ops::Range;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
@@ -22,14 +28,21 @@ use granule_pgtable::PageRange;
 use intrusive_collections::rbtree::{Cursor, CursorMut};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
+pub(super) use divide::ARENAS;
+use divide::Turns;
+
 use super::PAGE;
 use super::calls::STACK_GUARD;
+use super::error::{Refusal, SpaceError};
 use super::gather::pages;
+use super::limits::Grants;
+use super::parts::Divisible;
 use super::shmem::Object;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
-use crate::mm::pool::{Pool, PoolBox};
+use crate::mm::pool::{CpuPools, Pool, PoolBox};
 use crate::sched::relax;
+use crate::smp::Cpu;
 
 /// The kernel chooses no address below this one: programs are linked there, and null pointers with an offset point
 /// there.
@@ -133,6 +146,11 @@ impl Area {
     pub(super) fn guarded_start(&self) -> VirtAddr {
         let guard = if self.guard.get() == 0 { 0 } else { STACK_GUARD };
         VirtAddr(self.start().0.saturating_sub(guard))
+    }
+
+    /// The highest border below it: what may become part of the area, or must stay free below it, is not divided from it.
+    fn highest_border(&self) -> VirtAddr {
+        VirtAddr(self.start().0.saturating_sub(self.guard.get())).min(self.guarded_start())
     }
 
     /// Its pages.
@@ -241,8 +259,8 @@ impl<'a> KeyAdapter<'a> for ByGap {
 /// The most areas of one space, as on Linux (`vm.max_map_count`).
 const MOST: usize = 65_530;
 
-/// Nodes that were allocated before a change begins, for the areas that it adds.
-pub(super) struct Spares(heapless::Vec<PoolBox<Area>, 2>);
+/// Room for nodes that was allocated before a change begins, for the areas that it adds.
+pub(super) struct Spares(heapless::Vec<PoolBox<MaybeUninit<Area>>, 2>);
 
 impl Spares {
     /// Takes `count` nodes, at most two.
@@ -250,37 +268,39 @@ impl Spares {
     /// # Errors
     /// [`OutOfMemory`]; no node stays allocated.
     #[inline]
-    pub(super) fn take(pool: &'static Pool<Area>, count: usize) -> Result<Self, OutOfMemory> {
-        if count == 0 { Ok(Self(heapless::Vec::new())) } else { Self::take_some(pool, count) }
+    pub(super) fn take(cpu: &Cpu, source: &CpuPools<Area>, count: usize) -> Result<Self, OutOfMemory> {
+        if count == 0 { Ok(Self(heapless::Vec::new())) } else { Self::take_some(source.of(cpu), count) }
     }
 
     #[inline(never)]
     fn take_some(pool: &'static Pool<Area>, count: usize) -> Result<Self, OutOfMemory> {
         let mut nodes = heapless::Vec::new();
         for _ in 0..count {
-            let node = Area::of(VirtAddr(0), VirtAddr(0), Protection::NONE, None, 0);
-            nodes.push(pool.try_new(node)?).map_err(|_| OutOfMemory)?;
+            nodes.push(pool.try_new_uninit()?).map_err(|_| OutOfMemory)?;
         }
         Ok(Self(nodes))
     }
 
     /// A node that holds `area`.
     pub(super) fn make(&mut self, area: Area) -> PoolBox<Area> {
-        let mut node = self.0.pop().expect("as many nodes were taken as the change adds areas");
-        *node = area;
-        node
+        self.0.pop().expect("as many nodes were taken as the change adds areas").write(area)
     }
 }
 
 /// An area that was found. Valid until the areas change otherwise.
 pub(super) type Held = UnsafeRef<Area>;
 
-/// The areas of one space.
+/// The areas of one space, or of a part of it.
 pub(super) struct Areas {
     tree: RBTree<ByAddress>,
     gaps: RBTree<ByGap>,
+    /// Where areas may be. The page behind it is free, if another part follows.
     start: VirtAddr,
     end: VirtAddr,
+    /// The addresses that the part owns. All are below `u64::MAX`.
+    owned: Range<u64>,
+    /// Whether these are all addresses. What a part refuses, all may permit.
+    pub(super) is_whole: bool,
     // For the rest of the space to read: they change with the trees.
     /// How many areas there are.
     pub(super) count: usize,
@@ -288,6 +308,11 @@ pub(super) struct Areas {
     pub(super) total: u64,
     /// Bytes that count as data: [`Area::data`].
     pub(super) data: u64,
+    /// It has fewer areas than this.
+    room: usize,
+    /// What the part may have of the limits.
+    pub(super) grants: Grants,
+    turns: Turns,
 }
 
 // SAFETY: only the trees refer to their nodes, which come from a pool that every CPU may use, so they move together.
@@ -298,34 +323,49 @@ unsafe impl Sync for Areas {}
 impl Areas {
     /// No areas, in the window from `start` to `end`.
     pub(super) const fn new(start: VirtAddr, end: VirtAddr) -> Self {
+        Self::of(start, end, 0..u64::MAX)
+    }
+
+    const fn of(start: VirtAddr, end: VirtAddr, owned: Range<u64>) -> Self {
         Self {
             tree: RBTree::new(ByAddress::NEW),
             gaps: RBTree::new(ByGap::NEW),
             start,
             end,
+            is_whole: owned.start == 0 && owned.end == u64::MAX,
+            owned,
             count: 0,
             total: 0,
             data: 0,
+            room: MOST + 1,
+            grants: Grants::ALL,
+            turns: Turns::none(start),
         }
     }
 
     /// Fails if `more` areas by cuts would be too many.
     ///
     /// # Errors
-    /// [`OutOfMemory`], as for a shortage of nodes.
+    /// [`Refusal`], as for a shortage of nodes.
     #[inline]
-    pub(super) fn room_for_cuts(&self, more: usize) -> Result<(), OutOfMemory> {
-        if more == 0 || self.count + more <= MOST { Ok(()) } else { Err(OutOfMemory) }
+    pub(super) fn room_for_cuts(&self, more: usize) -> Result<(), Refusal> {
+        if more == 0 || self.count + more < self.room { Ok(()) } else { Err(self.refusal()) }
     }
 
     /// Fails if a mapping would be one area too many: as on Linux one more than by cuts, even if it replaces or joins
     /// others.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
+    /// [`Refusal`].
     #[inline]
-    pub(super) fn room_for_mapping(&self) -> Result<(), OutOfMemory> {
-        if self.count <= MOST { Ok(()) } else { Err(OutOfMemory) }
+    pub(super) fn room_for_mapping(&self) -> Result<(), Refusal> {
+        if self.count < self.room { Ok(()) } else { Err(self.refusal()) }
+    }
+
+    /// The error where something is too much for these areas.
+    #[cold]
+    pub(super) fn refusal(&self) -> Refusal {
+        if self.is_whole { Refusal::Final(SpaceError::NoMemory) } else { Refusal::ByPart }
     }
 
     /// All areas, by address.
@@ -485,17 +525,20 @@ impl Areas {
     /// Removes `range` from the area that holds all of it. Returns that area where nothing of it is left.
     #[inline(always)]
     pub(super) fn remove_part(&mut self, area: &Held, range: PageRange, spares: &mut Spares) -> Option<PoolBox<Area>> {
-        match area.cuts(range) {
-            0 => return Some(self.take(area)),
-            2 => drop(self.cut(area, range.end(), spares)),
-            _ => {}
+        let begins_inside = area.start() < range.start();
+        if range.end() == area.end() {
+            if !begins_inside {
+                return Some(self.take(area));
+            }
+        } else if begins_inside {
+            self.cut(area, range.end(), spares);
         }
         let gone = range.end() - range.start();
         self.total -= gone;
         if area.data() != 0 {
             self.data -= gone;
         }
-        if area.start() < range.start() {
+        if begins_inside {
             area.end.set(range.start());
             self.gap_above_changed(area);
         } else {
@@ -530,12 +573,12 @@ impl Areas {
         into_box(area.clone())
     }
 
-    /// The end of the last area below `range` and the start of the first above it, or the ends of the window. No area
-    /// is in `range`.
+    /// The end of the last area below `range` and the start of the first above it, or the ends of the window, or of the
+    /// part. No area is in `range`.
     pub(super) fn around(&self, range: PageRange) -> (VirtAddr, VirtAddr) {
         let above = self.tree.lower_bound(Bound::Included(&range.start().0));
         let below = if above.is_null() { self.tree.back() } else { above.peek_prev() };
-        (below.get().map_or(self.start, Area::end), above.get().map_or(self.end, Area::start))
+        (below.get().map_or(self.start, Area::end), above.get().map_or(self.next().unwrap_or(self.end), Area::start))
     }
 
     /// Changes the protection of an area.
@@ -632,6 +675,35 @@ impl Areas {
         area.gap.set(gap);
         if gap != 0 {
             self.gaps.insert(area.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+impl Areas {
+    /// Whether another part may begin at `at`: the page below is free, and no guard reaches down to it.
+    pub(super) fn may_begin_at(&self, at: VirtAddr) -> bool {
+        let is_guarded = |above: Held| above.highest_border() < at;
+        self.owned.start < at.0 && self.find(at - PAGE).is_none() && !self.first_from(at - PAGE).is_some_and(is_guarded)
+    }
+
+    /// Checks what changes with the areas, and that they lie where the part may have them.
+    pub(super) fn check(&self) {
+        assert_eq!(self.count, self.iter().count());
+        assert!(self.count <= self.room && (!self.is_whole || self.room == MOST + 1));
+        assert_eq!(self.total, self.iter().map(Area::size).sum());
+        assert_eq!(self.data, self.iter().map(Area::data).sum());
+        assert!(self.iter().all(|area| self.start <= area.start() && area.end() <= self.end));
+        let mut below = self.start.max(SEARCH_START);
+        for area in self.iter() {
+            let gap = area.start().0.saturating_sub(below.0).saturating_sub(area.guard.get());
+            assert_eq!((area.gap.get(), area.by_gap.is_linked()), (gap, gap != 0), "below {}", area.start());
+            below = below.max(area.end());
+        }
+        if !self.is_whole {
+            assert!(self.next().is_none_or(|next| self.end + PAGE == next));
+            assert!(self.grants.most() == 0 || self.total <= self.grants.most());
+            assert!(self.iter().next().is_none_or(|area| self.owned.start <= area.highest_border().0));
         }
     }
 }

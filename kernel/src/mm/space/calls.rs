@@ -2,17 +2,24 @@
 //!
 //! Refusals and their errors are Linux's. Each call allocates the nodes that it may need before it changes anything.
 
+use core::sync::atomic::Ordering;
+
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::{Mmu, PageRange};
 
-use super::area::{Area, Areas, Held, Spares};
+use super::area::{Area, Areas, Held, SEARCH_START, Spares};
 use super::entry::{EntryState, state};
+use super::error::Refusal;
 use super::gather::{Gather, pages};
-use super::limits::{Terms, stack_guard};
+use super::limits::{SpaceLimits, Terms, stack_guard};
+use super::parts::Divisible;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
+use crate::mm::frame::FEW;
 use crate::mm::notifier::{Event, Range};
-use crate::smp::Cpu;
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::sched::{BriefGuard, WriteGuard, note_shortage};
+use crate::smp::{Cpu, this_cpu};
 
 /// The address of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +34,19 @@ pub enum Placement {
     Heap(VirtAddr),
     /// The same for a stack, which grows down. The kernel chooses nothing in the [`STACK_GUARD`] below it.
     Stack(VirtAddr),
+}
+
+impl Placement {
+    /// The address; 0 where the kernel chooses it.
+    const fn start(self) -> VirtAddr {
+        match self {
+            Self::Hint(start)
+            | Self::Fixed(start)
+            | Self::FixedNoReplace(start)
+            | Self::Heap(start)
+            | Self::Stack(start) => start,
+        }
+    }
 }
 
 /// Bytes that the kernel leaves free below a stack, so that an overflow faults (Linux's `stack_guard_gap`).
@@ -89,9 +109,89 @@ impl Space {
         is_killed: &dyn Fn() -> bool,
     ) -> Result<VirtAddr, SpaceError> {
         let bytes = rounded(request.bytes)?;
-        let mut areas = self.areas.write();
+        let areas = self.areas_for(cpu, request.placement, bytes, &terms.limits);
+        let (mut areas, range) = self.change_areas(areas, |areas| self.map(cpu, areas, request, bytes, terms))?;
+        let is_hot = areas.note_turn(cpu.id, range.start());
+        if request.populate == Populate::Now {
+            let areas = areas.downgrade();
+            self.populate(cpu, &areas, range, is_killed);
+        } else if is_hot && request.placement.start().0 != 0 {
+            self.divide(&mut areas, &terms.limits);
+        }
+        Ok(range.start())
+    }
+
+    /// The part of the areas for a mapping: of the addresses that are requested, or of those that this CPU has for its
+    /// own.
+    #[inline(always)]
+    fn areas_for(&self, cpu: &Cpu, placement: Placement, bytes: u64, limits: &SpaceLimits) -> WriteGuard<'_, Areas> {
+        let start = placement.start().align_down(PAGE);
+        if start.0 != 0 {
+            // A range that cannot be is refused by any part.
+            return self.write_areas(user_range(start, bytes).unwrap_or_else(|| pages(USER_START, USER_START + PAGE)));
+        }
+        let areas = self.areas.write_for(cpu.id, SEARCH_START);
+        if areas.is_contended(cpu.id) { self.own_arena(cpu, areas, limits) } else { areas }
+    }
+
+    /// Divides a part that CPUs change in turn, between where they work.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn divide(&self, areas: &mut Areas, limits: &SpaceLimits) {
+        if self.users.load(Ordering::Relaxed) > 1
+            && let Some(border) = areas.border()
+        {
+            areas.grant(limits);
+            drop(self.split(areas, border));
+        }
+        areas.cool();
+    }
+
+    /// Divides `areas` at `at`; the part above. One that cannot be had for want of memory is no shortage of the call's.
+    fn split(&self, areas: &mut Areas, at: VirtAddr) -> Option<WriteGuard<'_, Areas>> {
+        let above = self.areas.split(areas, at, &self.common.parts);
+        if above.is_none() {
+            note_shortage(this_cpu(), 0);
+        }
+        above
+    }
+
+    /// A part in the largest gap of `areas`, for the mappings of this CPU; `areas` where there is none.
+    #[cold]
+    #[inline(never)]
+    fn own_arena<'a>(
+        &'a self,
+        cpu: &Cpu,
+        mut areas: WriteGuard<'a, Areas>,
+        limits: &SpaceLimits,
+    ) -> WriteGuard<'a, Areas> {
+        areas.cool();
+        if self.users.load(Ordering::Relaxed) <= 1 {
+            return areas;
+        }
+        let Some((start, end)) = areas.arena() else { return areas };
+        areas.grant(limits);
+        let mut split = |at| self.split(&mut areas, at);
+        if end.is_some_and(|end| split(end).is_none()) {
+            return areas;
+        }
+        let Some(arena) = split(start) else { return areas };
+        self.areas.make_home(start, cpu.id);
+        arena
+    }
+
+    /// The part of `mmap` before the pages are populated; returns them.
+    #[inline(always)]
+    fn map(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        request: &MapRequest,
+        bytes: u64,
+        terms: &Terms,
+    ) -> Result<PageRange, Refusal> {
         areas.room_for_mapping()?;
-        let range = place(&areas, request.placement, bytes)?;
+        let range = place(areas, request.placement, bytes)?;
         let guard = match request.placement {
             Placement::Stack(_) => stack_guard(bytes, terms.limits.stack),
             _ if terms.grows => STACK_GUARD,
@@ -99,34 +199,32 @@ impl Space {
         };
         let is_shared = request.sharing == Sharing::Shared;
         let is_written = request.protection.contains(Protection::WRITE) && !is_shared;
-        if terms.fits_in_memory && (is_written || is_shared) && bytes > self.memory()
-            || !areas.may_add(range, is_written && guard == 0, &terms.limits)
-        {
-            return Err(SpaceError::NoMemory);
+        if terms.fits_in_memory && (is_written || is_shared) && bytes > self.memory() {
+            return Err(SpaceError::NoMemory.into());
+        }
+        // The guard of a stack is not divided from it.
+        if !areas.may_add(range, is_written && guard == 0, &terms.limits) || guard != 0 && !areas.is_whole {
+            return Err(areas.refusal());
         }
         let replaced = areas.first_touching(range);
         let split = usize::from(replaced.as_ref().is_some_and(|area| area.cuts(range) == 2));
         areas.room_for_cuts(split)?;
         let object = if is_shared { Some(self.common.create_object(cpu)?) } else { None };
-        let mut spares = Spares::take(&self.common.areas, split + 1)?;
+        let mut spares = Spares::take(cpu, &self.common.areas, split + 1)?;
         if let Some(first) = replaced {
-            self.unmap(cpu, &mut areas, range, |areas| areas.remove(first, range, &mut spares));
+            self.unmap(cpu, areas, range, |areas| areas.remove(first, range, &mut spares));
         }
         let area = Area::new(range, request.protection, object).guarded(guard).reserved(terms.fits_in_memory);
         let area = areas.insert(spares.make(area));
         areas.merge(area);
-        if request.populate == Populate::Now {
-            let areas = areas.downgrade();
-            self.populate(cpu, &areas, range, is_killed);
-        }
-        Ok(range.start())
+        Ok(range)
     }
 
     /// Populates a mapping of [`Populate::Now`] again, after a shortage of memory. `is_killed` is as for
     /// [`Self::mmap_within`].
     pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, is_killed: &dyn Fn() -> bool) {
         if let Some(range) = user_range(start, bytes) {
-            self.populate(cpu, &self.areas.read(), range, is_killed);
+            self.populate(cpu, &self.areas.read(range.start()), range, is_killed);
         }
     }
 
@@ -137,14 +235,22 @@ impl Space {
     /// As for [`Self::mmap`].
     pub fn check_placement(&self, placement: Placement, bytes: u64) -> Result<(), SpaceError> {
         let bytes = rounded(bytes)?;
-        let areas = self.areas.read();
+        let areas = self.read_all_areas();
         areas.room_for_mapping()?;
-        place(&areas, placement, bytes).map(drop)
+        place(&areas, placement, bytes)?;
+        Ok(())
     }
 
     /// Whether something is mapped in the `bytes` bytes from `start` on; `false` for a range that is not in the space.
     pub fn is_mapped_within(&self, start: VirtAddr, bytes: u64) -> bool {
-        user_range(start, bytes).is_some_and(|range| self.areas.read().touching(range).next().is_some())
+        let mut is_mapped = false;
+        if let Some(range) = user_range(start, bytes) {
+            self.areas.for_each(range, &mut |areas, piece| {
+                is_mapped = areas.touching(piece).next().is_some();
+                !is_mapped
+            });
+        }
+        is_mapped
     }
 
     /// Unmaps the `bytes` bytes from `start` on. Holes are skipped.
@@ -155,20 +261,26 @@ impl Space {
     /// changed.
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
-        let mut areas = self.areas.write();
-        let Some(area) = areas.holding(range) else {
-            if let Some(first) = areas.first_touching(range) {
-                // Several areas are cut at one end each, which adds none.
-                let mut spares = Spares::take(&self.common.areas, 0)?;
-                self.unmap(cpu, &mut areas, range, |areas| areas.remove(first, range, &mut spares));
+        self.change_areas(self.write_areas(range), |areas| {
+            areas.note_turn(cpu.id, start);
+            if areas.would_bare_guard(range) {
+                return Err(Refusal::ByPart);
             }
-            return Ok(());
-        };
-        let split = usize::from(area.cuts(range) == 2);
-        areas.room_for_cuts(split)?;
-        let mut spares = Spares::take(&self.common.areas, split)?;
-        self.unmap(cpu, &mut areas, range, |areas| drop(areas.remove_part(&area, range, &mut spares)));
-        Ok(())
+            let Some(area) = areas.holding(range) else {
+                if let Some(first) = areas.first_touching(range) {
+                    // Several areas are cut at one end each, which adds none.
+                    let mut spares = Spares::take(cpu, &self.common.areas, 0)?;
+                    self.unmap(cpu, areas, range, |areas| areas.remove(first, range, &mut spares));
+                }
+                return Ok(());
+            };
+            let split = usize::from(area.cuts(range) == 2);
+            areas.room_for_cuts(split)?;
+            let mut spares = Spares::take(cpu, &self.common.areas, split)?;
+            self.unmap(cpu, areas, range, |areas| drop(areas.remove_part(&area, range, &mut spares)));
+            Ok(())
+        })
+        .map(drop)
     }
 
     /// The part of `munmap` that cannot fail; `remove` removes the areas.
@@ -190,11 +302,68 @@ impl Space {
     /// not mapped; as on Linux the rest was discarded).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
-        let areas = self.areas.read();
-        let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
+        let (areas, _change) = loop {
+            let areas = self.areas_for_discard(cpu, range);
+            if !areas.is_whole {
+                drop(areas);
+                return self.discard_in_parts(cpu, range, in_space);
+            }
+            let change = Range::new(Event::Clear, range.start(), range.end());
+            // Where a subscriber has just joined, it is found the next time.
+            if let Some(change) = self.notifiers.try_start(areas.may_sleep(), change) {
+                break (areas, change);
+            }
+        };
         let mut gather = Gather::among_faults(self, cpu, &areas);
         self.zap(&mut gather, range);
         if in_space && areas.covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
+    }
+
+    #[inline(always)]
+    fn areas_for_discard<'a>(&'a self, cpu: &'a Cpu, range: PageRange) -> BriefGuard<'a, Areas> {
+        let page = range.start();
+        if is_of_few(range) { self.areas_briefly(cpu, page) } else { self.areas.read_counted(page) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn discard_in_parts(&self, cpu: &Cpu, range: PageRange, in_space: bool) -> Result<(), SpaceError> {
+        let (mut rest, mut is_covered) = (range, in_space);
+        loop {
+            match self.discard(cpu, rest) {
+                (is_all, None) => return if is_covered && is_all { Ok(()) } else { Err(SpaceError::NoMemory) },
+                (_, Some(next)) => {
+                    rest = pages(next, range.end());
+                    // The page below a part is not mapped.
+                    is_covered = false;
+                }
+            }
+        }
+    }
+
+    /// Discards the pages of `range` in the part that owns its first one; returns whether it covers them, and where the
+    /// next part begins, if that is in `range`.
+    fn discard(&self, cpu: &Cpu, range: PageRange) -> (bool, Option<VirtAddr>) {
+        let page = range.start();
+        let (areas, part, next, _change) = loop {
+            let areas = self.areas_for_discard(cpu, range);
+            if !areas.owns(page) {
+                drop(areas);
+                self.areas.wait_for_index();
+                continue;
+            }
+            let next = areas.next().filter(|&next| next < range.end());
+            let part = next.map_or(range, |next| pages(page, next));
+            // Where a subscriber has just joined, it is found the next time.
+            if let Some(change) =
+                self.notifiers.try_start(areas.may_sleep(), Range::new(Event::Clear, page, part.end()))
+            {
+                break (areas, part, next, change);
+            }
+        };
+        let mut gather = Gather::among_faults(self, cpu, &areas);
+        self.zap(&mut gather, part);
+        (areas.covers(part), next)
     }
 
     /// Advice without effect here (`MADV_NORMAL`, `MADV_WILLNEED`, ...): fails unless the `bytes` bytes from `start` on
@@ -204,7 +373,7 @@ impl Space {
     /// As [`Self::madvise_dontneed`].
     pub fn madvise_nothing(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
-        if in_space && self.areas.read().covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
+        if in_space && self.areas.read(range.start()).covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
     /// Which pages are present: stores 1 or 0 for each, from `start` on up to the first hole; returns how many.
@@ -220,7 +389,7 @@ impl Space {
         }
         let bytes = (present.len() as u64 * PAGE).min(USER_END.0.saturating_sub(start.0));
         let whole = user_range(start, bytes).ok_or(SpaceError::NoMemory)?;
-        let areas = self.areas.read();
+        let areas = self.areas.read(start);
         let until = areas.covered_until(whole);
         if until == start {
             return Err(SpaceError::NoMemory);
@@ -259,7 +428,7 @@ fn rounded(bytes: u64) -> Result<u64, SpaceError> {
 }
 
 /// Chooses the addresses of a mapping of `bytes` bytes.
-fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, SpaceError> {
+fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Refusal> {
     let at = |start: VirtAddr| PageRange::new(start, bytes).ok().filter(|range| range.last() < USER_END);
     match placement {
         Placement::Hint(wish) => {
@@ -270,7 +439,7 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, S
             {
                 return Ok(range);
             }
-            areas.gap(bytes).and_then(at).ok_or(SpaceError::NoMemory)
+            areas.gap(bytes).and_then(at).ok_or_else(|| areas.refusal())
         }
         Placement::Fixed(start)
         | Placement::FixedNoReplace(start)
@@ -278,18 +447,18 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, S
         | Placement::Stack(start) => {
             // The end is checked first, as on Linux.
             if USER_END.0.checked_sub(bytes).is_none_or(|last| start.0 > last) {
-                return Err(SpaceError::NoMemory);
+                return Err(SpaceError::NoMemory.into());
             }
             let range = at(start).ok_or(SpaceError::Invalid)?;
             if start < USER_START {
-                return Err(SpaceError::NotPermitted);
+                return Err(SpaceError::NotPermitted.into());
             }
             if !matches!(placement, Placement::Fixed(_)) && areas.touching(range).next().is_some() {
-                return Err(SpaceError::InUse);
+                return Err(SpaceError::InUse.into());
             }
             let is_near = |above: Held| above.guarded_start() < range.end() + PAGE;
             if matches!(placement, Placement::Heap(_)) && areas.first_from(range.end()).is_some_and(is_near) {
-                return Err(SpaceError::InUse);
+                return Err(SpaceError::InUse.into());
             }
             Ok(range)
         }
@@ -320,4 +489,10 @@ pub(super) fn clamped_range(
         return Err(SpaceError::NoMemory);
     }
     Ok(Some((pages(start, VirtAddr(end).min(USER_END)), end <= USER_END.0)))
+}
+
+/// Whether the entries of `range` are in one table, and take a moment.
+fn is_of_few(range: PageRange) -> bool {
+    let table = |address: VirtAddr| address.0 / BLOCK_SIZE;
+    range.pages() <= FEW && table(range.start()) == table(range.end() - 1)
 }

@@ -43,16 +43,20 @@ impl AllowedFault<'_> {
         Reuse::Done(self.allow_more(entry, entry.young().writable().dirty()))
     }
 
-    /// Gives the page a frame of its own, with the contents of the frame of `entry`.
+    /// Gives the page a frame of its own, with the contents of the frame of `entry`. A caller that must not sleep has the
+    /// fault repeated where a subscriber has just joined: the next one finds it.
     #[inline(never)]
-    pub(super) fn copy_on_write(self, entry: Descriptor) -> FaultOutcome {
+    pub(super) fn copy_on_write(self, entry: Descriptor, may_sleep: bool) -> FaultOutcome {
         let (space, frames) = (self.space, self.space.common.frames);
         let new = if entry.is_special() { frames.alloc_zeroed(self.cpu) } else { frames.alloc(self.cpu) };
         let new = match new {
             Ok(new) => new,
             Err(error) => return FaultOutcome::Failed(FaultError::from(error)),
         };
-        let _change = space.notifiers.start(Range::page(Event::Clear, self.page));
+        let Some(_change) = space.notifiers.try_start(may_sleep, Range::page(Event::Clear, self.page)) else {
+            frames.free(self.cpu, new);
+            return FaultOutcome::Served;
+        };
         let (unused, outcome) = self.copy(entry, new);
         if let Some(frame) = unused {
             space.drop_frame(self.cpu, frame);

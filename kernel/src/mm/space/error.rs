@@ -29,3 +29,32 @@ impl From<OutOfMemory> for SpaceError {
         Self::NoMemory
     }
 }
+
+/// Why the areas of a part refuse a change, before anything is changed.
+pub(super) enum Refusal {
+    /// The part has no room for it: all parts together decide.
+    ByPart,
+    /// All of them would refuse it too.
+    Final(SpaceError),
+}
+
+impl From<SpaceError> for Refusal {
+    fn from(error: SpaceError) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl From<OutOfMemory> for Refusal {
+    fn from(error: OutOfMemory) -> Self {
+        Self::Final(error.into())
+    }
+}
+
+impl From<Refusal> for SpaceError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::ByPart => Self::NoMemory,
+            Refusal::Final(error) => error,
+        }
+    }
+}

@@ -19,11 +19,12 @@ use thiserror::Error;
 use super::area::{Area, Areas};
 use super::cow::Reuse;
 use super::entry::{EntryState, attributes, set_access_flags, state, written};
+use super::parts::Divisible;
 use super::{EntryCell, PAGE, Space};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::platform::features::branch;
-use crate::sched::ReadGuard;
+use crate::sched::BriefGuard;
 use crate::smp::Cpu;
 
 /// The kind of an access. Its number is a set of protections; an area that permits the access has one of them: see
@@ -108,8 +109,8 @@ pub(super) enum FaultOutcome {
 
 #[inline(always)]
 fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutcome {
-    let areas = space.areas.read();
-    let Some(area) = areas.find(page) else { return refuse(areas, FaultError::NotMapped) };
+    let areas = space.areas_briefly(cpu, page);
+    let Some(area) = areas.find(page) else { return find_nothing(areas, page) };
     if !allows(area.protection(), access) {
         return refuse(areas, FaultError::NotAllowed);
     }
@@ -133,16 +134,23 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutco
     if access == Access::Write && !entry.may_be_written() {
         return match fault().reuse() {
             Reuse::Done(outcome) => outcome,
-            Reuse::Copy(entry) => fault().copy_on_write(entry),
+            Reuse::Copy(entry) => fault().copy_on_write(entry, areas.may_sleep()),
         };
     }
     fault().present()
 }
 
+/// The outcome where `areas` have nothing at `page`: they may be another part's by now, and the access is tried again.
+#[cold]
+#[inline(never)]
+fn find_nothing(areas: BriefGuard<'_, Areas>, page: VirtAddr) -> FaultOutcome {
+    if areas.owns(page) { FaultOutcome::Failed(FaultError::NotMapped) } else { FaultOutcome::Served }
+}
+
 /// Drops the areas' lock and fails. Out of line, to keep the path of a served fault short.
 #[cold]
 #[inline(never)]
-fn refuse(areas: ReadGuard<'_, Areas>, error: FaultError) -> FaultOutcome {
+fn refuse(areas: BriefGuard<'_, Areas>, error: FaultError) -> FaultOutcome {
     drop(areas);
     FaultOutcome::Failed(error)
 }

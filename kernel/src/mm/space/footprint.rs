@@ -29,16 +29,16 @@ impl Space {
     /// Counts the frames of the space. Visits every entry and sleeps: other threads may change what was counted
     /// already.
     pub fn footprint(&self) -> Footprint {
-        let areas = self.areas.read();
-        let mut pages = 0;
-        for area in areas.iter() {
+        let (mut pages, mut count) = (0, 0);
+        self.for_each_area(|area| {
             relax();
+            count += 1;
             pages += match area.object() {
                 None => self.own_pages(area),
                 Some(object) => object.pages_in(area.page_at(area.start()), area.size() / PAGE),
             };
-        }
-        let areas = (areas.count * size_of::<Area>()).div_ceil(PAGE_SIZE);
+        });
+        let areas = (count * size_of::<Area>()).div_ceil(PAGE_SIZE);
         Footprint { pages, tables: self.table_frames(), areas }
     }
 

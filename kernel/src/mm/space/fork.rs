@@ -12,7 +12,7 @@ use super::area::Area;
 use super::entry::{EntryState, replace, state, unwritable};
 use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
-use super::{EntryCell, Space, SpaceError, SpaceRef, TableCells, USER_END};
+use super::{EntryCell, HeldRecords, Space, SpaceError, SpaceRef, TableCells, USER_END};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
@@ -26,14 +26,14 @@ impl Space {
     /// [`SpaceError::NoMemory`]; nothing stays allocated.
     pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
         let child = self.common.create(cpu)?;
-        let areas = self.areas.write();
+        let areas = self.write_all_areas();
         let memory = self.memory();
         // As on Linux. Areas that were joined may be larger together than all memory.
         if areas.total > memory && areas.iter().any(|area| area.is_data_beyond(memory)) {
             return Err(SpaceError::NoMemory);
         }
         let mut runs = PrivateRuns::NONE;
-        child.areas.write().copy_all(&areas, &self.common.areas, |area| {
+        child.write_all_areas().copy_all(&areas, self.common.areas.of(cpu), |area| {
             relax();
             runs.add(area).map_or(Ok(()), |run| self.prepare_tables(cpu, &child, run))
         })?;
@@ -76,19 +76,21 @@ impl Space {
         let locked = self.lock_table(found.table);
         let used = locked.used(self.mmu(), found);
         let copies = child.page_tables().cells(found.start, found.cells.len()).expect("a table that was linked before");
+        let records = self.common.records();
         // No other thread uses the child's tables yet: they need no lock.
         note_all_used(self.common.record(copies.table), used);
         for_each_used(found, used, |places| {
             for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
-                protected |= self.copy_entry(cell, copy);
+                protected |= self.copy_entry(cell, copy, records);
             }
         });
         protected
     }
 
-    /// Copies the entry in `cell`; returns whether it was writable and became read-only.
+    /// Copies the entry in `cell`, whose frame has one of the `records`; returns whether it was writable and became
+    /// read-only.
     #[inline(always)]
-    fn copy_entry(&self, cell: &EntryCell, copy: &EntryCell) -> bool {
+    fn copy_entry(&self, cell: &EntryCell, copy: &EntryCell, records: HeldRecords) -> bool {
         let mmu = self.mmu();
         let mut entry = mmu.load(cell);
         match state(entry) {
@@ -109,7 +111,7 @@ impl Space {
             entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
         }
         if !entry.is_special() {
-            self.common.record(entry.address()).share();
+            records.of(entry.address()).share();
         }
         mmu.store(copy, entry.old());
         protected

@@ -26,7 +26,6 @@ use granule_pgtable::{Invalidation, PageRange, Tables};
 use super::area::Areas;
 use super::{PAGE, Space};
 use crate::mm::frame::FEW;
-use crate::sched::ReadGuard;
 use crate::sched::relax;
 use crate::smp::Cpu;
 
@@ -91,7 +90,7 @@ impl<'s> Gather<'s> {
     }
 
     /// The same for areas that are locked for reading.
-    pub(super) const fn among_faults(space: &'s Space, cpu: &'s Cpu, _areas: &'s ReadGuard<'_, Areas>) -> Self {
+    pub(super) const fn among_faults(space: &'s Space, cpu: &'s Cpu, _areas: &'s Areas) -> Self {
         Self::new(space, cpu, Faults::Possible)
     }
 

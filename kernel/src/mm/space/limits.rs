@@ -8,9 +8,11 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
-use super::area::{Area, Areas, Held};
+use super::area::{ARENAS, Area, Areas, Held};
 use super::calls::STACK_GUARD;
-use super::{PAGE, Space, SpaceError, USER_START};
+use super::error::Refusal;
+use super::gather::pages;
+use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 
 /// The limits of the calling program, in bytes; `u64::MAX` for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,8 +31,74 @@ impl SpaceLimits {
     /// No limits.
     pub const NONE: Self = Self { space: u64::MAX, data: u64::MAX, data_hard: u64::MAX, stack: u64::MAX };
 
-    fn allow_data(&self, bytes: u64) -> bool {
-        bytes <= self.data || self.data == 0 && bytes <= self.data_hard
+    /// The most bytes of data.
+    fn most_data(&self) -> u64 {
+        if self.data == 0 { self.data_hard } else { self.data }
+    }
+}
+
+/// What a part of the areas may have of its program's limits, without asking the others. A part that is refused something
+/// is joined with the others, and all together are held against the limits: a refusal is exact.
+#[derive(Clone, Copy)]
+pub(super) struct Grants {
+    /// The limits of which parts got a share. Under lower ones the shares mean nothing.
+    of: Amounts,
+    most: Amounts,
+}
+
+/// Bytes of areas.
+#[derive(Clone, Copy)]
+struct Amounts {
+    /// Of all.
+    space: u64,
+    /// Of those that are data.
+    data: u64,
+}
+
+/// What the higher of two parts gets of what both do not use: by what they use, and little where they use little, as the
+/// lower one may have to be divided for other CPUs. In which order parts are divided matters little then, and a part that
+/// had too little gets more when it is divided again.
+pub(super) fn share(unused: u64, low: u64, high: u64) -> u64 {
+    let (own, all) = (u128::from(high) + 1, u128::from(low) + u128::from(high) + u128::from(ARENAS));
+    // Less than `unused`.
+    (u128::from(unused) * own / all) as u64
+}
+
+impl Amounts {
+    const NO_LIMITS: Self = Self { space: u64::MAX, data: u64::MAX };
+}
+
+impl Grants {
+    /// Of all areas, which have the program's limits.
+    pub(super) const ALL: Self = Self { of: Amounts::NO_LIMITS, most: Amounts::NO_LIMITS };
+
+    /// Those of `low` and of `high`, the two parts of these areas: what both do not use is [shared](share).
+    pub(super) fn split(self, low: &Areas, high: &Areas) -> (Self, Self) {
+        let split = |limit: u64, most: u64, low: u64, high: u64| {
+            if limit == u64::MAX {
+                return (u64::MAX, u64::MAX);
+            }
+            // Beyond a limit that was lowered, each asks the others for every byte.
+            let Some(unused) = most.checked_sub(low + high) else { return (0, 0) };
+            let high = high + share(unused, low / PAGE, high / PAGE);
+            (most - high, high)
+        };
+        let space = split(self.of.space, self.most.space, low.total, high.total);
+        let data = split(self.of.data, self.most.data, low.data, high.data);
+        let of = |space, data| Self { of: self.of, most: Amounts { space, data } };
+        (of(space.0, data.0), of(space.1, data.1))
+    }
+
+    /// The most bytes of all its areas.
+    #[cfg(test)]
+    pub(super) const fn most(&self) -> u64 {
+        self.most.space
+    }
+
+    /// Takes what another part of the same areas has.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.most.space = self.most.space.saturating_add(other.most.space);
+        self.most.data = self.most.data.saturating_add(other.most.data);
     }
 }
 
@@ -64,19 +132,51 @@ pub(super) fn stack_guard(bytes: u64, limit: u64) -> u64 {
 }
 
 impl Areas {
+    /// Whether the limits permit so many bytes of areas.
+    #[inline(always)]
+    fn may_have(&self, bytes: u64, limits: &SpaceLimits) -> bool {
+        if self.is_whole {
+            return bytes <= limits.space;
+        }
+        self.grants.of.space <= limits.space && bytes <= self.grants.most.space
+    }
+
+    /// The same of those that are data.
+    #[inline(always)]
+    fn may_have_data(&self, bytes: u64, limits: &SpaceLimits) -> bool {
+        if self.is_whole {
+            return bytes <= limits.most_data();
+        }
+        self.grants.of.data <= limits.most_data() && bytes <= self.grants.most.data
+    }
+
+    /// Called before they are divided by a program with these limits.
+    pub(super) fn grant(&mut self, limits: &SpaceLimits) {
+        if self.is_whole {
+            let all = Amounts { space: limits.space, data: limits.most_data() };
+            self.grants = Grants { of: all, most: all };
+        }
+    }
+
     /// Whether the limits permit an area in `range`, in place of the areas there.
     pub(super) fn may_add(&self, range: PageRange, is_data: bool, limits: &SpaceLimits) -> bool {
         let fits = |bytes: u64| {
-            self.total.saturating_add(bytes) <= limits.space
-                && (!is_data || limits.allow_data(self.data.saturating_add(bytes)))
+            self.may_have(self.total.saturating_add(bytes), limits)
+                && (!is_data || self.may_have_data(self.data.saturating_add(bytes), limits))
         };
         let bytes = range.end() - range.start();
-        // The areas that it replaces are visited only where they matter.
-        fits(bytes) || fits(bytes - self.touching(range).map(|area| area.bytes_in(range)).sum::<u64>())
+        // The areas that it replaces are visited only where they matter. Whether they are data matters to a part.
+        fits(bytes) || self.is_whole && fits(bytes - self.touching(range).map(|area| area.bytes_in(range)).sum::<u64>())
+    }
+
+    /// Whether `bytes` more may become data, as far as that is known without the other parts.
+    #[inline(always)]
+    pub(super) fn may_add_data(&self, bytes: u64, limits: &SpaceLimits) -> bool {
+        self.is_whole || self.may_have_data(self.data.saturating_add(bytes), limits)
     }
 
     /// The start of the first area in `range`, which is covered, that may not get `protection`; the end of `range`
-    /// where all may.
+    /// where all may. A part has the [whole range's](Self::may_add_data) bytes.
     pub(super) fn may_protect_until(
         &self,
         range: PageRange,
@@ -89,7 +189,9 @@ impl Areas {
             let bytes = area.bytes_in(range);
             // As on Linux, which checks whether the area could be added again.
             let new_data = area.becomes_data(protection) && self.total.saturating_add(bytes) <= limits.space;
-            if new_data && !limits.allow_data(data.saturating_add(bytes)) || area.is_reserved() && bytes > memory {
+            if new_data && !self.may_have_data(data.saturating_add(bytes), limits)
+                || area.is_reserved() && bytes > memory
+            {
                 return area.part_in(range).start();
             }
             if area.becomes_data(protection) {
@@ -129,13 +231,13 @@ impl Area {
 impl Space {
     /// Bytes of all memory.
     pub(super) fn memory(&self) -> u64 {
-        (self.common.frames.total() as u64).saturating_mul(PAGE)
+        self.common.frames.total() as u64 * PAGE
     }
 
     /// Whether the space is within `limits`.
     pub fn is_within(&self, limits: &SpaceLimits) -> bool {
-        let areas = self.areas.read();
-        areas.total <= limits.space && limits.allow_data(areas.data)
+        let areas = self.read_all_areas();
+        areas.may_have(areas.total, limits) && areas.may_have_data(areas.data, limits)
     }
 
     /// Extends the stack above `address`, which is in no area, down to its page.
@@ -143,29 +245,47 @@ impl Space {
     /// # Errors
     /// [`SpaceError::NoArea`] (no stack is above), [`SpaceError::NotPermitted`] (too near to address 0),
     /// [`SpaceError::NoMemory`] (a limit, or too near to the area below). Nothing was changed.
+    #[inline(never)]
     pub fn grow_stack(&self, address: VirtAddr, limits: &SpaceLimits) -> Result<(), SpaceError> {
         let page = address.align_down(PAGE);
-        if self.areas.read().extended_by(page).is_none() {
+        if page >= USER_END {
             return Err(SpaceError::NoArea);
         }
-        let mut areas = self.areas.write();
+        // The area that ends above the page.
+        let (mut start, mut grows) = (USER_END, false);
+        self.areas.for_each(pages(page, USER_END), &mut |areas, piece| {
+            let area = areas.first_touching(piece);
+            if let Some(area) = &area {
+                (start, grows) = (area.start(), area.grows());
+            }
+            area.is_none()
+        });
+        if start > page && !grows {
+            return Err(SpaceError::NoArea);
+        }
+        // With what lies below in its guard.
+        let lowest = VirtAddr(page.0.saturating_sub(STACK_GUARD));
+        let areas = self.write_areas(pages(lowest, start.max(page + PAGE)));
+        self.change_areas(areas, |areas| self.grow_stack_in(areas, page, limits)).map(drop)
+    }
+
+    fn grow_stack_in(&self, areas: &mut Areas, page: VirtAddr, limits: &SpaceLimits) -> Result<(), Refusal> {
         if areas.find(page).is_some() {
             // Another thread was faster.
             return Ok(());
         }
         let stack = areas.extended_by(page).ok_or(SpaceError::NoArea)?;
         if page < USER_START {
-            return Err(SpaceError::NotPermitted);
+            return Err(SpaceError::NotPermitted.into());
         }
         let (size, more) = (stack.end() - page, stack.start() - page);
         let is_near =
             |below: &Area| !below.grows() && below.protection() != Protection::NONE && page - below.end() < STACK_GUARD;
-        if areas.last_below(page).is_some_and(is_near)
-            || areas.total.saturating_add(more) > limits.space
-            || size > limits.stack
-            || more > self.memory()
-        {
-            return Err(SpaceError::NoMemory);
+        if areas.last_below(page).is_some_and(is_near) || size > limits.stack || more > self.memory() {
+            return Err(SpaceError::NoMemory.into());
+        }
+        if !areas.may_have(areas.total.saturating_add(more), limits) {
+            return Err(areas.refusal());
         }
         areas.extend_down(&stack, page);
         Ok(())

@@ -12,7 +12,8 @@
 //!     areas           read: faults, advice, looking      write: everything that adds, cuts or takes areas; sleeps
 //!     table lock      one in each last-level table, spins: what changes an entry holds it
 //! ```
-//! Under the areas' lock, for reading too, tables stay: they are linked at any time and unlinked only under the lock
+//! The areas are in [`parts`], each with a lock of its own; a call or a fault locks the one that it concerns. Under that
+//! lock, for reading too, the tables of its addresses stay: they are linked at any time and unlinked only under the lock
 //! for writing. The hardware changes entries without any lock: it sets the access flag, or makes a writable-clean entry
 //! dirty. [`entry`] explains when a plain store could lose that.
 //!
@@ -31,6 +32,8 @@ mod footprint;
 mod fork;
 mod gather;
 mod limits;
+mod part_pools;
+mod parts;
 mod populate;
 mod protect;
 mod reserved;
@@ -47,7 +50,7 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_pgtable::{Cells, Granule4K, Mmu, PageTables, Table, TableSource};
+use granule_pgtable::{Cells, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
 
 pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
@@ -59,17 +62,21 @@ pub use reserved::{RESERVED_END, RESERVED_START};
 pub use user::{ProgramHeap, SpaceUser};
 
 use area::Areas;
+use error::Refusal;
+use gather::pages;
+use part_pools::PartPools;
+use parts::Parts;
 use shmem::Object;
 
 use super::OutOfMemory;
 use super::asid::AsidSlot;
 use super::counted::{Counted, Inner};
-use super::frame::{Frame, FrameAllocator};
+use super::frame::{Frame, FrameAllocator, FrameRecords};
 use super::kernel::Machine;
 use super::notifier::NotifierChain;
-use super::pool::Pool;
+use super::pool::{CpuPools, Pool};
 use super::tlb::user::UserTlb;
-use crate::sched::{ReadGuard, RwSem};
+use crate::sched::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -89,7 +96,8 @@ pub struct Spaces {
     mmu: Machine,
     frames: &'static FrameAllocator,
     spaces: Pool<Inner<Space>>,
-    areas: Pool<Area>,
+    areas: CpuPools<Area>,
+    parts: PartPools<Areas>,
     objects: Pool<Inner<Object>>,
     /// A frame of zeros, mapped at every page that was only read. It has no reference count: its entries are special.
     zeros: PhysAddr,
@@ -105,7 +113,8 @@ impl Spaces {
             mmu,
             frames,
             spaces: Pool::new(frames),
-            areas: Pool::new(frames),
+            areas: CpuPools::new(cpu, frames)?,
+            parts: PartPools::new(frames),
             objects: Pool::new(frames),
             zeros: frames.alloc_zeroed(cpu)?,
         })
@@ -130,7 +139,7 @@ impl Spaces {
             notifiers: NotifierChain::default(),
             reserved: AtomicUsize::new(0),
             has_device: AtomicBool::new(false),
-            areas: RwSem::new(Areas::new(USER_START, USER_END)),
+            areas: Parts::new(Areas::new(USER_START, USER_END)),
         };
         Counted::try_new(&self.spaces, space).map(SpaceRef).inspect_err(|_| self.frames.free(cpu, root))
     }
@@ -138,12 +147,13 @@ impl Spaces {
     /// Frames that stay allocated when all spaces are gone: those of the pools, and the page of zeros. For audits that
     /// count frames by owner.
     pub fn kept_frames(&self) -> usize {
-        self.spaces.stats().frames + self.areas.stats().frames + self.objects.stats().frames + 1
+        let frames = self.spaces.stats().frames + self.objects.stats().frames + self.parts.frames();
+        frames + self.areas.frames() + 1
     }
 
     /// Spaces, areas and shared objects that exist.
     pub fn counts(&self) -> [usize; 3] {
-        [self.spaces.stats().objects, self.areas.stats().objects, self.objects.stats().objects]
+        [self.spaces.stats().objects, self.areas.objects(), self.objects.stats().objects]
     }
 
     /// The record of a frame that is held.
@@ -152,6 +162,27 @@ impl Spaces {
     fn record(&self, frame: PhysAddr) -> &Frame {
         // SAFETY: only for frames of tables and objects, and for frames in entries. Each of them is held by its user.
         unsafe { self.frames.held(frame) }
+    }
+
+    /// Records for a loop, in which the compiler would look up their place again behind every atomic access.
+    fn records(&self) -> HeldRecords {
+        HeldRecords(self.frames.records())
+    }
+}
+
+/// The records of frames that are held.
+#[derive(Clone, Copy)]
+struct HeldRecords(FrameRecords);
+
+impl HeldRecords {
+    /// [`Spaces::record`].
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "the record of a frame that is held")]
+    fn of(self, frame: PhysAddr) -> &'static Frame {
+        // SAFETY: the frame is in an entry or a table of the space, which holds it, so its record is valid.
+        let record = unsafe { self.0.get(frame.frame_number()) };
+        debug_assert!(record.references() != 0, "{frame} is free");
+        record
     }
 }
 
@@ -173,7 +204,7 @@ pub struct Space {
     reserved: AtomicUsize,
     /// A device uses the reserved pages.
     has_device: AtomicBool,
-    areas: RwSem<Areas>,
+    areas: Parts<Areas>,
 }
 
 impl Space {
@@ -200,20 +231,75 @@ impl Space {
         UserTlb::new(&self.asid, &self.notifiers)
     }
 
-    /// Calls `each` for every area, by address, with the areas' lock held for reading.
-    pub fn for_each_area(&self, each: impl FnMut(&Area)) {
-        self.areas.read().iter().for_each(each);
+    /// The part of the areas that owned `page` a moment ago ([`Parts::look_briefly`]), for a reader that sleeps at
+    /// most in a subscriber of the notifiers. `cpu` is the CPU that this runs on.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "the areas are read by a slot of this CPU")]
+    fn areas_briefly<'a>(&'a self, cpu: &'a Cpu, page: VirtAddr) -> BriefGuard<'a, Areas> {
+        #[cfg(target_os = "none")]
+        debug_assert!(core::ptr::eq(cpu, this_cpu()), "the slot of another CPU");
+        if self.notifiers.is_empty() {
+            // SAFETY: a fault and a discard of few pages, which have no other such guard, sleep for nothing but a
+            // subscriber.
+            unsafe { self.areas.look_briefly(cpu, page) }
+        } else {
+            self.areas.read_counted(page)
+        }
+    }
+
+    /// Has `change` change `areas`, which have all that it concerns, and returns them with what it returns. Where a part
+    /// refuses for want of room, all areas together decide.
+    #[inline(always)]
+    fn change_areas<'a, T>(
+        &'a self,
+        mut areas: WriteGuard<'a, Areas>,
+        change: impl Fn(&mut Areas) -> Result<T, Refusal>,
+    ) -> Result<(WriteGuard<'a, Areas>, T), SpaceError> {
+        loop {
+            match change(&mut areas) {
+                Err(Refusal::ByPart) if !areas.is_whole => {
+                    drop(areas);
+                    areas = self.write_all_areas();
+                }
+                changed => return Ok((areas, changed?)),
+            }
+        }
+    }
+
+    /// The part of the areas that has `range`, for a change.
+    #[inline(always)]
+    fn write_areas(&self, range: PageRange) -> WriteGuard<'_, Areas> {
+        self.areas.write(range, |areas, border| self.free_border(areas, border))
+    }
+
+    /// All areas, for a change.
+    fn write_all_areas(&self) -> WriteGuard<'_, Areas> {
+        self.areas.write_all(|areas, border| self.free_border(areas, border))
+    }
+
+    /// All areas, for reading.
+    fn read_all_areas(&self) -> ReadGuard<'_, Areas> {
+        self.areas.read_all(|areas, border| self.free_border(areas, border))
+    }
+
+    /// Calls `each` for every area, by address, with the lock of its part held for reading.
+    pub fn for_each_area(&self, mut each: impl FnMut(&Area)) {
+        self.areas.for_each(pages(USER_START, USER_END), &mut |areas, piece| {
+            // Joined with parts that were visited already, it may have areas of theirs.
+            areas.touching(piece).filter(|area| area.start() >= piece.start()).for_each(&mut each);
+            true
+        });
     }
 
     /// Calls `look` for the area that has `address`, with the areas' lock held for reading; `None` where nothing is
     /// mapped.
     pub fn with_area<T>(&self, address: VirtAddr, look: impl FnOnce(&Area) -> T) -> Option<T> {
-        self.areas.read().find(address).map(look)
+        self.areas.read(address).find(address).map(look)
     }
 
     /// The tables, for reading. None is unlinked while the value exists.
     pub fn tables(&self) -> SpaceTables<'_> {
-        SpaceTables { tables: self.page_tables(), _areas: self.areas.read() }
+        SpaceTables { tables: self.page_tables(), _areas: self.read_all_areas() }
     }
 
     /// Frames that are its tables, with the root.
@@ -238,6 +324,12 @@ impl Space {
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> SpaceSource<'a> {
         SpaceSource { frames: self.common.frames, taken: &self.table_frames, cpu }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.areas.end(&self.common.parts);
     }
 }
 

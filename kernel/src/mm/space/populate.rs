@@ -47,20 +47,17 @@ impl Space {
 
     /// The same for pages of one last-level table.
     fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), OutOfMemory> {
-        let tables = self.page_tables();
-        if tables.cell(range.start()).is_none() {
+        let Some(found) = self.page_tables().cells(range.start(), range.pages()) else {
             self.ensure_table(cpu, range.start())?;
+            // No table is unlinked while the areas are read.
+            return self.populate_chunk(cpu, area, range);
+        };
+        match area.object() {
+            None if area.protection().contains(Protection::WRITE) => {
+                self.populate_written(cpu, area.protection(), &found)
+            }
+            _ => self.populate_read(cpu, area, &found),
         }
-        let mut result = Ok(());
-        tables.for_each_cells(range, |found| {
-            result = match area.object() {
-                None if area.protection().contains(Protection::WRITE) => {
-                    self.populate_written(cpu, area.protection(), &found)
-                }
-                _ => self.populate_read(cpu, area, &found),
-            };
-        });
-        result
     }
 
     fn populate_written(&self, cpu: &Cpu, protection: Protection, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
@@ -158,7 +155,7 @@ impl Space {
 
     /// Calls `work` with the linear address of `page`, if its entry permits `access`; returns whether it does.
     fn with_page(&self, page: VirtAddr, access: Access, work: impl FnOnce(VirtAddr)) -> bool {
-        let areas = self.areas.read();
+        let areas = self.areas.read(page);
         let allowed = areas.find(page).is_some_and(|area| allows(area.protection(), access));
         let Some((table, cell)) = self.page_tables().cell(page).filter(|_| allowed) else { return false };
         let _locked = self.lock_table(table);

@@ -12,11 +12,13 @@ use granule_pgtable::{Invalidation, Mmu, PageRange, Tables, Tlb};
 use super::area::{Area, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
 use super::entry::{EntryState, attributes, is_settled, replace, state, unwritable};
+use super::error::Refusal;
 use super::gather::{StaleRange, pages};
 use super::limits::SpaceLimits;
 use super::{Space, SpaceError, TableCells};
 use crate::mm::notifier::{Event, Range};
-use crate::sched::relax;
+use crate::sched::{WriteGuard, relax};
+use crate::smp::{Cpu, this_cpu};
 
 /// The new permissions of a range.
 #[derive(Clone, Copy)]
@@ -64,37 +66,70 @@ impl Space {
         let Some(range) = user_range(start, bytes) else {
             return self.protect_to_the_end(start, bytes, protection, limits);
         };
-        let mut areas = self.areas.write();
         // Limits apply only to what becomes writable.
-        let is_limited = protection.contains(Protection::WRITE)
-            && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
-        let Some(area) = areas.holding(range).filter(|_| !is_limited) else {
-            return self.protect_several(&mut areas, range, protection, limits);
+        let is_written = protection.contains(Protection::WRITE);
+        let is_limited = is_written && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
+        let mut areas = self.write_areas(range);
+        let is_simple = |area: &Held| !is_limited && area.cuts(range) == 0;
+        let Some(area) = areas.holding(range).filter(is_simple).filter(|_| !is_written || areas.is_whole) else {
+            return self.protect_otherwise(areas, range, protection, limits, is_limited);
         };
-        if area.protection() == protection {
-            return Ok(());
+        if area.protection() != protection {
+            self.protect_pages(range, protection, area.is_shared());
+            areas.protect(&area, protection);
+            areas.merge(area);
+            // The limits matter only to what becomes writable, and are not known otherwise.
+            if is_written && areas.note_turn(this_cpu().id, range.start()) {
+                self.divide(&mut areas, limits);
+            }
         }
-        if area.cuts(range) != 0 {
-            return self.protect_part(&mut areas, area, range, protection);
-        }
-        self.protect_pages(range, protection, area.is_shared());
-        areas.protect(&area, protection);
-        areas.merge(area);
         Ok(())
+    }
+
+    /// The same as [`Self::mprotect_within`] where areas are cut, several, or in parts, or a limit may be met.
+    #[inline(never)]
+    fn protect_otherwise<'a>(
+        &'a self,
+        areas: WriteGuard<'a, Areas>,
+        range: PageRange,
+        protection: Protection,
+        limits: &SpaceLimits,
+        is_limited: bool,
+    ) -> Result<(), SpaceError> {
+        let cpu = this_cpu();
+        self.change_areas(areas, |areas| {
+            let is_written = protection.contains(Protection::WRITE);
+            if is_written && !areas.may_add_data(range.end() - range.start(), limits) {
+                return Err(Refusal::ByPart);
+            }
+            let Some(area) = areas.holding(range).filter(|_| !is_limited) else {
+                return self.protect_several(cpu, areas, range, protection, limits);
+            };
+            if area.protection() == protection {
+                return Ok(());
+            }
+            self.protect_part(cpu, areas, area, range, protection)?;
+            if is_written && areas.note_turn(cpu.id, range.start()) {
+                self.divide(areas, limits);
+            }
+            Ok(())
+        })
+        .map(drop)
     }
 
     /// The same where the range is a part of `area`.
     #[inline(never)]
     fn protect_part(
         &self,
+        cpu: &Cpu,
         areas: &mut Areas,
         area: Held,
         range: PageRange,
         protection: Protection,
-    ) -> Result<(), SpaceError> {
+    ) -> Result<(), Refusal> {
         let cuts = area.cuts(range);
         areas.room_for_cuts(cuts)?;
-        let mut spares = Spares::take(&self.common.areas, cuts)?;
+        let mut spares = Spares::take(cpu, &self.common.areas, cuts)?;
         self.protect_cut(areas, area, range, protection, &mut spares);
         Ok(())
     }
@@ -133,17 +168,18 @@ impl Space {
     #[inline(never)]
     fn protect_several(
         &self,
+        cpu: &Cpu,
         areas: &mut Areas,
         whole: PageRange,
         protection: Protection,
         limits: &SpaceLimits,
-    ) -> Result<(), SpaceError> {
+    ) -> Result<(), Refusal> {
         let mut until = areas.covered_until(whole);
         if whole.start() < until {
             until = areas.may_protect_until(pages(whole.start(), until), protection, limits, self.memory());
         }
         if until == whole.start() {
-            return Err(SpaceError::NoMemory);
+            return Err(SpaceError::NoMemory.into());
         }
         let range = pages(whole.start(), until);
         // Only the areas at the two ends can be cut.
@@ -153,7 +189,7 @@ impl Space {
         let cuts = usize::from(is_cut(range.start(), |area, range| area.start() < range.start()))
             + usize::from(is_cut(range.last(), |area, range| range.end() < area.end()));
         areas.room_for_cuts(cuts)?;
-        let mut spares = Spares::take(&self.common.areas, cuts)?;
+        let mut spares = Spares::take(cpu, &self.common.areas, cuts)?;
         let mut next = range.start();
         while next < until {
             let area = areas.first_touching(pages(next, until)).ok_or(SpaceError::NoMemory)?;
@@ -164,7 +200,7 @@ impl Space {
                 relax();
             }
         }
-        if range == whole { Ok(()) } else { Err(SpaceError::NoMemory) }
+        if range == whole { Ok(()) } else { Err(SpaceError::NoMemory.into()) }
     }
 
     /// Changes the entries of `range`, which lies in one area, and invalidates and notifies.
@@ -251,9 +287,10 @@ impl Space {
     fn flip_own(&self, found: &TableCells<'_>, from: Descriptor, to: [Descriptor; 2]) {
         let mmu = self.mmu();
         let flips = to.map(|to| from.0 ^ to.0);
+        let records = self.common.records();
         for cell in found.cells {
             let entry = mmu.load(cell);
-            let own = self.common.record(entry.address()).references() == 1;
+            let own = records.of(entry.address()).references() == 1;
             mmu.store(cell, Descriptor(entry.0 ^ flips[usize::from(own)]));
         }
     }

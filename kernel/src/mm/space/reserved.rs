@@ -45,7 +45,7 @@ impl Space {
     ///
     /// Sleeps: not from interrupts.
     pub fn between_changes<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _areas = self.areas.write();
+        let _areas = self.write_all_areas();
         work()
     }
 
@@ -65,7 +65,7 @@ impl Space {
     ) -> Result<(), OutOfMemory> {
         assert!(page >= RESERVED_START && page < RESERVED_END && page.is_aligned(PAGE), "{page} is not reserved");
         // For writing: empty tables are unlinked by other calls.
-        let _areas = self.areas.write();
+        let _areas = self.write_areas(pages(page, page + PAGE));
         let mmu = self.mmu();
         let ((table, cell), ()) =
             self.page_tables().ensure_cell::<_, OutOfMemory>(page, &mut self.table_source(cpu), || Ok(()))?;
@@ -83,8 +83,8 @@ impl Space {
 
     /// Ends [`Self::show_reserved`]. On return no TLB has the translation.
     pub fn hide_reserved(&self, cpu: &Cpu, page: VirtAddr) {
-        let mut areas = self.areas.write();
         let range = pages(page, page + PAGE);
+        let mut areas = self.write_areas(range);
         let _change = self.notifiers.start(Range::page(Event::Unmap, page));
         let mut gather = Gather::without_faults(self, cpu, &mut areas);
         self.zap(&mut gather, range);

@@ -12,6 +12,7 @@ use crate::mm::frame::Frame;
 use crate::smp::this_cpu;
 #[cfg(debug_assertions)]
 use crate::sync::rank;
+use crate::sync::spin;
 
 /// The lock, held. Dropping it releases the lock.
 #[must_use = "dropping it releases the lock"]
@@ -45,10 +46,7 @@ impl TableGuard<'_> {
 #[cold]
 fn wait(lock: &AtomicU32) {
     while lock.compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
-        #[cfg(target_os = "none")]
-        granule_arch::wait::relax();
-        #[cfg(not(target_os = "none"))]
-        std::thread::yield_now();
+        spin();
     }
 }
 

@@ -7,16 +7,16 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::PAGE_SIZE;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
 use super::entry::{EntryState, state};
 use super::gather::{Gather, pages};
-use super::{Machine, Space, Spaces};
+use super::{Machine, PAGE, Space, Spaces};
 use crate::sched::{self, relax};
-use crate::smp::Cpu;
+use crate::smp::{Cpu, this_cpu};
 
 /// Tables that are freed without a scheduling point, with their frames: in memory that was full the frames are
 /// scattered, and each takes 140 instructions to free.
@@ -76,15 +76,24 @@ impl Space {
                 relax();
             }
         };
-        // SAFETY: exclusive access to the areas includes the tables, and cells are held only under the areas' lock; the
-        // gather frees a table when walk caches are invalidated for its range.
+        // SAFETY: exclusive access to a part of the areas includes the tables that translate none but its addresses, which
+        // are those of the hole: no other part's calls and faults use them, and cells in them are held only under this
+        // part's lock. The gather frees a table when walk caches are invalidated for its range.
         unsafe { self.page_tables().unlink_tables(range, pages(below, above), unlinked) };
         self.table_frames.fetch_sub(freed, Ordering::Relaxed);
     }
 
+    /// Frees the tables that translated addresses on both sides of a border between two parts, which are one part now.
+    /// No part could free them alone.
+    pub(super) fn free_border(&self, areas: &mut Areas, border: VirtAddr) {
+        let page = pages(border - PAGE, border);
+        let mut gather = Gather::without_faults(self, this_cpu(), areas);
+        self.free_tables(&mut gather, areas, page);
+    }
+
     /// Empties the space, for good. No thread runs in it any more; its subscribers get the release event.
     pub fn release(&self, cpu: &Cpu) {
-        let mut areas = self.areas.write();
+        let mut areas = self.write_all_areas();
         self.notifiers.release();
         // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no thread
         // runs in the space, and the notifiers have returned. The flush invalidates everything of the space.

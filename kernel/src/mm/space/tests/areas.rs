@@ -67,13 +67,12 @@ proptest! {
         steps in prop::collection::vec((any::<bool>(), 0..2 * WINDOW, 1..9_u64, 0..3_usize), 1..60)
     ) {
         let rig = Rig::new(2);
-        let pool = &rig.spaces.areas;
-        let mut areas = Areas::new(page(0), page(2 * WINDOW));
+                let mut areas = Areas::new(page(0), page(2 * WINDOW));
         let mut taken = BTreeSet::new();
         for (take, first, pages, protection) in steps {
             let pages = pages.min(2 * WINDOW - first);
             let range = range(first, pages);
-            let mut spares = Spares::take(pool, 2).unwrap();
+            let mut spares = Spares::take(&rig.cpu, &rig.spaces.areas, 2).unwrap();
             if let Some(first) = areas.first_touching(range) {
                 areas.remove(first, range, &mut spares);
             }
@@ -87,8 +86,7 @@ proptest! {
             }
             drop(spares);
             prop_assert_eq!(rig.spaces.counts()[1], areas.iter().count());
-            prop_assert_eq!(areas.total, areas.iter().map(Area::size).sum());
-            prop_assert_eq!(areas.data, areas.iter().map(Area::data).sum());
+            areas.check();
             for pages in [1, 2, 3, 7, 20, WINDOW, WINDOW + 1] {
                 prop_assert_eq!(areas.gap(pages * PAGE), expected_gap(&taken, pages), "{} pages", pages);
             }

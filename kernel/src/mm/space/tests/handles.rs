@@ -58,7 +58,7 @@ fn a_space_ends_once_while_handles_are_upgraded() {
                 scope.spawn(|| {
                     while let Some(space) = handle.upgrade() {
                         upgraded.fetch_add(1, Ordering::Relaxed);
-                        assert!(space.areas.read().iter().next().is_none());
+                        assert!(space.read_all_areas().iter().next().is_none());
                     }
                 });
             }

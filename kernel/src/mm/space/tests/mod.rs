@@ -3,6 +3,7 @@
 //! - `areas`: the gap that a mapping gets
 //! - `calls`: the effects and the errors of each call
 //! - `device`: random calls, and a device that shares the tables and must follow every change
+//! - `divided`: areas in parts, between CPUs that change them in turn
 //! - `entries`: every legal entry, through everything that may happen to it
 //! - `handles`: references keep a space, handles only its record
 //! - `hardware`: the hardware's access flag and dirt, between each load of an entry and its store
@@ -19,6 +20,7 @@
 mod areas;
 mod calls;
 mod device;
+mod divided;
 mod entries;
 mod handles;
 mod hardware;
@@ -38,7 +40,11 @@ use std::vec::Vec;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use super::{Access, Area, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, handle_fault};
+use super::gather::pages;
+use super::{
+    Access, Area, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, USER_END, USER_START,
+    handle_fault,
+};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -97,12 +103,18 @@ fn private(pages: u64) -> MapRequest {
     }
 }
 
+/// Divides the areas at `at`, if nothing but a free page is there; returns whether it did.
+fn divide(space: &Space, at: VirtAddr) -> bool {
+    let mut part = space.write_areas(pages(at - PAGE, at + PAGE));
+    let is_free = part.may_begin_at(at);
+    is_free && space.areas.split(&mut part, at, &space.common.parts).is_some()
+}
+
 fn areas(space: &Space) -> Vec<(u64, u64, u8)> {
-    {
-        let counted = space.areas.read();
-        assert_eq!(counted.total, counted.iter().map(Area::size).sum());
-        assert_eq!(counted.data, counted.iter().map(Area::data).sum());
-    }
+    space.areas.for_each(pages(USER_START, USER_END), &mut |part, _| {
+        part.check();
+        true
+    });
     let mut areas = Vec::new();
     space.for_each_area(|area| areas.push((area.start().0, area.end().0, area.protection().bits())));
     areas

@@ -24,6 +24,7 @@ use granule_arch::tlbi::Instruction;
 use granule_pgtable::Mmu;
 use granule_pgtable::host::{CacheOperation, Operation};
 
+use super::super::fault::{AllowedFault, FaultOutcome};
 use super::super::{Access, PAGE, SpaceRef, handle_fault};
 use super::{READ_EXECUTE, READ_WRITE, Rig, private};
 use crate::lab::{self, Lab};
@@ -204,6 +205,27 @@ const COPY: &str = "start clear 0..1, write, dsb ishst, vale1is 0, tlbs 0..1 (lo
                     write, end clear 0..1";
 const CODE: &str = "clean page, dsb ish, ic ialluis, dsb ish";
 const UPGRADE: &str = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, start upgrade 0..1, end upgrade 0..1";
+
+/// A copy of a page for a fault that must not sleep, as on the metal under a CPU's slot.
+#[test]
+fn a_copy_that_must_not_sleep_is_put_off_where_a_subscriber_may() {
+    let Stage { rig, space, start, listener } = Stage::new(1);
+    let page = start + 3 * PAGE;
+    let copy = || {
+        let areas = space.read_all_areas();
+        let (area, (table, cell)) = (areas.find(page).unwrap(), space.page_tables().cell(page).unwrap());
+        let fault = AllowedFault { space: &space, cpu: &rig.cpu, area, page, table, cell, access: Access::Write };
+        fault.copy_on_write(space.mmu().load(cell), false)
+    };
+    let (used, zeros) = (rig.used(), space.tables().translate(page).unwrap());
+    assert_eq!(copy(), FaultOutcome::Served);
+    assert_eq!(listener.take(), []);
+    assert_eq!((rig.used(), space.tables().translate(page).unwrap().descriptor), (used, zeros.descriptor));
+    drop(listener);
+    assert_eq!(copy(), FaultOutcome::Served);
+    assert_eq!(rig.used(), used + 1);
+    assert!(space.tables().translate(page).unwrap().descriptor.may_be_written());
+}
 
 #[test]
 fn a_page_that_was_not_present_is_not_notified() {

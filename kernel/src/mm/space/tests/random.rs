@@ -18,7 +18,7 @@ use granule_pgtable::PageRange;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mm::space::{FaultError, SpaceError, USER_END, USER_START};
+use crate::mm::space::{FaultError, SpaceError};
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
@@ -104,6 +104,10 @@ enum Step {
     },
     Fork,
     Drop,
+    /// Into parts, where that may be.
+    Divide {
+        at: u64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
@@ -122,6 +126,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => (at(), pages()).prop_map(|(at, pages)| Step::Mincore { at, pages }),
         1 => Just(Step::Fork),
         1 => Just(Step::Drop),
+        3 => (1..PAGES).prop_map(|at| Step::Divide { at }),
     ];
     prop::collection::vec((0..4_usize, step), 1..60)
 }
@@ -230,6 +235,11 @@ impl World {
                     drop(self.spaces.swap_remove(which));
                 }
             }
+            Step::Divide { at } => {
+                let is_free = [at - 1, at].map(|page| !model.contains_key(&address(page).0));
+                let divided = divide(space, address(at));
+                prop_assert!(divided || !is_free[0]);
+            }
         }
         Ok(())
     }
@@ -294,7 +304,8 @@ fn expected_areas(model: &Model) -> Vec<(u64, u64, u8)> {
 }
 
 fn check_entries(rig: &Rig, space: &Space, model: &Model, holders: &mut BTreeMap<PhysAddr, u32>) -> Result<(), String> {
-    let tables = space.tables();
+    // Not by `Space::tables`, which joins the parts.
+    let tables = space.page_tables();
     let mut leaves = Vec::new();
     let whole = PageRange::new(USER_START, USER_END - USER_START).unwrap();
     tables.dump(whole, |extent| {

@@ -55,7 +55,7 @@ impl<'r> Hoard<'r> {
     fn leaving(rig: &'r Rig, left: usize) -> Self {
         let mut frames: Vec<_> = core::iter::from_fn(|| rig.frames.alloc(&rig.cpu).ok()).collect();
         let range = PageRange::from_pages(USER_START, 1).unwrap();
-        let area = || rig.spaces.areas.try_new(Area::new(range, READ_WRITE, None)).ok();
+        let area = || rig.spaces.areas.of(&rig.cpu).try_new(Area::new(range, READ_WRITE, None)).ok();
         let areas = core::iter::from_fn(area).collect();
         for frame in frames.drain(..left) {
             rig.frames.free(&rig.cpu, frame);

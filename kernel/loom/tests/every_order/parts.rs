@@ -1,0 +1,92 @@
+//! The parts of a space's areas, the kernel's own source, in every order: what locks a page finds its number, whatever is
+//! divided and joined meanwhile, no two change it at once, and no thread waits for ever.
+
+use std::sync::Arc;
+
+use granule_loom::mm::space::Pages;
+use granule_loom::{Omitted, omit};
+
+use crate::{assert_caught, threads_with};
+
+const NOTHING: [Omitted; 2] = [Omitted::Nothing; 2];
+
+/// Two threads at once, each without a step, on pages that `before` has divided; what the numbers of the pages add up to.
+fn at_once(omitted: [Omitted; 2], before: fn(&Pages), others: [fn(&Pages); 2], sum: u32) {
+    const PAGES: u64 = 4;
+    threads_with(2, move || {
+        let pages = Arc::new(Pages::new(PAGES));
+        before(&pages);
+        let [other, own] = others;
+        let thread = {
+            let pages = Arc::clone(&pages);
+            loom::thread::spawn(move || {
+                omit(omitted[0]);
+                other(&pages);
+            })
+        };
+        omit(omitted[1]);
+        own(&pages);
+        thread.join().unwrap();
+        omit(Omitted::Nothing);
+        assert_eq!((0..PAGES).map(|page| pages.read(page)).sum::<u32>(), sum);
+    });
+}
+
+fn whole(_: &Pages) {}
+
+fn divided(pages: &Pages) {
+    pages.divide(2);
+}
+
+fn in_three(pages: &Pages) {
+    pages.divide(1);
+    pages.divide(2);
+}
+
+#[test]
+fn a_page_is_found_while_its_part_is_divided() {
+    at_once(NOTHING, whole, [|pages| pages.divide(2), |pages| pages.add(3)], 1);
+    at_once(NOTHING, whole, [|pages| pages.divide(2), |pages| _ = pages.look(3)], 0);
+}
+
+#[test]
+fn a_page_is_found_while_its_part_is_joined() {
+    at_once(NOTHING, divided, [|pages| pages.add_to_all(1, 2), |pages| pages.add(3)], 3);
+    at_once(NOTHING, divided, [|pages| pages.add_to_all(1, 2), |pages| _ = pages.look(2)], 2);
+}
+
+#[test]
+fn parts_are_joined_while_others_are_divided_and_joined() {
+    at_once(NOTHING, in_three, [|pages| pages.add_to_all(1, 2), |pages| pages.add_to_all(0, 1)], 4);
+    at_once(NOTHING, divided, [|pages| pages.add_to_all(1, 2), |pages| pages.divide(1)], 2);
+    at_once(NOTHING, |pages| pages.divide(3), [|pages| pages.add_to_all(2, 3), |pages| pages.divide(1)], 2);
+}
+
+#[test]
+fn a_part_is_used_again_while_others_come_to_it_late() {
+    let again = |pages: &Pages| {
+        pages.add_to_all(1, 2);
+        pages.divide(1);
+    };
+    at_once(NOTHING, divided, [again, |pages| pages.add(2)], 3);
+}
+
+#[test]
+fn without_its_lock_the_index_is_lost() {
+    let both = [Omitted::IndexLock; 2];
+    assert_caught("", move || {
+        at_once(both, divided, [|pages| pages.divide(3), |pages| pages.divide(1)], 0);
+    });
+}
+
+#[test]
+fn what_joins_parts_finds_the_next_one_under_the_lock() {
+    let joins = [Omitted::IndexLock, Omitted::Nothing];
+    let in_three = |pages: &Pages| {
+        pages.divide(2);
+        pages.divide(3);
+    };
+    assert_caught("", move || {
+        at_once(joins, in_three, [|pages| pages.add_to_all(2, 3), |pages| pages.divide(1)], 2);
+    });
+}
