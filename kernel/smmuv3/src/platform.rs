@@ -20,6 +20,10 @@ pub const PAGE1: usize = 0x1_0000;
 pub trait Word: Sync {
     /// Reads it, in one piece.
     fn load(&self, order: Ordering) -> u64;
+    /// The same for a caller that changes it next: its cache line comes to this CPU once, to be written.
+    fn load_to_change(&self) -> u64 {
+        self.load(Ordering::Relaxed)
+    }
     /// Writes it, in one piece.
     fn store(&self, value: u64, order: Ordering);
     /// Writes `new` where it is `current`, in one step; whether it did. May fail for no reason.
@@ -30,6 +34,12 @@ impl Word for AtomicU64 {
     #[inline(always)]
     fn load(&self, order: Ordering) -> u64 {
         self.load(order)
+    }
+
+    #[inline(always)]
+    fn load_to_change(&self) -> u64 {
+        // A load-exclusive and a store, or LDSET: a load alone would take a copy, which the change would then upgrade.
+        self.fetch_or(0, Ordering::Relaxed)
     }
 
     #[inline(always)]

@@ -222,7 +222,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     #[inline(always)]
     fn reserve(&self, platform: &P, count: u64) -> Option<(u64, u64)> {
         loop {
-            let start = self.reserved.0.load(Relaxed);
+            let start = self.reserved.0.load_to_change();
             // Acquire: what the SMMU has read it has read before this CPU writes there.
             let consumed = self.consumed.load(Acquire);
             // Also where `start` is old and `consumed` has passed it: then the exchange would fail.
