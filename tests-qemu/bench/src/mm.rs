@@ -27,4 +27,5 @@ at_el0! {
     madvise_dontneed, "madvise_dontneed", "page";
     fork, "fork", "page";
     mmap_populate, "mmap_populate", "page", also("a72");
+    mmap_munmap_touched, "mmap_munmap/touched", "page";
 }

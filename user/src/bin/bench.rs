@@ -23,6 +23,8 @@ entry!(run);
 const FAULTS: [u64; 4] = [1, 8, 64, 512];
 /// Sizes of the rows of calls.
 const CALLS: [u64; 5] = [1, 8, 64, 512, 4096];
+/// Pages of what a program maps, writes and unmaps.
+const BUFFER: u64 = 16;
 /// Where the pages are: in the middle of a table, where the kernel chooses no address.
 const START: u64 = 0x10_0010_0000;
 /// Room for them and what lies around.
@@ -32,7 +34,7 @@ const ROOM: u64 = 32 << 20;
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 12] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -44,6 +46,7 @@ const ROWS: [Row; 11] = [
     ("madvise_dontneed", |bench| bench.calls(Bench::touched, Room::give_up)),
     ("fork", fork),
     ("mmap_populate", |bench| bench.calls(unmapped, Room::populate)),
+    ("mmap_munmap/touched", |bench| bench.point(BUFFER, |_| BUFFER, use_briefly, drop)),
 ];
 
 fn run(start: Start) -> u8 {
@@ -282,6 +285,16 @@ fn unmapped(bench: &Bench, pages: u64) -> Room {
     let room = bench.fresh(pages);
     room.unmap();
     room
+}
+
+/// Maps private pages where the kernel chooses, writes each, and unmaps them.
+fn use_briefly(pages: u64) {
+    let bytes = pages * PAGE;
+    // SAFETY: not at a fixed address.
+    let start = unsafe { memory::mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("memory");
+    let room = Room { start, pages };
+    room.write();
+    room.unmap();
 }
 
 /// The parent's side. The child exits at once, but not before it gets the CPU.
