@@ -242,16 +242,36 @@ fn fork_exec_and_exit_leave_nothing_in_ten_thousand_rounds(t: &mut Test) {
 
 target_test!(copies_keep_their_contents_while_others_write, limit(120));
 fn copies_keep_their_contents_while_others_write(t: &mut Test) {
-    stress(t, 25);
+    stress(t, 50);
 }
 
 target_test!(copies_keep_their_contents_for_long, limit(600), long());
 fn copies_keep_their_contents_for_long(t: &mut Test) {
-    stress(t, 1000);
+    stress(t, 2000);
 }
 
-fn stress(t: &mut Test, rounds: u32) {
-    let line = format(format_args!("stress {} {rounds}", t.random()));
+/// So many rounds of each process, by its threads. There are three.
+fn stress(t: &mut Test, rounds: usize) {
+    let threads = smp::online().iter().count().div_ceil(2).max(2);
+    let line = format(format_args!("stress {} {} {threads}", t.random(), rounds / threads));
+    let end = run(t, &line);
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+}
+
+target_test!(threads_keep_what_they_map_apart, limit(120));
+fn threads_keep_what_they_map_apart(t: &mut Test) {
+    apart(t, 12_000);
+}
+
+target_test!(threads_keep_what_they_map_apart_for_long, limit(600), long());
+fn threads_keep_what_they_map_apart_for_long(t: &mut Test) {
+    apart(t, 600_000);
+}
+
+/// So many steps, by the threads of one program: more than there are CPUs.
+fn apart(t: &mut Test, steps: usize) {
+    let threads = smp::online().iter().count() + 1;
+    let line = format(format_args!("apart {} {} {threads}", t.random(), steps / threads));
     let end = run(t, &line);
     t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }

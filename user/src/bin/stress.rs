@@ -1,5 +1,5 @@
 //! Forks, stores, zaps and changes of protection at once on all CPUs, with every byte's value known: `stress SEED
-//! ROUNDS`.
+//! ROUNDS [THREADS]`, of each process.
 //!
 //! Each worker is a process with threads. Each of its pages belongs to one thread, which records what it wrote there;
 //! forks copy them while the others write, and each copy is compared, changed and given up without the original
@@ -22,9 +22,10 @@ use granule_user::{Start, entry, memory, println, process};
 entry!(run);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
-/// Processes at once, and threads in each: more than there are CPUs.
+/// Processes at once.
 const WORKERS: usize = 3;
-const THREADS: usize = 2;
+/// The most threads in each.
+const THREADS: usize = 16;
 /// Pages of one thread.
 const PAGES: usize = 24;
 /// Their bytes.
@@ -48,6 +49,7 @@ static BASE: AtomicU64 = AtomicU64::new(0);
 fn run(start: Start) -> u8 {
     let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
     let (Some(Ok(seed)), Some(Ok(rounds))) = (numbers.next(), numbers.next()) else { return 2 };
+    let threads = numbers.next().and_then(Result::ok).map_or(2, |threads| threads as usize).clamp(1, THREADS);
     // SAFETY: not at a fixed address.
     let total = unsafe { mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page for all");
     ROUNDS.store(rounds, Ordering::Relaxed);
@@ -55,7 +57,7 @@ fn run(start: Start) -> u8 {
     let workers: [u32; WORKERS] = core::array::from_fn(|index| {
         process::spawn(|| {
             SEED.store(seed.wrapping_add(index as u64 * 0x1_0001), Ordering::Relaxed);
-            work()
+            work(threads)
         })
         .expect("a fork")
     });
@@ -63,7 +65,7 @@ fn run(start: Start) -> u8 {
         assert_eq!(process::wait(worker), exited(0));
     }
     let counted = counter(total).load(Ordering::Relaxed);
-    assert_eq!(u64::from(counted), (WORKERS * THREADS) as u64 * 2 * rounds, "rounds, of originals and of copies");
+    assert_eq!(u64::from(counted), (WORKERS * threads) as u64 * 2 * rounds, "rounds, of originals and of copies");
     println!("stress: {counted} rounds, ok");
     0
 }
@@ -74,11 +76,12 @@ fn counter(total: u64) -> &'static AtomicU32 {
 }
 
 /// One process: its threads, to their end.
-fn work() -> u8 {
-    BASE.store(memory::map(THREADS as u64 * SIZE, RW).expect("pages"), Ordering::Relaxed);
-    let threads: [_; THREADS - 1] = core::array::from_fn(|index| Thread::spawn(thread, index + 1).expect("a thread"));
+fn work(threads: usize) -> u8 {
+    BASE.store(memory::map(threads as u64 * SIZE, RW).expect("pages"), Ordering::Relaxed);
+    let others: [_; THREADS] =
+        core::array::from_fn(|index| (1..threads).contains(&index).then(|| Thread::spawn(thread, index)));
     thread(0);
-    threads.into_iter().for_each(Thread::join);
+    others.into_iter().flatten().for_each(|other| other.expect("a thread").join());
     0
 }
 

@@ -1,0 +1,203 @@
+//! Threads that map, write, protect, give up and unmap memory of their own at once, with every page's contents known:
+//! `apart SEED STEPS THREADS`.
+//!
+//! Each thread has addresses of its own, far from the others', and memory where the kernel chooses. A kernel may keep
+//! what different CPUs change apart: now and then a call over the addresses of all threads, or a fork, brings it
+//! together.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_user::abi::Errno;
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::process::exited;
+use granule_user::memory::{PAGE, madvise, mmap, mprotect, munmap};
+use granule_user::random::Random;
+use granule_user::thread::Thread;
+use granule_user::{Start, entry, println, process};
+
+entry!(run);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+/// The most threads.
+const THREADS: usize = 32;
+/// Where the first thread's addresses begin, and bytes from there to the next one's.
+const FIRST: u64 = 0x30_0000_0000;
+const APART: u64 = 64 << 20;
+/// Areas of a thread, and bytes from one to the next.
+const AREAS: usize = 8;
+const STRIDE: u64 = APART / AREAS as u64;
+/// The most pages of an area.
+const PAGES: usize = 12;
+/// What [`Area::written`] has for a page that is not mapped.
+const HOLE: u64 = u64::MAX;
+
+static SEED: AtomicU64 = AtomicU64::new(0);
+static STEPS: AtomicU64 = AtomicU64::new(0);
+
+fn run(start: Start) -> u8 {
+    let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
+    let mut number = || numbers.next().and_then(Result::ok);
+    let (Some(seed), Some(steps), Some(threads @ 1..)) = (number(), number(), number()) else { return 2 };
+    let threads = THREADS.min(threads as usize);
+    SEED.store(seed, Ordering::Relaxed);
+    STEPS.store(steps, Ordering::Relaxed);
+    let others: [_; THREADS] =
+        core::array::from_fn(|index| (1..threads).contains(&index).then(|| Thread::spawn(thread, index)));
+    thread(0);
+    others.into_iter().flatten().for_each(|other| other.expect("a thread").join());
+    println!("apart: {threads} threads, {steps} steps each, ok");
+    0
+}
+
+/// Some pages of a thread.
+#[derive(Clone, Copy)]
+struct Area {
+    start: u64,
+    /// What was written to each: 0 for a page that is zeros, or [`HOLE`].
+    written: [u64; PAGES],
+}
+
+impl Area {
+    const NONE: Self = Self { start: 0, written: [HOLE; PAGES] };
+
+    fn address(&self, page: usize) -> u64 {
+        self.start + page as u64 * PAGE
+    }
+
+    /// The two ends of a page, and what is there: it follows from the page's number.
+    fn words(&self, page: usize) -> [(*mut u64, u64); 2] {
+        let (address, number) = (self.address(page), self.written[page]);
+        [0, PAGE - 8].map(|offset| ((address + offset) as *mut u64, if number == 0 { 0 } else { number ^ offset }))
+    }
+
+    /// Maps `pages` pages, at `start` or, where that is 0, where the kernel chooses. Another thread may have been given
+    /// `start`.
+    fn map(&mut self, start: u64, pages: usize) {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | if start == 0 { 0 } else { MAP_FIXED_NOREPLACE };
+        // SAFETY: in place of nothing.
+        match unsafe { mmap(start, pages as u64 * PAGE, RW, flags) } {
+            Ok(at) => {
+                assert!(start == 0 || at == start, "{at:#x} for {start:#x}");
+                self.start = at;
+                self.written[..pages].fill(0);
+            }
+            Err(error) => assert!(start != 0 && error == Errno::EEXIST, "{pages} pages at {start:#x}: {error:?}"),
+        }
+    }
+
+    /// Some pages that are mapped and follow one another: their first, their number and their bytes.
+    fn some(&self, random: &mut Random) -> Option<(usize, usize, u64)> {
+        let first = random.below(PAGES);
+        let mapped = self.written[first..].iter().take_while(|&&number| number != HOLE).count();
+        (mapped != 0).then(|| {
+            let count = 1 + random.below(mapped);
+            (first, count, count as u64 * PAGE)
+        })
+    }
+
+    fn write(&mut self, first: usize, count: usize, random: &mut Random) {
+        for page in first..first + count {
+            self.written[page] = random.next() >> 1 | 1;
+            // SAFETY: the thread's own pages, writable.
+            self.words(page).into_iter().for_each(|(word, value)| unsafe { word.write_volatile(value) });
+        }
+    }
+
+    fn check(&self, who: &str) {
+        for page in (0..PAGES).filter(|&page| self.written[page] != HOLE) {
+            for (word, value) in self.words(page) {
+                // SAFETY: as above.
+                let found = unsafe { word.read_volatile() };
+                assert_eq!(found, value, "{who}: page {page} at {word:?}");
+            }
+        }
+    }
+
+    /// Does something with some of its pages.
+    fn change(&mut self, random: &mut Random) {
+        let Some((first, count, bytes)) = self.some(random) else { return };
+        let start = self.address(first);
+        // SAFETY: the thread's own pages, to which there are no references; it reads them alone while they are
+        // read-only.
+        unsafe {
+            match random.below(8) {
+                0..=2 => self.write(first, count, random),
+                3 | 4 => {
+                    mprotect(start, bytes, PROT_READ).expect("pages to protect");
+                    self.check("read-only");
+                    mprotect(start, bytes, RW).expect("pages to write again");
+                }
+                5 => {
+                    madvise(start, bytes, MADV_DONTNEED).expect("pages to give up");
+                    self.written[first..first + count].fill(0);
+                }
+                _ => self.unmap(first, count),
+            }
+        }
+    }
+
+    fn unmap(&mut self, first: usize, count: usize) {
+        // SAFETY: the thread's own pages, to which there are no references.
+        unsafe { munmap(self.address(first), count as u64 * PAGE) }.expect("pages to unmap");
+        self.written[first..first + count].fill(HOLE);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.written.iter().all(|&number| number == HOLE)
+    }
+}
+
+fn thread(index: usize) {
+    let mut random = Random(SEED.load(Ordering::Relaxed) ^ (index as u64 + 1) << 32);
+    let place = FIRST + index as u64 * APART;
+    let mut areas = [Area::NONE; AREAS];
+    for step in 0..STEPS.load(Ordering::Relaxed) {
+        let number = random.below(AREAS);
+        let area = &mut areas[number];
+        if area.is_gone() {
+            let chosen = random.below(3) == 0;
+            area.map(if chosen { 0 } else { place + number as u64 * STRIDE }, 1 + random.below(PAGES));
+        } else {
+            area.change(&mut random);
+            area.check("the area");
+        }
+        match random.below(400) {
+            0 => meet_all(&mut random),
+            1 => {
+                let copies = areas;
+                let copy = || {
+                    copies.iter().for_each(|area| area.check("the copy"));
+                    0
+                };
+                assert_eq!(process::wait(process::spawn(copy).expect("a fork")), exited(0), "step {step}");
+            }
+            _ => {}
+        }
+    }
+    for mut area in areas {
+        area.check("the end");
+        (0..PAGES).for_each(|page| {
+            if area.written[page] != HOLE {
+                area.unmap(page, 1);
+            }
+        });
+    }
+}
+
+/// A call over the addresses of all threads that changes no contents. They have holes.
+fn meet_all(random: &mut Random) {
+    let bytes = THREADS as u64 * APART;
+    // SAFETY: what lies there is some thread's, which may write it or does not mean to.
+    let met = unsafe {
+        match random.below(2) {
+            0 => madvise(FIRST, bytes, MADV_NORMAL),
+            _ => mprotect(FIRST, bytes, RW),
+        }
+    };
+    assert_eq!(met, Err(Errno::ENOMEM));
+}
