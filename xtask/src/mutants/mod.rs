@@ -3,11 +3,13 @@
 //! Mutants are built in a copy of the sources below `target/mutants/tree`, whose builds are reused. The quick tests on the
 //! host that reach a mutant's place run first, then the checks of the image for the target, the slow tests on the host,
 //! and those of its part of the kernel on the target.
-//! Each verdict is written at once, so that a run that was ended continues where it was: `target/mutants/SEED`.
+//! Each verdict is written at once, so that a run that was ended continues where it was: `target/mutants/SEED`; on another
+//! machine, from `docs/MUTANTS.tsv`.
 
 mod bounded;
 mod draw;
 mod host;
+mod kept;
 mod known;
 mod record;
 mod rules;
@@ -25,6 +27,7 @@ use anyhow::{Context, Result, bail};
 use crate::tools::Tools;
 use draw::Mutant;
 use host::{Baseline, Host, Quick};
+use kept::Kept;
 use known::Known;
 use record::{Records, Spent, Verdict};
 use target::Target;
@@ -50,6 +53,9 @@ pub(crate) struct Options {
     /// The mutants that xtask/audit/mutants.toml explains, instead of drawn ones; one that dies is an error
     #[arg(long, conflicts_with_all = ["path", "count", "listed"])]
     pub(crate) explained: bool,
+    /// Add those that died to docs/MUTANTS.tsv, from which a run on another machine takes them
+    #[arg(long)]
+    pub(crate) update: bool,
     /// Print the patches in the order in which they would be tried, and run nothing
     #[arg(long)]
     pub(crate) list: bool,
@@ -62,9 +68,10 @@ pub(crate) struct Options {
 /// mutant that survives is no error.
 pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
     let known = Known::read(&tools.root)?;
-    let explained = known.explained(&tools.root)?;
+    let (explained, listed) = (known.explained(&tools.root)?, known.listed(&tools.root)?);
+    let names_by_hand: Vec<String> = listed.iter().map(|mutant| mutant.id.clone()).collect();
     let drawn = if options.listed {
-        known.listed(&tools.root)?
+        listed
     } else if options.explained {
         explained
     } else {
@@ -84,7 +91,8 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
     lock.try_lock().context("another `./x mutants` runs in this tree")?;
     let tree = Tree::copy(&tools.root, &directory.join("tree"))?;
     let tests = if options.host { record::HOST } else { record::ALL };
-    let records = Records::open(&directory.join(options.seed.to_string()), &tree.hash, tests)?;
+    let mut kept = Kept::read(&tools.root)?;
+    let records = Records::open(&directory.join(options.seed.to_string()), &tree.hash, tests, kept.clone())?;
     let here = tools.at(&tree.root);
     let host = Host { tools: &here, tree: &tree, seed: options.seed, packages: host::packages };
     let target = if options.host {
@@ -100,6 +108,12 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
     let path = directory.join(options.seed.to_string()).join("report.txt");
     record::replace(&path, &text)?;
     println!("every patch with its verdict: {}", path.parent().unwrap_or(&path).display());
+    if options.update {
+        let drawable = draw::all(&tools.root, None)?;
+        let names = drawable.into_iter().map(|mutant| mutant.id).chain(names_by_hand).collect();
+        kept.update(&results, &tree.root, &names);
+        kept.write(&tools.root)?;
+    }
     let died = |(_, verdict): &&(Mutant, Verdict)| matches!(verdict, Verdict::Killed(_));
     if options.explained
         && let Some((mutant, _)) = results.iter().find(died)

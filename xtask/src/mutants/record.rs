@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::draw::Mutant;
+use super::kept::Kept;
 
 /// Which tests run: of the host alone, or all.
 pub(super) const HOST: &str = "host";
@@ -84,6 +85,8 @@ pub(super) struct Records {
     tree: String,
     /// Which tests run: a mutant that survived those of the host may still die on the target.
     tests: &'static str,
+    /// What has died elsewhere.
+    kept: Kept,
 }
 
 impl Records {
@@ -91,9 +94,9 @@ impl Records {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(super) fn open(directory: &Path, tree: &str, tests: &'static str) -> Result<Self> {
+    pub(super) fn open(directory: &Path, tree: &str, tests: &'static str, kept: Kept) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self { directory: directory.to_owned(), tree: tree.to_owned(), tests })
+        Ok(Self { directory: directory.to_owned(), tree: tree.to_owned(), tests, kept })
     }
 
     /// A file of the directory.
@@ -104,6 +107,10 @@ impl Records {
     /// The verdict of an earlier run, as far as it still holds: what was killed stays so as long as its lines are the
     /// same; a mutant that survived is tried again once anything has changed, such as a test.
     pub(super) fn find(&self, mutant: &Mutant) -> Option<Verdict> {
+        self.find_here(mutant).or_else(|| self.kept.by(mutant).map(|by| Verdict::Killed(by.to_owned())))
+    }
+
+    fn find_here(&self, mutant: &Mutant) -> Option<Verdict> {
         let text = fs::read_to_string(self.path(mutant)).ok()?;
         let (head, patch) = text.split_once("\n\n")?;
         let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::bounded::{self, End};
 use super::draw::{self, Mutant, Source};
 use super::host::Host;
+use super::kept::{self, Kept};
 use super::known::{self, Known};
 use super::record::{Records, Verdict};
 use super::rules::{self, Rule};
@@ -289,7 +290,8 @@ impl Fake {
         let tools = Tools::for_tests(&self.0);
         let tree = Tree::copy(&self.0, &self.0.join("target/mutants/tree")).unwrap();
         let here = tools.at(&tree.root);
-        let records = Records::open(&self.0.join("target/mutants/0"), &tree.hash, record::HOST).unwrap();
+        let records =
+            Records::open(&self.0.join("target/mutants/0"), &tree.hash, record::HOST, Kept::default()).unwrap();
         let host = Host { tools: &here, tree: &tree, seed: 0, packages: |_| &["granule-arch"] };
         let mutants = self.mutants();
         let mut session = Session { count: mutants.len(), known: None, records, host, target: None, baseline: None };
@@ -357,7 +359,7 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     // What survived on the host has not survived on the target.
     let hash = Tree::copy(&fake.0, &fake.0.join("target/mutants/tree")).unwrap().hash;
     let known = |tests| {
-        let records = Records::open(&fake.0.join("target/mutants/0"), &hash, tests).unwrap();
+        let records = Records::open(&fake.0.join("target/mutants/0"), &hash, tests, Kept::default()).unwrap();
         fake.mutants().iter().filter(|mutant| records.find(mutant).is_some()).count()
     };
     assert_eq!((known(record::HOST), known(record::ALL)), (4, 2));
@@ -369,6 +371,40 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     let again = fake.run();
     assert_eq!(again[2].2, killed("granule-arch granule_arch tests::forgets"));
     assert_eq!((&again[0], &again[1]), (&verdicts[0], &verdicts[1]));
+}
+
+/// On another machine there is nothing but the file: what has died is not tried again, unless its lines have changed.
+#[test]
+fn what_has_died_goes_with_the_sources() {
+    let fake = Fake::new("kept");
+    let mutants = fake.mutants();
+    let names = mutants.iter().map(|mutant| mutant.id.clone()).collect();
+    let died = |by: &str| Verdict::Killed(by.to_owned());
+    let results = [
+        (mutants[0].clone(), died("a check of /tree/build/an.img:\tit\ndiffers")),
+        (mutants[1].clone(), Verdict::Survived),
+        (mutants[2].clone(), died("a test")),
+    ];
+    let mut kept = Kept::default();
+    kept.update(&results, Path::new("/tree"), &names);
+    fs::create_dir_all(fake.0.join("docs")).unwrap();
+    kept.write(&fake.0).unwrap();
+    let read = Kept::read(&fake.0).unwrap();
+    assert_eq!(read, kept);
+
+    let records = Records::open(&fake.0.join("target/mutants/1"), "another tree", record::ALL, read.clone()).unwrap();
+    let found: Vec<_> = mutants.iter().map(|mutant| records.find(mutant)).collect();
+    assert_eq!(found, [Some(died("a check of build/an.img: it differs")), None, Some(died("a test")), None]);
+
+    fake.write("arch/src/lib.rs", &LIBRARY.replace("a + 1", "a + 2 - 1"));
+    let changed = fake.mutants();
+    assert!(changed.iter().all(|mutant| records.find(mutant).is_none()));
+    kept.update(&[], Path::new("/tree"), &changed.iter().map(|mutant| mutant.id.clone()).collect());
+    assert_eq!(kept, Kept::default());
+
+    fake.write(kept::FILE, "a\tb\tc\n");
+    let error = Kept::read(&fake.0).unwrap_err().to_string();
+    assert!(error.contains("is not name, file, rule, by"), "{error}");
 }
 
 #[test]
