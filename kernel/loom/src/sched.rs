@@ -34,6 +34,7 @@ mod token;
 mod wait;
 
 pub(crate) use queue::PerCpu;
+use queue::running;
 pub(crate) use rwsem::BriefSlot;
 pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 pub use timeout::sleep_until;

@@ -40,6 +40,11 @@ pub fn current() -> Current {
     Current(ThreadRef(std::thread::current()))
 }
 
+/// Threads are on no CPU that is known.
+pub(super) const fn running(_cpu: &Cpu) -> Option<usize> {
+    None
+}
+
 /// Sleeps until [`ThreadRef::unpark`] is called; returns at once where it was called since the last time.
 pub fn park() {
     std::thread::park();

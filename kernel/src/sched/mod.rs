@@ -39,9 +39,13 @@ use core::cell::UnsafeCell;
 pub(crate) use fp::first_use as first_use_of_fp;
 pub use fp_state::FpState;
 #[cfg(not(target_os = "none"))]
+use host::running;
+#[cfg(not(target_os = "none"))]
 pub use host::{ThreadRef, current, park, relax, sleep_until};
 #[cfg(not(target_os = "none"))]
 pub(crate) use host::{enlarge_shortage, note_shortage, sleep_briefly, works_for_program};
+#[cfg(target_os = "none")]
+use queue::running;
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]

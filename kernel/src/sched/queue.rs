@@ -58,6 +58,12 @@ pub(super) struct RunQueue {
 // SAFETY: its threads are reached through the lock alone, on whichever CPU holds it.
 unsafe impl Send for RunQueue {}
 
+/// The thread that runs on a CPU, by its address, for others to compare; `None` where the CPU idles.
+pub(super) fn running(cpu: &Cpu) -> Option<usize> {
+    let current = cpu.sched.current.load(Ordering::Relaxed);
+    (current != cpu.sched.idle.load(Ordering::Relaxed)).then(|| current.addr())
+}
+
 /// What a CPU knows of threads: part of its [`Cpu`].
 pub(crate) struct PerCpu {
     /// The thread that runs. Changed under the queue's lock.

@@ -2,7 +2,8 @@
 //!
 //! The word has the holders; the queue has the waiters, in the order in which they came. While there are waiters the
 //! lock is not taken past the queue: neither writers starve nor readers. A release with waiters hands the lock on: to
-//! the first of them, or to all readers at the front. They own it before they wake, so they need not try again.
+//! the first of them, or to all readers at the front. They own it before they wake, so they need not try again. Who finds
+//! a writer that runs waits for it awake, for a moment.
 //!
 //! ```text
 //! bit 63       bit 62                       bits 61 to 46                          bits 45 to 0
@@ -34,7 +35,7 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 
-use super::{WOKEN_AT_ONCE, WaitQueue, Waiters};
+use super::{WOKEN_AT_ONCE, WaitQueue, Waiters, running};
 use crate::smp::{self, Cpu, CpuId, this_cpu};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 #[cfg(debug_assertions)]
@@ -47,6 +48,8 @@ pub(super) const BRIEF_SHIFT: u32 = 46;
 pub(super) const BRIEF: u64 = 0xffff << BRIEF_SHIFT;
 const READERS: u64 = (1 << BRIEF_SHIFT) - 1;
 const _: () = assert!(smp::MAX_CPUS <= 16);
+/// Looks at a lock before its waiter sleeps: about as long as sleeping and waking take.
+const LOOKS: usize = 500;
 
 /// What a waiter wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,7 +86,7 @@ impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be read.
     #[inline(always)]
     pub fn read(&self) -> ReadGuard<'_, T> {
-        if self.try_take(Want::Read).is_none() {
+        if self.try_take(Want::Read, 0).is_none() {
             self.wait(Want::Read);
         }
         ReadGuard { sem: self, not_send: PhantomData }
@@ -158,23 +161,25 @@ impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be changed.
     #[inline(always)]
     pub fn write(&self) -> WriteGuard<'_, T> {
-        match self.try_take(Want::Write) {
+        let own = this_cpu().brief.bit;
+        match self.try_take(Want::Write, own) {
             // On this CPU a reader for a moment has ended before this thread went on: its bit stays.
-            Some(word) if word & BRIEF & !this_cpu().brief.bit == 0 => {}
+            Some(word) if word & BRIEF & !own == 0 => {}
             Some(word) => self.wait_for_brief(word),
             None => self.wait(Want::Write),
         }
         WriteGuard { sem: self, not_send: PhantomData }
     }
 
-    /// Takes the lock if it is free for `want` and no thread waits; the word that this replaced.
+    /// Takes the lock if it is free for `want` and no thread waits; the word that this replaced. A writer's CPU leaves its
+    /// `own` bit.
     #[inline(always)]
-    pub(super) fn try_take(&self, want: Want) -> Option<u64> {
+    pub(super) fn try_take(&self, want: Want, own: u64) -> Option<u64> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             let taken = match want {
                 Want::Read if word & (WRITER | WAITING) == 0 => word + 1,
-                Want::Write if word & !BRIEF == 0 => WRITER | this_cpu().brief.bit,
+                Want::Write if word & !BRIEF == 0 => WRITER | own,
                 _ => return None,
             };
             let order = if want == Want::Write { Ordering::SeqCst } else { Ordering::Acquire };
@@ -185,9 +190,37 @@ impl<T: ?Sized> RwSem<T> {
         }
     }
 
+    /// Takes the lock from a writer that runs, if it releases it soon. By the steps of one that comes only then.
+    fn try_take_awake(&self, want: Want) -> bool {
+        let mut holder = None;
+        for _ in 0..LOOKS {
+            let word = self.word.load(Ordering::Relaxed);
+            if word & WRITER == 0 {
+                let taken = self.try_take(want, this_cpu().brief.bit);
+                if let (Want::Write, Some(word)) = (want, taken) {
+                    self.wait_for_brief(word);
+                }
+                return taken.is_some();
+            }
+            // A writer leaves the bit of its own CPU, if any: there it runs, or sleeps.
+            let number = (word & BRIEF) >> BRIEF_SHIFT;
+            let cpu = CpuId(number.trailing_zeros());
+            let runs = smp::cpu(cpu).filter(|_| cpu != this_cpu().id).and_then(running);
+            if word & WAITING != 0 || runs.is_none() || holder.is_some_and(|holder| Some(holder) != runs) {
+                return false;
+            }
+            holder = runs;
+            spin();
+        }
+        false
+    }
+
     #[cold]
     #[inline(never)]
     fn wait(&self, want: Want) {
+        if self.try_take_awake(want) {
+            return;
+        }
         let waiters = self.waiters.lock();
         let word = self.word.fetch_or(WAITING, Ordering::Acquire);
         let free = match want {

@@ -8,7 +8,7 @@ use super::rwsem::{WRITER, Want};
 
 /// Whether the lock can be taken without waiting.
 fn is_free_for<T>(sem: &RwSem<T>, want: Want) -> bool {
-    let taken = sem.try_take(want).is_some();
+    let taken = sem.try_take(want, 0).is_some();
     if taken {
         sem.release(if want == Want::Read { 1 } else { WRITER });
     }

@@ -7,6 +7,7 @@ use granule::chip::timer::{self, Deadline};
 use granule::sched::RwSem;
 use granule::sched::{self, WaitQueue, Woken, sleep_until};
 use granule::smp::{self, CpuSet, this_cpu};
+use granule_arch::wait;
 
 use crate::harness::{Test, target_test};
 
@@ -44,6 +45,47 @@ fn sleepers_wake_in_time_and_in_order(t: &mut Test) {
         ORDER.load(Ordering::Relaxed) == 123
     });
     t.check("in order, in one of five tries", in_order);
+}
+
+// A thread that waits for its turn on the waiter's CPU does not get it meanwhile.
+target_test!(who_waits_for_a_writer_that_runs_stays_awake, needs("smp"));
+fn who_waits_for_a_writer_that_runs_stays_awake(t: &mut Test) {
+    static LOCK: RwSem<u32> = RwSem::new(0);
+    static STAGE: AtomicU32 = AtomicU32::new(0);
+    static HAS_SLEPT: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn hold(_: usize) {
+        let mut value = LOCK.write();
+        STAGE.store(1, Ordering::Relaxed);
+        while STAGE.load(Ordering::Relaxed) == 1 {
+            wait::relax();
+        }
+        // The other CPU is about to wait.
+        (0..300).for_each(|_| wait::relax());
+        *value += 1;
+    }
+    extern "C" fn note(_: usize) {
+        HAS_SLEPT.store(1, Ordering::Relaxed);
+    }
+    let here = this_cpu();
+    let there = smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here);
+    // QEMU may stand still between two steps of the holder, for longer than a waiter stays awake.
+    const TRIES: u32 = 5;
+    let tries = (1..=TRIES).find(|_| {
+        STAGE.store(0, Ordering::Relaxed);
+        HAS_SLEPT.store(0, Ordering::Relaxed);
+        t.ok("a thread", sched::spawn_kernel(there, "hold", hold, 0));
+        while STAGE.load(Ordering::Relaxed) == 0 {
+            wait::relax();
+        }
+        t.ok("a thread", sched::spawn_kernel(here, "note", note, 0));
+        STAGE.store(2, Ordering::Relaxed);
+        let value = *LOCK.read();
+        let stayed_awake = HAS_SLEPT.load(Ordering::Relaxed) == 0;
+        t.check("the holder was first", value > 0);
+        wait_until_alone(t);
+        stayed_awake
+    });
+    t.check("awake, in one of five tries", tries.is_some());
 }
 
 target_test!(a_thread_wakes_on_the_cpu_that_it_slept_on, needs("smp"));

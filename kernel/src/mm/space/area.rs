@@ -702,7 +702,7 @@ impl Areas {
         }
         if !self.is_whole {
             assert!(self.next().is_none_or(|next| self.end + PAGE == next));
-            assert!(self.grants.most() == 0 || self.total <= self.grants.most());
+            assert!(self.grants.most().0 == 0 || self.total <= self.grants.most().0);
             assert!(self.iter().next().is_none_or(|area| self.owned.start <= area.highest_border().0));
         }
     }

@@ -89,10 +89,10 @@ impl Grants {
         (of(space.0, data.0), of(space.1, data.1))
     }
 
-    /// The most bytes of all its areas.
+    /// The most bytes of all its areas, and of those that are data.
     #[cfg(test)]
-    pub(super) const fn most(&self) -> u64 {
-        self.most.space
+    pub(super) const fn most(&self) -> (u64, u64) {
+        (self.most.space, self.most.data)
     }
 
     /// Takes what another part of the same areas has.

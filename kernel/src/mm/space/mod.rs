@@ -269,17 +269,17 @@ impl Space {
     /// The part of the areas that has `range`, for a change.
     #[inline(always)]
     fn write_areas(&self, range: PageRange) -> WriteGuard<'_, Areas> {
-        self.areas.write(range, |areas, border| self.free_border(areas, border))
+        self.areas.write(range, move |areas, border| self.free_border(areas, border))
     }
 
     /// All areas, for a change.
     fn write_all_areas(&self) -> WriteGuard<'_, Areas> {
-        self.areas.write_all(|areas, border| self.free_border(areas, border))
+        self.areas.write_all(move |areas, border| self.free_border(areas, border))
     }
 
     /// All areas, for reading.
     fn read_all_areas(&self) -> ReadGuard<'_, Areas> {
-        self.areas.read_all(|areas, border| self.free_border(areas, border))
+        self.areas.read_all(move |areas, border| self.free_border(areas, border))
     }
 
     /// Calls `each` for every area, by address, with the lock of its part held for reading.

@@ -270,7 +270,8 @@ impl<A: Divisible> Parts<A> {
             return guard;
         }
         drop(guard);
-        self.write_joined(range.start(), &|part| part.has(range), &joined)
+        // Moved, so that neither lies in memory where there is one part.
+        self.write_joined(range.start(), &move |part| part.has(range), &move |part, border| joined(part, border))
     }
 
     /// All of it as one part, for reading; as [`Self::write`].

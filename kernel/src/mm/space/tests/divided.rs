@@ -182,6 +182,33 @@ fn limits_are_exact_whatever_the_parts_have() {
 }
 
 #[test]
+fn parts_share_what_there_is_of_a_limit() {
+    const LIMIT: u64 = 1000 * PAGE;
+    let limits = SpaceLimits { space: LIMIT, data: 2 * LIMIT, ..SpaceLimits::NONE };
+    let team = Team::new(4);
+    for _ in 0..8 {
+        for cpu in &team.cpus {
+            let terms = Terms { limits, ..Terms::NONE };
+            team.space.mmap_within(cpu, &fixed(team.own(cpu), 10), &terms, &|| false).unwrap();
+        }
+    }
+    let all = |parts: usize| {
+        assert_eq!(team.space.areas.count(), parts);
+        let mut all = (0, 0);
+        team.space.areas.for_each(pages(USER_START, USER_END), &mut |areas, _| {
+            all = (all.0 + areas.grants.most().0, all.1 + areas.grants.most().1);
+            true
+        });
+        all
+    };
+    assert_eq!(all(4), (LIMIT, 2 * LIMIT));
+    // Two of the parts become one.
+    let (low, high) = (team.own(&team.cpus[1]), team.own(&team.cpus[2]));
+    team.space.munmap(&team.cpus[0], low, high + PAGE - low).unwrap();
+    assert_eq!(all(3), (LIMIT, 2 * LIMIT));
+}
+
+#[test]
 fn a_limit_that_was_lowered_counts_at_once() {
     let team = Team::new(2);
     let within = |pages: u64| Terms { limits: SpaceLimits { space: pages * PAGE, ..SpaceLimits::NONE }, ..Terms::NONE };
