@@ -61,6 +61,7 @@ fn a_storm_of_faults_is_lost_in_part_counted_and_survived(t: &mut Test) {
     let after = stats();
     t.check("events", after.events > before.events + 128);
     t.check("some were lost, and that is known", after.losses > before.losses);
+    t.check("so many at once are a storm", after.storms > before.storms);
     t.equal("faults that were served", after.served, before.served);
     // An idle device may need one retry, and then completes; the device of the storm works as before.
     t.ok("another device", source.fill(DmaAddress(START.0), PAGE as u32));
