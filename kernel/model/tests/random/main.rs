@@ -32,7 +32,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::{Config, TestRunner};
 
 use calls::{Call, call};
-use rig::{Kernel, Patience, Rig};
+use rig::{Kernel, Patience, Reach, Rig};
 use turns::{Gated, Turns, is_seen, machine};
 
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
@@ -121,6 +121,34 @@ fn run_in_turns<G: Geometry>(
     rig.check_agreement(1);
 }
 
+/// Both CPUs map and unmap in turns, each in its own part of a space: tables that are empty go at once, without a wait
+/// for walks, since no other part's walk comes to them.
+fn run_in_parts<G: Geometry>(
+    features: Features,
+    reach: Reach,
+    border: u64,
+    (turns, late): Interleaving,
+    calls: [&[Call]; 2],
+) {
+    let model = machine::<G>(rig::FRAMES, features, late);
+    let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).in_turns(Turns::new(turns), Patience::Waits);
+    std::thread::scope(|scope| {
+        for (cpu, calls) in calls.into_iter().enumerate() {
+            let rig = &rig;
+            scope.spawn(move || {
+                let turns = rig.turns().expect("just made so");
+                let _thread = turns.thread(cpu);
+                for &call in calls {
+                    rig.perform_in_part(cpu, call, reach);
+                    turns.step(cpu, || rig.check(cpu));
+                }
+            });
+        }
+    });
+    rig.check_agreement(0);
+    rig.check_agreement(1);
+}
+
 /// The switches that the kernel's TLB asks for what the CPUs can do.
 fn switches(features: Features) -> Vec<u16> {
     let have = [(features.tlb_range, branch::TLB_RANGE), (features.ttl, branch::TLB_LEVEL)];
@@ -195,6 +223,17 @@ proptest! {
         second in calls(),
     ) {
         run_in_turns::<Tiny>(features, Patience::Waits, border, turns, [&first, &second]);
+    }
+
+    #[test]
+    fn tiny_in_parts(
+        features in features(),
+        border in 0_u64..8,
+        turns in turns(),
+        first in calls(),
+        second in calls(),
+    ) {
+        run_in_parts::<Tiny>(features, Reach::Part, border, turns, [&first, &second]);
     }
 }
 
@@ -288,6 +327,32 @@ fn lack_is_seen(features: Features, patience: Patience) -> bool {
 #[test]
 fn turns_show_a_reclaim_that_waits_for_no_walk() {
     assert!(lack_is_seen(Features::BASE, Patience::None));
+}
+
+/// Each CPU maps and unmaps a page on its side of the border, again and again: both translate through one table, which
+/// is on neither side.
+fn beside_the_border(reach: Reach, turns: Interleaving) {
+    let calls = |start| {
+        let place = calls::Place { unit: 0, start, count: 1, ragged: (0, 0) };
+        let map = Call::Map { place, physical: 0, attributes: 0, pages: true, tables: usize::MAX };
+        [map, Call::Unmap(place), map, Call::Unmap(place), map]
+    };
+    run_in_parts::<Tiny>(Features::BASE, reach, 2, turns, [&calls(5), &calls(6)]);
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(256))]
+
+    #[test]
+    fn beside_the_border_in_turns(turns in turns()) {
+        beside_the_border(Reach::Part, turns);
+    }
+}
+
+/// A part that took tables beyond its border would take those of the next.
+#[test]
+fn turns_show_a_hole_that_reaches_over_the_border() {
+    assert!(is_seen(256, &turns(), |turns| beside_the_border(Reach::Everything, turns)));
 }
 
 /// A late load finds a table empty that the walk before has filled. With FEAT_ETS2 no DSB comes behind the map.

@@ -7,8 +7,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, bits};
 use granule_model::{Access, Fault, Model, Outcome};
 use granule_pgtable::{
-    Announced, Change, Entries, Error, Flush, Geometry, Lazy, Lockless, PageRange, Progress, Reclaimer, RefuseSplits,
-    Serialise, Shape, Split, TableSource, Tlb, WalkWord, WholeLeaves,
+    Announced, Change, Entries, Error, Flush, Geometry, Invalidation, Lazy, Lockless, PageRange, Progress, Reclaimer,
+    RefuseSplits, Serialise, Shape, Split, TableSource, Tables, Tlb, WalkWord, WholeLeaves,
 };
 
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
@@ -43,6 +43,15 @@ pub(crate) enum Patience {
     Unordered,
     /// It does not: to see that it has to.
     None,
+}
+
+/// How far the hole reaches whose tables an unmapping takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reach {
+    /// To the border.
+    Part,
+    /// Over it: to see that it must not.
+    Everything,
 }
 
 /// Whether leaves that both CPUs have a part of are split, and what keeps two splits apart.
@@ -171,7 +180,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
                 self.map(cpu, range, physical, ATTRIBUTES[attributes], shape, first_try, meanwhile);
             }
             Call::Unmap(place) => match self.range(cpu, place) {
-                Some(range) => self.unmap(cpu, range, meanwhile),
+                Some(range) => _ = self.unmap(cpu, range, meanwhile),
                 None => meanwhile(),
             },
             Call::Update(place, change) => match self.range(cpu, place) {
@@ -239,7 +248,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
-    fn unmap(&self, cpu: usize, range: PageRange<G>, meanwhile: &dyn Fn()) {
+    /// Returns whether it was done.
+    fn unmap(&self, cpu: usize, range: PageRange<G>, meanwhile: &dyn Fn()) -> bool {
         let mmu = self.cpu(cpu);
         let lazy = Lazy::new(&mmu);
         let mut released = 0;
@@ -258,6 +268,48 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         drop(walk);
         if result.is_ok() {
             self.plain().remove(self.low(range.start()), self.low(range.last()) + 1);
+        }
+        result.is_ok()
+    }
+
+    /// `cpu` makes a call as a space does whose areas are divided at the border: what is unmapped takes with it the
+    /// tables that translate nothing but the hole around it, within `reach`.
+    pub(crate) fn perform_in_part(&self, cpu: usize, call: Call, reach: Reach) {
+        let Call::Unmap(place) = call else { return self.perform_unchecked(cpu, call, &|| ()) };
+        let Some(range) = self.range(cpu, place) else { return };
+        if self.unmap(cpu, range, &|| ()) {
+            let within = match reach {
+                Reach::Part => self.owned(cpu),
+                Reach::Everything => based::<G>(self.model, window::<G>()),
+            };
+            self.unlink(cpu, range, self.hole(cpu, range, within));
+        }
+    }
+
+    /// What is free around `range`, as far as `cpu` knows, which has locked its own part.
+    fn hole(&self, cpu: usize, range: PageRange<G>, within: PageRange<G>) -> PageRange<G> {
+        let owned = self.owned(cpu);
+        let (first, last) = (self.low(owned.start()), self.low(owned.last()));
+        let pieces = self.plain().pieces(first, last + 1);
+        let (start, end) = (self.low(range.start()), self.low(range.last()) + 1);
+        let below = pieces.iter().filter(|&&(at, _)| at < start).map(|&(at, piece)| at + piece.size).max();
+        let above = pieces.iter().map(|&(at, _)| at).find(|&at| at >= end);
+        let below = below.unwrap_or(self.low(within.start()));
+        let size = above.unwrap_or(self.low(within.last()) + 1) - below;
+        PageRange::new(VirtAddr(self.model.base().0 + below), size).expect("a hole around a range")
+    }
+
+    #[allow(unsafe_code, reason = "tables that a test may take too many of")]
+    fn unlink(&self, cpu: usize, range: PageRange<G>, hole: PageRange<G>) {
+        let mmu = self.cpu(cpu);
+        let mut gone = Vec::new();
+        // SAFETY: a table of the model is memory of the host's for ever: a table too many is a violation that it finds.
+        unsafe { mmu.page_tables().unlink_tables(range, hole, |table| gone.push(table)) };
+        if !gone.is_empty() {
+            let stale = Invalidation { range, tables: Tables::Unlinked, level: None };
+            self.tlb.invalidate(&mmu, core::iter::once(stale));
+            let mut frames = self.model.frames();
+            gone.into_iter().for_each(|table| frames.give_back(table));
         }
     }
 
