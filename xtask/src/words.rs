@@ -13,9 +13,10 @@ use object::{Object, ObjectSection, ObjectSymbol};
 /// How the functions' names begin.
 const PREFIX: &str = "word_";
 
-/// Of each function the words of the system instruction class (Arm ARM C4.1.93), in order, Rt left out. Encodings: DSB,
-/// DMB, ISB and the hints C6.2, TLBI, DC, IC and AT C5.3 to C5.5 and C5.6, registers D24.
-const WORDS: [(&str, &[u32]); 48] = [
+/// Of each function the words of the system instruction class (Arm ARM C4.1.93) and of exclusive and ordered accesses
+/// (C4.1.94), in order, registers left out. Encodings: DSB, DMB, ISB, the hints and accesses C6.2, TLBI, DC, IC and AT
+/// C5.3 to C5.5 and C5.6, system registers D24.
+const WORDS: [(&str, &[u32]); 53] = [
     // DSB: CRm 10 ISHST, 11 ISH, 7 NSH, 15 SY.
     ("dsb_ishst", &[0xd503_3a80]),
     ("dsb_ish", &[0xd503_3b80]),
@@ -76,6 +77,12 @@ const WORDS: [(&str, &[u32]); 48] = [
     ("stop", &[0xd51b_e320, 0xd503_3fc0]),
     ("dczid_el0", &[0xd53b_00e0]),
     ("pmceid0_el0", &[0xd53b_9cc0]),
+    // The word of a CPU's walks: plain accesses, LDAR, STLR, DMB ISH.
+    ("walk_load", &[]),
+    ("walk_load_acquire", &[0xc8df_fc00]),
+    ("walk_store", &[]),
+    ("walk_store_release", &[0xc89f_fc00]),
+    ("walk_full_barrier", &[0xd503_3ba0]),
 ];
 
 /// Refuses a test image in which a wrapper issues other instructions than the table has for its name.
@@ -123,7 +130,7 @@ fn read(elf: &[u8]) -> Result<BTreeMap<String, Vec<u32>>> {
     Ok(found)
 }
 
-/// The system instructions of a function in the order of the text, with those of what it calls, in their place; a loop
+/// The instructions of these classes of a function in the order of the text, with those of what it calls, in their place; a loop
 /// that was unrolled counts once.
 fn system_words(start: u64, code: &impl Fn(u64) -> Result<Vec<u32>>, depth: u32) -> Result<Vec<u32>> {
     let words = code(start)?;
@@ -134,6 +141,10 @@ fn system_words(start: u64, code: &impl Fn(u64) -> Result<Vec<u32>>, depth: u32)
         if word >> 22 == 0b11_0101_0100 {
             // Those with Rt have a register of the compiler's choice.
             found.push(word & !0x1f);
+        }
+        // Exclusives, load-acquire and store-release, without Rt and Rn.
+        if word >> 24 & 0x3f == 0b00_1000 {
+            found.push(word & !0x3ff);
         }
         // B and BL, out of the function.
         if word >> 26 & 0x1f == 0b00101 {

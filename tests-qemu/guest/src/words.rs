@@ -3,12 +3,15 @@
 
 #![allow(unsafe_code, reason = "calls of what must not run, under names that are found in the ELF")]
 
+use core::sync::atomic::AtomicU64;
+
 use granule_arch::addr::VirtAddr;
 use granule_arch::cache::{self, CodeCaches};
 use granule_arch::interrupts::Daif;
 use granule_arch::sysreg;
 use granule_arch::tlbi::{AddressOperand, Asid, RangeOperand};
 use granule_arch::{barrier, interrupts, random, timer, tlbi, translate, wait};
+use granule_pgtable::WalkWord;
 
 /// `name(arguments): expression`; the name is that of the row in the table, behind `word_`.
 macro_rules! words {
@@ -82,6 +85,11 @@ words! {
     word_stop(): timer::stop();
     word_dczid_el0() -> u64: sysreg::read_dczid_el0();
     word_pmceid0_el0() -> u64: sysreg::read_pmceid0_el0();
+    word_walk_load(word: &AtomicU64) -> u64: WalkWord::load(word);
+    word_walk_load_acquire(word: &AtomicU64) -> u64: word.load_acquire();
+    word_walk_store(word: &AtomicU64, value: u64): WalkWord::store(word, value);
+    word_walk_store_release(word: &AtomicU64, value: u64): word.store_release(value);
+    word_walk_full_barrier(word: &AtomicU64): word.full_barrier();
 }
 
 /// Caches for which everything is done, in one line each.
