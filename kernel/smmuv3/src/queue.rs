@@ -221,8 +221,8 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     /// Takes `count` slots: the first one's position, and what was consumed for certain. `None` where there is no room.
     #[inline(always)]
     fn reserve(&self, platform: &P, count: u64) -> Option<(u64, u64)> {
+        let mut start = self.reserved.0.load_to_change();
         loop {
-            let start = self.reserved.0.load_to_change();
             // Acquire: what the SMMU has read it has read before this CPU writes there.
             let consumed = self.consumed.load(Acquire);
             // Also where `start` is old and `consumed` has passed it: then the exchange would fail.
@@ -232,6 +232,8 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             if self.reserved.0.exchange(start, start + count, Relaxed) {
                 return Some((start, consumed));
             }
+            // A plain load: two CPUs that each stored here again could clear each other's exclusive monitor for ever.
+            start = self.reserved.0.load(Relaxed);
         }
     }
 

@@ -245,10 +245,15 @@ impl<T: ?Sized> RwSem<T> {
         self.wait_behind_word(want);
     }
 
-    /// Takes the other CPUs' bits, as a writer that has the word.
+    /// Takes the other CPUs' bits, as a writer that has the word, and leaves its own, as in [`Self::try_take`].
     fn wait_behind_word(&self, want: Want) {
         if want == Want::Write {
-            self.wait_for_brief(self.word.fetch_and(!BRIEF | this_cpu().brief.bit, Ordering::SeqCst));
+            let own = this_cpu().brief.bit;
+            let word = self.word.fetch_and(!BRIEF | own, Ordering::SeqCst);
+            self.wait_for_brief(word);
+            if word & own == 0 {
+                self.word.fetch_or(own, Ordering::Relaxed);
+            }
         }
     }
 

@@ -8,8 +8,8 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::memory::{
-    MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ,
-    PROT_WRITE,
+    MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_NONE,
+    PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{BRK, RT_SIGPENDING};
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
@@ -130,6 +130,12 @@ fn areas() {
     // SAFETY: memory of this program's own, without references to it.
     let error = pages.find_map(|page| unsafe { memory::mprotect(page, PAGE, PROT_READ) }.err());
     assert_eq!(error, Some(Errno::ENOMEM), "so many areas");
+    // Calls that look at each of them before they do anything.
+    // SAFETY: as above.
+    unsafe {
+        memory::madvise(start, BYTES, MADV_NORMAL).expect("advice");
+        memory::mprotect(start, BYTES, PROT_READ | PROT_WRITE).expect("one area again");
+    }
 }
 
 /// Sends signals that stay pending, to itself and to children that block them.

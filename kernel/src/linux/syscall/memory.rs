@@ -54,7 +54,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     let sharing = match backing(flags, bytes, offset) {
         Ok(sharing) => sharing,
         Err(errno) => {
-            space.check_placement(placement, bytes)?;
+            space.check_placement(this_cpu(), placement, bytes)?;
             return Err(errno);
         }
     };

@@ -390,6 +390,17 @@ impl Areas {
         })
     }
 
+    /// The same for a walk over any number of them: others may run in between, but not among the first 64, which the caller
+    /// may read [for a moment](crate::sched::BriefGuard).
+    pub(super) fn walk(&self, range: PageRange) -> impl Iterator<Item = &Area> {
+        self.touching(range).zip(1_u32..).map(|(area, count)| {
+            if count.is_multiple_of(64) {
+                relax();
+            }
+            area
+        })
+    }
+
     /// The first of those.
     #[inline]
     pub(super) fn first_touching(&self, range: PageRange) -> Option<Held> {
@@ -424,7 +435,7 @@ impl Areas {
     #[inline]
     pub(super) fn covered_until(&self, range: PageRange) -> VirtAddr {
         let mut until = range.start();
-        for area in self.touching(range) {
+        for area in self.walk(range) {
             if area.start() > until {
                 break;
             }

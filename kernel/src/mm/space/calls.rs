@@ -124,14 +124,21 @@ impl Space {
     /// The part of the areas for a mapping: of the addresses that are requested, or of those that this CPU has for its
     /// own.
     #[inline(always)]
-    fn areas_for(&self, cpu: &Cpu, placement: Placement, bytes: u64, limits: &SpaceLimits) -> WriteGuard<'_, Areas> {
+    fn part_for(&self, cpu: &Cpu, placement: Placement, bytes: u64) -> WriteGuard<'_, Areas> {
         let start = placement.start().align_down(PAGE);
-        if start.0 != 0 {
-            // A range that cannot be is refused by any part.
-            return self.write_areas(user_range(start, bytes).unwrap_or_else(|| pages(USER_START, USER_START + PAGE)));
+        if start.0 == 0 {
+            return self.areas.write_for(cpu.id, SEARCH_START);
         }
-        let areas = self.areas.write_for(cpu.id, SEARCH_START);
-        if areas.is_contended(cpu.id) { self.own_arena(cpu, areas, limits) } else { areas }
+        // A range that cannot be is refused by any part.
+        self.write_areas(user_range(start, bytes).unwrap_or_else(|| pages(USER_START, USER_START + PAGE)))
+    }
+
+    /// The same, with an arena for a CPU that has none.
+    #[inline(always)]
+    fn areas_for(&self, cpu: &Cpu, placement: Placement, bytes: u64, limits: &SpaceLimits) -> WriteGuard<'_, Areas> {
+        let areas = self.part_for(cpu, placement, bytes);
+        let is_chosen = placement.start().align_down(PAGE).0 == 0;
+        if is_chosen && areas.is_contended(cpu.id) { self.own_arena(cpu, areas, limits) } else { areas }
     }
 
     /// Divides a part that CPUs change in turn, between where they work.
@@ -233,12 +240,13 @@ impl Space {
     ///
     /// # Errors
     /// As for [`Self::mmap`].
-    pub fn check_placement(&self, placement: Placement, bytes: u64) -> Result<(), SpaceError> {
+    pub fn check_placement(&self, cpu: &Cpu, placement: Placement, bytes: u64) -> Result<(), SpaceError> {
         let bytes = rounded(bytes)?;
-        let areas = self.read_all_areas();
-        areas.room_for_mapping()?;
-        place(&areas, placement, bytes)?;
-        Ok(())
+        self.change_areas(self.part_for(cpu, placement, bytes), |areas| {
+            areas.room_for_mapping()?;
+            place(areas, placement, bytes)
+        })
+        .map(drop)
     }
 
     /// Whether something is mapped in the `bytes` bytes from `start` on; `false` for a range that is not in the space.
@@ -433,7 +441,11 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, R
     match placement {
         Placement::Hint(wish) => {
             let wished = wish.align_down(PAGE);
-            let free = |range: &PageRange| areas.in_window(*range) && areas.touching(*range).next().is_none();
+            let free = |range: &PageRange| {
+                let is_guarded = |above: Held| above.guarded_start() < range.end();
+                let is_free = areas.in_window(*range) && areas.touching(*range).next().is_none();
+                is_free && !areas.first_from(range.end()).is_some_and(is_guarded)
+            };
             if wished.0 != 0
                 && let Some(range) = at(wished).filter(free)
             {

@@ -12,7 +12,7 @@ use super::area::Area;
 use super::entry::{EntryState, replace, state, unwritable};
 use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
-use super::{EntryCell, HeldRecords, Space, SpaceError, SpaceRef, TableCells, USER_END};
+use super::{EntryCell, HeldRecords, Space, SpaceError, SpaceRef, TableCells, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
@@ -29,7 +29,7 @@ impl Space {
         let areas = self.write_all_areas();
         let memory = self.memory();
         // As on Linux. Areas that were joined may be larger together than all memory.
-        if areas.total > memory && areas.iter().any(|area| area.is_data_beyond(memory)) {
+        if areas.total > memory && areas.walk(pages(USER_START, USER_END)).any(|area| area.is_data_beyond(memory)) {
             return Err(SpaceError::NoMemory);
         }
         let mut runs = PrivateRuns::NONE;

@@ -166,7 +166,7 @@ impl Areas {
         };
         let bytes = range.end() - range.start();
         // The areas that it replaces are visited only where they matter. Whether they are data matters to a part.
-        fits(bytes) || self.is_whole && fits(bytes - self.touching(range).map(|area| area.bytes_in(range)).sum::<u64>())
+        fits(bytes) || self.is_whole && fits(bytes - self.walk(range).map(|area| area.bytes_in(range)).sum::<u64>())
     }
 
     /// Whether `bytes` more may become data, as far as that is known without the other parts.
@@ -185,7 +185,7 @@ impl Areas {
         memory: u64,
     ) -> VirtAddr {
         let mut data = self.data;
-        for area in self.touching(range).filter(|area| area.becomes_writable(protection)) {
+        for area in self.walk(range).filter(|area| area.becomes_writable(protection)) {
             let bytes = area.bytes_in(range);
             // As on Linux, which checks whether the area could be added again.
             let new_data = area.becomes_data(protection) && self.total.saturating_add(bytes) <= limits.space;
@@ -202,8 +202,13 @@ impl Areas {
     }
 
     /// The area that an access at `page`, which is in none, extends.
-    fn extended_by(&self, page: VirtAddr) -> Option<Held> {
-        self.first_from(page).filter(|above| above.grows())
+    fn extended_by(&self, page: VirtAddr) -> Result<Held, Refusal> {
+        match self.first_from(page) {
+            Some(above) if above.grows() => Ok(above),
+            // The one that was seen is another part's now.
+            None if !self.is_whole => Err(Refusal::ByPart),
+            _ => Err(SpaceError::NoArea.into()),
+        }
     }
 }
 
@@ -274,7 +279,7 @@ impl Space {
             // Another thread was faster.
             return Ok(());
         }
-        let stack = areas.extended_by(page).ok_or(SpaceError::NoArea)?;
+        let stack = areas.extended_by(page)?;
         if page < USER_START {
             return Err(SpaceError::NotPermitted.into());
         }

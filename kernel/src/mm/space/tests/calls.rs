@@ -1,7 +1,8 @@
 //! The effects and the errors of each call.
 
 use super::*;
-use crate::mm::space::{FaultError, SpaceError, USER_END, USER_START};
+use crate::mm::space::calls::STACK_GUARD;
+use crate::mm::space::{FaultError, SpaceError, SpaceLimits, Terms, USER_END, USER_START};
 
 #[test]
 fn pages_come_with_the_first_access_and_go_with_their_area() {
@@ -244,6 +245,25 @@ fn a_wish_is_granted_where_it_can_be() {
         let got = wish(refused);
         assert!(got != refused && got >= 1 << 32, "{refused:#x}: {got:#x}");
     }
+}
+
+/// As on Linux, whose gaps end `stack_guard_gap` below a stack (`vm_start_gap`).
+#[test]
+fn a_wish_below_a_stack_is_granted_as_far_as_its_guard() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    let stack = VirtAddr(0x40_0000_0000);
+    let terms = Terms { grows: true, ..Terms::NONE };
+    let at = |placement| MapRequest { placement, ..private(2) };
+    assert_eq!(space.mmap_within(&rig.cpu, &at(Placement::Fixed(stack)), &terms, &|| false), Ok(stack));
+    let guard = stack - STACK_GUARD;
+    assert_eq!(space.mmap(&rig.cpu, &at(Placement::Hint(guard - 2 * PAGE))), Ok(guard - 2 * PAGE));
+    for refused in [stack - 2 * PAGE, guard, guard - PAGE] {
+        assert_ne!(space.mmap(&rig.cpu, &at(Placement::Hint(refused))), Ok(refused));
+    }
+    assert_eq!(space.grow_stack(guard + PAGE, &SpaceLimits::NONE), Err(SpaceError::NoMemory), "too near to it");
+    let above = stack + 2 * PAGE;
+    assert_eq!(space.mmap(&rig.cpu, &at(Placement::Hint(above))), Ok(above));
 }
 
 /// 10,000 rounds in the suite of the target; here as many as it takes to see a leak.

@@ -181,6 +181,22 @@ fn limits_are_exact_whatever_the_parts_have() {
     assert_eq!(map(&team.cpus[1], 2000, 1), Err(SpaceError::NoMemory));
 }
 
+/// A call that is refused for what it asks is held against the order of refusals first, by the part that it concerns.
+#[test]
+fn a_look_at_a_placement_joins_nothing_but_where_a_part_has_no_room() {
+    let team = Team::new(8);
+    team.work(8);
+    let look = |placement, pages: u64| team.space.check_placement(&team.cpus[3], placement, pages * PAGE);
+    let own = team.own(&team.cpus[3]);
+    assert_eq!(look(Placement::Hint(VirtAddr(0)), 16), Ok(()));
+    assert_eq!(look(Placement::Hint(own), 1), Ok(()));
+    assert_eq!(look(Placement::FixedNoReplace(own), 1), Err(SpaceError::InUse));
+    assert_eq!(look(Placement::Fixed(own), 0), Err(SpaceError::Invalid));
+    assert_eq!(team.space.areas.count(), 8);
+    assert_eq!(look(Placement::Hint(VirtAddr(0)), 1 << 36), Err(SpaceError::NoMemory));
+    assert_eq!(team.space.areas.count(), 1);
+}
+
 #[test]
 fn parts_share_what_there_is_of_a_limit() {
     const LIMIT: u64 = 1000 * PAGE;
