@@ -393,9 +393,14 @@ impl Areas {
     /// The same for a walk over any number of them: others may run in between, but not among the first 64, which the caller
     /// may read [for a moment](crate::sched::BriefGuard).
     pub(super) fn walk(&self, range: PageRange) -> impl Iterator<Item = &Area> {
+        #[cold]
+        #[inline(never)]
+        fn pause() {
+            relax();
+        }
         self.touching(range).zip(1_u32..).map(|(area, count)| {
             if count.is_multiple_of(64) {
-                relax();
+                pause();
             }
             area
         })
@@ -428,11 +433,11 @@ impl Areas {
     /// Whether areas cover `range` without a hole.
     #[inline]
     pub(super) fn covers(&self, range: PageRange) -> bool {
-        self.covered_until(range) == range.end()
+        self.holding(range).is_some() || self.covered_until(range) == range.end()
     }
 
     /// Where the first hole in `range` begins; its end where there is none.
-    #[inline]
+    #[inline(never)]
     pub(super) fn covered_until(&self, range: PageRange) -> VirtAddr {
         let mut until = range.start();
         for area in self.walk(range) {
