@@ -48,7 +48,7 @@ pub(super) const BRIEF_SHIFT: u32 = 46;
 pub(super) const BRIEF: u64 = 0xffff << BRIEF_SHIFT;
 const READERS: u64 = (1 << BRIEF_SHIFT) - 1;
 const _: () = assert!(smp::MAX_CPUS <= 16);
-/// Looks at a lock before its waiter sleeps: about as long as sleeping and waking take.
+/// Looks at a lock before its waiter sleeps, of some thirty instructions each: most changes of areas have ended by then.
 const LOOKS: usize = 500;
 
 /// What a waiter wants.
