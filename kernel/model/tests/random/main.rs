@@ -91,6 +91,26 @@ fn run<G: Geometry>(
     rig.check_agreement(1);
 }
 
+/// Each of both CPUs is a thread that does `make` with its calls, in the rig's turns; in the end they agree.
+fn both_in_turns<G: Geometry>(
+    rig: &Rig<'_, G, metal::KernelTlb>,
+    calls: [&[Call]; 2],
+    make: impl Fn(usize, Call) + Sync,
+) {
+    let turns = rig.turns().expect("a rig in turns");
+    std::thread::scope(|scope| {
+        for (cpu, calls) in calls.into_iter().enumerate() {
+            let make = &make;
+            scope.spawn(move || {
+                let _thread = turns.thread(cpu);
+                calls.iter().for_each(|&call| make(cpu, call));
+            });
+        }
+    });
+    rig.check_agreement(0);
+    rig.check_agreement(1);
+}
+
 /// Both CPUs make their calls at the same time, operation by operation in `turns`; CPU 0 reclaims tables as well.
 fn run_in_turns<G: Geometry>(
     features: Features,
@@ -101,24 +121,13 @@ fn run_in_turns<G: Geometry>(
 ) {
     let model = machine::<G>(rig::FRAMES, features, late);
     let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).in_turns(Turns::new(turns), patience);
-    std::thread::scope(|scope| {
-        for (cpu, calls) in calls.into_iter().enumerate() {
-            let rig = &rig;
-            scope.spawn(move || {
-                let turns = rig.turns().expect("just made so");
-                let _thread = turns.thread(cpu);
-                for &call in calls {
-                    rig.perform_unchecked(cpu, call, &|| ());
-                    turns.step(cpu, || rig.check(cpu));
-                    if cpu == 0 {
-                        rig.reclaim(cpu);
-                    }
-                }
-            });
+    both_in_turns(&rig, calls, |cpu, call| {
+        rig.perform_unchecked(cpu, call, &|| ());
+        rig.check_in_turn(cpu);
+        if cpu == 0 {
+            rig.reclaim(cpu);
         }
     });
-    rig.check_agreement(0);
-    rig.check_agreement(1);
 }
 
 /// Both CPUs map and unmap in turns, each in its own part of a space: tables that are empty go at once, without a wait
@@ -132,21 +141,10 @@ fn run_in_parts<G: Geometry>(
 ) {
     let model = machine::<G>(rig::FRAMES, features, late);
     let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).in_turns(Turns::new(turns), Patience::Waits);
-    std::thread::scope(|scope| {
-        for (cpu, calls) in calls.into_iter().enumerate() {
-            let rig = &rig;
-            scope.spawn(move || {
-                let turns = rig.turns().expect("just made so");
-                let _thread = turns.thread(cpu);
-                for &call in calls {
-                    rig.perform_in_part(cpu, call, reach);
-                    turns.step(cpu, || rig.check(cpu));
-                }
-            });
-        }
+    both_in_turns(&rig, calls, |cpu, call| {
+        rig.perform_in_part(cpu, call, reach);
+        rig.check_in_turn(cpu);
     });
-    rig.check_agreement(0);
-    rig.check_agreement(1);
 }
 
 /// The switches that the kernel's TLB asks for what the CPUs can do.

@@ -398,6 +398,11 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
+    /// [`Self::check`], as an operation of `cpu`.
+    pub(crate) fn check_in_turn(&self, cpu: usize) {
+        self.turns().expect("a rig in turns").step(cpu, || self.check(cpu));
+    }
+
     /// After an exception on each CPU, all of them agree on everything that `owner` owns.
     pub(crate) fn check_agreement(&self, owner: usize) {
         self.model.synchronise();

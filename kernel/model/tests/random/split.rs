@@ -15,7 +15,7 @@ use proptest::test_runner::Config;
 use crate::calls::{CHANGES, Call, Place, place};
 use crate::rig::{self, Kernel, Patience, Rig, Splits};
 use crate::turns::{Gated, Turns, is_seen, machine};
-use crate::{Interleaving, kernel, switches, turns};
+use crate::{Interleaving, both_in_turns, kernel, switches, turns};
 
 /// What a CPU changes, and what the other does before the first invalidates.
 #[derive(Clone, Copy, Debug)]
@@ -79,21 +79,10 @@ fn run_in_turns<G: Geometry>(
     let model = machine::<G>(rig::FRAMES, features, late);
     let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).sharing(splits);
     let rig = rig.in_turns(Turns::new(turns), Patience::Waits);
-    std::thread::scope(|scope| {
-        for (cpu, changes) in changes.into_iter().enumerate() {
-            let rig = &rig;
-            scope.spawn(move || {
-                let turns = rig.turns().expect("just made so");
-                let _thread = turns.thread(cpu);
-                for &change in changes {
-                    rig.perform_unchecked(cpu, change, &|| ());
-                    turns.step(cpu, || rig.check(cpu));
-                }
-            });
-        }
+    both_in_turns(&rig, changes, |cpu, change| {
+        rig.perform_unchecked(cpu, change, &|| ());
+        rig.check_in_turn(cpu);
     });
-    rig.check_agreement(0);
-    rig.check_agreement(1);
 }
 
 proptest! {
