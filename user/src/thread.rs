@@ -18,6 +18,9 @@ use crate::{memory, sys};
 /// Bytes of a thread's stack.
 const STACK: u64 = 64 << 10;
 
+/// The most numbers that [`all_at_once`] takes.
+pub const MOST_AT_ONCE: usize = 32;
+
 const FLAGS: u64 = CLONE_VM
     | CLONE_FS
     | CLONE_FILES
@@ -89,6 +92,20 @@ impl Thread {
         // SAFETY: it is there until `join`.
         unsafe { &(*self.control).id }
     }
+}
+
+/// Calls `main` with each number below `count`, at most [`MOST_AT_ONCE`]: with 0 here, with the others on threads of their
+/// own. Returns when all have.
+///
+/// # Panics
+/// There are more, or the kernel starts no thread.
+pub fn all_at_once(count: usize, main: fn(usize)) {
+    assert!(count <= MOST_AT_ONCE, "{count} threads");
+    let others: [Option<Thread>; MOST_AT_ONCE] = core::array::from_fn(|index| {
+        (1..count).contains(&index).then(|| Thread::spawn(main, index).expect("a thread"))
+    });
+    main(0);
+    others.into_iter().flatten().for_each(Thread::join);
 }
 
 /// Sleeps while the word has this value, until it is woken.

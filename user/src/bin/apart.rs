@@ -17,14 +17,12 @@ use granule_user::abi::memory::{
 use granule_user::abi::process::exited;
 use granule_user::memory::{PAGE, madvise, mmap, mprotect, munmap};
 use granule_user::random::Random;
-use granule_user::thread::Thread;
+use granule_user::thread::{MOST_AT_ONCE, all_at_once};
 use granule_user::{Start, entry, println, process};
 
 entry!(run);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
-/// The most threads.
-const THREADS: usize = 32;
 /// Where the first thread's addresses begin, and bytes from there to the next one's.
 const FIRST: u64 = 0x30_0000_0000;
 const APART: u64 = 64 << 20;
@@ -43,13 +41,10 @@ fn run(start: Start) -> u8 {
     let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
     let mut number = || numbers.next().and_then(Result::ok);
     let (Some(seed), Some(steps), Some(threads @ 1..)) = (number(), number(), number()) else { return 2 };
-    let threads = THREADS.min(threads as usize);
+    let threads = MOST_AT_ONCE.min(threads as usize);
     SEED.store(seed, Ordering::Relaxed);
     STEPS.store(steps, Ordering::Relaxed);
-    let others: [_; THREADS] =
-        core::array::from_fn(|index| (1..threads).contains(&index).then(|| Thread::spawn(thread, index)));
-    thread(0);
-    others.into_iter().flatten().for_each(|other| other.expect("a thread").join());
+    all_at_once(threads, thread);
     println!("apart: {threads} threads, {steps} steps each, ok");
     0
 }
@@ -191,7 +186,7 @@ fn thread(index: usize) {
 
 /// A call over the addresses of all threads that changes no contents. They have holes.
 fn meet_all(random: &mut Random) {
-    let bytes = THREADS as u64 * APART;
+    let bytes = MOST_AT_ONCE as u64 * APART;
     // SAFETY: what lies there is some thread's, which may write it or does not mean to.
     let met = unsafe {
         match random.below(2) {

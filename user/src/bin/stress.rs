@@ -16,7 +16,7 @@ use granule_user::abi::memory::{
 use granule_user::abi::process::exited;
 use granule_user::memory::{PAGE, madvise, mmap, mprotect, munmap};
 use granule_user::random::Random;
-use granule_user::thread::Thread;
+use granule_user::thread::all_at_once;
 use granule_user::{Start, entry, memory, println, process};
 
 entry!(run);
@@ -78,10 +78,7 @@ fn counter(total: u64) -> &'static AtomicU32 {
 /// One process: its threads, to their end.
 fn work(threads: usize) -> u8 {
     BASE.store(memory::map(threads as u64 * SIZE, RW).expect("pages"), Ordering::Relaxed);
-    let others: [_; THREADS] =
-        core::array::from_fn(|index| (1..threads).contains(&index).then(|| Thread::spawn(thread, index)));
-    thread(0);
-    others.into_iter().flatten().for_each(|other| other.expect("a thread").join());
+    all_at_once(threads, thread);
     0
 }
 
