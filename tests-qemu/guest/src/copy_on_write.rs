@@ -10,14 +10,14 @@ use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceRef};
 use granule::sched::{self, sleep_until};
-use granule::smp::{self, this_cpu};
+use granule::smp::this_cpu;
 use granule::uaccess;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::wait;
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, another_cpu, target_test};
 
 const PAGE: VirtAddr = VirtAddr(0x40_0000);
 
@@ -72,7 +72,7 @@ fn a_copy_is_seen_by_every_cpu(t: &mut Test) {
     let Some(child) = t.ok("a child", space.fork(cpu)) else { return };
     *SPACE.lock() = Some(space.clone());
     STEP.store(0, Ordering::Relaxed);
-    let other = smp::online().without(cpu.id).iter().next().and_then(smp::cpu).unwrap_or(cpu);
+    let other = another_cpu(cpu);
     t.ok("a thread", sched::spawn_kernel(other, "look", look, 0));
     t.check("the other CPU has looked", turn(1));
     t.ok("the second value", write(2));

@@ -20,7 +20,7 @@ use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Granule4K, PageTables, Table};
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, another_cpu, target_test};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x40_0000);
@@ -130,7 +130,7 @@ fn shared() -> SpaceRef {
 /// Runs `work` in a thread on another CPU while `during` runs here.
 fn meanwhile(t: &mut Test, work: extern "C" fn(usize), argument: usize, during: impl FnOnce(&mut Test)) {
     let here = this_cpu();
-    let other = smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here);
+    let other = another_cpu(here);
     t.ok("a thread", sched::spawn_kernel(other, "meanwhile", work, argument));
     during(t);
     wait_for_threads(t);

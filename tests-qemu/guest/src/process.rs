@@ -57,42 +57,43 @@ fn run(t: &mut Test, line: &str) -> Option<ProcessEnd> {
     end
 }
 
+/// Runs a program to its end, which must say that all is well.
+#[track_caller]
+fn succeeds(t: &mut Test, line: &str) {
+    let end = run(t, line);
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+}
+
 target_test!(processes_live_and_die_as_on_linux, limit(60));
 fn processes_live_and_die_as_on_linux(t: &mut Test) {
-    let end = run(t, "lifecycle");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "lifecycle");
 }
 
 target_test!(threads_wait_for_each_other_and_keep_their_registers, limit(60));
 fn threads_wait_for_each_other_and_keep_their_registers(t: &mut Test) {
-    let end = run(t, "threads");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "threads");
 }
 
 target_test!(signals_come_as_on_linux, limit(60));
 fn signals_come_as_on_linux(t: &mut Test) {
-    let end = run(t, "signals");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "signals");
 }
 
 target_test!(tasks_share_and_have_of_their_own_what_they_do_on_linux, limit(60));
 fn tasks_share_and_have_of_their_own_what_they_do_on_linux(t: &mut Test) {
-    let end = run(t, "tasks");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "tasks");
 }
 
 target_test!(threads_that_never_ran_leave_nothing, needs("smp"), limit(60));
 fn threads_that_never_ran_leave_nothing(t: &mut Test) {
     let before = in_use();
-    let end = run(t, "tasks losers 60");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "tasks losers 60");
     t.equal("frames in use", in_use(), before);
 }
 
 target_test!(numbers_begin_again, limit(600), long());
 fn numbers_begin_again(t: &mut Test) {
-    let end = run(t, "tasks numbers 70000");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "tasks numbers 70000");
 }
 
 target_test!(a_program_goes_on_while_all_processes_are_locked, needs("smp"), limit(60));
@@ -131,8 +132,7 @@ fn a_program_goes_on_while_all_processes_are_locked(t: &mut Test) {
 
 target_test!(a_signal_stops_calls_that_go_on_for_long, needs("smp"), limit(60));
 fn a_signal_stops_calls_that_go_on_for_long(t: &mut Test) {
-    let end = run(t, "signals long");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "signals long");
 }
 
 /// Where `lifecycle ask` has the kernel write, and `tasks handlers` counts.
@@ -180,64 +180,54 @@ fn an_access_of_the_kernel_that_never_ends_can_be_killed(t: &mut Test) {
 
 target_test!(calls_answer_and_refuse_as_on_linux, limit(60));
 fn calls_answer_and_refuse_as_on_linux(t: &mut Test) {
-    let end = run(t, "calls");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "calls");
 }
 
 target_test!(edges_of_calls_are_where_linux_has_them, limit(60));
 fn edges_of_calls_are_where_linux_has_them(t: &mut Test) {
-    let end = run(t, "answers");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "answers");
 }
 
 target_test!(argument_lists_may_be_as_long_as_on_linux, limit(60));
 fn argument_lists_may_be_as_long_as_on_linux(t: &mut Test) {
-    let end = run(t, "exec");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "exec");
 }
 
 target_test!(signal_frames_tell_and_restore_what_linux_does, limit(60));
 fn signal_frames_tell_and_restore_what_linux_does(t: &mut Test) {
-    let end = run(t, "frames");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "frames");
 }
 
 target_test!(calls_for_memory_answer_as_on_linux, limit(60));
 fn calls_for_memory_answer_as_on_linux(t: &mut Test) {
     let has_execute_only = kernel().features().cpus.pan() == Pan::Epan;
-    let end = run(t, if has_execute_only { "mappings execute-only" } else { "mappings" });
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, if has_execute_only { "mappings execute-only" } else { "mappings" });
 }
 
 target_test!(mmap_refuses_in_linuxs_order, limit(60));
 fn mmap_refuses_in_linuxs_order(t: &mut Test) {
-    let end = run(t, "refusals");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "refusals");
 }
 
 target_test!(the_top_byte_of_addresses_is_ignored_as_on_linux);
 fn the_top_byte_of_addresses_is_ignored_as_on_linux(t: &mut Test) {
-    let end = run(t, "tags");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "tags");
 }
 
 target_test!(a_program_may_lie_anywhere);
 fn a_program_may_lie_anywhere(t: &mut Test) {
-    let end = run(t, "pie");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "pie");
 }
 
 target_test!(fork_exec_and_exit_leave_nothing, limit(120));
 fn fork_exec_and_exit_leave_nothing(t: &mut Test) {
     // What is left is for the audit to find.
-    let end = run(t, "lifecycle rounds 300");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "lifecycle rounds 300");
 }
 
 target_test!(fork_exec_and_exit_leave_nothing_in_ten_thousand_rounds, limit(600), long());
 fn fork_exec_and_exit_leave_nothing_in_ten_thousand_rounds(t: &mut Test) {
-    let end = run(t, "lifecycle rounds 10000");
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, "lifecycle rounds 10000");
 }
 
 target_test!(copies_keep_their_contents_while_others_write, limit(120));
@@ -254,8 +244,7 @@ fn copies_keep_their_contents_for_long(t: &mut Test) {
 fn stress(t: &mut Test, rounds: usize) {
     let threads = smp::online().iter().count().div_ceil(2).max(2);
     let line = format(format_args!("stress {} {} {threads}", t.random(), rounds / threads));
-    let end = run(t, &line);
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, &line);
 }
 
 target_test!(threads_keep_what_they_map_apart, limit(120));
@@ -272,8 +261,7 @@ fn threads_keep_what_they_map_apart_for_long(t: &mut Test) {
 fn apart(t: &mut Test, steps: usize) {
     let threads = smp::online().iter().count() + 1;
     let line = format(format_args!("apart {} {} {threads}", t.random(), steps / threads));
-    let end = run(t, &line);
-    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    succeeds(t, &line);
 }
 
 target_test!(hostile_calls_harm_no_other_process, limit(120));

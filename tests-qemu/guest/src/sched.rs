@@ -9,7 +9,7 @@ use granule::sched::{self, WaitQueue, Woken, sleep_until};
 use granule::smp::{self, CpuSet, this_cpu};
 use granule_arch::wait;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, another_cpu, target_test};
 
 /// Sleeps until all threads that tests have made are gone, at most some seconds.
 pub(crate) fn wait_until_alone(t: &mut Test) {
@@ -68,7 +68,7 @@ fn who_waits_for_a_writer_that_runs_stays_awake(t: &mut Test) {
         HAS_SLEPT.store(1, Ordering::Relaxed);
     }
     let here = this_cpu();
-    let there = smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here);
+    let there = another_cpu(here);
     STAGE.store(0, Ordering::Relaxed);
     HAS_SLEPT.store(0, Ordering::Relaxed);
     t.ok("a thread", sched::spawn_kernel(there, "hold", hold, 0));

@@ -14,6 +14,7 @@ use core::time::Duration;
 use granule::bootargs::{PARAMETERS, Parameter};
 use granule::chip::timer::Deadline;
 use granule::chip::{console, power};
+use granule::smp::{self, Cpu};
 use granule_protocol::{ASK, Event, Nonce, Port, Record};
 use linkme::distributed_slice;
 
@@ -46,6 +47,11 @@ macro_rules! target_test {
     };
 }
 pub(crate) use target_test;
+
+/// A CPU that runs beside `here`; `here` where it is the only one.
+pub(crate) fn another_cpu(here: &'static Cpu) -> &'static Cpu {
+    smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here)
+}
 
 /// Waits at least this long, without giving up the CPU. Interrupts stay as they are.
 pub(crate) fn delay(time: Duration) {

@@ -9,11 +9,11 @@ use granule::devices::virtio_blk::{VirtioBlk, blk};
 use granule::iommu::{DmaAddress, iommu};
 use granule::mm::space::Sharing;
 use granule::sched::{self, sleep_until};
-use granule::smp::{self, this_cpu};
+use granule::smp::this_cpu;
 use spin::Once;
 
 use super::{DELIVERED, PAGE, START, space};
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, another_cpu, target_test};
 
 /// Pages that the device writes in one request.
 const PAGES: u64 = 8;
@@ -47,7 +47,7 @@ fn wait_for(which: usize) -> bool {
 target_test!(a_space_ends_while_a_device_writes_to_it, needs("smmuv3 virtio-blk smp"), limit(60));
 fn a_space_ends_while_a_device_writes_to_it(t: &mut Test) {
     let here = this_cpu();
-    let other = smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here);
+    let other = another_cpu(here);
     for _ in 0..ROUNDS {
         let (Some(space), Some(disk)) = (space(t, PAGES, Sharing::Private), t.ok("a disk", blk(here, 0))) else {
             return;
