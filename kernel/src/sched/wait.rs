@@ -105,7 +105,7 @@ impl<T> Waiters<'_, T> {
 
     /// The same, or until `otherwise` has an outcome; it is asked before each sleep. Woken by another in any case where
     /// the waker has taken this thread out of the queue.
-    pub(super) fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
+    pub fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
         let waiter =
             Waiter { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicU32::new(0), value };
         let queue = self.queue;

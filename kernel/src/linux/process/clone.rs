@@ -31,7 +31,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{SpaceRef, SpaceUser};
-use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, Work, current, park};
+use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, WaitQueue, Woken, Work};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
@@ -94,29 +94,33 @@ impl Request {
 static VFORKS: Once<Pool<Inner<Vfork>>> = Once::new();
 
 /// A thread that sleeps until the child leaves the shared space, by an exec or its exit.
-#[derive(Debug)]
+#[derive(Default)]
 pub struct Vfork {
-    parent: ThreadRef,
-    done: AtomicBool,
+    /// Changed under the lock of `parent`.
+    is_done: AtomicBool,
+    parent: WaitQueue<()>,
 }
 
 impl Vfork {
     #[inline(never)]
     fn new() -> Result<Counted<Self>, OutOfMemory> {
         let pool = VFORKS.call_once(|| Pool::new(kernel().frames));
-        Counted::try_new(pool, Self { parent: current().to_ref(), done: AtomicBool::new(false) })
+        Counted::try_new(pool, Self::default())
     }
 
     /// The child has left the space.
     pub fn finish(&self) {
-        self.done.store(true, Ordering::Release);
-        self.parent.unpark();
+        let mut parent = self.parent.lock();
+        self.is_done.store(true, Ordering::Relaxed);
+        parent.wake_all();
     }
 
     /// Sleeps until then, or until the thread must exit. Other signals stay pending, as on Linux.
     fn wait(&self, task: &Task, thread: &Thread) {
-        while !(self.done.load(Ordering::Acquire) || thread.has(Work::SIGNAL) && task.is_called_off()) {
-            park();
+        let parent = self.parent.lock();
+        if !self.is_done.load(Ordering::Relaxed) {
+            let must_exit = || thread.has(Work::SIGNAL) && task.is_called_off();
+            parent.wait_while((), || must_exit().then_some(Woken::Interrupted));
         }
     }
 }
