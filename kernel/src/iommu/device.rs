@@ -283,9 +283,8 @@ impl Iommu {
         // An aborted stream leaves no records, and older ones must not count against its next owner.
         self.drain(&devices);
         devices.retain(|other| other.0 != NonNull::from(device));
-        let mut state = device.state.write();
         // What is left of them is addresses of messages: registers, not frames.
-        state.own.drain(..).for_each(|own| device.give_back_place(own.at));
+        device.state.write().own.drain(..).for_each(|own| device.give_back_place(own.at));
         device.domain.dismantle(cpu, &self.smmu);
         self.asids.lock().free(device.domain.asid());
     }

@@ -340,6 +340,13 @@ mod tests {
     }
 
     #[test]
+    fn no_run_has_no_frames_or_more_than_there_are() {
+        let mut map = MemoryMap::new([range(0, 0x40_0000)], []).unwrap();
+        assert_eq!([0, 0x401, usize::MAX].map(|pages| map.take(pages, 0x1000)), [Err(OutOfMemory); 3]);
+        assert_eq!(map.take(0x400, 0x1000), Ok(PhysAddr(0)));
+    }
+
+    #[test]
     fn take_within_stays_there_though_there_is_more_elsewhere() {
         let mut map = MemoryMap::new([range(0, 0x40_0000), range(0x100_0000, 0x800_0000)], []).unwrap();
         let within = range(0x10_0000, 0x10_3000);

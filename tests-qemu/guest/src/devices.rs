@@ -11,8 +11,9 @@ use core::time::Duration;
 use granule::chip::timer::Deadline;
 use granule::devices::disk::{SECTOR, SectorError};
 use granule::devices::edu::{EduError, edu};
+use granule::devices::nvme::nvme;
 use granule::devices::pci::InterruptVector;
-use granule::devices::slot::{Arrivals, StartError};
+use granule::devices::slot::{Arrivals, Driver, StartError};
 use granule::devices::virtio::requests::{RequestError, Ticket};
 use granule::devices::virtio::transport::{ACCESS_PLATFORM, TransportError, VERSION_1};
 use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
@@ -23,7 +24,7 @@ use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 
-use crate::harness::{Test, has, target_test};
+use crate::harness::{Test, another_cpu, has, target_test};
 use crate::sched::wait_until_alone;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -163,15 +164,29 @@ fn edu_copies_both_ways(t: &mut Test) {
     }
 }
 
-/// What the other thread's copies came to: none yet, failed, done.
-static COPIES: AtomicU32 = AtomicU32::new(0);
+/// What came of the other thread's use of the device: nothing yet, failed, done.
+static OTHER: AtomicU32 = AtomicU32::new(0);
+
+/// The other thread is done, and this came of it.
+fn other_used_it(succeeded: bool) {
+    OTHER.store(1 + u32::from(succeeded), Ordering::Release);
+}
+
+/// Waits at most so long until it is; what came of it.
+fn wait_for_other(at_most: Duration) -> u32 {
+    let patience = Deadline::after(at_most);
+    while OTHER.load(Ordering::Acquire) == 0 && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+    OTHER.load(Ordering::Acquire)
+}
 
 /// Copies 64 bytes at `address`, as the device knows it, in and back out behind them.
 extern "C" fn copy_twice(address: usize) {
     let (from, to) = (DmaAddress(address as u64), DmaAddress(address as u64 + 64));
     let copied = edu(this_cpu(), 0)
         .is_ok_and(|device| device.copy_in(from, 0, 64).is_ok() && device.copy_out(0, to, 64).is_ok());
-    COPIES.store(1 + u32::from(copied), Ordering::Release);
+    other_used_it(copied);
 }
 
 target_test!(transfers_of_two_threads_take_turns, needs("edu"), limit(30));
@@ -184,23 +199,65 @@ fn transfers_of_two_threads_take_turns(t: &mut Test) {
     for buffer in [&mut mine, &mut other] {
         buffer.words()[..8].fill_with(|| t.random());
     }
-    COPIES.store(0, Ordering::Relaxed);
+    OTHER.store(0, Ordering::Relaxed);
     t.ok("a thread", sched::spawn_kernel(this_cpu(), "copy", copy_twice, other.address.0 as usize));
     // The device takes 100 ms for each transfer: it is in the middle.
     sleep_until(Deadline::after(Duration::from_millis(30)));
-    t.equal("the other is under way", COPIES.load(Ordering::Acquire), 0);
+    t.equal("the other is under way", OTHER.load(Ordering::Acquire), 0);
     t.ok("in", device.copy_in(mine.address, 2048, 64));
     t.ok("out", device.copy_out(2048, DmaAddress(mine.address.0 + 64), 64));
-    let patience = Deadline::after(Duration::from_secs(20));
-    while COPIES.load(Ordering::Acquire) == 0 && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
-    t.equal("the other has copied", COPIES.load(Ordering::Acquire), 2);
+    t.equal("the other has copied", wait_for_other(Duration::from_secs(20)), 2);
     wait_until_alone(t);
     for (buffer, what) in [(&mut mine, "this thread's words"), (&mut other, "the other's words")] {
         let words = buffer.words();
         t.check(what, words[..8] == words[8..16]);
     }
+}
+
+/// While a device's way to memory is changed no command of another thread reaches it; `uses` does one, at an address.
+fn waits_for_a_change<T: Driver>(t: &mut Test, device: &T, dma: &DmaDevice, uses: extern "C" fn(usize)) {
+    let Some(buffer) = Buffer::new(t, dma, 0, 0) else { return };
+    OTHER.store(0, Ordering::Relaxed);
+    let changed = device.while_idle(&mut |_| {
+        let other = another_cpu(this_cpu());
+        t.ok("a thread", sched::spawn_kernel(other, "use", uses, buffer.address.0 as usize));
+        // Longer than the slowest takes for a command.
+        t.equal("meanwhile", wait_for_other(Duration::from_millis(150)), 0);
+        Ok(())
+    });
+    t.ok("changed", changed);
+    t.equal("afterwards", wait_for_other(Duration::from_secs(20)), 2);
+    wait_until_alone(t);
+}
+
+target_test!(a_transfer_waits_for_a_change_of_the_way_to_memory, needs("edu"), limit(30));
+fn a_transfer_waits_for_a_change_of_the_way_to_memory(t: &mut Test) {
+    extern "C" fn uses(address: usize) {
+        let device = edu(this_cpu(), 0);
+        other_used_it(device.is_ok_and(|device| device.copy_in(DmaAddress(address as u64), 0, 64).is_ok()));
+    }
+    let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
+    waits_for_a_change(t, device, device.dma(), uses);
+}
+
+target_test!(a_request_waits_for_a_change_of_the_way_to_memory, needs("virtio-blk"), limit(30));
+fn a_request_waits_for_a_change_of_the_way_to_memory(t: &mut Test) {
+    extern "C" fn uses(address: usize) {
+        let disk = blk(this_cpu(), 0);
+        other_used_it(disk.is_ok_and(|disk| disk.read(0, DmaAddress(address as u64), SECTOR).is_ok()));
+    }
+    let Some(disk) = t.ok("a disk", blk(this_cpu(), 0)) else { return };
+    waits_for_a_change(t, disk, disk.device().dma(), uses);
+}
+
+target_test!(a_command_waits_for_a_change_of_the_way_to_memory, needs("nvme"), limit(30));
+fn a_command_waits_for_a_change_of_the_way_to_memory(t: &mut Test) {
+    extern "C" fn uses(address: usize) {
+        let disk = nvme(this_cpu(), 0);
+        other_used_it(disk.is_ok_and(|disk| disk.read(0, DmaAddress(address as u64), SECTOR).is_ok()));
+    }
+    let Some(disk) = t.ok("a disk", nvme(this_cpu(), 0)) else { return };
+    waits_for_a_change(t, disk, disk.dma(), uses);
 }
 
 /// What `work` makes of a device's interrupts: there are some, and none is missing.
@@ -253,6 +310,23 @@ fn what_passes_by_the_smmu_is_not_driven(t: &mut Test) {
     // The machine has a second one, which bypasses the SMMU.
     let refused = rng(this_cpu(), 1).err();
     t.equal("refused", refused, Some(StartError::Transport(TransportError::PassesBy)));
+}
+
+target_test!(starts_of_one_device_take_turns, needs("smmuv3 virtio-rng smp"), limit(30));
+fn starts_of_one_device_take_turns(t: &mut Test) {
+    /// Whether the second source, which is never started, is refused for the one reason each time: its function is free.
+    fn is_refused_alike() -> bool {
+        let refused = Some(StartError::Transport(TransportError::PassesBy));
+        (0..100).all(|_| rng(this_cpu(), 1).err() == refused)
+    }
+    extern "C" fn starts(_: usize) {
+        other_used_it(is_refused_alike());
+    }
+    OTHER.store(0, Ordering::Relaxed);
+    t.ok("a thread", sched::spawn_kernel(another_cpu(this_cpu()), "start", starts, 0));
+    t.check("here", is_refused_alike());
+    t.equal("there", wait_for_other(Duration::from_secs(20)), 2);
+    wait_until_alone(t);
 }
 
 target_test!(missing_devices_are_errors, needs("pcie"));

@@ -9,6 +9,7 @@ use pci_types::PciAddress;
 use proptest::prelude::*;
 
 use self::model::{ModelBus, ModelKind, ModelNode, Plan, Want};
+use super::bar;
 use super::config::ConfigSpace;
 use super::enumerate::Walk;
 use super::{Bar, Claim, Function, Host, MmioRegion, NotIsolated, PciError};
@@ -279,6 +280,30 @@ impl ConfigSpace for Liar {
     }
     fn write32(&self, _: PciAddress, _: u16, _: u32) {}
     fn write16(&self, _: PciAddress, _: u16, _: u16) {}
+}
+
+/// Each of its registers is the lower one of two.
+struct AllWide;
+
+impl ConfigSpace for AllWide {
+    fn read32(&self, _: PciAddress, offset: u16) -> u32 {
+        assert!((0x10..0x28).contains(&offset), "{offset:#x} is no base address register");
+        0xffff_f004
+    }
+    fn write32(&self, function: PciAddress, offset: u16, _: u32) {
+        self.read32(function, offset);
+    }
+    fn write16(&self, function: PciAddress, offset: u16, _: u16) {
+        self.read32(function, offset);
+    }
+}
+
+#[test]
+fn the_last_register_has_none_for_the_upper_half_of_an_address() {
+    let sizes = |count| {
+        [count - 2, count - 1].map(|index| bar::size(&AllWide, PciAddress::new(0, 0, 0, 0), index, count).is_some())
+    };
+    assert_eq!([sizes(bar::COUNT), sizes(2)], [[true, false]; 2]);
 }
 
 #[test]

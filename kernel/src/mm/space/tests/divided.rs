@@ -394,6 +394,22 @@ fn a_stack_at_a_border_joins_what_its_guard_reaches() {
 }
 
 #[test]
+fn an_arena_is_in_a_gap_though_an_area_is_at_the_top() {
+    let team = Team::new(2);
+    let size = USER_END.0 / 8;
+    let top = USER_END - size;
+    team.space.mmap(&team.cpus[0], &read_only(top, (size - APART) / PAGE)).unwrap();
+    for _ in 0..8 {
+        for cpu in &team.cpus {
+            let at = team.space.mmap(cpu, &private(4)).unwrap();
+            assert!(at + 4 * PAGE <= top, "{at:?}");
+            team.space.munmap(cpu, at, 4 * PAGE).unwrap();
+        }
+    }
+    assert!(team.space.areas.count() > 1);
+}
+
+#[test]
 fn what_others_unmap_makes_no_second_arena() {
     let team = Team::new(2);
     for _ in 0..50 {
