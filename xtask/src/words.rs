@@ -16,7 +16,7 @@ const PREFIX: &str = "word_";
 /// Of each function the words of the system instruction class (Arm ARM C4.1.93) and of exclusive and ordered accesses
 /// (C4.1.94), in order, registers left out. Encodings: DSB, DMB, ISB, the hints and accesses C6.2, TLBI, DC, IC and AT
 /// C5.3 to C5.5 and C5.6, system registers D24.
-const WORDS: [(&str, &[u32]); 53] = [
+const WORDS: [(&str, &[u32]); 55] = [
     // DSB: CRm 10 ISHST, 11 ISH, 7 NSH, 15 SY.
     ("dsb_ishst", &[0xd503_3a80]),
     ("dsb_ish", &[0xd503_3b80]),
@@ -83,6 +83,9 @@ const WORDS: [(&str, &[u32]); 53] = [
     ("walk_store", &[]),
     ("walk_store_release", &[0xc89f_fc00]),
     ("walk_full_barrier", &[0xd503_3ba0]),
+    // The barriers of the SMMU's queues.
+    ("port_dmb_oshst", &[0xd503_32a0]),
+    ("port_dmb_oshld", &[0xd503_31a0]),
 ];
 
 /// Refuses a test image in which a wrapper issues other instructions than the table has for its name.

@@ -5,6 +5,7 @@
 
 use core::sync::atomic::AtomicU64;
 
+use granule::iommu::Port;
 use granule_arch::addr::VirtAddr;
 use granule_arch::cache::{self, CodeCaches};
 use granule_arch::interrupts::Daif;
@@ -12,6 +13,7 @@ use granule_arch::sysreg;
 use granule_arch::tlbi::{AddressOperand, Asid, RangeOperand};
 use granule_arch::{barrier, interrupts, random, timer, tlbi, translate, wait};
 use granule_pgtable::WalkWord;
+use granule_smmuv3::Platform as _;
 
 /// `name(arguments): expression`; the name is that of the row in the table, behind `word_`.
 macro_rules! words {
@@ -90,6 +92,8 @@ words! {
     word_walk_store(word: &AtomicU64, value: u64): WalkWord::store(word, value);
     word_walk_store_release(word: &AtomicU64, value: u64): word.store_release(value);
     word_walk_full_barrier(word: &AtomicU64): word.full_barrier();
+    word_port_dmb_oshst(port: &Port): port.dmb_oshst();
+    word_port_dmb_oshld(port: &Port): port.dmb_oshld();
 }
 
 /// Caches for which everything is done, in one line each.
