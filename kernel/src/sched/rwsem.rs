@@ -222,7 +222,8 @@ impl<T: ?Sized> RwSem<T> {
             return;
         }
         let waiters = self.waiters.lock();
-        let word = self.word.fetch_or(WAITING, Ordering::Acquire);
+        // Relaxed: what takes the lock is the next step, or what hands it on.
+        let word = self.word.fetch_or(WAITING, Ordering::Relaxed);
         let free = match want {
             Want::Read => word & WRITER == 0,
             Want::Write => word & (WRITER | READERS) == 0,
