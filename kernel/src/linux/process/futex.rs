@@ -205,7 +205,7 @@ fn wake_key(key: FutexKey, count: usize, bits: u32) -> usize {
             if sleeper.bits & bits == 0 {
                 cursor.move_next();
             } else if let Some(sleeper) = cursor.remove() {
-                sleeper.woken.store(true, Ordering::Release);
+                sleeper.woken.store(true, Ordering::Relaxed);
                 sleeper.thread.unpark();
                 woken += 1;
             }
@@ -230,7 +230,8 @@ fn sleep_unless(key: FutexKey, bits: u32, until: Option<Deadline>, unless: impl 
     }
     let (mut unless, mut refused) = (Some(unless), false);
     let sleep = |passed: &dyn Fn() -> bool| loop {
-        if sleeper.woken.load(Ordering::Acquire) {
+        // Relaxed: the queue's lock, below, orders what the waker did.
+        if sleeper.woken.load(Ordering::Relaxed) {
             break Woken::ByAnother;
         }
         refused = refused || unless.take().is_some_and(|unless| unless());
