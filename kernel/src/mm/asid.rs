@@ -2,7 +2,7 @@
 
 mod generation;
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::patched_branch;
@@ -28,21 +28,35 @@ impl AsidSlot {
 }
 
 impl Asids {
-    /// Eight bits, until [`Self::set_numbers`].
-    #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
-    pub const fn new() -> Self {
+    /// No numbers, until [`Self::set_numbers`]: all zeros, which take no room in the image.
+    pub const fn none() -> Self {
         Self {
-            generation: AtomicU64::new(GENERATION),
+            generation: AtomicU64::new(0),
             active: [const { Active(AtomicU64::new(0)) }; MAX_CPUS],
-            state: IrqLock::new(AsidState::new(1 << 8)),
+            state: IrqLock::new(AsidState::NONE),
         }
+    }
+
+    /// Eight bits.
+    #[cfg(not(target_os = "none"))]
+    #[expect(clippy::new_without_default, reason = "one number of bits of many")]
+    pub fn new() -> Self {
+        let asids = Self::none();
+        asids.begin_with(1 << 8);
+        asids
     }
 
     /// Sets how many numbers there are, before the first space runs: `2^bits` as all CPUs have them, or fewer by the
     /// boot argument `asids`.
     pub fn set_numbers(&self, bits: u32) {
         let limit = bootargs::get("asids").and_then(|count| parse(count).ok()).unwrap_or(usize::MAX);
-        self.state.lock().numbers = (1_usize << bits.min(MAX_BITS)).min(limit);
+        self.begin_with((1_usize << bits.min(MAX_BITS)).min(limit));
+    }
+
+    fn begin_with(&self, numbers: usize) {
+        // Relaxed: no other CPU runs a space yet.
+        self.generation.store(GENERATION, Ordering::Relaxed);
+        self.state.lock().begin_with(numbers);
     }
 }
 

@@ -4,6 +4,7 @@ use core::ptr::null_mut;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::{interrupts, wait};
+use spin::Once;
 
 use super::queue::{self, NEVER, PerCpu, RunQueue};
 use super::thread::Thread;
@@ -36,7 +37,8 @@ impl PerCpu {
 pub(super) static IDLE: AtomicU32 = AtomicU32::new(0);
 
 /// A thread for each CPU that runs when no other does. Those of the secondaries have the stacks that these started on.
-static IDLE_THREADS: [Thread; MAX_CPUS] = [const { Thread::new(0, "idle") }; MAX_CPUS];
+/// Made at boot: as constants they would be in the image.
+static IDLE_THREADS: [Once<Thread>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
 /// What the boot CPU has run since it was entered.
 static MAIN: Thread = Thread::new(0, "main");
 
@@ -50,12 +52,17 @@ pub fn init(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
     }
     switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
     MAIN.stack_top.set(cpu.trap.stack_top());
-    let thread = cpu.id.of(&IDLE_THREADS);
+    let thread = idle_thread(cpu);
     thread.stack_top.set(take_stack(cpu)?.0);
     switch::prepare_kernel(thread, run, 0);
     cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     cpu.sched.current.store((&raw const MAIN).cast_mut(), Ordering::Relaxed);
     Ok(())
+}
+
+/// The thread of `cpu` that runs when no other does.
+fn idle_thread(cpu: &Cpu) -> &'static Thread {
+    cpu.id.of(&IDLE_THREADS).call_once(|| Thread::new(0, "idle"))
 }
 
 /// Prepares this CPU for threads: TTBR0_EL1 has no user space now. On a CPU other than the boot CPU what runs becomes
@@ -64,7 +71,7 @@ pub fn init_cpu(cpu: &'static Cpu) {
     cpu.sched.no_tables.store(switch::tables_register(), Ordering::Relaxed);
     fp::init_cpu();
     if cpu.sched.current.load(Ordering::Relaxed).is_null() {
-        let thread = cpu.id.of(&IDLE_THREADS);
+        let thread = idle_thread(cpu);
         thread.stack_top.set(cpu.trap.stack_top());
         thread.home.store(cpu.id.0, Ordering::Relaxed);
         cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);

@@ -29,7 +29,7 @@ use crate::stretches;
 use crate::sync::{IrqGuard, rank};
 
 /// The numbers by which TLBs know the spaces.
-pub(super) static ASIDS: Asids = Asids::new();
+pub(super) static ASIDS: Asids = Asids::none();
 
 /// What [`context_switch`] pushes: x19 to x30.
 #[repr(C)]

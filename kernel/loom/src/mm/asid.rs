@@ -12,10 +12,8 @@ use generation::{AsidState, GENERATION};
 impl Asids {
     /// With so many numbers, the one that no space has among them.
     pub fn with(numbers: usize) -> Self {
-        Self {
-            generation: AtomicU64::new(GENERATION),
-            active: Default::default(),
-            state: IrqLock::new(AsidState::new(numbers)),
-        }
+        let mut state = AsidState::NONE;
+        state.begin_with(numbers);
+        Self { generation: AtomicU64::new(GENERATION), active: Default::default(), state: IrqLock::new(state) }
     }
 }

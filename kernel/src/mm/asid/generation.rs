@@ -160,11 +160,14 @@ impl Asids {
 }
 
 impl AsidState {
+    /// No numbers, before [`Self::begin_with`].
+    pub(super) const NONE: Self =
+        Self { used: [0; 1 << (MAX_BITS - 6)], kept: [0; MAX_CPUS], stale: CpuSet::EMPTY, next: 0, numbers: 0 };
+
     /// All of `numbers` are free but the one that no space has.
-    pub(super) const fn new(numbers: usize) -> Self {
-        let mut used = [0; 1 << (MAX_BITS - 6)];
-        used[0] = 1;
-        Self { used, kept: [0; MAX_CPUS], stale: CpuSet::EMPTY, next: 1, numbers }
+    pub(super) fn begin_with(&mut self, numbers: usize) {
+        self.take(0);
+        (self.next, self.numbers) = (1, numbers);
     }
 
     /// Takes `number`, if it is free.
