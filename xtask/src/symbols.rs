@@ -10,9 +10,9 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 
 /// The section that the kernel reserves for the table.
 const SECTION: &str = ".granule.symbols";
-/// Names longer than this are cut where the table would not fit otherwise; what is cut is the tail of generic
+/// Bytes of the longest names, of which the first that lets the table fit counts: what is cut is the tail of generic
 /// arguments.
-const SHORT_NAME: usize = 60;
+const LONGEST: [usize; 4] = [usize::MAX, 80, 60, 48];
 
 /// Writes the table into the ELF's reserved section.
 ///
@@ -21,14 +21,14 @@ const SHORT_NAME: usize = 60;
 pub(crate) fn fill(elf: &mut [u8]) -> Result<()> {
     let (functions, offset, room) = read(elf)?;
     ensure!(!functions.is_empty(), "the linked file has no symbols: it is stripped");
-    let whole = table(&functions, usize::MAX);
-    let table = if whole.len() <= room { whole } else { table(&functions, SHORT_NAME) };
-    ensure!(
-        table.len() <= room,
-        "{} functions need {} bytes in {SECTION}, which reserves {room}: raise RESERVED_SIZE in kernel/src/symbols.rs",
-        functions.len(),
-        table.len()
-    );
+    let mut tables = LONGEST.map(|longest| table(&functions, longest)).into_iter();
+    let shortest = tables.as_slice().last().map_or(0, Vec::len);
+    let table = tables.find(|table| table.len() <= room).with_context(|| {
+        format!(
+            "{} functions need {shortest} bytes in {SECTION}, which reserves {room}: raise RESERVED_SIZE in kernel/src/symbols.rs",
+            functions.len(),
+        )
+    })?;
     elf[offset..offset + table.len()].copy_from_slice(&table);
     elf[offset + table.len()..offset + room].fill(0);
     Ok(())
