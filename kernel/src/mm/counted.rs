@@ -5,14 +5,14 @@
 use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::OutOfMemory;
 use super::pool::{Pool, PoolBox};
 
 /// An object of a pool, and how many owners it has.
 pub struct Inner<T> {
-    owners: AtomicU32,
+    owners: AtomicU64,
     object: T,
 }
 
@@ -40,8 +40,24 @@ impl<T> Counted<T> {
     /// [`OutOfMemory`]; `make` is not called.
     #[inline]
     pub fn try_new_with(pool: &'static Pool<Inner<T>>, make: impl FnOnce() -> T) -> Result<Self, OutOfMemory> {
-        let made = pool.try_new_with(|| Inner { owners: AtomicU32::new(1), object: make() })?;
+        let made = pool.try_new_with(|| Inner { owners: AtomicU64::new(1), object: make() })?;
         Ok(Self(made.into_raw()))
+    }
+
+    /// The object, for its one owner; `None` where there are others.
+    pub fn get_mut(this: &mut Self) -> Option<&mut T> {
+        // Acquire: what others did with the object comes before. Only an owner makes another, and this one is borrowed.
+        // SAFETY: the object is there while an owner is counted.
+        let is_alone = unsafe { this.0.as_ref() }.owners.load(Ordering::Acquire) == 1;
+        // SAFETY: as above, and no other owner has a reference.
+        if is_alone { Some(&mut unsafe { this.0.as_mut() }.object) } else { None }
+    }
+
+    /// Frees the object, for its last owner.
+    #[inline(never)]
+    fn free(&mut self) {
+        // SAFETY: `try_new` made it from a box, and no owner is left.
+        drop(unsafe { PoolBox::from_raw(self.0) });
     }
 
     /// Whether both are the same object.
@@ -53,7 +69,7 @@ impl<T> Counted<T> {
 impl<T> Clone for Counted<T> {
     fn clone(&self) -> Self {
         // SAFETY: the object is there while an owner is counted. Relaxed: this owner is, so the count is not on its way
-        // to 0. It cannot overflow: of 2^15 processes each has at most 65,530 areas and a few references besides.
+        // to 0. It cannot overflow: each owner takes memory.
         unsafe { self.0.as_ref() }.owners.fetch_add(1, Ordering::Relaxed);
         Self(self.0)
     }
@@ -79,8 +95,7 @@ impl<T> Drop for Counted<T> {
         // SAFETY: the object is there while an owner is counted. Release: what this owner did with the object comes
         // before its end; acquire, by the last: it comes after what all did.
         if unsafe { self.0.as_ref() }.owners.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // SAFETY: `try_new` made it from a box, and this was the last owner.
-            drop(unsafe { PoolBox::from_raw(self.0) });
+            self.free();
         }
     }
 }
