@@ -1,8 +1,8 @@
 //! That the interface is Linux's: each number of `granule_abi` against the kernel headers' own, at compile time.
 
 use granule_abi::errno::Errno;
-use granule_abi::{limits, memory, number, process, signal, time};
-use linux_raw_sys::{auxvec, errno, general, prctl, system};
+use granule_abi::{file, limits, memory, number, process, signal, time};
+use linux_raw_sys::{auxvec, errno, general, ioctl, prctl, system};
 
 /// `same!(ours, theirs: A B)`: `ours::A == theirs::A`, and so on.
 macro_rules! same {
@@ -32,6 +32,8 @@ macro_rules! errors {
 }
 
 calls! {
+    DUP __NR_dup, DUP3 __NR_dup3, FCNTL __NR_fcntl, OPENAT __NR_openat, LSEEK __NR_lseek, PREAD64 __NR_pread64,
+    PWRITE64 __NR_pwrite64, FSTAT __NR_fstat,
     IOCTL __NR_ioctl, CLOSE __NR_close, READ __NR_read, WRITE __NR_write, READV __NR_readv,
     WRITEV __NR_writev, EXIT __NR_exit, EXIT_GROUP __NR_exit_group, SET_TID_ADDRESS __NR_set_tid_address,
     FUTEX __NR_futex, NANOSLEEP __NR_nanosleep,
@@ -47,7 +49,7 @@ calls! {
 
 errors! {
     EPERM ENOENT ESRCH EINTR EIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV ENOTDIR EINVAL
-    ENOTTY ESPIPE ERANGE EOVERFLOW ENAMETOOLONG ENOSYS ETIMEDOUT
+    EISDIR EMFILE ENXIO EROFS ELOOP ENOTTY ESPIPE ERANGE EOVERFLOW ENAMETOOLONG ENOSYS ETIMEDOUT
 }
 
 same! { memory, general:
@@ -55,6 +57,14 @@ same! { memory, general:
     MAP_ANONYMOUS MAP_GROWSDOWN MAP_DENYWRITE MAP_EXECUTABLE MAP_LOCKED MAP_NORESERVE MAP_POPULATE MAP_NONBLOCK
     MAP_STACK MAP_HUGETLB MAP_FIXED_NOREPLACE MADV_NORMAL MADV_RANDOM MADV_SEQUENTIAL MADV_WILLNEED MADV_DONTNEED
 }
+
+same! { file, general:
+    O_RDONLY O_WRONLY O_RDWR O_ACCMODE O_CREAT O_EXCL O_NOCTTY O_TRUNC O_APPEND O_NONBLOCK O_DSYNC FASYNC O_DIRECTORY
+    O_NOFOLLOW O_DIRECT O_LARGEFILE O_NOATIME O_CLOEXEC O_PATH O_TMPFILE AT_FDCWD F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL
+    F_DUPFD_CLOEXEC FD_CLOEXEC O_SYNC SEEK_SET SEEK_CUR SEEK_END SEEK_DATA SEEK_HOLE S_IFMT S_IFREG S_IFDIR S_IFLNK S_IFCHR
+}
+
+same! { file, ioctl: FIOCLEX FIONCLEX FIONBIO FIONREAD }
 
 same! { process, general:
     CSIGNAL CLONE_VM CLONE_FS CLONE_FILES CLONE_SIGHAND CLONE_VFORK CLONE_PARENT CLONE_THREAD CLONE_SYSVSEM
@@ -105,6 +115,9 @@ const _: () = {
     assert!(size_of::<time::Timespec>() == size_of::<general::__kernel_timespec>());
     assert!(size_of::<limits::RLimit>() == size_of::<general::rlimit64>());
     assert!(offset_of!(limits::RLimit, hard) == offset_of!(general::rlimit64, rlim_max));
+    assert!(size_of::<file::Stat>() == size_of::<general::stat>());
+    assert!(offset_of!(file::Stat, st_size) == offset_of!(general::stat, st_size));
+    assert!(offset_of!(file::Stat, st_ctime_nsec) == offset_of!(general::stat, st_ctime_nsec));
     assert!(size_of::<process::IoVec>() == size_of::<general::iovec>());
     assert!(size_of::<process::UtsName>() == size_of::<system::new_utsname>());
 };

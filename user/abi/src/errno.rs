@@ -39,6 +39,7 @@ errnos! {
     ESRCH = 3, "no such process";
     EINTR = 4, "interrupted by a signal";
     EIO = 5, "input or output failed";
+    ENXIO = 6, "no such device or address";
     E2BIG = 7, "argument list too long";
     ENOEXEC = 8, "not an executable of this machine";
     EBADF = 9, "bad file descriptor";
@@ -51,12 +52,16 @@ errnos! {
     EEXIST = 17, "already there";
     ENODEV = 19, "no such device";
     ENOTDIR = 20, "not a directory";
+    EISDIR = 21, "a directory";
     EINVAL = 22, "invalid argument";
+    EMFILE = 24, "too many open files";
     ENOTTY = 25, "not a terminal";
     ESPIPE = 29, "not seekable";
+    EROFS = 30, "read-only file system";
     ERANGE = 34, "out of range";
     ENAMETOOLONG = 36, "name too long";
     ENOSYS = 38, "no such system call";
+    ELOOP = 40, "too many symbolic links";
     EOVERFLOW = 75, "too large";
     ENOTSUP = 95, "not supported";
     ETIMEDOUT = 110, "timed out";

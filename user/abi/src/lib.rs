@@ -5,7 +5,7 @@
 //!
 //! - [`number`]: the calls
 //! - [`errno`]: how they fail
-//! - [`limits`], [`memory`], [`process`], [`signal`], [`time`]: flags and structures, by subject
+//! - [`mod@file`], [`limits`], [`memory`], [`process`], [`signal`], [`time`]: flags and structures, by subject
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@
 extern crate std;
 
 pub mod errno;
+pub mod file;
 pub mod limits;
 pub mod memory;
 pub mod number;

@@ -15,12 +15,20 @@ macro_rules! numbers {
 }
 
 numbers! {
+    DUP = 23 "dup";
+    DUP3 = 24 "dup3";
+    FCNTL = 25 "fcntl";
     IOCTL = 29 "ioctl";
+    OPENAT = 56 "openat";
     CLOSE = 57 "close";
+    LSEEK = 62 "lseek";
     READ = 63 "read";
     WRITE = 64 "write";
     READV = 65 "readv";
     WRITEV = 66 "writev";
+    PREAD64 = 67 "pread64";
+    PWRITE64 = 68 "pwrite64";
+    FSTAT = 80 "fstat";
     EXIT = 93 "exit";
     EXIT_GROUP = 94 "exit_group";
     SET_TID_ADDRESS = 96 "set_tid_address";

@@ -1,0 +1,119 @@
+//! Files: `linux/fcntl.h`, `linux/fs.h`, `linux/stat.h`, `asm/stat.h`.
+
+/// openat: for reading.
+pub const O_RDONLY: u32 = 0;
+/// openat: for writing.
+pub const O_WRONLY: u32 = 1;
+/// openat: for both.
+pub const O_RDWR: u32 = 2;
+/// The bits of the three.
+pub const O_ACCMODE: u32 = 3;
+/// openat: a file that is not there is created.
+pub const O_CREAT: u32 = 0o100;
+/// openat: and one that is there is an error.
+pub const O_EXCL: u32 = 0o200;
+/// openat: a terminal does not become the controlling one.
+pub const O_NOCTTY: u32 = 0o400;
+/// openat: the file becomes empty.
+pub const O_TRUNC: u32 = 0o1000;
+/// openat: writes are at the end.
+pub const O_APPEND: u32 = 0o2000;
+/// openat: reads and writes do not wait.
+pub const O_NONBLOCK: u32 = 0o4000;
+/// openat: writes wait for the disk, for the contents.
+pub const O_DSYNC: u32 = 0o1_0000;
+/// openat: writes wait for the disk, for the contents and all that is known of the file.
+pub const O_SYNC: u32 = 0o401_0000;
+/// openat: a signal where input has come.
+pub const FASYNC: u32 = 0o2_0000;
+/// openat: directories only.
+pub const O_DIRECTORY: u32 = 0o4_0000;
+/// openat: not through a symbolic link at the end of the path.
+pub const O_NOFOLLOW: u32 = 0o10_0000;
+/// openat: past the page cache.
+pub const O_DIRECT: u32 = 0o20_0000;
+/// openat: more than 2 GiB; always.
+pub const O_LARGEFILE: u32 = 0o40_0000;
+/// openat: reads leave the time of the last access.
+pub const O_NOATIME: u32 = 0o100_0000;
+/// openat, dup3: an exec closes the descriptor.
+pub const O_CLOEXEC: u32 = 0o200_0000;
+/// openat: a place in the tree of files, not for reading or writing.
+pub const O_PATH: u32 = 0o1000_0000;
+/// openat: a file without a name; with [`O_DIRECTORY`].
+pub const O_TMPFILE: u32 = 0o2000_0000 | O_DIRECTORY;
+
+/// In a descriptor's place: the working directory.
+pub const AT_FDCWD: i32 = -100;
+
+/// fcntl: the lowest free descriptor from the argument on.
+pub const F_DUPFD: u32 = 0;
+/// fcntl: the flags of a descriptor.
+pub const F_GETFD: u32 = 1;
+/// fcntl: sets them.
+pub const F_SETFD: u32 = 2;
+/// fcntl: the flags of an open file.
+pub const F_GETFL: u32 = 3;
+/// fcntl: sets those that may change.
+pub const F_SETFL: u32 = 4;
+/// fcntl: as [`F_DUPFD`], and an exec closes the new descriptor.
+pub const F_DUPFD_CLOEXEC: u32 = 1030;
+/// The flag of a descriptor that an exec closes.
+pub const FD_CLOEXEC: u32 = 1;
+
+/// ioctl: no exec closes the descriptor.
+pub const FIONCLEX: u32 = 0x5450;
+/// ioctl: an exec closes the descriptor.
+pub const FIOCLEX: u32 = 0x5451;
+/// ioctl: sets [`O_NONBLOCK`] by the number at an address.
+pub const FIONBIO: u32 = 0x5421;
+/// ioctl: stores how many bytes there are to be read.
+pub const FIONREAD: u32 = 0x541b;
+
+/// lseek: from the beginning.
+pub const SEEK_SET: u32 = 0;
+/// lseek: from the position.
+pub const SEEK_CUR: u32 = 1;
+/// lseek: from the end.
+pub const SEEK_END: u32 = 2;
+/// lseek: to the next contents.
+pub const SEEK_DATA: u32 = 3;
+/// lseek: to the next hole.
+pub const SEEK_HOLE: u32 = 4;
+
+/// The bits of `st_mode` that are the kind of file.
+pub const S_IFMT: u32 = 0o170_000;
+/// A regular file.
+pub const S_IFREG: u32 = 0o100_000;
+/// A directory.
+pub const S_IFDIR: u32 = 0o040_000;
+/// A symbolic link.
+pub const S_IFLNK: u32 = 0o120_000;
+/// A character device.
+pub const S_IFCHR: u32 = 0o020_000;
+
+/// `struct stat`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[allow(missing_docs, reason = "the names of the manual page stat(3type)")]
+pub struct Stat {
+    pub st_dev: u64,
+    pub st_ino: u64,
+    pub st_mode: u32,
+    pub st_nlink: u32,
+    pub st_uid: u32,
+    pub st_gid: u32,
+    pub st_rdev: u64,
+    pub __pad1: u64,
+    pub st_size: i64,
+    pub st_blksize: i32,
+    pub __pad2: i32,
+    pub st_blocks: i64,
+    pub st_atime: i64,
+    pub st_atime_nsec: u64,
+    pub st_mtime: i64,
+    pub st_mtime_nsec: u64,
+    pub st_ctime: i64,
+    pub st_ctime_nsec: u64,
+    pub __unused: [u32; 2],
+}
