@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 ///
 /// # Errors
 /// Memory has run out; `bytes` are as they were.
+#[inline(never)]
 pub fn append(bytes: &mut Vec<u8>, more: &[u8]) -> Result<(), TryReserveError> {
     bytes.try_reserve(more.len())?;
     let length = bytes.len() + more.len();

@@ -40,7 +40,7 @@ use crate::devices::virtio::requests::RequestError;
 use crate::devices::virtio_blk::BlkError;
 use crate::iommu::DmaError;
 use crate::linux::errno::Errno;
-use crate::linux::process::initrd::ArchiveError;
+use crate::linux::file::initrd::ArchiveError;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::Words;
 use crate::linux::process::status::{ExecError, ProcessEnd, Summary};

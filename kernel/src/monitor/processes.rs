@@ -7,7 +7,7 @@ use granule_pgtable::Size;
 
 use super::parse::{Args, ArgumentError};
 use super::{Command, Failure, Refusal, Session, no_keywords};
-use crate::linux::process::initrd;
+use crate::linux::file::initrd;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::Words;
 use crate::linux::process::status::{ProcessEnd, Summary};
@@ -189,7 +189,7 @@ impl fmt::Display for AreaLine<'_> {
 #[cfg(test)]
 mod tests {
     use super::offer_programs;
-    use crate::linux::process::initrd::tests::{add, sample};
+    use crate::linux::file::initrd::tests::{add, sample};
 
     #[test]
     fn names_that_can_be_typed_are_offered_until_the_archive_is_broken() {

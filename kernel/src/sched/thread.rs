@@ -409,24 +409,24 @@ fn working(cpu: &Cpu) -> Option<&Thread> {
 }
 
 /// What a user thread begins with.
-pub struct NewUserThread {
+pub struct NewUserThread<'a> {
     /// What it is called.
     pub name: &'static str,
     /// What its exceptions do.
     pub entry: &'static UserEntry,
     /// Its registers at EL0.
-    pub frame: TrapFrame,
+    pub frame: &'a TrapFrame,
     /// TPIDR_EL0.
     pub tls: u64,
     /// What it runs under.
     pub space: SpaceRef,
     /// The registers of floating point; none: all zero.
-    pub fp: Option<super::FpState>,
+    pub fp: Option<&'a super::FpState>,
     /// Whatever the maker wants to find again by [`Thread::task`].
     pub task: *mut (),
 }
 
-impl NewUserThread {
+impl NewUserThread<'_> {
     /// Makes the thread; it runs when it is started.
     ///
     /// # Errors
@@ -441,12 +441,12 @@ impl NewUserThread {
         thread.tls = Cell::new(self.tls);
         thread.space = UnsafeCell::new(Some(self.space));
         thread.task = AtomicPtr::new(self.task);
-        if let Some(fp) = &self.fp {
+        if let Some(fp) = self.fp {
             thread.fp.set(fp);
         }
         let thread = allocate(cpu, thread)?;
         // SAFETY: the top of a stack that is not in use yet.
-        unsafe { thread.frame().write(self.frame) };
+        unsafe { thread.frame().write(self.frame.clone()) };
         switch::prepare_user(&thread);
         Ok(thread)
     }

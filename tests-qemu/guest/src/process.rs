@@ -12,12 +12,13 @@ use granule::devices::slot::Driver;
 use granule::iommu::DmaAddress;
 use granule::kernel;
 use granule::linux::errno::Errno;
-use granule::linux::process::initrd::PathError;
+use granule::linux::file::initrd;
+use granule::linux::file::initrd::PathError;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
-use granule::linux::process::status::{ExecError, ProcessEnd};
+use granule::linux::process::status::{ExecError, Life, ProcessEnd};
 use granule::linux::process::tree::PROCESSES;
-use granule::linux::process::{self, initrd};
+use granule::linux::process::{self};
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
 use granule::mm::{heap, layout};
@@ -186,6 +187,32 @@ fn calls_answer_and_refuse_as_on_linux(t: &mut Test) {
 target_test!(edges_of_calls_are_where_linux_has_them, limit(60));
 fn edges_of_calls_are_where_linux_has_them(t: &mut Test) {
     succeeds(t, "answers");
+}
+
+target_test!(files_are_opened_read_and_refused_as_on_linux, limit(60));
+fn files_are_opened_read_and_refused_as_on_linux(t: &mut Test) {
+    succeeds(t, "files read-only");
+}
+
+target_test!(a_process_that_has_ended_has_no_files, limit(30));
+fn a_process_that_has_ended_has_no_files(t: &mut Test) {
+    let tables =
+        || process::pools().iter().find(|(name, _)| *name == "tables of descriptors").map(|(_, pool)| pool.objects);
+    t.equal("tables", tables(), Some(0));
+    let threads = sched::thread_count();
+    // Its child has a table of its own, and its status is not collected.
+    let Some(id) = t.ok("started", start("files zombie")) else { return };
+    let patience = Deadline::after(Duration::from_secs(20));
+    let mut has_ended = false;
+    while !has_ended && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+        process::for_each(&mut |summary| has_ended |= summary.parent == id && matches!(summary.life, Life::Ended(_)));
+    }
+    t.check("its child has ended", has_ended);
+    t.equal("tables", tables(), Some(1));
+    t.ok("a signal", process::kill(id, Signal::KILL));
+    t.equal("how it ended", process::wait(id), Some(ProcessEnd::Killed(Signal::KILL)));
+    settle(t, threads);
 }
 
 target_test!(argument_lists_may_be_as_long_as_on_linux, limit(60));

@@ -27,6 +27,7 @@ use super::task::Task;
 use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::linux::file::open;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
@@ -36,8 +37,7 @@ use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
-/// The flags that `clone` accepts. Those for files, directories, semaphores, I/O contexts and tracing have no effect
-/// here.
+/// The flags that `clone` accepts. Those for directories, semaphores, I/O contexts and tracing have no effect here.
 const KNOWN: u64 = CSIGNAL
     | CLONE_VM
     | CLONE_FS
@@ -148,10 +148,10 @@ struct NewTask {
 }
 
 /// The first registers of a thread.
-struct FirstRegisters {
-    frame: TrapFrame,
+struct FirstRegisters<'a> {
+    frame: &'a TrapFrame,
     tls: u64,
-    fp: Option<FpState>,
+    fp: Option<&'a FpState>,
 }
 
 impl NewTask {
@@ -161,7 +161,7 @@ impl NewTask {
         host: TaskProcess,
         space: SpaceRef,
         (blocked, name): (Set, Name),
-        registers: FirstRegisters,
+        registers: &FirstRegisters<'_>,
     ) -> Result<Self, Errno> {
         let (process, new) = match host {
             TaskProcess::Old(process) => (process, None),
@@ -205,10 +205,10 @@ pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
     let place = ProcessSlot::take(&limits)?;
     let number = Number::reserve()?;
     let id = number.get();
-    let registers = FirstRegisters { frame: loaded.frame(), tls: 0, fp: None };
+    let registers = FirstRegisters { frame: &loaded.frame(), tls: 0, fp: None };
     let state = ProcessState::new(id, loaded.name, loaded.space.clone(), loaded.handlers);
-    let host = TaskProcess::New(Process::new(id, state, limits, place)?);
-    let new_task = NewTask::new(number, host, loaded.space, (Set::EMPTY, loaded.name), registers)?;
+    let host = TaskProcess::New(Process::new(id, state, &open::initial()?, &limits, place)?);
+    let new_task = NewTask::new(number, host, loaded.space, (Set::EMPTY, loaded.name), &registers)?;
     let thread = new_task.join(&mut PROCESSES.lock(), parent, Some(Signal::CHLD));
     thread.start();
     Ok(id)
@@ -259,7 +259,7 @@ fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Re
     let own = task.process().lock().handlers.clone();
     let handlers = if request.has(CLONE_SIGHAND) { own } else { own.copy()? };
     let state = ProcessState::new(id, task.name.get(), space.clone(), handlers);
-    let process = Process::new(id, state, task.process().limits.copy(), place)?;
+    let process = Process::new(id, state, task.files(), &task.process().limits, place)?;
     Ok((TaskProcess::New(process), space))
 }
 
@@ -289,13 +289,29 @@ fn copy_thread(
         frame.sp = request.stack;
     }
     let tls = if request.has(CLONE_SETTLS) { request.tls } else { TPIDR_EL0.get() };
-    let registers = FirstRegisters { frame, tls, fp: thread.fp_state() };
-    let new_task = NewTask::new(number, host, space, (task.blocked(), task.name.get()), registers)?;
+    let fp = thread.fp_state();
+    let registers = FirstRegisters { frame: &frame, tls, fp: fp.as_ref() };
+    let new_task = NewTask::new(number, host, space, (task.blocked(), task.name.get()), &registers)?;
+    share_files(task, request, &new_task)?;
     new_task.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
     // Two threads cannot share an alternative stack.
     let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
     new_task.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });
     Ok(new_task)
+}
+
+/// Gives a new thread its descriptors: a new process has a copy already, and a thread of this one has the process's.
+fn share_files(task: &Task, request: &Request, new: &NewTask) -> Result<(), OutOfMemory> {
+    let own = match (&new.process, request.has(CLONE_FILES)) {
+        (Some(process), true) => return process.files.share(task.files()),
+        (Some(_), false) => return Ok(()),
+        (None, true) => task.own_files.get().cloned(),
+        (None, false) => Some(task.files().fork().counted()?),
+    };
+    if let Some(own) = own {
+        new.task.own_files.call_once(|| own);
+    }
+    Ok(())
 }
 
 /// Adds a new process or thread to the tree, unless the caller must exit itself: an ending process gets no new threads,

@@ -23,7 +23,6 @@ use granule_arch::descriptor::Protection;
 
 use super::elf::{ElfSegment, Program};
 use super::exit;
-use super::initrd::{self, File};
 use super::signal::Actions;
 use super::stack::{self, StackMemory, StringCounts, Strings};
 use super::state::Handlers;
@@ -32,6 +31,9 @@ use super::task::Task;
 use super::tree::PROCESSES;
 use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::linux::file::initrd::{self, File};
+use crate::linux::file::open::FileRef;
+use crate::linux::file::table::ExecFiles;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     FaultError, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser,
@@ -178,10 +180,15 @@ fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
 
 /// Replaces the program of the running thread, the only one of its process. Nothing here fails.
 #[inline(never)]
-pub fn install(task: &Task, thread: &Thread, loaded: Loaded, frame: &mut TrapFrame) {
+pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<FileRef>, frame: &mut TrapFrame) {
     *frame = loaded.frame();
     // A request that failed on the way was repeated. The end of the old space does not add to it.
     thread.take_shortage();
+    task.files().exec(files);
+    if task.own_files.is_completed() {
+        // The others that had the process's are gone.
+        task.process().files.clear();
+    }
     // First: a vfork parent, which continues from here, may wait for its child by the signal that it gets from now on.
     PROCESSES.lock().become_normal(task.process());
     exit::leave_memory(task);

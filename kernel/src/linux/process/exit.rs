@@ -45,6 +45,7 @@ pub fn leave(task: &Task) -> ! {
     if last {
         let space = process.lock().space.take();
         drop(space);
+        process.files.clear();
         loop {
             let orphans = PROCESSES.lock().orphan_children(process);
             match orphans {

@@ -1,10 +1,10 @@
 //! On the host there are no programs.
 
-use super::initrd::PathError;
 use super::signal::Signal;
 use super::stack::Words;
 use super::status::{ExecError, ProcessEnd, Summary};
 use crate::linux::errno::Errno;
+use crate::linux::file::initrd::PathError;
 use crate::mm::space::SpaceRef;
 
 /// Starts nothing.

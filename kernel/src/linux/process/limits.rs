@@ -1,8 +1,8 @@
 //! The limits of a process: `prlimit64`, and the number of tasks.
 //!
 //! All of Linux's resources can be read and set, with Linux's defaults. Those of existing resources are enforced: the
-//! address space, its data, the stack, and tasks. The only user is root: it may raise hard limits, but, unlike Linux's
-//! root, is bound by `RLIMIT_NPROC`.
+//! address space, its data, the stack, tasks, and open files. The only user is root: it may raise hard limits, but, unlike
+//! Linux's root, is bound by `RLIMIT_NPROC`.
 //!
 //! A task counts from its creation until its record is freed, so a process that has ended counts until its status is
 //! collected. Everything else that a program leaves in the kernel is bounded too: a signal is pending once, and areas
@@ -19,11 +19,9 @@ use granule_abi::limits::{
     RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_RTPRIO, RLIMIT_SIGPENDING, RLIMIT_STACK, RLimit,
 };
 
+use crate::linux::file::table;
 use crate::mm::space::SpaceLimits;
 use crate::sync::{IrqLock, rank};
-
-/// The most open files that a limit may allow (`fs.nr_open`).
-const MOST_FILES: u64 = 1 << 20;
 
 /// The frames that a task takes at least (its kernel stack), and the part of all frames that tasks may take: together
 /// the limit of all tasks, as on Linux (`set_max_threads`).
@@ -123,7 +121,7 @@ impl Limits {
             if new.soft > new.hard {
                 return Err(Errno::EINVAL);
             }
-            if resource == RLIMIT_NOFILE && new.hard > MOST_FILES {
+            if resource == RLIMIT_NOFILE && new.hard > table::MOST as u64 {
                 return Err(Errno::EPERM);
             }
         }

@@ -1,6 +1,6 @@
 //! Processes: programs at EL0, from the initrd to their exit.
 //!
-//! - [`initrd`], [`elf`]: where programs come from
+//! - [`elf`]: what programs are
 //! - [`stack`], `exec`: a program's first stack and registers, and how it starts
 //! - `tree`, `numbers`: all processes, and their lookup
 //! - `state`, `task`: one process, and one of its threads
@@ -32,7 +32,6 @@ mod fault;
 pub mod futex;
 #[cfg(not(target_os = "none"))]
 mod host;
-pub mod initrd;
 pub mod limits;
 pub mod numbers;
 #[cfg(target_os = "none")]
@@ -64,10 +63,13 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     resolve: fault::resolve,
 };
 
-/// The pools of processes, tasks, tables of handlers and vforks: for audits that count objects and frames by owner.
+/// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
 #[cfg(target_os = "none")]
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 4] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 6] {
+    let [files, tables] = crate::linux::file::open::pool_stats();
     [
+        files,
+        tables,
         ("processes", tree::pool_stats()),
         ("tasks", task::pool_stats()),
         ("tables of handlers", state::pool_stats()),

@@ -7,9 +7,9 @@ use granule_abi::process::NAME_LENGTH;
 use thiserror::Error;
 
 use super::elf::ProgramError;
-use super::initrd::PathError;
 use super::signal::Signal;
 use crate::linux::errno::Errno;
+use crate::linux::file::initrd::PathError;
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

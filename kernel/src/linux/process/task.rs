@@ -18,6 +18,8 @@ use super::state::{ProcessState, Visit};
 use super::status::Name;
 use super::tree::Process;
 use crate::kernel;
+use crate::linux::file::open::FileRef;
+use crate::linux::file::table::Files;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
@@ -43,6 +45,8 @@ pub struct Task {
     /// Whether the thread is leaving the process. Set by its own thread, under the lock of its process.
     leaves: AtomicBool,
     space: UnsafeCell<Option<SpaceUser>>,
+    /// Its descriptors, if they are not its process's. Set before it runs.
+    pub own_files: Once<Counted<Files<FileRef>>>,
     /// The alternative stack for handlers.
     pub stack: Cell<SigStack>,
     /// The word that is zeroed when the thread exits; 0 for none.
@@ -130,7 +134,8 @@ impl Task {
         blocked: Set,
         name: Name,
     ) -> Result<PoolBox<Self>, OutOfMemory> {
-        POOL.call_once(|| Pool::new(kernel().frames)).try_new_with(|| Self {
+        let room = POOL.call_once(|| Pool::new(kernel().frames)).try_new_uninit()?;
+        Ok(room.write(Self {
             id: AtomicU32::new(id),
             process,
             thread: Once::new(),
@@ -140,6 +145,7 @@ impl Task {
             pending: Pending::new(),
             leaves: AtomicBool::new(false),
             space: UnsafeCell::new(Some(space)),
+            own_files: Once::new(),
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
             restart: Cell::new(None),
@@ -148,7 +154,7 @@ impl Task {
             fault: Cell::new(FaultRecord::default()),
             name: Cell::new(name),
             vfork: Cell::new(None),
-        })
+        }))
     }
 
     /// The task of a thread that runs a program.
@@ -179,6 +185,11 @@ impl Task {
     /// Its process.
     pub const fn process(&self) -> &'static Process {
         self.process
+    }
+
+    /// Its descriptors.
+    pub fn files(&self) -> &Files<FileRef> {
+        self.own_files.get().map_or(&self.process.files, |files| files)
     }
 
     /// Its thread.

@@ -33,6 +33,8 @@ use super::status::{Life, ProcessEnd};
 use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::linux::file::open::FileRef;
+use crate::linux::file::table::Files;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::sched::ThreadRef;
@@ -71,6 +73,8 @@ pub struct Process {
     parent_id: AtomicU32,
     /// Threads that wait for children. Read under the lock of the tree, and raised before that is acquired.
     waiting: AtomicU32,
+    /// The descriptors of its threads, but of those that have their own.
+    pub files: Files<FileRef>,
     /// Its limits.
     pub limits: Limits,
     /// The reservation of its first task; other tasks have their own.
@@ -172,13 +176,21 @@ impl<'a> KeyAdapter<'a> for Ended {
 struct FamilyKey(());
 
 impl Process {
-    /// A process with this number, in no tree yet and without threads.
+    /// A process with this number, in no tree yet and without threads. It has copies of these descriptors and limits.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing stays allocated.
     #[inline(never)]
-    pub fn new(id: u32, state: ProcessState, limits: Limits, place: ProcessSlot) -> Result<PoolBox<Self>, OutOfMemory> {
-        POOL.call_once(|| Pool::new(kernel().frames)).try_new_with(|| Self {
+    pub fn new(
+        id: u32,
+        state: ProcessState,
+        files: &Files<FileRef>,
+        limits: &Limits,
+        place: ProcessSlot,
+    ) -> Result<PoolBox<Self>, OutOfMemory> {
+        let room = POOL.call_once(|| Pool::new(kernel().frames)).try_new_uninit()?;
+        let files = files.fork();
+        Ok(room.write(Self {
             id,
             serial: AtomicU64::new(0),
             family_serial: AtomicU64::new(0),
@@ -188,12 +200,13 @@ impl Process {
             ended: RBTreeLink::new(),
             parent_id: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            limits,
+            files,
+            limits: limits.copy(),
             _place: place,
             outlives_its_end: AtomicBool::new(false),
             family: UnsafeCell::new(Family::new()),
             state: IrqLock::new(state),
-        })
+        }))
     }
 
     /// Its number.

@@ -1,33 +1,171 @@
-//! The console, the only file: descriptors 0, 1 and 2.
+//! Calls for files: descriptors, reads and writes.
 
+use granule_abi::file::{
+    AT_FDCWD, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX,
+    FIONREAD, O_CLOEXEC, O_NONBLOCK,
+};
+use granule_abi::limits::RLIMIT_NOFILE;
 use granule_abi::process::IoVec;
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
-use super::{Answer, MOST_AT_ONCE, Syscall, read_quads};
+use super::process::read_path;
+use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
+use crate::linux::file::open::{self, FileRef, OpenFile};
 use crate::sched::{Thread, Work, relax};
 use crate::uaccess;
 
 /// Pieces that `readv` and `writev` take.
 const PIECES: u64 = 1024;
 
-fn check_descriptor(descriptor: u64) -> Result<(), Errno> {
-    if descriptor as u32 <= 2 { Ok(()) } else { Err(Errno::EBADF) }
+/// The file of a descriptor, also of one that is only a path.
+#[inline(never)]
+fn any_file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
+    call.task.files().get(descriptor as u32).ok_or(Errno::EBADF)
+}
+
+/// The file of a descriptor, for reads and writes.
+#[inline(never)]
+fn file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
+    any_file(call, descriptor).and_then(|file| if file.is_path() { Err(Errno::EBADF) } else { Ok(file) })
 }
 
 pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
-    check_descriptor(call.argument::<0>())?;
-    let (base, length) = (call.address::<1>(), call.argument::<2>());
-    check_range(base, length)?;
-    let mut from = UserBytes { base: base.0, left: length, ..UserBytes::default() };
-    print(call.thread, length.min(MOST_AT_ONCE), &mut from)
+    let file = file(call, call.argument::<0>())?;
+    file.check_writable()?;
+    let mut from = UserBytes::of_call(call)?;
+    print(call.thread, from.left.min(MOST_AT_ONCE), &mut from)
 }
 
 pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
-    check_descriptor(call.argument::<0>())?;
-    check_range(call.address::<1>(), call.argument::<2>())?;
-    input(call.address::<1>(), call.argument::<2>().min(MOST_AT_ONCE))
+    let file = file(call, call.argument::<0>())?;
+    file.check_readable()?;
+    let to = UserBytes::of_call(call)?;
+    fill(call, &file, to.left, to)
+}
+
+pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
+    let (file, position) = at_position(call)?;
+    file.check_readable()?;
+    let to = UserBytes::of_call(call)?;
+    store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
+}
+
+/// Reads from where the file is on.
+fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> Answer {
+    if file.is_console() {
+        return input(file, bytes.min(MOST_AT_ONCE), &mut to);
+    }
+    let (at, contents) = file.take(bytes, MOST_AT_ONCE)?;
+    let stored = store(call, contents, to);
+    file.give_back(at, contents, stored.unwrap_or(0));
+    stored
+}
+
+/// Stores `contents`, up to the first byte that cannot be stored, or until the thread must exit.
+fn store(call: &Syscall<'_>, contents: &[u8], mut to: UserBytes) -> Answer {
+    let mut done = 0;
+    for piece in contents.chunks(PAGE_SIZE) {
+        let stored = to.store(piece);
+        done += stored as u64;
+        if stored < piece.len() && done == 0 {
+            return Err(Errno::EFAULT);
+        }
+        if stored < piece.len() || call.thread.has(Work::SIGNAL) && call.task.is_called_off() {
+            break;
+        }
+        relax();
+    }
+    Ok(done)
+}
+
+pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
+    let (file, _) = at_position(call)?;
+    file.check_writable()?;
+    // Nothing that is written has positions.
+    Err(Errno::ESPIPE)
+}
+
+/// The file and the position of a read or write that says where.
+fn at_position(call: &Syscall<'_>) -> Result<(FileRef, u64), Errno> {
+    let position = u64::try_from(call.argument::<3>() as i64).map_err(|_| Errno::EINVAL)?;
+    let file = file(call, call.argument::<0>())?;
+    file.check_seekable()?;
+    Ok((file, position))
+}
+
+pub(super) fn lseek(call: &mut Syscall<'_>) -> Answer {
+    file(call, call.argument::<0>())?.seek(call.argument::<1>() as i64, call.argument::<2>() as u32)
+}
+
+pub(super) fn fstat(call: &mut Syscall<'_>) -> Answer {
+    let stat = any_file(call, call.argument::<0>())?.stat();
+    write_quads(call.address::<1>(), stat).map(|()| 0)
+}
+
+pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
+    let (flags, end) = (call.argument::<2>() as u32, most_files(call));
+    let checked = open::checked(flags)?;
+    if !call.task.files().has_room(end) {
+        return Err(Errno::EMFILE);
+    }
+    let path = read_path(call.address::<1>())?;
+    let base = match call.argument::<0>() as i32 {
+        _ if path.starts_with(b"/") || path.is_empty() => None,
+        AT_FDCWD => None,
+        descriptor => Some(any_file(call, descriptor as u64)?),
+    };
+    let file = open::open(base.as_deref(), &path, checked)?;
+    call.task.files().add(file, 0, end, flags & O_CLOEXEC != 0).map(u64::from)
+}
+
+/// No descriptor of the process may be as high.
+fn most_files(call: &Syscall<'_>) -> u64 {
+    call.task.process().limits.soft(RLIMIT_NOFILE)
+}
+
+pub(super) fn close(call: &mut Syscall<'_>) -> Answer {
+    call.task.files().close(call.argument::<0>() as u32).map(|_| 0)
+}
+
+pub(super) fn dup(call: &mut Syscall<'_>) -> Answer {
+    let file = any_file(call, call.argument::<0>())?;
+    call.task.files().add(file, 0, most_files(call), false).map(u64::from)
+}
+
+pub(super) fn dup3(call: &mut Syscall<'_>) -> Answer {
+    let (old, new, flags) = (call.argument::<0>() as u32, call.argument::<1>() as u32, call.argument::<2>() as u32);
+    if flags & !O_CLOEXEC != 0 || old == new {
+        return Err(Errno::EINVAL);
+    }
+    if u64::from(new) >= most_files(call) {
+        return Err(Errno::EBADF);
+    }
+    call.task.files().duplicate(old, new, flags & O_CLOEXEC != 0)?;
+    Ok(u64::from(new))
+}
+
+pub(super) fn fcntl(call: &mut Syscall<'_>) -> Answer {
+    let (descriptor, command, argument) =
+        (call.argument::<0>() as u32, call.argument::<1>() as u32, call.argument::<2>() as u32);
+    let files = call.task.files();
+    let (file, closes) = files.get_with_flag(descriptor).ok_or(Errno::EBADF)?;
+    match command {
+        F_DUPFD | F_DUPFD_CLOEXEC => {
+            let end = most_files(call);
+            if u64::from(argument) >= end {
+                return Err(Errno::EINVAL);
+            }
+            files.add(file, argument, end, command == F_DUPFD_CLOEXEC).map(u64::from)
+        }
+        F_GETFD => Ok(if closes { FD_CLOEXEC.into() } else { 0 }),
+        F_SETFD => files.set_close_on_exec(descriptor, argument & FD_CLOEXEC != 0).map(|()| 0),
+        F_GETFL => Ok(file.flags().into()),
+        _ if file.is_path() => Err(Errno::EBADF),
+        F_SETFL => file.set_flags(argument).map(|()| 0),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// Checks that the range is of EL0, also if it is empty or longer than one call moves.
@@ -36,16 +174,15 @@ fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
 }
 
 pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
+    file(call, call.argument::<0>())?.check_writable()?;
     let bytes = check_pieces(call)?;
-    let (array, count) = (call.address::<1>(), call.argument::<2>());
-    print(call.thread, bytes.min(MOST_AT_ONCE), &mut UserBytes { array, count, ..UserBytes::default() })
+    print(call.thread, bytes.min(MOST_AT_ONCE), &mut UserBytes::of_pieces(call))
 }
 
 /// Checks a list of pieces completely before any is moved: it can be read, no length is negative, and then all are of
 /// EL0 (`import_iovec`). Returns the bytes of all.
 fn check_pieces(call: &Syscall<'_>) -> Result<u64, Errno> {
-    check_descriptor(call.argument::<0>())?;
-    let (array, count) = (call.address::<1>(), call.argument::<2>());
+    let UserBytes { array, count, .. } = UserBytes::of_pieces(call);
     if count > PIECES {
         return Err(Errno::EINVAL);
     }
@@ -78,6 +215,42 @@ struct UserBytes {
 }
 
 impl UserBytes {
+    /// The one piece of a call, which is of EL0.
+    fn of_call(call: &Syscall<'_>) -> Result<Self, Errno> {
+        let (base, left) = (call.address::<1>(), call.argument::<2>());
+        check_range(base, left)?;
+        Ok(Self { base: base.0, left, ..Self::default() })
+    }
+
+    /// The list of a call, whose count is of 32 bits.
+    fn of_pieces(call: &Syscall<'_>) -> Self {
+        Self { array: call.address::<1>(), count: u64::from(call.argument::<2>() as u32), ..Self::default() }
+    }
+
+    /// Stores the next bytes, up to the first that cannot be stored; returns how many were.
+    fn store(&mut self, mut from: &[u8]) -> usize {
+        let mut done = 0;
+        while !from.is_empty() {
+            if self.left == 0 {
+                // Read again, as in `copy`.
+                let piece = if self.next == self.count { None } else { read_piece(self.array, self.next).ok() };
+                let Some(piece) = piece else { break };
+                ([self.base, self.left], self.next) = (piece, self.next + 1);
+                relax();
+                continue;
+            }
+            let (part, rest) = from.split_at_checked(from.len().min(self.left as usize)).unwrap_or_default();
+            let stored = uaccess::copy_to_user_up_to(VirtAddr(self.base), part);
+            (self.base, self.left, done) =
+                (self.base.wrapping_add(stored as u64), self.left - stored as u64, done + stored);
+            if stored < part.len() {
+                break;
+            }
+            from = rest;
+        }
+        done
+    }
+
     /// Copies the next bytes.
     fn copy(&mut self, mut to: &mut [u8]) -> Result<(), Errno> {
         while !to.is_empty() {
@@ -101,34 +274,11 @@ impl UserBytes {
     }
 }
 
-/// Reads piece after piece, until one is not filled.
 pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
-    check_pieces(call)?;
-    let (array, count) = (call.address::<1>(), call.argument::<2>());
-    let mut moved = 0;
-    for index in 0..count {
-        // A piece begins without a check for signals, and there are many.
-        if moved != 0 && call.thread.has(Work::SIGNAL) {
-            break;
-        }
-        // Read again: the memory may have changed since the check.
-        let answer = read_piece(array, index).and_then(|[base, length]| match length {
-            0 => Ok((0, 0)),
-            length if length > i64::MAX as u64 => Err(Errno::EINVAL),
-            length => input(VirtAddr(base), length.min(MOST_AT_ONCE - moved)).map(|done| (done, length)),
-        });
-        match answer {
-            Ok((done, length)) => {
-                moved += done;
-                if done < length {
-                    break;
-                }
-            }
-            Err(errno) if moved == 0 => return Err(errno),
-            Err(_) => break,
-        }
-    }
-    Ok(moved)
+    let file = file(call, call.argument::<0>())?;
+    file.check_readable()?;
+    let bytes = check_pieces(call)?;
+    fill(call, &file, bytes, UserBytes::of_pieces(call))
 }
 
 /// Writes to the console; returns how many bytes of EL0's were read and written before a signal came.
@@ -162,15 +312,16 @@ fn print(thread: &Thread, bytes: u64, from: &mut UserBytes) -> Answer {
 }
 
 /// Waits for input, and reads what is available.
-fn input(to: VirtAddr, bytes: u64) -> Answer {
+fn input(file: &OpenFile, bytes: u64, to: &mut UserBytes) -> Answer {
     if bytes == 0 {
         return Ok(0);
     }
-    check_range(to, bytes)?;
     let mut done = 0;
-    let mut next = Some(console::wait_for_byte().ok_or(Errno::ERESTARTSYS)?);
+    let mut next = Some(open::first_byte(file)?);
     while let Some(byte) = next {
-        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &[byte])?;
+        if to.store(&[byte]) == 0 {
+            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
+        }
         relax();
         done += 1;
         next = if done < bytes { console::try_read_byte() } else { None };
@@ -178,13 +329,23 @@ fn input(to: VirtAddr, bytes: u64) -> Answer {
     Ok(done)
 }
 
-/// Without effect: the console stays open.
-pub(super) fn close(call: &mut Syscall<'_>) -> Answer {
-    check_descriptor(call.argument::<0>()).map(|()| 0)
-}
-
-/// The console has no settings: it is not a terminal for programs.
+/// What every file has, and how much of one is left to read; the console is not a terminal for programs.
 pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
-    check_descriptor(call.argument::<0>())?;
-    Err(Errno::ENOTTY)
+    let (descriptor, at) = (call.argument::<0>() as u32, call.address::<2>());
+    let file = file(call, descriptor.into())?;
+    match call.argument::<1>() as u32 {
+        command @ (FIOCLEX | FIONCLEX) => {
+            call.task.files().set_close_on_exec(descriptor, command == FIOCLEX)?;
+        }
+        FIONBIO => {
+            let is_on = i32::from_le_bytes(read_bytes(at)?) != 0;
+            file.set_flags(file.flags() & !O_NONBLOCK | if is_on { O_NONBLOCK } else { 0 })?;
+        }
+        FIONREAD => {
+            let left = file.left().ok_or(Errno::ENOTTY)?;
+            uaccess::copy_to_user(at, &(left as u32).to_le_bytes())?;
+        }
+        _ => return Err(Errno::ENOTTY),
+    }
+    Ok(0)
 }

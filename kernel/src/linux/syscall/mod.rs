@@ -71,12 +71,20 @@ macro_rules! entry {
 /// All calls, by number.
 static TABLE: [SyscallEntry; number::END] = {
     let mut table: [SyscallEntry; number::END] = [entry!(unknown); number::END];
+    table[number::DUP] = entry!(io::dup);
+    table[number::DUP3] = entry!(io::dup3);
+    table[number::FCNTL] = entry!(io::fcntl);
     table[number::IOCTL] = entry!(io::ioctl);
+    table[number::OPENAT] = entry!(io::openat);
     table[number::CLOSE] = entry!(io::close);
+    table[number::LSEEK] = entry!(io::lseek);
     table[number::READ] = entry!(io::read);
     table[number::WRITE] = entry!(io::write);
     table[number::READV] = entry!(io::readv);
     table[number::WRITEV] = entry!(io::writev);
+    table[number::PREAD64] = entry!(io::pread64);
+    table[number::PWRITE64] = entry!(io::pwrite64);
+    table[number::FSTAT] = entry!(io::fstat);
     table[number::EXIT] = entry!(process::exit);
     table[number::EXIT_GROUP] = entry!(process::exit_group);
     table[number::SET_TID_ADDRESS] = entry!(process::set_tid_address);

@@ -15,10 +15,13 @@ use crate::bytes;
 use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
 use crate::linux::process::futex::{Scope, Wait};
+use crate::linux::process::oom::{self, Relief};
+use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
+use crate::mm::OutOfMemory;
 use crate::sched::{self, Work};
 use crate::smp::this_cpu;
 use crate::uaccess;
@@ -96,14 +99,30 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
         };
         exec::load(this_cpu(), file, &path, &limits, counts, add).map_err(ExecError::errno)?
     };
+    let mut files = call.task.files().prepare_exec()?;
     exit::kill_other_threads(call.task)?;
-    exec::install(call.task, call.thread, loaded, call.frame);
+    if !call.task.files().is_as_prepared(&files) {
+        // Another thread, or a process that shares them, has changed descriptors until now. What it changes from here on
+        // is its own affair.
+        files = loop {
+            match call.task.files().prepare_exec() {
+                Ok(files) => break files,
+                Err(OutOfMemory) if oom::relieve(call.task, call.thread) == Relief::Retry => {}
+                // The other threads are gone, so there is no way back (Linux's `begin_new_exec`).
+                Err(OutOfMemory) => {
+                    drop((loaded, files));
+                    exit::exit_group(call.task, ProcessEnd::Killed(Signal::SEGV))
+                }
+            }
+        };
+    }
+    exec::install(call.task, call.thread, loaded, files, call.frame);
     // The value of x0 at the program's first instruction.
     Ok(0)
 }
 
 /// Copies a path (Linux's `getname`).
-fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
+pub(super) fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
     /// The most bytes of a path, its final zero included.
     const PATH: usize = 4096;
     let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;

@@ -10,7 +10,7 @@ use granule_pgtable::{Change, Extent, Granule4K, Lazy, LeafTotals, PageRange, Sh
 
 use crate::chip::power::Status;
 use crate::linux::errno::Errno;
-use crate::linux::process::initrd::tests::sample;
+use crate::linux::file::initrd::tests::sample;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::Words;
 use crate::linux::process::status::{ExecError, Life, Name, ProcessEnd, Summary};
@@ -178,7 +178,7 @@ impl Subject for ModelMachine {
     /// There is one file, `exits`, whose only process has the number 7 and exits with as many as it has words.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
         if file != "exits" {
-            return Err(ExecError::Path(crate::linux::process::initrd::PathError::NotFound));
+            return Err(ExecError::Path(crate::linux::file::initrd::PathError::NotFound));
         }
         self.process = Some(ProcessEnd::Exited(words.counts().arguments as u8));
         Ok(7)

@@ -1,4 +1,4 @@
-//! The initrd: the files that programs are started from.
+//! The initrd: the files that there are, and that programs are started from.
 //!
 //! A cpio archive in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst):
 //! for each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero,
@@ -9,12 +9,14 @@
 
 use alloc::vec::Vec;
 
+use granule_abi::file::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use granule_arch::addr::PhysRange;
 use thiserror::Error;
 
 use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::layout;
+use crate::sched::relax;
 
 /// Bytes of a header.
 const HEADER: usize = 110;
@@ -22,10 +24,9 @@ const HEADER: usize = 110;
 const MODE: usize = 14;
 const SIZE: usize = 54;
 const NAME_SIZE: usize = 94;
-/// Mode bits of the kind of file, and their value for a regular one.
-const KIND: u32 = 0o170_000;
-const REGULAR: u32 = 0o100_000;
-const DIRECTORY: u32 = 0o040_000;
+const USER: usize = 22;
+const GROUP: usize = 30;
+const MODIFIED: usize = 46;
 /// Mode bits that allow execution: by owner, group or others. One is enough, since every program is root's.
 const EXECUTABLE: u32 = 0o111;
 /// Bytes of the longest name between two slashes (`NAME_MAX`).
@@ -59,7 +60,22 @@ pub enum ArchiveError {
     CutOff(usize),
 }
 
-/// Why a path leads to no program, with Linux's error for each step.
+/// What a file's header has beside its name and contents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attributes {
+    /// A number that no other file has: where its header is.
+    pub number: usize,
+    /// The kind of file, and its permissions.
+    pub mode: u32,
+    /// The owner.
+    pub user: u32,
+    /// The owner's group.
+    pub group: u32,
+    /// When it was changed, in seconds since 1970.
+    pub modified: u32,
+}
+
+/// Why a path leads to no file, or no program, with Linux's error for each step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum PathError {
     /// A name that is not in its directory; an empty path.
@@ -71,7 +87,10 @@ pub enum PathError {
     /// A name of more than 255 bytes.
     #[error("a name in the path is too long")]
     NameTooLong,
-    /// A directory, a file whose mode allows no execution, or something else; symbolic links are not followed.
+    /// A symbolic link, which is not followed.
+    #[error("symbolic links are not followed")]
+    Link,
+    /// A directory, a file whose mode allows no execution, or something else.
     #[error("not a file that may be executed")]
     NotExecutable,
     /// No memory for the path.
@@ -89,6 +108,7 @@ impl PathError {
             Self::NotFound => Errno::ENOENT,
             Self::NotDirectory => Errno::ENOTDIR,
             Self::NameTooLong => Errno::ENAMETOOLONG,
+            Self::Link => Errno::ELOOP,
             Self::NotExecutable => Errno::EACCES,
             Self::OutOfMemory => Errno::ENOMEM,
             Self::Archive(_) => Errno::EIO,
@@ -107,7 +127,7 @@ pub fn programs(archive: &[u8]) -> impl Iterator<Item = Result<File<'_>, Archive
     core::iter::from_fn(move || {
         loop {
             match entries.next_entry()? {
-                Ok((file, mode)) if mode & KIND == REGULAR && mode & EXECUTABLE != 0 => return Some(Ok(file)),
+                Ok((file, has)) if has.mode & S_IFMT == S_IFREG && has.mode & EXECUTABLE != 0 => return Some(Ok(file)),
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),
             }
@@ -129,7 +149,7 @@ impl<'a> Iterator for Files<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             match self.next_entry()? {
-                Ok((file, mode)) if mode & KIND == REGULAR => return Some(Ok(file)),
+                Ok((file, has)) if has.mode & S_IFMT == S_IFREG => return Some(Ok(file)),
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),
             }
@@ -138,9 +158,9 @@ impl<'a> Iterator for Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    /// The next entry of any kind, with its mode.
-    fn next_entry(&mut self) -> Option<Result<(File<'a>, u32), ArchiveError>> {
-        let (file, mode, next) = match entry(self.archive, self.position.take()?) {
+    /// The next entry of any kind.
+    fn next_entry(&mut self) -> Option<Result<(File<'a>, Attributes), ArchiveError>> {
+        let (file, attributes, next) = match entry(self.archive, self.position.take()?) {
             Ok(entry) => entry,
             Err(error) => return Some(Err(error)),
         };
@@ -148,12 +168,12 @@ impl<'a> Files<'a> {
             return None;
         }
         self.position = Some(next);
-        Some(Ok((file, mode)))
+        Some(Ok((file, attributes)))
     }
 }
 
-/// The entry whose header is at `at`: the file, its mode, and where the next header is.
-fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, u32, usize), ArchiveError> {
+/// The entry whose header is at `at`: the file, and where the next header is.
+fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, Attributes, usize), ArchiveError> {
     let header = archive.get(at..).and_then(|rest| rest.get(..HEADER)).ok_or(ArchiveError::NoHeader(at))?;
     if !header.starts_with(b"070701") {
         return Err(ArchiveError::NoHeader(at));
@@ -163,7 +183,8 @@ fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, u32, usize), ArchiveErr
         let number = digits.try_fold(0, |number: u32, digit| Some(number << 4 | digit?));
         number.ok_or(ArchiveError::NotANumber(at))
     };
-    let (mode, size, name_size) = (field(MODE)?, field(SIZE)? as usize, field(NAME_SIZE)? as usize);
+    let (size, name_size) = (field(SIZE)? as usize, field(NAME_SIZE)? as usize);
+    let (mode, user, group, modified) = (field(MODE)?, field(USER)?, field(GROUP)?, field(MODIFIED)?);
 
     // Sums of a position in memory and a few 32-bit numbers: they cannot wrap.
     let name_start = at + HEADER;
@@ -172,7 +193,8 @@ fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, u32, usize), ArchiveErr
     let name = bare(name.ok_or(ArchiveError::BadName(at))?);
     let start = (name_start + name_size).next_multiple_of(4);
     let contents = archive.get(start..start + size).ok_or(ArchiveError::CutOff(at))?;
-    Ok((File { name, contents }, mode, (start + size).next_multiple_of(4)))
+    let attributes = Attributes { number: at, mode, user, group, modified };
+    Ok((File { name, contents }, attributes, (start + size).next_multiple_of(4)))
 }
 
 /// A path without a leading `/` or `./`.
@@ -194,9 +216,6 @@ pub fn archive() -> &'static [u8] {
 
 /// The file at a path, for execution.
 ///
-/// Names are looked up one by one from the root, as on Linux: there is no other working directory. A directory exists
-/// if it has an entry or if a file is in it.
-///
 /// # Errors
 /// [`PathError`].
 pub fn find(path: &[u8]) -> Result<File<'static>, PathError> {
@@ -204,22 +223,44 @@ pub fn find(path: &[u8]) -> Result<File<'static>, PathError> {
 }
 
 fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
+    match look_in(archive, path)? {
+        PathEntry::File(file, attributes) if attributes.mode & EXECUTABLE != 0 => Ok(file),
+        PathEntry::Link(_) => Err(PathError::Link),
+        _ => Err(PathError::NotExecutable),
+    }
+}
+
+/// What is at a path.
+///
+/// Names are looked up one by one from the root, as on Linux: there is no other working directory. A directory exists
+/// if it has an entry or if a file is in it.
+///
+/// # Errors
+/// [`PathError`].
+pub fn look(path: &[u8]) -> Result<PathEntry<'static>, PathError> {
+    look_in(archive(), path)
+}
+
+fn look_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<PathEntry<'a>, PathError> {
     if path.is_empty() {
         return Err(PathError::NotFound);
     }
     // The names that lead to `found`, without `.` and `..`.
     let mut way = Vec::new();
     way.try_reserve(path.len()).map_err(|_| PathError::OutOfMemory)?;
-    let mut found = PathEntry::Directory;
+    let (mut found, mut is_above) = (PathEntry::Directory("", ROOT), false);
     for name in path.split(|&byte| byte == b'/') {
-        if !matches!(found, PathEntry::Directory) {
-            return Err(PathError::NotDirectory);
+        match found {
+            PathEntry::Directory(..) => {}
+            PathEntry::Link(_) => return Err(PathError::Link),
+            _ => return Err(PathError::NotDirectory),
         }
         match name {
             b"" | b"." => {}
             b".." => {
                 let parent = way.iter().rposition(|&byte| byte == b'/');
                 way.truncate(parent.unwrap_or(0));
+                is_above = true;
             }
             name if name.len() > NAME => return Err(PathError::NameTooLong),
             name => {
@@ -227,41 +268,76 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
                     bytes::append(&mut way, b"/").map_err(|_| PathError::OutOfMemory)?;
                 }
                 bytes::append(&mut way, name).map_err(|_| PathError::OutOfMemory)?;
-                found = look_up(archive, &way)?;
+                (found, is_above) = (look_up(archive, &way)?, false);
             }
         }
     }
-    match found {
-        PathEntry::File(file, mode) if mode & EXECUTABLE != 0 => Ok(file),
-        _ => Err(PathError::NotExecutable),
+    match way.as_slice() {
+        [] => Ok(PathEntry::Directory("", ROOT)),
+        // Which directory it is was not looked at on the way.
+        _ if is_above => look_up(archive, &way),
+        _ => Ok(found),
     }
 }
 
-/// The result of a lookup.
-enum PathEntry<'a> {
-    Directory,
-    File(File<'a>, u32),
-    /// A device, a link, ...
-    Other,
+/// The root, and each directory that has no entry of its own.
+const ROOT: Attributes = Attributes { number: usize::MAX, mode: S_IFDIR | 0o755, user: 0, group: 0, modified: 0 };
+
+/// What a path leads to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PathEntry<'a> {
+    /// A directory: its path from the root, without `.` and `..`.
+    Directory(&'a str, Attributes),
+    /// A regular file.
+    File(File<'a>, Attributes),
+    /// A symbolic link.
+    Link(Attributes),
+    /// The console.
+    Console,
+    /// Another device, a pipe, ...
+    Other(Attributes),
 }
 
 /// The first entry with this name; a directory too if it has none and a name begins with it.
 fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
+    // The kernel's own: no archive needs them.
+    if wanted == CONSOLE.as_bytes() {
+        return Ok(PathEntry::Console);
+    }
     if archive.is_empty() {
-        return Err(PathError::NotFound);
+        return missing(wanted);
     }
     let mut entries = files(archive);
     while let Some(entry) = entries.next_entry() {
-        let (file, mode) = entry?;
+        let (file, attributes) = entry?;
+        relax();
         let Some(rest) = file.name.as_bytes().strip_prefix(wanted) else { continue };
-        match (rest.first(), mode & KIND) {
-            (None, REGULAR) => return Ok(PathEntry::File(file, mode)),
-            (None, DIRECTORY) | (Some(b'/'), _) => return Ok(PathEntry::Directory),
-            (None, _) => return Ok(PathEntry::Other),
+        match (rest.first(), attributes.mode & S_IFMT) {
+            (None, S_IFREG) => return Ok(PathEntry::File(file, attributes)),
+            (None, S_IFDIR) => return Ok(PathEntry::Directory(file.name, attributes)),
+            (None, S_IFLNK) => return Ok(PathEntry::Link(attributes)),
+            (None, _) => return Ok(PathEntry::Other(attributes)),
+            (Some(b'/'), _) => {
+                // Inside the entry, whose name has as many slashes; and odd, as no header's position is.
+                let slashes = wanted.iter().filter(|&&byte| byte == b'/').count();
+                let number = attributes.number + 1 + 2 * slashes;
+                let path = file.name.get(..wanted.len()).unwrap_or_default();
+                return Ok(PathEntry::Directory(path, Attributes { number, ..ROOT }));
+            }
             (Some(_), _) => {}
         }
     }
-    Err(PathError::NotFound)
+    missing(wanted)
+}
+
+/// Where the console is, and its directory.
+const CONSOLE: &str = "dev/console";
+const DEVICES: &str = "dev";
+
+/// What is where the archive has nothing.
+fn missing<'a>(wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
+    let directory = PathEntry::Directory(DEVICES, Attributes { number: usize::MAX - 1, ..ROOT });
+    if wanted == DEVICES.as_bytes() { Ok(directory) } else { Err(PathError::NotFound) }
 }
 
 #[cfg(test)]
@@ -269,7 +345,8 @@ pub(crate) mod tests {
     use proptest::prelude::*;
     use std::vec::Vec;
 
-    use super::{ArchiveError, File, PathError, bare, files, find_in, programs};
+    use super::{ArchiveError, END, File, PathEntry, PathError, bare, files, find_in, look_in, programs};
+    use granule_abi::file::{S_IFDIR, S_IFREG};
 
     pub(crate) fn add(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
         let fields = [1, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
@@ -314,14 +391,17 @@ pub(crate) mod tests {
     fn paths_are_refused_as_on_linux() {
         let archive = sample();
         let find = |path: &[u8]| find_in(&archive, path).map(drop);
-        for path in ["two", "link", "bin", "/", ".", "..", "bin/", "bin/.", "bin/..", "/..//"] {
+        for path in ["two", "dev", "dev/console", "bin", "/", ".", "..", "bin/", "bin/.", "bin/..", "/..//"] {
             assert_eq!(find(path.as_bytes()), Err(PathError::NotExecutable), "{path}");
         }
         for path in ["", "TRAILER!!!", "tw", "bin/on", "bi/one", "nosuch/../bin/one", "\u{ff}", "bin/one2"] {
             assert_eq!(find(path.as_bytes()), Err(PathError::NotFound), "{path}");
         }
-        for path in ["two/", "bin/one/", "bin/one/.", "bin/one/..", "bin/one/x", "link/x"] {
+        for path in ["two/", "bin/one/", "bin/one/.", "bin/one/..", "bin/one/x", "dev/console/x"] {
             assert_eq!(find(path.as_bytes()), Err(PathError::NotDirectory), "{path}");
+        }
+        for path in ["link", "link/x", "link/"] {
+            assert_eq!(find(path.as_bytes()), Err(PathError::Link), "{path}");
         }
         assert_eq!(find(&[b'x'; 255]), Err(PathError::NotFound));
         assert_eq!(find(&[b'x'; 256]), Err(PathError::NameTooLong));
@@ -329,6 +409,40 @@ pub(crate) mod tests {
         assert_eq!(find(&[b"x/".as_slice(), &[b'x'; 256]].concat()), Err(PathError::NotFound));
         assert_eq!(find_in(&[], b"two"), Err(PathError::NotFound), "no initrd at all");
         assert_eq!(find_in(&[], b"/"), Err(PathError::NotExecutable));
+    }
+
+    #[test]
+    fn directories_have_paths_and_numbers_of_their_own() {
+        let mut archive = Vec::new();
+        add(&mut archive, "one/two/file", S_IFREG | 0o644, b"contents");
+        add(&mut archive, "three", S_IFDIR | 0o700, b"");
+        add(&mut archive, END, 0, b"");
+        let directory = |path: &str| match look_in(&archive, path.as_bytes()) {
+            Ok(PathEntry::Directory(path, attributes)) => (path, attributes.number, attributes.mode),
+            other => panic!("{path}: {other:?}"),
+        };
+        let default = S_IFDIR | 0o755;
+        for (path, (expected, _, mode)) in [
+            ("/", ("", 0, default)),
+            ("one/..", ("", 0, default)),
+            ("/one/", ("one", 0, default)),
+            ("one/two/../../three/../one/./two", ("one/two", 0, default)),
+            ("one/two/..", ("one", 0, default)),
+            ("three/.", ("three", 0, S_IFDIR | 0o700)),
+            ("dev", ("dev", 0, default)),
+        ] {
+            let (found, number, found_mode) = directory(path);
+            assert_eq!((found, found_mode), (expected, mode), "{path}");
+            assert_eq!(number, directory(if expected.is_empty() { "/" } else { expected }).1, "{path}");
+        }
+        let mut numbers = ["/", "one", "one/two", "three", "dev"].map(|path| directory(path).1);
+        numbers.sort_unstable();
+        assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+        let Ok(PathEntry::File(_, attributes)) = look_in(&archive, b"one/two/file") else { panic!("no file") };
+        assert!(!numbers.contains(&attributes.number));
+        assert_eq!(look_in(&archive, b"/dev/./console"), Ok(PathEntry::Console));
+        assert_eq!(look_in(&archive, b"dev/null"), Err(PathError::NotFound));
+        assert_eq!(look_in(&archive, b"one/two/file/.."), Err(PathError::NotDirectory));
     }
 
     #[test]

@@ -1,0 +1,10 @@
+//! Files: what programs open, and the descriptors under which they have it.
+//!
+//! - [`initrd`]: the files that there are; nothing changes them
+//! - [`table`]: descriptors, and who shares them
+//! - `open`: open files
+
+pub mod initrd;
+#[cfg(target_os = "none")]
+pub mod open;
+pub mod table;

@@ -1,0 +1,402 @@
+//! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
+//!
+//! There are the files and directories of the initrd, which are only read, and the console.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_abi::file::{
+    FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME, O_NOCTTY,
+    O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, S_IFCHR, S_IFDIR, S_IFLNK,
+    S_IFMT, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
+};
+use granule_arch::addr::PAGE_SIZE;
+use spin::Once;
+
+use super::initrd::{self, Attributes, File, PathEntry, PathError};
+use super::table::{Files, Pools};
+use crate::bytes;
+use crate::chip::console;
+use crate::kernel;
+use crate::linux::errno::Errno;
+use crate::mm::OutOfMemory;
+use crate::mm::counted::{Counted, Inner};
+use crate::mm::pool::{Pool, PoolStats};
+
+/// An open file, and those who have it.
+pub type FileRef = Counted<OpenFile>;
+
+static FILES: Once<Pool<Inner<OpenFile>>> = Once::new();
+static TABLES: Once<Pools<FileRef>> = Once::new();
+
+/// Where descriptors are kept.
+fn tables() -> &'static Pools<FileRef> {
+    TABLES.call_once(|| Pools::new(kernel().frames))
+}
+
+/// The open files, and the tables of descriptors.
+pub fn pool_stats() -> [(&'static str, PoolStats); 2] {
+    [
+        ("open files", FILES.get().map_or_else(PoolStats::default, Pool::stats)),
+        ("tables of descriptors", TABLES.get().map_or_else(PoolStats::default, Pools::stats)),
+    ]
+}
+
+/// The descriptors of a program that the kernel starts: 0, 1 and 2 are the console.
+///
+/// # Errors
+/// [`OutOfMemory`].
+#[inline(never)]
+pub fn initial() -> Result<Files<FileRef>, OutOfMemory> {
+    Files::new(tables(), &OpenFile::new(Kind::Console, O_RDWR)?)
+}
+
+/// An open file.
+pub struct OpenFile {
+    kind: Kind,
+    /// Bits of `O_`.
+    flags: AtomicU32,
+    /// Where the next read begins; at most `i64::MAX`.
+    position: AtomicU64,
+}
+
+enum Kind {
+    Console,
+    Regular(File<'static>, Attributes),
+    /// With its path from the root.
+    Directory(&'static str, Attributes),
+    /// Neither read nor written: a place alone.
+    Other(Attributes),
+}
+
+/// The longest file: an offset has 63 bits.
+const LARGEST: u64 = i64::MAX as u64;
+
+/// Opens what is at `path`. `base` is the directory that a path without a leading `/` begins in; the root if there is
+/// none. `flags` are [`checked`].
+///
+/// # Errors
+/// Those of `openat` on a file system that is mounted read-only.
+pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32) -> Result<FileRef, Errno> {
+    let whole = match base {
+        Some(base) if !path.is_empty() => base.path_of(path)?,
+        _ => Vec::new(),
+    };
+    let path = if whole.is_empty() { path } else { &whole };
+    let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(path)?;
+    let kind = match initrd::look(path) {
+        Ok(PathEntry::Console) => Kind::Console,
+        Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes),
+        Ok(PathEntry::Directory(path, attributes)) => Kind::Directory(path, attributes),
+        Ok(PathEntry::Link(attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
+        // In a directory nothing is made.
+        Err(PathError::NotFound) if may_be_new => return Err(Errno::EROFS),
+        Err(error) => return Err(error.errno()),
+    };
+    check(&kind, flags)?;
+    let kept = flags & !(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC);
+    Ok(OpenFile::new(kind, if flags & O_PATH == 0 { kept | O_LARGEFILE } else { kept })?)
+}
+
+/// Checks the path of a file that is created where there is none, but for its last name; whether a file may have that
+/// (Linux's `open_last_lookups`).
+fn check_new_name(path: &[u8]) -> Result<bool, Errno> {
+    let names = without_slashes(path);
+    let start = names.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let (parent, name) = names.split_at_checked(start).unwrap_or_default();
+    if matches!(name, b"" | b"." | b"..") {
+        return Ok(false);
+    }
+    if !parent.is_empty() && !matches!(initrd::look(parent).map_err(PathError::errno)?, PathEntry::Directory(..)) {
+        return Err(Errno::ENOTDIR);
+    }
+    // An open makes no directory.
+    if names.len() == path.len() { Ok(true) } else { Err(Errno::EISDIR) }
+}
+
+/// Checks what a file is against the flags, in Linux's order (`do_open`, `may_open`).
+fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
+    let (writes, is_place) = (flags & O_ACCMODE != O_RDONLY || flags & O_TRUNC != 0, flags & O_PATH != 0);
+    let (is_directory, is_link) = (matches!(kind, Kind::Directory(..)), kind.is(S_IFLNK));
+    if is_link && flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL {
+        return Err(Errno::ELOOP);
+    }
+    if !is_place && flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL {
+        return Err(Errno::EEXIST);
+    }
+    if !is_place && is_directory && flags & O_CREAT != 0 {
+        return Err(Errno::EISDIR);
+    }
+    if flags & O_DIRECTORY != 0 && !is_directory {
+        return Err(Errno::ENOTDIR);
+    }
+    match kind {
+        _ if is_place => Ok(()),
+        _ if flags & O_TMPFILE == O_TMPFILE => Err(Errno::EROFS),
+        Kind::Directory(..) if writes => Err(Errno::EISDIR),
+        Kind::Regular(..) if writes => Err(Errno::EROFS),
+        Kind::Regular(..) => Ok(()),
+        _ if is_link => Err(Errno::ELOOP),
+        _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
+        // No such device.
+        Kind::Other(_) => Err(Errno::ENXIO),
+        Kind::Console | Kind::Directory(..) => Ok(()),
+    }
+}
+
+/// The flags of openat that have a meaning, without [`O_CLOEXEC`](granule_abi::file::O_CLOEXEC), which is the
+/// descriptor's.
+///
+/// # Errors
+/// `EINVAL`: they exclude each other.
+pub fn checked(flags: u32) -> Result<u32, Errno> {
+    const UNNAMED: u32 = O_TMPFILE & !O_DIRECTORY;
+    const OF_PATH: u32 = O_PATH | O_DIRECTORY | O_NOFOLLOW;
+    const KNOWN: u32 = OF_PATH
+        | O_ACCMODE
+        | O_CREAT
+        | O_EXCL
+        | O_NOCTTY
+        | O_TRUNC
+        | O_APPEND
+        | O_NONBLOCK
+        | O_SYNC
+        | FASYNC
+        | O_DIRECT
+        | O_LARGEFILE
+        | O_NOATIME
+        | O_TMPFILE;
+    let known = flags & if flags & O_PATH != 0 { OF_PATH } else { KNOWN };
+    let wrong = known & (O_DIRECTORY | O_CREAT) == O_DIRECTORY | O_CREAT
+        || known & UNNAMED != 0 && (known & O_DIRECTORY == 0 || known & O_ACCMODE == O_RDONLY);
+    // Who waits for all waits for the contents, too.
+    let contents = if known & O_SYNC & !O_DSYNC != 0 { O_DSYNC } else { 0 };
+    if wrong { Err(Errno::EINVAL) } else { Ok(known | contents) }
+}
+
+/// A path without the slashes at its end.
+fn without_slashes(mut path: &[u8]) -> &[u8] {
+    while let Some(rest) = path.strip_suffix(b"/") {
+        path = rest;
+    }
+    path
+}
+
+impl Kind {
+    /// Whether its mode is of this kind.
+    fn is(&self, kind: u32) -> bool {
+        matches!(self, Self::Other(attributes) if attributes.mode & S_IFMT == kind)
+    }
+}
+
+impl OpenFile {
+    fn new(kind: Kind, flags: u32) -> Result<FileRef, OutOfMemory> {
+        let pool = FILES.call_once(|| Pool::new(kernel().frames));
+        Counted::try_new(pool, Self { kind, flags: AtomicU32::new(flags), position: AtomicU64::new(0) })
+    }
+
+    /// A path that begins here, from the root.
+    fn path_of(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let Kind::Directory(here, _) = &self.kind else { return Err(Errno::ENOTDIR) };
+        let mut whole = Vec::new();
+        for part in [b"/".as_slice(), here.as_bytes(), b"/", path] {
+            bytes::append(&mut whole, part).map_err(|_| Errno::ENOMEM)?;
+        }
+        Ok(whole)
+    }
+
+    /// Bits of `O_`, as `F_GETFL` has them.
+    pub fn flags(&self) -> u32 {
+        self.flags.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is only a place in the tree of files.
+    pub fn is_path(&self) -> bool {
+        self.flags() & O_PATH != 0
+    }
+
+    /// Changes the flags that may change, as `F_SETFL`.
+    ///
+    /// # Errors
+    /// `EINVAL`: the file has no I/O past a cache.
+    pub fn set_flags(&self, flags: u32) -> Result<(), Errno> {
+        const CHANGE: u32 = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
+        if flags & O_DIRECT != 0 && !matches!(self.kind, Kind::Regular(..)) {
+            return Err(Errno::EINVAL);
+        }
+        let update = |before: u32| Some(before & !CHANGE | flags & CHANGE);
+        // Relaxed: each read and write looks once.
+        let _ = self.flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        Ok(())
+    }
+
+    /// Checks that it may be read.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn check_readable(&self) -> Result<(), Errno> {
+        if matches!(self.flags() & O_ACCMODE, O_RDONLY | O_RDWR) { Ok(()) } else { Err(Errno::EBADF) }
+    }
+
+    /// Checks that it may be written.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn check_writable(&self) -> Result<(), Errno> {
+        if matches!(self.flags() & O_ACCMODE, O_WRONLY | O_RDWR) { Ok(()) } else { Err(Errno::EBADF) }
+    }
+
+    /// Checks that reads and writes may say where.
+    ///
+    /// # Errors
+    /// `ESPIPE`.
+    pub fn check_seekable(&self) -> Result<(), Errno> {
+        if self.is_console() { Err(Errno::ESPIPE) } else { Ok(()) }
+    }
+
+    /// Whether it is the console.
+    pub fn is_console(&self) -> bool {
+        matches!(self.kind, Kind::Console)
+    }
+
+    /// Whether reads and writes fail where they would wait.
+    pub fn is_nonblocking(&self) -> bool {
+        self.flags() & O_NONBLOCK != 0
+    }
+
+    /// Up to `bytes` bytes from the position on, and the position, which is moved behind them; no more than `most`. Two that
+    /// read at once have different bytes.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL`: a file is not so long.
+    pub fn take(&self, bytes: u64, most: u64) -> Result<(u64, &'static [u8]), Errno> {
+        // Relaxed: nothing is published by a position.
+        let mut at = self.position.load(Ordering::Relaxed);
+        loop {
+            let contents = self.contents_at(at, bytes, most)?;
+            let end = at + contents.len() as u64;
+            match self.position.compare_exchange_weak(at, end, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok((at, contents)),
+                Err(other) => at = other,
+            }
+        }
+    }
+
+    /// Moves the position to behind the first `used` bytes of what was [taken](Self::take), unless another has moved it
+    /// meanwhile.
+    pub fn give_back(&self, at: u64, contents: &[u8], used: u64) {
+        let (end, new) = (at + contents.len() as u64, at + used);
+        if end != new {
+            let _ = self.position.compare_exchange(end, new, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Up to `bytes` bytes from `at` on; no more than `most`.
+    ///
+    /// # Errors
+    /// As for [`Self::take`].
+    pub fn contents_at(&self, at: u64, bytes: u64, most: u64) -> Result<&'static [u8], Errno> {
+        if at.checked_add(bytes).is_none_or(|end| end > LARGEST) {
+            return Err(Errno::EINVAL);
+        }
+        let contents = self.contents()?;
+        let rest = usize::try_from(at).ok().and_then(|at| contents.get(at..)).unwrap_or_default();
+        Ok(rest.get(..bytes.min(most) as usize).unwrap_or(rest))
+    }
+
+    /// How many bytes of a file there are behind the position.
+    pub fn left(&self) -> Option<u64> {
+        let Kind::Regular(file, _) = &self.kind else { return None };
+        Some((file.contents.len() as u64).saturating_sub(self.position.load(Ordering::Relaxed)))
+    }
+
+    /// What can be read at a position.
+    fn contents(&self) -> Result<&'static [u8], Errno> {
+        match &self.kind {
+            Kind::Regular(file, _) => Ok(file.contents),
+            Kind::Directory(..) => Err(Errno::EISDIR),
+            Kind::Console | Kind::Other(_) => Err(Errno::ESPIPE),
+        }
+    }
+
+    /// Moves the position, as `lseek`; returns it.
+    ///
+    /// # Errors
+    /// `ESPIPE`, `EINVAL`, `ENXIO`.
+    pub fn seek(&self, offset: i64, whence: u32) -> Result<u64, Errno> {
+        if whence > SEEK_HOLE {
+            return Err(Errno::EINVAL);
+        }
+        let size = match &self.kind {
+            Kind::Console | Kind::Other(_) => return Err(Errno::ESPIPE),
+            Kind::Regular(file, _) => file.contents.len() as i64,
+            // A directory has no contents that it could be measured by.
+            Kind::Directory(..) if matches!(whence, SEEK_SET | SEEK_CUR) => 0,
+            Kind::Directory(..) => return Err(Errno::EINVAL),
+        };
+        let inside = (0..size).contains(&offset);
+        let target = |before: u64| match whence {
+            SEEK_SET => Some(offset),
+            SEEK_CUR => offset.checked_add(before as i64),
+            SEEK_END => offset.checked_add(size),
+            SEEK_DATA => Some(offset),
+            // The contents have no holes but the one behind them.
+            _ => Some(size),
+        };
+        if matches!(whence, SEEK_DATA | SEEK_HOLE) && !inside {
+            return Err(Errno::ENXIO);
+        }
+        let target = |before| target(before).and_then(|to| u64::try_from(to).ok());
+        let moved = self.position.fetch_update(Ordering::Relaxed, Ordering::Relaxed, target);
+        moved.ok().and_then(target).ok_or(Errno::EINVAL)
+    }
+
+    /// `struct stat`, in words of 8 bytes.
+    pub fn stat(&self) -> [u64; 16] {
+        /// The device that the initrd is on, and that the console is: 5, 1.
+        const DEVICE: u64 = 2;
+        const CONSOLE: u64 = 5 << 8 | 1;
+        let (attributes, size) = match &self.kind {
+            Kind::Console => {
+                let console =
+                    Attributes { number: usize::MAX - 2, mode: S_IFCHR | 0o600, user: 0, group: 0, modified: 0 };
+                (console, 0)
+            }
+            Kind::Regular(file, attributes) => (*attributes, file.contents.len() as u64),
+            Kind::Directory(_, attributes) | Kind::Other(attributes) => (*attributes, 0),
+        };
+        let links = if attributes.mode & S_IFMT == S_IFDIR { 2 } else { 1 };
+        let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+        let time = u64::from(attributes.modified);
+        [
+            DEVICE,
+            attributes.number as u64,
+            pair(attributes.mode, links),
+            pair(attributes.user, attributes.group),
+            if self.is_console() { CONSOLE } else { 0 },
+            0,
+            size,
+            PAGE_SIZE as u64,
+            // In pages, as memory has them.
+            size.div_ceil(PAGE_SIZE as u64) * (PAGE_SIZE / 512) as u64,
+            time,
+            0,
+            time,
+            0,
+            time,
+            0,
+            0,
+        ]
+    }
+}
+
+/// Waits for a byte of the console's input, unless the file is not waited for.
+///
+/// # Errors
+/// `ERESTARTSYS`, `EAGAIN`.
+pub fn first_byte(file: &OpenFile) -> Result<u8, Errno> {
+    if file.is_nonblocking() {
+        return console::try_read_byte().ok_or(Errno::EAGAIN);
+    }
+    console::wait_for_byte().ok_or(Errno::ERESTARTSYS)
+}

@@ -1,0 +1,442 @@
+//! Descriptors: the numbers under which programs have open files.
+//!
+//! The first 64 are in the table itself, others in 64 nodes of 256 leaves of 64, each made when it is needed.
+//!
+//! **A fork copies nothing.** Parent and child have the same table until one of them changes a descriptor: what changes
+//! a table that others have copies it first. Threads, and processes made with `CLONE_FILES`, have the same [`Files`].
+
+use crate::linux::errno::Errno;
+use crate::mm::OutOfMemory;
+use crate::mm::counted::{Counted, Inner};
+use crate::mm::frame::FrameAllocator;
+use crate::mm::pool::{Pool, PoolBox, PoolStats};
+use crate::sched::{RwSem, relax};
+
+/// Descriptors are below it (Linux's `fs.nr_open`).
+pub const MOST: usize = 1 << 20;
+const LEAF: usize = 64;
+const NODE: usize = 256;
+const ROOT: usize = MOST / LEAF / NODE;
+
+/// 64 descriptors.
+#[derive(Clone)]
+pub struct Leaf<F> {
+    files: [Option<F>; LEAF],
+    /// A bit for each descriptor that an exec closes.
+    close_on_exec: u64,
+}
+
+type Node<F> = [Option<PoolBox<Leaf<F>>>; NODE];
+
+impl<F> Leaf<F> {
+    const EMPTY: Self = Self { files: [const { None }; LEAF], close_on_exec: 0 };
+
+    /// The first free place from `from` on.
+    fn free(&self, from: usize) -> Option<usize> {
+        (from..LEAF).find(|&place| self.files.get(place).is_some_and(Option::is_none))
+    }
+
+    /// Removes what an exec closes.
+    fn exec(&mut self) {
+        for (place, file) in self.files.iter_mut().enumerate() {
+            if self.close_on_exec >> place & 1 != 0 {
+                *file = None;
+            }
+        }
+        self.close_on_exec = 0;
+    }
+}
+
+/// Where tables are.
+pub struct Pools<F: 'static> {
+    files: Pool<Inner<Files<F>>>,
+    tables: Pool<Inner<Table<F>>>,
+    leaves: Pool<Leaf<F>>,
+    nodes: Pool<Node<F>>,
+}
+
+impl<F> Pools<F> {
+    /// Empty ones.
+    pub const fn new(frames: &'static FrameAllocator) -> Self {
+        Self {
+            files: Pool::new(frames),
+            tables: Pool::new(frames),
+            leaves: Pool::new(frames),
+            nodes: Pool::new(frames),
+        }
+    }
+
+    /// Tables and their parts.
+    pub fn stats(&self) -> PoolStats {
+        let all = [self.files.stats(), self.tables.stats(), self.leaves.stats(), self.nodes.stats()];
+        let objects = all.iter().map(|pool| pool.objects).sum();
+        PoolStats { objects, frames: all.iter().map(|pool| pool.frames).sum() }
+    }
+}
+
+/// Open files by their descriptors.
+pub struct Table<F: 'static> {
+    low: Leaf<F>,
+    /// The first leaf of the first node is not used.
+    high: [Option<PoolBox<Node<F>>>; ROOT],
+    /// No descriptor below it is free.
+    next: usize,
+}
+
+impl<F: Clone> Table<F> {
+    /// Without a descriptor.
+    pub const EMPTY: Self = Self { low: Leaf::EMPTY, high: [const { None }; ROOT], next: 0 };
+
+    fn leaf(&self, number: usize) -> Option<&Leaf<F>> {
+        if number == 0 {
+            return Some(&self.low);
+        }
+        self.high.get(number / NODE)?.as_ref()?[number % NODE].as_deref()
+    }
+
+    fn leaf_mut(&mut self, number: usize) -> Option<&mut Leaf<F>> {
+        if number == 0 {
+            return Some(&mut self.low);
+        }
+        self.high.get_mut(number / NODE)?.as_mut()?[number % NODE].as_deref_mut()
+    }
+
+    /// The leaf with this number, which is made if there is none.
+    #[inline(never)]
+    fn ensure_leaf(&mut self, pools: &'static Pools<F>, number: usize) -> Result<&mut Leaf<F>, OutOfMemory> {
+        if number == 0 {
+            return Ok(&mut self.low);
+        }
+        let node = match self.high.get_mut(number / NODE).ok_or(OutOfMemory)? {
+            Some(node) => node,
+            none => none.insert(pools.nodes.try_new_with(|| [const { None }; NODE])?),
+        };
+        match &mut node[number % NODE] {
+            Some(leaf) => Ok(leaf),
+            none => Ok(none.insert(pools.leaves.try_new_with(|| Leaf::EMPTY)?)),
+        }
+    }
+
+    /// The file of a descriptor, and whether an exec closes it.
+    fn get(&self, descriptor: usize) -> Option<(&F, bool)> {
+        let (leaf, place) = (self.leaf(descriptor / LEAF)?, descriptor % LEAF);
+        leaf.files[place].as_ref().map(|file| (file, leaf.close_on_exec >> place & 1 != 0))
+    }
+
+    /// The lowest free descriptor from `from` on and below `end`.
+    #[inline(never)]
+    fn lowest_free(&self, from: usize, end: usize) -> Option<usize> {
+        let mut from = from.max(self.next);
+        while from < end {
+            let free = self.leaf(from / LEAF).map_or(Some(from % LEAF), |leaf| leaf.free(from % LEAF));
+            if let Some(free) = free.map(|place| from / LEAF * LEAF + place) {
+                return (free < end).then_some(free);
+            }
+            from = (from / LEAF + 1) * LEAF;
+            relax();
+        }
+        None
+    }
+
+    /// Gives a descriptor a file, in place of the one that it may have, which it returns.
+    #[inline(never)]
+    fn set(
+        &mut self,
+        pools: &'static Pools<F>,
+        descriptor: usize,
+        file: F,
+        close_on_exec: bool,
+    ) -> Result<Option<F>, OutOfMemory> {
+        let leaf = self.ensure_leaf(pools, descriptor / LEAF)?;
+        let (place, bit) = (descriptor % LEAF, u64::from(close_on_exec));
+        leaf.close_on_exec = leaf.close_on_exec & !(1 << place) | bit << place;
+        let before = leaf.files[place].replace(file);
+        if self.next == descriptor {
+            self.next += 1;
+        }
+        Ok(before)
+    }
+
+    fn take(&mut self, descriptor: usize) -> Option<F> {
+        let (leaf, place) = (self.leaf_mut(descriptor / LEAF)?, descriptor % LEAF);
+        leaf.close_on_exec &= !(1 << place);
+        let file = leaf.files[place].take()?;
+        self.next = self.next.min(descriptor);
+        Some(file)
+    }
+
+    /// Another table with the same files.
+    #[inline(never)]
+    fn copy(&self, pools: &'static Pools<F>) -> Result<Self, OutOfMemory> {
+        let mut copy = Self { low: self.low.clone(), high: [const { None }; ROOT], next: self.next };
+        for (first, node) in self.nodes() {
+            for (number, leaf) in (first..).zip(node) {
+                if let Some(leaf) = leaf {
+                    copy.ensure_leaf(pools, number)?.clone_from(leaf);
+                }
+                relax();
+            }
+        }
+        Ok(copy)
+    }
+
+    /// The nodes that there are, with the number of the first leaf of each.
+    fn nodes(&self) -> impl Iterator<Item = (usize, &Node<F>)> {
+        (0..).step_by(NODE).zip(&self.high).filter_map(|(first, node)| Some((first, &**node.as_ref()?)))
+    }
+
+    fn has_close_on_exec(&self) -> bool {
+        let has_one = |leaf: &Leaf<F>| {
+            relax();
+            leaf.close_on_exec != 0
+        };
+        self.low.close_on_exec != 0 || self.nodes().any(|(_, node)| node.iter().flatten().any(|leaf| has_one(leaf)))
+    }
+
+    /// Closes what an exec closes.
+    fn exec(&mut self) {
+        self.low.exec();
+        for leaf in self.high.iter_mut().flatten().flat_map(|node| node.iter_mut().flatten()) {
+            leaf.exec();
+            relax();
+        }
+        self.next = 0;
+    }
+}
+
+impl<F> Drop for Table<F> {
+    fn drop(&mut self) {
+        for leaf in self.high.iter_mut().flatten().flat_map(|node| node.iter_mut()) {
+            *leaf = None;
+            relax();
+        }
+    }
+}
+
+/// The descriptors of tasks that share them.
+pub struct Files<F: 'static> {
+    pools: &'static Pools<F>,
+    held: RwSem<Held<F>>,
+}
+
+enum Held<F: 'static> {
+    /// A table, which the [`Files`] of others may have too, each until it changes it.
+    Table(Counted<Table<F>>),
+    /// What is shared with another process.
+    Shared(Counted<Files<F>>),
+    /// Nothing any more: its last task is gone.
+    Gone,
+}
+
+/// The files of an exec's program: see [`Files::prepare_exec`].
+pub struct ExecFiles<F: 'static> {
+    /// What was the table then. That this holds it keeps it as it is.
+    before: Counted<Table<F>>,
+    after: Counted<Table<F>>,
+}
+
+impl<F: Clone> Files<F> {
+    /// With `file` as the standard input, output and error output.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(pools: &'static Pools<F>, file: &F) -> Result<Self, OutOfMemory> {
+        let mut table = Table::EMPTY;
+        for descriptor in 0..3 {
+            table.set(pools, descriptor, file.clone(), false)?;
+        }
+        Ok(Self::of(pools, Held::Table(Counted::try_new(&pools.tables, table)?)))
+    }
+
+    const fn of(pools: &'static Pools<F>, held: Held<F>) -> Self {
+        Self { pools, held: RwSem::new(held) }
+    }
+
+    /// The file of a descriptor.
+    pub fn get(&self, descriptor: u32) -> Option<F> {
+        self.get_with_flag(descriptor).map(|(file, _)| file)
+    }
+
+    /// The same, and whether an exec closes it.
+    #[inline(never)]
+    pub fn get_with_flag(&self, descriptor: u32) -> Option<(F, bool)> {
+        match &*self.held.read() {
+            Held::Table(table) => table.get(descriptor as usize).map(|(file, close)| (file.clone(), close)),
+            Held::Shared(files) => files.get_with_flag(descriptor),
+            Held::Gone => None,
+        }
+    }
+
+    /// Whether a descriptor below `end` is free, as [`Self::add`] takes one.
+    pub fn has_room(&self, end: u64) -> bool {
+        match &*self.held.read() {
+            Held::Table(table) => table.lowest_free(0, bounded(end)).is_some(),
+            Held::Shared(files) => files.has_room(end),
+            Held::Gone => false,
+        }
+    }
+
+    /// Gives `file` the lowest free descriptor from `from` on and below `end`.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENOMEM`.
+    pub fn add(&self, file: F, from: u32, end: u64, close_on_exec: bool) -> Result<u32, Errno> {
+        self.change(|table, pools| {
+            let free = table.lowest_free(from as usize, bounded(end)).ok_or(Errno::EMFILE)?;
+            table.set(pools, free, file, close_on_exec)?;
+            Ok(free as u32)
+        })
+    }
+
+    /// Gives the descriptor `new`, which is below [`MOST`], the file of `old`, in place of its own.
+    ///
+    /// # Errors
+    /// `EBADF`: there is no `old`. `ENOMEM`.
+    pub fn duplicate(&self, old: u32, new: u32, close_on_exec: bool) -> Result<(), Errno> {
+        let before = self.change(|table, pools| {
+            let (file, _) = table.get(old as usize).ok_or(Errno::EBADF)?;
+            let file = file.clone();
+            Ok(table.set(pools, new as usize, file, close_on_exec)?)
+        });
+        before.map(drop)
+    }
+
+    /// Removes a descriptor; returns its file.
+    ///
+    /// # Errors
+    /// `EBADF`, `ENOMEM`.
+    pub fn close(&self, descriptor: u32) -> Result<F, Errno> {
+        self.get(descriptor).ok_or(Errno::EBADF)?;
+        self.change(|table, _| table.take(descriptor as usize).ok_or(Errno::EBADF))
+    }
+
+    /// Sets whether an exec closes a descriptor.
+    ///
+    /// # Errors
+    /// `EBADF`, `ENOMEM`.
+    pub fn set_close_on_exec(&self, descriptor: u32, close_on_exec: bool) -> Result<(), Errno> {
+        let (file, before) = self.get_with_flag(descriptor).ok_or(Errno::EBADF)?;
+        if before == close_on_exec {
+            return Ok(());
+        }
+        drop(file);
+        self.change(|table, _| {
+            let leaf = table.leaf_mut(descriptor as usize / LEAF).ok_or(Errno::EBADF)?;
+            let bit = 1 << (descriptor as usize % LEAF);
+            leaf.close_on_exec = if close_on_exec { leaf.close_on_exec | bit } else { leaf.close_on_exec & !bit };
+            Ok(())
+        })
+    }
+
+    /// Has `change` change a table that is not another's.
+    fn change<R>(&self, change: impl FnOnce(&mut Table<F>, &'static Pools<F>) -> Result<R, Errno>) -> Result<R, Errno> {
+        loop {
+            let shared = self.shared();
+            let files = shared.as_deref().unwrap_or(self);
+            let mut held = files.held.write();
+            // Not where it became shared meanwhile.
+            if !matches!(*held, Held::Shared(_)) {
+                return change(own(files.pools, &mut held)?, files.pools);
+            }
+        }
+    }
+
+    /// What is shared with another process, if it is.
+    #[inline(never)]
+    fn shared(&self) -> Option<Counted<Self>> {
+        if let Held::Shared(files) = &*self.held.read() { Some(files.clone()) } else { None }
+    }
+
+    /// Others that are now what these are, and change apart from them.
+    pub fn fork(&self) -> Self {
+        Self::of(self.pools, self.table().map_or(Held::Gone, Held::Table))
+    }
+
+    /// Becomes the same as `others`: what is changed in one of them is changed in both.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing is changed.
+    pub fn share(&self, others: &Self) -> Result<(), OutOfMemory> {
+        let shared = others.shared_by_all()?;
+        let before = core::mem::replace(&mut *self.held.write(), shared);
+        drop(before);
+        Ok(())
+    }
+
+    fn shared_by_all(&self) -> Result<Held<F>, OutOfMemory> {
+        let mut held = self.held.write();
+        if let Held::Table(table) = &*held {
+            let files = Self::of(self.pools, Held::Table(table.clone())).counted()?;
+            *held = Held::Shared(files);
+        }
+        Ok(if let Held::Shared(files) = &*held { Held::Shared(files.clone()) } else { Held::Gone })
+    }
+
+    /// Moves it into the pools, for several owners.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn counted(self) -> Result<Counted<Self>, OutOfMemory> {
+        Counted::try_new(&self.pools.files, self)
+    }
+
+    fn table(&self) -> Option<Counted<Table<F>>> {
+        match &*self.held.read() {
+            Held::Table(table) => Some(table.clone()),
+            Held::Shared(files) => files.table(),
+            Held::Gone => None,
+        }
+    }
+
+    /// Prepares what can fail of an exec: the files that its program will have.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn prepare_exec(&self) -> Result<ExecFiles<F>, OutOfMemory> {
+        let before = self.table().ok_or(OutOfMemory)?;
+        let mut after = before.clone();
+        if before.has_close_on_exec() {
+            let mut table = before.copy(self.pools)?;
+            table.exec();
+            after = Counted::try_new(&self.pools.tables, table)?;
+        }
+        Ok(ExecFiles { before, after })
+    }
+
+    /// Whether these are still what `prepared` was made of.
+    pub fn is_as_prepared(&self, prepared: &ExecFiles<F>) -> bool {
+        self.table().is_some_and(|table| table.is(&prepared.before))
+    }
+
+    /// Becomes what was prepared, shared with no other.
+    pub fn exec(&self, prepared: ExecFiles<F>) {
+        let before = core::mem::replace(&mut *self.held.write(), Held::Table(prepared.after));
+        drop(before);
+    }
+
+    /// Closes all, for the last task.
+    #[inline(never)]
+    pub fn clear(&self) {
+        let before = core::mem::replace(&mut *self.held.write(), Held::Gone);
+        drop(before);
+    }
+}
+
+/// A limit of descriptors as an index.
+fn bounded(end: u64) -> usize {
+    end.min(MOST as u64) as usize
+}
+
+/// The table, copied if others have it too.
+#[inline(never)]
+fn own<'h, F: Clone>(pools: &'static Pools<F>, held: &'h mut Held<F>) -> Result<&'h mut Table<F>, Errno> {
+    let Held::Table(table) = held else { return Err(Errno::EBADF) };
+    if Counted::get_mut(table).is_none() {
+        *table = Counted::try_new(&pools.tables, table.copy(pools)?)?;
+    }
+    Counted::get_mut(table).ok_or(Errno::ENOMEM)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the host has memory")]
+mod tests;

@@ -1,0 +1,195 @@
+//! Tables of descriptors against maps: whatever is shared, copied or executed, and nothing stays behind.
+
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::mm::frame::tests::leaked;
+use crate::smp::{Cpu, CpuId};
+
+type File = Arc<u32>;
+
+fn pools() -> &'static Pools<File> {
+    Box::leak(Box::new(Pools::new(leaked(2))))
+}
+
+/// Whose descriptors they are, what they are in a map, and whose map it is: those that share have one number.
+struct Model {
+    files: Vec<(Files<File>, usize)>,
+    maps: Vec<BTreeMap<u32, (u32, bool)>>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Add(u32, bool),
+    Duplicate(u32, u32, bool),
+    Close(u32),
+    Mark(u32, bool),
+    Fork,
+    Share,
+    Exec,
+    End,
+}
+
+fn descriptor() -> impl Strategy<Value = u32> {
+    prop_oneof![0..6_u32, 60..70_u32, Just(1000), Just(MOST as u32 - 1)]
+}
+
+fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
+    let step = prop_oneof![
+        6 => (descriptor(), any::<bool>()).prop_map(|(from, close)| Step::Add(from, close)),
+        4 => (descriptor(), descriptor(), any::<bool>()).prop_map(|(old, new, close)| Step::Duplicate(old, new, close)),
+        4 => descriptor().prop_map(Step::Close),
+        2 => (descriptor(), any::<bool>()).prop_map(|(descriptor, close)| Step::Mark(descriptor, close)),
+        2 => Just(Step::Fork),
+        2 => Just(Step::Share),
+        1 => Just(Step::Exec),
+        1 => Just(Step::End),
+    ];
+    prop::collection::vec((0..8_usize, step), 1..60)
+}
+
+impl Model {
+    fn new() -> Self {
+        let first = BTreeMap::from([0, 1, 2].map(|descriptor| (descriptor, (0, false))));
+        Self { files: Vec::from([(Files::new(pools(), &Arc::new(0)).unwrap(), 0)]), maps: Vec::from([first]) }
+    }
+
+    fn take(&mut self, who: usize, step: Step, number: u32) -> Result<(), TestCaseError> {
+        let place = who % self.files.len();
+        let (files, map) = (&self.files[place].0, self.files[place].1);
+        let own = &mut self.maps[map];
+        match step {
+            Step::Add(from, close) => {
+                let free = (from..MOST as u32).find(|descriptor| !own.contains_key(descriptor));
+                prop_assert_eq!(files.add(Arc::new(number), from, u64::MAX, close).ok(), free);
+                own.extend(free.map(|free| (free, (number, close))));
+            }
+            Step::Duplicate(old, new, close) => {
+                let expected = own.get(&old).map(|&(file, _)| file).ok_or(Errno::EBADF);
+                prop_assert_eq!(files.duplicate(old, new, close), expected.map(drop));
+                own.extend(expected.map(|file| (new, (file, close))));
+            }
+            Step::Close(descriptor) => {
+                let expected = own.remove(&descriptor).map(|(file, _)| file).ok_or(Errno::EBADF);
+                prop_assert_eq!(files.close(descriptor).map(|file| *file), expected);
+            }
+            Step::Mark(descriptor, close) => {
+                let expected = own.get_mut(&descriptor).map(|entry| entry.1 = close).ok_or(Errno::EBADF);
+                prop_assert_eq!(files.set_close_on_exec(descriptor, close), expected);
+            }
+            Step::Fork => {
+                let (copy, own) = (files.fork(), own.clone());
+                self.maps.push(own);
+                self.files.push((copy, self.maps.len() - 1));
+            }
+            Step::Share => {
+                let new = files.fork();
+                new.share(files).unwrap();
+                self.files.push((new, map));
+            }
+            Step::Exec => {
+                let mut after = own.clone();
+                after.retain(|_, (_, close)| !*close);
+                let prepared = files.prepare_exec().unwrap();
+                prop_assert!(files.is_as_prepared(&prepared));
+                files.exec(prepared);
+                self.maps.push(after);
+                self.files[place].1 = self.maps.len() - 1;
+            }
+            Step::End if self.files.len() > 1 => {
+                files.clear();
+                prop_assert!(files.get(0).is_none() && !files.has_room(u64::MAX));
+                prop_assert_eq!(files.add(Arc::new(0), 0, 5, false), Err(Errno::EBADF));
+                self.files.remove(place);
+            }
+            Step::End => {}
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        for (files, map) in &self.files {
+            let map = &self.maps[*map];
+            for descriptor in (0..130).chain([1000, MOST as u32 - 1, MOST as u32, u32::MAX]) {
+                let found = files.get_with_flag(descriptor).map(|(file, close)| (*file, close));
+                prop_assert_eq!(found, map.get(&descriptor).copied());
+            }
+            let lowest = (0..).find(|descriptor| !map.contains_key(descriptor)).unwrap();
+            prop_assert!(!files.has_room(lowest.into()) && files.has_room(u64::from(lowest) + 1));
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn tables_are_maps(steps in steps()) {
+        let mut model = Model::new();
+        let pools = model.files[0].0.pools;
+        for (number, (who, step)) in (1..).zip(steps) {
+            model.take(who, step, number)?;
+            model.check()?;
+        }
+        drop(model);
+        prop_assert_eq!(pools.stats().objects, 0);
+    }
+}
+
+#[test]
+fn each_file_goes_with_its_last_descriptor() {
+    let (pools, file) = (pools(), Arc::new(7));
+    let files = Files::new(pools, &file).unwrap();
+    let copy = files.fork();
+    assert_eq!((Arc::strong_count(&file), pools.stats().objects), (4, 1), "a fork copies nothing");
+    drop(copy.close(2).unwrap());
+    assert_eq!((Arc::strong_count(&file), pools.stats().objects), (6, 2));
+    copy.duplicate(0, 900, true).unwrap();
+    let prepared = copy.prepare_exec().unwrap();
+    // What changes meanwhile is seen, and prepared again.
+    copy.duplicate(0, 901, true).unwrap();
+    assert!(!copy.is_as_prepared(&prepared));
+    drop(prepared);
+    copy.exec(copy.prepare_exec().unwrap());
+    assert_eq!(Arc::strong_count(&file), 6);
+    // What an exec need not close is not copied for it.
+    copy.duplicate(0, 900, true).unwrap();
+    drop(copy.close(900).unwrap());
+    let before = pools.stats().objects;
+    let prepared = copy.prepare_exec().unwrap();
+    assert_eq!(pools.stats().objects, before);
+    copy.exec(prepared);
+    assert_eq!(copy.get(900), None);
+    files.clear();
+    drop(copy);
+    assert_eq!((Arc::strong_count(&file), pools.stats().objects), (1, 0));
+}
+
+/// With each number of frames that may run out: an error changes nothing.
+#[test]
+fn where_memory_runs_out_all_is_as_before() {
+    let mut refused = 0;
+    for frames in 1..12 {
+        let (frames_of_all, file, cpu) = (leaked(2), Arc::new(7), Cpu::new(CpuId(0)));
+        let pools = Box::leak(Box::new(Pools::new(frames_of_all)));
+        let mut hoard: Vec<_> = std::iter::from_fn(|| frames_of_all.alloc(&cpu).ok()).collect();
+        hoard.drain(..frames).for_each(|frame| frames_of_all.free(&cpu, frame));
+        let Ok(files) = Files::new(pools, &file) else { continue };
+        let copies: Vec<_> = (0..20).map(|_| files.fork()).collect();
+        for (copy, descriptor) in copies.iter().zip(64..) {
+            let before = (Arc::strong_count(&file), pools.stats().objects);
+            if copy.duplicate(0, 64 * (descriptor - 60), false) == Err(Errno::ENOMEM) {
+                refused += 1;
+                assert!(copy.get(0).is_some() && copy.get(64 * (descriptor - 60)).is_none());
+                assert!(Arc::strong_count(&file) >= before.0 && pools.stats().objects >= before.1);
+            }
+        }
+        drop((copies, files));
+        assert_eq!((Arc::strong_count(&file), pools.stats().objects), (1, 0));
+    }
+    assert!(refused > 50, "{refused}");
+}
