@@ -11,18 +11,23 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use granule_user::abi::file::{
+    AT_FDCWD, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL, O_APPEND, O_CLOEXEC, O_CREAT, O_DIRECTORY,
+    O_EXCL, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_TMPFILE, O_TRUNC, O_WRONLY,
+};
 use granule_user::abi::limits::{RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_NPROC, RLIMIT_STACK, RLimit};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_NORESERVE,
     MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
-    BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, EXECVE, FUTEX, GETCPU, GETRANDOM, GETRLIMIT,
-    IOCTL, KILL, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, PRCTL, PRLIMIT64, READ, READV, RESTART_SYSCALL,
-    RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK,
-    TGKILL, TKILL, UNAME, WAIT4, WRITE, WRITEV,
+    BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, DUP, DUP3, EXECVE, FCNTL, FSTAT, FUTEX, GETCPU,
+    GETRANDOM, GETRLIMIT, IOCTL, KILL, LSEEK, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, OPENAT, PRCTL,
+    PREAD64, PRLIMIT64, PWRITE64, READ, READV, RESTART_SYSCALL, RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK,
+    RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK, TGKILL, TKILL, UNAME, WAIT4, WRITE, WRITEV,
 };
 use granule_user::abi::process::{
     AT_EXECFN, CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
@@ -36,7 +41,7 @@ use granule_user::abi::signal::{
 use granule_user::abi::time::{TIMER_ABSTIME, Timespec};
 use granule_user::memory::{PAGE, mmap};
 use granule_user::thread::Thread;
-use granule_user::{Start, entry, memory, offend, println, probe, process, random, signal, sys, time};
+use granule_user::{Errno, Start, entry, memory, offend, println, probe, process, random, signal, sys, time};
 
 entry!(run);
 
@@ -504,6 +509,8 @@ impl Random {
 static PATH: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static SHARED_PAGES: AtomicU64 = AtomicU64::new(0);
+/// What is a file, a directory, nothing, and no path.
+const PATHS: [&CStr; 8] = [c"/", c"", c"nosuch", c"./plain", c"/../fuzz", c"fuzz/", c"fuzz/.", c"plain/x"];
 /// Where signal frames are moved to: two pages.
 static FRAMES: AtomicU64 = AtomicU64::new(0);
 /// The [`Plan`], of the parent's copy.
@@ -521,6 +528,16 @@ fn fuzz(plan: &Plan) -> u8 {
     for number in HANDLED {
         // SAFETY: the parent expects this process to end at any signal.
         let _ = unsafe { signal::handle(number, mutate, 0, 0) };
+    }
+    // From here on a child reads no input and prints nothing, whatever it calls.
+    for descriptor in 0..3 {
+        let own = [AT_FDCWD as u64, PATH.load(Ordering::Relaxed), O_RDONLY.into(), 0, 0, 0];
+        // SAFETY: descriptors alone are concerned; no other thread runs.
+        unsafe {
+            // Where memory is short, again.
+            while sys::call(CLOSE, [descriptor, 0, 0, 0, 0, 0]) == Err(Errno::ENOMEM) {}
+            let _ = sys::call(OPENAT, own);
+        }
     }
     // They end with the process: none is joined.
     (1..if plan.together { THREADS } else { 1 }).for_each(|index| drop(Thread::spawn(make_calls, index)));
@@ -627,8 +644,9 @@ impl Random {
             66..71 => self.rest(),
             71 => self.interrupted(),
             72..76 => self.wait(),
-            76..90 => self.memory(),
-            90..94 => self.pieces(),
+            76..86 => self.memory(),
+            86..92 => self.descriptors(),
+            92..94 => self.pieces(),
             _ => self.fill(),
         }
     }
@@ -811,13 +829,68 @@ impl Random {
         unsafe { sys::raw(number, arguments) };
     }
 
+    /// A descriptor that is open often, seldom, or cannot be.
+    fn descriptor(&mut self) -> u64 {
+        match self.below(8) {
+            0 => self.number(),
+            1 => self.of(&[63, 64, 65, 1023, 1024, 4095]),
+            _ => self.below(6),
+        }
+    }
+
+    /// Files that are opened, numbered, read, measured and closed.
+    fn descriptors(&mut self) {
+        const FLAGS: [u32; 12] = [
+            O_RDONLY,
+            O_RDONLY,
+            O_CLOEXEC,
+            O_PATH,
+            O_DIRECTORY,
+            O_PATH | O_DIRECTORY,
+            O_RDWR,
+            O_CREAT,
+            O_CREAT | O_EXCL,
+            O_TMPFILE | O_WRONLY,
+            O_TRUNC,
+            O_NONBLOCK | O_APPEND,
+        ];
+        let (file, other) = (self.descriptor(), self.descriptor());
+        let (to, bytes) = (self.place_for_result(), self.below(3 * PAGE));
+        let (number, arguments) = match self.below(16) {
+            0..3 => {
+                let path = match self.below(6) {
+                    0 => self.pointer(),
+                    1..4 => self.of(&PATHS).as_ptr() as u64,
+                    _ => PATH.load(Ordering::Relaxed),
+                };
+                let (directory, flags) = (self.of(&[AT_FDCWD as u64, file]), self.of(&FLAGS));
+                (OPENAT, [directory, path, if self.below(8) == 0 { self.number() } else { flags.into() }, 0])
+            }
+            3 => (DUP, [file, 0, 0, 0]),
+            4..6 => (DUP3, [file, other, self.of(&[0, 0, O_CLOEXEC.into(), 1]), 0]),
+            6..8 => {
+                let command = self.of(&[F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, 1033]);
+                (FCNTL, [file, command.into(), if self.below(4) == 0 { self.number() } else { other }, 0])
+            }
+            8 => (LSEEK, [file, self.number(), self.below(6), 0]),
+            9..11 => (READ, [file, self.page(), bytes, 0]),
+            11 => (PREAD64, [file, to, bytes, self.number()]),
+            12 => (PWRITE64, [file, to, bytes, self.number()]),
+            13 => (FSTAT, [file, to, 0, 0]),
+            _ => (CLOSE, [file, 0, 0, 0]),
+        };
+        let [x0, x1, x2, x3] = arguments;
+        // SAFETY: as for each call.
+        unsafe { sys::raw(number, [x0, x1, x2, x3, 0, 0]) };
+    }
+
     /// Reads and writes of several pieces: none, empty ones, and some that lead nowhere. Nothing is printed.
     fn pieces(&mut self) {
         let pieces = [(); 4].map(|()| match self.of(&[0, 0, 0, u64::MAX, 8]) {
             8 => [self.next() | 0xffff << 48, 8],
             length => [self.pointer(), length],
         });
-        let (file, count) = (self.of(&[0, 1, 2, 3]), self.of(&[0, 1, 2, 4, 1025]));
+        let (file, count) = (self.descriptor(), self.of(&[0, 1, 2, 4, 1025]));
         let number = self.of(&[READV, WRITEV]);
         // SAFETY: as for each call.
         unsafe { sys::raw(number, [file, pieces.as_ptr() as u64, count, 0, 0, 0]) };
@@ -842,8 +915,6 @@ impl Random {
     fn execute(&mut self) {
         let count = self.of(&[0, 1, 1, 2, 511, 512, 4097, 60_000]) as usize;
         let length = if count < 3 { self.of(&[0, 1, 4095, 4096, 131_000, 131_071, 131_072]) as usize } else { 3 };
-        const PATHS: [&core::ffi::CStr; 8] =
-            [c"/", c"", c"nosuch", c"./plain", c"/../fuzz", c"fuzz/", c"fuzz/.", c"plain/x"];
         let path = match self.below(8) {
             0 => self.pointer(),
             1..4 => self.of(&PATHS).as_ptr() as u64,
