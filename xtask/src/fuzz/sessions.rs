@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "run calls",
     "run mappings",
     "run refusals",
@@ -31,6 +31,7 @@ const PROGRAMS: [&str; 17] = [
     "run tasks losers 20",
     "run exec",
     "run answers",
+    "run files read-only",
     "run limits",
     "run pie",
     "run random",
