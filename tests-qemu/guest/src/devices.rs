@@ -24,7 +24,7 @@ use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 
-use crate::harness::{Test, another_cpu, has, target_test};
+use crate::harness::{Test, another_cpu, has, target_test, wait_until};
 use crate::sched::wait_until_alone;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -174,10 +174,7 @@ fn other_used_it(succeeded: bool) {
 
 /// Waits at most so long until it is; what came of it.
 fn wait_for_other(at_most: Duration) -> u32 {
-    let patience = Deadline::after(at_most);
-    while OTHER.load(Ordering::Acquire) == 0 && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
+    wait_until(at_most, || OTHER.load(Ordering::Acquire) != 0);
     OTHER.load(Ordering::Acquire)
 }
 

@@ -16,7 +16,7 @@ use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, target_test, wait_until};
 use crate::sched::wait_until_alone;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -96,10 +96,7 @@ fn a_process_may_end_during_a_transfer_without_an_event(t: &mut Test) {
     t.check("it is under way", !THROUGH.load(Ordering::Acquire));
     drop(space);
     t.check("the process's memory is free", kernel().frames.stats().used < frames);
-    let patience = Deadline::after(Duration::from_secs(20));
-    while !THROUGH.load(Ordering::Acquire) && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
+    wait_until(Duration::from_secs(20), || THROUGH.load(Ordering::Acquire));
     t.check("it is over", THROUGH.load(Ordering::Acquire));
     t.check("and failed", !ARRIVED.load(Ordering::Relaxed));
     t.equal("events", stats().events, before.events);

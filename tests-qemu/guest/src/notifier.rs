@@ -20,7 +20,7 @@ use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Granule4K, PageTables, Table};
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, another_cpu, target_test};
+use crate::harness::{Test, another_cpu, target_test, wait_until};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x40_0000);
@@ -59,10 +59,7 @@ fn wait_for(flag: &AtomicBool) -> bool {
 
 /// Waits until no thread is left that a test has made: for as long as a host takes that hardly lets the machine run.
 fn wait_for_threads(t: &mut Test) {
-    let patience = Deadline::after(Duration::from_secs(200));
-    while sched::thread_count() > 0 && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
+    wait_until(Duration::from_secs(200), || sched::thread_count() == 0);
     t.equal("threads that are left", sched::thread_count(), 0);
 }
 

@@ -12,13 +12,12 @@ use granule::devices::slot::Driver;
 use granule::iommu::DmaAddress;
 use granule::kernel;
 use granule::linux::errno::Errno;
-use granule::linux::file::initrd;
-use granule::linux::file::initrd::PathError;
+use granule::linux::file::initrd::{self, PathError};
+use granule::linux::process;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
 use granule::linux::process::status::{ExecError, Life, ProcessEnd};
 use granule::linux::process::tree::PROCESSES;
-use granule::linux::process::{self};
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
 use granule::mm::{heap, layout};
@@ -27,7 +26,7 @@ use granule::smp::{self, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::features::Pan;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, target_test, wait_until};
 
 fn words(line: &str) -> Result<Words, Errno> {
     let mut words = Words::new();
@@ -42,10 +41,7 @@ pub(crate) fn start(line: &str) -> Result<u32, ExecError> {
 /// Waits until the threads of processes that have ended are gone as well: a process has ended before its last thread
 /// has left its kernel stack.
 pub(crate) fn settle(t: &mut Test, threads: usize) {
-    let patience = Deadline::after(Duration::from_secs(10));
-    while sched::thread_count() != threads && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
+    wait_until(Duration::from_secs(10), || sched::thread_count() == threads);
     t.equal("threads", sched::thread_count(), threads);
 }
 
@@ -58,7 +54,7 @@ fn run(t: &mut Test, line: &str) -> Option<ProcessEnd> {
     end
 }
 
-/// Runs a program to its end, which must say that all is well.
+/// Runs a program, which must exit with 0.
 #[track_caller]
 fn succeeds(t: &mut Test, line: &str) {
     let end = run(t, line);
@@ -202,12 +198,11 @@ fn a_process_that_has_ended_has_no_files(t: &mut Test) {
     let threads = sched::thread_count();
     // Its child has a table of its own, and its status is not collected.
     let Some(id) = t.ok("started", start("files zombie")) else { return };
-    let patience = Deadline::after(Duration::from_secs(20));
     let mut has_ended = false;
-    while !has_ended && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
+    wait_until(Duration::from_secs(20), || {
         process::for_each(&mut |summary| has_ended |= summary.parent == id && matches!(summary.life, Life::Ended(_)));
-    }
+        has_ended
+    });
     t.check("its child has ended", has_ended);
     t.equal("tables", tables(), Some(1));
     t.ok("a signal", process::kill(id, Signal::KILL));

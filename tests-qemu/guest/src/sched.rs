@@ -9,14 +9,11 @@ use granule::sched::{self, WaitQueue, Woken, sleep_until};
 use granule::smp::{self, CpuSet, this_cpu};
 use granule_arch::wait;
 
-use crate::harness::{Test, another_cpu, target_test};
+use crate::harness::{Test, another_cpu, target_test, wait_until};
 
 /// Sleeps until all threads that tests have made are gone, at most some seconds.
 pub(crate) fn wait_until_alone(t: &mut Test) {
-    let patience = Deadline::after(Duration::from_secs(8));
-    while sched::thread_count() > 0 && !patience.has_passed() {
-        sleep_until(Deadline::after(Duration::from_millis(1)));
-    }
+    wait_until(Duration::from_secs(8), || sched::thread_count() == 0);
     t.equal("threads that are left", sched::thread_count(), 0);
 }
 
@@ -123,12 +120,7 @@ fn waiters_are_woken_by_what_they_wait_for_and_by_time(t: &mut Test) {
     for number in 1..=6 {
         t.ok("a thread", sched::spawn_kernel(this_cpu(), "wait", wait, number));
     }
-    let settle = |is_so: &dyn Fn() -> bool| {
-        let patience = Deadline::after(Duration::from_secs(2));
-        while !is_so() && !patience.has_passed() {
-            sleep_until(Deadline::after(Duration::from_millis(1)));
-        }
-    };
+    let settle = |is_so: &dyn Fn() -> bool| wait_until(Duration::from_secs(2), is_so);
     settle(&|| WAITING.load(Ordering::Relaxed) == 6);
     t.equal("the first", QUEUE.lock().front().copied(), Some(1));
     for woken in 1..=3 {

@@ -131,12 +131,12 @@ fn a_writer_that_waited_also_waits_for_readers_for_a_moment() {
     taken_at_once(Omitted::Nothing, [Guarded::write, Guarded::read_briefly], read, 1);
 }
 
-/// The second writer finds the word without the bit that the first one took: a reader looks for its bit as well.
 #[test]
 fn a_writer_that_waited_awake_also_waits_for_readers_for_a_moment() {
     taken_at_once(Omitted::Nothing, [Guarded::write, Guarded::read_briefly], Guarded::write, 2);
 }
 
+/// The second writer finds the word without the bit that the first one took: a reader looks for its bit as well.
 #[test]
 fn a_reader_for_a_moment_whose_bit_is_gone_is_none() {
     threads_with(3, move || {

@@ -14,6 +14,7 @@ use core::time::Duration;
 use granule::bootargs::{PARAMETERS, Parameter};
 use granule::chip::timer::Deadline;
 use granule::chip::{console, power};
+use granule::sched::sleep_until;
 use granule::smp::{self, Cpu};
 use granule_protocol::{ASK, Event, Nonce, Port, Record};
 use linkme::distributed_slice;
@@ -51,6 +52,14 @@ pub(crate) use target_test;
 /// A CPU that runs beside `here`; `here` where it is the only one.
 pub(crate) fn another_cpu(here: &'static Cpu) -> &'static Cpu {
     smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here)
+}
+
+/// Sleeps until `is_so`, which is asked once a millisecond, at most so long.
+pub(crate) fn wait_until(at_most: Duration, mut is_so: impl FnMut() -> bool) {
+    let patience = Deadline::after(at_most);
+    while !is_so() && !patience.has_passed() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
 }
 
 /// Waits at least this long, without giving up the CPU. Interrupts stay as they are.

@@ -13,7 +13,7 @@ use granule::smp::this_cpu;
 use spin::Once;
 
 use super::{DELIVERED, PAGE, START, space};
-use crate::harness::{Test, another_cpu, target_test};
+use crate::harness::{Test, another_cpu, target_test, wait_until};
 
 /// Pages that the device writes in one request.
 const PAGES: u64 = 8;
@@ -61,10 +61,7 @@ fn a_space_ends_while_a_device_writes_to_it(t: &mut Test) {
         drop(space);
         t.check("the device is refused", wait_for(1));
         STOP.store(true, Ordering::Release);
-        let patience = Deadline::after(Duration::from_secs(20));
-        while sched::thread_count() > 0 && !patience.has_passed() {
-            sleep_until(Deadline::after(Duration::from_millis(1)));
-        }
+        wait_until(Duration::from_secs(20), || sched::thread_count() == 0);
         t.equal("threads that are left", sched::thread_count(), 0);
         if let Some(after) = iommu().map(|iommu| iommu.fault_stats()) {
             t.equal("storms", after.storms, before.storms);
