@@ -16,7 +16,6 @@ use spin::Once;
 use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::table::{Files, Pools};
 use crate::bytes;
-use crate::chip::console;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
@@ -72,16 +71,13 @@ enum Kind {
 /// The longest file: an offset has 63 bits.
 const LARGEST: u64 = i64::MAX as u64;
 
-/// Opens what is at `path`. `base` is the directory that a path without a leading `/` begins in; the root if there is
+/// Opens what is at `path`. `base` is the directory that the path begins in, which then is not empty; the root if there is
 /// none. `flags` are [`checked`].
 ///
 /// # Errors
 /// Those of `openat` on a file system that is mounted read-only.
 pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32) -> Result<FileRef, Errno> {
-    let whole = match base {
-        Some(base) if !path.is_empty() => base.path_of(path)?,
-        _ => Vec::new(),
-    };
+    let whole = base.map_or(Ok(Vec::new()), |base| base.path_of(path))?;
     let path = if whole.is_empty() { path } else { &whole };
     let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(path)?;
     let kind = match initrd::look(path) {
@@ -117,11 +113,13 @@ fn check_new_name(path: &[u8]) -> Result<bool, Errno> {
 /// Checks what a file is against the flags, in Linux's order (`do_open`, `may_open`).
 fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
     let (writes, is_place) = (flags & O_ACCMODE != O_RDONLY || flags & O_TRUNC != 0, flags & O_PATH != 0);
-    let (is_directory, is_link) = (matches!(kind, Kind::Directory(..)), kind.is(S_IFLNK));
-    if is_link && flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL {
+    let is_directory = matches!(kind, Kind::Directory(..));
+    let is_link = matches!(kind, Kind::Other(attributes) if attributes.mode & S_IFMT == S_IFLNK);
+    let must_be_new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
+    if is_link && flags & O_NOFOLLOW == 0 && !must_be_new {
         return Err(Errno::ELOOP);
     }
-    if !is_place && flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL {
+    if !is_place && must_be_new {
         return Err(Errno::EEXIST);
     }
     if !is_place && is_directory && flags & O_CREAT != 0 {
@@ -180,13 +178,6 @@ fn without_slashes(mut path: &[u8]) -> &[u8] {
         path = rest;
     }
     path
-}
-
-impl Kind {
-    /// Whether its mode is of this kind.
-    fn is(&self, kind: u32) -> bool {
-        matches!(self, Self::Other(attributes) if attributes.mode & S_IFMT == kind)
-    }
 }
 
 impl OpenFile {
@@ -388,15 +379,4 @@ impl OpenFile {
             0,
         ]
     }
-}
-
-/// Waits for a byte of the console's input, unless the file is not waited for.
-///
-/// # Errors
-/// `ERESTARTSYS`, `EAGAIN`.
-pub fn first_byte(file: &OpenFile) -> Result<u8, Errno> {
-    if file.is_nonblocking() {
-        return console::try_read_byte().ok_or(Errno::EAGAIN);
-    }
-    console::wait_for_byte().ok_or(Errno::ERESTARTSYS)
 }

@@ -260,19 +260,20 @@ impl<F: Clone> Files<F> {
     /// The same, and whether an exec closes it.
     #[inline(never)]
     pub fn get_with_flag(&self, descriptor: u32) -> Option<(F, bool)> {
-        match &*self.held.read() {
-            Held::Table(table) => table.get(descriptor as usize).map(|(file, close)| (file.clone(), close)),
-            Held::Shared(files) => files.get_with_flag(descriptor),
-            Held::Gone => None,
-        }
+        self.look(|table| table.get(descriptor as usize).map(|(file, close)| (file.clone(), close)))
     }
 
     /// Whether a descriptor below `end` is free, as [`Self::add`] takes one.
     pub fn has_room(&self, end: u64) -> bool {
+        self.look(|table| table.lowest_free(0, bounded(end)).is_some())
+    }
+
+    /// What `look` makes of the table; the default where there is none any more.
+    fn look<R: Default>(&self, look: impl FnOnce(&Counted<Table<F>>) -> R) -> R {
         match &*self.held.read() {
-            Held::Table(table) => table.lowest_free(0, bounded(end)).is_some(),
-            Held::Shared(files) => files.has_room(end),
-            Held::Gone => false,
+            Held::Table(table) => look(table),
+            Held::Shared(files) => files.look(look),
+            Held::Gone => R::default(),
         }
     }
 
@@ -306,7 +307,7 @@ impl<F: Clone> Files<F> {
     /// # Errors
     /// `EBADF`, `ENOMEM`.
     pub fn close(&self, descriptor: u32) -> Result<F, Errno> {
-        self.get(descriptor).ok_or(Errno::EBADF)?;
+        self.look(|table| table.get(descriptor as usize).map(drop)).ok_or(Errno::EBADF)?;
         self.change(|table, _| table.take(descriptor as usize).ok_or(Errno::EBADF))
     }
 
@@ -315,11 +316,10 @@ impl<F: Clone> Files<F> {
     /// # Errors
     /// `EBADF`, `ENOMEM`.
     pub fn set_close_on_exec(&self, descriptor: u32, close_on_exec: bool) -> Result<(), Errno> {
-        let (file, before) = self.get_with_flag(descriptor).ok_or(Errno::EBADF)?;
-        if before == close_on_exec {
+        let before = self.look(|table| table.get(descriptor as usize).map(|(_, close)| close));
+        if before.ok_or(Errno::EBADF)? == close_on_exec {
             return Ok(());
         }
-        drop(file);
         self.change(|table, _| {
             let leaf = table.leaf_mut(descriptor as usize / LEAF).ok_or(Errno::EBADF)?;
             let bit = 1 << (descriptor as usize % LEAF);
@@ -357,10 +357,15 @@ impl<F: Clone> Files<F> {
     /// # Errors
     /// [`OutOfMemory`]; nothing is changed.
     pub fn share(&self, others: &Self) -> Result<(), OutOfMemory> {
-        let shared = others.shared_by_all()?;
-        let before = core::mem::replace(&mut *self.held.write(), shared);
-        drop(before);
+        self.hold(others.shared_by_all()?);
         Ok(())
+    }
+
+    /// Drops what it held behind the lock.
+    #[inline(never)]
+    fn hold(&self, new: Held<F>) {
+        let before = core::mem::replace(&mut *self.held.write(), new);
+        drop(before);
     }
 
     fn shared_by_all(&self) -> Result<Held<F>, OutOfMemory> {
@@ -380,12 +385,9 @@ impl<F: Clone> Files<F> {
         Counted::try_new(&self.pools.files, self)
     }
 
+    #[inline(never)]
     fn table(&self) -> Option<Counted<Table<F>>> {
-        match &*self.held.read() {
-            Held::Table(table) => Some(table.clone()),
-            Held::Shared(files) => files.table(),
-            Held::Gone => None,
-        }
+        self.look(|table| Some(table.clone()))
     }
 
     /// Prepares what can fail of an exec: the files that its program will have.
@@ -405,20 +407,17 @@ impl<F: Clone> Files<F> {
 
     /// Whether these are still what `prepared` was made of.
     pub fn is_as_prepared(&self, prepared: &ExecFiles<F>) -> bool {
-        self.table().is_some_and(|table| table.is(&prepared.before))
+        self.look(|table| table.is(&prepared.before))
     }
 
     /// Becomes what was prepared, shared with no other.
     pub fn exec(&self, prepared: ExecFiles<F>) {
-        let before = core::mem::replace(&mut *self.held.write(), Held::Table(prepared.after));
-        drop(before);
+        self.hold(Held::Table(prepared.after));
     }
 
     /// Closes all, for the last task.
-    #[inline(never)]
     pub fn clear(&self) {
-        let before = core::mem::replace(&mut *self.held.write(), Held::Gone);
-        drop(before);
+        self.hold(Held::Gone);
     }
 }
 

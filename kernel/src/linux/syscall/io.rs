@@ -227,18 +227,24 @@ impl UserBytes {
         Self { array: call.address::<1>(), count: u64::from(call.argument::<2>() as u32), ..Self::default() }
     }
 
+    /// Goes on to a piece with bytes left. It is read again: the memory may have changed since the check, and the list be
+    /// shorter.
+    fn advance(&mut self) -> Result<(), Errno> {
+        while self.left == 0 {
+            if self.next == self.count {
+                return Err(Errno::EFAULT);
+            }
+            [self.base, self.left] = read_piece(self.array, self.next)?;
+            self.next += 1;
+            relax();
+        }
+        Ok(())
+    }
+
     /// Stores the next bytes, up to the first that cannot be stored; returns how many were.
     fn store(&mut self, mut from: &[u8]) -> usize {
         let mut done = 0;
-        while !from.is_empty() {
-            if self.left == 0 {
-                // Read again, as in `copy`.
-                let piece = if self.next == self.count { None } else { read_piece(self.array, self.next).ok() };
-                let Some(piece) = piece else { break };
-                ([self.base, self.left], self.next) = (piece, self.next + 1);
-                relax();
-                continue;
-            }
+        while !from.is_empty() && self.advance().is_ok() {
             let (part, rest) = from.split_at_checked(from.len().min(self.left as usize)).unwrap_or_default();
             let stored = uaccess::copy_to_user_up_to(VirtAddr(self.base), part);
             (self.base, self.left, done) =
@@ -254,16 +260,7 @@ impl UserBytes {
     /// Copies the next bytes.
     fn copy(&mut self, mut to: &mut [u8]) -> Result<(), Errno> {
         while !to.is_empty() {
-            if self.left == 0 {
-                // Read again: the memory may have changed since the check, and the list be shorter.
-                if self.next == self.count {
-                    return Err(Errno::EFAULT);
-                }
-                [self.base, self.left] = read_piece(self.array, self.next)?;
-                self.next += 1;
-                relax();
-                continue;
-            }
+            self.advance()?;
             let bytes = self.left.min(to.len() as u64);
             let (part, rest) = to.split_at_mut_checked(bytes as usize).unwrap_or_default();
             uaccess::copy_from_user(part, VirtAddr(self.base))?;
@@ -317,7 +314,7 @@ fn input(file: &OpenFile, bytes: u64, to: &mut UserBytes) -> Answer {
         return Ok(0);
     }
     let mut done = 0;
-    let mut next = Some(open::first_byte(file)?);
+    let mut next = Some(first_byte(file)?);
     while let Some(byte) = next {
         if to.store(&[byte]) == 0 {
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
@@ -327,6 +324,17 @@ fn input(file: &OpenFile, bytes: u64, to: &mut UserBytes) -> Answer {
         next = if done < bytes { console::try_read_byte() } else { None };
     }
     Ok(done)
+}
+
+/// Waits for a byte of the console's input, unless the file is not waited for.
+///
+/// # Errors
+/// `ERESTARTSYS`, `EAGAIN`.
+fn first_byte(file: &OpenFile) -> Result<u8, Errno> {
+    if file.is_nonblocking() {
+        return console::try_read_byte().ok_or(Errno::EAGAIN);
+    }
+    console::wait_for_byte().ok_or(Errno::ERESTARTSYS)
 }
 
 /// What every file has, and how much of one is left to read; the console is not a terminal for programs.
