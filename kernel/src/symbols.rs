@@ -17,7 +17,7 @@ use granule_arch::addr::VirtAddr;
 
 /// Bytes that are reserved for the table, all of which are in the image. The build fails where the symbols need more; the
 /// checked build, which inlines little, has nearly twice as many.
-pub const RESERVED_SIZE: usize = if cfg!(debug_assertions) { 128 << 10 } else { 82 << 10 };
+pub const RESERVED_SIZE: usize = if cfg!(debug_assertions) { 128 << 10 } else { 56 << 10 };
 
 const MAGIC: &[u8] = b"GSYM";
 const VERSION: u32 = 1;

@@ -12,7 +12,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 const SECTION: &str = ".granule.symbols";
 /// Bytes of the longest names, of which the first that lets the table fit counts: what is cut is the tail of generic
 /// arguments.
-const LONGEST: [usize; 4] = [usize::MAX, 80, 60, 48];
+const LONGEST: [usize; 7] = [usize::MAX, 80, 60, 48, 40, 32, 28];
 
 /// Writes the table into the ELF's reserved section.
 ///
@@ -68,10 +68,26 @@ fn read(elf: &[u8]) -> Result<(BTreeMap<u32, String>, usize, usize)> {
         let (Ok(name), Some(at)) = (symbol.name(), symbol.address().checked_sub(start)) else { continue };
         // `$x` and `$d` mark code and data within sections.
         if let (Ok(at), false) = (u32::try_from(at), name.is_empty() || name.starts_with('$')) {
-            functions.entry(at).or_insert_with(|| format!("{:#}", rustc_demangle::demangle(name)));
+            functions.entry(at).or_insert_with(|| shown(&format!("{:#}", rustc_demangle::demangle(name))));
         }
     }
     Ok((functions, usize::try_from(offset)?, usize::try_from(room)?))
+}
+
+/// A name as reports show it, without what it has too much of for the image's room: the kernel's crate, of which nearly all
+/// are, and the type of a method that stands in another module than its type.
+fn shown(name: &str) -> String {
+    const IMPL: &str = "::<impl ";
+    let mut name = name.replace("granule::", "");
+    while let Some(start) = name.find(IMPL) {
+        let mut depth = 0;
+        let end = name[start..].char_indices().skip(2).find_map(|(at, letter)| {
+            depth += i32::from(letter == '<') - i32::from(letter == '>');
+            (depth == 0).then_some(start + at + 1)
+        });
+        name.replace_range(start..end.unwrap_or(name.len()), "");
+    }
+    name
 }
 
 /// The bytes of the table, with names of at most `longest` bytes; each distinct name once.
@@ -101,7 +117,7 @@ fn table(functions: &BTreeMap<u32, String>, longest: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{address, table};
+    use super::{address, shown, table};
 
     #[test]
     fn a_function_is_found_by_its_path() {
@@ -109,6 +125,14 @@ mod tests {
         let elf = std::fs::read(elf).expect("`./x build` comes first");
         assert!(address(&elf, "granule::start::start").unwrap() >> 48 == 0xffff);
         assert!(address(&elf, "granule::start::stop").unwrap_err().to_string().contains("granule::start::stop"));
+    }
+
+    #[test]
+    fn a_name_is_shown_without_the_kernels_crate() {
+        assert_eq!(shown("granule::mm::pool::Pool<granule::smp::Cpu>::put"), "mm::pool::Pool<smp::Cpu>::put");
+        assert_eq!(shown("granule_arch::tlbi::plan"), "granule_arch::tlbi::plan");
+        assert_eq!(shown("granule::mm::space::zap::<impl granule::mm::Space<Pool<T>>>::zap"), "mm::space::zap::zap");
+        assert_eq!(shown("<granule::mm::Space as core::fmt::Debug>::fmt"), "<mm::Space as core::fmt::Debug>::fmt");
     }
 
     #[test]
