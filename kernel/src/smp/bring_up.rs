@@ -36,12 +36,8 @@ static MAXCPUS: Parameter = Parameter {
     check: |value| parse_maxcpus(value).map(drop).ok_or_else(|| Refused::because("1 to 16")),
 };
 
-macro_rules! cpus {
-    ($($id:literal)*) => { [$(Cpu::new(CpuId($id))),*] };
-}
-
-/// The CPUs that are not the boot CPU: number 1 is the first.
-static SECONDARIES: [Cpu; MAX_CPUS - 1] = cpus!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+/// The CPUs that are not the boot CPU: number 1 is the first. The image has no room for them.
+static SECONDARIES: [Once<Cpu>; MAX_CPUS - 1] = [const { Once::new() }; MAX_CPUS - 1];
 static RECORDS: [SecondaryBoot; MAX_CPUS - 1] = [const { SecondaryBoot::new() }; MAX_CPUS - 1];
 /// A bit for each CPU about which it is decided whether it came in time: by itself, or by the boot CPU's giving it up.
 static DECIDED: AtomicU32 = AtomicU32::new(0);
@@ -89,7 +85,8 @@ pub fn bring_up(
     let others = platform.cpus.iter().filter(|node| node.mpidr != own).take(limit - 1);
     let mut started = CpuSet::EMPTY;
     // All are started before the first is waited for: they come up at the same time.
-    for (node, (secondary, record)) in others.zip(SECONDARIES.iter().zip(&RECORDS)) {
+    for (node, (id, (secondary, record))) in others.zip((1..).zip(SECONDARIES.iter().zip(&RECORDS))) {
+        let secondary = secondary.call_once(|| Cpu::new(CpuId(id)));
         match start(platform, node, secondary, record, stack) {
             Ok(()) => started = started.with(secondary.id),
             Err(error) => log::warn!("CPU {} ({:#x}) not started: {error}", secondary.id.0, node.mpidr),
