@@ -56,6 +56,7 @@ errnos! {
     EINVAL = 22, "invalid argument";
     EMFILE = 24, "too many open files";
     ENOTTY = 25, "not a terminal";
+    EFBIG = 27, "file too large";
     ESPIPE = 29, "not seekable";
     EROFS = 30, "read-only file system";
     ERANGE = 34, "out of range";

@@ -58,6 +58,39 @@ pub const F_GETFL: u32 = 3;
 pub const F_SETFL: u32 = 4;
 /// fcntl: as [`F_DUPFD`], and an exec closes the new descriptor.
 pub const F_DUPFD_CLOEXEC: u32 = 1030;
+/// fcntl: adds seals to a file.
+pub const F_ADD_SEALS: u32 = 1033;
+/// fcntl: the seals of a file.
+pub const F_GET_SEALS: u32 = 1034;
+
+/// A seal: there are no more seals.
+pub const F_SEAL_SEAL: u32 = 1;
+/// A seal: the file becomes no shorter.
+pub const F_SEAL_SHRINK: u32 = 2;
+/// A seal: the file becomes no longer.
+pub const F_SEAL_GROW: u32 = 4;
+/// A seal: the file is not written.
+pub const F_SEAL_WRITE: u32 = 8;
+/// A seal: the file is not written but through the mappings that there are.
+pub const F_SEAL_FUTURE_WRITE: u32 = 16;
+/// A seal: whether the file may be executed does not change.
+pub const F_SEAL_EXEC: u32 = 32;
+
+/// memfd_create: an exec closes the descriptor.
+pub const MFD_CLOEXEC: u32 = 1;
+/// memfd_create: the file may be sealed.
+pub const MFD_ALLOW_SEALING: u32 = 2;
+/// memfd_create: of large pages.
+pub const MFD_HUGETLB: u32 = 4;
+/// memfd_create: the file may be sealed, and never executed.
+pub const MFD_NOEXEC_SEAL: u32 = 8;
+/// memfd_create: the file may be executed.
+pub const MFD_EXEC: u32 = 16;
+
+/// fallocate: the size stays.
+pub const FALLOC_FL_KEEP_SIZE: u32 = 1;
+/// fallocate: the bytes are taken away.
+pub const FALLOC_FL_PUNCH_HOLE: u32 = 2;
 /// The flag of a descriptor that an exec closes.
 pub const FD_CLOEXEC: u32 = 1;
 

@@ -52,3 +52,12 @@ pub const MADV_SEQUENTIAL: u64 = 2;
 pub const MADV_WILLNEED: u64 = 3;
 /// The pages' contents are given up.
 pub const MADV_DONTNEED: u64 = 4;
+/// madvise: the pages go out of the file, or out of the shared memory.
+pub const MADV_REMOVE: u64 = 9;
+
+/// msync: begins to write.
+pub const MS_ASYNC: u32 = 1;
+/// msync: and other mappings see it.
+pub const MS_INVALIDATE: u32 = 2;
+/// msync: waits until it is written.
+pub const MS_SYNC: u32 = 4;

@@ -19,6 +19,8 @@ numbers! {
     DUP3 = 24 "dup3";
     FCNTL = 25 "fcntl";
     IOCTL = 29 "ioctl";
+    FTRUNCATE = 46 "ftruncate";
+    FALLOCATE = 47 "fallocate";
     OPENAT = 56 "openat";
     CLOSE = 57 "close";
     LSEEK = 62 "lseek";
@@ -29,6 +31,8 @@ numbers! {
     PREAD64 = 67 "pread64";
     PWRITE64 = 68 "pwrite64";
     FSTAT = 80 "fstat";
+    FSYNC = 82 "fsync";
+    FDATASYNC = 83 "fdatasync";
     EXIT = 93 "exit";
     EXIT_GROUP = 94 "exit_group";
     SET_TID_ADDRESS = 96 "set_tid_address";
@@ -65,9 +69,11 @@ numbers! {
     EXECVE = 221 "execve";
     MMAP = 222 "mmap";
     MPROTECT = 226 "mprotect";
+    MSYNC = 227 "msync";
     MINCORE = 232 "mincore";
     MADVISE = 233 "madvise";
     WAIT4 = 260 "wait4";
     PRLIMIT64 = 261 "prlimit64";
     GETRANDOM = 278 "getrandom";
+    MEMFD_CREATE = 279 "memfd_create";
 }
