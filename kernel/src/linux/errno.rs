@@ -31,6 +31,7 @@ impl From<SpaceError> for Errno {
             SpaceError::Invalid => Self::EINVAL,
             SpaceError::NoMemory => Self::ENOMEM,
             SpaceError::NotPermitted => Self::EPERM,
+            SpaceError::NotAllowed => Self::EACCES,
             SpaceError::InUse => Self::EEXIST,
             SpaceError::NoArea => Self::EFAULT,
         }

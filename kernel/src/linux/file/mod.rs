@@ -3,8 +3,11 @@
 //! - [`initrd`]: the files that there are; nothing changes them
 //! - [`table`]: descriptors, and who shares them
 //! - `open`: open files
+//! - `memfd`: files that are memory alone
 
 pub mod initrd;
+#[cfg(target_os = "none")]
+pub mod memfd;
 #[cfg(target_os = "none")]
 pub mod open;
 pub mod table;

@@ -1,19 +1,20 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
-//! There are the files and directories of the initrd, which are only read, and the console.
+//! There are the files and directories of the initrd, which are only read, memory files, and the console.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::file::{
-    FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME, O_NOCTTY,
-    O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, S_IFCHR, S_IFDIR, S_IFLNK,
-    S_IFMT, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
+    F_SEAL_SEAL, FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME,
+    O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, S_IFCHR, S_IFDIR,
+    S_IFLNK, S_IFMT, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
 };
 use granule_arch::addr::PAGE_SIZE;
 use spin::Once;
 
 use super::initrd::{self, Attributes, File, PathEntry, PathError};
+use super::memfd::MemoryFile;
 use super::table::{Files, Pools};
 use crate::bytes;
 use crate::kernel;
@@ -21,6 +22,9 @@ use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
+use crate::mm::space::{Object, Seals};
+use crate::sched::RwSem;
+use crate::smp::this_cpu;
 
 /// An open file, and those who have it.
 pub type FileRef = Counted<OpenFile>;
@@ -59,9 +63,14 @@ pub struct OpenFile {
     position: AtomicU64,
 }
 
-enum Kind {
+/// What is open.
+pub enum Kind {
+    /// The console.
     Console,
-    Regular(File<'static>, Attributes),
+    /// A file of the initrd; and its pages, once it was mapped.
+    Regular(File<'static>, Attributes, RwSem<Option<Counted<Object>>>),
+    /// A memory file.
+    Memory(MemoryFile),
     /// With its path from the root.
     Directory(&'static str, Attributes),
     /// Neither read nor written: a place alone.
@@ -82,7 +91,7 @@ pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32) -> Result<FileRef,
     let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(path)?;
     let kind = match initrd::look(path) {
         Ok(PathEntry::Console) => Kind::Console,
-        Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes),
+        Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes, RwSem::default()),
         Ok(PathEntry::Directory(path, attributes)) => Kind::Directory(path, attributes),
         Ok(PathEntry::Link(attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
         // In a directory nothing is made.
@@ -138,7 +147,7 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
         _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
         // No such device.
         Kind::Other(_) => Err(Errno::ENXIO),
-        Kind::Console | Kind::Directory(..) => Ok(()),
+        Kind::Console | Kind::Directory(..) | Kind::Memory(_) => Ok(()),
     }
 }
 
@@ -172,6 +181,14 @@ pub fn checked(flags: u32) -> Result<u32, Errno> {
     if wrong { Err(Errno::EINVAL) } else { Ok(known | contents) }
 }
 
+/// Checks that the bytes from `at` on have positions.
+///
+/// # Errors
+/// `EINVAL`.
+pub fn check_end(at: u64, bytes: u64) -> Result<(), Errno> {
+    if at.checked_add(bytes).is_none_or(|end| end > LARGEST) { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
 /// A path without the slashes at its end.
 fn without_slashes(mut path: &[u8]) -> &[u8] {
     while let Some(rest) = path.strip_suffix(b"/") {
@@ -180,8 +197,48 @@ fn without_slashes(mut path: &[u8]) -> &[u8] {
     path
 }
 
+/// What is read from a position on.
+pub enum Contents<'f> {
+    /// Bytes that nothing changes.
+    Bytes(&'static [u8]),
+    /// So many bytes of an object from a position on, as far as it has them.
+    Object(&'f Object, u64, u64),
+}
+
+impl Contents<'_> {
+    /// How many bytes there are, at most.
+    pub const fn bytes(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Object(_, _, bytes) => *bytes,
+        }
+    }
+
+    /// Takes the first bytes, as many as `buffer` has or fewer; empty at the end. It need not hold them.
+    pub fn next<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
+        match self {
+            Self::Bytes(bytes) => {
+                let (first, rest) = bytes.split_at_checked(buffer.len().min(bytes.len())).unwrap_or_default();
+                *bytes = rest;
+                first
+            }
+            Self::Object(object, at, left) => {
+                let wanted = buffer.len().min(*left as usize);
+                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                let read = object.read(*at, piece);
+                (*at, *left) = (*at + read as u64, if read < wanted { 0 } else { *left - read as u64 });
+                piece.get(..read).unwrap_or_default()
+            }
+        }
+    }
+}
+
 impl OpenFile {
-    fn new(kind: Kind, flags: u32) -> Result<FileRef, OutOfMemory> {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(kind: Kind, flags: u32) -> Result<FileRef, OutOfMemory> {
         let pool = FILES.call_once(|| Pool::new(kernel().frames));
         Counted::try_new(pool, Self { kind, flags: AtomicU32::new(flags), position: AtomicU64::new(0) })
     }
@@ -250,6 +307,62 @@ impl OpenFile {
         matches!(self.kind, Kind::Console)
     }
 
+    /// The memory file that it is, if it is one.
+    pub const fn memory(&self) -> Option<&MemoryFile> {
+        if let Kind::Memory(file) = &self.kind { Some(file) } else { None }
+    }
+
+    /// The pages of the file, for a mapping.
+    ///
+    /// # Errors
+    /// `ENODEV`: it has none. `ENOMEM`.
+    pub fn pages(&self) -> Result<Counted<Object>, Errno> {
+        match &self.kind {
+            Kind::Memory(file) => Ok(file.object().clone()),
+            Kind::Regular(file, _, pages) => {
+                let mut pages = pages.write();
+                if let Some(pages) = &*pages {
+                    return Ok(pages.clone());
+                }
+                let size = file.contents.len() as u64;
+                let new = kernel().spaces.create_object(this_cpu(), size, Some(file.contents), Seals(F_SEAL_SEAL))?;
+                Ok(pages.insert(new).clone())
+            }
+            Kind::Console | Kind::Directory(..) | Kind::Other(_) => Err(Errno::ENODEV),
+        }
+    }
+
+    /// Moves the position over `bytes` bytes that are written next; where it was. Two that write at once write to
+    /// different places.
+    pub fn advance(&self, bytes: u64) -> u64 {
+        let most = |at: u64| Some(at.saturating_add(bytes).min(LARGEST));
+        // Relaxed: nothing is published by a position.
+        self.position.fetch_update(Ordering::Relaxed, Ordering::Relaxed, most).unwrap_or_default()
+    }
+
+    /// Moves the position to `end`, unless another has moved it from `before` meanwhile.
+    pub fn move_position(&self, before: u64, end: u64) {
+        let _ = self.position.compare_exchange(before, end, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Checks that `bytes` bytes from the position on have positions.
+    ///
+    /// # Errors
+    /// `EINVAL`.
+    pub fn check_end(&self, bytes: u64) -> Result<(), Errno> {
+        check_end(self.position.load(Ordering::Relaxed), bytes)
+    }
+
+    /// Sets the position: behind what was added at the end.
+    pub fn set_position(&self, to: u64) {
+        self.position.store(to, Ordering::Relaxed);
+    }
+
+    /// Whether each write is at the end.
+    pub fn appends(&self) -> bool {
+        self.flags() & O_APPEND != 0
+    }
+
     /// Whether reads and writes fail where they would wait.
     pub fn is_nonblocking(&self) -> bool {
         self.flags() & O_NONBLOCK != 0
@@ -260,12 +373,12 @@ impl OpenFile {
     ///
     /// # Errors
     /// `EISDIR`, `EINVAL`: a file is not so long.
-    pub fn take(&self, bytes: u64, most: u64) -> Result<(u64, &'static [u8]), Errno> {
+    pub fn take(&self, bytes: u64, most: u64) -> Result<(u64, Contents<'_>), Errno> {
         // Relaxed: nothing is published by a position.
         let mut at = self.position.load(Ordering::Relaxed);
         loop {
             let contents = self.contents_at(at, bytes, most)?;
-            let end = at + contents.len() as u64;
+            let end = at + contents.bytes();
             match self.position.compare_exchange_weak(at, end, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok((at, contents)),
                 Err(other) => at = other,
@@ -273,41 +386,39 @@ impl OpenFile {
         }
     }
 
-    /// Moves the position to behind the first `used` bytes of what was [taken](Self::take), unless another has moved it
-    /// meanwhile.
-    pub fn give_back(&self, at: u64, contents: &[u8], used: u64) {
-        let (end, new) = (at + contents.len() as u64, at + used);
-        if end != new {
-            let _ = self.position.compare_exchange(end, new, Ordering::Relaxed, Ordering::Relaxed);
-        }
-    }
-
     /// Up to `bytes` bytes from `at` on; no more than `most`.
     ///
     /// # Errors
     /// As for [`Self::take`].
-    pub fn contents_at(&self, at: u64, bytes: u64, most: u64) -> Result<&'static [u8], Errno> {
-        if at.checked_add(bytes).is_none_or(|end| end > LARGEST) {
-            return Err(Errno::EINVAL);
-        }
-        let contents = self.contents()?;
-        let rest = usize::try_from(at).ok().and_then(|at| contents.get(at..)).unwrap_or_default();
-        Ok(rest.get(..bytes.min(most) as usize).unwrap_or(rest))
+    pub fn contents_at(&self, at: u64, bytes: u64, most: u64) -> Result<Contents<'_>, Errno> {
+        check_end(at, bytes)?;
+        let bytes = bytes.min(most).min(self.size()?.saturating_sub(at));
+        Ok(match &self.kind {
+            Kind::Memory(file) => Contents::Object(file.object(), at, bytes),
+            Kind::Regular(file, ..) => {
+                let rest = usize::try_from(at).ok().and_then(|at| file.contents.get(at..)).unwrap_or_default();
+                Contents::Bytes(rest.get(..bytes as usize).unwrap_or(rest))
+            }
+            _ => Contents::Bytes(&[]),
+        })
     }
 
-    /// How many bytes of a file there are behind the position.
-    pub fn left(&self) -> Option<u64> {
-        let Kind::Regular(file, _) = &self.kind else { return None };
-        Some((file.contents.len() as u64).saturating_sub(self.position.load(Ordering::Relaxed)))
-    }
-
-    /// What can be read at a position.
-    fn contents(&self) -> Result<&'static [u8], Errno> {
+    /// Bytes that can be read at positions.
+    ///
+    /// # Errors
+    /// `EISDIR`, `ESPIPE`.
+    fn size(&self) -> Result<u64, Errno> {
         match &self.kind {
-            Kind::Regular(file, _) => Ok(file.contents),
+            Kind::Regular(file, ..) => Ok(file.contents.len() as u64),
+            Kind::Memory(file) => Ok(file.object().size()),
             Kind::Directory(..) => Err(Errno::EISDIR),
             Kind::Console | Kind::Other(_) => Err(Errno::ESPIPE),
         }
+    }
+
+    /// How many bytes of a file there are behind the position; fewer than none where it is behind the end.
+    pub fn left(&self) -> Option<i64> {
+        Some(self.size().ok()? as i64 - self.position.load(Ordering::Relaxed) as i64)
     }
 
     /// Moves the position, as `lseek`; returns it.
@@ -320,23 +431,28 @@ impl OpenFile {
         }
         let size = match &self.kind {
             Kind::Console | Kind::Other(_) => return Err(Errno::ESPIPE),
-            Kind::Regular(file, _) => file.contents.len() as i64,
+            Kind::Regular(file, ..) => file.contents.len() as i64,
+            Kind::Memory(file) => file.object().size() as i64,
             // A directory has no contents that it could be measured by.
             Kind::Directory(..) if matches!(whence, SEEK_SET | SEEK_CUR) => 0,
             Kind::Directory(..) => return Err(Errno::EINVAL),
         };
         let inside = (0..size).contains(&offset);
+        let found = match (&self.kind, whence) {
+            (_, SEEK_DATA | SEEK_HOLE) if !inside => return Err(Errno::ENXIO),
+            (Kind::Memory(file), SEEK_DATA | SEEK_HOLE) => {
+                let found = file.object().seek(offset as u64, whence == SEEK_HOLE);
+                found.ok_or(Errno::ENXIO)? as i64
+            }
+            // The contents have no holes but the one behind them.
+            (_, SEEK_HOLE) => size,
+            _ => offset,
+        };
         let target = |before: u64| match whence {
-            SEEK_SET => Some(offset),
             SEEK_CUR => offset.checked_add(before as i64),
             SEEK_END => offset.checked_add(size),
-            SEEK_DATA => Some(offset),
-            // The contents have no holes but the one behind them.
-            _ => Some(size),
+            _ => Some(found),
         };
-        if matches!(whence, SEEK_DATA | SEEK_HOLE) && !inside {
-            return Err(Errno::ENXIO);
-        }
         let target = |before| target(before).and_then(|to| u64::try_from(to).ok());
         let moved = self.position.fetch_update(Ordering::Relaxed, Ordering::Relaxed, target);
         moved.ok().and_then(target).ok_or(Errno::EINVAL)
@@ -344,8 +460,10 @@ impl OpenFile {
 
     /// `struct stat`, in words of 8 bytes.
     pub fn stat(&self) -> [u64; 16] {
-        /// The device that the initrd is on, and that the console is: 5, 1.
+        /// The devices that the initrd and memory files are on, and that the console is: 5, 1.
         const DEVICE: u64 = 2;
+        const MEMORY: u64 = 1;
+        const SECOND: u64 = 1_000_000_000;
         const CONSOLE: u64 = 5 << 8 | 1;
         let (attributes, size) = match &self.kind {
             Kind::Console => {
@@ -353,14 +471,26 @@ impl OpenFile {
                     Attributes { number: usize::MAX - 2, mode: S_IFCHR | 0o600, user: 0, group: 0, modified: 0 };
                 (console, 0)
             }
-            Kind::Regular(file, attributes) => (*attributes, file.contents.len() as u64),
+            Kind::Regular(file, attributes, _) => (*attributes, file.contents.len() as u64),
+            Kind::Memory(file) => {
+                let number = file.object().identity();
+                (Attributes { number, mode: file.mode(), user: 0, group: 0, modified: 0 }, file.object().size())
+            }
             Kind::Directory(_, attributes) | Kind::Other(attributes) => (*attributes, 0),
         };
-        let links = if attributes.mode & S_IFMT == S_IFDIR { 2 } else { 1 };
+        let memory = self.memory();
+        let links = match attributes.mode & S_IFMT {
+            S_IFDIR => 2,
+            // It has no name in a directory.
+            _ if memory.is_some() => 0,
+            _ => 1,
+        };
+        let pages = memory.map_or(size.div_ceil(PAGE_SIZE as u64), |file| file.object().pages() as u64);
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-        let time = u64::from(attributes.modified);
+        let time = memory.map_or(u64::from(attributes.modified) * SECOND, MemoryFile::changed);
+        let (seconds, rest) = (time / SECOND, time % SECOND);
         [
-            DEVICE,
+            if memory.is_some() { MEMORY } else { DEVICE },
             attributes.number as u64,
             pair(attributes.mode, links),
             pair(attributes.user, attributes.group),
@@ -369,13 +499,13 @@ impl OpenFile {
             size,
             PAGE_SIZE as u64,
             // In pages, as memory has them.
-            size.div_ceil(PAGE_SIZE as u64) * (PAGE_SIZE / 512) as u64,
-            time,
-            0,
-            time,
-            0,
-            time,
-            0,
+            pages * (PAGE_SIZE / 512) as u64,
+            seconds,
+            rest,
+            seconds,
+            rest,
+            seconds,
+            rest,
             0,
         ]
     }

@@ -1,23 +1,29 @@
 //! Calls for files: descriptors, reads and writes.
 
 use granule_abi::file::{
-    AT_FDCWD, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX,
-    FIONREAD, O_CLOEXEC, O_NONBLOCK,
+    AT_FDCWD, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_SETFD, F_SETFL, FD_CLOEXEC,
+    FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC, O_NONBLOCK,
 };
-use granule_abi::limits::RLIMIT_NOFILE;
+use granule_abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
 use granule_abi::process::IoVec;
+use granule_abi::signal::{SI_USER, SIGXFSZ};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 use super::process::read_path;
 use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
-use crate::linux::file::open::{self, FileRef, OpenFile};
+use crate::linux::file::open::{self, Contents, FileRef, OpenFile};
+use crate::linux::process::send::{self, Asked};
+use crate::linux::process::signal::SignalCause;
+use crate::mm::space::WriteAt;
 use crate::sched::{Thread, Work, relax};
 use crate::uaccess;
 
 /// Pieces that `readv` and `writev` take.
 const PIECES: u64 = 1024;
+/// Bytes that are copied at once: what is written in one call and is not longer comes in one piece.
+const PIECE: usize = 2048;
 
 /// The file of a descriptor, also of one that is only a path.
 #[inline(never)]
@@ -27,15 +33,99 @@ fn any_file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
 
 /// The file of a descriptor, for reads and writes.
 #[inline(never)]
-fn file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
+pub(super) fn file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
     any_file(call, descriptor).and_then(|file| if file.is_path() { Err(Errno::EBADF) } else { Ok(file) })
 }
 
 pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_writable()?;
-    let mut from = UserBytes::of_call(call)?;
-    print(call.thread, from.left.min(MOST_AT_ONCE), &mut from)
+    let from = UserBytes::of_call(call)?;
+    drain(call, &file, from.left.min(MOST_AT_ONCE), from)
+}
+
+/// Writes where the file is on.
+fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -> Answer {
+    if file.memory().is_none() {
+        return print(call.thread, bytes, &mut from);
+    }
+    if bytes == 0 {
+        return Ok(0);
+    }
+    file.check_end(bytes)?;
+    if file.appends() {
+        let (end, written) = write_to(call, file, WriteAt::End, bytes, from)?;
+        file.set_position(end);
+        return Ok(written);
+    }
+    let at = file.advance(bytes);
+    let written = write_to(call, file, WriteAt::Byte(at), bytes, from).map(|(_, written)| written);
+    let used = *written.as_ref().unwrap_or(&0);
+    if used != bytes {
+        file.move_position(at + bytes, at + used);
+    }
+    written
+}
+
+/// Writes bytes of EL0's to a memory file; returns where the last of them ends, and how many were written before one could not
+/// be read, there was no memory, or the thread must exit.
+fn write_to(
+    call: &Syscall<'_>,
+    file: &OpenFile,
+    at: WriteAt,
+    bytes: u64,
+    mut from: UserBytes,
+) -> Result<(u64, u64), Errno> {
+    let memory = file.memory().ok_or(Errno::ESPIPE)?;
+    let limit = call.task.process().limits.soft(RLIMIT_FSIZE);
+    let mut buffer = [0; PIECE];
+    let (mut at, mut end, mut done) = (at, 0, 0);
+    let failed = loop {
+        let wanted = buffer.get_mut(..(bytes - done).min(PIECE as u64) as usize).unwrap_or_default();
+        if wanted.is_empty() {
+            break None;
+        }
+        let count = from.copy_up_to(wanted);
+        let piece = wanted.get(..count).unwrap_or_default();
+        let (start, written) = match memory.write(at, piece, bytes - done, limit) {
+            // Other refusals come first, as on Linux.
+            Ok(_) if count == 0 => break Some(Errno::EFAULT),
+            Ok(written) => written,
+            Err(error) => break Some(error),
+        };
+        (end, done) = (start + written as u64, done + written as u64);
+        if let WriteAt::Byte(next) = &mut at {
+            *next = end;
+        }
+        if written < wanted.len() || call.thread.has(Work::SIGNAL) && call.task.is_called_off() {
+            break None;
+        }
+        relax();
+    };
+    if done != 0 {
+        // What is missing is not this call's any more.
+        call.thread.take_shortage();
+    }
+    match failed.filter(|_| done == 0) {
+        Some(Errno::EFBIG) => {
+            // Linux sends it for the limit, and not for the largest file.
+            let start = if let WriteAt::Byte(at) = at { at } else { memory.object().size() };
+            check_file_limit(call, start.saturating_add(1)).and(Err(Errno::EFBIG))
+        }
+        Some(error) => Err(error),
+        None => Ok((end, done)),
+    }
+}
+
+/// Checks that a file may be `size` bytes long: a signal where the process has set a limit below.
+#[inline(never)]
+pub(super) fn check_file_limit(call: &Syscall<'_>, size: u64) -> Result<(), Errno> {
+    if size <= call.task.process().limits.soft(RLIMIT_FSIZE) {
+        return Ok(());
+    }
+    let (process, thread) = (call.task.process().id(), call.task.id());
+    send::to_thread(call.task, Some(process), thread, Asked(SIGXFSZ), SignalCause::process(SI_USER, process))?;
+    Err(Errno::EFBIG)
 }
 
 pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
@@ -58,21 +148,27 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> A
         return input(file, bytes.min(MOST_AT_ONCE), &mut to);
     }
     let (at, contents) = file.take(bytes, MOST_AT_ONCE)?;
+    let end = at + contents.bytes();
     let stored = store(call, contents, to);
-    file.give_back(at, contents, stored.unwrap_or(0));
+    let used = *stored.as_ref().unwrap_or(&0);
+    if at + used != end {
+        file.move_position(end, at + used);
+    }
     stored
 }
 
 /// Stores `contents`, up to the first byte that cannot be stored, or until the thread must exit.
-fn store(call: &Syscall<'_>, contents: &[u8], mut to: UserBytes) -> Answer {
+fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> Answer {
+    let mut buffer = [0; PIECE];
     let mut done = 0;
-    for piece in contents.chunks(PAGE_SIZE) {
+    loop {
+        let piece = contents.next(&mut buffer);
         let stored = to.store(piece);
         done += stored as u64;
         if stored < piece.len() && done == 0 {
             return Err(Errno::EFAULT);
         }
-        if stored < piece.len() || call.thread.has(Work::SIGNAL) && call.task.is_called_off() {
+        if piece.is_empty() || stored < piece.len() || call.thread.has(Work::SIGNAL) && call.task.is_called_off() {
             break;
         }
         relax();
@@ -81,10 +177,17 @@ fn store(call: &Syscall<'_>, contents: &[u8], mut to: UserBytes) -> Answer {
 }
 
 pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
-    let (file, _) = at_position(call)?;
+    let (file, position) = at_position(call)?;
     file.check_writable()?;
-    // Nothing that is written has positions.
-    Err(Errno::ESPIPE)
+    let from = UserBytes::of_call(call)?;
+    let bytes = from.left.min(MOST_AT_ONCE);
+    if bytes == 0 {
+        return Ok(0);
+    }
+    open::check_end(position, bytes)?;
+    // As on Linux, wherever the caller says.
+    let at = if file.appends() { WriteAt::End } else { WriteAt::Byte(position) };
+    write_to(call, &file, at, bytes, from).map(|(_, written)| written)
 }
 
 /// The file and the position of a read or write that says where.
@@ -121,7 +224,7 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
 }
 
 /// No descriptor of the process may be as high.
-fn most_files(call: &Syscall<'_>) -> u64 {
+pub(super) fn most_files(call: &Syscall<'_>) -> u64 {
     call.task.process().limits.soft(RLIMIT_NOFILE)
 }
 
@@ -164,6 +267,11 @@ pub(super) fn fcntl(call: &mut Syscall<'_>) -> Answer {
         F_GETFL => Ok(file.flags().into()),
         _ if file.is_path() => Err(Errno::EBADF),
         F_SETFL => file.set_flags(argument).map(|()| 0),
+        F_ADD_SEALS => {
+            file.check_writable().map_err(|_| Errno::EPERM)?;
+            file.memory().ok_or(Errno::EINVAL)?.add_seals(argument).map(|()| 0)
+        }
+        F_GET_SEALS => Ok(file.memory().ok_or(Errno::EINVAL)?.object().seals().0.into()),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -174,9 +282,10 @@ fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
 }
 
 pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
-    file(call, call.argument::<0>())?.check_writable()?;
+    let file = file(call, call.argument::<0>())?;
+    file.check_writable()?;
     let bytes = check_pieces(call)?;
-    print(call.thread, bytes.min(MOST_AT_ONCE), &mut UserBytes::of_pieces(call))
+    drain(call, &file, bytes.min(MOST_AT_ONCE), UserBytes::of_pieces(call))
 }
 
 /// Checks a list of pieces completely before any is moved: it can be read, no length is negative, and then all are of
@@ -253,6 +362,22 @@ impl UserBytes {
                 break;
             }
             from = rest;
+        }
+        done
+    }
+
+    /// Copies the next bytes, up to a page that cannot be read; returns how many were.
+    fn copy_up_to(&mut self, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < to.len() && self.advance().is_ok() {
+            let page = PAGE_SIZE as u64 - self.base % PAGE_SIZE as u64;
+            let bytes = self.left.min(page).min((to.len() - done) as u64) as usize;
+            let Some(part) = to.get_mut(done..done + bytes) else { break };
+            if uaccess::copy_from_user(part, VirtAddr(self.base)).is_err() {
+                break;
+            }
+            (self.base, self.left, done) =
+                (self.base.wrapping_add(bytes as u64), self.left - bytes as u64, done + bytes);
         }
         done
     }

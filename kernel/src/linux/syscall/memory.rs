@@ -4,17 +4,20 @@
 //! of mmap and brk keep it, and are refused with it (Documentation/arch/arm64/tagged-address-abi.rst).
 
 use granule_abi::memory::{
-    MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED,
-    MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE,
-    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_DENYWRITE,
+    MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK,
+    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE, MS_ASYNC,
+    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use super::{Answer, Syscall};
+use super::{Answer, Syscall, io};
 use crate::linux::errno::Errno;
+use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
-use crate::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceLimits, Terms};
+use crate::mm::counted::Counted;
+use crate::mm::space::{MapRequest, MappedFile, Object, Placement, Populate, Sharing, SpaceLimits, Terms};
 use crate::sched::{Work, relax};
 use crate::smp::this_cpu;
 use crate::uaccess;
@@ -38,10 +41,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     if !offset.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
     }
-    // There are no files but the console.
-    if flags & MAP_ANONYMOUS == 0 && call.argument::<4>() as u32 > 2 {
-        return Err(Errno::EBADF);
-    }
+    let file = if flags & MAP_ANONYMOUS == 0 { Some(io::file(call, call.argument::<4>())?) } else { None };
     let bytes = if flags & MAP_HUGETLB != 0 { large_bytes(bytes, flags)? } else { bytes };
     let placement = if flags & MAP_FIXED_NOREPLACE != 0 {
         Placement::FixedNoReplace(address)
@@ -51,8 +51,12 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
         Placement::Hint(address)
     };
     let space = call.task.space();
-    let sharing = match backing(flags, bytes, offset) {
-        Ok(sharing) => sharing,
+    let backed = match &file {
+        Some(file) => backed_by(file, bits, flags, bytes, offset).map(|(sharing, backing)| (sharing, Some(backing))),
+        None => anonymous(flags).map(|sharing| (sharing, None)),
+    };
+    let (sharing, backing) = match backed {
+        Ok(backed) => backed,
         Err(errno) => {
             space.check_placement(this_cpu(), placement, bytes)?;
             return Err(errno);
@@ -71,6 +75,11 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
         limits: call.task.process().limits.of_space(),
         fits_in_memory: flags & MAP_NORESERVE == 0,
         grows: private && flags & MAP_GROWSDOWN != 0,
+        file: backing.as_ref().map(|backing| MappedFile {
+            object: &backing.object,
+            first_page: offset / PAGE,
+            may_write: backing.may_write,
+        }),
     };
     let is_killed = || call.thread.has(Work::SIGNAL) && call.task.is_called_off();
     let address = space.mmap_within(this_cpu(), &request, &terms, &is_killed)?;
@@ -95,26 +104,73 @@ fn large_bytes(bytes: u64, flags: u64) -> Result<u64, Errno> {
     bytes.checked_next_multiple_of(1 << shift).ok_or(Errno::EINVAL)
 }
 
-/// The kind of memory that mmap's flags request. Checked after the address.
-fn backing(flags: u64, bytes: u64, offset: u64) -> Result<Sharing, Errno> {
-    let kind = flags & MAP_TYPE;
-    if flags & MAP_ANONYMOUS == 0 {
-        // The console, which cannot be mapped.
-        let last = bytes.checked_next_multiple_of(PAGE).map_or(0, |bytes| u64::MAX - bytes);
-        return Err(match kind {
-            _ if offset / PAGE > last / PAGE => Errno::EOVERFLOW,
-            MAP_SHARED_VALIDATE if flags & MAP_FIXED_NOREPLACE != 0 => Errno::ENOTSUP,
-            MAP_SHARED | MAP_SHARED_VALIDATE | MAP_PRIVATE => Errno::ENODEV,
-            _ => Errno::EINVAL,
-        });
-    }
-    match kind {
+/// The kind of anonymous memory that mmap's flags request. Checked after the address.
+fn anonymous(flags: u64) -> Result<Sharing, Errno> {
+    match flags & MAP_TYPE {
         MAP_PRIVATE | MAP_SHARED if flags & MAP_HUGETLB != 0 => Err(Errno::ENOMEM),
         MAP_PRIVATE => Ok(Sharing::Private),
         MAP_SHARED if flags & MAP_GROWSDOWN == 0 => Ok(Sharing::Shared),
         // MAP_SHARED_VALIDATE is for files only.
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// A file that is mapped.
+struct Backing {
+    object: Counted<Object>,
+    /// Whether the mapping may ever be written.
+    may_write: bool,
+}
+
+/// The same of a file, and the file's pages: the checks of Linux's `do_mmap` in their order.
+fn backed_by(
+    file: &OpenFile,
+    protection: u64,
+    flags: u64,
+    bytes: u64,
+    offset: u64,
+) -> Result<(Sharing, Backing), Errno> {
+    /// The flags that a kernel before MAP_SHARED_VALIDATE knew, or did not look at.
+    const KNOWN: u64 = MAP_TYPE
+        | MAP_FIXED
+        | MAP_ANONYMOUS
+        | MAP_GROWSDOWN
+        | MAP_LOCKED
+        | MAP_NORESERVE
+        | MAP_POPULATE
+        | MAP_NONBLOCK
+        | MAP_HUGETLB
+        | MAP_STACK
+        | MAP_DENYWRITE
+        | MAP_EXECUTABLE
+        // Sizes of large pages: 2 MiB and 1 GiB.
+        | 21 << 26
+        | 30 << 26;
+    let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
+    let most = (i64::MAX as u64).checked_sub(bytes);
+    if most.is_none_or(|most| offset / PAGE > most / PAGE) {
+        return Err(Errno::EOVERFLOW);
+    }
+    let kind = flags & MAP_TYPE;
+    let (sharing, is_writable) = match kind {
+        MAP_SHARED_VALIDATE if flags & !KNOWN != 0 => return Err(Errno::ENOTSUP),
+        MAP_SHARED | MAP_SHARED_VALIDATE => (Sharing::Shared, file.check_writable().is_ok()),
+        MAP_PRIVATE => (Sharing::Private, true),
+        _ => return Err(Errno::EINVAL),
+    };
+    let writes = protection & PROT_WRITE != 0;
+    if writes && !is_writable || file.check_readable().is_err() {
+        return Err(Errno::EACCES);
+    }
+    let object = file.pages()?;
+    if flags & MAP_GROWSDOWN != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let is_sealed = sharing == Sharing::Shared && object.seals().refuse_writes();
+    if is_sealed && writes && is_writable {
+        return Err(Errno::EPERM);
+    }
+    Ok((sharing, Backing { object, may_write: is_writable && !is_sealed }))
 }
 
 pub(super) fn munmap(call: &mut Syscall<'_>) -> Answer {
@@ -145,11 +201,26 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
     // An `int` on Linux.
     match u64::from(call.argument::<2>() as u32) {
         MADV_DONTNEED => call.task.space().madvise_dontneed(this_cpu(), start, bytes)?,
+        MADV_REMOVE => call.task.space().madvise_remove(this_cpu(), start, bytes)?,
         MADV_NORMAL | MADV_RANDOM | MADV_SEQUENTIAL | MADV_WILLNEED => {
             call.task.space().madvise_nothing(start, bytes)?;
         }
         _ => return Err(Errno::EINVAL),
     }
+    Ok(0)
+}
+
+/// Checks the range: what is mapped is in memory alone.
+pub(super) fn msync(call: &mut Syscall<'_>) -> Answer {
+    let (start, bytes, flags) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>() as u32);
+    let is_both = flags & (MS_ASYNC | MS_SYNC) == MS_ASYNC | MS_SYNC;
+    if flags & !(MS_ASYNC | MS_INVALIDATE | MS_SYNC) != 0 || is_both || !start.is_aligned(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    // Rounded up to nothing where it wraps, as on Linux.
+    let bytes = bytes.wrapping_add(PAGE - 1) & !(PAGE - 1);
+    start.0.checked_add(bytes).ok_or(Errno::ENOMEM)?;
+    call.task.space().madvise_nothing(start, bytes)?;
     Ok(0)
 }
 

@@ -9,6 +9,7 @@
 mod io;
 mod limits;
 mod memory;
+mod memory_file;
 mod process;
 mod signal;
 mod system;
@@ -75,6 +76,11 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::DUP3] = entry!(io::dup3);
     table[number::FCNTL] = entry!(io::fcntl);
     table[number::IOCTL] = entry!(io::ioctl);
+    table[number::FTRUNCATE] = entry!(memory_file::ftruncate);
+    table[number::FALLOCATE] = entry!(memory_file::fallocate);
+    table[number::FSYNC] = entry!(memory_file::fsync);
+    table[number::FDATASYNC] = entry!(memory_file::fsync);
+    table[number::MSYNC] = entry!(memory::msync);
     table[number::OPENAT] = entry!(io::openat);
     table[number::CLOSE] = entry!(io::close);
     table[number::LSEEK] = entry!(io::lseek);
@@ -120,6 +126,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::UNAME] = entry!(system::uname);
     table[number::GETCPU] = entry!(system::getcpu);
     table[number::GETRANDOM] = entry!(system::getrandom);
+    table[number::MEMFD_CREATE] = entry!(memory_file::memfd_create);
     table[number::BRK] = entry!(memory::brk);
     table[number::MUNMAP] = entry!(memory::munmap);
     table[number::MMAP] = entry!(memory::mmap);

@@ -177,7 +177,7 @@ fn give_up_if_killed(call: &Syscall<'_>) -> Result<(), Errno> {
 }
 
 /// The length of a string without its final zero; `None` if it is longer than `most` with it.
-fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>, Errno> {
+pub(super) fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>, Errno> {
     /// Bytes read at once: no piece crosses the end of a page, after which nothing may be mapped.
     const PIECE: usize = 256;
     let mut buffer = [0; PIECE];

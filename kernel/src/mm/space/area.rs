@@ -21,6 +21,7 @@ mod divide;
 use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::ops::Range;
+use core::ptr::{self, NonNull};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
@@ -31,15 +32,16 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, in
 pub(super) use divide::ARENAS;
 use divide::Turns;
 
-use super::PAGE;
-use super::calls::STACK_GUARD;
+use super::calls::{STACK_GUARD, Sharing};
 use super::error::{Refusal, SpaceError};
 use super::gather::pages;
 use super::limits::Grants;
 use super::parts::Divisible;
-use super::shmem::Object;
+use super::shmem::{Mappers, Object};
+use super::{PAGE, Space};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
+use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::{CpuPools, Pool, PoolBox};
 use crate::sched::relax;
 use crate::smp::Cpu;
@@ -64,9 +66,85 @@ pub struct Area {
     /// Whether it must fit in memory to be writable.
     reserved: bool,
     protection: Cell<Protection>,
-    /// The object of a shared area, and the page of it that the area begins with.
-    object: Option<Counted<Object>>,
+    /// Of which object its pages are. Pages of none are zeros at first.
+    mapping: Option<PoolBox<Mapping>>,
+}
+
+// SAFETY: what it points to is used under the lock of the tree that it is in, and lives while it is in it.
+unsafe impl Send for Mapping {}
+
+/// What an area has of an object.
+pub(super) struct Mapping {
+    object: Counted<Object>,
+    /// The space that the area is in.
+    space: NonNull<Space>,
+    /// The page of the object that the area begins with.
     first_page: Cell<u64>,
+    sharing: Sharing,
+    /// Whether a change of protection may make it writable (Linux: `VM_MAYWRITE`).
+    may_write: bool,
+    /// In the tree of the object's [`Mappers`].
+    pub(super) by_page: RBTreeLink,
+    /// The area, while it is in that tree.
+    pub(super) area: Cell<*const Area>,
+}
+
+impl Mapping {
+    /// Of `object` in `space`; `None` where `object` must not be written and this would.
+    pub(super) fn new(
+        object: Counted<Object>,
+        first_page: u64,
+        space: &Space,
+        sharing: Sharing,
+        may_write: bool,
+    ) -> Option<Self> {
+        let is_writer = sharing == Sharing::Shared && may_write;
+        let is_possible = !is_writer || object.begin_writer();
+        is_possible.then(|| Self::of(object, first_page, space.into(), sharing, may_write))
+    }
+
+    const fn of(
+        object: Counted<Object>,
+        first_page: u64,
+        space: NonNull<Space>,
+        sharing: Sharing,
+        may_write: bool,
+    ) -> Self {
+        let (by_page, area) = (RBTreeLink::new(), Cell::new(ptr::null()));
+        Self { object, space, first_page: Cell::new(first_page), sharing, may_write, by_page, area }
+    }
+
+    /// The first page of the object that the area has.
+    pub(super) fn first_page(&self) -> u64 {
+        self.first_page.get()
+    }
+
+    /// The space that the area is in.
+    pub(super) const fn space(&self) -> NonNull<Space> {
+        self.space
+    }
+
+    fn is_writer(&self) -> bool {
+        self.sharing == Sharing::Shared && self.may_write
+    }
+
+    /// The same from another page on, or in another space.
+    #[inline(never)]
+    fn copy(&self, first_page: u64, space: NonNull<Space>) -> Self {
+        if self.is_writer() {
+            let begun = self.object.begin_writer();
+            debug_assert!(begun, "this is a writer, so there may be others");
+        }
+        Self::of(self.object.clone(), first_page, space, self.sharing, self.may_write)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.is_writer() {
+            self.object.end_writer();
+        }
+    }
 }
 
 impl Area {
@@ -76,9 +154,9 @@ impl Area {
         Self::new(range, protection, None)
     }
 
-    /// An area of `range`, in no tree: of `object` from its first page on, or private.
-    pub(super) fn new(range: PageRange, protection: Protection, object: Option<Counted<Object>>) -> Self {
-        Self::of(range.start(), range.end(), protection, object, 0)
+    /// An area of `range`, in no tree, of anonymous memory or of `mapping`.
+    pub(super) fn new(range: PageRange, protection: Protection, mapping: Option<PoolBox<Mapping>>) -> Self {
+        Self::of(range.start(), range.end(), protection, 0, true, mapping)
     }
 
     /// The same with `bytes` free bytes below that the kernel does not choose.
@@ -91,25 +169,20 @@ impl Area {
         Self { reserved, ..self }
     }
 
-    /// The same area for another space.
-    pub(super) fn copy(&self) -> Self {
-        self.piece(self.start(), self.end())
-    }
-
-    /// A copy of its part from `start` to `end`.
+    /// A copy of its part from `start` to `end`, with `mapping`.
     #[inline(always)]
-    fn piece(&self, start: VirtAddr, end: VirtAddr) -> Self {
-        Self::of(start, end, self.protection(), self.object.clone(), self.page_at(start))
-            .guarded(self.guard.get())
-            .reserved(self.reserved)
+    fn piece(&self, start: VirtAddr, end: VirtAddr, mapping: Option<PoolBox<Mapping>>) -> Self {
+        Self::of(start, end, self.protection(), self.guard.get(), self.reserved, mapping)
     }
 
-    fn of(
+    #[inline(always)]
+    const fn of(
         start: VirtAddr,
         end: VirtAddr,
         protection: Protection,
-        object: Option<Counted<Object>>,
-        first_page: u64,
+        guard: u64,
+        reserved: bool,
+        mapping: Option<PoolBox<Mapping>>,
     ) -> Self {
         Self {
             by_address: RBTreeLink::new(),
@@ -117,11 +190,10 @@ impl Area {
             start: Cell::new(start),
             end: Cell::new(end),
             gap: Cell::new(0),
-            guard: Cell::new(0),
-            reserved: true,
+            guard: Cell::new(guard),
+            reserved,
             protection: Cell::new(protection),
-            object,
-            first_page: Cell::new(first_page),
+            mapping,
         }
     }
 
@@ -176,16 +248,42 @@ impl Area {
         self.protection.get()
     }
 
-    /// The object that its pages belong to. Private pages (zeros at first, copied after a fork) belong to none.
+    /// The object that its pages are of. Those of a private area are, until they are written, pages of the object;
+    /// anonymous memory has none.
     #[inline(always)]
     pub fn object(&self) -> Option<&Object> {
-        self.object.as_deref()
+        Some(&*self.mapping.as_ref()?.object)
     }
 
-    /// Whether its pages belong to an object.
+    /// The same, for a caller that keeps it.
+    pub(super) fn counted_object(&self) -> Option<Counted<Object>> {
+        Some(self.mapping.as_ref()?.object.clone())
+    }
+
+    /// Whether every area of its object sees what is stored to it.
     #[inline(always)]
     pub fn is_shared(&self) -> bool {
-        self.object.is_some()
+        self.mapping.as_ref().is_some_and(|mapping| mapping.sharing == Sharing::Shared)
+    }
+
+    /// Whether it is writable, or a change of protection may make it so.
+    #[inline(always)]
+    pub(super) fn may_write(&self) -> bool {
+        self.mapping.as_ref().is_none_or(|mapping| mapping.may_write)
+    }
+
+    /// How many pages it has.
+    pub(super) fn pages(&self) -> u64 {
+        self.size() / PAGE
+    }
+
+    /// Has `change` change its place, with the reverse map of its object, which is not walked meanwhile.
+    #[inline(always)]
+    fn change_place(&self, change: impl FnOnce(Option<(&mut Mappers, &Mapping)>)) {
+        match &self.mapping {
+            None => change(None),
+            Some(mapping) => mapping.object.change_mappers(|mappers| change(Some((mappers, mapping)))),
+        }
     }
 
     /// Whether an access below it extends it.
@@ -208,10 +306,10 @@ impl Area {
         }
     }
 
-    /// The page of its object at `address`. Without meaning in a private area.
+    /// The page of its object at `address`. Without meaning in anonymous memory.
     #[inline(always)]
     pub fn page_at(&self, address: VirtAddr) -> u64 {
-        self.first_page.get() + (address - self.start()) / PAGE
+        self.mapping.as_ref().map_or(0, |mapping| mapping.first_page()) + (address - self.start()) / PAGE
     }
 
     /// Whether `next` begins where this one ends, and is alike in everything.
@@ -224,9 +322,12 @@ impl Area {
     /// Whether `next`, which begins where this one ends, continues its object, and differs at most in its protection.
     #[inline(never)]
     fn is_like(&self, next: &Self) -> bool {
-        let same_object = match (&self.object, &next.object) {
+        let same_object = match (&self.mapping, &next.mapping) {
             (None, None) => true,
-            (Some(object), Some(other)) => object.is(other) && self.page_at(self.end()) == next.first_page.get(),
+            (Some(mapping), Some(other)) => {
+                let is_alike = mapping.sharing == other.sharing && mapping.may_write == other.may_write;
+                is_alike && mapping.object.is(&other.object) && self.page_at(self.end()) == other.first_page()
+            }
             _ => false,
         };
         self.grows() == next.grows() && self.reserved == next.reserved && same_object
@@ -260,30 +361,83 @@ impl<'a> KeyAdapter<'a> for ByGap {
 const MOST: usize = 65_530;
 
 /// Room for nodes that was allocated before a change begins, for the areas that it adds.
-pub(super) struct Spares(heapless::Vec<PoolBox<MaybeUninit<Area>>, 2>);
+pub(super) struct Spares {
+    areas: heapless::Vec<PoolBox<MaybeUninit<Area>>, 2>,
+    /// For those that are parts of areas with objects.
+    mappings: heapless::Vec<PoolBox<MaybeUninit<Mapping>>, 2>,
+}
+
+/// Where areas come from.
+pub(super) struct AreaPools {
+    areas: CpuPools<Area>,
+    mappings: Pool<Mapping>,
+}
+
+impl AreaPools {
+    pub(super) fn new(cpu: &Cpu, frames: &'static FrameAllocator) -> Result<Self, OutOfMemory> {
+        Ok(Self { areas: CpuPools::new(cpu, frames)?, mappings: Pool::new(frames) })
+    }
+
+    /// Areas in use.
+    pub(super) fn objects(&self) -> usize {
+        self.areas.objects()
+    }
+
+    /// Frames that the pools have.
+    pub(super) fn frames(&self) -> usize {
+        self.areas.frames() + self.mappings.stats().frames
+    }
+
+    /// The pool from which `cpu` takes areas.
+    #[cfg(test)]
+    pub(super) fn of(&self, cpu: &Cpu) -> &'static Pool<Area> {
+        self.areas.of(cpu)
+    }
+
+    /// Room for what an area has of an object.
+    pub(super) fn new_mapping(&'static self, mapping: Mapping) -> Result<PoolBox<Mapping>, OutOfMemory> {
+        self.mappings.try_new(mapping)
+    }
+}
 
 impl Spares {
-    /// Takes `count` nodes, at most two.
+    /// Takes `count` nodes, at most two; for parts of areas that have objects, if `have_objects`.
     ///
     /// # Errors
     /// [`OutOfMemory`]; no node stays allocated.
     #[inline]
-    pub(super) fn take(cpu: &Cpu, source: &CpuPools<Area>, count: usize) -> Result<Self, OutOfMemory> {
-        if count == 0 { Ok(Self(heapless::Vec::new())) } else { Self::take_some(source.of(cpu), count) }
+    pub(super) fn take(
+        cpu: &Cpu,
+        source: &'static AreaPools,
+        count: usize,
+        have_objects: bool,
+    ) -> Result<Self, OutOfMemory> {
+        if count == 0 { Ok(Self::NONE) } else { Self::take_some(cpu, source, count, have_objects) }
     }
 
+    const NONE: Self = Self { areas: heapless::Vec::new(), mappings: heapless::Vec::new() };
+
     #[inline(never)]
-    fn take_some(pool: &'static Pool<Area>, count: usize) -> Result<Self, OutOfMemory> {
-        let mut nodes = heapless::Vec::new();
+    fn take_some(cpu: &Cpu, source: &'static AreaPools, count: usize, have_objects: bool) -> Result<Self, OutOfMemory> {
+        let mut taken = Self::NONE;
         for _ in 0..count {
-            nodes.push(pool.try_new_uninit()?).map_err(|_| OutOfMemory)?;
+            taken.areas.push(source.areas.of(cpu).try_new_uninit()?).map_err(|_| OutOfMemory)?;
+            if have_objects {
+                taken.mappings.push(source.mappings.try_new_uninit()?).map_err(|_| OutOfMemory)?;
+            }
         }
-        Ok(Self(nodes))
+        Ok(taken)
     }
 
     /// A node that holds `area`.
     pub(super) fn make(&mut self, area: Area) -> PoolBox<Area> {
-        self.0.pop().expect("as many nodes were taken as the change adds areas").write(area)
+        self.areas.pop().expect("as many nodes were taken as the change adds areas").write(area)
+    }
+
+    /// What the part of an area from `first_page` on has of its object.
+    fn make_mapping(&mut self, mapping: &Mapping, first_page: u64) -> PoolBox<Mapping> {
+        let room = self.mappings.pop().expect("as many nodes were taken as the change adds areas with objects");
+        room.write(mapping.copy(first_page, mapping.space))
     }
 }
 
@@ -406,6 +560,12 @@ impl Areas {
         })
     }
 
+    /// Whether one of those has an object.
+    #[inline(never)]
+    pub(super) fn has_objects(&self, range: PageRange) -> bool {
+        self.walk(range).any(|area| area.object().is_some())
+    }
+
     /// The first of those.
     #[inline]
     pub(super) fn first_touching(&self, range: PageRange) -> Option<Held> {
@@ -467,8 +627,14 @@ impl Areas {
 
     /// Splits `area` at `at`; returns the upper part.
     fn cut(&mut self, area: &UnsafeRef<Area>, at: VirtAddr, spares: &mut Spares) -> UnsafeRef<Area> {
-        let upper = spares.make(area.piece(at, area.end())).into_ref();
-        area.end.set(at);
+        let mapping = area.mapping.as_ref().map(|mapping| spares.make_mapping(mapping, area.page_at(at)));
+        let upper = spares.make(area.piece(at, area.end(), mapping)).into_ref();
+        area.change_place(|mapped| {
+            area.end.set(at);
+            if let (Some((mappers, _)), Some(mapping)) = (mapped, &upper.mapping) {
+                mappers.insert(mapping, &upper);
+            }
+        });
         // The parts touch, so no gap changes.
         self.cursor(area).insert_after(upper.clone());
         self.count += 1;
@@ -485,10 +651,12 @@ impl Areas {
         self.data += node.data();
         self.gap_changed(&node);
         self.gap_above_changed(&node);
+        join_reverse_map(&node);
         node
     }
 
-    /// Inserts copies of all areas of another space into this one, which is empty, and calls `copied` for each.
+    /// Inserts copies of all areas of another space into these, those of `space`, which is empty, and calls `copied` for
+    /// each.
     ///
     /// # Errors
     /// [`OutOfMemory`], also that of `copied`. Some areas are missing then, and the caller drops the space.
@@ -496,14 +664,21 @@ impl Areas {
     pub(super) fn copy_all(
         &mut self,
         other: &Self,
-        pool: &'static Pool<Area>,
+        cpu: &Cpu,
+        space: &Space,
+        pools: &'static AreaPools,
         mut copied: impl FnMut(&Area) -> Result<(), OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
+        let pool = pools.areas.of(cpu);
         // The totals are those of the other space.
         (self.count, self.total, self.data) = (other.count, other.total, other.data);
         let mut last: Option<UnsafeRef<Area>> = None;
         for area in other.iter() {
-            let node = pool.try_new_with(|| area.copy())?.into_ref();
+            let mapping = match &area.mapping {
+                None => None,
+                Some(mapping) => Some(pools.new_mapping(mapping.copy(mapping.first_page(), space.into()))?),
+            };
+            let node = pool.try_new_with(|| area.piece(area.start(), area.end(), mapping))?.into_ref();
             match last {
                 Some(last) => self.cursor(&last).insert_after(node.clone()),
                 None => self.tree.front_mut().insert_before(node.clone()),
@@ -512,6 +687,7 @@ impl Areas {
             if area.gap.get() != 0 {
                 self.set_gap(&node, area.gap.get());
             }
+            join_reverse_map(&node);
             last = Some(node);
             copied(area)?;
         }
@@ -555,17 +731,30 @@ impl Areas {
             self.data -= gone;
         }
         if begins_inside {
-            area.end.set(range.start());
+            area.change_place(|_| area.end.set(range.start()));
             self.gap_above_changed(area);
         } else {
-            area.first_page.set(area.page_at(range.end()));
-            area.start.set(range.end());
+            area.change_place(|mapped| {
+                let Some((mappers, mapping)) = mapped else { return area.start.set(range.end()) };
+                mappers.remove(mapping);
+                mapping.first_page.set(area.page_at(range.end()));
+                area.start.set(range.end());
+                mappers.insert(mapping, area);
+            });
             self.gap_changed(area);
         }
         None
     }
 
-    /// Removes all areas, and passes each to `removed`.
+    /// Takes all areas out of the reverse maps of their objects, before their tables go.
+    pub(super) fn leave_reverse_maps(&self) {
+        for area in self.iter() {
+            leave_reverse_map(area);
+            relax();
+        }
+    }
+
+    /// Removes all areas, which are in no reverse map, and passes each to `removed`.
     pub(super) fn clear(&mut self, mut removed: impl FnMut(PoolBox<Area>)) {
         self.gaps.fast_clear();
         (self.count, self.total, self.data) = (0, 0, 0);
@@ -583,6 +772,7 @@ impl Areas {
         self.count -= 1;
         self.total -= area.size();
         self.data -= area.data();
+        leave_reverse_map(area);
         if let Some(next) = next {
             self.gap_changed(&next);
         }
@@ -636,7 +826,13 @@ impl Areas {
     /// Joins two areas that touch and are alike; returns the upper one's node.
     #[inline(never)]
     fn join(&mut self, below: &Area, above: UnsafeRef<Area>) -> PoolBox<Area> {
-        below.end.set(above.end());
+        below.change_place(|mapped| {
+            below.end.set(above.end());
+            if let (Some((mappers, _)), Some(mapping)) = (mapped, &above.mapping) {
+                mappers.remove(mapping);
+                mappers.note_length(below);
+            }
+        });
         // They touched: the upper one had no gap, and the gap above it does not change.
         debug_assert_eq!(above.gap.get(), 0);
         self.cursor(&above).remove();
@@ -727,6 +923,22 @@ impl Areas {
 impl Drop for Areas {
     fn drop(&mut self) {
         self.clear(drop);
+    }
+}
+
+/// Has the object of an area know that the area maps it.
+#[inline(always)]
+fn join_reverse_map(area: &UnsafeRef<Area>) {
+    if let Some(mapping) = &area.mapping {
+        mapping.object.change_mappers(|mappers| mappers.insert(mapping, area));
+    }
+}
+
+/// Has the object of an area forget it: a walk that has found it is over when this returns.
+#[inline(always)]
+fn leave_reverse_map(area: &Area) {
+    if let Some(mapping) = &area.mapping {
+        mapping.object.change_mappers(|mappers| mappers.remove(mapping));
     }
 }
 

@@ -8,17 +8,20 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::{Mmu, PageRange};
 
-use super::area::{Area, Areas, Held, SEARCH_START, Spares};
+use super::area::{Area, Areas, Held, Mapping, SEARCH_START, Spares};
 use super::entry::{EntryState, state};
 use super::error::Refusal;
 use super::gather::{Gather, pages};
 use super::limits::{SpaceLimits, Terms, stack_guard};
 use super::parts::Divisible;
+use super::shmem::Seals;
+use super::zap::ZapFlags;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::frame::FEW;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::sched::{BriefGuard, WriteGuard, note_shortage};
+use crate::mm::pool::PoolBox;
+use crate::sched::{BriefGuard, WriteGuard, note_shortage, relax};
 use crate::smp::{Cpu, this_cpu};
 
 /// The address of a mapping.
@@ -105,7 +108,7 @@ impl Space {
         &self,
         cpu: &Cpu,
         request: &MapRequest,
-        terms: &Terms,
+        terms: &Terms<'_>,
         is_killed: &dyn Fn() -> bool,
     ) -> Result<VirtAddr, SpaceError> {
         let bytes = rounded(request.bytes)?;
@@ -195,7 +198,7 @@ impl Space {
         areas: &mut Areas,
         request: &MapRequest,
         bytes: u64,
-        terms: &Terms,
+        terms: &Terms<'_>,
     ) -> Result<PageRange, Refusal> {
         areas.room_for_mapping()?;
         let range = place(areas, request.placement, bytes)?;
@@ -206,7 +209,8 @@ impl Space {
         };
         let is_shared = request.sharing == Sharing::Shared;
         let is_written = request.protection.contains(Protection::WRITE) && !is_shared;
-        if terms.fits_in_memory && (is_written || is_shared) && bytes > self.memory() {
+        let is_filled = is_written || is_shared && terms.file.is_none();
+        if terms.fits_in_memory && is_filled && bytes > self.memory() {
             return Err(SpaceError::NoMemory.into());
         }
         // The guard of a stack is not divided from it.
@@ -214,17 +218,50 @@ impl Space {
             return Err(areas.refusal());
         }
         let replaced = areas.first_touching(range);
-        let split = usize::from(replaced.as_ref().is_some_and(|area| area.cuts(range) == 2));
+        let cut = replaced.as_ref().filter(|area| area.cuts(range) == 2);
+        let (split, of_object) = (usize::from(cut.is_some()), cut.is_some_and(|area| area.object().is_some()));
         areas.room_for_cuts(split)?;
-        let object = if is_shared { Some(self.common.create_object(cpu)?) } else { None };
-        let mut spares = Spares::take(cpu, &self.common.areas, split + 1)?;
+        let mapping = self.mapping(cpu, request.sharing, bytes, terms)?;
+        let mut spares = Spares::take(cpu, &self.common.areas, split + 1, of_object)?;
         if let Some(first) = replaced {
-            self.unmap(cpu, areas, range, |areas| areas.remove(first, range, &mut spares));
+            let of_objects = areas.has_objects(range);
+            self.unmap(cpu, areas, range, of_objects, |areas| areas.remove(first, range, &mut spares));
         }
-        let area = Area::new(range, request.protection, object).guarded(guard).reserved(terms.fits_in_memory);
+        let area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
         let area = areas.insert(spares.make(area));
         areas.merge(area);
         Ok(range)
+    }
+
+    /// What a mapping has of the file of its `terms`, or, where it is shared, of a new object.
+    #[inline(always)]
+    fn mapping(
+        &self,
+        cpu: &Cpu,
+        sharing: Sharing,
+        bytes: u64,
+        terms: &Terms<'_>,
+    ) -> Result<Option<PoolBox<Mapping>>, Refusal> {
+        if sharing == Sharing::Private && terms.file.is_none() {
+            return Ok(None);
+        }
+        self.mapping_of_object(cpu, sharing, bytes, terms).map(Some)
+    }
+
+    #[inline(never)]
+    fn mapping_of_object(
+        &self,
+        cpu: &Cpu,
+        sharing: Sharing,
+        bytes: u64,
+        terms: &Terms<'_>,
+    ) -> Result<PoolBox<Mapping>, Refusal> {
+        let (object, first_page, may_write) = match terms.file {
+            Some(file) => (file.object.clone(), file.first_page, file.may_write),
+            None => (self.common.create_object(cpu, bytes, None, Seals(0))?, 0, true),
+        };
+        let mapping = Mapping::new(object, first_page, self, sharing, may_write).ok_or(SpaceError::NotPermitted)?;
+        Ok(self.common.areas.new_mapping(mapping)?)
     }
 
     /// Populates a mapping of [`Populate::Now`] again, after a shortage of memory. `is_killed` is as for
@@ -277,26 +314,33 @@ impl Space {
             let Some(area) = areas.holding(range) else {
                 if let Some(first) = areas.first_touching(range) {
                     // Several areas are cut at one end each, which adds none.
-                    let mut spares = Spares::take(cpu, &self.common.areas, 0)?;
-                    self.unmap(cpu, areas, range, |areas| areas.remove(first, range, &mut spares));
+                    let mut spares = Spares::take(cpu, &self.common.areas, 0, false)?;
+                    let of_objects = areas.has_objects(range);
+                    self.unmap(cpu, areas, range, of_objects, |areas| areas.remove(first, range, &mut spares));
                 }
                 return Ok(());
             };
             let split = usize::from(area.cuts(range) == 2);
             areas.room_for_cuts(split)?;
-            let mut spares = Spares::take(cpu, &self.common.areas, split)?;
-            self.unmap(cpu, areas, range, |areas| drop(areas.remove_part(&area, range, &mut spares)));
+            let of_object = area.object().is_some();
+            let mut spares = Spares::take(cpu, &self.common.areas, split, of_object)?;
+            self.unmap(cpu, areas, range, of_object, |areas| drop(areas.remove_part(&area, range, &mut spares)));
             Ok(())
         })
         .map(drop)
     }
 
     /// The part of `munmap` that cannot fail; `remove` removes the areas.
-    fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, remove: impl FnOnce(&mut Areas)) {
+    /// `of_objects`: whether areas of objects go.
+    fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, of_objects: bool, remove: impl FnOnce(&mut Areas)) {
         // Before the gather, so that it ends after it: the end event follows the freeing of the frames.
         let _change = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
         let mut gather = Gather::without_faults(self, cpu, areas);
-        self.zap(&mut gather, range);
+        self.zap(&mut gather, range, ZapFlags::UNMAP);
+        if of_objects {
+            // Behind the last area that may be written a seal promises that nothing is: not through a TLB either.
+            gather.invalidate();
+        }
         // An object that ends with its area drops its references to frames that are still in the gather, which then
         // frees them.
         remove(areas);
@@ -323,7 +367,7 @@ impl Space {
             }
         };
         let mut gather = Gather::among_faults(self, cpu, &areas);
-        self.zap(&mut gather, range);
+        self.zap(&mut gather, range, ZapFlags::DISCARD);
         if in_space && areas.covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
@@ -370,8 +414,48 @@ impl Space {
             }
         };
         let mut gather = Gather::among_faults(self, cpu, &areas);
-        self.zap(&mut gather, part);
+        self.zap(&mut gather, part, ZapFlags::DISCARD);
         (areas.covers(part), next)
+    }
+
+    /// Takes the pages of the `bytes` bytes from `start` on out of their objects, which must be shared and writable
+    /// (`MADV_REMOVE`). Everyone reads them as zeros then.
+    ///
+    /// # Errors
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, anonymous private memory),
+    /// [`SpaceError::NotAllowed`] (not shared, or never writable), [`SpaceError::NotPermitted`] (a sealed file),
+    /// [`SpaceError::NoMemory`] (a part is not mapped). As on Linux the pages before that are gone, and where a part is not
+    /// mapped those behind it too.
+    pub fn madvise_remove(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
+        let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        let (mut next, mut is_mapped) = (range.start(), in_space);
+        while next < range.end() {
+            // The areas' lock is dropped before the object's is taken.
+            let (found, until) = {
+                let areas = self.areas.read(next);
+                let end = areas.next().map_or(range.end(), |next| next.min(range.end()));
+                match areas.first_touching(pages(next, end)) {
+                    None => (None, end),
+                    Some(area) => {
+                        let part = area.part_in(pages(next, end));
+                        is_mapped &= part.start() == next;
+                        let object = area.counted_object().ok_or(SpaceError::Invalid)?;
+                        if !area.is_shared() || !area.may_write() {
+                            return Err(SpaceError::NotAllowed);
+                        }
+                        let (first, end) = (area.page_at(part.start()), area.page_at(part.end()));
+                        (Some((object, first * PAGE, end * PAGE)), part.end())
+                    }
+                }
+            };
+            is_mapped &= found.is_some();
+            if let Some((object, first, end)) = found {
+                object.punch_hole(cpu, first, end).map_err(|_| SpaceError::NotPermitted)?;
+            }
+            next = until;
+            relax();
+        }
+        if is_mapped { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
     /// Advice without effect here (`MADV_NORMAL`, `MADV_WILLNEED`, ...): fails unless the `bytes` bytes from `start` on

@@ -14,7 +14,7 @@ use super::{PAGE, Space};
 use crate::lab;
 
 /// In the flags of a frame's record: its contents were made visible to fetches when it first became executable.
-const CODE_VISIBLE: u32 = 1;
+pub(super) const CODE_VISIBLE: u32 = 1;
 
 impl Space {
     /// Makes the contents of the frame of `entry` visible to fetches, unless that was done before. The entry is not

@@ -1,9 +1,10 @@
 //! Write-protection fault: copy the page, or reuse it.
 //!
 //! A frame with one reference belongs to this page alone: only a fork adds references, and a fork excludes faults. Then
-//! the entry becomes writable in place. Otherwise the page gets a frame of its own. The new entry has another output
-//! address, which takes break-before-make (Arm ARM D8.17.1): clear, invalidate, store. So no CPU and no device reads
-//! the old frame after another has written to the new one.
+//! the entry becomes writable in place. (A frame of an object has the object's reference besides, until no entry maps it.)
+//! Otherwise the page gets a frame of its own. The new entry has another output address, which takes break-before-make
+//! (Arm ARM D8.17.1): clear, invalidate, store. So no CPU and no device reads the old frame after another has written to
+//! the new one.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;

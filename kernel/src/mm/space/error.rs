@@ -13,9 +13,12 @@ pub enum SpaceError {
     /// Memory, addresses or a limit ran out; or the range has pages that are in no area.
     #[error("no memory, no addresses, or pages that are not mapped")]
     NoMemory,
-    /// The range lies where a program may map nothing.
-    #[error("a program may map nothing there")]
+    /// The range lies where a program may map nothing, or the file may not be mapped so.
+    #[error("a program may map nothing there, or not so")]
     NotPermitted,
+    /// The file that is mapped there may not be accessed so.
+    #[error("the file may not be accessed so")]
+    NotAllowed,
     /// The range is not free.
     #[error("the range is in use")]
     InUse,

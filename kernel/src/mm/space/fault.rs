@@ -1,7 +1,7 @@
 //! A fault: which area, which page, and what the entry needs.
 //!
 //! ```text
-//! no entry       read   the page of zeros          write   a new page of zeros        shared   the object's page
+//! no entry       read   the page of zeros          write   a new page of zeros        object   the object's page
 //! read-only      write  copied, or reused where it is not shared (`cow`)
 //! old, clean     access flag and dirt by software, where the hardware has not set them
 //! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
@@ -20,7 +20,8 @@ use super::area::{Area, Areas};
 use super::cow::Reuse;
 use super::entry::{EntryState, attributes, set_access_flags, state, written};
 use super::parts::Divisible;
-use super::{EntryCell, PAGE, Space};
+use super::shmem::{self, Found, NoPage, Object};
+use super::{EntryCell, Machine, PAGE, Space};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::platform::features::branch;
@@ -52,7 +53,7 @@ pub enum FaultError {
     /// There is no memory for the page.
     #[error("out of memory")]
     OutOfMemory,
-    /// The entry cannot serve an access: SIGBUS.
+    /// The entry cannot serve an access, or the object ends before the page: SIGBUS.
     #[error("the page cannot be used")]
     Unusable,
 }
@@ -60,6 +61,15 @@ pub enum FaultError {
 impl From<OutOfMemory> for FaultError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+impl From<NoPage> for FaultError {
+    fn from(error: NoPage) -> Self {
+        match error {
+            NoPage::BehindTheEnd => Self::Unusable,
+            NoPage::OutOfMemory => Self::OutOfMemory,
+        }
     }
 }
 
@@ -115,22 +125,22 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutco
         return refuse(areas, FaultError::NotAllowed);
     }
     let Some((table, cell)) = space.page_tables().cell(page) else {
-        return match space.first_page_of_table(cpu, area, page, access) {
-            Ok(()) => FaultOutcome::Served,
-            Err(error) => FaultOutcome::Failed(error),
-        };
+        return space.first_page_of_table(cpu, area, page, access).unwrap_or_else(FaultOutcome::Failed);
     };
     let entry = space.mmu().load(cell);
+    // A value for each use: the fields that inlined code uses stay in registers.
+    let fault = || AllowedFault { space, cpu, area, page, table, cell, access };
     if entry == Descriptor::EMPTY {
-        let new = match space.new_page(cpu, area, page, access) {
+        if let Some(object) = area.object() {
+            return fault().object_page(object);
+        }
+        let new = match space.new_page(cpu, area.protection(), access) {
             Ok(new) => new,
             Err(error) => return refuse(areas, error.into()),
         };
         space.install_or_drop(cpu, table, page, cell, new);
         return FaultOutcome::Served;
     }
-    // A value for each use: the fields that inlined code uses stay in registers.
-    let fault = || AllowedFault { space, cpu, area, page, table, cell, access };
     if access == Access::Write && !entry.may_be_written() {
         return match fault().reuse() {
             Reuse::Done(outcome) => outcome,
@@ -184,6 +194,70 @@ pub(super) struct AllowedFault<'a> {
 }
 
 impl AllowedFault<'_> {
+    /// Maps the page of an object, or for a store to a private area a copy of it, where nothing is mapped.
+    #[inline(never)]
+    pub(super) fn object_page(self, object: &Object) -> FaultOutcome {
+        match object.frame(self.cpu, self.area.page_at(self.page)) {
+            Ok(found) => self.map_found(object, &found),
+            Err(error) => FaultOutcome::Failed(error.into()),
+        }
+    }
+
+    /// The same for what was found in the object, unless that has changed, or another CPU was faster: then the retry
+    /// decides.
+    fn map_found(self, object: &Object, found: &Found<'_, Machine>) -> FaultOutcome {
+        let (space, mmu, protection) = (self.space, self.space.mmu(), self.area.protection());
+        let frame = found.frame();
+        let new = match self.access {
+            Access::Write if self.area.is_shared() => written(frame, protection),
+            Access::Write => return self.map_copy(object, found),
+            _ if self.area.is_shared() => Descriptor::page(frame, attributes(protection)),
+            _ => Descriptor::page(frame, attributes(protection.read_only())),
+        };
+        let locked = space.lock_table(self.table);
+        // No reference is held: a frame that the object has still is not freed before the lock is dropped (`shmem::pages`).
+        // The contents of the page come before the entry by which it was found, and the store here depends on that.
+        if mmu.load(self.cell) == Descriptor::EMPTY && object.is_current(found, self.area.page_at(self.page)) {
+            space.common.record(frame).share();
+            if new.is_user_executable() {
+                space.make_code_visible(new);
+            }
+            locked.note_used(self.page);
+            mmu.store(self.cell, new);
+        }
+        FaultOutcome::Served
+    }
+
+    /// Maps a copy of what was found (Linux: `do_cow_fault`).
+    #[inline(never)]
+    fn map_copy(self, object: &Object, found: &Found<'_, Machine>) -> FaultOutcome {
+        let (space, mmu) = (self.space, self.space.mmu());
+        let copy = match space.common.frames.alloc(self.cpu) {
+            Ok(copy) => copy,
+            Err(error) => return FaultOutcome::Failed(error.into()),
+        };
+        let new = written(copy, self.area.protection());
+        let locked = space.lock_table(self.table);
+        let is_copied =
+            mmu.load(self.cell) == Descriptor::EMPTY && object.is_current(found, self.area.page_at(self.page));
+        if is_copied {
+            // The object has the frame, so that it stays; programs may store to it meanwhile.
+            space.copy_frame(found.frame(), copy);
+            if new.is_user_executable() {
+                space.make_code_visible(new);
+            }
+            // The contents before the entry.
+            mmu.dmb_ishst();
+            locked.note_used(self.page);
+            mmu.store(self.cell, new);
+        }
+        drop(locked);
+        if !is_copied {
+            space.drop_frame(self.cpu, copy);
+        }
+        FaultOutcome::Served
+    }
+
     /// Serves a fault whose entry permits the access already: access flag, dirt, or a stale TLB entry.
     #[cold]
     fn present(self) -> FaultOutcome {
@@ -259,36 +333,42 @@ impl AllowedFault<'_> {
 }
 
 impl Space {
-    /// The entry for `page` of `area`, which has none yet, at its first `access`, with a reference to its frame.
+    /// The entry for a page of anonymous memory, which has none yet, at its first `access`, with a reference to its frame.
     #[inline(always)]
     pub(super) fn new_page(
         &self,
         cpu: &Cpu,
-        area: &Area,
-        page: VirtAddr,
+        protection: Protection,
         access: Access,
     ) -> Result<Descriptor, OutOfMemory> {
-        let protection = area.protection();
-        Ok(match area.object() {
-            None if access == Access::Write => written(self.common.frames.alloc_zeroed(cpu)?, protection),
-            None => Descriptor::page(self.common.zeros, attributes(protection.read_only())).special(),
-            Some(object) => {
-                let frame = object.frame(cpu, area.page_at(page))?;
-                if access == Access::Write {
-                    written(frame, protection)
-                } else {
-                    Descriptor::page(frame, attributes(protection))
-                }
-            }
+        Ok(if access == Access::Write {
+            written(self.common.frames.alloc_zeroed(cpu)?, protection)
+        } else {
+            Descriptor::page(self.common.zeros, attributes(protection.read_only())).special()
         })
     }
 
     /// Serves a fault where the last-level table is missing too.
     #[cold]
-    fn first_page_of_table(&self, cpu: &Cpu, area: &Area, page: VirtAddr, access: Access) -> Result<(), FaultError> {
+    fn first_page_of_table(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        page: VirtAddr,
+        access: Access,
+    ) -> Result<FaultOutcome, FaultError> {
+        let mut source = self.table_source(cpu);
+        if let Some(object) = area.object() {
+            let find = || Ok::<_, FaultError>(object.frame(cpu, area.page_at(page))?);
+            let ((table, cell), found) = self.page_tables().ensure_cell(page, &mut source, find)?;
+            // The link before another look at the object: a walk by the reverse map that does not see the table has
+            // changed the object before.
+            shmem::order();
+            return Ok(AllowedFault { space: self, cpu, area, page, table, cell, access }.map_found(object, &found));
+        }
         let mut made = None;
-        let ensured = self.page_tables().ensure_cell(page, &mut self.table_source(cpu), || {
-            made = Some(self.new_page(cpu, area, page, access)?);
+        let ensured = self.page_tables().ensure_cell(page, &mut source, || {
+            made = Some(self.new_page(cpu, area.protection(), access)?);
             Ok::<_, FaultError>(())
         });
         match (&ensured, made) {
@@ -296,7 +376,7 @@ impl Space {
             (_, Some(new)) => self.drop_new(cpu, new),
             (_, None) => {}
         }
-        ensured.map(drop)
+        ensured.map(|_| FaultOutcome::Served)
     }
 
     /// Stores `new` to `cell` of `table`, unless another CPU was faster.

@@ -3,14 +3,14 @@
 use granule_arch::addr::PAGE_SIZE;
 use granule_pgtable::Mmu;
 
+use super::Space;
 use super::area::Area;
-use super::{PAGE, Space};
 use crate::sched::relax;
 
 /// Frames that a space uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footprint {
-    /// Mapped pages, shared ones included, and those of its shared objects.
+    /// Mapped pages, shared ones included, and those of its shared anonymous memory.
     pub pages: usize,
     /// Its tables, the root counted.
     pub tables: usize,
@@ -33,9 +33,10 @@ impl Space {
         self.for_each_area(|area| {
             relax();
             count += 1;
-            pages += match area.object() {
+            // What a file has beyond its mappings is no program's, as on Linux.
+            pages += match area.object().filter(|object| !object.is_file()) {
                 None => self.own_pages(area),
-                Some(object) => object.pages_in(area.page_at(area.start()), area.size() / PAGE),
+                Some(object) => object.pages_in(area.page_at(area.start()), area.pages()),
             };
         });
         let areas = (count * size_of::<Area>()).div_ceil(PAGE_SIZE);

@@ -33,7 +33,7 @@ impl Space {
             return Err(SpaceError::NoMemory);
         }
         let mut runs = PrivateRuns::NONE;
-        child.write_all_areas().copy_all(&areas, self.common.areas.of(cpu), |area| {
+        child.write_all_areas().copy_all(&areas, cpu, &child, &self.common.areas, |area| {
             relax();
             runs.add(area).map_or(Ok(()), |run| self.prepare_tables(cpu, &child, run))
         })?;
@@ -120,6 +120,9 @@ impl Space {
 
 /// The private areas, whose pages a child gets copies of; neighbours together, since they have tables in common. Shared
 /// pages are found in their objects.
+///
+/// A walk by a reverse map may empty entries meanwhile: the child's area is in it before the first entry is copied, and
+/// behind the one that it is a copy of. So the walk meets what it has not met there.
 struct PrivateRuns {
     /// The start of the first run; the end of all addresses before there is one.
     first: VirtAddr,

@@ -7,11 +7,11 @@
 //! # When an entry may be filled again
 //! Between a valid entry and the next one in its place, the invalidation completes, in CPUs and in secondary TLBs. A
 //! caller with the areas' lock for writing excludes faults, and completes the invalidation before it drops that lock.
-//! Under the lock for reading, a fault may fill an entry as soon as the lock of its table is dropped, and a second
-//! caller that finds the entry empty may return. There the invalidation completes before the table's lock is dropped
-//! ([`Gather::before_unlock`]). The two constructors distinguish the cases by the lock that the caller holds.
-//! `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on write invalidates under
-//! the table's lock.
+//! Under the lock for reading, and without it in a walk by a reverse map, a fault may fill an entry as soon as the lock
+//! of its table is dropped, and a second caller that finds the entry empty may return. There the invalidation completes
+//! before the table's lock is dropped ([`Gather::before_unlock`]). The constructors distinguish the cases by the lock
+//! that the caller holds. `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on
+//! write invalidates under the table's lock.
 //!
 //! Frames are listed as runs of neighbours, which the frames of one area mostly are, so the list needs no memory. It
 //! cannot be in the frames themselves: another CPU may still write to them.
@@ -24,6 +24,7 @@ use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, PageRange, Tables};
 
 use super::area::Areas;
+use super::shmem::Mappers;
 use super::{PAGE, Space};
 use crate::mm::frame::FEW;
 use crate::sched::relax;
@@ -66,6 +67,8 @@ enum Faults {
     Excluded,
     /// They are locked for reading.
     Possible,
+    /// They are not locked: faults, and calls that have made entries invalid and not invalidated them yet.
+    AndCalls,
 }
 
 /// Frames that were removed from the tables of a space and are not free yet.
@@ -92,6 +95,11 @@ impl<'s> Gather<'s> {
     /// The same for areas that are locked for reading.
     pub(super) const fn among_faults(space: &'s Space, cpu: &'s Cpu, _areas: &'s Areas) -> Self {
         Self::new(space, cpu, Faults::Possible)
+    }
+
+    /// The same for a walk by the reverse map of an object, which is locked for reading; the areas are not.
+    pub(super) const fn by_reverse_map(space: &'s Space, cpu: &'s Cpu, _mappers: &'s Mappers) -> Self {
+        Self::new(space, cpu, Faults::AndCalls)
     }
 
     const fn new(space: &'s Space, cpu: &'s Cpu, faults: Faults) -> Self {
@@ -162,14 +170,20 @@ impl<'s> Gather<'s> {
     /// could fill them.
     #[inline(always)]
     pub(super) fn before_unlock(&mut self) {
-        if self.faults == Faults::Possible {
+        if self.faults != Faults::Excluded {
             self.invalidate();
         }
     }
 
+    /// Whether a TLB may have an entry that is invalid by now: a call made it so, and goes on.
+    #[inline(always)]
+    pub(super) fn may_be_stale(&self) -> bool {
+        self.faults == Faults::AndCalls
+    }
+
     /// Invalidates what was noted.
     #[inline(always)]
-    fn invalidate(&mut self) {
+    pub(super) fn invalidate(&mut self) {
         if let Some(range) = core::mem::replace(&mut self.stale, StaleRange::NONE).range() {
             let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
             self.space.tlb().flush_freed(self.space.mmu(), &Invalidation { range, tables: self.tables, level });

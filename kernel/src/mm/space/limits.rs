@@ -12,7 +12,9 @@ use super::area::{ARENAS, Area, Areas, Held};
 use super::calls::STACK_GUARD;
 use super::error::Refusal;
 use super::gather::pages;
+use super::shmem::Object;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
+use crate::mm::counted::Counted;
 
 /// The limits of the calling program, in bytes; `u64::MAX` for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,20 +105,33 @@ impl Grants {
 }
 
 /// The conditions of a mapping, beside its [`MapRequest`](super::MapRequest).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Terms {
+#[derive(Clone, Copy)]
+pub struct Terms<'a> {
     /// The program's limits.
     pub limits: SpaceLimits,
     /// Whether a mapping larger than all memory is refused (not with `MAP_NORESERVE`).
     pub fits_in_memory: bool,
     /// Whether accesses below it extend it (`MAP_GROWSDOWN`).
     pub grows: bool,
+    /// The file that is mapped; anonymous memory without one.
+    pub file: Option<MappedFile<'a>>,
 }
 
-impl Terms {
+/// A file that is mapped.
+#[derive(Clone, Copy)]
+pub struct MappedFile<'a> {
+    /// Its contents.
+    pub object: &'a Counted<Object>,
+    /// The first page that is mapped. With all pages it is below 2⁵².
+    pub first_page: u64,
+    /// Whether a change of protection may make the mapping writable. A private one always may be.
+    pub may_write: bool,
+}
+
+impl Terms<'_> {
     /// For mappings of the kernel. The limit of a stack is not known here.
     pub const NONE: Self =
-        Self { limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE }, fits_in_memory: true, grows: false };
+        Self { limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE }, fits_in_memory: true, grows: false, file: None };
 }
 
 /// The least room to grow below a program's stack, as on Linux.
@@ -175,7 +190,7 @@ impl Areas {
         self.is_whole || self.may_have_data(self.data.saturating_add(bytes), limits)
     }
 
-    /// The start of the first area in `range`, which is covered, that may not get `protection`; the end of `range`
+    /// The start of the first area in `range`, which is covered, that may not get `protection`, and why; the end of `range`
     /// where all may. A part has the [whole range's](Self::may_add_data) bytes.
     pub(super) fn may_protect_until(
         &self,
@@ -183,22 +198,29 @@ impl Areas {
         protection: Protection,
         limits: &SpaceLimits,
         memory: u64,
-    ) -> VirtAddr {
+    ) -> (VirtAddr, SpaceError) {
         let mut data = self.data;
-        for area in self.walk(range).filter(|area| area.becomes_writable(protection)) {
+        for area in self.walk(range) {
+            if protection.contains(Protection::WRITE) && !area.may_write() {
+                return (area.part_in(range).start(), SpaceError::NotAllowed);
+            }
+            if !area.becomes_writable(protection) {
+                continue;
+            }
             let bytes = area.bytes_in(range);
             // As on Linux, which checks whether the area could be added again.
             let new_data = area.becomes_data(protection) && self.total.saturating_add(bytes) <= limits.space;
             if new_data && !self.may_have_data(data.saturating_add(bytes), limits)
                 || area.is_reserved() && bytes > memory
             {
-                return area.part_in(range).start();
+                return (area.part_in(range).start(), SpaceError::NoMemory);
             }
             if area.becomes_data(protection) {
                 data = data.saturating_add(bytes);
             }
         }
-        range.end()
+        // If the range was cut, at a hole.
+        (range.end(), SpaceError::NoMemory)
     }
 
     /// The area that an access at `page`, which is in none, extends.

@@ -57,16 +57,16 @@ pub use calls::{MapRequest, Placement, Populate, Sharing};
 pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
-pub use limits::{SpaceLimits, Terms};
+pub use limits::{MappedFile, SpaceLimits, Terms};
 pub use reserved::{RESERVED_END, RESERVED_START};
+pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 pub use user::{ProgramHeap, SpaceUser};
 
-use area::Areas;
+use area::{AreaPools, Areas};
 use error::Refusal;
 use gather::pages;
 use part_pools::PartPools;
 use parts::Parts;
-use shmem::Object;
 
 use super::OutOfMemory;
 use super::asid::AsidSlot;
@@ -74,7 +74,7 @@ use super::counted::{Counted, Inner};
 use super::frame::{Frame, FrameAllocator, FrameRecords};
 use super::kernel::Machine;
 use super::notifier::NotifierChain;
-use super::pool::{CpuPools, Pool};
+use super::pool::Pool;
 use super::tlb::user::UserTlb;
 use crate::sched::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
@@ -96,7 +96,7 @@ pub struct Spaces {
     mmu: Machine,
     frames: &'static FrameAllocator,
     spaces: Pool<Inner<Space>>,
-    areas: CpuPools<Area>,
+    areas: AreaPools,
     parts: PartPools<Areas>,
     objects: Pool<Inner<Object>>,
     /// A frame of zeros, mapped at every page that was only read. It has no reference count: its entries are special.
@@ -113,7 +113,7 @@ impl Spaces {
             mmu,
             frames,
             spaces: Pool::new(frames),
-            areas: CpuPools::new(cpu, frames)?,
+            areas: AreaPools::new(cpu, frames)?,
             parts: PartPools::new(frames),
             objects: Pool::new(frames),
             zeros: frames.alloc_zeroed(cpu)?,
@@ -319,7 +319,11 @@ impl Space {
 
     /// Links the last-level table for `address`, if it is missing.
     fn ensure_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
-        self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop)
+        let linked = self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop);
+        // The link before a look at what an object has: a walk by the reverse map that does not see the table has changed
+        // the object before.
+        shmem::order();
+        linked
     }
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> SpaceSource<'a> {

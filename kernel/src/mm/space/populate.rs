@@ -9,8 +9,9 @@ use granule_pgtable::{Mmu, PageRange};
 
 use super::area::{Area, Areas};
 use super::entry::{EntryState, attributes, state};
-use super::fault::{Access, FaultError, allows, handle_fault};
+use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
 use super::gather::pages;
+use super::shmem::NoPage;
 use super::{EntryCell, PAGE, Space, TableCells};
 use crate::mm::OutOfMemory;
 use crate::sched::relax;
@@ -46,18 +47,19 @@ impl Space {
     }
 
     /// The same for pages of one last-level table.
-    fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), OutOfMemory> {
+    fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), NoPage> {
         let Some(found) = self.page_tables().cells(range.start(), range.pages()) else {
             self.ensure_table(cpu, range.start())?;
             // No table is unlinked while the areas are read.
             return self.populate_chunk(cpu, area, range);
         };
-        match area.object() {
-            None if area.protection().contains(Protection::WRITE) => {
-                self.populate_written(cpu, area.protection(), &found)
-            }
-            _ => self.populate_read(cpu, area, &found),
+        if area.object().is_some() {
+            return self.populate_of_object(cpu, area, &found);
         }
+        if area.protection().contains(Protection::WRITE) {
+            return Ok(self.populate_written(cpu, area.protection(), &found)?);
+        }
+        Ok(self.populate_read(cpu, area.protection(), &found)?)
     }
 
     fn populate_written(&self, cpu: &Cpu, protection: Protection, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
@@ -87,11 +89,28 @@ impl Space {
     }
 
     /// Installs what the first read would.
-    fn populate_read(&self, cpu: &Cpu, area: &Area, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
+    fn populate_read(&self, cpu: &Cpu, protection: Protection, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
         for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
             let page = found.address(index);
-            let new = self.new_page(cpu, area, page, Access::Read)?;
+            let new = self.new_page(cpu, protection, Access::Read)?;
             self.install_or_drop(cpu, found.table, page, cell, new);
+        }
+        Ok(())
+    }
+
+    /// Serves the first access of each page of an object: a store where the area is private and writable, else a read.
+    fn populate_of_object(&self, cpu: &Cpu, area: &Area, found: &TableCells<'_>) -> Result<(), NoPage> {
+        let is_copied = !area.is_shared() && area.protection().contains(Protection::WRITE);
+        let access = if is_copied { Access::Write } else { Access::Read };
+        let Some(object) = area.object() else { return Ok(()) };
+        for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
+            let page = found.address(index);
+            match (AllowedFault { space: self, cpu, area, page, table: found.table, cell, access }).object_page(object)
+            {
+                FaultOutcome::Served | FaultOutcome::Upgraded => {}
+                FaultOutcome::Failed(FaultError::OutOfMemory) => return Err(NoPage::OutOfMemory),
+                FaultOutcome::Failed(_) => return Err(NoPage::BehindTheEnd),
+            }
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (there is no memory to cut
     /// areas; nothing was changed), [`SpaceError::NoMemory`] (a part is not mapped; as on Linux everything before the
-    /// first hole was changed).
+    /// first hole was changed), [`SpaceError::NotAllowed`] (a file that may not be written; the same).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), SpaceError> {
         self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
     }
@@ -70,7 +70,7 @@ impl Space {
         let is_written = protection.contains(Protection::WRITE);
         let is_limited = is_written && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
         let mut areas = self.write_areas(range);
-        let is_simple = |area: &Held| !is_limited && area.cuts(range) == 0;
+        let is_simple = |area: &Held| !is_limited && area.cuts(range) == 0 && (!is_written || area.may_write());
         let Some(area) = areas.holding(range).filter(is_simple).filter(|_| !is_written || areas.is_whole) else {
             return self.protect_otherwise(areas, range, protection, limits, is_limited);
         };
@@ -102,7 +102,8 @@ impl Space {
             if is_written && !areas.may_add_data(range.end() - range.start(), limits) {
                 return Err(Refusal::ByPart);
             }
-            let Some(area) = areas.holding(range).filter(|_| !is_limited) else {
+            let may_have_it = |area: &Held| !is_limited && (!is_written || area.may_write());
+            let Some(area) = areas.holding(range).filter(may_have_it) else {
                 return self.protect_several(cpu, areas, range, protection, limits);
             };
             if area.protection() == protection {
@@ -129,7 +130,7 @@ impl Space {
     ) -> Result<(), Refusal> {
         let cuts = area.cuts(range);
         areas.room_for_cuts(cuts)?;
-        let mut spares = Spares::take(cpu, &self.common.areas, cuts)?;
+        let mut spares = Spares::take(cpu, &self.common.areas, cuts, area.object().is_some())?;
         self.protect_cut(areas, area, range, protection, &mut spares);
         Ok(())
     }
@@ -174,12 +175,13 @@ impl Space {
         protection: Protection,
         limits: &SpaceLimits,
     ) -> Result<(), Refusal> {
-        let mut until = areas.covered_until(whole);
+        let (mut until, mut refused) = (areas.covered_until(whole), SpaceError::NoMemory);
         if whole.start() < until {
-            until = areas.may_protect_until(pages(whole.start(), until), protection, limits, self.memory());
+            let covered = pages(whole.start(), until);
+            (until, refused) = areas.may_protect_until(covered, protection, limits, self.memory());
         }
         if until == whole.start() {
-            return Err(SpaceError::NoMemory.into());
+            return Err(refused.into());
         }
         let range = pages(whole.start(), until);
         // Only the areas at the two ends can be cut.
@@ -189,7 +191,9 @@ impl Space {
         let cuts = usize::from(is_cut(range.start(), |area, range| area.start() < range.start()))
             + usize::from(is_cut(range.last(), |area, range| range.end() < area.end()));
         areas.room_for_cuts(cuts)?;
-        let mut spares = Spares::take(cpu, &self.common.areas, cuts)?;
+        let of_object = |at| areas.find(at).is_some_and(|area| area.object().is_some());
+        let have_objects = of_object(range.start()) || of_object(range.last());
+        let mut spares = Spares::take(cpu, &self.common.areas, cuts, have_objects)?;
         let mut next = range.start();
         while next < until {
             let area = areas.first_touching(pages(next, until)).ok_or(SpaceError::NoMemory)?;
@@ -200,7 +204,7 @@ impl Space {
                 relax();
             }
         }
-        if range == whole { Ok(()) } else { Err(SpaceError::NoMemory.into()) }
+        if range == whole { Ok(()) } else { Err(refused.into()) }
     }
 
     /// Changes the entries of `range`, which lies in one area, and invalidates and notifies.

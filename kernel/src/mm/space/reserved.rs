@@ -18,6 +18,7 @@ use granule_pgtable::{Mmu, PageRange};
 
 use super::area::Areas;
 use super::gather::{Gather, pages};
+use super::zap::ZapFlags;
 use super::{PAGE, Space};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
@@ -87,7 +88,7 @@ impl Space {
         let mut areas = self.write_areas(range);
         let _change = self.notifiers.start(Range::page(Event::Unmap, page));
         let mut gather = Gather::without_faults(self, cpu, &mut areas);
-        self.zap(&mut gather, range);
+        self.zap(&mut gather, range, ZapFlags::UNMAP);
         if self.reserved.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.free_tables(&mut gather, &areas, range);
         }

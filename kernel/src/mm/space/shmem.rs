@@ -1,22 +1,49 @@
-//! Shared anonymous memory: an object holds the frames, and every area of the object maps the same ones.
+//! Objects: memory that several areas may map. Shared anonymous memory, files that are memory alone, and files of the
+//! initrd.
 //!
-//! An object is as large as the mapping that created it. Its frames are in a tree of tables that no hardware walks: a
-//! lookup is a walk, an insertion a compare-exchange, and nothing else is needed. A frame stays with its object until
-//! the object is dropped, so a lookup needs a reference and no lock.
+//! The frames of an object are in a tree of tables that no hardware walks: [`pages`]. A fault finds its frame there without
+//! a lock. What takes frames away, a truncation or a hole, finds the areas that map them by the reverse map
+//! ([`mappers`]), and empties their entries.
+//!
+//! # Locks
+//! ```text
+//!     state      sleeps   write: size and seals, every frame that is taken away; read: a copy of a page for a program
+//!     areas      sleeps   of a space; for writing where areas join or leave
+//!     mappers    sleeps   write: areas join and leave; read: a walk by the reverse map
+//!     table lock spins    one in each last-level table of a space
+//! ```
+//! A fault takes the areas' lock and a table's, and none of an object.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+mod file;
+mod mappers;
+mod pages;
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, bits};
+use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
-use super::{EntryCell, PAGE, SpaceSource, Spaces};
+pub use file::{ObjectError, Seals, WriteAt};
+pub(super) use mappers::Mappers;
+
+pub(super) use pages::{Found, order};
+
+use super::used::note_used_by_others;
+use super::{EntryCell, Machine, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
-use crate::sched::relax;
+use crate::sched::{RwSem, WriteGuard, relax};
 use crate::smp::{Cpu, this_cpu};
+
+/// In the flags of a frame's record: the frame is an object's, and no private copy.
+pub(super) const OF_OBJECT: u32 = 2;
+
+/// Bytes that an object can have: as many as a tree of four levels translates. Linux's limit is 2⁶³ − 1.
+pub const LARGEST_OBJECT: u64 = 1 << 48;
 
 /// Memory that several areas may map.
 pub struct Object {
@@ -24,14 +51,34 @@ pub struct Object {
     identity: usize,
     root: Table,
     table_frames: AtomicUsize,
+    /// No page from this one on ever had a frame.
+    top: AtomicU64,
+    /// In bytes, at most [`LARGEST_OBJECT`]. Changed with `state` locked for writing.
+    size: AtomicU64,
+    /// What its pages have before anything is written to them; zeros behind the end. `None`: it is anonymous memory.
+    file: Option<&'static [u8]>,
+    state: RwSem<Seals>,
+    /// How many areas a program may write through, now or after a change of protection; -1 where there must be none.
+    writers: AtomicI64,
+    mappers: RwSem<Mappers>,
 }
 
 /// The identity of the next object. 64 bits do not overflow.
 static NEXT_IDENTITY: AtomicUsize = AtomicUsize::new(0);
 
 impl Spaces {
-    /// An object without frames.
-    pub(super) fn create_object(&'static self, cpu: &Cpu) -> Result<Counted<Object>, OutOfMemory> {
+    /// An object of `size` bytes, at most [`LARGEST_OBJECT`], without frames: a file, whose pages begin as `file` and as zeros
+    /// behind that, or anonymous memory.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn create_object(
+        &'static self,
+        cpu: &Cpu,
+        size: u64,
+        file: Option<&'static [u8]>,
+        seals: Seals,
+    ) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
         // Where there is no memory for the object, its drop frees the root.
         Counted::try_new(
@@ -43,8 +90,28 @@ impl Spaces {
                 // SAFETY: a zeroed frame that is used for nothing else until the object is dropped.
                 root: unsafe { Table::root::<Granule4K>(root) },
                 table_frames: AtomicUsize::new(0),
+                top: AtomicU64::new(0),
+                size: AtomicU64::new(size.min(LARGEST_OBJECT)),
+                file,
+                state: RwSem::new(seals),
+                writers: AtomicI64::new(0),
+                mappers: RwSem::new(Mappers::NONE),
             },
         )
+    }
+}
+
+/// Why a page of an object cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NoPage {
+    /// The object ends before it.
+    BehindTheEnd,
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for NoPage {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
     }
 }
 
@@ -55,48 +122,120 @@ impl Object {
         self.identity
     }
 
-    /// The frame of `page`, with a reference for the caller; a new frame of zeros if the page had none.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`].
-    pub(super) fn frame(&self, cpu: &Cpu, page: u64) -> Result<PhysAddr, OutOfMemory> {
-        let (mmu, frames) = (&self.common.mmu, self.common.frames);
-        let tables = PageTables::new(mmu, self.root);
-        let address = VirtAddr(page * PAGE);
-        let found = tables.cell(address).map(|(_, cell)| (cell, mmu.load(cell)));
-        let frame = match found {
-            Some((_, entry)) if entry != Descriptor::EMPTY => entry.address(),
-            Some((cell, _)) => self.add(cpu, cell, frames.alloc_zeroed(cpu)?),
-            None => {
-                let mut source = SpaceSource { frames, taken: &self.table_frames, cpu };
-                let ((_, cell), new) = tables.ensure_cell(address, &mut source, || frames.alloc_zeroed(cpu))?;
-                self.add(cpu, cell, new)
-            }
-        };
-        self.common.record(frame).share();
-        Ok(frame)
+    /// Whether it is a file's, and not anonymous memory.
+    pub const fn is_file(&self) -> bool {
+        self.file.is_some()
     }
 
-    /// Gives a page the frame `new`, unless another CPU was faster; returns the frame that it has.
-    fn add(&self, cpu: &Cpu, cell: &EntryCell, new: PhysAddr) -> PhysAddr {
-        let mmu = &self.common.mmu;
-        // The zeros before the entry, for a reader that finds it here.
-        mmu.dmb_ishst();
-        match mmu.compare_exchange(cell, Descriptor::EMPTY, Descriptor(new.0 | bits::PRESENT_INVALID)) {
-            Ok(()) => new,
-            Err(other) => {
-                self.common.frames.free(cpu, new);
-                other.address()
-            }
+    /// Bytes in it.
+    pub fn size(&self) -> u64 {
+        // Relaxed: what must not miss a change has a lock or a fence.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Whether `page` has a byte before the end.
+    #[inline(always)]
+    pub fn has_inside(&self, page: u64) -> bool {
+        page < self.size().div_ceil(PAGE)
+    }
+
+    #[inline(always)]
+    fn tables(&self) -> PageTables<'_, Machine> {
+        PageTables::new(&self.common.mmu, self.root)
+    }
+
+    /// The frame of `page`, a new one if it had none.
+    ///
+    /// # Errors
+    /// [`NoPage`].
+    #[inline(always)]
+    pub(super) fn frame(&self, cpu: &Cpu, page: u64) -> Result<Found<'_, Machine>, NoPage> {
+        if self.has_inside(page) { Ok(self.find_or_add(cpu, page)?) } else { Err(NoPage::BehindTheEnd) }
+    }
+
+    /// The same, wherever the object ends.
+    #[inline(always)]
+    fn find_or_add(&self, cpu: &Cpu, page: u64) -> Result<Found<'_, Machine>, OutOfMemory> {
+        let place = self.tables().cell(VirtAddr(page * PAGE));
+        match place.and_then(|(_, cell)| Found::look(&self.common.mmu, cell)) {
+            Some(found) => Ok(found),
+            None => self.add(cpu, page, place),
         }
+    }
+
+    /// Whether the object has still what was found at `page`. The lock of the page table that maps the page is held.
+    #[inline(always)]
+    pub(super) fn is_current(&self, found: &Found<'_, Machine>, page: u64) -> bool {
+        found.is_current(&self.common.mmu, || self.has_inside(page))
+    }
+
+    /// A frame for a page that has none; its `place` is its table and its entry there, if it has one.
+    #[inline(never)]
+    fn add<'a>(
+        &'a self,
+        cpu: &Cpu,
+        page: u64,
+        place: Option<(PhysAddr, &'a EntryCell)>,
+    ) -> Result<Found<'a, Machine>, OutOfMemory> {
+        let make = || self.common.frames.alloc_zeroed(cpu);
+        let ((table, cell), new) = match place {
+            Some(place) => (place, make()?),
+            None => self.ensure_cell(cpu, page, make)?,
+        };
+        self.begin(new, page);
+        let found = self.publish(cpu, table, cell, page, new);
+        // The page before a look at the size: a truncation that does not see the page has changed the size before.
+        order();
+        Ok(found)
+    }
+
+    /// The table and the entry of a page, which is linked if it is missing; and what `make` made.
+    fn ensure_cell<T>(
+        &self,
+        cpu: &Cpu,
+        page: u64,
+        make: impl FnOnce() -> Result<T, OutOfMemory>,
+    ) -> Result<((PhysAddr, &EntryCell), T), OutOfMemory> {
+        let mut source = SpaceSource { frames: self.common.frames, taken: &self.table_frames, cpu };
+        self.tables().ensure_cell(VirtAddr(page * PAGE), &mut source, make)
+    }
+
+    /// Gives the frame `new`, of zeros, what `page` has at first.
+    fn begin(&self, new: PhysAddr, page: u64) {
+        let first = usize::try_from(page * PAGE).unwrap_or(usize::MAX);
+        if let Some(contents) = self.file.and_then(|contents| contents.get(first..)) {
+            let count = contents.len().min(PAGE as usize);
+            let to = self.common.frames.linear().address(new).as_ptr::<u8>();
+            // SAFETY: the linear map has the frame, writable, and the frame has no other user.
+            unsafe { to.copy_from_nonoverlapping(contents.as_ptr(), count) };
+        }
+        // Relaxed: published with the frame.
+        self.common.record(new).flags.store(OF_OBJECT, Ordering::Relaxed);
+    }
+
+    /// Gives `page` the frame `new`, unless another CPU was faster; what it has then.
+    #[inline(always)]
+    fn publish<'a>(
+        &self,
+        cpu: &Cpu,
+        table: PhysAddr,
+        cell: &'a EntryCell,
+        page: u64,
+        new: PhysAddr,
+    ) -> Found<'a, Machine> {
+        // Before the entry: the barrier that publishes it comes next.
+        if self.top.load(Ordering::Relaxed) <= page {
+            self.top.fetch_max(page + 1, Ordering::Relaxed);
+        }
+        note_used_by_others(self.common.record(table), VirtAddr(page * PAGE));
+        pages::add(&self.common.mmu, cell, new, |unused| self.common.frames.free(cpu, unused))
     }
 
     /// How many of the `pages` pages from `first` on have frames.
     pub(super) fn pages_in(&self, first: u64, pages: u64) -> usize {
         let (mmu, mut count) = (&self.common.mmu, 0);
-        let start = VirtAddr(first.saturating_mul(PAGE));
-        if let Ok(range) = PageRange::new(start, pages.saturating_mul(PAGE)) {
-            PageTables::new(mmu, self.root).for_each_cells(range, |found| {
+        if let Some(range) = self.filled(first..first.saturating_add(pages)) {
+            self.tables().for_each_cells(range, |found| {
                 count += found.cells.iter().filter(|cell| mmu.load(cell) != Descriptor::EMPTY).count();
                 relax();
             });
@@ -104,11 +243,52 @@ impl Object {
         count
     }
 
-    /// Whether `page` has a frame.
+    /// Of `pages` those that may have frames, as addresses of the tree; `None` where there are none.
+    fn filled(&self, pages: Range<u64>) -> Option<PageRange> {
+        let end = pages.end.min(self.top.load(Ordering::Relaxed));
+        let bytes = end.checked_sub(pages.start)? * PAGE;
+        PageRange::new(VirtAddr(pages.start * PAGE), bytes).ok()
+    }
+
+    /// Whether `page` has a frame, or its contents are in memory anyway.
     pub(super) fn has(&self, page: u64) -> bool {
+        if self.file.is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE)) {
+            return true;
+        }
         let mmu = &self.common.mmu;
-        let cell = PageTables::new(mmu, self.root).cell(VirtAddr(page * PAGE));
+        let cell = self.filled(page..page + 1).and_then(|range| self.tables().cell(range.start()));
         cell.is_some_and(|(_, cell)| mmu.load(cell) != Descriptor::EMPTY)
+    }
+
+    /// Has `change` change which areas map it, and where.
+    #[inline(always)]
+    pub(super) fn change_mappers(&self, change: impl FnOnce(&mut Mappers)) {
+        // Out of line: this is called for each kind of change.
+        #[inline(never)]
+        fn lock(mappers: &RwSem<Mappers>) -> WriteGuard<'_, Mappers> {
+            mappers.write()
+        }
+        #[inline(never)]
+        fn unlock(mappers: WriteGuard<'_, Mappers>) {
+            drop(mappers);
+        }
+        let mut mappers = lock(&self.mappers);
+        change(&mut mappers);
+        unlock(mappers);
+    }
+
+    /// Counts one more area that a program may write through, which [`Self::end_writer`] takes away.
+    ///
+    /// # Errors
+    /// `false`: there must be none.
+    pub(super) fn begin_writer(&self) -> bool {
+        let more = |writers: i64| (writers >= 0).then_some(writers + 1);
+        // Acquire and release: what was checked before the seal comes before it.
+        self.writers.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).is_ok()
+    }
+
+    pub(super) fn end_writer(&self) {
+        self.writers.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -28,9 +28,8 @@ impl TableGuard<'_> {
     /// The bits of `found`, entries of this table, that may be in use.
     #[inline(always)]
     pub(super) fn used(&self, mmu: &Machine, found: &TableCells<'_>) -> u64 {
-        let (first, last) = (index(found.start), index(found.start) + found.cells.len() - 1);
-        let mask = (u64::MAX << (first / EIGHT)) & (u64::MAX >> (u64::BITS as usize - 1 - last / EIGHT));
-        let used = self.frame().owner.load(Ordering::Relaxed) & mask;
+        let used = self.frame().owner.load(Ordering::Relaxed) & bits_of(found);
+        let first = index(found.start);
         debug_assert!(
             found.cells.iter().enumerate().all(|(cell, entry)| {
                 used >> ((first + cell) / EIGHT) & 1 != 0 || mmu.load(entry) == Descriptor::EMPTY
@@ -38,6 +37,23 @@ impl TableGuard<'_> {
             "an entry that was not noted"
         );
         used
+    }
+}
+
+/// The bits of `found`.
+#[inline(always)]
+pub(super) fn bits_of(found: &TableCells<'_>) -> u64 {
+    let (first, last) = (index(found.start), index(found.start) + found.cells.len() - 1);
+    (u64::MAX << (first / EIGHT)) & (u64::MAX >> (u64::BITS as usize - 1 - last / EIGHT))
+}
+
+/// The same as [`TableGuard::note_used`] for a table of an object, which has no lock.
+#[inline(always)]
+pub(super) fn note_used_by_others(table: &Frame, page: VirtAddr) {
+    let bit = 1 << (index(page) / EIGHT);
+    if table.owner.load(Ordering::Relaxed) & bit == 0 {
+        // Before the entry: the barrier that publishes it comes next.
+        table.owner.fetch_or(bit, Ordering::Relaxed);
     }
 }
 

@@ -1,19 +1,20 @@
-//! Unmapping pages: `munmap`, `madvise(MADV_DONTNEED)`, and the end of the space.
+//! Unmapping pages: `munmap`, `madvise(MADV_DONTNEED)`, truncated objects, and the end of the space.
 //!
-//! Contents are discarded: the pages are anonymous, and an object holds its own frames. So a change by the hardware to
-//! an entry that is being cleared does not matter.
+//! Contents are discarded: the pages are anonymous, or an object holds its own frames, which are memory alone and never
+//! clean. So a change by the hardware to an entry that is being cleared does not matter.
 
 #![allow(unsafe_code, reason = "unlinks and dismantles tables of the space")]
 
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
-use granule_arch::descriptor::Descriptor;
+use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
 use super::entry::{EntryState, state};
 use super::gather::{Gather, pages};
+use super::shmem::OF_OBJECT;
 use super::{Machine, PAGE, Space, Spaces};
 use crate::sched::{self, relax};
 use crate::smp::{Cpu, this_cpu};
@@ -24,9 +25,34 @@ const TABLES: usize = 2;
 /// The most frames that a fork allocates besides the space: records, a kernel stack and its tables.
 const OTHERS: usize = 16;
 
+/// What goes beside the pages of objects and anonymous memory's own (Linux: `zap_details`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ZapFlags {
+    /// Private pages: copies, and anonymous memory.
+    pub(super) even_cows: bool,
+    /// Markers that say something of the page, and not of its contents.
+    pub(super) drop_markers: bool,
+}
+
+impl ZapFlags {
+    /// The addresses are mapped no more.
+    pub(super) const UNMAP: Self = Self { even_cows: true, drop_markers: true };
+    /// The contents go, and the area stays as it is (`MADV_DONTNEED`).
+    pub(super) const DISCARD: Self = Self { even_cows: true, drop_markers: false };
+    /// The object ends before.
+    pub(super) const TRUNCATE: Self = Self { even_cows: true, drop_markers: true };
+    /// The object has no page there any more.
+    pub(super) const PUNCH_HOLE: Self = Self { even_cows: false, drop_markers: true };
+
+    /// Whether an entry with these markers is emptied. A page whose contents are lost has new ones where contents go.
+    const fn drop(self, markers: Markers) -> bool {
+        self.drop_markers || self.even_cows && !markers.contains(Markers::GUARD)
+    }
+}
+
 impl Space {
     /// Clears the entries of `range`. The frames go to `gather`.
-    pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange) {
+    pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange, flags: ZapFlags) {
         let mmu = self.mmu();
         self.page_tables().for_each_cells(range, |found| {
             if found.start > range.start() {
@@ -40,12 +66,16 @@ impl Space {
                 let old = mmu.load(cell);
                 let has_frame = match state(old) {
                     EntryState::Empty => continue,
-                    EntryState::Page => {
+                    EntryState::Page | EntryState::Inaccessible if !flags.even_cows && !self.is_of_object(old) => {
+                        continue;
+                    }
+                    EntryState::Inaccessible if !gather.may_be_stale() => true,
+                    EntryState::Page | EntryState::Inaccessible => {
                         first = first.min(index);
                         end = index + 1;
                         true
                     }
-                    EntryState::Inaccessible => true,
+                    EntryState::Marker(markers) if !flags.drop(markers) => continue,
                     // An entry that is not present holds no frame.
                     EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => false,
                 };
@@ -63,6 +93,12 @@ impl Space {
             }
             gather.before_unlock();
         });
+    }
+
+    /// Whether the page of `entry` is an object's, and no private copy. The table's lock is held.
+    fn is_of_object(&self, entry: Descriptor) -> bool {
+        // Relaxed: set before the frame was the object's, and as long as the entry holds the frame.
+        !entry.is_special() && self.common.record(entry.address()).flags.load(Ordering::Relaxed) & OF_OBJECT != 0
     }
 
     /// Frees the tables that translated `range`, which no area has and no area needs. The areas are locked for writing.
@@ -95,6 +131,8 @@ impl Space {
     pub fn release(&self, cpu: &Cpu) {
         let mut areas = self.write_all_areas();
         self.notifiers.release();
+        // From here on no walk by a reverse map comes to the tables.
+        areas.leave_reverse_maps();
         // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no thread
         // runs in the space, and the notifiers have returned. The flush invalidates everything of the space.
         let (tables, freed) =

@@ -72,7 +72,7 @@ proptest! {
         for (take, first, pages, protection) in steps {
             let pages = pages.min(2 * WINDOW - first);
             let range = range(first, pages);
-            let mut spares = Spares::take(&rig.cpu, &rig.spaces.areas, 2).unwrap();
+            let mut spares = Spares::take(&rig.cpu, &rig.spaces.areas, 2, false).unwrap();
             if let Some(first) = areas.first_touching(range) {
                 areas.remove(first, range, &mut spares);
             }

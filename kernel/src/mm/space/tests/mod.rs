@@ -9,6 +9,7 @@
 //! - `hardware`: the hardware's access flag and dirt, between each load of an entry and its store
 //! - `meeting`: another CPU at each step of a fault and of populate
 //! - `model`: entries on the model machine, whose hardware sets flags between a load and a store
+//! - `objects`: pages that an object loses, at each step of everything else
 //! - `order`: other CPUs while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
 //! - `reserved`: pages of the kernel above all that programs may map
@@ -27,6 +28,7 @@ mod hardware;
 mod meeting;
 mod model;
 mod notified;
+mod objects;
 mod order;
 mod random;
 mod reserved;

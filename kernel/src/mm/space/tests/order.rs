@@ -91,6 +91,22 @@ fn an_emptied_entry_is_filled_again_only_when_its_invalidation_is_complete() {
     }
 }
 
+/// The same where the page goes out of its object: the walk by the reverse map holds no lock that a fault waits for.
+#[test]
+fn a_page_that_its_object_lost_is_found_again_only_when_its_invalidation_is_complete() {
+    for (page, access) in [(0, Access::Write), (11, Access::Read)] {
+        let rig = Rig::new(8);
+        let space = touched(&rig, Sharing::Shared);
+        let finished = race(
+            &space,
+            |space| space.madvise_remove(&rig.cpu, START, PAGES * PAGE).unwrap(),
+            |space, cpu| handle_fault(space, cpu, START + page * PAGE, access).unwrap(),
+        );
+        assert_eq!(finished, Finished::AfterIt, "page {page}, {access:?}");
+        assert_eq!(rig.read(&space, START + page * PAGE), 0);
+    }
+}
+
 /// Linux's `mm_tlb_flush_nested`: after the call returns its caller reads zeros, whichever CPU emptied the entries.
 #[test]
 fn a_second_call_returns_only_when_the_first_ones_invalidation_is_complete() {

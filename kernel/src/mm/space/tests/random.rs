@@ -2,7 +2,7 @@
 //! each: areas, entries, contents, and the holders of each frame.
 //!
 //! One byte stands for a page. The model has no frames: private pages have a value of their own, shared ones
-//! that of their object.
+//! that of their object, and private ones of a file that of the file until they are written.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
@@ -18,7 +18,8 @@ use granule_pgtable::PageRange;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mm::space::{FaultError, SpaceError};
+use crate::mm::counted::Counted;
+use crate::mm::space::{FaultError, MappedFile, Object, Seals, SpaceError, Terms, WriteAt};
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
@@ -39,8 +40,16 @@ type Contents = Rc<core::cell::RefCell<BTreeMap<u64, u8>>>;
 #[derive(Clone)]
 enum Backing {
     Private(u8),
-    Shared(Contents, u64),
+    /// Of an object, that of a file if it has a number.
+    Shared(Contents, u64, Option<usize>),
+    /// Of a file, with a value of its own once it was written.
+    Copy(Contents, u64, usize, Option<u8>),
 }
+
+/// Files that can be mapped.
+const FILES: usize = 2;
+/// Pages that a file has at most.
+const FILE_PAGES: u64 = 16;
 
 #[derive(Clone)]
 struct Page {
@@ -51,15 +60,26 @@ struct Page {
 impl Page {
     fn value(&self) -> u8 {
         match &self.backing {
-            Backing::Private(value) => *value,
-            Backing::Shared(contents, page) => contents.borrow().get(page).copied().unwrap_or(0),
+            Backing::Private(value) | Backing::Copy(.., Some(value)) => *value,
+            Backing::Shared(contents, page, _) | Backing::Copy(contents, page, ..) => {
+                contents.borrow().get(page).copied().unwrap_or(0)
+            }
         }
     }
 
     fn set(&mut self, value: u8) {
         match &mut self.backing {
             Backing::Private(own) => *own = value,
-            Backing::Shared(contents, page) => drop(contents.borrow_mut().insert(*page, value)),
+            Backing::Shared(contents, page, _) => drop(contents.borrow_mut().insert(*page, value)),
+            Backing::Copy(.., own) => *own = Some(value),
+        }
+    }
+
+    /// Whether its file, if it is of one, ends before it.
+    fn is_behind_the_end(&self, ends: [u64; FILES]) -> bool {
+        match self.backing {
+            Backing::Shared(_, page, Some(file)) | Backing::Copy(_, page, file, _) => page >= ends[file],
+            _ => false,
         }
     }
 }
@@ -108,6 +128,33 @@ enum Step {
     Divide {
         at: u64,
     },
+    MapFile {
+        at: u64,
+        pages: u64,
+        protection: usize,
+        shared: bool,
+        populate: bool,
+        file: usize,
+        first: u64,
+    },
+    Truncate {
+        file: usize,
+        pages: u64,
+    },
+    Punch {
+        file: usize,
+        first: u64,
+        pages: u64,
+    },
+    WriteFile {
+        file: usize,
+        page: u64,
+        value: u8,
+    },
+    Remove {
+        at: u64,
+        pages: u64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
@@ -127,6 +174,15 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => Just(Step::Fork),
         1 => Just(Step::Drop),
         3 => (1..PAGES).prop_map(|at| Step::Divide { at }),
+        4 => (at(), pages(), 0..PROTECTIONS.len(), any::<bool>(), any::<bool>(), 0..FILES, 0..FILE_PAGES).prop_map(
+            |(at, pages, protection, shared, populate, file, first)| {
+                Step::MapFile { at, pages, protection, shared, populate, file, first }
+            }
+        ),
+        2 => (0..FILES, 0..=FILE_PAGES).prop_map(|(file, pages)| Step::Truncate { file, pages }),
+        2 => (0..FILES, 0..FILE_PAGES, 1..6_u64).prop_map(|(file, first, pages)| Step::Punch { file, first, pages }),
+        2 => (0..FILES, 0..FILE_PAGES, 1..=255_u8).prop_map(|(file, page, value)| Step::WriteFile { file, page, value }),
+        1 => (at(), pages()).prop_map(|(at, pages)| Step::Remove { at, pages }),
     ];
     prop::collection::vec((0..4_usize, step), 1..60)
 }
@@ -135,6 +191,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
 struct World {
     rig: Rig,
     spaces: Vec<(SpaceRef, Model)>,
+    files: [(Counted<Object>, Contents); FILES],
 }
 
 fn address(page: u64) -> VirtAddr {
@@ -149,13 +206,19 @@ impl World {
     fn new() -> Self {
         let rig = Rig::new(8);
         let space = rig.space();
-        Self { rig, spaces: vec![(space, Model::new())] }
+        let file = |_| (rig.spaces.create_object(&rig.cpu, 0, Some(&[]), Seals(0)).unwrap(), Contents::default());
+        Self { files: core::array::from_fn(file), spaces: vec![(space, Model::new())], rig }
+    }
+
+    /// Pages of each file.
+    fn ends(&self) -> [u64; FILES] {
+        core::array::from_fn(|file| self.files[file].0.size().div_ceil(PAGE))
     }
 
     fn take(&mut self, which: usize, step: Step) -> Result<(), TestCaseError> {
         let cpu = &self.rig.cpu;
         let count = self.spaces.len();
-        let which = which % count;
+        let (which, ends) = (which % count, self.ends());
         let (space, model) = &mut self.spaces[which];
         match step {
             Step::Map { at, pages, protection, shared, populate } => {
@@ -173,8 +236,11 @@ impl World {
                 }
                 let contents = Contents::default();
                 for (index, page) in each(start, pages).enumerate() {
-                    let backing =
-                        if shared { Backing::Shared(contents.clone(), index as u64) } else { Backing::Private(0) };
+                    let backing = if shared {
+                        Backing::Shared(contents.clone(), index as u64, None)
+                    } else {
+                        Backing::Private(0)
+                    };
                     model.insert(page, Page { protection: PROTECTIONS[protection], backing });
                 }
             }
@@ -195,20 +261,31 @@ impl World {
                 let result = space.madvise_dontneed(cpu, address(at), pages * PAGE);
                 prop_assert_eq!(result, if covered { Ok(()) } else { Err(SpaceError::NoMemory) });
                 for page in each(address(at), pages) {
-                    if let Some(Page { backing: Backing::Private(value), .. }) = model.get_mut(&page) {
-                        *value = 0;
+                    match model.get_mut(&page).map(|page| &mut page.backing) {
+                        Some(Backing::Private(value)) => *value = 0,
+                        Some(Backing::Copy(.., own)) => *own = None,
+                        _ => {}
                     }
                 }
             }
             Step::Write { at, value } => {
                 let result = space.write_bytes(cpu, address(at), &[value]);
-                prop_assert_eq!(result, refusal(model, at, Access::Write));
+                prop_assert_eq!(result, refusal(model, ends, at, Access::Write));
                 if result.is_ok() {
                     model.get_mut(&address(at).0).unwrap().set(value);
                 }
             }
             Step::Fault { at, access } => {
-                prop_assert_eq!(handle_fault(space, cpu, address(at), access), refusal(model, at, access));
+                prop_assert_eq!(handle_fault(space, cpu, address(at), access), refusal(model, ends, at, access));
+                // A store to a page of a file copies it, if not at the first fault.
+                if let Some(page) = model.get_mut(&address(at).0)
+                    && let value = page.value()
+                    && let Backing::Copy(_, number, file, own @ None) = &mut page.backing
+                    && let Some(found) = space.page_tables().translate(address(at))
+                    && self.files[*file].0.frame(cpu, *number).ok().map(|frame| frame.frame()) != Some(found.physical)
+                {
+                    *own = Some(value);
+                }
             }
             Step::Mincore { at, pages } => {
                 let mut present = vec![7; pages as usize];
@@ -240,6 +317,72 @@ impl World {
                 let divided = divide(space, address(at));
                 prop_assert!(divided || !is_free[0]);
             }
+            Step::MapFile { at, pages, protection, shared, populate, file, first } => {
+                let sharing = if shared { Sharing::Shared } else { Sharing::Private };
+                let request = MapRequest {
+                    placement: Placement::Fixed(address(at)),
+                    protection: PROTECTIONS[protection],
+                    sharing,
+                    populate: if populate { Populate::Now } else { Populate::OnDemand },
+                    ..private(pages)
+                };
+                let (object, contents) = &self.files[file];
+                let mapped = MappedFile { object, first_page: first, may_write: true };
+                let terms = Terms { file: Some(mapped), ..Terms::NONE };
+                prop_assert_eq!(space.mmap_within(cpu, &request, &terms, &|| false), Ok(address(at)));
+                let writes = PROTECTIONS[protection].contains(Protection::WRITE);
+                for (page, of_file) in each(address(at), pages).zip(first..) {
+                    let contents = contents.clone();
+                    let backing = if shared {
+                        Backing::Shared(contents, of_file, Some(file))
+                    } else {
+                        // As far as the file goes, from the first page on, each page is copied.
+                        let is_copied = populate && writes && of_file < ends[file];
+                        let own = is_copied.then(|| contents.borrow().get(&of_file).copied().unwrap_or(0));
+                        Backing::Copy(contents, of_file, file, own)
+                    };
+                    model.insert(page, Page { protection: PROTECTIONS[protection], backing });
+                }
+            }
+            Step::Truncate { file, pages } => {
+                prop_assert_eq!(self.files[file].0.truncate(cpu, pages * PAGE), Ok(()));
+                self.files[file].1.borrow_mut().retain(|&page, _| page < pages);
+                for page in self.spaces.iter_mut().flat_map(|(_, model)| model.values_mut()) {
+                    if let Backing::Copy(_, of_file, other, own) = &mut page.backing
+                        && (*other, *of_file >= pages) == (file, true)
+                        && pages <= ends[file]
+                    {
+                        *own = None;
+                    }
+                }
+            }
+            Step::Punch { file, first, pages } => {
+                let end = first + pages;
+                prop_assert_eq!(self.files[file].0.punch_hole(cpu, first * PAGE, end * PAGE), Ok(()));
+                self.files[file].1.borrow_mut().retain(|page, _| !(first..end).contains(page));
+            }
+            Step::WriteFile { file, page, value } => {
+                let written = self.files[file].0.write(cpu, WriteAt::Byte(page * PAGE), &[value], 1, u64::MAX);
+                prop_assert_eq!(written, Ok((page * PAGE, 1)));
+                self.files[file].1.borrow_mut().insert(page, value);
+            }
+            Step::Remove { at, pages } => {
+                let result = space.madvise_remove(cpu, address(at), pages * PAGE);
+                let (mut expected, mut covered) = (Ok(()), true);
+                for page in each(address(at), pages) {
+                    match model.get(&page).map(|page| &page.backing) {
+                        None => covered = false,
+                        Some(Backing::Private(_)) => expected = Err(SpaceError::Invalid),
+                        Some(Backing::Copy(..)) => expected = Err(SpaceError::NotAllowed),
+                        Some(Backing::Shared(contents, page, _)) => drop(contents.borrow_mut().remove(page)),
+                    }
+                    if expected.is_err() {
+                        break;
+                    }
+                }
+                let hole = if covered { Ok(()) } else { Err(SpaceError::NoMemory) };
+                prop_assert_eq!(result, expected.and(hole));
+            }
         }
         Ok(())
     }
@@ -256,7 +399,7 @@ impl World {
                     expected_areas(model)
                 ));
             }
-            check_entries(&self.rig, space, model, &mut holders).map_err(|error| format!("space {number}: {error}"))?;
+            check_entries(self, space, model, &mut holders).map_err(|error| format!("space {number}: {error}"))?;
         }
         for (frame, count) in holders {
             let held = self.rig.spaces.record(frame).references();
@@ -269,14 +412,18 @@ impl World {
 }
 
 /// What an access at a page of the window comes to.
-fn refusal(model: &Model, at: u64, access: Access) -> Result<(), FaultError> {
+fn refusal(model: &Model, ends: [u64; FILES], at: u64, access: Access) -> Result<(), FaultError> {
     let page = model.get(&address(at).0).ok_or(FaultError::NotMapped)?;
     let allowed = match access {
         Access::Read => page.protection != Protection::NONE,
         Access::Write => page.protection.contains(Protection::WRITE),
         Access::Execute => page.protection.contains(Protection::EXECUTE),
     };
-    if allowed { Ok(()) } else { Err(FaultError::NotAllowed) }
+    match page.is_behind_the_end(ends) {
+        _ if !allowed => Err(FaultError::NotAllowed),
+        true => Err(FaultError::Unusable),
+        false => Ok(()),
+    }
 }
 
 /// As few areas as can be.
@@ -287,7 +434,8 @@ fn expected_areas(model: &Model) -> Vec<(u64, u64, u8)> {
         let goes_on = before.is_some_and(|(address, before)| {
             let same = match (&before.backing, &page.backing) {
                 (Backing::Private(_), Backing::Private(_)) => true,
-                (Backing::Shared(one, index), Backing::Shared(other, next)) => {
+                (Backing::Shared(one, index, _), Backing::Shared(other, next, _))
+                | (Backing::Copy(one, index, ..), Backing::Copy(other, next, ..)) => {
                     Rc::ptr_eq(one, other) && index + 1 == *next
                 }
                 _ => false,
@@ -303,7 +451,13 @@ fn expected_areas(model: &Model) -> Vec<(u64, u64, u8)> {
     areas
 }
 
-fn check_entries(rig: &Rig, space: &Space, model: &Model, holders: &mut BTreeMap<PhysAddr, u32>) -> Result<(), String> {
+fn check_entries(
+    world: &World,
+    space: &Space,
+    model: &Model,
+    holders: &mut BTreeMap<PhysAddr, u32>,
+) -> Result<(), String> {
+    let (rig, ends) = (&world.rig, world.ends());
     // Not by `Space::tables`, which joins the parts.
     let tables = space.page_tables();
     let mut leaves = Vec::new();
@@ -320,7 +474,21 @@ fn check_entries(rig: &Rig, space: &Space, model: &Model, holders: &mut BTreeMap
         if value != page.value() {
             return Err(format!("{at} holds {value} instead of {}", page.value()));
         }
-        let (protection, private) = (page.protection, matches!(page.backing, Backing::Private(_)));
+        if page.is_behind_the_end(ends) {
+            return Err(format!("{at} is behind the end, with {leaf:?}"));
+        }
+        // What a file has is what every entry shows that has no copy.
+        if let Backing::Copy(_, number, file, None) | Backing::Shared(_, number, Some(file)) = &page.backing {
+            let found = world.files[*file].0.frame(&rig.cpu, *number).ok().map(|found| found.frame());
+            if found != Some(frame) {
+                return Err(format!("{at} has {frame}, the file {found:?}"));
+            }
+            if matches!(page.backing, Backing::Copy(..)) && leaf.may_be_written() {
+                return Err(format!("{at} may be written, and is the file's"));
+            }
+        }
+        let protection = page.protection;
+        let private = matches!(page.backing, Backing::Private(_) | Backing::Copy(.., Some(_)));
         let may = |what| protection.contains(what);
         if leaf.is_valid() != (protection != Protection::NONE)
             || leaf.may_be_written() && !may(Protection::WRITE)
@@ -343,7 +511,8 @@ fn check_entries(rig: &Rig, space: &Space, model: &Model, holders: &mut BTreeMap
     }
     // What is nowhere is zero.
     let lost = model.iter().find(|(at, page)| {
-        matches!(page.backing, Backing::Private(value) if value != 0) && !leaves.contains(&VirtAddr(**at))
+        let own = matches!(page.backing, Backing::Private(value) | Backing::Copy(.., Some(value)) if value != 0);
+        own && !leaves.contains(&VirtAddr(**at))
     });
     lost.map_or(Ok(()), |(at, _)| Err(format!("{at:#x} was written and has no entry")))
 }
@@ -354,13 +523,13 @@ proptest! {
     #[test]
     fn spaces_are_what_maps_of_their_pages_say(steps in steps()) {
         let mut world = World::new();
-        let empty = world.rig.used() - 1;
+        let empty = world.rig.used() - 1 - FILES;
         for (which, step) in steps {
             world.take(which, step)?;
             prop_assert_eq!(world.check(), Ok(()));
         }
-        let World { rig, spaces } = world;
-        drop(spaces);
+        let World { rig, spaces, files } = world;
+        drop((spaces, files));
         prop_assert_eq!(rig.spaces.counts(), [0; 3]);
         prop_assert_eq!(rig.used(), empty);
     }

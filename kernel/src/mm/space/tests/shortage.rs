@@ -174,14 +174,26 @@ fn copy_on_write_needs_a_page() {
 fn a_mapping_needs_a_record_and_an_object_if_it_is_shared() {
     let nothing = |_: &Rig, _: &Space| ();
     refused_until(1, SpaceError::NoMemory, nothing, |rig, space| space.mmap(&rig.cpu, &at(START, 1)));
-    // The object's record, the root of its tables, the area's record.
+    // The object's record, the root of its tables, the area's record, and what it has of the object.
     let shared = MapRequest { sharing: Sharing::Shared, ..at(START, 1) };
-    refused_until(3, SpaceError::NoMemory, nothing, move |rig, space| space.mmap(&rig.cpu, &shared));
+    refused_until(4, SpaceError::NoMemory, nothing, move |rig, space| space.mmap(&rig.cpu, &shared));
     // In the middle of another one: two records, of one slab.
     refused_until(1, SpaceError::NoMemory, cut, |rig, space| {
         let read_only = MapRequest { protection: Protection::READ, ..at(START + 2 * PAGE, 1) };
         space.mmap(&rig.cpu, &read_only)
     });
+}
+
+/// Nodes for the parts of an area with an object: its pool has slots, since there is one.
+#[test]
+fn what_cuts_an_area_of_an_object_needs_records_of_both_kinds() {
+    let prepare = |rig: &Rig, space: &Space| {
+        map(rig, space, &MapRequest { sharing: Sharing::Shared, ..at(START, 5) });
+        (0..5).for_each(|page| rig.write(space, START + page * PAGE, 1));
+    };
+    let middle = START + 2 * PAGE;
+    refused_until(1, SpaceError::NoMemory, prepare, move |_, space| space.mprotect(middle, PAGE, Protection::READ));
+    refused_until(1, SpaceError::NoMemory, prepare, move |rig, space| space.munmap(&rig.cpu, middle, PAGE));
 }
 
 #[test]

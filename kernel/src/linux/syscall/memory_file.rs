@@ -1,0 +1,82 @@
+//! Calls for memory files: memfd_create, ftruncate, fallocate.
+
+use granule_abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, MFD_CLOEXEC, MFD_HUGETLB};
+
+use super::io::{check_file_limit, file, most_files};
+use super::process::string_length;
+use super::{Answer, Syscall};
+use crate::linux::errno::Errno;
+use crate::linux::file::memfd;
+use crate::sched::Work;
+
+pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
+    /// The longest name, with `memfd:` before it (`NAME_MAX`).
+    const NAME: usize = 255 - "memfd:".len();
+    let flags = memfd::checked(call.argument::<1>() as u32)?;
+    // The name is for /proc, which there is not.
+    string_length(call.address::<0>(), NAME + 1)?.ok_or(Errno::EINVAL)?;
+    let end = most_files(call);
+    if !call.task.files().has_room(end) {
+        return Err(Errno::EMFILE);
+    }
+    if flags & MFD_HUGETLB != 0 {
+        // There are no large pages.
+        return Err(Errno::ENOSYS);
+    }
+    let file = memfd::create(flags)?;
+    call.task.files().add(file, 0, end, flags & MFD_CLOEXEC != 0).map(u64::from)
+}
+
+pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
+    let size = u64::try_from(call.argument::<1>() as i64).map_err(|_| Errno::EINVAL)?;
+    let file = file(call, call.argument::<0>())?;
+    let memory = file.memory().ok_or(Errno::EINVAL)?;
+    if size > memory.object().size() {
+        check_file_limit(call, size)?;
+    }
+    memory.truncate(size).map(|()| 0)
+}
+
+/// fsync and fdatasync: what is in memory alone is nowhere else.
+pub(super) fn fsync(call: &mut Syscall<'_>) -> Answer {
+    if file(call, call.argument::<0>())?.is_console() { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+/// The checks of Linux's `vfs_fallocate`, in its order.
+pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
+    /// Modes that other file systems have: one at most, with or without `FALLOC_FL_KEEP_SIZE`.
+    const UNSHARE: u32 = 0x40;
+    const ZERO: u32 = 0x10;
+    let mode = call.argument::<1>() as u32;
+    let (offset, length) = (call.argument::<2>() as i64, call.argument::<3>() as i64);
+    let file = file(call, call.argument::<0>())?;
+    if offset < 0 || length <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (kind, keeps_size) = (mode & !FALLOC_FL_KEEP_SIZE, mode & FALLOC_FL_KEEP_SIZE != 0);
+    let is_known = match kind {
+        0 | UNSHARE | ZERO => true,
+        FALLOC_FL_PUNCH_HOLE => keeps_size,
+        // FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE, FALLOC_FL_WRITE_ZEROES
+        0x08 | 0x20 | 0x80 => !keeps_size,
+        _ => false,
+    };
+    if !is_known {
+        return Err(Errno::ENOTSUP);
+    }
+    file.check_writable()?;
+    let Some(memory) = file.memory() else { return Err(Errno::ENODEV) };
+    let end = offset.checked_add(length).ok_or(Errno::EFBIG)? as u64;
+    match kind {
+        0 => {
+            if end > memory.object().size() {
+                check_file_limit(call, end)?;
+            }
+            let is_killed = || call.thread.has(Work::SIGNAL) && call.task.is_called_off();
+            memory.allocate(offset as u64, end, keeps_size, &is_killed)?;
+        }
+        FALLOC_FL_PUNCH_HOLE => memory.punch_hole(offset as u64, end)?,
+        _ => return Err(Errno::ENOTSUP),
+    }
+    Ok(0)
+}

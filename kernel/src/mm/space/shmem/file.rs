@@ -1,0 +1,480 @@
+//! What programs do with an object as a file: size, contents, holes and seals.
+//!
+//! All of it is Linux's for memory files (`mm/shmem.c`, `mm/memfd.c`). Bytes go through a buffer of the kernel's: no
+//! lock of an object is held while the memory of a program is accessed, as a fault there may wait for the end of a process
+//! that waits for the lock.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::Mmu;
+use thiserror::Error;
+
+use super::super::code::CODE_VISIBLE;
+use super::super::gather::{Gather, pages};
+use super::super::used::{bits_of, for_each_used};
+use super::super::zap::ZapFlags;
+use super::{LARGEST_OBJECT, Object, PAGE, pages as entries};
+use crate::mm::OutOfMemory;
+use crate::mm::notifier::{Event, Range as Change};
+use crate::sched::{enlarge_shortage, relax};
+use crate::smp::Cpu;
+
+/// What is refused for a file: bits, of which each is Linux's `F_SEAL_` of the same name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seals(pub u32);
+
+impl Seals {
+    /// More seals.
+    pub const SEAL: u32 = 1;
+    /// To become shorter.
+    pub const SHRINK: u32 = 2;
+    /// To become longer.
+    pub const GROW: u32 = 4;
+    /// To be written.
+    pub const WRITE: u32 = 8;
+    /// To be written but through the mappings that there are.
+    pub const FUTURE_WRITE: u32 = 16;
+    /// Another mode.
+    pub const EXEC: u32 = 32;
+    /// All of them.
+    pub const ALL: u32 = 63;
+    /// Those that keep its contents as they are.
+    const WRITES: u32 = Self::WRITE | Self::FUTURE_WRITE;
+
+    /// Whether it has one of `bits`.
+    const fn has(self, bits: u32) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Whether there must be no new shared mapping that may be written.
+    pub const fn refuse_writes(self) -> bool {
+        self.has(Self::WRITES)
+    }
+}
+
+/// Why a call on an object failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ObjectError {
+    /// A seal forbids it.
+    #[error("a seal of the file forbids it")]
+    Sealed,
+    /// The file would be larger than files may be.
+    #[error("the file would be too large")]
+    TooLarge,
+    /// It is mapped such that it may be written.
+    #[error("the file is mapped for writing")]
+    Busy,
+    /// A signal ends the program.
+    #[error("a signal ends the program")]
+    Interrupted,
+    /// There is no memory.
+    #[error("out of memory")]
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for ObjectError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Where bytes are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteAt {
+    /// From this byte on.
+    Byte(u64),
+    /// Behind the last byte.
+    End,
+}
+
+/// Frames that nothing else has, linked by the owners in their records.
+struct Chain<'o> {
+    object: &'o Object,
+    ends: Option<(PhysAddr, PhysAddr)>,
+}
+
+impl<'o> Chain<'o> {
+    const fn new(object: &'o Object) -> Self {
+        Self { object, ends: None }
+    }
+
+    /// Adds a frame at the end.
+    fn push(&mut self, frame: PhysAddr) {
+        let first = match self.ends {
+            None => frame,
+            Some((first, last)) => {
+                // Relaxed: the chain has the frame, and its owner is this thread's.
+                self.object.common.record(last).owner.store(frame.0, Ordering::Relaxed);
+                first
+            }
+        };
+        self.ends = Some((first, frame));
+    }
+
+    /// Takes the first frame.
+    fn pop(&mut self) -> Option<PhysAddr> {
+        let (first, last) = self.ends?;
+        // Relaxed: as above.
+        let next = PhysAddr(self.object.common.record(first).owner.swap(0, Ordering::Relaxed));
+        self.ends = (first != last).then_some((next, last));
+        Some(first)
+    }
+
+    /// Drops a reference to each frame, which is freed if it was the last.
+    fn free(mut self, cpu: &Cpu) {
+        /// Frames between two scheduling points.
+        const AT_ONCE: u32 = 256;
+        let common = self.object.common;
+        let mut freeing = common.frames.freeing(cpu);
+        let mut count = 0_u32;
+        while let Some(frame) = self.pop() {
+            if common.record(frame).let_go() {
+                freeing.add(frame);
+            }
+            count += 1;
+            if count.is_multiple_of(AT_ONCE) {
+                freeing.flush();
+                relax();
+            }
+        }
+    }
+}
+
+impl Object {
+    /// What is refused for it.
+    pub fn seals(&self) -> Seals {
+        *self.state.read()
+    }
+
+    /// Adds seals, which stay for ever. `is_executable`: whether the file's mode allows execution.
+    ///
+    /// # Errors
+    /// [`ObjectError::Sealed`], [`ObjectError::Busy`]: an area has it that a program may write through. Nothing was
+    /// changed.
+    pub fn add_seals(&self, mut seals: u32, is_executable: bool) -> Result<(), ObjectError> {
+        let mut state = self.state.write();
+        if state.has(Seals::SEAL) {
+            return Err(ObjectError::Sealed);
+        }
+        if seals & Seals::EXEC != 0 && is_executable {
+            seals |= Seals::SHRINK | Seals::GROW | Seals::WRITES;
+        }
+        if seals & Seals::WRITE != 0
+            && !state.has(Seals::WRITE)
+            // Acquire: what was written through an area that is gone comes before.
+            && self.writers.compare_exchange(0, -1, Ordering::AcqRel, Ordering::Relaxed).is_err()
+        {
+            return Err(ObjectError::Busy);
+        }
+        state.0 |= seals;
+        Ok(())
+    }
+
+    /// Reads up to `to.len()` bytes from `at` on; returns how many there are before the end.
+    pub fn read(&self, at: u64, to: &mut [u8]) -> usize {
+        let _state = self.state.read();
+        let count = self.size().saturating_sub(at).min(to.len() as u64) as usize;
+        let Some(to) = to.get_mut(..count) else { return 0 };
+        let mut at = at;
+        let mut rest = to;
+        while !rest.is_empty() {
+            let offset = (at % PAGE) as usize;
+            let count = rest.len().min(PAGE as usize - offset);
+            let (piece, behind) = rest.split_at_mut_checked(count).unwrap_or_default();
+            match self.frame_of(at / PAGE) {
+                Some(frame) => {
+                    let from = (self.common.frames.linear().address(frame) + offset as u64).as_ptr::<u8>();
+                    // SAFETY: the frame stays while the state is locked, and the bytes are in it. A program may change
+                    // them meanwhile, as it may change all its memory.
+                    unsafe { piece.as_mut_ptr().copy_from_nonoverlapping(from, piece.len()) };
+                }
+                None => piece.fill(0),
+            }
+            (at, rest) = (at + count as u64, behind);
+        }
+        count
+    }
+
+    /// The frame of a page, if it has one. The state is locked, so that it stays.
+    fn frame_of(&self, page: u64) -> Option<PhysAddr> {
+        let (_, cell) = self.tables().cell(VirtAddr(page * PAGE))?;
+        Some(entries::Found::look(&self.common.mmu, cell)?.frame())
+    }
+
+    /// Writes `bytes`, the first of `all` that are to be written, and no byte of them at `limit` or behind it; returns where,
+    /// and how many were written before there was no memory. What others write at the same time comes before all of them
+    /// or behind.
+    ///
+    /// # Errors
+    /// [`ObjectError`]; nothing was written.
+    pub fn write(
+        &self,
+        cpu: &Cpu,
+        at: WriteAt,
+        bytes: &[u8],
+        all: u64,
+        limit: u64,
+    ) -> Result<(u64, usize), ObjectError> {
+        /// What a Linux with large folios checks at once.
+        const CHUNK: u64 = 2 << 20;
+        let state = self.state.write();
+        let start = match at {
+            WriteAt::Byte(at) => at,
+            WriteAt::End => self.size(),
+        };
+        let room = limit.min(LARGEST_OBJECT).checked_sub(start).filter(|&room| room != 0);
+        let room = room.ok_or(ObjectError::TooLarge)?;
+        let checked = all.min(room).min(CHUNK - start % CHUNK);
+        if state.refuse_writes() || state.has(Seals::GROW) && start + checked > self.size() {
+            return Err(ObjectError::Sealed);
+        }
+        let room = room.min(bytes.len() as u64) as usize;
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..room).filter(|rest| !rest.is_empty()) {
+            match self.write_in_page(cpu, start + done as u64, rest) {
+                Ok(count) => done += count,
+                Err(error) if done == 0 => return Err(error.into()),
+                Err(_) => break,
+            }
+        }
+        Ok((start, done))
+    }
+
+    /// Writes the first of `bytes`, up to the end of a page; returns how many.
+    fn write_in_page(&self, cpu: &Cpu, at: u64, bytes: &[u8]) -> Result<usize, OutOfMemory> {
+        let count = bytes.len().min((PAGE - at % PAGE) as usize);
+        let end = at + count as u64;
+        let page = at / PAGE;
+        let frame = self.find_or_add(cpu, page)?.frame();
+        let to = (self.common.frames.linear().address(frame) + at % PAGE).as_ptr::<u8>();
+        // SAFETY: frames are taken away only with the state locked for writing, as it is here; the bytes are in the frame.
+        // A program may access them meanwhile.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), count) };
+        self.note_write(frame);
+        if end > self.size() {
+            self.size.store(end, Ordering::Relaxed);
+        }
+        Ok(count)
+    }
+
+    /// Makes it `size` bytes long. What is behind that is gone, also from private mappings.
+    ///
+    /// # Errors
+    /// [`ObjectError::Sealed`], [`ObjectError::TooLarge`]; nothing was changed.
+    pub fn truncate(&self, cpu: &Cpu, size: u64) -> Result<(), ObjectError> {
+        if size > LARGEST_OBJECT {
+            return Err(ObjectError::TooLarge);
+        }
+        let state = self.state.write();
+        let before = self.size();
+        if size < before && state.has(Seals::SHRINK) || size > before && state.has(Seals::GROW) {
+            return Err(ObjectError::Sealed);
+        }
+        self.size.store(size, Ordering::Relaxed);
+        if size <= before {
+            // The size before a look at the pages: what adds one looks at the size behind that.
+            entries::order();
+            self.take_away(cpu, size.div_ceil(PAGE)..LARGEST_OBJECT / PAGE, ZapFlags::TRUNCATE);
+            self.clear(size..size.next_multiple_of(PAGE));
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes from `start` to `end` away: they read as zeros. Private copies of pages stay.
+    ///
+    /// # Errors
+    /// [`ObjectError::Sealed`].
+    pub fn punch_hole(&self, cpu: &Cpu, start: u64, end: u64) -> Result<(), ObjectError> {
+        let state = self.state.write();
+        if state.refuse_writes() {
+            return Err(ObjectError::Sealed);
+        }
+        let whole = start.div_ceil(PAGE)..end / PAGE;
+        if whole.start > whole.end {
+            self.clear(start..end);
+            return Ok(());
+        }
+        self.clear(start..whole.start * PAGE);
+        self.clear(whole.end * PAGE..end);
+        self.take_away(cpu, whole, ZapFlags::PUNCH_HOLE);
+        Ok(())
+    }
+
+    /// Clears bytes of one page, if it has a frame. The state is locked for writing.
+    fn clear(&self, bytes: Range<u64>) {
+        // A position behind all pages has none.
+        if bytes.is_empty() || bytes.start >= LARGEST_OBJECT {
+            return;
+        }
+        let Some(frame) = self.frame_of(bytes.start / PAGE) else { return };
+        let linear = self.common.frames.linear().address(frame);
+        let count = (bytes.end - bytes.start) as usize;
+        // SAFETY: as in `write_in_page`.
+        unsafe { (linear + bytes.start % PAGE).as_ptr::<u8>().write_bytes(0, count) };
+        self.note_write(frame);
+    }
+
+    /// The contents of a frame have changed: an entry that permits their execution makes them visible to fetches again.
+    fn note_write(&self, frame: PhysAddr) {
+        let flags = &self.common.record(frame).flags;
+        if flags.load(Ordering::Relaxed) & CODE_VISIBLE != 0 {
+            flags.fetch_and(!CODE_VISIBLE, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the frames of `pages` away, first out of the object and then out of all entries, and frees them. The state is
+    /// locked for writing.
+    fn take_away(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
+        let mut taken = Chain::new(self);
+        let mmu = &self.common.mmu;
+        if let Some(range) = self.filled(pages.clone()) {
+            self.tables().for_each_cells(range, |found| {
+                // A bit that is set later is that of a page that is added later.
+                let used = self.common.record(found.table).owner.load(Ordering::Relaxed) & bits_of(&found);
+                for_each_used(&found, used, |places| {
+                    let cells = found.cells.get(places).into_iter().flatten();
+                    cells.filter_map(|cell| entries::take(mmu, cell)).for_each(|frame| taken.push(frame));
+                });
+                relax();
+            });
+        }
+        if taken.ends.is_some() || flags.even_cows {
+            entries::order();
+            self.unmap_mapping_range(cpu, pages, flags);
+        }
+        taken.free(cpu);
+    }
+
+    /// Empties the entries of `pages` in every space. The frames that the object had there are not freed meanwhile.
+    ///
+    /// Each invalidation, of the CPUs and of devices, is of the space that the entries are in, and is complete before the
+    /// lock of their table is dropped.
+    fn unmap_mapping_range(&self, cpu: &Cpu, pages_of_object: Range<u64>, flags: ZapFlags) {
+        let mappers = self.mappers.read();
+        for mapped in mappers.of(pages_of_object) {
+            // SAFETY: an area leaves the reverse map before its tables are freed and before its space ends.
+            let space = unsafe { mapped.mapping.space().as_ref() };
+            let range = pages(mapped.start, mapped.end);
+            let _change = space.notifiers.start(Change::new(Event::Clear, range.start(), range.end()));
+            let mut gather = Gather::by_reverse_map(space, cpu, &mappers);
+            space.zap(&mut gather, range, flags);
+            relax();
+        }
+    }
+
+    /// Gives the pages that have one of the bytes from `start` to `end` frames, and makes the object so long, unless
+    /// `keeps_size`.
+    ///
+    /// # Errors
+    /// [`ObjectError::Sealed`], [`ObjectError::OutOfMemory`], [`ObjectError::Interrupted`] once `is_killed` returns true.
+    /// Nothing was changed.
+    pub fn allocate(
+        &self,
+        cpu: &Cpu,
+        start: u64,
+        end: u64,
+        keeps_size: bool,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), ObjectError> {
+        if end > LARGEST_OBJECT {
+            return Err(ObjectError::TooLarge);
+        }
+        let state = self.state.write();
+        if state.has(Seals::GROW) && end > self.size() {
+            return Err(ObjectError::Sealed);
+        }
+        let wanted = start / PAGE..end.div_ceil(PAGE);
+        let there = self.pages_in(wanted.start, wanted.end - wanted.start) as u64;
+        let missing = (wanted.end - wanted.start).saturating_sub(there);
+        // What cannot be there takes none.
+        if missing > self.common.frames.total() as u64 {
+            return Err(ObjectError::OutOfMemory);
+        }
+        let mut spare = Chain::new(self);
+        let result = self.fill_spare(cpu, &mut spare, wanted.clone(), missing, is_killed);
+        if result == Err(ObjectError::OutOfMemory) {
+            // With one more frame than there was it would fail again.
+            enlarge_shortage(cpu, missing as usize);
+        }
+        if result.is_ok() {
+            for page in wanted {
+                let Some((table, cell)) = self.tables().cell(VirtAddr(page * PAGE)) else { break };
+                if self.common.mmu.load(cell) == Descriptor::EMPTY {
+                    let Some(new) = spare.pop() else { break };
+                    self.begin(new, page);
+                    self.publish(cpu, table, cell, page, new);
+                }
+                relax();
+            }
+            if !keeps_size && end > self.size() {
+                self.size.store(end, Ordering::Relaxed);
+            }
+        }
+        spare.free(cpu);
+        result
+    }
+
+    /// Takes all frames that are needed for `missing` of the pages `wanted`, and links the tables.
+    fn fill_spare(
+        &self,
+        cpu: &Cpu,
+        spare: &mut Chain<'_>,
+        wanted: Range<u64>,
+        missing: u64,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), ObjectError> {
+        /// Pages of a table.
+        const TABLE: u64 = 512;
+        for first in (wanted.start / TABLE * TABLE..wanted.end).step_by(TABLE as usize) {
+            self.ensure_cell(cpu, first, || Ok::<_, OutOfMemory>(()))?;
+            relax();
+        }
+        for _ in 0..missing {
+            if is_killed() {
+                return Err(ObjectError::Interrupted);
+            }
+            spare.push(self.common.frames.alloc_zeroed(cpu)?);
+            relax();
+        }
+        Ok(())
+    }
+
+    /// The first byte from `at` on that is in a page with a frame, or with `wants_hole` in one without, as far as the object
+    /// goes. The end is a hole.
+    pub fn seek(&self, at: u64, wants_hole: bool) -> Option<u64> {
+        let (size, first) = (self.size(), at / PAGE);
+        if at >= size {
+            return None;
+        }
+        let (mut next, mut found) = (first, None);
+        if let Some(range) = self.filled(first..size.div_ceil(PAGE)) {
+            self.tables().for_each_cells(range, |cells| {
+                relax();
+                for (index, cell) in cells.cells.iter().enumerate() {
+                    if found.is_some() {
+                        return;
+                    }
+                    let page = cells.address(index).0 / PAGE;
+                    let is_hole = self.common.mmu.load(cell) == Descriptor::EMPTY;
+                    found = match is_hole == wants_hole {
+                        // Between two tables there are holes.
+                        _ if wants_hole && page != next => Some(next),
+                        true => Some(page),
+                        false => None,
+                    };
+                    next = page + 1;
+                }
+            });
+        }
+        let found = found.or_else(|| (wants_hole).then_some(next));
+        found.map(|page| (page * PAGE).max(at).min(size))
+    }
+
+    /// Pages that have frames.
+    pub fn pages(&self) -> usize {
+        self.pages_in(0, LARGEST_OBJECT / PAGE)
+    }
+}

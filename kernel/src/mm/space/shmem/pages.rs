@@ -1,0 +1,109 @@
+//! The entries of an object's tree: which frame each page has.
+//!
+//! A page gets its frame by a compare-exchange, and loses it where the object is cut short or a hole is punched. Neither
+//! a fault nor the work for each page takes a lock of the object's: the lock of the page table that maps the page
+//! decides.
+//!
+//! ```text
+//!   fault                                        truncation, hole
+//!     find the frame of the page                   the new size; empty the entries of the object
+//!     link the page table, if it is missing        fence
+//!     fence, if it was                             for each area (reverse map), for each table that is linked:
+//!     lock the table                                 lock the table
+//!       the object still has the frame?                empty the entries, invalidate
+//!       then a reference to it, and the entry        unlock
+//!     unlock                                       drop the object's references to the frames
+//! ```
+//! Where the fault has the lock first, its entry is emptied. Where it comes second, it sees that the frame is not the
+//! object's any more, or that the page is behind the end. A table that was not linked when the walk came by is linked
+//! later, and what links it looks at the object behind a fence. So the fault needs no reference before it has the lock:
+//! a frame that the object still has is not freed until the truncation has had the lock, too.
+//!
+//! What finds a table that another CPU has linked meanwhile needs no fence: the address of the lock depends on that of
+//! the table, the lock is acquired, and arm64 is multi-copy atomic (Arm ARM B2.3): the truncation's look, which missed the
+//! link, comes before it on every CPU.
+//!
+//! A frame that is added to a page where a truncation has been already stays with the object, all zeros: what added it looks
+//! at the size behind a fence, as the truncation looks at the entries behind one, so one of the two sees the other. No entry
+//! maps the frame unless the object grows again.
+//!
+//! `kernel/loom` compiles this file with a page table of one entry.
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Descriptor, bits};
+use granule_pgtable::Mmu;
+
+use crate::sync::atomic::{Ordering, fence};
+
+/// The frame of a page, as it was when it was looked up. It may be freed at any time, but not while
+/// [it is current](Found::is_current) and the lock of a table that maps the page is held.
+pub(in super::super) struct Found<'a, M: Mmu> {
+    cell: &'a M::Cell,
+    entry: Descriptor,
+}
+
+impl<'a, M: Mmu> Found<'a, M> {
+    /// What `cell` of the object's tree has now; `None` for a hole.
+    #[inline(always)]
+    pub(super) fn look(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
+        let entry = mmu.load(cell);
+        (entry != Descriptor::EMPTY).then_some(Self { cell, entry })
+    }
+
+    #[inline(always)]
+    pub(in super::super) fn frame(&self) -> PhysAddr {
+        self.entry.address()
+    }
+
+    /// Whether the object has it still, at a page for which `is_inside` says that it is before the object's end. The lock of
+    /// the page table is held, which a truncation takes behind its change.
+    #[inline(always)]
+    pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
+        let is_there = mmu.load(self.cell) == self.entry;
+        // The entry before the size, as what added the page has them, and before what is known of the frame.
+        fence(Ordering::Acquire);
+        is_there && is_inside()
+    }
+}
+
+/// Gives a hole the frame `new`, unless another CPU was faster, and returns what the page has then. `unused` takes a frame
+/// that is not needed.
+#[inline(always)]
+pub(super) fn add<'a, M: Mmu>(
+    mmu: &M,
+    cell: &'a M::Cell,
+    new: PhysAddr,
+    unused: impl FnOnce(PhysAddr),
+) -> Found<'a, M> {
+    let entry = Descriptor(new.0 | bits::PRESENT_INVALID);
+    // The contents before the entry, for a CPU that finds it here.
+    mmu.dmb_ishst();
+    let entry = match mmu.compare_exchange(cell, Descriptor::EMPTY, entry) {
+        Ok(()) => entry,
+        Err(other) => {
+            unused(new);
+            other
+        }
+    };
+    Found { cell, entry }
+}
+
+/// Empties an entry; returns the frame that it had. The caller has the object's reference to that now.
+#[inline(always)]
+pub(super) fn take<M: Mmu>(mmu: &M, cell: &M::Cell) -> Option<PhysAddr> {
+    let mut entry = mmu.load(cell);
+    while entry != Descriptor::EMPTY {
+        match mmu.compare_exchange(cell, entry, Descriptor::EMPTY) {
+            Ok(()) => return Some(entry.address()),
+            Err(now) => entry = now,
+        }
+    }
+    None
+}
+
+/// Between the change of an object and the look at the tables that map it; and between the link of such a table and the
+/// look at the object.
+#[inline(always)]
+pub(in super::super) fn order() {
+    fence(Ordering::SeqCst);
+}
