@@ -3,6 +3,7 @@
 pub mod asid;
 pub mod frame;
 pub mod page_block;
+pub mod shmem;
 pub mod space;
 
 pub(crate) use granule::mm::OutOfMemory;

@@ -11,6 +11,7 @@ mod frame;
 mod interrupt;
 mod leaving;
 mod map;
+mod objects;
 mod park;
 mod parts;
 mod reclaim;

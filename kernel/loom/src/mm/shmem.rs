@@ -1,0 +1,155 @@
+//! The pages of an object, the kernel's own source, with one page and an address space that may map it.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::{EnsureError, Mmu};
+
+use crate::mm::frame::Frame;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::{Cpu, Machine, Watched};
+
+#[path = "../../../src/mm/space/shmem/pages.rs"]
+mod pages;
+
+use pages::Found;
+
+/// The page of the object in the machine's tables, and the page of the space, which another table translates.
+const OF_OBJECT: VirtAddr = VirtAddr(0);
+const OF_SPACE: VirtAddr = VirtAddr(4 << 12);
+/// The frame that the object has.
+const FRAME: PhysAddr = PhysAddr(0x4000_0000);
+
+/// The entry of a page, whose table is linked if it is missing.
+fn ensure<'c>(cpu: &'c Cpu<'_>, at: VirtAddr) -> &'c AtomicU64 {
+    let linked = cpu.tables().ensure_cell(at, &mut { *cpu }, || Ok::<_, EnsureError>(()));
+    linked.expect("frames for tables").0.1
+}
+
+/// An object with one page, a space, and the frame of the page.
+pub struct SharedPage {
+    machine: Machine,
+    /// In pages.
+    size: AtomicU64,
+    /// The lock of the table of the space.
+    table_lock: loom::sync::Mutex<()>,
+    record: Frame,
+    /// What is in the frame.
+    contents: Watched<u32>,
+    /// Whether a program has stored to it.
+    is_written: AtomicU64,
+}
+
+impl SharedPage {
+    /// The object has its page, no entry maps it, and the table that would is linked or not.
+    ///
+    /// # Panics
+    /// The machine has too few frames for its tables.
+    pub fn new(machine: Machine, is_linked: bool) -> Self {
+        let page = Self {
+            machine,
+            size: AtomicU64::new(1),
+            table_lock: loom::sync::Mutex::new(()),
+            record: Frame::default(),
+            contents: Watched::default(),
+            is_written: AtomicU64::new(0),
+        };
+        let cpu = page.machine.cpu(0);
+        page.record.hand_out();
+        pages::add(&cpu, ensure(&cpu, OF_OBJECT), FRAME, |_| panic!("the page is a hole"));
+        if is_linked {
+            ensure(&cpu, OF_SPACE);
+        }
+        page
+    }
+
+    /// A fault at the page of the space, as the kernel serves it.
+    pub fn fault(&self, number: usize) {
+        let cpu = self.machine.cpu(number);
+        let is_inside = || self.size.load(Ordering::Relaxed) > 0;
+        let Some(found) = Found::look(&cpu, ensure(&cpu, OF_OBJECT)).filter(|_| is_inside()) else { return };
+        let is_missing = cpu.tables().cell(OF_SPACE).is_none();
+        let cell = ensure(&cpu, OF_SPACE);
+        if is_missing {
+            pages::order();
+        }
+        let _locked = self.table_lock.lock().unwrap();
+        if cpu.load(cell) == Descriptor::EMPTY && found.is_current(&cpu, is_inside) {
+            self.record.share();
+            cpu.store(cell, Descriptor(found.frame().0 | 1));
+        }
+        if cpu.load(cell) != Descriptor::EMPTY {
+            self.contents.read();
+        }
+    }
+
+    /// A store to a page that the object has not yet: the frame is added, and mapped if the object still reaches to it. The
+    /// table of the space is linked.
+    pub fn fault_at_hole(&self, number: usize) {
+        let cpu = self.machine.cpu(number);
+        let is_inside = || self.size.load(Ordering::Relaxed) > 0;
+        if !is_inside() {
+            return;
+        }
+        self.record.hand_out();
+        let found = pages::add(&cpu, ensure(&cpu, OF_OBJECT), FRAME, |_| panic!("the page is a hole"));
+        pages::order();
+        let cell = ensure(&cpu, OF_SPACE);
+        let _locked = self.table_lock.lock().unwrap();
+        if cpu.load(cell) == Descriptor::EMPTY && found.is_current(&cpu, is_inside) {
+            self.record.share();
+            cpu.store(cell, Descriptor(found.frame().0 | 1));
+            self.is_written.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes the page a hole, before the threads begin.
+    ///
+    /// # Panics
+    /// The page is mapped.
+    pub fn punch(&self) {
+        let cpu = self.machine.cpu(0);
+        assert!(pages::take(&cpu, ensure(&cpu, OF_OBJECT)).is_some() && self.record.let_go());
+        self.record.free().expect("one reference");
+    }
+
+    /// Whether the object has a frame behind its end that was stored to.
+    pub fn shows_old_bytes(&self) -> bool {
+        let cpu = self.machine.cpu(0);
+        cpu.load(ensure(&cpu, OF_OBJECT)) != Descriptor::EMPTY && self.is_written.load(Ordering::Relaxed) != 0
+    }
+
+    /// A truncation of the object to nothing.
+    ///
+    /// # Panics
+    /// The frame has other holders than the entry and the object.
+    pub fn truncate(&self, number: usize) {
+        let cpu = self.machine.cpu(number);
+        self.size.store(0, Ordering::Relaxed);
+        pages::order();
+        let taken = pages::take(&cpu, ensure(&cpu, OF_OBJECT));
+        pages::order();
+        if let Some((_, cell)) = cpu.tables().cell(OF_SPACE) {
+            let _locked = self.table_lock.lock().unwrap();
+            if cpu.load(cell) != Descriptor::EMPTY {
+                cpu.store(cell, Descriptor::EMPTY);
+                assert!(!self.record.let_go(), "the object's reference is left");
+            }
+        }
+        if taken.is_some() && self.record.let_go() {
+            // Its next owner writes to it.
+            self.contents.write(1);
+            self.record.free().expect("one reference");
+        }
+    }
+
+    /// Whether an entry of the space has the page.
+    pub fn is_mapped(&self) -> bool {
+        let cpu = self.machine.cpu(0);
+        cpu.tables().cell(OF_SPACE).is_some_and(|(_, cell)| cpu.load(cell) != Descriptor::EMPTY)
+    }
+
+    /// How many hold the frame.
+    pub fn holders(&self) -> u32 {
+        self.record.references()
+    }
+}

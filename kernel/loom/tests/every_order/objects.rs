@@ -1,0 +1,76 @@
+//! A page that an object loses while a fault maps it: the kernel's own source of both sides, with a table of a space that
+//! is linked at the same time, or was before.
+
+use std::sync::Arc;
+
+use granule_loom::mm::shmem::SharedPage;
+use granule_loom::{Machine, Omitted, Without, omit};
+
+use crate::{assert_caught, threads};
+
+/// A fault meets a truncation, in a table that is linked or not.
+///
+/// A second fault, in a table that the first one has linked, has no fence between what it finds there and its look at the
+/// object. On arm64 it needs none: the lock's address depends on the table's, the lock is acquired, and what one other CPU
+/// sees of a store all see. C11 has no such order, so this is not tried here.
+fn a_fault_meets_a_truncation(is_linked: bool, omitted: Omitted) {
+    threads(move || {
+        // The tables of the object and of the space.
+        let page = Arc::new(SharedPage::new(Machine::new(2, Without::Nothing), is_linked));
+        let fault = Arc::clone(&page);
+        let fault = loom::thread::spawn(move || {
+            omit(omitted);
+            fault.fault(1);
+        });
+        omit(omitted);
+        page.truncate(0);
+        fault.join().unwrap();
+        omit(Omitted::Nothing);
+        assert!(!page.is_mapped(), "objects: an entry shows what the object has lost");
+        assert_eq!(page.holders(), 0, "objects: the frame is not free");
+    });
+}
+
+#[test]
+fn a_fault_and_a_truncation_leave_no_entry() {
+    a_fault_meets_a_truncation(true, Omitted::Nothing);
+}
+
+#[test]
+fn a_truncation_that_does_not_see_the_table_is_seen_by_the_fault_that_links_it() {
+    a_fault_meets_a_truncation(false, Omitted::Nothing);
+}
+
+#[test]
+fn a_link_without_its_fence_is_caught() {
+    assert_caught("a free frame shared", || a_fault_meets_a_truncation(false, Omitted::Fences));
+}
+
+/// A store to a hole meets a truncation: a frame that stays behind the end was never mapped.
+fn a_store_to_a_hole_meets_a_truncation(omitted: Omitted) {
+    threads(move || {
+        let page = Arc::new(SharedPage::new(Machine::new(2, Without::Nothing), true));
+        page.punch();
+        let fault = Arc::clone(&page);
+        let fault = loom::thread::spawn(move || {
+            omit(omitted);
+            fault.fault_at_hole(1);
+        });
+        omit(omitted);
+        page.truncate(0);
+        fault.join().unwrap();
+        omit(Omitted::Nothing);
+        assert!(!page.is_mapped(), "objects: an entry shows what the object has lost");
+        assert!(!page.shows_old_bytes(), "objects: old bytes are behind the end");
+    });
+}
+
+#[test]
+fn a_frame_behind_the_end_is_all_zeros() {
+    a_store_to_a_hole_meets_a_truncation(Omitted::Nothing);
+}
+
+#[test]
+fn a_size_that_is_looked_at_without_a_fence_is_caught() {
+    assert_caught("objects: old bytes", || a_store_to_a_hole_meets_a_truncation(Omitted::Fences));
+}
