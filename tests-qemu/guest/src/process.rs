@@ -190,6 +190,22 @@ fn files_are_opened_read_and_refused_as_on_linux(t: &mut Test) {
     succeeds(t, "files read-only");
 }
 
+target_test!(memory_files_hold_and_lose_what_they_do_on_linux, limit(60));
+fn memory_files_hold_and_lose_what_they_do_on_linux(t: &mut Test) {
+    succeeds(t, "memfd");
+}
+
+target_test!(pages_of_a_file_are_taken_away_while_others_store_to_them, limit(60));
+fn pages_of_a_file_are_taken_away_while_others_store_to_them(t: &mut Test) {
+    succeeds(t, "memfd race");
+}
+
+target_test!(files_of_more_memory_than_there_is_end_their_program, limit(60));
+fn files_of_more_memory_than_there_is_end_their_program(t: &mut Test) {
+    let Some(id) = t.ok("started", start("memfd full")) else { return };
+    t.equal("how it ended", process::wait(id), Some(ProcessEnd::Killed(Signal::KILL)));
+}
+
 target_test!(a_process_that_has_ended_has_no_files, limit(30));
 fn a_process_that_has_ended_has_no_files(t: &mut Test) {
     let tables =

@@ -4,14 +4,16 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule::devices::slot::Driver;
 use granule::iommu::iommu;
+use granule::kernel;
+use granule::mm::counted::Counted;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
-use granule::mm::space::{FaultError, Sharing, SpaceRef};
+use granule::mm::space::{FaultError, MapRequest, MappedFile, Object, Seals, Sharing, SpaceRef, Terms};
 use granule::smp::this_cpu;
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 use spin::mutex::SpinMutex;
 
-use super::{DELIVERED, PAGE, READ_WRITE, Rig, START, refused, space};
+use super::{DELIVERED, PAGE, READ_WRITE, Rig, START, map_answer, pages, refused, space};
 use crate::harness::{Test, target_test};
 
 /// A rig whose first page holds `value`, as the device has read.
@@ -73,6 +75,62 @@ fn a_device_finds_zeros_where_pages_were_given_up(t: &mut Test) {
     // The page of zeros is shared: a store gets a page of its own.
     t.equal("a page of its own", rig.device_store(START, DELIVERED), Ok(2));
     t.equal("what is there", rig.load(START), DELIVERED);
+}
+
+target_test!(a_device_finds_zeros_where_a_hole_was_punched, needs("smmuv3 virtio-blk"));
+fn a_device_finds_zeros_where_a_hole_was_punched(t: &mut Test) {
+    let Some((rig, file)) = rig_with_a_file(t) else { return };
+    t.ok("punched", file.punch_hole(this_cpu(), 0, PAGE));
+    t.equal("zeros", rig.device_load(START), Ok(0));
+    t.equal("what is beside it", rig.device_load(START + PAGE), Ok(2));
+    // It was only read.
+    t.equal("it writes to the new page", rig.device_store(START, DELIVERED), Ok(2));
+    t.equal("what is there", rig.load(START), DELIVERED);
+    // The same by an address: the space that the device shares is not the caller's.
+    t.ok("removed", rig.space.madvise_remove(this_cpu(), START, 2 * PAGE));
+    t.equal("zeros", rig.device_load(START + PAGE), Ok(0));
+}
+
+target_test!(a_device_does_not_reach_what_its_file_has_lost, needs("smmuv3 virtio-blk"));
+fn a_device_does_not_reach_what_its_file_has_lost(t: &mut Test) {
+    let Some((rig, file)) = rig_with_a_file(t) else { return };
+    t.ok("shorter", file.truncate(this_cpu(), PAGE));
+    t.equal("behind the end", rig.device_load(START + PAGE), refused(FaultError::Unusable));
+    t.equal("nor written", rig.device_store(START + PAGE, DELIVERED), refused(FaultError::Unusable));
+    t.equal("what is left", rig.device_load(START), Ok(1));
+    t.ok("longer", file.truncate(this_cpu(), 4 * PAGE));
+    t.equal("zeros", rig.device_load(START + PAGE), Ok(0));
+    // A copy goes with the file's end too, and stays where a hole is punched.
+    let copied = MappedFile { object: &file, first_page: 0, may_write: true };
+    let request = MapRequest { sharing: Sharing::Private, ..pages(COPIED, 4) };
+    let terms = Terms { file: Some(copied), ..Terms::NONE };
+    t.ok("private", rig.space.mmap_within(this_cpu(), &request, &terms, &|| false));
+    rig.store(t, COPIED + PAGE, 7);
+    t.equal("the copy", rig.device_load(COPIED + PAGE), Ok(7));
+    t.ok("punched", file.punch_hole(this_cpu(), 0, 4 * PAGE));
+    t.equal("the copy", rig.device_load(COPIED + PAGE), Ok(7));
+    t.ok("empty", file.truncate(this_cpu(), 0));
+    t.equal("no copy", rig.device_load(COPIED + PAGE), refused(FaultError::Unusable));
+}
+
+/// Where a file is mapped for a second time.
+const COPIED: VirtAddr = VirtAddr(0x80_0000);
+
+/// A rig whose pages are those of a file of four: the first two hold their numbers, as the device has read.
+fn rig_with_a_file(t: &mut Test) -> Option<(Rig, Counted<Object>)> {
+    let cpu = this_cpu();
+    let file = t.ok("a file", kernel().spaces.create_object(cpu, 4 * PAGE, Some(&[]), Seals(0)))?;
+    let space = t.ok("a space", kernel().spaces.create(cpu))?;
+    let terms = Terms { file: Some(MappedFile { object: &file, first_page: 0, may_write: true }), ..Terms::NONE };
+    let request = MapRequest { sharing: Sharing::Shared, ..pages(START, 4) };
+    t.ok("mapped", space.mmap_within(cpu, &request, &terms, &|| false))?;
+    map_answer(t, &space)?;
+    let rig = Rig::bound_to(t, space)?;
+    for (page, value) in [(START, 1), (START + PAGE, 2)] {
+        rig.store(t, page, value);
+        t.equal("the device reads it", rig.device_load(page), Ok(value));
+    }
+    Some((rig, file))
 }
 
 target_test!(a_device_sees_the_space_that_it_was_bound_to_last, needs("smmuv3 virtio-blk"));
