@@ -27,5 +27,9 @@ at_el0! {
     madvise_dontneed, "madvise_dontneed", "page";
     fork, "fork", "page";
     mmap_populate, "mmap_populate", "page", also("a72");
+    memfd_first_write_fault, "memfd_first_write_fault", "page";
+    memfd_map_fault, "memfd_map_fault", "page";
+    memfd_punch_hole, "memfd_punch_hole", "page";
+    memfd_truncate, "memfd_truncate", "page";
     mmap_munmap_touched, "mmap_munmap/touched", "page";
 }

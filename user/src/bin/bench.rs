@@ -5,13 +5,14 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
+use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::GETPPID;
+use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP};
 use granule_user::abi::signal::SIGKILL;
 use granule_user::memory::{self, PAGE};
 use granule_user::print::Output;
@@ -34,7 +35,7 @@ const ROOM: u64 = 32 << 20;
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 12] = [
+const ROWS: [Row; 16] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -46,6 +47,10 @@ const ROWS: [Row; 12] = [
     ("madvise_dontneed", |bench| bench.calls(Bench::touched, Room::give_up)),
     ("fork", fork),
     ("mmap_populate", |bench| bench.calls(unmapped, Room::populate)),
+    ("memfd_first_write_fault", |bench| bench.faults(of_holes, Room::write)),
+    ("memfd_map_fault", |bench| bench.faults(of_a_file, Room::write)),
+    ("memfd_punch_hole", |bench| bench.calls(of_a_file_touched, Room::punch)),
+    ("memfd_truncate", |bench| bench.calls(of_a_file_touched, Room::cut_off)),
     ("mmap_munmap/touched", |bench| bench.point(BUFFER, |_| BUFFER, use_briefly, drop)),
 ];
 
@@ -108,8 +113,10 @@ impl Bench {
         mut finish: impl FnMut(R),
     ) -> (u32, u32) {
         let mut best = (u32::MAX, 0);
-        for _ in 0..REPETITIONS {
-            let (taken, result) = count(prepare(self), &mut operation);
+        for repetition in 0..REPETITIONS {
+            let prepared = prepare(self);
+            take_frames(11 * u64::from(repetition));
+            let (taken, result) = count(prepared, &mut operation);
             finish(result);
             best = best.min((taken, self.window));
             self.window += 1;
@@ -149,6 +156,17 @@ impl Bench {
         let room = self.fresh(pages);
         room.write();
         room
+    }
+}
+
+/// Gives a file that nothing maps so many pages. A CPU has up to 64 frames at hand, and gets 32 at once: with some taken in
+/// between, what that costs is not in the same step of each repetition.
+fn take_frames(pages: u64) {
+    static FILE: AtomicU64 = AtomicU64::new(0);
+    let file = file_in(&FILE);
+    call(FTRUNCATE, [file, 0, 0, 0]);
+    if pages != 0 {
+        call(FALLOCATE, [file, 0, 0, pages * PAGE]);
     }
 }
 
@@ -197,6 +215,19 @@ impl Room {
     fn give_up(self) {
         // SAFETY: there are no references to it.
         unsafe { memory::madvise(self.start, self.bytes(), MADV_DONTNEED) }.expect("mapped");
+    }
+
+    /// Takes as many pages as it has out of the file that it maps.
+    #[inline(always)]
+    fn punch(self) {
+        let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+        call(FALLOCATE, [file(), mode.into(), 0, self.bytes()]);
+    }
+
+    /// Takes all pages out of the file that it maps.
+    #[inline(always)]
+    fn cut_off(self) {
+        call(FTRUNCATE, [file(), 0, 0, 0]);
     }
 
     #[inline(always)]
@@ -284,6 +315,56 @@ fn mprotect_rw(bench: &mut Bench) {
 fn unmapped(bench: &Bench, pages: u64) -> Room {
     let room = bench.fresh(pages);
     room.unmap();
+    room
+}
+
+/// The memory file of the rows about such, which they make empty and fill.
+fn file() -> u64 {
+    static FILE: AtomicU64 = AtomicU64::new(0);
+    file_in(&FILE)
+}
+
+/// The memory file whose descriptor is kept here, which is made if there is none.
+fn file_in(descriptor: &AtomicU64) -> u64 {
+    if descriptor.load(Ordering::Relaxed) == 0 {
+        let file = call(MEMFD_CREATE, [c"bench".as_ptr() as u64, 0, 0, 0]);
+        descriptor.store(file, Ordering::Relaxed);
+    }
+    descriptor.load(Ordering::Relaxed)
+}
+
+/// A call that touches no memory of Rust's.
+#[inline(always)]
+fn call(number: usize, [a, b, c, d]: [u64; 4]) -> u64 {
+    // SAFETY: calls on a file, whose mappings are accessed by volatile accesses.
+    unsafe { sys::call(number, [a, b, c, d, 0, 0]) }.expect("a call on a file")
+}
+
+/// A mapping of a file whose pages are all holes. It has had a page there, and so has its tables.
+fn of_holes(bench: &Bench, pages: u64) -> Room {
+    let (room, file) = (bench.fresh(pages), file());
+    call(FTRUNCATE, [file, room.bytes(), 0, 0]);
+    call(FALLOCATE, [file, 0, 0, room.bytes()]);
+    call(FTRUNCATE, [file, 0, 0, 0]);
+    call(FTRUNCATE, [file, room.bytes(), 0, 0]);
+    let flags = MAP_SHARED | MAP_FIXED;
+    // SAFETY: of the room at `START`, to which there are no references.
+    let mapped = unsafe { sys::call(MMAP, [room.start, room.bytes(), PROT_READ | PROT_WRITE, flags, file, 0]) };
+    mapped.expect("a mapping of the file");
+    room
+}
+
+/// The same where the file has all pages, and the mapping none.
+fn of_a_file(bench: &Bench, pages: u64) -> Room {
+    let room = of_holes(bench, pages);
+    call(FALLOCATE, [file(), 0, 0, room.bytes()]);
+    room
+}
+
+/// The same where the mapping has them too.
+fn of_a_file_touched(bench: &Bench, pages: u64) -> Room {
+    let room = of_a_file(bench, pages);
+    room.write();
     room
 }
 

@@ -49,7 +49,7 @@ impl fmt::Display for Bar {
 
 /// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
 /// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
-const BARS: [Bar; 39] = [
+const BARS: [Bar; 43] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
@@ -84,6 +84,10 @@ const BARS: [Bar; 39] = [
     bar("madvise_dontneed", 500, 80, None, (786.0, 670.0)),
     bar("fork", 6_000, 40, None, (23_300.0, 164.0)),
     bar("mmap_populate", 1_500, 250, None, (5405.0, 1832.0)),
+    bar("memfd_first_write_fault", 0, 800, None, (0.0, 3310.0)),
+    bar("memfd_map_fault", 0, 400, None, (0.0, 1624.0)),
+    bar("memfd_punch_hole", 1_200, 150, None, (3095.0, 1787.0)),
+    bar("memfd_truncate", 1_200, 150, None, (4068.0, 1809.0)),
     // Of 16 pages.
     bar("mmap_munmap/touched", 9_000, 0, None, (45_000.0, 0.0)),
     // Of the suite `smmu`. QEMU's SMMU executes a command as soon as PROD is written: there is no wait.
