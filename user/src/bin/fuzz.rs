@@ -15,19 +15,21 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use granule_user::abi::file::{
-    AT_FDCWD, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL, O_APPEND, O_CLOEXEC, O_CREAT, O_DIRECTORY,
-    O_EXCL, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_TMPFILE, O_TRUNC, O_WRONLY,
+    AT_FDCWD, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_SETFD, F_SETFL, O_APPEND,
+    O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_TMPFILE, O_TRUNC, O_WRONLY,
 };
 use granule_user::abi::limits::{RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_NPROC, RLIMIT_STACK, RLimit};
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_NORESERVE,
-    MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB,
+    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC, PROT_READ,
+    PROT_WRITE,
 };
 use granule_user::abi::number::{
-    BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, DUP, DUP3, EXECVE, FCNTL, FSTAT, FUTEX, GETCPU,
-    GETRANDOM, GETRLIMIT, IOCTL, KILL, LSEEK, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, OPENAT, PRCTL,
-    PREAD64, PRLIMIT64, PWRITE64, READ, READV, RESTART_SYSCALL, RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK,
-    RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK, TGKILL, TKILL, UNAME, WAIT4, WRITE, WRITEV,
+    BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, DUP, DUP3, EXECVE, FALLOCATE, FCNTL, FSTAT,
+    FTRUNCATE, FUTEX, GETCPU, GETRANDOM, GETRLIMIT, IOCTL, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE, MMAP, MPROTECT,
+    MUNMAP, NANOSLEEP, OPENAT, PRCTL, PREAD64, PRLIMIT64, PWRITE64, READ, READV, RESTART_SYSCALL, RT_SIGACTION,
+    RT_SIGPENDING, RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK, TGKILL, TKILL,
+    UNAME, WAIT4, WRITE, WRITEV,
 };
 use granule_user::abi::process::{
     AT_EXECFN, CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
@@ -816,7 +818,11 @@ impl Random {
             6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
             7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
             8..11 => (MPROTECT, [at, length, protection, 0, 0, 0]),
-            11 => (MADVISE, [at, length, self.of(&[0, 1, 2, 3, MADV_DONTNEED, 8, 14, 23]), 0, 0, 0]),
+            11 => (MADVISE, [at, length, self.of(&[0, 1, 2, 3, MADV_DONTNEED, 8, MADV_REMOVE, 14, 23]), 0, 0, 0]),
+            13..15 => {
+                let (file, offset) = (self.descriptor(), self.below(16) * PAGE);
+                (MMAP, [at, length, protection, MAP_FIXED | sharing | odd, file, offset])
+            }
             12 => (MINCORE, [at, length, self.page(), 0, 0, 0]),
             _ => {
                 // SAFETY: it changes nothing.
@@ -856,7 +862,8 @@ impl Random {
         ];
         let (file, other) = (self.descriptor(), self.descriptor());
         let (to, bytes) = (self.place_for_result(), self.below(3 * PAGE));
-        let (number, arguments) = match self.below(16) {
+        let length = if self.below(6) == 0 { self.number() } else { self.below(24 * PAGE) };
+        let (number, arguments) = match self.below(24) {
             0..3 => {
                 let path = match self.below(6) {
                     0 => self.pointer(),
@@ -869,7 +876,8 @@ impl Random {
             3 => (DUP, [file, 0, 0, 0]),
             4..6 => (DUP3, [file, other, self.of(&[0, 0, O_CLOEXEC.into(), 1]), 0]),
             6..8 => {
-                let command = self.of(&[F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, 1033]);
+                let command =
+                    self.of(&[F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS]);
                 (FCNTL, [file, command.into(), if self.below(4) == 0 { self.number() } else { other }, 0])
             }
             8 => (LSEEK, [file, self.number(), self.below(6), 0]),
@@ -877,6 +885,10 @@ impl Random {
             11 => (PREAD64, [file, to, bytes, self.number()]),
             12 => (PWRITE64, [file, to, bytes, self.number()]),
             13 => (FSTAT, [file, to, 0, 0]),
+            14..16 => (MEMFD_CREATE, [self.of(&PATHS).as_ptr() as u64, self.of(&[0, 2, 2, 3, 10, 18, 32]), 0, 0]),
+            16..18 => (FTRUNCATE, [file, length, 0, 0]),
+            18..20 => (FALLOCATE, [file, self.of(&[0, 0, 1, 3, 3, 16]), self.below(16 * PAGE), length]),
+            20 => (PWRITE64, [file, self.page(), bytes, length]),
             _ => (CLOSE, [file, 0, 0, 0]),
         };
         let [x0, x1, x2, x3] = arguments;
