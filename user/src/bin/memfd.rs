@@ -18,7 +18,7 @@ use granule_user::abi::file::{
 use granule_user::abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE, RLimit};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_POPULATE,
-    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, PROT_READ, PROT_WRITE,
+    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
     CLOSE, DUP, FALLOCATE, FCNTL, FDATASYNC, FSTAT, FSYNC, FTRUNCATE, FUTEX, IOCTL, LSEEK, MEMFD_CREATE, MMAP, MSYNC,
@@ -74,6 +74,7 @@ fn run(start: Start) -> u8 {
     limits();
     words();
     refused_mappings();
+    code();
     of_the_program(start.auxiliary(AT_EXECFN).expect("a path"));
     status("memfd")
 }
@@ -900,6 +901,35 @@ fn refused_mappings() {
     equal("no file", call(MMAP, [0, PAGE, RW, MAP_SHARED, 99, 0]), Err(Errno::EBADF));
     equal("no file first", call(MMAP, [0, 0, RW, 0, 99, 0]), Err(Errno::EBADF));
     equal("the console", call(MMAP, [0, PAGE, RW, MAP_SHARED, 0, 0]), Err(Errno::ENODEV));
+    close(file);
+}
+
+/// Code in a file, written by calls and by stores, and executed.
+fn code() {
+    const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
+    const ALL: u64 = RW | PROT_EXEC;
+    let file = file(4);
+    equal("written", write_at(file, &RET, 0), Ok(4));
+    let (read, own) = (mmap(file, 0, 4, PROT_READ | PROT_EXEC, MAP_SHARED), mmap(file, 0, 4, ALL, MAP_PRIVATE));
+    let (read, own) = (read.expect("a mapping"), own.expect("a mapping"));
+    // SAFETY: a function that returns at once.
+    let run = |at: u64| unsafe { probe::call(at) };
+    equal("executed", (run(read), run(own)), (Ok(()), Ok(())));
+    equal("written again", write_at(file, &RET, 0), Ok(4));
+    // Never fetched before.
+    equal("written", write_at(file, &RET, PAGE), Ok(4));
+    equal("executed", run(read + PAGE), Ok(()));
+    equal("a part taken away", punch(file, PAGE + 8, 100), Ok(0));
+    equal("executed", run(read + PAGE), Ok(()));
+    for (offset, byte) in RET.iter().enumerate() {
+        equal("a copy", put(own + 2 * PAGE + offset as u64, *byte), Ok(()));
+    }
+    unmap(read, 4);
+    unmap(own, 4);
+    let all = mmap(file, 0, 4, ALL, MAP_PRIVATE | MAP_POPULATE).expect("a mapping");
+    equal("executed", run(all), Ok(()));
+    unmap(all, 4);
+    equal("behind all files", punch(file, i64::MAX as u64 - 4096, 100), Ok(0));
     close(file);
 }
 
