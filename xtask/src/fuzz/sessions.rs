@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 21] = [
     "run calls",
     "run mappings",
     "run refusals",
@@ -32,6 +32,9 @@ const PROGRAMS: [&str; 18] = [
     "run exec",
     "run answers",
     "run files read-only",
+    "run memfd",
+    "run memfd race",
+    "! run memfd full",
     "run limits",
     "run pie",
     "run random",
