@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::boxed::Box;
 use std::sync::Mutex;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::vec::Vec;
 
 use granule_arch::addr::PhysAddr;
@@ -182,6 +182,30 @@ fn what_the_smmu_has_consumed_is_used_behind_a_barrier() {
     recorded();
     assert!(queue.is_complete(&port, call) && queue.verdict(&port, call).is_ok());
     assert_eq!(recorded(), ["read CONS", "dmb oshld"], "a page is reused");
+}
+
+/// However often it looks, a call that waits for room has found the queue full once.
+#[test]
+fn a_wait_for_room_is_counted_once() {
+    let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
+    let (port, queue) = (port(), queue(&slots));
+    queue.insert::<true>(&port, (1 << BITS) - 1, |_| command(0, 1)).unwrap();
+    let full = || queue.full.load(Relaxed);
+    assert_eq!(full(), 0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Behind its first look.
+            while full() == 0 {
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(5));
+            port.write32(CMDQ_CONS, port.read32(CMDQ_PROD));
+        });
+        queue.make_room(&port, 4).unwrap();
+    });
+    assert_eq!(full(), 1);
+    queue.make_room(&port, 4).unwrap();
+    assert_eq!(full(), 1);
 }
 
 /// Calls of four CPUs, all in the queue when the SMMU begins: the illegal command of the third is the third's alone.
