@@ -217,7 +217,7 @@ impl AllowedFault<'_> {
         let locked = space.lock_table(self.table);
         // No reference is held: a frame that the object has still is not freed before the lock is dropped (`shmem::pages`).
         // The contents of the page come before the entry by which it was found, and the store here depends on that.
-        if mmu.load(self.cell) == Descriptor::EMPTY && object.is_current(found, self.area.page_at(self.page)) {
+        if self.may_map(object, found) {
             space.common.record(frame).share();
             if new.is_user_executable() {
                 space.make_code_visible(new);
@@ -226,6 +226,13 @@ impl AllowedFault<'_> {
             mmu.store(self.cell, new);
         }
         FaultOutcome::Served
+    }
+
+    /// Whether the page is not mapped yet, and the object still has what was found. The table's lock is held.
+    #[inline(always)]
+    fn may_map(&self, object: &Object, found: &Found<'_, Machine>) -> bool {
+        let is_empty = self.space.mmu().load(self.cell) == Descriptor::EMPTY;
+        is_empty && object.is_current(found, self.area.page_at(self.page))
     }
 
     /// Maps a copy of what was found (Linux: `do_cow_fault`).
@@ -238,8 +245,7 @@ impl AllowedFault<'_> {
         };
         let new = written(copy, self.area.protection());
         let locked = space.lock_table(self.table);
-        let is_copied =
-            mmu.load(self.cell) == Descriptor::EMPTY && object.is_current(found, self.area.page_at(self.page));
+        let is_copied = self.may_map(object, found);
         if is_copied {
             // The object has the frame, so that it stays; programs may store to it meanwhile.
             space.copy_frame(found.frame(), copy);

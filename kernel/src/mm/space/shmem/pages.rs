@@ -55,8 +55,8 @@ impl<'a, M: Mmu> Found<'a, M> {
         self.entry.address()
     }
 
-    /// Whether the object has it still, at a page for which `is_inside` says that it is before the object's end. The lock of
-    /// the page table is held, which a truncation takes behind its change.
+    /// Whether the entry is the same, and the page, by `is_inside`, before the object's end. The lock of the page table is
+    /// held, which a truncation takes behind its change.
     #[inline(always)]
     pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
         let is_there = mmu.load(self.cell) == self.entry;
