@@ -319,11 +319,7 @@ impl Space {
 
     /// Links the last-level table for `address`, if it is missing.
     fn ensure_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
-        let linked = self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop);
-        // The link before a look at what an object has: a walk by the reverse map that does not see the table has changed
-        // the object before.
-        shmem::order();
-        linked
+        self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop)
     }
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> SpaceSource<'a> {

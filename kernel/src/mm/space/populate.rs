@@ -11,7 +11,7 @@ use super::area::{Area, Areas};
 use super::entry::{EntryState, attributes, state};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
 use super::gather::pages;
-use super::shmem::NoPage;
+use super::shmem::{self, NoPage};
 use super::{EntryCell, PAGE, Space, TableCells};
 use crate::mm::OutOfMemory;
 use crate::sched::relax;
@@ -50,6 +50,8 @@ impl Space {
     fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), NoPage> {
         let Some(found) = self.page_tables().cells(range.start(), range.pages()) else {
             self.ensure_table(cpu, range.start())?;
+            // As for a fault that links a table: before a look at what an object has.
+            shmem::order();
             // No table is unlinked while the areas are read.
             return self.populate_chunk(cpu, area, range);
         };
