@@ -8,27 +8,42 @@ use granule_loom::{Machine, Omitted, Without, omit};
 
 use crate::{assert_caught, threads};
 
+/// `fault` on what `prepare` makes meets a truncation; `check` looks at what is left.
+fn meets_a_truncation(
+    prepare: impl Fn() -> SharedPage + Send + Sync + 'static,
+    fault: fn(&SharedPage),
+    omitted: Omitted,
+    check: fn(&SharedPage),
+) {
+    threads(move || {
+        let page = Arc::new(prepare());
+        let faulting = Arc::clone(&page);
+        let faulting = loom::thread::spawn(move || {
+            omit(omitted);
+            fault(&faulting);
+        });
+        omit(omitted);
+        page.truncate(0);
+        faulting.join().unwrap();
+        omit(Omitted::Nothing);
+        assert!(!page.is_mapped(), "objects: an entry shows what the object has lost");
+        check(&page);
+    });
+}
+
+/// The tables of the object and of the space, the second linked or not.
+fn page(is_linked: bool) -> SharedPage {
+    SharedPage::new(Machine::new(2, Without::Nothing), is_linked)
+}
+
 /// A fault meets a truncation, in a table that is linked or not.
 ///
 /// A second fault, in a table that the first one has linked, has no fence between what it finds there and its look at the
 /// object. On arm64 it needs none: the lock's address depends on the table's, the lock is acquired, and what one other CPU
 /// sees of a store all see. C11 has no such order, so this is not tried here.
 fn a_fault_meets_a_truncation(is_linked: bool, omitted: Omitted) {
-    threads(move || {
-        // The tables of the object and of the space.
-        let page = Arc::new(SharedPage::new(Machine::new(2, Without::Nothing), is_linked));
-        let fault = Arc::clone(&page);
-        let fault = loom::thread::spawn(move || {
-            omit(omitted);
-            fault.fault(1);
-        });
-        omit(omitted);
-        page.truncate(0);
-        fault.join().unwrap();
-        omit(Omitted::Nothing);
-        assert!(!page.is_mapped(), "objects: an entry shows what the object has lost");
-        assert_eq!(page.holders(), 0, "objects: the frame is not free");
-    });
+    let check = |page: &SharedPage| assert_eq!(page.holders(), 0, "objects: the frame is not free");
+    meets_a_truncation(move || page(is_linked), |page| page.fault(1), omitted, check);
 }
 
 #[test]
@@ -48,21 +63,13 @@ fn a_link_without_its_fence_is_caught() {
 
 /// A store to a hole meets a truncation: a frame that stays behind the end was never mapped.
 fn a_store_to_a_hole_meets_a_truncation(omitted: Omitted) {
-    threads(move || {
-        let page = Arc::new(SharedPage::new(Machine::new(2, Without::Nothing), true));
+    let prepare = || {
+        let page = page(true);
         page.punch();
-        let fault = Arc::clone(&page);
-        let fault = loom::thread::spawn(move || {
-            omit(omitted);
-            fault.fault_at_hole(1);
-        });
-        omit(omitted);
-        page.truncate(0);
-        fault.join().unwrap();
-        omit(Omitted::Nothing);
-        assert!(!page.is_mapped(), "objects: an entry shows what the object has lost");
-        assert!(!page.shows_old_bytes(), "objects: old bytes are behind the end");
-    });
+        page
+    };
+    let check = |page: &SharedPage| assert!(!page.shows_old_bytes(), "objects: old bytes are behind the end");
+    meets_a_truncation(prepare, |page| page.fault_at_hole(1), omitted, check);
 }
 
 #[test]
