@@ -1,7 +1,7 @@
 //! The names of the kernel's own functions, for backtraces and reports.
 //!
-//! The build links the kernel with an empty table in the section `.granule.symbols`, reads the linked file's symbols,
-//! and writes them into the table: so a report names functions without any file at hand. The kernel trusts nothing in
+//! The linker script reserves room in the section `.granule.symbols`; the build reads the linked file's symbols and writes
+//! the table into that room: so a report names functions without any file at hand. The kernel trusts nothing in
 //! it: a table that was never filled, or that memory corruption has reached, costs a name, not a second fault.
 //!
 //! ```text
@@ -15,19 +15,10 @@
 
 use granule_arch::addr::VirtAddr;
 
-/// Bytes that are reserved for the table, all of which are in the image. The build fails where the symbols need more; the
-/// checked build, which inlines little, has nearly twice as many.
-pub const RESERVED_SIZE: usize = if cfg!(debug_assertions) { 128 << 10 } else { 56 << 10 };
-
 const MAGIC: &[u8] = b"GSYM";
 const VERSION: u32 = 1;
 const HEADER_SIZE: usize = 16;
 const ENTRY_SIZE: usize = 8;
-
-/// Where the build writes the table.
-#[used]
-#[cfg_attr(target_os = "none", unsafe(link_section = ".granule.symbols"))]
-static RESERVED: [u8; RESERVED_SIZE] = [0; RESERVED_SIZE];
 
 /// What an address is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,17 +40,6 @@ pub fn resolve(address: VirtAddr) -> Option<Symbol> {
     Some(Symbol { name, offset: u64::from(offset - start) })
 }
 
-/// The table as the build left it.
-fn filled() -> &'static [u8] {
-    let mut start = RESERVED.as_ptr();
-    // The compiler knows the contents of `RESERVED` and would fold every lookup into "no table here": but the file is
-    // changed after the compiler has seen it. An assembly block that might have moved the pointer ends that knowledge.
-    // SAFETY: no instruction at all, so the pointer is unchanged.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(nostack, preserves_flags)) };
-    // SAFETY: `start` points to `RESERVED_SIZE` bytes that live for ever and are never written while the kernel runs.
-    unsafe { core::slice::from_raw_parts(start, RESERVED_SIZE) }
-}
-
 /// Where the image lies in memory, and the part of it that is code.
 #[cfg(target_os = "none")]
 mod image {
@@ -70,6 +50,8 @@ mod image {
         static __image_end: u8;
         static __text_start: u8;
         static __text_end: u8;
+        static __symbols_start: u8;
+        static __symbols_end: u8;
     }
 
     /// First address of the image, which is what offsets count from.
@@ -80,6 +62,15 @@ mod image {
     /// The code.
     pub(super) fn text() -> Option<Range<u64>> {
         Some((&raw const __text_start).addr() as u64..(&raw const __text_end).addr() as u64)
+    }
+
+    /// The table as the build left it.
+    pub(super) fn filled() -> &'static [u8] {
+        let start = &raw const __symbols_start;
+        let size = (&raw const __symbols_end).addr() - start.addr();
+        // SAFETY: the linker script gives these bytes to the table alone, among the constants: they are never written
+        // while the kernel runs.
+        unsafe { core::slice::from_raw_parts(start, size) }
     }
 
     /// `address` as an offset into the image: what a disassembly of the linked file is searched for.
@@ -102,12 +93,16 @@ mod image {
         None
     }
 
+    pub(super) fn filled() -> &'static [u8] {
+        &[]
+    }
+
     pub(super) fn image_offset(_address: u64) -> Option<u64> {
         None
     }
 }
 
-use image::{image_offset, image_start, text};
+use image::{filled, image_offset, image_start, text};
 
 /// An address as reports print it: number, then function and offset, or the offset into the image where there is no
 /// name.
@@ -209,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_table_that_was_not_filled_has_no_names() {
-        assert!(SymbolTable::parse(&[0; RESERVED_SIZE]).is_none());
+        assert!(SymbolTable::parse(&[0; 4096]).is_none());
         assert!(SymbolTable::parse(filled()).is_none());
         assert_eq!(resolve(VirtAddr(0xffff_8000_8000_1000)), None);
         assert_eq!(SymbolTable::parse(&table(&[])).unwrap().lookup(5), None);

@@ -25,7 +25,7 @@ pub(crate) fn fill(elf: &mut [u8]) -> Result<()> {
     let shortest = tables.as_slice().last().map_or(0, Vec::len);
     let table = tables.find(|table| table.len() <= room).with_context(|| {
         format!(
-            "{} functions need {shortest} bytes in {SECTION}, which reserves {room}: raise RESERVED_SIZE in kernel/src/symbols.rs",
+            "{} functions need {shortest} bytes in {SECTION}, which reserves {room}: raise symbols_size in linker/build.rs",
             functions.len(),
         )
     })?;
