@@ -16,7 +16,7 @@ const PREFIX: &str = "word_";
 /// Of each function the words of the system instruction class (Arm ARM C4.1.93) and of exclusive and ordered accesses
 /// (C4.1.94), in order, registers left out. Encodings: DSB, DMB, ISB, the hints and accesses C6.2, TLBI, DC, IC and AT
 /// C5.3 to C5.5 and C5.6, system registers D24.
-const WORDS: [(&str, &[u32]); 55] = [
+const WORDS: [(&str, &[u32]); 65] = [
     // DSB: CRm 10 ISHST, 11 ISH, 7 NSH, 15 SY.
     ("dsb_ishst", &[0xd503_3a80]),
     ("dsb_ish", &[0xd503_3b80]),
@@ -83,19 +83,62 @@ const WORDS: [(&str, &[u32]); 55] = [
     ("walk_store", &[]),
     ("walk_store_release", &[0xc89f_fc00]),
     ("walk_full_barrier", &[0xd503_3ba0]),
+    // What page tables issue on a machine; MRS CTR_EL0 comes before what goes by lines.
+    ("mmu_dmb_ishst", &[0xd503_3aa0]),
+    ("mmu_dsb_ishst", &[0xd503_3a80]),
+    ("mmu_dsb_ish", &[0xd503_3b80]),
+    ("mmu_dsb_nsh", &[0xd503_3780]),
+    ("mmu_isb", &[0xd503_3fc0]),
+    // DSB ISH; where an erratum asks for it, TLBI VALE1IS, DSB ISH.
+    ("mmu_complete_tlbi", &[0xd503_3b80, 0xd508_83a0, 0xd503_3b80]),
+    ("mmu_clean_code", &[0xd53b_0020, 0xd50b_7b20]),
+    ("mmu_invalidate_code", &[0xd53b_0020, 0xd50b_7520]),
+    ("mmu_invalidate_all_code", &[0xd508_7100]),
+    // TLBI VMALLE1, DSB NSH, ISB, MSR SCTLR_EL1, ISB, IC IALLU, DSB NSH, ISB.
+    (
+        "turn_on",
+        &[0xd508_8700, 0xd503_3780, 0xd503_3fc0, 0xd518_1000, 0xd503_3fc0, 0xd508_7500, 0xd503_3780, 0xd503_3fc0],
+    ),
     // The barriers of the SMMU's queues.
     ("port_dmb_oshst", &[0xd503_32a0]),
     ("port_dmb_oshld", &[0xd503_31a0]),
 ];
 
-/// Refuses a test image in which a wrapper issues other instructions than the table has for its name.
+/// MSR TTBR0_EL1, and ISB.
+const SET_TTBR0: u32 = 0xd518_2000;
+const ISB: u32 = 0xd503_3fc0;
+
+/// Refuses a test image in which a wrapper issues other instructions than the table has for its name, or in which a write
+/// of TTBR0_EL1 has no ISB behind it: what the kernel accesses at addresses of EL0 next would go by the other tables
+/// (Arm ARM B2.6.2).
 ///
 /// # Errors
-/// Names those that differ, and those that are on one side only.
+/// Names those that differ, those that are on one side only, and where the ISB is missing.
 pub(crate) fn check(elf: &[u8]) -> Result<()> {
-    let wrong = differences(&read(elf)?);
+    let mut wrong = differences(&read(elf)?);
+    let file: ElfFile64<'_> = ElfFile64::parse(elf)?;
+    // What boots writes it with the MMU off, in a section of its own.
+    let text = file.section_by_name(".text").context("the image has no .text")?;
+    wrong.extend(unsynchronized(text.address(), &words_of(text.data()?))?);
     ensure!(wrong.is_empty(), "instructions are not what their names say:\n  {}", wrong.join("\n  "));
     Ok(())
+}
+
+/// The writes of TTBR0_EL1 without an ISB as the next instruction, in code that lies at `start`.
+///
+/// # Errors
+/// When there is no such write at all: then it has another form than is looked for here.
+fn unsynchronized(start: u64, code: &[u32]) -> Result<Vec<String>> {
+    let mut writes = code.iter().enumerate().filter(|(_, word)| **word & !0x1f == SET_TTBR0).peekable();
+    ensure!(writes.peek().is_some(), "the image never writes TTBR0_EL1");
+    let is_followed = |at: &usize| code.get(at + 1).is_some_and(|word| word & !0x1f == ISB);
+    let wrong = writes.map(|(at, _)| at).filter(|at| !is_followed(at));
+    Ok(wrong.map(|at| format!("no ISB follows the write of TTBR0_EL1 at {:#x}", start + 4 * at as u64)).collect())
+}
+
+/// The instructions in `bytes`.
+fn words_of(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
 }
 
 fn differences(found: &BTreeMap<String, Vec<u32>>) -> Vec<String> {
@@ -121,7 +164,7 @@ fn read(elf: &[u8]) -> Result<BTreeMap<String, Vec<u32>>> {
         });
         let bytes = section.and_then(|section| section.data_range(address, size.unwrap_or(0)).ok().flatten());
         let bytes = bytes.with_context(|| format!("there is no code at {address:#x}"))?;
-        Ok(bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
+        Ok(words_of(bytes))
     };
     let mut found = BTreeMap::new();
     for symbol in file.symbols() {
@@ -165,7 +208,7 @@ fn system_words(start: u64, code: &impl Fn(u64) -> Result<Vec<u32>>, depth: u32)
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{WORDS, differences, system_words};
+    use super::{WORDS, differences, system_words, unsynchronized};
 
     /// The names of wrappers in a source of granule-arch: what stands first in a use of one of its macros.
     fn wrappers(source: &str, macros: &str) -> Vec<String> {
@@ -221,6 +264,16 @@ mod tests {
         let wrong = differences(&found);
         assert_eq!(wrong.len(), 4, "{wrong:?}");
         assert_eq!(wrong[0], "dsb_ish issues [d5033a80], and must issue [d5033b80]");
+    }
+
+    #[test]
+    fn a_write_of_the_tables_register_needs_its_isb() {
+        // msr TTBR0_EL1, x8; isb; ldr x0, [x1]
+        let good = [0xd518_2008, 0xd503_3fdf, 0xf940_0020];
+        assert_eq!(unsynchronized(0x1000, &good).unwrap(), [""; 0]);
+        let bad = [0xd503_3fdf, 0xd518_2008, 0xf940_0020];
+        assert_eq!(unsynchronized(0x1000, &bad).unwrap(), ["no ISB follows the write of TTBR0_EL1 at 0x1004"]);
+        assert!(unsynchronized(0x1000, &[0xf940_0020]).is_err());
     }
 
     #[test]

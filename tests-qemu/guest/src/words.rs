@@ -9,10 +9,12 @@ use granule::iommu::Port;
 use granule_arch::addr::VirtAddr;
 use granule_arch::cache::{self, CodeCaches};
 use granule_arch::interrupts::Daif;
+use granule_arch::mmu;
 use granule_arch::sysreg;
 use granule_arch::tlbi::{AddressOperand, Asid, RangeOperand};
 use granule_arch::{barrier, interrupts, random, timer, tlbi, translate, wait};
-use granule_pgtable::WalkWord;
+use granule_pgtable::metal::{DirectMap, Metal};
+use granule_pgtable::{Granule4K, Mmu as _, WalkWord};
 use granule_smmuv3::Platform as _;
 
 /// `name(arguments): expression`; the name is that of the row in the table, behind `word_`.
@@ -92,9 +94,23 @@ words! {
     word_walk_store(word: &AtomicU64, value: u64): WalkWord::store(word, value);
     word_walk_store_release(word: &AtomicU64, value: u64): word.store_release(value);
     word_walk_full_barrier(word: &AtomicU64): word.full_barrier();
+    word_mmu_dmb_ishst(mmu: &Machine): mmu.dmb_ishst();
+    word_mmu_dsb_ishst(mmu: &Machine): mmu.dsb_ishst();
+    word_mmu_dsb_ish(mmu: &Machine): mmu.dsb_ish();
+    word_mmu_dsb_nsh(mmu: &Machine): mmu.dsb_nsh();
+    word_mmu_isb(mmu: &Machine): mmu.isb();
+    word_mmu_complete_tlbi(mmu: &Machine): mmu.complete_tlbi();
+    word_mmu_clean_code(mmu: &Machine, start: VirtAddr, bytes: u64): mmu.clean_code(start, bytes);
+    word_mmu_invalidate_code(mmu: &Machine, start: VirtAddr, bytes: u64): mmu.invalidate_code(start, bytes);
+    word_mmu_invalidate_all_code(mmu: &Machine): mmu.invalidate_all_code();
+    // SAFETY: as above.
+    word_turn_on(sctlr: u64): unsafe { mmu::turn_on(sctlr) };
     word_port_dmb_oshst(port: &Port): port.dmb_oshst();
     word_port_dmb_oshld(port: &Port): port.dmb_oshld();
 }
+
+/// Page tables of a machine, where every operation is issued.
+type Machine = Metal<DirectMap<Granule4K>>;
 
 /// Caches for which everything is done, in one line each.
 const LINES: CodeCaches = CodeCaches { data_line: 64, instruction_line: 64, idc: false, dic: false };

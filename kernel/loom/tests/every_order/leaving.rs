@@ -183,6 +183,29 @@ fn a_subscriber_that_joins_in_the_middle_gets_whole_changes_only() {
     });
 }
 
+/// Notes that the space has ended.
+#[derive(Default)]
+struct Ended(AtomicUsize);
+
+impl Subscriber for Ended {
+    fn release(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn one_that_joins_while_the_space_ends_is_refused_or_released() {
+    threads(|| {
+        let chain = Chain::default();
+        let end = Arc::clone(&chain);
+        let ends = loom::thread::spawn(move || end.release());
+        let joined = Subscription::new(Arc::clone(&chain), Ended::default(), 0);
+        ends.join().unwrap();
+        assert!(joined.is_err() || joined.is_ok_and(|joined| joined.0.load(Ordering::Relaxed) == 1), "left alone");
+        assert!(chain.is_empty());
+    });
+}
+
 #[test]
 fn two_may_leave_at_once() {
     threads(|| {

@@ -192,15 +192,19 @@ fn a_queue_that_could_not_be_read_is_read_again() {
 /// An SMMU that takes no commands is shut: what it has cached is of no use.
 #[test]
 fn an_smmu_that_stops_answering_lets_nothing_pass() {
-    let rig = Rig::new(Hardware::QEMU);
-    rig.model.answer(false);
-    assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Err(CommandError::Timeout));
-    assert_ne!(rig.model.view_now(STREAM), View::OffAborts, "who asks for commands decides himself");
-    rig.invalidate_page(0x3000);
-    assert_eq!(rig.model.view_now(STREAM), View::OffAborts);
-    assert_eq!(rig.model.reports().len(), 1);
-    assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Err(CommandError::Timeout), "and waits no more");
-    rig.model.assert_clean();
+    let of_a_page = |rig: &Rig| rig.invalidate_page(0x3000);
+    let of_a_space = |rig: &Rig| rig.parts.smmu.invalidate_asid(ASID);
+    for invalidate in [of_a_page, of_a_space] as [fn(&Rig); 2] {
+        let rig = Rig::new(Hardware::QEMU);
+        rig.model.answer(false);
+        assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Err(CommandError::Timeout));
+        assert_ne!(rig.model.view_now(STREAM), View::OffAborts, "who asks for commands decides himself");
+        invalidate(&rig);
+        assert_eq!(rig.model.view_now(STREAM), View::OffAborts);
+        assert_eq!(rig.model.reports().len(), 1);
+        assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Err(CommandError::Timeout), "and waits no more");
+        rig.model.assert_clean();
+    }
 }
 
 /// A CMD_SYNC that also stores: to the word that it names, and nowhere else.

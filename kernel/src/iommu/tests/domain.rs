@@ -141,6 +141,8 @@ fn an_smmu_that_does_not_fit_is_refused_with_the_reason() {
     features = fits;
     features.output_bits = 36;
     assert_eq!(needs.check(&features), Err(Unfit::Output { has: 36, needs: 40 }));
+    features.output_bits = 40;
+    assert_eq!(needs.check(&features), Ok(()));
     features = fits;
     features.bbm_level = 1;
     assert_eq!(needs.check(&features), Err(Unfit::SizeChanges(1)));

@@ -35,6 +35,12 @@ impl Numbers {
         }
     }
 
+    /// How many are in use.
+    #[cfg(target_os = "none")]
+    pub fn in_use(&self) -> usize {
+        self.used.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// The first free number from `from` up to `end`.
     fn next_free(&self, from: u32, end: u32) -> Option<u32> {
         let first = from / WORD;

@@ -272,6 +272,12 @@ pub fn pool_stats() -> PoolStats {
     POOL.get().map_or_else(PoolStats::default, Pool::stats)
 }
 
+/// Numbers that processes and threads have.
+#[cfg(target_os = "none")]
+pub fn numbers_in_use() -> usize {
+    PROCESSES.lock().numbers.in_use()
+}
+
 /// See [`PROCESSES`].
 pub struct Tree {
     by_id: RBTree<ById>,

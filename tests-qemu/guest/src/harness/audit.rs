@@ -68,6 +68,7 @@ impl Snapshot {
         count("areas of spaces", areas_of_spaces);
         count("shared objects", objects);
         count("threads", sched::thread_count());
+        count("numbers of processes and threads", process::tree::numbers_in_use());
         pools.iter().for_each(|(what, pool)| count(what, pool.objects));
         count("CPUs", smp::online().iter().count());
         let mut devices = heapless::Vec::new();

@@ -338,6 +338,16 @@ fn what_is_data_is_counted_exactly_in_parts() {
     assert_eq!(map(other, 0, 400, READ_WRITE), Err(SpaceError::NoMemory));
     assert!(map(other, 0, LIMIT - 902, READ_WRITE).is_ok());
     assert_eq!(map(other, 2000, 1, READ_WRITE), Err(SpaceError::NoMemory));
+    // The same where the other part got most of what is left.
+    for cpu in [one, other] {
+        team.space.munmap(cpu, team.own(cpu), 2000 * PAGE).unwrap();
+    }
+    map(other, 0, 350, READ_WRITE).unwrap();
+    divide();
+    map(one, 0, 500, Protection::READ).unwrap();
+    team.space.mprotect(team.own(one), 500 * PAGE, READ_WRITE).unwrap();
+    assert_eq!(map(other, 1000, 149, READ_WRITE), Err(SpaceError::NoMemory));
+    map(other, 1000, 148, READ_WRITE).unwrap();
 }
 
 #[test]
