@@ -5,7 +5,7 @@
 //! binary names what runs once the kernel is up:
 //!
 //! ```
-//! granule_boot::entry!(granule::monitor::run);
+//! granule_boot::entry!(granule_monitor::run);
 //! ```
 
 #![cfg_attr(target_os = "none", no_std)]

@@ -16,7 +16,6 @@ pub mod lab;
 pub mod linux;
 pub mod mm;
 pub mod mmio;
-pub mod monitor;
 pub mod panic;
 pub mod platform;
 pub mod random;
@@ -24,7 +23,7 @@ pub mod sched;
 pub mod smp;
 #[cfg(target_os = "none")]
 pub mod start;
-mod stretches;
+pub mod stretches;
 pub mod suggest;
 pub mod symbols;
 pub mod sync;

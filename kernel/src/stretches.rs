@@ -15,7 +15,7 @@ pub(crate) fn mark_point() {
 
 /// Marks the end of a record of the longest stretches; the next one begins.
 #[inline(always)]
-pub(crate) fn mark_record() {
+pub fn mark_record() {
     #[cfg(target_os = "none")]
     // SAFETY: as in `mark_point`.
     unsafe {

@@ -4,9 +4,11 @@
 //! Of each program only what is loaded goes in: symbols and debug information stay in cargo's output, for gdb.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use cpio::newc;
 use object::elf::{FileHeader64, PT_LOAD, SymbolSection};
 use object::pod::bytes_of;
 use object::read::elf::{FileHeader, ProgramHeader};
@@ -79,24 +81,12 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Adds a file. Header with name, and contents, are padded to four bytes each.
+    /// Adds a file.
     pub(crate) fn add(&mut self, name: &str, mode: u32, contents: &[u8]) {
         self.files += 1;
-        // inode, mode, user, group, links, time, size, device (2), device of a device file (2), name's size, checksum.
-        let fields = [self.files, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
-        self.bytes.extend_from_slice(b"070701");
-        for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(contents);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        let header = newc::Builder::new(name).ino(self.files).mode(mode).nlink(1);
+        let mut entry = header.write(&mut self.bytes, contents.len() as u32);
+        entry.write_all(contents).and_then(|()| entry.finish()).expect("a vector takes what is written");
     }
 
     /// The archive, with the files of another one behind its own.
@@ -105,9 +95,8 @@ impl Archive {
     }
 
     /// The archive, with the entry that ends it.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
-        self.add("TRAILER!!!", 0, &[]);
-        self.bytes
+    pub(crate) fn finish(self) -> Vec<u8> {
+        newc::trailer(self.bytes).expect("a vector takes what is written")
     }
 }
 

@@ -14,12 +14,13 @@ pub(crate) const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
-pub(crate) const TARGET_PACKAGES: [&str; 11] = [
+pub(crate) const TARGET_PACKAGES: [&str; 12] = [
     "granule-abi",
     "granule-arch",
     "granule-pgtable",
     "granule-smmuv3",
     "granule",
+    "granule-monitor",
     "granule-boot",
     "granule-metal",
     "granule-protocol",

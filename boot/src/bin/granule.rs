@@ -2,4 +2,4 @@
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-granule_boot::entry!(granule::monitor::run);
+granule_boot::entry!(granule_monitor::run);

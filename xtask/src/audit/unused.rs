@@ -31,7 +31,7 @@ const CRATES: [(&str, &str); 4] = [
 ];
 
 /// Other code that uses them.
-const USERS: [&str; 2] = ["boot/src", "tests-qemu/bench/src"];
+const USERS: [&str; 3] = ["boot/src", "kernel/monitor/src", "tests-qemu/bench/src"];
 
 /// `xtask/audit/unused.toml`.
 #[derive(Debug, Deserialize)]

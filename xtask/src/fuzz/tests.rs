@@ -5,7 +5,7 @@ use granule_user::random::Random;
 use super::input::{Input, Kind, Setting, Step};
 use super::{parse, reduce};
 
-/// As many characters as a line of the monitor has (`kernel/src/monitor/line.rs`).
+/// As many characters as a line of the monitor has (`kernel/monitor/src/line.rs`).
 const LINE: usize = 160;
 
 fn some(count: usize) -> Vec<Input> {

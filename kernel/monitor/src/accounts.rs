@@ -9,9 +9,9 @@ use granule_pgtable::Size;
 
 use super::parse::Args;
 use super::{Command, Failure, Refusal, Session, no_keywords};
-use crate::mm::kernel::area::AreaKind;
-use crate::mm::maintenance;
-use crate::{Kernel, smp};
+use granule::mm::kernel::area::AreaKind;
+use granule::mm::maintenance;
+use granule::{Kernel, smp};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -41,7 +41,7 @@ pub(super) const COMMANDS: &[Command] = &[
 
 /// The kernel; there is none where the monitor's own tests run.
 pub(super) fn kernel() -> Result<&'static Kernel, Refusal> {
-    crate::try_kernel().ok_or(Refusal::NoKernel)
+    granule::try_kernel().ok_or(Refusal::NoKernel)
 }
 
 fn mem<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
@@ -63,7 +63,7 @@ fn mem<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>>
     writeln!(session, "blocks    {} free, {} cut into frames", frames.free_blocks, frames.cut_blocks);
     #[cfg(target_os = "none")]
     {
-        let heap = crate::mm::heap::kernel_heap().stats();
+        let heap = granule::mm::heap::kernel_heap().stats();
         let (total, used) = (Size(heap.total as u64), heap.used);
         writeln!(session, "heap      {total}, {used} bytes used by {} allocations", heap.allocations);
     }

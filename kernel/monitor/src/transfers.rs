@@ -10,16 +10,16 @@ use super::accounts::plural;
 use super::parse::{Args, ArgumentError, Keyword};
 use super::processes::process;
 use super::{Command, Failure, Refusal, Session, no_keywords};
-use crate::devices::disk::{self, MAX_BYTES, SECTOR};
-use crate::devices::edu::{Edu, MEMORY_BYTES, edu};
-use crate::devices::nvme::{Nvme, nvme};
-use crate::devices::slot::Driver;
-use crate::devices::virtio_blk::{VirtioBlk, blk};
-use crate::devices::virtio_rng::{VirtioRng, rng};
-use crate::iommu::{Direction, DmaAddress, DmaDevice};
-use crate::linux::process;
-use crate::smp::{Cpu, this_cpu};
-use crate::try_kernel;
+use granule::devices::disk::{self, MAX_BYTES, SECTOR};
+use granule::devices::edu::{Edu, MEMORY_BYTES, edu};
+use granule::devices::nvme::{Nvme, nvme};
+use granule::devices::slot::Driver;
+use granule::devices::virtio_blk::{VirtioBlk, blk};
+use granule::devices::virtio_rng::{VirtioRng, rng};
+use granule::iommu::{Direction, DmaAddress, DmaDevice};
+use granule::linux::process;
+use granule::smp::{Cpu, this_cpu};
+use granule::try_kernel;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {

@@ -10,22 +10,22 @@ use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
 
 use super::memory::{AccessWidth, Permission};
 use super::{Half, Refusal, Subject};
-use crate::chip::console;
-use crate::chip::power::{self, Status};
-use crate::kernel;
-use crate::linux::errno::Errno;
-use crate::linux::file::initrd;
-use crate::linux::process;
-use crate::linux::process::signal::Signal;
-use crate::linux::process::stack::Words;
-use crate::linux::process::status::{ExecError, ProcessEnd, Summary};
-use crate::mm::kernel::set_memory::{SetMemoryError, Validity};
-use crate::mm::kernel::vmalloc::{KernelArea, VmallocError};
-use crate::mm::notifier::Subscription;
-use crate::mm::notifier::trace::{self, Trace};
-use crate::mm::space::{Area, SpaceHandle};
-use crate::smp::{self, this_cpu};
-use crate::trap::probe::{self, ProbeFault};
+use granule::chip::console;
+use granule::chip::power::{self, Status};
+use granule::kernel;
+use granule::linux::errno::Errno;
+use granule::linux::file::initrd;
+use granule::linux::process;
+use granule::linux::process::signal::Signal;
+use granule::linux::process::stack::Words;
+use granule::linux::process::status::{ExecError, ProcessEnd, Summary};
+use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
+use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
+use granule::mm::notifier::Subscription;
+use granule::mm::notifier::trace::{self, Trace};
+use granule::mm::space::{Area, SpaceHandle};
+use granule::smp::{self, this_cpu};
+use granule::trap::probe::{self, ProbeFault};
 
 /// The console as a place to write to.
 pub(super) struct Screen;
@@ -131,7 +131,7 @@ impl Subject for Metal {
         let foreground = console::Foreground::begin();
         process::wait_with(process, || {
             if foreground.take_interrupt() {
-                crate::println!("^C");
+                granule::println!("^C");
                 // It may have ended meanwhile.
                 let _ = process::interrupt(process);
             } else {

@@ -10,6 +10,8 @@
 //! unknown command, a bad argument — fails either way, or a misspelt expectation would always hold. `#` starts a
 //! comment.
 
+#![cfg_attr(target_os = "none", no_std)]
+
 mod accounts;
 mod devices;
 mod line;
@@ -29,29 +31,29 @@ use granule_pgtable::{Extent, LeafTotals, PageRange, Size, Step};
 use linkme::distributed_slice;
 use thiserror::Error;
 
-use crate::bootargs::{self, PARAMETERS, Parameter};
-use crate::chip::power::Status;
-use crate::chip::{console, timer};
-use crate::devices::disk::SectorError;
-use crate::devices::edu::EduError;
-use crate::devices::nvme::NvmeError;
-use crate::devices::slot::{BindRefused, StartError};
-use crate::devices::virtio::requests::RequestError;
-use crate::devices::virtio_blk::BlkError;
-use crate::iommu::DmaError;
-use crate::linux::errno::Errno;
-use crate::linux::file::initrd::ArchiveError;
-use crate::linux::process::signal::Signal;
-use crate::linux::process::stack::Words;
-use crate::linux::process::status::{ExecError, ProcessEnd, Summary};
-use crate::mm::kernel::set_memory::SetMemoryError;
-use crate::mm::kernel::vmalloc::VmallocError;
-use crate::mm::notifier::SubscribeError;
-use crate::mm::space::Area;
-use crate::smp;
-use crate::suggest::suggest;
-use crate::trap::probe::ProbeFault;
 use accounts::plural;
+use granule::bootargs::{self, PARAMETERS, Parameter};
+use granule::chip::power::Status;
+use granule::chip::{console, timer};
+use granule::devices::disk::SectorError;
+use granule::devices::edu::EduError;
+use granule::devices::nvme::NvmeError;
+use granule::devices::slot::{BindRefused, StartError};
+use granule::devices::virtio::requests::RequestError;
+use granule::devices::virtio_blk::BlkError;
+use granule::iommu::DmaError;
+use granule::linux::errno::Errno;
+use granule::linux::file::initrd::ArchiveError;
+use granule::linux::process::signal::Signal;
+use granule::linux::process::stack::Words;
+use granule::linux::process::status::{ExecError, ProcessEnd, Summary};
+use granule::mm::kernel::set_memory::SetMemoryError;
+use granule::mm::kernel::vmalloc::VmallocError;
+use granule::mm::notifier::SubscribeError;
+use granule::mm::space::Area;
+use granule::smp;
+use granule::suggest::suggest;
+use granule::trap::probe::ProbeFault;
 use line::{Echo, Editor, Input, Line};
 use memory::{AccessWidth, Permission};
 use parse::{Args, ArgumentError, DidYouMean};
@@ -75,7 +77,7 @@ pub fn run() -> ! {
     session.banner();
     session.boot_instructions = timer::instructions();
     loop {
-        crate::stretches::mark_record();
+        granule::stretches::mark_record();
         match read_line(&mut editor, session.screen) {
             Some(line) => session.execute(&line),
             None => session.fail(format_args!("error: a line has at most {} characters", line::LINE)),
@@ -316,7 +318,7 @@ impl<'s> Session<'s> {
     /// One line: what booted, and on what.
     fn banner(&mut self) {
         write!(self, "Granule {}", env!("CARGO_PKG_VERSION"));
-        if let Some(kernel) = crate::try_kernel() {
+        if let Some(kernel) = granule::try_kernel() {
             let bytes = kernel.platform.memory.iter().map(|bank| bank.size()).sum();
             let (cpus, level) = (smp::online().len(), kernel.boot.entry_level);
             write!(self, ": {cpus} CPU{}, {} of memory, entered at EL{level}", plural(cpus as u64), Size(bytes));
@@ -331,7 +333,7 @@ impl<'s> Session<'s> {
     fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) {
         let _ = self.screen.write_fmt(arguments);
         // Some commands print thousands of lines.
-        crate::sched::relax();
+        granule::sched::relax();
     }
 
     /// Prints what went wrong with a line, and counts it.

@@ -8,19 +8,18 @@ use granule_arch::esr::Syndrome;
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{Change, Extent, Granule4K, Lazy, LeafTotals, PageRange, Shape, Step, WholeLeaves};
 
-use crate::chip::power::Status;
-use crate::linux::errno::Errno;
-use crate::linux::file::initrd::tests::sample;
-use crate::linux::process::signal::Signal;
-use crate::linux::process::stack::Words;
-use crate::linux::process::status::{ExecError, Life, Name, ProcessEnd, Summary};
-use crate::mm::kernel::set_memory::SetMemoryError;
-use crate::mm::kernel::vmalloc::VmallocError;
-use crate::mm::layout::VMALLOC_START;
-use crate::mm::space::Area;
-use crate::monitor::memory::{AccessWidth, Permission};
-use crate::monitor::{Half, Refusal, Subject};
-use crate::trap::probe::ProbeFault;
+use crate::memory::{AccessWidth, Permission};
+use crate::{Half, Refusal, Subject};
+use granule::chip::power::Status;
+use granule::linux::errno::Errno;
+use granule::linux::process::signal::Signal;
+use granule::linux::process::stack::Words;
+use granule::linux::process::status::{ExecError, Life, Name, ProcessEnd, Summary};
+use granule::mm::kernel::set_memory::SetMemoryError;
+use granule::mm::kernel::vmalloc::VmallocError;
+use granule::mm::layout::VMALLOC_START;
+use granule::mm::space::Area;
+use granule::trap::probe::ProbeFault;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -178,14 +177,14 @@ impl Subject for ModelMachine {
     /// There is one file, `exits`, whose only process has the number 7 and exits with as many as it has words.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
         if file != "exits" {
-            return Err(ExecError::Path(crate::linux::file::initrd::PathError::NotFound));
+            return Err(ExecError::Path(granule::linux::file::initrd::PathError::NotFound));
         }
         self.process = Some(ProcessEnd::Exited(words.counts().arguments as u8));
         Ok(7)
     }
 
     fn programs(&self) -> &'static [u8] {
-        sample().leak()
+        super::archive().leak()
     }
 
     fn wait(&mut self, process: u32) -> Option<ProcessEnd> {

@@ -3,16 +3,35 @@
 mod model;
 
 extern crate std;
+use std::io::Write as _;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
 use proptest::prelude::{ProptestConfig, proptest};
 
 use super::{Command, Session, complete};
-use crate::bootargs::PARAMETERS;
-use crate::chip::power::Status;
-use crate::lab;
+use granule::bootargs::PARAMETERS;
+use granule::chip::power::Status;
+use granule::lab;
 use model::ModelMachine;
+
+/// Entries of an archive with these names and modes.
+pub(crate) fn entries(files: &[(&str, u32)]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for &(name, mode) in files {
+        let size = name.len() as u32;
+        let mut entry = cpio::newc::Builder::new(name).mode(mode).write(&mut archive, size);
+        entry.write_all(name.as_bytes()).unwrap();
+        entry.finish().unwrap();
+    }
+    archive
+}
+
+/// An archive with a program, `bin/one`, among other files.
+pub(crate) fn archive() -> Vec<u8> {
+    let files = [(".", 0o040_755), ("./bin/one", 0o100_755), ("two", 0o100_644), ("link", 0o120_777)];
+    cpio::newc::trailer(entries(&files)).unwrap()
+}
 
 /// Executes lines in one session: what was printed, and how many lines failed.
 fn session(lines: &str) -> (String, u32) {
@@ -237,7 +256,7 @@ fn a_program_runs_to_its_end_and_only_success_is_one() {
 
 #[test]
 fn programs_are_listed_with_their_sizes() {
-    assert_eq!(session("ls"), ("       5  bin/one\n".to_string(), 0));
+    assert_eq!(session("ls"), ("       9  bin/one\n".to_string(), 0));
     assert_eq!(session("ls bin").1, 1);
 }
 

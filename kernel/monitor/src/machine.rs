@@ -5,9 +5,9 @@ use granule_arch::timer::frequency;
 use super::accounts::kernel;
 use super::parse::{Args, ArgumentError};
 use super::{Command, Failure, Session, nearest_command, no_keywords};
-use crate::chip::power::Status;
-use crate::chip::{log, timer};
-use crate::lab;
+use granule::chip::power::Status;
+use granule::chip::{log, timer};
+use granule::lab;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -57,8 +57,9 @@ fn help<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
     let Some(word) = args.word() else {
         let longest = Command::all().map(Command::usage_length).max().unwrap_or(0);
         for command in Command::all() {
-            let gap = longest - command.usage_length();
-            writeln!(session, "{command}{:gap$}  {}", "", command.help);
+            write!(session, "{command}");
+            (command.usage_length()..longest).for_each(|_| write!(session, " "));
+            writeln!(session, "  {}", command.help);
         }
         return Ok(());
     };

@@ -7,11 +7,11 @@ use granule_pgtable::Size;
 
 use super::parse::{Args, ArgumentError};
 use super::{Command, Failure, Refusal, Session, no_keywords};
-use crate::linux::file::initrd;
-use crate::linux::process::signal::Signal;
-use crate::linux::process::stack::Words;
-use crate::linux::process::status::{ProcessEnd, Summary};
-use crate::mm::space::Area;
+use granule::linux::file::initrd;
+use granule::linux::process::signal::Signal;
+use granule::linux::process::stack::Words;
+use granule::linux::process::status::{ProcessEnd, Summary};
+use granule::mm::space::Area;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -189,19 +189,17 @@ impl fmt::Display for AreaLine<'_> {
 #[cfg(test)]
 mod tests {
     use super::offer_programs;
-    use crate::linux::file::initrd::tests::{add, sample};
+    use crate::tests::{archive, entries};
 
     #[test]
     fn names_that_can_be_typed_are_offered_until_the_archive_is_broken() {
-        let mut archive = std::vec::Vec::new();
-        for name in ["hello", "two words", "\u{e9}t\u{e9}", "a\x1b[2J", "a#b", "dir/spin"] {
-            add(&mut archive, name, 0o100_755, b"");
-        }
-        add(&mut archive, "data", 0o100_644, b"");
-        archive.extend_from_slice(b"broken");
+        let names = ["hello", "two words", "\u{e9}t\u{e9}", "a\x1b[2J", "a#b", "dir/spin"];
+        let mut broken = entries(&names.map(|name| (name, 0o100_755)));
+        broken.extend(entries(&[("data", 0o100_644)]));
+        broken.extend_from_slice(b"broken");
         let mut offered = std::vec::Vec::new();
-        offer_programs(archive.leak(), &mut |name| offered.push(name));
-        offer_programs(sample().leak(), &mut |name| offered.push(name));
+        offer_programs(broken.leak(), &mut |name| offered.push(name));
+        offer_programs(archive().leak(), &mut |name| offered.push(name));
         assert_eq!(offered, ["hello", "dir/spin", "bin/one"]);
     }
 }

@@ -16,7 +16,7 @@ use core::str::SplitAsciiWhitespace;
 
 use granule_arch::addr::VirtAddr;
 
-use crate::suggest::suggest;
+use granule::suggest::suggest;
 
 /// Why a word is no number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use super::parse::{Args, Keyword};
 use super::{Command, Failure, Refusal, Session};
-use crate::iommu::{self, Iommu, NotifyMode};
+use granule::iommu::{self, Iommu, NotifyMode};
 
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "smmu",

@@ -6,8 +6,8 @@ use granule_pgtable::Size;
 use super::accounts::{kernel, plural};
 use super::parse::Args;
 use super::{Command, Failure, Session, no_keywords};
-use crate::devices::pci::capability::PciCapability;
-use crate::devices::pci::{self, BarKind, Class, Function};
+use granule::devices::pci::capability::PciCapability;
+use granule::devices::pci::{self, BarKind, Class, Function};
 
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "lspci",

@@ -10,8 +10,8 @@ use granule_pgtable::{Geometry, Granule4K, PageRange, Step};
 use super::parse::{Args, ArgumentError};
 use super::processes::process;
 use super::{Command, Failure, Half, Refusal, Session, no_keywords};
-use crate::mm::layout;
-use crate::mm::space::RESERVED_END;
+use granule::mm::layout;
+use granule::mm::space::RESERVED_END;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// First address that TTBR1_EL1 translates; all after it are its, too.
