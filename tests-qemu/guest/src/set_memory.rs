@@ -301,6 +301,9 @@ fn all_cpus_change_their_own_pages_at_once(t: &mut Test) {
     WRONG.store(0, Ordering::Relaxed);
     let cpus = smp::online().iter().count() as u64;
     let Some(area) = area(t, 2 * cpus) else { return };
+    // What splits the leaves of the pages' alias takes a table, and a handler has those frames only that its CPU has at hand.
+    t.ok("split before", space().set_memory_ro(area.start(), 2 * cpus));
+    t.ok("writable", space().set_memory_rw(area.start(), 2 * cpus));
     smp::call(
         smp::online(),
         |cpu, start| {
