@@ -33,7 +33,9 @@ impl From<SpaceError> for Errno {
             SpaceError::NotPermitted => Self::EPERM,
             SpaceError::NotAllowed => Self::EACCES,
             SpaceError::InUse => Self::EEXIST,
-            SpaceError::NoArea => Self::EFAULT,
+            SpaceError::NoRecords => Self::EAGAIN,
+            SpaceError::Interrupted => Self::EINTR,
+            SpaceError::Unusable | SpaceError::NoArea => Self::EFAULT,
         }
     }
 }

@@ -52,6 +52,34 @@ pub const MADV_SEQUENTIAL: u64 = 2;
 pub const MADV_WILLNEED: u64 = 3;
 /// The pages' contents are given up.
 pub const MADV_DONTNEED: u64 = 4;
+/// madvise: the contents are given up, now or later, unless a store comes first.
+pub const MADV_FREE: u64 = 8;
+/// madvise: the pages are not needed soon.
+pub const MADV_COLD: u64 = 20;
+/// madvise: the pages are not needed for a long time.
+pub const MADV_PAGEOUT: u64 = 21;
+/// madvise: as `MADV_DONTNEED`, locked pages too.
+pub const MADV_DONTNEED_LOCKED: u64 = 24;
+/// madvise: a child does not have the area.
+pub const MADV_DONTFORK: u64 = 10;
+/// madvise: a child has the area, as by default.
+pub const MADV_DOFORK: u64 = 11;
+/// madvise: the area is left out of core dumps.
+pub const MADV_DONTDUMP: u64 = 16;
+/// madvise: the area is in core dumps, as by default.
+pub const MADV_DODUMP: u64 = 17;
+/// madvise: the pages are zeros in a child.
+pub const MADV_WIPEONFORK: u64 = 18;
+/// madvise: the pages are the same in a child, as by default.
+pub const MADV_KEEPONFORK: u64 = 19;
+/// madvise: as a load from each page.
+pub const MADV_POPULATE_READ: u64 = 22;
+/// madvise: as a store to each page that changes nothing.
+pub const MADV_POPULATE_WRITE: u64 = 23;
+/// madvise: the pages go, and an access is SIGSEGV.
+pub const MADV_GUARD_INSTALL: u64 = 102;
+/// madvise: the pages can be used again.
+pub const MADV_GUARD_REMOVE: u64 = 103;
 /// madvise: the pages go out of the file, or out of the shared memory.
 pub const MADV_REMOVE: u64 = 9;
 

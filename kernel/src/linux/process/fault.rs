@@ -40,7 +40,7 @@ impl Offence {
 impl From<FaultError> for Offence {
     fn from(error: FaultError) -> Self {
         match error {
-            FaultError::NotMapped => Self::NOT_MAPPED,
+            FaultError::NotMapped | FaultError::Guard => Self::NOT_MAPPED,
             FaultError::NotAllowed => Self::NOT_ALLOWED,
             FaultError::OutOfMemory | FaultError::Unusable => Self::NO_MEMORY,
         }
@@ -161,7 +161,7 @@ fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: F
                 let limits = task.process().limits.of_space();
                 task.space().grow_stack(address, &limits).map_err(|_| error)?;
             }
-            FaultError::NotAllowed | FaultError::Unusable => return Err(error),
+            FaultError::Guard | FaultError::NotAllowed | FaultError::Unusable => return Err(error),
         }
         match space::handle_fault(task.space(), this_cpu(), address, access) {
             Ok(()) => return Ok(()),

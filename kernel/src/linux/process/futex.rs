@@ -100,7 +100,7 @@ impl FutexKey {
     ///
     /// # Errors
     /// `EINVAL` (not aligned), `EFAULT`: not an address of EL0; and where the scope is not private, nothing is mapped
-    /// there, it may not be accessed, or it is private read-only memory, which would never change.
+    /// there, it may not be accessed, a guard is there, or it is private read-only memory, which would never change.
     fn of(space: &Space, word: VirtAddr, scope: Scope) -> Result<Self, Errno> {
         if !word.is_aligned(size_of::<u32>() as u64) {
             return Err(Errno::EINVAL);
@@ -125,7 +125,8 @@ impl FutexKey {
                 _ => None,
             }
         });
-        key.flatten().ok_or(Errno::EFAULT)
+        // As on Linux, where the page is brought first.
+        key.flatten().filter(|_| !space.has_guard(untagged.align_down(PAGE_SIZE as u64))).ok_or(Errno::EFAULT)
     }
 
     fn queue(self) -> &'static SleeperQueue {

@@ -4,10 +4,12 @@
 //! of mmap and brk keep it, and are refused with it (Documentation/arch/arm64/tagged-address-abi.rst).
 
 use granule_abi::memory::{
-    MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_DENYWRITE,
-    MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK,
-    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE, MS_ASYNC,
-    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
+    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK, MADV_NORMAL, MADV_PAGEOUT, MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS,
+    MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
+    MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE,
+    MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -17,7 +19,9 @@ use crate::linux::errno::Errno;
 use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
-use crate::mm::space::{MapRequest, MappedFile, Object, Placement, Populate, Sharing, SpaceLimits, Terms};
+use crate::mm::space::{
+    Access, Discard, ForkAdvice, MapRequest, MappedFile, Object, Placement, Populate, Sharing, SpaceLimits, Terms,
+};
 use crate::sched::{Work, relax};
 use crate::smp::this_cpu;
 use crate::uaccess;
@@ -75,6 +79,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
         limits: call.task.process().limits.of_space(),
         fits_in_memory: flags & MAP_NORESERVE == 0,
         grows: private && flags & MAP_GROWSDOWN != 0,
+        locked: flags & MAP_LOCKED != 0,
         file: backing.as_ref().map(|backing| MappedFile {
             object: &backing.object,
             first_page: offset / PAGE,
@@ -198,12 +203,30 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
 
 pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
     let (start, bytes) = (call.address::<0>().untagged(), call.argument::<1>());
+    // The end is computed before the tag goes.
+    let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| call.address::<0>().0.checked_add(bytes));
+    end.ok_or(Errno::EINVAL)?;
+    let (space, cpu) = (call.task.space(), this_cpu());
+    let is_killed = || call.thread.has(Work::SIGNAL) && call.task.is_called_off();
     // An `int` on Linux.
     match u64::from(call.argument::<2>() as u32) {
-        MADV_DONTNEED => call.task.space().madvise_dontneed(this_cpu(), start, bytes)?,
-        MADV_REMOVE => call.task.space().madvise_remove(this_cpu(), start, bytes)?,
-        MADV_NORMAL | MADV_RANDOM | MADV_SEQUENTIAL | MADV_WILLNEED => {
-            call.task.space().madvise_nothing(start, bytes)?;
+        MADV_DONTNEED => space.madvise_dontneed(cpu, start, bytes)?,
+        MADV_DONTNEED_LOCKED => space.madvise_discard(cpu, start, bytes, Discard::All)?,
+        MADV_FREE => space.madvise_discard(cpu, start, bytes, Discard::Anonymous)?,
+        // Nothing is moved out of memory.
+        MADV_COLD | MADV_PAGEOUT => space.madvise_unlocked(start, bytes)?,
+        MADV_REMOVE => space.madvise_remove(cpu, start, bytes)?,
+        MADV_DONTFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Nothing)?,
+        MADV_DOFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Area)?,
+        MADV_WIPEONFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Zeros)?,
+        MADV_KEEPONFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Pages)?,
+        MADV_POPULATE_READ => space.madvise_populate(cpu, start, bytes, Access::Read, &is_killed)?,
+        MADV_POPULATE_WRITE => space.madvise_populate(cpu, start, bytes, Access::Write, &is_killed)?,
+        MADV_GUARD_INSTALL => space.madvise_guard(cpu, start, bytes, &is_killed)?,
+        MADV_GUARD_REMOVE => space.madvise_unguard(start, bytes)?,
+        // There are no core dumps.
+        MADV_NORMAL | MADV_RANDOM | MADV_SEQUENTIAL | MADV_WILLNEED | MADV_DONTDUMP | MADV_DODUMP => {
+            space.madvise_nothing(start, bytes)?;
         }
         _ => return Err(Errno::EINVAL),
     }

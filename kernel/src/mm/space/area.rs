@@ -63,11 +63,46 @@ pub struct Area {
     /// Free bytes below that the kernel does not choose: room for a stack to grow, and its guard. 0 for an area that is
     /// no stack.
     guard: Cell<u64>,
-    /// Whether it must fit in memory to be writable.
-    reserved: bool,
+    flags: Cell<AreaFlags>,
     protection: Cell<Protection>,
     /// Of which object its pages are. Pages of none are zeros at first.
     mapping: Option<PoolBox<Mapping>>,
+}
+
+/// What sets an area apart, beside its protection and its object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct AreaFlags(u8);
+
+impl AreaFlags {
+    /// It must fit in memory to be writable.
+    const RESERVED: Self = Self(1);
+    /// Every area of its object sees what is stored to it.
+    pub(super) const SHARED: Self = Self(1 << 1);
+    /// A child does not have it (Linux: `VM_DONTCOPY`).
+    pub(super) const NOT_IN_CHILDREN: Self = Self(1 << 2);
+    /// Its pages are zeros in a child (Linux: `VM_WIPEONFORK`).
+    pub(super) const ZEROS_IN_CHILDREN: Self = Self(1 << 3);
+    /// Its pages are not given up (`MAP_LOCKED`). A child's may be.
+    pub(super) const LOCKED: Self = Self(1 << 4);
+
+    /// These and `others`.
+    pub(super) const fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// These but `others`.
+    pub(super) const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    const fn when(self, condition: bool) -> Self {
+        if condition { self } else { Self(0) }
+    }
+
+    /// Whether it has one of `others`.
+    pub(super) const fn has_any(self, others: Self) -> bool {
+        self.0 & others.0 != 0
+    }
 }
 
 // SAFETY: what it points to is used under the lock of the tree that it is in, and lives while it is in it.
@@ -156,7 +191,9 @@ impl Area {
 
     /// An area of `range`, in no tree, of anonymous memory or of `mapping`.
     pub(super) fn new(range: PageRange, protection: Protection, mapping: Option<PoolBox<Mapping>>) -> Self {
-        Self::of(range.start(), range.end(), protection, 0, true, mapping)
+        let is_shared = mapping.as_ref().is_some_and(|mapping| mapping.sharing == Sharing::Shared);
+        let flags = AreaFlags::RESERVED.with(AreaFlags::SHARED.when(is_shared));
+        Self::of(range.start(), range.end(), protection, 0, flags, mapping)
     }
 
     /// The same with `bytes` free bytes below that the kernel does not choose.
@@ -166,13 +203,19 @@ impl Area {
 
     /// The same; unless `reserved`, it may be larger than all memory.
     pub(super) fn reserved(self, reserved: bool) -> Self {
-        Self { reserved, ..self }
+        let others = self.flags().without(AreaFlags::RESERVED);
+        Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
+    }
+
+    /// The same, whose pages are not given up if `locked`.
+    pub(super) fn locked(self, locked: bool) -> Self {
+        Self { flags: Cell::new(self.flags().with(AreaFlags::LOCKED.when(locked))), ..self }
     }
 
     /// A copy of its part from `start` to `end`, with `mapping`.
     #[inline(always)]
     fn piece(&self, start: VirtAddr, end: VirtAddr, mapping: Option<PoolBox<Mapping>>) -> Self {
-        Self::of(start, end, self.protection(), self.guard.get(), self.reserved, mapping)
+        Self::of(start, end, self.protection(), self.guard.get(), self.flags(), mapping)
     }
 
     #[inline(always)]
@@ -181,7 +224,7 @@ impl Area {
         end: VirtAddr,
         protection: Protection,
         guard: u64,
-        reserved: bool,
+        flags: AreaFlags,
         mapping: Option<PoolBox<Mapping>>,
     ) -> Self {
         Self {
@@ -191,7 +234,7 @@ impl Area {
             end: Cell::new(end),
             gap: Cell::new(0),
             guard: Cell::new(guard),
-            reserved,
+            flags: Cell::new(flags),
             protection: Cell::new(protection),
             mapping,
         }
@@ -263,7 +306,13 @@ impl Area {
     /// Whether every area of its object sees what is stored to it.
     #[inline(always)]
     pub fn is_shared(&self) -> bool {
-        self.mapping.as_ref().is_some_and(|mapping| mapping.sharing == Sharing::Shared)
+        self.flags().has_any(AreaFlags::SHARED)
+    }
+
+    /// What sets it apart.
+    #[inline(always)]
+    pub(super) fn flags(&self) -> AreaFlags {
+        self.flags.get()
     }
 
     /// Whether it is writable, or a change of protection may make it so.
@@ -293,7 +342,7 @@ impl Area {
 
     /// See [`Self::reserved`].
     pub(super) fn is_reserved(&self) -> bool {
-        self.reserved
+        self.flags().has_any(AreaFlags::RESERVED)
     }
 
     /// Bytes of it that count as data: private and writable, stacks excepted.
@@ -325,12 +374,13 @@ impl Area {
         let same_object = match (&self.mapping, &next.mapping) {
             (None, None) => true,
             (Some(mapping), Some(other)) => {
-                let is_alike = mapping.sharing == other.sharing && mapping.may_write == other.may_write;
-                is_alike && mapping.object.is(&other.object) && self.page_at(self.end()) == other.first_page()
+                mapping.may_write == other.may_write
+                    && mapping.object.is(&other.object)
+                    && self.page_at(self.end()) == other.first_page()
             }
             _ => false,
         };
-        self.grows() == next.grows() && self.reserved == next.reserved && same_object
+        self.grows() == next.grows() && self.flags() == next.flags() && same_object
     }
 }
 
@@ -694,6 +744,20 @@ impl Areas {
         Ok(())
     }
 
+    /// Removes the areas that are not for children, and unlocks the others.
+    pub(super) fn become_a_childs(&mut self) {
+        let mut next = self.tree.front().clone_pointer();
+        while let Some(area) = next {
+            next = self.cursor(&area).peek_next().clone_pointer();
+            if area.flags().has_any(AreaFlags::NOT_IN_CHILDREN) {
+                drop(self.take(&area));
+            } else {
+                area.flags.set(area.flags().without(AreaFlags::LOCKED));
+            }
+            relax();
+        }
+    }
+
     /// Removes `range` from the areas that it touches, the first of which is `first`. Takes a spare where an area is
     /// cut in two.
     #[inline(never)]
@@ -793,6 +857,11 @@ impl Areas {
         let before = held.data();
         held.protection.set(protection);
         self.data = self.data - before + held.data();
+    }
+
+    /// Sets an area apart from others, or no more.
+    pub(super) fn set_flags(&mut self, held: &Held, flags: AreaFlags) {
+        held.flags.set(flags);
     }
 
     /// Makes `range`, which the area holds, an area of its own. Takes a spare for each end at which the area is cut.

@@ -8,7 +8,8 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::{Mmu, PageRange};
 
-use super::area::{Area, Areas, Held, Mapping, SEARCH_START, Spares};
+use super::advise::Discard;
+use super::area::{Area, AreaFlags, Areas, Held, Mapping, SEARCH_START, Spares};
 use super::entry::{EntryState, state};
 use super::error::Refusal;
 use super::gather::{Gather, pages};
@@ -228,6 +229,7 @@ impl Space {
             self.unmap(cpu, areas, range, of_objects, |areas| areas.remove(first, range, &mut spares));
         }
         let area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
+        let area = if terms.locked { self.locked(area) } else { area };
         let area = areas.insert(spares.make(area));
         areas.merge(area);
         Ok(range)
@@ -350,9 +352,12 @@ impl Space {
     /// Discards the pages of the `bytes` bytes from `start` on: private pages read as zeros again (`MADV_DONTNEED`).
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is
-    /// not mapped; as on Linux the rest was discarded).
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, locked pages), [`SpaceError::NoMemory`] (a
+    /// part is not mapped; as on Linux the rest was discarded).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
+        if self.may_be_locked() {
+            return self.madvise_discard(cpu, start, bytes, Discard::Unlocked);
+        }
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         let (areas, _change) = loop {
             let areas = self.areas_for_discard(cpu, range);
@@ -439,6 +444,9 @@ impl Space {
                     Some(area) => {
                         let part = area.part_in(pages(next, end));
                         is_mapped &= part.start() == next;
+                        if area.flags().has_any(AreaFlags::LOCKED) {
+                            return Err(SpaceError::Invalid);
+                        }
                         let object = area.counted_object().ok_or(SpaceError::Invalid)?;
                         if !area.is_shared() || !area.may_write() {
                             return Err(SpaceError::NotAllowed);

@@ -22,6 +22,15 @@ pub enum SpaceError {
     /// The range is not free.
     #[error("the range is in use")]
     InUse,
+    /// There are too many areas: advice that needs more is not taken.
+    #[error("too many areas")]
+    NoRecords,
+    /// A page is a guard, or behind the end of its file.
+    #[error("a page is a guard, or behind the end of its file")]
+    Unusable,
+    /// The program is about to end.
+    #[error("interrupted")]
+    Interrupted,
     /// The address is in no area, and no stack can grow to it.
     #[error("the address is in no area")]
     NoArea,

@@ -47,6 +47,9 @@ pub enum FaultError {
     /// Nothing is mapped there: SIGSEGV with `SEGV_MAPERR`.
     #[error("nothing is mapped there")]
     NotMapped,
+    /// A guard is there: the same signal, and no stack grows over it.
+    #[error("a guard is there")]
+    Guard,
     /// The area does not allow it: SIGSEGV with `SEGV_ACCERR`.
     #[error("not allowed there")]
     NotAllowed,
@@ -309,7 +312,7 @@ impl AllowedFault<'_> {
                 mmu.store(self.cell, accessible.young());
             }
             EntryState::Marker(markers) if markers.contains(Markers::GUARD) => {
-                return FaultOutcome::Failed(FaultError::NotMapped);
+                return FaultOutcome::Failed(FaultError::Guard);
             }
             EntryState::Marker(markers) if markers.contains(Markers::POISONED) => {
                 return FaultOutcome::Failed(FaultError::Unusable);

@@ -8,7 +8,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Mmu, PageRange};
 
-use super::area::Area;
+use super::area::{Area, AreaFlags};
 use super::entry::{EntryState, replace, state, unwritable};
 use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
@@ -17,6 +17,9 @@ use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
 use crate::smp::Cpu;
+
+/// Areas that are visited without a scheduling point.
+const AREAS: usize = 64;
 
 impl Space {
     /// A second space with the same areas and pages: shared ones are shared, private ones are copied at the first
@@ -29,7 +32,9 @@ impl Space {
         let areas = self.write_all_areas();
         let memory = self.memory();
         // As on Linux. Areas that were joined may be larger together than all memory.
-        if areas.total > memory && areas.walk(pages(USER_START, USER_END)).any(|area| area.is_data_beyond(memory)) {
+        let is_copied_beyond =
+            |area: &Area| !area.flags().has_any(AreaFlags::NOT_IN_CHILDREN) && area.is_data_beyond(memory);
+        if areas.total > memory && areas.walk(pages(USER_START, USER_END)).any(is_copied_beyond) {
             return Err(SpaceError::NoMemory);
         }
         let mut runs = PrivateRuns::NONE;
@@ -37,6 +42,9 @@ impl Space {
             relax();
             runs.add(area).map_or(Ok(()), |run| self.prepare_tables(cpu, &child, run))
         })?;
+        if self.is_advised() {
+            self.advise_child(cpu, &areas, &child)?;
+        }
         let Some((range, last)) = runs.end() else { return Ok(child) };
         self.prepare_tables(cpu, &child, last)?;
         let _change = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
@@ -48,7 +56,17 @@ impl Space {
             });
         };
         let mut runs = PrivateRuns::NONE;
-        areas.iter().filter_map(|area| runs.add(area)).for_each(&mut copy);
+        let mut left = AREAS;
+        for area in areas.iter() {
+            if let Some(run) = runs.add(area) {
+                copy(run);
+            }
+            left -= 1;
+            if left == 0 {
+                relax();
+                left = AREAS;
+            }
+        }
         copy(last);
         if protected {
             // Most of the space: one operation, instead of one for each page.
@@ -58,6 +76,7 @@ impl Space {
     }
 
     /// Links a table in `child` for each of this space's for `range`: they are in use.
+    #[inline(always)]
     fn prepare_tables(&self, cpu: &Cpu, child: &Space, range: PageRange) -> Result<(), OutOfMemory> {
         let mut result = Ok(());
         self.page_tables().for_each_cells(range, |found| {
@@ -130,6 +149,9 @@ struct PrivateRuns {
     last: Option<(VirtAddr, VirtAddr)>,
 }
 
+/// Areas whose pages a child gets no copies of.
+const NOT_COPIED: AreaFlags = AreaFlags::SHARED.with(AreaFlags::NOT_IN_CHILDREN).with(AreaFlags::ZEROS_IN_CHILDREN);
+
 impl PrivateRuns {
     /// No areas.
     const NONE: Self = Self { first: USER_END, last: None };
@@ -137,7 +159,7 @@ impl PrivateRuns {
     /// Adds the next area by address; returns the run before it, if the area begins another one.
     #[inline]
     fn add(&mut self, area: &Area) -> Option<PageRange> {
-        if area.is_shared() {
+        if area.flags().has_any(NOT_COPIED) {
             return None;
         }
         let (start, ended) = match self.last {

@@ -113,6 +113,8 @@ pub struct Terms<'a> {
     pub fits_in_memory: bool,
     /// Whether accesses below it extend it (`MAP_GROWSDOWN`).
     pub grows: bool,
+    /// Whether its pages are not given up by advice (`MAP_LOCKED`).
+    pub locked: bool,
     /// The file that is mapped; anonymous memory without one.
     pub file: Option<MappedFile<'a>>,
 }
@@ -130,8 +132,13 @@ pub struct MappedFile<'a> {
 
 impl Terms<'_> {
     /// For mappings of the kernel. The limit of a stack is not known here.
-    pub const NONE: Self =
-        Self { limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE }, fits_in_memory: true, grows: false, file: None };
+    pub const NONE: Self = Self {
+        limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE },
+        fits_in_memory: true,
+        grows: false,
+        locked: false,
+        file: None,
+    };
 }
 
 /// The least room to grow below a program's stack, as on Linux.

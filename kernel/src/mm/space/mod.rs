@@ -21,6 +21,7 @@
 //!
 //! Nothing is allocated under a table lock, and everything that can fail happens before the first change.
 
+mod advise;
 mod area;
 mod calls;
 mod code;
@@ -47,11 +48,12 @@ mod zap;
 
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::{Cells, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
 
+pub use advise::{Discard, ForkAdvice};
 pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
 pub use error::SpaceError;
@@ -139,6 +141,7 @@ impl Spaces {
             notifiers: NotifierChain::default(),
             reserved: AtomicUsize::new(0),
             has_device: AtomicBool::new(false),
+            advice: AtomicU8::new(0),
             areas: Parts::new(Areas::new(USER_START, USER_END)),
         };
         Counted::try_new(&self.spaces, space).map(SpaceRef).inspect_err(|_| self.frames.free(cpu, root))
@@ -204,6 +207,8 @@ pub struct Space {
     reserved: AtomicUsize,
     /// A device uses the reserved pages.
     has_device: AtomicBool,
+    /// What a fork has to look at: see [`advise`]. A bit is never cleared.
+    advice: AtomicU8,
     areas: Parts<Areas>,
 }
 

@@ -11,14 +11,14 @@ use super::area::{Area, Areas};
 use super::entry::{EntryState, attributes, state};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
 use super::gather::pages;
-use super::shmem::{self, NoPage};
+use super::shmem::{self, NoPage, Object};
 use super::{EntryCell, PAGE, Space, TableCells};
 use crate::mm::OutOfMemory;
 use crate::sched::relax;
 use crate::smp::Cpu;
 
 /// Bytes that are populated under one hold of a table's lock: a part of one table.
-const CHUNK: u64 = 64 * PAGE;
+pub(super) const CHUNK: u64 = 64 * PAGE;
 
 impl Space {
     /// Installs each page of `range` as the first access would, as far as there is memory; how far is not returned.
@@ -36,7 +36,7 @@ impl Space {
             let mut from = part.start();
             while from < part.end() {
                 let next = VirtAddr(from.0 | (CHUNK - 1)).min(part.last()) + 1;
-                let populated = self.populate_chunk(cpu, area, pages(from, next));
+                let populated = self.populate_chunk(cpu, area, pages(from, next), first_access(area));
                 relax();
                 if populated.is_err() || is_killed() {
                     return;
@@ -46,22 +46,28 @@ impl Space {
         }
     }
 
-    /// The same for pages of one last-level table.
-    fn populate_chunk(&self, cpu: &Cpu, area: &Area, range: PageRange) -> Result<(), NoPage> {
+    /// Installs what the first access of each page of `range`, entries of one last-level table, would install.
+    pub(super) fn populate_chunk(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        range: PageRange,
+        access: Access,
+    ) -> Result<(), NoPage> {
         let Some(found) = self.page_tables().cells(range.start(), range.pages()) else {
             self.ensure_table(cpu, range.start())?;
             // As for a fault that links a table: before a look at what an object has.
             shmem::order();
             // No table is unlinked while the areas are read.
-            return self.populate_chunk(cpu, area, range);
+            return self.populate_chunk(cpu, area, range, access);
         };
-        if area.object().is_some() {
-            return self.populate_of_object(cpu, area, &found);
+        if let Some(object) = area.object() {
+            return self.populate_of_object(cpu, area, object, &found, access);
         }
-        if area.protection().contains(Protection::WRITE) {
-            return Ok(self.populate_written(cpu, area.protection(), &found)?);
+        match access {
+            Access::Write => Ok(self.populate_written(cpu, area.protection(), &found)?),
+            _ => Ok(self.populate_read(cpu, area.protection(), &found)?),
         }
-        Ok(self.populate_read(cpu, area.protection(), &found)?)
     }
 
     fn populate_written(&self, cpu: &Cpu, protection: Protection, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
@@ -100,11 +106,15 @@ impl Space {
         Ok(())
     }
 
-    /// Serves the first access of each page of an object: a store where the area is private and writable, else a read.
-    fn populate_of_object(&self, cpu: &Cpu, area: &Area, found: &TableCells<'_>) -> Result<(), NoPage> {
-        let is_copied = !area.is_shared() && area.protection().contains(Protection::WRITE);
-        let access = if is_copied { Access::Write } else { Access::Read };
-        let Some(object) = area.object() else { return Ok(()) };
+    /// Serves the first access of each page of `object`, which is the area's.
+    fn populate_of_object(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        object: &Object,
+        found: &TableCells<'_>,
+        access: Access,
+    ) -> Result<(), NoPage> {
         for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
             let page = found.address(index);
             match (AllowedFault { space: self, cpu, area, page, table: found.table, cell, access }).object_page(object)
@@ -118,7 +128,7 @@ impl Space {
     }
 
     #[inline(always)]
-    fn is_empty(&self, cell: &EntryCell) -> bool {
+    pub(super) fn is_empty(&self, cell: &EntryCell) -> bool {
         let entry = self.mmu().load(cell);
         // The most frequent case takes one comparison.
         entry == Descriptor::EMPTY || state(entry) == EntryState::Empty
@@ -180,13 +190,23 @@ impl Space {
         let allowed = areas.find(page).is_some_and(|area| allows(area.protection(), access));
         let Some((table, cell)) = self.page_tables().cell(page).filter(|_| allowed) else { return false };
         let _locked = self.lock_table(table);
-        let entry = self.mmu().load(cell);
-        // An access by the linear map sets neither the access flag nor dirt, so the entry must have both already.
-        if state(entry) != EntryState::Page || access == Access::Write && !(entry.may_be_written() && entry.is_dirty())
-        {
+        if !self.permits(cell, access) {
             return false;
         }
-        work(self.common.frames.linear().address(entry.address()));
+        work(self.common.frames.linear().address(self.mmu().load(cell).address()));
         true
     }
+
+    /// Whether the entry in `cell` permits `access`, and has all that an access would set.
+    pub(super) fn permits(&self, cell: &EntryCell, access: Access) -> bool {
+        let entry = self.mmu().load(cell);
+        // An access by the linear map sets neither the access flag nor dirt, so the entry must have both already.
+        state(entry) == EntryState::Page && (access != Access::Write || entry.may_be_written() && entry.is_dirty())
+    }
+}
+
+/// The access that `MAP_POPULATE` makes: a store where that takes a page of the area's own.
+fn first_access(area: &Area) -> Access {
+    let is_written = !area.is_shared() && area.protection().contains(Protection::WRITE);
+    if is_written { Access::Write } else { Access::Read }
 }

@@ -32,21 +32,23 @@ pub(super) struct ZapFlags {
     pub(super) even_cows: bool,
     /// Markers that say something of the page, and not of its contents.
     pub(super) drop_markers: bool,
+    /// Guards, which are of the addresses, whatever is mapped there.
+    pub(super) drop_guards: bool,
 }
 
 impl ZapFlags {
     /// The addresses are mapped no more.
-    pub(super) const UNMAP: Self = Self { even_cows: true, drop_markers: true };
+    pub(super) const UNMAP: Self = Self { even_cows: true, drop_markers: true, drop_guards: true };
     /// The contents go, and the area stays as it is (`MADV_DONTNEED`).
-    pub(super) const DISCARD: Self = Self { even_cows: true, drop_markers: false };
+    pub(super) const DISCARD: Self = Self { even_cows: true, drop_markers: false, drop_guards: false };
     /// The object ends before.
-    pub(super) const TRUNCATE: Self = Self { even_cows: true, drop_markers: true };
+    pub(super) const TRUNCATE: Self = Self { even_cows: true, drop_markers: true, drop_guards: false };
     /// The object has no page there any more.
-    pub(super) const PUNCH_HOLE: Self = Self { even_cows: false, drop_markers: true };
+    pub(super) const PUNCH_HOLE: Self = Self { even_cows: false, drop_markers: true, drop_guards: false };
 
     /// Whether an entry with these markers is emptied. A page whose contents are lost has new ones where contents go.
     const fn drop(self, markers: Markers) -> bool {
-        self.drop_markers || self.even_cows && !markers.contains(Markers::GUARD)
+        if markers.contains(Markers::GUARD) { self.drop_guards } else { self.drop_markers || self.even_cows }
     }
 }
 

@@ -224,7 +224,7 @@ fn others(stage: &Stage) -> [(Descriptor, Result<(), FaultError>, u8); 10] {
         (inaccessible, Ok(()), 1),
         (Markers::UFFD_WP.into(), Ok(()), 0),
         (Markers::POISONED.into(), unusable, 0),
-        (Markers::GUARD.into(), Err(FaultError::NotMapped), 0),
+        (Markers::GUARD.into(), Err(FaultError::Guard), 0),
         (MOVING.into(), unusable, 1),
         (Migration { access: MigrationAccess::Read, ..MOVING }.into(), unusable, 1),
         // No such type; a reserved encoding; a leaf that is invalid without a reason.

@@ -1,5 +1,6 @@
 //! Spaces on the host: their own frames and tables, on a metal that records and does nothing else.
 //!
+//! - `advice`: what a child has of areas, pages before the first access, guards
 //! - `areas`: the gap that a mapping gets
 //! - `calls`: the effects and the errors of each call
 //! - `device`: random calls, and a device that shares the tables and must follow every change
@@ -18,6 +19,7 @@
 //! - `watched`: the model machine holds all that CPUs may of several spaces, while they change
 //! - `notified`: the invalidations and events of each path, their order and the lock that is held
 
+mod advice;
 mod areas;
 mod calls;
 mod device;

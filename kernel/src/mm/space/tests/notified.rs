@@ -34,7 +34,9 @@ use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::record::{at_each, record};
 use crate::mm::notifier::recording::{Call, Notified, Recording};
 use crate::mm::notifier::{EventSet, Subscriber, Subscription};
-use crate::mm::space::{MapRequest, MappedFile, Object, ObjectError, Placement, Populate, Seals, Sharing, Terms};
+use crate::mm::space::{
+    Discard, MapRequest, MappedFile, Object, ObjectError, Placement, Populate, Seals, Sharing, Terms,
+};
 use crate::platform::features::branch;
 use crate::sync::rank;
 
@@ -502,6 +504,55 @@ fn madvise_clears() {
         || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, 2 * PAGE).unwrap(),
         "start clear 0..2, end clear 0..2",
     );
+}
+
+/// A guard comes behind the invalidation of the page that was there; where none was, and where one goes, nothing is
+/// notified.
+#[test]
+fn a_guard_comes_behind_the_invalidation_of_its_page() {
+    let stage = Stage::new(2);
+    let guard = || stage.space.madvise_guard(&stage.rig.cpu, stage.start, 2 * PAGE, &|| false).unwrap();
+    assert_events(
+        &stage,
+        guard,
+        "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, \
+         end clear 0..2, write",
+    );
+    assert_events(&stage, guard, "write");
+    assert_events(&stage, || stage.space.madvise_unguard(stage.start, 2 * PAGE).unwrap(), "write");
+    assert_events(&stage, guard, "write");
+}
+
+#[test]
+fn what_is_discarded_area_by_area_is_notified_like_the_rest() {
+    let stage = Stage::new(2);
+    let discard = |what| stage.space.madvise_discard(&stage.rig.cpu, stage.start, 2 * PAGE, what).unwrap();
+    assert_events(
+        &stage,
+        || discard(Discard::Anonymous),
+        "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, \
+         end clear 0..2",
+    );
+    assert_events(&stage, || stage.space.madvise_unlocked(stage.start, 2 * PAGE).unwrap(), "");
+}
+
+/// Populated for writing after a fork, when there is no other holder: each page is upgraded as by its first store.
+#[test]
+fn pages_that_are_populated_are_upgraded_like_by_a_store() {
+    let stage = Stage::new(2);
+    drop(stage.fork());
+    stage.listener.take();
+    let populate = || {
+        stage.space.madvise_populate(&stage.rig.cpu, stage.start, 2 * PAGE, Access::Write, &|| false).unwrap();
+    };
+    let (mut one, mut other) = (Vec::new(), Vec::new());
+    populate();
+    one.extend(stage.listener.take());
+    drop(stage.fork());
+    stage.listener.take();
+    (0..2).for_each(|page| stage.fault(page, Access::Write));
+    other.extend(stage.listener.take());
+    assert!(!one.is_empty() && one == other, "{one:?} {other:?}");
 }
 
 /// A hole in an object, and its end, where it is mapped; in each space by itself.

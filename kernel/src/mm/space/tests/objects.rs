@@ -82,6 +82,8 @@ const WRITE: Work = |space, _, cpu| _ = handle_fault(space, cpu, START, Access::
 const WRITE_HOLE: Work = |space, _, cpu| _ = handle_fault(space, cpu, START + PAGE, Access::Write);
 const POPULATE: Work = |space, _, cpu| space.populate_again(cpu, START, PAGES * PAGE, &|| false);
 const DISCARD: Work = |space, _, cpu| space.madvise_dontneed(cpu, START, PAGES * PAGE).unwrap();
+const GUARD: Work = |space, _, cpu| space.madvise_guard(cpu, START, PAGES * PAGE, &|| false).unwrap();
+const UNGUARD: Work = |space, _, _| space.madvise_unguard(START, PAGES * PAGE).unwrap();
 const UNMAP: Work = |space, _, cpu| space.munmap(cpu, START, PAGES * PAGE).unwrap();
 const PUNCH: Work = |_, file, cpu| file.punch_hole(cpu, 0, 2 * PAGE).unwrap();
 const EMPTY: Work = |_, file, cpu| file.truncate(cpu, 0).unwrap();
@@ -149,6 +151,46 @@ fn a_page_that_is_lost_at_any_step_of_a_fault_is_in_no_entry() {
 fn a_fault_at_any_step_of_a_truncation_leaves_no_entry_behind_the_end() {
     each_meets(Mapped::touched, &[PUNCH, EMPTY, SHORTEN], &[READ, WRITE, WRITE_HOLE, DISCARD]);
     each_meets(Mapped::new, &[PUNCH, EMPTY, SHORTEN], &[READ, WRITE, WRITE_HOLE, POPULATE]);
+}
+
+#[test]
+fn guards_are_made_at_any_step_of_others_and_the_other_way_round() {
+    let others = [READ, WRITE, WRITE_HOLE, POPULATE, DISCARD, UNGUARD, PUNCH, EMPTY, SHORTEN];
+    each_meets(Mapped::touched, &[GUARD], &others);
+    each_meets(Mapped::new, &[GUARD, UNGUARD], &others);
+    each_meets(Mapped::touched, &[READ, WRITE, POPULATE, DISCARD, UNGUARD, EMPTY], &[GUARD]);
+}
+
+/// Whatever others bring in between: a store after it takes no fault.
+#[test]
+fn pages_that_are_populated_for_writing_may_be_written() {
+    const READ_EACH: Work =
+        |space, _, cpu| (0..PAGES).for_each(|page| _ = handle_fault(space, cpu, START + page * PAGE, Access::Read));
+    for (sharing, other) in [Sharing::Shared, Sharing::Private].into_iter().flat_map(|s| [(s, READ_EACH), (s, DISCARD)])
+    {
+        for nth in 0.. {
+            let mapped = Mapped::new(sharing);
+            let Mapped { rig, space, .. } = &mapped;
+            // There is a table, so that entries are looked at before they are changed.
+            rig.write(space, START + (PAGES - 1) * PAGE, 7);
+            let mut result = Ok(());
+            let populate = || {
+                result = space.madvise_populate(&rig.cpu, START, PAGES * PAGE, Access::Write, &|| false);
+            };
+            let met = meet(&mapped, &[space], populate, other, nth);
+            assert_eq!(result, Ok(()));
+            let permits = |page| {
+                let cell = space.page_tables().cell(START + page * PAGE);
+                cell.is_some_and(|(_, cell)| space.permits(cell, Access::Write))
+            };
+            // What was discarded behind the last look takes a fault.
+            assert!(other as usize == DISCARD as usize || (0..PAGES).all(permits), "{sharing:?}, moment {nth}");
+            mapped.end(None);
+            if !met {
+                break;
+            }
+        }
+    }
 }
 
 /// The child has a copy of what the parent had, or nothing: a truncation while entries are copied misses neither.

@@ -13,13 +13,13 @@ use std::string::String;
 use std::vec;
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::bits;
-use granule_pgtable::PageRange;
+use granule_arch::descriptor::{Markers, bits};
+use granule_pgtable::{Mmu as _, PageRange};
 use proptest::prelude::*;
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::space::{FaultError, MappedFile, Object, Seals, SpaceError, Terms, WriteAt};
+use crate::mm::space::{FaultError, ForkAdvice, MappedFile, Object, Seals, SpaceError, Terms, WriteAt};
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
@@ -55,9 +55,25 @@ const FILE_PAGES: u64 = 16;
 struct Page {
     protection: Protection,
     backing: Backing,
+    is_guard: bool,
+    /// Whether a child has it, and whether with its contents.
+    in_children: [bool; 2],
 }
 
 impl Page {
+    fn new(protection: Protection, backing: Backing) -> Self {
+        Self { protection, backing, is_guard: false, in_children: [true; 2] }
+    }
+
+    /// Without contents of its own.
+    fn discard(&mut self) {
+        match &mut self.backing {
+            Backing::Private(value) => *value = 0,
+            Backing::Copy(.., own) => *own = None,
+            Backing::Shared(..) => {}
+        }
+    }
+
     fn value(&self) -> u8 {
         match &self.backing {
             Backing::Private(value) | Backing::Copy(.., Some(value)) => *value,
@@ -155,6 +171,24 @@ enum Step {
         at: u64,
         pages: u64,
     },
+    /// Guards, or pages again.
+    Guard {
+        at: u64,
+        pages: u64,
+        is_guard: bool,
+    },
+    /// Whether a child has it: 0, the area; 1, its contents.
+    Advise {
+        at: u64,
+        pages: u64,
+        part: usize,
+        stays: bool,
+    },
+    Populate {
+        at: u64,
+        pages: u64,
+        access: Access,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
@@ -183,6 +217,13 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         2 => (0..FILES, 0..FILE_PAGES, 1..6_u64).prop_map(|(file, first, pages)| Step::Punch { file, first, pages }),
         2 => (0..FILES, 0..FILE_PAGES, 1..=255_u8).prop_map(|(file, page, value)| Step::WriteFile { file, page, value }),
         1 => (at(), pages()).prop_map(|(at, pages)| Step::Remove { at, pages }),
+        2 => (at(), pages(), any::<bool>()).prop_map(|(at, pages, is_guard)| Step::Guard { at, pages, is_guard }),
+        2 => (at(), pages(), 0..2_usize, any::<bool>()).prop_map(|(at, pages, part, stays)| {
+            Step::Advise { at, pages, part, stays }
+        }),
+        2 => (at(), pages(), prop_oneof![Just(Access::Read), Just(Access::Write)]).prop_map(|(at, pages, access)| {
+            Step::Populate { at, pages, access }
+        }),
     ];
     prop::collection::vec((0..4_usize, step), 1..60)
 }
@@ -241,7 +282,7 @@ impl World {
                     } else {
                         Backing::Private(0)
                     };
-                    model.insert(page, Page { protection: PROTECTIONS[protection], backing });
+                    model.insert(page, Page::new(PROTECTIONS[protection], backing));
                 }
             }
             Step::Unmap { at, pages } => {
@@ -260,13 +301,67 @@ impl World {
                 let covered = each(address(at), pages).all(|page| model.contains_key(&page));
                 let result = space.madvise_dontneed(cpu, address(at), pages * PAGE);
                 prop_assert_eq!(result, if covered { Ok(()) } else { Err(SpaceError::NoMemory) });
+                each(address(at), pages).for_each(|page| _ = model.get_mut(&page).map(Page::discard));
+            }
+            Step::Guard { at, pages, is_guard } => {
+                let result = if is_guard {
+                    space.madvise_guard(cpu, address(at), pages * PAGE, &|| false)
+                } else {
+                    space.madvise_unguard(address(at), pages * PAGE)
+                };
+                let mut expected = Ok(());
                 for page in each(address(at), pages) {
-                    match model.get_mut(&page).map(|page| &mut page.backing) {
-                        Some(Backing::Private(value)) => *value = 0,
-                        Some(Backing::Copy(.., own)) => *own = None,
-                        _ => {}
+                    match model.get_mut(&page) {
+                        None => expected = Err(SpaceError::NoMemory),
+                        Some(page) => {
+                            page.is_guard = is_guard;
+                            if is_guard {
+                                page.discard();
+                            }
+                        }
                     }
                 }
+                prop_assert_eq!(result, expected);
+            }
+            Step::Advise { at, pages, part, stays } => {
+                let advice = [[ForkAdvice::Nothing, ForkAdvice::Area], [ForkAdvice::Zeros, ForkAdvice::Pages]];
+                let advice = advice[part][usize::from(stays)];
+                let result = space.madvise_fork(cpu, address(at), pages * PAGE, advice);
+                let mut expected = Ok(());
+                for page in each(address(at), pages) {
+                    match model.get_mut(&page) {
+                        None => expected = Err(SpaceError::NoMemory),
+                        Some(page) if advice == ForkAdvice::Zeros && !matches!(page.backing, Backing::Private(_)) => {
+                            expected = Err(SpaceError::Invalid);
+                            break;
+                        }
+                        Some(page) => page.in_children[part] = stays,
+                    }
+                }
+                prop_assert_eq!(result, expected);
+            }
+            Step::Populate { at, pages, access } => {
+                let result = space.madvise_populate(cpu, address(at), pages * PAGE, access, &|| false);
+                let mut expected = Ok(());
+                let needed = if access == Access::Write { Protection::WRITE } else { Protection::READ };
+                for page in each(address(at), pages) {
+                    expected = match model.get_mut(&page) {
+                        None => Err(SpaceError::NoMemory),
+                        Some(page) if !page.protection.contains(needed) => Err(SpaceError::Invalid),
+                        Some(page) if page.is_guard || page.is_behind_the_end(ends) => Err(SpaceError::Unusable),
+                        Some(page) => {
+                            let value = page.value();
+                            if let (Backing::Copy(.., own @ None), Access::Write) = (&mut page.backing, access) {
+                                *own = Some(value);
+                            }
+                            Ok(())
+                        }
+                    };
+                    if expected.is_err() {
+                        break;
+                    }
+                }
+                prop_assert_eq!(result, expected);
             }
             Step::Write { at, value } => {
                 let result = space.write_bytes(cpu, address(at), &[value]);
@@ -303,7 +398,13 @@ impl World {
             }
             Step::Fork => {
                 if count < 4 {
-                    let child = (space.fork(cpu).unwrap(), model.clone());
+                    let mut pages = model.clone();
+                    pages.retain(|_, page| page.in_children[0]);
+                    for page in pages.values_mut().filter(|page| !page.in_children[1]) {
+                        page.discard();
+                        page.is_guard = false;
+                    }
+                    let child = (space.fork(cpu).unwrap(), pages);
                     self.spaces.push(child);
                 }
             }
@@ -341,7 +442,7 @@ impl World {
                         let own = is_copied.then(|| contents.borrow().get(&of_file).copied().unwrap_or(0));
                         Backing::Copy(contents, of_file, file, own)
                     };
-                    model.insert(page, Page { protection: PROTECTIONS[protection], backing });
+                    model.insert(page, Page::new(PROTECTIONS[protection], backing));
                 }
             }
             Step::Truncate { file, pages } => {
@@ -421,6 +522,7 @@ fn refusal(model: &Model, ends: [u64; FILES], at: u64, access: Access) -> Result
     };
     match page.is_behind_the_end(ends) {
         _ if !allowed => Err(FaultError::NotAllowed),
+        _ if page.is_guard => Err(FaultError::Guard),
         true => Err(FaultError::Unusable),
         false => Ok(()),
     }
@@ -440,7 +542,8 @@ fn expected_areas(model: &Model) -> Vec<(u64, u64, u8)> {
                 }
                 _ => false,
             };
-            address + PAGE == start && before.protection == page.protection && same
+            let alike = before.protection == page.protection && before.in_children == page.in_children;
+            address + PAGE == start && alike && same
         });
         match areas.last_mut() {
             Some(area) if goes_on => area.1 = start + PAGE,
@@ -458,6 +561,12 @@ fn check_entries(
     holders: &mut BTreeMap<PhysAddr, u32>,
 ) -> Result<(), String> {
     let (rig, ends) = (&world.rig, world.ends());
+    for (&at, page) in model {
+        let entry = space.page_tables().cell(VirtAddr(at)).map(|(_, cell)| space.mmu().load(cell));
+        if page.is_guard != (entry == Some(Markers::GUARD.into())) {
+            return Err(format!("{at:#x} is {entry:?}, and is a guard: {}", page.is_guard));
+        }
+    }
     // Not by `Space::tables`, which joins the parts.
     let tables = space.page_tables();
     let mut leaves = Vec::new();

@@ -12,7 +12,7 @@ use granule_pgtable::PageRange;
 use super::*;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
-use crate::mm::space::{FaultError, SpaceError, Terms, USER_END, USER_START};
+use crate::mm::space::{FaultError, ForkAdvice, SpaceError, Terms, USER_END, USER_START};
 
 /// Everything that a call could have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -194,6 +194,20 @@ fn what_cuts_an_area_of_an_object_needs_records_of_both_kinds() {
     let middle = START + 2 * PAGE;
     refused_until(1, SpaceError::NoMemory, prepare, move |_, space| space.mprotect(middle, PAGE, Protection::READ));
     refused_until(1, SpaceError::NoMemory, prepare, move |rig, space| space.munmap(&rig.cpu, middle, PAGE));
+}
+
+#[test]
+fn advice_needs_records_or_tables() {
+    let middle = START + 2 * PAGE;
+    for advice in [ForkAdvice::Nothing, ForkAdvice::Zeros] {
+        let advise = move |rig: &Rig, space: &Space| space.madvise_fork(&rig.cpu, middle, PAGE, advice);
+        refused_until(1, SpaceError::NoMemory, cut, advise);
+    }
+    refused_until(3, SpaceError::NoMemory, cut, |rig, space| space.madvise_guard(&rig.cpu, middle, PAGE, &|| false));
+    refused_until(0, SpaceError::NoMemory, written, |rig, space| {
+        space.madvise_guard(&rig.cpu, START, 3 * PAGE, &|| false)
+    });
+    refused_until(0, SpaceError::NoMemory, written, |_, space| space.madvise_unguard(START, 3 * PAGE));
 }
 
 #[test]

@@ -1,0 +1,421 @@
+//! Advice about areas and their pages (`madvise`): what a child has of them, pages before the first access, guard pages.
+//!
+//! As on Linux (mm/madvise.c) an address that is not mapped does not end a call: the rest of the range is done, and then
+//! the call fails. Only [`Space::madvise_populate`] ends there.
+
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_pgtable::{Mmu, PageRange};
+
+use super::area::{Area, AreaFlags, Areas, Spares};
+use super::calls::clamped_range;
+use super::entry::{EntryState, state};
+use super::error::Refusal;
+use super::fault::{Access, FaultError, handle_fault};
+use super::gather::{Gather, pages};
+use super::parts::Divisible as _;
+use super::populate::CHUNK;
+use super::shmem::{self, NoPage};
+use super::used::{bits_of, note_all_used};
+use super::zap::ZapFlags;
+use super::{EntryCell, Space, SpaceError, TableCells, USER_END, USER_START};
+use crate::mm::OutOfMemory;
+use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::sched::{ReadGuard, relax};
+use crate::smp::Cpu;
+
+/// What a child has of an area.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ForkAdvice {
+    /// Nothing (`MADV_DONTFORK`).
+    Nothing,
+    /// The area again (`MADV_DOFORK`).
+    Area,
+    /// Pages of zeros (`MADV_WIPEONFORK`): of anonymous private memory alone.
+    Zeros,
+    /// Its pages again (`MADV_KEEPONFORK`).
+    Pages,
+}
+
+/// Pages that are discarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discard {
+    /// All (`MADV_DONTNEED_LOCKED`).
+    All,
+    /// Those that are not locked (`MADV_DONTNEED`).
+    Unlocked,
+    /// Those of private memory without an object, which are not locked (`MADV_FREE`: Linux may do so at any time).
+    Anonymous,
+}
+
+impl ForkAdvice {
+    /// The flags of `area` by this advice.
+    fn applied(self, area: &Area) -> Result<AreaFlags, SpaceError> {
+        let flags = area.flags();
+        match self {
+            Self::Nothing => Ok(flags.with(AreaFlags::NOT_IN_CHILDREN)),
+            Self::Area => Ok(flags.without(AreaFlags::NOT_IN_CHILDREN)),
+            Self::Zeros if area.object().is_some() => Err(SpaceError::Invalid),
+            Self::Zeros => Ok(flags.with(AreaFlags::ZEROS_IN_CHILDREN)),
+            Self::Pages => Ok(flags.without(AreaFlags::ZEROS_IN_CHILDREN)),
+        }
+    }
+}
+
+/// Of [`Space::advice`]: some areas may not be for children.
+const NOT_ALL_AREAS: u8 = 1;
+/// Shared areas may have guards, whose entries a fork does not visit otherwise.
+const SHARED_GUARDS: u8 = 2;
+/// There may be locked areas.
+const LOCKED_AREAS: u8 = 4;
+
+impl Space {
+    /// Sets what children have of the `bytes` bytes from `start` on.
+    ///
+    /// # Errors
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, zeros of an object's pages),
+    /// [`SpaceError::NoMemory`] (a part is not mapped, or no memory for records), [`SpaceError::NoRecords`] (too many areas).
+    /// What is below the area that was refused has changed.
+    pub fn madvise_fork(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, advice: ForkAdvice) -> Result<(), SpaceError> {
+        let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        if advice == ForkAdvice::Nothing {
+            self.advice.fetch_or(NOT_ALL_AREAS, Ordering::Relaxed);
+        }
+        let change = |areas: &mut Areas| self.change_flags(cpu, areas, range, |area| advice.applied(area));
+        let (_, is_covered) = self.change_areas(self.write_areas(range), change)?;
+        if in_space && is_covered { Ok(()) } else { Err(SpaceError::NoMemory) }
+    }
+
+    /// Gives each area in `range` the flags that `new` has for it, up to the first error; returns whether areas cover the
+    /// range. The same change may be made again.
+    fn change_flags(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        range: PageRange,
+        new: impl Fn(&Area) -> Result<AreaFlags, SpaceError>,
+    ) -> Result<bool, Refusal> {
+        let (mut is_covered, mut next) = (true, range.start());
+        while next < range.end() {
+            let Some(area) = areas.first_touching(pages(next, range.end())) else { return Ok(false) };
+            is_covered &= area.start() <= next;
+            let part = area.part_in(range);
+            next = part.end();
+            relax();
+            let flags = new(&area)?;
+            if flags == area.flags() {
+                continue;
+            }
+            let cuts = area.cuts(part);
+            areas.room_for_cuts(cuts).map_err(no_records)?;
+            let mut spares = Spares::take(cpu, &self.common.areas, cuts, area.object().is_some())?;
+            let area = areas.cut_out(area, part, &mut spares);
+            areas.set_flags(&area, flags);
+            areas.merge(area);
+        }
+        Ok(is_covered)
+    }
+
+    /// Serves the first access, of the kind `access`, of each page of the `bytes` bytes from `start` on
+    /// (`MADV_POPULATE_READ`, `MADV_POPULATE_WRITE`).
+    ///
+    /// # Errors
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, an area that does not permit `access`),
+    /// [`SpaceError::NoMemory`] (a part is not mapped, or memory ran out), [`SpaceError::Unusable`] (a page that an access
+    /// would find unusable: a guard, or behind the end of a file), [`SpaceError::Interrupted`] (by `is_killed`). The pages
+    /// before that are populated.
+    pub fn madvise_populate(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+        access: Access,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), SpaceError> {
+        let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        let mut next = range.start();
+        while next < range.end() {
+            if is_killed() {
+                return Err(SpaceError::Interrupted);
+            }
+            let until = VirtAddr(next.0 | (CHUNK - 1)).min(range.last()) + 1;
+            next = match self.populate_piece(cpu, pages(next, until), access)? {
+                (until, None) => until,
+                (_, Some(page)) => {
+                    match handle_fault(self, cpu, page, access) {
+                        // Both are looked at again: a fault may need two steps, and an area may have changed meanwhile.
+                        Ok(()) | Err(FaultError::NotMapped | FaultError::NotAllowed) => {}
+                        Err(FaultError::OutOfMemory) => return Err(SpaceError::NoMemory),
+                        Err(FaultError::Guard | FaultError::Unusable) => return Err(SpaceError::Unusable),
+                    }
+                    page
+                }
+            };
+            relax();
+        }
+        if in_space { Ok(()) } else { Err(SpaceError::NoMemory) }
+    }
+
+    /// Populates the pages of `range`, entries of one table, in the area that has its first page, up to the first page that
+    /// takes a fault; returns where that ends, and that page.
+    fn populate_piece(
+        &self,
+        cpu: &Cpu,
+        range: PageRange,
+        access: Access,
+    ) -> Result<(VirtAddr, Option<VirtAddr>), SpaceError> {
+        let areas = self.areas.read(range.start());
+        let area = areas.find(range.start()).ok_or(SpaceError::NoMemory)?;
+        // Not by what the CPU permits: some read what may be executed.
+        let needed = if access == Access::Write { Protection::WRITE } else { Protection::READ };
+        if !area.protection().contains(needed) {
+            return Err(SpaceError::Invalid);
+        }
+        let part = area.part_in(range);
+        let first = |is_such: &dyn Fn(&EntryCell) -> bool| {
+            let found = self.page_tables().cells(part.start(), part.pages())?;
+            Some(found.address(found.cells.iter().position(is_such)?))
+        };
+        let is_other = |cell: &EntryCell| !self.permits(cell, access) && !self.is_empty(cell);
+        let end = first(&is_other).unwrap_or(part.end());
+        if end > part.start() {
+            self.populate_chunk(cpu, area, pages(part.start(), end), access).map_err(|error| match error {
+                NoPage::OutOfMemory => SpaceError::NoMemory,
+                NoPage::BehindTheEnd => SpaceError::Unusable,
+            })?;
+        }
+        // Also of those: another thread may have brought one that does not permit as much.
+        Ok((part.end(), first(&|cell| !self.permits(cell, access))))
+    }
+
+    /// Makes the pages of the `bytes` bytes from `start` on guards: their contents go, and an access is SIGSEGV
+    /// (`MADV_GUARD_INSTALL`).
+    ///
+    /// # Errors
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is not
+    /// mapped; or no memory for tables), [`SpaceError::Interrupted`] (by `is_killed`). What is below has changed.
+    pub fn madvise_guard(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), SpaceError> {
+        self.for_each_part(start, bytes, |areas, area, part| {
+            if is_killed() {
+                return Err(SpaceError::Interrupted);
+            }
+            if area.flags().has_any(AreaFlags::LOCKED) {
+                return Err(SpaceError::Invalid);
+            }
+            if area.is_shared() {
+                self.advice.fetch_or(SHARED_GUARDS, Ordering::Relaxed);
+            }
+            let until = VirtAddr(part.start().0 | (BLOCK_SIZE - 1)).min(part.last()) + 1;
+            let range = pages(part.start(), until);
+            let found = match self.page_tables().cells(range.start(), range.pages()) {
+                Some(found) => found,
+                None => {
+                    self.ensure_table(cpu, range.start())?;
+                    shmem::order();
+                    // No table is unlinked while the areas are read.
+                    let found = self.page_tables().cells(range.start(), range.pages());
+                    found.ok_or(SpaceError::NoMemory)?
+                }
+            };
+            if self.set_guards(&found) {
+                return Ok(until);
+            }
+            // Pages are there. Those that a fault brings in between are met again; but no fork comes in between.
+            let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
+            let mut gather = Gather::among_faults(self, cpu, areas);
+            self.zap(&mut gather, range, ZapFlags::DISCARD);
+            Ok(range.start())
+        })
+    }
+
+    /// Discards the pages of the `bytes` bytes from `start` on, area by area (`MADV_DONTNEED`, `MADV_DONTNEED_LOCKED`,
+    /// `MADV_FREE`).
+    ///
+    /// # Errors
+    /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. What is below has
+    /// been discarded.
+    pub fn madvise_discard(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, what: Discard) -> Result<(), SpaceError> {
+        self.for_each_part(start, bytes, |areas, area, part| {
+            let is_locked = area.flags().has_any(AreaFlags::LOCKED);
+            let is_left_out = match what {
+                Discard::All => false,
+                Discard::Unlocked => is_locked,
+                Discard::Anonymous => is_locked || area.object().is_some(),
+            };
+            if is_left_out {
+                return Err(SpaceError::Invalid);
+            }
+            let _change = self.notifiers.start(Range::new(Event::Clear, part.start(), part.end()));
+            self.zap(&mut Gather::among_faults(self, cpu, areas), part, ZapFlags::DISCARD);
+            Ok(part.end())
+        })
+    }
+
+    /// Advice without effect on pages that are not locked (`MADV_COLD`, `MADV_PAGEOUT`).
+    ///
+    /// # Errors
+    /// As [`Self::madvise_dontneed`].
+    pub fn madvise_unlocked(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
+        self.for_each_part(start, bytes, |_, area, part| {
+            if area.flags().has_any(AreaFlags::LOCKED) { Err(SpaceError::Invalid) } else { Ok(part.end()) }
+        })
+    }
+
+    /// Whether there may be locked pages.
+    #[inline(always)]
+    pub(super) fn may_be_locked(&self) -> bool {
+        self.advice.load(Ordering::Relaxed) & LOCKED_AREAS != 0
+    }
+
+    /// `area`, which is about to be one of the space's, with pages that are not given up.
+    #[cold]
+    pub(super) fn locked(&self, area: Area) -> Area {
+        self.advice.fetch_or(LOCKED_AREAS, Ordering::Relaxed);
+        area.locked(true)
+    }
+
+    /// Whether the page at `page` is a guard. It may be one no more.
+    pub fn has_guard(&self, page: VirtAddr) -> bool {
+        let _areas = self.areas.read(page);
+        self.page_tables().cell(page).is_some_and(|(_, cell)| self.is_guard(cell))
+    }
+
+    fn is_guard(&self, cell: &EntryCell) -> bool {
+        matches!(state(self.mmu().load(cell)), EntryState::Marker(markers) if markers.contains(Markers::GUARD))
+    }
+
+    /// Makes guards of entries without a page; returns `false` at the first one that has one.
+    fn set_guards(&self, found: &TableCells<'_>) -> bool {
+        let guard = Descriptor::from(Markers::GUARD);
+        let mmu = self.mmu();
+        let locked = self.lock_table(found.table);
+        found.cells.iter().enumerate().all(|(index, cell)| match state(mmu.load(cell)) {
+            EntryState::Empty | EntryState::Marker(_) => {
+                locked.note_used(found.address(index));
+                mmu.store(cell, guard);
+                true
+            }
+            EntryState::Page | EntryState::Inaccessible | EntryState::Migration(_) | EntryState::Damaged => false,
+        })
+    }
+
+    /// Makes the guards in the `bytes` bytes from `start` on pages again, empty ones (`MADV_GUARD_REMOVE`).
+    ///
+    /// # Errors
+    /// As [`Self::madvise_dontneed`].
+    pub fn madvise_unguard(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
+        let mmu = self.mmu();
+        self.for_each_part(start, bytes, |_, _, part| {
+            self.page_tables().for_each_cells(part, |found| {
+                relax();
+                let _locked = self.lock_table(found.table);
+                let guards = found.cells.iter().filter(|cell| self.is_guard(cell));
+                guards.for_each(|cell| mmu.store(cell, Descriptor::EMPTY));
+            });
+            Ok(part.end())
+        })
+    }
+
+    /// Calls `work` for the part of each area that is in the range, with the areas read, again from the address that it
+    /// returns; with a scheduling point in between.
+    fn for_each_part(
+        &self,
+        start: VirtAddr,
+        bytes: u64,
+        mut work: impl FnMut(&ReadGuard<'_, Areas>, &Area, PageRange) -> Result<VirtAddr, SpaceError>,
+    ) -> Result<(), SpaceError> {
+        let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        let (mut next, mut is_covered) = (range.start(), in_space);
+        while next < range.end() {
+            let areas = self.areas.read(next);
+            let end = areas.next().map_or(range.end(), |next| next.min(range.end()));
+            let rest = pages(next, end);
+            next = match areas.touching(rest).next() {
+                None => {
+                    is_covered = false;
+                    end
+                }
+                Some(area) => {
+                    let part = area.part_in(rest);
+                    is_covered &= part.start() == next;
+                    work(&areas, area, part)?
+                }
+            };
+            relax();
+        }
+        if is_covered { Ok(()) } else { Err(SpaceError::NoMemory) }
+    }
+
+    /// Whether a child may have less than all areas, areas that are not locked, or guards in shared ones. The areas are
+    /// locked for writing.
+    #[inline(always)]
+    pub(super) fn is_advised(&self) -> bool {
+        self.advice.load(Ordering::Relaxed) != 0
+    }
+
+    /// Removes from `child`, which has copies of all areas and no pages yet, what is not for children, unlocks the rest, and
+    /// copies the guards in shared areas: their pages are found in their objects.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; the caller drops the child.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn advise_child(&self, cpu: &Cpu, areas: &Areas, child: &Space) -> Result<(), OutOfMemory> {
+        let advice = self.advice.load(Ordering::Relaxed);
+        // Nothing of a child's is locked.
+        child.advice.store(advice & !LOCKED_AREAS, Ordering::Relaxed);
+        child.write_all_areas().become_a_childs();
+        if advice & SHARED_GUARDS == 0 {
+            return Ok(());
+        }
+        let is_shared = |area: &&Area| area.is_shared() && !area.flags().has_any(AreaFlags::NOT_IN_CHILDREN);
+        areas.walk(pages(USER_START, USER_END)).filter(is_shared).try_for_each(|area| {
+            let mut result = Ok(());
+            self.page_tables().for_each_cells(area.range(), |found| {
+                relax();
+                // None is made while the areas are locked for writing.
+                let has_markers = found.cells.iter().any(|cell| self.is_marker(cell));
+                if has_markers && result.is_ok() {
+                    result = child.ensure_table(cpu, found.start).map(|()| self.copy_markers(child, &found));
+                }
+            });
+            result
+        })
+    }
+
+    fn is_marker(&self, cell: &EntryCell) -> bool {
+        matches!(state(self.mmu().load(cell)), EntryState::Marker(_))
+    }
+
+    /// Copies the markers in `found` to the same place in `child`.
+    fn copy_markers(&self, child: &Space, found: &TableCells<'_>) {
+        let Some(copies) = child.page_tables().cells(found.start, found.cells.len()) else { return };
+        let mmu = self.mmu();
+        // As for other entries: a walk by a reverse map that has been here finds the same there, and needs no lock for it.
+        let _locked = self.lock_table(found.table);
+        for (cell, copy) in found.cells.iter().zip(copies.cells) {
+            let entry = mmu.load(cell);
+            if let EntryState::Marker(_) = state(entry) {
+                note_all_used(self.common.record(copies.table), bits_of(&copies));
+                mmu.store(copy, entry);
+            }
+        }
+    }
+}
+
+/// Of a call that only gives advice, with too many areas.
+fn no_records(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::ByPart => Refusal::ByPart,
+        Refusal::Final(_) => Refusal::Final(SpaceError::NoRecords),
+    }
+}
