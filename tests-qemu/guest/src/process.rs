@@ -200,6 +200,16 @@ fn pages_of_a_file_are_taken_away_while_others_store_to_them(t: &mut Test) {
     succeeds(t, "memfd race");
 }
 
+target_test!(advice_about_memory_is_taken_as_on_linux, limit(60));
+fn advice_about_memory_is_taken_as_on_linux(t: &mut Test) {
+    succeeds(t, "advice");
+}
+
+target_test!(guards_are_made_while_others_populate_the_pages, limit(60));
+fn guards_are_made_while_others_populate_the_pages(t: &mut Test) {
+    succeeds(t, "advice race");
+}
+
 target_test!(files_of_more_memory_than_there_is_end_their_program, limit(60));
 fn files_of_more_memory_than_there_is_end_their_program(t: &mut Test) {
     let Some(id) = t.ok("started", start("memfd full")) else { return };

@@ -20,9 +20,10 @@ use granule_user::abi::file::{
 };
 use granule_user::abi::limits::{RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_NPROC, RLIMIT_STACK, RLimit};
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB,
-    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC, PROT_READ,
-    PROT_WRITE,
+    MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK,
+    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED,
+    MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+    MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, DUP, DUP3, EXECVE, FALLOCATE, FCNTL, FSTAT,
@@ -296,6 +297,29 @@ struct Random {
 }
 
 /// How many pages those are.
+/// Advice: what takes contents away, what changes areas, what populates, guards, and numbers that are none.
+const ADVICE: [u64; 20] = [
+    0,
+    1,
+    2,
+    3,
+    MADV_DONTNEED,
+    8,
+    MADV_REMOVE,
+    14,
+    MADV_DONTFORK,
+    MADV_DOFORK,
+    MADV_WIPEONFORK,
+    MADV_KEEPONFORK,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    16,
+    17,
+    1 << 32,
+];
 const PAGES: u64 = 64;
 
 impl Random {
@@ -818,7 +842,7 @@ impl Random {
             6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
             7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
             8..11 => (MPROTECT, [at, length, protection, 0, 0, 0]),
-            11 => (MADVISE, [at, length, self.of(&[0, 1, 2, 3, MADV_DONTNEED, 8, MADV_REMOVE, 14, 23]), 0, 0, 0]),
+            11 => (MADVISE, [at, length, self.of(&ADVICE), 0, 0, 0]),
             13..15 => {
                 let (file, offset) = (self.descriptor(), self.below(16) * PAGE);
                 (MMAP, [at, length, protection, MAP_FIXED | sharing | odd, file, offset])

@@ -8,8 +8,8 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::memory::{
-    MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_NONE,
-    PROT_READ, PROT_WRITE,
+    MADV_DOFORK, MADV_DONTFORK, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE,
+    MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{BRK, RT_SIGPENDING};
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
@@ -133,7 +133,15 @@ fn areas() {
     // Calls that look at each of them before they do anything.
     // SAFETY: as above.
     unsafe {
-        memory::madvise(start, BYTES, MADV_NORMAL).expect("advice");
+        for advice in [MADV_NORMAL, MADV_DOFORK, MADV_DONTFORK, MADV_GUARD_REMOVE] {
+            memory::madvise(start, BYTES, advice).expect("advice");
+        }
+    }
+    let child = process::spawn(|| 0).expect("a child without them");
+    assert_eq!(process::wait(child), 0);
+    // SAFETY: as above.
+    unsafe {
+        memory::madvise(start, BYTES, MADV_DOFORK).expect("advice");
         memory::mprotect(start, BYTES, PROT_READ | PROT_WRITE).expect("one area again");
     }
 }

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 21] = [
+const PROGRAMS: [&str; 23] = [
     "run calls",
     "run mappings",
     "run refusals",
@@ -35,6 +35,8 @@ const PROGRAMS: [&str; 21] = [
     "run memfd",
     "run memfd race",
     "! run memfd full",
+    "run advice",
+    "run advice race",
     "run limits",
     "run pie",
     "run random",

@@ -7,7 +7,7 @@ use granule::iommu::iommu;
 use granule::kernel;
 use granule::mm::counted::Counted;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
-use granule::mm::space::{FaultError, MapRequest, MappedFile, Object, Seals, Sharing, SpaceRef, Terms};
+use granule::mm::space::{Access, FaultError, MapRequest, MappedFile, Object, Seals, Sharing, SpaceRef, Terms};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -75,6 +75,22 @@ fn a_device_finds_zeros_where_pages_were_given_up(t: &mut Test) {
     // The page of zeros is shared: a store gets a page of its own.
     t.equal("a page of its own", rig.device_store(START, DELIVERED), Ok(2));
     t.equal("what is there", rig.load(START), DELIVERED);
+}
+
+target_test!(a_device_does_not_reach_a_guard, needs("smmuv3 virtio-blk"));
+fn a_device_does_not_reach_a_guard(t: &mut Test) {
+    let Some(rig) = rig_with(t, 1) else { return };
+    let cpu = this_cpu();
+    t.ok("a guard", rig.space.madvise_guard(cpu, START, PAGE, &|| false));
+    t.equal("it does not read", rig.device_load(START), refused(FaultError::Guard));
+    t.equal("nor write", rig.device_store(START, DELIVERED), refused(FaultError::Guard));
+    t.equal("beside it", rig.device_load(START + PAGE), Ok(0));
+    t.ok("no guard", rig.space.madvise_unguard(START, PAGE));
+    t.equal("zeros", rig.device_load(START), Ok(0));
+    t.equal("a page of its own", rig.device_store(START, DELIVERED), Ok(2));
+    t.equal("what is there", rig.load(START), DELIVERED);
+    t.ok("populated", rig.space.madvise_populate(cpu, START + PAGE, PAGE, Access::Write, &|| false));
+    t.equal("at once", rig.device_store(START + PAGE, DELIVERED), Ok(1));
 }
 
 target_test!(a_device_finds_zeros_where_a_hole_was_punched, needs("smmuv3 virtio-blk"));

@@ -1,0 +1,592 @@
+//! Advice about memory: what a child has of it, pages before the first access, and guard pages.
+//!
+//! Each answer is Linux's. `advice race` has threads that store to pages while others make guards of them.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::limits::{RLIMIT_AS, RLimit};
+use granule_user::abi::memory::{
+    MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
+    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
+    MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_NONE,
+    PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{FTRUNCATE, FUTEX, MADVISE, MEMFD_CREATE, MMAP, PRLIMIT64, READ, WRITE};
+use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE, exited};
+use granule_user::abi::signal::{SIGBUS, SIGSEGV};
+use granule_user::answers::{equal, holds, status, wrong};
+use granule_user::memory::{PAGE, map, mincore, mprotect, munmap};
+use granule_user::probe::{self, Fault};
+use granule_user::thread::all_at_once;
+use granule_user::{Errno, Start, entry, process, sys};
+
+entry!(run);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+/// `si_code` of an access to what the area does not permit, and to where nothing is.
+const SEGV_ACCERR: i32 = 2;
+const SEGV_MAPERR: i32 = 1;
+
+fn run(start: Start) -> u8 {
+    probe::prepare();
+    if start.arguments().nth(1) == Some("race") {
+        races();
+        return status("advice race");
+    }
+    ranges();
+    not_in_children();
+    zeros_in_children();
+    joined();
+    populated();
+    populated_files();
+    not_populated();
+    guards();
+    guards_stay();
+    guards_of_files();
+    guards_in_children();
+    guards_of_many();
+    guards_of_nothing();
+    given_up();
+    locked();
+    futexes();
+    status("advice")
+}
+
+/// A call on memory of this program, or that is refused.
+fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
+    let mut arguments = [0; 6];
+    arguments[..N].copy_from_slice(&some);
+    // SAFETY: the callers here pass memory of their own, or an address that is refused.
+    unsafe { sys::call(number, arguments) }
+}
+
+fn advise(at: u64, pages: u64, advice: u64) -> Result<u64, Errno> {
+    call(MADVISE, [at, pages * PAGE, advice])
+}
+
+/// Memory of its own, each page of which begins with its number and 1.
+fn own(pages: u64) -> u64 {
+    let at = map(pages * PAGE, RW).expect("memory");
+    number(at, pages);
+    at
+}
+
+fn number(at: u64, pages: u64) {
+    for page in 0..pages {
+        equal("stored", put(at + page * PAGE, page as u8 + 1), Ok(()));
+    }
+}
+
+/// The first bytes of pages; 255 where an access faults.
+fn bytes<const N: usize>(at: u64) -> [u8; N] {
+    core::array::from_fn(|page| probe::read(at + page as u64 * PAGE).unwrap_or(255))
+}
+
+fn put(at: u64, value: u8) -> Result<(), Fault> {
+    // SAFETY: the callers pass mappings of their own.
+    unsafe { probe::write(at, value) }
+}
+
+fn unmap(at: u64, pages: u64) {
+    // SAFETY: it is mapped here, and there are no references to it.
+    equal("unmapped", unsafe { munmap(at, pages * PAGE) }, Ok(()));
+}
+
+fn protect(at: u64, pages: u64, protection: u64) {
+    // SAFETY: as above.
+    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
+}
+
+fn file(pages: u64) -> u64 {
+    let file = call(MEMFD_CREATE, [c"advice".as_ptr() as u64, 0]).expect("a file");
+    equal("a size", call(FTRUNCATE, [file, pages * PAGE]), Ok(0));
+    file
+}
+
+fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
+    call(MMAP, [0, pages * PAGE, protection, flags, file, 0]).expect("a mapping")
+}
+
+/// Which of up to 16 pages are there, a bit for each.
+fn present(at: u64, pages: usize) -> u32 {
+    let mut bytes = [0; 16];
+    equal("mincore", mincore(at, &mut bytes[..pages]), Ok(()));
+    bytes[..pages].iter().enumerate().map(|(page, byte)| u32::from(byte & 1) << page).sum()
+}
+
+/// What an access to a guard comes to.
+fn guarded(address: u64) -> Fault {
+    Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
+}
+
+/// Runs `child` in a copy of this process, and takes over whether an answer was wrong.
+fn apart(child: impl FnOnce()) {
+    let child = process::spawn(|| {
+        child();
+        wrong()
+    });
+    equal("a copy of this process", process::wait(child.expect("a process")), exited(0));
+}
+
+const ALL: [u64; 14] = [
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_COLD,
+    MADV_PAGEOUT,
+    MADV_DONTFORK,
+    MADV_DOFORK,
+    MADV_WIPEONFORK,
+    MADV_KEEPONFORK,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_DONTDUMP,
+    MADV_DODUMP,
+];
+
+fn ranges() {
+    const END: u64 = 1 << 48;
+    for advice in ALL {
+        let at = own(4);
+        unmap(at + 2 * PAGE, 1);
+        for (what, start, length, wanted) in [
+            ("no bytes", at, 0, Ok(0)),
+            ("no page's address", at + 1, PAGE, Err(Errno::EINVAL)),
+            ("a size that wraps", at, u64::MAX - PAGE, Err(Errno::EINVAL)),
+            ("a size that rounds up to nothing", at, u64::MAX, Err(Errno::EINVAL)),
+            ("nothing there", 0x1000, PAGE, Err(Errno::ENOMEM)),
+            ("behind the last address", END, PAGE, Err(Errno::ENOMEM)),
+            ("a hole", at, 4 * PAGE, Err(Errno::ENOMEM)),
+            ("a hole first", at + 2 * PAGE, 2 * PAGE, Err(Errno::ENOMEM)),
+            ("a part of a page", at, PAGE + 1, Ok(0)),
+            ("a tag", 0x5a << 56 | at, PAGE, Ok(0)),
+        ] {
+            equal((advice, what), call(MADVISE, [start, length, advice]), wanted);
+        }
+        unmap(at, 4);
+    }
+    let at = own(1);
+    equal("an int", call(MADVISE, [at, PAGE, 1 << 32 | MADV_DONTFORK]), Ok(0));
+    equal("no advice", advise(at, 1, 1000), Err(Errno::EINVAL));
+    equal("no advice, no bytes", advise(at, 0, 1000), Err(Errno::EINVAL));
+    equal("a tag that wraps", call(MADVISE, [0xff << 56 | at, 1 << 56, MADV_DONTNEED]), Err(Errno::EINVAL));
+    equal("as it was", bytes(at), [1]);
+    unmap(at, 1);
+}
+
+fn not_in_children() {
+    let at = own(8);
+    equal("not in children", advise(at + 2 * PAGE, 3, MADV_DONTFORK), Ok(0));
+    equal("in children again", advise(at + 4 * PAGE, 1, MADV_DOFORK), Ok(0));
+    apart(|| {
+        equal("the child's", bytes(at), [1, 2, 255, 255, 5, 6, 7, 8]);
+        equal("nothing there", probe::read(at + 2 * PAGE), Err(guarded(at + 2 * PAGE)));
+        equal("free", mincore(at + 2 * PAGE, &mut [0]), Err(Errno::ENOMEM));
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS;
+        equal("mapped there", call(MMAP, [at + 2 * PAGE, 2 * PAGE, RW, flags, 0, 0]), Ok(at + 2 * PAGE));
+        equal("new", bytes(at), [1, 2, 0, 0, 5, 6, 7, 8]);
+        apart(|| equal("a copy has what is new", bytes(at), [1, 2, 0, 0, 5, 6, 7, 8]));
+    });
+    equal("the parent's", bytes(at), [1, 2, 3, 4, 5, 6, 7, 8]);
+    equal("all", advise(at, 8, MADV_DOFORK), Ok(0));
+    apart(|| equal("the child's", bytes(at), [1, 2, 3, 4, 5, 6, 7, 8]));
+    // The last of a child's areas, and memory of other kinds.
+    let shared = call(MMAP, [0, 4 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    number(shared, 4);
+    equal("shared", advise(shared, 2, MADV_DONTFORK), Ok(0));
+    let file = file(4);
+    let mapped = map_file(file, 4, RW, MAP_PRIVATE);
+    number(mapped, 4);
+    equal("a file's", advise(mapped + 3 * PAGE, 1, MADV_DONTFORK), Ok(0));
+    apart(|| {
+        equal("shared", bytes(shared), [255, 255, 3, 4]);
+        equal("a file's", bytes(mapped), [1, 2, 3, 255]);
+    });
+    // What a child does not have does not count against its limits.
+    let large = map(64 << 20, RW).expect("memory");
+    equal("large", advise(large, (64 << 20) / PAGE, MADV_DONTFORK), Ok(0));
+    apart(|| {
+        let limit = RLimit { soft: 48 << 20, hard: 48 << 20 };
+        equal("a limit", call(PRLIMIT64, [0, RLIMIT_AS as u64, &raw const limit as u64, 0]), Ok(0));
+        equal("room", map(24 << 20, RW).map(drop), Ok(()));
+    });
+    unmap(large, (64 << 20) / PAGE);
+    unmap(shared, 4);
+    unmap(mapped, 4);
+    unmap(at, 8);
+}
+
+fn zeros_in_children() {
+    let at = own(4);
+    equal("zeros", advise(at + PAGE, 2, MADV_WIPEONFORK), Ok(0));
+    apart(|| {
+        equal("nothing in memory", present(at, 4), 0b1001);
+        equal("the child's", bytes(at), [1, 0, 0, 4]);
+        number(at, 4);
+        apart(|| equal("also in its child", bytes(at), [1, 0, 0, 4]));
+        equal("kept", advise(at, 4, MADV_KEEPONFORK), Ok(0));
+        apart(|| equal("kept", bytes(at), [1, 2, 3, 4]));
+    });
+    equal("the parent's", bytes(at), [1, 2, 3, 4]);
+    protect(at, 4, PROT_READ);
+    apart(|| equal("read-only", bytes(at), [1, 0, 0, 4]));
+    let file = file(2);
+    let private = map_file(file, 2, RW, MAP_PRIVATE);
+    let shared = map_file(file, 2, RW, MAP_SHARED);
+    let anonymous = call(MMAP, [0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    for mapped in [private, shared, anonymous] {
+        equal("not of a file", advise(mapped, 2, MADV_WIPEONFORK), Err(Errno::EINVAL));
+        equal("kept anyhow", advise(mapped, 2, MADV_KEEPONFORK), Ok(0));
+        unmap(mapped, 2);
+    }
+    unmap(at, 4);
+    // What comes before what is refused is done.
+    let at = own(4);
+    let flags = MAP_PRIVATE | MAP_FIXED;
+    equal("a file's", call(MMAP, [at + 2 * PAGE, PAGE, RW, flags, file, 0]), Ok(at + 2 * PAGE));
+    equal("stored", put(at + 2 * PAGE, 3), Ok(()));
+    equal("refused", advise(at, 4, MADV_WIPEONFORK), Err(Errno::EINVAL));
+    apart(|| equal("the child's", bytes(at), [0, 0, 3, 4]));
+    unmap(at, 4);
+}
+
+/// Areas that differ in what a child has of them, and then do not.
+fn joined() {
+    let at = own(6);
+    equal("zeros", advise(at + 2 * PAGE, 2, MADV_WIPEONFORK), Ok(0));
+    protect(at + PAGE, 4, PROT_READ);
+    equal("not in children", advise(at + PAGE, 2, MADV_DONTFORK), Ok(0));
+    apart(|| equal("the child's", bytes(at), [1, 255, 255, 0, 5, 6]));
+    equal("in children", advise(at, 6, MADV_DOFORK), Ok(0));
+    equal("kept", advise(at, 6, MADV_KEEPONFORK), Ok(0));
+    protect(at, 6, RW);
+    apart(|| {
+        equal("the child's", bytes(at), [1, 2, 3, 4, 5, 6]);
+        number(at, 6);
+    });
+    unmap(at, 6);
+}
+
+fn populated() {
+    let at = map(8 * PAGE, RW).expect("memory");
+    equal("nothing", present(at, 8), 0);
+    equal("read", advise(at, 3, MADV_POPULATE_READ), Ok(0));
+    equal("written", advise(at + 2 * PAGE, 3, MADV_POPULATE_WRITE), Ok(0));
+    equal("in memory", present(at, 8), 0b1_1111);
+    equal("zeros", bytes(at), [0; 8]);
+    number(at, 8);
+    equal("once more", advise(at, 8, MADV_POPULATE_WRITE), Ok(0));
+    equal("as they are", bytes(at), [1, 2, 3, 4, 5, 6, 7, 8]);
+    apart(|| {
+        equal("copies", advise(at, 8, MADV_POPULATE_WRITE), Ok(0));
+        equal("as they are", bytes(at), [1, 2, 3, 4, 5, 6, 7, 8]);
+        equal("stored", put(at, 9), Ok(()));
+    });
+    equal("the parent's", bytes(at), [1, 2, 3, 4, 5, 6, 7, 8]);
+    protect(at, 8, PROT_READ);
+    equal("read-only", advise(at, 8, MADV_POPULATE_WRITE), Err(Errno::EINVAL));
+    equal("read-only", advise(at, 8, MADV_POPULATE_READ), Ok(0));
+    protect(at, 8, PROT_NONE);
+    equal("no access", advise(at, 8, MADV_POPULATE_READ), Err(Errno::EINVAL));
+    protect(at, 8, PROT_EXEC);
+    equal("code alone", advise(at, 8, MADV_POPULATE_READ), Err(Errno::EINVAL));
+    unmap(at, 8);
+    let large = map(6 << 20, RW).expect("memory");
+    equal("over tables", advise(large + PAGE, (5 << 20) / PAGE, MADV_POPULATE_WRITE), Ok(0));
+    equal("the ends", (present(large, 2), present(large + (5 << 20), 2)), (0b10, 0b01));
+    unmap(large, (6 << 20) / PAGE);
+}
+
+fn populated_files() {
+    let file = file(4);
+    let shared = map_file(file, 4, RW, MAP_SHARED);
+    equal("read", advise(shared, 1, MADV_POPULATE_READ), Ok(0));
+    equal("written", advise(shared + PAGE, 1, MADV_POPULATE_WRITE), Ok(0));
+    equal("pages of the file", present(shared, 4), 0b11);
+    let private = map_file(file, 6, RW, MAP_PRIVATE);
+    equal("copies", advise(private, 2, MADV_POPULATE_WRITE), Ok(0));
+    equal("stored", put(private, 7), Ok(()));
+    equal("not in the file", bytes(shared), [0, 0]);
+    equal("behind the end", advise(private, 6, MADV_POPULATE_READ), Err(Errno::EFAULT));
+    equal("behind the end", advise(private, 6, MADV_POPULATE_WRITE), Err(Errno::EFAULT));
+    equal("before it", present(private, 6), 0b1111);
+    let bus = Fault { signal: SIGBUS, code: 2, address: private + 4 * PAGE };
+    equal("an access", probe::read(private + 4 * PAGE), Err(bus));
+    unmap(shared, 4);
+    unmap(private, 6);
+}
+
+/// How far a call gets that ends in an error.
+fn not_populated() {
+    let at = map(8 * PAGE, RW).expect("memory");
+    protect(at + 3 * PAGE, 1, PROT_READ);
+    equal("up to what may not be written", advise(at, 8, MADV_POPULATE_WRITE), Err(Errno::EINVAL));
+    equal("in memory", present(at, 8), 0b111);
+    unmap(at + 5 * PAGE, 1);
+    equal("up to a hole", advise(at, 8, MADV_POPULATE_READ), Err(Errno::ENOMEM));
+    equal("in memory", present(at, 5), 0b1_1111);
+    equal("behind it nothing", present(at + 6 * PAGE, 2), 0);
+    equal("a guard", advise(at + 6 * PAGE, 1, MADV_GUARD_INSTALL), Ok(0));
+    equal("at a guard", advise(at + 6 * PAGE, 2, MADV_POPULATE_READ), Err(Errno::EFAULT));
+    equal("at a guard", advise(at + 6 * PAGE, 2, MADV_POPULATE_WRITE), Err(Errno::EFAULT));
+    equal("behind it nothing", present(at + 7 * PAGE, 1), 0);
+    unmap(at, 8);
+}
+
+fn guards() {
+    let at = own(6);
+    equal("guards", advise(at + PAGE, 3, MADV_GUARD_INSTALL), Ok(0));
+    equal("their contents are gone", present(at, 6), 0b11_0001);
+    equal("a load", probe::read(at + PAGE), Err(guarded(at + PAGE)));
+    equal("a store", put(at + 2 * PAGE, 1), Err(guarded(at + 2 * PAGE)));
+    equal("beside them", bytes(at), [1, 255, 255, 255, 5, 6]);
+    equal("the same again", advise(at, 5, MADV_GUARD_INSTALL), Ok(0));
+    equal("more", bytes(at), [255, 255, 255, 255, 255, 6]);
+    let file = file(1);
+    equal("a call that reads", call(WRITE, [file, at + PAGE, 1]), Err(Errno::EFAULT));
+    equal("a call that writes", call(READ, [file, at + PAGE, 1]), Err(Errno::EFAULT));
+    equal("no guards any more", advise(at + 2 * PAGE, 4, MADV_GUARD_REMOVE), Ok(0));
+    equal("zeros", bytes(at), [255, 255, 0, 0, 0, 6]);
+    number(at + 2 * PAGE, 2);
+    equal("can be stored to", bytes(at), [255, 255, 1, 2, 0, 6]);
+    equal("none there", advise(at + 2 * PAGE, 4, MADV_GUARD_REMOVE), Ok(0));
+    equal("as it was", bytes(at), [255, 255, 1, 2, 0, 6]);
+    // What is done before a hole is done, and behind it too.
+    unmap(at + 3 * PAGE, 1);
+    equal("a hole", advise(at, 6, MADV_GUARD_INSTALL), Err(Errno::ENOMEM));
+    equal("guards", bytes(at), [255; 6]);
+    equal("a hole", advise(at, 6, MADV_GUARD_REMOVE), Err(Errno::ENOMEM));
+    equal("none", bytes(at), [0, 0, 0, 255, 0, 0]);
+    unmap(at, 6);
+}
+
+/// What does not remove guards, and what does.
+fn guards_stay() {
+    let at = own(4);
+    equal("guards", advise(at + PAGE, 2, MADV_GUARD_INSTALL), Ok(0));
+    protect(at, 4, PROT_NONE);
+    protect(at, 4, RW);
+    equal("protected", bytes(at), [1, 255, 255, 4]);
+    equal("given up", advise(at, 4, MADV_DONTNEED), Ok(0));
+    equal("guards are kept", bytes(at), [0, 255, 255, 0]);
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    equal("mapped anew", call(MMAP, [at + PAGE, PAGE, RW, flags, 0, 0]), Ok(at + PAGE));
+    equal("no guard", bytes(at), [0, 0, 255, 0]);
+    protect(at, 4, PROT_READ);
+    equal("of what may only be read", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
+    equal("removed", advise(at, 1, MADV_GUARD_REMOVE), Ok(0));
+    protect(at, 4, PROT_NONE);
+    let denied = Fault { signal: SIGSEGV, code: SEGV_ACCERR, address: at + 2 * PAGE };
+    equal("the area comes first", probe::read(at + 2 * PAGE), Err(denied));
+    unmap(at, 4);
+    let again = map(4 * PAGE, RW).expect("memory");
+    equal("nothing is left", bytes(again), [0; 4]);
+    unmap(again, 4);
+}
+
+fn guards_of_files() {
+    let file = file(4);
+    let (shared, other) = (map_file(file, 4, RW, MAP_SHARED), map_file(file, 4, RW, MAP_SHARED));
+    number(shared, 4);
+    equal("guards", advise(shared + PAGE, 2, MADV_GUARD_INSTALL), Ok(0));
+    equal("one mapping's", (bytes(shared), bytes(other)), ([1, 255, 255, 4], [1, 2, 3, 4]));
+    equal("removed", advise(shared, 4, MADV_GUARD_REMOVE), Ok(0));
+    equal("the file's pages", bytes(shared), [1, 2, 3, 4]);
+    equal("guards", advise(shared + 3 * PAGE, 1, MADV_GUARD_INSTALL), Ok(0));
+    equal("a file that ends before", call(FTRUNCATE, [file, PAGE]), Ok(0));
+    equal("longer again", call(FTRUNCATE, [file, 4 * PAGE]), Ok(0));
+    equal("guards are of the addresses", bytes(shared), [1, 0, 0, 255]);
+    equal("removed", advise(shared, 4, MADV_GUARD_REMOVE), Ok(0));
+    let private = map_file(file, 4, RW, MAP_PRIVATE);
+    number(private, 4);
+    equal("guards", advise(private, 2, MADV_GUARD_INSTALL), Ok(0));
+    equal("of private pages", bytes(private), [255, 255, 3, 4]);
+    equal("removed", advise(private, 4, MADV_GUARD_REMOVE), Ok(0));
+    equal("the file's again", bytes(private), [1, 0, 3, 4]);
+    unmap(private, 4);
+    unmap(shared, 4);
+    unmap(other, 4);
+}
+
+fn guards_in_children() {
+    let at = own(4);
+    let file = file(4);
+    let shared = map_file(file, 4, RW, MAP_SHARED);
+    number(shared, 4);
+    for (mapped, first) in [(at, 1), (shared, 2)] {
+        equal("guards", advise(mapped + first * PAGE, 1, MADV_GUARD_INSTALL), Ok(0));
+    }
+    apart(|| {
+        equal("private", bytes(at), [1, 255, 3, 4]);
+        equal("shared", bytes(shared), [1, 2, 255, 4]);
+        apart(|| equal("also in its child", (bytes(at), bytes(shared)), ([1, 255, 3, 4], [1, 2, 255, 4])));
+        for mapped in [at, shared] {
+            equal("removed", advise(mapped, 4, MADV_GUARD_REMOVE), Ok(0));
+        }
+        equal("removed", (bytes(at), bytes(shared)), ([1, 0, 3, 4], [1, 2, 3, 4]));
+    });
+    equal("the parent's", (bytes(at), bytes(shared)), ([1, 255, 3, 4], [1, 2, 255, 4]));
+    equal("zeros", advise(at, 4, MADV_WIPEONFORK), Ok(0));
+    apart(|| equal("no pages, no guards", bytes(at), [0; 4]));
+    unmap(at, 4);
+    unmap(shared, 4);
+}
+
+/// Over several tables, with and without pages.
+fn guards_of_many() {
+    const PAGES: u64 = (6 << 20) / PAGE;
+    let at = map(PAGES * PAGE, RW).expect("memory");
+    for page in (0..PAGES).step_by(100) {
+        equal("stored", put(at + page * PAGE, 1), Ok(()));
+    }
+    equal("guards", advise(at + PAGE, PAGES - 2, MADV_GUARD_INSTALL), Ok(0));
+    let hits = (0..PAGES).filter(|page| probe::read(at + page * PAGE).is_err()).count();
+    equal("all of them", hits as u64, PAGES - 2);
+    equal("removed", advise(at, PAGES, MADV_GUARD_REMOVE), Ok(0));
+    equal("zeros", (0..PAGES).filter(|page| probe::read(at + page * PAGE) == Ok(0)).count() as u64, PAGES - 1);
+    unmap(at, PAGES);
+}
+
+/// Contents that go at once, later, or not at all.
+fn given_up() {
+    let at = own(4);
+    equal("not needed soon", advise(at, 4, MADV_COLD), Ok(0));
+    equal("not needed", advise(at, 4, MADV_PAGEOUT), Ok(0));
+    equal("as it was", bytes(at), [1, 2, 3, 4]);
+    equal("freed", advise(at, 2, MADV_FREE), Ok(0));
+    holds("there, or zeros", bytes::<2>(at).iter().zip([1, 2]).all(|(byte, was)| *byte == 0 || *byte == was));
+    number(at, 2);
+    equal("stored since", bytes(at), [1, 2, 3, 4]);
+    equal("given up", advise(at, 1, MADV_DONTNEED_LOCKED), Ok(0));
+    equal("zeros", bytes(at), [0, 2, 3, 4]);
+    unmap(at + PAGE, 1);
+    for advice in [MADV_COLD, MADV_PAGEOUT, MADV_FREE, MADV_DONTNEED_LOCKED] {
+        equal((advice, "a hole"), advise(at, 4, advice), Err(Errno::ENOMEM));
+    }
+    equal("given up behind it", bytes(at + 2 * PAGE), [0; 2]);
+    unmap(at, 4);
+    let file = file(2);
+    let shared = map_file(file, 2, RW, MAP_SHARED);
+    let private = map_file(file, 2, RW, MAP_PRIVATE);
+    let anonymous = call(MMAP, [0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    for mapped in [shared, private, anonymous] {
+        number(mapped, 2);
+        equal("not of a file", advise(mapped, 2, MADV_FREE), Err(Errno::EINVAL));
+        equal("not needed soon", advise(mapped, 2, MADV_COLD), Ok(0));
+        equal("not needed", advise(mapped, 2, MADV_PAGEOUT), Ok(0));
+        equal("as it was", bytes(mapped), [1, 2]);
+        unmap(mapped, 2);
+    }
+}
+
+fn locked() {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED;
+    let at = call(MMAP, [0, 4 * PAGE, RW, flags, 0, 0]).expect("memory");
+    equal("populated", present(at, 4), 0b1111);
+    number(at, 4);
+    for advice in [MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_GUARD_INSTALL] {
+        equal((advice, "locked"), advise(at + PAGE, 1, advice), Err(Errno::EINVAL));
+    }
+    for advice in [MADV_GUARD_REMOVE, MADV_DONTFORK, MADV_DOFORK, MADV_POPULATE_WRITE] {
+        equal((advice, "locked"), advise(at, 4, advice), Ok(0));
+    }
+    equal("as it was", bytes(at), [1, 2, 3, 4]);
+    apart(|| {
+        equal("a child's is not", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
+        equal("nor here", advise(at + PAGE, 1, MADV_DONTNEED), Ok(0));
+        equal("the child's", bytes(at), [255, 0, 3, 4]);
+    });
+    equal("locked pages too", advise(at, 1, MADV_DONTNEED_LOCKED), Ok(0));
+    equal("zeros", bytes(at), [0, 2, 3, 4]);
+    // What comes before it is given up.
+    let fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    equal("not locked", call(MMAP, [at, 2 * PAGE, RW, fixed, 0, 0]), Ok(at));
+    number(at, 2);
+    equal("up to what is locked", advise(at, 4, MADV_DONTNEED), Err(Errno::EINVAL));
+    equal("given up", bytes(at), [0, 0, 3, 4]);
+    number(at, 2);
+    equal("up to what is locked", advise(at, 4, MADV_GUARD_INSTALL), Err(Errno::EINVAL));
+    equal("guards", bytes(at), [255, 255, 3, 4]);
+    unmap(at, 4);
+    let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_LOCKED, 0, 0]).expect("memory");
+    number(shared, 1);
+    equal("not removed", advise(shared, 1, MADV_REMOVE), Err(Errno::EINVAL));
+    equal("as it was", bytes(shared), [1]);
+    unmap(shared, 1);
+    let private = map(PAGE, RW).expect("memory");
+    number(private, 1);
+    equal("others", advise(private, 1, MADV_DONTNEED), Ok(0));
+    equal("zeros", bytes(private), [0]);
+    unmap(private, 1);
+}
+
+/// Words of futexes that any process may share are looked for where they are.
+fn futexes() {
+    const PRIVATE: u64 = 128;
+    let own = own(1);
+    let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    for at in [own, shared] {
+        let wake = |flags: u64| call(FUTEX, [at, FUTEX_WAKE | flags, 1, 0, 0, 0]);
+        equal("no sleeper", (wake(0), wake(PRIVATE)), (Ok(0), Ok(0)));
+        equal("guards", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
+        equal("at a guard", (wake(0), wake(PRIVATE)), (Err(Errno::EFAULT), Ok(0)));
+        equal("waiting", call(FUTEX, [at, FUTEX_WAIT, 0, 0, 0, 0]), Err(Errno::EFAULT));
+        unmap(at, 1);
+    }
+}
+
+/// A range of which hardly anything has tables.
+fn guards_of_nothing() {
+    const HUGE: u64 = 64 << 40;
+    let at = map(HUGE, PROT_NONE).expect("addresses");
+    equal("guards", advise(at + HUGE / 2, 3, MADV_GUARD_INSTALL), Ok(0));
+    equal("removed", advise(at, HUGE / PAGE, MADV_GUARD_REMOVE), Ok(0));
+    protect(at + HUGE / 2, 3, RW);
+    equal("none", bytes(at + HUGE / 2), [0; 3]);
+    unmap(at, HUGE / PAGE);
+}
+
+/// Pages that two threads populate while two others make guards of them, and pages again.
+const RACE_PAGES: u64 = 16;
+const ROUNDS: u64 = 500;
+static RACE: AtomicU64 = AtomicU64::new(0);
+static POPULATED: AtomicU32 = AtomicU32::new(0);
+static ENDED: AtomicU32 = AtomicU32::new(0);
+
+fn races() {
+    RACE.store(map(RACE_PAGES * PAGE, RW).expect("memory"), Ordering::Relaxed);
+    all_at_once(4, |number| if number < 2 { populate_pages(number as u64) } else { make_guards(number as u64) });
+    holds("pages were populated", POPULATED.load(Ordering::Relaxed) != 0);
+    let at = RACE.load(Ordering::Relaxed);
+    equal("guards", advise(at, RACE_PAGES, MADV_GUARD_INSTALL), Ok(0));
+    equal("each", bytes(at), [255; RACE_PAGES as usize]);
+    unmap(at, RACE_PAGES);
+}
+
+fn populate_pages(number: u64) {
+    let (at, mut page) = (RACE.load(Ordering::Relaxed), number);
+    while ENDED.load(Ordering::Acquire) < 2 {
+        page = (page * 5 + 3) % RACE_PAGES;
+        match advise(at + page * PAGE, 1, MADV_POPULATE_WRITE) {
+            Ok(_) => _ = POPULATED.fetch_add(1, Ordering::Relaxed),
+            answer => equal("a page or a guard", answer, Err(Errno::EFAULT)),
+        }
+        // On one CPU the others come in between.
+        process::sched_yield();
+    }
+}
+
+fn make_guards(number: u64) {
+    let (at, mut first) = (RACE.load(Ordering::Relaxed), number);
+    for _ in 0..ROUNDS {
+        first = (first * 7 + 5) % (RACE_PAGES - 4);
+        equal("guards", advise(at + first * PAGE, 4, MADV_GUARD_INSTALL), Ok(0));
+        process::sched_yield();
+        equal("pages again", advise(at + first * PAGE, 4, MADV_GUARD_REMOVE), Ok(0));
+    }
+    ENDED.fetch_add(1, Ordering::Release);
+}
