@@ -97,7 +97,7 @@ fn write_to(
         if let WriteAt::Byte(next) = &mut at {
             *next = end;
         }
-        if written < wanted.len() || call.thread.has(Work::SIGNAL) && call.task.is_called_off() {
+        if written < wanted.len() || call.is_killed() {
             break None;
         }
         relax();
@@ -168,7 +168,7 @@ fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> A
         if stored < piece.len() && done == 0 {
             return Err(Errno::EFAULT);
         }
-        if piece.is_empty() || stored < piece.len() || call.thread.has(Work::SIGNAL) && call.task.is_called_off() {
+        if piece.is_empty() || stored < piece.len() || call.is_killed() {
             break;
         }
         relax();

@@ -22,7 +22,7 @@ use crate::mm::counted::Counted;
 use crate::mm::space::{
     Access, Discard, ForkAdvice, MapRequest, MappedFile, Object, Placement, Populate, Sharing, SpaceLimits, Terms,
 };
-use crate::sched::{Work, relax};
+use crate::sched::relax;
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -86,7 +86,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
             may_write: backing.may_write,
         }),
     };
-    let is_killed = || call.thread.has(Work::SIGNAL) && call.task.is_called_off();
+    let is_killed = || call.is_killed();
     let address = space.mmap_within(this_cpu(), &request, &terms, &is_killed)?;
     if populate {
         while oom::relieve(call.task, call.thread) == Relief::Retry {
@@ -207,7 +207,7 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
     let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| call.address::<0>().0.checked_add(bytes));
     end.ok_or(Errno::EINVAL)?;
     let (space, cpu) = (call.task.space(), this_cpu());
-    let is_killed = || call.thread.has(Work::SIGNAL) && call.task.is_called_off();
+    let is_killed = || call.is_killed();
     // An `int` on Linux.
     match u64::from(call.argument::<2>() as u32) {
         MADV_DONTNEED => space.madvise_dontneed(cpu, start, bytes)?,

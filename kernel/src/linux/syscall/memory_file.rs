@@ -7,7 +7,6 @@ use super::process::string_length;
 use super::{Answer, Syscall};
 use crate::linux::errno::Errno;
 use crate::linux::file::memfd;
-use crate::sched::Work;
 
 pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
     /// The longest name, with `memfd:` before it (`NAME_MAX`).
@@ -72,7 +71,7 @@ pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
             if end > memory.object().size() {
                 check_file_limit(call, end)?;
             }
-            let is_killed = || call.thread.has(Work::SIGNAL) && call.task.is_called_off();
+            let is_killed = || call.is_killed();
             memory.allocate(offset as u64, end, keeps_size, &is_killed)?;
         }
         FALLOC_FL_PUNCH_HOLE => memory.punch_hole(offset as u64, end)?,

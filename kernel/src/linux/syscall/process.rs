@@ -22,7 +22,7 @@ use crate::linux::process::status::{ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
-use crate::sched::{self, Work};
+use crate::sched;
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -173,7 +173,7 @@ fn copy_strings<M: StackMemory>(
 
 /// Ends a long call when a signal is pending that ends the process.
 fn give_up_if_killed(call: &Syscall<'_>) -> Result<(), Errno> {
-    if call.thread.has(Work::SIGNAL) && call.task.is_called_off() { Err(Errno::EINTR) } else { Ok(()) }
+    if call.is_killed() { Err(Errno::EINTR) } else { Ok(()) }
 }
 
 /// The length of a string without its final zero; `None` if it is longer than `most` with it.
