@@ -17,7 +17,7 @@ use super::fault::{Access, FaultError, handle_fault};
 use super::gather::{Gather, pages};
 use super::parts::Divisible as _;
 use super::populate::CHUNK;
-use super::shmem::{self, NoPage};
+use super::shmem::NoPage;
 use super::used::{bits_of, note_all_used};
 use super::zap::ZapFlags;
 use super::{EntryCell, Space, SpaceError, TableCells, USER_END, USER_START};
@@ -216,16 +216,7 @@ impl Space {
             }
             let until = VirtAddr(part.start().0 | (BLOCK_SIZE - 1)).min(part.last()) + 1;
             let range = pages(part.start(), until);
-            let found = match self.page_tables().cells(range.start(), range.pages()) {
-                Some(found) => found,
-                None => {
-                    self.ensure_table(cpu, range.start())?;
-                    shmem::order();
-                    // No table is unlinked while the areas are read.
-                    let found = self.page_tables().cells(range.start(), range.pages());
-                    found.ok_or(SpaceError::NoMemory)?
-                }
-            };
+            let found = self.ensure_cells(cpu, range)?;
             if self.set_guards(&found) {
                 return Ok(until);
             }
@@ -280,7 +271,7 @@ impl Space {
     #[cold]
     pub(super) fn locked(&self, area: Area) -> Area {
         self.advice.fetch_or(LOCKED_AREAS, Ordering::Relaxed);
-        area.locked(true)
+        area.locked()
     }
 
     /// Whether the page at `page` is a guard. It may be one no more.

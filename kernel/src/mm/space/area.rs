@@ -207,9 +207,9 @@ impl Area {
         Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
     }
 
-    /// The same, whose pages are not given up if `locked`.
-    pub(super) fn locked(self, locked: bool) -> Self {
-        Self { flags: Cell::new(self.flags().with(AreaFlags::LOCKED.when(locked))), ..self }
+    /// The same, whose pages are not given up.
+    pub(super) fn locked(self) -> Self {
+        Self { flags: Cell::new(self.flags().with(AreaFlags::LOCKED)), ..self }
     }
 
     /// A copy of its part from `start` to `end`, with `mapping`.

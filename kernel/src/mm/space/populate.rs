@@ -54,19 +54,26 @@ impl Space {
         range: PageRange,
         access: Access,
     ) -> Result<(), NoPage> {
-        let Some(found) = self.page_tables().cells(range.start(), range.pages()) else {
-            self.ensure_table(cpu, range.start())?;
-            // As for a fault that links a table: before a look at what an object has.
-            shmem::order();
-            // No table is unlinked while the areas are read.
-            return self.populate_chunk(cpu, area, range, access);
-        };
+        let found = self.ensure_cells(cpu, range)?;
         if let Some(object) = area.object() {
             return self.populate_of_object(cpu, area, object, &found, access);
         }
         match access {
             Access::Write => Ok(self.populate_written(cpu, area.protection(), &found)?),
             _ => Ok(self.populate_read(cpu, area.protection(), &found)?),
+        }
+    }
+
+    /// The entries of `range`, of one last-level table, which is linked if it is missing. The areas are read: no table is
+    /// unlinked.
+    pub(super) fn ensure_cells(&self, cpu: &Cpu, range: PageRange) -> Result<TableCells<'_>, OutOfMemory> {
+        loop {
+            if let Some(found) = self.page_tables().cells(range.start(), range.pages()) {
+                return Ok(found);
+            }
+            self.ensure_table(cpu, range.start())?;
+            // As for a fault that links a table: before a look at what an object has.
+            shmem::order();
         }
     }
 
