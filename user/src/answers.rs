@@ -3,6 +3,11 @@
 use core::fmt::Debug;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use granule_abi::process::exited;
+
+use crate::memory::mincore;
+use crate::process;
+
 static ASKED: AtomicU32 = AtomicU32::new(0);
 static WRONG: AtomicU32 = AtomicU32::new(0);
 
@@ -23,6 +28,28 @@ pub fn holds(statement: impl Debug, holds: bool) {
 /// 1 if an answer was not Linux's, else 0: for the exit status of a child.
 pub fn wrong() -> u8 {
     u8::from(WRONG.load(Ordering::Relaxed) != 0)
+}
+
+/// Runs `child` in a copy of this process, and takes over whether an answer was wrong.
+///
+/// # Panics
+/// When there can be no process.
+pub fn apart(child: impl FnOnce()) {
+    let child = process::spawn(|| {
+        child();
+        wrong()
+    });
+    equal("a copy of this process", process::wait(child.expect("a process")), exited(0));
+}
+
+/// Which of up to 16 pages from `at` on are there, a bit for each.
+///
+/// # Panics
+/// For more pages.
+pub fn present(at: u64, pages: usize) -> u32 {
+    let mut bytes = [0; 16];
+    equal("mincore", mincore(at, &mut bytes[..pages]), Ok(()));
+    bytes[..pages].iter().enumerate().map(|(page, byte)| u32::from(byte & 1) << page).sum()
 }
 
 /// Prints how many answers were compared; the exit status: 0 if all of them are Linux's.

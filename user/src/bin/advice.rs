@@ -15,9 +15,9 @@ use granule_user::abi::memory::{
     PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{FTRUNCATE, FUTEX, MADVISE, MEMFD_CREATE, MMAP, PRLIMIT64, READ, WRITE};
-use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE, exited};
+use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
 use granule_user::abi::signal::{SIGBUS, SIGSEGV};
-use granule_user::answers::{equal, holds, status, wrong};
+use granule_user::answers::{apart, equal, holds, present, status};
 use granule_user::memory::{PAGE, map, mincore, mprotect, munmap};
 use granule_user::probe::{self, Fault};
 use granule_user::thread::all_at_once;
@@ -110,25 +110,9 @@ fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
     call(MMAP, [0, pages * PAGE, protection, flags, file, 0]).expect("a mapping")
 }
 
-/// Which of up to 16 pages are there, a bit for each.
-fn present(at: u64, pages: usize) -> u32 {
-    let mut bytes = [0; 16];
-    equal("mincore", mincore(at, &mut bytes[..pages]), Ok(()));
-    bytes[..pages].iter().enumerate().map(|(page, byte)| u32::from(byte & 1) << page).sum()
-}
-
 /// What an access to a guard comes to.
 fn guarded(address: u64) -> Fault {
     Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
-}
-
-/// Runs `child` in a copy of this process, and takes over whether an answer was wrong.
-fn apart(child: impl FnOnce()) {
-    let child = process::spawn(|| {
-        child();
-        wrong()
-    });
-    equal("a copy of this process", process::wait(child.expect("a process")), exited(0));
 }
 
 const ALL: [u64; 14] = [

@@ -25,7 +25,7 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{AT_EXECFN, CLONE_FILES, IoVec, WNOHANG, exited};
 use granule_user::abi::signal::{SA_RESTART, SIGKILL, SIGUSR1, SigInfo, UContext};
-use granule_user::answers::{equal, holds, status, wrong};
+use granule_user::answers::{apart, equal, holds, status, wrong};
 use granule_user::memory::{PAGE, map, munmap};
 use granule_user::signal::handle;
 use granule_user::thread::Thread;
@@ -113,15 +113,6 @@ fn read(descriptor: u64) -> Result<([u8; 8], u64), Errno> {
 /// Whether a descriptor is open.
 fn is_open(descriptor: u64) -> bool {
     fcntl(descriptor, F_GETFD, 0).is_ok()
-}
-
-/// Runs `child` in a copy of this process, and takes over whether an answer was wrong.
-fn apart(child: impl FnOnce()) {
-    let child = process::spawn(|| {
-        child();
-        wrong()
-    });
-    equal("a copy of this process", process::wait(child.expect("a process")), exited(0));
 }
 
 fn the_console_is_there() {

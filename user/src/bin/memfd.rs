@@ -26,8 +26,8 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
 use granule_user::abi::signal::{SIGBUS, SIGUSR1, SIGXFSZ, SigInfo, UContext};
-use granule_user::answers::{equal, holds, status, wrong};
-use granule_user::memory::{PAGE, madvise, map, mincore, mprotect, munmap};
+use granule_user::answers::{apart, equal, holds, present, status, wrong};
+use granule_user::memory::{PAGE, madvise, map, mprotect, munmap};
 use granule_user::probe::{self, Fault};
 use granule_user::random::Random;
 use granule_user::signal::handle;
@@ -174,22 +174,6 @@ fn bus(address: u64) -> Fault {
 
 fn not_allowed(address: u64) -> Fault {
     Fault { signal: SIGSEGV, code: SEGV_ACCERR, address }
-}
-
-/// Which of up to 16 pages are there, a bit for each.
-fn present(at: u64, pages: usize) -> u32 {
-    let mut bytes = [0; 16];
-    equal("mincore", mincore(at, &mut bytes[..pages]), Ok(()));
-    bytes[..pages].iter().enumerate().map(|(page, byte)| u32::from(byte & 1) << page).sum()
-}
-
-/// Runs `child` in a copy of this process, and takes over whether an answer was wrong.
-fn apart(child: impl FnOnce()) {
-    let child = process::spawn(|| {
-        child();
-        wrong()
-    });
-    equal("a copy of this process", process::wait(child.expect("a process")), exited(0));
 }
 
 fn creation() {
