@@ -198,7 +198,7 @@ fn an_smmu_that_stops_answering_lets_nothing_pass() {
         let rig = Rig::new(Hardware::QEMU);
         rig.model.answer(false);
         assert_eq!(rig.parts.smmu.issue(&[Command::tlbi_nh_asid(1)]), Err(CommandError::Timeout));
-        assert_ne!(rig.model.view_now(STREAM), View::OffAborts, "who asks for commands decides himself");
+        assert_ne!(rig.model.view_now(STREAM), View::OffAborts, "`issue` leaves that to its caller");
         invalidate(&rig);
         assert_eq!(rig.model.view_now(STREAM), View::OffAborts);
         assert_eq!(rig.model.reports().len(), 1);
