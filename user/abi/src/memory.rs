@@ -83,6 +83,15 @@ pub const MADV_GUARD_REMOVE: u64 = 103;
 /// madvise: the pages go out of the file, or out of the shared memory.
 pub const MADV_REMOVE: u64 = 9;
 
+/// mlock2: pages are locked once they are there.
+pub const MLOCK_ONFAULT: u32 = 1;
+/// mlockall: the areas that are there.
+pub const MCL_CURRENT: u32 = 1;
+/// mlockall: the areas that come.
+pub const MCL_FUTURE: u32 = 2;
+/// mlockall: their pages are locked once they are there.
+pub const MCL_ONFAULT: u32 = 4;
+
 /// msync: begins to write.
 pub const MS_ASYNC: u32 = 1;
 /// msync: and other mappings see it.

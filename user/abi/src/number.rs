@@ -70,10 +70,15 @@ numbers! {
     MMAP = 222 "mmap";
     MPROTECT = 226 "mprotect";
     MSYNC = 227 "msync";
+    MLOCK = 228 "mlock";
+    MUNLOCK = 229 "munlock";
+    MLOCKALL = 230 "mlockall";
+    MUNLOCKALL = 231 "munlockall";
     MINCORE = 232 "mincore";
     MADVISE = 233 "madvise";
     WAIT4 = 260 "wait4";
     PRLIMIT64 = 261 "prlimit64";
     GETRANDOM = 278 "getrandom";
     MEMFD_CREATE = 279 "memfd_create";
+    MLOCK2 = 284 "mlock2";
 }

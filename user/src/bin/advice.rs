@@ -11,10 +11,13 @@ use granule_user::abi::limits::{RLIMIT_AS, RLimit};
 use granule_user::abi::memory::{
     MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
     MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
-    MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_NONE,
-    PROT_READ, PROT_WRITE,
+    MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_LOCKED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{FTRUNCATE, FUTEX, MADVISE, MEMFD_CREATE, MMAP, PRLIMIT64, READ, WRITE};
+use granule_user::abi::number::{
+    BRK, FTRUNCATE, FUTEX, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MLOCKALL, MMAP, MSYNC, MUNLOCK, MUNLOCKALL, PRLIMIT64,
+    READ, WRITE,
+};
 use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
 use granule_user::abi::signal::{SIGBUS, SIGSEGV};
 use granule_user::answers::{apart, equal, holds, present, status};
@@ -51,6 +54,8 @@ fn run(start: Start) -> u8 {
     guards_of_nothing();
     given_up();
     locked();
+    locked_by_calls();
+    all_locked();
     futexes();
     status("advice")
 }
@@ -506,6 +511,106 @@ fn locked() {
     equal("others", advise(private, 1, MADV_DONTNEED), Ok(0));
     equal("zeros", bytes(private), [0]);
     unmap(private, 1);
+}
+
+fn is_locked(at: u64) -> bool {
+    advise(at, 1, MADV_COLD) == Err(Errno::EINVAL)
+}
+
+fn locks<const N: usize>(at: u64) -> [bool; N] {
+    core::array::from_fn(|page| is_locked(at + page as u64 * PAGE))
+}
+
+fn locked_by_calls() {
+    let at = map(8 * PAGE, RW).expect("memory");
+    equal("nothing", (call(MLOCK, [at, 0]), call(MUNLOCK, [at, 0]), present(at, 8)), (Ok(0), Ok(0), 0));
+    equal("two pages", call(MLOCK, [at + PAGE + 7, PAGE]), Ok(0));
+    equal("are there", (present(at, 8), locks(at)), (0b110, [false, true, true, false]));
+    equal("unlocked", call(MUNLOCK, [at + PAGE, 1]), Ok(0));
+    equal("one", (present(at, 8), locks(at)), (0b110, [false, false, true, false]));
+    equal("later", call(MLOCK2, [at, 4 * PAGE, 1]), Ok(0));
+    equal("not brought", (present(at, 8), locks(at)), (0b110, [true, true, true, true, false]));
+    equal("now", call(MLOCK2, [at, 4 * PAGE, 0]), Ok(0));
+    equal("brought", present(at, 8), 0b1111);
+    equal("no such flag", call(MLOCK2, [at, PAGE, 2]), Err(Errno::EINVAL));
+    equal("no such flag", call(MLOCK2, [at, PAGE, 3]), Err(Errno::EINVAL));
+    equal("a flag of 32 bits", call(MLOCK2, [at, PAGE, 1 << 32]), Ok(0));
+    for number in [MLOCK, MUNLOCK] {
+        equal((number, "rounds up to nothing"), call(number, [at, u64::MAX]), Ok(0));
+        equal((number, "wraps"), call(number, [at, u64::MAX - PAGE]), Err(Errno::EINVAL));
+        equal((number, "nothing there"), call(number, [0x1000, PAGE]), Err(Errno::ENOMEM));
+        equal((number, "behind the end"), call(number, [1 << 48, PAGE]), Err(Errno::ENOMEM));
+        equal((number, "a tag"), call(number, [0x5a << 56 | at, PAGE]), Ok(0));
+    }
+    equal("invalidated", call(MSYNC, [at + PAGE, PAGE, MS_INVALIDATE.into()]), Err(Errno::EBUSY));
+    equal("written", call(MSYNC, [at + PAGE, PAGE, MS_SYNC.into()]), Ok(0));
+    equal("not locked", call(MSYNC, [at + 5 * PAGE, PAGE, MS_INVALIDATE.into()]), Ok(0));
+    equal("all", call(MUNLOCK, [at, 8 * PAGE]), Ok(0));
+    unmap(at + 2 * PAGE, 1);
+    equal("over a hole", call(MLOCK, [at, 8 * PAGE]), Err(Errno::ENOMEM));
+    equal("up to it", (present(at, 2), locks(at), locks(at + 3 * PAGE)), (0b11, [true; 2], [false; 2]));
+    equal("from a hole", call(MLOCK, [at + 2 * PAGE, 2 * PAGE]), Err(Errno::ENOMEM));
+    equal("nothing", locks(at + 3 * PAGE), [false]);
+    equal("over a hole", call(MUNLOCK, [at + PAGE, 8 * PAGE]), Err(Errno::ENOMEM));
+    equal("up to it", locks(at), [true, false]);
+    // Pages that cannot be brought are locked all the same.
+    protect(at + 4 * PAGE, 2, PROT_NONE);
+    equal("no access", call(MLOCK, [at + 3 * PAGE, 5 * PAGE]), Err(Errno::ENOMEM));
+    equal("up to these", (present(at + 3 * PAGE, 5), locks(at + 3 * PAGE)), (0b1, [true; 5]));
+    protect(at + 4 * PAGE, 2, PROT_READ);
+    equal("to be read", call(MLOCK, [at + 3 * PAGE, 5 * PAGE]), Ok(0));
+    equal("all there", present(at + 3 * PAGE, 5), 0b1_1111);
+    unmap(at, 8);
+    let file = file(2);
+    let mapped = map_file(file, 4, RW, MAP_SHARED);
+    equal("behind the end", call(MLOCK, [mapped, 4 * PAGE]), Err(Errno::ENOMEM));
+    equal("before it", (present(mapped, 4), locks(mapped)), (0b11, [true; 4]));
+    unmap(mapped, 4);
+    let private = map_file(file, 2, RW, MAP_PRIVATE);
+    equal("copies", call(MLOCK, [private, 2 * PAGE]), Ok(0));
+    equal("stored", put(private, 1), Ok(()));
+    unmap(private, 2);
+    let at = own(2);
+    equal("a guard", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
+    equal("cannot be brought", call(MLOCK, [at, 2 * PAGE]), Err(Errno::ENOMEM));
+    equal("locked", locks(at), [true; 2]);
+    unmap(at, 2);
+}
+
+fn all_locked() {
+    for flags in [0, 4, 8, 1 << 31 | 1] {
+        equal("flags", call(MLOCKALL, [flags]), Err(Errno::EINVAL));
+    }
+    apart(|| {
+        let before = map(4 * PAGE, RW).expect("memory");
+        equal("what comes", call(MLOCKALL, [2]), Ok(0));
+        let after = map(4 * PAGE, RW).expect("memory");
+        equal("now", (present(before, 4), present(after, 4)), (0, 0b1111));
+        equal("locked", (locks(before), locks(after)), ([false; 2], [true; 2]));
+        let none = map(4 * PAGE, PROT_NONE).expect("memory");
+        equal("no access", (present(none, 4), locks(none)), (0, [true; 2]));
+        apart(|| {
+            equal("a child's are not", locks(after), [false; 2]);
+            let own = map(PAGE, RW).expect("memory");
+            equal("nor what comes", (present(own, 1), locks(own)), (0, [false]));
+        });
+        equal("later", call(MLOCKALL, [2 | 4]), Ok(0));
+        let later = map(4 * PAGE, RW).expect("memory");
+        equal("not brought", (present(later, 4), locks(later)), (0, [true; 2]));
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
+        let populated = call(MMAP, [0, 4 * PAGE, RW, flags, 0, 0]).expect("memory");
+        equal("not even so", (present(populated, 4), locks(populated)), (0, [true; 2]));
+        let heap = call(BRK, [0]).expect("a heap");
+        equal("more heap", call(BRK, [heap + 4 * PAGE]), Ok(heap + 4 * PAGE));
+        equal("locked", is_locked(heap + 2 * PAGE), true);
+        equal("what is there", call(MLOCKALL, [1]), Ok(0));
+        equal("brought", (present(before, 4), present(later, 4), locks(before)), (0b1111, 0b1111, [true; 2]));
+        let free = map(4 * PAGE, RW).expect("memory");
+        equal("no more to come", (present(free, 4), locks(free)), (0, [false; 2]));
+        equal("none", call(MUNLOCKALL, []), Ok(0));
+        equal("unlocked", (locks(before), locks(later)), ([false; 2], [false; 2]));
+        equal("there still", present(before, 4), 0b1111);
+    });
 }
 
 /// Words of futexes that any process may share are looked for where they are.

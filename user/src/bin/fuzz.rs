@@ -27,10 +27,10 @@ use granule_user::abi::memory::{
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, DUP, DUP3, EXECVE, FALLOCATE, FCNTL, FSTAT,
-    FTRUNCATE, FUTEX, GETCPU, GETRANDOM, GETRLIMIT, IOCTL, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE, MMAP, MPROTECT,
-    MUNMAP, NANOSLEEP, OPENAT, PRCTL, PREAD64, PRLIMIT64, PWRITE64, READ, READV, RESTART_SYSCALL, RT_SIGACTION,
-    RT_SIGPENDING, RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD, SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK, TGKILL, TKILL,
-    UNAME, WAIT4, WRITE, WRITEV,
+    FTRUNCATE, FUTEX, GETCPU, GETRANDOM, GETRLIMIT, IOCTL, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE, MLOCK, MLOCK2,
+    MLOCKALL, MMAP, MPROTECT, MUNLOCK, MUNLOCKALL, MUNMAP, NANOSLEEP, OPENAT, PRCTL, PREAD64, PRLIMIT64, PWRITE64,
+    READ, READV, RESTART_SYSCALL, RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD,
+    SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK, TGKILL, TKILL, UNAME, WAIT4, WRITE, WRITEV,
 };
 use granule_user::abi::process::{
     AT_EXECFN, CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
@@ -837,7 +837,7 @@ impl Random {
         let protection = self.of(&[0, PROT_READ, RW, RW, RW, PROT_EXEC, PROT_READ | PROT_EXEC, RW | PROT_EXEC]);
         let sharing = self.of(&[MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE]);
         let odd = self.of(&[0, 0, MAP_POPULATE, MAP_POPULATE, MAP_GROWSDOWN, MAP_STACK, MAP_NORESERVE, MAP_HUGETLB]);
-        let (number, arguments) = match self.below(16) {
+        let (number, arguments) = match self.below(17) {
             0..6 => (MMAP, [at, length, protection, MAP_ANONYMOUS | MAP_FIXED | sharing | odd, u64::MAX, 0]),
             6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
             7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
@@ -848,12 +848,18 @@ impl Random {
                 (MMAP, [at, length, protection, MAP_FIXED | sharing | odd, file, offset])
             }
             12 => (MINCORE, [at, length, self.page(), 0, 0, 0]),
-            _ => {
+            15 => {
                 // SAFETY: it changes nothing.
                 let end = unsafe { sys::raw(BRK, [0; 6]) };
                 let by = self.of(&[PAGE, 16 * PAGE, 1, 1 << 30]);
                 (BRK, [if self.below(2) == 0 { end + by } else { end - by.min(end) }, 0, 0, 0, 0, 0])
             }
+            _ => match self.below(8) {
+                0 => (MLOCKALL, [self.below(9), 0, 0, 0, 0, 0]),
+                1..3 => (MUNLOCKALL, [0; 6]),
+                3..6 => (self.of(&[MLOCK, MUNLOCK]), [at, length, 0, 0, 0, 0]),
+                _ => (MLOCK2, [at, length, self.below(3), 0, 0, 0]),
+            },
         };
         // SAFETY: as for each call.
         unsafe { sys::raw(number, arguments) };

@@ -9,7 +9,8 @@ use granule_abi::memory::{
     MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS,
     MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
     MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE,
-    MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ,
+    PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -20,7 +21,8 @@ use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Access, Discard, ForkAdvice, MapRequest, MappedFile, Object, Placement, Populate, Sharing, SpaceLimits, Terms,
+    Access, Discard, ForkAdvice, Locking, MapRequest, MappedFile, Object, Placement, Populate, Sharing, SpaceError,
+    SpaceLimits, Terms,
 };
 use crate::sched::relax;
 use crate::smp::this_cpu;
@@ -66,7 +68,12 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
             return Err(errno);
         }
     };
-    let populate = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE || flags & MAP_LOCKED != 0;
+    let locking = space.locking_of_new(flags & MAP_LOCKED != 0);
+    let populate = match locking {
+        Locking::None => flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE,
+        Locking::Now => true,
+        Locking::OnFault => false,
+    };
     let request = MapRequest {
         placement,
         bytes,
@@ -79,7 +86,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
         limits: call.task.process().limits.of_space(),
         fits_in_memory: flags & MAP_NORESERVE == 0,
         grows: private && flags & MAP_GROWSDOWN != 0,
-        locked: flags & MAP_LOCKED != 0,
+        locking,
         file: backing.as_ref().map(|backing| MappedFile {
             object: &backing.object,
             first_page: offset / PAGE,
@@ -243,7 +250,61 @@ pub(super) fn msync(call: &mut Syscall<'_>) -> Answer {
     // Rounded up to nothing where it wraps, as on Linux.
     let bytes = bytes.wrapping_add(PAGE - 1) & !(PAGE - 1);
     start.0.checked_add(bytes).ok_or(Errno::ENOMEM)?;
-    call.task.space().madvise_nothing(start, bytes)?;
+    let space = call.task.space();
+    if flags & MS_INVALIDATE != 0 && space.madvise_unlocked(start, bytes) == Err(SpaceError::Invalid) {
+        return Err(Errno::EBUSY);
+    }
+    space.madvise_nothing(start, bytes)?;
+    Ok(0)
+}
+
+/// Rounds a range to pages as Linux does for locks: its end wraps to no bytes.
+fn whole_pages(start: VirtAddr, bytes: u64) -> (VirtAddr, u64) {
+    let first = start.align_down(PAGE);
+    (first, bytes.wrapping_add(start.0 - first.0).wrapping_add(PAGE - 1) & !(PAGE - 1))
+}
+
+fn lock(call: &Syscall<'_>, locking: Locking) -> Answer {
+    let (start, bytes) = whole_pages(call.address::<0>().untagged(), call.argument::<1>());
+    let is_killed = || call.is_killed();
+    call.task.space().mlock(this_cpu(), start, bytes, locking, &is_killed)?;
+    Ok(0)
+}
+
+pub(super) fn mlock(call: &mut Syscall<'_>) -> Answer {
+    lock(call, Locking::Now)
+}
+
+pub(super) fn mlock2(call: &mut Syscall<'_>) -> Answer {
+    match call.argument::<2>() as u32 {
+        0 => lock(call, Locking::Now),
+        MLOCK_ONFAULT => lock(call, Locking::OnFault),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+pub(super) fn munlock(call: &mut Syscall<'_>) -> Answer {
+    lock(call, Locking::None)
+}
+
+pub(super) fn mlockall(call: &mut Syscall<'_>) -> Answer {
+    let flags = call.argument::<0>() as u32;
+    let has = |flag| flags & flag != 0;
+    if flags & !(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0 || !has(MCL_CURRENT | MCL_FUTURE) {
+        return Err(Errno::EINVAL);
+    }
+    let (space, locking) = (call.task.space(), if has(MCL_ONFAULT) { Locking::OnFault } else { Locking::Now });
+    space.set_future_locking(if has(MCL_FUTURE) { locking } else { Locking::None });
+    if has(MCL_CURRENT) {
+        let is_killed = || call.is_killed();
+        space.mlock_all(this_cpu(), locking, &is_killed);
+    }
+    Ok(0)
+}
+
+pub(super) fn munlockall(call: &mut Syscall<'_>) -> Answer {
+    call.task.space().set_future_locking(Locking::None);
+    call.task.space().mlock_all(this_cpu(), Locking::None, &|| false);
     Ok(0)
 }
 
@@ -301,14 +362,15 @@ fn move_heap_end(call: &Syscall<'_>) -> u64 {
     }
     let (before, after) = (heap.end.next_multiple_of(PAGE), wanted.next_multiple_of(PAGE));
     let moved = if after > before {
+        let locking = space.locking_of_new(false);
         let request = MapRequest {
             placement: Placement::Heap(VirtAddr(before)),
             bytes: after - before,
             protection: Protection::READ.and(Protection::WRITE),
             sharing: Sharing::Private,
-            populate: Populate::OnDemand,
+            populate: if locking == Locking::Now { Populate::Now } else { Populate::OnDemand },
         };
-        space.mmap_within(this_cpu(), &request, &Terms { limits, ..Terms::NONE }, &|| false).map(drop)
+        space.mmap_within(this_cpu(), &request, &Terms { limits, locking, ..Terms::NONE }, &|| false).map(drop)
     } else if after < before {
         // If nothing of the heap is mapped there, its end stays.
         if !space.is_mapped_within(VirtAddr(after), before - after) {

@@ -137,6 +137,11 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::MUNMAP] = entry!(memory::munmap);
     table[number::MMAP] = entry!(memory::mmap);
     table[number::MPROTECT] = entry!(memory::mprotect);
+    table[number::MLOCK] = entry!(memory::mlock);
+    table[number::MLOCK2] = entry!(memory::mlock2);
+    table[number::MUNLOCK] = entry!(memory::munlock);
+    table[number::MLOCKALL] = entry!(memory::mlockall);
+    table[number::MUNLOCKALL] = entry!(memory::munlockall);
     table[number::MINCORE] = entry!(memory::mincore);
     table[number::MADVISE] = entry!(memory::madvise);
     table

@@ -70,7 +70,7 @@ const NOT_ALL_AREAS: u8 = 1;
 /// Shared areas may have guards, whose entries a fork does not visit otherwise.
 const SHARED_GUARDS: u8 = 2;
 /// There may be locked areas.
-const LOCKED_AREAS: u8 = 4;
+pub(super) const LOCKED_AREAS: u8 = 4;
 
 impl Space {
     /// Sets what children have of the `bytes` bytes from `start` on.
@@ -91,7 +91,7 @@ impl Space {
 
     /// Gives each area in `range` the flags that `new` has for it, up to the first error; returns whether areas cover the
     /// range. The same change may be made again.
-    fn change_flags(
+    pub(super) fn change_flags(
         &self,
         cpu: &Cpu,
         areas: &mut Areas,
@@ -259,19 +259,6 @@ impl Space {
         self.for_each_part(start, bytes, |_, area, part| {
             if area.flags().has_any(AreaFlags::LOCKED) { Err(SpaceError::Invalid) } else { Ok(part.end()) }
         })
-    }
-
-    /// Whether there may be locked pages.
-    #[inline(always)]
-    pub(super) fn may_be_locked(&self) -> bool {
-        self.advice.load(Ordering::Relaxed) & LOCKED_AREAS != 0
-    }
-
-    /// `area`, which is about to be one of the space's, with pages that are not given up.
-    #[cold]
-    pub(super) fn locked(&self, area: Area) -> Area {
-        self.advice.fetch_or(LOCKED_AREAS, Ordering::Relaxed);
-        area.locked()
     }
 
     /// Whether the page at `page` is a guard. It may be one no more.

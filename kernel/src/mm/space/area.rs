@@ -82,8 +82,12 @@ impl AreaFlags {
     pub(super) const NOT_IN_CHILDREN: Self = Self(1 << 2);
     /// Its pages are zeros in a child (Linux: `VM_WIPEONFORK`).
     pub(super) const ZEROS_IN_CHILDREN: Self = Self(1 << 3);
-    /// Its pages are not given up (`MAP_LOCKED`). A child's may be.
+    /// Its pages are not given up (Linux: `VM_LOCKED`). A child's may be.
     pub(super) const LOCKED: Self = Self(1 << 4);
+    /// They are brought by their first access (Linux: `VM_LOCKONFAULT`).
+    pub(super) const LOCKED_ON_FAULT: Self = Self(1 << 5);
+    /// Nothing.
+    pub(super) const NONE: Self = Self(0);
 
     /// These and `others`.
     pub(super) const fn with(self, others: Self) -> Self {
@@ -207,9 +211,9 @@ impl Area {
         Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
     }
 
-    /// The same, whose pages are not given up.
-    pub(super) fn locked(self) -> Self {
-        Self { flags: Cell::new(self.flags().with(AreaFlags::LOCKED)), ..self }
+    /// The same with `more` flags.
+    pub(super) fn with_flags(self, more: AreaFlags) -> Self {
+        Self { flags: Cell::new(self.flags().with(more)), ..self }
     }
 
     /// A copy of its part from `start` to `end`, with `mapping`.
@@ -752,7 +756,7 @@ impl Areas {
             if area.flags().has_any(AreaFlags::NOT_IN_CHILDREN) {
                 drop(self.take(&area));
             } else {
-                area.flags.set(area.flags().without(AreaFlags::LOCKED));
+                area.flags.set(area.flags().without(AreaFlags::LOCKED.with(AreaFlags::LOCKED_ON_FAULT)));
             }
             relax();
         }

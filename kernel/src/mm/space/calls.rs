@@ -14,6 +14,7 @@ use super::entry::{EntryState, state};
 use super::error::Refusal;
 use super::gather::{Gather, pages};
 use super::limits::{SpaceLimits, Terms, stack_guard};
+use super::mlock::Locking;
 use super::parts::Divisible;
 use super::shmem::Seals;
 use super::zap::ZapFlags;
@@ -229,7 +230,7 @@ impl Space {
             self.unmap(cpu, areas, range, of_objects, |areas| areas.remove(first, range, &mut spares));
         }
         let area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
-        let area = if terms.locked { self.locked(area) } else { area };
+        let area = if terms.locking == Locking::None { area } else { self.locked(area, terms.locking) };
         let area = areas.insert(spares.make(area));
         areas.merge(area);
         Ok(range)

@@ -12,6 +12,7 @@ use super::area::{ARENAS, Area, Areas, Held};
 use super::calls::STACK_GUARD;
 use super::error::Refusal;
 use super::gather::pages;
+use super::mlock::Locking;
 use super::shmem::Object;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::counted::Counted;
@@ -113,8 +114,8 @@ pub struct Terms<'a> {
     pub fits_in_memory: bool,
     /// Whether accesses below it extend it (`MAP_GROWSDOWN`).
     pub grows: bool,
-    /// Whether its pages are not given up by advice (`MAP_LOCKED`).
-    pub locked: bool,
+    /// Whether its pages are locked.
+    pub locking: Locking,
     /// The file that is mapped; anonymous memory without one.
     pub file: Option<MappedFile<'a>>,
 }
@@ -136,7 +137,7 @@ impl Terms<'_> {
         limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE },
         fits_in_memory: true,
         grows: false,
-        locked: false,
+        locking: Locking::None,
         file: None,
     };
 }

@@ -33,6 +33,7 @@ mod footprint;
 mod fork;
 mod gather;
 mod limits;
+mod mlock;
 mod part_pools;
 mod parts;
 mod populate;
@@ -60,6 +61,7 @@ pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
 pub use limits::{MappedFile, SpaceLimits, Terms};
+pub use mlock::Locking;
 pub use reserved::{RESERVED_END, RESERVED_START};
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 pub use user::{ProgramHeap, SpaceUser};
@@ -142,6 +144,7 @@ impl Spaces {
             reserved: AtomicUsize::new(0),
             has_device: AtomicBool::new(false),
             advice: AtomicU8::new(0),
+            future_locking: AtomicU8::new(0),
             areas: Parts::new(Areas::new(USER_START, USER_END)),
         };
         Counted::try_new(&self.spaces, space).map(SpaceRef).inspect_err(|_| self.frames.free(cpu, root))
@@ -209,6 +212,8 @@ pub struct Space {
     has_device: AtomicBool,
     /// What a fork has to look at: see [`advise`]. A bit is never cleared.
     advice: AtomicU8,
+    /// How areas that come are locked: see [`mlock`].
+    future_locking: AtomicU8,
     areas: Parts<Areas>,
 }
 

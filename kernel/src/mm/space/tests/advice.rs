@@ -4,7 +4,7 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::Mmu as _;
 
 use super::*;
-use crate::mm::space::{ForkAdvice, SpaceError};
+use crate::mm::space::{ForkAdvice, Locking, SpaceError};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 
@@ -178,4 +178,32 @@ fn advice_makes_no_more_areas_than_a_space_may_have() {
     let refused = space.madvise_fork(&rig.cpu, START, PAGE, ForkAdvice::Nothing);
     assert_eq!((refused, areas(&space).len() as u64), (Err(SpaceError::NoRecords), MOST));
     space.madvise_fork(&rig.cpu, START, 2 * PAGE, ForkAdvice::Nothing).unwrap();
+}
+
+#[test]
+fn locks_cut_and_join_areas_and_stay_behind_with_the_parent() {
+    let (rig, space) = mapped(8);
+    let lock =
+        |first: u64, end: u64, locking| space.mlock(&rig.cpu, at(first), (end - first) * PAGE, locking, &|| false);
+    lock(2, 5, Locking::Now).unwrap();
+    lock(4, 6, Locking::OnFault).unwrap();
+    assert_eq!(pieces(&space), [(0, 2), (2, 4), (4, 6), (6, 8)]);
+    assert_eq!(
+        (0..8).map(|page| entry(&space, page).is_valid()).collect::<Vec<_>>()[..6],
+        [false, false, true, true, true, false]
+    );
+    let child = space.fork(&rig.cpu).unwrap();
+    child.madvise_dontneed(&rig.cpu, START, 8 * PAGE).unwrap();
+    assert_eq!(space.madvise_dontneed(&rig.cpu, START, 8 * PAGE), Err(SpaceError::Invalid));
+    assert_eq!(lock(6, 9, Locking::Now), Err(SpaceError::NoMemory));
+    assert_eq!(pieces(&space), [(0, 2), (2, 4), (4, 6), (6, 8)], "what is mapped is locked");
+    space.mlock_all(&rig.cpu, Locking::Now, &|| false);
+    assert_eq!(pieces(&space), [(0, 8)]);
+    assert!((0..8).all(|page| entry(&space, page).is_writable()));
+    lock(3, 4, Locking::None).unwrap();
+    space.madvise_dontneed(&rig.cpu, at(3), PAGE).unwrap();
+    space.mlock_all(&rig.cpu, Locking::None, &|| false);
+    assert_eq!(pieces(&space), [(0, 8)]);
+    drop((space, child));
+    assert_eq!(rig.used(), 0);
 }

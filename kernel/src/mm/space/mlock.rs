@@ -1,0 +1,166 @@
+//! Locked memory: pages that are brought and then stay (`mlock`). There is no limit: every program may lock.
+
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::VirtAddr;
+use granule_pgtable::PageRange;
+
+use super::advise::LOCKED_AREAS;
+use super::area::{Area, AreaFlags, Areas};
+use super::calls::clamped_range;
+use super::error::Refusal;
+use super::fault::Access;
+use super::gather::pages;
+use super::populate::first_access;
+use super::{Space, SpaceError, USER_END, USER_START};
+use crate::sched::relax;
+use crate::smp::Cpu;
+
+/// Whether pages are locked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Locking {
+    /// No (`munlock`).
+    None,
+    /// Yes, and they are brought at once.
+    Now,
+    /// Yes, once they are there (`MLOCK_ONFAULT`).
+    OnFault,
+}
+
+impl Locking {
+    pub(super) const fn flags(self) -> AreaFlags {
+        match self {
+            Self::None => AreaFlags::NONE,
+            Self::Now => AreaFlags::LOCKED,
+            Self::OnFault => AreaFlags::LOCKED.with(AreaFlags::LOCKED_ON_FAULT),
+        }
+    }
+}
+
+/// All that says how pages are locked.
+const LOCKED: AreaFlags = Locking::OnFault.flags();
+
+impl Space {
+    /// Locks the pages of the `bytes` bytes from `start` on, or unlocks them, up to the first that is not mapped; those that
+    /// are locked [now](Locking::Now) are brought.
+    ///
+    /// # Errors
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is not
+    /// mapped, too many areas, no memory, or a page that cannot be brought), [`SpaceError::Interrupted`] (by `is_killed`).
+    pub fn mlock(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+        locking: Locking,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), SpaceError> {
+        let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        self.note_locking(locking);
+        let change = |areas: &mut Areas| {
+            let until = areas.covered_until(range);
+            if until == range.start() {
+                return Err(SpaceError::NoMemory.into());
+            }
+            let covered = pages(range.start(), until);
+            let lock = |area: &Area| Ok(area.flags().without(LOCKED).with(locking.flags()));
+            match self.change_flags(cpu, areas, covered, lock) {
+                // No advice: too many areas are too little memory.
+                Err(Refusal::Final(SpaceError::NoRecords)) => Err(SpaceError::NoMemory.into()),
+                changed => changed.map(|_| until),
+            }
+        };
+        let (areas, until) = self.change_areas(self.write_areas(range), change)?;
+        drop(areas);
+        if until < range.end() || !in_space {
+            return Err(SpaceError::NoMemory);
+        }
+        if locking == Locking::Now { self.bring(cpu, start, range.end(), is_killed) } else { Ok(()) }
+    }
+
+    /// Brings the pages from `start` to `end`, each as by the access that takes a page of its area's own.
+    fn bring(&self, cpu: &Cpu, start: VirtAddr, end: VirtAddr, is_killed: &dyn Fn() -> bool) -> Result<(), SpaceError> {
+        let mut next = start;
+        while next < end {
+            let (until, access) =
+                self.with_area(next, |area| (area.end().min(end), first_access(area))).ok_or(SpaceError::NoMemory)?;
+            self.madvise_populate(cpu, next, until - next, access, is_killed).map_err(|error| match error {
+                SpaceError::Interrupted => error,
+                _ => SpaceError::NoMemory,
+            })?;
+            next = until;
+            relax();
+        }
+        Ok(())
+    }
+
+    /// Locks or unlocks all areas (`mlockall` with `MCL_CURRENT`, `munlockall`). What cannot be brought is not: no error.
+    pub fn mlock_all(&self, cpu: &Cpu, locking: Locking, is_killed: &dyn Fn() -> bool) {
+        self.note_locking(locking);
+        let all = pages(USER_START, USER_END);
+        let change = |areas: &mut Areas| {
+            self.change_flags(cpu, areas, all, |area| Ok(area.flags().without(LOCKED).with(locking.flags())))
+        };
+        // Whole areas are not cut, so nothing is refused.
+        drop(self.change_areas(self.write_all_areas(), change));
+        if locking == Locking::Now {
+            let mut next = USER_START;
+            while let Some((part, access)) = self.first_from(next).filter(|_| !is_killed()) {
+                // The next area comes where one cannot be brought.
+                let _ = self.madvise_populate(cpu, part.start(), part.end() - part.start(), access, is_killed);
+                next = part.end();
+                relax();
+            }
+        }
+    }
+
+    /// The pages of the first area from `start` on, as far as they are in one part, and the access that brings them.
+    fn first_from(&self, start: VirtAddr) -> Option<(PageRange, Access)> {
+        let mut found = None;
+        if start < USER_END {
+            self.areas.for_each(pages(start, USER_END), &mut |areas, piece| {
+                found = areas.first_touching(piece).map(|area| (area.part_in(piece), first_access(&area)));
+                found.is_none()
+            });
+        }
+        found
+    }
+
+    /// How areas that come are locked (`mlockall` with `MCL_FUTURE`).
+    pub fn set_future_locking(&self, locking: Locking) {
+        let value = match locking {
+            Locking::None => 0,
+            Locking::Now => 1,
+            Locking::OnFault => 2,
+        };
+        self.future_locking.store(value, Ordering::Relaxed);
+    }
+
+    /// How an area that comes is locked, if its request asks for that, or else.
+    pub fn locking_of_new(&self, is_asked: bool) -> Locking {
+        match (self.future_locking.load(Ordering::Relaxed), is_asked) {
+            (0, false) => Locking::None,
+            (0 | 1, _) => Locking::Now,
+            _ => Locking::OnFault,
+        }
+    }
+
+    /// Whether there may be locked pages.
+    #[inline(always)]
+    pub(super) fn may_be_locked(&self) -> bool {
+        self.advice.load(Ordering::Relaxed) & LOCKED_AREAS != 0
+    }
+
+    fn note_locking(&self, locking: Locking) {
+        if locking != Locking::None {
+            self.advice.fetch_or(LOCKED_AREAS, Ordering::Relaxed);
+        }
+    }
+
+    /// `area`, which is about to be one of the space's.
+    #[cold]
+    pub(super) fn locked(&self, area: Area, locking: Locking) -> Area {
+        self.note_locking(locking);
+        area.with_flags(locking.flags())
+    }
+}
