@@ -5,28 +5,44 @@
 //! it: a table that was never filled, or that memory corruption has reached, costs a name, not a second fault.
 //!
 //! ```text
-//! "GSYM"  u32 version = 1  u32 count  u32 names_size
-//! count × { u32 offset of the function from __image_start, u32 offset of its name in the names }   ascending
-//! names: demangled, UTF-8, each ended by a zero byte
+//! "GSYM"  u32 version = 2  u32 count  u32 paths_size  u32 names_size
+//! count × { u32 offset of the function from __image_start, u16 offset of its path, u16 of its name }   ascending
+//! paths: what a name has before its last part; demangled, UTF-8, each ended by a zero byte
+//! names: their last parts, the same
 //! ```
-//! All numbers are little-endian.
+//! All numbers are little-endian. Most functions share their path with others, which takes a third off the table.
 
 #![allow(unsafe_code, reason = "the symbol table that the build puts into the image")]
 
 use granule_arch::addr::VirtAddr;
 
 const MAGIC: &[u8] = b"GSYM";
-const VERSION: u32 = 1;
-const HEADER_SIZE: usize = 16;
+const VERSION: u32 = 2;
+const HEADER_SIZE: usize = 20;
 const ENTRY_SIZE: usize = 8;
 
 /// What an address is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Symbol {
     /// The function that it lies in, demangled.
-    pub name: &'static str,
+    pub name: Name<'static>,
     /// Bytes from the function's start.
     pub offset: u64,
+}
+
+/// The name of a function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Name<'a> {
+    /// Empty, or up to and with the last `::` between brackets' ends.
+    path: &'a str,
+    last: &'a str,
+}
+
+impl core::fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.path)?;
+        f.write_str(self.last)
+    }
 }
 
 /// The function that `address` lies in; `None` outside the kernel's text, and where the table is not filled.
@@ -125,6 +141,7 @@ impl core::fmt::Display for Named {
 /// A table whose header is consistent with its length. Its entries are checked one by one, as they are used.
 struct SymbolTable<'a> {
     entries: &'a [u8],
+    paths: &'a [u8],
     names: &'a [u8],
 }
 
@@ -136,12 +153,13 @@ impl<'a> SymbolTable<'a> {
         }
         let entries_size = (word(header, 8)? as usize).checked_mul(ENTRY_SIZE)?;
         let (entries, rest) = rest.split_at_checked(entries_size)?;
-        let names = rest.get(..word(header, 12)? as usize)?;
-        Some(Self { entries, names })
+        let (paths, rest) = rest.split_at_checked(word(header, 12)? as usize)?;
+        let names = rest.get(..word(header, 16)? as usize)?;
+        Some(Self { entries, paths, names })
     }
 
     /// The last function that starts at or before `offset`: its name and its start.
-    fn lookup(&self, offset: u32) -> Option<(&'a str, u32)> {
+    fn lookup(&self, offset: u32) -> Option<(Name<'a>, u32)> {
         let (mut low, mut high) = (0, self.entries.len() / ENTRY_SIZE);
         while low < high {
             let middle = low.midpoint(high);
@@ -153,11 +171,17 @@ impl<'a> SymbolTable<'a> {
         }
         let entry = low.checked_sub(1)? * ENTRY_SIZE;
         let start = word(self.entries, entry)?;
-        let name = self.names.get(word(self.entries, entry + 4)? as usize..)?;
-        let name = &name[..name.iter().position(|&byte| byte == 0)?];
+        let places = word(self.entries, entry + 4)?;
+        let path = text_at(self.paths, places as u16)?;
+        let last = text_at(self.names, (places >> 16) as u16)?;
         // In a table out of order the search may end at a later function.
-        (start <= offset).then_some((core::str::from_utf8(name).ok()?, start))
+        (start <= offset).then_some((Name { path, last }, start))
     }
+}
+
+/// The text at byte `at`, which a zero byte ends.
+fn text_at(bytes: &[u8], at: u16) -> Option<&str> {
+    core::ffi::CStr::from_bytes_until_nul(bytes.get(usize::from(at)..)?).ok()?.to_str().ok()
 }
 
 /// The little-endian number at byte `at`.
@@ -172,20 +196,26 @@ mod tests {
     use proptest::prelude::*;
 
     fn table(functions: &[(u32, &str)]) -> Vec<u8> {
-        let (mut entries, mut names) = (Vec::new(), Vec::new());
+        let (mut entries, mut paths, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for (offset, name) in functions {
+            let (path, last) = name.split_at(name.rfind("::").map_or(0, |at| at + 2));
             entries.extend(offset.to_le_bytes());
-            entries.extend((names.len() as u32).to_le_bytes());
-            names.extend(name.as_bytes());
-            names.push(0);
+            for (text, all) in [(path, &mut paths), (last, &mut names)] {
+                entries.extend((all.len() as u16).to_le_bytes());
+                all.extend(text.bytes().chain([0]));
+            }
         }
         let mut table = MAGIC.to_vec();
         table.extend(VERSION.to_le_bytes());
-        table.extend((functions.len() as u32).to_le_bytes());
-        table.extend((names.len() as u32).to_le_bytes());
-        table.extend(entries);
-        table.extend(names);
+        for size in [functions.len(), paths.len(), names.len()] {
+            table.extend((size as u32).to_le_bytes());
+        }
+        [entries, paths, names].into_iter().for_each(|part| table.extend(part));
         table
+    }
+
+    fn found(table: &SymbolTable<'_>, offset: u32) -> Option<(String, u32)> {
+        table.lookup(offset).map(|(name, start)| (name.to_string(), start))
     }
 
     const FUNCTIONS: [(u32, &str); 3] = [(0x1000, "_start"), (0x1040, "granule::start::start"), (0x2000, "ünïcode")];
@@ -194,12 +224,13 @@ mod tests {
     fn an_address_belongs_to_the_last_function_before_it() {
         let bytes = table(&FUNCTIONS);
         let table = SymbolTable::parse(&bytes).unwrap();
-        assert_eq!(table.lookup(0), None);
-        assert_eq!(table.lookup(0xfff), None);
-        assert_eq!(table.lookup(0x1000), Some(("_start", 0x1000)));
-        assert_eq!(table.lookup(0x103f), Some(("_start", 0x1000)));
-        assert_eq!(table.lookup(0x1040), Some(("granule::start::start", 0x1040)));
-        assert_eq!(table.lookup(u32::MAX), Some(("ünïcode", 0x2000)));
+        let is = |name: &str, start| Some((name.to_owned(), start));
+        assert_eq!(found(&table, 0), None);
+        assert_eq!(found(&table, 0xfff), None);
+        assert_eq!(found(&table, 0x1000), is("_start", 0x1000));
+        assert_eq!(found(&table, 0x103f), is("_start", 0x1000));
+        assert_eq!(found(&table, 0x1040), is("granule::start::start", 0x1040));
+        assert_eq!(found(&table, u32::MAX), is("ünïcode", 0x2000));
     }
 
     #[test]
@@ -230,10 +261,11 @@ mod tests {
                 bytes[..4].copy_from_slice(MAGIC);
                 bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());
                 bytes[8..12].copy_from_slice(&count.to_le_bytes());
-                bytes[12..16].copy_from_slice(&(names % 256).to_le_bytes());
+                bytes[12..16].copy_from_slice(&(names % 16).to_le_bytes());
+                bytes[16..20].copy_from_slice(&(names % 256).to_le_bytes());
             }
             if let Some((name, start)) = SymbolTable::parse(&bytes).and_then(|table| table.lookup(offset)) {
-                prop_assert!(start <= offset && name.len() < 256);
+                prop_assert!(start <= offset && name.to_string().len() < 256);
             }
         }
 

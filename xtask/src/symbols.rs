@@ -21,15 +21,15 @@ const LONGEST: [usize; 7] = [usize::MAX, 80, 60, 48, 40, 32, 28];
 pub(crate) fn fill(elf: &mut [u8]) -> Result<()> {
     let (functions, offset, room) = read(elf)?;
     ensure!(!functions.is_empty(), "the linked file has no symbols: it is stripped");
-    let mut tables = LONGEST.map(|longest| table(&functions, longest)).into_iter();
-    let shortest = tables.as_slice().last().map_or(0, Vec::len);
-    let table = tables.find(|table| table.len() <= room).with_context(|| {
+    let tables: Vec<_> = LONGEST.iter().filter_map(|&longest| table(&functions, longest)).collect();
+    let shortest = tables.last().map_or(0, Vec::len);
+    let table = tables.iter().find(|table| table.len() <= room).with_context(|| {
         format!(
             "{} functions need {shortest} bytes in {SECTION}, which reserves {room}: raise symbols_size in linker/build.rs",
             functions.len(),
         )
     })?;
-    elf[offset..offset + table.len()].copy_from_slice(&table);
+    elf[offset..offset + table.len()].copy_from_slice(table);
     elf[offset + table.len()..offset + room].fill(0);
     Ok(())
 }
@@ -90,34 +90,61 @@ fn shown(name: &str) -> String {
     name
 }
 
-/// The bytes of the table, with names of at most `longest` bytes; each distinct name once.
-fn table(functions: &BTreeMap<u32, String>, longest: usize) -> Vec<u8> {
-    let mut names: Vec<u8> = Vec::new();
-    let mut known: HashMap<&str, u32> = HashMap::new();
+/// Where the last part of a name begins: behind the last `::` that no brackets are around.
+fn last_part(name: &str) -> usize {
+    let mut depth = 0;
+    let mut last = 0;
+    for (at, letter) in name.char_indices() {
+        depth += i32::from("<({[".contains(letter)) - i32::from(">)}]".contains(letter));
+        if depth == 0 && name[at..].starts_with("::") {
+            last = at + 2;
+        }
+    }
+    last
+}
+
+/// Texts, each distinct one once, by their places.
+#[derive(Default)]
+struct Texts<'a> {
+    bytes: Vec<u8>,
+    known: HashMap<&'a str, usize>,
+}
+
+impl<'a> Texts<'a> {
+    /// The place of a text, which is added if it is not there.
+    fn place(&mut self, text: &'a str) -> usize {
+        *self.known.entry(text).or_insert_with(|| {
+            let place = self.bytes.len();
+            self.bytes.extend(text.bytes().chain([0]));
+            place
+        })
+    }
+}
+
+/// The bytes of the table, with names of at most `longest` bytes; `None` where the places of texts do not fit its entries.
+fn table(functions: &BTreeMap<u32, String>, longest: usize) -> Option<Vec<u8>> {
+    let (mut paths, mut names) = (Texts::default(), Texts::default());
     let mut entries = Vec::new();
     for (at, name) in functions {
         let end = name.char_indices().map(|(at, _)| at).chain([name.len()]).take_while(|&end| end <= longest).last();
         let name = &name[..end.unwrap_or(0)];
-        let offset = *known.entry(name).or_insert_with(|| {
-            let offset = names.len() as u32;
-            names.extend(name.bytes().chain([0]));
-            offset
-        });
+        let (path, last) = name.split_at(last_part(name));
         entries.extend(at.to_le_bytes());
-        entries.extend(offset.to_le_bytes());
+        for place in [paths.place(path), names.place(last)] {
+            entries.extend(u16::try_from(place).ok()?.to_le_bytes());
+        }
     }
     let mut table = b"GSYM".to_vec();
-    for word in [1, functions.len() as u32, names.len() as u32] {
+    for word in [2, functions.len() as u32, paths.bytes.len() as u32, names.bytes.len() as u32] {
         table.extend(word.to_le_bytes());
     }
-    table.extend(entries);
-    table.extend(names);
-    table
+    [entries, paths.bytes, names.bytes].into_iter().for_each(|part| table.extend(part));
+    Some(table)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{address, shown, table};
+    use super::{address, last_part, shown, table};
 
     #[test]
     fn a_function_is_found_by_its_path() {
@@ -136,12 +163,26 @@ mod tests {
     }
 
     #[test]
+    fn the_last_part_of_a_name_is_behind_its_path() {
+        for (path, last) in [
+            ("", "_start"),
+            ("mm::pool::", "put"),
+            ("mm::pool::Pool<smp::Cpu>::", "put"),
+            ("<mm::Space as core::fmt::Debug>::", "fmt"),
+            ("sched::spawn::", "{closure#0}<a::b>"),
+        ] {
+            assert_eq!(last_part(&format!("{path}{last}")), path.len(), "{path}{last}");
+        }
+    }
+
+    #[test]
     fn the_table_is_sorted_shares_names_and_cuts_them() {
-        let functions = [(0x20, "b::long<name>".to_owned()), (0x10, "a".to_owned()), (0x30, "a".to_owned())].into();
-        let bytes = table(&functions, 7);
+        let name = str::to_owned;
+        let functions = [(0x20, name("b::long<name>")), (0x10, name("a")), (0x30, name("b::a"))].into();
+        let bytes = table(&functions, 7).unwrap();
         assert_eq!(&bytes[..4], b"GSYM");
-        let words: Vec<u32> = bytes[4..40].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
-        assert_eq!(words, [1, 3, 10, 0x10, 0, 0x20, 2, 0x30, 0]);
-        assert_eq!(&bytes[40..], b"a\0b::long\0");
+        let words: Vec<u32> = bytes[4..44].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+        assert_eq!(words, [2, 3, 5, 7, 0x10, 0, 0x20, 1 | 2 << 16, 0x30, 1]);
+        assert_eq!(&bytes[44..], b"\0b::\0a\0long\0");
     }
 }
