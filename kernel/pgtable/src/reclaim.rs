@@ -228,6 +228,8 @@ fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
 }
 
 /// Looks at a few entries at once, and no further than the first that are in use.
+// Unrolled, it is longer than all that is around it, in several places.
+#[inline(never)]
 fn is_empty<M: Mmu>(mmu: &M, table: Table) -> bool {
     mmu.table(table).chunks(64).all(|entries| mmu.survey(entries).any == Descriptor::EMPTY.0)
 }
