@@ -10,14 +10,14 @@ use arm_sysregs::el0::registers::CtrEl0;
 use crate::addr::VirtAddr;
 use crate::barrier;
 
-/// Calls `operation` for each line that has a byte in the `bytes` from `start` on.
+/// Calls `operation` for each line, of `line` bytes, a power of two, that has a byte in the `bytes` from `start` on.
 fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnMut(u64)) {
     if bytes == 0 {
         return;
     }
     let first = start.align_down(line).0;
     // Counted, not compared with an end: the range may end with the address space.
-    let lines = (start.0 + (bytes - 1) - first) / line + 1;
+    let lines = ((start.0 + (bytes - 1) - first) >> line.trailing_zeros()) + 1;
     let mut address = first;
     for _ in 0..lines {
         operation(address);

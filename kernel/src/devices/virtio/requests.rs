@@ -255,7 +255,7 @@ impl Requests {
     pub fn collect(&mut self, resolve: &mut Resolve<'_>) -> Result<bool, DeviceError> {
         let mut again = false;
         while let Some(Completion { head, written }) = self.queue.take()? {
-            let owner = self.owners[head.index()];
+            let owner = self.owners.get(head.index()).copied().unwrap_or(NO_REQUEST);
             if owner == NO_REQUEST {
                 continue;
             }
